@@ -3,6 +3,7 @@
 - ``#pragma HLS PIPELINE II=n style=s`` becomes the start of an iteration, n cycles behind the one before, which names
   the streams that the loop writes: they are written in different stages of the pipeline.
 - Calls in a function with ``#pragma HLS DATAFLOW`` become processes, and its m_axi ports memories.
+- A function with ports that calls such functions runs them one after the other; what else it calls is a process alone.
 - An access through a pointer becomes a beat of a memory. It must stand in a loop whose label starts with ``axi_``; the
   first beat of such a loop takes the memory's latency.
 - ``#pragma HLS DEPENDENCE ... dependent=false`` becomes a claim that is checked.
@@ -36,10 +37,13 @@ _DECLARATION = re.compile(r"(?:hls::stream\s*<|typedef\b|using\b|static_assert\b
 def instrument(source: Source) -> str:
     """The text to simulate. Raises MoecError for code whose time the simulation would not know."""
     edits = _Edits(source)
-    for function in functions(source):
-        region = function.body.pragmas_named("DATAFLOW")
-        if region:
-            _instrument_region(edits, function, region[0])
+    found = functions(source)
+    regions = {function.name for function in found if function.body.pragmas_named("DATAFLOW")}
+    for function in found:
+        if function.name in regions:
+            _instrument_region(edits, function)
+        elif regions and function.body.pragmas_named("INTERFACE"):
+            _instrument_top(edits, function, regions)
         else:
             _instrument_loops(edits, function)
             _instrument_memory(edits, function)
@@ -206,11 +210,31 @@ def _is_argument(code: str, start: int, end: int) -> bool:
     return bool(re.search(r"[(,]\s*$", code[:start]) and re.match(r"\s*[,)]", code[end:]))
 
 
-def _instrument_region(edits: _Edits, function: Function, region: Pragma) -> None:
+def _instrument_top(edits: _Edits, function: Function, regions: set[str]) -> None:
+    """Regions are called as they are, in any order and in loops; another call takes time of its own."""
     source, body = edits.source, function.body
-    names: dict[str, int] = {}
-    memories = "".join(_memories(source, body.pragmas))
-    edits.replace(region, f"::moec_simulation::Region moec_region; {memories}")
+    memories = "".join(_memories(source, body.pragmas, "moec_call"))
+    edits.insert(body.start + 1, f" ::moec_simulation::Call moec_call; {memories}")
+    for statement in body.walk():
+        text = source.code[statement.start : statement.end]
+        if statement.kind != "plain" or _DECLARATION.match(text) or not (call := _CALL.fullmatch(text)):
+            continue
+        name = call["name"].split("::")[-1]
+        if name not in regions:
+            added = f'moec_region.add("{name}", "{_names_in(call["arguments"])}", [&] {{ '
+            edits.insert(statement.start, f'{{ ::moec_simulation::Region moec_region("{name}"); {added}')
+            edits.insert(statement.end, " }); moec_region.run(); }")
+
+
+def _names_in(arguments: str) -> str:
+    return " ".join(_NAME.findall(arguments))
+
+
+def _instrument_region(edits: _Edits, function: Function) -> None:
+    source, body = edits.source, function.body
+    region, names = body.pragmas_named("DATAFLOW")[0], dict[str, int]()
+    memories = "".join(_memories(source, body.pragmas, "moec_region"))
+    edits.replace(region, f'::moec_simulation::Region moec_region("{function.name}"); {memories}')
     for statement in body.children:
         text = source.code[statement.start : statement.end]
         call = _CALL.fullmatch(text)
@@ -225,22 +249,21 @@ def _instrument_region(edits: _Edits, function: Function, region: Pragma) -> Non
         name = call["name"].split("::")[-1]
         names[name] = names.get(name, 0) + 1
         shown = name if names[name] == 1 else f"{name} {names[name]}"
-        arguments = " ".join(_NAME.findall(call["arguments"]))
-        edits.insert(statement.start, f'moec_region.add("{shown}", "{arguments}", [&] {{ ')
+        edits.insert(statement.start, f'moec_region.add("{shown}", "{_names_in(call["arguments"])}", [&] {{ ')
         edits.insert(statement.end, " });")
     for pragma in body.pragmas_named("STREAM"):
         edits.replace(pragma, _set_depth(source, pragma))
     edits.insert(body.end - 1, " moec_region.run(); ")
 
 
-def _memories(source: Source, pragmas: tuple[Pragma, ...]) -> Iterator[str]:
+def _memories(source: Source, pragmas: tuple[Pragma, ...], owner: str) -> Iterator[str]:
     for pragma in pragmas:
         if pragma.directive != "INTERFACE" or "m_axi" not in (pragma.options.get("mode"), *pragma.options):
             continue
         port, bundle, depth = (pragma.options.get(name) for name in ("port", "bundle", "depth"))
         if not (port and bundle and depth):
             raise source.error(pragma.start, f"pragma {pragma.words}: expected port=, bundle= and depth=")
-        yield f'moec_region.memory("{bundle}", "{port}", {port}, {depth}); '
+        yield f'{owner}.memory("{bundle}", "{port}", {port}, {depth}); '
 
 
 def _set_depth(source: Source, pragma: Pragma) -> str:

@@ -61,7 +61,7 @@ def _simulate(
     """What is told is of the first depth."""
     report = project.report
     described = {"name": project.name, "node": report["node"], "channels_of": report["channels"]}
-    ports = report["estimate"]["ports"]
+    ports, layers = report["estimate"]["ports"], report["estimate"]["cycles"].get("layers")
     share = ports["share"] if memory_share is None else memory_share
     described |= {
         "tokens": report["vectors"],
@@ -69,6 +69,7 @@ def _simulate(
         "memory_share": share,
         "ports": ports["of"],
         "pipeline_depths": list(pipeline_depths),
+        **({} if layers is None else {"layers": layers}),
     }
     files = artifact.project_files(project)
     try:

@@ -45,6 +45,8 @@ _KINDS: dict[int, Kind] = {
     47: "undefined behaviour",
 }
 """By exit code; those from 42 on are those of timed/runtime/faults.h."""
+_COUNTS = {"end", "busy", "read_stall", "write_stall", "memory_stall", "words"}
+"""What adds up over the runs of a region."""
 _SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize=shift", "-fno-sanitize-recover=all", "-g1")
 """Without shifts: ap_int.h shifts negative numbers to the left, which C++ before 20 leaves undefined."""
 _SANITIZER_SETTINGS = {
@@ -92,10 +94,21 @@ class ChannelUse:
 
 
 @dataclasses.dataclass(frozen=True)
+class RegionTimes:
+    """One run of a DATAFLOW region, or of what is called beside them."""
+
+    name: str
+    cycles: int
+
+
+@dataclasses.dataclass(frozen=True)
 class TimedResult:
-    """What the testbench's first call took. ``later_cycles``: of its further calls; ``output``: what it printed."""
+    """What the testbench's first call took. ``regions``: that it ran, one after the other; ``processes`` and
+    ``channels`` are those of all, with the counts of several runs added up, and named ``region.name`` where there are
+    several. ``later_cycles``: of its further calls; ``output``: what it printed."""
 
     cycles: int
+    regions: tuple[RegionTimes, ...]
     processes: tuple[ProcessTimes, ...]
     channels: tuple[ChannelUse, ...]
     later_cycles: tuple[int, ...]
@@ -192,13 +205,28 @@ def simulate_timed(
 def _timed_result(calls: Sequence[Mapping[str, Any]], output: str) -> TimedResult:
     """``calls``: what the simulation reports of each call of the top function."""
     first, *later = calls
+    regions = first["regions"]
     return TimedResult(
         cycles=first["cycles"],
-        processes=tuple(ProcessTimes(**process) for process in first["processes"]),
-        channels=tuple(ChannelUse(**channel) for channel in first["channels"]),
+        regions=tuple(RegionTimes(region["name"], region["cycles"]) for region in regions),
+        processes=tuple(ProcessTimes(**process) for process in _merged(regions, "processes")),
+        channels=tuple(ChannelUse(**channel) for channel in _merged(regions, "channels")),
         later_cycles=tuple(call["cycles"] for call in later),
         output=output,
     )
+
+
+def _merged(regions: Sequence[Mapping[str, Any]], what: str) -> list[dict[str, Any]]:
+    """The processes, or channels, of all runs of regions: counts are added up, peaks are the largest."""
+    found: dict[str, dict[str, Any]] = {}
+    for region in regions:
+        for one in region[what]:
+            name = one["name"] if len(regions) == 1 else f"{region['name']}.{one['name']}"
+            before = found.setdefault(name, {**one, "name": name, **dict.fromkeys(_COUNTS & set(one), 0)})
+            before |= {key: before[key] + one[key] for key in _COUNTS & set(one)}
+            if "peak" in one:
+                before["peak"] = max(before["peak"], one["peak"])
+    return list(found.values())
 
 
 def _texts(files: Mapping[str, bytes]) -> dict[str, str]:

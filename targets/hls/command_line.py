@@ -37,13 +37,23 @@ def read_options(
     calibrated: Annotated[
         list[Path] | None, _option(help="From compare_report.py --save: corrects estimates. May be repeated.")
     ] = None,
+    by_block: Annotated[
+        bool, _option("--by-block", help="A project per block, also where one design computes the whole model.")
+    ] = False,
 ) -> Options | None:
     """The options together; None where none is given. Raises MoecError for a file that cannot be read, and for numbers
     that no design has."""
     limits: dict[str, Any] = {"max_dsp": max_dsp, "max_bram18": max_bram, "max_lut": max_lut, "clock_megahertz": clock}
     limits |= {"memory_share": memory_share, "use_uram": uram or None}
     given = {name: value for name, value in limits.items() if value is not None}
-    if calibrate is None and max_tokens is None and weight_bits is None and not given and not calibrated:
+    if (
+        calibrate is None
+        and max_tokens is None
+        and weight_bits is None
+        and not given
+        and not calibrated
+        and not by_block
+    ):
         return None
     from moec.common import array_files
     from moec.targets.hls.hardware.calibration import read_calibrations
@@ -54,7 +64,7 @@ def read_options(
         raise MoecError(f"--weight-bits {weight_bits}: expected 4 or 8")
     arrays = None if calibrate is None else array_files.read_arrays(calibrate, ())
     constraints = Constraints(**given, calibration=read_calibrations(calibrated or ()))
-    return HlsOptions(arrays, max_tokens, 4 if weight_bits == 4 else 8, constraints)
+    return HlsOptions(arrays, max_tokens, 4 if weight_bits == 4 else 8, constraints, by_block)
 
 
 def simulate(

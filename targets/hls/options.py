@@ -15,7 +15,8 @@ from moec.targets.hls.moe.exploration import Constraints
 class HlsOptions:
     """``calibration``: inputs of the model by name, which scales are taken from and testbenches are made of; needed.
     ``max_tokens``: of a block in one call, needed where the model does not fix it. ``weight_bits``: of the experts'
-    weights. ``constraints``: on the hardware."""
+    weights. ``constraints``: on the hardware. ``by_block``: every block is a project of its own, also where one design
+    computes the whole model."""
 
     kind: ClassVar[str] = "hls"
     subject: ClassVar[str] = "calibration data and limits of hardware are for hls:PART"
@@ -24,3 +25,4 @@ class HlsOptions:
     max_tokens: int | None = None
     weight_bits: Literal[4, 8] = 8
     constraints: Constraints = dataclasses.field(default_factory=Constraints)
+    by_block: bool = False

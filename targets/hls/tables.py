@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moec.common.tables import table
+from moec.targets.hls.model.channels import KERNELS
 from moec.targets.hls.moe.channels import PROCESSES
 from moec.targets.hls.moe.estimate import RESOURCE_NAMES
 
@@ -31,6 +32,8 @@ def project_tables(project: Mapping[str, Any]) -> Iterator[RenderableType]:
     """What an artifact knows of a project: its design, and what integers cost."""
     report = project["report"]
     yield Text(f"Project {project['name']} in {project['folder']}: {report['node']}")
+    if report.get("by_block"):
+        yield Text(f"A project per block, for no design computes the whole model: {report['by_block']}")
     for reason in report["outside"]:
         yield Text(f"Not in a project: {reason}")
     yield _rest_table(report["rest"])
@@ -89,7 +92,23 @@ def simulation_tables(results: Sequence[Mapping[str, Any]]) -> Iterator[Renderab
             yield Text(f"{result['tokens']} tokens; {estimated}")
             yield Text(f"{_masters_and_ports(result['ports'])}, {result['memory_share']:.2f} beats per cycle and port")
             yield Text(f"predicted with pipelines of {first} stages{also}")
+            if "layers" in result:
+                yield _layer_table(result)
             yield dataflow_picture(result["channels_of"], result)
+
+
+def _layer_table(result: Mapping[str, Any]) -> Table:
+    """Of a whole model: what its layers were estimated to take and what they took, reading what they are included."""
+    taken, header = [], 0
+    for region in result["regions"]:
+        if region["name"] in KERNELS:
+            taken.append(header + region["cycles"])
+        header = region["cycles"]
+    rows = [
+        (str(place), layer["kind"], f"{layer['cycles']:,}", f"{cycles:,}")
+        for place, (layer, cycles) in enumerate(zip(result["layers"], taken, strict=True))
+    ]
+    return table("Cycles by layer", ("", "layer", "estimated", "simulated"), rows)
 
 
 def exploration_table(exploration: Mapping[str, Any]) -> Table:
@@ -132,6 +151,8 @@ def estimate_tables(estimate: Mapping[str, Any]) -> Iterator[RenderableType]:
     phases = [
         (text, f"{cycles[name]:,}", f"{cycles[name] / total:.1%}") for name, text in _PHASES.items() if name in cycles
     ]
+    for place, layer in enumerate(cycles.get("layers", ())):
+        phases.append((f"layer {place}: {layer['kind']}", f"{layer['cycles']:,}", f"{layer['cycles'] / total:.1%}"))
     phases.append((f"all; bound by {cycles['bound_by']}", f"{total:,}", f"{estimate['milliseconds']:.3f} ms"))
     yield Text(f"Memory: {_masters_and_ports(estimate['ports']['of'])} (link.cfg)")
     clock = f"{estimate['clock_megahertz']:g} MHz, a beat of weights every {estimate['cycles_per_beat']:.2f} cycles"
@@ -181,8 +202,8 @@ def dataflow_picture(channels: Sequence[Mapping[str, Any]], simulation: Mapping[
     lines = [
         f"Dataflow, timed simulation: {simulation['cycles']:,} cycles" if simulation else "Dataflow, not simulated"
     ]
-    ends = {channel[end] for channel in channels for end in ("producer", "consumer")}
-    for process in (process for process in PROCESSES if process in ends):
+    ends = {channel[end]: None for channel in channels for end in ("producer", "consumer")}
+    for process in sorted(ends, key=_place_of):
         lines.append(process + _times(times.get(process), simulation))
         written = [channel for channel in channels if channel["producer"] == process]
         for channel in written:
@@ -191,6 +212,12 @@ def dataflow_picture(channels: Sequence[Mapping[str, Any]], simulation: Mapping[
             fill = _fill(used.get(channel["name"]))
             lines.append(f"  {corner}─ {channel['name']:<{width}} {words} ─► {channel['consumer']}{fill}")
     return Text("\n".join(lines))
+
+
+def _place_of(process: str) -> tuple[int, int]:
+    """Processes of a whole model have their kernel's name in front."""
+    kernel, _, name = process.rpartition(".")
+    return KERNELS.index(kernel) if kernel else 0, PROCESSES.index(name)
 
 
 def _times(process: Mapping[str, Any] | None, simulation: Mapping[str, Any] | None) -> str:

@@ -1,4 +1,4 @@
-"""The FPGA target: every MoE block of a model becomes a project of HLS C++."""
+"""The FPGA target: a whole vision transformer becomes a project of HLS C++, or every block of another model one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.specs import tensor_specs
-from moec.errors import MoecError
+from moec.errors import MoecError, UnsupportedError
 from moec.targets.base import Project, Projects
 from moec.targets.hls.attention.target import AttentionBlock
 from moec.targets.hls.block import Block, IntegerBlock
@@ -18,6 +18,7 @@ from moec.targets.hls.graph import calibrate
 from moec.targets.hls.graph.outside import find_outside
 from moec.targets.hls.graph.stream_scales import StreamPart, shared_scales
 from moec.targets.hls.hardware.parts import Part, find_part
+from moec.targets.hls.model.target import whole_project
 from moec.targets.hls.moe import quality
 from moec.targets.hls.moe.target import MoeBlock
 from moec.targets.hls.options import HlsOptions
@@ -43,7 +44,8 @@ class HlsTarget:
         return HlsTarget(name, find_part(part), options or HlsOptions())
 
     def compile(self, model: ir.Model) -> Projects:
-        """One project per MoE block, and one per attention block that the templates compute and that fits the part.
+        """One project, where one design that fits the part computes the whole model. Else one per MoE block, and one
+        per attention block that the templates compute and that fits the part.
 
         Raises UnsupportedError, naming the node, for a block that the templates cannot compute or that does not fit the
         part; MoecError where calibration data or the largest number of tokens is missing.
@@ -55,19 +57,38 @@ class HlsTarget:
             raise MoecError(
                 f"an FPGA computes in integers, whose scales come from data: --calibrate FILE.npz with {names}"
             )
+        inputs_of_model, outputs_of_model = (
+            tensor_specs(values) for values in (model.graph.inputs, model.graph.outputs)
+        )
+        whole = "" if self.options.by_block else self._whole(model, blocks, outside, inputs)
+        if isinstance(whole, Project):
+            return Projects(self.name, inputs_of_model, outputs_of_model, [whole], warnings=[])
         parts = [block.graph for block in blocks]
         floats = calibrate.run_floats(model, parts, inputs)
         integers = _quantized(blocks, floats.tokens)
         outputs = calibrate.run_with(model, parts, inputs, lambda index, tokens: integers[index].run(tokens))
         model_report = quality.compare_outputs(floats.outputs, outputs)
         rest = find_outside(model, parts, calibrate.feeds_of(model, inputs))
-        common = {"model_outputs": model_report, "outside": outside, "rest": dataclasses.asdict(rest)}
+        common = {
+            "model_outputs": model_report,
+            "outside": outside,
+            "rest": dataclasses.asdict(rest),
+            "by_block": whole,
+        }
         projects = _projects(blocks, integers, floats.tokens, common)
-        inputs_of_model, outputs_of_model = (
-            tensor_specs(values) for values in (model.graph.inputs, model.graph.outputs)
-        )
         warnings = [str(rest)] if rest.operators else []
         return Projects(self.name, inputs_of_model, outputs_of_model, projects, warnings=warnings)
+
+    def _whole(
+        self, model: ir.Model, blocks: Sequence[Block], outside: Sequence[str], inputs: Mapping[str, Array]
+    ) -> Project | str:
+        """The project of the whole model, or why there is none."""
+        moe = [block.graph for block in blocks if isinstance(block, MoeBlock)]
+        attention = [block.graph for block in blocks if isinstance(block, AttentionBlock)]
+        try:
+            return whole_project(model, moe, attention, outside, inputs, self.part, self.options)
+        except UnsupportedError as error:
+            return str(error)
 
     def _blocks(self, model: ir.Model) -> tuple[list[Block], list[str]]:
         """Those that become projects, in the order of the graph, and why others stay outside."""

@@ -58,10 +58,27 @@ private:
     void measure(uint64_t word);
 };
 
+// A call of a function that runs regions one after the other; what else it calls is a region of one process. Its ports are
+// those of all regions.
+class Call {
+public:
+    Call();
+    ~Call();
+    Call(const Call&) = delete;
+    Call& operator=(const Call&) = delete;
+
+    template <class T> void memory(const char* bundle, const char* port, const T* start, uint64_t words) {
+        add_memory(bundle, port, start, words * sizeof(T));
+    }
+
+private:
+    void add_memory(const char* bundle, const char* port, const void* start, uint64_t bytes);
+};
+
 // The processes of one DATAFLOW region. `run` returns when all of them have.
 class Region {
 public:
-    Region();
+    explicit Region(const char* name);
     ~Region();
     Region(const Region&) = delete;
     Region& operator=(const Region&) = delete;
@@ -76,6 +93,8 @@ public:
     }
 
 private:
+    const std::string name_;
+
     void add_memory(const char* bundle, const char* port, const void* start, uint64_t bytes);
 };
 

@@ -139,7 +139,7 @@ def estimate_attention(
     """The costs of a design, in a call with as many tokens as fit. ``memory_share``: of the peak bandwidth."""
     ports = connect(part, ATTENTION_MASTERS, clock_megahertz, memory_share)
     dsps, memories = attention_dsps(design), attention_memories(design)
-    luts = _logic_luts(design) + sum(memory.luts for memory in memories)
+    luts = attention_luts(design) + sum(memory.luts for memory in memories)
     resources = Resources(
         dsp=sum(dsps.values()),
         bram18=sum(memory.bram18 for memory in memories),
@@ -252,7 +252,7 @@ def attention_memories(design: AttentionDesign) -> list[Memory]:
     ]
 
 
-def _logic_luts(design: AttentionDesign) -> int:
+def attention_luts(design: AttentionDesign) -> int:
     """All but memories, roughly: adders behind the multipliers, rounding, a divider, control, masters."""
     lanes, groups = design.lanes, design.lanes // PACKED_PRODUCTS
     adders = _ARRAYS * lanes * groups * (LOWER_FIELD_BITS + MOST_ACCUMULATOR_BITS)

@@ -28,6 +28,7 @@ from moec.targets.hls.moe.design import BEAT_BYTES, MOST_STAGES
 from moec.targets.hls.moe.project import CLOCK_UNCERTAINTY, bound_channels, library_files, listed, render, repeated
 from moec.targets.hls.moe.quantize import power_table
 from moec.targets.hls.normalization import inverse_roots
+from moec.targets.hls.wires import AttentionWires
 
 Array = np.ndarray[Any, Any]
 
@@ -57,7 +58,9 @@ def attention_files(
         "device": device,
         "clock": clock,
         "top": TOP,
+        "struct": "block",
         "design": design,
+        "wires": AttentionWires.of(block),
         "shape": design.shape,
         "fifos": design.fifos,
         "quantized": block,
@@ -87,15 +90,16 @@ def _vector_files(design: AttentionDesign, block: QuantizedAttention, vectors: A
     expected = attention_reference.run(block, vectors)
     return {
         "norm.bin": packing.pack_norm(block.norm, design.width),
-        "up.bin": _pack_up(design, block),
-        "down.bin": _pack_down(design, block),
+        "up.bin": pack_projections(design, block),
+        "down.bin": pack_output(design, block),
         "tokens.bin": packing.pack_stream(vectors, design.width),
         "outputs.bin": packing.pack_stream(expected.output, design.width),
         "count.bin": np.array([len(vectors)], "<i4").tobytes(),
     }
 
 
-def _pack_up(design: AttentionDesign, block: QuantizedAttention) -> bytes:
+def pack_projections(design: AttentionDesign, block: QuantizedAttention) -> bytes:
+    """``up.bin``."""
     shape, height = design.shape, design.head_width
 
     def tiles(rows: Array) -> Array:
@@ -111,7 +115,8 @@ def _pack_up(design: AttentionDesign, block: QuantizedAttention) -> bytes:
     return b"".join(parts)
 
 
-def _pack_down(design: AttentionDesign, block: QuantizedAttention) -> bytes:
+def pack_output(design: AttentionDesign, block: QuantizedAttention) -> bytes:
+    """``down.bin``."""
     shape = design.shape
     by_head = packing.widened(block.down.weights[0].reshape(shape.width, shape.heads, -1), design.head_width, axis=2)
     by_head = packing.widened(by_head, design.width, axis=0)

@@ -30,51 +30,59 @@ _OPERATORS: Mapping[type, Callable[[int, int], int]] = {
 
 
 class Constants:
-    """Constants are known by the last part of their name; one that is declared with several values is unknown."""
+    """Constants are known by the last part of their name. A design may have several structs of constants that templates
+    are instantiated with: of a name that is declared several times, the first values belong together, then the second
+    ones."""
 
     def __init__(self, sources: Iterable[Source]) -> None:
-        self._texts: dict[str, str] = {}
-        clashing = set()
+        self._texts: dict[str, list[str]] = {}
         for source in sources:
             for name, text in _declared_in(source.code):
-                if self._texts.setdefault(name, text) != text:
-                    clashing.add(name)
-        for name in clashing:
-            del self._texts[name]
+                known = self._texts.setdefault(name, [])
+                if known != [text]:
+                    known.append(text)
 
     def within(self, code: str) -> Constants:
         """What is known inside a function whose body is ``code``."""
         inner = Constants([])
-        inner._texts = {**self._texts, **dict(_declared_in(code))}
+        inner._texts = {**self._texts, **{name: [text] for name, text in _declared_in(code)}}
         return inner
 
     def value(self, expression: str) -> int | None:
-        """None where it is unknown."""
-        return self._value(expression, frozenset())
+        """None where it is unknown, or has several values."""
+        values = self.values(expression)
+        return values.pop() if len(values) == 1 else None
 
-    def _value(self, expression: str, inside: frozenset[str]) -> int | None:
+    def values(self, expression: str) -> set[int]:
+        """All that it has; none where one of them is unknown."""
+        count = max(map(len, self._texts.values()), default=1)
+        found = {self._value(expression, frozenset(), turn) for turn in range(count)}
+        return {value for value in found if value is not None} if None not in found else set()
+
+    def _value(self, expression: str, inside: frozenset[str], turn: int) -> int | None:
         text = _QUALIFIED.sub(r"\1", expression).strip()
         if choice := _CHOICE.fullmatch(text):
-            condition = self._value(choice[1], inside)
-            return None if condition is None else self._value(choice[2] if condition else choice[3], inside)
+            condition = self._value(choice[1], inside, turn)
+            return None if condition is None else self._value(choice[2] if condition else choice[3], inside, turn)
         text = re.sub(r"\bfalse\b", "0", re.sub(r"\btrue\b", "1", text)).replace("/", "//")
         try:
-            return self._computed(ast.parse(text, mode="eval").body, inside)
+            return self._computed(ast.parse(text, mode="eval").body, inside, turn)
         except (SyntaxError, ZeroDivisionError, ValueError):
             return None
 
-    def _computed(self, node: ast.AST, inside: frozenset[str]) -> int | None:
+    def _computed(self, node: ast.AST, inside: frozenset[str], turn: int) -> int | None:
         if isinstance(node, ast.Constant) and isinstance(node.value, int):
             return node.value
         if isinstance(node, ast.Name) and node.id in self._texts and node.id not in inside:
-            return self._value(self._texts[node.id], inside | {node.id})
+            texts = self._texts[node.id]
+            return self._value(texts[min(turn, len(texts) - 1)], inside | {node.id}, turn)
         if isinstance(node, ast.BinOp):
             parts = (node.left, node.op, node.right)
         elif isinstance(node, ast.Compare) and len(node.ops) == 1:
             parts = (node.left, node.ops[0], node.comparators[0])
         else:
             return None
-        left, right = self._computed(parts[0], inside), self._computed(parts[2], inside)
+        left, right = (self._computed(part, inside, turn) for part in (parts[0], parts[2]))
         if left is None or right is None or type(parts[1]) not in _OPERATORS:
             return None
         return int(_OPERATORS[type(parts[1])](left, right))

@@ -85,7 +85,8 @@ def tokens_in(shape: BlockShape, loads: Sequence[int]) -> int:
     """
     if len(loads) != shape.all_experts:
         raise ValueError(f"{len(loads)} loads; expected one for each of {shape.all_experts} experts")
-    tokens, rest = divmod(sum(loads[: shape.experts]), shape.slots)
+    pairs = sum(loads[: shape.experts])
+    tokens, rest = divmod(pairs, shape.slots) if shape.slots else (max(loads), pairs)
     if rest or any(load > tokens for load in loads) or any(load != tokens for load in loads[shape.experts :]):
         raise ValueError(f"loads {list(loads)} are none of tokens that go to {shape.slots} different experts each")
     return tokens

@@ -55,8 +55,15 @@ def masters_of(shape: BlockShape) -> tuple[str, ...]:
     return MOE_MASTERS if shape.norm != "none" else MOE_MASTERS[:-1]
 
 
-def connect(part: Part, masters: Sequence[str], clock_megahertz: float, memory_share: float = 1.0) -> Ports:
-    """``masters``: bundles, the busiest first. ``memory_share``: of the peak bandwidth, of a port and of all.
+def connect(
+    part: Part,
+    masters: Sequence[str],
+    clock_megahertz: float,
+    memory_share: float = 1.0,
+    of: Mapping[str, str] | None = None,
+) -> Ports:
+    """``masters``: bundles, the busiest first. ``memory_share``: of the peak bandwidth, of a port and of all. ``of``:
+    the port of each where it is chosen otherwise.
 
     Raises ValueError for no share of the memory.
     """
@@ -64,7 +71,7 @@ def connect(part: Part, masters: Sequence[str], clock_megahertz: float, memory_s
         raise ValueError(f"memory share {memory_share}; expected more than 0, up to 1")
     beats = BEAT_BYTES * clock_megahertz * 1e6 / memory_share
     return Ports(
-        of=port_names(part.memory, masters),
+        of=port_names(part.memory, masters) if of is None else of,
         cycles_per_beat=max(1.0, beats / part.memory.port_bytes_per_second(clock_megahertz)),
         total_cycles_per_beat=beats / (part.memory.gigabytes_per_second * 1e9),
     )
@@ -73,3 +80,13 @@ def connect(part: Part, masters: Sequence[str], clock_megahertz: float, memory_s
 def port_names(memory: ExternalMemory, masters: Sequence[str]) -> dict[str, str]:
     """The busiest have a port of their own; the others share the last one."""
     return {master: memory.port_name.format(min(place, memory.ports - 1)) for place, master in enumerate(masters)}
+
+
+def model_ports(memory: ExternalMemory) -> dict[str, str]:
+    """Of a whole model: the masters of its streams reach the same buffer, so where ports are memories of their own, as
+    those of HBM, they are at one."""
+    if not memory.apart:
+        return port_names(memory, MOE_MASTERS)
+    up, down, *streams = MOE_MASTERS
+    *_, last = port_names(memory, (up, down, "streams")).values()
+    return {**port_names(memory, (up, down)), **dict.fromkeys(streams, last)}

@@ -6,9 +6,10 @@
 namespace moec {
 
 // outputs: int16, chunk after chunk of one token after the other. Experts come in the order of their numbers, so sums are reproducible;
-// they are exact anyway.
+// they are exact anyway. pools: outputs are one row, the sum over all tokens. It is taken at the end, a chunk after the
+// other, for sums into the same row would wait for each other.
 template <class Block>
-void combine(int tokens, hls::stream<job_t>& jobs, hls::stream<item_t>& items,
+void combine(int tokens, bool pools, hls::stream<job_t>& jobs, hls::stream<item_t>& items,
              hls::stream<typename types<Block>::results_t>& results,
              hls::stream<typename types<Block>::results_t>& outputs) {
     typedef sizes<Block> S;
@@ -54,18 +55,26 @@ combine_jobs:
             }
         }
     }
+    ap_int<S::COMBINED_BITS> sums[Block::LANES];
+#pragma HLS ARRAY_PARTITION variable=sums type=complete
+    const int words = tokens * S::WIDTH_CHUNKS;
+    int place = 0, chunk = 0;
 combine_outputs_of_tokens:
-    for (int i = 0; i < tokens * S::WIDTH_CHUNKS; i++) {
+    for (int i = 0; i < words; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
 #pragma HLS PIPELINE II=1 style=stp
-        const row_t row = rows[i];
+        const row_t row = rows[place];
+        const bool first = !pools || place < S::WIDTH_CHUNKS, last = !pools || place >= words - S::WIDTH_CHUNKS;
         typename types<Block>::results_t output;
         for (int o = 0; o < Block::LANES; o++) {
 #pragma HLS UNROLL
-            const ap_int<S::COMBINED_BITS> rounded = (row.lane[o] + (1 << 15)) >> 16;
+            sums[o] = first ? row.lane[o] : ap_int<S::COMBINED_BITS>(sums[o] + row.lane[o]);
+            const ap_int<S::COMBINED_BITS> rounded = (sums[o] + (1 << 15)) >> 16;
             output.lane[o] = saturate<16, S::COMBINED_BITS>(rounded);
         }
-        outputs.write(output);
+        if (last) outputs.write(output);
+        if (pools && last) chunk++;
+        place = !pools ? place + 1 : last ? chunk : place + S::WIDTH_CHUNKS;
     }
 }
 

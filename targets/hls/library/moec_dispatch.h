@@ -5,23 +5,24 @@
 
 namespace moec {
 
-// loads: how many tokens each expert got. Lists are written expert by expert ("is this token mine?"): one write per
-// memory and cycle by construction, for any number of chosen experts. Every token goes to shared experts, which are the
-// last; they need no list. An expert without tokens gets no job, so its weights are never read. A job is announced before
-// the items of the one in front of it, so that loaders and products run one tile ahead.
+// Lists are written expert by expert ("is this token mine?"): one write per memory and cycle by construction, for any
+// number of chosen experts. Every token goes to shared experts, which are the last; they need no list. An expert without
+// tokens gets no job, so its weights are never read. A job is announced before the items of the one in front of it, so
+// that loaders and products run one tile ahead.
 //
 // tiles: those of an expert. Lists have places for EXPERTS and SHARED; a layer that has fewer leaves some empty, but its
-// experts are numbered without a gap, for that is how their weights lie in memory. loads: from load_at on.
+// experts are numbered without a gap, for that is how their weights lie in memory. passes: there is no first product, so
+// none of its weights are read. length: how many tokens each expert got.
 template <class Block>
-void dispatch(int tokens, int experts, int shared, int tiles, int shared_gate, hls::stream<typename types<Block>::route_t>& routes,
-              hls::stream<job_t>& to_load_up, hls::stream<job_t>& to_load_down, hls::stream<job_t>& to_product,
-              hls::stream<item_t>& items, ap_uint<32> loads[Block::LAYERS * sizes<Block>::ALL_EXPERTS], int load_at) {
+inline void dispatch_lists(int tokens, int experts, int shared, int tiles, int shared_gate, bool passes,
+                           hls::stream<typename types<Block>::route_t>& routes, hls::stream<job_t>& to_load_up,
+                           hls::stream<job_t>& to_load_down, hls::stream<job_t>& to_product, hls::stream<item_t>& items,
+                           ap_uint<16> length[sizes<Block>::ALL_EXPERTS]) {
+#pragma HLS INLINE
     typedef sizes<Block> S;
     ap_uint<33> list[Block::EXPERTS][Block::MAX_TOKENS];  // gate, token
 #pragma HLS ARRAY_PARTITION variable=list type=complete dim=1
 #pragma HLS BIND_STORAGE variable=list type=ram_s2p impl=bram
-    ap_uint<16> length[S::ALL_EXPERTS];
-#pragma HLS ARRAY_PARTITION variable=length type=complete
     for (int e = 0; e < S::ALL_EXPERTS; e++) {
 #pragma HLS UNROLL
         length[e] = e >= Block::EXPERTS && e - Block::EXPERTS < shared ? tokens : 0;
@@ -52,10 +53,9 @@ dispatch_tokens:
     ap_uint<8> busy[S::ALL_EXPERTS];
 #pragma HLS BIND_STORAGE variable=busy type=ram_s2p impl=lutram
     int busy_experts = 0;
-dispatch_loads:
+dispatch_busy:
     for (int e = 0; e < S::ALL_EXPERTS; e++) {
 #pragma HLS PIPELINE II=1 style=stp
-        loads[load_at + e] = length[e];
         if (length[e] != 0) busy[busy_experts++] = e;
     }
     ap_uint<16> announced = 0;       // items of the job in front
@@ -72,7 +72,7 @@ dispatch_jobs:
         job.tile = tile;
         job.first = tile == 0;
         job.last = tile == tiles - 1;
-        to_load_up.write(job);
+        if (!passes || job.end) to_load_up.write(job);
         to_load_down.write(job);
         to_product.write(job);
     dispatch_items:
@@ -94,6 +94,30 @@ dispatch_jobs:
         announced_place = place;
         next += job.last ? 1 : 0;
         tile = job.last ? 0 : tile + 1;
+    }
+}
+
+template <class Block>
+void dispatch(int tokens, int experts, int shared, int tiles, int shared_gate, bool passes,
+              hls::stream<typename types<Block>::route_t>& routes, hls::stream<job_t>& to_load_up, hls::stream<job_t>& to_load_down,
+              hls::stream<job_t>& to_product, hls::stream<item_t>& items) {
+    ap_uint<16> length[sizes<Block>::ALL_EXPERTS];
+#pragma HLS ARRAY_PARTITION variable=length type=complete
+    dispatch_lists<Block>(tokens, experts, shared, tiles, shared_gate, passes, routes, to_load_up, to_load_down, to_product, items, length);
+}
+
+// The same, which also says how many tokens each expert got.
+template <class Block>
+void dispatch(int tokens, int experts, int shared, int tiles, int shared_gate, bool passes,
+              hls::stream<typename types<Block>::route_t>& routes, hls::stream<job_t>& to_load_up, hls::stream<job_t>& to_load_down,
+              hls::stream<job_t>& to_product, hls::stream<item_t>& items, ap_uint<32> loads[sizes<Block>::ALL_EXPERTS]) {
+    ap_uint<16> length[sizes<Block>::ALL_EXPERTS];
+#pragma HLS ARRAY_PARTITION variable=length type=complete
+    dispatch_lists<Block>(tokens, experts, shared, tiles, shared_gate, passes, routes, to_load_up, to_load_down, to_product, items, length);
+dispatch_loads:
+    for (int e = 0; e < sizes<Block>::ALL_EXPERTS; e++) {
+#pragma HLS PIPELINE II=1 style=stp
+        loads[e] = length[e];
     }
 }
 

@@ -41,9 +41,9 @@ void read_stream(const beat_t* norm_memory, int norm_at, const beat_t* memory, i
 }
 
 // memory: int16[tokens][WIDTH], the tokens once more. They are read again through a master of their own, which is a few
-// block RAMs; to keep them on the chip until results come would take tokens * WIDTH * 16 bits.
-template <class Block> void read_residual(const beat_t* memory, int at, int tokens, hls::stream<beat_t>& beats) {
-    read_beats<memory_sizes<Block>::STREAM_BEATS>(memory, at, blocks_of(2 * tokens * Block::WIDTH, BEAT_BYTES), beats);
+// block RAMs; to keep them on the chip until results come would take tokens * WIDTH * 16 bits. None are read where nothing is added.
+template <class Block> void read_residual(const beat_t* memory, int at, int tokens, bool adds, hls::stream<beat_t>& beats) {
+    read_beats<memory_sizes<Block>::STREAM_BEATS>(memory, at, adds ? blocks_of(2 * tokens * Block::WIDTH, BEAT_BYTES) : 0, beats);
 }
 
 // memory: int16 weights[experts][WIDTH], from a new beat on int32 biases[experts].

@@ -41,8 +41,11 @@ inline void store_up(int beat, const beat_t& data,
 // Holds the tokens of the call, and two tiles of weights: one is computed with while the next one arrives. Jobs and items
 // are passed on, each as soon as it is known. hidden: LANES units of the current item at a time. Of gated experts, up is
 // limited to up_limit, and its product with the activated gate is scaled by hidden_multiplier.
+//
+// passes: there is no first product, the numbers of a token are the hidden units. Without tokens, inputs come as they are
+// passed on, tile by tile.
 template <class Block>
-void product_up(int tokens, int hidden_multiplier, int up_offset, int up_limit,
+void product_up(int tokens, bool passes, int hidden_multiplier, int up_offset, int up_limit,
                 hls::stream<typename types<Block>::chunk_t>& inputs, hls::stream<job_t>& jobs,
                 hls::stream<item_t>& items, hls::stream<beat_t>& beats, hls::stream<job_t>& jobs_on,
                 hls::stream<item_t>& items_on, hls::stream<typename types<Block>::chunk_t>& hidden) {
@@ -96,7 +99,7 @@ up_read_tokens:
     bool current = false;
     job_t job = jobs.read();
     jobs_on.write(job);
-    if (!job.end) {
+    if (!job.end && !passes) {
     up_first_tile:
         for (int i = 0; i < TILE_BEATS; i++) {
 #pragma HLS PIPELINE II=1 style=stp
@@ -108,13 +111,35 @@ up_jobs:
 #pragma HLS LOOP_TRIPCOUNT min=1 max=S::ALL_EXPERTS*Block::TILES
         const job_t next = jobs.read();
         jobs_on.write(next);
-        const int wanted = next.end ? 0 : TILE_BEATS;
+        const int wanted = next.end || passes ? 0 : TILE_BEATS;
+        const int computed = passes ? 0 : int(job.count), passed = passes ? int(job.count) : 0;
         int arrived = 0;
         item_t item;
         item.token = 0;
+    up_passed_items:
+        for (int i = 0; i < passed; i++) {
+#pragma HLS LOOP_TRIPCOUNT min=0 max=Block::MAX_TOKENS
+        up_passed_units:
+            for (int unit = 0; unit < S::TILE_CHUNKS; unit++) {
+#pragma HLS PIPELINE II=1 style=stp
+                if (unit == 0) {
+                    item = items.read();
+                    items_on.write(item);
+                }
+                const int d = int(job.tile) * S::TILE_CHUNKS + unit;  // the last tile may end behind the token
+                chunk_t units;
+                for (int o = 0; o < Block::LANES; o++) {
+#pragma HLS UNROLL
+                    units.lane[o] = 0;
+                }
+                if (tokens == 0) units = inputs.read();
+                else if (d < S::WIDTH_CHUNKS) units = rows[int(item.token) * S::WIDTH_CHUNKS + d];
+                hidden.write(units);
+            }
+        }
     up_items:
-        for (int i = 0; i < int(job.count); i++) {
-#pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
+        for (int i = 0; i < computed; i++) {
+#pragma HLS LOOP_TRIPCOUNT min=0 max=Block::MAX_TOKENS
         up_units:
             for (int unit = 0; unit < S::TILE_CHUNKS; unit++) {
             up_inputs:

@@ -40,9 +40,9 @@ fork_chunks:
     }
 }
 
-// residual: int16[tokens][WIDTH], what the block was given.
+// residual: int16[tokens][WIDTH], what the block was given; nothing where nothing is added.
 template <class Block>
-void add_residual(int tokens, hls::stream<beat_t>& residual, hls::stream<typename types<Block>::results_t>& results,
+void add_residual(int tokens, bool adds, hls::stream<beat_t>& residual, hls::stream<typename types<Block>::results_t>& results,
                   hls::stream<typename types<Block>::results_t>& sums) {
     typedef sizes<Block> S;
     const int CHUNKS_PER_BEAT = BEAT_BITS / (16 * Block::LANES);
@@ -51,7 +51,7 @@ add_chunks:
     for (int i = 0; i < tokens * S::WIDTH_CHUNKS; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
 #pragma HLS PIPELINE II=1 style=stp
-        if (i % CHUNKS_PER_BEAT == 0) beat = residual.read();
+        if (adds && i % CHUNKS_PER_BEAT == 0) beat = residual.read();
         const typename types<Block>::results_t given = unpack<16, Block::LANES>(beat);
         beat >>= 16 * Block::LANES % BEAT_BITS;
         const typename types<Block>::results_t result = results.read();

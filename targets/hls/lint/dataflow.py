@@ -97,11 +97,7 @@ def one_process_per_array(linted: Linted) -> Iterator[Finding]:
 def one_master_per_direction(linted: Linted) -> Iterator[Finding]:
     """Two processes do not read through the same AXI master, nor write: they would wait for each other's bursts."""
     for place in linted.regions:
-        bundles = {
-            pragma.options.get("port", ""): pragma.options.get("bundle", "")
-            for pragma in place.function.body.pragmas_named("INTERFACE")
-            if "m_axi" in (pragma.options.get("mode"), *pragma.options)
-        }
+        bundles = _bundles(linted, place)
         constant = {parameter.name: parameter.type.startswith("const") for parameter in place.function.parameters}
         users: dict[tuple[str, bool], dict[str, _Process]] = {}
         for process in _processes(place):
@@ -114,6 +110,50 @@ def one_master_per_direction(linted: Linted) -> Iterator[Finding]:
                     "give each a bundle of its own"
                 )
                 yield place.finding(list(sharing.values())[1].start, "one-master-per-direction", message)
+
+
+def regions_in_turn(linted: Linted) -> Iterator[Finding]:
+    """A function that runs regions one after the other leaves its ports to them, each under its own name: what it reads
+    or writes itself is no burst, and reports call a port by one name. A region inlined would run beside the others."""
+    for place in linted.tops:
+        if place in linted.regions:
+            continue
+        ports = [parameter.name for parameter in place.function.parameters if parameter.is_pointer]
+        for port in ports:
+            for match in re.finditer(rf"(?<![\w.]){port}\s*\[|\*\s*{port}\b", place.text):
+                message = (
+                    f"port {port} is accessed between regions; move the access into a loop of a function of its own"
+                )
+                yield place.finding(place.function.body.start + match.start(), "regions-in-turn", message)
+        for region, call in _calls_of_regions(linted, place):
+            if not any("off" in pragma.options for pragma in region.function.body.pragmas_named("INLINE")):
+                message = f"region {call.name} may be inlined; add #pragma HLS INLINE off"
+                yield region.finding(region.function.start, "regions-in-turn", message)
+            for parameter, argument in zip(region.function.parameters, call.arguments, strict=False):
+                if parameter.is_pointer and (argument != parameter.name or argument not in ports):
+                    message = f"{call.name} takes {argument} as {parameter.name}; call it with a port of the same name"
+                    yield place.finding(call.start, "regions-in-turn", message)
+
+
+def _calls_of_regions(linted: Linted, place: Place) -> Iterator[tuple[Place, _Process]]:
+    names = {region.function.name: region for region in linted.regions}
+    for statement in place.function.body.walk():
+        call = _CALL.fullmatch(_text(place, statement)) if statement.kind == "plain" else None
+        if call and call[1] in names:
+            yield names[call[1]], _Process(call[1], tuple(split_list(call[2])), statement.start)
+
+
+def _bundles(linted: Linted, region: Place) -> dict[str, str]:
+    """The AXI bundles of a region's ports by name: its own, or those of the function that calls it."""
+    tops = [
+        top for top in linted.tops if top is region or any(one is region for one, _ in _calls_of_regions(linted, top))
+    ]
+    return {
+        pragma.options.get("port", ""): pragma.options.get("bundle", "")
+        for top in tops
+        for pragma in top.function.body.pragmas_named("INTERFACE")
+        if "m_axi" in (pragma.options.get("mode"), *pragma.options)
+    }
 
 
 def _text(place: Place, statement: Statement) -> str:

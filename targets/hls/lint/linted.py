@@ -69,10 +69,20 @@ class Linted:
         return [place for place in self.places if place.function.body.pragmas_named("DATAFLOW")]
 
     @functools.cached_property
+    def tops(self) -> tuple[Place, ...]:
+        """What has ports: functions that call regions one after the other, and regions that no such function calls."""
+        names = {place.function.name for place in self.regions}
+        around = [
+            place for place in self.places if place not in self.regions and names & set(_WORD.findall(place.text))
+        ]
+        called = {word for place in around for word in _WORD.findall(place.text)}
+        return (*around, *(place for place in self.regions if place.function.name not in called))
+
+    @functools.cached_property
     def used(self) -> tuple[Place, ...]:
-        """What regions call, and what that calls; all where there is no region. A library holds more than a design
-        uses, and constants of the rest have no value."""
-        reached = {place.function.name for place in self.regions or self.places}
+        """What regions and functions around them call, and what that calls; all where there is no region. A library
+        holds more than a design uses, and constants of the rest have no value."""
+        reached = {place.function.name for place in (*self.regions, *self.tops) or self.places}
         new = reached
         while new:
             texts = [self.by_name[name].text for name in new]

@@ -34,6 +34,7 @@ RULES: tuple[Rule, ...] = (
     lint_dataflow.single_producer_and_consumer,
     lint_dataflow.one_process_per_array,
     lint_dataflow.one_master_per_direction,
+    lint_dataflow.regions_in_turn,
 )
 
 

@@ -25,7 +25,7 @@ def pipelined_innermost_loops(linted: Linted) -> Iterator[Finding]:
             elif not loop.has("PIPELINE", "UNROLL"):
                 if any(outer.has("PIPELINE", "UNROLL") for outer in around):
                     yield _finding(place, loop, "pipelined-loops", "lies in a pipelined loop; add #pragma HLS UNROLL")
-                elif not _has_inner_loops(loop):
+                elif not _has_inner_loops(loop) and not _runs_regions(linted, place, loop):
                     yield _finding(
                         place, loop, "pipelined-loops", "is innermost; add #pragma HLS PIPELINE II=1 or UNROLL"
                     )
@@ -55,10 +55,10 @@ def cheap_divisions(linted: Linted) -> Iterator[Finding]:
             if not loop.has("PIPELINE"):
                 continue
             for match in _DIVISION.finditer(place.source.code, loop.start, loop.end):
-                value = constants.value(match[1])
-                if value is not None and value > 0 and value & (value - 1) == 0:
+                values = constants.values(match[1])
+                if values and all(value > 0 and value & (value - 1) == 0 for value in values):
                     continue
-                divisor = match[1] if value is None else f"{match[1]}, which is {value}"
+                divisor = f"{match[1]}, which is {', '.join(map(str, sorted(values)))}" if values else match[1]
                 message = f"division by {divisor}: no power of two; count along instead, or divide outside of the loop"
                 yield place.finding(match.start(), "cheap-divisions", message)
 
@@ -69,6 +69,12 @@ def _finding(place: Place, loop: Statement, rule: str, message: str) -> Finding:
 
 def _has_inner_loops(loop: Statement) -> bool:
     return any(inner is not loop and inner.is_loop and not inner.has("UNROLL") for inner in loop.walk())
+
+
+def _runs_regions(linted: Linted, place: Place, loop: Statement) -> bool:
+    """Whether a loop runs regions one after the other."""
+    text = place.source.code[loop.start : loop.end]
+    return any(re.search(rf"\b{region.function.name}\s*\(", text) for region in linted.regions)
 
 
 def _counter(loop: Statement) -> str:

@@ -170,7 +170,7 @@ def justified_dependences(linted: Linted) -> Iterator[Finding]:
 
 def complete_interfaces(linted: Linted) -> Iterator[Finding]:
     """Every pointer of a top function has an AXI master whose options are all given, and a register for its address."""
-    for place in linted.regions:
+    for place in linted.tops:
         modes: dict[str, set[str]] = {}
         for pragma in place.function.body.pragmas_named("INTERFACE"):
             mode = pragma.options.get("mode") or next(

@@ -22,10 +22,12 @@ BEAT_BITS = BEAT_BYTES * 8
 PROCESSES = (
     "read_tokens",
     "read_stream",
+    "read_inputs",
     "split_tokens",
     "measure_tokens",
     "normalize_tokens",
     "fork_tokens",
+    "feed_tokens",
     "read_router",
     "router",
     "select",

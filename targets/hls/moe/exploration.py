@@ -238,10 +238,10 @@ def _as_cheap(one: CostedDesign, other: CostedDesign) -> bool:
 def _choose(front: Sequence[CostedDesign], part: Part) -> CostedDesign:
     fastest = min(candidate.estimate.cycles.total for candidate in front)
     fast = [candidate for candidate in front if candidate.estimate.cycles.total <= fastest * _FAST_ENOUGH]
-    return min(fast, key=lambda candidate: (_fullest(candidate.estimate.resources, part), _costs(candidate)))
+    return min(fast, key=lambda candidate: (fullest(candidate.estimate.resources, part), _costs(candidate)))
 
 
-def _fullest(resources: Resources, part: Part) -> float:
+def fullest(resources: Resources, part: Part) -> float:
     """The share of the resource of which most is taken."""
     return max(getattr(resources, name) / getattr(part, name) for name in RESOURCE_NAMES if getattr(part, name))
 

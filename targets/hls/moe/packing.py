@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from moec.targets.hls.moe.design import BEAT_BYTES, PARAMETER_BYTES, Design
+from moec.targets.hls.moe.projection import QuantizedProjection
 from moec.targets.hls.moe.quantize import QuantizedBlock
 from moec.targets.hls.normalization import QuantizedNorm
 
@@ -64,21 +65,22 @@ def pack_up(design: Design, block: QuantizedBlock) -> bytes:
     return b"".join(parts)
 
 
-def pack_down(design: Design, block: QuantizedBlock) -> bytes:
+def pack_down(design: Design, down: QuantizedProjection) -> bytes:
+    """The second product of all experts."""
     parts = []
-    for expert in range(block.shape.all_experts):
-        weights = widened(widened(block.down.weights[expert], design.width, axis=0), design.hidden, axis=1)
-        multipliers = widened(block.down.multipliers.values[expert], design.width, axis=0)
-        if block.down.group:
-            multipliers = widened(multipliers, design.hidden // block.down.group, axis=1)
+    for expert in range(len(down.weights)):
+        weights = widened(widened(down.weights[expert], design.width, axis=0), design.hidden, axis=1)
+        multipliers = widened(down.multipliers.values[expert], design.width, axis=0)
+        if down.group:
+            multipliers = widened(multipliers, design.hidden // down.group, axis=1)
         for first in range(0, design.hidden, design.hidden_tile):
             columns = slice(first, first + design.hidden_tile)
-            if block.down.group:
-                of_tile = multipliers[:, first // block.down.group : (first + design.hidden_tile) // block.down.group]
+            if down.group:
+                of_tile = multipliers[:, first // down.group : (first + design.hidden_tile) // down.group]
                 parts.append(group_records(of_tile, design.lanes_out))
-            parts.append(steps_of(weights[:, columns], design.lanes_out, design.lanes_in, block.shape.weight_bits))
-        biases = widened(block.down.biases[expert], design.width, axis=0)
-        parts.append(parameter_records(biases, np.zeros_like(biases) if block.down.group else multipliers))
+            parts.append(steps_of(weights[:, columns], design.lanes_out, design.lanes_in, design.shape.weight_bits))
+        biases = widened(down.biases[expert], design.width, axis=0)
+        parts.append(parameter_records(biases, np.zeros_like(biases) if down.group else multipliers))
     return b"".join(parts)
 
 

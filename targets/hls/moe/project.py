@@ -36,6 +36,7 @@ from moec.targets.hls.moe.channels import Channel, channels_of
 from moec.targets.hls.moe.design import BEAT_BYTES, FRACTION_BITS, MOST_STAGES, Design
 from moec.targets.hls.moe.quantize import QuantizedBlock, power_table, sigmoid_table
 from moec.targets.hls.normalization import inverse_roots
+from moec.targets.hls.wires import ExpertsWires
 
 Array = np.ndarray[Any, Any]
 
@@ -105,11 +106,12 @@ def library_files(memories: Iterable[Memory]) -> dict[str, bytes]:
 
 def _bound(header: str, memories: Iterable[Memory]) -> bytes:
     """With the arrays of the processes in it bound to their storage."""
-    starts = {match[1]: match.start() for match in re.finditer(r"^void (\w+)\(", header, re.MULTILINE)}
     for memory in memories:
-        if memory.variable and memory.process in starts:
+        # The process, or a part of it, which is named after it.
+        start = re.search(rf"^(inline )?void {memory.process}(_\w+)?\(", header, re.MULTILINE)
+        if memory.variable and start is not None:
             pragma = re.compile(rf"(#pragma HLS BIND_STORAGE variable={memory.variable} .*impl=)\w+")
-            found = pragma.search(header, starts[memory.process])
+            found = pragma.search(header, start.start())
             if found is not None:
                 header = header[: found.start()] + found[1] + memory.implementation + header[found.end() :]
     return header.encode()
@@ -130,7 +132,7 @@ def vector_files(design: Design, block: QuantizedBlock, vectors: Array) -> dict[
         "tokens.bin": packing.pack_tokens(design, vectors),
         "router.bin": packing.pack_router(design, block),
         "up.bin": packing.pack_up(design, block),
-        "down.bin": packing.pack_down(design, block),
+        "down.bin": packing.pack_down(design, block.down),
         "outputs.bin": packing.pack_stream(expected.output, design.width),
         "loads.bin": loads.tobytes(),
     }
@@ -144,7 +146,9 @@ def _context(design: Design, block: QuantizedBlock, description: Description, da
     return {
         **dataclasses.asdict(description),
         "top": TOP,
+        "struct": "block",
         "design": design,
+        "wires": ExpertsWires.of(block),
         "shape": design.shape,
         "fifos": design.fifos,
         "quantized": block,

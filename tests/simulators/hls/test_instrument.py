@@ -27,7 +27,7 @@ def test_lines_stay_where_they_are():
         for before, after in zip(text.splitlines(), lines, strict=True)
         if before != after
     ]
-    region = '::moec_simulation::Region moec_region; moec_region.memory("gmem_in", "in", in, COUNT); '
+    region = '::moec_simulation::Region moec_region("top"); moec_region.memory("gmem_in", "in", in, COUNT); '
     loop = "for (::moec_simulation::Loop moec_loop(::moec_simulation::Loop::{}); moec_loop.enters();)"
     tick = "::moec_simulation::tick(::moec_simulation::Style::stp, 1{});"
     assert changed == [

@@ -53,8 +53,10 @@ def attention_block(width: int, heads: int) -> FloatAttention:
     return FloatAttention("attention", norm(width), head**-0.5, **weights, **biases, output=output, output_bias=bias)
 
 
-def plan(*, tokens: int = 5, width: int = 32, hidden: int = 48, pool: Any = "first", classes: int = 10) -> ModelPlan:
-    """Patches of 4 pixels and a class token → attention, dense layer, attention, experts → classes."""
+def plan(
+    *, tokens: int = 5, width: int = 32, hidden: int = 48, pool: Any = "first", classes: int = 10, pixels: int = PIXELS
+) -> ModelPlan:
+    """Patches and a class token → attention, dense layer, attention, experts → classes."""
     random = np.random.default_rng(3)
     stream = random.normal(0, 1, (3, tokens, width)).astype(np.float32)
     rows = stream.reshape(-1, width)
@@ -66,7 +68,13 @@ def plan(*, tokens: int = 5, width: int = 32, hidden: int = 48, pool: Any = "fir
         for one in (*floats, moe_block(width, hidden // 2))
     ]
     embedding = QuantizedLinear(
-        project(_normal(random, 1, width, PIXELS), np.zeros((1, width)), 1 / 127, np.full(width, STREAM_SCALE), 8),
+        project(
+            _normal(random, 1, width, pixels) * (PIXELS / pixels) ** 0.5,
+            np.zeros((1, width)),
+            1 / 127,
+            np.full(width, STREAM_SCALE),
+            8,
+        ),
         input_scale=1 / 127,
         output_scale=STREAM_SCALE,
         positions=random.integers(-2000, 2000, (tokens, width)).astype(np.int16),
@@ -86,8 +94,8 @@ def plan(*, tokens: int = 5, width: int = 32, hidden: int = 48, pool: Any = "fir
         pool=pool,
         gate=round(GATE_ONE / tokens) if pool == "mean" else GATE_ONE,
     )
-    places = np.arange((tokens - 1) * PIXELS, dtype=np.int32).reshape(tokens - 1, PIXELS)
-    patches = Patches(((tokens - 1) * PIXELS,), np.pad(places, ((1, 0), (0, 0)), constant_values=-1), 1 / 127, 0.0)
+    places = np.arange((tokens - 1) * pixels, dtype=np.int32).reshape(tokens - 1, pixels)
+    patches = Patches(((tokens - 1) * pixels,), np.pad(places, ((1, 0), (0, 0)), constant_values=-1), 1 / 127, 0.0)
     shifts = smallest_shifts([embedding, *blocks, head])
     shifted = (tuple(with_shifts(block, shifts) for block in blocks), with_shifts(head, shifts))
     return ModelPlan(

@@ -82,8 +82,9 @@ def test_arrays_are_bound_to_what_the_estimate_says(storage):
 def binding(files: dict[str, bytes], memory: Memory) -> str:
     """What an array of a process is bound to."""
     texts = [text.decode() for name, text in files.items() if name.startswith("src/moec/")]
-    (text,) = (text for text in texts if f"void {memory.process}(" in text)
+    start = re.compile(rf"void {memory.process}(_\w+)?\(")  # the process, or a part of it
+    (text,) = (text for text in texts if start.search(text))
     pragma = re.compile(rf"BIND_STORAGE variable={memory.variable} type=ram_s2p impl=(\w+)")
-    found = pragma.search(text, text.index(f"void {memory.process}("))
+    found = pragma.search(text, next(start.finditer(text)).start())
     assert found, memory
     return found[1]

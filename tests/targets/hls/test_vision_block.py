@@ -111,7 +111,7 @@ def test_a_block_of_the_size_of_m3vit(export, tmp_path):
 def test_the_target_makes_both_projects(export, tmp_path):
     sizes = small(export)
     onnx.save(export.build(sizes), tmp_path / "block.onnx")
-    options = HlsOptions({"x": export.sample(sizes)})
+    options = HlsOptions({"x": export.sample(sizes)}, by_block=True)
     compiler.write(tmp_path / "block.onnx", tmp_path / "block.moec", "hls:zcu102", options=options)
     artifact = open_artifact(tmp_path / "block.moec")
     moe, attention = artifact.manifest.projects
@@ -139,3 +139,4 @@ def test_an_attention_that_does_not_fit_stays_outside(export, tmp_path):
     assert project.name == "moe_0"
     (reason,) = project.report["outside"]
     assert "is_causal is 1" in reason
+    assert "is_causal is 1" in project.report["by_block"]

@@ -19,6 +19,10 @@ Loop::Loop(Kind kind) {
 Loop::~Loop() {
   Process& me = *scheduler->running;
   if (me.iteration != me.nest_start) drain(me);
+  else if (me.uses_memory) {  // without iterations nothing was asked of a memory
+    me.clock -= settings().memory_latency;
+    me.memory_stall -= settings().memory_latency;
+  }
   me.nest = no_nest;
 }
 

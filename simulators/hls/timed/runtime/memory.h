@@ -7,26 +7,43 @@
 
 namespace moec_simulation {
 
-inline size_t bank_of(const std::string& bundle) {
+inline size_t bank_of(const std::string& bundle, std::vector<Bank>& banks) {
   const auto& memories = settings().memories;
   const auto asked = memories.find(bundle);
   const std::string name = asked == memories.end() ? bundle : asked->second;
-  auto& banks = scheduler->banks;
   for (size_t i = 0; i < banks.size(); ++i)
     if (banks[i].name == name) return i;
   banks.push_back({name});
   return banks.size() - 1;
 }
 
-void Region::add_memory(const char* bundle, const char* port, const void* start, uint64_t bytes) {
-  const size_t bank = bank_of(bundle);
-  ++scheduler->banks[bank].ports;
-  scheduler->ports.push_back({bundle, port, reinterpret_cast<uintptr_t>(start), bytes, bank});
+inline void add_port(const char* bundle, const char* port, const void* start, uint64_t bytes, std::vector<Port>& ports,
+                     std::vector<Bank>& banks) {
+  const size_t bank = bank_of(bundle, banks);
+  ++banks[bank].ports;
+  ports.push_back({bundle, port, reinterpret_cast<uintptr_t>(start), bytes, bank});
 }
 
-inline const Port& port_at(const Process& me, uintptr_t address, size_t bytes) {
+void Region::add_memory(const char* bundle, const char* port, const void* start, uint64_t bytes) {
+  add_port(bundle, port, start, bytes, scheduler->ports, scheduler->banks);
+}
+
+void Call::add_memory(const char* bundle, const char* port, const void* start, uint64_t bytes) {
+  add_port(bundle, port, start, bytes, call->ports, call->banks);
+}
+
+// Several ports may be of the same memory: a process uses those that it is called with.
+inline void find_ports(Process& me) {
+  for (size_t i = 0; i < scheduler->ports.size(); ++i)
+    if (is_name_in(scheduler->ports[i].name, me.arguments)) me.ports.push_back(i);
+  for (size_t i = 0; i < scheduler->ports.size() && me.ports.empty(); ++i) me.ports.push_back(i);
+}
+
+inline const Port& port_at(Process& me, uintptr_t address, size_t bytes) {
+  if (me.ports.empty()) find_ports(me);
   const Port* before = nullptr;  // the last one that starts at or before the address
-  for (const Port& port : scheduler->ports) {
+  for (const size_t i : me.ports) {
+    const Port& port = scheduler->ports[i];
     if (address >= port.start && address + bytes <= port.start + port.bytes) return port;
     if (address >= port.start && (!before || port.start > before->start)) before = &port;
   }

@@ -4,6 +4,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "../../../fibers/context.h"
@@ -58,6 +59,7 @@ struct Process {
     Channel* channel;
   };
   std::deque<Late> late;         // words of a pipeline that stalls, by their positions
+  std::vector<size_t> ports;     // that it is called with; all, until it uses one
   std::vector<Channel*> taken;   // read by this iteration; places become free when all of the iteration has happened
 
   fibers::Context context;
@@ -88,7 +90,17 @@ struct Scheduler {
   uint64_t polls = 0;  // in a row, without a word having moved meanwhile
 };
 
+// What regions of a call have in common, and what is known of those that have run.
+struct CallState {
+  std::vector<Port> ports;
+  std::vector<Bank> banks;
+  uint64_t cycles = 0;
+  std::string regions;          // as JSON
+  std::set<std::string> names;  // of their channels
+};
+
 inline std::unique_ptr<Scheduler> scheduler;   // while there is a region
+inline std::unique_ptr<CallState> call;        // while there is one around regions
 inline std::vector<Channel*> channels;         // that exist
 
 // The process that calls, which `does` something with `what`.

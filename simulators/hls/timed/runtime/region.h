@@ -6,9 +6,12 @@
 
 namespace moec_simulation {
 
-Region::Region() {
+Region::Region(const char* name) : name_(name) {
   if (scheduler) fail(wrong_setting, "a DATAFLOW region inside a process: the timed simulation runs one level of them");
   scheduler = std::make_unique<Scheduler>();
+  if (!call) return;
+  scheduler->ports = call->ports;
+  scheduler->banks = call->banks;
 }
 
 Region::~Region() { scheduler.reset(); }
@@ -28,67 +31,85 @@ inline void expect_nothing_left() {
                                 " words that nobody read when all processes have finished");
 }
 
-inline void expect_settings_used() {
-  for (const auto& asked : settings().depths) {
-    bool known = asked.first == "*";
-    for (const Channel* channel : channels) known |= channel->name == asked.first;
-    if (!known) fail(wrong_setting, "a depth was given for channel " + asked.first + ", which is not in this design");
-  }
-  for (const auto& asked : settings().stages) {
-    bool known = false;
-    for (const Channel* channel : channels) known |= channel->name == asked.first;
-    if (!known) fail(wrong_setting, "a stage was given for channel " + asked.first + ", which is not in this design");
-  }
+inline std::set<std::string> names_of_channels() {
+  std::set<std::string> names;
+  for (const Channel* channel : channels) names.insert(channel->name);
+  return names;
+}
+
+inline void expect_settings_used(const std::set<std::string>& names, const std::vector<Port>& ports) {
+  for (const auto& asked : settings().depths)
+    if (asked.first != "*" && !names.count(asked.first))
+      fail(wrong_setting, "a depth was given for channel " + asked.first + ", which is not in this design");
+  for (const auto& asked : settings().stages)
+    if (!names.count(asked.first))
+      fail(wrong_setting, "a stage was given for channel " + asked.first + ", which is not in this design");
   for (const auto& asked : settings().memories) {
     bool known = false;
-    for (const Port& port : scheduler->ports) known |= port.bundle == asked.first;
+    for (const Port& port : ports) known |= port.bundle == asked.first;
     if (!known) fail(wrong_setting, "a memory was given for bundle " + asked.first + ", which is not in this design");
   }
 }
 
-inline void write_process(std::FILE* file, const Process& process) {
-  std::fprintf(file,
-               "{\"name\": \"%s\", \"end\": %llu, \"busy\": %llu, \"read_stall\": %llu, \"write_stall\": %llu, "
-               "\"memory_stall\": %llu}",
-               process.name.c_str(), static_cast<unsigned long long>(process.clock),
-               static_cast<unsigned long long>(process.busy), static_cast<unsigned long long>(process.read_stall),
-               static_cast<unsigned long long>(process.write_stall),
-               static_cast<unsigned long long>(process.memory_stall));
+inline std::string field(const char* name, uint64_t value) {
+  return std::string(", \"") + name + "\": " + std::to_string(value);
 }
 
-inline void write_channel(std::FILE* file, const Channel& channel) {
-  std::fprintf(file, "{\"name\": \"%s\", \"depth\": %llu, \"peak\": %llu, \"words\": %llu, ", channel.name.c_str(),
-               static_cast<unsigned long long>(channel.depth), static_cast<unsigned long long>(channel.peak),
-               static_cast<unsigned long long>(channel.written));
-  std::fprintf(file, "\"writer\": \"%s\", \"reader\": \"%s\"}", channel.writer ? channel.writer->name.c_str() : "",
-               channel.reader ? channel.reader->name.c_str() : "");
+inline std::string text_field(const char* name, const std::string& value) {
+  return std::string("\"") + name + "\": \"" + value + "\"";
 }
 
-inline void write_report() {
+inline std::string as_json(const Process& process) {
+  return "{" + text_field("name", process.name) + field("end", process.clock) + field("busy", process.busy) +
+         field("read_stall", process.read_stall) + field("write_stall", process.write_stall) +
+         field("memory_stall", process.memory_stall) + "}";
+}
+
+inline std::string as_json(const Channel& channel) {
+  return "{" + text_field("name", channel.name) + field("depth", channel.depth) + field("peak", channel.peak) +
+         field("words", channel.written) + ", " + text_field("writer", channel.writer ? channel.writer->name : "") + ", " +
+         text_field("reader", channel.reader ? channel.reader->name : "") + "}";
+}
+
+template <class Pointers> std::string listed(const Pointers& pointers) {
+  std::string text;
+  for (const auto& pointer : pointers) text += (text.empty() ? "" : ", ") + as_json(*pointer);
+  return "[" + text + "]";
+}
+
+// A line per call, with what each of its regions took.
+inline void write_report(uint64_t cycles, const std::string& regions) {
   if (settings().report.empty()) return;
   std::FILE* file = std::fopen(settings().report.c_str(), "a");
   if (!file) fail(wrong_setting, settings().report + ": cannot be written");
-  uint64_t cycles = 0;
-  for (const auto& process : scheduler->processes) cycles = std::max(cycles, process->clock);
-  std::fprintf(file, "{\"cycles\": %llu, \"processes\": [", static_cast<unsigned long long>(cycles));
-  for (size_t i = 0; i < scheduler->processes.size(); ++i) {
-    if (i) std::fprintf(file, ", ");
-    write_process(file, *scheduler->processes[i]);
-  }
-  std::fprintf(file, "], \"channels\": [");
-  for (size_t i = 0; i < channels.size(); ++i) {
-    if (i) std::fprintf(file, ", ");
-    write_channel(file, *channels[i]);
-  }
-  std::fprintf(file, "]}\n");
+  std::fprintf(file, "{\"cycles\": %llu, \"regions\": [%s]}\n", static_cast<unsigned long long>(cycles), regions.c_str());
   std::fclose(file);
 }
 
 void Region::run() {
-  expect_settings_used();
+  const auto names = names_of_channels();
+  if (!call) expect_settings_used(names, scheduler->ports);
   run_all();
   expect_nothing_left();
-  write_report();
+  uint64_t cycles = 0;
+  for (const auto& process : scheduler->processes) cycles = std::max(cycles, process->clock);
+  const std::string report = "{" + text_field("name", name_) + field("cycles", cycles) + ", \"processes\": " +
+                             listed(scheduler->processes) + ", \"channels\": " + listed(channels) + "}";
+  if (!call) return write_report(cycles, report);
+  call->cycles += cycles;
+  call->regions += (call->regions.empty() ? "" : ", ") + report;
+  call->names.insert(names.begin(), names.end());
+}
+
+Call::Call() {
+  if (call) fail(wrong_setting, "a function around DATAFLOW regions that calls another one: the timed simulation runs one");
+  call = std::make_unique<CallState>();
+}
+
+Call::~Call() {
+  expect_settings_used(call->names, call->ports);
+  write_report(call->cycles, call->regions);
+  call.reset();
 }
 
 }  // namespace moec_simulation

@@ -1,0 +1,110 @@
+// The processes of a whole model, whose layers run one after the other on the same hardware: those of a MoE block, those of
+// an attention block, and, here, what a layer is and how its inputs come.
+//
+// A layer of experts may have none that tokens choose (a dense feed-forward network is a shared expert), and may be the
+// second product alone (passes): a linear layer, whose inputs take the place of hidden units, tile by tile.
+#ifndef MOEC_MODEL_H
+#define MOEC_MODEL_H
+#include "moec_attention.h"
+#include "moec_block.h"
+
+namespace moec {
+
+enum layer_kind_t { EXPERTS_LAYER, ATTENTION_LAYER };
+
+// What a layer has of its own; places in memory are in beats.
+struct layer_t {
+    int kind;
+    int tokens;      // that come in
+    int streamed;    // that come from the residual stream and are normalised: all, or none where inputs are patches
+    int patches;     // chunks of int8 that come as they are, tile by tile, and token by token in each
+    int rows;        // that go out: as many as tokens, or 1 where they are summed up
+    bool adds, passes, pools;
+    int experts, slots, shared, tiles;
+    int norm_at, input_at, residual_at, router_at, up_at, down_at, output_at;
+    int score_multiplier, mixed_one, hidden_multiplier, up_offset, up_limit, shared_gate;
+    long long epsilon;
+};
+const int LAYER_BEATS = 2;  // 32 words of 32 bits each, of which the last ones are padding
+
+inline int word_of(const beat_t beats[LAYER_BEATS], int place) {
+#pragma HLS INLINE
+    const int first = 32 * (place % 16);
+    return ap_int<32>(beats[place / 16].range(first + 31, first));
+}
+
+inline void read_layer(const beat_t* layers, int at, layer_t& layer) {
+    beat_t beats[LAYER_BEATS];
+#pragma HLS ARRAY_PARTITION variable=beats type=complete
+axi_read_layer:
+    for (int i = 0; i < LAYER_BEATS; i++) {
+#pragma HLS PIPELINE II=1 style=stp
+        beats[i] = layers[at * LAYER_BEATS + i];
+    }
+    layer.kind = word_of(beats, 0);
+    layer.tokens = word_of(beats, 1);
+    layer.streamed = word_of(beats, 2);
+    layer.patches = word_of(beats, 3);
+    layer.rows = word_of(beats, 4);
+    layer.adds = word_of(beats, 5) != 0;
+    layer.passes = word_of(beats, 6) != 0;
+    layer.pools = word_of(beats, 7) != 0;
+    layer.experts = word_of(beats, 8);
+    layer.slots = word_of(beats, 9);
+    layer.shared = word_of(beats, 10);
+    layer.tiles = word_of(beats, 11);
+    layer.norm_at = word_of(beats, 12);
+    layer.input_at = word_of(beats, 13);
+    layer.residual_at = word_of(beats, 14);
+    layer.router_at = word_of(beats, 15);
+    layer.up_at = word_of(beats, 16);
+    layer.down_at = word_of(beats, 17);
+    layer.output_at = word_of(beats, 18);
+    layer.score_multiplier = word_of(beats, 19);
+    layer.mixed_one = word_of(beats, 20);
+    layer.hidden_multiplier = word_of(beats, 21);
+    layer.up_offset = word_of(beats, 22);
+    layer.up_limit = word_of(beats, 23);
+    layer.shared_gate = word_of(beats, 24);
+    layer.epsilon = (long long)(word_of(beats, 26)) << 32 | (unsigned)(word_of(beats, 25));
+}
+
+// As read_stream, or patches instead of tokens: int8 chunks from the same place on.
+template <class Block>
+void read_inputs(const beat_t* norm_memory, int norm_at, const beat_t* memory, int at, int streamed, int patches,
+                 hls::stream<beat_t>& norm_beats, hls::stream<beat_t>& beats, hls::stream<beat_t>& patch_beats) {
+    typedef memory_sizes<Block> S;
+    read_beats<S::NORM_BEATS>(norm_memory, norm_at, S::NORM_BEATS, norm_beats);
+    read_beats<S::STREAM_BEATS>(memory, at, blocks_of(2 * streamed * Block::WIDTH, BEAT_BYTES), beats);
+    read_beats<Block::PATCH_BEATS>(memory, at, blocks_of(patches * Block::LANES, BEAT_BYTES), patch_beats);
+}
+
+// Tokens that were normalised go to the experts and, where there are some to choose, to the router. Patches go to the
+// second product alone.
+template <class Block>
+void feed_tokens(int streamed, int patches, int experts, hls::stream<typename types<Block>::chunk_t>& tokens,
+                 hls::stream<beat_t>& patch_beats, hls::stream<typename types<Block>::chunk_t>& to_router,
+                 hls::stream<typename types<Block>::chunk_t>& to_experts) {
+    typedef sizes<Block> S;
+    const int CHUNKS_PER_BEAT = BEAT_BYTES / Block::LANES;
+feed_chunks:
+    for (int i = 0; i < streamed * S::WIDTH_CHUNKS; i++) {
+#pragma HLS LOOP_TRIPCOUNT min=0 max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
+#pragma HLS PIPELINE II=1 style=stp
+        const typename types<Block>::chunk_t chunk = tokens.read();
+        if (experts > 0) to_router.write(chunk);
+        to_experts.write(chunk);
+    }
+    beat_t beat = 0;
+feed_patches:
+    for (int i = 0; i < patches; i++) {
+#pragma HLS LOOP_TRIPCOUNT min=0 max=Block::PATCH_BEATS*CHUNKS_PER_BEAT
+#pragma HLS PIPELINE II=1 style=stp
+        if (i % CHUNKS_PER_BEAT == 0) beat = patch_beats.read();
+        to_experts.write(unpack<8, Block::LANES>(beat));
+        beat >>= 8 * Block::LANES % BEAT_BITS;
+    }
+}
+
+}  // namespace moec
+#endif

@@ -1,0 +1,39 @@
+"""The channels of a whole model's two kernels; names are those of ``templates/model.cpp.j2``."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from moec.targets.hls.attention.channels import attention_channels
+from moec.targets.hls.model.design import ModelDesign
+from moec.targets.hls.moe.channels import BEAT_BITS, Channel, channels_of
+
+KERNELS = ("experts_layer", "attention_layer")
+_OTHER_PROCESSES = {"read_stream": "read_inputs", "fork_tokens": "feed_tokens"}
+"""What stands in the place of a MoE block's processes, for inputs may be patches."""
+
+
+def experts_channels(design: ModelDesign) -> list[Channel]:
+    """Those of layers of experts and linear layers."""
+    found = [Channel("beats_patches", "read_inputs", "feed_tokens", BEAT_BITS, design.experts.fifos.beats)]
+    for channel in channels_of(design.experts):
+        depth = design.items_down_depth if channel.name == "items_down" else channel.depth
+        producer, consumer = (_OTHER_PROCESSES.get(end, end) for end in (channel.producer, channel.consumer))
+        found.append(Channel(channel.name, producer, consumer, channel.bits, depth))
+    return found
+
+
+def model_channels(design: ModelDesign) -> list[Channel]:
+    """Those of both kernels; names have the kernel's in front, as in reports of a simulation."""
+    attention = [] if design.attention is None else attention_channels(design.attention)
+    kernels = zip(KERNELS, (experts_channels(design), attention), strict=True)
+    return [
+        dataclasses.replace(
+            channel,
+            name=f"{kernel}.{channel.name}",
+            producer=f"{kernel}.{channel.producer}",
+            consumer=f"{kernel}.{channel.consumer}",
+        )
+        for kernel, channels in kernels
+        for channel in channels
+    ]

@@ -1,0 +1,177 @@
+"""The hardware of a whole model in numbers: one kernel for layers of experts and linear layers, one for attention.
+
+Both are as large as the largest layer asks. Layers may differ in what is data: how many experts there are and how many
+a token chooses, hidden units, multipliers, epsilons, tables of activations. What is wires must be the same in all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from moec.errors import UnsupportedError
+from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
+from moec.targets.hls.attention.quantize import QuantizedAttention
+from moec.targets.hls.model.plan import ModelPlan, QuantizedLinear
+from moec.targets.hls.moe.design import BEAT_BYTES, BlockShape, Design, depth_beside
+from moec.targets.hls.moe.quantize import QuantizedBlock
+from moec.targets.hls.wires import AttentionWires, ExpertsWires
+
+T = TypeVar("T")
+
+_SAME = ("gated", "groups", "groups_kept", "group_sum", "scoring", "normalized")
+"""Fields of a layer of experts that are wires."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDesign:
+    """``attention`` is None for a model without. ``layers``: how many there are. ``patch_width``: channels of a row of
+    the embedding's inputs; 0 where there is none."""
+
+    experts: Design
+    attention: AttentionDesign | None
+    layers: int
+    patch_width: int
+
+    @property
+    def width(self) -> int:
+        """Channels of the residual stream in memory."""
+        return self.experts.width
+
+    @property
+    def patch_chunks(self) -> int:
+        """Steps of ``lanes`` through all inputs of an embedding, padded to whole tiles."""
+        tile = self.experts.hidden_tile
+        return self.experts.shape.tokens * -(-self.patch_width // tile) * self.experts.hidden_in_chunks
+
+    @property
+    def patch_beats(self) -> int:
+        return -(-self.patch_chunks * self.experts.lanes_in // BEAT_BYTES)
+
+    @property
+    def items_down_depth(self) -> int:
+        """Words of the channel of tokens to the second product. A layer without a first product passes hidden units on
+        at once: a token takes as many steps as it has chunks in a tile."""
+        return max(self.experts.items_down_depth, depth_beside(self.experts.hidden_out_chunks))
+
+    def of(self, layer: QuantizedBlock | QuantizedLinear) -> Design:
+        """The kernel of experts as one layer uses it: with its hidden units, which are a linear layer's inputs, and
+        its experts."""
+        shape = self.experts.shape
+        if isinstance(layer, QuantizedLinear):
+            own = dataclasses.replace(shape, hidden=layer.inputs, experts=0, slots=0, shared=1)
+        else:
+            names = ("hidden", "experts", "slots", "shared")
+            own = dataclasses.replace(shape, **{name: getattr(layer.shape, name) for name in names})
+        return dataclasses.replace(self.experts, shape=own)
+
+    def why_not(self) -> str | None:
+        """The reason why the templates cannot be instantiated with these numbers, or None."""
+        if (reason := self.experts.why_not()) is not None or self.attention is None:
+            return reason
+        return self.attention.why_not()
+
+
+def experts_shape(plan: ModelPlan) -> BlockShape:
+    """The sizes of the largest layer of experts, and what is the same in all.
+
+    Raises UnsupportedError where layers differ in what is wires, or need what a design of all layers does not have.
+    """
+    blocks = [block for block in plan.blocks if isinstance(block, QuantizedBlock)]
+    if not blocks:
+        raise UnsupportedError(f"{plan.name}: no layer of experts; a design of a whole model has one at least")
+    shapes = [block.shape for block in blocks]
+    routed = [shape for shape in shapes if shape.experts] or shapes
+    for name in _SAME:
+        _only(
+            f"layers of experts differ in {name}", (getattr(s, name) for s in (shapes if name == "gated" else routed))
+        )
+    _only("layers differ in their normalisation", (layer.norm.kind for layer in plan.layers if layer.norm is not None))
+    if any(shape.biased_choice for shape in shapes):
+        raise UnsupportedError("a bias on the choice of experts is wires, and each layer has its own")
+    if any(shape.weight_bits != 8 or shape.group for shape in shapes):
+        raise UnsupportedError("weights of int4 or in groups; linear layers and attention have int8 by output")
+    if routed[0].groups > 1:
+        _only("layers of experts in groups differ in their number", (shape.experts for shape in routed))
+    wires = experts_wires(plan)
+    linear = [layer.inputs for layer in plan.layers if isinstance(layer, QuantizedLinear)]
+    return dataclasses.replace(
+        routed[0],
+        tokens=plan.tokens,
+        width=plan.width,
+        hidden=max(*(shape.hidden for shape in shapes), *linear, 1),
+        experts=max(1, *(shape.experts for shape in shapes)),
+        slots=max(1, *(shape.slots for shape in shapes)),
+        shared=max(1, *(shape.shared for shape in shapes)),
+        up_sum_bits=wires.up_sum_bits,
+        down_sum_bits=wires.down_sum_bits,
+        up_total_bits=wires.up_total_bits,
+        down_total_bits=wires.down_total_bits,
+    )
+
+
+def attention_shape(plan: ModelPlan) -> AttentionShape | None:
+    """Raises UnsupportedError where layers differ in their heads."""
+    shapes = [dataclasses.replace(layer.shape, tokens=plan.tokens) for layer in _attention(plan)]
+    return _only("layers of attention differ in their heads", shapes) if shapes else None
+
+
+def experts_wires(plan: ModelPlan) -> ExpertsWires:
+    """Shifts of the plan, and the widest sums of all layers that the kernel of experts computes."""
+    blocks = [block for block in plan.blocks if isinstance(block, QuantizedBlock)]
+    downs = [layer.down for layer in plan.layers if not isinstance(layer, QuantizedAttention)]
+    first, shifts = ExpertsWires.of(blocks[0]), plan.shifts
+    return ExpertsWires(
+        logit_bits=max((block.logit_bits for block in blocks if block.shape.experts), default=1),
+        up_sum_bits=max(block.up.sum_bits for block in blocks),
+        up_total_bits=max(block.up.total_bits for block in blocks),
+        down_sum_bits=max(down.sum_bits for down in downs),
+        down_total_bits=max(down.total_bits for down in downs),
+        up_shift=first.up_shift,
+        down_shift=first.down_shift,
+        norm_shift=shifts.norm,
+        score_shift=first.score_shift if shifts.route is None else shifts.route,
+        hidden_shift=first.hidden_shift,
+    )
+
+
+def attention_wires(plan: ModelPlan) -> AttentionWires | None:
+    layers = _attention(plan)
+    if not layers:
+        return None
+    return dataclasses.replace(
+        AttentionWires.of(layers[0]),
+        up_sum_bits=max(layer.up.sum_bits for layer in layers),
+        down_sum_bits=max(layer.down.sum_bits for layer in layers),
+    )
+
+
+def patch_width(plan: ModelPlan) -> int:
+    return 0 if plan.embedding is None else plan.embedding.inputs
+
+
+def model_design(plan: ModelPlan, lanes: int, hidden_tile: int, router_lanes: int, **more: Any) -> ModelDesign:
+    """With arrays of ``lanes`` x ``lanes`` in both kernels. ``more``: fields of :class:`Design`.
+
+    Raises UnsupportedError as :func:`experts_shape` and :func:`attention_shape` do.
+    """
+    attention = attention_shape(plan)
+    return ModelDesign(
+        Design(experts_shape(plan), lanes, lanes, hidden_tile, router_lanes, **more),
+        None if attention is None else AttentionDesign(attention, lanes, lanes),
+        len(plan.layers),
+        patch_width(plan),
+    )
+
+
+def _attention(plan: ModelPlan) -> list[QuantizedAttention]:
+    return [layer for layer in plan.layers if isinstance(layer, QuantizedAttention)]
+
+
+def _only(problem: str, values: Iterable[T]) -> T:
+    """The value that all are. Raises UnsupportedError where they differ."""
+    found: Sequence[T] = list(values)
+    if any(value != found[0] for value in found):
+        raise UnsupportedError(f"{problem}: {', '.join(map(str, dict.fromkeys(found)))}; wires are the same for all")
+    return found[0]

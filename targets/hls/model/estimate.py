@@ -1,0 +1,245 @@
+"""What the design of a whole model costs on a part and how fast it is, without synthesis.
+
+Layers run one after the other, so their cycles add up: those of experts and attention by the algebra of their blocks,
+those of a linear layer by that of the second product. Both kernels are on the chip at once; masters are shared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moec.errors import UnsupportedError
+from moec.targets.hls.attention.design import AttentionDesign
+from moec.targets.hls.attention.estimate import attention_cycles, attention_dsps, attention_luts, attention_memories
+from moec.targets.hls.attention.quantize import QuantizedAttention
+from moec.targets.hls.hardware.arithmetic import dsps_of, flip_flops, logic_luts
+from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
+from moec.targets.hls.hardware.cycles import MemoryPace, count_cycles
+from moec.targets.hls.hardware.memories import Memory, memories_of
+from moec.targets.hls.hardware.parts import Part
+from moec.targets.hls.hardware.ports import MOE_MASTERS, Ports, connect, model_ports
+from moec.targets.hls.model import reference
+from moec.targets.hls.model.design import ModelDesign, model_design
+from moec.targets.hls.model.plan import Layer, ModelPlan, QuantizedLinear
+from moec.targets.hls.moe import reference as moe_reference
+from moec.targets.hls.moe.design import BEAT_BYTES, MOST_STAGES, PARAMETER_BYTES, RESULT_BITS, Design
+from moec.targets.hls.moe.estimate import RESOURCE_NAMES, Resources, ports_as_dict
+from moec.targets.hls.moe.exploration import HIDDEN_TILES, ROUTER_LANES, Constraints, fullest
+
+Array = np.ndarray[Any, Any]
+
+LANES = (32, 16, 8)
+_FAST_ENOUGH = 1.05
+"""The cycles that a smaller design may take to be chosen in the fastest one's place, as a part of its."""
+_LAYER_BEATS = 2
+_LOOPS_OF_ROWS, _LOOPS_OF_RESULTS = 4, 5
+"""Pipelines one behind the other: until rows are where they are passed on from; and behind the second product."""
+Loads = Sequence[Sequence[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCycles:
+    """``beats``: of weights."""
+
+    kind: str
+    cycles: int
+    beats: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelEstimate:
+    """As ``Estimate`` of a MoE block; ``layers`` in order, one image."""
+
+    design: ModelDesign
+    part: Part
+    clock_megahertz: float
+    ports: Ports
+    layers: tuple[LayerCycles, ...]
+    dsps: Mapping[str, int]
+    memories: Sequence[Memory]
+    resources: Resources
+    calibration: Calibration = UNCORRECTED
+
+    @property
+    def total(self) -> int:
+        return sum(layer.cycles for layer in self.layers)
+
+    @property
+    def milliseconds(self) -> float:
+        return self.total / self.clock_megahertz / 1e3
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for artifacts and for the script that compares them with a synthesis report."""
+        experts = self.design.experts
+        slowest = max(self.layers, key=lambda layer: layer.cycles)
+        beats = sum(layer.beats for layer in self.layers)
+        return {
+            "part": self.part.device,
+            "board": self.part.board,
+            "clock_megahertz": self.clock_megahertz,
+            "milliseconds": self.milliseconds,
+            "gigabytes_per_second": beats * BEAT_BYTES / (self.milliseconds * 1e6),
+            "cycles_per_beat": self.ports.loaders.cycles_per_beat,
+            "ports": ports_as_dict(self.ports),
+            "lanes": experts.lanes_in,
+            "hidden_tile": experts.hidden_tile,
+            "router_lanes": experts.router_lanes,
+            "cycles": {
+                "layers": [dataclasses.asdict(layer) for layer in self.layers],
+                "total": self.total,
+                "bound_by": slowest.kind,
+            },
+            "resources": dataclasses.asdict(self.resources),
+            "factors": self.calibration.factors(),
+            "stages": self.calibration.stages,
+            "most_stages": MOST_STAGES,
+            "available": {name: getattr(self.part, name) for name in RESOURCE_NAMES},
+            "dsp_by_process": dict(self.dsps),
+            "memories": [dataclasses.asdict(memory) for memory in self.memories],
+        }
+
+
+def loads_of(plan: ModelPlan, steps: Array) -> Loads:
+    """How many tokens of one image each expert of each layer gets; of layers without experts, nothing."""
+    found, stream = [], steps
+    for layer in plan.layers:
+        if isinstance(layer, QuantizedLinear):
+            found.append([])
+            stream = reference.run_layer(layer, stream) if layer is plan.embedding else stream
+        elif isinstance(layer, QuantizedAttention):
+            found.append([])
+            stream = reference.run_layer(layer, stream)
+        else:
+            results = moe_reference.run(layer, stream)
+            found.append(results.loads.tolist())
+            stream = results.output
+    return found
+
+
+def estimate_model(
+    design: ModelDesign,
+    plan: ModelPlan,
+    loads: Loads,
+    part: Part,
+    clock_megahertz: float,
+    memory_share: float = 1.0,
+    calibration: Calibration = UNCORRECTED,
+) -> ModelEstimate:
+    """``loads``: those of :func:`loads_of`. ``memory_share``: of the peak bandwidth."""
+    ports = connect(part, MOE_MASTERS, clock_megahertz, memory_share, model_ports(part.memory))
+    dsps, memories = model_dsps(design), model_memories(design)
+    layers = tuple(
+        layer_cycles(design, plan, layer, one, ports.loaders, calibration.stages)
+        for layer, one in zip(plan.layers, loads, strict=True)
+    )
+    resources = _resources(design, dsps, memories).corrected(calibration)
+    return ModelEstimate(design, part, clock_megahertz, ports, layers, dsps, memories, resources, calibration)
+
+
+def layer_cycles(
+    design: ModelDesign, plan: ModelPlan, layer: Layer, loads: Sequence[int], pace: MemoryPace, stages: int = 0
+) -> LayerCycles:
+    """The cycles of a layer, and of reading what it is."""
+    header = pace.cycles(_LAYER_BEATS, _LAYER_BEATS) + stages
+    if isinstance(layer, QuantizedLinear):
+        cycles, beats = _linear_cycles(design.of(layer), layer, plan, pace, stages)
+        return LayerCycles("embedding" if layer is plan.embedding else "head", round(header + cycles), beats)
+    if isinstance(layer, QuantizedAttention):
+        assert design.attention is not None
+        found = attention_cycles(design.attention, plan.tokens, pace, stages)
+        return LayerCycles("attention", round(header + found.total), found.beats)
+    own = count_cycles(design.of(layer), loads, pace, stages)
+    return LayerCycles("experts" if layer.shape.experts else "feed-forward", round(header + own.total), own.beats)
+
+
+def _linear_cycles(
+    design: Design, layer: QuantizedLinear, plan: ModelPlan, pace: MemoryPace, stages: int
+) -> tuple[float, int]:
+    """Patches come as they are used; tokens are normalised first. A tile is computed while the next one arrives."""
+    tokens = 1 if layer.pool == "first" else plan.tokens
+    start = pace.latency + design.width * PARAMETER_BYTES / BEAT_BYTES * pace.cycles_per_beat + pace.latency
+    if layer.norm is not None:
+        reads = design.width * RESULT_BITS / 8 / BEAT_BYTES * pace.cycles_per_beat
+        per_token = max(design.width / design.router_lanes, reads)
+        start = pace.latency + max(design.width, start) + tokens * per_token + design.width / design.router_lanes
+    beats = design.weight_beats_down
+    tile = max(tokens * design.hidden_in_chunks * design.output_chunks, pace.cycles(beats, beats)) + stages
+    results = pace.cycles(design.parameter_beats_down, design.parameter_beats_down) + tokens * design.output_chunks
+    total = start + pace.cycles(beats, beats) + design.tiles * tile + results
+    return total + (_LOOPS_OF_ROWS + _LOOPS_OF_RESULTS) * stages, design.tiles * beats + design.parameter_beats_down
+
+
+def model_dsps(design: ModelDesign) -> dict[str, int]:
+    """By process, those of both kernels together."""
+    attention = {} if design.attention is None else attention_dsps(design.attention)
+    return dict(Counter(dsps_of(design.experts)) + Counter(attention))
+
+
+def model_memories(design: ModelDesign) -> list[Memory]:
+    """Those of both kernels, which share their adapters."""
+    attention = [] if design.attention is None else attention_memories(design.attention)
+    return [*memories_of(design.experts), *(memory for memory in attention if not memory.name.startswith("adapter "))]
+
+
+def _resources(design: ModelDesign, dsps: Mapping[str, int], memories: Sequence[Memory]) -> Resources:
+    attention = 0 if design.attention is None else attention_luts(design.attention)
+    luts = logic_luts(design.experts) + attention + sum(memory.luts for memory in memories)
+    return Resources(
+        dsp=sum(dsps.values()),
+        bram18=sum(memory.bram18 for memory in memories),
+        uram=sum(memory.uram for memory in memories),
+        lut=luts,
+        flip_flops=flip_flops(luts),
+    )
+
+
+def choose_model(plan: ModelPlan, loads: Loads, part: Part, constraints: Constraints) -> ModelEstimate:
+    """Of the designs within 5% of the fastest that fit, the one that leaves most of the part free.
+
+    Raises UnsupportedError where layers cannot share one design, and where none fits, saying what is short.
+    """
+    limits, clock = constraints.limits(part), constraints.clock(part)
+    designs = list(_designs(plan, part, constraints))
+    buildable = [design for design in designs if design.why_not() is None]
+    if not buildable:
+        raise UnsupportedError(f"{plan.name}: no design of the whole model: {designs[-1].why_not()}")
+    shares = [(design, _shares(design, limits, constraints.calibration)) for design in buildable]
+    fitting = [design for design, share in shares if max(share.values()) <= 1]
+    if not fitting:
+        least = min((share for _, share in shares), key=lambda share: max(share.values()))
+        needed = ", ".join(f"{share:.0%} of the {RESOURCE_NAMES[name]}" for name, share in least.items() if share > 1)
+        raise UnsupportedError(
+            f"{plan.name}: no design of the whole model fits {part.board}: the smallest needs {needed} that it may have"
+        )
+    costed = [
+        estimate_model(design, plan, loads, part, clock, constraints.memory_share, constraints.calibration)
+        for design in fitting
+    ]
+    fastest = min(one.total for one in costed)
+    fast = [one for one in costed if one.total <= fastest * _FAST_ENOUGH]
+    return min(fast, key=lambda one: (fullest(one.resources, part), one.total))
+
+
+def _shares(design: ModelDesign, limits: Resources, calibration: Calibration) -> dict[str, float]:
+    """What a design needs as a part of what it may have, by resource."""
+    resources = _resources(design, model_dsps(design), model_memories(design)).corrected(calibration)
+    return {name: getattr(resources, name) / max(getattr(limits, name), 1) for name in RESOURCE_NAMES}
+
+
+def _designs(plan: ModelPlan, part: Part, constraints: Constraints) -> Iterator[ModelDesign]:
+    """The grid, from large to small."""
+    storages = ("bram", "uram") if constraints.use_uram and part.uram else ("bram",)
+    base = model_design(plan, LANES[0], LANES[0], 1)
+    for lanes, tile, router_lanes, storage in itertools.product(
+        LANES, HIDDEN_TILES[::-1], ROUTER_LANES[::-1], storages
+    ):
+        if router_lanes <= lanes <= tile:
+            experts = Design(base.experts.shape, lanes, lanes, tile, router_lanes, large_arrays=storage)
+            attention = None if base.attention is None else AttentionDesign(base.attention.shape, lanes, lanes)
+            yield ModelDesign(experts, attention, base.layers, base.patch_width)

@@ -1,0 +1,214 @@
+"""The memory of a whole model: what each layer is, its weights, and the streams between layers.
+
+| file | contents |
+|---|---|
+| ``layers.bin`` | of each layer 32 numbers of 32 bits, those of ``layer_t`` in ``library/moec_model.h`` in order |
+| ``norm.bin``, ``router.bin``, ``up.bin``, ``down.bin`` | those of all layers, as ``moe/packing.py`` has them |
+| ``stream.bin`` | what ``stream_in``, ``residual`` and ``stream_out`` are: below |
+| ``outputs.bin`` | what each layer must write, in order; each begins with a new beat |
+
+Of the streams' memory, in this order, each from a new beat on: inputs, int8 by tile of an embedding and then by token,
+or the stream itself; positions, int16 [T, width]; two residual streams, int16 [T, width]; outputs, int16 [rows, width]
+by head. ``layers.bin`` says where all of it is, in beats. Layers read one residual stream and write the other, by
+turns, for memory has no order between what one process reads and another one writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from moec.targets.hls.attention.project import pack_output, pack_projections
+from moec.targets.hls.attention.quantize import QuantizedAttention
+from moec.targets.hls.model import reference
+from moec.targets.hls.model.design import ModelDesign
+from moec.targets.hls.model.plan import Layer, ModelPlan, QuantizedLinear
+from moec.targets.hls.moe import packing
+from moec.targets.hls.moe.design import BEAT_BYTES, RESULT_BITS
+from moec.targets.hls.moe.packing import whole_beats
+
+Array = np.ndarray[Any, Any]
+
+_LAYER_WORDS = 32
+EXPERTS, ATTENTION = range(2)
+"""Kinds of layers, as ``layer_kind_t`` has them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamPlaces:
+    """Where the streams lie in their memory, in beats. ``outputs``: of each head, or, without heads, the stream that
+    the last layer writes; ``size``: of all."""
+
+    inputs: int
+    positions: int
+    residuals: tuple[int, int]
+    outputs: tuple[int, ...]
+    size: int
+
+
+def stream_places(design: ModelDesign, plan: ModelPlan) -> StreamPlaces:
+    stream = stream_beats(plan.tokens, design)
+    positions = stream if plan.embedding is None else design.patch_beats
+    residual = positions if plan.embedding is None or plan.embedding.positions is None else positions + stream
+    first_output = residual + 2 * stream
+    rows = stream_beats(plan.output_rows, design)
+    size = first_output + len(plan.heads) * rows
+    # The embedding writes the first residual stream; without one, the first layer does.
+    writers = len(plan.blocks) + (plan.embedding is not None)
+    last = residual + (writers - 1) % 2 * stream
+    outputs = tuple(first_output + place * rows for place in range(len(plan.heads)))
+    return StreamPlaces(0, positions, (residual, residual + stream), outputs or (last,), size)
+
+
+def stream_beats(rows: int, design: ModelDesign) -> int:
+    return -(-rows * design.width * RESULT_BITS // 8 // BEAT_BYTES)
+
+
+def pack_model(design: ModelDesign, plan: ModelPlan, steps: Array) -> dict[str, bytes]:
+    """All files. ``steps``: the inputs of one image, as :meth:`ModelPlan.input_steps` has them."""
+    places = stream_places(design, plan)
+    weights: dict[str, list[bytes]] = {name: [] for name in ("norm", "router", "up", "down")}
+    layers = []
+    at_input, next_residual = places.inputs, 0
+    for place, layer in enumerate(plan.layers, len(plan.heads) - len(plan.layers)):
+        is_head = place >= 0
+        output = places.outputs[place] if is_head else places.residuals[next_residual]
+        positions = isinstance(layer, QuantizedLinear)
+        own = _weights(design, layer)
+        numbers = {
+            **_numbers(design, plan, layer),
+            # What a layer does not have is read all the same, and not used: that of the first layer.
+            **{f"{name}_at": _beats(parts) if name in own else 0 for name, parts in weights.items()},
+            "input_at": at_input,
+            "residual_at": places.positions if positions else at_input,
+            "output_at": output,
+        }
+        layers.append(layer_record(numbers))
+        for name, data in own.items():
+            weights[name].append(data)
+        if not is_head:
+            at_input, next_residual = output, 1 - next_residual
+    return {
+        "layers.bin": b"".join(layers),
+        **{f"{name}.bin": b"".join(parts) for name, parts in weights.items()},
+        "stream.bin": pack_stream_memory(design, plan, steps),
+        "outputs.bin": b"".join(packing.pack_stream(rows, design.width) for rows in _outputs(plan, steps)),
+    }
+
+
+def pack_stream_memory(design: ModelDesign, plan: ModelPlan, steps: Array) -> bytes:
+    """``stream.bin``: inputs and positions; what layers write is zeros."""
+    places = stream_places(design, plan)
+    positions = None if plan.embedding is None else plan.embedding.positions
+    data = pack_inputs(design, plan, steps)
+    if positions is not None:
+        data += packing.pack_stream(positions, design.width)
+    return data + bytes(places.size * BEAT_BYTES - len(data))
+
+
+def pack_inputs(design: ModelDesign, plan: ModelPlan, steps: Array) -> bytes:
+    """Int8 [T, in] → by hidden tile of the design, and then by token; the stream as it is."""
+    if plan.embedding is None:
+        return packing.pack_stream(steps, design.width)
+    tile = design.experts.hidden_tile
+    rows = packing.widened(steps.astype(np.int8), -(-plan.embedding.inputs // tile) * tile, axis=1)
+    return whole_beats(rows.reshape(len(rows), -1, tile).transpose(1, 0, 2).tobytes())
+
+
+def layer_record(numbers: dict[str, int]) -> bytes:
+    """The numbers of a layer by name, those of ``layer_t``; what is not given is 0."""
+    words = np.zeros(_LAYER_WORDS, np.int64)
+    for name, value in numbers.items():
+        words[_FIELDS.index(name)] = value
+    words[_EPSILON], words[_EPSILON + 1] = numbers["epsilon"] & 0xFFFFFFFF, numbers["epsilon"] >> 32
+    return (words & 0xFFFFFFFF).astype("<u4").tobytes()
+
+
+_FIELDS = (
+    *("kind", "tokens", "streamed", "patches", "rows", "adds", "passes", "pools"),
+    *("experts", "slots", "shared", "tiles"),
+    *("norm_at", "input_at", "residual_at", "router_at", "up_at", "down_at", "output_at"),
+    *("score_multiplier", "mixed_one", "hidden_multiplier", "up_offset", "up_limit", "shared_gate", "epsilon"),
+)
+"""The numbers of a layer in order; the last one takes two places."""
+_EPSILON = _FIELDS.index("epsilon")
+
+
+def _numbers(design: ModelDesign, plan: ModelPlan, layer: Layer) -> dict[str, int]:
+    """What a layer is, without where things are."""
+    if isinstance(layer, QuantizedAttention):
+        return {
+            "kind": ATTENTION,
+            "tokens": plan.tokens,
+            "streamed": plan.tokens,
+            "rows": plan.tokens,
+            "adds": True,
+            "score_multiplier": int(layer.score.values[0]),
+            "mixed_one": layer.mixed_one,
+            "epsilon": layer.norm.epsilon,
+        }
+    common = {
+        "kind": EXPERTS,
+        "tiles": design.of(layer).tiles,
+        "epsilon": 1 if layer.norm is None else layer.norm.epsilon,
+    }
+    if isinstance(layer, QuantizedLinear):
+        tokens = 1 if layer.pool == "first" else plan.tokens
+        return {
+            **common,
+            "tokens": tokens,
+            "streamed": 0 if layer.norm is None else tokens,
+            "patches": design.patch_chunks if layer.norm is None else 0,
+            "rows": plan.tokens if layer.pool == "none" else 1,
+            "adds": layer.positions is not None,
+            "passes": True,
+            "pools": layer.pool == "mean",
+            "shared": 1,
+            "shared_gate": layer.gate,
+        }
+    return {
+        **common,
+        "tokens": plan.tokens,
+        "streamed": plan.tokens,
+        "rows": plan.tokens,
+        "adds": True,
+        "experts": layer.shape.experts,
+        "slots": layer.shape.slots,
+        "shared": layer.shape.shared,
+        "score_multiplier": int(layer.score.values[0]),
+        "hidden_multiplier": int(layer.hidden_multiplier.values[0]),
+        "up_offset": layer.up_offset,
+        "up_limit": layer.up_limit,
+        "shared_gate": layer.shared_gate,
+    }
+
+
+def _weights(design: ModelDesign, layer: Layer) -> dict[str, bytes]:
+    norm = {} if layer.norm is None else {"norm": packing.pack_norm(layer.norm, design.width)}
+    if isinstance(layer, QuantizedAttention):
+        assert design.attention is not None
+        return {
+            **norm,
+            "up": pack_projections(design.attention, layer),
+            "down": pack_output(design.attention, layer),
+        }
+    own = design.of(layer)
+    down = {"down": packing.pack_down(own, layer.down)}
+    if isinstance(layer, QuantizedLinear):
+        return {**norm, **down}
+    router = {"router": packing.pack_router(own, layer)} if layer.shape.experts else {}
+    return {**norm, **router, "up": packing.pack_up(own, layer), **down}
+
+
+def _outputs(plan: ModelPlan, steps: Array) -> list[Array]:
+    """Of each layer."""
+    streams = list(reference.run(plan, steps).streams)
+    last = streams[-1]
+    return [*streams, *(reference.run_layer(head, last) for head in plan.heads)]
+
+
+def _beats(parts: Sequence[bytes]) -> int:
+    return sum(len(part) for part in parts) // BEAT_BYTES

@@ -1,0 +1,153 @@
+"""The files of a whole model's project: as ``moe/project.py`` has them for a block, with the same library.
+
+| path | contents |
+|---|---|
+| ``src/model.cpp``, ``src/model_*.h`` | generated: the top function with both kernels, constants and tables |
+| ``data/`` | weights and layers, one image and what every layer makes of it: :mod:`moec.targets.hls.model.packing` |
+| ``host.py`` | images to labels: loads the binary, checks it against ``data/``, and runs it |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+
+from moec.targets.hls.attention.channels import attention_channels
+from moec.targets.hls.attention.estimate import attention_memories
+from moec.targets.hls.hardware.memories import Memory, memories_of
+from moec.targets.hls.hardware.parts import find_part
+from moec.targets.hls.hardware.ports import model_ports
+from moec.targets.hls.lint.pragmas import LEAST_VERSION
+from moec.targets.hls.model import packing
+from moec.targets.hls.model.channels import experts_channels
+from moec.targets.hls.model.design import ModelDesign, attention_wires, experts_wires
+from moec.targets.hls.model.plan import ModelPlan
+from moec.targets.hls.moe.design import BEAT_BYTES, FRACTION_BITS, MOST_STAGES
+from moec.targets.hls.moe.project import CLOCK_UNCERTAINTY, bound_channels, library_files, listed, render, repeated
+from moec.targets.hls.moe.quantize import power_table, sigmoid_table
+from moec.targets.hls.normalization import inverse_roots
+
+Array = np.ndarray[Any, Any]
+
+TOP = "model"
+_TEMPLATES = {
+    "model_config.h.j2": "src/model_config.h",
+    "model_tables.h.j2": "src/model_tables.h",
+    "model.cpp.j2": "src/model.cpp",
+    "model_testbench.cpp.j2": "src/testbench.cpp",
+    "model_readme.md.j2": "README.md",
+    "model_host.py.j2": "host.py",
+    "hls_config.cfg.j2": "hls_config.cfg",
+    "link.cfg.j2": "link.cfg",
+    "run_hls.tcl.j2": "run_hls.tcl",
+    "Makefile.j2": "Makefile",
+}
+
+
+def model_files(design: ModelDesign, plan: ModelPlan, steps: Array, *, device: str, clock: float) -> dict[str, bytes]:
+    """Contents by path. ``steps``: the inputs of one image, as :meth:`ModelPlan.input_steps` has them, which the
+    testbench runs; ``clock`` in MHz."""
+    data = packing.pack_model(design, plan, steps)
+    context = _context(design, plan, data, device, clock)
+    files = {path: render(template, context) for template, path in _TEMPLATES.items()}
+    memories = [*memories_of(design.experts), *(() if design.attention is None else _own(design))]
+    if plan.patches is not None:
+        data["patches.bin"] = plan.patches.places.astype("<i4").tobytes()
+    return {
+        **files,
+        **library_files(memories),
+        **{f"data/{name}": content for name, content in data.items()},
+        "data/layout.json": json.dumps(_layout(design, plan), indent=1).encode(),
+    }
+
+
+def _own(design: ModelDesign) -> list[Memory]:
+    """The memories of the attention kernel in processes that the other one does not have: what both have is bound once,
+    for the larger one."""
+    assert design.attention is not None
+    others = {memory.process for memory in memories_of(design.experts)}
+    return [memory for memory in attention_memories(design.attention) if memory.process not in others]
+
+
+def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes], device: str, clock: float) -> dict[str, Any]:
+    experts, attention = design.experts, design.attention
+    places = packing.stream_places(design, plan)
+    beats = {
+        name: max(1, len(data[f"{name}.bin"]) // BEAT_BYTES) for name in ("layers", "norm", "router", "up", "down")
+    }
+    scores = -(-(experts.shape.slots + 1) // 2)
+    return {
+        "name": plan.name,
+        "summary": summary(plan),
+        "device": device,
+        "clock": clock,
+        "top": TOP,
+        "plan": plan,
+        "layers": design.layers,
+        "classes": plan.classes,
+        "output_rows": plan.output_rows,
+        "design": experts,
+        "shape": experts.shape,
+        "moe": experts,
+        "lanes": experts.lanes_in,
+        "items_down_depth": design.items_down_depth,
+        "fifos": experts.fifos,
+        "wires": experts_wires(plan),
+        "patch_beats": design.patch_beats,
+        "attention": attention,
+        "attention_wires": attention_wires(plan),
+        "attention_copies": experts.lanes_in // 2,
+        "depth": {**beats, "stream": places.size},
+        "places": places,
+        "data": "data",
+        "most_stages": MOST_STAGES,
+        "fraction_bits": FRACTION_BITS,
+        "least_version": LEAST_VERSION,
+        "clock_uncertainty": CLOCK_UNCERTAINTY,
+        "bound_moe": bound_channels(experts_channels(design)),
+        "bound_attention": [] if attention is None else bound_channels(attention_channels(attention)),
+        "ports": model_ports(find_part(device).memory),
+        "routing": f"{experts.shape.scoring} of {experts.shape.experts}, {experts.shape.slots} per token",
+        "experts": "of all layers",
+        "score_copies": scores,
+        "powers": power_table(),
+        "sigmoids": sigmoid_table(),
+        "choice_biases": np.zeros(experts.shape.experts, np.int64),
+        "inverse_roots": inverse_roots(),
+        "listed": listed,
+        "repeated": repeated,
+    }
+
+
+def summary(plan: ModelPlan) -> str:
+    """The model in words."""
+    kinds = [type(layer).__name__.removeprefix("Quantized").lower() for layer in plan.layers]
+    counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+    names = {"linear": "linear", "attention": "attention", "block": "experts"}
+    layers = ", ".join(f"{count} of {names[kind]}" for kind, count in counts.items())
+    return f"{plan.tokens} tokens of {plan.width} channels through {len(kinds)} layers: {layers}"
+
+
+def _layout(design: ModelDesign, plan: ModelPlan) -> dict[str, Any]:
+    """What the host program needs to know of memory: places in beats."""
+    patches = plan.patches
+    return {
+        **dataclasses.asdict(packing.stream_places(design, plan)),
+        "beat": BEAT_BYTES,
+        "layers": design.layers,
+        "tokens": plan.tokens,
+        "width": plan.width,
+        "padded_width": design.width,
+        "tile": design.experts.hidden_tile,
+        "classes": plan.classes,
+        "rows": plan.output_rows,
+        "output_scale": plan.output_scale,
+        "stream_scale": plan.stream_scale,
+        "image": None if patches is None else list(patches.shape),
+        "patch_width": design.patch_width,
+        "scale": None if patches is None else patches.scale,
+        "offset": None if patches is None else patches.offset,
+    }

@@ -1,0 +1,66 @@
+"""What layers on the same hardware have in common beside sizes: shifts, which are wires, and the widths of sums."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from moec.targets.hls.attention.quantize import QuantizedAttention
+from moec.targets.hls.moe.quantize import QuantizedBlock
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertsWires:
+    """Of layers of experts: bits of logits, of the sums of both products and of the totals of their groups; and by how
+    much products are shifted down. ``norm_shift`` is None where tokens are not normalised."""
+
+    logit_bits: int
+    up_sum_bits: int
+    up_total_bits: int
+    down_sum_bits: int
+    down_total_bits: int
+    up_shift: int
+    down_shift: int
+    norm_shift: int | None
+    score_shift: int
+    hidden_shift: int
+
+    @staticmethod
+    def of(block: QuantizedBlock) -> ExpertsWires:
+        return ExpertsWires(
+            logit_bits=block.logit_bits,
+            up_sum_bits=block.up.sum_bits,
+            up_total_bits=block.up.total_bits,
+            down_sum_bits=block.down.sum_bits,
+            down_total_bits=block.down.total_bits,
+            up_shift=block.up.multipliers.shift,
+            down_shift=block.down.multipliers.shift,
+            norm_shift=None if block.norm is None else block.norm.shift,
+            score_shift=block.score.shift,
+            hidden_shift=block.hidden_multiplier.shift,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionWires:
+    """The same of attention; ``score_shift``: from scores to places in the table of powers, ``mixed_shift``: of what
+    heads attend to."""
+
+    up_sum_bits: int
+    down_sum_bits: int
+    up_shift: int
+    down_shift: int
+    norm_shift: int
+    score_shift: int
+    mixed_shift: int
+
+    @staticmethod
+    def of(block: QuantizedAttention) -> AttentionWires:
+        return AttentionWires(
+            up_sum_bits=block.up.sum_bits,
+            down_sum_bits=block.down.sum_bits,
+            up_shift=block.up.multipliers.shift,
+            down_shift=block.down.multipliers.shift,
+            norm_shift=block.norm.shift,
+            score_shift=block.score.shift,
+            mixed_shift=block.mixed_shift,
+        )

@@ -1,0 +1,133 @@
+"""Whole models in one design: generated C++ against the integers of all layers."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import runpy
+import shutil
+
+import numpy as np
+import pytest
+
+from moec.errors import UnsupportedError
+from moec.simulators.hls.simulator import SimulationError, simulate_functionally, simulate_timed
+from moec.targets.hls.lint.linter import lint
+from moec.targets.hls.model import reference
+from moec.targets.hls.model.design import model_design
+from moec.targets.hls.model.project import model_files
+from moec.targets.hls.moe.design import MOST_STAGES
+
+from . import model_layers
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None or importlib.util.find_spec("hls4ml") is None,
+    reason="g++ or hls4ml is not installed",
+)
+TOP = "src/model.cpp"
+
+
+def image_of(plan):
+    return np.random.default_rng(0).uniform(-1, 1, plan.patches.shape)
+
+
+def files_of(plan, lanes=8, hidden_tile=16, router_lanes=4):
+    """A project whose testbench runs one image."""
+    design = model_design(plan, lanes, hidden_tile, router_lanes)
+    return model_files(design, plan, plan.input_steps(image_of(plan)), device="xczu9eg-ffvb1156-2-e", clock=300)
+
+
+def part_of(projection, *taken):
+    """Some of a projection's experts, or some of their outputs."""
+    multipliers = dataclasses.replace(projection.multipliers, values=projection.multipliers.values[taken])
+    weights, biases = projection.weights[taken], projection.biases[taken]
+    return dataclasses.replace(projection, weights=weights, biases=biases, multipliers=multipliers)
+
+
+def with_first_experts(block, count):
+    """A layer with fewer experts than another one of the same model."""
+    parts = {name: part_of(getattr(block, name), slice(count)) for name in ("up", "down")}
+    parts |= {name: getattr(block, name)[:count] for name in ("router", "router_bias")}
+    return dataclasses.replace(block, shape=dataclasses.replace(block.shape, experts=count, slots=1), **parts)
+
+
+@pytest.fixture(scope="module")
+def plan():
+    """Patches are longer than tokens; tiles end behind a token; layers differ in experts, and in how many a token
+    chooses; two layers compute the logits, of the mean of all tokens."""
+    base = model_layers.plan(pool="mean", width=24, pixels=40, classes=24)
+    more = with_first_experts(base.blocks[-1], 3)
+    (head,) = base.heads
+    last = dataclasses.replace(head, down=part_of(head.down, slice(None), slice(10)))
+    return dataclasses.replace(base, blocks=(*base.blocks, more), heads=(head, last))
+
+
+@pytest.fixture(scope="module")
+def files(plan):
+    return files_of(plan)
+
+
+@needs_compiler
+def test_all_layers_in_one_design_equal_the_reference(files):
+    timed = simulate_timed(files)
+    assert "PASS: 8 layers" in timed.output
+    assert [region.name for region in timed.regions if region.name != "read_layer"] == [
+        *("experts_layer", "attention_layer") * 2,
+        *("experts_layer",) * 4,
+    ]
+    assert timed.cycles == sum(region.cycles for region in timed.regions)
+    assert simulate_timed(files, fifo_depths=1).cycles > timed.cycles
+    deep = simulate_timed(files, pipeline_depth=MOST_STAGES)
+    assert "PASS" in deep.output and deep.cycles > timed.cycles
+
+
+def test_the_host_program_packs_images_and_reads_outputs(plan, files, tmp_path):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    host = runpy.run_path(str(tmp_path / "host.py"))
+    image = image_of(plan)
+    inputs = host["inputs_of"](image)
+    assert files["data/stream.bin"].startswith(inputs)
+    expected = reference.run(plan, plan.input_steps(image)).output
+    np.testing.assert_array_equal(host["expected_outputs"](), expected)
+    with pytest.raises(ValueError, match="expected"):
+        host["inputs_of"](image[:-1])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "rule"),
+    [
+        ("experts_layer(layer.tokens", "layers[0]; experts_layer(layer.tokens", "regions-in-turn"),
+        ("norm_parameters, stream_in, residual,\n", "norm_parameters, residual, stream_in,\n", "regions-in-turn"),
+        ("#pragma HLS INLINE off\n", "", "regions-in-turn"),
+        ("port=residual bundle=gmem_residual", "port=residual bundle=gmem_tokens", "one-master-per-direction"),
+        ("#pragma HLS INTERFACE s_axilite port=residual\n", "", "complete-interfaces"),
+    ],
+)
+def test_the_linter_looks_at_regions_and_the_function_around_them(files, before, after, rule):
+    assert lint(files) == []
+    text = files[TOP].decode()
+    assert before in text
+    assert rule in {finding.rule for finding in lint({**files, TOP: text.replace(before, after).encode()})}
+
+
+def test_layers_that_differ_in_wires_are_refused():
+    plan = model_layers.plan()
+    *others, last = plan.blocks
+    gated = dataclasses.replace(last, shape=dataclasses.replace(last.shape, gated=True))
+    with pytest.raises(UnsupportedError, match="layers of experts differ in gated: False, True"):
+        model_design(dataclasses.replace(plan, blocks=(*others, gated)), 8, 16, 4)
+
+
+@needs_compiler
+def test_a_wrong_number_of_a_layer_is_noticed():
+    """By its layer, in C simulation, of a model whose head takes the first token and whose tiles are whole."""
+    files = files_of(model_layers.plan(pixels=16))
+    assert "PASS: 6 layers" in simulate_functionally(files)
+    outputs = bytearray(files["data/outputs.bin"])
+    outputs[0] ^= 1
+    with pytest.raises(SimulationError) as error:
+        simulate_functionally({**files, "data/outputs.bin": bytes(outputs)})
+    assert error.value.kind == "mismatch"
+    assert "layer 0, row 0, channel 0" in error.value.details

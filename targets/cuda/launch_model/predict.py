@@ -70,8 +70,9 @@ def predict(
     idle = 0 if isinstance(plan, TilePlan) and plan.persistent else max(facts.blocks - blocks, 0)
     taken += idle / room * gpu.l2_cycles  # each looks up whether there is work, and leaves
     busy, moving = taken / gpu.clock, traffic.memory / gpu.memory_reached
-    # A stream from memory begins when the first bytes come.
-    seconds, limit = max((busy, unit), (moving + gpu.memory_cycles / gpu.clock, MEMORY))
+    if moving:
+        moving += gpu.memory_cycles / gpu.clock  # until the first bytes come
+    seconds, limit = max((busy, unit), (moving, MEMORY))
     seconds += LAUNCH_SECONDS
     operations, least = _least(plan, gpu, spread, tokens, traffic)
     return Prediction(

@@ -129,6 +129,13 @@ def test_a_launch_in_waves():
     assert found.roofline == pytest.approx(found.operations / 2e13 / found.seconds)
 
 
+def test_a_launch_of_little_waits_for_the_cache_alone():
+    facts = dataclasses.replace(FACTS, blocks=1, bytes_read=128.0, bytes_written=128.0)
+    found = predict(StreamPlan(("x",), ("y",), 4), GPU, facts, Spread(0, 1), 1)
+    assert (found.limit, found.traffic.memory) == (LATENCY, 0)
+    assert found.seconds == pytest.approx((2.56 + 2 * 100) / 1e9 + LAUNCH_SECONDS)
+
+
 def test_a_launch_that_memory_limits():
     slow = dataclasses.replace(GPU, memory_reached=1e10)
     found = predict(TILE, slow, FACTS, Spread(4, 4), 4)

@@ -86,6 +86,8 @@ def quantize_norm(name: str, norm: FloatNorm, stream_scale: float, input_scale: 
     Raises UnsupportedError where an integer of the hardware cannot hold a weight, bias or epsilon.
     """
     width = len(norm.weight)
+    if not np.isfinite(norm.weight).all() or not np.isfinite(norm.bias).all():
+        raise UnsupportedError(f"{name}: weights or biases of its normalisation are not finite")
     scales = norm.weight.astype(np.float64) / input_scale / (1 << FRACTION_BITS)
     biases = norm.bias.astype(np.float64) / input_scale
     largest = max(

@@ -1,11 +1,11 @@
 """The attention blocks of a graph: where each begins and ends, and its numbers.
 
 A block is ``x + output(heads(norm(x)))`` around a standard Attention operator without caches and without a mask, or
-with one that masks nothing. What lies
-between the normalisation and the operator, and between the operator and the addition, may be spelled in any way (one
-product for queries, keys and values or three, reshapes, transpositions, slices): its matrices are found by running it
-on unit vectors, and random vectors at various positions must agree with them. So whatever is not the same product for
-every token, such as rotary embeddings or a normalisation of heads, is refused.
+with one that masks nothing. What lies between the normalisation and the operator, and between the operator and the
+addition, may be spelled in any way (one product for queries, keys and values or three, reshapes, transpositions,
+slices): its matrices are found by running it on unit vectors, and random vectors at various positions must agree with
+them. So whatever is not the same product for every token, such as rotary embeddings or a normalisation of heads, is
+refused.
 """
 
 from __future__ import annotations

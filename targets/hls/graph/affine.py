@@ -67,7 +67,7 @@ def random_inputs(model: ir.Model, images: int) -> Mapping[ir.Value, Array]:
             continue
         first = value.shape[0]
         shape = (first if isinstance(first, int) else images, *sizes)
-        found[value] = random.integers(0, 2, shape).astype(value.dtype.numpy())
+        found[value] = random.integers(0, 2, shape, np.uint8).astype(value.dtype.numpy())
     return found
 
 

@@ -21,7 +21,9 @@ from moec.targets.hls.model.plan import Pool
 Array = np.ndarray[Any, Any]
 
 _TOLERANCE = 1e-4
-_MOST_NUMBERS = 1 << 25
+_PROBES = 4
+"""Images of random tokens."""
+_MOST_NUMBERS = 1 << 24
 """Of images of tokens that are run at once."""
 
 
@@ -69,30 +71,33 @@ def _normalization(stream: ir.Value, result: ir.Value) -> ir.Node:
 
 def _matrix(model: ir.Model, normal: ir.Value, result: ir.Value, tokens: int, width: int) -> tuple[Pool, Array, Array]:
     """Which tokens [T, d] count, and their weights [C, d] and bias [C]."""
-    of_all = np.repeat(np.eye(width, dtype=np.float32)[:, None], tokens, axis=1)
-    random = np.random.default_rng(3).normal(size=(4, tokens, width)).astype(np.float32)
-    squeezed = normal.shape is not None and len(normal.shape) == 2
-    results = []
-    for images in (np.zeros((1, tokens, width), np.float32), of_all, random):
-        step = max(1, _MOST_NUMBERS // (tokens * width))
-        parts = [images[start : start + step] for start in range(0, len(images), step)]
-        found = [by_image(model, normal, part[:, 0] if squeezed else part, result) for part in parts]
-        results.append(np.concatenate(found).astype(np.float32))
-    nothing, every, expected = results
-    if expected.ndim not in (2, 3) or (expected.ndim == 3 and expected.shape[1] not in (1, tokens)):
+    vectors = np.concatenate([np.zeros((1, width), np.float32), np.eye(width, dtype=np.float32)])
+    step = max(1, _MOST_NUMBERS // (tokens * width))
+    same = [
+        _logits(model, normal, result, np.repeat(vectors[first : first + step, None], tokens, axis=1))
+        for first in range(0, len(vectors), step)
+    ]
+    random = np.random.default_rng(3).normal(size=(_PROBES, tokens, width)).astype(np.float32)
+    expected = _logits(model, normal, result, random)
+    if expected.shape[1] not in (1, tokens):
         raise UnsupportedError(f"{result.name!r} has the shape {result.shape}; expected logits of images or of tokens")
-    by_token = expected.ndim == 3 and expected.shape[1] > 1
-    if not by_token:
-        nothing, every, expected = (one.reshape(len(one), 1, -1) for one in results)
-    bias = nothing[0, 0]
-    weights = (every[:, 0] - bias).T
-    pools: list[Pool] = ["none"] if by_token else ["first", "mean"]
-    for pool in pools:
-        of_token = random @ weights.T + bias
-        computed = {"none": of_token, "first": of_token[:, :1], "mean": of_token.mean(axis=1, keepdims=True)}[pool]
+    rows = np.concatenate(same)[:, 0]
+    bias, weights = rows[0], (rows[1:] - rows[0]).T
+    of_token = random @ weights.T + bias
+    pools: dict[Pool, Array] = {"first": of_token[:, :1], "mean": of_token.mean(axis=1, keepdims=True)}
+    if expected.shape[1] > 1:
+        pools = {"none": of_token}
+    for pool, computed in pools.items():
         if np.abs(computed - expected).max() <= _TOLERANCE * np.abs(expected).max():
             return pool, weights, bias
     raise UnsupportedError(
         f"{result.name!r} is no product of the normalised tokens {normal.name!r}, of each, of the first, or of their "
         "mean"
     )
+
+
+def _logits(model: ir.Model, normal: ir.Value, result: ir.Value, images: Array) -> Array:
+    """Normalised tokens [N, T, d] → [N, 1 or T, C]."""
+    is_one = normal.shape is not None and len(normal.shape) == 2
+    found = by_image(model, normal, images[:, 0] if is_one else images, result).astype(np.float32)
+    return found if found.ndim == 3 else found.reshape(len(images), 1, -1)

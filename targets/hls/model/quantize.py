@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.errors import InputError, UnsupportedError
 from moec.targets.hls.attention.graph import GraphAttention
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
 from moec.targets.hls.graph.calibrate import evaluate, feeds_of
@@ -28,6 +29,7 @@ _HEADROOM = 1.25
 """Logits may grow beyond those of the calibration data by this before they saturate."""
 
 
+@np.errstate(all="ignore")  # what overflows is refused by name
 def quantize_model(
     model: ir.Model, graph: GraphModel, inputs: Mapping[str, Array], *, name: str, weight_bits: Literal[4, 8] = 8
 ) -> ModelPlan:
@@ -37,15 +39,17 @@ def quantize_model(
     hardware cannot hold, and for layers that cannot share one array.
     """
     feeds = feeds_of(model, inputs)
+    if not len(feeds[graph.source]):
+        raise InputError(f"calibration data for {graph.source.name!r} has no image; give some")
     seen = evaluate(model, feeds, [graph.source, *(block.tokens for block in graph.blocks), graph.stream])
-    images, streams = seen[0], seen[1:]
+    images, streams = seen[0], [stream.astype(np.float32) for stream in seen[1:]]
     tokens = [block.as_tokens(stream) for block, stream in zip(graph.blocks, streams, strict=False)]
     stream_scale = _stream_scale(graph, images, tokens)
     blocks = [
         _block(block, rows, graph.tokens, stream_scale, weight_bits)
         for block, rows in zip(graph.blocks, tokens, strict=True)
     ]
-    heads = _heads(graph.head, streams[-1].astype(np.float32), stream_scale)
+    heads = _heads(graph.head, streams[-1], stream_scale)
     patches, embedding = None, None
     if graph.embedding is not None:
         patches, embedding = _embedding(graph.embedding, images, stream_scale)
@@ -82,9 +86,19 @@ def _stream_scale(graph: GraphModel, images: Array, tokens: Sequence[Array]) -> 
 def _block(
     block: GraphBlock | GraphAttention, rows: Array, tokens: int, stream_scale: float, weight_bits: int
 ) -> QuantizedBlock | QuantizedAttention:
-    if isinstance(block, GraphAttention):
-        return quantize_attention(block.numbers, rows, most_tokens=tokens, stream_scale=stream_scale)
-    return quantize(block.numbers, rows, most_tokens=tokens, weight_bits=weight_bits, stream_scale=stream_scale)
+    with _blamed(block.numbers.name):
+        if isinstance(block, GraphAttention):
+            return quantize_attention(block.numbers, rows, most_tokens=tokens, stream_scale=stream_scale)
+        return quantize(block.numbers, rows, most_tokens=tokens, weight_bits=weight_bits, stream_scale=stream_scale)
+
+
+@contextlib.contextmanager
+def _blamed(name: str) -> Iterator[None]:
+    """What is unsupported is so of this node."""
+    try:
+        yield
+    except UnsupportedError as error:
+        raise error if str(error).startswith(name) else UnsupportedError(f"{name}: {error}") from error
 
 
 def _embedding(embedding: FloatEmbedding, images: Array, stream_scale: float) -> tuple[Patches, QuantizedLinear]:
@@ -97,7 +111,8 @@ def _embedding(embedding: FloatEmbedding, images: Array, stream_scale: float) ->
     offset = low + 128 * scale
     table = embedding.table + offset * (embedding.places >= 0) @ embedding.weights.T
     width = len(embedding.weights)
-    down = project(embedding.weights[None], np.zeros((1, width)), scale, np.full(width, stream_scale), 8)
+    with _blamed("the embedding of patches"):
+        down = project(embedding.weights[None], np.zeros((1, width)), scale, np.full(width, stream_scale), 8)
     positions = np.clip(np.round(table / stream_scale), -32768, 32767).astype(np.int16)
     linear = QuantizedLinear(down, scale, stream_scale, positions=positions)
     return Patches(embedding.shape, embedding.places, scale, offset), linear
@@ -120,7 +135,10 @@ def _heads(head: FloatHead | None, stream: Array, stream_scale: float) -> list[Q
     for first in range(0, len(head.weights), width):
         part = slice(first, first + width)
         count = len(head.bias[part])
-        down = project(head.weights[None, part], head.bias[None, part], input_scale, np.full(count, result_scale), 8)
+        with _blamed("the head"):
+            down = project(
+                head.weights[None, part], head.bias[None, part], input_scale, np.full(count, result_scale), 8
+            )
         found.append(QuantizedLinear(down, input_scale, result_scale / sum_of_gates, norm, head.pool, gate))
     return found
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from moec.targets.hls.attention.quantize import QuantizedAttention
 from moec.targets.hls.model.plan import Layer, QuantizedLinear, shifts_of
-from moec.targets.hls.moe.projection import Multipliers, QuantizedProjection, shifted
+from moec.targets.hls.moe.projection import QuantizedProjection, shifted
 
 _Layer = TypeVar("_Layer", bound=Layer)
 
@@ -48,14 +48,16 @@ def with_shifts(layer: _Layer, shifts: Mapping[str, int]) -> _Layer:
 
 def least_bits(layers: Sequence[Layer]) -> int:
     """Of the multipliers of a channel; of each projection the largest multiplier counts, for smaller ones are those of
-    channels that hardly count. 16 where no bit is lost."""
+    channels that hardly count, and no channel that is always 0. 16 where no bit is lost."""
     projections = [layer.down for layer in layers]
     projections += [layer.up for layer in layers if not isinstance(layer, QuantizedLinear)]
-    return min(_bits(one.multipliers) for one in projections)
+    return min(_bits(one) for one in projections)
 
 
-def _bits(multipliers: Multipliers) -> int:
-    return int(multipliers.values.max()).bit_length()
+def _bits(projection: QuantizedProjection) -> int:
+    used = (projection.weights != 0).any(axis=2) | (projection.biases != 0)
+    values = projection.multipliers.values[used]
+    return int(values.max()).bit_length() if values.size else 16
 
 
 def _lowered(projection: QuantizedProjection, shift: int) -> QuantizedProjection:

@@ -20,6 +20,8 @@ Array = np.ndarray[Any, Any]
 
 _MOST_BIAS, _MOST_TOTAL_BIAS = 1 << 20, 1 << 23
 """In steps of the sums, or totals, that they are added to. Results of 16 bits saturate below the latter."""
+_STEP_OF_NOTHING = 2.0**-16
+"""A sum of matrices without weights, in steps of its result: small, for other layers may share its shift."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Multipliers:
     def of(scales: Array) -> Multipliers:
         """Raises UnsupportedError where 16 bits and a shift cannot say the scales."""
         largest = float(scales.max())
-        shift = math.floor(math.log2(65535 / largest))
+        shift = math.floor(math.log2(65535 / largest)) if 0 < largest < math.inf else 0
         if not 1 <= shift <= 40:
             raise UnsupportedError(
                 f"a scale of {largest:.3g} between two tensors has no 16-bit multiplier; check the calibration data"
@@ -107,9 +109,12 @@ def project(
     ``result_scales`` [out]. ``steps`` [E, out, groups]: of weights that are whole multiples of them already, 0 of those
     that are to be rounded.
 
-    Raises UnsupportedError as :meth:`Multipliers.of`, and for multiples that ``bits`` do not hold.
+    Raises UnsupportedError as :meth:`Multipliers.of`, for multiples that ``bits`` do not hold, and for numbers that are
+    not finite.
     """
-    found = _steps_of(weights, bits, group)
+    if not np.isfinite(weights).all() or not np.isfinite(biases).all():
+        raise UnsupportedError("weights or biases that are not finite")
+    found = _steps_of(weights, bits, group, _STEP_OF_NOTHING * float(result_scales.min()) / input_scale)
     if steps is not None:
         found = np.where(steps > 0, steps, found)
     if not group:
@@ -129,13 +134,14 @@ def project(
     return QuantizedProjection(integers.astype(np.int8), whole.astype(np.int64), multipliers, group)
 
 
-def _steps_of(weights: Array, bits: int, group: int) -> Array:
+def _steps_of(weights: Array, bits: int, group: int, of_nothing: float) -> Array:
     """The step [E, out, groups] with which the largest weight of each group is the largest integer. Zeros take the
-    smallest step of the others, so that multipliers do not lose bits to them."""
+    smallest step of the others, so that multipliers do not lose bits to them; ``of_nothing`` where there are none."""
     inputs = weights.shape[2]
     starts = np.arange(0, inputs, group or inputs)
     steps = np.maximum.reduceat(np.abs(weights), starts, axis=2) / ((1 << (bits - 1)) - 1)
-    return np.where(steps > 0, steps, np.min(steps, where=steps > 0, initial=1.0))
+    smallest = float(np.min(steps, where=steps > 0, initial=math.inf))
+    return np.where(steps > 0, steps, smallest if smallest < math.inf else of_nothing)
 
 
 def _by_input(steps: Array, inputs: int, group: int) -> Array:

@@ -98,6 +98,9 @@ def quantize(
     shape = shape_of(block, most_tokens, weight_bits)
     if not len(tokens) or not np.isfinite(tokens).all():
         raise UnsupportedError(f"{block.name}: {len(tokens)} calibration tokens, all of which must be finite numbers")
+    choice = 0.0 if block.correction_bias is None else block.correction_bias
+    if not all(np.isfinite(numbers).all() for numbers in (block.router, block.router_bias, choice)):
+        raise UnsupportedError(f"{block.name}: numbers of its router are not finite")
     seen = block.run(tokens)
     input_scale = scale_for(seen.inputs, 8)
     router_scale = _router_scale(block, input_scale)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.errors import UnsupportedError
+from moec.errors import InputError, UnsupportedError
 from moec.ir import interpreter
 from moec.targets.hls.model import reference
 from moec.targets.hls.model.quantize import quantize_model
@@ -75,6 +75,38 @@ def test_more_classes_than_channels_are_several_heads():
     assert (plan.classes, len({head.output_scale for head in plan.heads})) == (2 * D + 3, 1)
     (expected,) = interpreter.run(model, {"images": given}).values()
     assert (signal_to_noise(expected, integers(plan, given).reshape(expected.shape)) or 0) > 20
+
+
+@pytest.mark.parametrize("constant", ["down", "embedding"])
+def test_weights_of_zero_cost_other_layers_no_bits(constant):
+    """Projections that training has not begun with, and images that count for nothing."""
+    model, given = model_of(), images(20)
+    (zeroed,) = (
+        [node.inputs[3] for node in model.graph if node.op_type == "MoE"]
+        if constant == "down"
+        else [node.inputs[1] for node in model.graph if node.op_type == "Conv"]
+    )
+    zeroed.const_value = ir.tensor(np.zeros_like(zeroed.const_value.numpy()))
+    plan = quantize_model(model, vision.found(model), {"images": given}, name="vision")
+    (expected,) = interpreter.run(model, {"images": given}).values()
+    assert (signal_to_noise(expected, integers(plan, given).reshape(expected.shape)) or 0) > 20
+
+
+@pytest.mark.parametrize(("number", "reason"), [(np.nan, "block: .*not finite"), (1e30, "no 16-bit multiplier")])
+def test_numbers_that_no_integer_says_are_refused(number, reason):
+    model = model_of()
+    (down,) = [node.inputs[4] for node in model.graph if node.op_type == "MoE"]
+    weights = down.const_value.numpy().copy()
+    weights[0, 0] = number
+    down.const_value = ir.tensor(weights)
+    with pytest.raises(UnsupportedError, match=reason):
+        quantize_model(model, vision.found(model), {"images": images(4)}, name="vision")
+
+
+def test_calibration_without_an_image_is_refused():
+    model = model_of()
+    with pytest.raises(InputError, match="'images' has no image"):
+        quantize_model(model, vision.found(model), {"images": images(1)[:0]}, name="vision")
 
 
 def test_layers_that_need_another_array_are_refused():

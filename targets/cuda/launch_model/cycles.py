@@ -48,11 +48,17 @@ def tile_cycles(plan: TilePlan, gpu: Gpu, issued: Issued | None, *, from_memory:
         busy["copying warps"] = panels * issued.copying * LONE_WARP_CYCLES
         end = max(end, issued.once / gpu.issue_slots)
     # A stage is asked for again when it was used: a ring brings stages - 1 panels in the time of one wait.
-    steady = max(max(busy.values()), panels * latency / max(plan.stages - 1, 1))
+    steady = max(max(busy.values()) + _waits_of_panels(plan, panels), panels * latency / max(plan.stages - 1, 1))
     first = 2 * gpu.l2_cycles + latency  # which rows, which expert; then the first panel
     if plan.persistent:
         first, end = 0, end if plan.groups == 1 else 0
     return BlockCycles(busy, steady - max(busy.values()) + first + end)
+
+
+def _waits_of_panels(plan: TilePlan, panels: int) -> float:
+    """Where all warps copy and multiply, they wait at each panel for one another, then for the first numbers out of
+    shared memory, then for the first products: each about as long as shared memory takes."""
+    return 0.0 if plan.copying_warps else panels * 3 * SHARED_CYCLES
 
 
 def warp_cycles(plan: WarpPlan, gpu: Gpu, issued: Issued | None, *, from_memory: bool) -> BlockCycles:

@@ -31,13 +31,13 @@ class Candidate:
 @dataclasses.dataclass(frozen=True)
 class TensorMap:
     """A description of a tensor for the copies of a GPU's accelerator. ``numbers``: what ``cuTensorMapEncodeTiled``
-    takes after the address, from the extents on."""
+    takes after the address, from the extents on, as C."""
 
     name: str
     tensor: str
     dtype: str
     rank: int
-    numbers: tuple[int, ...]
+    numbers: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,14 @@ from moec.runtime.library import load_ffi
 from moec.simulators.cuda.launch import Launch
 from moec.simulators.cuda.library import NEWEST, emulated_library
 from moec.simulators.cuda.tensor_map import encode_tensor_map
+from moec.targets.cuda.device.driver import CUDA
 from moec.targets.cuda.device.gpu import CudaGpu
 
 _DEVICE_API, _HOST_API = "device_api.cuda", "device_api.cpu"
 _ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
+_DEVICE_ATTRIBUTE, _MULTIPROCESSOR_COUNT = "runtime.GetDeviceAttr", 7
+_MULTIPROCESSORS = 2
+"""Few, so that blocks of threads that share out tiles have several each."""
 
 
 def emulated_device(architecture: str | None = None) -> CudaGpu:
@@ -27,7 +31,20 @@ def emulated_device(architecture: str | None = None) -> CudaGpu:
     host = ffi.get_global_func(_HOST_API)()
     ffi.register_global_func(_DEVICE_API, lambda: host, override=True)
     ffi.register_global_func(_ENCODE_TENSOR_MAP, encode_tensor_map, override=True)
+    _emulate_attributes(ffi)
     return CudaGpu(functools.partial(_load, architecture or NEWEST), architecture=architecture)
+
+
+@functools.cache
+def _emulate_attributes(ffi: Any) -> None:
+    attribute_of = ffi.get_global_func(_DEVICE_ATTRIBUTE)
+
+    def emulated(kind: int, device: int, attribute: int) -> Any:
+        if (kind, attribute) == (CUDA, _MULTIPROCESSOR_COUNT):
+            return _MULTIPROCESSORS
+        return attribute_of(kind, device, attribute)
+
+    ffi.register_global_func(_DEVICE_ATTRIBUTE, emulated, override=True)
 
 
 def _load(architecture: str, module: DeviceModule) -> Any:

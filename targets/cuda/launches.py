@@ -92,7 +92,7 @@ def _tensor(address: tvm.ir.Call) -> str:
 
 def _tensor_map(call: tvm.ir.Call) -> TensorMap:
     _, name, dtype, rank, address, *numbers = call.args
-    return TensorMap(name.name, _tensor(address), _text(dtype), int(rank), tuple(map(int, numbers)))
+    return TensorMap(name.name, _tensor(address), _text(dtype), int(rank), tuple(map(in_c, numbers)))
 
 
 def _along(extents: Mapping[str, Any], what: str) -> tuple[str, ...]:

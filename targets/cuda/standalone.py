@@ -12,6 +12,7 @@ from typing import Any
 from moec.errors import MoecError, UnsupportedError
 from moec.runtime.artifact import Artifact
 from moec.runtime.description import find_kernel
+from moec.targets.cuda.launch_model.plans import MULTIPROCESSORS
 from moec.targets.cuda.nvcc import PREAMBLE
 from moec.targets.kind import CaughtTensor
 
@@ -118,8 +119,13 @@ def _launch_code(kernel: str, record: Mapping[str, Any]) -> Iterator[str]:
                 sizes.setdefault(size, f"{name}.shape[{axis}]")
     for launch in record["launches"]:
         _refuse_unknown(
-            kernel, launch, {*tensors, *sizes, *(tensor_map["name"] for tensor_map in launch["tensor_maps"])}
+            kernel,
+            launch,
+            {*tensors, *sizes, *(tensor_map["name"] for tensor_map in launch["tensor_maps"]), MULTIPROCESSORS},
         )
+    if any(MULTIPROCESSORS in "".join(launch["grid"]) for launch in record["launches"]):
+        yield f"  int {MULTIPROCESSORS} = 0;"
+        yield f'  check(cudaDeviceGetAttribute(&{MULTIPROCESSORS}, cudaDevAttrMultiProcessorCount, 0), "the GPU");'
     yield from (f"  const int64_t {size} = {value};" for size, value in sizes.items())
     launches = [line for launch in record["launches"] for line in _one_launch(launch)]
     for name, comparison in _FUNCTIONS.items():
@@ -154,13 +160,17 @@ def _extent(text: str) -> str:
     return text if text.isdigit() else f"unsigned({text})"
 
 
+def _length(text: str) -> str:
+    return text if text.isdigit() else f"cuuint64_t({text})"
+
+
 def _tensor_map_code(one: Mapping[str, Any]) -> str:
     rank, numbers = one["rank"], list(one["numbers"])
     if one["dtype"] not in _MAP_TYPES:
         raise UnsupportedError(f"tensor map of {one['dtype']}: expected one of {', '.join(_MAP_TYPES)}")
     lists = []
     for count in (rank, rank - 1, rank, rank):
-        lists.append("{" + ", ".join(map(str, numbers[:count])) + "}")
+        lists.append("{" + ", ".join(map(_length, numbers[:count])) + "}")
         del numbers[:count]
     values = [f"{one['tensor']}_ptr", f"CU_TENSOR_MAP_DATA_TYPE_{_MAP_TYPES[one['dtype']]}", *lists, *map(str, numbers)]
     return f"  const CUtensorMap {one['name']} = encode_tensor_map({', '.join(values)});"

@@ -36,6 +36,10 @@ __forceinline__ __device__ void ptx_wgmma_encode_matrix_descriptor(uint64_t* des
   *desc = (uint64_t)_desc;
 }
 
+__forceinline__ __device__ void tvm_builtin_ptx_cp_async_wait_group_async_wait_group_0() {
+  asm volatile("cp.async.wait_group 0;" :  :  : "memory");
+}
+
 __forceinline__ __device__ int tvm_builtin_cuda_thread_rank() {
     namespace cg = cooperative_groups;
     return cg::this_thread_block().thread_rank();
@@ -45,8 +49,20 @@ __forceinline__ __device__ unsigned int tvm_builtin_cuda_cvta_generic_to_shared(
     return __cvta_generic_to_shared(p);
 }
 
+__forceinline__ __device__ void tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(uint32_t __addr, uint32_t __count) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0], %1;" :  : "r"(__addr), "r"(__count) : "memory");
+}
+
+__forceinline__ __device__ void tvm_builtin_ptx_fence_mbarrier_init_mbarrier_init_release_cluster() {
+  asm volatile("fence.mbarrier_init.release.cluster;" :  :  : "memory");
+}
+
 __forceinline__ __device__ void tvm_builtin_ptx_fence_proxy_proxy_async_shared__cta() {
   asm volatile("fence.proxy.async.shared::cta;" :  :  : "memory");
+}
+
+__forceinline__ __device__ void tvm_builtin_ptx_setmaxnreg_dec_sync_aligned_u32_40() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 40;" :  :  : "memory");
 }
 
 __forceinline__ __device__ void tvm_builtin_ptx_mbarrier_init_init_shared_b64(uint32_t __addr, uint32_t __count) {
@@ -59,22 +75,6 @@ __forceinline__ __device__ void tvm_builtin_ptx_cp_async_cg_src_size_async_cg_sh
 
 __forceinline__ __device__ void tvm_builtin_cuda_cta_sync() {
     __syncthreads();
-}
-
-__forceinline__ __device__ void tvm_builtin_ptx_cp_async_wait_group_async_wait_group_0() {
-  asm volatile("cp.async.wait_group 0;" :  :  : "memory");
-}
-
-__forceinline__ __device__ void tvm_builtin_ptx_cp_async_wait_group_async_wait_group_1() {
-  asm volatile("cp.async.wait_group 1;" :  :  : "memory");
-}
-
-__forceinline__ __device__ void tvm_builtin_ptx_fence_mbarrier_init_mbarrier_init_release_cluster() {
-  asm volatile("fence.mbarrier_init.release.cluster;" :  :  : "memory");
-}
-
-__forceinline__ __device__ void tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(uint32_t __addr, uint32_t __count) {
-  asm volatile("mbarrier.arrive.shared.b64 _, [%0], %1;" :  : "r"(__addr), "r"(__count) : "memory");
 }
 
 __forceinline__ __device__ void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0() {
@@ -96,6 +96,10 @@ __forceinline__ __device__ void tvm_builtin_cuda_mbarrier_wait(void* barrier, in
         :: "r"(barrier_addr_int), "r"(phase), "r"(ticks) : "memory");
 }
 
+__forceinline__ __device__ void tvm_builtin_ptx_setmaxnreg_inc_sync_aligned_u32_232() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 232;" :  :  : "memory");
+}
+
 __forceinline__ __device__ void tvm_builtin_ptx_mbarrier_arrive_expect_tx_arrive_expect_tx_shared_b64(uint32_t __addr, uint32_t __tx_count) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" :  : "r"(__addr), "r"(__tx_count) : "memory");
 }
@@ -108,123 +112,177 @@ __forceinline__ __device__ void tvm_builtin_ptx_cp_async_commit_group_async_comm
   asm volatile("cp.async.commit_group;" :  : );
 }
 
-extern "C" __global__ void __launch_bounds__(256) kernel_kernel(float* __restrict__ bias_ptr, int* __restrict__ blocks_ptr, int* __restrict__ count_ptr, const __grid_constant__ CUtensorMap matrix_map, nv_bfloat16* __restrict__ out_ptr, int* __restrict__ pairs_ptr, nv_bfloat16* __restrict__ rows_ptr, int B, int slots) {
+__forceinline__ __device__ void tvm_builtin_ptx_cp_async_wait_group_async_wait_group_2() {
+  asm volatile("cp.async.wait_group 2;" :  :  : "memory");
+}
+
+extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restrict__ bias_ptr, int* __restrict__ blocks_ptr, int* __restrict__ count_ptr, const __grid_constant__ CUtensorMap matrix_map, nv_bfloat16* __restrict__ out_ptr, int* __restrict__ pairs_ptr, nv_bfloat16* __restrict__ rows_ptr, int B, int multiprocessors, int slots) {
   int warp_id_in_cta = __shfl_sync((uint)4294967295, (((int)threadIdx.x) >> 5), 0, 32);
-  int index = ((int)blockIdx.x);
+  int first = ((int)blockIdx.x);
   int thread = ((int)threadIdx.x);
-  extern __shared__ __align__(1024) uchar pool_buf_ptr[];
-  int block = index;
-  int first_column = 0;
-  if (block < count_ptr[0]) {
-    int expert = blocks_ptr[block];
-    alignas(64) int _ptr[1];
+  extern __shared__ __align__(1024) uchar _ptr[];
+  if (tvm_builtin_cuda_thread_rank() == 0) {
+    #pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      tvm_builtin_ptx_mbarrier_init_init_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(i + 24576)]))), (uint)129);
+    }
+  }
+  if (tvm_builtin_cuda_thread_rank() == 0) {
+    #pragma unroll
+    for (int i_1 = 0; i_1 < 8; ++i_1) {
+      tvm_builtin_ptx_mbarrier_init_init_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(i_1 + 24584)]))), (uint)1);
+    }
+  }
+  if (tvm_builtin_cuda_thread_rank() == 0) {
+    #pragma unroll
+    for (int i_2 = 0; i_2 < 2; ++i_2) {
+      tvm_builtin_ptx_mbarrier_init_init_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(i_2 + 24592)]))), (uint)1);
+    }
+  }
+  tvm_builtin_ptx_fence_mbarrier_init_mbarrier_init_release_cluster();
+  tvm_builtin_cuda_cta_sync();
+  if (thread < 128) {
+    tvm_builtin_ptx_setmaxnreg_dec_sync_aligned_u32_40();
     alignas(64) int _ptr_1[1];
-    _ptr[0] = 0;
+    alignas(64) int _ptr_2[1];
     _ptr_1[0] = 0;
-    int lane = (thread & 31);
-    if (tvm_builtin_cuda_thread_rank() == 0) {
-      #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        tvm_builtin_ptx_mbarrier_init_init_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)pool_buf_ptr)[(i + 12288)]))), (uint)129);
-      }
-    }
-    if (tvm_builtin_cuda_thread_rank() == 0) {
-      #pragma unroll
-      for (int i_1 = 0; i_1 < 4; ++i_1) {
-        tvm_builtin_ptx_mbarrier_init_init_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)pool_buf_ptr)[(i_1 + 12292)]))), (uint)1);
-      }
-    }
-    tvm_builtin_ptx_fence_mbarrier_init_mbarrier_init_release_cluster();
-    tvm_builtin_cuda_cta_sync();
-    if (thread < 128) {
-      alignas(64) int sources_ptr[4];
-      #pragma unroll
-      for (int i_2 = 0; i_2 < 4; ++i_2) {
-        int pair = pairs_ptr[(((block * 64) + (i_2 * 16)) + (((int)threadIdx.x) >> 3))];
-        sources_ptr[i_2] = -1;
-        if (0 <= pair) {
-          sources_ptr[i_2] = (pair / slots);
-        }
-      }
-      for (int panel = 0; panel < 2; ++panel) {
-        tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)pool_buf_ptr)[(_ptr[0] + 12292)])), (_ptr_1[0] ^ 1));
-        if (thread == 0) {
-          tvm_builtin_ptx_mbarrier_arrive_expect_tx_arrive_expect_tx_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)pool_buf_ptr)[(_ptr[0] + 12288)]))), (uint)16384);
-          tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_3d_shared__cluster_global_mbarrier__complete_tx__bytes(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)pool_buf_ptr)[((_ptr[0] * 8192) + 16384)]))), ((void*)((unsigned long long)(&(matrix_map)))), (panel * 64), first_column, expert, tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)pool_buf_ptr)[(_ptr[0] + 12288)]))));
-        }
-        int k = ((panel * 64) + ((thread & 7) * 8));
+    _ptr_2[0] = 0;
+    alignas(64) int started_ptr[1];
+    started_ptr[0] = 0;
+    int blocks = count_ptr[0];
+    for (int turn = 0; turn < (((max((blocks - first), 0) + min(multiprocessors, max(B, 1))) - 1) / min(multiprocessors, max(B, 1))); ++turn) {
+      int index = (first + (turn * min(multiprocessors, max(B, 1))));
+      int top = ((index / 16) * 16);
+      int height = min(16, (blocks - top));
+      int block = (top + ((index - top) % height));
+      int first_column = (((index - top) / height) * 128);
+      if (block < count_ptr[0]) {
+        int expert = blocks_ptr[block];
+        alignas(64) int sources_ptr[4];
         #pragma unroll
         for (int i_3 = 0; i_3 < 4; ++i_3) {
-          int64_t row = ((int64_t)max(sources_ptr[i_3], 0));
-          tvm_builtin_ptx_cp_async_cg_src_size_async_cg_shared_global_L2__128B_16(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)pool_buf_ptr)[((((_ptr[0] * 4096) + (i_3 * 1024)) + ((((int)threadIdx.x) >> 3) * 64)) + (((((int)threadIdx.x) & 7) ^ ((((int)threadIdx.x) & 63) >> 3)) * 8))]))), (&(rows_ptr[((row * (int64_t)128) + ((int64_t)k))])), ((0 <= sources_ptr[i_3]) ? (uint)16 : (uint)0));
-        }
-        tvm_builtin_ptx_cp_async_commit_group_async_commit_group();
-        if (0 < panel) {
-          tvm_builtin_ptx_cp_async_wait_group_async_wait_group_1();
-          tvm_builtin_ptx_fence_proxy_proxy_async_shared__cta();
-          tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)pool_buf_ptr)[(((_ptr[0] == 0) ? 3 : (_ptr[0] - 1)) + 12288)]))), (uint)1);
-        }
-        _ptr[0] = (_ptr[0] + 1);
-        if (_ptr[0] == 4) {
-          _ptr[0] = 0;
-          _ptr_1[0] = (_ptr_1[0] ^ 1);
-        }
-      }
-      tvm_builtin_ptx_cp_async_wait_group_async_wait_group_0();
-      tvm_builtin_ptx_fence_proxy_proxy_async_shared__cta();
-      tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)pool_buf_ptr)[(((_ptr[0] == 0) ? 3 : (_ptr[0] - 1)) + 12288)]))), (uint)1);
-    } else {
-      int group = ((thread >> 7) - 1);
-      int warp_row = (((thread >> 5) * 16) - 64);
-      alignas(64) float sums_ptr[64];
-      alignas(64) uint64_t left_ptr[1];
-      alignas(64) uint64_t right_ptr[1];
-      for (int panel_1 = 0; panel_1 < 2; ++panel_1) {
-        tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)pool_buf_ptr)[(_ptr[0] + 12288)])), (_ptr_1[0] ^ 0));
-        ptx_wgmma_encode_matrix_descriptor((&(left_ptr[0])), (&(((nv_bfloat16*)pool_buf_ptr)[((_ptr[0] * 4096) + (group * 4096))])), 1, 64, 3);
-        ptx_wgmma_encode_matrix_descriptor((&(right_ptr[0])), (&(((nv_bfloat16*)pool_buf_ptr)[((_ptr[0] * 8192) + 16384)])), 1, 64, 3);
-        tvm_builtin_ptx_wgmma_fence_fence_sync_aligned();
-        #pragma unroll
-        for (int step = 0; step < 4; ++step) {
-          tvm_builtin_ptx_wgmma_bf16_ss_mma_async_sync_aligned_m64n128k16_f32_bf16_bf16_1_1_0_0(sums_ptr[0], sums_ptr[1], sums_ptr[2], sums_ptr[3], sums_ptr[4], sums_ptr[5], sums_ptr[6], sums_ptr[7], sums_ptr[8], sums_ptr[9], sums_ptr[10], sums_ptr[11], sums_ptr[12], sums_ptr[13], sums_ptr[14], sums_ptr[15], sums_ptr[16], sums_ptr[17], sums_ptr[18], sums_ptr[19], sums_ptr[20], sums_ptr[21], sums_ptr[22], sums_ptr[23], sums_ptr[24], sums_ptr[25], sums_ptr[26], sums_ptr[27], sums_ptr[28], sums_ptr[29], sums_ptr[30], sums_ptr[31], sums_ptr[32], sums_ptr[33], sums_ptr[34], sums_ptr[35], sums_ptr[36], sums_ptr[37], sums_ptr[38], sums_ptr[39], sums_ptr[40], sums_ptr[41], sums_ptr[42], sums_ptr[43], sums_ptr[44], sums_ptr[45], sums_ptr[46], sums_ptr[47], sums_ptr[48], sums_ptr[49], sums_ptr[50], sums_ptr[51], sums_ptr[52], sums_ptr[53], sums_ptr[54], sums_ptr[55], sums_ptr[56], sums_ptr[57], sums_ptr[58], sums_ptr[59], sums_ptr[60], sums_ptr[61], sums_ptr[62], sums_ptr[63], (left_ptr[0] + ((uint64_t)2ULL * ((uint64_t)step))), (right_ptr[0] + ((uint64_t)2ULL * ((uint64_t)step))), (0 < (panel_1 + step)));
-        }
-        tvm_builtin_ptx_wgmma_commit_group_commit_group_sync_aligned();
-        tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1();
-        if ((0 < panel_1) && ((thread % 128) == 0)) {
-          tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)pool_buf_ptr)[(((_ptr[0] == 0) ? 3 : (_ptr[0] - 1)) + 12292)]))), (uint)1);
-        }
-        _ptr[0] = (_ptr[0] + 1);
-        if (_ptr[0] == 4) {
-          _ptr[0] = 0;
-          _ptr_1[0] = (_ptr_1[0] ^ 1);
-        }
-      }
-      tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0();
-      #pragma unroll
-      for (int lower = 0; lower < 2; ++lower) {
-        int line = (((lower * 8) + (lane >> 2)) + warp_row);
-        int pair_1 = pairs_ptr[((block * 64) + line)];
-        if (0 <= pair_1) {
-          int64_t row_1 = ((((int64_t)block) * (int64_t)64) + ((int64_t)line));
-          alignas(64) float values_ptr[2];
-          float factor = 0x1p+0f/*1.000000e+00*/;
-          #pragma unroll
-          for (int j = 0; j < 8; ++j) {
-            int column = (((j * 16) + ((lane & 3) * 2)) + first_column);
-            int output = (((j * 8) + ((lane & 3) * 2)) + (first_column >> 1));
-            #pragma unroll
-            for (int v = 0; v < 2; ++v) {
-              float gate = (sums_ptr[(((j * 8) + (lower * 2)) + v)] + bias_ptr[(((expert * 128) + v) + column)]);
-              float up = (sums_ptr[((((j * 8) + (lower * 2)) + v) + 4)] + bias_ptr[((((expert * 128) + v) + column) + 8)]);
-              values_ptr[v] = ((gate * __fdividef(0x1p+0f/*1.000000e+00*/, (0x1p+0f/*1.000000e+00*/ + __expf((gate * -0x1p+0f/*-1.000000e+00*/))))) * up);
-            }
-            nv_bfloat162 __1;
-            float2 v_ = *(float2*)(values_ptr + 0);
-            __1.x = (nv_bfloat16)(v_.x);
-            __1.y = (nv_bfloat16)(v_.y);
-            *(nv_bfloat162*)(out_ptr + ((row_1 * (int64_t)64) + ((int64_t)output))) = __1;
+          int pair = pairs_ptr[(((block * 64) + (i_3 * 16)) + (((int)threadIdx.x) >> 3))];
+          sources_ptr[i_3] = -1;
+          if (0 <= pair) {
+            sources_ptr[i_3] = (pair / slots);
           }
         }
+        for (int panel = 0; panel < 2; ++panel) {
+          tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(_ptr_1[0] + 24584)])), (_ptr_2[0] ^ 1));
+          if (thread == 0) {
+            tvm_builtin_ptx_mbarrier_arrive_expect_tx_arrive_expect_tx_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(_ptr_1[0] + 24576)]))), (uint)16384);
+            tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_3d_shared__cluster_global_mbarrier__complete_tx__bytes(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)_ptr)[((_ptr_1[0] * 8192) + 32768)]))), ((void*)((unsigned long long)(&(matrix_map)))), (panel * 64), first_column, expert, tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(_ptr_1[0] + 24576)]))));
+          }
+          int k = ((panel * 64) + ((thread & 7) * 8));
+          #pragma unroll
+          for (int i_4 = 0; i_4 < 4; ++i_4) {
+            int64_t row = ((int64_t)max(sources_ptr[i_4], 0));
+            tvm_builtin_ptx_cp_async_cg_src_size_async_cg_shared_global_L2__128B_16(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)_ptr)[((((_ptr_1[0] * 4096) + (i_4 * 1024)) + ((((int)threadIdx.x) >> 3) * 64)) + (((((int)threadIdx.x) & 7) ^ ((((int)threadIdx.x) & 63) >> 3)) * 8))]))), (&(rows_ptr[((row * (int64_t)128) + ((int64_t)k))])), ((0 <= sources_ptr[i_4]) ? (uint)16 : (uint)0));
+          }
+          tvm_builtin_ptx_cp_async_commit_group_async_commit_group();
+          if (started_ptr[0] == 2) {
+            tvm_builtin_ptx_cp_async_wait_group_async_wait_group_2();
+            tvm_builtin_ptx_fence_proxy_proxy_async_shared__cta();
+            tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((_ptr_1[0] < 2) ? (_ptr_1[0] + 6) : (_ptr_1[0] - 2)) + 24576)]))), (uint)1);
+          }
+          started_ptr[0] = min((started_ptr[0] + 1), 2);
+          _ptr_1[0] = (_ptr_1[0] + 1);
+          if (_ptr_1[0] == 8) {
+            _ptr_1[0] = 0;
+            _ptr_2[0] = (_ptr_2[0] ^ 1);
+          }
+        }
+      }
+    }
+    tvm_builtin_ptx_cp_async_wait_group_async_wait_group_0();
+    tvm_builtin_ptx_fence_proxy_proxy_async_shared__cta();
+    #pragma unroll
+    for (int i_5 = 0; i_5 < 2; ++i_5) {
+      if (2 <= (started_ptr[0] + i_5)) {
+        tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[((((_ptr_1[0] + i_5) < 2) ? ((i_5 + _ptr_1[0]) + 6) : ((_ptr_1[0] + i_5) - 2)) + 24576)]))), (uint)1);
+      }
+    }
+  } else {
+    tvm_builtin_ptx_setmaxnreg_inc_sync_aligned_u32_232();
+    int consumer = ((thread >> 7) - 1);
+    int warp_row = (((thread & 127) >> 5) * 16);
+    alignas(64) int _ptr_3[1];
+    alignas(64) int _ptr_4[1];
+    _ptr_3[0] = 0;
+    _ptr_4[0] = 0;
+    alignas(64) float sums_ptr[64];
+    alignas(64) int turn_ptr[1];
+    turn_ptr[0] = 0;
+    int blocks_1 = count_ptr[0];
+    for (int turn_1 = 0; turn_1 < (((max((blocks_1 - first), 0) + min(multiprocessors, max(B, 1))) - 1) / min(multiprocessors, max(B, 1))); ++turn_1) {
+      int index_1 = (first + (turn_1 * min(multiprocessors, max(B, 1))));
+      int top_1 = ((index_1 / 16) * 16);
+      int height_1 = min(16, (blocks_1 - top_1));
+      int block_1 = (top_1 + ((index_1 - top_1) % height_1));
+      int first_column_1 = (((index_1 - top_1) / height_1) * 128);
+      if (block_1 < count_ptr[0]) {
+        int expert_1 = blocks_ptr[block_1];
+        if ((turn_ptr[0] % 2) == consumer) {
+          _ptr_3[0] = ((turn_ptr[0] % 4) * 2);
+          _ptr_4[0] = ((turn_ptr[0] % 8) / 4);
+          tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(consumer + 24592)])), ((((turn_ptr[0] / 2) + ((consumer == 0) ? 1 : 0)) % 2) ^ 0));
+          alignas(64) uint64_t left_ptr[1];
+          alignas(64) uint64_t right_ptr[1];
+          for (int panel_1 = 0; panel_1 < 2; ++panel_1) {
+            tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(_ptr_3[0] + 24576)])), (_ptr_4[0] ^ 0));
+            ptx_wgmma_encode_matrix_descriptor((&(left_ptr[0])), (&(((nv_bfloat16*)_ptr)[(_ptr_3[0] * 4096)])), 1, 64, 3);
+            ptx_wgmma_encode_matrix_descriptor((&(right_ptr[0])), (&(((nv_bfloat16*)_ptr)[((_ptr_3[0] * 8192) + 32768)])), 1, 64, 3);
+            tvm_builtin_ptx_wgmma_fence_fence_sync_aligned();
+            #pragma unroll
+            for (int step = 0; step < 4; ++step) {
+              tvm_builtin_ptx_wgmma_bf16_ss_mma_async_sync_aligned_m64n128k16_f32_bf16_bf16_1_1_0_0(sums_ptr[0], sums_ptr[1], sums_ptr[2], sums_ptr[3], sums_ptr[4], sums_ptr[5], sums_ptr[6], sums_ptr[7], sums_ptr[8], sums_ptr[9], sums_ptr[10], sums_ptr[11], sums_ptr[12], sums_ptr[13], sums_ptr[14], sums_ptr[15], sums_ptr[16], sums_ptr[17], sums_ptr[18], sums_ptr[19], sums_ptr[20], sums_ptr[21], sums_ptr[22], sums_ptr[23], sums_ptr[24], sums_ptr[25], sums_ptr[26], sums_ptr[27], sums_ptr[28], sums_ptr[29], sums_ptr[30], sums_ptr[31], sums_ptr[32], sums_ptr[33], sums_ptr[34], sums_ptr[35], sums_ptr[36], sums_ptr[37], sums_ptr[38], sums_ptr[39], sums_ptr[40], sums_ptr[41], sums_ptr[42], sums_ptr[43], sums_ptr[44], sums_ptr[45], sums_ptr[46], sums_ptr[47], sums_ptr[48], sums_ptr[49], sums_ptr[50], sums_ptr[51], sums_ptr[52], sums_ptr[53], sums_ptr[54], sums_ptr[55], sums_ptr[56], sums_ptr[57], sums_ptr[58], sums_ptr[59], sums_ptr[60], sums_ptr[61], sums_ptr[62], sums_ptr[63], (left_ptr[0] + ((uint64_t)(step * 2))), (right_ptr[0] + ((uint64_t)(step * 2))), (0 < (panel_1 + step)));
+            }
+            tvm_builtin_ptx_wgmma_commit_group_commit_group_sync_aligned();
+            tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1();
+            if ((0 < panel_1) && ((thread % 128) == 0)) {
+              tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((_ptr_3[0] < 1) ? (_ptr_3[0] + 7) : (_ptr_3[0] - 1)) + 24584)]))), (uint)1);
+            }
+            _ptr_3[0] = (_ptr_3[0] + 1);
+            if (_ptr_3[0] == 8) {
+              _ptr_3[0] = 0;
+              _ptr_4[0] = (_ptr_4[0] ^ 1);
+            }
+          }
+          if ((thread % 128) == 0) {
+            tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(24593 - consumer)]))), (uint)1);
+          }
+          tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0();
+          if ((thread % 128) == 0) {
+            tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((_ptr_3[0] < 1) ? (_ptr_3[0] + 7) : (_ptr_3[0] - 1)) + 24584)]))), (uint)1);
+          }
+          #pragma unroll
+          for (int lower = 0; lower < 2; ++lower) {
+            int line = (((lower * 8) + ((thread & 31) >> 2)) + warp_row);
+            int pair_1 = pairs_ptr[((block_1 * 64) + line)];
+            if (0 <= pair_1) {
+              int64_t row_1 = ((((int64_t)block_1) * (int64_t)64) + ((int64_t)line));
+              alignas(64) float values_ptr[2];
+              float factor = 0x1p+0f/*1.000000e+00*/;
+              #pragma unroll
+              for (int j = 0; j < 8; ++j) {
+                int column = (((j * 16) + ((thread & 3) * 2)) + first_column_1);
+                int output = (((j * 8) + ((thread & 3) * 2)) + (first_column_1 >> 1));
+                #pragma unroll
+                for (int v = 0; v < 2; ++v) {
+                  float gate = (sums_ptr[(((j * 8) + (lower * 2)) + v)] + bias_ptr[(((expert_1 * 128) + v) + column)]);
+                  float up = (sums_ptr[((((j * 8) + (lower * 2)) + v) + 4)] + bias_ptr[((((expert_1 * 128) + v) + column) + 8)]);
+                  values_ptr[v] = ((gate * __fdividef(0x1p+0f/*1.000000e+00*/, (0x1p+0f/*1.000000e+00*/ + __expf((gate * -0x1p+0f/*-1.000000e+00*/))))) * up);
+                }
+                nv_bfloat162 __1;
+                float2 v_ = *(float2*)(values_ptr + 0);
+                __1.x = (nv_bfloat16)(v_.x);
+                __1.y = (nv_bfloat16)(v_.y);
+                *(nv_bfloat162*)(out_ptr + ((row_1 * (int64_t)64) + ((int64_t)output))) = __1;
+              }
+            }
+          }
+        }
+        turn_ptr[0] = (turn_ptr[0] + 1);
       }
     }
   }

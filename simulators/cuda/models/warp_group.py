@@ -14,12 +14,14 @@ _FORMATS = {"f16": ("Float16", "16"), "bf16": ("BFloat16", "16"), "tf32": ("Tens
 def _multiply(match: Match[str], sums: Operand, a: Operand, b: str, adds: str, *scales_and_orders: str) -> str:
     columns, depth, name = match.groups()
     cpp_format, only_depth = _FORMATS[name]
-    if depth != only_depth or scales_and_orders[:2] != ("1", "1") or set(scales_and_orders[2:]) - {"0"}:
+    orders = scales_and_orders[2:]
+    if depth != only_depth or scales_and_orders[:2] != ("1", "1") or "1" in orders[:-1]:
         raise UnsupportedError(
             f"PTX instruction {match[0]} with {', '.join(scales_and_orders)}: the CUDA emulator has no model of "
-            f"negated or transposed operands; expected 1, 1, 0, 0 and k{only_depth}; run this kernel on a GPU"
+            f"negated operands and of a transposed A; expected 1, 1, 0, 0 or 1 and k{only_depth}; run this kernel on a "
+            "GPU"
         )
-    types = f"emulator::{cpp_format}, {depth}, {columns}"
+    types = f"emulator::{cpp_format}, {depth}, {columns}, {'true' if '1' in orders else 'false'}"
     if isinstance(a, list):
         return f"emulator::wgmma<{types}>({addresses(sums)}, std::array<uint32_t, 4>{braced(a)}, {b}, {adds})"
     return f"emulator::wgmma<{types}>({addresses(sums)}, {a}, {b}, {adds})"

@@ -33,6 +33,18 @@ class DenseOperands:
         """Blocks of rows."""
         return blocks_for(self.row_count, self.problem.block_rows)
 
+    @property
+    def used_blocks(self) -> Any:
+        """As many, but none where there are no rows."""
+        return T.ceildiv(self.row_count, self.problem.block_rows)
+
+    @property
+    def rows_follow_blocks(self) -> bool:
+        return True
+
+    def first_row(self, block: Any) -> Any:
+        return block * self.problem.block_rows
+
     def is_used(self, block: Any) -> Any:
         return block * self.problem.block_rows < self.row_count
 

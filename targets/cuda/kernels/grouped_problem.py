@@ -10,7 +10,7 @@ pairs        ``gathered``: the token's row, ``pair // k``   ``scattered``: the p
 blocks       row r of the array is place r of the blocks    place r of the blocks
 ===========  =============================================  ==========================================================
 
-Places of blocks that are padding are neither read nor written.
+Places of blocks that are padding are not written; where they are read, nothing comes of it.
 """
 
 from __future__ import annotations
@@ -178,9 +178,22 @@ class Operands:
     slots: Any
     blocks: Any
 
+    @property
+    def used_blocks(self) -> Any:
+        """How many blocks of rows there are."""
+        return self.block_count[0]
+
+    @property
+    def rows_follow_blocks(self) -> bool:
+        """Whether the rows of a block lie one behind the other in ``rows``, from :meth:`first_row` on."""
+        return not self.problem.gathered
+
+    def first_row(self, block: Any) -> Any:
+        return block * self.problem.block_rows
+
     def is_used(self, block: Any) -> Any:
         """Whether there is such a block of rows, and its matrix; the grid comes from an upper bound."""
-        exists = block < self.block_count[0]
+        exists = block < self.used_blocks
         if self.problem.first_expert is None:
             return exists
         return T.And(exists, T.And(self.expert(block) >= 0, self.expert(block) < self.problem.experts))

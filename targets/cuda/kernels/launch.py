@@ -20,6 +20,20 @@ ATTRIBUTES = {"tirx.is_scheduled": True, "tirx.noalias": True}
 """Attributes of every kernel: no schedule changes it, and its tensors do not overlap."""
 
 
+DEVICE_ATTRIBUTE = "runtime.GetDeviceAttr"
+"""The function of TVM's runtime that tells the host about a device."""
+_CUDA = 2
+"""DLPack's number for NVIDIA's GPUs."""
+MULTIPROCESSOR_COUNT = 7
+"""TVM's number of the attribute."""
+
+
+def count_multiprocessors() -> Any:
+    """How many multiprocessors the first GPU has, int32, asked on the host before a launch and to be called
+    ``multiprocessors``. No result may depend on it."""
+    return T.call_packed(DEVICE_ATTRIBUTE, _CUDA, 0, MULTIPROCESSOR_COUNT)
+
+
 def blocks_for(items: Any, per_block: int) -> Any:
     """Blocks of a grid for ``items`` (int32): at least one, for CUDA launches no empty grid. Kernels check what is
     theirs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_ROWS
+from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS
 
 
 @T.inline
@@ -41,7 +41,7 @@ def store(tile, epilogue, sums):
     """A lane has sums of two rows of every multiplication, 8 rows apart."""
     for i in T.unroll(tile.shape.row_steps):
         for lower in T.unroll(2):
-            line: T.let = tile.warp_row + i * MMA_ROWS + lower * 8 + tile.lane // 4
+            line: T.let = tile.warp_row + i * tile.shape.step_rows + lower * 8 + tile.lane // 4
             pair: T.let = tile.operands.pair(tile.block, line)
             if pair >= 0:
                 row: T.let = tile.operands.destination(pair, tile.block, line)

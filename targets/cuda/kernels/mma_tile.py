@@ -28,13 +28,15 @@ MMA_STEPS = DEPTH // MMA_DEPTH
 
 @dataclasses.dataclass(frozen=True)
 class TileShape:
-    """How the work of a tile is shared: warps along its rows and columns, and panels that are in flight or in use."""
+    """How the work of a tile is shared: warps along its rows and columns, and panels that are in flight or in use.
+    ``step_rows``: how far apart the rows of a warp's multiplications are."""
 
     rows: int
     row_warps: int
     column_warps: int
     stages: int
     columns: int = COLUMNS
+    step_rows: int = MMA_ROWS
 
     @property
     def threads(self) -> int:

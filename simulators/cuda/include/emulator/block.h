@@ -54,6 +54,7 @@ struct MemoryBarrierClocks {
   uint32_t address;
   std::vector<uint32_t> arriving, completed;
   int initialised_by;      // a thread
+  uint32_t initialised_at; // in its time: see order.h
   bool published = false;  // to the asynchronous proxy: that thread has passed a fence since
 };
 

@@ -37,7 +37,16 @@ inline void initialise_barrier(uint32_t address, uint32_t arrivals) {
   if (!arrivals || arrivals > most_arrivals) fail("mbarrier.init: a count of " + std::to_string(arrivals));
   auto barrier = reinterpret_cast<MemoryBarrier*>(from_window(address, 8, "mbarrier.init"));
   *barrier = {0, arrivals, arrivals, 0};
-  block->memory_barriers.push_back({address, {}, {}, thread->linear});
+  block->memory_barriers.push_back({address, {}, {}, thread->linear, watched ? time_of(*thread) : 0});
+}
+
+// The barrier as a thread uses it that need not have initialised it.
+inline MemoryBarrierClocks& initialised_barrier(const Thread& t, uint32_t address, const char* instruction) {
+  MemoryBarrierClocks& clocks = clocks_of_barrier(address, instruction);
+  const Access initialised{clocks.initialised_at, uint16_t(clocks.initialised_by)};
+  if (watched && !happened_before(initialised, t))
+    report_race(t, "uses", address - block->shared.window, initialised, "initialised as an mbarrier");
+  return clocks;
 }
 
 // What this thread has initialised can be seen by TMA, and in other blocks of a cluster, from now on.
@@ -94,7 +103,7 @@ inline uint32_t arrive_at_memory_barrier(const Thread& arriving, uint32_t addres
   const uint32_t phase = barrier.phase;
   barrier.expected_bytes += int32_t(bytes);
   barrier.pending -= count;
-  release(arriving, clocks_of_barrier(address, "mbarrier.arrive").arriving);
+  release(arriving, initialised_barrier(arriving, address, "mbarrier.arrive").arriving);
   end_phase_if_complete(address, barrier);
   return phase;
 }
@@ -112,6 +121,7 @@ inline void complete_bytes(uint32_t address, uint32_t bytes) {
 // Waits until the phase of this parity has ended.
 inline bool wait_for_phase(uint32_t address, uint32_t parity) {
   MemoryBarrier& barrier = memory_barrier(address, "mbarrier.try_wait");
+  initialised_barrier(*thread, address, "mbarrier.try_wait");
   while (barrier.phase == (parity & 1)) wait(State::waiting, "an mbarrier", &barrier);
   acquire(*thread, clocks_of_barrier(address, "mbarrier.try_wait").completed);
   return true;
@@ -120,6 +130,7 @@ inline bool wait_for_phase(uint32_t address, uint32_t parity) {
 // Asks once; others run before the answer where it would be no.
 inline bool test_phase(uint32_t address, uint32_t parity) {
   MemoryBarrier& barrier = memory_barrier(address, "mbarrier.test_wait");
+  initialised_barrier(*thread, address, "mbarrier.test_wait");
   if (barrier.phase == (parity & 1)) poll("mbarrier.test_wait");
   const bool ended = barrier.phase != (parity & 1);
   if (ended) acquire(*thread, clocks_of_barrier(address, "mbarrier.test_wait").completed);

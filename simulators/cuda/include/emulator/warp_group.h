@@ -31,6 +31,14 @@ struct OperandLayout {
     const uint32_t row_bytes = 16u << swizzle;
     return swizzled(eight + uint32_t(row % 8) * row_bytes + uint32_t(byte), swizzle);
   }
+
+  // The address of byte `byte` along the columns in row `k` of the depth, of a B whose columns follow one another.
+  uint32_t transposed_address(int k, int byte) const {
+    if (swizzle == 0) fail("wgmma: the emulator has no model of a transposed operand that is not swizzled");
+    const uint32_t row_bytes = 16u << swizzle;
+    const uint32_t eight = start + uint32_t(k / 8) * stride_bytes + uint32_t(byte) / row_bytes * leading_bytes;
+    return swizzled(eight + uint32_t(k % 8) * row_bytes + uint32_t(byte) % row_bytes, swizzle);
+  }
 };
 
 struct Product {
@@ -38,7 +46,7 @@ struct Product {
   std::array<void*, group_threads> sums;  // of each thread, one behind the other
   std::array<std::array<uint32_t, 4>, group_threads> a_registers;
   uint64_t a, b;
-  bool a_in_registers, adds;
+  bool a_in_registers, adds, b_transposed;
   int columns, row_bytes, group;
 };
 
@@ -87,6 +95,19 @@ EMULATOR_UNWATCHED void read_operand(uint64_t descriptor, int rows, typename For
     }
 }
 
+template <class Format, int depth>
+EMULATOR_UNWATCHED void read_transposed(uint64_t descriptor, int columns, typename Format::Sum* values, int depth_stride) {
+  constexpr int bytes = 4 / Format::per_register;
+  const OperandLayout layout(descriptor);
+  for (int k = 0; k < depth; ++k)
+    for (int column = 0; column < columns; ++column) {
+      const unsigned char* element = from_window(layout.transposed_address(k, column * bytes), bytes, "wgmma");
+      uint32_t bits = 0;
+      memcpy(&bits, element, bytes);
+      values[column + k * depth_stride] = Format::element(bits, 0);
+    }
+}
+
 // Calls `act` with the place of each 16 bytes of an operand: `rows` rows of `row_bytes`, a multiple of 16.
 template <class Act>
 void for_each_chunk(uint64_t descriptor, int rows, int row_bytes, Act act) {
@@ -96,20 +117,30 @@ void for_each_chunk(uint64_t descriptor, int rows, int row_bytes, Act act) {
       act(offset_of(from_window(layout.address(row, byte), 16, "wgmma")));
 }
 
+// The same of B, which may lie either way.
+template <class Act>
+void for_each_chunk_of_b(const Product& product, Act act) {
+  if (!product.b_transposed) return for_each_chunk(product.b, product.columns, product.row_bytes, act);
+  const OperandLayout layout(product.b);
+  for (int k = 0; k < product.row_bytes / 2; ++k)
+    for (int byte = 0; byte < product.columns * 2; byte += 16)
+      act(offset_of(from_window(layout.transposed_address(k, byte), 16, "wgmma")));
+}
+
 inline void begin_product(const Product& product) {
   const auto begin = [](size_t offset) {
     expect_fenced(offset, 16, "wgmma");
     begin_use(offset, 16, "wgmma");
   };
   if (!product.a_in_registers) for_each_chunk(product.a, product_rows, product.row_bytes, begin);
-  for_each_chunk(product.b, product.columns, product.row_bytes, begin);
+  for_each_chunk_of_b(product, begin);
 }
 
 inline void complete_product(const Product& product) {
   const auto end = [](size_t offset) { end_use(offset, 16); };
   if (!products_complete_early) product.carry_out(product);
   if (!product.a_in_registers) for_each_chunk(product.a, product_rows, product.row_bytes, end);
-  for_each_chunk(product.b, product.columns, product.row_bytes, end);
+  for_each_chunk_of_b(product, end);
 }
 
 template <class Format, int depth>
@@ -129,7 +160,8 @@ EMULATOR_UNWATCHED void multiply_group(const Product& product) {
   const int columns = product.columns;
   if (product.a_in_registers) read_a_registers<Format, depth>(product, a);
   else read_operand<Format, depth>(product.a, product_rows, &a[0][0], depth, 1);
-  read_operand<Format, depth>(product.b, columns, &b[0][0], 1, most_columns);
+  if (product.b_transposed) read_transposed<Format, depth>(product.b, columns, &b[0][0], most_columns);
+  else read_operand<Format, depth>(product.b, columns, &b[0][0], 1, most_columns);
   for (int t = 0; t < group_threads; ++t)
     for (int i = 0; i < columns / 2; ++i)
       d[sum_row(t, i)][sum_column(t, i)] = product.adds ? static_cast<Sum*>(product.sums[size_t(t)])[i] : Sum(0);
@@ -154,7 +186,8 @@ Sum* first_of(const std::array<Sum*, count>& sums) {
 }
 
 // Issues a product of 64 x depth by depth x columns. `a` is a descriptor, or four registers where it is an array.
-template <class Format, int depth, int columns, class A>
+// `b_transposed`: columns of B follow one another, not numbers of the depth.
+template <class Format, int depth, int columns, bool b_transposed, class A>
 void wgmma(std::array<typename Format::Sum*, columns / 2> sums, A a, uint64_t b, bool adds) {
   constexpr bool in_registers = !std::is_integral_v<A>;
   WarpGroup& group = warp_group();
@@ -170,6 +203,7 @@ void wgmma(std::array<typename Format::Sum*, columns / 2> sums, A a, uint64_t b,
   next.b = b;
   next.a_in_registers = in_registers;
   next.adds = adds;
+  next.b_transposed = b_transposed;
   next.columns = columns;
   next.row_bytes = depth * 4 / Format::per_register;
   meet_group("wgmma.mma_async", [](WarpGroup& g) {

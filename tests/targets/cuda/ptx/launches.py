@@ -23,6 +23,8 @@ from .hopper import TensorMap
 from .machine import run
 
 EXPERTS, INNER, RING_INNER, WIDTH, SLOTS, ROWS = 8, 128, 384, 64, 2, 16
+HOPPER_POOL_BYTES = 8 * (64 + 128) * LINE_BYTES + 9 * 16
+"""Eight stages of 64 rows and 128 columns, two barriers for each, and two more."""
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -172,12 +174,12 @@ def product_for_ampere() -> Launch:
 
 
 def product_for_hopper() -> Launch:
-    """Of more inputs, so that stages are used again."""
-    arguments, out, blocks = _blocks(64, 3, RING_INNER)
+    """Of more inputs, so that stages are used again, and with blocks of threads that have several tiles."""
+    arguments, out, _ = _blocks(64, 3, RING_INNER)
     matrix = TensorMap(arguments.pop("matrix"), rows=2 * WIDTH)
-    stages, barrier_bytes = 4, 64
-    pool_bytes = stages * (64 + 2 * WIDTH) * LINE_BYTES + barrier_bytes
-    return Launch({**arguments, "matrix_map": matrix}, {"out": out}, blocks, 256, pool_bytes, 3e-2)
+    return Launch(
+        {**arguments, "matrix_map": matrix, "multiprocessors": 2}, {"out": out}, 2, 384, HOPPER_POOL_BYTES, 3e-2
+    )
 
 
 LAUNCHES: dict[str, Callable[[], Launch]] = {

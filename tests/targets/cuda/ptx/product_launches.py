@@ -18,7 +18,7 @@ from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from ..kernels.layers import DTYPES, GroupedKernel
 from ..kernels.test_dispatch import expected_order
 from ..kernels.test_quantized import FORMATS, E, encoded, packed
-from .launches import Launch
+from .launches import HOPPER_POOL_BYTES, Launch
 
 SLOTS = 2
 
@@ -76,7 +76,10 @@ class Product:
         blocks = dispatch.most_blocks(E, ids.size, self.block_rows)
         order = {"pairs": np.full(blocks * self.block_rows, -1, np.int32), "blocks": np.full(blocks, -7, np.int32)}
         order["pairs"][: len(places)], order["blocks"][: len(experts)] = places, experts
-        return {**order, "count": np.array([len(experts)], np.int32), "B": blocks}, blocks
+        order = {**order, "count": np.array([len(experts)], np.int32), "B": blocks}
+        if self.kernel is grouped_gemm_wgmma:
+            return {**order, "multiprocessors": 2}, 2
+        return order, blocks
 
 
 PRODUCTS = {
@@ -84,5 +87,5 @@ PRODUCTS = {
     "simt_mxfp4": Product(grouped_gemm_simt, "mxfp4", 32, 12, "float32", 16, 256),
     "gemv_int8": Product(grouped_gemv, "int8 with zero points", 64, 12, "float16", 16, 128),
     "mma_int4": Product(grouped_gemm_mma, "int4", 128, 64, "float16", 16, 128, 73728),
-    "wgmma_int4": Product(grouped_gemm_wgmma, "int4", 128, 128, "float16", 64, 256, 98368),
+    "wgmma_int4": Product(grouped_gemm_wgmma, "int4", 128, 128, "float16", 64, 384, HOPPER_POOL_BYTES),
 }

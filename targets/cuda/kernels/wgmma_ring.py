@@ -1,0 +1,267 @@
+"""Panels on their way from memory to wgmma: a ring of stages in shared memory, and who fills and empties them.
+
+One warpgroup, the producer, fills the stages one after another, over the ends of tiles. Panels that lie in memory as a
+box are a single copy each of the tensor memory accelerator (TMA). Rows that are gathered are scattered in memory and
+come by asynchronous copies of 16 bytes; a quantised matrix is decoded by the producer's threads. A stage is full when
+all copies have arrived, and empty when the consumer that it was for has multiplied it: two barriers say so.
+
+Consumers take turns. A barrier tells the phase before from the one after, and no more: a consumer that waited for its
+first panel while another is still far from its last could take an older phase for its own. So each waits for its turn,
+which the other gives it once all panels of its own tile have arrived.
+
+Panels lie in the 128-byte swizzle, which is that of :mod:`.grouped_gemm_mma`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tvm.backend.cuda.lang import MBarrier, PipelineState, TMABar
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels.mma_quantized import Fetched, decode, fetch, lines_of, piece_bytes
+from moec.targets.cuda.kernels.mma_rows import copy_rows, find_sources
+from moec.targets.cuda.kernels.mma_tile import DEPTH, LINE_BYTES, MMA_DEPTH
+from moec.targets.cuda.kernels.shared_pool import SWIZZLE_ALIGNMENT, SharedPool
+from moec.targets.cuda.kernels.wgmma_tile import CONSUMERS, GROUP_ROWS, WARPGROUP, WgmmaTile
+
+SWIZZLE = 3
+"""128 bytes, for the accelerator and for wgmma."""
+ELEMENTS = {"float16": "f16", "bfloat16": "bf16"}
+_COPY_MATRIX, _COPY_ROWS = (
+    f"cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes" for rank in (3, 2)
+)
+_STARTED_AHEAD = 2
+"""Panels of gathered rows that have been started since the one that is waited for."""
+_DESCRIPTOR_UNIT = 16
+"""Bytes that descriptors count in."""
+_GROUP_STEP = GROUP_ROWS * LINE_BYTES // _DESCRIPTOR_UNIT
+_DEPTH_STEP = MMA_DEPTH * 2 // _DESCRIPTOR_UNIT
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorMaps:
+    """What the accelerator knows of the matrix [E, columns, inner] and of the rows [R, inner]: None where the
+    producer's threads bring them."""
+
+    matrix: Any
+    rows: Any
+
+    @property
+    def threads_help(self) -> bool:
+        """Whether every thread of the producer has something to bring."""
+        return self.matrix is None or self.rows is None
+
+
+@dataclasses.dataclass(frozen=True)
+class Ring:
+    """The stages: their panels [stages, lines, DEPTH] and barriers."""
+
+    tile: WgmmaTile
+    maps: TensorMaps
+    row_panels: Any
+    column_panels: Any
+    full: TMABar
+    empty: MBarrier
+    turns: MBarrier
+
+    @property
+    def bytes_by_accelerator(self) -> int:
+        """Of a stage."""
+        rows = 0 if self.maps.rows is None else self.tile.rows
+        columns = 0 if self.maps.matrix is None else self.tile.columns
+        return (rows + columns) * LINE_BYTES
+
+    @property
+    def arrivals(self) -> int:
+        """How many arrivals make a stage full."""
+        return (WARPGROUP if self.maps.threads_help else 0) + (1 if self.bytes_by_accelerator else 0)
+
+    def before(self, stage: Any, count: Any = 1) -> Any:
+        """The stage so many before that one."""
+        return T.Select(stage < count, self.tile.stages - count + stage, stage - count)
+
+
+def new_ring(tile: WgmmaTile, dtype: str, maps: TensorMaps) -> Ring:
+    pool = SharedPool()
+    row_panels = pool.alloc((tile.stages, tile.rows, DEPTH), dtype, align=SWIZZLE_ALIGNMENT)
+    column_panels = pool.alloc((tile.stages, tile.columns, DEPTH), dtype, align=SWIZZLE_ALIGNMENT)
+    full, empty = TMABar(pool, tile.stages), MBarrier(pool, tile.stages, phase_offset=1)
+    turns = MBarrier(pool, CONSUMERS)
+    pool.commit()
+    return Ring(tile, maps, row_panels, column_panels, full, empty, turns)
+
+
+@T.inline
+def start_ring(ring):
+    """All threads see the barriers from now on, and so does the accelerator."""
+    ring.full.init(ring.arrivals)
+    ring.empty.init(1)
+    ring.turns.init(1)
+    T.ptx.fence.mbarrier_init.release.cluster()
+    T.cuda.cta_sync()
+
+
+@T.meta_class
+class RingPosition(PipelineState):
+    """Stage and phase of a panel, counted over all tiles."""
+
+    @T.inline
+    def go_to(self, panel):
+        self.stage = T.truncmod(panel, self.depth)
+        self.phase = T.truncmod(T.truncdiv(panel, self.depth), 2)
+
+
+@T.inline
+def _start_boxes(ring, tile, stage, panel):
+    """The accelerator's copies of a stage, which one thread starts."""
+    ring.full.arrive(stage, ring.bytes_by_accelerator)
+    if ring.maps.matrix is not None:
+        T.ptx[_COPY_MATRIX](
+            ring.column_panels.ptr_to([stage, 0, 0]),
+            T.address_of(ring.maps.matrix),
+            panel * DEPTH,
+            tile.first_column,
+            tile.expert,
+            ring.full.ptr_to([stage]),
+        )
+    if ring.maps.rows is not None:
+        T.ptx[_COPY_ROWS](
+            ring.row_panels.ptr_to([stage, 0, 0]),
+            T.address_of(ring.maps.rows),
+            panel * DEPTH,
+            tile.operands.first_row(tile.block),
+            ring.full.ptr_to([stage]),
+        )
+
+
+@T.inline
+def _rows_have_arrived(ring, stage):
+    """This thread's copies of rows. wgmma reads shared memory in another way than they write it."""
+    T.ptx.fence.proxy.async_.shared__cta()
+    MBarrier.arrive(ring.full, stage)
+
+
+@T.inline
+def produce_boxes(ring, tile, position):
+    """The panels of a tile, rows and matrix by the accelerator: the work of one thread."""
+    for panel in T.serial(tile.panels):
+        ring.empty.wait(position.stage, position.phase)
+        _start_boxes(ring, tile, position.stage, panel)
+        position.advance()
+
+
+@T.inline
+def produce_gathered(ring, tile, position, started):
+    """The panels of a tile, its rows by all threads. A thread says that its pieces of a panel have arrived when it has
+    started those of the next ones. ``started[0]``: how many there are before, at most as many as are waited for."""
+    sources = T.alloc_local((tile.shape.rows // tile.shape.lines_per_copy,), "int32")
+    find_sources(tile, sources)
+    for panel in T.serial(tile.panels):
+        ring.empty.wait(position.stage, position.phase)
+        if tile.thread == 0:
+            _start_boxes(ring, tile, position.stage, panel)
+        copy_rows(tile, position.stage, panel, sources)
+        T.ptx.cp.async_.commit_group()
+        if started[0] == _STARTED_AHEAD:
+            T.ptx.cp.async_.wait_group(_STARTED_AHEAD)
+            _rows_have_arrived(ring, ring.before(position.stage, _STARTED_AHEAD))
+        started[0] = T.min(started[0] + 1, _STARTED_AHEAD)
+        position.advance()
+
+
+@T.inline
+def finish_gathered(ring, position, started):
+    """The last panels of all tiles have arrived too."""
+    T.ptx.cp.async_.wait_group(0)
+    T.ptx.fence.proxy.async_.shared__cta()
+    for i in T.unroll(_STARTED_AHEAD):
+        if _STARTED_AHEAD - i <= started[0]:
+            MBarrier.arrive(ring.full, ring.before(position.stage, _STARTED_AHEAD - i))
+
+
+@T.inline
+def produce_decoded(ring, tile, position):
+    """The panels of a tile of a quantised matrix: a thread reads the codes of a panel before a stage is free, and
+    stores them decoded while the rows arrive."""
+    gathered = T.meta_var(ring.maps.rows is None)
+    codes = T.alloc_local((lines_of(tile), piece_bytes(tile)), "uint8")
+    scales = T.alloc_local((lines_of(tile),), "float32")
+    zeros = T.alloc_local((lines_of(tile),), "int32")
+    sources = T.alloc_local((tile.shape.rows // tile.shape.lines_per_copy,), "int32")
+    fetched = T.meta_var(Fetched(codes, scales, zeros))
+    if gathered:
+        find_sources(tile, sources)
+    fetch(tile, fetched, 0)
+    for panel in T.serial(tile.panels):
+        ring.empty.wait(position.stage, position.phase)
+        if gathered:
+            copy_rows(tile, position.stage, panel, sources)
+            T.ptx.cp.async_.commit_group()
+        else:
+            if tile.thread == 0:
+                _start_boxes(ring, tile, position.stage, panel)
+        decode(tile, fetched, position.stage)
+        if panel + 1 < tile.panels:
+            fetch(tile, fetched, panel + 1)
+        if gathered:
+            T.ptx.cp.async_.wait_group(0)
+        _rows_have_arrived(ring, position.stage)
+        position.advance()
+
+
+def _all_sums(sums: Any, i: Any) -> list[Any]:
+    """The registers of an instruction's sums, in its order."""
+    _, columns, values = (int(size) for size in sums.shape)
+    return [sums[i, j, v] for j in range(columns) for v in range(values)]
+
+
+@T.inline
+def wait_for_turn(ring, consumer, tiles):
+    """Of a consumer that has computed so many tiles; the first one begins."""
+    ring.turns.wait(consumer, T.truncmod(tiles + T.Select(consumer == 0, 1, 0), 2))
+
+
+@T.inline
+def consume_tile(ring, dtype, panels, position, consumer, thread, sums):
+    """``sums`` [row steps, column steps, 4] become those of the tile whose first panel is at ``position``. A stage is
+    given back when the products of the next one have been started."""
+    shape = T.meta_var(ring.tile)
+    instruction = T.meta_var(
+        f"wgmma.mma_async.sync.aligned.m64n{ring.tile.columns}k16.f32.{ELEMENTS[dtype]}.{ELEMENTS[dtype]}"
+    )
+    left = T.local_scalar("uint64")
+    right = T.local_scalar("uint64")
+    for panel in T.serial(panels):
+        ring.full.wait(position.stage, position.phase)
+        T.cuda.wgmma.encode_matrix_descriptor(
+            T.address_of(left), ring.row_panels.ptr_to([position.stage, 0, 0]), 1, 64, SWIZZLE
+        )
+        T.cuda.wgmma.encode_matrix_descriptor(
+            T.address_of(right), ring.column_panels.ptr_to([position.stage, 0, 0]), 1, 64, SWIZZLE
+        )
+        T.ptx.wgmma.fence.sync.aligned()
+        for step in T.unroll(DEPTH // MMA_DEPTH):
+            for i in T.unroll(shape.row_steps):
+                # The first product replaces what is in the registers.
+                T.ptx[instruction](
+                    *_all_sums(sums, i),
+                    left + T.cast(i * _GROUP_STEP + step * _DEPTH_STEP, "uint64"),
+                    right + T.cast(step * _DEPTH_STEP, "uint64"),
+                    (panel + step) != 0,
+                    1,
+                    1,
+                    0,
+                    0,
+                )
+        T.ptx.wgmma.commit_group.sync.aligned()
+        T.ptx.wgmma.wait_group.sync.aligned(1)
+        if T.And(panel > 0, thread % WARPGROUP == 0):
+            ring.empty.arrive(ring.before(position.stage))
+        position.advance()
+    if thread % WARPGROUP == 0:
+        ring.turns.arrive(CONSUMERS - 1 - consumer)
+    T.ptx.wgmma.wait_group.sync.aligned(0)
+    if thread % WARPGROUP == 0:
+        ring.empty.arrive(ring.before(position.stage))

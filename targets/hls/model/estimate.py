@@ -169,10 +169,13 @@ def _linear_cycles(
         per_token = max(design.width / design.router_lanes, reads)
         start = pace.latency + max(design.width, start) + tokens * per_token + design.width / design.router_lanes
     beats = design.weight_beats_down
-    tile = max(tokens * design.hidden_in_chunks * design.output_chunks, pace.cycles(beats, beats)) + stages
+    per_tile, load = tokens * design.hidden_in_chunks * design.output_chunks, pace.cycles(beats, beats) + stages
+    done = start
+    for tile in range(design.tiles):
+        done = max(done, (tile + 1) * load) + per_tile + stages
     results = pace.cycles(design.parameter_beats_down, design.parameter_beats_down) + tokens * design.output_chunks
-    total = start + pace.cycles(beats, beats) + design.tiles * tile + results
-    return total + (_LOOPS_OF_ROWS + _LOOPS_OF_RESULTS) * stages, design.tiles * beats + design.parameter_beats_down
+    total = done + results + (_LOOPS_OF_ROWS + _LOOPS_OF_RESULTS) * stages
+    return total, design.tiles * beats + design.parameter_beats_down
 
 
 def model_dsps(design: ModelDesign) -> dict[str, int]:

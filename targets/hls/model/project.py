@@ -96,7 +96,7 @@ def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes], devic
         "items_down_depth": design.items_down_depth,
         "fifos": experts.fifos,
         "wires": experts_wires(plan),
-        "patch_beats": design.patch_beats,
+        "patch_beats": max(1, design.patch_beats),
         "attention": attention,
         "attention_wires": attention_wires(plan),
         "attention_copies": experts.lanes_in // 2,

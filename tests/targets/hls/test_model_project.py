@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import pathlib
 import runpy
 import shutil
 
 import numpy as np
 import pytest
 
+from moec import compiler
 from moec.errors import UnsupportedError
+from moec.runtime.artifact import open_artifact
+from moec.simulators.hls.simulate import simulate
 from moec.simulators.hls.simulator import SimulationError, simulate_functionally, simulate_timed
+from moec.targets.hls.hardware.parts import find_part
 from moec.targets.hls.lint.linter import lint
 from moec.targets.hls.model import reference
 from moec.targets.hls.model.design import model_design
+from moec.targets.hls.model.estimate import estimate_model, loads_of
 from moec.targets.hls.model.project import model_files
-from moec.targets.hls.moe.design import MOST_STAGES
+from moec.targets.hls.moe.design import MOST_STAGES, USUAL_STAGES
+from moec.targets.hls.options import HlsOptions
+from moec.targets.hls.tables import simulation_tables
 
 from . import model_layers
 
@@ -25,6 +33,7 @@ needs_compiler = pytest.mark.skipif(
     reason="g++ or hls4ml is not installed",
 )
 TOP = "src/model.cpp"
+EXAMPLE = pathlib.Path(__file__).parents[3] / "examples" / "vision_moe"
 
 
 def image_of(plan):
@@ -131,3 +140,33 @@ def test_a_wrong_number_of_a_layer_is_noticed():
         simulate_functionally({**files, "data/outputs.bin": bytes(outputs)})
     assert error.value.kind == "mismatch"
     assert "layer 0, row 0, channel 0" in error.value.details
+
+
+@needs_compiler
+def test_from_onnx_to_a_label(tmp_path):
+    """A trained model, whose testbench reads the first image right."""
+    images, labels = np.load(EXAMPLE / "inputs.npz")["images"], np.load(EXAMPLE / "labels.npz")["labels"]
+    options = HlsOptions({"images": images[:64]})
+    compiler.write(EXAMPLE / "model.onnx", tmp_path / "vision.moec", "hls:zcu102", options=options)
+    artifact = open_artifact(tmp_path / "vision.moec")
+    (project,) = artifact.manifest.projects
+    assert project.report["model_outputs"]["logits"]["same_largest"] > 0.98
+    (result,) = simulate(artifact, pipeline_depth=USUAL_STAGES)
+    assert f"PASS: 10 layers, label {labels[0]}, 0 differences" in result["output"]
+    assert result["cycles"] == pytest.approx(result["estimated"], rel=0.1)
+    tables = "".join(str(table) for table in simulation_tables([result]))
+    assert "experts_layer.dispatch: busy" in tables
+
+
+@pytest.mark.nightly
+@needs_compiler
+def test_estimates_agree_with_the_simulation_of_large_layers():
+    plan = model_layers.plan(tokens=129, width=192, hidden=768, pixels=768)
+    steps, part = plan.input_steps(image_of(plan)), find_part("zcu102")
+    design = model_design(plan, 16, 128, 4)
+    estimated = estimate_model(design, plan, loads_of(plan, steps), part, 300)
+    ports = estimated.ports
+    files = model_files(design, plan, steps, device=part.device, clock=300)
+    result = simulate_timed(files, memory_share=ports.share, total_share=ports.total_share, pipeline_depth=USUAL_STAGES)
+    assert "PASS" in result.output
+    assert result.cycles == pytest.approx(estimated.total, rel=0.02)

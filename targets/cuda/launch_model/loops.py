@@ -43,7 +43,7 @@ _INTEGERS = frozenset(
 _FLOATS = {"FFMA", "FMUL", "FADD", "IMAD", "HFMA2", "HADD2", "HMUL2"}
 """Those that the units for multiply-adds do; IMAD, a product of integers, is one."""
 _COPY_BYTES = 16
-"""Of an asynchronous copy of a thread."""
+"""Of an asynchronous copy of a thread, and of its store of what it has decoded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +86,16 @@ def _count_tile(code: Sequence[_Instruction], plan: TilePlan, warps: int) -> Iss
         return None
     per_step, outside, of_warp = len(loop) / panels * computing, len(code) - len(loop), 0.0
     integers, floats = (count * computing for count in _of_units(loop, panels))
-    copying = _main_loop([one for one in code if one not in loop], lambda what: what.startswith("LDGSTS"))
-    if plan.copying_warps and not copying and plan.product.weight_bits < 8 * plan.product.row_bytes:
+    decodes = plan.product.weight_bits < 8 * plan.product.row_bytes
+    moving, lines = ("STS", plan.columns) if decodes else ("LDGSTS", plan.rows)
+    copying = _main_loop([one for one in code if one not in loop], lambda what: what.startswith(moving))
+    if plan.copying_warps and decodes and not copying:
         return None
     if plan.copying_warps and copying:  # where they have the accelerator copy all, they issue next to nothing
-        copies = plan.rows * plan.inputs * plan.product.row_bytes / _COPY_BYTES / (plan.copying_warps * WARP)
-        panels = _count(copying, "LDGSTS") / copies
-        if panels < 1:
+        panels = _count(copying, moving) / (
+            lines * plan.inputs * plan.product.row_bytes / _COPY_BYTES / (plan.copying_warps * WARP)
+        )
+        if panels < 1 or panels != int(panels):
             return None
         of_warp = len(copying) / panels
         per_step += of_warp * plan.copying_warps

@@ -93,6 +93,16 @@ def test_a_fraction_of_a_panel_is_not_counted():
     assert count(sass(*loop(0, *products), "EXIT"), "f", MMA, 4) is None
 
 
+def test_warps_that_decode_store_lines_of_the_matrix():
+    """64 columns of 8 pieces, by 128 threads: four stores for a panel."""
+    packed = dataclasses.replace(WGMMA, product=dataclasses.replace(PRODUCT, weight_bits=4.5))
+    computing = loop(0, *["HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24"] * 4)
+    decoding = loop(5, "LOP3.LUT R1, R2, R3", *["STS.128 [R4], R8"] * 4)
+    found = count(sass(*computing, *decoding, "EXIT"), "f", packed, 8)
+    assert found == Issued(5 * 4 + 6 * 4, 4, integers=4, copying=6)
+    assert count(sass(*computing, *loop(5, *["STS.64 [R4], R8"] * 5), "EXIT"), "f", packed, 8) is None
+
+
 def test_copies_by_the_accelerator_take_no_instructions():
     text = sass(*loop(0, *["HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24"] * 4), "EXIT")
     assert count(text, "f", WGMMA, 8) == Issued(5 * 4, 4)

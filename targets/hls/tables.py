@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moec.common.tables import table
-from moec.targets.hls.model.channels import KERNELS
+from moec.targets.hls.model.channels import KERNELS, STRUCTS
 from moec.targets.hls.moe.channels import PROCESSES
 from moec.targets.hls.moe.estimate import RESOURCE_NAMES
 
@@ -178,10 +178,9 @@ def _share(needed: int, available: int) -> str:
 
 def _by_process(estimate: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows = []
-    for process in PROCESSES:
+    named = {*estimate["dsp_by_process"], *(memory["process"] for memory in estimate["memories"])}
+    for process in sorted(named, key=_place_of):
         memories = [memory for memory in estimate["memories"] if memory["process"] == process]
-        if not memories and process not in estimate["dsp_by_process"]:
-            continue  # of another kind of block
         blocks = [
             sum(memory["blocks"] for memory in memories if memory["storage"] == kind) for kind in ("bram", "uram")
         ]
@@ -215,9 +214,12 @@ def dataflow_picture(channels: Sequence[Mapping[str, Any]], simulation: Mapping[
 
 
 def _place_of(process: str) -> tuple[int, int]:
-    """Processes of a whole model have their kernel's name in front."""
-    kernel, _, name = process.rpartition(".")
-    return KERNELS.index(kernel) if kernel else 0, PROCESSES.index(name)
+    """Processes of a whole model have their kernel's name in front, or what they are instantiated with behind."""
+    for place, (kernel, struct) in enumerate(zip(KERNELS, STRUCTS, strict=True)):
+        name = process.removeprefix(f"{kernel}.").removesuffix(f"_{struct}")
+        if name != process:
+            return place, PROCESSES.index(name)
+    return 0, PROCESSES.index(process)
 
 
 def _times(process: Mapping[str, Any] | None, simulation: Mapping[str, Any] | None) -> str:

@@ -9,6 +9,8 @@ from moec.targets.hls.model.design import ModelDesign
 from moec.targets.hls.moe.channels import BEAT_BITS, Channel, channels_of
 
 KERNELS = ("experts_layer", "attention_layer")
+STRUCTS = ("experts_block", "attention_block")
+"""What the processes of each kernel are instantiated with."""
 _OTHER_PROCESSES = {"read_stream": "read_inputs", "fork_tokens": "feed_tokens"}
 """What stands in the place of a MoE block's processes, for inputs may be patches."""
 
@@ -18,9 +20,14 @@ def experts_channels(design: ModelDesign) -> list[Channel]:
     found = [Channel("beats_patches", "read_inputs", "feed_tokens", BEAT_BITS, design.experts.fifos.beats)]
     for channel in channels_of(design.experts):
         depth = design.items_down_depth if channel.name == "items_down" else channel.depth
-        producer, consumer = (_OTHER_PROCESSES.get(end, end) for end in (channel.producer, channel.consumer))
-        found.append(Channel(channel.name, producer, consumer, channel.bits, depth))
+        ends = process_of(channel.producer), process_of(channel.consumer)
+        found.append(Channel(channel.name, *ends, channel.bits, depth))
     return found
+
+
+def process_of(name: str) -> str:
+    """The process of the kernel of experts that stands where a MoE block has the one of this name."""
+    return _OTHER_PROCESSES.get(name, name)
 
 
 def model_channels(design: ModelDesign) -> list[Channel]:

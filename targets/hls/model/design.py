@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from moec.errors import UnsupportedError
 from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
@@ -70,6 +70,8 @@ class ModelDesign:
         """The reason why the templates cannot be instantiated with these numbers, or None."""
         if (reason := self.experts.why_not()) is not None or self.attention is None:
             return reason
+        if self.attention.width != self.experts.width:
+            return f"kernels that pad tokens to {self.experts.width} and {self.attention.width} channels"
         return self.attention.why_not()
 
 
@@ -151,15 +153,17 @@ def patch_width(plan: ModelPlan) -> int:
     return 0 if plan.embedding is None else plan.embedding.inputs
 
 
-def model_design(plan: ModelPlan, lanes: int, hidden_tile: int, router_lanes: int, **more: Any) -> ModelDesign:
-    """With arrays of ``lanes`` x ``lanes`` in both kernels. ``more``: fields of :class:`Design`.
+def model_design(
+    plan: ModelPlan, lanes: int, hidden_tile: int, router_lanes: int, attention_lanes: int | None = None
+) -> ModelDesign:
+    """With arrays of ``lanes`` x ``lanes``, in both kernels where nothing else is said.
 
     Raises UnsupportedError as :func:`experts_shape` and :func:`attention_shape` do.
     """
     attention = attention_shape(plan)
     return ModelDesign(
-        Design(experts_shape(plan), lanes, lanes, hidden_tile, router_lanes, **more),
-        None if attention is None else AttentionDesign(attention, lanes, lanes),
+        Design(experts_shape(plan), lanes, lanes, hidden_tile, router_lanes),
+        None if attention is None else AttentionDesign(attention, attention_lanes or lanes, attention_lanes or lanes),
         len(plan.layers),
         patch_width(plan),
     )

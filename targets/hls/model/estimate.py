@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,14 +20,15 @@ from moec.targets.hls.attention.quantize import QuantizedAttention
 from moec.targets.hls.hardware.arithmetic import dsps_of, flip_flops, logic_luts
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.cycles import MemoryPace, count_cycles
-from moec.targets.hls.hardware.memories import Memory, memories_of
+from moec.targets.hls.hardware.memories import Memory, channel_memories, memories_of
 from moec.targets.hls.hardware.parts import Part
 from moec.targets.hls.hardware.ports import MOE_MASTERS, Ports, connect, model_ports
 from moec.targets.hls.model import reference
+from moec.targets.hls.model.channels import STRUCTS, experts_channels, process_of
 from moec.targets.hls.model.design import ModelDesign, model_design
 from moec.targets.hls.model.plan import Layer, ModelPlan, QuantizedLinear
 from moec.targets.hls.moe import reference as moe_reference
-from moec.targets.hls.moe.design import BEAT_BYTES, MOST_STAGES, PARAMETER_BYTES, RESULT_BITS, Design
+from moec.targets.hls.moe.design import BEAT_BYTES, MOST_STAGES, PARAMETER_BYTES, RESULT_BITS, Design, LargeArrays
 from moec.targets.hls.moe.estimate import RESOURCE_NAMES, Resources, ports_as_dict
 from moec.targets.hls.moe.exploration import HIDDEN_TILES, ROUTER_LANES, Constraints, fullest
 
@@ -88,6 +88,7 @@ class ModelEstimate:
             "cycles_per_beat": self.ports.loaders.cycles_per_beat,
             "ports": ports_as_dict(self.ports),
             "lanes": experts.lanes_in,
+            "attention_lanes": None if self.design.attention is None else self.design.attention.lanes,
             "hidden_tile": experts.hidden_tile,
             "router_lanes": experts.router_lanes,
             "cycles": {
@@ -179,15 +180,27 @@ def _linear_cycles(
 
 
 def model_dsps(design: ModelDesign) -> dict[str, int]:
-    """By process, those of both kernels together."""
+    """By process of both kernels, named as synthesis names it: with the struct that it is instantiated with."""
     attention = {} if design.attention is None else attention_dsps(design.attention)
-    return dict(Counter(dsps_of(design.experts)) + Counter(attention))
+    kernels = zip(STRUCTS, (dsps_of(design.experts), attention), strict=True)
+    return {f"{process}_{struct}": count for struct, dsps in kernels for process, count in dsps.items()}
 
 
 def model_memories(design: ModelDesign) -> list[Memory]:
-    """Those of both kernels, which share their adapters."""
+    """Those of both kernels, which share their adapters; processes are named likewise."""
     attention = [] if design.attention is None else attention_memories(design.attention)
-    return [*memories_of(design.experts), *(memory for memory in attention if not memory.name.startswith("adapter "))]
+    own = [memory for memory in attention if not memory.name.startswith("adapter ")]
+    arrays = [
+        dataclasses.replace(memory, process=process_of(memory.process))
+        for memory in memories_of(design.experts)
+        if not memory.name.startswith("channel ")
+    ]
+    experts = [*arrays, *channel_memories(experts_channels(design))]
+    return [
+        dataclasses.replace(memory, process=f"{memory.process}_{struct}")
+        for struct, memories in zip(STRUCTS, (experts, own), strict=True)
+        for memory in memories
+    ]
 
 
 def _resources(design: ModelDesign, dsps: Mapping[str, int], memories: Sequence[Memory]) -> Resources:
@@ -236,13 +249,18 @@ def _shares(design: ModelDesign, limits: Resources, calibration: Calibration) ->
 
 
 def _designs(plan: ModelPlan, part: Part, constraints: Constraints) -> Iterator[ModelDesign]:
-    """The grid, from large to small."""
-    storages = ("bram", "uram") if constraints.use_uram and part.uram else ("bram",)
+    """The grid, from large to small. Both kernels have lanes of their own, as long as they pad tokens alike."""
+    storages: tuple[LargeArrays, ...] = ("bram", "uram") if constraints.use_uram and part.uram else ("bram",)
     base = model_design(plan, LANES[0], LANES[0], 1)
-    for lanes, tile, router_lanes, storage in itertools.product(
-        LANES, HIDDEN_TILES[::-1], ROUTER_LANES[::-1], storages
-    ):
-        if router_lanes <= lanes <= tile:
-            experts = Design(base.experts.shape, lanes, lanes, tile, router_lanes, large_arrays=storage)
-            attention = None if base.attention is None else AttentionDesign(base.attention.shape, lanes, lanes)
-            yield ModelDesign(experts, attention, base.layers, base.patch_width)
+    grid = itertools.product(LANES, LANES, HIDDEN_TILES[::-1], ROUTER_LANES[::-1], storages)
+    for lanes, attention_lanes, tile, router_lanes, storage in grid:
+        if not router_lanes <= lanes <= tile:
+            continue
+        experts = Design(base.experts.shape, lanes, lanes, tile, router_lanes, large_arrays=storage)
+        if base.attention is None:
+            attention = None
+        else:
+            attention = AttentionDesign(base.attention.shape, attention_lanes, attention_lanes)
+            if attention.width != experts.width:
+                continue
+        yield ModelDesign(experts, attention, base.layers, base.patch_width)

@@ -99,7 +99,7 @@ def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes], devic
         "patch_beats": max(1, design.patch_beats),
         "attention": attention,
         "attention_wires": attention_wires(plan),
-        "attention_copies": experts.lanes_in // 2,
+        "attention_copies": 0 if attention is None else attention.lanes // 2,
         "depth": {**beats, "stream": places.size},
         "places": places,
         "data": "data",

@@ -40,9 +40,9 @@ def image_of(plan):
     return np.random.default_rng(0).uniform(-1, 1, plan.patches.shape)
 
 
-def files_of(plan, lanes=8, hidden_tile=16, router_lanes=4):
+def files_of(plan, lanes=8, attention_lanes=8):
     """A project whose testbench runs one image."""
-    design = model_design(plan, lanes, hidden_tile, router_lanes)
+    design = model_design(plan, lanes, 16, 4, attention_lanes)
     return model_files(design, plan, plan.input_steps(image_of(plan)), device="xczu9eg-ffvb1156-2-e", clock=300)
 
 
@@ -125,14 +125,16 @@ def test_layers_that_differ_in_wires_are_refused():
     plan = model_layers.plan()
     *others, last = plan.blocks
     gated = dataclasses.replace(last, shape=dataclasses.replace(last.shape, gated=True))
+    assert "pad tokens to 48 and 40 channels" in str(model_design(model_layers.plan(width=40), 16, 16, 4, 8).why_not())
     with pytest.raises(UnsupportedError, match="layers of experts differ in gated: False, True"):
         model_design(dataclasses.replace(plan, blocks=(*others, gated)), 8, 16, 4)
 
 
 @needs_compiler
 def test_a_wrong_number_of_a_layer_is_noticed():
-    """By its layer, in C simulation, of a model whose head takes the first token and whose tiles are whole."""
-    files = files_of(model_layers.plan(pixels=16))
+    """By its layer, in C simulation, of a model whose head takes the first token, whose tiles are whole, and whose
+    kernels have different lanes."""
+    files = files_of(model_layers.plan(pixels=16), lanes=16)
     assert "PASS: 6 layers" in simulate_functionally(files)
     outputs = bytearray(files["data/outputs.bin"])
     outputs[0] ^= 1

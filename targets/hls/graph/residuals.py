@@ -18,18 +18,20 @@ NORMS = ("LayerNormalization", "RMSNormalization")
 
 @dataclasses.dataclass(frozen=True)
 class Residual:
-    """``tokens`` [..., d] are normalised by ``norm`` for a block, and added to what it makes of them: ``output``."""
+    """``tokens`` [..., d] are normalised by ``norm`` for a block, and added to what it makes of them, times ``scale``
+    [d]: ``output``."""
 
     tokens: ir.Value
     output: ir.Value
     norm: FloatNorm
+    scale: Array
 
 
 def find_residual(inputs: ir.Value, result: ir.Value) -> Residual | None:
     """The residual around a block that takes ``inputs`` and gives ``result``; None where there is none.
 
-    The result must go to the addition alone, for nothing else of the block is in memory. Raises UnsupportedError where
-    the normalisation's weights are computed.
+    The result must go to the addition alone, for nothing else of the block is in memory; it may be scaled channel by
+    channel on the way. Raises UnsupportedError where the normalisation's weights are computed.
     """
     normalize = origin(inputs).producer()
     if (
@@ -40,13 +42,14 @@ def find_residual(inputs: ir.Value, result: ir.Value) -> Residual | None:
     ):
         return None
     tokens = normalize.inputs[0]
-    addition, value = _until_addition(result)
+    addition, value, scale = _until_addition(result)
     if addition is None or tokens is None or not _is_last_axis(normalize, tokens):
         return None
     others = [operand for operand in addition.inputs if operand is not value]
     if len(others) != 1 or others[0] is None or origin(others[0]) is not origin(tokens):
         return None
-    return Residual(tokens, addition.outputs[0], norm_of(normalize))
+    norm = norm_of(normalize)
+    return Residual(tokens, addition.outputs[0], norm, np.broadcast_to(scale, norm.weight.shape))
 
 
 def only_use(value: ir.Value) -> ir.Node | None:
@@ -55,14 +58,30 @@ def only_use(value: ir.Value) -> ir.Node | None:
     return next(iter(users)) if len(users) == 1 and not value.is_graph_output() else None
 
 
-def _until_addition(value: ir.Value) -> tuple[ir.Node | None, ir.Value]:
-    """The addition that a value ends in, and the value that is added; None where it does not."""
-    user = only_use(value)
-    while user is not None and user.domain == "" and user.op_type in SAME_ELEMENTS and user.inputs[0] is value:
+def _until_addition(value: ir.Value) -> tuple[ir.Node | None, ir.Value, Array]:
+    """The addition that a value ends in, the value that is added, and what it was scaled with; None where it does
+    not."""
+    scale = np.ones(1, np.float32)
+    while (user := only_use(value)) is not None and user.domain == "":
+        if user.op_type == "Add":
+            return user, value, scale
+        factors = _factors(user, value)
+        if factors is None and not (user.op_type in SAME_ELEMENTS and user.inputs[0] is value):
+            break
+        scale = scale if factors is None else scale * factors
         value = user.outputs[0]
-        user = only_use(value)
-    is_addition = user is not None and user.domain == "" and user.op_type == "Add"
-    return (user if is_addition else None), value
+    return None, value, scale
+
+
+def _factors(node: ir.Node, value: ir.Value) -> Array | None:
+    """What a product multiplies the channels of a value with, [1] or [d]; None where it is something else."""
+    if node.op_type != "Mul" or value.shape is None:
+        return None
+    others = [operand for operand in node.inputs if operand is not None and operand is not value]
+    tensor = ir.convenience.get_const_tensor(others[0]) if others else None
+    if tensor is None or any(size != 1 for size in list(tensor.shape)[:-1]) or tensor.size not in (1, value.shape[-1]):
+        return None
+    return tensor.numpy().reshape(-1).astype(np.float32)
 
 
 def _is_last_axis(normalize: ir.Node, tokens: ir.Value) -> bool:

@@ -83,8 +83,8 @@ def _block(node: ir.Node) -> GraphBlock:
         # The same tokens, in the shape of the sum.
         numbers, tokens, output = with_shared(numbers, shared), shared.up.input, shared.output
     residual = find_residual(tokens, output)
-    if residual is not None:
-        numbers = dataclasses.replace(numbers, norm=residual.norm)
+    if residual is not None and (numbers.stored is None or np.all(residual.scale == 1)):
+        numbers = dataclasses.replace(numbers.scaled(residual.scale), norm=residual.norm)
         tokens, output = residual.tokens, residual.output
     return GraphBlock(numbers.name, tokens, output, numbers)
 

@@ -84,6 +84,11 @@ class FloatBlock:
             _joined(results, self.width), output,
         )  # fmt: skip
 
+    def scaled(self, factors: Array) -> FloatBlock:
+        """With results times ``factors`` [d]. Weights must be floats where any is not 1."""
+        down, bias = self.down * factors[:, None], self.down_bias * factors
+        return dataclasses.replace(self, down=down, down_bias=bias)
+
     def needed_scale(self, tokens: Array) -> float | None:
         """What a step of the residual stream stands for at least, by its tokens [T, d] and what the block makes of
         them; None without a norm."""

@@ -9,6 +9,7 @@ import pytest
 from moec.errors import UnsupportedError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec
+from moec.passes.framework import pipeline
 from moec.targets.hls.graph.calibrate import run_with
 from moec.targets.hls.moe.blocks import find_blocks
 
@@ -82,6 +83,19 @@ def test_a_block_of_a_residual_stream_ends_with_the_addition():
     (block,) = find_blocks(model)
     assert block.tokens is model.graph.inputs[0]
     assert block.output is model.graph.outputs[0]
+
+
+@pytest.mark.parametrize("shape", [(7, 1), (7, D)])
+def test_a_result_that_is_scaled_by_token_ends_the_block(shape):
+    graph = GraphBuilder()
+    graph.x.shape = ir.Shape(["B", 7, D])
+    rows = graph.rows(graph.add("LayerNormalization", graph.x, graph.normal(D)))
+    result = graph.moe(rows, graph.dense(rows, E), SWIGLU)
+    shaped = graph.add("Reshape", result, graph.constant(np.array([-1, 7, D])))
+    model = graph.model(graph.add("Add", graph.x, graph.add("Mul", shaped, graph.normal(*shape))))
+    pipeline.run(model, pipeline.parse("infer-shapes"))
+    (block,) = find_blocks(model)
+    assert block.numbers.norm is None
 
 
 def test_a_result_that_something_else_takes_ends_the_block():

@@ -56,7 +56,7 @@ def test_a_model_is_found_from_pixels_to_logits(embed, head, tokens, pool):
 
 
 @pytest.mark.parametrize("activation", [vision.gelu, vision.erf_gelu])
-def test_a_dense_layer_may_be_spelled_and_scaled_in_any_way(activation):
+def test_results_may_be_scaled_and_activations_spelled_in_any_way(activation):
     graph = GraphBuilder()
     vision.images(graph, batch=1)
     model = vision.transformer(graph, embedded(graph, vision.convolution), activation=activation, scaled=True)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from moec import compiler
 from moec.errors import InputError, UnsupportedError
 from moec.ir import interpreter
+from moec.passes.framework import pipeline
+from moec.passes.framework.base import Report
+from moec.targets.hls.graph.calibrate import evaluate
 from moec.targets.hls.model import reference
 from moec.targets.hls.model.quantize import quantize_model
 from moec.targets.hls.moe.quality import signal_to_noise
@@ -125,3 +130,23 @@ def test_layers_that_need_another_array_are_refused():
     other = dataclasses.replace(found, blocks=(found.blocks[0], gated, *found.blocks[2:]))
     with pytest.raises(UnsupportedError, match=r"block: gated is False and that of node_MatMul_\d+ True"):
         quantize_model(model, other, {"images": images(4)}, name="vision")
+
+
+@pytest.mark.nightly
+def test_the_example_reads_digits_in_integers_as_in_floats():
+    """The figures of ``examples/vision_moe/README.md``, with a digit more or less for other libraries' sums."""
+    folder = pathlib.Path(__file__).parents[3] / "examples" / "vision_moe"
+    model = compiler.import_model(folder / "model.onnx")
+    pipeline.run(model, pipeline.parse("O2"), Report())
+    calibration, inputs, labels = (
+        np.load(folder / f"{name}.npz")[key]
+        for name, key in (("calibration", "images"), ("inputs", "images"), ("labels", "labels"))
+    )
+    graph = vision.found(model)
+    plan = quantize_model(model, graph, {"images": calibration}, name="vision")
+    (floats,) = evaluate(model, {graph.source: inputs}, [graph.result])
+    found = integers(plan, inputs)[:, 0]
+    right = [int((logits.argmax(axis=1) == labels).sum()) for logits in (floats, found)]
+    np.testing.assert_allclose(right, [446, 445], atol=1)
+    by_image = [signal_to_noise(*pair) or 99 for pair in zip(floats, found, strict=True)]
+    assert np.median(by_image) > 36

@@ -77,12 +77,13 @@ def feed_forward(graph: GraphBuilder, stream: ir.Value, activation: Part = gelu,
     return graph.add("Add", graph.add("Mul", down, graph.normal(D)) if scaled else down, stream)
 
 
-def experts(graph: GraphBuilder, stream: ir.Value) -> ir.Value:
+def experts(graph: GraphBuilder, stream: ir.Value, *, scaled: bool = False) -> ir.Value:
     tokens = normal(graph, stream)
     spec = ExpertsSpec(activation="gelu", gate_layout="none")
     rows = graph.rows(tokens)
     made = graph.moe(rows, graph.dense(rows, E), spec)
-    return graph.add("Add", stream, graph.add("Reshape", made, graph.add("Shape", stream)))
+    shaped = graph.add("Reshape", made, graph.add("Shape", stream))
+    return graph.add("Add", stream, graph.add("Mul", shaped, graph.normal(D)) if scaled else shaped)
 
 
 def first_token(graph: GraphBuilder, tokens: ir.Value) -> ir.Value:
@@ -103,11 +104,12 @@ def transformer(
 ) -> ir.Model:
     """Tokens [B, T, D] → attention, dense layer, attention, experts → normalisation, head."""
     stream = feed_forward(graph, attention(graph, tokens), activation, scaled=scaled)
-    stream = experts(graph, attention(graph, stream))
+    stream = experts(graph, attention(graph, stream), scaled=scaled)
     return finished(graph, head(graph, normal(graph, stream)))
 
 
 def finished(graph: GraphBuilder, result: ir.Value) -> ir.Model:
+    """With what is known of shapes."""
     model = graph.model(result)
     pipeline.run(model, pipeline.parse("infer-shapes,fold-constants,fold-shapes,simplify,infer-shapes"))
     return model

@@ -35,7 +35,7 @@ Artifact = Annotated[Path, typer.Argument(metavar="ART", help="An artifact: a fo
 OptimisationLevel = Annotated[Level | None, typer.Option("-O", help="Optimisation level, e.g. -O2 (the default).")]
 Experts = Annotated[
     str | None,
-    typer.Option(help="Round experts' weights to tf32, bf16, fp16, int8 to int2, mxfp4 or fp8."),
+    typer.Option(help="Round experts' weights to tf32, bf16, fp16, int8 to int2, mxfp4, fp4 or fp8."),
 ]
 Linears = Annotated[str | None, typer.Option(help="Round weights of dense products likewise; int4/32z: groups of 32.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to run with; default and limit: the cores.")]

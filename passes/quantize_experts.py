@@ -35,7 +35,7 @@ class QuantizeExperts:
     3. ``group``: consecutive inputs that share a scale, 0 for all. Without it, int8 has one scale per output channel,
        fp8 too, mxfp4 groups of 32, and int4 those that other weights of the node have, or else the largest of 128, 64
        and 32 that divides the inputs of every projection (32 where none does: then the last group is shorter). int3 and
-       int2 have groups of 64 or 32 likewise. ``zero_points`` stores integers unsigned.
+       int2 have groups of 64 or 32 likewise, fp4 of 32 or 16. ``zero_points`` stores integers unsigned.
     4. Products are computed in int8 once every weight of the node is quantised to anything but fp8, by this pass or
        before it; until then their arithmetic stays.
        ``activation_group`` consecutive activations of a token share a scale, 0 for all. Without it, groups are 128, or

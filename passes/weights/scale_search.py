@@ -147,7 +147,8 @@ def _shares(form: WeightFormat) -> tuple[float, ...]:
         return _SHARES_OF_EXPONENTS
     if form.elements.bits == 8:
         return _SHARES_OF_BYTES
-    return _SHARES if form.zero_points else (*_SHARES, *(-share for share in _SHARES))
+    signed = form.elements.whole and not form.zero_points  # a scale of the other sign has another largest number
+    return (*_SHARES, *(-share for share in _SHARES)) if signed else _SHARES
 
 
 def _sums_of_blocks(error: Array) -> Array:

@@ -56,6 +56,11 @@ class StoredFormat:
         return ELEMENTS[self.element].fits_bytes and not self.is_float
 
     @property
+    def is_e2m1(self) -> bool:
+        """Whether its numbers are floats of 4 bits."""
+        return ELEMENTS[self.element].signed == ir.DataType.FLOAT4E2M1
+
+    @property
     def bits(self) -> int:
         """Bits of one weight, without scales."""
         return ELEMENTS[self.element].bits

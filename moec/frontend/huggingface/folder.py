@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from moec.frontend.huggingface.binding import Binding
 
 CONFIG = "config.json"
+_MODELOPT = "hf_quant_config.json"
+"""What NVIDIA's Model Optimizer writes how it quantised into, where it does not into the other one."""
 _INDEX = "model.safetensors.index.json"
 _LARGEST_JSON = 256 << 20
 """Bytes; indexes of the largest models have some tens of megabytes."""
@@ -77,7 +79,8 @@ def _imported(module: torch.nn.Module, binding: Binding, cache: bool | None) -> 
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json``. Raises MoecError where there is none, or none that names a type of model."""
+    """``config.json``, with what its quantiser wrote beside it. Raises MoecError where there is none, or none that
+    names a type of model."""
     path = folder / CONFIG
     if not path.is_file():
         raise MoecError(
@@ -87,6 +90,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config.get("model_type"), str):
         raise MoecError(f"{path}: names no model_type; download the model again, or write it with save_pretrained")
+    beside = folder / _MODELOPT
+    if "quantization_config" not in config and beside.is_file():
+        settings = read_json(beside).get("quantization")
+        if not isinstance(settings, dict):
+            raise MoecError(f"{beside}: has no object 'quantization'; download it again")
+        config["quantization_config"] = {**settings, "quant_method": "modelopt"}
     return config
 
 

@@ -23,6 +23,7 @@ format        stored                          scale                             
 ``int2``      int2, -2 to 1                   largest element, with its sign, / -2  1/2
 ``int2`` z    uint2 and zero points           (maximum - minimum) / 3              2/3
 ``mxfp4``     float4 e2m1 (OCP MX)            2 ** (floor(log2(largest)) - 2)      1/4
+``fp4``       float4 e2m1 (OCP)               largest / 6                          1/6
 ``fp8``       float8 e4m3 (OCP)               largest / 448                        1/28
 ============  ==============================  ===================================  ====================================
 
@@ -46,7 +47,8 @@ from moec.ir.weights.format import WeightFormat
 
 Array = np.ndarray[Any, Any]
 
-_LARGEST_MX, _LARGEST_FP8 = 6.0, 448.0
+_LARGEST = {"mxfp4": 6.0, "fp4": 6.0, "fp8": 448.0}
+"""The largest number of the elements."""
 FP8_BLOCK = 128
 """Outputs that share the scale of a group of as many inputs."""
 _ELEMENTS_AT_ONCE = 1 << 16
@@ -199,7 +201,7 @@ def _scales(groups: Array, form: WeightFormat) -> tuple[Array, Array | None]:
     largest = np.abs(np.maximum(-low, high))  # no -0
     if form.name == "mxfp4":
         return _shared_exponents(largest), None
-    if form.name == "fp8":
+    if form.name in _LARGEST:
         return _float_scales(largest, form), None
     lowest, levels = _range(form)[0], (1 << form.elements.bits) - 1
     if form.zero_points:
@@ -208,10 +210,7 @@ def _scales(groups: Array, form: WeightFormat) -> tuple[Array, Array | None]:
         exact = largest / np.float32(127)
     else:
         exact = np.where(-low >= high, low, high) / np.float32(lowest)
-    with np.errstate(over="ignore"):
-        scale = exact.astype(form.scale_type.numpy())
-    if not np.isfinite(scale).all():
-        raise ValueError(f"{largest.max():.3g} needs a scale beyond the range of float16; choose larger groups")
+    scale = _as_scales(exact, largest, form)
     if not form.zero_points:
         return scale, None
     return scale, stored(np.clip(np.rint(_quotient(-low, scale)), 0, levels), form)
@@ -237,8 +236,7 @@ def numbers_within(weight: Array, scale: Array, zero_point: Array | None, form: 
     integers of it rounded. Scales and zero points (float32) broadcast to the weight."""
     numbers = _quotient(weight, scale)
     if not form.elements.whole:
-        largest = _LARGEST_MX if form.name == "mxfp4" else _LARGEST_FP8
-        return np.clip(numbers, -largest, largest, out=numbers)
+        return np.clip(numbers, -_LARGEST[form.name], _LARGEST[form.name], out=numbers)
     np.rint(numbers, out=numbers)
     if zero_point is not None:
         numbers += zero_point
@@ -269,10 +267,19 @@ def _shared_exponents(largest: Array) -> Array:
 
 
 def _float_scales(largest: Array, form: WeightFormat) -> Array:
-    """The scales that bring the largest element of a group, or of its block (:func:`_portions`), to that of fp8."""
-    if form.group == FP8_BLOCK:
+    """The scales that bring the largest element of a group, or of its block (:func:`_portions`), to that of the
+    format. Raises ValueError where one is beyond the range of its type."""
+    if form.name == "fp8" and form.group == FP8_BLOCK:
         largest = np.broadcast_to(largest.max(0, keepdims=True, initial=0), largest.shape)
-    return (largest / np.float32(_LARGEST_FP8)).astype(form.scale_type.numpy())
+    return _as_scales(largest / np.float32(_LARGEST[form.name]), largest, form)
+
+
+def _as_scales(exact: Array, largest: Array, form: WeightFormat) -> Array:
+    with np.errstate(over="ignore"):
+        scale = exact.astype(form.scale_type.numpy())
+    if not np.isfinite(scale).all():
+        raise ValueError(f"{largest.max():.3g} needs a scale beyond the range of float16; choose larger groups")
+    return scale
 
 
 def _range(form: WeightFormat) -> tuple[int, int]:

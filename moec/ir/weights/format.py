@@ -7,7 +7,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-QuantizedName = Literal["int8", "int6", "int5", "int4", "int3", "int2", "mxfp4", "fp8"]
+QuantizedName = Literal["int8", "int6", "int5", "int4", "int3", "int2", "mxfp4", "fp4", "fp8"]
 FormatName = Literal["float64", "float32", "float16", "bfloat16", QuantizedName]
 
 MX_GROUP = 32
@@ -68,6 +68,7 @@ ELEMENTS: dict[FormatName, Elements] = {
     "int3": Elements(ir.DataType.INT4, 1 / 4, ir.DataType.UINT4, _BY_GROUP, (64, 32), (16,), width=3),
     "int2": Elements(ir.DataType.INT2, 1 / 2, ir.DataType.UINT2, _BY_GROUP, (64, 32), (16,)),
     "mxfp4": Elements(ir.DataType.FLOAT4E2M1, 1 / 4, None, _EXPONENTS, (MX_GROUP,)),
+    "fp4": Elements(ir.DataType.FLOAT4E2M1, 1 / 6, None, _BY_GROUP, (32, 16)),
     "fp8": Elements(ir.DataType.FLOAT8E4M3FN, 1 / 28, None, _FLOATS),
 }
 
@@ -135,8 +136,10 @@ class WeightFormat:
         return f"{self.name}{group}{'z' if self.zero_points else ''}{'m' if self.minima else ''}"
 
 
-def name_of(dtype: ir.DataType, width: int | None = None) -> FormatName | None:
-    """The format that has elements of this type, of which it uses ``width`` bits (None: all); None if there is none."""
-    return next(
-        (name for name, one in ELEMENTS.items() if dtype in (one.signed, one.unsigned) and one.width == width), None
-    )
+def name_of(dtype: ir.DataType, width: int | None = None, scale_type: ir.DataType | None = None) -> FormatName | None:
+    """The format that has elements of this type, of which it uses ``width`` bits (None: all), and that takes scales of
+    this type, where that decides; None if there is none."""
+    found = [name for name, one in ELEMENTS.items() if dtype in (one.signed, one.unsigned) and one.width == width]
+    if len(found) > 1 and scale_type is not None:
+        found = [name for name in found if ELEMENTS[name].takes_scales(scale_type)]
+    return next(iter(found), None)

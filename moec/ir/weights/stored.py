@@ -315,7 +315,7 @@ def _quantized_run(value: ir.Value, node: ir.Node, first: int, has_minima: bool 
         )
     size = int(found.shape.numpy()[axis])
     width = node.attributes[WIDTH].as_int() if WIDTH in node.attributes else None
-    name = name_of(found.dtype, width)
+    name = name_of(found.dtype, width, scales.dtype)
     form = _format(value, name, (found.dtype, scales.dtype), block, size, zero_point is not None, has_minima)
     if scales.levels is not None:
         form = _with_levels(value, form, scales.levels, axis - rank)

@@ -52,7 +52,7 @@ def quads(product: Multiplication, data: Any, tile: Tile, index: Any, *, streame
             first = position * 2 * high_bits
             rest = [_bits(upper, first + v * high_bits, high_bits, lanes) for v in range(product.vectors)]
             numbers = [one | (more << _all_lanes(low_bits, lanes)) for one, more in zip(numbers, rest, strict=True)]
-        if stored.element == "mxfp4":
+        if stored.is_e2m1:
             numbers = [_e2m1(product, number) for number in numbers]
         yield [T.bind(number) for number in numbers]
 
@@ -103,9 +103,10 @@ def scale(product: Multiplication, weights: Weights, start: Any, v: int) -> Any:
     """The scales of the ``v``-th vector of columns, whose group's scales begin at ``start``, as float32."""
     lanes = product.machine.lanes
     if product.stored.scale != "float8_e8m0fnu":
-        return _floats(product, weights.scales, weights.scale_factors, start, v)
+        floats = _floats(product, weights.scales, weights.scale_factors, start, v)
+        return floats * T.broadcast(T.float32(0.5), lanes) if product.stored.is_e2m1 else floats
     stored = weights.scales[T.ramp(start + v * lanes, 1, lanes)]
-    # 2**(e - 127), halved because the numbers are in halves; e = 0 is denormal, e = 255 is not a number.
+    # 2**(e - 127), halved like floats because the numbers are in halves; e = 0 is denormal, e = 255 is not a number.
     exponent = T.cast(stored, f"int32x{lanes}")
     power = T.reinterpret(f"float32x{lanes}", exponent << _all_lanes(23, lanes))
     lowest = T.broadcast(T.float32(2.0**-127), lanes)

@@ -62,7 +62,7 @@ class _BytesProduct:
         self.stored = StoredTile(product, weights, tile)
 
     def for_many_rows(self) -> WeightSource:
-        if self._product.stored.element == "mxfp4":
+        if self._product.stored.is_e2m1:
             return self.unpacked()
         return StoredTile(self._product, self._weights, self._tile, streamed=False)
 

@@ -81,7 +81,7 @@ def _codes(product: Multiplication, data: np.ndarray) -> np.ndarray:
     element = product.stored.element
     if product.stored.is_float:
         return data
-    if element == "mxfp4":
+    if product.stored.is_e2m1:
         return np.ascontiguousarray(data).view(np.uint8) & 15
     if element == "fp8":
         return np.ascontiguousarray(data).view(np.uint8)

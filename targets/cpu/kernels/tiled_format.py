@@ -10,7 +10,7 @@ float32, float16    [K, columns]                      itself
 bfloat16            [K / 2, columns, 2]               itself; pairs of K as dot instructions and matrix tiles take them
 int8                [K / 4, columns, 4]               (byte - zero point) * scale, quads of K
 int4                [K / 4, columns / 2, 4]           as int8;  low halves are the first vector, high halves the second
-mxfp4               [K / 4, columns / 2, 4]           as int4:  the 4 bits are the OCP MX code of the number
+mxfp4, fp4          [K / 4, columns / 2, 4]           as int4:  the 4 bits are the OCP code e2m1 of the number
 int6                [K / 8, 3, columns / 2, 4]        as int8;  the lower four bits of 8 inputs as int4, then the upper
                                                       two: from the lowest on those of the first and second vector of
                                                       a quad of K, then those of the next
@@ -40,8 +40,8 @@ from moec.common.dtypes import dtype_of
 from moec.ir.weights.stored import WeightRun
 from moec.targets.tvm.stored_format import SCALE_TYPES, StoredFormat
 
-ZERO_POINTS = {"int8": 128, "int6": 32, "int5": 16, "int4": 8, "int3": 4, "int2": 2, "mxfp4": 12, "fp8": 0}
-"""The stored number that means zero where no table says otherwise; see :data:`E2M1_HALVES` for the last one."""
+ZERO_POINTS = {"int8": 128, "int6": 32, "int5": 16, "int4": 8, "int3": 4, "int2": 2, "mxfp4": 12, "fp4": 12, "fp8": 0}
+"""The stored number that means zero where no table says otherwise; see :data:`E2M1_HALVES` for those of 12."""
 E2M1_HALVES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 """The numbers of the 16 codes of float4 e2m1, in halves: whole numbers, which integer products compute exactly."""
 

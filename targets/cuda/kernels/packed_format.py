@@ -8,7 +8,8 @@ element     row                                        one number
 ``int8``    inner bytes                                (byte - zero point) * scale
 ``int4``    bytes of two, the even input in the lower  (4 bits - zero point) * scale
             half
-``mxfp4``   as int4                                    the OCP MX code e2m1 of the 4 bits, times scale
+``mxfp4``,  as int4                                    the OCP code e2m1 of the 4 bits, times scale
+``fp4``
 ``int2``    bytes of four, the first input in the      (2 bits - zero point) * scale
             lowest bits
 ``int3``    three bytes for eight: the lower two bits  (3 bits - zero point) * scale
@@ -75,7 +76,7 @@ class PackedFormat(StoredFormat):
             bits = ((code & 128) << 24) | ((code & 127) << 20)
             number = T.reinterpret("float32", bits) * T.float32(2.0**120)
             return T.Select(code & 127 == 127, T.float32(float("nan")), number)
-        if self.element != "mxfp4":
+        if not self.is_e2m1:
             return T.cast(code - zero, "float32")
         # Sign, exponent and fraction go where float32 has them; its exponents count from 127, those of e2m1 from 1.
         bits = ((code & 8) << 28) | ((code & 7) << 22)
@@ -139,7 +140,7 @@ def pack(stored: PackedFormat, table: Table, array: np.ndarray) -> np.ndarray:
 
 def _codes(stored: PackedFormat, data: np.ndarray) -> np.ndarray:
     """Unsigned bytes [columns, inner], one for each number."""
-    if stored.element == "mxfp4":
+    if stored.is_e2m1:
         return np.ascontiguousarray(data).view(np.uint8) & 15
     if stored.element == "fp8":
         return np.ascontiguousarray(data).view(np.uint8)

@@ -108,6 +108,9 @@ def test_gptq_in_another_order() -> None:
         weights(arrays | {".g_idx": group.astype(np.int32)}, quant_method="gptq", bits=4)
 
 
+COMPRESSED_NVFP4 = {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}
+
+
 def test_awq() -> None:
     q, zero, scale, expected = made(4)
 
@@ -189,8 +192,51 @@ def test_mxfp4() -> None:
 
 
 @pytest.mark.parametrize(
+    ("numbers_end", "float_end", "settings"),
+    [
+        (".weight", ".weight_scale_2", {"quant_method": "modelopt", "quant_algo": "NVFP4"}),
+        (".weight_packed", ".weight_global_scale", COMPRESSED_NVFP4),
+    ],
+)
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_nvfp4(numbers_end: str, float_end: str, settings: dict[str, Any], shape: tuple[int, ...]) -> None:
+    codes, scale = RNG.integers(0, 16, (OUT, IN)), fp8((OUT, IN // 16))
+    whole = np.full(shape, 0.37, np.float32)
+    arrays = {
+        numbers_end: (codes[:, ::2] | codes[:, 1::2] << 4).astype(np.uint8),
+        ".weight_scale": scale,
+        float_end: whole,
+        ".bias": np.zeros(OUT, np.float32),
+    }
+    found = weights(arrays, **settings)
+    factor = whole.reshape(()) if float_end == ".weight_scale_2" else 1 / whole.reshape(())
+    values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+    expected = np.concatenate([values, -values])[codes] * (scale.astype(np.float32) * factor).repeat(16, 1)
+    assert str(found["p.weight"].form) == "fp4/16" and found["p.bias"].form is None
+    np.testing.assert_allclose(numbers(found["p.weight"]), expected, rtol=1e-6)
+    for change, message in (
+        ({float_end: None}, f"has no {float_end.strip('.')} beside it"),
+        ({float_end: np.ones(2, np.float32)}, r"is \[2\], but the tensors beside it ask for \[1\]"),
+        ({".weight_scale": fp8((OUT, IN // 32))}, r"ask for \[16, 4\]"),
+        ({".weight_scale": np.ones((OUT, IN // 16), np.float32)}, "is float .*; expected float8e4m3fn of 2 axes"),
+        ({numbers_end: np.zeros((OUT, IN), np.int8)}, "is int8 .*; expected uint8 of 2 axes"),
+    ):
+        changed = {end: array for end, array in {**arrays, **change}.items() if array is not None}
+        with pytest.raises(MoecError, match=message):
+            weights(changed, **settings)
+
+
+def test_float8_of_modelopt() -> None:
+    q, scale = fp8((OUT, IN)), np.float32(0.3)
+    arrays = {".weight": q, ".weight_scale": scale, ".input_scale": np.float32(2)}
+    (found,) = weights(arrays, quant_method="modelopt", quant_algo="FP8").values()
+    np.testing.assert_array_equal(numbers(found), q.astype(np.float32) * scale)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "'W4A8_AWQ'; moec reads NVFP4 and FP8"),
         ({"quant_method": "gptq", "bits": 3}, "GPTQ of 3 bits in the format 'gptq'; moec reads 4 and 8"),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "format 'marlin'"),
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "layout 'gemv'; moec reads 4 bits in gemm"),

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.errors import UnsupportedError
+from moec.errors import MoecError, UnsupportedError
 from moec.frontend.huggingface.folder import import_folder
 from moec.ir.dialect import is_moec
 from moec.ir.interpreter import run
@@ -123,6 +123,32 @@ def test_blocks_of_float8_stay(tmp_path: pathlib.Path) -> None:
     model = optimised(folder)
     assert formats(model, "MoE") == [{"fp8/128"}]
     assert formats(model, "Linear") == [{"fp8/128"}] * 4
+    agree(model, module)
+
+
+def test_nvfp4_stays(tmp_path: pathlib.Path) -> None:
+    folder = saved(mixtral(num_hidden_layers=1, hidden_size=64, intermediate_size=48), tmp_path)
+    plain = torch_files.load_file(folder / "model.safetensors")
+    stored = dict(plain)
+    for name, weight in list(plain.items()):
+        if "experts" in name or "_proj" in name:
+            codes = RNG.integers(0, 16, tuple(weight.shape))
+            scale = (torch.rand(weight.shape[0], weight.shape[1] // 16) + 0.5).to(torch.float8_e4m3fn)
+            stored[name] = torch.from_numpy((codes[:, ::2] | codes[:, 1::2] << 4).astype(np.uint8))
+            stored |= {f"{name}_scale": scale, f"{name}_scale_2": torch.tensor(0.013)}
+            stored[f"{name.removesuffix('weight')}input_scale"] = torch.tensor(1.0)
+            numbers = np.concatenate([VALUES, -VALUES])[codes]
+            plain[name] = torch.from_numpy(numbers) * (scale.float() * 0.013).repeat_interleave(16, 1)
+    module = replace_weights(folder, plain, stored, {"quant_method": "modelopt", "quant_algo": "NVFP4"})
+    change_config(folder, quantization_config=None)
+    beside = folder / "hf_quant_config.json"
+    beside.write_text('{"quantization": 4}')
+    with pytest.raises(MoecError, match=r"hf_quant_config\.json: has no object 'quantization'"):
+        import_folder(folder)
+    beside.write_text('{"quantization": {"quant_algo": "NVFP4", "group_size": 16}}')
+    model = optimised(folder)
+    assert formats(model, "MoE") == [{"fp4/16"}]
+    assert formats(model, "Linear") == [{"fp4/16"}] * 4
     agree(model, module)
 
 

@@ -23,6 +23,7 @@ FORMATS = [
     WeightFormat("int2", 64),
     WeightFormat("int2", 32, zero_points=True),
     WeightFormat("mxfp4", 32),
+    WeightFormat("fp4", 16),
     WeightFormat("fp8"),
     WeightFormat("fp8", 128),
 ]
@@ -180,6 +181,8 @@ def test_gaussian_weights_lose_what_the_documentation_says() -> None:
         (WeightFormat("int2", 32), 0.362),
         (WeightFormat("fp8"), 0.0265),
         (WeightFormat("mxfp4", 32), 0.114),
+        (WeightFormat("fp4", 16), 0.094),
+        (WeightFormat("fp4", 32), 0.101),
     ]:
         found = np.linalg.norm(decode(encode(weight, form), form) - weight) / np.linalg.norm(weight)
         assert found == pytest.approx(expected, rel=0.03), form

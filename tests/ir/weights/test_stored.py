@@ -30,6 +30,7 @@ FORMATS = [
     WeightFormat("int3", 32, zero_points=True),
     WeightFormat("int2", 64),
     WeightFormat("mxfp4", 32),
+    WeightFormat("fp4", 16),
     WeightFormat("fp8"),
 ]
 RANDOM = np.random.default_rng(0)
@@ -165,7 +166,12 @@ REFUSED = {
     "mxfp4 in groups of 16": lambda: dequantize(
         INT8.astype(ml_dtypes.float4_e2m1fn), np.ones((4, 4), ml_dtypes.float8_e8m0fnu), block=16
     ),
-    "FLOAT4E2M1 elements with FLOAT scales": lambda: dequantize(INT8.astype(ml_dtypes.float4_e2m1fn), SCALE),
+    "FLOAT8E4M3FN elements with FLOAT8E8M0 scales": lambda: dequantize(
+        INT8.astype(ml_dtypes.float8_e4m3fn), np.ones((4, 1), ml_dtypes.float8_e8m0fnu)
+    ),
+    "fp4 in groups of 64": lambda: dequantize(
+        np.zeros((4, 128), ml_dtypes.float4_e2m1fn), np.ones((4, 2), np.float32), block=64
+    ),
 }
 
 

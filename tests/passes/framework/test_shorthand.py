@@ -41,6 +41,6 @@ def test_an_empty_pipeline_gets_no_leading_comma() -> None:
 def test_formats_that_do_not_exist(text: str) -> None:
     with pytest.raises(
         MoecError,
-        match=r"linears: no format .*; expected tf32, bf16, fp16, int8, int6, .*, mxfp4 or fp8",
+        match=r"linears: no format .*; expected tf32, bf16, fp16, int8, int6, .*, mxfp4, fp4 or fp8",
     ):
         with_formats("O2", linears=text)

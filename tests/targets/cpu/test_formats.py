@@ -30,6 +30,7 @@ PASSES: dict[str, tuple[Pass, ...]] = {
     "int4 in groups of 128": (QuantizeExperts("int4", group=128),),
     "int4 with zero points": (QuantizeExperts("int4", group=32, zero_points=True),),
     "mxfp4": (QuantizeExperts("mxfp4"),),
+    "fp4": (QuantizeExperts("fp4", group=16),),
     "int3 in groups of 64": (QuantizeExperts("int3", group=64),),
     "int3 with zero points": (QuantizeExperts("int3", group=32, zero_points=True),),
     "int2 in groups of 32": (QuantizeExperts("int2", group=32),),

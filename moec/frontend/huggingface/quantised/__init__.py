@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moec.errors import UnsupportedError
-from moec.frontend.huggingface.quantised import awq, compressed, fp8, gptq, mxfp4
+from moec.frontend.huggingface.quantised import awq, compressed, fp8, gptq, mxfp4, nvfp4
 from moec.frontend.huggingface.safetensors import FileTensor
 from moec.frontend.huggingface.weights import Weight
 
@@ -16,6 +16,7 @@ _METHODS = {
     "compressed-tensors": compressed.decode,
     "mxfp4": mxfp4.decode,
     "fp8": fp8.decode,
+    "modelopt": nvfp4.decode,
 }
 
 

@@ -5,6 +5,7 @@
   packed along the outputs in the same way; maybe ``weight_g_idx`` [in], the group of each input.
 - ``int-quantized``: ``weight`` int8, ``weight_scale`` [out,1] or for all, maybe ``weight_zero_point`` int8 like it.
 - ``float-quantized``: ``weight`` float8 e4m3, ``weight_scale`` per output, for all, or per block.
+- ``nvfp4-pack-quantized``: see :mod:`moec.frontend.huggingface.quantised.nvfp4`.
 
 A weight is scale * (number - zero point). What activations were to be rounded to is not followed: they stay floats.
 Source: compressors/{pack_quantized,naive_quantized} and quantization/lifecycle/forward.py of that package.
@@ -20,12 +21,12 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.errors import MoecError, UnsupportedError
-from moec.frontend.huggingface.quantised import fp8, packing
+from moec.frontend.huggingface.quantised import fp8, nvfp4, packing
 from moec.frontend.huggingface.quantised.packing import Parts
 from moec.frontend.huggingface.safetensors import FileTensor
 from moec.frontend.huggingface.weights import LazyArray, Weight
 
-_FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
+_FORMATS = ("pack-quantized", "nvfp4-pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
 _PACKED, _SCALE, _ZERO, _SHAPE, _INDEX = (
     f".weight_{end}" for end in ("packed", "scale", "zero_point", "shape", "g_idx")
 )
@@ -38,6 +39,8 @@ def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: s
         raise UnsupportedError(
             f"{where}: compressed-tensors in the format {str(form)[:60]!r}; moec reads {', '.join(_FORMATS)}"
         )
+    if form == "nvfp4-pack-quantized":
+        return nvfp4.decode_packed(tensors)
     if form == "pack-quantized":
         return packing.decoded(tensors, _PACKED, (_SCALE, _ZERO, _SHAPE, _INDEX), _packed)
     read = functools.partial(_plain, block=_block(settings, where))

@@ -37,6 +37,7 @@ FORMATS = {
     "int2 with zero points": (WeightFormat("int2", 32, True), PackedFormat("int2", 32, "float16", True)),
     "fp8": (WeightFormat("fp8"), PackedFormat("fp8")),
     "fp8 in blocks": (WeightFormat("fp8", 128), PackedFormat("fp8", 128)),
+    "fp4": (WeightFormat("fp4", 16), PackedFormat("fp4", 16, "float16")),
     "mxfp4": (WeightFormat("mxfp4", 32), PackedFormat("mxfp4", 32, "float8_e8m0fnu")),
 }
 

@@ -1,0 +1,75 @@
+"""NVFP4: floats of 4 bits (OCP e2m1), 16 of which share a scale e4m3, and one float32 for a matrix. Of a product
+[out,in]: numbers uint8 [out, in/2], the lower half first; scales [out, in/16]; the float of the matrix [] or [1].
+
+A weight is number * scale * float where NVIDIA's Model Optimizer wrote it (``quant_method`` modelopt: ``weight``,
+``weight_scale``, ``weight_scale_2``), and number * scale / float where compressed-tensors did
+(``nvfp4-pack-quantized``: ``weight_packed``, ``weight_scale``, ``weight_global_scale``). Activations stay floats.
+Sources: ``NVFP4QTensor`` of modelopt.torch.quantization, ``NVFP4PackedCompressor`` of compressed-tensors.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.frontend.huggingface.quantised import fp8, packing
+from moec.frontend.huggingface.quantised.packing import Array, Parts
+from moec.frontend.huggingface.safetensors import FileTensor
+from moec.frontend.huggingface.weights import LazyArray, Weight
+from moec.ir.weights.format import WeightFormat
+
+_GROUP = 16
+_ACTIVATIONS = (".input_scale", ".k_scale", ".v_scale")
+
+
+def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, Weight]:
+    """The weights of a checkpoint of Model Optimizer by their names as floats, in NVFP4 or float8. Raises as
+    :func:`decode_names`."""
+    algorithm = settings.get("quant_algo")
+    if algorithm not in ("NVFP4", "FP8"):
+        raise UnsupportedError(f"{where}: modelopt's {str(algorithm)[:60]!r}; moec reads NVFP4 and FP8")
+    weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(_ACTIVATIONS)}
+    if algorithm == "FP8":
+        read = functools.partial(fp8.weight_of, end=".weight_scale", block=None)
+        return fp8.decoded_where_scaled(weights, ".weight_scale", read)
+    read = functools.partial(weight_of, numbers=".weight", factor=".weight_scale_2")
+    return fp8.decoded_where_scaled(weights, ".weight_scale", read, (".weight_scale_2",))
+
+
+def decode_packed(tensors: Mapping[str, FileTensor]) -> dict[str, Weight]:
+    """The same of compressed-tensors."""
+    weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(".input_global_scale")}
+    read = functools.partial(weight_of, numbers=".weight_packed", divisor=".weight_global_scale")
+    return packing.decoded(weights, ".weight_packed", (".weight_scale", ".weight_global_scale"), read)
+
+
+def weight_of(where: str, parts: Parts, numbers: str, factor: str | None = None, divisor: str | None = None) -> Weight:
+    """The weight of the parts with these ends; ``factor`` or ``divisor`` is that of the float of the matrix."""
+    packed = packing.part(parts, numbers, (ir.DataType.UINT8,), 2)
+    scales = packing.part(parts, ".weight_scale", (ir.DataType.FLOAT8E4M3FN,), 2)
+    end = factor or divisor
+    assert end is not None
+    rank = len(parts[end].shape) if end in parts else 0
+    whole = packing.part(parts, end, (ir.DataType.FLOAT,), min(rank, 1))
+    out, size = packed.shape[0], 2 * packed.shape[1]
+    packing.check_shape(scales, (out, -(-size // _GROUP)))
+    packing.check_shape(whole, (1,) * min(rank, 1))
+
+    def scale() -> Array:
+        wide, one = scales.numpy().astype(np.float32), whole.numpy().reshape(())
+        return wide * one if divisor is None else wide / one
+
+    def codes() -> Array:
+        return packing.unpacked(packed.numpy(), 4).view(ml_dtypes.float4_e2m1fn)
+
+    tables = {
+        "data": LazyArray(ir.DataType.FLOAT4E2M1, (out, size), codes),
+        "scale": LazyArray(ir.DataType.FLOAT, scales.shape, scale),
+    }
+    return Weight(where, tables, WeightFormat("fp4", _GROUP))

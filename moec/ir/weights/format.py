@@ -139,7 +139,9 @@ class WeightFormat:
 def name_of(dtype: ir.DataType, width: int | None = None, scale_type: ir.DataType | None = None) -> FormatName | None:
     """The format that has elements of this type, of which it uses ``width`` bits (None: all), and that takes scales of
     this type, where that decides; None if there is none."""
-    found = [name for name, one in ELEMENTS.items() if dtype in (one.signed, one.unsigned) and one.width == width]
+    found: list[FormatName] = [
+        name for name, one in ELEMENTS.items() if dtype in (one.signed, one.unsigned) and one.width == width
+    ]
     if len(found) > 1 and scale_type is not None:
         found = [name for name in found if ELEMENTS[name].takes_scales(scale_type)]
     return next(iter(found), None)

@@ -68,8 +68,6 @@ def weight_of(where: str, parts: Parts, numbers: str, factor: str | None = None,
     def codes() -> Array:
         return packing.unpacked(packed.numpy(), 4).view(ml_dtypes.float4_e2m1fn)
 
-    tables = {
-        "data": LazyArray(ir.DataType.FLOAT4E2M1, (out, size), codes),
-        "scale": LazyArray(ir.DataType.FLOAT, scales.shape, scale),
-    }
-    return Weight(where, tables, WeightFormat("fp4", _GROUP))
+    data = LazyArray(ir.DataType.FLOAT4E2M1, (out, size), codes)
+    scale_table = LazyArray(ir.DataType.FLOAT, scales.shape, scale)
+    return Weight(where, {"data": data, "scale": scale_table}, WeightFormat("fp4", _GROUP))

@@ -259,18 +259,19 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
           for (int lower = 0; lower < 2; ++lower) {
             int line = (((lower * 8) + ((thread & 31) >> 2)) + warp_row);
             int pair_1 = pairs_ptr[((block_1 * 64) + line)];
+            int64_t row_1 = ((((int64_t)block_1) * (int64_t)64) + ((int64_t)line));
             if (0 <= pair_1) {
-              int64_t row_1 = ((((int64_t)block_1) * (int64_t)64) + ((int64_t)line));
               alignas(64) float values_ptr[2];
-              float factor = 0x1p+0f/*1.000000e+00*/;
               #pragma unroll
               for (int j = 0; j < 8; ++j) {
-                int column = (((j * 16) + ((thread & 3) * 2)) + first_column_1);
-                int output = (((j * 8) + ((thread & 3) * 2)) + (first_column_1 >> 1));
+                int column = ((j * 16) + first_column_1);
+                int first_1 = (first_column_1 >> 1);
+                int output = (((j * 8) + ((thread & 3) * 2)) + first_1);
+                int column_1 = (((j * 16) + ((thread & 3) * 2)) + first_column_1);
                 #pragma unroll
                 for (int v = 0; v < 2; ++v) {
-                  float gate = (sums_ptr[(((j * 8) + (lower * 2)) + v)] + bias_ptr[(((expert_1 * 128) + v) + column)]);
-                  float up = (sums_ptr[((((j * 8) + (lower * 2)) + v) + 4)] + bias_ptr[((((expert_1 * 128) + v) + column) + 8)]);
+                  float gate = (sums_ptr[(((j * 8) + (lower * 2)) + v)] + bias_ptr[(((expert_1 * 128) + v) + column_1)]);
+                  float up = (sums_ptr[((((j * 8) + (lower * 2)) + v) + 4)] + bias_ptr[((((expert_1 * 128) + v) + column_1) + 8)]);
                   values_ptr[v] = ((gate * __fdividef(0x1p+0f/*1.000000e+00*/, (0x1p+0f/*1.000000e+00*/ + __expf((gate * -0x1p+0f/*-1.000000e+00*/))))) * up);
                 }
                 nv_bfloat162 __1;

@@ -35,6 +35,11 @@ from .kernel_runner import source_of
 pytestmark = pytest.mark.skipif(find_tool("nvcc") is None, reason="there is no nvcc")
 
 
+_BEHIND = GroupedProblem(
+    128, 768, 2048, 128, scattered=True, dtype="bfloat16", matrix_dtype="bfloat16", out_dtype="bfloat16"
+)
+
+
 def _half(rows: int) -> GroupedProblem:
     stored = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "out_dtype": "bfloat16"}
     return GroupedProblem(128, 2048, 768, rows, gated=True, gathered=True, **stored)
@@ -63,6 +68,8 @@ KERNELS = {
     "wgmma, 128 rows": lambda: grouped_gemm_wgmma(_half(128), SILU),
     "wgmma, 64 rows": lambda: grouped_gemm_wgmma(_half(64), SILU),
     "wgmma, int4": lambda: grouped_gemm_wgmma(dataclasses.replace(_half(128), stored=INT4), SILU),
+    "wgmma, results of pairs": lambda: grouped_gemm_wgmma(_BEHIND, lambda total: total),
+    "mma, results of pairs": lambda: grouped_gemm_mma(_BEHIND, lambda total: total),
     "mma, int4": lambda: grouped_gemm_mma(dataclasses.replace(_half(128), stored=INT4), SILU),
     "softmax": lambda: softmax(RowLayout(None, "float16")),
     "layer norm": lambda: normalize(RowLayout(4096, "bfloat16"), 1e-5, True, "bfloat16", "bfloat16"),

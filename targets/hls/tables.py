@@ -39,9 +39,19 @@ def project_tables(project: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield _rest_table(report["rest"])
     if "exploration" in report:
         yield exploration_table(report["exploration"])
+    if "attention_lanes" in report["estimate"]:
+        yield Text(_kernels(report["estimate"]))
     yield from estimate_tables(report["estimate"])
     yield dataflow_picture(report["channels"])
     yield _quality_table(report)
+
+
+def _kernels(estimate: Mapping[str, Any]) -> str:
+    """The design of a whole model."""
+    lanes, attention = estimate["lanes"], estimate["attention_lanes"]
+    parts = [f"Layers of experts: {lanes} x {lanes} products per array and cycle, tiles of {estimate['hidden_tile']}"]
+    parts.append(f"{estimate['router_lanes']} router lanes")
+    return ", ".join(parts) + (f"; attention: {attention} x {attention}" if attention else "")
 
 
 def _rest_table(rest: Mapping[str, Any]) -> Table:

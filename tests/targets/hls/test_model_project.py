@@ -64,7 +64,7 @@ def with_first_experts(block, count):
 def plan():
     """Patches are longer than tokens; tiles end behind a token; layers differ in experts, and in how many a token
     chooses; two layers compute the logits, of the mean of all tokens."""
-    base = model_layers.plan(pool="mean", width=24, pixels=40, classes=24)
+    base = model_layers.plan(pool="mean", tokens=40, width=24, pixels=40, classes=24)
     more = with_first_experts(base.blocks[-1], 3)
     (head,) = base.heads
     last = dataclasses.replace(head, down=part_of(head.down, slice(None), slice(10)))
@@ -78,6 +78,7 @@ def files(plan):
 
 @needs_compiler
 def test_all_layers_in_one_design_equal_the_reference(files):
+    assert lint(files) == []
     timed = simulate_timed(files)
     assert "PASS: 8 layers" in timed.output
     assert [region.name for region in timed.regions if region.name != "read_layer"] == [
@@ -115,7 +116,6 @@ def test_the_host_program_packs_images_and_reads_outputs(plan, files, tmp_path):
     ],
 )
 def test_the_linter_looks_at_regions_and_the_function_around_them(files, before, after, rule):
-    assert lint(files) == []
     text = files[TOP].decode()
     assert before in text
     assert rule in {finding.rule for finding in lint({**files, TOP: text.replace(before, after).encode()})}
@@ -128,6 +128,14 @@ def test_layers_that_differ_in_wires_are_refused():
     assert "pad tokens to 48 and 40 channels" in str(model_design(model_layers.plan(width=40), 16, 16, 4, 8).why_not())
     with pytest.raises(UnsupportedError, match="layers of experts differ in gated: False, True"):
         model_design(dataclasses.replace(plan, blocks=(*others, gated)), 8, 16, 4)
+
+
+@needs_compiler
+def test_linear_layers_need_room_for_the_tokens_in_a_pipeline(plan, files):
+    """They pass hidden units on at once, so more tokens are on their way than in a layer with a first product."""
+    depth = model_design(plan, 8, 16, 4).items_down_depth
+    with pytest.raises(SimulationError, match="in a circle: product_up -> product_down -> product_up"):
+        simulate_timed(files, pipeline_depth=MOST_STAGES, fifo_depths={"items_down": depth - 3})
 
 
 @needs_compiler

@@ -60,8 +60,16 @@ class Product:
         return self.columns * self.inner * self.weight_bits / 8
 
 
+class _Recorded:
+    """A plan, which is a dataclass, as :class:`moec.targets.base.Plan` says."""
+
+    def as_data(self) -> dict[str, Any]:
+        kind = next(name for name, one in _PLANS.items() if type(self) is one)
+        return {"kind": kind, **dataclasses.asdict(self)}  # type: ignore[call-overload]
+
+
 @dataclasses.dataclass(frozen=True)
-class TilePlan:
+class TilePlan(_Recorded):
     """A block of threads computes tiles of ``rows`` x ``columns``, ``inputs`` at a time, with ``stages`` of panels.
 
     ``copying_warps`` of its warps only bring panels. ``persistent``: a block computes tiles one after another, and
@@ -81,12 +89,9 @@ class TilePlan:
     cluster: int = 1
     groups: int = 1
 
-    def as_data(self) -> dict[str, Any]:
-        return _as_data(self)
-
 
 @dataclasses.dataclass(frozen=True)
-class WarpPlan:
+class WarpPlan(_Recorded):
     """A warp multiplies ``rows`` rows with ``columns`` lines of the matrix, of which each lane reads ``inputs`` numbers
     at a time; a block has ``warps`` of them. ``ahead``: how many such steps are read before the first is used;
     ``multiply_adds``: of a number of the matrix with a row, those that decode it among them."""
@@ -99,12 +104,9 @@ class WarpPlan:
     ahead: int = 1
     multiply_adds: int = 1
 
-    def as_data(self) -> dict[str, Any]:
-        return _as_data(self)
-
 
 @dataclasses.dataclass(frozen=True)
-class StreamPlan:
+class StreamPlan(_Recorded):
     """Tensors ``read`` and ``written`` once, by the names of the kernel's parameters. A thread reads ``load_bytes`` at
     once, and so ``loads`` times before it uses the first."""
 
@@ -113,12 +115,9 @@ class StreamPlan:
     load_bytes: int = 4
     loads: int = 1
 
-    def as_data(self) -> dict[str, Any]:
-        return _as_data(self)
-
 
 @dataclasses.dataclass(frozen=True)
-class WalkPlan:
+class WalkPlan(_Recorded):
     """A warp takes ``steps`` (C, of the kernel's sizes) one after another, and in each waits so many times for memory,
     and so many times for shared memory or other lanes. ``moved``: the tensors that are read or written, by the names of
     the kernel's parameters; none where that is all of them."""
@@ -128,17 +127,9 @@ class WalkPlan:
     exchanges: float = 0.0
     moved: tuple[str, ...] = ()
 
-    def as_data(self) -> dict[str, Any]:
-        return _as_data(self)
-
 
 LaunchPlan = TilePlan | WarpPlan | StreamPlan | WalkPlan
 _PLANS: dict[str, type[LaunchPlan]] = {"tiles": TilePlan, "warps": WarpPlan, "stream": StreamPlan, "walk": WalkPlan}
-
-
-def _as_data(plan: LaunchPlan) -> dict[str, Any]:
-    kind = next(name for name, one in _PLANS.items() if type(plan) is one)
-    return {"kind": kind, **dataclasses.asdict(plan)}
 
 
 def parse_plan(data: Any, where: str) -> LaunchPlan | None:

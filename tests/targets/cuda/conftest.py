@@ -39,9 +39,9 @@ def program_of(without_nvcc: None) -> Callable[[ir.Model], Program]:
 
 
 @pytest.fixture
-def emulated(tmp_path: pathlib.Path, program_of: Callable[[ir.Model], Program]) -> Callable[[ir.Model], Run]:
-    def load(model: ir.Model) -> Run:
-        program = program_of(model)
+def emulated(tmp_path: pathlib.Path, program_of: Callable[[ir.Model], Program]) -> Callable[[ir.Model | Program], Run]:
+    def load(model: ir.Model | Program) -> Run:
+        program = model if isinstance(model, Program) else program_of(model)
         for name, data in program.objects.items():
             (tmp_path / name).write_bytes(data)
         paths = [tmp_path / name for name in program.objects]

@@ -51,8 +51,9 @@ def test_products_of_float16_weights_with_float32_tokens(program_of, emulated):
     pipeline.run(model, pipeline.parse("cast-weights{weights=experts,dtype=fp16}"))
     given = inputs(9, next(choices(9)))
     reference = interpreter.run(model, given, dtype=np.float64)["y"]
-    np.testing.assert_allclose(emulated(model)(given)["y"], reference, rtol=1e-4, atol=1e-4)
-    assert "float16" in {weight.dtype for weight in program_of(model).weights}
+    program = program_of(model)
+    np.testing.assert_allclose(emulated(program)(given)["y"], reference, rtol=1e-4, atol=1e-4)
+    assert "float16" in {weight.dtype for weight in program.weights}
 
 
 def test_experts_in_formats_of_their_own(emulated):

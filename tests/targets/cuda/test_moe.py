@@ -116,9 +116,10 @@ def test_dispatch_in_one_launch_and_in_three(monkeypatch, program_of, emulated, 
     spec, weights, d = SPECS["swiglu"], weights_of("swiglu"), 20
     feeds = {"x": np.zeros((1, d), np.float32), "weights": np.zeros((1, k), np.float32)}
     model = node_model("Experts", {**feeds, "experts": np.zeros((1, k), np.int32)}, weights, spec)
-    names = {kernel.name for kernel in program_of(model).kernels}
+    program = program_of(model)
+    names = {kernel.name for kernel in program.kernels}
     assert "moe_scatter_pairs" in names and ("moe_dispatch" in names) == (one_launch > FEW_TOKENS)
-    run, random = emulated(model), np.random.default_rng(0)
+    run, random = emulated(program), np.random.default_rng(0)
     for T in (1, 40, 41):
         x, shares = random.standard_normal((T, d), dtype=np.float32), random.random((T, k), dtype=np.float32)
         ids = random.integers(-1, E, (T, k)).astype(np.int32)

@@ -65,9 +65,10 @@ def test_experts_stay_as_they_are_stored(program_of, emulated, name):
     model = layer(spec)
     pipeline.run(model, pipeline.parse(passes))
     floats = E * inner * hidden * 4 * (3 if spec.gated else 2)
-    packed = [weight for weight in program_of(model).weights if "rows" in weight.name]
+    program = program_of(model)
+    packed = [weight for weight in program.weights if "rows" in weight.name]
     assert sum(int(np.prod(weight.shape)) * np.dtype(weight.dtype).itemsize for weight in packed) < share * floats
-    run = emulated(model)
+    run = emulated(program)
     for tokens in (0, 1, 40):
         y, expected = run(case(tokens))["y"], interpreter.run(model, case(tokens), dtype=np.float64)["y"]
         # Hidden values on a rounding boundary may go to either side of it.

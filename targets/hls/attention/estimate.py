@@ -16,17 +16,15 @@ from moec.targets.hls.attention.channels import KEY_WEIGHT_BITS, RECIPROCAL_BITS
 from moec.targets.hls.attention.design import KEY, QUERY, AttentionDesign
 from moec.targets.hls.hardware.arithmetic import (
     CONTROL_LUTS,
-    LOWER_FIELD_BITS,
     MASTER_LUTS,
-    PACKED_PRODUCTS,
     PRODUCTS_PER_DSP,
-    ROUNDING_LUTS,
+    array_luts,
     flip_flops,
-    multiplier_dsps,
     norm_dsps,
 )
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.cycles import Loader, MemoryPace
+from moec.targets.hls.hardware.logic import multiplier_dsps, requantize_luts
 from moec.targets.hls.hardware.memories import (
     BURST_BEATS,
     OUTSTANDING,
@@ -48,6 +46,7 @@ from moec.targets.hls.moe.design import (
     MOST_STAGES,
     MULTIPLIER_BITS,
     PARAMETER_BYTES,
+    RESULT_BITS,
 )
 from moec.targets.hls.moe.estimate import RESOURCE_NAMES, Resources, ports_as_dict
 
@@ -253,8 +252,8 @@ def attention_memories(design: AttentionDesign) -> list[Memory]:
 
 
 def attention_luts(design: AttentionDesign) -> int:
-    """All but memories, roughly: adders behind the multipliers, rounding, a divider, control, masters."""
-    lanes, groups = design.lanes, design.lanes // PACKED_PRODUCTS
-    adders = _ARRAYS * lanes * groups * (LOWER_FIELD_BITS + MOST_ACCUMULATOR_BITS)
-    rounding = 5 * lanes * ROUNDING_LUTS  # of projections, weights, mixed values, results and sums
-    return adders + rounding + RECIPROCAL_BITS**2 + CONTROL_LUTS + 4 * MASTER_LUTS
+    """All but memories, roughly: arrays, rounding, a divider, control, masters."""
+    arrays = _ARRAYS * array_luts(design.lanes, design.lanes, MOST_ACCUMULATOR_BITS)
+    # Of projections, weights, mixed values, results and sums.
+    rounding = 5 * design.lanes * requantize_luts(MOST_ACCUMULATOR_BITS, RESULT_BITS)
+    return arrays + rounding + RECIPROCAL_BITS**2 + CONTROL_LUTS + 4 * MASTER_LUTS

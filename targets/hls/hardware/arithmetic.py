@@ -1,14 +1,22 @@
 """The multipliers and the logic of a design.
 
-DSPs are counted by the operands of every product: a DSP48E2 multiplies 27 x 18 bits, signed (UG579), and two products
-of int8 with a common factor share one (WP486). LUTs and flip-flops are a rough model, good for comparing designs and
-for telling those that cannot fit; half of it or twice as much would be no surprise.
+DSPs are counted by the operands of every product (``logic.py``), and two products of int8 with a common factor share
+one (WP486). LUTs of the arithmetic are those that yosys counts; control, masters and flip-flops are a rough model.
 """
 
 from __future__ import annotations
 
-import math
-
+from moec.targets.hls.hardware.logic import (
+    chain_luts,
+    combine_luts,
+    dot_pair_luts,
+    list_luts,
+    multiplier_dsps,
+    pick_luts,
+    requantize_luts,
+    router_step_luts,
+    saturate_luts,
+)
 from moec.targets.hls.hardware.memories import OUTSTANDING, scores_all
 from moec.targets.hls.moe.design import (
     GATE_BITS,
@@ -22,29 +30,11 @@ from moec.targets.hls.moe.design import (
 from moec.targets.hls.normalization import FRACTION_BITS
 
 PRODUCTS_PER_DSP = 2
-_MULTIPLIER_OPERANDS = (26, 17)
-"""The bits of both operands of a DSP48E2, without the sign."""
 _TERM_BITS, _RECIPROCAL_BITS = GATE_BITS + 1, 34
-PACKED_PRODUCTS = 4
-"""Products that are summed in one word before it is split."""
-LOWER_FIELD_BITS = 18
-
-ROUNDING_LUTS = 60
-"""The LUTs that add a half, shift and saturate."""
-_COMPARISON_LUTS = 40
-"""Per expert and slot: keeping the best in order, and finding the expert's token list."""
+LEAST_CHOICE_BITS = 34
+"""Of what experts are chosen by."""
 CONTROL_LUTS, MASTER_LUTS = 3000, 1100
 _FLIP_FLOPS_PER_LUT = 1.3
-
-
-def multiplier_dsps(left_bits: int, right_bits: int) -> int:
-    """DSPs of one product of two signed numbers: tiles of 26 x 17 bits beside the sign, laid either way."""
-    wide, narrow = _MULTIPLIER_OPERANDS
-    left, right = left_bits - 1, right_bits - 1
-    return min(
-        math.ceil(left / wide) * math.ceil(right / narrow),
-        math.ceil(left / narrow) * math.ceil(right / wide),
-    )
 
 
 def dsps_of(design: Design) -> dict[str, int]:
@@ -94,20 +84,28 @@ def _select_dsps(design: Design) -> int:
 
 
 def logic_luts(design: Design) -> int:
-    """All but memories, roughly: adders behind the multipliers, rounding, comparisons, division, control, masters."""
+    """All but memories: the arithmetic, division, and, roughly, control and masters."""
     shape, lanes = design.shape, design.lanes_out
-    groups = design.lanes_in // PACKED_PRODUCTS
-    adders = design.projections * lanes * groups * (LOWER_FIELD_BITS + design.sum_bits_up)
-    adders += lanes * groups * (LOWER_FIELD_BITS + design.sum_bits_down)
-    if shape.group:
-        adders += lanes * (design.projections * design.total_bits_up + design.total_bits_down)
-    rounding = (design.projections + (1 if shape.gated else 0) + 1) * lanes * ROUNDING_LUTS
-    router = shape.experts * design.logit_bits * (1 + design.router_lanes // PACKED_PRODUCTS)
-    routing = shape.experts * shape.slots * _COMPARISON_LUTS + _RECIPROCAL_BITS**2
-    combining = lanes * design.combined_bits
-    if shape.group:  # results lose their fraction beside the sums of groups
-        rounding += (design.projections + 1) * lanes * ROUNDING_LUTS
-    return adders + rounding + router + routing + combining + CONTROL_LUTS + len(OUTSTANDING) * MASTER_LUTS
+    arrays = design.projections * array_luts(lanes, design.lanes_in, design.sum_bits_up)
+    arrays += array_luts(lanes, design.lanes_in, design.sum_bits_down)
+    rounding = lanes * (design.projections * requantize_luts(design.sum_bits_up, INPUT_BITS))
+    rounding += lanes * requantize_luts(design.sum_bits_down, RESULT_BITS)
+    if shape.gated:
+        rounding += lanes * saturate_luts(INPUT_BITS)
+    if shape.group:  # sums are added to totals, whose fraction is taken away at the end
+        rounding += lanes * design.projections * (design.total_bits_up + saturate_luts(INPUT_BITS))
+        rounding += lanes * (design.total_bits_down + saturate_luts(RESULT_BITS))
+    choice_bits = max(design.logit_bits, LEAST_CHOICE_BITS)
+    routing = shape.experts * (router_step_luts(design.router_lanes, design.logit_bits) + list_luts(shape.slots))
+    routing += chain_luts(shape.slots, choice_bits, design.logit_bits) + pick_luts(shape.experts, design.logit_bits)
+    combining = lanes * combine_luts(design.combined_bits)
+    masters = len(OUTSTANDING) * MASTER_LUTS
+    return arrays + rounding + routing + _RECIPROCAL_BITS**2 + combining + CONTROL_LUTS + masters
+
+
+def array_luts(rows: int, lanes: int, sum_bits: int) -> int:
+    """Of an array of ``rows`` x ``lanes`` products of int8, two rows of which share their DSPs."""
+    return rows // PRODUCTS_PER_DSP * dot_pair_luts(lanes, sum_bits)
 
 
 def flip_flops(luts: int) -> int:

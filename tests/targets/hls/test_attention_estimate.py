@@ -62,7 +62,7 @@ def test_arrays_take_a_dsp_for_two_products():
 def test_logic_by_hand():
     """Four arrays of 16 x 16 products, of which four share a word; results of each are rounded, and keys weighed."""
     found = estimate_attention(AttentionDesign(M3VIT), find_part("zcu102"), 300)
-    arrays, rounding, reciprocal = 4 * 16 * 4 * (18 + 27), 5 * 16 * 60, 20 * 20
+    arrays, rounding, reciprocal = 4 * 8 * (4 * (432 + 7 * 27) // 3), 5 * 16 * 26, 20 * 20
     logic = arrays + rounding + reciprocal + 3000 + 4 * 1100
     assert found.resources.lut == logic + sum(memory.luts for memory in found.memories)
 

@@ -9,8 +9,9 @@ import re
 
 import pytest
 
-from moec.targets.hls.hardware.arithmetic import dsps_of, logic_luts, multiplier_dsps
+from moec.targets.hls.hardware.arithmetic import dsps_of, logic_luts
 from moec.targets.hls.hardware.cycles import Loader, MemoryPace, count_cycles, tokens_in
+from moec.targets.hls.hardware.logic import multiplier_dsps
 from moec.targets.hls.hardware.memories import block_rams, memories_of, ultra_rams
 from moec.targets.hls.hardware.parts import find_part
 from moec.targets.hls.moe.channels import PROCESSES, channels_of
@@ -156,14 +157,15 @@ def test_dsps_by_process():
 
 
 def test_logic_by_hand():
-    """Sums of 24 bits behind up and 26 behind down, in 16 lanes of 16 inputs, of which four share a word."""
-    up, down, rounding = 16 * 4 * (18 + 24), 16 * 4 * (18 + 26), 16 * 60
-    router, choice, reciprocal, combining = 16 * 32 * 2, 16 * 4 * 40, 34 * 34, 16 * 35
-    rest = router + choice + reciprocal + combining + 3000 + 4 * 1100
-    assert logic_luts(Design(M3VIT)) == up + down + 2 * rounding + rest
+    """Sums of 24 bits behind up and 26 behind down, of 8 pairs of rows with 16 inputs, of which four share a word."""
+    up, down = 8 * 4 * (432 + 7 * 24) // 3, 8 * (4 * (432 + 7 * 26) // 3)
+    hidden, result = 16 * 16, 16 * 26
+    router, lists, choice = 16 * (32 + 3 * 40), 16 * (4 * 20 - 12), 4 * 23 + 3 * (34 + 32 + 8) + 32 * 7
+    rest = router + lists + choice + 34 * 34 + 16 * (35 + 16) + 3000 + 4 * 1100
+    assert logic_luts(Design(M3VIT)) == up + down + hidden + result + rest
     assert resources_of(Design(M3VIT)).flip_flops == round(1.3 * resources_of(Design(M3VIT)).lut)
     gated = dataclasses.replace(M3VIT, gated=True)
-    assert logic_luts(Design(gated)) == 2 * up + down + 4 * rounding + rest
+    assert logic_luts(Design(gated)) == 2 * up + down + 3 * hidden + result + rest
 
 
 @pytest.mark.parametrize(

@@ -159,9 +159,9 @@ def _combine(bits: int) -> str:
     body = (
         "reg signed [33:0] product; always @(posedge clk) product <= result * $signed({1'b0, gate});\n"
         f"assign sum_next = row + product; wire signed [{bits - 1}:0] down = (row + 32768) >>> 16;\n"
-        f"assign output_next = {_saturated('down', 16)};"
+        f"assign rounded_next = {_saturated('down', 16)};"
     )
-    return _module({"row": bits, "result": 16, "gate": 17}, {"sum": bits, "output": 16}, body.replace("output", "out"))
+    return _module({"row": bits, "result": 16, "gate": 17}, {"sum": bits, "rounded": 16}, body)
 
 
 def count(yosys: str, verilog: str) -> tuple[int, int]:

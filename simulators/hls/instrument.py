@@ -270,4 +270,4 @@ def _set_depth(source: Source, pragma: Pragma) -> str:
     variable, depth = pragma.options.get("variable"), pragma.options.get("depth")
     if not (variable and depth) or pragma.options.get("type", "fifo") != "fifo":
         raise source.error(pragma.start, f"pragma {pragma.words}: expected variable=, depth= and no type but fifo")
-    return f"{variable}.set_depth({depth});"
+    return f'::moec_simulation::declare({variable}, "{variable}", {depth});'

@@ -218,7 +218,8 @@ def dataflow_picture(channels: Sequence[Mapping[str, Any]], simulation: Mapping[
         for channel in written:
             corner = "└" if channel is written[-1] else "├"
             words = f"{channel['bits']:>5} bits x {channel['depth']:<4}"
-            fill = _fill(used.get(channel["name"]))
+            words += f" {channel['copies']} times" if channel["copies"] > 1 else ""
+            fill = _fill(used.get(channel["name"]) or used.get(f"{channel['name']}[0]"))
             lines.append(f"  {corner}─ {channel['name']:<{width}} {words} ─► {channel['consumer']}{fill}")
     return Text("\n".join(lines))
 

@@ -59,4 +59,17 @@ public:
 };
 
 }  // namespace hls
+
+namespace moec_simulation {
+
+// What a pragma STREAM says of a channel, or of all in an array, which have no other names; one alone has that of the array.
+template <class Stream> void declare(Stream& stream, const char*, int depth) { stream.set_depth(depth); }
+template <class Stream, std::size_t N> void declare(Stream (&streams)[N], const char* name, int depth) {
+    for (std::size_t i = 0; i < N; ++i) {
+        streams[i].channel().name = N == 1 ? name : std::string(name) + "[" + std::to_string(i) + "]";
+        streams[i].set_depth(depth);
+    }
+}
+
+}  // namespace moec_simulation
 #endif

@@ -99,7 +99,7 @@ def logic_luts(design: Design) -> int:
     routing = shape.experts * (router_step_luts(design.router_lanes, design.logit_bits) + list_luts(shape.slots))
     routing += chain_luts(shape.slots, choice_bits, design.logit_bits) + pick_luts(shape.experts, design.logit_bits)
     combining = lanes * combine_luts(design.combined_bits)
-    masters = len(OUTSTANDING) * MASTER_LUTS
+    masters = (len(OUTSTANDING) - 2 + design.masters_up + design.masters_down) * MASTER_LUTS
     return arrays + rounding + routing + _RECIPROCAL_BITS**2 + combining + CONTROL_LUTS + masters
 
 

@@ -119,7 +119,7 @@ def count_cycles(design: Design, loads: Sequence[int], pace: MemoryPace = Memory
         results=round(dataclasses.replace(pace, latency=0).cycles(_beats(chunks * result_bytes), chunks))
         + _LOOPS_OF_RESULTS[design.shape.norm != "none"] * stages,
         weights=round(max(up, down) * pace.cycles_per_beat + len(jobs) * pace.latency),
-        beats=up + down,
+        beats=_weight_beats(design, loads),
     )
 
 
@@ -128,10 +128,10 @@ def _beats(size: int) -> int:
 
 
 def _router_start(design: Design, pace: MemoryPace) -> float:
-    """The router takes one weight per cycle, then its biases, from one burst."""
+    """The router takes as many weights per cycle as inputs of a token, then its biases, from one burst."""
     experts, weights = design.shape.experts, design.shape.experts * design.width
     beats = _beats(weights * ROUTER_WEIGHT_BITS // 8) + _beats(experts * ROUTER_BIAS_BYTES)
-    return pace.cycles(beats, weights + experts)
+    return pace.cycles(beats, weights // design.router_lanes + experts)
 
 
 def route_cycles(design: Design, tokens: int, pace: MemoryPace, stages: int = 0) -> int:
@@ -149,12 +149,18 @@ def route_cycles(design: Design, tokens: int, pace: MemoryPace, stages: int = 0)
 def _jobs(design: Design, loads: Sequence[int]) -> Iterator[_Job]:
     """In the order in which they are dispatched; experts without tokens have none."""
     per_item = design.hidden_out_chunks * design.input_chunks
-    up = design.parameter_beats_up + design.multiplier_beats_up + design.weight_beats_up
-    down = design.multiplier_beats_down + design.weight_beats_down
+    up, down = design.job_beats_up, design.job_beats_down
     for load in filter(None, loads):
         tile = _Job(load, load * per_item, up, down)
         yield from [tile] * (design.tiles - 1)
-        yield dataclasses.replace(tile, beats_down=down + design.parameter_beats_down)
+        yield dataclasses.replace(tile, beats_down=down + design.result_beats_down)
+
+
+def _weight_beats(design: Design, loads: Sequence[int]) -> int:
+    """Transfers of all masters."""
+    up = design.parameter_beats_up + design.multiplier_beats_up + design.weight_beats_up
+    tile = up + design.multiplier_beats_down + design.weight_beats_down
+    return sum(1 for load in loads if load) * (design.tiles * tile + design.parameter_beats_down)
 
 
 class Loader:

@@ -54,12 +54,12 @@ def chain_luts(slots: int, choice_bits: int, logit_bits: int) -> int:
 
 def pick_luts(experts: int, bits: int) -> int:
     """A number of ``bits``, of one of the experts in turn."""
-    return bits * max(1, experts // 2 - 1)
+    return bits * max(1, experts // 2 - 1 + experts // 32)
 
 
 def list_luts(slots: int) -> int:
     """Of one expert: whether a token is in its list, and with which gate."""
-    return 20 * slots - 12
+    return 18 * slots - 12
 
 
 def combine_luts(combined_bits: int) -> int:

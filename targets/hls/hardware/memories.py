@@ -200,10 +200,12 @@ def channel_memories(channels: Iterable[Channel]) -> list[Memory]:
     for channel in channels:
         name, size = f"channel {channel.name}", channel.bits * channel.depth
         if channel.depth > _SHIFT_REGISTER_WORDS and size > _SHIFT_REGISTER_BITS:
-            found.append(array_memory(name, channel.producer, channel.bits, channel.depth, variable=channel.name))
+            found.append(
+                array_memory(name, channel.producer, channel.bits, channel.depth, channel.copies, variable=channel.name)
+            )
             continue
-        luts = channel.bits * math.ceil(channel.depth / _WORDS_PER_SHIFT_REGISTER)
-        found.append(Memory(name, channel.producer, channel.bits, channel.depth, 1, "lut", 0, luts))
+        luts = channel.copies * channel.bits * math.ceil(channel.depth / _WORDS_PER_SHIFT_REGISTER)
+        found.append(Memory(name, channel.producer, channel.bits, channel.depth, channel.copies, "lut", 0, luts))
     return found
 
 
@@ -225,8 +227,9 @@ def _adapters(design: Design) -> list[Memory]:
         "up": "load_up",
         "down": "load_down",
     }
+    copies = {"up": design.masters_up, "down": design.masters_down}
     found = [
-        array_memory(f"adapter {name}", owners[name], BEAT_BITS, bursts * BURST_BEATS)
+        array_memory(f"adapter {name}", owners[name], BEAT_BITS, bursts * BURST_BEATS, copies.get(name, 1))
         for name, bursts in OUTSTANDING.items()
     ]
     words = OUTSTANDING["results"] * BURST_BEATS

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from moec.targets.hls.hardware.cycles import MemoryPace
 from moec.targets.hls.hardware.parts import ExternalMemory, Part
-from moec.targets.hls.moe.design import BEAT_BYTES, BlockShape
+from moec.targets.hls.moe.design import BEAT_BYTES, Design
+from moec.targets.hls.moe.striping import stripe_names
 
 UP, DOWN = "gmem_up", "gmem_down"
 ATTENTION_MASTERS = (UP, DOWN, "gmem_results", "gmem_tokens")
@@ -34,7 +35,7 @@ class Ports:
     @property
     def loaders(self) -> MemoryPace:
         """What each loader of weights gets while both are busy and others are not."""
-        busy = collections.Counter(self.of[loader] for loader in (UP, DOWN))
+        busy = collections.Counter(port for master, port in self.of.items() if master.startswith((UP, DOWN)))
         pace = max(max(busy.values()) * self.cycles_per_beat, len(busy) * self.total_cycles_per_beat)
         return MemoryPace(max(1.0, pace), MEMORY_LATENCY)
 
@@ -50,9 +51,11 @@ class Ports:
         return None if asked <= 1 / self.total_cycles_per_beat else 1 / self.total_cycles_per_beat
 
 
-def masters_of(shape: BlockShape) -> tuple[str, ...]:
+def masters_of(design: Design) -> tuple[str, ...]:
     """The masters of a MoE block; a residual is read through one of its own."""
-    return MOE_MASTERS if shape.norm != "none" else MOE_MASTERS[:-1]
+    weights = (*stripe_names(UP, design.masters_up), *stripe_names(DOWN, design.masters_down))
+    others = MOE_MASTERS[2:]
+    return (*weights, *(others if design.shape.norm != "none" else others[:-1]))
 
 
 def connect(

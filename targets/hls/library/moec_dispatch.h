@@ -15,8 +15,8 @@ namespace moec {
 // none of its weights are read. length: how many tokens each expert got.
 template <class Block>
 inline void dispatch_lists(int tokens, int experts, int shared, int tiles, int shared_gate, bool passes,
-                           hls::stream<typename types<Block>::route_t>& routes, hls::stream<job_t>& to_load_up,
-                           hls::stream<job_t>& to_load_down, hls::stream<job_t>& to_product, hls::stream<item_t>& items,
+                           hls::stream<typename types<Block>::route_t>& routes, hls::stream<job_t> to_load_up[Block::MASTERS_UP],
+                           hls::stream<job_t> to_load_down[Block::MASTERS_DOWN], hls::stream<job_t>& to_product, hls::stream<item_t>& items,
                            ap_uint<16> length[sizes<Block>::ALL_EXPERTS]) {
 #pragma HLS INLINE
     typedef sizes<Block> S;
@@ -72,8 +72,14 @@ dispatch_jobs:
         job.tile = tile;
         job.first = tile == 0;
         job.last = tile == tiles - 1;
-        if (!passes || job.end) to_load_up.write(job);
-        to_load_down.write(job);
+        for (int m = 0; m < Block::MASTERS_UP; m++) {
+#pragma HLS UNROLL
+            if (!passes || job.end) to_load_up[m].write(job);
+        }
+        for (int m = 0; m < Block::MASTERS_DOWN; m++) {
+#pragma HLS UNROLL
+            to_load_down[m].write(job);
+        }
         to_product.write(job);
     dispatch_items:
         for (int i = 0; i < int(announced); i++) {
@@ -99,7 +105,7 @@ dispatch_jobs:
 
 template <class Block>
 void dispatch(int tokens, int experts, int shared, int tiles, int shared_gate, bool passes,
-              hls::stream<typename types<Block>::route_t>& routes, hls::stream<job_t>& to_load_up, hls::stream<job_t>& to_load_down,
+              hls::stream<typename types<Block>::route_t>& routes, hls::stream<job_t> to_load_up[Block::MASTERS_UP], hls::stream<job_t> to_load_down[Block::MASTERS_DOWN],
               hls::stream<job_t>& to_product, hls::stream<item_t>& items) {
     ap_uint<16> length[sizes<Block>::ALL_EXPERTS];
 #pragma HLS ARRAY_PARTITION variable=length type=complete
@@ -109,7 +115,7 @@ void dispatch(int tokens, int experts, int shared, int tiles, int shared_gate, b
 // The same, which also says how many tokens each expert got.
 template <class Block>
 void dispatch(int tokens, int experts, int shared, int tiles, int shared_gate, bool passes,
-              hls::stream<typename types<Block>::route_t>& routes, hls::stream<job_t>& to_load_up, hls::stream<job_t>& to_load_down,
+              hls::stream<typename types<Block>::route_t>& routes, hls::stream<job_t> to_load_up[Block::MASTERS_UP], hls::stream<job_t> to_load_down[Block::MASTERS_DOWN],
               hls::stream<job_t>& to_product, hls::stream<item_t>& items, ap_uint<32> loads[sizes<Block>::ALL_EXPERTS]) {
     ap_uint<16> length[sizes<Block>::ALL_EXPERTS];
 #pragma HLS ARRAY_PARTITION variable=length type=complete

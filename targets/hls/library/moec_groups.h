@@ -5,26 +5,26 @@
 
 namespace moec {
 
-// Beat i of a tile's multipliers goes to memory i % BANKS.
-template <int BANKS, int WORDS>
-inline void store_multipliers(int beat, const beat_t& data, multipliers_t multipliers[BANKS][WORDS]) {
+// As store_parameters has it.
+template <int STRIPES, int BANKS, int WORDS>
+inline void store_multipliers(int stripe, int beat, const beat_t& data, multipliers_t multipliers[STRIPES][BANKS][WORDS]) {
 #pragma HLS INLINE
     multipliers_t word;
     for (int i = 0; i < MULTIPLIERS_PER_BEAT; i++) {
 #pragma HLS UNROLL
         word.of[i] = data.range(16 * i + 15, 16 * i);
     }
-    multipliers[beat % BANKS][beat / BANKS] = word;
+    multipliers[stripe][beat % BANKS][beat / BANKS] = word;
 }
 
 // Those of all rows for one group. Where rows are few, neighbouring places share a word.
-template <int ROWS, int BANKS, int WORDS>
-inline void read_multipliers(const multipliers_t multipliers[BANKS][WORDS], int place, ap_uint<16> of_row[ROWS]) {
+template <int ROWS, int STRIPES, int BANKS, int WORDS>
+inline void read_multipliers(const multipliers_t multipliers[STRIPES][BANKS][WORDS], int place, ap_uint<16> of_row[ROWS]) {
 #pragma HLS INLINE
-    const int PER_BANK = ROWS / BANKS, PLACES = MULTIPLIERS_PER_BEAT / PER_BANK;
-    for (int b = 0; b < BANKS; b++) {
+    const int PER_BANK = ROWS / (STRIPES * BANKS), PLACES = MULTIPLIERS_PER_BEAT / PER_BANK;
+    for (int b = 0; b < STRIPES * BANKS; b++) {
 #pragma HLS UNROLL
-        const multipliers_t word = multipliers[b][place / PLACES];
+        const multipliers_t word = multipliers[b % STRIPES][b / STRIPES][place / PLACES];
         for (int i = 0; i < PER_BANK; i++) {
 #pragma HLS UNROLL
             of_row[b * PER_BANK + i] = word.of[place % PLACES * PER_BANK + i];

@@ -24,18 +24,19 @@ inline ap_int<8> activate(int lane, const ap_int<Block::TOTAL_BITS_UP> totals[si
     return requantize<8, Block::HIDDEN_SHIFT, 27>(product, ap_uint<16>(hidden_multiplier));
 }
 
-// Beat i of what is loaded for a tile: parameters, multipliers, then weights.
+// Beat i of what comes through a master for a tile: parameters, multipliers, then weights.
 template <class Block>
-inline void store_up(int beat, const beat_t& data,
-                     typename types<Block>::weights_t weights[sizes<Block>::BANKS_UP][sizes<Block>::TILE_CHUNKS * sizes<Block>::WIDTH_CHUNKS],
-                     parameters_t parameters[sizes<Block>::PARAMETER_BANKS_UP][sizes<Block>::TILE_CHUNKS],
-                     multipliers_t multipliers[sizes<Block>::MULTIPLIER_BANKS_UP][sizes<Block>::MULTIPLIER_WORDS_UP]) {
+inline void store_up(int master, int beat, const beat_t& data,
+                     typename types<Block>::weights_t weights[Block::MASTERS_UP][sizes<Block>::STRIPE_UP][sizes<Block>::TILE_CHUNKS * sizes<Block>::WIDTH_CHUNKS],
+                     parameters_t parameters[sizes<Block>::PARAMETER_STRIPES_UP][sizes<Block>::PARAMETER_STRIPE_UP][sizes<Block>::TILE_CHUNKS],
+                     multipliers_t multipliers[sizes<Block>::MULTIPLIER_STRIPES_UP][sizes<Block>::MULTIPLIER_STRIPE_UP][sizes<Block>::MULTIPLIER_WORDS_UP]) {
 #pragma HLS INLINE
     typedef sizes<Block> S;
-    const int first = S::PARAMETER_BEATS_UP + S::MULTIPLIER_BEATS_UP;
-    if (beat < S::PARAMETER_BEATS_UP) store_parameters<S::PARAMETER_BANKS_UP, S::TILE_CHUNKS>(beat, data, parameters);
-    else if (beat < first) store_multipliers<S::MULTIPLIER_BANKS_UP, S::MULTIPLIER_WORDS_UP>(beat - S::PARAMETER_BEATS_UP, data, multipliers);
-    else store_weights<Block, S::BANKS_UP, S::TILE_CHUNKS * S::WIDTH_CHUNKS>(beat - first, data, weights);
+    const int scales = stripe_beats(master, S::PARAMETER_STRIPES_UP, S::PARAMETER_BEATS_UP);
+    const int first = scales + stripe_beats(master, S::MULTIPLIER_STRIPES_UP, S::MULTIPLIER_BEATS_UP);
+    if (beat < scales) store_parameters<S::PARAMETER_STRIPES_UP, S::PARAMETER_STRIPE_UP, S::TILE_CHUNKS>(master % S::PARAMETER_STRIPES_UP, beat, data, parameters);
+    else if (beat < first) store_multipliers<S::MULTIPLIER_STRIPES_UP, S::MULTIPLIER_STRIPE_UP, S::MULTIPLIER_WORDS_UP>(master % S::MULTIPLIER_STRIPES_UP, beat - scales, data, multipliers);
+    else store_weights<Block, Block::MASTERS_UP, S::STRIPE_UP, S::TILE_CHUNKS * S::WIDTH_CHUNKS>(master, beat - first, data, weights);
 }
 
 // Holds the tokens of the call, and two tiles of weights: one is computed with while the next one arrives. Jobs and items
@@ -47,28 +48,32 @@ inline void store_up(int beat, const beat_t& data,
 template <class Block>
 void product_up(int tokens, bool passes, int hidden_multiplier, int up_offset, int up_limit,
                 hls::stream<typename types<Block>::chunk_t>& inputs, hls::stream<job_t>& jobs,
-                hls::stream<item_t>& items, hls::stream<beat_t>& beats, hls::stream<job_t>& jobs_on,
+                hls::stream<item_t>& items, hls::stream<beat_t> beats[Block::MASTERS_UP], hls::stream<job_t>& jobs_on,
                 hls::stream<item_t>& items_on, hls::stream<typename types<Block>::chunk_t>& hidden) {
     typedef sizes<Block> S;
+    const int N = Block::MASTERS_UP;
     typedef typename types<Block>::chunk_t chunk_t;
     typedef typename types<Block>::weights_t weights_t;
     chunk_t rows[Block::MAX_TOKENS * S::WIDTH_CHUNKS];
 #pragma HLS AGGREGATE variable=rows compact=bit
 #pragma HLS BIND_STORAGE variable=rows type=ram_s2p impl=bram
-    weights_t weights[2][S::BANKS_UP][S::TILE_CHUNKS * S::WIDTH_CHUNKS];
+    weights_t weights[2][N][S::STRIPE_UP][S::TILE_CHUNKS * S::WIDTH_CHUNKS];
 #pragma HLS AGGREGATE variable=weights compact=bit
 #pragma HLS ARRAY_PARTITION variable=weights type=complete dim=1
 #pragma HLS ARRAY_PARTITION variable=weights type=complete dim=2
+#pragma HLS ARRAY_PARTITION variable=weights type=complete dim=3
 #pragma HLS BIND_STORAGE variable=weights type=ram_s2p impl=bram
-    parameters_t parameters[2][S::PARAMETER_BANKS_UP][S::TILE_CHUNKS];
+    parameters_t parameters[2][S::PARAMETER_STRIPES_UP][S::PARAMETER_STRIPE_UP][S::TILE_CHUNKS];
 #pragma HLS AGGREGATE variable=parameters compact=bit
 #pragma HLS ARRAY_PARTITION variable=parameters type=complete dim=1
 #pragma HLS ARRAY_PARTITION variable=parameters type=complete dim=2
+#pragma HLS ARRAY_PARTITION variable=parameters type=complete dim=3
 #pragma HLS BIND_STORAGE variable=parameters type=ram_s2p impl=lutram
-    multipliers_t multipliers[2][S::MULTIPLIER_BANKS_UP][S::MULTIPLIER_WORDS_UP];
+    multipliers_t multipliers[2][S::MULTIPLIER_STRIPES_UP][S::MULTIPLIER_STRIPE_UP][S::MULTIPLIER_WORDS_UP];
 #pragma HLS AGGREGATE variable=multipliers compact=bit
 #pragma HLS ARRAY_PARTITION variable=multipliers type=complete dim=1
 #pragma HLS ARRAY_PARTITION variable=multipliers type=complete dim=2
+#pragma HLS ARRAY_PARTITION variable=multipliers type=complete dim=3
 #pragma HLS BIND_STORAGE variable=multipliers type=ram_s2p impl=lutram
     ap_int<Block::SUM_BITS_UP> sums[S::ROWS_UP];  // of a group
 #pragma HLS ARRAY_PARTITION variable=sums type=complete
@@ -77,7 +82,7 @@ void product_up(int tokens, bool passes, int hidden_multiplier, int up_offset, i
     ap_int<16> activation[S::ACTIVATION_COPIES][ACTIVATION_ENTRIES];
 #pragma HLS ARRAY_PARTITION variable=activation type=complete dim=1
 #pragma HLS BIND_STORAGE variable=activation type=ram_t2p impl=bram
-    const int TILE_BEATS = S::TILE_BEATS_UP;
+    const int TILE_BEATS = tile_beats_up<Block>(0);  // none has more
     const int chunks = tokens * S::WIDTH_CHUNKS;
     const int entries = Block::ACTIVATED ? ACTIVATION_ENTRIES : 0;
     beat_t table = 0;
@@ -87,7 +92,7 @@ up_read_tokens:
 #pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
 #pragma HLS PIPELINE II=1 style=stp
         if (i < entries) {
-            if (i % (BEAT_BITS / 16) == 0) table = beats.read();
+            if (i % (BEAT_BITS / 16) == 0) table = beats[0].read();
             for (int c = 0; c < S::ACTIVATION_COPIES; c++) {
 #pragma HLS UNROLL
                 activation[c][i] = unpack<16, 1>(table).lane[0];
@@ -103,7 +108,10 @@ up_read_tokens:
     up_first_tile:
         for (int i = 0; i < TILE_BEATS; i++) {
 #pragma HLS PIPELINE II=1 style=stp
-            store_up<Block>(i, beats.read(), weights[0], parameters[0], multipliers[0]);
+            for (int m = 0; m < N; m++) {
+#pragma HLS UNROLL
+                if (i < tile_beats_up<Block>(m)) store_up<Block>(m, i, beats[m].read(), weights[0], parameters[0], multipliers[0]);
+            }
         }
     }
 up_jobs:
@@ -111,9 +119,13 @@ up_jobs:
 #pragma HLS LOOP_TRIPCOUNT min=1 max=S::ALL_EXPERTS*Block::TILES
         const job_t next = jobs.read();
         jobs_on.write(next);
-        const int wanted = next.end || passes ? 0 : TILE_BEATS;
         const int computed = passes ? 0 : int(job.count), passed = passes ? int(job.count) : 0;
-        int arrived = 0;
+        int arrived[N];  // of the next tile, through each master
+#pragma HLS ARRAY_PARTITION variable=arrived type=complete
+        for (int m = 0; m < N; m++) {
+#pragma HLS UNROLL
+            arrived[m] = next.end || passes ? tile_beats_up<Block>(m) : 0;
+        }
         item_t item;
         item.token = 0;
     up_passed_items:
@@ -150,10 +162,13 @@ up_jobs:
 // The same holds for their parameters and multipliers.
 #pragma HLS DEPENDENCE variable=parameters type=inter dependent=false
 #pragma HLS DEPENDENCE variable=multipliers type=inter dependent=false
-                    beat_t beat;
-                    if (arrived < wanted && beats.read_nb(beat)) {
-                        store_up<Block>(arrived, beat, weights[!current], parameters[!current], multipliers[!current]);
-                        arrived++;
+                    for (int m = 0; m < N; m++) {
+#pragma HLS UNROLL
+                        beat_t beat;
+                        if (arrived[m] < tile_beats_up<Block>(m) && beats[m].read_nb(beat)) {
+                            store_up<Block>(m, arrived[m], beat, weights[!current], parameters[!current], multipliers[!current]);
+                            arrived[m]++;
+                        }
                     }
                     if (unit == 0 && d == 0) {
                         item = items.read();
@@ -161,16 +176,16 @@ up_jobs:
                     }
                     ap_uint<48> of_row[S::ROWS_UP];
 #pragma HLS ARRAY_PARTITION variable=of_row type=complete
-                    read_parameters<S::PARAMETER_BANKS_UP, S::TILE_CHUNKS>(parameters[current], unit, of_row);
+                    read_parameters<S::PARAMETER_STRIPES_UP, S::PARAMETER_STRIPE_UP, S::TILE_CHUNKS>(parameters[current], unit, of_row);
                     ap_uint<16> of_group[S::ROWS_UP];
 #pragma HLS ARRAY_PARTITION variable=of_group type=complete
-                    read_multipliers<S::ROWS_UP, S::MULTIPLIER_BANKS_UP, S::MULTIPLIER_WORDS_UP>(
+                    read_multipliers<S::ROWS_UP, S::MULTIPLIER_STRIPES_UP, S::MULTIPLIER_STRIPE_UP, S::MULTIPLIER_WORDS_UP>(
                         multipliers[current], unit * S::GROUPS_UP + d / S::GROUP_CHUNKS, of_group);
                     weights_t step[S::BANKS_UP];
 #pragma HLS ARRAY_PARTITION variable=step type=complete
                     for (int b = 0; b < S::BANKS_UP; b++) {
 #pragma HLS UNROLL
-                        step[b] = weights[current][b][unit * S::WIDTH_CHUNKS + d];
+                        step[b] = weights[current][b % N][b / N][unit * S::WIDTH_CHUNKS + d];
                     }
                     if (d == 0) {
                         for (int r = 0; r < S::ROWS_UP; r++) {
@@ -192,11 +207,22 @@ up_jobs:
                 }
             }
         }
+        int rest = 0;
+        for (int m = 0; m < N; m++) {
+#pragma HLS UNROLL
+            if (rest < tile_beats_up<Block>(m) - arrived[m]) rest = tile_beats_up<Block>(m) - arrived[m];
+        }
     up_rest_of_tile:
-        for (; arrived < wanted; arrived++) {
+        for (int i = 0; i < rest; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=0 max=TILE_BEATS
 #pragma HLS PIPELINE II=1 style=stp
-            store_up<Block>(arrived, beats.read(), weights[!current], parameters[!current], multipliers[!current]);
+            for (int m = 0; m < N; m++) {
+#pragma HLS UNROLL
+                if (arrived[m] < tile_beats_up<Block>(m)) {
+                    store_up<Block>(m, arrived[m], beats[m].read(), weights[!current], parameters[!current], multipliers[!current]);
+                    arrived[m]++;
+                }
+            }
         }
         job = next;
         current = !current;

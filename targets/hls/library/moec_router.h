@@ -12,7 +12,8 @@ template <class Block>
 void router(int tokens, int experts, hls::stream<beat_t>& beats, hls::stream<typename types<Block>::chunk_t>& inputs,
             hls::stream<typename types<Block>::logits_t>& logits) {
     typedef typename types<Block>::logit_t logit_t;
-    const int PER_BEAT = BEAT_BITS / 16;
+    const int PER_BEAT = BEAT_BITS / 16, STEPS_PER_BEAT = PER_BEAT / Block::ROUTER_LANES;
+    const int STEPS = Block::WIDTH / Block::ROUTER_LANES;
     ap_int<16> weights[Block::EXPERTS][Block::WIDTH];
 #pragma HLS ARRAY_PARTITION variable=weights type=complete dim=1
 #pragma HLS ARRAY_PARTITION variable=weights type=cyclic factor=Block::ROUTER_LANES dim=2
@@ -20,17 +21,22 @@ void router(int tokens, int experts, hls::stream<beat_t>& beats, hls::stream<typ
     ap_int<32> biases[Block::EXPERTS];
 #pragma HLS ARRAY_PARTITION variable=biases type=complete
     beat_t beat = 0;
-    ap_uint<16> column = 0;
+    ap_uint<16> step = 0;
     ap_uint<8> row = 0;
+// As many at once as a token's step takes: they go to as many memories.
 router_weights:
-    for (int i = 0; i < experts * Block::WIDTH; i++) {
-#pragma HLS LOOP_TRIPCOUNT min=0 max=Block::EXPERTS*Block::WIDTH
+    for (int i = 0; i < experts * STEPS; i++) {
+#pragma HLS LOOP_TRIPCOUNT min=0 max=Block::EXPERTS*STEPS
 #pragma HLS PIPELINE II=1 style=stp
-        if (i % PER_BEAT == 0) beat = beats.read();
-        weights[row][column] = unpack<16, 1>(beat).lane[0];
-        beat >>= 16;
-        const bool end_of_row = column == Block::WIDTH - 1;
-        column = end_of_row ? ap_uint<16>(0) : ap_uint<16>(column + 1);
+        if (i % STEPS_PER_BEAT == 0) beat = beats.read();
+        const lanes_t<16, Block::ROUTER_LANES> some = unpack<16, Block::ROUTER_LANES>(beat);
+        for (int r = 0; r < Block::ROUTER_LANES; r++) {
+#pragma HLS UNROLL
+            weights[row][step * Block::ROUTER_LANES + r] = some.lane[r];
+        }
+        beat >>= 16 * Block::ROUTER_LANES;
+        const bool end_of_row = step == STEPS - 1;
+        step = end_of_row ? ap_uint<16>(0) : ap_uint<16>(step + 1);
         if (end_of_row) row++;
     }
 router_biases:

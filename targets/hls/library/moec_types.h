@@ -17,6 +17,7 @@ typedef ap_uint<BEAT_BITS> beat_t;
 // Bits that tell n things apart.
 constexpr int bits_for(long n) { return n <= 1 ? 0 : 1 + bits_for((n + 1) / 2); }
 constexpr int blocks_of(int items, int size) { return (items + size - 1) / size; }
+constexpr int least_of(int a, int b) { return a < b ? a : b; }
 
 // A table of the activation of every int8, from -128 on, comes in front of the weights of the first product: int16.
 const int ACTIVATION_ENTRIES = 256;
@@ -86,8 +87,19 @@ template <class Block> struct sizes {
     static const int MULTIPLIER_WORDS_DOWN = blocks_of(WIDTH_CHUNKS * GROUPS_DOWN, MULTIPLIER_BANKS_DOWN * MULTIPLIERS_PER_BEAT / LANES);
     static const int MULTIPLIER_BEATS_UP = GROUPED ? MULTIPLIER_BANKS_UP * MULTIPLIER_WORDS_UP : 0;
     static const int MULTIPLIER_BEATS_DOWN = GROUPED ? MULTIPLIER_BANKS_DOWN * MULTIPLIER_WORDS_DOWN : 0;
-    static const int TILE_BEATS_UP = PARAMETER_BEATS_UP + MULTIPLIER_BEATS_UP + WEIGHT_BEATS_UP;
-    static const int TILE_BEATS_DOWN = MULTIPLIER_BEATS_DOWN + WEIGHT_BEATS_DOWN;
+    // What is loaded for a tile is striped over AXI masters: beat i of its weights comes through master i % MASTERS and goes to
+    // memory i % BANKS, so that a master has memories of its own. Of parameters and multipliers likewise, where there are
+    // memories for fewer masters through the first ones.
+    static const int PARAMETER_STRIPES_UP = least_of(Block::MASTERS_UP, PARAMETER_BANKS_UP);
+    static const int PARAMETER_STRIPES_DOWN = least_of(Block::MASTERS_DOWN, PARAMETER_BANKS_DOWN);
+    static const int MULTIPLIER_STRIPES_UP = least_of(Block::MASTERS_UP, MULTIPLIER_BANKS_UP);
+    static const int MULTIPLIER_STRIPES_DOWN = least_of(Block::MASTERS_DOWN, MULTIPLIER_BANKS_DOWN);
+    // The memories of a stripe.
+    static const int STRIPE_UP = BANKS_UP / Block::MASTERS_UP, STRIPE_DOWN = BANKS_DOWN / Block::MASTERS_DOWN;
+    static const int PARAMETER_STRIPE_UP = PARAMETER_BANKS_UP / PARAMETER_STRIPES_UP;
+    static const int PARAMETER_STRIPE_DOWN = PARAMETER_BANKS_DOWN / PARAMETER_STRIPES_DOWN;
+    static const int MULTIPLIER_STRIPE_UP = MULTIPLIER_BANKS_UP / MULTIPLIER_STRIPES_UP;
+    static const int MULTIPLIER_STRIPE_DOWN = MULTIPLIER_BANKS_DOWN / MULTIPLIER_STRIPES_DOWN;
     static const int ALL_EXPERTS = Block::EXPERTS + Block::SHARED;
     static const int CHOICE_BITS = Block::LOGIT_BITS > 34 ? Block::LOGIT_BITS : 34;  // of what experts are chosen by
     static const int COMBINED_BITS = 16 + 17 + bits_for(Block::SLOTS + Block::SHARED);
@@ -96,6 +108,9 @@ template <class Block> struct sizes {
     static_assert(LANES % PARAMETERS_PER_BEAT == 0, "the parameters of all rows must be whole beats");
     static_assert(LANES * 16 <= BEAT_BITS, "a chunk of results must fit into a beat");
     static_assert(BANKS_DOWN >= 1 && LANES % ROWS_PER_BEAT == 0, "the weights of a step must be whole beats");
+    static_assert(BANKS_UP % Block::MASTERS_UP == 0 && BANKS_DOWN % Block::MASTERS_DOWN == 0, "a memory has one master");
+    static_assert(PARAMETER_BANKS_UP % PARAMETER_STRIPES_UP == 0 && PARAMETER_BANKS_DOWN % PARAMETER_STRIPES_DOWN == 0, "likewise");
+    static_assert(MULTIPLIER_BANKS_UP % MULTIPLIER_STRIPES_UP == 0 && MULTIPLIER_BANKS_DOWN % MULTIPLIER_STRIPES_DOWN == 0, "likewise");
     static_assert(Block::WIDTH % LANES == 0, "tokens are padded to whole chunks");
     static_assert(Block::HIDDEN_TILE % LANES == 0, "so are hidden units");
     static_assert(LANES % Block::ROUTER_LANES == 0, "the router takes chunks apart");

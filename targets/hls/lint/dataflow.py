@@ -11,11 +11,11 @@ from moec.targets.hls.cpp.structure import Statement
 from moec.targets.hls.lint.linted import Finding, Linted, Place
 
 _CALL = re.compile(r"\s*(?:[\w]+::)*(\w+)\s*(?:<[^;()]*>)?\s*\((.*)\)\s*;", re.DOTALL)
-_STREAMS = re.compile(r"\s*hls::stream\s*<(?P<type>.*)>\s*(?P<names>\w+\s*[(;,].*)", re.DOTALL)
+_STREAMS = re.compile(r"\s*hls::stream\s*<(?P<type>.*)>\s*(?P<names>\w+\s*[(\[;,].*)", re.DOTALL)
 _ARRAY = re.compile(r"\s*(?:static\s+)?[\w:<>,\s]+?\b(\w+)\s*\[[^\]]*\]")
 _OTHER = re.compile(r"\s*(?:typedef|using|static_assert|(?:static\s+)?const(?:expr)?)\b")
-_READS = re.compile(r"\s*(?:\.\s*(?:read|read_nb|empty)\s*\(|>>)")
-_WRITES = re.compile(r"\s*(?:\.\s*(?:write|write_nb|full)\s*\(|<<)")
+_READS = re.compile(r"\s*(?:\[\w+\]\s*)?(?:\.\s*(?:read|read_nb|empty)\s*\(|>>)")
+_WRITES = re.compile(r"\s*(?:\[\w+\]\s*)?(?:\.\s*(?:write|write_nb|full)\s*\(|<<)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,8 @@ def simple_regions(linted: Linted) -> Iterator[Finding]:
 
 
 def named_channels(linted: Linted) -> Iterator[Finding]:
-    """Every channel has a depth and its own name, by which reports and simulations call it."""
+    """Every channel has a depth and its own name, by which reports and simulations call it. Arrays of channels have the
+    former in a pragma, and the latter by themselves."""
     for place in linted.regions:
         for statement, names, has_depth in _channels(place):
             if not has_depth:
@@ -161,15 +162,25 @@ def _text(place: Place, statement: Statement) -> str:
 
 
 def _channels(place: Place) -> Iterator[tuple[Statement, dict[str, str], bool]]:
-    """Declarations of channels: their names with those that they are given, and whether they have a depth."""
+    """Declarations of channels: their names with those that they are given, and whether they have a depth. An array
+    is as many channels."""
+    deep = {
+        pragma.options.get("variable")
+        for pragma in place.function.body.pragmas_named("STREAM")
+        if "depth" in pragma.options
+    }
     for statement in place.function.body.children:
         if match := _STREAMS.fullmatch(_text(place, statement)):
-            names = {}
+            names: dict[str, str] = {}
+            arrays: list[str] = []
             for declared in split_list(match["names"].rstrip().rstrip(";")):
-                given = re.fullmatch(r'(\w+)\s*(?:\(\s*"([^"]*)".*\))?', declared, re.DOTALL)
-                if given:
+                if given := re.fullmatch(r"(\w+)\s*\[\s*(\d+)\s*\]", declared):
+                    names |= {name: name for name in (f"{given[1]}[{number}]" for number in range(int(given[2])))}
+                    arrays.append(given[1])
+                elif given := re.fullmatch(r'(\w+)\s*(?:\(\s*"([^"]*)".*\))?', declared, re.DOTALL):
                     names[given[1]] = given[2] or ""
-            yield statement, names, len(split_list(match["type"])) == 2
+            has_depth = len(split_list(match["type"])) == 2 or (bool(arrays) and deep.issuperset(arrays))
+            yield statement, names, has_depth
 
 
 def _processes(place: Place) -> list[_Process]:
@@ -183,8 +194,9 @@ def _processes(place: Place) -> list[_Process]:
 
 def _uses(linted: Linted, process: _Process, channel: str, how: re.Pattern[str]) -> bool:
     return any(
-        argument == channel and _uses_parameter(linted, process.name, index, how, frozenset())
+        _uses_parameter(linted, process.name, index, how, frozenset())
         for index, argument in enumerate(process.arguments)
+        if argument in (channel, channel.partition("[")[0])
     )
 
 

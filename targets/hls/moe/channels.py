@@ -55,13 +55,14 @@ PROCESSES = (
 
 @dataclasses.dataclass(frozen=True)
 class Channel:
-    """A FIFO of ``depth`` words of ``bits``."""
+    """A FIFO of ``depth`` words of ``bits``, or an array of ``copies`` of them."""
 
     name: str
     producer: str
     consumer: str
     bits: int
     depth: int
+    copies: int = 1
 
 
 def channels_of(design: Design) -> list[Channel]:
@@ -81,12 +82,12 @@ def channels_of(design: Design) -> list[Channel]:
         Channel("tokens_to_experts", tokens_from, "product_up", chunk, fifos.tokens),
         Channel("logits", "router", "select", shape.experts * design.logit_bits, fifos.logits),
         Channel("routes", "select", "dispatch", shape.slots * (EXPERT_BITS + GATE_BITS), fifos.routes),
-        Channel("jobs_load_up", "dispatch", "load_up", JOB_BITS, fifos.jobs),
-        Channel("jobs_load_down", "dispatch", "load_down", JOB_BITS, fifos.jobs),
+        Channel("jobs_load_up", "dispatch", "load_up", JOB_BITS, fifos.jobs, design.masters_up),
+        Channel("jobs_load_down", "dispatch", "load_down", JOB_BITS, fifos.jobs, design.masters_down),
         Channel("jobs_up", "dispatch", "product_up", JOB_BITS, fifos.jobs),
         Channel("items_up", "dispatch", "product_up", ITEM_BITS, fifos.items),
-        Channel("beats_up", "load_up", "product_up", BEAT_BITS, fifos.weights),
-        Channel("beats_down", "load_down", "product_down", BEAT_BITS, fifos.weights),
+        Channel("beats_up", "load_up", "product_up", BEAT_BITS, fifos.weights, design.masters_up),
+        Channel("beats_down", "load_down", "product_down", BEAT_BITS, fifos.weights, design.masters_down),
         Channel("jobs_down", "product_up", "product_down", JOB_BITS, fifos.jobs),
         Channel("items_down", "product_up", "product_down", ITEM_BITS, design.items_down_depth),
         Channel("hidden", "product_up", "product_down", INPUT_BITS * design.lanes_out, design.hidden_depth),

@@ -55,6 +55,16 @@ def multiplier_beats(rows: int, places: int) -> int:
     return -(-rows // per_beat) * -(-places // max(1, per_beat // rows))
 
 
+def multiplier_banks(rows: int) -> int:
+    """Memories that hold the multipliers of ``rows``."""
+    return -(-rows * MULTIPLIER_BITS // (BEAT_BYTES * 8))
+
+
+def stripe(beats: int, masters: int, banks: int) -> int:
+    """What the first of the masters transfers of ``beats`` that go to ``banks`` memories in turns: a memory has one."""
+    return beats // min(masters, banks)
+
+
 def padded(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
@@ -131,6 +141,7 @@ class Design:
     ``lanes_in`` x ``lanes_out`` products are computed per cycle in each of the two arrays, twice as many in the first
     where the block is gated. ``hidden_tile`` hidden units are computed, used and forgotten at a time: their weights are
     what is loaded at once. ``router_lanes`` inputs are multiplied with the weights of all experts at once.
+    ``masters_up`` and ``masters_down`` AXI masters bring the weights of the two products, beat by beat in turns.
     """
 
     shape: BlockShape
@@ -138,6 +149,8 @@ class Design:
     lanes_out: int = 16
     hidden_tile: int = 64
     router_lanes: int = 4
+    masters_up: int = 1
+    masters_down: int = 1
     fifos: Fifos = dataclasses.field(default_factory=Fifos)
     large_arrays: LargeArrays = "bram"
     """What holds tokens, partial sums and combined results."""
@@ -222,6 +235,30 @@ class Design:
         return self.lane_bytes // BEAT_BYTES
 
     @property
+    def job_beats_up(self) -> int:
+        """Transfers of the busiest master of the first product for one tile."""
+        return stripe(self.parameter_beats_up, self.masters_up, self.projections * self.parameter_banks) + (
+            stripe(self.multiplier_beats_up, self.masters_up, multiplier_banks(self.projections * self.lanes_out))
+            + self.weight_beats_up // self.masters_up
+        )
+
+    @property
+    def job_beats_down(self) -> int:
+        """The same of the second product."""
+        multipliers = stripe(self.multiplier_beats_down, self.masters_down, multiplier_banks(self.lanes_out))
+        return multipliers + self.weight_beats_down // self.masters_down
+
+    @property
+    def result_beats_down(self) -> int:
+        """And for the results of an expert."""
+        return stripe(self.parameter_beats_down, self.masters_down, self.parameter_banks)
+
+    @property
+    def parameter_banks(self) -> int:
+        """Memories that hold the parameters of ``lanes_out`` rows."""
+        return self.lanes_out * PARAMETER_BYTES // BEAT_BYTES
+
+    @property
     def weight_beats_up(self) -> int:
         """Transfers of the first matrix's weights for one tile."""
         return self.projections * self.weight_beats_down
@@ -299,6 +336,11 @@ class Design:
             return f"tiles of {self.hidden_tile} hidden units are no multiple of {self.lanes_out} lanes"
         if self.shape.group and self.hidden_tile % self.shape.group:
             return f"tiles of {self.hidden_tile} hidden units are no multiple of a group of {self.shape.group}"
+        if self.banks_down % self.masters_down or self.banks_up % self.masters_up:
+            return (
+                f"{self.masters_up} and {self.masters_down} masters of {self.banks_up} and {self.banks_down} memories, "
+                "which have one each"
+            )
         if self.lanes_in % self.router_lanes:
             return f"{self.router_lanes} router lanes do not divide {self.lanes_in}"
         if self.sum_bits_down > MOST_ACCUMULATOR_BITS or self.sum_bits_up > MOST_ACCUMULATOR_BITS:

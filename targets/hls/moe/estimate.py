@@ -108,7 +108,7 @@ def estimate(
     Raises ValueError for loads that no call can have.
     """
     clock = clock_megahertz or part.clock_megahertz
-    ports = connect(part, masters_of(design.shape), clock, memory_share)
+    ports = connect(part, masters_of(design), clock, memory_share)
     cycles = count_cycles(design, loads, ports.loaders, calibration.stages)
     return assemble(design, part, clock, ports, cycles, calibration)
 

@@ -33,6 +33,8 @@ from moec.targets.hls.moe.loads import even_loads, starving_loads
 LANES = (8, 16, 32, 64)
 HIDDEN_TILES = (16, 32, 64, 128, 256)
 ROUTER_LANES = (1, 2, 4, 8, 16, 32)
+MASTERS = (1, 2, 4, 8)
+"""Of the second product; the first has as many per row of a hidden unit, for it takes as many beats."""
 WEIGHT_FIFOS = (32, 128)
 """Beats: one fits into LUT RAM, the other holds two bursts."""
 _MOST_MEGAHERTZ = 891
@@ -100,6 +102,7 @@ class CostedDesign:
             "lanes": design.lanes_out,
             "hidden_tile": design.hidden_tile,
             "router_lanes": design.router_lanes,
+            "masters": [design.masters_up, design.masters_down],
             "weight_fifo": design.fifos.weights,
             "large_arrays": design.large_arrays,
             "cycles": cycles.total,
@@ -162,32 +165,59 @@ def explore(
     )
 
 
-def designs_of(shape: BlockShape, large_arrays: Sequence[LargeArrays] = ("bram",)) -> Iterator[Design]:
+def designs_of(
+    shape: BlockShape, large_arrays: Sequence[LargeArrays] = ("bram",), masters: Sequence[tuple[int, int]] = ((1, 1),)
+) -> Iterator[Design]:
     """The grid, whether or not the templates can build its points."""
-    grid = itertools.product(LANES, HIDDEN_TILES, ROUTER_LANES, WEIGHT_FIFOS, large_arrays)
-    for lanes, tile, router_lanes, weights, storage in grid:
+    grid = itertools.product(LANES, HIDDEN_TILES, ROUTER_LANES, masters, WEIGHT_FIFOS, large_arrays)
+    for lanes, tile, router_lanes, (up, down), weights, storage in grid:
         if router_lanes <= lanes <= tile:
-            yield Design(shape, lanes, lanes, tile, router_lanes, Fifos(weights=weights), storage)
+            yield Design(shape, lanes, lanes, tile, router_lanes, up, down, Fifos(weights=weights), storage)
 
 
 def _buildable(shape: BlockShape, part: Part, constraints: Constraints) -> list[Design]:
     storages = _storages(part, constraints)
-    found = [design for design in designs_of(shape, storages) if not design.why_not()]
+    found = [
+        design
+        for design in designs_of(shape, storages, _masters(shape))
+        if not design.why_not() and _has_ports(design, part)
+    ]
     if not found:
         raise UnsupportedError(f"no HLS design for this MoE block: {Design(shape).why_not()}")
     return found
 
 
+def _has_ports(design: Design, part: Part) -> bool:
+    """Whether striped weights have ports of their own, without which there is nothing to be had by them."""
+    masters = design.masters_up + design.masters_down
+    return masters == 2 or masters <= part.memory.ports
+
+
+def _masters(shape: BlockShape) -> list[tuple[int, int]]:
+    """Of both products."""
+    rows = 2 if shape.gated else 1
+    return list(dict.fromkeys([(1, 1), *((rows * down, down) for down in MASTERS)]))
+
+
 def _cost(designs: Sequence[Design], part: Part, constraints: Constraints, loads: Sequence[int]) -> list[CostedDesign]:
     clock, calibration = constraints.clock(part), constraints.calibration
-    ports = connect(part, masters_of(designs[0].shape), clock, constraints.memory_share)
-    expected, starved = (
-        _Timing(counts, ports.loaders, calibration.stages) for counts in (loads, starving_loads(designs[0].shape))
-    )
-    return [
-        CostedDesign(assemble(design, part, clock, ports, expected.of(design), calibration), starved.of(design))
-        for design in designs
-    ]
+    found = []
+    by_masters = sorted(designs, key=_masters_of)
+    for _, alike in itertools.groupby(by_masters, key=_masters_of):
+        first, *more = alike
+        ports = connect(part, masters_of(first), clock, constraints.memory_share)
+        expected, starved = (
+            _Timing(counts, ports.loaders, calibration.stages) for counts in (loads, starving_loads(first.shape))
+        )
+        found += [
+            CostedDesign(assemble(design, part, clock, ports, expected.of(design), calibration), starved.of(design))
+            for design in (first, *more)
+        ]
+    return found
+
+
+def _masters_of(design: Design) -> tuple[int, int]:
+    return design.masters_up, design.masters_down
 
 
 def _resources(design: Design, constraints: Constraints) -> Resources:

@@ -35,6 +35,7 @@ from moec.targets.hls.moe import packing, reference
 from moec.targets.hls.moe.channels import Channel, channels_of
 from moec.targets.hls.moe.design import BEAT_BYTES, FRACTION_BITS, MOST_STAGES, Design
 from moec.targets.hls.moe.quantize import QuantizedBlock, power_table, sigmoid_table
+from moec.targets.hls.moe.striping import stripe_down, stripe_names, stripe_up
 from moec.targets.hls.normalization import inverse_roots
 from moec.targets.hls.wires import ExpertsWires
 
@@ -131,8 +132,8 @@ def vector_files(design: Design, block: QuantizedBlock, vectors: Array) -> dict[
         **norm,
         "tokens.bin": packing.pack_tokens(design, vectors),
         "router.bin": packing.pack_router(design, block),
-        "up.bin": packing.pack_up(design, block),
-        "down.bin": packing.pack_down(design, block.down),
+        **stripe_up(design, packing.pack_up(design, block)),
+        **stripe_down(design, packing.pack_down(design, block.down)),
         "outputs.bin": packing.pack_stream(expected.output, design.width),
         "loads.bin": loads.tobytes(),
     }
@@ -159,7 +160,9 @@ def _context(design: Design, block: QuantizedBlock, description: Description, da
         "least_version": LEAST_VERSION,
         "clock_uncertainty": CLOCK_UNCERTAINTY,
         "bound_channels": bound_channels(channels_of(design)),
-        "ports": port_names(find_part(description.device).memory, masters_of(design.shape)),
+        "ports": port_names(find_part(description.device).memory, masters_of(design)),
+        "up_ports": [f"{name}_weights" for name in stripe_names("up", design.masters_up)],
+        "down_ports": [f"{name}_weights" for name in stripe_names("down", design.masters_down)],
         "score_copies": -(-(design.shape.slots + 1) // 2),
         "powers": power_table(),
         "sigmoids": sigmoid_table(),

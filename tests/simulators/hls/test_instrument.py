@@ -71,7 +71,7 @@ def test_loops_that_are_flattened_share_their_claims():
 
 def test_a_depth_that_a_pragma_sets():
     text = source(channels=CHANNELS + "#pragma HLS STREAM variable=words depth=9\n")
-    assert "words.set_depth(9);" in instrumented(text)
+    assert 'declare(words, "words", 9);' in instrumented(text)
 
 
 def pipelined_with(more: str) -> str:

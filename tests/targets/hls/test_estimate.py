@@ -42,6 +42,9 @@ EDGE_LOADS = [13, 12, 15, 13, 14, 21, 15, 14, 16, 18, 22, 14, 21, 14, 21, 15]
 )
 def test_cycles_of_timed_simulations(design, loads, cycles_per_beat, simulated):
     """Of designs with these processes; the aim is 5%, the tiny ones are off by their constants."""
+    # The router behind these simulations loaded one weight per cycle.
+    router = design.shape.experts * design.width
+    simulated -= router - router // design.router_lanes
     cycles = count_cycles(design, loads, MemoryPace(cycles_per_beat))
     assert cycles.total == pytest.approx(simulated, rel=0.003)
 
@@ -75,7 +78,7 @@ def test_a_job_that_fits_into_the_channel_waits_for_nobody():
 
 
 def test_a_call_without_tokens_reads_the_router():
-    assert count_cycles(Design(M3VIT), [0] * 16).total == 16 * 192 + 16
+    assert count_cycles(Design(M3VIT), [0] * 16).total == 16 * 192 // 4 + 16
 
 
 @pytest.mark.parametrize("changes", [{"gated": True}, {"weight_bits": 4}])
@@ -160,7 +163,7 @@ def test_logic_by_hand():
     """Sums of 24 bits behind up and 26 behind down, of 8 pairs of rows with 16 inputs, of which four share a word."""
     up, down = 8 * 4 * (432 + 7 * 24) // 3, 8 * (4 * (432 + 7 * 26) // 3)
     hidden, result = 16 * 16, 16 * 26
-    router, lists, choice = 16 * (32 + 3 * 40), 16 * (4 * 20 - 12), 4 * 23 + 3 * (34 + 32 + 8) + 32 * 7
+    router, lists, choice = 16 * (32 + 3 * 40), 16 * (4 * 18 - 12), 4 * 23 + 3 * (34 + 32 + 8) + 32 * 7
     rest = router + lists + choice + 34 * 34 + 16 * (35 + 16) + 3000 + 4 * 1100
     assert logic_luts(Design(M3VIT)) == up + down + hidden + result + rest
     assert resources_of(Design(M3VIT)).flip_flops == round(1.3 * resources_of(Design(M3VIT)).lut)

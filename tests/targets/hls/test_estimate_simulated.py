@@ -12,6 +12,7 @@ from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.simulators.hls.simulator import simulate_timed
 from moec.targets.hls.hardware.cycles import MemoryPace, count_cycles
 from moec.targets.hls.hardware.memories import Memory, memories_of
+from moec.targets.hls.hardware.ports import masters_of
 from moec.targets.hls.lint.linter import lint
 from moec.targets.hls.moe import reference
 from moec.targets.hls.moe.design import USUAL_STAGES, Design, Fifos
@@ -42,13 +43,16 @@ def test_estimates_agree_with_the_simulation(block, weight_bits, sizes):
     files = project(integers, vectors, **sizes)
     loads = reference.run(integers, vectors).loads.tolist()
     bounds = set()
+    apart = {master: master for master in masters_of(Design(integers.shape, **sizes))}  # as the pace has them
     for share, latency in ((1, 0), (1, 64), (0.5, 64), (0.125, 64)):
         cycles = count_cycles(Design(integers.shape, **sizes), loads, MemoryPace(1 / share, latency))
-        simulated = simulate_timed(files, memory_share=share, memory_latency=latency).cycles
+        simulated = simulate_timed(files, memory_share=share, memory_latency=latency, memories=apart).cycles
         assert cycles.total == pytest.approx(simulated, rel=0.005)
         bounds.add(cycles.bound_by)
         deep = count_cycles(Design(integers.shape, **sizes), loads, MemoryPace(1 / share, latency), USUAL_STAGES)
-        simulated = simulate_timed(files, memory_share=share, memory_latency=latency, pipeline_depth=USUAL_STAGES)
+        simulated = simulate_timed(
+            files, memory_share=share, memory_latency=latency, memories=apart, pipeline_depth=USUAL_STAGES
+        )
         assert deep.total == pytest.approx(simulated.cycles, rel=0.01 if latency else 0.05)
     assert bounds == {"products", "weights"}
 

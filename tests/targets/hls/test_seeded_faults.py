@@ -27,7 +27,7 @@ template <class Block>
 void load_both(const beat_t* up, const beat_t* down, hls::stream<job_t>& jobs_up, hls::stream<job_t>& jobs_down,
                hls::stream<beat_t>& beats_up, hls::stream<beat_t>& beats_down) {
     typedef sizes<Block> S;
-    const int UP = S::TILE_BEATS_UP;
+    const int UP = tile_beats_up<Block>(0);
     const int DOWN = Block::TILES * S::WEIGHT_BEATS_DOWN + S::PARAMETER_BEATS_DOWN;
 axi_activation:
     for (int i = 0; i < ACTIVATION_BEATS; i++) {
@@ -83,17 +83,20 @@ def failure(run) -> SimulationError:
 
 def test_one_loader_for_both_products_deadlocks(files):
     """The second product waits for weights behind those that the first does not take, for that waits for the second."""
-    both_arguments = ("up_weights", "down_weights", "jobs_load_up", "jobs_load_down", "beats_up", "beats_down")
+    channels = "jobs_load_up[0], jobs_load_down[0], beats_up[0], beats_down[0]"
     both = edited(files, WEIGHTS, ("}  // namespace moec\n", LOAD_BOTH))
     both = edited(
         both,
         TOP,
-        ("load_up<block>(up_weights, 0, layer::TILES, jobs_load_up, beats_up);", ""),
-        ("load_down<block>(down_weights, 0, layer::TILES, jobs_load_down, beats_down);", ""),
-        ("product_up<block>", f"load_both<block>({', '.join(both_arguments)});\n    product_up<block>"),
+        ("load_up<block, 0>(up_weights, 0, layer::TILES, jobs_load_up[0], beats_up[0]);", ""),
+        ("load_down<block, 0>(down_weights, 0, layer::TILES, jobs_load_down[0], beats_down[0]);", ""),
+        (
+            "product_up<block>",
+            f"load_both<block>(up_weights, down_weights, {channels});\n    product_up<block>",
+        ),
     )
     for product in (UP, DOWN):
-        both = edited(both, product, ("beats.read_nb(beat)", "(beats.read(beat), true)"))
+        both = edited(both, product, ("beats[m].read_nb(beat)", "(beats[m].read(beat), true)"))
     error = failure(lambda: simulate_timed(both, fifo_depths={"beats_up": 8, "beats_down": 8}))
     assert error.kind == "deadlock"
     assert "they wait in a circle: load_both -> product_up -> product_down -> load_both" in str(error)

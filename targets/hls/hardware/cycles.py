@@ -19,7 +19,15 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
-from moec.targets.hls.moe.design import BEAT_BYTES, INPUT_BITS, RESULT_BITS, ROUTER_WEIGHT_BITS, BlockShape, Design
+from moec.targets.hls.moe.design import (
+    BEAT_BYTES,
+    INPUT_BITS,
+    PARAMETER_BYTES,
+    RESULT_BITS,
+    ROUTER_WEIGHT_BITS,
+    BlockShape,
+    Design,
+)
 
 ROUTER_BIAS_BYTES = 4
 _LOOPS_OF_ROUTER, _LOOPS_OF_ROUTES = 3, 5
@@ -134,9 +142,17 @@ def _router_start(design: Design, pace: MemoryPace) -> float:
     return pace.cycles(beats, weights // design.router_lanes + experts)
 
 
+def _stream_start(design: Design, pace: MemoryPace) -> float:
+    """Tokens that are normalised come behind the parameters of their channels, through the same master."""
+    if design.shape.norm == "none":
+        return 0
+    beats = _beats(design.width * PARAMETER_BYTES)
+    return pace.cycles(beats, beats) + pace.latency
+
+
 def route_cycles(design: Design, tokens: int, pace: MemoryPace, stages: int = 0) -> int:
     """Until all tokens have chosen their experts."""
-    start = _router_start(design, pace) + _LOOPS_OF_ROUTER * stages
+    start = max(_router_start(design, pace), _stream_start(design, pace)) + _LOOPS_OF_ROUTER * stages
     if not tokens:
         return round(start)
     token_bytes = design.width * (INPUT_BITS if design.shape.norm == "none" else RESULT_BITS) // 8

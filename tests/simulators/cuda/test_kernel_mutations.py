@@ -54,14 +54,14 @@ def _product(kernel: GroupedKernel, architecture: str, block_rows: int, tokens: 
     data = Data(layer, np.random.default_rng(0).integers(0, 2, (tokens, 1)))
     order = sort_pairs(2, block_rows, data.ids)
     hidden = np.random.default_rng(1).standard_normal((len(order[0]), 384)).astype(np.float16)
-    arrays = [hidden, data.down, data.down_bias, data.weights, *order, undefined((tokens, 256), "float32")]
+    arrays = [hidden, data.down, data.down_bias, data.weights, *order, undefined((tokens, 256), "float16")]
     return kernel(layer.problems[1], lambda total: total), architecture, arrays, 1
 
 
 def _quantized_product() -> Case:
     _, architecture, (hidden, _, *others), outputs = _product(grouped_gemm_wgmma, "sm_90a", 64, SEVERAL_TILES)
     random, stored = np.random.default_rng(2), PackedFormat("int4", 32, "float16")
-    problem = GroupedProblem(2, 384, 256, 64, scattered=True, dtype="float16", stored=stored)
+    problem = GroupedProblem(2, 384, 256, 64, scattered=True, dtype="float16", out_dtype="float16", stored=stored)
     codes = random.integers(0, 256, (2, 256, 192)).astype(np.uint8)
     scales, no_zero_points = random.random((2, 256, 12)).astype(np.float16), np.zeros((1, 1, 1), np.uint8)
     kernel = grouped_gemm_wgmma(problem, lambda total: total)

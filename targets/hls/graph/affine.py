@@ -18,6 +18,8 @@ from moec.targets.hls.graph.calibrate import evaluate
 
 Array = np.ndarray[Any, Any]
 
+MOST_ELEMENTS = 1 << 24
+"""Of an image: more than 2000 x 2000 pixels of 3 channels."""
 _PROBES = 16
 """Random vectors beside the unit vectors."""
 _TOLERANCE = 1e-4
@@ -57,13 +59,14 @@ def affine_maps(
 
 
 def random_inputs(model: ir.Model, images: int) -> Mapping[ir.Value, Array]:
-    """The model's inputs where all sizes but the first are known, with random numbers in ``images`` rows: for what asks
-    them for their shape. What uses the numbers themselves differs from token to token."""
+    """The model's inputs where all sizes but the first are known and no larger than those of images, with random
+    numbers in ``images`` rows: for what asks them for their shape. What uses the numbers themselves differs from token
+    to token."""
     random = np.random.default_rng(1)
     found = {}
     for value in model.graph.inputs:
         sizes = sizes_behind_first(value)
-        if value.dtype is None or value.shape is None or sizes is None:
+        if value.dtype is None or value.shape is None or sizes is None or math.prod(sizes) > MOST_ELEMENTS:
             continue
         first = value.shape[0]
         shape = (first if isinstance(first, int) else images, *sizes)

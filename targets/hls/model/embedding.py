@@ -7,6 +7,7 @@ image: biases, class tokens, positions. Both are found by running them, not by t
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import onnx_ir as ir
 from moec.errors import UnsupportedError
 from moec.ir.dialect import is_moec
 from moec.ir.names import node_name
-from moec.targets.hls.graph.affine import sizes_behind_first
+from moec.targets.hls.graph.affine import MOST_ELEMENTS, sizes_behind_first
 from moec.targets.hls.graph.dense_layer import constant, dense_layer, origin
 from moec.targets.hls.model.float_model import FloatEmbedding
 from moec.targets.hls.model.moved import Moved, by_image, moved
@@ -31,8 +32,11 @@ def find_embedding(model: ir.Model, image: ir.Value, tokens: ir.Value) -> FloatE
     if origin(tokens) is image:
         return None
     sizes = sizes_behind_first(image)
-    if not sizes:
-        raise UnsupportedError(f"{image.name!r} has the shape {image.shape}; expected images of one size")
+    if not sizes or math.prod(sizes) > MOST_ELEMENTS:
+        raise UnsupportedError(
+            f"{image.name!r} has the shape {image.shape}; expected images of one size, of {MOST_ELEMENTS} numbers "
+            "at most"
+        )
     product = _product_between(image, tokens)
     before = moved(model, image, sizes, product.inputs[0])
     inputs = _unfolded(product, before) if product.op_type == "Conv" else _rows(before)

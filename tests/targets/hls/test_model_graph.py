@@ -138,6 +138,16 @@ def test_what_is_no_embedding_of_patches_is_refused(tokens, reason):
     assert reason in str(error.value)
 
 
+def test_images_that_no_memory_holds_are_refused():
+    graph = GraphBuilder()
+    graph.x = ir.Value(name="images", shape=ir.Shape(["B", 1 << 40]), type=ir.TensorType(ir.DataType.FLOAT))
+    pixels = graph.add("Slice", graph.x, *(graph.constant(np.array([place])) for place in (0, 16, 1)))
+    images = graph.add("Reshape", pixels, graph.constant(np.array([-1, 1, 4, 4])))
+    tokens = vision.placed(graph, vision.convolution(graph, images), 4)
+    with pytest.raises(UnsupportedError, match="of 16777216 numbers at most"):
+        vision.found(vision.transformer(graph, tokens))
+
+
 def mean_first(graph, stream):
     mean = graph.add("ReduceMean", stream, graph.constant(np.array([1])), keepdims=0)
     return graph.dense(vision.normal(graph, mean), vision.CLASSES)

@@ -251,17 +251,17 @@ def grouped_gemm_mma(
             expert: T.let = operands.expert(block)
             tile = T.meta_var(
                 Tile(
-                    operands,
-                    shape,
-                    block,
-                    expert,
-                    first_column,
-                    thread,
-                    lane,
-                    warp_row,
-                    warp_column,
-                    row_panels,
-                    column_panels,
+                    operands=operands,
+                    shape=shape,
+                    block=block,
+                    expert=expert,
+                    first_column=first_column,
+                    thread=thread,
+                    lane=lane,
+                    warp_row=warp_row,
+                    warp_column=warp_column,
+                    row_panels=row_panels,
+                    column_panels=column_panels,
                 )
             )
             _compute_tile(tile, epilogue)

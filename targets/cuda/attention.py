@@ -15,6 +15,7 @@ from moec.targets.cuda.kernels.attention_join import ATTENTION_JOIN, parts_for
 from moec.targets.cuda.kernels.attention_mma import ATTENTION_MMA
 from moec.targets.cuda.kernels.attention_operands import AttentionLaunch, slices_of
 from moec.targets.cuda.kernels.attention_tiled import ATTENTION_TILED
+from moec.targets.cuda.kernels.attention_wgmma import ATTENTION_WGMMA
 from moec.targets.cuda.launch_conditions import launch_if
 from moec.targets.cuda.launch_ways import Way, call_ways
 from moec.targets.tvm.heavy import LoweringContext
@@ -23,7 +24,7 @@ from moec.targets.tvm.kernel import KernelCall, Selection, select
 from moec.targets.tvm.lower.attention import AttentionInputs, AttentionProblem
 from moec.targets.tvm.nodes import record_of, static_size
 
-KERNELS = (ATTENTION_FEW, ATTENTION_MMA, ATTENTION_TILED)
+KERNELS = (ATTENTION_FEW, ATTENTION_WGMMA, ATTENTION_MMA, ATTENTION_TILED)
 _FEW, _MANY = SizeRange(most=FEW_QUERIES), SizeRange(least=FEW_QUERIES + 1)
 
 

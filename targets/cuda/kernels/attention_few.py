@@ -363,7 +363,7 @@ def attention_few(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
     return kernel_of_parts(problem, dtype, body)
 
 
-def _why_not_launched(launch: AttentionLaunch) -> str | None:
+def _why_not_launched(launch: AttentionLaunch, architecture: str) -> str | None:
     if launch.queries.most is None or launch.queries.most > FEW_QUERIES:
         return f"more than {FEW_QUERIES} queries; each of them reads the keys again"
     return None

@@ -346,6 +346,6 @@ ATTENTION_MMA = attention_kernel_of(
     "attention_mma",
     attention_mma,
     "tensor cores (mma.sync), tiles of 64 rows and 64 keys by cp.async",
-    lambda launch: why_not(launch.problem, launch.dtype),
+    lambda launch, _: why_not(launch.problem, launch.dtype),
     tile=f"{ROWS} rows x {KEYS} keys",
 )

@@ -49,7 +49,7 @@ def attention_kernel_of(
     name: str,
     build: Callable[[AttentionProblem, str], tirx.PrimFunc],
     how: str,
-    why_not_launched: Callable[[AttentionLaunch], str | None] = lambda launch: None,
+    why_not_launched: Callable[[AttentionLaunch, str], str | None] = lambda launch, architecture: None,
     tile: str = "",
 ) -> Kernel:
     """A kernel for an :class:`AttentionLaunch` as the selector sees it."""
@@ -58,7 +58,7 @@ def attention_kernel_of(
         "y = softmax(q @ k^T * scale + mask) @ v, per head",
         build,
         how=lambda launch, _: f"{how}; no scores in memory",
-        why_not=lambda launch, _: why_not_launched(launch) or why_not(launch.problem, launch.dtype),
+        why_not=lambda launch, machine: why_not_launched(launch, machine) or why_not(launch.problem, launch.dtype),
         tile=(lambda problem: tile) if tile else None,
     )
 

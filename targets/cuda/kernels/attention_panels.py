@@ -1,6 +1,6 @@
 """Queries, keys and values on their way to tensor cores: panels in shared memory, by asynchronous copies.
 
-A panel has :data:`LINES` lines of :data:`DEPTH` numbers of 16 bits, swizzled as in :mod:`.grouped_gemm_mma`.
+A panel has lines of :data:`DEPTH` numbers of 16 bits, swizzled as in :mod:`.grouped_gemm_mma`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from moec.targets.cuda.kernels.mma_rows import COPY
 from moec.targets.cuda.kernels.mma_tile import PIECE, PIECES
 
 LINES = 64
-"""Queries, or keys, of a block of threads at a time."""
+"""Queries, or keys, of a block of threads that multiplies with mma.sync at a time."""
 DEPTH = 64
 """Numbers of a line, which is 128 bytes."""
 THREADS = 128
@@ -25,11 +25,11 @@ def panels_of(size: int) -> int:
 
 @T.inline
 def _copy(tile, target, size, address, is_there):
-    """Start to copy :data:`LINES` lines of ``size`` numbers; ``address(line, column)`` is where they come from. Zeros
-    stand for lines and columns that there are not."""
+    """Start to copy lines of ``size`` numbers; ``address(line, column)`` is where they come from. Zeros stand for lines
+    and columns that there are not."""
     piece: T.let = tile.thread % PIECES
     for panel in T.unroll(panels_of(size)):
-        for i in T.unroll(LINES // _LINES_PER_COPY):
+        for i in T.unroll(int(target.shape[1]) // _LINES_PER_COPY):
             line: T.let = i * _LINES_PER_COPY + tile.thread // PIECES
             column: T.let = panel * DEPTH + piece * PIECE
             T.ptx[COPY](

@@ -17,6 +17,7 @@ from moec.targets.cuda.kernels.attention_few import attention_few
 from moec.targets.cuda.kernels.attention_join import attention_join, parts_for
 from moec.targets.cuda.kernels.attention_operands import why_not
 from moec.targets.cuda.kernels.attention_tiled import attention_tiled
+from moec.targets.cuda.kernels.attention_wgmma import attention_wgmma
 from moec.targets.tvm.lower.attention import AttentionProblem
 
 from ....products import thinned
@@ -62,7 +63,8 @@ def _joining(columns: int, dtype: str) -> Kernel:
 def built(generate: Callable[[AttentionProblem, str], Any], problem: AttentionProblem, dtype: str, **options: Any):
     if generate is attention_few:
         return InParts(problem, dtype, **options)
-    return build(generate(problem, dtype), **options)
+    architecture = "sm_90a" if generate is attention_wgmma else "sm_80"
+    return build(generate(problem, dtype), architecture, **options)
 
 
 MASKED = dataclasses.replace(PROBLEM, mask="float32", mask_broadcast=ON_NONE)
@@ -153,7 +155,12 @@ PAGED = dataclasses.replace(HALF, causal="lengths", has_lengths=True, paged="flo
 
 @pytest.mark.parametrize(
     ("generate", "dtype"),
-    [(attention_few, np.float32), (attention_tiled, np.float32), (attention_mma.attention_mma, np.float16)],
+    [
+        (attention_few, np.float32),
+        (attention_tiled, np.float32),
+        (attention_mma.attention_mma, np.float16),
+        (attention_wgmma, np.float16),
+    ],
 )
 def test_keys_in_pages(generate, dtype):
     """Several pages of 256, or one that is just large enough; queries may be stored in another type."""
@@ -211,7 +218,12 @@ def test_what_cannot_be_computed_has_a_reason():
 
 @pytest.mark.parametrize(
     ("generate", "dtype"),
-    [(attention_few, np.float32), (attention_tiled, np.float32), (attention_mma.attention_mma, np.float16)],
+    [
+        (attention_few, np.float32),
+        (attention_tiled, np.float32),
+        (attention_mma.attention_mma, np.float16),
+        (attention_wgmma, np.float16),
+    ],
 )
 def test_sinks_take_weight_and_give_nothing(generate, dtype):
     """As a key of zeros to which the mask adds the sink; one of -inf is none."""

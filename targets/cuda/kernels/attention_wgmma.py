@@ -1,0 +1,364 @@
+"""Attention of many queries on the tensor cores of compute capability 9.0a: 16-bit floats, float32 scores and sums.
+
+A block of threads has :data:`ROWS` rows, see :mod:`.attention_rows`, and walks over tiles of :data:`KEYS` keys. Of its
+three warpgroups one is the producer: it copies the queries, then keys and values in turn into a ring of stages. The
+others have 64 rows each. Scores are products out of shared memory; they become weights in registers, where they lie as
+the other product wants its first operand, once they are rounded to 16 bits. The products of the next keys and of the
+last values are carried out while weights are computed (Shah et al., FlashAttention-3, 2024, algorithm 2).
+
+Keys and values come by asynchronous copies of 16 bytes, so that of keys which are not in use no byte is read, and
+wherever pages lie.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tvm import tirx
+from tvm.backend.cuda.lang import MBarrier
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels.attention_mma import why_not
+from moec.targets.cuda.kernels.attention_operands import (
+    AttentionLaunch,
+    AttentionOperands,
+    attention_kernel,
+    attention_kernel_of,
+    quotient,
+    start_row,
+)
+from moec.targets.cuda.kernels.attention_panels import DEPTH, copy_keys, copy_queries, copy_values, panels_of
+from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
+from moec.targets.cuda.kernels.attention_softmax import hide, pack_weights, rescale, weigh
+from moec.targets.cuda.kernels.launch import WARP
+from moec.targets.cuda.kernels.mma_tile import LINE_BYTES, MMA_COLUMNS, MMA_DEPTH, MMA_ROWS
+from moec.targets.cuda.kernels.shared_pool import SWIZZLE_ALIGNMENT, SharedPool
+from moec.targets.cuda.kernels.wgmma_ring import ELEMENTS, SWIZZLE, RingPosition
+from moec.targets.cuda.kernels.wgmma_tile import CONSUMERS, GROUP_ROWS, WARPGROUP
+from moec.targets.tvm.lower.attention import AttentionProblem
+
+ROWS, KEYS = CONSUMERS * GROUP_ROWS, 128
+LARGEST_HEAD = 128
+_STAGES = 4
+"""Keys and values of two tiles."""
+_REGISTERS = (72, 216)
+"""Registers of a thread of the producer, and of a consumer."""
+_UNIT = 16
+"""Bytes that descriptors count in."""
+_EIGHT_LINES = 8 * LINE_BYTES // _UNIT
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ring:
+    """Stages of keys and of values in turn, [stages, panels, keys, DEPTH], and the queries [panels, ROWS, DEPTH]."""
+
+    queries: Any
+    stages: Any
+    queries_full: MBarrier
+    full: MBarrier
+    empty: MBarrier
+
+    @property
+    def keys(self) -> int:
+        return int(self.stages.shape[2])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+    """One stage, as :mod:`.attention_panels` sees it: [panels, keys, DEPTH]."""
+
+    stages: Any
+    stage: Any
+
+    @property
+    def shape(self) -> Any:
+        return self.stages.shape[1:]
+
+    def ptr_to(self, at: list[Any]) -> Any:
+        return self.stages.ptr_to([self.stage, *at])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """Where :mod:`.attention_panels` copies lines, and for whom."""
+
+    rows: RowTile
+    thread: Any
+    queries: Any
+    keys: Any
+    values: Any
+
+    @property
+    def operands(self) -> AttentionOperands:
+        return self.rows.operands
+
+
+@dataclasses.dataclass(frozen=True)
+class ConsumerRows:
+    """The rows of a consumer, of which a lane has two, 8 apart; scores [keys / 8, 4], sums [columns / 8, 4]."""
+
+    rows: RowTile
+    dtype: str
+    consumer: Any
+    thread: Any
+    scores: Any
+    sums: Any
+    weights: Any
+    largest: Any
+    totals: Any
+    kept: Any
+
+    @property
+    def operands(self) -> AttentionOperands:
+        return self.rows.operands
+
+    @property
+    def keys(self) -> int:
+        return int(self.scores.shape[0]) * MMA_COLUMNS
+
+    @property
+    def first(self) -> Any:
+        return self.consumer * GROUP_ROWS
+
+    def row(self, lower: Any) -> Any:
+        """One of the two rows of which this lane has scores and sums."""
+        return self.first + self.thread % WARPGROUP // WARP * MMA_ROWS + lower * 8 + self.thread % WARP // 4
+
+    def column(self, step: Any) -> Any:
+        """The first of two neighbouring keys, or columns, that it has of each 8."""
+        return step * MMA_COLUMNS + self.thread % 4 * 2
+
+
+@T.inline
+def _arrive(barrier, stage):
+    """wgmma reads shared memory in another way than copies write it."""
+    T.ptx.fence.proxy.async_.shared__cta()
+    MBarrier.arrive(barrier, stage)
+
+
+@T.inline
+def _produce(rows, ring, thread):
+    steps = T.meta_var(T.ceildiv(rows.end, ring.keys))
+    position = T.meta_var(RingPosition(_STAGES, 0))
+    copy_queries(_Target(rows, thread, ring.queries, None, None))
+    T.ptx.cp.async_.commit_group()
+    T.ptx.cp.async_.wait_group(0)
+    _arrive(ring.queries_full, 0)
+    for item in T.serial(2 * steps):
+        ring.empty.wait(position.stage, position.phase)
+        lines = T.meta_var(ring.stages)
+        first_key: T.let = item // 2 * ring.keys
+        if item % 2 == 0:
+            copy_keys(_Target(rows, thread, None, _Stage(lines, position.stage), None), first_key)
+        else:
+            copy_values(_Target(rows, thread, None, None, _Stage(lines, position.stage)), first_key)
+        T.ptx.cp.async_.commit_group()
+        # One more is on its way while the one before it arrives.
+        if item > 0:
+            T.ptx.cp.async_.wait_group(1)
+            _arrive(ring.full, T.Select(position.stage == 0, _STAGES - 1, position.stage - 1))
+        position.advance()
+    if steps > 0:
+        T.ptx.cp.async_.wait_group(0)
+        _arrive(ring.full, T.Select(position.stage == 0, _STAGES - 1, position.stage - 1))
+
+
+def _all(registers: Any) -> list[Any]:
+    """The registers [steps, 4], in the order of the instruction."""
+    return [registers[i, v] for i in range(int(registers.shape[0])) for v in range(4)]
+
+
+def _instruction(columns: int, dtype: str) -> str:
+    return f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{ELEMENTS[dtype]}.{ELEMENTS[dtype]}"
+
+
+@T.inline
+def _start_scores(own, ring, stage):
+    """Scores begin to become products of the queries with the keys of a stage."""
+    left = T.local_scalar("uint64")
+    right = T.local_scalar("uint64")
+    panel_steps = T.meta_var(DEPTH // MMA_DEPTH)
+    query_panel, key_panel = T.meta_var((ROWS * LINE_BYTES // _UNIT, own.keys * LINE_BYTES // _UNIT))
+    T.cuda.wgmma.encode_matrix_descriptor(
+        T.address_of(left), ring.queries.ptr_to([0, own.first, 0]), 1, _EIGHT_LINES, SWIZZLE
+    )
+    T.cuda.wgmma.encode_matrix_descriptor(
+        T.address_of(right), ring.stages.ptr_to([stage, 0, 0, 0]), 1, _EIGHT_LINES, SWIZZLE
+    )
+    T.ptx.wgmma.fence.sync.aligned()
+    for step in T.unroll(-(-own.operands.problem.head_size // MMA_DEPTH)):
+        inside = T.meta_var(step % panel_steps * (MMA_DEPTH * 2 // _UNIT))
+        T.ptx[_instruction(own.keys, own.dtype)](
+            *_all(own.scores),
+            left + T.cast(step // panel_steps * query_panel + inside, "uint64"),
+            right + T.cast(step // panel_steps * key_panel + inside, "uint64"),
+            step != 0,
+            1,
+            1,
+            0,
+            0,
+        )
+    T.ptx.wgmma.commit_group.sync.aligned()
+
+
+@T.inline
+def _start_sums(own, ring, stage):
+    """The products of the weights with the values of a stage begin to be added to the sums. Values are rows of keys,
+    and wanted as columns of them."""
+    right = T.local_scalar("uint64")
+    panel, step_lines = T.meta_var((own.keys * LINE_BYTES // _UNIT, MMA_DEPTH * LINE_BYTES // _UNIT))
+    T.cuda.wgmma.encode_matrix_descriptor(
+        T.address_of(right), ring.stages.ptr_to([stage, 0, 0, 0]), panel, _EIGHT_LINES, SWIZZLE
+    )
+    T.ptx.wgmma.fence.sync.aligned()
+    for step in T.unroll(own.keys // MMA_DEPTH):
+        T.ptx[_instruction(own.operands.slice_columns, own.dtype)](
+            *_all(own.sums),
+            own.weights[step, 0],
+            own.weights[step, 1],
+            own.weights[step, 2],
+            own.weights[step, 3],
+            right + T.cast(step * step_lines, "uint64"),
+            True,
+            1,
+            1,
+            1,
+        )
+    T.ptx.wgmma.commit_group.sync.aligned()
+
+
+@T.inline
+def _wait(ring, item):
+    ring.full.wait(item % _STAGES, item // _STAGES % 2)
+
+
+@T.inline
+def _release(own, ring, item):
+    if own.thread % WARPGROUP == 0:
+        MBarrier.arrive(ring.empty, item % _STAGES)
+
+
+@T.inline
+def _store(own):
+    rows, result = T.meta_var(own.rows), T.meta_var(own.operands.result)
+    batch: T.let = T.cast(rows.batch, "int64")
+    values = T.alloc_local((2,), "float32")
+    for lower in T.unroll(2):
+        row: T.let = own.row(lower)
+        total: T.let = T.cuda.warp_reduce(own.totals[lower], "sum", 4)
+        if rows.has(row):
+            for j in T.unroll(own.operands.slice_columns // MMA_COLUMNS):
+                for v in T.unroll(2):
+                    values[v] = quotient(own.sums[j, lower * 2 + v], total)
+                for v in T.vectorized(2):
+                    result[batch, rows.head(row), rows.query(row), rows.column(own.column(j)) + v] = T.cast(
+                        values[v], own.dtype
+                    )
+
+
+@T.inline
+def _consume(own, ring):
+    steps = T.meta_var(T.ceildiv(own.rows.end, own.keys))
+    for j in T.unroll(own.operands.slice_columns // MMA_COLUMNS):
+        for v in T.unroll(4):
+            own.sums[j, v] = T.float32(0)
+    for lower in T.unroll(2):
+        row: T.let = own.row(lower)
+        # Four lanes have a part each of the sum of a row's weights.
+        is_counted = T.meta_var(T.And(own.rows.has(row), own.thread % 4 == 0))
+        start_row(own.operands, own.rows.head(row), is_counted, own.largest, own.totals, lower)
+    ring.queries_full.wait(0, 0)
+    if steps > 0:
+        _wait(ring, 0)
+        _start_scores(own, ring, 0)
+        T.ptx.wgmma.wait_group.sync.aligned(0)
+        _release(own, ring, 0)
+        hide(own, 0)
+        weigh(own)
+        rescale(own)
+        pack_weights(own)
+        for step in T.serial(1, steps):
+            keys: T.let = 2 * step
+            _wait(ring, keys)
+            _start_scores(own, ring, keys % _STAGES)
+            _wait(ring, keys - 1)
+            _start_sums(own, ring, (keys - 1) % _STAGES)
+            T.ptx.wgmma.wait_group.sync.aligned(1)
+            _release(own, ring, keys)
+            hide(own, step * own.keys)
+            weigh(own)
+            T.ptx.wgmma.wait_group.sync.aligned(0)
+            _release(own, ring, keys - 1)
+            rescale(own)
+            pack_weights(own)
+        _wait(ring, 2 * steps - 1)
+        _start_sums(own, ring, (2 * steps - 1) % _STAGES)
+        T.ptx.wgmma.wait_group.sync.aligned(0)
+    _store(own)
+
+
+def attention_wgmma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
+    """The kernel of :func:`~moec.targets.cuda.kernels.attention_operands.attention_kernel`."""
+
+    @T.inline
+    def attend(rows, thread, ring):
+        operands = T.meta_var(rows.operands)
+        ring.queries_full.init(WARPGROUP)
+        ring.full.init(WARPGROUP)
+        ring.empty.init(CONSUMERS)
+        T.cuda.cta_sync()
+        if thread < WARPGROUP:
+            T.ptx["setmaxnreg.dec.sync.aligned.u32"](_REGISTERS[0])
+            _produce(rows, ring, thread)
+        else:
+            T.ptx["setmaxnreg.inc.sync.aligned.u32"](_REGISTERS[1])
+            consumer: T.let = thread // WARPGROUP - 1
+            scores = T.alloc_local((KEYS // MMA_COLUMNS, 4), "float32")
+            sums = T.alloc_local((operands.slice_columns // MMA_COLUMNS, 4), "float32")
+            weights = T.alloc_local((KEYS // MMA_DEPTH, 4), "uint32")
+            largest = T.alloc_local((2,), "float32")
+            totals = T.alloc_local((2,), "float32")
+            kept = T.alloc_local((2,), "float32")
+            own = T.meta_var(ConsumerRows(rows, dtype, consumer, thread, scores, sums, weights, largest, totals, kept))
+            _consume(own, ring)
+
+    @T.inline
+    def body(operands):
+        T.device_entry()
+        pool = SharedPool()
+        head_panels = T.meta_var(panels_of(problem.head_size))
+        panels = T.meta_var(max(head_panels, panels_of(operands.slice_columns)))
+        queries = pool.alloc((head_panels, ROWS, DEPTH), dtype, align=SWIZZLE_ALIGNMENT)
+        stages = pool.alloc((_STAGES, panels, KEYS, DEPTH), dtype, align=SWIZZLE_ALIGNMENT)
+        queries_full = MBarrier(pool, 1)
+        full = MBarrier(pool, _STAGES)
+        empty = MBarrier(pool, _STAGES, phase_offset=1)
+        pool.commit()
+        ring = T.meta_var(_Ring(queries, stages, queries_full, full, empty))
+
+        @T.inline
+        def visit(rows, thread):
+            attend(rows, thread, ring)
+
+        start_row_tiles(operands, ROWS, (1 + CONSUMERS) * WARPGROUP, visit)
+
+    return attention_kernel(problem, dtype, body)
+
+
+def _why_not_launched(launch: AttentionLaunch, architecture: str) -> str | None:
+    if architecture != "sm_90a":
+        return f"the code is for {architecture}; wgmma needs sm_90a"
+    sizes = launch.problem.head_size, launch.problem.value_size
+    if max(sizes) > LARGEST_HEAD:
+        return f"heads of {sizes[0]} and {sizes[1]}; there are registers and shared memory for {LARGEST_HEAD}"
+    return why_not(launch.problem, launch.dtype)
+
+
+ATTENTION_WGMMA = attention_kernel_of(
+    "attention_wgmma",
+    attention_wgmma,
+    f"tensor cores (wgmma), tiles of {ROWS} rows, keys and values by a warpgroup of their own",
+    _why_not_launched,
+    tile=f"{ROWS} rows x {KEYS} keys",
+)

@@ -39,7 +39,7 @@ inline ap_int<with_half(WIDE, SHIFT)> shift_down(const ap_int<WIDE>& value) {
     return sum >> SHIFT;
 }
 
-// value * multiplier / 2^SHIFT, rounded half up and saturated. One DSP48E2 while value has at most 27 bits.
+// value * multiplier / 2^SHIFT, rounded half up and saturated. One DSP48E2 while value has at most 27 bits, else two.
 template <int BITS, int SHIFT, int WIDE>
 inline ap_int<BITS> requantize(const ap_int<WIDE>& value, const ap_uint<16>& multiplier) {
 #pragma HLS INLINE

@@ -114,7 +114,7 @@ template <class Block> struct sizes {
     static_assert(Block::WIDTH % LANES == 0, "tokens are padded to whole chunks");
     static_assert(Block::HIDDEN_TILE % LANES == 0, "so are hidden units");
     static_assert(LANES % Block::ROUTER_LANES == 0, "the router takes chunks apart");
-    static_assert(Block::SUM_BITS_UP <= 27 && Block::SUM_BITS_DOWN <= 27, "wider sums need two multipliers each");
+    static_assert(Block::SUM_BITS_UP <= 32 && Block::SUM_BITS_DOWN <= 32, "a sum begins with a bias of 32 bits");
     static_assert(Block::GROUP % LANES == 0, "a group is whole steps");
     static_assert(!GROUPED || Block::HIDDEN_TILE % Block::GROUP == 0, "a group of hidden units is in one tile");
     static_assert(Block::WEIGHT_BITS == 8 || Block::WEIGHT_BITS == 4, "weights are int8 or int4");

@@ -17,7 +17,9 @@ BEAT_BYTES = 64
 PARAMETER_BYTES = 8
 """The bytes of an output channel's bias (32 bits), multiplier (16 bits) and padding."""
 MOST_ACCUMULATOR_BITS = 27
-"""One multiplier of a DSP48E2 takes 27 x 18 bits; a wider sum would need two to be scaled."""
+"""One multiplier of a DSP48E2 takes 27 x 18 bits; a wider sum takes two to be scaled."""
+MOST_SUM_BITS = 32
+"""Those of the bias that a sum begins with."""
 MOST_STAGES = 60
 """The most stages of a pipeline, from its reads to its last write, that channels are deep enough for. The longest way
 is through a divider of 34 bits, which is as deep, and some multiplications around it."""
@@ -343,9 +345,9 @@ class Design:
             )
         if self.lanes_in % self.router_lanes:
             return f"{self.router_lanes} router lanes do not divide {self.lanes_in}"
-        if self.sum_bits_down > MOST_ACCUMULATOR_BITS or self.sum_bits_up > MOST_ACCUMULATOR_BITS:
+        if self.sum_bits_down > MOST_SUM_BITS or self.sum_bits_up > MOST_SUM_BITS:
             widest = max(self.sum_bits_up, self.sum_bits_down)
-            return f"sums need {widest} bits; a multiplier of the requantisation takes {MOST_ACCUMULATOR_BITS}"
+            return f"sums need {widest} bits; they have up to {MOST_SUM_BITS}, as their biases"
         if self.shape.all_experts > 255 or self.shape.tokens > 65535:
             return f"{self.shape.all_experts} experts and {self.shape.tokens} tokens; there are 8 and 16 bits for them"
         return None

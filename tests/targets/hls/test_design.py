@@ -65,7 +65,7 @@ def test_tiles_hold_every_weight_once(lanes):
         (Design(dataclasses.replace(SHAPE, weight_bits=4), 8, 8), "32 bytes of weights per step"),
         (Design(SHAPE, hidden_tile=40), "tiles of 40 hidden units"),
         (Design(SHAPE, router_lanes=3), "3 router lanes"),
-        (Design(dataclasses.replace(SHAPE, width=4096)), "sums need 28 bits"),
+        (Design(dataclasses.replace(SHAPE, width=1 << 17)), "sums need 33 bits"),
         (Design(dataclasses.replace(SHAPE, experts=255, shared=1)), "256 experts"),
     ],
 )

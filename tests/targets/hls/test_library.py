@@ -123,6 +123,16 @@ def test_sums_are_as_wide_as_the_weights_demand_and_no_wider(layer):
         simulate_functionally(files)
 
 
+def test_sums_wider_than_one_multiplier_takes():
+    """Of 8,320 inputs that are all as large as they can be."""
+    wide = quantized(float_block(RouteSpec(1), GELU, 2, 8320, 16), most_tokens=2)
+    wide = dataclasses.replace(wide, up=dataclasses.replace(wide.up, weights=np.full_like(wide.up.weights, 127)))
+    assert wide.up.sum_bits > 27
+    tokens = np.stack([np.full(8320, 127), np.full(8320, -128)])
+    files = project(wide, tokens, hidden_tile=16)
+    assert "PASS: 2 tokens" in simulate_functionally(files)
+
+
 def test_results_depend_on_no_depth_of_a_channel(layer):
     files = project(layer, cases(layer)["as many as fit"], fifos=Fifos(2, 2, 2, 2, 2, 2, 2))
     assert "PASS" in simulate_timed(files).output

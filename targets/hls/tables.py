@@ -36,7 +36,8 @@ def project_tables(project: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield Text(f"A project per block, for no design computes the whole model: {report['by_block']}")
     for reason in report["outside"]:
         yield Text(f"Not in a project: {reason}")
-    yield _rest_table(report["rest"])
+    if report["rest"]["operators"] or report["rest"]["unknown"]:
+        yield _rest_table(report["rest"])
     if "exploration" in report:
         yield exploration_table(report["exploration"])
     if "attention_lanes" in report["estimate"]:

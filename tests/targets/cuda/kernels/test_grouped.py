@@ -62,8 +62,9 @@ def test_tensor_cores(block_rows, dtype):
 def test_tensor_cores_that_read_shared_memory(block_rows, inner, hidden, dtype):
     """Inputs and columns are not whole panels and tiles."""
     layer = Layer(experts=3, inner=inner, hidden=hidden, block_rows=block_rows, dtype=dtype)
-    for tokens in (0, 1, 100):
-        assert_matches(Data(layer, random_ids(layer, tokens)), wgmma)
+    to_one, to_the_last_few = np.full((100, 2), 1), np.where(np.arange(300).reshape(150, 2) % 7, 2, -1)
+    for ids in (*(random_ids(layer, tokens) for tokens in (0, 1, 100)), to_one, to_the_last_few):
+        assert_matches(Data(layer, ids), wgmma)
 
 
 @thinned("dtype", ["float32", "float16", "bfloat16"], 3)

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from moec.common.tables import table
+from moec.targets.hls.hardware.costs import RESOURCE_NAMES
 from moec.targets.hls.model.channels import KERNELS, STRUCTS
 from moec.targets.hls.moe.channels import PROCESSES
-from moec.targets.hls.moe.estimate import RESOURCE_NAMES
 
 _NOT_SYNTHESISED = "estimates: nothing here has been synthesised"
 _PHASES = {
@@ -40,18 +40,18 @@ def project_tables(project: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield _rest_table(report["rest"])
     if "exploration" in report:
         yield exploration_table(report["exploration"])
-    if "attention_lanes" in report["estimate"]:
-        yield Text(_kernels(report["estimate"]))
+    if "kernels" in report:
+        yield Text(_kernels(report["kernels"]))
     yield from estimate_tables(report["estimate"])
     yield dataflow_picture(report["channels"])
     yield _quality_table(report)
 
 
-def _kernels(estimate: Mapping[str, Any]) -> str:
+def _kernels(kernels: Mapping[str, Any]) -> str:
     """The design of a whole model."""
-    lanes, attention = estimate["lanes"], estimate["attention_lanes"]
-    parts = [f"Layers of experts: {lanes} x {lanes} products per array and cycle, tiles of {estimate['hidden_tile']}"]
-    parts.append(f"{estimate['router_lanes']} router lanes")
+    lanes, attention = kernels["lanes"], kernels["attention_lanes"]
+    parts = [f"Layers of experts: {lanes} x {lanes} products per array and cycle, tiles of {kernels['hidden_tile']}"]
+    parts.append(f"{kernels['router_lanes']} router lanes")
     return ", ".join(parts) + (f"; attention: {attention} x {attention}" if attention else "")
 
 

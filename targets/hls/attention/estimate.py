@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from moec.targets.hls.attention.channels import KEY_WEIGHT_BITS, RECIPROCAL_BITS, attention_channels
 from moec.targets.hls.attention.design import KEY, QUERY, AttentionDesign
@@ -19,10 +17,10 @@ from moec.targets.hls.hardware.arithmetic import (
     MASTER_LUTS,
     PRODUCTS_PER_DSP,
     array_luts,
-    flip_flops,
     norm_dsps,
 )
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
+from moec.targets.hls.hardware.costs import Estimate, Resources
 from moec.targets.hls.hardware.cycles import Loader, MemoryPace
 from moec.targets.hls.hardware.logic import multiplier_dsps, requantize_luts
 from moec.targets.hls.hardware.memories import (
@@ -37,18 +35,16 @@ from moec.targets.hls.hardware.memories import (
     parameter_memory,
 )
 from moec.targets.hls.hardware.parts import Part
-from moec.targets.hls.hardware.ports import ATTENTION_MASTERS, Ports, connect
+from moec.targets.hls.hardware.ports import ATTENTION_MASTERS, connect
 from moec.targets.hls.moe.channels import BEAT_BITS
 from moec.targets.hls.moe.design import (
     BEAT_BYTES,
     INPUT_BITS,
     MOST_ACCUMULATOR_BITS,
-    MOST_STAGES,
     MULTIPLIER_BITS,
     PARAMETER_BYTES,
     RESULT_BITS,
 )
-from moec.targets.hls.moe.estimate import RESOURCE_NAMES, Resources, ports_as_dict
 
 _ARRAYS = 4
 """How many arrays of ``lanes`` x ``lanes`` products there are: projections, scores, values, output."""
@@ -89,43 +85,7 @@ class AttentionCycles:
         return self.normalize + self.first_weights + self.products + self.stalls + self.results
 
 
-@dataclasses.dataclass(frozen=True)
-class AttentionEstimate:
-    """As ``Estimate`` of a MoE block."""
-
-    design: AttentionDesign
-    part: Part
-    clock_megahertz: float
-    ports: Ports
-    cycles: AttentionCycles
-    dsps: Mapping[str, int]
-    memories: Sequence[Memory]
-    resources: Resources
-    calibration: Calibration = UNCORRECTED
-
-    @property
-    def milliseconds(self) -> float:
-        return self.cycles.total / self.clock_megahertz / 1e3
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, for artifacts and for the script that compares them with a synthesis report."""
-        return {
-            "part": self.part.device,
-            "board": self.part.board,
-            "clock_megahertz": self.clock_megahertz,
-            "milliseconds": self.milliseconds,
-            "gigabytes_per_second": self.cycles.beats * BEAT_BYTES / (self.milliseconds * 1e6),
-            "cycles_per_beat": self.ports.loaders.cycles_per_beat,
-            "ports": ports_as_dict(self.ports),
-            "cycles": {**dataclasses.asdict(self.cycles), "total": self.cycles.total},
-            "resources": dataclasses.asdict(self.resources),
-            "factors": self.calibration.factors(),
-            "stages": self.calibration.stages,
-            "most_stages": MOST_STAGES,
-            "available": {name: getattr(self.part, name) for name in RESOURCE_NAMES},
-            "dsp_by_process": dict(self.dsps),
-            "memories": [dataclasses.asdict(memory) for memory in self.memories],
-        }
+AttentionEstimate = Estimate[AttentionDesign, AttentionCycles]
 
 
 def estimate_attention(
@@ -138,14 +98,7 @@ def estimate_attention(
     """The costs of a design, in a call with as many tokens as fit. ``memory_share``: of the peak bandwidth."""
     ports = connect(part, ATTENTION_MASTERS, clock_megahertz, memory_share)
     dsps, memories = attention_dsps(design), attention_memories(design)
-    luts = attention_luts(design) + sum(memory.luts for memory in memories)
-    resources = Resources(
-        dsp=sum(dsps.values()),
-        bram18=sum(memory.bram18 for memory in memories),
-        uram=sum(memory.uram for memory in memories),
-        lut=luts,
-        flip_flops=flip_flops(luts),
-    )
+    resources = Resources.of(dsps, memories, attention_luts(design))
     cycles = attention_cycles(design, design.shape.tokens, ports.loaders, calibration.stages)
     corrected = resources.corrected(calibration)
     return AttentionEstimate(design, part, clock_megahertz, ports, cycles, dsps, memories, corrected, calibration)

@@ -18,9 +18,9 @@ from moec.targets.hls.attention.estimate import AttentionEstimate, estimate_atte
 from moec.targets.hls.attention.graph import GraphAttention, find_attention
 from moec.targets.hls.attention.project import attention_files
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
+from moec.targets.hls.hardware.costs import RESOURCE_NAMES
 from moec.targets.hls.hardware.parts import Part
 from moec.targets.hls.moe.design import accumulator_bits, padded
-from moec.targets.hls.moe.estimate import RESOURCE_NAMES
 from moec.targets.hls.moe.exploration import Constraints
 from moec.targets.hls.moe.project import checked_project
 from moec.targets.hls.moe.quality import signal_to_noise

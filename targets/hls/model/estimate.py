@@ -17,19 +17,19 @@ from moec.errors import UnsupportedError
 from moec.targets.hls.attention.design import AttentionDesign
 from moec.targets.hls.attention.estimate import attention_cycles, attention_dsps, attention_luts, attention_memories
 from moec.targets.hls.attention.quantize import QuantizedAttention
-from moec.targets.hls.hardware.arithmetic import dsps_of, flip_flops, logic_luts
+from moec.targets.hls.hardware.arithmetic import dsps_of, logic_luts
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
+from moec.targets.hls.hardware.costs import RESOURCE_NAMES, Estimate, Resources
 from moec.targets.hls.hardware.cycles import MemoryPace, count_cycles
 from moec.targets.hls.hardware.memories import Memory, channel_memories, memories_of
 from moec.targets.hls.hardware.parts import Part
-from moec.targets.hls.hardware.ports import MOE_MASTERS, Ports, connect, model_ports
+from moec.targets.hls.hardware.ports import MOE_MASTERS, connect, model_ports
 from moec.targets.hls.model import reference
 from moec.targets.hls.model.channels import STRUCTS, experts_channels, process_of
 from moec.targets.hls.model.design import ModelDesign, model_design
 from moec.targets.hls.model.plan import Layer, ModelPlan, QuantizedLinear
 from moec.targets.hls.moe import reference as moe_reference
-from moec.targets.hls.moe.design import BEAT_BYTES, MOST_STAGES, PARAMETER_BYTES, RESULT_BITS, Design, LargeArrays
-from moec.targets.hls.moe.estimate import RESOURCE_NAMES, Resources, ports_as_dict
+from moec.targets.hls.moe.design import BEAT_BYTES, PARAMETER_BYTES, RESULT_BITS, Design, LargeArrays
 from moec.targets.hls.moe.exploration import HIDDEN_TILES, ROUTER_LANES, Constraints, fullest
 
 Array = np.ndarray[Any, Any]
@@ -53,57 +53,26 @@ class LayerCycles:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelEstimate:
-    """As ``Estimate`` of a MoE block; ``layers`` in order, one image."""
+class ModelCycles:
+    """Those of one image, layer by layer."""
 
-    design: ModelDesign
-    part: Part
-    clock_megahertz: float
-    ports: Ports
     layers: tuple[LayerCycles, ...]
-    dsps: Mapping[str, int]
-    memories: Sequence[Memory]
-    resources: Resources
-    calibration: Calibration = UNCORRECTED
+
+    @property
+    def beats(self) -> int:
+        return sum(layer.beats for layer in self.layers)
 
     @property
     def total(self) -> int:
         return sum(layer.cycles for layer in self.layers)
 
     @property
-    def milliseconds(self) -> float:
-        return self.total / self.clock_megahertz / 1e3
+    def bound_by(self) -> str:
+        """The kind of the slowest layer."""
+        return max(self.layers, key=lambda layer: layer.cycles).kind
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, for artifacts and for the script that compares them with a synthesis report."""
-        experts = self.design.experts
-        slowest = max(self.layers, key=lambda layer: layer.cycles)
-        beats = sum(layer.beats for layer in self.layers)
-        return {
-            "part": self.part.device,
-            "board": self.part.board,
-            "clock_megahertz": self.clock_megahertz,
-            "milliseconds": self.milliseconds,
-            "gigabytes_per_second": beats * BEAT_BYTES / (self.milliseconds * 1e6),
-            "cycles_per_beat": self.ports.loaders.cycles_per_beat,
-            "ports": ports_as_dict(self.ports),
-            "lanes": experts.lanes_in,
-            "attention_lanes": None if self.design.attention is None else self.design.attention.lanes,
-            "hidden_tile": experts.hidden_tile,
-            "router_lanes": experts.router_lanes,
-            "cycles": {
-                "layers": [dataclasses.asdict(layer) for layer in self.layers],
-                "total": self.total,
-                "bound_by": slowest.kind,
-            },
-            "resources": dataclasses.asdict(self.resources),
-            "factors": self.calibration.factors(),
-            "stages": self.calibration.stages,
-            "most_stages": MOST_STAGES,
-            "available": {name: getattr(self.part, name) for name in RESOURCE_NAMES},
-            "dsp_by_process": dict(self.dsps),
-            "memories": [dataclasses.asdict(memory) for memory in self.memories],
-        }
+
+ModelEstimate = Estimate[ModelDesign, ModelCycles]
 
 
 def loads_of(plan: ModelPlan, steps: Array) -> Loads:
@@ -140,7 +109,8 @@ def estimate_model(
         for layer, one in zip(plan.layers, loads, strict=True)
     )
     resources = _resources(design, dsps, memories).corrected(calibration)
-    return ModelEstimate(design, part, clock_megahertz, ports, layers, dsps, memories, resources, calibration)
+    cycles = ModelCycles(layers)
+    return ModelEstimate(design, part, clock_megahertz, ports, cycles, dsps, memories, resources, calibration)
 
 
 def layer_cycles(
@@ -205,14 +175,7 @@ def model_memories(design: ModelDesign) -> list[Memory]:
 
 def _resources(design: ModelDesign, dsps: Mapping[str, int], memories: Sequence[Memory]) -> Resources:
     attention = 0 if design.attention is None else attention_luts(design.attention)
-    luts = logic_luts(design.experts) + attention + sum(memory.luts for memory in memories)
-    return Resources(
-        dsp=sum(dsps.values()),
-        bram18=sum(memory.bram18 for memory in memories),
-        uram=sum(memory.uram for memory in memories),
-        lut=luts,
-        flip_flops=flip_flops(luts),
-    )
+    return Resources.of(dsps, memories, logic_luts(design.experts) + attention)
 
 
 def choose_model(plan: ModelPlan, loads: Loads, part: Part, constraints: Constraints) -> ModelEstimate:
@@ -237,9 +200,9 @@ def choose_model(plan: ModelPlan, loads: Loads, part: Part, constraints: Constra
         estimate_model(design, plan, loads, part, clock, constraints.memory_share, constraints.calibration)
         for design in fitting
     ]
-    fastest = min(one.total for one in costed)
-    fast = [one for one in costed if one.total <= fastest * _FAST_ENOUGH]
-    return min(fast, key=lambda one: (fullest(one.resources, part), one.total))
+    fastest = min(one.cycles.total for one in costed)
+    fast = [one for one in costed if one.cycles.total <= fastest * _FAST_ENOUGH]
+    return min(fast, key=lambda one: (fullest(one.resources, part), one.cycles.total))
 
 
 def _shares(design: ModelDesign, limits: Resources, calibration: Calibration) -> dict[str, float]:

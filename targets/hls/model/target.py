@@ -16,6 +16,7 @@ from moec.targets.hls.graph.outside import Outside
 from moec.targets.hls.hardware.parts import Part
 from moec.targets.hls.model import reference
 from moec.targets.hls.model.channels import model_channels
+from moec.targets.hls.model.design import ModelDesign
 from moec.targets.hls.model.estimate import choose_model, loads_of
 from moec.targets.hls.model.graph import find_model
 from moec.targets.hls.model.plan import ModelPlan
@@ -59,6 +60,7 @@ def whole_project(
     files = model_files(estimate.design, plan, first, device=part.device, clock=estimate.clock_megahertz)
     report = {
         "node": f"the whole model, {name}",
+        "kernels": _kernels(estimate.design),
         "channels": [dataclasses.asdict(channel) for channel in model_channels(estimate.design)],
         "quality": {
             "decibels": {key: one["decibels"] for key, one in compared.items()},
@@ -76,3 +78,14 @@ def _integers(plan: ModelPlan, images: Array) -> Array:
     """Images [B, ...] → outputs [B, rows, classes], in floats."""
     rows = [reference.run(plan, plan.input_steps(image)).output for image in images]
     return np.stack(rows) * np.float32(plan.output_scale)
+
+
+def _kernels(design: ModelDesign) -> dict[str, int | None]:
+    """What ``moec inspect`` says of the design."""
+    experts, attention = design.experts, design.attention
+    return {
+        "lanes": experts.lanes_in,
+        "attention_lanes": None if attention is None else attention.lanes,
+        "hidden_tile": experts.hidden_tile,
+        "router_lanes": experts.router_lanes,
+    }

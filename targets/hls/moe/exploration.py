@@ -17,17 +17,12 @@ from typing import Any
 
 from moec.errors import UnsupportedError
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
+from moec.targets.hls.hardware.costs import RESOURCE_NAMES, Resources
 from moec.targets.hls.hardware.cycles import Cycles, MemoryPace, count_cycles, route_cycles, tokens_in
 from moec.targets.hls.hardware.parts import PARTS, Part
 from moec.targets.hls.hardware.ports import connect, masters_of
 from moec.targets.hls.moe.design import BlockShape, Design, Fifos, LargeArrays
-from moec.targets.hls.moe.estimate import (
-    RESOURCE_NAMES,
-    Estimate,
-    Resources,
-    assemble,
-    resources_of,
-)
+from moec.targets.hls.moe.estimate import MoeEstimate, assemble, resources_of
 from moec.targets.hls.moe.loads import even_loads, starving_loads
 
 LANES = (8, 16, 32, 64)
@@ -92,7 +87,7 @@ class Constraints:
 class CostedDesign:
     """A design that fits. ``starved``: its cycles where loads are about as unfortunate as they can be."""
 
-    estimate: Estimate
+    estimate: MoeEstimate
     starved: Cycles
 
     def as_dict(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from moec.errors import UnsupportedError
 from moec.ir.dialect import is_moec
 from moec.ir.names import node_name
 from moec.targets.hls.graph.affine import MOST_ELEMENTS, sizes_behind_first
+from moec.targets.hls.graph.between import nodes_between
 from moec.targets.hls.graph.dense_layer import constant, dense_layer, origin
 from moec.targets.hls.model.float_model import FloatEmbedding
 from moec.targets.hls.model.moved import Moved, by_image, moved
@@ -49,18 +50,7 @@ def find_embedding(model: ir.Model, image: ir.Value, tokens: ir.Value) -> FloatE
 
 def _product_between(image: ir.Value, tokens: ir.Value) -> Any:
     """The one product that tokens are made of."""
-    found: list[ir.Node] = []
-    seen: set[ir.Node] = set()
-    pending = [tokens]
-    while pending:
-        value = pending.pop()
-        node = None if value is image else value.producer()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.op_type in _PRODUCTS or is_moec(node, "Linear"):
-            found.append(node)
-        pending += [operand for operand in node.inputs if operand is not None]
+    found = nodes_between(image, tokens, lambda node: node.op_type in _PRODUCTS or is_moec(node, "Linear"))
     if len(found) != 1:
         names = ", ".join(sorted(node_name(node) for node in found)[:3]) or "none"
         raise UnsupportedError(

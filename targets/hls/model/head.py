@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name
+from moec.targets.hls.graph.between import nodes_between
 from moec.targets.hls.graph.residuals import NORMS, norm_of
 from moec.targets.hls.model.float_model import FloatHead
 from moec.targets.hls.model.moved import by_image, moved
@@ -49,18 +50,7 @@ def find_head(model: ir.Model, stream: ir.Value, result: ir.Value, tokens: int, 
 
 
 def _normalization(stream: ir.Value, result: ir.Value) -> ir.Node:
-    found: list[ir.Node] = []
-    seen: set[ir.Node] = set()
-    pending = [result]
-    while pending:
-        value = pending.pop()
-        node = None if value is stream else value.producer()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.op_type in NORMS and node.domain == "":
-            found.append(node)
-        pending += [operand for operand in node.inputs if operand is not None]
+    found = nodes_between(stream, result, lambda node: node.op_type in NORMS and node.domain == "")
     if len(found) != 1:
         raise UnsupportedError(
             f"between the last block's tokens {stream.name!r} and {result.name!r} are {len(found)} normalisations; "

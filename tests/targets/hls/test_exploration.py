@@ -107,8 +107,8 @@ def test_a_share_of_the_memory_is_more_than_none_and_not_more_than_all(share):
 def test_clock_and_bandwidth_reach_the_estimate():
     slow = explore(SMALL, U280, Constraints(clock_megahertz=100)).chosen.estimate
     assert slow.clock_megahertz == 100
-    assert slow.pace.cycles_per_beat == 1
-    assert explore(SMALL, U280, Constraints(memory_share=0.25)).chosen.estimate.pace.cycles_per_beat > 5
+    assert slow.ports.loaders.cycles_per_beat == 1
+    assert explore(SMALL, U280, Constraints(memory_share=0.25)).chosen.estimate.ports.loaders.cycles_per_beat > 5
 
 
 def test_ultra_ram_is_used_where_it_is_allowed_and_there():

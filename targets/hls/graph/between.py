@@ -1,0 +1,24 @@
+"""The nodes that lie between two values of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+
+def nodes_between(source: ir.Value, result: ir.Value, wanted: Callable[[ir.Node], bool]) -> list[ir.Node]:
+    """Those that ``result`` is made of, back to ``source``, and that are wanted; constants' are among them."""
+    found: list[ir.Node] = []
+    seen: set[ir.Node] = set()
+    pending = [result]
+    while pending:
+        value = pending.pop()
+        node = None if value is source else value.producer()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if wanted(node):
+            found.append(node)
+        pending += [operand for operand in node.inputs if operand is not None]
+    return found

@@ -103,7 +103,7 @@ def types_of(compiled: moec.CompiledModel, weight: str) -> set[str]:
 
 @pytest.mark.parametrize("product", LINEARS)
 @pytest.mark.parametrize("scales", SCALES)
-@pytest.mark.parametrize("kind", TYPES)
+@thinned("kind", TYPES, 2)
 def test_linears_stay_as_they_are_stored(kind, scales, product):
     shape = LINEARS[product]
     compiled = compare(model_of(product, decoding("w", kind, shape, shape.index(D), scales)))

@@ -130,7 +130,7 @@ def test_a_token_does_not_depend_on_the_others() -> None:
         assert np.array_equal(alone[0], together[token])
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@thinned("dtype", [ml_dtypes.bfloat16, np.float16], 2)
 def test_narrow_floats_are_summed_in_float32(dtype: Any) -> None:
     random = np.random.default_rng(7)
     route_spec, spec = RouteSpec(k, normalize=True), SPECS["swiglu"]

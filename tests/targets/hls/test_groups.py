@@ -32,7 +32,7 @@ VARIANTS = [
 ]
 
 
-@thinned("experts, bits, group, sizes, design", VARIANTS, 2)
+@thinned("experts, bits, group, sizes, design", VARIANTS, 4)
 def test_c_simulation_equals_the_reference(experts, bits, group, sizes, design):
     block = in_groups(float_block(RouteSpec(2), experts, **sizes), bits, group)
     integers = quantized(block, weight_bits=bits)
@@ -83,7 +83,7 @@ def test_a_unit_of_zeros_takes_no_bits_from_the_multipliers_of_others():
         assert quality.compare(one, quantized(one), tokens_for(block, 64)).decibels["results"] > 28
 
 
-@thinned("name", ["SUM_BITS_UP", "SUM_BITS_DOWN", "TOTAL_BITS_UP", "TOTAL_BITS_DOWN"], 2)
+@thinned("name", ["SUM_BITS_UP", "SUM_BITS_DOWN", "TOTAL_BITS_UP", "TOTAL_BITS_DOWN"], 4)
 def test_sums_and_totals_are_as_wide_as_the_weights_demand_and_no_wider(name):
     """Weights and inputs that reach the widest sums there are."""
     block = in_groups(float_block(RouteSpec(2), ExpertsSpec("relu", "none"), width=64, hidden=64), 4, 32)

@@ -110,6 +110,7 @@ def test_a_wrong_number_is_noticed(layer):
     assert "FAIL: 16 tokens" in error.value.details
 
 
+@nightly
 def test_sums_are_as_wide_as_the_weights_demand_and_no_wider(layer):
     tokens = np.full((3, layer.shape.width), 127)
     narrow = dataclasses.replace(layer, up=dataclasses.replace(layer.up, weights=np.full_like(layer.up.weights, 127)))

@@ -90,7 +90,7 @@ def test_ties_and_numbers_that_are_none(score):
 
 
 @thinned("score", ["softmax", "softmax_topk", "identity"], 2)
-@pytest.mark.parametrize("share", [0.5, 1.0])
+@thinned("share", [0.5, 1.0], 2)
 def test_a_share_of_the_largest_with_ties_and_numbers_that_are_none(score, share):
     spec = RouteSpec(k=5, score=score, relative_threshold=share)
     check(build(route.route(RouteProblem(spec, 8))), spec, ODD_LOGITS)

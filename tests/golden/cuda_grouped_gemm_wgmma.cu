@@ -136,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
   if (tvm_builtin_cuda_thread_rank() == 0) {
     #pragma unroll
     for (int i_2 = 0; i_2 < 2; ++i_2) {
-      tvm_builtin_ptx_mbarrier_init_init_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(i_2 + 24592)]))), (uint)1);
+      tvm_builtin_ptx_mbarrier_init_init_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(i_2 + 24592)]))), (uint)4);
     }
   }
   tvm_builtin_ptx_fence_mbarrier_init_mbarrier_init_release_cluster();
@@ -248,7 +248,7 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
               _ptr_4[0] = (_ptr_4[0] ^ 1);
             }
           }
-          if ((thread % 128) == 0) {
+          if ((thread % 32) == 0) {
             tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(24593 - consumer)]))), (uint)1);
           }
           tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0();

@@ -7,7 +7,8 @@ all copies have arrived, and empty when the consumer that it was for has multipl
 
 Consumers take turns. A barrier tells the phase before from the one after, and no more: a consumer that waited for its
 first panel while another is still far from its last could take an older phase for its own. So each waits for its turn,
-which the other gives it once all panels of its own tile have arrived.
+which the other gives it once all panels of its own tile have arrived. Each warp gives it, for warps may run apart,
+and one that still waits for its turn, while another has started the only panel of its tile, must not miss it.
 
 Panels lie in the 128-byte swizzle, which is that of :mod:`.grouped_gemm_mma`.
 """
@@ -20,6 +21,7 @@ from typing import Any
 from tvm.backend.cuda.lang import MBarrier, PipelineState, TMABar
 from tvm.script import tirx as T
 
+from moec.targets.cuda.kernels.launch import WARP
 from moec.targets.cuda.kernels.mma_quantized import Fetched, decode, fetch, lines_of, piece_bytes
 from moec.targets.cuda.kernels.mma_rows import copy_rows, find_sources
 from moec.targets.cuda.kernels.mma_tile import DEPTH, LINE_BYTES, MMA_DEPTH
@@ -98,7 +100,7 @@ def start_ring(ring):
     """All threads see the barriers from now on, and so does the accelerator."""
     ring.full.init(ring.arrivals)
     ring.empty.init(1)
-    ring.turns.init(1)
+    ring.turns.init(WARPGROUP // WARP)
     T.ptx.fence.mbarrier_init.release.cluster()
     T.cuda.cta_sync()
 
@@ -260,7 +262,7 @@ def consume_tile(ring, dtype, panels, position, consumer, thread, sums):
         if T.And(panel > 0, thread % WARPGROUP == 0):
             ring.empty.arrive(ring.before(position.stage))
         position.advance()
-    if thread % WARPGROUP == 0:
+    if thread % WARP == 0:
         ring.turns.arrive(CONSUMERS - 1 - consumer)
     T.ptx.wgmma.wait_group.sync.aligned(0)
     if thread % WARPGROUP == 0:

@@ -54,7 +54,7 @@ def _launches(host: tirx.PrimFunc, functions: Mapping[str, Any]) -> Iterator[Lau
             _along(extents, "blockIdx"),
             _along(extents, "threadIdx"),
             in_c(extents[_SHARED_BYTES]) if _SHARED_BYTES in extents else "0",
-            _static_shared_bytes(functions[function]),
+            static_shared_bytes(functions[function]),
             tuple(tensor_map for tensor_map in maps if tensor_map.name in map(str, arguments)),
             _condition(host),
         )
@@ -102,7 +102,8 @@ def _along(extents: Mapping[str, Any], what: str) -> tuple[str, ...]:
     return tuple(given)
 
 
-def _static_shared_bytes(function: tirx.PrimFunc) -> int:
+def static_shared_bytes(function: tirx.PrimFunc) -> int:
+    """Of the arrays that a function on the device declares."""
     sizes: list[int] = []
 
     def add(allocation: tirx.AllocBuffer) -> None:

@@ -16,14 +16,14 @@ from moec.targets.cuda.kernels.launch import ALL_LANES, SHARED_BYTES, WARP
 from moec.targets.cuda.launch_model.plans import WalkPlan
 
 _MOST_WARPS = 32
-_COUNT_BYTES = SHARED_BYTES - 16 * 1024
-"""Shared memory for the counts; the rest is for the kernels that walk."""
+_NUMBER_BYTES = 4
 
 
 def warps_for(experts: int) -> int:
-    """Warps of the block: as many as there can be, whose counts fit into shared memory. 0 if not even one."""
+    """Warps of the block: as many as there can be, whose counts fit into shared memory beside totals [E] and what
+    :mod:`.dispatch` knows of blocks [E + 1]. 0 if not even one."""
     warps = _MOST_WARPS
-    while warps and warps * experts * 4 > _COUNT_BYTES:
+    while warps and ((warps + 2) * experts + 1) * _NUMBER_BYTES > SHARED_BYTES:
         warps //= 2
     return warps
 

@@ -10,8 +10,8 @@ from rich.text import Text
 
 
 def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Cells are taken as they are, not as markup."""
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    """Title and cells are taken as they are, not as markup."""
+    made = Table(title=Text(title, style="table.title"), title_justify="left", box=box.SIMPLE_HEAD)
     for heading in headings:
         made.add_column(heading, overflow="fold")
     for row in rows:

@@ -203,9 +203,26 @@ def _checked_kernel(record: dict[str, Any], where: str) -> dict[str, Any]:
         _typed(record, key, kind, where)
     for name in record["sources"]:
         _typed(record["sources"], name, str, where)
-    for key in ("candidates", "parameters", "launches"):
-        _list_of(record, key, dict, where)
+    _list_of(record, "nodes", str, where)
+    _list_of(record, "candidates", dict, where)
+    for parameter in _list_of(record, "parameters", dict, where):
+        _read_tensor(parameter, where)
+    for launch in _list_of(record, "launches", dict, where):
+        _check_launch(launch, where)
+    for key in ("work", "plan"):
+        if key not in record or record[key] is not None:
+            _typed(record, key, dict, where)
     return record
+
+
+def _check_launch(record: dict[str, Any], where: str) -> None:
+    for key, kind in {"function": str, "shared_bytes": str, "static_shared_bytes": int}.items():
+        _typed(record, key, kind, where)
+    for key in ("arguments", "grid", "block"):
+        _list_of(record, key, str, where)
+    _list_of(record, "tensor_maps", dict, where)
+    if record.get("registers") is not None:
+        _typed(record, "registers", int, where)
 
 
 def _checked_stage(record: dict[str, Any], where: str) -> dict[str, Any]:

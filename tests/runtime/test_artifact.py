@@ -27,6 +27,8 @@ from moec.targets.base import Program, Weight
 
 from .forged_manifests import manifest_of, rewrite_manifest, rewrite_program, signed
 
+KERNEL = {"name": "k", "op": "o", "computes": "", "nodes": [], "attributes": {}, "sources": {}, "sizes": {}}
+KERNEL |= {"candidates": [], "parameters": [], "launches": [], "work": None, "plan": None}
 PROGRAM = {
     "architecture": "",
     "objects": [],
@@ -218,6 +220,8 @@ def test_weights_out_of_range(artifact_path, change, message):
         ("outputs", [3], "'outputs' holds something that is not a dict"),
         ("programs", [{**PROGRAM, "objects": ["objects/absent.o"]}], "'objects/absent.o' is used but not listed"),
         ("programs", [{**PROGRAM, "kernels": [{"name": "k"}]}], "'op' is missing"),
+        ("programs", [{**PROGRAM, "kernels": [{**KERNEL, "work": 3}]}], "'work' is missing or not of type dict"),
+        ("programs", [{**PROGRAM, "kernels": [{**KERNEL, "launches": [{}]}]}], "'function' is missing"),
         ("programs", [{**PROGRAM, "weights": [1]}], "a program takes weight 1 of 1"),
         ("programs", [PROGRAM, PROGRAM], "its programs are for \\['', ''\\]; expected at least one, all different"),
         ("programs", [], "expected at least one"),

@@ -14,6 +14,7 @@ from moec.runtime.manifest import ProgramEntry
 from moec.targets.cuda.device.gpu import best_binary
 from moec.targets.cuda.launch_model.gpus import GPUS, Gpu, gpu_called
 from moec.targets.cuda.launch_model.loops import Issued, count
+from moec.targets.cuda.launch_model.occupancy import occupancy
 from moec.targets.cuda.launch_model.plans import (
     MULTIPROCESSORS,
     SLOTS,
@@ -66,8 +67,8 @@ class PredictedLayer:
 
 def predict_layers(artifact: Artifact, name: str | None, tokens: Sequence[int]) -> tuple[Gpu, list[PredictedLayer]]:
     """Every layer of experts at every number of tokens, on the GPU of that name, by default the newest that the
-    artifact is for. Raises MoecError for a GPU that is not known, and an artifact without such layers or without
-    machine code for the GPU."""
+    artifact is for. Raises MoecError for a GPU that is not known, or that holds no block of a launch, and an artifact
+    without such layers or without machine code for the GPU."""
     code = [program for program in artifact.manifest.programs if program.binary is not None]
     if name is None:
         known = [program.architecture for program in code if program.architecture in _GPU_OF]
@@ -114,6 +115,8 @@ class _Layer:
                 launches += self._of_kernel(kernel, kernel_sizes(kernel, sizes, self._where(kernel)), tokens)
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{self._artifact.where}: a launch cannot be read: {error!r}") from error
+        if not launches:
+            raise ArtifactError(f"{self._artifact.where}: {self._node!r} has no launch for {tokens} tokens")
         return PredictedLayer(self._node, tokens, tuple(launches), self._least(launches, tokens))
 
     def _of_kernel(self, kernel: Mapping[str, Any], sizes: Mapping[str, int], tokens: int) -> list[PredictedLaunch]:
@@ -127,8 +130,17 @@ class _Layer:
                     continue
             facts = self._facts(kernel, launch, sizes)
             if facts.blocks:
+                self._check_fits(facts, where)
                 found.append(self._predicted(kernel, launch["function"], facts, sizes, tokens))
         return found
+
+    def _check_fits(self, facts: LaunchFacts, where: str) -> None:
+        threads, registers, shared_bytes = facts.threads, facts.registers, facts.shared_bytes
+        if threads < 1 or not occupancy(self._gpu, threads, registers, shared_bytes).blocks:
+            raise MoecError(
+                f"{where}: a block of {threads} threads with {registers} registers each and {shared_bytes} bytes of "
+                f"shared memory does not fit on {self._gpu.name}; choose another GPU"
+            )
 
     def _predicted(
         self, kernel: Mapping[str, Any], function: str, facts: LaunchFacts, sizes: Mapping[str, int], tokens: int

@@ -79,6 +79,8 @@ def count(sass: str, function: str, plan: TilePlan | WarpPlan, warps: int) -> Is
 
 def _count_tile(code: Sequence[_Instruction], plan: TilePlan, warps: int) -> Issued | None:
     computing = (warps - plan.copying_warps) // plan.groups
+    if computing < 1:
+        return None
     operation, per_panel = _multiplications(plan, computing)
     loop = _main_loop(code, lambda what: what.startswith(operation))
     panels = _count(loop, operation) / per_panel

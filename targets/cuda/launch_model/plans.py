@@ -17,6 +17,8 @@ TOKENS, SLOTS = "tokens", "slots"
 """What kernels of experts call the dynamic sizes of their routing weights [T, k]."""
 MULTIPROCESSORS = "multiprocessors"
 """What expressions of launches call the number that the GPU has."""
+LARGEST = 2**40
+"""Sizes and numbers above are none."""
 Unit = Literal["wgmma", "mma", "fma"]
 """What multiplies: tensor cores by the one or the other instruction, or no tensor cores."""
 
@@ -147,7 +149,7 @@ def parse_plan(data: Any, where: str) -> LaunchPlan | None:
 
 
 def _checked(made: type[Any], fields: Mapping[str, Any]) -> Any:
-    """Raises TypeError for fields that are missing, unknown or of another type, ValueError for numbers below zero."""
+    """Raises TypeError for fields that are missing, unknown or of another type, ValueError for numbers out of range."""
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     plan = made(**values)
     for field in dataclasses.fields(made):
@@ -155,7 +157,9 @@ def _checked(made: type[Any], fields: Mapping[str, Any]) -> Any:
         kinds: tuple[type, ...] = _KINDS.get(field.type, (Product, str))  # type: ignore[arg-type]
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise TypeError(f"{field.name} is {str(value)[:40]!r}")
-        if isinstance(value, (int, float)) and not (value > 0 or field.name in _MAY_BE_ZERO):
+        if isinstance(value, (int, float)) and not (
+            0 < value <= LARGEST or (value == 0 and field.name in _MAY_BE_ZERO)
+        ):
             raise ValueError(f"{field.name} is {value}")
     return plan
 

@@ -9,10 +9,7 @@ from typing import Any
 from moec.common.dtypes import DTYPES
 from moec.common.guards import Expression, parse_size, solve
 from moec.errors import ArtifactError, MoecError
-from moec.targets.cuda.launch_model.plans import TOKENS
-
-_LARGEST = 2**40
-"""Sizes above are none."""
+from moec.targets.cuda.launch_model.plans import LARGEST, TOKENS
 
 
 def evaluate(text: str, sizes: Mapping[str, int], where: str) -> int:
@@ -22,8 +19,8 @@ def evaluate(text: str, sizes: Mapping[str, int], where: str) -> int:
         found = size(sizes)
     except (KeyError, ZeroDivisionError) as error:
         raise ArtifactError(f"{where}: size {text[:80]!r} cannot be computed: {error!r}") from error
-    if not 0 <= found <= _LARGEST:
-        raise ArtifactError(f"{where}: size {text[:80]!r} is {found}; expected 0 to {_LARGEST}")
+    if not 0 <= found <= LARGEST:
+        raise ArtifactError(f"{where}: size {text[:80]!r} is {found}; expected 0 to {LARGEST}")
     return found
 
 
@@ -51,7 +48,7 @@ def tensor_bytes(
     total = 0.0
     for parameter in parameters:
         if names is None or parameter["name"] in names:
-            shape = (one if isinstance(one, int) else evaluate(one, sizes, where) for one in parameter["shape"])
+            shape = (evaluate(str(size), sizes, where) for size in parameter["shape"])
             total += math.prod(shape) * DTYPES[parameter["dtype"]].itemsize
     return total
 

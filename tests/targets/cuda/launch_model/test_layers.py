@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import pathlib
 
@@ -92,13 +93,14 @@ def test_the_host_launches_what_is_for_so_many_tokens():
 
 def test_what_is_printed():
     gpu, layers = predict_layers(artifact(*KERNELS), "h100", [40])
+    layers = [dataclasses.replace(layer, node="y[/z]") for layer in layers]
     out = io.StringIO()
     for one in launch_tables(gpu, layers):
         Console(file=out, width=200).print(one)
     text = out.getvalue()
     assert text.startswith("Predicted for H100 SXM, not measured: ")
     title, rows = text.splitlines()[1], text.splitlines()[3:]
-    assert title.startswith("y, 40 tokens: predicted ")
+    assert title.startswith("y[/z], 40 tokens: predicted ")
     assert "predicted µs" in rows[0]
     cells = rows[3].split()
     assert cells[:9] == ["many", "192", "x", "128", "64,", "64.0", "KiB", "3", "(shared"]
@@ -137,6 +139,15 @@ def _altered(**changes: object) -> dict:
 
 
 @pytest.mark.parametrize(
+    ("changes", "found"),
+    [({"block": ["0"]}, "0 threads"), ({"shared_bytes": "999999"}, "999999 b"), ({"registers": 999}, "999 registers")],
+)
+def test_blocks_that_do_not_fit_are_refused(changes, found):
+    with pytest.raises(MoecError, match=f"kernel 'route': a block of .*{found}.* does not fit on A100"):
+        predict_layers(artifact(_altered(**changes)), None, [3])
+
+
+@pytest.mark.parametrize(
     "altered",
     [
         _altered(grid=["__import__('os')"]),
@@ -146,10 +157,12 @@ def _altered(**changes: object) -> dict:
         _altered(grid=["tokens * 99999999999999"]),
         _altered(registers=None),
         _altered(only_if={}),
+        _altered(only_if={"size": TOKENS, "sizes": {"least": 4, "most": None}}),
         {**KERNELS[0], "sizes": {**SIZES, TOKENS: 7}},
         {**KERNELS[0], "sizes": {**SIZES, TOKENS: "os.system"}},
         {**KERNELS[0], "plan": {"kind": "walk", "steps": "tokens ** tokens"}},
         {**KERNELS[3], "parameters": [{"name": "pairs", "dtype": "object", "shape": [1]}]},
+        {**KERNELS[3], "parameters": [{"name": "pairs", "dtype": "float32", "shape": [10**400]}]},
     ],
 )
 def test_records_that_were_altered_are_refused(altered):

@@ -56,6 +56,7 @@ def test_no_plan():
         {"kind": "other"},
         {"rows": "16"},
         {"rows": 0},
+        {"rows": 10**400},
         {"rows": True},
         {"stages": -1},
         {"more": 1},

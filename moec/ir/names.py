@@ -16,6 +16,11 @@ def node_name(node: ir.Node) -> str:
     A model file may hold any text as a name: what would not stay inside a comment of one line becomes ``_``.
     """
     name = node.name or next((output.name for output in node.outputs if output.name), None) or node.op_type
+    return in_comment(name)
+
+
+def in_comment(name: str) -> str:
+    """Text of a model file as one line of a comment or string of generated code."""
     return "".join(character if character.isprintable() else "_" for character in _UNSAFE.sub("_", name))
 
 

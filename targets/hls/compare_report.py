@@ -107,7 +107,7 @@ def compare(report: SynthesisReport, estimate: dict[str, Any]) -> list[Row]:
             rows.append(_resource_row(name, report, estimate["resources"][name]))
         for process, dsps in estimate["dsp_by_process"].items():
             rows.extend(_process_rows(process, dsps, report))
-    except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError) as error:
         raise ReportError(f"the estimate lacks {error}; expected estimate.json of a project that moec made") from error
     return rows
 
@@ -301,7 +301,7 @@ def _run(report_path: pathlib.Path, estimate_path: pathlib.Path, save: pathlib.P
         rows, most_stages = compare(report, estimate), estimate["most_stages"]
         broken, unusable = broken_assumptions(report, most_stages), wrong_loops(report, most_stages)
         found = calibration(report, estimate)
-    except (KeyError, TypeError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError) as error:
         raise ReportError(f"the estimate lacks {error}; expected estimate.json of a project that moec made") from error
     except (ValueError, RecursionError) as error:
         raise ReportError(f"the estimate is no JSON: {error}") from error

@@ -25,6 +25,8 @@ Array = np.ndarray[Any, Any]
 KEY_WEIGHT_ONE = 255
 """What stands for the weight of a query's best key."""
 _MOST_RECIPROCAL = (1 << 20) - 2
+_SCORE_OF_NOTHING = 2.0**-6
+"""A step of scores that are always 0, in places of the table: small, for other layers may share the shift behind it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,8 @@ def quantize_attention(
     mixed_scale = value_scale / attended_scale
     mixed_shift = math.floor(math.log2(KEY_WEIGHT_ONE * _MOST_RECIPROCAL / mixed_scale))
     score_scale = query_scale * key_scale * block.scale * math.log2(math.e) * POWER_ENTRIES
+    if not seen.query.any() or not seen.key.any():
+        score_scale = min(score_scale, _SCORE_OF_NOTHING)
     if score_scale <= 0 or not 1 <= mixed_shift <= 40:
         raise UnsupportedError(
             f"{block.name}: scores times {block.scale:.3g}, values in steps of {value_scale:.3g}; expected more than 0"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from moec.errors import UnsupportedError
+from moec.ir.names import node_name
 from moec.targets.hls.graph.dense_layer import SAME_ELEMENTS, constant, optional, origin
 from moec.targets.hls.normalization import FloatNorm
 
@@ -91,13 +94,21 @@ def _is_last_axis(normalize: ir.Node, tokens: ir.Value) -> bool:
 
 
 def norm_of(node: ir.Node) -> FloatNorm:
-    """Raises UnsupportedError where its weights are computed."""
-    weight = constant(node.inputs[1]).reshape(-1)
+    """Raises UnsupportedError where its weights are computed, where it normalises more than the channels of a token,
+    and for an epsilon that no variance can have."""
+    tokens, weight = node.inputs[0], constant(node.inputs[1])
     bias = optional(node.inputs[2]) if len(node.inputs) > 2 else None
-    epsilon = node.attributes.get("epsilon")
+    attribute = node.attributes.get("epsilon")
+    epsilon = 1e-5 if attribute is None else float(attribute.value)
+    if not 0 <= epsilon < math.inf:
+        raise UnsupportedError(f"{node_name(node)}: normalises with an epsilon of {epsilon:g}; expected 0 or more")
+    width = weight.size if tokens is None or tokens.shape is None else tokens.shape[-1]
+    sizes = {weight.size, 1 if bias is None else bias.size}
+    if tokens is None or not _is_last_axis(node, tokens) or not isinstance(width, int) or not sizes <= {1, width}:
+        raise UnsupportedError(f"{node_name(node)}: normalises more than the channels of a token")
     return FloatNorm(
         "layer" if node.op_type == "LayerNormalization" else "rms",
-        weight,
-        np.zeros_like(weight) if bias is None else bias.reshape(-1),
-        1e-5 if epsilon is None else float(epsilon.value),
+        np.broadcast_to(weight.reshape(-1), width),
+        np.broadcast_to(np.zeros(1, np.float32) if bias is None else bias.reshape(-1), width),
+        epsilon,
     )

@@ -58,7 +58,7 @@ def read_calibrations(paths: Sequence[Path]) -> Calibration:
     factors = {}
     for name in _COUNTED:
         estimated, reported = (sum(one[kind][name] for one in found) for kind in ("estimated", "reported"))
-        factors[name] = reported / estimated if estimated and reported else 1.0
+        factors[name] = reported / estimated if estimated >= 1 and reported else 1.0
     stages = [depth for one in found for depth in one["stages"]]
     return Calibration(
         **factors,
@@ -99,4 +99,4 @@ def _are_counts(found: Any) -> bool:
 
 def _is_number(found: Any, least: float, most: float) -> bool:
     is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
-    return is_number and math.isfinite(found) and least <= found <= most
+    return is_number and least <= found <= most

@@ -37,9 +37,11 @@ def find_feed_forward(model: ir.Model, stream: ir.Value, tokens: int) -> GraphBl
     if len(norms) != 1 or len(additions) != 1:
         return None
     normal, addition = norms[0].outputs[0], additions[0]
-    (result,) = (value for value in addition.inputs if value is not None and origin(value) is not origin(stream))
+    results = [value for value in addition.inputs if value is not None and origin(value) is not origin(stream)]
+    if not results:
+        return None
     try:
-        numbers = _numbers(model, norms[0], normal, result, tokens)
+        numbers = _numbers(model, norms[0], normal, results[0], tokens)
     except UnsupportedError as error:
         raise UnsupportedError(f"{node_name(addition)}: {error}") from error
     return GraphBlock(numbers.name, stream, addition.outputs[0], numbers)

@@ -78,8 +78,10 @@ def _stream_scale(graph: GraphModel, images: Array, tokens: Sequence[Array]) -> 
     """What a step of the stream stands for in all layers."""
     needed = [block.numbers.needed_scale(rows) or 0.0 for block, rows in zip(graph.blocks, tokens, strict=True)]
     if graph.embedding is not None:
-        products = graph.embedding.products(images)
-        needed.append(stream_scale_for(products, graph.embedding.table, products + graph.embedding.table))
+        products, table = graph.embedding.products(images), graph.embedding.table
+        moved = _table(graph.embedding, _pixel_steps(graph.embedding, images)[1])
+        # The hardware adds the moved table to what is left of the products.
+        needed.append(stream_scale_for(products + table - moved, moved, products + table))
     return max(needed)
 
 
@@ -102,20 +104,29 @@ def _blamed(name: str) -> Iterator[None]:
 
 
 def _embedding(embedding: FloatEmbedding, images: Array, stream_scale: float) -> tuple[Patches, QuantizedLinear]:
-    """Pixels take all 256 steps from the smallest to the largest of the calibration data; what lies between 0 and the
-    number in their middle goes to the table."""
-    taken = embedding.places[embedding.places >= 0]
-    pixels = images.reshape(len(images), -1)[:, taken]
-    low, high = float(pixels.min()), float(pixels.max())
-    scale = (high - low) / 255 or 1.0
-    offset = low + 128 * scale
-    table = embedding.table + offset * (embedding.places >= 0) @ embedding.weights.T
+    scale, offset = _pixel_steps(embedding, images)
+    table = _table(embedding, offset)
     width = len(embedding.weights)
     with _blamed("the embedding of patches"):
         down = project(embedding.weights[None], np.zeros((1, width)), scale, np.full(width, stream_scale), 8)
     positions = np.clip(np.round(table / stream_scale), -32768, 32767).astype(np.int16)
     linear = QuantizedLinear(down, scale, stream_scale, positions=positions)
     return Patches(embedding.shape, embedding.places, scale, offset), linear
+
+
+def _pixel_steps(embedding: FloatEmbedding, images: Array) -> tuple[float, float]:
+    """What a step of a pixel stands for, and what 0 does: all 256 steps are from the smallest to the largest of the
+    calibration data."""
+    taken = embedding.places[embedding.places >= 0]
+    pixels = images.reshape(len(images), -1)[:, taken]
+    low, high = float(pixels.min()), float(pixels.max())
+    scale = (high - low) / 255 or 1.0
+    return scale, low + 128 * scale
+
+
+def _table(embedding: FloatEmbedding, offset: float) -> Array:
+    """What is added to products of pixels from which ``offset`` was taken away, [T, d]."""
+    return embedding.table + offset * (embedding.places >= 0) @ embedding.weights.T
 
 
 def _heads(head: FloatHead | None, stream: Array, stream_scale: float) -> list[QuantizedLinear]:

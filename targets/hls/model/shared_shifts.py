@@ -7,7 +7,7 @@ smallest shift, which all take: the multipliers of the others lose as many bits 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -47,11 +47,23 @@ def with_shifts(layer: _Layer, shifts: Mapping[str, int]) -> _Layer:
 
 
 def least_bits(layers: Sequence[Layer]) -> int:
-    """Of the multipliers of a channel; of each projection the largest multiplier counts, for smaller ones are those of
-    channels that hardly count, and no channel that is always 0. 16 where no bit is lost."""
-    projections = [layer.down for layer in layers]
-    projections += [layer.up for layer in layers if not isinstance(layer, QuantizedLinear)]
-    return min(_bits(one) for one in projections)
+    """Of the largest multiplier of each role, for smaller ones are those of channels that hardly count, and no channel
+    that is always 0. 16 where no bit is lost."""
+    return min(bits for layer in layers for bits in _bits_of(layer))
+
+
+def _bits_of(layer: Layer) -> Iterator[int]:
+    """By role; see :func:`shifts_of`."""
+    if layer.norm is not None and layer.norm.multipliers.any():
+        yield int(np.abs(layer.norm.multipliers).max()).bit_length()
+    yield _bits(layer.down)
+    if isinstance(layer, QuantizedLinear):
+        return
+    yield _bits(layer.up)
+    if isinstance(layer, QuantizedAttention) or layer.shape.experts:
+        yield int(layer.score.values[0]).bit_length()
+    if not isinstance(layer, QuantizedAttention) and layer.shape.gated:
+        yield int(layer.hidden_multiplier.values[0]).bit_length()
 
 
 def _bits(projection: QuantizedProjection) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.ir.names import in_comment
 from moec.targets.base import Project
 from moec.targets.hls.attention.graph import GraphAttention
 from moec.targets.hls.graph.calibrate import run_floats
@@ -48,7 +49,7 @@ def whole_project(
     Raises UnsupportedError, saying why, where the model as a whole is no design that fits the part.
     """
     graph = find_model(model, moe, attention, refused)
-    name = model.graph.name or TOP
+    name = in_comment(model.graph.name or TOP)
     plan = quantize_model(model, graph, inputs, name=name, weight_bits=options.weight_bits)
     images = {key: array[:_MOST_IMAGES] for key, array in inputs.items()}
     (given,) = images.values()

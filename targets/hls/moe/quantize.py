@@ -35,6 +35,8 @@ _HEADROOM = 1.25
 """Results may grow beyond those of the calibration data by this before they saturate."""
 _MOST_ROUTER_BIAS = 1 << 30
 """In steps of the sums that it is added to."""
+_LOGIT_OF_NOTHING = 2.0**-24
+"""A step of the logits of a router without weights: small, for other layers may share the shift behind it."""
 _MOST_OFFSET = 384
 """The most that is added to the up projection, in its quantisation steps: the sum fits into 10 bits."""
 
@@ -168,7 +170,8 @@ def _up(block: FloatBlock, shape: BlockShape, input_scale: float, result_scales:
 def _router_scale(block: FloatBlock, input_scale: float) -> float:
     """The scale of int16 weights with which biases fit into 32 bits."""
     largest = float(np.abs(block.router_bias).max(initial=0))
-    return max(_step(np.abs(block.router).max(initial=0), 16), largest / (input_scale * _MOST_ROUTER_BIAS))
+    of_weights = _step(np.abs(block.router).max(), 16) if block.router.any() else _LOGIT_OF_NOTHING / input_scale
+    return max(of_weights, largest / (input_scale * _MOST_ROUTER_BIAS))
 
 
 def shape_of(block: FloatBlock, most_tokens: int, weight_bits: int = 8) -> BlockShape:

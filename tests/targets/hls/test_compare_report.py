@@ -117,6 +117,12 @@ def test_what_is_no_estimate():
         compare_report.compare(compare_report.read_report(report()), {})
 
 
+@pytest.mark.parametrize("change", [{"factors": []}, {"factors": {"dsp": 0}}, {"clock_megahertz": 10**400}])
+def test_an_estimate_of_absurd_numbers_is_none(tmp_path, change, capsys):
+    assert save(tmp_path, "one.json", {**ESTIMATE, **change})[0] == 2
+    assert "the estimate lacks" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "code", "said"),
     [(report(), 0, "as estimated"), (report(depth=99), 1, "might lock up"), (None, 2, "run the")],
@@ -162,6 +168,13 @@ def test_what_is_saved_corrects_estimates(tmp_path):
     assert Constraints(calibration=found, clock_megahertz=250).clock(part) == 250
 
 
+def test_what_was_estimated_as_nothing_has_no_factor(tmp_path):
+    _, path = save(tmp_path, "one.json")
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({**found, "estimated": {**found["estimated"], "dsp": 1e-300}}))
+    assert read_calibrations([path]).dsp == 1
+
+
 def test_corrected_estimates_are_not_corrected_twice(tmp_path):
     _, once = save(tmp_path, "once.json")
     found = read_calibrations([once])
@@ -192,6 +205,7 @@ def test_a_file_that_is_something_else_is_not_replaced(tmp_path, capsys):
         lambda found: [],
         lambda found: {**found, "format": "other"},
         lambda found: {**found, "stages": [99]},
+        lambda found: {**found, "stages": [10**400]},
         lambda found: {**found, "reported": {**found["reported"], "lut": float("nan")}},
         lambda found: {**found, "estimated": {}},
         lambda found: {**found, "clock_megahertz": "fast"},

@@ -184,6 +184,47 @@ def test_what_is_no_head_is_refused(head, reason):
     assert reason in str(error.value)
 
 
+def test_a_stream_that_is_added_to_itself_is_no_dense_layer():
+    graph = GraphBuilder()
+    vision.images(graph)
+    tokens = vision.attention(graph, embedded(graph, vision.convolution))
+    twice = graph.add("Add", graph.add("Add", tokens, tokens), vision.normal(graph, tokens))
+    with pytest.raises(UnsupportedError, match="does not take the tokens that the block in front of it makes"):
+        vision.found(
+            vision.finished(graph, vision.first_token(graph, vision.normal(graph, vision.experts(graph, twice))))
+        )
+
+
+def normalised_otherwise(weights, **attributes):
+    """A model whose last normalisation has weights of this shape, and these attributes."""
+    graph = GraphBuilder()
+    vision.images(graph)
+    stream = vision.experts(graph, vision.attention(graph, embedded(graph, vision.convolution)))
+    normal = graph.add("LayerNormalization", stream, graph.normal(*weights), **attributes)
+    return vision.finished(graph, vision.first_token(graph, normal))
+
+
+def test_one_weight_may_be_that_of_all_channels():
+    model = normalised_otherwise((1,))
+    found = vision.found(model)
+    assert len(found.head.norm.weight) == D
+    expect_the_same(model, found, pixels() / np.float32(256))
+
+
+@pytest.mark.parametrize(
+    ("weights", "attributes", "reason"),
+    [
+        ((D,), {"axis": 1}, "more than the channels"),
+        ((5, D), {"axis": 1}, "more than the channels"),
+        ((D,), {"epsilon": float("nan")}, "epsilon of nan"),
+        ((D,), {"epsilon": -1.0}, "epsilon of -1"),
+    ],
+)
+def test_what_normalises_otherwise_is_refused(weights, attributes, reason):
+    with pytest.raises(UnsupportedError, match=rf"node_LayerNormalization_\d+: normalises .*{reason}"):
+        vision.found(normalised_otherwise(weights, **attributes))
+
+
 def test_what_is_between_blocks_is_a_dense_layer_or_refused():
     graph = GraphBuilder()
     vision.images(graph)

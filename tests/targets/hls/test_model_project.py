@@ -7,6 +7,8 @@ import importlib.util
 import pathlib
 import runpy
 import shutil
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -91,7 +93,7 @@ def test_all_layers_in_one_design_equal_the_reference(files):
     assert "PASS" in deep.output and deep.cycles > timed.cycles
 
 
-def test_the_host_program_packs_images_and_reads_outputs(plan, files, tmp_path):
+def test_the_host_program_packs_images_and_reads_outputs(plan, files, tmp_path, monkeypatch, capsys):
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
@@ -103,6 +105,57 @@ def test_the_host_program_packs_images_and_reads_outputs(plan, files, tmp_path):
     np.testing.assert_array_equal(host["expected_outputs"](), expected)
     with pytest.raises(ValueError, match="expected"):
         host["inputs_of"](image[:-1])
+    places, outputs = host["LAYOUT"]["outputs"], files["data/outputs.bin"]
+    results = outputs[-(len(files["data/stream.bin"]) - 64 * places[0]) :]
+    for state, said in (("completed", "PASS: 0 of 34 outputs differ"), ("abort", "ended in the state abort")):
+        monkeypatch.setitem(sys.modules, "pyxrt", board(state, 64 * places[0], results))
+        try:
+            assert host["main"](["check", "model.xclbin"]) == 0
+            assert said in capsys.readouterr().out
+        except RuntimeError as error:
+            assert said in str(error)
+
+
+def board(state, place, results):
+    """As much of XRT's module as the program calls, with a kernel that puts results at a place of the streams."""
+
+    class Buffer:
+        normal = "normal"
+
+        def __init__(self, _device, size, _flags, _group):
+            self.data = bytearray(size)
+
+        def write(self, data, at):
+            self.data[at : at + len(data)] = data
+
+        def read(self, size, at):
+            return np.frombuffer(bytes(self.data[at : at + size]), np.int8)
+
+        def sync(self, _direction, _size, _offset):
+            pass
+
+    def run(*arguments):
+        assert arguments[4] is arguments[5] is arguments[9]
+        arguments[9].write(results, place)
+        return types.SimpleNamespace(wait=lambda: state)
+
+    class Kernel:
+        shared = "shared"
+
+        __call__ = staticmethod(run)
+        group_id = staticmethod(int)
+
+        def __init__(self, *_):
+            pass
+
+    return types.SimpleNamespace(
+        bo=Buffer,
+        kernel=Kernel,
+        xclbin=str,
+        device=lambda _: types.SimpleNamespace(load_xclbin=str),
+        ert_cmd_state=types.SimpleNamespace(ERT_CMD_STATE_COMPLETED="completed"),
+        xclBOSyncDirection=types.SimpleNamespace(XCL_BO_SYNC_BO_TO_DEVICE=0, XCL_BO_SYNC_BO_FROM_DEVICE=1),
+    )
 
 
 @pytest.mark.parametrize(

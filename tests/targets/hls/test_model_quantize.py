@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import pathlib
 
@@ -14,10 +15,14 @@ from moec.errors import InputError, UnsupportedError
 from moec.ir import interpreter
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
+from moec.targets.hls.attention.quantize import QuantizedAttention
 from moec.targets.hls.graph.calibrate import evaluate
 from moec.targets.hls.model import reference
 from moec.targets.hls.model.quantize import quantize_model
 from moec.targets.hls.moe.quality import signal_to_noise
+from moec.targets.hls.moe.quantize import QuantizedBlock
+from moec.targets.hls.options import HlsOptions
+from moec.targets.hls.target import HlsTarget
 
 from . import vision_models as vision
 from .graphs import D, GraphBuilder
@@ -97,6 +102,56 @@ def test_weights_of_zero_cost_other_layers_no_bits(constant):
     assert (signal_to_noise(expected, integers(plan, given).reshape(expected.shape)) or 0) > 20
 
 
+def routed_twice(factor):
+    """Two layers of experts, the first of which has ``factor`` times the logits."""
+    graph = GraphBuilder()
+    vision.images(graph)
+    tokens = vision.attention(graph, vision.convolution(graph, graph.x))
+    stream = vision.experts(graph, vision.experts(graph, tokens))
+    model = vision.finished(graph, vision.mean_token(graph, vision.normal(graph, stream)))
+    scaled_inputs(next(node.inputs[1] for node in model.graph if node.op_type == "MoE"), factor)
+    return model
+
+
+def scaled_inputs(value, factor):
+    """The constants of the product and the sum that make a value."""
+    sums = value.producer()
+    (product,) = (one.producer() for one in sums.inputs if one.producer() is not None)
+    for constant in (*sums.inputs, *product.inputs):
+        if constant.const_value is not None:
+            constant.const_value = ir.tensor(constant.const_value.numpy() * np.float32(factor))
+
+
+def test_routers_and_queries_of_zero_cost_other_layers_no_bits():
+    attending = model_of()
+    scaled_inputs(next(node.inputs[0] for node in attending.graph if node.op_type == "Attention"), 0)
+    for model in (routed_twice(0), attending):
+        plan = quantize_model(model, vision.found(model), {"images": images(20)}, name="vision")
+        for kind in (QuantizedBlock, QuantizedAttention):
+            *_, last = (block.score for block in plan.blocks if isinstance(block, kind))
+            assert last.values[0] >> 14
+
+
+def test_scores_of_layers_that_differ_too_much_are_refused():
+    model = routed_twice(3000)
+    with pytest.raises(UnsupportedError, match="one shift leaves a multiplier of 5 bits"):
+        quantize_model(model, vision.found(model), {"images": images(20)}, name="vision")
+
+
+def test_what_is_in_the_middle_of_all_pixels_does_not_saturate():
+    """Images that are dark but for a pixel: what a patch of pixels in the middle would be is far larger."""
+    graph = GraphBuilder()
+    vision.images(graph)
+    weights = graph.constant(np.abs(graph.random.normal(0, 0.5, (D, 1, 4, 4))).astype(np.float32))
+    patch = graph.add("Reshape", graph.add("Conv", graph.x, weights), graph.constant(np.array([0, 1, D])))
+    model = vision.transformer(graph, vision.placed(graph, patch, 1), vision.mean_token)
+    given = np.zeros((16, 1, 4, 4), np.float32)
+    given.reshape(16, 16)[np.arange(16), np.arange(16)] = 255
+    plan = quantize_model(model, vision.found(model), {"images": given}, name="vision")
+    (expected,) = interpreter.run(model, {"images": given}).values()
+    assert (signal_to_noise(expected, integers(plan, given).reshape(expected.shape)) or 0) > 25
+
+
 @pytest.mark.parametrize(("number", "reason"), [(np.nan, "block: .*not finite"), (1e30, "no 16-bit multiplier")])
 def test_numbers_that_no_integer_says_are_refused(number, reason):
     model = model_of()
@@ -106,6 +161,15 @@ def test_numbers_that_no_integer_says_are_refused(number, reason):
     down.const_value = ir.tensor(weights)
     with pytest.raises(UnsupportedError, match=reason):
         quantize_model(model, vision.found(model), {"images": images(4)}, name="vision")
+
+
+def test_names_of_graphs_stay_in_comments():
+    model = model_of()
+    model.graph.name = 'x"""\nraise SystemExit\n#include "/etc/passwd'
+    (project,) = HlsTarget.create("hls:zcu102", HlsOptions({"images": images(4)})).compile(model).projects
+    ast.parse(project.files["host.py"])
+    for content in project.files.values():
+        assert b"\nraise SystemExit" not in content
 
 
 def test_calibration_without_an_image_is_refused():

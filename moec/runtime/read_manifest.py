@@ -206,7 +206,8 @@ def _checked_kernel(record: dict[str, Any], where: str) -> dict[str, Any]:
     _list_of(record, "nodes", str, where)
     _list_of(record, "candidates", dict, where)
     for parameter in _list_of(record, "parameters", dict, where):
-        _read_tensor(parameter, where)
+        for key, kind in {"name": str, "dtype": str, "shape": list}.items():
+            _typed(parameter, key, kind, where)
     for launch in _list_of(record, "launches", dict, where):
         _check_launch(launch, where)
     for key in ("work", "plan"):

@@ -222,6 +222,7 @@ def test_weights_out_of_range(artifact_path, change, message):
         ("programs", [{**PROGRAM, "kernels": [{"name": "k"}]}], "'op' is missing"),
         ("programs", [{**PROGRAM, "kernels": [{**KERNEL, "work": 3}]}], "'work' is missing or not of type dict"),
         ("programs", [{**PROGRAM, "kernels": [{**KERNEL, "launches": [{}]}]}], "'function' is missing"),
+        ("programs", [{**PROGRAM, "kernels": [{**KERNEL, "parameters": [{}]}]}], "'name' is missing"),
         ("programs", [{**PROGRAM, "weights": [1]}], "a program takes weight 1 of 1"),
         ("programs", [PROGRAM, PROGRAM], "its programs are for \\['', ''\\]; expected at least one, all different"),
         ("programs", [], "expected at least one"),

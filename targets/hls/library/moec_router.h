@@ -34,7 +34,7 @@ router_weights:
 #pragma HLS UNROLL
             weights[row][step * Block::ROUTER_LANES + r] = some.lane[r];
         }
-        beat >>= 16 * Block::ROUTER_LANES;
+        beat >>= 16 * Block::ROUTER_LANES % BEAT_BITS;
         const bool end_of_row = step == STEPS - 1;
         step = end_of_row ? ap_uint<16>(0) : ap_uint<16>(step + 1);
         if (end_of_row) row++;

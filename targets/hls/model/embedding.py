@@ -8,6 +8,7 @@ image: biases, class tokens, positions. Both are found by running them, not by t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -74,17 +75,38 @@ def _unfolded(product: ir.Node, before: Moved) -> Moved:
         raise UnsupportedError(f"{node_name(product)}: groups or auto_pad; expected one group and pads that are said")
     strides, dilations = (list(attributes.get(name, [1] * rank)) for name in ("strides", "dilations"))
     pads = list(attributes.get("pads", [0] * 2 * rank))
+    reach = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel, strict=True)]
+    _expect_few(product, before.places.shape, kernel, pads, reach, strides)
     around = [(0, 0), *zip(pads[:rank], pads[rank:], strict=True)]
     parts = []
     for values, outside in ((before.places, -1), (before.scales, 0), (before.offsets, 0)):
         padded = np.pad(values, around, constant_values=outside)
-        reach = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel, strict=True)]
         windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(1, rank + 1)))
         steps = (slice(None), *(slice(None, None, stride) for stride in strides))
         windows = windows[(*steps, *(slice(None, None, dilation) for dilation in dilations))]
         by_place = np.moveaxis(windows, 0, rank)
         parts.append(by_place.reshape(int(np.prod(by_place.shape[:rank])), -1))
     return Moved(*parts)
+
+
+def _expect_few(
+    product: ir.Node,
+    image: Sequence[int],
+    kernel: Sequence[int],
+    pads: Sequence[int],
+    reach: Sequence[int],
+    strides: Sequence[int],
+) -> None:
+    """Raises UnsupportedError where patches of ``kernel`` have more elements together than an image may have."""
+    padded = [size + sum(pads[axis :: len(kernel)]) for axis, size in enumerate(image[1:])]
+    axes = zip(padded, reach, strides, strict=True)
+    places = [(size - length) // max(1, stride) + 1 for size, length, stride in axes]
+    largest = image[0] * max(math.prod(padded), math.prod(places) * math.prod(kernel))
+    if min(*places, *strides) < 1 or min(pads) < 0 or largest > MOST_ELEMENTS:
+        raise UnsupportedError(
+            f"{node_name(product)}: {'x'.join(map(str, places))} patches of {math.prod(kernel)} elements of {image[0]} "
+            f"channels; expected {MOST_ELEMENTS} numbers at most"
+        )
 
 
 def _weights(product: ir.Node) -> tuple[Array, Array]:

@@ -51,11 +51,14 @@ def whole_project(
     graph = find_model(model, moe, attention, refused)
     name = in_comment(model.graph.name or TOP)
     plan = quantize_model(model, graph, inputs, name=name, weight_bits=options.weight_bits)
-    images = {key: array[:_MOST_IMAGES] for key, array in inputs.items()}
-    (given,) = images.values()
+    (images,) = inputs.values()
+    given = images[:_MOST_IMAGES]
     first = plan.input_steps(given[0])
     estimate = choose_model(plan, loads_of(plan, first), part, options.constraints)
-    floats = run_floats(model, [], images).outputs
+    floats = {  # a graph may take no other number of images than it was given
+        key: array[: len(array) * len(given) // len(images)]
+        for key, array in run_floats(model, [], inputs).outputs.items()
+    }
     outputs = {key: _integers(plan, given).reshape(array.shape) for key, array in floats.items()}
     compared = quality.compare_outputs(floats, outputs)
     files = model_files(estimate.design, plan, first, device=part.device, clock=estimate.clock_megahertz)

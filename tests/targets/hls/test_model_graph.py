@@ -148,6 +148,16 @@ def test_images_that_no_memory_holds_are_refused():
         vision.found(vision.transformer(graph, tokens))
 
 
+def test_patches_that_overlap_too_much_are_refused():
+    graph = GraphBuilder()
+    graph.x = ir.Value(name="images", shape=ir.Shape(["B", 1, 400, 400]), type=ir.TensorType(ir.DataType.FLOAT))
+    made = graph.add("Conv", graph.x, graph.constant(np.zeros((D, 1, 200, 200), np.float32)))
+    patches = graph.add("Reshape", made, graph.constant(np.array([0, D, -1])))
+    tokens = vision.placed(graph, graph.add("Transpose", patches, perm=[0, 2, 1]), 201 * 201)
+    with pytest.raises(UnsupportedError, match="Conv_0: 201x201 patches of 40000 elements of 1 channels"):
+        vision.found(vision.transformer(graph, tokens, vision.mean_token))
+
+
 def mean_first(graph, stream):
     mean = graph.add("ReduceMean", stream, graph.constant(np.array([1])), keepdims=0)
     return graph.dense(vision.normal(graph, mean), vision.CLASSES)

@@ -172,6 +172,15 @@ def test_names_of_graphs_stay_in_comments():
         assert b"\nraise SystemExit" not in content
 
 
+def test_as_many_images_as_a_graph_takes_may_be_more_than_are_compared():
+    graph = GraphBuilder()
+    vision.images(graph, batch=65)
+    tokens = vision.placed(graph, vision.convolution(graph, graph.x), 4)
+    model = vision.transformer(graph, tokens, vision.mean_token)
+    (project,) = HlsTarget.create("hls:zcu102", HlsOptions({"images": images(65)})).compile(model).projects
+    assert project.report["quality"]["tokens"] == 64 * 4
+
+
 def test_calibration_without_an_image_is_refused():
     model = model_of()
     with pytest.raises(InputError, match="'images' has no image"):

@@ -268,6 +268,8 @@ def inspect(
         raise MoecError("--expert, --kernel and --launches exclude one another: each shows one thing")
     if not launches and (gpu is not None or tokens is not None):
         raise MoecError("--gpu and --tokens are for --launches; add it")
+    if launches and architecture is not None:
+        raise MoecError("--architecture does not go with --launches; name a GPU with --gpu")
     if emit.value == STANDALONE:
         _write_standalone(artifact, kernel, output, architecture)
         return

@@ -79,6 +79,7 @@ def test_writes_a_program_of_one_kernel(folder, tmp_path):
         (("--kernel", "exp", "--emit", "cuda", "-o", "made"), "-o is for --emit standalone"),
         (("--gpu", "h100"), "--gpu and --tokens are for --launches"),
         (("--launches", "--kernel", "exp"), "--expert, --kernel and --launches exclude one another"),
+        (("--launches", "--architecture", "sm_80"), "--architecture does not go with --launches"),
         (("--launches", "--gpu", "gtx"), "GPU 'gtx' is not known to the model; use one of a100, h100, rtx4090"),
         (("--launches", "--tokens", "1,x"), "tokens is '1,x'; expected numbers of tokens from 1 to"),
         (("--launches", "--tokens", "0"), "tokens is '0'; expected numbers of tokens from 1 to"),

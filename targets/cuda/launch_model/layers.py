@@ -79,7 +79,7 @@ def predict_layers(artifact: Artifact, name: str | None, tokens: Sequence[int]) 
     nodes = [
         node
         for kernel in program.kernels
-        if kernel["op"].startswith("moec.") and TOKENS in kernel["sizes"]
+        if kernel["op"].startswith("moec.") and TOKENS in kernel["sizes"] and kernel["launches"]
         for node in kernel["nodes"]
     ]
     if not nodes:

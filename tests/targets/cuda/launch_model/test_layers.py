@@ -117,6 +117,7 @@ def test_what_is_printed():
         (artifact(*KERNELS, architecture="sm_90a"), "a100", "holds code for sm_90a, and the GPU is sm_80"),
         (artifact(*KERNELS, binary=None), None, "holds no code for a GPU, for no nvcc was found"),
         (artifact({**KERNELS[0], "op": "Softmax"}), None, "has no layer of experts"),
+        (artifact({**KERNELS[0], "launches": []}), None, "has no layer of experts"),
         (artifact({**KERNELS[0], "sizes": {TOKENS: "64"}}), None, "the layer has 64 tokens; 3 are none"),
     ],
 )

@@ -97,7 +97,7 @@ def get_all(name: str, options: Options | None = None) -> list[Target]:
         raise UnsupportedError(
             f"target '{name}': an architecture is missing beside '+'; expected e.g. {kind.examples[-1]}"
         )
-    found = [get(f"{kind.name}:{variant}", options) for variant in sorted(listed)]
+    found = [get(f"{kind.name}:{variant}", options) for variant in kind.oldest_first(listed)]
     twice = next((variant for variant in listed if listed.count(variant) > 1), None)
     if twice is not None:
         raise UnsupportedError(f"target '{name}': {twice} is listed twice; once is enough")

@@ -92,6 +92,10 @@ class Kind(abc.ABC):
     tools: ClassVar[tuple[str, ...]] = ()
     """Programs of others that its users may have, for ``moec doctor``."""
 
+    def oldest_first(self, variants: Sequence[str]) -> Sequence[str]:
+        """Variants, known or not, in the order in which an artifact holds their programs."""
+        return variants
+
     @abc.abstractmethod
     def target(self, name: str, options: Options | None = None) -> Target:
         """The target of that name. ``options``: None, or of this kind. Raises UnsupportedError for a variant that is

@@ -8,7 +8,7 @@ from typing import Any
 from moec.runtime.device_module import DeviceModule
 from moec.runtime.library import load_ffi
 from moec.simulators.cuda.launch import Launch
-from moec.simulators.cuda.library import NEWEST, emulated_library
+from moec.simulators.cuda.library import ROOMIEST, emulated_library
 from moec.simulators.cuda.tensor_map import encode_tensor_map
 from moec.targets.cuda.device.driver import CUDA
 from moec.targets.cuda.device.gpu import CudaGpu
@@ -22,7 +22,7 @@ _MULTIPROCESSORS = 2
 
 def emulated_device(architecture: str | None = None) -> CudaGpu:
     """A GPU whose memory is the host's and whose kernels are emulated. ``architecture``: of the program to run, whose
-    limits hold; by default the newest.
+    limits hold; by default of one with the most shared memory.
 
     It takes the place of a GPU for the whole process. Raises UnsupportedError and MoecError as
     :func:`~moec.simulators.cuda.library.emulated_library`, when a program is loaded.
@@ -32,7 +32,7 @@ def emulated_device(architecture: str | None = None) -> CudaGpu:
     ffi.register_global_func(_DEVICE_API, lambda: host, override=True)
     ffi.register_global_func(_ENCODE_TENSOR_MAP, encode_tensor_map, override=True)
     _emulate_attributes(ffi)
-    return CudaGpu(functools.partial(_load, architecture or NEWEST), architecture=architecture)
+    return CudaGpu(functools.partial(_load, architecture or ROOMIEST), architecture=architecture)
 
 
 @functools.cache

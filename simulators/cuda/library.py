@@ -26,7 +26,8 @@ from moec.simulators.cuda.translate import translate_assembly
 from moec.targets.build_cache import cached
 from moec.targets.cuda.architectures import LIMITS
 
-NEWEST = tuple(LIMITS)[-1]
+ROOMIEST = max(LIMITS, key=lambda name: LIMITS[name].shared_bytes)
+"""The architecture, the oldest of several, whose blocks may have the most shared memory: every kernel runs there."""
 
 Completion = Literal["latest", "earliest", "late copies", "late products"]
 """When asynchronous copies and products can be seen; the last two have the other kind complete early."""
@@ -65,7 +66,7 @@ def emulated_library(
     completion: Completion = "latest",
     first_thread: int = 0,
     watch: bool = False,
-    architecture: str = NEWEST,
+    architecture: str = ROOMIEST,
     soon_ready: bool = False,
 ) -> pathlib.Path:
     """A shared library that exports every kernel under TVM FFI's C ABI as ``__tvm_ffi_<name>``.

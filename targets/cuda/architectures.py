@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Iterable
 
 WARP = 32
 """Threads of a warp."""
@@ -21,10 +23,29 @@ LIMITS = {
     "sm_86": Limits(99 << 10),
     "sm_89": Limits(99 << 10),
     "sm_90a": Limits(227 << 10),
+    "sm_100": Limits(227 << 10),
+    "sm_120": Limits(99 << 10),
 }
-"""From the oldest to the newest."""
+"""From the oldest to the newest. A kernel for all of them stays within the least, for a newer GPU may have less than the
+one that its code was made for."""
 
 
 def is_for_newer_ones(architecture: str) -> bool:
     """Whether newer GPUs can run what is made for it: all but what has a GPU's own instructions (``sm_90a``)."""
     return not architecture.endswith("a")
+
+
+def newest_that_runs(architectures: Iterable[str], capability: str) -> str | None:
+    """The newest of ``architectures`` whose code a GPU of compute capability ``capability`` (``9.0``) runs: one that is
+    not newer, and one of its own instructions only on exactly that GPU. Of its own major version it runs the machine
+    code; of an older one the driver makes its own of the PTX (CUDA C++ Programming Guide, "Just-in-Time
+    Compilation")."""
+    gpu = tuple(map(int, capability.split(".")))
+    known = {name: re.fullmatch(r"sm_(\d+)(\d)a?", name) for name in architectures}
+    versions = {name: (int(match[1]), int(match[2])) for name, match in known.items() if match is not None}
+    fitting = [
+        (version, not is_for_newer_ones(name), name)
+        for name, version in versions.items()
+        if version == gpu or (version < gpu and is_for_newer_ones(name))
+    ]
+    return max(fitting)[2] if fitting else None

@@ -10,15 +10,22 @@ from rich.text import Text
 
 from moec.common.tables import table
 from moec.errors import MoecError
+from moec.targets.cuda.architectures import LIMITS, newest_that_runs
 from moec.targets.cuda.device.driver import open_driver
 
 
 def examine_gpus() -> dict[str, Any]:
-    """The version of CUDA that the driver supports, and each GPU; or in ``absent`` why there is none."""
+    """The version of CUDA that the driver supports, and each GPU with the best target for it, if any; or in ``absent``
+    why there is none."""
     try:
         driver = open_driver()
         gpus = [
-            {"name": gpu.name, "compute_capability": gpu.capability, "memory_gb": round(gpu.memory_bytes / 1e9, 1)}
+            {
+                "name": gpu.name,
+                "compute_capability": gpu.capability,
+                "memory_gb": round(gpu.memory_bytes / 1e9, 1),
+                "target": _target_for(gpu.capability),
+            }
             for gpu in driver.gpus()
         ]
         version = ".".join(map(str, driver.version))
@@ -27,11 +34,16 @@ def examine_gpus() -> dict[str, Any]:
     return {"driver_cuda": version, "devices": gpus, "absent": None if gpus else "the driver finds no GPU"}
 
 
+def _target_for(capability: str) -> str | None:
+    best = newest_that_runs(LIMITS, capability)
+    return None if best is None else f"cuda:{best}"
+
+
 def gpu_tables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
     """What :func:`examine_gpus` returns."""
-    gpus = [tuple(map(str, device.values())) for device in found["devices"]]
+    gpus = [tuple("none" if value is None else str(value) for value in gpu.values()) for gpu in found["devices"]]
     if gpus:
         title = f"GPUs (driver for CUDA {found['driver_cuda']})"
-        yield table(title, ("GPU", "compute capability", "memory, GB"), gpus)
+        yield table(title, ("GPU", "compute capability", "memory, GB", "--target"), gpus)
     else:
         yield Text(f"no GPU: {found['absent']}")

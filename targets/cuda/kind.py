@@ -30,6 +30,12 @@ class CudaKind(ProgramKind):
     forms += (Form("resources", ".txt", "//"),)
     tools = ("nvcc", "cuobjdump", "nvdisasm")
 
+    def oldest_first(self, variants: Sequence[str]) -> Sequence[str]:
+        from moec.targets.cuda.architectures import LIMITS
+
+        order = list(LIMITS)
+        return sorted(variants, key=lambda variant: order.index(variant) if variant in LIMITS else len(order))
+
     def target(self, name: str, options: Options | None = None) -> Target:
         from moec.targets.cuda.target import CudaTarget
 

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 
-from moec.errors import DefectError
+from moec.errors import DefectError, MoecError
 from moec.targets.cuda.architectures import is_for_newer_ones
 from moec.targets.cuda.nvcc_report import EXPECTED, read_report
 from moec.targets.kernel_cache import Files, through_cache
@@ -32,6 +32,8 @@ PREAMBLE = "preamble.cuh"
 _OPTIONS = ("-std=c++17", "-O3", "-lineinfo", f"-diag-suppress={','.join(EXPECTED)}")
 _OPTION_VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
 """Variables of the environment, from which nvcc takes options too."""
+_UNKNOWN = "Unsupported gpu architecture"
+"""What nvcc says of architectures that are newer than it is, or too old for it."""
 _BINARY, _TEXTS = "binary", "texts"
 _PTX_ENTRY = re.compile(
     r"^\.visible \.entry (?P<name>\w+)\(.*?(?=^\.(?:visible|weak|func|extern)\b|\Z)", re.MULTILINE | re.DOTALL
@@ -89,7 +91,8 @@ def find_disassembler() -> pathlib.Path | None:
 
 def compile_source(source: str, architecture: str) -> Compiled | None:
     """Code for ``architecture`` (``sm_80``), from the cache where it was made before; None where there is no nvcc.
-    Raises DefectError where nvcc refuses the source, for moec made it."""
+    Raises MoecError for an architecture that nvcc does not know; DefectError where it refuses the source, for moec made
+    it."""
     nvcc = find_tool("nvcc")
     if nvcc is None:
         return None
@@ -169,6 +172,9 @@ def _disassembled(binary: pathlib.Path) -> dict[str, str]:
 def _run(command: list[str], folder: str | None = None) -> str:
     """What the command says, run in a folder."""
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    if _UNKNOWN in done.stderr:
+        said = next(line for line in done.stderr.splitlines() if _UNKNOWN in line)
+        raise MoecError(f"{command[0]}: {said}; install one of CUDA 13, or choose another --target")
     if done.returncode:
         lines = (
             [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no reason"]

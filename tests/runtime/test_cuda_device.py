@@ -27,6 +27,11 @@ from moec.targets.cuda.device.gpu import best_binary
         (["sm_80", "sm_90a"], "9.0", "sm_90a"),
         (["sm_80"], "9.0", "sm_80"),
         (["sm_80", "sm_89", "sm_90a"], "12.0", "sm_89"),
+        (["sm_80", "sm_90a", "sm_100", "sm_120"], "9.0", "sm_90a"),
+        (["sm_120", "sm_100", "sm_90a", "sm_80"], "10.0", "sm_100"),
+        (["sm_80", "sm_100", "sm_120"], "10.3", "sm_100"),
+        (["sm_80", "sm_100", "sm_120"], "12.0", "sm_120"),
+        (["sm_89", "sm_100"], "12.1", "sm_100"),
     ],
 )
 def test_the_newest_that_fits(architectures, capability, best):
@@ -38,7 +43,10 @@ def test_the_newest_that_fits(architectures, capability, best):
     [
         (["sm_86"], "8.0", "art: holds code for sm_86, and the GPU is sm_80; compile it with --target cuda:sm_80"),
         (["sm_89"], "8.0", "holds code for sm_89, and the GPU is sm_80"),
-        (["sm_90a"], "10.0", "the GPU is sm_100"),
+        (["sm_90a"], "10.0", "the GPU is sm_100; compile it with --target cuda:sm_100"),
+        (["sm_120"], "9.0", "the GPU is sm_90; compile it with --target cuda:sm_90a"),
+        (["sm_90a"], "12.1", "the GPU is sm_121; compile it with --target cuda:sm_120"),
+        (["sm_80"], "7.5", "the GPU is sm_75; use a GPU of sm_80 or newer"),
         ([], "8.0", "holds no code for a GPU, for no nvcc was found"),
     ],
 )

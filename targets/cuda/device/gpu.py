@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import pathlib
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from moec.runtime.gpu import Gpu, ModuleLoader
 from moec.runtime.library import load_ffi
 from moec.runtime.program import LoadedProgram
 from moec.runtime.streams import Streams
-from moec.targets.cuda.architectures import is_for_newer_ones
+from moec.targets.cuda.architectures import LIMITS, newest_that_runs
 from moec.targets.cuda.device.captured_runs import CapturedRuns
 from moec.targets.cuda.device.driver import CUDA, Driver, open_driver
 from moec.targets.cuda.device.errors import explain_gpu_error
@@ -122,23 +121,13 @@ def _runtime_library() -> pathlib.Path:
 
 
 def best_binary(architectures: list[str], capability: str, where: str) -> str:
-    """The newest of ``architectures`` that a GPU of compute capability ``capability`` (``9.0``) runs: one that is not
-    newer, and one of its own instructions only on exactly that GPU. Of its own major version it runs the machine code;
-    of an older one the driver makes its own of the PTX (CUDA C++ Programming Guide, "Just-in-Time Compilation").
-    Raises ArtifactError."""
-    gpu = tuple(map(int, capability.split(".")))
-    known = {name: re.fullmatch(r"sm_(\d+)(\d)a?", name) for name in architectures}
-    versions = {name: (int(match[1]), int(match[2])) for name, match in known.items() if match is not None}
-    fitting = [
-        (version, not is_for_newer_ones(name), name)
-        for name, version in versions.items()
-        if version == gpu or (version < gpu and is_for_newer_ones(name))
-    ]
-    if fitting:
-        return max(fitting)[2]
+    """What :func:`newest_that_runs` finds. Raises ArtifactError where that is none."""
+    best = newest_that_runs(architectures, capability)
+    if best is not None:
+        return best
     if not architectures:
         raise ArtifactError(f"{where}: holds no code for a GPU, for no nvcc was found; compile it where nvcc is")
-    listed, wanted = ", ".join(architectures), f"sm_{capability.replace('.', '')}"
-    raise ArtifactError(
-        f"{where}: holds code for {listed}, and the GPU is {wanted}; compile it with --target cuda:{wanted}"
-    )
+    listed, found = ", ".join(architectures), f"sm_{capability.replace('.', '')}"
+    wanted = newest_that_runs(LIMITS, capability)
+    hint = f"compile it with --target cuda:{wanted}" if wanted else f"use a GPU of {next(iter(LIMITS))} or newer"
+    raise ArtifactError(f"{where}: holds code for {listed}, and the GPU is {found}; {hint}")

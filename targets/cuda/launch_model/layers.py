@@ -11,6 +11,7 @@ from moec.errors import ArtifactError, MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.description import find_kernel
 from moec.runtime.manifest import ProgramEntry
+from moec.targets.cuda.architectures import newest_that_runs
 from moec.targets.cuda.device.gpu import best_binary
 from moec.targets.cuda.launch_model.gpus import GPUS, Gpu, gpu_called
 from moec.targets.cuda.launch_model.loops import Issued, count
@@ -70,11 +71,9 @@ def predict_layers(artifact: Artifact, name: str | None, tokens: Sequence[int]) 
     artifact is for. Raises MoecError for a GPU that is not known, or that holds no block of a launch, and an artifact
     without such layers or without machine code for the GPU."""
     code = [program for program in artifact.manifest.programs if program.binary is not None]
-    if name is None:
-        known = [program.architecture for program in code if program.architecture in _GPU_OF]
-        name = _GPU_OF[known[-1]] if known else next(iter(GPUS))
-    gpu = gpu_called(name)
-    best = best_binary([program.architecture for program in code], gpu.capability, artifact.where)
+    architectures = [program.architecture for program in code]
+    gpu = gpu_called(_best_known(architectures, artifact.where) if name is None else name)
+    best = best_binary(architectures, gpu.capability, artifact.where)
     program = artifact.program(best)
     nodes = [
         node
@@ -86,6 +85,19 @@ def predict_layers(artifact: Artifact, name: str | None, tokens: Sequence[int]) 
         raise MoecError(f"{artifact.where}: has no layer of experts whose launches could be predicted")
     layers = [_Layer(artifact, program, gpu, node) for node in dict.fromkeys(nodes)]
     return gpu, [layer.at(number) for layer in layers for number in tokens]
+
+
+def _best_known(architectures: Sequence[str], where: str) -> str:
+    """The GPU of the newest architecture that has one, or the first that runs any. Raises MoecError where none does."""
+    if own := [_GPU_OF[name] for name in architectures if name in _GPU_OF]:
+        return own[-1]
+    able = [name for name, gpu in GPUS.items() if newest_that_runs(architectures, gpu.capability)]
+    if architectures and not able:
+        raise MoecError(
+            f"{where}: holds code for {', '.join(architectures)}, which no GPU runs whose figures are known, "
+            f"{', '.join(GPUS)}; compile it for an older one too: --target cuda:sm_80+{architectures[-1]}"
+        )
+    return next(iter(able or GPUS))
 
 
 class _Layer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +16,10 @@ from moec.errors import MoecError, UnsupportedError
 from moec.ir.dialect import LinearSpec
 from moec.runtime.artifact import open_artifact
 from moec.runtime.description import find_kernel
-from moec.targets.cuda import nvcc
+from moec.targets.cuda import doctor, nvcc
+from moec.targets.cuda.architectures import LIMITS
+from moec.targets.cuda.device.driver import GpuFacts
+from moec.targets.cuda.kernels.mma_tile import SHAPES
 from moec.targets.cuda.standalone import program_text
 
 from ..node_models import node_model
@@ -33,44 +37,51 @@ def artifact(tmp_path_factory):
     path = tmp_path_factory.mktemp("architectures") / "art"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nvcc, "find_tool", lambda _name: None)
-        compiler.write(model, path, "cuda:sm_90a+sm_80")
+        compiler.write(model, path, "cuda:sm_120+sm_90a+sm_80")
     return open_artifact(path)
 
 
+def _texts(artifact, architecture):
+    """CUDA C by kernel."""
+    names = [one["name"] for one in artifact.program(architecture).kernels]
+    return {name: find_kernel(artifact, name, architecture).source("cuda") for name in names}
+
+
 def test_kernels_differ_and_weights_are_stored_once(artifact):
-    old, new = artifact.manifest.programs
-    assert artifact.manifest.target == "cuda:sm_80+sm_90a"
-    assert [old.architecture, new.architecture] == ["sm_80", "sm_90a"]
+    old, new, blackwell = artifact.manifest.programs
+    assert artifact.manifest.target == "cuda:sm_80+sm_90a+sm_120"
+    assert [old.architecture, new.architecture, blackwell.architecture] == ["sm_80", "sm_90a", "sm_120"]
     assert not any("wgmma" in kernel["name"] for kernel in old.kernels)
     assert any("wgmma" in kernel["name"] for kernel in new.kernels)
-    assert old.weights == new.weights == list(range(len(artifact.manifest.weights)))
+    assert _texts(artifact, "sm_120") == _texts(artifact, "sm_80")
+    assert old.weights == new.weights == blackwell.weights == list(range(len(artifact.manifest.weights)))
     assert set(old.objects).isdisjoint(new.objects)
-    assert len(artifact.manifest.remarks) == 1  # that nvcc is missing, for both
+    assert len(artifact.manifest.remarks) == 1  # that nvcc is missing, for all
 
 
 def test_each_computes_the_same(artifact):
     values = {"x": np.random.default_rng(1).standard_normal((ROWS, INNER)).astype(ml_dtypes.bfloat16)}
-    old, new, newest = (
+    newest, new = (
         moec.load(artifact.folder, emulate=True, architecture=name).run(values)["y"].astype(np.float32)
-        for name in ("sm_80", "sm_90a", None)
+        for name in (None, "sm_90a")
     )
-    np.testing.assert_array_equal(new, newest)
-    np.testing.assert_allclose(old, new, atol=3e-2 * np.abs(old).max())
+    np.testing.assert_allclose(newest, new, atol=3e-2 * np.abs(newest).max())
 
 
 def test_shared_memory_is_aligned_alike_in_all_kernels_of_a_program(artifact):
     """nvcc takes the alignment of the first for all."""
-    texts = [find_kernel(artifact, one["name"]).source("cuda") for one in artifact.program().kernels]
+    texts = _texts(artifact, "sm_90a").values()
     found = [re.findall(r"extern __shared__ __align__\((\d+)\)", text) for text in texts]
     assert [one for one in found if one] == [["1024"]] * 3
 
 
 def test_kernels_are_found_by_architecture(artifact):
-    wgmma = next(one["name"] for one in artifact.program().kernels if "wgmma" in one["name"])
-    assert "wgmma" in find_kernel(artifact, wgmma).source("cuda")
-    with pytest.raises(MoecError, match=f"has no kernel '{wgmma}'"):
-        find_kernel(artifact, wgmma, "sm_80")
-    with pytest.raises(MoecError, match="no program for architecture 'sm_86'; its programs are for sm_80, sm_90a"):
+    wgmma = next(one["name"] for one in artifact.program("sm_90a").kernels if "wgmma" in one["name"])
+    assert "wgmma" in find_kernel(artifact, wgmma, "sm_90a").source("cuda")
+    for other in ("sm_80", "sm_120", None):
+        with pytest.raises(MoecError, match=f"has no kernel '{wgmma}'"):
+            find_kernel(artifact, wgmma, other)
+    with pytest.raises(MoecError, match="no program for architecture 'sm_86'; its programs are for sm_80, sm_90a, sm_"):
         moec.load(artifact.folder, emulate=True, architecture="sm_86")
 
 
@@ -96,6 +107,27 @@ def test_nvcc_compiles_a_program_with_tensor_maps(artifact, tmp_path):
 def test_lists_that_are_refused(name, message):
     with pytest.raises(UnsupportedError, match=message):
         targets.get_all(name)
+
+
+def test_programs_go_from_the_oldest_to_the_newest_by_number():
+    found = targets.get_all("cuda:sm_120+sm_90a+sm_100+sm_80")
+    assert [one.name for one in found] == ["cuda:sm_80", "cuda:sm_90a", "cuda:sm_100", "cuda:sm_120"]
+
+
+def test_what_is_for_no_single_gpu_needs_no_more_shared_memory_than_the_least_has():
+    """A GPU of 99 KiB runs code for older ones of 163 and 227."""
+    least = min(limits.shared_bytes for limits in LIMITS.values())
+    assert max(shape.shared_bytes for shape in SHAPES.values()) <= least
+
+
+@pytest.mark.parametrize(("capability", "target"), [("12.0", "cuda:sm_120"), ("10.3", "cuda:sm_100"), ("7.5", None)])
+def test_the_doctor_names_the_target_of_a_gpu(capability, target, monkeypatch):
+    gpu = GpuFacts("a GPU", capability, 1 << 30)
+    monkeypatch.setattr(doctor, "open_driver", lambda: SimpleNamespace(version=(13, 0), gpus=lambda: [gpu]))
+    found = doctor.examine_gpus()
+    assert [one["target"] for one in found["devices"]] == [target]
+    (shown,) = doctor.gpu_tables(found)
+    assert [str(cell) for cell in shown.columns[-1].cells] == [target or "none"]
 
 
 def test_one_architecture_is_no_list():

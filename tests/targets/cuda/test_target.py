@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from moec import targets
-from moec.errors import DefectError, UnsupportedError
+from moec.errors import DefectError, MoecError, UnsupportedError
 from moec.targets.cuda import nvcc
 from moec.targets.cuda.pipeline import sources_of
 
@@ -34,7 +34,7 @@ def test_without_nvcc_the_text_is_there_and_the_user_is_told(monkeypatch):
 
 
 @pytest.mark.skipif(nvcc.find_tool("nvcc") is None, reason="nvcc is not installed")
-@pytest.mark.parametrize(("name", "architecture"), [("cuda", "sm_80"), ("cuda:sm_90a", "sm_90a")])
+@pytest.mark.parametrize(("name", "architecture"), [("cuda", "sm_80"), ("cuda:sm_120", "sm_120")])
 def test_with_nvcc_there_is_code(name, architecture):
     program = compiled(name)
     assert program.warnings == []
@@ -62,6 +62,13 @@ def test_the_head_of_a_kernel_says_how_it_is_launched_and_what_it_needs(monkeypa
 def test_source_that_nvcc_refuses_is_a_defect():
     with pytest.raises(DefectError, match="nvcc refuses the generated CUDA C"):
         nvcc.compile_source("this is no CUDA C", "sm_80")
+
+
+@pytest.mark.skipif(nvcc.find_tool("nvcc") is None, reason="nvcc is not installed")
+def test_an_architecture_that_nvcc_does_not_know_is_no_defect():
+    with pytest.raises(MoecError, match="Unsupported gpu architecture 'compute_999'; install one of CUDA 13") as caught:
+        nvcc.compile_source("", "sm_999")
+    assert not isinstance(caught.value, DefectError)
 
 
 def test_the_text_of_a_kernel_is_its_functions_and_their_helpers():

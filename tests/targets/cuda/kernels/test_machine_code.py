@@ -102,14 +102,19 @@ KERNELS = {
 
 _PTX, _MACHINE_CODE = 1, 2
 """Kinds of parts of a binary."""
+BLACKWELL = "sm_120"
 QUICK = ("route", "simt", "wgmma, 128 rows", "mma, 128 rows", "mma, int4")
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.nightly) for name in KERNELS]
+    ("name", "architecture"),
+    [
+        pytest.param(name, architecture, marks=() if name in QUICK and architecture != BLACKWELL else pytest.mark.nightly)
+        for name in KERNELS
+        for architecture in (("sm_90a",) if name.startswith("wgmma") else ("sm_80", BLACKWELL))
+    ],
 )
-def test_nothing_is_spilled_or_advised_against(name):
-    architecture = "sm_90a" if name.startswith("wgmma") else "sm_80"
+def test_nothing_is_spilled_or_advised_against(name, architecture):
     compiled = compile_source(source_of(KERNELS[name](), architecture), architecture)
     assert compiled is not None
     assert not compiled.advisories

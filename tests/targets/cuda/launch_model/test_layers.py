@@ -115,7 +115,7 @@ def test_what_is_printed():
     [
         (artifact(*KERNELS), "gtx", "GPU 'gtx' is not known to the model; use one of a100, h100, rtx4090"),
         (artifact(*KERNELS, architecture="sm_90a"), "a100", "holds code for sm_90a, and the GPU is sm_80"),
-        (artifact(*KERNELS, architecture="sm_120"), None, "for sm_120, which no GPU runs whose figures are known, a100, "),
+        (artifact(*KERNELS, architecture="sm_120"), None, "for sm_120, which no GPU runs whose figures are known"),
         (artifact(*KERNELS, binary=None), None, "holds no code for a GPU, for no nvcc was found"),
         (artifact({**KERNELS[0], "op": "Softmax"}), None, "has no layer of experts"),
         (artifact({**KERNELS[0], "launches": []}), None, "has no layer of experts"),

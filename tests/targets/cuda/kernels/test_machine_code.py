@@ -102,16 +102,16 @@ KERNELS = {
 
 _PTX, _MACHINE_CODE = 1, 2
 """Kinds of parts of a binary."""
-BLACKWELL = "sm_120"
-QUICK = ("route", "simt", "wgmma, 128 rows", "mma, 128 rows", "mma, int4")
+AMPERE, HOPPER, BLACKWELL = "sm_80", "sm_90a", "sm_120"
+QUICK = [*((name, AMPERE) for name in ("route", "simt", "mma, 128 rows", "mma, int4")), ("wgmma, 128 rows", HOPPER)]
 
 
 @pytest.mark.parametrize(
     ("name", "architecture"),
     [
-        pytest.param(name, architecture, marks=() if name in QUICK and architecture != BLACKWELL else pytest.mark.nightly)
+        pytest.param(name, architecture, marks=() if (name, architecture) in QUICK else pytest.mark.nightly)
         for name in KERNELS
-        for architecture in (("sm_90a",) if name.startswith("wgmma") else ("sm_80", BLACKWELL))
+        for architecture in ([HOPPER] if name.startswith("wgmma") else [AMPERE, BLACKWELL])
     ],
 )
 def test_nothing_is_spilled_or_advised_against(name, architecture):

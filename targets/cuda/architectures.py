@@ -26,8 +26,8 @@ LIMITS = {
     "sm_100": Limits(227 << 10),
     "sm_120": Limits(99 << 10),
 }
-"""From the oldest to the newest. Kernels that are not for one of them alone stay within the least of all: a newer GPU may
-have less than the one that its code was made for."""
+"""From the oldest to the newest. Kernels that are not for one of them alone stay within the least of all: a newer GPU
+may have less than the one that its code was made for."""
 
 
 def is_for_newer_ones(architecture: str) -> bool:

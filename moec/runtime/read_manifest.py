@@ -211,8 +211,7 @@ def _checked_kernel(record: dict[str, Any], where: str) -> dict[str, Any]:
     for launch in _list_of(record, "launches", dict, where):
         _check_launch(launch, where)
     for key in ("work", "plan"):
-        if key not in record or record[key] is not None:
-            _typed(record, key, dict, where)
+        _optional(record, key, dict, where)
     return record
 
 
@@ -221,9 +220,17 @@ def _check_launch(record: dict[str, Any], where: str) -> None:
         _typed(record, key, kind, where)
     for key in ("arguments", "grid", "block"):
         _list_of(record, key, str, where)
-    _list_of(record, "tensor_maps", dict, where)
-    if record.get("registers") is not None:
-        _typed(record, "registers", int, where)
+    for tensor_map in _list_of(record, "tensor_maps", dict, where):
+        for key, kind in {"name": str, "tensor": str, "dtype": str, "rank": int}.items():
+            _typed(tensor_map, key, kind, where)
+        _list_of(tensor_map, "numbers", str, where)
+    condition = _optional(record, "only_if", dict, where)
+    if condition is not None:
+        _typed(condition, "size", str, where)
+        sizes = _typed(condition, "sizes", dict, where)
+        _typed(sizes, "least", int, where)
+        _optional(sizes, "most", int, where)
+    _optional(record, "registers", int, where)
 
 
 def _checked_stage(record: dict[str, Any], where: str) -> dict[str, Any]:
@@ -345,6 +352,11 @@ def _typed(record: Any, key: str, kind: type, where: str) -> Any:
     if not isinstance(value, kind):
         raise ArtifactError(f"{where}: {MANIFEST} field {key!r} is missing or not of type {kind.__name__}")
     return value
+
+
+def _optional(record: dict[str, Any], key: str, kind: type, where: str) -> Any:
+    """The same, or None, which the record says."""
+    return None if key in record and record[key] is None else _typed(record, key, kind, where)
 
 
 def _list_of(record: dict[str, Any], key: str, kind: type, where: str) -> list[Any]:

@@ -29,6 +29,8 @@ from .forged_manifests import manifest_of, rewrite_manifest, rewrite_program, si
 
 KERNEL = {"name": "k", "op": "o", "computes": "", "nodes": [], "attributes": {}, "sources": {}, "sizes": {}}
 KERNEL |= {"candidates": [], "parameters": [], "launches": [], "work": None, "plan": None}
+LAUNCH = {"function": "f", "arguments": [], "grid": [], "block": [], "shared_bytes": "0", "static_shared_bytes": 0}
+LAUNCH |= {"tensor_maps": [], "registers": None}
 PROGRAM = {
     "architecture": "",
     "objects": [],
@@ -222,6 +224,7 @@ def test_weights_out_of_range(artifact_path, change, message):
         ("programs", [{**PROGRAM, "kernels": [{"name": "k"}]}], "'op' is missing"),
         ("programs", [{**PROGRAM, "kernels": [{**KERNEL, "work": 3}]}], "'work' is missing or not of type dict"),
         ("programs", [{**PROGRAM, "kernels": [{**KERNEL, "launches": [{}]}]}], "'function' is missing"),
+        ("programs", [{**PROGRAM, "kernels": [{**KERNEL, "launches": [{**LAUNCH, "only_if": {}}]}]}], "'size' is"),
         ("programs", [{**PROGRAM, "kernels": [{**KERNEL, "parameters": [{}]}]}], "'name' is missing"),
         ("programs", [{**PROGRAM, "weights": [1]}], "a program takes weight 1 of 1"),
         ("programs", [PROGRAM, PROGRAM], "its programs are for \\['', ''\\]; expected at least one, all different"),

@@ -27,10 +27,14 @@ class FloatEmbedding:
     weights: Array
     table: Array
 
+    def rows(self, images: Array) -> Array:
+        """Images [B, *shape] → the elements of their tokens, [B, T, in]."""
+        flat = images.reshape(len(images), -1).astype(np.float32)
+        return np.where(self.places >= 0, flat[:, self.places], 0)
+
     def products(self, images: Array) -> Array:
         """Images [B, *shape] → [B, T, d], without the table."""
-        flat = images.reshape(len(images), -1).astype(np.float32)
-        return np.where(self.places >= 0, flat[:, self.places], 0) @ self.weights.T
+        return self.rows(images) @ self.weights.T
 
     def run(self, images: Array) -> Array:
         """Images [B, *shape] → tokens [B, T, d]."""

@@ -105,10 +105,13 @@ def _blamed(name: str) -> Iterator[None]:
 
 def _embedding(embedding: FloatEmbedding, images: Array, stream_scale: float) -> tuple[Patches, QuantizedLinear]:
     scale, offset = _pixel_steps(embedding, images)
-    table = _table(embedding, offset)
     width = len(embedding.weights)
     with _blamed("the embedding of patches"):
         down = project(embedding.weights[None], np.zeros((1, width)), scale, np.full(width, stream_scale), 8)
+    # What the rounding of weights does to the mean of all images is taken away from each.
+    steps = down.multipliers.values[0] * 2.0**-down.multipliers.shift * stream_scale / scale
+    mean = np.where(embedding.places >= 0, embedding.rows(images).mean(axis=0) - offset, 0)
+    table = _table(embedding, offset) - mean @ (down.weights[0] * steps[:, None] - embedding.weights).T
     positions = np.clip(np.round(table / stream_scale), -32768, 32767).astype(np.int16)
     linear = QuantizedLinear(down, scale, stream_scale, positions=positions)
     return Patches(embedding.shape, embedding.places, scale, offset), linear

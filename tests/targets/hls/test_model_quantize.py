@@ -152,6 +152,19 @@ def test_what_is_in_the_middle_of_all_pixels_does_not_saturate():
     assert (signal_to_noise(expected, integers(plan, given).reshape(expected.shape)) or 0) > 25
 
 
+def test_weights_are_rounded_around_the_mean_of_all_images():
+    """Dark pixels are far from the middle of the calibration data: what rounding does to them adds up."""
+    model = model_of()
+    (weights,) = (node.inputs[1] for node in model.graph if node.op_type == "Conv")
+    weights.const_value = ir.tensor(100 * np.abs(weights.const_value.numpy()))
+    calibration, given = np.zeros((2, 16, 1, 4, 4), np.float32)
+    calibration.reshape(16, 16)[np.arange(16), np.arange(16)] = 255
+    given.reshape(16, 16)[np.arange(16), np.arange(16)] = 200
+    plan = quantize_model(model, vision.found(model), {"images": calibration}, name="vision")
+    (expected,) = interpreter.run(model, {"images": given}).values()
+    assert (signal_to_noise(expected, integers(plan, given).reshape(expected.shape)) or 0) > 30
+
+
 @pytest.mark.parametrize(("number", "reason"), [(np.nan, "block: .*not finite"), (1e30, "no 16-bit multiplier")])
 def test_numbers_that_no_integer_says_are_refused(number, reason):
     model = model_of()

@@ -226,6 +226,18 @@ def test_nvfp4(numbers_end: str, float_end: str, settings: dict[str, Any], shape
             weights(changed, **settings)
 
 
+@pytest.mark.parametrize("number", [0, np.nan, np.inf])
+def test_nvfp4_with_a_float_that_nothing_can_be_made_of(number: float) -> None:
+    arrays = {
+        ".weight_packed": np.zeros((OUT, IN // 2), np.uint8),
+        ".weight_scale": fp8((OUT, IN // 16)),
+        ".weight_global_scale": np.array([number], np.float32),
+    }
+    (found,) = weights(arrays, **COMPRESSED_NVFP4).values()
+    with pytest.raises(MoecError, match=f"is {number}"):
+        numbers(found)
+
+
 def test_float8_of_modelopt() -> None:
     q, scale = fp8((OUT, IN)), np.float32(0.3)
     arrays = {".weight": q, ".weight_scale": scale, ".input_scale": np.float32(2)}

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.errors import MoecError, UnsupportedError
 from moec.frontend.huggingface.quantised import fp8, packing
 from moec.frontend.huggingface.quantised.packing import Array, Parts
 from moec.frontend.huggingface.safetensors import FileTensor
@@ -63,6 +63,8 @@ def weight_of(where: str, parts: Parts, numbers: str, factor: str | None = None,
 
     def scale() -> Array:
         wide, one = scales.numpy().astype(np.float32), whole.numpy().reshape(())
+        if not np.isfinite(one) or (divisor is not None and one == 0):
+            raise MoecError(f"{whole.where}: is {one}; expected a number that scales can be made of")
         return wide * one if divisor is None else wide / one
 
     def codes() -> Array:

@@ -16,7 +16,7 @@ from moec.errors import MoecError
 @dataclasses.dataclass(frozen=True)
 class ExternalMemory:
     """What weights, tokens and results are in. ``ports``: that masters of the design can be connected to, which a
-    linker calls ``port_name``, numbered from 0. ``apart``: whether each is a memory of its own.
+    linker calls ``port_name``, numbered from 0.
 
     ``port_megahertz``: None where a port runs with the clock of the design.
     """
@@ -28,7 +28,6 @@ class ExternalMemory:
     port_bytes: int
     port_megahertz: float | None
     source: str
-    apart: bool = False
 
     def port_bytes_per_second(self, clock_megahertz: float) -> float:
         """That a port delivers at most."""
@@ -76,7 +75,6 @@ def _high_bandwidth_memory(gigabytes_per_second: float, source: str) -> External
         port_bytes=32,
         port_megahertz=450,
         source=f"{source}; 256 bits at 450 MHz per channel: PG276, and UG1393, HBM Configuration and Use (14.4 GB/s)",
-        apart=True,
     )
 
 

@@ -86,10 +86,8 @@ def port_names(memory: ExternalMemory, masters: Sequence[str]) -> dict[str, str]
 
 
 def model_ports(memory: ExternalMemory) -> dict[str, str]:
-    """Of a whole model: the masters of its streams reach the same buffer, so where ports are memories of their own, as
-    those of HBM, they are at one."""
-    if not memory.apart:
-        return port_names(memory, MOE_MASTERS)
+    """Of a whole model: the masters of its streams reach the same buffer, so they are at one port. XRT takes ports for
+    memories of their own, also those of one DDR: it gives an argument at another port than its buffer's a copy."""
     up, down, *streams = MOE_MASTERS
     *_, last = port_names(memory, (up, down, "streams")).values()
     return {**port_names(memory, (up, down)), **dict.fromkeys(streams, last)}

@@ -8,7 +8,7 @@ import pytest
 
 from moec.errors import MoecError
 from moec.targets.hls.hardware.parts import PARTS, find_part
-from moec.targets.hls.hardware.ports import MOE_MASTERS, connect
+from moec.targets.hls.hardware.ports import MOE_MASTERS, connect, model_ports
 
 
 @pytest.mark.parametrize("name", ["zcu102", "ZCU102", "xczu9eg", "xczu9eg-ffvb1156-2-e"])
@@ -47,6 +47,13 @@ def test_the_busiest_masters_have_ports_of_their_own():
     assert list(card.values()) == [f"HBM[{port}]" for port in range(5)]
     assert list(board.values()) == ["HP0", "HP1", "HP2", "HP3", "HP3"]
     assert board["gmem_tokens"] == board["gmem_residual"]
+
+
+@pytest.mark.parametrize("part", ["u50", "zcu102"])
+def test_the_streams_of_a_whole_model_are_one_buffer_at_one_port(part):
+    up, down, *streams = model_ports(find_part(part).memory).values()
+    assert len({up, down, *streams}) == 3
+    assert len(set(streams)) == 1
 
 
 def test_loaders_on_one_port_share_it():

@@ -126,7 +126,15 @@ def layer_cycles(
         found = attention_cycles(design.attention, plan.tokens, pace, stages)
         return LayerCycles("attention", round(header + found.total), found.beats)
     own = count_cycles(design.of(layer), loads, pace, stages)
-    return LayerCycles("experts" if layer.shape.experts else "feed-forward", round(header + own.total), own.beats)
+    waits = max(0.0, _results_cycles(design.experts, plan.tokens, pace, adds=True) - own.results)
+    kind = "experts" if layer.shape.experts else "feed-forward"
+    return LayerCycles(kind, round(header + own.total + waits), own.beats)
+
+
+def _results_cycles(design: Design, rows: int, pace: MemoryPace, *, adds: bool) -> float:
+    """Results go to memory through the port that what they are added to comes from."""
+    beats = rows * design.width * RESULT_BITS / 8 / BEAT_BYTES
+    return max(rows * design.output_chunks, (1 + adds) * beats * pace.cycles_per_beat)
 
 
 def _linear_cycles(
@@ -144,7 +152,11 @@ def _linear_cycles(
     done = start
     for tile in range(design.tiles):
         done = max(done, (tile + 1) * load) + per_tile + stages
-    results = pace.cycles(design.parameter_beats_down, design.parameter_beats_down) + tokens * design.output_chunks
+    results = pace.cycles(design.parameter_beats_down, design.parameter_beats_down)
+    if layer.pool == "none":
+        results += _results_cycles(design, tokens, pace, adds=layer.positions is not None)
+    else:
+        results += tokens * design.output_chunks
     total = done + results + (_LOOPS_OF_ROWS + _LOOPS_OF_RESULTS) * stages
     return total, design.tiles * beats + design.parameter_beats_down
 

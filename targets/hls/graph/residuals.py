@@ -102,9 +102,10 @@ def norm_of(node: ir.Node) -> FloatNorm:
     epsilon = 1e-5 if attribute is None else float(attribute.value)
     if not 0 <= epsilon < math.inf:
         raise UnsupportedError(f"{node_name(node)}: normalises with an epsilon of {epsilon:g}; expected 0 or more")
-    width = weight.size if tokens is None or tokens.shape is None else tokens.shape[-1]
+    last = None if tokens is None or tokens.shape is None else tokens.shape[-1]
+    width = last if isinstance(last, int) else weight.size
     sizes = {weight.size, 1 if bias is None else bias.size}
-    if tokens is None or not _is_last_axis(node, tokens) or not isinstance(width, int) or not sizes <= {1, width}:
+    if tokens is None or not _is_last_axis(node, tokens) or not sizes <= {1, width}:
         raise UnsupportedError(f"{node_name(node)}: normalises more than the channels of a token")
     return FloatNorm(
         "layer" if node.op_type == "LayerNormalization" else "rms",

@@ -26,72 +26,72 @@ extern "C" __global__ void __launch_bounds__(1024) kernel_kernel(int* __restrict
     counts_ptr[((warp * 8) + lane)] = 0;
   }
   tvm_builtin_cuda_warp_sync();
-  alignas(64) int expert_ptr[1];
-  alignas(64) uint same_ptr[1];
-  alignas(64) int before_ptr[1];
-  alignas(64) int number_ptr[1];
+  int expert_3;
+  uint same;
+  int before;
+  int number;
   for (int step = 0; step < (((end + 31) - first) >> 5); ++step) {
     int place = (((step * 32) + first) + lane);
-    expert_ptr[0] = 8;
+    expert_3 = 8;
     if (place < end) {
-      expert_ptr[0] = chosen_ptr[(((place / slots) * slots) + (place % slots))];
-      if ((expert_ptr[0] < 0) || (8 <= expert_ptr[0])) {
-        expert_ptr[0] = 8;
+      expert_3 = chosen_ptr[(((place / slots) * slots) + (place % slots))];
+      if ((expert_3 < 0) || (8 <= expert_3)) {
+        expert_3 = 8;
       }
     }
-    same_ptr[0] = (uint)4294967295;
+    same = (uint)4294967295;
     #pragma unroll
     for (int bit = 0; bit < 4; ++bit) {
-      int mine = ((expert_ptr[0] >> bit) & 1);
+      int mine = ((expert_3 >> bit) & 1);
       uint ones = tvm_builtin_ballot_sync((uint)4294967295, mine);
-      same_ptr[0] = (same_ptr[0] & ((mine == 1) ? ones : (~ones)));
+      same = (same & ((mine == 1) ? ones : (~ones)));
     }
-    before_ptr[0] = ((int)__popc((same_ptr[0] & (((uint)1 << ((uint)lane)) - (uint)1))));
-    number_ptr[0] = ((int)__popc(same_ptr[0]));
-    if (expert_ptr[0] < 8) {
+    before = ((int)__popc((same & (((uint)1 << ((uint)lane)) - (uint)1))));
+    number = ((int)__popc(same));
+    if (expert_3 < 8) {
     }
     tvm_builtin_cuda_warp_sync();
-    if ((expert_ptr[0] < 8) && (before_ptr[0] == 0)) {
-      counts_ptr[((warp * 8) + expert_ptr[0])] = (counts_ptr[((warp * 8) + expert_ptr[0])] + number_ptr[0]);
+    if ((expert_3 < 8) && (before == 0)) {
+      counts_ptr[((warp * 8) + expert_3)] = (counts_ptr[((warp * 8) + expert_3)] + number);
     }
     tvm_builtin_cuda_warp_sync();
   }
-  alignas(64) int running_ptr[1];
+  int running;
   tvm_builtin_cuda_cta_sync();
   int expert = thread;
   if (expert < 8) {
-    running_ptr[0] = 0;
+    running = 0;
     for (int warp_1 = 0; warp_1 < 32; ++warp_1) {
       int count = counts_ptr[((warp_1 * 8) + expert)];
-      counts_ptr[((warp_1 * 8) + expert)] = running_ptr[0];
-      running_ptr[0] = (running_ptr[0] + count);
+      counts_ptr[((warp_1 * 8) + expert)] = running;
+      running = (running + count);
     }
-    totals_ptr[expert] = running_ptr[0];
+    totals_ptr[expert] = running;
   }
   tvm_builtin_cuda_cta_sync();
   if (warp == 0) {
-    alignas(64) int blocks_ptr[1];
-    alignas(64) int carry_ptr[1];
-    carry_ptr[0] = 0;
+    int blocks;
+    int carry;
+    carry = 0;
     int expert_1 = lane;
-    blocks_ptr[0] = 0;
+    blocks = 0;
     if (expert_1 < 8) {
-      blocks_ptr[0] = ((totals_ptr[expert_1] + 15) >> 4);
+      blocks = ((totals_ptr[expert_1] + 15) >> 4);
     }
-    int own = blocks_ptr[0];
+    int own = blocks;
     #pragma unroll
     for (int level = 0; level < 5; ++level) {
-      int lower = __shfl_up_sync((uint)4294967295, blocks_ptr[0], (1 << level), 32);
+      int lower = __shfl_up_sync((uint)4294967295, blocks, (1 << level), 32);
       if ((1 << level) <= lane) {
-        blocks_ptr[0] = (blocks_ptr[0] + lower);
+        blocks = (blocks + lower);
       }
     }
     if (expert_1 < 8) {
-      first_block_ptr[expert_1] = ((carry_ptr[0] + blocks_ptr[0]) - own);
+      first_block_ptr[expert_1] = ((carry + blocks) - own);
     }
-    carry_ptr[0] = (carry_ptr[0] + __shfl_sync((uint)4294967295, blocks_ptr[0], 31, 32));
+    carry = (carry + __shfl_sync((uint)4294967295, blocks, 31, 32));
     if (lane == 0) {
-      first_block_ptr[8] = carry_ptr[0];
+      first_block_ptr[8] = carry;
     }
   }
   tvm_builtin_cuda_cta_sync();
@@ -110,34 +110,34 @@ extern "C" __global__ void __launch_bounds__(1024) kernel_kernel(int* __restrict
     }
   }
   tvm_builtin_cuda_cta_sync();
-  alignas(64) int expert_ptr_1[1];
-  alignas(64) uint same_ptr_1[1];
-  alignas(64) int before_ptr_1[1];
-  alignas(64) int number_ptr_1[1];
+  int expert_4;
+  uint same_1;
+  int before_1;
+  int number_1;
   for (int step_2 = 0; step_2 < (((end + 31) - first) >> 5); ++step_2) {
     int place_1 = (((step_2 * 32) + first) + lane);
-    expert_ptr_1[0] = 8;
+    expert_4 = 8;
     if (place_1 < end) {
-      expert_ptr_1[0] = chosen_ptr[(((place_1 / slots) * slots) + (place_1 % slots))];
-      if ((expert_ptr_1[0] < 0) || (8 <= expert_ptr_1[0])) {
-        expert_ptr_1[0] = 8;
+      expert_4 = chosen_ptr[(((place_1 / slots) * slots) + (place_1 % slots))];
+      if ((expert_4 < 0) || (8 <= expert_4)) {
+        expert_4 = 8;
       }
     }
-    same_ptr_1[0] = (uint)4294967295;
+    same_1 = (uint)4294967295;
     #pragma unroll
     for (int bit_1 = 0; bit_1 < 4; ++bit_1) {
-      int mine_1 = ((expert_ptr_1[0] >> bit_1) & 1);
+      int mine_1 = ((expert_4 >> bit_1) & 1);
       uint ones_1 = tvm_builtin_ballot_sync((uint)4294967295, mine_1);
-      same_ptr_1[0] = (same_ptr_1[0] & ((mine_1 == 1) ? ones_1 : (~ones_1)));
+      same_1 = (same_1 & ((mine_1 == 1) ? ones_1 : (~ones_1)));
     }
-    before_ptr_1[0] = ((int)__popc((same_ptr_1[0] & (((uint)1 << ((uint)lane)) - (uint)1))));
-    number_ptr_1[0] = ((int)__popc(same_ptr_1[0]));
-    if (expert_ptr_1[0] < 8) {
-      sorted_pairs_ptr[(((first_block_ptr[expert_ptr_1[0]] * 16) + counts_ptr[((warp * 8) + expert_ptr_1[0])]) + before_ptr_1[0])] = place_1;
+    before_1 = ((int)__popc((same_1 & (((uint)1 << ((uint)lane)) - (uint)1))));
+    number_1 = ((int)__popc(same_1));
+    if (expert_4 < 8) {
+      sorted_pairs_ptr[(((first_block_ptr[expert_4] * 16) + counts_ptr[((warp * 8) + expert_4)]) + before_1)] = place_1;
     }
     tvm_builtin_cuda_warp_sync();
-    if ((expert_ptr_1[0] < 8) && (before_ptr_1[0] == 0)) {
-      counts_ptr[((warp * 8) + expert_ptr_1[0])] = (counts_ptr[((warp * 8) + expert_ptr_1[0])] + number_ptr_1[0]);
+    if ((expert_4 < 8) && (before_1 == 0)) {
+      counts_ptr[((warp * 8) + expert_4)] = (counts_ptr[((warp * 8) + expert_4)] + number_1);
     }
     tvm_builtin_cuda_warp_sync();
   }

@@ -42,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
   int warp_column = (((thread & 127) >> 5) * 32);
   if (block < count_ptr[0]) {
     int expert = blocks_ptr[block];
-    alignas(64) int sources_ptr[1];
+    int sources;
     alignas(64) uint left_ptr[4];
     alignas(64) uint right_ptr[8];
     alignas(64) float sums_ptr[16];
@@ -54,18 +54,18 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
       }
     }
     int pair = pairs_ptr[((block * 16) + (((int)threadIdx.x) >> 3))];
-    sources_ptr[0] = -1;
+    sources = -1;
     if (0 <= pair) {
-      sources_ptr[0] = (pair / slots);
+      sources = (pair / slots);
     }
-    alignas(64) int reading_ptr[1];
-    alignas(64) int writing_ptr[1];
+    int reading;
+    int writing;
     #pragma unroll
     for (int stage = 0; stage < 3; ++stage) {
       if (stage < 2) {
         int k = ((stage * 64) + ((thread & 7) * 8));
-        int64_t row = ((int64_t)max(sources_ptr[0], 0));
-        tvm_builtin_ptx_cp_async_cg_src_size_async_cg_shared_global_L2__128B_16(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)pool_buf_ptr)[(((stage * 1024) + ((((int)threadIdx.x) >> 3) * 64)) + (((((int)threadIdx.x) & 7) ^ ((((int)threadIdx.x) & 63) >> 3)) * 8))]))), (&(rows_ptr[((row * (int64_t)128) + ((int64_t)k))])), ((0 <= sources_ptr[0]) ? (uint)16 : (uint)0));
+        int64_t row = ((int64_t)max(sources, 0));
+        tvm_builtin_ptx_cp_async_cg_src_size_async_cg_shared_global_L2__128B_16(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)pool_buf_ptr)[(((stage * 1024) + ((((int)threadIdx.x) >> 3) * 64)) + (((((int)threadIdx.x) & 7) ^ ((((int)threadIdx.x) & 63) >> 3)) * 8))]))), (&(rows_ptr[((row * (int64_t)128) + ((int64_t)k))])), ((0 <= sources) ? (uint)16 : (uint)0));
         int64_t expert_1 = ((int64_t)expert);
         int k_1 = ((stage * 64) + ((thread & 7) * 8));
         #pragma unroll
@@ -76,26 +76,26 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
       }
       tvm_builtin_ptx_cp_async_commit_group_async_commit_group();
     }
-    reading_ptr[0] = 0;
-    writing_ptr[0] = 3;
+    reading = 0;
+    writing = 3;
     for (int panel = 0; panel < 2; ++panel) {
       tvm_builtin_ptx_cp_async_wait_group_async_wait_group_2();
       tvm_builtin_cuda_cta_sync();
       tvm_builtin_ptx_cp_async_commit_group_async_commit_group();
       #pragma unroll
       for (int step = 0; step < 4; ++step) {
-        tvm_builtin_ptx_ldmatrix_sync_aligned_m8n8_x4_shared_b16(left_ptr[0], left_ptr[1], left_ptr[2], left_ptr[3], tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)pool_buf_ptr)[((((reading_ptr[0] * 1024) + (warp_row * 64)) + ((lane & 15) * 64)) + ((((step * 2) + (lane >> 4)) ^ (lane & 7)) * 8))]))));
+        tvm_builtin_ptx_ldmatrix_sync_aligned_m8n8_x4_shared_b16(left_ptr[0], left_ptr[1], left_ptr[2], left_ptr[3], tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)pool_buf_ptr)[((((reading * 1024) + (warp_row * 64)) + ((lane & 15) * 64)) + ((((step * 2) + (lane >> 4)) ^ (lane & 7)) * 8))]))));
         #pragma unroll
         for (int j_1 = 0; j_1 < 2; ++j_1) {
-          tvm_builtin_ptx_ldmatrix_sync_aligned_m8n8_x4_shared_b16(right_ptr[(j_1 * 4)], right_ptr[((j_1 * 4) + 1)], right_ptr[((j_1 * 4) + 2)], right_ptr[((j_1 * 4) + 3)], tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)pool_buf_ptr)[(((((((reading_ptr[0] * 8192) + (j_1 * 1024)) + ((lane >> 4) * 512)) + (warp_column * 64)) + ((lane & 7) * 64)) + ((((step * 2) + ((lane & 15) >> 3)) ^ (lane & 7)) * 8)) + 4096)]))));
+          tvm_builtin_ptx_ldmatrix_sync_aligned_m8n8_x4_shared_b16(right_ptr[(j_1 * 4)], right_ptr[((j_1 * 4) + 1)], right_ptr[((j_1 * 4) + 2)], right_ptr[((j_1 * 4) + 3)], tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)pool_buf_ptr)[(((((((reading * 8192) + (j_1 * 1024)) + ((lane >> 4) * 512)) + (warp_column * 64)) + ((lane & 7) * 64)) + ((((step * 2) + ((lane & 15) >> 3)) ^ (lane & 7)) * 8)) + 4096)]))));
         }
         #pragma unroll
         for (int j_2 = 0; j_2 < 4; ++j_2) {
           tvm_builtin_ptx_mma_sync_aligned_m16n8k16_row_col_f32_bf16_bf16_f32(sums_ptr[(j_2 * 4)], sums_ptr[((j_2 * 4) + 1)], sums_ptr[((j_2 * 4) + 2)], sums_ptr[((j_2 * 4) + 3)], left_ptr[0], left_ptr[1], left_ptr[2], left_ptr[3], right_ptr[(j_2 * 2)], right_ptr[((j_2 * 2) + 1)], sums_ptr[(j_2 * 4)], sums_ptr[((j_2 * 4) + 1)], sums_ptr[((j_2 * 4) + 2)], sums_ptr[((j_2 * 4) + 3)]);
         }
       }
-      reading_ptr[0] = ((reading_ptr[0] == 3) ? 0 : (reading_ptr[0] + 1));
-      writing_ptr[0] = ((writing_ptr[0] == 3) ? 0 : (writing_ptr[0] + 1));
+      reading = ((reading == 3) ? 0 : (reading + 1));
+      writing = ((writing == 3) ? 0 : (writing + 1));
     }
     tvm_builtin_ptx_cp_async_wait_group_async_wait_group_0();
     #pragma unroll

@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(256) kernel_kernel(float* __restric
       }
     }
     for (int panel = 0; panel < 8; ++panel) {
-      alignas(64) float number_ptr[1];
+      float number;
       int depth = (thread & 15);
       #pragma unroll
       for (int i_1 = 0; i_1 < 4; ++i_1) {
@@ -41,8 +41,8 @@ extern "C" __global__ void __launch_bounds__(256) kernel_kernel(float* __restric
         row_panel_ptr[((depth * 65) + row_1)] = 0x0p+0f/*0.000000e+00*/;
         int source = sources_ptr[row_1];
         if ((0 <= source) && (((panel * 16) + depth) < 128)) {
-          number_ptr[0] = rows_ptr[(((((int64_t)source) * (int64_t)128) + (((int64_t)panel) * (int64_t)16)) + ((int64_t)depth))];
-          row_panel_ptr[((depth * 65) + row_1)] = number_ptr[0];
+          number = rows_ptr[(((((int64_t)source) * (int64_t)128) + (((int64_t)panel) * (int64_t)16)) + ((int64_t)depth))];
+          row_panel_ptr[((depth * 65) + row_1)] = number;
         }
       }
       #pragma unroll

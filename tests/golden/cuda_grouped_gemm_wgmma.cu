@@ -143,12 +143,12 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
   tvm_builtin_cuda_cta_sync();
   if (thread < 128) {
     tvm_builtin_ptx_setmaxnreg_dec_sync_aligned_u32_40();
-    alignas(64) int _ptr_1[1];
-    alignas(64) int _ptr_2[1];
-    _ptr_1[0] = 0;
-    _ptr_2[0] = 0;
-    alignas(64) int started_ptr[1];
-    started_ptr[0] = 0;
+    int stage;
+    int phase;
+    stage = 0;
+    phase = 0;
+    int started;
+    started = 0;
     int blocks = count_ptr[0];
     for (int turn = 0; turn < (((max((blocks - first), 0) + min(multiprocessors, max(B, 1))) - 1) / min(multiprocessors, max(B, 1))); ++turn) {
       int index = (first + (turn * min(multiprocessors, max(B, 1))));
@@ -168,28 +168,28 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
           }
         }
         for (int panel = 0; panel < 2; ++panel) {
-          tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(_ptr_1[0] + 24584)])), (_ptr_2[0] ^ 1));
+          tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(stage + 24584)])), (phase ^ 1));
           if (thread == 0) {
-            tvm_builtin_ptx_mbarrier_arrive_expect_tx_arrive_expect_tx_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(_ptr_1[0] + 24576)]))), (uint)16384);
-            tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_3d_shared__cluster_global_mbarrier__complete_tx__bytes(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)_ptr)[((_ptr_1[0] * 8192) + 32768)]))), ((void*)((unsigned long long)(&(matrix_map)))), (panel * 64), first_column, expert, tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(_ptr_1[0] + 24576)]))));
+            tvm_builtin_ptx_mbarrier_arrive_expect_tx_arrive_expect_tx_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(stage + 24576)]))), (uint)16384);
+            tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_3d_shared__cluster_global_mbarrier__complete_tx__bytes(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)_ptr)[((stage * 8192) + 32768)]))), ((void*)((unsigned long long)(&(matrix_map)))), (panel * 64), first_column, expert, tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(stage + 24576)]))));
           }
           int k = ((panel * 64) + ((thread & 7) * 8));
           #pragma unroll
           for (int i_4 = 0; i_4 < 4; ++i_4) {
             int64_t row = ((int64_t)max(sources_ptr[i_4], 0));
-            tvm_builtin_ptx_cp_async_cg_src_size_async_cg_shared_global_L2__128B_16(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)_ptr)[((((_ptr_1[0] * 4096) + (i_4 * 1024)) + ((((int)threadIdx.x) >> 3) * 64)) + (((((int)threadIdx.x) & 7) ^ ((((int)threadIdx.x) & 63) >> 3)) * 8))]))), (&(rows_ptr[((row * (int64_t)128) + ((int64_t)k))])), ((0 <= sources_ptr[i_4]) ? (uint)16 : (uint)0));
+            tvm_builtin_ptx_cp_async_cg_src_size_async_cg_shared_global_L2__128B_16(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)_ptr)[((((stage * 4096) + (i_4 * 1024)) + ((((int)threadIdx.x) >> 3) * 64)) + (((((int)threadIdx.x) & 7) ^ ((((int)threadIdx.x) & 63) >> 3)) * 8))]))), (&(rows_ptr[((row * (int64_t)128) + ((int64_t)k))])), ((0 <= sources_ptr[i_4]) ? (uint)16 : (uint)0));
           }
           tvm_builtin_ptx_cp_async_commit_group_async_commit_group();
-          if (started_ptr[0] == 2) {
+          if (started == 2) {
             tvm_builtin_ptx_cp_async_wait_group_async_wait_group_2();
             tvm_builtin_ptx_fence_proxy_proxy_async_shared__cta();
-            tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((_ptr_1[0] < 2) ? (_ptr_1[0] + 6) : (_ptr_1[0] - 2)) + 24576)]))), (uint)1);
+            tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((stage < 2) ? (stage + 6) : (stage - 2)) + 24576)]))), (uint)1);
           }
-          started_ptr[0] = min((started_ptr[0] + 1), 2);
-          _ptr_1[0] = (_ptr_1[0] + 1);
-          if (_ptr_1[0] == 8) {
-            _ptr_1[0] = 0;
-            _ptr_2[0] = (_ptr_2[0] ^ 1);
+          started = min((started + 1), 2);
+          stage = (stage + 1);
+          if (stage == 8) {
+            stage = 0;
+            phase = (phase ^ 1);
           }
         }
       }
@@ -198,21 +198,21 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
     tvm_builtin_ptx_fence_proxy_proxy_async_shared__cta();
     #pragma unroll
     for (int i_5 = 0; i_5 < 2; ++i_5) {
-      if (2 <= (started_ptr[0] + i_5)) {
-        tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[((((_ptr_1[0] + i_5) < 2) ? ((i_5 + _ptr_1[0]) + 6) : ((_ptr_1[0] + i_5) - 2)) + 24576)]))), (uint)1);
+      if (2 <= (started + i_5)) {
+        tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[((((stage + i_5) < 2) ? ((i_5 + stage) + 6) : ((stage + i_5) - 2)) + 24576)]))), (uint)1);
       }
     }
   } else {
     tvm_builtin_ptx_setmaxnreg_inc_sync_aligned_u32_232();
     int consumer = ((thread >> 7) - 1);
     int warp_row = (((thread & 127) >> 5) * 16);
-    alignas(64) int _ptr_3[1];
-    alignas(64) int _ptr_4[1];
-    _ptr_3[0] = 0;
-    _ptr_4[0] = 0;
+    int stage_1;
+    int phase_1;
+    stage_1 = 0;
+    phase_1 = 0;
     alignas(64) float sums_ptr[64];
-    alignas(64) int turn_ptr[1];
-    turn_ptr[0] = 0;
+    int turn_2;
+    turn_2 = 0;
     int blocks_1 = count_ptr[0];
     for (int turn_1 = 0; turn_1 < (((max((blocks_1 - first), 0) + min(multiprocessors, max(B, 1))) - 1) / min(multiprocessors, max(B, 1))); ++turn_1) {
       int index_1 = (first + (turn_1 * min(multiprocessors, max(B, 1))));
@@ -222,16 +222,16 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
       int first_column_1 = (((index_1 - top_1) / height_1) * 128);
       if (block_1 < count_ptr[0]) {
         int expert_1 = blocks_ptr[block_1];
-        if ((turn_ptr[0] % 2) == consumer) {
-          _ptr_3[0] = ((turn_ptr[0] % 4) * 2);
-          _ptr_4[0] = ((turn_ptr[0] % 8) / 4);
-          tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(consumer + 24592)])), ((((turn_ptr[0] / 2) + ((consumer == 0) ? 1 : 0)) % 2) ^ 0));
+        if ((turn_2 % 2) == consumer) {
+          stage_1 = ((turn_2 % 4) * 2);
+          phase_1 = ((turn_2 % 8) / 4);
+          tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(consumer + 24592)])), ((((turn_2 / 2) + ((consumer == 0) ? 1 : 0)) % 2) ^ 0));
           alignas(64) uint64_t left_ptr[1];
           alignas(64) uint64_t right_ptr[1];
           for (int panel_1 = 0; panel_1 < 2; ++panel_1) {
-            tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(_ptr_3[0] + 24576)])), (_ptr_4[0] ^ 0));
-            ptx_wgmma_encode_matrix_descriptor((&(left_ptr[0])), (&(((nv_bfloat16*)_ptr)[(_ptr_3[0] * 4096)])), 1, 64, 3);
-            ptx_wgmma_encode_matrix_descriptor((&(right_ptr[0])), (&(((nv_bfloat16*)_ptr)[((_ptr_3[0] * 8192) + 32768)])), 1, 64, 3);
+            tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(stage_1 + 24576)])), (phase_1 ^ 0));
+            ptx_wgmma_encode_matrix_descriptor((&(left_ptr[0])), (&(((nv_bfloat16*)_ptr)[(stage_1 * 4096)])), 1, 64, 3);
+            ptx_wgmma_encode_matrix_descriptor((&(right_ptr[0])), (&(((nv_bfloat16*)_ptr)[((stage_1 * 8192) + 32768)])), 1, 64, 3);
             tvm_builtin_ptx_wgmma_fence_fence_sync_aligned();
             #pragma unroll
             for (int step = 0; step < 4; ++step) {
@@ -240,12 +240,12 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
             tvm_builtin_ptx_wgmma_commit_group_commit_group_sync_aligned();
             tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1();
             if ((0 < panel_1) && ((thread % 128) == 0)) {
-              tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((_ptr_3[0] < 1) ? (_ptr_3[0] + 7) : (_ptr_3[0] - 1)) + 24584)]))), (uint)1);
+              tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((stage_1 < 1) ? (stage_1 + 7) : (stage_1 - 1)) + 24584)]))), (uint)1);
             }
-            _ptr_3[0] = (_ptr_3[0] + 1);
-            if (_ptr_3[0] == 8) {
-              _ptr_3[0] = 0;
-              _ptr_4[0] = (_ptr_4[0] ^ 1);
+            stage_1 = (stage_1 + 1);
+            if (stage_1 == 8) {
+              stage_1 = 0;
+              phase_1 = (phase_1 ^ 1);
             }
           }
           if ((thread % 32) == 0) {
@@ -253,7 +253,7 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
           }
           tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0();
           if ((thread % 128) == 0) {
-            tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((_ptr_3[0] < 1) ? (_ptr_3[0] + 7) : (_ptr_3[0] - 1)) + 24584)]))), (uint)1);
+            tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((stage_1 < 1) ? (stage_1 + 7) : (stage_1 - 1)) + 24584)]))), (uint)1);
           }
           #pragma unroll
           for (int lower = 0; lower < 2; ++lower) {
@@ -283,7 +283,7 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
             }
           }
         }
-        turn_ptr[0] = (turn_ptr[0] + 1);
+        turn_2 = (turn_2 + 1);
       }
     }
   }

@@ -34,75 +34,75 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(int* __restrict_
   int lane = (thread & 31);
   int token = ((block * 4) + warp);
   if (token < tokens) {
-    alignas(64) float x_ptr[1];
-    alignas(64) float choice_ptr[1];
-    x_ptr[0] = -CUDART_INF_F;
+    float x;
+    float choice;
+    x = -CUDART_INF_F;
     if (lane < 8) {
-      x_ptr[0] = logits_ptr[((token * 8) + lane)];
+      x = logits_ptr[((token * 8) + lane)];
     }
-    alignas(64) float largest_ptr[1];
-    alignas(64) float total_ptr[1];
-    largest_ptr[0] = -CUDART_INF_F;
+    float largest;
+    float total;
+    largest = -CUDART_INF_F;
     if (lane < 8) {
-      largest_ptr[0] = max(largest_ptr[0], x_ptr[0]);
+      largest = max(largest, x);
     }
-    largest_ptr[0] = tvm_builtin_cuda_warp_reduce_max_32(largest_ptr[0]);
-    total_ptr[0] = 0x0p+0f/*0.000000e+00*/;
+    largest = tvm_builtin_cuda_warp_reduce_max_32(largest);
+    total = 0x0p+0f/*0.000000e+00*/;
     if (lane < 8) {
-      x_ptr[0] = expf((x_ptr[0] - largest_ptr[0]));
-      total_ptr[0] = (total_ptr[0] + x_ptr[0]);
+      x = expf((x - largest));
+      total = (total + x);
     }
-    total_ptr[0] = tvm_builtin_cuda_warp_reduce_sum_32(total_ptr[0]);
-    x_ptr[0] = (x_ptr[0] / total_ptr[0]);
-    choice_ptr[0] = x_ptr[0];
+    total = tvm_builtin_cuda_warp_reduce_sum_32(total);
+    x = (x / total);
+    choice = x;
     if (lane < 8) {
-      scores_ptr[((warp * 8) + lane)] = x_ptr[0];
+      scores_ptr[((warp * 8) + lane)] = x;
     }
     tvm_builtin_cuda_warp_sync();
-    choice_ptr[0] = ((choice_ptr[0] != choice_ptr[0]) ? -CUDART_INF_F : choice_ptr[0]);
-    alignas(64) uint taken_ptr[1];
-    alignas(64) float best_ptr[1];
-    alignas(64) int expert_ptr[1];
-    taken_ptr[0] = (uint)0;
+    choice = ((choice != choice) ? -CUDART_INF_F : choice);
+    uint taken;
+    float best;
+    int expert_2;
+    taken = (uint)0;
     for (int slot = 0; slot < 2; ++slot) {
-      best_ptr[0] = -CUDART_INF_F;
-      expert_ptr[0] = 2147483647;
-      bool left = ((lane < 8) && ((taken_ptr[0] & (uint)1) == (uint)0));
-      if (left && ((expert_ptr[0] == 2147483647) || (best_ptr[0] < choice_ptr[0]))) {
-        best_ptr[0] = choice_ptr[0];
-        expert_ptr[0] = lane;
+      best = -CUDART_INF_F;
+      expert_2 = 2147483647;
+      bool left = ((lane < 8) && ((taken & (uint)1) == (uint)0));
+      if (left && ((expert_2 == 2147483647) || (best < choice))) {
+        best = choice;
+        expert_2 = lane;
       }
       #pragma unroll
       for (int step = 0; step < 5; ++step) {
-        float other_best = __shfl_xor_sync((uint)4294967295, best_ptr[0], (16 >> step), 32);
-        int other_expert = __shfl_xor_sync((uint)4294967295, expert_ptr[0], (16 >> step), 32);
-        if ((best_ptr[0] < other_best) || ((other_best == best_ptr[0]) && (other_expert < expert_ptr[0]))) {
-          best_ptr[0] = other_best;
-          expert_ptr[0] = other_expert;
+        float other_best = __shfl_xor_sync((uint)4294967295, best, (16 >> step), 32);
+        int other_expert = __shfl_xor_sync((uint)4294967295, expert_2, (16 >> step), 32);
+        if ((best < other_best) || ((other_best == best) && (other_expert < expert_2))) {
+          best = other_best;
+          expert_2 = other_expert;
         }
       }
-      if (lane == expert_ptr[0]) {
-        taken_ptr[0] = (taken_ptr[0] | (uint)1);
+      if (lane == expert_2) {
+        taken = (taken | (uint)1);
       }
       if (lane == 0) {
-        ids_ptr[((warp * 2) + slot)] = expert_ptr[0];
+        ids_ptr[((warp * 2) + slot)] = expert_2;
       }
     }
     tvm_builtin_cuda_warp_sync();
-    alignas(64) float share_ptr[1];
-    share_ptr[0] = 0x0p+0f/*0.000000e+00*/;
+    float share_1;
+    share_1 = 0x0p+0f/*0.000000e+00*/;
     if (lane < 2) {
       int expert = ids_ptr[((warp * 2) + lane)];
-      share_ptr[0] = scores_ptr[((warp * 8) + expert)];
+      share_1 = scores_ptr[((warp * 8) + expert)];
     }
     if (lane < 2) {
-      mixing_ptr[((warp * 2) + lane)] = share_ptr[0];
+      mixing_ptr[((warp * 2) + lane)] = share_1;
     }
-    alignas(64) float total_ptr_1[1];
-    total_ptr_1[0] = 0x0p+0f/*0.000000e+00*/;
+    float total_1;
+    total_1 = 0x0p+0f/*0.000000e+00*/;
     int slot_1 = lane;
     if (slot_1 < 2) {
-      total_ptr_1[0] = (total_ptr_1[0] + mixing_ptr[((warp * 2) + slot_1)]);
+      total_1 = (total_1 + mixing_ptr[((warp * 2) + slot_1)]);
     }
     int slot_2 = lane;
     if (slot_2 < 2) {

@@ -20,6 +20,7 @@ from typing import Any
 
 from tvm.backend.cuda.lang import MBarrier, PipelineState, TMABar
 from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
 
 from moec.targets.cuda.kernels.launch import WARP
 from moec.targets.cuda.kernels.mma_quantized import Fetched, decode, fetch, lines_of, piece_bytes
@@ -108,6 +109,11 @@ def start_ring(ring):
 @T.meta_class
 class RingPosition(PipelineState):
     """Stage and phase of a panel, counted over all tiles."""
+
+    def __init__(self, depth: int, phase: int) -> None:
+        super().__init__(depth, phase)
+        for name, number in (("stage", self.stage), ("phase", self.phase)):
+            IRBuilder.name(name, number.source)
 
     @T.inline
     def go_to(self, panel):

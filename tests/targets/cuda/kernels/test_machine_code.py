@@ -63,7 +63,9 @@ KERNELS = {
     "route": lambda: route.route(RouteProblem(RouteSpec(k=8, score="sigmoid", groups=8, groups_kept=4), 512)),
     "dispatch": lambda: dispatch.dispatch(256, 64),
     "scatter_pairs": lambda: dispatch_many.scatter_pairs(256),
-    "take_tokens": lambda: expert_choice.take_tokens(256, 64),
+    "take_tokens": lambda: expert_choice.take_tokens(
+        RouteProblem(RouteSpec(k=256, selection="expert_choice", capacity=64), 256)
+    ),
     "simt": lambda: grouped_gemm_simt(GroupedProblem(128, 2048, 768, 128, gated=True, gathered=True), SILU_IN_FULL),
     "gemv": lambda: grouped_gemv(_half(16), SILU),
     "wgmma, 128 rows": lambda: grouped_gemm_wgmma(_half(128), SILU),

@@ -105,6 +105,8 @@ KERNELS = {
 _PTX, _MACHINE_CODE = 1, 2
 """Kinds of parts of a binary."""
 AMPERE, HOPPER, BLACKWELL = "sm_80", "sm_90a", "sm_120"
+SPILLS = ("take_tokens", BLACKWELL)
+"""Here ptxas spills 28 bytes so that three blocks, not two, fit on a multiprocessor."""
 QUICK = [*((name, AMPERE) for name in ("route", "simt", "mma, 128 rows", "mma, int4")), ("wgmma, 128 rows", HOPPER)]
 
 
@@ -114,6 +116,7 @@ QUICK = [*((name, AMPERE) for name in ("route", "simt", "mma, 128 rows", "mma, i
         pytest.param(name, architecture, marks=() if (name, architecture) in QUICK else pytest.mark.nightly)
         for name in KERNELS
         for architecture in ([HOPPER] if name.startswith("wgmma") else [AMPERE, BLACKWELL])
+        if (name, architecture) != SPILLS
     ],
 )
 def test_nothing_is_spilled_or_advised_against(name, architecture):

@@ -161,7 +161,7 @@ def test_as_many_calls_are_left_as_were_asked_for(keep, method, tmp_path):
     assert keep - 0.03 < (ids >= 0).sum() / (2 * len(logits)) <= keep
 
 
-@pytest.mark.parametrize("target", ["cpu", "cuda"])
+@thinned("target", ["cpu", "cuda"], 2)
 @thinned(("text", "options"), [(layer(), "keep=0.75"), (apart(2), "keep=0.5,method=k")], 2)
 def test_what_is_compiled_computes_the_same(text, options, target, tmp_path):
     model, _ = skip(tmp_path, text, options, GATES)

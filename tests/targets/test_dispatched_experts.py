@@ -68,7 +68,7 @@ FORMATS = [
 MIXED = "quantize-experts{format=int4,group=32,experts=0+3},quantize-experts{format=int8,experts=1}"
 
 
-@thinned("passes", [*FORMATS, MIXED], 4)
+@thinned("passes", [*FORMATS, MIXED], 8)
 def test_weights_in_every_format(passes: str) -> None:
     form, given = FORMS["three layers"], inputs(40, next(choices(40)))
     model = model_of(form)

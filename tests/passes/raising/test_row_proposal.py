@@ -174,7 +174,7 @@ def test_experts_of_a_loop(deep, raise_and_compare, middle):
     assert not report.remarks
 
 
-@pytest.mark.parametrize("target, form", sampled(["cpu", "cuda"], ["norm", "simple"], 2))
+@pytest.mark.parametrize("target, form", sampled(["cpu", "cuda"], ["norm", "simple"], 4))
 def test_targets_compute_it(deep, form, target):
     """All tokens of one kind go to one expert, and others have none."""
     model = deep(NORMED) if form == "norm" else model_of(SIMPLE)

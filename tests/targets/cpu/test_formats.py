@@ -115,7 +115,7 @@ def test_formats_agree_with_the_interpreter(passes):
 
 STORED = ["bfloat16", "int8", "int4 in groups of 32", "mxfp4", "int4 and int8"]
 LAYOUTS = sampled(STORED, ["separate", "relu", "sizes"], 8)
-ON_MACHINES = sampled(machines(), ["bfloat16", "float16", "int8", "int4 with zero points", "mxfp4"], 8)
+ON_MACHINES = sampled(machines(), ["bfloat16", "float16", "int8", "int4 with zero points", "mxfp4"], 16)
 
 
 @pytest.mark.parametrize("passes, spec", LAYOUTS)

@@ -52,7 +52,7 @@ VARIANTS = [
 ]
 
 
-@thinned("routing, experts, sizes, design", VARIANTS, 3)
+@thinned("routing, experts, sizes, design", VARIANTS, 6)
 @pytest.mark.parametrize("bits", [8, pytest.param(4, marks=nightly)])
 def test_c_simulation_equals_the_reference(routing, experts, sizes, design, bits):
     block = float_block(routing, experts, **sizes)

@@ -114,7 +114,7 @@ ON_TENSOR_CORES = {
 }
 
 
-@pytest.mark.parametrize("name", ON_TENSOR_CORES)
+@thinned("name", ON_TENSOR_CORES, 2)
 def test_tensor_cores(name):
     problem, dtype = ON_TENSOR_CORES[name]
     assert attention_mma.why_not(problem, np.dtype(dtype).name) is None
@@ -157,8 +157,8 @@ PAGED = dataclasses.replace(HALF, causal="lengths", has_lengths=True, paged="flo
     ("generate", "dtype"),
     [
         (attention_few, np.float32),
-        (attention_tiled, np.float32),
-        (attention_mma.attention_mma, np.float16),
+        pytest.param(attention_tiled, np.float32, marks=pytest.mark.nightly),
+        pytest.param(attention_mma.attention_mma, np.float16, marks=pytest.mark.nightly),
         (attention_wgmma, np.float16),
     ],
 )
@@ -220,8 +220,8 @@ def test_what_cannot_be_computed_has_a_reason():
     ("generate", "dtype"),
     [
         (attention_few, np.float32),
-        (attention_tiled, np.float32),
-        (attention_mma.attention_mma, np.float16),
+        pytest.param(attention_tiled, np.float32, marks=pytest.mark.nightly),
+        pytest.param(attention_mma.attention_mma, np.float16, marks=pytest.mark.nightly),
         (attention_wgmma, np.float16),
     ],
 )

@@ -83,7 +83,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("kernel", [simt, mma, gemv])
+@pytest.mark.parametrize("kernel", [pytest.param(simt, marks=pytest.mark.nightly), mma, gemv])
 @thinned("variant", list(VARIANTS), 3)
 def test_variants_of_experts(kernel, variant):
     layer = Layer(experts=3, inner=128, hidden=128, block_rows=16, spec=VARIANTS[variant], dtype="float16")

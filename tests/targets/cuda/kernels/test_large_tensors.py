@@ -45,7 +45,7 @@ def reserve(shape: tuple[int, ...], dtype: str) -> tuple[Any, np.ndarray]:
 
 
 @thinned("kernel", [simt, mma, gemv], 2)
-@pytest.mark.parametrize("stored", [None, PackedFormat("int8")])
+@thinned("stored", [None, PackedFormat("int8")], 2)
 def test_an_expert_far_behind(kernel, stored):
     types = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "stored": stored}
     problem = GroupedProblem(E, inner, width, 16, gathered=True, scattered=True, **types)

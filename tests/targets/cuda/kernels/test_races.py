@@ -57,6 +57,7 @@ def test_dispatch_of_chunks_in_order():
     assert sorted(pairs[pairs >= 0]) == np.flatnonzero((ids >= 0) & (ids < 8)).tolist()
 
 
+@pytest.mark.nightly
 def test_experts_choose_in_order():
     spec = RouteSpec(k=3, selection="expert_choice", capacity=100)
     keys = RANDOM.integers(0, 4, (3, 600)).astype(np.uint32)

@@ -37,7 +37,7 @@ def expected(rows: np.ndarray, group: int) -> np.ndarray:
 
 
 @thinned(("inner", "group"), [(72, 32), (72, 0), (5, 128)], 2)
-@thinned("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], 2)
+@thinned("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], 4)
 def test_every_row(inner, group, dtype):
     kernel = build(round_rows.round_rows(Rounding(inner, group, np.dtype(dtype).name)))
     for count in (0, 1, 7):

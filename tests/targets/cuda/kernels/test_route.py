@@ -75,7 +75,7 @@ ROUTERS = {
 }
 
 
-@thinned("name", list(ROUTERS), 5)
+@thinned("name", list(ROUTERS), 10)
 def test_router(name):
     spec, experts = ROUTERS[name]
     kernel = build(route.route(RouteProblem(spec, experts)))

@@ -34,6 +34,7 @@ from moec.targets.cuda.kernels.attention_panels import (
     panels_of,
 )
 from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
+from moec.targets.cuda.kernels.attention_softmax import PACK
 from moec.targets.cuda.kernels.launch import WARP
 from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH, MMA_ROWS, PIECE
 from moec.targets.cuda.kernels.shared_pool import SharedPool
@@ -52,7 +53,6 @@ _MULTIPLY = {
     "float16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
     "bfloat16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
 }
-_PACK = {"float16": "cvt.rn.f16x2.f32", "bfloat16": "cvt.rn.bf16x2.f32"}
 
 
 def why_not(problem: AttentionProblem, dtype: str) -> str | None:
@@ -227,7 +227,7 @@ def _multiply_values(tile, state):
     for step in T.unroll(_WEIGHT_STEPS):
         for side in T.unroll(2):
             for lower in T.unroll(2):
-                T.ptx[_PACK[tile.dtype]](
+                T.ptx[PACK[tile.dtype]](
                     left[step, side * 2 + lower],
                     state.scores[2 * step + side, lower * 2 + 1],
                     state.scores[2 * step + side, lower * 2],

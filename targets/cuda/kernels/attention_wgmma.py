@@ -32,9 +32,17 @@ from moec.targets.cuda.kernels.attention_panels import DEPTH, copy_keys, copy_qu
 from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
 from moec.targets.cuda.kernels.attention_softmax import hide, pack_weights, rescale, weigh
 from moec.targets.cuda.kernels.launch import WARP
-from moec.targets.cuda.kernels.mma_tile import LINE_BYTES, MMA_COLUMNS, MMA_DEPTH, MMA_ROWS
+from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH, MMA_ROWS
 from moec.targets.cuda.kernels.shared_pool import SWIZZLE_ALIGNMENT, SharedPool
-from moec.targets.cuda.kernels.wgmma_ring import ELEMENTS, SWIZZLE, RingPosition
+from moec.targets.cuda.kernels.wgmma_ring import (
+    DEPTH_STEP,
+    EIGHT_LINES,
+    LINE,
+    SWIZZLE,
+    RingPosition,
+    arrive_written,
+    multiply_instruction,
+)
 from moec.targets.cuda.kernels.wgmma_tile import CONSUMERS, GROUP_ROWS, WARPGROUP
 from moec.targets.tvm.lower.attention import AttentionProblem
 
@@ -44,9 +52,6 @@ _STAGES = 4
 """Keys and values of two tiles."""
 _REGISTERS = (72, 216)
 """Registers of a thread of the producer, and of a consumer."""
-_UNIT = 16
-"""Bytes that descriptors count in."""
-_EIGHT_LINES = 8 * LINE_BYTES // _UNIT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,20 +136,13 @@ class ConsumerRows:
 
 
 @T.inline
-def _arrive(barrier, stage):
-    """wgmma reads shared memory in another way than copies write it."""
-    T.ptx.fence.proxy.async_.shared__cta()
-    MBarrier.arrive(barrier, stage)
-
-
-@T.inline
 def _produce(rows, ring, thread):
     steps = T.meta_var(T.ceildiv(rows.end, ring.keys))
     position = T.meta_var(RingPosition(_STAGES, 0))
     copy_queries(_Target(rows, thread, ring.queries, None, None))
     T.ptx.cp.async_.commit_group()
     T.ptx.cp.async_.wait_group(0)
-    _arrive(ring.queries_full, 0)
+    arrive_written(ring.queries_full, 0)
     for item in T.serial(2 * steps):
         ring.empty.wait(position.stage, position.phase)
         lines = T.meta_var(ring.stages)
@@ -157,20 +155,16 @@ def _produce(rows, ring, thread):
         # One more is on its way while the one before it arrives.
         if item > 0:
             T.ptx.cp.async_.wait_group(1)
-            _arrive(ring.full, T.Select(position.stage == 0, _STAGES - 1, position.stage - 1))
+            arrive_written(ring.full, T.Select(position.stage == 0, _STAGES - 1, position.stage - 1))
         position.advance()
     if steps > 0:
         T.ptx.cp.async_.wait_group(0)
-        _arrive(ring.full, T.Select(position.stage == 0, _STAGES - 1, position.stage - 1))
+        arrive_written(ring.full, T.Select(position.stage == 0, _STAGES - 1, position.stage - 1))
 
 
 def _all(registers: Any) -> list[Any]:
     """The registers [steps, 4], in the order of the instruction."""
     return [registers[i, v] for i in range(int(registers.shape[0])) for v in range(4)]
-
-
-def _instruction(columns: int, dtype: str) -> str:
-    return f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{ELEMENTS[dtype]}.{ELEMENTS[dtype]}"
 
 
 @T.inline
@@ -179,17 +173,17 @@ def _start_scores(own, ring, stage):
     left = T.local_scalar("uint64")
     right = T.local_scalar("uint64")
     panel_steps = T.meta_var(DEPTH // MMA_DEPTH)
-    query_panel, key_panel = T.meta_var((ROWS * LINE_BYTES // _UNIT, own.keys * LINE_BYTES // _UNIT))
+    query_panel, key_panel = T.meta_var((ROWS * LINE, own.keys * LINE))
     T.cuda.wgmma.encode_matrix_descriptor(
-        T.address_of(left), ring.queries.ptr_to([0, own.first, 0]), 1, _EIGHT_LINES, SWIZZLE
+        T.address_of(left), ring.queries.ptr_to([0, own.first, 0]), 1, EIGHT_LINES, SWIZZLE
     )
     T.cuda.wgmma.encode_matrix_descriptor(
-        T.address_of(right), ring.stages.ptr_to([stage, 0, 0, 0]), 1, _EIGHT_LINES, SWIZZLE
+        T.address_of(right), ring.stages.ptr_to([stage, 0, 0, 0]), 1, EIGHT_LINES, SWIZZLE
     )
     T.ptx.wgmma.fence.sync.aligned()
     for step in T.unroll(-(-own.operands.problem.head_size // MMA_DEPTH)):
-        inside = T.meta_var(step % panel_steps * (MMA_DEPTH * 2 // _UNIT))
-        T.ptx[_instruction(own.keys, own.dtype)](
+        inside = T.meta_var(step % panel_steps * DEPTH_STEP)
+        T.ptx[multiply_instruction(own.keys, own.dtype)](
             *_all(own.scores),
             left + T.cast(step // panel_steps * query_panel + inside, "uint64"),
             right + T.cast(step // panel_steps * key_panel + inside, "uint64"),
@@ -207,13 +201,13 @@ def _start_sums(own, ring, stage):
     """The products of the weights with the values of a stage begin to be added to the sums. Values are rows of keys,
     and wanted as columns of them."""
     right = T.local_scalar("uint64")
-    panel, step_lines = T.meta_var((own.keys * LINE_BYTES // _UNIT, MMA_DEPTH * LINE_BYTES // _UNIT))
+    panel, step_lines = T.meta_var((own.keys * LINE, MMA_DEPTH * LINE))
     T.cuda.wgmma.encode_matrix_descriptor(
-        T.address_of(right), ring.stages.ptr_to([stage, 0, 0, 0]), panel, _EIGHT_LINES, SWIZZLE
+        T.address_of(right), ring.stages.ptr_to([stage, 0, 0, 0]), panel, EIGHT_LINES, SWIZZLE
     )
     T.ptx.wgmma.fence.sync.aligned()
     for step in T.unroll(own.keys // MMA_DEPTH):
-        T.ptx[_instruction(own.operands.slice_columns, own.dtype)](
+        T.ptx[multiply_instruction(own.operands.slice_columns, own.dtype)](
             *_all(own.sums),
             own.weights[step, 0],
             own.weights[step, 1],

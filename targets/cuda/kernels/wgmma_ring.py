@@ -39,8 +39,11 @@ _STARTED_AHEAD = 2
 """Panels of gathered rows that have been started since the one that is waited for."""
 _DESCRIPTOR_UNIT = 16
 """Bytes that descriptors count in."""
-_GROUP_STEP = GROUP_ROWS * LINE_BYTES // _DESCRIPTOR_UNIT
-_DEPTH_STEP = MMA_DEPTH * 2 // _DESCRIPTOR_UNIT
+LINE = LINE_BYTES // _DESCRIPTOR_UNIT
+"""Of a panel, in these."""
+EIGHT_LINES = 8 * LINE
+_GROUP_STEP = GROUP_ROWS * LINE
+DEPTH_STEP = MMA_DEPTH * 2 // _DESCRIPTOR_UNIT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +148,10 @@ def _start_boxes(ring, tile, stage, panel):
 
 
 @T.inline
-def _rows_have_arrived(ring, stage):
-    """This thread's copies of rows. wgmma reads shared memory in another way than they write it."""
+def arrive_written(barrier, stage):
+    """What this thread has written is there. wgmma reads shared memory in another way than threads write it."""
     T.ptx.fence.proxy.async_.shared__cta()
-    MBarrier.arrive(ring.full, stage)
+    MBarrier.arrive(barrier, stage)
 
 
 @T.inline
@@ -174,7 +177,7 @@ def produce_gathered(ring, tile, position, started):
         T.ptx.cp.async_.commit_group()
         if started[0] == _STARTED_AHEAD:
             T.ptx.cp.async_.wait_group(_STARTED_AHEAD)
-            _rows_have_arrived(ring, ring.before(position.stage, _STARTED_AHEAD))
+            arrive_written(ring.full, ring.before(position.stage, _STARTED_AHEAD))
         started[0] = T.min(started[0] + 1, _STARTED_AHEAD)
         position.advance()
 
@@ -215,8 +218,13 @@ def produce_decoded(ring, tile, position):
             fetch(tile, fetched, panel + 1)
         if gathered:
             T.ptx.cp.async_.wait_group(0)
-        _rows_have_arrived(ring, position.stage)
+        arrive_written(ring.full, position.stage)
         position.advance()
+
+
+def multiply_instruction(columns: int, dtype: str) -> str:
+    """Of 64 rows and so many columns, with sums in float32."""
+    return f"wgmma.mma_async.sync.aligned.m{GROUP_ROWS}n{columns}k{MMA_DEPTH}.f32.{ELEMENTS[dtype]}.{ELEMENTS[dtype]}"
 
 
 def _all_sums(sums: Any, i: Any) -> list[Any]:
@@ -236,18 +244,16 @@ def consume_tile(ring, dtype, panels, position, consumer, thread, sums):
     """``sums`` [row steps, column steps, 4] become those of the tile whose first panel is at ``position``. A stage is
     given back when the products of the next one have been started."""
     shape = T.meta_var(ring.tile)
-    instruction = T.meta_var(
-        f"wgmma.mma_async.sync.aligned.m64n{ring.tile.columns}k16.f32.{ELEMENTS[dtype]}.{ELEMENTS[dtype]}"
-    )
+    instruction = T.meta_var(multiply_instruction(ring.tile.columns, dtype))
     left = T.local_scalar("uint64")
     right = T.local_scalar("uint64")
     for panel in T.serial(panels):
         ring.full.wait(position.stage, position.phase)
         T.cuda.wgmma.encode_matrix_descriptor(
-            T.address_of(left), ring.row_panels.ptr_to([position.stage, 0, 0]), 1, 64, SWIZZLE
+            T.address_of(left), ring.row_panels.ptr_to([position.stage, 0, 0]), 1, EIGHT_LINES, SWIZZLE
         )
         T.cuda.wgmma.encode_matrix_descriptor(
-            T.address_of(right), ring.column_panels.ptr_to([position.stage, 0, 0]), 1, 64, SWIZZLE
+            T.address_of(right), ring.column_panels.ptr_to([position.stage, 0, 0]), 1, EIGHT_LINES, SWIZZLE
         )
         T.ptx.wgmma.fence.sync.aligned()
         for step in T.unroll(DEPTH // MMA_DEPTH):
@@ -255,8 +261,8 @@ def consume_tile(ring, dtype, panels, position, consumer, thread, sums):
                 # The first product replaces what is in the registers.
                 T.ptx[instruction](
                     *_all_sums(sums, i),
-                    left + T.cast(i * _GROUP_STEP + step * _DEPTH_STEP, "uint64"),
-                    right + T.cast(step * _DEPTH_STEP, "uint64"),
+                    left + T.cast(i * _GROUP_STEP + step * DEPTH_STEP, "uint64"),
+                    right + T.cast(step * DEPTH_STEP, "uint64"),
                     (panel + step) != 0,
                     1,
                     1,

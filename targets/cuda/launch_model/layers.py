@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from moec.errors import ArtifactError, MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.description import find_kernel
 from moec.runtime.manifest import ProgramEntry
-from moec.targets.cuda.architectures import newest_that_runs
+from moec.targets.cuda.architectures import WARP, newest_that_runs
 from moec.targets.cuda.device.gpu import best_binary
 from moec.targets.cuda.launch_model.gpus import GPUS, Gpu, gpu_called
 from moec.targets.cuda.launch_model.loops import Issued, count
@@ -167,7 +168,9 @@ class _Layer:
 
     def _facts(self, kernel: Mapping[str, Any], launch: Mapping[str, Any], sizes: Mapping[str, int]) -> LaunchFacts:
         where, plan = self._where(kernel), self._plans[kernel["name"]]
-        blocks, threads = (self._product(launch[what], sizes, where) for what in ("grid", "block"))
+        blocks, threads = (
+            math.prod(evaluate(extent, sizes, where) for extent in launch[what]) for what in ("grid", "block")
+        )
         read, written = None, ()
         if isinstance(plan, StreamPlan):
             read, written = plan.read, plan.written
@@ -187,17 +190,11 @@ class _Layer:
             issued,
         )
 
-    def _product(self, extents: Sequence[str], sizes: Mapping[str, int], where: str) -> int:
-        total = 1
-        for extent in extents:
-            total *= evaluate(extent, sizes, where)
-        return total
-
     def _count(self, kernel: str, function: str, plan: TilePlan | WarpPlan, threads: int) -> Issued | None:
         if function not in self._issued:
             found = find_kernel(self._artifact, kernel, self._architecture)
             sass = found.source("sass") if "sass" in found.forms else ""
-            self._issued[function] = count(sass, function, plan, threads // 32)
+            self._issued[function] = count(sass, function, plan, threads // WARP)
         return self._issued[function]
 
     def _least(self, launches: Sequence[PredictedLaunch], tokens: int) -> float:

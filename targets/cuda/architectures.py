@@ -12,7 +12,8 @@ WARP = 32
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"."""
+    """CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; of Blackwell, NVIDIA's libcu++
+    (``arch_traits.h``)."""
 
     shared_bytes: int
     """Static arrays and what is asked for at the launch, where the kernel opted in to more than 48 KiB."""

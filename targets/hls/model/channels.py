@@ -1,4 +1,4 @@
-"""The channels of a whole model's two kernels; names are those of ``templates/model.cpp.j2``."""
+"""The channels of a whole model's two kernels; names are those of both kinds of blocks."""
 
 from __future__ import annotations
 

@@ -91,7 +91,6 @@ def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes], devic
         "output_rows": plan.output_rows,
         "design": experts,
         "shape": experts.shape,
-        "moe": experts,
         "lanes": experts.lanes_in,
         "items_down_depth": design.items_down_depth,
         "fifos": experts.fifos,

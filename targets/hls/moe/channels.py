@@ -1,6 +1,6 @@
 """The channels between the processes of a block: who writes, who reads, how wide and how deep they are.
 
-Names are those of ``templates/moe_block.cpp.j2``, which declares them.
+Names are those of ``templates/experts_channels.cpp.j2``, which declares them.
 """
 
 from __future__ import annotations

@@ -152,6 +152,7 @@ def _context(design: Design, block: QuantizedBlock, description: Description, da
         "wires": ExpertsWires.of(block),
         "shape": design.shape,
         "fifos": design.fifos,
+        "items_down_depth": design.items_down_depth,
         "quantized": block,
         "depth": {**depth, "tokens_in": -(-tokens_in // BEAT_BYTES), "tokens_out": -(-2 * numbers // BEAT_BYTES)},
         "data": "data",

@@ -108,6 +108,14 @@ def watch_arrays(library: Any, arrays: Iterable[tuple[int, int]]) -> None:
     library["watch_arrays"](*itertools.chain.from_iterable((ctypes.c_void_p(at), size) for at, size in arrays))
 
 
+def schedule_threads(library: Any, behind: Iterable[int] = (), seed: int = 0) -> None:
+    """Have the kernels of a loaded library run in an order that the hardware allows and that is hard on them, from now
+    on. ``behind``: the warps of each block, of the first 32, that run only when nothing else can go on. ``seed``: of
+    the order of warps and of what completes when; with 0 they come in turn, and everything completes as late as it
+    may, or as early."""
+    library["schedule_threads"](sum(1 << warp for warp in set(behind)), seed)
+
+
 def emulation_source(source: str, launches: Sequence[Launch]) -> str:
     """The C++ of a library: the CUDA source with its assembly replaced by models, and the entry points."""
     kernels = find_kernels(source)

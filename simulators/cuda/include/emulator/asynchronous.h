@@ -7,10 +7,14 @@ namespace emulator {
 inline Block::Block() = default;
 inline Block::~Block() = default;
 
+// The oldest, or any where the order is drawn: they pass one another.
 inline bool complete_bulk_load() {
   auto& copies = block->bulk_copies;
-  const auto load = std::find_if(copies.begin(), copies.end(), [](const BulkCopy& copy) { return copy.loads; });
+  const auto loads = [](const BulkCopy& copy) { return copy.loads; };
+  auto load = std::find_if(copies.begin(), copies.end(), loads);
   if (load == copies.end()) return false;
+  for (auto other = load + 1; schedule.seed && other != copies.end(); ++other)
+    if (loads(*other) && block->dice.below(2)) load = other;
   const BulkCopy copy = *load;
   copies.erase(load);
   complete_load(copy);
@@ -34,7 +38,7 @@ inline void reset_asynchronous_state(Block& b) {
   b.bulk_copies.clear();
   b.late_arrivals.clear();
   WarpGroup fresh;
-  fresh.registers = b.launch_registers;
+  for (WarpInGroup& warp : fresh.warps) warp.registers = b.launch_registers;
   b.warp_groups.assign(volume(b.shape) / group_threads + 1, fresh);
   b.spare_registers = 0;
 }
@@ -43,6 +47,13 @@ inline void reset_asynchronous_state(Block& b) {
 inline void check_left_behind(const Thread& t) {
   for (const BulkCopy& copy : block->bulk_copies)
     if (!copy.loads && copy.owner == &t) fail("a thread ends whose bulk stores still read shared memory");
+}
+
+// Where the last thread has ended: of a warp group some warps may have issued what others did not.
+inline void check_products() {
+  for (const WarpGroup& group : block->warp_groups)
+    for (const Product& product : group.pending)
+      if (product.issued_by != all_warps) fail("wgmma: not every warp of a warp group has issued the same products");
 }
 
 }  // namespace emulator

@@ -6,6 +6,7 @@
 #include "../../../fibers/context.h"
 #include "copies.h"
 #include "dialect.h"
+#include "schedule.h"
 #include "shared_memory.h"
 
 namespace emulator {
@@ -88,6 +89,7 @@ struct Block {
   uint32_t launch_registers, spare_registers;        // of a thread; of the block, in nobody's hands: see registers.h
   int live;                                          // threads that have not exited
   long progress, seen_progress;                      // events that may end a wait, and those that polling has seen
+  Dice dice;                                         // of the schedule, where it is drawn
   fibers::Context scheduler;
   void (*kernel)(const void* arguments);
   const void* arguments;

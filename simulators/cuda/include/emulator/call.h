@@ -69,3 +69,13 @@ inline void expect_count(int32_t given, int32_t expected) {
 }
 
 }  // namespace emulator
+
+// Which warps fall behind from now on, and the seed of the order.
+extern "C" __attribute__((visibility("default"))) int32_t __tvm_ffi_schedule_threads(
+    void*, const TVMFFIAny* values, int32_t count, TVMFFIAny* result) {
+  *result = TVMFFIAny{};
+  return emulator::call("schedule_threads", [=] {
+    emulator::expect_count(count, 2);
+    emulator::schedule = {emulator::number<uint32_t>(values[0]), emulator::number<uint32_t>(values[1])};
+  });
+}

@@ -68,7 +68,10 @@ inline void check_shape(const Kernel& kernel, const Shape& shape) {
   for (size_t i = 0; i < warp.meetings.size();) i = hold_if_complete(me.warp, i) ? 0 : i + 1;
   for (Barrier& barrier : block->barriers)
     if (!barrier.expected) open_if_complete(barrier);
-  if (block->live == 0) fibers::switch_context(me.context, block->scheduler);
+  if (block->live == 0) {
+    check_products();
+    fibers::switch_context(me.context, block->scheduler);
+  }
   run_thread(*choose_next());
   __builtin_unreachable();
 }
@@ -85,6 +88,7 @@ inline void start_block(Block& b, fibers::Stacks& stacks, size_t linear) {
   b.progress = 1;
   b.seen_progress = 0;
   b.error.clear();
+  b.dice.state = uint64_t(schedule.seed) << 32 | linear;
   for (Barrier& barrier : b.barriers) barrier = Barrier{};
   b.shared.be_born();
   reset_asynchronous_state(b);

@@ -77,7 +77,7 @@ inline void invalidate_barrier(uint32_t address) {
 inline void give_way_to_waiting(const void* on) {
   if (!copies_complete_early) return;
   for (Thread& t : block->threads)
-    if (&t != thread && t.state == State::ready && t.waits_on == on) {
+    if (&t != thread && t.state == State::ready && t.waits_on == on && !is_behind(t.warp)) {
       t.waits_on = nullptr;
       run_thread(t);
       return;

@@ -1,6 +1,6 @@
-// setmaxnreg: warp groups give registers back to their block, and take more from it.
+// setmaxnreg: the warps of a group give registers back to their block, and take more from it.
 //
-// A thread starts with as many as there are for each of the most threads that the kernel may be launched with. A group
+// A thread starts with as many as there are for each of the most threads that the kernel may be launched with. A warp
 // that asks for more than are there waits until others give some back.
 #pragma once
 #include "warp_group.h"
@@ -21,31 +21,32 @@ inline void expect_register_count(const char* instruction, uint32_t count) {
 
 inline void give_registers_back(uint32_t count) {
   expect_register_count("setmaxnreg.dec", count);
-  meet_group("setmaxnreg.dec", [=](WarpGroup& group) {
-    if (count > group.registers)
-      fail("setmaxnreg.dec to " + std::to_string(count) + " registers of " + std::to_string(group.registers));
-    block->spare_registers += (group.registers - count) * group_threads;
-    group.registers = count;
+  meet_warp_of_group("setmaxnreg.dec", [=] {
+    WarpInGroup& warp = warp_in_group();
+    if (count > warp.registers)
+      fail("setmaxnreg.dec to " + std::to_string(count) + " registers of " + std::to_string(warp.registers));
+    block->spare_registers += (warp.registers - count) * warp_size;
+    warp.registers = count;
     wake_waiting_on(&block->spare_registers);
   });
 }
 
-inline bool take_registers(WarpGroup& group, uint32_t count) {
-  const uint32_t more = (count - group.registers) * group_threads;
+inline bool take_registers(WarpInGroup& warp, uint32_t count) {
+  const uint32_t more = (count - warp.registers) * warp_size;
   if (more > block->spare_registers) return false;
   block->spare_registers -= more;
-  group.registers = count;
+  warp.registers = count;
   return true;
 }
 
 inline void take_more_registers(uint32_t count) {
   expect_register_count("setmaxnreg.inc", count);
-  meet_group("setmaxnreg.inc", [=](WarpGroup& group) {
-    if (count < group.registers)
-      fail("setmaxnreg.inc to " + std::to_string(count) + " registers of " + std::to_string(group.registers));
+  meet_warp_of_group("setmaxnreg.inc", [=] {
+    const uint32_t registers = warp_in_group().registers;
+    if (count < registers)
+      fail("setmaxnreg.inc to " + std::to_string(count) + " registers of " + std::to_string(registers));
   });
-  WarpGroup& group = warp_group();
-  while (!take_registers(group, count))
+  while (!take_registers(warp_in_group(), count))
     wait(State::waiting, "setmaxnreg.inc, for registers that nobody gives back", &block->spare_registers);
 }
 

@@ -2,7 +2,7 @@
 //
 // A thread runs until it has to wait. Then its own warp goes on, for the rest of a warp is most likely at the same
 // instruction, then the other warps in order. Where nobody can go on, copies that are still under way complete: the
-// latest moment that the hardware allows.
+// latest moment that the hardware allows. A schedule (schedule.h) may have warps fall behind, or draw the order.
 #pragma once
 #include <algorithm>
 #include <map>
@@ -54,11 +54,16 @@ inline Thread* ready_in(int warp_index, int lane) {
   return found < 0 ? nullptr : &block->threads[size_t(warp_index) * warp_size + found];
 }
 
-inline Thread* find_ready() {
+inline bool is_behind(int warp_index) { return warp_index < 32 && schedule.behind >> warp_index & 1; }
+
+// A ready thread of the warps that are to fall behind, or of the others.
+inline Thread* find_ready(bool behind) {
   const int warps = int(block->warps.size());
+  const int first = schedule.seed ? int(block->dice.below(uint32_t(warps))) : thread->warp;
   for (int i = 0; i < warps; ++i) {
-    const int warp = (thread->warp + i) % warps;
-    if (Thread* found = ready_in(warp, i ? warp_size - 1 : thread->lane)) return found;
+    const int warp = (first + i) % warps;
+    if (is_behind(warp) != behind) continue;
+    if (Thread* found = ready_in(warp, warp == thread->warp ? thread->lane : warp_size - 1)) return found;
   }
   return nullptr;
 }
@@ -89,10 +94,13 @@ inline bool wake_polling() {
 }
 
 inline Thread* choose_next() {
+  if (schedule.seed && !block->dice.below(4)) complete_something();
   for (;;) {
-    if (Thread* found = find_ready()) return found;
+    if (Thread* found = find_ready(false)) return found;
     if (wake_polling()) continue;
-    if (!complete_something()) report_deadlock();
+    if (complete_something()) continue;
+    if (Thread* found = find_ready(true)) return found;
+    report_deadlock();
   }
 }
 

@@ -1,13 +1,20 @@
 // wgmma: products of four warps whose operands lie in shared memory, carried out some time after they were issued.
 //
-// At the latest a product reads its operands and writes its sums when the warp group waits for it.
+// The threads of a warp wait for one another (.sync), the warps of a group do not: all have to issue the same products
+// in the same order (.aligned), each when it comes there. A product begins when the last warp has issued it, and at the
+// latest it reads its operands and writes its sums when the first warp waits for it.
 #pragma once
+#include <deque>
+
 #include "bulk_copy.h"
 #include "matrix.h"
+#include "warp.h"
 
 namespace emulator {
 
 constexpr int group_threads = 128;
+constexpr int group_warps = group_threads / warp_size;
+constexpr uint32_t all_warps = (1u << group_warps) - 1;
 constexpr int product_rows = 64;
 constexpr int most_columns = 256;
 
@@ -48,33 +55,42 @@ struct Product {
   uint64_t a, b;
   bool a_in_registers, adds, b_transposed;
   int columns, row_bytes, group;
+  uint32_t issued_by;             // warps of the group, a bit each
+  std::vector<uint32_t> issuing;  // clocks of those that issued it: see order.h
+};
+
+// How far a warp of a group has come.
+struct WarpInGroup {
+  size_t issued = 0;       // products
+  int group = 0;           // of products, the one that is being filled
+  bool fenced = false;
+  uint32_t registers = 0;  // of a thread: see registers.h
 };
 
 struct WarpGroup {
-  std::vector<Product> pending;
-  int arrived = 0, group = 0;
-  const char* instruction = nullptr;
-  bool fenced = false;
-  uint32_t registers = 0;  // of a thread: see registers.h
-  Product next;
+  std::deque<Product> pending;
+  size_t completed = 0;  // products before the pending ones
+  WarpInGroup warps[group_warps];
+  std::vector<uint32_t> completing;  // clocks of those that issued what is complete
 };
 
 inline WarpGroup& warp_group() { return block->warp_groups[size_t(thread->linear / group_threads)]; }
 
-// All 128 threads carry `instruction` out together; `act` runs in the last one.
-template <class Act>
-void meet_group(const char* instruction, Act act) {
-  WarpGroup& group = warp_group();
+inline WarpInGroup& warp_in_group() { return warp_group().warps[thread->warp % group_warps]; }
+
+inline void expect_group(const char* instruction) {
   if (size_t(thread->linear / group_threads + 1) * group_threads > block->threads.size())
     fail(std::string(instruction) + ": needs a warp group of 128 threads");
-  if (group.arrived && strcmp(group.instruction, instruction))
-    fail(std::string("warps of one warp group diverged: some are at ") + group.instruction + ", some at " +
-         instruction);
-  group.instruction = instruction;
-  if (++group.arrived < group_threads) return wait(State::waiting, instruction, &group);
-  group.arrived = 0;
-  act(group);
-  wake_waiting_on(&group);
+}
+
+// All 32 threads of a warp carry out together what only a group of four such warps may; `act` runs in the last one.
+template <class Act>
+void meet_warp_of_group(const char* instruction, Act act) {
+  expect_group(instruction);
+  meet(instruction, all_lanes, act, [](Meeting& meeting) {
+    expect_whole_warp(meeting);
+    argument_of<Act>(meeting, 0)();
+  });
 }
 
 // Row and column of sum `i` of a thread.
@@ -127,20 +143,24 @@ void for_each_chunk_of_b(const Product& product, Act act) {
       act(offset_of(from_window(layout.transposed_address(k, byte), 16, "wgmma")));
 }
 
-inline void begin_product(const Product& product) {
+inline void begin_product(Product& product) {
   const auto begin = [](size_t offset) {
     expect_fenced(offset, 16, "wgmma");
     begin_use(offset, 16, "wgmma");
   };
   if (!product.a_in_registers) for_each_chunk(product.a, product_rows, product.row_bytes, begin);
   for_each_chunk_of_b(product, begin);
+  release(*thread, product.issuing);
+  if (products_complete_early) product.carry_out(product);
 }
 
 inline void complete_product(const Product& product) {
   const auto end = [](size_t offset) { end_use(offset, 16); };
+  acquire(*thread, product.issuing);
   if (!products_complete_early) product.carry_out(product);
   if (!product.a_in_registers) for_each_chunk(product.a, product_rows, product.row_bytes, end);
   for_each_chunk_of_b(product, end);
+  release(*thread, warp_group().completing);
 }
 
 template <class Format, int depth>
@@ -173,11 +193,6 @@ EMULATOR_UNWATCHED void multiply_group(const Product& product) {
       static_cast<Sum*>(product.sums[size_t(t)])[i] = d[sum_row(t, i)][sum_column(t, i)];
 }
 
-inline void expect_same_operands(const WarpGroup& group, uint64_t a, uint64_t b, bool adds) {
-  if (group.arrived && (group.next.a != a || group.next.b != b || group.next.adds != adds))
-    fail("wgmma: the threads of a warp group give different descriptors or scales");
-}
-
 template <class Sum, size_t count>
 Sum* first_of(const std::array<Sum*, count>& sums) {
   for (size_t i = 0; i < count; ++i)
@@ -185,53 +200,103 @@ Sum* first_of(const std::array<Sum*, count>& sums) {
   return sums[0];
 }
 
+// What a thread gives to a product, beside what is the same in all threads.
+struct Issue {
+  void* sums;
+  std::array<uint32_t, 4> a_registers;
+  uint64_t a, b;
+  bool adds;
+};
+
+// The product that a warp issues next; `fresh` where it is the first of its group to do so.
+inline Product& next_product(WarpGroup& group, WarpInGroup& warp, const Product& fresh) {
+  const size_t place = warp.issued++ - group.completed;
+  if (place == group.pending.size()) group.pending.push_back(fresh);
+  Product& product = group.pending[place];
+  if (product.group != warp.group || product.carry_out != fresh.carry_out || product.columns != fresh.columns)
+    fail("wgmma: the warps of one warp group issue or commit different products");
+  return product;
+}
+
+inline void expect_same_operands(const Product& product, const Issue& issue) {
+  if (product.a != issue.a || product.b != issue.b || product.adds != issue.adds)
+    fail("wgmma: the threads of a warp group give different descriptors or scales");
+}
+
+// A warp has come to a product: that of `fresh`, which has no operands of threads yet.
+inline void issue_product(Meeting& meeting, const Product& fresh) {
+  expect_whole_warp(meeting);
+  WarpInGroup& warp = warp_in_group();
+  if (!warp.fenced) fail("wgmma.mma_async without a wgmma.fence before it");
+  const int which = thread->warp % group_warps;
+  Product& product = next_product(warp_group(), warp, fresh);
+  for (int lane = 0; lane < warp_size; ++lane) {
+    const Issue& issue = argument_of<Issue>(meeting, lane);
+    expect_same_operands(product, issue);
+    product.sums[size_t(which * warp_size + lane)] = issue.sums;
+    product.a_registers[size_t(which * warp_size + lane)] = issue.a_registers;
+    release(block->threads[size_t(thread->warp * warp_size + lane)], product.issuing);
+  }
+  product.issued_by |= 1u << which;
+  if (product.issued_by != all_warps) return;
+  begin_product(product);
+  wake_waiting_on(&warp_group());
+}
+
 // Issues a product of 64 x depth by depth x columns. `a` is a descriptor, or four registers where it is an array.
 // `b_transposed`: columns of B follow one another, not numbers of the depth.
 template <class Format, int depth, int columns, bool b_transposed, class A>
 void wgmma(std::array<typename Format::Sum*, columns / 2> sums, A a, uint64_t b, bool adds) {
   constexpr bool in_registers = !std::is_integral_v<A>;
-  WarpGroup& group = warp_group();
-  if (!group.fenced) fail("wgmma.mma_async without a wgmma.fence before it");
-  Product& next = group.next;
-  uint64_t descriptor = 0;
-  if constexpr (in_registers) next.a_registers[size_t(thread->linear % group_threads)] = a;
-  else descriptor = a;
-  expect_same_operands(group, descriptor, b, adds);
-  next.carry_out = multiply_group<Format, depth>;
-  next.sums[size_t(thread->linear % group_threads)] = first_of(sums);
-  next.a = descriptor;
-  next.b = b;
-  next.a_in_registers = in_registers;
-  next.adds = adds;
-  next.b_transposed = b_transposed;
-  next.columns = columns;
-  next.row_bytes = depth * 4 / Format::per_register;
-  meet_group("wgmma.mma_async", [](WarpGroup& g) {
-    g.next.group = g.group;
-    begin_product(g.next);
-    if (products_complete_early) g.next.carry_out(g.next);
-    g.pending.push_back(g.next);
+  expect_group("wgmma.mma_async");
+  Issue issue{first_of(sums), {}, 0, b, adds};
+  if constexpr (in_registers) issue.a_registers = a;
+  else issue.a = a;
+  meet("wgmma.mma_async", all_lanes, issue, [](Meeting& meeting) {
+    const Issue& first = argument_of<Issue>(meeting, 0);
+    Product fresh{};
+    fresh.carry_out = multiply_group<Format, depth>;
+    fresh.a = first.a;
+    fresh.b = first.b;
+    fresh.a_in_registers = in_registers;
+    fresh.adds = first.adds;
+    fresh.b_transposed = b_transposed;
+    fresh.columns = columns;
+    fresh.row_bytes = depth * 4 / Format::per_register;
+    fresh.group = warp_in_group().group;
+    issue_product(meeting, fresh);
   });
 }
 
 inline void fence_products() {
-  meet_group("wgmma.fence", [](WarpGroup& group) { group.fenced = true; });
+  meet_warp_of_group("wgmma.fence", [] { warp_in_group().fenced = true; });
 }
 
 inline void commit_products() {
-  meet_group("wgmma.commit_group", [](WarpGroup& group) { ++group.group; });
+  meet_warp_of_group("wgmma.commit_group", [] { ++warp_in_group().group; });
 }
 
+// Whether every warp has issued the products of groups before `end`.
+inline bool all_issued(const WarpGroup& group, int end) {
+  for (const Product& product : group.pending)
+    if (product.group < end && product.issued_by != all_warps) return false;
+  return true;
+}
+
+// All but the last `allowed` groups that this warp has committed are complete, which they cannot be before every warp
+// has issued them.
 inline void wait_for_products(int allowed) {
-  meet_group("wgmma.wait_group", [=](WarpGroup& group) {
-    size_t done = 0;
-    while (done < group.pending.size() && group.pending[done].group < group.group - allowed) {
-      complete_product(group.pending[done]);
-      ++done;
-    }
-    group.pending.erase(group.pending.begin(), group.pending.begin() + long(done));
-    order_together(size_t(thread->linear / group_threads) * group_threads, group_threads, [](size_t) { return true; });
-  });
+  meet_warp_of_group("wgmma.wait_group", [] {});
+  WarpGroup& group = warp_group();
+  const int end = warp_in_group().group - allowed;
+  while (!all_issued(group, end))
+    wait(State::waiting, "wgmma.wait_group, for products that not every warp of the group has issued", &group);
+  while (!group.pending.empty() && group.pending.front().group < end) {
+    complete_product(group.pending.front());
+    group.pending.pop_front();
+    ++group.completed;
+  }
+  acquire(*thread, group.completing);
 }
 
 }  // namespace emulator

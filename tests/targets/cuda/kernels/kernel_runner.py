@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.tirx.build import codegen_build
 
-from moec.simulators.cuda import Launch, emulated_library, watch_arrays
+from moec.simulators.cuda import Launch, emulated_library, schedule_threads, watch_arrays
 from moec.simulators.cuda.device import emulated_device
 from moec.simulators.cuda.tensor_map import encode_tensor_map
 from moec.targets.cuda.device.driver import CUDA
@@ -33,9 +35,8 @@ _LOOPS_STAY_LOOPS = {"tirx.UnrollLoop": {"explicit_unroll": 0}}
 class Kernel:
     """A compiled kernel."""
 
-    def __init__(self, host: Any, watching: Any) -> None:
-        """``watching``: the library, where accesses are watched."""
-        self._host, self._watching = host, watching
+    def __init__(self, host: Any, library: Any, *, watches: bool) -> None:
+        self._host, self._library, self._watches = host, library, watches
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
         """Run it; the last array is the output and is returned."""
@@ -51,9 +52,18 @@ class Kernel:
 
     def run_on(self, *tensors: Any) -> None:
         """Run it on tensors of the device, in their place."""
-        if self._watching is not None:
-            watch_arrays(self._watching, [(t.data_ptr(), _DEVICE.fetch(t).nbytes) for t in tensors])
+        if self._watches:
+            watch_arrays(self._library, [(t.data_ptr(), _DEVICE.fetch(t).nbytes) for t in tensors])
         self._host["kernel"](*tensors)
+
+    @contextlib.contextmanager
+    def scheduled(self, behind: Iterable[int] = (), seed: int = 0) -> Iterator[None]:
+        """Threads run as :func:`schedule_threads` says."""
+        schedule_threads(self._library, behind, seed)
+        try:
+            yield
+        finally:
+            schedule_threads(self._library)
 
 
 def over(array: np.ndarray) -> Any:
@@ -77,7 +87,7 @@ def build(kernel: tirx.PrimFunc, architecture: str = "sm_80", **options: Any) ->
     path = emulated_library(source, launches, architecture=architecture, soon_ready=True, **options)
     library = tvm_ffi.load_module(str(path))
     host.import_module(library)
-    return Kernel(host, library if options.get("watch") else None)
+    return Kernel(host, library, watches=bool(options.get("watch")))
 
 
 def source_of(kernel: tirx.PrimFunc, architecture: str = "sm_80") -> str:

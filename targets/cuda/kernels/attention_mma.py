@@ -21,8 +21,6 @@ from moec.targets.cuda.kernels.attention_operands import (
     attention_kernel,
     attention_kernel_of,
     one_block_is_enough,
-    quotient,
-    start_row,
 )
 from moec.targets.cuda.kernels.attention_panels import (
     DEPTH,
@@ -34,7 +32,15 @@ from moec.targets.cuda.kernels.attention_panels import (
     panels_of,
 )
 from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
-from moec.targets.cuda.kernels.attention_softmax import PACK
+from moec.targets.cuda.kernels.attention_softmax import (
+    LaneRows,
+    hide,
+    pack_weights,
+    rescale,
+    start_rows,
+    store_rows,
+    weigh,
+)
 from moec.targets.cuda.kernels.launch import WARP
 from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH, MMA_ROWS, PIECE
 from moec.targets.cuda.kernels.shared_pool import SharedPool
@@ -44,9 +50,7 @@ ROWS = KEYS = LINES
 LARGEST_HEAD = 256
 """Numbers of a query: more do not fit into shared memory together with keys and values."""
 _KEY_STEPS = KEYS // MMA_COLUMNS
-"""Multiplications of a warp along the keys where scores are computed, and ..."""
-_WEIGHT_STEPS = KEYS // MMA_DEPTH
-"""... where weights are multiplied with values."""
+"""Multiplications of a warp along the keys where scores are computed."""
 _LOAD = "ldmatrix.sync.aligned.m8n8.x4.shared.b16"
 _LOAD_TRANSPOSED = "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16"
 _MULTIPLY = {
@@ -97,25 +101,6 @@ class _Tile:
     def value_steps(self) -> int:
         """Multiplications along the columns of the values, an even number."""
         return -(-self.operands.slice_columns // (2 * MMA_COLUMNS)) * 2
-
-    def row(self, lower: Any) -> Any:
-        """One of the two rows of which this lane has scores and sums."""
-        return self.warp * MMA_ROWS + lower * 8 + self.lane // 4
-
-    def column(self, step: Any) -> Any:
-        """The first of the two neighbouring keys, or columns, of which it has those of a multiplication."""
-        return step * MMA_COLUMNS + self.lane % 4 * 2
-
-
-@dataclasses.dataclass(frozen=True)
-class _State:
-    """What a lane knows of its two rows: the largest score so far; its part of the sum of the weights; the scores and
-    later weights [8, 4] of a tile of keys; sums [steps, 4] of the result."""
-
-    largest: Any
-    totals: Any
-    scores: Any
-    sums: Any
 
 
 @T.inline
@@ -180,58 +165,9 @@ def _multiply_keys(tile, scores):
 
 
 @T.inline
-def _hide(tile, first_key, scores):
-    """Products become scores; those of keys that are not seen are minus infinity."""
-    rows = T.meta_var(tile.rows)
-    for lower in T.unroll(2):
-        row: T.let = tile.row(lower)
-        frontier: T.let = rows.frontier(row)
-        for j in T.unroll(_KEY_STEPS):
-            for v in T.unroll(2):
-                key: T.let = first_key + tile.column(j) + v
-                if T.And(rows.has(row), key < frontier):
-                    scores[j, lower * 2 + v] = tile.operands.score(
-                        scores[j, lower * 2 + v], rows.batch, rows.head(row), rows.query(row), key
-                    )
-                else:
-                    scores[j, lower * 2 + v] = T.float32(float("-inf"))
-
-
-@T.inline
-def _weigh(tile, state):
-    """Scores become weights; what was summed before is made to fit a new largest score. Four lanes have a row."""
-    largest = T.alloc_local((1,), "float32")
-    for lower in T.unroll(2):
-        largest[0] = state.largest[lower]
-        for j in T.unroll(_KEY_STEPS):
-            for v in T.unroll(2):
-                largest[0] = T.max(largest[0], state.scores[j, lower * 2 + v])
-        largest[0] = T.cuda.warp_reduce(largest[0], "max", 4)
-        kept: T.let = T.exp(state.largest[lower] - largest[0])
-        state.largest[lower] = largest[0]
-        state.totals[lower] = state.totals[lower] * kept
-        for j in T.unroll(_KEY_STEPS):
-            for v in T.unroll(2):
-                weight: T.let = T.exp(state.scores[j, lower * 2 + v] - largest[0])
-                state.totals[lower] = state.totals[lower] + weight
-                state.scores[j, lower * 2 + v] = weight
-        for j in T.unroll(tile.value_steps):
-            for v in T.unroll(2):
-                state.sums[j, lower * 2 + v] = state.sums[j, lower * 2 + v] * kept
-
-
-@T.inline
-def _multiply_values(tile, state):
-    left = T.alloc_local((_WEIGHT_STEPS, 4), "uint32")
+def _multiply_values(tile, own):
     right = T.alloc_local((4,), "uint32")
-    for step in T.unroll(_WEIGHT_STEPS):
-        for side in T.unroll(2):
-            for lower in T.unroll(2):
-                T.ptx[PACK[tile.dtype]](
-                    left[step, side * 2 + lower],
-                    state.scores[2 * step + side, lower * 2 + 1],
-                    state.scores[2 * step + side, lower * 2],
-                )
+    for step in T.unroll(KEYS // MMA_DEPTH):
         for j in T.unroll(tile.value_steps // 2):
             # Values are rows of keys, and wanted as columns of them.
             T.ptx[_LOAD_TRANSPOSED](
@@ -248,45 +184,21 @@ def _multiply_values(tile, state):
                 ),
             )
             for side in T.unroll(2):
-                _multiply(tile, state.sums, 2 * j + side, left, step, right, side)
-
-
-@T.inline
-def _store(tile, state):
-    rows, result = T.meta_var(tile.rows), T.meta_var(tile.operands.result)
-    batch: T.let = T.cast(rows.batch, "int64")
-    values = T.alloc_local((2,), "float32")
-    for lower in T.unroll(2):
-        row: T.let = tile.row(lower)
-        total: T.let = T.cuda.warp_reduce(state.totals[lower], "sum", 4)
-        if rows.has(row):
-            for j in T.unroll(tile.value_steps):
-                column: T.let = tile.column(j)
-                if column < tile.operands.slice_columns:
-                    for v in T.unroll(2):
-                        values[v] = quotient(state.sums[j, lower * 2 + v], total)
-                    for v in T.vectorized(2):
-                        result[batch, rows.head(row), rows.query(row), rows.column(column) + v] = T.cast(
-                            values[v], tile.dtype
-                        )
+                _multiply(tile, own.sums, 2 * j + side, own.weights, step, right, side)
 
 
 @T.inline
 def _attend(tile):
     scores = T.alloc_local((_KEY_STEPS, 4), "float32")
+    weights = T.alloc_local((KEYS // MMA_DEPTH, 4), "uint32")
     sums = T.alloc_local((tile.value_steps, 4), "float32")
     largest = T.alloc_local((2,), "float32")
     totals = T.alloc_local((2,), "float32")
-    state = T.meta_var(_State(largest, totals, scores, sums))
-    rows = T.meta_var(tile.rows)
-    for lower in T.unroll(2):
-        row: T.let = tile.row(lower)
-        # Four lanes have a part each of the sum of a row's weights.
-        is_counted = T.meta_var(T.And(rows.has(row), tile.lane % 4 == 0))
-        start_row(tile.operands, rows.head(row), is_counted, largest, totals, lower)
-    for j in T.unroll(tile.value_steps):
-        for v in T.unroll(4):
-            sums[j, v] = T.float32(0)
+    kept = T.alloc_local((2,), "float32")
+    own = T.meta_var(
+        LaneRows(tile.rows, tile.dtype, tile.warp * MMA_ROWS, tile.lane, scores, weights, sums, largest, totals, kept)
+    )
+    start_rows(own)
     steps: T.let = T.ceildiv(tile.rows.end, KEYS)
     copy_queries(tile)
     copy_keys(tile, 0)
@@ -303,17 +215,19 @@ def _attend(tile):
             copy_keys(tile, (step + 1) * KEYS)
         # A group for every copy, an empty one at the end, so that the count of groups in flight stays the same.
         T.ptx.cp.async_.commit_group()
-        _hide(tile, step * KEYS, scores)
-        _weigh(tile, state)
+        hide(own, step * KEYS)
+        weigh(own)
+        rescale(own)
+        pack_weights(own)
         T.ptx.cp.async_.wait_group(1)
         T.cuda.cta_sync()
-        _multiply_values(tile, state)
+        _multiply_values(tile, own)
         T.cuda.cta_sync()
         if step + 1 < steps:
             copy_values(tile, (step + 1) * KEYS)
         T.ptx.cp.async_.commit_group()
     T.ptx.cp.async_.wait_group(0)
-    _store(tile, state)
+    store_rows(own)
 
 
 def attention_mma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
@@ -347,5 +261,5 @@ ATTENTION_MMA = attention_kernel_of(
     attention_mma,
     "tensor cores (mma.sync), tiles of 64 rows and 64 keys by cp.async",
     lambda launch, _: why_not(launch.problem, launch.dtype),
-    tile=f"{ROWS} rows x {KEYS} keys",
+    tile=lambda _: f"{ROWS} rows x {KEYS} keys",
 )

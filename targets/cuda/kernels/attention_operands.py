@@ -50,7 +50,7 @@ def attention_kernel_of(
     build: Callable[[AttentionProblem, str], tirx.PrimFunc],
     how: str,
     why_not_launched: Callable[[AttentionLaunch, str], str | None] = lambda launch, architecture: None,
-    tile: str = "",
+    tile: Callable[[AttentionProblem], str] | None = None,
 ) -> Kernel:
     """A kernel for an :class:`AttentionLaunch` as the selector sees it."""
     return Kernel(
@@ -59,7 +59,7 @@ def attention_kernel_of(
         build,
         how=lambda launch, _: f"{how}; no scores in memory",
         why_not=lambda launch, machine: why_not_launched(launch, machine) or why_not(launch.problem, launch.dtype),
-        tile=(lambda problem: tile) if tile else None,
+        tile=tile,
     )
 
 
@@ -142,7 +142,7 @@ class AttentionOperands:
         """The score of a key that is there, float32; ``total`` is the product of query and key."""
         value = total * T.float32(self.problem.scale)
         if self.problem.softcap > 0:
-            value = T.float32(self.problem.softcap) * T.tanh(value / T.float32(self.problem.softcap))
+            value = T.float32(self.problem.softcap) * T.tanh(value * T.float32(1 / self.problem.softcap))
         if not self.problem.mask:
             return value
         places = zip(self.problem.mask_broadcast, (batch, head, query), strict=True)

@@ -1,18 +1,74 @@
-"""Scores in the registers of a consumer become weights, one tile of keys after another (online softmax).
+"""Scores in the registers of a warp become weights, one tile of keys after another (online softmax).
 
 Weights are rounded to 16 bits, so that the exponential may be the fast one (:mod:`.activation`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from tvm.script import tirx as T
 
+from moec.targets.cuda.kernels.attention_operands import AttentionOperands, quotient, start_row
+from moec.targets.cuda.kernels.attention_rows import RowTile
 from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH
 
 PACK = {"float16": "cvt.rn.f16x2.f32", "bfloat16": "cvt.rn.bf16x2.f32"}
 """Two floats into a register."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LaneRows:
+    """Of the 16 rows of a warp, from ``first`` on, a lane has two, 8 apart.
+
+    ``scores`` [keys / 8, 4] become weights; ``weights`` [keys / 16, 4] are those, two of 16 bits in a register;
+    ``sums`` [columns / 8, 4] of the result; ``largest`` [2] score so far; ``kept`` [2] makes sums fit a new one;
+    ``totals`` [2]: the lane's part of the sums of weights."""
+
+    rows: RowTile
+    dtype: str
+    first: Any
+    lane: Any
+    scores: Any
+    weights: Any
+    sums: Any
+    largest: Any
+    totals: Any
+    kept: Any
+
+    @property
+    def operands(self) -> AttentionOperands:
+        return self.rows.operands
+
+    @property
+    def keys(self) -> int:
+        return int(self.scores.shape[0]) * MMA_COLUMNS
+
+    @property
+    def column_steps(self) -> int:
+        """Multiplications of 8 columns; the last may be more than the values have."""
+        return int(self.sums.shape[0])
+
+    def row(self, lower: Any) -> Any:
+        """One of the two rows."""
+        return self.first + lower * 8 + self.lane // 4
+
+    def column(self, step: Any) -> Any:
+        """The first of two neighbouring keys, or columns, that it has of each 8."""
+        return step * MMA_COLUMNS + self.lane % 4 * 2
+
+
+@T.inline
+def start_rows(own):
+    """No key was seen yet. Four lanes have a part each of the sum of a row's weights: one counts the sink."""
+    for j in T.unroll(own.column_steps):
+        for v in T.unroll(4):
+            own.sums[j, v] = T.float32(0)
+    for lower in T.unroll(2):
+        row: T.let = own.row(lower)
+        is_counted = T.meta_var(T.And(own.rows.has(row), own.lane % 4 == 0))
+        start_row(own.operands, own.rows.head(row), is_counted, own.largest, own.totals, lower)
 
 
 def _exponential(x: Any) -> Any:
@@ -79,7 +135,7 @@ def weigh(own):
 def rescale(own):
     """What was summed before fits the new largest score."""
     for lower in T.unroll(2):
-        for j in T.unroll(own.operands.slice_columns // MMA_COLUMNS):
+        for j in T.unroll(own.column_steps):
             for v in T.unroll(2):
                 own.sums[j, lower * 2 + v] = own.sums[j, lower * 2 + v] * own.kept[lower]
 
@@ -95,3 +151,24 @@ def pack_weights(own):
                     own.scores[2 * step + side, lower * 2 + 1],
                     own.scores[2 * step + side, lower * 2],
                 )
+
+
+@T.inline
+def store_rows(own):
+    """Writes the weighted sums of the values by the sums of the weights; zeros where no key is seen."""
+    rows, result = T.meta_var(own.rows), T.meta_var(own.operands.result)
+    batch: T.let = T.cast(rows.batch, "int64")
+    share = T.alloc_local((1,), "float32")
+    for lower in T.unroll(2):
+        row: T.let = own.row(lower)
+        total: T.let = T.cuda.warp_reduce(own.totals[lower], "sum", 4)
+        # The largest score has weight 1: a total is zero, or at least about 1.
+        share[0] = quotient(T.float32(1), total)
+        if rows.has(row):
+            for j in T.unroll(own.column_steps):
+                column: T.let = own.column(j)
+                if column < own.operands.slice_columns:
+                    for v in T.vectorized(2):
+                        result[batch, rows.head(row), rows.query(row), rows.column(column) + v] = T.cast(
+                            own.sums[j, lower * 2 + v] * share[0], own.dtype
+                        )

@@ -1,6 +1,6 @@
 """Attention of many queries on the tensor cores of compute capability 9.0a: 16-bit floats, float32 scores and sums.
 
-A block of threads has :data:`ROWS` rows, see :mod:`.attention_rows`, and walks over tiles of :data:`KEYS` keys. Of its
+A block of threads has :data:`ROWS` rows, see :mod:`.attention_rows`, and walks over tiles of :func:`tile_keys`. Of its
 three warpgroups one is the producer: it copies the queries, then keys and values in turn into a ring of stages. The
 others have 64 rows each. Scores are products out of shared memory; they become weights in registers, where they lie as
 the other product wants its first operand, once they are rounded to 16 bits. The products of the next keys and of the
@@ -25,12 +25,18 @@ from moec.targets.cuda.kernels.attention_operands import (
     AttentionOperands,
     attention_kernel,
     attention_kernel_of,
-    quotient,
-    start_row,
 )
 from moec.targets.cuda.kernels.attention_panels import DEPTH, copy_keys, copy_queries, copy_values, panels_of
 from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
-from moec.targets.cuda.kernels.attention_softmax import hide, pack_weights, rescale, weigh
+from moec.targets.cuda.kernels.attention_softmax import (
+    LaneRows,
+    hide,
+    pack_weights,
+    rescale,
+    start_rows,
+    store_rows,
+    weigh,
+)
 from moec.targets.cuda.kernels.launch import WARP
 from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH, MMA_ROWS
 from moec.targets.cuda.kernels.shared_pool import SWIZZLE_ALIGNMENT, SharedPool
@@ -46,12 +52,17 @@ from moec.targets.cuda.kernels.wgmma_ring import (
 from moec.targets.cuda.kernels.wgmma_tile import CONSUMERS, GROUP_ROWS, WARPGROUP
 from moec.targets.tvm.lower.attention import AttentionProblem
 
-ROWS, KEYS = CONSUMERS * GROUP_ROWS, 128
-LARGEST_HEAD = 128
+ROWS = CONSUMERS * GROUP_ROWS
 _STAGES = 4
 """Keys and values of two tiles."""
 _REGISTERS = (72, 216)
 """Registers of a thread of the producer, and of a consumer."""
+
+
+def tile_keys(problem: AttentionProblem) -> int:
+    """Keys of a tile. With heads of 256 the queries are 64 KiB of shared memory, a stage of 64 keys is 32, and sums
+    take 128 registers of a thread, which leaves 32 for scores."""
+    return 128 if max(problem.head_size, problem.value_size) <= 128 else 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,42 +110,6 @@ class _Target:
         return self.rows.operands
 
 
-@dataclasses.dataclass(frozen=True)
-class ConsumerRows:
-    """The rows of a consumer, of which a lane has two, 8 apart; scores [keys / 8, 4], sums [columns / 8, 4]."""
-
-    rows: RowTile
-    dtype: str
-    consumer: Any
-    thread: Any
-    scores: Any
-    sums: Any
-    weights: Any
-    largest: Any
-    totals: Any
-    kept: Any
-
-    @property
-    def operands(self) -> AttentionOperands:
-        return self.rows.operands
-
-    @property
-    def keys(self) -> int:
-        return int(self.scores.shape[0]) * MMA_COLUMNS
-
-    @property
-    def first(self) -> Any:
-        return self.consumer * GROUP_ROWS
-
-    def row(self, lower: Any) -> Any:
-        """One of the two rows of which this lane has scores and sums."""
-        return self.first + self.thread % WARPGROUP // WARP * MMA_ROWS + lower * 8 + self.thread % WARP // 4
-
-    def column(self, step: Any) -> Any:
-        """The first of two neighbouring keys, or columns, that it has of each 8."""
-        return step * MMA_COLUMNS + self.thread % 4 * 2
-
-
 @T.inline
 def _produce(rows, ring, thread):
     steps = T.meta_var(T.ceildiv(rows.end, ring.keys))
@@ -168,14 +143,14 @@ def _all(registers: Any) -> list[Any]:
 
 
 @T.inline
-def _start_scores(own, ring, stage):
-    """Scores begin to become products of the queries with the keys of a stage."""
+def _start_scores(own, ring, group, stage):
+    """Scores begin to become products of the queries of a consumer with the keys of a stage."""
     left = T.local_scalar("uint64")
     right = T.local_scalar("uint64")
     panel_steps = T.meta_var(DEPTH // MMA_DEPTH)
     query_panel, key_panel = T.meta_var((ROWS * LINE, own.keys * LINE))
     T.cuda.wgmma.encode_matrix_descriptor(
-        T.address_of(left), ring.queries.ptr_to([0, own.first, 0]), 1, EIGHT_LINES, SWIZZLE
+        T.address_of(left), ring.queries.ptr_to([0, group * GROUP_ROWS, 0]), 1, EIGHT_LINES, SWIZZLE
     )
     T.cuda.wgmma.encode_matrix_descriptor(
         T.address_of(right), ring.stages.ptr_to([stage, 0, 0, 0]), 1, EIGHT_LINES, SWIZZLE
@@ -228,46 +203,21 @@ def _wait(ring, item):
 
 
 @T.inline
-def _release(own, ring, item):
-    if own.thread % WARPGROUP == 0:
+def _release(ring, thread, item):
+    if thread % WARPGROUP == 0:
         MBarrier.arrive(ring.empty, item % _STAGES)
 
 
 @T.inline
-def _store(own):
-    rows, result = T.meta_var(own.rows), T.meta_var(own.operands.result)
-    batch: T.let = T.cast(rows.batch, "int64")
-    values = T.alloc_local((2,), "float32")
-    for lower in T.unroll(2):
-        row: T.let = own.row(lower)
-        total: T.let = T.cuda.warp_reduce(own.totals[lower], "sum", 4)
-        if rows.has(row):
-            for j in T.unroll(own.operands.slice_columns // MMA_COLUMNS):
-                for v in T.unroll(2):
-                    values[v] = quotient(own.sums[j, lower * 2 + v], total)
-                for v in T.vectorized(2):
-                    result[batch, rows.head(row), rows.query(row), rows.column(own.column(j)) + v] = T.cast(
-                        values[v], own.dtype
-                    )
-
-
-@T.inline
-def _consume(own, ring):
+def _consume(own, ring, group, thread):
     steps = T.meta_var(T.ceildiv(own.rows.end, own.keys))
-    for j in T.unroll(own.operands.slice_columns // MMA_COLUMNS):
-        for v in T.unroll(4):
-            own.sums[j, v] = T.float32(0)
-    for lower in T.unroll(2):
-        row: T.let = own.row(lower)
-        # Four lanes have a part each of the sum of a row's weights.
-        is_counted = T.meta_var(T.And(own.rows.has(row), own.thread % 4 == 0))
-        start_row(own.operands, own.rows.head(row), is_counted, own.largest, own.totals, lower)
+    start_rows(own)
     ring.queries_full.wait(0, 0)
     if steps > 0:
         _wait(ring, 0)
-        _start_scores(own, ring, 0)
+        _start_scores(own, ring, group, 0)
         T.ptx.wgmma.wait_group.sync.aligned(0)
-        _release(own, ring, 0)
+        _release(ring, thread, 0)
         hide(own, 0)
         weigh(own)
         rescale(own)
@@ -275,21 +225,21 @@ def _consume(own, ring):
         for step in T.serial(1, steps):
             keys: T.let = 2 * step
             _wait(ring, keys)
-            _start_scores(own, ring, keys % _STAGES)
+            _start_scores(own, ring, group, keys % _STAGES)
             _wait(ring, keys - 1)
             _start_sums(own, ring, (keys - 1) % _STAGES)
             T.ptx.wgmma.wait_group.sync.aligned(1)
-            _release(own, ring, keys)
+            _release(ring, thread, keys)
             hide(own, step * own.keys)
             weigh(own)
             T.ptx.wgmma.wait_group.sync.aligned(0)
-            _release(own, ring, keys - 1)
+            _release(ring, thread, keys - 1)
             rescale(own)
             pack_weights(own)
         _wait(ring, 2 * steps - 1)
         _start_sums(own, ring, (2 * steps - 1) % _STAGES)
         T.ptx.wgmma.wait_group.sync.aligned(0)
-    _store(own)
+    store_rows(own)
 
 
 def attention_wgmma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
@@ -307,15 +257,16 @@ def attention_wgmma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
             _produce(rows, ring, thread)
         else:
             T.ptx["setmaxnreg.inc.sync.aligned.u32"](_REGISTERS[1])
-            consumer: T.let = thread // WARPGROUP - 1
-            scores = T.alloc_local((KEYS // MMA_COLUMNS, 4), "float32")
+            group: T.let = thread // WARPGROUP - 1
+            first: T.let = group * GROUP_ROWS + thread % WARPGROUP // WARP * MMA_ROWS
+            scores = T.alloc_local((ring.keys // MMA_COLUMNS, 4), "float32")
+            weights = T.alloc_local((ring.keys // MMA_DEPTH, 4), "uint32")
             sums = T.alloc_local((operands.slice_columns // MMA_COLUMNS, 4), "float32")
-            weights = T.alloc_local((KEYS // MMA_DEPTH, 4), "uint32")
             largest = T.alloc_local((2,), "float32")
             totals = T.alloc_local((2,), "float32")
             kept = T.alloc_local((2,), "float32")
-            own = T.meta_var(ConsumerRows(rows, dtype, consumer, thread, scores, sums, weights, largest, totals, kept))
-            _consume(own, ring)
+            own = T.meta_var(LaneRows(rows, dtype, first, thread % WARP, scores, weights, sums, largest, totals, kept))
+            _consume(own, ring, group, thread)
 
     @T.inline
     def body(operands):
@@ -324,7 +275,7 @@ def attention_wgmma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
         head_panels = T.meta_var(panels_of(problem.head_size))
         panels = T.meta_var(max(head_panels, panels_of(operands.slice_columns)))
         queries = pool.alloc((head_panels, ROWS, DEPTH), dtype, align=SWIZZLE_ALIGNMENT)
-        stages = pool.alloc((_STAGES, panels, KEYS, DEPTH), dtype, align=SWIZZLE_ALIGNMENT)
+        stages = pool.alloc((_STAGES, panels, tile_keys(problem), DEPTH), dtype, align=SWIZZLE_ALIGNMENT)
         queries_full = MBarrier(pool, 1)
         full = MBarrier(pool, _STAGES)
         empty = MBarrier(pool, _STAGES, phase_offset=1)
@@ -343,9 +294,6 @@ def attention_wgmma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
 def _why_not_launched(launch: AttentionLaunch, architecture: str) -> str | None:
     if architecture != "sm_90a":
         return f"the code is for {architecture}; wgmma needs sm_90a"
-    sizes = launch.problem.head_size, launch.problem.value_size
-    if max(sizes) > LARGEST_HEAD:
-        return f"heads of {sizes[0]} and {sizes[1]}; there are registers and shared memory for {LARGEST_HEAD}"
     return why_not(launch.problem, launch.dtype)
 
 
@@ -354,5 +302,5 @@ ATTENTION_WGMMA = attention_kernel_of(
     attention_wgmma,
     f"tensor cores (wgmma), tiles of {ROWS} rows, keys and values by a warpgroup of their own",
     _why_not_launched,
-    tile=f"{ROWS} rows x {KEYS} keys",
+    tile=lambda problem: f"{ROWS} rows x {tile_keys(problem)} keys",
 )

@@ -11,7 +11,7 @@ import pytest
 from moec.targets.base import SizeRange
 from moec.targets.cuda.kernels.attention_mma import why_not
 from moec.targets.cuda.kernels.attention_operands import AttentionLaunch
-from moec.targets.cuda.kernels.attention_wgmma import ATTENTION_WGMMA, KEYS, attention_wgmma
+from moec.targets.cuda.kernels.attention_wgmma import ATTENTION_WGMMA, attention_wgmma, tile_keys
 from moec.targets.tvm.lower.attention import AttentionProblem
 
 from ....products import thinned
@@ -27,6 +27,12 @@ PROBLEMS = {
         AttentionProblem(
             72, 40, 0.12, 2, mask="bool", mask_broadcast=(False, True, False), causal="lengths", has_lengths=True
         ),
+        np.float16,
+    ),
+    "large heads": (AttentionProblem(256, 256, 0.06, 2, causal="last", softcap=20.0), ml_dtypes.bfloat16),
+    "queries larger than values": (AttentionProblem(192, 128, 0.07, causal="last"), np.float16),
+    "values in slices": (
+        AttentionProblem(64, 512, 0.12, mask="float16", mask_broadcast=(True, True, False)),
         np.float16,
     ),
 }
@@ -45,7 +51,9 @@ def check(problem: AttentionProblem, dtype: Any, sizes: list[tuple[int, int]], *
 def test_equals_the_operator(name):
     problem, dtype = PROBLEMS[name]
     assert why_not(problem, np.dtype(dtype).name) is None
-    check(problem, dtype, [(3, 3 * KEYS + 12), (0, 3), (1, 0 if problem.causal != "last" else 1), (70, 150)])
+    check(
+        problem, dtype, [(3, 3 * tile_keys(problem) + 12), (0, 3), (1, 0 if problem.causal != "last" else 1), (70, 150)]
+    )
 
 
 @pytest.mark.nightly
@@ -58,5 +66,5 @@ def test_what_it_is_not_for_has_a_reason():
     launch = AttentionLaunch(USUAL, "bfloat16", SizeRange(17))
     assert ATTENTION_WGMMA.why_not(launch, "sm_90a") is None
     assert "needs sm_90a" in ATTENTION_WGMMA.why_not(launch, "sm_80")
-    large = AttentionProblem(64, 256, 0.06)
-    assert "heads of 64 and 256" in ATTENTION_WGMMA.why_not(AttentionLaunch(large, "bfloat16", SizeRange(17)), "sm_90a")
+    large = AttentionProblem(264, 256, 0.06)
+    assert "heads of 264" in ATTENTION_WGMMA.why_not(AttentionLaunch(large, "bfloat16", SizeRange(17)), "sm_90a")

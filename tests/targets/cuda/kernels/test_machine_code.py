@@ -90,6 +90,9 @@ KERNELS = {
     "wgmma, attention that is capped": lambda: attention_wgmma(
         dataclasses.replace(_ATTENTION, head_size=128, value_size=128), "bfloat16"
     ),
+    "wgmma, attention with large heads": lambda: attention_wgmma(
+        AttentionProblem(256, 256, 0.1, causal="last"), "bfloat16"
+    ),
     "wgmma, attention with sinks": lambda: attention_wgmma(_SINKS, "bfloat16"),
     "attention in tiles": lambda: attention_tiled(_ATTENTION, "float32"),
     "dense gemv": lambda: gemv(_dense(), lambda total: total),

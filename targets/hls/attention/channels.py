@@ -1,4 +1,4 @@
-"""The channels between the processes of an attention block; names are those of ``templates/attention_channels.cpp.j2``."""
+"""The channels between the processes of an attention block, named as in ``templates/attention_channels.cpp.j2``."""
 
 from __future__ import annotations
 

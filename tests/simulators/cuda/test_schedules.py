@@ -76,7 +76,7 @@ def test_a_warp_that_misses_its_turn_is_a_deadlock(product):
     try:
         found = kernel(*arrays)  # in turn, no warp misses it
         np.testing.assert_array_equal(np.where(arrays[4][:, None] < 0, np.nan, found), expected)
-        with kernel.scheduled(behind=[7]), pytest.raises(RuntimeError, match="deadlock: .* at an mbarrier"):
+        with kernel.scheduled(behind=[7]), pytest.raises(RuntimeError, match=r"deadlock: .* at an mbarrier"):
             kernel(*arrays)
     finally:
         one_thread.value = 0

@@ -32,11 +32,8 @@ ROOMIEST = max(LIMITS, key=lambda name: LIMITS[name].shared_bytes)
 Completion = Literal["latest", "earliest", "late copies", "late products"]
 """When asynchronous copies and products can be seen; the last two have the other kind complete early."""
 
-_EARLY = {
-    "EMULATOR_EARLY_COPIES": ("latest", "late copies"),
-    "EMULATOR_EARLY_PRODUCTS": ("latest", "late products"),
-}
-"""Macros that have something complete early, and the completions for which it does not."""
+_LATE_COPIES = ("latest", "late copies")
+_LATE_PRODUCTS = ("latest", "late products")
 _INCLUDE = pathlib.Path(__file__).parent / "include"
 _FIBERS = pathlib.Path(__file__).parent.parent / "fibers"
 OPTIONS = (
@@ -88,18 +85,18 @@ def emulated_library(
         raise MoecError(f"architecture {architecture!r}: its limits are not known; expected one of {', '.join(LIMITS)}")
     translated = emulation_source(source, launches)
     compiler = find_compiler()
-    options = [
-        *_options_of(compiler),
-        _SOON_READY if soon_ready else _OPTIMISED,
-        _ALIGNED,
-        *includes(),
-        f"-DEMULATOR_FIRST_THREAD={first_thread}",
-        f"-DEMULATOR_SHARED_LIMIT={LIMITS[architecture].shared_bytes}",
-        *(_WATCH if watch else ()),
-    ]
-    options += [f"-D{macro}" for macro, late in _EARLY.items() if completion not in late]
-    name = f"{_key(translated, options)}.so"
-    return cached("emulator", name, lambda path: _compile(translated, [compiler, *options], path))
+    optimised = _SOON_READY if soon_ready else _OPTIMISED
+    command = [compiler, *_options_of(compiler), optimised, _ALIGNED, *includes(), *(_WATCH if watch else ())]
+    settings = _settings(first_thread, LIMITS[architecture].shared_bytes, completion)
+    name = f"{_key(translated, settings, command)}.so"
+    return cached("emulator", name, lambda path: _link(_compiled(translated, command), settings, compiler, path))
+
+
+def _settings(first_thread: int, shared_limit: int, completion: Completion) -> str:
+    """The C++ that defines them: see ``emulator/settings.h``."""
+    early = (str(completion not in late).lower() for late in (_LATE_COPIES, _LATE_PRODUCTS))
+    values = ", ".join([str(first_thread), str(shared_limit), *early])
+    return f"const emulator::Settings emulator::settings = {{{values}}};\n"
 
 
 def watch_arrays(library: Any, arrays: Iterable[tuple[int, int]]) -> None:
@@ -147,10 +144,15 @@ def _headers() -> bytes:
     return digest.digest()
 
 
-def _key(translated: str, options: Sequence[str]) -> str:
-    processor = json.dumps([platform.machine(), cpu_name(), sorted(cpu_features())])
-    text = "\0".join([translated, processor, *options])
-    return hashlib.sha256(_headers() + text.encode()).hexdigest()[:24]
+def _key(*parts: str | Sequence[str]) -> str:
+    """Of what is made of these texts and commands on this machine."""
+    processor = json.dumps([platform.machine(), cpu_name(), sorted(cpu_features()), _version(find_compiler()), parts])
+    return hashlib.sha256(_headers() + processor.encode()).hexdigest()[:24]
+
+
+@functools.cache
+def _version(compiler: str) -> str:
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
 
 
 def find_compiler() -> str:
@@ -168,21 +170,37 @@ def _options_of(compiler: str) -> tuple[str, ...]:
     return (*OPTIONS, _POISON) if understood else OPTIONS
 
 
-def _compile(translated: str, command: list[str], library: pathlib.Path) -> None:
+def _compiled(translated: str, command: Sequence[str]) -> pathlib.Path:
+    """The object file of the kernels with the emulator. Its headers, precompiled, take half of the time; they are 60 MB
+    for each set of options."""
+    header = cached("emulator", f"{_key(command)}.h.gch", lambda path: _precompile(command, path))
+    start = [*command, "-include", str(header.with_suffix(""))]
+    return cached("emulator", f"{_key(translated, command)}.o", lambda path: _compile(translated, start, path))
+
+
+def _precompile(command: Sequence[str], header: pathlib.Path) -> None:
+    run_compiler([*command, "-x", "c++-header", str(_INCLUDE / "emulator" / "emulator.h"), "-o", str(header)])
+
+
+def _compile(text: str, command: Sequence[str], compiled: pathlib.Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        source = pathlib.Path(folder) / "kernels.cpp"
+        source.write_text(text, encoding="utf-8")
+        run_compiler([*command, "-c", str(source), "-o", str(compiled)])
+
+
+def _link(kernels: pathlib.Path, settings: str, compiler: str, library: pathlib.Path) -> None:
     from tvm_ffi import libinfo
 
-    runtime = pathlib.Path(libinfo.find_libtvm_ffi())
     with tempfile.TemporaryDirectory() as folder:
-        text, compiled = (pathlib.Path(folder) / name for name in ("kernels.cpp", "kernels.o"))
-        text.write_text(translated, encoding="utf-8")
-        run_compiler([*command, "-include", "emulator/emulator.h", "-c", str(text), "-o", str(compiled)])
+        compiled = pathlib.Path(folder) / "settings.o"
+        _compile(settings, [compiler, "-fPIC", "-include", str(_INCLUDE / "emulator" / "settings.h")], compiled)
         # Linked apart, for the option that has accesses watched would bring ThreadSanitizer itself.
-        run_compiler(
-            [command[0], "-shared", "-pthread", "-Wl,-z,defs", str(compiled), "-o", str(library), str(runtime)]
-        )
+        inputs = [str(kernels), str(compiled), str(libinfo.find_libtvm_ffi())]
+        run_compiler([compiler, "-shared", "-pthread", "-Wl,-z,defs", *inputs, "-o", str(library)])
 
 
-def run_compiler(command: list[str]) -> None:
+def run_compiler(command: Sequence[str]) -> None:
     environment = {**os.environ, "LC_ALL": "C"}  # messages with plain quotes
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:

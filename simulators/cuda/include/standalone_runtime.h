@@ -8,6 +8,8 @@
 #include "emulator/emulator.h"
 #include "emulator/tensor_map.h"
 
+const emulator::Settings emulator::settings = {0, 227 << 10, false, false};
+
 enum cudaError_t { cudaSuccess };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };

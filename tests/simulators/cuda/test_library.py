@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,24 +14,23 @@ from .emulated import load_one
 
 KERNEL = 'extern "C" __global__ void simple(int* results) {{ {body} }}'
 LAUNCHES = [Launch("simple", ("blockIdx.x", "threadIdx.x"))]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+OTHER_SETTINGS: list[Any] = [{"completion": "earliest"}, {"first_thread": 3}, {"architecture": "sm_86"}]
 
 
 def _build(body: str, launches=LAUNCHES, **options):
     return emulated_library(KERNEL.format(body=body), launches, **options)
 
 
-def test_a_library_is_built_once(tmp_path):
+def test_a_library_is_built_once_and_linked_again_for_other_settings(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = _build("results[threadIdx.x] = 1;")
     built = path.stat().st_ino
     assert _build("results[threadIdx.x] = 1;") == path and path.stat().st_ino == built
-    assert _build("results[threadIdx.x] = 2;") != path
-    assert _build("results[threadIdx.x] = 1;", completion="earliest") != path
-    assert {file.suffix for file in path.parent.iterdir()} == {".so"} and path.is_relative_to(tmp_path)
+    libraries = {_build("results[threadIdx.x] = 1;", **other) for other in OTHER_SETTINGS}
+    assert len({path, *libraries}) == 1 + len(OTHER_SETTINGS) and path.is_relative_to(tmp_path)
+    files = sorted("".join(file.suffixes) for file in path.parent.iterdir())
+    assert files == [".h.gch", ".o", *[".so"] * (1 + len(OTHER_SETTINGS))]
+    assert _build("results[threadIdx.x] = 2;") not in {path, *libraries}
 
 
 def test_an_instruction_without_a_model_is_refused():

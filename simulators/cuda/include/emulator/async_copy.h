@@ -15,7 +15,7 @@ inline void move_bytes(const Copy& copy) {
 
 inline void complete(const Copy& copy, Thread& owner) {
   const size_t offset = offset_of(from_window(copy.destination, copy.bytes, "cp.async"));
-  if (!copies_complete_early) move_bytes(copy);
+  if (!settings.copies_complete_early) move_bytes(copy);
   end_arriving(offset, copy.bytes);
   note_written(owner, offset, copy.bytes);
 }
@@ -29,7 +29,7 @@ inline void issue_copy(uint32_t destination, const void* source, uint32_t bytes,
   const Copy copy{destination, source, bytes, read_bytes, thread->copies.group};
   if (watched) note_global(source, read_bytes, note_block_reads);
   begin_arriving(offset_of(from_window(destination, bytes, "cp.async")), bytes, "cp.async");
-  if (copies_complete_early) move_bytes(copy);
+  if (settings.copies_complete_early) move_bytes(copy);
   thread->copies.pending.push_back(copy);
 }
 

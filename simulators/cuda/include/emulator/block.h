@@ -7,6 +7,7 @@
 #include "copies.h"
 #include "dialect.h"
 #include "schedule.h"
+#include "settings.h"
 #include "shared_memory.h"
 
 namespace emulator {
@@ -101,18 +102,6 @@ struct Block {
 
 inline thread_local Block* block;
 inline thread_local Thread* thread;
-
-// When what was issued can be seen: at once, or at the last moment that the hardware allows.
-#ifdef EMULATOR_EARLY_COPIES
-constexpr bool copies_complete_early = true;
-#else
-constexpr bool copies_complete_early = false;
-#endif
-#ifdef EMULATOR_EARLY_PRODUCTS
-constexpr bool products_complete_early = true;
-#else
-constexpr bool products_complete_early = false;
-#endif
 
 // Ends the emulation of this block. The stacks of its threads are dropped as they are.
 [[noreturn]] inline void fail(const std::string& what) {

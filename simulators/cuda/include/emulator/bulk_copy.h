@@ -87,21 +87,21 @@ inline void complete_load(const BulkCopy& copy) {
 }
 
 inline void complete_store(const BulkCopy& copy) {
-  if (!copies_complete_early) carry_out(copy);
+  if (!settings.copies_complete_early) carry_out(copy);
   end_use(first_byte(copy), copy.bytes);
 }
 
 inline void issue_load(const BulkCopy& copy) {
   expect_published(copy.barrier, "a bulk copy");
   begin_arriving(first_byte(copy), copy.bytes, "a bulk copy");
-  if (copies_complete_early) complete_load(copy);
+  if (settings.copies_complete_early) complete_load(copy);
   else block->bulk_copies.push_back(copy);
 }
 
 inline void issue_store(const BulkCopy& copy) {
   expect_fenced(first_byte(copy), copy.bytes, "a bulk store");
   begin_use(first_byte(copy), copy.bytes, "a bulk store");
-  if (copies_complete_early) carry_out(copy);
+  if (settings.copies_complete_early) carry_out(copy);
   block->bulk_copies.push_back(copy);
 }
 

@@ -13,10 +13,6 @@
 
 namespace emulator {
 
-#ifndef EMULATOR_FIRST_THREAD
-#define EMULATOR_FIRST_THREAD 0
-#endif
-
 struct Kernel {
   const char* name;
   void (*run)(const void* arguments);
@@ -50,9 +46,9 @@ inline void check_shape(const Kernel& kernel, const Shape& shape) {
            std::to_string(kernel.most_threads));
   if (kernel.static_bytes > static_shared_limit)
     refuse("its static shared arrays need " + std::to_string(kernel.static_bytes) + " bytes of 48 KiB");
-  if (kernel.static_bytes + shape.dynamic_bytes > shared_limit)
+  if (kernel.static_bytes + shape.dynamic_bytes > settings.shared_limit)
     refuse("it needs " + std::to_string(kernel.static_bytes + shape.dynamic_bytes) +
-           " bytes of shared memory of " + std::to_string(shared_limit >> 10) + " KiB");
+           " bytes of shared memory of " + std::to_string(settings.shared_limit >> 10) + " KiB");
 }
 
 // The end of a thread: nobody waits for it any longer.
@@ -117,7 +113,7 @@ inline void start_block(Block& b, fibers::Stacks& stacks, size_t linear) {
 inline std::string run_block(Block& b, fibers::Stacks& stacks, size_t linear) {
   start_block(b, stacks, linear);
   block = &b;
-  thread = &b.threads[EMULATOR_FIRST_THREAD % b.threads.size()];
+  thread = &b.threads[settings.first_thread % b.threads.size()];
   fibers::switch_context(b.scheduler, thread->context);
   std::string place = "thread " + in_words(thread->index);
   thread = nullptr;

@@ -75,7 +75,7 @@ inline void invalidate_barrier(uint32_t address) {
 
 // Where things complete early, a thread that was waiting goes on at once.
 inline void give_way_to_waiting(const void* on) {
-  if (!copies_complete_early) return;
+  if (!settings.copies_complete_early) return;
   for (Thread& t : block->threads)
     if (&t != thread && t.state == State::ready && t.waits_on == on && !is_behind(t.warp)) {
       t.waits_on = nullptr;
@@ -141,7 +141,7 @@ inline bool test_phase(uint32_t address, uint32_t parity) {
 inline void arrive_after_copies(uint32_t address, bool counted) {
   MemoryBarrier& barrier = memory_barrier(address, "cp.async.mbarrier.arrive");
   if (!counted) ++barrier.pending;
-  if (copies_complete_early) {
+  if (settings.copies_complete_early) {
     wait_for_all_copies();
     arrive_at_memory_barrier(*thread, address, 1);
   } else {

@@ -16,12 +16,7 @@
 
 namespace emulator {
 
-#ifndef EMULATOR_SHARED_LIMIT
-#define EMULATOR_SHARED_LIMIT (227 << 10)
-#endif
-
 constexpr size_t shared_alignment = 1024;  // the largest that a swizzled tensor copy asks for
-constexpr size_t shared_limit = EMULATOR_SHARED_LIMIT;  // of the architecture
 constexpr size_t static_shared_limit = 48 << 10;
 constexpr uint32_t window_start = 0x400;   // of the 32-bit window: address 0 stays invalid
 constexpr unsigned char unborn = 0xff;

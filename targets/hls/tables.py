@@ -131,7 +131,7 @@ def exploration_table(exploration: Mapping[str, Any]) -> Table:
         f"{exploration['fitting']} of {exploration['considered']} fit: at most {limits}"
     )
     headings = (
-        *("", "lanes", "hidden tile", "router lanes", "weight FIFO", "arrays", "cycles", "starved", "bound by", "ms"),
+        *("", "lanes", "hidden tile", "router", "weight FIFO", "arrays", "cycles", "starved", "bound by", "ms"),
         *("DSP", "BRAM18", "URAM", "LUT", "FF", "GB/s"),
     )
     return table(title, headings, [_design_cells(design) for design in exploration["front"]])
@@ -143,7 +143,7 @@ def _design_cells(one: Mapping[str, Any]) -> tuple[str, ...]:
         "*" if one["chosen"] else "",
         f"{array} x {array}",
         str(one["hidden_tile"]),
-        str(one["router_lanes"]),
+        f"{one['router_lanes']} x {one['router_experts']}",
         str(one["weight_fifo"]),
         one["large_arrays"],
         f"{one['cycles']:,}",

@@ -49,7 +49,7 @@ def dsps_of(design: Design) -> dict[str, int]:
         up += lanes * (multiplier_dsps(16, 11) + multiplier_dsps(27, MULTIPLIER_BITS + 1))
     return {
         **({} if shape.norm == "none" else norm_dsps(shape.width, design.router_lanes)),
-        "router": shape.experts * design.router_lanes * multiplier_dsps(ROUTER_WEIGHT_BITS, INPUT_BITS),
+        "router": design.router_rows * design.router_lanes * multiplier_dsps(ROUTER_WEIGHT_BITS, INPUT_BITS),
         "select": _select_dsps(design),
         "product_up": up,
         "product_down": array + lanes * requantize_down,
@@ -96,8 +96,11 @@ def logic_luts(design: Design) -> int:
         rounding += lanes * design.projections * (design.total_bits_up + saturate_luts(INPUT_BITS))
         rounding += lanes * (design.total_bits_down + saturate_luts(RESULT_BITS))
     choice_bits = max(design.logit_bits, LEAST_CHOICE_BITS)
-    routing = shape.experts * (router_step_luts(design.router_lanes, design.logit_bits) + list_luts(shape.slots))
-    routing += chain_luts(shape.slots, choice_bits, design.logit_bits) + pick_luts(shape.experts, design.logit_bits)
+    routing = design.router_rows * router_step_luts(design.router_lanes, design.logit_bits)
+    routing += shape.experts * list_luts(shape.slots)
+    routing += chain_luts(shape.slots, choice_bits, design.logit_bits) + pick_luts(
+        design.router_rows, design.logit_bits
+    )
     combining = lanes * combine_luts(design.combined_bits)
     masters = (len(OUTSTANDING) - 2 + design.masters_up + design.masters_down) * MASTER_LUTS
     return arrays + rounding + routing + _RECIPROCAL_BITS**2 + combining + CONTROL_LUTS + masters

@@ -158,7 +158,7 @@ def route_cycles(design: Design, tokens: int, pace: MemoryPace, stages: int = 0)
     token_bytes = design.width * (INPUT_BITS if design.shape.norm == "none" else RESULT_BITS) // 8
     reads = token_bytes / BEAT_BYTES * pace.cycles_per_beat  # tokens lie side by side: a beat may hold parts of two
     steps = select_steps(design.shape)
-    per_token = max(reads, design.width // design.router_lanes, steps)
+    per_token = max(reads, design.router_turns * design.width // design.router_lanes, steps)
     return round(start + tokens * per_token + steps + design.shape.all_experts + _LOOPS_OF_ROUTES * stages)
 
 

@@ -170,7 +170,17 @@ def _routing(design: Design) -> list[Memory]:
     shape, lanes = design.shape, design.router_lanes
     return [
         array_memory(
-            "weights", "router", ROUTER_WEIGHT_BITS, design.width // lanes, shape.experts * lanes, variable="weights"
+            "weights",
+            "router",
+            ROUTER_WEIGHT_BITS,
+            design.router_turns * design.width // lanes,
+            design.router_rows * lanes,
+            variable="weights",
+        ),
+        *(
+            [array_memory("logits", "select", design.logit_bits, shape.experts, variable="all")]
+            if select_steps(shape) > shape.experts
+            else ()
         ),
         array_memory("lists of tokens", "dispatch", ITEM_BITS, shape.tokens, shape.experts, variable="list"),
     ]

@@ -50,7 +50,7 @@ dispatch_tokens:
             }
         }
     }
-    ap_uint<8> busy[S::ALL_EXPERTS];
+    expert_t busy[S::ALL_EXPERTS];
 #pragma HLS BIND_STORAGE variable=busy type=ram_s2p impl=lutram
     int busy_experts = 0;
 dispatch_busy:
@@ -59,15 +59,15 @@ dispatch_busy:
         if (length[e] != 0) busy[busy_experts++] = e;
     }
     ap_uint<16> announced = 0;       // items of the job in front
-    ap_uint<8> announced_place = 0;  // of its expert among all lists
+    expert_t announced_place = 0; // of its expert among all lists
     int next = 0, tile = 0;
 dispatch_jobs:
     for (int q = 0; q <= busy_experts * tiles; q++) {
 #pragma HLS LOOP_TRIPCOUNT min=1 max=S::ALL_EXPERTS*Block::TILES+1
         job_t job;
         job.end = q == busy_experts * tiles;
-        const ap_uint<8> place = job.end ? ap_uint<8>(0) : busy[next];
-        job.expert = place < Block::EXPERTS ? place : ap_uint<8>(place - Block::EXPERTS + experts);
+        const expert_t place = job.end ? expert_t(0) : busy[next];
+        job.expert = place < Block::EXPERTS ? place : expert_t(place - Block::EXPERTS + experts);
         job.count = job.end ? ap_uint<16>(0) : length[place];
         job.tile = tile;
         job.first = tile == 0;

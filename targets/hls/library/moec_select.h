@@ -18,7 +18,7 @@ template <class Block> inline ap_uint<18> sigmoid_of(int lane, const ap_int<Bloc
 template <class Block> struct candidate_t {
     ap_int<sizes<Block>::CHOICE_BITS> choice;  // what experts are chosen by
     ap_int<Block::LOGIT_BITS> logit;
-    ap_uint<8> expert;
+    expert_t expert;
 };
 
 // How a logit weighs, given the largest one; and by what an expert is chosen.
@@ -79,7 +79,7 @@ inline typename types<Block>::route_t weigh(const candidate_t<Block> best[Block:
     typename types<Block>::route_t route;
     for (int j = 0; j < Block::SLOTS; j++) {
 #pragma HLS UNROLL
-        route.expert[j] = j < slots ? best[j].expert : ap_uint<8>(NOBODY);
+        route.expert[j] = j < slots ? best[j].expert : expert_t(NOBODY);
         route.gate[j] = ap_uint<17>((terms[j] * reciprocal) >> 17);
     }
     return route;
@@ -120,8 +120,9 @@ template <class Block> inline void keep_best_groups(const group_t<Block> groups[
     }
 }
 
-// One expert per cycle, also where the layer has fewer, so that loops have constant ends: first, where there are groups, for how good they are; then for the chain of the best; then, where
-// gates are parts of the softmax of all, for its sum.
+// One expert per cycle, also where the layer has fewer, so that loops have constant ends: first, where there are groups, for
+// how good they are; then for the chain of the best; then, where gates are parts of the softmax of all, for its sum. Logits
+// come in the first round; later ones read what it has kept.
 template <class Block>
 void select(int tokens, int experts, int slots, int score_multiplier, hls::stream<typename types<Block>::logits_t>& logits,
             hls::stream<typename types<Block>::route_t>& routes) {
@@ -133,6 +134,8 @@ void select(int tokens, int experts, int slots, int score_multiplier, hls::strea
     const ap_int<sizes<Block>::CHOICE_BITS> LEAST = ap_int<sizes<Block>::CHOICE_BITS>(1) << (sizes<Block>::CHOICE_BITS - 1);
     typename types<Block>::logits_t given;
 #pragma HLS ARRAY_PARTITION variable=given.of type=complete
+    ap_int<Block::LOGIT_BITS> all[Block::EXPERTS];
+#pragma HLS BIND_STORAGE variable=all type=ram_s2p impl=lutram
     candidate best[Block::SLOTS];
 #pragma HLS ARRAY_PARTITION variable=best type=complete
     group_t<Block> groups[Block::GROUPS];
@@ -140,7 +143,7 @@ void select(int tokens, int experts, int slots, int score_multiplier, hls::strea
     bool kept[Block::GROUPS];
 #pragma HLS ARRAY_PARTITION variable=kept type=complete
     ap_uint<26> sum_of_all = 0;
-    ap_uint<8> expert = 0, group = 0, member = 0;
+    expert_t expert = 0, group = 0, member = 0, place = 0;  // place: in the word of logits
     const int routed = experts > 0 ? tokens : 0;
 select_tokens:
     for (int t = 0; t < routed; t++) {
@@ -149,7 +152,6 @@ select_tokens:
         for (int i = 0; i < STEPS; i++) {
 #pragma HLS PIPELINE II=1 style=stp
             if (i == 0) {
-                given = logits.read();
                 for (int j = 0; j < Block::SLOTS; j++) {
 #pragma HLS UNROLL
                     best[j].choice = LEAST;
@@ -165,18 +167,21 @@ select_tokens:
                 sum_of_all = 0;
             }
             if (GROUP_STEPS > 0 && i == GROUP_STEPS) keep_best_groups<Block>(groups, kept);
+            if (i < Block::EXPERTS && place == 0) given = logits.read();
             candidate one;
             one.expert = expert;
-            one.logit = given.of[expert];
+            one.logit = i < Block::EXPERTS ? given.of[place] : all[expert];
+            if (STEPS > Block::EXPERTS && i < Block::EXPERTS) all[expert] = one.logit;
             one.choice = score<Block, Block::SCORING>::choice(one.logit, expert, score_multiplier);
             const bool exists = expert < experts;
             if (i < GROUP_STEPS) add_to_group<Block>(groups[group], one.choice);
             else if (i < CHOICE_STEPS && exists && kept[group]) insert<Block>(best, one);
             else if (i >= CHOICE_STEPS && exists) sum_of_all += score<Block, Block::SCORING>::term(Block::SLOTS, one.logit, best[0].logit, score_multiplier);
             const bool last = expert == Block::EXPERTS - 1, last_member = member == Block::EXPERTS / Block::GROUPS - 1;
-            expert = last ? ap_uint<8>(0) : ap_uint<8>(expert + 1);
-            member = last_member ? ap_uint<8>(0) : ap_uint<8>(member + 1);
-            if (last_member) group = last ? ap_uint<8>(0) : ap_uint<8>(group + 1);
+            place = last || place == Block::ROUTER_EXPERTS - 1 ? expert_t(0) : expert_t(place + 1);
+            expert = last ? expert_t(0) : expert_t(expert + 1);
+            member = last_member ? expert_t(0) : expert_t(member + 1);
+            if (last_member) group = last ? expert_t(0) : expert_t(group + 1);
             if (i == STEPS - 1) routes.write(weigh<Block>(best, sum_of_all, slots, score_multiplier));
         }
     }

@@ -42,16 +42,18 @@ struct parameters_t { ap_uint<48> of[PARAMETERS_PER_BEAT]; };  // of neighbourin
 const int MULTIPLIERS_PER_BEAT = BEAT_BITS / 16;
 struct multipliers_t { ap_uint<16> of[MULTIPLIERS_PER_BEAT]; };
 
+// An expert's number, or how many there are.
+typedef ap_uint<9> expert_t;
+const int NOBODY = 511;  // no expert's number
+
 // Work that travels through the pipeline: one hidden tile of one expert.
 struct job_t {
-    ap_uint<8> expert;
+    expert_t expert;
     ap_uint<16> tile;
     ap_uint<16> count;  // tokens of this expert
     bool first, last;   // of the expert's tiles
     bool end;           // no job: there is no more work
 };
-
-const int NOBODY = 255;  // no expert's number
 
 // One token of the current job.
 struct item_t {
@@ -100,6 +102,7 @@ template <class Block> struct sizes {
     static const int PARAMETER_STRIPE_DOWN = PARAMETER_BANKS_DOWN / PARAMETER_STRIPES_DOWN;
     static const int MULTIPLIER_STRIPE_UP = MULTIPLIER_BANKS_UP / MULTIPLIER_STRIPES_UP;
     static const int MULTIPLIER_STRIPE_DOWN = MULTIPLIER_BANKS_DOWN / MULTIPLIER_STRIPES_DOWN;
+    static const int ROUTER_TURNS = blocks_of(Block::EXPERTS, Block::ROUTER_EXPERTS);
     static const int ALL_EXPERTS = Block::EXPERTS + Block::SHARED;
     static const int CHOICE_BITS = Block::LOGIT_BITS > 34 ? Block::LOGIT_BITS : 34;  // of what experts are chosen by
     static const int COMBINED_BITS = 16 + 17 + bits_for(Block::SLOTS + Block::SHARED);
@@ -125,9 +128,9 @@ template <class Block> struct types {
     typedef lanes_t<16, Block::LANES> results_t;
     typedef lanes_t<Block::WEIGHT_BITS, BEAT_BITS / Block::WEIGHT_BITS> weights_t;    // one beat
     typedef ap_int<Block::LOGIT_BITS> logit_t;
-    struct logits_t { logit_t of[Block::EXPERTS]; };
+    struct logits_t { logit_t of[Block::ROUTER_EXPERTS]; };                           // of neighbouring experts
     struct route_t {
-        ap_uint<8> expert[Block::SLOTS];
+        expert_t expert[Block::SLOTS];
         ap_uint<17> gate[Block::SLOTS];
     };
 };

@@ -30,7 +30,7 @@ from moec.targets.hls.model.design import ModelDesign, model_design
 from moec.targets.hls.model.plan import Layer, ModelPlan, QuantizedLinear
 from moec.targets.hls.moe import reference as moe_reference
 from moec.targets.hls.moe.design import BEAT_BYTES, PARAMETER_BYTES, RESULT_BITS, Design, LargeArrays
-from moec.targets.hls.moe.exploration import HIDDEN_TILES, ROUTER_LANES, Constraints, fullest
+from moec.targets.hls.moe.exploration import HIDDEN_TILES, Constraints, fullest, routers_of
 
 Array = np.ndarray[Any, Any]
 
@@ -227,11 +227,13 @@ def _designs(plan: ModelPlan, part: Part, constraints: Constraints) -> Iterator[
     """The grid, from large to small. Both kernels have lanes of their own, as long as they pad tokens alike."""
     storages: tuple[LargeArrays, ...] = ("bram", "uram") if constraints.use_uram and part.uram else ("bram",)
     base = model_design(plan, LANES[0], LANES[0], 1)
-    grid = itertools.product(LANES, LANES, HIDDEN_TILES[::-1], ROUTER_LANES[::-1], storages)
-    for lanes, attention_lanes, tile, router_lanes, storage in grid:
+    grid = itertools.product(LANES, LANES, HIDDEN_TILES[::-1], routers_of(base.experts.shape)[::-1], storages)
+    for lanes, attention_lanes, tile, (router_lanes, at_once), storage in grid:
         if not router_lanes <= lanes <= tile:
             continue
-        experts = Design(base.experts.shape, lanes, lanes, tile, router_lanes, large_arrays=storage)
+        experts = Design(
+            base.experts.shape, lanes, lanes, tile, router_lanes, large_arrays=storage, router_experts=at_once
+        )
         if base.attention is None:
             attention = None
         else:

@@ -9,7 +9,7 @@ import dataclasses
 
 from moec.targets.hls.moe.design import BEAT_BYTES, GATE_BITS, INPUT_BITS, MULTIPLIER_BITS, RESULT_BITS, Design
 
-EXPERT_BITS, COUNT_BITS = 8, 16
+EXPERT_BITS, COUNT_BITS = 9, 16
 _TILE_BITS, _FLAGS = 16, 3
 SCALE_BITS = 6
 """Bits of the exponent of a token's variance."""
@@ -80,7 +80,7 @@ def channels_of(design: Design) -> list[Channel]:
         Channel("beats_router", "read_router", "router", BEAT_BITS, fifos.beats),
         Channel("tokens_to_router", tokens_from, "router", chunk, fifos.tokens),
         Channel("tokens_to_experts", tokens_from, "product_up", chunk, fifos.tokens),
-        Channel("logits", "router", "select", shape.experts * design.logit_bits, fifos.logits),
+        Channel("logits", "router", "select", design.router_rows * design.logit_bits, design.logits_depth),
         Channel("routes", "select", "dispatch", shape.slots * (EXPERT_BITS + GATE_BITS), fifos.routes),
         Channel("jobs_load_up", "dispatch", "load_up", JOB_BITS, fifos.jobs, design.masters_up),
         Channel("jobs_load_down", "dispatch", "load_down", JOB_BITS, fifos.jobs, design.masters_down),

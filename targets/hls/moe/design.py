@@ -20,6 +20,10 @@ MOST_ACCUMULATOR_BITS = 27
 """One multiplier of a DSP48E2 takes 27 x 18 bits; a wider sum takes two to be scaled."""
 MOST_SUM_BITS = 32
 """Those of the bias that a sum begins with."""
+MOST_WORD_BITS = 4096
+"""Of a channel: Vitis HLS aggregates no wider struct (its message 214-256)."""
+MOST_EXPERTS = 510
+"""Numbers of 9 bits, one of which stands for nobody."""
 MOST_STAGES = 60
 """The most stages of a pipeline, from its reads to its last write, that channels are deep enough for. The longest way
 is through a divider of 34 bits, which is as deep, and some multiplications around it."""
@@ -142,7 +146,8 @@ class Design:
 
     ``lanes_in`` x ``lanes_out`` products are computed per cycle in each of the two arrays, twice as many in the first
     where the block is gated. ``hidden_tile`` hidden units are computed, used and forgotten at a time: their weights are
-    what is loaded at once. ``router_lanes`` inputs are multiplied with the weights of all experts at once.
+    what is loaded at once. ``router_lanes`` inputs are multiplied with the weights of ``router_experts`` experts at
+    once, which take turns; of all where it is None.
     ``masters_up`` and ``masters_down`` AXI masters bring the weights of the two products, beat by beat in turns.
     """
 
@@ -156,6 +161,7 @@ class Design:
     fifos: Fifos = dataclasses.field(default_factory=Fifos)
     large_arrays: LargeArrays = "bram"
     """What holds tokens, partial sums and combined results."""
+    router_experts: int | None = None
 
     @property
     def width(self) -> int:
@@ -206,6 +212,22 @@ class Design:
     def item_cycles(self) -> int:
         """In which an array computes a token of a tile."""
         return self.hidden_out_chunks * self.input_chunks
+
+    @property
+    def router_rows(self) -> int:
+        """Experts whose logits are computed at once, and go to the choice in one word."""
+        return self.router_experts or max(self.shape.experts, 1)
+
+    @property
+    def router_turns(self) -> int:
+        """Words of the logits of a token."""
+        return -(-self.shape.experts // self.router_rows)
+
+    @property
+    def logits_depth(self) -> int:
+        """Words of the channel of logits: those of as many tokens as ``fifos`` say, for the last step of a token sends
+        them one per cycle."""
+        return self.fifos.logits * max(self.router_turns, 1)
 
     @property
     def steps_depth(self) -> int:
@@ -343,11 +365,21 @@ class Design:
                 f"{self.masters_up} and {self.masters_down} masters of {self.banks_up} and {self.banks_down} memories, "
                 "which have one each"
             )
-        if self.lanes_in % self.router_lanes:
-            return f"{self.router_lanes} router lanes do not divide {self.lanes_in}"
+        if (reason := self._why_no_router()) is not None:
+            return reason
         if self.sum_bits_down > MOST_SUM_BITS or self.sum_bits_up > MOST_SUM_BITS:
             widest = max(self.sum_bits_up, self.sum_bits_down)
             return f"sums need {widest} bits; they have up to {MOST_SUM_BITS}, as their biases"
-        if self.shape.all_experts > 255 or self.shape.tokens > 65535:
-            return f"{self.shape.all_experts} experts and {self.shape.tokens} tokens; there are 8 and 16 bits for them"
+        if self.shape.all_experts > MOST_EXPERTS or self.shape.tokens > 65535:
+            return f"{self.shape.all_experts} experts and {self.shape.tokens} tokens; there are 9 and 16 bits for them"
+        return None
+
+    def _why_no_router(self) -> str | None:
+        if self.lanes_in % self.router_lanes:
+            return f"{self.router_lanes} router lanes do not divide {self.lanes_in}"
+        if self.router_rows * self.logit_bits > MOST_WORD_BITS:
+            return (
+                f"logits of {self.router_rows} experts at once, of {self.logit_bits} bits each; a channel has words of "
+                f"up to {MOST_WORD_BITS}"
+            )
         return None

@@ -28,6 +28,8 @@ from moec.targets.hls.moe.loads import even_loads, starving_loads
 LANES = (8, 16, 32, 64)
 HIDDEN_TILES = (16, 32, 64, 128, 256)
 ROUTER_LANES = (1, 2, 4, 8, 16, 32)
+ROUTERS_IN_TURNS = tuple(itertools.product((8, 16, 32), (8, 32)))
+"""Inputs, and experts at once, of routers whose experts take turns: where fewer inputs of all would be as much."""
 MASTERS = (1, 2, 4, 8)
 """Of the second product; the first has as many per row of a hidden unit, for it takes as many beats."""
 WEIGHT_FIFOS = (32, 128)
@@ -97,6 +99,7 @@ class CostedDesign:
             "lanes": design.lanes_out,
             "hidden_tile": design.hidden_tile,
             "router_lanes": design.router_lanes,
+            "router_experts": design.router_rows,
             "masters": [design.masters_up, design.masters_down],
             "weight_fifo": design.fifos.weights,
             "large_arrays": design.large_arrays,
@@ -164,10 +167,16 @@ def designs_of(
     shape: BlockShape, large_arrays: Sequence[LargeArrays] = ("bram",), masters: Sequence[tuple[int, int]] = ((1, 1),)
 ) -> Iterator[Design]:
     """The grid, whether or not the templates can build its points."""
-    grid = itertools.product(LANES, HIDDEN_TILES, ROUTER_LANES, masters, WEIGHT_FIFOS, large_arrays)
-    for lanes, tile, router_lanes, (up, down), weights, storage in grid:
+    grid = itertools.product(LANES, HIDDEN_TILES, routers_of(shape), masters, WEIGHT_FIFOS, large_arrays)
+    for lanes, tile, (router_lanes, at_once), (up, down), weights, storage in grid:
         if router_lanes <= lanes <= tile:
-            yield Design(shape, lanes, lanes, tile, router_lanes, up, down, Fifos(weights=weights), storage)
+            yield Design(shape, lanes, lanes, tile, router_lanes, up, down, Fifos(weights=weights), storage, at_once)
+
+
+def routers_of(shape: BlockShape) -> list[tuple[int, int | None]]:
+    """Inputs that a router takes per cycle, and for how many experts at once; None: for all."""
+    in_turns = [(lanes, at_once) for lanes, at_once in ROUTERS_IN_TURNS if 2 * at_once <= shape.experts]
+    return [*((lanes, None) for lanes in ROUTER_LANES), *in_turns]
 
 
 def _buildable(shape: BlockShape, part: Part, constraints: Constraints) -> list[Design]:
@@ -229,7 +238,7 @@ class _Timing:
         self._known: dict[Design, Cycles] = {}
 
     def of(self, design: Design) -> Cycles:
-        base = dataclasses.replace(design, router_lanes=1, large_arrays="bram")
+        base = dataclasses.replace(design, router_lanes=1, router_experts=None, large_arrays="bram")
         if base not in self._known:
             self._known[base] = count_cycles(base, self._loads, self._pace, self._stages)
         route = route_cycles(design, tokens_in(design.shape, self._loads), self._pace, self._stages)

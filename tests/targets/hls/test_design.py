@@ -66,7 +66,8 @@ def test_tiles_hold_every_weight_once(lanes):
         (Design(SHAPE, hidden_tile=40), "tiles of 40 hidden units"),
         (Design(SHAPE, router_lanes=3), "3 router lanes"),
         (Design(dataclasses.replace(SHAPE, width=1 << 17)), "sums need 33 bits"),
-        (Design(dataclasses.replace(SHAPE, experts=255, shared=1)), "256 experts"),
+        (Design(dataclasses.replace(SHAPE, experts=510, shared=1), router_experts=32), "511 experts"),
+        (Design(dataclasses.replace(SHAPE, experts=133)), "logits of 133 experts at once"),
     ],
 )
 def test_designs_that_cannot_be_built(design, reason):

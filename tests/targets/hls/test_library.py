@@ -9,7 +9,9 @@ import pytest
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.simulators.hls.simulator import SimulationError, simulate_functionally, simulate_timed
-from moec.targets.hls.moe.design import Fifos
+from moec.targets.hls.hardware.cycles import count_cycles
+from moec.targets.hls.moe import reference
+from moec.targets.hls.moe.design import Design, Fifos
 
 from ...products import thinned
 from .layers import float_block, project, quantized, tokens_for
@@ -91,6 +93,52 @@ def test_timed_simulation_equals_the_reference(case, layer):
     result = simulate_timed(files)
     assert "PASS" in result.output
     assert simulate_timed(files, fifo_depths=1).cycles >= result.cycles
+
+
+@pytest.mark.parametrize(
+    ("routing", "count", "design"),
+    [
+        pytest.param(
+            RouteSpec(8, "softmax", normalize=True), 128, {"router_experts": 8, "router_lanes": 8}, id="top 8"
+        ),
+        pytest.param(RouteSpec(1), 77, {"router_experts": 32}, id="top 1, softmax of all, a turn that is not full"),
+        pytest.param(
+            RouteSpec(8, "sigmoid", normalize=True, groups=8, groups_kept=4, group_score="sum_top2"),
+            256,
+            {"router_experts": 32, "router_lanes": 16},
+            id="groups, more numbers than a byte has",
+            marks=nightly,
+        ),
+    ],
+)
+def test_experts_in_turns(routing, count, design):
+    """Tokens that all experts are equally good for, that two turns tie for, and others; the last experts are busy."""
+    block = float_block(routing, SWIGLU, count, 32, 16, shared=1)
+    block.router[-32:] = block.router[:32]
+    block.router_bias[-32:] = block.router_bias[:32]
+    integers = quantized(block)
+    tokens = integers.quantized(tokens_for(block, 16))
+    tokens[:8] = np.sign(integers.router[-8:].astype(np.int64)) * 100
+    tied = dataclasses.replace(integers, router_bias=np.zeros_like(integers.router_bias))
+    for name, given in (("ties of two", integers), ("ties of all", tied)):
+        tokens[8] = 0
+        result = simulate_timed(project(given, tokens, hidden_tile=16, **design), pipeline_depth=20)
+        assert "PASS: 16 tokens" in result.output, name
+
+
+def test_a_router_in_turns_takes_as_long_as_estimated():
+    block = float_block(RouteSpec(8, "softmax", normalize=True), GELU, 64, 64, 16)
+    integers = quantized(block)
+    tokens = integers.quantized(tokens_for(block, 16))
+    loads = reference.run(integers, tokens).loads.tolist()
+    route = {}
+    for at_once in (None, 32, 8):
+        design = {"hidden_tile": 16, "router_lanes": 4, "router_experts": at_once}
+        result = simulate_timed(project(integers, tokens, **design), memory_latency=0, memories={})
+        estimated = count_cycles(Design(integers.shape, **design), loads)
+        assert estimated.total == pytest.approx(result.cycles, rel=0.03)
+        route[at_once] = estimated.route
+    assert route[8] > route[32] > 0
 
 
 def test_experts_without_tokens_are_not_read(layer):

@@ -58,8 +58,8 @@ class QuantizedNorm:
     shift: int
     epsilon: int
 
-    def run(self, tokens: Array) -> Array:
-        """Residual stream int16 [T, d] → int8 [T, d], as the processes of ``library/moec_normalize.h``."""
+    def run(self, tokens: Array, bits: int = 8) -> Array:
+        """Residual stream int16 [T, d] → int8, or ``bits``, [T, d], as the processes of ``library/moec_normalize.h``."""
         x = tokens.astype(np.int64)
         sums = x.sum(axis=1, keepdims=True) if self.kind == "layer" else np.zeros((len(x), 1), np.int64)
         width = x.shape[1]
@@ -70,7 +70,8 @@ class QuantizedNorm:
             2 * scale >= 9, variance >> np.maximum(2 * scale - 9, 0), variance << np.maximum(9 - 2 * scale, 0)
         )
         normal = ((width * x - sums) * inverse_roots()[places]) >> (16 - FRACTION_BITS + scale)
-        return np.clip(shifted(normal * self.multipliers + self.biases, self.shift), -128, 127)
+        most = 1 << (bits - 1)
+        return np.clip(shifted(normal * self.multipliers + self.biases, self.shift), -most, most - 1)
 
     def lowered(self, shift: int) -> QuantizedNorm:
         """With fewer bits of multipliers and biases, to a shift that is no larger."""

@@ -43,7 +43,7 @@ class ExpertsWires:
 @dataclasses.dataclass(frozen=True)
 class AttentionWires:
     """The same of attention; ``score_shift``: from scores to places in the table of powers, ``mixed_shift``: of what
-    heads attend to."""
+    heads attend to, ``head_norm_shift``: of normalised keys and queries."""
 
     up_sum_bits: int
     down_sum_bits: int
@@ -52,9 +52,11 @@ class AttentionWires:
     norm_shift: int
     score_shift: int
     mixed_shift: int
+    head_norm_shift: int
 
     @staticmethod
     def of(block: QuantizedAttention) -> AttentionWires:
+        norm = None if block.turns is None else block.turns.key_norm
         return AttentionWires(
             up_sum_bits=block.up.sum_bits,
             down_sum_bits=block.down.sum_bits,
@@ -63,4 +65,5 @@ class AttentionWires:
             norm_shift=block.norm.shift,
             score_shift=block.score.shift,
             mixed_shift=block.mixed_shift,
+            head_norm_shift=1 if norm is None else norm.shift,
         )

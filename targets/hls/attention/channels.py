@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moec.targets.hls.attention.design import AttentionDesign
 from moec.targets.hls.moe.channels import BEAT_BITS, ITEM_BITS, JOB_BITS, SCALE_BITS, Channel
-from moec.targets.hls.moe.design import INPUT_BITS, MULTIPLIER_BITS, RESULT_BITS
+from moec.targets.hls.moe.design import INPUT_BITS, MULTIPLIER_BITS, RESULT_BITS, bits_for
 
 KEY_WEIGHT_BITS, RECIPROCAL_BITS = 8, 20
 
@@ -44,15 +44,28 @@ def _products(design: AttentionDesign) -> list[Channel]:
 def _heads(design: AttentionDesign) -> list[Channel]:
     fifos, lanes = design.fifos, design.lanes
     chunk = INPUT_BITS * lanes
+    turned = design.shape.turned
     return [
         Channel("projected", "product_up", "split_heads", chunk, fifos.rows),
-        Channel("keys_and_queries", "split_heads", "score_keys", chunk, fifos.rows),
+        Channel("keys_and_queries", "split_heads", "measure_heads" if turned else "score_keys", chunk, fifos.rows),
+        *(_turns(design) if turned else ()),
         Channel("values", "split_heads", "mix_values", chunk, fifos.rows),
         Channel("scores", "score_keys", "weigh_keys", design.score_bits * lanes, fifos.scores),
         Channel("key_weights", "weigh_keys", "mix_values", KEY_WEIGHT_BITS * lanes, design.key_weights_depth),
         Channel("reciprocals", "weigh_keys", "scale_values", RECIPROCAL_BITS, design.reciprocals_depth),
         Channel("mixed", "mix_values", "scale_values", design.mixed_bits * lanes, fifos.results),
         Channel("attended", "scale_values", "product_down", chunk, fifos.rows),
+    ]
+
+
+def _turns(design: AttentionDesign) -> list[Channel]:
+    fifos, chunk = design.fifos, INPUT_BITS * design.lanes
+    measured = RESULT_BITS + bits_for(design.shape.head_width) + MULTIPLIER_BITS + SCALE_BITS
+    return [
+        Channel("beats_turns", "read_turns", "turn_heads", BEAT_BITS, fifos.beats),
+        Channel("measured_rows", "measure_heads", "turn_heads", chunk, design.measured_rows_depth),
+        Channel("measures", "measure_heads", "turn_heads", measured, fifos.measured),
+        Channel("turned", "turn_heads", "score_keys", chunk, fifos.rows),
     ]
 
 

@@ -19,18 +19,44 @@ from moec.targets.hls.moe.design import (
 )
 
 KEY, VALUE, QUERY = range(3)
-"""Tiles of a head in the order of computation: queries come last, when what they meet is known."""
+"""Tiles of a head of keys in the order of computation: those of queries, of one head or of all that share its keys, come
+last, when what they meet is known."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionShape:
-    """Sizes are those of the model, before padding. ``tokens``: at most, per call, which is one sequence."""
+    """Sizes are those of the model, before padding. ``tokens``: at most, per call, which is one sequence, or, where a
+    cache holds keys and values, what is added to it.
+
+    ``sharing``: heads of queries that meet the same keys. ``causal``: a token attends to those up to itself.
+    ``turned``: queries and keys are turned by their positions, ``head_norm``: and normalised in front of that.
+    ``cached``: positions that the cache has room for; 0: there is none, a call has a sequence as a whole.
+    """
 
     tokens: int
     width: int
     heads: int
     head_width: int
     norm: Norm
+    sharing: int = 1
+    causal: bool = False
+    turned: bool = False
+    head_norm: bool = False
+    cached: int = 0
+
+    @property
+    def key_heads(self) -> int:
+        return self.heads // self.sharing
+
+    @property
+    def positions(self) -> int:
+        """Keys that a query meets, at most."""
+        return self.cached or self.tokens
+
+    @property
+    def tiles(self) -> int:
+        """Of the first product: the keys, values and queries of all heads."""
+        return self.key_heads * (2 + self.sharing)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +124,16 @@ class AttentionDesign:
         return max(self.fifos.tokens, depth_beside(1))
 
     @property
+    def turn_beats(self) -> int:
+        """Of the turns of one position: a number of 16 bits per channel of a head."""
+        return -(-RESULT_BITS // 8 * self.head_width // BEAT_BYTES)
+
+    @property
+    def measured_rows_depth(self) -> int:
+        """Words of the channel of rows that are normalised, which go on while their measures are made."""
+        return max(self.fifos.rows, depth_beside(1, self.chunks - 1))
+
+    @property
     def items_split_depth(self) -> int:
         """Words of the channel of tokens whose rows are split into heads, each of which is taken with its first row."""
         return max(self.fifos.items, depth_beside(self.item_cycles, self.width_chunks - 1))
@@ -120,7 +156,7 @@ class AttentionDesign:
     @property
     def key_groups(self) -> int:
         """Keys are scored ``lanes`` at a time."""
-        return -(-self.shape.tokens // self.lanes)
+        return -(-self.shape.positions // self.lanes)
 
     @property
     def norm_sum_bits(self) -> int:
@@ -130,7 +166,7 @@ class AttentionDesign:
     @property
     def mixed_bits(self) -> int:
         """Bits of values times weights of 8 bits, summed over all keys."""
-        return 16 + bits_for(self.shape.tokens)
+        return 16 + bits_for(self.shape.positions)
 
     @property
     def score_bits(self) -> int:
@@ -146,6 +182,10 @@ class AttentionDesign:
             return f"{self.norm_lanes} channels per cycle do not divide {self.lanes} lanes"
         if widest_sum > MOST_ACCUMULATOR_BITS:
             return f"sums need {widest_sum} bits; a multiplier of the requantisation takes {MOST_ACCUMULATOR_BITS}"
+        if self.shape.heads % self.shape.sharing or (self.shape.head_norm and not self.shape.turned):
+            return f"{self.shape.heads} heads, {self.shape.sharing} of which share keys; expected whole groups"
+        if self.shape.cached and not (self.shape.causal and self.shape.tokens <= self.shape.cached <= 65535):
+            return f"a cache of {self.shape.cached} positions for calls of {self.shape.tokens} tokens"
         if not 0 < self.shape.tokens <= 65535 or not 0 < self.shape.width <= 8192:
             return f"{self.shape.tokens} tokens of {self.shape.width} channels; there are up to 65535 of up to 8192"
         return None

@@ -1,8 +1,9 @@
 """What an attention block costs on a part and how fast it is, without synthesis; rules are those of a MoE block.
 
-Cycles follow from the loops. All tokens are normalised before the first tile is computed. A head takes three tiles of
-the first product; while its queries come, they are scored, weighed and mixed side by side, at the pace of the slowest.
-The next head's keys wait until all of its queries are scored. The last query leaves through all processes.
+Cycles follow from the loops. All tokens are normalised before the first tile is computed. A head of keys takes tiles of
+the first product for these, its values, and the queries of each head that shares them; while queries come, they are
+turned, scored, weighed and mixed side by side, at the pace of the slowest. The next head's keys wait until all of these
+queries are scored. The last query leaves through all processes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import math
 
 from moec.targets.hls.attention.channels import KEY_WEIGHT_BITS, RECIPROCAL_BITS, attention_channels
-from moec.targets.hls.attention.design import KEY, QUERY, AttentionDesign
+from moec.targets.hls.attention.design import KEY, QUERY, VALUE, AttentionDesign
 from moec.targets.hls.hardware.arithmetic import (
     CONTROL_LUTS,
     MASTER_LUTS,
@@ -25,6 +26,7 @@ from moec.targets.hls.hardware.cycles import Loader, MemoryPace
 from moec.targets.hls.hardware.logic import multiplier_dsps, requantize_luts
 from moec.targets.hls.hardware.memories import (
     BURST_BEATS,
+    INVERSE_ROOT_TABLE_WORDS,
     OUTSTANDING,
     POWER_TABLE_WORDS,
     TABLE_BITS,
@@ -35,7 +37,7 @@ from moec.targets.hls.hardware.memories import (
     parameter_memory,
 )
 from moec.targets.hls.hardware.parts import Part
-from moec.targets.hls.hardware.ports import ATTENTION_MASTERS, connect
+from moec.targets.hls.hardware.ports import attention_masters, connect
 from moec.targets.hls.moe.channels import BEAT_BITS
 from moec.targets.hls.moe.design import (
     BEAT_BYTES,
@@ -51,6 +53,8 @@ _ARRAYS = 4
 _LOOPS_OF_TOKENS, _LOOPS_OF_QUERIES, _LOOPS_OF_RESULTS = 4, 5, 10
 """Pipelines one behind the other: until all tokens are normalised and kept; from a query's product to its scores; and
 behind these to memory."""
+_LOOPS_OF_TURNS = 2
+"""More of them where keys and queries are turned by their positions."""
 _ADAPTERS = {
     "tokens": ("read_stream", OUTSTANDING["tokens"]),
     "residual": ("read_residual", OUTSTANDING["results"]),
@@ -96,7 +100,7 @@ def estimate_attention(
     calibration: Calibration = UNCORRECTED,
 ) -> AttentionEstimate:
     """The costs of a design, in a call with as many tokens as fit. ``memory_share``: of the peak bandwidth."""
-    ports = connect(part, ATTENTION_MASTERS, clock_megahertz, memory_share)
+    ports = connect(part, attention_masters(design.shape), clock_megahertz, memory_share)
     dsps, memories = attention_dsps(design), attention_memories(design)
     resources = Resources.of(dsps, memories, attention_luts(design))
     cycles = attention_cycles(design, design.shape.tokens, ports.loaders, calibration.stages)
@@ -106,21 +110,23 @@ def estimate_attention(
 
 def attention_cycles(design: AttentionDesign, tokens: int, pace: MemoryPace, stages: int = 0) -> AttentionCycles:
     """The cycles of a call with ``tokens`` tokens, one at least. ``stages``: of each pipeline."""
-    steps, heads = design.width // design.norm_lanes, design.shape.heads
+    shape, steps = design.shape, design.width // design.norm_lanes
     reads = max(steps, 2 * design.width / BEAT_BYTES * pace.cycles_per_beat)
     norm_beats = design.width * PARAMETER_BYTES / BEAT_BYTES
     start = pace.latency + max(design.width, norm_beats * pace.cycles_per_beat + pace.latency)
     normalize = start + tokens * reads + steps + _LOOPS_OF_TOKENS * stages
     weight_beats = design.width * design.head_width // BEAT_BYTES
     tile_beats = weight_beats + math.ceil(design.head_width * PARAMETER_BYTES / BEAT_BYTES)
-    scored = math.ceil(tokens / design.lanes) * design.chunks
+    scored = math.ceil(tokens / design.lanes) * design.chunks  # steps of the last query
     per_token = design.chunks * design.width_chunks
-    first, end = _run(design, tokens, tile_beats, max(per_token, scored), normalize, pace, stages)
-    products = 3 * heads * tokens * per_token
+    queries = max(per_token * tokens, scores_of_head(design, tokens))
+    first, end = _run(design, tokens, tile_beats, queries, normalize, pace, stages)
+    products = shape.tiles * tokens * per_token
+    per_head = 2 + shape.sharing
     busy = {
-        "products": 3 * tokens * per_token,
-        "weights": 3 * (pace.latency + tile_beats * pace.cycles_per_beat),
-        "scores": tokens * scored,
+        "products": per_head * tokens * per_token,
+        "weights": per_head * (pace.latency + tile_beats * pace.cycles_per_beat),
+        "scores": shape.sharing * scores_of_head(design, tokens),
     }
     return AttentionCycles(
         normalize=round(normalize),
@@ -128,35 +134,48 @@ def attention_cycles(design: AttentionDesign, tokens: int, pace: MemoryPace, sta
         products=products,
         stalls=round(end - first - products),
         results=round(2 * scored + scored // design.chunks + per_token) + _LOOPS_OF_RESULTS * stages,
-        beats=heads * (3 * tile_beats + weight_beats) + math.ceil(design.width * PARAMETER_BYTES / BEAT_BYTES),
+        beats=shape.tiles * tile_beats + shape.heads * weight_beats + math.ceil(design.width * PARAMETER_BYTES / BEAT_BYTES),
         bound_by=max(busy, key=lambda name: busy[name]),
     )
+
+
+def scores_of_head(design: AttentionDesign, tokens: int) -> int:
+    """Steps in which the queries of a head meet keys: a group of them per step, none behind the query where that is
+    ruled out."""
+    groups = -(-tokens // design.lanes)
+    if not design.shape.causal:
+        return tokens * groups * design.chunks
+    return design.chunks * sum(position // design.lanes + 1 for position in range(tokens))
 
 
 def _run(
     design: AttentionDesign,
     tokens: int,
     tile_beats: int,
-    per_query: int,
+    queries: int,
     normalized: float,
     pace: MemoryPace,
     stages: int,
 ) -> tuple[float, float]:
-    """When the first tile starts, and when the last query is scored."""
+    """When the first tile starts, and when the last query is scored. ``queries``: cycles that those of a head take."""
     loader = Loader(design.fifos.weights, pace, stages)
     per_token = design.chunks * design.width_chunks
     first = start = max(normalized, loader.arrival(tile_beats, 0, normalized)) + stages
     room = 2 * design.fifos.rows // design.chunks * per_token  # rows of keys that channels hold meanwhile
     announced = scored = 0.0
-    for tile in range(3 * design.shape.heads):
-        if tile % 3 == KEY:
+    loops = _LOOPS_OF_QUERIES + (_LOOPS_OF_TURNS if design.shape.turned else 0)
+    for tile in range(design.shape.tiles):
+        part = tile % (2 + design.shape.sharing)
+        if part == KEY:
             start = max(start, scored - room)
-        if tile % 3 == QUERY:
-            scored = start + tokens * per_query + _LOOPS_OF_QUERIES * stages
+        if part >= QUERY:
+            scored = max(start, scored - loops * stages) + queries + loops * stages
         arrived = loader.arrival(tile_beats, announced, start)
         # As in a MoE block: two tiles behind the one whose items have left their channel.
         announced = max(announced, start + per_token * (tokens - 1 - design.fifos.items))
         done = start + tokens * per_token
+        if design.shape.turned and part != VALUE:
+            done = max(done, start + pace.latency + tokens * design.turn_beats * pace.cycles_per_beat)
         start = max(done, arrived) + stages
     return first, scored
 
@@ -169,12 +188,22 @@ def attention_dsps(design: AttentionDesign) -> dict[str, int]:
     return {
         **norm_dsps(design.shape.width, design.norm_lanes),
         "product_up": array + rounding,
+        **(_turn_dsps(design) if design.shape.turned else {}),
         "score_keys": array,
         "weigh_keys": lanes * multiplier_dsps(design.score_bits + 2, MULTIPLIER_BITS + 1),
         "mix_values": array,
         "scale_values": lanes * multiplier_dsps(design.mixed_bits, RECIPROCAL_BITS + 1),
         "product_down": array + rounding,
     }
+
+
+def _turn_dsps(design: AttentionDesign) -> dict[str, int]:
+    """A channel takes two products with 16 bits to be turned; to be normalised, what channels of a token take."""
+    turn = 2 * design.lanes * multiplier_dsps(RESULT_BITS, RESULT_BITS)
+    if not design.shape.head_norm:
+        return {"turn_heads": turn}
+    of_rows = norm_dsps(design.shape.head_width, design.lanes)
+    return {"measure_heads": of_rows["measure_tokens"], "turn_heads": turn + of_rows["normalize_tokens"]}
 
 
 def attention_memories(design: AttentionDesign) -> list[Memory]:
@@ -196,6 +225,7 @@ def attention_memories(design: AttentionDesign) -> list[Memory]:
         array_memory("partial sums", "product_down", MOST_ACCUMULATOR_BITS * lanes, words, 1, "bram", "partial"),
         array_memory("weights", "product_down", BEAT_BITS, tile_words, 2 * banks, variable="weights"),
         parameter_memory("product_down", lanes, design.width_chunks),
+        *(_turn_memories(design) if shape.turned else ()),
         *channel_memories(attention_channels(design)),
         *(
             array_memory(f"adapter {name}", process, BEAT_BITS, bursts * BURST_BEATS)
@@ -204,9 +234,22 @@ def attention_memories(design: AttentionDesign) -> list[Memory]:
     ]
 
 
+def _turn_memories(design: AttentionDesign) -> list[Memory]:
+    bits = RESULT_BITS * design.lanes
+    roots = array_memory("inverse roots", "measure_heads", MULTIPLIER_BITS, INVERSE_ROOT_TABLE_WORDS)
+    return [
+        *([roots] if design.shape.head_norm else []),
+        array_memory("multipliers", "turn_heads", bits, 2 * design.chunks, variable="multipliers"),
+        array_memory("adapter turns", "read_turns", BEAT_BITS, OUTSTANDING["tokens"] * BURST_BEATS),
+    ]
+
+
 def attention_luts(design: AttentionDesign) -> int:
     """All but memories, roughly: arrays, rounding, a divider, control, masters."""
     arrays = _ARRAYS * array_luts(design.lanes, design.lanes, MOST_ACCUMULATOR_BITS)
     # Of projections, weights, mixed values, results and sums.
     rounding = 5 * design.lanes * requantize_luts(MOST_ACCUMULATOR_BITS, RESULT_BITS)
-    return arrays + rounding + RECIPROCAL_BITS**2 + CONTROL_LUTS + 4 * MASTER_LUTS
+    if design.shape.turned:
+        rounding += design.lanes * requantize_luts(2 * RESULT_BITS + 1, INPUT_BITS)
+    masters = len(attention_masters(design.shape)) * MASTER_LUTS
+    return arrays + rounding + RECIPROCAL_BITS**2 + CONTROL_LUTS + masters

@@ -13,11 +13,30 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class FloatAttention:
-    """``x + output(heads(norm(x)))`` without masks and caches: every token of a sequence attends to all of them.
+class Turns:
+    """How positions turn channels 2i and 2i + 1 of a query or key (RoFormer, arXiv 2104.09864): by an angle whose
+    ``cosines`` and ``sines`` are [P, h / 2], of positions from 0 on. Pairs that are not turned have 1 and 0."""
 
-    ``query``, ``key`` and ``value`` [H, h, d] with biases [H, h]: H heads of h channels. ``output`` [d, H h] with bias
-    [d]. Scores are multiplied with ``scale`` before their softmax. All in float32.
+    cosines: Array
+    sines: Array
+
+    def run(self, rows: Array) -> Array:
+        """[..., T, h] at the first T positions."""
+        cosines, sines = self.cosines[: rows.shape[-2]], self.sines[: rows.shape[-2]]
+        even, odd = rows[..., 0::2], rows[..., 1::2]
+        turned = np.stack([even * cosines - odd * sines, even * sines + odd * cosines], axis=-1)
+        return turned.reshape(rows.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class FloatAttention:
+    """``x + output(heads(norm(x)))``: every token of a sequence attends to all of them, or, where ``causal``, to those
+    up to itself.
+
+    ``query`` [H, h, d] with biases [H, h]: H heads of h channels. ``key`` and ``value`` [K, h, d] with biases [K, h]:
+    H / K neighbouring heads of queries share those of a head. ``output`` [d, H h] with bias [d]. Queries and keys may
+    be normalised, each row of h channels by its root mean square, and turned behind that. Scores are multiplied with
+    ``scale`` before their softmax. All in float32.
     """
 
     name: str
@@ -31,10 +50,19 @@ class FloatAttention:
     value_bias: Array
     output: Array
     output_bias: Array
+    causal: bool = False
+    query_norm: FloatNorm | None = None
+    key_norm: FloatNorm | None = None
+    turns: Turns | None = None
 
     @property
     def heads(self) -> int:
         return len(self.query)
+
+    @property
+    def sharing(self) -> int:
+        """Heads of queries that share keys and values."""
+        return len(self.query) // len(self.key)
 
     @property
     def head_width(self) -> int:
@@ -56,13 +84,27 @@ class FloatAttention:
                 (self.value, self.value_bias),
             )
         ]
-        query, key, value = projected
-        scores = query @ key.swapaxes(2, 3) * self.scale
+        query_rows, key_rows, value = projected
+        query, key = self._turned(self.query_norm, query_rows), self._turned(self.key_norm, key_rows)
+        scores = query @ self._shared(key).swapaxes(2, 3) * self.scale
+        if self.causal:
+            scores = np.where(np.tri(count, dtype=bool), scores, -np.inf)
         terms = np.exp(scores - scores.max(axis=3, keepdims=True, initial=-np.inf))
-        attended = (terms / terms.sum(axis=3, keepdims=True)) @ value
+        attended = (terms / terms.sum(axis=3, keepdims=True)) @ self._shared(value)
         attended = attended.swapaxes(1, 2).reshape(batch, count, self.heads * self.head_width)
         results = attended @ self.output.T + self.output_bias
-        return FloatAttentionResults(inputs, query, key, value, attended, results, tokens + results)
+        return FloatAttentionResults(
+            inputs, query_rows, key_rows, query, key, value, attended, results, tokens + results
+        )
+
+    def _turned(self, norm: FloatNorm | None, rows: Array) -> Array:
+        """[B, H, T, h]."""
+        normal = rows if norm is None else norm.run(rows.reshape(-1, rows.shape[3])).reshape(rows.shape)
+        return normal if self.turns is None else self.turns.run(normal)
+
+    def _shared(self, rows: Array) -> Array:
+        """[B, K, T, h] → [B, H, T, h]."""
+        return np.repeat(rows, self.sharing, axis=1)
 
     def needed_scale(self, tokens: Array) -> float:
         """What a step of the residual stream stands for at least, by its sequences [B, T, d] and what the block makes
@@ -73,10 +115,13 @@ class FloatAttention:
 
 @dataclasses.dataclass(frozen=True)
 class FloatAttentionResults:
-    """``inputs``, normalised, [B, T, d]; ``query``, ``key`` and ``value`` [B, H, T, h]; ``attended`` [B, T, H h];
-    ``results`` of the output product and ``output`` [B, T, d]."""
+    """``inputs``, normalised, [B, T, d]; ``query_rows`` and ``key_rows``, of the products, and ``query`` and ``key``,
+    what becomes of them, [B, H, T, h], of keys and ``value`` [B, K, T, h]; ``attended`` [B, T, H h]; ``results`` of the
+    output product and ``output`` [B, T, d]."""
 
     inputs: Array
+    query_rows: Array
+    key_rows: Array
     query: Array
     key: Array
     value: Array

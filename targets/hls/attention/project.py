@@ -3,8 +3,9 @@
 | file in ``data/`` | contents |
 |---|---|
 | ``norm.bin`` | parameters of every channel of a token, whose multipliers are int16 |
-| ``up.bin`` | by head the tiles of its keys, values and queries: parameters of the rows, then their weights by step |
+| ``up.bin`` | by head of keys the tiles of these, of values and of queries: parameters of the rows, then their weights by step |
 | ``down.bin`` | by head the weights of the output product by step; then the parameters of its results |
+| ``turns.bin`` | where positions turn keys and queries: rows of int16, ``library/moec_turn.h`` says of what |
 | ``tokens.bin``, ``outputs.bin`` | int16 [T, d] of the residual stream, as the MoE block reads and writes it |
 | ``count.bin`` | int32: how many tokens there are |
 """
@@ -19,9 +20,9 @@ from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.design import AttentionDesign
 from moec.targets.hls.attention.estimate import attention_memories
-from moec.targets.hls.attention.quantize import QuantizedAttention
+from moec.targets.hls.attention.quantize import QuantizedAttention, QuantizedTurns
 from moec.targets.hls.hardware.parts import find_part
-from moec.targets.hls.hardware.ports import ATTENTION_MASTERS, port_names
+from moec.targets.hls.hardware.ports import attention_masters, port_names
 from moec.targets.hls.lint.pragmas import LEAST_VERSION
 from moec.targets.hls.moe import packing
 from moec.targets.hls.moe.design import BEAT_BYTES, MOST_STAGES
@@ -64,14 +65,15 @@ def attention_files(
         "shape": design.shape,
         "fifos": design.fifos,
         "quantized": block,
-        "depth": {key: max(1, len(data[f"{key}.bin"]) // BEAT_BYTES) for key in ("norm", "up", "down")}
+        "depth": {key.removesuffix(".bin"): max(1, len(content) // BEAT_BYTES) for key, content in data.items()}
         | {"tokens": tokens},
         "data": "data",
         "most_stages": MOST_STAGES,
         "least_version": LEAST_VERSION,
         "clock_uncertainty": CLOCK_UNCERTAINTY,
         "bound_channels": bound_channels(attention_channels(design)),
-        "ports": port_names(find_part(device).memory, ATTENTION_MASTERS),
+        "ports": port_names(find_part(device).memory, attention_masters(design.shape)),
+        "epsilon_of": lambda norm: 1 if norm is None else norm.epsilon,
         "table_copies": -(-design.lanes // 2),
         "powers": power_table(),
         "inverse_roots": inverse_roots(),
@@ -92,6 +94,7 @@ def _vector_files(design: AttentionDesign, block: QuantizedAttention, vectors: A
         "norm.bin": packing.pack_norm(block.norm, design.width),
         "up.bin": pack_projections(design, block),
         "down.bin": pack_output(design, block),
+        **({} if block.turns is None else {"turns.bin": pack_turns(design, block.turns)}),
         "tokens.bin": packing.pack_stream(vectors, design.width),
         "outputs.bin": packing.pack_stream(expected.output, design.width),
         "count.bin": np.array([len(vectors)], "<i4").tobytes(),
@@ -103,13 +106,13 @@ def pack_projections(design: AttentionDesign, block: QuantizedAttention) -> byte
     shape, height = design.shape, design.head_width
 
     def tiles(rows: Array) -> Array:
-        """[H 3 h, ...] → [H 3, h, ...], h padded."""
-        return packing.widened(rows.reshape(3 * shape.heads, shape.head_width, *rows.shape[1:]), height, axis=1)
+        """[tiles h, ...] → [tiles, h, ...], h padded."""
+        return packing.widened(rows.reshape(shape.tiles, shape.head_width, *rows.shape[1:]), height, axis=1)
 
     weights = packing.widened(tiles(block.up.weights[0]), design.width, axis=2)
     biases, multipliers = tiles(block.up.biases[0]), tiles(block.up.multipliers.values[0])
     parts = []
-    for tile in range(3 * shape.heads):
+    for tile in range(shape.tiles):
         parts.append(packing.parameter_records(biases[tile], multipliers[tile]))
         parts.append(packing.steps_of(weights[tile], design.lanes, design.lanes))
     return b"".join(parts)
@@ -126,3 +129,12 @@ def pack_output(design: AttentionDesign, block: QuantizedAttention) -> bytes:
         packing.parameter_records(*(packing.widened(column, design.width, axis=0) for column in (biases, multipliers)))
     )
     return b"".join(parts)
+
+
+def pack_turns(design: AttentionDesign, turns: QuantizedTurns) -> bytes:
+    """``turns.bin``."""
+    norms = [np.zeros(0) if norm is None else norm.multipliers for norm in (turns.key_norm, turns.query_norm)]
+    pairs = np.stack([turns.cosines, turns.sines], axis=-1).reshape(len(turns.cosines), -1)
+    row = design.turn_beats * BEAT_BYTES // 2
+    rows = [*(packing.widened(norm[None], row, axis=1) for norm in norms), packing.widened(pairs, row, axis=1)]
+    return np.concatenate(rows).astype("<i2").tobytes()

@@ -16,22 +16,48 @@ import numpy as np
 from moec.errors import UnsupportedError
 from moec.targets.hls.attention.design import AttentionShape
 from moec.targets.hls.attention.float_block import FloatAttention
-from moec.targets.hls.moe.projection import Multipliers, QuantizedProjection, project
+from moec.targets.hls.moe.design import INPUT_BITS, RESULT_BITS, bits_for
+from moec.targets.hls.moe.projection import Multipliers, QuantizedProjection, project, saturated, shifted
 from moec.targets.hls.moe.quantize import POWER_ENTRIES, rounded, scale_for
-from moec.targets.hls.normalization import QuantizedNorm, quantize_norm, stream_scale_for
+from moec.targets.hls.normalization import FloatNorm, QuantizedNorm, quantize_norm, stream_scale_for
 
 Array = np.ndarray[Any, Any]
 
 KEY_WEIGHT_ONE = 255
 """What stands for the weight of a query's best key."""
+FINE_BITS, TURN_BITS = 6, 14
+"""Bits of fraction: of rows in front of their turn, in steps of what they become, and of cosines and sines."""
 _MOST_RECIPROCAL = (1 << 20) - 2
 _SCORE_OF_NOTHING = 2.0**-6
 """A step of scores that are always 0, in places of the table: small, for other layers may share the shift behind it."""
 
 
 @dataclasses.dataclass(frozen=True)
+class QuantizedTurns:
+    """How keys and queries, int8 rows of products, become what is scored: normalised where there are norms, whose
+    results have :data:`FINE_BITS` of fraction, and turned by ``cosines`` and ``sines`` int16 [P, h / 2] with
+    :data:`TURN_BITS`."""
+
+    cosines: Array
+    sines: Array
+    key_norm: QuantizedNorm | None = None
+    query_norm: QuantizedNorm | None = None
+
+    def run(self, norm: QuantizedNorm | None, rows: Array, past: int) -> Array:
+        """Rows [H, T, h] of tokens behind ``past`` others → int8 [H, T, h]."""
+        fine = rows << FINE_BITS
+        if norm is not None:
+            fine = norm.run(rows.reshape(-1, rows.shape[2]), 16).reshape(rows.shape)
+        cosines, sines = (table[past : past + rows.shape[1]] for table in (self.cosines, self.sines))
+        even, odd = fine[..., 0::2], fine[..., 1::2]
+        turned = np.stack([even * cosines - odd * sines, even * sines + odd * cosines], axis=-1)
+        return saturated(shifted(turned.reshape(rows.shape), FINE_BITS + TURN_BITS), 8)
+
+
+@dataclasses.dataclass(frozen=True)
 class QuantizedAttention:
-    """``up``: one matrix [1, H 3 h, d], of each head the rows of keys, values and queries; ``down`` [1, d, H h].
+    """``up``: one matrix [1, K (2 + H / K) h, d], of each head of keys its rows, those of values, and those of the
+    queries that share them; ``down`` [1, d, H h]. ``turns``: of keys and queries, None where they are not turned.
     ``score``: from scores to places in the table of powers. ``mixed_one`` over the sum of a query's weights is what
     their weighted sum of values is multiplied with, and then shifted by ``mixed_shift``."""
 
@@ -47,6 +73,7 @@ class QuantizedAttention:
     score: Multipliers
     mixed_one: int
     mixed_shift: int
+    turns: QuantizedTurns | None = None
 
     @property
     def token_scale(self) -> float:
@@ -63,26 +90,28 @@ class QuantizedAttention:
 
 
 def quantize_attention(
-    block: FloatAttention, tokens: Array, *, most_tokens: int, stream_scale: float | None = None
+    block: FloatAttention, tokens: Array, *, most_tokens: int, cached: int = 0, stream_scale: float | None = None
 ) -> QuantizedAttention:
-    """Calibrate with sequences ``tokens`` [B, T, d]. ``stream_scale``: of the residual stream, where blocks that share
-    one have agreed.
+    """Calibrate with sequences ``tokens`` [B, T, d]. ``cached``: positions that a cache of keys and values has room
+    for. ``stream_scale``: of the residual stream, where blocks that share one have agreed.
 
     Raises UnsupportedError for calibration data without a finite number, and for numbers that no integer can say.
     """
     if not tokens.size or not np.isfinite(tokens).all():
         raise UnsupportedError(f"{block.name}: {tokens.size} calibration numbers, all of which must be finite")
+    shape = shape_of(block, most_tokens, cached)
     seen = block.run(tokens)
     stream_scale = stream_scale or stream_scale_for(tokens, seen.output, seen.results)
-    input_scale = scale_for(seen.inputs, 8)
-    query_scale, key_scale, value_scale = (scale_for(tensor, 8) for tensor in (seen.query, seen.key, seen.value))
-    attended_scale = scale_for(seen.attended, 8)
-    rows = np.repeat([key_scale, value_scale, query_scale], block.head_width)
+    input_scale, value_scale, attended_scale = (scale_for(one, 8) for one in (seen.inputs, seen.value, seen.attended))
+    query_scales = _row_scales(seen.query_rows, seen.query, block.query_norm)
+    key_scales = _row_scales(seen.key_rows, seen.key, block.key_norm)
+    (query_scale, query_row_scale), (key_scale, key_row_scale) = query_scales, key_scales
+    of_parts = [key_row_scale, value_scale, *[query_row_scale] * shape.sharing]
     up = project(
         _by_head(block.key, block.value, block.query),
         _by_head(block.key_bias, block.value_bias, block.query_bias),
         input_scale,
-        np.tile(rows, block.heads),
+        np.tile(np.repeat(of_parts, block.head_width), shape.key_heads),
         8,
     )
     down = project(block.output[None], block.output_bias[None], attended_scale, np.full(block.width, stream_scale), 8)
@@ -96,7 +125,7 @@ def quantize_attention(
             f"{block.name}: scores times {block.scale:.3g}, values in steps of {value_scale:.3g}; expected more than 0"
         )
     return QuantizedAttention(
-        shape=AttentionShape(most_tokens, block.width, block.heads, block.head_width, block.norm.kind),
+        shape=shape,
         norm=quantize_norm(block.name, block.norm, stream_scale, input_scale),
         input_scale=input_scale,
         query_scale=query_scale,
@@ -108,9 +137,72 @@ def quantize_attention(
         score=Multipliers.of(np.array([score_scale])),
         mixed_one=round(mixed_scale * 2**mixed_shift),
         mixed_shift=mixed_shift,
+        turns=_turns(block, shape.positions, key_scales, query_scales) if shape.turned else None,
     )
 
 
-def _by_head(*parts: Array) -> Array:
-    """Parts [H, h, ...] → [1, H parts h, ...]."""
-    return np.stack(parts, axis=1).reshape(1, -1, *parts[0].shape[2:])
+def shape_of(block: FloatAttention, most_tokens: int, cached: int = 0) -> AttentionShape:
+    """The sizes of the block for calls of so many tokens, and for a cache of so many positions."""
+    norms = (block.query_norm, block.key_norm)
+    return AttentionShape(
+        most_tokens,
+        block.width,
+        block.heads,
+        block.head_width,
+        block.norm.kind,
+        sharing=block.sharing,
+        causal=block.causal,
+        turned=block.turns is not None or any(norm is not None for norm in norms),
+        head_norm=any(norm is not None for norm in norms),
+        cached=cached,
+    )
+
+
+def _row_scales(rows: Array, scored: Array, norm: FloatNorm | None) -> tuple[float, float]:
+    """Of what is scored, and of the rows of a product that it is made of; without a normalisation both are one."""
+    if norm is None:
+        scale = scale_for(np.stack([rows, scored]), 8)
+        return scale, scale
+    return scale_for(scored, 8), scale_for(rows, 8)
+
+
+def _turns(
+    block: FloatAttention, positions: int, key_scales: tuple[float, float], query_scales: tuple[float, float]
+) -> QuantizedTurns:
+    half = block.head_width // 2
+    cosines, sines = np.ones((positions, half)), np.zeros((positions, half))
+    if block.turns is not None:
+        cosines, sines = block.turns.cosines[:positions], block.turns.sines[:positions]
+    steps = [np.round(table.astype(np.float64) * (1 << TURN_BITS)).astype(np.int64) for table in (cosines, sines)]
+    largest = max(int(np.abs(table).max(initial=0)) for table in steps)
+    if len(cosines) < positions or largest >= 1 << (RESULT_BITS - 1):
+        raise UnsupportedError(
+            f"{block.name}: turns of {len(cosines)} positions, up to {largest / (1 << TURN_BITS):.3g}; expected "
+            f"{positions}, and less than 2"
+        )
+    norms = [
+        _head_norm(block, norm, *scales)
+        for norm, scales in ((block.key_norm, key_scales), (block.query_norm, query_scales))
+    ]
+    shift = min((norm.shift for norm in norms if norm is not None), default=0)
+    return QuantizedTurns(*steps, *(None if norm is None else norm.lowered(shift) for norm in norms))
+
+
+def _head_norm(block: FloatAttention, norm: FloatNorm | None, scale: float, row_scale: float) -> QuantizedNorm | None:
+    if norm is None and block.query_norm is block.key_norm:
+        return None
+    if norm is None or norm.kind != "rms" or norm.bias.any():
+        raise UnsupportedError(
+            f"{block.name}: normalises its queries and keys otherwise than both by their root mean squares"
+        )
+    found = quantize_norm(block.name, norm, row_scale, scale / (1 << FINE_BITS))
+    if found.epsilon >= 1 << (2 * INPUT_BITS - 1 + 2 * bits_for(block.head_width)):
+        raise UnsupportedError(f"{block.name}: epsilon {norm.epsilon:.3g} of a normalisation is above all rows of int8")
+    return found
+
+
+def _by_head(key: Array, value: Array, query: Array) -> Array:
+    """Parts [K, h, ...], of queries [H, h, ...] → [1, K (2 + H / K) h, ...]."""
+    queries = query.reshape(len(key), -1, *query.shape[1:])
+    parts = np.concatenate([key[:, None], value[:, None], queries], axis=1)
+    return parts.reshape(1, -1, *query.shape[2:])

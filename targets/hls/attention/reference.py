@@ -9,15 +9,17 @@ import numpy as np
 
 from moec.targets.hls.attention.design import KEY, QUERY, VALUE
 from moec.targets.hls.attention.quantize import KEY_WEIGHT_ONE, QuantizedAttention
-from moec.targets.hls.moe.reference import powers_of, product, projected, saturated
+from moec.targets.hls.moe.projection import saturated
+from moec.targets.hls.moe.reference import powers_of, product, projected
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class IntegerAttentionResults:
-    """On T tokens: ``inputs``, normalised, int8 [T, d]; ``query``, ``key`` and ``value`` int8 [H, T, h]; ``weights``
-    uint8 [H, T, T]; ``attended`` int8 [T, H h]; ``output`` int16 [T, d]."""
+    """On T tokens behind P others: ``inputs``, normalised, int8 [T, d]; ``query`` int8 [H, T, h], as it is scored; ``key``
+    and ``value`` int8 [K, P + T, h], which a cache keeps; ``weights`` uint8 [H, T, P + T]; ``attended`` int8 [T, H h];
+    ``output`` int16 [T, d]."""
 
     inputs: Array
     query: Array
@@ -28,24 +30,39 @@ class IntegerAttentionResults:
     output: Array
 
 
-def run(block: QuantizedAttention, tokens: Array) -> IntegerAttentionResults:
-    """One sequence, int16 [T, d], through the block."""
+def run(
+    block: QuantizedAttention, tokens: Array, earlier: IntegerAttentionResults | None = None
+) -> IntegerAttentionResults:
+    """One sequence, int16 [T, d], through the block; ``earlier``: what a cache holds, of the tokens in front of it."""
     shape = block.shape
     inputs = block.norm.run(tokens)
-    by_head = (len(tokens), shape.heads, 3, shape.head_width)
+    by_head = (len(tokens), shape.key_heads, 2 + shape.sharing, shape.head_width)
     rows = projected(inputs, block.up, 0, 8).reshape(by_head).transpose(2, 1, 0, 3)
-    weights = np.stack([weigh(block, query, key) for query, key in zip(rows[QUERY], rows[KEY], strict=True)])
-    mixed = np.stack([product(one, value.T) for one, value in zip(weights, rows[VALUE], strict=True)])
+    query = rows[QUERY:].swapaxes(0, 1).reshape(shape.heads, len(tokens), shape.head_width)
+    key, value = rows[KEY], rows[VALUE]
+    past = 0 if earlier is None else earlier.key.shape[1]
+    if block.turns is not None:
+        query = block.turns.run(block.turns.query_norm, query, past)
+        key = block.turns.run(block.turns.key_norm, key, past)
+    if earlier is not None:
+        key, value = np.concatenate([earlier.key, key], 1), np.concatenate([earlier.value, value], 1)
+    shared_key, shared_value = (np.repeat(one, shape.sharing, axis=0) for one in (key, value))
+    weights = np.stack([weigh(block, *one) for one in zip(query, shared_key, strict=True)])
+    mixed = np.stack([product(one, of_head.T) for one, of_head in zip(weights, shared_value, strict=True)])
     sums = np.maximum(weights.sum(axis=2, keepdims=True), 1)
     half = 1 << (block.mixed_shift - 1)
     attended = saturated((mixed * ((block.mixed_one + (sums >> 1)) // sums) + half) >> block.mixed_shift, 8)
     attended = attended.transpose(1, 0, 2).reshape(len(tokens), shape.heads * shape.head_width)
     output = saturated(projected(attended, block.down, 0, 16) + tokens, 16).astype(np.int16)
-    return IntegerAttentionResults(inputs, rows[QUERY], rows[KEY], rows[VALUE], weights, attended, output)
+    return IntegerAttentionResults(inputs, query, key, value, weights, attended, output)
 
 
 def weigh(block: QuantizedAttention, query: Array, key: Array) -> Array:
-    """The weights [T, T] of all keys for each query of a head, 255 for the best."""
+    """The weights [T, P + T] of all keys for each query of a head: 255 for the best, 0 for those that it does not
+    meet."""
     scores = product(query, key)
-    below = scores.max(axis=1, keepdims=True, initial=-(1 << 40)) - scores
-    return (powers_of(block.score, below) * KEY_WEIGHT_ONE + (1 << 16)) >> 17
+    count, keys = scores.shape
+    met = np.tri(count, keys, keys - count, dtype=bool) if block.shape.causal else np.ones((count, keys), bool)
+    largest = scores.max(axis=1, keepdims=True, initial=-(1 << 40), where=met)
+    terms = powers_of(block.score, np.where(met, largest - scores, 0))
+    return np.where(met, (terms * KEY_WEIGHT_ONE + (1 << 16)) >> 17, 0)

@@ -18,6 +18,7 @@ from moec.targets.hls.attention.estimate import AttentionEstimate, estimate_atte
 from moec.targets.hls.attention.graph import GraphAttention, find_attention
 from moec.targets.hls.attention.project import attention_files
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
+from moec.targets.hls.attention.quantize import shape_of as attention_shape
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES
 from moec.targets.hls.hardware.parts import Part
 from moec.targets.hls.moe.design import accumulator_bits, padded
@@ -40,8 +41,7 @@ def shape_of(block: GraphAttention, max_tokens: int | None) -> AttentionShape:
     tokens = count if isinstance(count, int) else max_tokens
     if tokens is None:
         raise UnsupportedError("only the caller knows how long a sequence is; say it with --max-tokens")
-    numbers = block.numbers
-    return AttentionShape(tokens, numbers.width, numbers.heads, numbers.head_width, numbers.norm.kind)
+    return attention_shape(block.numbers, tokens)
 
 
 def choose_attention(

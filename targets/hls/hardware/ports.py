@@ -10,15 +10,17 @@ import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from moec.targets.hls.attention.design import AttentionShape
 from moec.targets.hls.hardware.cycles import MemoryPace
 from moec.targets.hls.hardware.parts import ExternalMemory, Part
 from moec.targets.hls.moe.design import BEAT_BYTES, Design
 from moec.targets.hls.moe.striping import stripe_names
 
 UP, DOWN = "gmem_up", "gmem_down"
-ATTENTION_MASTERS = (UP, DOWN, "gmem_results", "gmem_tokens")
+ATTENTION_MASTERS = (UP, DOWN, "gmem_results", "gmem_tokens", "gmem_turns")
 MOE_MASTERS = (UP, DOWN, "gmem_results", "gmem_tokens", "gmem_residual")
-"""The bundles of the top function, from busy to idle; the last one only where a block adds its tokens at the end."""
+"""The bundles of the top function, from busy to idle; the last one only where a block turns keys, or adds its tokens at
+the end."""
 MEMORY_LATENCY = 64
 """Cycles, as the pragmas INTERFACE say."""
 
@@ -56,6 +58,10 @@ def masters_of(design: Design) -> tuple[str, ...]:
     weights = (*stripe_names(UP, design.masters_up), *stripe_names(DOWN, design.masters_down))
     others = MOE_MASTERS[2:]
     return (*weights, *(others if design.shape.norm != "none" else others[:-1]))
+
+
+def attention_masters(shape: AttentionShape) -> tuple[str, ...]:
+    return ATTENTION_MASTERS if shape.turned else ATTENTION_MASTERS[:-1]
 
 
 def connect(

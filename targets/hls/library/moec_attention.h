@@ -5,7 +5,8 @@
 //
 // Keys, values and queries are the hidden tiles of a first product, head by head, and what heads attend to are those of
 // a second one; both products and their loaders are those of a MoE block with one expert. One head's keys and values
-// are on the chip at a time.
+// are on the chip at a time. Where positions turn keys and queries, measure_heads and turn_heads stand in front of
+// score_keys.
 #ifndef MOEC_ATTENTION_H
 #define MOEC_ATTENTION_H
 #include "moec_heads.h"
@@ -15,6 +16,7 @@
 #include "moec_product_up.h"
 #include "moec_scores.h"
 #include "moec_tokens.h"
+#include "moec_turn.h"
 #include "moec_values.h"
 #include "moec_weights.h"
 #endif

@@ -36,15 +36,16 @@ schedule_jobs:
     }
 }
 
-// The tiles of a head are its keys, its values and its queries, in this order: both others are known when queries come.
+// The tiles of a head of keys are these, its values, and the queries of all heads that share them, in this order: both
+// others are known when queries come.
 template <class Block>
 void split_heads(hls::stream<job_t>& jobs, hls::stream<item_t>& items, hls::stream<typename types<Block>::chunk_t>& projected,
                  hls::stream<typename types<Block>::chunk_t>& keys_and_queries,
                  hls::stream<typename types<Block>::chunk_t>& values) {
-    ap_uint<2> part = 0;
+    int part = 0;
 split_jobs:
     while (true) {
-#pragma HLS LOOP_TRIPCOUNT min=1 max=3*Block::HEADS+1
+#pragma HLS LOOP_TRIPCOUNT min=1 max=Block::TILES+1
         const job_t job = jobs.read();
         if (job.end) break;
     split_items:
@@ -59,7 +60,7 @@ split_jobs:
                 else keys_and_queries.write(chunk);
             }
         }
-        part = part == 2 ? ap_uint<2>(0) : ap_uint<2>(part + 1);
+        part = part == Block::SHARING + 1 ? 0 : part + 1;
     }
 }
 

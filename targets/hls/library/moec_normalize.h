@@ -94,9 +94,9 @@ measure_each:
     }
 }
 
-// A number of the residual stream, normalised, times the channel's multiplier, plus its bias.
-template <class Block>
-inline ap_int<8> normalize(const ap_int<16>& number, const typename norm_types<Block>::measured_t& measured,
+// A number of the residual stream, normalised, times the channel's multiplier, plus its bias; BITS of the result.
+template <class Block, int BITS>
+inline ap_int<BITS> normalize(const ap_int<16>& number, const typename norm_types<Block>::measured_t& measured,
                            const ap_uint<48>& packed) {
 #pragma HLS INLINE
     typedef norm_sizes<Block> S;
@@ -109,7 +109,7 @@ inline ap_int<8> normalize(const ap_int<16>& number, const typename norm_types<B
     ap_int<S::NORMAL_BITS + 18> result = normal * multiplier;
     result += parameter.bias;
     result += 1 << (Block::NORM_SHIFT - 1);
-    return saturate<8, S::NORMAL_BITS + 18>(result >> Block::NORM_SHIFT);
+    return saturate<BITS, S::NORMAL_BITS + 18>(result >> Block::NORM_SHIFT);
 }
 
 // norm_beats: a multiplier (int16) and a bias (int32) per channel, as parameter_t.
@@ -155,7 +155,7 @@ normalize_each:
             for (int i = 0; i < Block::NORM_LANES; i++) {
 #pragma HLS UNROLL
                 const int last = Block::LANES - Block::NORM_LANES + i;
-                chunk.lane[last] = normalize<Block>(step.lane[i], current, of_channel[s * Block::NORM_LANES + i]);
+                chunk.lane[last] = normalize<Block, 8>(step.lane[i], current, of_channel[s * Block::NORM_LANES + i]);
             }
             if (t > 0 && s % S::STEPS_PER_CHUNK == S::STEPS_PER_CHUNK - 1) normalized.write(chunk);
         }

@@ -8,10 +8,34 @@ namespace moec {
 
 template <class Block> struct attention_sizes {
     static const int CHUNKS = Block::HIDDEN_TILE / Block::LANES;               // steps through a row of a head
-    static const int KEY_GROUPS = blocks_of(Block::MAX_TOKENS, Block::LANES);  // keys that are scored together
-    static const int WEIGHT_SUM_BITS = 8 + bits_for(Block::MAX_TOKENS) + 1;
-    static const int MIXED_BITS = 16 + bits_for(Block::MAX_TOKENS);            // of values times weights, summed
+    static const int KEY_HEADS = Block::HEADS / Block::SHARING;
+    static const int KEY_GROUPS = blocks_of(Block::MAX_KEYS, Block::LANES);  // keys that are scored together
+    static const int WEIGHT_SUM_BITS = 8 + bits_for(Block::MAX_KEYS) + 1;
+    static const int MIXED_BITS = 16 + bits_for(Block::MAX_KEYS);            // of values times weights, summed
+    static const int MOST_STEPS = Block::MAX_TOKENS * KEY_GROUPS * CHUNKS;   // of a head
+
+    static_assert(Block::HEADS % Block::SHARING == 0, "as many heads share the keys of each");
 };
+
+// How many groups of keys the token at a position meets, of `keys` there are: of all of them, or of those up to itself.
+template <class Block> inline int groups_of(int keys, int position) {
+#pragma HLS INLINE
+    return Block::CAUSAL ? position / Block::LANES + 1 : blocks_of(keys, Block::LANES);
+}
+
+// The sum of position / LANES over the positions below n.
+template <class Block> inline int groups_below(int n) {
+#pragma HLS INLINE
+    const int whole = n / Block::LANES, rest = n % Block::LANES;
+    return whole * (whole - 1) / 2 * Block::LANES + whole * rest;
+}
+
+// How many all queries of a head meet together: those of `tokens` tokens behind `past` others.
+template <class Block> inline int groups_of_all(int past, int tokens) {
+#pragma HLS INLINE
+    if (!Block::CAUSAL) return tokens * blocks_of(past + tokens, Block::LANES);
+    return groups_below<Block>(past + tokens) - groups_below<Block>(past) + tokens;
+}
 
 template <class Block> struct attention_types {
     typedef lanes_t<Block::LOGIT_BITS, Block::LANES> scores_t;
@@ -20,10 +44,11 @@ template <class Block> struct attention_types {
     typedef ap_uint<20> reciprocal_t;
 };
 
-// Per head: keys come first and are kept, LANES of them side by side. Then every query meets all of them; scores of
-// LANES keys leave at a time. Keys beyond the last token are nonsense, which weigh_keys leaves out.
+// Per head of keys: these come first, of `past` tokens and of those of the call, and are kept, LANES of them side by side.
+// Then every query meets all that it may; scores of LANES keys leave at a time. Keys behind a query, or beyond the last
+// token, give nonsense, which weigh_keys leaves out.
 template <class Block>
-void score_keys(int tokens, hls::stream<typename types<Block>::chunk_t>& rows,
+void score_keys(int past, int tokens, hls::stream<typename types<Block>::chunk_t>& rows,
                 hls::stream<typename attention_types<Block>::scores_t>& scores) {
     typedef attention_sizes<Block> S;
     typedef typename types<Block>::chunk_t chunk_t;
@@ -36,24 +61,25 @@ void score_keys(int tokens, hls::stream<typename types<Block>::chunk_t>& rows,
 #pragma HLS ARRAY_PARTITION variable=query type=complete
     ap_int<Block::LOGIT_BITS> sums[Block::LANES];
 #pragma HLS ARRAY_PARTITION variable=sums type=complete
-    const int places = (tokens + Block::LANES - 1) / Block::LANES * S::CHUNKS;  // of a memory that are in use
+    const int count = tokens > 0 ? past + tokens : 0;
+    const int steps = Block::SHARING * groups_of_all<Block>(past, tokens) * S::CHUNKS;
 score_heads:
-    for (int h = 0; h < Block::HEADS; h++) {
+    for (int h = 0; h < S::KEY_HEADS; h++) {
     score_read_keys:
-        for (int t = 0; t < tokens; t++) {
-#pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
+        for (int t = 0; t < count; t++) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_KEYS
         score_read_key:
             for (int c = 0; c < S::CHUNKS; c++) {
 #pragma HLS PIPELINE II=1 style=stp
                 keys[t % Block::LANES][t / Block::LANES * S::CHUNKS + c] = rows.read();
             }
         }
-        int place = 0, chunk = 0;
+        int place = 0, chunk = 0, position = past, places = groups_of<Block>(count, past) * S::CHUNKS;
     // One loop with counters: how often the inner ones would run is known at run time only, so they would not be
     // flattened, and the pipeline would drain for each query.
     score_steps:
-        for (int step = 0; step < tokens * places; step++) {
-#pragma HLS LOOP_TRIPCOUNT min=S::CHUNKS max=Block::MAX_TOKENS*S::KEY_GROUPS*S::CHUNKS
+        for (int step = 0; step < steps; step++) {
+#pragma HLS LOOP_TRIPCOUNT min=S::CHUNKS max=Block::SHARING*S::MOST_STEPS
 #pragma HLS PIPELINE II=1 style=stp
             if (place == chunk) query[chunk] = rows.read();  // with the first keys
             typename attention_types<Block>::scores_t result;
@@ -68,7 +94,12 @@ score_heads:
             }
             if (chunk == S::CHUNKS - 1) scores.write(result);
             chunk = chunk == S::CHUNKS - 1 ? 0 : chunk + 1;
-            place = place == places - 1 ? 0 : place + 1;
+            place++;
+            if (place == places) {
+                place = 0;
+                position = position == count - 1 ? past : position + 1;
+                places = groups_of<Block>(count, position) * S::CHUNKS;
+            }
         }
     }
 }
@@ -104,7 +135,8 @@ inline ap_int<Block::LOGIT_BITS> largest_of(const typename attention_types<Block
 // weights: those of a query, LANES keys at a time; reciprocals: what their weighted sum of values is multiplied with,
 // mixed_one over the sum of its weights. score_multiplier: from scores to places in the table of powers.
 template <class Block>
-void weigh_keys(int tokens, int score_multiplier, int mixed_one, hls::stream<typename attention_types<Block>::scores_t>& scores,
+void weigh_keys(int past, int tokens, int score_multiplier, int mixed_one,
+                hls::stream<typename attention_types<Block>::scores_t>& scores,
                 hls::stream<typename attention_types<Block>::weights_t>& weights,
                 hls::stream<typename attention_types<Block>::reciprocal_t>& reciprocals) {
     typedef attention_sizes<Block> S;
@@ -113,15 +145,18 @@ void weigh_keys(int tokens, int score_multiplier, int mixed_one, hls::stream<typ
     typename attention_types<Block>::scores_t kept[S::KEY_GROUPS];
 #pragma HLS AGGREGATE variable=kept compact=bit
 #pragma HLS BIND_STORAGE variable=kept type=ram_s2p impl=lutram
-    const int groups = (tokens + Block::LANES - 1) / Block::LANES;
+    const int count = past + tokens;
+    // A query is weighed in as many steps as the next one is scored in, which meets as many groups, or one more.
+    const int steps = tokens > 0 ? groups_of_all<Block>(past, tokens) + groups_of<Block>(count, count - 1) : 0;
 weigh_heads:
     for (int h = 0; h < Block::HEADS; h++) {
         // A head ends with its last query's weights: they must not wait for the next head, whose values wait for them.
         score_t largest = 0, largest_kept = 0;
         ap_uint<S::WEIGHT_SUM_BITS> sum = 0;
-        int query = 0, group = 0;
+        int query = 0, group = 0, groups = groups_of<Block>(count, past), groups_kept = 0;
+        int met = Block::CAUSAL ? past + 1 : count, met_kept = 0;  // keys
     weigh_steps:
-        for (int step = 0; step < (tokens + 1) * groups; step++) {
+        for (int step = 0; step < steps; step++) {
 #pragma HLS LOOP_TRIPCOUNT min=2 max=(Block::MAX_TOKENS+1)*S::KEY_GROUPS
 #pragma HLS PIPELINE II=1 style=stp
             if (group == 0) {
@@ -135,23 +170,32 @@ weigh_heads:
             for (int i = 0; i < Block::LANES; i++) {
 #pragma HLS UNROLL
                 const ap_uint<18> term = softmax_term<Block>(i, ap_uint<Block::LOGIT_BITS + 1>(largest_kept - before.lane[i]), score_multiplier);
-                const bool exists = group * Block::LANES + i < tokens;
-                weight.lane[i] = exists ? ap_uint<8>((term * ap_uint<8>(255) + (1 << 16)) >> 17) : ap_uint<8>(0);
+                const bool is_met = group * Block::LANES + i < met_kept;
+                weight.lane[i] = is_met ? ap_uint<8>((term * ap_uint<8>(255) + (1 << 16)) >> 17) : ap_uint<8>(0);
                 group_sum += weight.lane[i];
             }
             sum += group_sum;
             if (query < tokens) {
                 const typename attention_types<Block>::scores_t given = scores.read();
                 kept[group] = given;
-                const score_t best = largest_of<Block>(given, tokens - group * Block::LANES);
+                const score_t best = largest_of<Block>(given, met - group * Block::LANES);
                 if (best > largest) largest = best;
             }
-            if (query > 0) {
+            if (group < groups_kept) {
                 weights.write(weight);
-                if (group == groups - 1) reciprocals.write(reciprocal_of<Block>(sum, mixed_one));
+                if (group == groups_kept - 1) reciprocals.write(reciprocal_of<Block>(sum, mixed_one));
             }
-            query += group == groups - 1 ? 1 : 0;
-            group = group == groups - 1 ? 0 : group + 1;
+            group++;
+            if (group == groups) {
+                group = 0;
+                query++;
+                groups_kept = groups;
+                met_kept = met;
+                if (Block::CAUSAL && query < tokens) {
+                    met++;
+                    groups = groups_of<Block>(count, past + query);
+                }
+            }
         }
     }
 }

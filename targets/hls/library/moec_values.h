@@ -5,10 +5,10 @@
 
 namespace moec {
 
-// Per head: values come first and are kept as score_keys keeps keys, so that a step reads the values of LANES keys in
-// LANES channels. mixed: weighted sums of LANES channels at a time.
+// Per head of keys: values come first and are kept as score_keys keeps keys, so that a step reads the values of LANES keys
+// in LANES channels. mixed: weighted sums of LANES channels at a time.
 template <class Block>
-void mix_values(int tokens, hls::stream<typename types<Block>::chunk_t>& rows,
+void mix_values(int past, int tokens, hls::stream<typename types<Block>::chunk_t>& rows,
                 hls::stream<typename attention_types<Block>::weights_t>& weights,
                 hls::stream<typename attention_types<Block>::mixed_t>& mixed) {
     typedef attention_sizes<Block> S;
@@ -23,23 +23,24 @@ void mix_values(int tokens, hls::stream<typename types<Block>::chunk_t>& rows,
 #pragma HLS BIND_STORAGE variable=kept type=ram_s2p impl=lutram
     sum_t sums[Block::LANES];
 #pragma HLS ARRAY_PARTITION variable=sums type=complete
-    const int groups = (tokens + Block::LANES - 1) / Block::LANES;
+    const int count = tokens > 0 ? past + tokens : 0;
+    const int steps = Block::SHARING * groups_of_all<Block>(past, tokens) * S::CHUNKS;
 mix_heads:
-    for (int h = 0; h < Block::HEADS; h++) {
+    for (int h = 0; h < S::KEY_HEADS; h++) {
     mix_read_values:
-        for (int t = 0; t < tokens; t++) {
-#pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS
+        for (int t = 0; t < count; t++) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_KEYS
         mix_read_value:
             for (int c = 0; c < S::CHUNKS; c++) {
 #pragma HLS PIPELINE II=1 style=stp
                 values[t % Block::LANES][t / Block::LANES * S::CHUNKS + c] = rows.read();
             }
         }
-        int group = 0, chunk = 0;
+        int group = 0, chunk = 0, position = past, groups = groups_of<Block>(count, past);
     // One loop with counters, as in score_keys.
     mix_steps:
-        for (int step = 0; step < tokens * groups * S::CHUNKS; step++) {
-#pragma HLS LOOP_TRIPCOUNT min=S::CHUNKS max=Block::MAX_TOKENS*S::KEY_GROUPS*S::CHUNKS
+        for (int step = 0; step < steps; step++) {
+#pragma HLS LOOP_TRIPCOUNT min=S::CHUNKS max=Block::SHARING*S::MOST_STEPS
 #pragma HLS PIPELINE II=1 style=stp
             typename attention_types<Block>::weights_t weight = kept[group];
             if (chunk == 0) {
@@ -53,7 +54,7 @@ mix_heads:
                 chunk_t row0, row1;
                 for (int i = 0; i < Block::LANES; i++) {
 #pragma HLS UNROLL
-                    // Beyond the last token is nonsense, whose weight is 0.
+                    // Behind the query, or beyond the last token, is nonsense, whose weight is 0.
                     row0.lane[i] = values[i][place].lane[r];
                     row1.lane[i] = values[i][place].lane[r + 1];
                 }
@@ -66,9 +67,13 @@ mix_heads:
             }
             if (group == groups - 1) {
                 mixed.write(result);
+                if (chunk == S::CHUNKS - 1) position = position == count - 1 ? past : position + 1;
                 chunk = chunk == S::CHUNKS - 1 ? 0 : chunk + 1;
+                group = 0;
+                groups = groups_of<Block>(count, position);
+            } else {
+                group++;
             }
-            group = group == groups - 1 ? 0 : group + 1;
         }
     }
 }

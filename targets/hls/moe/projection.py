@@ -53,6 +53,10 @@ def shifted(numbers: Array, shift: int) -> Array:
     return (numbers + ((1 << shift) >> 1)) >> shift
 
 
+def saturated(numbers: Array, bits: int) -> Array:
+    return np.clip(numbers, -(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class QuantizedProjection:
     """One matrix per expert as integers: ``weights`` [E, out, in], of which ``group`` inputs share a multiplier (0: all

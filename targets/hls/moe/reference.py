@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from moec.targets.hls.moe.design import FRACTION_BITS
-from moec.targets.hls.moe.projection import Multipliers, QuantizedProjection, shifted
+from moec.targets.hls.moe.projection import Multipliers, QuantizedProjection, saturated, shifted
 from moec.targets.hls.moe.quantize import GATE_ONE, QuantizedBlock, power_table, sigmoid_table
 
 Array = np.ndarray[Any, Any]
@@ -71,10 +71,6 @@ def _rows_of(block: QuantizedBlock, expert: int, chosen: Array, gates: Array) ->
 def product(rows: Array, matrix: Array) -> Array:
     """``rows @ matrix.T`` of integers."""
     return (rows.astype(np.float64) @ matrix.astype(np.float64).T).astype(np.int64)
-
-
-def saturated(numbers: Array, bits: int) -> Array:
-    return np.clip(numbers, -(1 << (bits - 1)), (1 << (bits - 1)) - 1)
 
 
 def projected(rows: Array, projection: QuantizedProjection, expert: int, bits: int) -> Array:

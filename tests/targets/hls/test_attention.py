@@ -9,27 +9,29 @@ from moec.errors import UnsupportedError
 from moec.simulators.hls.simulator import SimulationError, simulate_timed
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
-from moec.targets.hls.attention.float_block import FloatAttention
+from moec.targets.hls.attention.float_block import FloatAttention, Turns
 from moec.targets.hls.attention.project import attention_files
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
 from moec.targets.hls.lint.linter import lint
+from moec.targets.hls.moe.design import MOST_STAGES
 from moec.targets.hls.moe.quality import signal_to_noise
 from moec.targets.hls.normalization import FloatNorm
 
 SHAPE = AttentionShape(tokens=197, width=192, heads=3, head_width=64, norm="layer")
 
 
-def float_attention(heads=2, head_width=8, width=24, kind="layer", sharpness=1.5, seed=0) -> FloatAttention:
+def float_attention(
+    heads=2, head_width=8, width=24, kind="layer", sharpness=1.5, seed=0, sharing=1, **fields
+) -> FloatAttention:
     random = np.random.default_rng(seed)
 
     def normal(*shape, scale):
         return random.normal(0, scale, shape).astype(np.float32)
 
     norm = FloatNorm(kind, 1 + normal(width, scale=0.2), normal(width, scale=0.1 if kind == "layer" else 0), 1e-5)
-    scales = (sharpness, sharpness, 1.0)
     rows = [
-        (normal(heads, head_width, width, scale=one * width**-0.5), normal(heads, head_width, scale=0.1))
-        for one in scales
+        (normal(count, head_width, width, scale=one * width**-0.5), normal(count, head_width, scale=0.1))
+        for one, count in ((sharpness, heads), (sharpness, heads // sharing), (1.0, heads // sharing))
     ]
     output = normal(width, heads * head_width, scale=(heads * head_width) ** -0.5)
     return FloatAttention(
@@ -39,7 +41,29 @@ def float_attention(heads=2, head_width=8, width=24, kind="layer", sharpness=1.5
         *(array for pair in rows for array in pair),
         output,
         normal(width, scale=0.1),
+        **fields,
     )
+
+
+def turns_for(head_width, positions=64, turned=None) -> Turns:
+    """Of the first ``turned`` channels, of all where nothing else is said."""
+    pairs = (turned or head_width) // 2
+    angles = np.arange(positions)[:, None] * 100.0 ** (-np.arange(pairs) / pairs)
+    angles = np.pad(angles, ((0, 0), (0, head_width // 2 - pairs)))
+    return Turns(np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))
+
+
+def head_norm_for(head_width, seed=0) -> FloatNorm:
+    weight = 1 + np.random.default_rng(seed).normal(0, 0.2, head_width).astype(np.float32)
+    return FloatNorm("rms", weight, np.zeros(head_width, np.float32), 1e-6)
+
+
+def decoder(head_width=8, *, heads=4, sharing=2, turned=None, normed=False, **fields) -> FloatAttention:
+    """Causal, with grouped heads and rotary embeddings."""
+    norms = {"query_norm": head_norm_for(head_width), "key_norm": head_norm_for(head_width, 1)} if normed else {}
+    turns = turns_for(head_width, turned=turned)
+    fields = {"kind": "rms", "causal": True, "turns": turns, **norms, **fields}
+    return float_attention(heads=heads, head_width=head_width, sharing=sharing, **fields)
 
 
 def tokens_for(block, batch, count, seed=1):
@@ -76,6 +100,39 @@ def test_the_best_key_has_the_largest_weight_and_equal_keys_equal_ones():
     assert (alike.weights == 255).all()
 
 
+@pytest.mark.parametrize(
+    "fields", [{}, {"turned": 8}, {"normed": True}, {"sharing": 1}, {"sharing": 4, "normed": True}]
+)
+def test_integers_of_a_decoder_are_close_to_floats(fields):
+    block = decoder(16, width=48, **fields)
+    tokens = tokens_for(block, 4, 50)
+    integers, floats = quantize_attention(block, tokens, most_tokens=50), block.run(tokens)
+    for sequence, expected in zip(tokens, floats.output, strict=True):
+        found = attention_reference.run(integers, integers.quantized(sequence)).output * integers.output_scale
+        assert signal_to_noise(expected, found) > 30
+
+
+def test_a_causal_block_does_not_look_ahead():
+    block = quantized(decoder(normed=True))
+    steps = block.quantized(tokens_for(decoder(), 1, 20)[0])
+    whole, part = attention_reference.run(block, steps), attention_reference.run(block, steps[:7])
+    assert np.array_equal(whole.output[:7], part.output)
+    assert not whole.weights[:, np.triu_indices(20, 1)[0], np.triu_indices(20, 1)[1]].any()
+
+
+def test_turns_depend_on_the_distance_alone():
+    """What rotary embeddings are for: scores of equal tokens are those of their distance."""
+    turns = turns_for(8)
+    row = np.tile(np.random.default_rng(0).normal(size=8), (1, 40, 1))
+    scores = turns.run(row)[0] @ turns.run(row)[0].T
+    np.testing.assert_allclose(scores[10:, 10:], scores[:-10, :-10], atol=1e-5)
+
+
+def test_norms_of_one_side_alone_are_refused():
+    with pytest.raises(UnsupportedError, match="otherwise than both by their root mean squares"):
+        quantized(decoder(query_norm=head_norm_for(8)))
+
+
 @pytest.mark.parametrize("value", [-32768, 0, 32767])
 def test_extremes_of_int16_stay_in_range(value):
     block = quantized(float_attention())
@@ -96,6 +153,24 @@ def test_timed_simulation_equals_the_reference(count, layer):
     declared, narrow = (simulate_timed(files, fifo_depths=depth) for depth in (None, 1))
     assert f"PASS: {count} tokens" in declared.output and f"PASS: {count} tokens" in narrow.output
     assert narrow.cycles >= declared.cycles
+
+
+@pytest.mark.parametrize(
+    ("fields", "design"),
+    [
+        ({"normed": True}, {}),
+        ({"heads": 3, "sharing": 3, "head_width": 12, "turned": 4, "width": 40}, {"norm_lanes": 2}),
+    ],
+)
+@pytest.mark.parametrize("count", [0, 1, 17])
+def test_a_decoder_equals_the_reference(count, fields, design):
+    """17 tokens: in the third group of keys is one."""
+    block = decoder(**fields)
+    integers = quantized(block)
+    files = files_of(integers, integers.quantized(tokens_for(block, 1, count)[0]), lanes=8, **design)
+    assert lint(files) == []
+    for settings in ({}, {"pipeline_depth": MOST_STAGES}):
+        assert f"PASS: {count} tokens" in simulate_timed(files, **settings).output
 
 
 def test_a_wrong_number_is_noticed(layer):
@@ -134,6 +209,8 @@ def test_other_sizes_equal_the_reference(sizes, design):
         (AttentionDesign(SHAPE, lanes=64), 24, "64 lanes"),
         (AttentionDesign(SHAPE, norm_lanes=3), 24, "3 channels per cycle"),
         (AttentionDesign(SHAPE), 28, "sums need 28 bits"),
+        (AttentionDesign(AttentionShape(9, 192, 3, 64, "rms", sharing=2)), 24, "3 heads, 2 of which share keys"),
+        (AttentionDesign(AttentionShape(9, 192, 3, 64, "rms", causal=True, cached=8)), 24, "a cache of 8 positions"),
         (AttentionDesign(AttentionShape(0, 192, 3, 64, "rms")), 24, "0 tokens"),
     ],
 )

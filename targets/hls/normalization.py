@@ -59,7 +59,7 @@ class QuantizedNorm:
     epsilon: int
 
     def run(self, tokens: Array, bits: int = 8) -> Array:
-        """Residual stream int16 [T, d] → int8, or ``bits``, [T, d], as the processes of ``library/moec_normalize.h``."""
+        """Residual stream int16 [T, d] → int8, or ``bits``, [T, d], as ``library/moec_normalize.h`` computes it."""
         x = tokens.astype(np.int64)
         sums = x.sum(axis=1, keepdims=True) if self.kind == "layer" else np.zeros((len(x), 1), np.int64)
         width = x.shape[1]

@@ -19,7 +19,7 @@ from moec.targets.hls.moe.design import (
 )
 
 KEY, VALUE, QUERY = range(3)
-"""Tiles of a head of keys in the order of computation: those of queries, of one head or of all that share its keys, come
+"""Tiles of a head of keys in the order of computation: those of queries, one for each head that shares its keys, come
 last, when what they meet is known."""
 
 

@@ -134,7 +134,9 @@ def attention_cycles(design: AttentionDesign, tokens: int, pace: MemoryPace, sta
         products=products,
         stalls=round(end - first - products),
         results=round(2 * scored + scored // design.chunks + per_token) + _LOOPS_OF_RESULTS * stages,
-        beats=shape.tiles * tile_beats + shape.heads * weight_beats + math.ceil(design.width * PARAMETER_BYTES / BEAT_BYTES),
+        beats=shape.tiles * tile_beats
+        + shape.heads * weight_beats
+        + math.ceil(design.width * PARAMETER_BYTES / BEAT_BYTES),
         bound_by=max(busy, key=lambda name: busy[name]),
     )
 

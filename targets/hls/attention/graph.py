@@ -1,11 +1,10 @@
 """The attention blocks of a graph: where each begins and ends, and its numbers.
 
-A block is ``x + output(heads(norm(x)))`` around a standard Attention operator without caches and without a mask, or
-with one that masks nothing. What lies between the normalisation and the operator, and between the operator and the
-addition, may be spelled in any way (one product for queries, keys and values or three, reshapes, transpositions,
-slices): its matrices are found by running it on unit vectors, and random vectors at various positions must agree with
-them. So whatever is not the same product for every token, such as rotary embeddings or a normalisation of heads, is
-refused.
+A block is ``x + output(heads(norm(x)))`` around a standard Attention operator in which every token sees all others, or
+those up to itself. What lies between the normalisation and the operator, and between the operator and the addition, may
+be spelled in any way (one product for queries, keys and values or three, reshapes, transpositions, slices): its numbers
+are found by running it, see ``rows.py`` and ``mask.py``, and random vectors must agree with them. Keys and values of
+earlier tokens that the graph takes as inputs are those of the same sequence, and a cache holds them.
 """
 
 from __future__ import annotations
@@ -18,104 +17,187 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name
-from moec.targets.hls.attention.float_block import FloatAttention
-from moec.targets.hls.attention.mask import masks_nothing
+from moec.targets.hls.attention.float_block import FloatAttention, Turns
+from moec.targets.hls.attention.mask import expect_causal, masks_nothing
+from moec.targets.hls.attention.rows import Rows, find_rows
 from moec.targets.hls.graph.affine import affine_maps
 from moec.targets.hls.graph.dense_layer import origin
 from moec.targets.hls.graph.residuals import NORMS, norm_of, only_use
 
 Array = np.ndarray[Any, Any]
 
+SOME_POSITIONS = 64
+"""Of sequences whose length nobody has said yet."""
 _MOST_NODES = 32
 """Between the operator and the normalisation, or the addition."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GraphAttention:
-    """``tokens``: the residual stream [B, T, d] that the block takes; ``output``: what it makes of it."""
+    """``tokens``: the residual stream [B, T, d] that the block takes; ``output``: what it makes of it. ``has_past``:
+    the graph takes keys and values of earlier tokens."""
 
     name: str
     tokens: ir.Value
     output: ir.Value
     numbers: FloatAttention
+    has_past: bool = False
 
     def as_tokens(self, array: Array) -> Array:
         """What the graph holds as the block takes it: sequences, float32 [B, T, d]."""
         return array.astype(np.float32)
 
 
-def find_attention(model: ir.Model) -> tuple[list[GraphAttention], list[str]]:
-    """Attention blocks in the order of the graph, and why others stay outside, naming their nodes."""
+def find_attention(model: ir.Model, positions: int = SOME_POSITIONS) -> tuple[list[GraphAttention], list[str]]:
+    """Attention blocks in the order of the graph, and why others stay outside, naming their nodes. ``positions``: of
+    the longest sequence."""
     found, refused = [], []
     for node in model.graph:
         if node.op_type == "Attention" and node.domain == "":
             try:
-                found.append(_block(model, node))
+                found.append(_block(model, node, positions))
             except UnsupportedError as error:
                 refused.append(f"{node_name(node)}: {error}")
     return found, refused
 
 
-def _block(model: ir.Model, node: ir.Node) -> GraphAttention:
-    _expect_plain(model, node)
-    query, key, value = (operand for operand in node.inputs[:3] if operand is not None)
-    normalize = _normalization_of(query)
+def _block(model: ir.Model, node: ir.Node, positions: int) -> GraphAttention:
+    _expect_plain(node)
+    query, key, value, has_past = _operands(node)
+    normalize, before, addition = _around(query, node.outputs[0])
     tokens, normalized = normalize.inputs[0], normalize.outputs[0]
     assert tokens is not None
     width = None if tokens.shape is None or len(tokens.shape) != 3 else tokens.shape[2]
     if not isinstance(width, int):
         raise UnsupportedError(f"its tokens have the shape {tokens.shape}; expected [batch, tokens, channels]")
-    before, addition = _addition_of(node.outputs[0], tokens)
-    projected = affine_maps(model, normalized, [query, key, value], width)
-    heads, channels = _heads(node, query), projected[0][1].size
-    if any(weights.shape != projected[0][0].shape for weights, _ in projected) or channels % heads:
-        shapes = [weights.shape for weights, _ in projected]
+    if normalized.dtype != ir.DataType.FLOAT:
+        raise UnsupportedError(f"its tokens are {normalized.dtype}; expected FLOAT, which integers are compared with")
+    count = tokens.shape[1] if tokens.shape is not None else None
+    positions = count if isinstance(count, int) else positions
+    causal = _is_causal(model, node, tokens, positions)
+    heads, key_heads = _heads(node, query, "q_num_heads"), _heads(node, key, "kv_num_heads")
+    queries, keys, values = (
+        find_rows(model, normalized, one, width, number, positions)
+        for one, number in ((query, heads), (key, key_heads), (value, key_heads))
+    )
+    queries, keys, turns = _same_turns(queries, keys)
+    if values.norm is not None or values.turns is not None:
+        raise UnsupportedError(f"values {value.name!r} are normalised or turned; expected a product of tokens")
+    shapes = [one.weights.shape[1] for one in (queries, keys, values)]
+    if heads % key_heads or len(set(shapes)) > 1:
         raise UnsupportedError(
-            f"queries, keys and values have the sizes {shapes}; expected as many heads and channels of each"
+            f"{heads} heads of queries and {key_heads} of keys, with {shapes} channels of queries, keys and values; "
+            "expected as many channels of each, and keys that as many heads share each"
         )
+    channels = heads * shapes[0]
     ((output, output_bias),) = affine_maps(model, node.outputs[0], [before], channels, heads=heads)
-    rows = [weights.reshape(heads, -1, width) for weights, _ in projected]
-    biases = [bias.reshape(heads, -1) for _, bias in projected]
     scale = node.attributes.get("scale")
     numbers = FloatAttention(
         name=node_name(node),
         norm=norm_of(normalize),
-        scale=(channels // heads) ** -0.5 if scale is None else float(scale.value),
-        query=rows[0],
-        query_bias=biases[0],
-        key=rows[1],
-        key_bias=biases[1],
-        value=rows[2],
-        value_bias=biases[2],
+        scale=shapes[0] ** -0.5 if scale is None else float(scale.value),
+        query=queries.weights,
+        query_bias=queries.bias,
+        key=keys.weights,
+        key_bias=keys.bias,
+        value=values.weights,
+        value_bias=values.bias,
         output=output,
         output_bias=output_bias,
+        causal=causal,
+        query_norm=queries.norm,
+        key_norm=keys.norm,
+        turns=turns,
     )
-    return GraphAttention(numbers.name, tokens, addition.outputs[0], numbers)
+    return GraphAttention(numbers.name, tokens, addition.outputs[0], numbers, has_past)
 
 
-def _expect_plain(model: ir.Model, node: ir.Node) -> None:
+def _expect_plain(node: ir.Node) -> None:
+    attribute = node.attributes.get("softcap")
+    if attribute is not None and attribute.value:
+        raise UnsupportedError(f"softcap is {attribute.value}; the attention block of the templates has 0")
+    if len(node.inputs) > 6 and node.inputs[6] is not None:
+        raise UnsupportedError("it takes lengths of sequences; the attention block of the templates knows one")
+    scores = node.outputs[3:]
+    if any(output is not None and (output.uses() or output.is_graph_output()) for output in scores):
+        raise UnsupportedError("its scores are used; they stay inside of the block")
+
+
+def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, bool]:
+    """Queries, and keys and values of the same tokens; whether those of earlier tokens stand in front of them."""
+    query, key, value = (operand for operand in node.inputs[:3] if operand is not None)
+    pasts = [operand for operand in node.inputs[4:6] if operand is not None]
+    joined = [_joined(operand) for operand in (key, value)]
+    if not pasts and all(joined):
+        pasts, (key, value) = [one[0] for one in joined if one], (one[1] for one in joined if one)
+    if any(not past.is_graph_input() for past in pasts) or len(pasts) not in (0, 2):
+        raise UnsupportedError("keys or values of earlier tokens are computed; expected inputs of the graph")
+    if not pasts and any(output is not None and output.uses() for output in node.outputs[1:3]):
+        raise UnsupportedError("its keys or values are used; they stay inside of the block")
+    return query, key, value, bool(pasts)
+
+
+def _joined(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
+    """What earlier tokens and those of the call have, where a value is both along the axis of positions."""
+    node = value.producer()
+    axis = None if node is None or node.op_type != "Concat" else node.attributes.get_int("axis", 0)
+    if node is None or axis not in (-2, 2) or len(node.inputs) != 2:
+        return None
+    past, new = node.inputs
+    return None if past is None or new is None else (past, new)
+
+
+def _is_causal(model: ir.Model, node: ir.Node, tokens: ir.Value, positions: int) -> bool:
+    is_causal = node.attributes.get_int("is_causal", 0) != 0
     mask = node.inputs[3] if len(node.inputs) > 3 else None
-    is_masked = mask is not None and not masks_nothing(model, mask)
-    if is_masked or any(operand is not None for operand in node.inputs[4:]):
-        raise UnsupportedError("it has a mask, a cache or lengths; the attention block of the templates has none")
-    for name, usual in (("is_causal", 0), ("softcap", 0.0)):
-        attribute = node.attributes.get(name)
-        if attribute is not None and attribute.value != usual:
-            raise UnsupportedError(f"{name} is {attribute.value}; the attention block of the templates has {usual}")
-    if any(output is not None and (output.uses() or output.is_graph_output()) for output in node.outputs[1:]):
-        raise UnsupportedError("its keys, values or scores are used; they stay inside of the block")
+    if mask is None or masks_nothing(model, mask):
+        return is_causal
+    expect_causal(model, mask, tokens, positions)
+    return True
 
 
-def _normalization_of(value: ir.Value) -> ir.Node:
-    """The nearest normalisation of tokens that a value is computed from."""
+def _same_turns(queries: Rows, keys: Rows) -> tuple[Rows, Rows, Turns | None]:
+    """Queries and keys in one order of channels, and how both are turned.
+
+    Raises UnsupportedError where they are turned differently.
+    """
+    if (queries.turns is None) != (keys.turns is None):
+        raise UnsupportedError("of its queries and keys one is turned by positions and the other is not")
+    if queries.turns is None or keys.turns is None:
+        return queries, keys, None
+    pairs = [(queries.turns.cosines, keys.turns.cosines), (queries.turns.sines, keys.turns.sines)]
+    is_same = queries.order == keys.order and all(np.allclose(*pair, atol=1e-6) for pair in pairs)
+    if not is_same:
+        raise UnsupportedError("its queries and keys are turned differently; expected the same pairs and angles")
+    return queries, keys, queries.turns
+
+
+def _around(query: ir.Value, result: ir.Value) -> tuple[ir.Node, ir.Value, ir.Node]:
+    """The normalisation of the tokens that a query is made of, what is added to these tokens, and the addition."""
+    reasons = []
+    for normalize in _normalizations_of(query):
+        tokens = normalize.inputs[0]
+        assert tokens is not None
+        try:
+            return normalize, *_addition_of(result, tokens)
+        except UnsupportedError as error:
+            reasons.append(error)
+    raise (
+        reasons[-1]
+        if reasons
+        else UnsupportedError("its queries are not made of a LayerNormalization or RMSNormalization")
+    )
+
+
+def _normalizations_of(value: ir.Value) -> list[ir.Node]:
+    """Normalisations that a value is computed from, from near to far."""
+    found: list[ir.Node] = []
     pending = [value]
     for _ in range(_MOST_NODES):
         producers = [producer for needed in pending if (producer := needed.producer()) is not None]
-        for producer in producers:
-            if producer.op_type in NORMS and producer.domain == "":
-                return producer
+        found += [one for one in producers if one.op_type in NORMS and one.domain == "" and one not in found]
         pending = [operand for producer in producers for operand in producer.inputs if operand is not None]
-    raise UnsupportedError("its queries are not made of a LayerNormalization or RMSNormalization")
+    return found
 
 
 def _addition_of(result: ir.Value, tokens: ir.Value) -> tuple[ir.Value, ir.Node]:
@@ -132,11 +214,11 @@ def _addition_of(result: ir.Value, tokens: ir.Value) -> tuple[ir.Value, ir.Node]
     raise UnsupportedError("its result is not added to the tokens that it was made of")
 
 
-def _heads(node: ir.Node, query: ir.Value) -> int:
-    count = None if query.shape is None or len(query.shape) != 4 else query.shape[1]
+def _heads(node: ir.Node, rows: ir.Value, name: str) -> int:
+    count = None if rows.shape is None or len(rows.shape) != 4 else rows.shape[1]
     if isinstance(count, int):
         return count
-    attribute = node.attributes.get("q_num_heads")
+    attribute = node.attributes.get(name)
     if attribute is None:
-        raise UnsupportedError(f"queries have the shape {query.shape}, which does not say how many heads there are")
+        raise UnsupportedError(f"{rows.name!r} has the shape {rows.shape}, which does not say how many heads there are")
     return int(attribute.value)

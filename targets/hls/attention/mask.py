@@ -1,20 +1,32 @@
-"""Masks that mask nothing, which exporters make from the shapes of images."""
+"""What the mask of an attention block is: none, or that of a sequence, in which no token sees those behind it.
+
+A mask is run on sequences that are whole: as many tokens as there are positions, none in front of them, none that pad.
+Of the model's inputs, those that only a mask looks at are then all 1.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
 
+from moec.errors import UnsupportedError
+from moec.ir.interpreter import EvaluationError
 from moec.targets.hls.graph.affine import random_inputs
 from moec.targets.hls.graph.calibrate import evaluate
 
 _BATCHES = (1, 3)
 """Sizes that masks are computed for."""
+_MOST_POSITIONS = 2048
+"""Of masks that are looked at: they grow with the square of it."""
+_NOTHING = -1e4
+"""What is added to a score that does not count is below this; 16 bits hold no less than -65504."""
 
 
 def masks_nothing(model: ir.Model, mask: ir.Value) -> bool:
     """Whether a mask is made of constants and shapes alone, and lets every query see every key: True, or 0."""
-    if _is_made_of_numbers(mask):
+    if inputs_behind(mask):
         return False
     for batch in _BATCHES:
         try:
@@ -26,9 +38,45 @@ def masks_nothing(model: ir.Model, mask: ir.Value) -> bool:
     return True
 
 
-def _is_made_of_numbers(value: ir.Value) -> bool:
-    """Whether it depends on more of the graph's inputs than their shapes."""
-    seen: set[ir.Value] = set()
+def expect_causal(model: ir.Model, mask: ir.Value, tokens: ir.Value, positions: int) -> None:
+    """``tokens``: that the block takes.
+
+    Raises UnsupportedError where a mask is not that of sequences of up to ``positions`` tokens, each of which sees
+    those up to itself, saying which sees what."""
+    if positions > _MOST_POSITIONS:
+        raise UnsupportedError(
+            f"its mask is computed; it is looked at for up to {_MOST_POSITIONS} positions, and there are {positions}"
+        )
+    ones = inputs_behind(mask)
+    shared = sorted(str(value.name) for value in ones & inputs_behind(tokens))
+    if shared:
+        raise UnsupportedError(f"its mask {mask.name!r} depends on the numbers of {shared[0]!r}, as its tokens do")
+    for count in sorted({1, positions}):
+        feeds = random_inputs(model, 2, count)
+        feeds |= {value: np.ones_like(feeds[value]) for value in ones if value in feeds}
+        try:
+            (found,) = evaluate(model, feeds, [mask])
+        except (ValueError, EvaluationError) as error:
+            raise UnsupportedError(f"its mask {mask.name!r} needs more than sequences of tokens: {error}") from error
+        seen = found if found.dtype == bool else found == 0
+        hidden = ~found if found.dtype == bool else found < _NOTHING
+        expected = np.tri(count, dtype=bool)
+        if seen.ndim < 2 or seen.shape[-1] != count or seen.shape[-2] not in (1, count):
+            raise UnsupportedError(f"its mask {mask.name!r} is {found.shape} for {count} tokens; expected {count} keys")
+        wrong = np.argwhere((seen != expected) | (hidden == expected))
+        if len(wrong):
+            query, key = wrong[0][-2:]
+            raise UnsupportedError(
+                f"its mask {mask.name!r} {'hides' if expected[query, key] else 'shows or weakens'} key {key} to query "
+                f"{query}; expected that every token sees those up to itself, or all"
+            )
+
+
+def inputs_behind(value: ir.Value, known: Collection[ir.Value] = ()) -> set[ir.Value]:
+    """The graph's inputs that a value depends on by more than their shapes, but for what it is made of that is
+    ``known``."""
+    found: set[ir.Value] = set()
+    seen: set[ir.Value] = set(known)
     pending = [value]
     while pending:
         needed = pending.pop()
@@ -37,6 +85,6 @@ def _is_made_of_numbers(value: ir.Value) -> bool:
             continue
         seen.add(needed)
         if node is None and needed.const_value is None:
-            return True
+            found.add(needed)
         pending += [] if node is None else [operand for operand in node.inputs if operand is not None]
-    return False
+    return found

@@ -3,7 +3,7 @@
 | file in ``data/`` | contents |
 |---|---|
 | ``norm.bin`` | parameters of every channel of a token, whose multipliers are int16 |
-| ``up.bin`` | by head of keys the tiles of these, of values and of queries: parameters of the rows, then their weights by step |
+| ``up.bin`` | by head of keys its tiles, those of values and of queries: parameters of the rows, then weights by step |
 | ``down.bin`` | by head the weights of the output product by step; then the parameters of its results |
 | ``turns.bin`` | where positions turn keys and queries: rows of int16, ``library/moec_turn.h`` says of what |
 | ``tokens.bin``, ``outputs.bin`` | int16 [T, d] of the residual stream, as the MoE block reads and writes it |

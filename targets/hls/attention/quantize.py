@@ -173,8 +173,10 @@ def _turns(
     cosines, sines = np.ones((positions, half)), np.zeros((positions, half))
     if block.turns is not None:
         cosines, sines = block.turns.cosines[:positions], block.turns.sines[:positions]
-    steps = [np.round(table.astype(np.float64) * (1 << TURN_BITS)).astype(np.int64) for table in (cosines, sines)]
-    largest = max(int(np.abs(table).max(initial=0)) for table in steps)
+    of_cosine, of_sine = (
+        np.round(one.astype(np.float64) * (1 << TURN_BITS)).astype(np.int64) for one in (cosines, sines)
+    )
+    largest = max(int(np.abs(steps).max(initial=0)) for steps in (of_cosine, of_sine))
     if len(cosines) < positions or largest >= 1 << (RESULT_BITS - 1):
         raise UnsupportedError(
             f"{block.name}: turns of {len(cosines)} positions, up to {largest / (1 << TURN_BITS):.3g}; expected "
@@ -185,7 +187,7 @@ def _turns(
         for norm, scales in ((block.key_norm, key_scales), (block.query_norm, query_scales))
     ]
     shift = min((norm.shift for norm in norms if norm is not None), default=0)
-    return QuantizedTurns(*steps, *(None if norm is None else norm.lowered(shift) for norm in norms))
+    return QuantizedTurns(of_cosine, of_sine, *(None if norm is None else norm.lowered(shift) for norm in norms))
 
 
 def _head_norm(block: FloatAttention, norm: FloatNorm | None, scale: float, row_scale: float) -> QuantizedNorm | None:

@@ -17,9 +17,9 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class IntegerAttentionResults:
-    """On T tokens behind P others: ``inputs``, normalised, int8 [T, d]; ``query`` int8 [H, T, h], as it is scored; ``key``
-    and ``value`` int8 [K, P + T, h], which a cache keeps; ``weights`` uint8 [H, T, P + T]; ``attended`` int8 [T, H h];
-    ``output`` int16 [T, d]."""
+    """On T tokens behind P others: ``inputs``, normalised, int8 [T, d]; ``query`` int8 [H, T, h], as it is scored;
+    ``key`` and ``value`` int8 [K, P + T, h], which a cache keeps; ``weights`` uint8 [H, T, P + T]; ``attended`` int8
+    [T, H h]; ``output`` int16 [T, d]."""
 
     inputs: Array
     query: Array

@@ -15,7 +15,7 @@ from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
 from moec.targets.hls.attention.estimate import AttentionEstimate, estimate_attention
-from moec.targets.hls.attention.graph import GraphAttention, find_attention
+from moec.targets.hls.attention.graph import SOME_POSITIONS, GraphAttention, find_attention
 from moec.targets.hls.attention.project import attention_files
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
 from moec.targets.hls.attention.quantize import shape_of as attention_shape
@@ -78,7 +78,7 @@ class AttentionBlock:
     @classmethod
     def find(cls, model: ir.Model, part: Part, options: HlsOptions) -> tuple[list[AttentionBlock], list[str]]:
         """Those that the templates compute and that fit the part; the others stay outside."""
-        found, outside = find_attention(model)
+        found, outside = find_attention(model, options.max_tokens or SOME_POSITIONS)
         fitting = []
         for graph in found:
             try:

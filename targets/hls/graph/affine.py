@@ -7,13 +7,14 @@ product for every token is refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from moec.errors import UnsupportedError
+from moec.ir.interpreter import EvaluationError
 from moec.targets.hls.graph.calibrate import evaluate
 
 Array = np.ndarray[Any, Any]
@@ -41,10 +42,10 @@ def affine_maps(
     )
     parts = []
     for batch, images in _batches(source, probes, heads, tokens):
-        feeds = {**random_inputs(model, images), source: batch}
+        feeds = {**random_inputs(model, images, _tokens(batch)), source: batch}
         try:
             parts.append([_by_token(result, batch.shape) for result in evaluate(model, feeds, results)])
-        except ValueError as error:
+        except (ValueError, EvaluationError) as error:
             raise UnsupportedError(f"{results[0].name!r} is not made of {source.name!r} alone: {error}") from error
     found = []
     for part in zip(*parts, strict=True):
@@ -58,14 +59,16 @@ def affine_maps(
     return found
 
 
-def random_inputs(model: ir.Model, images: int) -> Mapping[ir.Value, Array]:
+def random_inputs(model: ir.Model, images: int, tokens: int | None = None) -> dict[ir.Value, Array]:
     """The model's inputs where all sizes but the first are known and no larger than those of images, with random
     numbers in ``images`` rows: for what asks them for their shape. What uses the numbers themselves differs from token
-    to token."""
+    to token. With ``tokens`` those of text, too: of that many tokens, and caches that hold none."""
     random = np.random.default_rng(1)
     found = {}
     for value in model.graph.inputs:
         sizes = sizes_behind_first(value)
+        if sizes is None and tokens is not None:
+            sizes = _sizes_of_text(value, tokens)
         if value.dtype is None or value.shape is None or sizes is None or math.prod(sizes) > MOST_ELEMENTS:
             continue
         first = value.shape[0]
@@ -80,6 +83,23 @@ def sizes_behind_first(value: ir.Value) -> tuple[int, ...] | None:
         return None
     found = tuple(size for size in list(value.shape)[1:] if isinstance(size, int))
     return found if len(found) == len(value.shape) - 1 else None
+
+
+def _sizes_of_text(value: ir.Value, tokens: int) -> tuple[int, ...] | None:
+    """Of integers [B, T], tokens [B, T, d], and a cache [B, H, P, h] without positions."""
+    shape = [] if value.shape is None else list(value.shape)
+    if len(shape) == 2 and value.dtype is not None and value.dtype.is_integer():
+        return (tokens,)
+    if len(shape) == 3 and isinstance(shape[2], int):
+        return (tokens, shape[2])
+    if len(shape) == 4 and isinstance(shape[1], int) and isinstance(shape[3], int):
+        return (shape[1], 0, shape[3])
+    return None
+
+
+def _tokens(batch: Array) -> int | None:
+    """Of a sequence in a batch [B, T, d] or [B, H, T, h]; None where only the graph knows."""
+    return {3: batch.shape[1], 4: batch.shape[-2]}.get(batch.ndim)
 
 
 def _batches(source: ir.Value, probes: Array, heads: int, tokens: int) -> Iterator[tuple[Array, int]]:

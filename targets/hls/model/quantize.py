@@ -172,7 +172,7 @@ def _expect_one_array(names: Sequence[str], blocks: Sequence[QuantizedBlock | Qu
         demands.append((field, [(name, getattr(shape, field)) for name, shape in mixtures]))
     for field in ("scoring", "normalized", "groups", "groups_kept", "group_sum", "biased_choice"):
         demands.append((field, [(name, getattr(shape, field)) for name, shape in routed]))
-    for field in ("heads", "head_width"):
+    for field in ("heads", "head_width", "sharing", "causal"):
         demands.append((field, [(name, getattr(shape, field)) for name, shape in attention]))
     for what, found in demands:
         for name, value in found:

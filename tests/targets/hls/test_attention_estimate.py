@@ -10,7 +10,13 @@ from moec.errors import UnsupportedError
 from moec.simulators.hls.simulator import simulate_timed
 from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
-from moec.targets.hls.attention.estimate import attention_cycles, attention_dsps, attention_memories, estimate_attention
+from moec.targets.hls.attention.estimate import (
+    attention_cycles,
+    attention_dsps,
+    attention_memories,
+    estimate_attention,
+    scores_of_head,
+)
 from moec.targets.hls.attention.target import choose_attention
 from moec.targets.hls.hardware.cycles import MemoryPace
 from moec.targets.hls.hardware.parts import find_part
@@ -18,16 +24,25 @@ from moec.targets.hls.moe.channels import PROCESSES
 from moec.targets.hls.moe.design import USUAL_STAGES
 from moec.targets.hls.moe.exploration import Constraints
 
-from .test_attention import files_of, float_attention, quantized, tokens_for
+from .test_attention import decoder, files_of, float_attention, quantized, tokens_for
 
 M3VIT = AttentionShape(tokens=197, width=192, heads=3, head_width=64, norm="layer")
 
 
-@pytest.mark.parametrize(("share", "latency"), [(1.0, 0), (0.25, 64)])
-@pytest.mark.parametrize("count", [9, 21])
-def test_estimates_agree_with_the_simulation(count, share, latency):
-    block = quantized(float_attention())
-    files = files_of(block, block.quantized(tokens_for(float_attention(), 1, count)[0]), lanes=8)
+@pytest.mark.parametrize(
+    ("floats", "count", "share", "latency"),
+    [
+        (float_attention, 9, 1.0, 0),
+        (float_attention, 9, 0.25, 64),
+        (float_attention, 21, 1.0, 0),
+        (float_attention, 21, 0.25, 64),
+        (decoder, 21, 1.0, 0),
+        (decoder, 21, 0.25, 64),
+    ],
+)
+def test_estimates_agree_with_the_simulation(floats, count, share, latency):
+    block = quantized(floats())
+    files = files_of(block, block.quantized(tokens_for(floats(), 1, count)[0]), lanes=8)
     simulated = simulate_timed(files, memory_share=share, memory_latency=latency)
     estimated = attention_cycles(AttentionDesign(block.shape, 8), count, MemoryPace(1 / share, latency))
     assert estimated.total == pytest.approx(simulated.cycles, rel=0.1)
@@ -44,6 +59,12 @@ def test_the_products_of_a_large_block_set_its_pace():
     assert cycles.products == 197 * 3 * 192 * 192 // 16**2
     assert cycles.bound_by == "products"
     assert cycles.products / cycles.total > 0.9
+
+
+def test_a_causal_block_scores_half_as_many_keys():
+    many = AttentionShape(tokens=2000, width=64, heads=1, head_width=64, norm="rms")
+    scores = [scores_of_head(AttentionDesign(dataclasses.replace(many, causal=one)), 2000) for one in (True, False)]
+    assert scores[0] / scores[1] == pytest.approx(0.504, abs=1e-3)
 
 
 def test_slow_memory_and_small_arrays_bind_otherwise():

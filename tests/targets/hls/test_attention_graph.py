@@ -74,7 +74,7 @@ def test_a_mask_that_masks_nothing_is_none(mask):
 
 
 def by_position(graph: GraphBuilder) -> ir.Value:
-    """Tokens that are moved by where they stand, as position embeddings of heads move them."""
+    """Tokens that are scaled by where they stand, which is no turn."""
     tokens = normalized(graph)
     count = graph.add("Gather", graph.add("Shape", graph.x), graph.constant(np.array(1)), axis=0)
     places = graph.add(
@@ -101,21 +101,98 @@ def of_tokens(graph: GraphBuilder) -> ir.Value:
     return graph.add("Reshape", zeros, graph.constant(np.array([1, 1])))
 
 
-def grouped(graph: GraphBuilder) -> ir.Value:
+def grouped(graph: GraphBuilder, count: int = 1) -> ir.Value:
     tokens = normalized(graph)
-    rows = [graph.dense(tokens, count * CHANNELS) for count in (HEADS, 1, 1)]
-    return graph.add("Attention", *rows, q_num_heads=HEADS, kv_num_heads=1)
+    rows = [graph.dense(tokens, heads * CHANNELS) for heads in (HEADS, count, count)]
+    return graph.add("Attention", *rows, q_num_heads=HEADS, kv_num_heads=count, is_causal=1)
+
+
+def positions_of(graph: GraphBuilder, axes: list[int]) -> ir.Value:
+    count = graph.add("Gather", graph.add("Shape", graph.x), graph.constant(np.array(1)), axis=0)
+    places = graph.add("Range", graph.constant(np.array(0)), count, graph.constant(np.array(1)))
+    return graph.add("Unsqueeze", places, graph.constant(np.array(axes)))
+
+
+def window(graph: GraphBuilder, most: int) -> ir.Value:
+    """A causal mask in which a query sees ``most`` keys."""
+    distance = graph.add("Sub", positions_of(graph, [1]), positions_of(graph, [0]))
+    ahead = graph.add("Less", distance, graph.constant(np.array(0)))
+    far = graph.add("Less", graph.constant(np.array(most - 1)), distance)
+    return graph.add("Not", graph.add("Or", ahead, far))
+
+
+def turned(graph: GraphBuilder, heads: ir.Value, layout: str, base: float = 0.3) -> ir.Value:
+    """[B, H, T, 4] by positions: halves, neighbours, or only the first two channels."""
+    pairs = 1 if layout == "part" else 2
+    steps = graph.constant(np.array([1.0, base], np.float32)[:pairs])
+    angles = graph.add("Mul", graph.add("Cast", positions_of(graph, [1]), to=1), steps)
+    cosine, sine = graph.add("Cos", angles), graph.add("Sin", angles)
+    step, second = (2, 1) if layout == "neighbours" else (1, pairs)
+    ends = [graph.constant(np.array([end])) for end in (0, second, *((4, 4) if step == 2 else (pairs, 2 * pairs)))]
+    last, by = graph.constant(np.array([3])), graph.constant(np.array([step]))
+    even, odd = (graph.add("Slice", heads, ends[place], ends[place + 2], last, by) for place in range(2))
+    x = graph.add("Sub", graph.add("Mul", even, cosine), graph.add("Mul", odd, sine))
+    y = graph.add("Add", graph.add("Mul", even, sine), graph.add("Mul", odd, cosine))
+    if layout == "neighbours":
+        apart = graph.constant(np.array([-1]))
+        both = graph.add("Concat", graph.add("Unsqueeze", x, apart), graph.add("Unsqueeze", y, apart), axis=-1)
+        return graph.add("Reshape", both, graph.constant(np.array([0, 0, -1, CHANNELS])))
+    rest = [graph.add("Slice", heads, ends[3], graph.constant(np.array([4])), last)] if layout == "part" else []
+    return graph.add("Concat", x, y, *rest, axis=-1)
+
+
+def rotary(graph: GraphBuilder, layout="halves", norm=False, shape="heads", other=0.3, of_keys=True) -> ir.Value:
+    """A decoder's attention: each head's row normalised and turned."""
+    tokens = normalized(graph)
+    parts = []
+    for place, count in enumerate((HEADS, 1 if shape == "grouped" else HEADS, 1 if shape == "grouped" else HEADS)):
+        rows = graph.dense(tokens, count * CHANNELS)
+        if shape == "rows" and place < 2:
+            rows = graph.add("RMSNormalization", rows, graph.normal(count * CHANNELS))
+        heads = graph.add("Reshape", rows, graph.constant(np.array([0, -1, count, CHANNELS])))
+        if norm and place < 2:
+            heads = graph.add("RMSNormalization", heads, graph.normal(CHANNELS))
+        heads = graph.add("Transpose", heads, perm=[0, 2, 1, 3])
+        if place == 0 or (place == 1 and of_keys):
+            heads = turned(graph, heads, layout, other if place else 0.3)
+        parts.append(heads)
+    attended = graph.add("Transpose", graph.add("Attention", *parts, is_causal=1), perm=[0, 2, 1, 3])
+    return graph.add("Reshape", attended, graph.constant(np.array([0, -1, HEADS * CHANNELS])))
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (grouped, {"causal": True, "sharing": 3}),
+        (lambda graph: with_mask(graph, window(graph, 99)), {"causal": True, "sharing": 1}),
+        (rotary, {"causal": True}),
+        (lambda graph: rotary(graph, "neighbours", norm=True), {"causal": True}),
+        (lambda graph: rotary(graph, "part", shape="grouped"), {"sharing": 3}),
+    ],
+)
+def test_attention_of_decoders_computes_what_the_graph_does(build, expected):
+    graph = GraphBuilder()
+    model, found, refused = found_in(graph, build(graph))
+    assert refused == []
+    assert {name: getattr(found[0].numbers, name) for name in expected} == expected
+    x = np.random.default_rng(1).normal(size=(2, 9, D)).astype(np.float32)
+    (wanted,) = interpreter.run(model, {"x": x}).values()
+    np.testing.assert_allclose(found[0].numbers.run(x).output, wanted, atol=5e-5)
 
 
 @pytest.mark.parametrize(
     ("heads", "reason"),
     [
-        (lambda graph: flat_heads(graph, normalized(graph), is_causal=1), "is_causal is 1"),
         (lambda graph: flat_heads(graph, normalized(graph), softcap=20.0), "softcap is 20"),
-        (lambda graph: with_mask(graph, repeated(graph, np.eye(5)[1] > 0)), "a mask, a cache or lengths"),
-        (lambda graph: with_mask(graph, graph.constant(np.eye(5, dtype=np.float32))), "a mask, a cache or lengths"),
-        (lambda graph: with_mask(graph, of_tokens(graph)), "a mask, a cache or lengths"),
-        (grouped, "as many heads and channels of each"),
+        (lambda graph: with_mask(graph, repeated(graph, np.eye(5)[1] > 0)), "for 1 tokens; expected 1 keys"),
+        (lambda graph: with_mask(graph, graph.constant(np.eye(5, dtype=np.float32))), "for 1 tokens; expected 1 keys"),
+        (lambda graph: with_mask(graph, of_tokens(graph)), "depends on the numbers of 'x'"),
+        (lambda graph: with_mask(graph, window(graph, 3)), "hides key 0 to query 3"),
+        (lambda graph: with_mask(graph, window(graph, -1)), "hides key 0 to query 0"),
+        (lambda graph: rotary(graph, other=1.1), "turned differently"),
+        (lambda graph: rotary(graph, of_keys=False), "one is turned by positions"),
+        (lambda graph: rotary(graph, shape="rows"), "normalises the rows of all 3 heads together"),
+        (lambda graph: grouped(graph, 2), "3 heads of queries and 2 of keys"),
         (lambda graph: flat_heads(graph, by_position(graph)), "is not made of|more than a product per token"),
         (lambda graph: flat_heads(graph, graph.add("Tanh", normalized(graph))), "more than a product per token"),
         (lambda graph: flat_heads(graph, graph.x), "not made of a LayerNormalization or RMSNormalization"),

@@ -131,12 +131,12 @@ def test_an_attention_that_does_not_fit_stays_outside(export, tmp_path):
     sizes = small(export)
     model = export.build(sizes)
     attention = next(node for node in model.graph.node if node.op_type == "Attention")
-    attention.attribute.append(onnx.helper.make_attribute("is_causal", 1))
+    attention.attribute.append(onnx.helper.make_attribute("softcap", 20.0))
     onnx.save(model, tmp_path / "block.onnx")
     options = HlsOptions({"x": export.sample(sizes)})
     compiler.write(tmp_path / "block.onnx", tmp_path / "block.moec", "hls:zcu102", options=options)
     (project,) = open_artifact(tmp_path / "block.moec").manifest.projects
     assert project.name == "moe_0"
     (reason,) = project.report["outside"]
-    assert "is_causal is 1" in reason
-    assert "is_causal is 1" in project.report["by_block"]
+    assert "softcap is 20" in reason
+    assert "softcap is 20" in project.report["by_block"]

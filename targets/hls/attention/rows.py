@@ -1,0 +1,223 @@
+"""What a block makes of normalised tokens in front of its scores: a product, for queries and keys also a normalisation
+of each head's row and a turn by the position, in this order.
+
+All paths from the tokens to a query lead through a few values, one behind the other: its narrows. At one of them the
+product ends, at one a row is normalised, at one the turn begins. What a turn does is found by running it: unit vectors
+say which channels it mixes, however the graph lays them out (halves, neighbours, a part of a row), and with what. As
+scores are sums over channels, rows are then reordered so that neighbours are turned together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.ir.interpreter import EvaluationError
+from moec.ir.names import node_name
+from moec.targets.hls.attention.float_block import Turns
+from moec.targets.hls.attention.mask import inputs_behind
+from moec.targets.hls.graph.affine import affine_maps, random_inputs
+from moec.targets.hls.graph.calibrate import evaluate
+from moec.targets.hls.graph.residuals import norm_of
+from moec.targets.hls.normalization import FloatNorm
+
+Array = np.ndarray[Any, Any]
+
+_SHORT = 8
+"""Positions that unit vectors are turned at."""
+_TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """``weights`` [H, h, d] and ``bias`` [H, h] of the product; ``norm`` of each row; ``turns`` of channels that stand
+    side by side once rows are in ``order``, their channels as the graph counts them."""
+
+    weights: Array
+    bias: Array
+    norm: FloatNorm | None = None
+    turns: Turns | None = None
+    order: tuple[int, ...] = ()
+
+    def ordered(self, order: Array) -> Rows:
+        norm = self.norm and dataclasses.replace(self.norm, weight=self.norm.weight[order], bias=self.norm.bias[order])
+        return dataclasses.replace(self, weights=self.weights[:, order], bias=self.bias[:, order], norm=norm)
+
+
+def find_rows(model: ir.Model, tokens: ir.Value, rows: ir.Value, width: int, heads: int, positions: int) -> Rows:
+    """From normalised ``tokens`` [B, T, d] to ``rows`` [B, H, T, h], or [B, T, H h], in front of the scores.
+
+    Raises UnsupportedError where something else stands between, naming it.
+    """
+    narrows = narrows_between(tokens, rows)
+    place, norm = _norm_of_rows(narrows, heads)
+    starts = [narrows[place + 1]] if norm else [rows, *(one for one in narrows[1:] if _rank(one) == 4)]
+    start, weights, bias = _product(model, tokens, starts, width)
+    if len(bias) % heads:
+        raise UnsupportedError(f"{start.name!r} has {len(bias)} channels, which are not {heads} heads")
+    found = Rows(weights.reshape(heads, -1, width), bias.reshape(heads, -1), norm)
+    start = narrows[place] if norm else start
+    if start is not rows:
+        found = _with_turns(model, found, start, rows, heads, positions)
+    _expect_agreement(model, tokens, rows, found, positions)
+    return found
+
+
+def _product(
+    model: ir.Model, tokens: ir.Value, values: Sequence[ir.Value], width: int
+) -> tuple[ir.Value, Array, Array]:
+    """The first of the values that is a product of tokens, its weights and bias."""
+    reasons = []
+    for value in values:
+        try:
+            ((weights, bias),) = affine_maps(model, tokens, [value], width)
+        except UnsupportedError as error:
+            reasons.append(error)
+        else:
+            return value, weights, bias
+    raise reasons[0]
+
+
+def narrows_between(source: ir.Value, result: ir.Value) -> list[ir.Value]:
+    """Values that all of ``result`` that is made of ``source`` leads through, from the result to the source."""
+    order: dict[ir.Value, int] = {}
+
+    def depth(value: ir.Value) -> int:
+        """How many nodes stand in front of it, 0 for the source; -1 where it is not made of it."""
+        if value is source:
+            return 0
+        if value not in order:
+            order[value] = -1  # nothing is made of itself
+            node = value.producer()
+            depths = [depth(operand) for operand in (() if node is None else node.inputs) if operand is not None]
+            order[value] = max(depths, default=-1) + 1 if max(depths, default=-1) >= 0 else -1
+        return order[value]
+
+    if depth(result) < 0:
+        raise UnsupportedError(f"{result.name!r} is not made of {source.name!r}")
+    found, open_values = [], {result}
+    while open_values != {source}:
+        last = max(open_values, key=depth)
+        if len(open_values) == 1:
+            found.append(last)
+        node = last.producer()
+        assert node is not None
+        open_values.remove(last)
+        open_values |= {operand for operand in node.inputs if operand is not None and depth(operand) >= 0}
+    return [*found, source]
+
+
+def _norm_of_rows(narrows: list[ir.Value], heads: int) -> tuple[int, FloatNorm | None]:
+    """Where rows are normalised, and how."""
+    for place, value in enumerate(narrows[:-1]):
+        node = value.producer()
+        if node is None or node.op_type not in ("RMSNormalization", "LayerNormalization"):
+            continue
+        if _rank(value) < 4:
+            raise UnsupportedError(
+                f"{node_name(node)}: normalises the rows of all {heads} heads together; they are computed one after "
+                "the other, so a row is that of one head"
+            )
+        return place, norm_of(node)
+    return 0, None
+
+
+def _with_turns(model: ir.Model, rows: Rows, start: ir.Value, result: ir.Value, heads: int, positions: int) -> Rows:
+    """``start`` and ``result``: [B, H, T, h], or [B, T, H, h]."""
+    width = rows.weights.shape[1]
+    count = _fixed_tokens(start, heads) or min(_SHORT, positions)
+    units = np.eye(width, dtype=np.float32)[:, None, None].repeat(heads, 1).repeat(count, 2)
+    mixed = _turned(model, start, result, units, heads)[:, 0]  # [h in, T, h out]
+    if np.array_equal(mixed, units[:, 0]):
+        return rows
+    touched = np.abs(mixed).max(axis=1) > 0
+    partners = [np.flatnonzero(line & (np.arange(width) != place)) for place, line in enumerate(touched)]
+    crowded = [place for place, partner in enumerate(partners) if len(partner) > 1]
+    if crowded or width % 2:
+        raise UnsupportedError(
+            f"{result.name!r}: of {width} channels of a row {crowded[:3]} are mixed with more than one other; expected "
+            "pairs, which positions turn"
+        )
+    order = _side_by_side(partners)
+    ordered = rows.ordered(order)
+    longest = _fixed_tokens(start, heads) or positions
+    even = np.zeros(width, np.float32)
+    even[order[0::2]] = 1
+    one = np.broadcast_to(even, (1, heads, longest, width)).astype(np.float32)
+    turned = _turned(model, start, result, one, heads)[0, 0][:, order]
+    return dataclasses.replace(ordered, turns=Turns(turned[:, 0::2], turned[:, 1::2]), order=tuple(order.tolist()))
+
+
+def _side_by_side(partners: list[Array]) -> Array:
+    """Channels in pairs: those that are mixed, the first of them first, then those that are mixed with nothing."""
+    alone = [place for place, partner in enumerate(partners) if not len(partner)]
+    pairs = [(place, int(partner[0])) for place, partner in enumerate(partners) if len(partner) and place < partner[0]]
+    return np.array([place for pair in pairs for place in pair] + alone)
+
+
+def _expect_agreement(model: ir.Model, tokens: ir.Value, result: ir.Value, rows: Rows, positions: int) -> None:
+    """That rows of random tokens are those of the graph, for all heads and positions, up to their order."""
+    width, heads = rows.weights.shape[2], len(rows.weights)
+    longest = _fixed_tokens(tokens, 0) or positions
+    given = np.random.default_rng(3).normal(size=(1, longest, width)).astype(np.float32)
+    feeds = _feeds(model, tokens, result, given)
+    (found,) = _evaluated(model, feeds, result)
+    found = found if found.ndim == 4 else found.reshape(1, longest, heads, -1).swapaxes(1, 2)
+    found = found[..., list(rows.order)] if rows.order else found
+    expected = np.einsum("btd,hcd->bhtc", given, rows.weights, optimize=True) + rows.bias[:, None]
+    if rows.norm is not None:
+        expected = rows.norm.run(expected.reshape(-1, expected.shape[3])).reshape(expected.shape)
+    if rows.turns is not None:
+        expected = rows.turns.run(expected)
+    if found.shape != expected.shape or not np.abs(found - expected).max() <= _TOLERANCE * np.abs(expected).max():
+        raise UnsupportedError(
+            f"{result.name!r} is more than a product per token of {tokens.name!r}, a normalisation of each head's row, "
+            "and a turn of pairs of channels by the position"
+        )
+
+
+def _turned(model: ir.Model, start: ir.Value, result: ir.Value, rows: Array, heads: int) -> Array:
+    """[B, H, T, h] in and out."""
+    by_head = start.shape is not None and start.shape[1] == heads
+    given = rows if by_head else rows.swapaxes(1, 2)
+    (found,) = _evaluated(model, _feeds(model, start, result, given, rows.shape[2]), result)
+    if found.ndim != 4:
+        found = found.reshape(len(rows), rows.shape[2], heads, -1).swapaxes(1, 2)
+    return found
+
+
+def _feeds(
+    model: ir.Model, source: ir.Value, result: ir.Value, given: Array, tokens: int | None = None
+) -> dict[ir.Value, Array]:
+    """A whole sequence from position 0 on: where an input is no cache, and the result depends on its numbers, these are
+    the positions."""
+    count = tokens or given.shape[1]
+    feeds = random_inputs(model, len(given), count)
+    for value in inputs_behind(result, [source]):
+        if value in feeds and feeds[value].ndim == 2:
+            feeds[value] = np.broadcast_to(np.arange(count, dtype=feeds[value].dtype), feeds[value].shape)
+    return {**feeds, source: given}
+
+
+def _evaluated(model: ir.Model, feeds: dict[ir.Value, Array], result: ir.Value) -> list[Array]:
+    try:
+        return evaluate(model, feeds, [result])
+    except (ValueError, EvaluationError) as error:
+        raise UnsupportedError(f"{result.name!r} needs more than tokens and their positions: {error}") from error
+
+
+def _fixed_tokens(value: ir.Value, heads: int) -> int | None:
+    """How many tokens a sequence has where the graph says it."""
+    if value.shape is None:
+        return None
+    count = value.shape[1] if _rank(value) == 3 or value.shape[1] != heads else value.shape[2]
+    return count if isinstance(count, int) else None
+
+
+def _rank(value: ir.Value) -> int:
+    return 0 if value.shape is None else len(value.shape)

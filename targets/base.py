@@ -86,6 +86,8 @@ class Launch:
     """None where nothing but an empty grid keeps the host from launching it."""
     registers: int | None = None
     """Of a thread; None where there was no compiler for the device."""
+    begins_early: bool = False
+    """Whether it may begin before the launch before it has ended."""
 
 
 class Plan(Protocol):

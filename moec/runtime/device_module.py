@@ -12,12 +12,17 @@ import struct
 from moec.errors import ArtifactError
 
 _LENGTH = struct.Struct("<Q")
+BEGINS_EARLY_TAG = "tirx.use_programtic_dependent_launch"
+"""TVM's tag of a launch that may begin before the kernel before it has ended, spelled as TVM does."""
+LAUNCH_FLAGS = frozenset({BEGINS_EARLY_TAG, "tirx.use_cooperative_launch"})
+"""Tags of launches that stand for no number."""
 _ARGUMENT_BYTES = 4  # a type code, bits and lanes; and, in a list of its own, one number more
 
 
 @dataclasses.dataclass(frozen=True)
 class DeviceCall:
-    """How the host calls a kernel: the arguments, then one number for each of ``launch`` (``blockIdx.x``, ...)."""
+    """How the host calls a kernel: the arguments, then one number for each of ``launch`` (``blockIdx.x``, ...)
+    that is none of :data:`LAUNCH_FLAGS`."""
 
     name: str
     arguments: int

@@ -8,8 +8,9 @@ What is found beside wrong numbers: accesses outside of shared memory, or at add
 size; reads of bytes that a copy is still bringing, copies over bytes that a product still reads, writes and barriers
 that were not published to the asynchronous proxy; divergence in instructions of a warp, deadlocks, registers that no
 warp group gives back; launches that a driver for the architecture would refuse; assembly that hides from nvcc what it
-does; and, where accesses are watched, races between threads in shared memory and between blocks in global memory. What
-depends on the order in which warps run is found under schedules that are hard on it (:func:`schedule_threads`).
+does; threads that do not wait for the kernels before, where theirs begins before these have ended; and, where accesses
+are watched, races between threads in shared memory and between blocks in global memory. What depends on the order in
+which warps run is found under schedules that are hard on it (:func:`schedule_threads`).
 
 What is not emulated: clusters of blocks, and blocks that wait for one another.
 """

@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 
 from moec.errors import MoecError
+from moec.runtime.device_module import BEGINS_EARLY_TAG, LAUNCH_FLAGS
 from moec.simulators.cuda.kernels import KernelSource
 from moec.simulators.cuda.launch import Launch
 
 _EXTENT = re.compile(r"(?:blockIdx|threadIdx)\.[xyz]|tirx\.use_dyn_shared_memory")
-_FLAGS = {"tirx.use_programtic_dependent_launch", "tirx.use_cooperative_launch"}
-"""Tags without a value, which change when a kernel starts and not what it computes."""
 
 
 def entry_point(kernel: KernelSource, launch: Launch) -> str:
     """The C++ of ``__tvm_ffi_<name>``. Raises MoecError for a launch tag that the emulator does not know."""
-    tags = [tag for tag in launch.tags if tag not in _FLAGS]
+    tags = [tag for tag in launch.tags if tag not in LAUNCH_FLAGS]
     for tag in tags:
         if not _EXTENT.fullmatch(tag):
             raise MoecError(
@@ -26,6 +25,7 @@ def entry_point(kernel: KernelSource, launch: Launch) -> str:
     fields = "".join(f"  {type_} {field};\n" for type_, field in kernel.parameters)
     unpacked = ", ".join(f"emulator::argument<{type_}>(values[{i}])" for i, (type_, _) in enumerate(kernel.parameters))
     passed = ", ".join(f"arguments.{field}" for _, field in kernel.parameters)
+    begins_early = str(BEGINS_EARLY_TAG in launch.tags).lower()
     listed = ", ".join(f'"{tag}"' for tag in tags)
     return f"""
 struct {name}_arguments {{
@@ -43,7 +43,7 @@ extern "C" __attribute__((visibility("default"))) int32_t __tvm_ffi_{name}(
     static const emulator::Kernel kernel = {{"{name}", run_{name}, {kernel.most_threads}, {kernel.shared_bytes},
                                             {kernel.pool_alignment}, {kernel.red_zones}}};
     const {name}_arguments arguments = {{{unpacked}}};
-    emulator::launch(kernel, emulator::shape_of({{{listed}}}, values + {count}), &arguments);
+    emulator::launch(kernel, emulator::shape_of({{{listed}}}, values + {count}), &arguments, {begins_early});
   }});
 }}
 """

@@ -25,6 +25,7 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
+from moec.runtime.device_module import LAUNCH_FLAGS
 from moec.targets.base import SizeRange
 from moec.targets.tvm.crossover import Crossover
 from moec.targets.tvm.records import HOST_NUMBERS
@@ -82,13 +83,17 @@ class ApplyLaunchConditions:
         return function.with_body(tvm_ffi.structural_map(function.body, [(tirx.Evaluate, guarded)]))
 
 
+def launch_numbers(call: tvm.ir.Call) -> dict[str, Any]:
+    """The numbers of blocks, threads and bytes of a launch by their tags, which stand behind the kernel's arguments."""
+    tags = [str(tag) for tag in call.attrs.launch_params if tag not in LAUNCH_FLAGS]
+    return dict(zip(tags, list(call.args)[len(call.args) - len(tags) :], strict=True))
+
+
 def _size_conditions(call: tvm.ir.Call) -> list[Any]:
     """That no number of blocks or threads is zero."""
-    tags = list(call.attrs.launch_params)
-    extents = zip(tags, list(call.args)[len(call.args) - len(tags) :], strict=True)
     return [
         extent > 0
-        for tag, extent in extents
+        for tag, extent in launch_numbers(call).items()
         if tag.startswith(_EXTENTS) and not (isinstance(extent, tirx.IntImm) and int(extent) > 0)
     ]
 

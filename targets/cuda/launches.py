@@ -11,8 +11,9 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
+from moec.runtime.device_module import BEGINS_EARLY_TAG
 from moec.targets.base import Launch, LaunchCondition, SizeRange, TensorMap
-from moec.targets.cuda.launch_conditions import LAUNCH_IF, NO_LIMIT
+from moec.targets.cuda.launch_conditions import LAUNCH_IF, NO_LIMIT, launch_numbers
 from moec.targets.cuda.nvcc_report import registers_of
 from moec.targets.tvm.c_expressions import in_c
 
@@ -45,9 +46,8 @@ class LaunchRecorder:
 def _launches(host: tirx.PrimFunc, functions: Mapping[str, Any]) -> Iterator[Launch]:
     maps = tuple(_tensor_map(call) for call in _calls(host, _CALL) if _text(call.args[0]) == _ENCODE_TENSOR_MAP)
     for call in _calls(host, _LAUNCH):
-        tags = list(call.attrs.launch_params)
-        function, arguments = _text(call.args[0]), list(call.args)[1 : len(call.args) - len(tags)]
-        extents = dict(zip(tags, list(call.args)[len(call.args) - len(tags) :], strict=True))
+        extents = launch_numbers(call)
+        function, arguments = _text(call.args[0]), list(call.args)[1 : len(call.args) - len(extents)]
         yield Launch(
             function,
             tuple(_argument(argument) for argument in arguments),
@@ -57,6 +57,7 @@ def _launches(host: tirx.PrimFunc, functions: Mapping[str, Any]) -> Iterator[Lau
             static_shared_bytes(functions[function]),
             tuple(tensor_map for tensor_map in maps if tensor_map.name in map(str, arguments)),
             _condition(host),
+            begins_early=BEGINS_EARLY_TAG in call.attrs.launch_params,
         )
 
 
@@ -132,6 +133,7 @@ def facts_of(launches: Sequence[Launch], resources: Mapping[str, str]) -> list[s
         grid, block = (", ".join(extents) for extents in (launch.grid, launch.block))
         name = f"{launch.function}, " if len(launches) > 1 else ""
         condition = f", where {launch.only_if}" if launch.only_if is not None else ""
+        condition += "; begins before the launch before it has ended" if launch.begins_early else ""
         lines.append(f"launch: {name}grid ({grid}), blocks of ({block}) threads{condition}")
         lines.append(
             f"shared memory: {launch.static_shared_bytes} bytes in arrays, {launch.shared_bytes} at the launch"

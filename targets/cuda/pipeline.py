@@ -11,6 +11,7 @@ import tvm
 from tvm import s_tir, tirx
 from tvm.tirx.build import split_host_device_mods
 
+from moec.targets.cuda.early_launches import AskForEarlyLaunches, WaitForKernelsBefore, has_early_launches
 from moec.targets.cuda.kernels.lower_by_form import LowerByForm
 from moec.targets.cuda.launch_conditions import ApplyLaunchConditions
 from moec.targets.cuda.launches import LaunchRecorder, facts_of, with_registers
@@ -73,13 +74,16 @@ def scheduled_kernel_phases() -> list[tvm.transform.Pass]:
     ]
 
 
-def kernel_phases() -> list[tvm.transform.Pass]:
+def kernel_phases(architecture: str) -> list[tvm.transform.Pass]:
     """TIR to host and device functions."""
     loops = tirx.transform
+    early = has_early_launches(architecture)
     return [
         LowerByForm(scheduled_kernel_phases()),
+        *([AskForEarlyLaunches()] if early else []),
         # One function of the host for each kernel, which checks its arguments and launches the device's.
         loops.SplitHostDevice(),
+        *([WaitForKernelsBefore()] if early else []),
         ApplyLaunchConditions(),
         loops.MakePackedAPI(),
         loops.FP8StorageLegalize(),
@@ -131,7 +135,7 @@ def _cuda_code(
 def lowered_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.IRModule, tvm.IRModule | None]:
     """The host's functions, and those of the device, if any, as code is generated of them."""
     sequence = tvm.ir.transform.Sequential
-    module = sequence([tirx.transform.BindTarget(target), *kernel_phases()])(module)
+    module = sequence([tirx.transform.BindTarget(target), *kernel_phases(str(target.attrs["arch"]))])(module)
     host, devices = split_host_device_mods(module)
     # Without simplification, which would put what names are bound to in their place.
     finish_device = sequence([tirx.transform.LowerWarpMemory(), tirx.transform.LowerIntrin()])

@@ -73,7 +73,12 @@ def _elect(match: Match[str], chosen: Operand, mask: str) -> str:
     return f"{leader}{predicate} = emulator::elect({mask})"
 
 
-@model(r"fence\.(?:acq_rel|sc)\.\w+|membar\.\w+|griddepcontrol\.\w+", Effect.MEMORY)
+@model(r"griddepcontrol\.wait", Effect.MEMORY)
+def _wait_for_kernels_before(match: Match[str]) -> str:
+    return "emulator::wait_for_kernels_before()"
+
+
+@model(r"fence\.(?:acq_rel|sc)\.\w+|membar\.\w+|griddepcontrol\.launch_dependents", Effect.MEMORY)
 @model(r"prefetch\.\S+", Effect.ORDER)
 def _nothing_to_compute(match: Match[str], *operands: Operand) -> str:
     """The order of accesses, and caches: nothing that the emulator keeps apart."""

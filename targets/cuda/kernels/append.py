@@ -14,7 +14,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.launch import ATTRIBUTES, blocks_for
+from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, blocks_for
 from moec.targets.tvm.held_states import AppendProblem
 from moec.targets.tvm.kernel import Kernel, why_not_stored
 from moec.targets.tvm.te_kernels import Requirement, checked
@@ -57,12 +57,12 @@ def append(problem: AppendProblem) -> tirx.PrimFunc:
 
     @T.prim_func
     def kernel(start: T.int64, new_handle: T.handle, pages_handle: T.handle):
-        T.func_attr(ATTRIBUTES)
+        T.func_attr(EARLY_ATTRIBUTES)
         write(new_handle, pages_handle, lambda at: (start, lambda number: True))
 
     @T.prim_func
     def kernel_at(length: T.int64, starts_handle: T.handle, new_handle: T.handle, pages_handle: T.handle):
-        T.func_attr(ATTRIBUTES)
+        T.func_attr(EARLY_ATTRIBUTES)
         starts = T.match_buffer(starts_handle, before[:1], problem.starts or "int64")
         write(
             new_handle,

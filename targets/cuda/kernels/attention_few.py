@@ -31,7 +31,7 @@ from moec.targets.cuda.kernels.attention_operands import (
     start_row,
 )
 from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
-from moec.targets.cuda.kernels.launch import WARP
+from moec.targets.cuda.kernels.launch import BEGINS_EARLY, WARP
 from moec.targets.tvm.lower.attention import AttentionProblem
 
 FEW_QUERIES = 16
@@ -360,7 +360,7 @@ def attention_few(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
 
         start_row_tiles(operands, work.rows, THREADS, attend, operands.parts.count)
 
-    return kernel_of_parts(problem, dtype, body)
+    return kernel_of_parts(problem, dtype, body).with_attr(BEGINS_EARLY, True)
 
 
 def _why_not_launched(launch: AttentionLaunch, architecture: str) -> str | None:

@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.attention_operands import KEYS_TOGETHER, LOWEST, quotient
-from moec.targets.cuda.kernels.launch import ATTRIBUTES
+from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES
 from moec.targets.tvm.kernel import Kernel
 
 THREADS = 128
@@ -35,7 +35,7 @@ def attention_join(columns: int, dtype: str) -> tirx.PrimFunc:
 
     @T.prim_func
     def kernel(sums_handle: T.handle, statistics_handle: T.handle, result_handle: T.handle):
-        T.func_attr(ATTRIBUTES)
+        T.func_attr(EARLY_ATTRIBUTES)
         parts = T.int32()
         B = T.int32()
         H = T.int32()

@@ -11,7 +11,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.launch import ATTRIBUTES, WARP
+from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, WARP
 from moec.targets.cuda.kernels.ordered_walk import (
     clear_counts,
     start_after_earlier_warps,
@@ -54,7 +54,7 @@ def capacity(problem: RouteProblem) -> tirx.PrimFunc:
     def kernel(
         weights_handle: T.handle, experts_handle: T.handle, kept_weights_handle: T.handle, kept_experts_handle: T.handle
     ):
-        T.func_attr(ATTRIBUTES)
+        T.func_attr(EARLY_ATTRIBUTES)
         tokens = T.int32()
         slots = T.int32()
         weights = T.match_buffer(weights_handle, (tokens, slots), dtype)

@@ -12,13 +12,13 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.common.dtypes import dtype_of
-from moec.targets.cuda.kernels.launch import ATTRIBUTES, WARP, read_at_once
+from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, WARP, read_at_once
 from moec.targets.cuda.launch_model.plans import StreamPlan
 from moec.targets.tvm.activation import within
 from moec.targets.tvm.kernel import Kernel, why_not_stored
 from moec.targets.tvm.lower.experts import CombineProblem, PlacedRows
 
-_MOST_THREADS = 256
+_MOST_THREADS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ def combine(problem: CombineProblem) -> tirx.PrimFunc:
         pairs_handle: T.handle,
         y_handle: T.handle,
     ):
-        T.func_attr(ATTRIBUTES)
+        T.func_attr(EARLY_ATTRIBUTES)
         tokens = T.int32()
         slots = T.int32()
         P = T.int32()
@@ -133,7 +133,7 @@ def combine_placed(problem: PlacedRows) -> tirx.PrimFunc:
 
     @T.prim_func
     def kernel(rows_handle: T.handle, weights_handle: T.handle, positions_handle: T.handle, y_handle: T.handle):
-        T.func_attr(ATTRIBUTES)
+        T.func_attr(EARLY_ATTRIBUTES)
         tokens = T.int32()
         slots = T.int32()
         R = T.int32()
@@ -167,7 +167,7 @@ def trim(problem: CombineProblem) -> tirx.PrimFunc:
 
     @T.prim_func
     def kernel(experts_handle: T.handle, rows_handle: T.handle, y_handle: T.handle):
-        T.func_attr(ATTRIBUTES)
+        T.func_attr(EARLY_ATTRIBUTES)
         R = T.int32()
         chosen = T.match_buffer(experts_handle, (R, 1), "int32")
         rows = T.match_buffer(rows_handle, (R, width), problem.pair_dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.launch import ATTRIBUTES, blocks_for
+from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, blocks_for
 from moec.targets.tvm.kernel import Kernel
 
 THREADS = 256
@@ -26,7 +26,7 @@ def describe_rows(experts: int) -> tirx.PrimFunc:
         tokens_handle: T.handle,
         owners_handle: T.handle,
     ):
-        T.func_attr(ATTRIBUTES)
+        T.func_attr(EARLY_ATTRIBUTES)
         Q = T.int32()
         token_count = T.int32()
         slots = T.int32()

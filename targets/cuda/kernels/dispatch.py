@@ -11,7 +11,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.launch import ALL_LANES, ATTRIBUTES, WARP
+from moec.targets.cuda.kernels.launch import ALL_LANES, EARLY_ATTRIBUTES, WARP
 from moec.targets.cuda.kernels.ordered_walk import (
     clear_counts,
     start_after_earlier_warps,
@@ -104,7 +104,7 @@ def dispatch(experts: int, block_rows: int) -> tirx.PrimFunc:
 
     @T.prim_func
     def kernel(experts_handle: T.handle, pairs_handle: T.handle, blocks_handle: T.handle, count_handle: T.handle):
-        T.func_attr(ATTRIBUTES)
+        T.func_attr(EARLY_ATTRIBUTES)
         tokens = T.int32()
         slots = T.int32()
         P = T.int32()

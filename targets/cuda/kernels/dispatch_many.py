@@ -20,7 +20,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.dispatch import PADDING, describe_blocks, expert_of, scan_blocks, why_not
-from moec.targets.cuda.kernels.launch import ATTRIBUTES, WARP, blocks_for
+from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, WARP, blocks_for
 from moec.targets.cuda.kernels.ordered_walk import (
     clear_counts,
     start_after_earlier_warps,
@@ -104,7 +104,7 @@ def count_pairs(experts: int) -> tirx.PrimFunc:
 
     @T.prim_func
     def kernel(experts_handle: T.handle, counts_handle: T.handle):
-        T.func_attr(ATTRIBUTES)
+        T.func_attr(EARLY_ATTRIBUTES)
         tokens = T.int32()
         slots = T.int32()
         C = T.int32()
@@ -160,7 +160,7 @@ def place_chunks(experts: int, block_rows: int) -> tirx.PrimFunc:
         blocks_handle: T.handle,
         count_handle: T.handle,
     ):
-        T.func_attr(ATTRIBUTES)
+        T.func_attr(EARLY_ATTRIBUTES)
         tokens = T.int32()
         slots = T.int32()
         C = T.int32()
@@ -194,7 +194,7 @@ def scatter_pairs(experts: int) -> tirx.PrimFunc:
 
     @T.prim_func
     def kernel(experts_handle: T.handle, starts_handle: T.handle, pairs_handle: T.handle):
-        T.func_attr(ATTRIBUTES)
+        T.func_attr(EARLY_ATTRIBUTES)
         tokens = T.int32()
         slots = T.int32()
         C = T.int32()

@@ -16,7 +16,7 @@ from moec.targets.cuda.kernels import gemv_tile
 from moec.targets.cuda.kernels.dense_problem import dense_kernel
 from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, multiply_rows
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.launch import WARP, blocks_for
+from moec.targets.cuda.kernels.launch import BEGINS_EARLY, WARP, blocks_for
 from moec.targets.cuda.kernels.tiled_kernels import DENSE_FORMULA, DenseLaunch
 from moec.targets.tvm.kernel import Kernel
 
@@ -66,7 +66,7 @@ def gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.PrimFunc
             multiply_rows(tile, operands.rows, operands.matrix, 0, sums)
             _store(tile, operands, epilogue, first_row, sums)
 
-    return dense_kernel(problem, body)
+    return dense_kernel(problem, body).with_attr(BEGINS_EARLY, True)
 
 
 def _why_not_launched(launch: DenseLaunch, architecture: str) -> str | None:

@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, lane_inputs, multiply_rows, why_not
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix, with_tables_needed
-from moec.targets.cuda.kernels.launch import ATTRIBUTES, WARP
+from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, WARP
 from moec.targets.cuda.launch_model.plans import Product, WarpPlan
 from moec.targets.tvm.kernel import Kernel
 
@@ -84,7 +84,7 @@ def grouped_gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.
         experts_handle: T.handle,
         out_handle: T.handle,
     ):
-        T.func_attr(ATTRIBUTES)
+        T.func_attr(EARLY_ATTRIBUTES)
         R = T.int32()
         tokens = T.int32()
         slots = T.int32()

@@ -16,8 +16,13 @@ SHARED_BYTES = 48 * 1024
 """Shared memory that every block may have without asking for more."""
 LOAD_BYTES = 16
 """The most bytes that a thread loads or stores at once."""
+BEGINS_EARLY = "moec.begins_early"
+"""The attribute of kernels that may begin before the one before them has ended (:mod:`..early_launches`)."""
 ATTRIBUTES = {"tirx.is_scheduled": True, "tirx.noalias": True}
 """Attributes of every kernel: no schedule changes it, and its tensors do not overlap."""
+EARLY_ATTRIBUTES = {**ATTRIBUTES, BEGINS_EARLY: True}
+"""Those of kernels that may: few tokens take them about as long as a launch does, and their machine code does not
+suffer from tensors that may overlap for all that nvcc knows, as that of products on tensor cores does."""
 
 
 DEVICE_ATTRIBUTE = "runtime.GetDeviceAttr"

@@ -16,7 +16,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.launch import ATTRIBUTES, WARP, blocks_for
+from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, WARP, blocks_for
 from moec.targets.tvm.activation import at_least, at_most
 from moec.targets.tvm.kernel import Kernel, why_not_stored
 
@@ -87,7 +87,7 @@ def round_rows(rounding: Rounding) -> tirx.PrimFunc:
 
     @T.prim_func
     def kernel(rows_handle: T.handle, out_handle: T.handle):
-        T.func_attr(ATTRIBUTES)
+        T.func_attr(EARLY_ATTRIBUTES)
         R = T.int32()
         rows = T.match_buffer(rows_handle, (R, rounding.inner), rounding.dtype)
         out = T.match_buffer(out_handle, (R, rounding.inner), rounding.dtype)
@@ -103,7 +103,7 @@ def round_pairs(rounding: Rounding) -> tirx.PrimFunc:
 
     @T.prim_func
     def kernel(experts_handle: T.handle, rows_handle: T.handle):
-        T.func_attr(ATTRIBUTES)
+        T.func_attr(EARLY_ATTRIBUTES)
         tokens = T.int32()
         slots = T.int32()
         Q = T.int32()
@@ -121,7 +121,7 @@ def round_blocks(rounding: Rounding, block_rows: int) -> tirx.PrimFunc:
 
     @T.prim_func
     def kernel(experts_handle: T.handle, pairs_handle: T.handle, count_handle: T.handle, rows_handle: T.handle):
-        T.func_attr(ATTRIBUTES)
+        T.func_attr(EARLY_ATTRIBUTES)
         tokens = T.int32()
         slots = T.int32()
         P = T.int32()

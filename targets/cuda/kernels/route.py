@@ -14,7 +14,7 @@ from tvm.script import tirx as T
 
 from moec.ir.dialect import RouteSpec
 from moec.targets.cuda.kernels import route_token
-from moec.targets.cuda.kernels.launch import ALL_LANES, ATTRIBUTES, WARP
+from moec.targets.cuda.kernels.launch import ALL_LANES, EARLY_ATTRIBUTES, WARP
 from moec.targets.cuda.kernels.route_token import (
     MINUS_INFINITY,
     comparable,
@@ -142,7 +142,7 @@ def route(problem: RouteProblem) -> tirx.PrimFunc:
         def biased_kernel(
             logits_handle: T.handle, bias_handle: T.handle, weights_handle: T.handle, experts_handle: T.handle
         ):
-            T.func_attr(ATTRIBUTES)
+            T.func_attr(EARLY_ATTRIBUTES)
             tokens = T.int32()
             logits = T.match_buffer(logits_handle, (tokens, experts), dtype)
             bias = T.match_buffer(bias_handle, (experts,), "float32")
@@ -155,7 +155,7 @@ def route(problem: RouteProblem) -> tirx.PrimFunc:
 
     @T.prim_func
     def kernel(logits_handle: T.handle, weights_handle: T.handle, experts_handle: T.handle):
-        T.func_attr(ATTRIBUTES)
+        T.func_attr(EARLY_ATTRIBUTES)
         tokens = T.int32()
         logits = T.match_buffer(logits_handle, (tokens, experts), dtype)
         weights = T.match_buffer(weights_handle, (tokens, spec.k), dtype)

@@ -46,6 +46,8 @@ class PredictedLaunch:
     facts: LaunchFacts
     plan: LaunchPlan
     prediction: Prediction
+    begins_early: bool = False
+    """Whether it may begin before the one before has ended, and lets the next one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,16 +127,20 @@ class _Layer:
         launches: list[PredictedLaunch] = []
         try:
             for kernel in self._kernels:
-                launches += self._of_kernel(kernel, kernel_sizes(kernel, sizes, self._where(kernel)), tokens)
+                own = kernel_sizes(kernel, sizes, self._where(kernel))
+                launches += self._of_kernel(kernel, own, tokens, launches[-1:])
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{self._artifact.where}: a launch cannot be read: {error!r}") from error
         if not launches:
             raise ArtifactError(f"{self._artifact.where}: {self._node!r} has no launch for {tokens} tokens")
         return PredictedLayer(self._node, tokens, tuple(launches), self._least(launches, tokens))
 
-    def _of_kernel(self, kernel: Mapping[str, Any], sizes: Mapping[str, int], tokens: int) -> list[PredictedLaunch]:
+    def _of_kernel(
+        self, kernel: Mapping[str, Any], sizes: Mapping[str, int], tokens: int, before: Sequence[PredictedLaunch]
+    ) -> list[PredictedLaunch]:
+        """``before``: the launch before those of the kernel; none where they are the first."""
         where = self._where(kernel)
-        found = []
+        found: list[PredictedLaunch] = []
         for launch in kernel["launches"]:
             condition = launch["only_if"]
             if condition is not None:
@@ -144,7 +150,9 @@ class _Layer:
             facts = self._facts(kernel, launch, sizes)
             if facts.blocks:
                 self._check_fits(facts, where)
-                found.append(self._predicted(kernel, launch["function"], facts, sizes, tokens))
+                overlaps = launch["begins_early"] and any(one.begins_early for one in [*before, *found][-1:])
+                facts = dataclasses.replace(facts, overlaps=overlaps)
+                found.append(self._predicted(kernel, launch, facts, sizes, tokens))
         return found
 
     def _check_fits(self, facts: LaunchFacts, where: str) -> None:
@@ -156,7 +164,12 @@ class _Layer:
             )
 
     def _predicted(
-        self, kernel: Mapping[str, Any], function: str, facts: LaunchFacts, sizes: Mapping[str, int], tokens: int
+        self,
+        kernel: Mapping[str, Any],
+        launch: Mapping[str, Any],
+        facts: LaunchFacts,
+        sizes: Mapping[str, int],
+        tokens: int,
     ) -> PredictedLaunch:
         plan = self._plans[kernel["name"]]
         spread = Spread(0, 1)
@@ -164,7 +177,7 @@ class _Layer:
             own = plan.product.experts
             spread = Spread(sizes[TOKENS] * sizes[SLOTS] * own // self._experts, own)
         prediction = predict(plan, self._gpu, facts, spread, tokens)
-        return PredictedLaunch(function, facts.blocks, facts, plan, prediction)
+        return PredictedLaunch(launch["function"], facts.blocks, facts, plan, prediction, launch["begins_early"])
 
     def _facts(self, kernel: Mapping[str, Any], launch: Mapping[str, Any], sizes: Mapping[str, int]) -> LaunchFacts:
         where, plan = self._where(kernel), self._plans[kernel["name"]]

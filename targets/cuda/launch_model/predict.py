@@ -1,7 +1,8 @@
 """The time of one launch, predicted: the longest of what memory takes and what the multiprocessors take.
 
 Blocks are spread over the multiprocessors in waves of as many as these hold at once, and each wave takes as long as its
-blocks do (:mod:`.cycles`): the last one may be nearly empty. Kernels of a captured graph begin one after another.
+blocks do (:mod:`.cycles`): the last one may be nearly empty. Kernels of a captured graph begin one after another;
+one that begins early waits for the one before, but not for its launch.
 What is left out: clocks that change, conflicts of banks, atomics, and whatever a manual does not say.
 """
 
@@ -16,7 +17,7 @@ from moec.targets.cuda.launch_model.cycles import (
     walk_cycles,
     warp_cycles,
 )
-from moec.targets.cuda.launch_model.gpus import LAUNCH_SECONDS, Gpu
+from moec.targets.cuda.launch_model.gpus import EARLY_TRIPS, LAUNCH_SECONDS, Gpu
 from moec.targets.cuda.launch_model.loops import Issued
 from moec.targets.cuda.launch_model.occupancy import Occupancy, occupancy
 from moec.targets.cuda.launch_model.plans import StreamPlan, TilePlan, WalkPlan, WarpPlan
@@ -29,7 +30,8 @@ MEMORY = "memory"
 @dataclasses.dataclass(frozen=True)
 class LaunchFacts:
     """What the host launches at some number of tokens. ``bytes_read`` and ``bytes_written``: of the tensors that the
-    plan of a stream names, or of all of them; ``steps``: of a walk."""
+    plan of a stream names, or of all of them; ``steps``: of a walk; ``overlaps``: it begins
+    early, and the launch before lets it."""
 
     blocks: int
     threads: int
@@ -39,6 +41,7 @@ class LaunchFacts:
     bytes_written: float = 0.0
     steps: int = 0
     issued: Issued | None = None
+    overlaps: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +76,7 @@ def predict(
     if moving:
         moving += gpu.memory_cycles / gpu.clock  # until the first bytes come
     seconds, limit = max((busy, unit), (moving, MEMORY))
-    seconds += LAUNCH_SECONDS
+    seconds += EARLY_TRIPS * gpu.l2_cycles / gpu.clock if facts.overlaps else LAUNCH_SECONDS
     operations, least = _least(plan, gpu, spread, tokens, traffic)
     return Prediction(
         held, blocks, waves, blocks / (waves * room), traffic, operations, seconds, limit, least / seconds

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from moec.runtime.device_module import BEGINS_EARLY_TAG
 from moec.runtime.library import load_ffi
 from moec.simulators.cuda import Launch, emulated_library, watch_arrays
 
@@ -16,10 +17,11 @@ TAGS = ("blockIdx.x", "blockIdx.y", "threadIdx.x", "tirx.use_dyn_shared_memory")
 Kernel = Callable[..., None]
 
 
-def load(source: str, *names: str, **options: Any) -> dict[str, Kernel]:
+def load(source: str, *names: str, begins_early: bool = False, **options: Any) -> dict[str, Kernel]:
     """The named kernels of a source. Each takes arrays, addresses and numbers in the order of its parameters, and
-    ``grid``, ``block`` and ``dynamic_bytes``."""
-    path = emulated_library(source, [Launch(name, TAGS) for name in names], **{"soon_ready": True, **options})
+    ``grid``, ``block`` and ``dynamic_bytes``. ``begins_early``: before the kernels before have ended."""
+    tags = (*TAGS[:-1], BEGINS_EARLY_TAG, TAGS[-1]) if begins_early else TAGS
+    path = emulated_library(source, [Launch(name, tags) for name in names], **{"soon_ready": True, **options})
     return {name: _kernel(path, name, watch=bool(options.get("watch"))) for name in names}
 
 

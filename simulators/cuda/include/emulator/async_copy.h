@@ -26,6 +26,7 @@ inline void issue_copy(uint32_t destination, const void* source, uint32_t bytes,
     fail("cp.async reads " + std::to_string(read_bytes) + " of " + std::to_string(bytes) + " bytes");
   expect_aligned(destination, bytes, "cp.async");
   if (uintptr_t(source) % bytes) fail("cp.async: the global address is no multiple of " + std::to_string(bytes));
+  expect_waited("cp.async reads");
   const Copy copy{destination, source, bytes, read_bytes, thread->copies.group};
   if (watched) note_global(source, read_bytes, note_block_reads);
   begin_arriving(offset_of(from_window(destination, bytes, "cp.async")), bytes, "cp.async");

@@ -31,6 +31,7 @@ struct Thread {
   CopyGroups copies;      // cp.async of this thread
   int bulk_group;         // of TMA stores, the one that is being filled
   uint32_t fences;        // how often it has passed fence.proxy.async
+  bool has_waited;        // for the kernels before this one: see early_launch.h
 };
 
 // Lanes of a warp that have arrived at an instruction which they carry out together.
@@ -92,6 +93,7 @@ struct Block {
   long progress, seen_progress;                      // events that may end a wait, and those that polling has seen
   Dice dice;                                         // of the schedule, where it is drawn
   fibers::Context scheduler;
+  bool begins_early;                                 // before the kernels before have ended: see early_launch.h
   void (*kernel)(const void* arguments);
   const void* arguments;
   std::string error;

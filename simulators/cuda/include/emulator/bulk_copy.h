@@ -5,6 +5,7 @@
 #pragma once
 #include <array>
 
+#include "early_launch.h"
 #include "mbarrier.h"
 #include "tensor_map.h"
 
@@ -106,6 +107,7 @@ inline void issue_store(const BulkCopy& copy) {
 }
 
 inline void issue_bulk_copy(const BulkCopy& copy) {
+  expect_waited("a bulk copy reaches");
   expect_aligned(copy.shared, copy.tiled ? 128 : 16, "a bulk copy");
   if (!copy.tiled && (copy.bytes % 16 || uintptr_t(copy.global) % 16))
     fail("a bulk copy moves multiples of 16 bytes from and to multiples of 16");

@@ -7,6 +7,7 @@
 #include "../../../fibers/stacks.h"
 #include "asynchronous.h"
 #include "barriers.h"
+#include "early_launch.h"
 #include "faults.h"
 #include "warp.h"
 #include "watched_arrays.h"
@@ -55,6 +56,7 @@ inline void check_shape(const Kernel& kernel, const Shape& shape) {
 [[noreturn]] inline void exit_thread() {
   Thread& me = *thread;
   check_left_behind(me);
+  check_has_waited(me);
   Warp& warp = block->warps[me.warp];
   me.state = State::exited;
   warp.live &= ~(1u << me.lane);
@@ -102,6 +104,7 @@ inline void start_block(Block& b, fibers::Stacks& stacks, size_t linear) {
     t.copies = CopyGroups{};
     t.bulk_group = 0;
     t.fences = 0;
+    t.has_waited = !b.begins_early;
     b.warps[size_t(t.warp)].live |= 1u << t.lane;
     b.warps[size_t(t.warp)].ready |= 1u << t.lane;
     fibers::prepare_context(t.context, stacks[i], stack_bytes, thread_main);
@@ -146,7 +149,8 @@ struct Outcome {
   }
 };
 
-inline void take_blocks(const Kernel& kernel, const Shape& shape, const void* arguments, Outcome& outcome) {
+inline void take_blocks(const Kernel& kernel, const Shape& shape, const void* arguments, bool begins_early,
+                        Outcome& outcome) {
   const FaultStacks fault_stacks;
   // Not kept for the next launch: every library has its own, and a process may have some 65000 mappings in all.
   fibers::Stacks stacks(volume(shape.block), stack_bytes, stack_guard_bytes);
@@ -155,6 +159,7 @@ inline void take_blocks(const Kernel& kernel, const Shape& shape, const void* ar
   b.shape = shape.block;
   b.kernel = kernel.run;
   b.arguments = arguments;
+  b.begins_early = begins_early;
   b.launch_registers = registers_at_launch(kernel.most_threads ? kernel.most_threads : volume(shape.block));
   b.shared.reserve(kernel.static_bytes, shape.dynamic_bytes, kernel.pool_alignment, kernel.red_zones);
   const size_t blocks = volume(shape.grid);
@@ -166,9 +171,10 @@ inline void take_blocks(const Kernel& kernel, const Shape& shape, const void* ar
 }
 
 // Takes blocks until there are none. Its own errors (no memory) are recorded too: nothing may leave an OS thread.
-inline void run_blocks(const Kernel& kernel, const Shape& shape, const void* arguments, Outcome& outcome) {
+inline void run_blocks(const Kernel& kernel, const Shape& shape, const void* arguments, bool begins_early,
+                       Outcome& outcome) {
   try {
-    take_blocks(kernel, shape, arguments, outcome);
+    take_blocks(kernel, shape, arguments, begins_early, outcome);
   } catch (const std::exception& error) {
     outcome.record(SIZE_MAX - 1, error.what());
   }
@@ -181,8 +187,9 @@ inline size_t worker_count(size_t blocks) {
   return std::min(blocks, size_t(std::max(1L, count)));
 }
 
-// Runs a grid to its end. Throws std::exception naming block and thread where the kernel failed.
-inline void launch(const Kernel& kernel, const Shape& shape, const void* arguments) {
+// Runs a grid to its end. `begins_early`: as a GPU would begin it before the kernels before have ended. Throws
+// std::exception naming block and thread where the kernel failed.
+inline void launch(const Kernel& kernel, const Shape& shape, const void* arguments, bool begins_early = false) {
   static std::mutex one_at_a_time;  // as kernels on one stream
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   check_shape(kernel, shape);
@@ -191,8 +198,8 @@ inline void launch(const Kernel& kernel, const Shape& shape, const void* argumen
   Outcome outcome;
   std::vector<std::thread> helpers;
   for (size_t i = 1; i < worker_count(volume(shape.grid)); ++i)
-    helpers.emplace_back([&] { run_blocks(kernel, shape, arguments, outcome); });
-  run_blocks(kernel, shape, arguments, outcome);
+    helpers.emplace_back([&] { run_blocks(kernel, shape, arguments, begins_early, outcome); });
+  run_blocks(kernel, shape, arguments, begins_early, outcome);
   for (std::thread& helper : helpers) helper.join();
   if (outcome.failed != SIZE_MAX) throw std::runtime_error(outcome.error);
 }

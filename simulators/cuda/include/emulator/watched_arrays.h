@@ -2,6 +2,7 @@
 //
 // Blocks run in any order, or side by side: what one writes no other may read or write, but by atomic operations.
 #pragma once
+#include "early_launch.h"
 #include "races.h"
 
 namespace emulator {
@@ -59,6 +60,7 @@ EMULATOR_UNWATCHED void note_global(const void* address, size_t bytes, Note note
   for (WatchedArray* array = first_watched; array != end_of_watched; ++array) {
     const size_t offset = size_t(static_cast<const unsigned char*>(address) - array->begin);
     if (offset >= array->bytes) continue;
+    expect_waited("a load or store reaches");
     for (size_t i = offset; i < offset + bytes && i < array->bytes; ++i) note(*array, i, block_number());
     return;
   }

@@ -42,6 +42,7 @@ def kernel(name: str, plan: object, grid: str, *, least: int = 0, most: int | No
         "shared_bytes": "65536",
         "static_shared_bytes": 0,
         "registers": 64,
+        "begins_early": False,
         "only_if": {"size": TOKENS, "sizes": {"least": least, "most": most}},
     }
     return {
@@ -89,6 +90,21 @@ def test_the_host_launches_what_is_for_so_many_tokens():
     # Six matrices, and rows in and out, at the published bandwidth.
     assert few.least == pytest.approx((6 * 2048 * 1024 * 2 + 2 * 3 * 1024 * 2) / 2039e9)
     assert many.operations == 2 * 80 * 2048 * 1024
+
+
+def test_a_launch_that_begins_early_saves_time_where_the_one_before_lets_it():
+    def seconds(*early: str) -> list[float]:
+        kernels = copy.deepcopy(KERNELS)
+        for one in kernels:
+            one["launches"][0]["begins_early"] = one["name"] in early
+        _, (layer,) = predict_layers(artifact(*kernels, architecture="sm_90a"), "h100", [3])
+        return [launch.prediction.seconds for launch in layer.launches]
+
+    one_by_one = seconds()
+    assert seconds("route") == seconds("few") == one_by_one
+    saved = [before - after for before, after in zip(one_by_one, seconds("route", "few", "combine"), strict=True)]
+    trips = 2 * 281 / 1.83e9  # to the second-level cache
+    assert saved == pytest.approx([0, 1e-6 - trips, 1e-6 - trips])
 
 
 def test_what_is_printed():

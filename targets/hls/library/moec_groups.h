@@ -12,14 +12,14 @@ inline void store_multipliers(int stripe, int beat, const beat_t& data, multipli
     multipliers_t word;
     for (int i = 0; i < MULTIPLIERS_PER_BEAT; i++) {
 #pragma HLS UNROLL
-        word.of[i] = data.range(16 * i + 15, 16 * i);
+        word.of[i].range(15, 0) = data.range(16 * i + 15, 16 * i);
     }
     multipliers[stripe][beat % BANKS][beat / BANKS] = word;
 }
 
 // Those of all rows for one group. Where rows are few, neighbouring places share a word.
 template <int ROWS, int STRIPES, int BANKS, int WORDS>
-inline void read_multipliers(const multipliers_t multipliers[STRIPES][BANKS][WORDS], int place, ap_uint<16> of_row[ROWS]) {
+inline void read_multipliers(const multipliers_t multipliers[STRIPES][BANKS][WORDS], int place, ap_int<16> of_row[ROWS]) {
 #pragma HLS INLINE
     const int PER_BANK = ROWS / (STRIPES * BANKS), PLACES = MULTIPLIERS_PER_BEAT / PER_BANK;
     for (int b = 0; b < STRIPES * BANKS; b++) {
@@ -37,7 +37,7 @@ inline void read_multipliers(const multipliers_t multipliers[STRIPES][BANKS][WOR
 template <class Block, int ROWS, int SHIFT, int SUM_BITS, int TOTAL_BITS>
 inline void accumulate(int chunk, int chunks, const typename types<Block>::chunk_t& inputs,
                        const typename types<Block>::weights_t weights[ROWS / sizes<Block>::ROWS_PER_BEAT],
-                       const ap_uint<16> multipliers[ROWS], ap_int<SUM_BITS> sums[ROWS], ap_int<TOTAL_BITS> totals[ROWS]) {
+                       const ap_int<16> multipliers[ROWS], ap_int<SUM_BITS> sums[ROWS], ap_int<TOTAL_BITS> totals[ROWS]) {
 #pragma HLS INLINE
     const int LAST = sizes<Block>::GROUP_CHUNKS - 1;
     if (!sizes<Block>::GROUPED) {
@@ -51,7 +51,7 @@ inline void accumulate(int chunk, int chunks, const typename types<Block>::chunk
         for (int r = 0; r < ROWS; r++) {
 #pragma HLS UNROLL
             if (chunk % sizes<Block>::GROUP_CHUNKS == LAST || chunk == chunks - 1) {
-                const ap_int<SUM_BITS + 17> scaled = sums[r] * ap_int<17>(multipliers[r]);
+                const ap_int<SUM_BITS + 16> scaled = sums[r] * multipliers[r];
                 totals[r] += shift_down<SHIFT>(scaled);
             }
         }

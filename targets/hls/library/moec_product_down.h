@@ -117,7 +117,7 @@ down_jobs:
                         const item_t item = items.read();
                         if (job.last) items_on.write(item);
                     }
-                    ap_uint<16> of_group[Block::LANES];
+                    ap_int<16> of_group[Block::LANES];
 #pragma HLS ARRAY_PARTITION variable=of_group type=complete
                     read_multipliers<Block::LANES, S::MULTIPLIER_STRIPES_DOWN, S::MULTIPLIER_STRIPE_DOWN, S::MULTIPLIER_WORDS_DOWN>(
                         multipliers[current], d * S::GROUPS_DOWN + unit / S::GROUP_CHUNKS, of_group);

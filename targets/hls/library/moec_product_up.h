@@ -177,7 +177,7 @@ up_jobs:
                     ap_uint<48> of_row[S::ROWS_UP];
 #pragma HLS ARRAY_PARTITION variable=of_row type=complete
                     read_parameters<S::PARAMETER_STRIPES_UP, S::PARAMETER_STRIPE_UP, S::TILE_CHUNKS>(parameters[current], unit, of_row);
-                    ap_uint<16> of_group[S::ROWS_UP];
+                    ap_int<16> of_group[S::ROWS_UP];
 #pragma HLS ARRAY_PARTITION variable=of_group type=complete
                     read_multipliers<S::ROWS_UP, S::MULTIPLIER_STRIPES_UP, S::MULTIPLIER_STRIPE_UP, S::MULTIPLIER_WORDS_UP>(
                         multipliers[current], unit * S::GROUPS_UP + d / S::GROUP_CHUNKS, of_group);

@@ -38,9 +38,9 @@ struct parameter_t {
 };
 struct parameters_t { ap_uint<48> of[PARAMETERS_PER_BEAT]; };  // of neighbouring channels: what a beat holds
 
-// What sums of groups of inputs are multiplied with, of neighbouring rows: what a beat holds.
+// What sums of groups of inputs are multiplied with, of neighbouring rows: what a beat holds. Steps of a group may be negative.
 const int MULTIPLIERS_PER_BEAT = BEAT_BITS / 16;
-struct multipliers_t { ap_uint<16> of[MULTIPLIERS_PER_BEAT]; };
+struct multipliers_t { ap_int<16> of[MULTIPLIERS_PER_BEAT]; };
 
 // An expert's number, or how many there are.
 typedef ap_uint<9> expert_t;

@@ -69,7 +69,7 @@ def _bits_of(layer: Layer) -> Iterator[int]:
 def _bits(projection: QuantizedProjection) -> int:
     used = (projection.weights != 0).any(axis=2) | (projection.biases != 0)
     values = projection.multipliers.values[used]
-    return int(values.max()).bit_length() if values.size else 16
+    return int(np.abs(values).max()).bit_length() if values.size else 16
 
 
 def _lowered(projection: QuantizedProjection, shift: int) -> QuantizedProjection:

@@ -8,7 +8,7 @@
 | ``down.bin`` | by expert: multipliers of groups and weights by step of all tiles, then the parameters of its results |
 
 A step of an array takes ``lanes_in`` inputs of ``lanes_out`` rows. Parameters are 8 bytes: bias int32, multiplier
-uint16 (0 where groups have theirs), padding. Multipliers of groups are uint16, those of the rows of a step side by
+uint16 (0 where groups have theirs), padding. Multipliers of groups are int16, those of the rows of a step side by
 side. int4 weights lie two to a byte, the first in the low half. What pads is zero.
 """
 
@@ -113,7 +113,7 @@ def _scaling(biases: Array, multipliers: Array, rows: int) -> bytes:
 def group_records(multipliers: Array, rows: int) -> bytes:
     """[channels, groups]: for every ``rows`` channels, and then every group, those of its rows. Whole beats."""
     places = multipliers.reshape(-1, rows, multipliers.shape[1]).transpose(0, 2, 1)
-    return whole_beats(places.astype("<u2").tobytes())
+    return whole_beats(places.astype("<i2").tobytes())
 
 
 def steps_of(weights: Array, rows: int, columns: int, weight_bits: int = 8) -> bytes:

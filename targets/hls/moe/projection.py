@@ -26,26 +26,33 @@ _STEP_OF_NOTHING = 2.0**-16
 
 @dataclasses.dataclass(frozen=True)
 class Multipliers:
-    """``x * scale`` as ``(x * multiplier + half) >> shift``: 16 bits per channel, or group, and one shift for all."""
+    """``x * scale`` as ``(x * multiplier + half) >> shift``: 16 bits per channel, or group, and one shift for all.
+    Those of groups have a sign: where the largest number of a group is its most negative integer, a step may be
+    negative."""
 
     values: Array
     shift: int
 
     @staticmethod
-    def of(scales: Array) -> Multipliers:
-        """Raises UnsupportedError where 16 bits and a shift cannot say the scales."""
-        largest = float(scales.max())
-        shift = math.floor(math.log2(65535 / largest)) if 0 < largest < math.inf else 0
+    def of(scales: Array, *, signed: bool = False) -> Multipliers:
+        """Raises UnsupportedError where 16 bits and a shift cannot say the scales, none of which is 0."""
+        most = 32767 if signed else 65535
+        largest = float(np.abs(scales).max())
+        shift = math.floor(math.log2(most / largest)) if 0 < largest < math.inf else 0
         if not 1 <= shift <= 40:
             raise UnsupportedError(
                 f"a scale of {largest:.3g} between two tensors has no 16-bit multiplier; check the calibration data"
             )
-        values = np.maximum(np.round(scales * 2.0**shift), 1).astype(np.int64)
-        return Multipliers(np.minimum(values, 65535), shift)
+        return Multipliers(np.clip(_without_zeros(np.round(scales * 2.0**shift), scales), -most, most), shift)
 
     def lowered(self, shift: int) -> Multipliers:
         """With fewer bits, to a shift that is no larger."""
-        return Multipliers(np.maximum(shifted(self.values, self.shift - shift), 1), shift)
+        return Multipliers(_without_zeros(shifted(self.values, self.shift - shift), self.values), shift)
+
+
+def _without_zeros(rounded: Array, numbers: Array) -> Array:
+    """``rounded``, but 1 with the sign of the number where that was rounded to 0."""
+    return np.where(rounded == 0, np.where(numbers < 0, -1, 1), rounded).astype(np.int64)
 
 
 def shifted(numbers: Array, shift: int) -> Array:
@@ -87,7 +94,7 @@ class QuantizedProjection:
         """The same of what groups sum up to, biases included."""
         if not self.group:
             return self.sum_bits
-        scaled = (self._largest_sums() * self.multipliers.values >> self.multipliers.shift) + 1
+        scaled = (self._largest_sums() * np.abs(self.multipliers.values) >> self.multipliers.shift) + 1
         return _signed_bits(scaled.sum(axis=2) + np.abs(self.biases))
 
     def _largest_sums(self) -> Array:
@@ -111,7 +118,7 @@ def project(
 ) -> QuantizedProjection:
     """``weights`` [E, out, in] and ``biases`` [E, out] of inputs in steps of ``input_scale``, for results in steps of
     ``result_scales`` [out]. ``steps`` [E, out, groups]: of weights that are whole multiples of them already, 0 of those
-    that are to be rounded.
+    that are to be rounded; below 0 in groups alone.
 
     Raises UnsupportedError as :meth:`Multipliers.of`, for multiples that ``bits`` do not hold, and for numbers that are
     not finite.
@@ -120,18 +127,18 @@ def project(
         raise UnsupportedError("weights or biases that are not finite")
     found = _steps_of(weights, bits, group, _STEP_OF_NOTHING * float(result_scales.min()) / input_scale)
     if steps is not None:
-        found = np.where(steps > 0, steps, found)
+        found = np.where(steps != 0, steps, found)
     if not group:
         # A unit that training switched off has weights near 0, but a bias that must fit all the same.
         found = np.maximum(found, np.abs(biases[..., None]) / (input_scale * _MOST_BIAS))
     integers = np.round(weights / _by_input(found, weights.shape[2], group))
     if np.abs(integers + 0.5).max() > (1 << (bits - 1)):
-        raise UnsupportedError(f"weights of {bits} bits have scales below 0; expected positive ones")
+        raise UnsupportedError(f"weights are multiples of their scales that {bits} bits do not hold")
     sums = input_scale * found
     if group:
         totals = result_scales * 2.0**-FRACTION_BITS
         whole = np.clip(np.round(biases / totals), -_MOST_TOTAL_BIAS, _MOST_TOTAL_BIAS)
-        multipliers = Multipliers.of(sums / totals[:, None])
+        multipliers = Multipliers.of(sums / totals[:, None], signed=True)
     else:
         whole = np.round(biases / sums[..., 0])
         multipliers = Multipliers.of(sums[..., 0] / result_scales)

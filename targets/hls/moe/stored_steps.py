@@ -22,7 +22,7 @@ _SMALLEST_GROUP, _LARGEST_GROUP = 32, 128
 class StoredSteps:
     """``bits``: that hold all integers. ``group``: inputs that share a step in all matrices, 0 for all inputs; larger
     ones are several of them. ``whole``: whether no expert is stored as floats. ``of``: steps [E, out, groups] by part,
-    0 for an expert that is."""
+    0 for an expert that is; some may be negative in groups, which have multipliers with a sign."""
 
     bits: Literal[4, 8]
     group: int
@@ -44,7 +44,7 @@ def stored_steps(weights: ExpertWeights) -> StoredSteps | None:
     if not integers:
         return None
     sizes = [form.group for form in integers if form.group]
-    group = math.gcd(_LARGEST_GROUP, *sizes) if sizes else 0
+    group = math.gcd(_LARGEST_GROUP, *sizes) if sizes or _some_below_zero(weights) else 0
     return StoredSteps(
         bits=8 if any(form.name == "int8" for form in integers) else 4,
         group=group,
@@ -58,6 +58,15 @@ def _is_taken(form: WeightFormat) -> bool:
         return True
     is_offset = form.zero_points or form.minima
     return form.name in ("int8", "int4") and not is_offset and form.group % _SMALLEST_GROUP == 0
+
+
+def _some_below_zero(weights: ExpertWeights) -> bool:
+    """Whether a step is negative: multipliers of channels have no sign, but those of groups."""
+    return any(
+        form.quantized and (scale := weights.encoded(part, expert).scale) is not None and bool((scale < 0).any())
+        for part in weights.parts
+        for expert, form in enumerate(weights.operand(part).formats)
+    )
 
 
 def _steps(weights: ExpertWeights, part: Part, group: int) -> Array:

@@ -58,7 +58,8 @@ def float_block(
 
 def in_groups(block: FloatBlock, bits: Literal[4, 8], group: int, floats: Sequence[int] = ()) -> FloatBlock:
     """The block with weights that are integers of ``bits`` already, those of the experts ``floats`` excepted; ``group``
-    inputs share a step, 0: all."""
+    inputs share a step, 0: all. In groups the largest weight is the most negative integer, whatever its sign, as the
+    pass quantize-experts rounds to int4."""
     rounded, steps = {}, {}
     for part in ("gate", "up", "down"):
         weights = getattr(block, part)
@@ -66,9 +67,14 @@ def in_groups(block: FloatBlock, bits: Literal[4, 8], group: int, floats: Sequen
             continue
         size = group or weights.shape[2]
         starts = np.arange(0, weights.shape[2], size)
-        steps[part] = np.maximum.reduceat(np.abs(weights), starts, axis=2) / ((1 << (bits - 1)) - 1)
+        most, least = np.maximum.reduceat(weights, starts, axis=2), np.minimum.reduceat(weights, starts, axis=2)
+        if group:
+            steps[part] = np.where(most > -least, most, least) / -(1 << (bits - 1))
+        else:
+            steps[part] = np.maximum(most, -least) / ((1 << (bits - 1)) - 1)
         of_input = np.repeat(steps[part], size, axis=2)[..., : weights.shape[2]]
-        rounded[part] = np.round(weights / np.where(of_input > 0, of_input, 1)).astype(np.float32) * of_input
+        integers = np.round(weights / np.where(of_input == 0, 1, of_input))
+        rounded[part] = np.minimum(integers, (1 << (bits - 1)) - 1).astype(np.float32) * of_input
         for expert in floats:
             rounded[part][expert], steps[part][expert] = weights[expert], 0
     return dataclasses.replace(block, **rounded, stored=StoredSteps(bits, group, not floats, steps))

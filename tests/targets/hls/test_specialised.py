@@ -86,6 +86,7 @@ def test_projects_compute_what_the_interpreter_does(passes, sizes, profile):
     assert noise is None or noise > 35  # next to int8 weights the interpreter rounds activations, too
     (project,) = projects(model, CALIBRATION)
     assert project.report["model_outputs"]["logits"]["decibels"] > 24
+    assert project.report["quality"]["decibels"]["results"] > 38  # of what was rounded already nothing is rounded again
     assert "PASS: 16 tokens" in simulate_functionally(project.files)
 
 
@@ -120,6 +121,16 @@ def test_formats_are_taken_as_they_are_stored(group):
             decoded = weights.decoded(part, expert).T
             steps = np.repeat(stored.of[part][expert], group, axis=1)[:, : decoded.shape[1]]
             np.testing.assert_allclose(np.round(decoded / steps) * steps, decoded, rtol=1e-6)
+
+
+def test_channels_with_steps_below_zero_become_groups():
+    """Multipliers of groups have a sign, those of channels none."""
+    model = experts_model(SWIGLU)
+    pipeline.run(model, pipeline.parse("quantize-experts{format=int4,group=0}"), Report())
+    stored = stored_steps(ExpertWeights(last_moec_node(model)))
+    assert stored is not None
+    assert (stored.bits, stored.group) == (4, 128)
+    assert min(steps.min() for steps in stored.of.values()) < 0
 
 
 def test_groups_of_different_sizes_become_the_smaller():

@@ -23,6 +23,7 @@ from moec.cli_data import pipeline_of
 from moec.cli_ending import CLOSED, CheckedOutput, OutputError, end_when_interrupted
 from moec.cli_options import (
     Architecture,
+    Arithmetic,
     Artifact,
     Emulate,
     Experts,
@@ -105,6 +106,7 @@ def compile_model(
     passes: Annotated[str | None, typer.Option(help="A pipeline instead of a level; see: moec pipeline -O2")] = None,
     experts: Experts = None,
     linears: Linears = None,
+    arithmetic: Arithmetic = None,
     threads: Threads = None,
     cache: Annotated[
         bool | None,
@@ -134,6 +136,7 @@ def compile_model(
             cache=cache,
             experts=experts,
             linears=linears,
+            arithmetic=arithmetic,
             tokenizer=tokenizer,
             threads=threads,
             options=options,
@@ -317,12 +320,18 @@ def opt(
 
 
 @app.command()
-def pipeline(level: OptimisationLevel = None, experts: Experts = None, linears: Linears = None) -> None:
+def pipeline(
+    level: OptimisationLevel = None,
+    experts: Experts = None,
+    linears: Linears = None,
+    arithmetic: Arithmetic = None,
+) -> None:
     """Print the pipeline that a level and formats stand for; --passes takes such a text."""
     from moec.passes.framework import pipeline as pipelines
-    from moec.passes.framework.shorthand import with_formats
+    from moec.passes.framework.shorthand import with_arithmetic, with_formats
 
-    print(with_formats(pipelines.LEVELS[pipeline_of(level, None)], experts, linears))
+    text = with_formats(pipelines.LEVELS[pipeline_of(level, None)], experts, linears)
+    print(with_arithmetic(text, arithmetic))
 
 
 app.command()(cli_times.bench)

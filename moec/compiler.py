@@ -44,6 +44,7 @@ def compile(
     cache: bool | None = None,
     experts: str | None = None,
     linears: str | None = None,
+    arithmetic: str | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     emulate: bool = False,
@@ -63,7 +64,7 @@ def compile(
     it takes in PyTorch.
     ``passes``: a level (``O0`` to ``O3``) or a pipeline text. ``experts`` and ``linears``: formats to round the weights
     of experts and of dense products to, written as in :mod:`moec.passes.framework.shorthand`; None leaves them as they
-    are. ``tokenizer``: a ``tokenizer.json``, or a folder that has one, to keep in the artifact for
+    are. ``arithmetic``: ``fp8`` rounds activations to float8 e4m3, too, where weights are stored so. ``tokenizer``: a ``tokenizer.json``, or a folder that has one, to keep in the artifact for
     :func:`moec.generate`; by default that of a model's folder. ``threads``: how many the result runs with; None means
     every available core. ``output``: where to write the artifact; without it one is kept in a temporary folder as long
     as the result lives. ``emulate``: run a program for a GPU on the processor. ``resident``: the most memory that
@@ -83,7 +84,7 @@ def compile(
     check_flags(emulate=emulate)
     arguments = (target, passes, example_inputs, dynamic_shapes)
     options: dict[str, Any] = {"cache": cache, "experts": experts, "linears": linears, "threads": threads}
-    options |= {"tokenizer": tokenizer, "verify_each": verify_each, "progress": progress}
+    options |= {"arithmetic": arithmetic, "tokenizer": tokenizer, "verify_each": verify_each, "progress": progress}
     options |= {"resident": resident, "profile": profile}
     if output is not None:
         write(model, output, *arguments, **options)
@@ -111,6 +112,7 @@ def write(
     cache: bool | None = None,
     experts: str | None = None,
     linears: str | None = None,
+    arithmetic: str | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     options: Options | None = None,
@@ -128,7 +130,8 @@ def write(
     """
     from moec.frontend import sources
 
-    _check_options(target, passes, experts, linears, verify_each, progress)
+    _check_options(target, passes, verify_each, progress)
+    check_optional_text(experts=experts, linears=linears, arithmetic=arithmetic)
     check_optional_flag("cache", cache)
     sources.check(model)  # before anything heavy is imported: a name that was mistyped is answered at once
     _check_surroundings(path, threads, dump_to)
@@ -138,13 +141,14 @@ def write(
     from moec.ir.states import states_of
     from moec.passes.framework import pipeline
     from moec.passes.framework.base import Report
-    from moec.passes.framework.shorthand import with_formats, with_streaming
+    from moec.passes.framework.shorthand import with_arithmetic, with_formats, with_streaming
     from moec.runtime.writer import WRITING, Context, check_resident, write_artifact
 
     announce = progress or silent
     report = Report(progress=announce)
     limit = _resident(resident, profile, target)
-    chain = pipeline.parse(with_streaming(with_formats(passes, experts, linears), limit is not None, profile))
+    rounded = with_arithmetic(with_formats(passes, experts, linears), arithmetic)
+    chain = pipeline.parse(with_streaming(rounded, limit is not None, profile))
     chosen = targets.get_all(target, options)
     announce("importing")
     graph = import_model(model, example_inputs, dynamic_shapes, cache)
@@ -166,10 +170,9 @@ def write(
         write_artifact(path, made[0], context, *made[1:], progress=announce)
 
 
-def _check_options(target: Any, passes: Any, experts: Any, linears: Any, verify_each: Any, progress: Any) -> None:
+def _check_options(target: Any, passes: Any, verify_each: Any, progress: Any) -> None:
     targets.check_name(target)
     check_kind("passes", passes, str, "a level such as 'O2' or the text of a pipeline")
-    check_optional_text(experts=experts, linears=linears)
     check_flags(verify_each=verify_each)
     if progress is not None and not callable(progress):
         raise MoecError(f"progress is {shown(progress)}; expected a function of one string, or None")

@@ -46,6 +46,7 @@ _CLASSES = {
     "raise-moe": "moec.passes.raise_moe:RaiseMoE",
     "remove-dead-nodes": "moec.passes.remove_dead_nodes:RemoveDeadNodes",
     "rescale-experts": "moec.passes.rescale_experts:RescaleExperts",
+    "round-activations": "moec.passes.round_activations:RoundActivations",
     "round-to-tf32": "moec.passes.round_to_tf32:RoundToTf32",
     "simplify": "moec.passes.simplify:Simplify",
     "skip-experts": "moec.passes.skip_experts:SkipExperts",

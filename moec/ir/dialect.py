@@ -64,7 +64,7 @@ Selection = Literal["topk", "all", "expert_choice"]
 GroupScore = Literal["max", "sum_top2"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh", "identity"]
 GateLayout = Literal["none", "separate", "gate_up", "up_gate", "interleaved"]
-Arithmetic = Literal["float32", "tf32", "bfloat16", "int8"]
+Arithmetic = Literal["float32", "tf32", "bfloat16", "int8", "fp8"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,9 @@ class ProductSpec:
     (0: the whole row; the last group may be shorter) becomes ``scale * q``, where in float32
     ``scale = max(abs(group)) / 127`` and ``q = round half to even(group / scale)``; a group whose scale is 0 becomes
     zeros, and one with an infinity or a NaN makes the whole row of the result NaN. Integer products are summed exactly
-    within a group, groups are summed in float32.
+    within a group, groups are summed in float32. ``fp8``: the same with ``scale = max(abs(group)) / 448`` and q the
+    nearest float8 e4m3 (half to even; OCP, "8-bit Floating Point Specification") of ``group / scale``, at most 448;
+    groups of 128 are those of DeepSeek-V3 (arXiv 2412.19437, 3.3.2).
     """
 
     arithmetic: Arithmetic = "float32"

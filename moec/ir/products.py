@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from moec.ir.dialect import ProductSpec
+from moec.ir.dialect import Arithmetic, ProductSpec
 
 Array = np.ndarray[Any, Any]
 
@@ -15,8 +15,8 @@ _BEHIND_TF32, _HALF_OF_TF32 = np.uint32(0x1FFF), np.uint32(0x1000)
 """The bits of float32 that tf32 does not have, and half of its last one."""
 _CONVERTED_AT_ONCE = 1 << 17
 """Elements of a weight that are converted to a wider type together: few enough to stay in the cache."""
-_LARGEST = np.float32(127)
-"""The largest magnitude of a quantised activation; -128 is not used."""
+_LARGEST = {"int8": np.float32(127), "fp8": np.float32(448)}
+"""The largest magnitude of a quantised activation, by arithmetic; -128 is not used."""
 _SMALLEST_SCALE = np.float32(2.0**-126)
 
 
@@ -48,7 +48,7 @@ def rounded_rows(spec: ProductSpec, rows: Array) -> Array:
         return rounded_to_tf32(narrow).astype(rows.dtype)
     if spec.arithmetic == "bfloat16":
         return narrow.astype(ml_dtypes.bfloat16).astype(rows.dtype)
-    scales, quantized = quantize_rows(narrow, spec.activation_group)
+    scales, quantized = quantize_rows(narrow, spec.activation_group, spec.arithmetic)
     group = spec.activation_group or rows.shape[-1]
     repeated = np.repeat(scales, group, axis=-1)[..., : rows.shape[-1]].astype(rows.dtype)
     return np.where(np.isfinite(repeated), repeated, np.nan) * quantized.astype(rows.dtype)
@@ -58,7 +58,7 @@ def round_rows(x: Array) -> Array:
     """``moec.RoundRows``: x [..., N] → y [..., N], rounded from float32 in every case."""
     rows = x.astype(np.float32)
     with np.errstate(all="ignore"):
-        share = np.abs(rows).max(axis=-1, keepdims=True, initial=0) / _LARGEST
+        share = np.abs(rows).max(axis=-1, keepdims=True, initial=0) / _LARGEST["int8"]
         scales = np.maximum(share, _SMALLEST_SCALE).astype(ml_dtypes.bfloat16).astype(np.float32)
         return (np.rint(rows / scales) * scales).astype(x.dtype)
 
@@ -70,12 +70,12 @@ def rounded_to_tf32(numbers: Array) -> Array:
     return np.where(np.isfinite(numbers), rounded, numbers)
 
 
-def quantize_rows(rows: Array, group: int) -> tuple[Array, Array]:
-    """Scales [...,groups] and int8 numbers [...,K] of float32 rows. Where a group has an infinity or a NaN, its scale
-    is not finite and its numbers are 0."""
-    starts = np.arange(0, rows.shape[-1], group or rows.shape[-1])
-    scales = np.maximum.reduceat(np.abs(rows), starts, axis=-1) / _LARGEST
+def quantize_rows(rows: Array, group: int, arithmetic: Arithmetic = "int8") -> tuple[Array, Array]:
+    """Scales [...,groups] and numbers [...,K], int8 or float8 e4m3, of float32 rows. Where a group has an infinity or a
+    NaN, its scale is not finite and its numbers are 0."""
+    largest, starts = _LARGEST[arithmetic], np.arange(0, rows.shape[-1], group or rows.shape[-1])
+    scales = np.maximum.reduceat(np.abs(rows), starts, axis=-1) / largest
     repeated = np.repeat(scales, group or rows.shape[-1], axis=-1)[..., : rows.shape[-1]]
     usable = np.isfinite(repeated) & (repeated > 0)
-    numbers = np.rint(np.where(usable, rows / np.where(usable, repeated, 1), 0))
-    return scales, np.clip(numbers, -_LARGEST, _LARGEST).astype(np.int8)
+    shares = np.clip(np.where(usable, rows / np.where(usable, repeated, 1), 0), -largest, largest)
+    return scales, shares.astype(ml_dtypes.float8_e4m3fn) if arithmetic == "fp8" else np.rint(shares).astype(np.int8)

@@ -177,8 +177,8 @@ def _activation_group(node: ir.Node) -> str | None:
         return None
     if group.value < 0:
         return f"activation_group is {group.value}; it cannot be negative (0 means the whole row)"
-    if arithmetic is None or arithmetic.value != "int8":
-        return "activation_group belongs to arithmetic='int8'; no other arithmetic quantises activations"
+    if arithmetic is None or arithmetic.value not in ("int8", "fp8"):
+        return "activation_group belongs to arithmetic='int8' and 'fp8'; no other arithmetic quantises activations"
     return None
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # The least tolerance where passes rounded weights, by the arithmetic of the products. Activations that lie between two
 # numbers of a rounding arithmetic may become either, by the last bit of what was computed before.
-ROUNDED_TOLERANCES = {"float32": 1e-4, "tf32": 5e-3, "bfloat16": 2e-2, "int8": 2e-2}
+ROUNDED_TOLERANCES = {"float32": 1e-4, "tf32": 5e-3, "bfloat16": 2e-2, "int8": 2e-2, "fp8": 3e-2}
 
 
 @dataclasses.dataclass(frozen=True)

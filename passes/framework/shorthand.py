@@ -13,6 +13,8 @@ _NAMES = get_args(QuantizedName)
 _FORMAT = re.compile(rf"(?P<name>{'|'.join(_NAMES)})(?:/(?P<group>\d+))?(?P<zero_points>z)?")
 _CASTS = ("bf16", "fp16")
 _TF32 = "tf32"
+ARITHMETICS = ("fp8",)
+"""What activations are rounded to where that is asked for, beside formats of weights."""
 _QUANTIZED = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
 FORMATS = f"tf32, bf16, fp16, {_QUANTIZED}"
 _FOLLOWING = "groups and zero points may follow: int8/64, int4/32z"
@@ -27,6 +29,19 @@ def with_formats(passes: str, experts: str | None = None, linears: str | None = 
     """
     added = [_experts_pass(experts), _linears_pass(linears)]
     return ",".join(filter(None, [passes, *added]))
+
+
+def with_arithmetic(passes: str, arithmetic: str | None) -> str:
+    """The pipeline text ``passes``, and behind it what lets products round activations to ``arithmetic``, where weights
+    are stored so. Raises MoecError for one that nobody asks for in this way."""
+    if arithmetic is None:
+        return passes
+    if arithmetic not in ARITHMETICS:
+        raise MoecError(
+            f"arithmetic: {arithmetic!r}; expected {' or '.join(ARITHMETICS)} (int8 and tf32 follow from the formats of "
+            "weights)"
+        )
+    return ",".join(filter(None, [passes, f"round-activations{{format={arithmetic}}}"]))
 
 
 def with_streaming(passes: str, streams: bool, profile: str | os.PathLike[str] | None = None) -> str:

@@ -12,6 +12,7 @@ from moec.targets.cpu.kernels.activation import activate
 from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
 from moec.targets.cpu.matmul import multiply_packed
 from moec.targets.cpu.packed_weights import formats_of
+from moec.targets.cpu.product_rows import arithmetic_of, rounded
 from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.nodes import flatten, reshape
 
@@ -22,8 +23,10 @@ def lower_linear(node: NodeLowering) -> relax.Expr:
     x, weight = node.tensor("x"), node.needed_weight("weight")
     width, inner = weight.out_in(spec.transposed)
     formats, _ = formats_of(weight)
-    arithmetic = {"arithmetic": spec.arithmetic, "activation_group": spec.activation_group}
-    problem = PackedProduct(1, inner, width, False, node.machine, formats, **arithmetic)
+    arithmetic, group = arithmetic_of(spec)
+    problem = PackedProduct(
+        1, inner, width, False, node.machine, formats, arithmetic=arithmetic, activation_group=group
+    )
     check(problem)
     shape = list(x.ty.shape)
     bias = node.inputs["bias"]
@@ -35,7 +38,7 @@ def lower_linear(node: NodeLowering) -> relax.Expr:
         node.lowering,
         node.node,
         problem,
-        flatten(node.lowering, x, len(shape) - 1),
+        rounded(node, spec, flatten(node.lowering, x, len(shape) - 1), inner),
         f"{weight.name}{'.transposed' if spec.transposed else ''}",
         lambda expert: [weight.encoded(expert, spec.transposed)],
         None if bias is None else node.cast(node.lowering.tensor(bias), str(x.ty.dtype)),

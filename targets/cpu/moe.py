@@ -10,7 +10,8 @@
 ``moec.Linear``         gemm
 ======================  ==============================================================================================
 
-With int8 arithmetic, quantize_rows comes before the gathering (of every token once) and between the two steps.
+With int8 arithmetic, quantize_rows comes before the gathering (of every token once) and between the two steps; with
+fp8 arithmetic round_rows, and products are those of floats.
 
 One artifact serves every number of tokens: the kernels read the number of rows of each expert when they run and choose
 the height of their register tiles, or matrix tiles, by it, down to the matrix-vector product of a single row.
@@ -38,6 +39,7 @@ from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
 from moec.targets.cpu.kernels.route import ROUTE
 from moec.targets.cpu.linear import lower_linear
 from moec.targets.cpu.packed_weights import add_weights, formats_of
+from moec.targets.cpu.product_rows import arithmetic_of, rounded
 from moec.targets.tvm.kernel import Kernel
 from moec.targets.tvm.lower.experts import Pairs, Routing
 from moec.targets.tvm.lower.route import lower_route
@@ -82,6 +84,7 @@ def _multiply(
         node.lowering, f"{weight.name}.tiles", problem, lambda expert: [weight.encoded(expert, transposed=True)]
     )
     ordered = steps.streamed(weight.name, ids, steps.dispatch(ids, problem.experts), [(problem, packed)])
+    x = rounded(node, spec, x, inner)
     rows = steps.gather(x, no_weights, ordered, problem, weighted=False)
     packed_bias = _add_bias(node, "bias", problem, [bias])
     pairs = steps.multiply(problem, rows, ordered, packed, packed_bias, lambda total: total, {"activation": "none"})
@@ -115,6 +118,7 @@ class _Experts:
         products = [(self._first, before), (self._second, after)]
         name = weights_of.operand("down").name
         ordered = steps.streamed(name, ids, steps.dispatch(ids, self._first.experts), products)
+        x = rounded(node, spec, x, weights_of.inner)
         rows = steps.gather(x, weights, ordered, self._first, weighted=spec.weight_on_input)
         hidden = steps.multiply(
             self._first,
@@ -139,7 +143,7 @@ class _Experts:
 
     def _hidden_rows(self, steps: ExpertSteps, hidden: relax.Expr, ordered: Sorted) -> tuple[relax.Expr, ...]:
         if self._second.arithmetic != "int8":
-            return (hidden,)
+            return (rounded(self._node, self._spec, hidden, self._weights.hidden),)
         return steps.quantize(hidden, self._second, ordered.pairs + SPARE_ROWS)
 
     def _packed(self, problem: PackedProduct, parts: Sequence[Part]) -> list[relax.Var]:
@@ -170,8 +174,7 @@ def _problem(
         node.machine,
         formats,
         format_of,
-        spec.arithmetic,
-        spec.activation_group,
+        *arithmetic_of(spec),
         inners,
         widths,
     )

@@ -185,7 +185,7 @@ BROKEN: list[tuple[str, str, Callable[[], ir.Node]]] = [
     ("attribute-choice", "score='softmin'", lambda: route(RouteSpec(k=2, score="softmin"))),
     ("attribute-choice", "activation='swish'", lambda: experts(ExpertsSpec(activation="swish"))),
     ("attribute-choice", "gate_layout='halves'", lambda: moe(spec=ExpertsSpec(gate_layout="halves"))),
-    ("attribute-choice", "arithmetic='fp8'", lambda: linear(LinearSpec(arithmetic="fp8"))),
+    ("attribute-choice", "arithmetic='fp4'", lambda: linear(LinearSpec(arithmetic="fp4"))),
     (
         "attribute-type",
         "hidden_sizes is of type INT",

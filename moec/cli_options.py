@@ -38,7 +38,9 @@ Experts = Annotated[
     typer.Option(help="Round experts' weights to tf32, bf16, fp16, int8 to int2, mxfp4, fp4 or fp8."),
 ]
 Linears = Annotated[str | None, typer.Option(help="Round weights of dense products likewise; int4/32z: groups of 32.")]
-Arithmetic = Annotated[str | None, typer.Option(help="fp8: round activations to fp8, too, where weights are stored so.")]
+Arithmetic = Annotated[
+    str | None, typer.Option(help="fp8: round activations to fp8, too, where weights are stored so.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to run with; default and limit: the cores.")]
 Inputs = Annotated[Path | None, typer.Option(help="An .npz file of inputs by name; default: random inputs.")]
 PagesOption = Annotated[PageKind, typer.Option(help="Whether weights are mapped, copied into huge pages, or streamed.")]

@@ -64,14 +64,14 @@ def compile(
     it takes in PyTorch.
     ``passes``: a level (``O0`` to ``O3``) or a pipeline text. ``experts`` and ``linears``: formats to round the weights
     of experts and of dense products to, written as in :mod:`moec.passes.framework.shorthand`; None leaves them as they
-    are. ``arithmetic``: ``fp8`` rounds activations to float8 e4m3, too, where weights are stored so. ``tokenizer``: a ``tokenizer.json``, or a folder that has one, to keep in the artifact for
-    :func:`moec.generate`; by default that of a model's folder. ``threads``: how many the result runs with; None means
-    every available core. ``output``: where to write the artifact; without it one is kept in a temporary folder as long
-    as the result lives. ``emulate``: run a program for a GPU on the processor. ``resident``: the most memory that
-    weights take, in bytes or as a text (``8GiB``): experts beyond that are read from the artifact when they are chosen,
-    or expected to be; ``profile``: which were chosen most often, as ``moec profile`` measured it. ``progress`` is
-    called with the name of each step as it begins and, where that goes through many weights, with how far it is
-    (:func:`moec.common.progress.told`).
+    are. ``arithmetic``: ``fp8`` rounds activations to float8 e4m3, too, where weights are stored so. ``tokenizer``: a
+    ``tokenizer.json``, or a folder that has one, to keep in the artifact for :func:`moec.generate`; by default that of
+    a model's folder. ``threads``: how many the result runs with; None means every available core. ``output``: where to
+    write the artifact; without it one is kept in a temporary folder as long as the result lives. ``emulate``: run a
+    program for a GPU on the processor. ``resident``: the most memory that weights take, in bytes or as a text
+    (``8GiB``): experts beyond that are read from the artifact when they are chosen, or expected to be; ``profile``:
+    which were chosen most often, as ``moec profile`` measured it. ``progress`` is called with the name of each step as
+    it begins and, where that goes through many weights, with how far it is (:func:`moec.common.progress.told`).
 
     Raises UnsupportedError, naming node, operator and opset, for what a model asks and moec does not do; MoecError for
     a model that cannot be read, a wrong option, or an artifact that cannot be written.

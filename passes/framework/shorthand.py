@@ -37,10 +37,8 @@ def with_arithmetic(passes: str, arithmetic: str | None) -> str:
     if arithmetic is None:
         return passes
     if arithmetic not in ARITHMETICS:
-        raise MoecError(
-            f"arithmetic: {arithmetic!r}; expected {' or '.join(ARITHMETICS)} (int8 and tf32 follow from the formats of "
-            "weights)"
-        )
+        names = " or ".join(ARITHMETICS)
+        raise MoecError(f"arithmetic: {arithmetic!r}; expected {names}; int8 and tf32 follow from formats of weights")
     return ",".join(filter(None, [passes, f"round-activations{{format={arithmetic}}}"]))
 
 

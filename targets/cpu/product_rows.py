@@ -11,7 +11,6 @@ from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.nodes import static_size
 
 
-
 def arithmetic_of(spec: ProductSpec) -> tuple[str, int]:
     """The arithmetic of the kernel, and its groups of activations: a processor multiplies no floats of 8 bits."""
     return ("float32", 0) if spec.arithmetic == "fp8" else (spec.arithmetic, spec.activation_group)

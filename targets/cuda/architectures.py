@@ -36,6 +36,12 @@ def is_for_newer_ones(architecture: str) -> bool:
     return not architecture.endswith("a")
 
 
+def multiplies_fp8(architecture: str) -> bool:
+    """Whether its tensor cores multiply floats of 8 bits (PTX ISA, ``mma``: e4m3 from sm_89 on)."""
+    names = list(LIMITS)
+    return architecture in names[names.index("sm_89") :]
+
+
 def newest_that_runs(architectures: Iterable[str], capability: str) -> str | None:
     """The newest of ``architectures`` whose code a GPU of compute capability ``capability`` (``9.0``) runs: one that is
     not newer, and one of its own instructions only on exactly that GPU. Of its own major version it runs the machine

@@ -83,11 +83,11 @@ def multiply_matrix(
     operands: Sequence[relax.Expr],
     activation: Activation = "identity",
 ) -> relax.Expr:
-    """``activation(x[..., inner] @ matrix.T + bias)``; ``operands``: the matrix [1, width, inner], or the three tensors
-    of a quantised one, and the bias [1, width]."""
+    """``activation(x[..., inner] @ matrix.T + bias)``, with rows as the problem has them; ``operands``: the matrix
+    [1, width, inner], or the three tensors of a quantised one, and the bias [1, width]."""
     shape = list(x.ty.shape)
     rows = x if len(shape) == 2 else flatten(lowering, x, len(shape) - 1)
-    rows = lowering.assume_shape(rows, [rows.ty.shape[0], problem.inner])
+    rows = lowering.assume_shape(rows, [rows.ty.shape[0], problem.row_type[0]])
     ways = [_way(choice, activation) for choice in choices(problem, architecture)]
     output = relax.TensorType((rows.ty.shape[0], problem.width), problem.out_dtype)
     result = call_ways(lowering, node, ways, 0, [rows, *operands], output)

@@ -15,7 +15,6 @@ from typing import Any
 
 from tvm import relax, tirx
 
-from moec.ir.dialect import ProductSpec
 from moec.targets.cuda.block_dispatch import BlockDispatch
 from moec.targets.cuda.crossovers import TokenRange, crossover_to, ranges_between, shape_of
 from moec.targets.cuda.estimates import FEW_TOKENS, block_heights, few_tokens
@@ -24,8 +23,7 @@ from moec.targets.cuda.kernels.grouped_gemm_simt import GROUPED_GEMM_SIMT
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import GROUPED_GEMM_WGMMA
 from moec.targets.cuda.kernels.grouped_gemv import GROUPED_GEMV
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.round_rows import ROUND, round_blocks, round_pairs
-from moec.targets.cuda.product_rows import rounding_of
+from moec.targets.cuda.kernels.round_rows import ROUND, Rounding, round_blocks, round_pairs
 from moec.targets.tvm.kernel import KernelCall
 from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.nodes import static_size
@@ -140,22 +138,25 @@ class GroupedProducts:
             attributes = _attributes(tiled, activation, tokens) | chosen.tile_of(tiled)
             yield KernelCall(chosen, function, arguments, attributes, tokens.names)
 
-    def rounded(self, hidden: relax.Var, spec: ProductSpec) -> relax.Var:
-        """What the first product made, rounded as arithmetic ``int8`` asks for; every way in the order of its rows."""
-        rounding = rounding_of(spec, hidden)
-
-        def rounded(tokens: TokenRange, function: tirx.PrimFunc, *arguments: relax.Expr) -> relax.Var:
-            given = [*tokens.numbers(self._node.lowering), self._ids, *arguments]
+    def rounded(self, hidden: relax.Var, rounding: Rounding) -> relax.Var:
+        """What the first product made, rounded; every way in the order of its rows."""
+        width, dtype = rounding.out_type
+        output = relax.TensorType((hidden.ty.shape[0], width), dtype)
+        results: list[relax.Var] = []
+        for tokens, function, arguments in self._roundings(rounding):
+            given = [*tokens.numbers(self._node.lowering), self._ids, *arguments, hidden]
             attributes = {"group": rounding.group, "tokens": str(tokens)}
             chosen = self._node.select((ROUND,), rounding)
             called = KernelCall(chosen, tokens.limited(function, 0), given, attributes, tokens.names)
-            return self._node.call_on(called, [hidden])[0]
+            results = self._node.call_on(called, results) if results else self._node.call(called, [output])
+        (result,) = results
+        return result
 
+    def _roundings(self, rounding: Rounding) -> Iterator[tuple[TokenRange, tirx.PrimFunc, list[relax.Expr]]]:
         if self._few is not None:
-            hidden = rounded(self._few, round_pairs(rounding))
+            yield self._few, round_pairs(rounding), []
         for blocks in self._blocks:
-            hidden = rounded(blocks.tokens, round_blocks(rounding, blocks.rows), blocks.sorted_pairs, blocks.count)
-        return hidden
+            yield blocks.tokens, round_blocks(rounding, blocks.rows), [blocks.sorted_pairs, blocks.count]
 
     def _on_tensor_cores(self, problem: GroupedProblem) -> bool:
         """Whether the best kernel for blocks of every height uses them."""

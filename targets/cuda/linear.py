@@ -9,7 +9,7 @@ from moec.targets.cuda.dense_products import bias_operand, multiply_matrix
 from moec.targets.cuda.expert_groups import quantized_format
 from moec.targets.cuda.expert_matrices import add_matrix, whole_parts
 from moec.targets.cuda.kernels.dense_problem import dense_problem
-from moec.targets.cuda.product_rows import computed_in, uses_tf32
+from moec.targets.cuda.product_rows import computed_in, rounded, uses_tf32, with_rows_of
 from moec.targets.tvm.node_lowering import NodeLowering
 
 
@@ -22,6 +22,8 @@ def lower_linear(node: NodeLowering) -> relax.Expr:
     types = {"dtype": dtype, "matrix_dtype": dtype, "out_dtype": str(node.tensor("x").ty.dtype), "stored": stored}
     bias = node.inputs["bias"]
     problem = dense_problem(inner, width, tf32=uses_tf32(spec, dtype), biased=bias is not None, **types)
+    (problem,) = with_rows_of(spec, [problem], node.machine)
+    x = rounded(node, spec, problem, x)
     parts = whole_parts(weight, stored, spec.transposed)
     name = f"{weight.name}.{'columns' if spec.transposed else 'rows'}"
     operands = [*add_matrix(node, name, problem, parts), bias_operand(node.lowering, bias, width)]

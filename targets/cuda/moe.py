@@ -39,7 +39,7 @@ from moec.targets.cuda.kernels.activation import experts_epilogue
 from moec.targets.cuda.kernels.combine import COMBINE, COMBINE_PLACED, TRIM
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
 from moec.targets.cuda.linear import lower_linear
-from moec.targets.cuda.product_rows import computed_in, uses_tf32
+from moec.targets.cuda.product_rows import computed_in, is_rounded, rounded, rounding_of, uses_tf32, with_rows_of
 from moec.targets.cuda.routing import lower_routing
 from moec.targets.tvm.kernel import Kernel
 from moec.targets.tvm.lower.experts import Pairs, Routing
@@ -84,14 +84,17 @@ class _Experts:
         """What the experts make; an expert has at most ``capacity`` pairs, where that is not 0."""
         node, spec = self._node, self._spec
         ids = renumbered(node, self._groups, ids)
-        problems = [self._problems(group, str(weights.ty.dtype)) for group in self._groups]
+        routing_dtype = str(weights.ty.dtype)
+        firsts, seconds = zip(*(self._problems(group, routing_dtype) for group in self._groups), strict=True)
+        problems = list(zip(*(with_rows_of(spec, of, node.machine) for of in (firsts, seconds)), strict=True))
         every = [problem for pair in problems for problem in pair]
         products = GroupedProducts(node, self._weights.experts, every, ids, weights, capacity)
         firsts, seconds = self._products(problems)
         epilogue = experts_epilogue(spec, self._dtype)
-        hidden = products.multiply(firsts, self._x, products.places, epilogue, spec.activation)
-        if spec.arithmetic == "int8":
-            hidden = products.rounded(hidden, spec)
+        x = rounded(node, spec, firsts[0].problem, self._x)
+        hidden = products.multiply(firsts, x, products.places, epilogue, spec.activation)
+        if is_rounded(spec):
+            hidden = products.rounded(hidden, rounding_of(spec, seconds[0].problem, self._dtype))
         return Pairs(ids, products.multiply(seconds, hidden, products.pairs, lambda total: total))
 
     def _problems(self, group: ExpertGroup, routing_dtype: str) -> tuple[GroupedProblem, GroupedProblem]:
@@ -153,21 +156,32 @@ def _multiply(
     groups = groups_by_format([[weight]], str(x.ty.dtype))
     ids = renumbered(node, groups, ids)
     bias, wanted = node.bias("bias"), []
-    for group in groups:
-        (form,) = group.formats
-        stored = str(x.ty.dtype)
-        fields = {"dtype": stored, "matrix_dtype": form.dtype, "stored": form.stored, "tf32": uses_tf32(spec, stored)}
-        fields["out_dtype"] = _pair_dtype(node)
-        problem = GroupedProblem(
-            inner=inner, width=width, gathered=True, scattered=True, **fields, **fields_of(group, groups)
-        )
-        problem = dataclasses.replace(problem, biased=bias is not None)
+    problems = [_problem_of(node, spec, group, groups, inner, width, str(x.ty.dtype)) for group in groups]
+    for group, problem in zip(groups, with_rows_of(spec, problems, node.machine), strict=True):
         name = f"{weight.name}.columns" + ("" if len(groups) == 1 else f".{node.name}.{group.first}")
-        matrix = add_matrix(node, name, problem, of_group(whole_parts(weight, form.stored), group))
+        problem = dataclasses.replace(problem, biased=bias is not None)
+        matrix = add_matrix(node, name, problem, of_group(whole_parts(weight, problem.stored), group))
         own = None if bias is None else bias[list(group.experts)]
         wanted.append(Product(problem, [*matrix, _bias(node, f"bias.{group.first}", problem, own)]))
     products = GroupedProducts(node, weight.experts, [product.problem for product in wanted], ids, no_weights)
+    x = rounded(node, spec, wanted[0].problem, x)
     return Pairs(ids, products.multiply(wanted, x, products.pairs, lambda total: total))
+
+
+def _problem_of(
+    node: NodeLowering,
+    spec: ProductSpec,
+    group: ExpertGroup,
+    groups: Sequence[ExpertGroup],
+    inner: int,
+    width: int,
+    dtype: str,
+) -> GroupedProblem:
+    """The product of a group of experts, whose rows have ``dtype``."""
+    (form,) = group.formats
+    fields = {"dtype": dtype, "matrix_dtype": form.dtype, "stored": form.stored, "tf32": uses_tf32(spec, dtype)}
+    fields |= fields_of(group, groups) | {"out_dtype": _pair_dtype(node)}
+    return GroupedProblem(inner=inner, width=width, gathered=True, scattered=True, **fields)
 
 
 def _pair_dtype(node: NodeLowering) -> str:
@@ -181,12 +195,12 @@ def _refuse_rounding_of_absent_units(spec: ExpertsSpec) -> None:
     """Raises UnsupportedError where hidden units that an expert does not have would count when its others are rounded:
     where the activation does not make zero of their zeros."""
     nothing = np.zeros((1, 1), np.float32)
-    if spec.arithmetic != "int8" or not spec.hidden_sizes:
+    if not is_rounded(spec) or not spec.hidden_sizes:
         return
     if activated(spec, nothing if spec.gated else None, nothing) != 0:
         raise UnsupportedError(
-            f"{spec.activation} makes no zero of zero, hidden_sizes differ and arithmetic is int8; expected another "
-            "activation or arithmetic float32"
+            f"{spec.activation} makes no zero of zero, hidden_sizes differ and arithmetic is {spec.arithmetic}; "
+            "expected another activation or arithmetic float32"
         )
 
 

@@ -1,25 +1,39 @@
-"""The rows of a product as its arithmetic asks for them."""
+"""The rows of a product as its arithmetic asks for them.
+
+Rows that are rounded to fp8 stay bytes with their scales where tensor cores multiply such numbers with the matrix as it
+is stored; else they become floats again, and so does the matrix.
+"""
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
 
 from tvm import relax
 
 from moec.ir.dialect import ProductSpec
+from moec.targets.cuda.kernels.fp8_rows import FP8, why_not_packed
+from moec.targets.cuda.kernels.gemv_tile import why_not as why_no_gemv
+from moec.targets.cuda.kernels.grouped_gemm_mma import why_not as why_no_gemm
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
+from moec.targets.cuda.kernels.mma_tile import SHAPES
 from moec.targets.cuda.kernels.round_rows import ROUND, Rounding
 from moec.targets.tvm.kernel import KernelCall
 from moec.targets.tvm.node_lowering import NodeLowering
-from moec.targets.tvm.nodes import flatten, reshape, static_size
+from moec.targets.tvm.nodes import flatten, reshape
+
+_ROUNDING = ("int8", "fp8")
+"""Arithmetics that rows are rounded for by a kernel of its own."""
+
+
+def is_rounded(spec: ProductSpec) -> bool:
+    return spec.arithmetic in _ROUNDING
 
 
 def computed_in(node: NodeLowering, spec: ProductSpec) -> relax.Expr:
-    """The tokens x[..., K] as products take them: as they are, in bfloat16, or in their own type, but rounded to what
-    int8 can say."""
+    """The tokens x[..., K] in the type that products compute in."""
     x = node.tensor("x")
-    if spec.arithmetic == "bfloat16":
-        return node.cast(x, "bfloat16")
-    if spec.arithmetic == "int8":
-        return _rounded(node, spec, x)
-    return x
+    return node.cast(x, "bfloat16") if spec.arithmetic == "bfloat16" else x
 
 
 def uses_tf32(spec: ProductSpec, dtype: str) -> bool:
@@ -27,18 +41,30 @@ def uses_tf32(spec: ProductSpec, dtype: str) -> bool:
     return spec.arithmetic == "tf32" and dtype == "float32"
 
 
-def rounding_of(spec: ProductSpec, rows: relax.Expr) -> Rounding:
-    """How rows[..., K] are rounded for arithmetic ``int8``."""
-    inner = static_size(rows.ty.shape[-1])
-    assert inner is not None, "the weight's shape says how many inputs there are"
-    return Rounding(inner, spec.activation_group, str(rows.ty.dtype))
+def with_rows_of(spec: ProductSpec, problems: Sequence[GroupedProblem], architecture: str) -> list[GroupedProblem]:
+    """The products, which read the same rows, with the type that these have: fp8 where the arithmetic asks for it and
+    tensor cores multiply it with all of the matrices, else that which they have."""
+    packed = [dataclasses.replace(problem, dtype=FP8) for problem in problems]
+    if spec.arithmetic != "fp8" or why_not_packed(problems[0].inner, spec.activation_group) is not None:
+        return list(problems)
+    tiled = (dataclasses.replace(problem, block_rows=rows) for problem in packed for rows in SHAPES)
+    reasons = [why_no_gemm(problem, architecture) for problem in tiled] + [why_no_gemv(problem) for problem in packed]
+    return packed if all(reason is None for reason in reasons) else list(problems)
 
 
-def _rounded(node: NodeLowering, spec: ProductSpec, x: relax.Expr) -> relax.Expr:
-    rounding, shape = rounding_of(spec, x), list(x.ty.shape)
+def rounding_of(spec: ProductSpec, problem: GroupedProblem, dtype: str) -> Rounding:
+    """How rows of ``dtype`` are rounded for a product."""
+    return Rounding(problem.inner, spec.activation_group, dtype, spec.arithmetic, problem.in_fp8)
+
+
+def rounded(node: NodeLowering, spec: ProductSpec, problem: GroupedProblem, x: relax.Expr) -> relax.Expr:
+    """The tokens x[..., K] as a product takes them; where they are packed, [..., bytes of a row]."""
+    if not is_rounded(spec):
+        return x
+    rounding, shape = rounding_of(spec, problem, str(x.ty.dtype)), list(x.ty.shape)
     rows = x if len(shape) == 2 else flatten(node.lowering, x, len(shape) - 1)
-    output = relax.TensorType(rows.ty.shape, rounding.dtype)
+    width, dtype = rounding.out_type
     chosen = node.select((ROUND,), rounding)
     called = KernelCall(chosen, ROUND.build(rounding), [rows], {"group": rounding.group})
-    (result,) = node.call(called, [output])
-    return result if len(shape) == 2 else reshape(node.lowering, result, shape)
+    (result,) = node.call(called, [relax.TensorType((rows.ty.shape[0], width), dtype)])
+    return result if len(shape) == 2 else reshape(node.lowering, result, [*shape[:-1], width])

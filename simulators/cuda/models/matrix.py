@@ -6,10 +6,17 @@ from re import Match
 
 from moec.simulators.cuda.instructions import Effect, Operand, addresses, braced, model
 
-_FORMATS = {"f16": "Float16", "bf16": "BFloat16", "tf32": "TensorFloat32", "s8": "Int8", "u8": "UInt8"}
+_FORMATS = {
+    "f16": "Float16",
+    "bf16": "BFloat16",
+    "tf32": "TensorFloat32",
+    "e4m3": "Float8E4M3",
+    "s8": "Int8",
+    "u8": "UInt8",
+}
 
 
-@model(r"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col\.(?:f32\.(f16|bf16|tf32)\.\2\.f32|s32\.(s8|u8)\.\3\.s32)")
+@model(r"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col\.(?:f32\.(f16|bf16|tf32|e4m3)\.\2\.f32|s32\.(s8|u8)\.\3\.s32)")
 def _multiply(match: Match[str], d: Operand, a: Operand, b: Operand, c: Operand) -> str:
     name = _FORMATS[match[2] or match[3]]
     argument = f"{{{addresses(d)}, {braced(a)}, {braced(b)}, {braced(c)}}}"

@@ -7,10 +7,15 @@ from re import Match
 from moec.errors import UnsupportedError
 from moec.simulators.cuda.instructions import Effect, Operand, addresses, braced, model
 
-_FORMATS = {"f16": ("Float16", "16"), "bf16": ("BFloat16", "16"), "tf32": ("TensorFloat32", "8")}
+_FORMATS = {
+    "f16": ("Float16", "16"),
+    "bf16": ("BFloat16", "16"),
+    "tf32": ("TensorFloat32", "8"),
+    "e4m3": ("Float8E4M3", "32"),
+}
 
 
-@model(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k(\d+)\.f32\.(f16|bf16|tf32)\.\3", Effect.ORDER)
+@model(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k(\d+)\.f32\.(f16|bf16|tf32|e4m3)\.\3", Effect.ORDER)
 def _multiply(match: Match[str], sums: Operand, a: Operand, b: str, adds: str, *scales_and_orders: str) -> str:
     columns, depth, name = match.groups()
     cpp_format, only_depth = _FORMATS[name]

@@ -81,7 +81,7 @@ def dense_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
 
     A quantised matrix is three tensors, as in :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`.
     """
-    inner, width = problem.inner, problem.width
+    width, (row_width, row_dtype) = problem.width, problem.row_type
     matrix_type, scales_type, zero_points_type = problem.matrix_types
 
     @T.prim_func
@@ -95,7 +95,7 @@ def dense_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
     ):
         T.func_attr(ATTRIBUTES)
         M = T.int32()
-        rows = T.match_buffer(rows_handle, (M, inner), problem.dtype)
+        rows = T.match_buffer(rows_handle, (M, row_width), row_dtype)
         matrix = T.match_buffer(matrix_handle, *matrix_type)
         scales = T.match_buffer(scales_handle, *scales_type)
         zero_points = T.match_buffer(zero_points_handle, *zero_points_type)

@@ -13,10 +13,12 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.common.dtypes import dtype_of
+from moec.targets.cuda.kernels.fp8_rows import GROUP, place_of_scale, words_of
 from moec.targets.cuda.kernels.grouped_problem import GATE_GROUP, GroupedProblem
 from moec.targets.cuda.kernels.launch import LOAD_BYTES, WARP, neighbours, read_at_once
 from moec.targets.cuda.kernels.packed_format import decode_word
 from moec.targets.cuda.kernels.tf32 import round_value
+from moec.targets.tvm.e4m3 import number_of
 
 COLUMNS_PER_WARP = 4
 """Rows of the matrix that a warp reads together, those of gate and up both counted."""
@@ -99,6 +101,19 @@ def _load_row(tile, rows, r, part, values):
 
 
 @T.inline
+def _load_packed_row(tile, rows, r, part, values):
+    """The same of rows in fp8, times their scales."""
+    count = T.meta_var(tile.inputs)
+    codes = T.alloc_local((count,), "uint8")
+    scales = T.meta_var(words_of(rows, "float32"))
+    for v in T.vectorized(count):
+        codes[v] = rows[tile.row(r), part * count + v]
+    scale: T.let = scales[tile.row(r), place_of_scale(tile.problem.inner, part * count // GROUP)]
+    for v in T.unroll(count):
+        values[r, v] = number_of(T.cast(codes[v], "int32")) * scale
+
+
+@T.inline
 def _multiply_floats(tile, rows, matrix, expert, part, sums):
     count = T.meta_var(tile.inputs)
     values = T.alloc_local((tile.rows, count), "float32")
@@ -157,7 +172,10 @@ def _multiply_quantized(tile, rows, matrix, expert, part, sums):
         scales[c] = matrix.scale(expert, tile.column(c), part * count)
         zeros[c] = matrix.zero(expert, tile.column(c), part * count)
     for r in T.unroll(tile.rows):
-        _load_row(tile, rows, r, part, values)
+        if tile.problem.in_fp8:
+            _load_packed_row(tile, rows, r, part, values)
+        else:
+            _load_row(tile, rows, r, part, values)
     for c in T.unroll(COLUMNS_PER_WARP):
         _decode(stored, codes, zeros, c, numbers)
         for r in T.unroll(tile.rows):

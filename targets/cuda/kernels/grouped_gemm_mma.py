@@ -1,4 +1,5 @@
-"""Grouped matrix product on tensor cores (compute capability 8.0 and up): 16-bit floats, or float32 rounded to tf32.
+"""Grouped matrix product on tensor cores (compute capability 8.0 and up): 16-bit floats, or float32 rounded to tf32;
+from 8.9 on rows and matrices in fp8, too.
 
 A block of threads computes one tile, see :mod:`.mma_tile`. Panels of its rows and of the matrix come into shared memory
 by asynchronous copies of 16 bytes, several stages ahead of the products; those of a quantised matrix take another way,
@@ -6,7 +7,9 @@ see :mod:`.mma_quantized`. A warp computes a rectangle of the tile: ``ldmatrix``
 columns into the registers in the order that ``mma.sync.m16n8k16`` wants, which adds their product to 16 x 8 sums.
 
 Half as many numbers of 32 bits make the same bytes, and the same pieces are what ``mma.sync.m16n8k8`` wants. It takes
-tf32, floats with 10 bits of fraction: the matrix has such numbers, rows are rounded in registers.
+tf32, floats with 10 bits of fraction: the matrix has such numbers, rows are rounded in registers. Twice as many numbers
+of 8 bits are what ``mma.sync.m16n8k32`` wants; a panel is then a group of inputs that have one scale
+(:mod:`.scaled_sums`).
 
 A line of a panel has eight pieces of 16 bytes. Piece p of line r lies at place ``p ^ (r % 8)``, so that the eight lines
 that ldmatrix reads at once lie in different banks, as do the eight pieces of a line when they are written.
@@ -20,6 +23,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.cuda.kernels.fp8_rows import FP8
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
 from moec.targets.cuda.kernels.launch import WARP
 from moec.targets.cuda.kernels.mma_quantized import Fetched, decode, fetch, piece_bytes
@@ -37,6 +41,16 @@ from moec.targets.cuda.kernels.mma_tile import (
     Tile,
     panel_depth,
 )
+from moec.targets.cuda.kernels.scaled_sums import (
+    LANE_COLUMNS,
+    LANE_ROWS,
+    SUMS,
+    Scaled,
+    add_scaled,
+    find_rows,
+    read_scales,
+    why_not_scaled,
+)
 from moec.targets.cuda.kernels.shared_pool import SharedPool
 from moec.targets.cuda.kernels.tf32 import ROUND_TO_TF32
 from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
@@ -46,21 +60,19 @@ _INSTRUCTIONS = {
     "float16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
     "bfloat16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
     "float32": "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
+    FP8: "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32",
 }
 _LOAD_FRAGMENTS = "ldmatrix.sync.aligned.m8n8.x4.shared.b16"
 
 
-def why_not(problem: GroupedProblem) -> str | None:
+def why_not(problem: GroupedProblem, architecture: str) -> str | None:
     """The reason why :func:`grouped_gemm_mma` cannot compute the problem, or None."""
-    if problem.dtype not in _INSTRUCTIONS or (problem.dtype == "float32" and not problem.tf32):
-        return f"{problem.dtype} rows; the instruction takes float16 or bfloat16, or tf32 where that is asked for"
-    if problem.dtype == "float32" and problem.stored is not None:
-        return "a quantised matrix and float32 rows; decoded numbers are no tf32"
-    if problem.stored is None and problem.matrix_dtype != problem.dtype:
-        return f"{problem.dtype} rows and a {problem.matrix_dtype} matrix; the instruction takes one type for both"
+    reason = _why_not_multiplied(problem, architecture)
+    if reason is not None:
+        return reason
     if problem.block_rows not in SHAPES:
         return f"blocks of {problem.block_rows} rows; there are tiles of {', '.join(map(str, SHAPES))}"
-    multiple = DEPTH if problem.stored is not None else panel_depth(problem.dtype) // PIECES
+    multiple = DEPTH if problem.decodes else panel_depth(problem.dtype) // PIECES
     if problem.inner % multiple:
         return f"{problem.inner} inputs are no multiple of {multiple}"
     if problem.columns % MMA_COLUMNS:
@@ -68,6 +80,19 @@ def why_not(problem: GroupedProblem) -> str | None:
     if problem.gated and problem.columns != 2 * problem.width:
         return f"{problem.width} hidden units are no multiple of 8"
     return problem.why_not_stored() if problem.stored is None else problem.stored.why_not(PIECE)
+
+
+def _why_not_multiplied(problem: GroupedProblem, architecture: str) -> str | None:
+    """The same, of the instruction."""
+    if problem.in_fp8:
+        return why_not_scaled(problem, architecture)
+    if problem.dtype not in _INSTRUCTIONS or (problem.dtype == "float32" and not problem.tf32):
+        return f"{problem.dtype} rows; the instruction takes float16 or bfloat16, or tf32 where that is asked for"
+    if problem.dtype == "float32" and problem.stored is not None:
+        return "a quantised matrix and float32 rows; decoded numbers are no tf32"
+    if problem.stored is None and problem.matrix_dtype != problem.dtype:
+        return f"{problem.dtype} rows and a {problem.matrix_dtype} matrix; the instruction takes one type for both"
+    return None
 
 
 @T.inline
@@ -132,8 +157,14 @@ def _round_to_tf32(tile, left):
             T.ptx[ROUND_TO_TF32](left[i, v], T.reinterpret("float32", left[i, v]))
 
 
+def _added_to(sums: Any, i: Any, j: Any, is_first: Any) -> list[Any]:
+    """What a multiplication adds to: nothing, if it ``is_first``."""
+    return [T.Select(is_first, T.float32(0), sums[i, j, v]) for v in range(4)]
+
+
 @T.inline
-def _multiply_panel(tile, stage, left, right, sums):
+def _multiply_panel(tile, stage, left, right, sums, begins):
+    """Adds up the products of a panel; ``begins``: from zero on."""
     instruction = T.meta_var(_INSTRUCTIONS[tile.problem.dtype])
     for step in T.unroll(MMA_STEPS):
         _load_row_fragments(tile, stage, step, left)
@@ -153,19 +184,17 @@ def _multiply_panel(tile, stage, left, right, sums):
                     left[i, 3],
                     right[j, 0],
                     right[j, 1],
-                    sums[i, j, 0],
-                    sums[i, j, 1],
-                    sums[i, j, 2],
-                    sums[i, j, 3],
+                    *_added_to(sums, i, j, step == 0 if begins else False),
                 )
 
 
 @T.inline
-def _multiply(tile, fetched, left, right, sums, sources):
-    """All panels, a ring of stages: while one is multiplied, the next ones are on their way."""
+def _multiply(tile, fetched, scaled, left, right, sums, sources):
+    """All panels, a ring of stages: while one is multiplied, the next ones are on their way. ``fetched`` and ``scaled``
+    are registers for a matrix that is decoded, and for sums of a panel that have scales."""
     stages = T.meta_var(tile.shape.stages)
     panels = T.meta_var(tile.panels)
-    quantized = T.meta_var(tile.problem.stored is not None)
+    quantized = T.meta_var(tile.problem.decodes)
     reading = T.alloc_local((1,), "int32")
     writing = T.alloc_local((1,), "int32")
     for stage in T.unroll(stages - 1):
@@ -191,7 +220,12 @@ def _multiply(tile, fetched, left, right, sums, sources):
                 _copy_columns(tile, writing[0], panel + (stages - 1))
         # A group for every panel, an empty one at the end, so that the count of groups in flight stays the same.
         T.ptx.cp.async_.commit_group()
-        _multiply_panel(tile, reading[0], left, right, sums)
+        if scaled is None:
+            _multiply_panel(tile, reading[0], left, right, sums, False)
+        else:
+            read_scales(tile, scaled, panel)
+            _multiply_panel(tile, reading[0], left, right, scaled.sums, True)
+            add_scaled(tile, scaled, sums)
         if quantized:  # decided here, the one below when the kernel runs  # noqa: SIM102
             if panel + (stages - 1) < panels:
                 decode(tile, fetched, writing[0])
@@ -212,14 +246,22 @@ def _compute_tile(tile, epilogue):
             for v in T.unroll(4):
                 sums[i, j, v] = T.float32(0)
     find_sources(tile, sources)
-    if tile.problem.stored is None:
-        _multiply(tile, None, left, right, sums, sources)
+    if tile.problem.in_fp8:
+        group_sums = T.alloc_local((shape.row_steps, shape.column_steps, SUMS), "float32")
+        sum_rows = T.alloc_local((shape.row_steps * LANE_ROWS,), "int32")
+        row_scales = T.alloc_local((shape.row_steps * LANE_ROWS,), "float32")
+        column_scales = T.alloc_local((shape.column_steps * LANE_COLUMNS,), "float32")
+        scaled = T.meta_var(Scaled(group_sums, sum_rows, row_scales, column_scales))
+        find_rows(tile, scaled)
+        _multiply(tile, None, scaled, left, right, sums, sources)
+    elif tile.problem.stored is None:
+        _multiply(tile, None, None, left, right, sums, sources)
     else:
         lines = T.meta_var(COLUMNS // shape.lines_per_copy)
         codes = T.alloc_local((lines, piece_bytes(tile)), "uint8")
         scales = T.alloc_local((lines,), "float32")
         zeros = T.alloc_local((lines,), "int32")
-        _multiply(tile, Fetched(codes, scales, zeros), left, right, sums, sources)
+        _multiply(tile, Fetched(codes, scales, zeros), None, left, right, sums, sources)
     store(tile, epilogue, sums)
 
 
@@ -238,8 +280,8 @@ def grouped_gemm_mma(
         index = T.cta_id([T.max(operands.blocks, 1) * tiles])
         thread = T.thread_id([shape.threads])
         pool = SharedPool()
-        row_panels = pool.alloc((shape.stages, shape.rows, depth), problem.dtype, align=128)
-        column_panels = pool.alloc((shape.stages, COLUMNS, depth), problem.dtype, align=128)
+        row_panels = pool.alloc((shape.stages, shape.rows, depth), problem.row_type[1], align=128)
+        column_panels = pool.alloc((shape.stages, COLUMNS, depth), problem.row_type[1], align=128)
         pool.commit()
         # All tiles of a block of rows, then those of the next block, which often has the same expert.
         block: T.let = index // tiles
@@ -278,6 +320,6 @@ GROUPED_GEMM_MMA, GEMM_MMA = tiled_kernels(
     "gemm_mma",
     grouped_gemm_mma,
     how=lambda problem: "tensor cores (mma.sync), panels by cp.async in several stages",
-    why_not=lambda problem, _: why_not(problem),
+    why_not=why_not,
     plan=_plan,
 )

@@ -70,7 +70,7 @@ def grouped_gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.
     ``weighted``, it is multiplied by the pair's weight. ``epilogue`` is ``f(gate, up)`` where gated, else ``f(sum)``.
     T may be 0. The problem's rows of a block, and whether it is ``scattered``, say nothing here.
     """
-    inner, width = problem.inner, problem.width
+    width, (row_width, row_dtype) = problem.width, problem.row_type
     matrix_type, scales_type, zero_points_type = problem.matrix_types
 
     @T.prim_func
@@ -89,7 +89,7 @@ def grouped_gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.
         tokens = T.int32()
         slots = T.int32()
         Q = T.int32()
-        rows = T.match_buffer(rows_handle, (R, inner), problem.dtype)
+        rows = T.match_buffer(rows_handle, (R, row_width), row_dtype)
         matrix = T.match_buffer(matrix_handle, *matrix_type)
         scales = T.match_buffer(scales_handle, *scales_type)
         zero_points = T.match_buffer(zero_points_handle, *zero_points_type)

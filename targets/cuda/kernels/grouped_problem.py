@@ -24,6 +24,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.common.dtypes import dtype_of
+from moec.targets.cuda.kernels.fp8_rows import FP8, row_bytes
 from moec.targets.cuda.kernels.launch import ATTRIBUTES
 from moec.targets.cuda.kernels.packed_format import PackedFormat
 from moec.targets.tvm.kernel import why_not_stored
@@ -39,8 +40,9 @@ class GroupedProblem:
 
     ``inner`` counts the inputs of a row, ``width`` its outputs: rows of the matrix, or hidden units where a gate row
     and an up row make one output (``gated``). ``weighted``: a row is multiplied by its pair's routing weight first.
-    ``dtype`` is how rows are stored, sums are float32. ``stored`` is the format of a quantised matrix; without one it
-    has elements of ``matrix_dtype``. ``experts`` counts the matrices. Theirs are the ids from 0 on, or, where there are
+    ``dtype`` is how rows are stored, sums are float32; rows in fp8 have scales (:mod:`.fp8_rows`), and are multiplied
+    with a matrix of such numbers as they are. ``stored`` is the format of a quantised matrix; without one it has
+    elements of ``matrix_dtype``. ``experts`` counts the matrices. Theirs are the ids from 0 on, or, where there are
     other experts too, those from ``first_expert`` on: what belongs to the others is left to other kernels.
     ``tf32``: rows are rounded to it before they are multiplied; the matrix has been. Where it is not
     ``biased``, there is a bias of one element that no kernel reads.
@@ -62,6 +64,21 @@ class GroupedProblem:
     tf32: bool = False
     first_expert: int | None = None
     biased: bool = True
+
+    @property
+    def in_fp8(self) -> bool:
+        """Whether rows and matrix are multiplied as numbers of 8 bits, and sums of a group by the scales."""
+        return self.dtype == FP8
+
+    @property
+    def decodes(self) -> bool:
+        """Whether numbers of the matrix become floats before they are multiplied."""
+        return self.stored is not None and not self.in_fp8
+
+    @property
+    def row_type(self) -> tuple[int, str]:
+        """Elements of a row in memory, and their type."""
+        return (row_bytes(self.inner), "uint8") if self.in_fp8 else (self.inner, self.dtype)
 
     @property
     def columns(self) -> int:
@@ -111,7 +128,8 @@ class GroupedProblem:
 
     def why_not_stored(self) -> str | None:
         """The reason why kernels cannot load or store this, or None."""
-        reason = why_not_stored(self.dtype, self.matrix_dtype, self.out_dtype, self.routing_dtype)
+        rows = () if self.in_fp8 else (self.dtype,)
+        reason = why_not_stored(*rows, self.matrix_dtype, self.out_dtype, self.routing_dtype)
         return self.stored.why_not() if reason is None and self.stored is not None else reason
 
 
@@ -242,7 +260,7 @@ def grouped_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
     A quantised matrix is ``matrix[E, columns, row bytes], scales[E, columns, groups], zero_points[E, columns, groups]``
     in this place, or ``zero_points[1, 1, 1]`` where there is no table; see :mod:`.packed_format`.
     """
-    inner, width = problem.inner, problem.width
+    width, (row_width, row_dtype) = problem.width, problem.row_type
     matrix_type, scales_type, zero_points_type = problem.matrix_types
 
     @T.prim_func
@@ -265,7 +283,7 @@ def grouped_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
         P = T.int32()
         B = T.int32()
         Q = T.int32()
-        rows = T.match_buffer(rows_handle, (R, inner), problem.dtype)
+        rows = T.match_buffer(rows_handle, (R, row_width), row_dtype)
         matrix = T.match_buffer(matrix_handle, *matrix_type)
         scales = T.match_buffer(scales_handle, *scales_type)
         zero_points = T.match_buffer(zero_points_handle, *zero_points_type)

@@ -7,6 +7,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from moec.common.dtypes import dtype_of
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Operands
 from moec.targets.cuda.kernels.launch import WARP
 
@@ -68,7 +69,7 @@ SHAPES = {shape.rows: shape for shape in (TileShape(16, 1, 4, 4), TileShape(64, 
 
 def panel_depth(dtype: str) -> int:
     """Inputs of a panel of that type."""
-    return LINE_BYTES // (4 if dtype == "float32" else 2)
+    return LINE_BYTES // dtype_of(dtype).itemsize
 
 
 @dataclasses.dataclass(frozen=True)

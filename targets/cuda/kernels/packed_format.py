@@ -33,6 +33,7 @@ from tvm.script import tirx as T
 
 from moec.ir.weights.encode import Table
 from moec.ir.weights.stored import WeightRun
+from moec.targets.tvm import e4m3
 from moec.targets.tvm.stored_format import StoredFormat
 
 _ZERO_POINTS = {"int8": 128, "int4": 8, "int3": 4, "int2": 2}
@@ -72,10 +73,7 @@ class PackedFormat(StoredFormat):
     def number(self, code: Any, zero: Any) -> Any:
         """What the bits say, float32, without scale. All are exact in float16 and bfloat16."""
         if self.element == "fp8":
-            # The same for e4m3, whose exponents count from 7; its largest code is not a number.
-            bits = ((code & 128) << 24) | ((code & 127) << 20)
-            number = T.reinterpret("float32", bits) * T.float32(2.0**120)
-            return T.Select(code & 127 == 127, T.float32(float("nan")), number)
+            return T.Select(code & 127 == 127, T.float32(float("nan")), e4m3.number_of(code))
         if not self.is_e2m1:
             return T.cast(code - zero, "float32")
         # Sign, exponent and fraction go where float32 has them; its exponents count from 127, those of e2m1 from 1.

@@ -1,8 +1,8 @@
-"""Rows rounded as arithmetic ``int8`` asks for, see :class:`~moec.ir.dialect.ProductSpec`, and kept as floats.
+"""Rows rounded as arithmetic ``int8`` or ``fp8`` asks for, see :class:`~moec.ir.dialect.ProductSpec`.
 
-Every group of a row becomes ``scale * q`` with ``scale = largest magnitude / 127`` and ``q = round half to even(x /
-scale)``, computed in float32 and stored in the type of the rows. The product of floats that reads them is then the one
-the arithmetic describes, whichever kernel computes it.
+Every group of a row becomes ``scale * q`` with ``scale = largest magnitude / largest q`` and ``q = round half to even(x
+/ scale)``, computed in float32. Kept as floats, in the type of the rows, they are what makes any product of floats the
+one that the arithmetic describes; packed (:mod:`.fp8_rows`), tensor cores multiply them as they are.
 
 A warp rounds one group. The largest magnitude is sought among the bits, where an infinity and a NaN are larger than all
 numbers: such a group becomes NaN.
@@ -16,22 +16,40 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.cuda.kernels.fp8_rows import FP8, GROUP, place_of_scale, row_bytes, words_of
 from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, WARP, blocks_for
+from moec.targets.tvm import e4m3
 from moec.targets.tvm.activation import at_least, at_most
 from moec.targets.tvm.kernel import Kernel, why_not_stored
 
 WARPS = 4
 """Warps of a block."""
-_LARGEST = 127.0
+_INFINITY_BITS = 0x7F800000
+_LARGEST = {"int8": 127.0, "fp8": e4m3.LARGEST}
+_TOGETHER = GROUP // WARP
+"""Neighbouring numbers that a lane packs: the bytes of a word."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rounding:
-    """Rows of ``inner`` elements of ``dtype``; ``group`` consecutive ones share a scale, 0 for all of a row."""
+    """Rows of ``inner`` elements of ``dtype``; ``group`` consecutive ones share a scale, 0 for all of a row.
+    ``packed``: fp8 as bytes with their scales, in the place of floats."""
 
     inner: int
     group: int
     dtype: str = "float32"
+    arithmetic: str = "int8"
+    packed: bool = False
+
+    @property
+    def out_type(self) -> tuple[int, str]:
+        """Elements of a rounded row in memory, and their type."""
+        return (row_bytes(self.inner), "uint8") if self.packed else (self.inner, self.dtype)
+
+    @property
+    def out_dtype(self) -> str:
+        """The type of a rounded number, as products know it."""
+        return FP8 if self.packed else self.dtype
 
     @property
     def size(self) -> int:
@@ -44,10 +62,22 @@ class Rounding:
         return -(-self.inner // self.size)
 
 
-def _rounded(x: Any, scale: Any) -> Any:
+def _step(rounding: Rounding, x: Any, scale: Any) -> Any:
+    """``x / scale``, no larger than the largest number; a scale that is no number, or 0, is none to divide by."""
+    largest = _LARGEST[rounding.arithmetic]
+    return at_least(at_most(x / scale, largest), -largest)
+
+
+def _rounded(rounding: Rounding, x: Any, scale: Any) -> Any:
     """A group without a scale is zero; a scale that is not finite makes NaN of every element."""
-    steps = at_least(at_most(T.nearbyint(x / scale), _LARGEST), -_LARGEST)
-    return T.Select(scale == T.float32(0), T.float32(0), steps * scale)
+    step = _step(rounding, x, scale)
+    number = T.nearbyint(step) if rounding.arithmetic == "int8" else e4m3.number_of(e4m3.code_of(step))
+    return T.Select(scale == T.float32(0), T.float32(0), number * scale)
+
+
+def _scale(rounding: Rounding, bits: Any) -> Any:
+    """Of a group whose largest magnitude has these bits; not finite where that is not."""
+    return T.reinterpret("float32", bits) / T.float32(_LARGEST[rounding.arithmetic])
 
 
 @T.inline
@@ -62,11 +92,36 @@ def _round_group(rounding, source, target, row, group, lane):
             magnitude: T.let = T.abs(T.cast(source[row, first + step * WARP], "float32"))
             largest[0] = T.max(largest[0], T.reinterpret("int32", magnitude))
     largest[0] = T.cuda.warp_reduce(largest[0], "max")
-    scale: T.let = T.reinterpret("float32", largest[0]) / T.float32(_LARGEST)
+    scale: T.let = _scale(rounding, largest[0])
     for step in T.serial(steps):
         if first + step * WARP < end:
             x: T.let = T.cast(source[row, first + step * WARP], "float32")
-            target[row, first + step * WARP] = T.cast(_rounded(x, scale), rounding.dtype)
+            target[row, first + step * WARP] = T.cast(_rounded(rounding, x, scale), rounding.dtype)
+
+
+@T.inline
+def _pack_group(rounding, source, target, row, group, lane):
+    """Codes of neighbouring numbers as one word; zeros where the scale is none to divide by."""
+    stored = T.alloc_local((_TOGETHER,), rounding.dtype)
+    largest = T.alloc_local((1,), "int32")
+    word = T.alloc_local((1,), "int32")
+    for v in T.vectorized(_TOGETHER):
+        stored[v] = source[row, group * GROUP + lane * _TOGETHER + v]
+    largest[0] = 0
+    for v in T.unroll(_TOGETHER):
+        largest[0] = T.max(largest[0], T.reinterpret("int32", T.abs(T.cast(stored[v], "float32"))))
+    largest[0] = T.cuda.warp_reduce(largest[0], "max")
+    scale: T.let = _scale(rounding, largest[0])
+    usable: T.let = T.And(scale > T.float32(0), largest[0] < _INFINITY_BITS)
+    word[0] = 0
+    for v in T.unroll(_TOGETHER):
+        step: T.let = _step(rounding, T.cast(stored[v], "float32"), T.Select(usable, scale, T.float32(1)))
+        word[0] = word[0] | (e4m3.code_of(T.Select(usable, step, T.float32(0))) << (8 * v))
+    words = T.meta_var(words_of(target, "int32"))
+    scales = T.meta_var(words_of(target, "float32"))
+    words[row, group * WARP + lane] = word[0]
+    if lane == 0:
+        scales[row, place_of_scale(rounding.inner, group)] = scale
 
 
 @T.inline
@@ -79,18 +134,22 @@ def _round(rounding, count, is_used, source, target):
     lane: T.let = thread % WARP
     if row < count:  # the one below may read memory that ends there  # noqa: SIM102
         if is_used(row):
-            _round_group(rounding, source, target, T.cast(row, "int64"), index % rounding.groups, lane)
+            if rounding.packed:
+                _pack_group(rounding, source, target, T.cast(row, "int64"), index % rounding.groups, lane)
+            else:
+                _round_group(rounding, source, target, T.cast(row, "int64"), index % rounding.groups, lane)
 
 
 def round_rows(rounding: Rounding) -> tirx.PrimFunc:
-    """``(rows[R, inner], out[R, inner])``; R may be 0."""
+    """``(rows[R, inner], out[R, ...])``, whose rows are as the rounding's ``out_type`` says; R may be 0."""
+    width, out_dtype = rounding.out_type
 
     @T.prim_func
     def kernel(rows_handle: T.handle, out_handle: T.handle):
         T.func_attr(EARLY_ATTRIBUTES)
         R = T.int32()
         rows = T.match_buffer(rows_handle, (R, rounding.inner), rounding.dtype)
-        out = T.match_buffer(out_handle, (R, rounding.inner), rounding.dtype)
+        out = T.match_buffer(out_handle, (R, width), out_dtype)
         T.device_entry()
         _round(rounding, R, lambda row: T.bool(True), rows, out)
 
@@ -98,29 +157,38 @@ def round_rows(rounding: Rounding) -> tirx.PrimFunc:
 
 
 def round_pairs(rounding: Rounding) -> tirx.PrimFunc:
-    """``(experts[T, k], rows[Q, inner])``: the first T * k rows are rounded in their place, those of pairs without an
+    """``(experts[T, k], rows[Q, inner], out[Q, ...])``: the first T * k rows are rounded, those of pairs without an
     expert too. Only the sizes of ``experts`` count."""
+    width, out_dtype = rounding.out_type
 
     @T.prim_func
-    def kernel(experts_handle: T.handle, rows_handle: T.handle):
+    def kernel(experts_handle: T.handle, rows_handle: T.handle, out_handle: T.handle):
         T.func_attr(EARLY_ATTRIBUTES)
         tokens = T.int32()
         slots = T.int32()
         Q = T.int32()
         _experts = T.match_buffer(experts_handle, (tokens, slots), "int32")
         rows = T.match_buffer(rows_handle, (Q, rounding.inner), rounding.dtype)
+        out = T.match_buffer(out_handle, (Q, width), out_dtype)
         T.device_entry()
-        _round(rounding, tokens * slots, lambda row: T.bool(True), rows, rows)
+        _round(rounding, tokens * slots, lambda row: T.bool(True), rows, out)
 
     return kernel
 
 
 def round_blocks(rounding: Rounding, block_rows: int) -> tirx.PrimFunc:
-    """``(experts[T, k], sorted_pairs[P], block_count[1], rows[Q, inner])``: of the blocks of :mod:`.dispatch`, the rows
-    that are no padding are rounded in their place. Only the sizes of ``experts`` count."""
+    """``(experts[T, k], sorted_pairs[P], block_count[1], rows[Q, inner], out[Q, ...])``: of the blocks of
+    :mod:`.dispatch`, the rows that are no padding are rounded. Only the sizes of ``experts`` count."""
+    width, out_dtype = rounding.out_type
 
     @T.prim_func
-    def kernel(experts_handle: T.handle, pairs_handle: T.handle, count_handle: T.handle, rows_handle: T.handle):
+    def kernel(
+        experts_handle: T.handle,
+        pairs_handle: T.handle,
+        count_handle: T.handle,
+        rows_handle: T.handle,
+        out_handle: T.handle,
+    ):
         T.func_attr(EARLY_ATTRIBUTES)
         tokens = T.int32()
         slots = T.int32()
@@ -130,17 +198,23 @@ def round_blocks(rounding: Rounding, block_rows: int) -> tirx.PrimFunc:
         sorted_pairs = T.match_buffer(pairs_handle, (P,), "int32")
         block_count = T.match_buffer(count_handle, (1,), "int32")
         rows = T.match_buffer(rows_handle, (Q, rounding.inner), rounding.dtype)
+        out = T.match_buffer(out_handle, (Q, width), out_dtype)
         T.device_entry()
         in_use = T.meta_var(lambda row: T.And(row < block_count[0] * block_rows, sorted_pairs[row] >= 0))
-        _round(rounding, P, in_use, rows, rows)
+        _round(rounding, P, in_use, rows, out)
 
     return kernel
+
+
+def _how(rounding: Rounding) -> str:
+    kept, largest = "bytes, scales behind them" if rounding.packed else "floats", _LARGEST[rounding.arithmetic]
+    return f"one warp per group of a row: largest magnitude / {largest:g} is its scale; kept as {kept}"
 
 
 ROUND = Kernel(
     "round_rows",
     "rows[r] = scale * round(rows[r] / scale), a scale for each group",
     round_rows,
-    how=lambda rounding, _: "one warp per group of a row: largest magnitude / 127 is its scale; rows stay floats",
+    how=lambda rounding, _: _how(rounding),
     why_not=lambda rounding, _: why_not_stored(rounding.dtype),
 )

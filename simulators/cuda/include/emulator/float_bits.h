@@ -45,6 +45,13 @@ inline uint16_t float_to_bfloat16(float value) {
   return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+inline float e4m3_to_float(uint8_t code) {
+  const uint32_t sign = uint32_t(code & 0x80) << 24, magnitude = code & 0x7f;
+  if (magnitude == 0x7f) return float_of(sign | 0x7fc00000u);
+  constexpr float exponent_shift = 0x1p120f;  // from a bias of 7 to one of 127; exact, also for subnormal numbers
+  return float_of(sign | bits_of(float_of(magnitude << 20) * exponent_shift));
+}
+
 // tf32 keeps 10 bits of the fraction; tensor cores ignore the others.
 inline float truncated_to_tf32(uint32_t bits) { return float_of(bits & 0xffffe000u); }
 

@@ -27,6 +27,11 @@ struct TensorFloat32 {
   static constexpr int per_register = 1;
   static Sum element(uint32_t bits, int) { return truncated_to_tf32(bits); }
 };
+struct Float8E4M3 {  // sums keep all bits of a float; how many the hardware keeps, no manual says
+  using Sum = float;
+  static constexpr int per_register = 4;
+  static Sum element(uint32_t bits, int i) { return e4m3_to_float(uint8_t(bits >> (8 * i))); }
+};
 struct Int8 {
   using Sum = int32_t;
   static constexpr int per_register = 4;

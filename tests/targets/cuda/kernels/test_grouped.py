@@ -137,7 +137,7 @@ def test_gates_and_ups_are_interleaved_in_groups():
 
 def test_what_a_kernel_cannot_compute_has_a_reason():
     problem = GroupedProblem(4, 128, 128, 64, dtype="float16", matrix_dtype="float16")
-    assert grouped_gemm_mma.why_not(problem) is None and grouped_gemm_simt.why_not(problem) is None
+    assert grouped_gemm_mma.why_not(problem, "sm_80") is None and grouped_gemm_simt.why_not(problem) is None
     assert grouped_gemv.why_not(problem) is None
     refused = {
         "float32 rows": {"dtype": "float32", "matrix_dtype": "float32"},
@@ -149,7 +149,7 @@ def test_what_a_kernel_cannot_compute_has_a_reason():
         "float64": {"out_dtype": "float64"},
     }
     for reason, fields in refused.items():
-        assert reason in grouped_gemm_mma.why_not(dataclasses.replace(problem, **fields))
+        assert reason in grouped_gemm_mma.why_not(dataclasses.replace(problem, **fields), "sm_80")
     refused = {
         "float32 rows": {"dtype": "float32", "matrix_dtype": "float32"},
         "blocks of 16 rows": {"block_rows": 16},

@@ -55,11 +55,11 @@ def test_only_rows_in_use_change():
     ids = np.array([[0, 2], [-1, 2], [2, 0]], np.int32)
     sorted_pairs, _, block_count = order = sort_pairs(3, 16, ids)
     rows = RANDOM.standard_normal((len(sorted_pairs), 20), np.float32)
-    result = build(round_blocks(Rounding(20, 8), 16))(ids, sorted_pairs, block_count, rows)
+    result = build(round_blocks(Rounding(20, 8), 16))(ids, sorted_pairs, block_count, rows, rows)
     used = (sorted_pairs >= 0) & (np.arange(len(order[0])) < block_count[0] * 16)
     assert used.sum() == 5
     np.testing.assert_array_equal(result, np.where(used[:, None], expected(rows, 8), rows))
-    result = build(round_pairs(Rounding(20, 8)))(ids, rows)
+    result = build(round_pairs(Rounding(20, 8)))(ids, rows, rows)
     np.testing.assert_array_equal(result, np.concatenate([expected(rows[: ids.size], 8), rows[ids.size :]]))
 
 

@@ -1,0 +1,88 @@
+"""Products of rows and matrices in fp8: the sums of a group of inputs, and how they join the others.
+
+Rows have a scale for every group of inputs (:mod:`.fp8_rows`), columns of the matrix one for a group or for all. A
+panel is a group: tensor cores add up its products, and what they make is added to float32 sums, times both scales. That
+no more than a group is added up on tensor cores also keeps the precision: on Hopper these keep about 14 bits
+(DeepSeek-V3, arXiv 2412.19437, 3.3.2).
+
+A lane has two rows of every 16 of its warp, and two columns of every 8, as the instructions lay out their sums.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from tvm.script import tirx as T
+
+from moec.targets.cuda.architectures import multiplies_fp8
+from moec.targets.cuda.kernels.fp8_rows import GROUP, place_of_scale, why_not_packed, words_of
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
+from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, Tile
+
+LANE_ROWS, LANE_COLUMNS = 2, 2
+"""Of a lane in 16 rows and 8 columns."""
+SUMS = LANE_ROWS * LANE_COLUMNS
+
+
+class Scaled(NamedTuple):
+    """Registers of a thread: the ``sums`` of a group [row steps, column steps, 4], the ``rows`` of the input that it
+    has sums of [row steps * 2] (int32), their scales and those of its columns [column steps * 2]."""
+
+    sums: Any
+    rows: Any
+    row_scales: Any
+    column_scales: Any
+
+
+def why_not_scaled(problem: GroupedProblem, architecture: str) -> str | None:
+    """The reason why tensor cores cannot multiply rows in fp8 with that matrix, or None."""
+    stored = problem.stored
+    if not multiplies_fp8(architecture):
+        return f"the code is for {architecture}; products in fp8 need sm_89 or newer"
+    if stored is None or stored.element != "fp8" or stored.group not in (0, GROUP):
+        found = problem.matrix_dtype if stored is None else stored.name
+        return f"a matrix in {found}; expected fp8 with scales per column, or for groups of {GROUP} inputs"
+    return why_not_packed(problem.inner, GROUP)
+
+
+def line_of(tile: Tile, row: Any) -> Any:
+    """Which line of the tile the ``row``-th row of this lane is."""
+    return tile.warp_row + row // LANE_ROWS * tile.shape.step_rows + row % LANE_ROWS * 8 + tile.lane // 4
+
+
+@T.inline
+def find_rows(tile, scaled):
+    """Padding, of which no sums are stored, has the first row's scale."""
+    for r in T.unroll(scaled.rows.shape[0]):
+        pair: T.let = tile.operands.pair(tile.block, line_of(tile, r))
+        scaled.rows[r] = 0
+        if pair >= 0:
+            scaled.rows[r] = tile.operands.source(pair, tile.block, line_of(tile, r))
+
+
+@T.inline
+def read_scales(tile, scaled, panel):
+    """Those of a panel; they arrive while it is multiplied."""
+    scales = T.meta_var(words_of(tile.operands.rows, "float32"))
+    for r in T.unroll(scaled.rows.shape[0]):
+        scaled.row_scales[r] = scales[T.cast(scaled.rows[r], "int64"), place_of_scale(tile.problem.inner, panel)]
+    for c in T.unroll(scaled.column_scales.shape[0]):
+        column: T.let = (
+            tile.first_column + tile.warp_column + c // LANE_COLUMNS * MMA_COLUMNS + tile.lane % 4 * LANE_COLUMNS
+        )
+        scaled.column_scales[c] = tile.operands.matrix.scale(
+            tile.expert, tile.column_or_last(column + c % LANE_COLUMNS), panel * GROUP
+        )
+
+
+@T.inline
+def add_scaled(tile, scaled, sums):
+    """The sums of the panel whose scales were read last become part of ``sums``."""
+    for i in T.unroll(tile.shape.row_steps):
+        for j in T.unroll(tile.shape.column_steps):
+            for v in T.unroll(SUMS):
+                scale: T.let = (
+                    scaled.row_scales[i * LANE_ROWS + v // LANE_COLUMNS]
+                    * scaled.column_scales[j * LANE_COLUMNS + v % LANE_COLUMNS]
+                )
+                sums[i, j, v] = sums[i, j, v] + scaled.sums[i, j, v] * scale

@@ -29,6 +29,33 @@ def test_int8_is_what_the_loop_computes(group: int, rows: int) -> None:
         np.testing.assert_array_equal(one, np.concatenate(parts))
 
 
+def fp8_group(group: np.ndarray) -> np.ndarray:
+    if not np.isfinite(group).all():
+        return np.full(group.shape, np.nan, FLOAT32)
+    scale = np.abs(group).max() / FLOAT32(448)
+    numbers = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(FLOAT32)
+    nearest = [numbers[np.abs(numbers - abs(x / scale)).argmin()] if scale else FLOAT32(0) for x in group]
+    return np.copysign(scale * np.array(nearest, FLOAT32), group)
+
+
+@pytest.mark.parametrize("group", [0, 4, 5, 128])
+def test_fp8_is_what_the_loop_computes(group: int) -> None:
+    x = np.random.default_rng(0).normal(size=(7, 14)).astype(FLOAT32)
+    x[2], x[3, 5], x[4, 6], x[5] = 0, np.inf, np.nan, 1e-45
+    with np.errstate(all="ignore"):
+        found = rounded_rows(ProductSpec(arithmetic="fp8", activation_group=group), x)
+    starts = range(0, 14, group or 14)
+    for one, row in zip(found, x, strict=True):
+        expected = np.concatenate([fp8_group(row[start : start + (group or 14)]) for start in starts])
+        np.testing.assert_array_equal(one, expected)
+
+
+def test_the_largest_of_a_group_is_kept_and_halves_go_to_the_even_number_of_fp8() -> None:
+    x = np.array([[448.0, -448.0, 17, 19, -17, 2.0**-10, 3 * 2.0**-10, 0]], FLOAT32)
+    found = rounded_rows(ProductSpec(arithmetic="fp8"), x)
+    np.testing.assert_array_equal(found, [[448, -448, 16, 20, -16, 0, 2.0**-8, 0]])
+
+
 def test_halves_go_to_the_even_number() -> None:
     x = np.array([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5]], FLOAT32)
     np.testing.assert_array_equal(quantize_rows(x, 0)[1], [[127, 0, 2, 2, 0, -2]])

@@ -4,7 +4,7 @@ import pytest
 
 from moec.errors import MoecError
 from moec.passes.framework.pipeline import parse, print_pipeline
-from moec.passes.framework.shorthand import with_formats
+from moec.passes.framework.shorthand import with_arithmetic, with_formats
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,16 @@ def test_formats_that_do_not_exist(text: str) -> None:
         match=r"linears: no format .*; expected tf32, bf16, fp16, int8, int6, .*, mxfp4, fp4 or fp8",
     ):
         with_formats("O2", linears=text)
+
+
+def test_activations_are_rounded_behind_what_stores_weights() -> None:
+    assert with_arithmetic("O2", None) == "O2"
+    text = with_arithmetic(with_formats("O2", "fp8/128"), "fp8")
+    assert text == "O2,quantize-experts{format=fp8,group=128},round-activations{format=fp8}"
+    assert "round-activations" in print_pipeline(parse(text))
+
+
+@pytest.mark.parametrize("text", ["int8", "fp9", ""])
+def test_arithmetics_that_nobody_asks_for(text: str) -> None:
+    with pytest.raises(MoecError, match=f"arithmetic: '{text}'; expected fp8; int8 and tf32 follow from formats"):
+        with_arithmetic("O2", text)

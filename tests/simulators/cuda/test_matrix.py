@@ -48,6 +48,7 @@ FORMATS = {  # depth, types, elements per register
     "bf16": (16, "f32.bf16.bf16.f32", ml_dtypes.bfloat16),
     "bf16_short": (8, "f32.bf16.bf16.f32", ml_dtypes.bfloat16),
     "tf32": (8, "f32.tf32.tf32.f32", np.float32),
+    "e4m3": (32, "f32.e4m3.e4m3.f32", ml_dtypes.float8_e4m3fn),
     "s8": (32, "s32.s8.s8.s32", np.int8),
 }
 

@@ -183,15 +183,23 @@ def load_tiles(opcode: str, operands: Sequence[Any]) -> Act:
     return act
 
 
-_MMA = re.compile(r"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col\.f32\.(f16|bf16|tf32)\.\2\.f32")
-_FORMATS: dict[str, Any] = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "tf32": np.float32}
+_MMA = re.compile(r"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col\.f32\.(f16|bf16|tf32|e4m3)\.\2\.f32")
+_FORMATS: dict[str, Any] = {
+    "f16": np.float16,
+    "bf16": ml_dtypes.bfloat16,
+    "tf32": np.float32,
+    "e4m3": ml_dtypes.float8_e4m3fn,
+}
 
 
 def multiply(opcode: str, operands: Sequence[Any]) -> Act:
-    """mma: PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type", and for .m16n8k8 with .tf32."""
+    """mma: PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type", for .m16n8k8 with .tf32, and for
+    .m16n8k32."""
     found = _MMA.fullmatch(opcode)
     if found is None:
-        raise PtxError("not known to the interpreter; expected m16n8k16 of f16 or bf16, or m16n8k8 of tf32")
+        raise PtxError(
+            "not known to the interpreter; expected m16n8k16 of f16 or bf16, m16n8k8 of tf32, or m16n8k32 of e4m3"
+        )
     format_ = _FORMATS[found[2]]
     per, lane = 4 // np.dtype(format_).itemsize, np.arange(WARP)
     column = (lane % 4)[:, None] * per + np.arange(per)

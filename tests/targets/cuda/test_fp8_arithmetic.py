@@ -1,0 +1,38 @@
+"""Layers whose products are computed in fp8, compiled for several GPUs and run in the emulator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import moec
+from moec.ir import interpreter
+from moec.ir.dialect import ExpertsSpec
+from moec.passes.framework import pipeline
+
+from .test_stored_experts import case, layer
+
+BLOCKS = "quantize-experts{format=fp8,group=128},round-activations"
+FEW_PER_COLUMN = f"quantize-experts{{format=fp8,experts=1}},{BLOCKS}"
+TOLERANCES = {np.float32: 1e-3, np.float16: 1e-2}
+"""Hidden values on a rounding boundary may go to either side of it, and those of 16 bits were rounded before."""
+
+
+@pytest.mark.parametrize(
+    ("architecture", "passes", "dtype", "sizes", "rows"),
+    [
+        ("sm_89", BLOCKS, np.float32, (256, 128), {"float8_e4m3fn"}),
+        ("sm_80", BLOCKS, np.float16, (256, 128), {"float16"}),
+        ("sm_89", FEW_PER_COLUMN, np.float16, (128, 64), {"float8_e4m3fn", "float16"}),  # 64 hidden units are no group
+    ],
+)
+def test_a_layer_of_experts(without_nvcc, architecture, passes, dtype, sizes, rows):
+    """Pairs one by one, and blocks of 16 and of 64 rows."""
+    model = layer(ExpertsSpec(), dtype, *sizes)
+    pipeline.run(model, pipeline.parse(passes))
+    program = moec.compile(model, target=f"cuda:{architecture}", passes="", emulate=True)
+    assert {kernel["attributes"].get("dtype") for kernel in program.describe()["kernels"]} - {None} == rows
+    for tokens in (0, 3, 20, 130):
+        inputs = case(tokens, dtype, sizes[0])
+        y, expected = program.run(inputs)["y"], interpreter.run(model, inputs, dtype=np.float64)["y"]
+        assert np.linalg.norm(y - expected) <= TOLERANCES[dtype] * np.linalg.norm(expected)

@@ -66,14 +66,19 @@ def add_matrix(node: NodeLowering, name: str, problem: GroupedProblem, parts: Pa
 
 
 def _table(node: NodeLowering, name: str, problem: GroupedProblem, table: Table, row: int, parts: Parts) -> relax.Var:
-    """One table of a quantised matrix, ``row`` elements for each of its columns."""
+    """One table of a quantised matrix, ``row`` elements for each of its columns; scales of one that is multiplied as it
+    is come group by group."""
     stored, shape = problem.stored, (problem.experts, problem.columns, row)
+    by_group = problem.in_fp8 and table == "scale"
+    if by_group:
+        name, shape = f"{name}.by_group", (problem.experts, row, problem.columns)
     assert stored is not None
 
     def load() -> Iterator[np.ndarray]:
         for expert in range(problem.experts):
             arrays = [getattr(part, table).T for part in parts(expert)]
-            yield np.ascontiguousarray(_together([pack(stored, table, array) for array in arrays]))
+            packed = _together([pack(stored, table, array) for array in arrays])
+            yield np.ascontiguousarray(packed.T if by_group else packed)
 
     return node.lowering.add_weight(name, shape, stored.scale_storage if table == "scale" else "uint8", load)
 

@@ -20,7 +20,7 @@ _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _FUNCTIONS = {"max": ">", "min": "<"}
 """Functions in expressions of sizes, by the comparison that says whether the first of two is it."""
-_MAP_TYPES = {"float32": "FLOAT32", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
+_MAP_TYPES = {"float32": "FLOAT32", "float16": "FLOAT16", "bfloat16": "BFLOAT16", "uint8": "UINT8"}
 _USUAL_SIZE = 7
 """What a dynamic dimension is where nothing says its size."""
 

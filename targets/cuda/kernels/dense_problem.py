@@ -101,7 +101,7 @@ def dense_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
         zero_points = T.match_buffer(zero_points_handle, *zero_points_type)
         bias = T.match_buffer(bias_handle, problem.bias_shape, "float32")
         out = T.match_buffer(out_handle, (M, width), problem.out_dtype)
-        stored = T.meta_var(Matrix(problem.stored, matrix, scales, zero_points))
+        stored = T.meta_var(Matrix(problem.stored, matrix, scales, zero_points, problem.in_fp8))
         body(DenseOperands(problem, rows, stored, bias, out, M))
 
     return with_tables_needed(kernel, problem)

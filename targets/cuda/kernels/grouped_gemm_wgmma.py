@@ -1,10 +1,11 @@
-"""Grouped matrix product on the tensor cores of compute capability 9.0a: 16-bit floats, float32 sums.
+"""Grouped matrix product on the tensor cores of compute capability 9.0a: floats of 16 or 8 bits, float32 sums.
 
 As many blocks of threads as the GPU has multiprocessors each compute tiles, one after another (:mod:`.wgmma_tile`). Of
 their three warpgroups one is the producer, which brings panels into a ring of stages in shared memory and runs ahead
 over the ends of tiles (:mod:`.wgmma_ring`). The other two are consumers and take turns: each computes every other tile,
 ``wgmma`` reading its operands from shared memory, with the sums in registers. While one takes its sums through the
-epilogue to memory, the other multiplies: CUTLASS calls this schedule ping-pong.
+epilogue to memory, the other multiplies: CUTLASS calls this schedule ping-pong. In fp8 they share a tile
+(:mod:`.wgmma_scaled`).
 
 Inputs behind the last are zeros in both panels. Of columns behind the last nothing is stored.
 """
@@ -17,10 +18,12 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.common.dtypes import dtype_of
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
 from moec.targets.cuda.kernels.launch import WARP, count_multiprocessors
 from moec.targets.cuda.kernels.mma_store import store
-from moec.targets.cuda.kernels.mma_tile import DEPTH, MMA_COLUMNS, MMA_ROWS, PIECE, Tile
+from moec.targets.cuda.kernels.mma_tile import DEPTH, MMA_COLUMNS, MMA_ROWS, PIECE, Tile, panel_depth
+from moec.targets.cuda.kernels.scaled_sums import why_not_scaled
 from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
 from moec.targets.cuda.kernels.wgmma_ring import (
     ELEMENTS,
@@ -36,23 +39,25 @@ from moec.targets.cuda.kernels.wgmma_ring import (
     start_ring,
     wait_for_turn,
 )
+from moec.targets.cuda.kernels.wgmma_scaled import consume_together
 from moec.targets.cuda.kernels.wgmma_tile import CONSUMERS, HEIGHTS, WARPGROUP, for_each_tile, wgmma_tile
 from moec.targets.cuda.launch_model.plans import Product, TilePlan
 
 ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
 """The function of the runtime that describes a matrix to the accelerator before the kernel is launched."""
 _L2_PROMOTION = 2  # to 128 bytes
+ARCHITECTURE = "sm_90a"
+"""The only one that has the instruction."""
 
 
-def why_not(problem: GroupedProblem) -> str | None:
+def why_not(problem: GroupedProblem, architecture: str) -> str | None:
     """The reason why :func:`grouped_gemm_wgmma` cannot compute the problem, or None."""
-    if problem.dtype not in ELEMENTS:
-        return f"{problem.dtype} rows; expected float16 or bfloat16"
-    if problem.stored is None and problem.matrix_dtype != problem.dtype:
-        return f"{problem.dtype} rows and a {problem.matrix_dtype} matrix; the instruction takes one type for both"
+    reason = _why_not_multiplied(problem, architecture)
+    if reason is not None:
+        return reason
     if problem.block_rows not in HEIGHTS:
         return f"blocks of {problem.block_rows} rows; there are tiles of {' and '.join(map(str, HEIGHTS))}"
-    multiple = PIECE if problem.stored is None else DEPTH
+    multiple = DEPTH if problem.decodes else PIECE
     if problem.inner % multiple:
         return f"{problem.inner} inputs are no multiple of {multiple}"
     if problem.columns % MMA_COLUMNS:
@@ -62,10 +67,24 @@ def why_not(problem: GroupedProblem) -> str | None:
     return problem.why_not_stored() if problem.stored is None else problem.stored.why_not(PIECE)
 
 
+def _why_not_multiplied(problem: GroupedProblem, architecture: str) -> str | None:
+    """The same, of the instruction."""
+    if architecture != ARCHITECTURE:
+        return f"the code is for {architecture}; wgmma needs {ARCHITECTURE}"
+    if problem.in_fp8:
+        return why_not_scaled(problem, architecture)
+    if problem.dtype not in ELEMENTS:
+        return f"{problem.dtype} rows; expected float16 or bfloat16"
+    if problem.stored is None and problem.matrix_dtype != problem.dtype:
+        return f"{problem.dtype} rows and a {problem.matrix_dtype} matrix; the instruction takes one type for both"
+    return None
+
+
 def _how(problem: GroupedProblem) -> str:
     """How the kernel computes it, in words."""
-    matrix = "by TMA" if problem.stored is None else "decoded by the producer"
-    return f"tensor cores (wgmma), the matrix {matrix}, persistent, two consumers that take turns (ping-pong)"
+    matrix = "decoded by the producer" if problem.decodes else "by TMA"
+    consumers = "share a tile" if problem.in_fp8 else "take turns (ping-pong)"
+    return f"tensor cores (wgmma), the matrix {matrix}, persistent, two consumers that {consumers}"
 
 
 @T.inline
@@ -125,14 +144,17 @@ def _compute(operands, epilogue, maps, grid):
     tile = T.meta_var(wgmma_tile(operands.problem))
     first = T.cta_id([grid])
     thread = T.thread_id([tile.threads])
-    ring = T.meta_var(new_ring(tile, operands.problem.dtype, maps))
+    ring = T.meta_var(new_ring(tile, operands.problem, maps))
     start_ring(ring)
     if thread < WARPGROUP:
         T.ptx["setmaxnreg.dec.sync.aligned.u32"](tile.producer_registers)
         _produce(operands, tile, ring, first, grid, thread)
     else:
         T.ptx["setmaxnreg.inc.sync.aligned.u32"](tile.consumer_registers)
-        _consume(operands, epilogue, tile, ring, first, grid, thread)
+        if tile.together:
+            consume_together(operands, epilogue, tile, ring, first, grid, thread)
+        else:
+            _consume(operands, epilogue, tile, ring, first, grid, thread)
 
 
 def grouped_gemm_wgmma(
@@ -141,7 +163,8 @@ def grouped_gemm_wgmma(
     """The kernel of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`, or of another ``form``.
     ``epilogue`` turns float32 sums into an output: ``f(gate, up)`` where gated, else ``f(sum)``. It calls
     :data:`ENCODE_TENSOR_MAP` on the host for a matrix that is not quantised and for rows that follow one another."""
-    tile, line_bytes = wgmma_tile(problem), problem.inner * 2
+    tile, depth, (row_width, dtype) = wgmma_tile(problem), panel_depth(problem.dtype), problem.row_type
+    line_bytes, row_bytes = (size * dtype_of(dtype).itemsize for size in (problem.inner, row_width))
 
     @T.inline
     def body(operands):
@@ -149,17 +172,17 @@ def grouped_gemm_wgmma(
         grid = T.meta_var(T.min(multiprocessors, T.max(operands.blocks, 1) * tile.tiles_across(problem)))
         matrix_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)  # pyright: ignore[reportInvalidTypeForm]
         rows_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)  # pyright: ignore[reportInvalidTypeForm]
-        if problem.stored is None:
+        if not problem.decodes:
             T.call_packed(
                 ENCODE_TENSOR_MAP,
                 matrix_map,
-                problem.dtype,
+                dtype,
                 3,
                 operands.matrix.data.data,
                 # Sizes; bytes from line to line and from expert to expert; sizes of a copy; steps; no interleaving;
                 # zeros outside.
                 *(problem.inner, problem.columns, problem.experts, line_bytes, problem.columns * line_bytes),
-                *(DEPTH, tile.columns, 1, 1, 1, 1, 0, SWIZZLE, _L2_PROMOTION, 0),
+                *(depth, tile.columns, 1, 1, 1, 1, 0, SWIZZLE, _L2_PROMOTION, 0),
             )
         if operands.rows_follow_blocks:
             rows = T.meta_var(operands.rows.shape[0])
@@ -167,17 +190,15 @@ def grouped_gemm_wgmma(
                 T.call_packed(
                     ENCODE_TENSOR_MAP,
                     rows_map,
-                    problem.dtype,
+                    dtype,
                     2,
                     operands.rows.data,
-                    *(problem.inner, rows, line_bytes),
-                    *(DEPTH, tile.rows, 1, 1, 0, SWIZZLE, _L2_PROMOTION, 0),
+                    *(problem.inner, rows, row_bytes),
+                    *(depth, tile.rows, 1, 1, 0, SWIZZLE, _L2_PROMOTION, 0),
                 )
         T.device_entry()
         maps = T.meta_var(
-            TensorMaps(
-                matrix_map if problem.stored is None else None, rows_map if operands.rows_follow_blocks else None
-            )
+            TensorMaps(None if problem.decodes else matrix_map, rows_map if operands.rows_follow_blocks else None)
         )
         _compute(operands, epilogue, maps, grid)
 
@@ -186,18 +207,17 @@ def grouped_gemm_wgmma(
 
 def _plan(problem: GroupedProblem) -> TilePlan:
     tile, copying_warps = wgmma_tile(problem), WARPGROUP // WARP
-    sizes = (tile.rows, tile.columns, DEPTH, tile.stages)
-    return TilePlan(Product.of(problem), *sizes, "wgmma", copying_warps, persistent=True, groups=CONSUMERS)
-
-
-def _why_not_on(problem: GroupedProblem, architecture: str) -> str | None:
-    return why_not(problem) if architecture == "sm_90a" else f"the code is for {architecture}; wgmma needs sm_90a"
+    sizes, groups = (
+        (tile.rows, tile.columns, panel_depth(problem.dtype), tile.stages),
+        1 if tile.together else CONSUMERS,
+    )
+    return TilePlan(Product.of(problem), *sizes, "wgmma", copying_warps, persistent=True, groups=groups)
 
 
 GROUPED_GEMM_WGMMA, GEMM_WGMMA = tiled_kernels(
     "gemm_wgmma",
     grouped_gemm_wgmma,
     how=_how,
-    why_not=_why_not_on,
+    why_not=why_not,
     plan=_plan,
 )

@@ -98,7 +98,7 @@ def grouped_gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.
         chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
         out = T.match_buffer(out_handle, (Q, width), problem.out_dtype)
         T.device_entry()
-        stored = T.meta_var(Matrix(problem.stored, matrix, scales, zero_points))
+        stored = T.meta_var(Matrix(problem.stored, matrix, scales, zero_points, problem.in_fp8))
         _compute(problem, epilogue, rows, stored, bias, weights, chosen, out, tokens, slots)
 
     return with_tables_needed(kernel, problem)

@@ -92,7 +92,8 @@ class GroupedProblem:
         if stored is None:
             return [((*rows, self.inner), self.matrix_dtype), (none, "float32"), (none, "uint8")]
         groups = (*rows, stored.groups(self.inner))
-        tables = [(groups, stored.scale_storage), (groups if stored.zero_points else none, "uint8")]
+        scales = (self.experts, groups[2], self.columns) if self.in_fp8 else groups
+        tables = [(scales, stored.scale_storage), (groups if stored.zero_points else none, "uint8")]
         return [((*rows, stored.row_bytes(self.inner)), "uint8"), *tables]
 
     @property
@@ -135,12 +136,14 @@ class GroupedProblem:
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """The experts' matrices. ``scales`` and ``zero_points`` [E, columns, groups] belong to a quantised one."""
+    """The experts' matrices. ``scales`` and ``zero_points`` [E, columns, groups] belong to a quantised one;
+    ``by_group``: scales are [E, groups, columns], for lanes that have neighbouring columns of a group."""
 
     stored: PackedFormat | None
     data: Any
     scales: Any = None
     zero_points: Any = None
+    by_group: bool = False
 
     @property
     def word_shape(self) -> tuple[int, ...]:
@@ -156,7 +159,9 @@ class Matrix:
     def scale(self, expert: Any, column: Any, k: Any) -> Any:
         """The scale of input ``k``, float32."""
         assert self.stored is not None
-        return self.stored.scale_value(self.scales[tuple(self.group(expert, column, k))])
+        number, line, group = self.group(expert, column, k)
+        place = (number, group, line) if self.by_group else (number, line, group)
+        return self.stored.scale_value(self.scales[place])
 
     def zero(self, expert: Any, column: Any, k: Any) -> Any:
         """The zero point of input ``k``, int32."""
@@ -293,7 +298,7 @@ def grouped_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
         blocks = T.match_buffer(blocks_handle, (B,), "int32")
         count = T.match_buffer(count_handle, (1,), "int32")
         out = T.match_buffer(out_handle, (Q, width), problem.out_dtype)
-        stored = T.meta_var(Matrix(problem.stored, matrix, scales, zero_points))
+        stored = T.meta_var(Matrix(problem.stored, matrix, scales, zero_points, problem.in_fp8))
         body(Operands(problem, rows, stored, bias, weights, pairs, blocks, count, out, slots, B))
 
     return with_tables_needed(kernel, problem)

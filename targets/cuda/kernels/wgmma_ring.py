@@ -22,16 +22,18 @@ from tvm.backend.cuda.lang import MBarrier, PipelineState, TMABar
 from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 
+from moec.targets.cuda.kernels.fp8_rows import FP8
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.launch import WARP
 from moec.targets.cuda.kernels.mma_quantized import Fetched, decode, fetch, lines_of, piece_bytes
 from moec.targets.cuda.kernels.mma_rows import copy_rows, find_sources
-from moec.targets.cuda.kernels.mma_tile import DEPTH, LINE_BYTES, MMA_DEPTH
+from moec.targets.cuda.kernels.mma_tile import DEPTH, LINE_BYTES, MMA_DEPTH, panel_depth
 from moec.targets.cuda.kernels.shared_pool import SWIZZLE_ALIGNMENT, SharedPool
 from moec.targets.cuda.kernels.wgmma_tile import CONSUMERS, GROUP_ROWS, WARPGROUP, WgmmaTile
 
 SWIZZLE = 3
 """128 bytes, for the accelerator and for wgmma."""
-ELEMENTS = {"float16": "f16", "bfloat16": "bf16"}
+ELEMENTS = {"float16": "f16", "bfloat16": "bf16", FP8: "e4m3"}
 _COPY_MATRIX, _COPY_ROWS = (
     f"cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes" for rank in (3, 2)
 )
@@ -62,7 +64,7 @@ class TensorMaps:
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """The stages: their panels [stages, lines, DEPTH] and barriers."""
+    """The stages: their panels [stages, lines, inputs] and barriers."""
 
     tile: WgmmaTile
     maps: TensorMaps
@@ -89,10 +91,10 @@ class Ring:
         return T.Select(stage < count, self.tile.stages - count + stage, stage - count)
 
 
-def new_ring(tile: WgmmaTile, dtype: str, maps: TensorMaps) -> Ring:
-    pool = SharedPool()
-    row_panels = pool.alloc((tile.stages, tile.rows, DEPTH), dtype, align=SWIZZLE_ALIGNMENT)
-    column_panels = pool.alloc((tile.stages, tile.columns, DEPTH), dtype, align=SWIZZLE_ALIGNMENT)
+def new_ring(tile: WgmmaTile, problem: GroupedProblem, maps: TensorMaps) -> Ring:
+    pool, depth, (_, dtype) = SharedPool(), panel_depth(problem.dtype), problem.row_type
+    row_panels = pool.alloc((tile.stages, tile.rows, depth), dtype, align=SWIZZLE_ALIGNMENT)
+    column_panels = pool.alloc((tile.stages, tile.columns, depth), dtype, align=SWIZZLE_ALIGNMENT)
     full, empty = TMABar(pool, tile.stages), MBarrier(pool, tile.stages, phase_offset=1)
     turns = MBarrier(pool, CONSUMERS)
     pool.commit()
@@ -103,7 +105,7 @@ def new_ring(tile: WgmmaTile, dtype: str, maps: TensorMaps) -> Ring:
 def start_ring(ring):
     """All threads see the barriers from now on, and so does the accelerator."""
     ring.full.init(ring.arrivals)
-    ring.empty.init(1)
+    ring.empty.init(CONSUMERS if ring.tile.together else 1)
     ring.turns.init(WARPGROUP // WARP)
     T.ptx.fence.mbarrier_init.release.cluster()
     T.cuda.cta_sync()
@@ -132,7 +134,7 @@ def _start_boxes(ring, tile, stage, panel):
         T.ptx[_COPY_MATRIX](
             ring.column_panels.ptr_to([stage, 0, 0]),
             T.address_of(ring.maps.matrix),
-            panel * DEPTH,
+            panel * tile.depth,
             tile.first_column,
             tile.expert,
             ring.full.ptr_to([stage]),
@@ -141,7 +143,7 @@ def _start_boxes(ring, tile, stage, panel):
         T.ptx[_COPY_ROWS](
             ring.row_panels.ptr_to([stage, 0, 0]),
             T.address_of(ring.maps.rows),
-            panel * DEPTH,
+            panel * tile.depth,
             tile.operands.first_row(tile.block),
             ring.full.ptr_to([stage]),
         )
@@ -224,10 +226,11 @@ def produce_decoded(ring, tile, position):
 
 def multiply_instruction(columns: int, dtype: str) -> str:
     """Of 64 rows and so many columns, with sums in float32."""
-    return f"wgmma.mma_async.sync.aligned.m{GROUP_ROWS}n{columns}k{MMA_DEPTH}.f32.{ELEMENTS[dtype]}.{ELEMENTS[dtype]}"
+    depth, element = panel_depth(dtype) * MMA_DEPTH // DEPTH, ELEMENTS[dtype]
+    return f"wgmma.mma_async.sync.aligned.m{GROUP_ROWS}n{columns}k{depth}.f32.{element}.{element}"
 
 
-def _all_sums(sums: Any, i: Any) -> list[Any]:
+def all_sums(sums: Any, i: Any) -> list[Any]:
     """The registers of an instruction's sums, in its order."""
     _, columns, values = (int(size) for size in sums.shape)
     return [sums[i, j, v] for j in range(columns) for v in range(values)]
@@ -260,7 +263,7 @@ def consume_tile(ring, dtype, panels, position, consumer, thread, sums):
             for i in T.unroll(shape.row_steps):
                 # The first product replaces what is in the registers.
                 T.ptx[instruction](
-                    *_all_sums(sums, i),
+                    *all_sums(sums, i),
                     left + T.cast(i * _GROUP_STEP + step * DEPTH_STEP, "uint64"),
                     right + T.cast(step * DEPTH_STEP, "uint64"),
                     (panel + step) != 0,

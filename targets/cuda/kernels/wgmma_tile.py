@@ -31,6 +31,8 @@ _COLUMN_STEP = 16
 """Gate and up of 8 hidden units, and what the threads that decode have at once."""
 _MOST_SUMS, _MOST_SUMS_BESIDE_DECODERS = 192, 128
 """Registers of a thread that sums may take."""
+_MOST_SCALED_SUMS = 64
+"""The same where consumers share a tile: beside them stand those of a group of inputs, and scales."""
 _REGISTERS, _REGISTERS_BESIDE_DECODERS = (40, 232), (104, 200)
 """Registers of a thread of the producer, and of a consumer: three warpgroups have 168 each at the start."""
 _MOST_STAGES = 8
@@ -51,6 +53,8 @@ class WgmmaTile:
     band: int
     producer_registers: int
     consumer_registers: int
+    together: bool = False
+    """Whether consumers share a tile, by its rows where there are enough for both, else by its columns."""
 
     @property
     def threads(self) -> int:
@@ -59,13 +63,20 @@ class WgmmaTile:
 
     @property
     def row_steps(self) -> int:
-        """Instructions along the rows."""
-        return self.rows // GROUP_ROWS
+        """Instructions of a consumer along the rows."""
+        return 1 if self.together else self.rows // GROUP_ROWS
+
+    @property
+    def instruction_columns(self) -> int:
+        return self.columns // self.consumer_shape.column_warps
 
     @property
     def consumer_shape(self) -> TileShape:
-        warps = WARPGROUP // WARP
-        return TileShape(self.rows, warps, 1, self.stages, self.columns, step_rows=GROUP_ROWS)
+        """How the warps of a consumer share a tile; those of both, where it is theirs together."""
+        warps, across = WARPGROUP // WARP, 1
+        if self.together:
+            warps, across = (warps * CONSUMERS, 1) if self.rows > GROUP_ROWS else (warps, CONSUMERS)
+        return TileShape(self.rows, warps, across, self.stages, self.columns, step_rows=GROUP_ROWS)
 
     @property
     def producer_shape(self) -> TileShape:
@@ -78,15 +89,18 @@ class WgmmaTile:
 
 def wgmma_tile(problem: GroupedProblem) -> WgmmaTile:
     """Tiles as wide as registers allow, fewer columns where that takes no more of them."""
-    decodes = problem.stored is not None
-    sums = _MOST_SUMS_BESIDE_DECODERS if decodes else _MOST_SUMS
-    most = min(_MOST_COLUMNS, sums * WARPGROUP // problem.block_rows)
+    together = problem.in_fp8
+    if together:
+        most, step = _MOST_SCALED_SUMS * CONSUMERS * WARPGROUP // problem.block_rows, _COLUMN_STEP * CONSUMERS
+    else:
+        sums = _MOST_SUMS_BESIDE_DECODERS if problem.decodes else _MOST_SUMS
+        most, step = min(_MOST_COLUMNS, sums * WARPGROUP // problem.block_rows), _COLUMN_STEP
     tiles = -(-problem.columns // most)
-    columns = -(-problem.columns // (tiles * _COLUMN_STEP)) * _COLUMN_STEP
+    columns = -(-problem.columns // (tiles * step)) * step
     stage_bytes = (problem.block_rows + columns) * LINE_BYTES + _BARRIER_BYTES
     stages = min(_MOST_STAGES, (LIMITS["sm_90a"].shared_bytes - _TURN_BYTES) // stage_bytes)
-    registers = _REGISTERS_BESIDE_DECODERS if decodes else _REGISTERS
-    return WgmmaTile(problem.block_rows, columns, stages, _band(problem.block_rows, columns), *registers)
+    registers = _REGISTERS_BESIDE_DECODERS if problem.decodes else _REGISTERS
+    return WgmmaTile(problem.block_rows, columns, stages, _band(problem.block_rows, columns), *registers, together)
 
 
 def _band(rows: int, columns: int) -> int:

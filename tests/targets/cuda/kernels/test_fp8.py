@@ -19,6 +19,7 @@ from moec.targets.cuda.kernels.gemv import gemv as dense_gemv
 from moec.targets.cuda.kernels.grouped_gemm_mma import GEMM_MMA, GROUPED_GEMM_MMA, why_not
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma as mma
 from moec.targets.cuda.kernels.grouped_gemm_simt import GROUPED_GEMM_SIMT
+from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma as wgmma
 from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv as gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.packed_format import PackedFormat
@@ -34,6 +35,12 @@ RANDOM = np.random.default_rng(0)
 SPEC = ProductSpec(arithmetic="fp8", activation_group=128)
 FP8_TOLERANCE = 1e-6
 """Of the largest output: products of 8 bits are exact in float32, whose sums round."""
+
+
+def fp8_tables(stored: PackedFormat, *matrices: list[Any]) -> list[np.ndarray]:
+    """Those of :func:`packed`, scales group by group."""
+    data, scales, none = packed(stored, *matrices)
+    return [data, np.ascontiguousarray(scales.swapaxes(1, 2)), none]
 
 
 def pack_rows(rows: np.ndarray) -> np.ndarray:
@@ -107,7 +114,12 @@ def check(kernel: Any, name: str, problem: GroupedProblem, tokens: int = 9, **op
     run = build(kernel(problem, epilogue), options.pop("architecture", "sm_89"), **options)
     bias = np.zeros((E, problem.columns), np.float32)
     out = run(
-        pack_rows(x), *packed(stored, *matrices), bias, weights, *order, undefined((ids.size, problem.width), "float32")
+        pack_rows(x),
+        *fp8_tables(stored, *matrices),
+        bias,
+        weights,
+        *order,
+        undefined((ids.size, problem.width), "float32"),
     )
 
     with np.errstate(all="ignore"):
@@ -133,6 +145,20 @@ def test_tensor_cores(name, rows, gated):
     check(mma, name, GroupedProblem(E, 640, 72, rows, gated=gated), tokens=70)
 
 
+@thinned(
+    "name, rows, width, options",
+    [
+        ("fp8 in blocks", 128, 72, {}),
+        ("fp8", 64, 200, {"completion": "earliest"}),
+        ("fp8 in blocks", 64, 40, {"first_thread": 300}),
+    ],
+    3,
+)
+def test_tensor_cores_that_read_shared_memory(name, rows, width, options):
+    problem = GroupedProblem(E, 640, width, rows, gated=rows == 64)
+    check(wgmma, name, problem, tokens=70, architecture="sm_90a", **options)
+
+
 @pytest.mark.parametrize("count", [0, 1, 37])
 @pytest.mark.parametrize("kernel", [dense_gemv, mma])
 def test_a_dense_product(kernel, count):
@@ -142,7 +168,7 @@ def test_a_dense_product(kernel, count):
     x, bias = RANDOM.standard_normal((count, 256), np.float32), RANDOM.standard_normal((1, 40), np.float32)
     form_of = {} if kernel is dense_gemv else {"form": dense_kernel}
     run = build(kernel(problem, lambda total: total, **form_of), "sm_89")
-    out = run(pack_rows(x), *packed(stored, matrix), bias, undefined((count, 40), "float32"))
+    out = run(pack_rows(x), *fp8_tables(stored, matrix), bias, undefined((count, 40), "float32"))
     expected = rounded_rows(SPEC, x) @ decode(matrix[0], form).T + bias
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
 

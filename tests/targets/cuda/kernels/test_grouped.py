@@ -161,9 +161,9 @@ def test_what_a_kernel_cannot_compute_has_a_reason():
         "groups of 12": {"stored": PackedFormat("int8", 12)},
         "float64": {"out_dtype": "float64"},
     }
-    assert grouped_gemm_wgmma.why_not(problem) is None
+    assert grouped_gemm_wgmma.why_not(problem, "sm_90a") is None
     for reason, fields in refused.items():
-        assert reason in grouped_gemm_wgmma.why_not(dataclasses.replace(problem, **fields))
+        assert reason in grouped_gemm_wgmma.why_not(dataclasses.replace(problem, **fields), "sm_90a")
     assert "blocks of 20 rows" in grouped_gemm_simt.why_not(dataclasses.replace(problem, block_rows=20))
     assert "float64" in grouped_gemm_simt.why_not(dataclasses.replace(problem, dtype="float64"))
     assert "reads 8 at once" in grouped_gemv.why_not(dataclasses.replace(problem, inner=100))

@@ -1,0 +1,92 @@
+"""Consumers of panels in fp8: both multiply the same stage, each its part of one tile.
+
+What tensor cores make of a panel joins the float32 sums in registers (:mod:`.scaled_sums`), and they would wait for
+that if a warpgroup multiplied alone. So consumers take no turns: while one adds up, the other multiplies, as in
+DeepGEMM (DeepSeek, 2025).
+"""
+
+from __future__ import annotations
+
+from tvm.backend.cuda.lang import MBarrier
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels.launch import WARP
+from moec.targets.cuda.kernels.mma_store import store
+from moec.targets.cuda.kernels.mma_tile import MMA_ROWS, MMA_STEPS, Tile
+from moec.targets.cuda.kernels.scaled_sums import (
+    LANE_COLUMNS,
+    LANE_ROWS,
+    SUMS,
+    Scaled,
+    add_scaled,
+    find_rows,
+    read_scales,
+)
+from moec.targets.cuda.kernels.wgmma_ring import (
+    DEPTH_STEP,
+    EIGHT_LINES,
+    SWIZZLE,
+    RingPosition,
+    all_sums,
+    multiply_instruction,
+)
+from moec.targets.cuda.kernels.wgmma_tile import GROUP_ROWS, WARPGROUP, for_each_tile
+
+
+@T.inline
+def _multiply_panel(ring, tile, position, sums):
+    """``sums`` become those of a panel, of the lines that are this consumer's."""
+    instruction = T.meta_var(multiply_instruction(ring.tile.instruction_columns, tile.problem.dtype))
+    left = T.local_scalar("uint64")
+    right = T.local_scalar("uint64")
+    first_row: T.let = tile.warp_row // GROUP_ROWS * GROUP_ROWS
+    T.cuda.wgmma.encode_matrix_descriptor(
+        T.address_of(left), ring.row_panels.ptr_to([position.stage, first_row, 0]), 1, EIGHT_LINES, SWIZZLE
+    )
+    T.cuda.wgmma.encode_matrix_descriptor(
+        T.address_of(right), ring.column_panels.ptr_to([position.stage, tile.warp_column, 0]), 1, EIGHT_LINES, SWIZZLE
+    )
+    T.ptx.wgmma.fence.sync.aligned()
+    for step in T.unroll(MMA_STEPS):
+        inside = T.meta_var(T.cast(step * DEPTH_STEP, "uint64"))
+        T.ptx[instruction](*all_sums(sums, 0), left + inside, right + inside, step != 0, 1, 1)
+    T.ptx.wgmma.commit_group.sync.aligned()
+    T.ptx.wgmma.wait_group.sync.aligned(0)
+
+
+@T.inline
+def consume_together(operands, epilogue, tile, ring, first, step, thread):
+    """A consumer's part of all tiles of this block of threads; its warps are four of eight."""
+    shape = T.meta_var(tile.consumer_shape)
+    warp: T.let = thread // WARP - WARPGROUP // WARP
+    warp_row: T.let = T.truncmod(warp, shape.row_warps) * MMA_ROWS
+    warp_column: T.let = T.truncdiv(warp, shape.row_warps) * tile.instruction_columns
+    position = T.meta_var(RingPosition(tile.stages, 0))
+    sums = T.alloc_local((1, shape.column_steps, SUMS), "float32")
+    group_sums = T.alloc_local((1, shape.column_steps, SUMS), "float32")
+    sum_rows = T.alloc_local((LANE_ROWS,), "int32")
+    row_scales = T.alloc_local((LANE_ROWS,), "float32")
+    column_scales = T.alloc_local((shape.column_steps * LANE_COLUMNS,), "float32")
+    scaled = T.meta_var(Scaled(group_sums, sum_rows, row_scales, column_scales))
+
+    @T.inline
+    def consume(block, expert, first_column):
+        lane = T.meta_var(thread % WARP)
+        of_thread = T.meta_var(
+            Tile(operands, shape, block, expert, first_column, thread, lane, warp_row, warp_column, None, None)
+        )
+        for j in T.unroll(shape.column_steps):
+            for v in T.unroll(SUMS):
+                sums[0, j, v] = T.float32(0)
+        find_rows(of_thread, scaled)
+        for panel in T.serial(of_thread.panels):
+            read_scales(of_thread, scaled, panel)
+            ring.full.wait(position.stage, position.phase)
+            _multiply_panel(ring, of_thread, position, group_sums)
+            if thread % WARPGROUP == 0:
+                MBarrier.arrive(ring.empty, position.stage)
+            position.advance()
+            add_scaled(of_thread, scaled, sums)
+        store(of_thread, epilogue, sums)
+
+    for_each_tile(operands, tile, first, step, consume)

@@ -66,15 +66,16 @@ def read_scales(tile, scaled, panel):
     scales = T.meta_var(words_of(tile.operands.rows, "float32"))
     for r in T.unroll(scaled.rows.shape[0]):
         scaled.row_scales[r] = scales[T.cast(scaled.rows[r], "int64"), place_of_scale(tile.problem.inner, panel)]
-    matrix, stored = T.meta_var((tile.operands.matrix, tile.problem.stored))
-    found = T.alloc_local((LANE_COLUMNS,), stored.scale_storage)
+    stored, table = T.meta_var((tile.problem.stored, tile.operands.matrix.scales))
+    experts, groups, columns = T.meta_var([int(size) for size in table.shape])
+    pairs = T.decl_buffer((experts, groups, columns // LANE_COLUMNS, LANE_COLUMNS), table.dtype, data=table.data)
+    found = T.alloc_local((LANE_COLUMNS,), table.dtype)
     group = T.meta_var(panel if stored.group > 0 else 0)
     for j in T.unroll(tile.shape.column_steps):
         # The last columns stand for those behind them, whose sums are not stored.
         column: T.let = tile.first_column + tile.warp_column + j * MMA_COLUMNS + tile.lane % 4 * LANE_COLUMNS
-        pair: T.let = T.min(column, tile.problem.columns - LANE_COLUMNS)
         for v in T.vectorized(LANE_COLUMNS):
-            found[v] = matrix.scales[T.cast(tile.expert, "int64"), group, pair + v]
+            found[v] = pairs[T.cast(tile.expert, "int64"), group, tile.column_or_last(column) // LANE_COLUMNS, v]
         for v in T.unroll(LANE_COLUMNS):
             scaled.column_scales[j * LANE_COLUMNS + v] = stored.scale_value(found[v])
 

@@ -31,7 +31,7 @@ _COLUMN_STEP = 16
 """Gate and up of 8 hidden units, and what the threads that decode have at once."""
 _MOST_SUMS, _MOST_SUMS_BESIDE_DECODERS = 192, 128
 """Registers of a thread that sums may take."""
-_MOST_SCALED_SUMS = 80
+_MOST_SCALED_SUMS = 72
 """The same where consumers share a tile: beside them stand those of a group of inputs, and scales."""
 _REGISTERS, _REGISTERS_BESIDE_DECODERS = (40, 232), (104, 200)
 """Registers of a thread of the producer, and of a consumer: three warpgroups have 168 each at the start."""
@@ -91,8 +91,9 @@ def wgmma_tile(problem: GroupedProblem) -> WgmmaTile:
     """Tiles as wide as registers allow, fewer columns where that takes no more of them."""
     together = problem.in_fp8
     sums = _MOST_SUMS_BESIDE_DECODERS if problem.decodes else _MOST_SUMS
-    sums, step = (_MOST_SCALED_SUMS * CONSUMERS, _COLUMN_STEP * CONSUMERS) if together else (sums, _COLUMN_STEP)
+    sums = _MOST_SCALED_SUMS * CONSUMERS if together else sums
     most = min(_MOST_COLUMNS, sums * WARPGROUP // problem.block_rows)
+    step = _COLUMN_STEP * (CONSUMERS if together and problem.block_rows == GROUP_ROWS else 1)
     tiles = -(-problem.columns // most)
     columns = -(-problem.columns // (tiles * step)) * step
     stage_bytes = (problem.block_rows + columns) * LINE_BYTES + _BARRIER_BYTES

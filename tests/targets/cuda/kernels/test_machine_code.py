@@ -46,6 +46,9 @@ def _half(rows: int) -> GroupedProblem:
     return GroupedProblem(128, 2048, 768, rows, gated=True, gathered=True, **stored)
 
 
+_FP8 = dataclasses.replace(_half(128), dtype="float8_e4m3fn", stored=PackedFormat("fp8", 128))
+
+
 def _dense(**fields: Any) -> GroupedProblem:
     stored = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "out_dtype": "bfloat16"}
     return dense_problem(2880, 2880, **stored, **fields)
@@ -74,6 +77,8 @@ KERNELS = {
     "wgmma, results of pairs": lambda: grouped_gemm_wgmma(_BEHIND, lambda total: total),
     "mma, results of pairs": lambda: grouped_gemm_mma(_BEHIND, lambda total: total),
     "mma, int4": lambda: grouped_gemm_mma(dataclasses.replace(_half(128), stored=INT4), SILU),
+    "wgmma, fp8": lambda: grouped_gemm_wgmma(_FP8, SILU),
+    "mma, fp8": lambda: grouped_gemm_mma(_FP8, SILU),
     "softmax": lambda: softmax(RowLayout(None, "float16")),
     "layer norm": lambda: normalize(RowLayout(4096, "bfloat16"), 1e-5, True, "bfloat16", "bfloat16"),
     "attention of few": lambda: attention_few(_ATTENTION, "bfloat16"),
@@ -107,10 +112,24 @@ KERNELS = {
 
 _PTX, _MACHINE_CODE = 1, 2
 """Kinds of parts of a binary."""
-AMPERE, HOPPER, BLACKWELL = "sm_80", "sm_90a", "sm_120"
+AMPERE, ADA, HOPPER, BLACKWELL = "sm_80", "sm_89", "sm_90a", "sm_120"
 SPILLS = ("take_tokens", BLACKWELL)
 """Here ptxas spills 28 bytes so that three blocks, not two, fit on a multiprocessor."""
-QUICK = [*((name, AMPERE) for name in ("route", "simt", "mma, 128 rows", "mma, int4")), ("wgmma, 128 rows", HOPPER)]
+_UNKNOWN = ("wgmma, attention", "wgmma, fp8")
+"""Products with an operand in registers, and of 8 bits: the interpreter of PTX has none."""
+
+
+def _architectures(name: str) -> list[str]:
+    if name.startswith("wgmma"):
+        return [HOPPER]
+    return [ADA, BLACKWELL] if name == "mma, fp8" else [AMPERE, BLACKWELL]
+
+
+QUICK = [
+    *((name, AMPERE) for name in ("route", "simt", "mma, 128 rows", "mma, int4")),
+    ("wgmma, 128 rows", HOPPER),
+    ("wgmma, fp8", HOPPER),
+]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +137,7 @@ QUICK = [*((name, AMPERE) for name in ("route", "simt", "mma, 128 rows", "mma, i
     [
         pytest.param(name, architecture, marks=() if (name, architecture) in QUICK else pytest.mark.nightly)
         for name in KERNELS
-        for architecture in ([HOPPER] if name.startswith("wgmma") else [AMPERE, BLACKWELL])
+        for architecture in _architectures(name)
         if (name, architecture) != SPILLS
     ],
 )
@@ -126,7 +145,7 @@ def test_nothing_is_spilled_or_advised_against(name, architecture):
     compiled = compile_source(source_of(KERNELS[name](), architecture), architecture)
     assert compiled is not None
     assert not compiled.advisories
-    if not name.startswith("wgmma, attention"):  # products with an operand in registers
+    if not name.startswith(_UNKNOWN):
         assert all(Program(ptx) for ptx in compiled.ptx.values())  # the interpreter knows every instruction
     (resources,) = compiled.resources.values()
     assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in resources
@@ -168,6 +187,16 @@ def test_warp_groups_multiply_what_the_accelerator_copies(rows):
     compiled = compile_source(source_of(grouped_gemm_wgmma(_half(rows), SILU), "sm_90a"), "sm_90a")
     (instructions,) = compiled.sass.values()
     assert all(name in instructions for name in ("HGMMA.64x256x16", "UTMALDG", "LDGSTS"))
+
+
+@pytest.mark.skipif(find_disassembler() is None, reason="there is no cuobjdump, or no nvdisasm")
+@pytest.mark.parametrize(
+    ("name", "architecture", "instruction"),
+    [("wgmma, fp8", HOPPER, "QGMMA.64x144x32"), ("mma, fp8", ADA, "QMMA.16832.F32.E4M3.E4M3")],
+)
+def test_numbers_of_8_bits_are_multiplied_as_they_are(name, architecture, instruction):
+    (instructions,) = compile_source(source_of(KERNELS[name](), architecture), architecture).sass.values()
+    assert instruction in instructions and "F2F" not in instructions.replace("F2FP", "")
 
 
 @pytest.mark.skipif(find_disassembler() is None, reason="there is no cuobjdump, or no nvdisasm")

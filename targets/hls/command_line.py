@@ -27,6 +27,9 @@ class PipelineStyle(str, enum.Enum):
 def read_options(
     calibrate: Annotated[Path | None, _option(help="An .npz file of inputs by name: scales and test vectors.")] = None,
     max_tokens: Annotated[int | None, _option(min=1, help="Tokens in one call, at most.")] = None,
+    max_length: Annotated[
+        int | None, _option(min=1, help="Tokens of a sequence in several calls: a cache holds its keys and values.")
+    ] = None,
     weight_bits: Annotated[int | None, _option(help="Of experts: 8 (the default) or 4.")] = None,
     max_dsp: Annotated[int | None, _option(min=1, help="Default: 80% of the part.")] = None,
     max_bram: Annotated[int | None, _option(min=1, help="Of 18 Kbit. Default: 80%.")] = None,
@@ -49,6 +52,7 @@ def read_options(
     if (
         calibrate is None
         and max_tokens is None
+        and max_length is None
         and weight_bits is None
         and not given
         and not calibrated
@@ -64,7 +68,7 @@ def read_options(
         raise MoecError(f"--weight-bits {weight_bits}: expected 4 or 8")
     arrays = None if calibrate is None else array_files.read_arrays(calibrate, ())
     constraints = Constraints(**given, calibration=read_calibrations(calibrated or ()))
-    return HlsOptions(arrays, max_tokens, 4 if weight_bits == 4 else 8, constraints, by_block)
+    return HlsOptions(arrays, max_tokens, max_length, 4 if weight_bits == 4 else 8, constraints, by_block)
 
 
 def simulate(

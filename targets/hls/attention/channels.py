@@ -44,12 +44,14 @@ def _products(design: AttentionDesign) -> list[Channel]:
 def _heads(design: AttentionDesign) -> list[Channel]:
     fifos, lanes = design.fifos, design.lanes
     chunk = INPUT_BITS * lanes
-    turned = design.shape.turned
+    turned, cached = design.shape.turned, design.shape.cached
+    to_scores, to_values = ("join_cache", "join_cache 2") if cached else ("score_keys", "mix_values")
     return [
         Channel("projected", "product_up", "split_heads", chunk, fifos.rows),
-        Channel("keys_and_queries", "split_heads", "measure_heads" if turned else "score_keys", chunk, fifos.rows),
-        *(_turns(design) if turned else ()),
-        Channel("values", "split_heads", "mix_values", chunk, fifos.rows),
+        Channel("keys_and_queries", "split_heads", "measure_heads" if turned else to_scores, chunk, fifos.rows),
+        *(_turns(design, to_scores) if turned else ()),
+        *(_cache(design) if cached else ()),
+        Channel("values", "split_heads", to_values, chunk, fifos.rows),
         Channel("scores", "score_keys", "weigh_keys", design.score_bits * lanes, fifos.scores),
         Channel("key_weights", "weigh_keys", "mix_values", KEY_WEIGHT_BITS * lanes, design.key_weights_depth),
         Channel("reciprocals", "weigh_keys", "scale_values", RECIPROCAL_BITS, design.reciprocals_depth),
@@ -58,15 +60,28 @@ def _heads(design: AttentionDesign) -> list[Channel]:
     ]
 
 
-def _turns(design: AttentionDesign) -> list[Channel]:
+def _turns(design: AttentionDesign, turned_to: str) -> list[Channel]:
     fifos, chunk = design.fifos, INPUT_BITS * design.lanes
     measured = RESULT_BITS + bits_for(design.shape.head_width) + MULTIPLIER_BITS + SCALE_BITS
     return [
         Channel("beats_turns", "read_turns", "turn_heads", BEAT_BITS, fifos.beats),
         Channel("measured_rows", "measure_heads", "turn_heads", chunk, design.measured_rows_depth),
         Channel("measures", "measure_heads", "turn_heads", measured, fifos.measured),
-        Channel("turned", "turn_heads", "score_keys", chunk, fifos.rows),
+        Channel("turned", "turn_heads", turned_to, chunk, fifos.rows),
     ]
+
+
+def _cache(design: AttentionDesign) -> list[Channel]:
+    fifos, chunk = design.fifos, INPUT_BITS * design.lanes
+    found = []
+    for name, number, reader in (("keys", "", "score_keys"), ("values", " 2", "mix_values")):
+        join = f"join_cache{number}"
+        found += [
+            Channel(f"held_{name}", f"read_cache{number}", join, BEAT_BITS, fifos.beats),
+            Channel(f"joined_{name}", join, reader, chunk, fifos.rows),
+            Channel(f"added_{name}", join, f"write_cache{number}", BEAT_BITS, fifos.beats),
+        ]
+    return found
 
 
 def _results(design: AttentionDesign) -> list[Channel]:

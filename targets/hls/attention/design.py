@@ -10,6 +10,7 @@ import dataclasses
 
 from moec.targets.hls.moe.design import (
     BEAT_BYTES,
+    INPUT_BITS,
     MOST_ACCUMULATOR_BITS,
     RESULT_BITS,
     Norm,
@@ -127,6 +128,16 @@ class AttentionDesign:
     def turn_beats(self) -> int:
         """Of the turns of one position: a number of 16 bits per channel of a head."""
         return -(-RESULT_BITS // 8 * self.head_width // BEAT_BYTES)
+
+    @property
+    def cache_row_beats(self) -> int:
+        """Of the keys, or values, of a token and a head."""
+        return -(-INPUT_BITS // 8 * self.head_width // BEAT_BYTES)
+
+    @property
+    def cache_beats(self) -> int:
+        """Of all keys, or of all values."""
+        return self.shape.key_heads * self.shape.cached * self.cache_row_beats
 
     @property
     def measured_rows_depth(self) -> int:

@@ -108,8 +108,11 @@ def estimate_attention(
     return AttentionEstimate(design, part, clock_megahertz, ports, cycles, dsps, memories, corrected, calibration)
 
 
-def attention_cycles(design: AttentionDesign, tokens: int, pace: MemoryPace, stages: int = 0) -> AttentionCycles:
-    """The cycles of a call with ``tokens`` tokens, one at least. ``stages``: of each pipeline."""
+def attention_cycles(
+    design: AttentionDesign, tokens: int, pace: MemoryPace, stages: int = 0, past: int = 0
+) -> AttentionCycles:
+    """The cycles of a call with ``tokens`` tokens, one at least, behind ``past`` others that a cache holds. ``stages``:
+    of each pipeline."""
     shape, steps = design.shape, design.width // design.norm_lanes
     reads = max(steps, 2 * design.width / BEAT_BYTES * pace.cycles_per_beat)
     norm_beats = design.width * PARAMETER_BYTES / BEAT_BYTES
@@ -117,16 +120,19 @@ def attention_cycles(design: AttentionDesign, tokens: int, pace: MemoryPace, sta
     normalize = start + tokens * reads + steps + _LOOPS_OF_TOKENS * stages
     weight_beats = design.width * design.head_width // BEAT_BYTES
     tile_beats = weight_beats + math.ceil(design.head_width * PARAMETER_BYTES / BEAT_BYTES)
-    scored = math.ceil(tokens / design.lanes) * design.chunks  # steps of the last query
+    scored = math.ceil((past + tokens) / design.lanes) * design.chunks  # steps of the last query
     per_token = design.chunks * design.width_chunks
-    queries = max(per_token * tokens, scores_of_head(design, tokens))
-    first, end = _run(design, tokens, tile_beats, queries, normalize, pace, stages)
+    scores = scores_of_head(design, tokens, past)
+    held = past * max(design.chunks, design.cache_row_beats * pace.cycles_per_beat) + (pace.latency if past else 0)
+    loads = _Loads(tile_beats, max(per_token * tokens, scores), held)
+    first, end = _run(design, tokens, loads, normalize, pace, stages)
     products = shape.tiles * tokens * per_token
     per_head = 2 + shape.sharing
     busy = {
         "products": per_head * tokens * per_token,
         "weights": per_head * (pace.latency + tile_beats * pace.cycles_per_beat),
-        "scores": shape.sharing * scores_of_head(design, tokens),
+        "scores": shape.sharing * scores,
+        "cache": held,
     }
     return AttentionCycles(
         normalize=round(normalize),
@@ -141,38 +147,47 @@ def attention_cycles(design: AttentionDesign, tokens: int, pace: MemoryPace, sta
     )
 
 
-def scores_of_head(design: AttentionDesign, tokens: int) -> int:
+@dataclasses.dataclass(frozen=True)
+class _Loads:
+    """``tile_beats``: weights of a tile. Cycles that ``queries`` of a head take, and its ``held`` keys to arrive."""
+
+    tile_beats: int
+    queries: int
+    held: float
+
+
+def scores_of_head(design: AttentionDesign, tokens: int, past: int = 0) -> int:
     """Steps in which the queries of a head meet keys: a group of them per step, none behind the query where that is
     ruled out."""
-    groups = -(-tokens // design.lanes)
+    groups = -(-(past + tokens) // design.lanes)
     if not design.shape.causal:
         return tokens * groups * design.chunks
-    return design.chunks * sum(position // design.lanes + 1 for position in range(tokens))
+    return design.chunks * sum(position // design.lanes + 1 for position in range(past, past + tokens))
 
 
 def _run(
     design: AttentionDesign,
     tokens: int,
-    tile_beats: int,
-    queries: int,
+    loads: _Loads,
     normalized: float,
     pace: MemoryPace,
     stages: int,
 ) -> tuple[float, float]:
-    """When the first tile starts, and when the last query is scored. ``queries``: cycles that those of a head take."""
+    """When the first tile starts, and when the last query is scored."""
     loader = Loader(design.fifos.weights, pace, stages)
     per_token = design.chunks * design.width_chunks
-    first = start = max(normalized, loader.arrival(tile_beats, 0, normalized)) + stages
+    first = start = max(normalized, loader.arrival(loads.tile_beats, 0, normalized)) + stages
     room = 2 * design.fifos.rows // design.chunks * per_token  # rows of keys that channels hold meanwhile
-    announced = scored = 0.0
+    announced = scored = held = 0.0
     loops = _LOOPS_OF_QUERIES + (_LOOPS_OF_TURNS if design.shape.turned else 0)
     for tile in range(design.shape.tiles):
         part = tile % (2 + design.shape.sharing)
         if part == KEY:
-            start = max(start, scored - room)
+            held = scored + loads.held  # these keys are there, and behind them come new ones
+            start = max(start, held - room)
         if part >= QUERY:
-            scored = max(start, scored - loops * stages) + queries + loops * stages
-        arrived = loader.arrival(tile_beats, announced, start)
+            scored = max(start, held, scored - loops * stages) + loads.queries + loops * stages
+        arrived = loader.arrival(loads.tile_beats, announced, start)
         # As in a MoE block: two tiles behind the one whose items have left their channel.
         announced = max(announced, start + per_token * (tokens - 1 - design.fifos.items))
         done = start + tokens * per_token
@@ -228,6 +243,7 @@ def attention_memories(design: AttentionDesign) -> list[Memory]:
         array_memory("weights", "product_down", BEAT_BITS, tile_words, 2 * banks, variable="weights"),
         parameter_memory("product_down", lanes, design.width_chunks),
         *(_turn_memories(design) if shape.turned else ()),
+        *(_cache_adapters() if shape.cached else ()),
         *channel_memories(attention_channels(design)),
         *(
             array_memory(f"adapter {name}", process, BEAT_BITS, bursts * BURST_BEATS)
@@ -243,6 +259,19 @@ def _turn_memories(design: AttentionDesign) -> list[Memory]:
         *([roots] if design.shape.head_norm else []),
         array_memory("multipliers", "turn_heads", bits, 2 * design.chunks, variable="multipliers"),
         array_memory("adapter turns", "read_turns", BEAT_BITS, OUTSTANDING["tokens"] * BURST_BEATS),
+    ]
+
+
+def _cache_adapters() -> list[Memory]:
+    words = OUTSTANDING["results"] * BURST_BEATS
+    return [
+        array_memory(f"adapter {name}", process, BEAT_BITS, words)
+        for name, process in (
+            ("keys", "read_cache"),
+            ("values", "read_cache 2"),
+            ("keys, writes", "write_cache"),
+            ("values, writes", "write_cache 2"),
+        )
     ]
 
 

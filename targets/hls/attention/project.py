@@ -7,7 +7,7 @@
 | ``down.bin`` | by head the weights of the output product by step; then the parameters of its results |
 | ``turns.bin`` | where positions turn keys and queries: rows of int16, ``library/moec_turn.h`` says of what |
 | ``tokens.bin``, ``outputs.bin`` | int16 [T, d] of the residual stream, as the MoE block reads and writes it |
-| ``count.bin`` | int32: how many tokens there are |
+| ``count.bin`` | int32: how many tokens each call of the testbench has; one call where there is no cache |
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.channels import attention_channels
-from moec.targets.hls.attention.design import AttentionDesign
+from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
 from moec.targets.hls.attention.estimate import attention_memories
 from moec.targets.hls.attention.quantize import QuantizedAttention, QuantizedTurns
 from moec.targets.hls.hardware.parts import find_part
@@ -34,6 +34,8 @@ from moec.targets.hls.wires import AttentionWires
 Array = np.ndarray[Any, Any]
 
 TOP = "attention_block"
+_ALONE = 3
+"""Tokens of the testbench that come one by one, as in the generation of a text."""
 _TEMPLATES = {
     "attention_config.h.j2": "src/attention_config.h",
     "attention_tables.h.j2": "src/attention_tables.h",
@@ -51,7 +53,8 @@ _TEMPLATES = {
 def attention_files(
     design: AttentionDesign, block: QuantizedAttention, vectors: Array, *, name: str, device: str, clock: float
 ) -> dict[str, bytes]:
-    """Contents by path. ``vectors``: one sequence, int16 [T, d], that the testbench runs; ``clock`` in MHz."""
+    """Contents by path. ``vectors``: one sequence, int16 [T, d], that the testbench runs, with a cache in several
+    calls; ``clock`` in MHz."""
     data = _vector_files(design, block, vectors)
     tokens = -(-2 * design.shape.tokens * design.width // BEAT_BYTES)
     context = {
@@ -89,6 +92,8 @@ def attention_files(
 
 
 def _vector_files(design: AttentionDesign, block: QuantizedAttention, vectors: Array) -> dict[str, bytes]:
+    calls = calls_of(design.shape, len(vectors))
+    vectors = vectors[: sum(calls)]
     expected = attention_reference.run(block, vectors)
     return {
         "norm.bin": packing.pack_norm(block.norm, design.width),
@@ -97,8 +102,20 @@ def _vector_files(design: AttentionDesign, block: QuantizedAttention, vectors: A
         **({} if block.turns is None else {"turns.bin": pack_turns(design, block.turns)}),
         "tokens.bin": packing.pack_stream(vectors, design.width),
         "outputs.bin": packing.pack_stream(expected.output, design.width),
-        "count.bin": np.array([len(vectors)], "<i4").tobytes(),
+        "count.bin": np.array(calls, "<i4").tobytes(),
     }
+
+
+def calls_of(shape: AttentionShape, tokens: int) -> list[int]:
+    """How many of a sequence's tokens each call of the testbench takes: without a cache all; with one as many as fit,
+    twice at most, and the last ones alone."""
+    if not shape.cached:
+        return [tokens]
+    tokens = min(tokens, shape.cached)
+    alone = min(_ALONE, tokens)
+    first = min(shape.tokens, tokens - alone)
+    second = min(shape.tokens, tokens - alone - first)
+    return [count for count in (first, second, *[1] * alone) if count] or [0]
 
 
 def pack_projections(design: AttentionDesign, block: QuantizedAttention) -> bytes:

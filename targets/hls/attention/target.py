@@ -14,7 +14,7 @@ from moec.targets.base import Project
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
-from moec.targets.hls.attention.estimate import AttentionEstimate, estimate_attention
+from moec.targets.hls.attention.estimate import AttentionEstimate, attention_cycles, estimate_attention
 from moec.targets.hls.attention.graph import SOME_POSITIONS, GraphAttention, find_attention
 from moec.targets.hls.attention.project import attention_files
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
@@ -32,16 +32,21 @@ Array = np.ndarray[Any, Any]
 _LANES = (32, 16, 8)
 
 
-def shape_of(block: GraphAttention, max_tokens: int | None) -> AttentionShape:
-    """The sizes of the block for one sequence.
+def shape_of(block: GraphAttention, options: HlsOptions) -> AttentionShape:
+    """The sizes of the block for one sequence. A cache holds its keys and values where the user says how long it
+    becomes, or the graph takes earlier ones, if every token sees those up to itself.
 
-    Raises UnsupportedError where neither the graph nor the user says how long it is.
+    Raises UnsupportedError where neither the graph nor the user says how long it is, and for a graph that takes keys
+    of earlier tokens which do not see themselves so.
     """
     count = None if block.tokens.shape is None else block.tokens.shape[1]
-    tokens = count if isinstance(count, int) else max_tokens
+    tokens = count if isinstance(count, int) else options.max_tokens
     if tokens is None:
         raise UnsupportedError("only the caller knows how long a sequence is; say it with --max-tokens")
-    return attention_shape(block.numbers, tokens)
+    if block.has_past and not block.numbers.causal:
+        raise UnsupportedError("it takes keys of earlier tokens, and none of its tokens is behind another")
+    length = options.max_length or (tokens if block.has_past else 0)
+    return attention_shape(block.numbers, min(tokens, length or tokens), length if block.numbers.causal else 0)
 
 
 def choose_attention(
@@ -65,6 +70,13 @@ def choose_attention(
     raise UnsupportedError(f"no design fits: {reasons[-1] if reasons else 'no number of lanes was allowed'}")
 
 
+def last_token(estimate: AttentionEstimate) -> dict[str, float]:
+    """What a call with one token takes, the last that the cache has room for."""
+    past, stages = estimate.design.shape.cached - 1, estimate.calibration.stages
+    cycles = attention_cycles(estimate.design, 1, estimate.ports.loaders, stages, past)
+    return {"past": past, "cycles": cycles.total, "milliseconds": cycles.total / estimate.clock_megahertz / 1e3}
+
+
 @dataclasses.dataclass(frozen=True)
 class AttentionBlock:
     """An attention block on its way to a project."""
@@ -78,11 +90,11 @@ class AttentionBlock:
     @classmethod
     def find(cls, model: ir.Model, part: Part, options: HlsOptions) -> tuple[list[AttentionBlock], list[str]]:
         """Those that the templates compute and that fit the part; the others stay outside."""
-        found, outside = find_attention(model, options.max_tokens or SOME_POSITIONS)
+        found, outside = find_attention(model, options.max_length or options.max_tokens or SOME_POSITIONS)
         fitting = []
         for graph in found:
             try:
-                choose_attention(shape_of(graph, options.max_tokens), part, options.constraints)
+                choose_attention(shape_of(graph, options), part, options.constraints)
             except UnsupportedError as error:
                 outside.append(f"{graph.name}: {error}")
             else:
@@ -94,8 +106,10 @@ class AttentionBlock:
 
     def quantize(self, tokens: Array, stream_scale: float | None) -> IntegerAttentionBlock:
         """Sequences [B, T, d]. Raises what :func:`~moec.targets.hls.attention.quantize.quantize_attention` does."""
-        most = shape_of(self.graph, self.options.max_tokens).tokens
-        quantized = quantize_attention(self.graph.numbers, tokens, most_tokens=most, stream_scale=stream_scale)
+        shape = shape_of(self.graph, self.options)
+        quantized = quantize_attention(
+            self.graph.numbers, tokens, most_tokens=shape.tokens, cached=shape.cached, stream_scale=stream_scale
+        )
         return IntegerAttentionBlock(self, quantized)
 
 
@@ -119,7 +133,7 @@ class IntegerAttentionBlock:
         widths = {project.report.get("channel_width") for project in earlier}
         lanes = sorted(_LANES, key=lambda count: padded(quantized.shape.width, count) not in widths)
         estimate = choose_attention(quantized.shape, self.block.part, self.block.options.constraints, lanes)
-        vectors = quantized.quantized(tokens[0][: estimate.design.shape.tokens])
+        vectors = quantized.quantized(tokens[0][: estimate.design.shape.positions])
         files = attention_files(
             estimate.design,
             quantized,
@@ -138,6 +152,8 @@ class IntegerAttentionBlock:
             "vectors": len(vectors),
             **common,
         }
+        if quantized.shape.cached:
+            report["last_token"] = last_token(estimate)
         return checked_project(name, files, estimate.as_dict(), report)
 
 

@@ -17,10 +17,10 @@ from moec.targets.hls.moe.design import BEAT_BYTES, Design
 from moec.targets.hls.moe.striping import stripe_names
 
 UP, DOWN = "gmem_up", "gmem_down"
-ATTENTION_MASTERS = (UP, DOWN, "gmem_results", "gmem_tokens", "gmem_turns")
+ATTENTION_MASTERS = (UP, DOWN, "gmem_keys", "gmem_values", "gmem_results", "gmem_tokens", "gmem_turns")
 MOE_MASTERS = (UP, DOWN, "gmem_results", "gmem_tokens", "gmem_residual")
-"""The bundles of the top function, from busy to idle; the last one only where a block turns keys, or adds its tokens at
-the end."""
+"""The bundles of the top function, from busy to idle; some of them only where a block has a cache, turns
+keys, or adds its tokens at the end."""
 MEMORY_LATENCY = 64
 """Cycles, as the pragmas INTERFACE say."""
 
@@ -61,7 +61,8 @@ def masters_of(design: Design) -> tuple[str, ...]:
 
 
 def attention_masters(shape: AttentionShape) -> tuple[str, ...]:
-    return ATTENTION_MASTERS if shape.turned else ATTENTION_MASTERS[:-1]
+    up, down, keys, values, *streams, turns = ATTENTION_MASTERS
+    return (up, down, *((keys, values) if shape.cached else ()), *streams, *((turns,) if shape.turned else ()))
 
 
 def connect(

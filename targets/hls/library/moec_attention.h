@@ -6,9 +6,10 @@
 // Keys, values and queries are the hidden tiles of a first product, head by head, and what heads attend to are those of
 // a second one; both products and their loaders are those of a MoE block with one expert. One head's keys and values
 // are on the chip at a time. Where positions turn keys and queries, measure_heads and turn_heads stand in front of
-// score_keys.
+// score_keys; where a cache holds those of earlier tokens, join_cache stands in front of score_keys and of mix_values.
 #ifndef MOEC_ATTENTION_H
 #define MOEC_ATTENTION_H
+#include "moec_cache.h"
 #include "moec_heads.h"
 #include "moec_memory.h"
 #include "moec_normalize.h"

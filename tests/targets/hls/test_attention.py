@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -70,8 +72,8 @@ def tokens_for(block, batch, count, seed=1):
     return np.random.default_rng(seed).normal(size=(batch, count, block.width)).astype(np.float32)
 
 
-def quantized(block, most_tokens=21) -> QuantizedAttention:
-    return quantize_attention(block, tokens_for(block, 4, 20), most_tokens=most_tokens)
+def quantized(block, most_tokens=21, cached=0) -> QuantizedAttention:
+    return quantize_attention(block, tokens_for(block, 4, 20), most_tokens=most_tokens, cached=cached)
 
 
 def files_of(block, steps, **design):
@@ -118,6 +120,18 @@ def test_a_causal_block_does_not_look_ahead():
     whole, part = attention_reference.run(block, steps), attention_reference.run(block, steps[:7])
     assert np.array_equal(whole.output[:7], part.output)
     assert not whole.weights[:, np.triu_indices(20, 1)[0], np.triu_indices(20, 1)[1]].any()
+
+
+@pytest.mark.parametrize("calls", [[9, 1, 1, 1], [1] * 12, [5, 7]])
+def test_calls_behind_each_other_are_one_sequence(calls):
+    """Bit for bit, however a sequence is cut: what a cache holds is all that they share."""
+    block = quantized(decoder(normed=True))
+    steps = block.quantized(tokens_for(decoder(), 1, 12)[0])
+    whole, parts, at = attention_reference.run(block, steps), [None], 0
+    for count in calls:
+        parts.append(attention_reference.run(block, steps[at : at + count], parts[-1]))
+        at += count
+    assert np.array_equal(np.concatenate([part.output for part in parts[1:]]), whole.output)
 
 
 def test_turns_depend_on_the_distance_alone():
@@ -171,6 +185,34 @@ def test_a_decoder_equals_the_reference(count, fields, design):
     assert lint(files) == []
     for settings in ({}, {"pipeline_depth": MOST_STAGES}):
         assert f"PASS: {count} tokens" in simulate_timed(files, **settings).output
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [({"normed": True}, 19), ({"sharing": 1, "turns": None, "head_width": 12}, 19), ({"head_width": 72}, 4), ({}, 0)],
+)
+def test_a_cache_holds_a_sequence_between_calls(fields, count):
+    """Of 19 tokens 8 in a call, 8 in the next one, and 3 alone."""
+    block = decoder(**fields)
+    integers = quantized(block, most_tokens=8, cached=19)
+    files = files_of(integers, integers.quantized(tokens_for(block, 1, 24)[0][:count]), lanes=8)
+    assert lint(files) == []
+    for settings in ({}, {"pipeline_depth": MOST_STAGES}):
+        assert f"PASS: {count} tokens" in simulate_timed(files, **settings).output
+
+
+def test_more_tokens_than_a_cache_has_room_for_are_an_error():
+    integers = quantized(decoder(), most_tokens=8, cached=12)
+    files = files_of(integers, integers.quantized(tokens_for(decoder(), 1, 12)[0]), lanes=8)
+    host: dict[str, Any] = {"__name__": "host"}
+    exec(files["host.py"].decode(), host)
+    sequence = host["Sequence"]()
+    assert [sequence.add(count) for count in (8, 1, 3)] == [0, 8, 9]
+    with pytest.raises(ValueError, match="1 tokens behind 12; expected up to 8, 12 in all"):
+        sequence.add(1)
+    counts = np.array([8, 5], "<i4").tobytes()
+    with pytest.raises(SimulationError, match="5 tokens behind 8; the cache holds up to 12"):
+        simulate_timed({**files, "data/count.bin": counts})
 
 
 def test_a_wrong_number_is_noticed(layer):

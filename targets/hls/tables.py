@@ -43,8 +43,15 @@ def project_tables(project: Mapping[str, Any]) -> Iterator[RenderableType]:
     if "kernels" in report:
         yield Text(_kernels(report["kernels"]))
     yield from estimate_tables(report["estimate"])
+    if "last_token" in report:
+        yield Text(_last_token(report["last_token"]))
     yield dataflow_picture(report["channels"])
     yield _quality_table(report)
+
+
+def _last_token(call: Mapping[str, Any]) -> str:
+    time = f"{call['cycles']:,} cycles, {call['milliseconds']:.3f} ms"
+    return f"A call with one token behind {call['past']:,} others, which a cache holds: {time} ({_NOT_SYNTHESISED})"
 
 
 def _kernels(kernels: Mapping[str, Any]) -> str:

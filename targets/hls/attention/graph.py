@@ -34,14 +34,14 @@ _MOST_NODES = 32
 
 @dataclasses.dataclass(frozen=True)
 class GraphAttention:
-    """``tokens``: the residual stream [B, T, d] that the block takes; ``output``: what it makes of it. ``has_past``:
-    the graph takes keys and values of earlier tokens."""
+    """``tokens``: the residual stream [B, T, d] that the block takes; ``output``: what it makes of it. ``past``: inputs
+    of the graph that are keys and values of earlier tokens."""
 
     name: str
     tokens: ir.Value
     output: ir.Value
     numbers: FloatAttention
-    has_past: bool = False
+    past: tuple[ir.Value, ...] = ()
 
     def as_tokens(self, array: Array) -> Array:
         """What the graph holds as the block takes it: sequences, float32 [B, T, d]."""
@@ -63,7 +63,7 @@ def find_attention(model: ir.Model, positions: int = SOME_POSITIONS) -> tuple[li
 
 def _block(model: ir.Model, node: ir.Node, positions: int) -> GraphAttention:
     _expect_plain(node)
-    query, key, value, has_past = _operands(node)
+    query, key, value, past = _operands(node)
     normalize, before, addition = _around(query, node.outputs[0])
     tokens, normalized = normalize.inputs[0], normalize.outputs[0]
     assert tokens is not None
@@ -109,7 +109,7 @@ def _block(model: ir.Model, node: ir.Node, positions: int) -> GraphAttention:
         key_norm=keys.norm,
         turns=turns,
     )
-    return GraphAttention(numbers.name, tokens, addition.outputs[0], numbers, has_past)
+    return GraphAttention(numbers.name, tokens, addition.outputs[0], numbers, past)
 
 
 def _expect_plain(node: ir.Node) -> None:
@@ -123,8 +123,8 @@ def _expect_plain(node: ir.Node) -> None:
         raise UnsupportedError("its scores are used; they stay inside of the block")
 
 
-def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, bool]:
-    """Queries, and keys and values of the same tokens; whether those of earlier tokens stand in front of them."""
+def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, tuple[ir.Value, ...]]:
+    """Queries, keys and values of the same tokens, and keys and values of earlier ones, in front of them."""
     query, key, value = (operand for operand in node.inputs[:3] if operand is not None)
     pasts = [operand for operand in node.inputs[4:6] if operand is not None]
     joined = [_joined(operand) for operand in (key, value)]
@@ -134,7 +134,7 @@ def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, bool]:
         raise UnsupportedError("keys or values of earlier tokens are computed; expected inputs of the graph")
     if not pasts and any(output is not None and output.uses() for output in node.outputs[1:3]):
         raise UnsupportedError("its keys or values are used; they stay inside of the block")
-    return query, key, value, bool(pasts)
+    return query, key, value, tuple(pasts)
 
 
 def _joined(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:

@@ -20,6 +20,8 @@ _BATCHES = (1, 3)
 """Sizes that masks are computed for."""
 _MOST_POSITIONS = 2048
 """Of masks that are looked at: they grow with the square of it."""
+_MASK = 3
+"""Operand of Attention."""
 _NOTHING = -1e4
 """What is added to a score that does not count is below this; 16 bits hold no less than -65504."""
 
@@ -74,7 +76,7 @@ def expect_causal(model: ir.Model, mask: ir.Value, tokens: ir.Value, positions: 
 
 def inputs_behind(value: ir.Value, known: Collection[ir.Value] = ()) -> set[ir.Value]:
     """The graph's inputs that a value depends on by more than their shapes, but for what it is made of that is
-    ``known``."""
+    ``known``. Masks of attention in front of it are looked at by themselves."""
     found: set[ir.Value] = set()
     seen: set[ir.Value] = set(known)
     pending = [value]
@@ -86,5 +88,8 @@ def inputs_behind(value: ir.Value, known: Collection[ir.Value] = ()) -> set[ir.V
         seen.add(needed)
         if node is None and needed.const_value is None:
             found.add(needed)
-        pending += [] if node is None else [operand for operand in node.inputs if operand is not None]
+        operands = [] if node is None else list(node.inputs)
+        if node is not None and node.op_type == "Attention":
+            operands[_MASK : _MASK + 1] = []
+        pending += [operand for operand in operands if operand is not None]
     return found

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.errors import InputError, UnsupportedError
 from moec.targets.base import Project
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.channels import attention_channels
@@ -43,9 +43,9 @@ def shape_of(block: GraphAttention, options: HlsOptions) -> AttentionShape:
     tokens = count if isinstance(count, int) else options.max_tokens
     if tokens is None:
         raise UnsupportedError("only the caller knows how long a sequence is; say it with --max-tokens")
-    if block.has_past and not block.numbers.causal:
+    if block.past and not block.numbers.causal:
         raise UnsupportedError("it takes keys of earlier tokens, and none of its tokens is behind another")
-    length = options.max_length or (tokens if block.has_past else 0)
+    length = options.max_length or (tokens if block.past else 0)
     return attention_shape(block.numbers, min(tokens, length or tokens), length if block.numbers.causal else 0)
 
 
@@ -105,12 +105,23 @@ class AttentionBlock:
         return self.graph.numbers.needed_scale(tokens)
 
     def quantize(self, tokens: Array, stream_scale: float | None) -> IntegerAttentionBlock:
-        """Sequences [B, T, d]. Raises what :func:`~moec.targets.hls.attention.quantize.quantize_attention` does."""
+        """Sequences [B, T, d]. Raises what :func:`~moec.targets.hls.attention.quantize.quantize_attention` does, and
+        InputError where calibration data has tokens in front of these."""
+        self._expect_whole_sequences()
         shape = shape_of(self.graph, self.options)
         quantized = quantize_attention(
             self.graph.numbers, tokens, most_tokens=shape.tokens, cached=shape.cached, stream_scale=stream_scale
         )
         return IntegerAttentionBlock(self, quantized)
+
+    def _expect_whole_sequences(self) -> None:
+        given = self.options.calibration or {}
+        for name in (str(value.name) for value in self.graph.past):
+            if name in given and given[name].shape[2]:
+                raise InputError(
+                    f"calibration data for {name!r} has {given[name].shape[2]} positions; expected none, and whole "
+                    "sequences of tokens"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from moec.targets.hls.attention.estimate import (
     estimate_attention,
     scores_of_head,
 )
+from moec.targets.hls.attention.project import calls_of
 from moec.targets.hls.attention.target import choose_attention
 from moec.targets.hls.hardware.cycles import MemoryPace
 from moec.targets.hls.hardware.parts import find_part
@@ -59,6 +60,25 @@ def test_the_products_of_a_large_block_set_its_pace():
     assert cycles.products == 197 * 3 * 192 * 192 // 16**2
     assert cycles.bound_by == "products"
     assert cycles.products / cycles.total > 0.9
+
+
+@pytest.mark.parametrize(("share", "latency"), [(1.0, 0), (0.25, 64)])
+def test_estimates_of_calls_with_a_cache_agree_with_the_simulation(share, latency):
+    """A call with 32 tokens, one with 8 behind them, and one with one token behind all."""
+    floats = decoder(32, width=64)
+    block = quantized(floats, most_tokens=32, cached=43)
+    files = files_of(block, block.quantized(tokens_for(floats, 1, 43)[0]), lanes=8)
+    simulated = simulate_timed(files, memory_share=share, memory_latency=latency)
+    calls, past = calls_of(block.shape, 43), 0
+    assert calls == [32, 8, 1, 1, 1]
+    for count, cycles in zip(calls, [simulated.cycles, *simulated.later_cycles], strict=False):
+        pace = MemoryPace(1 / share, latency)
+        estimated = attention_cycles(AttentionDesign(block.shape, 8), count, pace, past=past)
+        assert estimated.total == pytest.approx(cycles, rel=0.05 if share == 1 else 0.15)
+        past += count
+    named = {(channel.name, channel.depth) for channel in simulated.channels}
+    assert named == {(channel.name, channel.depth) for channel in attention_channels(AttentionDesign(block.shape, 8))}
+    assert {process.name for process in simulated.processes} < set(PROCESSES)
 
 
 def test_a_causal_block_scores_half_as_many_keys():

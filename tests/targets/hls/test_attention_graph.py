@@ -207,6 +207,34 @@ def test_what_the_templates_do_not_compute_is_refused(heads, reason):
     assert any(part in message for part in reason.split("|"))
 
 
+def test_keys_of_earlier_tokens_are_those_of_a_cache():
+    """The graph takes them in front of its own; a sequence without any is what the block computes."""
+    graph = GraphBuilder()
+    tokens = normalized(graph)
+    pasts = [
+        ir.Value(name=name, shape=ir.Shape(["B", HEADS, "P", CHANNELS]), type=graph.x.type)
+        for name in ("keys", "values")
+    ]
+    heads = []
+    for place in range(3):
+        rows = graph.add("Reshape", graph.dense(tokens, 12), graph.constant(np.array([0, -1, HEADS, CHANNELS])))
+        moved = graph.add("Transpose", rows, perm=[0, 2, 1, 3])
+        heads.append(graph.add("Concat", pasts[place - 1], moved, axis=2) if place else moved)
+    mask = graph.add("Not", graph.add("Less", positions_of(graph, [1]), positions_of(graph, [0])))
+    attended = graph.add("Transpose", graph.add("Attention", *heads, mask), perm=[0, 2, 1, 3])
+    flat = graph.add("Reshape", attended, graph.constant(np.array([0, -1, 12])))
+    model = graph.model(graph.add("Add", graph.dense(flat, D), graph.x))
+    model.graph.inputs.extend(pasts)
+    pipeline.run(model, pipeline.parse("infer-shapes"))
+    (block,), refused = find_attention(model)
+    assert refused == []
+    assert block.past == tuple(pasts)
+    x = np.random.default_rng(1).normal(size=(2, 9, D)).astype(np.float32)
+    nothing = np.zeros((2, HEADS, 0, CHANNELS), np.float32)
+    (wanted,) = interpreter.run(model, {"x": x, "keys": nothing, "values": nothing}).values()
+    np.testing.assert_allclose(block.numbers.run(x).output, wanted, atol=5e-5)
+
+
 def test_a_result_that_is_not_added_to_its_tokens_is_refused():
     graph = GraphBuilder()
     model = graph.model(graph.dense(flat_heads(graph, normalized(graph)), D))

@@ -364,7 +364,7 @@ def _match_experts(block: Block, routings: list[Routing]) -> Match:
     try:
         return checked(block, propose_rows(block, routings))
     except NoResultError:
-        pass
+        pass  # there are no rows to be judged, so what the other readings met is the reason
     except NotUnderstoodError as reason:
         if not block.gathers_weights():  # of those, any operators on rows can be read, and say nothing of the router
             probed = NotUnderstoodError(str(reason), reason.difference, is_mixture=True)

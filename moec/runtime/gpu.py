@@ -29,7 +29,7 @@ _loading = threading.RLock()
 """Held while a program's code is loaded, which a function finds that the whole process shares."""
 
 
-class Gpu(abc.ABC):
+class GpuDevice(abc.ABC):
     """The first device of a kind. ``module_loader``: what makes its code ready to run. ``architecture``: of that code.
 
     Work goes to the stream that is current in PyTorch where inputs are PyTorch's tensors on the device, and else to the

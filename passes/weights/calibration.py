@@ -46,7 +46,7 @@ def opened(pass_name: str, method: Method, path: str | None) -> Iterator[Profile
         yield profile
 
 
-class Calibration:
+class KnownInputs:
     """What a profile knows of the inputs of one node's weights; without a profile, nothing.
 
     Making one notes on the node which layer of a profile it is, for its weights change next. Raises MoecError when the

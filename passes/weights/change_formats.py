@@ -10,7 +10,7 @@ from moec.errors import UnsupportedError
 from moec.ir.names import node_name
 from moec.ir.weights.format import WeightFormat
 from moec.passes.framework.base import Report
-from moec.passes.weights.calibration import Calibration, Method
+from moec.passes.weights.calibration import KnownInputs, Method
 from moec.passes.weights.choice import fit_bytes, input_sizes, quantize_activations
 from moec.passes.weights.loss import Layer, layer_of, loss
 from moec.passes.weights.store import store
@@ -43,11 +43,11 @@ def change_formats(
     if stored and (before.spec.arithmetic == "int8" or not fit_bytes(formats)):
         report.note(pass_name, node_name(node), f"nothing to quantise: its weights are {before.describe_formats()}")
         return False
-    calibration = Calibration(profile, node, method)
+    known = KnownInputs(profile, node, method)
     for name, formats in wanted.items():
-        store(node, name, formats, calibration.encoder(name))
+        store(node, name, formats, known.encoder(name))
     after = layer_of(node)
     every = {form for weight in after.weights.values() for form in weight.formats}
     quantize_activations(node, every, input_sizes(before), activation_group)
-    report.losses.append(loss(pass_name, before, layer_of(node), calibration.rows))
+    report.losses.append(loss(pass_name, before, layer_of(node), known.rows))
     return True

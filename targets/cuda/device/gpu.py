@@ -12,7 +12,7 @@ from typing import Any
 from moec.errors import ArtifactError, MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.device_module import DeviceModule
-from moec.runtime.gpu import Gpu, ModuleLoader
+from moec.runtime.gpu import GpuDevice, ModuleLoader
 from moec.runtime.library import load_ffi
 from moec.runtime.program import LoadedProgram
 from moec.runtime.streams import Streams
@@ -29,7 +29,7 @@ _LOADER = "ffi.Module.load_from_bytes.cuda"
 _HINT = "run it without one by: moec run --emulate, or moec.load(..., emulate=True)"
 
 
-class CudaGpu(Gpu):
+class CudaGpu(GpuDevice):
     """``driver``: None where there is none, as in an emulator."""
 
     number = CUDA

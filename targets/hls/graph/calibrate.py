@@ -28,21 +28,19 @@ class Replaceable(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Calibration:
+class FloatRun:
     """``tokens``: what each block takes, in the order of the blocks. ``outputs``: of the model, by name."""
 
     tokens: list[Array]
     outputs: dict[str, Array]
 
 
-def run_floats(model: ir.Model, blocks: Sequence[Replaceable], inputs: Mapping[str, Array]) -> Calibration:
+def run_floats(model: ir.Model, blocks: Sequence[Replaceable], inputs: Mapping[str, Array]) -> FloatRun:
     """The model as it is. Raises InputError naming an input that is missing, unknown, misshapen or not finite."""
     feeds = feeds_of(model, inputs)
     results = evaluate(model, feeds, [*(block.tokens for block in blocks), *model.graph.outputs])
     tokens, outputs = results[: len(blocks)], results[len(blocks) :]
-    return Calibration(
-        [block.as_tokens(one) for block, one in zip(blocks, tokens, strict=True)], _named(model, outputs)
-    )
+    return FloatRun([block.as_tokens(one) for block, one in zip(blocks, tokens, strict=True)], _named(model, outputs))
 
 
 def run_with(

@@ -32,7 +32,10 @@ SHARED = float_block(
     ("block", "weight_bits", "sizes"),
     [
         (dataclasses.replace(GATED, norm=NORM), 8, {"hidden_tile": 32}),
-        (SHARED, 4, {"hidden_tile": 16, "router_lanes": 2, "fifos": Fifos(weights=32)}),
+        pytest.param(
+            *(SHARED, 4, {"hidden_tile": 16, "router_lanes": 2, "fifos": Fifos(weights=32)}),
+            marks=pytest.mark.nightly,  # int4 in groups is in every run: test_groups.py
+        ),
     ],
     ids=["norm-gated", "shared-int4"],
 )

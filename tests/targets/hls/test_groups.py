@@ -70,6 +70,12 @@ def test_experts_in_floats_are_rounded_beside_the_others():
     integers = quantized(block)
     assert (integers.shape.weight_bits, integers.shape.group) == (8, 32)
     assert np.abs(integers.up.weights[0]).max() <= 8 < np.abs(integers.up.weights[1]).max()
+
+
+@nightly
+def test_experts_in_floats_beside_the_others_are_simulated():
+    block = in_groups(float_block(RouteSpec(2), GELU), 4, 32, floats=[1])
+    integers = quantized(block)
     files = project(integers, integers.quantized(tokens_for(block, 5)), hidden_tile=32)
     assert "PASS" in simulate_functionally(files)
 

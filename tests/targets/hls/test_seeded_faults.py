@@ -102,6 +102,7 @@ def test_one_loader_for_both_products_deadlocks(files):
     assert "they wait in a circle: load_both -> product_up -> product_down -> load_both" in str(error)
 
 
+@pytest.mark.nightly  # the check itself, of a small design: tests/simulators/hls/test_simulator.py
 def test_an_entry_of_the_chosen_experts_is_not_initialised(files):
     assert "PASS" in simulate_functionally(files, optimization="-O0", poison=True)
     text = files[SELECT].decode()
@@ -110,6 +111,7 @@ def test_an_entry_of_the_chosen_experts_is_not_initialised(files):
     assert failure(lambda: simulate_functionally(without, optimization="-O0", poison=True)).kind == "mismatch"
 
 
+@pytest.mark.nightly  # likewise; the claims of real code are watched in test_striping.py
 def test_a_claim_of_independence_is_false(files):
     """Sums are carried from one iteration to the next, which C simulation gets right whatever the pragma says."""
     assert "PASS" in simulate_timed(files, watch_dependences=True).output

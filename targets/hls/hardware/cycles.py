@@ -136,10 +136,12 @@ def _beats(size: int) -> int:
 
 
 def _router_start(design: Design, pace: MemoryPace) -> float:
-    """The router takes as many weights per cycle as inputs of a token, then its biases, from one burst."""
+    """The router takes as many weights per cycle as inputs of a token, then its biases, then those of the choice, from
+    one burst."""
     experts, weights = design.shape.experts, design.shape.experts * design.width
-    beats = _beats(weights * ROUTER_WEIGHT_BITS // 8) + _beats(experts * ROUTER_BIAS_BYTES)
-    return pace.cycles(beats, weights // design.router_lanes + experts)
+    biases = 2 if design.shape.biased_choice else 1
+    beats = _beats(weights * ROUTER_WEIGHT_BITS // 8) + biases * _beats(experts * ROUTER_BIAS_BYTES)
+    return pace.cycles(beats, weights // design.router_lanes + biases * experts)
 
 
 def _stream_start(design: Design, pace: MemoryPace) -> float:

@@ -182,6 +182,11 @@ def _routing(design: Design) -> list[Memory]:
             if select_steps(shape) > shape.experts
             else ()
         ),
+        *(
+            [array_memory("choice biases", "select", design.logit_bits, shape.experts, variable="choice_biases")]
+            if shape.biased_choice
+            else ()
+        ),
         array_memory("lists of tokens", "dispatch", ITEM_BITS, shape.tokens, shape.experts, variable="list"),
     ]
 

@@ -12,7 +12,8 @@ template <class Block> struct memory_sizes {
     static const int TOKEN_BEATS = blocks_of(Block::MAX_TOKENS * Block::WIDTH, BEAT_BYTES);       // int8
     static const int STREAM_BEATS = blocks_of(2 * Block::MAX_TOKENS * Block::WIDTH, BEAT_BYTES);  // int16
     static const int NORM_BEATS = blocks_of(Block::WIDTH, PARAMETERS_PER_BEAT);
-    static const int ROUTER_BEATS = blocks_of(2 * Block::EXPERTS * Block::WIDTH, BEAT_BYTES) + blocks_of(4 * Block::EXPERTS, BEAT_BYTES);
+    static const int ROUTER_BIASES = Block::BIASED_CHOICE ? 2 : 1;  // of an expert: that of its logit, that of its choice
+    static const int ROUTER_BEATS = blocks_of(2 * Block::EXPERTS * Block::WIDTH, BEAT_BYTES) + ROUTER_BIASES * blocks_of(4 * Block::EXPERTS, BEAT_BYTES);
 };
 
 // at: the beat at which the first one lies.
@@ -46,9 +47,10 @@ template <class Block> void read_residual(const beat_t* memory, int at, int toke
     read_beats<memory_sizes<Block>::STREAM_BEATS>(memory, at, adds ? blocks_of(2 * tokens * Block::WIDTH, BEAT_BYTES) : 0, beats);
 }
 
-// memory: int16 weights[experts][WIDTH], from a new beat on int32 biases[experts].
+// memory: int16 weights[experts][WIDTH], from a new beat on int32 biases[experts], and likewise biases on their choice.
 template <class Block> void read_router(const beat_t* memory, int at, int experts, hls::stream<beat_t>& beats) {
-    const int count = blocks_of(2 * experts * Block::WIDTH, BEAT_BYTES) + blocks_of(4 * experts, BEAT_BYTES);
+    const int biases = memory_sizes<Block>::ROUTER_BIASES * blocks_of(4 * experts, BEAT_BYTES);
+    const int count = blocks_of(2 * experts * Block::WIDTH, BEAT_BYTES) + biases;
     read_beats<memory_sizes<Block>::ROUTER_BEATS>(memory, at, count, beats);
 }
 

@@ -5,7 +5,8 @@
 
 namespace moec {
 
-// beats: int16 weights[experts][WIDTH], from a new beat on int32 biases[experts]. In each cycle ROUTER_LANES inputs are
+// beats: int16 weights[experts][WIDTH], from a new beat on int32 biases[experts], then likewise biases on the choice, which
+// go on in front of all logits. In each cycle ROUTER_LANES inputs are
 // multiplied with the weights of ROUTER_EXPERTS experts, which take turns with each step of a token: sums go round in a
 // ring of one word per turn. Logits beyond those of the layer's experts are nonsense. Without experts there is nothing to do.
 template <class Block>
@@ -53,6 +54,21 @@ router_biases:
         const bool end_of_turn = row == AT_ONCE - 1;
         row = end_of_turn ? expert_t(0) : expert_t(row + 1);
         if (end_of_turn) turn++;
+    }
+    row = 0;
+    typename types<Block>::logits_t word;
+#pragma HLS ARRAY_PARTITION variable=word.of type=complete
+    const int moved = Block::BIASED_CHOICE ? experts : 0;
+router_choice:
+    for (int e = 0; e < moved; e++) {
+#pragma HLS LOOP_TRIPCOUNT min=0 max=Block::EXPERTS
+#pragma HLS PIPELINE II=1 style=stp
+        if (e % (PER_BEAT / 2) == 0) beat = beats.read();
+        word.of[row] = unpack<32, 1>(beat).lane[0];
+        beat >>= 32;
+        const bool end_of_turn = row == AT_ONCE - 1;
+        row = end_of_turn ? expert_t(0) : expert_t(row + 1);
+        if (end_of_turn || e == moved - 1) logits.write(word);
     }
     logit_t sums[TURNS][AT_ONCE];  // the word of this turn first
 #pragma HLS ARRAY_PARTITION variable=sums type=complete dim=0

@@ -30,7 +30,7 @@ template <class Block> struct score<Block, SOFTMAX> {
 #pragma HLS INLINE
         return softmax_term<Block>(lane, ap_uint<Block::LOGIT_BITS + 1>(largest - logit), multiplier);
     }
-    static ap_int<sizes<Block>::CHOICE_BITS> choice(const logit_t& logit, int, int) {
+    static ap_int<sizes<Block>::CHOICE_BITS> choice(const logit_t& logit, const logit_t&, int) {
 #pragma HLS INLINE
         return logit;
     }
@@ -43,10 +43,10 @@ template <class Block> struct score<Block, SIGMOID> {
         return sigmoid_of<Block>(lane, logit, multiplier);
     }
     // The sigmoid keeps the order of logits, so where it is not added to something it need not be computed.
-    static ap_int<sizes<Block>::CHOICE_BITS> choice(const logit_t& logit, int expert, int multiplier) {
+    static ap_int<sizes<Block>::CHOICE_BITS> choice(const logit_t& logit, const logit_t& bias, int multiplier) {
 #pragma HLS INLINE
         if (!Block::BIASED_CHOICE && !Block::GROUP_SUM) return logit;
-        return ap_int<20>(sigmoid_of<Block>(Block::SLOTS, logit, multiplier)) + Block::choice_bias(expert);
+        return ap_int<20>(sigmoid_of<Block>(Block::SLOTS, logit, multiplier)) + bias;
     }
 };
 
@@ -122,7 +122,7 @@ template <class Block> inline void keep_best_groups(const group_t<Block> groups[
 
 // One expert per cycle, also where the layer has fewer, so that loops have constant ends: first, where there are groups, for
 // how good they are; then for the chain of the best; then, where gates are parts of the softmax of all, for its sum. Logits
-// come in the first round; later ones read what it has kept.
+// come in the first round; later ones read what it has kept. In front of all come biases on the choice, if there are any.
 template <class Block>
 void select(int tokens, int experts, int slots, int score_multiplier, hls::stream<typename types<Block>::logits_t>& logits,
             hls::stream<typename types<Block>::route_t>& routes) {
@@ -136,6 +136,8 @@ void select(int tokens, int experts, int slots, int score_multiplier, hls::strea
 #pragma HLS ARRAY_PARTITION variable=given.of type=complete
     ap_int<Block::LOGIT_BITS> all[Block::EXPERTS];
 #pragma HLS BIND_STORAGE variable=all type=ram_s2p impl=lutram
+    ap_int<Block::LOGIT_BITS> choice_biases[Block::EXPERTS];
+#pragma HLS BIND_STORAGE variable=choice_biases type=ram_s2p impl=lutram
     candidate best[Block::SLOTS];
 #pragma HLS ARRAY_PARTITION variable=best type=complete
     group_t<Block> groups[Block::GROUPS];
@@ -144,6 +146,16 @@ void select(int tokens, int experts, int slots, int score_multiplier, hls::strea
 #pragma HLS ARRAY_PARTITION variable=kept type=complete
     ap_uint<26> sum_of_all = 0;
     expert_t expert = 0, group = 0, member = 0, place = 0;  // place: in the word of logits
+    const int moved = Block::BIASED_CHOICE ? experts : 0;
+select_biases:
+    for (int e = 0; e < moved; e++) {
+#pragma HLS LOOP_TRIPCOUNT min=0 max=Block::EXPERTS
+#pragma HLS PIPELINE II=1 style=stp
+        if (place == 0) given = logits.read();
+        choice_biases[e] = given.of[place];
+        place = place == Block::ROUTER_EXPERTS - 1 ? expert_t(0) : expert_t(place + 1);
+    }
+    place = 0;
     const int routed = experts > 0 ? tokens : 0;
 select_tokens:
     for (int t = 0; t < routed; t++) {
@@ -172,7 +184,8 @@ select_tokens:
             one.expert = expert;
             one.logit = i < Block::EXPERTS ? given.of[place] : all[expert];
             if (STEPS > Block::EXPERTS && i < Block::EXPERTS) all[expert] = one.logit;
-            one.choice = score<Block, Block::SCORING>::choice(one.logit, expert, score_multiplier);
+            const ap_int<Block::LOGIT_BITS> bias = Block::BIASED_CHOICE ? choice_biases[expert] : ap_int<Block::LOGIT_BITS>(0);
+            one.choice = score<Block, Block::SCORING>::choice(one.logit, bias, score_multiplier);
             const bool exists = expert < experts;
             if (i < GROUP_STEPS) add_to_group<Block>(groups[group], one.choice);
             else if (i < CHOICE_STEPS && exists && kept[group]) insert<Block>(best, one);

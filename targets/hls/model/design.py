@@ -20,8 +20,9 @@ from moec.targets.hls.wires import AttentionWires, ExpertsWires
 
 T = TypeVar("T")
 
-_SAME = ("gated", "groups", "groups_kept", "group_sum", "scoring", "normalized")
-"""Fields of a layer of experts that are wires."""
+_SAME = ("gated", "weight_bits", "group")
+_SAME_OF_ROUTED = ("groups", "groups_kept", "group_sum", "scoring", "normalized", "biased_choice")
+"""Fields of a layer of experts that are wires; the latter of one that has any to choose."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,15 +86,14 @@ def experts_shape(plan: ModelPlan) -> BlockShape:
         raise UnsupportedError(f"{plan.name}: no layer of experts; a design of a whole model has one at least")
     shapes = [block.shape for block in blocks]
     routed = [shape for shape in shapes if shape.experts] or shapes
-    for name in _SAME:
-        _only(
-            f"layers of experts differ in {name}", (getattr(s, name) for s in (shapes if name == "gated" else routed))
-        )
+    for name in (*_SAME, *_SAME_OF_ROUTED):
+        differing = (getattr(one, name) for one in (shapes if name in _SAME else routed))
+        _only(f"layers of experts differ in {name}", differing)
     _only("layers differ in their normalisation", (layer.norm.kind for layer in plan.layers if layer.norm is not None))
-    if any(shape.biased_choice for shape in shapes):
-        raise UnsupportedError("a bias on the choice of experts is wires, and each layer has its own")
-    if any(shape.weight_bits != 8 or shape.group for shape in shapes):
-        raise UnsupportedError("weights of int4 or in groups; linear layers and attention have int8 by output")
+    downs = [layer.down for layer in plan.layers if not isinstance(layer, QuantizedAttention)]
+    _only("layers differ in the groups of their weights", (down.group for down in downs))
+    if shapes[0].weight_bits != 8 and len(downs) > len(blocks):
+        raise UnsupportedError("linear layers have weights of int8, and layers of experts of int4")
     if routed[0].groups > 1:
         _only("layers of experts in groups differ in their number", (shape.experts for shape in routed))
     wires = experts_wires(plan)

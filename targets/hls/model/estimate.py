@@ -147,7 +147,7 @@ def _linear_cycles(
         reads = design.width * RESULT_BITS / 8 / BEAT_BYTES * pace.cycles_per_beat
         per_token = max(design.width / design.router_lanes, reads)
         start = pace.latency + max(design.width, start) + tokens * per_token + design.width / design.router_lanes
-    beats = design.weight_beats_down
+    beats = design.job_beats_down
     per_tile, load = tokens * design.hidden_in_chunks * design.output_chunks, pace.cycles(beats, beats) + stages
     done = start
     for tile in range(design.tiles):

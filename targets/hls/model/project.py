@@ -114,7 +114,6 @@ def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes], devic
         "score_copies": scores,
         "powers": power_table(),
         "sigmoids": sigmoid_table(),
-        "choice_biases": np.zeros(experts.shape.experts, np.int64),
         "inverse_roots": inverse_roots(),
         "listed": listed,
         "repeated": repeated,

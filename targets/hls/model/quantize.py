@@ -13,8 +13,9 @@ from moec.errors import InputError, UnsupportedError
 from moec.targets.hls.attention.graph import GraphAttention
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
 from moec.targets.hls.graph.calibrate import evaluate, feeds_of
+from moec.targets.hls.model.alike import made_alike
 from moec.targets.hls.model.float_model import FloatEmbedding, FloatHead, GraphModel
-from moec.targets.hls.model.plan import Layer, ModelPlan, Patches, QuantizedLinear
+from moec.targets.hls.model.plan import ModelPlan, Patches, QuantizedLinear
 from moec.targets.hls.model.shared_shifts import least_bits, smallest_shifts, with_shifts
 from moec.targets.hls.moe.blocks import GraphBlock
 from moec.targets.hls.moe.projection import project
@@ -38,6 +39,8 @@ def quantize_model(
     Raises InputError for calibration data that the model does not take; UnsupportedError, naming the node, for what the
     hardware cannot hold, and for layers that cannot share one array.
     """
+    if weight_bits == 4 and (graph.embedding is not None or graph.head is not None):
+        raise UnsupportedError("weights rounded to int4 beside linear layers of int8: weights of a design are as wide")
     feeds = feeds_of(model, inputs)
     if not len(feeds[graph.source]):
         raise InputError(f"calibration data for {graph.source.name!r} has no image; give some")
@@ -53,25 +56,40 @@ def quantize_model(
     patches, embedding = None, None
     if graph.embedding is not None:
         patches, embedding = _embedding(graph.embedding, images, stream_scale)
-    layers: list[Layer] = [*([] if embedding is None else [embedding]), *blocks, *heads]
     _expect_one_array([block.numbers.name for block in graph.blocks], blocks)
-    shifts = smallest_shifts(layers)
-    plan = ModelPlan(
-        name,
-        graph.tokens,
-        graph.width,
-        stream_scale,
-        patches,
-        None if embedding is None else with_shifts(embedding, shifts),
-        tuple(with_shifts(block, shifts) for block in blocks),
-        tuple(with_shifts(head, shifts) for head in heads),
-    )
+    plan = planned(name, graph.tokens, stream_scale, patches, embedding, blocks, heads)
     if least_bits(plan.layers) < _LEAST_BITS:
         raise UnsupportedError(
             f"scales of layers differ so much that one shift leaves a multiplier of {least_bits(plan.layers)} "
             f"bits; expected {_LEAST_BITS}"
         )
     return plan
+
+
+def planned(
+    name: str,
+    tokens: int,
+    stream_scale: float,
+    patches: Patches | None,
+    embedding: QuantizedLinear | None,
+    blocks: Sequence[QuantizedBlock | QuantizedAttention],
+    heads: Sequence[QuantizedLinear],
+) -> ModelPlan:
+    """Layers that were quantised each by itself, on hardware that they share."""
+    layers = made_alike([*([] if embedding is None else [embedding]), *blocks, *heads])
+    shifts = smallest_shifts(layers)
+    shifted = [with_shifts(layer, shifts) for layer in layers]
+    first = len(layers) - len(blocks) - len(heads)
+    return ModelPlan(
+        name,
+        tokens,
+        blocks[0].shape.width,
+        stream_scale,
+        patches,
+        shifted[0] if first else None,
+        tuple(shifted[first : first + len(blocks)]),
+        tuple(shifted[first + len(blocks) :]),
+    )
 
 
 def _stream_scale(graph: GraphModel, images: Array, tokens: Sequence[Array]) -> float:
@@ -168,9 +186,7 @@ def _expect_one_array(names: Sequence[str], blocks: Sequence[QuantizedBlock | Qu
         (name, block.shape) for name, block in zip(names, blocks, strict=True) if isinstance(block, QuantizedAttention)
     ]
     demands: list[tuple[str, list[tuple[str, Any]]]] = [("normalisation", norms)]
-    for field in ("gated", "weight_bits", "group"):
-        demands.append((field, [(name, getattr(shape, field)) for name, shape in mixtures]))
-    for field in ("scoring", "normalized", "groups", "groups_kept", "group_sum", "biased_choice"):
+    for field in ("scoring", "normalized", "groups", "groups_kept", "group_sum"):
         demands.append((field, [(name, getattr(shape, field)) for name, shape in routed]))
     for field in ("heads", "head_width", "sharing", "causal"):
         demands.append((field, [(name, getattr(shape, field)) for name, shape in attention]))

@@ -3,7 +3,7 @@
 | file | contents |
 |---|---|
 | ``norm.bin`` | parameters of every channel of a token, whose multipliers are int16; where tokens are normalised |
-| ``router.bin`` | int16 [E, d], then from a new beat on int32 biases [E] |
+| ``router.bin`` | int16 [E, d], then from a new beat on int32 biases [E], then likewise biases on the choice, if any |
 | ``up.bin`` | activations int16 [256]; by expert and tile: parameters, multipliers of groups, weights by step |
 | ``down.bin`` | by expert: multipliers of groups and weights by step of all tiles, then the parameters of its results |
 
@@ -40,7 +40,8 @@ def pack_stream(stream: Array, width: int) -> bytes:
 
 def pack_router(design: Design, block: QuantizedBlock) -> bytes:
     weights = widened(block.router.astype("<i2"), design.width, axis=1)
-    return whole_beats(weights.tobytes()) + whole_beats(block.router_bias.astype("<i4").tobytes())
+    biases = [block.router_bias, *([] if block.choice_bias is None else [block.choice_bias])]
+    return whole_beats(weights.tobytes()) + b"".join(whole_beats(one.astype("<i4").tobytes()) for one in biases)
 
 
 def pack_norm(norm: QuantizedNorm, width: int) -> bytes:

@@ -143,7 +143,6 @@ def _context(design: Design, block: QuantizedBlock, description: Description, da
     numbers = design.shape.tokens * design.width
     tokens_in = numbers if design.shape.norm == "none" else 2 * numbers
     depth = {name[: -len(".bin")]: max(1, len(content) // BEAT_BYTES) for name, content in data.items()}
-    choice_biases = np.zeros(block.shape.experts, np.int64) if block.choice_bias is None else block.choice_bias
     return {
         **dataclasses.asdict(description),
         "top": TOP,
@@ -167,7 +166,6 @@ def _context(design: Design, block: QuantizedBlock, description: Description, da
         "score_copies": -(-(design.shape.slots + 1) // 2),
         "powers": power_table(),
         "sigmoids": sigmoid_table(),
-        "choice_biases": choice_biases,
         "inverse_roots": inverse_roots(),
         "listed": listed,
         "repeated": repeated,

@@ -137,12 +137,17 @@ def project(
     sums = input_scale * found
     if group:
         totals = result_scales * 2.0**-FRACTION_BITS
-        whole = np.clip(np.round(biases / totals), -_MOST_TOTAL_BIAS, _MOST_TOTAL_BIAS)
+        whole = in_totals(biases / totals)
         multipliers = Multipliers.of(sums / totals[:, None], signed=True)
     else:
         whole = np.round(biases / sums[..., 0])
         multipliers = Multipliers.of(sums[..., 0] / result_scales)
     return QuantizedProjection(integers.astype(np.int8), whole.astype(np.int64), multipliers, group)
+
+
+def in_totals(biases: Array) -> Array:
+    """In steps of totals, which results saturate below."""
+    return np.clip(np.round(biases), -_MOST_TOTAL_BIAS, _MOST_TOTAL_BIAS).astype(np.int64)
 
 
 def _steps_of(weights: Array, bits: int, group: int, of_nothing: float) -> Array:

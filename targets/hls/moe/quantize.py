@@ -35,6 +35,7 @@ _HEADROOM = 1.25
 """Results may grow beyond those of the calibration data by this before they saturate."""
 _MOST_ROUTER_BIAS = 1 << 30
 """In steps of the sums that it is added to."""
+_MOST_CHOICE_BIAS = 1 << 14
 _LOGIT_OF_NOTHING = 2.0**-24
 """A step of the logits of a router without weights: small, for other layers may share the shift behind it."""
 _MOST_OFFSET = 384
@@ -81,8 +82,10 @@ class QuantizedBlock:
 
     @property
     def logit_bits(self) -> int:
+        """Those of a word of logits, in which biases on the choice come first."""
         largest = np.abs(self.router.astype(np.int64)).sum(axis=1) * 128 + np.abs(self.router_bias)
-        return int(largest.max(initial=0)).bit_length() + 1
+        moved = 0 if self.choice_bias is None else np.abs(self.choice_bias)
+        return int(np.maximum(largest, moved).max(initial=0)).bit_length() + 1
 
     def quantized(self, tokens: Array) -> Array:
         """Tokens [T, d] as the int8, or int16 where they are normalised, that memory holds; rounded half to even."""
@@ -219,6 +222,8 @@ def _why_no_router(block: FloatBlock) -> str | None:
         return f"groups by the sum of two scores with score {routing.score!r}; the templates have them for sigmoid"
     if block.correction_bias is not None and routing.score != "sigmoid":
         return f"a bias on the choice with score {routing.score!r}; the templates have it for sigmoid"
+    if block.correction_bias is not None and np.abs(block.correction_bias).max(initial=0) >= _MOST_CHOICE_BIAS:
+        return f"a bias on the choice of {_MOST_CHOICE_BIAS} or more; there are 32 bits for it"
     for name in ("normalize_epsilon", "normalize_floor"):
         if getattr(routing, name) > 1e-5:
             return f"{name} {getattr(routing, name)}; the templates divide by the sum itself"

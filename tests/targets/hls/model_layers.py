@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,13 @@ from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.targets.hls.attention.float_block import FloatAttention
 from moec.targets.hls.attention.quantize import quantize_attention
 from moec.targets.hls.model.plan import ModelPlan, Patches, QuantizedLinear
-from moec.targets.hls.model.shared_shifts import smallest_shifts, with_shifts
+from moec.targets.hls.model.quantize import planned
 from moec.targets.hls.moe.float_block import FloatBlock
 from moec.targets.hls.moe.projection import project
 from moec.targets.hls.moe.quantize import GATE_ONE, quantize
 from moec.targets.hls.normalization import FloatNorm, quantize_norm
 
-from .layers import float_block
+from .layers import float_block, in_groups
 
 Array = np.ndarray[Any, Any]
 
@@ -53,10 +54,32 @@ def attention_block(width: int, heads: int) -> FloatAttention:
     return FloatAttention("attention", norm(width), head**-0.5, **weights, **biases, output=output, output_bias=bias)
 
 
+def gated_block(width: int, experts: int = 5, *, group: int = 0) -> FloatBlock:
+    """Gated experts, in int4 where they have groups; a bias moves the choice."""
+    routing = RouteSpec(2, "sigmoid", normalize=True)
+    block = float_block(routing, ExpertsSpec("silu", "separate"), experts, width, 40, biased_choice=True)
+    return dataclasses.replace(in_groups(block, 4, group) if group else block, norm=norm(width))
+
+
+def sigmoid_block(width: int, experts: int = 3) -> FloatBlock:
+    """Experts that are not gated, and scores without a bias."""
+    spec = ExpertsSpec(activation="gelu", gate_layout="none")
+    return dataclasses.replace(
+        float_block(RouteSpec(2, "sigmoid", normalize=True), spec, experts, width, 24), norm=norm(width)
+    )
+
+
 def plan(
-    *, tokens: int = 5, width: int = 32, hidden: int = 48, pool: Any = "first", classes: int = 10, pixels: int = PIXELS
+    *,
+    tokens: int = 5,
+    width: int = 32,
+    hidden: int = 48,
+    pool: Any = "first",
+    classes: int = 10,
+    pixels: int = PIXELS,
+    last: Sequence[FloatBlock] = (),
 ) -> ModelPlan:
-    """Patches and a class token → attention, dense layer, attention, experts → classes."""
+    """Patches and a class token → attention, dense layer, attention, experts, or ``last`` in their place → classes."""
     random = np.random.default_rng(3)
     stream = random.normal(0, 1, (3, tokens, width)).astype(np.float32)
     rows = stream.reshape(-1, width)
@@ -65,7 +88,7 @@ def plan(
         quantize_attention(one, stream, most_tokens=tokens, stream_scale=STREAM_SCALE)
         if isinstance(one, FloatAttention)
         else quantize(one, rows, most_tokens=tokens, stream_scale=STREAM_SCALE)
-        for one in (*floats, moe_block(width, hidden // 2))
+        for one in (*floats, *(last or [moe_block(width, hidden // 2)]))
     ]
     embedding = QuantizedLinear(
         project(
@@ -96,11 +119,7 @@ def plan(
     )
     places = np.arange((tokens - 1) * pixels, dtype=np.int32).reshape(tokens - 1, pixels)
     patches = Patches(((tokens - 1) * pixels,), np.pad(places, ((1, 0), (0, 0)), constant_values=-1), 1 / 127, 0.0)
-    shifts = smallest_shifts([embedding, *blocks, head])
-    shifted = (tuple(with_shifts(block, shifts) for block in blocks), with_shifts(head, shifts))
-    return ModelPlan(
-        "vision", tokens, width, STREAM_SCALE, patches, with_shifts(embedding, shifts), shifted[0], (shifted[1],)
-    )
+    return planned("vision", tokens, STREAM_SCALE, patches, embedding, blocks, [head])
 
 
 def _normal(random: np.random.Generator, *shape: int) -> Array:

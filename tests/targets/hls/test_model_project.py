@@ -25,6 +25,7 @@ from moec.targets.hls.model.design import model_design
 from moec.targets.hls.model.estimate import estimate_model, loads_of
 from moec.targets.hls.model.project import model_files
 from moec.targets.hls.moe.design import MOST_STAGES, USUAL_STAGES
+from moec.targets.hls.moe.quantize import QuantizedBlock
 from moec.targets.hls.options import HlsOptions
 from moec.targets.hls.tables import simulation_tables
 
@@ -42,9 +43,9 @@ def image_of(plan):
     return np.random.default_rng(0).uniform(-1, 1, plan.patches.shape)
 
 
-def files_of(plan, lanes=8, attention_lanes=8):
+def files_of(plan, lanes=8, attention_lanes=8, tile=16):
     """A project whose testbench runs one image."""
-    design = model_design(plan, lanes, 16, 4, attention_lanes)
+    design = model_design(plan, lanes, tile, 4, attention_lanes)
     return model_files(design, plan, plan.input_steps(image_of(plan)), device="xczu9eg-ffvb1156-2-e", clock=300)
 
 
@@ -182,9 +183,29 @@ def test_layers_that_differ_in_wires_are_refused():
     plan = model_layers.plan()
     *others, last = plan.blocks
     gated = dataclasses.replace(last, shape=dataclasses.replace(last.shape, gated=True))
+    int4 = tuple(
+        dataclasses.replace(one, shape=dataclasses.replace(one.shape, weight_bits=4))
+        if isinstance(one, QuantizedBlock)
+        else one
+        for one in plan.blocks
+    )
+    with pytest.raises(UnsupportedError, match="linear layers have weights of int8"):
+        model_design(dataclasses.replace(plan, blocks=int4), 8, 16, 4)
     assert "pad tokens to 48 and 40 channels" in str(model_design(model_layers.plan(width=40), 16, 16, 4, 8).why_not())
     with pytest.raises(UnsupportedError, match="layers of experts differ in gated: False, True"):
         model_design(dataclasses.replace(plan, blocks=(*others, gated)), 8, 16, 4)
+
+
+@needs_compiler
+def test_layers_of_all_kinds_share_one_design():
+    """Gated int4 experts in groups whose choice a bias moves, others without all that, and a dense layer."""
+    plan = model_layers.plan(last=[model_layers.gated_block(32, group=32), model_layers.sigmoid_block(32)], tokens=9)
+    shapes = [block.shape for block in plan.blocks if isinstance(block, QuantizedBlock)]
+    assert len(shapes) == 3
+    assert {(one.gated, one.group, one.weight_bits, one.biased_choice) for one in shapes} == {(True, 32, 8, True)}
+    files = files_of(plan, tile=32)
+    assert "PASS: 7 layers" in simulate_functionally(files)
+    assert "PASS: 7 layers" in simulate_timed(files, pipeline_depth=USUAL_STAGES).output
 
 
 @needs_compiler

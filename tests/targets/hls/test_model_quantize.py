@@ -200,7 +200,7 @@ def test_calibration_without_an_image_is_refused():
         quantize_model(model, vision.found(model), {"images": images(1)[:0]}, name="vision")
 
 
-def test_layers_that_need_another_array_are_refused():
+def test_gated_layers_beside_others_lose_nothing():
     model = model_of()
     found = vision.found(model)
     dense = found.blocks[1]
@@ -214,8 +214,21 @@ def test_layers_that_need_another_array_are_refused():
         ),
     )
     other = dataclasses.replace(found, blocks=(found.blocks[0], gated, *found.blocks[2:]))
-    with pytest.raises(UnsupportedError, match=r"block: gated is False and that of node_MatMul_\d+ True"):
-        quantize_model(model, other, {"images": images(4)}, name="vision")
+    plan = quantize_model(model, other, {"images": images(4)}, name="vision")
+    assert all(block.shape.gated for block in plan.blocks if isinstance(block, QuantizedBlock))
+
+
+def test_layers_that_need_another_array_are_refused():
+    model = model_of()
+    found = vision.found(model)
+    *others, experts = found.blocks
+    unnormalised = dataclasses.replace(experts.numbers.routing, score="sigmoid")
+    sigmoid = dataclasses.replace(experts, numbers=dataclasses.replace(experts.numbers, routing=unnormalised))
+    both = dataclasses.replace(found, blocks=(*others, experts, sigmoid))
+    with pytest.raises(UnsupportedError, match=r"scoring is sigmoid and that of .* softmax; layers of one design"):
+        quantize_model(model, both, {"images": images(4)}, name="vision")
+    with pytest.raises(UnsupportedError, match="rounded to int4 beside linear layers"):
+        quantize_model(model, found, {"images": images(4)}, name="vision", weight_bits=4)
 
 
 @pytest.mark.nightly

@@ -26,6 +26,8 @@ Array = np.ndarray[Any, Any]
 
 _UP, _ACTIVATION = 1 << 8, 1 << 7
 """A constant up, in steps; what the table of an activation of int8 is multiplied with."""
+_WIDER = 4
+"""Bits between int4 and int8."""
 _UNIT = Multipliers(np.array([1 << 15]), 30)
 """Makes of a hidden unit times both what it was."""
 
@@ -46,6 +48,8 @@ def made_alike(layers: Sequence[Layer]) -> list[Layer]:
     def alike(layer: Layer) -> Layer:
         if isinstance(layer, QuantizedAttention):
             return layer
+        if isinstance(layer, QuantizedBlock) and layer.shape.weight_bits < shared["weight_bits"]:
+            layer = dataclasses.replace(layer, up=_widened(layer.up), down=_widened(layer.down))
         layer = dataclasses.replace(layer, down=_in_groups(layer.down, group))
         if isinstance(layer, QuantizedLinear):
             return layer
@@ -73,6 +77,17 @@ def _gated(block: QuantizedBlock) -> QuantizedBlock:
         hidden_multiplier=_UNIT,
         up_offset=_UP,
         up_limit=127,
+    )
+
+
+def _widened(projection: QuantizedProjection) -> QuantizedProjection:
+    """Int4 as int8, 16 times as large, so that multipliers are about those of other layers, whose shift they share."""
+    found = projection.multipliers
+    return dataclasses.replace(
+        projection,
+        weights=projection.weights << _WIDER,
+        biases=projection.biases if projection.group else projection.biases << _WIDER,
+        multipliers=dataclasses.replace(found, shift=found.shift + _WIDER),
     )
 
 

@@ -9,7 +9,7 @@ from moec.targets.hls.model.shared_shifts import smallest_shifts, with_shifts
 from moec.targets.hls.moe import quality, reference
 from moec.targets.hls.moe.quantize import QuantizedBlock
 
-from .layers import quantized, tokens_for
+from .layers import in_groups, quantized, tokens_for
 from .model_layers import feed_forward, gated_block, moe_block, sigmoid_block
 
 
@@ -63,3 +63,14 @@ def test_a_router_without_a_bias_has_zeros_beside_one_with():
     tokens = plain.quantized(tokens_for(sigmoid_block(32), 50))
     chosen = [reference.run(one, tokens).chosen for one in (plain, then)]
     assert (chosen[0] == chosen[1]).mean() > 0.95
+
+
+def test_int4_beside_int8_is_the_same_in_wider_numbers():
+    for group in (0, 32):
+        narrow = quantized(in_groups(gated_block(64), 4, group))
+        tokens = narrow.quantized(tokens_for(gated_block(64), 20))
+        wide, _ = made_alike([narrow, quantized(in_groups(gated_block(64), 8, group))])
+        assert isinstance(wide, QuantizedBlock)
+        assert wide.shape.weight_bits == 8
+        assert wide.up.weights.min() == -128 or group == 0
+        np.testing.assert_array_equal(reference.run(wide, tokens).output, reference.run(narrow, tokens).output)

@@ -77,11 +77,15 @@ class Patches:
 class Shifts:
     """One shift by role for all layers; None where no layer has the role. ``norm``: of normalisations; ``up`` and
     ``down``: of both products' multipliers; ``hidden``: of gated hidden units; ``route``: from logits of routers to
-    places in a table; ``score``: from scores of attention to places in a table; ``mixed``: of what heads attend to."""
+    places in a table. Attention, whose kernel is another, has its own of the first three; ``score``: from scores of
+    attention to places in a table; ``mixed``: of what heads attend to."""
 
     norm: int | None = None
     up: int | None = None
     down: int | None = None
+    attention_norm: int | None = None
+    attention_up: int | None = None
+    attention_down: int | None = None
     hidden: int | None = None
     route: int | None = None
     score: int | None = None
@@ -146,14 +150,20 @@ class ModelPlan:
         return rounded(image.reshape(self.tokens, self.width), self.stream_scale, 16).astype(np.int16)
 
 
+def kernel_of(layer: Layer) -> str:
+    """What roles that both kernels have begin with."""
+    return "attention_" if isinstance(layer, QuantizedAttention) else ""
+
+
 def shifts_of(layer: Layer) -> Iterator[tuple[str, int]]:
     """Roles, as :class:`Shifts` has them, and the layer's shifts."""
+    kernel = kernel_of(layer)
     if layer.norm is not None:
-        yield "norm", layer.norm.shift
-    yield "down", layer.down.multipliers.shift
+        yield f"{kernel}norm", layer.norm.shift
+    yield f"{kernel}down", layer.down.multipliers.shift
     if isinstance(layer, QuantizedLinear):
         return
-    yield "up", layer.up.multipliers.shift
+    yield f"{kernel}up", layer.up.multipliers.shift
     if isinstance(layer, QuantizedAttention):
         yield "score", layer.score.shift
         yield "mixed", layer.mixed_shift

@@ -1,7 +1,8 @@
 """One shift by role for all layers of a design, for shifts are wires.
 
 A multiplier has 16 bits with the shift that its own layer would take. The layer with the largest scales has the
-smallest shift, which all take: the multipliers of the others lose as many bits as their shifts were larger.
+smallest shift, which all layers of its kernel take: the multipliers of the others lose as many bits as their shifts
+were larger.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from moec.targets.hls.attention.quantize import QuantizedAttention
-from moec.targets.hls.model.plan import Layer, QuantizedLinear, shifts_of
+from moec.targets.hls.model.plan import Layer, QuantizedLinear, kernel_of, shifts_of
 from moec.targets.hls.moe.projection import QuantizedProjection, shifted
 
 _Layer = TypeVar("_Layer", bound=Layer)
@@ -30,13 +31,14 @@ def smallest_shifts(layers: Sequence[Layer]) -> dict[str, int]:
 
 def with_shifts(layer: _Layer, shifts: Mapping[str, int]) -> _Layer:
     """The layer with these shifts, none of which is larger than its own."""
+    kernel = kernel_of(layer)
     common = {
-        "norm": None if layer.norm is None else layer.norm.lowered(shifts["norm"]),
-        "down": _lowered(layer.down, shifts["down"]),
+        "norm": None if layer.norm is None else layer.norm.lowered(shifts[f"{kernel}norm"]),
+        "down": _lowered(layer.down, shifts[f"{kernel}down"]),
     }
     if isinstance(layer, QuantizedLinear):
         return dataclasses.replace(layer, **common)
-    common["up"] = _lowered(layer.up, shifts["up"])
+    common["up"] = _lowered(layer.up, shifts[f"{kernel}up"])
     if isinstance(layer, QuantizedAttention):
         score = layer.score.lowered(shifts["score"])
         one = int(shifted(np.array(layer.mixed_one), layer.mixed_shift - shifts["mixed"]))

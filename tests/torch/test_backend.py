@@ -96,7 +96,7 @@ class Broken(torch.nn.Module):
         return self.layers[1](x)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # a graph with one of the two blocks is in every run, above
 def test_graph_breaks(caplog: Any) -> None:
     caplog.set_level(logging.INFO, "moec.torch")
     module, x = Broken().eval(), torch.randn(5, 16)

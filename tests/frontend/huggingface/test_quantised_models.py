@@ -107,6 +107,7 @@ def replace_weights(
     return module
 
 
+@pytest.mark.nightly  # three other formats are in every run; how these are read: test_quantised.py
 def test_blocks_of_float8_stay(tmp_path: pathlib.Path) -> None:
     folder = saved(mixtral(num_hidden_layers=1, hidden_size=256, intermediate_size=192), tmp_path)
     plain = torch_files.load_file(folder / "model.safetensors")

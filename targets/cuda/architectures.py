@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 WARP = 32
 """Threads of a warp."""
+FP8 = "float8_e4m3fn"
+"""The type of numbers of 8 bits that tensor cores multiply."""
 
 
 @dataclasses.dataclass(frozen=True)

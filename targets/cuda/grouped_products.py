@@ -23,7 +23,7 @@ from moec.targets.cuda.kernels.grouped_gemm_simt import GROUPED_GEMM_SIMT
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import GROUPED_GEMM_WGMMA
 from moec.targets.cuda.kernels.grouped_gemv import GROUPED_GEMV
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.round_rows import ROUND, Rounding, round_blocks, round_pairs
+from moec.targets.cuda.kernels.round_rows import ROUND_OF_PAIRS, Rounding, round_blocks, round_pairs
 from moec.targets.tvm.kernel import KernelCall
 from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.nodes import static_size
@@ -146,7 +146,7 @@ class GroupedProducts:
         for tokens, function, arguments in self._roundings(rounding):
             given = [*tokens.numbers(self._node.lowering), self._ids, *arguments, hidden]
             attributes = {"group": rounding.group, "tokens": str(tokens)}
-            chosen = self._node.select((ROUND,), rounding)
+            chosen = self._node.select((ROUND_OF_PAIRS,), rounding)
             called = KernelCall(chosen, tokens.limited(function, 0), given, attributes, tokens.names)
             results = self._node.call_on(called, results) if results else self._node.call(called, [output])
         (result,) = results

@@ -10,8 +10,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-FP8 = "float8_e4m3fn"
-"""The element type of such rows; in memory they are bytes."""
+from moec.targets.cuda.architectures import FP8 as FP8  # kernels take it from here
+
 GROUP = 128
 """Inputs that share a scale: as many as a line of a panel has bytes."""
 _SCALE_BYTES = 4

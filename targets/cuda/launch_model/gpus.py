@@ -10,6 +10,7 @@ MAMF  S. Bekman, Machine Learning Engineering, "Maximum Achievable Matmul FLOPS"
 GB    te42kyfo/gpu-benches, gpu-l2-cache (a100_80.txt, h200.txt) and gpu-stream.
 MT4G  The MT4G tool's report on an H100 80GB HBM3.
 LAT   M. Dewing, AI_kernels, latency/README.md (RTX 4090, GH200).
+DG    DeepSeek, DeepGEMM, README: products in fp8 with scales for groups of 128 inputs, at best, on an H800.
 MMA   Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture", 2024: mma.sync on Hopper.
 PDL   pegainfer, issue 569: two empty kernels in a graph on Hopper, with and without programmatic dependent launch.
 CP    smallscientist1/cuda_microbenchmark, analysis_RTX4090.md: cp.async from the second-level cache.
@@ -20,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 
 from moec.errors import MoecError
+from moec.targets.cuda.architectures import FP8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,9 @@ class Gpu:
     l2_cycles: int
     """From a load to its use, where the second-level cache has it."""
     memory_cycles: int
+    fp8_peak: float = 0.0
+    """Operations per second on floats of 8 bits with sums in float32, dense; 0 where it multiplies none."""
+    fp8_reached: float = 0.0
     mma_share: float = 1.0
     """Of the peak, what ``mma.sync`` reaches where there is a newer instruction."""
     registers: int = 65536
@@ -68,6 +73,9 @@ class Gpu:
         """Operations per second that ``unit`` (``wgmma``, ``mma``, or ``fma`` without tensor cores) reaches."""
         if unit == "fma":
             return self.float32_peak
+        if dtype == FP8 and (unit == "wgmma" or self.mma_share == 1.0):
+            return self.fp8_reached
+        # Where there is a newer instruction, the older one multiplies 8 bits as if they were 16 (nvcc 13.0).
         share = 0.5 if dtype == "float32" else 1.0  # of tf32 a tensor core multiplies half as many (A, H, L)
         return self.tensor_reached * share * (self.mma_share if unit == "mma" else 1.0)
 
@@ -75,6 +83,8 @@ class Gpu:
         """Operations per second as published for the best unit of that type."""
         if unit == "fma":
             return self.float32_peak
+        if dtype == FP8:
+            return self.fp8_peak
         return self.tensor_peak * (0.5 if dtype == "float32" else 1.0)
 
     @property
@@ -119,6 +129,8 @@ GPUS = {
         float32_peak=66.9e12,  # H
         l2_cycles=281,  # LAT, on a GH200
         memory_cycles=690,  # LAT, likewise; MT4G says 834
+        fp8_peak=1978.9e12,  # H
+        fp8_reached=1550e12,  # DG
         mma_share=0.629,  # MMA
     ),
     "rtx4090": Gpu(
@@ -138,6 +150,8 @@ GPUS = {
         float32_peak=82.6e12,  # L
         l2_cycles=296,  # LAT
         memory_cycles=636,  # LAT
+        fp8_peak=330.3e12,  # L, with sums in float32
+        fp8_reached=330.3e12,  # nothing lower is known
     ),
 }
 """By the names that ``moec inspect --gpu`` takes."""

@@ -184,9 +184,10 @@ class _Layer:
         blocks, threads = (
             math.prod(evaluate(extent, sizes, where) for extent in launch[what]) for what in ("grid", "block")
         )
-        read, written = None, ()
+        read, written, of_pair = None, (), (0, 0)
         if isinstance(plan, StreamPlan):
-            read, written = plan.read, plan.written
+            read, written, of_pair = plan.read, plan.written, (plan.read_of_pair, plan.written_of_pair)
+        pairs = sizes[TOKENS] * sizes[SLOTS] if any(of_pair) else 0
         if isinstance(plan, WalkPlan):
             read = plan.moved or None
         issued = None
@@ -197,8 +198,8 @@ class _Layer:
             threads,
             int(launch["registers"]),
             int(launch["static_shared_bytes"]) + evaluate(launch["shared_bytes"], sizes, where),
-            tensor_bytes(kernel["parameters"], read, sizes, where),
-            tensor_bytes(kernel["parameters"], written, sizes, where),
+            tensor_bytes(kernel["parameters"], read, sizes, where) + of_pair[0] * pairs,
+            tensor_bytes(kernel["parameters"], written, sizes, where) + of_pair[1] * pairs,
             evaluate(plan.steps, sizes, where) if isinstance(plan, WalkPlan) else 0,
             issued,
         )

@@ -12,7 +12,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 
-from moec.targets.cuda.architectures import WARP
+from moec.targets.cuda.architectures import FP8, WARP
 from moec.targets.cuda.launch_model.plans import TilePlan, WarpPlan
 
 _FUNCTION = re.compile(r"^\s*Function : (?P<name>\w+)$", re.MULTILINE)
@@ -117,10 +117,11 @@ def _of_units(loop: Sequence[_Instruction], steps: float) -> tuple[float, float]
 def _multiplications(plan: TilePlan, warps: int) -> tuple[str, float]:
     """How the instruction begins, and how many a warp has for a panel."""
     depth = 32 // plan.product.row_bytes
-    if plan.unit == "wgmma":
-        return "HGMMA", plan.rows / 64 * 4 / warps * plan.inputs / depth
+    kind = "Q" if plan.product.dtype == FP8 else "H"
+    if plan.unit == "wgmma":  # where warpgroups share a tile by its columns, each has instructions of its own
+        return f"{kind}GMMA", max(plan.rows / 64 * 4 / warps, 1) * plan.inputs / depth
     if plan.unit == "mma":
-        return "HMMA", plan.rows / 16 * plan.columns / 8 * plan.inputs / depth / warps
+        return f"{kind}MMA", plan.rows / 16 * plan.columns / 8 * plan.inputs / depth / warps
     return "FFMA", plan.rows * plan.columns * plan.inputs / (warps * WARP)
 
 

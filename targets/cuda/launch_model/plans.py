@@ -110,12 +110,15 @@ class WarpPlan(_Recorded):
 @dataclasses.dataclass(frozen=True)
 class StreamPlan(_Recorded):
     """Tensors ``read`` and ``written`` once, by the names of the kernel's parameters. A thread reads ``load_bytes`` at
-    once, and so ``loads`` times before it uses the first."""
+    once, and so ``loads`` times before it uses the first. ``read_of_pair`` and ``written_of_pair``: bytes of each pair
+    of token and expert beside these, for tensors of which not all rows are in use."""
 
     read: tuple[str, ...]
     written: tuple[str, ...]
     load_bytes: int = 4
     loads: int = 1
+    read_of_pair: int = 0
+    written_of_pair: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,4 +174,12 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "tuple[str, ...]": (tuple,),
 }
-_MAY_BE_ZERO = {"copying_warps", "persistent", "gathered", "memory_waits", "exchanges"}
+_MAY_BE_ZERO = {
+    "copying_warps",
+    "persistent",
+    "gathered",
+    "memory_waits",
+    "exchanges",
+    "read_of_pair",
+    "written_of_pair",
+}

@@ -51,6 +51,24 @@ def test_a_wait_for_a_barrier_is_not_the_main_loop():
     assert count(sass("NOP", *spin, *main, "EXIT"), "f", MMA, 4) == Issued(6 * 4, 4 * 4)
 
 
+@pytest.mark.parametrize(
+    ("unit", "rows", "columns", "warps", "instruction", "per_panel"),
+    [
+        ("mma", 16, 32, 4, "QMMA.16832.F32.E4M3.E4M3 R4, R8, R2, RZ", 4),
+        ("wgmma", 128, 144, 12, "QGMMA.64x144x32.F32.E4M3.E4M3 R24, gdesc[UR8], R24", 4),
+        ("wgmma", 64, 256, 12, "QGMMA.64x128x32.F32.E4M3.E4M3 R24, gdesc[UR8], R24", 4),
+    ],
+)
+def test_instructions_of_8_bits(unit, rows, columns, warps, instruction, per_panel):
+    """A panel has 128 inputs; warpgroups share a tile by its rows, or by its columns where there are 64 rows."""
+    product = dataclasses.replace(PRODUCT, dtype="float8_e4m3fn", weight_bits=8.25, row_bytes=1)
+    copying = warps - 8 if unit == "wgmma" else 0
+    plan = TilePlan(product, rows, columns, inputs=128, stages=3, unit=unit, copying_warps=copying)
+    text = sass("S2R R0, SR_TID.X", *loop(1, *[instruction] * per_panel * 2, *["FFMA R1, R2, R3, R1"] * 6), "EXIT")
+    computing = warps - copying
+    assert count(text, "f", plan, warps) == Issued((per_panel * 2 + 7) / 2 * computing, 2 * computing, 0, 3 * computing)
+
+
 def test_warps_that_copy_have_a_loop_of_their_own():
     computing = loop(1, *["HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24"] * 8, "WARPGROUP.DEPBAR.LE gsb0, 0x1")
     # 64 rows of 8 pieces, by 128 threads: four copies for a panel.

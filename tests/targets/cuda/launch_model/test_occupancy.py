@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from moec.targets.cuda.architectures import FP8
 from moec.targets.cuda.launch_model.gpus import GPUS
 from moec.targets.cuda.launch_model.occupancy import Occupancy, occupancy
 
@@ -42,3 +43,11 @@ def test_units_of_shared_memory():
     assert occupancy(GPUS["rtx4090"], 32, 16, (4 << 10) - 128).blocks == 20
     assert occupancy(GPUS["rtx4090"], 32, 16, (4 << 10) - 127).blocks == 20
     assert occupancy(GPUS["rtx4090"], 32, 16, (4 << 10) + 1).blocks == 19
+
+
+def test_numbers_of_8_bits_take_the_older_instruction_as_long_as_16_where_there_is_a_newer_one():
+    h100, ada = GPUS["h100"], GPUS["rtx4090"]
+    assert h100.tensor_rate(FP8, "wgmma") > 1.9 * h100.tensor_rate("bfloat16", "wgmma")
+    assert h100.tensor_rate(FP8, "mma") == h100.tensor_rate("bfloat16", "mma") < h100.tensor_rate(FP8, "wgmma")
+    assert ada.tensor_rate(FP8, "mma") == ada.peak(FP8, "mma") == pytest.approx(2 * ada.peak("bfloat16", "mma"), 1e-3)
+    assert GPUS["a100"].peak(FP8, "mma") == 0

@@ -38,3 +38,8 @@ def _store_tiles(match: Match[str], address: str, registers: Operand) -> str:
 @model(r"cvt\.rna\.tf32\.f32")
 def _round_to_tf32(match: Match[str], result: str, value: str) -> str:
     return f"{result} = emulator::rounded_to_tf32({value})"
+
+
+@model(r"cvt\.rn\.f16x2\.e4m3x2")
+def _decode_pair(match: Match[str], result: str, value: str) -> str:
+    return f"{result} = emulator::e4m3_pair_to_halves({value})"

@@ -16,6 +16,8 @@ GROUP = 128
 """Inputs that share a scale: as many as a line of a panel has bytes."""
 _SCALE_BYTES = 4
 _ALIGNMENT = 16
+_DECODE = "cvt.rn.f16x2.e4m3x2"
+"""Two codes to floats of 16 bits, which hold them exactly."""
 
 
 def why_not_packed(inner: int, group: int) -> str | None:
@@ -38,3 +40,17 @@ def words_of(rows: Any, dtype: str) -> Any:
 def place_of_scale(inner: int, group: Any) -> Any:
     """Where the scale of a group is among the numbers of 32 bits of a row."""
     return inner // _SCALE_BYTES + group
+
+
+@T.inline
+def decode_pairs(pairs, line, numbers):
+    """``numbers``, float32: those of the codes in ``pairs[line]`` (uint16). What is no number stays none.
+
+    The instruction is of sm_89 and newer GPUs, which are those that such rows are for.
+    """
+    halves = T.alloc_local((2,), "float16")
+    both = T.decl_buffer((1,), "uint32", data=halves.data)
+    for p in T.unroll(pairs.shape[1]):
+        T.ptx[_DECODE](both[0], pairs[line, p])
+        for v in T.unroll(2):
+            numbers[2 * p + v] = T.cast(halves[v], "float32")

@@ -13,12 +13,11 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.common.dtypes import dtype_of
-from moec.targets.cuda.kernels.fp8_rows import GROUP, place_of_scale, words_of
+from moec.targets.cuda.kernels.fp8_rows import GROUP, decode_pairs, place_of_scale, words_of
 from moec.targets.cuda.kernels.grouped_problem import GATE_GROUP, GroupedProblem
 from moec.targets.cuda.kernels.launch import LOAD_BYTES, WARP, neighbours, read_at_once
 from moec.targets.cuda.kernels.packed_format import decode_word
 from moec.targets.cuda.kernels.tf32 import round_value
-from moec.targets.tvm.e4m3 import number_of
 
 COLUMNS_PER_WARP = 4
 """Rows of the matrix that a warp reads together, those of gate and up both counted."""
@@ -38,11 +37,12 @@ def why_not(problem: GroupedProblem) -> str | None:
 
 
 def lane_inputs(problem: GroupedProblem, rows: int = 1) -> int:
-    """Inputs that a lane reads at once: of int4 and one row twice as many, where that leaves no more lanes idle."""
+    """Inputs that a lane reads at once: of int4 or in fp8 and one row twice as many, where that leaves no more lanes
+    idle."""
     stored, twice = problem.stored, 2 * _QUANTIZED_INPUTS
     if stored is None:
         return LOAD_BYTES // dtype_of(problem.matrix_dtype).itemsize
-    if rows > 1 or not stored.has_words or problem.inner % twice or stored.group % twice:
+    if rows > 1 or not (stored.has_words or problem.in_fp8) or problem.inner % twice or stored.group % twice:
         return _QUANTIZED_INPUTS
     return twice if 2 * _steps(problem, twice) == _steps(problem, _QUANTIZED_INPUTS) else _QUANTIZED_INPUTS
 
@@ -104,13 +104,16 @@ def _load_row(tile, rows, r, part, values):
 def _load_packed_row(tile, rows, r, part, values):
     """The same of rows in fp8, times their scales."""
     count = T.meta_var(tile.inputs)
-    codes = T.alloc_local((count,), "uint8")
+    codes = T.alloc_local((1, count), "uint8")
+    numbers = T.alloc_local((count,), "float32")
+    pairs = T.decl_buffer((1, count // 2), "uint16", data=codes.data)
     scales = T.meta_var(words_of(rows, "float32"))
     for v in T.vectorized(count):
-        codes[v] = rows[tile.row(r), part * count + v]
+        codes[0, v] = rows[tile.row(r), part * count + v]
     scale: T.let = scales[tile.row(r), place_of_scale(tile.problem.inner, part * count // GROUP)]
+    decode_pairs(pairs, 0, numbers)
     for v in T.unroll(count):
-        values[r, v] = number_of(T.cast(codes[v], "int32")) * scale
+        values[r, v] = numbers[v] * scale
 
 
 @T.inline
@@ -143,9 +146,13 @@ def _read_codes(tile, matrix, expert, part, codes):
 
 
 @T.inline
-def _decode(stored, codes, zeros, c, numbers):
+def _decode(problem, codes, zeros, c, numbers):
     """``numbers``: what was read of column ``c``, float32, without scale."""
-    if stored.has_words:
+    stored = T.meta_var(problem.stored)
+    if problem.in_fp8:
+        pairs = T.decl_buffer((COLUMNS_PER_WARP, codes.shape[1] // 2), "uint16", data=codes.data)
+        decode_pairs(pairs, c, numbers)
+    elif stored.has_words:
         for word in T.unroll(codes.shape[1]):
             decode_word(codes[c, word], T.cast(zeros[c], "float32"), numbers, word * 8)
     else:
@@ -177,7 +184,7 @@ def _multiply_quantized(tile, rows, matrix, expert, part, sums):
         else:
             _load_row(tile, rows, r, part, values)
     for c in T.unroll(COLUMNS_PER_WARP):
-        _decode(stored, codes, zeros, c, numbers)
+        _decode(tile.problem, codes, zeros, c, numbers)
         for r in T.unroll(tile.rows):
             partial = T.float32(0)
             for v in T.unroll(count):

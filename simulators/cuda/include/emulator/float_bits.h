@@ -52,6 +52,11 @@ inline float e4m3_to_float(uint8_t code) {
   return float_of(sign | bits_of(float_of(magnitude << 20) * exponent_shift));
 }
 
+inline uint32_t e4m3_pair_to_halves(uint16_t codes) {
+  return uint32_t(float_to_half(e4m3_to_float(uint8_t(codes)))) |
+         uint32_t(float_to_half(e4m3_to_float(uint8_t(codes >> 8)))) << 16;
+}
+
 // tf32 keeps 10 bits of the fraction; tensor cores ignore the others.
 inline float truncated_to_tf32(uint32_t bits) { return float_of(bits & 0xffffe000u); }
 

@@ -154,7 +154,7 @@ def _decode(problem, codes, zeros, c, numbers):
         decode_pairs(pairs, c, numbers)
     elif stored.has_words:
         for word in T.unroll(codes.shape[1]):
-            decode_word(codes[c, word], T.cast(zeros[c], "float32"), numbers, word * 8)
+            decode_word(stored, codes[c, word], T.cast(zeros[c], "float32"), numbers, word * 8)
     else:
         for v in T.unroll(_QUANTIZED_INPUTS):
             code: T.let = stored.code(lambda byte: codes[c, byte], v)
@@ -189,6 +189,8 @@ def _multiply_quantized(tile, rows, matrix, expert, part, sums):
             partial = T.float32(0)
             for v in T.unroll(count):
                 partial = partial + values[r, v] * numbers[v]
+            if stored.has_words and stored.word_factor != 1:
+                partial = partial * T.float32(stored.word_factor)
             sums[r, c] = sums[r, c] + partial * scales[c]
 
 

@@ -105,7 +105,8 @@ def grouped_gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.
 
 
 def _plan(problem: GroupedProblem) -> WarpPlan:
-    multiply_adds = 2 if problem.stored is not None and problem.stored.has_words else 1
+    stored = problem.stored
+    multiply_adds = 2 if stored is not None and stored.has_words and not stored.is_e2m1 else 1
     return WarpPlan(Product.of(problem), WARPS, COLUMNS_PER_WARP, lane_inputs(problem), multiply_adds=multiply_adds)
 
 

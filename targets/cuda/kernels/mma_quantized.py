@@ -58,7 +58,10 @@ def decode(tile, fetched, stage):
     for i in T.unroll(lines_of(tile)):
         if stored.has_words:
             words = T.decl_buffer((lines_of(tile),), "uint32", data=fetched.codes.data)
-            decode_word(words[i], T.cast(fetched.zeros[i], "float32"), exact, 0)
+            decode_word(stored, words[i], T.cast(fetched.zeros[i], "float32"), exact, 0)
+            if stored.word_factor != 1:
+                for v in T.unroll(PIECE):
+                    exact[v] = exact[v] * T.float32(stored.word_factor)
         else:
             for v in T.unroll(PIECE):
                 code: T.let = stored.code(lambda byte: fetched.codes[i, byte], v)

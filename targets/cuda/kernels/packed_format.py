@@ -83,7 +83,12 @@ class PackedFormat(StoredFormat):
     @property
     def has_words(self) -> bool:
         """Whether :func:`decode_word` decodes it."""
-        return self.element == "int4"
+        return self.element == "int4" or self.is_e2m1
+
+    @property
+    def word_factor(self) -> float:
+        """What numbers of :func:`decode_word` are to be multiplied by."""
+        return 2.0**14 if self.is_e2m1 else 1.0
 
     def zero(self, zero_points: Any, position: list[Any]) -> Any:
         """The zero point of a group, int32."""
@@ -106,11 +111,8 @@ def _power_of_two(exponent: Any) -> Any:
 
 
 @T.inline
-def decode_word(word, zero, numbers, first):
-    """Eight ``numbers`` from ``first`` on, float32: those of int4 in a ``word`` (uint32) less ``zero`` (float32),
-    without scale.
-
-    Four bits stay where they are, at bit p, as a part of the fraction of 2**23, whose lowest bit counts 1. One
+def _decode_int4(word, zero, numbers, first):
+    """Four bits stay where they are, at bit p, as a part of the fraction of 2**23, whose lowest bit counts 1. One
     instruction makes the float 2**23 + 2**p * code, another one leaves the number, exactly; a conversion takes four.
     Above bit 20, where the exponent would be in the way, bits are shifted down before. The idea is that of Kim et al.,
     "Who Says Elephants Can't Run" (2022), who do it with float16.
@@ -123,6 +125,30 @@ def decode_word(word, zero, numbers, first):
         T.ptx[_LOGIC](bits[0], word >> T.cast(shift, "uint32"), mask, T.uint32(0x4B000000), _AND_OR)
         middle = T.meta_var(_power_of_two(23 - place) + zero)
         numbers[first + k] = T.reinterpret("float32", bits[0]) * _power_of_two(-place) - middle
+
+
+@T.inline
+def _decode_e2m1(word, numbers, first):
+    """Sign, exponent and fraction go where float16 has them, of two numbers that are 16 bits apart at once; its
+    exponents count from 15, those of e2m1 from 1."""
+    halves = T.alloc_local((2,), "float16")
+    both = T.decl_buffer((1,), "uint32", data=halves.data)
+    for k in T.unroll(4):
+        signs: T.let = word << T.cast(12 - 4 * k, "uint32")
+        others: T.let = T.Select(k < 3, word << T.cast(T.max(9 - 4 * k, 0), "uint32"), word >> T.uint32(3))
+        T.ptx[_LOGIC](both[0], signs, T.uint32(0x80008000), others & T.uint32(0x0E000E00), _AND_OR)
+        for v in T.unroll(2):
+            numbers[first + k + 4 * v] = T.cast(halves[v], "float32")
+
+
+@T.inline
+def decode_word(stored, word, zero, numbers, first):
+    """Eight ``numbers`` from ``first`` on, float32: those of 4 bits in a ``word`` (uint32), of integers less ``zero``
+    (float32), without scale; times :attr:`PackedFormat.word_factor` they are what the bits say."""
+    if stored.is_e2m1:
+        _decode_e2m1(word, numbers, first)
+    else:
+        _decode_int4(word, zero, numbers, first)
 
 
 def pack(stored: PackedFormat, table: Table, array: np.ndarray) -> np.ndarray:

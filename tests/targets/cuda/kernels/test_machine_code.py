@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import struct
 from typing import Any
 
@@ -20,12 +21,13 @@ from moec.targets.cuda.kernels.gemv import gemv
 from moec.targets.cuda.kernels.grouped_gemm_mma import SHAPES, grouped_gemm_mma
 from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
-from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv
+from moec.targets.cuda.kernels.grouped_gemv import GROUPED_GEMV, grouped_gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.normalization import normalize
 from moec.targets.cuda.kernels.packed_format import PackedFormat
 from moec.targets.cuda.kernels.row_share import RowLayout
 from moec.targets.cuda.kernels.softmax import softmax
+from moec.targets.cuda.launch_model.loops import count
 from moec.targets.cuda.nvcc import compile_source, find_disassembler, find_tool
 from moec.targets.tvm.lower.attention import AttentionProblem
 from moec.targets.tvm.lower.route import RouteProblem
@@ -197,6 +199,27 @@ def test_warp_groups_multiply_what_the_accelerator_copies(rows):
 def test_numbers_of_8_bits_are_multiplied_as_they_are(name, architecture, instruction):
     (instructions,) = compile_source(source_of(KERNELS[name](), architecture), architecture).sass.values()
     assert instruction in instructions and "F2F" not in instructions.replace("F2FP", "")
+
+
+@pytest.mark.skipif(find_disassembler() is None, reason="there is no cuobjdump, or no nvdisasm")
+@pytest.mark.parametrize(
+    ("problem", "architecture", "most"),
+    [
+        (dataclasses.replace(_half(16), stored=INT4), AMPERE, 4.1),
+        (dataclasses.replace(_half(16), stored=PackedFormat("mxfp4", 32, "float8_e8m0fnu")), AMPERE, 5.1),
+        (dataclasses.replace(_half(16), stored=PackedFormat("fp4", 16, "float16")), AMPERE, 4.9),
+        (dataclasses.replace(_FP8, block_rows=16), ADA, 3.9),
+    ],
+    ids=["int4", "mxfp4", "nvfp4", "fp8"],
+)
+def test_instructions_per_weight(problem, architecture, most):
+    """Of the main loop of a product of few rows, everything counted."""
+    compiled = compile_source(source_of(grouped_gemv(problem, SILU), architecture), architecture)
+    plan = GROUPED_GEMV.plan(problem)
+    (sass,) = compiled.sass.values()
+    function = re.search(r"Function : (\w+)", sass)[1]
+    issued = count(sass, function, plan, plan.warps)
+    assert 2 < issued.per_step / (plan.columns * plan.inputs) < most
 
 
 @pytest.mark.skipif(find_disassembler() is None, reason="there is no cuobjdump, or no nvdisasm")

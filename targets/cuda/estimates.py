@@ -23,6 +23,10 @@ save padding for nothing:
 Up to there arithmetic does not bind either: with 16-bit weights, 2 * h computed rows make 2 * h operations per byte, at
 most 128 for blocks of 64 rows, and tensor cores do 150 (A100) to 300 (H100) in the time of a byte.
 
+A matrix that the cache does not hold (Mixtral's have 235 MB) comes from memory for each block. There one block has to
+do, also for experts that are chosen more often than others: r <= 3/4 * h. By the launch model two blocks take twice the
+time, a higher block that is not filled at most 4% more.
+
 **Dispatch in one launch or three** (:func:`one_launch_tokens`). One block of threads looks at 1024 pairs in a step, at
 each pair twice, and a step takes about 0.35 us. Three launches take two launches more, about 6 us, and three such steps
 while chunks are small (:mod:`.kernels.dispatch_many`).
@@ -40,6 +44,11 @@ _DISPATCH_BYTES = 12_500_000
 """What memory delivers while dispatch runs, about 5 us: 2.5 TB/s, between an A100 (2.0) and an H100 (3.35)."""
 _MOST_FILLED = 1.5
 """Blocks of an expert's average rows, up to which they are not made higher."""
+_MOST_FILLED_FROM_MEMORY = 0.75
+"""Likewise where every block reads its matrix from memory."""
+_CACHED_BYTES = 20 << 20
+"""Of a matrix, beyond which no second block finds it in the second-level cache: half of an A100's, the smallest that
+counts."""
 _ONE_LAUNCH_PAIRS = 8192
 _USUAL_SLOTS = 8
 """Experts per token where their number is dynamic."""
@@ -60,13 +69,17 @@ def _reads_again(experts: int, slots: int, tokens: int) -> float:
     return tokens * slots - experts * (1 - max(1 - slots / experts, 0) ** tokens)
 
 
-def block_heights(experts: int, slots: int | None, heights: Sequence[int], least: int) -> list[tuple[int, SizeRange]]:
-    """Which of the heights of blocks, lowest first, is best for which numbers of tokens from ``least`` on."""
+def block_heights(
+    experts: int, slots: int | None, heights: Sequence[int], least: int, matrix_bytes: float = 0
+) -> list[tuple[int, SizeRange]]:
+    """Which of the heights of blocks, lowest first, is best for which numbers of tokens from ``least`` on.
+    ``matrix_bytes``: of the largest matrix of an expert."""
     if slots is None or len(heights) == 1:
         return [(heights[-1], SizeRange(least))]
     found = []
+    filled = _MOST_FILLED if matrix_bytes <= _CACHED_BYTES else _MOST_FILLED_FROM_MEMORY
     for rows in heights[:-1]:
-        most = int(_MOST_FILLED * rows * experts / slots)
+        most = int(filled * rows * experts / slots)
         if most >= least:
             found.append((rows, SizeRange(least, most)))
             least = most + 1

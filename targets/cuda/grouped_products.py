@@ -72,7 +72,8 @@ class GroupedProducts:
         served = tirx.min(self.pairs, experts * max(capacity, FEW_TOKENS)) if capacity else self.pairs
         expert_bytes = sum(problem.experts * problem.matrix_bytes for problem in problems) / experts
         few = few_tokens(experts, slots, expert_bytes) if on_tensor_cores else FEW_TOKENS
-        estimates = block_heights(experts, slots, heights, few + 1 if has_few else 0)
+        largest = max(problem.matrix_bytes for problem in problems)
+        estimates = block_heights(experts, slots, heights, few + 1 if has_few else 0, largest)
         shape = shape_of(problems, slots)
         # The results of more tokens, pair by pair, might have no room where capacity limits those in blocks.
         most_few = FEW_TOKENS if capacity else _MOST_FEW_TOKENS
@@ -82,7 +83,10 @@ class GroupedProducts:
             if has_few or position
         ]
         ranges = ranges_between(crossovers)
-        self._few = ranges[0] if has_few else None
+        self.few = ranges[0] if has_few else None
+        """The numbers of tokens that go pair by pair; None where none do."""
+        self.many = TokenRange(tuple(crossovers[:1])) if has_few else TokenRange()
+        """All others."""
         dispatch = BlockDispatch(node, experts, ids, served)
         self._blocks = [
             dispatch.into_blocks(rows, estimate, tokens)
@@ -107,28 +111,33 @@ class GroupedProducts:
         count: Any,
         epilogue: Callable[..., Any],
         activation: str = "none",
+        *,
+        few: bool = True,
     ) -> relax.Var:
-        """The products of ``rows``, which together serve all experts; ``count`` rows in the result."""
+        """The products of ``rows``, which together serve all experts; ``count`` rows in the result. Without ``few``,
+        those that go pair by pair are left out."""
         problem = products[0].problem
         output = relax.TensorType((count, problem.width), problem.out_dtype)
         results: list[relax.Var] = []
-        for called in (call for product in products for call in self._calls(product, rows, epilogue, activation)):
+        for called in (
+            call for product in products for call in self._calls(product, rows, epilogue, activation, few=few)
+        ):
             results = self._node.call_on(called, results) if results else self._node.call(called, [output])
         (result,) = results
         return result
 
     def _calls(
-        self, product: Product, rows: relax.Expr, epilogue: Callable[..., Any], activation: str
+        self, product: Product, rows: relax.Expr, epilogue: Callable[..., Any], activation: str, *, few: bool
     ) -> Iterator[KernelCall]:
         """Every way that the product takes for some number of tokens."""
         problem, operands = product.problem, [rows, *product.operands, self._weights]
         weights = len(operands) - 1  # the parameter whose first size is the number of tokens
-        if self._few is not None:
-            function = self._few.limited(GROUPED_GEMV.build(problem, epilogue), weights)
-            arguments = [*self._few.numbers(self._node.lowering), *operands, self._ids]
-            attributes = _attributes(problem, activation, self._few)
+        if few and self.few is not None:
+            function = self.few.limited(GROUPED_GEMV.build(problem, epilogue), weights)
+            arguments = [*self.few.numbers(self._node.lowering), *operands, self._ids]
+            attributes = _attributes(problem, activation, self.few)
             chosen = self._node.select((GROUPED_GEMV,), problem)
-            yield KernelCall(chosen, function, arguments, attributes, self._few.names)
+            yield KernelCall(chosen, function, arguments, attributes, self.few.names)
         for blocks in self._blocks:
             tiled = dataclasses.replace(problem, block_rows=blocks.rows)
             chosen, tokens = self._node.select(PRODUCTS, tiled), blocks.tokens
@@ -153,8 +162,8 @@ class GroupedProducts:
         return result
 
     def _roundings(self, rounding: Rounding) -> Iterator[tuple[TokenRange, tirx.PrimFunc, list[relax.Expr]]]:
-        if self._few is not None:
-            yield self._few, round_pairs(rounding), []
+        if self.few is not None:
+            yield self.few, round_pairs(rounding), []
         for blocks in self._blocks:
             yield blocks.tokens, round_blocks(rounding, blocks.rows), [blocks.sorted_pairs, blocks.count]
 

@@ -7,7 +7,8 @@
 ``moec.Dispatch``       dispatch into blocks of one row, describe_rows
 ``moec.GroupedMatMul``  dispatch, grouped product of rows that have one expert each, trim
 ``moec.Combine``        combine_placed
-``moec.MoE``            those of Route, then those of Experts: five launches, or four for few tokens
+``moec.MoE``            those of Route, then those of Experts: five launches, or three for few tokens, whose last
+                        product combines
 ``moec.Linear``         one product, in one of several ways by the number of rows (:mod:`.dense_products`)
 ======================  ==============================================================================================
 
@@ -37,13 +38,15 @@ from moec.targets.cuda.expert_matrices import Parts, add_matrix, as_stored, part
 from moec.targets.cuda.grouped_products import GroupedProducts, Product
 from moec.targets.cuda.kernels.activation import experts_epilogue
 from moec.targets.cuda.kernels.combine import COMBINE, COMBINE_PLACED, TRIM
+from moec.targets.cuda.kernels.combining_gemv import COMBINING_GEMV, CombiningProblem
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
 from moec.targets.cuda.linear import lower_linear
 from moec.targets.cuda.product_rows import computed_in, is_rounded, rounded, rounding_of, uses_tf32, with_rows_of
 from moec.targets.cuda.routing import lower_routing
-from moec.targets.tvm.kernel import Kernel
-from moec.targets.tvm.lower.experts import Pairs, Routing
+from moec.targets.tvm.kernel import Kernel, KernelCall
+from moec.targets.tvm.lower.experts import CombineProblem, Pairs, Routing
 from moec.targets.tvm.node_lowering import NodeLowering
+from moec.targets.tvm.nodes import static_size
 
 
 class CudaExpertOps:
@@ -95,7 +98,9 @@ class _Experts:
         hidden = products.multiply(firsts, x, products.places, epilogue, spec.activation)
         if is_rounded(spec):
             hidden = products.rounded(hidden, rounding_of(spec, seconds[0].problem, self._dtype))
-        return Pairs(ids, products.multiply(seconds, hidden, products.pairs, lambda total: total))
+        combining = _Combining.of(node, products, seconds, hidden, weights, ids, spec)
+        rows = products.multiply(seconds, hidden, products.pairs, lambda total: total, few=combining is None)
+        return Pairs(ids, rows, None if combining is None else combining.lower)
 
     def _problems(self, group: ExpertGroup, routing_dtype: str) -> tuple[GroupedProblem, GroupedProblem]:
         """What is computed before and behind the activation for a group of experts."""
@@ -145,6 +150,49 @@ class _Experts:
             for bias in both:
                 bias[expert, size:] = 0
         return interleave(*(bias[..., None] for bias in both))[..., 0] if spec.gated else both[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Combining:
+    """For few tokens, the second product and the sum over a token's experts in one launch."""
+
+    node: NodeLowering
+    products: GroupedProducts
+    second: Product
+    hidden: relax.Expr
+    weights: relax.Expr
+    ids: relax.Expr
+    slots: int
+
+    @staticmethod
+    def of(
+        node: NodeLowering,
+        products: GroupedProducts,
+        seconds: Sequence[Product],
+        hidden: relax.Expr,
+        weights: relax.Expr,
+        ids: relax.Expr,
+        spec: ExpertsSpec,
+    ) -> _Combining | None:
+        """None where that cannot be, for whatever reason."""
+        slots = static_size(ids.ty.shape[1])
+        if products.few is None or slots is None or len(seconds) > 1 or spec.identity_experts:
+            return None
+        return _Combining(node, products, seconds[0], hidden, weights, ids, slots)
+
+    def lower(self, problem: CombineProblem, call: KernelCall, output: relax.TensorType) -> relax.Expr:
+        node, many, few = self.node, self.products.many, self.products.few
+        assert few is not None
+        function, given = many.limited(call.function, 0), [*many.numbers(node.lowering), *call.arguments]
+        attributes = {**call.attributes, "tokens": str(many)}
+        results = node.call(KernelCall(call.chosen, function, given, attributes, many.names), [output])
+        combining = CombiningProblem(self.second.problem, problem, self.slots)
+        operands = [self.hidden, *self.second.operands]
+        function = few.limited(COMBINING_GEMV.build(combining), len(operands))
+        given = [*few.numbers(node.lowering), *operands, self.weights, self.ids]
+        attributes = {**self.second.problem.facts(), **call.attributes, "tokens": str(few)}
+        chosen = node.select((COMBINING_GEMV,), combining)
+        return node.call_on(KernelCall(chosen, function, given, attributes, few.names), results)[0]
 
 
 def _multiply(

@@ -30,10 +30,12 @@ Routing = tuple[relax.Expr, relax.Expr]
 @dataclasses.dataclass(frozen=True)
 class Pairs:
     """What experts made of the pairs t * k + slot. ``ids`` [T, k] (int32): their experts as kernels number them;
-    ``rows`` [P, at least width], in the order of the pairs."""
+    ``rows`` [P, at least width], in the order of the pairs. ``combined``: the target's own way to sum them, from the
+    problem, the call of ``combine`` and the type of its result; None where that call is all."""
 
     ids: relax.Expr
     rows: relax.Expr
+    combined: Callable[[CombineProblem, KernelCall, relax.TensorType], relax.Expr] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +148,8 @@ def _lower_experts(ops: ExpertOps, node: NodeLowering, routing: Routing, capacit
     output = relax.TensorType((pairs.ids.ty.shape[0], problem.width), problem.dtype)
     attributes = {"weighted": problem.weighted, "identity_experts": problem.identity_experts}
     chosen, function = node.select((ops.combine,), problem), ops.combine.build(problem)
-    return node.call(KernelCall(chosen, function, [x, weights, pairs.ids, pairs.rows], attributes), [output])[0]
+    call = KernelCall(chosen, function, [x, weights, pairs.ids, pairs.rows], attributes)
+    return node.call(call, [output])[0] if pairs.combined is None else pairs.combined(problem, call, output)
 
 
 def _lower_dispatch(ops: ExpertOps, node: NodeLowering) -> Sequence[relax.Expr]:

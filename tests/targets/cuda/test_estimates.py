@@ -50,6 +50,13 @@ def test_tiers_cover_all_numbers_of_tokens(experts, slots, heights, expected):
     assert block_heights(experts, slots, heights, 17) == expected
 
 
+def test_a_matrix_that_no_cache_holds_is_read_once():
+    """Mixtral's: 16 rows of an expert need a block of 64, for some experts have more."""
+    heights = block_heights(8, 2, (16, 64, 128), 3, 235 * MEGABYTE)
+    assert heights == [(16, SizeRange(3, 48)), (64, SizeRange(49, 192)), (128, SizeRange(193))]
+    assert block_heights(8, 2, (16, 64, 128), 3, 20 << 20) == block_heights(8, 2, (16, 64, 128), 3)
+
+
 @pytest.mark.parametrize(("slots", "tokens"), [(8, 1024), (2, 4096), (None, 1024)])
 def test_one_launch_dispatches_some_number_of_pairs(slots, tokens):
     assert one_launch_tokens(slots) == tokens

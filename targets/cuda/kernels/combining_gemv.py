@@ -1,0 +1,181 @@
+"""The last product for few tokens, and the sum over a token's experts with it: a launch less than one after the other.
+
+A block of threads has some outputs of one token. As many of its warps as the token has slots (:data:`MOST_TOGETHER` at
+most) each multiply the row of a slot with the same outputs of its expert's matrix, see :mod:`.gemv_tile`, and leave the
+sums in shared memory; a warp then adds them up in the order of the slots, in float32, as :mod:`.combine` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, lane_inputs, multiply_rows
+from moec.targets.cuda.kernels.gemv_tile import why_not as why_no_tile
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix, with_tables_needed
+from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, WARP
+from moec.targets.cuda.launch_model.plans import Product, WarpPlan
+from moec.targets.tvm.activation import within
+from moec.targets.tvm.kernel import Kernel
+from moec.targets.tvm.lower.experts import CombineProblem
+
+MOST_TOGETHER = 8
+"""Slots of a token that a block computes at once."""
+_LEAST_WARPS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class CombiningProblem:
+    """``product``: of the rows of pairs, [T * k, inner]; ``combine``: how its results are summed; ``slots``: k."""
+
+    product: GroupedProblem
+    combine: CombineProblem
+    slots: int
+
+    @property
+    def together(self) -> int:
+        """Warps that share outputs, each for another slot."""
+        return min(self.slots, MOST_TOGETHER)
+
+    @property
+    def teams(self) -> int:
+        """Such warps of a block, each team with outputs of its own."""
+        return math.ceil(_LEAST_WARPS / self.together)
+
+    @property
+    def warps(self) -> int:
+        return self.together * self.teams
+
+    @property
+    def parts(self) -> int:
+        """Blocks of a token."""
+        return -(-self.product.width // (self.teams * COLUMNS_PER_WARP))
+
+
+def why_not(problem: CombiningProblem) -> str | None:
+    """The reason why :func:`combining_gemv` cannot compute the problem, or None."""
+    if problem.product.first_expert is not None:
+        return "experts of several formats, each of which is a launch of its own"
+    if problem.combine.identity_experts:
+        return "experts that return their token have no product"
+    return why_no_tile(problem.product)
+
+
+@T.inline
+def _multiply_slot(problem, tile, operands, pair, expert, weight, results, place):
+    """``results[place]``: the weighted results of a pair."""
+    product, combined = T.meta_var(problem.product), T.meta_var(problem.combine)
+    rows, matrix, bias = T.meta_var(operands)
+    sums = T.alloc_local((1, COLUMNS_PER_WARP), "float32")
+    multiply_rows(tile, rows, matrix, expert, sums)
+    for c in T.unroll(COLUMNS_PER_WARP):
+        sums[0, c] = T.cuda.warp_reduce(sums[0, c], "sum")
+        if product.biased:
+            sums[0, c] = sums[0, c] + bias[expert, tile.column(c)]
+        if tile.lane == c:
+            value: T.let = within(combined.limit, sums[0, c])
+            results[place, c] = weight * value if combined.weighted else value
+
+
+@T.inline
+def _add_results(problem, lane, team, results, total):
+    """Every lane's output, in the order of the slots."""
+    if lane < COLUMNS_PER_WARP:
+        for j in T.unroll(problem.together):
+            total[0] = total[0] + results[team * problem.together + j, lane]
+
+
+@T.inline
+def _sum_token(problem, operands, weights, chosen, y, tokens):
+    product = T.meta_var(problem.product)
+    index = T.cta_id([T.max(tokens, 1) * problem.parts])
+    thread = T.thread_id([problem.warps * WARP])
+    results = T.alloc_shared((problem.warps, COLUMNS_PER_WARP), "float32")
+    token: T.let = index // problem.parts
+    lane: T.let = thread % WARP
+    warp: T.let = thread // WARP
+    team: T.let = warp // problem.together
+    first: T.let = (index % problem.parts * problem.teams + team) * COLUMNS_PER_WARP
+    total = T.alloc_local((1,), "float32")
+    total[0] = T.float32(0)
+    if token < tokens:  # the same for all threads of a block, which wait for one another
+        for turn in T.serial(-(-problem.slots // problem.together)):
+            slot: T.let = turn * problem.together + warp % problem.together
+            if lane < COLUMNS_PER_WARP:
+                results[warp, lane] = T.float32(0)
+            T.cuda.warp_sync()
+            if T.And(slot < problem.slots, first < product.width):
+                expert: T.let = chosen[token, slot]
+                if T.And(expert >= 0, expert < product.experts):
+                    pair: T.let = T.cast(token * problem.slots + slot, "int64")
+                    tile = T.meta_var(WarpTile(product, first, lane, lambda _: pair))
+                    weight: T.let = T.cast(weights[token, slot], "float32")
+                    _multiply_slot(problem, tile, operands, pair, expert, weight, results, warp)
+            T.cuda.cta_sync()
+            _add_results(problem, lane, team, results, total)
+            T.cuda.cta_sync()
+        if T.And(warp % problem.together == 0, T.And(lane < COLUMNS_PER_WARP, first + lane < product.width)):
+            y[T.cast(token, "int64"), first + lane] = T.cast(total[0], problem.combine.dtype)
+
+
+def combining_gemv(problem: CombiningProblem) -> tirx.PrimFunc:
+    """``(rows[P, inner], matrix[E, width, inner], bias[E, width], weights[T, k], experts[T, k], y[T, width])``, with
+    bias in float32 and experts in int32. A quantised matrix is three tensors, see
+    :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`.
+
+    ``y[t] = sum over slots of w * (rows[t * k + slot] @ matrix[e].T + bias[e])`` for the ids e that are experts, with
+    w = 1 unless ``weighted`` and results clamped to the limit. T may be 0; P is at least T * k.
+    """
+    product, (row_width, row_dtype) = problem.product, problem.product.row_type
+    matrix_type, scales_type, zero_points_type = product.matrix_types
+
+    @T.prim_func
+    def kernel(
+        rows_handle: T.handle,
+        matrix_handle: T.handle,
+        scales_handle: T.handle,
+        zero_points_handle: T.handle,
+        bias_handle: T.handle,
+        weights_handle: T.handle,
+        experts_handle: T.handle,
+        y_handle: T.handle,
+    ):
+        T.func_attr(EARLY_ATTRIBUTES)
+        P = T.int32()
+        tokens = T.int32()
+        slots = T.int32()
+        rows = T.match_buffer(rows_handle, (P, row_width), row_dtype)
+        matrix = T.match_buffer(matrix_handle, *matrix_type)
+        scales = T.match_buffer(scales_handle, *scales_type)
+        zero_points = T.match_buffer(zero_points_handle, *zero_points_type)
+        bias = T.match_buffer(bias_handle, product.bias_shape, "float32")
+        weights = T.match_buffer(weights_handle, (tokens, slots), problem.combine.weight_dtype)
+        chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
+        y = T.match_buffer(y_handle, (tokens, product.width), problem.combine.dtype)
+        T.device_entry()
+        operands = T.meta_var((rows, Matrix(product.stored, matrix, scales, zero_points, product.in_fp8), bias))
+        _sum_token(problem, operands, weights, chosen, y, tokens)
+
+    return with_tables_needed(kernel, product)
+
+
+def _plan(problem: CombiningProblem) -> WarpPlan:
+    product = problem.product
+    multiply_adds = 2 if product.stored is not None and product.stored.has_words else 1
+    inputs = lane_inputs(product)
+    return WarpPlan(Product.of(product), problem.warps, COLUMNS_PER_WARP, inputs, multiply_adds=multiply_adds)
+
+
+COMBINING_GEMV = Kernel(
+    "combining_gemv",
+    "y[t] = sum over slots of weight * (rows[pair] @ matrix[expert of pair].T + bias)",
+    combining_gemv,
+    how=lambda problem, _: (
+        f"few tokens: {problem.together} warps per outputs, each with a slot, and no launch to combine"
+    ),
+    why_not=lambda problem, _: why_not(problem),
+    plan=_plan,
+)

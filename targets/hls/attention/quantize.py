@@ -43,6 +43,11 @@ class QuantizedTurns:
     key_norm: QuantizedNorm | None = None
     query_norm: QuantizedNorm | None = None
 
+    def lowered(self, shift: int) -> QuantizedTurns:
+        """With normalisations whose shift is no larger; the same where there are none."""
+        norms = [None if norm is None else norm.lowered(shift) for norm in (self.key_norm, self.query_norm)]
+        return QuantizedTurns(self.cosines, self.sines, *norms)
+
     def run(self, norm: QuantizedNorm | None, rows: Array, past: int) -> Array:
         """Rows [H, T, h] of tokens behind ``past`` others → int8 [H, T, h]."""
         fine = rows << FINE_BITS
@@ -100,6 +105,11 @@ def quantize_attention(
     if not tokens.size or not np.isfinite(tokens).all():
         raise UnsupportedError(f"{block.name}: {tokens.size} calibration numbers, all of which must be finite")
     shape = shape_of(block, most_tokens, cached)
+    if shape.turned and tokens.shape[1] > shape.positions:
+        raise UnsupportedError(
+            f"{block.name}: calibration sequences of {tokens.shape[1]} tokens, and room for {shape.positions}; give "
+            "shorter ones, or a larger --max-tokens or --max-length"
+        )
     seen = block.run(tokens)
     stream_scale = stream_scale or stream_scale_for(tokens, seen.output, seen.results)
     input_scale, value_scale, attended_scale = (scale_for(one, 8) for one in (seen.inputs, seen.value, seen.attended))
@@ -187,7 +197,7 @@ def _turns(
         for norm, scales in ((block.key_norm, key_scales), (block.query_norm, query_scales))
     ]
     shift = min((norm.shift for norm in norms if norm is not None), default=0)
-    return QuantizedTurns(of_cosine, of_sine, *(None if norm is None else norm.lowered(shift) for norm in norms))
+    return QuantizedTurns(of_cosine, of_sine, *norms).lowered(shift)
 
 
 def _head_norm(block: FloatAttention, norm: FloatNorm | None, scale: float, row_scale: float) -> QuantizedNorm | None:

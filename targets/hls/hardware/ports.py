@@ -92,9 +92,11 @@ def port_names(memory: ExternalMemory, masters: Sequence[str]) -> dict[str, str]
     return {master: memory.port_name.format(min(place, memory.ports - 1)) for place, master in enumerate(masters)}
 
 
-def model_ports(memory: ExternalMemory) -> dict[str, str]:
+def model_ports(memory: ExternalMemory, attention: AttentionShape | None = None) -> dict[str, str]:
     """Of a whole model: the masters of its streams reach the same buffer, so they are at one port. XRT takes ports for
     memories of their own, also those of one DDR: it gives an argument at another port than its buffer's a copy."""
     up, down, *streams = MOE_MASTERS
-    *_, last = port_names(memory, (up, down, "streams")).values()
-    return {**port_names(memory, (up, down)), **dict.fromkeys(streams, last)}
+    caches = () if attention is None else [one for one in attention_masters(attention) if one not in MOE_MASTERS]
+    ports = port_names(memory, (up, down, *caches, "streams"))
+    last = ports.pop("streams")
+    return {**ports, **dict.fromkeys(streams, last)}

@@ -1,6 +1,6 @@
 // Processes: keys and values of earlier tokens come from memory, and those of the call go there behind them.
 //
-// A cache is int8[heads][MAX_KEYS][HIDDEN_TILE], a row padded to whole beats. What a call reads lies in front of what it
+// A cache is int8[heads][MAX_KEYS][HIDDEN_TILE], a row padded to whole beats, from the beat `at` on. What a call reads lies in front of what it
 // writes, so nothing has to wait for what it has written itself.
 #ifndef MOEC_CACHE_H
 #define MOEC_CACHE_H
@@ -15,7 +15,7 @@ template <class Block> struct cache_sizes {
 };
 
 // Those of `past` tokens, head by head.
-template <class Block> void read_cache(const beat_t* memory, int past, int tokens, hls::stream<beat_t>& beats) {
+template <class Block> void read_cache(const beat_t* memory, int at, int past, int tokens, hls::stream<beat_t>& beats) {
     typedef cache_sizes<Block> S;
     const int count = tokens > 0 ? past * S::ROW_BEATS : 0;
 read_cached_heads:
@@ -24,13 +24,13 @@ read_cached_heads:
         for (int i = 0; i < count; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=0 max=Block::MAX_KEYS*S::ROW_BEATS
 #pragma HLS PIPELINE II=1 style=stp
-            beats.write(memory[h * Block::MAX_KEYS * S::ROW_BEATS + i]);
+            beats.write(memory[at + h * Block::MAX_KEYS * S::ROW_BEATS + i]);
         }
     }
 }
 
 // Behind those of `past` tokens.
-template <class Block> void write_cache(int past, int tokens, hls::stream<beat_t>& beats, beat_t* memory) {
+template <class Block> void write_cache(int past, int tokens, hls::stream<beat_t>& beats, beat_t* memory, int at) {
     typedef cache_sizes<Block> S;
 write_cached_heads:
     for (int h = 0; h < attention_sizes<Block>::KEY_HEADS; h++) {
@@ -38,7 +38,7 @@ write_cached_heads:
         for (int i = 0; i < tokens * S::ROW_BEATS; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::MAX_TOKENS*S::ROW_BEATS
 #pragma HLS PIPELINE II=1 style=stp
-            memory[(h * Block::MAX_KEYS + past) * S::ROW_BEATS + i] = beats.read();
+            memory[at + (h * Block::MAX_KEYS + past) * S::ROW_BEATS + i] = beats.read();
         }
     }
 }

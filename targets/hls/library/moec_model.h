@@ -24,8 +24,10 @@ struct layer_t {
     int norm_at, input_at, residual_at, router_at, up_at, down_at, output_at;
     int score_multiplier, mixed_one, hidden_multiplier, up_offset, up_limit, shared_gate;
     long long epsilon;
+    int past, turns_at, cache_at;                   // of attention: tokens in front of those that come in
+    long long key_norm_epsilon, query_norm_epsilon;
 };
-const int LAYER_BEATS = 2;  // 32 words of 32 bits each, of which the last ones are padding
+const int LAYER_BEATS = 2;  // 32 words of 32 bits each
 
 inline int word_of(const beat_t beats[LAYER_BEATS], int place) {
 #pragma HLS INLINE
@@ -67,6 +69,11 @@ axi_read_layer:
     layer.up_limit = word_of(beats, 23);
     layer.shared_gate = word_of(beats, 24);
     layer.epsilon = (long long)(word_of(beats, 26)) << 32 | (unsigned)(word_of(beats, 25));
+    layer.past = word_of(beats, 27);
+    layer.turns_at = word_of(beats, 28);
+    layer.cache_at = word_of(beats, 29);
+    layer.key_norm_epsilon = (unsigned)(word_of(beats, 30));
+    layer.query_norm_epsilon = (unsigned)(word_of(beats, 31));
 }
 
 // As read_stream, or patches instead of tokens: int8 chunks from the same place on.

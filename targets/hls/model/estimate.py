@@ -102,7 +102,8 @@ def estimate_model(
     calibration: Calibration = UNCORRECTED,
 ) -> ModelEstimate:
     """``loads``: those of :func:`loads_of`. ``memory_share``: of the peak bandwidth."""
-    ports = connect(part, MOE_MASTERS, clock_megahertz, memory_share, model_ports(part.memory))
+    attention = None if design.attention is None else design.attention.shape
+    ports = connect(part, MOE_MASTERS, clock_megahertz, memory_share, model_ports(part.memory, attention))
     dsps, memories = model_dsps(design), model_memories(design)
     layers = tuple(
         layer_cycles(design, plan, layer, one, ports.loaders, calibration.stages)
@@ -171,7 +172,8 @@ def model_dsps(design: ModelDesign) -> dict[str, int]:
 def model_memories(design: ModelDesign) -> list[Memory]:
     """Those of both kernels, which share their adapters; processes are named likewise."""
     attention = [] if design.attention is None else attention_memories(design.attention)
-    own = [memory for memory in attention if not memory.name.startswith("adapter ")]
+    shared = {memory.name for memory in memories_of(design.experts) if memory.name.startswith("adapter ")}
+    own = [memory for memory in attention if memory.name not in shared]
     arrays = [
         dataclasses.replace(memory, process=process_of(memory.process))
         for memory in memories_of(design.experts)

@@ -4,8 +4,11 @@
 |---|---|
 | ``layers.bin`` | of each layer 32 numbers of 32 bits, those of ``layer_t`` in ``library/moec_model.h`` in order |
 | ``norm.bin``, ``router.bin``, ``up.bin``, ``down.bin`` | those of all layers, as ``moe/packing.py`` has them |
+| ``turns.bin`` | of layers of attention, as ``attention/project.py`` has it |
 | ``stream.bin`` | what ``stream_in``, ``residual`` and ``stream_out`` are: below |
 | ``outputs.bin`` | what each layer must write, in order; each begins with a new beat |
+
+Of a decoder ``layers.bin``, ``stream.bin`` and ``outputs.bin`` have those of several calls, one behind the other.
 
 Of the streams' memory, in this order, each from a new beat on: inputs, int8 by tile of an embedding and then by token,
 or the stream itself; positions, int16 [T, width]; two residual streams, int16 [T, width]; outputs, int16 [rows, width]
@@ -21,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.targets.hls.attention.project import pack_output, pack_projections
+from moec.targets.hls.attention.project import calls_of, pack_output, pack_projections, pack_turns
 from moec.targets.hls.attention.quantize import QuantizedAttention
 from moec.targets.hls.model import reference
 from moec.targets.hls.model.design import ModelDesign
@@ -70,9 +73,9 @@ def stream_beats(rows: int, design: ModelDesign) -> int:
 def pack_model(design: ModelDesign, plan: ModelPlan, steps: Array) -> dict[str, bytes]:
     """All files. ``steps``: the inputs of one image, as :meth:`ModelPlan.input_steps` has them."""
     places = stream_places(design, plan)
-    weights: dict[str, list[bytes]] = {name: [] for name in ("norm", "router", "up", "down")}
-    layers = []
-    at_input, next_residual = places.inputs, 0
+    weights: dict[str, list[bytes]] = {name: [] for name in ("norm", "router", "up", "down", "turns")}
+    layers: list[dict[str, int]] = []
+    at_input, next_residual, caches = places.inputs, 0, 0
     for place, layer in enumerate(plan.layers, len(plan.heads) - len(plan.layers)):
         is_head = place >= 0
         output = places.outputs[place] if is_head else places.residuals[next_residual]
@@ -85,17 +88,39 @@ def pack_model(design: ModelDesign, plan: ModelPlan, steps: Array) -> dict[str, 
             "input_at": at_input,
             "residual_at": places.positions if positions else at_input,
             "output_at": output,
+            "cache_at": caches,
         }
-        layers.append(layer_record(numbers))
+        if isinstance(layer, QuantizedAttention) and design.attention is not None:
+            caches += design.attention.cache_beats
+        layers.append(numbers)
         for name, data in own.items():
             weights[name].append(data)
         if not is_head:
             at_input, next_residual = output, 1 - next_residual
     return {
-        "layers.bin": b"".join(layers),
-        **{f"{name}.bin": b"".join(parts) for name, parts in weights.items()},
-        "stream.bin": pack_stream_memory(design, plan, steps),
-        "outputs.bin": b"".join(packing.pack_stream(rows, design.width) for rows in _outputs(plan, steps)),
+        **{f"{name}.bin": b"".join(parts) for name, parts in weights.items() if parts or name != "turns"},
+        **_pack_calls(design, plan, layers, steps),
+    }
+
+
+def _pack_calls(design: ModelDesign, plan: ModelPlan, layers: list[dict[str, int]], steps: Array) -> dict[str, bytes]:
+    """What the testbench runs: one image, or a sequence in several calls, one behind the other in each file."""
+    shape = None if design.attention is None else design.attention.shape
+    is_sequence = shape is not None and shape.causal and plan.embedding is None
+    calls = calls_of(shape, len(steps)) if shape is not None and is_sequence else [len(steps)]
+    outputs = _outputs(plan, steps[: sum(calls)])
+    records, streams, expected, past = [], [], [], 0
+    for count in calls:
+        of_call = {"tokens": count, "streamed": count, "rows": count, "past": past} if is_sequence else {}
+        records += [layer_record({**numbers, **of_call}) for numbers in layers]
+        rows = slice(past, past + count) if is_sequence else slice(None)
+        streams.append(pack_stream_memory(design, plan, steps[rows]))
+        expected += [packing.pack_stream(output[rows], design.width) for output in outputs]
+        past += count
+    return {
+        "layers.bin": b"".join(records),
+        "stream.bin": b"".join(streams),
+        "outputs.bin": b"".join(expected),
     }
 
 
@@ -131,9 +156,10 @@ _FIELDS = (
     *("kind", "tokens", "streamed", "patches", "rows", "adds", "passes", "pools"),
     *("experts", "slots", "shared", "tiles"),
     *("norm_at", "input_at", "residual_at", "router_at", "up_at", "down_at", "output_at"),
-    *("score_multiplier", "mixed_one", "hidden_multiplier", "up_offset", "up_limit", "shared_gate", "epsilon"),
+    *("score_multiplier", "mixed_one", "hidden_multiplier", "up_offset", "up_limit", "shared_gate"),
+    *("epsilon", "above_epsilon", "past", "turns_at", "cache_at", "key_norm_epsilon", "query_norm_epsilon"),
 )
-"""The numbers of a layer in order; the last one takes two places."""
+"""The numbers of a layer in order; an epsilon takes two places."""
 _EPSILON = _FIELDS.index("epsilon")
 
 
@@ -149,6 +175,7 @@ def _numbers(design: ModelDesign, plan: ModelPlan, layer: Layer) -> dict[str, in
             "score_multiplier": int(layer.score.values[0]),
             "mixed_one": layer.mixed_one,
             "epsilon": layer.norm.epsilon,
+            **_epsilons_of_heads(layer),
         }
     common = {
         "kind": EXPERTS,
@@ -186,6 +213,12 @@ def _numbers(design: ModelDesign, plan: ModelPlan, layer: Layer) -> dict[str, in
     }
 
 
+def _epsilons_of_heads(layer: QuantizedAttention) -> dict[str, int]:
+    norms = (None, None) if layer.turns is None else (layer.turns.key_norm, layer.turns.query_norm)
+    names = ("key_norm_epsilon", "query_norm_epsilon")
+    return {name: norm.epsilon for name, norm in zip(names, norms, strict=True) if norm is not None}
+
+
 def _weights(design: ModelDesign, layer: Layer) -> dict[str, bytes]:
     norm = {} if layer.norm is None else {"norm": packing.pack_norm(layer.norm, design.width)}
     if isinstance(layer, QuantizedAttention):
@@ -194,6 +227,7 @@ def _weights(design: ModelDesign, layer: Layer) -> dict[str, bytes]:
             **norm,
             "up": pack_projections(design.attention, layer),
             "down": pack_output(design.attention, layer),
+            **({} if layer.turns is None else {"turns": pack_turns(design.attention, layer.turns)}),
         }
     own = design.of(layer)
     down = {"down": packing.pack_down(own, layer.down)}

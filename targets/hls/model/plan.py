@@ -78,7 +78,7 @@ class Shifts:
     """One shift by role for all layers; None where no layer has the role. ``norm``: of normalisations; ``up`` and
     ``down``: of both products' multipliers; ``hidden``: of gated hidden units; ``route``: from logits of routers to
     places in a table. Attention, whose kernel is another, has its own of the first three; ``score``: from scores of
-    attention to places in a table; ``mixed``: of what heads attend to."""
+    attention to places in a table; ``mixed``: of what heads attend to; ``heads``: of normalised keys and queries."""
 
     norm: int | None = None
     up: int | None = None
@@ -90,6 +90,7 @@ class Shifts:
     route: int | None = None
     score: int | None = None
     mixed: int | None = None
+    heads: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +168,8 @@ def shifts_of(layer: Layer) -> Iterator[tuple[str, int]]:
     if isinstance(layer, QuantizedAttention):
         yield "score", layer.score.shift
         yield "mixed", layer.mixed_shift
+        if layer.turns is not None and layer.turns.key_norm is not None:
+            yield "heads", layer.turns.key_norm.shift
         return
     if layer.shape.gated:
         yield "hidden", layer.hidden_multiplier.shift

@@ -17,6 +17,7 @@ import numpy as np
 
 from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.estimate import attention_memories
+from moec.targets.hls.attention.quantize import QuantizedAttention
 from moec.targets.hls.hardware.memories import Memory, memories_of
 from moec.targets.hls.hardware.parts import find_part
 from moec.targets.hls.hardware.ports import model_ports
@@ -76,8 +77,12 @@ def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes], devic
     experts, attention = design.experts, design.attention
     places = packing.stream_places(design, plan)
     beats = {
-        name: max(1, len(data[f"{name}.bin"]) // BEAT_BYTES) for name in ("layers", "norm", "router", "up", "down")
+        name: max(1, len(data[f"{name}.bin"]) // BEAT_BYTES)
+        for name in ("layers", "norm", "router", "up", "down", "turns")
+        if f"{name}.bin" in data
     }
+    attentions = sum(isinstance(layer, QuantizedAttention) for layer in plan.layers)
+    cache = 0 if attention is None else attentions * attention.cache_beats
     scores = -(-(experts.shape.slots + 1) // 2)
     return {
         "name": plan.name,
@@ -99,7 +104,9 @@ def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes], devic
         "attention": attention,
         "attention_wires": attention_wires(plan),
         "attention_copies": 0 if attention is None else attention.lanes // 2,
-        "depth": {**beats, "stream": places.size},
+        "depth": {**beats, "stream": places.size, "cache": cache},
+        "turned": attention is not None and attention.shape.turned,
+        "cached": attention is not None and attention.shape.cached > 0,
         "places": places,
         "data": "data",
         "most_stages": MOST_STAGES,
@@ -108,7 +115,7 @@ def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes], devic
         "clock_uncertainty": CLOCK_UNCERTAINTY,
         "bound_moe": bound_channels(experts_channels(design)),
         "bound_attention": [] if attention is None else bound_channels(attention_channels(attention)),
-        "ports": model_ports(find_part(device).memory),
+        "ports": model_ports(find_part(device).memory, None if attention is None else attention.shape),
         "routing": f"{experts.shape.scoring} of {experts.shape.experts}, {experts.shape.slots} per token",
         "experts": "of all layers",
         "score_copies": scores,

@@ -42,7 +42,10 @@ def with_shifts(layer: _Layer, shifts: Mapping[str, int]) -> _Layer:
     if isinstance(layer, QuantizedAttention):
         score = layer.score.lowered(shifts["score"])
         one = int(shifted(np.array(layer.mixed_one), layer.mixed_shift - shifts["mixed"]))
-        return dataclasses.replace(layer, **common, score=score, mixed_one=one, mixed_shift=shifts["mixed"])
+        turns = layer.turns and layer.turns.lowered(shifts.get("heads", 0))
+        return dataclasses.replace(
+            layer, **common, score=score, mixed_one=one, mixed_shift=shifts["mixed"], turns=turns
+        )
     score = layer.score.lowered(shifts["route"]) if layer.shape.experts else layer.score
     hidden = layer.hidden_multiplier.lowered(shifts["hidden"]) if layer.shape.gated else layer.hidden_multiplier
     return dataclasses.replace(layer, **common, score=score, hidden_multiplier=hidden)
@@ -62,6 +65,10 @@ def _bits_of(layer: Layer) -> Iterator[int]:
     if isinstance(layer, QuantizedLinear):
         return
     yield _bits(layer.up)
+    if isinstance(layer, QuantizedAttention) and layer.turns is not None:
+        for norm in (layer.turns.key_norm, layer.turns.query_norm):
+            if norm is not None:
+                yield int(np.abs(norm.multipliers).max()).bit_length()
     if isinstance(layer, QuantizedAttention) or layer.shape.experts:
         yield int(layer.score.values[0]).bit_length()
     if not isinstance(layer, QuantizedAttention) and layer.shape.gated:

@@ -15,7 +15,7 @@ from moec.targets.base import Project, Projects
 from moec.targets.hls.attention.target import AttentionBlock
 from moec.targets.hls.block import Block, IntegerBlock
 from moec.targets.hls.graph import calibrate
-from moec.targets.hls.graph.outside import find_outside
+from moec.targets.hls.graph.outside import Outside, find_outside
 from moec.targets.hls.graph.stream_scales import StreamPart, shared_scales
 from moec.targets.hls.hardware.parts import Part, find_part
 from moec.targets.hls.model.target import whole_project
@@ -61,8 +61,10 @@ class HlsTarget:
             tensor_specs(values) for values in (model.graph.inputs, model.graph.outputs)
         )
         whole = "" if self.options.by_block else self._whole(model, blocks, outside, inputs)
-        if isinstance(whole, Project):
-            return Projects(self.name, inputs_of_model, outputs_of_model, [whole], warnings=[])
+        if not isinstance(whole, str):
+            project, rest = whole
+            warnings = [str(rest)] if rest.operators else []
+            return Projects(self.name, inputs_of_model, outputs_of_model, [project], warnings=warnings)
         parts = [block.graph for block in blocks]
         floats = calibrate.run_floats(model, parts, inputs)
         integers = _quantized(blocks, floats.tokens)
@@ -81,8 +83,8 @@ class HlsTarget:
 
     def _whole(
         self, model: ir.Model, blocks: Sequence[Block], outside: Sequence[str], inputs: Mapping[str, Array]
-    ) -> Project | str:
-        """The project of the whole model, or why there is none."""
+    ) -> tuple[Project, Outside] | str:
+        """The project of the whole model and what is not in it, or why there is none."""
         moe = [block.graph for block in blocks if isinstance(block, MoeBlock)]
         attention = [block.graph for block in blocks if isinstance(block, AttentionBlock)]
         try:

@@ -97,6 +97,8 @@ def model_ports(memory: ExternalMemory, attention: AttentionShape | None = None)
     memories of their own, also those of one DDR: it gives an argument at another port than its buffer's a copy."""
     up, down, *streams = MOE_MASTERS
     caches = () if attention is None else [one for one in attention_masters(attention) if one not in MOE_MASTERS]
-    ports = port_names(memory, (up, down, *caches, "streams"))
-    last = ports.pop("streams")
+    # Caches are busy while weights are, streams before and after that.
+    places = {one: min(2 + place, memory.ports - 2) for place, one in enumerate(caches)}
+    last = memory.port_name.format(min(2 + len(caches), memory.ports - 1))
+    ports = {**port_names(memory, (up, down)), **{one: memory.port_name.format(at) for one, at in places.items()}}
     return {**ports, **dict.fromkeys(streams, last)}

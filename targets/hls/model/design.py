@@ -41,6 +41,11 @@ class ModelDesign:
         return self.experts.width
 
     @property
+    def is_decoder(self) -> bool:
+        """Whether a call has tokens of a sequence, in front of which others may be, and not all of an image."""
+        return self.attention is not None and self.attention.shape.causal and not self.patch_width
+
+    @property
     def patch_chunks(self) -> int:
         """Steps of ``lanes`` through all inputs of an embedding, padded to whole tiles."""
         tile = self.experts.hidden_tile

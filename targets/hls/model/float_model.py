@@ -64,7 +64,8 @@ class FloatHead:
 @dataclasses.dataclass(frozen=True)
 class GraphModel:
     """``source``: the model's input, images [B, ...] or, without an embedding, the stream [B, T, d] itself. ``stream``:
-    what the last block makes. ``result``: the model's output, [B, C] or [B, T, C]."""
+    what the last block makes. ``result``: the model's output, [B, C] or [B, T, C].
+    ``cached``: positions of a cache of keys and values, 0 where there is none."""
 
     source: ir.Value
     stream: ir.Value
@@ -74,3 +75,4 @@ class GraphModel:
     embedding: FloatEmbedding | None
     blocks: tuple[GraphBlock | GraphAttention, ...]
     head: FloatHead | None
+    cached: int = 0

@@ -51,6 +51,34 @@ def find_model(
     return GraphModel(inputs[0], last, model.graph.outputs[0], tokens, width, embedding, tuple(blocks), head)
 
 
+def find_decoder(
+    model: ir.Model,
+    moe: Sequence[GraphBlock],
+    attention: Sequence[GraphAttention],
+    refused: Sequence[str],
+    tokens: int,
+    cached: int,
+) -> GraphModel:
+    """The layers of a decoder, from embedded tokens to those that the last normalisation takes: what is in front of
+    them and behind them stays with the caller. Calls have up to ``tokens`` tokens, of sequences of ``cached``, which
+    is 0 where each is a sequence.
+
+    Raises UnsupportedError, naming the node, where the layers are no chain.
+    """
+    if refused:
+        raise UnsupportedError(refused[0])
+    found = {origin(part.tokens): part for part in (*moe, *attention)}
+    for part in found.values():
+        if part.numbers.norm is None:
+            raise UnsupportedError(f"{part.name}: is not x + block(norm(x)) of a residual stream x")
+    stream = _first(model, found)
+    blocks, last = _chain(model, stream, found, tokens)
+    missing = [part for part in found.values() if not any(part is block for block in blocks)]
+    if missing:
+        raise UnsupportedError(f"{missing[0].name}: does not take the tokens that the block in front of it makes")
+    return GraphModel(stream, last, last, tokens, blocks[0].numbers.width, None, tuple(blocks), None, cached)
+
+
 def _first(model: ir.Model, found: Mapping[ir.Value, _Part]) -> ir.Value:
     """The tokens of the first block."""
     places = {value: place for place, node in enumerate(model.graph) for value in node.outputs}

@@ -105,9 +105,8 @@ def pack_model(design: ModelDesign, plan: ModelPlan, steps: Array) -> dict[str, 
 
 def _pack_calls(design: ModelDesign, plan: ModelPlan, layers: list[dict[str, int]], steps: Array) -> dict[str, bytes]:
     """What the testbench runs: one image, or a sequence in several calls, one behind the other in each file."""
-    shape = None if design.attention is None else design.attention.shape
-    is_sequence = shape is not None and shape.causal and plan.embedding is None
-    calls = calls_of(shape, len(steps)) if shape is not None and is_sequence else [len(steps)]
+    attention, is_sequence = design.attention, design.is_decoder
+    calls = calls_of(attention.shape, len(steps)) if attention is not None and is_sequence else [len(steps)]
     outputs = _outputs(plan, steps[: sum(calls)])
     records, streams, expected, past = [], [], [], 0
     for count in calls:

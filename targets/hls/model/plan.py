@@ -148,7 +148,7 @@ class ModelPlan:
         [T, d]."""
         if self.patches is not None:
             return self.patches.of(image)
-        return rounded(image.reshape(self.tokens, self.width), self.stream_scale, 16).astype(np.int16)
+        return rounded(image.reshape(-1, self.width), self.stream_scale, 16).astype(np.int16)
 
 
 def kernel_of(layer: Layer) -> str:

@@ -4,7 +4,7 @@
 |---|---|
 | ``src/model.cpp``, ``src/model_*.h`` | generated: the top function with both kernels, constants and tables |
 | ``data/`` | weights and layers, one image and what every layer makes of it: :mod:`moec.targets.hls.model.packing` |
-| ``host.py`` | images to labels: loads the binary, checks it against ``data/``, and runs it |
+| ``host.py`` | images to labels, or embedded tokens through a decoder: loads the binary, checks it, and runs it |
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def model_files(design: ModelDesign, plan: ModelPlan, steps: Array, *, device: s
     testbench runs; ``clock`` in MHz."""
     data = packing.pack_model(design, plan, steps)
     context = _context(design, plan, data, device, clock)
-    files = {path: render(template, context) for template, path in _TEMPLATES.items()}
+    templates = {**_TEMPLATES, **({"decoder_host.py.j2": "host.py"} if design.is_decoder else {})}
+    files = {path: render(template, context) for template, path in templates.items()}
     memories = [*memories_of(design.experts), *(() if design.attention is None else _own(design))]
     if plan.patches is not None:
         data["patches.bin"] = plan.patches.places.astype("<i4").tobytes()
@@ -81,8 +82,6 @@ def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes], devic
         for name in ("layers", "norm", "router", "up", "down", "turns")
         if f"{name}.bin" in data
     }
-    attentions = sum(isinstance(layer, QuantizedAttention) for layer in plan.layers)
-    cache = 0 if attention is None else attentions * attention.cache_beats
     scores = -(-(experts.shape.slots + 1) // 2)
     return {
         "name": plan.name,
@@ -104,7 +103,8 @@ def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes], devic
         "attention": attention,
         "attention_wires": attention_wires(plan),
         "attention_copies": 0 if attention is None else attention.lanes // 2,
-        "depth": {**beats, "stream": places.size, "cache": cache},
+        "depth": {**beats, "stream": places.size, "cache": _cache_beats(design, plan)},
+        "is_decoder": design.is_decoder,
         "turned": attention is not None and attention.shape.turned,
         "cached": attention is not None and attention.shape.cached > 0,
         "places": places,
@@ -125,6 +125,12 @@ def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes], devic
         "listed": listed,
         "repeated": repeated,
     }
+
+
+def _cache_beats(design: ModelDesign, plan: ModelPlan) -> int:
+    """Of the keys, or the values, of all layers."""
+    layers = sum(isinstance(layer, QuantizedAttention) for layer in plan.layers)
+    return 0 if design.attention is None else layers * design.attention.cache_beats
 
 
 def summary(plan: ModelPlan) -> str:
@@ -149,6 +155,8 @@ def _layout(design: ModelDesign, plan: ModelPlan) -> dict[str, Any]:
         "tile": design.experts.hidden_tile,
         "classes": plan.classes,
         "rows": plan.output_rows,
+        "positions": plan.tokens if design.attention is None else design.attention.shape.positions,
+        "cache_bytes": _cache_beats(design, plan) * BEAT_BYTES,
         "output_scale": plan.output_scale,
         "stream_scale": plan.stream_scale,
         "image": None if patches is None else list(patches.shape),

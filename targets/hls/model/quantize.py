@@ -42,15 +42,14 @@ def quantize_model(
     if weight_bits == 4 and (graph.embedding is not None or graph.head is not None):
         raise UnsupportedError("weights rounded to int4 beside linear layers of int8: weights of a design are as wide")
     feeds = feeds_of(model, inputs)
-    if not len(feeds[graph.source]):
+    if graph.source in feeds and not len(feeds[graph.source]):
         raise InputError(f"calibration data for {graph.source.name!r} has no image; give some")
     seen = evaluate(model, feeds, [graph.source, *(block.tokens for block in graph.blocks), graph.stream])
     images, streams = seen[0], [stream.astype(np.float32) for stream in seen[1:]]
     tokens = [block.as_tokens(stream) for block, stream in zip(graph.blocks, streams, strict=False)]
     stream_scale = _stream_scale(graph, images, tokens)
     blocks = [
-        _block(block, rows, graph.tokens, stream_scale, weight_bits)
-        for block, rows in zip(graph.blocks, tokens, strict=True)
+        _block(block, rows, graph, stream_scale, weight_bits) for block, rows in zip(graph.blocks, tokens, strict=True)
     ]
     heads = _heads(graph.head, streams[-1], stream_scale)
     patches, embedding = None, None
@@ -104,12 +103,16 @@ def _stream_scale(graph: GraphModel, images: Array, tokens: Sequence[Array]) -> 
 
 
 def _block(
-    block: GraphBlock | GraphAttention, rows: Array, tokens: int, stream_scale: float, weight_bits: int
+    block: GraphBlock | GraphAttention, rows: Array, graph: GraphModel, stream_scale: float, weight_bits: int
 ) -> QuantizedBlock | QuantizedAttention:
     with _blamed(block.numbers.name):
         if isinstance(block, GraphAttention):
-            return quantize_attention(block.numbers, rows, most_tokens=tokens, stream_scale=stream_scale)
-        return quantize(block.numbers, rows, most_tokens=tokens, weight_bits=weight_bits, stream_scale=stream_scale)
+            return quantize_attention(
+                block.numbers, rows, most_tokens=graph.tokens, cached=graph.cached, stream_scale=stream_scale
+            )
+        return quantize(
+            block.numbers, rows, most_tokens=graph.tokens, weight_bits=weight_bits, stream_scale=stream_scale
+        )
 
 
 @contextlib.contextmanager

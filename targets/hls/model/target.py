@@ -12,14 +12,16 @@ import onnx_ir as ir
 from moec.ir.names import in_comment
 from moec.targets.base import Project
 from moec.targets.hls.attention.graph import GraphAttention
-from moec.targets.hls.graph.calibrate import run_floats
-from moec.targets.hls.graph.outside import Outside
+from moec.targets.hls.attention.target import shape_of as attention_shape
+from moec.targets.hls.graph.calibrate import evaluate, feeds_of
+from moec.targets.hls.graph.outside import Outside, find_outside
 from moec.targets.hls.hardware.parts import Part
 from moec.targets.hls.model import reference
 from moec.targets.hls.model.channels import model_channels
 from moec.targets.hls.model.design import ModelDesign
 from moec.targets.hls.model.estimate import choose_model, loads_of
-from moec.targets.hls.model.graph import find_model
+from moec.targets.hls.model.float_model import GraphModel
+from moec.targets.hls.model.graph import find_decoder, find_model
 from moec.targets.hls.model.plan import ModelPlan
 from moec.targets.hls.model.project import TOP, model_files
 from moec.targets.hls.model.quantize import quantize_model
@@ -42,40 +44,72 @@ def whole_project(
     inputs: Mapping[str, Array],
     part: Part,
     options: HlsOptions,
-) -> Project:
+) -> tuple[Project, Outside]:
     """``moe``, ``attention`` and ``refused``: the blocks of the graph, and why others are none. ``inputs``: calibration
-    data, the first image of which the testbench runs.
+    data, the first image or sequence of which the testbench runs. Beside the project, what of the model is not in it.
 
     Raises UnsupportedError, saying why, where the model as a whole is no design that fits the part.
     """
-    graph = find_model(model, moe, attention, refused)
+    if attention and all(block.numbers.causal for block in attention):
+        shape = attention_shape(attention[0], options)
+        graph = find_decoder(model, moe, attention, refused, shape.tokens, shape.cached)
+    else:
+        graph = find_model(model, moe, attention, refused)
     name = in_comment(model.graph.name or TOP)
     plan = quantize_model(model, graph, inputs, name=name, weight_bits=options.weight_bits)
-    (images,) = inputs.values()
-    given = images[:_MOST_IMAGES]
-    first = plan.input_steps(given[0])
-    estimate = choose_model(plan, loads_of(plan, first), part, options.constraints)
-    floats = {  # a graph may take no other number of images than it was given
-        key: array[: len(array) * len(given) // len(images)]
-        for key, array in run_floats(model, [], inputs).outputs.items()
-    }
-    outputs = {key: _integers(plan, given).reshape(array.shape) for key, array in floats.items()}
+    sequences, floats, outputs = _compared(model, graph, plan, inputs)
+    first = plan.input_steps(sequences[0])
+    estimate = choose_model(plan, loads_of(plan, first[: plan.tokens]), part, options.constraints)
     compared = quality.compare_outputs(floats, outputs)
     files = model_files(estimate.design, plan, first, device=part.device, clock=estimate.clock_megahertz)
+    parts = graph.blocks if graph.source is not _input_of(model) else ()
+    rest = find_outside(model, parts, feeds_of(model, inputs)) if parts else Outside((), 0.0, ())
     report = {
-        "node": f"the whole model, {name}",
+        "node": f"the whole model, {name}" if not parts else f"all layers of {name}",
         "kernels": _kernels(estimate.design),
         "channels": [dataclasses.asdict(channel) for channel in model_channels(estimate.design)],
         "quality": {
             "decibels": {key: one["decibels"] for key, one in compared.items()},
-            "tokens": len(given) * plan.tokens,
+            "tokens": len(sequences) * len(first),
         },
-        "vectors": plan.tokens,
+        "vectors": len(first),
         "model_outputs": compared,
         "outside": [],
-        "rest": dataclasses.asdict(Outside((), 0.0, ())),
+        "rest": dataclasses.asdict(rest),
     }
-    return checked_project("model", files, estimate.as_dict(), report)
+    return checked_project("model", files, estimate.as_dict(), report), rest
+
+
+def _input_of(model: ir.Model) -> ir.Value | None:
+    """Where there is just one."""
+    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    return inputs[0] if len(inputs) == 1 else None
+
+
+def _compared(
+    model: ir.Model, graph: GraphModel, plan: ModelPlan, inputs: Mapping[str, Array]
+) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+    """What the design takes of the calibration data, and what the model makes of it in floats and in integers. A graph
+    may take no other number of images than it was given, so outputs are cut behind it."""
+    feeds = feeds_of(model, inputs)
+    results = list(model.graph.outputs)
+    sequences, *outputs = evaluate(model, feeds, [graph.source, *results])
+    given = sequences[:_MOST_IMAGES]
+    found = _integers(plan, given)
+    if graph.result not in results:
+        # Behind the layers is more of the model, which takes what they make.
+        kept = {**feeds, graph.stream: np.concatenate([found, sequences[len(given) :]]).astype(np.float32)}
+        integers = evaluate(model, kept, results)
+    else:
+        integers = [found]
+    count, total = len(given), len(sequences)
+    floats = {str(value.name): one[: len(one) * count // total] for value, one in zip(results, outputs, strict=True)}
+    cut = [one[: len(one) * count // total] if graph.result not in results else one for one in integers]
+    return (
+        given,
+        floats,
+        {name: one.reshape(floats[name].shape) for name, one in zip(floats, cut, strict=True)},
+    )
 
 
 def _integers(plan: ModelPlan, images: Array) -> Array:

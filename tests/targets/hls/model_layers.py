@@ -19,6 +19,7 @@ from moec.targets.hls.moe.quantize import GATE_ONE, quantize
 from moec.targets.hls.normalization import FloatNorm, quantize_norm
 
 from .layers import float_block, in_groups
+from .test_attention import decoder
 
 Array = np.ndarray[Any, Any]
 
@@ -120,6 +121,22 @@ def plan(
     places = np.arange((tokens - 1) * pixels, dtype=np.int32).reshape(tokens - 1, pixels)
     patches = Patches(((tokens - 1) * pixels,), np.pad(places, ((1, 0), (0, 0)), constant_values=-1), 1 / 127, 0.0)
     return planned("vision", tokens, STREAM_SCALE, patches, embedding, blocks, [head])
+
+
+def decoder_plan(*, tokens: int = 8, cached: int = 12, width: int = 24) -> ModelPlan:
+    """Two layers of a decoder: attention with norms, turns and shared keys, and gated experts."""
+    random = np.random.default_rng(3)
+    stream = random.normal(0, 1, (3, cached, width)).astype(np.float32)
+    blocks: list[Any] = []
+    for seed in range(2):
+        attention = decoder(8, width=width, normed=True, seed=seed)
+        found = quantize_attention(attention, stream, most_tokens=tokens, cached=cached, stream_scale=STREAM_SCALE)
+        spec = ExpertsSpec(activation="silu", gate_layout="gate_up")
+        experts = float_block(RouteSpec(2, normalize=True), spec, 4, width, 16, seed=seed)
+        experts = dataclasses.replace(experts, norm=dataclasses.replace(norm(width), kind="rms"))
+        rows = stream.reshape(-1, width)
+        blocks += [found, quantize(experts, rows, most_tokens=tokens, stream_scale=STREAM_SCALE)]
+    return planned("decoder", tokens, STREAM_SCALE, None, None, blocks, [])
 
 
 def _normal(random: np.random.Generator, *shape: int) -> Array:

@@ -8,6 +8,7 @@ import pathlib
 import runpy
 import shutil
 import sys
+import tempfile
 import types
 
 import numpy as np
@@ -77,6 +78,48 @@ def plan():
 @pytest.fixture(scope="module")
 def files(plan):
     return files_of(plan)
+
+
+def expect_host_of_decoder(files, steps, plan):
+    """What host.py writes for a call is what the testbench has for it."""
+    with tempfile.TemporaryDirectory() as name:
+        for path, content in files.items():
+            if path.startswith("data/") or path == "host.py":
+                target = pathlib.Path(name, path)
+                target.parent.mkdir(exist_ok=True)
+                target.write_bytes(content)
+        host = types.SimpleNamespace(**runpy.run_path(str(pathlib.Path(name, "host.py"))))
+        calls, size = [(8, 0), (1, 8), (1, 9), (1, 10), (1, 11)], host.LAYOUT["size"] * host.BEAT
+        assert b"".join(host.records(*call) for call in calls) == files["data/layers.bin"]
+        expected = reference.run(plan, steps).output
+        for place, (count, past) in enumerate(calls):
+            data = host.stream_in(steps[past : past + count] * plan.stream_scale)
+            assert files["data/stream.bin"][place * size :].startswith(data)
+            assert np.array_equal(host.expected_outputs()[place], expected[past : past + count])
+        sequence = host.Sequence()
+        assert [sequence.add(count) for count, _ in calls] == [past for _, past in calls]
+        with pytest.raises(ValueError, match="1 tokens behind 12; expected up to 8, 12 in all"):
+            sequence.add(1)
+
+
+@needs_compiler
+def test_a_decoder_in_calls_of_a_prompt_and_single_tokens_equals_the_reference():
+    """8 tokens, 1, and then one by one; each of the caches of two layers is what the other calls need."""
+    plan = model_layers.decoder_plan()
+    steps = np.random.default_rng(0).integers(-4000, 4000, (12, plan.width)).astype(np.int16)
+    design = model_design(plan, 8, 16, 4, 8)
+    files = model_files(design, plan, steps, device="xczu9eg-ffvb1156-2-e", clock=300)
+    assert lint(files) == []
+    for settings in ({}, {"pipeline_depth": MOST_STAGES}):
+        timed = simulate_timed(files, **settings)
+        assert "PASS: 4 layers" in timed.output
+    assert len(timed.later_cycles) == 5 * (1 + 4) - 1
+    expect_host_of_decoder(files, steps, plan)
+    layers = len(plan.layers) * 128
+    assert len(files["data/layers.bin"]) == 5 * layers
+    broken = {**files, "data/layers.bin": files["data/layers.bin"][:layers] + files["data/layers.bin"][:layers] * 4}
+    with pytest.raises(SimulationError):
+        simulate_timed(broken)
 
 
 @needs_compiler

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from moec.errors import UnsupportedError
 from moec.targets.hls.normalization import FloatNorm, stream_scale_for
 
 Array = np.ndarray[Any, Any]
@@ -73,8 +74,16 @@ class FloatAttention:
         return int(self.query.shape[2])
 
     def run(self, tokens: Array) -> FloatAttentionResults:
-        """Sequences [B, T, d] through the block, with everything on the way."""
+        """Sequences [B, T, d] through the block, with everything on the way.
+
+        Raises UnsupportedError for longer ones than there are turns for.
+        """
         batch, count, width = tokens.shape
+        if self.turns is not None and count > len(self.turns.cosines):
+            raise UnsupportedError(
+                f"{self.name}: calibration sequences of {count} tokens, and room for {len(self.turns.cosines)}; give "
+                "shorter ones, or a larger --max-tokens or --max-length"
+            )
         inputs = self.norm.run(tokens.reshape(-1, width)).reshape(tokens.shape)
         projected = [
             np.einsum("btd,hcd->bhtc", inputs, weights, optimize=True) + bias[:, None]

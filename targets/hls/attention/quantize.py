@@ -105,11 +105,6 @@ def quantize_attention(
     if not tokens.size or not np.isfinite(tokens).all():
         raise UnsupportedError(f"{block.name}: {tokens.size} calibration numbers, all of which must be finite")
     shape = shape_of(block, most_tokens, cached)
-    if shape.turned and tokens.shape[1] > shape.positions:
-        raise UnsupportedError(
-            f"{block.name}: calibration sequences of {tokens.shape[1]} tokens, and room for {shape.positions}; give "
-            "shorter ones, or a larger --max-tokens or --max-length"
-        )
     seen = block.run(tokens)
     stream_scale = stream_scale or stream_scale_for(tokens, seen.output, seen.results)
     input_scale, value_scale, attended_scale = (scale_for(one, 8) for one in (seen.inputs, seen.value, seen.attended))

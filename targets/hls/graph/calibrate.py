@@ -66,6 +66,8 @@ def feeds_of(model: ir.Model, inputs: Mapping[str, Array]) -> dict[ir.Value, Arr
         raise InputError(f"calibration data has {sorted(unknown)[0]!r}; the model takes {', '.join(known)}")
     InputCheck(tensor_specs(given))(inputs)
     for name, array in inputs.items():
+        if np.issubdtype(array.dtype, np.integer) and not array.size:
+            raise InputError(f"calibration data for {name!r} has the shape {array.shape}; expected numbers")
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise InputError(f"calibration data for {name!r} has numbers that are not finite; leave them out")
     return {value: np.asarray(inputs[name]) for name, value in known.items()}

@@ -9,7 +9,7 @@ from moec.runtime.device_module import BEGINS_EARLY_TAG, LAUNCH_FLAGS
 from moec.simulators.cuda.kernels import KernelSource
 from moec.simulators.cuda.launch import Launch
 
-_EXTENT = re.compile(r"(?:blockIdx|threadIdx)\.[xyz]|tirx\.use_dyn_shared_memory")
+_EXTENT = re.compile(r"(?:blockIdx|threadIdx|clusterCtaIdx)\.[xyz]|tirx\.use_dyn_shared_memory")
 
 
 def entry_point(kernel: KernelSource, launch: Launch) -> str:
@@ -19,7 +19,7 @@ def entry_point(kernel: KernelSource, launch: Launch) -> str:
         if not _EXTENT.fullmatch(tag):
             raise MoecError(
                 f"kernel {kernel.name}: launch tag {tag!r} is not known to the emulator; "
-                "expected blockIdx, threadIdx or tirx.use_dyn_shared_memory; run this kernel on a GPU"
+                "expected blockIdx, threadIdx, clusterCtaIdx or tirx.use_dyn_shared_memory; run this kernel on a GPU"
             )
     name, count = kernel.name, len(kernel.parameters)
     fields = "".join(f"  {type_} {field};\n" for type_, field in kernel.parameters)
@@ -41,7 +41,7 @@ extern "C" __attribute__((visibility("default"))) int32_t __tvm_ffi_{name}(
   return emulator::call("{name}", [=] {{
     emulator::expect_count(count, {count + len(tags)});
     static const emulator::Kernel kernel = {{"{name}", run_{name}, {kernel.most_threads}, {kernel.shared_bytes},
-                                            {kernel.pool_alignment}, {kernel.red_zones}}};
+                                            {kernel.pool_alignment}, {kernel.red_zones}, {kernel.cluster}}};
     const {name}_arguments arguments = {{{unpacked}}};
     emulator::launch(kernel, emulator::shape_of({{{listed}}}, values + {count}), &arguments, {begins_early});
   }});

@@ -30,6 +30,11 @@ class Effect(enum.IntEnum):
 
 _MODELS: list[tuple[re.Pattern[str], Model, Effect]] = []
 _TYPES = {"pred": "bool", "f32": "float", "f64": "double", "b64": "uint64_t", "u64": "uint64_t", "s64": "int64_t"}
+_SPECIAL = {
+    "%cluster_ctarank": "uint32_t(emulator::thread->home->rank)",
+    "%cluster_nctarank": "uint32_t(emulator::thread->home->cluster->blocks.size())",
+}
+"""Registers that the hardware sets."""
 _NUMBERED = re.compile(r"%(\d+)")
 
 
@@ -122,4 +127,4 @@ def _value(operand: Operand, operands: tuple[str, ...], registers: set[str]) -> 
                 "constraint and expression, without macros"
             )
         return f"({operands[number]})"
-    return _register(operand) if operand.lstrip("%") in registers else operand
+    return _register(operand) if operand.lstrip("%") in registers else _SPECIAL.get(operand, operand)

@@ -47,6 +47,8 @@ class KernelSource:
     arrays: tuple[StaticArray, ...]
     pool_alignment: int
     """The alignment of the memory that is asked for at the launch, as declared."""
+    cluster: int
+    """Blocks of a cluster, as ``__cluster_dims__`` says; 1 where it says nothing."""
     begin: int
     end: int
     """Where the definition lies in the source, up to the next one."""
@@ -82,13 +84,12 @@ class KernelSource:
 
 
 def find_kernels(source: str) -> list[KernelSource]:
-    """The kernels defined in a source, in order. Raises UnsupportedError for one that needs a cluster of blocks."""
+    """The kernels defined in a source, in order. Raises UnsupportedError for clusters along y or z."""
     found = list(_KERNEL.finditer(source))
     ends = [match.start() for match in found[1:]] + [len(source)]
     kernels = []
     for match, end in zip(found, ends, strict=True):
         attributes, name, parameters = match.groups()
-        _refuse_clusters(name, attributes)
         bounds = _MOST_THREADS.search(attributes)
         arrays = (
             StaticArray(array[2], array[3], array[4], array[1] or "")
@@ -102,6 +103,7 @@ def find_kernels(source: str) -> list[KernelSource]:
                 most_threads,
                 tuple(arrays),
                 max(_pool_alignments(source[match.end() : end]), default=_LEAST_ALIGNMENT),
+                _cluster(name, attributes),
                 match.start(),
                 end,
             )
@@ -146,10 +148,14 @@ def _parameters(text: str) -> list[tuple[str, str]]:
     return parameters
 
 
-def _refuse_clusters(name: str, attributes: str) -> None:
-    cluster = _CLUSTER.search(attributes)
-    if cluster and any(extent.strip() != "1" for extent in cluster[1].split(",")):
+def _cluster(name: str, attributes: str) -> int:
+    found = _CLUSTER.search(attributes)
+    if found is None:
+        return 1
+    along_x, *others = (extent.strip() for extent in found[1].split(","))
+    if not along_x.isdecimal() or any(extent != "1" for extent in others):
         raise UnsupportedError(
-            f"kernel {name}: clusters of {cluster[1]} blocks are not emulated; expected blocks on their own; "
+            f"kernel {name}: clusters of {found[1]} blocks are not emulated; expected a number of blocks along x; "
             "run this kernel on a GPU"
         )
+    return int(along_x)

@@ -34,7 +34,7 @@ def _translated(source: str) -> str:
     def launched(match: re.Match[str]) -> str:
         kernel = kernels[match["kernel"]]
         facts = f'{{"{kernel.name}", nullptr, {kernel.most_threads}, {kernel.shared_bytes}, {kernel.pool_alignment}, '
-        facts += f"{kernel.red_zones}}}"
+        facts += f"{kernel.red_zones}, {kernel.cluster}}}"
         return f"emulated_launch<{kernel.name}>({kernel.name}, {facts}, {match['how']}, "
 
     return _LAUNCH.sub(launched, library.emulation_source(source, []))

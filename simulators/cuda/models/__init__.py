@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moec.simulators.cuda.models import bulk as bulk
+from moec.simulators.cuda.models import cluster as cluster
 from moec.simulators.cuda.models import copies as copies
 from moec.simulators.cuda.models import matrix as matrix
 from moec.simulators.cuda.models import memory_barrier as memory_barrier

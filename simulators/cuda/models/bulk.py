@@ -18,6 +18,15 @@ def _load_tensor(match: Match[str], destination: str, source: Operand, barrier: 
     return f"emulator::load_tensor({destination}, (const void*)({tensor_map}), {match[1]}, {braced(start)}, {barrier})"
 
 
+@model(rf"cp\.async\.bulk\.tensor\.([1-5])d{_LOAD}(?:\.tile)?{_COMPLETES}\.multicast::cluster{_HINT}", Effect.MEMORY)
+def _multicast_tensor(
+    match: Match[str], destination: str, source: Operand, barrier: str, blocks: str, hint: str = ""
+) -> str:
+    tensor_map, start = source
+    arguments = f"{destination}, (const void*)({tensor_map}), {match[1]}, {braced(start)}, {barrier}, {blocks}"
+    return f"emulator::multicast_tensor({arguments})"
+
+
 @model(rf"cp\.async\.bulk\.tensor\.([1-5])d{_STORE}(?:\.tile)?\.bulk_group{_HINT}", Effect.MEMORY)
 def _store_tensor(match: Match[str], destination: Operand, source: str, hint: str = "") -> str:
     tensor_map, start = destination

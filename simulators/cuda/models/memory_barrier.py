@@ -22,11 +22,15 @@ def _invalidate(match: Match[str], address: str) -> str:
 
 @model(rf"mbarrier\.arrive{_SCOPE}{_SHARED}", Effect.MEMORY)
 def _arrive(match: Match[str], phase: str, address: str, count: str = "1") -> str:
+    if _in_cluster(match, phase):
+        return f"emulator::arrive_in_cluster({address}, {count})"
     return _given(phase, f"emulator::arrive_at_memory_barrier(*emulator::thread, {address}, {count})")
 
 
 @model(rf"mbarrier\.arrive\.expect_tx{_SCOPE}{_SHARED}", Effect.MEMORY)
 def _arrive_with_bytes(match: Match[str], phase: str, address: str, count: str) -> str:
+    if _in_cluster(match, phase):
+        return f"emulator::arrive_in_cluster({address}, 1, {count})"
     return _given(phase, f"emulator::arrive_at_memory_barrier(*emulator::thread, {address}, 1, {count})")
 
 
@@ -55,6 +59,11 @@ def _arrive_after_copies(match: Match[str], address: str) -> str:
 @model(r"fence\.mbarrier_init\.release\.cluster", Effect.MEMORY)
 def _publish(match: Match[str], *operands: Operand) -> str:
     return "emulator::publish_barriers()"
+
+
+def _in_cluster(match: Match[str], phase: str) -> bool:
+    """Whether it may be another block's, of which no phase is given."""
+    return "::cluster" in match[0] and phase == "_"
 
 
 def _given(result: str, call: str) -> str:

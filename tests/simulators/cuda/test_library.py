@@ -49,11 +49,11 @@ def test_a_source_that_is_no_cuda_is_refused():
         _build("results[0] = ;")
 
 
-def test_clusters_are_refused():
-    source = KERNEL.format(body="").replace("void simple", "void __cluster_dims__(2, 1, 1) simple")
-    with pytest.raises(UnsupportedError, match="kernel simple: clusters of 2, 1, 1 blocks are not emulated"):
+def test_clusters_along_other_dimensions_are_refused():
+    source = KERNEL.format(body="").replace("void simple", "void __cluster_dims__(1, 2, 1) simple")
+    with pytest.raises(UnsupportedError, match="kernel simple: clusters of 1, 2, 1 blocks are not emulated"):
         emulated_library(source, LAUNCHES)
-    assert emulated_library(source.replace("(2,", "(1,"), LAUNCHES).exists()
+    assert emulated_library(source.replace("(1, 2", "(1, 1"), LAUNCHES).exists()
 
 
 def test_a_kernel_that_is_not_there_is_an_error():

@@ -14,7 +14,7 @@ inline bool complete_bulk_load() {
   auto load = std::find_if(copies.begin(), copies.end(), loads);
   if (load == copies.end()) return false;
   for (auto other = load + 1; schedule.seed && other != copies.end(); ++other)
-    if (loads(*other) && block->dice.below(2)) load = other;
+    if (loads(*other) && block->cluster->dice.below(2)) load = other;
   const BulkCopy copy = *load;
   copies.erase(load);
   complete_load(copy);
@@ -31,7 +31,12 @@ inline bool complete_late_arrival() {
   return true;
 }
 
-inline bool complete_something() { return complete_bulk_load() || complete_late_arrival(); }
+inline bool complete_something() {
+  bool completed = false;
+  for (const auto& b : thread->home->cluster->blocks)
+    if (!completed) in_block(*b, [&] { completed = complete_bulk_load() || complete_late_arrival(); });
+  return completed;
+}
 
 inline void reset_asynchronous_state(Block& b) {
   b.memory_barriers.clear();
@@ -49,8 +54,10 @@ inline void check_left_behind(const Thread& t) {
     if (!copy.loads && copy.owner == &t) fail("a thread ends whose bulk stores still read shared memory");
 }
 
-// Where the last thread has ended: of a warp group some warps may have issued what others did not.
-inline void check_products() {
+// Where the last thread of a block has ended. Of a warp group some warps may have issued what others did not.
+inline void check_left_behind() {
+  for (const BulkCopy& copy : block->bulk_copies)
+    if (copy.loads) fail("a block ends whose shared memory a bulk copy has still to be written to");
   for (const WarpGroup& group : block->warp_groups)
     for (const Product& product : group.pending)
       if (product.issued_by != all_warps) fail("wgmma: not every warp of a warp group has issued the same products");

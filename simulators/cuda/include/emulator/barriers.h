@@ -44,6 +44,31 @@ inline void arrive_only(int number, int expected) {
   open_if_complete(barrier);
 }
 
+// barrier.cluster: all threads of the cluster that have not exited.
+inline void open_if_complete(Cluster& cluster) {
+  if (!cluster.barrier.arrived || cluster.barrier.arrived < cluster.live) return;
+  cluster.barrier.arrived = 0;
+  cluster.barrier.completed.swap(cluster.barrier.arriving);
+  cluster.barrier.arriving.clear();
+  ++cluster.opened;
+  wake_waiting_on(&cluster);
+}
+
+inline void arrive_at_cluster_barrier(bool releases) {
+  Cluster& cluster = *block->cluster;
+  if (thread->cluster_barriers > cluster.opened) fail("barrier.cluster.arrive: twice without barrier.cluster.wait");
+  ++thread->cluster_barriers;
+  ++cluster.barrier.arrived;
+  if (releases) release(*thread, cluster.barrier.arriving);
+  open_if_complete(cluster);
+}
+
+inline void wait_at_cluster_barrier() {
+  Cluster& cluster = *block->cluster;
+  while (thread->cluster_barriers > cluster.opened) wait(State::waiting, "barrier.cluster.wait", &cluster);
+  acquire(*thread, cluster.barrier.completed);
+}
+
 }  // namespace emulator
 
 inline void __syncthreads() { emulator::synchronize(0, 0); }

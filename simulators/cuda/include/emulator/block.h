@@ -1,5 +1,7 @@
-// What is emulated: a block of threads in warps of 32, run in turn by one OS thread.
+// What is emulated: a cluster of blocks of threads in warps of 32, run in turn by one OS thread. Most blocks are alone in
+// theirs.
 #pragma once
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -20,10 +22,14 @@ constexpr int named_barriers = 16;
 
 enum class State : uint8_t { ready, waiting, converging, polling, exited };
 
+struct Block;
+
 struct Thread {
   fibers::Context context;
   dim3 index;
   int linear, lane, warp;
+  int number;             // in its cluster
+  Block* home;
   State state;
   const char* waits_for;  // an instruction's name, for messages
   const void* waits_on;   // the barrier it waits on
@@ -32,6 +38,7 @@ struct Thread {
   int bulk_group;         // of TMA stores, the one that is being filled
   uint32_t fences;        // how often it has passed fence.proxy.async
   bool has_waited;        // for the kernels before this one: see early_launch.h
+  uint32_t cluster_barriers;  // at how many barriers of its cluster it has arrived
 };
 
 // Lanes of a warp that have arrived at an instruction which they carry out together.
@@ -56,7 +63,7 @@ struct Barrier {
 struct MemoryBarrierClocks {
   uint32_t address;
   std::vector<uint32_t> arriving, completed;
-  int initialised_by;      // a thread
+  int initialised_by;      // the number of a thread
   uint32_t initialised_at; // in its time: see order.h
   bool published = false;  // to the asynchronous proxy: that thread has passed a fence since
 };
@@ -75,41 +82,59 @@ struct ByteHistory {
 struct BulkCopy;
 struct LateArrival;
 struct WarpGroup;
+struct Cluster;
 
 struct Block {
+  Cluster* cluster;
+  int rank;  // in it
   dim3 grid, shape, index;
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   Barrier barriers[named_barriers];
   SharedMemory shared;
-  std::vector<uint32_t> clocks;                      // of each thread a row with an entry for each: see order.h
   std::vector<ByteHistory> history;                  // of each byte of shared memory
   std::vector<MemoryBarrierClocks> memory_barriers;  // those that were initialised
-  std::vector<BulkCopy> bulk_copies;                 // TMA copies that are under way
+  std::vector<BulkCopy> bulk_copies;                 // TMA copies that are under way to or from its shared memory
   std::vector<LateArrival> late_arrivals;            // of cp.async.mbarrier.arrive
   std::vector<WarpGroup> warp_groups;                // what is under way on the tensor cores
   uint32_t launch_registers, spare_registers;        // of a thread; of the block, in nobody's hands: see registers.h
   int live;                                          // threads that have not exited
-  long progress, seen_progress;                      // events that may end a wait, and those that polling has seen
-  Dice dice;                                         // of the schedule, where it is drawn
-  fibers::Context scheduler;
   bool begins_early;                                 // before the kernels before have ended: see early_launch.h
   void (*kernel)(const void* arguments);
   const void* arguments;
-  std::string error;
 
   Block();
   ~Block();
 };
 
+// Blocks that run at the same time and reach one another's shared memory.
+struct Cluster {
+  std::vector<std::unique_ptr<Block>> blocks;
+  std::vector<uint32_t> clocks;  // of each thread a row with an entry for each: see order.h
+  Barrier barrier;
+  uint32_t opened;               // how often the barrier was
+  int live;                      // threads that have not exited
+  long progress, seen_progress;  // events that may end a wait, and those that polling has seen
+  Dice dice;                     // of the schedule, where it is drawn
+  fibers::Context scheduler;
+  std::string error;
+
+  size_t threads() const { return blocks.size() * blocks[0]->threads.size(); }
+  Thread& thread(size_t number) const {
+    const size_t of_each = blocks[0]->threads.size();
+    return blocks[number / of_each]->threads[number % of_each];
+  }
+};
+
 inline thread_local Block* block;
 inline thread_local Thread* thread;
 
-// Ends the emulation of this block. The stacks of its threads are dropped as they are.
+// Ends the emulation of this cluster. The stacks of its threads are dropped as they are.
 [[noreturn]] inline void fail(const std::string& what) {
-  block->error = what;
+  Cluster& cluster = *block->cluster;
+  cluster.error = what;
   fibers::Context abandoned;
-  fibers::switch_context(abandoned, block->scheduler);
+  fibers::switch_context(abandoned, cluster.scheduler);
   __builtin_unreachable();
 }
 

@@ -80,6 +80,7 @@ inline size_t first_byte(const BulkCopy& copy) {
   return offset_of(from_window(copy.shared, copy.bytes, "a bulk copy"));
 }
 
+// In the block whose shared memory it is to.
 inline void complete_load(const BulkCopy& copy) {
   carry_out(copy);
   end_arriving(first_byte(copy), copy.bytes);
@@ -126,14 +127,26 @@ inline BulkCopy tensor_copy(const void* map, std::array<int32_t, 5> start, uint3
   return copy;
 }
 
+// To the shared memory of any block of the cluster, whose mbarrier it completes on.
 inline void load_tensor(uint32_t shared, const void* map, uint32_t rank, std::array<int32_t, 5> start,
                         uint32_t barrier) {
-  BulkCopy copy = tensor_copy(map, start, shared);
+  BulkCopy copy = tensor_copy(map, start, shared & window_mask);
   if (copy.map.rank != rank) fail("a tensor copy of rank " + std::to_string(rank) + " was given another tensor map");
+  if (rank_of(shared) != rank_of(barrier)) fail("a tensor copy to one block of a cluster, with an mbarrier of another");
   copy.loads = true;
-  copy.barrier = barrier;
-  memory_barrier(barrier, "a tensor copy");
-  issue_bulk_copy(copy);
+  copy.barrier = barrier & window_mask;
+  in_block_of(shared, "a tensor copy", [&](uint32_t) {
+    memory_barrier(copy.barrier, "a tensor copy");
+    issue_bulk_copy(copy);
+  });
+}
+
+// To the same place in each block of the cluster whose bit is set, and its mbarrier; each completes on its own.
+inline void multicast_tensor(uint32_t shared, const void* map, uint32_t rank, std::array<int32_t, 5> start,
+                             uint32_t barrier, uint32_t blocks) {
+  if (!(blocks & 0xffff)) fail("a multicast copy to no block");
+  for (uint32_t i = 0; i < 16; ++i)
+    if (blocks >> i & 1) load_tensor(map_into(shared, i), map, rank, start, map_into(barrier, i));
 }
 
 inline void store_tensor(const void* map, uint32_t rank, std::array<int32_t, 5> start, uint32_t shared) {

@@ -39,7 +39,7 @@ inline void set_extent(Shape& shape, const std::string& tag, const TVMFFIAny& va
     shape.dynamic_bytes = size_t(extent);
     return;
   }
-  dim3& whole = tag.compare(0, 8, "blockIdx") ? shape.block : shape.grid;
+  dim3& whole = tag[0] == 'c' ? shape.cluster : tag[0] == 'b' ? shape.grid : shape.block;
   (tag.back() == 'x' ? whole.x : tag.back() == 'y' ? whole.y : whole.z) = unsigned(extent);
 }
 

@@ -73,7 +73,7 @@ inline void publish_writes() {
 
 // That the thread which wrote a byte last has passed a fence since then.
 inline bool is_fenced(const ByteHistory& byte) {
-  return !byte.write.time || byte.fences < block->threads[byte.write.thread].fences;
+  return !byte.write.time || byte.fences < block->cluster->thread(byte.write.thread).fences;
 }
 
 inline void expect_fenced(size_t offset, size_t bytes, const char* instruction) {

@@ -1,4 +1,4 @@
-// Runs the blocks of a grid, on as many OS threads as there are cores.
+// Runs the blocks of a grid, cluster by cluster, on as many OS threads as there are cores.
 #pragma once
 #include <mutex>
 #include <stdexcept>
@@ -21,10 +21,12 @@ struct Kernel {
   size_t static_bytes;
   size_t pool_alignment;  // as declared
   std::vector<RedZone> red_zones;
+  unsigned cluster = 1;   // __cluster_dims__
 };
 
 struct Shape {
   dim3 grid, block;
+  dim3 cluster;  // where the launch says it
   size_t dynamic_bytes = 0;
 };
 
@@ -33,8 +35,28 @@ inline dim3 index_in(const dim3& extent, size_t linear) {
           unsigned(linear / extent.x / extent.y)};
 }
 
+constexpr size_t most_blocks_of_cluster = 8;  // on every GPU that has clusters
+
+// Blocks of a cluster, as the kernel or its launch says.
+inline unsigned cluster_size(const Kernel& kernel, const Shape& shape) { return std::max(kernel.cluster, shape.cluster.x); }
+
+// What the driver would refuse, and clusters that are not emulated.
+inline void check_cluster(const Kernel& kernel, const Shape& shape) {
+  const auto refuse = [](const std::string& why) { throw std::invalid_argument("cannot be launched: " + why); };
+  const unsigned blocks = cluster_size(kernel, shape);
+  if (volume(shape.cluster) != shape.cluster.x)
+    refuse("clusters of " + in_words(shape.cluster) + " blocks; the emulator has those along x alone");
+  if (kernel.cluster > 1 && shape.cluster.x > 1 && kernel.cluster != shape.cluster.x)
+    refuse("clusters of " + std::to_string(shape.cluster.x) + " blocks, __cluster_dims__ says " +
+           std::to_string(kernel.cluster));
+  if (blocks > most_blocks_of_cluster) refuse("a cluster of " + std::to_string(blocks) + " blocks has more than 8");
+  if (shape.grid.x % std::max(blocks, 1u))
+    refuse("its grid " + in_words(shape.grid) + " is no whole number of clusters of " + std::to_string(blocks));
+}
+
 // What the driver would refuse.
 inline void check_shape(const Kernel& kernel, const Shape& shape) {
+  check_cluster(kernel, shape);
   const dim3 &grid = shape.grid, &block = shape.block;
   const auto refuse = [](const std::string& why) { throw std::invalid_argument("cannot be launched: " + why); };
   if (!volume(grid) || !volume(block))
@@ -61,15 +83,16 @@ inline void check_shape(const Kernel& kernel, const Shape& shape) {
   me.state = State::exited;
   warp.live &= ~(1u << me.lane);
   warp.ready &= ~(1u << me.lane);
+  Cluster& cluster = *block->cluster;
   --block->live;
-  ++block->progress;
+  --cluster.live;
+  ++cluster.progress;
   for (size_t i = 0; i < warp.meetings.size();) i = hold_if_complete(me.warp, i) ? 0 : i + 1;
   for (Barrier& barrier : block->barriers)
     if (!barrier.expected) open_if_complete(barrier);
-  if (block->live == 0) {
-    check_products();
-    fibers::switch_context(me.context, block->scheduler);
-  }
+  open_if_complete(cluster);
+  if (block->live == 0) check_left_behind();
+  if (cluster.live == 0) fibers::switch_context(me.context, cluster.scheduler);
   run_thread(*choose_next());
   __builtin_unreachable();
 }
@@ -79,14 +102,11 @@ inline void thread_main() {
   exit_thread();
 }
 
-inline void start_block(Block& b, fibers::Stacks& stacks, size_t linear) {
+// `stacks[first]` is the first of its threads'.
+inline void start_block(Block& b, fibers::Stacks& stacks, size_t first, size_t linear) {
   const size_t count = volume(b.shape);
   b.index = index_in(b.grid, linear);
   b.live = int(count);
-  b.progress = 1;
-  b.seen_progress = 0;
-  b.error.clear();
-  b.dice.state = uint64_t(schedule.seed) << 32 | linear;
   for (Barrier& barrier : b.barriers) barrier = Barrier{};
   b.shared.be_born();
   reset_asynchronous_state(b);
@@ -96,6 +116,8 @@ inline void start_block(Block& b, fibers::Stacks& stacks, size_t linear) {
     Thread& t = b.threads[i];
     t.index = index_in(b.shape, i);
     t.linear = int(i);
+    t.number = int(first + i);
+    t.home = &b;
     t.lane = int(i % warp_size);
     t.warp = int(i / warp_size);
     t.state = State::ready;
@@ -105,35 +127,52 @@ inline void start_block(Block& b, fibers::Stacks& stacks, size_t linear) {
     t.bulk_group = 0;
     t.fences = 0;
     t.has_waited = !b.begins_early;
+    t.cluster_barriers = 0;
     b.warps[size_t(t.warp)].live |= 1u << t.lane;
     b.warps[size_t(t.warp)].ready |= 1u << t.lane;
-    fibers::prepare_context(t.context, stacks[i], stack_bytes, thread_main);
+    fibers::prepare_context(t.context, stacks[first + i], stack_bytes, thread_main);
   }
-  start_clocks(b);
   if (watched) b.history.assign(b.shared.bytes, ByteHistory{});
 }
 
-inline std::string run_block(Block& b, fibers::Stacks& stacks, size_t linear) {
-  start_block(b, stacks, linear);
-  block = &b;
-  thread = &b.threads[settings.first_thread % b.threads.size()];
-  fibers::switch_context(b.scheduler, thread->context);
-  std::string place = "thread " + in_words(thread->index);
-  thread = nullptr;
-  if (b.error.empty()) {
-    if (const char* array = b.shared.overrun_array()) {
-      b.error = std::string("shared memory behind the end of ") + array + " was written";
-      place = "some thread";
-    }
+// The blocks from number `linear` on.
+inline void start_cluster(Cluster& cluster, fibers::Stacks& stacks, size_t linear) {
+  cluster.live = 0;
+  cluster.progress = 1;
+  cluster.seen_progress = 0;
+  cluster.opened = 0;
+  cluster.barrier = Barrier{};
+  cluster.error.clear();
+  cluster.dice.state = uint64_t(schedule.seed) << 32 | linear;
+  for (const auto& b : cluster.blocks) {
+    start_block(*b, stacks, size_t(cluster.live), linear++);
+    cluster.live += b->live;
   }
-  return b.error.empty() ? "" : "block " + in_words(b.index) + ", " + place + ": " + b.error;
+  start_clocks(cluster);
+}
+
+inline std::string run_cluster(Cluster& cluster, fibers::Stacks& stacks, size_t linear) {
+  start_cluster(cluster, stacks, linear);
+  block = cluster.blocks[0].get();
+  thread = &block->threads[settings.first_thread % block->threads.size()];
+  fibers::switch_context(cluster.scheduler, thread->context);
+  const Block* where = thread->home;
+  std::string place = "thread " + in_words(thread->index), error = cluster.error;
+  thread = nullptr;
+  for (const auto& b : cluster.blocks)
+    if (const char* array = error.empty() ? b->shared.overrun_array() : nullptr) {
+      error = std::string("shared memory behind the end of ") + array + " was written";
+      place = "some thread";
+      where = b.get();
+    }
+  return error.empty() ? "" : "block " + in_words(where->index) + ", " + place + ": " + error;
 }
 
 // What the OS threads of a launch share.
 struct Outcome {
   std::mutex guard;
-  size_t next = 0;           // the first block that nobody has taken
-  size_t failed = SIZE_MAX;  // the first block that failed
+  size_t next = 0;           // the first cluster that nobody has taken
+  size_t failed = SIZE_MAX;  // the first one that failed
   std::string error;
 
   size_t take() {
@@ -152,22 +191,29 @@ struct Outcome {
 inline void take_blocks(const Kernel& kernel, const Shape& shape, const void* arguments, bool begins_early,
                         Outcome& outcome) {
   const FaultStacks fault_stacks;
+  Cluster cluster;
+  const size_t together = cluster_size(kernel, shape);
   // Not kept for the next launch: every library has its own, and a process may have some 65000 mappings in all.
-  fibers::Stacks stacks(volume(shape.block), stack_bytes, stack_guard_bytes);
-  Block b;
-  b.grid = shape.grid;
-  b.shape = shape.block;
-  b.kernel = kernel.run;
-  b.arguments = arguments;
-  b.begins_early = begins_early;
-  b.launch_registers = registers_at_launch(kernel.most_threads ? kernel.most_threads : volume(shape.block));
-  b.shared.reserve(kernel.static_bytes, shape.dynamic_bytes, kernel.pool_alignment, kernel.red_zones);
-  const size_t blocks = volume(shape.grid);
-  for (size_t linear; (linear = outcome.take()) < blocks;) {
-    const std::string error = run_block(b, stacks, linear);
-    if (!error.empty()) outcome.record(linear, error);
+  fibers::Stacks stacks(volume(shape.block) * together, stack_bytes, stack_guard_bytes);
+  for (size_t rank = 0; rank < together; ++rank) {
+    cluster.blocks.push_back(std::make_unique<Block>());
+    Block& b = *cluster.blocks.back();
+    b.cluster = &cluster;
+    b.rank = int(rank);
+    b.grid = shape.grid;
+    b.shape = shape.block;
+    b.kernel = kernel.run;
+    b.arguments = arguments;
+    b.begins_early = begins_early;
+    b.launch_registers = registers_at_launch(kernel.most_threads ? kernel.most_threads : volume(shape.block));
+    b.shared.reserve(kernel.static_bytes, shape.dynamic_bytes, kernel.pool_alignment, kernel.red_zones);
   }
-  b.shared.release();
+  const size_t clusters = volume(shape.grid) / together;
+  for (size_t number; (number = outcome.take()) < clusters;) {
+    const std::string error = run_cluster(cluster, stacks, number * together);
+    if (!error.empty()) outcome.record(number, error);
+  }
+  for (const auto& b : cluster.blocks) b->shared.release();
 }
 
 // Takes blocks until there are none. Its own errors (no memory) are recorded too: nothing may leave an OS thread.

@@ -1,6 +1,7 @@
 // mbarrier: a barrier in shared memory whose phase ends when all arrivals and all announced bytes are in.
 #pragma once
 #include "async_copy.h"
+#include "cluster.h"
 
 namespace emulator {
 
@@ -37,7 +38,7 @@ inline void initialise_barrier(uint32_t address, uint32_t arrivals) {
   if (!arrivals || arrivals > most_arrivals) fail("mbarrier.init: a count of " + std::to_string(arrivals));
   auto barrier = reinterpret_cast<MemoryBarrier*>(from_window(address, 8, "mbarrier.init"));
   *barrier = {0, arrivals, arrivals, 0};
-  block->memory_barriers.push_back({address, {}, {}, thread->linear, watched ? time_of(*thread) : 0});
+  block->memory_barriers.push_back({address, {}, {}, thread->number, watched ? time_of(*thread) : 0});
 }
 
 // The barrier as a thread uses it that need not have initialised it.
@@ -52,7 +53,7 @@ inline MemoryBarrierClocks& initialised_barrier(const Thread& t, uint32_t addres
 // What this thread has initialised can be seen by TMA, and in other blocks of a cluster, from now on.
 inline void publish_barriers() {
   for (MemoryBarrierClocks& known : block->memory_barriers)
-    if (known.initialised_by == thread->linear) known.published = true;
+    if (known.initialised_by == thread->number) known.published = true;
 }
 
 inline void expect_published(uint32_t address, const char* instruction) {
@@ -77,7 +78,7 @@ inline void invalidate_barrier(uint32_t address) {
 inline void give_way_to_waiting(const void* on) {
   if (!settings.copies_complete_early) return;
   for (Thread& t : block->threads)
-    if (&t != thread && t.state == State::ready && t.waits_on == on && !is_behind(t.warp)) {
+    if (&t != thread && t.state == State::ready && t.waits_on == on && !is_behind(*t.home, t.warp)) {
       t.waits_on = nullptr;
       run_thread(t);
       return;
@@ -85,7 +86,7 @@ inline void give_way_to_waiting(const void* on) {
 }
 
 inline void end_phase_if_complete(uint32_t address, MemoryBarrier& barrier) {
-  ++block->progress;
+  ++block->cluster->progress;
   if (barrier.pending || barrier.expected_bytes) return;
   MemoryBarrierClocks& clocks = clocks_of_barrier(address, "mbarrier");
   clocks.completed.swap(clocks.arriving);
@@ -106,6 +107,12 @@ inline uint32_t arrive_at_memory_barrier(const Thread& arriving, uint32_t addres
   release(arriving, initialised_barrier(arriving, address, "mbarrier.arrive").arriving);
   end_phase_if_complete(address, barrier);
   return phase;
+}
+
+// The same of a barrier anywhere in the cluster.
+inline void arrive_in_cluster(uint32_t address, uint32_t count, uint32_t bytes = 0) {
+  in_block_of(address, "mbarrier.arrive",
+              [=](uint32_t local) { arrive_at_memory_barrier(*thread, local, count, bytes); });
 }
 
 inline void expect_bytes(uint32_t address, uint32_t bytes) {

@@ -14,7 +14,7 @@ EMULATOR_UNWATCHED Value atomically(Value* address, Change change) {
   using FewBits = std::conditional_t<sizeof(Value) == 4, uint32_t, uint16_t>;
   using Bits = std::conditional_t<sizeof(Value) == 8, uint64_t, FewBits>;
   static_assert(sizeof(Bits) == sizeof(Value));
-  ++block->progress;
+  ++block->cluster->progress;
   auto bits = reinterpret_cast<Bits*>(address);
   Bits before = __atomic_load_n(bits, __ATOMIC_SEQ_CST), after;
   Value old;

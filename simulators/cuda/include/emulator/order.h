@@ -1,4 +1,4 @@
-// What is known to have happened before what: a vector clock for each thread of a block.
+// What is known to have happened before what: a vector clock for each thread of a cluster.
 //
 // Entry u of thread t's clock says up to which of u's points in time everything happened before what t does now. A
 // thread releases its clock where it arrives at a barrier, and takes those of the others where it goes on behind it.
@@ -15,20 +15,23 @@ constexpr bool watched = true;
 constexpr bool watched = false;
 #endif
 
-inline uint32_t* clock_of(const Thread& t) { return &block->clocks[size_t(t.linear) * block->threads.size()]; }
+inline uint32_t* clock_of(const Thread& t) {
+  Cluster& cluster = *t.home->cluster;
+  return &cluster.clocks[size_t(t.number) * cluster.threads()];
+}
 
-inline uint32_t time_of(const Thread& t) { return clock_of(t)[t.linear]; }
+inline uint32_t time_of(const Thread& t) { return clock_of(t)[t.number]; }
 
 // What barriers have collected; empty where nobody arrived.
 using Released = std::vector<uint32_t>;
 
 inline void release(const Thread& t, Released& released) {
   if (!watched) return;
-  const size_t count = block->threads.size();
+  const size_t count = t.home->cluster->threads();
   uint32_t* clock = clock_of(t);
   released.resize(count);
   for (size_t i = 0; i < count; ++i) released[i] = std::max(released[i], clock[i]);
-  ++clock[t.linear];
+  ++clock[t.number];
 }
 
 inline void acquire(const Thread& t, const Released& released) {
@@ -49,11 +52,11 @@ void order_together(size_t first, size_t count, TakesPart takes_part) {
     if (takes_part(i - first)) acquire(block->threads[i], released);
 }
 
-inline void start_clocks(Block& b) {
+inline void start_clocks(Cluster& cluster) {
   if (!watched) return;
-  const size_t count = b.threads.size();
-  b.clocks.assign(count * count, 0);
-  for (size_t i = 0; i < count; ++i) b.clocks[i * count + i] = 1;
+  const size_t count = cluster.threads();
+  cluster.clocks.assign(count * count, 0);
+  for (size_t i = 0; i < count; ++i) cluster.clocks[i * count + i] = 1;
 }
 
 }  // namespace emulator

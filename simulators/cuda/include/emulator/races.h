@@ -23,16 +23,16 @@ inline std::string byte_in_words(size_t offset) {
 [[noreturn]] inline void report_race(const Thread& t, const char* does, size_t offset, const Access& other,
                                      const char* did) {
   fail("race: thread " + in_words(t.index) + " " + does + " " + byte_in_words(offset) + " which thread " +
-       in_words(block->threads[other.thread].index) + " " + did + ", and no barrier lies between them");
+       in_words(t.home->cluster->thread(other.thread).index) + " " + did + ", and no barrier lies between them");
 }
 
 inline bool happened_before(const Access& access, const Thread& t) {
-  return !access.time || access.thread == t.linear || clock_of(t)[access.thread] >= access.time;
+  return !access.time || access.thread == t.number || clock_of(t)[access.thread] >= access.time;
 }
 
 // A thread's read stands for another's where it happened after it; where neither slot is free the older one is lost.
 inline void remember_read(ByteHistory& byte, const Thread& t) {
-  const Access now{time_of(t), uint16_t(t.linear)};
+  const Access now{time_of(t), uint16_t(t.number)};
   for (Access& slot : byte.reads)
     if (happened_before(slot, t)) {
       slot = now;
@@ -66,7 +66,7 @@ inline void note_write(const Thread& t, size_t offset, size_t bytes) {
   if (!watched) return;
   expect_unread(t, offset, bytes);
   for (size_t i = offset; i < offset + bytes; ++i)
-    block->history[i] = {{time_of(t), uint16_t(t.linear)}, {}, t.fences};
+    block->history[i] = {{time_of(t), uint16_t(t.number)}, {}, t.fences};
 }
 
 // The hardware has written these bytes: who waits for it may read them.

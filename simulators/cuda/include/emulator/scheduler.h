@@ -1,4 +1,4 @@
-// Which thread of a block runs next, and what happens when none can.
+// Which thread of a cluster runs next, and what happens when none can.
 //
 // A thread runs until it has to wait. Then its own warp goes on, for the rest of a warp is most likely at the same
 // instruction, then the other warps in order. Where nobody can go on, copies that are still under way complete: the
@@ -15,7 +15,7 @@ inline bool complete_something();  // carries out operations that are under way;
 
 inline void make_ready(Thread& t) {
   t.state = State::ready;
-  block->warps[t.warp].ready |= 1u << t.lane;
+  t.home->warps[size_t(t.warp)].ready |= 1u << t.lane;
 }
 
 inline int lanes_in(uint32_t mask) { return __builtin_popcount(mask); }
@@ -30,9 +30,9 @@ inline int next_lane(const Warp& warp, int lane) {
 
 // Lanes that ask who runs with them get their answer when no other lane of the warp can still join them: those that
 // asked at the same place run together.
-inline bool converge(int warp_index) {
-  Thread* lanes = &block->threads[size_t(warp_index) * warp_size];
-  const int count = std::min<int>(warp_size, int(block->threads.size()) - warp_index * warp_size);
+inline bool converge(Block& b, int warp_index) {
+  Thread* lanes = &b.threads[size_t(warp_index) * warp_size];
+  const int count = std::min<int>(warp_size, int(b.threads.size()) - warp_index * warp_size);
   const void* place = nullptr;
   uint32_t together = 0;
   for (int lane = 0; lane < count; ++lane) {
@@ -48,43 +48,66 @@ inline bool converge(int warp_index) {
   return together != 0;
 }
 
-inline Thread* ready_in(int warp_index, int lane) {
-  int found = next_lane(block->warps[warp_index], lane);
-  if (found < 0 && converge(warp_index)) found = next_lane(block->warps[warp_index], lane);
-  return found < 0 ? nullptr : &block->threads[size_t(warp_index) * warp_size + found];
+inline Thread* ready_in(Block& b, int warp_index, int lane) {
+  const Warp& warp = b.warps[size_t(warp_index)];
+  int found = next_lane(warp, lane);
+  if (found < 0 && converge(b, warp_index)) found = next_lane(warp, lane);
+  return found < 0 ? nullptr : &b.threads[size_t(warp_index) * warp_size + size_t(found)];
 }
 
-inline bool is_behind(int warp_index) { return warp_index < 32 && schedule.behind >> warp_index & 1; }
+// The schedule numbers the warps of a cluster.
+inline bool is_behind(const Block& b, int warp_index) {
+  const size_t number = size_t(b.rank) * b.warps.size() + size_t(warp_index);
+  return number < 32 && schedule.behind >> number & 1;
+}
 
 // A ready thread of the warps that are to fall behind, or of the others.
-inline Thread* find_ready(bool behind) {
-  const int warps = int(block->warps.size());
-  const int first = schedule.seed ? int(block->dice.below(uint32_t(warps))) : thread->warp;
+inline Thread* ready_in_block(Block& b, bool behind) {
+  const bool own = &b == thread->home;
+  const int warps = int(b.warps.size());
+  const int first = schedule.seed ? int(b.cluster->dice.below(uint32_t(warps))) : own ? thread->warp : 0;
   for (int i = 0; i < warps; ++i) {
     const int warp = (first + i) % warps;
-    if (is_behind(warp) != behind) continue;
-    if (Thread* found = ready_in(warp, warp == thread->warp ? thread->lane : warp_size - 1)) return found;
+    if (is_behind(b, warp) != behind) continue;
+    if (Thread* found = ready_in(b, warp, own && warp == thread->warp ? thread->lane : warp_size - 1)) return found;
   }
   return nullptr;
 }
 
+inline Thread* find_ready(bool behind) {
+  Cluster& cluster = *thread->home->cluster;
+  const size_t count = cluster.blocks.size();
+  const size_t first = schedule.seed && count > 1 ? cluster.dice.below(uint32_t(count)) : size_t(thread->home->rank);
+  for (size_t i = 0; i < count; ++i)
+    if (Thread* found = ready_in_block(*cluster.blocks[(first + i) % count], behind)) return found;
+  return nullptr;
+}
+
+template <class Act>
+void for_each_thread(Cluster& cluster, Act act) {
+  for (const auto& b : cluster.blocks)
+    for (Thread& t : b->threads) act(t);
+}
+
 // Threads that ask again and again whether something has happened are asked to look once more, as long as it might.
 inline bool wake_polling() {
-  if (block->progress == block->seen_progress) return false;
-  block->seen_progress = block->progress;
+  Cluster& cluster = *thread->home->cluster;
+  if (cluster.progress == cluster.seen_progress) return false;
+  cluster.seen_progress = cluster.progress;
   bool woken = false;
-  for (Thread& t : block->threads)
-    if (t.state == State::polling) {
-      make_ready(t);
-      woken = true;
-    }
+  for_each_thread(cluster, [&](Thread& t) {
+    if (t.state != State::polling) return;
+    make_ready(t);
+    woken = true;
+  });
   return woken;
 }
 
 [[noreturn]] inline void report_deadlock() {
   std::map<std::string, int> waiting;
-  for (const Thread& t : block->threads)
+  for_each_thread(*thread->home->cluster, [&](const Thread& t) {
     if (t.state != State::exited) ++waiting[t.waits_for];
+  });
   std::string where;
   for (const auto& [what, count] : waiting) {
     where += where.empty() ? "" : ", ";
@@ -94,7 +117,7 @@ inline bool wake_polling() {
 }
 
 inline Thread* choose_next() {
-  if (schedule.seed && !block->dice.below(4)) complete_something();
+  if (schedule.seed && !thread->home->cluster->dice.below(4)) complete_something();
   for (;;) {
     if (Thread* found = find_ready(false)) return found;
     if (wake_polling()) continue;
@@ -106,6 +129,7 @@ inline Thread* choose_next() {
 
 inline void run_thread(Thread& next) {
   Thread& me = *thread;
+  block = next.home;
   if (&next == &me) return;
   thread = &next;
   fibers::switch_context(me.context, next.context);
@@ -116,14 +140,15 @@ inline void wait(State how, const char* for_what, const void* on = nullptr) {
   thread->state = how;
   thread->waits_for = for_what;
   thread->waits_on = on;
-  block->warps[thread->warp].ready &= ~(1u << thread->lane);
+  thread->home->warps[size_t(thread->warp)].ready &= ~(1u << thread->lane);
   run_thread(*choose_next());
 }
 
 inline void wake_waiting_on(const void* what) {
-  ++block->progress;
-  for (Thread& t : block->threads)
+  ++block->cluster->progress;
+  for_each_thread(*block->cluster, [=](Thread& t) {
     if (t.state == State::waiting && t.waits_on == what) make_ready(t);
+  });
 }
 
 // Gives way once, for a thread that looks again and again whether something has happened.

@@ -33,7 +33,7 @@ inline bool hold_if_complete(int warp_index, size_t which) {
   Meeting meeting = warp.meetings[which];
   if (meeting.arrived != (meeting.mask & warp.live)) return false;
   warp.meetings.erase(warp.meetings.begin() + long(which));
-  ++block->progress;
+  ++block->cluster->progress;
   meeting.carry_out(meeting);
   for (int lane = 0; lane < warp_size; ++lane)
     if (meeting.arrived >> lane & 1) {

@@ -82,6 +82,8 @@ class Launch:
     """Asked for at the launch, beside the static ones."""
     static_shared_bytes: int
     tensor_maps: tuple[TensorMap, ...] = ()
+    cluster: int = 1
+    """Blocks along x that run at the same time and reach one another's shared memory."""
     only_if: LaunchCondition | None = None
     """None where nothing but an empty grid keeps the host from launching it."""
     registers: int | None = None

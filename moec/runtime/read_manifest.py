@@ -216,7 +216,8 @@ def _checked_kernel(record: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _check_launch(record: dict[str, Any], where: str) -> None:
-    for key, kind in {"function": str, "shared_bytes": str, "static_shared_bytes": int, "begins_early": bool}.items():
+    kinds = {"function": str, "shared_bytes": str, "static_shared_bytes": int, "cluster": int, "begins_early": bool}
+    for key, kind in kinds.items():
         _typed(record, key, kind, where)
     for key in ("arguments", "grid", "block"):
         _list_of(record, key, str, where)

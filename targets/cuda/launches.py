@@ -19,6 +19,7 @@ from moec.targets.tvm.c_expressions import in_c
 
 _PHASE = "tirx.SplitHostDevice"
 _LAUNCH, _CALL = "tirx.call_ffi_kernel", "tirx.tvm_call_packed"
+_CLUSTER = "clusterCtaIdx.x"
 _SHARED_BYTES = "tirx.use_dyn_shared_memory"
 _ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
 _SHARED = "shared"
@@ -56,6 +57,7 @@ def _launches(host: tirx.PrimFunc, functions: Mapping[str, Any]) -> Iterator[Lau
             in_c(extents[_SHARED_BYTES]) if _SHARED_BYTES in extents else "0",
             static_shared_bytes(functions[function]),
             tuple(tensor_map for tensor_map in maps if tensor_map.name in map(str, arguments)),
+            int(extents.get(_CLUSTER, 1)),
             _condition(host),
             begins_early=BEGINS_EARLY_TAG in call.attrs.launch_params,
         )
@@ -134,7 +136,8 @@ def facts_of(launches: Sequence[Launch], resources: Mapping[str, str]) -> list[s
         name = f"{launch.function}, " if len(launches) > 1 else ""
         condition = f", where {launch.only_if}" if launch.only_if is not None else ""
         condition += "; begins before the launch before it has ended" if launch.begins_early else ""
-        lines.append(f"launch: {name}grid ({grid}), blocks of ({block}) threads{condition}")
+        clusters = f" in clusters of {launch.cluster}" if launch.cluster > 1 else ""
+        lines.append(f"launch: {name}grid ({grid}){clusters}, blocks of ({block}) threads{condition}")
         lines.append(
             f"shared memory: {launch.static_shared_bytes} bytes in arrays, {launch.shared_bytes} at the launch"
         )

@@ -62,12 +62,21 @@ def program_text(artifact: Artifact, kernel: str, architecture: str | None = Non
         "virtual": program.architecture.replace("sm_", "compute_"),
         "real": program.architecture,
         "preamble": _preamble(artifact, program.architecture),
-        "kernels": code,
+        "kernels": _with_clusters(code, record["launches"]),
         "parameters": str(len(record["parameters"])),
         "encode": _template("tensor_map") if any(launch["tensor_maps"] for launch in record["launches"]) else "",
         "launches": "\n".join(_launch_code(kernel, record)),
     }
     return string.Template(_template("standalone")).substitute(values)
+
+
+def _with_clusters(code: str, launches: Sequence[Mapping[str, Any]]) -> str:
+    """The kernels' text, which says what the launches of a program without moec do not: blocks of a cluster."""
+    for launch in launches:
+        if launch["cluster"] > 1:
+            function = launch["function"]
+            code = code.replace(f" {function}(", f" __cluster_dims__({launch['cluster']}, 1, 1) {function}(")
+    return code
 
 
 def _record(artifact: Artifact, kernel: str, architecture: str | None) -> dict[str, Any]:

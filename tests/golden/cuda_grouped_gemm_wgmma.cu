@@ -211,8 +211,8 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
     stage_1 = 0;
     phase_1 = 0;
     alignas(64) float sums_ptr[64];
-    int turn_2;
-    turn_2 = 0;
+    int tiles;
+    tiles = 0;
     int blocks_1 = count_ptr[0];
     for (int turn_1 = 0; turn_1 < (((max((blocks_1 - first), 0) + min(multiprocessors, max(B, 1))) - 1) / min(multiprocessors, max(B, 1))); ++turn_1) {
       int index_1 = (first + (turn_1 * min(multiprocessors, max(B, 1))));
@@ -222,10 +222,10 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
       int first_column_1 = (((index_1 - top_1) / height_1) * 128);
       if (block_1 < count_ptr[0]) {
         int expert_1 = blocks_ptr[block_1];
-        if ((turn_2 % 2) == consumer) {
-          stage_1 = ((turn_2 % 4) * 2);
-          phase_1 = ((turn_2 % 8) / 4);
-          tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(consumer + 24592)])), ((((turn_2 / 2) + ((consumer == 0) ? 1 : 0)) % 2) ^ 0));
+        if ((tiles % 2) == consumer) {
+          stage_1 = ((tiles % 4) * 2);
+          phase_1 = ((tiles % 8) / 4);
+          tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(consumer + 24592)])), ((((tiles / 2) + ((consumer == 0) ? 1 : 0)) % 2) ^ 0));
           alignas(64) uint64_t left_ptr[1];
           alignas(64) uint64_t right_ptr[1];
           for (int panel_1 = 0; panel_1 < 2; ++panel_1) {
@@ -239,8 +239,10 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
             }
             tvm_builtin_ptx_wgmma_commit_group_commit_group_sync_aligned();
             tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1();
-            if ((0 < panel_1) && ((thread % 128) == 0)) {
-              tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((stage_1 < 1) ? (stage_1 + 7) : (stage_1 - 1)) + 24584)]))), (uint)1);
+            if (0 < panel_1) {
+              if ((thread % 128) == 0) {
+                tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((stage_1 < 1) ? (stage_1 + 7) : (stage_1 - 1)) + 24584)]))), (uint)1);
+              }
             }
             stage_1 = (stage_1 + 1);
             if (stage_1 == 8) {
@@ -283,7 +285,7 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
             }
           }
         }
-        turn_2 = (turn_2 + 1);
+        tiles = (tiles + 1);
       }
     }
   }

@@ -7,6 +7,9 @@ over the ends of tiles (:mod:`.wgmma_ring`). The other two are consumers and tak
 epilogue to memory, the other multiplies: CUTLASS calls this schedule ping-pong. In fp8 they share a tile
 (:mod:`.wgmma_scaled`).
 
+Where experts have rows for several blocks, two blocks of threads in a cluster bring one another halves of the matrix
+(multicast), and half as many of its bytes come from the L2 cache.
+
 Inputs behind the last are zeros in both panels. Of columns behind the last nothing is stored.
 """
 
@@ -17,6 +20,7 @@ from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
 
 from moec.common.dtypes import dtype_of
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
@@ -32,6 +36,7 @@ from moec.targets.cuda.kernels.wgmma_ring import (
     TensorMaps,
     consume_tile,
     finish_gathered,
+    meet_cluster,
     new_ring,
     produce_boxes,
     produce_decoded,
@@ -40,7 +45,16 @@ from moec.targets.cuda.kernels.wgmma_ring import (
     wait_for_turn,
 )
 from moec.targets.cuda.kernels.wgmma_scaled import consume_together
-from moec.targets.cuda.kernels.wgmma_tile import CONSUMERS, HEIGHTS, WARPGROUP, for_each_tile, wgmma_tile
+from moec.targets.cuda.kernels.wgmma_tile import (
+    CONSUMERS,
+    HEIGHTS,
+    WARPGROUP,
+    Place,
+    Turn,
+    WgmmaTile,
+    for_each_tile,
+    wgmma_tile,
+)
 from moec.targets.cuda.launch_model.plans import Product, TilePlan
 
 ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
@@ -82,79 +96,106 @@ def _why_not_multiplied(problem: GroupedProblem, architecture: str) -> str | Non
 
 def _how(problem: GroupedProblem) -> str:
     """How the kernel computes it, in words."""
+    tile = wgmma_tile(problem)
     matrix = "decoded by the producer" if problem.decodes else "by TMA"
-    consumers = "share a tile" if problem.in_fp8 else "take turns (ping-pong)"
-    return f"tensor cores (wgmma), the matrix {matrix}, persistent, two consumers that {consumers}"
+    pairs = ", shared by clusters of two blocks (multicast)" if tile.cluster > 1 else ""
+    consumers = "share a tile" if tile.together else "take turns (ping-pong)"
+    return f"tensor cores (wgmma), the matrix {matrix}{pairs}, persistent, two consumers that {consumers}"
+
+
+def _shares(tile: WgmmaTile, turn: Turn) -> Any:
+    """Whether all blocks of the cluster need the same columns of one matrix, as a variable where there are several."""
+    if tile.cluster == 1:
+        return True
+    shares = T.Bind(turn.shares)
+    IRBuilder.name("shares", shares)
+    return shares
 
 
 @T.inline
-def _produce(operands, tile, ring, first, step, thread):
+def _produce(operands, tile, ring, place, thread):
     decodes, threads_help = T.meta_var(ring.maps.matrix is None), T.meta_var(ring.maps.threads_help)
     position = T.meta_var(RingPosition(tile.stages, 0))
     started = T.alloc_local((1,), "int32")
     started[0] = 0
 
     @T.inline
-    def produce_tile(block, expert, first_column):
+    def produce_tile(turn):
         shape, rows, columns = T.meta_var((tile.producer_shape, ring.row_panels, ring.column_panels))
         of_thread = T.meta_var(
-            Tile(operands, shape, block, expert, first_column, thread, thread % WARP, 0, 0, rows, columns)
+            Tile(
+                operands, shape, turn.block, turn.expert, turn.first_column, thread, thread % WARP, 0, 0, rows, columns
+            )
         )
         if decodes:
             produce_decoded(ring, of_thread, position)
         elif threads_help:
-            produce_gathered(ring, of_thread, position, started)
+            shares = T.meta_var(_shares(tile, turn))
+            produce_gathered(ring, of_thread, position, started, shares)
         else:
-            produce_boxes(ring, of_thread, position)
+            shares = T.meta_var(_shares(tile, turn))
+            produce_boxes(ring, of_thread, position, shares)
 
     if T.Or(threads_help, thread == 0):
-        for_each_tile(operands, tile, first, step, produce_tile)
+        for_each_tile(operands, tile, place, produce_tile)
         if threads_help and not decodes:
             finish_gathered(ring, position, started)
 
 
 @T.inline
-def _consume(operands, epilogue, tile, ring, first, step, thread):
+def _consume(operands, epilogue, tile, ring, place, thread):
     problem = T.meta_var(operands.problem)
     consumer: T.let = thread // WARPGROUP - 1
     warp_row: T.let = thread % WARPGROUP // WARP * MMA_ROWS
     position = T.meta_var(RingPosition(tile.stages, 0))
     sums = T.alloc_local((tile.row_steps, tile.consumer_shape.column_steps, 4), "float32")
-    turn = T.alloc_local((1,), "int32")
-    turn[0] = 0
+    tiles = T.alloc_local((1,), "int32")
+    tiles[0] = 0
 
     @T.inline
-    def consume(block, expert, first_column):
-        if T.truncmod(turn[0], CONSUMERS) == consumer:
-            shape = T.meta_var(tile.consumer_shape)
-            of_thread = T.meta_var(
-                Tile(operands, shape, block, expert, first_column, thread, thread % WARP, warp_row, 0, None, None)
-            )
-            position.go_to(turn[0] * of_thread.panels)
-            wait_for_turn(ring, consumer, T.truncdiv(turn[0], CONSUMERS))
+    def consume(turn):
+        if T.truncmod(tiles[0], CONSUMERS) == consumer:
+            shape, where = T.meta_var((tile.consumer_shape, (turn.block, turn.expert, turn.first_column)))
+            of_thread = T.meta_var(Tile(operands, shape, *where, thread, thread % WARP, warp_row, 0, None, None))
+            position.go_to(tiles[0] * of_thread.panels)
+            wait_for_turn(ring, consumer, T.truncdiv(tiles[0], CONSUMERS))
             consume_tile(ring, problem.dtype, of_thread.panels, position, consumer, thread, sums)
-            store(of_thread, epilogue, sums)
-        turn[0] = turn[0] + 1
+            if turn.stores:
+                store(of_thread, epilogue, sums)
+        tiles[0] = tiles[0] + 1
 
-    for_each_tile(operands, tile, first, step, consume)
+    for_each_tile(operands, tile, place, consume)
+
+
+def _rank_in_cluster(tile: WgmmaTile) -> Any:
+    """Of this block of threads."""
+    if tile.cluster == 1:
+        return 0
+    rank = T.cta_id_in_cluster([tile.cluster])
+    IRBuilder.name("rank", rank)
+    return rank
 
 
 @T.inline
-def _compute(operands, epilogue, maps, grid):
+def _compute(operands, epilogue, maps, clusters):
     tile = T.meta_var(wgmma_tile(operands.problem))
-    first = T.cta_id([grid])
+    first = T.cta_id([clusters * tile.cluster])
+    rank = T.meta_var(_rank_in_cluster(tile))
     thread = T.thread_id([tile.threads])
-    ring = T.meta_var(new_ring(tile, operands.problem, maps))
+    place = T.meta_var(Place(T.truncdiv(first, tile.cluster) if tile.cluster > 1 else first, clusters, rank))
+    ring = T.meta_var(new_ring(tile, operands.problem, maps, rank))
     start_ring(ring)
     if thread < WARPGROUP:
-        T.ptx["setmaxnreg.dec.sync.aligned.u32"](tile.producer_registers)
-        _produce(operands, tile, ring, first, grid, thread)
+        T.ptx["setmaxnreg.dec.sync.aligned.u32"](ring.registers[0])
+        _produce(operands, tile, ring, place, thread)
     else:
-        T.ptx["setmaxnreg.inc.sync.aligned.u32"](tile.consumer_registers)
+        T.ptx["setmaxnreg.inc.sync.aligned.u32"](ring.registers[1])
         if tile.together:
-            consume_together(operands, epilogue, tile, ring, first, grid, thread)
+            consume_together(operands, epilogue, tile, ring, place, thread)
         else:
-            _consume(operands, epilogue, tile, ring, first, grid, thread)
+            _consume(operands, epilogue, tile, ring, place, thread)
+    if tile.cluster > 1:
+        meet_cluster(tile)
 
 
 def grouped_gemm_wgmma(
@@ -169,7 +210,9 @@ def grouped_gemm_wgmma(
     @T.inline
     def body(operands):
         multiprocessors: T.let = count_multiprocessors()
-        grid = T.meta_var(T.min(multiprocessors, T.max(operands.blocks, 1) * tile.tiles_across(problem)))
+        most = T.meta_var(T.ceildiv(T.max(operands.blocks, 1), tile.cluster) * tile.tiles_across(problem))
+        room = T.meta_var(multiprocessors if tile.cluster == 1 else T.max(T.truncdiv(multiprocessors, tile.cluster), 1))
+        clusters = T.meta_var(T.min(room, most))
         matrix_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)  # pyright: ignore[reportInvalidTypeForm]
         rows_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)  # pyright: ignore[reportInvalidTypeForm]
         if not problem.decodes:
@@ -182,7 +225,7 @@ def grouped_gemm_wgmma(
                 # Sizes; bytes from line to line and from expert to expert; sizes of a copy; steps; no interleaving;
                 # zeros outside.
                 *(problem.inner, problem.columns, problem.experts, line_bytes, problem.columns * line_bytes),
-                *(depth, tile.columns, 1, 1, 1, 1, 0, SWIZZLE, _L2_PROMOTION, 0),
+                *(depth, tile.columns_each, 1, 1, 1, 1, 0, SWIZZLE, _L2_PROMOTION, 0),
             )
         if operands.rows_follow_blocks:
             rows = T.meta_var(operands.rows.shape[0])
@@ -200,18 +243,16 @@ def grouped_gemm_wgmma(
         maps = T.meta_var(
             TensorMaps(None if problem.decodes else matrix_map, rows_map if operands.rows_follow_blocks else None)
         )
-        _compute(operands, epilogue, maps, grid)
+        _compute(operands, epilogue, maps, clusters)
 
     return form(problem, body)
 
 
 def _plan(problem: GroupedProblem) -> TilePlan:
     tile, copying_warps = wgmma_tile(problem), WARPGROUP // WARP
-    sizes, groups = (
-        (tile.rows, tile.columns, panel_depth(problem.dtype), tile.stages),
-        1 if tile.together else CONSUMERS,
-    )
-    return TilePlan(Product.of(problem), *sizes, "wgmma", copying_warps, persistent=True, groups=groups)
+    sizes = (tile.rows, tile.columns, panel_depth(problem.dtype), tile.stages)
+    groups = 1 if tile.together else CONSUMERS
+    return TilePlan(Product.of(problem), *sizes, "wgmma", copying_warps, True, tile.cluster, groups)
 
 
 GROUPED_GEMM_WGMMA, GEMM_WGMMA = tiled_kernels(

@@ -10,6 +10,9 @@ first panel while another is still far from its last could take an older phase f
 which the other gives it once all panels of its own tile have arrived. Each warp gives it, for warps may run apart,
 and one that still waits for its turn, while another has started the only panel of its tile, must not miss it.
 
+Two blocks of threads in a cluster may need the same panels of the matrix. Then each has half of them copied to both, so
+that a stage is free when consumers of both blocks have multiplied what was in it: they arrive at the barriers of both.
+
 Panels lie in the 128-byte swizzle, which is that of :mod:`.grouped_gemm_mma`.
 """
 
@@ -37,6 +40,11 @@ ELEMENTS = {"float16": "f16", "bfloat16": "bf16", FP8: "e4m3"}
 _COPY_MATRIX, _COPY_ROWS = (
     f"cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes" for rank in (3, 2)
 )
+_COPY_MATRIX_TO_CLUSTER = f"{_COPY_MATRIX}.multicast::cluster"
+_REGISTERS, _REGISTERS_BESIDE_DECODERS = (40, 232), (104, 200)
+"""Registers of a thread of the producer, and of a consumer: three warpgroups have 168 each at the start."""
+_REGISTERS_OF_CLUSTERS, _REGISTERS_BESIDE_COPIES = (24, 240), (56, 224)
+"""The same of blocks in clusters, and where the producer's threads copy rows there."""
 _STARTED_AHEAD = 2
 """Panels of gathered rows that have been started since the one that is waited for."""
 _DESCRIPTOR_UNIT = 16
@@ -64,7 +72,8 @@ class TensorMaps:
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """The stages: their panels [stages, lines, inputs] and barriers."""
+    """The stages: their panels [stages, lines, inputs] and barriers. ``rank``: of the block of threads in its
+    cluster."""
 
     tile: WgmmaTile
     maps: TensorMaps
@@ -73,6 +82,7 @@ class Ring:
     full: TMABar
     empty: MBarrier
     turns: MBarrier
+    rank: Any
 
     @property
     def bytes_by_accelerator(self) -> int:
@@ -86,29 +96,49 @@ class Ring:
         """How many arrivals make a stage full."""
         return (WARPGROUP if self.maps.threads_help else 0) + (1 if self.bytes_by_accelerator else 0)
 
+    @property
+    def registers(self) -> tuple[int, int]:
+        """Of a thread of the producer, and of a consumer."""
+        if self.maps.matrix is None:
+            return _REGISTERS_BESIDE_DECODERS
+        if self.tile.cluster == 1:
+            return _REGISTERS
+        return _REGISTERS_BESIDE_COPIES if self.maps.rows is None else _REGISTERS_OF_CLUSTERS
+
     def before(self, stage: Any, count: Any = 1) -> Any:
         """The stage so many before that one."""
         return T.Select(stage < count, self.tile.stages - count + stage, stage - count)
 
 
-def new_ring(tile: WgmmaTile, problem: GroupedProblem, maps: TensorMaps) -> Ring:
+def new_ring(tile: WgmmaTile, problem: GroupedProblem, maps: TensorMaps, rank: Any) -> Ring:
     pool, depth, (_, dtype) = SharedPool(), panel_depth(problem.dtype), problem.row_type
     row_panels = pool.alloc((tile.stages, tile.rows, depth), dtype, align=SWIZZLE_ALIGNMENT)
     column_panels = pool.alloc((tile.stages, tile.columns, depth), dtype, align=SWIZZLE_ALIGNMENT)
     full, empty = TMABar(pool, tile.stages), MBarrier(pool, tile.stages, phase_offset=1)
     turns = MBarrier(pool, CONSUMERS)
     pool.commit()
-    return Ring(tile, maps, row_panels, column_panels, full, empty, turns)
+    return Ring(tile, maps, row_panels, column_panels, full, empty, turns, rank)
+
+
+@T.inline
+def meet_cluster(tile):
+    """All threads of a cluster meet: before the first copy into another block, and before a block ends into which
+    another may still copy, or at whose barriers it may arrive."""
+    if tile.cluster == 1:
+        T.cuda.cta_sync()
+    else:
+        T.ptx.barrier.cluster.arrive.release()
+        T.ptx.barrier.cluster.wait.acquire()
 
 
 @T.inline
 def start_ring(ring):
     """All threads see the barriers from now on, and so does the accelerator."""
     ring.full.init(ring.arrivals)
-    ring.empty.init(CONSUMERS if ring.tile.together else 1)
+    ring.empty.init(CONSUMERS if ring.tile.together else ring.tile.cluster)
     ring.turns.init(WARPGROUP // WARP)
     T.ptx.fence.mbarrier_init.release.cluster()
-    T.cuda.cta_sync()
+    meet_cluster(ring.tile)
 
 
 @T.meta_class
@@ -127,18 +157,47 @@ class RingPosition(PipelineState):
 
 
 @T.inline
-def _start_boxes(ring, tile, stage, panel):
+def _copy_columns(ring, tile, stage, panel, part):
+    """A part of the matrix, to this block of threads alone."""
+    first = T.meta_var(part * ring.tile.columns_each)
+    T.ptx[_COPY_MATRIX](
+        ring.column_panels.ptr_to([stage, first, 0]),
+        T.address_of(ring.maps.matrix),
+        panel * tile.depth,
+        tile.first_column + first,
+        tile.expert,
+        ring.full.ptr_to([stage]),
+    )
+
+
+@T.inline
+def _copy_columns_to_cluster(ring, tile, stage, panel):
+    """This block's part of the matrix, to all blocks of its cluster."""
+    first = T.meta_var(ring.rank * ring.tile.columns_each)
+    T.ptx[_COPY_MATRIX_TO_CLUSTER](
+        ring.column_panels.ptr_to([stage, first, 0]),
+        T.address_of(ring.maps.matrix),
+        panel * tile.depth,
+        tile.first_column + first,
+        tile.expert,
+        ring.full.ptr_to([stage]),
+        T.uint16((1 << ring.tile.cluster) - 1),
+    )
+
+
+@T.inline
+def _start_boxes(ring, tile, stage, panel, shares):
     """The accelerator's copies of a stage, which one thread starts."""
     ring.full.arrive(stage, ring.bytes_by_accelerator)
     if ring.maps.matrix is not None:
-        T.ptx[_COPY_MATRIX](
-            ring.column_panels.ptr_to([stage, 0, 0]),
-            T.address_of(ring.maps.matrix),
-            panel * tile.depth,
-            tile.first_column,
-            tile.expert,
-            ring.full.ptr_to([stage]),
-        )
+        if ring.tile.cluster == 1:
+            _copy_columns(ring, tile, stage, panel, 0)
+        else:
+            if shares:
+                _copy_columns_to_cluster(ring, tile, stage, panel)
+            else:
+                for part in T.unroll(ring.tile.cluster):
+                    _copy_columns(ring, tile, stage, panel, part)
     if ring.maps.rows is not None:
         T.ptx[_COPY_ROWS](
             ring.row_panels.ptr_to([stage, 0, 0]),
@@ -157,24 +216,47 @@ def arrive_written(barrier, stage):
 
 
 @T.inline
-def produce_boxes(ring, tile, position):
+def _wait_until_empty(ring, position):
+    """The consumers of all blocks of the cluster have multiplied what was in the stage."""
+    if ring.tile.cluster == 1:
+        ring.empty.wait(position.stage, position.phase)
+    else:
+        T.cuda.mbarrier_wait_acquire_cluster(ring.empty.ptr_to([position.stage]), position.phase ^ 1)
+
+
+@T.inline
+def _give_back(ring, stage, thread):
+    """The consumer has multiplied what is in the stage: one thread says so to each block of the cluster."""
+    if ring.tile.cluster == 1:
+        if thread % WARPGROUP == 0:
+            ring.empty.arrive(stage)
+    else:
+        if thread % WARPGROUP < ring.tile.cluster:
+            barrier = T.local_scalar("uint32")
+            address: T.let = T.cuda.cvta_generic_to_shared(ring.empty.ptr_to([stage]))
+            T.ptx.mapa.shared__cluster.u32(barrier, address, T.cast(thread % WARPGROUP, "uint32"))
+            T.ptx.mbarrier.arrive.release.cluster.shared__cluster.b64(barrier)
+
+
+@T.inline
+def produce_boxes(ring, tile, position, shares):
     """The panels of a tile, rows and matrix by the accelerator: the work of one thread."""
     for panel in T.serial(tile.panels):
-        ring.empty.wait(position.stage, position.phase)
-        _start_boxes(ring, tile, position.stage, panel)
+        _wait_until_empty(ring, position)
+        _start_boxes(ring, tile, position.stage, panel, shares)
         position.advance()
 
 
 @T.inline
-def produce_gathered(ring, tile, position, started):
+def produce_gathered(ring, tile, position, started, shares):
     """The panels of a tile, its rows by all threads. A thread says that its pieces of a panel have arrived when it has
     started those of the next ones. ``started[0]``: how many there are before, at most as many as are waited for."""
     sources = T.alloc_local((tile.shape.rows // tile.shape.lines_per_copy,), "int32")
     find_sources(tile, sources)
     for panel in T.serial(tile.panels):
-        ring.empty.wait(position.stage, position.phase)
+        _wait_until_empty(ring, position)
         if tile.thread == 0:
-            _start_boxes(ring, tile, position.stage, panel)
+            _start_boxes(ring, tile, position.stage, panel, shares)
         copy_rows(tile, position.stage, panel, sources)
         T.ptx.cp.async_.commit_group()
         if started[0] == _STARTED_AHEAD:
@@ -214,7 +296,7 @@ def produce_decoded(ring, tile, position):
             T.ptx.cp.async_.commit_group()
         else:
             if tile.thread == 0:
-                _start_boxes(ring, tile, position.stage, panel)
+                _start_boxes(ring, tile, position.stage, panel, True)
         decode(tile, fetched, position.stage)
         if panel + 1 < tile.panels:
             fetch(tile, fetched, panel + 1)
@@ -274,11 +356,10 @@ def consume_tile(ring, dtype, panels, position, consumer, thread, sums):
                 )
         T.ptx.wgmma.commit_group.sync.aligned()
         T.ptx.wgmma.wait_group.sync.aligned(1)
-        if T.And(panel > 0, thread % WARPGROUP == 0):
-            ring.empty.arrive(ring.before(position.stage))
+        if panel > 0:
+            _give_back(ring, ring.before(position.stage), thread)
         position.advance()
     if thread % WARP == 0:
         ring.turns.arrive(CONSUMERS - 1 - consumer)
     T.ptx.wgmma.wait_group.sync.aligned(0)
-    if thread % WARPGROUP == 0:
-        ring.empty.arrive(ring.before(position.stage))
+    _give_back(ring, ring.before(position.stage), thread)

@@ -55,7 +55,7 @@ def _multiply_panel(ring, tile, position, sums):
 
 
 @T.inline
-def consume_together(operands, epilogue, tile, ring, first, step, thread):
+def consume_together(operands, epilogue, tile, ring, place, thread):
     """A consumer's part of all tiles of this block of threads; its warps are four of eight."""
     shape = T.meta_var(tile.consumer_shape)
     warp: T.let = thread // WARP - WARPGROUP // WARP
@@ -70,11 +70,9 @@ def consume_together(operands, epilogue, tile, ring, first, step, thread):
     scaled = T.meta_var(Scaled(group_sums, sum_rows, row_scales, column_scales))
 
     @T.inline
-    def consume(block, expert, first_column):
-        lane = T.meta_var(thread % WARP)
-        of_thread = T.meta_var(
-            Tile(operands, shape, block, expert, first_column, thread, lane, warp_row, warp_column, None, None)
-        )
+    def consume(turn):
+        lane, where = T.meta_var((thread % WARP, (turn.block, turn.expert, turn.first_column)))
+        of_thread = T.meta_var(Tile(operands, shape, *where, thread, lane, warp_row, warp_column, None, None))
         for j in T.unroll(shape.column_steps):
             for v in T.unroll(SUMS):
                 sums[0, j, v] = T.float32(0)
@@ -89,4 +87,4 @@ def consume_together(operands, epilogue, tile, ring, first, step, thread):
             add_scaled(of_thread, scaled, sums)
         store(of_thread, epilogue, sums)
 
-    for_each_tile(operands, tile, first, step, consume)
+    for_each_tile(operands, tile, place, consume)

@@ -1,7 +1,9 @@
 """The tile of a warpgroup that multiplies with wgmma, and how a block of threads shares its time between tiles.
 
 The grid is as large as the GPU has multiprocessors, and each block of threads computes several tiles, one after
-another: those whose number is its own and those a grid further on. Numbers follow one another so that tiles computed at
+another: those whose number is its own and those a grid further on. Two blocks of threads may be a *cluster*: they
+compute the tiles of two neighbouring blocks of rows, which mostly belong to one expert, and each brings half of its
+matrix to both. Numbers follow one another so that tiles computed at
 the same time read the same memory, which then comes from the L2 cache: a *band* of neighbouring blocks of rows, which
 belong to one expert or few, column by column, then the next band.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from tvm.script import tirx as T
 
@@ -25,6 +28,8 @@ GROUP_ROWS = 64
 CONSUMERS = 2
 """Warpgroups that multiply, beside the one that produces panels."""
 HEIGHTS = (64, 128)
+_CLUSTER = 2
+"""Blocks of threads that share a matrix, where each expert has rows for several: :func:`_cluster`."""
 _MOST_COLUMNS = 256
 """Columns of one instruction."""
 _COLUMN_STEP = 16
@@ -33,8 +38,6 @@ _MOST_SUMS, _MOST_SUMS_BESIDE_DECODERS = 192, 128
 """Registers of a thread that sums may take."""
 _MOST_SCALED_SUMS = 72
 """The same where consumers share a tile: beside them stand those of a group of inputs, and scales."""
-_REGISTERS, _REGISTERS_BESIDE_DECODERS = (40, 232), (104, 200)
-"""Registers of a thread of the producer, and of a consumer: three warpgroups have 168 each at the start."""
 _MOST_STAGES = 8
 _BARRIER_BYTES, _TURN_BYTES = 16, 16
 """Of a stage, and of all of them."""
@@ -45,14 +48,14 @@ _MULTIPROCESSORS = 132
 @dataclasses.dataclass(frozen=True)
 class WgmmaTile:
     """``rows`` x ``columns`` sums in the registers of a warpgroup; panels come in a ring of ``stages``. ``band``:
-    blocks of rows whose tiles are computed at about the same time."""
+    blocks of rows whose tiles are computed at about the same time. ``cluster``: blocks of threads that bring one
+    another parts of the matrix."""
 
     rows: int
     columns: int
     stages: int
     band: int
-    producer_registers: int
-    consumer_registers: int
+    cluster: int
     together: bool = False
     """Whether consumers share a tile, by its rows where there are enough for both, else by its columns."""
 
@@ -83,6 +86,11 @@ class WgmmaTile:
         """Its warps copy lines of all columns."""
         return TileShape(self.rows, 1, WARPGROUP // WARP, self.stages, self.columns)
 
+    @property
+    def columns_each(self) -> int:
+        """Columns of the matrix that a block of a cluster brings."""
+        return self.columns // self.cluster
+
     def tiles_across(self, problem: GroupedProblem) -> int:
         return -(-problem.columns // self.columns)
 
@@ -98,8 +106,15 @@ def wgmma_tile(problem: GroupedProblem) -> WgmmaTile:
     columns = -(-problem.columns // (tiles * step)) * step
     stage_bytes = (problem.block_rows + columns) * LINE_BYTES + _BARRIER_BYTES
     stages = min(_MOST_STAGES, (LIMITS["sm_90a"].shared_bytes - _TURN_BYTES) // stage_bytes)
-    registers = _REGISTERS_BESIDE_DECODERS if problem.decodes else _REGISTERS
-    return WgmmaTile(problem.block_rows, columns, stages, _band(problem.block_rows, columns), *registers, together)
+    band = _band(problem.block_rows, columns)
+    return WgmmaTile(problem.block_rows, columns, stages, band, _cluster(problem), together)
+
+
+def _cluster(problem: GroupedProblem) -> int:
+    """Blocks of this height are chosen where experts have as many rows on average, so that neighbours mostly have one
+    matrix. Below, bytes from memory are the limit, which a cluster does not save; a quantised matrix is decoded by
+    every block for itself, and one of fp8 is half as large."""
+    return _CLUSTER if problem.stored is None and problem.block_rows == max(HEIGHTS) else 1
 
 
 def _band(rows: int, columns: int) -> int:
@@ -108,18 +123,55 @@ def _band(rows: int, columns: int) -> int:
     return max(1, round(math.sqrt(_MULTIPROCESSORS * columns / rows)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """A tile of a block of threads. ``shares``: whether all blocks of its cluster need the same columns of one matrix;
+    ``stores``: not where a block has no rows of its own and computes those of its neighbour, to bring its part of the
+    matrix."""
+
+    block: Any
+    expert: Any
+    first_column: Any
+    shares: Any = True
+    stores: Any = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Of a block of threads in the grid: the ``first`` of its tiles, the ``step`` from one to the next, and its
+    ``rank`` in its cluster, whose blocks have them in common."""
+
+    first: Any
+    step: Any
+    rank: Any
+
+
 @T.inline
-def for_each_tile(operands, tile, first, step, visit):
-    """``visit(block, expert, first_column)`` for the tiles ``first``, ``first + step``, ...: those of blocks that are
+def for_each_tile(operands, tile, place, visit):
+    """``visit(turn)`` for the tiles ``place.first``, ``place.first + place.step``, ...: those of blocks that are
     used."""
     across = T.meta_var(tile.tiles_across(operands.problem))
-    blocks: T.let = operands.used_blocks
-    for turn in T.serial(T.truncdiv(T.max(blocks * across - first, 0) + step - 1, step)):
-        index: T.let = first + turn * step
-        top: T.let = T.truncdiv(index, tile.band * across) * tile.band
-        height: T.let = T.min(tile.band, blocks - top)
+    band = T.meta_var(max(1, tile.band // tile.cluster))
+    # Blocks of rows, or pairs of them.
+    blocks: T.let = T.ceildiv(operands.used_blocks, tile.cluster)
+    for turn in T.serial(T.truncdiv(T.max(blocks * across - place.first, 0) + place.step - 1, place.step)):
+        index: T.let = place.first + turn * place.step
+        top: T.let = T.truncdiv(index, band * across) * band
+        height: T.let = T.min(band, blocks - top)
         block: T.let = top + T.truncmod(index - top * across, height)
         first_column: T.let = T.truncdiv(index - top * across, height) * tile.columns
-        if operands.is_used(block):
-            expert: T.let = operands.expert(block)
-            visit(block, expert, first_column)
+        if tile.cluster == 1:
+            if operands.is_used(block):
+                expert: T.let = operands.expert(block)
+                alone = T.meta_var(Turn(block, expert, first_column))
+                visit(alone)
+        else:
+            own: T.let = block * tile.cluster + place.rank
+            other: T.let = block * tile.cluster + 1 - place.rank
+            if T.Or(operands.is_used(own), operands.is_used(other)):
+                mine: T.let = T.if_then_else(operands.is_used(own), own, other)
+                expert: T.let = operands.expert(mine)
+                neighbour = T.meta_var(T.if_then_else(operands.is_used(other), other, own))
+                shares = T.meta_var(expert == operands.expert(neighbour))
+                together = T.meta_var(Turn(mine, expert, first_column, shares, mine == own))
+                visit(together)

@@ -31,11 +31,14 @@ class BlockCycles:
         return (throughput, unit) if throughput >= alone else (alone, LATENCY if self.waits > self.busy[unit] else unit)
 
 
-def tile_cycles(plan: TilePlan, gpu: Gpu, issued: Issued | None, *, from_memory: bool) -> BlockCycles:
-    """Of one tile. ``from_memory``: whether its panels of the matrix are in no cache."""
+def tile_cycles(
+    plan: TilePlan, gpu: Gpu, issued: Issued | None, *, own_share: float = 1.0, from_memory: bool
+) -> BlockCycles:
+    """Of one tile. ``own_share``: of the matrix, what it does not get from other blocks of its cluster;
+    ``from_memory``: whether its panels of the matrix are in no cache."""
     product, panels = plan.product, -(-plan.product.inner // plan.inputs)
     matrix_bytes = plan.columns * plan.inputs * product.weight_bits / 8
-    panel_bytes = plan.rows * plan.inputs * product.row_bytes + matrix_bytes / plan.cluster
+    panel_bytes = plan.rows * plan.inputs * product.row_bytes + matrix_bytes * own_share
     stored = plan.rows * min(plan.columns, product.columns) * product.width / product.columns * product.out_bytes
     rate = gpu.tensor_rate(product.dtype, plan.unit) / gpu.multiprocessors / gpu.clock
     latency = gpu.memory_cycles if from_memory else gpu.l2_cycles

@@ -22,7 +22,14 @@ from moec.targets.cuda.launch_model.loops import Issued
 from moec.targets.cuda.launch_model.occupancy import Occupancy, occupancy
 from moec.targets.cuda.launch_model.plans import StreamPlan, TilePlan, WalkPlan, WarpPlan
 from moec.targets.cuda.launch_model.rows import Spread
-from moec.targets.cuda.launch_model.traffic import Traffic, least_bytes, tensor_traffic, tile_traffic, warp_traffic
+from moec.targets.cuda.launch_model.traffic import (
+    Traffic,
+    least_bytes,
+    own_share,
+    tensor_traffic,
+    tile_traffic,
+    warp_traffic,
+)
 
 MEMORY = "memory"
 
@@ -90,7 +97,8 @@ def _work(
     if isinstance(plan, TilePlan):
         rows = spread.blocks(plan.rows)
         tiles = rows * -(-plan.product.columns // plan.columns)
-        cycles = tile_cycles(plan, gpu, facts.issued, from_memory=rows == spread.used)
+        own, in_memory = own_share(plan, spread), rows == spread.used
+        cycles = tile_cycles(plan, gpu, facts.issued, own_share=own, from_memory=in_memory)
         return tiles, cycles, tile_traffic(plan, gpu, spread, tokens)
     if isinstance(plan, WarpPlan):
         of_pair = -(-plan.product.columns // (plan.warps * plan.columns))

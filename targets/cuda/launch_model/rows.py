@@ -21,6 +21,12 @@ class Spread:
         """Experts that have pairs."""
         return min(self.pairs, self.experts)
 
+    def neighbours(self, rows: int) -> float:
+        """The share of blocks whose neighbour is of the same expert, where blocks are taken two by two: each expert
+        with an odd number of blocks leaves one, and of those with an even number half begin with one that is left."""
+        blocks = self.blocks(rows)
+        return 1 - self.used / blocks if blocks else 0.0
+
     def blocks(self, rows: int) -> int:
         """Blocks of so many rows, for each expert its own."""
         each, more = divmod(self.pairs, self.experts)

@@ -34,8 +34,14 @@ def tile_traffic(plan: TilePlan, gpu: Gpu, spread: Spread, tokens: int) -> Traff
     row, result = product.inner * product.row_bytes, product.width * product.out_bytes
     matrices = product.matrix_bytes * (spread.used if stays(gpu, product.matrix_bytes) else blocks)
     moved = matrices + _once(gpu, _different_rows(product, spread, tokens) * row, spread.pairs * row)
-    read = blocks * product.matrix_bytes / plan.cluster + across * spread.pairs * row
+    read = blocks * product.matrix_bytes * own_share(plan, spread) + across * spread.pairs * row
     return Traffic(moved + _kept(gpu, spread.pairs * result), read + spread.pairs * result)
+
+
+def own_share(plan: TilePlan, spread: Spread) -> float:
+    """The share of a matrix that a block of threads brings itself; blocks of a cluster bring the rest, where they have
+    rows of the same expert."""
+    return 1 - (1 - 1 / plan.cluster) * spread.neighbours(plan.rows)
 
 
 def warp_traffic(plan: WarpPlan, gpu: Gpu, spread: Spread, tokens: int) -> Traffic:

@@ -33,14 +33,18 @@ __forceinline__ __device__ void arrive_in(unsigned rank, void* barrier) {{
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(shared_address(barrier)), "r"(rank));
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" : : "r"(mapped) : "memory");
 }}
-__forceinline__ __device__ void copy_to_all(void* to, const void* map, int column, int row, void* barrier, short mask) {{
+__forceinline__ __device__ void copy_to(short mask, void* to, const void* map, int column, int row, void* barrier) {{
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
                " [%0], [%1, {{%2, %3}}], [%4], %5;"
                : : "r"(shared_address(to)), "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)), "h"(mask)
                : "memory");
 }}
-__forceinline__ __device__ void arrive_at_cluster() {{ asm volatile("barrier.cluster.arrive.release;" : : : "memory"); }}
-__forceinline__ __device__ void wait_for_cluster() {{ asm volatile("barrier.cluster.wait.acquire;" : : : "memory"); }}
+__forceinline__ __device__ void arrive_at_cluster() {{
+  asm volatile("barrier.cluster.arrive.release;" : : : "memory");
+}}
+__forceinline__ __device__ void wait_for_cluster() {{
+  asm volatile("barrier.cluster.wait.acquire;" : : : "memory");
+}}
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(64) product(
     const __grid_constant__ CUtensorMap w, float* y) {{
   extern __shared__ __align__(1024) unsigned char pool_ptr[];
@@ -58,8 +62,8 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(64) produ
     for (int tile = 0; tile < {TILES}; ++tile) {{
       wait(&empty[stage], phase ^ 1);
       arrive_with_bytes(&full[stage], {2 * _HALF * 4});
-      copy_to_all(tiles + stage * {2 * _HALF} + rank * {_HALF}, &w, 0, tile * {ROWS} + rank * {ROWS // 2},
-                  &full[stage], 3);
+      copy_to(3, tiles + stage * {2 * _HALF} + rank * {_HALF}, &w, 0, tile * {ROWS} + rank * {ROWS // 2},
+                  &full[stage]);
       if (++stage == {STAGES}) {{ stage = 0; phase ^= 1; }}
     }}
   }} else if (threadIdx.x >= 32) {{

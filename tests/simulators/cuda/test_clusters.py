@@ -11,8 +11,8 @@ from .mutation import NO_FAULT, SCHEDULES, Fault, Mutants
 
 MEETING = "  arrive_at_cluster();\n  wait_for_cluster();\n"
 FAULTS = {
-    "copied to one block alone": Fault("&full[stage], 3);", "&full[stage], 1 << rank);"),
-    "a block that is not there": Fault("&full[stage], 3);", "&full[stage], 7);"),
+    "copied to one block alone": Fault("copy_to(3,", "copy_to(1 << rank,"),
+    "a block that is not there": Fault("copy_to(3,", "copy_to(7,"),
     "half the bytes announced": Fault("arrive_with_bytes(&full[stage], 2048)", "arrive_with_bytes(&full[stage], 1024)"),
     "both bring the same half": Fault("+ rank * 8,", "+ 0,"),
     "both write the same half": Fault("+ rank * 256,", ","),

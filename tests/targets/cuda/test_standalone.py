@@ -109,6 +109,15 @@ def test_a_launch_with_something_else_is_refused(artifact):
         program_text(other, record["name"])
 
 
+def test_the_text_says_how_many_blocks_a_cluster_has(artifact):
+    (record,) = artifact.program().kernels
+    function = record["launches"][0]["function"]
+    assert "__cluster_dims__" not in program_text(artifact, record["name"])
+    other = open_artifact(artifact.folder)
+    other.program().kernels[0] = {**record, "launches": [{**record["launches"][0], "cluster": 2}]}
+    assert f" __cluster_dims__(2, 1, 1) {function}(" in program_text(other, record["name"])
+
+
 def test_a_kernel_for_the_processor_has_no_program(tmp_path):
     moec.compile(onnx.parser.parse_model(TEXT), output=tmp_path / "art")
     artifact = open_artifact(tmp_path / "art")

@@ -26,8 +26,8 @@ struct Kernel {
 
 struct Shape {
   dim3 grid, block;
-  dim3 cluster;  // where the launch says it
   size_t dynamic_bytes = 0;
+  dim3 cluster;  // where the launch says it
 };
 
 inline dim3 index_in(const dim3& extent, size_t linear) {

@@ -125,7 +125,7 @@ def sort_pairs(experts: int, block_rows: int, ids: np.ndarray) -> list[np.ndarra
 
 
 @functools.cache
-def _products(layer: Layer, kernel: GroupedKernel, **options: Any) -> tuple[Kernel, Kernel]:
+def products(layer: Layer, kernel: GroupedKernel, **options: Any) -> tuple[Kernel, Kernel]:
     architecture = "sm_90a" if kernel is grouped_gemm_wgmma else "sm_80"
     first, second = layer.problems
     epilogue = experts_epilogue(layer.spec, first.out_dtype)
@@ -138,7 +138,7 @@ def _products(layer: Layer, kernel: GroupedKernel, **options: Any) -> tuple[Kern
 def compute(data: Data, kernel: GroupedKernel, **options: Any) -> np.ndarray:
     """The layer's output, the rows sorted by expert for both products; or pair by pair with :func:`grouped_gemv`."""
     layer, pairs = data.layer, data.ids.size
-    first, second = _products(layer, kernel, **options)
+    first, second = products(layer, kernel, **options)
     order = [data.ids] if kernel is grouped_gemv else sort_pairs(layer.experts, layer.block_rows, data.ids)
     places = pairs if kernel is grouped_gemv else len(order[0])
     hidden = first(data.x, *data.first, data.weights, *order, undefined((places, layer.hidden), layer.dtype))

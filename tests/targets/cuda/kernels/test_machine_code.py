@@ -117,8 +117,8 @@ _PTX, _MACHINE_CODE = 1, 2
 AMPERE, ADA, HOPPER, BLACKWELL = "sm_80", "sm_89", "sm_90a", "sm_120"
 SPILLS = ("take_tokens", BLACKWELL)
 """Here ptxas spills 28 bytes so that three blocks, not two, fit on a multiprocessor."""
-_UNKNOWN = ("wgmma, attention", "wgmma, fp8")
-"""Products with an operand in registers, and of 8 bits: the interpreter of PTX has none."""
+_UNKNOWN = ("wgmma, attention", "wgmma, fp8", "wgmma, 128 rows", "wgmma, results of pairs")
+"""Products with an operand in registers, and of 8 bits, and clusters of blocks: the interpreter of PTX has none."""
 
 
 def _architectures(name: str) -> list[str]:
@@ -184,11 +184,14 @@ def test_tensor_cores_and_asynchronous_copies_are_used(rows):
 
 
 @pytest.mark.skipif(find_disassembler() is None, reason="there is no cuobjdump, or no nvdisasm")
-@pytest.mark.parametrize("rows", [64, 128])
-def test_warp_groups_multiply_what_the_accelerator_copies(rows):
+@pytest.mark.parametrize(
+    ("rows", "names"),
+    [(64, ("HGMMA.64x256x16", "UTMALDG.3D")), (128, ("HGMMA.64x192x16", "UTMALDG.3D.MULTICAST", "UCGABAR_WAIT"))],
+)
+def test_warp_groups_multiply_what_the_accelerator_copies(rows, names):
     compiled = compile_source(source_of(grouped_gemm_wgmma(_half(rows), SILU), "sm_90a"), "sm_90a")
     (instructions,) = compiled.sass.values()
-    assert all(name in instructions for name in ("HGMMA.64x256x16", "UTMALDG", "LDGSTS"))
+    assert all(name in instructions for name in (*names, "LDGSTS"))
 
 
 @pytest.mark.skipif(find_disassembler() is None, reason="there is no cuobjdump, or no nvdisasm")

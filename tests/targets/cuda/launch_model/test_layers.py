@@ -41,6 +41,7 @@ def kernel(name: str, plan: object, grid: str, *, least: int = 0, most: int | No
         "block": [str(threads)],
         "shared_bytes": "65536",
         "static_shared_bytes": 0,
+        "cluster": 1,
         "registers": 64,
         "begins_early": False,
         "only_if": {"size": TOKENS, "sizes": {"least": least, "most": most}},

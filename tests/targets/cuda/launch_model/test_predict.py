@@ -12,7 +12,7 @@ from moec.targets.cuda.launch_model.loops import Issued
 from moec.targets.cuda.launch_model.plans import Product, StreamPlan, TilePlan, WarpPlan
 from moec.targets.cuda.launch_model.predict import MEMORY, LaunchFacts, predict
 from moec.targets.cuda.launch_model.rows import Spread
-from moec.targets.cuda.launch_model.traffic import Traffic, tile_traffic, warp_traffic
+from moec.targets.cuda.launch_model.traffic import Traffic, own_share, tile_traffic, warp_traffic
 
 GPU = Gpu(
     name="even",
@@ -65,7 +65,8 @@ def test_what_changes_the_cycles_of_a_tile():
     in_turns = dataclasses.replace(persistent, groups=2)
     assert tile_cycles(in_turns, GPU, issued, from_memory=False).waits == PANELS
     clustered = dataclasses.replace(TILE, cluster=2)
-    assert tile_cycles(clustered, GPU, None, from_memory=True).busy["L2"] == 4 * (16 + 32 / 2) * 64 * 2 / 100
+    shared = tile_cycles(clustered, GPU, None, own_share=0.5, from_memory=True)
+    assert shared.busy["L2"] == 4 * (16 + 32 / 2) * 64 * 2 / 100
     slow = dataclasses.replace(GPU, mma_share=0.5)
     assert tile_cycles(TILE, slow, None, from_memory=True).busy["tensor cores"] == 2 * TENSOR
     packed = dataclasses.replace(TILE, product=dataclasses.replace(PRODUCT, weight_bits=4.5))
@@ -145,3 +146,10 @@ def test_a_launch_that_memory_limits():
     assert (found.limit, found.traffic.memory) == (MEMORY, 4 * 32768)
     assert found.seconds == pytest.approx(4 * 32768 / 1e10 + 500e-9 + LAUNCH_SECONDS)
     assert found.roofline == pytest.approx((4 * 32768 + 4 * 512 + 4 * 128) / 2e12 / found.seconds)
+
+
+def test_blocks_of_a_cluster_share_the_matrix_of_one_expert():
+    clustered = dataclasses.replace(TILE, cluster=2)
+    assert own_share(TILE, Spread(1000, 1)) == own_share(clustered, Spread(4, 4)) == 1
+    assert own_share(clustered, Spread(4 * TILE.rows, 1)) == 1 - 0.5 * 3 / 4
+    assert own_share(clustered, Spread(0, 4)) == 1

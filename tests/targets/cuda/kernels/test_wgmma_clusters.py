@@ -1,0 +1,164 @@
+"""The grouped product whose blocks of threads share a matrix in clusters: any rows, any GPU, any order of threads."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from moec.simulators.cuda import device, emulated_library
+from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma as wgmma
+from moec.targets.cuda.kernels.wgmma_tile import wgmma_tile
+
+from . import kernel_runner
+from .layers import Data, Layer, assert_matches, compute, products, sort_pairs, undefined
+
+ROWS = 128
+LAYER = Layer(experts=3, inner=72, hidden=56, block_rows=ROWS, dtype="float16")
+RANDOM = np.random.default_rng(0)
+
+
+def routed(*rows: int) -> np.ndarray:
+    """Ids of one expert per token, in any order: so many tokens to each expert."""
+    return RANDOM.permutation(np.repeat(np.arange(len(rows)), rows))[:, None]
+
+
+SPREADS = {
+    "no rows": routed(0, 0, 0),
+    "one row": routed(0, 1, 0),
+    "pairs of blocks with one matrix": routed(2 * ROWS, 0, 2 * ROWS),
+    "a pair of two matrices": routed(ROWS, 1, 0),
+    "an odd number of blocks": routed(0, 2 * ROWS + 5, 0),
+    "pairs of both kinds": routed(ROWS + 1, ROWS - 3, 2 * ROWS + 1),
+}
+BOTH_KINDS = Data(LAYER, SPREADS["pairs of both kinds"])
+DEEP = Data(Layer(experts=3, inner=24, hidden=264, block_rows=ROWS, dtype="float16"), BOTH_KINDS.ids)
+"""The second product has more panels than stages."""
+WARPS = 12
+"""Of a block."""
+SCHEDULES = {
+    "a block falls behind": {"behind": range(WARPS)},
+    "the other block falls behind": {"behind": range(WARPS, 2 * WARPS)},
+    "a producer falls behind": {"behind": range(4)},
+    "the other producer falls behind": {"behind": range(WARPS, WARPS + 4)},
+    "a consumer of each block falls behind": {"behind": [*range(4, 8), *range(WARPS + 8, WARPS + 12)]},
+    "a warp of each block falls behind": {"behind": [4, WARPS + 11]},
+    **{f"order {seed}": {"seed": seed} for seed in (1, 2, 3)},
+}
+
+
+def test_high_blocks_are_for_clusters():
+    assert [wgmma_tile(problem).cluster for problem in LAYER.problems] == [2, 2]
+    assert wgmma_tile(Layer(3, 72, 56, 64, dtype="float16").problems[0]).cluster == 1
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+def test_any_rows(spread):
+    assert_matches(Data(LAYER, SPREADS[spread]), wgmma)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 3, 6])
+def test_results_do_not_depend_on_the_gpu(monkeypatch, multiprocessors):
+    on_two = compute(BOTH_KINDS, wgmma)
+    monkeypatch.setattr(device, "_MULTIPROCESSORS", multiprocessors)
+    np.testing.assert_array_equal(compute(BOTH_KINDS, wgmma), on_two)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_order_computes_the_same(schedule):
+    in_turn = compute(BOTH_KINDS, wgmma)
+    with contextlib.ExitStack() as stack:
+        for kernel in products(LAYER, wgmma):
+            stack.enter_context(kernel.scheduled(**SCHEDULES[schedule]))
+        np.testing.assert_array_equal(compute(BOTH_KINDS, wgmma), in_turn)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("spread", SPREADS)
+def test_accesses_to_memory_are_ordered(spread):
+    """Of threads to shared memory, and of blocks to global memory: of two blocks with the same rows one stores."""
+    assert_matches(Data(LAYER, SPREADS[spread]), wgmma, watch=True)
+
+
+MEETING = re.compile(r"^ +tvm_builtin_ptx_barrier_cluster_(?:arrive|wait)\w*\(\);$", re.MULTILINE)
+FAULTS = {
+    "no meeting before the first copies": (MEETING, slice(0, 2), ""),
+    "no meeting at the end": (MEETING, slice(2, 4), ""),
+    "stages given back to one block alone": (
+        re.compile(r"\(\(thread & 127\) < 2\)"),
+        slice(None),
+        "((thread & 127) < 1)",
+    ),
+    "copies to one block alone": (re.compile(r", \(ushort\)3\)"), slice(None), ", (ushort)(1 << rank))"),
+    "both blocks bring the same half": (
+        re.compile(r"\(\(rank \* \d+\) \+ first_column\)"),
+        slice(None),
+        "(first_column)",
+    ),
+    "one matrix for both blocks": (re.compile(r"(?<=bool shares = )[^;]*"), slice(None), "true"),
+}
+
+
+def _with_faults(source: str) -> str:
+    """The kernel, in which the exported ``fault`` says which of the faults is there."""
+    changes = []
+    for number, (pattern, which, fault) in enumerate(FAULTS.values()):
+        found = list(pattern.finditer(source))[which]
+        assert found
+        changes += [(match.span(), number, match[0], fault) for match in found]
+    for (start, end), number, right, wrong in sorted(changes, reverse=True):
+        if right.lstrip().endswith(";"):
+            new = f"if (fault != {number}) {{ {right.lstrip()} }}"
+        elif right.startswith(", "):
+            new = f", (ushort)(fault == {number} ? {wrong[10:-1]} : {right[10:-1]}))"
+        else:
+            new = f"(fault == {number} ? {wrong} : {right})"
+        source = source[:start] + new + source[end:]
+    return 'extern "C" __attribute__((visibility("default"))) int fault = -1;\n' + source
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Iterator[tuple[kernel_runner.Kernel, ctypes.c_int]]:
+    """The second product, and the switch of its faults."""
+    paths = []
+
+    def switched(source, launches, **options):
+        paths.append(emulated_library(_with_faults(source), launches, **options))
+        return paths[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel_runner, "emulated_library", switched)
+        kernel = kernel_runner.build(
+            wgmma(DEEP.layer.problems[1], lambda total: total), "sm_90a", completion="late products"
+        )
+    yield kernel, ctypes.c_int.in_dll(ctypes.CDLL(str(paths[0])), "fault")
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+def test_a_fault_is_caught(faulty, fault):
+    kernel, switch = faulty
+    order, layer = sort_pairs(DEEP.layer.experts, ROWS, DEEP.ids), DEEP.layer
+    hidden = RANDOM.standard_normal((len(order[0]), layer.hidden)).astype(np.float16)
+    arrays = [
+        hidden,
+        DEEP.down,
+        DEEP.down_bias,
+        DEEP.weights,
+        *order,
+        undefined((len(DEEP.ids), layer.inner), layer.dtype),
+    ]
+    expected = kernel(*arrays)
+    switch.value = -1 if fault is None else list(FAULTS).index(fault)
+    caught = []
+    for schedule in ({}, *SCHEDULES.values()):
+        try:
+            with kernel.scheduled(**schedule):
+                caught.append(not np.array_equal(kernel(*arrays), expected))
+        except RuntimeError:
+            caught.append(True)
+    switch.value = -1
+    assert any(caught) == (fault is not None)

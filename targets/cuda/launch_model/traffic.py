@@ -45,10 +45,12 @@ def own_share(plan: TilePlan, spread: Spread) -> float:
 
 
 def warp_traffic(plan: WarpPlan, gpu: Gpu, spread: Spread, tokens: int) -> Traffic:
-    """Of pairs, each of which reads its expert's matrix; lines of warps in one block read a row together."""
+    """Of pairs, each of which reads its expert's matrix, one after another; lines of warps in one block read a row
+    together."""
     product, groups = plan.product, -(-spread.pairs // plan.rows)
     row, result = product.inner * product.row_bytes, product.width * product.out_bytes
-    moved = product.matrix_bytes * spread.used + _kept(gpu, _different_rows(product, spread, tokens) * row)
+    matrices = product.matrix_bytes * (spread.used if stays(gpu, product.matrix_bytes) else groups)
+    moved = matrices + _kept(gpu, _different_rows(product, spread, tokens) * row)
     read = groups * (product.matrix_bytes + product.columns / plan.columns * plan.rows * row)
     return Traffic(moved + _kept(gpu, spread.pairs * result), read + spread.pairs * result)
 

@@ -16,6 +16,7 @@ from moec.targets.cuda.kernels.attention_few import attention_few
 from moec.targets.cuda.kernels.attention_mma import attention_mma
 from moec.targets.cuda.kernels.attention_tiled import attention_tiled
 from moec.targets.cuda.kernels.attention_wgmma import attention_wgmma
+from moec.targets.cuda.kernels.combining_gemv import CombiningProblem, combining_gemv
 from moec.targets.cuda.kernels.dense_problem import dense_kernel, dense_problem
 from moec.targets.cuda.kernels.gemv import gemv
 from moec.targets.cuda.kernels.grouped_gemm_mma import SHAPES, grouped_gemm_mma
@@ -30,6 +31,7 @@ from moec.targets.cuda.kernels.softmax import softmax
 from moec.targets.cuda.launch_model.loops import count
 from moec.targets.cuda.nvcc import compile_source, find_disassembler, find_tool
 from moec.targets.tvm.lower.attention import AttentionProblem
+from moec.targets.tvm.lower.experts import CombineProblem
 from moec.targets.tvm.lower.route import RouteProblem
 
 from ..ptx.machine import Program
@@ -73,6 +75,9 @@ KERNELS = {
     ),
     "simt": lambda: grouped_gemm_simt(GroupedProblem(128, 2048, 768, 128, gated=True, gathered=True), SILU_IN_FULL),
     "gemv": lambda: grouped_gemv(_half(16), SILU),
+    "combining gemv": lambda: combining_gemv(
+        CombiningProblem(_BEHIND, CombineProblem(128, 2048, "bfloat16", weighted=True), 8)
+    ),
     "wgmma, 128 rows": lambda: grouped_gemm_wgmma(_half(128), SILU),
     "wgmma, 64 rows": lambda: grouped_gemm_wgmma(_half(64), SILU),
     "wgmma, int4": lambda: grouped_gemm_wgmma(dataclasses.replace(_half(128), stored=INT4), SILU),

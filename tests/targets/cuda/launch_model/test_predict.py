@@ -114,6 +114,8 @@ def test_bytes_of_pairs_that_read_their_matrices_themselves():
     plan = WarpPlan(PRODUCT, warps=4, columns=4, inputs=8)
     found = warp_traffic(plan, GPU, Spread(8, 4), 4)
     assert found == Traffic(4 * 32768, 8 * (32768 + 16 * 512) + 8 * 128)
+    tiny = dataclasses.replace(GPU, l2_bytes=32768)  # holds no matrix until the next pair reads it
+    assert warp_traffic(plan, tiny, Spread(8, 4), 4) == dataclasses.replace(found, memory=8 * 32768)
 
 
 FACTS = LaunchFacts(blocks=20, threads=128, registers=32, shared_bytes=100 << 10)

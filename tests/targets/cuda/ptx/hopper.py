@@ -227,6 +227,11 @@ def change_register_count(opcode: str, operands: Sequence[Any]) -> Act:
     return lambda machine, lanes: None
 
 
+def depend_on_kernels(opcode: str, operands: Sequence[Any]) -> Act:
+    """griddepcontrol: here kernels run one after another, and that each thread waits is the emulator's to check."""
+    return lambda machine, lanes: None
+
+
 HOPPER: tuple[tuple[re.Pattern[str], Callable[[str, Sequence[Any]], Act]], ...] = tuple(
     (re.compile(pattern), make)
     for pattern, make in (
@@ -239,6 +244,7 @@ HOPPER: tuple[tuple[re.Pattern[str], Callable[[str, Sequence[Any]], Act]], ...] 
         (r"wgmma\.commit_group\.sync\.aligned", commit_products),
         (r"wgmma\.wait_group\.sync\.aligned", wait_for_products),
         (r"setmaxnreg\.(?:inc|dec)\.sync\.aligned\.u32", change_register_count),
+        (r"griddepcontrol\.(?:wait|launch_dependents)", depend_on_kernels),
         (r"wgmma\.fence\.sync\.aligned", fence_registers),
     )
 )

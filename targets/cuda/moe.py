@@ -97,7 +97,7 @@ class _Experts:
         x = rounded(node, spec, firsts[0].problem, self._x)
         hidden = products.multiply(firsts, x, products.places, epilogue, spec.activation)
         if is_rounded(spec):
-            hidden = products.rounded(hidden, rounding_of(spec, seconds[0].problem, self._dtype))
+            hidden = products.rounded(hidden, rounding_of(spec, seconds[0].problem, self._dtype, node.machine))
         combining = _Combining.of(node, products, seconds, hidden, weights, ids, spec)
         rows = products.multiply(seconds, hidden, products.pairs, lambda total: total, few=combining is None)
         return Pairs(ids, rows, None if combining is None else combining.lower)

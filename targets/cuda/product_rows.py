@@ -44,24 +44,32 @@ def uses_tf32(spec: ProductSpec, dtype: str) -> bool:
 def with_rows_of(spec: ProductSpec, problems: Sequence[GroupedProblem], architecture: str) -> list[GroupedProblem]:
     """The products, which read the same rows, with the type that these have: fp8 where the arithmetic asks for it and
     tensor cores multiply it with all of the matrices, else that which they have."""
-    packed = [dataclasses.replace(problem, dtype=FP8) for problem in problems]
-    if spec.arithmetic != "fp8" or why_not_packed(problems[0].inner, spec.activation_group) is not None:
+    if spec.arithmetic != "fp8" or any(_why_floats(spec, problem, architecture) for problem in problems):
         return list(problems)
-    tiled = (dataclasses.replace(problem, block_rows=rows) for problem in packed for rows in SHAPES)
-    reasons = [why_no_gemm(problem, architecture) for problem in tiled] + [why_no_gemv(problem) for problem in packed]
-    return packed if all(reason is None for reason in reasons) else list(problems)
+    return [dataclasses.replace(problem, dtype=FP8) for problem in problems]
 
 
-def rounding_of(spec: ProductSpec, problem: GroupedProblem, dtype: str) -> Rounding:
+def _why_floats(spec: ProductSpec, problem: GroupedProblem, architecture: str) -> str | None:
+    """The reason why rows that are rounded to fp8 become floats again, or None."""
+    packed = dataclasses.replace(problem, dtype=FP8)
+    tiled = (dataclasses.replace(packed, block_rows=rows) for rows in SHAPES)
+    reasons = (why_no_gemm(one, architecture) for one in tiled)
+    return why_not_packed(problem.inner, spec.activation_group) or next(filter(None, reasons), why_no_gemv(packed))
+
+
+def rounding_of(spec: ProductSpec, problem: GroupedProblem, dtype: str, architecture: str) -> Rounding:
     """How rows of ``dtype`` are rounded for a product."""
-    return Rounding(problem.inner, spec.activation_group, dtype, spec.arithmetic, problem.in_fp8)
+    why_floats = ""
+    if spec.arithmetic == "fp8" and not problem.in_fp8:
+        why_floats = _why_floats(spec, problem, architecture) or "other experts of the layer need floats"
+    return Rounding(problem.inner, spec.activation_group, dtype, spec.arithmetic, problem.in_fp8, why_floats)
 
 
 def rounded(node: NodeLowering, spec: ProductSpec, problem: GroupedProblem, x: relax.Expr) -> relax.Expr:
     """The tokens x[..., K] as a product takes them; where they are packed, [..., bytes of a row]."""
     if not is_rounded(spec):
         return x
-    rounding, shape = rounding_of(spec, problem, str(x.ty.dtype)), list(x.ty.shape)
+    rounding, shape = rounding_of(spec, problem, str(x.ty.dtype), node.machine), list(x.ty.shape)
     rows = x if len(shape) == 2 else flatten(node.lowering, x, len(shape) - 1)
     width, dtype = rounding.out_type
     chosen = node.select((ROUND,), rounding)

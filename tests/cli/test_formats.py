@@ -84,3 +84,18 @@ def test_formats_that_do_not_exist(model, tmp_path):
     art = tmp_path / "model.moec"
     assert_refused(moec("compile", model, "-o", art, "--experts", "int7"), "experts: no format 'int7'", "mxfp4")
     assert_refused(moec("compile", model, "-o", art, "--linears", "mxfp4/64"), "mxfp4 has groups of 32", "group=64")
+
+
+def test_fp8_activations_are_asked_for_beside_weights(model, tmp_path):
+    text = moec("pipeline", "-O1", "--experts", "fp8/128", "--arithmetic", "fp8").stdout.strip()
+    assert text.endswith("quantize-experts{format=fp8,group=128},round-activations{format=fp8}")
+    path = tmp_path / "fp8.moec"
+    moec("compile", model, "-o", path, "--experts", "fp8/128", "--linears", "fp8/128", "--arithmetic", "fp8")
+    losses = json.loads(moec("inspect", path, "--json").stdout)["losses"]
+    rounded = [loss for loss in losses if loss["pass_name"] == "round-activations"]
+    assert [loss["arithmetic"] for loss in rounded] == ["fp8", "fp8"]
+    assert moec("verify", model, path).returncode == 0
+
+
+def test_an_arithmetic_that_nobody_asks_for_is_refused(model, tmp_path):
+    assert_refused(moec("compile", model, "-o", tmp_path / "x", "--arithmetic", "int8"), "expected fp8")

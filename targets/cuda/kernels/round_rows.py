@@ -35,13 +35,14 @@ _TOGETHER = GROUP // WARP
 @dataclasses.dataclass(frozen=True)
 class Rounding:
     """Rows of ``inner`` elements of ``dtype``; ``group`` consecutive ones share a scale, 0 for all of a row.
-    ``packed``: fp8 as bytes with their scales, in the place of floats."""
+    ``packed``: fp8 as bytes with their scales, in the place of floats; ``why_floats``: why not, for people."""
 
     inner: int
     group: int
     dtype: str = "float32"
     arithmetic: str = "int8"
     packed: bool = False
+    why_floats: str = ""
 
     @property
     def out_type(self) -> tuple[int, str]:
@@ -210,6 +211,7 @@ def round_blocks(rounding: Rounding, block_rows: int) -> tirx.PrimFunc:
 
 def _how(rounding: Rounding) -> str:
     kept, largest = "bytes, scales behind them" if rounding.packed else "floats", _LARGEST[rounding.arithmetic]
+    kept += f" ({rounding.why_floats})" if rounding.why_floats else ""
     return f"one warp per group of a row: largest magnitude / {largest:g} is its scale; kept as {kept}"
 
 

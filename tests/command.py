@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -59,6 +60,7 @@ def _serve() -> None:
     import moec.compiler
     import moec.runtime.model
 
+    gc.freeze()  # in no fork has the collector to look at all of this again
     replies = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         child = os.fork()

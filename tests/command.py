@@ -9,9 +9,11 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
+import importlib
 import json
 import os
 import pathlib
+import pkgutil
 import subprocess
 import sys
 import tempfile
@@ -54,12 +56,21 @@ def _server() -> subprocess.Popen[str]:
 
 def _serve() -> None:
     """Answer each line of standard input, a request of :func:`moec`, with the exit code of a fork that does it."""
+    import onnxruntime  # noqa: F401
     import tvm  # noqa: F401
 
     import moec.cli
     import moec.compiler
+    import moec.frontend.gguf.model
+    import moec.ir
+    import moec.passes
     import moec.runtime.model
+    import moec.targets.cpu
+    import moec.targets.tvm
 
+    for package in (moec.ir, moec.passes, moec.targets.cpu, moec.targets.tvm):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
     gc.freeze()  # in no fork has the collector to look at all of this again
     replies = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:

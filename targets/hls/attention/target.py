@@ -49,6 +49,17 @@ def shape_of(block: GraphAttention, options: HlsOptions) -> AttentionShape:
     return attention_shape(block.numbers, min(tokens, length or tokens), length if block.numbers.causal else 0)
 
 
+def expect_whole_sequences(block: GraphAttention, options: HlsOptions) -> None:
+    """Raises InputError where calibration data has tokens in front of those that the block is run on."""
+    given = options.calibration or {}
+    for name in (str(value.name) for value in block.past):
+        if name in given and given[name].shape[2]:
+            raise InputError(
+                f"calibration data for {name!r} has {given[name].shape[2]} positions; expected none, and whole "
+                "sequences of tokens"
+            )
+
+
 def choose_attention(
     shape: AttentionShape, part: Part, constraints: Constraints, lanes: Sequence[int] = _LANES
 ) -> AttentionEstimate:
@@ -107,21 +118,12 @@ class AttentionBlock:
     def quantize(self, tokens: Array, stream_scale: float | None) -> IntegerAttentionBlock:
         """Sequences [B, T, d]. Raises what :func:`~moec.targets.hls.attention.quantize.quantize_attention` does, and
         InputError where calibration data has tokens in front of these."""
-        self._expect_whole_sequences()
+        expect_whole_sequences(self.graph, self.options)
         shape = shape_of(self.graph, self.options)
         quantized = quantize_attention(
             self.graph.numbers, tokens, most_tokens=shape.tokens, cached=shape.cached, stream_scale=stream_scale
         )
         return IntegerAttentionBlock(self, quantized)
-
-    def _expect_whole_sequences(self) -> None:
-        given = self.options.calibration or {}
-        for name in (str(value.name) for value in self.graph.past):
-            if name in given and given[name].shape[2]:
-                raise InputError(
-                    f"calibration data for {name!r} has {given[name].shape[2]} positions; expected none, and whole "
-                    "sequences of tokens"
-                )
 
 
 @dataclasses.dataclass(frozen=True)

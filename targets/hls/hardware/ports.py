@@ -16,8 +16,8 @@ from moec.targets.hls.hardware.parts import ExternalMemory, Part
 from moec.targets.hls.moe.design import BEAT_BYTES, Design
 from moec.targets.hls.moe.striping import stripe_names
 
-UP, DOWN = "gmem_up", "gmem_down"
-ATTENTION_MASTERS = (UP, DOWN, "gmem_keys", "gmem_values", "gmem_results", "gmem_tokens", "gmem_turns")
+UP, DOWN, TURNS = "gmem_up", "gmem_down", "gmem_turns"
+ATTENTION_MASTERS = (UP, DOWN, "gmem_keys", "gmem_values", "gmem_results", "gmem_tokens", TURNS)
 MOE_MASTERS = (UP, DOWN, "gmem_results", "gmem_tokens", "gmem_residual")
 """The bundles of the top function, from busy to idle; some of them only where a block has a cache, turns
 keys, or adds its tokens at the end."""
@@ -97,8 +97,11 @@ def model_ports(memory: ExternalMemory, attention: AttentionShape | None = None)
     memories of their own, also those of one DDR: it gives an argument at another port than its buffer's a copy."""
     up, down, *streams = MOE_MASTERS
     caches = () if attention is None else [one for one in attention_masters(attention) if one not in MOE_MASTERS]
-    # Caches are busy while weights are, streams before and after that.
-    places = {one: min(2 + place, memory.ports - 2) for place, one in enumerate(caches)}
+    # Caches and turns are busy at the same time, streams before and after that.
+    places = [min(2 + place, memory.ports - 2) for place in range(len(caches))]
+    if caches and caches[-1] == TURNS:
+        places[-1] = min(1 + len(caches), memory.ports - 1)
     last = memory.port_name.format(min(2 + len(caches), memory.ports - 1))
-    ports = {**port_names(memory, (up, down)), **{one: memory.port_name.format(at) for one, at in places.items()}}
+    names = {one: memory.port_name.format(place) for one, place in zip(caches, places, strict=True)}
+    ports = {**port_names(memory, (up, down)), **names}
     return {**ports, **dict.fromkeys(streams, last)}

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from moec.ir.names import in_comment
 from moec.targets.base import Project
 from moec.targets.hls.attention.graph import GraphAttention
+from moec.targets.hls.attention.target import expect_whole_sequences
 from moec.targets.hls.attention.target import shape_of as attention_shape
 from moec.targets.hls.graph.calibrate import evaluate, feeds_of
 from moec.targets.hls.graph.outside import Outside, find_outside
@@ -51,6 +52,8 @@ def whole_project(
     Raises UnsupportedError, saying why, where the model as a whole is no design that fits the part.
     """
     if attention and all(block.numbers.causal for block in attention):
+        for block in attention:
+            expect_whole_sequences(block, options)
         shape = attention_shape(attention[0], options)
         graph = find_decoder(model, moe, attention, refused, shape.tokens, shape.cached)
     else:

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from moec.errors import MoecError
+from moec.targets.hls.attention.design import AttentionShape
 from moec.targets.hls.hardware.parts import PARTS, find_part
 from moec.targets.hls.hardware.ports import MOE_MASTERS, connect, model_ports
 
@@ -75,3 +76,14 @@ def test_all_ports_together_deliver_no_more_than_the_memory_has(clock, limited):
 def test_no_share_of_the_bandwidth(share):
     with pytest.raises(ValueError, match="memory share"):
         pace_of("u50", 300, memory_share=share)
+
+
+def test_the_caches_of_a_decoder_are_not_where_its_streams_are():
+    """A ZCU102 has four ports: the turns share that of the streams, keys and values one."""
+    shape = AttentionShape(8, 24, 4, 8, "rms", causal=True, turned=True, cached=16)
+    ports = model_ports(find_part("zcu102").memory, shape)
+    assert [ports[f"gmem_{name}"] for name in ("up", "down", "keys", "values", "turns", "results")] == [
+        *("HP0", "HP1", "HP2", "HP2", "HP3", "HP3")
+    ]
+    alveo = model_ports(find_part("u55c").memory, shape)
+    assert len(set(alveo.values())) == 6

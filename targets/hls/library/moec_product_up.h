@@ -84,20 +84,24 @@ void product_up(int tokens, bool passes, int hidden_multiplier, int up_offset, i
 #pragma HLS BIND_STORAGE variable=activation type=ram_t2p impl=bram
     const int TILE_BEATS = tile_beats_up<Block>(0);  // none has more
     const int chunks = tokens * S::WIDTH_CHUNKS;
-    const int entries = Block::ACTIVATED ? ACTIVATION_ENTRIES : 0;
+    const int AT_ONCE = 2;  // entries of the table: its memories have two ports
+    const int steps = Block::ACTIVATED && !passes ? ACTIVATION_ENTRIES / AT_ONCE : 0;
     beat_t table = 0;
 // Tokens come more slowly than one chunk per cycle: the table of the activation arrives meanwhile.
 up_read_tokens:
-    for (int i = 0; i < chunks || i < entries; i++) {
+    for (int i = 0; i < chunks || i < steps; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=S::WIDTH_CHUNKS max=Block::MAX_TOKENS*S::WIDTH_CHUNKS
 #pragma HLS PIPELINE II=1 style=stp
-        if (i < entries) {
-            if (i % (BEAT_BITS / 16) == 0) table = beats[0].read();
+        if (i < steps) {
+            if (i % (BEAT_BITS / (16 * AT_ONCE)) == 0) table = beats[0].read();
             for (int c = 0; c < S::ACTIVATION_COPIES; c++) {
 #pragma HLS UNROLL
-                activation[c][i] = unpack<16, 1>(table).lane[0];
+                for (int e = 0; e < AT_ONCE; e++) {
+#pragma HLS UNROLL
+                    activation[c][AT_ONCE * i + e] = unpack<16, AT_ONCE>(table).lane[e];
+                }
             }
-            table >>= 16;
+            table >>= 16 * AT_ONCE;
         }
         if (i < chunks) rows[i] = inputs.read();
     }

@@ -48,9 +48,10 @@ load_jobs:
 
 // memory, from the beat `at` on: of the first master, the table of the activation, if there is one; then, tile by tile, the
 // master's part of the parameters of its channels, the multipliers of its groups, and its weights. tiles: those of an expert.
+// passes: there is no first product, so no activation either.
 template <class Block, int MASTER>
-void load_up(const beat_t* memory, int at, int tiles, hls::stream<job_t>& jobs, hls::stream<beat_t>& beats) {
-    const int table = Block::ACTIVATED && MASTER == 0 ? ACTIVATION_BEATS : 0;
+void load_up(const beat_t* memory, int at, int tiles, bool passes, hls::stream<job_t>& jobs, hls::stream<beat_t>& beats) {
+    const int table = Block::ACTIVATED && MASTER == 0 && !passes ? ACTIVATION_BEATS : 0;
 axi_read_activation:
     for (int i = 0; i < table; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=0 max=ACTIVATION_BEATS

@@ -88,7 +88,7 @@ def test_one_loader_for_both_products_deadlocks(files):
     both = edited(
         both,
         TOP,
-        ("load_up<block, 0>(up_weights, 0, layer::TILES, jobs_load_up[0], beats_up[0]);", ""),
+        ("load_up<block, 0>(up_weights, 0, layer::TILES, layer::PASSES, jobs_load_up[0], beats_up[0]);", ""),
         ("load_down<block, 0>(down_weights, 0, layer::TILES, jobs_load_down[0], beats_down[0]);", ""),
         (
             "product_up<block>",

@@ -122,8 +122,8 @@ _PTX, _MACHINE_CODE = 1, 2
 AMPERE, ADA, HOPPER, BLACKWELL = "sm_80", "sm_89", "sm_90a", "sm_120"
 SPILLS = ("take_tokens", BLACKWELL)
 """Here ptxas spills 28 bytes so that three blocks, not two, fit on a multiprocessor."""
-_UNKNOWN = ("wgmma, attention", "wgmma, fp8", "wgmma, 128 rows", "wgmma, results of pairs")
-"""Products with an operand in registers, and of 8 bits, and clusters of blocks: the interpreter of PTX has none."""
+_UNKNOWN = ("wgmma, fp8", "wgmma, 128 rows", "wgmma, results of pairs")
+"""Products of 8 bits, and clusters of blocks: the interpreter of PTX has none."""
 
 
 def _architectures(name: str) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from moec.targets.cuda.kernels.attention_few import attention_few
 from moec.targets.cuda.kernels.attention_mma import attention_mma
 from moec.targets.cuda.kernels.attention_tiled import attention_tiled
+from moec.targets.cuda.kernels.attention_wgmma import attention_wgmma
 from moec.targets.tvm.lower.attention import AttentionProblem
 
 from ...attention_cases import expected, operands
@@ -22,6 +23,7 @@ KERNELS = {
     "attention_few": lambda: attention_few(PROBLEM, "float32"),
     "attention_tiled": lambda: attention_tiled(SHORT, "float32"),
     "attention_mma": lambda: attention_mma(SHORT, "float16"),
+    "attention_wgmma": lambda: attention_wgmma(SHORT, "float16"),
 }
 
 
@@ -42,4 +44,5 @@ LAUNCHES = {
     "attention_few": lambda: _attention(PROBLEM, 3, 40, "float32", 3, 128, tolerance=1e-5),
     "attention_tiled": lambda: _attention(SHORT, 5, 40, "float32", 1, 256, tolerance=1e-5),
     "attention_mma": lambda: _attention(SHORT, 5, 70, "float16", 1, 128, pool_bytes=24576, tolerance=4e-3),
+    "attention_wgmma": lambda: _attention(SHORT, 70, 300, "float16", 2, 384, pool_bytes=81992, tolerance=4e-3),
 }

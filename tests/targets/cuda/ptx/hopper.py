@@ -163,26 +163,58 @@ def _operand(machine: Any, descriptor: int, rows: int, format_: Any) -> tuple[Ar
     return machine.shared.data[places].view(format_).astype(np.float32), places
 
 
+def _transposed_operand(machine: Any, descriptor: int, columns: int, format_: Any) -> tuple[Array, Array]:
+    """The same of an operand [columns, 16] whose columns follow one another in memory."""
+    start, leading, stride = ((descriptor >> shift & 0x3FFF) << 4 for shift in (0, 16, 32))
+    if descriptor >> 62 != 1:
+        raise PtxError("a descriptor without the 128-byte swizzle is not known to the interpreter")
+    depth, byte = np.arange(16)[:, None], np.arange(columns * 2)
+    row = start + depth // 8 * stride + depth % 8 * _ROW_BYTES
+    places = swizzled(row + byte // _ROW_BYTES * leading + byte % _ROW_BYTES) - SHARED_START
+    return machine.shared.data[places].view(format_).astype(np.float32).T, places
+
+
+def _register_operand(machine: Any, registers: Sequence[str], lanes: Array, format_: Any) -> Array:
+    """The numbers [64, 16] that the threads of a group hold, two in each of four registers."""
+    thread, numbers = np.arange(GROUP), np.empty((64, 16), np.float32)
+    for i, register in enumerate(registers):
+        row = thread // 32 * 16 + thread % 32 // 4 + i % 2 * 8
+        column = (i // 2 * 4 + thread % 4) * 2
+        pairs = machine.threads.read(register, "u32", lanes).astype(np.uint32)
+        for half in range(2):
+            numbers[row, column + half] = (pairs >> 16 * half).astype(np.uint16).view(format_)
+    return numbers
+
+
 def multiply(opcode: str, operands: Sequence[Any]) -> Act:
-    found = _PRODUCT.fullmatch(opcode)
-    if found is None or operands[4:] != ("1", "1", "0", "0") or isinstance(operands[1], list):
-        raise PtxError("not known to the interpreter; expected m64nNk16 of f16 or bf16, both operands in shared memory")
+    """At the latest moment registers are read, too: who changes them before the wait changes the product."""
+    found, in_registers = _PRODUCT.fullmatch(opcode), isinstance(operands[1], list)
+    orders = ("0",) if in_registers else ("0", "0")
+    if found is None or operands[4:6] != ("1", "1") or operands[6:] not in (orders, (*orders[:-1], "1")):
+        raise PtxError("not known to the interpreter; expected m64nNk16 of f16 or bf16, A not transposed")
     columns, format_ = int(found[1]), _FORMATS[found[2]]
     sums, left, right, adds = operands[:4]
+    read_right = _transposed_operand if operands[-1] == "1" else _operand
     thread = np.arange(GROUP)
 
-    def act(machine: Any, lanes: Array) -> None:
+    def issue(machine: Any, lanes: Array) -> None:
         threads, one, group = machine.threads, lanes[:1], int(lanes[0]) // GROUP
         if not machine.fenced[group]:
             raise PtxError("without a wgmma.fence before it")
-        a, b = (int(threads.read(name, "u64", one)[0]) for name in (left, right))
-        add = bool(threads.read(adds, "pred", one)[0])
-        places = [_operand(machine, a, 64, format_)[1], _operand(machine, b, columns, format_)[1]]
+        a = 0 if in_registers else int(threads.read(left, "u64", one)[0])
+        b, add = int(threads.read(right, "u64", one)[0]), bool(threads.read(adds, "pred", one)[0])
+        places = [] if in_registers else [_operand(machine, a, 64, format_)[1]]
+        places.append(read_right(machine, b, columns, format_)[1])
         for some in places:
             machine.shared.begin_use(some)
 
         def complete() -> None:
-            product = _operand(machine, a, 64, format_)[0] @ _operand(machine, b, columns, format_)[0].T
+            rows = (
+                _register_operand(machine, left, lanes, format_)
+                if in_registers
+                else _operand(machine, a, 64, format_)[0]
+            )
+            product = rows @ read_right(machine, b, columns, format_)[0].T
             for i, register in enumerate(sums):
                 mine = product[
                     thread // 32 * 16 + thread % 32 // 4 + i // 2 % 2 * 8, i // 4 * 8 + thread % 4 * 2 + i % 2
@@ -192,6 +224,10 @@ def multiply(opcode: str, operands: Sequence[Any]) -> Act:
                 machine.shared.end_use(some)
 
         machine.products[group].append((machine.product_groups[group], complete))
+
+    def act(machine: Any, lanes: Array) -> None:
+        for group in np.unique(lanes // GROUP):
+            issue(machine, lanes[lanes // GROUP == group])
 
     return act
 

@@ -49,7 +49,7 @@ def source_of_kernel(name: str) -> str:
         return source_of(grouped_gemm_wgmma(dataclasses.replace(_product(64), inner=RING_INNER), SILU), "sm_90a")
     if name in PRODUCTS:
         return source_of(PRODUCTS[name].build(), architecture_of(name))
-    return source_of({**KERNELS, **attention_launches.KERNELS}[name]())
+    return source_of({**KERNELS, **attention_launches.KERNELS}[name](), architecture_of(name))
 
 
 def compiled(source: str, architecture: str) -> str:
@@ -96,6 +96,10 @@ WITHOUT = {
     ("attention_few", "bar.sync"): "race",
     ("attention_mma", "bar.sync"): "race",
     ("attention_mma", "cp.async.wait_group"): "while a copy to them is under way",
+    ("attention_wgmma", "fence.proxy.async"): "that a thread wrote without passing fence.proxy.async",
+    ("attention_wgmma", "cp.async.wait_group"): "a copy to them is under way",
+    ("attention_wgmma", "wgmma.fence"): "without a wgmma.fence before it",
+    ("attention_wgmma", "mbarrier.arrive"): "deadlock",
     ("simt", "bar.sync"): "race",
     ("simt_mxfp4", "bar.sync"): "race",
     ("wgmma_int4", "bar.sync"): "race: an mbarrier that another thread has initialised",

@@ -106,7 +106,6 @@ def _sum_token(problem, operands, weights, chosen, y, tokens):
             slot: T.let = turn * problem.together + warp % problem.together
             if lane < COLUMNS_PER_WARP:
                 results[warp, lane] = T.float32(0)
-            T.cuda.warp_sync()
             if T.And(slot < problem.slots, first < product.width):
                 expert: T.let = chosen[token, slot]
                 if T.And(expert >= 0, expert < product.experts):

@@ -6,9 +6,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from moec.errors import InputError
 from moec.ir import interpreter
 from moec.passes.framework import pipeline
 from moec.targets.hls.attention.graph import find_attention
+from moec.targets.hls.attention.target import expect_whole_sequences
+from moec.targets.hls.options import HlsOptions
 
 from .graphs import D, GraphBuilder
 
@@ -233,6 +236,9 @@ def test_keys_of_earlier_tokens_are_those_of_a_cache():
     nothing = np.zeros((2, HEADS, 0, CHANNELS), np.float32)
     (wanted,) = interpreter.run(model, {"x": x, "keys": nothing, "values": nothing}).values()
     np.testing.assert_allclose(block.numbers.run(x).output, wanted, atol=5e-5)
+    expect_whole_sequences(block, HlsOptions({"x": x, "keys": nothing, "values": nothing}))
+    with pytest.raises(InputError, match="calibration data for 'values' has 3 positions; expected none"):
+        expect_whole_sequences(block, HlsOptions({"x": x, "values": np.zeros((2, HEADS, 3, CHANNELS), np.float32)}))
 
 
 def test_a_result_that_is_not_added_to_its_tokens_is_refused():

@@ -155,8 +155,9 @@ def _consume(operands, epilogue, tile, ring, place, thread):
     @T.inline
     def consume(turn):
         if T.truncmod(tiles[0], CONSUMERS) == consumer:
-            shape, where = T.meta_var((tile.consumer_shape, (turn.block, turn.expert, turn.first_column)))
-            of_thread = T.meta_var(Tile(operands, shape, *where, thread, thread % WARP, warp_row, 0, None, None))
+            shape, lane = T.meta_var((tile.consumer_shape, thread % WARP))
+            block, expert, first = T.meta_var((turn.block, turn.expert, turn.first_column))
+            of_thread = T.meta_var(Tile(operands, shape, block, expert, first, thread, lane, warp_row, 0, None, None))
             position.go_to(tiles[0] * of_thread.panels)
             wait_for_turn(ring, consumer, T.truncdiv(tiles[0], CONSUMERS))
             consume_tile(ring, problem.dtype, of_thread.panels, position, consumer, thread, sums)

@@ -71,8 +71,10 @@ def consume_together(operands, epilogue, tile, ring, place, thread):
 
     @T.inline
     def consume(turn):
-        lane, where = T.meta_var((thread % WARP, (turn.block, turn.expert, turn.first_column)))
-        of_thread = T.meta_var(Tile(operands, shape, *where, thread, lane, warp_row, warp_column, None, None))
+        lane, block, expert, first = T.meta_var((thread % WARP, turn.block, turn.expert, turn.first_column))
+        of_thread = T.meta_var(
+            Tile(operands, shape, block, expert, first, thread, lane, warp_row, warp_column, None, None)
+        )
         for j in T.unroll(shape.column_steps):
             for v in T.unroll(SUMS):
                 sums[0, j, v] = T.float32(0)

@@ -77,7 +77,7 @@ def planned(
     """Layers that were quantised each by itself, on hardware that they share."""
     layers = made_alike([*([] if embedding is None else [embedding]), *blocks, *heads])
     shifts = smallest_shifts(layers)
-    shifted = [with_shifts(layer, shifts) for layer in layers]
+    shifted: list[Any] = [with_shifts(layer, shifts) for layer in layers]  # each of the kind that it was
     first = len(layers) - len(blocks) - len(heads)
     return ModelPlan(
         name,

@@ -32,8 +32,10 @@ All but `deepseek_v4`, `minimax_m3_vl_text` and `qwen4_exp_text`, whose attentio
 a cache, keep their states: keys and values, keys of indexers, the last inputs of convolutions, states of recurrences.
 Texts in parts have the logits of the whole, as far as they have them in transformers (`doge`'s mask is not causal
 there).
+Of models that see images, too (`llama4`, `qwen3_vl_moe`, ...), the language model is compiled, from the whole folder.
 `python tools/model_families.py` makes the rows with the transformers that is installed (these: 5.24, of which these are
-all families that have experts). Files of llama.cpp: [gguf.md](gguf.md).
+all families of language models that have experts, and those that see of which the tool can make a tiny one). Files of
+llama.cpp: [gguf.md](gguf.md).
 
 | model type | compiles | raised of MoE layers | error | reason or remark |
 |---|---|---|---|---|"""
@@ -100,6 +102,16 @@ SIZES: dict[str, Any] = {
     "n_groups": 2,
 }
 """For fields of any configuration that has them."""
+SIZES_OF_SIGHT: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "depth": 1,
+    "num_attention_heads": 4,
+    "num_heads": 4,
+    "out_hidden_size": 32,
+}
+"""For fields of the part that sees."""
 OWN_SIZES: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
     "dbrx": {
@@ -142,6 +154,16 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
         "o_groups": 2,
         "o_lora_rank": 8,
     },
+    "glm4v_moe_text": {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 1.0,
+            "mrope_section": [1, 1, 2],
+        }
+    },
+    "mistral4": {"head_dim": 16},
+    "step3p5": {"moe_layers_enum": "1", "swiglu_limits": [None, 7.0]},
     "flint": {"layer_types": ["full_attention", "sliding_attention"], "mlp_only_layers": [0]},
     "glm_moe_dsa": {"indexer_types": ["full", "shared"]},
     "hy_v4": {"indexer_types": ["full", "shared"]},
@@ -196,6 +218,10 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
 
 def tiny_config(kind: type) -> Any:
     """A small configuration of this class, with more than one expert."""
+    parts: dict[str, type] = getattr(kind, "sub_configs", {})
+    if parts:
+        seen = {name: value for name, value in SIZES_OF_SIGHT.items() if name in parts["vision_config"]().to_dict()}
+        return kind(text_config=tiny_config(parts["text_config"]).to_dict(), vision_config=seen)
     known = kind().to_dict()
     chosen = {name: value for name, value in SIZES.items() if name in known}
     if "kv_lora_rank" in known:  # latent attention has as many heads of keys as of queries
@@ -205,17 +231,24 @@ def tiny_config(kind: type) -> Any:
 
 @functools.cache
 def families() -> dict[str, tuple[type, type]]:
-    """Configurations and language models, by type of model, whose configuration speaks of experts."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+    """Configurations and language models, or what sees, too, by type of model, whose configuration speaks of
+    experts."""
+    from transformers.models.auto import modeling_auto
 
     found: dict[str, tuple[type, type]] = {}
-    for kind in MODEL_FOR_CAUSAL_LM_MAPPING:
-        try:
-            names = kind().to_dict()
-        except Exception:  # some need arguments
-            continue
-        if kind.model_type == "dbrx" or any("expert" in name for name in names):
-            found.setdefault(kind.model_type, (kind, MODEL_FOR_CAUSAL_LM_MAPPING[kind]))
+    for kinds in (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
+        for kind in kinds:
+            parts = getattr(kind, "sub_configs", {})
+            if parts and (
+                parts.keys() != {"text_config", "vision_config"} or getattr(parts["vision_config"], "sub_configs", True)
+            ):
+                continue  # of several parts that see or hear, with sizes of their own
+            try:
+                names = kind().get_text_config().to_dict()
+            except Exception:  # some need arguments
+                continue
+            if kind.model_type == "dbrx" or any("expert" in name for name in names):
+                found[kind.model_type] = (kind, kinds[kind])
     return dict(sorted(found.items()))
 
 
@@ -238,6 +271,12 @@ def random_model(family: str) -> Any:
     return module
 
 
+def speaking_part(module: Any) -> Any:
+    """The language model in a module, where it is one by itself."""
+    part = getattr(module, "language_model", None)
+    return part if hasattr(part, "lm_head") else module
+
+
 def expert_layers(module: Any) -> int:
     """How many of its parts hold experts: modules of that name in most families, of their own classes in others. One
     that is run several times counts as often."""
@@ -249,7 +288,7 @@ def expert_layers(module: Any) -> int:
             calls[part] = 0
             part.register_forward_pre_hook(lambda part, _: calls.update({part: calls[part] + 1}))
     with torch.no_grad():
-        module(input_ids=torch.ones((1, 2), dtype=torch.int64), use_cache=False)
+        speaking_part(module)(input_ids=torch.ones((1, 2), dtype=torch.int64), use_cache=False)
     return sum(max(1, count) for count in calls.values())
 
 
@@ -282,7 +321,7 @@ def examine(family: str) -> dict[str, Any]:
         for shape in SHAPES:
             ids = np.random.default_rng(sum(shape)).integers(3, 90, shape)
             with torch.no_grad():
-                expected = module(input_ids=torch.from_numpy(ids), use_cache=False).logits.numpy()
+                expected = speaking_part(module)(input_ids=torch.from_numpy(ids), use_cache=False).logits.numpy()
             try:
                 found = compiled.run({"input_ids": ids})["logits"]
             except moec.MoecError as error:

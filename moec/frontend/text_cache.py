@@ -102,6 +102,7 @@ def _flat(forward: Callable[..., Any], form: CacheForm) -> Callable[..., dict[st
     name = _name_of_cache(forward)
 
     def flat(input_ids: Any, **past: Any) -> dict[str, Any]:
+        _check_sizes(input_ids, form, past)
         cache = form.make({kept.label: past[f"{PAST}_{kept.label}"] for kept in form.kept})
         result = forward(input_ids=input_ids, use_cache=True, **{name: cache})
         present = {f"{PRESENT}_{kept.label}": kept.read(getattr(result, name)) for kept in form.kept}
@@ -111,3 +112,16 @@ def _flat(forward: Callable[..., Any], form: CacheForm) -> Callable[..., dict[st
     parameters = [kinds(f"{PAST}_{kept.label}", kinds.KEYWORD_ONLY) for kept in form.kept]
     flat.__signature__ = inspect.Signature([kinds("input_ids", kinds.POSITIONAL_OR_KEYWORD), *parameters])
     return flat
+
+
+def _check_sizes(input_ids: Any, form: CacheForm, past: dict[str, Any]) -> None:
+    """All states are of the same batch, and those that grow have seen the same tokens. Not every module compares them:
+    for an exporter sizes that nobody compared may differ."""
+    import torch
+
+    tensors = [(past[f"{PAST}_{kept.label}"], kept.axis) for kept in form.kept]
+    lengths = [tensor.shape[axis] for tensor, axis in tensors if axis is not None]
+    for tensor, _ in tensors:
+        torch._check(tensor.shape[0] == input_ids.shape[0])
+    for length in lengths:
+        torch._check(length == lengths[0])

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 import moec
 from moec.cli import app
 from moec.errors import MoecError
+from moec.frontend import conditions
+from moec.frontend.pytorch import import_module
 
 torch = pytest.importorskip("torch", reason='needs the extra "torch": pip install "moec[torch]"')
 transformers = pytest.importorskip(
@@ -53,6 +55,28 @@ def test_tokens_one_by_one(family: str) -> None:
     with torch.no_grad():
         expected = module(torch.from_numpy(ids)).logits.numpy()
     np.testing.assert_allclose(decoded(model, ids, 6), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_all_states_have_one_batch_and_one_past() -> None:
+    """Also those that the module itself never compares with one another: without them a run begins."""
+    config = transformers.Qwen3NextConfig(
+        **SIZES,
+        num_experts=4,
+        layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+    )
+    imported = import_module(transformers.Qwen3NextForCausalLM(config).eval(), cache=True)
+    assert {value.name: [str(size) for size in value.shape] for value in imported.graph.inputs} == {
+        "input_ids": ["batch", "length"],
+        "past_conv_0": ["batch", "48", "4"],
+        "past_state_0": ["batch", "2", "8", "8"],
+        "past_key_1": ["batch", "2", "past", "8"],
+        "past_value_1": ["batch", "2", "past", "8"],
+    }
+    assert conditions.read(imported, "").guards == ("1 <= length",)
 
 
 @pytest.mark.nightly

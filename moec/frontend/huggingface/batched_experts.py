@@ -38,6 +38,13 @@ def longcat(self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, t
     return _summed(made, torch.where(stored, top_k_weights, 0.0)) + hidden_states * passed
 
 
+def step(self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> Any:
+    """The forward of ``Step3p7Experts``: x [T,d], ids and weights [T,k]."""
+    ids, rows = top_k_index.reshape(-1), hidden_states.repeat_interleave(top_k_index.shape[-1], dim=0)
+    hidden = self._apply_gate(_times(self.gate_up_proj[ids], rows))
+    return _summed(_times(self.down_proj[ids], hidden), top_k_weights)
+
+
 def jetmoe(self: Any, layer_input: torch.Tensor) -> torch.Tensor:
     """The forward of ``JetMoeMoE``: x [B,T,d]."""
     rows = layer_input.reshape(-1, layer_input.shape[-1])

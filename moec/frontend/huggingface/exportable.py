@@ -24,6 +24,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 _METHODS: dict[tuple[str, str], Callable[..., Any]] = {
     ("DbrxExperts", "forward"): batched_experts.dbrx,
     ("LongcatFlashExperts", "forward"): batched_experts.longcat,
+    ("Step3p7Experts", "forward"): batched_experts.step,
     ("JetMoeMoE", "forward"): batched_experts.jetmoe,
     ("JetMoeMoA", "map"): batched_experts.jetmoe_queries,
     ("JetMoeMoA", "reduce"): batched_experts.jetmoe_outputs,

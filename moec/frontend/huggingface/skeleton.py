@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def build(config: dict[str, Any], where: str) -> torch.nn.Module:
-    """The module that a ``config.json`` describes, in float32 and for inference.
+    """The module that a ``config.json`` describes, in float32 and for inference: of models that take images or sound,
+    too, the language model, where transformers has it by itself.
 
     Its parameters are placeholders (:mod:`moec.frontend.huggingface.placeholders`), so that modules of any size can be
     traced, and even run, with next to no memory. Buffers are what they should be.
@@ -40,7 +41,7 @@ def build(config: dict[str, Any], where: str) -> torch.nn.Module:
     try:
         with _quiet(), _without_memory():
             settings = known[kind].from_dict(plain)
-            module = _make(_class_of(transformers, settings, config, where), settings)
+            module = _make(*_class_of(transformers, settings, config, where))
     except MoecError:
         raise
     except Exception as error:  # configurations raise whatever their numbers lead to
@@ -63,17 +64,21 @@ def _import_transformers(where: str) -> Any:
     return transformers
 
 
-def _class_of(transformers: Any, settings: Any, config: dict[str, Any], where: str) -> Any:
-    """The class that ``architectures`` names, else the language model of this type."""
+def _class_of(transformers: Any, settings: Any, config: dict[str, Any], where: str) -> tuple[Any, Any]:
+    """The class that ``architectures`` names, else the language model of this type, and its settings; of models that
+    take images or sound, too, the language model, where transformers has one for their checkpoints."""
+    causal, text = transformers.MODEL_FOR_CAUSAL_LM_MAPPING, settings.get_text_config()
+    of_text = causal.get(type(settings), None) if text is not settings else None
+    if of_text is not None and of_text.config_class is type(text):
+        return of_text, text
     named = config.get("architectures")
     names = named if isinstance(named, list) else []
     for name in names:
         found = getattr(transformers, name, None) if isinstance(name, str) else None
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return found
-    causal = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+            return found, settings
     if type(settings) in causal:
-        return causal[type(settings)]
+        return causal[type(settings)], settings
     raise UnsupportedError(
         f"{where}: config.json names the architectures {str(names)[:200]}, of which transformers has none; expected a "
         "language model such as MixtralForCausalLM"

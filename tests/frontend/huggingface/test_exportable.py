@@ -9,7 +9,7 @@ import pytest
 
 import moec
 from moec.errors import UnsupportedError
-from moec.frontend.huggingface import dynamic_sizes, recurrences
+from moec.frontend.huggingface import batched_experts, dynamic_sizes, recurrences
 from moec.frontend.huggingface.exportable import exportable
 from moec.frontend.text_cache import cache_inputs, with_cache
 from moec.frontend.text_inputs import TextInputs, text_inputs
@@ -131,6 +131,22 @@ def test_models_compute_the_same(module: Any, shape: tuple[int, int]) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
     assert torch.equal(again, expected)
     assert not any("forward" in vars(part) for part in module.modules())
+
+
+def test_experts_of_step_are_those_that_tokens_chose() -> None:
+    """Also where experts clamp what they gate, and a token's experts are the same."""
+    from transformers.models.step3p7.modeling_step3p7 import Step3p7Experts
+
+    config = transformers.Step3p7Config().get_text_config()
+    config.update({"num_local_experts": 4, "hidden_size": 16, "moe_intermediate_size": 8})
+    experts: Any = Step3p7Experts(config, swiglu_limit=0.5)
+    with torch.no_grad():
+        for parameter in experts.parameters():
+            parameter.normal_()
+        for tokens in (0, 1, 9):
+            x, weights = torch.randn(tokens, 16), torch.rand(tokens, 2)
+            ids = torch.randint(0, 4, (tokens, 2))
+            torch.testing.assert_close(batched_experts.step(experts, x, ids, weights), experts(x, ids, weights))
 
 
 def test_the_smaller_of_two_sizes_is_no_decision() -> None:

@@ -18,6 +18,8 @@ from moec.passes.weights.store import set_arithmetic
 
 FP8_GROUP = 128
 """Inputs that share a scale in DeepSeek-V3 (arXiv 2412.19437, 3.3.2), and an instruction's step of kernels."""
+LARGEST_GROUP = 2**31 - 1
+"""More than any row has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +53,9 @@ class RoundActivations:
     group: int = FP8_GROUP
 
     def apply(self, model: ir.Model, report: Report) -> bool:
-        if self.group < 0:
-            raise MoecError(f"{self.name}: group is {self.group}; expected a positive number, or 0 for one per token")
+        if not 0 <= self.group <= LARGEST_GROUP:
+            expected = f"a positive number of at most {LARGEST_GROUP}, or 0 for one per token"
+            raise MoecError(f"{self.name}: group is {self.group}; expected {expected}")
         nodes = [node for node in model.graph if self._is_meant(node) and weight_inputs(node)]
         changed = [self._round(node, report) for node in nodes]
         if not any(changed):

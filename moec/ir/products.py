@@ -49,8 +49,7 @@ def rounded_rows(spec: ProductSpec, rows: Array) -> Array:
     if spec.arithmetic == "bfloat16":
         return narrow.astype(ml_dtypes.bfloat16).astype(rows.dtype)
     scales, quantized = quantize_rows(narrow, spec.activation_group, spec.arithmetic)
-    group = spec.activation_group or rows.shape[-1]
-    repeated = np.repeat(scales, group, axis=-1)[..., : rows.shape[-1]].astype(rows.dtype)
+    repeated = _of_elements(scales, spec.activation_group, rows.shape[-1]).astype(rows.dtype)
     return np.where(np.isfinite(repeated), repeated, np.nan) * quantized.astype(rows.dtype)
 
 
@@ -73,9 +72,15 @@ def rounded_to_tf32(numbers: Array) -> Array:
 def quantize_rows(rows: Array, group: int, arithmetic: Arithmetic = "int8") -> tuple[Array, Array]:
     """Scales [...,groups] and numbers [...,K], int8 or float8 e4m3, of float32 rows. Where a group has an infinity or a
     NaN, its scale is not finite and its numbers are 0."""
-    largest, starts = _LARGEST[arithmetic], np.arange(0, rows.shape[-1], group or rows.shape[-1])
+    width = rows.shape[-1]
+    largest, starts = _LARGEST[arithmetic], np.arange(0, width, min(group or width, width))
     scales = np.maximum.reduceat(np.abs(rows), starts, axis=-1) / largest
-    repeated = np.repeat(scales, group or rows.shape[-1], axis=-1)[..., : rows.shape[-1]]
+    repeated = _of_elements(scales, group, width)
     usable = np.isfinite(repeated) & (repeated > 0)
     shares = np.clip(np.where(usable, rows / np.where(usable, repeated, 1), 0), -largest, largest)
     return scales, shares.astype(ml_dtypes.float8_e4m3fn) if arithmetic == "fp8" else np.rint(shares).astype(np.int8)
+
+
+def _of_elements(scales: Array, group: int, width: int) -> Array:
+    """The scales [...,groups] of a row's elements, [...,width]. A group may be larger than the row."""
+    return np.repeat(scales, min(group or width, width), axis=-1)[..., :width]

@@ -38,7 +38,7 @@ def fp8_group(group: np.ndarray) -> np.ndarray:
     return np.copysign(scale * np.array(nearest, FLOAT32), group)
 
 
-@pytest.mark.parametrize("group", [0, 4, 5, 128])
+@pytest.mark.parametrize("group", [0, 4, 5, 128, 2**62])
 def test_fp8_is_what_the_loop_computes(group: int) -> None:
     x = np.random.default_rng(0).normal(size=(7, 14)).astype(FLOAT32)
     x[2], x[3, 5], x[4, 6], x[5] = 0, np.inf, np.nan, 1e-45

@@ -60,6 +60,7 @@ def test_another_arithmetic_stays() -> None:
     assert spec_of(last_moec_node(model), ExpertsSpec).activation_group == 64
 
 
-def test_a_group_that_is_none() -> None:
-    with pytest.raises(MoecError, match=r"group is -1; expected a positive number, or 0 for one per token"):
-        apply(experts_model(ExpertsSpec()), "round-activations{group=-1}")
+@pytest.mark.parametrize("group", [-1, 2**31, 10**23])
+def test_a_group_that_is_none(group: int) -> None:
+    with pytest.raises(MoecError, match=rf"group is {group}; expected a positive number of at most 2147483647, or 0"):
+        apply(experts_model(ExpertsSpec()), f"round-activations{{group={group}}}")

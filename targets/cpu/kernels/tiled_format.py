@@ -37,6 +37,7 @@ import dataclasses
 import onnx_ir as ir
 
 from moec.common.dtypes import dtype_of
+from moec.errors import UnsupportedError
 from moec.ir.weights.stored import WeightRun
 from moec.targets.tvm.stored_format import SCALE_TYPES, StoredFormat
 
@@ -56,7 +57,13 @@ class TiledFormat(StoredFormat):
 
     @classmethod
     def of(cls, run: WeightRun) -> TiledFormat:
+        """Raises UnsupportedError for groups that end within the inputs that lie side by side, too."""
         found, levels = super().of(run), run.levels("scale")
+        if found.group % found.step:
+            raise UnsupportedError(
+                f"weights are {found.name}; kernels for CPUs read {found.step} inputs with one scale: expected groups "
+                f"of a multiple of {found.step}"
+            )
         if levels is None:
             return found
         assert levels.factors.dtype is not None

@@ -57,7 +57,7 @@ class Rounding:
     @property
     def size(self) -> int:
         """Elements of a group; the last one of a row may have fewer."""
-        return self.group or self.inner
+        return min(self.group or self.inner, self.inner)
 
     @property
     def groups(self) -> int:
@@ -85,7 +85,7 @@ def _scale(rounding: Rounding, bits: Any) -> Any:
 
 @T.inline
 def _round_group(rounding, source, target, row, group, lane):
-    steps = T.meta_var(-(-min(rounding.size, rounding.inner) // WARP))
+    steps = T.meta_var(-(-rounding.size // WARP))
     first: T.let = group * rounding.size + lane
     end: T.let = T.min((group + 1) * rounding.size, rounding.inner)
     largest = T.alloc_local((1,), "int32")

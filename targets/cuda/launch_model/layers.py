@@ -78,16 +78,31 @@ def predict_layers(artifact: Artifact, name: str | None, tokens: Sequence[int]) 
     gpu = gpu_called(_best_known(architectures, artifact.where) if name is None else name)
     best = best_binary(architectures, gpu.capability, artifact.where)
     program = artifact.program(best)
+    nodes = _layers_of(program)
+    if not nodes:
+        raise MoecError(f"{artifact.where}: has no layer of experts whose launches could be predicted")
+    layers = [_Layer(artifact, program, gpu, node) for node in nodes]
+    return gpu, [layer.at(number) for layer in layers for number in tokens]
+
+
+def not_predicted(artifact: Artifact, gpu: Gpu) -> list[Mapping[str, Any]]:
+    """The records of the kernels that are launched outside of layers of experts: nothing is predicted of them. Errors
+    as for :func:`predict_layers`."""
+    architectures = [program.architecture for program in artifact.manifest.programs if program.binary is not None]
+    program = artifact.program(best_binary(architectures, gpu.capability, artifact.where))
+    predicted = set(_layers_of(program))
+    return [kernel for kernel in program.kernels if kernel["launches"] and not predicted.intersection(kernel["nodes"])]
+
+
+def _layers_of(program: ProgramEntry) -> list[str]:
+    """The nodes that are layers of experts, in the order of the program."""
     nodes = [
         node
         for kernel in program.kernels
         if kernel["op"].startswith("moec.") and TOKENS in kernel["sizes"] and kernel["launches"]
         for node in kernel["nodes"]
     ]
-    if not nodes:
-        raise MoecError(f"{artifact.where}: has no layer of experts whose launches could be predicted")
-    layers = [_Layer(artifact, program, gpu, node) for node in dict.fromkeys(nodes)]
-    return gpu, [layer.at(number) for layer in layers for number in tokens]
+    return list(dict.fromkeys(nodes))
 
 
 def _best_known(architectures: Sequence[str], where: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import RenderableType
@@ -29,7 +29,10 @@ _HEADINGS = (
 )
 
 
-def launch_tables(gpu: Gpu, layers: Sequence[PredictedLayer]) -> Iterator[RenderableType]:
+def launch_tables(
+    gpu: Gpu, layers: Sequence[PredictedLayer], others: Sequence[Mapping[str, Any]] = ()
+) -> Iterator[RenderableType]:
+    """``others``: the records of kernels of which nothing is predicted."""
     yield Text(
         f"Predicted for {gpu.name}, not measured: from published figures, tokens spread evenly over experts, kernels "
         "of a captured graph one after another. docs/cuda.md says what the model knows."
@@ -40,9 +43,12 @@ def launch_tables(gpu: Gpu, layers: Sequence[PredictedLayer]) -> Iterator[Render
         share = layer.least / layer.seconds
         title = f"{layer.node}, {layer.tokens} tokens: predicted {_us(layer.seconds)} µs{rate}, {share:.0%} of roofline"
         yield table(title, _HEADINGS, rows)
+    if others:
+        title = f"Not predicted: {len(others)} kernels outside of layers of experts, whose launches take time, too"
+        yield table(title, ("kernel", "operators", "launches per call"), [_other_cells(kernel) for kernel in others])
 
 
-def launch_data(gpu: Gpu, layers: Sequence[PredictedLayer]) -> dict[str, Any]:
+def launch_data(gpu: Gpu, layers: Sequence[PredictedLayer], others: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """The same as plain data, in seconds and bytes."""
     return {
         "gpu": gpu.name,
@@ -57,6 +63,15 @@ def launch_data(gpu: Gpu, layers: Sequence[PredictedLayer]) -> dict[str, Any]:
                 "launches": [_launch_data(launch) for launch in layer.launches],
             }
             for layer in layers
+        ],
+        "not_predicted": [
+            {
+                "kernel": kernel["name"],
+                "op": kernel["op"],
+                "nodes": kernel["nodes"],
+                "functions": [launch["function"] for launch in kernel["launches"]],
+            }
+            for kernel in others
         ],
     }
 
@@ -102,6 +117,10 @@ def _cells(launch: PredictedLaunch) -> tuple[str, ...]:
         found.limit,
         f"{found.roofline:.0%}",
     )
+
+
+def _other_cells(kernel: Mapping[str, Any]) -> tuple[str, ...]:
+    return kernel["name"], kernel["op"], str(len(kernel["launches"]))
 
 
 def _issued(launch: PredictedLaunch) -> str:

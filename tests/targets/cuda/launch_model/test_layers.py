@@ -17,7 +17,7 @@ from moec.errors import ArtifactError, MoecError
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import Manifest, ProgramEntry
-from moec.targets.cuda.launch_model.layers import predict_layers
+from moec.targets.cuda.launch_model.layers import not_predicted, predict_layers
 from moec.targets.cuda.launch_model.plans import SLOTS, TOKENS, Product, StreamPlan, TilePlan, WalkPlan, WarpPlan
 from moec.targets.cuda.launch_model.sizes import evaluate
 from moec.targets.cuda.launch_model.tables import launch_data, launch_tables
@@ -125,6 +125,23 @@ def test_what_is_printed():
     data = launch_data(gpu, layers)["predicted"][0]
     assert data["launches"][1]["blocks_with_work"] == 128
     assert data["seconds"] == layers[0].seconds
+
+
+def test_kernels_outside_of_layers_are_listed_and_nothing_is_predicted_of_them():
+    attention = {**kernel("attention[/b]", None, "tokens"), "op": "Attention", "nodes": ["z"]}
+    made = artifact(*KERNELS, attention, {**attention, "name": "view", "launches": []})
+    gpu, layers = predict_layers(made, None, [3])
+    others = not_predicted(made, gpu)
+    assert not_predicted(artifact(*KERNELS), gpu) == [] and others == [attention]
+    assert launch_data(gpu, layers, others)["not_predicted"] == [
+        {"kernel": "attention[/b]", "op": "Attention", "nodes": ["z"], "functions": ["attention[/b]_kernel"]}
+    ]
+    *_, last = launch_tables(gpu, layers, others)
+    out = io.StringIO()
+    Console(file=out, width=200).print(last)
+    assert "Not predicted: 1 kernels" in out.getvalue()
+    assert ["attention[/b]", "Attention", "1"] in [line.split() for line in out.getvalue().splitlines()]
+    assert len(list(launch_tables(gpu, layers))) == len(list(launch_tables(gpu, layers, others))) - 1
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import onnx_ir as ir
 
 from moec.common.specs import tensor_specs
 from moec.errors import MoecError, UnsupportedError
+from moec.ir.dialect import is_moec
+from moec.ir.names import node_name
 from moec.targets.base import Project, Projects
 from moec.targets.hls.attention.target import AttentionBlock
 from moec.targets.hls.block import Block, IntegerBlock
@@ -48,8 +50,10 @@ class HlsTarget:
         per attention block that the templates compute and that fits the part.
 
         Raises UnsupportedError, naming the node, for a block that the templates cannot compute or that does not fit the
-        part; MoecError where calibration data or the largest number of tokens is missing.
+        part, or a product whose activations are to be rounded to fp8; MoecError where calibration data or the largest
+        number of tokens is missing.
         """
+        _check_arithmetic(model)
         blocks, outside = self._blocks(model)
         inputs = self.options.calibration
         if inputs is None:
@@ -132,3 +136,12 @@ def _projects(
         for place, (quantized, rows) in enumerate(of_kind):
             projects.append(quantized.project(f"{kind.kind}_{place}", rows, common, tuple(projects)))
     return projects
+
+
+def _check_arithmetic(model: ir.Model) -> None:
+    for node in model.graph:
+        if is_moec(node) and (found := node.attributes.get("arithmetic")) and found.value == "fp8":
+            raise UnsupportedError(
+                f"{node_name(node)}: rounds activations to fp8, and FPGA projects compute in integers; compile without "
+                "--arithmetic"
+            )

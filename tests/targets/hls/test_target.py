@@ -10,6 +10,7 @@ import pytest
 
 from moec import compiler
 from moec.errors import MoecError, UnsupportedError
+from moec.ir.text import parse_model
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.runtime.artifact import open_artifact
@@ -144,6 +145,18 @@ def test_a_block_of_another_kind_needs_nothing_of_the_target(model, monkeypatch)
     (target,) = get_all("hls:zcu102", OPTIONS)
     (project,) = target.compile(model).projects
     assert (project.name, project.report["outside"]) == ("other_0", ["a reason"])
+
+
+def test_activations_in_fp8_are_refused():
+    """Also of a dense product beside the blocks, whose weights would become integers."""
+    text = """<ir_version: 11, opset_import: ["" : 24, "moec" : 1]>
+    g (float[T,64] x) => (float[T,8] y) <float8e4m3fn[8,64] w, float[8,1] scale> {
+      decoded = DequantizeLinear <axis = 1, block_size = 64> (w, scale)
+      [product] y = moec.Linear <activation_group = 128, arithmetic = "fp8"> (x, decoded)
+    }"""
+    (target,) = get_all("hls:zcu102", HlsOptions())
+    with pytest.raises(UnsupportedError, match="product: rounds activations to fp8, and FPGA projects compute in int"):
+        target.compile(parse_model(text))
 
 
 def test_a_model_without_experts_is_refused(model):

@@ -38,6 +38,16 @@ class HlsKind(Kind):
         return [simulate]
 
     def tables(self, description: Mapping[str, Any]) -> Iterable[RenderableType]:
+        from moec.errors import ArtifactError
         from moec.targets.hls.tables import project_tables
 
-        return [table for project in description["projects"] for table in project_tables(project)]
+        found: list[RenderableType] = []
+        for project in description["projects"]:
+            try:
+                found += project_tables(project)
+            except KeyError as error:
+                raise ArtifactError(
+                    f"the report of project {project['name']!r} has no {error}: another version of moec wrote it; "
+                    "compile the model again with this moec"
+                ) from None
+        return found

@@ -128,6 +128,10 @@ def turned(graph: GraphBuilder, heads: ir.Value, layout: str, base: float = 0.3)
     """[B, H, T, 4] by positions: halves, neighbours, or only the first two channels."""
     pairs = 1 if layout == "part" else 2
     steps = graph.constant(np.array([1.0, base], np.float32)[:pairs])
+    if layout == "long":  # other angles for all positions once a sequence is long
+        count = graph.add("Gather", graph.add("Shape", graph.x), graph.constant(np.array(1)), axis=0)
+        is_long = graph.add("Less", graph.constant(np.array(16)), count)
+        steps = graph.add("Where", is_long, graph.constant(np.array([0.5, base / 2], np.float32)), steps)
     angles = graph.add("Mul", graph.add("Cast", positions_of(graph, [1]), to=1), steps)
     cosine, sine = graph.add("Cos", angles), graph.add("Sin", angles)
     step, second = (2, 1) if layout == "neighbours" else (1, pairs)
@@ -193,6 +197,7 @@ def test_attention_of_decoders_computes_what_the_graph_does(build, expected):
         (lambda graph: with_mask(graph, window(graph, 3)), "hides key 0 to query 3"),
         (lambda graph: with_mask(graph, window(graph, -1)), "hides key 0 to query 0"),
         (lambda graph: rotary(graph, other=1.1), "turned differently"),
+        (lambda graph: rotary(graph, "long"), "in sequences of 8 tokens"),
         (lambda graph: rotary(graph, of_keys=False), "one is turned by positions"),
         (lambda graph: rotary(graph, shape="rows"), "normalises the rows of all 3 heads together"),
         (lambda graph: grouped(graph, 2), "3 heads of queries and 2 of keys"),

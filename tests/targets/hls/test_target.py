@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moec import compiler
-from moec.errors import MoecError, UnsupportedError
+from moec.errors import ArtifactError, MoecError, UnsupportedError
 from moec.ir.text import parse_model
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
@@ -18,6 +18,7 @@ from moec.simulators.hls.simulate import simulate
 from moec.targets import get_all
 from moec.targets.hls import target as hls_target
 from moec.targets.hls.graph import calibrate
+from moec.targets.hls.kind import HlsKind
 from moec.targets.hls.moe import reference
 from moec.targets.hls.moe.blocks import find_blocks
 from moec.targets.hls.moe.exploration import Constraints
@@ -166,3 +167,12 @@ def test_a_model_without_experts_is_refused(model):
     (target,) = get_all("hls:zcu102", OPTIONS)
     with pytest.raises(UnsupportedError, match="no MoE block"):
         target.compile(model)
+
+
+def test_a_report_of_another_version_is_said_to_be_one(artifact):
+    (project,) = artifact.manifest.projects
+    described = {"name": project.name, "folder": "projects/x", "report": dict(project.report)}
+    assert HlsKind().tables({"projects": [described]})
+    del described["report"]["estimate"]
+    with pytest.raises(ArtifactError, match="has no 'estimate': another version of moec wrote it"):
+        HlsKind().tables({"projects": [described]})

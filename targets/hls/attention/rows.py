@@ -202,13 +202,20 @@ def _feeds(
     model: ir.Model, source: ir.Value, result: ir.Value, given: Array, tokens: int | None = None
 ) -> dict[ir.Value, Array]:
     """A whole sequence from position 0 on: where an input is no cache, and the result depends on its numbers, these are
-    the positions."""
+    the positions, or ones where it adds them up to positions."""
     count = tokens or given.shape[1]
     feeds = random_inputs(model, len(given), count)
     for value in inputs_behind(result, [source]):
         if value in feeds and feeds[value].ndim == 2:
-            feeds[value] = np.broadcast_to(np.arange(count, dtype=feeds[value].dtype), feeds[value].shape)
+            numbers = np.ones(count) if _is_added_up(value) else np.arange(count)
+            feeds[value] = np.broadcast_to(numbers.astype(feeds[value].dtype), feeds[value].shape)
     return {**feeds, source: given}
+
+
+def _is_added_up(value: ir.Value) -> bool:
+    """Whether an input says which tokens count, and positions are how many have."""
+    users = [use.node for use in value.uses()]
+    return any(node.op_type == "CumSum" or (node.op_type == "Cast" and _is_added_up(node.outputs[0])) for node in users)
 
 
 def _evaluated(model: ir.Model, feeds: dict[ir.Value, Array], result: ir.Value) -> list[Array]:

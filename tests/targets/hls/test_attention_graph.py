@@ -246,6 +246,28 @@ def test_keys_of_earlier_tokens_are_those_of_a_cache():
         expect_whole_sequences(block, HlsOptions({"x": x, "values": np.zeros((2, HEADS, 3, CHANNELS), np.float32)}))
 
 
+def test_positions_may_be_the_sum_of_a_mask(monkeypatch):
+    graph = GraphBuilder()
+    mask = ir.Value(name="mask", shape=ir.Shape(["B", "S"]), type=ir.TensorType(ir.DataType.INT64))
+
+    def summed(graph: GraphBuilder, axes: list[int]) -> ir.Value:
+        counts = graph.add("CumSum", mask, graph.constant(np.array(1)))
+        places = graph.add("Sub", counts, graph.constant(np.array(1)))
+        row = graph.add("Gather", places, graph.constant(np.array(0)), axis=0)
+        return graph.add("Unsqueeze", row, graph.constant(np.array(axes)))
+
+    monkeypatch.setitem(globals(), "positions_of", summed)
+    heads = rotary(graph)
+    model = graph.model(graph.add("Add", graph.dense(heads, D), graph.x))
+    model.graph.inputs.append(mask)
+    pipeline.run(model, pipeline.parse("infer-shapes"))
+    (block,), refused = find_attention(model)
+    assert refused == []
+    x = np.random.default_rng(1).normal(size=(1, 9, D)).astype(np.float32)
+    (wanted,) = interpreter.run(model, {"x": x, "mask": np.ones((1, 9), np.int64)}).values()
+    np.testing.assert_allclose(block.numbers.run(x).output, wanted, atol=5e-5)
+
+
 def test_a_result_that_is_not_added_to_its_tokens_is_refused():
     graph = GraphBuilder()
     model = graph.model(graph.dense(flat_heads(graph, normalized(graph)), D))

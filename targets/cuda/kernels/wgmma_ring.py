@@ -157,31 +157,17 @@ class RingPosition(PipelineState):
 
 
 @T.inline
-def _copy_columns(ring, tile, stage, panel, part):
-    """A part of the matrix, to this block of threads alone."""
+def _copy_columns(ring, tile, stage, panel, part, to_cluster):
+    """A part of the matrix: to this block of threads alone, or to all blocks of its cluster."""
     first = T.meta_var(part * ring.tile.columns_each)
-    T.ptx[_COPY_MATRIX](
+    T.ptx[_COPY_MATRIX_TO_CLUSTER if to_cluster else _COPY_MATRIX](
         ring.column_panels.ptr_to([stage, first, 0]),
         T.address_of(ring.maps.matrix),
         panel * tile.depth,
         tile.first_column + first,
         tile.expert,
         ring.full.ptr_to([stage]),
-    )
-
-
-@T.inline
-def _copy_columns_to_cluster(ring, tile, stage, panel):
-    """This block's part of the matrix, to all blocks of its cluster."""
-    first = T.meta_var(ring.rank * ring.tile.columns_each)
-    T.ptx[_COPY_MATRIX_TO_CLUSTER](
-        ring.column_panels.ptr_to([stage, first, 0]),
-        T.address_of(ring.maps.matrix),
-        panel * tile.depth,
-        tile.first_column + first,
-        tile.expert,
-        ring.full.ptr_to([stage]),
-        T.uint16((1 << ring.tile.cluster) - 1),
+        *([T.uint16((1 << ring.tile.cluster) - 1)] if to_cluster else []),
     )
 
 
@@ -191,13 +177,13 @@ def _start_boxes(ring, tile, stage, panel, shares):
     ring.full.arrive(stage, ring.bytes_by_accelerator)
     if ring.maps.matrix is not None:
         if ring.tile.cluster == 1:
-            _copy_columns(ring, tile, stage, panel, 0)
+            _copy_columns(ring, tile, stage, panel, 0, False)
         else:
             if shares:
-                _copy_columns_to_cluster(ring, tile, stage, panel)
+                _copy_columns(ring, tile, stage, panel, ring.rank, True)
             else:
                 for part in T.unroll(ring.tile.cluster):
-                    _copy_columns(ring, tile, stage, panel, part)
+                    _copy_columns(ring, tile, stage, panel, part, False)
     if ring.maps.rows is not None:
         T.ptx[_COPY_ROWS](
             ring.row_panels.ptr_to([stage, 0, 0]),

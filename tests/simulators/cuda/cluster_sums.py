@@ -13,7 +13,7 @@ import numpy as np
 from moec.simulators.cuda.tensor_map import encode_tensor_map
 
 from .barrier_functions import BARRIER_FUNCTIONS
-from .emulated import Kernel
+from .emulated import Kernel, aligned
 
 ROWS, COLUMNS = 16, 32
 TILES, STAGES = 5, 2
@@ -85,21 +85,12 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(64) produ
 )
 
 
-def _aligned(array: np.ndarray) -> np.ndarray:
-    """A copy at a multiple of 64 bytes."""
-    memory = np.zeros(array.nbytes + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
 class ClusterSums:
     """Numbers for the kernel and what it should make of them."""
 
     def __init__(self) -> None:
-        self.w = _aligned(np.random.default_rng(0).integers(-9, 9, (TILES * ROWS, COLUMNS)).astype(np.float32))
-        self.map = _aligned(np.zeros(128, np.uint8))
+        self.w = aligned(np.random.default_rng(0).integers(-9, 9, (TILES * ROWS, COLUMNS)).astype(np.float32))
+        self.map = aligned(np.zeros(128, np.uint8))
         numbers = (COLUMNS, TILES * ROWS, COLUMNS * 4, COLUMNS, ROWS // 2, 1, 1, 0, 0, 2, 0)
         encode_tensor_map(self.map.ctypes.data, "float32", 2, ctypes.c_void_p(self.w.ctypes.data), *numbers)
 

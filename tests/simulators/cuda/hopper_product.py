@@ -13,7 +13,7 @@ import numpy as np
 from moec.simulators.cuda.tensor_map import encode_tensor_map
 
 from .barrier_functions import BARRIER_FUNCTIONS
-from .emulated import Kernel
+from .emulated import Kernel, aligned
 
 ROWS = COLUMNS = DEPTH = 64
 PANELS, STAGES = 5, 3
@@ -108,27 +108,18 @@ extern "C" __global__ void __launch_bounds__(256) product(
 )
 
 
-def _aligned(array: np.ndarray) -> np.ndarray:
-    """A copy at a multiple of 64 bytes."""
-    memory = np.zeros(array.nbytes + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
 class HopperProduct:
     """Numbers for the kernel and what it should make of them."""
 
     def __init__(self) -> None:
         random = np.random.default_rng(0)
         depth = PANELS * DEPTH
-        self.x = _aligned(random.standard_normal((90, depth)).astype(np.float16))
-        self.w = _aligned((random.standard_normal((COLUMNS, depth)) / depth**0.5).astype(np.float16))
+        self.x = aligned(random.standard_normal((90, depth)).astype(np.float16))
+        self.w = aligned((random.standard_normal((COLUMNS, depth)) / depth**0.5).astype(np.float16))
         self.rows = np.where(np.arange(ROWS) < 60, random.integers(0, 90, ROWS), -1).astype(np.int32)
         taken = np.where(self.rows[:, None] < 0, 0, self.x[self.rows].astype(np.float32))
         self.expected = taken @ self.w.astype(np.float32).T
-        self.map = _aligned(np.zeros(128, np.uint8))
+        self.map = aligned(np.zeros(128, np.uint8))
         numbers = (depth, COLUMNS, depth * 2, DEPTH, COLUMNS, 1, 1, 0, 3, 2, 0)
         encode_tensor_map(self.map.ctypes.data, "float16", 2, ctypes.c_void_p(self.w.ctypes.data), *numbers)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from .emulated import load
+from .emulated import aligned, load
 
 SOURCE = """
 #define COPY(to, from, bytes) asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" \\
@@ -58,17 +58,8 @@ def kernels(completion):
     return load(SOURCE, *NAMES, completion=completion)
 
 
-def _aligned(values: np.ndarray) -> np.ndarray:
-    """A copy at a multiple of 64 bytes."""
-    memory = np.zeros(values.nbytes + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    copy = memory[start : start + values.nbytes].view(values.dtype)
-    copy[:] = values
-    return copy
-
-
 def test_a_wait_completes_all_groups_but_the_last(kernels, completion):
-    values, results = _aligned(np.arange(256, dtype=np.float32)), np.zeros((3, 128), np.float32)
+    values, results = aligned(np.arange(256, dtype=np.float32)), np.zeros((3, 128), np.float32)
     kernels["two_groups"](values, results)
     filled = np.where(np.arange(128) % 4 < 2, values[128:], 0)
     np.testing.assert_array_equal(results[0], values[:128])
@@ -77,7 +68,7 @@ def test_a_wait_completes_all_groups_but_the_last(kernels, completion):
 
 
 def test_without_a_commit_a_copy_is_in_no_group(kernels, completion):
-    values, results = _aligned(np.arange(128, dtype=np.float32)), np.zeros(128, np.float32)
+    values, results = aligned(np.arange(128, dtype=np.float32)), np.zeros(128, np.float32)
     kernels["not_committed"](values, results)
     np.testing.assert_array_equal(results[1::4], values[1::4])
     assert np.isnan(results[::4]).all() == (completion == "latest")
@@ -93,4 +84,4 @@ def test_without_a_commit_a_copy_is_in_no_group(kernels, completion):
 )
 def test_bad_copies_are_errors(kernels, name, problem):
     with pytest.raises(RuntimeError, match=problem):
-        kernels[name](_aligned(np.zeros(32, np.float32)), block=1, dynamic_bytes=64)
+        kernels[name](aligned(np.zeros(32, np.float32)), block=1, dynamic_bytes=64)

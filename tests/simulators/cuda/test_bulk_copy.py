@@ -11,7 +11,7 @@ from moec.errors import MoecError, UnsupportedError
 from moec.simulators.cuda.tensor_map import encode_tensor_map
 
 from .barrier_functions import BARRIER_FUNCTIONS
-from .emulated import load
+from .emulated import aligned, load
 
 SOURCE = (
     BARRIER_FUNCTIONS
@@ -84,17 +84,9 @@ def kernels(completion):
     return load(SOURCE, *NAMES, completion=completion)
 
 
-def _aligned(array: np.ndarray) -> np.ndarray:
-    memory = np.zeros(array.nbytes + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
 def _map(tensor: np.ndarray, box: tuple[int, int], swizzle: int) -> np.ndarray:
     """The tensor map of a matrix, for a box of rows and columns."""
-    encoded = _aligned(np.zeros(128, np.uint8))
+    encoded = aligned(np.zeros(128, np.uint8))
     rows, columns = tensor.shape
     numbers = [columns, rows, tensor.strides[0], box[1], box[0], 1, 1, 0, swizzle, 0, 0]
     encode_tensor_map(encoded.ctypes.data, str(tensor.dtype), 2, ctypes.c_void_p(tensor.ctypes.data), *numbers)
@@ -115,7 +107,7 @@ def _swizzled(box: np.ndarray, swizzle: int) -> np.ndarray:
 @pytest.mark.parametrize(("swizzle", "columns"), [(0, 16), (1, 8), (2, 16), (3, 32)])
 @pytest.mark.parametrize("at", [(0, 0), (5, 12), (-3, 20), (100, 0)])
 def test_a_box_is_loaded(kernels, completion, swizzle, columns, at):
-    tensor = _aligned(np.arange(40 * 64, dtype=np.int32).reshape(40, 64))
+    tensor = aligned(np.arange(40 * 64, dtype=np.int32).reshape(40, 64))
     results = np.full(32 + 16 * columns, -7, np.int32)
     encoded = _map(tensor, (16, columns), swizzle)
     kernels["load_box"](encoded, at[1], at[0], 64 * columns, results, dynamic_bytes=64 * columns)
@@ -127,14 +119,14 @@ def test_a_box_is_loaded(kernels, completion, swizzle, columns, at):
 
 
 def test_a_wrong_count_of_bytes_never_completes(kernels):
-    tensor = _aligned(np.zeros((16, 16), np.int32))
+    tensor = aligned(np.zeros((16, 16), np.int32))
     with pytest.raises(RuntimeError, match=r"deadlock: .* 32 at an mbarrier"):
         kernels["load_box"](_map(tensor, (8, 8), 0), 0, 0, 260, np.zeros(100, np.int32), dynamic_bytes=512)
 
 
 @pytest.mark.parametrize("early", [0, 1])
 def test_a_box_is_stored_and_a_reuse_before_the_wait_shows(kernels, completion, early):
-    tensor = _aligned(np.full((16, 16), -5, np.int32))
+    tensor = aligned(np.full((16, 16), -5, np.int32))
     kernels["store_box"](_map(tensor, (8, 8), 0), 10, 4, early, dynamic_bytes=256)
     expected = np.full((16, 16), -5, np.int32)
     expected[4:12, 10:] = np.arange(64).reshape(8, 8)[:, :6]
@@ -143,13 +135,13 @@ def test_a_box_is_stored_and_a_reuse_before_the_wait_shows(kernels, completion, 
 
 
 def test_a_thread_that_leaves_its_stores_behind_is_an_error(kernels):
-    tensor = _aligned(np.zeros((16, 16), np.int32))
+    tensor = aligned(np.zeros((16, 16), np.int32))
     with pytest.raises(RuntimeError, match="a thread ends whose bulk stores still read shared memory"):
         kernels["store_and_leave"](_map(tensor, (8, 8), 0), 0, 0, dynamic_bytes=256)
 
 
 def test_plain_bytes_are_loaded(kernels):
-    values, results = _aligned(np.arange(64, dtype=np.int32)), np.zeros(64, np.int32)
+    values, results = aligned(np.arange(64, dtype=np.int32)), np.zeros(64, np.int32)
     kernels["load_bytes"](values, results)
     np.testing.assert_array_equal(results, values)
 
@@ -165,4 +157,4 @@ def test_plain_bytes_are_loaded(kernels):
 )
 def test_maps_that_the_driver_refuses(numbers, kind, problem):
     with pytest.raises(kind, match=problem):
-        encode_tensor_map(_aligned(np.zeros(128, np.uint8)).ctypes.data, "int32", 2, ctypes.c_void_p(1024), *numbers)
+        encode_tensor_map(aligned(np.zeros(128, np.uint8)).ctypes.data, "int32", 2, ctypes.c_void_p(1024), *numbers)

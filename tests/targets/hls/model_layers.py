@@ -126,7 +126,7 @@ def plan(
 def decoder_plan(*, tokens: int = 8, cached: int = 12, width: int = 24) -> ModelPlan:
     """Two layers of a decoder: attention with norms, turns and shared keys, and gated experts."""
     random = np.random.default_rng(3)
-    stream = random.normal(0, 1, (3, cached, width)).astype(np.float32)
+    stream = random.normal(0, 1, (3, cached or tokens, width)).astype(np.float32)
     blocks: list[Any] = []
     for seed in range(2):
         attention = decoder(8, width=width, normed=True, seed=seed)

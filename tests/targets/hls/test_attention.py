@@ -207,9 +207,11 @@ def test_more_tokens_than_a_cache_has_room_for_are_an_error():
     host: dict[str, Any] = {"__name__": "host"}
     exec(files["host.py"].decode(), host)
     sequence = host["Sequence"]()
-    assert [sequence.add(count) for count in (8, 1, 3)] == [0, 8, 9]
+    for count, past in ((8, 0), (1, 8), (3, 9)):
+        assert sequence.start_of(count) == past
+        sequence.add(count)
     with pytest.raises(ValueError, match="1 tokens behind 12; expected up to 8, 12 in all"):
-        sequence.add(1)
+        sequence.start_of(1)
     counts = np.array([8, 5], "<i4").tobytes()
     with pytest.raises(SimulationError, match="5 tokens behind 8; the cache holds up to 12"):
         simulate_timed({**files, "data/count.bin": counts})

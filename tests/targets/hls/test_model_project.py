@@ -30,7 +30,7 @@ from moec.targets.hls.moe.quantize import QuantizedBlock
 from moec.targets.hls.options import HlsOptions
 from moec.targets.hls.tables import simulation_tables
 
-from . import model_layers
+from . import fake_xrt, model_layers
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None or importlib.util.find_spec("hls4ml") is None,
@@ -97,9 +97,11 @@ def expect_host_of_decoder(files, steps, plan):
             assert files["data/stream.bin"][place * size :].startswith(data)
             assert np.array_equal(host.expected_outputs()[place], expected[past : past + count])
         sequence = host.Sequence()
-        assert [sequence.add(count) for count, _ in calls] == [past for _, past in calls]
+        for count, past in calls:
+            assert sequence.start_of(count) == past
+            sequence.add(count)
         with pytest.raises(ValueError, match="1 tokens behind 12; expected up to 8, 12 in all"):
-            sequence.add(1)
+            sequence.start_of(1)
 
 
 @needs_compiler
@@ -165,45 +167,14 @@ def test_the_host_program_packs_images_and_reads_outputs(plan, files, tmp_path, 
 
 
 def board(state, group, place, results):
-    """As much of XRT's module as the program calls, with a kernel that puts results at a place of the streams."""
-
-    class Buffer:
-        normal = "normal"
-
-        def __init__(self, _device, size, _flags, _group):
-            self.data = bytearray(size)
-
-        def write(self, data, at):
-            self.data[at : at + len(data)] = data
-
-        def read(self, size, at):
-            return np.frombuffer(bytes(self.data[at : at + size]), np.int8)
-
-        def sync(self, _direction, _size, _offset):
-            pass
+    """A board whose kernel puts results at a place of the streams."""
 
     def run(*arguments):
         assert arguments[4] is arguments[5] is arguments[9]
         arguments[9].write(results, place)
-        return types.SimpleNamespace(wait=lambda: state)
+        return state
 
-    class Kernel:
-        shared = "shared"
-
-        __call__ = staticmethod(run)
-        group_id = staticmethod(group)
-
-        def __init__(self, *_):
-            pass
-
-    return types.SimpleNamespace(
-        bo=Buffer,
-        kernel=Kernel,
-        xclbin=str,
-        device=lambda _: types.SimpleNamespace(load_xclbin=str),
-        ert_cmd_state=types.SimpleNamespace(ERT_CMD_STATE_COMPLETED="completed"),
-        xclBOSyncDirection=types.SimpleNamespace(XCL_BO_SYNC_BO_TO_DEVICE=0, XCL_BO_SYNC_BO_FROM_DEVICE=1),
-    )
+    return fake_xrt.module(run, group)
 
 
 @pytest.mark.parametrize(

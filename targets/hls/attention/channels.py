@@ -13,6 +13,11 @@ def attention_channels(design: AttentionDesign) -> list[Channel]:
     return [*_tokens(design), *_products(design), *_heads(design), *_results(design)]
 
 
+def measuring(design: AttentionDesign) -> str:
+    """The process that measures keys and queries, for their normalisation."""
+    return "measure_all_heads" if design.shape.joint_norm else "measure_heads"
+
+
 def _tokens(design: AttentionDesign) -> list[Channel]:
     fifos, chunk = design.fifos, INPUT_BITS * design.lanes
     measured = design.norm_sum_bits + MULTIPLIER_BITS + SCALE_BITS
@@ -48,7 +53,7 @@ def _heads(design: AttentionDesign) -> list[Channel]:
     to_scores, to_values = ("join_cache", "join_cache 2") if cached else ("score_keys", "mix_values")
     return [
         Channel("projected", "product_up", "split_heads", chunk, fifos.rows),
-        Channel("keys_and_queries", "split_heads", "measure_heads" if turned else to_scores, chunk, fifos.rows),
+        Channel("keys_and_queries", "split_heads", measuring(design) if turned else to_scores, chunk, fifos.rows),
         *(_turns(design, to_scores) if turned else ()),
         *(_cache(design) if cached else ()),
         Channel("values", "split_heads", to_values, chunk, fifos.rows),
@@ -62,11 +67,11 @@ def _heads(design: AttentionDesign) -> list[Channel]:
 
 def _turns(design: AttentionDesign, turned_to: str) -> list[Channel]:
     fifos, chunk = design.fifos, INPUT_BITS * design.lanes
-    measured = RESULT_BITS + bits_for(design.shape.head_width) + MULTIPLIER_BITS + SCALE_BITS
+    measured = RESULT_BITS + bits_for(design.shape.norm_width) + MULTIPLIER_BITS + SCALE_BITS
     return [
         Channel("beats_turns", "read_turns", "turn_heads", BEAT_BITS, fifos.beats),
-        Channel("measured_rows", "measure_heads", "turn_heads", chunk, design.measured_rows_depth),
-        Channel("measures", "measure_heads", "turn_heads", measured, fifos.measured),
+        Channel("measured_rows", measuring(design), "turn_heads", chunk, design.measured_rows_depth),
+        Channel("measures", measuring(design), "turn_heads", measured, fifos.measured),
         Channel("turned", "turn_heads", turned_to, chunk, fifos.rows),
     ]
 

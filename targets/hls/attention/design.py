@@ -30,7 +30,8 @@ class AttentionShape:
     cache holds keys and values, what is added to it.
 
     ``sharing``: heads of queries that meet the same keys. ``causal``: a token attends to those up to itself.
-    ``turned``: queries and keys are turned by their positions, ``head_norm``: and normalised in front of that.
+    ``turned``: queries and keys are turned by their positions, ``head_norm``: and normalised in front of that, head by
+    head, or, ``joint_norm``, all heads of a token together.
     ``cached``: positions that the cache has room for; 0: there is none, a call has a sequence as a whole.
     """
 
@@ -43,6 +44,7 @@ class AttentionShape:
     causal: bool = False
     turned: bool = False
     head_norm: bool = False
+    joint_norm: bool = False
     cached: int = 0
 
     @property
@@ -58,6 +60,24 @@ class AttentionShape:
     def tiles(self) -> int:
         """Of the first product: the keys, values and queries of all heads."""
         return self.key_heads * (2 + self.sharing)
+
+    @property
+    def turned_tiles(self) -> int:
+        """Those of keys and queries."""
+        return self.key_heads * (1 + self.sharing)
+
+    @property
+    def norm_width(self) -> int:
+        """Channels of keys and queries that are normalised together."""
+        return self.heads * self.head_width if self.joint_norm else self.head_width
+
+    def parts_of_tiles(self) -> list[int]:
+        """What each tile of the first product has, in the order of computation: head by head, or, where all heads are
+        normalised together, values behind all keys and queries."""
+        part_by_head = [KEY, VALUE, *[QUERY] * self.sharing]
+        if not self.joint_norm:
+            return part_by_head * self.key_heads
+        return [part for part in part_by_head if part != VALUE] * self.key_heads + [VALUE] * self.key_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +165,12 @@ class AttentionDesign:
         return max(self.fifos.rows, depth_beside(1, self.chunks - 1))
 
     @property
+    def kept_chunks(self) -> int:
+        """Of the keys and queries of all heads, which wait for their sums of squares where these are normalised
+        together."""
+        return self.shape.turned_tiles * self.shape.tokens * self.chunks
+
+    @property
     def items_split_depth(self) -> int:
         """Words of the channel of tokens whose rows are split into heads, each of which is taken with its first row."""
         return max(self.fifos.items, depth_beside(self.item_cycles, self.width_chunks - 1))
@@ -193,7 +219,8 @@ class AttentionDesign:
             return f"{self.norm_lanes} channels per cycle do not divide {self.lanes} lanes"
         if widest_sum > MOST_ACCUMULATOR_BITS:
             return f"sums need {widest_sum} bits; a multiplier of the requantisation takes {MOST_ACCUMULATOR_BITS}"
-        if self.shape.heads % self.shape.sharing or (self.shape.head_norm and not self.shape.turned):
+        is_whole = self.shape.turned or not self.shape.head_norm
+        if self.shape.heads % self.shape.sharing or not is_whole or self.shape.joint_norm > self.shape.head_norm:
             return f"{self.shape.heads} heads, {self.shape.sharing} of which share keys; expected whole groups"
         if self.shape.cached and not (self.shape.causal and self.shape.tokens <= self.shape.cached <= 65535):
             return f"a cache of {self.shape.cached} positions for calls of {self.shape.tokens} tokens"

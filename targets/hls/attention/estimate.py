@@ -3,7 +3,8 @@
 Cycles follow from the loops. All tokens are normalised before the first tile is computed. A head of keys takes tiles of
 the first product for these, its values, and the queries of each head that shares them; while queries come, they are
 turned, scored, weighed and mixed side by side, at the pace of the slowest. The next head's keys wait until all of these
-queries are scored. The last query leaves through all processes.
+queries are scored. The last query leaves through all processes. Where all heads are normalised together, keys and
+queries of all of them come first, and wait for their sums of squares; then they are scored while values come.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from moec.targets.hls.attention.channels import KEY_WEIGHT_BITS, RECIPROCAL_BITS, attention_channels
+from moec.targets.hls.attention.channels import KEY_WEIGHT_BITS, RECIPROCAL_BITS, attention_channels, measuring
 from moec.targets.hls.attention.design import KEY, QUERY, VALUE, AttentionDesign
 from moec.targets.hls.hardware.arithmetic import (
     CONTROL_LUTS,
@@ -38,7 +39,7 @@ from moec.targets.hls.hardware.memories import (
 )
 from moec.targets.hls.hardware.parts import Part
 from moec.targets.hls.hardware.ports import attention_masters, connect
-from moec.targets.hls.moe.channels import BEAT_BITS
+from moec.targets.hls.moe.channels import BEAT_BITS, SCALE_BITS
 from moec.targets.hls.moe.design import (
     BEAT_BYTES,
     INPUT_BITS,
@@ -46,6 +47,7 @@ from moec.targets.hls.moe.design import (
     MULTIPLIER_BITS,
     PARAMETER_BYTES,
     RESULT_BITS,
+    bits_for,
 )
 
 _ARRAYS = 4
@@ -124,8 +126,9 @@ def attention_cycles(
     per_token = design.chunks * design.width_chunks
     scores = scores_of_head(design, tokens, past)
     held = past * max(design.chunks, design.cache_row_beats * pace.cycles_per_beat) + (pace.latency if past else 0)
-    loads = _Loads(tile_beats, max(per_token * tokens, scores), held)
-    first, end = _run(design, tokens, loads, normalize, pace, stages)
+    loads = _Loads(tile_beats, scores, held)
+    run = _run_of_all_heads if shape.joint_norm else _run
+    first, end = run(design, tokens, loads, normalize, pace, stages)
     products = shape.tiles * tokens * per_token
     per_head = 2 + shape.sharing
     busy = {
@@ -149,10 +152,11 @@ def attention_cycles(
 
 @dataclasses.dataclass(frozen=True)
 class _Loads:
-    """``tile_beats``: weights of a tile. Cycles that ``queries`` of a head take, and its ``held`` keys to arrive."""
+    """``tile_beats``: weights of a tile. Cycles that queries of a head meet keys in (``scores``), and that its ``held``
+    keys take to arrive."""
 
     tile_beats: int
-    queries: int
+    scores: int
     held: float
 
 
@@ -179,20 +183,47 @@ def _run(
     first = start = max(normalized, loader.arrival(loads.tile_beats, 0, normalized)) + stages
     room = 2 * design.fifos.rows // design.chunks * per_token  # rows of keys that channels hold meanwhile
     announced = scored = held = 0.0
+    queries = max(per_token * tokens, loads.scores)
     loops = _LOOPS_OF_QUERIES + (_LOOPS_OF_TURNS if design.shape.turned else 0)
-    for tile in range(design.shape.tiles):
-        part = tile % (2 + design.shape.sharing)
+    for part in design.shape.parts_of_tiles():
         if part == KEY:
             held = scored + loads.held  # these keys are there, and behind them come new ones
             start = max(start, held - room)
-        if part >= QUERY:
-            scored = max(start, held, scored - loops * stages) + loads.queries + loops * stages
+        if part == QUERY:
+            scored = max(start, held, scored - loops * stages) + queries + loops * stages
         arrived = loader.arrival(loads.tile_beats, announced, start)
         # As in a MoE block: two tiles behind the one whose items have left their channel.
         announced = max(announced, start + per_token * (tokens - 1 - design.fifos.items))
         done = start + tokens * per_token
         if design.shape.turned and part != VALUE:
             done = max(done, start + pace.latency + tokens * design.turn_beats * pace.cycles_per_beat)
+        start = max(done, arrived) + stages
+    return first, scored
+
+
+def _run_of_all_heads(
+    design: AttentionDesign, tokens: int, loads: _Loads, normalized: float, pace: MemoryPace, stages: int
+) -> tuple[float, float]:
+    """As :func:`_run`, where all heads are normalised together."""
+    shape, loader = design.shape, Loader(design.fifos.weights, pace, stages)
+    per_token = design.chunks * design.width_chunks
+    first = start = max(normalized, loader.arrival(loads.tile_beats, 0, normalized)) + stages
+    room = 2 * design.fifos.rows // design.chunks * per_token  # rows of values that channels hold meanwhile
+    is_prefetched = tokens * design.turn_beats <= design.fifos.beats
+    rows = tokens * max(design.chunks, design.turn_beats * pace.cycles_per_beat)
+    rows += 0 if is_prefetched else pace.latency
+    queries = shape.sharing * max(rows, loads.scores, tokens * per_token)  # the second product takes them meanwhile
+    loops = _LOOPS_OF_QUERIES + _LOOPS_OF_TURNS
+    announced = scored = 0.0
+    for place, part in enumerate(shape.parts_of_tiles()):
+        done = start + tokens * per_token
+        if place == shape.turned_tiles:  # all keys and queries are there
+            scored = max(done, start + 2 * tokens * shape.turned_tiles + rows) + queries + loops * stages
+        elif part == VALUE:
+            done = max(done, scored - room)
+            scored = max(done, scored - loops * stages + rows + loads.held) + queries + loops * stages
+        arrived = loader.arrival(loads.tile_beats, announced, start)
+        announced = max(announced, start + per_token * (tokens - 1 - design.fifos.items))
         start = max(done, arrived) + stages
     return first, scored
 
@@ -219,8 +250,8 @@ def _turn_dsps(design: AttentionDesign) -> dict[str, int]:
     turn = 2 * design.lanes * multiplier_dsps(RESULT_BITS, RESULT_BITS)
     if not design.shape.head_norm:
         return {"turn_heads": turn}
-    of_rows = norm_dsps(design.shape.head_width, design.lanes)
-    return {"measure_heads": of_rows["measure_tokens"], "turn_heads": turn + of_rows["normalize_tokens"]}
+    of_rows = norm_dsps(design.shape.norm_width, design.lanes)
+    return {measuring(design): of_rows["measure_tokens"], "turn_heads": turn + of_rows["normalize_tokens"]}
 
 
 def attention_memories(design: AttentionDesign) -> list[Memory]:
@@ -253,12 +284,26 @@ def attention_memories(design: AttentionDesign) -> list[Memory]:
 
 
 def _turn_memories(design: AttentionDesign) -> list[Memory]:
-    bits = RESULT_BITS * design.lanes
-    roots = array_memory("inverse roots", "measure_heads", MULTIPLIER_BITS, INVERSE_ROOT_TABLE_WORDS)
+    shape, bits = design.shape, RESULT_BITS * design.lanes
+    roots = array_memory("inverse roots", measuring(design), MULTIPLIER_BITS, INVERSE_ROOT_TABLE_WORDS)
+    multipliers = (shape.turned_tiles if shape.joint_norm else 2) * design.chunks
     return [
-        *([roots] if design.shape.head_norm else []),
-        array_memory("multipliers", "turn_heads", bits, 2 * design.chunks, variable="multipliers"),
+        *([roots] if shape.head_norm else []),
+        *(_memories_of_all_heads(design) if shape.joint_norm else ()),
+        array_memory("multipliers", "turn_heads", bits, multipliers, variable="multipliers"),
         array_memory("adapter turns", "read_turns", BEAT_BITS, OUTSTANDING["tokens"] * BURST_BEATS),
+    ]
+
+
+def _memories_of_all_heads(design: AttentionDesign) -> list[Memory]:
+    """Keys and queries until they are measured, and their measures."""
+    shape, process = design.shape, measuring(design)
+    bits = bits_for(shape.norm_width)
+    sums, measure = 2 * RESULT_BITS - 1 + bits, RESULT_BITS + bits + MULTIPLIER_BITS + SCALE_BITS
+    return [
+        array_memory("keys and queries", process, INPUT_BITS * design.lanes, design.kept_chunks, 1, "bram", "kept"),
+        array_memory("sums of squares", process, sums, shape.turned_tiles * shape.tokens, variable="of_rows"),
+        array_memory("measures", process, measure, 2 * shape.tokens, variable="of_parts"),
     ]
 
 

@@ -29,6 +29,18 @@ class Turns:
         return turned.reshape(rows.shape)
 
 
+def normalized_rows(norm: FloatNorm | None, rows: Array) -> Array:
+    """Rows [B, H, T, h] of heads, each by itself or, where ``norm`` has weights for all heads, those of a token
+    together."""
+    batch, heads, count, width = rows.shape
+    if norm is None:
+        return rows
+    if len(norm.weight) == width:
+        return norm.run(rows.reshape(-1, width)).reshape(rows.shape)
+    tokens = norm.run(rows.swapaxes(1, 2).reshape(-1, heads * width))
+    return tokens.reshape(batch, count, heads, width).swapaxes(1, 2)
+
+
 @dataclasses.dataclass(frozen=True)
 class FloatAttention:
     """``x + output(heads(norm(x)))``: every token of a sequence attends to all of them, or, where ``causal``, to those
@@ -36,8 +48,8 @@ class FloatAttention:
 
     ``query`` [H, h, d] with biases [H, h]: H heads of h channels. ``key`` and ``value`` [K, h, d] with biases [K, h]:
     H / K neighbouring heads of queries share those of a head. ``output`` [d, H h] with bias [d]. Queries and keys may
-    be normalised, each row of h channels by its root mean square, and turned behind that. Scores are multiplied with
-    ``scale`` before their softmax. All in float32.
+    be normalised, each row of h channels by its root mean square, or the rows of all heads by theirs, and turned behind
+    that. Scores are multiplied with ``scale`` before their softmax. All in float32.
     """
 
     name: str
@@ -68,6 +80,11 @@ class FloatAttention:
     @property
     def head_width(self) -> int:
         return int(self.query.shape[1])
+
+    @property
+    def joint_norm(self) -> bool:
+        """Whether all heads of a token are normalised together."""
+        return any(norm is not None and len(norm.weight) > self.head_width for norm in (self.query_norm, self.key_norm))
 
     @property
     def width(self) -> int:
@@ -108,7 +125,7 @@ class FloatAttention:
 
     def _turned(self, norm: FloatNorm | None, rows: Array) -> Array:
         """[B, H, T, h]."""
-        normal = rows if norm is None else norm.run(rows.reshape(-1, rows.shape[3])).reshape(rows.shape)
+        normal = normalized_rows(norm, rows)
         return normal if self.turns is None else self.turns.run(normal)
 
     def _shared(self, rows: Array) -> Array:

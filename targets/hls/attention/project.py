@@ -3,7 +3,7 @@
 | file in ``data/`` | contents |
 |---|---|
 | ``norm.bin`` | parameters of every channel of a token, whose multipliers are int16 |
-| ``up.bin`` | by head of keys its tiles, those of values and of queries: parameters of the rows, then weights by step |
+| ``up.bin`` | tiles of keys, values and queries in the order of computation: parameters of rows, then weights by step |
 | ``down.bin`` | by head the weights of the output product by step; then the parameters of its results |
 | ``turns.bin`` | where positions turn keys and queries: rows of int16, ``library/moec_turn.h`` says of what |
 | ``tokens.bin``, ``outputs.bin`` | int16 [T, d] of the residual stream, as the MoE block reads and writes it |
@@ -18,7 +18,7 @@ import numpy as np
 
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.channels import attention_channels
-from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
+from moec.targets.hls.attention.design import VALUE, AttentionDesign, AttentionShape
 from moec.targets.hls.attention.estimate import attention_memories
 from moec.targets.hls.attention.quantize import QuantizedAttention, QuantizedTurns
 from moec.targets.hls.hardware.parts import find_part
@@ -129,10 +129,18 @@ def pack_projections(design: AttentionDesign, block: QuantizedAttention) -> byte
     weights = packing.widened(tiles(block.up.weights[0]), design.width, axis=2)
     biases, multipliers = tiles(block.up.biases[0]), tiles(block.up.multipliers.values[0])
     parts = []
-    for tile in range(shape.tiles):
+    for tile in _order_of_tiles(shape):
         parts.append(packing.parameter_records(biases[tile], multipliers[tile]))
         parts.append(packing.steps_of(weights[tile], design.lanes, design.lanes))
     return b"".join(parts)
+
+
+def _order_of_tiles(shape: AttentionShape) -> list[int]:
+    """Tiles as the hardware takes them; :class:`QuantizedAttention` has them head by head."""
+    if not shape.joint_norm:
+        return list(range(shape.tiles))
+    values = range(VALUE, shape.tiles, 2 + shape.sharing)
+    return [*(tile for tile in range(shape.tiles) if tile not in values), *values]
 
 
 def pack_output(design: AttentionDesign, block: QuantizedAttention) -> bytes:
@@ -150,8 +158,21 @@ def pack_output(design: AttentionDesign, block: QuantizedAttention) -> bytes:
 
 def pack_turns(design: AttentionDesign, turns: QuantizedTurns) -> bytes:
     """``turns.bin``."""
-    norms = [np.zeros(0) if norm is None else norm.multipliers for norm in (turns.key_norm, turns.query_norm)]
     pairs = np.stack([turns.cosines, turns.sines], axis=-1).reshape(len(turns.cosines), -1)
     row = design.turn_beats * BEAT_BYTES // 2
-    rows = [*(packing.widened(norm[None], row, axis=1) for norm in norms), packing.widened(pairs, row, axis=1)]
+    rows = [packing.widened(one, row, axis=1) for one in (_norm_rows(design.shape, turns), pairs)]
     return np.concatenate(rows).astype("<i2").tobytes()
+
+
+def _norm_rows(shape: AttentionShape, turns: QuantizedTurns) -> Array:
+    """Multipliers of a row of keys and of one of queries, or, where all heads are normalised together, of each tile of
+    keys and queries."""
+    width = shape.head_width
+    keys, queries = (
+        np.zeros((1, width), np.int64) if norm is None else norm.multipliers.reshape(-1, width)
+        for norm in (turns.key_norm, turns.query_norm)
+    )
+    if not shape.joint_norm:
+        return np.concatenate([keys, queries])
+    queries = queries.reshape(shape.key_heads, shape.sharing, width)
+    return np.concatenate([keys[: shape.key_heads, None], queries], axis=1).reshape(-1, width)

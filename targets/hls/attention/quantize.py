@@ -34,9 +34,9 @@ _SCORE_OF_NOTHING = 2.0**-6
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedTurns:
-    """How keys and queries, int8 rows of products, become what is scored: normalised where there are norms, whose
-    results have :data:`FINE_BITS` of fraction, and turned by ``cosines`` and ``sines`` int16 [P, h / 2] with
-    :data:`TURN_BITS`."""
+    """How keys and queries, int8 rows of products, become what is scored: normalised where there are norms, of a head
+    or of all heads together, whose results have :data:`FINE_BITS` of fraction, and turned by ``cosines`` and ``sines``
+    int16 [P, h / 2] with :data:`TURN_BITS`."""
 
     cosines: Array
     sines: Array
@@ -52,11 +52,22 @@ class QuantizedTurns:
         """Rows [H, T, h] of tokens behind ``past`` others → int8 [H, T, h]."""
         fine = rows << FINE_BITS
         if norm is not None:
-            fine = norm.run(rows.reshape(-1, rows.shape[2]), 16).reshape(rows.shape)
+            fine = _normalized(norm, rows)
         cosines, sines = (table[past : past + rows.shape[1]] for table in (self.cosines, self.sines))
         even, odd = fine[..., 0::2], fine[..., 1::2]
         turned = np.stack([even * cosines - odd * sines, even * sines + odd * cosines], axis=-1)
         return saturated(shifted(turned.reshape(rows.shape), FINE_BITS + TURN_BITS), 8)
+
+
+def _normalized(norm: QuantizedNorm, rows: Array) -> Array:
+    """Rows [H, T, h], each by itself, or those of a token together, in front of zeros where keys have fewer heads than
+    the hardware normalises."""
+    heads, count, width = rows.shape
+    if len(norm.multipliers) == width:
+        return norm.run(rows.reshape(-1, width), 16).reshape(rows.shape)
+    tokens = np.zeros((count, len(norm.multipliers)), np.int64)
+    tokens[:, : heads * width] = rows.swapaxes(0, 1).reshape(count, heads * width)
+    return norm.run(tokens, 16)[:, : heads * width].reshape(count, heads, width).swapaxes(0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +170,7 @@ def shape_of(block: FloatAttention, most_tokens: int, cached: int = 0) -> Attent
         causal=block.causal,
         turned=block.turns is not None or any(norm is not None for norm in norms),
         head_norm=any(norm is not None for norm in norms),
+        joint_norm=block.joint_norm,
         cached=cached,
     )
 
@@ -202,10 +214,18 @@ def _head_norm(block: FloatAttention, norm: FloatNorm | None, scale: float, row_
         raise UnsupportedError(
             f"{block.name}: normalises its queries and keys otherwise than both by their root mean squares"
         )
-    found = quantize_norm(block.name, norm, row_scale, scale / (1 << FINE_BITS))
-    if found.epsilon >= 1 << (2 * INPUT_BITS - 1 + 2 * bits_for(block.head_width)):
+    width = block.heads * block.head_width if block.joint_norm else block.head_width
+    found = quantize_norm(block.name, _widened(norm, width), row_scale, scale / (1 << FINE_BITS))
+    if found.epsilon >= 1 << (2 * INPUT_BITS - 1 + 2 * bits_for(width)):
         raise UnsupportedError(f"{block.name}: epsilon {norm.epsilon:.3g} of a normalisation is above all rows of int8")
     return found
+
+
+def _widened(norm: FloatNorm, width: int) -> FloatNorm:
+    """The same of channels behind which there are zeros: their mean square is a smaller part of what it was."""
+    part = len(norm.weight) / width
+    weight = np.pad(norm.weight * np.float32(part**0.5), (0, width - len(norm.weight)))
+    return dataclasses.replace(norm, weight=weight, bias=np.zeros_like(weight), epsilon=norm.epsilon * part)
 
 
 def _by_head(key: Array, value: Array, query: Array) -> Array:

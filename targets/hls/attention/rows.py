@@ -1,5 +1,5 @@
 """What a block makes of normalised tokens in front of its scores: a product, for queries and keys also a normalisation
-of each head's row and a turn by the position, in this order.
+of each head's row, or of all heads together, and a turn by the position, in this order.
 
 All paths from the tokens to a query lead through a few values, one behind the other: its narrows. At one of them the
 product ends, at one a row is normalised, at one the turn begins. What a turn does is found by running it: unit vectors
@@ -18,8 +18,7 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir.interpreter import EvaluationError
-from moec.ir.names import node_name
-from moec.targets.hls.attention.float_block import Turns
+from moec.targets.hls.attention.float_block import Turns, normalized_rows
 from moec.targets.hls.attention.mask import inputs_behind
 from moec.targets.hls.graph.affine import affine_maps, random_inputs
 from moec.targets.hls.graph.calibrate import evaluate
@@ -35,8 +34,9 @@ _TOLERANCE = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """``weights`` [H, h, d] and ``bias`` [H, h] of the product; ``norm`` of each row; ``turns`` of channels that stand
-    side by side once rows are in ``order``, their channels as the graph counts them."""
+    """``weights`` [H, h, d] and ``bias`` [H, h] of the product; ``norm`` of each row, or of those of all heads;
+    ``turns`` of channels that stand side by side once rows are in ``order``, their channels as the graph counts
+    them."""
 
     weights: Array
     bias: Array
@@ -45,8 +45,15 @@ class Rows:
     order: tuple[int, ...] = ()
 
     def ordered(self, order: Array) -> Rows:
-        norm = self.norm and dataclasses.replace(self.norm, weight=self.norm.weight[order], bias=self.norm.bias[order])
+        norm = self.norm and dataclasses.replace(
+            self.norm,
+            **{name: self._by_head(getattr(self.norm, name))[:, order].reshape(-1) for name in ("weight", "bias")},
+        )
         return dataclasses.replace(self, weights=self.weights[:, order], bias=self.bias[:, order], norm=norm)
+
+    def _by_head(self, numbers: Array) -> Array:
+        """Of a normalisation: [h] or [H h] → [1 or H, h]."""
+        return numbers.reshape(-1, self.weights.shape[1])
 
 
 def find_rows(model: ir.Model, tokens: ir.Value, rows: ir.Value, width: int, heads: int, positions: int) -> Rows:
@@ -55,12 +62,14 @@ def find_rows(model: ir.Model, tokens: ir.Value, rows: ir.Value, width: int, hea
     Raises UnsupportedError where something else stands between, naming it.
     """
     narrows = narrows_between(tokens, rows)
-    place, norm = _norm_of_rows(narrows, heads)
+    place, norm = _norm_of_rows(narrows)
     starts = [narrows[place + 1]] if norm else [rows, *(one for one in narrows[1:] if _rank(one) == 4)]
     start, weights, bias = _product(model, tokens, starts, width)
     if len(bias) % heads:
         raise UnsupportedError(f"{start.name!r} has {len(bias)} channels, which are not {heads} heads")
     found = Rows(weights.reshape(heads, -1, width), bias.reshape(heads, -1), norm)
+    if norm and len(norm.weight) not in (len(bias) // heads, len(bias)):
+        raise UnsupportedError(f"{len(norm.weight)} channels are normalised together; expected those of a head, or all")
     start = narrows[place] if norm else start
     if start is not rows:
         found = _with_turns(model, found, start, rows, heads, positions)
@@ -112,23 +121,17 @@ def narrows_between(source: ir.Value, result: ir.Value) -> list[ir.Value]:
     return [*found, source]
 
 
-def _norm_of_rows(narrows: list[ir.Value], heads: int) -> tuple[int, FloatNorm | None]:
-    """Where rows are normalised, and how."""
+def _norm_of_rows(narrows: list[ir.Value]) -> tuple[int, FloatNorm | None]:
+    """Where rows are normalised, and how: where a value has no axis of heads, those of all heads together."""
     for place, value in enumerate(narrows[:-1]):
         node = value.producer()
-        if node is None or node.op_type not in ("RMSNormalization", "LayerNormalization"):
-            continue
-        if _rank(value) < 4:
-            raise UnsupportedError(
-                f"{node_name(node)}: normalises the rows of all {heads} heads together; they are computed one after "
-                "the other, so a row is that of one head"
-            )
-        return place, norm_of(node)
+        if node is not None and node.op_type in ("RMSNormalization", "LayerNormalization"):
+            return place, norm_of(node)
     return 0, None
 
 
 def _with_turns(model: ir.Model, rows: Rows, start: ir.Value, result: ir.Value, heads: int, positions: int) -> Rows:
-    """``start`` and ``result``: [B, H, T, h], or [B, T, H, h]."""
+    """``start`` and ``result``: [B, H, T, h], [B, T, H, h] or [B, T, H h]."""
     width = rows.weights.shape[1]
     count = _fixed_tokens(start, heads) or min(_SHORT, positions)
     units = np.eye(width, dtype=np.float32)[:, None, None].repeat(heads, 1).repeat(count, 2)
@@ -177,21 +180,21 @@ def _expect_agreement_of(model: ir.Model, tokens: ir.Value, result: ir.Value, ro
     found = found if found.ndim == 4 else found.reshape(1, count, heads, -1).swapaxes(1, 2)
     found = found[..., list(rows.order)] if rows.order else found
     expected = np.einsum("btd,hcd->bhtc", given, rows.weights, optimize=True) + rows.bias[:, None]
-    if rows.norm is not None:
-        expected = rows.norm.run(expected.reshape(-1, expected.shape[3])).reshape(expected.shape)
+    expected = normalized_rows(rows.norm, expected)
     if rows.turns is not None:
         expected = rows.turns.run(expected)
     if found.shape != expected.shape or not np.abs(found - expected).max() <= _TOLERANCE * np.abs(expected).max():
         raise UnsupportedError(
             f"{result.name!r} is more than a product per token of {tokens.name!r}, a normalisation of each head's row, "
-            f"and a turn of pairs of channels by the position, in sequences of {count} tokens"
+            f"or of all, and a turn of pairs of channels by the position, in sequences of {count} tokens"
         )
 
 
 def _turned(model: ir.Model, start: ir.Value, result: ir.Value, rows: Array, heads: int) -> Array:
     """[B, H, T, h] in and out."""
-    by_head = start.shape is not None and start.shape[1] == heads
+    by_head = start.shape is not None and _rank(start) == 4 and start.shape[1] == heads
     given = rows if by_head else rows.swapaxes(1, 2)
+    given = given.reshape(*given.shape[:2], -1) if _rank(start) == 3 else given
     (found,) = _evaluated(model, _feeds(model, start, result, given, rows.shape[2]), result)
     if found.ndim != 4:
         found = found.reshape(len(rows), rows.shape[2], heads, -1).swapaxes(1, 2)

@@ -37,12 +37,13 @@ schedule_jobs:
 }
 
 // The tiles of a head of keys are these, its values, and the queries of all heads that share them, in this order: both
-// others are known when queries come.
+// others are known when queries come. Where all heads are normalised together, values come behind all others.
 template <class Block>
 void split_heads(hls::stream<job_t>& jobs, hls::stream<item_t>& items, hls::stream<typename types<Block>::chunk_t>& projected,
                  hls::stream<typename types<Block>::chunk_t>& keys_and_queries,
                  hls::stream<typename types<Block>::chunk_t>& values) {
-    int part = 0;
+    const int KEYS_AND_QUERIES = Block::HEADS / Block::SHARING * (1 + Block::SHARING);
+    int part = 0, tile = 0;
 split_jobs:
     while (true) {
 #pragma HLS LOOP_TRIPCOUNT min=1 max=Block::TILES+1
@@ -56,11 +57,12 @@ split_jobs:
 #pragma HLS PIPELINE II=1 style=stp
                 if (c == 0) items.read();  // tokens come in order: nothing new
                 const typename types<Block>::chunk_t chunk = projected.read();
-                if (part == 1) values.write(chunk);
+                if (Block::JOINT_NORM ? tile >= KEYS_AND_QUERIES : part == 1) values.write(chunk);
                 else keys_and_queries.write(chunk);
             }
         }
         part = part == Block::SHARING + 1 ? 0 : part + 1;
+        tile++;
     }
 }
 

@@ -40,6 +40,7 @@ PROCESSES = (
     "split_heads",
     "read_turns",
     "measure_heads",
+    "measure_all_heads",
     "turn_heads",
     "read_cache",
     "read_cache 2",

@@ -60,9 +60,11 @@ def head_norm_for(head_width, seed=0) -> FloatNorm:
     return FloatNorm("rms", weight, np.zeros(head_width, np.float32), 1e-6)
 
 
-def decoder(head_width=8, *, heads=4, sharing=2, turned=None, normed=False, **fields) -> FloatAttention:
-    """Causal, with grouped heads and rotary embeddings."""
-    norms = {"query_norm": head_norm_for(head_width), "key_norm": head_norm_for(head_width, 1)} if normed else {}
+def decoder(head_width=8, *, heads=4, sharing=2, turned=None, normed=False, joint=False, **fields) -> FloatAttention:
+    """Causal, with grouped heads and rotary embeddings; rows normalised one by one, or those of all heads jointly."""
+    widths = [head_width * count if joint else head_width for count in (heads, heads // sharing)]
+    names = ("query_norm", "key_norm") if normed or joint else ()
+    norms = {name: head_norm_for(width, seed) for seed, (name, width) in enumerate(zip(names, widths, strict=False))}
     turns = turns_for(head_width, turned=turned)
     fields = {"kind": "rms", "causal": True, "turns": turns, **norms, **fields}
     return float_attention(heads=heads, head_width=head_width, sharing=sharing, **fields)
@@ -103,7 +105,7 @@ def test_the_best_key_has_the_largest_weight_and_equal_keys_equal_ones():
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"turned": 8}, {"normed": True}, {"sharing": 1}, {"sharing": 4, "normed": True}]
+    "fields", [{}, {"turned": 8}, {"normed": True}, {"sharing": 1}, {"sharing": 4, "normed": True}, {"joint": True}]
 )
 def test_integers_of_a_decoder_are_close_to_floats(fields):
     block = decoder(16, width=48, **fields)
@@ -173,7 +175,7 @@ def test_timed_simulation_equals_the_reference(count, layer):
     ("fields", "design"),
     [
         ({"normed": True}, {}),
-        ({"heads": 3, "sharing": 3, "head_width": 12, "turned": 4, "width": 40}, {"norm_lanes": 2}),
+        ({"heads": 3, "sharing": 3, "head_width": 12, "turned": 4, "width": 40, "joint": True}, {"norm_lanes": 2}),
     ],
 )
 @pytest.mark.parametrize("count", [0, 1, 17])
@@ -188,17 +190,23 @@ def test_a_decoder_equals_the_reference(count, fields, design):
 
 
 @pytest.mark.parametrize(
-    ("fields", "count"),
-    [({"normed": True}, 19), ({"sharing": 1, "turns": None, "head_width": 12}, 19), ({"head_width": 72}, 4), ({}, 0)],
+    ("fields", "counts"),
+    [
+        ({"normed": True}, [19]),
+        ({"sharing": 1, "turns": None, "head_width": 12}, [19]),
+        ({"head_width": 72}, [4]),
+        ({"joint": True}, [0, 19]),
+    ],
 )
-def test_a_cache_holds_a_sequence_between_calls(fields, count):
+def test_a_cache_holds_a_sequence_between_calls(fields, counts):
     """Of 19 tokens 8 in a call, 8 in the next one, and 3 alone."""
     block = decoder(**fields)
     integers = quantized(block, most_tokens=8, cached=19)
-    files = files_of(integers, integers.quantized(tokens_for(block, 1, 24)[0][:count]), lanes=8)
-    assert lint(files) == []
-    for settings in ({}, {"pipeline_depth": MOST_STAGES}):
-        assert f"PASS: {count} tokens" in simulate_timed(files, **settings).output
+    for count in counts:
+        files = files_of(integers, integers.quantized(tokens_for(block, 1, 24)[0][:count]), lanes=8)
+        assert lint(files) == []
+        for settings in ({}, {"pipeline_depth": MOST_STAGES}):
+            assert f"PASS: {count} tokens" in simulate_timed(files, **settings).output
 
 
 def test_more_tokens_than_a_cache_has_room_for_are_an_error():

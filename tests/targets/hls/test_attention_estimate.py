@@ -18,6 +18,7 @@ from moec.targets.hls.attention.estimate import (
     scores_of_head,
 )
 from moec.targets.hls.attention.project import calls_of
+from moec.targets.hls.attention.quantize import shape_of
 from moec.targets.hls.attention.target import choose_attention
 from moec.targets.hls.hardware.cycles import MemoryPace
 from moec.targets.hls.hardware.parts import find_part
@@ -39,6 +40,8 @@ M3VIT = AttentionShape(tokens=197, width=192, heads=3, head_width=64, norm="laye
         (float_attention, 21, 0.25, 64),
         (decoder, 21, 1.0, 0),
         (decoder, 21, 0.25, 64),
+        pytest.param(lambda: decoder(joint=True), 21, 1.0, 0, marks=pytest.mark.nightly),
+        pytest.param(lambda: decoder(joint=True), 21, 0.25, 64, marks=pytest.mark.nightly),
     ],
 )
 def test_estimates_agree_with_the_simulation(floats, count, share, latency):
@@ -108,8 +111,9 @@ def test_logic_by_hand():
     assert found.resources.lut == logic + sum(memory.luts for memory in found.memories)
 
 
-def test_every_process_of_the_estimate_is_one_of_the_block():
-    design = AttentionDesign(M3VIT)
+@pytest.mark.parametrize("block", [None, decoder(joint=True)])
+def test_every_process_of_the_estimate_is_one_of_the_block(block):
+    design = AttentionDesign(M3VIT if block is None else shape_of(block, 21))
     processes = {end for channel in attention_channels(design) for end in (channel.producer, channel.consumer)}
     assert {memory.process for memory in attention_memories(design)} | set(attention_dsps(design)) <= processes
     for channel in attention_channels(design):

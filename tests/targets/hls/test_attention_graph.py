@@ -149,7 +149,7 @@ def turned(graph: GraphBuilder, heads: ir.Value, layout: str, base: float = 0.3)
 
 
 def rotary(graph: GraphBuilder, layout="halves", norm=False, shape="heads", other=0.3, of_keys=True) -> ir.Value:
-    """A decoder's attention: each head's row normalised and turned."""
+    """A decoder's attention: each head's row, or those of all heads together, normalised and turned."""
     tokens = normalized(graph)
     parts = []
     for place, count in enumerate((HEADS, 1 if shape == "grouped" else HEADS, 1 if shape == "grouped" else HEADS)):
@@ -175,6 +175,7 @@ def rotary(graph: GraphBuilder, layout="halves", norm=False, shape="heads", othe
         (rotary, {"causal": True}),
         (lambda graph: rotary(graph, "neighbours", norm=True), {"causal": True}),
         (lambda graph: rotary(graph, "part", shape="grouped"), {"sharing": 3}),
+        (lambda graph: rotary(graph, shape="rows"), {"joint_norm": True}),
     ],
 )
 def test_attention_of_decoders_computes_what_the_graph_does(build, expected):
@@ -199,7 +200,6 @@ def test_attention_of_decoders_computes_what_the_graph_does(build, expected):
         (lambda graph: rotary(graph, other=1.1), "turned differently"),
         (lambda graph: rotary(graph, "long"), "in sequences of 8 tokens"),
         (lambda graph: rotary(graph, of_keys=False), "one is turned by positions"),
-        (lambda graph: rotary(graph, shape="rows"), "normalises the rows of all 3 heads together"),
         (lambda graph: grouped(graph, 2), "3 heads of queries and 2 of keys"),
         (lambda graph: flat_heads(graph, by_position(graph)), "is not made of|more than a product per token"),
         (lambda graph: flat_heads(graph, graph.add("Tanh", normalized(graph))), "more than a product per token"),

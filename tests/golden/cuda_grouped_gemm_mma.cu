@@ -1,7 +1,3 @@
-__forceinline__ __device__ void tvm_builtin_ptx_cp_async_wait_group_async_wait_group_0() {
-  asm volatile("cp.async.wait_group 0;" :  :  : "memory");
-}
-
 __forceinline__ __device__ void tvm_builtin_ptx_mma_sync_aligned_m16n8k16_row_col_f32_bf16_bf16_f32(float& __d0, float& __d1, float& __d2, float& __d3, uint32_t __a0, uint32_t __a1, uint32_t __a2, uint32_t __a3, uint32_t __b0, uint32_t __b1, float __c0, float __c1, float __c2, float __c3) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};" : "=f"(__d0), "=f"(__d1), "=f"(__d2), "=f"(__d3) : "r"(__a0), "r"(__a1), "r"(__a2), "r"(__a3), "r"(__b0), "r"(__b1), "f"(__c0), "f"(__c1), "f"(__c2), "f"(__c3));
 }
@@ -97,7 +93,6 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
       reading = ((reading == 3) ? 0 : (reading + 1));
       writing = ((writing == 3) ? 0 : (writing + 1));
     }
-    tvm_builtin_ptx_cp_async_wait_group_async_wait_group_0();
     #pragma unroll
     for (int lower = 0; lower < 2; ++lower) {
       int line = (((lower * 8) + (lane >> 2)) + warp_row);

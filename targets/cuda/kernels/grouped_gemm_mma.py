@@ -40,6 +40,7 @@ from moec.targets.cuda.kernels.mma_tile import (
     SHAPES,
     Tile,
     panel_depth,
+    tile_shape,
 )
 from moec.targets.cuda.kernels.scaled_sums import (
     LANE_COLUMNS,
@@ -231,7 +232,6 @@ def _multiply(tile, fetched, scaled, left, right, sums, sources):
                 decode(tile, fetched, writing[0])
         reading[0] = T.Select(reading[0] == stages - 1, 0, reading[0] + 1)
         writing[0] = T.Select(writing[0] == stages - 1, 0, writing[0] + 1)
-    T.ptx.cp.async_.wait_group(0)
 
 
 @T.inline
@@ -270,7 +270,7 @@ def grouped_gemm_mma(
 ) -> tirx.PrimFunc:
     """The kernel of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`, or of another ``form``.
     ``epilogue`` turns float32 sums into an output: ``f(gate, up)`` where gated, else ``f(sum)``."""
-    shape, tiles = SHAPES[problem.block_rows], -(-problem.columns // COLUMNS)
+    shape, tiles = tile_shape(problem), -(-problem.columns // COLUMNS)
     depth = panel_depth(problem.dtype)
     row_lines, column_lines = shape.rows // shape.row_warps, COLUMNS // shape.column_warps
 
@@ -312,7 +312,7 @@ def grouped_gemm_mma(
 
 
 def _plan(problem: GroupedProblem) -> TilePlan:
-    tile = (problem.block_rows, COLUMNS, panel_depth(problem.dtype), SHAPES[problem.block_rows].stages)
+    tile = (problem.block_rows, COLUMNS, panel_depth(problem.dtype), tile_shape(problem).stages)
     return TilePlan(Product.of(problem), *tile, unit="mma")
 
 

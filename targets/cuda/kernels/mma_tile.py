@@ -63,8 +63,26 @@ class TileShape:
         return self.stages * (self.rows + self.columns) * LINE_BYTES
 
 
-SHAPES = {shape.rows: shape for shape in (TileShape(16, 1, 4, 4), TileShape(64, 2, 4, 4), TileShape(128, 2, 4, 3))}
-"""By rows of a block. Shared memory is at most 96 KiB, which all GPUs since 8.0 have."""
+SHAPES = {shape.rows: shape for shape in (TileShape(16, 1, 4, 4), TileShape(64, 2, 2, 2), TileShape(128, 2, 2, 2))}
+"""By rows of a block. An A100's multiprocessor holds two or more blocks of 64 and of 128 rows at once: one multiplies
+while another waits for its panel or stores, which is also why two stages are enough. Tiles of 16 rows may be too few
+for that, and have more panels on their way.
+
+Warps have 64 x 64 numbers of a tile of 128 rows, for shared memory brings 128 bytes in a cycle: of 16 inputs, 8 KiB are
+written and 16 read, in 192 of the 256 cycles that an A100's tensor cores take to multiply them. Warps of 64 x 32 would
+read 24, in all 256.
+"""
+_BESIDE_SCALED_SUMS = TileShape(128, 2, 4, 3)
+"""Of 128 rows in fp8: each sum has one of a group beside it, and registers are enough for one block."""
+
+
+def tile_shape(problem: GroupedProblem) -> TileShape:
+    """How the tile of a product is shared, where there is one of so many rows."""
+    shape = SHAPES[problem.block_rows]
+    if problem.in_fp8 and shape.rows == _BESIDE_SCALED_SUMS.rows:
+        return _BESIDE_SCALED_SUMS
+    # What is decoded is read a panel ahead, however many stages there are; more blocks fill more of that wait.
+    return dataclasses.replace(shape, stages=2) if problem.decodes else shape
 
 
 def panel_depth(dtype: str) -> int:

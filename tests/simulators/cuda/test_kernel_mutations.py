@@ -31,7 +31,10 @@ from ...targets.cuda.kernels.layers import Data, GroupedKernel, Layer, sort_pair
 CALLS = {
     "barrier": re.compile(r"^ +tvm_builtin_cuda_cta_sync\(\);$", re.MULTILINE),
     "commit": re.compile(r"^ +tvm_builtin_ptx_cp_async_commit_group\w*\(\);$", re.MULTILINE),
-    "wait": re.compile(r"^ +tvm_builtin_ptx_cp_async_wait_group\w*_[1-9]\(\);$", re.MULTILINE),
+    "wait": re.compile(
+        r"^ +tvm_builtin_ptx_cp_async_wait_group\w*_(?:[1-9]\(\);$|0\(\);(?=\n +tvm_builtin_cuda_cta_sync))",
+        re.MULTILINE,
+    ),
     "wait for a phase": re.compile(r"^ +tvm_builtin_cuda_mbarrier_wait\(.*\);$", re.MULTILINE),
     "wait for products": re.compile(r"^ +tvm_builtin_ptx_wgmma_wait_group\w*\(\);$", re.MULTILINE),
     "proxy fence": re.compile(r"^ +tvm_builtin_ptx_fence_proxy\w*\(\);$", re.MULTILINE),
@@ -84,7 +87,7 @@ def _combining_product() -> Case:
 def _attention() -> Case:
     problem, random = AttentionProblem(16, 16, 0.25), np.random.default_rng(0)
     tensors = [random.standard_normal((1, 1, rows, 16)).astype(np.float16) for rows in (20, 140, 140)]
-    absent = [np.zeros((1, 1, 1, 1), bool), np.zeros(1, np.int64)]
+    absent = [np.zeros((1, 1, 1, 1), bool), np.zeros(1, np.int64), np.zeros(1, np.float32)]
     return attention_mma(problem, "float16"), "sm_80", [*tensors, *absent, undefined((1, 1, 20, 16), "float16")], 1
 
 
@@ -93,6 +96,7 @@ KERNELS: dict[str, Callable[[], Case]] = {
     "attention": _attention,
     "product that combines": _combining_product,
     "product for Ampere": lambda: _product(grouped_gemm_mma, "sm_80", 16),
+    "product for Ampere, two stages": lambda: _product(grouped_gemm_mma, "sm_80", 64),
     "product for Hopper": lambda: _product(grouped_gemm_wgmma, "sm_90a", 64, SEVERAL_TILES),
     "quantised product for Hopper": _quantized_product,
 }

@@ -19,7 +19,9 @@ from moec.runtime.description import find_kernel
 from moec.targets.cuda import doctor, nvcc
 from moec.targets.cuda.architectures import LIMITS
 from moec.targets.cuda.device.driver import GpuFacts
-from moec.targets.cuda.kernels.mma_tile import SHAPES
+from moec.targets.cuda.kernels.fp8_rows import FP8
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
+from moec.targets.cuda.kernels.mma_tile import SHAPES, tile_shape
 from moec.targets.cuda.standalone import program_text
 
 from ..node_models import node_model
@@ -126,7 +128,8 @@ def test_programs_go_from_the_oldest_to_the_newest_by_number():
 def test_what_is_for_no_single_gpu_needs_no_more_shared_memory_than_the_least_has():
     """A GPU of 99 KiB runs code for older ones of 163 and 227."""
     least = min(limits.shared_bytes for limits in LIMITS.values())
-    assert max(shape.shared_bytes for shape in SHAPES.values()) <= least
+    problems = [GroupedProblem(2, 128, 128, rows, dtype=dtype) for rows in SHAPES for dtype in ("float16", FP8)]
+    assert max(tile_shape(problem).shared_bytes for problem in problems) <= least
 
 
 @pytest.mark.parametrize(("capability", "target"), [("12.0", "cuda:sm_120"), ("10.3", "cuda:sm_100"), ("7.5", None)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import struct
 from typing import Any
@@ -24,11 +25,14 @@ from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
 from moec.targets.cuda.kernels.grouped_gemv import GROUPED_GEMV, grouped_gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
+from moec.targets.cuda.kernels.mma_tile import tile_shape
 from moec.targets.cuda.kernels.normalization import normalize
 from moec.targets.cuda.kernels.packed_format import PackedFormat
 from moec.targets.cuda.kernels.row_share import RowLayout
 from moec.targets.cuda.kernels.softmax import softmax
+from moec.targets.cuda.launch_model.gpus import GPUS
 from moec.targets.cuda.launch_model.loops import count
+from moec.targets.cuda.launch_model.occupancy import occupancy
 from moec.targets.cuda.nvcc import compile_source, find_disassembler, find_tool
 from moec.targets.tvm.lower.attention import AttentionProblem
 from moec.targets.tvm.lower.experts import CombineProblem
@@ -66,6 +70,24 @@ _SINKS = dataclasses.replace(
 )
 INT4 = PackedFormat("int4", 128, "float16")
 SILU, SILU_IN_FULL = (experts_epilogue(ExpertsSpec(), dtype) for dtype in ("bfloat16", "float32"))
+MMA = {
+    "mma, results of pairs": _BEHIND,
+    "mma, int4": dataclasses.replace(_half(128), stored=INT4),
+    "mma, int4, 16 rows": dataclasses.replace(_half(16), stored=INT4),
+    "mma, fp8": _FP8,
+    "mma, fp8, 64 rows": dataclasses.replace(_FP8, block_rows=64),
+    "mma, tf32": GroupedProblem(8, 2048, 768, 128, gated=True, gathered=True, tf32=True),
+    **{f"mma, {rows} rows": _half(rows) for rows in SHAPES},
+}
+"""Grouped products by mma.sync."""
+
+
+def _mma(problem: GroupedProblem) -> Any:
+    if not problem.gated:
+        return grouped_gemm_mma(problem, lambda total: total)
+    return grouped_gemm_mma(problem, SILU_IN_FULL if problem.tf32 else SILU)
+
+
 KERNELS = {
     "route": lambda: route.route(RouteProblem(RouteSpec(k=8, score="sigmoid", groups=8, groups_kept=4), 512)),
     "dispatch": lambda: dispatch.dispatch(256, 64),
@@ -82,10 +104,7 @@ KERNELS = {
     "wgmma, 64 rows": lambda: grouped_gemm_wgmma(_half(64), SILU),
     "wgmma, int4": lambda: grouped_gemm_wgmma(dataclasses.replace(_half(128), stored=INT4), SILU),
     "wgmma, results of pairs": lambda: grouped_gemm_wgmma(_BEHIND, lambda total: total),
-    "mma, results of pairs": lambda: grouped_gemm_mma(_BEHIND, lambda total: total),
-    "mma, int4": lambda: grouped_gemm_mma(dataclasses.replace(_half(128), stored=INT4), SILU),
     "wgmma, fp8": lambda: grouped_gemm_wgmma(_FP8, SILU),
-    "mma, fp8": lambda: grouped_gemm_mma(_FP8, SILU),
     "softmax": lambda: softmax(RowLayout(None, "float16")),
     "layer norm": lambda: normalize(RowLayout(4096, "bfloat16"), 1e-5, True, "bfloat16", "bfloat16"),
     "attention of few": lambda: attention_few(_ATTENTION, "bfloat16"),
@@ -109,11 +128,8 @@ KERNELS = {
     "attention in tiles": lambda: attention_tiled(_ATTENTION, "float32"),
     "dense gemv": lambda: gemv(_dense(), lambda total: total),
     "dense gemv, int4": lambda: gemv(_dense(stored=PackedFormat("int4", 32, "float16")), lambda total: total),
-    "mma, tf32": lambda: grouped_gemm_mma(
-        GroupedProblem(8, 2048, 768, 128, gated=True, gathered=True, tf32=True), SILU_IN_FULL
-    ),
     "dense mma, part of a tile": lambda: grouped_gemm_mma(_dense(block_rows=128), lambda total: total, dense_kernel),
-    **{f"mma, {rows} rows": lambda rows=rows: grouped_gemm_mma(_half(rows), SILU) for rows in SHAPES},
+    **{name: functools.partial(_mma, problem) for name, problem in MMA.items()},
 }
 
 
@@ -129,7 +145,7 @@ _UNKNOWN = ("wgmma, fp8", "wgmma, 128 rows", "wgmma, results of pairs")
 def _architectures(name: str) -> list[str]:
     if name.startswith("wgmma"):
         return [HOPPER]
-    return [ADA, BLACKWELL] if name == "mma, fp8" else [AMPERE, BLACKWELL]
+    return [ADA, BLACKWELL] if name.startswith("mma, fp8") else [AMPERE, BLACKWELL]
 
 
 QUICK = [
@@ -186,6 +202,25 @@ def test_tensor_cores_and_asynchronous_copies_are_used(rows):
     compiled = compile_source(source_of(grouped_gemm_mma(_half(rows), SILU)), "sm_80")
     (instructions,) = compiled.sass.values()
     assert all(name in instructions for name in ("HMMA.16816", "LDGSTS", "LDSM"))
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "gpu", "least"),
+    [
+        ("mma, 128 rows", AMPERE, "a100", 2),
+        ("mma, int4", AMPERE, "a100", 2),
+        pytest.param("mma, results of pairs", AMPERE, "a100", 2, marks=pytest.mark.nightly),
+        pytest.param("mma, tf32", AMPERE, "a100", 2, marks=pytest.mark.nightly),
+        pytest.param("mma, 64 rows", AMPERE, "a100", 3, marks=pytest.mark.nightly),
+        pytest.param("mma, 64 rows", AMPERE, "rtx4090", 2, marks=pytest.mark.nightly),
+        pytest.param("mma, int4, 16 rows", AMPERE, "a100", 4, marks=pytest.mark.nightly),
+        pytest.param("mma, fp8, 64 rows", ADA, "rtx4090", 2, marks=pytest.mark.nightly),
+    ],
+)
+def test_a_multiprocessor_holds_several_blocks(name, architecture, gpu, least):
+    (resources,) = compile_source(source_of(KERNELS[name](), architecture), architecture).resources.values()
+    shape, registers = tile_shape(MMA[name]), int(re.search(r"Used (\d+) registers", resources)[1])
+    assert occupancy(GPUS[gpu], shape.threads, registers, shape.shared_bytes).blocks >= least
 
 
 @pytest.mark.skipif(find_disassembler() is None, reason="there is no cuobjdump, or no nvdisasm")

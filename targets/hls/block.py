@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.targets.base import Project
+from moec.targets.hls.graph.agreement import Agreement
 from moec.targets.hls.graph.calibrate import Replaceable
 from moec.targets.hls.hardware.parts import Part
 from moec.targets.hls.options import HlsOptions
@@ -46,6 +47,13 @@ class Block(Protocol):
         """All blocks of the kind, and why others stay outside, naming their nodes.
 
         Raises UnsupportedError, naming the node, for a block without which the model is not worth a project.
+        """
+        ...
+
+    def agreement(self, tokens: Array, output: Array) -> Agreement:
+        """Of the float form, which integers are made from, with what the graph holds on calibration data.
+
+        Raises UnsupportedError, naming the node, where it computes something else.
         """
         ...
 

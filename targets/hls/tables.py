@@ -46,12 +46,22 @@ def project_tables(project: Mapping[str, Any]) -> Iterator[RenderableType]:
     if "last_token" in report:
         yield Text(_last_token(report["last_token"]))
     yield dataflow_picture(report["channels"])
+    yield Text(_agreement(report["agreement"]))
     yield _quality_table(report)
 
 
 def _last_token(call: Mapping[str, Any]) -> str:
     time = f"{call['cycles']:,} cycles, {call['milliseconds']:.3f} ms"
     return f"A call with one token behind {call['past']:,} others, which a cache holds: {time} ({_NOT_SYNTHESISED})"
+
+
+def _agreement(blocks: Sequence[Mapping[str, Any]]) -> str:
+    """How the floats that became integers were held against the graph."""
+    worst = max(blocks, key=lambda one: one["largest"] / one["bound"])
+    said = f"Floats that became integers, against the graph on up to {max(one['tokens'] for one in blocks)} tokens: "
+    said += f"differ by up to {worst['largest']:.1e} of what {worst['node']} adds, {worst['bound']:.0e} allowed"
+    unseen = dict.fromkeys(what for one in blocks for what in one["unseen"])
+    return said + (f"; not seen: {'; '.join(unseen)}" if unseen else "")
 
 
 def _kernels(kernels: Mapping[str, Any]) -> str:

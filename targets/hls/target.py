@@ -17,6 +17,7 @@ from moec.targets.base import Project, Projects
 from moec.targets.hls.attention.target import AttentionBlock
 from moec.targets.hls.block import Block, IntegerBlock
 from moec.targets.hls.graph import calibrate
+from moec.targets.hls.graph.agreement import Agreement, unseen
 from moec.targets.hls.graph.outside import Outside, find_outside
 from moec.targets.hls.graph.stream_scales import StreamPart, shared_scales
 from moec.targets.hls.hardware.parts import Part, find_part
@@ -66,12 +67,16 @@ class HlsTarget:
         )
         whole = "" if self.options.by_block else self._whole(model, blocks, outside, inputs)
         if not isinstance(whole, str):
-            project, rest = whole
-            warnings = [str(rest)] if rest.operators else []
+            project, rest, agreements = whole
+            warnings = _warnings(rest, agreements)
             return Projects(self.name, inputs_of_model, outputs_of_model, [project], warnings=warnings)
         parts = [block.graph for block in blocks]
         floats = calibrate.run_floats(model, parts, inputs)
         integers = _quantized(blocks, floats.tokens)
+        with calibrate.unrounded(model) as differs:
+            seen = calibrate.run_floats(model, parts, inputs) if differs else floats
+        given = zip(blocks, seen.tokens, seen.results, strict=True)
+        agreements = [block.agreement(tokens, result) for block, tokens, result in given]
         outputs = calibrate.run_with(model, parts, inputs, lambda index, tokens: integers[index].run(tokens))
         model_report = quality.compare_outputs(floats.outputs, outputs)
         rest = find_outside(model, parts, calibrate.feeds_of(model, inputs))
@@ -82,13 +87,17 @@ class HlsTarget:
             "by_block": whole,
         }
         projects = _projects(blocks, integers, floats.tokens, common)
-        warnings = [str(rest)] if rest.operators else []
+        for project in projects:
+            of_node = [one for one in agreements if one.node == project.report["node"]]
+            project.report["agreement"] = [dataclasses.asdict(one) for one in of_node]
+        warnings = _warnings(rest, agreements)
         return Projects(self.name, inputs_of_model, outputs_of_model, projects, warnings=warnings)
 
     def _whole(
         self, model: ir.Model, blocks: Sequence[Block], outside: Sequence[str], inputs: Mapping[str, Array]
-    ) -> tuple[Project, Outside] | str:
-        """The project of the whole model and what is not in it, or why there is none."""
+    ) -> tuple[Project, Outside, list[Agreement]] | str:
+        """The project of the whole model, what is not in it, and how its parts agree with the graph; or why there is
+        none."""
         moe = [block.graph for block in blocks if isinstance(block, MoeBlock)]
         attention = [block.graph for block in blocks if isinstance(block, AttentionBlock)]
         try:
@@ -136,6 +145,10 @@ def _projects(
         for place, (quantized, rows) in enumerate(of_kind):
             projects.append(quantized.project(f"{kind.kind}_{place}", rows, common, tuple(projects)))
     return projects
+
+
+def _warnings(rest: Outside, agreements: Sequence[Agreement]) -> list[str]:
+    return [text for text in (str(rest) if rest.operators else None, unseen(agreements)) if text is not None]
 
 
 def _check_arithmetic(model: ir.Model) -> None:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from moec.errors import InputError, UnsupportedError
 from moec.targets.base import Project
 from moec.targets.hls.attention import reference as attention_reference
+from moec.targets.hls.attention.agreement import attention_agreement
 from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
 from moec.targets.hls.attention.estimate import AttentionEstimate, attention_cycles, estimate_attention
@@ -19,6 +20,7 @@ from moec.targets.hls.attention.graph import SOME_POSITIONS, GraphAttention, fin
 from moec.targets.hls.attention.project import attention_files
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
 from moec.targets.hls.attention.quantize import shape_of as attention_shape
+from moec.targets.hls.graph.agreement import Agreement
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES
 from moec.targets.hls.hardware.parts import Part
 from moec.targets.hls.moe.design import accumulator_bits, padded
@@ -111,6 +113,9 @@ class AttentionBlock:
             else:
                 fitting.append(cls(graph, part, options))
         return fitting, outside
+
+    def agreement(self, tokens: Array, output: Array) -> Agreement:
+        return attention_agreement(self.graph, tokens, output)
 
     def needed_scale(self, tokens: Array) -> float:
         return self.graph.numbers.needed_scale(tokens)

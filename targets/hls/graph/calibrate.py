@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx_ir as ir
 
 from moec.common.specs import tensor_specs
 from moec.errors import InputError
+from moec.ir.dialect import is_moec
 from moec.ir.interpreter import Evaluator
 from moec.runtime.inputs import InputCheck
 
@@ -29,18 +31,21 @@ class Replaceable(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FloatRun:
-    """``tokens``: what each block takes, in the order of the blocks. ``outputs``: of the model, by name."""
+    """``tokens``: what each block takes, in the order of the blocks; ``results``: what the graph makes of them, as it
+    holds it. ``outputs``: of the model, by name."""
 
     tokens: list[Array]
+    results: list[Array]
     outputs: dict[str, Array]
 
 
 def run_floats(model: ir.Model, blocks: Sequence[Replaceable], inputs: Mapping[str, Array]) -> FloatRun:
     """The model as it is. Raises InputError naming an input that is missing, unknown, misshapen or not finite."""
     feeds = feeds_of(model, inputs)
-    results = evaluate(model, feeds, [*(block.tokens for block in blocks), *model.graph.outputs])
-    tokens, outputs = results[: len(blocks)], results[len(blocks) :]
-    return FloatRun([block.as_tokens(one) for block, one in zip(blocks, tokens, strict=True)], _named(model, outputs))
+    count, wanted = len(blocks), [*(block.tokens for block in blocks), *(block.output for block in blocks)]
+    found = evaluate(model, feeds, [*wanted, *model.graph.outputs])
+    tokens = [block.as_tokens(one) for block, one in zip(blocks, found[:count], strict=True)]
+    return FloatRun(tokens, found[count : 2 * count], _named(model, found[2 * count :]))
 
 
 def run_with(
@@ -56,6 +61,18 @@ def run_with(
         result = compute(index, block.as_tokens(tokens))
         feeds[block.output] = result.reshape(tokens.shape).astype(tokens.dtype)
     return _named(model, evaluate(model, feeds, list(model.graph.outputs)))
+
+
+@contextlib.contextmanager
+def unrounded(model: ir.Model) -> Iterator[bool]:
+    """Inside, products round no operands, whatever ``arithmetic`` says. Whether that makes a difference."""
+    nodes = [node for node in model.graph if is_moec(node) and "arithmetic" in node.attributes]
+    kept = [node.attributes.pop("arithmetic") for node in nodes]
+    try:
+        yield any(attribute.value != "float32" for attribute in kept)
+    finally:
+        for node, attribute in zip(nodes, kept, strict=True):
+            node.attributes.add(attribute)
 
 
 def feeds_of(model: ir.Model, inputs: Mapping[str, Array]) -> dict[ir.Value, Array]:

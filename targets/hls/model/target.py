@@ -14,10 +14,12 @@ from moec.targets.base import Project
 from moec.targets.hls.attention.graph import GraphAttention
 from moec.targets.hls.attention.target import expect_whole_sequences
 from moec.targets.hls.attention.target import shape_of as attention_shape
-from moec.targets.hls.graph.calibrate import evaluate, feeds_of
+from moec.targets.hls.graph.agreement import Agreement
+from moec.targets.hls.graph.calibrate import evaluate, feeds_of, unrounded
 from moec.targets.hls.graph.outside import Outside, find_outside
 from moec.targets.hls.hardware.parts import Part
 from moec.targets.hls.model import reference
+from moec.targets.hls.model.agreement import model_agreements
 from moec.targets.hls.model.channels import model_channels
 from moec.targets.hls.model.design import ModelDesign
 from moec.targets.hls.model.estimate import choose_model, loads_of
@@ -45,11 +47,13 @@ def whole_project(
     inputs: Mapping[str, Array],
     part: Part,
     options: HlsOptions,
-) -> tuple[Project, Outside]:
+) -> tuple[Project, Outside, list[Agreement]]:
     """``moe``, ``attention`` and ``refused``: the blocks of the graph, and why others are none. ``inputs``: calibration
-    data, the first image or sequence of which the testbench runs. Beside the project, what of the model is not in it.
+    data, the first image or sequence of which the testbench runs. Beside the project, what of the model is not in it,
+    and how its parts agree with the graph.
 
-    Raises UnsupportedError, saying why, where the model as a whole is no design that fits the part.
+    Raises UnsupportedError, saying why, where the model as a whole is no design that fits the part, and where a part of
+    it does not compute what the graph does.
     """
     if attention and all(block.numbers.causal for block in attention):
         for block in attention:
@@ -60,7 +64,11 @@ def whole_project(
         graph = find_model(model, moe, attention, refused)
     name = in_comment(model.graph.name or TOP)
     plan = quantize_model(model, graph, inputs, name=name, weight_bits=options.weight_bits)
-    sequences, floats, outputs = _compared(model, graph, plan, inputs)
+    seen = _seen(model, graph, inputs)
+    with unrounded(model) as differs:
+        exact = _seen(model, graph, inputs) if differs else seen
+    agreements = model_agreements(graph, exact.sequences, exact.streams, exact.outputs[0])
+    sequences, floats, outputs = _compared(model, graph, plan, seen)
     first = plan.input_steps(sequences[0])
     estimate = choose_model(plan, loads_of(plan, first[: plan.tokens]), part, options.constraints)
     compared = quality.compare_outputs(floats, outputs)
@@ -79,8 +87,9 @@ def whole_project(
         "model_outputs": compared,
         "outside": [],
         "rest": dataclasses.asdict(rest),
+        "agreement": [dataclasses.asdict(one) for one in agreements],
     }
-    return checked_project("model", files, estimate.as_dict(), report), rest
+    return checked_project("model", files, estimate.as_dict(), report), rest, agreements
 
 
 def _input_of(model: ir.Model) -> ir.Value | None:
@@ -89,24 +98,41 @@ def _input_of(model: ir.Model) -> ir.Value | None:
     return inputs[0] if len(inputs) == 1 else None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """What the graph makes of the calibration data, ``feeds``: ``sequences`` that the design takes, ``streams`` that
+    each block takes and that the last one makes, ``outputs`` of the model."""
+
+    feeds: dict[ir.Value, Array]
+    sequences: Array
+    streams: list[Array]
+    outputs: list[Array]
+
+
+def _seen(model: ir.Model, graph: GraphModel, inputs: Mapping[str, Array]) -> _Seen:
+    feeds, streams = feeds_of(model, inputs), [*(block.tokens for block in graph.blocks), graph.stream]
+    sequences, *rest = evaluate(model, feeds, [graph.source, *streams, *model.graph.outputs])
+    return _Seen(feeds, sequences, rest[: len(streams)], rest[len(streams) :])
+
+
 def _compared(
-    model: ir.Model, graph: GraphModel, plan: ModelPlan, inputs: Mapping[str, Array]
+    model: ir.Model, graph: GraphModel, plan: ModelPlan, seen: _Seen
 ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
     """What the design takes of the calibration data, and what the model makes of it in floats and in integers. A graph
     may take no other number of images than it was given, so outputs are cut behind it."""
-    feeds = feeds_of(model, inputs)
-    results = list(model.graph.outputs)
-    sequences, *outputs = evaluate(model, feeds, [graph.source, *results])
+    results, sequences = list(model.graph.outputs), seen.sequences
     given = sequences[:_MOST_IMAGES]
     found = _integers(plan, given)
     if graph.result not in results:
         # Behind the layers is more of the model, which takes what they make.
-        kept = {**feeds, graph.stream: np.concatenate([found, sequences[len(given) :]]).astype(np.float32)}
+        kept = {**seen.feeds, graph.stream: np.concatenate([found, sequences[len(given) :]]).astype(np.float32)}
         integers = evaluate(model, kept, results)
     else:
         integers = [found]
     count, total = len(given), len(sequences)
-    floats = {str(value.name): one[: len(one) * count // total] for value, one in zip(results, outputs, strict=True)}
+    floats = {
+        str(value.name): one[: len(one) * count // total] for value, one in zip(results, seen.outputs, strict=True)
+    }
     cut = [one[: len(one) * count // total] if graph.result not in results else one for one in integers]
     return (
         given,

@@ -59,14 +59,9 @@ class FloatBlock:
 
     def run(self, tokens: Array) -> FloatResults:
         """Tokens [T, d] through the block, with everything on the way."""
-        residual = tokens
-        if self.norm is not None:
-            tokens = self.norm.run(tokens)
-        logits = tokens @ self.router.T + self.router_bias
-        if self.count:
-            gates, chosen = semantics.route(self.routing, logits, self.correction_bias)
-        else:
-            gates, chosen = np.zeros((len(tokens), 0), np.float32), np.zeros((len(tokens), 0), np.int32)
+        residual, tokens = tokens, self._inputs(tokens)
+        logits = self._logits(tokens)
+        gates, chosen = self._routed(logits)
         output = np.zeros((len(tokens), self.width), np.float32)
         parts = []
         for expert, rows, slots in semantics.pairs_by_expert(chosen):
@@ -83,6 +78,31 @@ class FloatBlock:
             tokens, logits, gates, chosen, _joined(ups, self.hidden), joined, _joined(hiddens, self.hidden),
             _joined(results, self.width), output,
         )  # fmt: skip
+
+    def chosen(self, tokens: Array) -> Array:
+        """Experts of tokens [T, d]: [T, k]."""
+        return self._routed(self._logits(self._inputs(tokens)))[1]
+
+    def undecided(self, tokens: Array, share: float) -> Array:
+        """Which of the tokens [T, d] choose other experts where logits are off by a share of the largest: bool [T]."""
+        logits = self._logits(self._inputs(tokens))
+        chosen = self._routed(logits)[1]
+        up = np.ones_like(logits)
+        np.put_along_axis(up, chosen, -1, axis=1)
+        nudged = logits + share * np.abs(logits).max(axis=1, keepdims=True, initial=0.0) * up
+        return (np.sort(self._routed(nudged)[1]) != np.sort(chosen)).any(axis=1)
+
+    def _inputs(self, tokens: Array) -> Array:
+        return tokens if self.norm is None else self.norm.run(tokens)
+
+    def _logits(self, inputs: Array) -> Array:
+        return inputs @ self.router.T + self.router_bias
+
+    def _routed(self, logits: Array) -> tuple[Array, Array]:
+        """Gates and chosen experts, [T, k] each."""
+        if self.count:
+            return semantics.route(self.routing, logits, self.correction_bias)
+        return np.zeros((len(logits), 0), np.float32), np.zeros((len(logits), 0), np.int32)
 
     def scaled(self, factors: Array) -> FloatBlock:
         """With results times ``factors`` [d]. Weights must be floats where any is not 1."""

@@ -12,8 +12,10 @@ import onnx_ir as ir
 
 from moec.errors import MoecError, UnsupportedError
 from moec.targets.base import Project
+from moec.targets.hls.graph.agreement import Agreement
 from moec.targets.hls.hardware.parts import Part
 from moec.targets.hls.moe import quality, reference
+from moec.targets.hls.moe.agreement import experts_agreement
 from moec.targets.hls.moe.blocks import GraphBlock, find_blocks
 from moec.targets.hls.moe.channels import channels_of
 from moec.targets.hls.moe.exploration import Exploration, explore
@@ -46,6 +48,9 @@ class MoeBlock:
         if not blocks:
             raise UnsupportedError("holds no MoE block; --target hls makes projects of MoE blocks")
         return [cls(block, part, options) for block in blocks], []
+
+    def agreement(self, tokens: Array, output: Array) -> Agreement:
+        return experts_agreement(self.graph, tokens, output)
 
     def needed_scale(self, tokens: Array) -> float | None:
         return self.graph.numbers.needed_scale(tokens)

@@ -17,7 +17,7 @@ from moec.runtime.artifact import open_artifact
 from moec.simulators.hls.simulate import simulate
 from moec.targets import get_all
 from moec.targets.hls import target as hls_target
-from moec.targets.hls.graph import calibrate
+from moec.targets.hls.graph import calibrate, residuals
 from moec.targets.hls.kind import HlsKind
 from moec.targets.hls.moe import reference
 from moec.targets.hls.moe.blocks import find_blocks
@@ -146,6 +146,14 @@ def test_a_block_of_another_kind_needs_nothing_of_the_target(model, monkeypatch)
     (target,) = get_all("hls:zcu102", OPTIONS)
     (project,) = target.compile(model).projects
     assert (project.name, project.report["outside"]) == ("other_0", ["a reason"])
+
+
+def test_a_block_that_is_read_wrongly_is_refused(model, monkeypatch):
+    read = residuals.norm_of
+    monkeypatch.setattr(residuals, "norm_of", lambda node: dataclasses.replace(read(node), epsilon=0.01))
+    (target,) = get_all("hls:zcu102", OPTIONS)
+    with pytest.raises(UnsupportedError, match=r"node_topk__1\.experts: .* makes \S+ and the graph \S+; expected"):
+        target.compile(model)
 
 
 def test_activations_in_fp8_are_refused():

@@ -1,0 +1,46 @@
+"""Layers of experts against the graph, on calibration data: see :mod:`moec.targets.hls.graph.agreement`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from moec.targets.hls.graph.agreement import MOST_TOKENS, Agreement, Compared, agreement
+from moec.targets.hls.moe.blocks import GraphBlock
+
+Array = np.ndarray[Any, Any]
+
+_NEAR_TIE = 1e-5
+"""Logits that are nearer, as a part of the largest, may order experts either way."""
+_PER_EXPERT = 2
+"""Tokens of each expert that are compared, where the data has them."""
+_MOST_NAMES = 4
+
+
+def experts_agreement(block: GraphBlock, tokens: Array, output: Array) -> Agreement:
+    """``tokens`` and ``output`` [..., d]: of the graph. Raises UnsupportedError, naming the node, where the block
+    computes something else."""
+    given, expected, numbers = block.as_tokens(tokens), block.as_tokens(output), block.numbers
+    rows = _rows(numbers.chosen(given), numbers.count)
+    given, expected = given[rows], expected[rows]
+    undecided = numbers.undecided(given, _NEAR_TIE)
+    added = expected if numbers.norm is None else expected - given
+    unseen = _unseen(numbers.chosen(given)[~undecided], numbers.count, int(undecided.sum()))
+    compared = Compared(numbers.run(given).output, expected, added, undecided, tuple(unseen))
+    return agreement(block.name, compared, output.dtype)
+
+
+def _rows(chosen: Array, experts: int) -> Array:
+    """Which tokens are compared: some from first to last, and the first of each expert."""
+    spread = np.linspace(0, max(0, len(chosen) - 1), min(len(chosen), MOST_TOKENS)).astype(np.int64)
+    firsts = [np.flatnonzero((chosen == expert).any(axis=1))[:_PER_EXPERT] for expert in range(experts)]
+    return np.unique(np.concatenate([spread, *firsts]))
+
+
+def _unseen(chosen: Array, experts: int, undecided: int) -> list[str]:
+    """By tokens that chose these experts, [T, k]."""
+    missing = [str(expert) for expert in range(experts) if not (chosen == expert).any()]
+    more = f" and {len(missing) - _MOST_NAMES} more" if missing[_MOST_NAMES:] else ""
+    found = [f"experts {', '.join(missing[:_MOST_NAMES])}{more}, which no token chose"] if missing else []
+    return [*found, *([f"{undecided} tokens, whose choice of experts is a near tie"] if undecided else [])]

@@ -127,10 +127,19 @@ def plan(
     if microseconds is None and gigabytes_per_second is not None:
         raise MoecError("--gigabytes-per-second is of use with --microseconds alone; leave it out")
     budget = budget_of(avg, megabytes, microseconds, gigabytes_per_second)
-    options = {"passes": pipeline_of(level, passes), "formats": formats, "linears": linears}
-    options["sensitivities"] = sensitivities
+    prepared = pipeline_of(level, passes)
     with shown_progress() as progress:
-        planned = write_plan(model, profile, budget, output, **options, progress=progress)
+        planned = write_plan(
+            model,
+            profile,
+            budget,
+            output,
+            passes=prepared,
+            formats=formats,
+            linears=linears,
+            sensitivities=sensitivities,
+            progress=progress,
+        )
     print_result([dataclasses.asdict(one) for one in planned], as_json, [plan_table(planned)])
 
 

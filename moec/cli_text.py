@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -62,7 +62,12 @@ def generate(
     import moec
 
     prompts = _prompts(prompt or [], prompt_file or [])
-    placed = {"threads": threads, "pages": pages.value, "resident": resident, "prefer_resident": prefer_resident}
+    placed: dict[str, Any] = {
+        "threads": threads,
+        "pages": pages.value,
+        "resident": resident,
+        "prefer_resident": prefer_resident,
+    }
     model = moec.load(artifact, **placed, emulate=emulate, architecture=architecture)
     shown = _Shown(len(prompts))
     found = moec.generate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,7 +37,12 @@ def bench(
     from moec.tools.bench import bench as bench_model
     from moec.tools.bench_session import DECODE, PREFILL, bench_session
 
-    placed = {"threads": threads, "pages": pages.value, "resident": resident, "prefer_resident": prefer_resident}
+    placed: dict[str, Any] = {
+        "threads": threads,
+        "pages": pages.value,
+        "resident": resident,
+        "prefer_resident": prefer_resident,
+    }
     if (prefill, decode, depth) != (None, None, None):
         if against or inputs:
             raise MoecError("--prefill, --decode and --depth time sessions, --against and --inputs single runs")

@@ -59,7 +59,7 @@ ATTRIBUTES: dict[str, str] = {
 that are not named have none."""
 _FLOATS = f"alpha beta activation_alpha activation_beta activation_gamma epsilon scale softcap swiglu_limit {_NORMS}"
 _TEXTS = "activation activation_type k_quant_type quant_type update_rule v_quant_type"
-ATTRIBUTE_TYPES = {
+ATTRIBUTE_TYPES: dict[str, ir.AttributeType] = {
     **dict.fromkeys(_FLOATS.split(), ir.AttributeType.FLOAT),
     **dict.fromkeys(_TEXTS.split(), ir.AttributeType.STRING),
 }

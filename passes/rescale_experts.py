@@ -88,7 +88,7 @@ class RescaleExperts:
             report.note(self.name, node_name(node), f"nothing to rescale: {system.tokens} tokens want factors of 1")
             return False
         keep_key(node)
-        scale_experts(node, "down", factors.tolist())
+        scale_experts(node, "down", list(factors))
         _scale_bias(graph, node, factors)
         report.note(
             self.name,

@@ -106,7 +106,7 @@ class _Router:
 def _note_shares(layers: Iterable[ir.Node], profile: Profile) -> None:
     for node in layers:
         measures = profile.experts(node)
-        set_shares(node, (measures.count / max(1, measures.tokens)).tolist())
+        set_shares(node, measures.count / max(1, measures.tokens))
 
 
 def _router(layer: ir.Node) -> _Router | None:

@@ -74,7 +74,7 @@ def import_module(
     from moec.ir.states import set_states
 
     torch = _import_torch()
-    module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wraps  # type: ignore[assignment]
     _check_weights(module)
     if module.training:
         raise MoecError(

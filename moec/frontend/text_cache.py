@@ -32,9 +32,9 @@ def sizes_of(label: str) -> tuple[str, ...]:
 def is_decoder(module: torch.nn.Module) -> bool:
     """Whether a module of transformers goes on writing from what it was given before, and has a cache there."""
     config = module.config
-    generates = getattr(module, "can_generate", lambda: False)()
+    can_generate: Any = getattr(module, "can_generate", None)
     is_alone = not getattr(config, "is_encoder_decoder", False) and getattr(config, "is_decoder", None) is not False
-    return generates and is_alone
+    return can_generate is not None and can_generate() and is_alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _flat(forward: Callable[..., Any], form: CacheForm) -> Callable[..., dict[st
 
     kinds = inspect.Parameter
     parameters = [kinds(f"{PAST}_{kept.label}", kinds.KEYWORD_ONLY) for kept in form.kept]
-    flat.__signature__ = inspect.Signature([kinds("input_ids", kinds.POSITIONAL_OR_KEYWORD), *parameters])
+    flat.__signature__ = inspect.Signature([kinds("input_ids", kinds.POSITIONAL_OR_KEYWORD), *parameters])  # type: ignore[attr-defined]
     return flat
 
 

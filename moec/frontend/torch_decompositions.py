@@ -106,7 +106,7 @@ class _Expansion:
         arguments, packet = in_place._schema.arguments, in_place.overloadpacket
         written = [argument for argument in arguments if argument.alias_info is not None]
         target = getattr(getattr(torch.ops, in_place.namespace), packet.__name__.removesuffix("_"), None)
-        target = getattr(target, in_place._overloadname, None)
+        target: Any = getattr(target, in_place._overloadname, None)
         if target in (None, in_place) or written != arguments[:1] or not isinstance(changed, torch.fx.Node):
             raise _TogetherError
         owner: Any = changed

@@ -189,7 +189,7 @@ def routed_experts(
 ) -> Array:
     """A block with the inputs of ``com.microsoft.MoE``, for x [..., d]."""
     rows = x.reshape(-1, x.shape[-1])
-    inputs = {"up": fc1, "up_bias": fc1_bias, "down": fc2, "down_bias": fc2_bias}
+    inputs: dict[str, Any] = {"up": fc1, "up_bias": fc1_bias, "down": fc2, "down_bias": fc2_bias}
     if spec.gate_layout == "separate":
         inputs |= {"gate": fc1, "gate_bias": fc1_bias, "up": fc3, "up_bias": fc3_bias}
     return semantics.moe(route_spec, spec, rows, logits, None, **inputs).reshape(x.shape)

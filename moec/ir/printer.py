@@ -58,7 +58,8 @@ def _value_name(value: ir.Value | None) -> str:
         return '""'
     if not value.name and value.uses():
         raise ValueError(f"a value that is used has no name: {value}")
-    return _string(value.name) if value.name in _TYPE_NAMES else _identifier(value.name or "")
+    name = value.name or ""
+    return _string(name) if name in _TYPE_NAMES else _identifier(name)
 
 
 def _name_list(values: Iterable[ir.Value | None]) -> str:

@@ -5,7 +5,7 @@ its metadata says so, which the pass ``stream-experts`` writes and targets that 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import onnx_ir as ir
 
@@ -28,7 +28,7 @@ def is_streamed(model: ir.Model) -> bool:
     return STREAMED_KEY in model.metadata_props
 
 
-def set_shares(node: ir.Node, shares: Sequence[float]) -> None:
+def set_shares(node: ir.Node, shares: Iterable[float]) -> None:
     """Note on a node how often its experts were chosen."""
     node.metadata_props[SHARES_KEY] = json.dumps([round(float(share), 6) for share in shares])
 

@@ -295,7 +295,7 @@ def _head(path: str | os.PathLike[str], data: Any) -> Head:
             "make it anew"
         )
     try:
-        layers = [LayerEntry(**{**layer, "parts": tuple(layer["parts"])}) for layer in data["layers"]]
+        layers = [LayerEntry(**(layer | {"parts": tuple(layer["parts"])})) for layer in data["layers"]]
         return Head(data["model"], data["data"], data["passes"], data["formats"], layers, data["version"])
     except (KeyError, TypeError) as error:
         raise MoecError(f"{path}: the head of the profile is damaged ({error}); make it anew") from error

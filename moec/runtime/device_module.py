@@ -47,7 +47,7 @@ class DeviceModule:
             start = reader.position
             kernels = tuple(_read_kernel(reader) for _ in range(reader.number()))
             table = blob[start : reader.position]
-            code = reader.bytes()
+            code = reader.take()
         except (struct.error, UnicodeDecodeError) as error:
             raise ArtifactError(f"the device module cannot be read ({error}); compile the model again") from error
         return DeviceModule(kernels, code, table)
@@ -66,7 +66,7 @@ class _Reader:
         self.position += _LENGTH.size
         return int(value)
 
-    def bytes(self, size: int | None = None) -> bytes:
+    def take(self, size: int | None = None) -> bytes:
         size = self.number() if size is None else size
         if size > len(self._data) - self.position:
             raise struct.error(f"{size} bytes expected, {len(self._data) - self.position} left")
@@ -74,16 +74,16 @@ class _Reader:
         return self._data[self.position - size : self.position]
 
     def text(self) -> str:
-        return self.bytes().decode()
+        return self.take().decode()
 
 
 def _read_kernel(reader: _Reader) -> DeviceCall:
     reader.text()  # the key, which is the name
     name = reader.text()
     arguments = reader.number()
-    reader.bytes(arguments * _ARGUMENT_BYTES)
+    reader.take(arguments * _ARGUMENT_BYTES)
     launch = tuple(reader.text() for _ in range(reader.number()))
-    reader.bytes(reader.number() * _ARGUMENT_BYTES)
+    reader.take(reader.number() * _ARGUMENT_BYTES)
     return DeviceCall(name, arguments, launch)
 
 

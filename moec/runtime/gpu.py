@@ -37,7 +37,7 @@ class GpuDevice(abc.ABC):
     the default stream, where that reading takes place, and the caller's stream waits for it.
     """
 
-    number: ClassVar[int]
+    number: int
     """The kind of device, as DLPack counts."""
     blob_loader: ClassVar[str]
     """The function that host code calls with the device module embedded in it."""

@@ -129,9 +129,9 @@ class Session:
         try:
             array: np.ndarray[Any, Any] = np.asarray(ids)
         except (ValueError, TypeError):  # rows of different lengths, say
-            array = np.empty(0, object)
+            array = np.empty((0, 0), object)
         if array.ndim == 1 and self.batch == 1:
-            array = array[None]
+            array = np.expand_dims(array, 0)
         if array.dtype.kind not in "iu" or array.ndim != 2 or array.shape[0] != self.batch or not array.size:
             found = f"{array.dtype}{list(array.shape)}" if array.dtype != object else shown(ids)
             raise InputError(f"token ids are {found}; expected integers [{self.batch}, 1 or more]")

@@ -106,7 +106,8 @@ class StreamedExperts:
     def shares(self) -> list[list[float]]:
         """By layer, in which share of the runs each expert was chosen."""
         shares = self._chosen / max(1, self.counts.runs)
-        return [part.tolist() for part in np.split(shares, self._first[1:-1])]
+        parts: list[np.ndarray] = np.split(shares, self._first[1:-1])
+        return [part.tolist() for part in parts]
 
     def begin_run(self) -> None:
         """What comes is another run of the model."""

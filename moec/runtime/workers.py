@@ -168,7 +168,9 @@ class _Job:
     """Work that is done elsewhere, and what came of it."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
-        self._work, self._result, self._error = work, None, None
+        self._work = work
+        self._result: Any = None
+        self._error: BaseException | None = None
         self._begun, self._done = threading.Lock(), threading.Lock()
         self._done.acquire()
 

@@ -54,13 +54,13 @@ def bench_session(
     rows, announce = [], progress or _silent
     for depth in depths:
         session = model.session(max_tokens=depth + max(length for _, length in tests))
-        ids = np.random.default_rng(0).integers(0, session.vocabulary, session.max_tokens).tolist()
+        ids: np.ndarray[Any, Any] = np.random.default_rng(0).integers(0, session.vocabulary, session.max_tokens)
         if depth:
             announce(f"filling a session with {depth} tokens")
-            prefilled(session, ids[:depth])
+            prefilled(session, ids[:depth].tolist())
         for kind, length in tests:
             announce(f"timing {kind}{length} behind {depth} tokens")
-            part = ids[depth : depth + length]
+            part = ids[depth : depth + length].tolist()
             seconds, shares = _timed(session, _RUNS[kind], part, repetitions, model.threads)
             rows.append({**_row(kind, depth, length, seconds), "shares": shares})
     counts = None if model.streamed is None else dataclasses.asdict(model.streamed)

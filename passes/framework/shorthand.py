@@ -27,8 +27,8 @@ def with_formats(passes: str, experts: str | None = None, linears: str | None = 
     Formats are written as the reports write them: ``int4/32z`` has groups of 32 and zero points. They come last, for
     all other passes see weights as floats. Raises MoecError for a format that does not exist.
     """
-    added = [_experts_pass(experts), _linears_pass(linears)]
-    return ",".join(filter(None, [passes, *added]))
+    texts = (passes, _experts_pass(experts), _linears_pass(linears))
+    return ",".join(text for text in texts if text)
 
 
 def with_arithmetic(passes: str, arithmetic: str | None) -> str:

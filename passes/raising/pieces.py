@@ -64,7 +64,7 @@ def _alike(labels: Array, owner: Array) -> Iterator[tuple[int, int]]:
     elsewhere = np.flatnonzero((owner[1:] != owner[:-1]).any(axis=1)) + 1
     other_step = np.flatnonzero((np.diff(labels, n=2, axis=0) != 0).any(axis=1)) + 2
     start = 0
-    for row in np.union1d(elsewhere, other_step).tolist():
+    for row in sorted({*elsewhere.tolist(), *other_step.tolist()}):
         if row in elsewhere or row > start + 1:
             yield start, row
             start = row

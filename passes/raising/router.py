@@ -176,14 +176,14 @@ def _grid(block: Block, widths: list[int]) -> Iterator[Routing]:
     biases = [None, *expert_vectors(block)]
     # the ids that a loop compares with are no scales, and as many as there are experts
     scales = [1.0, *(n for n in _numbers(block, floats_only=True) if n > 0 and n != 1)]
-    guards = [{}, *({"normalize_epsilon": n} for n in numbers if 0 < n < 1e-3)]
+    guards: list[dict[str, Any]] = [{}, *({"normalize_epsilon": n} for n in numbers if 0 < n < 1e-3)]
     guards += [{"normalize_floor": n} for n in _numbers(block, CLAMPS | COMPARISONS) if n > 0]
     thresholds = [None, *(n for n in _numbers(block, COMPARISONS) if 0 < n < 1)]
     for k in widths:
         shapes = _group_options(block, k)
         for score, bias, groups, threshold in itertools.product(SCORES, biases, shapes, thresholds):
             for scale in scales:
-                fields = {"k": k, "score": score, "scale": scale, "threshold": threshold, **groups}
+                fields: dict[str, Any] = {"k": k, "score": score, "scale": scale, "threshold": threshold, **groups}
                 yield Routing(RouteSpec(**fields), bias)
                 for guard in guards if score != "softmax_topk" or threshold is not None else ():
                     yield Routing(RouteSpec(**fields, normalize=True, **guard), bias)

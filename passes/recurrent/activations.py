@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -52,7 +53,8 @@ class Activation:
             return write.add("Mul", inner, number(self.numbers[0]))
         if self.name == "ThresholdedRelu":
             return write.add("Where", write.add("GreaterOrEqual", x, number(self.numbers[0])), x, number(0))
-        return write.add(self.name, x, **dict(zip(("alpha", "beta"), self.numbers, strict=False)))
+        attributes: dict[str, Any] = dict(zip(("alpha", "beta"), self.numbers, strict=False))
+        return write.add(self.name, x, **attributes)
 
 
 def activations_of(write: Writer, defaults: tuple[str, ...], directions: int) -> list[list[Activation]]:

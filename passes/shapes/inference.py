@@ -235,11 +235,11 @@ def _ask_onnx(node: ir.Node) -> bool:
     inputs = [value for value in node.inputs if value is not None]
     if any(value.shape is None or value.type is None for value in inputs) or any(not o.name for o in node.outputs):
         return False
-    types = {}
+    types: dict[Any, Any] = {}
     for value in inputs:
         types[value.name] = ir.serde.serialize_type(value.type)  # type: ignore[arg-type]
         ir.serde.serialize_shape_into(types[value.name], value.shape)  # type: ignore[arg-type]
-    data = {}
+    data: dict[Any, Any] = {}
     for value in inputs:
         array = constant(value, 64)
         if array is not None:

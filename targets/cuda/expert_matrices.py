@@ -68,11 +68,12 @@ def add_matrix(node: NodeLowering, name: str, problem: GroupedProblem, parts: Pa
 def _table(node: NodeLowering, name: str, problem: GroupedProblem, table: Table, row: int, parts: Parts) -> relax.Var:
     """One table of a quantised matrix, ``row`` elements for each of its columns; scales of one that is multiplied as it
     is come group by group."""
-    stored, shape = problem.stored, (problem.experts, problem.columns, row)
+    assert problem.stored is not None
+    stored: PackedFormat = problem.stored
+    shape = (problem.experts, problem.columns, row)
     by_group = problem.in_fp8 and table == "scale"
     if by_group:
         name, shape = f"{name}.by_group", (problem.experts, row, problem.columns)
-    assert stored is not None
 
     def load() -> Iterator[np.ndarray]:
         for expert in range(problem.experts):

@@ -227,7 +227,12 @@ def _problem_of(
 ) -> GroupedProblem:
     """The product of a group of experts, whose rows have ``dtype``."""
     (form,) = group.formats
-    fields = {"dtype": dtype, "matrix_dtype": form.dtype, "stored": form.stored, "tf32": uses_tf32(spec, dtype)}
+    fields: dict[str, Any] = {
+        "dtype": dtype,
+        "matrix_dtype": form.dtype,
+        "stored": form.stored,
+        "tf32": uses_tf32(spec, dtype),
+    }
     fields |= fields_of(group, groups) | {"out_dtype": _pair_dtype(node)}
     return GroupedProblem(inner=inner, width=width, gathered=True, scattered=True, **fields)
 

@@ -205,7 +205,7 @@ def _share(needed: int, available: int) -> str:
 
 
 def _by_process(estimate: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     named = {*estimate["dsp_by_process"], *(memory["process"] for memory in estimate["memories"])}
     for process in sorted(named, key=_place_of):
         memories = [memory for memory in estimate["memories"] if memory["process"] == process]

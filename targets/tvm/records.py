@@ -66,7 +66,8 @@ def _tir_text(name: str, function: tirx.PrimFunc) -> str:
         plain = tvm.ir.transform.Sequential([*blocks, transform.StmtSimplify()])
         function = plain(tvm.IRModule({name: function}))[name]
     # Integers of one type are printed as plain numbers: of the type that makes the shorter text.
-    text = min((function.script(int_dtype=dtype) for dtype in ("int64", "int32")), key=len)
+    texts: list[str] = [function.script(int_dtype=dtype) for dtype in ("int64", "int32")]
+    text = min(texts, key=len)
     return "\n".join(line for line in text.splitlines() if not line.startswith("# from ")).strip() + "\n"
 
 

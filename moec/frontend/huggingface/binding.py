@@ -52,7 +52,7 @@ class Binding:
                     f"{list(tensor.shape)} ({name}); they do not belong together, download both again"
                 )
         every: dict[str, Weight] = {}
-        optional = getattr(module, "_keys_to_ignore_on_load_missing", None) or ()
+        optional: Any = getattr(module, "_keys_to_ignore_on_load_missing", None) or ()
         for shared in names.values():
             found = next((weights[name] for name in shared if name in weights), None)
             if found is not None:
@@ -62,7 +62,7 @@ class Binding:
                     f"{where}: no tensor of its files is {shared[0]}, which config.json asks for; download the model "
                     "again, with all of its files"
                 )
-        ignored = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
+        ignored: Any = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
         rest = (ascii(name)[1:-1] for name in unused if not any(re.search(pattern, name) for pattern in ignored))
         return Binding(every, tuple(rest))
 
@@ -131,8 +131,9 @@ def _bind_floats(graph: ir.Graph, value: ir.Value, weight: Weight) -> None:
     assert value.dtype is not None
     if array.dtype != value.dtype:
         array = array.mapped(functools.partial(_converted, dtype=value.dtype), value.dtype, array.shape)
-    value.const_value = array.tensor()
-    value.const_value.name = value.name
+    tensor = array.tensor()
+    tensor.name = value.name
+    value.const_value = tensor
     graph.register_initializer(value)
 
 

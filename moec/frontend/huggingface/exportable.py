@@ -69,7 +69,7 @@ def exportable(module: torch.nn.Module) -> Iterator[None]:
 def _batched_experts(part: torch.nn.Module) -> Iterator[None]:
     """transformers runs experts as a data-dependent Python loop by default; its ``batched_mm`` computes the same."""
     current = getattr(getattr(part, "config", None), "_experts_implementation", None)
-    select = getattr(part, "set_experts_implementation", None)
+    select: Any = getattr(part, "set_experts_implementation", None)
     if select is None or current is None or current == "batched_mm":
         yield
         return

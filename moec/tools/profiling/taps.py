@@ -65,8 +65,8 @@ def _output(graph: ir.Graph, value: ir.Value, known: dict[ir.Value, str]) -> str
     if value not in known:
         copy = ir.node("Identity", [value])
         output = copy.outputs[0]
-        output.name, output.type, output.shape = f"moec.tap.{len(known)}", value.type, value.shape
+        known[value] = f"moec.tap.{len(known)}"
+        output.name, output.type, output.shape = known[value], value.type, value.shape
         graph.append(copy)
         graph.outputs.append(output)
-        known[value] = output.name
     return known[value]

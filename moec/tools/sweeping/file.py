@@ -108,7 +108,7 @@ def _variant(data: dict[str, Any]) -> Variant:
         for name, one in data["qualities"].items()
     }
     times = {case: Times(**one) for case, one in data["times"].items()}
-    return Variant(**{**data, "qualities": qualities, "times": times})
+    return Variant(**(data | {"qualities": qualities, "times": times}))
 
 
 def _number(value: float | str | None) -> float | None:

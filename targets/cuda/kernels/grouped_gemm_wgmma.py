@@ -214,8 +214,8 @@ def grouped_gemm_wgmma(
         most = T.meta_var(T.ceildiv(T.max(operands.blocks, 1), tile.cluster) * tile.tiles_across(problem))
         room = T.meta_var(multiprocessors if tile.cluster == 1 else T.max(T.truncdiv(multiprocessors, tile.cluster), 1))
         clusters = T.meta_var(T.min(room, most))
-        matrix_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)  # pyright: ignore[reportInvalidTypeForm]
-        rows_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)  # pyright: ignore[reportInvalidTypeForm]
+        matrix_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)  # type: ignore[valid-type]
+        rows_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)  # type: ignore[valid-type]
         if not problem.decodes:
             T.call_packed(
                 ENCODE_TENSOR_MAP,

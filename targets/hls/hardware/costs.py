@@ -94,7 +94,7 @@ class Estimate(Generic[DesignOf, CyclesOf]):
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for artifacts and for the script that compares them with a synthesis report."""
-        cycles = dataclasses.asdict(self.cycles)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        cycles = dataclasses.asdict(self.cycles)  # type: ignore[arg-type]
         return {
             "part": self.part.device,
             "board": self.part.board,

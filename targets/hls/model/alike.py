@@ -38,7 +38,7 @@ def made_alike(layers: Sequence[Layer]) -> list[Layer]:
     are_linear = any(isinstance(layer, QuantizedLinear) for layer in layers)  # in int8
     groups = [block.shape.group for block in blocks if block.shape.group]
     group = math.gcd(*groups) if groups else 0
-    shared = {
+    shared: dict[str, Any] = {
         "gated": any(block.shape.gated for block in blocks),
         "weight_bits": 8 if are_linear else max((block.shape.weight_bits for block in blocks), default=8),
         "group": group,

@@ -106,6 +106,6 @@ def _activation(
 def _specs(*, gated: bool) -> Iterator[ExpertsSpec]:
     layout = "separate" if gated else "none"
     for activation in ACTIVATIONS:
-        yield ExpertsSpec(activation=activation, gate_layout=layout)  # pyright: ignore[reportArgumentType]
+        yield ExpertsSpec(activation=activation, gate_layout=layout)  # type: ignore[arg-type]
     for alpha in (1.0, _QUICK_GELU):
         yield ExpertsSpec(activation="silu", alpha=alpha, gate_layout=layout)

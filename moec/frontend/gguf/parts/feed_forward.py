@@ -70,7 +70,7 @@ class Router:
                     f"{given.where}: {kept} of {groups} groups are kept, of {experts} experts, of which {used} are used"
                 )
             limits = {"groups": groups, "groups_kept": kept, "group_score": "sum_top2"}
-        floor = {"normalize": True, "normalize_floor": _SMALLEST_SUM} if normalize else {}
+        floor: dict[str, Any] = {"normalize": True, "normalize_floor": _SMALLEST_SUM} if normalize else {}
         return Router(experts, RouteSpec(used, score, **floor, **limits), **options)
 
     def scaled(self, scale: float) -> Router:

@@ -256,6 +256,9 @@ def inspect(
     tokens: Annotated[
         str | None, typer.Option(metavar="T,T,...", help=f"Of --launches: numbers of tokens. [default: {TOKENS}]")
     ] = None,
+    past: Annotated[
+        int | None, typer.Option(min=0, help="Of --launches: tokens that a session has had before. [default: 0]")
+    ] = None,
 ) -> None:
     """Show what is in an artifact: MoE blocks, kernels and why they were chosen, weights, passes, remarks."""
     from rich.text import Text
@@ -269,8 +272,8 @@ def inspect(
 
     if (expert is not None) + (kernel is not None) + launches > 1:
         raise MoecError("--expert, --kernel and --launches exclude one another: each shows one thing")
-    if not launches and (gpu is not None or tokens is not None):
-        raise MoecError("--gpu and --tokens are for --launches; add it")
+    if not launches and any(one is not None for one in (gpu, tokens, past)):
+        raise MoecError("--gpu, --tokens and --past are for --launches; add it")
     if launches and architecture is not None:
         raise MoecError("--architecture does not go with --launches; name a GPU with --gpu")
     if emit.value == STANDALONE:
@@ -283,7 +286,7 @@ def inspect(
     opened = open_artifact(artifact, check_weights=False)
     if launches:
         numbers = token_counts("tokens", TOKENS if tokens is None else tokens, least=1)
-        predicted = targets.kind_of(opened.manifest.target).predict_launches(opened, gpu, numbers)
+        predicted = targets.kind_of(opened.manifest.target).predict_launches(opened, gpu, numbers, past)
         print_result(predicted.data, as_json, predicted.tables)
         return
     if kernel is not None:

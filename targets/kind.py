@@ -119,10 +119,12 @@ class Kind(abc.ABC):
         """What an artifact needs to run, beside features of the processor."""
         return ()
 
-    def predict_launches(self, artifact: Artifact, machine: str | None, tokens: Sequence[int]) -> CommandResult:
-        """What the launches of an artifact's layers of experts take on a machine, by default one that it is for, at
-        these numbers of tokens: predicted, without running anything. Raises MoecError where there is no model of
-        that."""
+    def predict_launches(
+        self, artifact: Artifact, machine: str | None, tokens: Sequence[int], past: int | None
+    ) -> CommandResult:
+        """What the launches of an artifact take on a machine, by default one that it is for, at these numbers of
+        tokens, behind ``past`` ones that a session keeps: predicted, without running anything. Raises MoecError where
+        there is no model of that."""
         raise MoecError(
             f"{artifact.where}: is for {artifact.manifest.target}, and launches are those of a GPU; choose an artifact "
             "for --target cuda"

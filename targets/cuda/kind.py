@@ -66,13 +66,14 @@ class CudaKind(ProgramKind):
 
         return tune_gpu(compiled, progress)
 
-    def predict_launches(self, artifact: Artifact, machine: str | None, tokens: Sequence[int]) -> CommandResult:
-        from moec.targets.cuda.launch_model.layers import not_predicted, predict_layers
+    def predict_launches(
+        self, artifact: Artifact, machine: str | None, tokens: Sequence[int], past: int | None
+    ) -> CommandResult:
+        from moec.targets.cuda.launch_model.layers import predict_model
         from moec.targets.cuda.launch_model.tables import launch_data, launch_tables
 
-        gpu, layers = predict_layers(artifact, machine, tokens)
-        others = not_predicted(artifact, gpu)
-        return CommandResult(launch_data(gpu, layers, others), launch_tables(gpu, layers, others), as_expected=True)
+        model = predict_model(artifact, machine, tokens, past)
+        return CommandResult(launch_data(model), launch_tables(model), as_expected=True)
 
     def needs(self, description: Mapping[str, Any]) -> Sequence[str]:
         architectures = " or ".join(description["binaries"])

@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 import numpy as np
 import onnx_ir as ir
 import tvm
+import tvm_ffi
 from tvm import relax, te, tirx
 
 from moec.common.specs import StreamedExpertsSpec, StreamedWeight
@@ -28,16 +29,24 @@ def identifier(name: str | None) -> str:
     return re.sub(r"\W", "_", name or "value") or "value"
 
 
-def sizes_of(kernel: tirx.PrimFunc, types: Sequence[Any]) -> dict[str, str]:
+def sizes_of(
+    kernel: tirx.PrimFunc, types: Sequence[Any], instead: Mapping[tirx.Var, Any] | None = None
+) -> dict[str, str]:
     """What a kernel's dynamic sizes are in a call, in C. ``types``: of all arguments; sizes count where one is a
-    tensor."""
+    tensor. ``instead``: what stands for some sizes of the program."""
     sizes: dict[str, str] = {}
     for parameter, given in zip(kernel.params, types, strict=True):
         if isinstance(parameter.ty, tirx.BufferType) and isinstance(given, relax.TensorType):
             for size, found in zip(parameter.shape, given.shape, strict=True):
                 if isinstance(size, tirx.Var):
-                    sizes.setdefault(size.name, in_c(found))
+                    sizes.setdefault(size.name, in_c(_replaced(found, instead or {})))
     return sizes
+
+
+def _replaced(size: Any, instead: Mapping[tirx.Var, Any]) -> Any:
+    if not instead or not isinstance(size, tirx.Expr):
+        return size
+    return tvm_ffi.structural_map(size, [(tvm.ir.Var, lambda variable: instead.get(variable, variable))])
 
 
 def _is_view(expression: relax.Expr) -> TypeGuard[relax.Call]:
@@ -61,6 +70,8 @@ class FunctionBuilder:
         self._nodes: dict[str, ir.Node] = {}
         self._streamed: dict[str, tuple[int, dict[relax.Var, Sequence[int]], tuple[float, ...]] | None] = {}
         self._replaceable: set[str] = set()
+        self._of_one_page: dict[tirx.Var, Any] = {}
+        """For sizes that no input tells, those of pages, what they are in a plain run, in which there is one page."""
 
     def emit(self, expression: relax.Expr, name: str = "") -> relax.Var:
         if isinstance(expression, relax.Var):
@@ -241,7 +252,7 @@ class FunctionBuilder:
         record: KernelRecord,
     ) -> list[relax.Var]:
         given = [self.emit(argument) for argument in arguments]
-        record.sizes = sizes_of(kernel, [*(one.ty for one in given), *output_types])
+        record.sizes = sizes_of(kernel, [*(one.ty for one in given), *output_types], self._of_one_page)
         symbol = self._add_recorded_kernel(kernel, record)
         return self._call(symbol, given, output_types, record.name)
 
@@ -254,7 +265,8 @@ class FunctionBuilder:
         numbers: Sequence[Any] = (),
     ) -> list[relax.Var]:
         given = [*map(self.emit, arguments)]
-        record.sizes = sizes_of(kernel, [*(None for _ in numbers), *(one.ty for one in [*given, *outputs])])
+        types = [*(None for _ in numbers), *(one.ty for one in [*given, *outputs])]
+        record.sizes = sizes_of(kernel, types, self._of_one_page)
         symbol = self._add_recorded_kernel(kernel, record)
         return self._call_on(symbol, [*numbers, *given], outputs, record.name)
 

@@ -16,6 +16,7 @@ import onnx_ir as ir
 import tvm
 from tvm import relax, te, tirx
 
+from moec.common.guards import parse_size
 from moec.common.specs import HeldState, StreamedExpertsSpec
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name, operator_name
@@ -183,6 +184,10 @@ class Lowering(FunctionBuilder):
         length, row, dimensions[state.axis] = dimensions[state.axis], dimensions[-1], self.sizes.variable("page")
         inner = dimensions[:-1] if state.dtype == INT8_ROWS else dimensions
         sizes = [self.sizes.variable("pages"), *inner]
+        growth = parse_size(state.growth)
+        grown = length + growth({name: self._dimension(name) for name in growth.names})
+        one_page = {sizes[0]: 1, dimensions[state.axis]: grown}
+        self._of_one_page |= {variable: self.sizes.expression(size) for variable, size in one_page.items()}
         pages = relax.Var(identifier(value.name), relax.TensorType(sizes, state.dtype))
         self._held[value] = HeldTensor(pages, state.axis, length, dtype, row, output)
         if roundings is not None:

@@ -77,7 +77,7 @@ def test_writes_a_program_of_one_kernel(folder, tmp_path):
         (("--kernel", "exp", "--emit", "standalone"), "add --kernel K and -o DIR"),
         (("--emit", "standalone", "-o", "made"), "add --kernel K and -o DIR"),
         (("--kernel", "exp", "--emit", "cuda", "-o", "made"), "-o is for --emit standalone"),
-        (("--gpu", "h100"), "--gpu and --tokens are for --launches"),
+        (("--gpu", "h100"), "--gpu, --tokens and --past are for --launches"),
         (("--launches", "--kernel", "exp"), "--expert, --kernel and --launches exclude one another"),
         (("--launches", "--architecture", "sm_80"), "--architecture does not go with --launches"),
         (("--launches", "--gpu", "gtx"), "GPU 'gtx' is not known to the model; use one of a100, h100, rtx4090"),

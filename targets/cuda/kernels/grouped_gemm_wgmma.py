@@ -253,7 +253,7 @@ def _plan(problem: GroupedProblem) -> TilePlan:
     tile, copying_warps = wgmma_tile(problem), WARPGROUP // WARP
     sizes = (tile.rows, tile.columns, panel_depth(problem.dtype), tile.stages)
     groups = 1 if tile.together else CONSUMERS
-    return TilePlan(Product.of(problem), *sizes, "wgmma", copying_warps, True, tile.cluster, groups)
+    return TilePlan(Product.of(problem), *sizes, "wgmma", copying_warps, True, tile.cluster, groups, tile.band)
 
 
 GROUPED_GEMM_WGMMA, GEMM_WGMMA = tiled_kernels(

@@ -156,6 +156,8 @@ GPUS = {
 }
 """By the names that ``moec inspect --gpu`` takes."""
 
+SPECIAL_LANES = 16
+"""Exponentials that a multiprocessor computes in a cycle (C, "Arithmetic Instructions", of 8.0 to 9.0)."""
 SHARED_CYCLES = 30
 """From a load to its use, in shared memory (MT4G); an exchange between lanes is about as long."""
 LONE_WARP_CYCLES = 2

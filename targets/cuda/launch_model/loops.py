@@ -13,10 +13,10 @@ import re
 from collections.abc import Callable, Sequence
 
 from moec.targets.cuda.architectures import FP8, WARP
-from moec.targets.cuda.launch_model.plans import TilePlan, WarpPlan
+from moec.targets.cuda.launch_model.plans import AttentionPlan, TilePlan, WarpPlan
 
 _FUNCTION = re.compile(r"^\s*Function : (?P<name>\w+)$", re.MULTILINE)
-_INSTRUCTION = re.compile(r"^\s*/\*(?P<at>[0-9a-f]{4,})\*/\s+(?:@!?U?P\d+ )?(?P<what>[A-Z][^;]*);", re.MULTILINE)
+_INSTRUCTION = re.compile(r"^\s*/\*(?P<at>[0-9a-f]{4,})\*/\s+(?P<only>@!?U?P\d+ )?(?P<what>[A-Z][^;]*);", re.MULTILINE)
 _BRANCH = re.compile(r"BRA\S* (?:\S+, )?(?:`\()?0x(?P<target>[0-9a-f]+)")
 _INTEGERS = frozenset(
     [
@@ -42,6 +42,9 @@ _INTEGERS = frozenset(
 """Operations of the units for integers, and conversions, which are no faster (C, of :mod:`.gpus`)."""
 _FLOATS = {"FFMA", "FMUL", "FADD", "IMAD", "HFMA2", "HADD2", "HMUL2"}
 """Those that the units for multiply-adds do; IMAD, a product of integers, is one."""
+CountedPlan = TilePlan | WarpPlan | AttentionPlan
+_MMA_DEPTH = 16
+"""Inputs of a multiplication of 16-bit numbers."""
 _COPY_BYTES = 16
 """Of an asynchronous copy of a thread, and of its store of what it has decoded."""
 
@@ -63,18 +66,40 @@ class Issued:
 class _Instruction:
     at: int
     what: str
+    conditional: bool
 
 
-def count(sass: str, function: str, plan: TilePlan | WarpPlan, warps: int) -> Issued | None:
+def count(sass: str, function: str, plan: CountedPlan, warps: int) -> Issued | None:
     """Of a function that blocks of so many warps run; None where it cannot be counted."""
     code = _instructions(sass, function)
     if isinstance(plan, WarpPlan):
         loop = _main_loop(code, lambda what: what.startswith("FFMA"))
         # Of those that decode, the compiler makes additions where the factor is 1.
         done = _count(loop, "FFMA") + (_count(loop, "FADD") if plan.multiply_adds > 1 else 0)
-        steps = done // (plan.columns * plan.inputs * plan.rows * plan.multiply_adds)
+        steps = int(done / (plan.columns * plan.inputs * plan.rows * plan.multiply_adds))
         return Issued(len(loop) / steps, len(code) - len(loop), *_of_units(loop, steps)) if steps else None
+    if isinstance(plan, AttentionPlan):
+        return _count_attention(code, plan, warps)
     return _count_tile(code, plan, warps)
+
+
+def _count_attention(code: Sequence[_Instruction], plan: AttentionPlan, warps: int) -> Issued | None:
+    """A step is a tile of keys. Keys and values are copied in turn, by a loop with a branch for each."""
+    computing = warps - plan.copying_warps
+    along_head, along_keys = -(-plan.head_size // _MMA_DEPTH), plan.keys // _MMA_DEPTH
+    if plan.unit == "mma":
+        operation, of_tile = "HMMA", along_head * plan.keys // 8 + along_keys * -(-plan.columns // 16) * 2
+    else:
+        operation, of_tile = "HGMMA", along_head + along_keys
+    loop = _main_loop(code, lambda what: what.startswith(operation))
+    tiles = _count(loop, operation) / of_tile
+    if plan.unit == "fma" or tiles < 1 or tiles != int(tiles):
+        return None
+    copying = _main_loop([one for one in code if one not in loop], lambda what: what.startswith("LDGSTS"))
+    of_warp = len(copying) if plan.copying_warps else 0
+    integers, floats = (count * computing for count in _of_units(loop, tiles))
+    issued = len(loop) / tiles * computing + of_warp * plan.copying_warps
+    return Issued(issued, (len(code) - len(loop) - of_warp) * computing, integers, floats, of_warp)
 
 
 def _count_tile(code: Sequence[_Instruction], plan: TilePlan, warps: int) -> Issued | None:
@@ -132,18 +157,26 @@ def _instructions(sass: str, function: str) -> list[_Instruction]:
         return []
     ends = [match.start() for match in _FUNCTION.finditer(sass) if match.start() > begins[function]]
     text = sass[begins[function] : min(ends, default=len(sass))]
-    code = [_Instruction(int(match["at"], 16), match["what"].strip()) for match in _INSTRUCTION.finditer(text)]
+    code = [
+        _Instruction(int(match["at"], 16), match["what"].strip(), bool(match["only"]))
+        for match in _INSTRUCTION.finditer(text)
+    ]
     return [one for one in code if not one.what.startswith("NOP")]
 
 
 def _main_loop(code: Sequence[_Instruction], is_wanted: Callable[[str], bool]) -> list[_Instruction]:
     """The body of the loop with most of the wanted instructions, of those with no such loop within; nothing where there
-    is none."""
-    places = [(int(branch["target"], 16), one.at) for one in code if (branch := _BRANCH.match(one.what)) is not None]
-    bodies = [[one for one in code if begin <= one.at <= end] for begin, end in places if begin < end]
-    wanted = [body for body in bodies if any(is_wanted(one.what) for one in body)]
-    inner = [body for body in wanted if not any(other is not body and _is_within(other, body) for other in wanted)]
-    return max(inner, key=lambda body: sum(is_wanted(one.what) for one in body), default=[])
+    is none. A branch without condition may lead back from where a wait stands, behind all else: it makes a loop only
+    where no other one has what is wanted."""
+    branches = [(one, branch) for one in code if (branch := _BRANCH.match(one.what)) is not None]
+    for conditional in (True, False):
+        places = [(int(branch["target"], 16), one.at) for one, branch in branches if one.conditional is conditional]
+        bodies = [[one for one in code if begin <= one.at <= end] for begin, end in places if begin < end]
+        wanted = [body for body in bodies if any(is_wanted(one.what) for one in body)]
+        inner = [body for body in wanted if not any(other is not body and _is_within(other, body) for other in wanted)]
+        if inner:
+            return max(inner, key=lambda body: sum(is_wanted(one.what) for one in body))
+    return []
 
 
 def _is_within(body: Sequence[_Instruction], other: Sequence[_Instruction]) -> bool:

@@ -17,6 +17,8 @@ TOKENS, SLOTS = "tokens", "slots"
 """What kernels of experts call the dynamic sizes of their routing weights [T, k]."""
 MULTIPROCESSORS = "multiprocessors"
 """What expressions of launches call the number that the GPU has."""
+ROWS = "M"
+"""What kernels of dense products call the number of their rows."""
 LARGEST = 2**40
 """Sizes and numbers above are none."""
 Unit = Literal["wgmma", "mma", "fma"]
@@ -77,7 +79,8 @@ class TilePlan(_Recorded):
     ``copying_warps`` of its warps only bring panels. ``persistent``: a block computes tiles one after another, and
     begins to copy the next one before it has stored the last; where its other warps are in several ``groups``, each
     with a tile of its own, one multiplies while another stores. ``cluster``: blocks that get one copy of the matrix
-    together.
+    together. ``band``: blocks of rows that get the same columns of a matrix one after another, before any gets the
+    next ones.
     """
 
     product: Product
@@ -90,13 +93,15 @@ class TilePlan(_Recorded):
     persistent: bool = False
     cluster: int = 1
     groups: int = 1
+    band: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class WarpPlan(_Recorded):
     """A warp multiplies ``rows`` rows with ``columns`` lines of the matrix, of which each lane reads ``inputs`` numbers
     at a time; a block has ``warps`` of them. ``ahead``: how many such steps are read before the first is used;
-    ``multiply_adds``: of a number of the matrix with a row, those that decode it among them."""
+    ``multiply_adds``: of a number of the matrix with a row, those that decode it among them. ``side_by_side``: all rows
+    get some lines of the matrix before any gets the next."""
 
     product: Product
     warps: int
@@ -104,7 +109,8 @@ class WarpPlan(_Recorded):
     inputs: int
     rows: int = 1
     ahead: int = 1
-    multiply_adds: int = 1
+    multiply_adds: float = 1
+    side_by_side: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +139,54 @@ class WalkPlan(_Recorded):
     moved: tuple[str, ...] = ()
 
 
-LaunchPlan = TilePlan | WarpPlan | StreamPlan | WalkPlan
-_PLANS: dict[str, type[LaunchPlan]] = {"tiles": TilePlan, "warps": WarpPlan, "stream": StreamPlan, "walk": WalkPlan}
+@dataclasses.dataclass(frozen=True)
+class AttentionPlan(_Recorded):
+    """A block of threads has ``rows`` queries of the ``heads`` that share keys, ``columns`` columns of the values, of
+    which there are ``slices``, and walks over tiles of ``keys`` keys up to the last one that its queries see.
+
+    ``row_bytes`` and ``key_bytes``: of a number of queries and results, and of keys and values. ``waits``: loads of a
+    tile that are waited for one after another, ``ahead``: while the tile before is computed. ``weighs_meanwhile``:
+    weights are computed while tensor cores multiply. ``copying_warps`` of a block only bring keys and values.
+    ``causal``: which keys a query sees, as
+    :class:`~moec.targets.tvm.lower.attention.AttentionProblem` says. C, of the kernel's sizes, are ``sequences``, each
+    with keys of its own (heads of keys counted), ``queries`` and ``held`` keys of one, and into how many ``parts`` its
+    keys are divided.
+    """
+
+    dtype: str
+    row_bytes: int
+    key_bytes: int
+    head_size: int
+    columns: int
+    slices: int
+    heads: int
+    causal: str
+    rows: int
+    keys: int
+    unit: Unit
+    sequences: str
+    queries: str
+    held: str
+    parts: str = "1"
+    waits: int = 1
+    ahead: bool = True
+    weighs_meanwhile: bool = False
+    copying_warps: int = 0
+
+    @property
+    def best_unit(self) -> Unit:
+        """What could multiply these numbers."""
+        return "fma" if self.dtype == "float32" else "mma"
+
+
+LaunchPlan = TilePlan | WarpPlan | AttentionPlan | StreamPlan | WalkPlan
+_PLANS: dict[str, type[LaunchPlan]] = {
+    "tiles": TilePlan,
+    "warps": WarpPlan,
+    "attention": AttentionPlan,
+    "stream": StreamPlan,
+    "walk": WalkPlan,
+}
 
 
 def parse_plan(data: Any, where: str) -> LaunchPlan | None:
@@ -178,6 +230,9 @@ _MAY_BE_ZERO = {
     "copying_warps",
     "persistent",
     "gathered",
+    "side_by_side",
+    "ahead",
+    "weighs_meanwhile",
     "memory_waits",
     "exchanges",
     "read_of_pair",

@@ -10,7 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 
+from moec.targets.cuda.launch_model.attention import (
+    AttentionSizes,
+    attention_cycles,
+    attention_least_bytes,
+    attention_operations,
+    attention_traffic,
+    walk_of,
+)
 from moec.targets.cuda.launch_model.cycles import (
+    LATENCY,
     BlockCycles,
     stream_cycles,
     tile_cycles,
@@ -20,7 +29,7 @@ from moec.targets.cuda.launch_model.cycles import (
 from moec.targets.cuda.launch_model.gpus import EARLY_TRIPS, LAUNCH_SECONDS, Gpu
 from moec.targets.cuda.launch_model.loops import Issued
 from moec.targets.cuda.launch_model.occupancy import Occupancy, occupancy
-from moec.targets.cuda.launch_model.plans import StreamPlan, TilePlan, WalkPlan, WarpPlan
+from moec.targets.cuda.launch_model.plans import AttentionPlan, LaunchPlan, StreamPlan, TilePlan, WalkPlan, WarpPlan
 from moec.targets.cuda.launch_model.rows import Spread
 from moec.targets.cuda.launch_model.traffic import (
     Traffic,
@@ -37,8 +46,8 @@ MEMORY = "memory"
 @dataclasses.dataclass(frozen=True)
 class LaunchFacts:
     """What the host launches at some number of tokens. ``bytes_read`` and ``bytes_written``: of the tensors that the
-    plan of a stream names, or of all of them; ``steps``: of a walk; ``overlaps``: it begins
-    early, and the launch before lets it."""
+    plan of a stream names, or of all of them; ``steps``: of a walk; ``attention``: the sizes of one; ``overlaps``: it
+    begins early, and the launch before lets it."""
 
     blocks: int
     threads: int
@@ -48,6 +57,7 @@ class LaunchFacts:
     bytes_written: float = 0.0
     steps: int = 0
     issued: Issued | None = None
+    attention: AttentionSizes | None = None
     overlaps: bool = False
 
 
@@ -68,15 +78,13 @@ class Prediction:
     roofline: float
 
 
-def predict(
-    plan: TilePlan | WarpPlan | StreamPlan | WalkPlan, gpu: Gpu, facts: LaunchFacts, spread: Spread, tokens: int
-) -> Prediction:
+def predict(plan: LaunchPlan, gpu: Gpu, facts: LaunchFacts, spread: Spread, tokens: int) -> Prediction:
     """Of a launch whose blocks fit; ``spread``: of the pairs of ``tokens`` over the experts of the kernel."""
     held = occupancy(gpu, facts.threads, facts.registers, facts.shared_bytes)
-    blocks, cycles, traffic = _work(plan, gpu, facts, spread, tokens)
     room = gpu.multiprocessors * held.blocks
+    blocks, cycles, traffic, least_taken = _work(plan, gpu, facts, spread, tokens, room)
     waves = max(-(-blocks // room), 1)
-    taken, unit = _cycles_of_waves(gpu, held, blocks, cycles)
+    taken, unit = max(_cycles_of_waves(gpu, held, blocks, cycles), least_taken)
     idle = 0 if isinstance(plan, TilePlan) and plan.persistent else max(facts.blocks - blocks, 0)
     taken += idle / room * gpu.l2_cycles  # each looks up whether there is work, and leaves
     busy, moving = taken / gpu.clock, traffic.memory / gpu.memory_reached
@@ -84,32 +92,50 @@ def predict(
         moving += gpu.memory_cycles / gpu.clock  # until the first bytes come
     seconds, limit = max((busy, unit), (moving, MEMORY))
     seconds += EARLY_TRIPS * gpu.l2_cycles / gpu.clock if facts.overlaps else LAUNCH_SECONDS
-    operations, least = _least(plan, gpu, spread, tokens, traffic)
+    operations, least = _least(plan, gpu, facts, spread, tokens, traffic)
     return Prediction(
         held, blocks, waves, blocks / (waves * room), traffic, operations, seconds, limit, least / seconds
     )
 
 
 def _work(
-    plan: TilePlan | WarpPlan | StreamPlan | WalkPlan, gpu: Gpu, facts: LaunchFacts, spread: Spread, tokens: int
-) -> tuple[int, BlockCycles, Traffic]:
-    """Blocks that have work (of persistent ones, their tiles), the cycles of one, and what all move."""
+    plan: LaunchPlan, gpu: Gpu, facts: LaunchFacts, spread: Spread, tokens: int, room: int
+) -> tuple[int, BlockCycles, Traffic, tuple[float, str]]:
+    """Blocks that have work (of persistent ones, their tiles), the cycles of one, what all move, and the cycles of the
+    longest one and their limit, where blocks differ. ``room``: for so many at once."""
+    alike = (0.0, LATENCY)
     if isinstance(plan, TilePlan):
         rows = spread.blocks(plan.rows)
         tiles = rows * -(-plan.product.columns // plan.columns)
         own, in_memory = own_share(plan, spread), rows == spread.used
         cycles = tile_cycles(plan, gpu, facts.issued, own_share=own, from_memory=in_memory)
-        return tiles, cycles, tile_traffic(plan, gpu, spread, tokens)
+        return tiles, cycles, tile_traffic(plan, gpu, spread, tokens, room), alike
     if isinstance(plan, WarpPlan):
         of_pair = -(-plan.product.columns // (plan.warps * plan.columns))
         cycles = warp_cycles(plan, gpu, facts.issued, from_memory=True)
-        return -(-spread.pairs // plan.rows) * of_pair, cycles, warp_traffic(plan, gpu, spread, tokens)
+        return -(-spread.pairs // plan.rows) * of_pair, cycles, warp_traffic(plan, gpu, spread, tokens), alike
+    if isinstance(plan, AttentionPlan):
+        return _attention_work(plan, gpu, facts.issued, facts.attention)
     traffic = tensor_traffic(gpu, facts.bytes_read, facts.bytes_written)
     read, moved = facts.bytes_read / facts.blocks, traffic.l2 / facts.blocks
     if isinstance(plan, WalkPlan):
-        return facts.blocks, walk_cycles(plan, gpu, facts.steps, moved), traffic
+        return facts.blocks, walk_cycles(plan, gpu, facts.steps, moved), traffic, alike
     cycles = stream_cycles(plan, gpu, facts.threads, moved, read, from_memory=traffic.memory > 0)
-    return facts.blocks, cycles, traffic
+    return facts.blocks, cycles, traffic, alike
+
+
+def _attention_work(
+    plan: AttentionPlan, gpu: Gpu, issued: Issued | None, sizes: AttentionSizes | None
+) -> tuple[int, BlockCycles, Traffic, tuple[float, str]]:
+    assert sizes is not None, "an attention has sizes"
+    walk = walk_of(plan, sizes)
+    traffic = attention_traffic(plan, gpu, sizes, walk)
+    from_memory = traffic.memory > 0
+    cycles, longest = (
+        attention_cycles(plan, gpu, issued, tiles, from_memory=from_memory)
+        for tiles in (walk.tiles / max(walk.blocks, 1), walk.longest)
+    )
+    return walk.blocks, cycles, traffic, longest.together(1)
 
 
 def _cycles_of_waves(gpu: Gpu, held: Occupancy, blocks: int, cycles: BlockCycles) -> tuple[float, str]:
@@ -123,9 +149,14 @@ def _cycles_of_waves(gpu: Gpu, held: Occupancy, blocks: int, cycles: BlockCycles
 
 
 def _least(
-    plan: TilePlan | WarpPlan | StreamPlan | WalkPlan, gpu: Gpu, spread: Spread, tokens: int, traffic: Traffic
+    plan: LaunchPlan, gpu: Gpu, facts: LaunchFacts, spread: Spread, tokens: int, traffic: Traffic
 ) -> tuple[float, float]:
     """Operations, and the seconds that they and the bytes take at the published peaks."""
+    if isinstance(plan, AttentionPlan):
+        assert facts.attention is not None, "an attention has sizes"
+        operations = attention_operations(plan, facts.attention)
+        moved = attention_least_bytes(plan, facts.attention)
+        return operations, max(operations / gpu.peak(plan.dtype, plan.best_unit), moved / gpu.memory_peak)
     if isinstance(plan, (StreamPlan, WalkPlan)):
         return 0.0, traffic.memory / gpu.memory_peak
     product = plan.product

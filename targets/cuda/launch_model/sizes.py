@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moec.common.dtypes import DTYPES
-from moec.common.guards import Expression, parse_size, solve
+from moec.common.guards import Expression, parse_size, size_names, solve
 from moec.errors import ArtifactError, MoecError
-from moec.targets.cuda.launch_model.plans import LARGEST, TOKENS
+from moec.runtime.artifact import Artifact
+from moec.runtime.manifest import ProgramEntry
+from moec.targets.cuda.launch_model.plans import LARGEST, MULTIPROCESSORS
 
 
 def evaluate(text: str, sizes: Mapping[str, int], where: str) -> int:
@@ -24,15 +26,35 @@ def evaluate(text: str, sizes: Mapping[str, int], where: str) -> int:
     return found
 
 
-def model_sizes(kernel: Mapping[str, Any], tokens: int, where: str) -> dict[str, int]:
-    """The model's sizes at which a kernel of a layer is called with so many tokens. Where these follow from several (a
-    batch of sequences), all but the last are 1. Raises MoecError where the kernel is called with another number."""
-    text = kernel["sizes"][TOKENS]
-    size = _parsed(text, where)
-    sizes: dict[Any, int] = {size.text: tokens, **dict.fromkeys(size.names[:-1], 1)}
-    if not solve(size, sizes) or evaluate(text, sizes, where) != tokens:
-        raise MoecError(f"{where}: the layer has {text} tokens; {tokens} are none of these numbers")
-    return {name: sizes[name] for name in size.names}
+class ModelSizes:
+    """The model's sizes at numbers of tokens, on a GPU of so many multiprocessors. ``past``: how long states are that a
+    run makes longer; all other sizes that do not follow from the number of tokens are 1."""
+
+    def __init__(self, artifact: Artifact, program: ProgramEntry, past: int, multiprocessors: int) -> None:
+        inputs = {spec.name: spec for spec in artifact.manifest.inputs}
+        lengths = [inputs[state.input].shape[state.axis] for state in program.held if state.input in inputs]
+        names = [name for spec in inputs.values() for size in spec.shape for name in size_names(size)]
+        self._others = {**dict.fromkeys(names, 1), **dict.fromkeys(filter(_is_name, lengths), past)}
+        self._others[MULTIPROCESSORS] = multiprocessors
+        self.has_past = any(map(_is_name, lengths))
+
+    def at(self, kernel: Mapping[str, Any], size: str, tokens: int, where: str) -> dict[str, int]:
+        """Where ``size`` of a kernel is the number of tokens. Where that follows from several sizes of the model (a
+        batch of sequences), all but the last are 1. Raises MoecError where the kernel is called with another number."""
+        text = kernel["sizes"][size]
+        parsed = _parsed(text, where)
+        sizes: dict[Any, int] = {parsed.text: tokens, **dict.fromkeys(parsed.names[:-1], 1)}
+        if not solve(parsed, sizes) or evaluate(text, sizes, where) != tokens:
+            raise MoecError(f"{where}: the layer has {text} tokens; {tokens} are none of these numbers")
+        return {**self._others, **{name: sizes[name] for name in parsed.names}}
+
+    def tell(self, kernel: Mapping[str, Any], where: str) -> bool:
+        """Whether the kernel's sizes follow from these: not where they depend on what is computed."""
+        return all(name in self._others for text in kernel["sizes"].values() for name in _parsed(text, where).names)
+
+
+def _is_name(size: int | str) -> bool:
+    return isinstance(size, str) and size_names(size) == (size,)
 
 
 def kernel_sizes(kernel: Mapping[str, Any], model: Mapping[str, int], where: str) -> dict[str, int]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import RenderableType
 from rich.text import Text
 
 from moec.common.tables import table
-from moec.targets.cuda.launch_model.gpus import Gpu
-from moec.targets.cuda.launch_model.layers import PredictedLaunch, PredictedLayer
+from moec.targets.cuda.launch_model.kernel_calls import PredictedLaunch
+from moec.targets.cuda.launch_model.layers import PredictedLayer, PredictedModel
+from moec.targets.cuda.launch_model.outside import PredictedOutside
 from moec.targets.cuda.launch_model.plans import TilePlan, WarpPlan
 
 _HEADINGS = (
@@ -29,29 +30,34 @@ _HEADINGS = (
 )
 
 
-def launch_tables(
-    gpu: Gpu, layers: Sequence[PredictedLayer], others: Sequence[Mapping[str, Any]] = ()
-) -> Iterator[RenderableType]:
-    """``others``: the records of kernels of which nothing is predicted."""
+def launch_tables(model: PredictedModel) -> Iterator[RenderableType]:
     yield Text(
-        f"Predicted for {gpu.name}, not measured: from published figures, tokens spread evenly over experts, kernels "
-        "of a captured graph one after another. docs/cuda.md says what the model knows."
+        f"Predicted for {model.gpu.name}, not measured: from published figures, tokens spread evenly over experts, "
+        "kernels of a captured graph one after another. docs/cuda.md says what the model knows."
     )
-    for layer in layers:
+    for layer in model.layers:
         rows = [_cells(launch) for launch in layer.launches]
-        rate = f", {layer.operations / layer.seconds / 1e12:.3g} TFLOP/s" if layer.operations else ""
         share = layer.least / layer.seconds
-        title = f"{layer.node}, {layer.tokens} tokens: predicted {_us(layer.seconds)} µs{rate}, {share:.0%} of roofline"
+        title = f"{layer.node}, {layer.tokens} tokens: {_in_words(layer)}, {share:.0%} of roofline"
         yield table(title, _HEADINGS, rows)
-    if others:
-        title = f"Not predicted: {len(others)} kernels outside of layers of experts, whose launches take time, too"
-        yield table(title, ("kernel", "operators", "launches per call"), [_other_cells(kernel) for kernel in others])
+    for outside in model.outside:
+        cells = [(*_cells(one.launch), str(one.nodes)) for one in outside.launches]
+        title = f"Outside of layers of experts, {outside.tokens} tokens: {_in_words(outside)}"
+        yield table(title, (*_HEADINGS, "nodes"), cells)
+        inside = [layer.seconds for layer in model.layers if layer.tokens == outside.tokens]
+        if inside:
+            total = _us(outside.seconds + sum(inside))
+            yield Text(f"With {len(inside)} layers of experts, {outside.tokens} tokens: predicted {total} µs")
+    if model.others:
+        title = f"Not predicted: {len(model.others)} kernels, whose launches take time, too"
+        cells = [_other_cells(kernel) for kernel in model.others]
+        yield table(title, ("kernel", "operators", "nodes"), cells)
 
 
-def launch_data(gpu: Gpu, layers: Sequence[PredictedLayer], others: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+def launch_data(model: PredictedModel) -> dict[str, Any]:
     """The same as plain data, in seconds and bytes."""
     return {
-        "gpu": gpu.name,
+        "gpu": model.gpu.name,
         "spread": "balanced",
         "predicted": [
             {
@@ -62,7 +68,16 @@ def launch_data(gpu: Gpu, layers: Sequence[PredictedLayer], others: Sequence[Map
                 "share_of_roofline": layer.least / layer.seconds,
                 "launches": [_launch_data(launch) for launch in layer.launches],
             }
-            for layer in layers
+            for layer in model.layers
+        ],
+        "outside": [
+            {
+                "tokens": outside.tokens,
+                "seconds": outside.seconds,
+                "operations": outside.operations,
+                "launches": [{**_launch_data(one.launch), "nodes": one.nodes} for one in outside.launches],
+            }
+            for outside in model.outside
         ],
         "not_predicted": [
             {
@@ -71,9 +86,14 @@ def launch_data(gpu: Gpu, layers: Sequence[PredictedLayer], others: Sequence[Map
                 "nodes": kernel["nodes"],
                 "functions": [launch["function"] for launch in kernel["launches"]],
             }
-            for kernel in others
+            for kernel in model.others
         ],
     }
+
+
+def _in_words(predicted: PredictedLayer | PredictedOutside) -> str:
+    rate = f", {predicted.operations / predicted.seconds / 1e12:.3g} TFLOP/s" if predicted.operations else ""
+    return f"predicted {_us(predicted.seconds)} µs{rate}"
 
 
 def _launch_data(launch: PredictedLaunch) -> dict[str, Any]:
@@ -120,7 +140,7 @@ def _cells(launch: PredictedLaunch) -> tuple[str, ...]:
 
 
 def _other_cells(kernel: Mapping[str, Any]) -> tuple[str, ...]:
-    return kernel["name"], kernel["op"], str(len(kernel["launches"]))
+    return kernel["name"], kernel["op"], str(len(kernel["nodes"]))
 
 
 def _issued(launch: PredictedLaunch) -> str:
@@ -130,7 +150,7 @@ def _issued(launch: PredictedLaunch) -> str:
         return "-"
     if isinstance(plan, WarpPlan):
         return f"{issued.per_step / (plan.columns * plan.inputs):.1f} per weight"
-    return f"{issued.per_step:.0f} per panel" if isinstance(plan, TilePlan) else "-"
+    return f"{issued.per_step:.0f} per {'panel' if isinstance(plan, TilePlan) else 'tile'}"
 
 
 def _mb(size: float) -> str:

@@ -2,7 +2,7 @@
 
 The cache is taken to hold what a launch reads again, or what the one before wrote, where that is at most half of it.
 Tiles of one block of rows are computed side by side, those of an expert's next block right after them: its matrix comes
-from memory once where it fits.
+from memory once where it fits, or where all blocks of its rows have their tiles at the same time.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ def stays(gpu: Gpu, size: float) -> bool:
     return size <= gpu.l2_bytes / 2
 
 
-def tile_traffic(plan: TilePlan, gpu: Gpu, spread: Spread, tokens: int) -> Traffic:
-    """Of all tiles; rows of padding are not read."""
+def tile_traffic(plan: TilePlan, gpu: Gpu, spread: Spread, tokens: int, together: int = 1) -> Traffic:
+    """Of all tiles, so many ``together``; rows of padding are not read."""
     product, blocks = plan.product, spread.blocks(plan.rows)
     across = -(-product.columns // plan.columns)
     row, result = product.inner * product.row_bytes, product.width * product.out_bytes
-    matrices = product.matrix_bytes * (spread.used if stays(gpu, product.matrix_bytes) else blocks)
+    in_turn = spread.blocks(plan.rows * max(plan.band, together // across, 1))
+    matrices = product.matrix_bytes * (spread.used if stays(gpu, product.matrix_bytes) else in_turn)
     moved = matrices + _once(gpu, _different_rows(product, spread, tokens) * row, spread.pairs * row)
     read = blocks * product.matrix_bytes * own_share(plan, spread) + across * spread.pairs * row
-    return Traffic(moved + _kept(gpu, spread.pairs * result), read + spread.pairs * result)
+    return Traffic(moved + kept(gpu, spread.pairs * result), read + spread.pairs * result)
 
 
 def own_share(plan: TilePlan, spread: Spread) -> float:
@@ -45,19 +46,20 @@ def own_share(plan: TilePlan, spread: Spread) -> float:
 
 
 def warp_traffic(plan: WarpPlan, gpu: Gpu, spread: Spread, tokens: int) -> Traffic:
-    """Of pairs, each of which reads its expert's matrix, one after another; lines of warps in one block read a row
-    together."""
+    """Of pairs, each of which reads its expert's matrix, one after another or side by side; lines of warps in one block
+    read a row together."""
     product, groups = plan.product, -(-spread.pairs // plan.rows)
     row, result = product.inner * product.row_bytes, product.width * product.out_bytes
-    matrices = product.matrix_bytes * (spread.used if stays(gpu, product.matrix_bytes) else groups)
-    moved = matrices + _kept(gpu, _different_rows(product, spread, tokens) * row)
+    once = plan.side_by_side or stays(gpu, product.matrix_bytes)
+    matrices = product.matrix_bytes * (spread.used if once else groups)
+    moved = matrices + kept(gpu, _different_rows(product, spread, tokens) * row)
     read = groups * (product.matrix_bytes + product.columns / plan.columns * plan.rows * row)
-    return Traffic(moved + _kept(gpu, spread.pairs * result), read + spread.pairs * result)
+    return Traffic(moved + kept(gpu, spread.pairs * result), read + spread.pairs * result)
 
 
 def tensor_traffic(gpu: Gpu, read: float, written: float) -> Traffic:
     """Of tensors that are read and written once."""
-    return Traffic(_kept(gpu, read) + _kept(gpu, written), read + written)
+    return Traffic(kept(gpu, read) + kept(gpu, written), read + written)
 
 
 def least_bytes(product: Product, spread: Spread, tokens: int) -> float:
@@ -70,7 +72,7 @@ def _different_rows(product: Product, spread: Spread, tokens: int) -> int:
     return min(tokens, spread.pairs) if product.gathered else spread.pairs
 
 
-def _kept(gpu: Gpu, size: float) -> float:
+def kept(gpu: Gpu, size: float) -> float:
     """What of so many bytes, which another launch wrote or will read, has to do with memory."""
     return 0.0 if stays(gpu, size) else size
 

@@ -6,19 +6,30 @@ import copy
 import dataclasses
 import io
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from moec import targets
-from moec.common.specs import TensorSpec
+from moec.common.specs import HeldState, TensorSpec
 from moec.errors import ArtifactError, MoecError
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import Manifest, ProgramEntry
-from moec.targets.cuda.launch_model.layers import not_predicted, predict_layers
-from moec.targets.cuda.launch_model.plans import SLOTS, TOKENS, Product, StreamPlan, TilePlan, WalkPlan, WarpPlan
+from moec.targets.cuda.launch_model.attention import AttentionSizes
+from moec.targets.cuda.launch_model.layers import PredictedModel, predict_model
+from moec.targets.cuda.launch_model.plans import (
+    SLOTS,
+    TOKENS,
+    AttentionPlan,
+    Product,
+    StreamPlan,
+    TilePlan,
+    WalkPlan,
+    WarpPlan,
+)
 from moec.targets.cuda.launch_model.sizes import evaluate
 from moec.targets.cuda.launch_model.tables import launch_data, launch_tables
 
@@ -31,7 +42,7 @@ SIZES = {
     "B": "max(min(batch * sequence * 2, (batch * sequence * 2 + 120) / 16), 1)",
 }
 
-INPUTS = [TensorSpec("past", "float32", ("length", 4))]
+INPUTS = [TensorSpec("past", "float32", ("length", 4)), TensorSpec("ids", "int64", ("batch", "sequence"))]
 
 
 def kernel(name: str, plan: object, grid: str, *, least: int = 0, most: int | None = None, threads: int = 128) -> dict:
@@ -72,14 +83,18 @@ KERNELS = [
 ]
 
 
-def artifact(*kernels: dict, architecture: str = "sm_80", binary: str | None = "code") -> Artifact:
-    program = ProgramEntry(architecture, [], [], binary=binary, kernels=list(kernels))
+def artifact(
+    *kernels: dict, architecture: str = "sm_80", binary: str | None = "code", held: Sequence[HeldState] = ()
+) -> Artifact:
+    program = ProgramEntry(architecture, [], [], binary=binary, kernels=list(kernels), held=list(held))
     return Artifact(pathlib.Path(), Manifest("0", "cuda", INPUTS, [], [program], [], {}), "art")
 
 
 def test_the_host_launches_what_is_for_so_many_tokens():
-    gpu, (few, many) = predict_layers(artifact(*KERNELS), None, [3, 40])
-    assert gpu.name == "A100 SXM 80GB"
+    model = predict_model(artifact(*KERNELS), None, [3, 40])
+    few, many = model.layers
+    assert model.outside == model.others == ()
+    assert model.gpu.name == "A100 SXM 80GB"
     assert [launch.function for launch in few.launches] == ["route_kernel", "few_kernel", "combine_kernel"]
     assert [launch.function for launch in many.launches] == ["route_kernel", "many_kernel", "combine_kernel"]
     # 80 pairs, ten of each expert: a block each of 16 rows, of at most 12 blocks.
@@ -98,7 +113,7 @@ def test_a_launch_that_begins_early_saves_time_where_the_one_before_lets_it():
         kernels = copy.deepcopy(KERNELS)
         for one in kernels:
             one["launches"][0]["begins_early"] = one["name"] in early
-        _, (layer,) = predict_layers(artifact(*kernels, architecture="sm_90a"), "h100", [3])
+        (layer,) = predict_model(artifact(*kernels, architecture="sm_90a"), "h100", [3]).layers
         return [launch.prediction.seconds for launch in layer.launches]
 
     one_by_one = seconds()
@@ -109,12 +124,10 @@ def test_a_launch_that_begins_early_saves_time_where_the_one_before_lets_it():
 
 
 def test_what_is_printed():
-    gpu, layers = predict_layers(artifact(*KERNELS), "h100", [40])
-    layers = [dataclasses.replace(layer, node="y[/z]") for layer in layers]
-    out = io.StringIO()
-    for one in launch_tables(gpu, layers):
-        Console(file=out, width=200).print(one)
-    text = out.getvalue()
+    model = predict_model(artifact(*KERNELS), "h100", [40])
+    layers = [dataclasses.replace(layer, node="y[/z]") for layer in model.layers]
+    model = dataclasses.replace(model, layers=tuple(layers))
+    text = printed(model)
     assert text.startswith("Predicted for H100 SXM, not measured: ")
     title, rows = text.splitlines()[1], text.splitlines()[3:]
     assert title.startswith("y[/z], 40 tokens: predicted ")
@@ -122,26 +135,90 @@ def test_what_is_printed():
     cells = rows[3].split()
     assert cells[:9] == ["many", "192", "x", "128", "64,", "64.0", "KiB", "3", "(shared"]
     assert cells[10:14] == ["128", "1,", "32%", "33.6,"]
-    data = launch_data(gpu, layers)["predicted"][0]
+    data = launch_data(model)["predicted"][0]
     assert data["launches"][1]["blocks_with_work"] == 128
     assert data["seconds"] == layers[0].seconds
 
 
-def test_kernels_outside_of_layers_are_listed_and_nothing_is_predicted_of_them():
-    attention = {**kernel("attention[/b]", None, "tokens"), "op": "Attention", "nodes": ["z"]}
-    made = artifact(*KERNELS, attention, {**attention, "name": "view", "launches": []})
-    gpu, layers = predict_layers(made, None, [3])
-    others = not_predicted(made, gpu)
-    assert not_predicted(artifact(*KERNELS), gpu) == [] and others == [attention]
-    assert launch_data(gpu, layers, others)["not_predicted"] == [
-        {"kernel": "attention[/b]", "op": "Attention", "nodes": ["z"], "functions": ["attention[/b]_kernel"]}
-    ]
-    *_, last = launch_tables(gpu, layers, others)
+def printed(model: PredictedModel) -> str:
     out = io.StringIO()
-    Console(file=out, width=200).print(last)
-    assert "Not predicted: 1 kernels" in out.getvalue()
-    assert ["attention[/b]", "Attention", "1"] in [line.split() for line in out.getvalue().splitlines()]
-    assert len(list(launch_tables(gpu, layers))) == len(list(launch_tables(gpu, layers, others))) - 1
+    for one in launch_tables(model):
+        Console(file=out, width=200).print(one)
+    return out.getvalue()
+
+
+DENSE = Product(1, 256, 512, 512, "bfloat16", 16.0, 2, 2, gathered=True)
+ATTENTION = AttentionPlan("bfloat16", 2, 2, 64, 64, 1, 4, "last", 64, 64, "mma", "B * G", "S", "P")
+
+
+def outside(name: str, op: str, plan: object, grid: str, sizes: dict[str, str], nodes: tuple[str, ...]) -> dict:
+    """A kernel that is launched whatever the sizes."""
+    made = kernel(name, plan, grid)
+    made["launches"][0]["only_if"] = None
+    parameters = [{"name": "rows", "dtype": "bfloat16", "shape": [next(iter(sizes))]}]
+    return {**made, "op": op, "sizes": sizes, "nodes": list(nodes), "parameters": parameters}
+
+
+TILES = outside("product", "MatMul", TilePlan(DENSE, 64, 128, 64, 3, "mma"), "M", {"M": "batch * sequence"}, ("a", "b"))
+ATTENDS = outside(
+    "attention",
+    "Attention",
+    ATTENTION,
+    "S",
+    {"B": "batch", "G": "2", "S": "sequence", "P": "length + sequence"},
+    ("c",),
+)
+HELD = HeldState("past", "present", 0, "float32", "sequence")
+
+
+def test_products_and_attention_outside_of_layers_are_predicted_too():
+    model = predict_model(artifact(*KERNELS, TILES, ATTENDS, held=[HELD]), None, [40], 100)
+    (found,) = model.outside
+    product, attention = found.launches
+    assert (product.nodes, attention.nodes) == (2, 1)
+    # 40 rows are a block of 64, of four tiles.
+    assert product.launch.prediction.blocks == 4
+    assert product.launch.prediction.operations == 2 * 40 * 512 * 256
+    # Two heads of keys, each with 160 queries in tiles of 64; query i sees 100 keys more than i + 1.
+    assert attention.launch.facts.attention == AttentionSizes(2, 40, 140, 1)
+    assert attention.launch.prediction.blocks == 2 * 3
+    seen = 40 * 100 + 40 * 41 // 2
+    assert attention.launch.prediction.operations == 2 * 2 * 4 * seen * (64 + 64)
+    assert found.seconds == 2 * product.launch.prediction.seconds + attention.launch.prediction.seconds
+    assert found.operations == sum(one.nodes * one.launch.prediction.operations for one in found.launches)
+    text, data = printed(model), launch_data(model)["outside"]
+    total = (found.seconds + model.layers[0].seconds) * 1e6
+    assert f"With 1 layers of experts, 40 tokens: predicted {total:.1f} µs" in text
+    assert [(one["function"], one["nodes"]) for one in data[0]["launches"]] == [
+        ("product_kernel", 2),
+        ("attention_kernel", 1),
+    ]
+
+
+def test_a_model_without_layers_of_experts_is_predicted_by_the_rows_of_its_products():
+    model = predict_model(artifact(ATTENDS, TILES), None, [40])
+    assert model.layers == () and len(model.outside[0].launches) == 2
+    assert "With " not in printed(model)
+
+
+def test_what_says_nothing_of_itself_or_has_computed_sizes_is_listed():
+    unsaid = {**ATTENDS, "name": "attention[/b]", "plan": None}
+    computed = {**TILES, "name": "computed", "sizes": {"M": "chosen * 2"}}
+    made = artifact(*KERNELS, unsaid, computed, {**unsaid, "name": "view", "launches": []})
+    model = predict_model(made, None, [3])
+    assert model.others == (unsaid, computed) and model.outside == ()
+    assert launch_data(model)["not_predicted"] == [
+        {"kernel": "attention[/b]", "op": "Attention", "nodes": ["c"], "functions": ["attention_kernel"]},
+        {"kernel": "computed", "op": "MatMul", "nodes": ["a", "b"], "functions": ["product_kernel"]},
+    ]
+    lines = [line.split() for line in printed(model).splitlines()]
+    assert ["attention[/b]", "Attention", "1"] in lines and ["computed", "MatMul", "2"] in lines
+    assert "Not predicted: 2 kernels" in printed(model)
+
+
+def test_a_past_of_a_model_that_keeps_none_is_refused():
+    with pytest.raises(MoecError, match="art: keeps no keys and values between runs on a GPU; leave out --past"):
+        predict_model(artifact(*KERNELS), None, [3], 5)
 
 
 @pytest.mark.parametrize(
@@ -151,21 +228,25 @@ def test_kernels_outside_of_layers_are_listed_and_nothing_is_predicted_of_them()
         (artifact(*KERNELS, architecture="sm_90a"), "a100", "holds code for sm_90a, and the GPU is sm_80"),
         (artifact(*KERNELS, architecture="sm_120"), None, "for sm_120, which no GPU runs whose figures are known"),
         (artifact(*KERNELS, binary=None), None, "holds no code for a GPU, for no nvcc was found"),
-        (artifact({**KERNELS[0], "op": "Softmax"}), None, "has no layer of experts"),
+        (
+            artifact({**KERNELS[0], "op": "Softmax"}),
+            None,
+            "has no layer of experts and no product with a constant matrix",
+        ),
         (artifact({**KERNELS[0], "launches": []}), None, "has no layer of experts"),
         (artifact({**KERNELS[0], "sizes": {TOKENS: "64"}}), None, "the layer has 64 tokens; 3 are none"),
     ],
 )
 def test_what_cannot_be_predicted_is_refused(made, gpu, message):
     with pytest.raises(MoecError, match=message):
-        predict_layers(made, gpu, [3])
+        predict_model(made, gpu, [3])
 
 
 def test_artifacts_of_other_kinds_are_refused():
     made = artifact(*KERNELS)
     made.manifest.target = "cpu"
     with pytest.raises(MoecError, match="art: is for cpu, and launches are those of a GPU; choose an artifact for"):
-        targets.kind_of("cpu").predict_launches(made, None, [3])
+        targets.kind_of("cpu").predict_launches(made, None, [3], None)
 
 
 def _altered(**changes: object) -> dict:
@@ -180,7 +261,7 @@ def _altered(**changes: object) -> dict:
 )
 def test_blocks_that_do_not_fit_are_refused(changes, found):
     with pytest.raises(MoecError, match=f"kernel 'route': a block of .*{found}.* does not fit on A100"):
-        predict_layers(artifact(_altered(**changes)), None, [3])
+        predict_model(artifact(_altered(**changes)), None, [3])
 
 
 @pytest.mark.parametrize(
@@ -203,7 +284,7 @@ def test_blocks_that_do_not_fit_are_refused(changes, found):
 )
 def test_records_that_were_altered_are_refused(altered):
     with pytest.raises(ArtifactError):
-        predict_layers(artifact(altered), None, [3])
+        predict_model(artifact(altered), None, [3])
 
 
 def test_kernels_of_a_layer_say_how_they_are_called(program_of):

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from moec.targets.cuda.launch_model.loops import Issued, count
-from moec.targets.cuda.launch_model.plans import Product, TilePlan, WarpPlan
+from moec.targets.cuda.launch_model.plans import AttentionPlan, Product, TilePlan, WarpPlan
 
 PRODUCT = Product(4, 256, 64, 64, "bfloat16", 16.0, 2, 2, gathered=True)
 WARPS = WarpPlan(PRODUCT, warps=4, columns=4, inputs=8)
@@ -75,6 +75,27 @@ def test_warps_that_copy_have_a_loop_of_their_own():
     copying = loop(11, *["LDGSTS.E.BYPASS.128 [R37], [R8.64]"] * 4, "UTMALDG.2D [UR8], [UR18]", "LOP3.LUT R1, R2, R3")
     found = count(sass("S2R R0, SR_TID.X", *computing, *copying, "EXIT"), "f", WGMMA, 8)
     assert found == Issued(10 / 2 * 4 + 7 * 4, 2 * 4, integers=4, copying=7)
+
+
+ATTENTION = AttentionPlan("bfloat16", 2, 2, 64, 64, 1, 4, "last", 64, 64, "mma", "B * G", "S", "P")
+
+
+def test_tiles_of_keys():
+    """A warp has 4 * 8 products of a tile's scores and 4 * 8 of its values, and lies behind a test in the middle."""
+    body = ["@P0 BRA 0x1000", *["HMMA.16816.F32.BF16 R4, R8, R2, R4"] * 64, "MUFU.EX2 R3, R3", "BRA 0x10"]
+    assert count(sass("S2R R0, SR_TID.X", *body, "EXIT"), "f", ATTENTION, 4) == Issued(67 * 4, 2 * 4)
+    assert count(sass(*body[:-2], "BRA 0x0"), "f", dataclasses.replace(ATTENTION, keys=80), 4) is None
+    plain = dataclasses.replace(ATTENTION, unit="fma")
+    assert count(sass(*loop(0, *FMA), "EXIT"), "f", plain, 8) is None
+
+
+def test_tiles_of_keys_that_a_warpgroup_of_its_own_brings():
+    """A consumer has four products along a head, four along the keys. It waits behind all else: no loop."""
+    products = ["HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24"] * 8
+    copies = loop(10, "LDGSTS.E.BYPASS.128 [R37], [R8.64]", "IADD3 R1, R2, R3, RZ")
+    text = sass("S2R R0, SR_TID.X", *loop(1, *products), *copies, *products, "BRA 0x20", "EXIT")
+    plan = dataclasses.replace(ATTENTION, rows=128, unit="wgmma", copying_warps=4)
+    assert count(text, "f", plan, 12) == Issued(9 * 8 + 3 * 4, 11 * 8, copying=3)
 
 
 def test_a_loop_over_tiles_is_not_the_main_loop():

@@ -8,12 +8,30 @@ import json
 import pytest
 
 from moec.errors import ArtifactError
+from moec.targets.base import SizeRange
+from moec.targets.cuda.kernels.attention_few import ATTENTION_FEW
+from moec.targets.cuda.kernels.attention_mma import ATTENTION_MMA
+from moec.targets.cuda.kernels.attention_operands import AttentionLaunch
+from moec.targets.cuda.kernels.attention_tiled import ATTENTION_TILED
+from moec.targets.cuda.kernels.attention_wgmma import ATTENTION_WGMMA
+from moec.targets.cuda.kernels.dense_problem import dense_problem
+from moec.targets.cuda.kernels.gemv import GEMV
 from moec.targets.cuda.kernels.grouped_gemm_mma import GROUPED_GEMM_MMA
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import GROUPED_GEMM_WGMMA
 from moec.targets.cuda.kernels.grouped_gemv import GROUPED_GEMV
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.packed_format import PackedFormat
-from moec.targets.cuda.launch_model.plans import Product, StreamPlan, TilePlan, WalkPlan, WarpPlan, parse_plan
+from moec.targets.cuda.kernels.tiled_kernels import DenseLaunch
+from moec.targets.cuda.launch_model.plans import (
+    AttentionPlan,
+    Product,
+    StreamPlan,
+    TilePlan,
+    WalkPlan,
+    WarpPlan,
+    parse_plan,
+)
+from moec.targets.tvm.lower.attention import AttentionProblem
 
 PRODUCT = Product(4, 256, 64, 64, "bfloat16", 4.5, 2, 2, gathered=False)
 TILE = TilePlan(PRODUCT, 16, 32, 64, 3, "mma")
@@ -27,6 +45,7 @@ TILE = TilePlan(PRODUCT, 16, 32, 64, 3, "mma")
         WarpPlan(PRODUCT, 4, 4, 8),
         StreamPlan(("x", "pairs"), ("y",), 16, 4),
         WalkPlan("2 * tokens", 0.25, moved=("counts",)),
+        AttentionPlan("float32", 4, 2, 64, 64, 2, 8, "", 64, 64, "fma", "B * G", "S", "P", "parts", 5, ahead=False),
     ],
 )
 def test_what_is_written_is_read(plan):
@@ -38,12 +57,37 @@ def test_what_kernels_of_products_plan():
     problem = GroupedProblem(8, 1024, 384, block_rows=128, gated=True, gathered=True, **types)
     product = Product(8, 1024, 768, 384, "bfloat16", 16.0, 2, 4, gathered=True)
     assert Product.of(problem) == product
-    assert GROUPED_GEMM_WGMMA.plan(problem) == TilePlan(product, 128, 192, 64, 5, "wgmma", 4, True, 2, 2)
+    assert GROUPED_GEMM_WGMMA.plan(problem) == TilePlan(product, 128, 192, 64, 5, "wgmma", 4, True, 2, 2, 14)
     assert GROUPED_GEMM_MMA.plan(problem) == TilePlan(product, 128, 128, 64, 3, "mma")
     assert GROUPED_GEMV.plan(problem) == WarpPlan(product, warps=4, columns=4, inputs=8)
     stored = PackedFormat("int4", 64, "float16", zero_points=False)
     packed = dataclasses.replace(problem, stored=stored)
     assert Product.of(packed).weight_bits == 4 + 16 / 64
+
+
+def test_what_dense_products_of_few_rows_plan():
+    types = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "out_dtype": "bfloat16"}
+    problem = dense_problem(1024, 384, **types)
+    product = Product(1, 1024, 384, 384, "bfloat16", 16.0, 2, 2, gathered=True)
+    assert GEMV.plan(DenseLaunch(problem, 16)) == WarpPlan(product, 4, 4, 8, rows=4, side_by_side=True)
+    packed = dataclasses.replace(problem, stored=PackedFormat("int4", 64, "float16"))
+    assert GEMV.plan(DenseLaunch(packed, 16)).multiply_adds == 1.25
+
+
+def test_what_attention_plans():
+    problem = AttentionProblem(128, 512, 0.1, 4, causal="last")
+    few, many = (AttentionLaunch(problem, "bfloat16", sizes) for sizes in (SizeRange(0, 16), SizeRange(17)))
+    alike = ("bfloat16", 2, 2, 128, 256, 2, 4, "last")
+    sizes = ("B * G", "S", "P")
+    wgmma = {"weighs_meanwhile": True, "copying_warps": 4}
+    assert ATTENTION_MMA.plan(many) == AttentionPlan(*alike, 64, 64, "mma", *sizes)
+    assert ATTENTION_WGMMA.plan(many) == AttentionPlan(*alike, 128, 64, "wgmma", *sizes, **wgmma)
+    # Panels of 16: 8 of a head, 4 of the keys of a tile.
+    assert ATTENTION_TILED.plan(many) == AttentionPlan(*alike, 64, 64, "fma", *sizes, waits=12, ahead=False)
+    # A lane of 32 has 8 numbers of keys and of values: 2 keys at once are 32 * 2 bytes, in 4 teams.
+    assert ATTENTION_FEW.plan(few) == AttentionPlan(*alike, 4, 16, "fma", *sizes, "parts", ahead=False)
+    paged = ATTENTION_FEW.plan(dataclasses.replace(few, problem=dataclasses.replace(problem, paged="bfloat16")))
+    assert paged.held == "pages * page"
 
 
 def test_no_plan():

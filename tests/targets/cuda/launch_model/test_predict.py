@@ -110,11 +110,26 @@ def test_bytes_of_tiles():
     assert tile_traffic(TILE, tiny, Spread(2048, 4), 1024).memory - many.memory == (128 - 4) * matrix
 
 
+def test_tiles_at_the_same_time_share_what_no_cache_holds():
+    """Eight blocks of rows of one matrix, across which are two tiles."""
+    small = dataclasses.replace(GPU, l2_bytes=1 << 10)
+    one = dataclasses.replace(TILE, product=dataclasses.replace(PRODUCT, experts=1))
+    rest = (128 * 512 + 128 * 128,)
+
+    def matrices(plan: TilePlan, together: int) -> float:
+        return (tile_traffic(plan, small, Spread(128, 1), 128, together).memory - sum(rest)) / 32768
+
+    assert [matrices(one, together) for together in (1, 2, 4, 6, 16)] == [8, 8, 4, 3, 1]
+    assert matrices(dataclasses.replace(one, band=4), 2) == 2
+
+
 def test_bytes_of_pairs_that_read_their_matrices_themselves():
     plan = WarpPlan(PRODUCT, warps=4, columns=4, inputs=8)
     found = warp_traffic(plan, GPU, Spread(8, 4), 4)
     assert found == Traffic(4 * 32768, 8 * (32768 + 16 * 512) + 8 * 128)
     tiny = dataclasses.replace(GPU, l2_bytes=32768)  # holds no matrix until the next pair reads it
+    together = dataclasses.replace(plan, side_by_side=True)
+    assert warp_traffic(together, tiny, Spread(8, 4), 4) == found
     assert warp_traffic(plan, tiny, Spread(8, 4), 4) == dataclasses.replace(found, memory=8 * 32768)
 
 

@@ -11,10 +11,13 @@ import pytest
 import moec
 from moec.errors import InputError, MoecError
 from moec.runtime import held
+from moec.runtime.artifact import open_artifact
 from moec.runtime.held import PAGE
 from moec.runtime.model import CompiledModel
 from moec.runtime.on_device import OnDevice
 from moec.targets.cuda import nvcc
+from moec.targets.cuda.launch_model.plans import AttentionPlan, parse_plan
+from moec.targets.cuda.launch_model.sizes import evaluate, kernel_sizes
 
 from ...runtime.emulated_gpu import EmulatedDriver, numbers_of, on_gpu
 from ..cpu.test_held_states import pages_of
@@ -55,6 +58,19 @@ def on_cpu() -> CompiledModel:
 def test_both_targets_hold_the_same_states(on_cuda, on_cpu):
     assert list(on_cuda.held) == [dataclasses.replace(state, store="", restore="") for state in on_cpu.held]
     assert [state.dtype for state in on_cuda.held] == ["float16", "float16"]
+
+
+def test_attention_is_recorded_with_the_keys_of_a_plain_run(artifact):
+    """What launches are predicted from: one page, of as many keys as there are with the new ones."""
+    found = {}
+    for kernel in open_artifact(artifact).program().kernels:
+        plan = parse_plan(kernel["plan"], kernel["name"])
+        if isinstance(plan, AttentionPlan):
+            sizes = kernel_sizes(kernel, {"B": 2, "P": 500, "S": 40}, kernel["name"])
+            texts = (plan.sequences, plan.queries, plan.held, plan.parts)
+            found[plan.ahead, plan.waits] = [evaluate(text, sizes, kernel["name"]) for text in texts]
+    # Few queries: 540 keys are 3 blocks of 256, each a part. Many: heads of 8 are a panel of 16, keys are four.
+    assert found == {(False, 1): [2, 40, 540, 3], (False, 5): [2, 40, 540, 1]}
 
 
 def test_sessions_across_pages(on_cuda, on_cpu, monkeypatch):

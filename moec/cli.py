@@ -204,7 +204,9 @@ def verify(
     model: Source,
     artifact: Annotated[Path | None, typer.Argument(metavar="[ART]", help="Default: compile MODEL first.")] = None,
     inputs: Inputs = None,
-    tolerance: Annotated[float | None, typer.Option(min=0, help="Default: by the model's narrowest float.")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="Default: by the model's floats and arithmetic.")
+    ] = None,
     emulate: Emulate = False,
     architecture: Architecture = None,
     as_json: Json = False,

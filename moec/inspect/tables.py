@@ -121,7 +121,7 @@ def verification_table(verification: dict[str, Any]) -> Table:
     title, norm = f"Compared with {_reference(verification['cases'])}", "norm"
     if verification["rounded"]:
         title, norm = "Compared with the rounded model in the reference interpreter", "norm, from the original"
-    within = f"within {verification['tolerance']:g}"
+    within = f"within {verification['tolerance']:g}" + (" or spread" if verification["spread"] else "")
     return table(title, ("inputs", "output", "shape", "largest abs", "largest rel", norm, within), rows)
 
 

@@ -48,6 +48,8 @@ __all__ = [
 
 Array = np.ndarray[Any, Any]
 Watcher = Callable[[ir.Node, Sequence[Any], Sequence[Any]], None]
+Change = Callable[[ir.Node, Sequence[Any]], Sequence[Any]]
+"""What takes the place of a node's outputs."""
 
 _MOVING = moving(casts=False)
 _EXPERTS = frozenset({("moec", "Experts"), ("moec", "MoE"), ("com.microsoft", "MoE")})
@@ -111,9 +113,12 @@ class Evaluator:
         ]
         _mark_last_uses(self._steps, {_name(value) for value in self._outputs})
 
-    def run(self, feeds: Mapping[ir.Value, Array], watch: Watcher | None = None) -> list[Array]:
+    def run(
+        self, feeds: Mapping[ir.Value, Array], watch: Watcher | None = None, change: Change | None = None
+    ) -> list[Array]:
         """Evaluate once; the results are in the order of ``outputs``. ``watch`` is called with every node that was
-        computed (bodies of If and Loop excepted), its inputs and its outputs.
+        computed (bodies of If and Loop excepted), its inputs and its outputs; what ``change`` makes of the outputs of
+        such a node takes their place.
 
         Raises KeyError for an input without a feed, and EvaluationError for a node that cannot be computed.
         """
@@ -122,10 +127,10 @@ class Evaluator:
             values[_name(value)] = self._widen(np.asarray(feeds[value]))
         with np.errstate(all="ignore"):
             for step in self._steps:
-                self._compute(step, values, watch)
+                self._compute(step, values, watch, change)
         return [self._widen(values[_name(value)]) for value in self._outputs]
 
-    def _compute(self, step: _Step, values: dict[str, Any], watch: Watcher | None) -> None:
+    def _compute(self, step: _Step, values: dict[str, Any], watch: Watcher | None, change: Change | None) -> None:
         """Add the outputs of a step to ``values`` and drop what no later step uses."""
         operator = step.operator
         inputs = [values[name] for name in operator.input]
@@ -147,6 +152,8 @@ class Evaluator:
         except Exception as error:  # whatever numpy or the operator's own checks raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
             raise EvaluationError(f"node {node_name(step.node)!r} ({step.node.op_type}): {reason}") from error
+        if change is not None:
+            outputs = change(step.node, outputs)
         if watch is not None:
             watch(step.node, inputs, outputs)
         values.update(zip(operator.output, outputs, strict=False))
@@ -315,7 +322,7 @@ def run(
 
 
 def runner(model: ir.Model, *, dtype: DTypeLike | None = None) -> Callable[..., dict[str, Array]]:
-    """A whole model made ready to run many times, as a function of named inputs and ``watch``, as for
+    """A whole model made ready to run many times, as a function of named inputs, ``watch`` and ``change``, as for
     :meth:`Evaluator.run`. It returns the outputs by name, and raises ValueError naming the inputs that are missing or
     not known to the model."""
     graph = model.graph
@@ -325,10 +332,12 @@ def runner(model: ir.Model, *, dtype: DTypeLike | None = None) -> Callable[..., 
         list(graph), required, graph.outputs, model.opset_imports, model.functions.values(), dtype=dtype
     )
 
-    def run(inputs: Mapping[str, Array], watch: Watcher | None = None) -> dict[str, Array]:
+    def run(
+        inputs: Mapping[str, Array], watch: Watcher | None = None, change: Change | None = None
+    ) -> dict[str, Array]:
         if set(names) != set(inputs):
             raise ValueError(f"the model takes inputs {names}, but was given {sorted(inputs)}")
-        results = evaluator.run({value: inputs[_name(value)] for value in required}, watch)
+        results = evaluator.run({value: inputs[_name(value)] for value in required}, watch, change)
         return {_name(value): result for value, result in zip(graph.outputs, results, strict=True)}
 
     return run

@@ -14,14 +14,16 @@ from moec.common.arguments import check_kind, check_path
 from moec.errors import InputError, MoecError, one_line, reporting
 from moec.frontend import gguf
 from moec.frontend.huggingface import is_folder
-from moec.tools.comparison import Difference, compare, tolerance_of
+from moec.tools.comparison import TOLERANCES, Difference, compare, tolerance_of
 from moec.tools.covering import Coverage, Covering, cover, covering_inputs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from numpy.typing import DTypeLike
 
     from moec.common.specs import TensorSpec
     from moec.runtime.model import CompiledModel
+    from moec.tools.spread import Spreads
 
 # The least tolerance where passes rounded weights, by the arithmetic of the products. Activations that lie between two
 # numbers of a rounding arithmetic may become either, by the last bit of what was computed before.
@@ -46,12 +48,14 @@ class Case:
 @dataclasses.dataclass(frozen=True)
 class Verification:
     """All cases, and the tolerance that was applied. ``rounded``: whether passes rounded weights, so that expected is
-    what the rounded model computes. ``refused``: the guards of which sizes outside were tried and refused.
-    ``coverage``: what the cases took of the original model's decisions."""
+    what the rounded model computes. ``spread``: whether an output beyond the tolerance matches within the spread of 16
+    bits. ``refused``: the guards of which sizes outside were tried and refused. ``coverage``: what the cases took of
+    the original model's decisions."""
 
     tolerance: float
     cases: list[Case]
     rounded: bool = False
+    spread: bool = False
     refused: list[str] = dataclasses.field(default_factory=list)
     coverage: Coverage = dataclasses.field(default_factory=lambda: Coverage(0, []))
 
@@ -86,12 +90,15 @@ def verify(
     sides of the model's decisions that these do not, and compare.
 
     An output matches when the largest absolute difference is within ``tolerance`` times the larger of 1 and the largest
-    expected magnitude; integers and booleans must be equal. Without ``tolerance`` the narrowest float type of the model
-    decides (:data:`moec.tools.comparison.TOLERANCES`).
+    expected magnitude; integers and booleans must be equal. Without ``tolerance`` it is that of float32
+    (:data:`moec.tools.comparison.TOLERANCES`), or of the products' arithmetic where passes rounded weights
+    (:data:`ROUNDED_TOLERANCES`). An output of a model that computes in 16 bits matches, too, where it is as near as the
+    reference interpreter's own results in 16 bits are to one another (:mod:`moec.tools.spread`); where the interpreter
+    cannot run the model, or not in a few seconds, the tolerance is that of its narrowest float type.
 
     Where passes rounded weights, they are applied to the model again, and the reference interpreter says what is
-    expected; the tolerance is at least that of the products' arithmetic (:data:`ROUNDED_TOLERANCES`). How far that is
-    from the original model is measured, too, but not judged: where a router is nearly undecided, it may be anything.
+    expected. How far that is from the original model is measured, too, but not judged: where a router is nearly
+    undecided, it may be anything.
 
     What onnxruntime cannot load or run, folders of Hugging Face models and GGUF files among them, the reference
     interpreter runs in float64, and the case has a note.
@@ -110,17 +117,21 @@ def verify(
         raise MoecError(f"tolerance is {tolerance}; expected a number that is not negative")
     model = import_model(model_path, cache=bool(compiled.states) if _has_no_interface(model_path) else None)
     losses = compiled.describe()["losses"]
-    if tolerance is None:
-        tolerance = max(tolerance_of(model), *(ROUNDED_TOLERANCES[loss["arithmetic"]] for loss in losses), 0.0)
     covering = _covering(model, compiled, inputs)
     outside = _outside_inputs(model, compiled) if inputs is None else {}
     rounded = _rounded_model(model.clone(), compiled) if losses or _rounds_states(compiled) else None
-    reference = _Reference(model_path, model)
-    compared = [_compare_case(reference, rounded, compiled, case, tolerance) for case in covering.inputs]
+    can_tell = tolerance is None and covering.coverage.note is None
+    spreads = _spreads(model, rounded) if can_tell else None
+    least = max([TOLERANCES["float32"], *(ROUNDED_TOLERANCES[loss["arithmetic"]] for loss in losses)])
+    narrowest = max(least, tolerance_of(model))
+    if tolerance is None:
+        tolerance = narrowest if spreads is None else least
+    reference, judge = _Reference(model_path, model), _Judge(tolerance, narrowest, spreads)
+    compared = [_compare_case(reference, rounded, compiled, case, judge) for case in covering.inputs]
     taken = [guard for guard, case in outside.items() if not _is_refused(compiled, case)]
     compared += [_taken(guard, outside[guard]) for guard in taken]
     refused = [guard for guard in outside if guard not in taken]
-    return Verification(tolerance, compared, rounded is not None, refused, covering.coverage)
+    return Verification(tolerance, compared, rounded is not None, spreads is not None, refused, covering.coverage)
 
 
 def open_session(
@@ -191,12 +202,20 @@ class _Reference:
         from moec.ir import interpreter
 
         try:
-            results = interpreter.run(self._model, inputs, dtype=np.float64)
+            outputs = _expected(self._model, inputs, np.float64)
         except (interpreter.EvaluationError, ValueError) as error:
             raise MoecError(f"{failure}; neither can the reference interpreter: {one_line(error)}") from error
-        types = {value.name: value.dtype for value in self._model.graph.outputs}
-        outputs = {name: _as_declared(array, types[name]) for name, array in results.items()}
         return outputs, f"{failure}; the reference interpreter says what is expected"
+
+
+def _expected(model: ir.Model, inputs: Mapping[str, np.ndarray], dtype: DTypeLike | None) -> dict[str, np.ndarray]:
+    """Outputs of the reference interpreter, in the types that the model declares."""
+    from moec.ir import interpreter
+
+    types = {value.name: value.dtype for value in model.graph.outputs}
+    results = interpreter.run(model, inputs, dtype=dtype)
+    with np.errstate(over="ignore"):
+        return {name: _as_declared(array, types[name]) for name, array in results.items()}
 
 
 def _as_declared(array: np.ndarray, dtype: ir.DataType | None) -> np.ndarray:
@@ -271,13 +290,57 @@ def _rounded_model(model: ir.Model, compiled: CompiledModel) -> ir.Model:
     return model
 
 
+def _spreads(model: ir.Model, rounded: ir.Model | None) -> Spreads | None:
+    """Those of what is expected of a model with floats of 16 bits, where the interpreter takes it."""
+    from moec.ir.interpreter import EvaluationError
+    from moec.tools.spread import Spreads
+
+    if tolerance_of(model) <= TOLERANCES["float32"]:
+        return None
+    try:
+        return Spreads(rounded or model)
+    except (ValueError, EvaluationError):
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Judge:
+    """What may differ: see :func:`verify`. ``narrowest``: the tolerance where the interpreter cannot tell a spread."""
+
+    tolerance: float
+    narrowest: float
+    spreads: Spreads | None
+
+    def __call__(
+        self, inputs: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
+    ) -> list[Difference]:
+        from moec.ir.interpreter import EvaluationError
+
+        differences = [_compare_output(name, found, value, self.tolerance) for name, value in expected.items()]
+        far = {one.output: expected[one.output] for one in differences if not one.matches and one.absolute is not None}
+        if self.spreads is None or not far:
+            return differences
+        try:
+            wrong = self.spreads.of(inputs).why_not(found, far, self.tolerance)
+        except (ValueError, EvaluationError):
+            return [_compare_output(name, found, value, self.narrowest) for name, value in expected.items()]
+        return [
+            dataclasses.replace(one, matches=one.output not in wrong, note=wrong.get(one.output, ""))
+            if one.output in far
+            else one
+            for one in differences
+        ]
+
+
 def _compare_case(
     reference: _Reference,
     rounded: ir.Model | None,
     compiled: CompiledModel,
     inputs: Mapping[str, np.ndarray],
-    tolerance: float,
+    judge: _Judge,
 ) -> Case:
+    from moec.ir import interpreter
+
     shapes = {name: value.shape for name, value in inputs.items()}
     try:
         original, note = reference.run(inputs)
@@ -285,19 +348,14 @@ def _compare_case(
         return Case(shapes, [], _refusal(compiled, inputs) or str(error))
     found = compiled.run(inputs)
     if rounded is None:
-        differences = [_compare_output(name, found, value, tolerance) for name, value in original.items()]
-        return Case(shapes, differences, note=note)
-    from moec.ir import interpreter
-
+        return Case(shapes, judge(inputs, found, original), note=note)
     try:
-        expected = interpreter.run(rounded, inputs)
+        expected = _expected(rounded, inputs, None if judge.spreads is None else np.float64)
     except interpreter.EvaluationError as error:
         return Case(shapes, [], f"the reference interpreter cannot run the model with rounded weights: {error}")
-    differences = []
-    for name, value in expected.items():
-        norm = compare(name, value, original[name], tolerance).norm
-        differences.append(dataclasses.replace(_compare_output(name, found, value, tolerance), norm=norm))
-    return Case(shapes, differences, note=note)
+    norms = {name: compare(name, value, original[name], judge.tolerance).norm for name, value in expected.items()}
+    differences = judge(inputs, found, expected)
+    return Case(shapes, [dataclasses.replace(one, norm=norms[one.output]) for one in differences], note=note)
 
 
 def _refusal(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> str | None:

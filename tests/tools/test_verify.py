@@ -144,6 +144,7 @@ def guarded(tmp_path: pathlib.Path) -> pathlib.Path:
 def test_sizes_are_chosen_inside_of_guards_and_tried_outside(guarded):
     verification = verify(guarded, moec.compile(guarded))
     assert verification.matches and verification.refused == ["20 <= n", "n % 2 == 0"]
+    assert not verification.spread and verification.tolerance == TOLERANCES["float32"]
     assert [case.inputs["x"] for case in verification.cases] == [(20, 4), (300, 4)]
 
 

@@ -18,6 +18,16 @@ def measuring(design: AttentionDesign) -> str:
     return "measure_all_heads" if design.shape.joint_norm else "measure_heads"
 
 
+def weighing(design: AttentionDesign) -> str:
+    """The process that weighs keys."""
+    return "weigh_keys_and_sinks" if design.shape.sinks else "weigh_keys"
+
+
+def turning(design: AttentionDesign) -> str:
+    """The process that reads the turns of keys and queries."""
+    return "read_sinks_and_turns" if design.shape.sinks else "read_turns"
+
+
 def _tokens(design: AttentionDesign) -> list[Channel]:
     fifos, chunk = design.fifos, INPUT_BITS * design.lanes
     measured = design.norm_sum_bits + MULTIPLIER_BITS + SCALE_BITS
@@ -57,9 +67,9 @@ def _heads(design: AttentionDesign) -> list[Channel]:
         *(_turns(design, to_scores) if turned else ()),
         *(_cache(design) if cached else ()),
         Channel("values", "split_heads", to_values, chunk, fifos.rows),
-        Channel("scores", "score_keys", "weigh_keys", design.score_bits * lanes, fifos.scores),
-        Channel("key_weights", "weigh_keys", "mix_values", KEY_WEIGHT_BITS * lanes, design.key_weights_depth),
-        Channel("reciprocals", "weigh_keys", "scale_values", RECIPROCAL_BITS, design.reciprocals_depth),
+        Channel("scores", "score_keys", weighing(design), design.score_bits * lanes, fifos.scores),
+        Channel("key_weights", weighing(design), "mix_values", KEY_WEIGHT_BITS * lanes, design.key_weights_depth),
+        Channel("reciprocals", weighing(design), "scale_values", RECIPROCAL_BITS, design.reciprocals_depth),
         Channel("mixed", "mix_values", "scale_values", design.mixed_bits * lanes, fifos.results),
         Channel("attended", "scale_values", "product_down", chunk, fifos.rows),
     ]
@@ -69,7 +79,12 @@ def _turns(design: AttentionDesign, turned_to: str) -> list[Channel]:
     fifos, chunk = design.fifos, INPUT_BITS * design.lanes
     measured = RESULT_BITS + bits_for(design.shape.norm_width) + MULTIPLIER_BITS + SCALE_BITS
     return [
-        Channel("beats_turns", "read_turns", "turn_heads", BEAT_BITS, fifos.beats),
+        Channel("beats_turns", turning(design), "turn_heads", BEAT_BITS, fifos.beats),
+        *(
+            [Channel("beats_sinks", turning(design), weighing(design), BEAT_BITS, design.sink_beats)]
+            if design.shape.sinks
+            else ()
+        ),
         Channel("measured_rows", measuring(design), "turn_heads", chunk, design.measured_rows_depth),
         Channel("measures", measuring(design), "turn_heads", measured, fifos.measured),
         Channel("turned", "turn_heads", turned_to, chunk, fifos.rows),

@@ -30,6 +30,7 @@ class AttentionShape:
     cache holds keys and values, what is added to it.
 
     ``sharing``: heads of queries that meet the same keys. ``causal``: a token attends to those up to itself.
+    ``windowed``: and looks back so many keys as its layer says; ``sinks``: a head weighs something beside its keys.
     ``turned``: queries and keys are turned by their positions, ``head_norm``: and normalised in front of that, head by
     head, or, ``joint_norm``, all heads of a token together.
     ``cached``: positions that the cache has room for; 0: there is none, a call has a sequence as a whole.
@@ -46,6 +47,8 @@ class AttentionShape:
     head_norm: bool = False
     joint_norm: bool = False
     cached: int = 0
+    windowed: bool = False
+    sinks: bool = False
 
     @property
     def key_heads(self) -> int:
@@ -150,6 +153,11 @@ class AttentionDesign:
         return -(-RESULT_BITS // 8 * self.head_width // BEAT_BYTES)
 
     @property
+    def sink_beats(self) -> int:
+        """Of the sinks of all heads, 4 bytes each."""
+        return -(-4 * self.shape.heads // BEAT_BYTES)
+
+    @property
     def cache_row_beats(self) -> int:
         """Of the keys, or values, of a token and a head."""
         return -(-INPUT_BITS // 8 * self.head_width // BEAT_BYTES)
@@ -219,9 +227,11 @@ class AttentionDesign:
             return f"{self.norm_lanes} channels per cycle do not divide {self.lanes} lanes"
         if widest_sum > MOST_ACCUMULATOR_BITS:
             return f"sums need {widest_sum} bits; a multiplier of the requantisation takes {MOST_ACCUMULATOR_BITS}"
-        is_whole = self.shape.turned or not self.shape.head_norm
+        is_whole = self.shape.turned or not (self.shape.head_norm or self.shape.sinks)
         if self.shape.heads % self.shape.sharing or not is_whole or self.shape.joint_norm > self.shape.head_norm:
             return f"{self.shape.heads} heads, {self.shape.sharing} of which share keys; expected whole groups"
+        if self.shape.windowed and not self.shape.causal:
+            return "windows of tokens that see those behind them"
         if self.shape.cached and not (self.shape.causal and self.shape.tokens <= self.shape.cached <= 65535):
             return f"a cache of {self.shape.cached} positions for calls of {self.shape.tokens} tokens"
         if not 0 < self.shape.tokens <= 65535 or not 0 < self.shape.width <= 8192:

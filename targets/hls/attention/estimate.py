@@ -12,7 +12,14 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from moec.targets.hls.attention.channels import KEY_WEIGHT_BITS, RECIPROCAL_BITS, attention_channels, measuring
+from moec.targets.hls.attention.channels import (
+    KEY_WEIGHT_BITS,
+    RECIPROCAL_BITS,
+    attention_channels,
+    measuring,
+    turning,
+    weighing,
+)
 from moec.targets.hls.attention.design import KEY, QUERY, VALUE, AttentionDesign
 from moec.targets.hls.hardware.arithmetic import (
     CONTROL_LUTS,
@@ -55,6 +62,7 @@ _ARRAYS = 4
 _LOOPS_OF_TOKENS, _LOOPS_OF_QUERIES, _LOOPS_OF_RESULTS = 4, 5, 10
 """Pipelines one behind the other: until all tokens are normalised and kept; from a query's product to its scores; and
 behind these to memory."""
+_SINK_BITS = 32
 _LOOPS_OF_TURNS = 2
 """More of them where keys and queries are turned by their positions."""
 _ADAPTERS = {
@@ -111,10 +119,11 @@ def estimate_attention(
 
 
 def attention_cycles(
-    design: AttentionDesign, tokens: int, pace: MemoryPace, stages: int = 0, past: int = 0
+    design: AttentionDesign, tokens: int, pace: MemoryPace, stages: int = 0, past: int = 0, window: int = 0
 ) -> AttentionCycles:
     """The cycles of a call with ``tokens`` tokens, one at least, behind ``past`` others that a cache holds. ``stages``:
-    of each pipeline."""
+    of each pipeline. ``window``: keys that a token looks back; 0 where that has no end."""
+    past = min(past, window + design.lanes - 1) if window else past
     shape, steps = design.shape, design.width // design.norm_lanes
     reads = max(steps, 2 * design.width / BEAT_BYTES * pace.cycles_per_beat)
     norm_beats = design.width * PARAMETER_BYTES / BEAT_BYTES
@@ -122,9 +131,10 @@ def attention_cycles(
     normalize = start + tokens * reads + steps + _LOOPS_OF_TOKENS * stages
     weight_beats = design.width * design.head_width // BEAT_BYTES
     tile_beats = weight_beats + math.ceil(design.head_width * PARAMETER_BYTES / BEAT_BYTES)
-    scored = math.ceil((past + tokens) / design.lanes) * design.chunks  # steps of the last query
+    # Steps of the last query.
+    scored = min(math.ceil((past + tokens) / design.lanes), _groups_in(design, window)) * design.chunks
     per_token = design.chunks * design.width_chunks
-    scores = scores_of_head(design, tokens, past)
+    scores = scores_of_head(design, tokens, past, window)
     held = past * max(design.chunks, design.cache_row_beats * pace.cycles_per_beat) + (pace.latency if past else 0)
     loads = _Loads(tile_beats, scores, held)
     run = _run_of_all_heads if shape.joint_norm else _run
@@ -160,13 +170,19 @@ class _Loads:
     held: float
 
 
-def scores_of_head(design: AttentionDesign, tokens: int, past: int = 0) -> int:
+def _groups_in(design: AttentionDesign, window: int) -> int:
+    """Groups of keys that a query meets at most."""
+    return -(-(window - 1) // design.lanes) + 1 if window else design.key_groups
+
+
+def scores_of_head(design: AttentionDesign, tokens: int, past: int = 0, window: int = 0) -> int:
     """Steps in which the queries of a head meet keys: a group of them per step, none behind the query where that is
     ruled out."""
     groups = -(-(past + tokens) // design.lanes)
     if not design.shape.causal:
         return tokens * groups * design.chunks
-    return design.chunks * sum(position // design.lanes + 1 for position in range(past, past + tokens))
+    most = _groups_in(design, window)
+    return design.chunks * sum(min(position // design.lanes + 1, most) for position in range(past, past + tokens))
 
 
 def _run(
@@ -238,7 +254,7 @@ def attention_dsps(design: AttentionDesign) -> dict[str, int]:
         "product_up": array + rounding,
         **(_turn_dsps(design) if design.shape.turned else {}),
         "score_keys": array,
-        "weigh_keys": lanes * multiplier_dsps(design.score_bits + 2, MULTIPLIER_BITS + 1),
+        weighing(design): (lanes + design.shape.sinks) * multiplier_dsps(design.score_bits + 2, MULTIPLIER_BITS + 1),
         "mix_values": array,
         "scale_values": lanes * multiplier_dsps(design.mixed_bits, RECIPROCAL_BITS + 1),
         "product_down": array + rounding,
@@ -266,8 +282,9 @@ def attention_memories(design: AttentionDesign) -> list[Memory]:
         array_memory("weights", "product_up", BEAT_BITS, tile_words, 2 * banks, variable="weights"),
         parameter_memory("product_up", lanes, design.chunks),
         array_memory("keys", "score_keys", chunk, places, lanes, variable="keys"),
-        array_memory("scores", "weigh_keys", design.score_bits * lanes, design.key_groups, variable="kept"),
-        array_memory("powers", "weigh_keys", TABLE_BITS, POWER_TABLE_WORDS, math.ceil(lanes / 2)),
+        array_memory("scores", weighing(design), design.score_bits * lanes, design.key_groups, variable="kept"),
+        *([array_memory("sinks", weighing(design), _SINK_BITS, shape.heads, variable="sinks")] if shape.sinks else ()),
+        array_memory("powers", weighing(design), TABLE_BITS, POWER_TABLE_WORDS, power_copies(design)),
         array_memory("values", "mix_values", chunk, places, lanes, variable="values"),
         array_memory("weights of keys", "mix_values", KEY_WEIGHT_BITS * lanes, design.key_groups, variable="kept"),
         array_memory("partial sums", "product_down", MOST_ACCUMULATOR_BITS * lanes, words, 1, "bram", "partial"),
@@ -283,6 +300,11 @@ def attention_memories(design: AttentionDesign) -> list[Memory]:
     ]
 
 
+def power_copies(design: AttentionDesign) -> int:
+    """Of the table of powers: a memory has two ports, so two lanes share one; a sink has one of its own."""
+    return -(-design.lanes // 2) + design.shape.sinks
+
+
 def _turn_memories(design: AttentionDesign) -> list[Memory]:
     shape, bits = design.shape, RESULT_BITS * design.lanes
     roots = array_memory("inverse roots", measuring(design), MULTIPLIER_BITS, INVERSE_ROOT_TABLE_WORDS)
@@ -291,7 +313,7 @@ def _turn_memories(design: AttentionDesign) -> list[Memory]:
         *([roots] if shape.head_norm else []),
         *(_memories_of_all_heads(design) if shape.joint_norm else ()),
         array_memory("multipliers", "turn_heads", bits, multipliers, variable="multipliers"),
-        array_memory("adapter turns", "read_turns", BEAT_BITS, OUTSTANDING["tokens"] * BURST_BEATS),
+        array_memory("adapter turns", turning(design), BEAT_BITS, OUTSTANDING["tokens"] * BURST_BEATS),
     ]
 
 

@@ -29,6 +29,13 @@ class Turns:
         return turned.reshape(rows.shape)
 
 
+def met_keys(tokens: int, keys: int, window: int) -> Array:
+    """Which keys [T, P + T] the last T tokens attend to: those up to themselves, the last ``window`` of them where that
+    is not 0."""
+    met = np.tri(tokens, keys, keys - tokens, dtype=bool)
+    return met & ~np.tri(tokens, keys, keys - tokens - window, dtype=bool) if window else met
+
+
 def normalized_rows(norm: FloatNorm | None, rows: Array) -> Array:
     """Rows [B, H, T, h] of heads, each by itself or, where ``norm`` has weights for all heads, those of a token
     together."""
@@ -44,7 +51,8 @@ def normalized_rows(norm: FloatNorm | None, rows: Array) -> Array:
 @dataclasses.dataclass(frozen=True)
 class FloatAttention:
     """``x + output(heads(norm(x)))``: every token of a sequence attends to all of them, or, where ``causal``, to those
-    up to itself.
+    up to itself, at most ``window`` of them where that is not 0. Where there are ``sinks`` [H], a head attends to
+    something of this score, too, which has no value.
 
     ``query`` [H, h, d] with biases [H, h]: H heads of h channels. ``key`` and ``value`` [K, h, d] with biases [K, h]:
     H / K neighbouring heads of queries share those of a head. ``output`` [d, H h] with bias [d]. Queries and keys may
@@ -67,6 +75,8 @@ class FloatAttention:
     query_norm: FloatNorm | None = None
     key_norm: FloatNorm | None = None
     turns: Turns | None = None
+    window: int = 0
+    sinks: Array | None = None
 
     @property
     def heads(self) -> int:
@@ -114,9 +124,11 @@ class FloatAttention:
         query, key = self._turned(self.query_norm, query_rows), self._turned(self.key_norm, key_rows)
         scores = query @ self._shared(key).swapaxes(2, 3) * self.scale
         if self.causal:
-            scores = np.where(np.tri(count, dtype=bool), scores, -np.inf)
-        terms = np.exp(scores - scores.max(axis=3, keepdims=True, initial=-np.inf))
-        attended = (terms / terms.sum(axis=3, keepdims=True)) @ self._shared(value)
+            scores = np.where(met_keys(count, count, self.window), scores, -np.inf)
+        sinks = np.full(self.heads, -np.inf, np.float32) if self.sinks is None else self.sinks
+        largest = np.maximum(scores.max(axis=3, keepdims=True, initial=-np.inf), sinks[:, None, None])
+        terms, of_sinks = np.exp(scores - largest), np.exp(sinks[:, None, None] - largest)
+        attended = (terms / (terms.sum(axis=3, keepdims=True) + of_sinks)) @ self._shared(value)
         attended = attended.swapaxes(1, 2).reshape(batch, count, self.heads * self.head_width)
         results = attended @ self.output.T + self.output_bias
         return FloatAttentionResults(

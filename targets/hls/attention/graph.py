@@ -1,10 +1,11 @@
 """The attention blocks of a graph: where each begins and ends, and its numbers.
 
 A block is ``x + output(heads(norm(x)))`` around a standard Attention operator in which every token sees all others, or
-those up to itself. What lies between the normalisation and the operator, and between the operator and the addition, may
-be spelled in any way (one product for queries, keys and values or three, reshapes, transpositions, slices): its numbers
-are found by running it, see ``rows.py`` and ``mask.py``, and random vectors must agree with them. Keys and values of
-earlier tokens that the graph takes as inputs are those of the same sequence, and a cache holds them.
+those up to itself, or a window of these; beside them something may be weighed that has no value (attention sinks, a key
+of zeros in front of the others). What lies between the normalisation and the operator, and between the operator and the
+addition, may be spelled in any way (one product for queries, keys and values or three, reshapes, transpositions,
+slices): its numbers are found by running it, see ``rows.py`` and ``mask.py``, and random vectors must agree with them.
+Keys and values of earlier tokens that the graph takes as inputs are those of the same sequence, and a cache holds them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import onnx_ir as ir
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name
 from moec.targets.hls.attention.float_block import FloatAttention, Turns
-from moec.targets.hls.attention.mask import expect_causal, masks_nothing
+from moec.targets.hls.attention.mask import CausalMask, causal_mask, masks_nothing
 from moec.targets.hls.attention.rows import Rows, find_rows
 from moec.targets.hls.graph.affine import affine_maps
 from moec.targets.hls.graph.dense_layer import origin
@@ -63,7 +64,7 @@ def find_attention(model: ir.Model, positions: int = SOME_POSITIONS) -> tuple[li
 
 def _block(model: ir.Model, node: ir.Node, positions: int) -> GraphAttention:
     _expect_plain(node)
-    query, key, value, past = _operands(node)
+    query, key, value, past, has_sinks = _operands(node)
     normalize, before, addition = _around(query, node.outputs[0])
     tokens, normalized = normalize.inputs[0], normalize.outputs[0]
     assert tokens is not None
@@ -74,7 +75,7 @@ def _block(model: ir.Model, node: ir.Node, positions: int) -> GraphAttention:
         raise UnsupportedError(f"its tokens are {normalized.dtype}; expected FLOAT, which integers are compared with")
     count = tokens.shape[1] if tokens.shape is not None else None
     positions = count if isinstance(count, int) else positions
-    causal = _is_causal(model, node, tokens, positions)
+    mask = _mask_of(model, node, tokens, positions, has_sinks)
     heads, key_heads = _heads(node, query, "q_num_heads"), _heads(node, key, "kv_num_heads")
     queries, keys, values = (
         find_rows(model, normalized, one, width, number, positions)
@@ -104,7 +105,9 @@ def _block(model: ir.Model, node: ir.Node, positions: int) -> GraphAttention:
         value_bias=values.bias,
         output=output,
         output_bias=output_bias,
-        causal=causal,
+        causal=mask is not None,
+        window=0 if mask is None else mask.window,
+        sinks=None if mask is None or mask.sinks is None else np.broadcast_to(mask.sinks, heads),
         query_norm=queries.norm,
         key_norm=keys.norm,
         turns=turns,
@@ -123,9 +126,14 @@ def _expect_plain(node: ir.Node) -> None:
         raise UnsupportedError("its scores are used; they stay inside of the block")
 
 
-def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, tuple[ir.Value, ...]]:
-    """Queries, keys and values of the same tokens, and keys and values of earlier ones, in front of them."""
+def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, tuple[ir.Value, ...], bool]:
+    """Queries, keys and values of the same tokens, and keys and values of earlier ones, in front of them; and whether
+    zeros stand in front of all these, which are the key of sinks."""
     query, key, value = (operand for operand in node.inputs[:3] if operand is not None)
+    padded = [_behind_zeros(operand) for operand in (key, value)]
+    has_sinks = None not in padded
+    if padded[0] is not None and padded[1] is not None:
+        key, value = padded[0], padded[1]
     pasts = [operand for operand in node.inputs[4:6] if operand is not None]
     joined = [_joined(operand) for operand in (key, value)]
     if not pasts and all(joined):
@@ -134,7 +142,26 @@ def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, tuple[ir.Val
         raise UnsupportedError("keys or values of earlier tokens are computed; expected inputs of the graph")
     if not pasts and any(output is not None and output.uses() for output in node.outputs[1:3]):
         raise UnsupportedError("its keys or values are used; they stay inside of the block")
-    return query, key, value, tuple(pasts)
+    return query, key, value, tuple(pasts), has_sinks
+
+
+def _behind_zeros(value: ir.Value) -> ir.Value | None:
+    """What one position of zeros is put in front of, [B, H, T, h]; None for another value."""
+    node = value.producer()
+    if node is None or node.op_type != "Pad" or node.attributes.get_string("mode", "constant") != "constant":
+        return None
+    pads, fill, axes = (
+        None if tensor is None else tensor.numpy().ravel().tolist()
+        for tensor in (_constant_operand(node, place) for place in (1, 2, 3))
+    )
+    is_front = (pads, axes) in [([1, 0], [2]), ([1, 0], [-2])] or pads == [0, 0, 1, 0, 0, 0, 0, 0]
+    is_zero = len(node.inputs) < 3 or node.inputs[2] is None or fill == [0]
+    return node.inputs[0] if is_front and is_zero else None
+
+
+def _constant_operand(node: ir.Node, place: int) -> ir.TensorProtocol | None:
+    operand = node.inputs[place] if len(node.inputs) > place else None
+    return None if operand is None else ir.convenience.get_const_tensor(operand)
 
 
 def _joined(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
@@ -147,13 +174,15 @@ def _joined(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
     return None if past is None or new is None else (past, new)
 
 
-def _is_causal(model: ir.Model, node: ir.Node, tokens: ir.Value, positions: int) -> bool:
+def _mask_of(model: ir.Model, node: ir.Node, tokens: ir.Value, positions: int, has_sinks: bool) -> CausalMask | None:
+    """None where every token sees all others."""
     is_causal = node.attributes.get_int("is_causal", 0) != 0
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     if mask is None or masks_nothing(model, mask):
-        return is_causal
-    expect_causal(model, mask, tokens, positions)
-    return True
+        if has_sinks:
+            raise UnsupportedError("zeros stand in front of its keys; expected a mask that says how they are scored")
+        return CausalMask(0, None) if is_causal else None
+    return causal_mask(model, mask, tokens, positions, has_sinks)
 
 
 def _same_turns(queries: Rows, keys: Rows) -> tuple[Rows, Rows, Turns | None]:

@@ -1,4 +1,5 @@
-"""What the mask of an attention block is: none, or that of a sequence, in which no token sees those behind it.
+"""What the mask of an attention block is: none, or that of a sequence, in which no token sees those behind it, and,
+where there is a window, none that are far in front of it. Scores of sinks stand in the mask, too.
 
 A mask is run on sequences that are whole: as many tokens as there are positions, none in front of them, none that pad.
 Of the model's inputs, those that only a mask looks at are then all 1.
@@ -6,15 +7,20 @@ Of the model's inputs, those that only a mask looks at are then all 1.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir.interpreter import EvaluationError
+from moec.targets.hls.attention.float_block import met_keys
 from moec.targets.hls.graph.affine import random_inputs
 from moec.targets.hls.graph.calibrate import evaluate
+
+Array = np.ndarray[Any, Any]
 
 _BATCHES = (1, 3)
 """Sizes that masks are computed for."""
@@ -40,11 +46,20 @@ def masks_nothing(model: ir.Model, mask: ir.Value) -> bool:
     return True
 
 
-def expect_causal(model: ir.Model, mask: ir.Value, tokens: ir.Value, positions: int) -> None:
-    """``tokens``: that the block takes.
+@dataclasses.dataclass(frozen=True)
+class CausalMask:
+    """A token sees those up to itself, the last ``window`` where that is not 0. ``sinks`` [H]: scores of what stands in
+    front of all keys; None where nothing does."""
+
+    window: int
+    sinks: Array | None
+
+
+def causal_mask(model: ir.Model, mask: ir.Value, tokens: ir.Value, positions: int, has_sinks: bool) -> CausalMask:
+    """``tokens``: that the block takes; ``has_sinks``: whether something stands in front of the keys.
 
     Raises UnsupportedError where a mask is not that of sequences of up to ``positions`` tokens, each of which sees
-    those up to itself, saying which sees what."""
+    those up to itself, or a window of these, saying which sees what."""
     if positions > _MOST_POSITIONS:
         raise UnsupportedError(
             f"its mask is computed; it is looked at for up to {_MOST_POSITIONS} positions, and there are {positions}"
@@ -53,6 +68,7 @@ def expect_causal(model: ir.Model, mask: ir.Value, tokens: ir.Value, positions: 
     shared = sorted(str(value.name) for value in ones & inputs_behind(tokens))
     if shared:
         raise UnsupportedError(f"its mask {mask.name!r} depends on the numbers of {shared[0]!r}, as its tokens do")
+    last = None
     for count in sorted({1, positions}):
         feeds = random_inputs(model, 2, count)
         feeds |= {value: np.ones_like(feeds[value]) for value in ones if value in feeds}
@@ -60,18 +76,36 @@ def expect_causal(model: ir.Model, mask: ir.Value, tokens: ir.Value, positions: 
             (found,) = evaluate(model, feeds, [mask])
         except (ValueError, EvaluationError) as error:
             raise UnsupportedError(f"its mask {mask.name!r} needs more than sequences of tokens: {error}") from error
+        sinks = _sinks_in(mask, found) if has_sinks else None
+        found = found[..., 1:] if has_sinks else found
         seen = found if found.dtype == bool else found == 0
         hidden = ~found if found.dtype == bool else found < _NOTHING
-        expected = np.tri(count, dtype=bool)
         if seen.ndim < 2 or seen.shape[-1] != count or seen.shape[-2] not in (1, count):
             raise UnsupportedError(f"its mask {mask.name!r} is {found.shape} for {count} tokens; expected {count} keys")
+        window = int(seen.reshape(-1, count)[-1].sum())  # of the last query
+        window = window if 0 < window < count else 0
+        expected = met_keys(count, count, window)
         wrong = np.argwhere((seen != expected) | (hidden == expected))
         if len(wrong):
             query, key = wrong[0][-2:]
             raise UnsupportedError(
                 f"its mask {mask.name!r} {'hides' if expected[query, key] else 'shows or weakens'} key {key} to query "
-                f"{query}; expected that every token sees those up to itself, or all"
+                f"{query}; expected that every token sees those up to itself, as many as the last one does, or all"
             )
+        last = CausalMask(window, sinks)
+    assert last is not None
+    return last
+
+
+def _sinks_in(mask: ir.Value, found: Array) -> Array:
+    """Of a mask [B, H, T, 1 + keys] its first column, which is the same for all tokens."""
+    sinks = found[:1, :, :1, 0] if found.ndim == 4 and found.dtype != bool else np.zeros((1, 1, 0))
+    if not sinks.size or not np.isfinite(sinks).all() or (found[..., 0] != sinks).any():
+        raise UnsupportedError(
+            f"its mask {mask.name!r} is {found.shape}, {found.dtype}; expected a finite score for each head in front "
+            "of the keys, the same for all tokens"
+        )
+    return np.asarray(sinks[0, :, 0], np.float32)
 
 
 def inputs_behind(value: ir.Value, known: Collection[ir.Value] = ()) -> set[ir.Value]:

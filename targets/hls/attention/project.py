@@ -5,7 +5,7 @@
 | ``norm.bin`` | parameters of every channel of a token, whose multipliers are int16 |
 | ``up.bin`` | tiles of keys, values and queries in the order of computation: parameters of rows, then weights by step |
 | ``down.bin`` | by head the weights of the output product by step; then the parameters of its results |
-| ``turns.bin`` | where positions turn keys and queries: rows of int16, ``library/moec_turn.h`` says of what |
+| ``turns.bin`` | where positions turn keys and queries: sinks, rows of int16, ``library/moec_turn.h`` says of what |
 | ``tokens.bin``, ``outputs.bin`` | int16 [T, d] of the residual stream, as the MoE block reads and writes it |
 | ``count.bin`` | int32: how many tokens each call of the testbench has; one call where there is no cache |
 """
@@ -19,8 +19,8 @@ import numpy as np
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.design import VALUE, AttentionDesign, AttentionShape
-from moec.targets.hls.attention.estimate import attention_memories
-from moec.targets.hls.attention.quantize import QuantizedAttention, QuantizedTurns
+from moec.targets.hls.attention.estimate import attention_memories, power_copies
+from moec.targets.hls.attention.quantize import QuantizedAttention, QuantizedTurns, sink_places
 from moec.targets.hls.hardware.parts import find_part
 from moec.targets.hls.hardware.ports import attention_masters, port_names
 from moec.targets.hls.lint.pragmas import LEAST_VERSION
@@ -77,7 +77,7 @@ def attention_files(
         "bound_channels": bound_channels(attention_channels(design)),
         "ports": port_names(find_part(device).memory, attention_masters(design.shape)),
         "epsilon_of": lambda norm: 1 if norm is None else norm.epsilon,
-        "table_copies": -(-design.lanes // 2),
+        "table_copies": power_copies(design),
         "powers": power_table(),
         "inverse_roots": inverse_roots(),
         "listed": listed,
@@ -99,7 +99,7 @@ def _vector_files(design: AttentionDesign, block: QuantizedAttention, vectors: A
         "norm.bin": packing.pack_norm(block.norm, design.width),
         "up.bin": pack_projections(design, block),
         "down.bin": pack_output(design, block),
-        **({} if block.turns is None else {"turns.bin": pack_turns(design, block.turns)}),
+        **({} if block.turns is None else {"turns.bin": pack_turns(design, block.turns, block.sinks)}),
         "tokens.bin": packing.pack_stream(vectors, design.width),
         "outputs.bin": packing.pack_stream(expected.output, design.width),
         "count.bin": np.array(calls, "<i4").tobytes(),
@@ -156,12 +156,20 @@ def pack_output(design: AttentionDesign, block: QuantizedAttention) -> bytes:
     return b"".join(parts)
 
 
-def pack_turns(design: AttentionDesign, turns: QuantizedTurns) -> bytes:
+def pack_turns(design: AttentionDesign, turns: QuantizedTurns, sinks: Array | None = None) -> bytes:
     """``turns.bin``."""
     pairs = np.stack([turns.cosines, turns.sines], axis=-1).reshape(len(turns.cosines), -1)
     row = design.turn_beats * BEAT_BYTES // 2
     rows = [packing.widened(one, row, axis=1) for one in (_norm_rows(design.shape, turns), pairs)]
-    return np.concatenate(rows).astype("<i2").tobytes()
+    return _pack_sinks(design, sinks) + np.concatenate(rows).astype("<i2").tobytes()
+
+
+def _pack_sinks(design: AttentionDesign, sinks: Array | None) -> bytes:
+    """Those of a layer without them, beside layers that have some, weigh nothing."""
+    if not design.shape.sinks:
+        return b""
+    found = sink_places(np.full(design.shape.heads, -np.inf)) if sinks is None else sinks
+    return packing.whole_beats(found.astype("<i4").tobytes())
 
 
 def _norm_rows(shape: AttentionShape, turns: QuantizedTurns) -> Array:

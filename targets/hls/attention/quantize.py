@@ -27,7 +27,10 @@ KEY_WEIGHT_ONE = 255
 """What stands for the weight of a query's best key."""
 FINE_BITS, TURN_BITS = 6, 14
 """Bits of fraction: of rows in front of their turn, in steps of what they become, and of cosines and sines."""
+SINK_OCTAVES = 12
+"""By so many powers of two a sink may weigh more than a query's best key."""
 _MOST_RECIPROCAL = (1 << 20) - 2
+_MOST_SINK = 1 << 30
 _SCORE_OF_NOTHING = 2.0**-6
 """A step of scores that are always 0, in places of the table: small, for other layers may share the shift behind it."""
 
@@ -74,8 +77,10 @@ def _normalized(norm: QuantizedNorm, rows: Array) -> Array:
 class QuantizedAttention:
     """``up``: one matrix [1, K (2 + H / K) h, d], of each head of keys its rows, those of values, and those of the
     queries that share them; ``down`` [1, d, H h]. ``turns``: of keys and queries, None where they are not turned.
-    ``score``: from scores to places in the table of powers. ``mixed_one`` over the sum of a query's weights is what
-    their weighted sum of values is multiplied with, and then shifted by ``mixed_shift``."""
+    ``score``: from scores to places in the table of powers. ``window`` as :class:`FloatAttention` has it;
+    ``sinks`` [H]: how many places a score of 0 is below what a head weighs beside its keys, and
+    :data:`SINK_OCTAVES` times 1024 more. ``mixed_one`` over the sum of a query's weights is what their weighted sum of
+    values is multiplied with, and then shifted by ``mixed_shift``."""
 
     shape: AttentionShape
     norm: QuantizedNorm
@@ -90,6 +95,8 @@ class QuantizedAttention:
     mixed_one: int
     mixed_shift: int
     turns: QuantizedTurns | None = None
+    window: int = 0
+    sinks: Array | None = None
 
     @property
     def token_scale(self) -> float:
@@ -154,7 +161,15 @@ def quantize_attention(
         mixed_one=round(mixed_scale * 2**mixed_shift),
         mixed_shift=mixed_shift,
         turns=_turns(block, shape.positions, key_scales, query_scales) if shape.turned else None,
+        window=block.window,
+        sinks=None if block.sinks is None else sink_places(block.sinks),
     )
+
+
+def sink_places(sinks: Array) -> Array:
+    """Of sinks in floats, as :class:`QuantizedAttention` has them; one of minus infinity weighs nothing."""
+    places = SINK_OCTAVES * POWER_ENTRIES - sinks.astype(np.float64) * math.log2(math.e) * POWER_ENTRIES
+    return np.clip(np.round(places), -_MOST_SINK, _MOST_SINK).astype(np.int64)
 
 
 def shape_of(block: FloatAttention, most_tokens: int, cached: int = 0) -> AttentionShape:
@@ -168,10 +183,12 @@ def shape_of(block: FloatAttention, most_tokens: int, cached: int = 0) -> Attent
         block.norm.kind,
         sharing=block.sharing,
         causal=block.causal,
-        turned=block.turns is not None or any(norm is not None for norm in norms),
+        turned=block.turns is not None or block.sinks is not None or any(norm is not None for norm in norms),
         head_norm=any(norm is not None for norm in norms),
         joint_norm=block.joint_norm,
         cached=cached,
+        windowed=block.window > 0,
+        sinks=block.sinks is not None,
     )
 
 

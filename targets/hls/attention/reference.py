@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from moec.targets.hls.attention.design import KEY, QUERY, VALUE
-from moec.targets.hls.attention.quantize import KEY_WEIGHT_ONE, QuantizedAttention
+from moec.targets.hls.attention.float_block import met_keys
+from moec.targets.hls.attention.quantize import KEY_WEIGHT_ONE, SINK_OCTAVES, QuantizedAttention
 from moec.targets.hls.moe.projection import saturated
-from moec.targets.hls.moe.reference import powers_of, product, projected
+from moec.targets.hls.moe.reference import MOST_EXPONENT, power_of_half, powers_of, product, projected
 
 Array = np.ndarray[Any, Any]
 
@@ -47,9 +48,10 @@ def run(
     if earlier is not None:
         key, value = np.concatenate([earlier.key, key], 1), np.concatenate([earlier.value, value], 1)
     shared_key, shared_value = (np.repeat(one, shape.sharing, axis=0) for one in (key, value))
-    weights = np.stack([weigh(block, *one) for one in zip(query, shared_key, strict=True)])
+    none = [None] * shape.heads if block.sinks is None else block.sinks
+    weighed = [weigh(block, *one) for one in zip(query, shared_key, none, strict=True)]
+    weights, sums = (np.stack(parts) for parts in zip(*weighed, strict=True))
     mixed = np.stack([product(one, of_head.T) for one, of_head in zip(weights, shared_value, strict=True)])
-    sums = np.maximum(weights.sum(axis=2, keepdims=True), 1)
     half = 1 << (block.mixed_shift - 1)
     attended = saturated((mixed * ((block.mixed_one + (sums >> 1)) // sums) + half) >> block.mixed_shift, 8)
     attended = attended.transpose(1, 0, 2).reshape(len(tokens), shape.heads * shape.head_width)
@@ -57,12 +59,21 @@ def run(
     return IntegerAttentionResults(inputs, query, key, value, weights, attended, output)
 
 
-def weigh(block: QuantizedAttention, query: Array, key: Array) -> Array:
+def weigh(block: QuantizedAttention, query: Array, key: Array, sink: int | None = None) -> tuple[Array, Array]:
     """The weights [T, P + T] of all keys for each query of a head: 255 for the best, 0 for those that it does not
-    meet."""
+    meet; and their sums [T, 1], the weight of a sink included."""
     scores = product(query, key)
     count, keys = scores.shape
-    met = np.tri(count, keys, keys - count, dtype=bool) if block.shape.causal else np.ones((count, keys), bool)
+    met = met_keys(count, keys, block.window) if block.shape.causal else np.ones((count, keys), bool)
     largest = scores.max(axis=1, keepdims=True, initial=-(1 << 40), where=met)
     terms = powers_of(block.score, np.where(met, largest - scores, 0))
-    return np.where(met, (terms * KEY_WEIGHT_ONE + (1 << 16)) >> 17, 0)
+    weights = np.where(met, (terms * KEY_WEIGHT_ONE + (1 << 16)) >> 17, 0)
+    sums = np.maximum(weights.sum(axis=1, keepdims=True), 1)
+    return weights, sums if sink is None else sums + _sink_weight(block, largest, sink)
+
+
+def _sink_weight(block: QuantizedAttention, largest: Array, sink: int) -> Array:
+    """By how far the largest score is below it, or above."""
+    places = (largest * int(block.score.values[0])) >> block.score.shift
+    terms = power_of_half(np.clip(places + sink, 0, MOST_EXPONENT))
+    return (terms * KEY_WEIGHT_ONE + (1 << (16 - SINK_OCTAVES))) >> (17 - SINK_OCTAVES)

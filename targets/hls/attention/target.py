@@ -83,10 +83,10 @@ def choose_attention(
     raise UnsupportedError(f"no design fits: {reasons[-1] if reasons else 'no number of lanes was allowed'}")
 
 
-def last_token(estimate: AttentionEstimate) -> dict[str, float]:
-    """What a call with one token takes, the last that the cache has room for."""
+def last_token(estimate: AttentionEstimate, window: int = 0) -> dict[str, float]:
+    """What a call with one token takes, the last that the cache has room for, which looks back a ``window`` of keys."""
     past, stages = estimate.design.shape.cached - 1, estimate.calibration.stages
-    cycles = attention_cycles(estimate.design, 1, estimate.ports.loaders, stages, past)
+    cycles = attention_cycles(estimate.design, 1, estimate.ports.loaders, stages, past, window)
     return {"past": past, "cycles": cycles.total, "milliseconds": cycles.total / estimate.clock_megahertz / 1e3}
 
 
@@ -171,7 +171,7 @@ class IntegerAttentionBlock:
             **common,
         }
         if quantized.shape.cached:
-            report["last_token"] = last_token(estimate)
+            report["last_token"] = last_token(estimate, quantized.window)
         return checked_project(name, files, estimate.as_dict(), report)
 
 

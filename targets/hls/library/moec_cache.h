@@ -14,17 +14,19 @@ template <class Block> struct cache_sizes {
     static const int CHUNKS_PER_BEAT = BEAT_BYTES / Block::LANES;
 };
 
-// Those of `past` tokens, head by head.
-template <class Block> void read_cache(const beat_t* memory, int at, int past, int tokens, hls::stream<beat_t>& beats) {
+// Those of `past` tokens, but for what lies in front of all windows, head by head.
+template <class Block>
+void read_cache(const beat_t* memory, int at, int past, int window, int tokens, hls::stream<beat_t>& beats) {
     typedef cache_sizes<Block> S;
-    const int count = tokens > 0 ? past * S::ROW_BEATS : 0;
+    const int seen = seen_of<Block>(past, window);
+    const int count = tokens > 0 ? seen * S::ROW_BEATS : 0, first = at + (past - seen) * S::ROW_BEATS;
 read_cached_heads:
     for (int h = 0; h < attention_sizes<Block>::KEY_HEADS; h++) {
     axi_read_cache:
         for (int i = 0; i < count; i++) {
 #pragma HLS LOOP_TRIPCOUNT min=0 max=Block::MAX_KEYS*S::ROW_BEATS
 #pragma HLS PIPELINE II=1 style=stp
-            beats.write(memory[at + h * Block::MAX_KEYS * S::ROW_BEATS + i]);
+            beats.write(memory[first + h * Block::MAX_KEYS * S::ROW_BEATS + i]);
         }
     }
 }
@@ -46,12 +48,12 @@ write_cached_heads:
 // Of each head the rows that the cache holds, then those of the call, which the cache gets, too; then the rows of QUERIES
 // heads, which come behind the keys that they share, as they are.
 template <class Block, int QUERIES>
-void join_cache(int past, int tokens, hls::stream<beat_t>& held, hls::stream<typename types<Block>::chunk_t>& rows,
+void join_cache(int past, int window, int tokens, hls::stream<beat_t>& held, hls::stream<typename types<Block>::chunk_t>& rows,
                 hls::stream<typename types<Block>::chunk_t>& joined, hls::stream<beat_t>& added) {
     typedef cache_sizes<Block> S;
     typedef typename types<Block>::chunk_t chunk_t;
     const int CHUNKS = attention_sizes<Block>::CHUNKS;
-    const int before = tokens > 0 ? past : 0;
+    const int before = tokens > 0 ? seen_of<Block>(past, window) : 0;
     beat_t beat = 0;
 join_heads:
     for (int h = 0; h < attention_sizes<Block>::KEY_HEADS; h++) {

@@ -21,6 +21,7 @@ struct layer_t {
     int rows;        // that go out: as many as tokens, or 1 where they are summed up
     bool adds, passes, pools;
     int experts, slots, shared, tiles;
+    int window;      // of attention, in the place of tiles: keys that a token looks back, its own included
     int norm_at, input_at, residual_at, router_at, up_at, down_at, output_at;
     int score_multiplier, mixed_one, hidden_multiplier, up_offset, up_limit, shared_gate;
     long long epsilon;
@@ -55,6 +56,7 @@ axi_read_layer:
     layer.slots = word_of(beats, 9);
     layer.shared = word_of(beats, 10);
     layer.tiles = word_of(beats, 11);
+    layer.window = word_of(beats, 11);
     layer.norm_at = word_of(beats, 12);
     layer.input_at = word_of(beats, 13);
     layer.residual_at = word_of(beats, 14);

@@ -33,8 +33,10 @@ template <class Block> struct row_of {
     }
 };
 
-// The turns are read once for each tile that they are used in: a row of them is a beat or a few, and stays nowhere.
-template <class Block> void read_turns(const beat_t* memory, int at, int past, int tokens, hls::stream<beat_t>& beats) {
+// The turns are read once for each tile that they are used in: a row of them is a beat or a few, and stays nowhere. at: of
+// the multipliers.
+template <class Block> inline void read_turns_at(const beat_t* memory, int at, int past, int tokens, hls::stream<beat_t>& beats) {
+#pragma HLS INLINE
     typedef turn_sizes<Block> S;
     read_beats<S::NORM_ROWS * S::ROW_BEATS>(memory, at, S::NORM_ROWS * S::ROW_BEATS, beats);
 read_tiles_of_turns:
@@ -46,6 +48,18 @@ read_tiles_of_turns:
             beats.write(memory[at + (S::NORM_ROWS + past) * S::ROW_BEATS + i]);
         }
     }
+}
+
+template <class Block> void read_turns(const beat_t* memory, int at, int past, int tokens, hls::stream<beat_t>& beats) {
+    read_turns_at<Block>(memory, at, past, tokens, beats);
+}
+
+// Sinks lie in front of all that.
+template <class Block>
+void read_sinks_and_turns(const beat_t* memory, int at, int past, int tokens, hls::stream<beat_t>& sink_beats, hls::stream<beat_t>& beats) {
+    const int SINK_BEATS = attention_sizes<Block>::SINK_BEATS;
+    read_beats<SINK_BEATS>(memory, at, SINK_BEATS, sink_beats);
+    read_turns_at<Block>(memory, at + SINK_BEATS, past, tokens, beats);
 }
 
 template <class Block>

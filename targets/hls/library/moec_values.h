@@ -8,7 +8,7 @@ namespace moec {
 // Per head of keys: values come first and are kept as score_keys keeps keys, so that a step reads the values of LANES keys
 // in LANES channels. mixed: weighted sums of LANES channels at a time.
 template <class Block>
-void mix_values(int past, int tokens, hls::stream<typename types<Block>::chunk_t>& rows,
+void mix_values(int past, int window, int tokens, hls::stream<typename types<Block>::chunk_t>& rows,
                 hls::stream<typename attention_types<Block>::weights_t>& weights,
                 hls::stream<typename attention_types<Block>::mixed_t>& mixed) {
     typedef attention_sizes<Block> S;
@@ -23,8 +23,9 @@ void mix_values(int past, int tokens, hls::stream<typename types<Block>::chunk_t
 #pragma HLS BIND_STORAGE variable=kept type=ram_s2p impl=lutram
     sum_t sums[Block::LANES];
 #pragma HLS ARRAY_PARTITION variable=sums type=complete
-    const int count = tokens > 0 ? past + tokens : 0;
-    const int steps = Block::SHARING * groups_of_all<Block>(past, tokens) * S::CHUNKS;
+    const int seen = seen_of<Block>(past, window), back = groups_back<Block>(window);
+    const int count = tokens > 0 ? seen + tokens : 0;
+    const int steps = Block::SHARING * groups_of_all<Block>(seen, tokens, back) * S::CHUNKS;
 mix_heads:
     for (int h = 0; h < S::KEY_HEADS; h++) {
     mix_read_values:
@@ -36,7 +37,8 @@ mix_heads:
                 values[t % Block::LANES][t / Block::LANES * S::CHUNKS + c] = rows.read();
             }
         }
-        int group = 0, chunk = 0, position = past, groups = groups_of<Block>(count, past);
+        int begin = first_group<Block>(seen, back), groups = groups_of<Block>(count, seen);
+        int group = begin, chunk = 0, position = seen;
     // One loop with counters, as in score_keys.
     mix_steps:
         for (int step = 0; step < steps; step++) {
@@ -54,23 +56,24 @@ mix_heads:
                 chunk_t row0, row1;
                 for (int i = 0; i < Block::LANES; i++) {
 #pragma HLS UNROLL
-                    // Behind the query, or beyond the last token, is nonsense, whose weight is 0.
+                    // Behind the query, beyond the last token, or in front of the window is nonsense, whose weight is 0.
                     row0.lane[i] = values[i][place].lane[r];
                     row1.lane[i] = values[i][place].lane[r + 1];
                 }
                 sum_t sum0, sum1;
                 dot_pair<Block, S::MIXED_BITS>(weight, row0, 0, row1, 0, sum0, sum1);
-                sums[r] = group == 0 ? sum0 : sum_t(sums[r] + sum0);
-                sums[r + 1] = group == 0 ? sum1 : sum_t(sums[r + 1] + sum1);
+                sums[r] = group == begin ? sum0 : sum_t(sums[r] + sum0);
+                sums[r + 1] = group == begin ? sum1 : sum_t(sums[r + 1] + sum1);
                 result.lane[r] = sums[r];
                 result.lane[r + 1] = sums[r + 1];
             }
             if (group == groups - 1) {
                 mixed.write(result);
-                if (chunk == S::CHUNKS - 1) position = position == count - 1 ? past : position + 1;
+                if (chunk == S::CHUNKS - 1) position = position == count - 1 ? seen : position + 1;
                 chunk = chunk == S::CHUNKS - 1 ? 0 : chunk + 1;
-                group = 0;
+                begin = first_group<Block>(position, back);
                 groups = groups_of<Block>(count, position);
+                group = begin;
             } else {
                 group++;
             }

@@ -119,8 +119,11 @@ def experts_shape(plan: ModelPlan) -> BlockShape:
 
 
 def attention_shape(plan: ModelPlan) -> AttentionShape | None:
-    """Raises UnsupportedError where layers differ in their heads."""
-    shapes = [dataclasses.replace(layer.shape, tokens=plan.tokens) for layer in _attention(plan)]
+    """Raises UnsupportedError where layers differ in their heads. Windows and sinks are data: layers without have
+    windows of all positions, and sinks that weigh nothing."""
+    found = [layer.shape for layer in _attention(plan)]
+    shared = {name: any(getattr(shape, name) for shape in found) for name in ("windowed", "sinks")}
+    shapes = [dataclasses.replace(shape, tokens=plan.tokens, **shared) for shape in found]
     return _only("layers of attention differ in their heads", shapes) if shapes else None
 
 

@@ -124,7 +124,7 @@ def layer_cycles(
         return LayerCycles("embedding" if layer is plan.embedding else "head", round(header + cycles), beats)
     if isinstance(layer, QuantizedAttention):
         assert design.attention is not None
-        found = attention_cycles(design.attention, plan.tokens, pace, stages)
+        found = attention_cycles(design.attention, plan.tokens, pace, stages, window=layer.window)
         return LayerCycles("attention", round(header + found.total), found.beats)
     own = count_cycles(design.of(layer), loads, pace, stages)
     waits = max(0.0, _results_cycles(design.experts, plan.tokens, pace, adds=True) - own.results)

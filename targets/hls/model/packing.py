@@ -146,7 +146,7 @@ def layer_record(numbers: dict[str, int]) -> bytes:
     """The numbers of a layer by name, those of ``layer_t``; what is not given is 0."""
     words = np.zeros(_LAYER_WORDS, np.int64)
     for name, value in numbers.items():
-        words[_FIELDS.index(name)] = value
+        words[_FIELDS.index(_SHARED.get(name, name))] = value
     words[_EPSILON], words[_EPSILON + 1] = numbers["epsilon"] & 0xFFFFFFFF, numbers["epsilon"] >> 32
     return (words & 0xFFFFFFFF).astype("<u4").tobytes()
 
@@ -160,6 +160,8 @@ _FIELDS = (
 )
 """The numbers of a layer in order; an epsilon takes two places."""
 _EPSILON = _FIELDS.index("epsilon")
+_SHARED = {"window": "tiles"}
+"""Numbers of attention in the places of those that only layers of experts have."""
 
 
 def _numbers(design: ModelDesign, plan: ModelPlan, layer: Layer) -> dict[str, int]:
@@ -173,6 +175,7 @@ def _numbers(design: ModelDesign, plan: ModelPlan, layer: Layer) -> dict[str, in
             "adds": True,
             "score_multiplier": int(layer.score.values[0]),
             "mixed_one": layer.mixed_one,
+            "window": layer.window or layer.shape.positions,
             "epsilon": layer.norm.epsilon,
             **_epsilons_of_heads(layer),
         }
@@ -226,7 +229,7 @@ def _weights(design: ModelDesign, layer: Layer) -> dict[str, bytes]:
             **norm,
             "up": pack_projections(design.attention, layer),
             "down": pack_output(design.attention, layer),
-            **({} if layer.turns is None else {"turns": pack_turns(design.attention, layer.turns)}),
+            **({} if layer.turns is None else {"turns": pack_turns(design.attention, layer.turns, layer.sinks)}),
         }
     own = design.of(layer)
     down = {"down": packing.pack_down(own, layer.down)}

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from moec.targets.hls.attention.channels import attention_channels
-from moec.targets.hls.attention.estimate import attention_memories
+from moec.targets.hls.attention.estimate import attention_memories, power_copies
 from moec.targets.hls.attention.quantize import QuantizedAttention
 from moec.targets.hls.hardware.memories import Memory, memories_of
 from moec.targets.hls.hardware.parts import find_part
@@ -102,7 +102,7 @@ def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes], devic
         "patch_beats": max(1, design.patch_beats),
         "attention": attention,
         "attention_wires": attention_wires(plan),
-        "attention_copies": 0 if attention is None else attention.lanes // 2,
+        "attention_copies": 0 if attention is None else power_copies(attention),
         "depth": {**beats, "stream": places.size, "cache": _cache_beats(design, plan)},
         "is_decoder": design.is_decoder,
         "turned": attention is not None and attention.shape.turned,

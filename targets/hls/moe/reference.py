@@ -17,6 +17,9 @@ from moec.targets.hls.moe.quantize import GATE_ONE, QuantizedBlock, power_table,
 
 Array = np.ndarray[Any, Any]
 
+MOST_EXPONENT = 32767
+"""Places in the table of powers, 1024 to a halving, that weights of a softmax go down."""
+
 
 @dataclasses.dataclass(frozen=True)
 class IntegerResults:
@@ -124,7 +127,11 @@ def weigh(block: QuantizedBlock, logits: Array, chosen: Array) -> Array:
 
 def powers_of(score: Multipliers, below: Array) -> Array:
     """What a softmax weighs logits with that are ``below`` the largest: 2^17 for 1."""
-    exponents = np.minimum((below * score.values[0]) >> score.shift, 32767)
+    return power_of_half(np.minimum((below * score.values[0]) >> score.shift, MOST_EXPONENT))
+
+
+def power_of_half(exponents: Array) -> Array:
+    """2^-x for places of the table from 0 to :data:`MOST_EXPONENT`: 2^17 for 1."""
     return power_table()[exponents & 1023] >> (exponents >> 10)
 
 

@@ -19,7 +19,7 @@ from moec.targets.hls.moe.quantize import GATE_ONE, quantize
 from moec.targets.hls.normalization import FloatNorm, quantize_norm
 
 from .layers import float_block, in_groups
-from .test_attention import decoder
+from .test_attention import SINKS, decoder
 
 Array = np.ndarray[Any, Any]
 
@@ -124,12 +124,13 @@ def plan(
 
 
 def decoder_plan(*, tokens: int = 8, cached: int = 12, width: int = 24) -> ModelPlan:
-    """Two layers of a decoder: attention with norms, turns and shared keys, and gated experts."""
+    """Two layers of a decoder: attention with norms, turns and shared keys, in the second one with a window and sinks,
+    and gated experts."""
     random = np.random.default_rng(3)
     stream = random.normal(0, 1, (3, cached or tokens, width)).astype(np.float32)
     blocks: list[Any] = []
     for seed in range(2):
-        attention = decoder(8, width=width, normed=True, seed=seed)
+        attention = decoder(8, width=width, normed=True, seed=seed, **({"window": 2, "sinks": SINKS} if seed else {}))
         found = quantize_attention(attention, stream, most_tokens=tokens, cached=cached, stream_scale=STREAM_SCALE)
         spec = ExpertsSpec(activation="silu", gate_layout="gate_up")
         experts = float_block(RouteSpec(2, normalize=True), spec, 4, width, 16, seed=seed)

@@ -19,6 +19,8 @@ from moec.targets.hls.moe.design import MOST_STAGES
 from moec.targets.hls.moe.quality import signal_to_noise
 from moec.targets.hls.normalization import FloatNorm
 
+SINKS = np.array([30, -200, 0.5, 3], np.float32)
+"""Of four heads: one that weighs hardly any key, one that has none."""
 SHAPE = AttentionShape(tokens=197, width=192, heads=3, head_width=64, norm="layer")
 
 
@@ -105,7 +107,11 @@ def test_the_best_key_has_the_largest_weight_and_equal_keys_equal_ones():
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"turned": 8}, {"normed": True}, {"sharing": 1}, {"sharing": 4, "normed": True}, {"joint": True}]
+    "fields",
+    [
+        *({}, {"turned": 8}, {"normed": True}, {"sharing": 1}, {"sharing": 4, "normed": True}, {"joint": True}),
+        *({"window": 7}, {"sinks": SINKS}, {"sinks": SINKS, "turns": None, "window": 1}),
+    ],
 )
 def test_integers_of_a_decoder_are_close_to_floats(fields):
     block = decoder(16, width=48, **fields)
@@ -124,10 +130,19 @@ def test_a_causal_block_does_not_look_ahead():
     assert not whole.weights[:, np.triu_indices(20, 1)[0], np.triu_indices(20, 1)[1]].any()
 
 
+def test_a_window_leaves_keys_behind():
+    block = quantized(decoder(window=3))
+    results = attention_reference.run(block, block.quantized(tokens_for(decoder(), 1, 20)[0]))
+    met = np.abs(np.arange(20) - np.arange(20)[:, None] + 1) <= 1
+    assert (results.weights[:, ~met] == 0).all()
+    assert (results.weights.max(axis=2) == 255).all()
+
+
 @pytest.mark.parametrize("calls", [[9, 1, 1, 1], [1] * 12, [5, 7]])
-def test_calls_behind_each_other_are_one_sequence(calls):
+@pytest.mark.parametrize("fields", [{"normed": True}, {"joint": True, "window": 4, "sinks": SINKS}])
+def test_calls_behind_each_other_are_one_sequence(calls, fields):
     """Bit for bit, however a sequence is cut: what a cache holds is all that they share."""
-    block = quantized(decoder(normed=True))
+    block = quantized(decoder(**fields))
     steps = block.quantized(tokens_for(decoder(), 1, 12)[0])
     whole, parts, at = attention_reference.run(block, steps), [None], 0
     for count in calls:
@@ -195,7 +210,9 @@ def test_a_decoder_equals_the_reference(count, fields, design):
         ({"normed": True}, [19]),
         ({"sharing": 1, "turns": None, "head_width": 12}, [19]),
         ({"head_width": 72}, [4]),
-        ({"joint": True}, [0, 19]),
+        ({"joint": True, "window": 5, "sinks": SINKS}, [0, 19]),
+        pytest.param({"window": 8, "sinks": SINKS}, [19], marks=pytest.mark.nightly),
+        *(pytest.param({"window": window}, [19], marks=pytest.mark.nightly) for window in (1, 2, 9, 10, 18, 40)),
     ],
 )
 def test_a_cache_holds_a_sequence_between_calls(fields, counts):
@@ -263,6 +280,7 @@ def test_other_sizes_equal_the_reference(sizes, design):
         (AttentionDesign(SHAPE), 28, "sums need 28 bits"),
         (AttentionDesign(AttentionShape(9, 192, 3, 64, "rms", sharing=2)), 24, "3 heads, 2 of which share keys"),
         (AttentionDesign(AttentionShape(9, 192, 3, 64, "rms", causal=True, cached=8)), 24, "a cache of 8 positions"),
+        (AttentionDesign(AttentionShape(9, 192, 3, 64, "rms", windowed=True)), 24, "windows of tokens that see"),
         (AttentionDesign(AttentionShape(0, 192, 3, 64, "rms")), 24, "0 tokens"),
     ],
 )

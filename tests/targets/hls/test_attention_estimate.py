@@ -26,7 +26,7 @@ from moec.targets.hls.moe.channels import PROCESSES
 from moec.targets.hls.moe.design import USUAL_STAGES
 from moec.targets.hls.moe.exploration import Constraints
 
-from .test_attention import decoder, files_of, float_attention, quantized, tokens_for
+from .test_attention import SINKS, decoder, files_of, float_attention, quantized, tokens_for
 
 M3VIT = AttentionShape(tokens=197, width=192, heads=3, head_width=64, norm="layer")
 
@@ -42,15 +42,17 @@ M3VIT = AttentionShape(tokens=197, width=192, heads=3, head_width=64, norm="laye
         (decoder, 21, 0.25, 64),
         pytest.param(lambda: decoder(joint=True), 21, 1.0, 0, marks=pytest.mark.nightly),
         pytest.param(lambda: decoder(joint=True), 21, 0.25, 64, marks=pytest.mark.nightly),
+        pytest.param(lambda: decoder(window=4, sinks=SINKS), 21, 1.0, 0, marks=pytest.mark.nightly),
     ],
 )
 def test_estimates_agree_with_the_simulation(floats, count, share, latency):
     block = quantized(floats())
     files = files_of(block, block.quantized(tokens_for(floats(), 1, count)[0]), lanes=8)
     simulated = simulate_timed(files, memory_share=share, memory_latency=latency)
-    estimated = attention_cycles(AttentionDesign(block.shape, 8), count, MemoryPace(1 / share, latency))
+    design, window = AttentionDesign(block.shape, 8), block.window
+    estimated = attention_cycles(design, count, MemoryPace(1 / share, latency), window=window)
     assert estimated.total == pytest.approx(simulated.cycles, rel=0.1)
-    deep = attention_cycles(AttentionDesign(block.shape, 8), count, MemoryPace(1 / share, latency), USUAL_STAGES)
+    deep = attention_cycles(design, count, MemoryPace(1 / share, latency), USUAL_STAGES, window=window)
     in_stages = simulate_timed(files, memory_share=share, memory_latency=latency, pipeline_depth=USUAL_STAGES)
     assert deep.total == pytest.approx(in_stages.cycles, rel=0.1)
     named = {(channel.name, channel.depth) for channel in simulated.channels}
@@ -90,6 +92,14 @@ def test_a_causal_block_scores_half_as_many_keys():
     assert scores[0] / scores[1] == pytest.approx(0.504, abs=1e-3)
 
 
+def test_a_window_bounds_what_is_scored():
+    """Of 2000 keys the last 100, in whole groups of 16: the seventh in front of a query's own may have one of them."""
+    design = AttentionDesign(AttentionShape(2000, 64, 1, 64, "rms", causal=True, windowed=True))
+    assert scores_of_head(design, 1, 1999, window=100) == 8 * design.chunks
+    assert scores_of_head(design, 2000, window=100) == scores_of_head(design, 2000, window=113)
+    assert scores_of_head(design, 2000, window=2000) == scores_of_head(design, 2000)
+
+
 def test_slow_memory_and_small_arrays_bind_otherwise():
     few = dataclasses.replace(M3VIT, tokens=2)
     assert attention_cycles(AttentionDesign(few), 2, MemoryPace()).bound_by == "weights"
@@ -111,7 +121,7 @@ def test_logic_by_hand():
     assert found.resources.lut == logic + sum(memory.luts for memory in found.memories)
 
 
-@pytest.mark.parametrize("block", [None, decoder(joint=True)])
+@pytest.mark.parametrize("block", [None, decoder(joint=True), decoder(window=4, sinks=SINKS)])
 def test_every_process_of_the_estimate_is_one_of_the_block(block):
     design = AttentionDesign(M3VIT if block is None else shape_of(block, 21))
     processes = {end for channel in attention_channels(design) for end in (channel.producer, channel.consumer)}

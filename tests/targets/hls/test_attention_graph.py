@@ -116,12 +116,38 @@ def positions_of(graph: GraphBuilder, axes: list[int]) -> ir.Value:
     return graph.add("Unsqueeze", places, graph.constant(np.array(axes)))
 
 
-def window(graph: GraphBuilder, most: int) -> ir.Value:
-    """A causal mask in which a query sees ``most`` keys."""
+def window(graph: GraphBuilder, most: int, of_blocks: bool = False) -> ir.Value:
+    """A causal mask in which a query sees ``most`` keys, or those of its block of so many."""
+    if of_blocks:
+        blocks = [graph.add("Div", positions_of(graph, [axis]), graph.constant(np.array(most))) for axis in (1, 0)]
+        seen = graph.add("LessOrEqual", positions_of(graph, [0]), positions_of(graph, [1]))
+        return graph.add("And", seen, graph.add("Equal", *blocks))
     distance = graph.add("Sub", positions_of(graph, [1]), positions_of(graph, [0]))
     ahead = graph.add("Less", distance, graph.constant(np.array(0)))
     far = graph.add("Less", graph.constant(np.array(most - 1)), distance)
     return graph.add("Not", graph.add("Or", ahead, far))
+
+
+def behind_sinks(graph: GraphBuilder, sinks=0.5, fill=0.0, of_tokens=False) -> ir.Value:
+    """Keys and values behind one of ``fill``, whose score is ``sinks`` and more by head; None for a mask of nothing."""
+    tokens = normalized(graph)
+    heads = [graph.dense(tokens, HEADS * CHANNELS) for _ in range(3)]
+    shape, front = graph.constant(np.array([0, -1, HEADS, CHANNELS])), graph.constant(np.array([1, 0]))
+    rows = [graph.add("Transpose", graph.add("Reshape", one, shape), perm=[0, 2, 1, 3]) for one in heads]
+    axes = [graph.constant(np.array([axis])) for axis in (2, 3)]
+    padded = [graph.add("Pad", one, front, graph.constant(np.float32(fill)), axes[0]) for one in rows[1:]]
+    operands = [rows[0], *padded]
+    if sinks is not None:
+        bias = graph.add("Where", window(graph, 99), graph.constant(np.float32(0)), graph.constant(np.float32(-1e30)))
+        mask = graph.add("Pad", graph.add("Unsqueeze", bias, graph.constant(np.array([0, 1]))), front, None, axes[1])
+        column = graph.constant((np.arange(HEADS) + sinks).astype(np.float32).reshape(1, HEADS, 1, 1))
+        if of_tokens:
+            column = graph.add("Mul", column, graph.add("ReduceMax", graph.x, keepdims=0))
+        count = graph.add("Shape", rows[1], start=2, end=3)
+        pads = graph.add("Concat", graph.constant(np.array([0])), count, axis=0)
+        operands.append(graph.add("Add", mask, graph.add("Pad", column, pads, None, axes[1])))
+    attended = graph.add("Transpose", graph.add("Attention", *operands), perm=[0, 2, 1, 3])
+    return graph.add("Reshape", attended, graph.constant(np.array([0, -1, HEADS * CHANNELS])))
 
 
 def turned(graph: GraphBuilder, heads: ir.Value, layout: str, base: float = 0.3) -> ir.Value:
@@ -171,11 +197,13 @@ def rotary(graph: GraphBuilder, layout="halves", norm=False, shape="heads", othe
     ("build", "expected"),
     [
         (grouped, {"causal": True, "sharing": 3}),
-        (lambda graph: with_mask(graph, window(graph, 99)), {"causal": True, "sharing": 1}),
+        (lambda graph: with_mask(graph, window(graph, 99)), {"causal": True, "sharing": 1, "window": 0}),
+        (lambda graph: with_mask(graph, window(graph, 3)), {"causal": True, "window": 3}),
         (rotary, {"causal": True}),
         (lambda graph: rotary(graph, "neighbours", norm=True), {"causal": True}),
         (lambda graph: rotary(graph, "part", shape="grouped"), {"sharing": 3}),
         (lambda graph: rotary(graph, shape="rows"), {"joint_norm": True}),
+        (behind_sinks, {"causal": True, "window": 0}),
     ],
 )
 def test_attention_of_decoders_computes_what_the_graph_does(build, expected):
@@ -195,7 +223,11 @@ def test_attention_of_decoders_computes_what_the_graph_does(build, expected):
         (lambda graph: with_mask(graph, repeated(graph, np.eye(5)[1] > 0)), "for 1 tokens; expected 1 keys"),
         (lambda graph: with_mask(graph, graph.constant(np.eye(5, dtype=np.float32))), "for 1 tokens; expected 1 keys"),
         (lambda graph: with_mask(graph, of_tokens(graph)), "depends on the numbers of 'x'"),
-        (lambda graph: with_mask(graph, window(graph, 3)), "hides key 0 to query 3"),
+        (lambda graph: with_mask(graph, window(graph, 3, of_blocks=True)), "shows or weakens key 0 to query 1"),
+        (lambda graph: behind_sinks(graph, fill=1.0), "for 1 tokens; expected 1 keys"),
+        (lambda graph: behind_sinks(graph, of_tokens=True), "depends on the numbers of 'x'"),
+        (lambda graph: behind_sinks(graph, sinks=np.inf), "expected a finite score for each head"),
+        (lambda graph: behind_sinks(graph, sinks=None), "expected a mask that says how they are scored"),
         (lambda graph: with_mask(graph, window(graph, -1)), "hides key 0 to query 0"),
         (lambda graph: rotary(graph, other=1.1), "turned differently"),
         (lambda graph: rotary(graph, "long"), "in sequences of 8 tokens"),

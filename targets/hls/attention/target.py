@@ -55,10 +55,11 @@ def expect_whole_sequences(block: GraphAttention, options: HlsOptions) -> None:
     """Raises InputError where calibration data has tokens in front of those that the block is run on."""
     given = options.calibration or {}
     for name in (str(value.name) for value in block.past):
-        if name in given and given[name].shape[2]:
+        if name in given and (count := given[name].shape[2]):
             raise InputError(
-                f"calibration data for {name!r} has {given[name].shape[2]} positions; expected none, and whole "
-                "sequences of tokens"
+                f"calibration data for {name!r} has the keys or values of {count} earlier tokens, in the floats of the "
+                "graph; a project makes its own, so leave all such inputs out, and give sequences from their first "
+                "token on, with masks and positions of these tokens alone"
             )
 
 

@@ -10,10 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.dtypes import dtype_of
 from moec.common.specs import tensor_specs
 from moec.errors import InputError
 from moec.ir.dialect import is_moec
 from moec.ir.interpreter import Evaluator
+from moec.ir.states import states_of
 from moec.runtime.inputs import InputCheck
 
 Array = np.ndarray[Any, Any]
@@ -76,11 +78,15 @@ def unrounded(model: ir.Model) -> Iterator[bool]:
 
 
 def feeds_of(model: ir.Model, inputs: Mapping[str, Array]) -> dict[ir.Value, Array]:
+    """Calibration data by value; caches that it leaves out are empty.
+
+    Raises InputError naming an input that is missing, unknown, misshapen or not finite."""
     given = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     known = {str(value.name): value for value in given}
     unknown = set(inputs) - set(known)
     if unknown:
         raise InputError(f"calibration data has {sorted(unknown)[0]!r}; the model takes {', '.join(known)}")
+    inputs = {**_empty_caches(model, inputs), **inputs}
     InputCheck(tensor_specs(given))(inputs)
     for name, array in inputs.items():
         if np.issubdtype(array.dtype, np.integer) and not array.size:
@@ -88,6 +94,27 @@ def feeds_of(model: ir.Model, inputs: Mapping[str, Array]) -> dict[ir.Value, Arr
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise InputError(f"calibration data for {name!r} has numbers that are not finite; leave them out")
     return {value: np.asarray(inputs[name]) for name, value in known.items()}
+
+
+def _empty_caches(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Of the states of a model that grow, those that ``inputs`` have not, with sizes of the other inputs."""
+    specs = {spec.name: spec for spec in tensor_specs(model.graph.inputs)}
+    sizes = {
+        size: found
+        for name, array in inputs.items()
+        if name in specs
+        for size, found in zip(specs[name].shape, array.shape, strict=False)
+    }
+    caches: dict[str, Array] = {}
+    for state in states_of(model):
+        if state.axis is None or state.input in inputs:
+            continue
+        spec = specs[state.input]
+        shape = [size if isinstance(size, int) else sizes.get(size) for size in spec.shape]
+        shape[state.axis] = 0
+        if None not in shape:
+            caches[state.input] = np.zeros([size or 0 for size in shape], dtype_of(spec.dtype))
+    return caches
 
 
 def evaluate(model: ir.Model, feeds: Mapping[ir.Value, Array], outputs: Sequence[ir.Value]) -> list[Array]:

@@ -6,11 +6,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from moec.common.specs import State
 from moec.errors import InputError
 from moec.ir import interpreter
+from moec.ir.states import set_states
 from moec.passes.framework import pipeline
 from moec.targets.hls.attention.graph import find_attention
 from moec.targets.hls.attention.target import expect_whole_sequences
+from moec.targets.hls.graph.calibrate import feeds_of
 from moec.targets.hls.options import HlsOptions
 
 from .graphs import D, GraphBuilder
@@ -274,8 +277,12 @@ def test_keys_of_earlier_tokens_are_those_of_a_cache():
     (wanted,) = interpreter.run(model, {"x": x, "keys": nothing, "values": nothing}).values()
     np.testing.assert_allclose(block.numbers.run(x).output, wanted, atol=5e-5)
     expect_whole_sequences(block, HlsOptions({"x": x, "keys": nothing, "values": nothing}))
-    with pytest.raises(InputError, match="calibration data for 'values' has 3 positions; expected none"):
+    with pytest.raises(InputError, match=r"of 3 earlier tokens, .* leave all such inputs out, and give sequences from"):
         expect_whole_sequences(block, HlsOptions({"x": x, "values": np.zeros((2, HEADS, 3, CHANNELS), np.float32)}))
+    with pytest.raises(InputError, match="input 'keys' is missing"):
+        feeds_of(model, {"x": x})
+    set_states(model, [State(name, f"all_{name}", 2) for name in ("keys", "values")])
+    assert [feeds_of(model, {"x": x})[past].shape for past in pasts] == [(2, HEADS, 0, CHANNELS)] * 2
 
 
 def test_positions_may_be_the_sum_of_a_mask(monkeypatch):

@@ -10,6 +10,7 @@ queries of all of them come first, and wait for their sums of squares; then they
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 from moec.targets.hls.attention.channels import (
@@ -21,6 +22,7 @@ from moec.targets.hls.attention.channels import (
     weighing,
 )
 from moec.targets.hls.attention.design import KEY, QUERY, VALUE, AttentionDesign
+from moec.targets.hls.attention.drains import Span, written
 from moec.targets.hls.hardware.arithmetic import (
     CONTROL_LUTS,
     MASTER_LUTS,
@@ -59,9 +61,8 @@ from moec.targets.hls.moe.design import (
 
 _ARRAYS = 4
 """How many arrays of ``lanes`` x ``lanes`` products there are: projections, scores, values, output."""
-_LOOPS_OF_TOKENS, _LOOPS_OF_QUERIES, _LOOPS_OF_RESULTS = 4, 5, 10
-"""Pipelines one behind the other: until all tokens are normalised and kept; from a query's product to its scores; and
-behind these to memory."""
+_LOOPS_OF_TOKENS, _LOOPS_OF_QUERIES = 4, 5
+"""Pipelines one behind the other: until all tokens are normalised and kept; from a query's product to its scores."""
 _SINK_BITS = 32
 _LOOPS_OF_TURNS = 2
 """More of them where keys and queries are turned by their positions."""
@@ -118,6 +119,7 @@ def estimate_attention(
     return AttentionEstimate(design, part, clock_megahertz, ports, cycles, dsps, memories, corrected, calibration)
 
 
+@functools.lru_cache(maxsize=1024)  # layers of a model are alike
 def attention_cycles(
     design: AttentionDesign, tokens: int, pace: MemoryPace, stages: int = 0, past: int = 0, window: int = 0
 ) -> AttentionCycles:
@@ -131,14 +133,13 @@ def attention_cycles(
     normalize = start + tokens * reads + steps + _LOOPS_OF_TOKENS * stages
     weight_beats = design.width * design.head_width // BEAT_BYTES
     tile_beats = weight_beats + math.ceil(design.head_width * PARAMETER_BYTES / BEAT_BYTES)
-    # Steps of the last query.
-    scored = min(math.ceil((past + tokens) / design.lanes), _groups_in(design, window)) * design.chunks
     per_token = design.chunks * design.width_chunks
     scores = scores_of_head(design, tokens, past, window)
     held = past * max(design.chunks, design.cache_row_beats * pace.cycles_per_beat) + (pace.latency if past else 0)
     loads = _Loads(tile_beats, scores, held)
     run = _run_of_all_heads if shape.joint_norm else _run
-    first, end = run(design, tokens, loads, normalize, pace, stages)
+    first, end, spans = run(design, tokens, loads, normalize, pace, stages)
+    groups = groups_of_queries(design, tokens, past, window)
     products = shape.tiles * tokens * per_token
     per_head = 2 + shape.sharing
     busy = {
@@ -152,7 +153,7 @@ def attention_cycles(
         first_weights=round(first - normalize),
         products=products,
         stalls=round(end - first - products),
-        results=round(2 * scored + scored // design.chunks + per_token) + _LOOPS_OF_RESULTS * stages,
+        results=round(written(design, groups, spans, pace, stages) - end),
         beats=shape.tiles * tile_beats
         + shape.heads * weight_beats
         + math.ceil(design.width * PARAMETER_BYTES / BEAT_BYTES),
@@ -170,19 +171,17 @@ class _Loads:
     held: float
 
 
-def _groups_in(design: AttentionDesign, window: int) -> int:
-    """Groups of keys that a query meets at most."""
-    return -(-(window - 1) // design.lanes) + 1 if window else design.key_groups
+def groups_of_queries(design: AttentionDesign, tokens: int, past: int = 0, window: int = 0) -> list[int]:
+    """How many groups of keys the query of each token meets: none behind it where that is ruled out."""
+    if not design.shape.causal:
+        return [-(-(past + tokens) // design.lanes)] * tokens
+    most = -(-(window - 1) // design.lanes) + 1 if window else design.key_groups
+    return [min(position // design.lanes + 1, most) for position in range(past, past + tokens)]
 
 
 def scores_of_head(design: AttentionDesign, tokens: int, past: int = 0, window: int = 0) -> int:
-    """Steps in which the queries of a head meet keys: a group of them per step, none behind the query where that is
-    ruled out."""
-    groups = -(-(past + tokens) // design.lanes)
-    if not design.shape.causal:
-        return tokens * groups * design.chunks
-    most = _groups_in(design, window)
-    return design.chunks * sum(min(position // design.lanes + 1, most) for position in range(past, past + tokens))
+    """Steps in which the queries of a head meet keys."""
+    return design.chunks * sum(groups_of_queries(design, tokens, past, window))
 
 
 def _run(
@@ -192,34 +191,45 @@ def _run(
     normalized: float,
     pace: MemoryPace,
     stages: int,
-) -> tuple[float, float]:
-    """When the first tile starts, and when the last query is scored."""
+) -> tuple[float, float, list[Span]]:
+    """When the first tile starts, when the last query is scored, and when those of each head come."""
     loader = Loader(design.fifos.weights, pace, stages)
     per_token = design.chunks * design.width_chunks
     first = start = max(normalized, loader.arrival(loads.tile_beats, 0, normalized)) + stages
-    room = 2 * design.fifos.rows // design.chunks * per_token  # rows of keys that channels hold meanwhile
-    announced = scored = held = 0.0
+    rows_waiting = design.fifos.rows // design.chunks  # of each channel
+    turn = design.turn_beats * pace.cycles_per_beat if design.shape.turned else 0.0
+    announced = scored = held = turned = 0.0
+    spans: list[Span] = []
     queries = max(per_token * tokens, loads.scores)
     loops = _LOOPS_OF_QUERIES + (_LOOPS_OF_TURNS if design.shape.turned else 0)
     for part in design.shape.parts_of_tiles():
         if part == KEY:
             held = scored + loads.held  # these keys are there, and behind them come new ones
-            start = max(start, held - room)
+            start = max(start, held - 2 * rows_waiting * per_token)
+        done = start + tokens * per_token
+        if design.shape.turned and part != VALUE:
+            turned = max(start, turned + pace.latency + stages) + tokens * turn
+            done = max(done, turned - rows_waiting * turn)
         if part == QUERY:
-            scored = max(start, held, scored - loops * stages) + queries + loops * stages
+            begin = max(start, held, scored - loops * stages, turned - queries)
+            spans.append((begin, queries))
+            scored = begin + queries + loops * stages
         arrived = loader.arrival(loads.tile_beats, announced, start)
         # As in a MoE block: two tiles behind the one whose items have left their channel.
         announced = max(announced, start + per_token * (tokens - 1 - design.fifos.items))
-        done = start + tokens * per_token
-        if design.shape.turned and part != VALUE:
-            done = max(done, start + pace.latency + tokens * design.turn_beats * pace.cycles_per_beat)
-        start = max(done, arrived) + stages
-    return first, scored
+        start = _next_tile(done, arrived, loads.tile_beats - tokens * per_token, stages)
+    return first, scored, spans
+
+
+def _next_tile(done: float, arrived: float, missing: int, stages: int) -> float:
+    """When a tile starts behind one that is ``done``. Its weights have ``arrived`` while that was computed, but for
+    those ``missing``, which are taken in a loop of their own."""
+    return done + stages if arrived <= done else max(done + stages + max(1, missing), arrived) + stages
 
 
 def _run_of_all_heads(
     design: AttentionDesign, tokens: int, loads: _Loads, normalized: float, pace: MemoryPace, stages: int
-) -> tuple[float, float]:
+) -> tuple[float, float, list[Span]]:
     """As :func:`_run`, where all heads are normalised together."""
     shape, loader = design.shape, Loader(design.fifos.weights, pace, stages)
     per_token = design.chunks * design.width_chunks
@@ -231,17 +241,21 @@ def _run_of_all_heads(
     queries = shape.sharing * max(rows, loads.scores, tokens * per_token)  # the second product takes them meanwhile
     loops = _LOOPS_OF_QUERIES + _LOOPS_OF_TURNS
     announced = scored = 0.0
+    spans: list[Span] = []
     for place, part in enumerate(shape.parts_of_tiles()):
         done = start + tokens * per_token
         if place == shape.turned_tiles:  # all keys and queries are there
-            scored = max(done, start + 2 * tokens * shape.turned_tiles + rows) + queries + loops * stages
+            begin = max(done, start + 2 * tokens * shape.turned_tiles + rows)
         elif part == VALUE:
             done = max(done, scored - room)
-            scored = max(done, scored - loops * stages + rows + loads.held) + queries + loops * stages
+            begin = max(done, scored - loops * stages + rows + loads.held)
+        if part == VALUE:
+            scored, own = begin + queries + loops * stages, queries / shape.sharing
+            spans += [(begin + head * own, own) for head in range(shape.sharing)]
         arrived = loader.arrival(loads.tile_beats, announced, start)
         announced = max(announced, start + per_token * (tokens - 1 - design.fifos.items))
-        start = max(done, arrived) + stages
-    return first, scored
+        start = _next_tile(done, arrived, loads.tile_beats - tokens * per_token, stages)
+    return first, scored, spans
 
 
 def attention_dsps(design: AttentionDesign) -> dict[str, int]:

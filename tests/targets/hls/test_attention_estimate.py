@@ -51,10 +51,10 @@ def test_estimates_agree_with_the_simulation(floats, count, share, latency):
     simulated = simulate_timed(files, memory_share=share, memory_latency=latency)
     design, window = AttentionDesign(block.shape, 8), block.window
     estimated = attention_cycles(design, count, MemoryPace(1 / share, latency), window=window)
-    assert estimated.total == pytest.approx(simulated.cycles, rel=0.1)
+    assert estimated.total == pytest.approx(simulated.cycles, rel=0.04)
     deep = attention_cycles(design, count, MemoryPace(1 / share, latency), USUAL_STAGES, window=window)
     in_stages = simulate_timed(files, memory_share=share, memory_latency=latency, pipeline_depth=USUAL_STAGES)
-    assert deep.total == pytest.approx(in_stages.cycles, rel=0.1)
+    assert deep.total == pytest.approx(in_stages.cycles, rel=0.07)
     named = {(channel.name, channel.depth) for channel in simulated.channels}
     assert named == {(channel.name, channel.depth) for channel in attention_channels(AttentionDesign(block.shape, 8))}
     assert {process.name for process in simulated.processes} < set(PROCESSES)
@@ -67,19 +67,22 @@ def test_the_products_of_a_large_block_set_its_pace():
     assert cycles.products / cycles.total > 0.9
 
 
-@pytest.mark.parametrize(("share", "latency"), [(1.0, 0), (0.25, 64)])
-def test_estimates_of_calls_with_a_cache_agree_with_the_simulation(share, latency):
+@pytest.mark.parametrize(
+    ("share", "latency", "stages", "most"),
+    [(1.0, 0, 0, 0.01), (0.25, 64, USUAL_STAGES, 0.07), pytest.param(1.0, 64, 20, 0.03, marks=pytest.mark.nightly)],
+)
+def test_estimates_of_calls_with_a_cache_agree_with_the_simulation(share, latency, stages, most):
     """A call with 32 tokens, one with 8 behind them, and one with one token behind all."""
     floats = decoder(32, width=64)
     block = quantized(floats, most_tokens=32, cached=43)
     files = files_of(block, block.quantized(tokens_for(floats, 1, 43)[0]), lanes=8)
-    simulated = simulate_timed(files, memory_share=share, memory_latency=latency)
+    simulated = simulate_timed(files, memory_share=share, memory_latency=latency, pipeline_depth=stages)
     calls, past = calls_of(block.shape, 43), 0
     assert calls == [32, 8, 1, 1, 1]
     for count, cycles in zip(calls, [simulated.cycles, *simulated.later_cycles], strict=False):
         pace = MemoryPace(1 / share, latency)
-        estimated = attention_cycles(AttentionDesign(block.shape, 8), count, pace, past=past)
-        assert estimated.total == pytest.approx(cycles, rel=0.05 if share == 1 else 0.15)
+        estimated = attention_cycles(AttentionDesign(block.shape, 8), count, pace, stages, past)
+        assert estimated.total == pytest.approx(cycles, rel=most)
         past += count
     named = {(channel.name, channel.depth) for channel in simulated.channels}
     assert named == {(channel.name, channel.depth) for channel in attention_channels(AttentionDesign(block.shape, 8))}

@@ -1,25 +1,26 @@
 """Products with one constant matrix, and which of several ways each takes when the program runs.
 
 The number of rows decides, which the host knows. Up to :data:`~moec.targets.cuda.kernels.gemv.FEW_ROWS` rows take the
-time that reading the matrix takes. Of tiles, the highest read it least often; lower ones are taken where those would be
-too few to keep the device busy. Every way is a launch of its own that the host leaves out where another is better
-(:mod:`.launch_ways`).
+time that reading the matrix takes. Of tiles, the highest read it least often; where those would be too few to keep the
+device busy, inputs are divided into parts, too (:mod:`.kernels.gemm_parts`), or tiles are lower. Every way is a launch
+of its own, or two, that the host leaves out where another is better (:mod:`.launch_ways`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from tvm import relax
+from tvm import relax, tirx
 
 from moec.ir.dialect import Activation, ExpertsSpec
 from moec.targets.base import SizeRange
 from moec.targets.cuda.expert_matrices import as_stored
 from moec.targets.cuda.kernels.activation import activate
+from moec.targets.cuda.kernels.gemm_parts import BUSY_BLOCKS, GEMM_PARTS, JOIN_PARTS, ROWS, most_rows, parts_for
 from moec.targets.cuda.kernels.gemv import FEW_ROWS, GEMV
 from moec.targets.cuda.kernels.grouped_gemm_mma import GEMM_MMA
 from moec.targets.cuda.kernels.grouped_gemm_simt import GEMM_SIMT
@@ -27,16 +28,15 @@ from moec.targets.cuda.kernels.grouped_gemm_wgmma import GEMM_WGMMA
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.mma_tile import COLUMNS, SHAPES
 from moec.targets.cuda.kernels.tiled_kernels import DenseLaunch
+from moec.targets.cuda.launch_conditions import launch_if
 from moec.targets.cuda.launch_ways import Way, call_ways
 from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.kernel import Selection, select
-from moec.targets.tvm.nodes import flatten, reshape
+from moec.targets.tvm.kernel import KernelCall, Selection, select
+from moec.targets.tvm.nodes import flatten, record_of, reshape, static_size
 
 PRODUCTS = (GEMV, GEMM_WGMMA, GEMM_MMA, GEMM_SIMT)
 _PLAIN_ROWS = 64
 """The height of a tile without tensor cores."""
-_BUSY_BLOCKS = 128
-"""So many tiles keep a device busy: about as many as it has multiprocessors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +54,13 @@ def choices(problem: GroupedProblem, architecture: str) -> list[Choice]:
     found, least = [], 0
     if few.kernel is GEMV:
         found, least = [Choice(problem, few, SizeRange(0, FEW_ROWS))], FEW_ROWS + 1
+    in_parts = DenseLaunch(problem, most_rows(problem))
+    divides = in_parts.most >= least and GEMM_PARTS.why_not(in_parts, architecture) is None
+    if divides:
+        found.append(Choice(problem, select((GEMM_PARTS,), in_parts, architecture), SizeRange(least, in_parts.most)))
+        least = in_parts.most + 1
     for height, most in _heights(problem, architecture):
-        if most is None or most >= least:
+        if (most is None or most >= least) and not (divides and height < ROWS):
             tiled = dataclasses.replace(problem, block_rows=height)
             selection = select(PRODUCTS, DenseLaunch(tiled, most), architecture)
             found.append(Choice(tiled, selection, SizeRange(least, most)))
@@ -71,7 +76,7 @@ def _heights(problem: GroupedProblem, architecture: str) -> Iterator[tuple[int, 
         return
     tiles_across = -(-problem.columns // COLUMNS)
     for height, higher in zip(SHAPES, [*list(SHAPES)[1:], None], strict=True):
-        yield height, None if higher is None else higher * _BUSY_BLOCKS // tiles_across
+        yield height, None if higher is None else higher * BUSY_BLOCKS // tiles_across
 
 
 def multiply_matrix(
@@ -88,20 +93,56 @@ def multiply_matrix(
     shape = list(x.ty.shape)
     rows = x if len(shape) == 2 else flatten(lowering, x, len(shape) - 1)
     rows = lowering.assume_shape(rows, [rows.ty.shape[0], problem.row_type[0]])
-    ways = [_way(choice, activation) for choice in choices(problem, architecture)]
+    found = choices(problem, architecture)
+    in_parts = [choice for choice in found if choice.selection.kernel is GEMM_PARTS]
+    ways = [_way(choice, activation) for choice in found if choice not in in_parts]
     output = relax.TensorType((rows.ty.shape[0], problem.width), problem.out_dtype)
-    result = call_ways(lowering, node, ways, 0, [rows, *operands], output)
+    results = [
+        _multiply_in_parts(lowering, node, choice, activation, [rows, *operands], output)
+        for choice in in_parts
+        if choice.rows.may_hold(static_size(rows.ty.shape[0]))
+    ]
+    result = call_ways(lowering, node, ways, 0, [rows, *operands], output, results)
     return result if len(shape) == 2 else reshape(lowering, result, [*shape[:-1], problem.width])
 
 
 def _way(choice: Choice, activation: Activation) -> Way:
-    spec, problem, chosen = ExpertsSpec(activation=activation), choice.problem, choice.selection
+    problem, chosen = choice.problem, choice.selection
+    function = chosen.kernel.build(problem, _epilogue(problem, activation))
+    return Way(chosen, function, choice.rows, _attributes(choice, activation))
 
-    def epilogue(total: Any) -> Any:
-        return activate(spec, total, problem.out_dtype)
 
-    attributes = {**problem.facts(), "activation": activation, "rows": str(choice.rows), **chosen.tile_of(problem)}
-    return Way(chosen, chosen.kernel.build(problem, epilogue), choice.rows, attributes)
+def _multiply_in_parts(
+    lowering: LoweringContext,
+    node: ir.Node,
+    choice: Choice,
+    activation: Activation,
+    operands: Sequence[relax.Expr],
+    output: relax.TensorType,
+) -> relax.Var:
+    """The result for numbers of rows with which inputs are in parts: their sums, and what joins them."""
+    problem, chosen, (rows, *matrix, bias) = choice.problem, choice.selection, operands
+    few = tirx.min(rows.ty.shape[0], tirx.IntImm("int64", choice.rows.most))
+    sums_type = relax.TensorType((parts_for(problem, few, "int64") * few, problem.width), "float32")
+    function = launch_if(chosen.kernel.build(problem), 0, 0, choice.rows)
+    call = KernelCall(chosen, function, [rows, *matrix], _attributes(choice, "identity"))
+    (sums,) = lowering.call_kernel(function, call.arguments, [sums_type], record_of(node, call))
+    joined = select((JOIN_PARTS,), problem, None)
+    function = launch_if(joined.kernel.build(problem, _epilogue(problem, activation)), 2, 0, choice.rows)
+    call = KernelCall(joined, function, [sums, bias], {"activation": activation, "rows": str(choice.rows)})
+    (result,) = lowering.call_kernel(function, call.arguments, [output], record_of(node, call))
+    return result
+
+
+def _attributes(choice: Choice, activation: Activation) -> dict[str, Any]:
+    """What the artifact says about a product."""
+    tile = choice.selection.tile_of(choice.problem)
+    return {**choice.problem.facts(), "activation": activation, "rows": str(choice.rows), **tile}
+
+
+def _epilogue(problem: GroupedProblem, activation: Activation) -> Callable[[Any], Any]:
+    spec = ExpertsSpec(activation=activation)
+    return lambda total: activate(spec, total, problem.out_dtype)
 
 
 def no_bias(lowering: LoweringContext) -> relax.Expr:

@@ -45,6 +45,11 @@ class DenseOperands:
     def first_row(self, block: Any) -> Any:
         return block * self.problem.block_rows
 
+    @property
+    def divides_inputs(self) -> bool:
+        """Whether a block multiplies a part of the panels of inputs (:mod:`.gemm_parts`)."""
+        return False
+
     def is_used(self, block: Any) -> Any:
         return block * self.problem.block_rows < self.row_count
 

@@ -17,6 +17,7 @@ that ldmatrix reads at once lie in different banks, as do the eight pieces of a 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -195,17 +196,18 @@ def _multiply(tile, fetched, scaled, left, right, sums, sources):
     are registers for a matrix that is decoded, and for sums of a panel that have scales."""
     stages = T.meta_var(tile.shape.stages)
     panels = T.meta_var(tile.panels)
+    first = T.meta_var(tile.first_panel)
     quantized = T.meta_var(tile.problem.decodes)
     reading = T.alloc_local((1,), "int32")
     writing = T.alloc_local((1,), "int32")
     for stage in T.unroll(stages - 1):
         if stage < panels:
-            copy_rows(tile, stage, stage, sources)
+            copy_rows(tile, stage, first + stage, sources)
             if quantized:
-                fetch(tile, fetched, stage)
+                fetch(tile, fetched, first + stage)
                 decode(tile, fetched, stage)
             else:
-                _copy_columns(tile, stage, stage)
+                _copy_columns(tile, stage, first + stage)
         T.ptx.cp.async_.commit_group()
     reading[0] = 0
     writing[0] = stages - 1
@@ -214,17 +216,17 @@ def _multiply(tile, fetched, scaled, left, right, sums, sources):
         T.ptx.cp.async_.wait_group(stages - 2)
         T.cuda.cta_sync()
         if panel + (stages - 1) < panels:
-            copy_rows(tile, writing[0], panel + (stages - 1), sources)
+            copy_rows(tile, writing[0], first + panel + (stages - 1), sources)
             if quantized:
-                fetch(tile, fetched, panel + (stages - 1))
+                fetch(tile, fetched, first + panel + (stages - 1))
             else:
-                _copy_columns(tile, writing[0], panel + (stages - 1))
+                _copy_columns(tile, writing[0], first + panel + (stages - 1))
         # A group for every panel, an empty one at the end, so that the count of groups in flight stays the same.
         T.ptx.cp.async_.commit_group()
         if scaled is None:
             _multiply_panel(tile, reading[0], left, right, sums, False)
         else:
-            read_scales(tile, scaled, panel)
+            read_scales(tile, scaled, first + panel)
             _multiply_panel(tile, reading[0], left, right, scaled.sums, True)
             add_scaled(tile, scaled, sums)
         if quantized:  # decided here, the one below when the kernel runs  # noqa: SIM102
@@ -306,7 +308,12 @@ def grouped_gemm_mma(
                     column_panels=column_panels,
                 )
             )
-            _compute_tile(tile, epilogue)
+            if operands.divides_inputs:
+                first: T.let = operands.panels_before(block, tile.panels)
+                end: T.let = operands.panels_behind(block, tile.panels)
+                _compute_tile(dataclasses.replace(tile, first_panel=first, end_panel=end), epilogue)
+            else:
+                _compute_tile(tile, epilogue)
 
     return form(problem, body)
 

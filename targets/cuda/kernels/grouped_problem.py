@@ -214,6 +214,11 @@ class Operands:
     def first_row(self, block: Any) -> Any:
         return block * self.problem.block_rows
 
+    @property
+    def divides_inputs(self) -> bool:
+        """Whether a block multiplies a part of the panels of inputs (:mod:`.gemm_parts`)."""
+        return False
+
     def is_used(self, block: Any) -> Any:
         """Whether there is such a block of rows, and its matrix; the grid comes from an upper bound."""
         exists = block < self.used_blocks

@@ -93,7 +93,8 @@ def panel_depth(dtype: str) -> int:
 @dataclasses.dataclass(frozen=True)
 class Tile:
     """What a thread knows of its tile. ``warp_row`` and ``warp_column``: where the rectangle of its warp begins.
-    ``row_panels`` and ``column_panels`` [stages, lines, depth] are shared."""
+    ``row_panels`` and ``column_panels`` [stages, lines, depth] are shared. The tile's panels are those from
+    ``first_panel`` to before ``end_panel``, or to the last of all inputs."""
 
     operands: Operands
     shape: TileShape
@@ -106,6 +107,8 @@ class Tile:
     warp_column: Any
     row_panels: Any
     column_panels: Any
+    first_panel: Any = 0
+    end_panel: Any = None
 
     @property
     def problem(self) -> GroupedProblem:
@@ -121,8 +124,10 @@ class Tile:
         return self.depth // PIECES
 
     @property
-    def panels(self) -> int:
-        return -(-self.problem.inner // self.depth)
+    def panels(self) -> Any:
+        """How many are multiplied."""
+        end = -(-self.problem.inner // self.depth) if self.end_panel is None else self.end_panel
+        return end - self.first_panel
 
     def has_column(self, column: Any) -> Any:
         """Whether the matrix has it: the last tile may be wider than what is left."""

@@ -80,7 +80,7 @@ class TilePlan(_Recorded):
     begins to copy the next one before it has stored the last; where its other warps are in several ``groups``, each
     with a tile of its own, one multiplies while another stores. ``cluster``: blocks that get one copy of the matrix
     together. ``band``: blocks of rows that get the same columns of a matrix one after another, before any gets the
-    next ones.
+    next ones. ``divides_inputs``: as many blocks as the grid has for a tile multiply a part of its inputs each.
     """
 
     product: Product
@@ -94,6 +94,7 @@ class TilePlan(_Recorded):
     cluster: int = 1
     groups: int = 1
     band: int = 1
+    divides_inputs: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +228,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "tuple[str, ...]": (tuple,),
 }
 _MAY_BE_ZERO = {
+    "divides_inputs",
     "copying_warps",
     "persistent",
     "gathered",

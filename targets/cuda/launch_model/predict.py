@@ -107,9 +107,13 @@ def _work(
     if isinstance(plan, TilePlan):
         rows = spread.blocks(plan.rows)
         tiles = rows * -(-plan.product.columns // plan.columns)
-        own, in_memory = own_share(plan, spread), rows == spread.used
-        cycles = tile_cycles(plan, gpu, facts.issued, own_share=own, from_memory=in_memory)
-        return tiles, cycles, tile_traffic(plan, gpu, spread, tokens, room), alike
+        own, in_memory, parts = own_share(plan, spread), rows == spread.used, 1
+        part = whole = plan
+        if plan.divides_inputs:
+            parts = max(facts.blocks // max(tiles, 1), 1)
+            part, whole = _divided(plan, parts)
+        cycles = tile_cycles(part, gpu, facts.issued, own_share=own, from_memory=in_memory)
+        return tiles * parts, cycles, tile_traffic(whole, gpu, spread, tokens, room), alike
     if isinstance(plan, WarpPlan):
         of_pair = -(-plan.product.columns // (plan.warps * plan.columns))
         cycles = warp_cycles(plan, gpu, facts.issued, from_memory=True)
@@ -122,6 +126,15 @@ def _work(
         return facts.blocks, walk_cycles(plan, gpu, facts.steps, moved), traffic, alike
     cycles = stream_cycles(plan, gpu, facts.threads, moved, read, from_memory=traffic.memory > 0)
     return facts.blocks, cycles, traffic, alike
+
+
+def _divided(plan: TilePlan, parts: int) -> tuple[TilePlan, TilePlan]:
+    """What a block does of a product whose inputs are in so many parts, and what all do, which write sums of each."""
+    product = plan.product
+    panels = -(-product.inner // plan.inputs)
+    part = dataclasses.replace(product, inner=-(-panels // parts) * plan.inputs)
+    whole = dataclasses.replace(product, out_bytes=product.out_bytes * parts)
+    return dataclasses.replace(plan, product=part), dataclasses.replace(plan, product=whole)
 
 
 def _attention_work(

@@ -88,6 +88,21 @@ def test_tensor_cores_with_less_than_a_tile(emulated):
         _check(run, model, _numbers(T, 72, dtype=np.float16), 1e-3)
 
 
+@pytest.mark.parametrize("rows", ["T", pytest.param("40", marks=pytest.mark.nightly)])
+def test_inputs_in_parts(emulated, rows):
+    """Between few rows and tiles enough, whether their number is known now or not."""
+    weight, bias = (_numbers(136, 520) / 23).astype(np.float16), _numbers(136)
+    spec, shape = LinearSpec(activation="relu"), (1 if rows == "T" else 40, 520)
+    model = node_model("Linear", {"x": np.zeros(shape, np.float16)}, {"weight": weight, "bias": bias}, spec)
+    if rows != "T":
+        model.graph.inputs[0].shape = ir.Shape(shape)
+    run = emulated(model)
+    for T in (0, 3, 17, 70) if rows == "T" else (40,):
+        x = _numbers(T, 520, dtype=np.float16)
+        expected = np.maximum(x.astype(np.float64) @ weight.astype(np.float64).T + bias, 0)
+        np.testing.assert_allclose(run({"x": x})["y"], expected, rtol=3e-3, atol=3e-3)
+
+
 @thinned("form, dtype", [("int4,group=32", np.float32), ("int8", ml_dtypes.bfloat16)], 2)
 def test_quantised_weights_stay_packed(form, dtype):
     weight = _numbers(136, 128, dtype=np.float32) / 8
@@ -133,6 +148,26 @@ def test_tf32_rounds_rows_in_every_way_to_compute(emulated):
                 ("gemm_wgmma of 128", 513, None),
             ],
         ),
+        (
+            dense_problem(2048, 4096, **HALF),
+            "sm_80",
+            [
+                ("gemv", 0, 16),
+                ("gemm_mma_parts", 17, 128),
+                ("gemm_mma of 64", 129, 512),
+                ("gemm_mma of 128", 513, None),
+            ],
+        ),
+        (
+            dense_problem(2048, 128, **HALF),
+            "sm_90a",
+            [
+                ("gemv", 0, 16),
+                ("gemm_mma_parts", 17, 4096),
+                ("gemm_wgmma of 64", 4097, 16384),
+                ("gemm_wgmma of 128", 16385, None),
+            ],
+        ),
         (dense_problem(64, 2**17, **HALF), "sm_80", [("gemv", 0, 16), ("gemm_mma of 128", 17, None)]),
         (dense_problem(60, 2**17, tf32=True), "sm_80", [("gemv", 0, 16), ("gemm_mma of 128", 17, None)]),
         (dense_problem(60, 100, tf32=True), "sm_80", [("gemv", 0, 16), ("gemm_simt of 64", 17, None)]),
@@ -147,7 +182,8 @@ def test_choices_cover_all_numbers_of_rows(problem, architecture, expected):
     found = []
     for choice in choices(problem, architecture):
         name, rows = choice.selection.kernel.name, choice.rows
-        found.append((name if name == "gemv" else f"{name} of {choice.problem.block_rows}", rows.least, rows.most))
+        height = "" if name in ("gemv", "gemm_mma_parts") else f" of {choice.problem.block_rows}"
+        found.append((f"{name}{height}", rows.least, rows.most))
     assert found == expected
 
 

@@ -19,6 +19,7 @@ from moec.targets.cuda.kernels.attention_tiled import attention_tiled
 from moec.targets.cuda.kernels.attention_wgmma import attention_wgmma
 from moec.targets.cuda.kernels.combining_gemv import CombiningProblem, combining_gemv
 from moec.targets.cuda.kernels.dense_problem import dense_kernel, dense_problem
+from moec.targets.cuda.kernels.gemm_parts import gemm_parts, join_parts
 from moec.targets.cuda.kernels.gemv import gemv
 from moec.targets.cuda.kernels.grouped_gemm_mma import SHAPES, grouped_gemm_mma
 from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt
@@ -128,6 +129,8 @@ KERNELS = {
     "attention in tiles": lambda: attention_tiled(_ATTENTION, "float32"),
     "dense gemv": lambda: gemv(_dense(), lambda total: total),
     "dense gemv, int4": lambda: gemv(_dense(stored=PackedFormat("int4", 32, "float16")), lambda total: total),
+    "dense mma, parts of inputs": lambda: gemm_parts(_dense()),
+    "dense mma, parts are joined": lambda: join_parts(_dense(), lambda total: total),
     "dense mma, part of a tile": lambda: grouped_gemm_mma(_dense(block_rows=128), lambda total: total, dense_kernel),
     **{name: functools.partial(_mma, problem) for name, problem in MMA.items()},
 }

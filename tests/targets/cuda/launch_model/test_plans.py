@@ -58,7 +58,7 @@ def test_what_kernels_of_products_plan():
     product = Product(8, 1024, 768, 384, "bfloat16", 16.0, 2, 4, gathered=True)
     assert Product.of(problem) == product
     assert GROUPED_GEMM_WGMMA.plan(problem) == TilePlan(product, 128, 192, 64, 5, "wgmma", 4, True, 2, 2, 14)
-    assert GROUPED_GEMM_MMA.plan(problem) == TilePlan(product, 128, 128, 64, 3, "mma")
+    assert GROUPED_GEMM_MMA.plan(problem) == TilePlan(product, 128, 128, 64, 2, "mma")
     assert GROUPED_GEMV.plan(problem) == WarpPlan(product, warps=4, columns=4, inputs=8)
     stored = PackedFormat("int4", 64, "float16", zero_points=False)
     packed = dataclasses.replace(problem, stored=stored)

@@ -170,3 +170,16 @@ def test_blocks_of_a_cluster_share_the_matrix_of_one_expert():
     assert own_share(TILE, Spread(1000, 1)) == own_share(clustered, Spread(4, 4)) == 1
     assert own_share(clustered, Spread(4 * TILE.rows, 1)) == 1 - 0.5 * 3 / 4
     assert own_share(clustered, Spread(0, 4)) == 1
+
+
+def test_blocks_of_threads_that_have_parts_of_the_inputs():
+    product = dataclasses.replace(PRODUCT, experts=1, out_bytes=4)
+    half = dataclasses.replace(TILE, product=dataclasses.replace(product, inner=128))
+    divided = dataclasses.replace(TILE, product=product, divides_inputs=True)
+    one, both = (
+        predict(plan, GPU, LaunchFacts(blocks, 128, 64, 1 << 14), Spread(32, 1), 32)
+        for plan, blocks in ((half, 4), (divided, 8))
+    )
+    assert (one.blocks, both.blocks, both.waves) == (4, 8, 1)
+    assert both.seconds == one.seconds and both.operations == 2 * one.operations
+    assert both.traffic.l2 == 2 * one.traffic.l2

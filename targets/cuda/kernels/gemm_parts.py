@@ -1,0 +1,212 @@
+"""Dense products whose tiles are too few for a GPU: their inputs are divided into parts, too ("split-K").
+
+A block of threads computes a tile's sums over one part of the inputs, in float32, as :mod:`.grouped_gemm_mma` does over
+all of them. :func:`join_parts` adds these up in the order of the parts. How many there are depends on sizes alone, the
+same on every GPU, and so do the bits of the results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels.dense_problem import DenseOperands
+from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma, why_not
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix, with_tables_needed
+from moec.targets.cuda.kernels.launch import ATTRIBUTES, EARLY_ATTRIBUTES, blocks_for, read_at_once
+from moec.targets.cuda.kernels.mma_tile import COLUMNS, panel_depth, tile_shape
+from moec.targets.cuda.kernels.tiled_kernels import DenseLaunch
+from moec.targets.cuda.launch_model.plans import Product, StreamPlan, TilePlan
+from moec.targets.tvm.kernel import Kernel
+
+BUSY_BLOCKS = 128
+"""So many tiles keep a device busy: about as many as it has multiprocessors."""
+ROWS = 64
+"""Of a tile."""
+_LEAST_PANELS = 4
+"""Of a part: fewer take as long as it takes to join it."""
+_THREADS = 128
+"""Of a block that joins."""
+
+
+def _most_parts(problem: GroupedProblem) -> int:
+    return -(-problem.inner // panel_depth(problem.dtype)) // _LEAST_PANELS
+
+
+def _tiles_across(problem: GroupedProblem) -> int:
+    return -(-problem.columns // COLUMNS)
+
+
+def most_rows(problem: GroupedProblem) -> int:
+    """Up to how many rows there are two parts or more; 0 where there never are."""
+    if _most_parts(problem) < 2:
+        return 0
+    return BUSY_BLOCKS // 2 // _tiles_across(problem) * ROWS
+
+
+def parts_for(problem: GroupedProblem, rows: Any, dtype: str) -> Any:
+    """Into how many parts the inputs of so many rows, an expression of ``dtype``, are divided; at least one."""
+    one, most = tirx.const(1, dtype), tirx.const(max(_most_parts(problem), 1), dtype)
+    tiles = tirx.max((rows + (ROWS - 1)) // ROWS, one) * _tiles_across(problem)
+    return tirx.max(tirx.min(BUSY_BLOCKS // tiles, most), one)
+
+
+@dataclasses.dataclass(frozen=True)
+class PartOperands(DenseOperands):
+    """Those of a dense product in parts: blocks of rows of the first part, then those of the next, and likewise rows of
+    ``out``."""
+
+    @property
+    def blocks(self) -> Any:
+        return super().blocks * self._parts
+
+    def is_used(self, block: Any) -> Any:
+        return super().is_used(self._block_in_part(block))
+
+    def pair(self, block: Any, row: Any) -> Any:
+        return super().pair(self._block_in_part(block), row)
+
+    @property
+    def divides_inputs(self) -> bool:
+        return True
+
+    def panels_before(self, block: Any, panels: int) -> Any:
+        """Of all panels of inputs, those of the parts before: parts have about as many, and one at least."""
+        return T.truncdiv(self._part(block) * panels, self._parts)
+
+    def panels_behind(self, block: Any, panels: int) -> Any:
+        """The first panel of the part behind."""
+        return T.truncdiv((self._part(block) + 1) * panels, self._parts)
+
+    def destination(self, pair: Any, block: Any, row: Any) -> Any:
+        return T.cast(self._part(block) * self.row_count + pair, "int64")
+
+    @property
+    def _parts(self) -> Any:
+        return parts_for(self.problem, self.row_count, "int32")
+
+    def _part(self, block: Any) -> Any:
+        return T.truncdiv(block, super().blocks)
+
+    def _block_in_part(self, block: Any) -> Any:
+        return T.truncmod(block, super().blocks)
+
+
+def part_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
+    """``(rows[M, inner], matrix[1, width, inner], sums[Q, width])``, with Q of M for each of the parts that M has; a
+    quantised matrix is three tensors, as in
+    :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`."""
+    width, (row_width, row_dtype) = problem.width, problem.row_type
+    matrix_type, scales_type, zero_points_type = problem.matrix_types
+
+    @T.prim_func
+    def kernel(
+        rows_handle: T.handle,
+        matrix_handle: T.handle,
+        scales_handle: T.handle,
+        zero_points_handle: T.handle,
+        sums_handle: T.handle,
+    ):
+        T.func_attr(ATTRIBUTES)
+        M = T.int32()
+        Q = T.int32()
+        rows = T.match_buffer(rows_handle, (M, row_width), row_dtype)
+        matrix = T.match_buffer(matrix_handle, *matrix_type)
+        scales = T.match_buffer(scales_handle, *scales_type)
+        zero_points = T.match_buffer(zero_points_handle, *zero_points_type)
+        sums = T.match_buffer(sums_handle, (Q, width), "float32")
+        stored = T.meta_var(Matrix(problem.stored, matrix, scales, zero_points, problem.in_fp8))
+        body(PartOperands(problem, rows, stored, None, sums, M))
+
+    return with_tables_needed(kernel, problem)
+
+
+def _of_part(problem: GroupedProblem) -> GroupedProblem:
+    """The product whose results are the sums of a part."""
+    return dataclasses.replace(problem, block_rows=ROWS, biased=False, out_dtype="float32")
+
+
+def gemm_parts(problem: GroupedProblem) -> tirx.PrimFunc:
+    """The kernel of :func:`part_kernel`."""
+    return grouped_gemm_mma(_of_part(problem), lambda total: total, part_kernel)
+
+
+def join_parts(problem: GroupedProblem, epilogue: Callable[[Any], Any]) -> tirx.PrimFunc:
+    """``(sums[Q, width], bias[1, width], out[M, width])``: sums are those of :func:`gemm_parts`, bias is float32 and,
+    where the problem is not biased, of one element that is not read. A thread has neighbouring columns of a row."""
+    width, together = problem.width, read_at_once(problem.width, "float32", problem.out_dtype)
+    shares = width // together
+
+    @T.prim_func
+    def kernel(sums_handle: T.handle, bias_handle: T.handle, out_handle: T.handle):
+        T.func_attr(EARLY_ATTRIBUTES)
+        M = T.int32()
+        Q = T.int32()
+        sums = T.match_buffer(sums_handle, (Q, width), "float32")
+        bias = T.match_buffer(bias_handle, problem.bias_shape, "float32")
+        out = T.match_buffer(out_handle, (M, width), problem.out_dtype)
+        T.device_entry()
+        block = T.cta_id([blocks_for(M * shares, _THREADS)])
+        thread = T.thread_id([_THREADS])
+        share: T.let = block * _THREADS + thread
+        row: T.let = T.truncdiv(share, shares)
+        # No variable, so that what is read at once is seen to be aligned.
+        first = T.meta_var(T.truncmod(share, shares) * together)
+        total = T.alloc_local((together,), "float32")
+        found = T.alloc_local((together,), "float32")
+        if row < M:
+            for v in T.unroll(together):
+                total[v] = T.float32(0)
+            for part in T.serial(parts_for(problem, M, "int32")):
+                for v in T.vectorized(together):
+                    found[v] = sums[T.cast(part * M + row, "int64"), first + v]
+                for v in T.unroll(together):
+                    total[v] = total[v] + found[v]
+            for v in T.unroll(together):
+                if problem.biased:
+                    total[v] = total[v] + bias[0, first + v]
+                total[v] = epilogue(total[v])
+            for v in T.vectorized(together):
+                out[T.cast(row, "int64"), first + v] = T.cast(total[v], problem.out_dtype)
+
+    return kernel
+
+
+def _plan(launch: DenseLaunch) -> TilePlan:
+    problem = _of_part(launch.problem)
+    tile = (ROWS, COLUMNS, panel_depth(problem.dtype), tile_shape(problem).stages)
+    return TilePlan(Product.of(problem), *tile, unit="mma", divides_inputs=True)
+
+
+def _why_not(launch: DenseLaunch, architecture: str) -> str | None:
+    problem = launch.problem
+    reason = why_not(_of_part(problem), architecture)
+    if reason is not None:
+        return reason
+    if not most_rows(problem):
+        return f"{problem.inner} inputs and {problem.columns} columns; there are too few inputs, or tiles enough"
+    return None
+
+
+GEMM_PARTS = Kernel(
+    "gemm_mma_parts",
+    "sums[p, r] = rows[r] @ matrix.T, over the inputs of part p",
+    gemm_parts,
+    how=lambda launch, _: (
+        f"tensor cores (mma.sync); tiles of {ROWS} rows, inputs in parts for about {BUSY_BLOCKS} blocks"
+    ),
+    why_not=_why_not,
+    tile=lambda problem: f"{ROWS} rows x {COLUMNS} columns, {panel_depth(problem.dtype)} inputs at a time",
+    plan=_plan,
+)
+JOIN_PARTS = Kernel(
+    "join_parts",
+    "out[r] = activation(sums[0, r] + sums[1, r] + ... + bias)",
+    join_parts,
+    how=lambda problem, _: "the parts of the inputs in their order",
+    plan=lambda problem: StreamPlan(("sums",), ("out",), read_at_once(problem.width, "float32", problem.out_dtype) * 4),
+)

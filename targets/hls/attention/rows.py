@@ -18,11 +18,12 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir.interpreter import EvaluationError
+from moec.ir.names import node_name
 from moec.targets.hls.attention.float_block import Turns, normalized_rows
 from moec.targets.hls.attention.mask import inputs_behind
 from moec.targets.hls.graph.affine import affine_maps, random_inputs
 from moec.targets.hls.graph.calibrate import evaluate
-from moec.targets.hls.graph.residuals import norm_of
+from moec.targets.hls.graph.residuals import NORMS, norm_of
 from moec.targets.hls.normalization import FloatNorm
 
 Array = np.ndarray[Any, Any]
@@ -30,6 +31,9 @@ Array = np.ndarray[Any, Any]
 _SHORT = 8
 """Positions that unit vectors are turned at."""
 _TOLERANCE = 1e-4
+_LATENT = (
+    "(latent attention, as DeepSeek has it); expected queries, keys and values that are one product of tokens each"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +68,21 @@ def find_rows(model: ir.Model, tokens: ir.Value, rows: ir.Value, width: int, hea
     narrows = narrows_between(tokens, rows)
     place, norm = _norm_of_rows(narrows)
     starts = [narrows[place + 1]] if norm else [rows, *(one for one in narrows[1:] if _rank(one) == 4)]
-    start, weights, bias = _product(model, tokens, starts, width)
+    try:
+        start, weights, bias = _product(model, tokens, starts, width)
+    except UnsupportedError as error:
+        latent = None if norm else _norm_between(tokens, rows)
+        if latent is None:
+            raise
+        raise UnsupportedError(
+            f"{node_name(latent)}: normalises a part of what {rows.name!r} is made of {_LATENT}"
+        ) from error
     if len(bias) % heads:
         raise UnsupportedError(f"{start.name!r} has {len(bias)} channels, which are not {heads} heads")
     found = Rows(weights.reshape(heads, -1, width), bias.reshape(heads, -1), norm)
-    if norm and len(norm.weight) not in (len(bias) // heads, len(bias)):
-        raise UnsupportedError(f"{len(norm.weight)} channels are normalised together; expected those of a head, or all")
     start = narrows[place] if norm else start
+    if norm is not None:
+        _expect_norm_of_rows(start, rows, norm, found)
     if start is not rows:
         found = _with_turns(model, found, start, rows, heads, positions)
     _expect_agreement(model, tokens, rows, found, positions)
@@ -90,6 +102,21 @@ def _product(
         else:
             return value, weights, bias
     raise reasons[0]
+
+
+def _norm_between(source: ir.Value, result: ir.Value) -> ir.Node | None:
+    """A normalisation that some of a result passes on its way from the source."""
+    seen, pending = {source}, [result]
+    while pending:
+        value = pending.pop()
+        node = value.producer()
+        if value in seen or node is None:
+            continue
+        seen.add(value)
+        if node.op_type in NORMS and node.domain == "":
+            return node
+        pending += [operand for operand in node.inputs if operand is not None]
+    return None
 
 
 def narrows_between(source: ir.Value, result: ir.Value) -> list[ir.Value]:
@@ -125,9 +152,28 @@ def _norm_of_rows(narrows: list[ir.Value]) -> tuple[int, FloatNorm | None]:
     """Where rows are normalised, and how: where a value has no axis of heads, those of all heads together."""
     for place, value in enumerate(narrows[:-1]):
         node = value.producer()
-        if node is not None and node.op_type in ("RMSNormalization", "LayerNormalization"):
+        if node is not None and node.op_type in NORMS and node.domain == "":
             return place, norm_of(node)
     return 0, None
+
+
+def _expect_norm_of_rows(normal: ir.Value, rows: ir.Value, norm: FloatNorm, found: Rows) -> None:
+    """Raises UnsupportedError where what is normalised is not what is turned and scored, naming the node."""
+    heads, width = found.weights.shape[:2]
+    last = None if rows.shape is None else rows.shape[-1]
+    channels = width if not isinstance(last, int) else last if _rank(rows) == 4 else last // heads
+    node = normal.producer()
+    assert node is not None
+    if channels != width:
+        raise UnsupportedError(
+            f"{node_name(node)}: normalises {len(norm.weight)} channels that a second product makes {heads} rows of "
+            f"{channels} of {_LATENT}"
+        )
+    if len(norm.weight) not in (width, heads * width):
+        raise UnsupportedError(
+            f"{node_name(node)}: normalises {len(norm.weight)} channels; expected {width}, those of a head, or those "
+            f"of all {heads}"
+        )
 
 
 def _with_turns(model: ir.Model, rows: Rows, start: ir.Value, result: ir.Value, heads: int, positions: int) -> Rows:

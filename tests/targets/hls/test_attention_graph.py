@@ -185,8 +185,18 @@ def rotary(graph: GraphBuilder, layout="halves", norm=False, shape="heads", othe
         rows = graph.dense(tokens, count * CHANNELS)
         if shape == "rows" and place < 2:
             rows = graph.add("RMSNormalization", rows, graph.normal(count * CHANNELS))
+        if shape == "latents":
+            latents = graph.add("RMSNormalization", graph.dense(tokens, 9), graph.normal(9))
+            rows = graph.add("MatMul", latents, graph.normal(9, count * CHANNELS))
+            if place == 0 and norm:  # only keys and values have latents, and keys some that are none
+                rows = graph.dense(tokens, count * CHANNELS)
+            elif norm:
+                rows = graph.add("Add", rows, graph.dense(tokens, count * CHANNELS))
+        if shape == "pairs":  # of heads and a half
+            split = graph.add("Reshape", rows, graph.constant(np.array([0, -1, 2, 6])))
+            rows = graph.add("RMSNormalization", split, graph.normal(6))
         heads = graph.add("Reshape", rows, graph.constant(np.array([0, -1, count, CHANNELS])))
-        if norm and place < 2:
+        if norm and place < 2 and shape != "latents":
             heads = graph.add("RMSNormalization", heads, graph.normal(CHANNELS))
         heads = graph.add("Transpose", heads, perm=[0, 2, 1, 3])
         if place == 0 or (place == 1 and of_keys):
@@ -235,6 +245,9 @@ def test_attention_of_decoders_computes_what_the_graph_does(build, expected):
         (lambda graph: rotary(graph, other=1.1), "turned differently"),
         (lambda graph: rotary(graph, "long"), "in sequences of 8 tokens"),
         (lambda graph: rotary(graph, of_keys=False), "one is turned by positions"),
+        (lambda graph: rotary(graph, shape="latents"), "normalises 9 channels that a second product makes 3 rows of 4"),
+        (lambda graph: rotary(graph, norm=True, shape="latents"), "normalises a part of what"),
+        (lambda graph: rotary(graph, shape="pairs"), "normalises 6 channels; expected 4, those of a head, or those of"),
         (lambda graph: grouped(graph, 2), "3 heads of queries and 2 of keys"),
         (lambda graph: flat_heads(graph, by_position(graph)), "is not made of|more than a product per token"),
         (lambda graph: flat_heads(graph, graph.add("Tanh", normalized(graph))), "more than a product per token"),

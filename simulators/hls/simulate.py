@@ -9,7 +9,7 @@ from typing import Any
 from moec.errors import MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import ProjectEntry
-from moec.simulators.hls.simulator import SimulationError, simulate_timed
+from moec.simulators.hls.simulator import SimulationError, TimedResult, simulate_timed
 from moec.targets.hls.lint.pragmas import Style
 from moec.targets.hls.moe.design import MOST_STAGES
 
@@ -29,7 +29,8 @@ def simulate(
     calibration data. ``memory_share``: of a beat per cycle and port; by default what the part's memory gives.
     ``fifo_depth``: of all channels, in place of those declared. ``pipeline_depth``: stages of all pipelines behind
     their first; by default as many as estimates count with, and then as many as channels must hold for, which shows
-    that nothing locks up. ``pipeline_style``: of all pipelines, in place of those declared.
+    that nothing locks up. Of decoders, ``calls`` of the testbench: ``tokens`` behind ``past`` others, ``cycles`` as
+    estimated, and ``simulated``. ``pipeline_style``: of all pipelines, in place of those declared.
 
     Raises MoecError where the artifact has no such project, and where no compiler or no ap_types headers are found.
     """
@@ -81,4 +82,12 @@ def _simulate(
         ]
     except SimulationError as error:
         return {**described, "passed": False, "message": f"{error.kind}: {error}", "details": error.details}
+    if "calls" in report:
+        described["calls"] = timed_calls(report["calls"], timed, 0 if layers is None else len(layers))
     return {**described, "passed": True, **dataclasses.asdict(timed)}
+
+
+def timed_calls(calls: Sequence[Mapping[str, Any]], timed: TimedResult, layers: int) -> list[dict[str, Any]]:
+    """Calls of a testbench that is a decoder's, behind each of which it runs ``layers`` layers one by one."""
+    cycles = (timed.cycles, *timed.later_cycles)[:: 1 + layers]
+    return [{**call, "simulated": one} for call, one in zip(calls, cycles, strict=True)]

@@ -51,7 +51,8 @@ def project_tables(project: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def _last_token(call: Mapping[str, Any]) -> str:
-    time = f"{call['cycles']:,} cycles, {call['milliseconds']:.3f} ms"
+    time = f"{call['cycles']:,} cycles, {call['milliseconds']:.3f} ms, in which weights are read at "
+    time += f"{call['gigabytes_per_second']:.2f} GB/s, {call['memory_share']:.1%} of what the memory has"
     return f"A call with one token behind {call['past']:,} others, which a cache holds: {time} ({_NOT_SYNTHESISED})"
 
 
@@ -122,6 +123,8 @@ def simulation_tables(results: Sequence[Mapping[str, Any]]) -> Iterator[Renderab
             yield Text(f"predicted with pipelines of {first} stages{also}")
             if "layers" in result:
                 yield _layer_table(result)
+            if "calls" in result:
+                yield call_table(result["calls"])
             yield dataflow_picture(result["channels_of"], result)
 
 
@@ -137,6 +140,14 @@ def _layer_table(result: Mapping[str, Any]) -> Table:
         for place, (layer, cycles) in enumerate(zip(result["layers"], taken, strict=True))
     ]
     return table("Cycles by layer", ("", "layer", "estimated", "simulated"), rows)
+
+
+def call_table(calls: Sequence[Mapping[str, Any]]) -> Table:
+    """Of a decoder: a prompt in one call or two, then single tokens."""
+    rows = [
+        (f"{call['tokens']:,}", f"{call['past']:,}", f"{call['cycles']:,}", f"{call['simulated']:,}") for call in calls
+    ]
+    return table("Cycles by call", ("tokens", "behind", "estimated", "simulated"), rows)
 
 
 def exploration_table(exploration: Mapping[str, Any]) -> Table:

@@ -61,8 +61,9 @@ from moec.targets.hls.moe.design import (
 
 _ARRAYS = 4
 """How many arrays of ``lanes`` x ``lanes`` products there are: projections, scores, values, output."""
-_LOOPS_OF_TOKENS, _LOOPS_OF_QUERIES = 4, 5
-"""Pipelines one behind the other: until all tokens are normalised and kept; from a query's product to its scores."""
+_LOOPS_OF_TOKENS, _LOOPS_OF_QUERIES, _LOOPS_OF_SCORES = 4, 5, 3
+"""Pipelines one behind the other: until all tokens are normalised and kept; from a query's product to its scores; from
+these to what it attends to."""
 _SINK_BITS = 32
 _LOOPS_OF_TURNS = 2
 """More of them where keys and queries are turned by their positions."""
@@ -121,10 +122,17 @@ def estimate_attention(
 
 @functools.lru_cache(maxsize=1024)  # layers of a model are alike
 def attention_cycles(
-    design: AttentionDesign, tokens: int, pace: MemoryPace, stages: int = 0, past: int = 0, window: int = 0
+    design: AttentionDesign,
+    tokens: int,
+    pace: MemoryPace,
+    stages: int = 0,
+    past: int = 0,
+    window: int = 0,
+    caches: int = 1,
 ) -> AttentionCycles:
     """The cycles of a call with ``tokens`` tokens, one at least, behind ``past`` others that a cache holds. ``stages``:
-    of each pipeline. ``window``: keys that a token looks back; 0 where that has no end."""
+    of each pipeline. ``window``: keys that a token looks back; 0 where that has no end. ``caches``: that share a port,
+    2 where keys and values do."""
     past = min(past, window + design.lanes - 1) if window else past
     shape, steps = design.shape, design.width // design.norm_lanes
     reads = max(steps, 2 * design.width / BEAT_BYTES * pace.cycles_per_beat)
@@ -134,18 +142,21 @@ def attention_cycles(
     weight_beats = design.width * design.head_width // BEAT_BYTES
     tile_beats = weight_beats + math.ceil(design.head_width * PARAMETER_BYTES / BEAT_BYTES)
     per_token = design.chunks * design.width_chunks
-    scores = scores_of_head(design, tokens, past, window)
-    held = past * max(design.chunks, design.cache_row_beats * pace.cycles_per_beat) + (pace.latency if past else 0)
-    loads = _Loads(tile_beats, scores, held)
+    groups = groups_of_queries(design, tokens, past, window)
+    reads_cache = past * design.cache_row_beats * pace.cycles_per_beat
+    # Values follow keys behind a query's scores and weights; until then these have a port alone that both come through.
+    apart = _LOOPS_OF_SCORES * stages + 2 * groups[-1] * design.chunks
+    reads_cache = max(reads_cache, caches * reads_cache - apart)
+    held = max(past * design.chunks, reads_cache) + (pace.latency if past else 0)
+    loads = _Loads(tile_beats, scores_of_head(design, tokens, past, window), held)
     run = _run_of_all_heads if shape.joint_norm else _run
     first, end, spans = run(design, tokens, loads, normalize, pace, stages)
-    groups = groups_of_queries(design, tokens, past, window)
     products = shape.tiles * tokens * per_token
     per_head = 2 + shape.sharing
     busy = {
         "products": per_head * tokens * per_token,
         "weights": per_head * (pace.latency + tile_beats * pace.cycles_per_beat),
-        "scores": shape.sharing * scores,
+        "scores": shape.sharing * loads.scores,
         "cache": held,
     }
     return AttentionCycles(

@@ -17,7 +17,7 @@ from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
 from moec.targets.hls.attention.estimate import AttentionEstimate, attention_cycles, estimate_attention
 from moec.targets.hls.attention.graph import SOME_POSITIONS, GraphAttention, find_attention
-from moec.targets.hls.attention.project import attention_files
+from moec.targets.hls.attention.project import attention_files, calls_of
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
 from moec.targets.hls.attention.quantize import shape_of as attention_shape
 from moec.targets.hls.graph.agreement import Agreement
@@ -87,8 +87,19 @@ def choose_attention(
 def last_token(estimate: AttentionEstimate, window: int = 0) -> dict[str, float]:
     """What a call with one token takes, the last that the cache has room for, which looks back a ``window`` of keys."""
     past, stages = estimate.design.shape.cached - 1, estimate.calibration.stages
-    cycles = attention_cycles(estimate.design, 1, estimate.ports.loaders, stages, past, window)
-    return {"past": past, "cycles": cycles.total, "milliseconds": cycles.total / estimate.clock_megahertz / 1e3}
+    cycles = attention_cycles(estimate.design, 1, estimate.ports.loaders, stages, past, window, estimate.ports.caches)
+    return {"past": past, **estimate.call(cycles)}
+
+
+def reported_calls(estimate: AttentionEstimate, tokens: int, window: int = 0) -> list[dict[str, int]]:
+    """What the testbench's calls take, on a sequence of so many tokens."""
+    design, ports, stages = estimate.design, estimate.ports, estimate.calibration.stages
+    past, found = 0, []
+    for count in filter(None, calls_of(design.shape, tokens)):
+        cycles = attention_cycles(design, count, ports.loaders, stages, past, window, ports.caches)
+        found.append({"tokens": count, "past": past, "cycles": cycles.total})
+        past += count
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +183,7 @@ class IntegerAttentionBlock:
             **common,
         }
         if quantized.shape.cached:
+            report["calls"] = reported_calls(estimate, len(vectors), quantized.window)
             report["last_token"] = last_token(estimate, quantized.window)
         return checked_project(name, files, estimate.as_dict(), report)
 

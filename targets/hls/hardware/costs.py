@@ -92,6 +92,17 @@ class Estimate(Generic[DesignOf, CyclesOf]):
         """The rate at which weights are read, on average over a call."""
         return self.cycles.beats * BEAT_BYTES / (self.milliseconds * 1e6)
 
+    def call(self, cycles: CallCycles) -> dict[str, float]:
+        """Another call, as plain data. ``memory_share``: the part of the memory's bandwidth that reads weights."""
+        seconds = cycles.total / self.clock_megahertz / 1e6
+        rate = cycles.beats * BEAT_BYTES / seconds / 1e9
+        return {
+            "cycles": cycles.total,
+            "milliseconds": seconds * 1e3,
+            "gigabytes_per_second": rate,
+            "memory_share": rate / self.part.memory.gigabytes_per_second,
+        }
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for artifacts and for the script that compares them with a synthesis report."""
         cycles = dataclasses.asdict(self.cycles)  # type: ignore[arg-type]

@@ -42,6 +42,11 @@ class Ports:
         return MemoryPace(max(1.0, pace), MEMORY_LATENCY)
 
     @property
+    def caches(self) -> int:
+        """How many of keys and values come through one port: 1 or 2."""
+        return 2 if "gmem_keys" in self.of and self.of["gmem_keys"] == self.of["gmem_values"] else 1
+
+    @property
     def share(self) -> float:
         """Beats per cycle of one port."""
         return 1 / self.cycles_per_beat

@@ -23,7 +23,7 @@ from moec.targets.hls.hardware.costs import RESOURCE_NAMES, Estimate, Resources
 from moec.targets.hls.hardware.cycles import MemoryPace, count_cycles
 from moec.targets.hls.hardware.memories import Memory, channel_memories, memories_of
 from moec.targets.hls.hardware.parts import Part
-from moec.targets.hls.hardware.ports import MOE_MASTERS, connect, model_ports
+from moec.targets.hls.hardware.ports import MOE_MASTERS, Ports, connect, model_ports
 from moec.targets.hls.model import reference
 from moec.targets.hls.model.channels import STRUCTS, experts_channels, process_of
 from moec.targets.hls.model.design import ModelDesign, model_design
@@ -31,6 +31,7 @@ from moec.targets.hls.model.plan import Layer, ModelPlan, QuantizedLinear
 from moec.targets.hls.moe import reference as moe_reference
 from moec.targets.hls.moe.design import BEAT_BYTES, PARAMETER_BYTES, RESULT_BITS, Design, LargeArrays
 from moec.targets.hls.moe.exploration import HIDDEN_TILES, Constraints, fullest, routers_of
+from moec.targets.hls.moe.quantize import QuantizedBlock
 
 Array = np.ndarray[Any, Any]
 
@@ -77,19 +78,27 @@ ModelEstimate = Estimate[ModelDesign, ModelCycles]
 
 def loads_of(plan: ModelPlan, steps: Array) -> Loads:
     """How many tokens of one image each expert of each layer gets; of layers without experts, nothing."""
-    found, stream = [], steps
+    return loads_of_calls(plan, steps, [len(steps)])[0]
+
+
+def loads_of_calls(plan: ModelPlan, steps: Array, calls: Sequence[int]) -> list[Loads]:
+    """The same of each call, where these take so many tokens one behind the other."""
+    found: list[list[list[int]]] = [[] for _ in calls]
+    bounds, stream = np.cumsum([0, *calls]).tolist(), steps
     for layer in plan.layers:
-        if isinstance(layer, QuantizedLinear):
-            found.append([])
-            stream = reference.run_layer(layer, stream) if layer is plan.embedding else stream
-        elif isinstance(layer, QuantizedAttention):
-            found.append([])
-            stream = reference.run_layer(layer, stream)
-        else:
-            results = moe_reference.run(layer, stream)
-            found.append(results.loads.tolist())
+        if isinstance(layer, QuantizedBlock):
+            results, shape = moe_reference.run(layer, stream), layer.shape
+            for of_call, first, count in zip(found, bounds, calls, strict=False):
+                chosen = results.chosen[first : first + count].reshape(-1)
+                counts = np.bincount(chosen, minlength=shape.experts).tolist()
+                of_call.append([*counts, *[count] * shape.shared])
             stream = results.output
-    return found
+            continue
+        for of_call in found:
+            of_call.append([])
+        if isinstance(layer, QuantizedAttention) or layer is plan.embedding:
+            stream = reference.run_layer(layer, stream)
+    return [*found]
 
 
 def estimate_model(
@@ -106,7 +115,7 @@ def estimate_model(
     ports = connect(part, MOE_MASTERS, clock_megahertz, memory_share, model_ports(part.memory, attention))
     dsps, memories = model_dsps(design), model_memories(design)
     layers = tuple(
-        layer_cycles(design, plan, layer, one, ports.loaders, calibration.stages)
+        layer_cycles(design, plan, layer, one, ports, calibration.stages)
         for layer, one in zip(plan.layers, loads, strict=True)
     )
     resources = _resources(design, dsps, memories).corrected(calibration)
@@ -115,19 +124,29 @@ def estimate_model(
 
 
 def layer_cycles(
-    design: ModelDesign, plan: ModelPlan, layer: Layer, loads: Sequence[int], pace: MemoryPace, stages: int = 0
+    design: ModelDesign,
+    plan: ModelPlan,
+    layer: Layer,
+    loads: Sequence[int],
+    ports: Ports,
+    stages: int = 0,
+    tokens: int | None = None,
+    past: int = 0,
 ) -> LayerCycles:
-    """The cycles of a layer, and of reading what it is."""
+    """The cycles of a layer, and of reading what it is, in a call with ``tokens`` tokens (all that fit) of a decoder
+    behind ``past`` others."""
+    pace = ports.loaders
+    tokens = plan.tokens if tokens is None else tokens
     header = pace.cycles(_LAYER_BEATS, _LAYER_BEATS) + stages
     if isinstance(layer, QuantizedLinear):
         cycles, beats = _linear_cycles(design.of(layer), layer, plan, pace, stages)
         return LayerCycles("embedding" if layer is plan.embedding else "head", round(header + cycles), beats)
     if isinstance(layer, QuantizedAttention):
         assert design.attention is not None
-        found = attention_cycles(design.attention, plan.tokens, pace, stages, window=layer.window)
+        found = attention_cycles(design.attention, tokens, pace, stages, past, layer.window, ports.caches)
         return LayerCycles("attention", round(header + found.total), found.beats)
     own = count_cycles(design.of(layer), loads, pace, stages)
-    waits = max(0.0, _results_cycles(design.experts, plan.tokens, pace, adds=True) - own.results)
+    waits = max(0.0, _results_cycles(design.experts, tokens, pace, adds=True) - own.results)
     kind = "experts" if layer.shape.experts else "feed-forward"
     return LayerCycles(kind, round(header + own.total + waits), own.beats)
 

@@ -20,6 +20,7 @@ from moec.targets.hls.graph.outside import Outside, find_outside
 from moec.targets.hls.hardware.parts import Part
 from moec.targets.hls.model import reference
 from moec.targets.hls.model.agreement import model_agreements
+from moec.targets.hls.model.calls import reported_calls
 from moec.targets.hls.model.channels import model_channels
 from moec.targets.hls.model.design import ModelDesign
 from moec.targets.hls.model.estimate import choose_model, loads_of
@@ -87,6 +88,7 @@ def whole_project(
         "model_outputs": compared,
         "outside": [],
         "rest": dataclasses.asdict(rest),
+        **reported_calls(estimate, plan, first),
         "agreement": [dataclasses.asdict(one) for one in agreements],
     }
     return checked_project("model", files, estimate.as_dict(), report), rest, agreements

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +12,10 @@ import pytest
 from moec.compiler import import_model
 from moec.errors import InputError, UnsupportedError
 from moec.passes.framework import pipeline
+from moec.simulators.hls.simulate import timed_calls
+from moec.simulators.hls.simulator import simulate_timed
 from moec.targets.hls.options import HlsOptions
+from moec.targets.hls.tables import call_table, project_tables
 from moec.targets.hls.target import HlsTarget
 
 EXAMPLE = pathlib.Path(__file__).parents[3] / "examples" / "char_lm"
@@ -47,6 +51,28 @@ def test_all_layers_are_one_design_and_the_rest_is_said(model):
         [1, 95],
         [1, 96],
     ]
+    calls = [(call["tokens"], call["past"]) for call in project.report["calls"]]
+    assert calls == [(64, 0), (30, 64), (1, 94), (1, 95), (1, 96)]
+    cycles = [call["cycles"] for call in project.report["calls"]]
+    assert cycles[0] == project.report["estimate"]["cycles"]["total"]
+    last = project.report["last_token"]
+    assert (last["past"], last["cycles"] > cycles[-1]) == (127, True)
+    assert last["memory_share"] == pytest.approx(last["gigabytes_per_second"] / 19.2)
+    assert call_table([{**call, "simulated": 1} for call in project.report["calls"]]).row_count == 5
+    shown = "".join(str(one) for one in project_tables({"name": "", "folder": "", "report": project.report}))
+    assert "A call with one token behind 127 others" in shown and "not seen: sequences of other lengths" in shown
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+def test_calls_take_as_long_as_estimated(model):
+    (project,) = compiled(model, max_tokens=64, max_length=128).projects
+    estimate = project.report["estimate"]
+    timed = simulate_timed(project.files, memory_share=estimate["ports"]["share"], pipeline_depth=estimate["stages"])
+    calls = timed_calls(project.report["calls"], timed, len(estimate["cycles"]["layers"]))
+    assert len(calls) == 5
+    for call in calls:
+        assert call["cycles"] == pytest.approx(call["simulated"], rel=0.04)
 
 
 def test_a_block_is_a_project_where_that_is_asked_for(model):

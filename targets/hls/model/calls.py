@@ -1,0 +1,55 @@
+"""What single calls of a decoder take: those of its testbench, and the last token that its caches have room for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from moec.targets.hls.attention.project import calls_of
+from moec.targets.hls.model.estimate import Loads, ModelCycles, ModelEstimate, layer_cycles, loads_of_calls
+from moec.targets.hls.model.plan import ModelPlan
+from moec.targets.hls.moe.quantize import QuantizedBlock
+
+Array = np.ndarray[Any, Any]
+
+
+def call_cycles(estimate: ModelEstimate, plan: ModelPlan, loads: Loads, tokens: int, past: int) -> ModelCycles:
+    """Of a call with ``tokens`` tokens behind ``past`` others. ``loads``: of its experts, by layer."""
+    ports, stages = estimate.ports, estimate.calibration.stages
+    layers = zip(plan.layers, loads, strict=True)
+    return ModelCycles(
+        tuple(layer_cycles(estimate.design, plan, layer, one, ports, stages, tokens, past) for layer, one in layers)
+    )
+
+
+def reported_calls(estimate: ModelEstimate, plan: ModelPlan, steps: Array) -> dict[str, Any]:
+    """For the report of a decoder whose testbench runs the sequence ``steps``: ``calls`` of the testbench and, where
+    there is a cache, the ``last_token``. Of other models nothing."""
+    attention = estimate.design.attention
+    if attention is None or not estimate.design.is_decoder:
+        return {}
+    calls = calls_of(attention.shape, len(steps))
+    pasts = np.cumsum([0, *calls[:-1]]).tolist()
+    loads = loads_of_calls(plan, steps[: sum(calls)], calls)
+    found = [
+        {"tokens": tokens, "past": past, "cycles": call_cycles(estimate, plan, of_call, tokens, past).total}
+        for tokens, past, of_call in zip(calls, pasts, loads, strict=True)
+    ]
+    if not attention.shape.cached:
+        return {"calls": found}
+    past = attention.shape.cached - 1
+    cycles = call_cycles(estimate, plan, _of_one_token(plan), 1, past)
+    return {"calls": found, "last_token": {"past": past, **estimate.call(cycles)}}
+
+
+def _of_one_token(plan: ModelPlan) -> Loads:
+    found: list[Sequence[int]] = []
+    for layer in plan.layers:
+        if isinstance(layer, QuantizedBlock):
+            shape = layer.shape
+            found.append([1] * shape.slots + [0] * (shape.experts - shape.slots) + [1] * shape.shared)
+        else:
+            found.append([])
+    return found

@@ -135,7 +135,7 @@ def meet_cluster(tile):
 def start_ring(ring):
     """All threads see the barriers from now on, and so does the accelerator."""
     ring.full.init(ring.arrivals)
-    ring.empty.init(CONSUMERS if ring.tile.together else ring.tile.cluster)
+    ring.empty.init(ring.tile.cluster * (CONSUMERS if ring.tile.together else 1))
     ring.turns.init(WARPGROUP // WARP)
     T.ptx.fence.mbarrier_init.release.cluster()
     meet_cluster(ring.tile)
@@ -211,7 +211,7 @@ def _wait_until_empty(ring, position):
 
 
 @T.inline
-def _give_back(ring, stage, thread):
+def give_back(ring, stage, thread):
     """The consumer has multiplied what is in the stage: one thread says so to each block of the cluster."""
     if ring.tile.cluster == 1:
         if thread % WARPGROUP == 0:
@@ -343,9 +343,9 @@ def consume_tile(ring, dtype, panels, position, consumer, thread, sums):
         T.ptx.wgmma.commit_group.sync.aligned()
         T.ptx.wgmma.wait_group.sync.aligned(1)
         if panel > 0:
-            _give_back(ring, ring.before(position.stage), thread)
+            give_back(ring, ring.before(position.stage), thread)
         position.advance()
     if thread % WARP == 0:
         ring.turns.arrive(CONSUMERS - 1 - consumer)
     T.ptx.wgmma.wait_group.sync.aligned(0)
-    _give_back(ring, ring.before(position.stage), thread)
+    give_back(ring, ring.before(position.stage), thread)

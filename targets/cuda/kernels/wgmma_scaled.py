@@ -7,7 +7,6 @@ DeepGEMM (DeepSeek, 2025).
 
 from __future__ import annotations
 
-from tvm.backend.cuda.lang import MBarrier
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.launch import WARP
@@ -28,6 +27,7 @@ from moec.targets.cuda.kernels.wgmma_ring import (
     SWIZZLE,
     RingPosition,
     all_sums,
+    give_back,
     multiply_instruction,
 )
 from moec.targets.cuda.kernels.wgmma_tile import GROUP_ROWS, WARPGROUP, for_each_tile
@@ -83,10 +83,10 @@ def consume_together(operands, epilogue, tile, ring, place, thread):
             read_scales(of_thread, scaled, panel)
             ring.full.wait(position.stage, position.phase)
             _multiply_panel(ring, of_thread, position, group_sums)
-            if thread % WARPGROUP == 0:
-                MBarrier.arrive(ring.empty, position.stage)
+            give_back(ring, position.stage, thread)
             position.advance()
             add_scaled(of_thread, scaled, sums)
-        store(of_thread, epilogue, sums)
+        if turn.stores:
+            store(of_thread, epilogue, sums)
 
     for_each_tile(operands, tile, place, consume)

@@ -112,9 +112,9 @@ def wgmma_tile(problem: GroupedProblem) -> WgmmaTile:
 
 def _cluster(problem: GroupedProblem) -> int:
     """Blocks of this height are chosen where experts have as many rows on average, so that neighbours mostly have one
-    matrix. Below, bytes from memory are the limit, which a cluster does not save; a quantised matrix is decoded by
-    every block for itself, and one of fp8 is half as large."""
-    return _CLUSTER if problem.stored is None and problem.block_rows == max(HEIGHTS) else 1
+    matrix. Below, bytes from memory are the limit, which a cluster does not save; a matrix that is decoded is decoded
+    by every block for itself."""
+    return _CLUSTER if not problem.decodes and problem.block_rows == max(HEIGHTS) else 1
 
 
 def _band(rows: int, columns: int) -> int:

@@ -159,6 +159,14 @@ def test_tensor_cores_that_read_shared_memory(name, rows, width, options):
     check(wgmma, name, problem, tokens=70, architecture="sm_90a", **options)
 
 
+@thinned(
+    "options", [{"completion": "late products"}, {"completion": "earliest"}, {"watch": True}, {"first_thread": 400}], 4
+)
+def test_clusters_bring_one_another_halves_of_a_matrix(options):
+    """Two blocks of rows of most experts, and a ring that goes round."""
+    check(wgmma, "fp8 in blocks", GroupedProblem(E, 640, 72, 128), tokens=300, architecture="sm_90a", **options)
+
+
 @pytest.mark.parametrize("count", [0, 1, 37])
 @pytest.mark.parametrize("kernel", [dense_gemv, mma])
 def test_a_dense_product(kernel, count):

@@ -174,7 +174,17 @@ def attention() -> Generated:
     return Generated(test_attention.files_of(integers, steps, lanes=8), channels)
 
 
-@pytest.mark.parametrize("kind", ["moe", "attention"])
+@pytest.fixture(scope="module")
+def cached() -> Generated:
+    """All heads are normalised together; a window and sinks, and keys of earlier tokens."""
+    block = test_attention.decoder(joint=True, window=5, sinks=test_attention.SINKS)
+    integers = test_attention.quantized(block, most_tokens=24, cached=51)
+    steps = integers.quantized(test_attention.tokens_for(block, 1, 51)[0])
+    channels = attention_channels(AttentionDesign(integers.shape, lanes=8))
+    return Generated(test_attention.files_of(integers, steps, lanes=8), channels)
+
+
+@pytest.mark.parametrize("kind", ["moe", "attention", pytest.param("cached", marks=pytest.mark.nightly)])
 def test_declared_channels_hold_in_all_styles(kind, request):
     generated = request.getfixturevalue(kind)
     for style in STYLES:
@@ -216,7 +226,7 @@ def random_stages(channels: list[Channel], seed: int) -> dict[str, int]:
     return stages
 
 
-@pytest.mark.parametrize("kind", ["moe", "attention"])
+@pytest.mark.parametrize("kind", ["moe", "attention", pytest.param("cached", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(2, 40))])
 def test_declared_channels_hold_wherever_words_leave(kind, seed, request):
     generated = request.getfixturevalue(kind)

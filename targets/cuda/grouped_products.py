@@ -18,6 +18,7 @@ from tvm import relax, tirx
 from moec.targets.cuda.block_dispatch import BlockDispatch
 from moec.targets.cuda.crossovers import TokenRange, crossover_to, ranges_between, shape_of
 from moec.targets.cuda.estimates import FEW_TOKENS, block_heights, few_tokens
+from moec.targets.cuda.fitted_heights import fitted_heights
 from moec.targets.cuda.kernels.grouped_gemm_mma import GROUPED_GEMM_MMA
 from moec.targets.cuda.kernels.grouped_gemm_simt import GROUPED_GEMM_SIMT
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import GROUPED_GEMM_WGMMA
@@ -74,6 +75,9 @@ class GroupedProducts:
         few = few_tokens(experts, slots, expert_bytes) if on_tensor_cores else FEW_TOKENS
         largest = max(problem.matrix_bytes for problem in problems)
         estimates = block_heights(experts, slots, heights, few + 1 if has_few else 0, largest)
+        if on_tensor_cores:
+            plans = tuple(tuple(self._plan(problem, rows) for problem in problems) for rows, _ in estimates)
+            estimates = fitted_heights(tuple(estimates), experts, slots, plans, node.machine)
         shape = shape_of(problems, slots)
         # The results of more tokens, pair by pair, might have no room where capacity limits those in blocks.
         most_few = FEW_TOKENS if capacity else _MOST_FEW_TOKENS
@@ -166,6 +170,10 @@ class GroupedProducts:
             yield self.few, round_pairs(rounding), []
         for blocks in self._blocks:
             yield blocks.tokens, round_blocks(rounding, blocks.rows), [blocks.sorted_pairs, blocks.count]
+
+    def _plan(self, problem: GroupedProblem, rows: int) -> Any:
+        """How the kernel for blocks of so many rows shares out its work."""
+        return self._node.select(PRODUCTS, dataclasses.replace(problem, block_rows=rows)).plan
 
     def _on_tensor_cores(self, problem: GroupedProblem) -> bool:
         """Whether the best kernel for blocks of every height uses them."""

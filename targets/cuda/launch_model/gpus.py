@@ -156,6 +156,8 @@ GPUS = {
 }
 """By the names that ``moec inspect --gpu`` takes."""
 
+GPU_OF = {"sm_80": "a100", "sm_89": "rtx4090", "sm_90a": "h100"}
+"""The GPU that an architecture is taken to be of where none is named."""
 SPECIAL_LANES = 16
 """Exponentials that a multiprocessor computes in a cycle (C, "Arithmetic Instructions", of 8.0 to 9.0)."""
 SHARED_CYCLES = 30

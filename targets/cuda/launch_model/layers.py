@@ -11,15 +11,12 @@ from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import ProgramEntry
 from moec.targets.cuda.architectures import newest_that_runs
 from moec.targets.cuda.device.gpu import best_binary
-from moec.targets.cuda.launch_model.gpus import GPUS, Gpu, gpu_called
+from moec.targets.cuda.launch_model.gpus import GPU_OF, GPUS, Gpu, gpu_called
 from moec.targets.cuda.launch_model.kernel_calls import KernelCalls, PredictedLaunch
 from moec.targets.cuda.launch_model.outside import Outside, PredictedOutside
 from moec.targets.cuda.launch_model.plans import TOKENS, Product, StreamPlan, TilePlan, WarpPlan, parse_plan
 from moec.targets.cuda.launch_model.rows import Spread
 from moec.targets.cuda.launch_model.sizes import ModelSizes, kernel_sizes
-
-_GPU_OF = {"sm_80": "a100", "sm_89": "rtx4090", "sm_90a": "h100"}
-"""The GPU that predictions are for where none is named."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +96,7 @@ def _layers_of(program: ProgramEntry) -> list[str]:
 
 def _best_known(architectures: Sequence[str], where: str) -> str:
     """The GPU of the newest architecture that has one, or the first that runs any. Raises MoecError where none does."""
-    if own := [_GPU_OF[name] for name in architectures if name in _GPU_OF]:
+    if own := [GPU_OF[name] for name in architectures if name in GPU_OF]:
         return own[-1]
     able = [name for name, gpu in GPUS.items() if newest_that_runs(architectures, gpu.capability)]
     if architectures and not able:

@@ -4,9 +4,9 @@
 on it: on an RTX 4090 a multiprocessor holds one block of 128 rows or two of 64, and what one waits for the other fills;
 an A100 holds two and three. So for each of some numbers of tokens, both products are predicted with every height, for
 experts that tokens draw, since evenly spread rows would fill a number of blocks exactly or miss it by one. The bounds
-that lose least are taken. What is within 5% of the best loses nothing: of bounds that are as good, those nearest to the
-estimates are taken, which are the estimates themselves where these lose nothing. Nothing of it is measured;
-``moec tune`` does that.
+that lose least are taken. What is within 5% or 5 us of the best loses nothing: of bounds that are as good, those
+nearest to the estimates are taken, which are the estimates themselves where these lose nothing. Nothing of it is
+measured; ``moec tune`` does that.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from moec.targets.cuda.launch_model.plans import TilePlan
 from moec.targets.cuda.launch_model.predict import LaunchFacts, predict
 from moec.targets.cuda.launch_model.rows import DrawnSpread
 
-_NO_LOSS = 1.05
+_NO_LOSS, _NO_LOSS_SECONDS = 1.05, 5e-6
 _STEPS = 4
 """Numbers of tokens that are looked at, from one to twice as many."""
 _MOST_BLOCKS = 16
@@ -37,7 +37,7 @@ Heights = tuple[tuple[int, SizeRange], ...]
 def fitted_heights(
     estimates: Heights, experts: int, slots: int | None, plans: tuple[tuple[TilePlan, ...], ...], architecture: str
 ) -> Heights:
-    """``estimates`` with other bounds where these lose more than 5% on the GPU of the architecture, as predicted; as
+    """``estimates`` with other bounds where these lose more on the GPU of the architecture, as predicted; as
     they are where its figures are not known. ``plans``: for each height, those of all products."""
     if architecture not in GPU_OF or slots is None or len(estimates) == 1:
         return estimates
@@ -59,12 +59,9 @@ def fitted_heights(
     places = itertools.combinations_with_replacement(range(len(grid) + 1), len(begins))
     best = min(places, key=lambda bounds: (round(lost(bounds), 6), away(bounds)))
     starts = [estimates[0][1].least, *(grid[at] if at < len(grid) else grid[-1] + 1 for at in best)]
-    ranges = zip(heights, itertools.pairwise([*starts, None]), strict=True)
-    return tuple(
-        (rows, SizeRange(first, None if end is None else end - 1))
-        for rows, (first, end) in ranges
-        if end is None or first < end
-    )
+    lower = zip(heights[:-1], itertools.pairwise(starts), strict=True)
+    found = [(rows, SizeRange(first, end - 1)) for rows, (first, end) in lower if first < end]
+    return (*found, (heights[-1], SizeRange(starts[-1])))
 
 
 def _numbers(least: int, most: int) -> list[int]:
@@ -76,7 +73,11 @@ def _numbers(least: int, most: int) -> list[int]:
 def _losses(seconds: Sequence[Sequence[float]]) -> list[list[float]]:
     """Of each way for each number of tokens: by how much more than what is no loss it takes longer than the best."""
     best = [min(of_all) for of_all in zip(*seconds, strict=True)]
-    return [[max(one / least - _NO_LOSS, 0.0) for one, least in zip(way, best, strict=True)] for way in seconds]
+    return [[_loss(one, least) for one, least in zip(way, best, strict=True)] for way in seconds]
+
+
+def _loss(seconds: float, least: float) -> float:
+    return max(seconds / least - _NO_LOSS, 0.0) if seconds - least > _NO_LOSS_SECONDS else 0.0
 
 
 def _seconds(plans: Sequence[TilePlan], gpu: Gpu, experts: int, slots: int, tokens: int) -> float:

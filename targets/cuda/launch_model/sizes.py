@@ -32,11 +32,12 @@ class ModelSizes:
 
     def __init__(self, artifact: Artifact, program: ProgramEntry, past: int, multiprocessors: int) -> None:
         inputs = {spec.name: spec for spec in artifact.manifest.inputs}
-        lengths = [inputs[state.input].shape[state.axis] for state in program.held if state.input in inputs]
+        states = [inputs[state.input].shape[state.axis] for state in program.held if state.input in inputs]
+        lengths = [size for size in states if isinstance(size, str) and size_names(size) == (size,)]
         names = [name for spec in inputs.values() for size in spec.shape for name in size_names(size)]
-        self._others = {**dict.fromkeys(names, 1), **dict.fromkeys(filter(_is_name, lengths), past)}
+        self._others = {**dict.fromkeys(names, 1), **dict.fromkeys(lengths, past)}
         self._others[MULTIPROCESSORS] = multiprocessors
-        self.has_past = any(map(_is_name, lengths))
+        self.has_past = bool(lengths)
 
     def at(self, kernel: Mapping[str, Any], size: str, tokens: int, where: str) -> dict[str, int]:
         """Where ``size`` of a kernel is the number of tokens. Where that follows from several sizes of the model (a
@@ -51,10 +52,6 @@ class ModelSizes:
     def tell(self, kernel: Mapping[str, Any], where: str) -> bool:
         """Whether the kernel's sizes follow from these: not where they depend on what is computed."""
         return all(name in self._others for text in kernel["sizes"].values() for name in _parsed(text, where).names)
-
-
-def _is_name(size: int | str) -> bool:
-    return isinstance(size, str) and size_names(size) == (size,)
 
 
 def kernel_sizes(kernel: Mapping[str, Any], model: Mapping[str, int], where: str) -> dict[str, int]:

@@ -38,8 +38,11 @@ def fitted_heights(
     estimates: Heights, experts: int, slots: int | None, plans: tuple[tuple[TilePlan, ...], ...], architecture: str
 ) -> Heights:
     """``estimates`` with other bounds where these lose more on the GPU of the architecture, as predicted; as
-    they are where its figures are not known. ``plans``: for each height, those of all products."""
-    if architecture not in GPU_OF or slots is None or len(estimates) == 1:
+    they are where its figures are not known, and where matrices are decoded or have scales, for how many instructions
+    that takes is known when machine code is there. ``plans``: for each height, those of all products."""
+    products = [plan.product for of_all in plans for plan in of_all]
+    takes_instructions = any(product.weight_bits != 8 * product.row_bytes for product in products)
+    if architecture not in GPU_OF or slots is None or len(estimates) == 1 or takes_instructions:
         return estimates
     gpu, least = GPUS[GPU_OF[architecture]], max(estimates[0][1].least, 1)
     heights, begins = [rows for rows, _ in estimates], [tokens.least for _, tokens in estimates[1:]]

@@ -15,14 +15,17 @@ from moec.targets.cuda.fitted_heights import fitted_heights
 from moec.targets.cuda.kernels.grouped_gemm_mma import GROUPED_GEMM_MMA
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import GROUPED_GEMM_WGMMA
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
+from moec.targets.cuda.kernels.packed_format import PackedFormat
 from moec.targets.cuda.launch_model.rows import DrawnSpread
 
 HEIGHTS = (16, 64, 128)
 
 
-def fitted(architecture: str, experts: int, slots: int | None, width: int, hidden: int) -> tuple:
+def fitted(
+    architecture: str, experts: int, slots: int | None, width: int, hidden: int, stored: PackedFormat | None = None
+) -> tuple:
     """What is estimated for a layer in bfloat16, and what is taken."""
-    types = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "out_dtype": "bfloat16"}
+    types = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "out_dtype": "bfloat16", "stored": stored}
     up = GroupedProblem(experts, width, hidden, 16, gated=True, gathered=True, **types)
     down = GroupedProblem(experts, hidden, width, 16, scattered=True, **types)
     estimates = tuple(block_heights(experts, slots, HEIGHTS, 17, up.matrix_bytes))
@@ -43,6 +46,7 @@ def fitted(architecture: str, experts: int, slots: int | None, width: int, hidde
         ("sm_80", (8, 2, 64, 64)),  # launches take the time
         ("sm_120", (128, 8, 2048, 768)),  # figures are not known
         ("sm_80", (8, None, 2048, 768)),
+        ("sm_89", (128, 8, 2048, 768, PackedFormat("int4", 128, "float16"))),  # instructions that decode are not known
     ],
 )
 def test_estimates_that_lose_nothing_are_taken(architecture, layer):

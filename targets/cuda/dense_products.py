@@ -54,11 +54,12 @@ def choices(problem: GroupedProblem, architecture: str) -> list[Choice]:
     found, least = [], 0
     if few.kernel is GEMV:
         found, least = [Choice(problem, few, SizeRange(0, FEW_ROWS))], FEW_ROWS + 1
-    in_parts = DenseLaunch(problem, most_rows(problem))
-    divides = in_parts.most >= least and GEMM_PARTS.why_not(in_parts, architecture) is None
+    divided = most_rows(problem)
+    in_parts = DenseLaunch(problem, divided)
+    divides = divided >= least and GEMM_PARTS.why_not(in_parts, architecture) is None
     if divides:
-        found.append(Choice(problem, select((GEMM_PARTS,), in_parts, architecture), SizeRange(least, in_parts.most)))
-        least = in_parts.most + 1
+        found.append(Choice(problem, select((GEMM_PARTS,), in_parts, architecture), SizeRange(least, divided)))
+        least = divided + 1
     for height, most in _heights(problem, architecture):
         if (most is None or most >= least) and not (divides and height < ROWS):
             tiled = dataclasses.replace(problem, block_rows=height)

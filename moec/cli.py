@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 import moec
-from moec import cli_data, cli_text, cli_times, targets
+from moec import cli_data, cli_inspect, cli_text, cli_times, targets
 from moec.cli_data import pipeline_of
 from moec.cli_ending import CLOSED, CheckedOutput, OutputError, end_when_interrupted
 from moec.cli_options import (
@@ -41,13 +41,11 @@ from moec.cli_options import (
     VerifyEach,
 )
 from moec.cli_printing import print_remarks, print_result, report_compilation, shown_progress
-from moec.cli_targets import STANDALONE, TIR, Form, Target, target_commands, with_target_options
+from moec.cli_targets import Target, target_commands, with_target_options
 from moec.errors import DefectError, MoecError, reporting
 from moec.targets.kind import Options
 
 DIFFERS, BAD_INPUT, DEFECT = 1, 2, 3
-TOKENS = "1,16,256,4096,32768"
-"""Numbers of tokens that launches are predicted for."""
 
 app = typer.Typer(
     name="moec",
@@ -236,72 +234,7 @@ def verify(
         raise MoecError(f"{verification.failures[0]}; choose inputs it can run with --inputs")
 
 
-@app.command()
-def inspect(
-    artifact: Artifact,
-    as_json: Json = False,
-    kernel: Annotated[str | None, typer.Option(help="Show this kernel's source instead.")] = None,
-    emit: Annotated[Form, typer.Option(help="The form of that source.")] = TIR,
-    expert: Annotated[
-        str | None, typer.Option(metavar="LAYER:EXPERT", help="Show what became of this expert instead, and why.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where a standalone program goes.")
-    ] = None,
-    architecture: Architecture = None,
-    launches: Annotated[
-        bool, typer.Option("--launches", help="Show what launches for a GPU are predicted to take instead.")
-    ] = False,
-    gpu: Annotated[
-        str | None, typer.Option(help="Of --launches: a100, h100 or rtx4090; default: by the architecture.")
-    ] = None,
-    tokens: Annotated[
-        str | None, typer.Option(metavar="T,T,...", help=f"Of --launches: numbers of tokens. [default: {TOKENS}]")
-    ] = None,
-    past: Annotated[
-        int | None, typer.Option(min=0, help="Of --launches: tokens that a session has had before. [default: 0]")
-    ] = None,
-) -> None:
-    """Show what is in an artifact: MoE blocks, kernels and why they were chosen, weights, passes, remarks."""
-    from rich.text import Text
-
-    from moec.common.arguments import token_counts
-    from moec.inspect import tables
-    from moec.inspect.one_expert import became, find_expert
-    from moec.inspect.streams import streaming, streaming_tables
-    from moec.runtime.artifact import open_artifact
-    from moec.runtime.description import describe, find_kernel
-
-    if (expert is not None) + (kernel is not None) + launches > 1:
-        raise MoecError("--expert, --kernel and --launches exclude one another: each shows one thing")
-    if not launches and any(one is not None for one in (gpu, tokens, past)):
-        raise MoecError("--gpu, --tokens and --past are for --launches; add it")
-    if launches and architecture is not None:
-        raise MoecError("--architecture does not go with --launches; name a GPU with --gpu")
-    if emit.value == STANDALONE:
-        _write_standalone(artifact, kernel, output, architecture)
-        return
-    if output is not None:
-        raise MoecError("-o is for --emit standalone; other forms are printed")
-    if kernel is None and emit is not TIR:
-        raise MoecError(f"--emit {emit.value} shows the source of one kernel; add --kernel K")
-    opened = open_artifact(artifact, check_weights=False)
-    if launches:
-        numbers = token_counts("tokens", TOKENS if tokens is None else tokens, least=1)
-        predicted = targets.kind_of(opened.manifest.target).predict_launches(opened, gpu, numbers, past)
-        print_result(predicted.data, as_json, predicted.tables)
-        return
-    if kernel is not None:
-        print(find_kernel(opened, kernel, architecture).source(emit.value))
-        return
-    description = describe(opened, architecture)
-    if expert is not None:
-        found = find_expert(description["moe_blocks"], expert)
-        print_result(found, as_json, [Text(became(found))])
-        return
-    streams = streaming(opened)
-    shown = [] if streams is None else streaming_tables(streams)
-    print_result({**description, "streaming": streams}, as_json, [*tables.artifact_tables(description), *shown])
+app.command()(cli_inspect.inspect)
 
 
 @app.command()
@@ -369,18 +302,6 @@ def doctor(
     print_result(findings, as_json, tables.doctor_tables(findings))
     if findings["problems"]:
         raise typer.Exit(BAD_INPUT)
-
-
-def _write_standalone(artifact: Path, kernel: str | None, folder: Path | None, architecture: str | None) -> None:
-    from moec.runtime.artifact import open_artifact
-    from moec.tools.standalone import write_standalone
-
-    if kernel is None or folder is None:
-        raise MoecError("--emit standalone writes a program of one kernel; add --kernel K and -o DIR")
-    with shown_progress() as progress:
-        progress("running the model emulated")
-        write_standalone(open_artifact(artifact), kernel, folder, architecture)
-    print(f"{folder / kernel}.cu and {kernel}.numbers are written; the head of the first says how to run it")
 
 
 def _compiled(

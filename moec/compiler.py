@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from moec.passes.framework.base import Pass, Remark, Report, Unraised
     from moec.passes.framework.pipeline import AfterPass
     from moec.runtime.model import CompiledModel
-    from moec.runtime.writer import Stage
+    from moec.runtime.writer import Context, Stage
     from moec.targets.base import Made, Target
     from moec.targets.kind import Options
 
@@ -138,17 +138,14 @@ def write(
     text = _text_files(model, tokenizer)
 
     from moec.ir.blocks import moe_blocks
-    from moec.ir.states import states_of
     from moec.passes.framework import pipeline
     from moec.passes.framework.base import Report
-    from moec.passes.framework.shorthand import with_arithmetic, with_formats, with_streaming
-    from moec.runtime.writer import WRITING, Context, check_resident, write_artifact
+    from moec.runtime.writer import WRITING, check_resident, write_artifact
 
     announce = progress or silent
     report = Report(progress=announce)
     limit = _resident(resident, profile, target)
-    rounded = with_arithmetic(with_formats(passes, experts, linears), arithmetic)
-    chain = pipeline.parse(with_streaming(rounded, limit is not None, profile))
+    chain = _chain(passes, experts, linears, arithmetic, limit is not None, profile)
     chosen = targets.get_all(target, options)
     announce("importing")
     graph = import_model(model, example_inputs, dynamic_shapes, cache)
@@ -161,13 +158,30 @@ def write(
         made = _generate(graph, chosen, target, report)
     announce(WRITING)
     with reporting(WRITING, model):
-        known = (inputs.limits, inputs.sizes, inputs.counted, inputs.guards(graph, made[0]), states_of(graph))
-        remarks, losses = ([dataclasses.asdict(entry) for entry in many] for many in (report.remarks, report.losses))
-        provenance = provenance_of(model, pipeline.print_pipeline(chain))
         if limit is not None:
             check_resident(limit, made, str(model))
-        context = Context(moec.__version__, threads, blocks, *known, stages, remarks, losses, provenance, text, limit)
+        kept: dict[str, Any] = {"threads": threads, "text": text, "resident": limit}
+        provenance = provenance_of(model, pipeline.print_pipeline(chain))
+        context = _context(
+            graph, inputs, made[0], report, moe_blocks=blocks, stages=stages, provenance=provenance, **kept
+        )
         write_artifact(path, made[0], context, *made[1:], progress=announce)
+
+
+def _chain(
+    passes: str,
+    experts: str | None,
+    linears: str | None,
+    arithmetic: str | None,
+    streams: bool,
+    profile: str | os.PathLike[str] | None,
+) -> Sequence[Pass]:
+    """The passes that the options of :func:`write` ask for."""
+    from moec.passes.framework import pipeline
+    from moec.passes.framework.shorthand import with_arithmetic, with_formats, with_streaming
+
+    rounded = with_arithmetic(with_formats(passes, experts, linears), arithmetic)
+    return pipeline.parse(with_streaming(rounded, streams, profile))
 
 
 def _check_options(target: Any, passes: Any, verify_each: Any, progress: Any) -> None:
@@ -211,6 +225,24 @@ def _text_files(model: Any, tokenizer: Any) -> TextFiles | None:
         return text_files_of(model)
     check_path("tokenizer", tokenizer)
     return read_text_files(tokenizer)
+
+
+def _context(graph: ir.Model, inputs: _Inputs, made: Made, report: Report, **others: Any) -> Context:
+    """What the artifact keeps of a compilation; ``others``: its fields that no argument tells."""
+    from moec.ir.states import states_of
+    from moec.runtime.writer import Context
+
+    return Context(
+        moec_version=moec.__version__,
+        input_limits=inputs.limits,
+        input_sizes=inputs.sizes,
+        counted_inputs=inputs.counted,
+        guards=inputs.guards(graph, made),
+        states=states_of(graph),
+        remarks=[dataclasses.asdict(remark) for remark in report.remarks],
+        losses=[dataclasses.asdict(loss) for loss in report.losses],
+        **others,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

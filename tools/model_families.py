@@ -3,24 +3,31 @@ that save_pretrained wrote, compares it with PyTorch's eager mode, and puts a ro
 
     python tools/model_families.py            # all families, half a minute each where nothing else runs
     python tools/model_families.py mixtral    # these alone; other rows stay as they are
+    python tools/model_families.py --check --sample 6    # compare with the table instead: six families, others each day
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import functools
+import importlib.metadata
 import json
 import os
 import pathlib
 import resource
 import signal
+import sys
 import tempfile
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "models.md"
 SECONDS = 300
 """Of the processor, for one family."""
+LARGEST_ERROR = 1e-4
+"""Of logits, as a share of the largest: what differs more is no order of sums."""
 HEAD = """# Families of MoE language models
 
 A tiny model of each, with random weights and two layers or so, written by `save_pretrained` and compiled as a folder:
@@ -33,12 +40,13 @@ a cache, keep their states: keys and values, keys of indexers, the last inputs o
 Texts in parts have the logits of the whole, as far as they have them in transformers (`doge`'s mask is not causal
 there).
 Of models that see images, too (`llama4`, `qwen3_vl_moe`, ...), the language model is compiled, from the whole folder.
-`python tools/model_families.py` makes the rows with the transformers that is installed (these: 5.24, of which these are
-all families of language models that have experts, and those that see of which the tool can make a tiny one). Files of
-llama.cpp: [gguf.md](gguf.md).
+`python tools/model_families.py` makes the rows with the transformers that is installed (5.24 has these: all families of
+language models that have experts, and those that see of which the tool can make a tiny one). Each row says when it was
+made and with what; one that does not is older than such notes. A nightly test makes some of them anew, others each day,
+and fails where a row says something else (`--check`). Files of llama.cpp: [gguf.md](gguf.md).
 
-| model type | compiles | raised of MoE layers | error | reason or remark |
-|---|---|---|---|---|"""
+| model type | compiles | raised of MoE layers | error | made | reason or remark |
+|---|---|---|---|---|---|"""
 SHAPES = ((1, 1), (2, 7), (3, 40), (1, 300))
 """Batch and length of what is compared; the last is longer than the chunks and windows that models have."""
 EXPERTS, CHOSEN = 8, 2
@@ -355,7 +363,33 @@ def table_row(row: dict[str, Any]) -> str:
     error = "" if row["error"] is None else f"{row['error']:.0e}"
     reason = row["reason"].replace("|", "\\|")
     raised = f"{row['raised']} of {row['layers']}" if row["layers"] else ""
-    return f"| `{row['family']}` | {'yes' if row['compiles'] else 'no'} | {raised} | {error} | {reason} |"
+    cells = (f"`{row['family']}`", "yes" if row["compiles"] else "no", raised, error, made_today(), reason)
+    return f"| {' | '.join(cells)} |"
+
+
+def made_today() -> str:
+    """The day, and what makes rows change."""
+    used = (f"{name} {importlib.metadata.version(name).partition('+')[0]}" for name in ("transformers", "torch"))
+    return ", ".join((datetime.datetime.now(datetime.UTC).date().isoformat(), *used))
+
+
+def disagreement(known: str | None, found: str) -> str:
+    """What the table's row has that a new one does not confirm; nothing where it does. Errors below
+    :data:`LARGEST_ERROR`, days and remarks may differ."""
+    if known is None:
+        return f"the table has no such row: {found}"
+    before, after = known.split(" | "), found.split(" | ")
+    if before[:3] != after[:3]:
+        return f"the table says {' | '.join(before[:4])} |, today it is {found}"
+    if before[3] and not (after[3] and float(after[3]) <= LARGEST_ERROR):
+        return f"error {after[3]}, expected at most {LARGEST_ERROR:g}: {found}"
+    return ""
+
+
+def sample(names: Sequence[str], count: int) -> list[str]:
+    """Some of them, others each day, until all had their turn."""
+    first = datetime.datetime.now(datetime.UTC).date().toordinal() * count
+    return [names[(first + place) % len(names)] for place in range(min(count, len(names)))]
 
 
 def write(rows: dict[str, str]) -> None:
@@ -369,16 +403,36 @@ def known_rows() -> dict[str, str]:
     return {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
 
 
+def check(chosen: Iterable[str], rows: dict[str, str]) -> list[str]:
+    """What the table says and is not so."""
+    wrong = [f"`{family}`: transformers has no such family" for family in sorted(rows.keys() - families().keys())]
+    wrong += [f"`{family}`: the table has no such row" for family in sorted(families().keys() - rows.keys())]
+    for family in chosen:
+        found = table_row(in_own_process(family))
+        print(found, flush=True)
+        wrong += [reason] if (reason := disagreement(rows.get(family), found)) else []
+    return wrong
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*")
+    parser.add_argument("--check", action="store_true", help="compare with the table and write nothing")
+    parser.add_argument("--sample", type=int, metavar="N", help="N families, others each day")
     arguments = parser.parse_args()
 
     import moec.frontend.huggingface.binding
     import moec.frontend.pytorch  # noqa: F401
 
     rows = known_rows()
-    for family in arguments.families or families():
+    chosen = arguments.families or list(families())
+    if arguments.sample is not None:
+        chosen = sample(chosen, arguments.sample)
+    if arguments.check:
+        wrong = check(chosen, rows)
+        print(*wrong, sep="\n", end="\n" if wrong else "")
+        sys.exit(1 if wrong else 0)
+    for family in chosen:
         rows[family] = table_row(in_own_process(family))
         print(rows[family], flush=True)
         write(rows)

@@ -65,15 +65,9 @@ def import_module(
     Raises MoecError when torch is not installed, the module is in training mode or inputs are missing, and
     UnsupportedError when PyTorch cannot export the module.
     """
-    from moec.frontend.huggingface.exportable import exportable
-    from moec.frontend.text_inputs import wide_guards
-    from moec.frontend.torch_complex import complex_as_pairs
-    from moec.frontend.torch_decompositions import decompose_one_by_one
-    from moec.frontend.torch_guards import drop_certain_guards
-    from moec.frontend.torch_linear_attention import translations
     from moec.ir.states import set_states
 
-    torch = _import_torch()
+    _import_torch()
     module = getattr(module, "_orig_mod", module)  # what torch.compile wraps  # type: ignore[assignment]
     _check_weights(module)
     if module.training:
@@ -82,8 +76,31 @@ def import_module(
         )
     is_text = example_inputs is None
     example_inputs, dynamic_shapes, surroundings, states = _inputs(module, example_inputs, dynamic_shapes, cache)
-    arguments = _arguments(example_inputs)
-    with surroundings, exportable(module), complex_as_pairs(), quiet(), torch.no_grad():
+    with surroundings:
+        exported, program, conditions = _export(module, _arguments(example_inputs), dynamic_shapes, weights)
+    model = exported.model
+    _name_outputs(model, program)
+    if is_text:
+        conditions = _with_names_of_text(module, exported, conditions)
+    imported = _imported(model, conditions)
+    set_states(imported, states)
+    if weights is not None:
+        _bind(imported.graph, weights)
+    return imported
+
+
+def _export(
+    module: torch.nn.Module, arguments: Any, dynamic_shapes: Any, weights: Weights | None
+) -> tuple[torch.onnx.ONNXProgram, torch.export.ExportedProgram, Conditions]:
+    """The module as ONNX, the program that it was made from, and what that holds for. Raises UnsupportedError."""
+    from moec.frontend.huggingface.exportable import exportable
+    from moec.frontend.torch_complex import complex_as_pairs
+    from moec.frontend.torch_decompositions import decompose_one_by_one
+    from moec.frontend.torch_guards import drop_certain_guards
+    from moec.frontend.torch_linear_attention import translations
+
+    torch = _import_torch()
+    with exportable(module), complex_as_pairs(), quiet(), torch.no_grad():
         try:
             with _sizes_from_zero():
                 program = torch.export.export(module, *arguments, dynamic_shapes=dynamic_shapes, strict=False)
@@ -96,19 +113,19 @@ def import_module(
         except Exception as error:  # torch raises many unrelated types here; the user needs its reason, not ours
             raise UnsupportedError(_explain(module, error)) from error
         with contextlib.nullcontext() if weights is None else weights.products():
-            conditions = _conditions(module, arguments, program, exported.exported_program)
-    model = exported.model
-    _name_outputs(model, program)
-    if is_text:
-        names = _names_of_sizes(exported.exported_program)
-        rename_sizes(model, names)
-        conditions = conditions.renamed(names)
-        conditions = dataclasses.replace(conditions, wide=tuple(wide_guards(module, conditions.guards)))
-    imported = _imported(model, conditions)
-    set_states(imported, states)
-    if weights is not None:
-        _bind(imported.graph, weights)
-    return imported
+            return exported, program, _conditions(module, arguments, program, exported.exported_program)
+
+
+def _with_names_of_text(
+    module: torch.nn.Module, exported: torch.onnx.ONNXProgram, conditions: Conditions
+) -> Conditions:
+    """The same with sizes named as a text model's are; the exported model gets these names, too."""
+    from moec.frontend.text_inputs import wide_guards
+
+    names = _names_of_sizes(exported.exported_program)
+    rename_sizes(exported.model, names)
+    conditions = conditions.renamed(names)
+    return dataclasses.replace(conditions, wide=tuple(wide_guards(module, conditions.guards)))
 
 
 def import_program(program: torch.export.ExportedProgram) -> ir.Model:

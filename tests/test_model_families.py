@@ -1,0 +1,71 @@
+"""docs/models.md: that its rows are so, some of them each night."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+TOOL = pathlib.Path(__file__).resolve().parent.parent / "tools" / "model_families.py"
+EACH_NIGHT = 6
+"""Half a minute each: all of them in two weeks."""
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("model_families", TOOL)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.nightly
+def test_the_table_is_right_today():
+    pytest.importorskip("transformers")
+    command = [sys.executable, str(TOOL), "--check", "--sample", str(EACH_NIGHT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
+def test_every_row_of_the_table_is_read(tool):
+    rows = tool.known_rows()
+    assert len(rows) > 60 and all(line.count(" | ") >= 5 for line in rows.values())
+    document = tool.DOCUMENT.read_text(encoding="utf-8")
+    assert document == "\n".join([tool.HEAD, *(rows[family] for family in sorted(rows))]) + "\n"
+
+
+def test_a_new_row_confirms_the_table_or_does_not(tool):
+    def row(compiles=True, raised=2, error: float | None = 1e-6, reason=""):
+        known = {"family": "mixtral", "compiles": compiles, "raised": raised, "layers": 2}
+        return tool.table_row(known | {"error": error, "reason": reason})
+
+    assert tool.made_today().count(",") == 2 and tool.made_today() in row()
+    assert not tool.disagreement(row(), row(error=3e-5, reason="a remark"))
+    assert "no such row" in tool.disagreement(None, row())
+    assert "the table says" in tool.disagreement(row(), row(compiles=False, raised=0, error=None))
+    assert "the table says" in tool.disagreement(row(), row(raised=1))
+    assert "error 1e-03" in tool.disagreement(row(), row(error=1e-3))
+    assert "error nan" in tool.disagreement(row(), row(error=float("nan")))
+    assert "expected at most" in tool.disagreement(row(), row(error=None))
+
+
+def test_samples_go_round(tool, monkeypatch):
+    names = list("abcdefg")
+    today = tool.datetime.datetime.now(tool.datetime.UTC)
+
+    class Clock(tool.datetime.datetime):
+        days = 0
+
+        @classmethod
+        def now(cls, tz=None):
+            return today + tool.datetime.timedelta(days=cls.days)
+
+    monkeypatch.setattr(tool.datetime, "datetime", Clock)
+    seen = set()
+    for Clock.days in range(3):
+        seen |= set(tool.sample(names, 3))
+    assert seen == set(names) and sorted(tool.sample(names, 99)) == names

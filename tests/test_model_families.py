@@ -45,7 +45,6 @@ def test_a_new_row_confirms_the_table_or_does_not(tool):
 
     assert tool.made_today().count(",") == 2 and tool.made_today() in row()
     assert not tool.disagreement(row(), row(error=3e-5, reason="a remark"))
-    assert "no such row" in tool.disagreement(None, row())
     assert "the table says" in tool.disagreement(row(), row(compiles=False, raised=0, error=None))
     assert "the table says" in tool.disagreement(row(), row(raised=1))
     assert "error 1e-03" in tool.disagreement(row(), row(error=1e-3))

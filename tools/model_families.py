@@ -26,6 +26,7 @@ from typing import Any
 DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "models.md"
 SECONDS = 300
 """Of the processor, for one family."""
+NO_MODEL = "no tiny model"
 LARGEST_ERROR = 1e-4
 """Of logits, as a share of the largest: what differs more is no order of sums."""
 HEAD = """# Families of MoE language models
@@ -227,9 +228,10 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
 def tiny_config(kind: type) -> Any:
     """A small configuration of this class, with more than one expert."""
     parts: dict[str, type] = getattr(kind, "sub_configs", {})
-    if parts:
+    if "vision_config" in parts:
         seen = {name: value for name, value in SIZES_OF_SIGHT.items() if name in parts["vision_config"]().to_dict()}
-        return kind(text_config=tiny_config(parts["text_config"]).to_dict(), vision_config=seen)
+        deaf = {"audio_config": None} if "audio_config" in parts else {}
+        return kind(text_config=tiny_config(parts["text_config"]).to_dict(), vision_config=seen, **deaf)
     known = kind().to_dict()
     chosen = {name: value for name, value in SIZES.items() if name in known}
     if "kv_lora_rank" in known:  # latent attention has as many heads of keys as of queries
@@ -247,14 +249,18 @@ def families() -> dict[str, tuple[type, type]]:
     for kinds in (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
         for kind in kinds:
             parts = getattr(kind, "sub_configs", {})
-            if parts and (
-                parts.keys() != {"text_config", "vision_config"} or getattr(parts["vision_config"], "sub_configs", True)
+            if not {"text_config", "vision_config"}.isdisjoint(parts) and (
+                parts.keys() - {"audio_config"} != {"text_config", "vision_config"}
+                or getattr(parts["vision_config"], "sub_configs", True)
             ):
-                continue  # of several parts that see or hear, with sizes of their own
+                continue  # other parts, or one that sees by parts of its own
             try:
-                names = kind().get_text_config().to_dict()
+                usual = kind()
+                names = usual.get_text_config().to_dict()
             except Exception:  # some need arguments
                 continue
+            if getattr(usual, "audio_config", None) is not None:
+                continue  # that cannot do without hearing
             if kind.model_type == "dbrx" or any("expert" in name for name in names):
                 found[kind.model_type] = (kind, kinds[kind])
     return dict(sorted(found.items()))
@@ -311,7 +317,7 @@ def examine(family: str) -> dict[str, Any]:
     try:
         module = random_model(family)
     except Exception as error:
-        return row | {"reason": f"no tiny model: {type(error).__name__}: {' '.join(str(error).split())[:160]}"}
+        return row | {"reason": f"{NO_MODEL}: {type(error).__name__}: {' '.join(str(error).split())[:160]}"}
     row["layers"] = expert_layers(module)
     with tempfile.TemporaryDirectory() as folder:
         module.save_pretrained(folder)
@@ -373,11 +379,9 @@ def made_today() -> str:
     return ", ".join((datetime.datetime.now(datetime.UTC).date().isoformat(), *used))
 
 
-def disagreement(known: str | None, found: str) -> str:
+def disagreement(known: str, found: str) -> str:
     """What the table's row has that a new one does not confirm; nothing where it does. Errors below
     :data:`LARGEST_ERROR`, days and remarks may differ."""
-    if known is None:
-        return f"the table has no such row: {found}"
     before, after = known.split(" | "), found.split(" | ")
     if before[:3] != after[:3]:
         return f"the table says {' | '.join(before[:4])} |, today it is {found}"
@@ -404,13 +408,12 @@ def known_rows() -> dict[str, str]:
 
 
 def check(chosen: Iterable[str], rows: dict[str, str]) -> list[str]:
-    """What the table says and is not so."""
-    wrong = [f"`{family}`: transformers has no such family" for family in sorted(rows.keys() - families().keys())]
-    wrong += [f"`{family}`: the table has no such row" for family in sorted(families().keys() - rows.keys())]
+    """What the table says and is not so. Families that have no row are not looked at."""
+    wrong = [f"`{family}`: this tool finds no such family" for family in sorted(rows.keys() - families().keys())]
     for family in chosen:
         found = table_row(in_own_process(family))
         print(found, flush=True)
-        wrong += [reason] if (reason := disagreement(rows.get(family), found)) else []
+        wrong += [reason] if (reason := disagreement(rows[family], found)) else []
     return wrong
 
 
@@ -425,7 +428,7 @@ def main() -> None:
     import moec.frontend.pytorch  # noqa: F401
 
     rows = known_rows()
-    chosen = arguments.families or list(families())
+    chosen = arguments.families or sorted(rows if arguments.check else families())
     if arguments.sample is not None:
         chosen = sample(chosen, arguments.sample)
     if arguments.check:
@@ -433,9 +436,11 @@ def main() -> None:
         print(*wrong, sep="\n", end="\n" if wrong else "")
         sys.exit(1 if wrong else 0)
     for family in chosen:
-        rows[family] = table_row(in_own_process(family))
-        print(rows[family], flush=True)
-        write(rows)
+        row = in_own_process(family)
+        print(table_row(row), flush=True)
+        if family in rows or not row["reason"].startswith(NO_MODEL):
+            rows[family] = table_row(row)
+            write(rows)
 
 
 if __name__ == "__main__":

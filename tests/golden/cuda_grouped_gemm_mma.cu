@@ -94,22 +94,22 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
       writing = ((writing == 3) ? 0 : (writing + 1));
     }
     #pragma unroll
-    for (int lower = 0; lower < 2; ++lower) {
-      int line = (((lower * 8) + (lane >> 2)) + warp_row);
-      int pair_1 = pairs_ptr[((block * 16) + line)];
-      int64_t row_1 = ((((int64_t)block) * (int64_t)16) + ((int64_t)line));
-      if (0 <= pair_1) {
-        alignas(64) float values_ptr[2];
-        #pragma unroll
-        for (int j_3 = 0; j_3 < 2; ++j_3) {
-          int column_1 = (((j_3 * 16) + first_column) + warp_column);
+    for (int j_3 = 0; j_3 < 2; ++j_3) {
+      #pragma unroll
+      for (int lower = 0; lower < 2; ++lower) {
+        int line = (((lower * 8) + (lane >> 2)) + warp_row);
+        int pair_1 = pairs_ptr[((block * 16) + line)];
+        int64_t row_1 = ((((int64_t)block) * (int64_t)16) + ((int64_t)line));
+        if (0 <= pair_1) {
+          alignas(64) float values_ptr[2];
           int first = ((first_column + warp_column) >> 1);
           int output = (((j_3 * 8) + ((lane & 3) * 2)) + first);
-          int column_2 = ((((j_3 * 16) + ((lane & 3) * 2)) + first_column) + warp_column);
+          int column_1 = ((((j_3 * 16) + ((lane & 3) * 2)) + first_column) + warp_column);
+          int up_column = (((((j_3 * 16) + ((lane & 3) * 2)) + first_column) + warp_column) + 8);
           #pragma unroll
           for (int v_1 = 0; v_1 < 2; ++v_1) {
-            float gate = (sums_ptr[(((j_3 * 8) + (lower * 2)) + v_1)] + bias_ptr[(((expert * 128) + v_1) + column_2)]);
-            float up = (sums_ptr[((((j_3 * 8) + (lower * 2)) + v_1) + 4)] + bias_ptr[((((expert * 128) + v_1) + column_2) + 8)]);
+            float gate = (sums_ptr[(((j_3 * 8) + (lower * 2)) + v_1)] + bias_ptr[(((expert * 128) + v_1) + column_1)]);
+            float up = (sums_ptr[((((j_3 * 8) + (lower * 2)) + v_1) + 4)] + bias_ptr[(((expert * 128) + v_1) + up_column)]);
             values_ptr[v_1] = ((gate * __fdividef(0x1p+0f/*1.000000e+00*/, (0x1p+0f/*1.000000e+00*/ + __expf((gate * -0x1p+0f/*-1.000000e+00*/))))) * up);
           }
           nv_bfloat162 __1;

@@ -10,32 +10,6 @@ __forceinline__ __device__ void tvm_builtin_ptx_wgmma_fence_fence_sync_aligned()
   asm volatile("wgmma.fence.sync.aligned;" :  :  : "memory");
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_wgmma_commit_group_commit_group_sync_aligned() {
-  asm volatile("wgmma.commit_group.sync.aligned;" :  :  : "memory");
-}
-
-__forceinline__ __device__ void ptx_wgmma_encode_matrix_descriptor(uint64_t* desc, void* addr, int ldo, int sdo, int swizzle) {
-  GmmaDescriptor _desc{};  // value-init: reading uncovered pad bits is UB
-
-  switch (swizzle) {
-    case 0: _desc.bitfield.layout_type_ = uint8_t(0); break; // No swizzle
-    case 1: _desc.bitfield.layout_type_ = uint8_t(3); break; // 32B swizzle
-    case 2: _desc.bitfield.layout_type_ = uint8_t(2); break; // 64B swizzle
-    case 3: _desc.bitfield.layout_type_ = uint8_t(1); break; // 128B swizzle
-  }
-
-  uint32_t start_address = __cvta_generic_to_shared(addr);
-  _desc.bitfield.start_address_ = static_cast<uint16_t>(start_address >> 4);
-
-  constexpr uint8_t base_offset = 0;
-  _desc.bitfield.base_offset_ = base_offset;
-
-  _desc.bitfield.stride_byte_offset_  = static_cast<uint32_t>(sdo);
-  _desc.bitfield.leading_byte_offset_ = static_cast<uint32_t>(ldo);
-
-  *desc = (uint64_t)_desc;
-}
-
 __forceinline__ __device__ void tvm_builtin_ptx_cp_async_wait_group_async_wait_group_0() {
   asm volatile("cp.async.wait_group 0;" :  :  : "memory");
 }
@@ -75,6 +49,36 @@ __forceinline__ __device__ void tvm_builtin_ptx_cp_async_cg_src_size_async_cg_sh
 
 __forceinline__ __device__ void tvm_builtin_cuda_cta_sync() {
     __syncthreads();
+}
+
+__forceinline__ __device__ void tvm_builtin_ptx_wgmma_commit_group_commit_group_sync_aligned() {
+  asm volatile("wgmma.commit_group.sync.aligned;" :  :  : "memory");
+}
+
+__forceinline__ __device__ void ptx_wgmma_encode_matrix_descriptor(uint64_t* desc, void* addr, int ldo, int sdo, int swizzle) {
+  GmmaDescriptor _desc{};  // value-init: reading uncovered pad bits is UB
+
+  switch (swizzle) {
+    case 0: _desc.bitfield.layout_type_ = uint8_t(0); break; // No swizzle
+    case 1: _desc.bitfield.layout_type_ = uint8_t(3); break; // 32B swizzle
+    case 2: _desc.bitfield.layout_type_ = uint8_t(2); break; // 64B swizzle
+    case 3: _desc.bitfield.layout_type_ = uint8_t(1); break; // 128B swizzle
+  }
+
+  uint32_t start_address = __cvta_generic_to_shared(addr);
+  _desc.bitfield.start_address_ = static_cast<uint16_t>(start_address >> 4);
+
+  constexpr uint8_t base_offset = 0;
+  _desc.bitfield.base_offset_ = base_offset;
+
+  _desc.bitfield.stride_byte_offset_  = static_cast<uint32_t>(sdo);
+  _desc.bitfield.leading_byte_offset_ = static_cast<uint32_t>(ldo);
+
+  *desc = (uint64_t)_desc;
+}
+
+__forceinline__ __device__ int blocks_in_grid() {
+  return gridDim.x;
 }
 
 __forceinline__ __device__ void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0() {
@@ -150,47 +154,44 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
     int started;
     started = 0;
     int blocks = count_ptr[0];
-    for (int turn = 0; turn < (((max((blocks - first), 0) + min(multiprocessors, max(B, 1))) - 1) / min(multiprocessors, max(B, 1))); ++turn) {
-      int index = (first + (turn * min(multiprocessors, max(B, 1))));
+    for (int index = max(first, 0); index < blocks; index += blocks_in_grid()) {
       int top = ((index / 16) * 16);
       int height = min(16, (blocks - top));
       int block = (top + ((index - top) % height));
       int first_column = (((index - top) / height) * 128);
-      if (block < count_ptr[0]) {
-        int expert = blocks_ptr[block];
-        alignas(64) int sources_ptr[4];
-        #pragma unroll
-        for (int i_3 = 0; i_3 < 4; ++i_3) {
-          int pair = pairs_ptr[(((block * 64) + (i_3 * 16)) + (((int)threadIdx.x) >> 3))];
-          sources_ptr[i_3] = -1;
-          if (0 <= pair) {
-            sources_ptr[i_3] = (pair / slots);
-          }
+      int expert = blocks_ptr[block];
+      alignas(64) int sources_ptr[4];
+      #pragma unroll
+      for (int i_3 = 0; i_3 < 4; ++i_3) {
+        int pair = pairs_ptr[(((block * 64) + (i_3 * 16)) + (((int)threadIdx.x) >> 3))];
+        sources_ptr[i_3] = -1;
+        if (0 <= pair) {
+          sources_ptr[i_3] = (pair / slots);
         }
-        for (int panel = 0; panel < 2; ++panel) {
-          tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(stage + 24584)])), (phase ^ 1));
-          if (thread == 0) {
-            tvm_builtin_ptx_mbarrier_arrive_expect_tx_arrive_expect_tx_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(stage + 24576)]))), (uint)16384);
-            tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_3d_shared__cluster_global_mbarrier__complete_tx__bytes(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)_ptr)[((stage * 8192) + 32768)]))), ((void*)((unsigned long long)(&(matrix_map)))), (panel * 64), first_column, expert, tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(stage + 24576)]))));
-          }
-          int k = ((panel * 64) + ((thread & 7) * 8));
-          #pragma unroll
-          for (int i_4 = 0; i_4 < 4; ++i_4) {
-            int64_t row = ((int64_t)max(sources_ptr[i_4], 0));
-            tvm_builtin_ptx_cp_async_cg_src_size_async_cg_shared_global_L2__128B_16(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)_ptr)[((((stage * 4096) + (i_4 * 1024)) + ((((int)threadIdx.x) >> 3) * 64)) + (((((int)threadIdx.x) & 7) ^ ((((int)threadIdx.x) & 63) >> 3)) * 8))]))), (&(rows_ptr[((row * (int64_t)128) + ((int64_t)k))])), ((0 <= sources_ptr[i_4]) ? (uint)16 : (uint)0));
-          }
-          tvm_builtin_ptx_cp_async_commit_group_async_commit_group();
-          if (started == 2) {
-            tvm_builtin_ptx_cp_async_wait_group_async_wait_group_2();
-            tvm_builtin_ptx_fence_proxy_proxy_async_shared__cta();
-            tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((stage < 2) ? (stage + 6) : (stage - 2)) + 24576)]))), (uint)1);
-          }
-          started = min((started + 1), 2);
-          stage = (stage + 1);
-          if (stage == 8) {
-            stage = 0;
-            phase = (phase ^ 1);
-          }
+      }
+      for (int panel = 0; panel < 2; ++panel) {
+        tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(stage + 24584)])), (phase ^ 1));
+        if (thread == 0) {
+          tvm_builtin_ptx_mbarrier_arrive_expect_tx_arrive_expect_tx_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(stage + 24576)]))), (uint)16384);
+          tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_3d_shared__cluster_global_mbarrier__complete_tx__bytes(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)_ptr)[((stage * 8192) + 32768)]))), ((void*)((unsigned long long)(&(matrix_map)))), (panel * 64), first_column, expert, tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(stage + 24576)]))));
+        }
+        int k = ((panel * 64) + ((thread & 7) * 8));
+        #pragma unroll
+        for (int i_4 = 0; i_4 < 4; ++i_4) {
+          int64_t row = ((int64_t)max(sources_ptr[i_4], 0));
+          tvm_builtin_ptx_cp_async_cg_src_size_async_cg_shared_global_L2__128B_16(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)_ptr)[((((stage * 4096) + (i_4 * 1024)) + ((((int)threadIdx.x) >> 3) * 64)) + (((((int)threadIdx.x) & 7) ^ ((((int)threadIdx.x) & 63) >> 3)) * 8))]))), (&(rows_ptr[((row * (int64_t)128) + ((int64_t)k))])), ((0 <= sources_ptr[i_4]) ? (uint)16 : (uint)0));
+        }
+        tvm_builtin_ptx_cp_async_commit_group_async_commit_group();
+        if (started == 2) {
+          tvm_builtin_ptx_cp_async_wait_group_async_wait_group_2();
+          tvm_builtin_ptx_fence_proxy_proxy_async_shared__cta();
+          tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((stage < 2) ? (stage + 6) : (stage - 2)) + 24576)]))), (uint)1);
+        }
+        started = min((started + 1), 2);
+        stage = (stage + 1);
+        if (stage == 8) {
+          stage = 0;
+          phase = (phase ^ 1);
         }
       }
     }
@@ -210,53 +211,60 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
     int phase_1;
     stage_1 = 0;
     phase_1 = 0;
-    alignas(64) float sums_ptr[64];
     int tiles;
     tiles = 0;
     int blocks_1 = count_ptr[0];
-    for (int turn_1 = 0; turn_1 < (((max((blocks_1 - first), 0) + min(multiprocessors, max(B, 1))) - 1) / min(multiprocessors, max(B, 1))); ++turn_1) {
-      int index_1 = (first + (turn_1 * min(multiprocessors, max(B, 1))));
+    for (int index_1 = max(first, 0); index_1 < blocks_1; index_1 += blocks_in_grid()) {
       int top_1 = ((index_1 / 16) * 16);
       int height_1 = min(16, (blocks_1 - top_1));
       int block_1 = (top_1 + ((index_1 - top_1) % height_1));
       int first_column_1 = (((index_1 - top_1) / height_1) * 128);
-      if (block_1 < count_ptr[0]) {
-        int expert_1 = blocks_ptr[block_1];
-        if ((tiles % 2) == consumer) {
-          stage_1 = ((tiles % 4) * 2);
-          phase_1 = ((tiles % 8) / 4);
-          tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(consumer + 24592)])), ((((tiles / 2) + ((consumer == 0) ? 1 : 0)) % 2) ^ 0));
-          alignas(64) uint64_t left_ptr[1];
-          alignas(64) uint64_t right_ptr[1];
-          for (int panel_1 = 0; panel_1 < 2; ++panel_1) {
-            tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(stage_1 + 24576)])), (phase_1 ^ 0));
-            ptx_wgmma_encode_matrix_descriptor((&(left_ptr[0])), (&(((nv_bfloat16*)_ptr)[(stage_1 * 4096)])), 1, 64, 3);
-            ptx_wgmma_encode_matrix_descriptor((&(right_ptr[0])), (&(((nv_bfloat16*)_ptr)[((stage_1 * 8192) + 32768)])), 1, 64, 3);
-            tvm_builtin_ptx_wgmma_fence_fence_sync_aligned();
-            #pragma unroll
-            for (int step = 0; step < 4; ++step) {
-              tvm_builtin_ptx_wgmma_bf16_ss_mma_async_sync_aligned_m64n128k16_f32_bf16_bf16_1_1_0_0(sums_ptr[0], sums_ptr[1], sums_ptr[2], sums_ptr[3], sums_ptr[4], sums_ptr[5], sums_ptr[6], sums_ptr[7], sums_ptr[8], sums_ptr[9], sums_ptr[10], sums_ptr[11], sums_ptr[12], sums_ptr[13], sums_ptr[14], sums_ptr[15], sums_ptr[16], sums_ptr[17], sums_ptr[18], sums_ptr[19], sums_ptr[20], sums_ptr[21], sums_ptr[22], sums_ptr[23], sums_ptr[24], sums_ptr[25], sums_ptr[26], sums_ptr[27], sums_ptr[28], sums_ptr[29], sums_ptr[30], sums_ptr[31], sums_ptr[32], sums_ptr[33], sums_ptr[34], sums_ptr[35], sums_ptr[36], sums_ptr[37], sums_ptr[38], sums_ptr[39], sums_ptr[40], sums_ptr[41], sums_ptr[42], sums_ptr[43], sums_ptr[44], sums_ptr[45], sums_ptr[46], sums_ptr[47], sums_ptr[48], sums_ptr[49], sums_ptr[50], sums_ptr[51], sums_ptr[52], sums_ptr[53], sums_ptr[54], sums_ptr[55], sums_ptr[56], sums_ptr[57], sums_ptr[58], sums_ptr[59], sums_ptr[60], sums_ptr[61], sums_ptr[62], sums_ptr[63], (left_ptr[0] + ((uint64_t)(step * 2))), (right_ptr[0] + ((uint64_t)(step * 2))), (0 < (panel_1 + step)));
-            }
-            tvm_builtin_ptx_wgmma_commit_group_commit_group_sync_aligned();
-            tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1();
-            if (0 < panel_1) {
-              if ((thread % 128) == 0) {
-                tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((stage_1 < 1) ? (stage_1 + 7) : (stage_1 - 1)) + 24584)]))), (uint)1);
-              }
-            }
-            stage_1 = (stage_1 + 1);
-            if (stage_1 == 8) {
-              stage_1 = 0;
-              phase_1 = (phase_1 ^ 1);
+      int expert_1 = blocks_ptr[block_1];
+      if ((tiles % 2) == consumer) {
+        alignas(64) float sums_ptr[64];
+        #pragma unroll
+        for (int j = 0; j < 16; ++j) {
+          #pragma unroll
+          for (int v = 0; v < 4; ++v) {
+            sums_ptr[((j * 4) + v)] = 0x0p+0f/*0.000000e+00*/;
+          }
+        }
+        stage_1 = ((tiles % 4) * 2);
+        phase_1 = ((tiles % 8) / 4);
+        tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(consumer + 24592)])), ((((tiles / 2) + ((consumer == 0) ? 1 : 0)) % 2) ^ 0));
+        alignas(64) uint64_t left_ptr[1];
+        alignas(64) uint64_t right_ptr[1];
+        for (int panel_1 = 0; panel_1 < 2; ++panel_1) {
+          tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(stage_1 + 24576)])), (phase_1 ^ 0));
+          ptx_wgmma_encode_matrix_descriptor((&(left_ptr[0])), (&(((nv_bfloat16*)_ptr)[(stage_1 * 4096)])), 1, 64, 3);
+          ptx_wgmma_encode_matrix_descriptor((&(right_ptr[0])), (&(((nv_bfloat16*)_ptr)[((stage_1 * 8192) + 32768)])), 1, 64, 3);
+          tvm_builtin_ptx_wgmma_fence_fence_sync_aligned();
+          #pragma unroll
+          for (int step = 0; step < 4; ++step) {
+            tvm_builtin_ptx_wgmma_bf16_ss_mma_async_sync_aligned_m64n128k16_f32_bf16_bf16_1_1_0_0(sums_ptr[0], sums_ptr[1], sums_ptr[2], sums_ptr[3], sums_ptr[4], sums_ptr[5], sums_ptr[6], sums_ptr[7], sums_ptr[8], sums_ptr[9], sums_ptr[10], sums_ptr[11], sums_ptr[12], sums_ptr[13], sums_ptr[14], sums_ptr[15], sums_ptr[16], sums_ptr[17], sums_ptr[18], sums_ptr[19], sums_ptr[20], sums_ptr[21], sums_ptr[22], sums_ptr[23], sums_ptr[24], sums_ptr[25], sums_ptr[26], sums_ptr[27], sums_ptr[28], sums_ptr[29], sums_ptr[30], sums_ptr[31], sums_ptr[32], sums_ptr[33], sums_ptr[34], sums_ptr[35], sums_ptr[36], sums_ptr[37], sums_ptr[38], sums_ptr[39], sums_ptr[40], sums_ptr[41], sums_ptr[42], sums_ptr[43], sums_ptr[44], sums_ptr[45], sums_ptr[46], sums_ptr[47], sums_ptr[48], sums_ptr[49], sums_ptr[50], sums_ptr[51], sums_ptr[52], sums_ptr[53], sums_ptr[54], sums_ptr[55], sums_ptr[56], sums_ptr[57], sums_ptr[58], sums_ptr[59], sums_ptr[60], sums_ptr[61], sums_ptr[62], sums_ptr[63], (left_ptr[0] + ((uint64_t)(step * 2))), (right_ptr[0] + ((uint64_t)(step * 2))), (uint)1);
+          }
+          tvm_builtin_ptx_wgmma_commit_group_commit_group_sync_aligned();
+          tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1();
+          if (0 < panel_1) {
+            if ((thread % 128) == 0) {
+              tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((stage_1 < 1) ? (stage_1 + 7) : (stage_1 - 1)) + 24584)]))), (uint)1);
             }
           }
-          if ((thread % 32) == 0) {
-            tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(24593 - consumer)]))), (uint)1);
+          stage_1 = (stage_1 + 1);
+          if (stage_1 == 8) {
+            stage_1 = 0;
+            phase_1 = (phase_1 ^ 1);
           }
-          tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0();
-          if ((thread % 128) == 0) {
-            tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((stage_1 < 1) ? (stage_1 + 7) : (stage_1 - 1)) + 24584)]))), (uint)1);
-          }
+        }
+        if ((thread % 32) == 0) {
+          tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(24593 - consumer)]))), (uint)1);
+        }
+        tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0();
+        if ((thread % 128) == 0) {
+          tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((stage_1 < 1) ? (stage_1 + 7) : (stage_1 - 1)) + 24584)]))), (uint)1);
+        }
+        #pragma unroll
+        for (int j_1 = 0; j_1 < 8; ++j_1) {
           #pragma unroll
           for (int lower = 0; lower < 2; ++lower) {
             int line = (((lower * 8) + ((thread & 31) >> 2)) + warp_row);
@@ -264,29 +272,26 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
             int64_t row_1 = ((((int64_t)block_1) * (int64_t)64) + ((int64_t)line));
             if (0 <= pair_1) {
               alignas(64) float values_ptr[2];
+              int first_1 = (first_column_1 >> 1);
+              int output = (((j_1 * 8) + ((thread & 3) * 2)) + first_1);
+              int column = (((j_1 * 16) + ((thread & 3) * 2)) + first_column_1);
+              int up_column = ((((j_1 * 16) + ((thread & 3) * 2)) + first_column_1) + 8);
               #pragma unroll
-              for (int j = 0; j < 8; ++j) {
-                int column = ((j * 16) + first_column_1);
-                int first_1 = (first_column_1 >> 1);
-                int output = (((j * 8) + ((thread & 3) * 2)) + first_1);
-                int column_1 = (((j * 16) + ((thread & 3) * 2)) + first_column_1);
-                #pragma unroll
-                for (int v = 0; v < 2; ++v) {
-                  float gate = (sums_ptr[(((j * 8) + (lower * 2)) + v)] + bias_ptr[(((expert_1 * 128) + v) + column_1)]);
-                  float up = (sums_ptr[((((j * 8) + (lower * 2)) + v) + 4)] + bias_ptr[((((expert_1 * 128) + v) + column_1) + 8)]);
-                  values_ptr[v] = ((gate * __fdividef(0x1p+0f/*1.000000e+00*/, (0x1p+0f/*1.000000e+00*/ + __expf((gate * -0x1p+0f/*-1.000000e+00*/))))) * up);
-                }
-                nv_bfloat162 __1;
-                float2 v_ = *(float2*)(values_ptr + 0);
-                __1.x = (nv_bfloat16)(v_.x);
-                __1.y = (nv_bfloat16)(v_.y);
-                *(nv_bfloat162*)(out_ptr + ((row_1 * (int64_t)64) + ((int64_t)output))) = __1;
+              for (int v_1 = 0; v_1 < 2; ++v_1) {
+                float gate = (sums_ptr[(((j_1 * 8) + (lower * 2)) + v_1)] + bias_ptr[(((expert_1 * 128) + v_1) + column)]);
+                float up = (sums_ptr[((((j_1 * 8) + (lower * 2)) + v_1) + 4)] + bias_ptr[(((expert_1 * 128) + v_1) + up_column)]);
+                values_ptr[v_1] = ((gate * __fdividef(0x1p+0f/*1.000000e+00*/, (0x1p+0f/*1.000000e+00*/ + __expf((gate * -0x1p+0f/*-1.000000e+00*/))))) * up);
               }
+              nv_bfloat162 __1;
+              float2 v_ = *(float2*)(values_ptr + 0);
+              __1.x = (nv_bfloat16)(v_.x);
+              __1.y = (nv_bfloat16)(v_.y);
+              *(nv_bfloat162*)(out_ptr + ((row_1 * (int64_t)64) + ((int64_t)output))) = __1;
             }
           }
         }
-        tiles = (tiles + 1);
       }
+      tiles = (tiles + 1);
     }
   }
 }

@@ -24,7 +24,7 @@ from tvm.script.ir_builder import IRBuilder
 
 from moec.common.dtypes import dtype_of
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
-from moec.targets.cuda.kernels.launch import WARP, count_multiprocessors
+from moec.targets.cuda.kernels.launch import WARP, blocks_in_grid, count_multiprocessors
 from moec.targets.cuda.kernels.mma_store import store
 from moec.targets.cuda.kernels.mma_tile import DEPTH, MMA_COLUMNS, MMA_ROWS, PIECE, Tile, panel_depth
 from moec.targets.cuda.kernels.scaled_sums import why_not_scaled
@@ -34,6 +34,7 @@ from moec.targets.cuda.kernels.wgmma_ring import (
     SWIZZLE,
     RingPosition,
     TensorMaps,
+    clear_sums,
     consume_tile,
     finish_gathered,
     meet_cluster,
@@ -148,7 +149,6 @@ def _consume(operands, epilogue, tile, ring, place, thread):
     consumer: T.let = thread // WARPGROUP - 1
     warp_row: T.let = thread % WARPGROUP // WARP * MMA_ROWS
     position = T.meta_var(RingPosition(tile.stages, 0))
-    sums = T.alloc_local((tile.row_steps, tile.consumer_shape.column_steps, 4), "float32")
     tiles = T.alloc_local((1,), "int32")
     tiles[0] = 0
 
@@ -158,6 +158,8 @@ def _consume(operands, epilogue, tile, ring, place, thread):
             shape, lane = T.meta_var((tile.consumer_shape, thread % WARP))
             block, expert, first = T.meta_var((turn.block, turn.expert, turn.first_column))
             of_thread = T.meta_var(Tile(operands, shape, block, expert, first, thread, lane, warp_row, 0, None, None))
+            sums = T.alloc_local((tile.row_steps, tile.consumer_shape.column_steps, 4), "float32")
+            clear_sums(sums)
             position.go_to(tiles[0] * of_thread.panels)
             wait_for_turn(ring, consumer, T.truncdiv(tiles[0], CONSUMERS))
             consume_tile(ring, problem.dtype, of_thread.panels, position, consumer, thread, sums)
@@ -183,7 +185,7 @@ def _compute(operands, epilogue, maps, clusters):
     first = T.cta_id([clusters * tile.cluster])
     rank = T.meta_var(_rank_in_cluster(tile))
     thread = T.thread_id([tile.threads])
-    place = T.meta_var(Place(T.truncdiv(first, tile.cluster) if tile.cluster > 1 else first, clusters, rank))
+    place = T.meta_var(Place(T.truncdiv(first, tile.cluster), T.truncdiv(blocks_in_grid(), tile.cluster), rank))
     ring = T.meta_var(new_ring(tile, operands.problem, maps, rank))
     start_ring(ring)
     if thread < WARPGROUP:

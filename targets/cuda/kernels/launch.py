@@ -39,6 +39,17 @@ def count_multiprocessors() -> Any:
     return T.call_packed(DEVICE_ATTRIBUTE, _CUDA, 0, MULTIPROCESSOR_COUNT)
 
 
+_BLOCKS_IN_GRID = """__forceinline__ __device__ int blocks_in_grid() {
+  return gridDim.x;
+}
+"""
+
+
+def blocks_in_grid() -> Any:
+    """How many blocks of threads there are along x, int32, asked on the device."""
+    return T.cuda.func_call("blocks_in_grid", source_code=_BLOCKS_IN_GRID, return_type="int32")
+
+
 def blocks_for(items: Any, per_block: int) -> Any:
     """Blocks of a grid for ``items`` (int32): at least one, for CUDA launches no empty grid. Kernels check what is
     theirs."""

@@ -41,39 +41,33 @@ def _column(tile: Tile, j: Any) -> Any:
 
 @T.inline
 def _finish(tile, epilogue, i, j, lower, factor, sums, values):
-    """``values`` [2]: this lane's outputs of a step. The last column stands for those that there are not."""
+    """``values`` [2]: this lane's outputs of a step. The last columns stand for those that there are not."""
     operands = T.meta_var(tile.operands)
-    column: T.let = _column(tile, j) + tile.lane % _LANES * _PER_LANE
-    for v in T.unroll(_PER_LANE):
-        if tile.problem.gated:
-            gate: T.let = operands.finished(
-                sums[i, 2 * j, lower * 2 + v], factor, tile.expert, tile.column_or_last(column + v)
-            )
-            up: T.let = operands.finished(
-                sums[i, 2 * j + 1, lower * 2 + v], factor, tile.expert, tile.column_or_last(column + MMA_COLUMNS + v)
-            )
+    ours = T.meta_var(tile.lane % _LANES * _PER_LANE)
+    column: T.let = tile.step_or_last(_column(tile, j)) + ours
+    if tile.problem.gated:
+        up_column: T.let = tile.step_or_last(_column(tile, j) + MMA_COLUMNS) + ours
+        for v in T.unroll(_PER_LANE):
+            gate: T.let = operands.finished(sums[i, 2 * j, lower * 2 + v], factor, tile.expert, column + v)
+            up: T.let = operands.finished(sums[i, 2 * j + 1, lower * 2 + v], factor, tile.expert, up_column + v)
             values[v] = epilogue(gate, up)
-        else:
-            total: T.let = operands.finished(
-                sums[i, j, lower * 2 + v], factor, tile.expert, tile.column_or_last(column + v)
-            )
+    else:
+        for v in T.unroll(_PER_LANE):
+            total: T.let = operands.finished(sums[i, j, lower * 2 + v], factor, tile.expert, column + v)
             values[v] = epilogue(total)
 
 
 @T.inline
-def _store_pairs(tile, epilogue, i, lower, row, factor, sums):
-    """Two neighbouring outputs at a time."""
+def _store_pairs(tile, epilogue, i, j, lower, row, factor, sums):
+    """Two neighbouring outputs."""
     problem = T.meta_var(tile.problem)
     values = T.alloc_local((_PER_LANE,), "float32")
-    for j in T.unroll(_output_steps(tile)):
-        column: T.let = _column(tile, j)
-        # Written so that nvcc sees that the outputs of steps are a constant apart.
-        first: T.let = (tile.first_column + tile.warp_column) // (2 if problem.gated else 1)
-        output: T.let = first + j * MMA_COLUMNS + tile.lane % _LANES * _PER_LANE
-        if tile.has_column(column):
-            _finish(tile, epilogue, i, j, lower, factor, sums, values)
-            for v in T.vectorized(_PER_LANE):
-                tile.operands.out[row, output + v] = T.cast(values[v], problem.out_dtype)
+    # Written so that nvcc sees that the outputs of steps are a constant apart.
+    first: T.let = (tile.first_column + tile.warp_column) // (2 if problem.gated else 1)
+    output: T.let = first + j * MMA_COLUMNS + tile.lane % _LANES * _PER_LANE
+    _finish(tile, epilogue, i, j, lower, factor, sums, values)
+    for v in T.vectorized(_PER_LANE):
+        tile.operands.out[row, output + v] = T.cast(values[v], problem.out_dtype)
 
 
 @T.inline
@@ -91,8 +85,8 @@ def _transpose(words, lane):
 
 
 @T.inline
-def _store_eights(tile, epilogue, i, lower, pair, row, factor, sums):
-    """Eight neighbouring outputs at a time. All lanes come by, also those whose row is padding."""
+def _store_eights(tile, epilogue, i, four, lower, pair, row, factor, sums):
+    """Eight neighbouring outputs. All lanes come by, also those whose row is padding."""
     problem = T.meta_var(tile.problem)
     values = T.alloc_local((_PER_LANE,), "float32")
     stored = T.alloc_local((_LANES * _PER_LANE,), problem.out_dtype)
@@ -100,27 +94,33 @@ def _store_eights(tile, epilogue, i, lower, pair, row, factor, sums):
     eights = T.decl_buffer(
         (1, problem.width // MMA_COLUMNS, MMA_COLUMNS), problem.out_dtype, data=tile.operands.out.data
     )
-    for four in T.unroll(_output_steps(tile) // _LANES):
-        for s in T.unroll(_LANES):
-            _finish(tile, epilogue, i, four * _LANES + s, lower, factor, sums, values)
-            for v in T.unroll(_PER_LANE):
-                stored[s * _PER_LANE + v] = T.cast(values[v], problem.out_dtype)
-        _transpose(words, tile.lane)
-        column: T.let = _column(tile, four * _LANES + tile.lane % _LANES)
-        if T.And(pair >= 0, tile.has_column(column)):
-            for v in T.vectorized(MMA_COLUMNS):
-                eights[row, column // MMA_COLUMNS, v] = stored[v]
+    for s in T.unroll(_LANES):
+        _finish(tile, epilogue, i, four * _LANES + s, lower, factor, sums, values)
+        for v in T.unroll(_PER_LANE):
+            stored[s * _PER_LANE + v] = T.cast(values[v], problem.out_dtype)
+    _transpose(words, tile.lane)
+    # Written so that nvcc sees that the outputs of steps are a constant apart.
+    first: T.let = (tile.first_column + tile.warp_column) // MMA_COLUMNS + tile.lane % _LANES
+    eight: T.let = first + four * _LANES
+    if T.And(pair >= 0, tile.has_column(eight * MMA_COLUMNS)):
+        for v in T.vectorized(MMA_COLUMNS):
+            eights[row, eight, v] = stored[v]
 
 
 @T.inline
 def store(tile, epilogue, sums):
-    """A lane has sums of two rows of every multiplication, 8 rows apart."""
-    for i in T.unroll(tile.shape.row_steps):
-        for lower in T.unroll(2):
-            line: T.let = tile.warp_row + i * tile.shape.step_rows + lower * 8 + tile.lane // 4
-            pair: T.let = tile.operands.pair(tile.block, line)
-            row: T.let = tile.operands.destination(pair, tile.block, line)
-            if _exchanges(tile):
-                _store_eights(tile, epilogue, i, lower, pair, row, tile.operands.factor(T.max(pair, 0)), sums)
-            elif pair >= 0:
-                _store_pairs(tile, epilogue, i, lower, row, tile.operands.factor(pair), sums)
+    """A lane has sums of two rows of every multiplication, 8 rows apart. Columns are outermost, so that a lane needs
+    the biases of few at a time."""
+    exchanges = T.meta_var(_exchanges(tile))
+    for j in T.unroll(_output_steps(tile) // (_LANES if exchanges else 1)):
+        if exchanges:
+            T.cuda.warp_sync()  # nvcc would read the biases of all columns before the first store, and spill
+        for i in T.unroll(tile.shape.row_steps):
+            for lower in T.unroll(2):
+                line: T.let = tile.warp_row + i * tile.shape.step_rows + lower * 8 + tile.lane // 4
+                pair: T.let = tile.operands.pair(tile.block, line)
+                row: T.let = tile.operands.destination(pair, tile.block, line)
+                if exchanges:
+                    _store_eights(tile, epilogue, i, j, lower, pair, row, tile.operands.factor(T.max(pair, 0)), sums)
+                elif T.And(pair >= 0, tile.has_column(_column(tile, j))):
+                    _store_pairs(tile, epilogue, i, j, lower, row, tile.operands.factor(pair), sums)

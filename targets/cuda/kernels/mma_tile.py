@@ -137,6 +137,10 @@ class Tile:
         """A column that the matrix has."""
         return column if self._whole_tiles else T.min(column, self.problem.columns - 1)
 
+    def step_or_last(self, column: Any) -> Any:
+        """The first column of a multiplication, all of which the matrix has."""
+        return column if self._whole_tiles else T.min(column, self.problem.columns - MMA_COLUMNS)
+
     def has_input(self, k: Any) -> Any:
         """Whether the rows have it: the last panel may be deeper than what is left."""
         return self._whole_panels or k < self.problem.inner

@@ -157,17 +157,17 @@ class RingPosition(PipelineState):
 
 
 @T.inline
-def _copy_columns(ring, tile, stage, panel, part, to_cluster):
-    """A part of the matrix: to this block of threads alone, or to all blocks of its cluster."""
+def _copy_columns(ring, tile, stage, panel, part, blocks):
+    """A part of the matrix, to the ``blocks`` of the cluster whose bits are set; None: to this block of threads."""
     first = T.meta_var(part * ring.tile.columns_each)
-    T.ptx[_COPY_MATRIX_TO_CLUSTER if to_cluster else _COPY_MATRIX](
+    T.ptx[_COPY_MATRIX if blocks is None else _COPY_MATRIX_TO_CLUSTER](
         ring.column_panels.ptr_to([stage, first, 0]),
         T.address_of(ring.maps.matrix),
         panel * tile.depth,
         tile.first_column + first,
         tile.expert,
         ring.full.ptr_to([stage]),
-        *([T.uint16((1 << ring.tile.cluster) - 1)] if to_cluster else []),
+        *([] if blocks is None else [T.cast(blocks, "uint16")]),
     )
 
 
@@ -177,13 +177,12 @@ def _start_boxes(ring, tile, stage, panel, shares):
     ring.full.arrive(stage, ring.bytes_by_accelerator)
     if ring.maps.matrix is not None:
         if ring.tile.cluster == 1:
-            _copy_columns(ring, tile, stage, panel, 0, False)
+            _copy_columns(ring, tile, stage, panel, 0, None)
         else:
-            if shares:
-                _copy_columns(ring, tile, stage, panel, ring.rank, True)
-            else:
-                for part in T.unroll(ring.tile.cluster):
-                    _copy_columns(ring, tile, stage, panel, part, False)
+            everyone, alone = T.meta_var(((1 << ring.tile.cluster) - 1, 1 << ring.rank))
+            _copy_columns(ring, tile, stage, panel, ring.rank, T.Select(shares, everyone, alone))
+            if not shares:
+                _copy_columns(ring, tile, stage, panel, ring.rank ^ 1, None)
     if ring.maps.rows is not None:
         T.ptx[_COPY_ROWS](
             ring.row_panels.ptr_to([stage, 0, 0]),
@@ -227,7 +226,7 @@ def give_back(ring, stage, thread):
 @T.inline
 def produce_boxes(ring, tile, position, shares):
     """The panels of a tile, rows and matrix by the accelerator: the work of one thread."""
-    for panel in T.serial(tile.panels):
+    for panel in T.serial(tile.panels, unroll=False):
         _wait_until_empty(ring, position)
         _start_boxes(ring, tile, position.stage, panel, shares)
         position.advance()
@@ -305,6 +304,16 @@ def all_sums(sums: Any, i: Any) -> list[Any]:
 
 
 @T.inline
+def clear_sums(sums):
+    """Before the sums of a tile. ``wgmma`` could begin with zeros by itself (its scale-d), but reads the registers for
+    all that ptxas knows: they would hold the sums of the tile before until then, and not be free in its epilogue."""
+    for i in T.unroll(sums.shape[0]):
+        for j in T.unroll(sums.shape[1]):
+            for v in T.unroll(sums.shape[2]):
+                sums[i, j, v] = T.float32(0)
+
+
+@T.inline
 def wait_for_turn(ring, consumer, tiles):
     """Of a consumer that has computed so many tiles; the first one begins."""
     ring.turns.wait(consumer, T.truncmod(tiles + T.Select(consumer == 0, 1, 0), 2))
@@ -312,7 +321,7 @@ def wait_for_turn(ring, consumer, tiles):
 
 @T.inline
 def consume_tile(ring, dtype, panels, position, consumer, thread, sums):
-    """``sums`` [row steps, column steps, 4] become those of the tile whose first panel is at ``position``. A stage is
+    """What the tile whose first panel is at ``position`` adds to ``sums`` [row steps, column steps, 4]. A stage is
     given back when the products of the next one have been started."""
     shape = T.meta_var(ring.tile)
     instruction = T.meta_var(multiply_instruction(ring.tile.columns, dtype))
@@ -329,12 +338,11 @@ def consume_tile(ring, dtype, panels, position, consumer, thread, sums):
         T.ptx.wgmma.fence.sync.aligned()
         for step in T.unroll(DEPTH // MMA_DEPTH):
             for i in T.unroll(shape.row_steps):
-                # The first product replaces what is in the registers.
                 T.ptx[instruction](
                     *all_sums(sums, i),
                     left + T.cast(i * _GROUP_STEP + step * DEPTH_STEP, "uint64"),
                     right + T.cast(step * DEPTH_STEP, "uint64"),
-                    (panel + step) != 0,
+                    True,
                     1,
                     1,
                     0,

@@ -11,6 +11,7 @@ belong to one expert or few, column by column, then the next band.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -146,6 +147,14 @@ class Place:
     rank: Any
 
 
+def _some_are_used(operands: Any, *blocks: Any) -> Any:
+    """Whether one of the blocks of rows, of which the first exists, is to be computed: not those of experts that have
+    another kernel."""
+    if operands.problem.first_expert is None:
+        return True
+    return functools.reduce(T.Or, map(operands.is_used, blocks))
+
+
 @T.inline
 def for_each_tile(operands, tile, place, visit):
     """``visit(turn)`` for the tiles ``place.first``, ``place.first + place.step``, ...: those of blocks that are
@@ -154,21 +163,21 @@ def for_each_tile(operands, tile, place, visit):
     band = T.meta_var(max(1, tile.band // tile.cluster))
     # Blocks of rows, or pairs of them.
     blocks: T.let = T.ceildiv(operands.used_blocks, tile.cluster)
-    for turn in T.serial(T.truncdiv(T.max(blocks * across - place.first, 0) + place.step - 1, place.step)):
-        index: T.let = place.first + turn * place.step
+    # The largest: of producers and consumers each have a register for it, where ptxas spills one that both begin with.
+    for index in T.serial(T.max(place.first, 0), blocks * across, step=place.step):
         top: T.let = T.truncdiv(index, band * across) * band
         height: T.let = T.min(band, blocks - top)
         block: T.let = top + T.truncmod(index - top * across, height)
         first_column: T.let = T.truncdiv(index - top * across, height) * tile.columns
         if tile.cluster == 1:
-            if operands.is_used(block):
+            if _some_are_used(operands, block):
                 expert: T.let = operands.expert(block)
                 alone = T.meta_var(Turn(block, expert, first_column))
                 visit(alone)
         else:
             own: T.let = block * tile.cluster + place.rank
-            other: T.let = block * tile.cluster + 1 - place.rank
-            if T.Or(operands.is_used(own), operands.is_used(other)):
+            other: T.let = own ^ 1
+            if _some_are_used(operands, own, other):
                 mine: T.let = T.if_then_else(operands.is_used(own), own, other)
                 expert: T.let = operands.expert(mine)
                 neighbour = T.meta_var(T.if_then_else(operands.is_used(other), other, own))

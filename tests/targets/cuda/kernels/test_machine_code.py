@@ -31,6 +31,7 @@ from moec.targets.cuda.kernels.normalization import normalize
 from moec.targets.cuda.kernels.packed_format import PackedFormat
 from moec.targets.cuda.kernels.row_share import RowLayout
 from moec.targets.cuda.kernels.softmax import softmax
+from moec.targets.cuda.kernels.wgmma_tile import HEIGHTS
 from moec.targets.cuda.launch_model.gpus import GPUS
 from moec.targets.cuda.launch_model.loops import count
 from moec.targets.cuda.launch_model.occupancy import occupancy
@@ -89,6 +90,10 @@ def _mma(problem: GroupedProblem) -> Any:
     return grouped_gemm_mma(problem, SILU_IN_FULL if problem.tf32 else SILU)
 
 
+def _dense_wgmma(rows: int) -> Any:
+    return grouped_gemm_wgmma(_dense(block_rows=rows), lambda total: total, dense_kernel)
+
+
 KERNELS = {
     "route": lambda: route.route(RouteProblem(RouteSpec(k=8, score="sigmoid", groups=8, groups_kept=4), 512)),
     "dispatch": lambda: dispatch.dispatch(256, 64),
@@ -105,6 +110,9 @@ KERNELS = {
     "wgmma, 64 rows": lambda: grouped_gemm_wgmma(_half(64), SILU),
     "wgmma, int4": lambda: grouped_gemm_wgmma(dataclasses.replace(_half(128), stored=INT4), SILU),
     "wgmma, results of pairs": lambda: grouped_gemm_wgmma(_BEHIND, lambda total: total),
+    "wgmma, results of pairs, whole tiles": lambda: grouped_gemm_wgmma(
+        dataclasses.replace(_BEHIND, experts=32, inner=2880, width=2880), lambda total: total
+    ),
     "wgmma, fp8": lambda: grouped_gemm_wgmma(_FP8, SILU),
     "softmax": lambda: softmax(RowLayout(None, "float16")),
     "layer norm": lambda: normalize(RowLayout(4096, "bfloat16"), 1e-5, True, "bfloat16", "bfloat16"),
@@ -132,6 +140,7 @@ KERNELS = {
     "dense mma, parts of inputs": lambda: gemm_parts(_dense()),
     "dense mma, parts are joined": lambda: join_parts(_dense(), lambda total: total),
     "dense mma, part of a tile": lambda: grouped_gemm_mma(_dense(block_rows=128), lambda total: total, dense_kernel),
+    **{f"wgmma, dense, {rows} rows": functools.partial(_dense_wgmma, rows) for rows in HEIGHTS},
     **{name: functools.partial(_mma, problem) for name, problem in MMA.items()},
 }
 
@@ -141,8 +150,8 @@ _PTX, _MACHINE_CODE = 1, 2
 AMPERE, ADA, HOPPER, BLACKWELL = "sm_80", "sm_89", "sm_90a", "sm_120"
 SPILLS = ("take_tokens", BLACKWELL)
 """Here ptxas spills 28 bytes so that three blocks, not two, fit on a multiprocessor."""
-_UNKNOWN = ("wgmma, fp8", "wgmma, 128 rows", "wgmma, results of pairs")
-"""Products of 8 bits, and clusters of blocks: the interpreter of PTX has none."""
+_UNKNOWN = ("wgmma, fp8", "wgmma, 128 rows", "wgmma, results of pairs", "wgmma, dense")
+"""Products of 8 bits, clusters of blocks, and rows by TMA: the interpreter of PTX has none."""
 
 
 def _architectures(name: str) -> list[str]:
@@ -153,8 +162,7 @@ def _architectures(name: str) -> list[str]:
 
 QUICK = [
     *((name, AMPERE) for name in ("route", "simt", "mma, 128 rows", "mma, int4")),
-    ("wgmma, 128 rows", HOPPER),
-    ("wgmma, fp8", HOPPER),
+    *((name, HOPPER) for name in ("wgmma, 128 rows", "wgmma, fp8", "wgmma, dense, 64 rows")),
 ]
 
 

@@ -93,7 +93,7 @@ FAULTS = {
         slice(None),
         "((thread & 127) < 1)",
     ),
-    "copies to one block alone": (re.compile(r", \(ushort\)3\)"), slice(None), ", (ushort)(1 << rank))"),
+    "copies to one block alone": (re.compile(r"shares \? 3 : \(1 << rank\)"), slice(None), "1 << rank"),
     "both blocks bring the same half": (
         re.compile(r"\(\(rank \* \d+\) \+ first_column\)"),
         slice(None),
@@ -113,8 +113,6 @@ def _with_faults(source: str) -> str:
     for (start, end), number, right, wrong in sorted(changes, reverse=True):
         if right.lstrip().endswith(";"):
             new = f"if (fault != {number}) {{ {right.lstrip()} }}"
-        elif right.startswith(", "):
-            new = f", (ushort)(fault == {number} ? {wrong[10:-1]} : {right[10:-1]}))"
         else:
             new = f"(fault == {number} ? {wrong} : {right})"
         source = source[:start] + new + source[end:]

@@ -2,8 +2,23 @@ __forceinline__ __device__ void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync
   asm volatile("wgmma.wait_group.sync.aligned 1;" :  :  : "memory");
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_wgmma_bf16_ss_mma_async_sync_aligned_m64n128k16_f32_bf16_bf16_1_1_0_0(float& __d0, float& __d1, float& __d2, float& __d3, float& __d4, float& __d5, float& __d6, float& __d7, float& __d8, float& __d9, float& __d10, float& __d11, float& __d12, float& __d13, float& __d14, float& __d15, float& __d16, float& __d17, float& __d18, float& __d19, float& __d20, float& __d21, float& __d22, float& __d23, float& __d24, float& __d25, float& __d26, float& __d27, float& __d28, float& __d29, float& __d30, float& __d31, float& __d32, float& __d33, float& __d34, float& __d35, float& __d36, float& __d37, float& __d38, float& __d39, float& __d40, float& __d41, float& __d42, float& __d43, float& __d44, float& __d45, float& __d46, float& __d47, float& __d48, float& __d49, float& __d50, float& __d51, float& __d52, float& __d53, float& __d54, float& __d55, float& __d56, float& __d57, float& __d58, float& __d59, float& __d60, float& __d61, float& __d62, float& __d63, uint64_t __a_desc, uint64_t __b_desc, uint32_t __scale_d) {
-  asm volatile("{ .reg .pred ps0; setp.ne.b32 ps0, %66, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, ps0, 1, 1, 0, 0; }" : "+f"(__d0), "+f"(__d1), "+f"(__d2), "+f"(__d3), "+f"(__d4), "+f"(__d5), "+f"(__d6), "+f"(__d7), "+f"(__d8), "+f"(__d9), "+f"(__d10), "+f"(__d11), "+f"(__d12), "+f"(__d13), "+f"(__d14), "+f"(__d15), "+f"(__d16), "+f"(__d17), "+f"(__d18), "+f"(__d19), "+f"(__d20), "+f"(__d21), "+f"(__d22), "+f"(__d23), "+f"(__d24), "+f"(__d25), "+f"(__d26), "+f"(__d27), "+f"(__d28), "+f"(__d29), "+f"(__d30), "+f"(__d31), "+f"(__d32), "+f"(__d33), "+f"(__d34), "+f"(__d35), "+f"(__d36), "+f"(__d37), "+f"(__d38), "+f"(__d39), "+f"(__d40), "+f"(__d41), "+f"(__d42), "+f"(__d43), "+f"(__d44), "+f"(__d45), "+f"(__d46), "+f"(__d47), "+f"(__d48), "+f"(__d49), "+f"(__d50), "+f"(__d51), "+f"(__d52), "+f"(__d53), "+f"(__d54), "+f"(__d55), "+f"(__d56), "+f"(__d57), "+f"(__d58), "+f"(__d59), "+f"(__d60), "+f"(__d61), "+f"(__d62), "+f"(__d63) : "l"(__a_desc), "l"(__b_desc), "r"(__scale_d));
+__forceinline__ __device__ void tvm_builtin_ptx_wgmma_bf16_ss_mma_async_sync_aligned_m64n128k16_f32_bf16_bf16_1_1_0_0(float __d[64], uint64_t __a_desc, uint64_t __b_desc, uint32_t __scale_d) {
+  asm volatile("{ .reg .pred ps0; setp.ne.b32 ps0, %66, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, "
+               "%8, %9, %10, %11, %12, %13, %14, %15, "
+               "%16, %17, %18, %19, %20, %21, %22, %23, "
+               "%24, %25, %26, %27, %28, %29, %30, %31, "
+               "%32, %33, %34, %35, %36, %37, %38, %39, "
+               "%40, %41, %42, %43, %44, %45, %46, %47, "
+               "%48, %49, %50, %51, %52, %53, %54, %55, "
+               "%56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, ps0, 1, 1, 0, 0; }"
+               : "+f"(__d[0]), "+f"(__d[1]), "+f"(__d[2]), "+f"(__d[3]), "+f"(__d[4]), "+f"(__d[5]), "+f"(__d[6]), "+f"(__d[7]),
+                 "+f"(__d[8]), "+f"(__d[9]), "+f"(__d[10]), "+f"(__d[11]), "+f"(__d[12]), "+f"(__d[13]), "+f"(__d[14]), "+f"(__d[15]),
+                 "+f"(__d[16]), "+f"(__d[17]), "+f"(__d[18]), "+f"(__d[19]), "+f"(__d[20]), "+f"(__d[21]), "+f"(__d[22]), "+f"(__d[23]),
+                 "+f"(__d[24]), "+f"(__d[25]), "+f"(__d[26]), "+f"(__d[27]), "+f"(__d[28]), "+f"(__d[29]), "+f"(__d[30]), "+f"(__d[31]),
+                 "+f"(__d[32]), "+f"(__d[33]), "+f"(__d[34]), "+f"(__d[35]), "+f"(__d[36]), "+f"(__d[37]), "+f"(__d[38]), "+f"(__d[39]),
+                 "+f"(__d[40]), "+f"(__d[41]), "+f"(__d[42]), "+f"(__d[43]), "+f"(__d[44]), "+f"(__d[45]), "+f"(__d[46]), "+f"(__d[47]),
+                 "+f"(__d[48]), "+f"(__d[49]), "+f"(__d[50]), "+f"(__d[51]), "+f"(__d[52]), "+f"(__d[53]), "+f"(__d[54]), "+f"(__d[55]),
+                 "+f"(__d[56]), "+f"(__d[57]), "+f"(__d[58]), "+f"(__d[59]), "+f"(__d[60]), "+f"(__d[61]), "+f"(__d[62]), "+f"(__d[63]) : "l"(__a_desc), "l"(__b_desc), "r"(__scale_d));
 }
 
 __forceinline__ __device__ void tvm_builtin_ptx_wgmma_fence_fence_sync_aligned() {
@@ -241,7 +256,7 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
           tvm_builtin_ptx_wgmma_fence_fence_sync_aligned();
           #pragma unroll
           for (int step = 0; step < 4; ++step) {
-            tvm_builtin_ptx_wgmma_bf16_ss_mma_async_sync_aligned_m64n128k16_f32_bf16_bf16_1_1_0_0(sums_ptr[0], sums_ptr[1], sums_ptr[2], sums_ptr[3], sums_ptr[4], sums_ptr[5], sums_ptr[6], sums_ptr[7], sums_ptr[8], sums_ptr[9], sums_ptr[10], sums_ptr[11], sums_ptr[12], sums_ptr[13], sums_ptr[14], sums_ptr[15], sums_ptr[16], sums_ptr[17], sums_ptr[18], sums_ptr[19], sums_ptr[20], sums_ptr[21], sums_ptr[22], sums_ptr[23], sums_ptr[24], sums_ptr[25], sums_ptr[26], sums_ptr[27], sums_ptr[28], sums_ptr[29], sums_ptr[30], sums_ptr[31], sums_ptr[32], sums_ptr[33], sums_ptr[34], sums_ptr[35], sums_ptr[36], sums_ptr[37], sums_ptr[38], sums_ptr[39], sums_ptr[40], sums_ptr[41], sums_ptr[42], sums_ptr[43], sums_ptr[44], sums_ptr[45], sums_ptr[46], sums_ptr[47], sums_ptr[48], sums_ptr[49], sums_ptr[50], sums_ptr[51], sums_ptr[52], sums_ptr[53], sums_ptr[54], sums_ptr[55], sums_ptr[56], sums_ptr[57], sums_ptr[58], sums_ptr[59], sums_ptr[60], sums_ptr[61], sums_ptr[62], sums_ptr[63], (left_ptr[0] + ((uint64_t)(step * 2))), (right_ptr[0] + ((uint64_t)(step * 2))), (uint)1);
+            tvm_builtin_ptx_wgmma_bf16_ss_mma_async_sync_aligned_m64n128k16_f32_bf16_bf16_1_1_0_0(sums_ptr, (left_ptr[0] + ((uint64_t)(step * 2))), (right_ptr[0] + ((uint64_t)(step * 2))), (uint)1);
           }
           tvm_builtin_ptx_wgmma_commit_group_commit_group_sync_aligned();
           tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1();

@@ -5,12 +5,19 @@
 from __future__ import annotations
 
 import gc
+import os
 import pathlib
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A worker has one core. A thread per core in each of them spins while it waits for the others: a third of the time
+    # of tests that call PyTorch. Libraries read this when they are imported, here and in processes of tests.
+    os.environ.setdefault("MKL_NUM_THREADS", "1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 EXAMPLE = pathlib.Path(__file__).parent.parent / "examples" / "char_lm"
 GOLDEN = pathlib.Path(__file__).parent / "golden"

@@ -89,7 +89,11 @@ def emulated_library(
     command = [compiler, *_options_of(compiler), optimised, _ALIGNED, *includes(), *(_WATCH if watch else ())]
     settings = _settings(first_thread, LIMITS[architecture].shared_bytes, completion)
     name = f"{_key(translated, settings, command)}.so"
-    return cached("emulator", name, lambda path: _link(_compiled(translated, command), settings, compiler, path))
+
+    def link(path: pathlib.Path) -> None:
+        _link([_kernels(translated, command), _emulator(command)], settings, compiler, path)
+
+    return cached("emulator", name, link)
 
 
 def _settings(first_thread: int, shared_limit: int, completion: Completion) -> str:
@@ -170,9 +174,8 @@ def _options_of(compiler: str) -> tuple[str, ...]:
     return (*OPTIONS, _POISON) if understood else OPTIONS
 
 
-def _compiled(translated: str, command: Sequence[str]) -> pathlib.Path:
-    """The object file of the kernels with the emulator. Its headers, precompiled, take half of the time; they are 60 MB
-    for each set of options."""
+def _kernels(translated: str, command: Sequence[str]) -> pathlib.Path:
+    """The object file of the kernels. The emulator's headers are precompiled, 60 MB for each set of options."""
     header = cached("emulator", f"{_key(command)}.h.gch", lambda path: _precompile(command, path))
     start = [*command, "-include", str(header.with_suffix(""))]
     return cached("emulator", f"{_key(translated, command)}.o", lambda path: _compile(translated, start, path))
@@ -182,6 +185,12 @@ def _precompile(command: Sequence[str], header: pathlib.Path) -> None:
     run_compiler([*command, "-x", "c++-header", str(_INCLUDE / "emulator" / "emulator.h"), "-o", str(header)])
 
 
+def _emulator(command: Sequence[str]) -> pathlib.Path:
+    """The object file of the emulator, the same for all kernels."""
+    command = [*command, "-c", str(_INCLUDE / "emulator" / "emulator.cpp")]
+    return cached("emulator", f"{_key(command)}.o", lambda path: run_compiler([*command, "-o", str(path)]))
+
+
 def _compile(text: str, command: Sequence[str], compiled: pathlib.Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = pathlib.Path(folder) / "kernels.cpp"
@@ -189,14 +198,14 @@ def _compile(text: str, command: Sequence[str], compiled: pathlib.Path) -> None:
         run_compiler([*command, "-c", str(source), "-o", str(compiled)])
 
 
-def _link(kernels: pathlib.Path, settings: str, compiler: str, library: pathlib.Path) -> None:
+def _link(objects: Sequence[pathlib.Path], settings: str, compiler: str, library: pathlib.Path) -> None:
     from tvm_ffi import libinfo
 
     with tempfile.TemporaryDirectory() as folder:
         compiled = pathlib.Path(folder) / "settings.o"
         _compile(settings, [compiler, "-fPIC", "-include", str(_INCLUDE / "emulator" / "settings.h")], compiled)
         # Linked apart, for the option that has accesses watched would bring ThreadSanitizer itself.
-        inputs = [str(kernels), str(compiled), str(libinfo.find_libtvm_ffi())]
+        inputs = [*map(str, objects), str(compiled), str(libinfo.find_libtvm_ffi())]
         run_compiler([compiler, "-shared", "-pthread", "-Wl,-z,defs", *inputs, "-o", str(library)])
 
 

@@ -1,4 +1,4 @@
-// Switching between stacks: what makes one OS thread run many fibers in turn. To be included by one file of a program.
+// Switching between stacks: what makes one OS thread run many fibers in turn.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -15,7 +15,7 @@ struct Context {
 extern "C" __attribute__((visibility("hidden"))) void fibers_switch_stack(void** save_here, void* go_to);
 asm(R"(
 .text
-.globl fibers_switch_stack
+.weak fibers_switch_stack
 .hidden fibers_switch_stack
 .type fibers_switch_stack, @function
 fibers_switch_stack:

@@ -1,10 +1,12 @@
-// The part of CUDA's runtime that a standalone program calls, on the emulator.
+// The part of CUDA's runtime that a standalone program calls, on the emulator, whose code comes with it: the program is
+// of one source.
 #pragma once
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <tuple>
 
+#include "emulator/emulator.cpp"
 #include "emulator/emulator.h"
 #include "emulator/tensor_map.h"
 

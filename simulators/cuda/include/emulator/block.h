@@ -130,13 +130,7 @@ inline thread_local Block* block;
 inline thread_local Thread* thread;
 
 // Ends the emulation of this cluster. The stacks of its threads are dropped as they are.
-[[noreturn]] inline void fail(const std::string& what) {
-  Cluster& cluster = *block->cluster;
-  cluster.error = what;
-  fibers::Context abandoned;
-  fibers::switch_context(abandoned, cluster.scheduler);
-  __builtin_unreachable();
-}
+[[noreturn]] void fail(const std::string& what);
 
 }  // namespace emulator
 

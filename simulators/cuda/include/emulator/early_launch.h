@@ -10,13 +10,8 @@ namespace emulator {
 
 inline void wait_for_kernels_before() { thread->has_waited = true; }
 
-inline void expect_waited(const char* does) {
-  if (!thread->has_waited)
-    fail(std::string(does) + " global memory before griddepcontrol.wait, which a kernel before may still write or read");
-}
+void expect_waited(const char* does);
 
-inline void check_has_waited(const Thread& t) {
-  if (!t.has_waited) fail("a thread ends without griddepcontrol.wait: the kernels before may still run then");
-}
+void check_has_waited(const Thread& t);
 
 }  // namespace emulator

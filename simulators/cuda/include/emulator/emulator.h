@@ -1,6 +1,5 @@
 // All of the emulator, in the order in which its parts build on one another.
 #pragma once
-#include "alignment.h"
 #include "asynchronous.h"
 #include "barriers.h"
 #include "bits.h"
@@ -14,7 +13,6 @@
 #include "shared_window.h"
 #include "vectors.h"
 #include "warp_votes.h"
-#include "watch.h"
 
 // A word that the standard library spells the same, so it comes last.
 #define __noinline__ __attribute__((noinline))

@@ -15,30 +15,16 @@ constexpr bool watched = true;
 constexpr bool watched = false;
 #endif
 
-inline uint32_t* clock_of(const Thread& t) {
-  Cluster& cluster = *t.home->cluster;
-  return &cluster.clocks[size_t(t.number) * cluster.threads()];
-}
+uint32_t* clock_of(const Thread& t);
 
 inline uint32_t time_of(const Thread& t) { return clock_of(t)[t.number]; }
 
 // What barriers have collected; empty where nobody arrived.
 using Released = std::vector<uint32_t>;
 
-inline void release(const Thread& t, Released& released) {
-  if (!watched) return;
-  const size_t count = t.home->cluster->threads();
-  uint32_t* clock = clock_of(t);
-  released.resize(count);
-  for (size_t i = 0; i < count; ++i) released[i] = std::max(released[i], clock[i]);
-  ++clock[t.number];
-}
+void release(const Thread& t, Released& released);
 
-inline void acquire(const Thread& t, const Released& released) {
-  if (!watched) return;
-  uint32_t* clock = clock_of(t);
-  for (size_t i = 0; i < released.size(); ++i) clock[i] = std::max(clock[i], released[i]);
-}
+void acquire(const Thread& t, const Released& released);
 
 // All of `count` threads from `first` on, that `takes_part` says, wait for one another.
 template <class TakesPart>
@@ -52,11 +38,6 @@ void order_together(size_t first, size_t count, TakesPart takes_part) {
     if (takes_part(i - first)) acquire(block->threads[i], released);
 }
 
-inline void start_clocks(Cluster& cluster) {
-  if (!watched) return;
-  const size_t count = cluster.threads();
-  cluster.clocks.assign(count * count, 0);
-  for (size_t i = 0; i < count; ++i) cluster.clocks[i * count + i] = 1;
-}
+void start_clocks(Cluster& cluster);
 
 }  // namespace emulator

@@ -11,77 +11,28 @@
 
 namespace emulator {
 
-inline bool complete_something();  // carries out operations that are under way; false where there are none
+bool complete_something();  // carries out operations that are under way; false where there are none
 
-inline void make_ready(Thread& t) {
-  t.state = State::ready;
-  t.home->warps[size_t(t.warp)].ready |= 1u << t.lane;
-}
+void make_ready(Thread& t);
 
 inline int lanes_in(uint32_t mask) { return __builtin_popcount(mask); }
 
 // The next ready lane of a warp behind `lane`, going round; -1 where none is ready.
-inline int next_lane(const Warp& warp, int lane) {
-  if (!warp.ready) return -1;
-  const int start = (lane + 1) % warp_size;
-  const uint32_t turned = start ? (warp.ready >> start) | (warp.ready << (warp_size - start)) : warp.ready;
-  return (__builtin_ctz(turned) + start) % warp_size;
-}
+int next_lane(const Warp& warp, int lane);
 
 // Lanes that ask who runs with them get their answer when no other lane of the warp can still join them: those that
 // asked at the same place run together.
-inline bool converge(Block& b, int warp_index) {
-  Thread* lanes = &b.threads[size_t(warp_index) * warp_size];
-  const int count = std::min<int>(warp_size, int(b.threads.size()) - warp_index * warp_size);
-  const void* place = nullptr;
-  uint32_t together = 0;
-  for (int lane = 0; lane < count; ++lane) {
-    if (lanes[lane].state != State::converging) continue;
-    if (!together) place = lanes[lane].waits_on;
-    if (lanes[lane].waits_on == place) together |= 1u << lane;
-  }
-  for (int lane = 0; lane < count; ++lane)
-    if (together >> lane & 1) {
-      lanes[lane].converged = together;
-      make_ready(lanes[lane]);
-    }
-  return together != 0;
-}
+bool converge(Block& b, int warp_index);
 
-inline Thread* ready_in(Block& b, int warp_index, int lane) {
-  const Warp& warp = b.warps[size_t(warp_index)];
-  int found = next_lane(warp, lane);
-  if (found < 0 && converge(b, warp_index)) found = next_lane(warp, lane);
-  return found < 0 ? nullptr : &b.threads[size_t(warp_index) * warp_size + size_t(found)];
-}
+Thread* ready_in(Block& b, int warp_index, int lane);
 
 // The schedule numbers the warps of a cluster.
-inline bool is_behind(const Block& b, int warp_index) {
-  const size_t number = size_t(b.rank) * b.warps.size() + size_t(warp_index);
-  return number < 32 && schedule.behind >> number & 1;
-}
+bool is_behind(const Block& b, int warp_index);
 
 // A ready thread of the warps that are to fall behind, or of the others.
-inline Thread* ready_in_block(Block& b, bool behind) {
-  const bool own = &b == thread->home;
-  const int warps = int(b.warps.size());
-  const int first = schedule.seed ? int(b.cluster->dice.below(uint32_t(warps))) : own ? thread->warp : 0;
-  for (int i = 0; i < warps; ++i) {
-    const int warp = (first + i) % warps;
-    if (is_behind(b, warp) != behind) continue;
-    if (Thread* found = ready_in(b, warp, own && warp == thread->warp ? thread->lane : warp_size - 1)) return found;
-  }
-  return nullptr;
-}
+Thread* ready_in_block(Block& b, bool behind);
 
-inline Thread* find_ready(bool behind) {
-  Cluster& cluster = *thread->home->cluster;
-  const size_t count = cluster.blocks.size();
-  const size_t first = schedule.seed && count > 1 ? cluster.dice.below(uint32_t(count)) : size_t(thread->home->rank);
-  for (size_t i = 0; i < count; ++i)
-    if (Thread* found = ready_in_block(*cluster.blocks[(first + i) % count], behind)) return found;
-  return nullptr;
-}
+Thread* find_ready(bool behind);
 
 template <class Act>
 void for_each_thread(Cluster& cluster, Act act) {
@@ -90,66 +41,18 @@ void for_each_thread(Cluster& cluster, Act act) {
 }
 
 // Threads that ask again and again whether something has happened are asked to look once more, as long as it might.
-inline bool wake_polling() {
-  Cluster& cluster = *thread->home->cluster;
-  if (cluster.progress == cluster.seen_progress) return false;
-  cluster.seen_progress = cluster.progress;
-  bool woken = false;
-  for_each_thread(cluster, [&](Thread& t) {
-    if (t.state != State::polling) return;
-    make_ready(t);
-    woken = true;
-  });
-  return woken;
-}
+bool wake_polling();
 
-[[noreturn]] inline void report_deadlock() {
-  std::map<std::string, int> waiting;
-  for_each_thread(*thread->home->cluster, [&](const Thread& t) {
-    if (t.state != State::exited) ++waiting[t.waits_for];
-  });
-  std::string where;
-  for (const auto& [what, count] : waiting) {
-    where += where.empty() ? "" : ", ";
-    where += std::to_string(count) + " at " + what;
-  }
-  fail("deadlock: no thread can go on; threads waiting: " + where);
-}
+[[noreturn]] void report_deadlock();
 
-inline Thread* choose_next() {
-  if (schedule.seed && !thread->home->cluster->dice.below(4)) complete_something();
-  for (;;) {
-    if (Thread* found = find_ready(false)) return found;
-    if (wake_polling()) continue;
-    if (complete_something()) continue;
-    if (Thread* found = find_ready(true)) return found;
-    report_deadlock();
-  }
-}
+Thread* choose_next();
 
-inline void run_thread(Thread& next) {
-  Thread& me = *thread;
-  block = next.home;
-  if (&next == &me) return;
-  thread = &next;
-  fibers::switch_context(me.context, next.context);
-}
+void run_thread(Thread& next);
 
 // The calling thread stops until another makes it ready.
-inline void wait(State how, const char* for_what, const void* on = nullptr) {
-  thread->state = how;
-  thread->waits_for = for_what;
-  thread->waits_on = on;
-  thread->home->warps[size_t(thread->warp)].ready &= ~(1u << thread->lane);
-  run_thread(*choose_next());
-}
+void wait(State how, const char* for_what, const void* on = nullptr);
 
-inline void wake_waiting_on(const void* what) {
-  ++block->cluster->progress;
-  for_each_thread(*block->cluster, [=](Thread& t) {
-    if (t.state == State::waiting && t.waits_on == what) make_ready(t);
-  });
-}
+void wake_waiting_on(const void* what);
 
 // Gives way once, for a thread that looks again and again whether something has happened.
 inline void poll(const char* for_what) { wait(State::polling, for_what); }

@@ -78,10 +78,7 @@ inline WarpGroup& warp_group() { return block->warp_groups[size_t(thread->linear
 
 inline WarpInGroup& warp_in_group() { return warp_group().warps[thread->warp % group_warps]; }
 
-inline void expect_group(const char* instruction) {
-  if (size_t(thread->linear / group_threads + 1) * group_threads > block->threads.size())
-    fail(std::string(instruction) + ": needs a warp group of 128 threads");
-}
+void expect_group(const char* instruction);
 
 // All 32 threads of a warp carry out together what only a group of four such warps may; `act` runs in the last one.
 template <class Act>
@@ -143,25 +140,9 @@ void for_each_chunk_of_b(const Product& product, Act act) {
       act(offset_of(from_window(layout.transposed_address(k, byte), 16, "wgmma")));
 }
 
-inline void begin_product(Product& product) {
-  const auto begin = [](size_t offset) {
-    expect_fenced(offset, 16, "wgmma");
-    begin_use(offset, 16, "wgmma");
-  };
-  if (!product.a_in_registers) for_each_chunk(product.a, product_rows, product.row_bytes, begin);
-  for_each_chunk_of_b(product, begin);
-  release(*thread, product.issuing);
-  if (settings.products_complete_early) product.carry_out(product);
-}
+void begin_product(Product& product);
 
-inline void complete_product(const Product& product) {
-  const auto end = [](size_t offset) { end_use(offset, 16); };
-  acquire(*thread, product.issuing);
-  if (!settings.products_complete_early) product.carry_out(product);
-  if (!product.a_in_registers) for_each_chunk(product.a, product_rows, product.row_bytes, end);
-  for_each_chunk_of_b(product, end);
-  release(*thread, warp_group().completing);
-}
+void complete_product(const Product& product);
 
 template <class Format, int depth>
 void read_a_registers(const Product& product, typename Format::Sum (&a)[product_rows][depth]) {
@@ -209,39 +190,12 @@ struct Issue {
 };
 
 // The product that a warp issues next; `fresh` where it is the first of its group to do so.
-inline Product& next_product(WarpGroup& group, WarpInGroup& warp, const Product& fresh) {
-  const size_t place = warp.issued++ - group.completed;
-  if (place == group.pending.size()) group.pending.push_back(fresh);
-  Product& product = group.pending[place];
-  if (product.group != warp.group || product.carry_out != fresh.carry_out || product.columns != fresh.columns)
-    fail("wgmma: the warps of one warp group issue or commit different products");
-  return product;
-}
+Product& next_product(WarpGroup& group, WarpInGroup& warp, const Product& fresh);
 
-inline void expect_same_operands(const Product& product, const Issue& issue) {
-  if (product.a != issue.a || product.b != issue.b || product.adds != issue.adds)
-    fail("wgmma: the threads of a warp group give different descriptors or scales");
-}
+void expect_same_operands(const Product& product, const Issue& issue);
 
 // A warp has come to a product: that of `fresh`, which has no operands of threads yet.
-inline void issue_product(Meeting& meeting, const Product& fresh) {
-  expect_whole_warp(meeting);
-  WarpInGroup& warp = warp_in_group();
-  if (!warp.fenced) fail("wgmma.mma_async without a wgmma.fence before it");
-  const int which = thread->warp % group_warps;
-  Product& product = next_product(warp_group(), warp, fresh);
-  for (int lane = 0; lane < warp_size; ++lane) {
-    const Issue& issue = argument_of<Issue>(meeting, lane);
-    expect_same_operands(product, issue);
-    product.sums[size_t(which * warp_size + lane)] = issue.sums;
-    product.a_registers[size_t(which * warp_size + lane)] = issue.a_registers;
-    release(block->threads[size_t(thread->warp * warp_size + lane)], product.issuing);
-  }
-  product.issued_by |= 1u << which;
-  if (product.issued_by != all_warps) return;
-  begin_product(product);
-  wake_waiting_on(&warp_group());
-}
+void issue_product(Meeting& meeting, const Product& fresh);
 
 // Issues a product of 64 x depth by depth x columns. `a` is a descriptor, or four registers where it is an array.
 // `b_transposed`: columns of B follow one another, not numbers of the depth.
@@ -268,35 +222,15 @@ void wgmma(std::array<typename Format::Sum*, columns / 2> sums, A a, uint64_t b,
   });
 }
 
-inline void fence_products() {
-  meet_warp_of_group("wgmma.fence", [] { warp_in_group().fenced = true; });
-}
+void fence_products();
 
-inline void commit_products() {
-  meet_warp_of_group("wgmma.commit_group", [] { ++warp_in_group().group; });
-}
+void commit_products();
 
 // Whether every warp has issued the products of groups before `end`.
-inline bool all_issued(const WarpGroup& group, int end) {
-  for (const Product& product : group.pending)
-    if (product.group < end && product.issued_by != all_warps) return false;
-  return true;
-}
+bool all_issued(const WarpGroup& group, int end);
 
 // All but the last `allowed` groups that this warp has committed are complete, which they cannot be before every warp
 // has issued them.
-inline void wait_for_products(int allowed) {
-  meet_warp_of_group("wgmma.wait_group", [] {});
-  WarpGroup& group = warp_group();
-  const int end = warp_in_group().group - allowed;
-  while (!all_issued(group, end))
-    wait(State::waiting, "wgmma.wait_group, for products that not every warp of the group has issued", &group);
-  while (!group.pending.empty() && group.pending.front().group < end) {
-    complete_product(group.pending.front());
-    group.pending.pop_front();
-    ++group.completed;
-  }
-  acquire(*thread, group.completing);
-}
+void wait_for_products(int allowed);
 
 }  // namespace emulator

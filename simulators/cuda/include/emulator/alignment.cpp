@@ -1,7 +1,6 @@
 // Accesses at addresses that are no multiple of what their type asks for, which a GPU traps on.
 //
 // The compiler's check of alignment calls this function before such an access; it stands in for UBSan's own.
-#pragma once
 #include "scheduler.h"
 
 namespace emulator {

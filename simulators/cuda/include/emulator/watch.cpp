@@ -1,8 +1,5 @@
-// Sees every load and store of a kernel to shared memory and to watched arrays: the compiler's option for ThreadSanitizer has it call these
-// functions before each access, and they stand in for ThreadSanitizer's own.
-#pragma once
-#include <tvm/ffi/c_api.h>
-
+// Sees every load and store of a kernel to shared memory and to watched arrays: the compiler's option for ThreadSanitizer
+// has it call these functions before each access, and they stand in for ThreadSanitizer's own.
 #include "call.h"
 #include "hazards.h"
 #include "watched_arrays.h"
@@ -11,12 +8,12 @@
 namespace emulator {
 
 // Where an access begins in shared memory as threads see it; the emulator itself goes by another address.
-EMULATOR_UNWATCHED inline bool is_shared(const void* address, size_t& offset) {
+EMULATOR_UNWATCHED bool is_shared(const void* address, size_t& offset) {
   offset = size_t(static_cast<const unsigned char*>(address) - block->shared.base);
   return offset < block->shared.bytes;
 }
 
-EMULATOR_UNWATCHED inline void watch_read(const void* address, size_t bytes) {
+EMULATOR_UNWATCHED void watch_read(const void* address, size_t bytes) {
   size_t offset;
   if (!thread) return;
   if (!is_shared(address, offset)) return note_global(address, bytes, note_block_reads);
@@ -25,7 +22,7 @@ EMULATOR_UNWATCHED inline void watch_read(const void* address, size_t bytes) {
   note_read(*thread, offset, bytes);
 }
 
-EMULATOR_UNWATCHED inline void watch_write(const void* address, size_t bytes) {
+EMULATOR_UNWATCHED void watch_write(const void* address, size_t bytes) {
   size_t offset;
   if (!thread) return;
   if (!is_shared(address, offset)) return note_global(address, bytes, note_block_writes);
@@ -77,6 +74,4 @@ extern "C" __attribute__((visibility("default"))) int32_t __tvm_ffi_watch_arrays
     }
   });
 }
-#undef EMULATOR_WATCH_KIND
-#undef EMULATOR_WATCH_BYTES
 #endif

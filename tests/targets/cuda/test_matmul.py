@@ -97,7 +97,7 @@ def test_inputs_in_parts(emulated, rows):
     if rows != "T":
         model.graph.inputs[0].shape = ir.Shape(shape)
     run = emulated(model)
-    for T in (0, 3, 17, 70) if rows == "T" else (40,):
+    for T in (0, 17, 70) if rows == "T" else (40,):
         x = _numbers(T, 520, dtype=np.float16)
         expected = np.maximum(x.astype(np.float64) @ weight.astype(np.float64).T + bias, 0)
         np.testing.assert_allclose(run({"x": x})["y"], expected, rtol=3e-3, atol=3e-3)

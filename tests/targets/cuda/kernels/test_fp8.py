@@ -156,11 +156,12 @@ def test_tensor_cores(name, rows, gated):
 )
 def test_tensor_cores_that_read_shared_memory(name, rows, width, options):
     problem = GroupedProblem(E, 640, width, rows, gated=rows == 64)
-    check(wgmma, name, problem, tokens=70, architecture="sm_90a", **options)
+    check(wgmma, name, problem, tokens=300 if rows == 128 else 70, architecture="sm_90a", **options)
 
 
-@thinned(
-    "options", [{"completion": "late products"}, {"completion": "earliest"}, {"watch": True}, {"first_thread": 400}], 4
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "options", [{"completion": "late products"}, {"completion": "earliest"}, {"watch": True}, {"first_thread": 400}]
 )
 def test_clusters_bring_one_another_halves_of_a_matrix(options):
     """Two blocks of rows of most experts, and a ring that goes round."""

@@ -39,10 +39,8 @@ def _multiply(problem: GroupedProblem, kernels: tuple[Kernel, Kernel], x: np.nda
     return join(product(x, *matrix, sums), bias, undefined((len(x), problem.width), problem.out_dtype))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"watch": True}, pytest.param({"completion": "earliest", "first_thread": 77}, marks=pytest.mark.nightly)],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("options", [{"watch": True}, {"completion": "earliest", "first_thread": 77}])
 def test_sums_of_parts_are_joined(options):
     problem = dense_problem(INNER, WIDTH, **HALF)
     kernels = build(gemm_parts(problem), **options), build(join_parts(problem, lambda total: 2 * total), **options)

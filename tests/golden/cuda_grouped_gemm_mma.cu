@@ -74,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
     }
     reading = 0;
     writing = 3;
-    for (int panel = 0; panel < 2; ++panel) {
+    for (int k_tile = 0; k_tile < 2; ++k_tile) {
       tvm_builtin_ptx_cp_async_wait_group_async_wait_group_2();
       tvm_builtin_cuda_cta_sync();
       tvm_builtin_ptx_cp_async_commit_group_async_commit_group();
@@ -97,9 +97,9 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
     for (int j_3 = 0; j_3 < 2; ++j_3) {
       #pragma unroll
       for (int lower = 0; lower < 2; ++lower) {
-        int line = (((lower * 8) + (lane >> 2)) + warp_row);
-        int pair_1 = pairs_ptr[((block * 16) + line)];
-        int64_t row_1 = ((((int64_t)block) * (int64_t)16) + ((int64_t)line));
+        int tile_row = (((lower * 8) + (lane >> 2)) + warp_row);
+        int pair_1 = pairs_ptr[((block * 16) + tile_row)];
+        int64_t row_1 = ((((int64_t)block) * (int64_t)16) + ((int64_t)tile_row));
         if (0 <= pair_1) {
           alignas(64) float values_ptr[2];
           int first = ((first_column + warp_column) >> 1);

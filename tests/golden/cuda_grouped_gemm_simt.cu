@@ -32,7 +32,7 @@ extern "C" __global__ void __launch_bounds__(256) kernel_kernel(float* __restric
         sums_ptr[((i * 4) + j)] = 0x0p+0f/*0.000000e+00*/;
       }
     }
-    for (int panel = 0; panel < 8; ++panel) {
+    for (int k_tile = 0; k_tile < 8; ++k_tile) {
       float number;
       int depth = (thread & 15);
       #pragma unroll
@@ -40,8 +40,8 @@ extern "C" __global__ void __launch_bounds__(256) kernel_kernel(float* __restric
         int row_1 = ((i_1 * 16) + (thread >> 4));
         row_panel_ptr[((depth * 65) + row_1)] = 0x0p+0f/*0.000000e+00*/;
         int source = sources_ptr[row_1];
-        if ((0 <= source) && (((panel * 16) + depth) < 128)) {
-          number = rows_ptr[(((((int64_t)source) * (int64_t)128) + (((int64_t)panel) * (int64_t)16)) + ((int64_t)depth))];
+        if ((0 <= source) && (((k_tile * 16) + depth) < 128)) {
+          number = rows_ptr[(((((int64_t)source) * (int64_t)128) + (((int64_t)k_tile) * (int64_t)16)) + ((int64_t)depth))];
           row_panel_ptr[((depth * 65) + row_1)] = number;
         }
       }
@@ -49,8 +49,8 @@ extern "C" __global__ void __launch_bounds__(256) kernel_kernel(float* __restric
       for (int i_2 = 0; i_2 < 4; ++i_2) {
         int column = ((i_2 * 16) + (thread >> 4));
         column_panel_ptr[((depth * 65) + column)] = 0x0p+0f/*0.000000e+00*/;
-        if (((first_column + column) < 128) && (((panel * 16) + depth) < 128)) {
-          column_panel_ptr[((depth * 65) + column)] = matrix_ptr[(((((((int64_t)expert) * (int64_t)16384) + (((int64_t)first_column) * (int64_t)128)) + (((int64_t)column) * (int64_t)128)) + (((int64_t)panel) * (int64_t)16)) + ((int64_t)depth))];
+        if (((first_column + column) < 128) && (((k_tile * 16) + depth) < 128)) {
+          column_panel_ptr[((depth * 65) + column)] = matrix_ptr[(((((((int64_t)expert) * (int64_t)16384) + (((int64_t)first_column) * (int64_t)128)) + (((int64_t)column) * (int64_t)128)) + (((int64_t)k_tile) * (int64_t)16)) + ((int64_t)depth))];
         }
       }
       tvm_builtin_cuda_cta_sync();

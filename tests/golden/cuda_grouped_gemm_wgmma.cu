@@ -169,11 +169,11 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
     int started;
     started = 0;
     int blocks = count_ptr[0];
-    for (int index = max(first, 0); index < blocks; index += blocks_in_grid()) {
-      int top = ((index / 16) * 16);
+    for (int tile_index = max(first, 0); tile_index < blocks; tile_index += blocks_in_grid()) {
+      int top = ((tile_index / 16) * 16);
       int height = min(16, (blocks - top));
-      int block = (top + ((index - top) % height));
-      int first_column = (((index - top) / height) * 128);
+      int block = (top + ((tile_index - top) % height));
+      int first_column = (((tile_index - top) / height) * 128);
       int expert = blocks_ptr[block];
       alignas(64) int sources_ptr[4];
       #pragma unroll
@@ -184,13 +184,13 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
           sources_ptr[i_3] = (pair / slots);
         }
       }
-      for (int panel = 0; panel < 2; ++panel) {
+      for (int k_tile = 0; k_tile < 2; ++k_tile) {
         tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(stage + 24584)])), (phase ^ 1));
         if (thread == 0) {
           tvm_builtin_ptx_mbarrier_arrive_expect_tx_arrive_expect_tx_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(stage + 24576)]))), (uint)16384);
-          tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_3d_shared__cluster_global_mbarrier__complete_tx__bytes(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)_ptr)[((stage * 8192) + 32768)]))), ((void*)((unsigned long long)(&(matrix_map)))), (panel * 64), first_column, expert, tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(stage + 24576)]))));
+          tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_3d_shared__cluster_global_mbarrier__complete_tx__bytes(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)_ptr)[((stage * 8192) + 32768)]))), ((void*)((unsigned long long)(&(matrix_map)))), (k_tile * 64), first_column, expert, tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(stage + 24576)]))));
         }
-        int k = ((panel * 64) + ((thread & 7) * 8));
+        int k = ((k_tile * 64) + ((thread & 7) * 8));
         #pragma unroll
         for (int i_4 = 0; i_4 < 4; ++i_4) {
           int64_t row = ((int64_t)max(sources_ptr[i_4], 0));
@@ -229,11 +229,11 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
     int tiles;
     tiles = 0;
     int blocks_1 = count_ptr[0];
-    for (int index_1 = max(first, 0); index_1 < blocks_1; index_1 += blocks_in_grid()) {
-      int top_1 = ((index_1 / 16) * 16);
+    for (int tile_index_1 = max(first, 0); tile_index_1 < blocks_1; tile_index_1 += blocks_in_grid()) {
+      int top_1 = ((tile_index_1 / 16) * 16);
       int height_1 = min(16, (blocks_1 - top_1));
-      int block_1 = (top_1 + ((index_1 - top_1) % height_1));
-      int first_column_1 = (((index_1 - top_1) / height_1) * 128);
+      int block_1 = (top_1 + ((tile_index_1 - top_1) % height_1));
+      int first_column_1 = (((tile_index_1 - top_1) / height_1) * 128);
       int expert_1 = blocks_ptr[block_1];
       if ((tiles % 2) == consumer) {
         alignas(64) float sums_ptr[64];
@@ -249,7 +249,7 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
         tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(consumer + 24592)])), ((((tiles / 2) + ((consumer == 0) ? 1 : 0)) % 2) ^ 0));
         alignas(64) uint64_t left_ptr[1];
         alignas(64) uint64_t right_ptr[1];
-        for (int panel_1 = 0; panel_1 < 2; ++panel_1) {
+        for (int k_tile_1 = 0; k_tile_1 < 2; ++k_tile_1) {
           tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(stage_1 + 24576)])), (phase_1 ^ 0));
           ptx_wgmma_encode_matrix_descriptor((&(left_ptr[0])), (&(((nv_bfloat16*)_ptr)[(stage_1 * 4096)])), 1, 64, 3);
           ptx_wgmma_encode_matrix_descriptor((&(right_ptr[0])), (&(((nv_bfloat16*)_ptr)[((stage_1 * 8192) + 32768)])), 1, 64, 3);
@@ -260,7 +260,7 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
           }
           tvm_builtin_ptx_wgmma_commit_group_commit_group_sync_aligned();
           tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1();
-          if (0 < panel_1) {
+          if (0 < k_tile_1) {
             if ((thread % 128) == 0) {
               tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((stage_1 < 1) ? (stage_1 + 7) : (stage_1 - 1)) + 24584)]))), (uint)1);
             }
@@ -282,9 +282,9 @@ extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restric
         for (int j_1 = 0; j_1 < 8; ++j_1) {
           #pragma unroll
           for (int lower = 0; lower < 2; ++lower) {
-            int line = (((lower * 8) + ((thread & 31) >> 2)) + warp_row);
-            int pair_1 = pairs_ptr[((block_1 * 64) + line)];
-            int64_t row_1 = ((((int64_t)block_1) * (int64_t)64) + ((int64_t)line));
+            int tile_row = (((lower * 8) + ((thread & 31) >> 2)) + warp_row);
+            int pair_1 = pairs_ptr[((block_1 * 64) + tile_row)];
+            int64_t row_1 = ((((int64_t)block_1) * (int64_t)64) + ((int64_t)tile_row));
             if (0 <= pair_1) {
               alignas(64) float values_ptr[2];
               int first_1 = (first_column_1 >> 1);

@@ -211,26 +211,26 @@ def _multiply(tile, fetched, scaled, left, right, sums, sources):
         T.ptx.cp.async_.commit_group()
     reading[0] = 0
     writing[0] = stages - 1
-    for panel in T.serial(panels):
+    for k_tile in T.serial(panels):
         # This thread's copies of the panel are complete, and then those of all; and all have left the stage before it.
         T.ptx.cp.async_.wait_group(stages - 2)
         T.cuda.cta_sync()
-        if panel + (stages - 1) < panels:
-            copy_rows(tile, writing[0], first + panel + (stages - 1), sources)
+        if k_tile + (stages - 1) < panels:
+            copy_rows(tile, writing[0], first + k_tile + (stages - 1), sources)
             if quantized:
-                fetch(tile, fetched, first + panel + (stages - 1))
+                fetch(tile, fetched, first + k_tile + (stages - 1))
             else:
-                _copy_columns(tile, writing[0], first + panel + (stages - 1))
+                _copy_columns(tile, writing[0], first + k_tile + (stages - 1))
         # A group for every panel, an empty one at the end, so that the count of groups in flight stays the same.
         T.ptx.cp.async_.commit_group()
         if scaled is None:
             _multiply_panel(tile, reading[0], left, right, sums, False)
         else:
-            read_scales(tile, scaled, first + panel)
+            read_scales(tile, scaled, first + k_tile)
             _multiply_panel(tile, reading[0], left, right, scaled.sums, True)
             add_scaled(tile, scaled, sums)
         if quantized:  # decided here, the one below when the kernel runs  # noqa: SIM102
-            if panel + (stages - 1) < panels:
+            if k_tile + (stages - 1) < panels:
                 decode(tile, fetched, writing[0])
         reading[0] = T.Select(reading[0] == stages - 1, 0, reading[0] + 1)
         writing[0] = T.Select(writing[0] == stages - 1, 0, writing[0] + 1)

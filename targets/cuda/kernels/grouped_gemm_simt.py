@@ -195,8 +195,8 @@ def grouped_gemm_simt(
             for i in T.unroll(tile.rows_per_thread):
                 for j in T.unroll(tile.columns_per_thread):
                     sums[i, j] = T.float32(0)
-            for panel in T.serial(-(-problem.inner // DEPTH)):
-                _load_panels(tile, panel * DEPTH, sources, row_panel, column_panel)
+            for k_tile in T.serial(-(-problem.inner // DEPTH)):
+                _load_panels(tile, k_tile * DEPTH, sources, row_panel, column_panel)
                 T.cuda.cta_sync()
                 _multiply_panels(tile, row_panel, column_panel, sums)
                 T.cuda.cta_sync()

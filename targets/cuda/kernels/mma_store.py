@@ -91,7 +91,7 @@ def _store_eights(tile, epilogue, i, four, lower, pair, row, factor, sums):
     values = T.alloc_local((_PER_LANE,), "float32")
     stored = T.alloc_local((_LANES * _PER_LANE,), problem.out_dtype)
     words = T.decl_buffer((_LANES,), "uint32", data=stored.data)
-    eights = T.decl_buffer(
+    vectors = T.decl_buffer(
         (1, problem.width // MMA_COLUMNS, MMA_COLUMNS), problem.out_dtype, data=tile.operands.out.data
     )
     for s in T.unroll(_LANES):
@@ -101,10 +101,10 @@ def _store_eights(tile, epilogue, i, four, lower, pair, row, factor, sums):
     _transpose(words, tile.lane)
     # Written so that nvcc sees that the outputs of steps are a constant apart.
     first: T.let = (tile.first_column + tile.warp_column) // MMA_COLUMNS + tile.lane % _LANES
-    eight: T.let = first + four * _LANES
-    if T.And(pair >= 0, tile.has_column(eight * MMA_COLUMNS)):
+    vector: T.let = first + four * _LANES
+    if T.And(pair >= 0, tile.has_column(vector * MMA_COLUMNS)):
         for v in T.vectorized(MMA_COLUMNS):
-            eights[row, eight, v] = stored[v]
+            vectors[row, vector, v] = stored[v]
 
 
 @T.inline
@@ -117,9 +117,9 @@ def store(tile, epilogue, sums):
             T.cuda.warp_sync()  # nvcc would read the biases of all columns before the first store, and spill
         for i in T.unroll(tile.shape.row_steps):
             for lower in T.unroll(2):
-                line: T.let = tile.warp_row + i * tile.shape.step_rows + lower * 8 + tile.lane // 4
-                pair: T.let = tile.operands.pair(tile.block, line)
-                row: T.let = tile.operands.destination(pair, tile.block, line)
+                tile_row: T.let = tile.warp_row + i * tile.shape.step_rows + lower * 8 + tile.lane // 4
+                pair: T.let = tile.operands.pair(tile.block, tile_row)
+                row: T.let = tile.operands.destination(pair, tile.block, tile_row)
                 if exchanges:
                     _store_eights(tile, epilogue, i, j, lower, pair, row, tile.operands.factor(T.max(pair, 0)), sums)
                 elif T.And(pair >= 0, tile.has_column(_column(tile, j))):

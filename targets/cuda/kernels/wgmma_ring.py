@@ -226,9 +226,9 @@ def give_back(ring, stage, thread):
 @T.inline
 def produce_boxes(ring, tile, position, shares):
     """The panels of a tile, rows and matrix by the accelerator: the work of one thread."""
-    for panel in T.serial(tile.panels, unroll=False):
+    for k_tile in T.serial(tile.panels, unroll=False):
         _wait_until_empty(ring, position)
-        _start_boxes(ring, tile, position.stage, panel, shares)
+        _start_boxes(ring, tile, position.stage, k_tile, shares)
         position.advance()
 
 
@@ -238,11 +238,11 @@ def produce_gathered(ring, tile, position, started, shares):
     started those of the next ones. ``started[0]``: how many there are before, at most as many as are waited for."""
     sources = T.alloc_local((tile.shape.rows // tile.shape.lines_per_copy,), "int32")
     find_sources(tile, sources)
-    for panel in T.serial(tile.panels):
+    for k_tile in T.serial(tile.panels):
         _wait_until_empty(ring, position)
         if tile.thread == 0:
-            _start_boxes(ring, tile, position.stage, panel, shares)
-        copy_rows(tile, position.stage, panel, sources)
+            _start_boxes(ring, tile, position.stage, k_tile, shares)
+        copy_rows(tile, position.stage, k_tile, sources)
         T.ptx.cp.async_.commit_group()
         if started[0] == _STARTED_AHEAD:
             T.ptx.cp.async_.wait_group(_STARTED_AHEAD)
@@ -274,17 +274,17 @@ def produce_decoded(ring, tile, position):
     if gathered:
         find_sources(tile, sources)
     fetch(tile, fetched, 0)
-    for panel in T.serial(tile.panels):
+    for k_tile in T.serial(tile.panels):
         ring.empty.wait(position.stage, position.phase)
         if gathered:
-            copy_rows(tile, position.stage, panel, sources)
+            copy_rows(tile, position.stage, k_tile, sources)
             T.ptx.cp.async_.commit_group()
         else:
             if tile.thread == 0:
-                _start_boxes(ring, tile, position.stage, panel, True)
+                _start_boxes(ring, tile, position.stage, k_tile, True)
         decode(tile, fetched, position.stage)
-        if panel + 1 < tile.panels:
-            fetch(tile, fetched, panel + 1)
+        if k_tile + 1 < tile.panels:
+            fetch(tile, fetched, k_tile + 1)
         if gathered:
             T.ptx.cp.async_.wait_group(0)
         arrive_written(ring.full, position.stage)
@@ -327,7 +327,7 @@ def consume_tile(ring, dtype, panels, position, consumer, thread, sums):
     instruction = T.meta_var(multiply_instruction(ring.tile.columns, dtype))
     left = T.local_scalar("uint64")
     right = T.local_scalar("uint64")
-    for panel in T.serial(panels):
+    for k_tile in T.serial(panels):
         ring.full.wait(position.stage, position.phase)
         T.cuda.wgmma.encode_matrix_descriptor(
             T.address_of(left), ring.row_panels.ptr_to([position.stage, 0, 0]), 1, EIGHT_LINES, SWIZZLE
@@ -350,7 +350,7 @@ def consume_tile(ring, dtype, panels, position, consumer, thread, sums):
                 )
         T.ptx.wgmma.commit_group.sync.aligned()
         T.ptx.wgmma.wait_group.sync.aligned(1)
-        if panel > 0:
+        if k_tile > 0:
             give_back(ring, ring.before(position.stage), thread)
         position.advance()
     if thread % WARP == 0:

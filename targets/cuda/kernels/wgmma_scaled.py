@@ -79,8 +79,8 @@ def consume_together(operands, epilogue, tile, ring, place, thread):
             for v in T.unroll(SUMS):
                 sums[0, j, v] = T.float32(0)
         find_rows(of_thread, scaled)
-        for panel in T.serial(of_thread.panels):
-            read_scales(of_thread, scaled, panel)
+        for k_tile in T.serial(of_thread.panels):
+            read_scales(of_thread, scaled, k_tile)
             ring.full.wait(position.stage, position.phase)
             _multiply_panel(ring, of_thread, position, group_sums)
             give_back(ring, position.stage, thread)

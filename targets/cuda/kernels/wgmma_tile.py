@@ -164,11 +164,11 @@ def for_each_tile(operands, tile, place, visit):
     # Blocks of rows, or pairs of them.
     blocks: T.let = T.ceildiv(operands.used_blocks, tile.cluster)
     # The largest: of producers and consumers each have a register for it, where ptxas spills one that both begin with.
-    for index in T.serial(T.max(place.first, 0), blocks * across, step=place.step):
-        top: T.let = T.truncdiv(index, band * across) * band
+    for tile_index in T.serial(T.max(place.first, 0), blocks * across, step=place.step):
+        top: T.let = T.truncdiv(tile_index, band * across) * band
         height: T.let = T.min(band, blocks - top)
-        block: T.let = top + T.truncmod(index - top * across, height)
-        first_column: T.let = T.truncdiv(index - top * across, height) * tile.columns
+        block: T.let = top + T.truncmod(tile_index - top * across, height)
+        first_column: T.let = T.truncdiv(tile_index - top * across, height) * tile.columns
         if tile.cluster == 1:
             if _some_are_used(operands, block):
                 expert: T.let = operands.expert(block)

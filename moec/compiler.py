@@ -377,7 +377,7 @@ def import_model(
 
 
 def _run_passes(
-    model: ir.Model, source: Any, passes: tuple[Pass, ...], report: Report, check: AfterPass | None, announce: Progress
+    model: ir.Model, source: Any, passes: Sequence[Pass], report: Report, check: AfterPass | None, announce: Progress
 ) -> Iterator[Stage]:
     from moec.ir.text import print_model
     from moec.ir.weight_hashes import hash_weights

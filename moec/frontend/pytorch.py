@@ -122,6 +122,7 @@ def _with_names_of_text(
     """The same with sizes named as a text model's are; the exported model gets these names, too."""
     from moec.frontend.text_inputs import wide_guards
 
+    assert exported.exported_program is not None
     names = _names_of_sizes(exported.exported_program)
     rename_sizes(exported.model, names)
     conditions = conditions.renamed(names)

@@ -254,7 +254,7 @@ def _run_of_all_heads(
     announced = scored = 0.0
     spans: list[Span] = []
     for place, part in enumerate(shape.parts_of_tiles()):
-        done = start + tokens * per_token
+        begin = done = start + tokens * per_token
         if place == shape.turned_tiles:  # all keys and queries are there
             begin = max(done, start + 2 * tokens * shape.turned_tiles + rows)
         elif part == VALUE:

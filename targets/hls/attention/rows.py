@@ -49,10 +49,10 @@ class Rows:
     order: tuple[int, ...] = ()
 
     def ordered(self, order: Array) -> Rows:
-        norm = self.norm and dataclasses.replace(
-            self.norm,
-            **{name: self._by_head(getattr(self.norm, name))[:, order].reshape(-1) for name in ("weight", "bias")},
-        )
+        def moved(numbers: Array) -> Array:
+            return self._by_head(numbers)[:, order].reshape(-1)
+
+        norm = self.norm and dataclasses.replace(self.norm, weight=moved(self.norm.weight), bias=moved(self.norm.bias))
         return dataclasses.replace(self, weights=self.weights[:, order], bias=self.bias[:, order], norm=norm)
 
     def _by_head(self, numbers: Array) -> Array:

@@ -122,8 +122,8 @@ def attention_shape(plan: ModelPlan) -> AttentionShape | None:
     """Raises UnsupportedError where layers differ in their heads. Windows and sinks are data: layers without have
     windows of all positions, and sinks that weigh nothing."""
     found = [layer.shape for layer in _attention(plan)]
-    shared = {name: any(getattr(shape, name) for shape in found) for name in ("windowed", "sinks")}
-    shapes = [dataclasses.replace(shape, tokens=plan.tokens, **shared) for shape in found]
+    windowed, sinks = any(shape.windowed for shape in found), any(shape.sinks for shape in found)
+    shapes = [dataclasses.replace(shape, tokens=plan.tokens, windowed=windowed, sinks=sinks) for shape in found]
     return _only("layers of attention differ in their heads", shapes) if shapes else None
 
 

@@ -84,7 +84,7 @@ def loads_of(plan: ModelPlan, steps: Array) -> Loads:
 def loads_of_calls(plan: ModelPlan, steps: Array, calls: Sequence[int]) -> list[Loads]:
     """The same of each call, where these take so many tokens one behind the other."""
     found: list[list[list[int]]] = [[] for _ in calls]
-    bounds, stream = np.cumsum([0, *calls]).tolist(), steps
+    bounds, stream = [*itertools.accumulate(calls, initial=0)], steps
     for layer in plan.layers:
         if isinstance(layer, QuantizedBlock):
             results, shape = moe_reference.run(layer, stream), layer.shape

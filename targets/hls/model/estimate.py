@@ -90,7 +90,7 @@ def loads_of_calls(plan: ModelPlan, steps: Array, calls: Sequence[int]) -> list[
             results, shape = moe_reference.run(layer, stream), layer.shape
             for of_call, first, count in zip(found, bounds, calls, strict=False):
                 chosen = results.chosen[first : first + count].reshape(-1)
-                counts = np.bincount(chosen, minlength=shape.experts).tolist()
+                counts = map(int, np.bincount(chosen, minlength=shape.experts))
                 of_call.append([*counts, *[count] * shape.shared])
             stream = results.output
             continue

@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, lane_inputs, multiply_rows
 from moec.targets.cuda.kernels.gemv_tile import why_not as why_no_tile
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix, with_tables_needed
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, match_matrix, with_tables_needed
 from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, WARP
 from moec.targets.cuda.launch_model.plans import Product, WarpPlan
 from moec.targets.tvm.activation import within
@@ -129,7 +129,6 @@ def combining_gemv(problem: CombiningProblem) -> tirx.PrimFunc:
     w = 1 unless ``weighted`` and results clamped to the limit. T may be 0; P is at least T * k.
     """
     product, (row_width, row_dtype) = problem.product, problem.product.row_type
-    matrix_type, scales_type, zero_points_type = product.matrix_types
 
     @T.prim_func
     def kernel(
@@ -147,15 +146,13 @@ def combining_gemv(problem: CombiningProblem) -> tirx.PrimFunc:
         tokens = T.int32()
         slots = T.int32()
         rows = T.match_buffer(rows_handle, (P, row_width), row_dtype)
-        matrix = T.match_buffer(matrix_handle, *matrix_type)
-        scales = T.match_buffer(scales_handle, *scales_type)
-        zero_points = T.match_buffer(zero_points_handle, *zero_points_type)
+        matrix = T.meta_var(match_matrix(product, matrix_handle, scales_handle, zero_points_handle))
         bias = T.match_buffer(bias_handle, product.bias_shape, "float32")
         weights = T.match_buffer(weights_handle, (tokens, slots), problem.combine.weight_dtype)
         chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
         y = T.match_buffer(y_handle, (tokens, product.width), problem.combine.dtype)
         T.device_entry()
-        operands = T.meta_var((rows, Matrix(product.stored, matrix, scales, zero_points, product.in_fp8), bias))
+        operands = T.meta_var((rows, matrix, bias))
         _sum_token(problem, operands, weights, chosen, y, tokens)
 
     return with_tables_needed(kernel, product)

@@ -13,7 +13,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix, with_tables_needed
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix, match_matrix, with_tables_needed
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, blocks_for
 
 
@@ -87,7 +87,6 @@ def dense_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
     A quantised matrix is three tensors, as in :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`.
     """
     width, (row_width, row_dtype) = problem.width, problem.row_type
-    matrix_type, scales_type, zero_points_type = problem.matrix_types
 
     @T.prim_func
     def kernel(
@@ -101,12 +100,9 @@ def dense_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
         T.func_attr(ATTRIBUTES)
         M = T.int32()
         rows = T.match_buffer(rows_handle, (M, row_width), row_dtype)
-        matrix = T.match_buffer(matrix_handle, *matrix_type)
-        scales = T.match_buffer(scales_handle, *scales_type)
-        zero_points = T.match_buffer(zero_points_handle, *zero_points_type)
+        matrix = T.meta_var(match_matrix(problem, matrix_handle, scales_handle, zero_points_handle))
         bias = T.match_buffer(bias_handle, problem.bias_shape, "float32")
         out = T.match_buffer(out_handle, (M, width), problem.out_dtype)
-        stored = T.meta_var(Matrix(problem.stored, matrix, scales, zero_points, problem.in_fp8))
-        body(DenseOperands(problem, rows, stored, bias, out, M))
+        body(DenseOperands(problem, rows, matrix, bias, out, M))
 
     return with_tables_needed(kernel, problem)

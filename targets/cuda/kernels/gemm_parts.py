@@ -16,7 +16,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.dense_problem import DenseOperands
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma, why_not
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix, with_tables_needed
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, match_matrix, with_tables_needed
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, EARLY_ATTRIBUTES, blocks_for, read_at_once
 from moec.targets.cuda.kernels.mma_tile import COLUMNS, panel_depth, tile_shape
 from moec.targets.cuda.kernels.tiled_kernels import DenseLaunch
@@ -101,7 +101,6 @@ def part_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
     quantised matrix is three tensors, as in
     :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`."""
     width, (row_width, row_dtype) = problem.width, problem.row_type
-    matrix_type, scales_type, zero_points_type = problem.matrix_types
 
     @T.prim_func
     def kernel(
@@ -115,12 +114,9 @@ def part_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
         M = T.int32()
         Q = T.int32()
         rows = T.match_buffer(rows_handle, (M, row_width), row_dtype)
-        matrix = T.match_buffer(matrix_handle, *matrix_type)
-        scales = T.match_buffer(scales_handle, *scales_type)
-        zero_points = T.match_buffer(zero_points_handle, *zero_points_type)
+        matrix = T.meta_var(match_matrix(problem, matrix_handle, scales_handle, zero_points_handle))
         sums = T.match_buffer(sums_handle, (Q, width), "float32")
-        stored = T.meta_var(Matrix(problem.stored, matrix, scales, zero_points, problem.in_fp8))
-        body(PartOperands(problem, rows, stored, None, sums, M))
+        body(PartOperands(problem, rows, matrix, None, sums, M))
 
     return with_tables_needed(kernel, problem)
 

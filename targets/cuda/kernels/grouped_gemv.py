@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, lane_inputs, multiply_rows, why_not
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Matrix, with_tables_needed
+from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, match_matrix, with_tables_needed
 from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, WARP
 from moec.targets.cuda.launch_model.plans import Product, WarpPlan
 from moec.targets.tvm.kernel import Kernel
@@ -71,7 +71,6 @@ def grouped_gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.
     T may be 0. The problem's rows of a block, and whether it is ``scattered``, say nothing here.
     """
     width, (row_width, row_dtype) = problem.width, problem.row_type
-    matrix_type, scales_type, zero_points_type = problem.matrix_types
 
     @T.prim_func
     def kernel(
@@ -90,16 +89,13 @@ def grouped_gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.
         slots = T.int32()
         Q = T.int32()
         rows = T.match_buffer(rows_handle, (R, row_width), row_dtype)
-        matrix = T.match_buffer(matrix_handle, *matrix_type)
-        scales = T.match_buffer(scales_handle, *scales_type)
-        zero_points = T.match_buffer(zero_points_handle, *zero_points_type)
+        matrix = T.meta_var(match_matrix(problem, matrix_handle, scales_handle, zero_points_handle))
         bias = T.match_buffer(bias_handle, problem.bias_shape, "float32")
         weights = T.match_buffer(weights_handle, (tokens, slots), problem.routing_dtype)
         chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
         out = T.match_buffer(out_handle, (Q, width), problem.out_dtype)
         T.device_entry()
-        stored = T.meta_var(Matrix(problem.stored, matrix, scales, zero_points, problem.in_fp8))
-        _compute(problem, epilogue, rows, stored, bias, weights, chosen, out, tokens, slots)
+        _compute(problem, epilogue, rows, matrix, bias, weights, chosen, out, tokens, slots)
 
     return with_tables_needed(kernel, problem)
 

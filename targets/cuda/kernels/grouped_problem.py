@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
 
 from moec.common.dtypes import dtype_of
 from moec.targets.cuda.kernels.fp8_rows import FP8, row_bytes
@@ -134,6 +135,9 @@ class GroupedProblem:
         return self.stored.why_not() if reason is None and self.stored is not None else reason
 
 
+_TABLES = ("matrix", "scales", "zero_points")
+
+
 @dataclasses.dataclass(frozen=True)
 class Matrix:
     """The experts' matrices. ``scales`` and ``zero_points`` [E, columns, groups] belong to a quantised one;
@@ -172,6 +176,19 @@ class Matrix:
         """The stored bits of input ``k``, int32."""
         assert self.stored is not None
         return self.stored.code(lambda byte: self.data[T.cast(expert, "int64"), column, byte], k)
+
+
+def match_matrix(problem: GroupedProblem, matrix: Any, scales: Any, zero_points: Any) -> Matrix:
+    """The matrices of a kernel with these parameters (handles), whose buffers are made here."""
+    handles = (matrix, scales, zero_points)
+    matrix, scales, zero_points = map(_matched, _TABLES, handles, problem.matrix_types)
+    return Matrix(problem.stored, matrix, scales, zero_points, problem.in_fp8)
+
+
+def _matched(name: str, handle: Any, kind: tuple[tuple[int, ...], str]) -> Any:
+    buffer = T.match_buffer(handle, *kind)
+    IRBuilder.name(name, buffer)
+    return buffer
 
 
 @T.inline
@@ -271,7 +288,6 @@ def grouped_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
     in this place, or ``zero_points[1, 1, 1]`` where there is no table; see :mod:`.packed_format`.
     """
     width, (row_width, row_dtype) = problem.width, problem.row_type
-    matrix_type, scales_type, zero_points_type = problem.matrix_types
 
     @T.prim_func
     def kernel(
@@ -294,17 +310,14 @@ def grouped_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
         B = T.int32()
         Q = T.int32()
         rows = T.match_buffer(rows_handle, (R, row_width), row_dtype)
-        matrix = T.match_buffer(matrix_handle, *matrix_type)
-        scales = T.match_buffer(scales_handle, *scales_type)
-        zero_points = T.match_buffer(zero_points_handle, *zero_points_type)
+        matrix = T.meta_var(match_matrix(problem, matrix_handle, scales_handle, zero_points_handle))
         bias = T.match_buffer(bias_handle, problem.bias_shape, "float32")
         weights = T.match_buffer(weights_handle, (tokens, slots), problem.routing_dtype)
         pairs = T.match_buffer(pairs_handle, (P,), "int32")
         blocks = T.match_buffer(blocks_handle, (B,), "int32")
         count = T.match_buffer(count_handle, (1,), "int32")
         out = T.match_buffer(out_handle, (Q, width), problem.out_dtype)
-        stored = T.meta_var(Matrix(problem.stored, matrix, scales, zero_points, problem.in_fp8))
-        body(Operands(problem, rows, stored, bias, weights, pairs, blocks, count, out, slots, B))
+        body(Operands(problem, rows, matrix, bias, weights, pairs, blocks, count, out, slots, B))
 
     return with_tables_needed(kernel, problem)
 

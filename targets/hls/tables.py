@@ -70,6 +70,8 @@ def _kernels(kernels: Mapping[str, Any]) -> str:
     lanes, attention = kernels["lanes"], kernels["attention_lanes"]
     parts = [f"Layers of experts: {lanes} x {lanes} products per array and cycle, tiles of {kernels['hidden_tile']}"]
     parts.append(f"{kernels['router_lanes']} router lanes")
+    up, down = kernels["masters"]
+    parts.append(f"{up} + {down} masters of weights")
     return ", ".join(parts) + (f"; attention: {attention} x {attention}" if attention else "")
 
 

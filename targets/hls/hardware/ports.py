@@ -97,16 +97,20 @@ def port_names(memory: ExternalMemory, masters: Sequence[str]) -> dict[str, str]
     return {master: memory.port_name.format(min(place, memory.ports - 1)) for place, master in enumerate(masters)}
 
 
-def model_ports(memory: ExternalMemory, attention: AttentionShape | None = None) -> dict[str, str]:
+def model_ports(
+    memory: ExternalMemory, attention: AttentionShape | None = None, experts: Design | None = None
+) -> dict[str, str]:
     """Of a whole model: the masters of its streams reach the same buffer, so they are at one port. XRT takes ports for
     memories of their own, also those of one DDR: it gives an argument at another port than its buffer's a copy."""
     up, down, *streams = MOE_MASTERS
+    weights = (up, down) if experts is None else masters_of(experts)[: experts.masters_up + experts.masters_down]
     caches = () if attention is None else [one for one in attention_masters(attention) if one not in MOE_MASTERS]
     # Caches and turns are busy at the same time, streams before and after that.
-    places = [min(2 + place, memory.ports - 2) for place in range(len(caches))]
+    first = len(weights)
+    places = [min(first + place, memory.ports - 2) for place in range(len(caches))]
     if caches and caches[-1] == TURNS:
-        places[-1] = min(1 + len(caches), memory.ports - 1)
-    last = memory.port_name.format(min(2 + len(caches), memory.ports - 1))
+        places[-1] = min(first - 1 + len(caches), memory.ports - 1)
+    last = memory.port_name.format(min(first + len(caches), memory.ports - 1))
     names = {one: memory.port_name.format(place) for one, place in zip(caches, places, strict=True)}
-    ports = {**port_names(memory, (up, down)), **names}
+    ports = {**port_names(memory, weights), **names}
     return {**ports, **dict.fromkeys(streams, last)}

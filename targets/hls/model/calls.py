@@ -39,9 +39,16 @@ def reported_calls(estimate: ModelEstimate, plan: ModelPlan, steps: Array) -> di
     ]
     if not attention.shape.cached:
         return {"calls": found}
-    past = attention.shape.cached - 1
-    cycles = call_cycles(estimate, plan, _of_one_token(plan), 1, past)
-    return {"calls": found, "last_token": {"past": past, **estimate.call(cycles)}}
+    return {
+        "calls": found,
+        "last_token": {"past": attention.shape.cached - 1, **estimate.call(token_cycles(estimate, plan))},
+    }
+
+
+def token_cycles(estimate: ModelEstimate, plan: ModelPlan) -> ModelCycles:
+    """Of the last token that the caches of a decoder have room for."""
+    assert estimate.design.attention is not None
+    return call_cycles(estimate, plan, _of_one_token(plan), 1, estimate.design.attention.shape.cached - 1)
 
 
 def _of_one_token(plan: ModelPlan) -> Loads:

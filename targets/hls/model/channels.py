@@ -21,7 +21,7 @@ def experts_channels(design: ModelDesign) -> list[Channel]:
     for channel in channels_of(design.experts):
         depth = design.items_down_depth if channel.name == "items_down" else channel.depth
         ends = process_of(channel.producer), process_of(channel.consumer)
-        found.append(Channel(channel.name, *ends, channel.bits, depth))
+        found.append(Channel(channel.name, *ends, channel.bits, depth, channel.copies))
     return found
 
 

@@ -162,15 +162,23 @@ def patch_width(plan: ModelPlan) -> int:
 
 
 def model_design(
-    plan: ModelPlan, lanes: int, hidden_tile: int, router_lanes: int, attention_lanes: int | None = None
+    plan: ModelPlan,
+    lanes: int,
+    hidden_tile: int,
+    router_lanes: int,
+    attention_lanes: int | None = None,
+    masters: tuple[int, int] = (1, 1),
 ) -> ModelDesign:
-    """With arrays of ``lanes`` x ``lanes``, in both kernels where nothing else is said.
+    """With arrays of ``lanes`` x ``lanes``, in both kernels where nothing else is said. ``masters``: that bring the
+    weights of experts, of each matrix.
 
     Raises UnsupportedError as :func:`experts_shape` and :func:`attention_shape` do.
     """
     attention = attention_shape(plan)
     return ModelDesign(
-        Design(experts_shape(plan), lanes, lanes, hidden_tile, router_lanes),
+        Design(
+            experts_shape(plan), lanes, lanes, hidden_tile, router_lanes, masters_up=masters[0], masters_down=masters[1]
+        ),
         None if attention is None else AttentionDesign(attention, attention_lanes or lanes, attention_lanes or lanes),
         len(plan.layers),
         patch_width(plan),

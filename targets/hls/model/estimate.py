@@ -112,7 +112,9 @@ def estimate_model(
 ) -> ModelEstimate:
     """``loads``: those of :func:`loads_of`. ``memory_share``: of the peak bandwidth."""
     attention = None if design.attention is None else design.attention.shape
-    ports = connect(part, MOE_MASTERS, clock_megahertz, memory_share, model_ports(part.memory, attention))
+    ports = connect(
+        part, MOE_MASTERS, clock_megahertz, memory_share, model_ports(part.memory, attention, design.experts)
+    )
     dsps, memories = model_dsps(design), model_memories(design)
     layers = tuple(
         layer_cycles(design, plan, layer, one, ports, calibration.stages)
@@ -172,13 +174,14 @@ def _linear_cycles(
     done = start
     for tile in range(design.tiles):
         done = max(done, (tile + 1) * load) + per_tile + stages
-    results = pace.cycles(design.parameter_beats_down, design.parameter_beats_down)
+    result_beats = design.result_beats_down
+    results = pace.cycles(result_beats, result_beats)
     if layer.pool == "none":
         results += _results_cycles(design, tokens, pace, adds=layer.positions is not None)
     else:
         results += tokens * design.output_chunks
     total = done + results + (_LOOPS_OF_ROWS + _LOOPS_OF_RESULTS) * stages
-    return total, design.tiles * beats + design.parameter_beats_down
+    return total, design.masters_down * (design.tiles * beats + result_beats)
 
 
 def model_dsps(design: ModelDesign) -> dict[str, int]:

@@ -4,6 +4,7 @@
 |---|---|
 | ``layers.bin`` | of each layer 32 numbers of 32 bits, those of ``layer_t`` in ``library/moec_model.h`` in order |
 | ``norm.bin``, ``router.bin``, ``up.bin``, ``down.bin`` | those of all layers, as ``moe/packing.py`` has them |
+| ``up_0.bin``, ... | where experts' weights have several masters, what each gets, as ``moe/striping.py`` has it |
 | ``turns.bin`` | of layers of attention, as ``attention/project.py`` has it |
 | ``stream.bin`` | what ``stream_in``, ``residual`` and ``stream_out`` are: below |
 | ``outputs.bin`` | what each layer must write, in order; each begins with a new beat |
@@ -32,6 +33,7 @@ from moec.targets.hls.model.plan import Layer, ModelPlan, QuantizedLinear
 from moec.targets.hls.moe import packing
 from moec.targets.hls.moe.design import BEAT_BYTES, RESULT_BITS
 from moec.targets.hls.moe.packing import whole_beats
+from moec.targets.hls.moe.striping import stripe_down, stripe_names, stripe_up
 
 Array = np.ndarray[Any, Any]
 
@@ -73,18 +75,18 @@ def stream_beats(rows: int, design: ModelDesign) -> int:
 def pack_model(design: ModelDesign, plan: ModelPlan, steps: Array) -> dict[str, bytes]:
     """All files. ``steps``: the inputs of one image, as :meth:`ModelPlan.input_steps` has them."""
     places = stream_places(design, plan)
-    weights: dict[str, list[bytes]] = {name: [] for name in ("norm", "router", "up", "down", "turns")}
+    files = _Files(stripes(design))
+    in_order = sorted(range(len(plan.layers)), key=lambda place: isinstance(plan.layers[place], QuantizedAttention))
+    at = {place: files.add(_weights(design, plan.layers[place])) for place in in_order}
     layers: list[dict[str, int]] = []
     at_input, next_residual, caches = places.inputs, 0, 0
     for place, layer in enumerate(plan.layers, len(plan.heads) - len(plan.layers)):
         is_head = place >= 0
         output = places.outputs[place] if is_head else places.residuals[next_residual]
         positions = isinstance(layer, QuantizedLinear)
-        own = _weights(design, layer)
         numbers = {
             **_numbers(design, plan, layer),
-            # What a layer does not have is read all the same, and not used: that of the first layer.
-            **{f"{name}_at": _beats(parts) if name in own else 0 for name, parts in weights.items()},
+            **at[place + len(plan.layers) - len(plan.heads)],
             "input_at": at_input,
             "residual_at": places.positions if positions else at_input,
             "output_at": output,
@@ -93,14 +95,41 @@ def pack_model(design: ModelDesign, plan: ModelPlan, steps: Array) -> dict[str, 
         if isinstance(layer, QuantizedAttention) and design.attention is not None:
             caches += design.attention.cache_beats
         layers.append(numbers)
-        for name, data in own.items():
-            weights[name].append(data)
         if not is_head:
             at_input, next_residual = output, 1 - next_residual
     return {
-        **{f"{name}.bin": b"".join(parts) for name, parts in weights.items() if parts or name != "turns"},
+        **files.contents(),
         **_pack_calls(design, plan, layers, steps),
     }
+
+
+class _Files:
+    """Weights of layers, one behind the other, by file. Stripes of a matrix are at the same place in all of its files:
+    where one has less than another, zeros follow. So attention, which has the first stripe alone, comes last."""
+
+    def __init__(self, stripes: tuple[Sequence[str], Sequence[str]]) -> None:
+        self._of = {"norm": ["norm"], "router": ["router"], "turns": ["turns"], "up": stripes[0], "down": stripes[1]}
+        self._parts: dict[str, list[bytes]] = {name: [] for names in self._of.values() for name in names}
+
+    def add(self, layer: dict[str, bytes]) -> dict[str, int]:
+        """A layer's, by file. Where they begin, in beats, by matrix; what a layer does not have is read all the same,
+        and not used: that of the first layer."""
+        found = {}
+        for matrix, names in self._of.items():
+            given = {name: layer[name] for name in names if name in layer}
+            found[f"{matrix}_at"] = _beats(self._parts[names[0]]) if given else 0
+            longest = max(map(len, given.values()), default=0)
+            for name, data in given.items():
+                self._parts[name].append(data.ljust(longest, bytes(1)))
+        return found
+
+    def contents(self) -> dict[str, bytes]:
+        return {f"{name}.bin": b"".join(parts) for name, parts in self._parts.items() if parts or name != "turns"}
+
+
+def stripes(design: ModelDesign) -> tuple[list[str], list[str]]:
+    """The files of both matrices of experts, one for each master."""
+    return stripe_names("up", design.experts.masters_up), stripe_names("down", design.experts.masters_down)
 
 
 def _pack_calls(design: ModelDesign, plan: ModelPlan, layers: list[dict[str, int]], steps: Array) -> dict[str, bytes]:
@@ -225,18 +254,23 @@ def _weights(design: ModelDesign, layer: Layer) -> dict[str, bytes]:
     norm = {} if layer.norm is None else {"norm": packing.pack_norm(layer.norm, design.width)}
     if isinstance(layer, QuantizedAttention):
         assert design.attention is not None
+        (up, *_), (down, *_) = stripes(design)
         return {
             **norm,
-            "up": pack_projections(design.attention, layer),
-            "down": pack_output(design.attention, layer),
+            up: pack_projections(design.attention, layer),
+            down: pack_output(design.attention, layer),
             **({} if layer.turns is None else {"turns": pack_turns(design.attention, layer.turns, layer.sinks)}),
         }
     own = design.of(layer)
-    down = {"down": packing.pack_down(own, layer.down)}
+    down = _by_name(stripe_down(own, packing.pack_down(own, layer.down)))
     if isinstance(layer, QuantizedLinear):
         return {**norm, **down}
     router = {"router": packing.pack_router(own, layer)} if layer.shape.experts else {}
-    return {**norm, **router, "up": packing.pack_up(own, layer), **down}
+    return {**norm, **router, **_by_name(stripe_up(own, packing.pack_up(own, layer))), **down}
+
+
+def _by_name(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name.removesuffix(".bin"): content for name, content in files.items()}
 
 
 def _outputs(plan: ModelPlan, steps: Array) -> list[Array]:

@@ -76,10 +76,11 @@ def _own(design: ModelDesign) -> list[Memory]:
 
 def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes], device: str, clock: float) -> dict[str, Any]:
     experts, attention = design.experts, design.attention
-    places = packing.stream_places(design, plan)
+    places, (up, down) = packing.stream_places(design, plan), packing.stripes(design)
+    stripes = [*up, *down]
     beats = {
         name: max(1, len(data[f"{name}.bin"]) // BEAT_BYTES)
-        for name in ("layers", "norm", "router", "up", "down", "turns")
+        for name in ("layers", "norm", "router", *stripes, "turns")
         if f"{name}.bin" in data
     }
     scores = -(-(experts.shape.slots + 1) // 2)
@@ -115,7 +116,11 @@ def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes], devic
         "clock_uncertainty": CLOCK_UNCERTAINTY,
         "bound_moe": bound_channels(experts_channels(design)),
         "bound_attention": [] if attention is None else bound_channels(attention_channels(attention)),
-        "ports": model_ports(find_part(device).memory, None if attention is None else attention.shape),
+        "ports": model_ports(find_part(device).memory, None if attention is None else attention.shape, experts),
+        "stripes": stripes,
+        "behind": 7 + len(stripes),  # the argument
+        "up_ports": [f"{name}_weights" for name in up],
+        "down_ports": [f"{name}_weights" for name in down],
         "routing": f"{experts.shape.scoring} of {experts.shape.experts}, {experts.shape.slots} per token",
         "experts": "of all layers",
         "score_copies": scores,

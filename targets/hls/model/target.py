@@ -26,6 +26,7 @@ from moec.targets.hls.model.design import ModelDesign
 from moec.targets.hls.model.estimate import choose_model, loads_of
 from moec.targets.hls.model.float_model import GraphModel
 from moec.targets.hls.model.graph import find_decoder, find_model
+from moec.targets.hls.model.masters import with_masters
 from moec.targets.hls.model.plan import ModelPlan
 from moec.targets.hls.model.project import TOP, model_files
 from moec.targets.hls.model.quantize import quantize_model
@@ -71,7 +72,9 @@ def whole_project(
     agreements = model_agreements(graph, exact.sequences, exact.streams, exact.outputs[0])
     sequences, floats, outputs = _compared(model, graph, plan, seen)
     first = plan.input_steps(sequences[0])
-    estimate = choose_model(plan, loads_of(plan, first[: plan.tokens]), part, options.constraints)
+    loads = loads_of(plan, first[: plan.tokens])
+    chosen = choose_model(plan, loads, part, options.constraints)
+    estimate = with_masters(chosen, plan, loads, part, options.constraints)
     compared = quality.compare_outputs(floats, outputs)
     files = model_files(estimate.design, plan, first, device=part.device, clock=estimate.clock_megahertz)
     parts = graph.blocks if graph.source is not _input_of(model) else ()
@@ -149,7 +152,7 @@ def _integers(plan: ModelPlan, images: Array) -> Array:
     return np.stack(rows) * np.float32(plan.output_scale)
 
 
-def _kernels(design: ModelDesign) -> dict[str, int | None]:
+def _kernels(design: ModelDesign) -> dict[str, Any]:
     """What ``moec inspect`` says of the design."""
     experts, attention = design.experts, design.attention
     return {
@@ -157,4 +160,5 @@ def _kernels(design: ModelDesign) -> dict[str, int | None]:
         "attention_lanes": None if attention is None else attention.lanes,
         "hidden_tile": experts.hidden_tile,
         "router_lanes": experts.router_lanes,
+        "masters": [experts.masters_up, experts.masters_down],
     }

@@ -183,7 +183,7 @@ def _buildable(shape: BlockShape, part: Part, constraints: Constraints) -> list[
     storages = _storages(part, constraints)
     found = [
         design
-        for design in designs_of(shape, storages, _masters(shape))
+        for design in designs_of(shape, storages, masters_for(shape))
         if not design.why_not() and _has_ports(design, part)
     ]
     if not found:
@@ -197,7 +197,7 @@ def _has_ports(design: Design, part: Part) -> bool:
     return masters == 2 or masters <= part.memory.ports
 
 
-def _masters(shape: BlockShape) -> list[tuple[int, int]]:
+def masters_for(shape: BlockShape) -> list[tuple[int, int]]:
     """Of both products."""
     rows = 2 if shape.gated else 1
     return list(dict.fromkeys([(1, 1), *((rows * down, down) for down in MASTERS)]))

@@ -13,7 +13,7 @@ from moec.targets.hls.model.project import model_files
 
 from . import fake_xrt, model_layers
 
-LAYERS, STREAM = 0, 4
+LAYERS, STREAM, UP = 0, 4, 7
 """Arguments of the kernel."""
 PAST = 27
 """A word of a layer's record."""
@@ -28,15 +28,16 @@ class Kernel:
         self.state = fake_xrt.COMPLETED
 
     def __call__(self, *arguments):
+        self.arguments = arguments
         self.pasts.append(int(np.frombuffer(arguments[LAYERS].data, "<i4")[PAST]))
         arguments[STREAM].write(np.full(64, self.pasts[-1], "<i2").tobytes(), 64 * self.places[-1])
         return self.state
 
 
-def host_of(folder, monkeypatch, *, cached):
+def host_of(folder, monkeypatch, *, cached, masters=(1, 1)):
     """The names of a decoder's host program, and the kernel of its board."""
     plan = model_layers.decoder_plan(cached=cached)
-    design = model_design(plan, 8, 16, 4, 8)
+    design = model_design(plan, 16, 16, 4, 16, masters)
     steps = np.zeros((8, plan.width), np.int16)
     files = model_files(design, plan, steps, device="xczu9eg-ffvb1156-2-e", clock=300)
     (folder / "data").mkdir()
@@ -86,3 +87,14 @@ def test_a_design_without_a_cache_takes_whole_sequences(tmp_path, monkeypatch):
     board.run(tokens, sequence)
     with pytest.raises(ValueError, match="1 tokens behind 3: this design keeps no keys"):
         board.run(tokens[:1], sequence)
+
+
+def test_stripes_of_weights_are_arguments_in_order(tmp_path, monkeypatch):
+    host, kernel = host_of(tmp_path, monkeypatch, cached=12, masters=(8, 4))
+    board = host["Board"]("model.xclbin")
+    board.run(np.zeros((1, host["WIDTH"]), np.float32), host["Sequence"]())
+    stripes = [f"up_{place}" for place in range(8)] + [f"down_{place}" for place in range(4)]
+    for name, argument in zip([*stripes, "turns"], kernel.arguments[UP:], strict=False):
+        assert bytes(argument.data) == (tmp_path / "data" / f"{name}.bin").read_bytes()
+    assert kernel.arguments[-1] is kernel.arguments[STREAM]
+    assert len(kernel.arguments) == UP + 12 + 1 + 4 + 1

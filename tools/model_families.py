@@ -339,8 +339,7 @@ def examine(family: str) -> dict[str, Any]:
             try:
                 found = compiled.run({"input_ids": ids})["logits"]
             except moec.MoecError as error:
-                row["reason"] = f"{shape}: {error}"[:300]
-                return row | {"error": worst}
+                return row | {"reason": f"{shape}: {error}"[:300]}
             worst = max(worst, float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max())))
     return row | {"error": worst}
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _SMALL = re.compile(r"(?:[12] <= (?P<range>\w+)(?P<most> <= \d+)?|(?P<name>\w+) (?:!= [01]|> [01]))")
 """Guards against 0 and 1, maybe with an upper bound that stays."""
-_NOT_ALL_ONES = re.compile(r"\w+(?: \* \w+)+ != 1")
+_NOT_ALL_ONES = re.compile(r"[A-Za-z_]\w*(?: \* [A-Za-z_]\w*)+ != 1")
+_NO_SUM_OF_ONE = re.compile(r"[A-Za-z_]\w*(?: \+ [A-Za-z_]\w*)+ != 1")
 _TOLERANCE = 1e-3
 
 Agrees = Callable[[Mapping[str, int]], bool]
@@ -56,15 +57,19 @@ def let_in(guards: Sequence[str], agrees: Agrees) -> tuple[list[str], list[str]]
 
 
 def _widened(guard: str, agrees: Agrees) -> tuple[list[str], list[str]]:
-    """Another guard, maybe about several sizes; where it excludes that all are 1 and that agrees, it or that, and none
-    where it excludes no more."""
+    """Another guard, maybe about several sizes; where it excludes that all are 1, or of a sum that one is 1 and the
+    others 0, and that agrees, it or that, and none where it excludes no more."""
     test = parse_guard(guard)
-    ones = dict.fromkeys(test.names, 1)
-    if holds(test, ones) or not agrees(ones):
+    small = [dict.fromkeys(test.names, 1)]
+    if _NO_SUM_OF_ONE.fullmatch(guard):
+        small = [{name: int(name == one) for name in test.names} for one in test.names]
+    accepted = [sizes for sizes in small if not holds(test, sizes) and agrees(sizes)]
+    if not accepted:
         return [guard], []
-    equal = " and ".join(f"{name} == 1" for name in ones)
-    left = [] if _NOT_ALL_ONES.fullmatch(guard) else [f"({guard}) or ({equal})"]
-    return left, [equal.replace("==", "=")]
+    equal = [" and ".join(f"{name} == {size}" for name, size in sizes.items()) for sizes in accepted]
+    are_all = _NOT_ALL_ONES.fullmatch(guard) or (_NO_SUM_OF_ONE.fullmatch(guard) and accepted == small)
+    left = [] if are_all else [" or ".join(f"({part})" for part in (guard, *equal))]
+    return left, [part.replace("==", "=") for part in equal]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,31 @@
+"""Sizes of 0 and 1 that guards exclude, tried or not: what is left of the guards."""
+
+from __future__ import annotations
+
+import pytest
+
+from moec.frontend.torch_trials import let_in
+
+
+def agreeing_on(*accepted):
+    return lambda sizes: dict(sizes) in accepted
+
+
+@pytest.mark.parametrize(
+    "guard, accepted, left, said",
+    [
+        ("2 <= seq", [{"seq": 1}], ["1 <= seq"], ["seq = 1"]),
+        ("2 <= seq", [], ["2 <= seq"], []),
+        ("rows * seq != 1", [{"rows": 1, "seq": 1}], [], ["rows = 1 and seq = 1"]),
+        ("rows * seq != 1", [], ["rows * seq != 1"], []),
+        ("past + seq != 1", [{"past": 0, "seq": 1}, {"past": 1, "seq": 0}], [], ["past = 1 and seq = 0"]),
+        ("past + seq != 1", [{"past": 0, "seq": 1}], ["(past + seq != 1) or (past == 0 and seq == 1)"], []),
+        ("past + seq != 1", [{"past": 1, "seq": 1}], ["past + seq != 1"], []),
+        ("1 + past != 1", [{"past": 0}, {"past": 1}], ["1 + past != 1"], []),
+    ],
+)
+def test_what_agrees_is_let_in(guard, accepted, left, said):
+    kept, let = let_in([guard], agreeing_on(*accepted))
+    assert kept == left
+    assert set(said) <= set(let)
+    assert bool(let) == (kept != [guard])

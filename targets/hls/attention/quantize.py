@@ -31,6 +31,8 @@ SINK_OCTAVES = 12
 """By so many powers of two a sink may weigh more than a query's best key."""
 _MOST_RECIPROCAL = (1 << 20) - 2
 _MOST_SINK = 1 << 30
+_FINEST = 2.0**-20
+"""Of a value: no weight is a smaller part of a sum of weights, sinks included."""
 _SCORE_OF_NOTHING = 2.0**-6
 """A step of scores that are always 0, in places of the table: small, for other layers may share the shift behind it."""
 
@@ -39,7 +41,7 @@ _SCORE_OF_NOTHING = 2.0**-6
 class QuantizedTurns:
     """How keys and queries, int8 rows of products, become what is scored: normalised where there are norms, of a head
     or of all heads together, whose results have :data:`FINE_BITS` of fraction, and turned by ``cosines`` and ``sines``
-    int16 [P, h / 2] with :data:`TURN_BITS`."""
+    int16 [P, h / 2], rounded up, with :data:`TURN_BITS`."""
 
     cosines: Array
     sines: Array
@@ -53,13 +55,13 @@ class QuantizedTurns:
 
     def run(self, norm: QuantizedNorm | None, rows: Array, past: int) -> Array:
         """Rows [H, T, h] of tokens behind ``past`` others → int8 [H, T, h]."""
-        fine = rows << FINE_BITS
-        if norm is not None:
-            fine = _normalized(norm, rows)
+        fine = rows << FINE_BITS if norm is None else _normalized(norm, rows)
+        width = rows.shape[-1]
+        fine = np.pad(fine, ((0, 0), (0, 0), (0, width % 2)))  # as rows of an odd width are in hardware
         cosines, sines = (table[past : past + rows.shape[1]] for table in (self.cosines, self.sines))
         even, odd = fine[..., 0::2], fine[..., 1::2]
         turned = np.stack([even * cosines - odd * sines, even * sines + odd * cosines], axis=-1)
-        return saturated(shifted(turned.reshape(rows.shape), FINE_BITS + TURN_BITS), 8)
+        return saturated(shifted(turned.reshape(fine.shape)[..., :width], FINE_BITS + TURN_BITS), 8)
 
 
 def _normalized(norm: QuantizedNorm, rows: Array) -> Array:
@@ -126,6 +128,7 @@ def quantize_attention(
     seen = block.run(tokens)
     stream_scale = stream_scale or stream_scale_for(tokens, seen.output, seen.results)
     input_scale, value_scale, attended_scale = (scale_for(one, 8) for one in (seen.inputs, seen.value, seen.attended))
+    attended_scale = max(attended_scale, value_scale * _FINEST)
     query_scales = _row_scales(seen.query_rows, seen.query, block.query_norm)
     key_scales = _row_scales(seen.key_rows, seen.key, block.key_norm)
     (query_scale, query_row_scale), (key_scale, key_row_scale) = query_scales, key_scales
@@ -173,8 +176,15 @@ def sink_places(sinks: Array) -> Array:
 
 
 def shape_of(block: FloatAttention, most_tokens: int, cached: int = 0) -> AttentionShape:
-    """The sizes of the block for calls of so many tokens, and for a cache of so many positions."""
+    """The sizes of the block for calls of so many tokens, and for a cache of so many positions.
+
+    Raises UnsupportedError where queries and keys are not normalised alike.
+    """
     norms = (block.query_norm, block.key_norm)
+    heads = (block.heads, len(block.key)) if block.joint_norm else (1, 1)
+    if any(norm is not None for norm in norms):
+        for norm, count in zip(norms, heads, strict=True):
+            _expect_norm(norm, count * block.head_width)
     return AttentionShape(
         most_tokens,
         block.width,
@@ -192,6 +202,14 @@ def shape_of(block: FloatAttention, most_tokens: int, cached: int = 0) -> Attent
     )
 
 
+def _expect_norm(norm: FloatNorm | None, channels: int) -> None:
+    if norm is None or norm.kind != "rms" or norm.bias.any() or len(norm.weight) != channels:
+        raise UnsupportedError(
+            "normalises its queries and keys otherwise than both by their root mean squares, each row of a head or all "
+            "heads together"
+        )
+
+
 def _row_scales(rows: Array, scored: Array, norm: FloatNorm | None) -> tuple[float, float]:
     """Of what is scored, and of the rows of a product that it is made of; without a normalisation both are one."""
     if norm is None:
@@ -203,7 +221,7 @@ def _row_scales(rows: Array, scored: Array, norm: FloatNorm | None) -> tuple[flo
 def _turns(
     block: FloatAttention, positions: int, key_scales: tuple[float, float], query_scales: tuple[float, float]
 ) -> QuantizedTurns:
-    half = block.head_width // 2
+    half = -(-block.head_width // 2)
     cosines, sines = np.ones((positions, half)), np.zeros((positions, half))
     if block.turns is not None:
         cosines, sines = block.turns.cosines[:positions], block.turns.sines[:positions]
@@ -225,12 +243,8 @@ def _turns(
 
 
 def _head_norm(block: FloatAttention, norm: FloatNorm | None, scale: float, row_scale: float) -> QuantizedNorm | None:
-    if norm is None and block.query_norm is block.key_norm:
+    if norm is None:
         return None
-    if norm is None or norm.kind != "rms" or norm.bias.any():
-        raise UnsupportedError(
-            f"{block.name}: normalises its queries and keys otherwise than both by their root mean squares"
-        )
     width = block.heads * block.head_width if block.joint_norm else block.head_width
     found = quantize_norm(block.name, _widened(norm, width), row_scale, scale / (1 << FINE_BITS))
     if found.epsilon >= 1 << (2 * INPUT_BITS - 1 + 2 * bits_for(width)):

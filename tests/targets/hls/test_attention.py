@@ -111,10 +111,12 @@ def test_the_best_key_has_the_largest_weight_and_equal_keys_equal_ones():
     [
         *({}, {"turned": 8}, {"normed": True}, {"sharing": 1}, {"sharing": 4, "normed": True}, {"joint": True}),
         *({"window": 7}, {"sinks": SINKS}, {"sinks": SINKS, "turns": None, "window": 1}),
+        {"sinks": np.full(4, 50, np.float32)},
+        *({"turns": None, "head_width": 7, **odd} for odd in ({"sinks": SINKS}, {"normed": True}, {"joint": True})),
     ],
 )
 def test_integers_of_a_decoder_are_close_to_floats(fields):
-    block = decoder(16, width=48, **fields)
+    block = decoder(**{"head_width": 16, "width": 48, **fields})
     tokens = tokens_for(block, 4, 50)
     integers, floats = quantize_attention(block, tokens, most_tokens=50), block.run(tokens)
     for sequence, expected in zip(tokens, floats.output, strict=True):
@@ -159,9 +161,14 @@ def test_turns_depend_on_the_distance_alone():
     np.testing.assert_allclose(scores[10:, 10:], scores[:-10, :-10], atol=1e-5)
 
 
-def test_norms_of_one_side_alone_are_refused():
+@pytest.mark.parametrize(
+    "fields",
+    [{"query_norm": head_norm_for(8)}, {"joint": True, "key_norm": head_norm_for(8)}],
+    ids=["one side", "all heads and each"],
+)
+def test_queries_and_keys_that_are_normalised_differently_are_refused(fields):
     with pytest.raises(UnsupportedError, match="otherwise than both by their root mean squares"):
-        quantized(decoder(query_norm=head_norm_for(8)))
+        quantized(decoder(**fields))
 
 
 @pytest.mark.parametrize("value", [-32768, 0, 32767])

@@ -17,6 +17,7 @@ import numpy as np
 from moec.errors import UnsupportedError
 
 Array = np.ndarray[Any, Any]
+DType = np.dtype[Any] | type[np.float32]
 
 MOST_TOKENS = 256
 """That are compared, or two sequences, where these are longer."""
@@ -57,13 +58,17 @@ class Agreement:
     unseen: tuple[str, ...] = ()
 
 
-def agreement(node: str, compared: Compared, dtype: np.dtype[Any] | type[np.float32] = np.float32) -> Agreement:
-    """``dtype``: of the graph's result.
+def agreement(node: str, compared: Compared, dtype: DType = np.float32, computed_in: DType = np.float32) -> Agreement:
+    """``dtype``: of the graph's result; ``computed_in``: of what is added.
 
     Raises UnsupportedError, naming the node, where the float form computes something else than the graph.
     """
-    rounding = _ROUNDINGS * float(ml_dtypes.finfo(dtype).eps)
-    allowed = BOUND * _largest(compared.added) + rounding * _largest(compared.expected)
+    if not np.isfinite(compared.expected).all():
+        raise UnsupportedError(
+            f"{node}: the graph makes numbers of calibration data that are not finite; expected data in its range"
+        )
+    of_added = BOUND + roundings(computed_in)
+    allowed = of_added * _largest(compared.added) + roundings(dtype) * _largest(compared.expected)
     errors = np.abs(compared.found - compared.expected)
     shares = errors.max(axis=-1, initial=0.0) / np.maximum(allowed, np.finfo(np.float32).tiny)
     shares[compared.undecided] = 0
@@ -79,6 +84,11 @@ def agreement(node: str, compared: Compared, dtype: np.dtype[Any] | type[np.floa
             "without pads; where they are, this is a fault of moec"
         )
     return Agreement(node, largest * BOUND, BOUND, compared.undecided.size, compared.unseen)
+
+
+def roundings(dtype: DType) -> float:
+    """By what part a number of this type may be off that a few operations made."""
+    return _ROUNDINGS * float(ml_dtypes.finfo(dtype).eps)
 
 
 def sequences_compared(tokens: int) -> int:

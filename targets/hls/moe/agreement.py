@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from moec.targets.hls.graph.agreement import MOST_TOKENS, Agreement, Compared, agreement
+from moec.targets.hls.graph.agreement import BOUND, MOST_TOKENS, Agreement, Compared, agreement, roundings
 from moec.targets.hls.moe.blocks import GraphBlock
 
 Array = np.ndarray[Any, Any]
 
 _NEAR_TIE = 1e-5
-"""Logits that are nearer, as a part of the largest, may order experts either way."""
+"""Logits that are nearer, as a part of the largest, may order experts either way, and so may what their type rounds."""
 _PER_EXPERT = 2
 """Tokens of each expert that are compared, where the data has them."""
 _MOST_NAMES = 4
@@ -24,11 +24,12 @@ def experts_agreement(block: GraphBlock, tokens: Array, output: Array) -> Agreem
     given, expected, numbers = block.as_tokens(tokens), block.as_tokens(output), block.numbers
     rows = _rows(numbers.chosen(given), numbers.count)
     given, expected = given[rows], expected[rows]
-    undecided = numbers.undecided(given, _NEAR_TIE)
+    rounding = max(roundings(output.dtype), roundings(block.computed_in))
+    undecided = numbers.undecided(given, _NEAR_TIE + rounding, rounding, BOUND / 2 + rounding)
     added = expected if numbers.norm is None else expected - given
     unseen = _unseen(numbers.chosen(given)[~undecided], numbers.count, int(undecided.sum()))
     compared = Compared(numbers.run(given).output, expected, added, undecided, tuple(unseen))
-    return agreement(block.name, compared, output.dtype)
+    return agreement(block.name, compared, output.dtype, block.computed_in)
 
 
 def _rows(chosen: Array, experts: int) -> Array:
@@ -43,4 +44,4 @@ def _unseen(chosen: Array, experts: int, undecided: int) -> list[str]:
     missing = [str(expert) for expert in range(experts) if not (chosen == expert).any()]
     more = f" and {len(missing) - _MOST_NAMES} more" if missing[_MOST_NAMES:] else ""
     found = [f"experts {', '.join(missing[:_MOST_NAMES])}{more}, which no token chose"] if missing else []
-    return [*found, *([f"{undecided} tokens, whose choice of experts is a near tie"] if undecided else [])]
+    return [*found, *([f"{undecided} tokens, whose choice of experts is a near tie or rounding"] if undecided else [])]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -30,12 +31,14 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class GraphBlock:
-    """``tokens``: the value [..., d] that the block takes; ``output``: its result, of the same shape."""
+    """``tokens``: the value [..., d] that the block takes; ``output``: its result, of the same shape. ``computed_in``:
+    the coarser type of those that its router and its experts round to."""
 
     name: str
     tokens: ir.Value
     output: ir.Value
     numbers: FloatBlock
+    computed_in: np.dtype[Any] = dataclasses.field(default_factory=lambda: np.dtype(np.float32))
 
     def as_tokens(self, array: Array) -> Array:
         """What the graph holds as the block takes it: float32 [T, d]."""
@@ -65,6 +68,7 @@ def _block(node: ir.Node) -> GraphBlock:
     tokens, logits, correction = inputs["x"], inputs_of(route)["logits"], inputs_of(route)["correction_bias"]
     assert tokens is not None and logits is not None
     router = dense_layer(logits)
+    computed_in = _coarser(router.input, tokens)
     if origin(router.input) is not origin(tokens):
         raise UnsupportedError(
             f"its router takes {router.input.name!r} and its experts {tokens.name!r}; an HLS block reads one tensor"
@@ -86,7 +90,13 @@ def _block(node: ir.Node) -> GraphBlock:
     if residual is not None and (numbers.stored is None or np.all(residual.scale == 1)):
         numbers = dataclasses.replace(numbers.scaled(residual.scale), norm=residual.norm)
         tokens, output = residual.tokens, residual.output
-    return GraphBlock(numbers.name, tokens, output, numbers)
+    return GraphBlock(numbers.name, tokens, output, numbers, computed_in)
+
+
+def _coarser(*values: ir.Value) -> np.dtype[Any]:
+    """Of their types; float32 where none is known."""
+    known = [value.dtype.numpy() for value in values if value.dtype is not None]
+    return max(known, key=lambda dtype: float(ml_dtypes.finfo(dtype).eps), default=np.dtype(np.float32))
 
 
 def _route_of(inputs: dict[str, ir.Value | None]) -> tuple[ir.Node, tuple[int, ...] | None]:

@@ -83,14 +83,20 @@ class FloatBlock:
         """Experts of tokens [T, d]: [T, k]."""
         return self._routed(self._logits(self._inputs(tokens)))[1]
 
-    def undecided(self, tokens: Array, share: float) -> Array:
-        """Which of the tokens [T, d] choose other experts where logits are off by a share of the largest: bool [T]."""
+    def undecided(self, tokens: Array, tie: float, rounding: float, most: float) -> Array:
+        """Which of the tokens [T, d] choose other experts where logits are off by ``tie``, or weigh one by more than
+        ``most`` otherwise where they are off by ``rounding``: bool [T]. Both are parts of the largest logit, or of 1
+        where that is less, for scores are rounded too."""
         logits = self._logits(self._inputs(tokens))
-        chosen = self._routed(logits)[1]
-        up = np.ones_like(logits)
-        np.put_along_axis(up, chosen, -1, axis=1)
-        nudged = logits + share * np.abs(logits).max(axis=1, keepdims=True, initial=0.0) * up
-        return (np.sort(self._routed(nudged)[1]) != np.sort(chosen)).any(axis=1)
+        gates, chosen = self._routed(logits)
+        largest = np.abs(logits).max(axis=1, keepdims=True, initial=1.0)
+        others, best = np.ones_like(logits), np.zeros_like(logits)
+        np.put_along_axis(others, chosen, 0, axis=1)
+        np.put_along_axis(best, chosen[:, :1], 1, axis=1)
+        _, nudged = self._routed(logits + tie * largest * others)
+        weighed, _ = self._routed(logits + rounding * largest * best)
+        is_near = (np.sort(nudged) != np.sort(chosen)).any(axis=1)
+        return is_near | (np.abs(np.sort(weighed) - np.sort(gates)) > most).any(axis=1)
 
     def _inputs(self, tokens: Array) -> Array:
         return tokens if self.norm is None else self.norm.run(tokens)

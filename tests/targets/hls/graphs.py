@@ -18,6 +18,7 @@ class GraphBuilder:
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(0)
+        self.dtype: Any = np.float32
         self.nodes: list[ir.Node] = []
         self.constants: list[ir.Value] = []
         self.x = ir.Value(name="x", shape=ir.Shape(["B", "S", D]), type=ir.TensorType(ir.DataType.FLOAT))
@@ -31,7 +32,7 @@ class GraphBuilder:
         return value
 
     def normal(self, *shape: int) -> ir.Value:
-        return self.constant(self.random.normal(0, 0.5, shape).astype(np.float32))
+        return self.constant(self.random.normal(0, 0.5, shape).astype(self.dtype))
 
     def add(self, operator: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
         return self._append(ir.node(operator, list(inputs), attributes=attributes))

@@ -19,18 +19,23 @@ from moec.errors import UnsupportedError
 from moec.runtime.artifact import open_artifact
 from moec.simulators.hls.simulate import simulate
 from moec.simulators.hls.simulator import SimulationError, simulate_functionally, simulate_timed
+from moec.targets.hls.attention.quantize import quantize_attention
 from moec.targets.hls.hardware.parts import find_part
 from moec.targets.hls.lint.linter import lint
 from moec.targets.hls.model import reference
 from moec.targets.hls.model.design import model_design
-from moec.targets.hls.model.estimate import estimate_model, loads_of
+from moec.targets.hls.model.estimate import choose_model, estimate_model, loads_of
+from moec.targets.hls.model.masters import with_masters
 from moec.targets.hls.model.project import model_files
+from moec.targets.hls.model.quantize import planned
 from moec.targets.hls.moe.design import MOST_STAGES, USUAL_STAGES
-from moec.targets.hls.moe.quantize import QuantizedBlock
+from moec.targets.hls.moe.exploration import Constraints
+from moec.targets.hls.moe.quantize import QuantizedBlock, quantize
 from moec.targets.hls.options import HlsOptions
 from moec.targets.hls.tables import simulation_tables
 
 from . import fake_xrt, model_layers
+from .test_estimate import EDGE_LOADS
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None or importlib.util.find_spec("hls4ml") is None,
@@ -276,3 +281,37 @@ def test_estimates_agree_with_the_simulation_of_large_layers():
     result = simulate_timed(files, memory_share=ports.share, total_share=ports.total_share, pipeline_depth=USUAL_STAGES)
     assert "PASS" in result.output
     assert result.cycles == pytest.approx(estimated.cycles.total, rel=0.02)
+
+
+@pytest.mark.nightly
+def test_latencies_of_m3vit_are_those_of_the_docs():
+    """The table of docs/hls.md: sizes of Edge-MoE's sources; loads as random tokens choose, in every layer."""
+    plan = m3vit()
+    loads = [EDGE_LOADS if len(layer) == 16 else layer for layer in loads_of(plan, plan.input_steps(image_of(plan)))]
+    found = {}
+    for name in ("zcu104", "zcu102", "u55c"):
+        part = find_part(name)
+        chosen = choose_model(plan, loads, part, Constraints())
+        design = with_masters(chosen, plan, loads, part, Constraints())
+        experts, attention = design.design.experts, design.design.attention
+        masters = (experts.masters_up, experts.masters_down)
+        found[name] = (experts.lanes_in, attention.lanes, experts.hidden_tile, masters, round(design.milliseconds, 1))
+    assert found == {
+        "zcu104": (16, 16, 64, (1, 1), 6.4),
+        "zcu102": (32, 16, 128, (1, 1), 5.2),
+        "u55c": (32, 32, 128, (2, 2), 1.8),
+    }
+
+
+def m3vit():
+    """12 layers, whose feed-forward part is by turns dense and of 16 experts."""
+    base = model_layers.plan(tokens=129, width=192, hidden=768, pixels=768)
+    stream = np.random.default_rng(3).normal(0, 1, (3, 129, 192)).astype(np.float32)
+    sizes = {"most_tokens": 129, "stream_scale": model_layers.STREAM_SCALE}
+    attention = quantize_attention(model_layers.attention_block(192, 3), stream, **sizes)
+    dense, experts = (
+        quantize(block, stream.reshape(-1, 192), **sizes)
+        for block in (model_layers.feed_forward(192, 768), model_layers.moe_block(192, 384, 16, 2))
+    )
+    blocks = [attention, dense, attention, experts] * 6
+    return planned("m3vit", 129, model_layers.STREAM_SCALE, base.patches, base.embedding, blocks, base.heads)

@@ -24,8 +24,8 @@ _NOT_ALL_ONES = re.compile(r"[A-Za-z_]\w*(?: \* [A-Za-z_]\w*)+ != 1")
 _NO_SUM_OF_ONE = re.compile(r"[A-Za-z_]\w*(?: \+ [A-Za-z_]\w*)+ != 1")
 _TOLERANCE = 1e-3
 
-Agrees = Callable[[Mapping[str, int]], bool]
-"""Whether module and program compute the same where the named sizes are so."""
+Agrees = Callable[[Mapping[str, int]], bool | None]
+"""Whether module and program compute the same where the named sizes are so; None where the module itself cannot run."""
 
 
 def let_in(guards: Sequence[str], agrees: Agrees) -> tuple[list[str], list[str]]:
@@ -58,16 +58,17 @@ def let_in(guards: Sequence[str], agrees: Agrees) -> tuple[list[str], list[str]]
 
 def _widened(guard: str, agrees: Agrees) -> tuple[list[str], list[str]]:
     """Another guard, maybe about several sizes; where it excludes that all are 1, or of a sum that one is 1 and the
-    others 0, and that agrees, it or that, and none where it excludes no more."""
+    others 0, and that agrees, it or that, and none where it excludes no more that the module can run."""
     test = parse_guard(guard)
     small = [dict.fromkeys(test.names, 1)]
     if _NO_SUM_OF_ONE.fullmatch(guard):
         small = [{name: int(name == one) for name in test.names} for one in test.names]
-    accepted = [sizes for sizes in small if not holds(test, sizes) and agrees(sizes)]
-    if not accepted:
+    outcomes = [False if holds(test, sizes) else agrees(sizes) for sizes in small]
+    if True not in outcomes:
         return [guard], []
+    accepted = [sizes for sizes, outcome in zip(small, outcomes, strict=True) if outcome]
     equal = [" and ".join(f"{name} == {size}" for name, size in sizes.items()) for sizes in accepted]
-    are_all = _NOT_ALL_ONES.fullmatch(guard) or (_NO_SUM_OF_ONE.fullmatch(guard) and accepted == small)
+    are_all = (_NOT_ALL_ONES.fullmatch(guard) or _NO_SUM_OF_ONE.fullmatch(guard)) and False not in outcomes
     left = [] if are_all else [" or ".join(f"({part})" for part in (guard, *equal))]
     return left, [part.replace("==", "=") for part in equal]
 
@@ -84,10 +85,13 @@ class Trial:
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     values: Sequence[Any]
 
-    def __call__(self, sizes: Mapping[str, int]) -> bool:
-        """Whether they compute the same on every trial that the module can run, and there is one."""
+    def __call__(self, sizes: Mapping[str, int]) -> bool | None:
+        """Whether they compute the same on every trial that the module can run; False where no trial can be made, None
+        where the module runs none."""
         trials = [self._inputs(sizes, seed) for seed in (0, 1)]
         outcomes = [self._agree(*trial) for trial in trials if trial is not None]
+        if outcomes and set(outcomes) == {None}:
+            return None
         return False not in outcomes and True in outcomes
 
     @functools.cached_property

@@ -78,6 +78,9 @@ def test_a_board_holds_the_keys_of_one_sequence(tmp_path, monkeypatch):
         board.run(tokens, first)
     board.run(tokens, second)
     assert (first.past, second.past, kernel.pasts) == (4, 4, [0, 0, 0])
+    board.run_steps(host["stream_in"](tokens), 4, 0)
+    with pytest.raises(ValueError, match="keys of 4 tokens are no longer on the board"):
+        board.run(tokens, second)
 
 
 def test_a_design_without_a_cache_takes_whole_sequences(tmp_path, monkeypatch):

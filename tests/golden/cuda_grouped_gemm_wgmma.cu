@@ -135,7 +135,7 @@ __forceinline__ __device__ void tvm_builtin_ptx_cp_async_wait_group_async_wait_g
   asm volatile("cp.async.wait_group 2;" :  :  : "memory");
 }
 
-extern "C" __global__ void __launch_bounds__(384) kernel_kernel(float* __restrict__ bias_ptr, int* __restrict__ blocks_ptr, int* __restrict__ count_ptr, const __grid_constant__ CUtensorMap matrix_map, nv_bfloat16* __restrict__ out_ptr, int* __restrict__ pairs_ptr, nv_bfloat16* __restrict__ rows_ptr, int B, int multiprocessors, int slots) {
+extern "C" __global__ void __launch_bounds__(384, 1) kernel_kernel(float* __restrict__ bias_ptr, int* __restrict__ blocks_ptr, int* __restrict__ count_ptr, const __grid_constant__ CUtensorMap matrix_map, nv_bfloat16* __restrict__ out_ptr, int* __restrict__ pairs_ptr, nv_bfloat16* __restrict__ rows_ptr, int B, int multiprocessors, int slots) {
   int warp_id_in_cta = __shfl_sync((uint)4294967295, (((int)threadIdx.x) >> 5), 0, 32);
   int first = ((int)blockIdx.x);
   int thread = ((int)threadIdx.x);

@@ -27,12 +27,11 @@ from moec.targets.cuda.kernels.attention_operands import (
     attention_kernel_of,
     attention_plan,
     kernel_of_parts,
-    one_block_is_enough,
     quotient,
     start_row,
 )
 from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
-from moec.targets.cuda.kernels.launch import BEGINS_EARLY, WARP
+from moec.targets.cuda.kernels.launch import BEGINS_EARLY, WARP, one_block_is_enough
 from moec.targets.cuda.launch_model.plans import AttentionPlan
 from moec.targets.tvm.lower.attention import AttentionProblem
 

@@ -21,7 +21,6 @@ from moec.targets.cuda.kernels.attention_operands import (
     attention_kernel,
     attention_kernel_of,
     attention_plan,
-    one_block_is_enough,
 )
 from moec.targets.cuda.kernels.attention_panels import (
     DEPTH,
@@ -42,7 +41,7 @@ from moec.targets.cuda.kernels.attention_softmax import (
     store_rows,
     weigh,
 )
-from moec.targets.cuda.kernels.launch import WARP
+from moec.targets.cuda.kernels.launch import WARP, one_block_is_enough
 from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH, MMA_ROWS, PIECE
 from moec.targets.cuda.kernels.shared_pool import SharedPool
 from moec.targets.tvm.lower.attention import AttentionProblem

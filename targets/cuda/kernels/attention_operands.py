@@ -179,11 +179,6 @@ class AttentionOperands:
         return value + T.cast(entry, "float32")
 
 
-def one_block_is_enough() -> Any:
-    """ptxas spills rather than let fewer blocks share a multiprocessor, unless told so."""
-    return T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", 1)
-
-
 def slices_of(problem: AttentionProblem) -> int:
     """Parts of a row of the result, each the work of a block of threads."""
     return -(-problem.value_size // VALUE_COLUMNS)

@@ -24,7 +24,7 @@ from tvm.script.ir_builder import IRBuilder
 
 from moec.common.dtypes import dtype_of
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
-from moec.targets.cuda.kernels.launch import WARP, blocks_in_grid, count_multiprocessors
+from moec.targets.cuda.kernels.launch import WARP, blocks_in_grid, count_multiprocessors, one_block_is_enough
 from moec.targets.cuda.kernels.mma_store import store
 from moec.targets.cuda.kernels.mma_tile import DEPTH, MMA_COLUMNS, MMA_ROWS, PIECE, Tile, panel_depth
 from moec.targets.cuda.kernels.scaled_sums import why_not_scaled
@@ -188,15 +188,16 @@ def _compute(operands, epilogue, maps, clusters):
     place = T.meta_var(Place(T.truncdiv(first, tile.cluster), T.truncdiv(blocks_in_grid(), tile.cluster), rank))
     ring = T.meta_var(new_ring(tile, operands.problem, maps, rank))
     start_ring(ring)
-    if thread < WARPGROUP:
-        T.ptx["setmaxnreg.dec.sync.aligned.u32"](ring.registers[0])
-        _produce(operands, tile, ring, place, thread)
-    else:
-        T.ptx["setmaxnreg.inc.sync.aligned.u32"](ring.registers[1])
-        if tile.together:
-            consume_together(operands, epilogue, tile, ring, place, thread)
+    with one_block_is_enough():
+        if thread < WARPGROUP:
+            T.ptx["setmaxnreg.dec.sync.aligned.u32"](ring.registers[0])
+            _produce(operands, tile, ring, place, thread)
         else:
-            _consume(operands, epilogue, tile, ring, place, thread)
+            T.ptx["setmaxnreg.inc.sync.aligned.u32"](ring.registers[1])
+            if tile.together:
+                consume_together(operands, epilogue, tile, ring, place, thread)
+            else:
+                _consume(operands, epilogue, tile, ring, place, thread)
     if tile.cluster > 1:
         meet_cluster(tile)
 

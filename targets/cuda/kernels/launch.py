@@ -50,6 +50,13 @@ def blocks_in_grid() -> Any:
     return T.cuda.func_call("blocks_in_grid", source_code=_BLOCKS_IN_GRID, return_type="int32")
 
 
+def one_block_is_enough() -> Any:
+    """Around the code of a kernel: a multiprocessor may hold a single block. Unless told so, ptxas spills rather than
+    let fewer blocks share one; and it ignores ``setmaxnreg``, for it has to know how many registers a thread has when
+    the kernel begins, which follows from one block's share."""
+    return T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", 1)
+
+
 def blocks_for(items: Any, per_block: int) -> Any:
     """Blocks of a grid for ``items`` (int32): at least one, for CUDA launches no empty grid. Kernels check what is
     theirs."""

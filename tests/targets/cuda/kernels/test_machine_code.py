@@ -59,9 +59,9 @@ def _half(rows: int) -> GroupedProblem:
 _FP8 = dataclasses.replace(_half(128), dtype="float8_e4m3fn", stored=PackedFormat("fp8", 128))
 
 
-def _dense(**fields: Any) -> GroupedProblem:
+def _dense(inner: int = 2880, width: int = 2880, **fields: Any) -> GroupedProblem:
     stored = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "out_dtype": "bfloat16"}
-    return dense_problem(2880, 2880, **stored, **fields)
+    return dense_problem(inner, width, **stored, **fields)
 
 
 _ATTENTION = AttentionProblem(256, 256, 1 / 16, 4, causal="lengths", softcap=30.0, has_lengths=True)
@@ -90,8 +90,8 @@ def _mma(problem: GroupedProblem) -> Any:
     return grouped_gemm_mma(problem, SILU_IN_FULL if problem.tf32 else SILU)
 
 
-def _dense_wgmma(rows: int) -> Any:
-    return grouped_gemm_wgmma(_dense(block_rows=rows), lambda total: total, dense_kernel)
+def _dense_wgmma(rows: int, *sizes: int) -> Any:
+    return grouped_gemm_wgmma(_dense(*sizes, block_rows=rows), lambda total: total, dense_kernel)
 
 
 KERNELS = {
@@ -140,6 +140,7 @@ KERNELS = {
     "dense mma, parts of inputs": lambda: gemm_parts(_dense()),
     "dense mma, parts are joined": lambda: join_parts(_dense(), lambda total: total),
     "dense mma, part of a tile": lambda: grouped_gemm_mma(_dense(block_rows=128), lambda total: total, dense_kernel),
+    "wgmma, dense, a narrow router": lambda: _dense_wgmma(64, 512, 8),
     **{f"wgmma, dense, {rows} rows": functools.partial(_dense_wgmma, rows) for rows in HEIGHTS},
     **{name: functools.partial(_mma, problem) for name, problem in MMA.items()},
 }
@@ -162,7 +163,7 @@ def _architectures(name: str) -> list[str]:
 
 QUICK = [
     *((name, AMPERE) for name in ("route", "simt", "mma, 128 rows", "mma, int4")),
-    *((name, HOPPER) for name in ("wgmma, 128 rows", "wgmma, fp8", "wgmma, dense, 64 rows")),
+    *((name, HOPPER) for name in ("wgmma, 128 rows", "wgmma, fp8", "wgmma, dense, a narrow router")),
 ]
 
 

@@ -77,8 +77,6 @@ def why_not(problem: GroupedProblem, architecture: str) -> str | None:
     multiple = DEPTH if problem.decodes else panel_depth(problem.dtype) // PIECES
     if problem.inner % multiple:
         return f"{problem.inner} inputs are no multiple of {multiple}"
-    if problem.columns % MMA_COLUMNS:
-        return f"{problem.columns} columns are no multiple of {MMA_COLUMNS}"
     if problem.gated and problem.columns != 2 * problem.width:
         return f"{problem.width} hidden units are no multiple of 8"
     return problem.why_not_stored() if problem.stored is None else problem.stored.why_not(PIECE)

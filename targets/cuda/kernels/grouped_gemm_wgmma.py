@@ -26,7 +26,7 @@ from moec.common.dtypes import dtype_of
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
 from moec.targets.cuda.kernels.launch import WARP, blocks_in_grid, count_multiprocessors, one_block_is_enough
 from moec.targets.cuda.kernels.mma_store import store
-from moec.targets.cuda.kernels.mma_tile import DEPTH, MMA_COLUMNS, MMA_ROWS, PIECE, Tile, panel_depth
+from moec.targets.cuda.kernels.mma_tile import DEPTH, MMA_ROWS, PIECE, Tile, panel_depth
 from moec.targets.cuda.kernels.scaled_sums import why_not_scaled
 from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
 from moec.targets.cuda.kernels.wgmma_ring import (
@@ -75,8 +75,6 @@ def why_not(problem: GroupedProblem, architecture: str) -> str | None:
     multiple = DEPTH if problem.decodes else PIECE
     if problem.inner % multiple:
         return f"{problem.inner} inputs are no multiple of {multiple}"
-    if problem.columns % MMA_COLUMNS:
-        return f"{problem.columns} columns are no multiple of {MMA_COLUMNS}"
     if problem.gated and problem.columns != 2 * problem.width:
         return f"{problem.width} hidden units are no multiple of 8"
     return problem.why_not_stored() if problem.stored is None else problem.stored.why_not(PIECE)

@@ -39,6 +39,18 @@ def _column(tile: Tile, j: Any) -> Any:
     return tile.first_column + tile.warp_column + j * (2 * MMA_COLUMNS if tile.problem.gated else MMA_COLUMNS)
 
 
+def _first_of_lane(tile: Tile, j: Any) -> Any:
+    """A column that the matrix has if it has those of a step that are this lane's, or the first of them."""
+    column = _column(tile, j)
+    return column if tile.has_whole_steps else column + tile.lane % _LANES * _PER_LANE
+
+
+def _stores_alone(tile: Tile) -> bool:
+    """Whether a lane stores its outputs one by one: rows of an odd number of them begin at any address, and the last
+    column has none beside it."""
+    return tile.problem.width % _PER_LANE != 0
+
+
 @T.inline
 def _finish(tile, epilogue, i, j, lower, factor, sums, values):
     """``values`` [2]: this lane's outputs of a step. The last columns stand for those that there are not."""
@@ -53,7 +65,8 @@ def _finish(tile, epilogue, i, j, lower, factor, sums, values):
             values[v] = epilogue(gate, up)
     else:
         for v in T.unroll(_PER_LANE):
-            total: T.let = operands.finished(sums[i, j, lower * 2 + v], factor, tile.expert, column + v)
+            own: T.let = tile.column_or_last(column + v) if _stores_alone(tile) else column + v
+            total: T.let = operands.finished(sums[i, j, lower * 2 + v], factor, tile.expert, own)
             values[v] = epilogue(total)
 
 
@@ -66,8 +79,13 @@ def _store_pairs(tile, epilogue, i, j, lower, row, factor, sums):
     first: T.let = (tile.first_column + tile.warp_column) // (2 if problem.gated else 1)
     output: T.let = first + j * MMA_COLUMNS + tile.lane % _LANES * _PER_LANE
     _finish(tile, epilogue, i, j, lower, factor, sums, values)
-    for v in T.vectorized(_PER_LANE):
-        tile.operands.out[row, output + v] = T.cast(values[v], problem.out_dtype)
+    if _stores_alone(tile):
+        for v in T.unroll(_PER_LANE):
+            if tile.has_column(output + v):
+                tile.operands.out[row, output + v] = T.cast(values[v], problem.out_dtype)
+    else:
+        for v in T.vectorized(_PER_LANE):
+            tile.operands.out[row, output + v] = T.cast(values[v], problem.out_dtype)
 
 
 @T.inline
@@ -122,5 +140,5 @@ def store(tile, epilogue, sums):
                 row: T.let = tile.operands.destination(pair, tile.block, tile_row)
                 if exchanges:
                     _store_eights(tile, epilogue, i, j, lower, pair, row, tile.operands.factor(T.max(pair, 0)), sums)
-                elif T.And(pair >= 0, tile.has_column(_column(tile, j))):
+                elif T.And(pair >= 0, tile.has_column(_first_of_lane(tile, j))):
                     _store_pairs(tile, epilogue, i, j, lower, row, tile.operands.factor(pair), sums)

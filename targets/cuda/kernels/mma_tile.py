@@ -137,9 +137,17 @@ class Tile:
         """A column that the matrix has."""
         return column if self._whole_tiles else T.min(column, self.problem.columns - 1)
 
+    @property
+    def has_whole_steps(self) -> bool:
+        """Whether the matrix has all columns of a multiplication, or none."""
+        return self.problem.columns % MMA_COLUMNS == 0
+
     def step_or_last(self, column: Any) -> Any:
-        """The first column of a multiplication, all of which the matrix has."""
-        return column if self._whole_tiles else T.min(column, self.problem.columns - MMA_COLUMNS)
+        """The first column of a multiplication, all of which the matrix has; where it may have some of them, that one,
+        for who asks looks at each column."""
+        if self._whole_tiles or not self.has_whole_steps:
+            return column
+        return T.min(column, self.problem.columns - MMA_COLUMNS)
 
     def has_input(self, k: Any) -> Any:
         """Whether the rows have it: the last panel may be deeper than what is left."""

@@ -42,6 +42,8 @@ def why_not_scaled(problem: GroupedProblem, architecture: str) -> str | None:
     if stored is None or stored.element != "fp8" or stored.group not in (0, GROUP):
         found = problem.matrix_dtype if stored is None else stored.name
         return f"a matrix in {found}; expected fp8 with scales per column, or for groups of {GROUP} inputs"
+    if problem.columns % LANE_COLUMNS:
+        return f"{problem.columns} columns; a lane reads the scales of {LANE_COLUMNS} at once"
     return why_not_packed(problem.inner, GROUP)
 
 

@@ -81,8 +81,8 @@ def test_vector(emulated):
 
 
 def test_tensor_cores_with_less_than_a_tile(emulated):
-    text = "(float16[T,72] x, float16[72,40] w) => (float16[T,40] y) { y = MatMul (x, w) }"
-    model = _model(text, w=_numbers(72, 40, dtype=np.float16))
+    text = "(float16[T,72] x, float16[72,49] w) => (float16[T,49] y) { y = MatMul (x, w) }"
+    model = _model(text, w=_numbers(72, 49, dtype=np.float16))
     run = emulated(model)
     for T in ROWS:
         _check(run, model, _numbers(T, 72, dtype=np.float16), 1e-3)
@@ -90,8 +90,8 @@ def test_tensor_cores_with_less_than_a_tile(emulated):
 
 @pytest.mark.parametrize("rows", ["T", pytest.param("40", marks=pytest.mark.nightly)])
 def test_inputs_in_parts(emulated, rows):
-    """Between few rows and tiles enough, whether their number is known now or not."""
-    weight, bias = (_numbers(136, 520) / 23).astype(np.float16), _numbers(136)
+    """Between few rows and tiles enough, whether their number is known now or not. An odd number of columns."""
+    weight, bias = (_numbers(131, 520) / 23).astype(np.float16), _numbers(131)
     spec, shape = LinearSpec(activation="relu"), (1 if rows == "T" else 40, 520)
     model = node_model("Linear", {"x": np.zeros(shape, np.float16)}, {"weight": weight, "bias": bias}, spec)
     if rows != "T":
@@ -105,8 +105,8 @@ def test_inputs_in_parts(emulated, rows):
 
 @thinned("form, dtype", [("int4,group=32", np.float32), ("int8", ml_dtypes.bfloat16)], 2)
 def test_quantised_weights_stay_packed(form, dtype):
-    weight = (_numbers(136, 128, dtype=np.float32) / 8).astype(dtype)
-    bias = _numbers(136, dtype=dtype)
+    weight = (_numbers(131, 128, dtype=np.float32) / 8).astype(dtype)
+    bias = _numbers(131, dtype=dtype)
     model = node_model("Linear", {"x": np.zeros((1, 128), dtype)}, {"weight": weight, "bias": bias}, LinearSpec())
     compiled = moec.compile(model, target="cuda", passes=f"quantize-linears{{format={form}}}", emulate=True)
     stored = sum(entry["bytes"] for entry in compiled.describe()["weights"])
@@ -170,7 +170,9 @@ def test_tf32_rounds_rows_in_every_way_to_compute(emulated):
         ),
         (dense_problem(64, 2**17, **HALF), "sm_80", [("gemv", 0, 16), ("gemm_mma of 128", 17, None)]),
         (dense_problem(60, 2**17, tf32=True), "sm_80", [("gemv", 0, 16), ("gemm_mma of 128", 17, None)]),
-        (dense_problem(60, 100, tf32=True), "sm_80", [("gemv", 0, 16), ("gemm_simt of 64", 17, None)]),
+        (dense_problem(62, 100, tf32=True), "sm_80", [("gemm_simt of 64", 0, None)]),
+        (dense_problem(64, 2**17 + 3, **HALF), "sm_80", [("gemv", 0, 16), ("gemm_mma of 128", 17, None)]),
+        (dense_problem(64, 2**17 + 3, **HALF), "sm_90a", [("gemv", 0, 16), ("gemm_wgmma of 128", 17, None)]),
         (
             dense_problem(64, 100, stored=PackedFormat("int8", 4), **HALF),
             "sm_80",

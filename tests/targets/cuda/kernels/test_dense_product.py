@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from moec.common.dtypes import dtype_of
+from moec.ir.products import rounded_to_tf32
 from moec.ir.weights.encode import decode, encode
 from moec.ir.weights.format import WeightFormat
 from moec.targets.cuda.kernels.dense_problem import dense_kernel, dense_problem
@@ -18,11 +20,26 @@ from .layers import undefined
 
 RANDOM = np.random.default_rng(0)
 HALF = {"dtype": "float16", "matrix_dtype": "float16"}
+BFLOAT = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "out_dtype": "bfloat16"}
 KERNELS = {
     "tiles of 64 rows": (dense_problem(104, 200, block_rows=64, **HALF), grouped_gemm_mma, "sm_80"),
     "tiles of 128 rows": (dense_problem(64, 136, block_rows=128, **HALF), grouped_gemm_mma, "sm_80"),
     "for Hopper": (dense_problem(128, 256, block_rows=64, **HALF), grouped_gemm_wgmma, "sm_90a"),
 }
+
+ANY_WIDTH = {
+    "mma, 131": (dense_problem(72, 131, block_rows=128, **BFLOAT), grouped_gemm_mma, "sm_80"),
+    "mma, 9": (dense_problem(64, 9, block_rows=16, **HALF), grouped_gemm_mma, "sm_80"),
+    "mma, 3": (dense_problem(64, 3, block_rows=64, **BFLOAT), grouped_gemm_mma, "sm_80"),
+    "mma, 49": (dense_problem(72, 49, block_rows=64, biased=False, **HALF), grouped_gemm_mma, "sm_80"),
+    "mma, 130": (dense_problem(64, 130, block_rows=64, **{**HALF, "out_dtype": "float16"}), grouped_gemm_mma, "sm_80"),
+    "wgmma, 131": (dense_problem(64, 131, block_rows=64, **BFLOAT), grouped_gemm_wgmma, "sm_90a"),
+    "wgmma, 9": (dense_problem(72, 9, block_rows=64, **HALF), grouped_gemm_wgmma, "sm_90a"),
+    "wgmma, 49": (dense_problem(64, 49, block_rows=128, **BFLOAT), grouped_gemm_wgmma, "sm_90a"),
+    "wgmma, 130": (dense_problem(64, 130, block_rows=64, **BFLOAT), grouped_gemm_wgmma, "sm_90a"),
+    "mma, 133, tf32": (dense_problem(36, 133, block_rows=64, tf32=True), grouped_gemm_mma, "sm_80"),
+}
+"""Rows of results begin at any multiple of an element, or of two."""
 
 
 def _normal(*shape: int) -> np.ndarray:
@@ -39,6 +56,22 @@ def test_tensor_cores(name):
         expected = x.astype(np.float64) @ matrix[0].astype(np.float64).T + bias
         found = kernel(x, matrix, bias, undefined((rows, problem.width), "float32"))
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@thinned("name", ANY_WIDTH, 5)
+def test_any_number_of_columns(name):
+    problem, generate, architecture = ANY_WIDTH[name]
+    kernel = build(generate(problem, lambda total: total, dense_kernel), architecture)
+    dtype, out_dtype = dtype_of(problem.dtype), dtype_of(problem.out_dtype)
+    matrix, bias = _normal(1, problem.width, problem.inner), _normal(*problem.bias_shape)
+    matrix = (rounded_to_tf32(matrix) if problem.tf32 else matrix).astype(dtype)
+    for rows in (0, 1, 17, 130):
+        x = _normal(rows, problem.inner)
+        x = (rounded_to_tf32(x) if problem.tf32 else x).astype(dtype)
+        expected = x.astype(np.float64) @ matrix[0].astype(np.float64).T + (bias if problem.biased else 0)
+        found = kernel(x, matrix, bias, undefined((rows, problem.width), problem.out_dtype)).astype(np.float64)
+        tolerance = 1e-4 if out_dtype.itemsize == 4 else 1e-2
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_few_rows_of_a_quantised_matrix():

@@ -144,7 +144,6 @@ def test_what_a_kernel_cannot_compute_has_a_reason():
         "one type for both": {"matrix_dtype": "bfloat16"},
         "blocks of 32 rows": {"block_rows": 32},
         "100 inputs": {"inner": 100},
-        "204 columns": {"width": 204},
         "hidden units": {"gated": True, "width": 60},
         "float64": {"out_dtype": "float64"},
     }
@@ -154,7 +153,6 @@ def test_what_a_kernel_cannot_compute_has_a_reason():
         "float32 rows": {"dtype": "float32", "matrix_dtype": "float32"},
         "blocks of 16 rows": {"block_rows": 16},
         "100 inputs": {"inner": 100},
-        "204 columns": {"width": 204},
         "136 inputs": {"inner": 136, "stored": PackedFormat("int8", 8)},
         "hidden units": {"gated": True, "width": 60},
         "one type for both": {"matrix_dtype": "bfloat16"},

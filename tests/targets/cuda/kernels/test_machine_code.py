@@ -141,6 +141,10 @@ KERNELS = {
     "dense mma, parts are joined": lambda: join_parts(_dense(), lambda total: total),
     "dense mma, part of a tile": lambda: grouped_gemm_mma(_dense(block_rows=128), lambda total: total, dense_kernel),
     "wgmma, dense, a narrow router": lambda: _dense_wgmma(64, 512, 8),
+    "wgmma, dense, a vocabulary": lambda: _dense_wgmma(128, 1024, 49155),
+    "dense mma, a vocabulary": lambda: grouped_gemm_mma(
+        _dense(1024, 49155, block_rows=128), lambda total: total, dense_kernel
+    ),
     **{f"wgmma, dense, {rows} rows": functools.partial(_dense_wgmma, rows) for rows in HEIGHTS},
     **{name: functools.partial(_mma, problem) for name, problem in MMA.items()},
 }

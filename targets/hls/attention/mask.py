@@ -98,12 +98,12 @@ def causal_mask(model: ir.Model, mask: ir.Value, tokens: ir.Value, positions: in
 
 
 def _sinks_in(mask: ir.Value, found: Array) -> Array:
-    """Of a mask [B, H, T, 1 + keys] its first column, which is the same for all tokens."""
+    """Of a mask [B, H, T, 1 + keys] its first column, which is the same for all tokens; minus infinity is no sink."""
     sinks = found[:1, :, :1, 0] if found.ndim == 4 and found.dtype != bool else np.zeros((1, 1, 0))
-    if not sinks.size or not np.isfinite(sinks).all() or (found[..., 0] != sinks).any():
+    if not sinks.size or not (sinks < np.inf).all() or (found[..., 0] != sinks).any():
         raise UnsupportedError(
-            f"its mask {mask.name!r} is {found.shape}, {found.dtype}; expected a finite score for each head in front "
-            "of the keys, the same for all tokens"
+            f"its mask {mask.name!r} is {found.shape}, {found.dtype}; expected a score for each head in front of the "
+            "keys, the same for all tokens, and less than infinity"
         )
     return np.asarray(sinks[0, :, 0], np.float32)
 

@@ -217,6 +217,7 @@ def rotary(graph: GraphBuilder, layout="halves", norm=False, shape="heads", othe
         (lambda graph: rotary(graph, "part", shape="grouped"), {"sharing": 3}),
         (lambda graph: rotary(graph, shape="rows"), {"joint_norm": True}),
         (behind_sinks, {"causal": True, "window": 0}),
+        (lambda graph: behind_sinks(graph, sinks=np.array([0, -np.inf, 60])), {"causal": True}),
     ],
 )
 def test_attention_of_decoders_computes_what_the_graph_does(build, expected):
@@ -239,7 +240,7 @@ def test_attention_of_decoders_computes_what_the_graph_does(build, expected):
         (lambda graph: with_mask(graph, window(graph, 3, of_blocks=True)), "shows or weakens key 0 to query 1"),
         (lambda graph: behind_sinks(graph, fill=1.0), "for 1 tokens; expected 1 keys"),
         (lambda graph: behind_sinks(graph, of_tokens=True), "depends on the numbers of 'x'"),
-        (lambda graph: behind_sinks(graph, sinks=np.inf), "expected a finite score for each head"),
+        (lambda graph: behind_sinks(graph, sinks=np.inf), "expected a score for each head"),
         (lambda graph: behind_sinks(graph, sinks=None), "expected a mask that says how they are scored"),
         (lambda graph: with_mask(graph, window(graph, -1)), "hides key 0 to query 0"),
         (lambda graph: rotary(graph, other=1.1), "turned differently"),

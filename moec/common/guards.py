@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,7 +38,8 @@ _COMPARISONS: dict[type, Callable[[int, int], bool]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }
-_FUNCTIONS: dict[str, Callable[..., int]] = {"min": min, "max": max}
+Functions = Mapping[str, Callable[[Any, Any], Any]]
+_FUNCTIONS: Functions = {"min": min, "max": max}
 _Result = TypeVar("_Result", int, bool)
 
 
@@ -63,10 +65,11 @@ def parse_guard(text: str) -> Expression[bool]:
     return Expression(text, _names(tree), _condition(tree))
 
 
-def parse_size(text: str) -> Expression[int]:
-    """Raises ValueError, with the reason, for text that is no size."""
+def parse_size(text: str, functions: Functions = _FUNCTIONS) -> Expression[int]:
+    """Raises ValueError, with the reason, for text that is no size. ``functions``: ``min`` and ``max`` of two, where
+    the expression is called with symbols in place of numbers."""
     tree = _parse(text)
-    return Expression(text, _names(tree), _number(tree))
+    return Expression(text, _names(tree), _number(tree, functions))
 
 
 def holds(guard: Expression[bool], sizes: Sizes) -> bool:
@@ -158,7 +161,7 @@ def _condition(node: ast.expr) -> Callable[[Sizes], bool]:
         return lambda sizes: joined(part(sizes) for part in parts)
     if not isinstance(node, ast.Compare):
         raise ValueError(f"{ast.unparse(node)!r} is no comparison")
-    operands = [_number(operand) for operand in (node.left, *node.comparators)]
+    operands = [_number(operand, _FUNCTIONS) for operand in (node.left, *node.comparators)]
     tests = [_known(_COMPARISONS, type(comparison), node) for comparison in node.ops]
 
     def compare(sizes: Sizes) -> bool:
@@ -168,23 +171,23 @@ def _condition(node: ast.expr) -> Callable[[Sizes], bool]:
     return compare
 
 
-def _number(node: ast.expr) -> Callable[[Sizes], int]:
+def _number(node: ast.expr, functions: Functions) -> Callable[[Sizes], int]:
     if isinstance(node, ast.Name):
         return operator.itemgetter(node.id)
     if isinstance(node, ast.Constant) and type(node.value) is int:
         value = node.value
         return lambda _sizes: value
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        operand = _number(node.operand)
+        operand = _number(node.operand, functions)
         return lambda sizes: -operand(sizes)
     if isinstance(node, ast.BinOp):
         compute = _known(_ARITHMETIC, type(node.op), node)
-        left, right = _number(node.left), _number(node.right)
+        left, right = _number(node.left, functions), _number(node.right, functions)
         return lambda sizes: compute(left(sizes), right(sizes))
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) > 1 and not node.keywords:
-        function = _known(_FUNCTIONS, node.func.id, node)
-        arguments = [_number(argument) for argument in node.args]
-        return lambda sizes: function(argument(sizes) for argument in arguments)
+        function = _known(functions, node.func.id, node)
+        arguments = [_number(argument, functions) for argument in node.args]
+        return lambda sizes: functools.reduce(function, [argument(sizes) for argument in arguments])
     raise ValueError(f"{ast.unparse(node)!r} is neither a size nor arithmetic")
 
 

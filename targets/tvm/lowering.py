@@ -184,7 +184,7 @@ class Lowering(FunctionBuilder):
         length, row, dimensions[state.axis] = dimensions[state.axis], dimensions[-1], self.sizes.variable("page")
         inner = dimensions[:-1] if state.dtype == INT8_ROWS else dimensions
         sizes = [self.sizes.variable("pages"), *inner]
-        growth = parse_size(state.growth)
+        growth = parse_size(state.growth, {"min": tirx.min, "max": tirx.max})
         grown = length + growth({name: self._dimension(name) for name in growth.names})
         one_page = {sizes[0]: 1, dimensions[state.axis]: grown}
         self._of_one_page |= {variable: self.sizes.expression(size) for variable, size in one_page.items()}

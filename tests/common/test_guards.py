@@ -118,3 +118,9 @@ def test_inputs_inside_the_guards_are_taken():
 def test_inputs_outside_are_refused(x, mask, guard, message):
     with pytest.raises(InputError, match=message):
         checked(x, mask, [guard])
+
+
+def test_a_size_of_symbols():
+    """Comparing them gives no bool."""
+    size = parse_size("max(past, total, 1)", {"max": "larger({}, {})".format})
+    assert str(size({name: name for name in size.names})) == "larger(larger(past, total), 1)"

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import onnx.parser
+import onnx_ir as ir
 import pytest
 
 import moec
@@ -183,3 +184,16 @@ def test_caches_with_room_are_written_where_they_lie(without_nvcc):
 def _there(model: CompiledModel, array: np.ndarray) -> OnDevice:
     assert model._device is not None
     return OnDevice(model._device.place(array), array.dtype, array.shape, torch=False)
+
+
+def test_a_state_may_grow_by_a_size_that_is_computed(program_of):
+    """As GroupQueryAttention's caches do, to the larger of two sizes."""
+    text = """<ir_version: 10, opset_import: ["" : 24]>
+    g (float[1,P,8] past, float[1,N,8] new, float[S] s, float[R] r) => (float[1,A,8] present, float[1,A,8] y) {
+        present = Concat <axis = 1> (past, new)
+        y = Neg (present)
+    }"""
+    model = ir.serde.deserialize_model(onnx.parser.parse_model(text))
+    model.graph.inputs[1].shape = ir.Shape([1, "max(S, R) - S", 8])
+    (state,) = program_of(model).held
+    assert state.growth == "max(S, R) - S"

@@ -55,24 +55,28 @@ def append(problem: AppendProblem) -> tirx.PrimFunc:
                 for v in T.vectorized(together):
                     held[_beside(to, v, after)] = T.cast(new[_beside(at, v, after)], problem.stored)
 
-    @T.prim_func
-    def kernel(start: T.int64, new_handle: T.handle, pages_handle: T.handle):
-        T.func_attr(EARLY_ATTRIBUTES)
-        write(new_handle, pages_handle, lambda at: (start, lambda number: True))
+    if problem.starts:
 
-    @T.prim_func
-    def kernel_at(length: T.int64, starts_handle: T.handle, new_handle: T.handle, pages_handle: T.handle):
-        T.func_attr(EARLY_ATTRIBUTES)
-        starts = T.match_buffer(starts_handle, before[:1], problem.starts or "int64")
-        write(
-            new_handle,
-            pages_handle,
-            lambda at: (T.cast(starts[at[0]], "int64"), lambda number: T.And(number >= 0, number < length)),
-        )
+        @T.prim_func
+        def kernel(length: T.int64, starts_handle: T.handle, new_handle: T.handle, pages_handle: T.handle):
+            T.func_attr(EARLY_ATTRIBUTES)
+            starts = T.match_buffer(starts_handle, before[:1], problem.starts)
+            write(
+                new_handle,
+                pages_handle,
+                lambda at: (T.cast(starts[at[0]], "int64"), lambda number: T.And(number >= 0, number < length)),
+            )
 
-    there, function = T.cast(pages, "int64") * page, kernel_at if problem.starts else kernel
-    end = function.params[0] if problem.starts else function.params[0] + S
-    return checked(function, [Requirement(end <= there, "a state outgrows its memory; expected room for all of it")])
+    else:
+
+        @T.prim_func
+        def kernel(start: T.int64, new_handle: T.handle, pages_handle: T.handle):
+            T.func_attr(EARLY_ATTRIBUTES)
+            write(new_handle, pages_handle, lambda at: (start, lambda number: True))
+
+    there, first_size = T.cast(pages, "int64") * page, kernel.params[0]
+    end = first_size if problem.starts else first_size + S
+    return checked(kernel, [Requirement(end <= there, "a state outgrows its memory; expected room for all of it")])
 
 
 def _sizes(sizes: Sequence[int | None], name: str) -> list[Any]:

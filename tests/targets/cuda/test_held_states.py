@@ -34,7 +34,8 @@ g (int64[B,S] ids, float[B,1,P,8] k, float[B,1,P,8] v) => (float[B,S,8] logits, 
     logits = ReduceSum <keepdims = 0> (y, one)
 }}"""
 NARROW = "O2,cast-states{dtype=fp16}"
-IDS = np.random.default_rng(0).integers(0, 5, (2, 3 * PAGE))
+RANDOM = np.random.default_rng(0)
+IDS = RANDOM.integers(0, 5, (2, 3 * PAGE))
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +198,19 @@ def test_a_state_may_grow_by_a_size_that_is_computed(program_of):
     model.graph.inputs[1].shape = ir.Shape([1, "max(S, R) - S", 8])
     (state,) = program_of(model).held
     assert state.growth == "max(S, R) - S"
+
+
+def test_a_state_that_begins_with_the_axis_it_grows_along(emulated):
+    model = ir.serde.deserialize_model(
+        onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 24]>
+        g (float[P,8] past, float[S,8] new) => (float[A,8] present, float[A,8] y) {
+            present = Concat <axis = 0> (past, new)
+            y = Neg (present)
+        }""")
+    )
+    run = emulated(model)
+    for P, S in ((0, 1), (3, 2), (5, 0)):
+        past, new = (RANDOM.standard_normal((rows, 8), np.float32) for rows in (P, S))
+        found = run({"past": past, "new": new})
+        np.testing.assert_array_equal(found["present"], np.concatenate([past, new]))
+        np.testing.assert_array_equal(found["y"], -found["present"])

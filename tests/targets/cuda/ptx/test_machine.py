@@ -79,8 +79,11 @@ def test_a_kernel_computes_what_it_should(ptx_of, name):
 @needs_nvcc
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", LAUNCHES)
-def test_a_kernel_computes_what_it_should_as_compiled_now(name):
-    LAUNCHES[name]().check(compiled(source_of_kernel(name), architecture_of(name)))
+def test_a_kernel_computes_what_it_should_as_compiled_now(golden, name):
+    text = compiled(source_of_kernel(name), architecture_of(name))
+    LAUNCHES[name]().check(text)
+    if name in STORED:
+        golden(f"ptx_{name}.ptx", text)
 
 
 def test_a_kernel_computes_what_it_should_when_copies_are_early(ptx_of):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
+from moec.ir.graphs import add_constant
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import constant, is_op, replace_value
 
@@ -18,7 +20,9 @@ class FuseNormalization:
     1. ``x * s * 1 / sqrt(mean(x^2) + epsilon)`` becomes RMSNormalization (x, s); the square is Pow(x, 2) or Mul(x, x);
        the division is Div, Reciprocal or Div(1, .). The scale s is a vector of the size of the last axis.
     2. ``(x - mean(x)) / sqrt(mean((x - mean(x))^2) + epsilon) * s + b`` becomes LayerNormalization (x, s, b).
-    3. Casts: x may be cast to float32 before, and the quotient cast back before the scale; the fused operator computes
+    3. The same without s, or with a factor that is no such vector: s is made of ones. Exporters leave out weights of
+       one, and so do other passes.
+    4. Casts: x may be cast to float32 before, and the quotient cast back before the scale; the fused operator computes
        in float32 (``stash_type`` 1) in between.
 
     ::
@@ -42,9 +46,10 @@ class FuseNormalization:
 
     def apply(self, model: ir.Model, report: Report) -> bool:
         changed = False
-        for node in list(model.graph):
-            if node.graph is not None and is_op(node, "Mul"):
-                changed |= _fuse(model.graph, node)
+        for op_types, fuse in ((("Mul",), _fuse), (("Cast",), _fuse_unscaled), (("Mul", "Div"), _fuse_unscaled)):
+            for node in list(model.graph):
+                if node.graph is not None and is_op(node, *op_types):
+                    changed |= fuse(model.graph, node)
         return changed
 
 
@@ -69,6 +74,23 @@ def _fuse(graph: ir.Graph, node: ir.Node) -> bool:
             return _replace_by_layer_norm(graph, node, source, scale, found.epsilon)
         return _replace(graph, node, "RMSNormalization", [source, scale], found.epsilon)
     return False
+
+
+def _fuse_unscaled(graph: ir.Graph, node: ir.Node) -> bool:
+    """Of a quotient, or of the cast behind one, that nothing scales."""
+    normalized = node.outputs[0]
+    found = _normalized(_uncast(normalized))
+    source = None if found is None else _source(found.x, normalized)
+    if found is None or source is None or source.dtype is None or source.dtype != normalized.dtype:
+        return False
+    width = source.shape[-1] if source.shape else None
+    if not isinstance(width, int):
+        return False
+    ones = ir.tensor(np.ones(width, source.dtype.numpy()))
+    scale = add_constant(graph, ones, f"{normalized.name}_scale")
+    if found.centred:
+        return _replace_by_layer_norm(graph, node, source, scale, found.epsilon)
+    return _replace(graph, node, "RMSNormalization", [source, scale], found.epsilon)
 
 
 def _replace_by_layer_norm(graph: ir.Graph, node: ir.Node, x: ir.Value, scale: ir.Value, epsilon: float) -> bool:

@@ -100,7 +100,7 @@ def test_weights_in_fewer_bits_stay_near(mixtral: Any, form: str, least: float, 
     assert least < error < most
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@thinned("dtype", [torch.bfloat16, torch.float16], 2)
 def test_a_model_in_16_bits(dtype: Any) -> None:
     model = tiny("Mixtral", dtype)
     layer = layer_of(model)

@@ -149,7 +149,7 @@ def test_results_do_not_depend_on_the_number_of_threads(passes, in_pool):
         np.testing.assert_array_equal(result[0], results[0][0])
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@thinned("bad", [np.nan, np.inf], 2)
 @thinned("passes", ["int8", "mxfp4", "bfloat16", "fp8, activations too"], 3)
 def test_what_is_not_a_number_stays_so_and_stays_in_its_row(passes, bad):
     run, _ = both(passes, "swiglu", 128, 192, "native")

@@ -196,7 +196,7 @@ def test_timed_simulation_equals_the_reference(count, layer):
 @pytest.mark.parametrize(
     ("fields", "design"),
     [
-        ({"normed": True}, {}),
+        pytest.param({"normed": True}, {}, marks=pytest.mark.nightly),  # in every run: a cache, below
         ({"heads": 3, "sharing": 3, "head_width": 12, "turned": 4, "width": 40, "joint": True}, {"norm_lanes": 2}),
     ],
 )
@@ -215,8 +215,8 @@ def test_a_decoder_equals_the_reference(count, fields, design):
     ("fields", "counts"),
     [
         ({"normed": True}, [19]),
-        ({"sharing": 1, "turns": None, "head_width": 12}, [19]),
-        ({"head_width": 72}, [4]),
+        pytest.param({"sharing": 1, "turns": None, "head_width": 12}, [19], marks=pytest.mark.nightly),
+        pytest.param({"head_width": 72}, [4], marks=pytest.mark.nightly),
         ({"joint": True, "window": 5, "sinks": SINKS}, [0, 19]),
         pytest.param({"window": 8, "sinks": SINKS}, [19], marks=pytest.mark.nightly),
         *(pytest.param({"window": window}, [19], marks=pytest.mark.nightly) for window in (1, 2, 9, 10, 18, 40)),

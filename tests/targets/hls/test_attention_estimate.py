@@ -35,11 +35,11 @@ M3VIT = AttentionShape(tokens=197, width=192, heads=3, head_width=64, norm="laye
     ("floats", "count", "share", "latency"),
     [
         (float_attention, 9, 1.0, 0),
-        (float_attention, 9, 0.25, 64),
-        (float_attention, 21, 1.0, 0),
+        pytest.param(float_attention, 9, 0.25, 64, marks=pytest.mark.nightly),
+        pytest.param(float_attention, 21, 1.0, 0, marks=pytest.mark.nightly),
         (float_attention, 21, 0.25, 64),
-        (decoder, 21, 1.0, 0),
-        (decoder, 21, 0.25, 64),
+        pytest.param(decoder, 21, 1.0, 0, marks=pytest.mark.nightly),
+        pytest.param(decoder, 21, 0.25, 64, marks=pytest.mark.nightly),
         pytest.param(lambda: decoder(joint=True), 21, 1.0, 0, marks=pytest.mark.nightly),
         pytest.param(lambda: decoder(joint=True), 21, 0.25, 64, marks=pytest.mark.nightly),
         pytest.param(lambda: decoder(window=4, sinks=SINKS), 21, 1.0, 0, marks=pytest.mark.nightly),
@@ -69,7 +69,11 @@ def test_the_products_of_a_large_block_set_its_pace():
 
 @pytest.mark.parametrize(
     ("share", "latency", "stages", "most"),
-    [(1.0, 0, 0, 0.01), (0.25, 64, USUAL_STAGES, 0.07), pytest.param(1.0, 64, 20, 0.03, marks=pytest.mark.nightly)],
+    [
+        pytest.param(1.0, 0, 0, 0.01, marks=pytest.mark.nightly),
+        (0.25, 64, USUAL_STAGES, 0.07),
+        pytest.param(1.0, 64, 20, 0.03, marks=pytest.mark.nightly),
+    ],
 )
 def test_estimates_of_calls_with_a_cache_agree_with_the_simulation(share, latency, stages, most):
     """A call with 32 tokens, one with 8 behind them, and one with one token behind all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -41,9 +42,7 @@ def test_all_layers_are_one_design_and_the_rest_is_said(model):
     assert project.report["model_outputs"]["logits"]["decibels"] > 25
     rest, unseen = projects.warnings
     assert "6.5% of the operations are in no project: 1 MatMul" in rest
-    assert (
-        "does not show: sequences of other lengths than 97 (node_Attention_16 and 1 more); positions from 97" in unseen
-    )
+    assert re.search(r"does not show: sequences of other lengths than 97 \(\w+ and 1 more\); positions from 97", unseen)
     assert np.frombuffer(project.files["data/layers.bin"], "<i4").reshape(-1, 4, 32)[:, 0, [1, 27]].tolist() == [
         [64, 0],
         [30, 64],

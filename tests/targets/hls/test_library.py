@@ -126,6 +126,7 @@ def test_experts_in_turns(routing, count, design):
         assert "PASS: 16 tokens" in result.output, name
 
 
+@pytest.mark.nightly
 def test_a_router_in_turns_takes_as_long_as_estimated():
     block = float_block(RouteSpec(8, "softmax", normalize=True), GELU, 64, 64, 16)
     integers = quantized(block)

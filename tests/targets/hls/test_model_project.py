@@ -216,6 +216,7 @@ def test_layers_that_differ_in_wires_are_refused():
 
 
 @needs_compiler
+@pytest.mark.nightly
 def test_layers_of_all_kinds_share_one_design():
     """Gated int4 experts in groups whose choice a bias moves, others without all that, and a dense layer."""
     plan = model_layers.plan(last=[model_layers.gated_block(32, group=32), model_layers.sigmoid_block(32)], tokens=9)

@@ -77,6 +77,7 @@ def chain(export, sizes, folder, attention_design, moe_design):
     )
 
 
+@pytest.mark.nightly
 def test_memory_chains_both_projects(export, tmp_path):
     lanes = {"lanes_in": 8, "lanes_out": 8, "hidden_tile": 16}
     attention, moe, expected, found = chain(export, small(export), tmp_path, {"lanes": 8}, lanes)

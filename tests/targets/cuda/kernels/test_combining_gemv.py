@@ -49,7 +49,9 @@ def _check(problem: CombiningProblem, kernel: object, ids: np.ndarray) -> None:
     [
         (1, "float32", {}),
         (2, "bfloat16", {"weighted": True}),
-        (MOST_TOGETHER + 3, "float16", {"weighted": True, "limit": 0.5}),  # in two turns
+        pytest.param(  # in two turns
+            *(MOST_TOGETHER + 3, "float16", {"weighted": True, "limit": 0.5}), marks=pytest.mark.nightly
+        ),
     ],
 )
 def test_tokens_are_the_sums_of_their_experts(slots, dtype, combine):

@@ -44,6 +44,7 @@ def test_dispatch_in_order():
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.nightly
 def test_dispatch_of_chunks_in_order():
     ids = RANDOM.integers(-1, 9, (2100, 2)).astype(np.int32)
     counts, chunks = dispatch_many.count_pairs(8), dispatch_many.chunks_for(ids.size)

@@ -12,7 +12,7 @@ from .cases import Case, all_cases
 from .outcome import Outcome
 from .sweep import sweep
 
-SAMPLE = 8
+SAMPLE = 4
 
 
 def check(cases: list[Case]) -> None:

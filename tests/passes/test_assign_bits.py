@@ -206,6 +206,7 @@ BUDGETS = ["avg=3", "megabytes=0.06", "microseconds=2,gigabytes_per_second=10"]
 
 
 @pytest.mark.parametrize("budget, method", sampled(BUDGETS, ["rtn", "gptq", "awq"], 5))
+@pytest.mark.nightly
 def test_formats_with_zero_points(budget, method, tmp_path):
     spec = SPECS[0]
     path = write_measured(tmp_path / "p", experts_model(spec), ZERO_POINTS)

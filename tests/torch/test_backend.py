@@ -66,6 +66,7 @@ def said(caplog: Any) -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_loop_over_experts_with_changing_lengths_and_weights(caplog: Any) -> None:
     caplog.set_level(logging.INFO, "moec.torch")
     module = Loop().eval()

@@ -86,6 +86,7 @@ def test_a_cache_that_cannot_be_had_is_a_note(cache: bool | None, whole: pathlib
         import_folder(whole, cache=True)
 
 
+@pytest.mark.nightly
 def test_shards_in_bfloat16_with_a_shared_embedding_are_computed_with_in_float32(sharded: pathlib.Path) -> None:
     assert len(list(sharded.glob("*.safetensors"))) > 1
     compiled = moec.compile(sharded)

@@ -75,6 +75,7 @@ def test_experts_stay_as_they_are_stored(program_of, emulated, name):
         assert np.linalg.norm(y - expected) <= 1e-3 * np.linalg.norm(expected)
 
 
+@pytest.mark.nightly
 def test_rounded_tokens_on_tensor_cores(without_nvcc):
     """The tokens' own type is finer than int8. Numbers of tokens for pairs, and for blocks of 16 and of 64 rows."""
     dtype, sizes = np.float16, (128, 64)

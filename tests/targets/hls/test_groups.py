@@ -90,6 +90,7 @@ def test_a_unit_of_zeros_takes_no_bits_from_the_multipliers_of_others():
 
 
 @thinned("name", ["SUM_BITS_UP", "SUM_BITS_DOWN", "TOTAL_BITS_UP", "TOTAL_BITS_DOWN"], 4)
+@pytest.mark.nightly
 def test_sums_and_totals_are_as_wide_as_the_weights_demand_and_no_wider(name):
     """Weights and inputs that reach the widest sums there are."""
     block = in_groups(float_block(RouteSpec(2), ExpertsSpec("relu", "none"), width=64, hidden=64), 4, 32)

@@ -130,6 +130,7 @@ def test_a_decoder_in_calls_of_a_prompt_and_single_tokens_equals_the_reference()
 
 
 @needs_compiler
+@pytest.mark.nightly
 def test_all_layers_in_one_design_equal_the_reference(files):
     assert lint(files) == []
     timed = simulate_timed(files)

@@ -1,12 +1,31 @@
 #include "launch.h"
 
+#include <mutex>
+#include <stdexcept>
+#include <thread>
+
+#include "../../../fibers/stacks.h"
+#include "asynchronous.h"
+#include "barriers.h"
+#include "faults.h"
+#include "watched_arrays.h"
+
 namespace emulator {
+namespace {
 
 dim3 index_in(const dim3& extent, size_t linear) {
   return {unsigned(linear % extent.x), unsigned(linear / extent.x % extent.y),
           unsigned(linear / extent.x / extent.y)};
 }
 
+constexpr size_t most_blocks_of_cluster = 8;  // on every GPU that has clusters
+
+// Blocks of a cluster, as the kernel or its launch says.
+unsigned cluster_size(const Kernel& kernel, const Shape& shape) {
+  return std::max(kernel.cluster, shape.cluster.x);
+}
+
+// What the driver would refuse, and clusters that are not emulated.
 void check_cluster(const Kernel& kernel, const Shape& shape) {
   const auto refuse = [](const std::string& why) { throw std::invalid_argument("cannot be launched: " + why); };
   const unsigned blocks = cluster_size(kernel, shape);
@@ -20,6 +39,7 @@ void check_cluster(const Kernel& kernel, const Shape& shape) {
     refuse("its grid " + in_words(shape.grid) + " is no whole number of clusters of " + std::to_string(blocks));
 }
 
+// What the driver would refuse.
 void check_shape(const Kernel& kernel, const Shape& shape) {
   check_cluster(kernel, shape);
   const dim3 &grid = shape.grid, &block = shape.block;
@@ -39,6 +59,7 @@ void check_shape(const Kernel& kernel, const Shape& shape) {
            " bytes of shared memory of " + std::to_string(settings.shared_limit >> 10) + " KiB");
 }
 
+// The end of a thread: nobody waits for it any longer.
 [[noreturn]] void exit_thread() {
   Thread& me = *thread;
   check_left_behind(me);
@@ -66,6 +87,7 @@ void thread_main() {
   exit_thread();
 }
 
+// `stacks[first]` is the first of its threads'.
 void start_block(Block& b, fibers::Stacks& stacks, size_t first, size_t linear) {
   const size_t count = volume(b.shape);
   b.index = index_in(b.grid, linear);
@@ -98,6 +120,7 @@ void start_block(Block& b, fibers::Stacks& stacks, size_t first, size_t linear) 
   if (watched) b.history.assign(b.shared.bytes, ByteHistory{});
 }
 
+// The blocks from number `linear` on.
 void start_cluster(Cluster& cluster, fibers::Stacks& stacks, size_t linear) {
   cluster.live = 0;
   cluster.progress = 1;
@@ -130,6 +153,26 @@ std::string run_cluster(Cluster& cluster, fibers::Stacks& stacks, size_t linear)
   return error.empty() ? "" : "block " + in_words(where->index) + ", " + place + ": " + error;
 }
 
+// What the OS threads of a launch share.
+struct Outcome {
+  std::mutex guard;
+  size_t next = 0;           // the first cluster that nobody has taken
+  size_t failed = SIZE_MAX;  // the first one that failed
+  std::string error;
+
+  size_t take() {
+    const std::lock_guard<std::mutex> lock(guard);
+    return failed == SIZE_MAX ? next++ : SIZE_MAX;  // after a failure the others need not start
+  }
+
+  void record(size_t linear, const std::string& what) {
+    const std::lock_guard<std::mutex> lock(guard);
+    if (linear >= failed) return;
+    failed = linear;
+    error = what;
+  }
+};
+
 void take_blocks(const Kernel& kernel, const Shape& shape, const void* arguments, bool begins_early,
                  Outcome& outcome) {
   const FaultStacks fault_stacks;
@@ -158,6 +201,7 @@ void take_blocks(const Kernel& kernel, const Shape& shape, const void* arguments
   for (const auto& b : cluster.blocks) b->shared.release();
 }
 
+// Takes blocks until there are none. Its own errors (no memory) are recorded too: nothing may leave an OS thread.
 void run_blocks(const Kernel& kernel, const Shape& shape, const void* arguments, bool begins_early,
                 Outcome& outcome) {
   try {
@@ -167,11 +211,14 @@ void run_blocks(const Kernel& kernel, const Shape& shape, const void* arguments,
   }
 }
 
+// The number of OS threads: the environment's MOEC_EMULATOR_THREADS, or one per core, and at most one per block.
 size_t worker_count(size_t blocks) {
   const char* chosen = getenv("MOEC_EMULATOR_THREADS");
   const long count = chosen ? atol(chosen) : long(std::thread::hardware_concurrency());
   return std::min(blocks, size_t(std::max(1L, count)));
 }
+
+}  // namespace
 
 void launch(const Kernel& kernel, const Shape& shape, const void* arguments, bool begins_early) {
   static std::mutex one_at_a_time;  // as kernels on one stream

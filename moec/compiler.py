@@ -160,10 +160,17 @@ def write(
     with reporting(WRITING, model):
         if limit is not None:
             check_resident(limit, made, str(model))
-        kept: dict[str, Any] = {"threads": threads, "text": text, "resident": limit}
-        provenance = provenance_of(model, pipeline.print_pipeline(chain))
         context = _context(
-            graph, inputs, made[0], report, moe_blocks=blocks, stages=stages, provenance=provenance, **kept
+            graph,
+            inputs,
+            made[0],
+            report,
+            threads=threads,
+            moe_blocks=blocks,
+            stages=stages,
+            provenance=provenance_of(model, pipeline.print_pipeline(chain)),
+            text=text,
+            resident=limit,
         )
         write_artifact(path, made[0], context, *made[1:], progress=announce)
 

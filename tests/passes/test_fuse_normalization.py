@@ -85,3 +85,13 @@ def test_a_float32_result_of_a_half_precision_input_keeps_the_cast():
     check(
         PASSES, before, half("float", "float", f"w = Cast <to = 1> (x) y = RMSNormalization <{ATTRIBUTES}> (w, scale)")
     )
+
+
+def test_without_a_scale_the_cast_back_is_fused():
+    before = half("float16", "float16", f"{WIDE} h = Cast <to = 10> (n) y = Add (h, scale)")
+    after = half(
+        "float16", "float16", f"h_fused = RMSNormalization <{ATTRIBUTES}> (x, h_scale) y = Add (h_fused, scale)"
+    )
+    ones = "<float16[8] h_scale = {1, 1, 1, 1, 1, 1, 1, 1}, "
+    case = {"x": np.full((3, 8), 2, np.float16), "scale": np.ones(8, np.float16)}
+    check(PASSES, before, after.replace("<", ones, 1), case)

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import tempfile
-import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import moec
 from moec import targets
-from moec.common.arguments import check_flags, check_kind, check_optional_flag, check_optional_text, check_path, shown
-from moec.common.byte_counts import bytes_of
+from moec.common.arguments import check_flags, check_optional_flag, check_optional_text
 from moec.common.progress import Progress, silent
+from moec.compile_options import check_options, check_surroundings, chosen_passes, kept_text_files, resident_bytes
 from moec.errors import MoecError, UnsupportedError, reporting
+from moec.model_inputs import ModelInputs, model_inputs
 from moec.provenance import provenance_of
-from moec.targets.kind import ProgramKind
+from moec.stages import pass_check, run_passes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from moec.common.specs import TensorSpec
-    from moec.common.tokenizers import TextFiles
-    from moec.frontend.conditions import Conditions
-    from moec.passes.framework.base import Pass, Remark, Report, Unraised
-    from moec.passes.framework.pipeline import AfterPass
+    from moec.passes.framework.base import Remark, Report, Unraised
     from moec.runtime.model import CompiledModel
-    from moec.runtime.writer import Context, Stage
+    from moec.runtime.writer import Context
     from moec.targets.base import Made, Target
     from moec.targets.kind import Options
 
@@ -130,34 +127,30 @@ def write(
     """
     from moec.frontend import sources
 
-    _check_options(target, passes, verify_each, progress)
+    check_options(target, passes, verify_each, progress)
     check_optional_text(experts=experts, linears=linears, arithmetic=arithmetic)
     check_optional_flag("cache", cache)
     sources.check(model)  # before anything heavy is imported: a name that was mistyped is answered at once
-    _check_surroundings(path, threads, dump_to)
-    text = _text_files(model, tokenizer)
+    check_surroundings(path, threads, dump_to)
+    text = kept_text_files(model, tokenizer)
 
     from moec.ir.blocks import moe_blocks
     from moec.passes.framework import pipeline
     from moec.passes.framework.base import Report
     from moec.runtime.writer import WRITING, check_resident, write_artifact
 
-    announce = progress or silent
-    report = Report(progress=announce)
-    limit = _resident(resident, profile, target)
-    chain = _chain(passes, experts, linears, arithmetic, limit is not None, profile)
+    report = Report(progress=progress or silent)
+    limit = resident_bytes(resident, profile, target)
+    chain = chosen_passes(passes, experts, linears, arithmetic, limit is not None, profile)
     chosen = targets.get_all(target, options)
-    announce("importing")
+    report.progress("importing")
     graph = import_model(model, example_inputs, dynamic_shapes, cache)
-    inputs = _inputs(graph, model, report)
-    check = _pass_check(graph, model, report) if verify_each else None
-    stages = list(_dumped(_run_passes(graph, model, chain, report, check, announce), dump_to))
-    announce(f"generating code for {target}")
-    with reporting(f"generating code for {target}", model):
+    inputs = model_inputs(graph, model, report)
+    stages = run_passes(graph, model, chain, report, verify_each=verify_each, dump_to=dump_to)
+    with _step(f"generating code for {target}", model, report):
         blocks = moe_blocks(graph)
         made = _generate(graph, chosen, target, report)
-    announce(WRITING)
-    with reporting(WRITING, model):
+    with _step(WRITING, model, report):
         if limit is not None:
             check_resident(limit, made, str(model))
         context = _context(
@@ -172,69 +165,18 @@ def write(
             text=text,
             resident=limit,
         )
-        write_artifact(path, made[0], context, *made[1:], progress=announce)
+        write_artifact(path, made[0], context, *made[1:], progress=report.progress)
 
 
-def _chain(
-    passes: str,
-    experts: str | None,
-    linears: str | None,
-    arithmetic: str | None,
-    streams: bool,
-    profile: str | os.PathLike[str] | None,
-) -> Sequence[Pass]:
-    """The passes that the options of :func:`write` ask for."""
-    from moec.passes.framework import pipeline
-    from moec.passes.framework.shorthand import with_arithmetic, with_formats, with_streaming
-
-    rounded = with_arithmetic(with_formats(passes, experts, linears), arithmetic)
-    return pipeline.parse(with_streaming(rounded, streams, profile))
+@contextlib.contextmanager
+def _step(name: str, source: Any, report: Report) -> Iterator[None]:
+    """Around a step: it is announced, and errors in it name it."""
+    report.progress(name)
+    with reporting(name, source):
+        yield
 
 
-def _check_options(target: Any, passes: Any, verify_each: Any, progress: Any) -> None:
-    targets.check_name(target)
-    check_kind("passes", passes, str, "a level such as 'O2' or the text of a pipeline")
-    check_flags(verify_each=verify_each)
-    if progress is not None and not callable(progress):
-        raise MoecError(f"progress is {shown(progress)}; expected a function of one string, or None")
-
-
-def _resident(resident: Any, profile: Any, target: str) -> int | None:
-    """How many bytes weights may take. Raises MoecError for what says no number, and for targets that stream
-    nothing."""
-    if resident is None:
-        if profile is not None:
-            raise MoecError("profile says which experts stay in memory, and resident how much memory: give that, too")
-        return None
-    kind = targets.kind_of(target)
-    if not (isinstance(kind, ProgramKind) and kind.streams_experts):
-        raise UnsupportedError(f"target '{target}' holds all weights in memory; compile without resident")
-    if profile is not None:
-        check_path("profile", profile)
-    return bytes_of("resident", resident)
-
-
-def _check_surroundings(path: Any, threads: Any, dump_to: Any) -> None:
-    from moec.runtime.machine import check_threads
-    from moec.runtime.writer import check_destination
-
-    check_path("path", path)
-    check_threads(threads)
-    if dump_to is not None:
-        check_path("dump_to", dump_to)
-    check_destination(path)
-
-
-def _text_files(model: Any, tokenizer: Any) -> TextFiles | None:
-    from moec.frontend.text_files import read_text_files, text_files_of
-
-    if tokenizer is None:
-        return text_files_of(model)
-    check_path("tokenizer", tokenizer)
-    return read_text_files(tokenizer)
-
-
-def _context(graph: ir.Model, inputs: _Inputs, made: Made, report: Report, **others: Any) -> Context:
+def _context(graph: ir.Model, inputs: ModelInputs, made: Made, report: Report, **others: Any) -> Context:
     """What the artifact keeps of a compilation; ``others``: its fields that no argument tells."""
     from moec.ir.states import states_of
     from moec.runtime.writer import Context
@@ -250,47 +192,6 @@ def _context(graph: ir.Model, inputs: _Inputs, made: Made, report: Report, **oth
         losses=[dataclasses.asdict(loss) for loss in report.losses],
         **others,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Inputs:
-    """What an imported model says of its inputs."""
-
-    limits: dict[str, int]
-    sizes: dict[str, str]
-    counted: list[str]
-    specs: list[TensorSpec]
-    conditions: Conditions
-
-    def guards(self, graph: ir.Model, made: Made) -> list[str]:
-        """The guards of what a target made; ``graph`` is what the passes made, which know more of the sizes inside."""
-        from moec.frontend.conditions import settled
-        from moec.passes.shapes.needed_sizes import needed_sizes
-
-        return settled([*self.conditions.guards, *needed_sizes(graph)], self.specs, made.inputs)
-
-
-def _inputs(graph: ir.Model, source: Any, report: Report) -> _Inputs:
-    """The inputs of a model that no pass has changed; what it is limited to is reported."""
-    from moec.common.specs import tensor_specs
-    from moec.frontend.conditions import conditions_of
-    from moec.passes.shapes.counted_inputs import counted_inputs
-    from moec.passes.shapes.input_limits import input_limits
-    from moec.passes.shapes.input_sizes import input_sizes
-
-    with reporting("reading its inputs", source):
-        specs = tensor_specs(graph.graph.inputs)
-        found = _Inputs(input_limits(graph), input_sizes(graph), counted_inputs(graph), specs, conditions_of(graph))
-    found.conditions.report(specs, report)
-    return found
-
-
-def _dumped(stages: Iterable[Stage], folder: str | os.PathLike[str] | None) -> Iterator[Stage]:
-    """The same stages, each of them in the folder, if there is one, before the next begins."""
-    for index, stage in enumerate(stages):
-        if folder is not None:
-            _dump(pathlib.Path(folder), index, stage)
-        yield stage
 
 
 def _generate(graph: ir.Model, chosen: Sequence[Target], name: str, report: Report) -> list[Made]:
@@ -334,7 +235,7 @@ def optimize(
     if unknown:
         raise MoecError(f"cannot print after {sorted(unknown)[0]!r}: the pipeline is {pipeline.print_pipeline(parsed)}")
     graph = _read_text_form(path) if path.suffix == ".onnxtxt" else import_model(path)
-    check = _pass_check(graph, path, report) if verify_each else None
+    check = pass_check(graph, path, report) if verify_each else None
     with reporting("optimizing", path):
         pipeline.run(graph, parsed, report, verify_each=verify_each, print_after=print_after, on_pass=check)
         return print_model(graph), report.remarks
@@ -381,43 +282,3 @@ def import_model(
     sources.check(model)
     with reporting("importing", model):
         return sources.import_exported(model, cache)
-
-
-def _run_passes(
-    model: ir.Model, source: Any, passes: Sequence[Pass], report: Report, check: AfterPass | None, announce: Progress
-) -> Iterator[Stage]:
-    from moec.ir.text import print_model
-    from moec.ir.weight_hashes import hash_weights
-    from moec.passes.framework import pipeline
-    from moec.runtime.writer import Stage
-
-    yield Stage("import", print_model(model), 0.0)
-    for step in passes:
-        announce(step.name)
-        start = time.perf_counter()
-        with reporting(step.name, source):
-            changed = pipeline.run(model, (step,), report, verify_each=check is not None, on_pass=check)
-        seconds = time.perf_counter() - start
-        if changed:
-            hash_weights(model, announce, f"{step.name}, hashing")
-        yield Stage(step.name, print_model(model) if changed else None, seconds)
-
-
-def _pass_check(graph: ir.Model, source: Any, report: Report) -> AfterPass:
-    """What looks after every pass whether the graph computes what it did."""
-    from moec.tools.pass_check import PassCheck
-
-    with reporting("choosing inputs to compare on after each pass", source):
-        return PassCheck(graph, report).after
-
-
-def _dump(folder: pathlib.Path, index: int, stage: Stage) -> None:
-    from moec.common.seals import write_sealed
-
-    if stage.text is None:
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MoecError(f"{folder}: the phases cannot be written: {error.strerror or error}") from error
-    write_sealed(folder / f"{index:02d}-{stage.name}.onnxtxt", stage.text.encode(), "# ")

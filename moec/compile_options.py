@@ -1,0 +1,80 @@
+"""What a compilation is asked for beside its model: checked before anything heavy is imported, and what it comes to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from moec import targets
+from moec.common.arguments import check_flags, check_kind, check_path, shown
+from moec.common.byte_counts import bytes_of
+from moec.errors import MoecError, UnsupportedError
+from moec.targets.kind import ProgramKind
+
+if TYPE_CHECKING:
+    from moec.common.tokenizers import TextFiles
+    from moec.passes.framework.base import Pass
+
+
+def check_options(target: Any, passes: Any, verify_each: Any, progress: Any) -> None:
+    """Raise MoecError for what is no target's name, no pipeline, no flag or no function."""
+    targets.check_name(target)
+    check_kind("passes", passes, str, "a level such as 'O2' or the text of a pipeline")
+    check_flags(verify_each=verify_each)
+    if progress is not None and not callable(progress):
+        raise MoecError(f"progress is {shown(progress)}; expected a function of one string, or None")
+
+
+def check_surroundings(path: Any, threads: Any, dump_to: Any) -> None:
+    """Raise MoecError for a number of threads that cannot be had, and for places that cannot be written to."""
+    from moec.runtime.machine import check_threads
+    from moec.runtime.writer import check_destination
+
+    check_path("path", path)
+    check_threads(threads)
+    if dump_to is not None:
+        check_path("dump_to", dump_to)
+    check_destination(path)
+
+
+def resident_bytes(resident: Any, profile: Any, target: str) -> int | None:
+    """How many bytes weights may take. Raises MoecError for what says no number, and for targets that stream
+    nothing."""
+    if resident is None:
+        if profile is not None:
+            raise MoecError("profile says which experts stay in memory, and resident how much memory: give that, too")
+        return None
+    kind = targets.kind_of(target)
+    if not (isinstance(kind, ProgramKind) and kind.streams_experts):
+        raise UnsupportedError(f"target '{target}' holds all weights in memory; compile without resident")
+    if profile is not None:
+        check_path("profile", profile)
+    return bytes_of("resident", resident)
+
+
+def kept_text_files(model: Any, tokenizer: Any) -> TextFiles | None:
+    """The tokenizer and chat template that the artifact keeps: those of ``tokenizer``, by default the model's own."""
+    from moec.frontend.text_files import read_text_files, text_files_of
+
+    if tokenizer is None:
+        return text_files_of(model)
+    check_path("tokenizer", tokenizer)
+    return read_text_files(tokenizer)
+
+
+def chosen_passes(
+    passes: str,
+    experts: str | None,
+    linears: str | None,
+    arithmetic: str | None,
+    streams: bool,
+    profile: str | os.PathLike[str] | None,
+) -> Sequence[Pass]:
+    """The pipeline ``passes`` with what rounds weights and activations and, where experts are to be read when they are
+    chosen (``streams``), with what expects them."""
+    from moec.passes.framework import pipeline
+    from moec.passes.framework.shorthand import with_arithmetic, with_formats, with_streaming
+
+    rounded = with_arithmetic(with_formats(passes, experts, linears), arithmetic)
+    return pipeline.parse(with_streaming(rounded, streams, profile))

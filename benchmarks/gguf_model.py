@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from random_gguf import BITS, write_model
 from results import Results
 
 PROMPT, STEPS, VOCABULARY_USED = 512, 16, 40_000
@@ -38,90 +39,12 @@ FLOAT_PASSES = {
     "f32": "O2,cast-states{dtype=fp16},last-logits",
     "bf16": "O2,cast-weights{dtype=bf16,weights=all},cast-states{dtype=fp16},last-logits",
 }
-BITS = {"f32": 32, "bf16": 16, "q4_0": 4.5, "q5_0": 5.5, "q8_0": 8.5, "q4_k": 4.5, "q5_k": 5.5, "q6_k": 6.5625}
-FLOATS = {
-    "q4_0": {0: 1 / 8},
-    "q5_0": {0: 1 / 16},
-    "q8_0": {0: 1 / 128},
-    "q4_k": {0: 1 / 8 / 32, 2: 1 / 32},
-    "q5_k": {0: 1 / 16 / 32, 2: 1 / 32},
-    "q6_k": {208: 1 / 32 / 64},
-}
-"""Where the float16 numbers of a block lie, and what they are, so that weights are about as large as 1."""
 PAUSE_SECONDS = 0.3
 """Between contestants: OpenMP's threads spin for 0.2 s."""
 _HEAD = "ready"
 
 Step = Callable[[int, int, int], float]
 """The seconds that ``count`` tokens behind ``depth`` others take, with token ids of a ``seed``."""
-
-
-def write_model(shape: Any, layers: int, form: str, path: pathlib.Path) -> None:
-    """A file in the shape, whose quantised weights are random bits of numbers and equal scales."""
-    import gguf
-
-    random, kind = np.random.default_rng(0), gguf.GGMLQuantizationType[form.upper()]
-    architecture = shape.architecture
-    writer = gguf.GGUFWriter(path, architecture)
-    width, hidden, head = shape.width, shape.hidden, shape.width // shape.heads
-
-    def matrix(name: str, *sizes: int) -> None:
-        if form in FLOAT_PASSES:
-            floats = random.standard_normal(sizes, dtype=np.float32) / np.float32(np.sqrt(sizes[-1]))
-            bits = floats if form == "f32" else (floats.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
-            writer.add_tensor(name, bits, raw_dtype=kind)
-            return
-        block, size = gguf.GGML_QUANT_SIZES[kind]
-        data = random.integers(0, 256, (int(np.prod(sizes)) // block, size), dtype=np.uint8)
-        if form == "q4_0":  # without the lowest of 16 numbers their mean is 0, and tokens go to different experts
-            data = np.where(data % 16, data, data + 8)
-            data = np.where(data // 16, data, data + 128)
-        for place, share in FLOATS[form].items():
-            data[:, place : place + 2] = np.array([2 * share / np.sqrt(sizes[-1])], np.float16).view(np.uint8)
-        writer.add_tensor(name, data.reshape(*sizes[:-1], -1), raw_dtype=kind)
-
-    def floats(name: str, *sizes: int, mean: float = 1) -> None:
-        writer.add_tensor(name, (mean + 0.1 * random.standard_normal(sizes)).astype(np.float32))
-
-    matrix("token_embd.weight", shape.vocabulary, width)
-    matrix("output.weight", shape.vocabulary, width)
-    floats("output_norm.weight", width)
-    for layer in range(layers):
-        name = f"blk.{layer}"
-        floats(f"{name}.attn_norm.weight", width)
-        floats(f"{name}.ffn_norm.weight", width)
-        for part, size in (("q", shape.heads), ("k", shape.key_heads), ("v", shape.key_heads)):
-            matrix(f"{name}.attn_{part}.weight", size * head, width)
-        matrix(f"{name}.attn_output.weight", width, width)
-        if architecture == "olmoe":
-            floats(f"{name}.attn_q_norm.weight", width)
-            floats(f"{name}.attn_k_norm.weight", shape.key_heads * head)
-        floats(f"{name}.ffn_gate_inp.weight", shape.experts, width, mean=0)
-        matrix(f"{name}.ffn_gate_exps.weight", shape.experts, hidden, width)
-        matrix(f"{name}.ffn_up_exps.weight", shape.experts, hidden, width)
-        matrix(f"{name}.ffn_down_exps.weight", shape.experts, width, hidden)
-    writer.add_vocab_size(shape.vocabulary)
-    writer.add_tokenizer_model("none")
-    writer.add_context_length(1 << 16)
-    writer.add_embedding_length(width)
-    writer.add_block_count(layers)
-    writer.add_feed_forward_length(hidden)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.key_heads)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_expert_count(shape.experts)
-    writer.add_expert_used_count(shape.chosen)
-    writer.add_rope_dimension_count(head)
-    writer.add_rope_freq_base(10_000.0)
-    if architecture == "granitemoe":
-        writer.add_float32("granitemoe.attention.scale", 1 / head)
-        writer.add_float32("granitemoe.embedding_scale", 12.0)
-        writer.add_float32("granitemoe.residual_scale", 0.22)
-        writer.add_float32("granitemoe.logit_scale", 6.0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def write_configuration(shape: Any, layers: int, form: str, folder: pathlib.Path) -> None:

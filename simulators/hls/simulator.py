@@ -163,9 +163,8 @@ def simulate_timed(
     code, a loop's first channel is written in the stage behind that, its last one in the last stage, or each where
     ``stages`` says by its name; ``pipeline_style``: of all pipelines, other than declared;
     ``memories``: names of ports by AXI bundle, where two bundles share one; by default those of the project's
-    ``link.cfg``. ``fifo_depths``: of all channels, or of
-    some by name, other than declared. ``watch_dependences``: pragmas DEPENDENCE are checked against what loops read,
-    which is slow and needs g++.
+    ``link.cfg``. ``fifo_depths``: of all channels, or of some by name, other than declared. ``watch_dependences``:
+    pragmas DEPENDENCE are checked against what loops read, which is slow and needs g++.
 
     Raises SimulationError for a deadlock, a wrong result or a wrong pragma, MoecError for code that the simulation does
     not understand.
@@ -175,13 +174,7 @@ def simulate_timed(
     if watch_dependences and not is_gcc(find_compiler(compiler)):
         raise MoecError(f"watching dependences with {compiler}, which leaves some loads out: use g++")
     configuration = read_configuration(files)
-    program = compile_simulation(
-        _instrumented(files, configuration),
-        configuration,
-        "timed",
-        compiler=compiler,
-        options=["-O1", *(_WATCH if watch_dependences else ())],
-    )
+    program = _timed_program(files, configuration, compiler, watch_dependences)
     with tempfile.TemporaryDirectory() as folder:
         report = pathlib.Path(folder) / "report"
         settings = {
@@ -200,6 +193,14 @@ def simulate_timed(
     if not calls:
         raise MoecError(f"the testbench never called {configuration.top}: nothing was simulated")
     return _timed_result(calls, output)
+
+
+def _timed_program(
+    files: Mapping[str, bytes], configuration: Configuration, compiler: str, watch_dependences: bool
+) -> pathlib.Path:
+    options = ["-O1", *(_WATCH if watch_dependences else ())]
+    instrumented = _instrumented(files, configuration)
+    return compile_simulation(instrumented, configuration, "timed", compiler=compiler, options=options)
 
 
 def _timed_result(calls: Sequence[Mapping[str, Any]], output: str) -> TimedResult:

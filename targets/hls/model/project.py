@@ -75,7 +75,7 @@ def _own(design: ModelDesign) -> list[Memory]:
 
 
 def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes], device: str, clock: float) -> dict[str, Any]:
-    experts, attention = design.experts, design.attention
+    experts = design.experts
     places, (up, down) = packing.stream_places(design, plan), packing.stripes(design)
     stripes = [*up, *down]
     beats = {
@@ -83,8 +83,8 @@ def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes], devic
         for name in ("layers", "norm", "router", *stripes, "turns")
         if f"{name}.bin" in data
     }
-    scores = -(-(experts.shape.slots + 1) // 2)
     return {
+        **_attention_context(design, plan, device),
         "name": plan.name,
         "summary": summary(plan),
         "device": device,
@@ -101,13 +101,8 @@ def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes], devic
         "fifos": experts.fifos,
         "wires": experts_wires(plan),
         "patch_beats": max(1, design.patch_beats),
-        "attention": attention,
-        "attention_wires": attention_wires(plan),
-        "attention_copies": 0 if attention is None else power_copies(attention),
         "depth": {**beats, "stream": places.size, "cache": _cache_beats(design, plan)},
         "is_decoder": design.is_decoder,
-        "turned": attention is not None and attention.shape.turned,
-        "cached": attention is not None and attention.shape.cached > 0,
         "places": places,
         "data": "data",
         "most_stages": MOST_STAGES,
@@ -115,20 +110,33 @@ def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes], devic
         "least_version": LEAST_VERSION,
         "clock_uncertainty": CLOCK_UNCERTAINTY,
         "bound_moe": bound_channels(experts_channels(design)),
-        "bound_attention": [] if attention is None else bound_channels(attention_channels(attention)),
-        "ports": model_ports(find_part(device).memory, None if attention is None else attention.shape, experts),
         "stripes": stripes,
         "behind": 7 + len(stripes),  # the argument
         "up_ports": [f"{name}_weights" for name in up],
         "down_ports": [f"{name}_weights" for name in down],
         "routing": f"{experts.shape.scoring} of {experts.shape.experts}, {experts.shape.slots} per token",
         "experts": "of all layers",
-        "score_copies": scores,
+        "score_copies": -(-(experts.shape.slots + 1) // 2),
         "powers": power_table(),
         "sigmoids": sigmoid_table(),
         "inverse_roots": inverse_roots(),
         "listed": listed,
         "repeated": repeated,
+    }
+
+
+def _attention_context(design: ModelDesign, plan: ModelPlan, device: str) -> dict[str, Any]:
+    """What templates ask of the attention kernel, which a model may be without, and of the ports beside it."""
+    attention = design.attention
+    shape = None if attention is None else attention.shape
+    return {
+        "attention": attention,
+        "attention_wires": attention_wires(plan),
+        "attention_copies": 0 if attention is None else power_copies(attention),
+        "bound_attention": [] if attention is None else bound_channels(attention_channels(attention)),
+        "turned": shape is not None and shape.turned,
+        "cached": shape is not None and shape.cached > 0,
+        "ports": model_ports(find_part(device).memory, shape, design.experts),
     }
 
 

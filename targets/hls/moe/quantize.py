@@ -101,11 +101,7 @@ def quantize(
     finite number.
     """
     shape = shape_of(block, most_tokens, weight_bits)
-    if not len(tokens) or not np.isfinite(tokens).all():
-        raise UnsupportedError(f"{block.name}: {len(tokens)} calibration tokens, all of which must be finite numbers")
-    choice = 0.0 if block.correction_bias is None else block.correction_bias
-    if not all(np.isfinite(numbers).all() for numbers in (block.router, block.router_bias, choice)):
-        raise UnsupportedError(f"{block.name}: numbers of its router are not finite")
+    _check_finite(block, tokens)
     seen = block.run(tokens)
     input_scale = scale_for(seen.inputs, 8)
     router_scale = _router_scale(block, input_scale)
@@ -133,19 +129,9 @@ def quantize(
         output_scale=result_scale * block.routing.scale,
         router=np.round(block.router / router_scale).astype(np.int16),
         router_bias=np.round(block.router_bias / logit_scale).astype(np.int64),
-        choice_bias=None
-        if block.correction_bias is None
-        else np.round(block.correction_bias * TERM_ONE).astype(np.int64),
+        choice_bias=_choice_bias(block),
         up=_up(block, shape, input_scale, _per_row(block, gate_scale, up_scale)),
-        down=project(
-            block.down,
-            block.down_bias,
-            hidden_scale,
-            np.full(block.width, result_scale),
-            shape.weight_bits,
-            group=shape.group,
-            steps=None if block.stored is None else block.stored.of["down"],
-        ),
+        down=_down(block, shape, hidden_scale, np.full(block.width, result_scale)),
         activation=activation,
         hidden_multiplier=Multipliers.of(np.array([activation_scale * up_scale / hidden_scale])),
         up_offset=round(offset / up_scale),
@@ -154,6 +140,20 @@ def quantize(
         score=_score(block, logit_scale),
         norm=norm,
     )
+
+
+def _check_finite(block: FloatBlock, tokens: Array) -> None:
+    if not len(tokens) or not np.isfinite(tokens).all():
+        raise UnsupportedError(f"{block.name}: {len(tokens)} calibration tokens, all of which must be finite numbers")
+    choice = 0.0 if block.correction_bias is None else block.correction_bias
+    if not all(np.isfinite(numbers).all() for numbers in (block.router, block.router_bias, choice)):
+        raise UnsupportedError(f"{block.name}: numbers of its router are not finite")
+
+
+def _choice_bias(block: FloatBlock) -> Array | None:
+    """In steps of the scores that it is added to."""
+    bias = block.correction_bias
+    return None if bias is None else np.round(bias * TERM_ONE).astype(np.int64)
 
 
 def _up(block: FloatBlock, shape: BlockShape, input_scale: float, result_scales: Array) -> QuantizedProjection:
@@ -167,6 +167,18 @@ def _up(block: FloatBlock, shape: BlockShape, input_scale: float, result_scales:
         shape.weight_bits,
         group=shape.group,
         steps=None if stored is None else _interleaved(stored.get("gate"), stored["up"]),
+    )
+
+
+def _down(block: FloatBlock, shape: BlockShape, hidden_scale: float, result_scales: Array) -> QuantizedProjection:
+    return project(
+        block.down,
+        block.down_bias,
+        hidden_scale,
+        result_scales,
+        shape.weight_bits,
+        group=shape.group,
+        steps=None if block.stored is None else block.stored.of["down"],
     )
 
 

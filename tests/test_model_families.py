@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pathlib
 import subprocess
 import sys
 
 import pytest
 
-TOOL = pathlib.Path(__file__).resolve().parent.parent / "tools" / "model_families.py"
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
+
+import model_families as tool
+
 EACH_NIGHT = 6
 """Half a minute each: all of them in two weeks."""
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("model_families", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.nightly
 def test_the_table_is_right_today():
     pytest.importorskip("transformers")
-    command = [sys.executable, str(TOOL), "--check", "--sample", str(EACH_NIGHT)]
+    command = [sys.executable, tool.__file__, "--check", "--sample", str(EACH_NIGHT)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 
-def test_every_row_of_the_table_is_read(tool):
+def test_every_row_of_the_table_is_read():
     rows = tool.known_rows()
     assert len(rows) > 60 and all(line.count(" | ") >= 5 for line in rows.values())
     document = tool.DOCUMENT.read_text(encoding="utf-8")
     assert document == "\n".join([tool.HEAD, *(rows[family] for family in sorted(rows))]) + "\n"
 
 
-def test_a_new_row_confirms_the_table_or_does_not(tool):
+def test_a_new_row_confirms_the_table_or_does_not():
     def row(compiles=True, raised=2, error: float | None = 1e-6, reason=""):
         known = {"family": "mixtral", "compiles": compiles, "raised": raised, "layers": 2}
         return tool.table_row(known | {"error": error, "reason": reason})
@@ -52,7 +45,7 @@ def test_a_new_row_confirms_the_table_or_does_not(tool):
     assert "expected at most" in tool.disagreement(row(), row(error=None))
 
 
-def test_samples_go_round(tool, monkeypatch):
+def test_samples_go_round(monkeypatch):
     names = list("abcdefg")
     today = tool.datetime.datetime.now(tool.datetime.UTC)
 

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +26,7 @@ from moec.errors import MoecError
 
 if TYPE_CHECKING:
     from moec.runtime.generation import Generation
+    from moec.runtime.model import CompiledModel
 
 _STDIN = "-"
 
@@ -62,14 +63,16 @@ def generate(
     import moec
 
     prompts = _prompts(prompt or [], prompt_file or [])
-    placed: dict[str, Any] = {
-        "threads": threads,
-        "pages": pages.value,
-        "resident": resident,
-        "prefer_resident": prefer_resident,
-    }
-    model = moec.load(artifact, **placed, emulate=emulate, architecture=architecture)
-    shown = _Shown(len(prompts))
+    model = moec.load(
+        artifact,
+        threads=threads,
+        pages=pages.value,
+        resident=resident,
+        prefer_resident=prefer_resident,
+        emulate=emulate,
+        architecture=architecture,
+    )
+    shown = None if as_json else _Shown(len(prompts))
     found = moec.generate(
         model,
         prompts,
@@ -84,17 +87,13 @@ def generate(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         seed=seed,
-        on_text=None if as_json else shown,
+        on_text=shown,
     )
-    if not as_json:
-        shown.end()
-    if as_json:
+    if shown is None:
         print_result([dataclasses.asdict(one) for one in found], True, ())
-    if not model.states:
-        note = "the model keeps no states, so that each token runs all before it again; compile it with its cache"
-        print(f"note: {note}", file=sys.stderr)
-    if sys.stderr.isatty():
-        print(_speed(found), file=sys.stderr)
+    else:
+        shown.end()
+    _print_notes(model, found)
 
 
 class _Shown:
@@ -134,6 +133,14 @@ def _read(read: Callable[[], bytes], where: str) -> str:
         return read().decode("utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise MoecError(f"{where}: cannot be read as text: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _print_notes(model: CompiledModel, found: list[Generation]) -> None:
+    if not model.states:
+        note = "the model keeps no states, so that each token runs all before it again; compile it with its cache"
+        print(f"note: {note}", file=sys.stderr)
+    if sys.stderr.isatty():
+        print(_speed(found), file=sys.stderr)
 
 
 def _speed(found: list[Generation]) -> str:

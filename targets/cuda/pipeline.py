@@ -16,9 +16,8 @@ from moec.targets.cuda.kernels.lower_by_form import LowerByForm
 from moec.targets.cuda.launch_conditions import ApplyLaunchConditions
 from moec.targets.cuda.launches import LaunchRecorder, facts_of, with_registers
 from moec.targets.cuda.nvcc import MISSING, PREAMBLE, SOURCE, compile_source
-from moec.targets.cuda.plain_scalars import with_plain_scalars
-from moec.targets.cuda.register_arrays import with_register_arrays
 from moec.targets.cuda.schedule import ScheduleForGpu, allocation_phases
+from moec.targets.cuda.text import finished
 from moec.targets.tvm import host_code
 from moec.targets.tvm.pipeline import Backend, Generated
 
@@ -37,7 +36,7 @@ _DEVICE_FUNCTION = re.compile(r"_kernel(_\d+)?$")
 @tvm.register_global_func("tvm_callback_cuda_postproc", override=True)
 def _finish_text(source: str, _target: tvm.target.Target) -> str:
     """TVM calls it with the CUDA C that it generated, before anything is made of that."""
-    return with_register_arrays(with_plain_scalars(source))
+    return finished(source)
 
 
 def scheduled_kernel_phases() -> list[tvm.transform.Pass]:

@@ -1,12 +1,12 @@
-__forceinline__ __device__ unsigned int tvm_builtin_ballot_sync(unsigned int mask, int pred) {
+__forceinline__ __device__ unsigned int ballot_sync(unsigned int mask, int pred) {
     return __ballot_sync(mask, pred);
 }
 
-__forceinline__ __device__ void tvm_builtin_cuda_cta_sync() {
+__forceinline__ __device__ void cta_sync() {
     __syncthreads();
 }
 
-__forceinline__ __device__ void tvm_builtin_cuda_warp_sync() {
+__forceinline__ __device__ void warp_sync() {
     __syncwarp();
 }
 
@@ -25,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(1024) kernel_kernel(int* __restrict
   if (lane < 8) {
     counts_ptr[((warp * 8) + lane)] = 0;
   }
-  tvm_builtin_cuda_warp_sync();
+  warp_sync();
   int expert_3;
   uint same;
   int before;
@@ -43,21 +43,21 @@ extern "C" __global__ void __launch_bounds__(1024) kernel_kernel(int* __restrict
     #pragma unroll
     for (int bit = 0; bit < 4; ++bit) {
       int mine = ((expert_3 >> bit) & 1);
-      uint ones = tvm_builtin_ballot_sync((uint)4294967295, mine);
+      uint ones = ballot_sync((uint)4294967295, mine);
       same = (same & ((mine == 1) ? ones : (~ones)));
     }
     before = ((int)__popc((same & (((uint)1 << ((uint)lane)) - (uint)1))));
     number = ((int)__popc(same));
     if (expert_3 < 8) {
     }
-    tvm_builtin_cuda_warp_sync();
+    warp_sync();
     if ((expert_3 < 8) && (before == 0)) {
       counts_ptr[((warp * 8) + expert_3)] = (counts_ptr[((warp * 8) + expert_3)] + number);
     }
-    tvm_builtin_cuda_warp_sync();
+    warp_sync();
   }
   int running;
-  tvm_builtin_cuda_cta_sync();
+  cta_sync();
   int expert = thread;
   if (expert < 8) {
     running = 0;
@@ -68,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(1024) kernel_kernel(int* __restrict
     }
     totals_ptr[expert] = running;
   }
-  tvm_builtin_cuda_cta_sync();
+  cta_sync();
   if (warp == 0) {
     int blocks;
     int carry;
@@ -94,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(1024) kernel_kernel(int* __restrict
       first_block_ptr[8] = carry;
     }
   }
-  tvm_builtin_cuda_cta_sync();
+  cta_sync();
   int expert_2 = thread;
   if (expert_2 < 8) {
     for (int block = 0; block < (first_block_ptr[(expert_2 + 1)] - first_block_ptr[expert_2]); ++block) {
@@ -109,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(1024) kernel_kernel(int* __restrict
       sorted_pairs_ptr[((step_1 * 1024) + ((int)threadIdx.x))] = -1;
     }
   }
-  tvm_builtin_cuda_cta_sync();
+  cta_sync();
   int expert_4;
   uint same_1;
   int before_1;
@@ -127,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(1024) kernel_kernel(int* __restrict
     #pragma unroll
     for (int bit_1 = 0; bit_1 < 4; ++bit_1) {
       int mine_1 = ((expert_4 >> bit_1) & 1);
-      uint ones_1 = tvm_builtin_ballot_sync((uint)4294967295, mine_1);
+      uint ones_1 = ballot_sync((uint)4294967295, mine_1);
       same_1 = (same_1 & ((mine_1 == 1) ? ones_1 : (~ones_1)));
     }
     before_1 = ((int)__popc((same_1 & (((uint)1 << ((uint)lane)) - (uint)1))));
@@ -135,10 +135,10 @@ extern "C" __global__ void __launch_bounds__(1024) kernel_kernel(int* __restrict
     if (expert_4 < 8) {
       sorted_pairs_ptr[(((first_block_ptr[expert_4] * 16) + counts_ptr[((warp * 8) + expert_4)]) + before_1)] = place_1;
     }
-    tvm_builtin_cuda_warp_sync();
+    warp_sync();
     if ((expert_4 < 8) && (before_1 == 0)) {
       counts_ptr[((warp * 8) + expert_4)] = (counts_ptr[((warp * 8) + expert_4)] + number_1);
     }
-    tvm_builtin_cuda_warp_sync();
+    warp_sync();
   }
 }

@@ -1,28 +1,28 @@
-__forceinline__ __device__ void tvm_builtin_ptx_mma_sync_aligned_m16n8k16_row_col_f32_bf16_bf16_f32(float& __d0, float& __d1, float& __d2, float& __d3, uint32_t __a0, uint32_t __a1, uint32_t __a2, uint32_t __a3, uint32_t __b0, uint32_t __b1, float __c0, float __c1, float __c2, float __c3) {
+__forceinline__ __device__ void mma_m16n8k16_row_col_f32_bf16_bf16_f32(float& __d0, float& __d1, float& __d2, float& __d3, uint32_t __a0, uint32_t __a1, uint32_t __a2, uint32_t __a3, uint32_t __b0, uint32_t __b1, float __c0, float __c1, float __c2, float __c3) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};" : "=f"(__d0), "=f"(__d1), "=f"(__d2), "=f"(__d3) : "r"(__a0), "r"(__a1), "r"(__a2), "r"(__a3), "r"(__b0), "r"(__b1), "f"(__c0), "f"(__c1), "f"(__c2), "f"(__c3));
 }
 
-__forceinline__ __device__ void tvm_builtin_cuda_cta_sync() {
+__forceinline__ __device__ void cta_sync() {
     __syncthreads();
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_cp_async_wait_group_async_wait_group_2() {
+__forceinline__ __device__ void cp_async_wait_group_2() {
   asm volatile("cp.async.wait_group 2;" :  :  : "memory");
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_cp_async_commit_group_async_commit_group() {
+__forceinline__ __device__ void cp_async_commit_group() {
   asm volatile("cp.async.commit_group;" :  : );
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_ldmatrix_sync_aligned_m8n8_x4_shared_b16(uint32_t& __r0, uint32_t& __r1, uint32_t& __r2, uint32_t& __r3, uint32_t __p) {
+__forceinline__ __device__ void ldmatrix_m8n8_x4(uint32_t& __r0, uint32_t& __r1, uint32_t& __r2, uint32_t& __r3, uint32_t __p) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(__r0), "=r"(__r1), "=r"(__r2), "=r"(__r3) : "r"(__p) : "memory");
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_cp_async_cg_src_size_async_cg_shared_global_L2__128B_16(uint32_t __dst_mem, const void* __src_mem, uint32_t __src_size) {
+__forceinline__ __device__ void cp_async_cg(uint32_t __dst_mem, const void* __src_mem, uint32_t __src_size) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" :  : "r"(__dst_mem), "l"(__src_mem), "r"(__src_size) : "memory");
 }
 
-__forceinline__ __device__ unsigned int tvm_builtin_cuda_cvta_generic_to_shared(void* p) {
+__forceinline__ __device__ unsigned int cvta_generic_to_shared(void* p) {
     return __cvta_generic_to_shared(p);
 }
 
@@ -31,6 +31,8 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
   int index = ((int)blockIdx.x);
   int thread = ((int)threadIdx.x);
   extern __shared__ __align__(1024) uchar pool_buf_ptr[];
+  nv_bfloat16* row_tiles = (nv_bfloat16*)pool_buf_ptr;
+  nv_bfloat16* column_tiles = (nv_bfloat16*)pool_buf_ptr + 4096;
   int block = index;
   int first_column = 0;
   int lane = (thread & 31);
@@ -61,33 +63,33 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
       if (stage < 2) {
         int k = ((stage * 64) + ((thread & 7) * 8));
         int64_t row = ((int64_t)max(sources, 0));
-        tvm_builtin_ptx_cp_async_cg_src_size_async_cg_shared_global_L2__128B_16(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)pool_buf_ptr)[(((stage * 1024) + ((((int)threadIdx.x) >> 3) * 64)) + (((((int)threadIdx.x) & 7) ^ ((((int)threadIdx.x) & 63) >> 3)) * 8))]))), (&(rows_ptr[((row * (int64_t)128) + ((int64_t)k))])), ((0 <= sources) ? (uint)16 : (uint)0));
+        cp_async_cg(cvta_generic_to_shared(&row_tiles[((stage * 1024) + ((((int)threadIdx.x) >> 3) * 64)) + (((((int)threadIdx.x) & 7) ^ ((((int)threadIdx.x) & 63) >> 3)) * 8)]), (&(rows_ptr[((row * (int64_t)128) + ((int64_t)k))])), ((0 <= sources) ? (uint)16 : (uint)0));
         int64_t expert_1 = ((int64_t)expert);
         int k_1 = ((stage * 64) + ((thread & 7) * 8));
         #pragma unroll
         for (int i = 0; i < 8; ++i) {
           int column = (((i * 16) + (thread >> 3)) + first_column);
-          tvm_builtin_ptx_cp_async_cg_src_size_async_cg_shared_global_L2__128B_16(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)pool_buf_ptr)[(((((stage * 8192) + (i * 1024)) + ((((int)threadIdx.x) >> 3) * 64)) + (((((int)threadIdx.x) & 7) ^ ((((int)threadIdx.x) & 63) >> 3)) * 8)) + 4096)]))), (&(matrix_ptr[(((expert_1 * (int64_t)16384) + (((int64_t)column) * (int64_t)128)) + ((int64_t)k_1))])), (uint)16);
+          cp_async_cg(cvta_generic_to_shared(&column_tiles[(((stage * 8192) + (i * 1024)) + ((((int)threadIdx.x) >> 3) * 64)) + (((((int)threadIdx.x) & 7) ^ ((((int)threadIdx.x) & 63) >> 3)) * 8)]), (&(matrix_ptr[(((expert_1 * (int64_t)16384) + (((int64_t)column) * (int64_t)128)) + ((int64_t)k_1))])), (uint)16);
         }
       }
-      tvm_builtin_ptx_cp_async_commit_group_async_commit_group();
+      cp_async_commit_group();
     }
     reading = 0;
     writing = 3;
     for (int k_tile = 0; k_tile < 2; ++k_tile) {
-      tvm_builtin_ptx_cp_async_wait_group_async_wait_group_2();
-      tvm_builtin_cuda_cta_sync();
-      tvm_builtin_ptx_cp_async_commit_group_async_commit_group();
+      cp_async_wait_group_2();
+      cta_sync();
+      cp_async_commit_group();
       #pragma unroll
       for (int step = 0; step < 4; ++step) {
-        tvm_builtin_ptx_ldmatrix_sync_aligned_m8n8_x4_shared_b16(left_ptr[0], left_ptr[1], left_ptr[2], left_ptr[3], tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)pool_buf_ptr)[((((reading * 1024) + (warp_row * 64)) + ((lane & 15) * 64)) + ((((step * 2) + (lane >> 4)) ^ (lane & 7)) * 8))]))));
+        ldmatrix_m8n8_x4(left_ptr[0], left_ptr[1], left_ptr[2], left_ptr[3], cvta_generic_to_shared(&row_tiles[(((reading * 1024) + (warp_row * 64)) + ((lane & 15) * 64)) + ((((step * 2) + (lane >> 4)) ^ (lane & 7)) * 8)]));
         #pragma unroll
         for (int j_1 = 0; j_1 < 2; ++j_1) {
-          tvm_builtin_ptx_ldmatrix_sync_aligned_m8n8_x4_shared_b16(right_ptr[(j_1 * 4)], right_ptr[((j_1 * 4) + 1)], right_ptr[((j_1 * 4) + 2)], right_ptr[((j_1 * 4) + 3)], tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)pool_buf_ptr)[(((((((reading * 8192) + (j_1 * 1024)) + ((lane >> 4) * 512)) + (warp_column * 64)) + ((lane & 7) * 64)) + ((((step * 2) + ((lane & 15) >> 3)) ^ (lane & 7)) * 8)) + 4096)]))));
+          ldmatrix_m8n8_x4(right_ptr[(j_1 * 4)], right_ptr[((j_1 * 4) + 1)], right_ptr[((j_1 * 4) + 2)], right_ptr[((j_1 * 4) + 3)], cvta_generic_to_shared(&column_tiles[(((((reading * 8192) + (j_1 * 1024)) + ((lane >> 4) * 512)) + (warp_column * 64)) + ((lane & 7) * 64)) + ((((step * 2) + ((lane & 15) >> 3)) ^ (lane & 7)) * 8)]));
         }
         #pragma unroll
         for (int j_2 = 0; j_2 < 4; ++j_2) {
-          tvm_builtin_ptx_mma_sync_aligned_m16n8k16_row_col_f32_bf16_bf16_f32(sums_ptr[(j_2 * 4)], sums_ptr[((j_2 * 4) + 1)], sums_ptr[((j_2 * 4) + 2)], sums_ptr[((j_2 * 4) + 3)], left_ptr[0], left_ptr[1], left_ptr[2], left_ptr[3], right_ptr[(j_2 * 2)], right_ptr[((j_2 * 2) + 1)], sums_ptr[(j_2 * 4)], sums_ptr[((j_2 * 4) + 1)], sums_ptr[((j_2 * 4) + 2)], sums_ptr[((j_2 * 4) + 3)]);
+          mma_m16n8k16_row_col_f32_bf16_bf16_f32(sums_ptr[(j_2 * 4)], sums_ptr[((j_2 * 4) + 1)], sums_ptr[((j_2 * 4) + 2)], sums_ptr[((j_2 * 4) + 3)], left_ptr[0], left_ptr[1], left_ptr[2], left_ptr[3], right_ptr[(j_2 * 2)], right_ptr[((j_2 * 2) + 1)], sums_ptr[(j_2 * 4)], sums_ptr[((j_2 * 4) + 1)], sums_ptr[((j_2 * 4) + 2)], sums_ptr[((j_2 * 4) + 3)]);
         }
       }
       reading = ((reading == 3) ? 0 : (reading + 1));

@@ -1,4 +1,4 @@
-__forceinline__ __device__ void tvm_builtin_cuda_cta_sync() {
+__forceinline__ __device__ void cta_sync() {
     __syncthreads();
 }
 
@@ -24,7 +24,7 @@ extern "C" __global__ void __launch_bounds__(256) kernel_kernel(float* __restric
         sources_ptr[row] = (pair / slots);
       }
     }
-    tvm_builtin_cuda_cta_sync();
+    cta_sync();
     #pragma unroll
     for (int i = 0; i < 4; ++i) {
       #pragma unroll
@@ -53,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(256) kernel_kernel(float* __restric
           column_panel_ptr[((depth * 65) + column)] = matrix_ptr[(((((((int64_t)expert) * (int64_t)16384) + (((int64_t)first_column) * (int64_t)128)) + (((int64_t)column) * (int64_t)128)) + (((int64_t)k_tile) * (int64_t)16)) + ((int64_t)depth))];
         }
       }
-      tvm_builtin_cuda_cta_sync();
+      cta_sync();
       alignas(64) float left_ptr[4];
       alignas(64) float right_ptr[4];
       #pragma unroll
@@ -74,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(256) kernel_kernel(float* __restric
           }
         }
       }
-      tvm_builtin_cuda_cta_sync();
+      cta_sync();
     }
     #pragma unroll
     for (int i_5 = 0; i_5 < 4; ++i_5) {

@@ -1,8 +1,8 @@
-__forceinline__ __device__ void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1() {
+__forceinline__ __device__ void wgmma_wait_group_1() {
   asm volatile("wgmma.wait_group.sync.aligned 1;" :  :  : "memory");
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_wgmma_bf16_ss_mma_async_sync_aligned_m64n128k16_f32_bf16_bf16_1_1_0_0(float __d[64], uint64_t __a_desc, uint64_t __b_desc, uint32_t __scale_d) {
+__forceinline__ __device__ void wgmma_mma_async_m64n128k16_f32_bf16_bf16(float __d[64], uint64_t __a_desc, uint64_t __b_desc, uint32_t __scale_d) {
   asm volatile("{ .reg .pred ps0; setp.ne.b32 ps0, %66, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, "
                "%8, %9, %10, %11, %12, %13, %14, %15, "
                "%16, %17, %18, %19, %20, %21, %22, %23, "
@@ -21,52 +21,52 @@ __forceinline__ __device__ void tvm_builtin_ptx_wgmma_bf16_ss_mma_async_sync_ali
                  "+f"(__d[56]), "+f"(__d[57]), "+f"(__d[58]), "+f"(__d[59]), "+f"(__d[60]), "+f"(__d[61]), "+f"(__d[62]), "+f"(__d[63]) : "l"(__a_desc), "l"(__b_desc), "r"(__scale_d));
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_wgmma_fence_fence_sync_aligned() {
+__forceinline__ __device__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" :  :  : "memory");
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_cp_async_wait_group_async_wait_group_0() {
+__forceinline__ __device__ void cp_async_wait_group_0() {
   asm volatile("cp.async.wait_group 0;" :  :  : "memory");
 }
 
-__forceinline__ __device__ int tvm_builtin_cuda_thread_rank() {
+__forceinline__ __device__ int thread_rank() {
     namespace cg = cooperative_groups;
     return cg::this_thread_block().thread_rank();
 }
 
-__forceinline__ __device__ unsigned int tvm_builtin_cuda_cvta_generic_to_shared(void* p) {
+__forceinline__ __device__ unsigned int cvta_generic_to_shared(void* p) {
     return __cvta_generic_to_shared(p);
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(uint32_t __addr, uint32_t __count) {
+__forceinline__ __device__ void mbarrier_arrive(uint32_t __addr, uint32_t __count) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0], %1;" :  : "r"(__addr), "r"(__count) : "memory");
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_fence_mbarrier_init_mbarrier_init_release_cluster() {
+__forceinline__ __device__ void fence_mbarrier_init_release_cluster() {
   asm volatile("fence.mbarrier_init.release.cluster;" :  :  : "memory");
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_fence_proxy_proxy_async_shared__cta() {
+__forceinline__ __device__ void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" :  :  : "memory");
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_setmaxnreg_dec_sync_aligned_u32_40() {
+__forceinline__ __device__ void setmaxnreg_dec_40() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 40;" :  :  : "memory");
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_mbarrier_init_init_shared_b64(uint32_t __addr, uint32_t __count) {
+__forceinline__ __device__ void mbarrier_init(uint32_t __addr, uint32_t __count) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" :  : "r"(__addr), "r"(__count) : "memory");
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_cp_async_cg_src_size_async_cg_shared_global_L2__128B_16(uint32_t __dst_mem, const void* __src_mem, uint32_t __src_size) {
+__forceinline__ __device__ void cp_async_cg(uint32_t __dst_mem, const void* __src_mem, uint32_t __src_size) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" :  : "r"(__dst_mem), "l"(__src_mem), "r"(__src_size) : "memory");
 }
 
-__forceinline__ __device__ void tvm_builtin_cuda_cta_sync() {
+__forceinline__ __device__ void cta_sync() {
     __syncthreads();
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_wgmma_commit_group_commit_group_sync_aligned() {
+__forceinline__ __device__ void wgmma_commit_group() {
   asm volatile("wgmma.commit_group.sync.aligned;" :  :  : "memory");
 }
 
@@ -96,11 +96,11 @@ __forceinline__ __device__ int blocks_in_grid() {
   return gridDim.x;
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0() {
+__forceinline__ __device__ void wgmma_wait_group_0() {
   asm volatile("wgmma.wait_group.sync.aligned 0;" :  :  : "memory");
 }
 
-__forceinline__ __device__ void tvm_builtin_cuda_mbarrier_wait(void* barrier, int phase) {
+__forceinline__ __device__ void mbarrier_wait(void* barrier, int phase) {
     unsigned int barrier_addr_int = __cvta_generic_to_shared(barrier);
     unsigned int ticks = 0x989680;
     asm volatile(
@@ -115,23 +115,23 @@ __forceinline__ __device__ void tvm_builtin_cuda_mbarrier_wait(void* barrier, in
         :: "r"(barrier_addr_int), "r"(phase), "r"(ticks) : "memory");
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_setmaxnreg_inc_sync_aligned_u32_232() {
+__forceinline__ __device__ void setmaxnreg_inc_232() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 232;" :  :  : "memory");
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_mbarrier_arrive_expect_tx_arrive_expect_tx_shared_b64(uint32_t __addr, uint32_t __tx_count) {
+__forceinline__ __device__ void mbarrier_arrive_expect_tx(uint32_t __addr, uint32_t __tx_count) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" :  : "r"(__addr), "r"(__tx_count) : "memory");
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_3d_shared__cluster_global_mbarrier__complete_tx__bytes(uint32_t __dst_mem, const void* __tmap, int32_t __coords0, int32_t __coords1, int32_t __coords2, uint32_t __mbar) {
+__forceinline__ __device__ void cp_async_bulk_tensor_3d(uint32_t __dst_mem, const void* __tmap, int32_t __coords0, int32_t __coords1, int32_t __coords2, uint32_t __mbar) {
   asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" :  : "r"(__dst_mem), "l"(__tmap), "r"(__coords0), "r"(__coords1), "r"(__coords2), "r"(__mbar) : "memory");
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_cp_async_commit_group_async_commit_group() {
+__forceinline__ __device__ void cp_async_commit_group() {
   asm volatile("cp.async.commit_group;" :  : );
 }
 
-__forceinline__ __device__ void tvm_builtin_ptx_cp_async_wait_group_async_wait_group_2() {
+__forceinline__ __device__ void cp_async_wait_group_2() {
   asm volatile("cp.async.wait_group 2;" :  :  : "memory");
 }
 
@@ -139,29 +139,34 @@ extern "C" __global__ void __launch_bounds__(384, 1) kernel_kernel(float* __rest
   int warp_id_in_cta = __shfl_sync((uint)4294967295, (((int)threadIdx.x) >> 5), 0, 32);
   int first = ((int)blockIdx.x);
   int thread = ((int)threadIdx.x);
-  extern __shared__ __align__(1024) uchar _ptr[];
-  if (tvm_builtin_cuda_thread_rank() == 0) {
+  extern __shared__ __align__(1024) uchar shared_ptr[];
+  nv_bfloat16* row_tiles = (nv_bfloat16*)shared_ptr;
+  nv_bfloat16* column_tiles = (nv_bfloat16*)shared_ptr + 32768;
+  uint64_t* full = (uint64_t*)shared_ptr + 24576;
+  uint64_t* empty = (uint64_t*)shared_ptr + 24584;
+  uint64_t* turns = (uint64_t*)shared_ptr + 24592;
+  if (thread_rank() == 0) {
     #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      tvm_builtin_ptx_mbarrier_init_init_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(i + 24576)]))), (uint)129);
+      mbarrier_init(cvta_generic_to_shared(&full[i]), (uint)129);
     }
   }
-  if (tvm_builtin_cuda_thread_rank() == 0) {
+  if (thread_rank() == 0) {
     #pragma unroll
     for (int i_1 = 0; i_1 < 8; ++i_1) {
-      tvm_builtin_ptx_mbarrier_init_init_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(i_1 + 24584)]))), (uint)1);
+      mbarrier_init(cvta_generic_to_shared(&empty[i_1]), (uint)1);
     }
   }
-  if (tvm_builtin_cuda_thread_rank() == 0) {
+  if (thread_rank() == 0) {
     #pragma unroll
     for (int i_2 = 0; i_2 < 2; ++i_2) {
-      tvm_builtin_ptx_mbarrier_init_init_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(i_2 + 24592)]))), (uint)4);
+      mbarrier_init(cvta_generic_to_shared(&turns[i_2]), (uint)4);
     }
   }
-  tvm_builtin_ptx_fence_mbarrier_init_mbarrier_init_release_cluster();
-  tvm_builtin_cuda_cta_sync();
+  fence_mbarrier_init_release_cluster();
+  cta_sync();
   if (thread < 128) {
-    tvm_builtin_ptx_setmaxnreg_dec_sync_aligned_u32_40();
+    setmaxnreg_dec_40();
     int stage;
     int phase;
     stage = 0;
@@ -185,22 +190,22 @@ extern "C" __global__ void __launch_bounds__(384, 1) kernel_kernel(float* __rest
         }
       }
       for (int k_tile = 0; k_tile < 2; ++k_tile) {
-        tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(stage + 24584)])), (phase ^ 1));
+        mbarrier_wait(&empty[stage], (phase ^ 1));
         if (thread == 0) {
-          tvm_builtin_ptx_mbarrier_arrive_expect_tx_arrive_expect_tx_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(stage + 24576)]))), (uint)16384);
-          tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_3d_shared__cluster_global_mbarrier__complete_tx__bytes(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)_ptr)[((stage * 8192) + 32768)]))), ((void*)((unsigned long long)(&(matrix_map)))), (k_tile * 64), first_column, expert, tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(stage + 24576)]))));
+          mbarrier_arrive_expect_tx(cvta_generic_to_shared(&full[stage]), (uint)16384);
+          cp_async_bulk_tensor_3d(cvta_generic_to_shared(&column_tiles[stage * 8192]), ((void*)((unsigned long long)(&(matrix_map)))), (k_tile * 64), first_column, expert, cvta_generic_to_shared(&full[stage]));
         }
         int k = ((k_tile * 64) + ((thread & 7) * 8));
         #pragma unroll
         for (int i_4 = 0; i_4 < 4; ++i_4) {
           int64_t row = ((int64_t)max(sources_ptr[i_4], 0));
-          tvm_builtin_ptx_cp_async_cg_src_size_async_cg_shared_global_L2__128B_16(tvm_builtin_cuda_cvta_generic_to_shared((&(((nv_bfloat16*)_ptr)[((((stage * 4096) + (i_4 * 1024)) + ((((int)threadIdx.x) >> 3) * 64)) + (((((int)threadIdx.x) & 7) ^ ((((int)threadIdx.x) & 63) >> 3)) * 8))]))), (&(rows_ptr[((row * (int64_t)128) + ((int64_t)k))])), ((0 <= sources_ptr[i_4]) ? (uint)16 : (uint)0));
+          cp_async_cg(cvta_generic_to_shared(&row_tiles[(((stage * 4096) + (i_4 * 1024)) + ((((int)threadIdx.x) >> 3) * 64)) + (((((int)threadIdx.x) & 7) ^ ((((int)threadIdx.x) & 63) >> 3)) * 8)]), (&(rows_ptr[((row * (int64_t)128) + ((int64_t)k))])), ((0 <= sources_ptr[i_4]) ? (uint)16 : (uint)0));
         }
-        tvm_builtin_ptx_cp_async_commit_group_async_commit_group();
+        cp_async_commit_group();
         if (started == 2) {
-          tvm_builtin_ptx_cp_async_wait_group_async_wait_group_2();
-          tvm_builtin_ptx_fence_proxy_proxy_async_shared__cta();
-          tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((stage < 2) ? (stage + 6) : (stage - 2)) + 24576)]))), (uint)1);
+          cp_async_wait_group_2();
+          fence_proxy_async();
+          mbarrier_arrive(cvta_generic_to_shared(&full[(stage < 2) ? (stage + 6) : (stage - 2)]), (uint)1);
         }
         started = min((started + 1), 2);
         stage = (stage + 1);
@@ -210,16 +215,16 @@ extern "C" __global__ void __launch_bounds__(384, 1) kernel_kernel(float* __rest
         }
       }
     }
-    tvm_builtin_ptx_cp_async_wait_group_async_wait_group_0();
-    tvm_builtin_ptx_fence_proxy_proxy_async_shared__cta();
+    cp_async_wait_group_0();
+    fence_proxy_async();
     #pragma unroll
     for (int i_5 = 0; i_5 < 2; ++i_5) {
       if (2 <= (started + i_5)) {
-        tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[((((stage + i_5) < 2) ? ((i_5 + stage) + 6) : ((stage + i_5) - 2)) + 24576)]))), (uint)1);
+        mbarrier_arrive(cvta_generic_to_shared(&full[((stage + i_5) < 2) ? ((i_5 + stage) + 6) : ((stage + i_5) - 2)]), (uint)1);
       }
     }
   } else {
-    tvm_builtin_ptx_setmaxnreg_inc_sync_aligned_u32_232();
+    setmaxnreg_inc_232();
     int consumer = ((thread >> 7) - 1);
     int warp_row = (((thread & 127) >> 5) * 16);
     int stage_1;
@@ -246,23 +251,23 @@ extern "C" __global__ void __launch_bounds__(384, 1) kernel_kernel(float* __rest
         }
         stage_1 = ((tiles % 4) * 2);
         phase_1 = ((tiles % 8) / 4);
-        tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(consumer + 24592)])), ((((tiles / 2) + ((consumer == 0) ? 1 : 0)) % 2) ^ 0));
+        mbarrier_wait(&turns[consumer], ((((tiles / 2) + ((consumer == 0) ? 1 : 0)) % 2) ^ 0));
         alignas(64) uint64_t left_ptr[1];
         alignas(64) uint64_t right_ptr[1];
         for (int k_tile_1 = 0; k_tile_1 < 2; ++k_tile_1) {
-          tvm_builtin_cuda_mbarrier_wait((&(((uint64_t*)_ptr)[(stage_1 + 24576)])), (phase_1 ^ 0));
-          ptx_wgmma_encode_matrix_descriptor((&(left_ptr[0])), (&(((nv_bfloat16*)_ptr)[(stage_1 * 4096)])), 1, 64, 3);
-          ptx_wgmma_encode_matrix_descriptor((&(right_ptr[0])), (&(((nv_bfloat16*)_ptr)[((stage_1 * 8192) + 32768)])), 1, 64, 3);
-          tvm_builtin_ptx_wgmma_fence_fence_sync_aligned();
+          mbarrier_wait(&full[stage_1], (phase_1 ^ 0));
+          ptx_wgmma_encode_matrix_descriptor((&(left_ptr[0])), &row_tiles[stage_1 * 4096], 1, 64, 3);
+          ptx_wgmma_encode_matrix_descriptor((&(right_ptr[0])), &column_tiles[stage_1 * 8192], 1, 64, 3);
+          wgmma_fence();
           #pragma unroll
           for (int step = 0; step < 4; ++step) {
-            tvm_builtin_ptx_wgmma_bf16_ss_mma_async_sync_aligned_m64n128k16_f32_bf16_bf16_1_1_0_0(sums_ptr, (left_ptr[0] + ((uint64_t)(step * 2))), (right_ptr[0] + ((uint64_t)(step * 2))), (uint)1);
+            wgmma_mma_async_m64n128k16_f32_bf16_bf16(sums_ptr, (left_ptr[0] + ((uint64_t)(step * 2))), (right_ptr[0] + ((uint64_t)(step * 2))), (uint)1);
           }
-          tvm_builtin_ptx_wgmma_commit_group_commit_group_sync_aligned();
-          tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1();
+          wgmma_commit_group();
+          wgmma_wait_group_1();
           if (0 < k_tile_1) {
             if ((thread % 128) == 0) {
-              tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((stage_1 < 1) ? (stage_1 + 7) : (stage_1 - 1)) + 24584)]))), (uint)1);
+              mbarrier_arrive(cvta_generic_to_shared(&empty[(stage_1 < 1) ? (stage_1 + 7) : (stage_1 - 1)]), (uint)1);
             }
           }
           stage_1 = (stage_1 + 1);
@@ -272,11 +277,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) kernel_kernel(float* __rest
           }
         }
         if ((thread % 32) == 0) {
-          tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(24593 - consumer)]))), (uint)1);
+          mbarrier_arrive(cvta_generic_to_shared(&turns[1 - consumer]), (uint)1);
         }
-        tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0();
+        wgmma_wait_group_0();
         if ((thread % 128) == 0) {
-          tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(tvm_builtin_cuda_cvta_generic_to_shared((&(((uint64_t*)_ptr)[(((stage_1 < 1) ? (stage_1 + 7) : (stage_1 - 1)) + 24584)]))), (uint)1);
+          mbarrier_arrive(cvta_generic_to_shared(&empty[(stage_1 < 1) ? (stage_1 + 7) : (stage_1 - 1)]), (uint)1);
         }
         #pragma unroll
         for (int j_1 = 0; j_1 < 8; ++j_1) {

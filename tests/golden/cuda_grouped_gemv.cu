@@ -1,5 +1,5 @@
 template <typename T>
-__forceinline__ __device__ T tvm_builtin_cuda_warp_reduce_sum_32(T val) {
+__forceinline__ __device__ T warp_reduce_sum_32(T val) {
     #pragma unroll
     for (int mask = 32 >> 1; mask > 0; mask >>= 1) {
         T shuffled = __shfl_xor_sync(0xFFFFFFFF, val, mask);
@@ -51,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(float* __restric
       }
       #pragma unroll
       for (int c_3 = 0; c_3 < 4; ++c_3) {
-        sums_ptr[c_3] = tvm_builtin_cuda_warp_reduce_sum_32(sums_ptr[c_3]);
+        sums_ptr[c_3] = warp_reduce_sum_32(sums_ptr[c_3]);
         sums_ptr[c_3] = (sums_ptr[c_3] + bias_ptr[((((expert * 128) + ((min(((c_3 >> 1) + first), 63) >> 3) * 16)) + ((c_3 & 1) * 8)) + (min(((c_3 >> 1) + first), 63) & 7))]);
       }
       #pragma unroll

@@ -1,9 +1,9 @@
-__forceinline__ __device__ void tvm_builtin_cuda_warp_sync() {
+__forceinline__ __device__ void warp_sync() {
     __syncwarp();
 }
 
 template <typename T>
-__forceinline__ __device__ T tvm_builtin_cuda_warp_reduce_sum_32(T val) {
+__forceinline__ __device__ T warp_reduce_sum_32(T val) {
     #pragma unroll
     for (int mask = 32 >> 1; mask > 0; mask >>= 1) {
         T shuffled = __shfl_xor_sync(0xFFFFFFFF, val, mask);
@@ -13,7 +13,7 @@ __forceinline__ __device__ T tvm_builtin_cuda_warp_reduce_sum_32(T val) {
 }
 
 template <typename T>
-__forceinline__ __device__ T tvm_builtin_cuda_warp_reduce_max_32(T val) {
+__forceinline__ __device__ T warp_reduce_max_32(T val) {
     #pragma unroll
     for (int mask = 32 >> 1; mask > 0; mask >>= 1) {
         T shuffled = __shfl_xor_sync(0xFFFFFFFF, val, mask);
@@ -46,19 +46,19 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(int* __restrict_
     if (lane < 8) {
       largest = max(largest, x);
     }
-    largest = tvm_builtin_cuda_warp_reduce_max_32(largest);
+    largest = warp_reduce_max_32(largest);
     total = 0x0p+0f/*0.000000e+00*/;
     if (lane < 8) {
       x = expf((x - largest));
       total = (total + x);
     }
-    total = tvm_builtin_cuda_warp_reduce_sum_32(total);
+    total = warp_reduce_sum_32(total);
     x = (x / total);
     choice = x;
     if (lane < 8) {
       scores_ptr[((warp * 8) + lane)] = x;
     }
-    tvm_builtin_cuda_warp_sync();
+    warp_sync();
     choice = ((choice != choice) ? -CUDART_INF_F : choice);
     uint taken;
     float best;
@@ -88,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(int* __restrict_
         ids_ptr[((warp * 2) + slot)] = expert_2;
       }
     }
-    tvm_builtin_cuda_warp_sync();
+    warp_sync();
     float share_1;
     share_1 = 0x0p+0f/*0.000000e+00*/;
     if (lane < 2) {

@@ -241,7 +241,7 @@ def attention_mma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
         queries = pool.alloc((head_panels, ROWS, DEPTH), dtype, align=128)
         keys = pool.alloc((head_panels, KEYS, DEPTH), dtype, align=128)
         values = pool.alloc((panels_of(operands.slice_columns), KEYS, DEPTH), dtype, align=128)
-        pool.commit()
+        pool.commit_named(queries=queries, keys=keys, values=values)
 
         @T.inline
         def attend(rows, thread):

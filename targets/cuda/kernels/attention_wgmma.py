@@ -281,7 +281,7 @@ def attention_wgmma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
         queries_full = MBarrier(pool, 1)
         full = MBarrier(pool, _STAGES)
         empty = MBarrier(pool, _STAGES, phase_offset=1)
-        pool.commit()
+        pool.commit_named(queries=queries, stages=stages, queries_full=queries_full, full=full, empty=empty)
         ring = T.meta_var(_Ring(queries, stages, queries_full, full, empty))
 
         @T.inline

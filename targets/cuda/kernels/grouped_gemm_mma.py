@@ -282,7 +282,7 @@ def grouped_gemm_mma(
         pool = SharedPool()
         row_panels = pool.alloc((shape.stages, shape.rows, depth), problem.row_type[1], align=128)
         column_panels = pool.alloc((shape.stages, COLUMNS, depth), problem.row_type[1], align=128)
-        pool.commit()
+        pool.commit_named(row_tiles=row_panels, column_tiles=column_panels)
         # All tiles of a block of rows, then those of the next block, which often has the same expert.
         block: T.let = index // tiles
         first_column: T.let = index % tiles * COLUMNS

@@ -6,8 +6,13 @@ that of the first.
 
 from __future__ import annotations
 
+from typing import Any
+
 from tvm.backend.cuda.lang import SMEMPool
 from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
+
+from moec.targets.cuda.text.shared_arrays import name_shared_array
 
 SWIZZLE_ALIGNMENT = 1024
 """Bytes after which the 128-byte swizzle repeats. TMA and ``wgmma`` read it off an address, while kernels count lines
@@ -19,5 +24,12 @@ class SharedPool(SMEMPool):
 
     def __init__(self) -> None:
         whole = T.alloc_buffer([0], "uint8", scope="shared.dyn", align=SWIZZLE_ALIGNMENT)
+        IRBuilder.name("shared", whole)
         super().__init__(whole.data)
         self.buf, self._owns_buffer = whole, True  # so that `commit` says how large it is
+
+    def commit_named(self, **arrays: Any) -> None:
+        """Says how large the pool is, and what its arrays are called in the text of the kernel: barriers likewise."""
+        for name, array in arrays.items():
+            name_shared_array(name, getattr(array, "buf", array))
+        self.commit()

@@ -116,7 +116,7 @@ def new_ring(tile: WgmmaTile, problem: GroupedProblem, maps: TensorMaps, rank: A
     column_panels = pool.alloc((tile.stages, tile.columns, depth), dtype, align=SWIZZLE_ALIGNMENT)
     full, empty = TMABar(pool, tile.stages), MBarrier(pool, tile.stages, phase_offset=1)
     turns = MBarrier(pool, CONSUMERS)
-    pool.commit()
+    pool.commit_named(row_tiles=row_panels, column_tiles=column_panels, full=full, empty=empty, turns=turns)
     return Ring(tile, maps, row_panels, column_panels, full, empty, turns, rank)
 
 

@@ -29,16 +29,16 @@ from ...targets.cuda.kernels import kernel_runner
 from ...targets.cuda.kernels.layers import Data, GroupedKernel, Layer, sort_pairs, undefined
 
 CALLS = {
-    "barrier": re.compile(r"^ +tvm_builtin_cuda_cta_sync\(\);$", re.MULTILINE),
-    "commit": re.compile(r"^ +tvm_builtin_ptx_cp_async_commit_group\w*\(\);$", re.MULTILINE),
+    "barrier": re.compile(r"^ +cta_sync\(\);$", re.MULTILINE),
+    "commit": re.compile(r"^ +cp_async_commit_group\w*\(\);$", re.MULTILINE),
     "wait": re.compile(
-        r"^ +tvm_builtin_ptx_cp_async_wait_group\w*_(?:[1-9]\(\);$|0\(\);(?=\n +tvm_builtin_cuda_cta_sync))",
+        r"^ +cp_async_wait_group\w*_(?:[1-9]\(\);$|0\(\);(?=\n +cta_sync))",
         re.MULTILINE,
     ),
-    "wait for a phase": re.compile(r"^ +tvm_builtin_cuda_mbarrier_wait\(.*\);$", re.MULTILINE),
-    "wait for products": re.compile(r"^ +tvm_builtin_ptx_wgmma_wait_group\w*\(\);$", re.MULTILINE),
-    "proxy fence": re.compile(r"^ +tvm_builtin_ptx_fence_proxy\w*\(\);$", re.MULTILINE),
-    "fence of barriers": re.compile(r"^ +tvm_builtin_ptx_fence_mbarrier_init\w*\(\);$", re.MULTILINE),
+    "wait for a phase": re.compile(r"^ +mbarrier_wait\(.*\);$", re.MULTILINE),
+    "wait for products": re.compile(r"^ +wgmma_wait_group\w*\(\);$", re.MULTILINE),
+    "proxy fence": re.compile(r"^ +fence_proxy\w*\(\);$", re.MULTILINE),
+    "fence of barriers": re.compile(r"^ +fence_mbarrier_init\w*\(\);$", re.MULTILINE),
 }
 SEVERAL_TILES = 300
 """Tokens with which a block of threads has three tiles or so."""

@@ -29,7 +29,7 @@ from moec.targets.tvm.lower.route import RouteProblem
 from .kernels import kernel_runner
 from .kernels.kernel_runner import source_of
 
-WAIT, TRIGGER = "tvm_builtin_ptx_griddepcontrol_wait();", "tvm_builtin_ptx_griddepcontrol_launch_dependents();"
+WAIT, TRIGGER = "griddepcontrol_wait();", "griddepcontrol_launch_dependents();"
 PROBLEM = GroupedProblem(4, 64, 32, 16, dtype="bfloat16", matrix_dtype="bfloat16", out_dtype="bfloat16")
 RANDOM = np.random.default_rng(0)
 IDS = np.int32([[2, 0], [1, 2], [3, 1]])

@@ -84,7 +84,7 @@ def test_accesses_to_memory_are_ordered(spread):
     assert_matches(Data(LAYER, SPREADS[spread]), wgmma, watch=True)
 
 
-MEETING = re.compile(r"^ +tvm_builtin_ptx_barrier_cluster_(?:arrive|wait)\w*\(\);$", re.MULTILINE)
+MEETING = re.compile(r"^ +barrier_cluster_(?:arrive|wait)\w*\(\);$", re.MULTILINE)
 FAULTS = {
     "no meeting before the first copies": (MEETING, slice(0, 2), ""),
     "no meeting at the end": (MEETING, slice(2, 4), ""),

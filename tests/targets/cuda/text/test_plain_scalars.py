@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moec.targets.cuda.plain_scalars import with_plain_scalars
+from moec.targets.cuda.text.plain_scalars import with_plain_scalars
 
 _KERNEL = 'extern "C" __global__ void kernel(float* __restrict__ out_ptr) {{\n{}\n}}\n'
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moec.targets.cuda.register_arrays import with_register_arrays
+from moec.targets.cuda.text.register_arrays import with_register_arrays
 
 
 def _helper(count: int, types: str = "float") -> str:

@@ -1,0 +1,15 @@
+"""The text of generated CUDA C, made such as a kernel's author would write it: before nvcc sees it, so that what is
+compiled is what people read."""
+
+from __future__ import annotations
+
+from moec.targets.cuda.text.helper_names import with_helper_names
+from moec.targets.cuda.text.plain_scalars import with_plain_scalars
+from moec.targets.cuda.text.register_arrays import with_register_arrays
+from moec.targets.cuda.text.shared_arrays import with_shared_arrays
+
+
+def finished(source: str) -> str:
+    """The CUDA C that TVM generated, with names for what is in shared memory, variables for single numbers, arrays
+    for registers, and short names of helpers."""
+    return with_helper_names(with_register_arrays(with_shared_arrays(with_plain_scalars(source))))

@@ -1,0 +1,43 @@
+"""Names of helpers in generated CUDA C: what an instruction does, where TVM's names hold all of its qualifiers."""
+
+from __future__ import annotations
+
+import collections
+import re
+
+_HELPER = re.compile(
+    r"^__forceinline__ __device__ (?:\w+ )+(?P<name>tvm_builtin_\w+)\([^)]*\) \{\n(?P<body>.*?)^}\n",
+    re.MULTILINE | re.DOTALL,
+)
+_INSTRUCTION = re.compile(r'"(?:\{.*; )?(?P<mnemonic>[a-z]\w+(?:\.[\w:]+)+)(?P<operands>[^;"]*)')
+"""The only instruction, or the last of several between braces."""
+_PREFIX = re.compile(r"^tvm_builtin_(?:cuda_|ptx_)?")
+_NUMBER = re.compile(r"(?<![\w%])\d+(?!\w)")
+_SAID_BY_OPERANDS = re.compile(r"shared|global|shared::\w+|mbarrier::\w+::\w+|L2::\w+|sync|aligned|[bu]\d+")
+"""Qualifiers of an instruction that its operands show, or that it never goes without: state spaces, sizes, hints."""
+_SET_BY_NUMBER = ("setmaxnreg", "cp.async.wait_group", "wgmma.wait_group")
+"""Instructions for which TVM writes a helper per number."""
+
+
+def with_helper_names(source: str) -> str:
+    """The same source, in which helpers of one instruction have its name, as in ``mbarrier_init`` for
+    ``tvm_builtin_ptx_mbarrier_init_init_shared_b64``, and others their own without ``tvm_builtin``. Two helpers that
+    would get the same name keep what tells them apart, as does one whose name is taken."""
+    old = {helper["name"]: helper["body"] for helper in _HELPER.finditer(source)}
+    new = {name: _short(name, body) for name, body in old.items()}
+    times = collections.Counter(new.values())
+    for name, short in new.items():
+        if times[short] > 1 or re.search(rf"(?<![.\w]){short}(?![.\w])", source):
+            new[name] = _PREFIX.sub("", name)
+    return re.sub(r"\btvm_builtin_\w+", lambda found: new.get(found[0], found[0]), source)
+
+
+def _short(name: str, body: str) -> str:
+    instruction = _INSTRUCTION.search(body) if "_ptx_" in name else None
+    if instruction is None:
+        return _PREFIX.sub("", name)
+    mnemonic = instruction["mnemonic"]
+    words = [word.partition("::")[0] for word in mnemonic.split(".") if not _SAID_BY_OPERANDS.fullmatch(word)]
+    if mnemonic.startswith(_SET_BY_NUMBER):
+        words += _NUMBER.findall(instruction["operands"])
+    return "_".join(words)

@@ -39,16 +39,36 @@ def as_stored(numbers: np.ndarray, dtype: str) -> np.ndarray:
     return np.ascontiguousarray(numbers).astype(dtype_of(dtype), copy=False)
 
 
+def filled(numbers: np.ndarray, rows: int, columns: int, behind: np.ndarray | None = None) -> np.ndarray:
+    """A matrix of that size, which is no smaller: zeros where these numbers have none, but in their rows what the row
+    of ``behind`` [rows, 1] says."""
+    if numbers.shape == (rows, columns):
+        return numbers
+    result = np.zeros((rows, columns), numbers.dtype)
+    own_rows, own_columns = numbers.shape
+    result[:own_rows, :own_columns] = numbers
+    if behind is not None:
+        result[:own_rows, own_columns:] = behind
+    return result
+
+
+def padded_name(name: str, *sizes: tuple[int, int]) -> str:
+    """What a weight is called whose ``sizes`` are (own, wanted): one weight may be packed for several."""
+    return "".join([name, *(f".to{wanted}" for own, wanted in sizes if own != wanted)])
+
+
 def add_matrix(node: NodeLowering, name: str, problem: GroupedProblem, parts: Parts) -> list[relax.Var]:
     """The operands that stand for the matrix in a product, packed expert by expert: one tensor of floats, or data,
-    scales and zero points."""
+    scales and zero points. Where the parts have fewer inputs or outputs than the problem, their other numbers are
+    zero."""
     experts, columns = problem.experts, problem.columns
     if problem.stored is None:
         dtype = problem.matrix_dtype
 
         def load() -> Iterator[np.ndarray]:
             for expert in range(experts):
-                yield as_stored(_together([part.data.T for part in parts(expert)]), dtype)
+                wide = [filled(part.data.T, problem.width, problem.inner) for part in parts(expert)]
+                yield as_stored(_together(wide), dtype)
 
         return [node.lowering.add_weight(f"{name}.{dtype}", (experts, columns, problem.inner), dtype, load)]
     stored = problem.stored
@@ -77,11 +97,20 @@ def _table(node: NodeLowering, name: str, problem: GroupedProblem, table: Table,
 
     def load() -> Iterator[np.ndarray]:
         for expert in range(problem.experts):
-            arrays = [getattr(part, table).T for part in parts(expert)]
-            packed = _together([pack(stored, table, array) for array in arrays])
+            packed = _together([pack(stored, table, _filled_table(problem, table, part)) for part in parts(expert)])
             yield np.ascontiguousarray(packed.T if by_group else packed)
 
     return node.lowering.add_weight(name, shape, stored.scale_storage if table == "scale" else "uint8", load)
+
+
+def _filled_table(problem: GroupedProblem, table: Table, part: StoredMatrix) -> np.ndarray:
+    """A table [outputs, inputs or groups] of a part. Numbers equal to the last group's zero point are zero."""
+    array, stored = part.read(table), problem.stored
+    assert array is not None and stored is not None, "the format has the table"
+    if table != "data":
+        return filled(array.T, problem.width, stored.groups(problem.inner))
+    zeros = part.read("zero_point")
+    return filled(array.T, problem.width, problem.inner, None if zeros is None else zeros.T[:, -1:])
 
 
 def _together(matrices: Sequence[np.ndarray]) -> np.ndarray:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from tvm import relax
 
 from moec.ir.dialect import LinearSpec, spec_of
 from moec.targets.cuda.dense_products import bias_operand, multiply_matrix
 from moec.targets.cuda.expert_groups import quantized_format
-from moec.targets.cuda.expert_matrices import add_matrix, whole_parts
+from moec.targets.cuda.expert_matrices import add_matrix, padded_name, whole_parts
 from moec.targets.cuda.kernels.dense_problem import dense_problem
-from moec.targets.cuda.product_rows import computed_in, rounded, uses_tf32, with_rows_of
+from moec.targets.cuda.product_rows import computed_in, padded_inputs, prepared, uses_tf32, with_rows_of
 from moec.targets.tvm.node_lowering import NodeLowering
 
 
@@ -22,9 +24,10 @@ def lower_linear(node: NodeLowering) -> relax.Expr:
     types = {"dtype": dtype, "matrix_dtype": dtype, "out_dtype": str(node.tensor("x").ty.dtype), "stored": stored}
     bias = node.inputs["bias"]
     problem = dense_problem(inner, width, tf32=uses_tf32(spec, dtype), biased=bias is not None, **types)
+    problem = dataclasses.replace(problem, inner=padded_inputs([problem], node.machine))
     (problem,) = with_rows_of(spec, [problem], node.machine)
-    x = rounded(node, spec, problem, x)
+    x = prepared(node, spec, problem, x, inner)
     parts = whole_parts(weight, stored, spec.transposed)
-    name = f"{weight.name}.{'columns' if spec.transposed else 'rows'}"
+    name = padded_name(f"{weight.name}.{'columns' if spec.transposed else 'rows'}", (inner, problem.inner))
     operands = [*add_matrix(node, name, problem, parts), bias_operand(node.lowering, bias, width)]
     return multiply_matrix(node.lowering, node.node, node.machine, problem, x, operands, spec.activation)

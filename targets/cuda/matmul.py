@@ -10,8 +10,9 @@ import onnx_ir as ir
 from tvm import relax, te
 
 from moec.targets.cuda.dense_products import bias_operand, multiply_matrix, no_bias
-from moec.targets.cuda.expert_matrices import as_stored
+from moec.targets.cuda.expert_matrices import as_stored, filled, padded_name
 from moec.targets.cuda.kernels.dense_problem import dense_problem
+from moec.targets.cuda.product_rows import padded, padded_inputs
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.lower.matmul import Bias, ConstantMatrix
 from moec.targets.tvm.nodes import static_size
@@ -29,14 +30,17 @@ class DenseProducts:
         """``left[M, K] @ right + bias``; the matrix is kept as [1, N, K]."""
         inner, width, dtype = right.inner, right.columns, str(left.ty.dtype)
 
-        def load() -> np.ndarray:
-            return as_stored(right.load(lowering).T, dtype)[None]
-
         addend = no_bias(lowering) if bias is None else bias_operand(lowering, bias.value, width, bias.factor)
-        name = f"{right.value.name}.{'rows' if right.transposed else 'columns'}"
-        matrix = lowering.add_weight(name, (1, width, inner), dtype, load)
         types = {"dtype": dtype, "matrix_dtype": dtype, "out_dtype": dtype}
         problem = dense_problem(inner, width, biased=bias is not None, **types)
+        problem = dataclasses.replace(problem, inner=padded_inputs([problem], self.architecture))
+
+        def load() -> np.ndarray:
+            return filled(as_stored(right.load(lowering).T, dtype), width, problem.inner)[None]
+
+        name = padded_name(f"{right.value.name}.{'rows' if right.transposed else 'columns'}", (inner, problem.inner))
+        matrix = lowering.add_weight(name, (1, width, problem.inner), dtype, load)
+        left = padded(lowering, node, self.architecture, left, inner, problem.inner)
         return multiply_matrix(lowering, node, self.architecture, problem, left, [matrix, addend])
 
     def of_batches(self, lowering: LoweringContext, node: ir.Node, left: relax.Expr, right: relax.Expr) -> relax.Expr:

@@ -34,14 +34,23 @@ from moec.ir.weights.stored import StoredWeight
 from moec.targets.cuda.block_dispatch import dispatch_rows
 from moec.targets.cuda.dense_products import no_bias
 from moec.targets.cuda.expert_groups import ExpertGroup, fields_of, groups_by_format, of_group, renumbered
-from moec.targets.cuda.expert_matrices import Parts, add_matrix, as_stored, parts_of, whole_parts
+from moec.targets.cuda.expert_matrices import Parts, add_matrix, as_stored, filled, padded_name, parts_of, whole_parts
 from moec.targets.cuda.grouped_products import GroupedProducts, Product
 from moec.targets.cuda.kernels.activation import experts_epilogue
 from moec.targets.cuda.kernels.combine import COMBINE, COMBINE_PLACED, TRIM
 from moec.targets.cuda.kernels.combining_gemv import COMBINING_GEMV, CombiningProblem
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
+from moec.targets.cuda.kernels.pad_rows import whole_vectors
 from moec.targets.cuda.linear import lower_linear
-from moec.targets.cuda.product_rows import computed_in, is_rounded, rounded, rounding_of, uses_tf32, with_rows_of
+from moec.targets.cuda.product_rows import (
+    computed_in,
+    is_rounded,
+    padded_inputs,
+    prepared,
+    rounding_of,
+    uses_tf32,
+    with_rows_of,
+)
 from moec.targets.cuda.routing import lower_routing
 from moec.targets.tvm.kernel import Kernel, KernelCall
 from moec.targets.tvm.lower.experts import CombineProblem, Pairs, Routing
@@ -88,13 +97,15 @@ class _Experts:
         node, spec = self._node, self._spec
         ids = renumbered(node, self._groups, ids)
         routing_dtype = str(weights.ty.dtype)
-        firsts, seconds = zip(*(self._problems(group, routing_dtype) for group in self._groups), strict=True)
+        firsts, seconds = self._padded(
+            *zip(*(self._problems(group, routing_dtype) for group in self._groups), strict=True)
+        )
         problems = list(zip(*(with_rows_of(spec, of, node.machine) for of in (firsts, seconds)), strict=True))
         every = [problem for pair in problems for problem in pair]
         products = GroupedProducts(node, self._weights.experts, every, ids, weights, capacity)
         firsts, seconds = self._products(problems)
         epilogue = experts_epilogue(spec, self._dtype)
-        x = rounded(node, spec, firsts[0].problem, self._x)
+        x = prepared(node, spec, firsts[0].problem, self._x, self._weights.inner)
         hidden = products.multiply(firsts, x, products.places, epilogue, spec.activation)
         if is_rounded(spec):
             hidden = products.rounded(hidden, rounding_of(spec, seconds[0].problem, self._dtype, node.machine))
@@ -115,6 +126,19 @@ class _Experts:
         first = dataclasses.replace(first, weighted=spec.weight_on_input)
         return first, GroupedProblem(inner=weights.hidden, width=weights.width, scattered=True, **behind)
 
+    def _padded(
+        self, firsts: Sequence[GroupedProblem], seconds: Sequence[GroupedProblem]
+    ) -> tuple[list[GroupedProblem], list[GroupedProblem]]:
+        """The same with sizes that tensor cores take, of hidden units too, unless the zeros of those that no expert has
+        would count when others are rounded."""
+        hidden, machine = self._weights.hidden, self._node.machine
+        if not is_rounded(self._spec) or _makes_zero_of_zeros(self._spec):
+            hidden = padded_inputs(seconds, machine)
+        firsts = [dataclasses.replace(problem, width=hidden) for problem in firsts]
+        inner = padded_inputs(firsts, machine)
+        firsts = [dataclasses.replace(problem, inner=inner) for problem in firsts]
+        return firsts, [_with_whole_rows(dataclasses.replace(problem, inner=hidden)) for problem in seconds]
+
     def _products(
         self, problems: Sequence[tuple[GroupedProblem, GroupedProblem]]
     ) -> tuple[list[Product], list[Product]]:
@@ -122,12 +146,15 @@ class _Experts:
         weights = self._weights
         up_bias, down_bias = self._up_bias(), weights.bias("down")
         up_name = ".".join(dict.fromkeys(weights.operand(part).name for part in weights.before))
+        down_name = weights.operand("down").name
         before, behind = [], []
         for group, (first, second) in zip(self._groups, problems, strict=True):
-            up = parts_of(weights, weights.before, first.stored)
-            before.append(self._product(group, first, up_name, up, "up_bias", up_bias))
+            up, inner, hidden = parts_of(weights, weights.before, first.stored), weights.inner, weights.hidden
+            name = padded_name(up_name, (inner, first.inner), (hidden, first.width))
+            before.append(self._product(group, first, name, up, "up_bias", up_bias))
             down = parts_of(weights, ["down"], second.stored)
-            behind.append(self._product(group, second, weights.operand("down").name, down, "down_bias", down_bias))
+            name = padded_name(down_name, (hidden, second.inner), (weights.width, second.width))
+            behind.append(self._product(group, second, name, down, "down_bias", down_bias))
         return before, behind
 
     def _product(
@@ -205,14 +232,17 @@ def _multiply(
     ids = renumbered(node, groups, ids)
     bias, wanted = node.bias("bias"), []
     problems = [_problem_of(node, spec, group, groups, inner, width, str(x.ty.dtype)) for group in groups]
+    padded = padded_inputs(problems, node.machine)
+    problems = [_with_whole_rows(dataclasses.replace(problem, inner=padded)) for problem in problems]
     for group, problem in zip(groups, with_rows_of(spec, problems, node.machine), strict=True):
-        name = f"{weight.name}.columns" + ("" if len(groups) == 1 else f".{node.name}.{group.first}")
+        name = padded_name(f"{weight.name}.columns", (inner, problem.inner), (width, problem.width))
+        name += "" if len(groups) == 1 else f".{node.name}.{group.first}"
         problem = dataclasses.replace(problem, biased=bias is not None)
         matrix = add_matrix(node, name, problem, of_group(whole_parts(weight, problem.stored), group))
         own = None if bias is None else bias[list(group.experts)]
         wanted.append(Product(problem, [*matrix, _bias(node, f"bias.{group.first}", problem, own)]))
     products = GroupedProducts(node, weight.experts, [product.problem for product in wanted], ids, no_weights)
-    x = rounded(node, spec, wanted[0].problem, x)
+    x = prepared(node, spec, wanted[0].problem, x, inner)
     return Pairs(ids, products.multiply(wanted, x, products.pairs, lambda total: total))
 
 
@@ -244,13 +274,21 @@ def _pair_dtype(node: NodeLowering) -> str:
     return dtype if dtype in ("float16", "bfloat16") else "float32"
 
 
+def _makes_zero_of_zeros(spec: ExpertsSpec) -> bool:
+    """Whether a hidden unit whose weights are zeros is zero."""
+    nothing = np.zeros((1, 1), np.float32)
+    return bool(activated(spec, nothing if spec.gated else None, nothing) == 0)
+
+
+def _with_whole_rows(problem: GroupedProblem) -> GroupedProblem:
+    """The product whose results of pairs can be read 16 bytes at a time, by columns of zeros behind its own."""
+    return dataclasses.replace(problem, width=whole_vectors(problem.width, problem.out_dtype))
+
+
 def _refuse_rounding_of_absent_units(spec: ExpertsSpec) -> None:
     """Raises UnsupportedError where hidden units that an expert does not have would count when its others are rounded:
     where the activation does not make zero of their zeros."""
-    nothing = np.zeros((1, 1), np.float32)
-    if not is_rounded(spec) or not spec.hidden_sizes:
-        return
-    if activated(spec, nothing if spec.gated else None, nothing) != 0:
+    if is_rounded(spec) and spec.hidden_sizes and not _makes_zero_of_zeros(spec):
         raise UnsupportedError(
             f"{spec.activation} makes no zero of zero, hidden_sizes differ and arithmetic is {spec.arithmetic}; "
             "expected another activation or arithmetic float32"
@@ -258,12 +296,17 @@ def _refuse_rounding_of_absent_units(spec: ExpertsSpec) -> None:
 
 
 def _bias(node: NodeLowering, role: str, problem: GroupedProblem, given: np.ndarray | None) -> relax.Expr:
-    """The biases in float32, as the problem says. Raises UnsupportedError for another shape."""
+    """The biases in float32, as the problem says, zeros for columns beyond. Raises UnsupportedError for another
+    shape."""
     shape = problem.bias_shape
     if given is None:
         return no_bias(node.lowering)
-    if given.shape != shape:
+    if given.ndim != 2 or given.shape[0] != shape[0] or given.shape[1] > shape[1]:
         raise UnsupportedError(
             f"{role} has {list(given.shape)} elements in the order of the kernel; expected {list(shape)}"
         )
-    return node.lowering.add_weight(f"{node.name}.{role}", shape, "float32", lambda: as_stored(given, "float32"))
+
+    def load() -> np.ndarray:
+        return filled(as_stored(given, "float32"), *shape)
+
+    return node.lowering.add_weight(f"{node.name}.{role}", shape, "float32", load)

@@ -1,12 +1,14 @@
 """Combine: what the experts made of a token, weighted and summed in the order of the token's slots.
 
 A thread has some neighbouring columns of one token, as many as it reads with 16 bytes, and every sum one fixed order:
-no atomics.
+no atomics. Rows of pairs may have more columns than tokens, so that each begins where 16 bytes do.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
@@ -23,18 +25,31 @@ _MOST_THREADS = 64
 
 @dataclasses.dataclass(frozen=True)
 class _Columns:
-    """How threads share out the ``width`` columns of a row, ``together`` at a time: in ``blocks`` of ``threads``."""
+    """How threads share out the ``width`` columns of a row, ``together`` at a time: in ``blocks`` of ``threads``. The
+    last of them may have fewer."""
 
     width: int
     together: int
 
+    @staticmethod
+    def of(problem: CombineProblem) -> _Columns:
+        return _Columns(problem.width, read_at_once(problem.columns, problem.dtype, problem.pair_dtype))
+
+    @property
+    def parts(self) -> int:
+        return -(-self.width // self.together)
+
     @property
     def blocks(self) -> int:
-        return -(-self.width // self.together // _MOST_THREADS)
+        return -(-self.parts // _MOST_THREADS)
 
     @property
     def threads(self) -> int:
-        return -(-self.width // self.together // self.blocks // WARP) * WARP
+        return -(-self.parts // self.blocks // WARP) * WARP
+
+    def aligned(self, tensor: Any) -> int:
+        """How many of the ``together`` columns a row of the tensor has at once: a row may begin at any number of it."""
+        return math.gcd(int(tensor.shape[1]), self.together)
 
 
 @T.inline
@@ -44,7 +59,7 @@ def _start(columns, rows, body):
     thread = T.thread_id([columns.threads])
     row: T.let = index // columns.blocks
     part: T.let = index % columns.blocks * columns.threads + thread
-    if T.And(row < rows, part < columns.width // columns.together):
+    if T.And(row < rows, part < columns.parts):
         body(row, part)
 
 
@@ -52,8 +67,13 @@ def _start(columns, rows, body):
 def _add(columns, total, factor, source, dtype, row, part, limit):
     """``total += factor * source[row]``, numbers clamped to the limit; factor 1 where it is None."""
     stored = T.alloc_local((columns.together,), dtype)
-    for v in T.vectorized(columns.together):
-        stored[v] = source[row, part * columns.together + v]
+    aligned = T.meta_var(columns.aligned(source))
+    for i in T.unroll(columns.together // aligned):
+        first = T.meta_var(part * columns.together + i * aligned)
+        # The last columns stand for those behind them, which are not stored.
+        own = T.meta_var(first if aligned == columns.together else T.min(first, int(source.shape[1]) - aligned))
+        for v in T.vectorized(aligned):
+            stored[i * aligned + v] = source[row, own + v]
     for v in T.unroll(columns.together):
         value: T.let = within(limit, T.cast(stored[v], "float32"))
         total[v] = total[v] + (value if factor is None else factor * value)
@@ -70,12 +90,16 @@ def _store(columns, total, y, dtype, row, part):
     stored = T.alloc_local((columns.together,), dtype)
     for v in T.unroll(columns.together):
         stored[v] = T.cast(total[v], dtype)
-    for v in T.vectorized(columns.together):
-        y[row, part * columns.together + v] = stored[v]
+    aligned = T.meta_var(columns.aligned(y))
+    for i in T.unroll(columns.together // aligned):
+        first = T.meta_var(part * columns.together + i * aligned)
+        if aligned == columns.together or first < columns.width:
+            for v in T.vectorized(aligned):
+                y[row, first + v] = stored[i * aligned + v]
 
 
 def combine(problem: CombineProblem) -> tirx.PrimFunc:
-    """``(x[T, width], weights[T, k], experts[T, k], pairs[T * k, width], y[T, width])``; T may be 0.
+    """``(x[T, width], weights[T, k], experts[T, k], pairs[T * k, columns], y[T, width])``; T may be 0.
 
     ``y[t] = sum over slots of w * pairs[t * k + slot]`` for the ids in [0, E), with w = 1 unless ``weighted``, and
     pairs clamped to [-limit, limit] where ``limit`` > 0; an id in
@@ -83,7 +107,7 @@ def combine(problem: CombineProblem) -> tirx.PrimFunc:
     float32.
     """
     E, width, dtype = problem.experts, problem.width, problem.dtype
-    columns = _Columns(width, read_at_once(width, dtype, problem.pair_dtype))
+    columns = _Columns.of(problem)
 
     @T.prim_func
     def kernel(
@@ -100,7 +124,7 @@ def combine(problem: CombineProblem) -> tirx.PrimFunc:
         x = T.match_buffer(x_handle, (tokens, width), dtype)
         weights = T.match_buffer(weights_handle, (tokens, slots), problem.weight_dtype)
         chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
-        pairs = T.match_buffer(pairs_handle, (P, width), problem.pair_dtype)
+        pairs = T.match_buffer(pairs_handle, (P, problem.columns), problem.pair_dtype)
         y = T.match_buffer(y_handle, (tokens, width), dtype)
         T.device_entry()
 
@@ -160,17 +184,17 @@ def combine_placed(problem: PlacedRows) -> tirx.PrimFunc:
 
 
 def trim(problem: CombineProblem) -> tirx.PrimFunc:
-    """``(experts[R, 1], rows[R, width], y[R, width])``: the rows in the type of the result; zero where the id is not an
-    expert."""
+    """``(experts[R, 1], rows[R, columns], y[R, width])``: the rows in the type of the result; zero where the id is
+    not an expert."""
     E, width, dtype = problem.experts, problem.width, problem.dtype
-    columns = _Columns(width, read_at_once(width, dtype, problem.pair_dtype))
+    columns = _Columns.of(problem)
 
     @T.prim_func
     def kernel(experts_handle: T.handle, rows_handle: T.handle, y_handle: T.handle):
         T.func_attr(EARLY_ATTRIBUTES)
         R = T.int32()
         chosen = T.match_buffer(experts_handle, (R, 1), "int32")
-        rows = T.match_buffer(rows_handle, (R, width), problem.pair_dtype)
+        rows = T.match_buffer(rows_handle, (R, problem.columns), problem.pair_dtype)
         y = T.match_buffer(y_handle, (R, width), dtype)
         T.device_entry()
 
@@ -202,8 +226,7 @@ _COMBINED_AHEAD = 4
 
 def _combine_plan(problem: CombineProblem) -> StreamPlan:
     own = ("x",) if problem.identity_experts else ()
-    together = read_at_once(problem.width, problem.dtype, problem.pair_dtype)
-    load = together * dtype_of(problem.pair_dtype).itemsize
+    load = _Columns.of(problem).together * dtype_of(problem.pair_dtype).itemsize
     return StreamPlan((*own, "weights", "chosen", "pairs"), ("y",), load, _COMBINED_AHEAD)
 
 

@@ -116,14 +116,14 @@ def _sum_token(problem, operands, weights, chosen, y, tokens):
             T.cuda.cta_sync()
             _add_results(problem, lane, team, results, total)
             T.cuda.cta_sync()
-        if T.And(warp % problem.together == 0, T.And(lane < COLUMNS_PER_WARP, first + lane < product.width)):
+        if T.And(warp % problem.together == 0, T.And(lane < COLUMNS_PER_WARP, first + lane < problem.combine.width)):
             y[T.cast(token, "int64"), first + lane] = T.cast(total[0], problem.combine.dtype)
 
 
 def combining_gemv(problem: CombiningProblem) -> tirx.PrimFunc:
-    """``(rows[P, inner], matrix[E, width, inner], bias[E, width], weights[T, k], experts[T, k], y[T, width])``, with
-    bias in float32 and experts in int32. A quantised matrix is three tensors, see
-    :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`.
+    """``(rows[P, inner], matrix[E, width, inner], bias[E, width], weights[T, k], experts[T, k], y[T, columns])``, with
+    bias in float32 and experts in int32; y has the first columns of the product, or all. A quantised matrix is
+    three tensors, see :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`.
 
     ``y[t] = sum over slots of w * (rows[t * k + slot] @ matrix[e].T + bias[e])`` for the ids e that are experts, with
     w = 1 unless ``weighted`` and results clamped to the limit. T may be 0; P is at least T * k.
@@ -150,7 +150,7 @@ def combining_gemv(problem: CombiningProblem) -> tirx.PrimFunc:
         bias = T.match_buffer(bias_handle, product.bias_shape, "float32")
         weights = T.match_buffer(weights_handle, (tokens, slots), problem.combine.weight_dtype)
         chosen = T.match_buffer(experts_handle, (tokens, slots), "int32")
-        y = T.match_buffer(y_handle, (tokens, product.width), problem.combine.dtype)
+        y = T.match_buffer(y_handle, (tokens, problem.combine.width), problem.combine.dtype)
         T.device_entry()
         operands = T.meta_var((rows, matrix, bias))
         _sum_token(problem, operands, weights, chosen, y, tokens)

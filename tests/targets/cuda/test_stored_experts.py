@@ -14,6 +14,7 @@ from moec.errors import UnsupportedError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec
 from moec.passes.framework import pipeline
+from moec.targets.cuda.expert_matrices import filled
 from moec.targets.cuda.grouped_products import PRODUCTS
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.packed_format import PackedFormat
@@ -41,7 +42,7 @@ def layer(spec: ExpertsSpec, dtype: type = np.float32, inner: int = inner, hidde
     random, width = np.random.default_rng(4), 2 * hidden if spec.gated else hidden
     up_bias = random.standard_normal((E, width), dtype=np.float32)
     for expert, size in enumerate(spec.hidden_sizes):
-        up_bias.reshape(E, -1, hidden)[expert, :, size:] = 1e6
+        up_bias.reshape(E, -1, hidden)[expert, :, size:] = 6e4
     constants = {
         "up": random.standard_normal((E, width, inner), dtype=np.float32) / 8,
         "down": random.standard_normal((E, inner, hidden), dtype=np.float32) / 6,
@@ -87,6 +88,42 @@ def test_rounded_tokens_on_tensor_cores(without_nvcc):
         inputs = case(tokens, dtype, sizes[0])
         y, expected = program.run(inputs)["y"], interpreter.run(model, inputs, dtype=np.float64)["y"]
         assert np.linalg.norm(y - expected) <= 4e-3 * np.linalg.norm(expected)
+
+
+ODD = {
+    "int4": (ExpertsSpec(), INT4),
+    "fp8": (ExpertsSpec("gelu", "none"), "quantize-experts{format=fp8}"),
+    "mxfp4": (ExpertsSpec(weight_on_input=True), MXFP4),
+    "formats of their own": (ExpertsSpec("sigmoid", "none"), "quantize-experts{format=mxfp4,experts=0+3}"),
+    "sizes of their own": (ExpertsSpec(hidden_sizes=(44, 1, 9, 44, 20)), INT4),
+}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("target", ["cuda:sm_80", "cuda:sm_90a"])
+@pytest.mark.parametrize("name", ODD)
+def test_odd_sizes_on_tensor_cores(without_nvcc, name, target):
+    """Codes of zeros stand behind inputs, units and columns, also of groups that are not whole."""
+    (spec, passes), sizes = ODD[name], (57, 44)
+    model = layer(spec, np.float16, *sizes)
+    pipeline.run(model, pipeline.parse(passes))
+    program = moec.compile(model, target=target, passes="", emulate=True)
+    assert "pad_rows" in program.kernels and not any("simt" in kernel for kernel in program.kernels)
+    for tokens in (0, 1, 20, 130):
+        inputs = case(tokens, np.float16, sizes[0])
+        y, expected = program.run(inputs)["y"], interpreter.run(model, inputs, dtype=np.float64)["y"]
+        assert np.linalg.norm(y - expected) <= 4e-3 * np.linalg.norm(expected)
+
+
+def test_zeros_stand_behind_what_a_matrix_has():
+    codes = np.array([[1, 2], [3, 4]], np.uint8)
+    assert filled(codes, 3, 4, np.array([[7], [8]], np.uint8)).tolist() == [[1, 2, 7, 7], [3, 4, 8, 8], [0, 0, 0, 0]]
+    assert filled(codes, 2, 2) is codes
+
+
+def test_hidden_units_that_would_count_when_others_are_rounded_are_not_added(program_of):
+    program = program_of(layer(ExpertsSpec("sigmoid", "none", arithmetic="int8"), np.float16, 61, 43))
+    assert "moe_grouped_gemm_simt" in {kernel.name for kernel in program.kernels}
 
 
 @pytest.mark.parametrize(("architecture", "kernel"), [("sm_80", "grouped_gemm_mma"), ("sm_90a", "grouped_gemm_wgmma")])

@@ -17,6 +17,7 @@ from moec.targets.cuda.kernels.attention_few import attention_few
 from moec.targets.cuda.kernels.attention_mma import attention_mma
 from moec.targets.cuda.kernels.attention_tiled import attention_tiled
 from moec.targets.cuda.kernels.attention_wgmma import attention_wgmma
+from moec.targets.cuda.kernels.combine import combine
 from moec.targets.cuda.kernels.combining_gemv import CombiningProblem, combining_gemv
 from moec.targets.cuda.kernels.dense_problem import dense_kernel, dense_problem
 from moec.targets.cuda.kernels.gemm_parts import gemm_parts, join_parts
@@ -29,6 +30,7 @@ from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.mma_tile import tile_shape
 from moec.targets.cuda.kernels.normalization import normalize
 from moec.targets.cuda.kernels.packed_format import PackedFormat
+from moec.targets.cuda.kernels.pad_rows import Padding, pad_rows
 from moec.targets.cuda.kernels.row_share import RowLayout
 from moec.targets.cuda.kernels.softmax import softmax
 from moec.targets.cuda.kernels.wgmma_tile import HEIGHTS
@@ -106,6 +108,10 @@ KERNELS = {
     "combining gemv": lambda: combining_gemv(
         CombiningProblem(_BEHIND, CombineProblem(128, 2048, "bfloat16", weighted=True), 8)
     ),
+    "combine, rows of an odd size": lambda: combine(
+        CombineProblem(128, 2047, "bfloat16", weighted=True, pair_dtype="bfloat16", pair_width=2048)
+    ),
+    "pad rows": lambda: pad_rows(Padding(2047, 2048, "bfloat16")),
     "wgmma, 128 rows": lambda: grouped_gemm_wgmma(_half(128), SILU),
     "wgmma, 64 rows": lambda: grouped_gemm_wgmma(_half(64), SILU),
     "wgmma, int4": lambda: grouped_gemm_wgmma(dataclasses.replace(_half(128), stored=INT4), SILU),

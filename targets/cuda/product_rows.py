@@ -61,7 +61,7 @@ def padded_inputs(problems: Sequence[GroupedProblem], architecture: str) -> int:
 
 
 def _inputs_at_once(problem: GroupedProblem) -> int:
-    """What the number of inputs has to be a multiple of: of panels that are decoded, and of 16 bytes."""
+    """What the number of inputs has to be a multiple of: of k-tiles that are decoded, and of 16 bytes."""
     smallest = min(dtype_of(dtype).itemsize for dtype in (problem.dtype, problem.matrix_dtype))
     return DEPTH if problem.decodes else LOAD_BYTES // smallest
 

@@ -6,8 +6,8 @@ extern "C" __global__ void __launch_bounds__(256) kernel_kernel(float* __restric
   int warp_id_in_cta = __shfl_sync((uint)4294967295, (((int)threadIdx.x) >> 5), 0, 32);
   int index = ((int)blockIdx.x);
   int thread = ((int)threadIdx.x);
-  __shared__ alignas(64) float row_panel_ptr[1040];
-  __shared__ alignas(64) float column_panel_ptr[1040];
+  __shared__ alignas(64) float row_tile_ptr[1040];
+  __shared__ alignas(64) float column_tile_ptr[1040];
   __shared__ alignas(64) int sources_ptr[64];
   int block = (index >> 1);
   int first_column = ((index & 1) * 64);
@@ -38,19 +38,19 @@ extern "C" __global__ void __launch_bounds__(256) kernel_kernel(float* __restric
       #pragma unroll
       for (int i_1 = 0; i_1 < 4; ++i_1) {
         int row_1 = ((i_1 * 16) + (thread >> 4));
-        row_panel_ptr[((depth * 65) + row_1)] = 0x0p+0f/*0.000000e+00*/;
+        row_tile_ptr[((depth * 65) + row_1)] = 0x0p+0f/*0.000000e+00*/;
         int source = sources_ptr[row_1];
         if ((0 <= source) && (((k_tile * 16) + depth) < 128)) {
           number = rows_ptr[(((((int64_t)source) * (int64_t)128) + (((int64_t)k_tile) * (int64_t)16)) + ((int64_t)depth))];
-          row_panel_ptr[((depth * 65) + row_1)] = number;
+          row_tile_ptr[((depth * 65) + row_1)] = number;
         }
       }
       #pragma unroll
       for (int i_2 = 0; i_2 < 4; ++i_2) {
         int column = ((i_2 * 16) + (thread >> 4));
-        column_panel_ptr[((depth * 65) + column)] = 0x0p+0f/*0.000000e+00*/;
+        column_tile_ptr[((depth * 65) + column)] = 0x0p+0f/*0.000000e+00*/;
         if (((first_column + column) < 128) && (((k_tile * 16) + depth) < 128)) {
-          column_panel_ptr[((depth * 65) + column)] = matrix_ptr[(((((((int64_t)expert) * (int64_t)16384) + (((int64_t)first_column) * (int64_t)128)) + (((int64_t)column) * (int64_t)128)) + (((int64_t)k_tile) * (int64_t)16)) + ((int64_t)depth))];
+          column_tile_ptr[((depth * 65) + column)] = matrix_ptr[(((((((int64_t)expert) * (int64_t)16384) + (((int64_t)first_column) * (int64_t)128)) + (((int64_t)column) * (int64_t)128)) + (((int64_t)k_tile) * (int64_t)16)) + ((int64_t)depth))];
         }
       }
       cta_sync();
@@ -60,11 +60,11 @@ extern "C" __global__ void __launch_bounds__(256) kernel_kernel(float* __restric
       for (int depth_1 = 0; depth_1 < 16; ++depth_1) {
         #pragma unroll
         for (int i_3 = 0; i_3 < 4; ++i_3) {
-          left_ptr[i_3] = row_panel_ptr[(((depth_1 * 65) + (i_3 * 16)) + thread_row)];
+          left_ptr[i_3] = row_tile_ptr[(((depth_1 * 65) + (i_3 * 16)) + thread_row)];
         }
         #pragma unroll
         for (int j_1 = 0; j_1 < 4; ++j_1) {
-          right_ptr[j_1] = column_panel_ptr[(((((depth_1 * 65) + ((j_1 >> 1) * 32)) + ((thread_column >> 3) * 16)) + ((j_1 & 1) * 8)) + (thread_column & 7))];
+          right_ptr[j_1] = column_tile_ptr[(((((depth_1 * 65) + ((j_1 >> 1) * 32)) + ((thread_column >> 3) * 16)) + ((j_1 & 1) * 8)) + (thread_column & 7))];
         }
         #pragma unroll
         for (int i_4 = 0; i_4 < 4; ++i_4) {

@@ -1,7 +1,7 @@
 """Attention of many queries on tensor cores (compute capability 8.0 and up): 16-bit floats, float32 scores and sums.
 
 A block of four warps has :data:`ROWS` rows, see :mod:`.attention_rows`, 16 each, and walks over tiles of :data:`KEYS`
-keys. Keys and values come into shared memory by asynchronous copies, see :mod:`.attention_panels`: the next keys while
+keys. Keys and values come into shared memory by asynchronous copies, see :mod:`.attention_copies`: the next keys while
 weights and values are multiplied, the next values during the next scores. A warp keeps scores, weights and sums of its
 rows in registers: the sums of one product lie in them as the rows of the next one have to, once they are rounded to 16
 bits (Dao, FlashAttention-2, 2023).
@@ -15,21 +15,20 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.cuda.kernels.attention_copies import (
+    DEPTH,
+    THREADS,
+    column_tiles,
+    copy_keys,
+    copy_queries,
+    copy_values,
+)
 from moec.targets.cuda.kernels.attention_operands import (
     VALUE_COLUMNS,
     AttentionOperands,
     attention_kernel,
     attention_kernel_of,
     attention_plan,
-)
-from moec.targets.cuda.kernels.attention_panels import (
-    DEPTH,
-    LINES,
-    THREADS,
-    copy_keys,
-    copy_queries,
-    copy_values,
-    panels_of,
 )
 from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
 from moec.targets.cuda.kernels.attention_softmax import (
@@ -42,11 +41,12 @@ from moec.targets.cuda.kernels.attention_softmax import (
     weigh,
 )
 from moec.targets.cuda.kernels.launch import WARP, one_block_is_enough
-from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH, MMA_ROWS, PIECE
+from moec.targets.cuda.kernels.mma_tile import CHUNK, MMA_COLUMNS, MMA_DEPTH, MMA_ROWS
 from moec.targets.cuda.kernels.shared_pool import SharedPool
 from moec.targets.tvm.lower.attention import AttentionProblem
 
-ROWS = KEYS = LINES
+ROWS = KEYS = 64
+"""Of a block of threads at a time."""
 LARGEST_HEAD = 256
 """Numbers of a query: more do not fit into shared memory together with keys and values."""
 _KEY_STEPS = KEYS // MMA_COLUMNS
@@ -65,8 +65,8 @@ def why_not(problem: AttentionProblem, dtype: str) -> str | None:
         return f"{dtype} tensors; the instruction takes float16 or bfloat16"
     if problem.paged not in ("", dtype):
         return f"keys in {problem.paged} and queries in {dtype}; the instruction takes one type"
-    if problem.head_size % PIECE or problem.value_size % PIECE:
-        return f"heads of {problem.head_size} and {problem.value_size}; expected multiples of {PIECE}"
+    if problem.head_size % CHUNK or problem.value_size % CHUNK:
+        return f"heads of {problem.head_size} and {problem.value_size}; expected multiples of {CHUNK}"
     if problem.head_size > LARGEST_HEAD:
         return f"heads of {problem.head_size}; there is shared memory for {LARGEST_HEAD}"
     if problem.value_size > VALUE_COLUMNS and problem.value_size % VALUE_COLUMNS:
@@ -76,8 +76,8 @@ def why_not(problem: AttentionProblem, dtype: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Tile:
-    """The rows of a block of threads, and where this thread stands. ``queries``, ``keys`` and ``values`` [panels, 64,
-    DEPTH] are shared."""
+    """The rows of a block of threads, and where this thread stands. ``queries``, ``keys`` and ``values`` [column tiles,
+    64, DEPTH] are shared."""
 
     rows: RowTile
     dtype: str
@@ -132,7 +132,7 @@ def _multiply_keys(tile, scores):
         for v in T.unroll(4):
             scores[j, v] = T.float32(0)
     for step in T.unroll(tile.head_steps):
-        piece: T.let = step % 4 * 2
+        chunk: T.let = step % 4 * 2
         T.ptx[_LOAD](
             left[0, 0],
             left[0, 1],
@@ -142,7 +142,7 @@ def _multiply_keys(tile, scores):
                 [
                     step // 4,
                     tile.warp * MMA_ROWS + tile.lane % 16,
-                    ((piece + tile.lane // 16) ^ (tile.lane % 8)) * PIECE,
+                    ((chunk + tile.lane // 16) ^ (tile.lane % 8)) * CHUNK,
                 ]
             ),
         )
@@ -156,7 +156,7 @@ def _multiply_keys(tile, scores):
                     [
                         step // 4,
                         j * 2 * MMA_COLUMNS + tile.lane // 16 * 8 + tile.lane % 8,
-                        ((piece + tile.lane // 8 % 2) ^ (tile.lane % 8)) * PIECE,
+                        ((chunk + tile.lane // 8 % 2) ^ (tile.lane % 8)) * CHUNK,
                     ]
                 ),
             )
@@ -179,7 +179,7 @@ def _multiply_values(tile, own):
                     [
                         j // 4,
                         step * MMA_DEPTH + tile.lane % 16,
-                        ((j % 4 * 2 + tile.lane // 16) ^ (tile.lane % 8)) * PIECE,
+                        ((j % 4 * 2 + tile.lane // 16) ^ (tile.lane % 8)) * CHUNK,
                     ]
                 ),
             )
@@ -232,15 +232,15 @@ def _attend(tile):
 
 def attention_mma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
     """The kernel of :func:`~moec.targets.cuda.kernels.attention_operands.attention_kernel`."""
-    head_panels = panels_of(problem.head_size)
+    head_tiles = column_tiles(problem.head_size)
 
     @T.inline
     def body(operands):
         T.device_entry()
         pool = SharedPool()
-        queries = pool.alloc((head_panels, ROWS, DEPTH), dtype, align=128)
-        keys = pool.alloc((head_panels, KEYS, DEPTH), dtype, align=128)
-        values = pool.alloc((panels_of(operands.slice_columns), KEYS, DEPTH), dtype, align=128)
+        queries = pool.alloc((head_tiles, ROWS, DEPTH), dtype, align=128)
+        keys = pool.alloc((head_tiles, KEYS, DEPTH), dtype, align=128)
+        values = pool.alloc((column_tiles(operands.slice_columns), KEYS, DEPTH), dtype, align=128)
         pool.commit_named(queries=queries, keys=keys, values=values)
 
         @T.inline

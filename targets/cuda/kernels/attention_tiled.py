@@ -1,8 +1,8 @@
 """Attention of many queries without tensor cores: one pass over the keys, no scores in memory.
 
 A block of threads has :data:`ROWS` rows, see :mod:`.attention_rows`, and walks over tiles of :data:`KEYS` keys. The
-scores of a tile are a matrix product whose panels pass through shared memory as in :mod:`.grouped_gemm_simt`; a row's
-largest score and sum of weights so far are corrected, the weights go to shared memory, and panels of values are
+scores of a tile are a matrix product whose tiles pass through shared memory as in :mod:`.grouped_gemm_simt`; a row's
+largest score and sum of weights so far are corrected, the weights go to shared memory, and tiles of values are
 multiplied with them. The 16 x 16 threads keep the sums of the result in registers: every 16th row and every 16th
 column.
 
@@ -41,7 +41,7 @@ THREADS = SIDE * SIDE
 _PER_THREAD = ROWS // SIDE
 """Rows of a thread, and keys of a tile."""
 _PADDING = 1
-"""Numbers behind each line of a panel: threads that store neighbouring numbers of a row then hit different banks."""
+"""Numbers behind each line of a tile: threads that store neighbouring numbers of a row then hit different banks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class _Tile:
 
 @dataclasses.dataclass(frozen=True)
 class _Shared:
-    """Panels of rows and of keys [DEPTH, 64], weights [KEYS, ROWS], and a panel of values [DEPTH, columns], whose last
+    """Tiles of rows and of keys [DEPTH, 64], weights [KEYS, ROWS], and a tile of values [DEPTH, columns], whose last
     columns may stand for none."""
 
     rows: Any
@@ -93,7 +93,7 @@ class _State:
 
 
 @T.inline
-def _load_panels(tile, shared, first_key, first_input):
+def _load_tiles(tile, shared, first_key, first_input):
     """Zeros stand for rows, keys and numbers that there are not."""
     operands, rows = T.meta_var(tile.operands), T.meta_var(tile.rows)
     batch: T.let = T.cast(rows.batch, "int64")
@@ -137,15 +137,15 @@ def _load_values(tile, shared, first_key):
 
 
 @T.inline
-def _add_products(tile, left_panel, first_line, right_panel, columns, sums):
+def _add_products(tile, left_tile, first_line, right_tile, columns, sums):
     """``sums`` [rows, columns] of a thread become larger by the products of its rows and columns: the rows lie in lines
-    of the left panel from ``first_line`` on, the columns in those of the right one."""
+    of the left tile from ``first_line`` on, the columns in those of the right one."""
     left = T.alloc_local((_PER_THREAD,), "float32")
     for k in T.serial(DEPTH):
         for i in T.unroll(_PER_THREAD):
-            left[i] = left_panel[first_line + k, tile.row(i)]
+            left[i] = left_tile[first_line + k, tile.row(i)]
         for j in T.unroll(columns):
-            right: T.let = right_panel[k, tile.column(j)]
+            right: T.let = right_tile[k, tile.column(j)]
             for i in T.unroll(_PER_THREAD):
                 sums[i, j] = sums[i, j] + left[i] * right
 
@@ -157,8 +157,8 @@ def _compute_scores(tile, shared, first_key, scores):
     for i in T.unroll(_PER_THREAD):
         for j in T.unroll(_PER_THREAD):
             scores[i, j] = T.float32(0)
-    for panel in T.serial(-(-operands.problem.head_size // DEPTH)):
-        _load_panels(tile, shared, first_key, panel * DEPTH)
+    for k_tile in T.serial(-(-operands.problem.head_size // DEPTH)):
+        _load_tiles(tile, shared, first_key, k_tile * DEPTH)
         T.cuda.cta_sync()
         _add_products(tile, shared.rows, 0, shared.keys, _PER_THREAD, scores)
         T.cuda.cta_sync()
@@ -200,10 +200,10 @@ def _weigh(tile, shared, scores, state):
 
 @T.inline
 def _add_values(tile, shared, first_key, sums):
-    for panel in T.serial(KEYS // DEPTH):
-        _load_values(tile, shared, first_key + panel * DEPTH)
+    for k_tile in T.serial(KEYS // DEPTH):
+        _load_values(tile, shared, first_key + k_tile * DEPTH)
         T.cuda.cta_sync()
-        _add_products(tile, shared.weights, panel * DEPTH, shared.values, tile.columns_per_thread, sums)
+        _add_products(tile, shared.weights, k_tile * DEPTH, shared.values, tile.columns_per_thread, sums)
         T.cuda.cta_sync()
 
 
@@ -248,11 +248,11 @@ def attention_tiled(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
     @T.inline
     def body(operands):
         T.device_entry()
-        row_panel = T.alloc_shared((DEPTH, ROWS + _PADDING), "float32")
-        key_panel = T.alloc_shared((DEPTH, KEYS + _PADDING), "float32")
+        row_tile = T.alloc_shared((DEPTH, ROWS + _PADDING), "float32")
+        key_tile = T.alloc_shared((DEPTH, KEYS + _PADDING), "float32")
         weights = T.alloc_shared((KEYS, ROWS + _PADDING), "float32")
-        value_panel = T.alloc_shared((DEPTH, -(-operands.slice_columns // SIDE) * SIDE), "float32")
-        shared = T.meta_var(_Shared(row_panel, key_panel, weights, value_panel))
+        value_tile = T.alloc_shared((DEPTH, -(-operands.slice_columns // SIDE) * SIDE), "float32")
+        shared = T.meta_var(_Shared(row_tile, key_tile, weights, value_tile))
 
         @T.inline
         def attend(rows, thread):
@@ -268,8 +268,8 @@ def attention_tiled(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
 
 
 def _plan(launch: AttentionLaunch) -> AttentionPlan:
-    panels = -(-launch.problem.head_size // DEPTH) + KEYS // DEPTH
-    return attention_plan(launch, ROWS, KEYS, "fma", waits=panels, ahead=False)
+    k_tiles = -(-launch.problem.head_size // DEPTH) + KEYS // DEPTH
+    return attention_plan(launch, ROWS, KEYS, "fma", waits=k_tiles, ahead=False)
 
 
 ATTENTION_TILED = attention_kernel_of(

@@ -19,6 +19,7 @@ from tvm import tirx
 from tvm.backend.cuda.lang import MBarrier
 from tvm.script import tirx as T
 
+from moec.targets.cuda.kernels.attention_copies import DEPTH, column_tiles, copy_keys, copy_queries, copy_values
 from moec.targets.cuda.kernels.attention_mma import why_not
 from moec.targets.cuda.kernels.attention_operands import (
     AttentionLaunch,
@@ -27,7 +28,6 @@ from moec.targets.cuda.kernels.attention_operands import (
     attention_kernel_of,
     attention_plan,
 )
-from moec.targets.cuda.kernels.attention_panels import DEPTH, copy_keys, copy_queries, copy_values, panels_of
 from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
 from moec.targets.cuda.kernels.attention_softmax import (
     LaneRows,
@@ -43,8 +43,8 @@ from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH, MMA_ROWS
 from moec.targets.cuda.kernels.shared_pool import SWIZZLE_ALIGNMENT, SharedPool
 from moec.targets.cuda.kernels.wgmma_ring import (
     DEPTH_STEP,
-    EIGHT_LINES,
-    LINE,
+    EIGHT_ROWS,
+    ROW,
     SWIZZLE,
     RingPosition,
     arrive_written,
@@ -69,7 +69,8 @@ def tile_keys(problem: AttentionProblem) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Ring:
-    """Stages of keys and of values in turn, [stages, panels, keys, DEPTH], and the queries [panels, ROWS, DEPTH]."""
+    """Stages of keys and of values in turn, [stages, column tiles, keys, DEPTH], and the queries [column tiles, ROWS,
+    DEPTH]."""
 
     queries: Any
     stages: Any
@@ -84,7 +85,7 @@ class _Ring:
 
 @dataclasses.dataclass(frozen=True)
 class _Stage:
-    """One stage, as :mod:`.attention_panels` sees it: [panels, keys, DEPTH]."""
+    """One stage, as :mod:`.attention_copies` sees it: [column tiles, keys, DEPTH]."""
 
     stages: Any
     stage: Any
@@ -99,7 +100,7 @@ class _Stage:
 
 @dataclasses.dataclass(frozen=True)
 class _Target:
-    """Where :mod:`.attention_panels` copies lines, and for whom."""
+    """Where :mod:`.attention_copies` copies rows, and for whom."""
 
     rows: RowTile
     thread: Any
@@ -122,12 +123,12 @@ def _produce(rows, ring, thread):
     arrive_written(ring.queries_full, 0)
     for item in T.serial(2 * steps):
         ring.empty.wait(position.stage, position.phase)
-        lines = T.meta_var(ring.stages)
+        stages = T.meta_var(ring.stages)
         first_key: T.let = item // 2 * ring.keys
         if item % 2 == 0:
-            copy_keys(_Target(rows, thread, None, _Stage(lines, position.stage), None), first_key)
+            copy_keys(_Target(rows, thread, None, _Stage(stages, position.stage), None), first_key)
         else:
-            copy_values(_Target(rows, thread, None, None, _Stage(lines, position.stage)), first_key)
+            copy_values(_Target(rows, thread, None, None, _Stage(stages, position.stage)), first_key)
         T.ptx.cp.async_.commit_group()
         # One more is on its way while the one before it arrives.
         if item > 0:
@@ -149,21 +150,21 @@ def _start_scores(own, ring, group, stage):
     """Scores begin to become products of the queries of a consumer with the keys of a stage."""
     left = T.local_scalar("uint64")
     right = T.local_scalar("uint64")
-    panel_steps = T.meta_var(DEPTH // MMA_DEPTH)
-    query_panel, key_panel = T.meta_var((ROWS * LINE, own.keys * LINE))
+    tile_steps = T.meta_var(DEPTH // MMA_DEPTH)
+    query_tile, key_tile = T.meta_var((ROWS * ROW, own.keys * ROW))
     T.cuda.wgmma.encode_matrix_descriptor(
-        T.address_of(left), ring.queries.ptr_to([0, group * GROUP_ROWS, 0]), 1, EIGHT_LINES, SWIZZLE
+        T.address_of(left), ring.queries.ptr_to([0, group * GROUP_ROWS, 0]), 1, EIGHT_ROWS, SWIZZLE
     )
     T.cuda.wgmma.encode_matrix_descriptor(
-        T.address_of(right), ring.stages.ptr_to([stage, 0, 0, 0]), 1, EIGHT_LINES, SWIZZLE
+        T.address_of(right), ring.stages.ptr_to([stage, 0, 0, 0]), 1, EIGHT_ROWS, SWIZZLE
     )
     T.ptx.wgmma.fence.sync.aligned()
     for step in T.unroll(-(-own.operands.problem.head_size // MMA_DEPTH)):
-        inside = T.meta_var(step % panel_steps * DEPTH_STEP)
+        inside = T.meta_var(step % tile_steps * DEPTH_STEP)
         T.ptx[multiply_instruction(own.keys, own.dtype)](
             *_all(own.scores),
-            left + T.cast(step // panel_steps * query_panel + inside, "uint64"),
-            right + T.cast(step // panel_steps * key_panel + inside, "uint64"),
+            left + T.cast(step // tile_steps * query_tile + inside, "uint64"),
+            right + T.cast(step // tile_steps * key_tile + inside, "uint64"),
             step != 0,
             1,
             1,
@@ -178,9 +179,9 @@ def _start_sums(own, ring, stage):
     """The products of the weights with the values of a stage begin to be added to the sums. Values are rows of keys,
     and wanted as columns of them."""
     right = T.local_scalar("uint64")
-    panel, step_lines = T.meta_var((own.keys * LINE, MMA_DEPTH * LINE))
+    column_tile, step_rows = T.meta_var((own.keys * ROW, MMA_DEPTH * ROW))
     T.cuda.wgmma.encode_matrix_descriptor(
-        T.address_of(right), ring.stages.ptr_to([stage, 0, 0, 0]), panel, EIGHT_LINES, SWIZZLE
+        T.address_of(right), ring.stages.ptr_to([stage, 0, 0, 0]), column_tile, EIGHT_ROWS, SWIZZLE
     )
     T.ptx.wgmma.fence.sync.aligned()
     for step in T.unroll(own.keys // MMA_DEPTH):
@@ -190,7 +191,7 @@ def _start_sums(own, ring, stage):
             own.weights[step, 1],
             own.weights[step, 2],
             own.weights[step, 3],
-            right + T.cast(step * step_lines, "uint64"),
+            right + T.cast(step * step_rows, "uint64"),
             True,
             1,
             1,
@@ -274,10 +275,10 @@ def attention_wgmma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
     def body(operands):
         T.device_entry()
         pool = SharedPool()
-        head_panels = T.meta_var(panels_of(problem.head_size))
-        panels = T.meta_var(max(head_panels, panels_of(operands.slice_columns)))
-        queries = pool.alloc((head_panels, ROWS, DEPTH), dtype, align=SWIZZLE_ALIGNMENT)
-        stages = pool.alloc((_STAGES, panels, tile_keys(problem), DEPTH), dtype, align=SWIZZLE_ALIGNMENT)
+        head_tiles = T.meta_var(column_tiles(problem.head_size))
+        tiles = T.meta_var(max(head_tiles, column_tiles(operands.slice_columns)))
+        queries = pool.alloc((head_tiles, ROWS, DEPTH), dtype, align=SWIZZLE_ALIGNMENT)
+        stages = pool.alloc((_STAGES, tiles, tile_keys(problem), DEPTH), dtype, align=SWIZZLE_ALIGNMENT)
         queries_full = MBarrier(pool, 1)
         full = MBarrier(pool, _STAGES)
         empty = MBarrier(pool, _STAGES, phase_offset=1)

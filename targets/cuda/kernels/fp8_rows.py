@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 from moec.targets.cuda.architectures import FP8 as FP8  # kernels take it from here
 
 GROUP = 128
-"""Inputs that share a scale: as many as a line of a panel has bytes."""
+"""Inputs that share a scale: as many as a row of a k-tile has bytes."""
 _SCALE_BYTES = 4
 _ALIGNMENT = 16
 _DECODE = "cvt.rn.f16x2.e4m3x2"

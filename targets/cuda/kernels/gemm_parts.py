@@ -18,7 +18,7 @@ from moec.targets.cuda.kernels.dense_problem import DenseOperands
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma, why_not
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, match_matrix, with_tables_needed
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, EARLY_ATTRIBUTES, blocks_for, read_at_once
-from moec.targets.cuda.kernels.mma_tile import COLUMNS, panel_depth, tile_shape
+from moec.targets.cuda.kernels.mma_tile import COLUMNS, k_tile_depth, tile_shape
 from moec.targets.cuda.kernels.tiled_kernels import DenseLaunch
 from moec.targets.cuda.launch_model.plans import Product, StreamPlan, TilePlan
 from moec.targets.tvm.kernel import Kernel
@@ -27,14 +27,14 @@ BUSY_BLOCKS = 128
 """So many tiles keep a device busy: about as many as it has multiprocessors."""
 ROWS = 64
 """Of a tile."""
-_LEAST_PANELS = 4
+_LEAST_K_TILES = 4
 """Of a part: fewer take as long as it takes to join it."""
 _THREADS = 128
 """Of a block that joins."""
 
 
 def _most_parts(problem: GroupedProblem) -> int:
-    return -(-problem.inner // panel_depth(problem.dtype)) // _LEAST_PANELS
+    return -(-problem.inner // k_tile_depth(problem.dtype)) // _LEAST_K_TILES
 
 
 def _tiles_across(problem: GroupedProblem) -> int:
@@ -74,13 +74,13 @@ class PartOperands(DenseOperands):
     def divides_inputs(self) -> bool:
         return True
 
-    def panels_before(self, block: Any, panels: int) -> Any:
-        """Of all panels of inputs, those of the parts before: parts have about as many, and one at least."""
-        return T.truncdiv(self._part(block) * panels, self._parts)
+    def k_tiles_before(self, block: Any, k_tiles: int) -> Any:
+        """Of all k-tiles of inputs, those of the parts before: parts have about as many, and one at least."""
+        return T.truncdiv(self._part(block) * k_tiles, self._parts)
 
-    def panels_behind(self, block: Any, panels: int) -> Any:
-        """The first panel of the part behind."""
-        return T.truncdiv((self._part(block) + 1) * panels, self._parts)
+    def k_tiles_behind(self, block: Any, k_tiles: int) -> Any:
+        """The first k-tile of the part behind."""
+        return T.truncdiv((self._part(block) + 1) * k_tiles, self._parts)
 
     def destination(self, pair: Any, block: Any, row: Any) -> Any:
         return T.cast(self._part(block) * self.row_count + pair, "int64")
@@ -174,7 +174,7 @@ def join_parts(problem: GroupedProblem, epilogue: Callable[[Any], Any]) -> tirx.
 
 def _plan(launch: DenseLaunch) -> TilePlan:
     problem = _of_part(launch.problem)
-    tile = (ROWS, COLUMNS, panel_depth(problem.dtype), tile_shape(problem).stages)
+    tile = (ROWS, COLUMNS, k_tile_depth(problem.dtype), tile_shape(problem).stages)
     return TilePlan(Product.of(problem), *tile, unit="mma", divides_inputs=True)
 
 
@@ -196,7 +196,7 @@ GEMM_PARTS = Kernel(
         f"tensor cores (mma.sync); tiles of {ROWS} rows, inputs in parts for about {BUSY_BLOCKS} blocks"
     ),
     why_not=_why_not,
-    tile=lambda problem: f"{ROWS} rows x {COLUMNS} columns, {panel_depth(problem.dtype)} inputs at a time",
+    tile=lambda problem: f"{ROWS} rows x {COLUMNS} columns, {k_tile_depth(problem.dtype)} inputs at a time",
     plan=_plan,
 )
 JOIN_PARTS = Kernel(

@@ -1,18 +1,20 @@
 """Grouped matrix product on tensor cores (compute capability 8.0 and up): 16-bit floats, or float32 rounded to tf32;
 from 8.9 on rows and matrices in fp8, too.
 
-A block of threads computes one tile, see :mod:`.mma_tile`. Panels of its rows and of the matrix come into shared memory
-by asynchronous copies of 16 bytes, several stages ahead of the products; those of a quantised matrix take another way,
-see :mod:`.mma_quantized`. A warp computes a rectangle of the tile: ``ldmatrix`` brings 16 x 16 pieces of rows and
-columns into the registers in the order that ``mma.sync.m16n8k16`` wants, which adds their product to 16 x 8 sums.
+A block of threads computes one tile, see :mod:`.mma_tile`. K-tiles of its rows and of the matrix come into shared
+memory by asynchronous copies of 16 bytes, several stages ahead of the products; those of a quantised matrix take
+another way, see :mod:`.mma_quantized`. A warp computes a rectangle of the tile: ``ldmatrix`` brings 16 x 16 numbers of
+rows and columns into the registers in the order that ``mma.sync.m16n8k16`` wants, which adds their product to 16 x 8
+sums.
 
-Half as many numbers of 32 bits make the same bytes, and the same pieces are what ``mma.sync.m16n8k8`` wants. It takes
+Half as many numbers of 32 bits make the same bytes, and the same loads are what ``mma.sync.m16n8k8`` wants. It takes
 tf32, floats with 10 bits of fraction: the matrix has such numbers, rows are rounded in registers. Twice as many numbers
-of 8 bits are what ``mma.sync.m16n8k32`` wants; a panel is then a group of inputs that have one scale
+of 8 bits are what ``mma.sync.m16n8k32`` wants; a k-tile is then a group of inputs that have one scale
 (:mod:`.scaled_sums`).
 
-A line of a panel has eight pieces of 16 bytes. Piece p of line r lies at place ``p ^ (r % 8)``, so that the eight lines
-that ldmatrix reads at once lie in different banks, as do the eight pieces of a line when they are written.
+A row of a k-tile in shared memory has eight chunks of 16 bytes. Chunk c of row r lies at place ``c ^ (r % 8)``, the
+128-byte swizzle, so that the eight rows that ldmatrix reads at once lie in different banks, as do the eight chunks of a
+row when they are written.
 """
 
 from __future__ import annotations
@@ -27,20 +29,20 @@ from tvm.script import tirx as T
 from moec.targets.cuda.kernels.fp8_rows import FP8
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
 from moec.targets.cuda.kernels.launch import WARP
-from moec.targets.cuda.kernels.mma_quantized import Fetched, decode, fetch, piece_bytes
+from moec.targets.cuda.kernels.mma_quantized import Fetched, chunk_bytes, decode, fetch
 from moec.targets.cuda.kernels.mma_rows import COPY, copy_rows, find_sources
 from moec.targets.cuda.kernels.mma_store import store
 from moec.targets.cuda.kernels.mma_tile import (
+    CHUNK,
+    CHUNKS,
     COLUMNS,
     DEPTH,
     MMA_COLUMNS,
     MMA_ROWS,
     MMA_STEPS,
-    PIECE,
-    PIECES,
     SHAPES,
     Tile,
-    panel_depth,
+    k_tile_depth,
     tile_shape,
 )
 from moec.targets.cuda.kernels.scaled_sums import (
@@ -74,12 +76,12 @@ def why_not(problem: GroupedProblem, architecture: str) -> str | None:
         return reason
     if problem.block_rows not in SHAPES:
         return f"blocks of {problem.block_rows} rows; there are tiles of {', '.join(map(str, SHAPES))}"
-    multiple = DEPTH if problem.decodes else panel_depth(problem.dtype) // PIECES
+    multiple = DEPTH if problem.decodes else k_tile_depth(problem.dtype) // CHUNKS
     if problem.inner % multiple:
         return f"{problem.inner} inputs are no multiple of {multiple}"
     if problem.gated and problem.columns != 2 * problem.width:
         return f"{problem.width} hidden units are no multiple of 8"
-    return problem.why_not_stored() if problem.stored is None else problem.stored.why_not(PIECE)
+    return problem.why_not_stored() if problem.stored is None else problem.stored.why_not(CHUNK)
 
 
 def _why_not_multiplied(problem: GroupedProblem, architecture: str) -> str | None:
@@ -96,16 +98,16 @@ def _why_not_multiplied(problem: GroupedProblem, architecture: str) -> str | Non
 
 
 @T.inline
-def _copy_columns(tile, stage, panel):
-    """Start to copy this thread's pieces of a panel. Of what the matrix does not have no byte is read, and zeros are
+def _copy_columns(tile, stage, k_tile):
+    """Start to copy this thread's chunks of a k-tile. Of what the matrix does not have no byte is read, and zeros are
     written."""
     expert: T.let = T.cast(tile.expert, "int64")
-    k: T.let = tile.first_input(panel)
-    for i in T.unroll(COLUMNS // tile.shape.lines_per_copy):
-        column: T.let = tile.first_column + tile.line(i)
+    k: T.let = tile.first_input(k_tile)
+    for i in T.unroll(COLUMNS // tile.shape.rows_per_copy):
+        column: T.let = tile.first_column + tile.copied_row(i)
         T.ptx[COPY](
-            tile.column_panels.ptr_to([stage, tile.line(i), tile.place]),
-            tile.operands.matrix.data.ptr_to([expert, tile.column_or_last(column), tile.piece_or_last(k)]),
+            tile.column_tiles.ptr_to([stage, tile.copied_row(i), tile.place]),
+            tile.operands.matrix.data.ptr_to([expert, tile.column_or_last(column), tile.chunk_or_last(k)]),
             16,
             T.Select(T.And(tile.has_column(column), tile.has_input(k)), T.uint32(16), T.uint32(0)),
         )
@@ -120,11 +122,11 @@ def _load_row_fragments(tile, stage, step, left):
             left[i, 1],
             left[i, 2],
             left[i, 3],
-            tile.row_panels.ptr_to(
+            tile.row_tiles.ptr_to(
                 [
                     stage,
                     tile.warp_row + i * MMA_ROWS + tile.lane % 16,
-                    ((step * 2 + tile.lane // 16) ^ (tile.lane % 8)) * tile.piece_inputs,
+                    ((step * 2 + tile.lane // 16) ^ (tile.lane % 8)) * tile.chunk_inputs,
                 ]
             ),
         )
@@ -140,11 +142,11 @@ def _load_column_fragments(tile, stage, step, right):
             right[2 * j, 1],
             right[2 * j + 1, 0],
             right[2 * j + 1, 1],
-            tile.column_panels.ptr_to(
+            tile.column_tiles.ptr_to(
                 [
                     stage,
                     tile.warp_column + j * 2 * MMA_COLUMNS + tile.lane // 16 * 8 + tile.lane % 8,
-                    ((step * 2 + tile.lane // 8 % 2) ^ (tile.lane % 8)) * tile.piece_inputs,
+                    ((step * 2 + tile.lane // 8 % 2) ^ (tile.lane % 8)) * tile.chunk_inputs,
                 ]
             ),
         )
@@ -163,8 +165,8 @@ def _added_to(sums: Any, i: Any, j: Any, is_first: Any) -> list[Any]:
 
 
 @T.inline
-def _multiply_panel(tile, stage, left, right, sums, begins):
-    """Adds up the products of a panel; ``begins``: from zero on."""
+def _multiply_k_tile(tile, stage, left, right, sums, begins):
+    """Adds up the products of a k-tile; ``begins``: from zero on."""
     instruction = T.meta_var(_INSTRUCTIONS[tile.problem.dtype])
     for step in T.unroll(MMA_STEPS):
         _load_row_fragments(tile, stage, step, left)
@@ -190,16 +192,16 @@ def _multiply_panel(tile, stage, left, right, sums, begins):
 
 @T.inline
 def _multiply(tile, fetched, scaled, left, right, sums, sources):
-    """All panels, a ring of stages: while one is multiplied, the next ones are on their way. ``fetched`` and ``scaled``
-    are registers for a matrix that is decoded, and for sums of a panel that have scales."""
+    """All k-tiles, a ring of stages: while one is multiplied, the next ones are on their way. ``fetched`` and
+    ``scaled`` are registers for a matrix that is decoded, and for sums of a k-tile that have scales."""
     stages = T.meta_var(tile.shape.stages)
-    panels = T.meta_var(tile.panels)
-    first = T.meta_var(tile.first_panel)
+    k_tiles = T.meta_var(tile.k_tiles)
+    first = T.meta_var(tile.first_k_tile)
     quantized = T.meta_var(tile.problem.decodes)
     reading = T.alloc_local((1,), "int32")
     writing = T.alloc_local((1,), "int32")
     for stage in T.unroll(stages - 1):
-        if stage < panels:
+        if stage < k_tiles:
             copy_rows(tile, stage, first + stage, sources)
             if quantized:
                 fetch(tile, fetched, first + stage)
@@ -209,26 +211,26 @@ def _multiply(tile, fetched, scaled, left, right, sums, sources):
         T.ptx.cp.async_.commit_group()
     reading[0] = 0
     writing[0] = stages - 1
-    for k_tile in T.serial(panels):
-        # This thread's copies of the panel are complete, and then those of all; and all have left the stage before it.
+    for k_tile in T.serial(k_tiles):
+        # This thread's copies of the k-tile are complete, and then those of all; and all have left the stage before it.
         T.ptx.cp.async_.wait_group(stages - 2)
         T.cuda.cta_sync()
-        if k_tile + (stages - 1) < panels:
+        if k_tile + (stages - 1) < k_tiles:
             copy_rows(tile, writing[0], first + k_tile + (stages - 1), sources)
             if quantized:
                 fetch(tile, fetched, first + k_tile + (stages - 1))
             else:
                 _copy_columns(tile, writing[0], first + k_tile + (stages - 1))
-        # A group for every panel, an empty one at the end, so that the count of groups in flight stays the same.
+        # A group for every k-tile, an empty one at the end, so that the count of groups in flight stays the same.
         T.ptx.cp.async_.commit_group()
         if scaled is None:
-            _multiply_panel(tile, reading[0], left, right, sums, False)
+            _multiply_k_tile(tile, reading[0], left, right, sums, False)
         else:
             read_scales(tile, scaled, first + k_tile)
-            _multiply_panel(tile, reading[0], left, right, scaled.sums, True)
+            _multiply_k_tile(tile, reading[0], left, right, scaled.sums, True)
             add_scaled(tile, scaled, sums)
         if quantized:  # decided here, the one below when the kernel runs  # noqa: SIM102
-            if k_tile + (stages - 1) < panels:
+            if k_tile + (stages - 1) < k_tiles:
                 decode(tile, fetched, writing[0])
         reading[0] = T.Select(reading[0] == stages - 1, 0, reading[0] + 1)
         writing[0] = T.Select(writing[0] == stages - 1, 0, writing[0] + 1)
@@ -237,7 +239,7 @@ def _multiply(tile, fetched, scaled, left, right, sums, sources):
 @T.inline
 def _compute_tile(tile, epilogue):
     shape = T.meta_var(tile.shape)
-    sources = T.alloc_local((shape.rows // shape.lines_per_copy,), "int32")
+    sources = T.alloc_local((shape.rows // shape.rows_per_copy,), "int32")
     left = T.alloc_local((shape.row_steps, 4), "uint32")
     right = T.alloc_local((shape.column_steps, 2), "uint32")
     sums = T.alloc_local((shape.row_steps, shape.column_steps, 4), "float32")
@@ -257,10 +259,10 @@ def _compute_tile(tile, epilogue):
     elif tile.problem.stored is None:
         _multiply(tile, None, None, left, right, sums, sources)
     else:
-        lines = T.meta_var(COLUMNS // shape.lines_per_copy)
-        codes = T.alloc_local((lines, piece_bytes(tile)), "uint8")
-        scales = T.alloc_local((lines,), "float32")
-        zeros = T.alloc_local((lines,), "int32")
+        columns = T.meta_var(COLUMNS // shape.rows_per_copy)
+        codes = T.alloc_local((columns, chunk_bytes(tile)), "uint8")
+        scales = T.alloc_local((columns,), "float32")
+        zeros = T.alloc_local((columns,), "int32")
         _multiply(tile, Fetched(codes, scales, zeros), None, left, right, sums, sources)
     store(tile, epilogue, sums)
 
@@ -271,7 +273,7 @@ def grouped_gemm_mma(
     """The kernel of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`, or of another ``form``.
     ``epilogue`` turns float32 sums into an output: ``f(gate, up)`` where gated, else ``f(sum)``."""
     shape, tiles = tile_shape(problem), -(-problem.columns // COLUMNS)
-    depth = panel_depth(problem.dtype)
+    depth = k_tile_depth(problem.dtype)
     row_lines, column_lines = shape.rows // shape.row_warps, COLUMNS // shape.column_warps
 
     @T.inline
@@ -280,9 +282,9 @@ def grouped_gemm_mma(
         index = T.cta_id([T.max(operands.blocks, 1) * tiles])
         thread = T.thread_id([shape.threads])
         pool = SharedPool()
-        row_panels = pool.alloc((shape.stages, shape.rows, depth), problem.row_type[1], align=128)
-        column_panels = pool.alloc((shape.stages, COLUMNS, depth), problem.row_type[1], align=128)
-        pool.commit_named(row_tiles=row_panels, column_tiles=column_panels)
+        row_tiles = pool.alloc((shape.stages, shape.rows, depth), problem.row_type[1], align=128)
+        column_tiles = pool.alloc((shape.stages, COLUMNS, depth), problem.row_type[1], align=128)
+        pool.commit_named(row_tiles=row_tiles, column_tiles=column_tiles)
         # All tiles of a block of rows, then those of the next block, which often has the same expert.
         block: T.let = index // tiles
         first_column: T.let = index % tiles * COLUMNS
@@ -302,14 +304,14 @@ def grouped_gemm_mma(
                     lane=lane,
                     warp_row=warp_row,
                     warp_column=warp_column,
-                    row_panels=row_panels,
-                    column_panels=column_panels,
+                    row_tiles=row_tiles,
+                    column_tiles=column_tiles,
                 )
             )
             if operands.divides_inputs:
-                first: T.let = operands.panels_before(block, tile.panels)
-                end: T.let = operands.panels_behind(block, tile.panels)
-                _compute_tile(dataclasses.replace(tile, first_panel=first, end_panel=end), epilogue)
+                first: T.let = operands.k_tiles_before(block, tile.k_tiles)
+                end: T.let = operands.k_tiles_behind(block, tile.k_tiles)
+                _compute_tile(dataclasses.replace(tile, first_k_tile=first, end_k_tile=end), epilogue)
             else:
                 _compute_tile(tile, epilogue)
 
@@ -317,14 +319,14 @@ def grouped_gemm_mma(
 
 
 def _plan(problem: GroupedProblem) -> TilePlan:
-    tile = (problem.block_rows, COLUMNS, panel_depth(problem.dtype), tile_shape(problem).stages)
+    tile = (problem.block_rows, COLUMNS, k_tile_depth(problem.dtype), tile_shape(problem).stages)
     return TilePlan(Product.of(problem), *tile, unit="mma")
 
 
 GROUPED_GEMM_MMA, GEMM_MMA = tiled_kernels(
     "gemm_mma",
     grouped_gemm_mma,
-    how=lambda problem: "tensor cores (mma.sync), panels by cp.async in several stages",
+    how=lambda problem: "tensor cores (mma.sync), k-tiles by cp.async in several stages",
     why_not=why_not,
     plan=_plan,
 )

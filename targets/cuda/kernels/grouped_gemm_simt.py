@@ -1,6 +1,6 @@
 """Grouped matrix product without tensor cores: any size, any storage, exact float32 products.
 
-A block of threads computes one block of rows times :data:`COLUMNS` columns. Panels of :data:`DEPTH` inputs of the rows
+A block of threads computes one block of rows times :data:`COLUMNS` columns. K-tiles of :data:`DEPTH` inputs of the rows
 and of the matrix pass through shared memory, in float32, the input outermost, so that a thread reads neighbouring
 numbers. The 16 x 16 threads each keep a tile of sums in registers: every 16th row and every 16th column, or, where the
 product is gated, the gate and the up column of every 16th hidden unit.
@@ -30,12 +30,13 @@ from moec.targets.cuda.launch_model.plans import Product, TilePlan
 COLUMNS = 64
 """Columns of a tile, those of gate and up both counted."""
 DEPTH = 16
-"""Inputs of a panel."""
+"""Inputs of a k-tile."""
 SIDE = 16
 """Threads along the rows and along the columns of a tile."""
 THREADS = SIDE * SIDE
 _PADDING = 1
-"""Numbers behind each line of a panel: threads that store neighbouring inputs of a row then hit different banks."""
+"""Numbers behind each row of a tile in shared memory: threads that store neighbouring inputs of a row then hit
+different banks."""
 
 
 def why_not(problem: GroupedProblem) -> str | None:
@@ -104,43 +105,43 @@ def _find_sources(tile, sources):
 
 
 @T.inline
-def _load_panels(tile, first_input, sources, row_panel, column_panel):
+def _load_tiles(tile, first_input, sources, row_tile, column_tile):
     """Zeros stand for padding rows, and for inputs and columns that there are not."""
     operands, problem = T.meta_var(tile.operands), T.meta_var(tile.problem)
     number = T.alloc_local((1,), "float32")
     depth: T.let = tile.thread % DEPTH
     for i in T.unroll(problem.block_rows * DEPTH // THREADS):
         row: T.let = i * (THREADS // DEPTH) + tile.thread // DEPTH
-        row_panel[depth, row] = T.float32(0)
+        row_tile[depth, row] = T.float32(0)
         source: T.let = sources[row]
         if T.And(source >= 0, first_input + depth < problem.inner):
             number[0] = T.cast(operands.rows[T.cast(source, "int64"), first_input + depth], "float32")
             if problem.tf32:
                 round_value(number, 0)
-            row_panel[depth, row] = number[0]
+            row_tile[depth, row] = number[0]
     for i in T.unroll(COLUMNS * DEPTH // THREADS):
         column: T.let = i * (THREADS // DEPTH) + tile.thread // DEPTH
-        column_panel[depth, column] = T.float32(0)
+        column_tile[depth, column] = T.float32(0)
         if T.And(tile.first_column + column < problem.columns, first_input + depth < problem.inner):
             load_number(
                 operands.matrix,
                 tile.expert,
                 tile.first_column + column,
                 first_input + depth,
-                column_panel,
+                column_tile,
                 (depth, column),
             )
 
 
 @T.inline
-def _multiply_panels(tile, row_panel, column_panel, sums):
+def _multiply_tiles(tile, row_tile, column_tile, sums):
     left = T.alloc_local((tile.rows_per_thread,), "float32")
     right = T.alloc_local((tile.columns_per_thread,), "float32")
     for depth in T.unroll(DEPTH):
         for i in T.unroll(tile.rows_per_thread):
-            left[i] = row_panel[depth, tile.row(i)]
+            left[i] = row_tile[depth, tile.row(i)]
         for j in T.unroll(tile.columns_per_thread):
-            right[j] = column_panel[depth, tile.column(j)]
+            right[j] = column_tile[depth, tile.column(j)]
         for i in T.unroll(tile.rows_per_thread):
             for j in T.unroll(tile.columns_per_thread):
                 sums[i, j] = sums[i, j] + left[i] * right[j]
@@ -179,8 +180,8 @@ def grouped_gemm_simt(
         T.device_entry()
         index = T.cta_id([T.max(operands.blocks, 1) * tiles])
         thread = T.thread_id([THREADS])
-        row_panel = T.alloc_shared((DEPTH, problem.block_rows + _PADDING), "float32")
-        column_panel = T.alloc_shared((DEPTH, COLUMNS + _PADDING), "float32")
+        row_tile = T.alloc_shared((DEPTH, problem.block_rows + _PADDING), "float32")
+        column_tile = T.alloc_shared((DEPTH, COLUMNS + _PADDING), "float32")
         sources = T.alloc_shared((problem.block_rows,), "int32")
         # All tiles of a block of rows, then those of the next block, which often has the same expert.
         block: T.let = index // tiles
@@ -196,9 +197,9 @@ def grouped_gemm_simt(
                 for j in T.unroll(tile.columns_per_thread):
                     sums[i, j] = T.float32(0)
             for k_tile in T.serial(-(-problem.inner // DEPTH)):
-                _load_panels(tile, k_tile * DEPTH, sources, row_panel, column_panel)
+                _load_tiles(tile, k_tile * DEPTH, sources, row_tile, column_tile)
                 T.cuda.cta_sync()
-                _multiply_panels(tile, row_panel, column_panel, sums)
+                _multiply_tiles(tile, row_tile, column_tile, sums)
                 T.cuda.cta_sync()
             _store(tile, epilogue, sums)
 
@@ -208,7 +209,7 @@ def grouped_gemm_simt(
 GROUPED_GEMM_SIMT, GEMM_SIMT = tiled_kernels(
     "gemm_simt",
     grouped_gemm_simt,
-    how=lambda problem: "float32 multiply-adds, panels in shared memory, any size",
+    how=lambda problem: "float32 multiply-adds, k-tiles in shared memory, any size",
     why_not=lambda problem, _: why_not(problem),
     plan=lambda problem: TilePlan(Product.of(problem), problem.block_rows, COLUMNS, DEPTH, stages=1, unit="fma"),
 )

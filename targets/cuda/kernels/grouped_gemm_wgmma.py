@@ -1,7 +1,7 @@
 """Grouped matrix product on the tensor cores of compute capability 9.0a: floats of 16 or 8 bits, float32 sums.
 
 As many blocks of threads as the GPU has multiprocessors each compute tiles, one after another (:mod:`.wgmma_tile`). Of
-their three warpgroups one is the producer, which brings panels into a ring of stages in shared memory and runs ahead
+their three warpgroups one is the producer, which brings k-tiles into a ring of stages in shared memory and runs ahead
 over the ends of tiles (:mod:`.wgmma_ring`). The other two are consumers and take turns: each computes every other tile,
 ``wgmma`` reading its operands from shared memory, with the sums in registers. While one takes its sums through the
 epilogue to memory, the other multiplies: CUTLASS calls this schedule ping-pong. In fp8 they share a tile
@@ -10,7 +10,7 @@ epilogue to memory, the other multiplies: CUTLASS calls this schedule ping-pong.
 Where experts have rows for several blocks, two blocks of threads in a cluster bring one another halves of the matrix
 (multicast), and half as many of its bytes come from the L2 cache.
 
-Inputs behind the last are zeros in both panels. Of columns behind the last nothing is stored.
+Inputs behind the last are zeros in both k-tiles. Of columns behind the last nothing is stored.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from moec.common.dtypes import dtype_of
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
 from moec.targets.cuda.kernels.launch import WARP, blocks_in_grid, count_multiprocessors, one_block_is_enough
 from moec.targets.cuda.kernels.mma_store import store
-from moec.targets.cuda.kernels.mma_tile import DEPTH, MMA_ROWS, PIECE, Tile, panel_depth
+from moec.targets.cuda.kernels.mma_tile import CHUNK, DEPTH, MMA_ROWS, Tile, k_tile_depth
 from moec.targets.cuda.kernels.scaled_sums import why_not_scaled
 from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
 from moec.targets.cuda.kernels.wgmma_ring import (
@@ -72,12 +72,12 @@ def why_not(problem: GroupedProblem, architecture: str) -> str | None:
         return reason
     if problem.block_rows not in HEIGHTS:
         return f"blocks of {problem.block_rows} rows; there are tiles of {' and '.join(map(str, HEIGHTS))}"
-    multiple = DEPTH if problem.decodes else PIECE
+    multiple = DEPTH if problem.decodes else CHUNK
     if problem.inner % multiple:
         return f"{problem.inner} inputs are no multiple of {multiple}"
     if problem.gated and problem.columns != 2 * problem.width:
         return f"{problem.width} hidden units are no multiple of 8"
-    return problem.why_not_stored() if problem.stored is None else problem.stored.why_not(PIECE)
+    return problem.why_not_stored() if problem.stored is None else problem.stored.why_not(CHUNK)
 
 
 def _why_not_multiplied(problem: GroupedProblem, architecture: str) -> str | None:
@@ -120,7 +120,7 @@ def _produce(operands, tile, ring, place, thread):
 
     @T.inline
     def produce_tile(turn):
-        shape, rows, columns = T.meta_var((tile.producer_shape, ring.row_panels, ring.column_panels))
+        shape, rows, columns = T.meta_var((tile.producer_shape, ring.row_tiles, ring.column_tiles))
         of_thread = T.meta_var(
             Tile(
                 operands, shape, turn.block, turn.expert, turn.first_column, thread, thread % WARP, 0, 0, rows, columns
@@ -158,9 +158,9 @@ def _consume(operands, epilogue, tile, ring, place, thread):
             of_thread = T.meta_var(Tile(operands, shape, block, expert, first, thread, lane, warp_row, 0, None, None))
             sums = T.alloc_local((tile.row_steps, tile.consumer_shape.column_steps, 4), "float32")
             clear_sums(sums)
-            position.go_to(tiles[0] * of_thread.panels)
+            position.go_to(tiles[0] * of_thread.k_tiles)
             wait_for_turn(ring, consumer, T.truncdiv(tiles[0], CONSUMERS))
-            consume_tile(ring, problem.dtype, of_thread.panels, position, consumer, thread, sums)
+            consume_tile(ring, problem.dtype, of_thread.k_tiles, position, consumer, thread, sums)
             if turn.stores:
                 store(of_thread, epilogue, sums)
         tiles[0] = tiles[0] + 1
@@ -206,8 +206,8 @@ def grouped_gemm_wgmma(
     """The kernel of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`, or of another ``form``.
     ``epilogue`` turns float32 sums into an output: ``f(gate, up)`` where gated, else ``f(sum)``. It calls
     :data:`ENCODE_TENSOR_MAP` on the host for a matrix that is not quantised and for rows that follow one another."""
-    tile, depth, (row_width, dtype) = wgmma_tile(problem), panel_depth(problem.dtype), problem.row_type
-    line_bytes, row_bytes = (size * dtype_of(dtype).itemsize for size in (problem.inner, row_width))
+    tile, depth, (row_width, dtype) = wgmma_tile(problem), k_tile_depth(problem.dtype), problem.row_type
+    column_bytes, row_bytes = (size * dtype_of(dtype).itemsize for size in (problem.inner, row_width))
 
     @T.inline
     def body(operands):
@@ -224,9 +224,9 @@ def grouped_gemm_wgmma(
                 dtype,
                 3,
                 operands.matrix.data.data,
-                # Sizes; bytes from line to line and from expert to expert; sizes of a copy; steps; no interleaving;
+                # Sizes; bytes from column to column and from expert to expert; sizes of a copy; steps; no interleaving;
                 # zeros outside.
-                *(problem.inner, problem.columns, problem.experts, line_bytes, problem.columns * line_bytes),
+                *(problem.inner, problem.columns, problem.experts, column_bytes, problem.columns * column_bytes),
                 *(depth, tile.columns_each, 1, 1, 1, 1, 0, SWIZZLE, _L2_PROMOTION, 0),
             )
         if operands.rows_follow_blocks:
@@ -252,7 +252,7 @@ def grouped_gemm_wgmma(
 
 def _plan(problem: GroupedProblem) -> TilePlan:
     tile, copying_warps = wgmma_tile(problem), WARPGROUP // WARP
-    sizes = (tile.rows, tile.columns, panel_depth(problem.dtype), tile.stages)
+    sizes = (tile.rows, tile.columns, k_tile_depth(problem.dtype), tile.stages)
     groups = 1 if tile.together else CONSUMERS
     return TilePlan(Product.of(problem), *sizes, "wgmma", copying_warps, True, tile.cluster, groups, tile.band)
 

@@ -1,8 +1,8 @@
 """Products of rows and matrices in fp8: the sums of a group of inputs, and how they join the others.
 
 Rows have a scale for every group of inputs (:mod:`.fp8_rows`), columns of the matrix one for a group or for all. A
-panel is a group: tensor cores add up its products, and what they make is added to float32 sums, times both scales. That
-no more than a group is added up on tensor cores also keeps the precision: on Hopper these keep about 14 bits
+k-tile is a group: tensor cores add up its products, and what they make is added to float32 sums, times both scales.
+That no more than a group is added up on tensor cores also keeps the precision: on Hopper these keep about 14 bits
 (DeepSeek-V3, arXiv 2412.19437, 3.3.2).
 
 A lane has two rows of every 16 of its warp, and two columns of every 8, as the instructions lay out their sums.
@@ -47,8 +47,8 @@ def why_not_scaled(problem: GroupedProblem, architecture: str) -> str | None:
     return why_not_packed(problem.inner, GROUP)
 
 
-def line_of(tile: Tile, row: Any) -> Any:
-    """Which line of the tile the ``row``-th row of this lane is."""
+def row_in_tile(tile: Tile, row: Any) -> Any:
+    """Which row of the tile the ``row``-th row of this lane is."""
     return tile.warp_row + row // LANE_ROWS * tile.shape.step_rows + row % LANE_ROWS * 8 + tile.lane // 4
 
 
@@ -56,23 +56,23 @@ def line_of(tile: Tile, row: Any) -> Any:
 def find_rows(tile, scaled):
     """Padding, of which no sums are stored, has the first row's scale."""
     for r in T.unroll(scaled.rows.shape[0]):
-        pair: T.let = tile.operands.pair(tile.block, line_of(tile, r))
+        pair: T.let = tile.operands.pair(tile.block, row_in_tile(tile, r))
         scaled.rows[r] = 0
         if pair >= 0:
-            scaled.rows[r] = tile.operands.source(pair, tile.block, line_of(tile, r))
+            scaled.rows[r] = tile.operands.source(pair, tile.block, row_in_tile(tile, r))
 
 
 @T.inline
-def read_scales(tile, scaled, panel):
-    """Those of a panel; they arrive while it is multiplied."""
+def read_scales(tile, scaled, k_tile):
+    """Those of a k-tile; they arrive while it is multiplied."""
     scales = T.meta_var(words_of(tile.operands.rows, "float32"))
     for r in T.unroll(scaled.rows.shape[0]):
-        scaled.row_scales[r] = scales[T.cast(scaled.rows[r], "int64"), place_of_scale(tile.problem.inner, panel)]
+        scaled.row_scales[r] = scales[T.cast(scaled.rows[r], "int64"), place_of_scale(tile.problem.inner, k_tile)]
     stored, table = T.meta_var((tile.problem.stored, tile.operands.matrix.scales))
     experts, groups, columns = T.meta_var([int(size) for size in table.shape])
     pairs = T.decl_buffer((experts, groups, columns // LANE_COLUMNS, LANE_COLUMNS), table.dtype, data=table.data)
     found = T.alloc_local((LANE_COLUMNS,), table.dtype)
-    group = T.meta_var(panel if stored.group > 0 else 0)
+    group = T.meta_var(k_tile if stored.group > 0 else 0)
     for j in T.unroll(tile.shape.column_steps):
         # The last columns stand for those behind them, whose sums are not stored.
         column: T.let = tile.first_column + tile.warp_column + j * MMA_COLUMNS + tile.lane % 4 * LANE_COLUMNS
@@ -84,7 +84,7 @@ def read_scales(tile, scaled, panel):
 
 @T.inline
 def add_scaled(tile, scaled, sums):
-    """The sums of the panel whose scales were read last become part of ``sums``."""
+    """The sums of the k-tile whose scales were read last become part of ``sums``."""
     for i in T.unroll(tile.shape.row_steps):
         for j in T.unroll(tile.shape.column_steps):
             for v in T.unroll(SUMS):

@@ -15,8 +15,8 @@ from tvm.script.ir_builder import IRBuilder
 from moec.targets.cuda.text.shared_arrays import name_shared_array
 
 SWIZZLE_ALIGNMENT = 1024
-"""Bytes after which the 128-byte swizzle repeats. TMA and ``wgmma`` read it off an address, while kernels count lines
-from the beginning of a panel: both agree where that is a multiple (PTX ISA, "Shared memory layout and swizzling")."""
+"""Bytes after which the 128-byte swizzle repeats. TMA and ``wgmma`` read it off an address, while kernels count rows
+from the beginning of a tile: both agree where that is a multiple (PTX ISA, "Shared memory layout and swizzling")."""
 
 
 class SharedPool(SMEMPool):

@@ -1,19 +1,20 @@
-"""Panels on their way from memory to wgmma: a ring of stages in shared memory, and who fills and empties them.
+"""K-tiles on their way from memory to wgmma: a ring of stages in shared memory, and who fills and empties them.
 
-One warpgroup, the producer, fills the stages one after another, over the ends of tiles. Panels that lie in memory as a
+One warpgroup, the producer, fills the stages one after another, over the ends of tiles. K-tiles that lie in memory as a
 box are a single copy each of the tensor memory accelerator (TMA). Rows that are gathered are scattered in memory and
 come by asynchronous copies of 16 bytes; a quantised matrix is decoded by the producer's threads. A stage is full when
 all copies have arrived, and empty when the consumer that it was for has multiplied it: two barriers say so.
 
 Consumers take turns. A barrier tells the phase before from the one after, and no more: a consumer that waited for its
-first panel while another is still far from its last could take an older phase for its own. So each waits for its turn,
-which the other gives it once all panels of its own tile have arrived. Each warp gives it, for warps may run apart,
-and one that still waits for its turn, while another has started the only panel of its tile, must not miss it.
+first k-tile while another is still far from its last could take an older phase for its own. So each waits for its turn,
+which the other gives it once all k-tiles of its own tile have arrived. Each warp gives it, for warps may run apart,
+and one that still waits for its turn, while another has started the only k-tile of its tile, must not miss it.
 
-Two blocks of threads in a cluster may need the same panels of the matrix. Then each has half of them copied to both, so
-that a stage is free when consumers of both blocks have multiplied what was in it: they arrive at the barriers of both.
+Two blocks of threads in a cluster may need the same k-tiles of the matrix. Then each has half of them copied to both,
+so that a stage is free when consumers of both blocks have multiplied what was in it: they arrive at the barriers of
+both.
 
-Panels lie in the 128-byte swizzle, which is that of :mod:`.grouped_gemm_mma`.
+K-tiles lie in the 128-byte swizzle, which is that of :mod:`.grouped_gemm_mma`.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from tvm.script.ir_builder import IRBuilder
 from moec.targets.cuda.kernels.fp8_rows import FP8
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.launch import WARP
-from moec.targets.cuda.kernels.mma_quantized import Fetched, decode, fetch, lines_of, piece_bytes
+from moec.targets.cuda.kernels.mma_quantized import Fetched, chunk_bytes, columns_of_thread, decode, fetch
 from moec.targets.cuda.kernels.mma_rows import copy_rows, find_sources
-from moec.targets.cuda.kernels.mma_tile import DEPTH, LINE_BYTES, MMA_DEPTH, panel_depth
+from moec.targets.cuda.kernels.mma_tile import DEPTH, MMA_DEPTH, SWIZZLE_BYTES, k_tile_depth
 from moec.targets.cuda.kernels.shared_pool import SWIZZLE_ALIGNMENT, SharedPool
 from moec.targets.cuda.kernels.wgmma_tile import CONSUMERS, GROUP_ROWS, WARPGROUP, WgmmaTile
 
@@ -46,13 +47,13 @@ _REGISTERS, _REGISTERS_BESIDE_DECODERS = (40, 232), (104, 200)
 _REGISTERS_OF_CLUSTERS, _REGISTERS_BESIDE_COPIES = (24, 240), (56, 224)
 """The same of blocks in clusters, and where the producer's threads copy rows there."""
 _STARTED_AHEAD = 2
-"""Panels of gathered rows that have been started since the one that is waited for."""
+"""K-tiles of gathered rows that have been started since the one that is waited for."""
 _DESCRIPTOR_UNIT = 16
 """Bytes that descriptors count in."""
-LINE = LINE_BYTES // _DESCRIPTOR_UNIT
-"""Of a panel, in these."""
-EIGHT_LINES = 8 * LINE
-_GROUP_STEP = GROUP_ROWS * LINE
+ROW = SWIZZLE_BYTES // _DESCRIPTOR_UNIT
+"""Of a k-tile in shared memory, in these."""
+EIGHT_ROWS = 8 * ROW
+_GROUP_STEP = GROUP_ROWS * ROW
 DEPTH_STEP = MMA_DEPTH * 2 // _DESCRIPTOR_UNIT
 
 
@@ -72,13 +73,13 @@ class TensorMaps:
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """The stages: their panels [stages, lines, inputs] and barriers. ``rank``: of the block of threads in its
-    cluster."""
+    """The stages: their k-tiles [stages, rows or columns, inputs] and barriers. ``rank``: of the block of threads in
+    its cluster."""
 
     tile: WgmmaTile
     maps: TensorMaps
-    row_panels: Any
-    column_panels: Any
+    row_tiles: Any
+    column_tiles: Any
     full: TMABar
     empty: MBarrier
     turns: MBarrier
@@ -89,7 +90,7 @@ class Ring:
         """Of a stage."""
         rows = 0 if self.maps.rows is None else self.tile.rows
         columns = 0 if self.maps.matrix is None else self.tile.columns
-        return (rows + columns) * LINE_BYTES
+        return (rows + columns) * SWIZZLE_BYTES
 
     @property
     def arrivals(self) -> int:
@@ -111,13 +112,13 @@ class Ring:
 
 
 def new_ring(tile: WgmmaTile, problem: GroupedProblem, maps: TensorMaps, rank: Any) -> Ring:
-    pool, depth, (_, dtype) = SharedPool(), panel_depth(problem.dtype), problem.row_type
-    row_panels = pool.alloc((tile.stages, tile.rows, depth), dtype, align=SWIZZLE_ALIGNMENT)
-    column_panels = pool.alloc((tile.stages, tile.columns, depth), dtype, align=SWIZZLE_ALIGNMENT)
+    pool, depth, (_, dtype) = SharedPool(), k_tile_depth(problem.dtype), problem.row_type
+    row_tiles = pool.alloc((tile.stages, tile.rows, depth), dtype, align=SWIZZLE_ALIGNMENT)
+    column_tiles = pool.alloc((tile.stages, tile.columns, depth), dtype, align=SWIZZLE_ALIGNMENT)
     full, empty = TMABar(pool, tile.stages), MBarrier(pool, tile.stages, phase_offset=1)
     turns = MBarrier(pool, CONSUMERS)
-    pool.commit_named(row_tiles=row_panels, column_tiles=column_panels, full=full, empty=empty, turns=turns)
-    return Ring(tile, maps, row_panels, column_panels, full, empty, turns, rank)
+    pool.commit_named(row_tiles=row_tiles, column_tiles=column_tiles, full=full, empty=empty, turns=turns)
+    return Ring(tile, maps, row_tiles, column_tiles, full, empty, turns, rank)
 
 
 @T.inline
@@ -143,7 +144,7 @@ def start_ring(ring):
 
 @T.meta_class
 class RingPosition(PipelineState):
-    """Stage and phase of a panel, counted over all tiles."""
+    """Stage and phase of a k-tile, counted over all tiles."""
 
     def __init__(self, depth: int, phase: int) -> None:
         super().__init__(depth, phase)
@@ -151,19 +152,19 @@ class RingPosition(PipelineState):
             IRBuilder.name(name, number.source)
 
     @T.inline
-    def go_to(self, panel):
-        self.stage = T.truncmod(panel, self.depth)
-        self.phase = T.truncmod(T.truncdiv(panel, self.depth), 2)
+    def go_to(self, k_tile):
+        self.stage = T.truncmod(k_tile, self.depth)
+        self.phase = T.truncmod(T.truncdiv(k_tile, self.depth), 2)
 
 
 @T.inline
-def _copy_columns(ring, tile, stage, panel, part, blocks):
+def _copy_columns(ring, tile, stage, k_tile, part, blocks):
     """A part of the matrix, to the ``blocks`` of the cluster whose bits are set; None: to this block of threads."""
     first = T.meta_var(part * ring.tile.columns_each)
     T.ptx[_COPY_MATRIX if blocks is None else _COPY_MATRIX_TO_CLUSTER](
-        ring.column_panels.ptr_to([stage, first, 0]),
+        ring.column_tiles.ptr_to([stage, first, 0]),
         T.address_of(ring.maps.matrix),
-        panel * tile.depth,
+        k_tile * tile.depth,
         tile.first_column + first,
         tile.expert,
         ring.full.ptr_to([stage]),
@@ -172,22 +173,22 @@ def _copy_columns(ring, tile, stage, panel, part, blocks):
 
 
 @T.inline
-def _start_boxes(ring, tile, stage, panel, shares):
+def _start_boxes(ring, tile, stage, k_tile, shares):
     """The accelerator's copies of a stage, which one thread starts."""
     ring.full.arrive(stage, ring.bytes_by_accelerator)
     if ring.maps.matrix is not None:
         if ring.tile.cluster == 1:
-            _copy_columns(ring, tile, stage, panel, 0, None)
+            _copy_columns(ring, tile, stage, k_tile, 0, None)
         else:
             everyone, alone = T.meta_var(((1 << ring.tile.cluster) - 1, 1 << ring.rank))
-            _copy_columns(ring, tile, stage, panel, ring.rank, T.Select(shares, everyone, alone))
+            _copy_columns(ring, tile, stage, k_tile, ring.rank, T.Select(shares, everyone, alone))
             if not shares:
-                _copy_columns(ring, tile, stage, panel, ring.rank ^ 1, None)
+                _copy_columns(ring, tile, stage, k_tile, ring.rank ^ 1, None)
     if ring.maps.rows is not None:
         T.ptx[_COPY_ROWS](
-            ring.row_panels.ptr_to([stage, 0, 0]),
+            ring.row_tiles.ptr_to([stage, 0, 0]),
             T.address_of(ring.maps.rows),
-            panel * tile.depth,
+            k_tile * tile.depth,
             tile.operands.first_row(tile.block),
             ring.full.ptr_to([stage]),
         )
@@ -225,8 +226,8 @@ def give_back(ring, stage, thread):
 
 @T.inline
 def produce_boxes(ring, tile, position, shares):
-    """The panels of a tile, rows and matrix by the accelerator: the work of one thread."""
-    for k_tile in T.serial(tile.panels, unroll=False):
+    """The k-tiles of a tile, rows and matrix by the accelerator: the work of one thread."""
+    for k_tile in T.serial(tile.k_tiles, unroll=False):
         _wait_until_empty(ring, position)
         _start_boxes(ring, tile, position.stage, k_tile, shares)
         position.advance()
@@ -234,11 +235,11 @@ def produce_boxes(ring, tile, position, shares):
 
 @T.inline
 def produce_gathered(ring, tile, position, started, shares):
-    """The panels of a tile, its rows by all threads. A thread says that its pieces of a panel have arrived when it has
-    started those of the next ones. ``started[0]``: how many there are before, at most as many as are waited for."""
-    sources = T.alloc_local((tile.shape.rows // tile.shape.lines_per_copy,), "int32")
+    """The k-tiles of a tile, its rows by all threads. A thread says that its chunks of a k-tile have arrived when it
+    has started those of the next ones. ``started[0]``: how many there are before, at most as many as are waited for."""
+    sources = T.alloc_local((tile.shape.rows // tile.shape.rows_per_copy,), "int32")
     find_sources(tile, sources)
-    for k_tile in T.serial(tile.panels):
+    for k_tile in T.serial(tile.k_tiles):
         _wait_until_empty(ring, position)
         if tile.thread == 0:
             _start_boxes(ring, tile, position.stage, k_tile, shares)
@@ -253,7 +254,7 @@ def produce_gathered(ring, tile, position, started, shares):
 
 @T.inline
 def finish_gathered(ring, position, started):
-    """The last panels of all tiles have arrived too."""
+    """The last k-tiles of all tiles have arrived too."""
     T.ptx.cp.async_.wait_group(0)
     T.ptx.fence.proxy.async_.shared__cta()
     for i in T.unroll(_STARTED_AHEAD):
@@ -263,18 +264,18 @@ def finish_gathered(ring, position, started):
 
 @T.inline
 def produce_decoded(ring, tile, position):
-    """The panels of a tile of a quantised matrix: a thread reads the codes of a panel before a stage is free, and
+    """The k-tiles of a tile of a quantised matrix: a thread reads the codes of a k-tile before a stage is free, and
     stores them decoded while the rows arrive."""
     gathered = T.meta_var(ring.maps.rows is None)
-    codes = T.alloc_local((lines_of(tile), piece_bytes(tile)), "uint8")
-    scales = T.alloc_local((lines_of(tile),), "float32")
-    zeros = T.alloc_local((lines_of(tile),), "int32")
-    sources = T.alloc_local((tile.shape.rows // tile.shape.lines_per_copy,), "int32")
+    codes = T.alloc_local((columns_of_thread(tile), chunk_bytes(tile)), "uint8")
+    scales = T.alloc_local((columns_of_thread(tile),), "float32")
+    zeros = T.alloc_local((columns_of_thread(tile),), "int32")
+    sources = T.alloc_local((tile.shape.rows // tile.shape.rows_per_copy,), "int32")
     fetched = T.meta_var(Fetched(codes, scales, zeros))
     if gathered:
         find_sources(tile, sources)
     fetch(tile, fetched, 0)
-    for k_tile in T.serial(tile.panels):
+    for k_tile in T.serial(tile.k_tiles):
         ring.empty.wait(position.stage, position.phase)
         if gathered:
             copy_rows(tile, position.stage, k_tile, sources)
@@ -283,7 +284,7 @@ def produce_decoded(ring, tile, position):
             if tile.thread == 0:
                 _start_boxes(ring, tile, position.stage, k_tile, True)
         decode(tile, fetched, position.stage)
-        if k_tile + 1 < tile.panels:
+        if k_tile + 1 < tile.k_tiles:
             fetch(tile, fetched, k_tile + 1)
         if gathered:
             T.ptx.cp.async_.wait_group(0)
@@ -293,7 +294,7 @@ def produce_decoded(ring, tile, position):
 
 def multiply_instruction(columns: int, dtype: str) -> str:
     """Of 64 rows and so many columns, with sums in float32."""
-    depth, element = panel_depth(dtype) * MMA_DEPTH // DEPTH, ELEMENTS[dtype]
+    depth, element = k_tile_depth(dtype) * MMA_DEPTH // DEPTH, ELEMENTS[dtype]
     return f"wgmma.mma_async.sync.aligned.m{GROUP_ROWS}n{columns}k{depth}.f32.{element}.{element}"
 
 
@@ -320,20 +321,20 @@ def wait_for_turn(ring, consumer, tiles):
 
 
 @T.inline
-def consume_tile(ring, dtype, panels, position, consumer, thread, sums):
-    """What the tile whose first panel is at ``position`` adds to ``sums`` [row steps, column steps, 4]. A stage is
+def consume_tile(ring, dtype, k_tiles, position, consumer, thread, sums):
+    """What the tile whose first k-tile is at ``position`` adds to ``sums`` [row steps, column steps, 4]. A stage is
     given back when the products of the next one have been started."""
     shape = T.meta_var(ring.tile)
     instruction = T.meta_var(multiply_instruction(ring.tile.columns, dtype))
     left = T.local_scalar("uint64")
     right = T.local_scalar("uint64")
-    for k_tile in T.serial(panels):
+    for k_tile in T.serial(k_tiles):
         ring.full.wait(position.stage, position.phase)
         T.cuda.wgmma.encode_matrix_descriptor(
-            T.address_of(left), ring.row_panels.ptr_to([position.stage, 0, 0]), 1, EIGHT_LINES, SWIZZLE
+            T.address_of(left), ring.row_tiles.ptr_to([position.stage, 0, 0]), 1, EIGHT_ROWS, SWIZZLE
         )
         T.cuda.wgmma.encode_matrix_descriptor(
-            T.address_of(right), ring.column_panels.ptr_to([position.stage, 0, 0]), 1, EIGHT_LINES, SWIZZLE
+            T.address_of(right), ring.column_tiles.ptr_to([position.stage, 0, 0]), 1, EIGHT_ROWS, SWIZZLE
         )
         T.ptx.wgmma.fence.sync.aligned()
         for step in T.unroll(DEPTH // MMA_DEPTH):

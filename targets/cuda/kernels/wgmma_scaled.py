@@ -1,6 +1,6 @@
-"""Consumers of panels in fp8: both multiply the same stage, each its part of one tile.
+"""Consumers of k-tiles in fp8: both multiply the same stage, each its part of one tile.
 
-What tensor cores make of a panel joins the float32 sums in registers (:mod:`.scaled_sums`), and they would wait for
+What tensor cores make of a k-tile joins the float32 sums in registers (:mod:`.scaled_sums`), and they would wait for
 that if a warpgroup multiplied alone. So consumers take no turns: while one adds up, the other multiplies, as in
 DeepGEMM (DeepSeek, 2025).
 """
@@ -23,7 +23,7 @@ from moec.targets.cuda.kernels.scaled_sums import (
 )
 from moec.targets.cuda.kernels.wgmma_ring import (
     DEPTH_STEP,
-    EIGHT_LINES,
+    EIGHT_ROWS,
     SWIZZLE,
     RingPosition,
     all_sums,
@@ -34,17 +34,17 @@ from moec.targets.cuda.kernels.wgmma_tile import GROUP_ROWS, WARPGROUP, for_each
 
 
 @T.inline
-def _multiply_panel(ring, tile, position, sums):
-    """``sums`` become those of a panel, of the lines that are this consumer's."""
+def _multiply_k_tile(ring, tile, position, sums):
+    """``sums`` become those of a k-tile, of the rows and columns that are this consumer's."""
     instruction = T.meta_var(multiply_instruction(ring.tile.instruction_columns, tile.problem.dtype))
     left = T.local_scalar("uint64")
     right = T.local_scalar("uint64")
     first_row: T.let = tile.warp_row // GROUP_ROWS * GROUP_ROWS
     T.cuda.wgmma.encode_matrix_descriptor(
-        T.address_of(left), ring.row_panels.ptr_to([position.stage, first_row, 0]), 1, EIGHT_LINES, SWIZZLE
+        T.address_of(left), ring.row_tiles.ptr_to([position.stage, first_row, 0]), 1, EIGHT_ROWS, SWIZZLE
     )
     T.cuda.wgmma.encode_matrix_descriptor(
-        T.address_of(right), ring.column_panels.ptr_to([position.stage, tile.warp_column, 0]), 1, EIGHT_LINES, SWIZZLE
+        T.address_of(right), ring.column_tiles.ptr_to([position.stage, tile.warp_column, 0]), 1, EIGHT_ROWS, SWIZZLE
     )
     T.ptx.wgmma.fence.sync.aligned()
     for step in T.unroll(MMA_STEPS):
@@ -79,10 +79,10 @@ def consume_together(operands, epilogue, tile, ring, place, thread):
             for v in T.unroll(SUMS):
                 sums[0, j, v] = T.float32(0)
         find_rows(of_thread, scaled)
-        for k_tile in T.serial(of_thread.panels):
+        for k_tile in T.serial(of_thread.k_tiles):
             read_scales(of_thread, scaled, k_tile)
             ring.full.wait(position.stage, position.phase)
-            _multiply_panel(ring, of_thread, position, group_sums)
+            _multiply_k_tile(ring, of_thread, position, group_sums)
             give_back(ring, position.stage, thread)
             position.advance()
             add_scaled(of_thread, scaled, sums)

@@ -20,14 +20,14 @@ from tvm.script import tirx as T
 from moec.targets.cuda.architectures import LIMITS
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.launch import WARP
-from moec.targets.cuda.kernels.mma_tile import LINE_BYTES, TileShape
+from moec.targets.cuda.kernels.mma_tile import SWIZZLE_BYTES, TileShape
 
 WARPGROUP = 128
 """Threads of four warps, which issue wgmma together."""
 GROUP_ROWS = 64
 """Rows of one instruction."""
 CONSUMERS = 2
-"""Warpgroups that multiply, beside the one that produces panels."""
+"""Warpgroups that multiply, beside the one that produces k-tiles."""
 HEIGHTS = (64, 128)
 _CLUSTER = 2
 """Blocks of threads that share a matrix, where each expert has rows for several: :func:`_cluster`."""
@@ -48,7 +48,7 @@ _MULTIPROCESSORS = 132
 
 @dataclasses.dataclass(frozen=True)
 class WgmmaTile:
-    """``rows`` x ``columns`` sums in the registers of a warpgroup; panels come in a ring of ``stages``. ``band``:
+    """``rows`` x ``columns`` sums in the registers of a warpgroup; k-tiles come in a ring of ``stages``. ``band``:
     blocks of rows whose tiles are computed at about the same time. ``cluster``: blocks of threads that bring one
     another parts of the matrix."""
 
@@ -84,7 +84,7 @@ class WgmmaTile:
 
     @property
     def producer_shape(self) -> TileShape:
-        """Its warps copy lines of all columns."""
+        """Its warps copy all columns."""
         return TileShape(self.rows, 1, WARPGROUP // WARP, self.stages, self.columns)
 
     @property
@@ -105,7 +105,7 @@ def wgmma_tile(problem: GroupedProblem) -> WgmmaTile:
     step = _COLUMN_STEP * (CONSUMERS if together and problem.block_rows == GROUP_ROWS else 1)
     tiles = -(-problem.columns // most)
     columns = -(-problem.columns // (tiles * step)) * step
-    stage_bytes = (problem.block_rows + columns) * LINE_BYTES + _BARRIER_BYTES
+    stage_bytes = (problem.block_rows + columns) * SWIZZLE_BYTES + _BARRIER_BYTES
     stages = min(_MOST_STAGES, (LIMITS["sm_90a"].shared_bytes - _TURN_BYTES) // stage_bytes)
     band = _band(problem.block_rows, columns)
     return WgmmaTile(problem.block_rows, columns, stages, band, _cluster(problem), together)

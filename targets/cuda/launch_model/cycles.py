@@ -1,6 +1,6 @@
 """The cycles that a block of threads takes on its multiprocessor, by what keeps it busy.
 
-A block alone takes what its most used unit takes, and what it waits for: the first panels, the end. Blocks that a
+A block alone takes what its most used unit takes, and what it waits for: the first k-tiles, the end. Blocks that a
 multiprocessor holds at once fill each other's waits, until the unit is what they wait for: a block then takes the time
 of the unit alone. (Asymptotic bounds of closed queueing networks: Denning and Buzen, 1978.)
 """
@@ -35,33 +35,33 @@ def tile_cycles(
     plan: TilePlan, gpu: Gpu, issued: Issued | None, *, own_share: float = 1.0, from_memory: bool
 ) -> BlockCycles:
     """Of one tile. ``own_share``: of the matrix, what it does not get from other blocks of its cluster;
-    ``from_memory``: whether its panels of the matrix are in no cache."""
-    product, panels = plan.product, -(-plan.product.inner // plan.inputs)
+    ``from_memory``: whether its k-tiles of the matrix are in no cache."""
+    product, k_tiles = plan.product, -(-plan.product.inner // plan.inputs)
     matrix_bytes = plan.columns * plan.inputs * product.weight_bits / 8
-    panel_bytes = plan.rows * plan.inputs * product.row_bytes + matrix_bytes * own_share
+    k_tile_bytes = plan.rows * plan.inputs * product.row_bytes + matrix_bytes * own_share
     stored = plan.rows * min(plan.columns, product.columns) * product.width / product.columns * product.out_bytes
     rate = gpu.tensor_rate(product.dtype, plan.unit) / gpu.multiprocessors / gpu.clock
     latency = gpu.memory_cycles if from_memory else gpu.l2_cycles
-    loads = panels * panel_bytes / gpu.l2_bytes_per_cycle
+    loads = k_tiles * k_tile_bytes / gpu.l2_bytes_per_cycle
     unit = "tensor cores" if plan.unit != "fma" else "float units"
-    busy = {unit: panels * 2 * plan.rows * plan.columns * plan.inputs / rate, "L2": loads}
+    busy = {unit: k_tiles * 2 * plan.rows * plan.columns * plan.inputs / rate, "L2": loads}
     end = stored / gpu.l2_bytes_per_cycle
     if issued is not None:
-        busy |= {name: panels * cycles for name, cycles in _issuing(issued, gpu, 1).items()}
-        busy["copying warps"] = panels * issued.copying * LONE_WARP_CYCLES
+        busy |= {name: k_tiles * cycles for name, cycles in _issuing(issued, gpu, 1).items()}
+        busy["copying warps"] = k_tiles * issued.copying * LONE_WARP_CYCLES
         end = max(end, issued.once / gpu.issue_slots)
-    # A stage is asked for again when it was used: a ring brings stages - 1 panels in the time of one wait.
-    steady = max(max(busy.values()) + _waits_of_panels(plan, panels), panels * latency / max(plan.stages - 1, 1))
-    first = 2 * gpu.l2_cycles + latency  # which rows, which expert; then the first panel
+    # A stage is asked for again when it was used: a ring brings stages - 1 k-tiles in the time of one wait.
+    steady = max(max(busy.values()) + _waits_of_k_tiles(plan, k_tiles), k_tiles * latency / max(plan.stages - 1, 1))
+    first = 2 * gpu.l2_cycles + latency  # which rows, which expert; then the first k-tile
     if plan.persistent:
         first, end = 0, end if plan.groups == 1 else 0
     return BlockCycles(busy, steady - max(busy.values()) + first + end)
 
 
-def _waits_of_panels(plan: TilePlan, panels: int) -> float:
-    """Where all warps copy and multiply, they wait at each panel for one another, then for the first numbers out of
+def _waits_of_k_tiles(plan: TilePlan, k_tiles: int) -> float:
+    """Where all warps copy and multiply, they wait at each k-tile for one another, then for the first numbers out of
     shared memory, then for the first products: each about as long as shared memory takes."""
-    return 0.0 if plan.copying_warps else panels * 3 * SHARED_CYCLES
+    return 0.0 if plan.copying_warps else k_tiles * 3 * SHARED_CYCLES
 
 
 def warp_cycles(plan: WarpPlan, gpu: Gpu, issued: Issued | None, *, from_memory: bool) -> BlockCycles:

@@ -51,7 +51,7 @@ _COPY_BYTES = 16
 
 @dataclasses.dataclass(frozen=True)
 class Issued:
-    """Instructions of warps. ``per_step``: of all warps of a block for a panel, or of a warp for a step of its lanes;
+    """Instructions of warps. ``per_step``: of all warps of a block for a k-tile, or of a warp for a step of its lanes;
     ``once``: those before and behind the loop, likewise; of warps in groups, those that have one tile. ``integers`` and
     ``floats``: of those per step, the ones for these units; ``copying``: those per step of a warp that only copies."""
 
@@ -106,28 +106,28 @@ def _count_tile(code: Sequence[_Instruction], plan: TilePlan, warps: int) -> Iss
     computing = (warps - plan.copying_warps) // plan.groups
     if computing < 1:
         return None
-    operation, per_panel = _multiplications(plan, computing)
+    operation, per_k_tile = _multiplications(plan, computing)
     loop = _main_loop(code, lambda what: what.startswith(operation))
-    panels = _count(loop, operation) / per_panel
-    if panels < 1 or panels != int(panels):
+    k_tiles = _count(loop, operation) / per_k_tile
+    if k_tiles < 1 or k_tiles != int(k_tiles):
         return None
-    per_step, outside, of_warp = len(loop) / panels * computing, len(code) - len(loop), 0.0
-    integers, floats = (count * computing for count in _of_units(loop, panels))
+    per_step, outside, of_warp = len(loop) / k_tiles * computing, len(code) - len(loop), 0.0
+    integers, floats = (count * computing for count in _of_units(loop, k_tiles))
     decodes = plan.product.weight_bits < 8 * plan.product.row_bytes
     moving, lines = ("STS", plan.columns) if decodes else ("LDGSTS", plan.rows)
     copying = _main_loop([one for one in code if one not in loop], lambda what: what.startswith(moving))
     if plan.copying_warps and decodes and not copying:
         return None
     if plan.copying_warps and copying:  # where they have the accelerator copy all, they issue next to nothing
-        panels = _count(copying, moving) / (
+        k_tiles = _count(copying, moving) / (
             lines * plan.inputs * plan.product.row_bytes / _COPY_BYTES / (plan.copying_warps * WARP)
         )
-        if panels < 1 or panels != int(panels):
+        if k_tiles < 1 or k_tiles != int(k_tiles):
             return None
-        of_warp = len(copying) / panels
+        of_warp = len(copying) / k_tiles
         per_step += of_warp * plan.copying_warps
         outside -= len(copying)
-        own = [count * plan.copying_warps for count in _of_units(copying, panels)]
+        own = [count * plan.copying_warps for count in _of_units(copying, k_tiles)]
         integers, floats = integers + own[0], floats + own[1]
     return Issued(per_step, outside * computing, integers, floats, of_warp)
 
@@ -140,7 +140,7 @@ def _of_units(loop: Sequence[_Instruction], steps: float) -> tuple[float, float]
 
 
 def _multiplications(plan: TilePlan, warps: int) -> tuple[str, float]:
-    """How the instruction begins, and how many a warp has for a panel."""
+    """How the instruction begins, and how many a warp has for a k-tile."""
     depth = 32 // plan.product.row_bytes
     kind = "Q" if plan.product.dtype == FP8 else "H"
     if plan.unit == "wgmma":  # where warpgroups share a tile by its columns, each has instructions of its own

@@ -74,9 +74,9 @@ class _Recorded:
 
 @dataclasses.dataclass(frozen=True)
 class TilePlan(_Recorded):
-    """A block of threads computes tiles of ``rows`` x ``columns``, ``inputs`` at a time, with ``stages`` of panels.
+    """A block of threads computes tiles of ``rows`` x ``columns``, ``inputs`` at a time, with ``stages`` of k-tiles.
 
-    ``copying_warps`` of its warps only bring panels. ``persistent``: a block computes tiles one after another, and
+    ``copying_warps`` of its warps only bring k-tiles. ``persistent``: a block computes tiles one after another, and
     begins to copy the next one before it has stored the last; where its other warps are in several ``groups``, each
     with a tile of its own, one multiplies while another stores. ``cluster``: blocks that get one copy of the matrix
     together. ``band``: blocks of rows that get the same columns of a matrix one after another, before any gets the

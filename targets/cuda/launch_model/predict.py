@@ -131,8 +131,8 @@ def _work(
 def _divided(plan: TilePlan, parts: int) -> tuple[TilePlan, TilePlan]:
     """What a block does of a product whose inputs are in so many parts, and what all do, which write sums of each."""
     product = plan.product
-    panels = -(-product.inner // plan.inputs)
-    part = dataclasses.replace(product, inner=-(-panels // parts) * plan.inputs)
+    k_tiles = -(-product.inner // plan.inputs)
+    part = dataclasses.replace(product, inner=-(-k_tiles // parts) * plan.inputs)
     whole = dataclasses.replace(product, out_bytes=product.out_bytes * parts)
     return dataclasses.replace(plan, product=part), dataclasses.replace(plan, product=whole)
 

@@ -144,13 +144,13 @@ def _other_cells(kernel: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _issued(launch: PredictedLaunch) -> str:
-    """Instructions of warps for a panel, or of a lane for a weight; a dash where they were not counted."""
+    """Instructions of warps for a k-tile, or of a lane for a weight; a dash where they were not counted."""
     issued, plan = launch.facts.issued, launch.plan
     if issued is None:
         return "-"
     if isinstance(plan, WarpPlan):
         return f"{issued.per_step / (plan.columns * plan.inputs):.1f} per weight"
-    return f"{issued.per_step:.0f} per {'panel' if isinstance(plan, TilePlan) else 'tile'}"
+    return f"{issued.per_step:.0f} per {'k-tile' if isinstance(plan, TilePlan) else 'tile'}"
 
 
 def _mb(size: float) -> str:

@@ -22,7 +22,7 @@ from .layers import undefined
 RANDOM = np.random.default_rng(0)
 HALF: dict[str, Any] = {"dtype": "float16", "matrix_dtype": "float16", "out_dtype": "float16"}
 INNER, WIDTH = 840, 136
-"""Fourteen panels, of which the last is not whole, for three parts: the ring of stages goes round in each."""
+"""Fourteen k-tiles, of which the last is not whole, for three parts: the ring of stages goes round in each."""
 
 
 def _normal(*shape: int) -> np.ndarray:
@@ -69,12 +69,12 @@ def test_a_quantised_matrix():
 @pytest.mark.parametrize(
     ("inner", "width", "rows", "parts"),
     [
-        (2048, 128, 17, 8),  # four panels each
+        (2048, 128, 17, 8),  # four k-tiles each
         (4096, 2048, 64, 8),  # 16 tiles
         (4096, 2048, 65, 4),
         (4096, 2048, 256, 2),
         (4096, 2048, 257, 1),
-        (448, 128, 17, 1),  # seven panels
+        (448, 128, 17, 1),  # seven k-tiles
     ],
 )
 def test_so_many_parts_keep_a_device_busy(inner, width, rows, parts):

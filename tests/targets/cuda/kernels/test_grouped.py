@@ -60,7 +60,7 @@ def test_tensor_cores(block_rows, dtype):
 
 @thinned("block_rows, inner, hidden, dtype", [(64, 200, 56, "float16"), (128, 520, 136, "bfloat16")], 2)
 def test_tensor_cores_that_read_shared_memory(block_rows, inner, hidden, dtype):
-    """Inputs and columns are not whole panels and tiles; 56 inputs are a single panel."""
+    """Inputs and columns are not whole k-tiles and tiles; 56 inputs are a single k-tile."""
     layer = Layer(experts=3, inner=inner, hidden=hidden, block_rows=block_rows, dtype=dtype)
     to_one, to_the_last_few = np.full((100, 2), 1), np.where(np.arange(300).reshape(150, 2) % 7, 2, -1)
     for ids in (*(random_ids(layer, tokens) for tokens in (0, 1, 100)), to_one, to_the_last_few):

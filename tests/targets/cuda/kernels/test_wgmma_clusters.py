@@ -37,7 +37,7 @@ SPREADS = {
 }
 BOTH_KINDS = Data(LAYER, SPREADS["pairs of both kinds"])
 DEEP = Data(Layer(experts=3, inner=24, hidden=264, block_rows=ROWS, dtype="float16"), BOTH_KINDS.ids)
-"""The second product has more panels than stages."""
+"""The second product has more k-tiles than stages."""
 WARPS = 12
 """Of a block."""
 SCHEDULES = {

@@ -47,31 +47,33 @@ def test_steps_of_a_lane():
 def test_a_wait_for_a_barrier_is_not_the_main_loop():
     spin = loop(1, "SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R3], R6", "NANOSLEEP 0x100")
     main = loop(4, *["HMMA.16816.F32.BF16 R4, R8, R2, R4"] * 4, "BAR.SYNC 0x0")
-    # A warp of four has 1 * 4 * 4 / 4 products of a panel.
+    # A warp of four has 1 * 4 * 4 / 4 products of a k-tile.
     assert count(sass("NOP", *spin, *main, "EXIT"), "f", MMA, 4) == Issued(6 * 4, 4 * 4)
 
 
 @pytest.mark.parametrize(
-    ("unit", "rows", "columns", "warps", "instruction", "per_panel"),
+    ("unit", "rows", "columns", "warps", "instruction", "per_k_tile"),
     [
         ("mma", 16, 32, 4, "QMMA.16832.F32.E4M3.E4M3 R4, R8, R2, RZ", 4),
         ("wgmma", 128, 144, 12, "QGMMA.64x144x32.F32.E4M3.E4M3 R24, gdesc[UR8], R24", 4),
         ("wgmma", 64, 256, 12, "QGMMA.64x128x32.F32.E4M3.E4M3 R24, gdesc[UR8], R24", 4),
     ],
 )
-def test_instructions_of_8_bits(unit, rows, columns, warps, instruction, per_panel):
-    """A panel has 128 inputs; warpgroups share a tile by its rows, or by its columns where there are 64 rows."""
+def test_instructions_of_8_bits(unit, rows, columns, warps, instruction, per_k_tile):
+    """A k-tile has 128 inputs; warpgroups share a tile by its rows, or by its columns where there are 64 rows."""
     product = dataclasses.replace(PRODUCT, dtype="float8_e4m3fn", weight_bits=8.25, row_bytes=1)
     copying = warps - 8 if unit == "wgmma" else 0
     plan = TilePlan(product, rows, columns, inputs=128, stages=3, unit=unit, copying_warps=copying)
-    text = sass("S2R R0, SR_TID.X", *loop(1, *[instruction] * per_panel * 2, *["FFMA R1, R2, R3, R1"] * 6), "EXIT")
+    text = sass("S2R R0, SR_TID.X", *loop(1, *[instruction] * per_k_tile * 2, *["FFMA R1, R2, R3, R1"] * 6), "EXIT")
     computing = warps - copying
-    assert count(text, "f", plan, warps) == Issued((per_panel * 2 + 7) / 2 * computing, 2 * computing, 0, 3 * computing)
+    assert count(text, "f", plan, warps) == Issued(
+        (per_k_tile * 2 + 7) / 2 * computing, 2 * computing, 0, 3 * computing
+    )
 
 
 def test_warps_that_copy_have_a_loop_of_their_own():
     computing = loop(1, *["HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24"] * 8, "WARPGROUP.DEPBAR.LE gsb0, 0x1")
-    # 64 rows of 8 pieces, by 128 threads: four copies for a panel.
+    # 64 rows of 8 chunks, by 128 threads: four copies for a k-tile.
     copying = loop(11, *["LDGSTS.E.BYPASS.128 [R37], [R8.64]"] * 4, "UTMALDG.2D [UR8], [UR18]", "LOP3.LUT R1, R2, R3")
     found = count(sass("S2R R0, SR_TID.X", *computing, *copying, "EXIT"), "f", WGMMA, 8)
     assert found == Issued(10 / 2 * 4 + 7 * 4, 2 * 4, integers=4, copying=7)
@@ -106,7 +108,7 @@ def test_a_loop_over_tiles_is_not_the_main_loop():
 
 
 def test_warps_in_groups_have_a_tile_each():
-    """128 rows are two products of a group, and 4 steps along the inputs: 8 for a panel."""
+    """128 rows are two products of a group, and 4 steps along the inputs: 8 for a k-tile."""
     in_turns = dataclasses.replace(WGMMA, rows=128, groups=2, persistent=True)
     computing = loop(0, *["HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24"] * 16)
     copying = loop(17, *["LDGSTS.E.BYPASS.128 [R37], [R8.64]"] * 8)
@@ -127,13 +129,13 @@ def test_what_cannot_be_counted_is_not(text):
     assert count(text, "f", WARPS, 4) is None
 
 
-def test_a_fraction_of_a_panel_is_not_counted():
+def test_a_fraction_of_a_k_tile_is_not_counted():
     products = ["HMMA.16816.F32.BF16 R4, R8, R2, R4"] * 6
     assert count(sass(*loop(0, *products), "EXIT"), "f", MMA, 4) is None
 
 
 def test_warps_that_decode_store_lines_of_the_matrix():
-    """64 columns of 8 pieces, by 128 threads: four stores for a panel."""
+    """64 columns of 8 chunks, by 128 threads: four stores for a k-tile."""
     packed = dataclasses.replace(WGMMA, product=dataclasses.replace(PRODUCT, weight_bits=4.5))
     computing = loop(0, *["HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24"] * 4)
     decoding = loop(5, "LOP3.LUT R1, R2, R3", *["STS.128 [R4], R8"] * 4)

@@ -82,7 +82,7 @@ def test_what_attention_plans():
     wgmma = {"weighs_meanwhile": True, "copying_warps": 4}
     assert ATTENTION_MMA.plan(many) == AttentionPlan(*alike, 64, 64, "mma", *sizes)
     assert ATTENTION_WGMMA.plan(many) == AttentionPlan(*alike, 128, 64, "wgmma", *sizes, **wgmma)
-    # Panels of 16: 8 of a head, 4 of the keys of a tile.
+    # K-tiles of 16: 8 of a head, 4 of the keys of a tile.
     assert ATTENTION_TILED.plan(many) == AttentionPlan(*alike, 64, 64, "fma", *sizes, waits=12, ahead=False)
     # A lane of 32 has 8 numbers of keys and of values: 2 keys at once are 32 * 2 bytes, in 4 teams.
     assert ATTENTION_FEW.plan(few) == AttentionPlan(*alike, 4, 16, "fma", *sizes, "parts", ahead=False)

@@ -42,7 +42,7 @@ FIRST, END = 2 * 100 + 500, 16 * 32 * 2 / 100
 def test_a_tile_waits_for_memory_or_is_busy_with_products():
     cycles = tile_cycles(TILE, GPU, None, from_memory=True)
     assert cycles.busy == pytest.approx({"tensor cores": TENSOR, "L2": 4 * (16 + 32) * 64 * 2 / 100})
-    # Two panels come in the time of a wait for memory: four take 1000 cycles.
+    # Two k-tiles come in the time of a wait for memory: four take 1000 cycles.
     assert cycles.waits == pytest.approx(1000 - TENSOR + FIRST + END)
     assert cycles.together(1) == (pytest.approx(1000 + FIRST + END), LATENCY)
     assert cycles.together(10) == (pytest.approx(10 * TENSOR), "tensor cores")

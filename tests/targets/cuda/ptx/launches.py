@@ -16,14 +16,14 @@ from moec.ir import semantics
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.targets.cuda.kernels import dispatch
 from moec.targets.cuda.kernels.grouped_problem import interleave
-from moec.targets.cuda.kernels.mma_tile import LINE_BYTES, SHAPES
+from moec.targets.cuda.kernels.mma_tile import SHAPES, SWIZZLE_BYTES
 
 from ..kernels.test_dispatch import expected_order
 from .hopper import TensorMap
 from .machine import run
 
 EXPERTS, INNER, RING_INNER, WIDTH, SLOTS, ROWS = 8, 128, 384, 64, 2, 16
-HOPPER_POOL_BYTES = 8 * (64 + 128) * LINE_BYTES + 9 * 16
+HOPPER_POOL_BYTES = 8 * (64 + 128) * SWIZZLE_BYTES + 9 * 16
 """Eight stages of 64 rows and 128 columns, two barriers for each, and two more."""
 Arrays = Mapping[str, np.ndarray]
 

@@ -1,0 +1,88 @@
+"""Queries, keys and values on their way to tensor cores: column tiles in shared memory, by asynchronous copies.
+
+A column tile has rows of :data:`DEPTH` numbers of 16 bits, swizzled as in :mod:`.grouped_gemm_mma`.
+"""
+
+from __future__ import annotations
+
+from tvm.script import tirx as T
+
+from moec.targets.cuda.kernels.mma_rows import COPY
+from moec.targets.cuda.kernels.mma_tile import CHUNK, CHUNKS
+
+DEPTH = 64
+"""Numbers of a row of a column tile, which is 128 bytes."""
+THREADS = 128
+_ROWS_PER_COPY = THREADS // CHUNKS
+
+
+def column_tiles(size: int) -> int:
+    """Column tiles that rows of so many numbers take."""
+    return -(-size // DEPTH)
+
+
+@T.inline
+def _copy(tile, target, size, address, is_there):
+    """Start to copy rows of ``size`` numbers; ``address(row, column)`` is where they come from. Zeros stand for rows
+    and columns that there are not."""
+    chunk: T.let = tile.thread % CHUNKS
+    for column_tile in T.unroll(column_tiles(size)):
+        for i in T.unroll(int(target.shape[1]) // _ROWS_PER_COPY):
+            row: T.let = i * _ROWS_PER_COPY + tile.thread // CHUNKS
+            column: T.let = column_tile * DEPTH + chunk * CHUNK
+            T.ptx[COPY](
+                target.ptr_to([column_tile, row, (chunk ^ (row % 8)) * CHUNK]),
+                address(row, T.min(column, size - CHUNK)),
+                16,
+                T.Select(T.And(is_there(row), column < size), T.uint32(16), T.uint32(0)),
+            )
+
+
+@T.inline
+def copy_queries(tile):
+    rows, operands = T.meta_var(tile.rows), T.meta_var(tile.operands)
+    batch: T.let = T.cast(rows.batch, "int64")
+    _copy(
+        tile,
+        tile.queries,
+        operands.problem.head_size,
+        lambda row, column: operands.query.ptr_to(
+            [batch, rows.head(row), T.min(rows.query(row), operands.queries - 1), column]
+        ),
+        rows.has,
+    )
+
+
+@T.inline
+def copy_keys(tile, first_key):
+    """Copies keys; of keys that are not in use no byte is read."""
+    rows, operands = T.meta_var(tile.rows), T.meta_var(tile.operands)
+    page: T.let = operands.page_of(first_key)
+    inside: T.let = operands.inside_page(first_key)
+    last: T.let = operands.last_inside(rows.batch)
+    _copy(
+        tile,
+        tile.keys,
+        operands.problem.head_size,
+        lambda row, column: operands.key.ptr_to(
+            operands.place(rows.batch, rows.group, page, T.min(inside + row, last), column)
+        ),
+        lambda row: first_key + row < operands.used_keys(rows.batch),
+    )
+
+
+@T.inline
+def copy_values(tile, first_key):
+    rows, operands = T.meta_var(tile.rows), T.meta_var(tile.operands)
+    page: T.let = operands.page_of(first_key)
+    inside: T.let = operands.inside_page(first_key)
+    last: T.let = operands.last_inside(rows.batch)
+    _copy(
+        tile,
+        tile.values,
+        operands.slice_columns,
+        lambda row, column: operands.value.ptr_to(
+            operands.place(rows.batch, rows.group, page, T.min(inside + row, last), rows.column(column))
+        ),
+        lambda row: first_key + row < operands.used_keys(rows.batch),
+    )

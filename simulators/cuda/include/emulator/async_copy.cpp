@@ -2,7 +2,7 @@
 
 namespace emulator {
 
-void move_bytes(const Copy& copy) {
+static void move_bytes(const Copy& copy) {
   unsigned char* destination = from_window(copy.destination, copy.bytes, "cp.async");
   memcpy(destination, copy.source, copy.read_bytes);
   memset(destination + copy.read_bytes, 0, copy.bytes - copy.read_bytes);

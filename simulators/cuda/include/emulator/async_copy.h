@@ -7,8 +7,6 @@
 
 namespace emulator {
 
-void move_bytes(const Copy& copy);
-
 void complete(const Copy& copy, Thread& owner);
 
 void issue_copy(uint32_t destination, const void* source, uint32_t bytes, uint32_t read_bytes);

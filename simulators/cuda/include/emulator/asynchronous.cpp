@@ -5,7 +5,8 @@ namespace emulator {
 Block::Block() = default;
 Block::~Block() = default;
 
-bool complete_bulk_load() {
+// The oldest, or any where the order is drawn: they pass one another.
+static bool complete_bulk_load() {
   auto& copies = block->bulk_copies;
   const auto loads = [](const BulkCopy& copy) { return copy.loads; };
   auto load = std::find_if(copies.begin(), copies.end(), loads);
@@ -18,7 +19,7 @@ bool complete_bulk_load() {
   return true;
 }
 
-bool complete_late_arrival() {
+static bool complete_late_arrival() {
   auto& arrivals = block->late_arrivals;
   if (arrivals.empty()) return false;
   const LateArrival arrival = arrivals.front();

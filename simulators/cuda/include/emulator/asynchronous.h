@@ -4,11 +4,6 @@
 
 namespace emulator {
 
-// The oldest, or any where the order is drawn: they pass one another.
-bool complete_bulk_load();
-
-bool complete_late_arrival();
-
 bool complete_something();
 
 void reset_asynchronous_state(Block& b);

@@ -16,7 +16,8 @@ void open_if_complete(Barrier& barrier) {
   wake_waiting_on(&barrier);
 }
 
-void arrive_at_barrier(Barrier& barrier, int expected) {
+// `expected` counts threads; 0 is all that have not exited.
+static void arrive_at_barrier(Barrier& barrier, int expected) {
   if (expected % warp_size) fail("a barrier counts whole warps, not " + std::to_string(expected) + " threads");
   if (barrier.arrived && barrier.expected != expected)
     fail("a barrier was given two counts: " + std::to_string(barrier.expected) + " and " + std::to_string(expected));

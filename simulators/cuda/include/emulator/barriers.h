@@ -9,9 +9,6 @@ Barrier& named_barrier(int number);
 
 void open_if_complete(Barrier& barrier);
 
-// `expected` counts threads; 0 is all that have not exited.
-void arrive_at_barrier(Barrier& barrier, int expected);
-
 void synchronize(int number, int expected);
 
 void arrive_only(int number, int expected);

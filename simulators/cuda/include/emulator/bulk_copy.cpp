@@ -2,13 +2,14 @@
 
 namespace emulator {
 
-uint32_t box_bytes(const CUtensorMap& map) {
+static uint32_t box_bytes(const CUtensorMap& map) {
   uint32_t bytes = map.element_bytes;
   for (uint32_t i = 0; i < map.rank; ++i) bytes *= map.box[i];
   return bytes;
 }
 
-void move_chunk(const BulkCopy& copy, uint32_t address, unsigned char* global, uint32_t bytes) {
+// Moves bytes between shared and global memory; bytes outside of the tensor are zeros.
+static void move_chunk(const BulkCopy& copy, uint32_t address, unsigned char* global, uint32_t bytes) {
   unsigned char* shared = from_window(address, bytes, "a bulk copy");
   if (!copy.loads) {
     if (global) memcpy(global, shared, bytes);
@@ -19,7 +20,8 @@ void move_chunk(const BulkCopy& copy, uint32_t address, unsigned char* global, u
   }
 }
 
-unsigned char* row_address(const CUtensorMap& map, const std::array<int32_t, 5>& start, uint32_t row) {
+// Where row `row` of the box begins in global memory; null where it lies outside of the tensor.
+static unsigned char* row_address(const CUtensorMap& map, const std::array<int32_t, 5>& start, uint32_t row) {
   int64_t offset = 0;
   for (uint32_t i = 1; i < map.rank; ++i) {
     const int64_t index = int64_t(start[i]) + row % map.box[i];
@@ -30,7 +32,8 @@ unsigned char* row_address(const CUtensorMap& map, const std::array<int32_t, 5>&
   return reinterpret_cast<unsigned char*>(map.address) + offset;
 }
 
-void move_box(const BulkCopy& copy) {
+// The box lies dense in shared memory, innermost dimension first, its 16-byte chunks swizzled.
+static void move_box(const BulkCopy& copy) {
   const CUtensorMap& map = copy.map;
   const uint32_t row_bytes = map.box[0] * map.element_bytes, rows = box_bytes(map) / row_bytes;
   const int64_t extent = int64_t(map.extents[0]);
@@ -50,7 +53,8 @@ void carry_out(const BulkCopy& copy) {
   else move_chunk(copy, copy.shared, copy.global, copy.bytes);
 }
 
-size_t first_byte(const BulkCopy& copy) {
+// The box is dense, so that the bytes it takes in shared memory follow one another, swizzled or not.
+static size_t first_byte(const BulkCopy& copy) {
   return offset_of(from_window(copy.shared, copy.bytes, "a bulk copy"));
 }
 
@@ -61,26 +65,26 @@ void complete_load(const BulkCopy& copy) {
   complete_bytes(copy.barrier, copy.bytes);
 }
 
-void complete_store(const BulkCopy& copy) {
+static void complete_store(const BulkCopy& copy) {
   if (!settings.copies_complete_early) carry_out(copy);
   end_use(first_byte(copy), copy.bytes);
 }
 
-void issue_load(const BulkCopy& copy) {
+static void issue_load(const BulkCopy& copy) {
   expect_published(copy.barrier, "a bulk copy");
   begin_arriving(first_byte(copy), copy.bytes, "a bulk copy");
   if (settings.copies_complete_early) complete_load(copy);
   else block->bulk_copies.push_back(copy);
 }
 
-void issue_store(const BulkCopy& copy) {
+static void issue_store(const BulkCopy& copy) {
   expect_fenced(first_byte(copy), copy.bytes, "a bulk store");
   begin_use(first_byte(copy), copy.bytes, "a bulk store");
   if (settings.copies_complete_early) carry_out(copy);
   block->bulk_copies.push_back(copy);
 }
 
-void issue_bulk_copy(const BulkCopy& copy) {
+static void issue_bulk_copy(const BulkCopy& copy) {
   expect_waited("a bulk copy reaches");
   expect_aligned(copy.shared, copy.tiled ? 128 : 16, "a bulk copy");
   if (!copy.tiled && (copy.bytes % 16 || uintptr_t(copy.global) % 16))
@@ -89,7 +93,7 @@ void issue_bulk_copy(const BulkCopy& copy) {
   else issue_store(copy);
 }
 
-BulkCopy tensor_copy(const void* map, std::array<int32_t, 5> start, uint32_t shared) {
+static BulkCopy tensor_copy(const void* map, std::array<int32_t, 5> start, uint32_t shared) {
   BulkCopy copy = {};
   copy.map = *static_cast<const CUtensorMap*>(map);
   copy.tiled = true;

@@ -24,34 +24,10 @@ struct BulkCopy {
   int group;                // of a store
 };
 
-uint32_t box_bytes(const CUtensorMap& map);
-
-// Moves bytes between shared and global memory; bytes outside of the tensor are zeros.
-void move_chunk(const BulkCopy& copy, uint32_t address, unsigned char* global, uint32_t bytes);
-
-// Where row `row` of the box begins in global memory; null where it lies outside of the tensor.
-unsigned char* row_address(const CUtensorMap& map, const std::array<int32_t, 5>& start, uint32_t row);
-
-// The box lies dense in shared memory, innermost dimension first, its 16-byte chunks swizzled.
-void move_box(const BulkCopy& copy);
-
 void carry_out(const BulkCopy& copy);
-
-// The box is dense, so that the bytes it takes in shared memory follow one another, swizzled or not.
-size_t first_byte(const BulkCopy& copy);
 
 // In the block whose shared memory it is to.
 void complete_load(const BulkCopy& copy);
-
-void complete_store(const BulkCopy& copy);
-
-void issue_load(const BulkCopy& copy);
-
-void issue_store(const BulkCopy& copy);
-
-void issue_bulk_copy(const BulkCopy& copy);
-
-BulkCopy tensor_copy(const void* map, std::array<int32_t, 5> start, uint32_t shared);
 
 // To the shared memory of any block of the cluster, whose mbarrier it completes on.
 void load_tensor(uint32_t shared, const void* map, uint32_t rank, std::array<int32_t, 5> start,

@@ -8,7 +8,7 @@ void* address(const TVMFFIAny& value) {
   throw std::invalid_argument("expects an address, got a value of TVM FFI type " + std::to_string(value.type_index));
 }
 
-void set_extent(Shape& shape, const std::string& tag, const TVMFFIAny& value) {
+static void set_extent(Shape& shape, const std::string& tag, const TVMFFIAny& value) {
   const int64_t extent = number<int64_t>(value);
   if (extent < 0 || extent > 0xffffffffLL)
     throw std::invalid_argument("cannot be launched: " + tag + " is " + std::to_string(extent));

@@ -27,8 +27,6 @@ Type argument(const TVMFFIAny& value) {
   else return *static_cast<const Type*>(address(value));
 }
 
-void set_extent(Shape& shape, const std::string& tag, const TVMFFIAny& value);
-
 Shape shape_of(std::initializer_list<const char*> tags, const TVMFFIAny* values);
 
 // Runs `body`; its exception becomes the error of the FFI call, with the kernel's name.

@@ -2,12 +2,12 @@
 
 namespace emulator {
 
-[[noreturn]] void report_hazard(const char* instruction, size_t offset, const char* what) {
+[[noreturn]] static void report_hazard(const char* instruction, size_t offset, const char* what) {
   fail(std::string(instruction) + ": byte " + std::to_string(offset) + " of shared memory " + what);
 }
 
-void expect_none(const std::vector<unsigned char>& states, size_t offset, size_t bytes, const char* instruction,
-                 const char* what) {
+static void expect_none(const std::vector<unsigned char>& states, size_t offset, size_t bytes, const char* instruction,
+                        const char* what) {
   const unsigned char* state = &states[offset];
   for (size_t i = 0; i < bytes; ++i)
     if (state[i]) report_hazard(instruction, offset + i, what);
@@ -58,7 +58,8 @@ void publish_writes() {
   ++thread->fences;
 }
 
-bool is_fenced(const ByteHistory& byte) {
+// That the thread which wrote a byte last has passed a fence since then.
+static bool is_fenced(const ByteHistory& byte) {
   return !byte.write.time || byte.fences < block->cluster->thread(byte.write.thread).fences;
 }
 

@@ -12,11 +12,6 @@ namespace emulator {
 
 inline size_t offset_of(const unsigned char* shared) { return size_t(shared - block->shared.own); }
 
-[[noreturn]] void report_hazard(const char* instruction, size_t offset, const char* what);
-
-void expect_none(const std::vector<unsigned char>& states, size_t offset, size_t bytes, const char* instruction,
-                 const char* what);
-
 void expect_overwritable(size_t offset, size_t bytes, const char* instruction);
 
 void begin_arriving(size_t offset, size_t bytes, const char* instruction);
@@ -35,9 +30,6 @@ void note_written(Thread& owner, size_t offset, size_t bytes);
 void note_written_by_proxy(size_t offset, size_t bytes);
 
 void publish_writes();
-
-// That the thread which wrote a byte last has passed a fence since then.
-bool is_fenced(const ByteHistory& byte);
 
 void expect_fenced(size_t offset, size_t bytes, const char* instruction);
 

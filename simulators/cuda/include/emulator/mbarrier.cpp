@@ -2,7 +2,7 @@
 
 namespace emulator {
 
-MemoryBarrierClocks& clocks_of_barrier(uint32_t address, const char* instruction) {
+static MemoryBarrierClocks& clocks_of_barrier(uint32_t address, const char* instruction) {
   for (MemoryBarrierClocks& known : block->memory_barriers)
     if (known.address == address) return known;
   fail(std::string(instruction) + ": byte " + std::to_string(address - block->shared.window) +
@@ -23,7 +23,8 @@ void initialise_barrier(uint32_t address, uint32_t arrivals) {
   block->memory_barriers.push_back({address, {}, {}, thread->number, watched ? time_of(*thread) : 0});
 }
 
-MemoryBarrierClocks& initialised_barrier(const Thread& t, uint32_t address, const char* instruction) {
+// The barrier as a thread uses it that need not have initialised it.
+static MemoryBarrierClocks& initialised_barrier(const Thread& t, uint32_t address, const char* instruction) {
   MemoryBarrierClocks& clocks = clocks_of_barrier(address, instruction);
   const Access initialised{clocks.initialised_at, uint16_t(clocks.initialised_by)};
   if (watched && !happened_before(initialised, t))
@@ -54,7 +55,8 @@ void invalidate_barrier(uint32_t address) {
   known.erase(std::remove_if(known.begin(), known.end(), is_it), known.end());
 }
 
-void give_way_to_waiting(const void* on) {
+// Where things complete early, a thread that was waiting goes on at once.
+static void give_way_to_waiting(const void* on) {
   if (!settings.copies_complete_early) return;
   for (Thread& t : block->threads)
     if (&t != thread && t.state == State::ready && t.waits_on == on && !is_behind(*t.home, t.warp)) {
@@ -64,7 +66,7 @@ void give_way_to_waiting(const void* on) {
     }
 }
 
-void end_phase_if_complete(uint32_t address, MemoryBarrier& barrier) {
+static void end_phase_if_complete(uint32_t address, MemoryBarrier& barrier) {
   ++block->cluster->progress;
   if (barrier.pending || barrier.expected_bytes) return;
   MemoryBarrierClocks& clocks = clocks_of_barrier(address, "mbarrier");

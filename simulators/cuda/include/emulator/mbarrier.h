@@ -20,14 +20,9 @@ struct LateArrival {
   uint32_t barrier;
 };
 
-MemoryBarrierClocks& clocks_of_barrier(uint32_t address, const char* instruction);
-
 MemoryBarrier& memory_barrier(uint32_t address, const char* instruction);
 
 void initialise_barrier(uint32_t address, uint32_t arrivals);
-
-// The barrier as a thread uses it that need not have initialised it.
-MemoryBarrierClocks& initialised_barrier(const Thread& t, uint32_t address, const char* instruction);
 
 // What this thread has initialised can be seen by TMA, and in other blocks of a cluster, from now on.
 void publish_barriers();
@@ -37,11 +32,6 @@ void expect_published(uint32_t address, const char* instruction);
 void fence_for_asynchronous_proxy();
 
 void invalidate_barrier(uint32_t address);
-
-// Where things complete early, a thread that was waiting goes on at once.
-void give_way_to_waiting(const void* on);
-
-void end_phase_if_complete(uint32_t address, MemoryBarrier& barrier);
 
 // Announces bytes and arrives; gives the phase that was arrived at.
 uint32_t arrive_at_memory_barrier(const Thread& arriving, uint32_t address, uint32_t count, uint32_t bytes = 0);

@@ -6,7 +6,8 @@ std::string in_words(const dim3& index) {
   return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) + ")";
 }
 
-std::string byte_in_words(size_t offset) {
+// The byte and the array it lies in.
+static std::string byte_in_words(size_t offset) {
   const SharedMemory& shared = block->shared;
   std::string array = "the dynamic pool";
   for (const RedZone& zone : shared.red_zones)
@@ -27,7 +28,8 @@ bool happened_before(const Access& access, const Thread& t) {
   return !access.time || access.thread == t.number || clock_of(t)[access.thread] >= access.time;
 }
 
-void remember_read(ByteHistory& byte, const Thread& t) {
+// A thread's read stands for another's where it happened after it; where neither slot is free the older one is lost.
+static void remember_read(ByteHistory& byte, const Thread& t) {
   const Access now{time_of(t), uint16_t(t.number)};
   for (Access& slot : byte.reads)
     if (happened_before(slot, t)) {

@@ -6,16 +6,10 @@ namespace emulator {
 
 std::string in_words(const dim3& index);
 
-// The byte and the array it lies in.
-std::string byte_in_words(size_t offset);
-
 [[noreturn]] void report_race(const Thread& t, const char* does, size_t offset, const Access& other,
                               const char* did);
 
 bool happened_before(const Access& access, const Thread& t);
-
-// A thread's read stands for another's where it happened after it; where neither slot is free the older one is lost.
-void remember_read(ByteHistory& byte, const Thread& t);
 
 void note_read(const Thread& t, size_t offset, size_t bytes);
 

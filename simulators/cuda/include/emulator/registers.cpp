@@ -6,7 +6,7 @@ uint32_t registers_at_launch(size_t most_threads) {
   return std::min(most_registers, block_registers / uint32_t(most_threads) / register_step * register_step);
 }
 
-void expect_register_count(const char* instruction, uint32_t count) {
+static void expect_register_count(const char* instruction, uint32_t count) {
   if (count % register_step || count < fewest_registers || count > most_registers)
     fail(std::string(instruction) + ": " + std::to_string(count) + " registers are no multiple of 8 from 24 to 256");
 }
@@ -23,7 +23,7 @@ void give_registers_back(uint32_t count) {
   });
 }
 
-bool take_registers(WarpInGroup& warp, uint32_t count) {
+static bool take_registers(WarpInGroup& warp, uint32_t count) {
   const uint32_t more = (count - warp.registers) * warp_size;
   if (more > block->spare_registers) return false;
   block->spare_registers -= more;

@@ -12,11 +12,7 @@ constexpr uint32_t register_step = 8, fewest_registers = 24, most_registers = 25
 
 uint32_t registers_at_launch(size_t most_threads);
 
-void expect_register_count(const char* instruction, uint32_t count);
-
 void give_registers_back(uint32_t count);
-
-bool take_registers(WarpInGroup& warp, uint32_t count);
 
 void take_more_registers(uint32_t count);
 

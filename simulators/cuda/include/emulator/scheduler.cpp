@@ -7,14 +7,17 @@ void make_ready(Thread& t) {
   t.home->warps[size_t(t.warp)].ready |= 1u << t.lane;
 }
 
-int next_lane(const Warp& warp, int lane) {
+// The next ready lane of a warp behind `lane`, going round; -1 where none is ready.
+static int next_lane(const Warp& warp, int lane) {
   if (!warp.ready) return -1;
   const int start = (lane + 1) % warp_size;
   const uint32_t turned = start ? (warp.ready >> start) | (warp.ready << (warp_size - start)) : warp.ready;
   return (__builtin_ctz(turned) + start) % warp_size;
 }
 
-bool converge(Block& b, int warp_index) {
+// Lanes that ask who runs with them get their answer when no other lane of the warp can still join them: those that
+// asked at the same place run together.
+static bool converge(Block& b, int warp_index) {
   Thread* lanes = &b.threads[size_t(warp_index) * warp_size];
   const int count = std::min<int>(warp_size, int(b.threads.size()) - warp_index * warp_size);
   const void* place = nullptr;
@@ -32,7 +35,7 @@ bool converge(Block& b, int warp_index) {
   return together != 0;
 }
 
-Thread* ready_in(Block& b, int warp_index, int lane) {
+static Thread* ready_in(Block& b, int warp_index, int lane) {
   const Warp& warp = b.warps[size_t(warp_index)];
   int found = next_lane(warp, lane);
   if (found < 0 && converge(b, warp_index)) found = next_lane(warp, lane);
@@ -44,7 +47,8 @@ bool is_behind(const Block& b, int warp_index) {
   return number < 32 && schedule.behind >> number & 1;
 }
 
-Thread* ready_in_block(Block& b, bool behind) {
+// A ready thread of the warps that are to fall behind, or of the others.
+static Thread* ready_in_block(Block& b, bool behind) {
   const bool own = &b == thread->home;
   const int warps = int(b.warps.size());
   const int first = schedule.seed ? int(b.cluster->dice.below(uint32_t(warps))) : own ? thread->warp : 0;
@@ -56,7 +60,7 @@ Thread* ready_in_block(Block& b, bool behind) {
   return nullptr;
 }
 
-Thread* find_ready(bool behind) {
+static Thread* find_ready(bool behind) {
   Cluster& cluster = *thread->home->cluster;
   const size_t count = cluster.blocks.size();
   const size_t first = schedule.seed && count > 1 ? cluster.dice.below(uint32_t(count)) : size_t(thread->home->rank);
@@ -65,7 +69,8 @@ Thread* find_ready(bool behind) {
   return nullptr;
 }
 
-bool wake_polling() {
+// Threads that ask again and again whether something has happened are asked to look once more, as long as it might.
+static bool wake_polling() {
   Cluster& cluster = *thread->home->cluster;
   if (cluster.progress == cluster.seen_progress) return false;
   cluster.seen_progress = cluster.progress;
@@ -78,7 +83,7 @@ bool wake_polling() {
   return woken;
 }
 
-[[noreturn]] void report_deadlock() {
+[[noreturn]] static void report_deadlock() {
   std::map<std::string, int> waiting;
   for_each_thread(*thread->home->cluster, [&](const Thread& t) {
     if (t.state != State::exited) ++waiting[t.waits_for];

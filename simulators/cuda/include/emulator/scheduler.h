@@ -17,33 +17,14 @@ void make_ready(Thread& t);
 
 inline int lanes_in(uint32_t mask) { return __builtin_popcount(mask); }
 
-// The next ready lane of a warp behind `lane`, going round; -1 where none is ready.
-int next_lane(const Warp& warp, int lane);
-
-// Lanes that ask who runs with them get their answer when no other lane of the warp can still join them: those that
-// asked at the same place run together.
-bool converge(Block& b, int warp_index);
-
-Thread* ready_in(Block& b, int warp_index, int lane);
-
 // The schedule numbers the warps of a cluster.
 bool is_behind(const Block& b, int warp_index);
-
-// A ready thread of the warps that are to fall behind, or of the others.
-Thread* ready_in_block(Block& b, bool behind);
-
-Thread* find_ready(bool behind);
 
 template <class Act>
 void for_each_thread(Cluster& cluster, Act act) {
   for (const auto& b : cluster.blocks)
     for (Thread& t : b->threads) act(t);
 }
-
-// Threads that ask again and again whether something has happened are asked to look once more, as long as it might.
-bool wake_polling();
-
-[[noreturn]] void report_deadlock();
 
 Thread* choose_next();
 

@@ -7,7 +7,7 @@ void expect_group(const char* instruction) {
     fail(std::string(instruction) + ": needs a warp group of 128 threads");
 }
 
-void begin_product(Product& product) {
+static void begin_product(Product& product) {
   const auto begin = [](size_t offset) {
     expect_fenced(offset, 16, "wgmma");
     begin_use(offset, 16, "wgmma");
@@ -18,7 +18,7 @@ void begin_product(Product& product) {
   if (settings.products_complete_early) product.carry_out(product);
 }
 
-void complete_product(const Product& product) {
+static void complete_product(const Product& product) {
   const auto end = [](size_t offset) { end_use(offset, 16); };
   acquire(*thread, product.issuing);
   if (!settings.products_complete_early) product.carry_out(product);
@@ -27,7 +27,8 @@ void complete_product(const Product& product) {
   release(*thread, warp_group().completing);
 }
 
-Product& next_product(WarpGroup& group, WarpInGroup& warp, const Product& fresh) {
+// The product that a warp issues next; `fresh` where it is the first of its group to do so.
+static Product& next_product(WarpGroup& group, WarpInGroup& warp, const Product& fresh) {
   const size_t place = warp.issued++ - group.completed;
   if (place == group.pending.size()) group.pending.push_back(fresh);
   Product& product = group.pending[place];
@@ -36,7 +37,7 @@ Product& next_product(WarpGroup& group, WarpInGroup& warp, const Product& fresh)
   return product;
 }
 
-void expect_same_operands(const Product& product, const Issue& issue) {
+static void expect_same_operands(const Product& product, const Issue& issue) {
   if (product.a != issue.a || product.b != issue.b || product.adds != issue.adds)
     fail("wgmma: the threads of a warp group give different descriptors or scales");
 }
@@ -68,7 +69,8 @@ void commit_products() {
   meet_warp_of_group("wgmma.commit_group", [] { ++warp_in_group().group; });
 }
 
-bool all_issued(const WarpGroup& group, int end) {
+// Whether every warp has issued the products of groups before `end`.
+static bool all_issued(const WarpGroup& group, int end) {
   for (const Product& product : group.pending)
     if (product.group < end && product.issued_by != all_warps) return false;
   return true;

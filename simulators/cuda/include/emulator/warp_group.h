@@ -140,10 +140,6 @@ void for_each_chunk_of_b(const Product& product, Act act) {
       act(offset_of(from_window(layout.transposed_address(k, byte), 16, "wgmma")));
 }
 
-void begin_product(Product& product);
-
-void complete_product(const Product& product);
-
 template <class Format, int depth>
 void read_a_registers(const Product& product, typename Format::Sum (&a)[product_rows][depth]) {
   constexpr int width = Format::per_register;
@@ -189,11 +185,6 @@ struct Issue {
   bool adds;
 };
 
-// The product that a warp issues next; `fresh` where it is the first of its group to do so.
-Product& next_product(WarpGroup& group, WarpInGroup& warp, const Product& fresh);
-
-void expect_same_operands(const Product& product, const Issue& issue);
-
 // A warp has come to a product: that of `fresh`, which has no operands of threads yet.
 void issue_product(Meeting& meeting, const Product& fresh);
 
@@ -225,9 +216,6 @@ void wgmma(std::array<typename Format::Sum*, columns / 2> sums, A a, uint64_t b,
 void fence_products();
 
 void commit_products();
-
-// Whether every warp has issued the products of groups before `end`.
-bool all_issued(const WarpGroup& group, int end);
 
 // All but the last `allowed` groups that this warp has committed are complete, which they cannot be before every warp
 // has issued them.

@@ -2,7 +2,8 @@
 
 namespace emulator {
 
-int shuffle_source(const ShuffleArgument& a, int lane) {
+// The lane that `lane` reads from; its own where the shuffle leaves the segment of `width` lanes.
+static int shuffle_source(const ShuffleArgument& a, int lane) {
   const int segment = lane / a.width * a.width, place = lane % a.width;
   switch (a.kind) {
     case Shuffle::from_lane: return segment + (a.offset & (a.width - 1));
@@ -32,7 +33,8 @@ uint32_t vote(uint32_t mask, bool predicate) {
   return uint32_t(argument.result);
 }
 
-void order_lanes(Meeting& meeting) {
+// What the lanes of a mask did before is known to all of them.
+static void order_lanes(Meeting& meeting) {
   order_together(size_t(thread->warp) * warp_size, warp_size, [&](size_t lane) { return meeting.arrived >> lane & 1; });
 }
 

@@ -16,9 +16,6 @@ struct ShuffleArgument {
   int offset, width;
 };
 
-// The lane that `lane` reads from; its own where the shuffle leaves the segment of `width` lanes.
-int shuffle_source(const ShuffleArgument& a, int lane);
-
 void shuffle_lanes(Meeting& meeting);
 
 template <class Value>
@@ -62,9 +59,6 @@ Value reduce(uint32_t mask, Value value) {
   });
   return Value(argument.result);
 }
-
-// What the lanes of a mask did before is known to all of them.
-void order_lanes(Meeting& meeting);
 
 uint32_t lanes_running_together(int line);
 

@@ -15,7 +15,7 @@ EMULATOR_UNWATCHED uint32_t block_number() {
   return uint32_t((size_t(block->index.z) * block->grid.y + block->index.y) * block->grid.x + block->index.x) + 1;
 }
 
-[[noreturn]] void report_blocks(size_t byte, const char* does, const char* did, uint32_t other) {
+[[noreturn]] static void report_blocks(size_t byte, const char* does, const char* did, uint32_t other) {
   const std::string who = other == several_blocks ? "several blocks" : "block " + std::to_string(other - 1);
   fail(std::string("race: this block ") + does + " byte " + std::to_string(byte) + " of an array in global memory, " +
        "which " + who + " " + did + " in the same launch");

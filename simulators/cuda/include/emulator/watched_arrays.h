@@ -23,8 +23,6 @@ void forget_blocks();
 
 EMULATOR_UNWATCHED uint32_t block_number();
 
-[[noreturn]] void report_blocks(size_t byte, const char* does, const char* did, uint32_t other);
-
 // A write is seen by others before it looks for their reads, and a read before it looks for their writes, so that of
 // two at the same time one is reported.
 EMULATOR_UNWATCHED void note_block_writes(WatchedArray& array, size_t byte, uint32_t me);

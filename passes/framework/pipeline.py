@@ -34,21 +34,12 @@ LEVELS = {
     ),
 }
 LEVELS["O3"] = LEVELS["O2"]
-DESCRIPTIONS = {
-    "O0": (
-        "loops that end and branches become what they compute, onnxruntime's own operators standard ones, operators "
-        "without kernels the functions that define them, clean-up (constants, shapes, no-ops, repeated and unused "
-        "nodes), products read quantised weights as they are stored, a look for wrong exports, and marks where "
-        "outputs are the next run's inputs"
-    ),
-    "O1": "O0, and MoE blocks become one operator each",
-    "O2": (
-        "O1, and experts that no token needs are dropped, experts lose hidden units that contribute nothing, equal "
-        "experts are stored once, routing is fused with dispatch, normalisation and attention become one operator each "
-        "(the default)"
-    ),
-    "O3": "the same as O2: no further pass exists yet",
-}
+"""O0: loops that end and branches become what they compute, onnxruntime's own operators standard ones, operators
+without kernels the functions that define them; clean-up (constants, shapes, no-ops, repeated and unused nodes);
+products read quantised weights as they are stored; a look for wrong exports; marks where outputs are the next run's
+inputs. O1: MoE blocks become one operator each, too. O2, the default: experts that no token needs are dropped, hidden
+units that contribute nothing as well, equal experts are stored once, routing is fused with dispatch, normalisation and
+attention become one operator each. O3: the same, for no further pass exists yet."""
 
 AfterPass = Callable[[Pass, float, bool], None]
 """What is called after each pass with the pass, the seconds it took, and whether it changed the model."""

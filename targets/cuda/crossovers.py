@@ -44,7 +44,7 @@ class TokenRange:
 
     def limited(self, kernel: tirx.PrimFunc, parameter: int) -> tirx.PrimFunc:
         """The kernel, launched where the first size of that parameter is one of these numbers."""
-        return launch_between(kernel, parameter, 0, self.reached, self.missed)
+        return launch_between(kernel, parameter, self.reached, self.missed)
 
     def __str__(self) -> str:
         """As they are estimated."""

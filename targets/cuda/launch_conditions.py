@@ -45,16 +45,16 @@ def launch_if(kernel: tirx.PrimFunc, parameter: int, axis: int, sizes: SizeRange
 
 
 def launch_between(
-    kernel: tirx.PrimFunc, parameter: int, axis: int, reached: Sequence[Crossover], missed: Sequence[Crossover]
+    kernel: tirx.PrimFunc, parameter: int, reached: Sequence[Crossover], missed: Sequence[Crossover]
 ) -> tirx.PrimFunc:
-    """The kernel, to be launched only if the size of that parameter's axis is at least each of ``reached`` and below
+    """The kernel, to be launched only if the first size of that parameter is at least each of ``reached`` and below
     each of ``missed``. These numbers, int64, are its first parameters now."""
     numbers = [tirx.Var("reached", "int64") for _ in reached] + [tirx.Var("missed", "int64") for _ in missed]
     if not numbers:
         return kernel
     asked = {
         "parameter": parameter + len(numbers),
-        "axis": axis,
+        "axis": 0,
         "least": max((crossover.estimate for crossover in reached), default=0),
         "most": min((crossover.estimate - 1 for crossover in missed), default=NO_LIMIT),
         "reached": [NO_LIMIT if crossover.highest is None else crossover.highest for crossover in reached],

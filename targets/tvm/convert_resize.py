@@ -84,7 +84,7 @@ def cubic(distance: tirx.Expr, a: float) -> list[tirx.Expr]:
     return [far(distance + one), near(distance), near(one - distance), far(two - distance)]
 
 
-def _samples(place: tirx.Expr, axis: _Axis, node: ir.Node) -> list[tuple[tirx.Expr, tirx.Expr]]:
+def _samples(place: tirx.Expr, node: ir.Node) -> list[tuple[tirx.Expr, tirx.Expr]]:
     """Indices, which may lie outside, and weights along one axis."""
     mode = attribute(node, "mode", "nearest")
     if mode == "nearest":
@@ -143,7 +143,7 @@ def _convert_resize(lowering: Lowering, node: ir.Node) -> Any:
 
         def element(*at: tirx.Expr) -> tirx.Expr:
             places = {number: axis.place(at[number], mode) for number, axis in resized.items()}
-            samples = [(number, _samples(place, resized[number], node)) for number, place in places.items()]
+            samples = [(number, _samples(place, node)) for number, place in places.items()]
             total = _weighted(source, list(at), sizes, samples)
             if not cropped:
                 return total.astype(dtype)

@@ -9,6 +9,7 @@ import pytest
 
 from moec import targets
 from moec.errors import InputError, MoecError, UnsupportedError
+from moec.targets.tvm.heavy import HEAVY_OPERATORS
 from moec.targets.tvm.lowering import Lowering
 
 HEADER = '<ir_version: 10, opset_import: ["" : 24, "custom" : 3]>\n'
@@ -196,3 +197,11 @@ def test_sizes_in_a_matrix_are_refused():
     }"""
     with pytest.raises(UnsupportedError, match=r"node 'cut'.*'parts' holds integers in 2 dimensions"):
         lowered(text)
+
+
+def test_every_target_converts_all_heavy_operators():
+    from moec.targets.cpu.machine import Machine
+    from moec.targets.cpu.target import converters as on_cpu
+    from moec.targets.cuda.target import converters as on_cuda
+
+    assert on_cpu(Machine.for_name("avx2")).keys() == HEAVY_OPERATORS <= on_cuda("sm_80").keys()

@@ -142,10 +142,6 @@ class Multiplication:
             return 0
         return (padded // self.stored.group if self.stored.group else 1) * self.columns
 
-    def row_groups(self, inner: int) -> int:
-        """Groups of an int8 row that have their own sum."""
-        return self.padded(inner) // self.dot_group if self.dot_group else 1
-
     @property
     def groups_per_scale(self) -> int:
         """Groups of an int8 row that share a scale, where rows have more scales than one."""

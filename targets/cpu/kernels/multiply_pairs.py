@@ -27,7 +27,7 @@ def emit(product: Multiplication, rows: Rows, weights: Weights, tile: Tile, sums
         with T.Then():
             emit_row_tiles(count, product.row_tile, by_dot)
         with T.Else():
-            _emit_blocks(product, rows, weights, tile, sums, first, count)
+            _emit_blocks(rows, weights, tile, sums, first, count)
 
 
 def _emit_dots(product, rows, weights, tile, sums, first, row, height: int) -> None:
@@ -49,7 +49,7 @@ def _emit_dots(product, rows, weights, tile, sums, first, row, height: int) -> N
             T.buffer_store(sums, total[j], [row + i, j])
 
 
-def _emit_blocks(product, rows, weights, tile, sums, first, count) -> None:
+def _emit_blocks(rows, weights, tile, sums, first, count) -> None:
     """The sums buffer has room for whole blocks, so that tiles are stored where they belong."""
     block = matrix_tile.BlockProduct("bfloat16", rows.values, 2 * int(rows.values.shape[1]), weights.data)
     matrix_tile.configure()

@@ -65,7 +65,7 @@ def why_not(problem: CombiningProblem) -> str | None:
 
 
 @T.inline
-def _multiply_slot(problem, tile, operands, pair, expert, weight, results, place):
+def _multiply_slot(problem, tile, operands, expert, weight, results, place):
     """``results[place]``: the weighted results of a pair."""
     product, combined = T.meta_var(problem.product), T.meta_var(problem.combine)
     rows, matrix, bias = T.meta_var(operands)
@@ -112,7 +112,7 @@ def _sum_token(problem, operands, weights, chosen, y, tokens):
                     pair: T.let = T.cast(token * problem.slots + slot, "int64")
                     tile = T.meta_var(WarpTile(product, first, lane, lambda _: pair))
                     weight: T.let = T.cast(weights[token, slot], "float32")
-                    _multiply_slot(problem, tile, operands, pair, expert, weight, results, warp)
+                    _multiply_slot(problem, tile, operands, expert, weight, results, warp)
             T.cuda.cta_sync()
             _add_results(problem, lane, team, results, total)
             T.cuda.cta_sync()

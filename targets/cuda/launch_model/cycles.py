@@ -64,20 +64,21 @@ def _waits_of_k_tiles(plan: TilePlan, k_tiles: int) -> float:
     return 0.0 if plan.copying_warps else k_tiles * 3 * SHARED_CYCLES
 
 
-def warp_cycles(plan: WarpPlan, gpu: Gpu, issued: Issued | None, *, from_memory: bool) -> BlockCycles:
-    """Of one block of warps, each with its lines of the matrix."""
+def warp_cycles(plan: WarpPlan, gpu: Gpu, issued: Issued | None) -> BlockCycles:
+    """Of one block of warps, each with its columns of the matrix, which come from memory."""
     product = plan.product
     steps = -(-product.inner // (WARP * plan.inputs))
-    lines = plan.warps * plan.columns
-    moved = lines * product.inner * product.weight_bits / 8 + plan.warps * plan.rows * product.inner * product.row_bytes
+    columns = plan.warps * plan.columns
+    moved = (
+        columns * product.inner * product.weight_bits / 8 + plan.warps * plan.rows * product.inner * product.row_bytes
+    )
     busy = {"L2": moved / gpu.l2_bytes_per_cycle}
-    busy["float units"] = lines * product.inner * plan.rows / gpu.float_lanes
+    busy["float units"] = columns * product.inner * plan.rows / gpu.float_lanes
     end = 5 * SHARED_CYCLES  # sums of all lanes
     if issued is not None:
         busy |= {name: steps * cycles for name, cycles in _issuing(issued, gpu, plan.warps).items()}
         busy["issue slots"] += plan.warps * issued.once / gpu.issue_slots
-    latency = gpu.memory_cycles if from_memory else gpu.l2_cycles
-    waits = max(steps * latency / plan.ahead - max(busy.values()), 0.0)
+    waits = max(steps * gpu.memory_cycles / plan.ahead - max(busy.values()), 0.0)
     return BlockCycles(busy, waits + gpu.l2_cycles + end)
 
 

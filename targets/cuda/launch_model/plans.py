@@ -99,10 +99,10 @@ class TilePlan(_Recorded):
 
 @dataclasses.dataclass(frozen=True)
 class WarpPlan(_Recorded):
-    """A warp multiplies ``rows`` rows with ``columns`` lines of the matrix, of which each lane reads ``inputs`` numbers
-    at a time; a block has ``warps`` of them. ``ahead``: how many such steps are read before the first is used;
+    """A warp multiplies ``rows`` rows with ``columns`` columns of the matrix, of which each lane reads ``inputs``
+    numbers at a time; a block has ``warps`` of them. ``ahead``: how many such steps are read before the first is used;
     ``multiply_adds``: of a number of the matrix with a row, those that decode it among them. ``side_by_side``: all rows
-    get some lines of the matrix before any gets the next."""
+    get some columns of the matrix before any gets the next."""
 
     product: Product
     warps: int

@@ -116,7 +116,7 @@ def _work(
         return tiles * parts, cycles, tile_traffic(whole, gpu, spread, tokens, room), alike
     if isinstance(plan, WarpPlan):
         of_pair = -(-plan.product.columns // (plan.warps * plan.columns))
-        cycles = warp_cycles(plan, gpu, facts.issued, from_memory=True)
+        cycles = warp_cycles(plan, gpu, facts.issued)
         return -(-spread.pairs // plan.rows) * of_pair, cycles, warp_traffic(plan, gpu, spread, tokens), alike
     if isinstance(plan, AttentionPlan):
         return _attention_work(plan, gpu, facts.issued, facts.attention)

@@ -46,8 +46,8 @@ def own_share(plan: TilePlan, spread: Spread) -> float:
 
 
 def warp_traffic(plan: WarpPlan, gpu: Gpu, spread: Spread, tokens: int) -> Traffic:
-    """Of pairs, each of which reads its expert's matrix, one after another or side by side; lines of warps in one block
-    read a row together."""
+    """Of pairs, each of which reads its expert's matrix, one after another or side by side; columns of warps in one
+    block read a row together."""
     product, groups = plan.product, -(-spread.pairs // plan.rows)
     row, result = product.inner * product.row_bytes, product.width * product.out_bytes
     once = plan.side_by_side or stays(gpu, product.matrix_bytes)

@@ -75,12 +75,12 @@ def test_what_changes_the_cycles_of_a_tile():
 
 def test_warps_wait_step_by_step():
     plan = WarpPlan(dataclasses.replace(PRODUCT, inner=1024), warps=4, columns=4, inputs=8)
-    cycles = warp_cycles(plan, GPU, None, from_memory=True)
+    cycles = warp_cycles(plan, GPU, None)
     moved = 16 * 1024 * 2 + 4 * 1024 * 2
     assert cycles.busy == pytest.approx({"L2": moved / 100, "float units": 16 * 1024 / 50})
     assert cycles.waits == pytest.approx(4 * 500 - moved / 100 + 100 + 150)
     ahead = dataclasses.replace(plan, ahead=2)
-    assert warp_cycles(ahead, GPU, None, from_memory=True).waits == pytest.approx(1000 - moved / 100 + 100 + 150)
+    assert warp_cycles(ahead, GPU, None).waits == pytest.approx(1000 - moved / 100 + 100 + 150)
 
 
 def test_threads_of_a_stream_wait_for_so_many_loads():

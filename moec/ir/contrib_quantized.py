@@ -42,6 +42,12 @@ def dequantize(packed: Array, scales: Array, bits: int, zero_points: Array | Non
     return (numbers - zero) * np.repeat(scales, block_size, axis=-1)[..., : numbers.shape[-1]]
 
 
+def matmul_uses_int8_activations(accuracy_level: int, *, float_zeros: bool) -> bool:
+    """Whether MatMulNBits quantises activations in the blocks of its weights: with zero points that are floats
+    onnxruntime dequantises its weights instead, whatever is allowed."""
+    return accuracy_level == INT8_LEVEL and not float_zeros
+
+
 def uses_int8_activations(bits: int, block_size: int, accuracy_level: int) -> bool:
     """Whether QMoE quantises activations in blocks: for 8-bit weights in blocks onnxruntime has no other kernel."""
     return block_size > 0 and (bits == 8 or accuracy_level == INT8_LEVEL)
@@ -65,12 +71,13 @@ def matmul_n_bits(
     if group_indices is not None:
         raise NotImplementedError("com.microsoft.MatMulNBits: input g_idx is not supported")
     scales = scales.reshape(N, -1)
-    if zero_points is not None and zero_points.dtype == np.uint8:
+    float_zeros = zero_points is not None and zero_points.dtype != np.uint8
+    if zero_points is not None and not float_zeros:
         zero_points = unpack(zero_points.reshape(N, -1), bits)[:, : scales.shape[1]]
     elif zero_points is not None:
         zero_points = zero_points.reshape(scales.shape)
     weights = dequantize(packed.reshape(N, -1), scales, bits, zero_points)[:, :K]
-    if accuracy_level == INT8_LEVEL:
+    if matmul_uses_int8_activations(accuracy_level, float_zeros=float_zeros):
         x = rounded_rows(ProductSpec(arithmetic="int8", activation_group=block_size), x)
     product = x @ weights.T
     return (product if bias is None else product + bias).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""How far apart two results in 16 bits may be that are both right: as far as the reference interpreter's own are.
+"""How far apart two results may be that are both right: as far as the reference interpreter's own are.
 
 A model that computes in 16 bits has no one right result. The interpreter computes it in float64 and in the model's own
 types; how far these lie apart, row by row (along an output's last axis), is its **spread**, and a result may lie
@@ -12,6 +12,12 @@ runs again with every product in 16 bits moved by up to :data:`UNITS` units of i
 the opposite: Monte Carlo arithmetic (D. S. Parker, 1997). A row may be :data:`ROOM_OF_MOVED` times as far off as it
 moved in any of these runs; one that moved farther than :data:`JUMP` times what half of the rows did is undecided, and
 the second rule leaves it out. A row that is wrong however the choices fall is found, after :data:`MOST_RUNS` such runs.
+
+A model in float32 that **rounds activations** (:func:`moec.ir.rounding.arithmetics_of`), rows to int8 for one, decides
+as often as it rounds a number: what lies between two of them becomes either, by the last bit of the sum before, and
+what follows rounds otherwise, too. Products in float32 are then moved by what is nothing in an output, the tolerance of
+float32, as a share of their rows, and inputs by as much of themselves. In the interpreter's own types few or no numbers
+may be rounded otherwise where many are in a result, so the second rule takes the farthest of all runs for the spread.
 """
 
 from __future__ import annotations
@@ -24,6 +30,8 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.ir.interpreter import Change, runner
+from moec.ir.rounding import arithmetics_of
+from moec.tools.comparison import TOLERANCES
 
 ROOM = 4.0
 ROOM_OF_ALL = 2.0
@@ -35,6 +43,9 @@ UNITS = 4.0
 MOST_RUNS = 16
 ROUNDING_UNITS = {ir.DataType.FLOAT16: 2.0**-11, ir.DataType.BFLOAT16: 2.0**-8}
 """The largest relative error of rounding to nearest."""
+ROW_UNIT = TOLERANCES["float32"] / UNITS
+"""Of float32 before activations are rounded, as a share of the largest element of a row: sums of many numbers are off
+by shares of the largest ones."""
 PRODUCTS = frozenset(
     {"MatMul", "Gemm", "Einsum", "Conv", "Attention", "GroupQueryAttention", "FusedMatMul", "MatMulNBits"}
     | {"QMoE", "MoE", "Experts", "Linear", "GroupedMatMul", "Combine"}
@@ -51,18 +62,19 @@ class Spreads:
 
     def __init__(self, model: ir.Model) -> None:
         self._exact, self._own = runner(model, dtype=np.float64), runner(model)
+        self._rounds = bool(arithmetics_of(model))
 
     def of(self, inputs: Arrays) -> Spread:
         """Raises ValueError or EvaluationError for inputs that the interpreter cannot run the model on."""
-        return Spread(self._exact, self._own, inputs)
+        return Spread(self._exact, self._own, inputs, self._rounds)
 
 
 class Spread:
     """The reference interpreter's results for one set of inputs: ``exact`` in float64, and others around it, which are
-    computed when they are asked for."""
+    computed when they are asked for. ``rounds``: whether the model rounds activations."""
 
-    def __init__(self, exact: Run, own: Run, inputs: Arrays) -> None:
-        self._run, self._own, self._inputs = exact, own, inputs
+    def __init__(self, exact: Run, own: Run, inputs: Arrays, rounds: bool) -> None:
+        self._run, self._own, self._inputs, self._rounds = exact, own, inputs, rounds
         self.exact = exact(inputs)
 
     def why_not(self, found: Arrays, expected: Arrays, floor: float) -> dict[str, str]:
@@ -72,7 +84,7 @@ class Spread:
         for result in self._results():
             results.append(result)
             reasons = {
-                name: why_not(found[name], value, self.exact[name], [one[name] for one in results], floor)
+                name: why_not(found[name], value, self.exact[name], [r[name] for r in results], floor, self._rounds)
                 for name, value in expected.items()
             }
             wrong = {name: reason for name, reason in reasons.items() if reason}
@@ -84,11 +96,18 @@ class Spread:
         yield self._own(self._inputs)
         for seed in range(MOST_RUNS // 2):
             for units in (UNITS, -UNITS):
-                yield self._run(self._inputs, None, rounding_otherwise(seed, units))
+                yield self.moved(seed, units)
+
+    def moved(self, seed: int, units: float) -> Arrays:
+        """What products that are moved at random by up to ``units`` make; the opposite for -``units``. Of a model that
+        rounds activations inputs are moved, too: it may round these first."""
+        inputs = _moved_inputs(self._inputs, seed, units) if self._rounds else self._inputs
+        return self._run(inputs, None, rounding_otherwise(seed, units, self._rounds))
 
 
-def rounding_otherwise(seed: int, units: float) -> Change:
-    """What moves results of products in 16 bits by up to ``units`` of their rounding; the opposite for -``units``."""
+def rounding_otherwise(seed: int, units: float, rounds: bool = False) -> Change:
+    """What moves results of products in 16 bits by up to ``units`` of their rounding, and of a model that ``rounds``
+    activations those in float32 by up to ``units`` of :data:`ROW_UNIT`; the opposite for -``units``."""
     random = np.random.default_rng(seed)
 
     def change(node: ir.Node, outputs: Sequence[Any]) -> Sequence[Any]:
@@ -97,19 +116,44 @@ def rounding_otherwise(seed: int, units: float) -> Change:
         return list(itertools.starmap(moved, zip(outputs, node.outputs, strict=False)))
 
     def moved(array: Any, value: ir.Value) -> Any:
-        unit = ROUNDING_UNITS.get(value.dtype) if value.dtype is not None else None
-        if unit is None or not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        if value.dtype is None or not isinstance(array, np.ndarray) or array.dtype.kind != "f":
             return array
-        return array * (1 + units * unit * random.uniform(-1, 1, array.shape))
+        if value.dtype in ROUNDING_UNITS:
+            return array * (1 + units * ROUNDING_UNITS[value.dtype] * random.uniform(-1, 1, array.shape))
+        if rounds and value.dtype == ir.DataType.FLOAT and np.any(array % 1):  # sums of whole numbers are exact
+            return array + units * ROW_UNIT * _largest(array) * random.uniform(-1, 1, array.shape)
+        return array
 
     return change
 
 
+def _moved_inputs(inputs: Arrays, seed: int, units: float) -> Arrays:
+    """Floats moved by shares of themselves, so that zeros and what masks hide stay so."""
+    random = np.random.default_rng([seed])
+
+    def moved(array: np.ndarray) -> np.ndarray:
+        return (array * (1 + units * ROW_UNIT * random.uniform(-1, 1, array.shape))).astype(array.dtype)
+
+    return {name: moved(array) if array.dtype == np.float32 else array for name, array in inputs.items()}
+
+
+def _largest(array: np.ndarray) -> np.ndarray:
+    """The largest finite magnitude of each row, [..., 1]."""
+    finite = np.abs(np.where(np.isfinite(array), array, 0))
+    return finite.max(axis=-1, keepdims=True, initial=0) if array.ndim else finite
+
+
 def why_not(
-    found: np.ndarray, expected: np.ndarray, center: np.ndarray, results: Sequence[np.ndarray], floor: float
+    found: np.ndarray,
+    expected: np.ndarray,
+    center: np.ndarray,
+    results: Sequence[np.ndarray],
+    floor: float,
+    rounds: bool = False,
 ) -> str:
     """What is wrong with one output, or nothing. ``results`` are the interpreter's around ``center``, the first of them
-    in the model's own types. What is no float has to be as one of them has it."""
+    in the model's own types; ``rounds``: of a model that rounds activations. What is no float has to be as one of them
+    has it."""
     if not found.size:
         return ""
     if found.dtype.kind in "iub":
@@ -128,15 +172,17 @@ def why_not(
     outside = gap.max(axis=1) > allowed
     if outside.any():
         times = float((gap.max(axis=1)[outside] / allowed[outside]).max())
-        return f"{outside.sum()} of {outside.size} rows are outside of the spread of 16 bits, by {times:.1f} times"
+        rows = f"{outside.sum()} of {outside.size} rows"
+        return f"{rows} are outside of the spread of right results, by {times:.1f} times"
     if np.sum(~undecided) < ENOUGH_ROWS:
         return ""
-    steady, spread = gap[~undecided], _root_mean_square(gaps[0][~undecided])
+    steady = gap[~undecided]
+    spread = max(_root_mean_square(one[~undecided]) for one in (gaps if rounds else gaps[:1]))
     mean = _root_mean_square(steady)
     if mean > max(ROOM_OF_ALL * spread, nothing):
-        return f"off by {mean / spread:.1f} times the spread of 16 bits on average"
+        return f"off by {mean / spread:.1f} times the spread of right results on average"
     columns = _root_mean_square(steady, 0) > np.maximum(ROOM * spread, nothing)
-    return f"column {np.argmax(columns)} is outside of the spread of 16 bits" if columns.any() else ""
+    return f"column {np.argmax(columns)} is outside of the spread of right results" if columns.any() else ""
 
 
 def _rows(array: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from moec.common.arguments import check_kind, check_path
 from moec.errors import InputError, MoecError, one_line, reporting
 from moec.frontend import gguf
 from moec.frontend.huggingface import is_folder
+from moec.ir.rounding import arithmetics_of
 from moec.tools.comparison import TOLERANCES, Difference, compare, tolerance_of
 from moec.tools.covering import Coverage, Covering, cover, covering_inputs
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from moec.runtime.model import CompiledModel
     from moec.tools.spread import Spreads
 
-# The least tolerance where passes rounded weights, by the arithmetic of the products. Activations that lie between two
-# numbers of a rounding arithmetic may become either, by the last bit of what was computed before.
+# Where no spread is known, by what activations are rounded to: those that lie between two of its numbers may become
+# either, by the last bit of what was computed before.
 ROUNDED_TOLERANCES = {"float32": 1e-4, "tf32": 5e-3, "bfloat16": 2e-2, "int8": 2e-2, "fp8": 3e-2}
 
 
@@ -48,9 +49,9 @@ class Case:
 @dataclasses.dataclass(frozen=True)
 class Verification:
     """All cases, and the tolerance that was applied. ``rounded``: whether passes rounded weights, so that expected is
-    what the rounded model computes. ``spread``: whether an output beyond the tolerance matches within the spread of 16
-    bits. ``refused``: the guards of which sizes outside were tried and refused. ``coverage``: what the cases took of
-    the original model's decisions."""
+    what the rounded model computes. ``spread``: whether an output beyond the tolerance matches within the spread of
+    right results. ``refused``: the guards of which sizes outside were tried and refused. ``coverage``: what the cases
+    took of the original model's decisions."""
 
     tolerance: float
     cases: list[Case]
@@ -91,10 +92,10 @@ def verify(
 
     An output matches when the largest absolute difference is within ``tolerance`` times the larger of 1 and the largest
     expected magnitude; integers and booleans must be equal. Without ``tolerance`` it is that of float32
-    (:data:`moec.tools.comparison.TOLERANCES`), or of the products' arithmetic where passes rounded weights
-    (:data:`ROUNDED_TOLERANCES`). An output of a model that computes in 16 bits matches, too, where it is as near as the
-    reference interpreter's own results in 16 bits are to one another (:mod:`moec.tools.spread`); where the interpreter
-    cannot run the model, or not in a few seconds, the tolerance is that of its narrowest float type.
+    (:data:`moec.tools.comparison.TOLERANCES`), and an output of a model that computes in 16 bits or rounds activations
+    (:mod:`moec.ir.rounding`) matches, too, where it is as near as the reference interpreter's own results are to one
+    another (:mod:`moec.tools.spread`). Where the interpreter cannot run such a model, or not in a few seconds, the
+    tolerance is that of its narrowest float type or of what its rows are rounded to (:data:`ROUNDED_TOLERANCES`).
 
     Where passes rounded weights, they are applied to the model again, and the reference interpreter says what is
     expected. How far that is from the original model is measured, too, but not judged: where a router is nearly
@@ -116,16 +117,15 @@ def verify(
     if tolerance is not None and not tolerance >= 0:
         raise MoecError(f"tolerance is {tolerance}; expected a number that is not negative")
     model = import_model(model_path, cache=bool(compiled.states) if _has_no_interface(model_path) else None)
-    losses = compiled.describe()["losses"]
     covering = _covering(model, compiled, inputs)
     outside = _outside_inputs(model, compiled) if inputs is None else {}
-    rounded = _rounded_model(model.clone(), compiled) if losses or _rounds_states(compiled) else None
+    rounded = _rounded_model(model.clone(), compiled) if _is_rounded(compiled) else None
     can_tell = tolerance is None and covering.coverage.note is None
-    spreads = _spreads(model, rounded) if can_tell else None
-    least = max([TOLERANCES["float32"], *(ROUNDED_TOLERANCES[loss["arithmetic"]] for loss in losses)])
-    narrowest = max(least, tolerance_of(model))
+    expected = model if rounded is None else rounded
+    narrowest = max([tolerance_of(model), *(ROUNDED_TOLERANCES[one] for one in arithmetics_of(expected))])
+    spreads = _spreads(expected) if can_tell and narrowest > TOLERANCES["float32"] else None
     if tolerance is None:
-        tolerance = narrowest if spreads is None else least
+        tolerance = narrowest if spreads is None else TOLERANCES["float32"]
     reference, judge = _Reference(model_path, model), _Judge(tolerance, narrowest, spreads)
     compared = [_compare_case(reference, rounded, compiled, case, judge) for case in covering.inputs]
     taken = [guard for guard, case in outside.items() if not _is_refused(compiled, case)]
@@ -276,10 +276,10 @@ def _narrowed(specs: Sequence[TensorSpec], compiled: CompiledModel) -> list[Tens
     return [known.get(spec.name, spec) for spec in specs]
 
 
-def _rounds_states(compiled: CompiledModel) -> bool:
-    """Whether passes round what a program keeps, which is no loss of any layer's."""
+def _is_rounded(compiled: CompiledModel) -> bool:
+    """Whether passes rounded weights, or round what a program keeps, which is no loss of any layer's."""
     types = {spec.name: spec.dtype for spec in compiled.inputs}
-    return any(state.dtype != types[state.input] for state in compiled.held)
+    return bool(compiled.describe()["losses"]) or any(state.dtype != types[state.input] for state in compiled.held)
 
 
 def _rounded_model(model: ir.Model, compiled: CompiledModel) -> ir.Model:
@@ -290,15 +290,13 @@ def _rounded_model(model: ir.Model, compiled: CompiledModel) -> ir.Model:
     return model
 
 
-def _spreads(model: ir.Model, rounded: ir.Model | None) -> Spreads | None:
-    """Those of what is expected of a model with floats of 16 bits, where the interpreter takes it."""
+def _spreads(model: ir.Model) -> Spreads | None:
+    """Those of a model, where the interpreter takes it."""
     from moec.ir.interpreter import EvaluationError
     from moec.tools.spread import Spreads
 
-    if tolerance_of(model) <= TOLERANCES["float32"]:
-        return None
     try:
-        return Spreads(rounded or model)
+        return Spreads(model)
     except (ValueError, EvaluationError):
         return None
 

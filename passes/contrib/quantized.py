@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from moec.ir.contrib_quantized import INT8_LEVEL, dequantize, unpack
+from moec.ir.contrib_quantized import dequantize, matmul_uses_int8_activations, unpack
 from moec.ir.dialect import LinearSpec, make_node
 from moec.ir.weights.stacks import ExpertStack, expert_data
 from moec.passes.graph.writer import NotDecomposableError, Writer, as_float32, dtype_of
@@ -91,7 +91,7 @@ def matmul_n_bits(write: Writer) -> list[ir.Value | None]:
     if check_packed(packed, bits, 3)[:2] != (N, blocks) or int(np.prod(_shape(scales))) != N * blocks:
         raise NotDecomposableError(f"B is {_shape(packed)} and scales {_shape(scales)}; expected [{N},{blocks},...]")
     has_bytes = zeros is None or dtype_of(zeros, "zero_points") == ir.DataType.UINT8
-    is_integer = write.attribute("accuracy_level", 0) == INT8_LEVEL and has_bytes
+    is_integer = matmul_uses_int8_activations(write.attribute("accuracy_level", 0), float_zeros=not has_bytes)
     spec = LinearSpec(arithmetic="int8", activation_group=block_size) if is_integer else LinearSpec()
     inputs: dict[str, ir.Value | None] = {"x": as_float32(write, x)}
     stored = (packed, scales, zeros)

@@ -1,4 +1,4 @@
-"""What is found in models of 16 bits, and what is not taken for a fault there."""
+"""What is found in models of 16 bits and in those that round activations, and what is not taken for a fault there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import onnx_ir as ir
 import pytest
 
 import moec
-from moec.tools.comparison import TOLERANCES
+from moec.compiler import import_model
+from moec.ir.interpreter import runner
+from moec.passes.framework import pipeline
+from moec.tools.comparison import TOLERANCES, compare
 from moec.tools.spread import MOST_RUNS, ROOM, Spreads, rounding_otherwise, why_not
 from moec.tools.verify import verify
 from tests.raising.blocks import Layer, model_of
@@ -19,7 +22,10 @@ from tests.raising.edit import with_types
 
 LAYER = Layer(bias=True, gate="separate", E=6, d=16, f=12, k=2)
 TYPES = {"float16": (ir.DataType.FLOAT16, np.float16), "bfloat16": (ir.DataType.BFLOAT16, ml_dtypes.bfloat16)}
-Edit = tuple[str, float]
+ROUNDING = {
+    "int8": "O2,quantize-experts{format=int8}",
+    "fp8": "O2,quantize-experts{format=fp8},round-activations{group=16}",
+}
 
 
 def narrow_model(dtype: str) -> ir.Model:
@@ -46,8 +52,7 @@ def stacks(model: ir.Model, rank: int) -> list[ir.Value]:
     ]
 
 
-def changed(dtype: str, fault: str) -> ir.Model:
-    model = narrow_model(dtype)
+def changed(model: ir.Model, fault: str) -> ir.Model:
     stack = stacks(model, 2 if "bias" in fault else 3)[-1]
     weights = stack.const_value.numpy().copy()
     if fault == "scale":
@@ -61,14 +66,25 @@ def changed(dtype: str, fault: str) -> ir.Model:
 
 
 def feeds(dtype: str, tokens: int = 200) -> dict[str, np.ndarray]:
-    return {"x": np.random.default_rng(tokens).standard_normal((tokens, LAYER.d)).astype(TYPES[dtype][1])}
+    numbers = TYPES[dtype][1] if dtype in TYPES else np.float32
+    return {"x": np.random.default_rng(tokens).standard_normal((tokens, LAYER.d)).astype(numbers)}
+
+
+def rounding_model(arithmetic: str, fault: str = "none") -> ir.Model:
+    """A layer of six experts with biases in float32 whose products round activations."""
+    model = model_of(LAYER)
+    if fault != "none":
+        changed(model, fault)
+    model = import_model(ir.to_proto(model))
+    pipeline.run(model, pipeline.parse(ROUNDING[arithmetic]))
+    return model
 
 
 @pytest.mark.parametrize("fault", ["scale", "swap", "no bias"])
 @pytest.mark.parametrize("dtype", TYPES)
 def test_faults_of_one_expert_are_found_in_16_bits(dtype, fault):
     spread = Spreads(narrow_model(dtype)).of(feeds(dtype))
-    wrong = Spreads(changed(dtype, fault)).of(feeds(dtype)).exact["y"].astype(TYPES[dtype][1])
+    wrong = Spreads(changed(narrow_model(dtype), fault)).of(feeds(dtype)).exact["y"].astype(TYPES[dtype][1])
     expected = spread.exact["y"].astype(TYPES[dtype][1])
     assert spread.why_not({"y": wrong}, {"y": expected}, 1e-4)
     assert not spread.why_not({"y": expected}, {"y": expected}, 1e-4)
@@ -77,8 +93,6 @@ def test_faults_of_one_expert_are_found_in_16_bits(dtype, fault):
 @pytest.mark.parametrize("dtype", TYPES)
 def test_other_rounding_is_no_fault(dtype):
     """What a choice that was nearly undecided does to a row, included."""
-    from moec.ir.interpreter import runner
-
     model, given = narrow_model(dtype), feeds(dtype)
     spread, run = Spreads(model).of(given), runner(model, dtype=np.float64)
     expected = spread.exact["y"].astype(TYPES[dtype][1])
@@ -90,19 +104,41 @@ def test_other_rounding_is_no_fault(dtype):
     assert jumps if dtype == "bfloat16" else True  # choices that fell otherwise were among them
 
 
+@pytest.mark.parametrize("fault", ["scale", "swap", "no bias"])
+@pytest.mark.parametrize("arithmetic", ROUNDING)
+def test_faults_of_one_expert_are_found_where_activations_are_rounded(arithmetic, fault):
+    given = feeds("float32")
+    spread = Spreads(rounding_model(arithmetic)).of(given)
+    wrong = Spreads(rounding_model(arithmetic, fault)).of(given).exact["y"].astype(np.float32)
+    expected = spread.exact["y"].astype(np.float32)
+    assert spread.why_not({"y": wrong}, {"y": expected}, TOLERANCES["float32"])
+
+
+@pytest.mark.parametrize("arithmetic", ROUNDING)
+def test_activations_that_are_rounded_otherwise_are_no_fault(arithmetic):
+    spread = Spreads(rounding_model(arithmetic)).of(feeds("float32"))
+    expected = spread.exact["y"].astype(np.float32)
+    farther = 0
+    for seed in range(100, 104):
+        found = spread.moved(seed, 0.5)["y"].astype(np.float32)
+        farther += not compare("y", found, expected, TOLERANCES["float32"]).matches
+        assert not spread.why_not({"y": found}, {"y": expected}, TOLERANCES["float32"])
+    assert farther  # what is right here is not within the tolerance
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("dtype", TYPES)
 def test_verify_finds_a_fault_in_16_bits_and_takes_what_is_right(dtype, tmp_path: pathlib.Path):
     paths = {name: tmp_path / f"{name}.onnx" for name in ("right", "scale")}
     onnx.save(ir.to_proto(narrow_model(dtype)), paths["right"])
-    onnx.save(ir.to_proto(changed(dtype, "scale")), paths["scale"])
+    onnx.save(ir.to_proto(changed(narrow_model(dtype), "scale")), paths["scale"])
     compiled = moec.compile(paths["right"])
     verification = verify(paths["right"], compiled)
     assert verification.matches and verification.spread
     assert verification.tolerance == TOLERANCES["float32"]
     found = verify(paths["scale"], compiled)
     assert not found.matches
-    assert any("spread of 16 bits" in one.note for case in found.cases for one in case.differences)
+    assert any("spread of right results" in one.note for case in found.cases for one in case.differences)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +181,7 @@ def test_what_moves_all_rows_a_little_is_found():
     column = normal(1, 64, 16)
     column[:, 3] = 5
     column[:, 4:] *= 0.5
-    assert why_not(column, center, center, [own], 0) == "column 3 is outside of the spread of 16 bits"
+    assert why_not(column, center, center, [own], 0) == "column 3 is outside of the spread of right results"
 
 
 def test_what_is_not_finite_is_so_in_a_reference():

@@ -68,7 +68,7 @@ class HlsTarget:
         whole = "" if self.options.by_block else self._whole(model, blocks, outside, inputs)
         if not isinstance(whole, str):
             project, rest, agreements = whole
-            warnings = _warnings(rest, agreements)
+            warnings = _warnings(rest, project.report["outside"], agreements)
             return Projects(self.name, inputs_of_model, outputs_of_model, [project], warnings=warnings)
         parts = [block.graph for block in blocks]
         floats = calibrate.run_floats(model, parts, inputs)
@@ -90,7 +90,7 @@ class HlsTarget:
         for project in projects:
             of_node = [one for one in agreements if one.node == project.report["node"]]
             project.report["agreement"] = [dataclasses.asdict(one) for one in of_node]
-        warnings = _warnings(rest, agreements)
+        warnings = _warnings(rest, (), agreements)
         return Projects(self.name, inputs_of_model, outputs_of_model, projects, warnings=warnings)
 
     def _whole(
@@ -147,8 +147,10 @@ def _projects(
     return projects
 
 
-def _warnings(rest: Outside, agreements: Sequence[Agreement]) -> list[str]:
-    return [text for text in (str(rest) if rest.operators else None, unseen(agreements)) if text is not None]
+def _warnings(rest: Outside, outside: Sequence[str], agreements: Sequence[Agreement]) -> list[str]:
+    """``outside``: why parts of a whole model are in no project."""
+    listed = (str(rest) if rest.operators else None, *outside, unseen(agreements))
+    return [text for text in listed if text is not None]
 
 
 def _check_arithmetic(model: ir.Model) -> None:

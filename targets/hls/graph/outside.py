@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec, has_experts, inputs_of, is_moec, spec_of
 from moec.ir.names import node_name
-from moec.targets.hls.graph.calibrate import Replaceable
 
 Array = np.ndarray[Any, Any]
 
@@ -29,6 +28,15 @@ _MOVES = frozenset(
 )
 _MOST_NAMES = 3
 """Nodes of an operator that are named."""
+
+
+class Part(Protocol):
+    """What a project computes: all nodes between two values."""
+
+    @property
+    def tokens(self) -> ir.Value: ...
+    @property
+    def output(self) -> ir.Value: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Outside:
         return f"{self.share:.1%} of the operations are in no project: {listed}"
 
 
-def find_outside(model: ir.Model, parts: Sequence[Replaceable], feeds: Mapping[ir.Value, Array]) -> Outside:
+def find_outside(model: ir.Model, parts: Sequence[Part], feeds: Mapping[ir.Value, Array]) -> Outside:
     """``feeds``: arrays for the model's inputs."""
     sizes = _Sizes(feeds)
     inside = {node for part in parts for node in _nodes_of(part)}
@@ -85,7 +93,7 @@ def _operator(name: str, nodes: Sequence[ir.Node], counts: Sequence[int], total:
     return Operator(name, len(nodes), names, sum(counts), sum(counts) / total)
 
 
-def _nodes_of(part: Replaceable) -> Iterable[ir.Node]:
+def _nodes_of(part: Part) -> Iterable[ir.Node]:
     """Between the tokens that a block takes and its output."""
     found: set[ir.Node] = set()
     pending = [part.output]

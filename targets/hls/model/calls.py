@@ -9,18 +9,22 @@ import numpy as np
 
 from moec.targets.hls.attention.project import calls_of
 from moec.targets.hls.model.estimate import Loads, ModelCycles, ModelEstimate, layer_cycles, loads_of_calls
-from moec.targets.hls.model.plan import ModelPlan
+from moec.targets.hls.model.plan import ModelPlan, QuantizedLinear
 from moec.targets.hls.moe.quantize import QuantizedBlock
 
 Array = np.ndarray[Any, Any]
 
 
-def call_cycles(estimate: ModelEstimate, plan: ModelPlan, loads: Loads, tokens: int, past: int) -> ModelCycles:
-    """Of a call with ``tokens`` tokens behind ``past`` others. ``loads``: of its experts, by layer."""
-    ports, stages = estimate.ports, estimate.calibration.stages
-    layers = zip(plan.layers, loads, strict=True)
+def call_cycles(
+    estimate: ModelEstimate, plan: ModelPlan, loads: Loads, tokens: int, past: int, logits: int
+) -> ModelCycles:
+    """Of a call with ``tokens`` tokens behind ``past`` others. ``loads``: of its experts, by layer; ``logits``: rows
+    that heads compute."""
+    ports, stages, design = estimate.ports, estimate.calibration.stages, estimate.design
+    rows = [logits if isinstance(layer, QuantizedLinear) else tokens for layer in plan.layers]
+    layers = zip(plan.layers, loads, rows, strict=True)
     return ModelCycles(
-        tuple(layer_cycles(estimate.design, plan, layer, one, ports, stages, tokens, past) for layer, one in layers)
+        tuple(layer_cycles(design, plan, layer, one, ports, stages, count, past) for layer, one, count in layers)
     )
 
 
@@ -34,8 +38,13 @@ def reported_calls(estimate: ModelEstimate, plan: ModelPlan, steps: Array) -> di
     pasts = np.cumsum([0, *calls[:-1]]).tolist()
     loads = loads_of_calls(plan, steps[: sum(calls)], calls)
     found = [
-        {"tokens": tokens, "past": past, "cycles": call_cycles(estimate, plan, of_call, tokens, past).total}
-        for tokens, past, of_call in zip(calls, pasts, loads, strict=True)
+        {
+            "tokens": tokens,
+            "past": past,
+            "logits": logits if plan.heads else 0,
+            "cycles": call_cycles(estimate, plan, of_call, tokens, past, logits).total,
+        }
+        for tokens, past, of_call, logits in zip(calls, pasts, loads, estimate.design.head_rows(calls), strict=True)
     ]
     if not attention.shape.cached:
         return {"calls": found}
@@ -48,7 +57,7 @@ def reported_calls(estimate: ModelEstimate, plan: ModelPlan, steps: Array) -> di
 def token_cycles(estimate: ModelEstimate, plan: ModelPlan) -> ModelCycles:
     """Of the last token that the caches of a decoder have room for."""
     assert estimate.design.attention is not None
-    return call_cycles(estimate, plan, _of_one_token(plan), 1, estimate.design.attention.shape.cached - 1)
+    return call_cycles(estimate, plan, _of_one_token(plan), 1, estimate.design.attention.shape.cached - 1, 1)
 
 
 def _of_one_token(plan: ModelPlan) -> Loads:

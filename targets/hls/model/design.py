@@ -7,6 +7,7 @@ a token chooses, hidden units, multipliers, epsilons, tables of activations. Wha
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ from moec.errors import UnsupportedError
 from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
 from moec.targets.hls.attention.quantize import QuantizedAttention
 from moec.targets.hls.model.plan import ModelPlan, QuantizedLinear
-from moec.targets.hls.moe.design import BEAT_BYTES, BlockShape, Design, depth_beside
+from moec.targets.hls.moe.design import BEAT_BYTES, RESULT_BITS, BlockShape, Design, depth_beside
 from moec.targets.hls.moe.quantize import QuantizedBlock
 from moec.targets.hls.wires import AttentionWires, ExpertsWires
 
@@ -60,6 +61,16 @@ class ModelDesign:
         """Words of the channel of tokens to the second product. A layer without a first product passes hidden units on
         at once: a token takes as many steps as it has chunks in a tile."""
         return max(self.experts.items_down_depth, depth_beside(self.experts.hidden_out_chunks))
+
+    def rows_of_last(self, tokens: int) -> int:
+        """Rows that the head computes where a call of so many ``tokens`` wants the logits of the last one alone: it
+        reads from a beat on, in which others may begin before."""
+        row = self.width * RESULT_BITS // 8
+        return (tokens - 1) % (BEAT_BYTES // math.gcd(BEAT_BYTES, row)) + 1
+
+    def head_rows(self, calls: Sequence[int]) -> list[int]:
+        """Rows that the head computes in each of a testbench's calls: of the last token, but of all in the second."""
+        return [tokens if place == 1 else self.rows_of_last(tokens) for place, tokens in enumerate(calls)]
 
     def of(self, layer: QuantizedBlock | QuantizedLinear) -> Design:
         """The kernel of experts as one layer uses it: with its hidden units, which are a linear layer's inputs, and

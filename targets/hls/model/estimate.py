@@ -20,7 +20,7 @@ from moec.targets.hls.attention.quantize import QuantizedAttention
 from moec.targets.hls.hardware.arithmetic import dsps_of, logic_luts
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES, Estimate, Resources
-from moec.targets.hls.hardware.cycles import MemoryPace, count_cycles
+from moec.targets.hls.hardware.cycles import Loader, MemoryPace, count_cycles
 from moec.targets.hls.hardware.memories import Memory, channel_memories, memories_of
 from moec.targets.hls.hardware.parts import Part
 from moec.targets.hls.hardware.ports import MOE_MASTERS, Ports, connect, model_ports
@@ -39,8 +39,9 @@ LANES = (32, 16, 8)
 _FAST_ENOUGH = 1.05
 """The cycles that a smaller design may take to be chosen in the fastest one's place, as a part of its."""
 _LAYER_BEATS = 2
-_LOOPS_OF_ROWS, _LOOPS_OF_RESULTS = 4, 5
-"""Pipelines one behind the other: until rows are where they are passed on from; and behind the second product."""
+_LOOPS_OF_PATCHES, _LOOPS_OF_TOKENS, _LOOPS_OF_RESULTS = 4, 6, 5
+"""Pipelines one behind the other of a linear layer: until rows are where they are passed on from, as they come or
+normalised; and behind the second product."""
 Loads = Sequence[Sequence[int]]
 
 
@@ -135,13 +136,15 @@ def layer_cycles(
     tokens: int | None = None,
     past: int = 0,
 ) -> LayerCycles:
-    """The cycles of a layer, and of reading what it is, in a call with ``tokens`` tokens (all that fit) of a decoder
-    behind ``past`` others."""
+    """The cycles of a layer, and of reading what it is, in a call with ``tokens`` tokens of a decoder behind ``past``
+    others; with as many as fit where none are given, of which a decoder's head takes the last."""
     pace = ports.loaders
-    tokens = plan.tokens if tokens is None else tokens
+    if tokens is None:
+        is_last = design.is_decoder and isinstance(layer, QuantizedLinear)
+        tokens = design.rows_of_last(plan.tokens) if is_last else plan.tokens
     header = pace.cycles(_LAYER_BEATS, _LAYER_BEATS) + stages
     if isinstance(layer, QuantizedLinear):
-        cycles, beats = _linear_cycles(design.of(layer), layer, plan, pace, stages)
+        cycles, beats = _linear_cycles(design.of(layer), layer, tokens, pace, stages)
         return LayerCycles("embedding" if layer is plan.embedding else "head", round(header + cycles), beats)
     if isinstance(layer, QuantizedAttention):
         assert design.attention is not None
@@ -160,27 +163,31 @@ def _results_cycles(design: Design, rows: int, pace: MemoryPace, *, adds: bool) 
 
 
 def _linear_cycles(
-    design: Design, layer: QuantizedLinear, plan: ModelPlan, pace: MemoryPace, stages: int
+    design: Design, layer: QuantizedLinear, tokens: int, pace: MemoryPace, stages: int
 ) -> tuple[float, int]:
-    """Patches come as they are used; tokens are normalised first. A tile is computed while the next one arrives."""
-    tokens = 1 if layer.pool == "first" else plan.tokens
+    """Patches come as they are used; tokens are normalised first, and only then the second product has its first job. A
+    tile is computed while the next one arrives."""
+    tokens = 1 if layer.pool == "first" else tokens
     start = pace.latency + design.width * PARAMETER_BYTES / BEAT_BYTES * pace.cycles_per_beat + pace.latency
     if layer.norm is not None:
         reads = design.width * RESULT_BITS / 8 / BEAT_BYTES * pace.cycles_per_beat
         per_token = max(design.width / design.router_lanes, reads)
         start = pace.latency + max(design.width, start) + tokens * per_token + design.width / design.router_lanes
-    beats = design.job_beats_down
-    per_tile, load = tokens * design.hidden_in_chunks * design.output_chunks, pace.cycles(beats, beats) + stages
-    done = start
+    beats, result_beats = design.job_beats_down, design.result_beats_down
+    per_tile = tokens * design.hidden_in_chunks * design.output_chunks
+    start += (_LOOPS_OF_PATCHES if layer.norm is None else _LOOPS_OF_TOKENS) * stages
+    loader, done = Loader(design.fifos.weights, pace, stages), start
+    taken_from = 0.0 if layer.norm is None else start
     for tile in range(design.tiles):
-        done = max(done, (tile + 1) * load) + per_tile + stages
-    result_beats = design.result_beats_down
-    results = pace.cycles(result_beats, result_beats)
+        # What results are scaled with comes behind the last tile, in the same burst.
+        arrived = loader.arrival(beats + result_beats * (tile == design.tiles - 1), stages, taken_from)
+        taken_from = max(done, arrived + stages)
+        done = taken_from + per_tile + stages
     if layer.pool == "none":
-        results += _results_cycles(design, tokens, pace, adds=layer.positions is not None)
+        results = _results_cycles(design, tokens, pace, adds=layer.positions is not None)
     else:
-        results += tokens * design.output_chunks
-    total = done + results + (_LOOPS_OF_ROWS + _LOOPS_OF_RESULTS) * stages
+        results = tokens * design.output_chunks
+    total = done + results + _LOOPS_OF_RESULTS * stages
     return total, design.masters_down * (design.tiles * beats + result_beats)
 
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from moec.targets.hls.attention.graph import GraphAttention
 from moec.targets.hls.model.plan import Pool
+from moec.targets.hls.model.token_table import TokenTable
 from moec.targets.hls.moe.blocks import GraphBlock
 from moec.targets.hls.normalization import FloatNorm
 
@@ -62,10 +63,20 @@ class FloatHead:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """What makes ``output`` of ``tokens`` in a graph."""
+
+    tokens: ir.Value
+    output: ir.Value
+
+
+@dataclasses.dataclass(frozen=True)
 class GraphModel:
     """``source``: the model's input, images [B, ...] or, without an embedding, the stream [B, T, d] itself. ``stream``:
-    what the last block makes. ``result``: the model's output, [B, C] or [B, T, C].
-    ``cached``: positions of a cache of keys and values, 0 where there is none."""
+    what the last block makes. ``result``: the model's output, [B, C] or [B, T, C]; of a decoder without a head the
+    stream, and ``headless`` says why.
+    ``cached``: positions of a cache of keys and values, 0 where there is none. ``table``: rows of the stream by id of a
+    decoder's tokens, where these make all of it."""
 
     source: ir.Value
     stream: ir.Value
@@ -76,3 +87,11 @@ class GraphModel:
     blocks: tuple[GraphBlock | GraphAttention, ...]
     head: FloatHead | None
     cached: int = 0
+    table: TokenTable | None = None
+    headless: str = ""
+
+    @property
+    def parts(self) -> list[GraphBlock | GraphAttention | Part]:
+        """What of the graph it computes, or a host program looks up."""
+        head = [] if self.head is None else [Part(self.stream, self.result)]
+        return [*([] if self.table is None else [Part(self.table.tokens, self.table.output)]), *self.blocks, *head]

@@ -7,6 +7,7 @@ another form is no model for one design, and the reason names what is in the way
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
@@ -17,7 +18,8 @@ from moec.targets.hls.graph.dense_layer import origin
 from moec.targets.hls.model.embedding import find_embedding
 from moec.targets.hls.model.feed_forward import find_feed_forward
 from moec.targets.hls.model.float_model import GraphModel
-from moec.targets.hls.model.head import find_head
+from moec.targets.hls.model.head import find_head, find_token_head
+from moec.targets.hls.model.token_table import find_token_table
 from moec.targets.hls.moe.blocks import GraphBlock
 
 _Part = GraphBlock | GraphAttention
@@ -59,9 +61,8 @@ def find_decoder(
     tokens: int,
     cached: int,
 ) -> GraphModel:
-    """The layers of a decoder, from embedded tokens to those that the last normalisation takes: what is in front of
-    them and behind them stays with the caller. Calls have up to ``tokens`` tokens, of sequences of ``cached``, which
-    is 0 where each is a sequence.
+    """The layers of a decoder from embedded tokens on, and its head; :func:`without_head` is what is left where that
+    does not fit. Calls have up to ``tokens`` tokens, of sequences of ``cached``, which is 0 where each is a sequence.
 
     Raises UnsupportedError, naming the node, where the layers are no chain.
     """
@@ -76,7 +77,19 @@ def find_decoder(
     missing = [part for part in found.values() if not any(part is block for block in blocks)]
     if missing:
         raise UnsupportedError(f"{missing[0].name}: does not take the tokens that the block in front of it makes")
-    return GraphModel(stream, last, last, tokens, blocks[0].numbers.width, None, tuple(blocks), None, cached)
+    width = blocks[0].numbers.width
+    table = find_token_table(model, stream)
+    found_model = GraphModel(stream, last, last, tokens, width, None, tuple(blocks), None, cached, table)
+    try:
+        result, head = find_token_head(model, last, model.graph.outputs, width, tokens)
+    except UnsupportedError as error:
+        return dataclasses.replace(found_model, headless=str(error))
+    return dataclasses.replace(found_model, result=result, head=head)
+
+
+def without_head(graph: GraphModel, reason: str) -> GraphModel:
+    """A decoder whose logits the caller computes, of what the last block makes."""
+    return dataclasses.replace(graph, result=graph.stream, head=None, headless=reason)
 
 
 def _first(model: ir.Model, found: Mapping[ir.Value, _Part]) -> ir.Value:

@@ -1,11 +1,13 @@
 """The head of a graph: from the last block's tokens to logits.
 
 A normalisation and one matrix, of every token, of the first, or of the mean of all: found by running the nodes on
-images whose tokens are all the same unit vector; images of random tokens tell which it is.
+images whose tokens are all the same unit vector; images of random tokens tell which it is. A decoder's is of every
+token.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,9 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name
+from moec.targets.hls.graph.affine import affine_maps
 from moec.targets.hls.graph.between import nodes_between
+from moec.targets.hls.graph.dense_layer import origin
 from moec.targets.hls.graph.residuals import NORMS, norm_of
 from moec.targets.hls.model.float_model import FloatHead
 from moec.targets.hls.model.moved import by_image, moved
@@ -49,14 +53,43 @@ def find_head(model: ir.Model, stream: ir.Value, result: ir.Value, tokens: int, 
     return FloatHead(node_name(norm), norm_of(norm), weights, bias, "first" if rows == 1 else pool)
 
 
+def find_token_head(
+    model: ir.Model, stream: ir.Value, results: Sequence[ir.Value], width: int, tokens: int
+) -> tuple[ir.Value, FloatHead]:
+    """The one of a decoder's results that is its logits, and the head that makes them of each token of the stream
+    [B, T, d]. Others are keys and values. ``tokens``: of a sequence where the graph has rows of whole sequences.
+
+    Raises UnsupportedError, naming what is something else.
+    """
+    made = [(result, _normalizations(stream, result)) for result in results]
+    of_stream = [(result, norms) for result, norms in made if any(_normalizes(norm, stream) for norm in norms)]
+    if len(of_stream) != 1 or len(of_stream[0][1]) != 1:
+        counts = ", ".join(f"{result.name!r} with {len(norms)}" for result, norms in of_stream) or "none"
+        raise UnsupportedError(
+            f"results that normalise the last block's tokens {stream.name!r} are {counts}; expected one, by one "
+            "normalisation"
+        )
+    ((result, (norm,)),) = of_stream
+    ((weights, bias),) = affine_maps(model, norm.outputs[0], [result], width, tokens=tokens)
+    return result, FloatHead(node_name(norm), norm_of(norm), weights, bias, "none")
+
+
+def _normalizes(norm: ir.Node, stream: ir.Value) -> bool:
+    return norm.inputs[0] is not None and origin(norm.inputs[0]) is origin(stream)
+
+
 def _normalization(stream: ir.Value, result: ir.Value) -> ir.Node:
-    found = nodes_between(stream, result, lambda node: node.op_type in NORMS and node.domain == "")
+    found = _normalizations(stream, result)
     if len(found) != 1:
         raise UnsupportedError(
             f"between the last block's tokens {stream.name!r} and {result.name!r} are {len(found)} normalisations; "
             "expected one, and a product"
         )
     return found[0]
+
+
+def _normalizations(stream: ir.Value, result: ir.Value) -> list[ir.Node]:
+    return nodes_between(stream, result, lambda node: node.op_type in NORMS and node.domain == "")
 
 
 def _matrix(model: ir.Model, normal: ir.Value, result: ir.Value, tokens: int, width: int) -> tuple[Pool, Array, Array]:

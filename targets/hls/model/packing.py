@@ -44,12 +44,13 @@ EXPERTS, ATTENTION = range(2)
 
 @dataclasses.dataclass(frozen=True)
 class StreamPlaces:
-    """Where the streams lie in their memory, in beats. ``outputs``: of each head, or, without heads, the stream that
-    the last layer writes; ``size``: of all."""
+    """Where the streams lie in their memory, in beats. ``last``: the residual stream that the last block writes;
+    ``outputs``: of each head, or, without heads, that stream; ``size``: of all."""
 
     inputs: int
     positions: int
     residuals: tuple[int, int]
+    last: int
     outputs: tuple[int, ...]
     size: int
 
@@ -65,7 +66,7 @@ def stream_places(design: ModelDesign, plan: ModelPlan) -> StreamPlaces:
     writers = len(plan.blocks) + (plan.embedding is not None)
     last = residual + (writers - 1) % 2 * stream
     outputs = tuple(first_output + place * rows for place in range(len(plan.heads)))
-    return StreamPlaces(0, positions, (residual, residual + stream), outputs or (last,), size)
+    return StreamPlaces(0, positions, (residual, residual + stream), last, outputs or (last,), size)
 
 
 def stream_beats(rows: int, design: ModelDesign) -> int:
@@ -138,18 +139,39 @@ def _pack_calls(design: ModelDesign, plan: ModelPlan, layers: list[dict[str, int
     calls = calls_of(attention.shape, len(steps)) if attention is not None and is_sequence else [len(steps)]
     outputs = _outputs(plan, steps[: sum(calls)])
     records, streams, expected, past = [], [], [], 0
-    for count in calls:
-        of_call = {"tokens": count, "streamed": count, "rows": count, "past": past} if is_sequence else {}
-        records += [layer_record({**numbers, **of_call}) for numbers in layers]
+    for count, logits in zip(calls, design.head_rows(calls), strict=True):
+        of_layers = _of_call(design, plan, count, past, logits) if is_sequence else [{} for _ in layers]
+        records += [layer_record({**numbers, **own}) for numbers, own in zip(layers, of_layers, strict=True)]
         rows = slice(past, past + count) if is_sequence else slice(None)
         streams.append(pack_stream_memory(design, plan, steps[rows]))
-        expected += [packing.pack_stream(output[rows], design.width) for output in outputs]
         past += count
+        for output, own in zip(outputs, of_layers, strict=True):
+            written = output[past - own["rows"] : past] if is_sequence else output
+            expected.append(packing.pack_stream(written, design.width))
     return {
         "layers.bin": b"".join(records),
         "stream.bin": b"".join(streams),
         "outputs.bin": b"".join(expected),
     }
+
+
+def _of_call(design: ModelDesign, plan: ModelPlan, count: int, past: int, logits: int) -> list[dict[str, int]]:
+    """What a call of ``count`` tokens behind ``past`` others makes of the records of layers. Heads compute the last
+    ``logits`` rows, which lie one head's behind the other's."""
+    places = stream_places(design, plan)
+    block = {"tokens": count, "streamed": count, "rows": count, "past": past}
+    heads = [
+        {
+            "tokens": logits,
+            "streamed": logits,
+            "rows": logits,
+            "past": past,
+            "input_at": places.last + stream_beats(count - logits, design),
+            "output_at": places.outputs[0] + place * stream_beats(logits, design),
+        }
+        for place in range(len(plan.heads))
+    ]
+    return [*[block] * len(plan.blocks), *heads]
 
 
 def pack_stream_memory(design: ModelDesign, plan: ModelPlan, steps: Array) -> bytes:

@@ -101,6 +101,7 @@ class ModelPlan:
     output. Several heads have the classes of one product in order, as many as the stream is wide in each but the last.
     A dense feed-forward layer is a block with 0 routed experts, 0 slots and 1 shared expert, whose gate is 1.
     ``tokens`` T are those of one image, the class token included; ``width`` d. All blocks normalise.
+    ``token_rows`` int16 [V, d]: of a decoder whose stream has these rows, by id.
     """
 
     name: str
@@ -111,6 +112,7 @@ class ModelPlan:
     embedding: QuantizedLinear | None
     blocks: tuple[QuantizedBlock | QuantizedAttention, ...]
     heads: tuple[QuantizedLinear, ...]
+    token_rows: Array | None = None
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -148,7 +150,12 @@ class ModelPlan:
         [T, d]."""
         if self.patches is not None:
             return self.patches.of(image)
-        return rounded(image.reshape(-1, self.width), self.stream_scale, 16).astype(np.int16)
+        return stream_steps(image.reshape(-1, self.width), self.stream_scale)
+
+
+def stream_steps(rows: Array, scale: float) -> Array:
+    """Rows [..., d] of the residual stream → int16, in steps of ``scale``."""
+    return rounded(rows, scale, 16).astype(np.int16)
 
 
 def kernel_of(layer: Layer) -> str:

@@ -4,7 +4,8 @@
 |---|---|
 | ``src/model.cpp``, ``src/model_*.h`` | generated: the top function with both kernels, constants and tables |
 | ``data/`` | weights and layers, one image and what every layer makes of it: :mod:`moec.targets.hls.model.packing` |
-| ``host.py`` | images to labels, or embedded tokens through a decoder: loads the binary, checks it, and runs it |
+| ``data/embedding.bin`` | of a decoder that takes ids of tokens: a row of the stream for each, int16 [V, width] |
+| ``host.py`` | images to labels, or tokens through a decoder: loads the binary, checks it, and runs it |
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def model_files(design: ModelDesign, plan: ModelPlan, steps: Array, *, device: s
     memories = [*memories_of(design.experts), *(() if design.attention is None else _own(design))]
     if plan.patches is not None:
         data["patches.bin"] = plan.patches.places.astype("<i4").tobytes()
+    if plan.token_rows is not None:
+        data["embedding.bin"] = plan.token_rows.astype("<i2").tobytes()
     return {
         **files,
         **library_files(memories),
@@ -167,6 +170,8 @@ def _layout(design: ModelDesign, plan: ModelPlan) -> dict[str, Any]:
         "padded_width": design.width,
         "tile": design.experts.hidden_tile,
         "classes": plan.classes,
+        "heads": len(plan.heads),
+        "ids": 0 if plan.token_rows is None else len(plan.token_rows),
         "rows": plan.output_rows,
         "positions": plan.tokens if design.attention is None else design.attention.shape.positions,
         "cache_bytes": _cache_beats(design, plan) * BEAT_BYTES,

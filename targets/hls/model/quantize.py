@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_att
 from moec.targets.hls.graph.calibrate import evaluate, feeds_of
 from moec.targets.hls.model.alike import made_alike
 from moec.targets.hls.model.float_model import FloatEmbedding, FloatHead, GraphModel
-from moec.targets.hls.model.plan import ModelPlan, Patches, QuantizedLinear
+from moec.targets.hls.model.plan import ModelPlan, Patches, QuantizedLinear, stream_steps
 from moec.targets.hls.model.shared_shifts import least_bits, smallest_shifts, with_shifts
 from moec.targets.hls.moe.blocks import GraphBlock
 from moec.targets.hls.moe.projection import project
@@ -56,7 +57,12 @@ def quantize_model(
     if graph.embedding is not None:
         patches, embedding = _embedding(graph.embedding, images, stream_scale)
     _expect_one_array([block.numbers.name for block in graph.blocks], blocks)
+    widths = [block.shape.weight_bits for block in blocks if isinstance(block, QuantizedBlock)]
+    if graph.embedding is None and heads and max(widths, default=8) < 8:
+        raise UnsupportedError("a head of int8 beside experts of int4, which would take as much memory as int8")
     plan = planned(name, graph.tokens, stream_scale, patches, embedding, blocks, heads)
+    if graph.table is not None:
+        plan = dataclasses.replace(plan, token_rows=stream_steps(graph.table.rows, stream_scale))
     if least_bits(plan.layers) < _LEAST_BITS:
         raise UnsupportedError(
             f"scales of layers differ so much that one shift leaves a multiplier of {least_bits(plan.layers)} "
@@ -99,6 +105,8 @@ def _stream_scale(graph: GraphModel, images: Array, tokens: Sequence[Array]) -> 
         moved = _table(graph.embedding, _pixel_steps(graph.embedding, images)[1])
         # The hardware adds the moved table to what is left of the products.
         needed.append(stream_scale_for(products + table - moved, moved, products + table))
+    if graph.table is not None:
+        needed.append(stream_scale_for(graph.table.rows))
     return max(needed)
 
 

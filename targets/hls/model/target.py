@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.errors import UnsupportedError
 from moec.ir.names import in_comment
 from moec.targets.base import Project
 from moec.targets.hls.attention.graph import GraphAttention
@@ -25,7 +26,7 @@ from moec.targets.hls.model.channels import model_channels
 from moec.targets.hls.model.design import ModelDesign
 from moec.targets.hls.model.estimate import choose_model, loads_of
 from moec.targets.hls.model.float_model import GraphModel
-from moec.targets.hls.model.graph import find_decoder, find_model
+from moec.targets.hls.model.graph import find_decoder, find_model, without_head
 from moec.targets.hls.model.masters import with_masters
 from moec.targets.hls.model.plan import ModelPlan
 from moec.targets.hls.model.project import TOP, model_files
@@ -57,19 +58,29 @@ def whole_project(
     Raises UnsupportedError, saying why, where the model as a whole is no design that fits the part, and where a part of
     it does not compute what the graph does.
     """
-    if attention and all(block.numbers.causal for block in attention):
-        for block in attention:
-            expect_whole_sequences(block, options)
-        shape = attention_shape(attention[0], options)
-        graph = find_decoder(model, moe, attention, refused, shape.tokens, shape.cached)
-    else:
-        graph = find_model(model, moe, attention, refused)
+    if not attention or not all(block.numbers.causal for block in attention):
+        return _project(model, find_model(model, moe, attention, refused), inputs, part, options)
+    for block in attention:
+        expect_whole_sequences(block, options)
+    shape = attention_shape(attention[0], options)
+    graph = find_decoder(model, moe, attention, refused, shape.tokens, shape.cached)
+    if graph.head is not None:
+        try:
+            return _project(model, graph, inputs, part, options)
+        except UnsupportedError as error:
+            graph = without_head(graph, str(error))
+    return _project(model, graph, inputs, part, options)
+
+
+def _project(
+    model: ir.Model, graph: GraphModel, inputs: Mapping[str, Array], part: Part, options: HlsOptions
+) -> tuple[Project, Outside, list[Agreement]]:
     name = in_comment(model.graph.name or TOP)
     plan = quantize_model(model, graph, inputs, name=name, weight_bits=options.weight_bits)
     seen = _seen(model, graph, inputs)
     with unrounded(model) as differs:
         exact = _seen(model, graph, inputs) if differs else seen
-    agreements = model_agreements(graph, exact.sequences, exact.streams, exact.outputs[0])
+    agreements = model_agreements(graph, exact.sequences, exact.streams, exact.outputs[_place(model, graph)])
     sequences, floats, outputs = _compared(model, graph, plan, seen)
     first = plan.input_steps(sequences[0])
     loads = loads_of(plan, first[: plan.tokens])
@@ -77,10 +88,10 @@ def whole_project(
     estimate = with_masters(chosen, plan, loads, part, options.constraints)
     compared = quality.compare_outputs(floats, outputs)
     files = model_files(estimate.design, plan, first, device=part.device, clock=estimate.clock_megahertz)
-    parts = graph.blocks if graph.source is not _input_of(model) else ()
-    rest = find_outside(model, parts, feeds_of(model, inputs)) if parts else Outside((), 0.0, ())
+    is_whole = graph.source is _input_of(model)
+    rest = Outside((), 0.0, ()) if is_whole else find_outside(model, graph.parts, feeds_of(model, inputs))
     report = {
-        "node": f"the whole model, {name}" if not parts else f"all layers of {name}",
+        "node": f"all layers of {name}" if rest.operators else f"the whole model, {name}",
         "kernels": _kernels(estimate.design),
         "channels": [dataclasses.asdict(channel) for channel in model_channels(estimate.design)],
         "quality": {
@@ -89,7 +100,7 @@ def whole_project(
         },
         "vectors": len(first),
         "model_outputs": compared,
-        "outside": [],
+        "outside": [f"the head: {graph.headless}"] if graph.headless else [],
         "rest": dataclasses.asdict(rest),
         **reported_calls(estimate, plan, first),
         "agreement": [dataclasses.asdict(one) for one in agreements],
@@ -125,25 +136,31 @@ def _compared(
 ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
     """What the design takes of the calibration data, and what the model makes of it in floats and in integers. A graph
     may take no other number of images than it was given, so outputs are cut behind it."""
-    results, sequences = list(model.graph.outputs), seen.sequences
+    sequences, has_result = seen.sequences, graph.result in model.graph.outputs
+    results = [graph.result] if has_result else list(model.graph.outputs)
+    in_floats = [seen.outputs[_place(model, graph)]] if has_result else seen.outputs
     given = sequences[:_MOST_IMAGES]
     found = _integers(plan, given)
-    if graph.result not in results:
+    if not has_result:
         # Behind the layers is more of the model, which takes what they make.
         kept = {**seen.feeds, graph.stream: np.concatenate([found, sequences[len(given) :]]).astype(np.float32)}
         integers = evaluate(model, kept, results)
     else:
         integers = [found]
     count, total = len(given), len(sequences)
-    floats = {
-        str(value.name): one[: len(one) * count // total] for value, one in zip(results, seen.outputs, strict=True)
-    }
-    cut = [one[: len(one) * count // total] if graph.result not in results else one for one in integers]
+    floats = {str(value.name): one[: len(one) * count // total] for value, one in zip(results, in_floats, strict=True)}
+    cut = [one if has_result else one[: len(one) * count // total] for one in integers]
     return (
         given,
         floats,
         {name: one.reshape(floats[name].shape) for name, one in zip(floats, cut, strict=True)},
     )
+
+
+def _place(model: ir.Model, graph: GraphModel) -> int:
+    """Of its result among the model's; 0 where it is none."""
+    outputs = list(model.graph.outputs)
+    return outputs.index(graph.result) if graph.result in outputs else 0
 
 
 def _integers(plan: ModelPlan, images: Array) -> Array:

@@ -16,7 +16,7 @@ from moec.targets.hls.model.quantize import planned
 from moec.targets.hls.moe.float_block import FloatBlock
 from moec.targets.hls.moe.projection import project
 from moec.targets.hls.moe.quantize import GATE_ONE, quantize
-from moec.targets.hls.normalization import FloatNorm, quantize_norm
+from moec.targets.hls.normalization import FloatNorm, QuantizedNorm, quantize_norm
 
 from .layers import float_block, in_groups
 from .test_attention import SINKS, decoder
@@ -103,29 +103,17 @@ def plan(
         output_scale=STREAM_SCALE,
         positions=random.integers(-2000, 2000, (tokens, width)).astype(np.int16),
     )
-    logit_scale = 2.0**-10
-    head = QuantizedLinear(
-        project(
-            _normal(random, 1, classes, width) * width**-0.5,
-            _normal(random, 1, classes),
-            INPUT_SCALE,
-            np.full(classes, logit_scale),
-            8,
-        ),
-        input_scale=INPUT_SCALE,
-        output_scale=logit_scale,
-        norm=quantize_norm("head", norm(width), STREAM_SCALE, INPUT_SCALE),
-        pool=pool,
-        gate=round(GATE_ONE / tokens) if pool == "mean" else GATE_ONE,
-    )
+    normalization = quantize_norm("head", norm(width), STREAM_SCALE, INPUT_SCALE)
+    gate = round(GATE_ONE / tokens) if pool == "mean" else GATE_ONE
+    head = linear(random, classes, width, normalization, pool, gate)
     places = np.arange((tokens - 1) * pixels, dtype=np.int32).reshape(tokens - 1, pixels)
     patches = Patches(((tokens - 1) * pixels,), np.pad(places, ((1, 0), (0, 0)), constant_values=-1), 1 / 127, 0.0)
     return planned("vision", tokens, STREAM_SCALE, patches, embedding, blocks, [head])
 
 
-def decoder_plan(*, tokens: int = 8, cached: int = 12, width: int = 24) -> ModelPlan:
+def decoder_plan(*, tokens: int = 8, cached: int = 12, width: int = 24, classes: int = 0) -> ModelPlan:
     """Two layers of a decoder: attention with norms, turns and shared keys, in the second one with a window and sinks,
-    and gated experts."""
+    and gated experts. With ``classes``, as many ids have rows, and logits."""
     random = np.random.default_rng(3)
     stream = random.normal(0, 1, (3, cached or tokens, width)).astype(np.float32)
     blocks: list[Any] = []
@@ -137,7 +125,21 @@ def decoder_plan(*, tokens: int = 8, cached: int = 12, width: int = 24) -> Model
         experts = dataclasses.replace(experts, norm=dataclasses.replace(norm(width), kind="rms"))
         rows = stream.reshape(-1, width)
         blocks += [found, quantize(experts, rows, most_tokens=tokens, stream_scale=STREAM_SCALE)]
-    return planned("decoder", tokens, STREAM_SCALE, None, None, blocks, [])
+    rms = quantize_norm("head", dataclasses.replace(norm(width), kind="rms"), STREAM_SCALE, INPUT_SCALE)
+    heads = [linear(random, min(width, classes - first), width, rms, "none") for first in range(0, classes, width)]
+    found = planned("decoder", tokens, STREAM_SCALE, None, None, blocks, heads)
+    rows = random.integers(-4000, 4000, (classes, width)).astype(np.int16)
+    return dataclasses.replace(found, token_rows=rows) if classes else found
+
+
+def linear(
+    random: np.random.Generator, classes: int, width: int, normalization: QuantizedNorm, pool: Any, gate: int = GATE_ONE
+) -> QuantizedLinear:
+    """A head."""
+    scale = 2.0**-10
+    weights, biases = _normal(random, 1, classes, width) * width**-0.5, _normal(random, 1, classes)
+    down = project(weights, biases, INPUT_SCALE, np.full(classes, scale), 8)
+    return QuantizedLinear(down, INPUT_SCALE, scale, normalization, pool, gate)
 
 
 def _normal(random: np.random.Generator, *shape: int) -> Array:

@@ -34,24 +34,31 @@ def compiled(model: ir.Model, ids=IDS, **options):
     return HlsTarget.create("hls:zcu102", HlsOptions({"ids": ids}, **options)).compile(model)
 
 
-def test_all_layers_are_one_design_and_the_rest_is_said(model):
+def test_ids_become_logits_in_one_design(model):
     projects = compiled(model, max_tokens=64, max_length=128)
     (project,) = projects.projects
     assert project.name == "model"
-    assert [layer["kind"] for layer in project.report["estimate"]["cycles"]["layers"]] == ["attention", "experts"] * 2
+    assert [layer["kind"] for layer in project.report["estimate"]["cycles"]["layers"]] == [
+        *("attention", "experts") * 2,
+        *("head",) * 2,
+    ]
+    assert project.report["node"].startswith("the whole model")
     assert project.report["model_outputs"]["logits"]["decibels"] > 25
-    rest, unseen = projects.warnings
-    assert "6.5% of the operations are in no project: 1 MatMul" in rest
+    assert (project.report["outside"], project.report["rest"]["operators"]) == ([], ())
+    (unseen,) = projects.warnings
     assert re.search(r"does not show: sequences of other lengths than 97 \(\w+ and 1 more\); positions from 97", unseen)
-    assert np.frombuffer(project.files["data/layers.bin"], "<i4").reshape(-1, 4, 32)[:, 0, [1, 27]].tolist() == [
+    assert np.frombuffer(project.files["data/layers.bin"], "<i4").reshape(-1, 6, 32)[:, 0, [1, 27]].tolist() == [
         [64, 0],
         [30, 64],
         [1, 94],
         [1, 95],
         [1, 96],
     ]
-    calls = [(call["tokens"], call["past"]) for call in project.report["calls"]]
-    assert calls == [(64, 0), (30, 64), (1, 94), (1, 95), (1, 96)]
+    calls = [(call["tokens"], call["past"], call["logits"]) for call in project.report["calls"]]
+    assert calls == [(64, 0, 1), (30, 64, 30), (1, 94, 1), (1, 95, 1), (1, 96, 1)]
+    table = np.frombuffer(project.files["data/embedding.bin"], "<i2").reshape(96, 64)
+    given = np.frombuffer(project.files["data/stream.bin"], "<i2", 64 * 64)
+    assert given.tolist() == table[IDS[0, :64]].ravel().tolist()
     cycles = [call["cycles"] for call in project.report["calls"]]
     assert cycles[0] == project.report["estimate"]["cycles"]["total"]
     last = project.report["last_token"]
@@ -60,6 +67,16 @@ def test_all_layers_are_one_design_and_the_rest_is_said(model):
     assert call_table([{**call, "simulated": 1} for call in project.report["calls"]]).row_count == 5
     shown = "".join(str(one) for one in project_tables({"name": "", "folder": "", "report": project.report}))
     assert "A call with one token behind 127 others" in shown and "not seen: sequences of other lengths" in shown
+
+
+def test_a_head_of_int8_stays_outside_of_a_design_of_int4(model):
+    projects = compiled(model, IDS[:2, :12], max_tokens=12, weight_bits=4)
+    (project,) = projects.projects
+    (reason,) = project.report["outside"]
+    assert re.match("the head: .*int4", reason)
+    rest, head, _ = projects.warnings
+    assert "1 MatMul" in rest and head == reason
+    assert "def next" not in project.files["host.py"].decode()
 
 
 @pytest.mark.nightly

@@ -1,4 +1,4 @@
-"""The host program of a decoder, on a board that fails."""
+"""The host program of a decoder, on a board that fails, and on one that computes what the reference does."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from moec.targets.hls.model import reference
 from moec.targets.hls.model.design import model_design
 from moec.targets.hls.model.project import model_files
 
@@ -34,19 +35,44 @@ class Kernel:
         return self.state
 
 
-def host_of(folder, monkeypatch, *, cached, masters=(1, 1)):
+class Reference:
+    """Computes calls as the integer reference does, of the tokens that it was given so far."""
+
+    def __init__(self, plan, width) -> None:
+        self.plan, self.width = plan, width
+        self.tokens = np.zeros((0, plan.width), np.int16)
+        self.rows: list[list[int]] = []
+
+    def __call__(self, *arguments):
+        _, _, layers = arguments[:3]
+        records, stream = np.frombuffer(arguments[LAYERS].data, "<i4").reshape(-1, 32)[:layers], arguments[STREAM]
+        count, past = records[0, [1, PAST]]
+        given = np.frombuffer(bytes(stream.data), "<i2", count * self.width).reshape(count, self.width)
+        self.tokens = np.concatenate([self.tokens[:past], given[:, : self.plan.width]])
+        last = reference.run(self.plan, self.tokens).streams[-1]
+        self.rows.append(records[:, 4].tolist())
+        for head, record in zip(self.plan.heads, records[-len(self.plan.heads) :], strict=True):
+            logits = reference.run_layer(head, last[-record[4] :])
+            padded = np.pad(logits, ((0, 0), (0, self.width - logits.shape[1])))
+            stream.write(padded.astype("<i2").tobytes(), 64 * int(record[18]))
+        return fake_xrt.COMPLETED
+
+
+def host_of(folder, monkeypatch, *, cached, masters=(1, 1), classes=0):
     """The names of a decoder's host program, and the kernel of its board."""
-    plan = model_layers.decoder_plan(cached=cached)
-    design = model_design(plan, 16, 16, 4, 16, masters)
-    steps = np.zeros((8, plan.width), np.int16)
+    plan = model_layers.decoder_plan(cached=cached, classes=classes)
+    lanes = 8 if classes else 16
+    design = model_design(plan, lanes, 16, 4, lanes, masters)
+    steps = plan.token_rows[:8] if classes else np.zeros((8, plan.width), np.int16)
     files = model_files(design, plan, steps, device="xczu9eg-ffvb1156-2-e", clock=300)
     (folder / "data").mkdir()
     for name in [name for name in files if name.startswith("data/")] + ["host.py"]:
         (folder / name).write_bytes(files[name])
-    kernel = Kernel()
+    kernel = Reference(plan, design.width) if classes else Kernel()
     monkeypatch.setitem(sys.modules, "pyxrt", fake_xrt.module(kernel))
     host = runpy.run_path(str(folder / "host.py"))
-    kernel.places = host["LAYOUT"]["outputs"]
+    if isinstance(kernel, Kernel):
+        kernel.places = host["LAYOUT"]["outputs"]
     return host, kernel
 
 
@@ -78,7 +104,7 @@ def test_a_board_holds_the_keys_of_one_sequence(tmp_path, monkeypatch):
         board.run(tokens, first)
     board.run(tokens, second)
     assert (first.past, second.past, kernel.pasts) == (4, 4, [0, 0, 0])
-    board.run_steps(host["stream_in"](tokens), 4, 0)
+    board.run_steps(host["stream_in"](tokens), host["records"](4, 0, 4))
     with pytest.raises(ValueError, match="keys of 4 tokens are no longer on the board"):
         board.run(tokens, second)
 
@@ -90,6 +116,43 @@ def test_a_design_without_a_cache_takes_whole_sequences(tmp_path, monkeypatch):
     board.run(tokens, sequence)
     with pytest.raises(ValueError, match="1 tokens behind 3: this design keeps no keys"):
         board.run(tokens[:1], sequence)
+
+
+@pytest.mark.parametrize("cached", [12, 0])
+def test_ids_of_a_prompt_become_the_most_probable_ids_behind_it(cached, tmp_path, monkeypatch, capsys):
+    """Rows of 48 bytes begin a beat every fourth time: heads compute what the last one shares beats with."""
+    host, kernel = host_of(tmp_path, monkeypatch, cached=cached, classes=40)
+    plan, board, prompt = kernel.plan, host["Board"]("model.xclbin"), [7, 39, 0]
+
+    def logits(ids):
+        return reference.run(plan, plan.token_rows[np.array(ids)]).output
+
+    expected = list(prompt)
+    for _ in range(4):
+        expected.append(int(logits(expected)[-1].argmax()))
+    assert board.generate(prompt, 4) == expected[3:]
+    assert kernel.rows[0] == [3] * 6
+    assert len(kernel.tokens) == 6
+    sequence = host["Sequence"]()
+    found = board.run(np.array(expected[:6]), sequence)
+    np.testing.assert_array_equal(found, logits(expected[:6]) * np.float32(plan.output_scale))
+    assert (kernel.rows[-1], sequence.past) == ([6] * 6, 6)
+    assert board.next(expected[:5], host["Sequence"]()) == expected[5]
+    assert kernel.rows[-1] == [5] * 4 + [1] * 2
+    assert host["main"](["generate", "model.xclbin", "2", *map(str, prompt)]) == 0
+    assert capsys.readouterr().out.split() == [str(one) for one in expected[3:5]]
+    for ids, said in (([40], "expected up to 8, from 0 to 39"), ([-1], "from 0"), ([], "no ids")):
+        with pytest.raises(ValueError, match=said):
+            board.generate(ids, 1)
+
+
+def test_a_board_is_checked_against_the_reference(tmp_path, monkeypatch, capsys):
+    host, kernel = host_of(tmp_path, monkeypatch, cached=12, classes=40)
+    assert host["main"](["check", "model.xclbin"]) == 0
+    assert "5 tokens behind 0: 0 numbers differ" in capsys.readouterr().out
+    kernel.plan = model_layers.decoder_plan(cached=12, classes=24)
+    assert host["main"](["check", "model.xclbin"]) == 1
+    assert "FAIL" in capsys.readouterr().out
 
 
 def test_stripes_of_weights_are_arguments_in_order(tmp_path, monkeypatch):

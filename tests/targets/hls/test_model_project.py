@@ -85,7 +85,7 @@ def files(plan):
     return files_of(plan)
 
 
-def expect_host_of_decoder(files, steps, plan):
+def expect_host_of_decoder(files, ids, plan):
     """What host.py writes for a call is what the testbench has for it."""
     with tempfile.TemporaryDirectory() as name:
         for path, content in files.items():
@@ -94,15 +94,18 @@ def expect_host_of_decoder(files, steps, plan):
                 target.parent.mkdir(exist_ok=True)
                 target.write_bytes(content)
         host = types.SimpleNamespace(**runpy.run_path(str(pathlib.Path(name, "host.py"))))
-        calls, size = [(8, 0), (1, 8), (1, 9), (1, 10), (1, 11)], host.LAYOUT["size"] * host.BEAT
-        assert b"".join(host.records(*call) for call in calls) == files["data/layers.bin"]
-        expected = reference.run(plan, steps).output
-        for place, (count, past) in enumerate(calls):
-            data = host.stream_in(steps[past : past + count] * plan.stream_scale)
+        calls, size = [(8, 0, 4), (1, 8, 1), (1, 9, 1), (1, 10, 1), (1, 11, 1)], host.LAYOUT["size"] * host.BEAT
+        assert b"".join(host.records(*call).tobytes() for call in calls) == files["data/layers.bin"]
+        assert [host.rows_of_last(count) for count, *_ in calls] == [rows for *_, rows in calls]
+        expected = reference.run(plan, plan.token_rows[ids]).output
+        for place, (count, past, rows) in enumerate(calls):
+            of_call = ids[past : past + count]
+            data = host.stream_in(of_call)
+            assert data == host.stream_in(plan.token_rows[of_call] * plan.stream_scale)
             assert files["data/stream.bin"][place * size :].startswith(data)
-            assert np.array_equal(host.expected_outputs()[place], expected[past : past + count])
+            assert np.array_equal(host.expected_outputs()[place], expected[past + count - rows : past + count])
         sequence = host.Sequence()
-        for count, past in calls:
+        for count, past, _ in calls:
             assert sequence.start_of(count) == past
             sequence.add(count)
         with pytest.raises(ValueError, match="1 tokens behind 12; expected up to 8, 12 in all"):
@@ -111,17 +114,20 @@ def expect_host_of_decoder(files, steps, plan):
 
 @needs_compiler
 def test_a_decoder_in_calls_of_a_prompt_and_single_tokens_equals_the_reference():
-    """8 tokens, 1, and then one by one; each of the caches of two layers is what the other calls need."""
-    plan = model_layers.decoder_plan()
-    steps = np.random.default_rng(0).integers(-4000, 4000, (12, plan.width)).astype(np.int16)
+    """8 tokens, 1, and then one by one; each of the caches of two layers is what the other calls need. Of 40 logits two
+    heads compute those of the last token, and of three in front of it, for rows of 48 bytes begin a beat every fourth
+    time."""
+    plan = model_layers.decoder_plan(classes=40)
+    ids = np.random.default_rng(0).integers(0, 40, 12)
     design = model_design(plan, 8, 16, 4, 8)
-    files = model_files(design, plan, steps, device="xczu9eg-ffvb1156-2-e", clock=300)
+    files = model_files(design, plan, plan.token_rows[ids], device="xczu9eg-ffvb1156-2-e", clock=300)
     assert lint(files) == []
     for settings in ({}, {"pipeline_depth": MOST_STAGES}):
         timed = simulate_timed(files, **settings)
-        assert "PASS: 4 layers" in timed.output
-    assert len(timed.later_cycles) == 5 * (1 + 4) - 1
-    expect_host_of_decoder(files, steps, plan)
+        assert "PASS: 6 layers" in timed.output
+    assert len(timed.later_cycles) == 5 * (1 + 6) - 1
+    assert f"label {reference.run(plan, plan.token_rows[ids]).output[-1].argmax()}," in timed.output
+    expect_host_of_decoder(files, ids, plan)
     layers = len(plan.layers) * 128
     assert len(files["data/layers.bin"]) == 5 * layers
     broken = {**files, "data/layers.bin": files["data/layers.bin"][:layers] + files["data/layers.bin"][:layers] * 4}

@@ -14,11 +14,13 @@ from moec.errors import MoecError, UnsupportedError
 from moec.ir.dialect import is_moec
 from moec.ir.names import node_name
 from moec.targets.base import Project, Projects
+from moec.targets.hls.attention.mask import inputs_of_masks
 from moec.targets.hls.attention.target import AttentionBlock
 from moec.targets.hls.block import Block, IntegerBlock
 from moec.targets.hls.graph import calibrate
 from moec.targets.hls.graph.agreement import Agreement, unseen
 from moec.targets.hls.graph.outside import Outside, find_outside
+from moec.targets.hls.graph.pads import without_pads
 from moec.targets.hls.graph.stream_scales import StreamPart, shared_scales
 from moec.targets.hls.hardware.parts import Part, find_part
 from moec.targets.hls.model.target import whole_project
@@ -62,13 +64,15 @@ class HlsTarget:
             raise MoecError(
                 f"an FPGA computes in integers, whose scales come from data: --calibrate FILE.npz with {names}"
             )
+        calibrate.feeds_of(model, inputs)
+        inputs, padded = without_pads(inputs, {str(value.name) for value in inputs_of_masks(model)})
         inputs_of_model, outputs_of_model = (
             tensor_specs(values) for values in (model.graph.inputs, model.graph.outputs)
         )
         whole = "" if self.options.by_block else self._whole(model, blocks, outside, inputs)
         if not isinstance(whole, str):
             project, rest, agreements = whole
-            warnings = _warnings(rest, project.report["outside"], agreements)
+            warnings = _warnings(padded, rest, project.report["outside"], agreements)
             return Projects(self.name, inputs_of_model, outputs_of_model, [project], warnings=warnings)
         parts = [block.graph for block in blocks]
         floats = calibrate.run_floats(model, parts, inputs)
@@ -90,7 +94,7 @@ class HlsTarget:
         for project in projects:
             of_node = [one for one in agreements if one.node == project.report["node"]]
             project.report["agreement"] = [dataclasses.asdict(one) for one in of_node]
-        warnings = _warnings(rest, (), agreements)
+        warnings = _warnings(padded, rest, (), agreements)
         return Projects(self.name, inputs_of_model, outputs_of_model, projects, warnings=warnings)
 
     def _whole(
@@ -147,9 +151,9 @@ def _projects(
     return projects
 
 
-def _warnings(rest: Outside, outside: Sequence[str], agreements: Sequence[Agreement]) -> list[str]:
-    """``outside``: why parts of a whole model are in no project."""
-    listed = (str(rest) if rest.operators else None, *outside, unseen(agreements))
+def _warnings(padded: str | None, rest: Outside, outside: Sequence[str], agreements: Sequence[Agreement]) -> list[str]:
+    """``padded``: what became of pads; ``outside``: why parts of a whole model are in no project."""
+    listed = (padded, str(rest) if rest.operators else None, *outside, unseen(agreements))
     return [text for text in listed if text is not None]
 
 

@@ -108,6 +108,13 @@ def _sinks_in(mask: ir.Value, found: Array) -> Array:
     return np.asarray(sinks[0, :, 0], np.float32)
 
 
+def inputs_of_masks(model: ir.Model) -> set[ir.Value]:
+    """The graph's inputs that say what the masks of its attention are, by more than their shapes."""
+    nodes = [node for node in model.graph if node.op_type == "Attention" and node.domain == ""]
+    masks = [node.inputs[_MASK] for node in nodes if len(node.inputs) > _MASK]
+    return {value for mask in masks if mask is not None for value in inputs_behind(mask)}
+
+
 def inputs_behind(value: ir.Value, known: Collection[ir.Value] = ()) -> set[ir.Value]:
     """The graph's inputs that a value depends on by more than their shapes, but for what it is made of that is
     ``known``. Masks of attention in front of it are looked at by themselves."""

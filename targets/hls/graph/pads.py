@@ -1,0 +1,73 @@
+"""Calibration data without pads: sequences of different lengths that a mask tells apart.
+
+What stands in the place of a pad must not become a scale, a token of the testbench, or a row that is held against the
+graph. So sequences are whole: what a mask hides goes, and the tokens of a sequence follow themselves until it is as
+long as before. A token sees those up to itself alone, so all others keep their numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from moec.errors import InputError
+
+Array = np.ndarray[Any, Any]
+
+
+def without_pads(inputs: Mapping[str, Array], masks: Collection[str]) -> tuple[dict[str, Array], str | None]:
+    """``inputs`` that are whole, and what was done to them, in one line; None where they were. ``masks``: the inputs
+    that masks are made of, [B, T], 0 for what is hidden.
+
+    Raises InputError, naming the input and the sequence, where what a mask shows is not all in one piece.
+    """
+    padded = {name: array for name, array in inputs.items() if name in masks and _is_padded(array)}
+    if not padded:
+        return dict(inputs), None
+    name, mask = next(iter(padded.items()))
+    kept = mask != 0
+    for other, array in padded.items():
+        if array.shape != kept.shape or ((array != 0) != kept).any():
+            raise InputError(f"calibration data for {name!r} and {other!r} pad different tokens; expected the same")
+    _expect_in_one_piece(name, kept)
+    starts, counts = kept.argmax(axis=1), kept.sum(axis=1)
+    found = {
+        key: np.ones_like(array) if key in padded else _whole(array, starts, counts, kept.shape)
+        for key, array in inputs.items()
+    }
+    rows = int((counts < kept.shape[1]).sum())
+    pads = kept.size - int(kept.sum())
+    return found, (
+        f"{name!r} hides {pads} of {kept.size} calibration tokens, pads of {rows} of {len(kept)} sequences: scales are "
+        "not taken from them, the tokens of each sequence follow once more in their place"
+    )
+
+
+def _is_padded(array: Array) -> bool:
+    return array.ndim == 2 and bool(np.isin(array, (0, 1)).all()) and not array.all()
+
+
+def _expect_in_one_piece(name: str, kept: Array) -> None:
+    edges = np.abs(np.diff(np.pad(kept, ((0, 0), (1, 1))).astype(np.int8), axis=1)).sum(axis=1)
+    for row, count in enumerate(edges.tolist()):
+        if count != 2:
+            what = "no token" if not count else "tokens with pads between them"
+            raise InputError(
+                f"calibration data for {name!r} shows {what} in sequence {row}; expected some in one piece, with pads "
+                "in front of them or behind them"
+            )
+
+
+def _whole(array: Array, starts: Array, counts: Array, shape: tuple[int, ...]) -> Array:
+    """Numbers [B, T, ...] of tokens; others stay as they are. Positions go on counting."""
+    if array.shape[:2] != shape:
+        return array
+    places = np.arange(shape[1])
+    repeated = np.stack([row[start + places % count] for row, start, count in zip(array, starts, counts, strict=True)])
+    first = repeated[:, :1]
+    is_counting = array.ndim == 2 and np.issubdtype(array.dtype, np.integer) and counts.max() > 1
+    counted = first + places.astype(array.dtype) if is_counting else repeated
+    own = places < counts[:, None]
+    return counted if is_counting and (counted == repeated)[own].all() else repeated

@@ -254,6 +254,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) kernel_kernel(float* __rest
         mbarrier_wait(&turns[consumer], ((((tiles / 2) + ((consumer == 0) ? 1 : 0)) % 2) ^ 0));
         alignas(64) uint64_t left_ptr[1];
         alignas(64) uint64_t right_ptr[1];
+        #pragma unroll 1
         for (int k_tile_1 = 0; k_tile_1 < 2; ++k_tile_1) {
           mbarrier_wait(&full[stage_1], (phase_1 ^ 0));
           ptx_wgmma_encode_matrix_descriptor((&(left_ptr[0])), &row_tiles[stage_1 * 4096], 1, 64, 3);

@@ -26,8 +26,8 @@ def _copy(tile, target, size, address, is_there):
     """Start to copy rows of ``size`` numbers; ``address(row, column)`` is where they come from. Zeros stand for rows
     and columns that there are not."""
     chunk: T.let = tile.thread % CHUNKS
-    for column_tile in T.unroll(column_tiles(size)):
-        for i in T.unroll(int(target.shape[1]) // _ROWS_PER_COPY):
+    for i in T.unroll(int(target.shape[1]) // _ROWS_PER_COPY):
+        for column_tile in T.unroll(column_tiles(size)):
             row: T.let = i * _ROWS_PER_COPY + tile.thread // CHUNKS
             column: T.let = column_tile * DEPTH + chunk * CHUNK
             T.ptx[COPY](

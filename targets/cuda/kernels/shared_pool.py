@@ -29,10 +29,7 @@ class SharedPool(SMEMPool):
         self.buf, self._owns_buffer = whole, True  # so that `commit` says how large it is
 
     def commit_named(self, **arrays: Any) -> None:
-        """Says how large the pool is, and what its arrays are called in the text of the kernel: barriers likewise.
-        Those of bytes are, like the pool, ``shared``."""
+        """Says how large the pool is, and what its arrays are called in the text of the kernel: barriers likewise."""
         for name, array in arrays.items():
-            buffer = getattr(array, "buf", array)
-            if buffer.dtype != self.buf.dtype:
-                name_shared_array(name, buffer)
+            name_shared_array(name, getattr(array, "buf", array))
         self.commit()

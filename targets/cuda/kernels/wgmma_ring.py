@@ -323,12 +323,13 @@ def wait_for_turn(ring, consumer, tiles):
 @T.inline
 def consume_tile(ring, dtype, k_tiles, position, consumer, thread, sums):
     """What the tile whose first k-tile is at ``position`` adds to ``sums`` [row steps, column steps, 4]. A stage is
-    given back when the products of the next one have been started."""
+    given back when the products of the next one have been started. The loop stays one: where nvcc unrolls a short one,
+    ptxas makes the products wait for one another (C7520)."""
     shape = T.meta_var(ring.tile)
     instruction = T.meta_var(multiply_instruction(ring.tile.columns, dtype))
     left = T.local_scalar("uint64")
     right = T.local_scalar("uint64")
-    for k_tile in T.serial(k_tiles):
+    for k_tile in T.serial(k_tiles, unroll=False):
         ring.full.wait(position.stage, position.phase)
         T.cuda.wgmma.encode_matrix_descriptor(
             T.address_of(left), ring.row_tiles.ptr_to([position.stage, 0, 0]), 1, EIGHT_ROWS, SWIZZLE

@@ -12,9 +12,11 @@ from typing import Any
 from tvm.script import tirx as T
 
 _CALL = "moec_shared_array"
-_ARRAY = r"\(\((?P<type>\w+)\*\)(?P<pool>\w+)\)\["
+_BYTE = "uchar"
+_ARRAY = r"(?:\(\((?P<type>\w+)\*\)(?P<typed>\w+)\)|\b(?P<pool>\w+))\["
+"""Of numbers that take one byte each TVM says no type: that of the pool is theirs."""
 _NAMED = re.compile(rf'^(?P<indent> *){_CALL}\("(?P<name>\w+)", \(&\({_ARRAY}(?P<first>\d+)\]\)\)\);\n', re.MULTILINE)
-_ACCESS = re.compile(rf"(?P<address>\(&\()?{_ARRAY}")
+_ACCESS = re.compile(rf"(?P<address>\(&\()?{_ARRAY}(?!\])")
 _KERNEL = re.compile(r'^extern "C" __global__ [^;{]*\{\n.*?^}\n', re.MULTILINE | re.DOTALL)
 _LAST_CONSTANT = re.compile(r"(?P<rest>.*) \+ (?P<constant>\d+)|(?P<only>\d+)(?P<less> - .*)?", re.DOTALL)
 
@@ -33,7 +35,7 @@ def with_shared_arrays(source: str) -> str:
 def _of_kernel(text: str) -> str:
     firsts = dict[tuple[str, str], dict[int, str]]()
     for found in _NAMED.finditer(text):
-        firsts.setdefault((found["type"], found["pool"]), {})[int(found["first"])] = found["name"]
+        firsts.setdefault(_place(found), {})[int(found["first"])] = found["name"]
     if not firsts:
         return text
     declared = _NAMED.sub(_declaration, text)
@@ -41,14 +43,21 @@ def _of_kernel(text: str) -> str:
 
 
 def _declaration(named: re.Match[str]) -> str:
+    kind, pool = _place(named)
     first = "" if named["first"] == "0" else f" + {named['first']}"
-    return f"{named['indent']}{named['type']}* {named['name']} = ({named['type']}*){named['pool']}{first};\n"
+    cast = "" if kind == _BYTE else f"({kind}*)"
+    return f"{named['indent']}{kind}* {named['name']} = {cast}{pool}{first};\n"
+
+
+def _place(found: re.Match[str]) -> tuple[str, str]:
+    """The type of an array's numbers, and the pool that it is in."""
+    return (_BYTE, found["pool"]) if found["pool"] is not None else (found["type"], found["typed"])
 
 
 def _with_accesses(text: str, firsts: dict[tuple[str, str], dict[int, str]]) -> str:
     """From the last access to the first, for an index may hold another."""
     for found in reversed(list(_ACCESS.finditer(text))):
-        arrays = firsts.get((found["type"], found["pool"]), {})
+        arrays = firsts.get(_place(found), {})
         end = _closing(text, found.end())
         rest, constant = _split(text[found.end() : end])
         first = max((first for first in arrays if first <= constant), default=None)

@@ -119,6 +119,10 @@ KERNELS = {
     "wgmma, results of pairs, whole tiles": lambda: grouped_gemm_wgmma(
         dataclasses.replace(_BEHIND, experts=32, inner=2880, width=2880), lambda total: total
     ),
+    "wgmma, results of pairs, few inputs": lambda: grouped_gemm_wgmma(
+        dataclasses.replace(_BEHIND, inner=128), lambda total: total
+    ),
+    "wgmma, 128 rows, few inputs": lambda: grouped_gemm_wgmma(dataclasses.replace(_half(128), inner=256), SILU),
     "wgmma, fp8": lambda: grouped_gemm_wgmma(_FP8, SILU),
     "softmax": lambda: softmax(RowLayout(None, "float16")),
     "layer norm": lambda: normalize(RowLayout(4096, "bfloat16"), 1e-5, True, "bfloat16", "bfloat16"),

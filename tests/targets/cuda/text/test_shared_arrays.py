@@ -12,12 +12,14 @@ NAMED = """  extern __shared__ __align__(1024) uchar shared_ptr[];
   moec_shared_array("more", (&(((half*)shared_ptr)[4096])));
   moec_shared_array("full", (&(((uint64_t*)shared_ptr)[2048])));
   moec_shared_array("empty", (&(((uint64_t*)shared_ptr)[2053])));
+  moec_shared_array("codes", (&(shared_ptr[20480])));
 """
 DECLARED = """  extern __shared__ __align__(1024) uchar shared_ptr[];
   half* tiles = (half*)shared_ptr;
   half* more = (half*)shared_ptr + 4096;
   uint64_t* full = (uint64_t*)shared_ptr + 2048;
   uint64_t* empty = (uint64_t*)shared_ptr + 2053;
+  uchar* codes = shared_ptr + 20480;
 """
 
 
@@ -38,6 +40,8 @@ DECLARED = """  extern __shared__ __align__(1024) uchar shared_ptr[];
         ),
         ("((half*)shared_ptr)[(((int)((half*)shared_ptr)[(i + 4096)]) + 4097)]", "more[((int)more[i]) + 1]"),
         ("((half*)shared_ptr)[((a + 4096) * (b + 5000))]", "tiles[(a + 4096) * (b + 5000)]"),
+        ("(&(shared_ptr[((stage * 16) + 20480)]))", "&codes[stage * 16]"),
+        ("x_ptr[(stage + 20480)]", "x_ptr[(stage + 20480)]"),
         # What was given no name, and arrays of another pool or type.
         ("((uint64_t*)shared_ptr)[(stage + 2047)]", "((uint64_t*)shared_ptr)[(stage + 2047)]"),
         ("((float*)shared_ptr)[0]", "((float*)shared_ptr)[0]"),

@@ -25,6 +25,7 @@ from moec.passes.raising.diagnosis import diagnosed
 from moec.passes.raising.failure import NoResultError, NoRouterError, NotUnderstoodError, left_out
 from moec.passes.raising.formulations import FORMULATIONS
 from moec.passes.raising.given_choices import choices, spread
+from moec.passes.raising.given_columns import columns, side_by_side
 from moec.passes.raising.given_weights import (
     blocks_weighed_by,
     given_routing,
@@ -33,6 +34,7 @@ from moec.passes.raising.given_weights import (
 )
 from moec.passes.raising.isomorphic import Structure, structure_of, transfer
 from moec.passes.raising.mlps import check_structure, find_mlps
+from moec.passes.raising.one_choice import ROUTING, chosen_flags, chosen_ids, select
 from moec.passes.raising.ordering import in_expert_order
 from moec.passes.raising.probing import probe_experts
 from moec.passes.raising.rewrite import replace
@@ -111,6 +113,8 @@ class RaiseMoE:
         failures = [failure for failure in failures if failure.anchor not in raising.understood]
         left = [failure for failure in _one_per_block(failures) if not raising.behind_selection(failure)]
         raising.given_choices(failures)
+        raising.given_columns(failures)
+        raising.one_choice(failures)
         for failure in left:
             if failure.anchor not in raising.understood:
                 raising.tell_failure(failure)
@@ -162,11 +166,13 @@ class _Raising:
         blocks = (block for block in weighed_blocks(self.dataflow, source, anchor) if refused != block.E)
         return self._first_of(blocks, source, reason)
 
-    def _first_of(self, blocks: Iterator[Block], source: ir.Value, reason: str) -> str | None:
+    def _first_of(
+        self, blocks: Iterator[Block], source: ir.Value, reason: str, routing: Routing | None = None
+    ) -> str | None:
         why = reason
         for block in blocks:
             try:
-                match = _match_block(block, self.known, given_routing(block))
+                match = _match_block(block, self.known, routing or given_routing(block))
             except NotUnderstoodError as error:
                 why = f"{reason}; {diagnosed(block, [], error)}"
                 continue
@@ -195,6 +201,42 @@ class _Raising:
             else:
                 made.undo(self.graph)
                 self.dataflow = DataFlow(self.graph)
+
+    def given_columns(self, failures: Sequence[_Failure]) -> None:
+        """Raise experts each of which is weighed by a column of its own, whatever makes it. Not where experts of a
+        selection were not understood."""
+        refused = {failure.anchor for failure in failures if failure.reason.is_mixture}
+        for found in list(columns(self.dataflow, self.graph)):
+            makers = found.makers(self.dataflow)
+            if any(node in self.understood for node, _ in found.uses) or not refused.isdisjoint(makers):
+                continue
+            made = side_by_side(self.graph, self.dataflow, found)
+            self.dataflow = DataFlow(self.graph)
+            reason = "each of its experts is weighed by a value of its own"
+            if self._first_of(blocks_weighed_by(self.dataflow, made.mixture, made.apart), made.mixture, reason) is None:
+                self.understood.update(makers)
+            else:
+                made.undo(self.graph)
+                self.dataflow = DataFlow(self.graph)
+
+    def one_choice(self, failures: Sequence[_Failure]) -> None:
+        """Raise experts of which a token is given to one, with no weight, whatever chooses. Not where experts of a
+        selection were not understood."""
+        refused = {failure.anchor for failure in failures if failure.reason.is_mixture}
+        for find in (chosen_ids, chosen_flags):
+            for choice in list(find(self.dataflow, self.graph)):
+                makers = choice.makers(self.dataflow)
+                if any(node in self.understood for node, _ in choice.uses) or not refused.isdisjoint(makers):
+                    continue
+                made = select(self.graph, self.dataflow, choice)
+                self.dataflow = DataFlow(self.graph)
+                blocks = itertools.islice(candidate_blocks(self.dataflow, made.selection, made.scores), MOST_CANDIDATES)
+                reason = "it gives a token to one expert, whose result has no weight"
+                if self._first_of(blocks, made.scores, reason, ROUTING) is None:
+                    self.understood.update(makers)
+                else:
+                    made.undo(self.graph)
+                    self.dataflow = DataFlow(self.graph)
 
     def _replace(self, block: Block, match: Match) -> None:
         self.understood.update(block.nodes)

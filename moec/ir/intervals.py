@@ -331,6 +331,11 @@ def _power(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
     return [NOT_NEGATIVE if even or inputs[0].whole.low >= 0 else ANY]
 
 
+def _products_summed(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
+    """Sums of products of what is never negative are not; nothing else is said."""
+    return [NOT_NEGATIVE if all(one.whole.low >= 0 for one in inputs) else ANY]
+
+
 def _compared(relation: str, opposite: str) -> Callable[[ir.Node, Sequence[Interval]], list[Interval]]:
     def rule(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
         left, right = inputs[0].whole, inputs[1].whole
@@ -341,6 +346,7 @@ def _compared(relation: str, opposite: str) -> Callable[[ir.Node, Sequence[Inter
 
 _RULES: dict[str, Callable[[ir.Node, Sequence[Interval]], list[Interval]]] = {
     **dict.fromkeys((*moving(casts=False), "ReduceMax", "ReduceMean", "ReduceMin"), _moved),
+    **dict.fromkeys(("Einsum", "MatMul"), _products_summed),
     **dict.fromkeys(("HardSigmoid", "IsInf", "IsNaN", "Sigmoid", "Softmax", "Xor"), _fixed(UNIT)),
     **dict.fromkeys(("ReduceL1", "ReduceL2", "ReduceSumSquare", "Size", "NonZero"), _fixed(NOT_NEGATIVE)),
     "Abs": _absolute,

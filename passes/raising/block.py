@@ -260,6 +260,21 @@ class Block:
         per_token = 4 * elements // self.E * int(k or 1) if self.gathers_weights() else 8 * elements // self.d
         return max(1, min(MOST_TOKENS, EVALUATION_BUDGET // per_token))
 
+    def sizes_of_y(self) -> list[int | tuple[ir.Value, int]] | None:
+        """Where the sizes of y come from: a number, or an axis of another value, or -1, once, for what follows from the
+        others. None where they cannot be told. Sizes that are no numbers are those of x where y has as many axes."""
+        x, y = list(self.x.shape or ()), self.y.shape
+        if y is None or (len(x) == len(y) and not any(map(_are_unequal, x, y))):
+            return [(self.x, axis) for axis in range(len(x))]
+        known = {
+            dim.value: (value, axis)
+            for value in (*self.shape_sources, self.x)
+            for axis, dim in enumerate(value.shape or ())
+            if isinstance(dim, ir.SymbolicDim) and dim.value is not None
+        }
+        found = [dim if isinstance(dim, int) else known.get(str(dim.value), -1) for dim in y]
+        return None if found.count(-1) > 1 else found
+
     def products(self) -> list[ir.Node]:
         """Contractions of data with what does not depend on x: with weights, perhaps of the selected experts."""
         found = []
@@ -272,6 +287,11 @@ class Block:
     def projections(self) -> list[Projection]:
         """Contractions of data with constants, in graph order."""
         return list(_projections(self))
+
+
+def _are_unequal(size: int | ir.SymbolicDim, other: int | ir.SymbolicDim) -> bool:
+    """Whether two sizes are known to differ; symbols may be names of one size."""
+    return size != other and (isinstance(size, int) or isinstance(other, int))
 
 
 def _is_sum(y: Array, start: Array, rest: Array) -> bool:

@@ -98,7 +98,9 @@ def _regions(
     """Regions that make rows y of rows x, x nearest to y first."""
     for x in itertools.islice(dataflow.dominators(y, given), 1, MOST_DOMINATORS):
         block = None if dataflow.depends(x, logits) else _region(dataflow, anchor, x, logits, y, start)
-        if block is not None and len(block.products()) >= 2 and _maps_rows_to_rows(block):
+        if block is None or block.sizes_of_y() is None:
+            continue
+        if len(block.products()) >= 2 and _maps_rows_to_rows(block):
             yield block
 
 

@@ -53,8 +53,8 @@ def choices(dataflow: DataFlow, graph: ir.Graph) -> Iterator[Choice]:
     """Those of which at least two stacks of weights are gathered, as experts need."""
     gathers: dict[ir.Value, list[ir.Node]] = {}
     for node in graph:
-        if is_op(node, "Gather", "GatherND") and _is_stack(dataflow, node.inputs[0]):
-            ids = _source(node.inputs[1])
+        if is_op(node, "Gather", "GatherND") and is_stack(dataflow, node.inputs[0]):
+            ids = source_of(node.inputs[1])
             if ids.dtype == ir.DataType.INT64 and _are_pairs(ids) and not dataflow.constant(ids):
                 gathers.setdefault(ids, []).append(node)
     for ids, nodes in gathers.items():
@@ -63,8 +63,8 @@ def choices(dataflow: DataFlow, graph: ir.Graph) -> Iterator[Choice]:
         if len(nodes) < 2 or len(counts) > 1 or product is None:
             continue
         readers = [(node, 1) for node in nodes]
-        uses = tuple(_uses(dataflow, readers, ids)), tuple(_uses(dataflow, [product], _source(_operand(product))))
-        yield Choice(ids, _source(_operand(product)), counts.pop(), uses)
+        uses = tuple(_uses(dataflow, readers, ids)), tuple(_uses(dataflow, [product], source_of(_operand(product))))
+        yield Choice(ids, source_of(_operand(product)), counts.pop(), uses)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,12 +125,12 @@ def spread(graph: ir.Graph, dataflow: DataFlow, choice: Choice) -> Spread | None
     return Spread(choice, mixture, selection, tuple(nodes))
 
 
-def _is_stack(dataflow: DataFlow, value: ir.Value | None) -> bool:
+def is_stack(dataflow: DataFlow, value: ir.Value | None) -> bool:
     """Whether a value holds a matrix for each expert."""
     return value is not None and dataflow.constant(value) and len(dataflow.shape(value)) == 3
 
 
-def _source(value: ir.Value | None) -> ir.Value:
+def source_of(value: ir.Value | None) -> ir.Value:
     """The value of which this one is another shape or type."""
     assert value is not None
     while (node := value.producer()) is not None and node.op_type in _SHAPING and node.inputs[0] is not None:
@@ -148,7 +148,7 @@ def _weighed(dataflow: DataFlow, gathers: list[ir.Node], ids: ir.Value) -> Use |
     for _, node in zip(range(MOST_READERS), dataflow.readers(reached), strict=False):
         others = [index for index, value in enumerate(node.inputs) if value is not None and value not in reached]
         if is_op(node, "Mul") and len(others) == 1:
-            weights = _source(node.inputs[others[0]])
+            weights = source_of(node.inputs[others[0]])
             is_float = weights.dtype is not None and weights.dtype.is_floating_point()
             if is_float and _are_pairs(weights) and weights.shape == ids.shape and not dataflow.constant(weights):
                 return node, others[0]

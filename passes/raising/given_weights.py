@@ -37,18 +37,21 @@ MOST_REGIONS = 2
 
 
 def weighed_blocks(dataflow: DataFlow, source: ir.Value, anchor: ir.Node) -> Iterator[Block]:
-    """Blocks whose logits are weights [T,E] that everything computed from ``source`` comes through, those nearest to
-    the experts first."""
+    """Blocks whose logits are weights [T,E] that everything computed from ``source`` comes through: those of as many
+    experts as the source has first, and of these those nearest to the experts."""
     given = dataflow.determined_by([source])
     behind = itertools.islice(dataflow.post_dominators([source], given), MOST_BEHIND)
     weights = [value for value in (source, *behind) if _may_weigh(value)]
-    for value in weights[: -MOST_VALUES - 1 : -1]:
+    likely = sorted(reversed(weights), key=lambda value: experts_of(value) != experts_of(source))
+    for value in likely[:MOST_VALUES]:
         yield from blocks_weighed_by(dataflow, value, anchor)
 
 
 def blocks_weighed_by(dataflow: DataFlow, weights: ir.Value, anchor: ir.Node) -> Iterator[Block]:
     """Blocks whose logits are these weights [T,E]."""
-    most = None if width(weights) is None else _most_chosen(dataflow, weights)
+    node = weights.producer()
+    by_tokens = node.inputs[0] if width(weights) is None and is_op(node, "Transpose") else weights
+    most = None if by_tokens is None or width(by_tokens) is None else most_chosen(dataflow, by_tokens)
     weighing = Weighing(_never_negative(dataflow, weights), most or experts_of(weights) or 0)
     for block in itertools.islice(candidate_blocks(dataflow, anchor, weights), MOST_REGIONS):
         yield dataclasses.replace(block, weighing=weighing)
@@ -112,14 +115,20 @@ def _never_negative(dataflow: DataFlow, value: ir.Value) -> bool:
     def constant(one: ir.Value) -> Array | None:
         return dataflow.array(one) if dataflow.constant(one) and _elements(dataflow, one) <= MOST_BOUNDS else None
 
-    nodes = dataflow.between([value], lambda v: dataflow.constant(v) or is_contraction(v.producer()))
+    nodes = dataflow.between([value], lambda v: dataflow.constant(v) or _is_projection(dataflow, v.producer()))
     return bool(intervals(nodes, {}, constant)[value].whole.low >= 0) if nodes else False
 
 
-def _most_chosen(dataflow: DataFlow, value: ir.Value) -> int | None:
+def _is_projection(dataflow: DataFlow, node: ir.Node | None) -> bool:
+    """Whether a node multiplies data with a constant, as routers do, not with other data, as dispatch masks do."""
+    return node is not None and is_contraction(node) and any(map(dataflow.constant, node.inputs))
+
+
+def most_chosen(dataflow: DataFlow, value: ir.Value | None) -> int | None:
     """How many weights [...,E] of a token are not 0, at most; None where that is not to be seen."""
-    node, rank = value.producer(), len(value.shape) if value.shape is not None else 0
-    if node is None:
+    node = None if value is None else value.producer()
+    rank = 0 if value is None or value.shape is None else len(value.shape)
+    if node is None or value is None:
         return None
     if node.op_type == "ScatterElements" and node.attributes.get_int("axis", 0) in (-1, rank - 1):
         data, ids = node.inputs[:2]
@@ -129,8 +138,11 @@ def _most_chosen(dataflow: DataFlow, value: ir.Value) -> int | None:
         return 1 if dataflow.constant(off_on) and off_on is not None and dataflow.array(off_on)[0] == 0 else None
     if node.op_type == "Equal":
         return 1 if any(v is not None and _are_ids(dataflow, v) for v in node.inputs) else None
+    if node.op_type == "Greater":
+        bound = dataflow.scalar(node.inputs[1])
+        return most_chosen(dataflow, node.inputs[0]) if bound is not None and bound >= 0 else None
     factors = node.inputs if node.op_type in ("And", "Mul") else node.inputs[:1] if node.op_type == "Cast" else ()
-    found = [_most_chosen(dataflow, v) for v in factors if v is not None and width(v) == width(value)]
+    found = [most_chosen(dataflow, v) for v in factors if v is not None and width(v) == width(value)]
     return min((count for count in found if count is not None), default=None)
 
 

@@ -134,15 +134,13 @@ class _Writer:
 
     def finish(self, y: ir.Value) -> None:
         """Let y [T,d], and what the block starts from, take the place of the block's output, in the shape that has."""
-        old, x, start = self.block.y, self.block.x, self.block.start
+        old, start = self.block.y, self.block.start
         y = self.cast(y, old.dtype, "y")
         if start is not None:
             node = ir.node("Add", [self.rows(start, self.block.d, "start"), y], name=f"{self.name}.sum")
             (y,) = self.add(node, old.dtype, "sum")
-        if old.shape is None or len(old.shape) != 2:
-            shape = ir.node("Shape", [x], name=f"{self.name}.shape")
-            (target,) = self.add(shape, ir.DataType.INT64, "shape")
-            node = ir.node("Reshape", [y, target], {"allowzero": 1}, name=f"{self.name}.restore")
+        if old.shape is None or len(old.shape) != 2 or old.shape[1] != self.block.d:
+            node = ir.node("Reshape", [y, self._shape_of_y()], {"allowzero": 1}, name=f"{self.name}.restore")
             (y,) = self.add(node, old.dtype, "restored")
         y.shape = old.shape
         last = y.producer()
@@ -151,3 +149,21 @@ class _Writer:
         if old.is_graph_output():
             y.name, old.name = old.name, f"{self.name}.replaced"
         ir.convenience.replace_all_uses_with(old, y, replace_graph_outputs=True)
+
+    def _shape_of_y(self) -> ir.Value:
+        """The shape of the block's output: that of x, or sizes from wherever they are known."""
+        x, sizes = self.block.x, self.block.sizes_of_y()
+        assert sizes is not None
+        if sizes == [(x, axis) for axis in range(len(x.shape or ()))]:
+            node = ir.node("Shape", [x], name=f"{self.name}.shape")
+            return self.add(node, ir.DataType.INT64, "shape")[0]
+        parts: list[ir.Value] = []
+        for axis, size in enumerate(sizes):
+            if isinstance(size, int):
+                parts.append(self.constant(np.array([size]), f"size_{axis}"))
+            else:
+                source, start = size
+                node = ir.node("Shape", [source], {"start": start, "end": start + 1}, name=f"{self.name}.size_{axis}")
+                parts += self.add(node, ir.DataType.INT64, f"size_{axis}")
+        node = ir.node("Concat", parts, {"axis": 0}, name=f"{self.name}.shape")
+        return self.add(node, ir.DataType.INT64, "shape")[0]

@@ -61,6 +61,8 @@ CASES = {
     "s = Sigmoid (x)\n c = Less (x, zero)\n y = Where (c, s, zero)": (0, 1),
     "c = Less (x, seven)\n y = Where (c, zero, x)": (0, LARGEST),
     "s = Sigmoid (x)\n y = ReduceSum (s, axis)": (0, LARGEST),
+    's = Sigmoid (x)\n y = Einsum <equation = "te,te->te"> (s, s)': (0, LARGEST),
+    's = Sigmoid (x)\n a = Tanh (x)\n y = Einsum <equation = "te,te->te"> (s, a)': (-LARGEST, LARGEST),
     "y = Tanh (x)": (-1, 1),
     "n = Shape (x)\n y = Cast <to = 3> (n)": (-128, 127),
     "n = ArgMax <axis = -1> (x)\n y = Cast <to = 3> (n)": (0, 4),

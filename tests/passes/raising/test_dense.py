@@ -69,3 +69,14 @@ def test_sibling_that_samples_has_no_block(build, raise_and_compare):
     report = Report()
     assert raise_and_compare(build(text), report, tokens=(1, 7)) == []
     assert report.remarks == [], "a selection that has nothing to do with experts is not worth a remark"
+
+
+def test_a_result_of_another_rank_than_the_tokens_has_its_own_shape(build, texts, normal, raise_and_compare):
+    """Weights of a token as a row that is multiplied with its experts' results: y is [T,1,d], and cut behind that."""
+    text = texts["dense"].replace("y = Einsum", "unused = Einsum")
+    text += "row = Unsqueeze (mixture, one)\n product = MatMul (row, o)\n y = Squeeze (product, one)"
+    route, _ = raise_and_compare(build(text, up=normal(4, 6, 5), down=normal(4, 5, 6)))
+    assert spec_of(route, RouteSpec) == RouteSpec(k=2, normalize=True)
+    text = text.replace("td,edf->tef", "btd,edf->btef").replace("tef,efd->ted", "btef,efd->bted")
+    text = text.replace("unused", "none").replace("ted,te->td", "bted,bte->btd").replace(", one)", ", two)")
+    raise_and_compare(build(text, "B,T,6", up=normal(4, 6, 5), down=normal(4, 5, 6)))

@@ -147,6 +147,24 @@ PLACED = """
 """
 
 
+def test_weights_of_places_may_be_products_of_what_the_router_makes(build, texts, normal, raise_and_compare):
+    multiplied = 'combine = Einsum <equation = "te,tec->tec"> (kept, place)'
+    text = texts["router"] + PLACED.replace("kept_column = Unsqueeze (kept, minus_one)", "")
+    text = text.replace("combine = Mul (kept_column, place)", multiplied)
+    weights = {"up": normal(4, 6, 5), "down": normal(4, 5, 6), "places": np.array([1, 2, 3], np.float32)}
+    route, _ = raise_and_compare(build(text, **weights, **LIMITS))
+    assert spec_of(route, RouteSpec) == RouteSpec(k=2, score="relu", threshold=0.0)
+
+
+def test_weights_are_looked_for_among_values_as_wide_as_the_logits(build, texts, normal, raise_and_compare):
+    """Behind a router that is not known stand many values that are as wide as a token."""
+    text = texts["dense"].replace("total = ReduceSum <keepdims = 1> (top, minus_one)", "total = Exp (top)")
+    text = text.replace("w = Div (top, total)", "w = Sqrt (total)").replace("y = Einsum", "mixed = Einsum")
+    text += "shaped = Reshape (mixed, rows)\n a0 = Neg (shaped)\n a1 = Neg (a0)\n a2 = Neg (a1)\n a3 = Neg (a2)\n"
+    route, _ = raise_and_compare(build(f"{text} y = Neg (a3)", up=normal(4, 6, 5), down=normal(4, 5, 6)))
+    assert spec_of(route, RouteSpec) == RouteSpec(k=2, score="relu", threshold=0.0)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_experts_whose_tokens_have_places_are_raised_behind_a_router_that_stays(
     build, texts, normal, raise_and_compare, shared

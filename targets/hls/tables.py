@@ -100,6 +100,9 @@ def _quality_table(report: Mapping[str, Any]) -> Table:
     for name, one in report["model_outputs"].items():
         same = "" if one["same_largest"] is None else f"{one['same_largest']:.2%} with the largest at the same place"
         rows.append((f"{name} (of the model)", _decibels(one["decibels"]), same))
+    rows += [
+        (one["node"], _decibels(one["decibels"]), "of the floats in front of it") for one in report.get("layers", ())
+    ]
     title = f"Signal over quantisation noise on {quality['tokens']} calibration tokens"
     if "agreement" in quality:
         title += f"; {quality['agreement']:.2%} of the pairs of token and expert as in floats"

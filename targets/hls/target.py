@@ -72,7 +72,7 @@ class HlsTarget:
         whole = "" if self.options.by_block else self._whole(model, blocks, outside, inputs)
         if not isinstance(whole, str):
             project, rest, agreements = whole
-            warnings = _warnings(padded, rest, project.report["outside"], agreements)
+            warnings = _warnings([project], padded, rest, project.report["outside"], agreements)
             return Projects(self.name, inputs_of_model, outputs_of_model, [project], warnings=warnings)
         parts = [block.graph for block in blocks]
         floats = calibrate.run_floats(model, parts, inputs)
@@ -94,7 +94,7 @@ class HlsTarget:
         for project in projects:
             of_node = [one for one in agreements if one.node == project.report["node"]]
             project.report["agreement"] = [dataclasses.asdict(one) for one in of_node]
-        warnings = _warnings(padded, rest, (), agreements)
+        warnings = _warnings(projects, padded, rest, (), agreements)
         return Projects(self.name, inputs_of_model, outputs_of_model, projects, warnings=warnings)
 
     def _whole(
@@ -151,9 +151,16 @@ def _projects(
     return projects
 
 
-def _warnings(padded: str | None, rest: Outside, outside: Sequence[str], agreements: Sequence[Agreement]) -> list[str]:
+def _warnings(
+    projects: Sequence[Project],
+    padded: str | None,
+    rest: Outside,
+    outside: Sequence[str],
+    agreements: Sequence[Agreement],
+) -> list[str]:
     """``padded``: what became of pads; ``outside``: why parts of a whole model are in no project."""
-    listed = (padded, str(rest) if rest.operators else None, *outside, unseen(agreements))
+    noisy = quality.too_noisy([project.report for project in projects])
+    listed = (noisy, padded, str(rest) if rest.operators else None, *outside, unseen(agreements))
     return [text for text in listed if text is not None]
 
 

@@ -28,7 +28,7 @@ from moec.targets.hls.model.estimate import choose_model, loads_of
 from moec.targets.hls.model.float_model import GraphModel
 from moec.targets.hls.model.graph import find_decoder, find_model, without_head
 from moec.targets.hls.model.masters import with_masters
-from moec.targets.hls.model.plan import ModelPlan
+from moec.targets.hls.model.plan import ModelPlan, stream_steps
 from moec.targets.hls.model.project import TOP, model_files
 from moec.targets.hls.model.quantize import quantize_model
 from moec.targets.hls.moe import quality
@@ -98,6 +98,7 @@ def _project(
             "decibels": {key: one["decibels"] for key, one in compared.items()},
             "tokens": len(sequences) * len(first),
         },
+        "layers": _by_layer(graph, plan, seen),
         "vectors": len(first),
         "model_outputs": compared,
         "outside": [f"the head: {graph.headless}"] if graph.headless else [],
@@ -155,6 +156,17 @@ def _compared(
         floats,
         {name: one.reshape(floats[name].shape) for name, one in zip(floats, cut, strict=True)},
     )
+
+
+def _by_layer(graph: GraphModel, plan: ModelPlan, seen: _Seen) -> list[dict[str, Any]]:
+    """How far each block in integers is from the floats, on what the graph gives it of the first image or sequence."""
+    count, scale = len(seen.sequences), plan.stream_scale
+    first, *others = [stream.reshape(count, -1, plan.width)[0].astype(np.float32) for stream in seen.streams]
+    found = []
+    for block, layer, given, expected in zip(graph.blocks, plan.blocks, [first, *others], others, strict=False):
+        made = reference.run_layer(layer, stream_steps(given, scale)) * scale
+        found.append({"node": block.name, "decibels": quality.signal_to_noise(expected, made)})
+    return found
 
 
 def _place(model: ir.Model, graph: GraphModel) -> int:

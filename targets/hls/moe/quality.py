@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,10 @@ from moec.targets.hls.moe.float_block import FloatBlock
 from moec.targets.hls.moe.quantize import GATE_ONE, QuantizedBlock
 
 Array = np.ndarray[Any, Any]
+
+LEAST_DECIBELS = 10.0
+"""Of an output: with less, the noise is a third of the signal. With int4 weights, rounded to nearest, all examples have
+13 and more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,33 @@ def compare_outputs(floats: Mapping[str, Array], found: Mapping[str, Array]) -> 
         same = float((answers[0] == answers[1]).mean()) if answers and len(answers[0]) else None
         report[name] = {"decibels": signal_to_noise(expected, found[name]), "same_largest": same}
     return report
+
+
+def too_noisy(reports: Sequence[Mapping[str, Any]]) -> str | None:
+    """What to say of the projects of a model whose integers are far from the floats on the calibration data, by their
+    reports; None where they are near. A layer is measured on what the graph gives it."""
+    outputs = {name: one["decibels"] for report in reports for name, one in report["model_outputs"].items()}
+    layers = {one["node"]: one["decibels"] for report in reports for one in _layers(report)}
+    worst = [
+        (what, *min(measured, key=lambda one: one[1]))
+        for what, found in (("the output", outputs), ("worst of all layers", layers))
+        if (measured := [(name, ratio) for name, ratio in found.items() if ratio is not None])
+    ]
+    if all(ratio >= LEAST_DECIBELS for *_, ratio in worst):
+        return None
+    said = ", ".join(f"{what} {name!r} has {ratio:.1f} dB" for what, name, ratio in worst)
+    return (
+        f"DO NOT USE THESE PROJECTS: their integers are far from the floats on the calibration data: {said}; expected "
+        f"{LEAST_DECIBELS:g} at least. Calibrate with numbers as the model takes them; look in that layer for channels "
+        "or results that are thousands of times as large as others, which leave the rest no steps; give int4 weights "
+        "8 bits. moec inspect shows all figures"
+    )
+
+
+def _layers(report: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Those of a whole model, or the block that a project is."""
+    of_block = {"node": report["node"], "decibels": report["quality"]["decibels"].get("output")}
+    return report.get("layers", [of_block])
 
 
 def signal_to_noise(expected: Array, found: Array) -> float | None:

@@ -45,6 +45,8 @@ def test_ids_become_logits_in_one_design(model):
     assert project.report["node"].startswith("the whole model")
     assert project.report["model_outputs"]["logits"]["decibels"] > 25
     assert (project.report["outside"], project.report["rest"]["operators"]) == ([], ())
+    assert [one["node"] for one in project.report["layers"]] == [one["node"] for one in project.report["agreement"][:4]]
+    assert all(one["decibels"] > 28 for one in project.report["layers"])
     (unseen,) = projects.warnings
     assert re.search(r"does not show: sequences of other lengths than 97 \(\w+ and 1 more\); positions from 97", unseen)
     assert np.frombuffer(project.files["data/layers.bin"], "<i4").reshape(-1, 6, 32)[:, 0, [1, 27]].tolist() == [

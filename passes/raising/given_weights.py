@@ -85,7 +85,10 @@ def placed_routings(block: Block) -> list[Routing]:
     return [
         _placed_routing(block, value)
         for value in met
-        if value in block.selected and _has_places(value, block.logits) and _never_negative(block.dataflow, value)
+        if value in block.selected
+        and value not in block.from_x  # hidden units, times their expert's weight, are no weights
+        and _has_places(value, block.logits)
+        and _never_negative(block.dataflow, value)
     ]
 
 
@@ -98,10 +101,10 @@ def _placed_routing(block: Block, places: ir.Value) -> Routing:
 
 
 def _has_places(value: ir.Value, logits: ir.Value) -> bool:
-    """Whether a value may be weights [...,E,C] for logits [...,E]."""
+    """Whether a value may be weights [...,E,C] for logits [...,E], of more than one place."""
     if value.shape is None or logits.shape is None or value.dtype is None or not value.dtype.is_floating_point():
         return False
-    return list(value.shape)[:-1] == list(logits.shape)
+    return value.shape[-1] != 1 and list(value.shape)[:-1] == list(logits.shape)
 
 
 def _may_weigh(value: ir.Value) -> bool:

@@ -32,6 +32,22 @@ def test_rows_of_all_experts_in_one_matrix(build, texts, normal, raise_and_compa
     assert spec_of(experts, ExpertsSpec) == ExpertsSpec("relu", "none", down_transposed=True)
 
 
+def test_hidden_units_times_weights_are_no_weights_of_places(build, texts, normal, raise_and_compare):
+    """Two products with the matrices of all experts; between them, hidden units [T,E,f] of which none is negative."""
+    biased = "biased = Add (logits, bias)\n scores = Softmax <axis = -1> (biased)"
+    text = texts["dense"].partition("h = Einsum")[0].replace("scores = Softmax <axis = -1> (logits)", biased)
+    text += """all = Gemm <transB = 1> (x, up, up_biases)
+        positive = Relu (all)
+        a = Reshape (positive, by_expert)
+        column = Unsqueeze (mixture, minus_one)
+        weighed = Mul (a, column)
+        units = Reshape (weighed, by_unit)
+        y = MatMul (units, down)"""
+    sizes = {"by_expert": np.array([-1, 4, 5]), "by_unit": np.array([-1, 20])}
+    route, _ = raise_and_compare(build(text, up=normal(20, 6), up_biases=normal(20), down=normal(20, 6), **sizes))
+    assert spec_of(route, RouteSpec) == RouteSpec(k=2, normalize=True)
+
+
 def test_a_row_that_no_expert_has_is_left_out(build, texts, normal, raise_and_compare):
     text = flat(texts, "more = Gemm <transB = 1> (x, up)\nall = Slice (more, zero, end, one)")
     arrays = {"up": normal(21, 6), "down": normal(4, 5, 6), "by_expert": np.array([-1, 4, 5]), "end": np.array([20])}

@@ -7,10 +7,9 @@ import functools
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from moec.errors import ArtifactError
-from moec.runtime.device import Device
 from moec.runtime.expert_calls import register_calls, streaming
 from moec.runtime.library import load_ffi, load_objects
 from moec.runtime.streamed_experts import StreamedExperts
@@ -37,11 +36,24 @@ Instrument = Callable[..., int]
 """Called before and after each call with the function, its name, whether it is before, the result and the arguments."""
 
 
+class Place(Protocol):
+    """What a program asks of the device that it is loaded on, a :class:`moec.runtime.device.Device`."""
+
+    @property
+    def number(self) -> int:
+        """The kind of device as DLPack counts."""
+        ...
+
+    def loading(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, a program's objects can be loaded."""
+        ...
+
+
 class LoadedProgram:
     """What linked object files hold. Not to be run by two threads at once."""
 
     def __init__(
-        self, objects: Sequence[pathlib.Path], where: str, device: Device, experts: StreamedExperts | None = None
+        self, objects: Sequence[pathlib.Path], where: str, device: Place, experts: StreamedExperts | None = None
     ) -> None:
         """``experts``: what it asks for those that it streams. Raises ArtifactError where the objects do not link, and
         what the device raises for code it cannot run."""

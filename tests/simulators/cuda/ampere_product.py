@@ -1,7 +1,7 @@
-"""A matrix product as kernels for Ampere are built: a ring of panels that come by cp.async, multiplied by mma.
+"""A matrix product as kernels for Ampere are built: a ring of k-tiles that come by cp.async, multiplied by mma.
 
 ``y[places[r], :] = x[r, :] @ w^T`` for the rows whose place is not -1; places are unique. Four warps share 16 rows and
-64 columns. Piece p of 16 bytes of line r lies at place ``p ^ (r % 8)``.
+64 columns. Chunk c of 16 bytes of row r lies at place ``c ^ (r % 8)``.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import numpy as np
 from ...targets.guarded import guarded
 from .emulated import Kernel
 
-ROWS, COLUMNS, DEPTH, PANELS, STAGES = 16, 64, 64, 6, 4
+ROWS, COLUMNS, DEPTH, K_TILES, STAGES = 16, 64, 64, 6, 4
 DYNAMIC_BYTES = STAGES * (ROWS + COLUMNS) * DEPTH * 2
 _UNTOUCHED = np.float32(-77)
 
 SOURCE = f"""
 __forceinline__ __device__ void commit_copies() {{ asm volatile("cp.async.commit_group;" : : : "memory"); }}
-__forceinline__ __device__ void wait_for_panel() {{ asm volatile("cp.async.wait_group {STAGES - 2};" : : : "memory"); }}
+__forceinline__ __device__ void wait_for_tile() {{ asm volatile("cp.async.wait_group {STAGES - 2};" : : : "memory"); }}
 __forceinline__ __device__ void wait_for_all() {{ asm volatile("cp.async.wait_group 0;" : : : "memory"); }}
 __forceinline__ __device__ void copy(void* to, const void* from, unsigned bytes) {{
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
@@ -33,42 +33,42 @@ __forceinline__ __device__ void multiply(float* d, unsigned a0, unsigned a1, uns
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b[0]), "r"(b[1]));
 }}
-__forceinline__ __device__ void start_copies(half* x_panel, half* w_panel, half* x, half* w, int* places, int panel) {{
-  int piece = threadIdx.x % 8;
+__forceinline__ __device__ void start_copies(half* x_tile, half* w_tile, half* x, half* w, int* places, int k_tile) {{
+  int chunk = threadIdx.x % 8;
   for (int i = 0; i < {(ROWS + COLUMNS) // 16}; ++i) {{
-    int line = i * 16 + threadIdx.x / 8, at = (piece ^ (line % 8)) * 8, from = panel * {DEPTH} + piece * 8;
-    if (line < {ROWS}) {{
-      copy(x_panel + line * {DEPTH} + at, x + line * {PANELS * DEPTH} + from, places[line] < 0 ? 0 : 16);
+    int row = i * 16 + threadIdx.x / 8, at = (chunk ^ (row % 8)) * 8, from = k_tile * {DEPTH} + chunk * 8;
+    if (row < {ROWS}) {{
+      copy(x_tile + row * {DEPTH} + at, x + row * {K_TILES * DEPTH} + from, places[row] < 0 ? 0 : 16);
     }} else {{
-      copy(w_panel + (line - {ROWS}) * {DEPTH} + at, w + (line - {ROWS}) * {PANELS * DEPTH} + from, 16);
+      copy(w_tile + (row - {ROWS}) * {DEPTH} + at, w + (row - {ROWS}) * {K_TILES * DEPTH} + from, 16);
     }}
   }}
 }}
 extern "C" __global__ void __launch_bounds__(128) product(half* x, half* w, int* places, float* y) {{
   extern __shared__ __align__(128) unsigned char pool_ptr[];
-  half* x_panels = (half*)pool_ptr;
-  half* w_panels = x_panels + {STAGES * ROWS * DEPTH};
+  half* x_tiles = (half*)pool_ptr;
+  half* w_tiles = x_tiles + {STAGES * ROWS * DEPTH};
   int lane = threadIdx.x % 32, warp_column = threadIdx.x / 32 * 16;
   float sums_ptr[8];
   for (int i = 0; i < 8; ++i) sums_ptr[i] = 0.0f;
   for (int stage = 0; stage < {STAGES - 1}; ++stage) {{
-    start_copies(x_panels + stage * {ROWS * DEPTH}, w_panels + stage * {COLUMNS * DEPTH}, x, w, places, stage);
+    start_copies(x_tiles + stage * {ROWS * DEPTH}, w_tiles + stage * {COLUMNS * DEPTH}, x, w, places, stage);
     commit_copies();
   }}
   int reading = 0, writing = {STAGES - 1};
-  for (int panel = 0; panel < {PANELS}; ++panel) {{
-    wait_for_panel();
+  for (int k_tile = 0; k_tile < {K_TILES}; ++k_tile) {{
+    wait_for_tile();
     __syncthreads();
-    if (panel < {PANELS - STAGES + 1})
-      start_copies(x_panels + writing * {ROWS * DEPTH}, w_panels + writing * {COLUMNS * DEPTH}, x, w, places,
-                   panel + {STAGES - 1});
-    commit_copies();  // of each panel
+    if (k_tile < {K_TILES - STAGES + 1})
+      start_copies(x_tiles + writing * {ROWS * DEPTH}, w_tiles + writing * {COLUMNS * DEPTH}, x, w, places,
+                   k_tile + {STAGES - 1});
+    commit_copies();  // of each k-tile
     for (int step = 0; step < 4; ++step) {{
       unsigned a[4], b[4];
-      int a_piece = (step * 2 + lane / 16) ^ (lane % 8), b_piece = (step * 2 + lane / 8 % 2) ^ (lane % 8);
-      load_fragments(a[0], a[1], a[2], a[3], x_panels + reading * {ROWS * DEPTH} + lane % 16 * {DEPTH} + a_piece * 8);
-      load_fragments(b[0], b[1], b[2], b[3], w_panels + reading * {COLUMNS * DEPTH}
-                     + (warp_column + lane / 16 * 8 + lane % 8) * {DEPTH} + b_piece * 8);
+      int a_chunk = (step * 2 + lane / 16) ^ (lane % 8), b_chunk = (step * 2 + lane / 8 % 2) ^ (lane % 8);
+      load_fragments(a[0], a[1], a[2], a[3], x_tiles + reading * {ROWS * DEPTH} + lane % 16 * {DEPTH} + a_chunk * 8);
+      load_fragments(b[0], b[1], b[2], b[3], w_tiles + reading * {COLUMNS * DEPTH}
+                     + (warp_column + lane / 16 * 8 + lane % 8) * {DEPTH} + b_chunk * 8);
       multiply(sums_ptr, a[0], a[1], a[2], a[3], b);
       multiply(sums_ptr + 4, a[0], a[1], a[2], a[3], b + 2);
     }}
@@ -89,7 +89,7 @@ class AmpereProduct:
 
     def __init__(self) -> None:
         random = np.random.default_rng(0)
-        used, depth = 13, PANELS * DEPTH
+        used, depth = 13, K_TILES * DEPTH
         x = random.standard_normal((ROWS, depth)).astype(np.float16)
         w = (random.standard_normal((COLUMNS, depth)) / depth**0.5).astype(np.float16)
         places = np.full(ROWS, -1, np.int32)

@@ -16,7 +16,7 @@ from .barrier_functions import BARRIER_FUNCTIONS
 from .emulated import Kernel, aligned
 
 ROWS = COLUMNS = DEPTH = 64
-PANELS, STAGES = 5, 3
+K_TILES, STAGES = 5, 3
 SUMS = COLUMNS // 2
 DYNAMIC_BYTES = STAGES * (ROWS + COLUMNS) * DEPTH * 2 + STAGES * 16
 
@@ -45,9 +45,9 @@ __forceinline__ __device__ uint64_t descriptor(const void* start) {{
 extern "C" __global__ void __launch_bounds__(256) product(
     half* x, int* rows, const __grid_constant__ CUtensorMap w, float* y) {{
   extern __shared__ __align__(1024) unsigned char pool_ptr[];
-  half* x_panels = (half*)pool_ptr;
-  half* w_panels = x_panels + {STAGES * ROWS * DEPTH};
-  uint64_t* full = (uint64_t*)(w_panels + {STAGES * COLUMNS * DEPTH});
+  half* x_tiles = (half*)pool_ptr;
+  half* w_tiles = x_tiles + {STAGES * ROWS * DEPTH};
+  uint64_t* full = (uint64_t*)(w_tiles + {STAGES * COLUMNS * DEPTH});
   uint64_t* empty = full + {STAGES};
   int thread = threadIdx.x % 128;
   if (threadIdx.x == 0)
@@ -56,19 +56,19 @@ extern "C" __global__ void __launch_bounds__(256) product(
   __syncthreads();
   int stage = 0, phase = 0;
   if (threadIdx.x < 128) {{
-    for (int panel = 0; panel < {PANELS}; ++panel) {{
+    for (int k_tile = 0; k_tile < {K_TILES}; ++k_tile) {{
       wait(&empty[stage], phase ^ 1);
       if (thread == 0) {{
         arrive_with_bytes(&full[stage], {COLUMNS * DEPTH * 2});
-        copy_box(w_panels + stage * {COLUMNS * DEPTH}, &w, panel * {DEPTH}, 0, &full[stage]);
+        copy_box(w_tiles + stage * {COLUMNS * DEPTH}, &w, k_tile * {DEPTH}, 0, &full[stage]);
       }}
       for (int i = 0; i < 4; ++i) {{
-        int row = i * 16 + thread / 8, piece = thread % 8, source = rows[row];
-        copy(x_panels + stage * {ROWS * DEPTH} + row * {DEPTH} + (piece ^ (row % 8)) * 8,
-             x + (source < 0 ? 0 : source) * {PANELS * DEPTH} + panel * {DEPTH} + piece * 8, source < 0 ? 0 : 16);
+        int row = i * 16 + thread / 8, chunk = thread % 8, source = rows[row];
+        copy(x_tiles + stage * {ROWS * DEPTH} + row * {DEPTH} + (chunk ^ (row % 8)) * 8,
+             x + (source < 0 ? 0 : source) * {K_TILES * DEPTH} + k_tile * {DEPTH} + chunk * 8, source < 0 ? 0 : 16);
       }}
       commit_copies();
-      if (panel > 0) {{
+      if (k_tile > 0) {{
         wait_for_all_but_one_copy();
         publish();
         arrive(&full[(stage + {STAGES - 1}) % {STAGES}], 1);
@@ -80,21 +80,21 @@ extern "C" __global__ void __launch_bounds__(256) product(
     arrive(&full[(stage + {STAGES - 1}) % {STAGES}], 1);
   }} else {{
     alignas(64) float sums_ptr[{SUMS}];
-    for (int panel = 0; panel < {PANELS}; ++panel) {{
+    for (int k_tile = 0; k_tile < {K_TILES}; ++k_tile) {{
       wait(&full[stage], phase);
       asm volatile("wgmma.fence.sync.aligned;" : : : "memory");
       for (int step = 0; step < 4; ++step) {{
-        int adds = panel + step > 0;
+        int adds = k_tile + step > 0;
         asm volatile("{{ .reg .pred p; setp.ne.b32 p, %{SUMS + 2}, 0; "
           "wgmma.mma_async.sync.aligned.m64n{COLUMNS}k16.f32.f16.f16 {{{_OPERANDS}}}, "
           "%{SUMS}, %{SUMS + 1}, p, 1, 1, 0, 0; }}"
           : {_SUMS}
-          : "l"(descriptor(x_panels + stage * {ROWS * DEPTH}) + step * 2),
-            "l"(descriptor(w_panels + stage * {COLUMNS * DEPTH}) + step * 2), "r"(adds));
+          : "l"(descriptor(x_tiles + stage * {ROWS * DEPTH}) + step * 2),
+            "l"(descriptor(w_tiles + stage * {COLUMNS * DEPTH}) + step * 2), "r"(adds));
       }}
       asm volatile("wgmma.commit_group.sync.aligned;");
       asm volatile("wgmma.wait_group.sync.aligned 1;" : : : "memory");
-      if (panel > 0 && thread == 0) arrive(&empty[(stage + {STAGES - 1}) % {STAGES}], 1);
+      if (k_tile > 0 && thread == 0) arrive(&empty[(stage + {STAGES - 1}) % {STAGES}], 1);
       if (++stage == {STAGES}) {{ stage = 0; phase ^= 1; }}
     }}
     asm volatile("wgmma.wait_group.sync.aligned 0;" : : : "memory");
@@ -113,7 +113,7 @@ class HopperProduct:
 
     def __init__(self) -> None:
         random = np.random.default_rng(0)
-        depth = PANELS * DEPTH
+        depth = K_TILES * DEPTH
         self.x = aligned(random.standard_normal((90, depth)).astype(np.float16))
         self.w = aligned((random.standard_normal((COLUMNS, depth)) / depth**0.5).astype(np.float16))
         self.rows = np.where(np.arange(ROWS) < 60, random.integers(0, 90, ROWS), -1).astype(np.int32)

@@ -10,17 +10,17 @@ from .mutation import NO_FAULT, SCHEDULES, Fault, Mutants
 
 FAULTS = {
     "dropped barrier": Fault("    __syncthreads();\n", ""),
-    "wrong swizzle of the copies": Fault("(piece ^ (line % 8)) * 8", "piece * 8"),
+    "wrong swizzle of the copies": Fault("(chunk ^ (row % 8)) * 8", "chunk * 8"),
     "wrong swizzle of the fragments": Fault("(step * 2 + lane / 16) ^ (lane % 8)", "(step * 2 + lane / 16)"),
     "early stage release": Fault("writing = 3;", "writing = 2;"),
     "stage that does not exist": Fault("writing == 3 ?", "writing == 4 ?"),
     "too lax wait_group": Fault('"cp.async.wait_group 2;"', '"cp.async.wait_group 3;"'),
-    "missing commit": Fault("    commit_copies();  // of each panel\n", ""),
-    "missing wait": Fault("    wait_for_panel();\n", ""),
+    "missing commit": Fault("    commit_copies();  // of each k-tile\n", ""),
+    "missing wait": Fault("    wait_for_tile();\n", ""),
     "off-by-one mask: a row too many": Fault("if (place >= 0)", "if (place >= -1)"),
     "off-by-one mask: a row too few": Fault("if (place >= 0)", "if (place > 0)"),
-    "off-by-one mask: a panel too many": Fault("if (panel < 3)", "if (panel < 4)"),
-    "off-by-one mask: a panel too few": Fault("if (panel < 3)", "if (panel < 2)"),
+    "off-by-one mask: a k-tile too many": Fault("if (k_tile < 3)", "if (k_tile < 4)"),
+    "off-by-one mask: a k-tile too few": Fault("if (k_tile < 3)", "if (k_tile < 2)"),
     "registers exchanged": Fault("multiply(sums_ptr, a[0], a[1], a[2]", "multiply(sums_ptr, a[0], a[2], a[1]"),
 }
 

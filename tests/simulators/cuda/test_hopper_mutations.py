@@ -21,7 +21,7 @@ FAULTS = {
     ),
     "wrong step of the descriptor": Fault("step * 2", "step", 2),
     "wrong swizzle of the descriptor": Fault("(uint64_t)1 << 62", "(uint64_t)2 << 62"),
-    "wrong swizzle of the copies": Fault("(piece ^ (row % 8)) * 8", "piece * 8"),
+    "wrong swizzle of the copies": Fault("(chunk ^ (row % 8)) * 8", "chunk * 8"),
     "too lax wait_group": Fault('"cp.async.wait_group 1;"', '"cp.async.wait_group 2;"'),
     "missing commit": Fault("      commit_copies();\n", ""),
     "missing proxy fence": Fault("        publish();\n", ""),

@@ -12,7 +12,7 @@ COLUMNS, DEPTH = 72, 32
 SUMS = COLUMNS // 2
 _OPERANDS = ", ".join(f"%{i}" for i in range(SUMS))
 _OUTPUTS = ", ".join(f'"+f"(sums_ptr[{i}])' for i in range(SUMS))
-# Panels of 64 columns: LBO leads from one to the next, SBO from eight numbers of the depth to the next eight.
+# Tiles of 64 columns: LBO leads from one to the next, SBO from eight numbers of the depth to the next eight.
 SOURCE = (
     HELPERS
     + f"""
@@ -45,8 +45,8 @@ extern "C" __global__ void multiply(unsigned short* a, unsigned short* b, float*
 def test_columns_side_by_side():
     random = np.random.default_rng(0)
     a, b = (random.integers(-8, 8, shape).astype(ml_dtypes.bfloat16) for shape in ((64, 64), (DEPTH, 128)))
-    panels = np.ascontiguousarray(b.reshape(DEPTH, 2, 64).transpose(1, 0, 2))
+    tiles = np.ascontiguousarray(b.reshape(DEPTH, 2, 64).transpose(1, 0, 2))
     results = np.zeros((64, COLUMNS), np.float32)
-    load_one(SOURCE, "multiply")(a.view(np.uint16), panels.view(np.uint16), results, block=128)
+    load_one(SOURCE, "multiply")(a.view(np.uint16), tiles.view(np.uint16), results, block=128)
     wide = a.astype(np.float32)[:, :DEPTH], b.astype(np.float32)[:, :COLUMNS]
     np.testing.assert_array_equal(results, wide[0] @ wide[1])

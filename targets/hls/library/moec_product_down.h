@@ -34,7 +34,9 @@ void product_down(hls::stream<job_t>& jobs, hls::stream<item_t>& items, hls::str
                   hls::stream<typename types<Block>::results_t>& results) {
     typedef sizes<Block> S;
     const int N = Block::MASTERS_DOWN;
-    const int TILE_BEATS = tile_beats_down<Block>(0), RESULT_BEATS = result_beats_down<Block>(0);  // none has more
+    const int TILE_BEATS = tile_beats_down<Block>(0), RESULT_BEATS = result_beats_down<Block>(0);
+    static_assert(TILE_BEATS >= tile_beats_down<Block>(N - 1) && RESULT_BEATS >= result_beats_down<Block>(N - 1),
+                  "no master brings more than the first");
     typedef typename types<Block>::weights_t weights_t;
     typedef lanes_t<Block::TOTAL_BITS_DOWN, Block::LANES> partial_t;
     partial_t partial[Block::MAX_TOKENS * S::WIDTH_CHUNKS];

@@ -126,6 +126,8 @@ class KernelRecord:
     """Of the first call: the kernel's dynamic sizes, by the names that parameters and launches call them, as C
     expressions of the model's."""
     plan: Plan | None = None
+    calls: int = 1
+    """How often a run calls it, beside what the runtime calls; a call may be of several nodes."""
 
 
 Loader = Callable[[], "np.ndarray | Iterator[np.ndarray]"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from moec.common.specs import HeldState, State, StreamedExpertsSpec, TensorSpec
 
-FORMAT_VERSION = 17
+FORMAT_VERSION = 18
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # the candidate of kernels without a template: operators in plain loops

@@ -201,6 +201,8 @@ def _checked_kernel(record: dict[str, Any], where: str) -> dict[str, Any]:
         _typed(record, key, str, where)
     for key, kind in {"nodes": list, "attributes": dict, "sources": dict, "sizes": dict}.items():
         _typed(record, key, kind, where)
+    if not _is_size(_typed(record, "calls", int, where)):
+        raise ArtifactError(f"{where}: {record['calls']} calls are no number of them")
     for name in record["sources"]:
         _typed(record["sources"], name, str, where)
     _list_of(record, "nodes", str, where)

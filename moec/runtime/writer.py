@@ -272,6 +272,7 @@ def _kernel_fields(kernel: KernelRecord) -> dict[str, Any]:
         "parameters": [dataclasses.asdict(parameter) for parameter in kernel.parameters],
         "launches": [dataclasses.asdict(launch) for launch in kernel.launches],
         "sizes": kernel.sizes,
+        "calls": kernel.calls,
         "plan": None if kernel.plan is None else kernel.plan.as_data(),
     }
 

@@ -13,7 +13,9 @@ from tvm import tirx
 
 from moec.runtime.device_module import BEGINS_EARLY_TAG
 from moec.targets.base import Launch, LaunchCondition, SizeRange, TensorMap
+from moec.targets.cuda.accesses import stream_plan
 from moec.targets.cuda.launch_conditions import LAUNCH_IF, NO_LIMIT, launch_numbers
+from moec.targets.cuda.launch_model.plans import StreamPlan
 from moec.targets.cuda.nvcc_report import registers_of
 from moec.targets.tvm.c_expressions import in_c
 
@@ -32,6 +34,8 @@ class LaunchRecorder:
     def __init__(self) -> None:
         self.launches: dict[str, list[Launch]] = {}
         """By the name of the kernel, in order."""
+        self.plans: dict[str, StreamPlan] = {}
+        """What the kernel moves, for those that do not say how they share out their work."""
 
     def run_after_pass(self, module: tvm.IRModule, phase: Any) -> None:
         if phase.name != _PHASE:
@@ -42,6 +46,7 @@ class LaunchRecorder:
                 found = list(_launches(function, functions))
                 if found:
                     self.launches[name] = found
+                    self.plans[name] = stream_plan(_on_device(function, functions))
 
 
 def _launches(host: tirx.PrimFunc, functions: Mapping[str, Any]) -> Iterator[Launch]:
@@ -61,6 +66,15 @@ def _launches(host: tirx.PrimFunc, functions: Mapping[str, Any]) -> Iterator[Lau
             _condition(host),
             begins_early=BEGINS_EARLY_TAG in call.attrs.launch_params,
         )
+
+
+def _on_device(host: tirx.PrimFunc, functions: Mapping[str, Any]) -> Iterator[tuple[tirx.PrimFunc, dict[Any, str]]]:
+    """The functions that the host launches, with its names of the tensors that their parameters point to."""
+    for call in _calls(host, _LAUNCH):
+        function = functions[_text(call.args[0])]
+        arguments = list(call.args)[1 : 1 + len(function.params)]
+        pointers = zip(function.params, arguments, strict=True)
+        yield function, {pointer: _tensor(one) for pointer, one in pointers if isinstance(one, tvm.ir.Call)}
 
 
 def _condition(host: tirx.PrimFunc) -> LaunchCondition | None:

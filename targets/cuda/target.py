@@ -63,4 +63,6 @@ class CudaTarget:
         with tvm.transform.PassContext(config=loops_stay, instruments=[recorder]):
             heavy, held = converters(self.architecture), holding(self.architecture, APPEND, has_places=True)
             program = compile_program(model, heavy, target, self.name, (), backend, held)
+        for kernel in program.kernels:
+            kernel.plan = kernel.plan or recorder.plans.get(kernel.name)
         return dataclasses.replace(program, architecture=self.architecture, binary_suffix=".fatbin")

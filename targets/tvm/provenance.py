@@ -7,6 +7,7 @@ arguments as before fusion, and of these the node is known.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,6 +27,12 @@ def nodes_by_kernel(
     of ``before``, by the variable's name.
     """
     return _Replay(before, after, node_of_variable).run()
+
+
+def calls_by_kernel(module: tvm.IRModule) -> Counter[str]:
+    """How often ``main`` calls each kernel, by its symbol."""
+    symbols = (_kernel_symbol(binding.value) for binding in _bindings(module["main"]))
+    return Counter(symbol for symbol in symbols if symbol is not None)
 
 
 class _Replay:

@@ -19,6 +19,7 @@ from moec.runtime.manifest import GENERIC
 from moec.targets.base import Candidate, KernelRecord
 from moec.targets.tvm.c_expressions import in_c
 from moec.targets.tvm.pipeline import Generated, Optimized
+from moec.targets.tvm.provenance import calls_by_kernel
 
 HOST_NUMBERS = "moec.host_numbers"
 """The attribute that says how many of a kernel's parameters, the first ones, are numbers which only the host reads."""
@@ -28,12 +29,13 @@ _NODES_LISTED = 6
 def kernel_records(own: Mapping[str, KernelRecord], optimized: Optimized, generated: Generated) -> list[KernelRecord]:
     """One record per kernel in the order of first use. ``own``: the target's records by the name before fusion."""
     functions = {symbol.name_hint: function for symbol, function in optimized.module.functions.items()}
-    records = []
+    calls, records = calls_by_kernel(optimized.module), []
     for before, name in optimized.names.items():
         given = own.get(before)
         nodes = optimized.nodes[name]
         record = dataclasses.replace(given, name=name) if given else _generic_record(name, nodes)
         record.parameters = [_parameter(tensor) for tensor in _tensors(functions[name])]
+        record.calls = calls[name]
         record.launches = generated.launches.get(name, [])
         text = {"tir": _tir_text(name, functions[name])}
         text |= {form: texts.get(name, "") for form, texts in generated.sources.items()}

@@ -28,7 +28,7 @@ from moec.targets.base import Program, Weight
 from .forged_manifests import manifest_of, rewrite_manifest, rewrite_program, signed
 
 KERNEL = {"name": "k", "op": "o", "computes": "", "nodes": [], "attributes": {}, "sources": {}, "sizes": {}}
-KERNEL |= {"candidates": [], "parameters": [], "launches": [], "work": None, "plan": None}
+KERNEL |= {"candidates": [], "parameters": [], "launches": [], "work": None, "plan": None, "calls": 1}
 LAUNCH = {"function": "f", "arguments": [], "grid": [], "block": [], "shared_bytes": "0", "static_shared_bytes": 0}
 LAUNCH |= {"tensor_maps": [], "registers": None, "begins_early": False, "cluster": 1}
 PROGRAM = {
@@ -119,7 +119,7 @@ def test_manifest_that_is_not_json(artifact_path, content):
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 999}'])
 def test_other_format_version(artifact_path, content):
     (artifact_path / MANIFEST).write_text(content)
-    with pytest.raises(ArtifactError, match=r"format version is .*, but this moec reads version 17"):
+    with pytest.raises(ArtifactError, match=r"format version is .*, but this moec reads version 18"):
         load(artifact_path)
 
 

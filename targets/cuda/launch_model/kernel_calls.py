@@ -96,12 +96,7 @@ class KernelCalls:
         blocks, threads = (
             math.prod(evaluate(extent, sizes, where) for extent in launch[what]) for what in ("grid", "block")
         )
-        read, written, of_pair = None, (), (0, 0)
-        if isinstance(plan, StreamPlan):
-            read, written, of_pair = plan.read, plan.written, (plan.read_of_pair, plan.written_of_pair)
-        pairs = sizes[TOKENS] * sizes[SLOTS] if any(of_pair) else 0
-        if isinstance(plan, WalkPlan):
-            read = plan.moved or None
+        read, written = self._moved(kernel, launch, plan, sizes)
         issued = None
         if isinstance(plan, CountedPlan):
             issued = self._count(kernel["name"], launch["function"], plan, threads)
@@ -110,12 +105,26 @@ class KernelCalls:
             threads,
             int(launch["registers"]),
             int(launch["static_shared_bytes"]) + evaluate(launch["shared_bytes"], sizes, where),
-            tensor_bytes(kernel["parameters"], read, sizes, where) + of_pair[0] * pairs,
-            tensor_bytes(kernel["parameters"], written, sizes, where) + of_pair[1] * pairs,
+            read,
+            written,
             evaluate(plan.steps, sizes, where) if isinstance(plan, WalkPlan) else 0,
             issued,
             _attention_sizes(plan, sizes, where) if isinstance(plan, AttentionPlan) else None,
         )
+
+    def _moved(
+        self, kernel: Mapping[str, Any], launch: Mapping[str, Any], plan: LaunchPlan, sizes: Mapping[str, int]
+    ) -> tuple[float, float]:
+        """Bytes that the launch reads and writes; of plans that say nothing of tensors, those of all."""
+        parameters, where = kernel["parameters"], self.where(kernel)
+        if not isinstance(plan, StreamPlan):
+            names = plan.moved or None if isinstance(plan, WalkPlan) else None
+            return tensor_bytes(parameters, names, sizes, where), 0.0
+        own = [one for one in parameters if f"{one['name']}_ptr" in launch["arguments"]]
+        read = tensor_bytes(own, plan.read, sizes, where, plan.most_read)
+        written = tensor_bytes(own, plan.written, sizes, where, plan.most_written)
+        pairs = sizes[TOKENS] * sizes[SLOTS] if plan.read_of_pair or plan.written_of_pair else 0
+        return read + plan.read_of_pair * pairs, written + plan.written_of_pair * pairs
 
     def _count(self, kernel: str, function: str, plan: CountedPlan, threads: int) -> Issued | None:
         if function not in self._issued:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moec.runtime.manifest import ProgramEntry
 from moec.targets.cuda.launch_model.kernel_calls import KernelCalls, PredictedLaunch
-from moec.targets.cuda.launch_model.plans import ROWS, parse_plan
+from moec.targets.cuda.launch_model.plans import ROWS, LaunchPlan, StreamPlan, parse_plan
 from moec.targets.cuda.launch_model.sizes import ModelSizes, kernel_sizes
 
 
 @dataclasses.dataclass(frozen=True)
 class RepeatedLaunch:
-    """A launch that each of so many nodes makes."""
+    """A launch that a run makes so often."""
 
     launch: PredictedLaunch
-    nodes: int
+    calls: int
 
     @property
     def seconds(self) -> float:
-        return self.nodes * self.launch.prediction.seconds
+        return self.calls * self.launch.prediction.seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class PredictedOutside:
 
     @property
     def operations(self) -> float:
-        return sum(one.nodes * one.launch.prediction.operations for one in self.launches)
+        return sum(one.calls * one.launch.prediction.operations for one in self.launches)
 
 
 class Outside:
@@ -53,7 +53,7 @@ class Outside:
             if not kernel["launches"] or layers.intersection(kernel["nodes"]):
                 continue
             plan, where = parse_plan(kernel["plan"], calls.where(kernel)), calls.where(kernel)
-            if plan is None or not model.tell(kernel, where):
+            if plan is None or not model.tell(kernel, _sizes_named(kernel, plan), where):
                 self.others.append(kernel)
                 continue
             self._planned.append((kernel, plan))
@@ -70,5 +70,19 @@ class Outside:
         for kernel, plan in self._planned:
             own = kernel_sizes(kernel, sizes, self._calls.where(kernel))
             launches = self._calls.launches(kernel, plan, own)
-            found += [RepeatedLaunch(launch, len(kernel["nodes"])) for launch in launches]
+            found += [RepeatedLaunch(launch, kernel["calls"]) for launch in launches]
         return PredictedOutside(tokens, tuple(found))
+
+
+def _sizes_named(kernel: Mapping[str, Any], plan: LaunchPlan) -> Iterator[str]:
+    """Texts of what a prediction evaluates: of launches, and of tensors; where a plan limits what it moves, that."""
+    for launch in kernel["launches"]:
+        yield from (*launch["grid"], *launch["block"], launch["shared_bytes"])
+    limits = {}
+    if isinstance(plan, StreamPlan):
+        limits = dict(zip((*plan.read, *plan.written), (*plan.most_read, *plan.most_written), strict=False))
+    else:
+        yield from kernel["sizes"]
+    for parameter in kernel["parameters"]:
+        limit = limits.get(parameter["name"], "")
+        yield from [limit] if limit else map(str, parameter["shape"])

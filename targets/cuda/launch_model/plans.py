@@ -118,7 +118,8 @@ class WarpPlan(_Recorded):
 class StreamPlan(_Recorded):
     """Tensors ``read`` and ``written`` once, by the names of the kernel's parameters. A thread reads ``load_bytes`` at
     once, and so ``loads`` times before it uses the first. ``read_of_pair`` and ``written_of_pair``: bytes of each pair
-    of token and expert beside these, for tensors of which not all rows are in use."""
+    of token and expert beside these, for tensors of which not all rows are in use. ``most_read`` and ``most_written``:
+    of each tensor, so many numbers at most (C, of the kernel's sizes; nothing where there is no such limit)."""
 
     read: tuple[str, ...]
     written: tuple[str, ...]
@@ -126,6 +127,8 @@ class StreamPlan(_Recorded):
     loads: int = 1
     read_of_pair: int = 0
     written_of_pair: int = 0
+    most_read: tuple[str, ...] = ()
+    most_written: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from moec.common.dtypes import DTYPES
@@ -49,26 +49,43 @@ class ModelSizes:
             raise MoecError(f"{where}: the layer has {text} tokens; {tokens} are none of these numbers")
         return {**self._others, **{name: sizes[name] for name in parsed.names}}
 
-    def tell(self, kernel: Mapping[str, Any], where: str) -> bool:
-        """Whether the kernel's sizes follow from these: not where they depend on what is computed."""
-        return all(name in self._others for text in kernel["sizes"].values() for name in _parsed(text, where).names)
+    def tell(self, kernel: Mapping[str, Any], texts: Iterable[str], where: str) -> bool:
+        """Whether sizes that a kernel's launches and plan name in ``texts`` follow from these: not where they depend on
+        what is computed."""
+        sizes = kernel["sizes"]
+        needed = [name for text in texts for name in _parsed(text, where).names]
+        followed = [_parsed(sizes[name], where).names if name in sizes else (name,) for name in needed]
+        return all(name in self._others for names in followed for name in names)
 
 
 def kernel_sizes(kernel: Mapping[str, Any], model: Mapping[str, int], where: str) -> dict[str, int]:
-    """The kernel's own dynamic sizes, and the model's."""
-    own = {name: evaluate(text, model, where) for name, text in kernel["sizes"].items()}
+    """The kernel's own dynamic sizes, but for those that are computed, and the model's."""
+    own = {
+        name: evaluate(text, model, where)
+        for name, text in kernel["sizes"].items()
+        if all(size in model for size in _parsed(text, where).names)
+    }
     return {**model, **own}
 
 
 def tensor_bytes(
-    parameters: Sequence[Mapping[str, Any]], names: Sequence[str] | None, sizes: Mapping[str, int], where: str
+    parameters: Sequence[Mapping[str, Any]],
+    names: Sequence[str] | None,
+    sizes: Mapping[str, int],
+    where: str,
+    most: Sequence[str] = (),
 ) -> float:
-    """Of the kernel's tensors of these names; of all where names are None."""
+    """Of the kernel's tensors of these names; of all where names are None. ``most``: of each, so many numbers at most,
+    and all of one without text, or of a size that is not among ``sizes``."""
+    limits = dict(zip(names or (), most, strict=False))
     total = 0.0
     for parameter in parameters:
         if names is None or parameter["name"] in names:
-            shape = (evaluate(str(size), sizes, where) for size in parameter["shape"])
-            total += math.prod(shape) * DTYPES[parameter["dtype"]].itemsize
+            counts = [evaluate(limits[parameter["name"]], sizes, where)] if limits.get(parameter["name"]) else []
+            shape = [str(size) for size in parameter["shape"]]
+            if not counts or all(name in sizes for size in shape for name in _parsed(size, where).names):
+                counts.append(math.prod(evaluate(size, sizes, where) for size in shape))
+            total += min(counts) * DTYPES[parameter["dtype"]].itemsize
     return total
 
 

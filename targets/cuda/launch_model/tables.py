@@ -41,9 +41,9 @@ def launch_tables(model: PredictedModel) -> Iterator[RenderableType]:
         title = f"{layer.node}, {layer.tokens} tokens: {_in_words(layer)}, {share:.0%} of roofline"
         yield table(title, _HEADINGS, rows)
     for outside in model.outside:
-        cells = [(*_cells(one.launch), str(one.nodes)) for one in outside.launches]
+        cells = [(*_cells(one.launch), str(one.calls)) for one in outside.launches]
         title = f"Outside of layers of experts, {outside.tokens} tokens: {_in_words(outside)}"
-        yield table(title, (*_HEADINGS, "nodes"), cells)
+        yield table(title, (*_HEADINGS, "calls"), cells)
         inside = [layer.seconds for layer in model.layers if layer.tokens == outside.tokens]
         if inside:
             total = _us(outside.seconds + sum(inside))
@@ -75,7 +75,7 @@ def launch_data(model: PredictedModel) -> dict[str, Any]:
                 "tokens": outside.tokens,
                 "seconds": outside.seconds,
                 "operations": outside.operations,
-                "launches": [{**_launch_data(one.launch), "nodes": one.nodes} for one in outside.launches],
+                "launches": [{**_launch_data(one.launch), "calls": one.calls} for one in outside.launches],
             }
             for outside in model.outside
         ],

@@ -48,6 +48,7 @@ INPUTS = [TensorSpec("past", "float32", ("length", 4)), TensorSpec("ids", "int64
 def kernel(name: str, plan: object, grid: str, *, least: int = 0, most: int | None = None, threads: int = 128) -> dict:
     launch = {
         "function": f"{name}_kernel",
+        "arguments": ["pairs_ptr", "rows_ptr"],
         "grid": [grid],
         "block": [str(threads)],
         "shared_bytes": "65536",
@@ -61,6 +62,7 @@ def kernel(name: str, plan: object, grid: str, *, least: int = 0, most: int | No
         "name": name,
         "op": "moec.MoE",
         "nodes": ["y"],
+        "calls": 1,
         "computes": "",
         "candidates": [],
         "attributes": {},
@@ -156,7 +158,7 @@ def outside(name: str, op: str, plan: object, grid: str, sizes: dict[str, str], 
     made = kernel(name, plan, grid)
     made["launches"][0]["only_if"] = None
     parameters = [{"name": "rows", "dtype": "bfloat16", "shape": [next(iter(sizes))]}]
-    return {**made, "op": op, "sizes": sizes, "nodes": list(nodes), "parameters": parameters}
+    return {**made, "op": op, "sizes": sizes, "nodes": list(nodes), "calls": len(nodes), "parameters": parameters}
 
 
 TILES = outside("product", "MatMul", TilePlan(DENSE, 64, 128, 64, 3, "mma"), "M", {"M": "batch * sequence"}, ("a", "b"))
@@ -175,7 +177,7 @@ def test_products_and_attention_outside_of_layers_are_predicted_too():
     model = predict_model(artifact(*KERNELS, TILES, ATTENDS, held=[HELD]), None, [40], 100)
     (found,) = model.outside
     product, attention = found.launches
-    assert (product.nodes, attention.nodes) == (2, 1)
+    assert (product.calls, attention.calls) == (2, 1)
     # 40 rows are a block of 64, of four tiles.
     assert product.launch.prediction.blocks == 4
     assert product.launch.prediction.operations == 2 * 40 * 512 * 256
@@ -185,11 +187,11 @@ def test_products_and_attention_outside_of_layers_are_predicted_too():
     seen = 40 * 100 + 40 * 41 // 2
     assert attention.launch.prediction.operations == 2 * 2 * 4 * seen * (64 + 64)
     assert found.seconds == 2 * product.launch.prediction.seconds + attention.launch.prediction.seconds
-    assert found.operations == sum(one.nodes * one.launch.prediction.operations for one in found.launches)
+    assert found.operations == sum(one.calls * one.launch.prediction.operations for one in found.launches)
     text, data = printed(model), launch_data(model)["outside"]
     total = (found.seconds + model.layers[0].seconds) * 1e6
     assert f"With 1 layers of experts, 40 tokens: predicted {total:.1f} µs" in text
-    assert [(one["function"], one["nodes"]) for one in data[0]["launches"]] == [
+    assert [(one["function"], one["calls"]) for one in data[0]["launches"]] == [
         ("product_kernel", 2),
         ("attention_kernel", 1),
     ]

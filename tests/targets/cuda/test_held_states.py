@@ -71,7 +71,7 @@ def test_attention_is_recorded_with_the_keys_of_a_plain_run(artifact):
             sizes = kernel_sizes(kernel, {"B": 2, "P": 500, "S": 40}, kernel["name"])
             texts = (plan.sequences, plan.queries, plan.held, plan.parts)
             found[plan.ahead, plan.waits] = [evaluate(text, sizes, kernel["name"]) for text in texts]
-    # Few queries: 540 keys are 3 blocks of 256, each a part. Many: heads of 8 are a panel of 16, keys are four.
+    # Few queries: 540 keys are 3 blocks of 256, each a part. Many: heads of 8 are a k-tile of 16, keys are four.
     assert found == {(False, 1): [2, 40, 540, 3], (False, 5): [2, 40, 540, 1]}
 
 

@@ -35,7 +35,7 @@ GPU = Gpu(
 PRODUCT = Product(4, 256, 64, 64, "bfloat16", 16.0, 2, 2, gathered=True)
 TILE = TilePlan(PRODUCT, rows=16, columns=32, inputs=64, stages=3, unit="mma")
 TENSOR = 4 * 2 * 16 * 32 * 64 / 1000
-PANELS = 4 * 3 * 30
+K_TILES = 4 * 3 * 30
 FIRST, END = 2 * 100 + 500, 16 * 32 * 2 / 100
 
 
@@ -57,13 +57,13 @@ def test_what_changes_the_cycles_of_a_tile():
     assert cycles.busy["integer units"] == 4 * 400 * 32 / 64
     assert cycles.busy["float units"] == 4 * 100 * 32 / 50
     assert cycles.busy["copying warps"] == 4 * 300 * 2
-    assert cycles.waits == pytest.approx(PANELS + 2 * 100 + 100 + 4000 / 4)
+    assert cycles.waits == pytest.approx(K_TILES + 2 * 100 + 100 + 4000 / 4)
     copied = dataclasses.replace(TILE, copying_warps=4)
     assert tile_cycles(copied, GPU, issued, from_memory=False).waits == pytest.approx(2 * 100 + 100 + 4000 / 4)
     persistent = dataclasses.replace(TILE, persistent=True)
-    assert tile_cycles(persistent, GPU, issued, from_memory=False).waits == PANELS + 4000 / 4
+    assert tile_cycles(persistent, GPU, issued, from_memory=False).waits == K_TILES + 4000 / 4
     in_turns = dataclasses.replace(persistent, groups=2)
-    assert tile_cycles(in_turns, GPU, issued, from_memory=False).waits == PANELS
+    assert tile_cycles(in_turns, GPU, issued, from_memory=False).waits == K_TILES
     clustered = dataclasses.replace(TILE, cluster=2)
     shared = tile_cycles(clustered, GPU, None, own_share=0.5, from_memory=True)
     assert shared.busy["L2"] == 4 * (16 + 32 / 2) * 64 * 2 / 100
@@ -144,7 +144,7 @@ def test_a_launch_in_waves():
     assert found.tail == 256 / 260
     # Behind the first block an expert's matrix is in the cache: the ring waits for that alone. In the last wave six
     # multiprocessors have two blocks.
-    alone = TENSOR + PANELS + 3 * 100 + END
+    alone = TENSOR + K_TILES + 3 * 100 + END
     assert found.seconds == pytest.approx((13 * max(2 * TENSOR, alone) + 20 / 20 * 100) / 1e9 + LAUNCH_SECONDS)
     assert found.operations == 2 * 1024 * 128 * 256
     assert found.roofline == pytest.approx(found.operations / 2e13 / found.seconds)

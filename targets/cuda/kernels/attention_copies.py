@@ -54,35 +54,30 @@ def copy_queries(tile):
 
 
 @T.inline
-def copy_keys(tile, first_key):
-    """Copies keys; of keys that are not in use no byte is read."""
+def _copy_cached(tile, target, size, cache, first_key, column_of):
+    """Start to copy keys, or values, from ``first_key`` on; of keys that are not in use no byte is read."""
     rows, operands = T.meta_var(tile.rows), T.meta_var(tile.operands)
     page: T.let = operands.page_of(first_key)
     inside: T.let = operands.inside_page(first_key)
     last: T.let = operands.last_inside(rows.batch)
     _copy(
         tile,
-        tile.keys,
-        operands.problem.head_size,
-        lambda row, column: operands.key.ptr_to(
-            operands.place(rows.batch, rows.group, page, T.min(inside + row, last), column)
+        target,
+        size,
+        lambda row, column: cache.ptr_to(
+            operands.place(rows.batch, rows.group, page, T.min(inside + row, last), column_of(column))
         ),
         lambda row: first_key + row < operands.used_keys(rows.batch),
     )
 
 
 @T.inline
+def copy_keys(tile, first_key):
+    operands = T.meta_var(tile.operands)
+    _copy_cached(tile, tile.keys, operands.problem.head_size, operands.key, first_key, lambda column: column)
+
+
+@T.inline
 def copy_values(tile, first_key):
-    rows, operands = T.meta_var(tile.rows), T.meta_var(tile.operands)
-    page: T.let = operands.page_of(first_key)
-    inside: T.let = operands.inside_page(first_key)
-    last: T.let = operands.last_inside(rows.batch)
-    _copy(
-        tile,
-        tile.values,
-        operands.slice_columns,
-        lambda row, column: operands.value.ptr_to(
-            operands.place(rows.batch, rows.group, page, T.min(inside + row, last), rows.column(column))
-        ),
-        lambda row: first_key + row < operands.used_keys(rows.batch),
-    )
+    operands = T.meta_var(tile.operands)
+    _copy_cached(tile, tile.values, operands.slice_columns, operands.value, first_key, tile.rows.column)

@@ -249,9 +249,11 @@ def _run_of_all_heads(
     is_prefetched = tokens * design.turn_beats <= design.fifos.beats
     rows = tokens * max(design.chunks, design.turn_beats * pace.cycles_per_beat)
     rows += 0 if is_prefetched else pace.latency
-    queries = shape.sharing * max(rows, loads.scores, tokens * per_token)  # the second product takes them meanwhile
+    queries, behind = max(rows, loads.scores), design.fifos.rows // design.chunks * per_token
     loops = _LOOPS_OF_QUERIES + _LOOPS_OF_TURNS
-    announced = scored = 0.0
+    # While queries are scored, the first of the next head's keys come, as many as their channel holds.
+    held = max(0.0, loads.held - pace.latency - design.fifos.rows)
+    announced = scored = multiplied = 0.0
     spans: list[Span] = []
     for place, part in enumerate(shape.parts_of_tiles()):
         begin = done = start + tokens * per_token
@@ -259,10 +261,12 @@ def _run_of_all_heads(
             begin = max(done, start + 2 * tokens * shape.turned_tiles + rows)
         elif part == VALUE:
             done = max(done, scored - room)
-            begin = max(done, scored - loops * stages + rows + loads.held)
+            begin = max(done, scored - loops * stages + rows + held)
         if part == VALUE:
-            scored, own = begin + queries + loops * stages, queries / shape.sharing
-            spans += [(begin + head * own, own) for head in range(shape.sharing)]
+            # The next head's keys come while the second product still takes those queries that wait in front of it.
+            multiplied = max(multiplied, begin) + shape.sharing * tokens * per_token
+            scored = max(begin + shape.sharing * queries, multiplied - behind) + loops * stages
+            spans += [(begin + head * queries, queries) for head in range(shape.sharing)]
         arrived = loader.arrival(loads.tile_beats, announced, start)
         announced = max(announced, start + per_token * (tokens - 1 - design.fifos.items))
         start = _next_tile(done, arrived, loads.tile_beats - tokens * per_token, stages)

@@ -68,16 +68,19 @@ def test_the_products_of_a_large_block_set_its_pace():
 
 
 @pytest.mark.parametrize(
-    ("share", "latency", "stages", "most"),
+    ("joint", "share", "latency", "stages", "most"),
     [
-        pytest.param(1.0, 0, 0, 0.01, marks=pytest.mark.nightly),
-        (0.25, 64, USUAL_STAGES, 0.07),
-        pytest.param(1.0, 64, 20, 0.03, marks=pytest.mark.nightly),
+        pytest.param(False, 1.0, 0, 0, 0.01, marks=pytest.mark.nightly),
+        (False, 0.25, 64, USUAL_STAGES, 0.07),
+        pytest.param(False, 1.0, 64, 20, 0.03, marks=pytest.mark.nightly),
+        pytest.param(True, 1.0, 0, 0, 0.03, marks=pytest.mark.nightly),
+        pytest.param(True, 0.25, 64, USUAL_STAGES, 0.05, marks=pytest.mark.nightly),
+        pytest.param(True, 1.0, 64, 20, 0.05, marks=pytest.mark.nightly),
     ],
 )
-def test_estimates_of_calls_with_a_cache_agree_with_the_simulation(share, latency, stages, most):
+def test_estimates_of_calls_with_a_cache_agree_with_the_simulation(joint, share, latency, stages, most):
     """A call with 32 tokens, one with 8 behind them, and one with one token behind all."""
-    floats = decoder(32, width=64)
+    floats = decoder(32, width=64, joint=joint)
     block = quantized(floats, most_tokens=32, cached=43)
     files = files_of(block, block.quantized(tokens_for(floats, 1, 43)[0]), lanes=8)
     simulated = simulate_timed(files, memory_share=share, memory_latency=latency, pipeline_depth=stages)

@@ -52,7 +52,7 @@ def checked(monkeypatch):
         found.append(isomorphic_agreed)
         return check.check_proposal(block, proposal, isomorphic_agreed=isomorphic_agreed)
 
-    monkeypatch.setattr("moec.passes.raise_moe.check_proposal", spy)
+    monkeypatch.setattr("moec.passes.raising.matching.check_proposal", spy)
     monkeypatch.setattr("moec.passes.raising.search.check_proposal", spy)
     return found
 

@@ -1,0 +1,196 @@
+"""From a selection, or a block, to what it is understood as: the readings that are tried, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Hashable
+
+import onnx_ir as ir
+
+from moec.errors import one_line
+from moec.ir import dialect
+from moec.ir.interpreter import EvaluationError
+from moec.ir.names import node_name
+from moec.passes.raising.block import Block
+from moec.passes.raising.candidates import candidate_blocks, find_logits
+from moec.passes.raising.check import check_proposal
+from moec.passes.raising.contractions import is_contraction
+from moec.passes.raising.dataflow import DataFlow
+from moec.passes.raising.diagnosis import diagnosed
+from moec.passes.raising.failure import NoResultError, NoRouterError, NotUnderstoodError
+from moec.passes.raising.formulations import FORMULATIONS
+from moec.passes.raising.given_weights import placed_routings
+from moec.passes.raising.isomorphic import Structure, structure_of, transfer
+from moec.passes.raising.mlps import check_structure, find_mlps
+from moec.passes.raising.ordering import in_expert_order
+from moec.passes.raising.probing import probe_experts
+from moec.passes.raising.router import Routing, expert_vectors, propose_routings
+from moec.passes.raising.row_proposal import propose_rows
+from moec.passes.raising.search import Match, checked, find_match
+from moec.passes.raising.unraised import why_no_candidate
+from moec.passes.raising.weights import Arrangement, arrangements, with_factor
+
+MOST_CANDIDATES = 3
+"""Blocks around one selection that are tried."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """Blocks that were understood by the key of their structure, and why others were not by their borders."""
+
+    understood: dict[Hashable, tuple[Structure, Match]] = dataclasses.field(default_factory=dict)
+    refused: dict[Hashable, NotUnderstoodError] = dataclasses.field(default_factory=dict)
+
+
+def understand(dataflow: DataFlow, anchor: ir.Node, known: Known) -> tuple[Block | None, Match | None]:
+    """The deepest candidate around ``anchor`` that is understood; (None, None) if it does not select experts at all.
+
+    Raises NotUnderstoodError with the nearest miss, the deepest candidate's if all are equally far, if there are some
+    but none is understood.
+    """
+    reasons: list[NotUnderstoodError] = []
+    for logits in find_logits(dataflow, anchor):
+        for block in itertools.islice(candidate_blocks(dataflow, anchor, logits), MOST_CANDIDATES):
+            try:
+                return block, match_block(block, known)
+            except NotUnderstoodError as reason:
+                reasons.append(reason)
+            if reasons[-1].undecided:
+                break  # what cannot be seen in a block is in those around it, too
+        if any(reason.is_mixture for reason in reasons):
+            break  # what is not understood are the experts; from scores on instead of logits they are the same
+    if reasons:
+        raise min(reasons, key=lambda reason: reason.difference)
+    _report_no_candidate(dataflow, anchor)
+    return None, None
+
+
+def _report_no_candidate(dataflow: DataFlow, anchor: ir.Node) -> None:
+    """Raise NotUnderstoodError if what has no candidate around it does choose among the outputs of a projection.
+
+    A selection that nothing is multiplied after (sampling the next token) is not worth a word.
+    """
+    users = list(dataflow.readers(anchor.outputs))
+    if any(map(dialect.is_moec, users)):
+        return
+    reason = why_no_candidate(dataflow, anchor)
+    logits = find_logits(dataflow, anchor)
+    if not logits or not is_contraction(logits[0].producer()):
+        if reason is not None:
+            raise NotUnderstoodError(reason, resembles=True)
+        return
+    branches = [node for node in users if node.op_type in ("If", "Loop", "Scan")]
+    if branches:
+        first = branches[0]
+        raise NotUnderstoodError(f"control flow depends on its selection ({first.op_type} node {node_name(first)})")
+    if reason is not None:
+        sure = sum(map(is_contraction, users)) >= 2
+        raise NotUnderstoodError(reason, resembles=not sure)
+
+
+def match_block(block: Block, known: Known, given: Routing | None = None) -> Match:
+    """What a block is understood as. Raises NotUnderstoodError, whatever stumbles over it. ``given``: its routing,
+    which is not to be found out then."""
+    borders = block.x, block.logits, block.y, block.start, block.weighing
+    if borders in known.refused:  # routers that select in groups first lead to a block several times
+        raise known.refused[borders]
+    try:
+        structure = structure_of(block)
+        match = _match_isomorphic(block, structure, known) or _search_block(block, given)
+    except NotUnderstoodError as error:
+        reason = error
+    except MemoryError:
+        reason = NotUnderstoodError("there is not enough memory to check what it computes")
+    except Exception as error:  # a graph may hold anything; what stumbles over it has not understood it
+        reason = NotUnderstoodError(f"it cannot be evaluated apart ({one_line(error)})")
+    else:
+        if structure is not None:
+            known.understood.setdefault(structure.key, (structure, match))
+        return match
+    known.refused[borders] = reason
+    raise reason
+
+
+def _match_isomorphic(block: Block, structure: Structure | None, known: Known) -> Match | None:
+    """What an isomorphic block was understood as, if this one agrees with it too."""
+    if structure is None or structure.key not in known.understood:
+        return None
+    earlier, match = known.understood[structure.key]
+    proposal = transfer(match.proposal, earlier, structure, block.dataflow)
+    if proposal is None:
+        return None
+    verdict = check_proposal(block, proposal, isomorphic_agreed=True)
+    return dataclasses.replace(match, proposal=proposal, difference=verdict.difference) if verdict.agrees else None
+
+
+def _search_block(block: Block, given: Routing | None) -> Match:
+    if given is not None:
+        return _match_experts(block, [given])
+    routings = propose_routings(block)
+    try:
+        return _match_experts(block, routings)
+    except NotUnderstoodError as error:
+        reason = error
+    placed = [] if reason.undecided else placed_routings(block)
+    if placed:
+        with contextlib.suppress(NotUnderstoodError):  # why the block stays is known already
+            return _match_experts(block, placed)
+    raise diagnosed(block, routings, reason)
+
+
+def _match_experts(block: Block, routings: list[Routing]) -> Match:
+    """Experts that do with one of these routings what the block does. Raises NotUnderstoodError."""
+    if not routings:
+        raise NoRouterError("no known router makes the weights that this one makes")
+    try:
+        return _find_match(block, routings, *_read_experts(block, routings[0]))
+    except NotUnderstoodError as reason:
+        if reason.undecided:
+            raise
+        read = reason
+    except (EvaluationError, IndexError, ValueError) as error:  # shapes that only look as if they fit
+        read = NotUnderstoodError(f"it cannot be evaluated apart ({one_line(error)})")
+    try:
+        arrangement, formulation, likely = probe_experts(block, routings)
+        return _find_match(block, likely, [arrangement], formulation)
+    except NotUnderstoodError as reason:
+        if reason.undecided:
+            raise
+        probed = reason
+    try:
+        return checked(block, propose_rows(block, routings))
+    except NoResultError:
+        pass  # there are no rows to be judged, so what the other readings met is the reason
+    except NotUnderstoodError as reason:
+        if not block.gathers_weights():  # of those, any operators on rows can be read, and say nothing of the router
+            probed = NotUnderstoodError(str(reason), reason.difference, is_mixture=True)
+    raise _both(routings[0], read, probed)
+
+
+def _both(routing: Routing, read: NotUnderstoodError, probed: NotUnderstoodError) -> NotUnderstoodError:
+    """What is known of a block that neither reading nor probing understands."""
+    if read.difference != probed.difference:
+        return min(read, probed, key=lambda reason: reason.difference)
+    found = f"its router chooses {routing.spec.k} experts by {routing.spec.score}, but"
+    reason = f"{found} {read}{'' if str(read) == str(probed) else f'; {probed}'}"
+    return NotUnderstoodError(reason, read.difference, is_mixture=probed.is_mixture)
+
+
+def _read_experts(block: Block, routing: Routing) -> tuple[list[Arrangement], str]:
+    """What may be the experts' weights by the operators that read them, and the formulation: plain spellings need no
+    more, and nothing has to be computed. Raises NotUnderstoodError for all others."""
+    mlps = find_mlps(block)
+    check_structure(mlps, block.E)
+    mlps = in_expert_order(block, mlps, routing)
+    formulation = next((name for name, matches in FORMULATIONS.items() if matches(block, mlps)), None)
+    if formulation is None:
+        raise NotUnderstoodError("its experts follow no known formulation")
+    return list(arrangements(block.dataflow, mlps, block.E, block.d)), formulation
+
+
+def _find_match(block: Block, routings: list[Routing], plain: list[Arrangement], formulation: str) -> Match:
+    every = [arrangement for arrangement in plain if not arrangement.ids]
+    scaled = [with_factor(arrangement, factor) for factor in expert_vectors(block) for arrangement in every]
+    return dataclasses.replace(find_match(block, routings, plain + scaled), formulation=formulation)

@@ -23,6 +23,8 @@ from moec.passes.raising.dataflow import Array
 TOLERANCE = 1e-6
 FIRST = 2
 """Rows that are compared with all views at once."""
+MOST_GROUPINGS = 128
+"""How many choices of groups are tried."""
 COUNTS = frozenset({"CumSum", "Trilu"})
 """Operators that may count the tokens before one."""
 COMPARISONS = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
@@ -80,7 +82,39 @@ def propose_routings(block: Block) -> list[Routing]:
             agreeing = _agree(view.mixture, mixture)
             if agreeing[: len(near)].all():
                 found[routing] = max(found.get(routing, (0, 0)), (view.position, int(agreeing.sum())))
-    return sorted(found, key=found.__getitem__, reverse=True)
+    likeliest = sorted(found, key=found.__getitem__, reverse=True)
+    return [routing for routing in likeliest if _agrees_on_low_groups(block, routing)]
+
+
+def _agrees_on_low_groups(block: Block, routing: Routing) -> bool:
+    """Whether experts of groups that are not kept are out: not if they have a score, such as 0, by which they are
+    chosen where a correction bias makes those of others less."""
+    if routing.spec.groups == 1 or routing.correction_bias is None:
+        return True
+    logits = low_groups(routing.spec, block.dataflow.array(routing.correction_bias).reshape(-1).astype(np.float64))
+    step = max(block.row_step, 1)
+    T = step if block.rows_are_fixed else -(-len(logits) // step) * step
+    for first in range(0, len(logits), T):
+        rows = np.resize(logits[first : first + T], (T, block.E))
+        mixture = as_mixture(*routing.run(block, rows), block.E)
+        views = (view for view in _observe(block, rows) if view.k == routing.spec.k)
+        if not any(_agree(view.mixture, mixture).all() for view in views):
+            return False
+    return True
+
+
+def low_groups(spec: RouteSpec, bias: Array) -> Array:
+    """Logits [T,E] for which groups are kept of which one or two experts have no low score, beside groups whose weights
+    are not small."""
+    groups = bias.reshape(spec.groups, -1)
+    kept = itertools.islice(itertools.combinations(range(spec.groups), spec.groups_kept), MOST_GROUPINGS)
+    rows = []
+    for chosen, others, count in itertools.product(kept, (-2.0, -4.0), (1, 2)):
+        high = groups >= np.sort(groups, axis=1)[:, -count:][:, :1]
+        row = np.full(groups.shape, others)
+        row[list(chosen)] = np.where(high, 12.0, -30.0)[list(chosen)]
+        rows.append(row.ravel())
+    return np.stack(rows)
 
 
 def sample_logits(E: int) -> Array:

@@ -27,8 +27,9 @@ Array = np.ndarray[Any, Any]
 
 _LEAST_BITS = 6
 """Of the largest multiplier of a product that shares its shift with larger ones: less than 1 percent of a result."""
-_HEADROOM = 1.25
-"""Logits may grow beyond those of the calibration data by this before they saturate."""
+_HEADROOM = {"images": 1.25, "text": 4.0}
+"""Logits may grow beyond those of the calibration data by this before they saturate, and are equal. A text has few of
+all ids, and of 16 bits two more are no loss."""
 
 
 @np.errstate(all="ignore")  # what overflows is refused by name
@@ -52,7 +53,9 @@ def quantize_model(
     blocks = [
         _block(block, rows, graph, stream_scale, weight_bits) for block, rows in zip(graph.blocks, tokens, strict=True)
     ]
-    heads = _heads(graph.head, streams[-1], stream_scale)
+    heads = _heads(
+        graph.head, streams[-1], stream_scale, _HEADROOM["images" if graph.embedding is not None else "text"]
+    )
     patches, embedding = None, None
     if graph.embedding is not None:
         patches, embedding = _embedding(graph.embedding, images, stream_scale)
@@ -161,15 +164,16 @@ def _table(embedding: FloatEmbedding, offset: float) -> Array:
     return embedding.table + offset * (embedding.places >= 0) @ embedding.weights.T
 
 
-def _heads(head: FloatHead | None, stream: Array, stream_scale: float) -> list[QuantizedLinear]:
-    """As many products as it takes for each to have no more outputs than the stream is wide."""
+def _heads(head: FloatHead | None, stream: Array, stream_scale: float, headroom: float) -> list[QuantizedLinear]:
+    """As many products as it takes for each to have no more outputs than the stream is wide. ``headroom``: see
+    :data:`_HEADROOM`."""
     if head is None:
         return []
     width = stream.shape[-1]
     inputs = head.inputs(stream)
     input_scale = scale_for(inputs, 8)
     largest = float(np.abs(head.products(stream)).max(initial=0.0)) or 1.0
-    result_scale = largest * _HEADROOM / 32767
+    result_scale = largest * headroom / 32767
     gate = round(GATE_ONE / stream.shape[1]) if head.pool == "mean" else GATE_ONE
     # Gates that are rounded do not sum up to 1; results stand for that much less.
     sum_of_gates = gate * (stream.shape[1] if head.pool == "mean" else 1) / GATE_ONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
 import shutil
@@ -12,6 +13,7 @@ import pytest
 
 from moec.compiler import import_model
 from moec.errors import InputError, UnsupportedError
+from moec.ir import interpreter
 from moec.passes.framework import pipeline
 from moec.simulators.hls.simulate import timed_calls
 from moec.simulators.hls.simulator import simulate_timed
@@ -43,6 +45,10 @@ def test_ids_become_logits_in_one_design(model):
         *("head",) * 2,
     ]
     assert project.report["node"].startswith("the whole model")
+    layout, outputs = json.loads(project.files["data/layout.json"]), project.report["model_outputs"]
+    logits = interpreter.run(model, {"ids": IDS})["logits"]
+    assert layout["output_scale"] * 32767 == pytest.approx(4 * np.abs(logits).max())  # others may be as large
+    assert outputs["logits"]["same_largest"] > 0.95
     assert project.report["model_outputs"]["logits"]["decibels"] > 25
     assert (project.report["outside"], project.report["rest"]["operators"]) == ([], ())
     assert [one["node"] for one in project.report["layers"]] == [one["node"] for one in project.report["agreement"][:4]]

@@ -17,8 +17,6 @@ from moec.targets.tvm.convert_reduction import reduce_tensor
 from moec.targets.tvm.int8_rows import magnitude, scale_of, whole_number
 from moec.targets.tvm.lowering import Converter, Lowering
 
-Reader = Callable[..., tirx.Expr]
-
 
 def _parameter(lowering: Lowering, node: ir.Node, position: int) -> Callable[[te.Tensor, list[tirx.Expr]], tirx.Expr]:
     """How a scale or zero point is read for an element: one for all, one per index of ``axis``, or one per block."""

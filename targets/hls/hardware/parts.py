@@ -2,8 +2,8 @@
 
 A part is asked for by the name of its board or of its device (``zcu102``, ``xczu9eg``, ``xczu9eg-ffvb1156-2-e``).
 Figures are those of the whole device: what a platform's static region takes on an Alveo card (UG1120) is part of the
-share that designs leave free (see :class:`moec.targets.hls.moe.exploration.Constraints`). Block RAM is counted in units of
-18 Kbit, as HLS reports do; data sheets count 36 Kbit.
+share that designs leave free (see :class:`moec.targets.hls.moe.exploration.Constraints`). Block RAM is counted in units
+of 18 Kbit, as HLS reports do; data sheets count 36 Kbit.
 """
 
 from __future__ import annotations

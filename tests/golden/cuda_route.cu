@@ -60,27 +60,28 @@ extern "C" __global__ void __launch_bounds__(128) kernel_kernel(int* __restrict_
     }
     warp_sync();
     choice = ((choice != choice) ? -CUDART_INF_F : choice);
+    int keys;
     uint taken;
-    float best;
     int expert_2;
+    float number = ((choice == 0x0p+0f/*0.000000e+00*/) ? 0x0p+0f/*0.000000e+00*/ : choice);
+    int bits = (*(int *)(&(number)));
+    keys = (bits ^ ((bits >> 31) & 2147483647));
     taken = (uint)0;
     for (int slot = 0; slot < 2; ++slot) {
-      best = -CUDART_INF_F;
+      int own;
+      int largest_1;
+      own = -2147483648;
       expert_2 = 2147483647;
       bool left = ((lane < 8) && ((taken & (uint)1) == (uint)0));
-      if (left && ((expert_2 == 2147483647) || (best < choice))) {
-        best = choice;
+      if (left && (own < keys)) {
+        own = keys;
         expert_2 = lane;
       }
-      #pragma unroll
-      for (int step = 0; step < 5; ++step) {
-        float other_best = __shfl_xor_sync((uint)4294967295, best, (16 >> step), 32);
-        int other_expert = __shfl_xor_sync((uint)4294967295, expert_2, (16 >> step), 32);
-        if ((best < other_best) || ((other_best == best) && (other_expert < expert_2))) {
-          best = other_best;
-          expert_2 = other_expert;
-        }
+      largest_1 = __reduce_max_sync((uint)4294967295, own);
+      if (own < largest_1) {
+        expert_2 = 2147483647;
       }
+      expert_2 = __reduce_min_sync((uint)4294967295, expert_2);
       if (lane == expert_2) {
         taken = (taken | (uint)1);
       }

@@ -1,8 +1,9 @@
 """Route: one warp per token scores the experts, selects k of them and weighs them, in one pass over the logits.
 
 What a warp does before and after the selection is in :mod:`.route_token`. A round of the selection finds the largest
-score that is left: every lane among its own, then all lanes in five exchanges. Equal scores go to the lower id, and NaN
-counts as -inf when choosing, as :mod:`moec.ir.semantics` says.
+score that is left: every lane among its own, then the warp among these by ``redux.sync``. It knows integers, which is
+what scores are compared as, and a second one finds the lowest id of those that have the largest: equal scores go to the
+lower id. NaN counts as -inf when choosing, as :mod:`moec.ir.semantics` says.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from moec.targets.tvm.lower.route import RouteProblem
 
 _NOBODY = 2**31 - 1
 """An expert id that loses every tie."""
+_NOTHING = -(2**31)
+"""Below the key of any number."""
 
 
 def why_not(spec: RouteSpec, experts: int, dtype: str) -> str | None:
@@ -42,32 +45,43 @@ def why_not(spec: RouteSpec, experts: int, dtype: str) -> str | None:
 
 
 @T.inline
-def _find_largest(token, choice, taken, best, expert):
-    """``best`` and ``expert`` of every lane: the largest choice of the warp that is not taken, and whose it is."""
-    best[0] = T.float32(MINUS_INFINITY)
+def _set_key(keys, i, choice):
+    """``keys[i]`` (int32) becomes larger where the choice is, and equal where that is equal, as minus zero and zero
+    are; above :data:`_NOTHING`."""
+    number: T.let = T.Select(choice == T.float32(0), T.float32(0), choice)
+    bits: T.let = T.reinterpret("int32", number)
+    keys[i] = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@T.inline
+def _find_largest(token, keys, taken, expert):
+    """``expert`` of every lane: whose key is the largest of the warp that is not taken."""
+    own = T.alloc_local((1,), "int32")
+    largest = T.alloc_local((1,), "int32")
+    own[0] = _NOTHING
     expert[0] = _NOBODY
     for i in T.unroll(token.per_lane):
         left: T.let = T.And(token.expert(i) < token.experts, (taken[0] & T.uint32(1 << i)) == T.uint32(0))
-        if T.And(left, T.Or(expert[0] == _NOBODY, choice[i] > best[0])):
-            best[0] = choice[i]
+        if T.And(left, keys[i] > own[0]):
+            own[0] = keys[i]
             expert[0] = token.expert(i)
-    for step in T.unroll(5):
-        other_best: T.let = T.cuda.__shfl_xor_sync(T.uint32(ALL_LANES), best[0], 16 >> step, WARP)
-        other_expert: T.let = T.cuda.__shfl_xor_sync(T.uint32(ALL_LANES), expert[0], 16 >> step, WARP)
-        if T.Or(other_best > best[0], T.And(other_best == best[0], other_expert < expert[0])):
-            best[0] = other_best
-            expert[0] = other_expert
+    largest[0] = T.call_extern("int32", "__reduce_max_sync", T.uint32(ALL_LANES), own[0])
+    if own[0] < largest[0]:
+        expert[0] = _NOBODY
+    expert[0] = T.call_extern("int32", "__reduce_min_sync", T.uint32(ALL_LANES), expert[0])
 
 
 @T.inline
 def _select_largest(token, choice):
     """The k largest choices, from large to small."""
+    keys = T.alloc_local((token.per_lane,), "int32")
     taken = T.alloc_local((1,), "uint32")
-    best = T.alloc_local((1,), "float32")
     expert = T.alloc_local((1,), "int32")
+    for i in T.unroll(token.per_lane):
+        _set_key(keys, i, choice[i])
     taken[0] = T.uint32(0)
     for slot in T.serial(token.spec.k):
-        _find_largest(token, choice, taken, best, expert)
+        _find_largest(token, keys, taken, expert)
         for i in T.unroll(token.per_lane):
             if token.expert(i) == expert[0]:
                 taken[0] = taken[0] | T.uint32(1 << i)
@@ -83,18 +97,18 @@ def _select_all(token):
 
 
 @T.inline
-def _mix_sparsely(token, logit, choice):
+def _mix_sparsely(token, logit):
     """Rounds of the sparse mixer. In shared memory are the logits that are left, -inf for those taken."""
+    keys = T.alloc_local((token.per_lane,), "int32")
     taken = T.alloc_local((1,), "uint32")
-    best = T.alloc_local((1,), "float32")
     expert = T.alloc_local((1,), "int32")
     total = T.alloc_local((1,), "float32")
     taken[0] = T.uint32(0)  # and stays so: what was taken may be the largest again, as -inf
     for slot in T.serial(token.spec.k):
         for i in T.unroll(token.per_lane):
             if token.expert(i) < token.experts:
-                choice[i] = comparable(token.scores[token.warp, token.expert(i)])
-        _find_largest(token, choice, taken, best, expert)
+                _set_key(keys, i, comparable(token.scores[token.warp, token.expert(i)]))
+        _find_largest(token, keys, taken, expert)
         top: T.let = token.scores[token.warp, expert[0]]
         total[0] = T.float32(0)
         for i in T.unroll(token.per_lane):
@@ -115,12 +129,12 @@ def _mix_sparsely(token, logit, choice):
 @T.inline
 def _route_token(logits, bias, weights, chosen, token):
     x = T.alloc_local((token.per_lane,), "float32")
-    choice = T.alloc_local((token.per_lane,), "float32")
     if token.spec.score == "sparsemixer":
         read_logits(token, logits, x)
         share_with_warp(token, x)
-        _mix_sparsely(token, x, choice)
+        _mix_sparsely(token, x)
     else:
+        choice = T.alloc_local((token.per_lane,), "float32")
         score_choices(token, logits, bias, x, choice)
         if token.spec.selection == "all":
             _select_all(token)
@@ -167,9 +181,10 @@ def route(problem: RouteProblem) -> tirx.PrimFunc:
 
 
 def _plan(routing: RouteProblem) -> WalkPlan:
-    """A warp is done with its token in one step: scores, then a round of five exchanges for each slot."""
+    """A warp is done with its token in one step: scores, then a round for each slot: two reductions, and what was found
+    is compared with."""
     softmax = 10 if routing.spec.score == "softmax" else 0
-    return WalkPlan("1", memory_waits=1, exchanges=softmax + 6 * routing.spec.k)
+    return WalkPlan("1", memory_waits=1, exchanges=softmax + 3 * routing.spec.k)
 
 
 ROUTE = Kernel(

@@ -30,10 +30,12 @@ ODD_LOGITS = np.array(
         [5, -INF, -INF, -INF, -INF, -INF, -INF, -INF],
         [0, 0, 0, NAN, 0, 0, -INF, NAN],
         [1, 3, 3, 1, 2, 2, 3, 3],
+        [-1, -0.0, 0.0, -0.0, 0.0, -2, -3, -INF],
+        [-3e-45, -1, -1e-45, 1e-45, 3e-45, -0.0, -2, -1],
     ],
     np.float32,
 )
-"""Ties, NaN and infinities."""
+"""Ties, zeros of both signs, numbers next to them, NaN and infinities."""
 
 
 def routed(kernel, spec: RouteSpec, logits: np.ndarray, bias: np.ndarray | None) -> list[np.ndarray]:

@@ -36,7 +36,7 @@ _REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+([^;]+);")
 _DIRECTIVE = re.compile(r"^\s*\.(?!reg).*$", re.MULTILINE)
 _SCOPE = re.compile(r"\{\s*\.reg(?:[^{}]|\{[^{}]*\})*\}")
 _SCOPED = re.compile(r"\.reg\s+\.\w+\s+([\w, ]+);|^\s*(\w+):", re.MULTILINE)
-_MEETS = re.compile(r"(?:shfl|vote|ldmatrix|mma|wgmma|bar\.warp)\b.*")
+_MEETS = re.compile(r"(?:shfl|vote|redux|ldmatrix|mma|wgmma|bar\.warp)\b.*")
 _MAPS = 1 << 60
 """Where tensor maps lie among generic addresses."""
 _MOST_STEPS = 2_000_000

@@ -160,6 +160,20 @@ def vote(opcode: str, operands: Sequence[Any]) -> Act:
     return act
 
 
+def reduce_warp(opcode: str, operands: Sequence[Any]) -> Act:
+    _, _, kind, dtype = opcode.split(".")
+    target, source, _ = operands
+    reduce = {"min": np.min, "max": np.max}[kind]
+
+    def act(machine: Any, lanes: Array) -> None:
+        given = machine.threads.read(source, dtype, lanes)
+        for warp in np.unique(lanes // WARP):
+            mine = lanes // WARP == warp
+            machine.threads.write(target, lanes[mine], np.full(mine.sum(), reduce(given[mine])))
+
+    return act
+
+
 def warp_barrier(opcode: str, operands: Sequence[Any]) -> Act:
     return lambda machine, lanes: machine.shared.warp_barrier(lanes)
 
@@ -235,6 +249,7 @@ TOGETHER: tuple[tuple[re.Pattern[str], Callable[[str, Sequence[Any]], Act]], ...
         (r"cp\.async\.wait_(?:group|all)", wait),
         (r"shfl\.sync\..*", shuffle),
         (r"vote\.sync\..*", vote),
+        (r"redux\.sync\.(?:min|max)\.[su]32", reduce_warp),
         (r"bar\.warp\.sync", warp_barrier),
         (r"ldmatrix\.sync\.aligned\.m8n8\..*", load_tiles),
         (r"mma\.sync\..*", multiply),

@@ -109,6 +109,13 @@ def quantize_norm(name: str, norm: FloatNorm, stream_scale: float, input_scale: 
     )
 
 
+def widened_norm(norm: FloatNorm, width: int) -> FloatNorm:
+    """The same of channels behind which there are zeros: their mean square is a smaller part of what it was."""
+    part = len(norm.weight) / width
+    weight = np.pad(norm.weight * np.float32(part**0.5), (0, width - len(norm.weight)))
+    return dataclasses.replace(norm, weight=weight, bias=np.zeros_like(weight), epsilon=norm.epsilon * part)
+
+
 def stream_scale_for(*tensors: Array) -> float:
     """What a step of an int16 residual stream stands for that has to hold these numbers, and a quarter more."""
     largest = max(float(np.abs(tensor).max(initial=0.0)) for tensor in tensors)

@@ -21,6 +21,7 @@ _NOT_SYNTHESISED = "estimates: nothing here has been synthesised"
 _PHASES = {
     "route": "routing: until each expert's tokens are known",
     "normalize": "until all tokens are normalised",
+    "latents": "until all latents are normalised",
     "first_weights": "the first tile of weights arrives",
     "products": "the arrays compute",
     "stalls": "the arrays wait for weights, or for each other",
@@ -193,7 +194,7 @@ def estimate_tables(estimate: Mapping[str, Any]) -> Iterator[RenderableType]:
     cycles = estimate["cycles"]
     total = cycles["total"]
     phases = [
-        (text, f"{cycles[name]:,}", f"{cycles[name] / total:.1%}") for name, text in _PHASES.items() if name in cycles
+        (text, f"{cycles[name]:,}", f"{cycles[name] / total:.1%}") for name, text in _PHASES.items() if cycles.get(name)
     ]
     for place, layer in enumerate(cycles.get("layers", ())):
         phases.append((f"layer {place}: {layer['kind']}", f"{layer['cycles']:,}", f"{layer['cycles'] / total:.1%}"))

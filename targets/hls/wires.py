@@ -43,7 +43,8 @@ class ExpertsWires:
 @dataclasses.dataclass(frozen=True)
 class AttentionWires:
     """The same of attention; ``score_shift``: from scores to places in the table of powers, ``mixed_shift``: of what
-    heads attend to, ``head_norm_shift``: of normalised keys and queries."""
+    heads attend to, ``head_norm_shift``: of normalised keys and queries; likewise of the latents that rows
+    are products of."""
 
     up_sum_bits: int
     down_sum_bits: int
@@ -53,10 +54,13 @@ class AttentionWires:
     score_shift: int
     mixed_shift: int
     head_norm_shift: int
+    latent_sum_bits: int
+    latent_shift: int
+    latent_norm_shift: int
 
     @staticmethod
     def of(block: QuantizedAttention) -> AttentionWires:
-        norm = None if block.turns is None else block.turns.key_norm
+        norm, latents = None if block.turns is None else block.turns.key_norm, block.latents
         return AttentionWires(
             up_sum_bits=block.up.sum_bits,
             down_sum_bits=block.down.sum_bits,
@@ -66,4 +70,7 @@ class AttentionWires:
             score_shift=block.score.shift,
             mixed_shift=block.mixed_shift,
             head_norm_shift=1 if norm is None else norm.shift,
+            latent_sum_bits=1 if latents is None else latents.down.sum_bits,
+            latent_shift=1 if latents is None else latents.down.multipliers.shift,
+            latent_norm_shift=1 if latents is None else latents.key_norm.shift,
         )

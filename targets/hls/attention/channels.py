@@ -10,7 +10,24 @@ KEY_WEIGHT_BITS, RECIPROCAL_BITS = 8, 20
 
 
 def attention_channels(design: AttentionDesign) -> list[Channel]:
-    return [*_tokens(design), *_products(design), *_heads(design), *_results(design)]
+    latents = _latents(design) if design.shape.latents else ()
+    return [*_tokens(design), *latents, *_products(design), *_heads(design), *_results(design)]
+
+
+def projecting(design: AttentionDesign) -> str:
+    """The process that makes rows of heads: where these are products of latents, another one made these."""
+    return "product_up 2" if design.shape.latents else "product_up"
+
+
+def loading(design: AttentionDesign) -> str:
+    """The process that reads what rows of heads are made with."""
+    return "load_latents_and_up" if design.shape.latents else "load_up"
+
+
+def keeping(design: AttentionDesign) -> str:
+    """The process that keeps and measures latents."""
+    tokens = design.shape.latents is not None and design.shape.latents.tokens
+    return "measure_latents_behind_tokens" if tokens else "measure_latents"
 
 
 def measuring(design: AttentionDesign) -> str:
@@ -30,29 +47,55 @@ def turning(design: AttentionDesign) -> str:
 
 def _tokens(design: AttentionDesign) -> list[Channel]:
     fifos, chunk = design.fifos, INPUT_BITS * design.lanes
+    forks = design.shape.latents is not None and design.shape.latents.tokens
     measured = design.norm_sum_bits + MULTIPLIER_BITS + SCALE_BITS
     return [
         Channel("beats_tokens", "read_stream", "measure_tokens", BEAT_BITS, fifos.beats),
         Channel("beats_norm", "read_stream", "normalize_tokens", BEAT_BITS, fifos.beats),
         Channel("steps", "measure_tokens", "normalize_tokens", RESULT_BITS * design.norm_lanes, design.steps_depth),
         Channel("measured", "measure_tokens", "normalize_tokens", measured, fifos.measured),
-        Channel("normalized", "normalize_tokens", "product_up", chunk, fifos.tokens),
+        Channel("normalized", "normalize_tokens", "fork_tokens" if forks else "product_up", chunk, fifos.tokens),
+    ]
+
+
+def _latents(design: AttentionDesign) -> list[Channel]:
+    assert design.shape.latents is not None
+    fifos, chunk, keep = design.fifos, INPUT_BITS * design.lanes, keeping(design)
+    measured = RESULT_BITS + bits_for(design.shape.latents.norm_width) + MULTIPLIER_BITS + SCALE_BITS
+    forked = [
+        Channel("tokens_to_latents", "fork_tokens", "product_up", chunk, fifos.tokens),
+        Channel("tokens_to_rows", "fork_tokens", keep, chunk, fifos.tokens),
+    ]
+    return [
+        *(forked if design.shape.latents.tokens else ()),
+        Channel("jobs_load_latents", "schedule", loading(design), JOB_BITS, fifos.jobs),
+        Channel("jobs_latents", "schedule", "product_up", JOB_BITS, fifos.jobs),
+        Channel("items_latents", "schedule", "product_up", ITEM_BITS, fifos.items),
+        Channel("beats_latent_norm", loading(design), "normalize_latents", BEAT_BITS, fifos.beats),
+        Channel("beats_latents", loading(design), "product_up", BEAT_BITS, fifos.weights),
+        Channel("jobs_keep", "product_up", keep, JOB_BITS, fifos.jobs),
+        Channel("items_keep", "product_up", keep, ITEM_BITS, design.items_keep_depth),
+        Channel("latents", "product_up", keep, chunk, fifos.rows),
+        Channel("measured_latents", keep, "normalize_latents", chunk, design.measured_latents_depth),
+        Channel("latent_measures", keep, "normalize_latents", measured, fifos.measured),
+        Channel("rows_of_latents", "normalize_latents", projecting(design), chunk, fifos.tokens),
     ]
 
 
 def _products(design: AttentionDesign) -> list[Channel]:
-    fifos = design.fifos
+    fifos, load, project = design.fifos, loading(design), projecting(design)
+    of_up, of_down = ("schedule 2", "schedule 3") if design.shape.latents else ("schedule", "schedule 2")
     return [
-        Channel("jobs_load_up", "schedule", "load_up", JOB_BITS, fifos.jobs),
-        Channel("jobs_up", "schedule", "product_up", JOB_BITS, fifos.jobs),
-        Channel("items_up", "schedule", "product_up", ITEM_BITS, fifos.items),
-        Channel("jobs_load_down", "schedule 2", "load_down", JOB_BITS, fifos.jobs),
-        Channel("jobs_down", "schedule 2", "product_down", JOB_BITS, fifos.jobs),
-        Channel("items_down", "schedule 2", "product_down", ITEM_BITS, fifos.items),
-        Channel("beats_up", "load_up", "product_up", BEAT_BITS, fifos.weights),
+        Channel("jobs_load_up", of_up, load, JOB_BITS, fifos.jobs),
+        Channel("jobs_up", of_up, project, JOB_BITS, fifos.jobs),
+        Channel("items_up", of_up, project, ITEM_BITS, fifos.items),
+        Channel("jobs_load_down", of_down, "load_down", JOB_BITS, fifos.jobs),
+        Channel("jobs_down", of_down, "product_down", JOB_BITS, fifos.jobs),
+        Channel("items_down", of_down, "product_down", ITEM_BITS, fifos.items),
+        Channel("beats_up", load, project, BEAT_BITS, fifos.weights),
         Channel("beats_down", "load_down", "product_down", BEAT_BITS, fifos.weights),
-        Channel("jobs_split", "product_up", "split_heads", JOB_BITS, fifos.jobs),
-        Channel("items_split", "product_up", "split_heads", ITEM_BITS, design.items_split_depth),
+        Channel("jobs_split", project, "split_heads", JOB_BITS, fifos.jobs),
+        Channel("items_split", project, "split_heads", ITEM_BITS, design.items_split_depth),
     ]
 
 
@@ -62,7 +105,7 @@ def _heads(design: AttentionDesign) -> list[Channel]:
     turned, cached = design.shape.turned, design.shape.cached
     to_scores, to_values = ("join_cache", "join_cache 2") if cached else ("score_keys", "mix_values")
     return [
-        Channel("projected", "product_up", "split_heads", chunk, fifos.rows),
+        Channel("projected", projecting(design), "split_heads", chunk, fifos.rows),
         Channel("keys_and_queries", "split_heads", measuring(design) if turned else to_scores, chunk, fifos.rows),
         *(_turns(design, to_scores) if turned else ()),
         *(_cache(design) if cached else ()),

@@ -25,6 +25,27 @@ last, when what they meet is known."""
 
 
 @dataclasses.dataclass(frozen=True)
+class LatentShape:
+    """Channels of the latents that rows are products of: of ``queries``, 0 where these are products of tokens; of
+    ``keys`` and values; ``shared``: that are not normalised. ``tokens``: these stand in front of all latents."""
+
+    queries: int
+    keys: int
+    shared: int
+    tokens: bool
+
+    @property
+    def ranks(self) -> list[int]:
+        """Of the parts that there are, in order."""
+        return [rank for rank in (self.queries, self.keys, self.shared) if rank]
+
+    @property
+    def norm_width(self) -> int:
+        """Channels that are normalised together, of the wider latent."""
+        return max(self.queries, self.keys)
+
+
+@dataclasses.dataclass(frozen=True)
 class AttentionShape:
     """Sizes are those of the model, before padding. ``tokens``: at most, per call, which is one sequence, or, where a
     cache holds keys and values, what is added to it.
@@ -34,6 +55,7 @@ class AttentionShape:
     ``turned``: queries and keys are turned by their positions, ``head_norm``: and normalised in front of that, head by
     head, or, ``joint_norm``, all heads of a token together.
     ``cached``: positions that the cache has room for; 0: there is none, a call has a sequence as a whole.
+    ``latents``: that keys, values and queries are products of; None where they are products of tokens.
     """
 
     tokens: int
@@ -49,6 +71,7 @@ class AttentionShape:
     cached: int = 0
     windowed: bool = False
     sinks: bool = False
+    latents: LatentShape | None = None
 
     @property
     def key_heads(self) -> int:
@@ -138,8 +161,43 @@ class AttentionDesign:
         return self.width // self.lanes
 
     @property
+    def latent_chunks(self) -> tuple[int, int, int]:
+        """Steps through the latents of queries, of keys, and through what is not normalised, each padded by itself."""
+        latents = self.shape.latents
+        ranks = (0, 0, 0) if latents is None else (latents.queries, latents.keys, latents.shared)
+        queries, keys, shared = (-(-rank // self.lanes) for rank in ranks)
+        return queries, keys, shared
+
+    @property
+    def latent_tiles(self) -> int:
+        """Of the product that makes latents; as wide as a head's rows."""
+        return -(-sum(self.latent_chunks) // self.chunks)
+
+    @property
+    def row_chunks(self) -> int:
+        """Steps through what rows are products of: a token, or latents, or both."""
+        latents = self.shape.latents
+        return sum(self.latent_chunks) + (self.width_chunks if latents is None or latents.tokens else 0)
+
+    @property
+    def row_width(self) -> int:
+        """Channels of what rows are products of, padded."""
+        return self.row_chunks * self.lanes
+
+    @property
+    def latent_norm_beats(self) -> int:
+        """Of the multipliers of normalised latents, 16 bits each."""
+        queries, keys, _ = self.latent_chunks
+        return -(-RESULT_BITS // 8 * (queries + keys) * self.lanes // BEAT_BYTES)
+
+    @property
+    def row_cycles(self) -> int:
+        """In which the first array computes a token of a tile."""
+        return self.chunks * self.row_chunks
+
+    @property
     def item_cycles(self) -> int:
-        """In which an array computes a token of a tile."""
+        """In which an array computes a token of a tile of as many channels as a token has."""
         return self.chunks * self.width_chunks
 
     @property
@@ -181,7 +239,18 @@ class AttentionDesign:
     @property
     def items_split_depth(self) -> int:
         """Words of the channel of tokens whose rows are split into heads, each of which is taken with its first row."""
+        return max(self.fifos.items, depth_beside(self.row_cycles, self.row_chunks - 1))
+
+    @property
+    def items_keep_depth(self) -> int:
+        """The same of tokens whose latents are kept."""
         return max(self.fifos.items, depth_beside(self.item_cycles, self.width_chunks - 1))
+
+    @property
+    def measured_latents_depth(self) -> int:
+        """Words of the channel of latents that are normalised, which go on while their measures are made."""
+        queries, keys, _ = self.latent_chunks
+        return max(self.fifos.rows, depth_beside(1, max(queries, keys) - 1))
 
     @property
     def items_end_depth(self) -> int:

@@ -3,7 +3,8 @@
 Cycles follow from the loops. All tokens are normalised before the first tile is computed. A head of keys takes tiles of
 the first product for these, its values, and the queries of each head that shares them; while queries come, they are
 turned, scored, weighed and mixed side by side, at the pace of the slowest. The next head's keys wait until all of these
-queries are scored. The last query leaves through all processes. Where all heads are normalised together, keys and
+queries are scored. The last query leaves through all processes. What rows are products of is computed in front of all
+that where it is latents (``latents_estimate.py``). Where all heads are normalised together, keys and
 queries of all of them come first, and wait for their sums of squares; then they are scored while values come.
 """
 
@@ -13,68 +14,25 @@ import dataclasses
 import functools
 import math
 
-from moec.targets.hls.attention.channels import (
-    KEY_WEIGHT_BITS,
-    RECIPROCAL_BITS,
-    attention_channels,
-    measuring,
-    turning,
-    weighing,
-)
 from moec.targets.hls.attention.design import KEY, QUERY, VALUE, AttentionDesign
 from moec.targets.hls.attention.drains import Span, written
-from moec.targets.hls.hardware.arithmetic import (
-    CONTROL_LUTS,
-    MASTER_LUTS,
-    PRODUCTS_PER_DSP,
-    array_luts,
-    norm_dsps,
-)
+from moec.targets.hls.attention.latents_estimate import latent_beats, rows_taken
+from moec.targets.hls.attention.resources import attention_dsps, attention_luts, attention_memories
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.costs import Estimate, Resources
 from moec.targets.hls.hardware.cycles import Loader, MemoryPace
-from moec.targets.hls.hardware.logic import multiplier_dsps, requantize_luts
-from moec.targets.hls.hardware.memories import (
-    BURST_BEATS,
-    INVERSE_ROOT_TABLE_WORDS,
-    OUTSTANDING,
-    POWER_TABLE_WORDS,
-    TABLE_BITS,
-    Memory,
-    array_memory,
-    channel_memories,
-    norm_memories,
-    parameter_memory,
-)
 from moec.targets.hls.hardware.parts import Part
 from moec.targets.hls.hardware.ports import attention_masters, connect
-from moec.targets.hls.moe.channels import BEAT_BITS, SCALE_BITS
 from moec.targets.hls.moe.design import (
     BEAT_BYTES,
-    INPUT_BITS,
-    MOST_ACCUMULATOR_BITS,
-    MULTIPLIER_BITS,
     PARAMETER_BYTES,
-    RESULT_BITS,
-    bits_for,
 )
 
-_ARRAYS = 4
-"""How many arrays of ``lanes`` x ``lanes`` products there are: projections, scores, values, output."""
 _LOOPS_OF_TOKENS, _LOOPS_OF_QUERIES, _LOOPS_OF_SCORES = 4, 5, 3
 """Pipelines one behind the other: until all tokens are normalised and kept; from a query's product to its scores; from
 these to what it attends to."""
-_SINK_BITS = 32
 _LOOPS_OF_TURNS = 2
 """More of them where keys and queries are turned by their positions."""
-_ADAPTERS = {
-    "tokens": ("read_stream", OUTSTANDING["tokens"]),
-    "residual": ("read_residual", OUTSTANDING["results"]),
-    "up": ("load_up", OUTSTANDING["up"]),
-    "down": ("load_down", OUTSTANDING["down"]),
-    "results, writes": ("write_tokens", OUTSTANDING["results"]),
-}
-"""What masters keep on the chip: who uses each, and its bursts on their way."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +41,8 @@ class AttentionCycles:
 
     normalize: int
     """Until all tokens are normalised."""
+    latents: int
+    """From there until all that rows are products of is computed; 0 where that is the tokens."""
     first_weights: int
     """Until the first tile has arrived, where that takes longer."""
     products: int
@@ -98,7 +58,7 @@ class AttentionCycles:
 
     @property
     def total(self) -> int:
-        return self.normalize + self.first_weights + self.products + self.stalls + self.results
+        return self.normalize + self.latents + self.first_weights + self.products + self.stalls + self.results
 
 
 AttentionEstimate = Estimate[AttentionDesign, AttentionCycles]
@@ -138,10 +98,14 @@ def attention_cycles(
     reads = max(steps, 2 * design.width / BEAT_BYTES * pace.cycles_per_beat)
     norm_beats = design.width * PARAMETER_BYTES / BEAT_BYTES
     start = pace.latency + max(design.width, norm_beats * pace.cycles_per_beat + pace.latency)
-    normalize = start + tokens * reads + steps + _LOOPS_OF_TOKENS * stages
+    normalize = taken = start + tokens * reads + steps + _LOOPS_OF_TOKENS * stages
+    loader = Loader(design.fifos.weights, pace, stages)
+    if shape.latents:
+        taken = rows_taken(design, tokens, loader, normalize, pace, stages)
     weight_beats = design.width * design.head_width // BEAT_BYTES
-    tile_beats = weight_beats + math.ceil(design.head_width * PARAMETER_BYTES / BEAT_BYTES)
-    per_token = design.chunks * design.width_chunks
+    of_parameters = math.ceil(design.head_width * PARAMETER_BYTES / BEAT_BYTES)
+    tile_beats = design.row_width * design.head_width // BEAT_BYTES + of_parameters
+    per_token = design.row_cycles
     groups = groups_of_queries(design, tokens, past, window)
     reads_cache = past * design.cache_row_beats * pace.cycles_per_beat
     # Values follow keys behind a query's scores and weights; until then these have a port alone that both come through.
@@ -150,7 +114,7 @@ def attention_cycles(
     held = max(past * design.chunks, reads_cache) + (pace.latency if past else 0)
     loads = _Loads(tile_beats, scores_of_head(design, tokens, past, window), held)
     run = _run_of_all_heads if shape.joint_norm else _run
-    first, end, spans = run(design, tokens, loads, normalize, pace, stages)
+    first, end, spans = run(design, tokens, loads, taken, pace, loader, stages)
     products = shape.tiles * tokens * per_token
     per_head = 2 + shape.sharing
     busy = {
@@ -161,11 +125,13 @@ def attention_cycles(
     }
     return AttentionCycles(
         normalize=round(normalize),
-        first_weights=round(first - normalize),
+        latents=round(taken - normalize),
+        first_weights=round(first - taken),
         products=products,
         stalls=round(end - first - products),
         results=round(written(design, groups, spans, pace, stages) - end),
-        beats=shape.tiles * tile_beats
+        beats=latent_beats(design)
+        + shape.tiles * tile_beats
         + shape.heads * weight_beats
         + math.ceil(design.width * PARAMETER_BYTES / BEAT_BYTES),
         bound_by=max(busy, key=lambda name: busy[name]),
@@ -201,11 +167,11 @@ def _run(
     loads: _Loads,
     normalized: float,
     pace: MemoryPace,
+    loader: Loader,
     stages: int,
 ) -> tuple[float, float, list[Span]]:
     """When the first tile starts, when the last query is scored, and when those of each head come."""
-    loader = Loader(design.fifos.weights, pace, stages)
-    per_token = design.chunks * design.width_chunks
+    per_token = design.row_cycles
     first = start = max(normalized, loader.arrival(loads.tile_beats, 0, normalized)) + stages
     rows_waiting = design.fifos.rows // design.chunks  # of each channel
     turn = design.turn_beats * pace.cycles_per_beat if design.shape.turned else 0.0
@@ -239,11 +205,16 @@ def _next_tile(done: float, arrived: float, missing: int, stages: int) -> float:
 
 
 def _run_of_all_heads(
-    design: AttentionDesign, tokens: int, loads: _Loads, normalized: float, pace: MemoryPace, stages: int
+    design: AttentionDesign,
+    tokens: int,
+    loads: _Loads,
+    normalized: float,
+    pace: MemoryPace,
+    loader: Loader,
+    stages: int,
 ) -> tuple[float, float, list[Span]]:
     """As :func:`_run`, where all heads are normalised together."""
-    shape, loader = design.shape, Loader(design.fifos.weights, pace, stages)
-    per_token = design.chunks * design.width_chunks
+    shape, per_token = design.shape, design.row_cycles
     first = start = max(normalized, loader.arrival(loads.tile_beats, 0, normalized)) + stages
     room = 2 * design.fifos.rows // design.chunks * per_token  # rows of values that channels hold meanwhile
     is_prefetched = tokens * design.turn_beats <= design.fifos.beats
@@ -271,112 +242,3 @@ def _run_of_all_heads(
         announced = max(announced, start + per_token * (tokens - 1 - design.fifos.items))
         start = _next_tile(done, arrived, loads.tile_beats - tokens * per_token, stages)
     return first, scored, spans
-
-
-def attention_dsps(design: AttentionDesign) -> dict[str, int]:
-    """By process; those that multiply nothing are missing."""
-    lanes = design.lanes
-    array = lanes * lanes // PRODUCTS_PER_DSP
-    rounding = lanes * multiplier_dsps(MOST_ACCUMULATOR_BITS, MULTIPLIER_BITS + 1)
-    return {
-        **norm_dsps(design.shape.width, design.norm_lanes),
-        "product_up": array + rounding,
-        **(_turn_dsps(design) if design.shape.turned else {}),
-        "score_keys": array,
-        weighing(design): (lanes + design.shape.sinks) * multiplier_dsps(design.score_bits + 2, MULTIPLIER_BITS + 1),
-        "mix_values": array,
-        "scale_values": lanes * multiplier_dsps(design.mixed_bits, RECIPROCAL_BITS + 1),
-        "product_down": array + rounding,
-    }
-
-
-def _turn_dsps(design: AttentionDesign) -> dict[str, int]:
-    """A channel takes two products with 16 bits to be turned; to be normalised, what channels of a token take."""
-    turn = 2 * design.lanes * multiplier_dsps(RESULT_BITS, RESULT_BITS)
-    if not design.shape.head_norm:
-        return {"turn_heads": turn}
-    of_rows = norm_dsps(design.shape.norm_width, design.lanes)
-    return {measuring(design): of_rows["measure_tokens"], "turn_heads": turn + of_rows["normalize_tokens"]}
-
-
-def attention_memories(design: AttentionDesign) -> list[Memory]:
-    """All of them: arrays, channels, adapters."""
-    shape, lanes = design.shape, design.lanes
-    words, places = shape.tokens * design.width_chunks, design.key_groups * design.chunks
-    chunk, banks = INPUT_BITS * lanes, lanes * lanes * INPUT_BITS // BEAT_BITS
-    tile_words = design.chunks * design.width_chunks
-    return [
-        *norm_memories(design.width, design.norm_lanes),
-        array_memory("tokens", "product_up", chunk, words, 1, "bram", "rows"),
-        array_memory("weights", "product_up", BEAT_BITS, tile_words, 2 * banks, variable="weights"),
-        parameter_memory("product_up", lanes, design.chunks),
-        array_memory("keys", "score_keys", chunk, places, lanes, variable="keys"),
-        array_memory("scores", weighing(design), design.score_bits * lanes, design.key_groups, variable="kept"),
-        *([array_memory("sinks", weighing(design), _SINK_BITS, shape.heads, variable="sinks")] if shape.sinks else ()),
-        array_memory("powers", weighing(design), TABLE_BITS, POWER_TABLE_WORDS, power_copies(design)),
-        array_memory("values", "mix_values", chunk, places, lanes, variable="values"),
-        array_memory("weights of keys", "mix_values", KEY_WEIGHT_BITS * lanes, design.key_groups, variable="kept"),
-        array_memory("partial sums", "product_down", MOST_ACCUMULATOR_BITS * lanes, words, 1, "bram", "partial"),
-        array_memory("weights", "product_down", BEAT_BITS, tile_words, 2 * banks, variable="weights"),
-        parameter_memory("product_down", lanes, design.width_chunks),
-        *(_turn_memories(design) if shape.turned else ()),
-        *(_cache_adapters() if shape.cached else ()),
-        *channel_memories(attention_channels(design)),
-        *(
-            array_memory(f"adapter {name}", process, BEAT_BITS, bursts * BURST_BEATS)
-            for name, (process, bursts) in _ADAPTERS.items()
-        ),
-    ]
-
-
-def power_copies(design: AttentionDesign) -> int:
-    """Of the table of powers: a memory has two ports, so two lanes share one; a sink has one of its own."""
-    return -(-design.lanes // 2) + design.shape.sinks
-
-
-def _turn_memories(design: AttentionDesign) -> list[Memory]:
-    shape, bits = design.shape, RESULT_BITS * design.lanes
-    roots = array_memory("inverse roots", measuring(design), MULTIPLIER_BITS, INVERSE_ROOT_TABLE_WORDS)
-    multipliers = (shape.turned_tiles if shape.joint_norm else 2) * design.chunks
-    return [
-        *([roots] if shape.head_norm else []),
-        *(_memories_of_all_heads(design) if shape.joint_norm else ()),
-        array_memory("multipliers", "turn_heads", bits, multipliers, variable="multipliers"),
-        array_memory("adapter turns", turning(design), BEAT_BITS, OUTSTANDING["tokens"] * BURST_BEATS),
-    ]
-
-
-def _memories_of_all_heads(design: AttentionDesign) -> list[Memory]:
-    """Keys and queries until they are measured, and their measures."""
-    shape, process = design.shape, measuring(design)
-    bits = bits_for(shape.norm_width)
-    sums, measure = 2 * RESULT_BITS - 1 + bits, RESULT_BITS + bits + MULTIPLIER_BITS + SCALE_BITS
-    return [
-        array_memory("keys and queries", process, INPUT_BITS * design.lanes, design.kept_chunks, 1, "bram", "kept"),
-        array_memory("sums of squares", process, sums, shape.turned_tiles * shape.tokens, variable="of_rows"),
-        array_memory("measures", process, measure, 2 * shape.tokens, variable="of_parts"),
-    ]
-
-
-def _cache_adapters() -> list[Memory]:
-    words = OUTSTANDING["results"] * BURST_BEATS
-    return [
-        array_memory(f"adapter {name}", process, BEAT_BITS, words)
-        for name, process in (
-            ("keys", "read_cache"),
-            ("values", "read_cache 2"),
-            ("keys, writes", "write_cache"),
-            ("values, writes", "write_cache 2"),
-        )
-    ]
-
-
-def attention_luts(design: AttentionDesign) -> int:
-    """All but memories, roughly: arrays, rounding, a divider, control, masters."""
-    arrays = _ARRAYS * array_luts(design.lanes, design.lanes, MOST_ACCUMULATOR_BITS)
-    # Of projections, weights, mixed values, results and sums.
-    rounding = 5 * design.lanes * requantize_luts(MOST_ACCUMULATOR_BITS, RESULT_BITS)
-    if design.shape.turned:
-        rounding += design.lanes * requantize_luts(2 * RESULT_BITS + 1, INPUT_BITS)
-    masters = len(attention_masters(design.shape)) * MASTER_LUTS
-    return arrays + rounding + RECIPROCAL_BITS**2 + CONTROL_LUTS + masters

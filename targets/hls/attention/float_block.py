@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from moec.errors import UnsupportedError
+from moec.targets.hls.attention.latents import FloatLatents
 from moec.targets.hls.normalization import FloatNorm, stream_scale_for
 
 Array = np.ndarray[Any, Any]
@@ -20,6 +21,11 @@ class Turns:
 
     cosines: Array
     sines: Array
+
+    def widened(self, width: int) -> Turns:
+        """Of rows that end with channels that are not turned."""
+        more = ((0, 0), (0, width // 2 - self.cosines.shape[1]))
+        return Turns(np.pad(self.cosines, more, constant_values=1), np.pad(self.sines, more))
 
     def run(self, rows: Array) -> Array:
         """[..., T, h] at the first T positions."""
@@ -57,7 +63,8 @@ class FloatAttention:
     ``query`` [H, h, d] with biases [H, h]: H heads of h channels. ``key`` and ``value`` [K, h, d] with biases [K, h]:
     H / K neighbouring heads of queries share those of a head. ``output`` [d, H h] with bias [d]. Queries and keys may
     be normalised, each row of h channels by its root mean square, or the rows of all heads by theirs, and turned behind
-    that. Scores are multiplied with ``scale`` before their softmax. All in float32.
+    that. Where there are ``latents``, rows are products of these in the place of tokens, and d is their channels.
+    Scores are multiplied with ``scale`` before their softmax. All in float32.
     """
 
     name: str
@@ -77,6 +84,7 @@ class FloatAttention:
     turns: Turns | None = None
     window: int = 0
     sinks: Array | None = None
+    latents: FloatLatents | None = None
 
     @property
     def heads(self) -> int:
@@ -98,7 +106,7 @@ class FloatAttention:
 
     @property
     def width(self) -> int:
-        return int(self.query.shape[2])
+        return len(self.output)
 
     def run(self, tokens: Array) -> FloatAttentionResults:
         """Sequences [B, T, d] through the block, with everything on the way.
@@ -112,8 +120,9 @@ class FloatAttention:
                 "shorter ones, or a larger --max-tokens or --max-length"
             )
         inputs = self.norm.run(tokens.reshape(-1, width)).reshape(tokens.shape)
+        given = inputs if self.latents is None else self.latents.run(inputs)
         projected = [
-            np.einsum("btd,hcd->bhtc", inputs, weights, optimize=True) + bias[:, None]
+            np.einsum("btd,hcd->bhtc", given, weights, optimize=True) + bias[:, None]
             for weights, bias in (
                 (self.query, self.query_bias),
                 (self.key, self.key_bias),

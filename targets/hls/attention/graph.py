@@ -19,8 +19,10 @@ import onnx_ir as ir
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name
 from moec.targets.hls.attention.float_block import FloatAttention, Turns
-from moec.targets.hls.attention.mask import CausalMask, causal_mask, masks_nothing
-from moec.targets.hls.attention.rows import Rows, find_rows
+from moec.targets.hls.attention.latent_rows import find_latent_rows, latents_of
+from moec.targets.hls.attention.latents import FloatLatents
+from moec.targets.hls.attention.mask import CausalMask, causal_mask, inputs_behind, masks_nothing
+from moec.targets.hls.attention.rows import Rows, find_rows, widened_rows
 from moec.targets.hls.graph.affine import affine_maps
 from moec.targets.hls.graph.dense_layer import origin
 from moec.targets.hls.graph.residuals import NORMS, norm_of, only_use
@@ -77,26 +79,29 @@ def _block(model: ir.Model, node: ir.Node, positions: int) -> GraphAttention:
     positions = count if isinstance(count, int) else positions
     mask = _mask_of(model, node, tokens, positions, has_sinks)
     heads, key_heads = _heads(node, query, "q_num_heads"), _heads(node, key, "kv_num_heads")
-    queries, keys, values = (
-        find_rows(model, normalized, one, width, number, positions)
-        for one, number in ((query, heads), (key, key_heads), (value, key_heads))
-    )
+    of_heads = (heads, key_heads)
+    latents, queries, keys, values = _rows(model, normalized, (query, key, value), width, of_heads, positions)
+    if latents is not None and not past:
+        past = _caches_of(normalized, key, value)
     queries, keys, turns = _same_turns(queries, keys)
     if values.norm is not None or values.turns is not None:
         raise UnsupportedError(f"values {value.name!r} are normalised or turned; expected a product of tokens")
-    shapes = [one.weights.shape[1] for one in (queries, keys, values)]
-    if heads % key_heads or len(set(shapes)) > 1:
+    channels = queries.weights.shape[1]
+    if heads % key_heads or keys.weights.shape[1] != channels:
         raise UnsupportedError(
-            f"{heads} heads of queries and {key_heads} of keys, with {shapes} channels of queries, keys and values; "
-            "expected as many channels of each, and keys that as many heads share each"
+            f"{heads} heads of queries and {key_heads} of keys, with {[channels, keys.weights.shape[1]]} channels; "
+            "expected as many channels of both, and keys that as many heads share each"
         )
-    channels = heads * shapes[0]
-    ((output, output_bias),) = affine_maps(model, node.outputs[0], [before], channels, heads=heads)
+    of_values = values.weights.shape[1]
+    ((output, output_bias),) = affine_maps(model, node.outputs[0], [before], heads * of_values, heads=heads)
+    row = channels if channels == of_values else max(channels, of_values) + max(channels, of_values) % 2
+    queries, keys, values = (one.widened(row) for one in (queries, keys, values))
+    output = widened_rows(output.reshape(width * heads, of_values), row).reshape(width, -1)
     scale = node.attributes.get("scale")
     numbers = FloatAttention(
         name=node_name(node),
         norm=norm_of(normalize),
-        scale=shapes[0] ** -0.5 if scale is None else float(scale.value),
+        scale=channels**-0.5 if scale is None else float(scale.value),
         query=queries.weights,
         query_bias=queries.bias,
         key=keys.weights,
@@ -110,9 +115,30 @@ def _block(model: ir.Model, node: ir.Node, positions: int) -> GraphAttention:
         sinks=None if mask is None or mask.sinks is None else np.broadcast_to(mask.sinks, heads),
         query_norm=queries.norm,
         key_norm=keys.norm,
-        turns=turns,
+        turns=turns and turns.widened(row),
+        latents=latents,
     )
     return GraphAttention(numbers.name, tokens, addition.outputs[0], numbers, past)
+
+
+def _rows(
+    model: ir.Model,
+    tokens: ir.Value,
+    rows: tuple[ir.Value, ir.Value, ir.Value],
+    width: int,
+    heads: tuple[int, int],
+    positions: int,
+) -> tuple[FloatLatents | None, Rows, Rows, Rows]:
+    """Queries, keys and values, that many ``heads`` of the former and of both others, and the latents that they are
+    products of, where values pass a normalisation on their way from normalised ``tokens``."""
+    if latents_of(tokens, rows[2]):
+        found = find_latent_rows(model, tokens, rows, width, heads, positions)
+        return found.latents, found.queries, found.keys, found.values
+    counts = (heads[0], heads[1], heads[1])
+    queries, keys, values = (
+        find_rows(model, tokens, one, width, count, positions) for one, count in zip(rows, counts, strict=True)
+    )
+    return None, queries, keys, values
 
 
 def _expect_plain(node: ir.Node) -> None:
@@ -172,6 +198,13 @@ def _joined(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
         return None
     past, new = node.inputs
     return None if past is None or new is None else (past, new)
+
+
+def _caches_of(tokens: ir.Value, *rows: ir.Value) -> tuple[ir.Value, ...]:
+    """Inputs of the graph that are latents of earlier tokens, [B, 1, P, r], which join those of ``tokens``."""
+    found = [value for one in rows for value in inputs_behind(one, [tokens]) if value.is_graph_input()]
+    caches = {value.name: value for value in found if value.shape is not None and len(value.shape) == 4}
+    return tuple(caches[name] for name in sorted(caches, key=str))
 
 
 def _mask_of(model: ir.Model, node: ir.Node, tokens: ir.Value, positions: int, has_sinks: bool) -> CausalMask | None:

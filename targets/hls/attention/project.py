@@ -4,6 +4,7 @@
 |---|---|
 | ``norm.bin`` | parameters of every channel of a token, whose multipliers are int16 |
 | ``up.bin`` | tiles of keys, values and queries in the order of computation: parameters of rows, then weights by step |
+| | in front of these, where rows are products of latents: multipliers of norms, and likewise tiles of latents |
 | ``down.bin`` | by head the weights of the output product by step; then the parameters of its results |
 | ``turns.bin`` | where positions turn keys and queries: sinks, rows of int16, ``library/moec_turn.h`` says of what |
 | ``tokens.bin``, ``outputs.bin`` | int16 [T, d] of the residual stream, as the MoE block reads and writes it |
@@ -19,13 +20,14 @@ import numpy as np
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.design import VALUE, AttentionDesign, AttentionShape
-from moec.targets.hls.attention.estimate import attention_memories, power_copies
+from moec.targets.hls.attention.latents import QuantizedLatents
 from moec.targets.hls.attention.quantize import QuantizedAttention, QuantizedTurns, sink_places
+from moec.targets.hls.attention.resources import attention_memories, power_copies
 from moec.targets.hls.hardware.parts import find_part
 from moec.targets.hls.hardware.ports import attention_masters, port_names
 from moec.targets.hls.lint.pragmas import LEAST_VERSION
 from moec.targets.hls.moe import packing
-from moec.targets.hls.moe.design import BEAT_BYTES, MOST_STAGES
+from moec.targets.hls.moe.design import BEAT_BYTES, MOST_STAGES, padded
 from moec.targets.hls.moe.project import CLOCK_UNCERTAINTY, bound_channels, library_files, listed, render, repeated
 from moec.targets.hls.moe.quantize import power_table
 from moec.targets.hls.normalization import inverse_roots
@@ -121,15 +123,47 @@ def calls_of(shape: AttentionShape, tokens: int) -> list[int]:
 def pack_projections(design: AttentionDesign, block: QuantizedAttention) -> bytes:
     """``up.bin``."""
     shape, height = design.shape, design.head_width
+    parts = [] if block.latents is None else [_pack_latents(design, block.latents)]
 
     def tiles(rows: Array) -> Array:
         """[tiles h, ...] → [tiles, h, ...], h padded."""
         return packing.widened(rows.reshape(shape.tiles, shape.head_width, *rows.shape[1:]), height, axis=1)
 
-    weights = packing.widened(tiles(block.up.weights[0]), design.width, axis=2)
+    weights = tiles(_padded_rows(design, block.up.weights[0]))
     biases, multipliers = tiles(block.up.biases[0]), tiles(block.up.multipliers.values[0])
-    parts = []
     for tile in _order_of_tiles(shape):
+        parts.append(packing.parameter_records(biases[tile], multipliers[tile]))
+        parts.append(packing.steps_of(weights[tile], design.lanes, design.lanes))
+    return b"".join(parts)
+
+
+def _padded_rows(design: AttentionDesign, weights: Array) -> Array:
+    """[rows, tokens and latents] → with each of these padded to whole chunks."""
+    latents = design.shape.latents
+    if latents is None:
+        return packing.widened(weights, design.width, axis=1)
+    widths = [*([design.shape.width] if latents.tokens else []), *latents.ranks]
+    parts = np.split(weights, np.cumsum(widths)[:-1], axis=1)
+    return np.concatenate([packing.widened(one, padded(one.shape[1], design.lanes), axis=1) for one in parts], axis=1)
+
+
+def _pack_latents(design: AttentionDesign, latents: QuantizedLatents) -> bytes:
+    """What is in front of tiles of rows: multipliers of norms, and tiles of all latents, each padded by itself."""
+
+    def padded_parts(columns: Array) -> Array:
+        parts = np.split(columns, np.cumsum(latents.shape.ranks)[:-1])
+        found = np.concatenate([packing.widened(one, padded(len(one), design.lanes), axis=0) for one in parts])
+        return packing.widened(found, design.latent_tiles * design.head_width, axis=0)
+
+    norms = [
+        packing.widened(norm.multipliers[:rank], padded(rank, design.lanes), axis=0)
+        for rank, norm in zip(latents.shape.ranks, latents.norms, strict=False)
+    ]
+    parts = [packing.whole_beats(np.concatenate(norms).astype("<i2").tobytes())]
+    weights = padded_parts(packing.widened(latents.down.weights[0], design.width, axis=1))
+    biases, multipliers = padded_parts(latents.down.biases[0]), padded_parts(latents.down.multipliers.values[0])
+    for first in range(0, len(weights), design.head_width):
+        tile = slice(first, first + design.head_width)
         parts.append(packing.parameter_records(biases[tile], multipliers[tile]))
         parts.append(packing.steps_of(weights[tile], design.lanes, design.lanes))
     return b"".join(parts)

@@ -16,10 +16,11 @@ import numpy as np
 from moec.errors import UnsupportedError
 from moec.targets.hls.attention.design import AttentionShape
 from moec.targets.hls.attention.float_block import FloatAttention
+from moec.targets.hls.attention.latents import QuantizedLatents, quantize_latents
 from moec.targets.hls.moe.design import INPUT_BITS, RESULT_BITS, bits_for
 from moec.targets.hls.moe.projection import Multipliers, QuantizedProjection, project, saturated, shifted
 from moec.targets.hls.moe.quantize import POWER_ENTRIES, rounded, scale_for
-from moec.targets.hls.normalization import FloatNorm, QuantizedNorm, quantize_norm, stream_scale_for
+from moec.targets.hls.normalization import FloatNorm, QuantizedNorm, quantize_norm, stream_scale_for, widened_norm
 
 Array = np.ndarray[Any, Any]
 
@@ -82,7 +83,8 @@ class QuantizedAttention:
     ``score``: from scores to places in the table of powers. ``window`` as :class:`FloatAttention` has it;
     ``sinks`` [H]: how many places a score of 0 is below what a head weighs beside its keys, and
     :data:`SINK_OCTAVES` times 1024 more. ``mixed_one`` over the sum of a query's weights is what their weighted sum of
-    values is multiplied with, and then shifted by ``mixed_shift``."""
+    values is multiplied with, and then shifted by ``mixed_shift``. ``latents``: that ``up`` takes in the place of
+    tokens."""
 
     shape: AttentionShape
     norm: QuantizedNorm
@@ -99,6 +101,7 @@ class QuantizedAttention:
     turns: QuantizedTurns | None = None
     window: int = 0
     sinks: Array | None = None
+    latents: QuantizedLatents | None = None
 
     @property
     def token_scale(self) -> float:
@@ -133,10 +136,15 @@ def quantize_attention(
     key_scales = _row_scales(seen.key_rows, seen.key, block.key_norm)
     (query_scale, query_row_scale), (key_scale, key_row_scale) = query_scales, key_scales
     of_parts = [key_row_scale, value_scale, *[query_row_scale] * shape.sharing]
+    latents = None
+    weights, row_scale = _by_head(block.key, block.value, block.query), input_scale
+    if block.latents is not None:
+        latents = quantize_latents(block.name, block.latents, seen.inputs, input_scale)
+        weights, row_scale = weights * latents.scales.astype(np.float32), 1.0
     up = project(
-        _by_head(block.key, block.value, block.query),
+        weights,
         _by_head(block.key_bias, block.value_bias, block.query_bias),
-        input_scale,
+        row_scale,
         np.tile(np.repeat(of_parts, block.head_width), shape.key_heads),
         8,
     )
@@ -166,6 +174,7 @@ def quantize_attention(
         turns=_turns(block, shape.positions, key_scales, query_scales) if shape.turned else None,
         window=block.window,
         sinks=None if block.sinks is None else sink_places(block.sinks),
+        latents=latents,
     )
 
 
@@ -199,6 +208,7 @@ def shape_of(block: FloatAttention, most_tokens: int, cached: int = 0) -> Attent
         cached=cached,
         windowed=block.window > 0,
         sinks=block.sinks is not None,
+        latents=None if block.latents is None else block.latents.shape,
     )
 
 
@@ -246,17 +256,10 @@ def _head_norm(block: FloatAttention, norm: FloatNorm | None, scale: float, row_
     if norm is None:
         return None
     width = block.heads * block.head_width if block.joint_norm else block.head_width
-    found = quantize_norm(block.name, _widened(norm, width), row_scale, scale / (1 << FINE_BITS))
+    found = quantize_norm(block.name, widened_norm(norm, width), row_scale, scale / (1 << FINE_BITS))
     if found.epsilon >= 1 << (2 * INPUT_BITS - 1 + 2 * bits_for(width)):
         raise UnsupportedError(f"{block.name}: epsilon {norm.epsilon:.3g} of a normalisation is above all rows of int8")
     return found
-
-
-def _widened(norm: FloatNorm, width: int) -> FloatNorm:
-    """The same of channels behind which there are zeros: their mean square is a smaller part of what it was."""
-    part = len(norm.weight) / width
-    weight = np.pad(norm.weight * np.float32(part**0.5), (0, width - len(norm.weight)))
-    return dataclasses.replace(norm, weight=weight, bias=np.zeros_like(weight), epsilon=norm.epsilon * part)
 
 
 def _by_head(key: Array, value: Array, query: Array) -> Array:

@@ -37,8 +37,9 @@ def run(
     """One sequence, int16 [T, d], through the block; ``earlier``: what a cache holds, of the tokens in front of it."""
     shape = block.shape
     inputs = block.norm.run(tokens)
+    given = inputs if block.latents is None else block.latents.run(inputs)
     by_head = (len(tokens), shape.key_heads, 2 + shape.sharing, shape.head_width)
-    rows = projected(inputs, block.up, 0, 8).reshape(by_head).transpose(2, 1, 0, 3)
+    rows = projected(given, block.up, 0, 8).reshape(by_head).transpose(2, 1, 0, 3)
     query = rows[QUERY:].swapaxes(0, 1).reshape(shape.heads, len(tokens), shape.head_width)
     key, value = rows[KEY], rows[VALUE]
     past = 0 if earlier is None else earlier.key.shape[1]

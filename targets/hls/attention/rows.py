@@ -31,9 +31,7 @@ Array = np.ndarray[Any, Any]
 _SHORT = 8
 """Positions that unit vectors are turned at."""
 _TOLERANCE = 1e-4
-_LATENT = (
-    "(latent attention, as DeepSeek has it); expected queries, keys and values that are one product of tokens each"
-)
+_LATENT = "expected a product of tokens, or, as DeepSeek has them, latents that keys and values share"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +53,23 @@ class Rows:
         norm = self.norm and dataclasses.replace(self.norm, weight=moved(self.norm.weight), bias=moved(self.norm.bias))
         return dataclasses.replace(self, weights=self.weights[:, order], bias=self.bias[:, order], norm=norm)
 
+    def widened(self, width: int) -> Rows:
+        """With channels of zeros behind all others, where nothing is normalised."""
+        if self.weights.shape[1] == width:
+            return self
+        if self.norm is not None:
+            raise UnsupportedError(f"rows of {self.weights.shape[1]} channels are normalised, and values have others")
+        weights = widened_rows(self.weights.swapaxes(1, 2), width).swapaxes(1, 2)
+        return dataclasses.replace(self, weights=weights, bias=widened_rows(self.bias, width))
+
     def _by_head(self, numbers: Array) -> Array:
         """Of a normalisation: [h] or [H h] → [1 or H, h]."""
         return numbers.reshape(-1, self.weights.shape[1])
+
+
+def widened_rows(rows: Array, width: int) -> Array:
+    """[..., h] → [..., width]."""
+    return np.pad(rows, [*[(0, 0)] * (rows.ndim - 1), (0, width - rows.shape[-1])])
 
 
 def find_rows(model: ir.Model, tokens: ir.Value, rows: ir.Value, width: int, heads: int, positions: int) -> Rows:
@@ -75,7 +87,7 @@ def find_rows(model: ir.Model, tokens: ir.Value, rows: ir.Value, width: int, hea
         if latent is None:
             raise
         raise UnsupportedError(
-            f"{node_name(latent)}: normalises a part of what {rows.name!r} is made of {_LATENT}"
+            f"{node_name(latent)}: normalises a part of what {rows.name!r} is made of; {_LATENT}"
         ) from error
     if len(bias) % heads:
         raise UnsupportedError(f"{start.name!r} has {len(bias)} channels, which are not {heads} heads")
@@ -167,7 +179,7 @@ def _expect_norm_of_rows(normal: ir.Value, rows: ir.Value, norm: FloatNorm, foun
     if channels != width:
         raise UnsupportedError(
             f"{node_name(node)}: normalises {len(norm.weight)} channels that a second product makes {heads} rows of "
-            f"{channels} of {_LATENT}"
+            f"{channels} of; {_LATENT}"
         )
     if len(norm.weight) not in (width, heads * width):
         raise UnsupportedError(
@@ -179,42 +191,54 @@ def _expect_norm_of_rows(normal: ir.Value, rows: ir.Value, norm: FloatNorm, foun
 def _with_turns(model: ir.Model, rows: Rows, start: ir.Value, result: ir.Value, heads: int, positions: int) -> Rows:
     """``start`` and ``result``: [B, H, T, h], [B, T, H, h] or [B, T, H h]."""
     width = rows.weights.shape[1]
-    count = _fixed_tokens(start, heads) or min(_SHORT, positions)
+    count = fixed_tokens(start, heads) or min(_SHORT, positions)
     units = np.eye(width, dtype=np.float32)[:, None, None].repeat(heads, 1).repeat(count, 2)
     mixed = _turned(model, start, result, units, heads)[:, 0]  # [h in, T, h out]
     if np.array_equal(mixed, units[:, 0]):
         return rows
     touched = np.abs(mixed).max(axis=1) > 0
-    partners = [np.flatnonzero(line & (np.arange(width) != place)) for place, line in enumerate(touched)]
-    crowded = [place for place, partner in enumerate(partners) if len(partner) > 1]
+    crowded = [place for place, line in enumerate(touched) if not 1 <= line.sum() <= 2]
     if crowded or width % 2:
         raise UnsupportedError(
             f"{result.name!r}: of {width} channels of a row {crowded[:3]} are mixed with more than one other; expected "
             "pairs, which positions turn"
         )
-    order = _side_by_side(partners)
-    ordered = rows.ordered(order)
-    longest = _fixed_tokens(start, heads) or positions
+    taken, order = _side_by_side(mixed[:, 0], touched)
+    ordered = rows.ordered(taken)
+    longest = fixed_tokens(start, heads) or positions
     even = np.zeros(width, np.float32)
-    even[order[0::2]] = 1
+    even[taken[0::2]] = 1
     one = np.broadcast_to(even, (1, heads, longest, width)).astype(np.float32)
     turned = _turned(model, start, result, one, heads)[0, 0][:, order]
     return dataclasses.replace(ordered, turns=Turns(turned[:, 0::2], turned[:, 1::2]), order=tuple(order.tolist()))
 
 
-def _side_by_side(partners: list[Array]) -> Array:
-    """Channels in pairs: those that are mixed, the first of them first, then those that are mixed with nothing."""
-    alone = [place for place, partner in enumerate(partners) if not len(partner)]
-    pairs = [(place, int(partner[0])) for place, partner in enumerate(partners) if len(partner) and place < partner[0]]
-    return np.array([place for pair in pairs for place in pair] + alone)
+def _side_by_side(first: Array, touched: Array) -> tuple[Array, Array]:
+    """Channels in front of a turn and behind it, in pairs: those that are mixed, the first of them first, then those
+    that are mixed with nothing. Some turns put channels in another order, too: ``first`` [h in, h out], at the first
+    position, says which is which. ``touched`` [h in, h out]: at any."""
+    width, places = len(touched), range(len(touched))
+    mixed = [place for place in places if touched[place].sum() == 2]
+    pairs = [(one, two) for one in mixed for two in mixed if one < two and (touched[one] == touched[two]).all()]
+    taken = [place for pair in pairs for place in pair] + [place for place in places if place not in mixed]
+    stays = all(touched[pair, pair].all() for pair in map(list, pairs))
+    behind = {place: place if stays and place in mixed else int(np.abs(first[place]).argmax()) for place in taken}
+    if sorted(taken) != [*places] or sorted(behind.values()) != [*places]:
+        raise UnsupportedError(f"channels of a row of {width} are not mixed in pairs, which positions turn")
+    return np.array(taken), np.array([behind[place] for place in taken])
 
 
 def _expect_agreement(model: ir.Model, tokens: ir.Value, result: ir.Value, rows: Rows, positions: int) -> None:
     """That rows of random tokens are those of the graph, for all heads and positions, up to their order. A short
     sequence is tried, too: some graphs turn rows by other angles once a sequence is long (longrope, dynamic NTK)."""
-    fixed = _fixed_tokens(tokens, 0)
-    for count in {fixed} if fixed else sorted({min(_SHORT, positions), positions}):
+    for count in lengths_probed(tokens, positions):
         _expect_agreement_of(model, tokens, result, rows, count)
+
+
+def lengths_probed(tokens: ir.Value, positions: int) -> list[int]:
+    """Of sequences that random tokens stand in: short ones and the longest, or what the graph says."""
+    fixed = fixed_tokens(tokens, 0)
+    return [fixed] if fixed else sorted({min(_SHORT, positions), positions})
 
 
 def _expect_agreement_of(model: ir.Model, tokens: ir.Value, result: ir.Value, rows: Rows, count: int) -> None:
@@ -222,18 +246,24 @@ def _expect_agreement_of(model: ir.Model, tokens: ir.Value, result: ir.Value, ro
     width, heads = rows.weights.shape[2], len(rows.weights)
     given = np.random.default_rng(3).normal(size=(1, count, width)).astype(np.float32)
     feeds = _feeds(model, tokens, result, given)
-    (found,) = _evaluated(model, feeds, result)
+    (found,) = run_to(model, feeds, result)
     found = found if found.ndim == 4 else found.reshape(1, count, heads, -1).swapaxes(1, 2)
     found = found[..., list(rows.order)] if rows.order else found
     expected = np.einsum("btd,hcd->bhtc", given, rows.weights, optimize=True) + rows.bias[:, None]
     expected = normalized_rows(rows.norm, expected)
     if rows.turns is not None:
         expected = rows.turns.run(expected)
+    expect_close(
+        found,
+        expected,
+        f"{result.name!r} is more than a product per token of {tokens.name!r}, a normalisation of each head's row, or "
+        f"of all, and a turn of pairs of channels by the position, in sequences of {count} tokens",
+    )
+
+
+def expect_close(found: Array, expected: Array, problem: str) -> None:
     if found.shape != expected.shape or not np.abs(found - expected).max() <= _TOLERANCE * np.abs(expected).max():
-        raise UnsupportedError(
-            f"{result.name!r} is more than a product per token of {tokens.name!r}, a normalisation of each head's row, "
-            f"or of all, and a turn of pairs of channels by the position, in sequences of {count} tokens"
-        )
+        raise UnsupportedError(problem)
 
 
 def _turned(model: ir.Model, start: ir.Value, result: ir.Value, rows: Array, heads: int) -> Array:
@@ -241,7 +271,7 @@ def _turned(model: ir.Model, start: ir.Value, result: ir.Value, rows: Array, hea
     by_head = start.shape is not None and _rank(start) == 4 and start.shape[1] == heads
     given = rows if by_head else rows.swapaxes(1, 2)
     given = given.reshape(*given.shape[:2], -1) if _rank(start) == 3 else given
-    (found,) = _evaluated(model, _feeds(model, start, result, given, rows.shape[2]), result)
+    (found,) = run_to(model, _feeds(model, start, result, given, rows.shape[2]), result)
     if found.ndim != 4:
         found = found.reshape(len(rows), rows.shape[2], heads, -1).swapaxes(1, 2)
     return found
@@ -250,15 +280,21 @@ def _turned(model: ir.Model, start: ir.Value, result: ir.Value, rows: Array, hea
 def _feeds(
     model: ir.Model, source: ir.Value, result: ir.Value, given: Array, tokens: int | None = None
 ) -> dict[ir.Value, Array]:
-    """A whole sequence from position 0 on: where an input is no cache, and the result depends on its numbers, these are
-    the positions, or ones where it adds them up to positions."""
-    count = tokens or given.shape[1]
-    feeds = random_inputs(model, len(given), count)
-    for value in inputs_behind(result, [source]):
+    return {**whole_sequence(model, [source], result, len(given), tokens or given.shape[1]), source: given}
+
+
+def whole_sequence(
+    model: ir.Model, sources: Sequence[ir.Value], result: ir.Value, images: int, count: int
+) -> dict[ir.Value, Array]:
+    """Inputs of the model beside the sources, for sequences of ``count`` tokens from position 0 on: where an input is
+    no cache, and the result depends on its numbers, these are the positions, or ones where it adds them up to
+    positions."""
+    feeds = random_inputs(model, images, count)
+    for value in inputs_behind(result, sources):
         if value in feeds and feeds[value].ndim == 2:
             numbers = np.ones(count) if _is_added_up(value) else np.arange(count)
             feeds[value] = np.broadcast_to(numbers.astype(feeds[value].dtype), feeds[value].shape)
-    return {**feeds, source: given}
+    return feeds
 
 
 def _is_added_up(value: ir.Value) -> bool:
@@ -267,14 +303,14 @@ def _is_added_up(value: ir.Value) -> bool:
     return any(node.op_type == "CumSum" or (node.op_type == "Cast" and _is_added_up(node.outputs[0])) for node in users)
 
 
-def _evaluated(model: ir.Model, feeds: dict[ir.Value, Array], result: ir.Value) -> list[Array]:
+def run_to(model: ir.Model, feeds: dict[ir.Value, Array], result: ir.Value) -> list[Array]:
     try:
         return evaluate(model, feeds, [result])
     except (ValueError, EvaluationError) as error:
         raise UnsupportedError(f"{result.name!r} needs more than tokens and their positions: {error}") from error
 
 
-def _fixed_tokens(value: ir.Value, heads: int) -> int | None:
+def fixed_tokens(value: ir.Value, heads: int) -> int | None:
     """How many tokens a sequence has where the graph says it."""
     if value.shape is None:
         return None

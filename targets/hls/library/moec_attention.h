@@ -5,12 +5,14 @@
 //
 // Keys, values and queries are the hidden tiles of a first product, head by head, and what heads attend to are those of
 // a second one; both products and their loaders are those of a MoE block with one expert. One head's keys and values
-// are on the chip at a time. Where positions turn keys and queries, measure_heads and turn_heads stand in front of
+// are on the chip at a time. Where rows of heads are products of latents, product_up stands twice, and measure_latents and
+// normalize_latents between both. Where positions turn keys and queries, measure_heads and turn_heads stand in front of
 // score_keys; where a cache holds those of earlier tokens, join_cache stands in front of score_keys and of mix_values.
 #ifndef MOEC_ATTENTION_H
 #define MOEC_ATTENTION_H
 #include "moec_cache.h"
 #include "moec_heads.h"
+#include "moec_latents.h"
 #include "moec_memory.h"
 #include "moec_normalize.h"
 #include "moec_product_down.h"

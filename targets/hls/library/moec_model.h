@@ -23,6 +23,7 @@ struct layer_t {
     int experts, slots, shared, tiles;
     int window;      // of attention, in the place of tiles: keys that a token looks back, its own included
     int norm_at, input_at, residual_at, router_at, up_at, down_at, output_at;
+    long long query_latent_epsilon, key_latent_epsilon;  // of attention, in the places of hidden_multiplier and up_offset
     int score_multiplier, mixed_one, hidden_multiplier, up_offset, up_limit, shared_gate;
     long long epsilon;
     int past, turns_at, cache_at;                   // of attention: tokens in front of those that come in
@@ -68,6 +69,8 @@ axi_read_layer:
     layer.mixed_one = word_of(beats, 20);
     layer.hidden_multiplier = word_of(beats, 21);
     layer.up_offset = word_of(beats, 22);
+    layer.query_latent_epsilon = (unsigned)(word_of(beats, 21));
+    layer.key_latent_epsilon = (unsigned)(word_of(beats, 22));
     layer.up_limit = word_of(beats, 23);
     layer.shared_gate = word_of(beats, 24);
     layer.epsilon = (long long)(word_of(beats, 26)) << 32 | (unsigned)(word_of(beats, 25));

@@ -165,6 +165,7 @@ def attention_wires(plan: ModelPlan) -> AttentionWires | None:
         AttentionWires.of(layers[0]),
         up_sum_bits=max(layer.up.sum_bits for layer in layers),
         down_sum_bits=max(layer.down.sum_bits for layer in layers),
+        latent_sum_bits=max((layer.latents.down.sum_bits for layer in layers if layer.latents), default=1),
     )
 
 

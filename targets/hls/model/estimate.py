@@ -15,8 +15,9 @@ import numpy as np
 
 from moec.errors import UnsupportedError
 from moec.targets.hls.attention.design import AttentionDesign
-from moec.targets.hls.attention.estimate import attention_cycles, attention_dsps, attention_luts, attention_memories
+from moec.targets.hls.attention.estimate import attention_cycles
 from moec.targets.hls.attention.quantize import QuantizedAttention
+from moec.targets.hls.attention.resources import attention_dsps, attention_luts, attention_memories
 from moec.targets.hls.hardware.arithmetic import dsps_of, logic_luts
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES, Estimate, Resources

@@ -211,7 +211,7 @@ _FIELDS = (
 )
 """The numbers of a layer in order; an epsilon takes two places."""
 _EPSILON = _FIELDS.index("epsilon")
-_SHARED = {"window": "tiles"}
+_SHARED = {"window": "tiles", "query_latent_epsilon": "hidden_multiplier", "key_latent_epsilon": "up_offset"}
 """Numbers of attention in the places of those that only layers of experts have."""
 
 
@@ -229,6 +229,7 @@ def _numbers(design: ModelDesign, plan: ModelPlan, layer: Layer) -> dict[str, in
             "window": layer.window or layer.shape.positions,
             "epsilon": layer.norm.epsilon,
             **_epsilons_of_heads(layer),
+            **_epsilons_of_latents(layer),
         }
     common = {
         "kind": EXPERTS,
@@ -270,6 +271,11 @@ def _epsilons_of_heads(layer: QuantizedAttention) -> dict[str, int]:
     norms = (None, None) if layer.turns is None else (layer.turns.key_norm, layer.turns.query_norm)
     names = ("key_norm_epsilon", "query_norm_epsilon")
     return {name: norm.epsilon for name, norm in zip(names, norms, strict=True) if norm is not None}
+
+
+def _epsilons_of_latents(layer: QuantizedAttention) -> dict[str, int]:
+    norms = {} if layer.latents is None else {"query": layer.latents.query_norm, "key": layer.latents.key_norm}
+    return {f"{name}_latent_epsilon": norm.epsilon for name, norm in norms.items() if norm is not None}
 
 
 def _weights(design: ModelDesign, layer: Layer) -> dict[str, bytes]:

@@ -78,7 +78,8 @@ class Shifts:
     """One shift by role for all layers; None where no layer has the role. ``norm``: of normalisations; ``up`` and
     ``down``: of both products' multipliers; ``hidden``: of gated hidden units; ``route``: from logits of routers to
     places in a table. Attention, whose kernel is another, has its own of the first three; ``score``: from scores of
-    attention to places in a table; ``mixed``: of what heads attend to; ``heads``: of normalised keys and queries."""
+    attention to places in a table; ``mixed``: of what heads attend to; ``heads``: of normalised keys and queries;
+    ``latents`` and ``latent_norm``: of the product of latents, and of what normalises them."""
 
     norm: int | None = None
     up: int | None = None
@@ -91,6 +92,8 @@ class Shifts:
     score: int | None = None
     mixed: int | None = None
     heads: int | None = None
+    latents: int | None = None
+    latent_norm: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +180,9 @@ def shifts_of(layer: Layer) -> Iterator[tuple[str, int]]:
         yield "mixed", layer.mixed_shift
         if layer.turns is not None and layer.turns.key_norm is not None:
             yield "heads", layer.turns.key_norm.shift
+        if layer.latents is not None:
+            yield "latents", layer.latents.down.multipliers.shift
+            yield "latent_norm", layer.latents.key_norm.shift
         return
     if layer.shape.gated:
         yield "hidden", layer.hidden_multiplier.shift

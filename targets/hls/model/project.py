@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from moec.targets.hls.attention.channels import attention_channels
-from moec.targets.hls.attention.estimate import attention_memories, power_copies
 from moec.targets.hls.attention.quantize import QuantizedAttention
+from moec.targets.hls.attention.resources import attention_memories, power_copies
 from moec.targets.hls.hardware.memories import Memory, memories_of
 from moec.targets.hls.hardware.parts import find_part
 from moec.targets.hls.hardware.ports import model_ports

@@ -203,7 +203,7 @@ def _expect_one_array(names: Sequence[str], blocks: Sequence[QuantizedBlock | Qu
     demands: list[tuple[str, list[tuple[str, Any]]]] = [("normalisation", norms)]
     for field in ("scoring", "normalized", "groups", "groups_kept", "group_sum"):
         demands.append((field, [(name, getattr(shape, field)) for name, shape in routed]))
-    for field in ("heads", "head_width", "sharing", "causal"):
+    for field in ("heads", "head_width", "sharing", "causal", "latents"):
         demands.append((field, [(name, getattr(shape, field)) for name, shape in attention]))
     for what, found in demands:
         for name, value in found:

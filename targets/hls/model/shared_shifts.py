@@ -43,8 +43,9 @@ def with_shifts(layer: _Layer, shifts: Mapping[str, int]) -> _Layer:
         score = layer.score.lowered(shifts["score"])
         one = int(shifted(np.array(layer.mixed_one), layer.mixed_shift - shifts["mixed"]))
         turns = layer.turns and layer.turns.lowered(shifts.get("heads", 0))
+        latents = layer.latents and layer.latents.lowered(shifts["latents"], shifts["latent_norm"])
         return dataclasses.replace(
-            layer, **common, score=score, mixed_one=one, mixed_shift=shifts["mixed"], turns=turns
+            layer, **common, score=score, mixed_one=one, mixed_shift=shifts["mixed"], turns=turns, latents=latents
         )
     score = layer.score.lowered(shifts["route"]) if layer.shape.experts else layer.score
     hidden = layer.hidden_multiplier.lowered(shifts["hidden"]) if layer.shape.gated else layer.hidden_multiplier
@@ -69,6 +70,10 @@ def _bits_of(layer: Layer) -> Iterator[int]:
         for norm in (layer.turns.key_norm, layer.turns.query_norm):
             if norm is not None:
                 yield int(np.abs(norm.multipliers).max()).bit_length()
+    if isinstance(layer, QuantizedAttention) and layer.latents is not None:
+        yield _bits(layer.latents.down)
+        for norm in layer.latents.norms:
+            yield int(np.abs(norm.multipliers).max()).bit_length()
     if isinstance(layer, QuantizedAttention) or layer.shape.experts:
         yield int(layer.score.values[0]).bit_length()
     if not isinstance(layer, QuantizedAttention) and layer.shape.gated:

@@ -196,7 +196,7 @@ def test_timed_simulation_equals_the_reference(count, layer):
 @pytest.mark.parametrize(
     ("fields", "design"),
     [
-        pytest.param({"normed": True}, {}, marks=pytest.mark.nightly),  # in every run: a cache, below
+        pytest.param({"normed": True}, {}, marks=pytest.mark.nightly),  # in every run: a cache, test_latents.py
         ({"heads": 3, "sharing": 3, "head_width": 12, "turned": 4, "width": 40, "joint": True}, {"norm_lanes": 2}),
     ],
 )
@@ -214,7 +214,7 @@ def test_a_decoder_equals_the_reference(count, fields, design):
 @pytest.mark.parametrize(
     ("fields", "counts"),
     [
-        ({"normed": True}, [19]),
+        pytest.param({"normed": True}, [19], marks=pytest.mark.nightly),  # in every run: with latents, test_latents.py
         pytest.param({"sharing": 1, "turns": None, "head_width": 12}, [19], marks=pytest.mark.nightly),
         pytest.param({"head_width": 72}, [4], marks=pytest.mark.nightly),
         ({"joint": True, "window": 5, "sinks": SINKS}, [0, 19]),

@@ -188,11 +188,11 @@ def rotary(graph: GraphBuilder, layout="halves", norm=False, shape="heads", othe
         if shape == "latents":
             latents = graph.add("RMSNormalization", graph.dense(tokens, 9), graph.normal(9))
             rows = graph.add("MatMul", latents, graph.normal(9, count * CHANNELS))
-            if place == 0 and norm:  # only keys and values have latents, and keys some that are none
-                rows = graph.dense(tokens, count * CHANNELS)
-            elif norm:
+            if norm == "beside":
                 rows = graph.add("Add", rows, graph.dense(tokens, count * CHANNELS))
-        if shape == "pairs":  # of heads and a half
+            if norm and place:  # queries alone have latents
+                rows = graph.dense(tokens, count * CHANNELS)
+        if shape == "pairs" and place < 2:  # of heads and a half
             split = graph.add("Reshape", rows, graph.constant(np.array([0, -1, 2, 6])))
             rows = graph.add("RMSNormalization", split, graph.normal(6))
         heads = graph.add("Reshape", rows, graph.constant(np.array([0, -1, count, CHANNELS])))
@@ -246,8 +246,9 @@ def test_attention_of_decoders_computes_what_the_graph_does(build, expected):
         (lambda graph: rotary(graph, other=1.1), "turned differently"),
         (lambda graph: rotary(graph, "long"), "in sequences of 8 tokens"),
         (lambda graph: rotary(graph, of_keys=False), "one is turned by positions"),
-        (lambda graph: rotary(graph, shape="latents"), "normalises 9 channels that a second product makes 3 rows of 4"),
-        (lambda graph: rotary(graph, norm=True, shape="latents"), "normalises a part of what"),
+        (lambda graph: rotary(graph, shape="latents"), "keys and values, and at most another one of queries"),
+        (lambda graph: rotary(graph, norm=True, shape="latents"), "9 channels that a second product makes 3 rows of 4"),
+        (lambda graph: rotary(graph, norm="beside", shape="latents"), "normalises a part of what"),
         (lambda graph: rotary(graph, shape="pairs"), "normalises 6 channels; expected 4, those of a head, or those of"),
         (lambda graph: grouped(graph, 2), "3 heads of queries and 2 of keys"),
         (lambda graph: flat_heads(graph, by_position(graph)), "is not made of|more than a product per token"),

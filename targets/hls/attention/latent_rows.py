@@ -1,0 +1,198 @@
+"""Queries, keys and values that are products of latents: what these are made of, found by running it.
+
+Norms that a row passes on its way from the tokens are those of latents; in front of each is a product of tokens. With
+latents and tokens given, each a source of its own, queries and values are rows as :mod:`rows` finds them. Keys are a
+product of latents beside one of tokens that is turned as queries are; as that is known, so is what it was before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.ir.names import node_name
+from moec.targets.hls.attention.float_block import Turns
+from moec.targets.hls.attention.latents import FloatLatents, Latent
+from moec.targets.hls.attention.rows import (
+    Rows,
+    expect_close,
+    find_rows,
+    fixed_tokens,
+    lengths_probed,
+    run_to,
+    whole_sequence,
+)
+from moec.targets.hls.graph.affine import affine_maps
+from moec.targets.hls.graph.residuals import NORMS, norm_of
+
+Array = np.ndarray[Any, Any]
+
+_AT_ONCE = 1 << 10
+"""Unit vectors."""
+_NOTHING = 1e-6
+"""Of the largest weight."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentRows:
+    """``queries``, ``keys`` and ``values``, whose weights [H, h, ...] take what ``latents`` make of a token."""
+
+    latents: FloatLatents
+    queries: Rows
+    keys: Rows
+    values: Rows
+
+
+def latents_of(tokens: ir.Value, rows: ir.Value) -> list[ir.Value]:
+    """Results of the norms that ``rows`` pass on their way from ``tokens``, the nearest on each way."""
+    found: list[ir.Value] = []
+    seen, pending = {tokens}, [rows]
+    while pending:
+        value = pending.pop()
+        node = value.producer()
+        if value in seen or node is None:
+            continue
+        seen.add(value)
+        if node.op_type in NORMS and node.domain == "":
+            found.append(value)
+        else:
+            pending += [operand for operand in node.inputs if operand is not None]
+    return found
+
+
+def find_latent_rows(
+    model: ir.Model,
+    tokens: ir.Value,
+    rows: tuple[ir.Value, ir.Value, ir.Value],
+    width: int,
+    heads: tuple[int, int],
+    positions: int,
+) -> LatentRows:
+    """``rows``: queries, keys and values in front of the scores, that many ``heads`` of queries and of the others, of
+    normalised ``tokens`` [B, T, width].
+
+    Raises UnsupportedError where something else stands between, naming it.
+    """
+    query, key, value = rows
+    of_queries, of_keys, of_values = (latents_of(tokens, one) for one in rows)
+    if len(of_queries) > 1 or len(of_keys) != 1 or of_values != of_keys or of_queries == of_keys:
+        of_rows = [", ".join(str(one.name) for one in found) or "none" for found in (of_queries, of_keys, of_values)]
+        raise UnsupportedError(
+            f"queries are made of the latents {of_rows[0]}, keys of {of_rows[1]}, values of {of_rows[2]}; expected one "
+            "of keys and values, and at most another one of queries"
+        )
+    found = [_latent(model, tokens, one, width) for one in (*of_keys, *of_queries)]
+    latent, query_latent = found[0], (found[1:] or [None])[0]
+    source, rank = (of_queries[0], found[1].rank) if of_queries else (tokens, width)
+    queries = find_rows(model, source, query, rank, heads[0], positions)
+    values = find_rows(model, of_keys[0], value, latent.rank, heads[1], positions)
+    keys, of_tokens = _keys(model, tokens, of_keys[0], key, (width, latent.rank), heads[1], queries, positions)
+    return _beside_each_other(latent, query_latent, queries, keys, of_tokens, values)
+
+
+def _latent(model: ir.Model, tokens: ir.Value, normal: ir.Value, width: int) -> Latent:
+    node = normal.producer()
+    assert node is not None and node.inputs[0] is not None
+    if normal.shape is None or len(normal.shape) != 3:
+        raise UnsupportedError(f"{node_name(node)}: normalises {normal.shape}; expected [batch, tokens, channels]")
+    ((weights, bias),) = affine_maps(model, tokens, [node.inputs[0]], width)
+    return Latent(weights, bias, norm_of(node))
+
+
+def _keys(
+    model: ir.Model,
+    tokens: ir.Value,
+    latent: ir.Value,
+    key: ir.Value,
+    widths: tuple[int, int],
+    heads: int,
+    queries: Rows,
+    positions: int,
+) -> tuple[Rows, Array]:
+    """What keys [K, h] are of a latent, and of tokens, in front of their turn: weights [K, h, ...] of each."""
+    width, rank = widths
+    order = [*(queries.order or range(queries.weights.shape[1]))]
+
+    probes = np.pad(np.eye(width + rank, dtype=np.float32), ((1, 0), (0, 0)))
+    turned, places = _probed(model, tokens, latent, key, probes, heads)
+    if turned.shape[2] != len(order):
+        raise UnsupportedError(f"{key.name!r} has {turned.shape[2]} channels of a head, and queries {len(order)}")
+    found = _turned_back(queries.turns, turned[..., order], places)
+    bias, weights = found[0], (found[1:] - found[0]).transpose(1, 2, 0)
+    keys = Rows(weights[..., width:], bias, None, queries.turns, queries.order)
+    for count in lengths_probed(tokens, positions):
+        random = np.random.default_rng(5).normal(size=(count, width + rank)).astype(np.float32)
+        expected = np.einsum("td,hcd->htc", random, weights, optimize=True) + bias[:, None]
+        expected = expected if queries.turns is None else queries.turns.run(expected)
+        expect_close(
+            _keys_of(model, tokens, latent, key, random[None], heads)[0][..., order],
+            expected,
+            f"{key.name!r} is more than a product of latents {latent.name!r}, beside one of {tokens.name!r}, and a "
+            f"turn as queries have it, in sequences of {count} tokens",
+        )
+    return keys, weights[..., :width]
+
+
+def _probed(
+    model: ir.Model, tokens: ir.Value, latent: ir.Value, key: ir.Value, probes: Array, heads: int
+) -> tuple[Array, Array]:
+    """Tokens and latents [N, ...] → keys [N, K, h], and the position [N] of each, in calls as the graph allows them."""
+    count = fixed_tokens(tokens, 0) or 1
+    fixed = None if tokens.shape is None else tokens.shape[0]
+    batch = fixed if isinstance(fixed, int) else min(_AT_ONCE, -(-len(probes) // count))
+    padded = np.pad(probes, ((0, -len(probes) % (batch * count)), (0, 0))).reshape(-1, batch, count, probes.shape[1])
+    parts = [_keys_of(model, tokens, latent, key, given, heads).swapaxes(1, 2) for given in padded]
+    rows = np.concatenate(parts)
+    places = np.arange(len(padded) * batch * count) % count
+    return rows.reshape(-1, *rows.shape[2:])[: len(probes)], places[: len(probes)]
+
+
+def _keys_of(model: ir.Model, tokens: ir.Value, latent: ir.Value, key: ir.Value, given: Array, heads: int) -> Array:
+    """Tokens and latents [B, T, ...] of whole sequences → keys [B, K, T, h]."""
+    batch, count, _ = given.shape
+    width = tokens.shape[2] if tokens.shape is not None else 0
+    feeds = whole_sequence(model, [tokens, latent], key, batch, count)
+    (found,) = run_to(model, {**feeds, tokens: given[..., :width], latent: given[..., width:]}, key)
+    return found if found.ndim == 4 else found.reshape(batch, count, heads, -1).swapaxes(1, 2)
+
+
+def _turned_back(turns: Turns | None, rows: Array, places: Array) -> Array:
+    """Rows [N, K, h] at positions [N], as they were in front of the turn."""
+    if turns is None:
+        return rows
+    cosines, sines = turns.cosines[places][:, None], turns.sines[places][:, None]
+    even, odd = rows[..., 0::2], rows[..., 1::2]
+    before = np.stack([even * cosines + odd * sines, odd * cosines - even * sines], axis=-1)
+    return (before / (cosines**2 + sines**2)[..., None]).reshape(rows.shape).astype(np.float32)
+
+
+def _beside_each_other(
+    latent: Latent, query_latent: Latent | None, queries: Rows, keys: Rows, of_tokens: Array, values: Rows
+) -> LatentRows:
+    """With rows that are products of all that any of them takes. What keys of all heads have of tokens alike becomes a
+    latent without a norm, where queries have latents; else keys take tokens, as queries do."""
+    used = np.abs(of_tokens).max(axis=(0, 2)) > _NOTHING * np.abs(of_tokens).max()
+    is_shared = query_latent is not None and bool(used.any()) and np.allclose(of_tokens, of_tokens[:1], atol=1e-6)
+    shared = Latent(of_tokens[0, used], np.zeros(used.sum(), np.float32)) if is_shared else None
+    takes_tokens = query_latent is None or bool(used.any() and not is_shared)
+    latents = FloatLatents(latent, query_latent, shared, takes_tokens)
+    shape = latents.shape
+    sizes = {"tokens": of_tokens.shape[2] * takes_tokens, "queries": shape.queries, "keys": shape.keys}
+    sizes["shared"] = shape.shared
+
+    def wide(rows: Rows, **parts: Array) -> Rows:
+        blanks = {name: np.zeros((*rows.weights.shape[:2], size), np.float32) for name, size in sizes.items()}
+        return dataclasses.replace(rows, weights=np.concatenate([*(blanks | parts).values()], axis=2))
+
+    of_shared = np.broadcast_to(np.eye(len(used), dtype=np.float32)[:, used], (len(of_tokens), len(used), used.sum()))
+    beside = {"shared": of_shared} if is_shared else {"tokens": of_tokens} if takes_tokens else {}
+    return LatentRows(
+        latents,
+        wide(queries, **{"tokens" if query_latent is None else "queries": queries.weights}),
+        wide(keys, keys=keys.weights, **beside),
+        wide(values, keys=values.weights),
+    )

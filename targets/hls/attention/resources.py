@@ -1,0 +1,186 @@
+"""What an attention block takes of a part: DSPs, memories, LUTs; rules are those of a MoE block."""
+
+from __future__ import annotations
+
+from moec.targets.hls.attention.channels import (
+    KEY_WEIGHT_BITS,
+    RECIPROCAL_BITS,
+    attention_channels,
+    loading,
+    measuring,
+    projecting,
+    turning,
+    weighing,
+)
+from moec.targets.hls.attention.design import AttentionDesign
+from moec.targets.hls.attention.latents_estimate import latent_dsps, latent_memories
+from moec.targets.hls.hardware.arithmetic import (
+    CONTROL_LUTS,
+    MASTER_LUTS,
+    PRODUCTS_PER_DSP,
+    array_luts,
+    norm_dsps,
+)
+from moec.targets.hls.hardware.logic import multiplier_dsps, requantize_luts
+from moec.targets.hls.hardware.memories import (
+    BURST_BEATS,
+    INVERSE_ROOT_TABLE_WORDS,
+    OUTSTANDING,
+    POWER_TABLE_WORDS,
+    TABLE_BITS,
+    Memory,
+    array_memory,
+    channel_memories,
+    norm_memories,
+    parameter_memory,
+)
+from moec.targets.hls.hardware.ports import attention_masters
+from moec.targets.hls.moe.channels import BEAT_BITS, SCALE_BITS
+from moec.targets.hls.moe.design import (
+    INPUT_BITS,
+    MOST_ACCUMULATOR_BITS,
+    MULTIPLIER_BITS,
+    RESULT_BITS,
+    bits_for,
+)
+
+_ARRAYS = 4
+"""How many arrays of ``lanes`` x ``lanes`` products there are: projections, scores, values, output. Latents take one
+more."""
+_SINK_BITS = 32
+_ADAPTERS = {
+    "tokens": ("read_stream", OUTSTANDING["tokens"]),
+    "residual": ("read_residual", OUTSTANDING["results"]),
+    "down": ("load_down", OUTSTANDING["down"]),
+    "results, writes": ("write_tokens", OUTSTANDING["results"]),
+}
+"""What masters keep on the chip: who uses each, and its bursts on their way."""
+
+
+def attention_dsps(design: AttentionDesign) -> dict[str, int]:
+    """By process; those that multiply nothing are missing."""
+    lanes = design.lanes
+    array = lanes * lanes // PRODUCTS_PER_DSP
+    rounding = lanes * multiplier_dsps(MOST_ACCUMULATOR_BITS, MULTIPLIER_BITS + 1)
+    return {
+        **norm_dsps(design.shape.width, design.norm_lanes),
+        **(latent_dsps(design, array + rounding) if design.shape.latents else {}),
+        projecting(design): array + rounding,
+        **(_turn_dsps(design) if design.shape.turned else {}),
+        "score_keys": array,
+        weighing(design): (lanes + design.shape.sinks) * multiplier_dsps(design.score_bits + 2, MULTIPLIER_BITS + 1),
+        "mix_values": array,
+        "scale_values": lanes * multiplier_dsps(design.mixed_bits, RECIPROCAL_BITS + 1),
+        "product_down": array + rounding,
+    }
+
+
+def _turn_dsps(design: AttentionDesign) -> dict[str, int]:
+    """A channel takes two products with 16 bits to be turned; to be normalised, what channels of a token take."""
+    turn = 2 * design.lanes * multiplier_dsps(RESULT_BITS, RESULT_BITS)
+    if not design.shape.head_norm:
+        return {"turn_heads": turn}
+    of_rows = norm_dsps(design.shape.norm_width, design.lanes)
+    return {measuring(design): of_rows["measure_tokens"], "turn_heads": turn + of_rows["normalize_tokens"]}
+
+
+def attention_memories(design: AttentionDesign) -> list[Memory]:
+    """All of them: arrays, channels, adapters."""
+    shape, lanes = design.shape, design.lanes
+    words, places = shape.tokens * design.width_chunks, design.key_groups * design.chunks
+    chunk, banks = INPUT_BITS * lanes, lanes * lanes * INPUT_BITS // BEAT_BITS
+    tile_words = design.chunks * design.width_chunks
+    return [
+        *norm_memories(design.width, design.norm_lanes),
+        *(latent_memories(design) if shape.latents else ()),
+        *_memories_of_products(design),
+        array_memory("keys", "score_keys", chunk, places, lanes, variable="keys"),
+        array_memory("scores", weighing(design), design.score_bits * lanes, design.key_groups, variable="kept"),
+        *([array_memory("sinks", weighing(design), _SINK_BITS, shape.heads, variable="sinks")] if shape.sinks else ()),
+        array_memory("powers", weighing(design), TABLE_BITS, POWER_TABLE_WORDS, power_copies(design)),
+        array_memory("values", "mix_values", chunk, places, lanes, variable="values"),
+        array_memory("weights of keys", "mix_values", KEY_WEIGHT_BITS * lanes, design.key_groups, variable="kept"),
+        array_memory("partial sums", "product_down", MOST_ACCUMULATOR_BITS * lanes, words, 1, "bram", "partial"),
+        array_memory("weights", "product_down", BEAT_BITS, tile_words, 2 * banks, variable="weights"),
+        parameter_memory("product_down", lanes, design.width_chunks),
+        *(_turn_memories(design) if shape.turned else ()),
+        *(_cache_adapters() if shape.cached else ()),
+        *channel_memories(attention_channels(design)),
+        *(
+            array_memory(f"adapter {name}", process, BEAT_BITS, bursts * BURST_BEATS)
+            for name, (process, bursts) in _ADAPTERS.items()
+        ),
+    ]
+
+
+def _memories_of_products(design: AttentionDesign) -> list[Memory]:
+    """Of those of rows, and of the one of latents, whose arrays are bound alike."""
+    lanes, chunk = design.lanes, INPUT_BITS * design.lanes
+    banks = lanes * lanes * INPUT_BITS // BEAT_BITS
+    products = {projecting(design): design.row_chunks}
+    if design.shape.latents:
+        products["product_up"] = design.width_chunks
+    found = []
+    for process, steps in products.items():
+        words = design.shape.tokens * steps
+        largest = array_memory("", "", BEAT_BITS, design.chunks * max(products.values())).storage
+        found += [
+            array_memory("tokens", process, chunk, words, 1, "bram", "rows"),
+            array_memory("weights", process, BEAT_BITS, design.chunks * steps, 2 * banks, largest, "weights"),
+            parameter_memory(process, lanes, design.chunks),
+        ]
+    return [*found, array_memory("adapter up", loading(design), BEAT_BITS, OUTSTANDING["up"] * BURST_BEATS)]
+
+
+def power_copies(design: AttentionDesign) -> int:
+    """Of the table of powers: a memory has two ports, so two lanes share one; a sink has one of its own."""
+    return -(-design.lanes // 2) + design.shape.sinks
+
+
+def _turn_memories(design: AttentionDesign) -> list[Memory]:
+    shape, bits = design.shape, RESULT_BITS * design.lanes
+    roots = array_memory("inverse roots", measuring(design), MULTIPLIER_BITS, INVERSE_ROOT_TABLE_WORDS)
+    multipliers = (shape.turned_tiles if shape.joint_norm else 2) * design.chunks
+    return [
+        *([roots] if shape.head_norm else []),
+        *(_memories_of_all_heads(design) if shape.joint_norm else ()),
+        array_memory("multipliers", "turn_heads", bits, multipliers, variable="multipliers"),
+        array_memory("adapter turns", turning(design), BEAT_BITS, OUTSTANDING["tokens"] * BURST_BEATS),
+    ]
+
+
+def _memories_of_all_heads(design: AttentionDesign) -> list[Memory]:
+    """Keys and queries until they are measured, and their measures."""
+    shape, process = design.shape, measuring(design)
+    bits = bits_for(shape.norm_width)
+    sums, measure = 2 * RESULT_BITS - 1 + bits, RESULT_BITS + bits + MULTIPLIER_BITS + SCALE_BITS
+    return [
+        array_memory("keys and queries", process, INPUT_BITS * design.lanes, design.kept_chunks, 1, "bram", "kept"),
+        array_memory("sums of squares", process, sums, shape.turned_tiles * shape.tokens, variable="of_rows"),
+        array_memory("measures", process, measure, 2 * shape.tokens, variable="of_parts"),
+    ]
+
+
+def _cache_adapters() -> list[Memory]:
+    words = OUTSTANDING["results"] * BURST_BEATS
+    return [
+        array_memory(f"adapter {name}", process, BEAT_BITS, words)
+        for name, process in (
+            ("keys", "read_cache"),
+            ("values", "read_cache 2"),
+            ("keys, writes", "write_cache"),
+            ("values, writes", "write_cache 2"),
+        )
+    ]
+
+
+def attention_luts(design: AttentionDesign) -> int:
+    """All but memories, roughly: arrays, rounding, a divider, control, masters."""
+    latents = design.shape.latents is not None
+    arrays = (_ARRAYS + latents) * array_luts(design.lanes, design.lanes, MOST_ACCUMULATOR_BITS)
+    # Of projections, weights, mixed values, results and sums; of latents, and what is normalised.
+    rounding = (5 + 2 * latents) * design.lanes * requantize_luts(MOST_ACCUMULATOR_BITS, RESULT_BITS)
+    if design.shape.turned:
+        rounding += design.lanes * requantize_luts(2 * RESULT_BITS + 1, INPUT_BITS)
+    masters = len(attention_masters(design.shape)) * MASTER_LUTS
+    return arrays + rounding + RECIPROCAL_BITS**2 + CONTROL_LUTS + masters

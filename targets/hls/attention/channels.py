@@ -16,7 +16,7 @@ def attention_channels(design: AttentionDesign) -> list[Channel]:
 
 def projecting(design: AttentionDesign) -> str:
     """The process that makes rows of heads: where these are products of latents, another one made these."""
-    return "product_up 2" if design.shape.latents else "product_up"
+    return "product_rows" if design.shape.latents else "product_up"
 
 
 def loading(design: AttentionDesign) -> str:

@@ -12,6 +12,7 @@ from moec.targets.hls.moe.design import (
     BEAT_BYTES,
     INPUT_BITS,
     MOST_ACCUMULATOR_BITS,
+    PARAMETER_BYTES,
     RESULT_BITS,
     Norm,
     bits_for,
@@ -38,6 +39,11 @@ class LatentShape:
     def ranks(self) -> list[int]:
         """Of the parts that there are, in order."""
         return [rank for rank in (self.queries, self.keys, self.shared) if rank]
+
+    @property
+    def keys_take_tokens(self) -> bool:
+        """Whether keys may be products of tokens, too, as nothing is shared."""
+        return self.tokens and not self.shared
 
     @property
     def norm_width(self) -> int:
@@ -179,10 +185,24 @@ class AttentionDesign:
         latents = self.shape.latents
         return sum(self.latent_chunks) + (self.width_chunks if latents is None or latents.tokens else 0)
 
+    def steps_of(self, part: int) -> range:
+        """Which of these a tile of keys, values or queries takes."""
+        latents = self.shape.latents
+        if latents is None:
+            return range(self.width_chunks)
+        queries, keys, _ = self.latent_chunks
+        tokens = self.width_chunks if latents.tokens else 0
+        if part == QUERY:
+            return range(tokens, tokens + queries) if queries else range(tokens)
+        first = tokens + queries
+        if part == VALUE:
+            return range(first, first + keys)
+        return range(0 if latents.keys_take_tokens else first, self.row_chunks)
+
     @property
-    def row_width(self) -> int:
-        """Channels of what rows are products of, padded."""
-        return self.row_chunks * self.lanes
+    def most_steps(self) -> int:
+        """That a tile of any part takes."""
+        return max(len(self.steps_of(part)) for part in (KEY, VALUE, QUERY))
 
     @property
     def latent_norm_beats(self) -> int:
@@ -190,10 +210,14 @@ class AttentionDesign:
         queries, keys, _ = self.latent_chunks
         return -(-RESULT_BITS // 8 * (queries + keys) * self.lanes // BEAT_BYTES)
 
-    @property
-    def row_cycles(self) -> int:
+    def row_cycles(self, part: int) -> int:
         """In which the first array computes a token of a tile."""
-        return self.chunks * self.row_chunks
+        return self.chunks * len(self.steps_of(part))
+
+    def row_tile_beats(self, part: int) -> int:
+        """Of the weights of a tile of the first product, and of their parameters."""
+        weights = len(self.steps_of(part)) * self.lanes * self.head_width // BEAT_BYTES
+        return weights + -(-self.head_width * PARAMETER_BYTES // BEAT_BYTES)
 
     @property
     def item_cycles(self) -> int:
@@ -239,7 +263,8 @@ class AttentionDesign:
     @property
     def items_split_depth(self) -> int:
         """Words of the channel of tokens whose rows are split into heads, each of which is taken with its first row."""
-        return max(self.fifos.items, depth_beside(self.row_cycles, self.row_chunks - 1))
+        least = min(self.row_cycles(part) for part in (KEY, VALUE, QUERY))
+        return max(self.fifos.items, depth_beside(least, self.most_steps - 1))
 
     @property
     def items_keep_depth(self) -> int:

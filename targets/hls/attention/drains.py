@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.targets.hls.attention.design import AttentionDesign
+from moec.targets.hls.attention.design import QUERY, AttentionDesign
 from moec.targets.hls.hardware.cycles import Loader, MemoryPace
 from moec.targets.hls.moe.design import BEAT_BYTES, RESULT_BITS
 
@@ -30,7 +30,7 @@ def written(
     queries of each head start to leave the first product, and how long they take. Results go to memory through the port
     that the tokens come from, which they are added to."""
     shape, tokens, heads = design.shape, len(groups), len(spans)
-    per_token, meets, chunks = design.row_cycles, np.tile(groups, heads), design.chunks
+    per_token, meets, chunks = design.row_cycles(QUERY), np.tile(groups, heads), design.chunks
     begins, lasts = np.array(spans).T
     places = (np.arange(tokens) + 1) * np.maximum(lasts / tokens, per_token)[:, None]
     found = (begins[:, None] + np.minimum(places, lasts[:, None]) - chunks + stages).ravel()

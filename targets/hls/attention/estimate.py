@@ -103,23 +103,21 @@ def attention_cycles(
     if shape.latents:
         taken = rows_taken(design, tokens, loader, normalize, pace, stages)
     weight_beats = design.width * design.head_width // BEAT_BYTES
-    of_parameters = math.ceil(design.head_width * PARAMETER_BYTES / BEAT_BYTES)
-    tile_beats = design.row_width * design.head_width // BEAT_BYTES + of_parameters
-    per_token = design.row_cycles
     groups = groups_of_queries(design, tokens, past, window)
     reads_cache = past * design.cache_row_beats * pace.cycles_per_beat
     # Values follow keys behind a query's scores and weights; until then these have a port alone that both come through.
     apart = _LOOPS_OF_SCORES * stages + 2 * groups[-1] * design.chunks
     reads_cache = max(reads_cache, caches * reads_cache - apart)
     held = max(past * design.chunks, reads_cache) + (pace.latency if past else 0)
-    loads = _Loads(tile_beats, scores_of_head(design, tokens, past, window), held)
+    loads = _Loads(scores_of_head(design, tokens, past, window), held)
     run = _run_of_all_heads if shape.joint_norm else _run
     first, end, spans = run(design, tokens, loads, taken, pace, loader, stages)
-    products = shape.tiles * tokens * per_token
-    per_head = 2 + shape.sharing
+    of_head = [KEY, VALUE, *[QUERY] * shape.sharing]
+    of_products, tile_beats = sum(map(design.row_cycles, of_head)), sum(map(design.row_tile_beats, of_head))
+    products = shape.key_heads * tokens * of_products
     busy = {
-        "products": per_head * tokens * per_token,
-        "weights": per_head * (pace.latency + tile_beats * pace.cycles_per_beat),
+        "products": tokens * of_products,
+        "weights": len(of_head) * pace.latency + tile_beats * pace.cycles_per_beat,
         "scores": shape.sharing * loads.scores,
         "cache": held,
     }
@@ -131,7 +129,7 @@ def attention_cycles(
         stalls=round(end - first - products),
         results=round(written(design, groups, spans, pace, stages) - end),
         beats=latent_beats(design)
-        + shape.tiles * tile_beats
+        + shape.key_heads * tile_beats
         + shape.heads * weight_beats
         + math.ceil(design.width * PARAMETER_BYTES / BEAT_BYTES),
         bound_by=max(busy, key=lambda name: busy[name]),
@@ -140,10 +138,8 @@ def attention_cycles(
 
 @dataclasses.dataclass(frozen=True)
 class _Loads:
-    """``tile_beats``: weights of a tile. Cycles that queries of a head meet keys in (``scores``), and that its ``held``
-    keys take to arrive."""
+    """Cycles that queries of a head meet keys in (``scores``), and that its ``held`` keys take to arrive."""
 
-    tile_beats: int
     scores: int
     held: float
 
@@ -171,15 +167,15 @@ def _run(
     stages: int,
 ) -> tuple[float, float, list[Span]]:
     """When the first tile starts, when the last query is scored, and when those of each head come."""
-    per_token = design.row_cycles
-    first = start = max(normalized, loader.arrival(loads.tile_beats, 0, normalized)) + stages
+    first = start = max(normalized, loader.arrival(design.row_tile_beats(KEY), 0, normalized)) + stages
     rows_waiting = design.fifos.rows // design.chunks  # of each channel
     turn = design.turn_beats * pace.cycles_per_beat if design.shape.turned else 0.0
     announced = scored = held = turned = 0.0
     spans: list[Span] = []
-    queries = max(per_token * tokens, loads.scores)
+    queries = max(design.row_cycles(QUERY) * tokens, loads.scores)
     loops = _LOOPS_OF_QUERIES + (_LOOPS_OF_TURNS if design.shape.turned else 0)
-    for part in design.shape.parts_of_tiles():
+    for part, beats in _parts_and_next_beats(design):
+        per_token = design.row_cycles(part)
         if part == KEY:
             held = scored + loads.held  # these keys are there, and behind them come new ones
             start = max(start, held - 2 * rows_waiting * per_token)
@@ -191,11 +187,17 @@ def _run(
             begin = max(start, held, scored - loops * stages, turned - queries)
             spans.append((begin, queries))
             scored = begin + queries + loops * stages
-        arrived = loader.arrival(loads.tile_beats, announced, start)
+        arrived = loader.arrival(beats, announced, start)
         # As in a MoE block: two tiles behind the one whose items have left their channel.
         announced = max(announced, start + per_token * (tokens - 1 - design.fifos.items))
-        start = _next_tile(done, arrived, loads.tile_beats - tokens * per_token, stages)
+        start = _next_tile(done, arrived, beats - tokens * per_token, stages)
     return first, scored, spans
+
+
+def _parts_and_next_beats(design: AttentionDesign) -> list[tuple[int, int]]:
+    """What each tile of the first product has, and the beats of the tile behind it."""
+    parts = design.shape.parts_of_tiles()
+    return [(part, design.row_tile_beats(following)) for part, following in zip(parts, [*parts[1:], KEY], strict=True)]
 
 
 def _next_tile(done: float, arrived: float, missing: int, stages: int) -> float:
@@ -214,19 +216,22 @@ def _run_of_all_heads(
     stages: int,
 ) -> tuple[float, float, list[Span]]:
     """As :func:`_run`, where all heads are normalised together."""
-    shape, per_token = design.shape, design.row_cycles
-    first = start = max(normalized, loader.arrival(loads.tile_beats, 0, normalized)) + stages
-    room = 2 * design.fifos.rows // design.chunks * per_token  # rows of values that channels hold meanwhile
+    shape = design.shape
+    first = start = max(normalized, loader.arrival(design.row_tile_beats(KEY), 0, normalized)) + stages
+    room = (
+        2 * design.fifos.rows // design.chunks * design.row_cycles(VALUE)
+    )  # rows of values that channels hold meanwhile
     is_prefetched = tokens * design.turn_beats <= design.fifos.beats
     rows = tokens * max(design.chunks, design.turn_beats * pace.cycles_per_beat)
     rows += 0 if is_prefetched else pace.latency
-    queries, behind = max(rows, loads.scores), design.fifos.rows // design.chunks * per_token
+    queries, behind = max(rows, loads.scores), design.fifos.rows // design.chunks * design.item_cycles
     loops = _LOOPS_OF_QUERIES + _LOOPS_OF_TURNS
     # While queries are scored, the first of the next head's keys come, as many as their channel holds.
     held = max(0.0, loads.held - pace.latency - design.fifos.rows)
     announced = scored = multiplied = 0.0
     spans: list[Span] = []
-    for place, part in enumerate(shape.parts_of_tiles()):
+    for place, (part, beats) in enumerate(_parts_and_next_beats(design)):
+        per_token = design.row_cycles(part)
         begin = done = start + tokens * per_token
         if place == shape.turned_tiles:  # all keys and queries are there
             begin = max(done, start + 2 * tokens * shape.turned_tiles + rows)
@@ -235,10 +240,10 @@ def _run_of_all_heads(
             begin = max(done, scored - loops * stages + rows + held)
         if part == VALUE:
             # The next head's keys come while the second product still takes those queries that wait in front of it.
-            multiplied = max(multiplied, begin) + shape.sharing * tokens * per_token
+            multiplied = max(multiplied, begin) + shape.sharing * tokens * design.item_cycles
             scored = max(begin + shape.sharing * queries, multiplied - behind) + loops * stages
             spans += [(begin + head * queries, queries) for head in range(shape.sharing)]
-        arrived = loader.arrival(loads.tile_beats, announced, start)
+        arrived = loader.arrival(beats, announced, start)
         announced = max(announced, start + per_token * (tokens - 1 - design.fifos.items))
-        start = _next_tile(done, arrived, loads.tile_beats - tokens * per_token, stages)
+        start = _next_tile(done, arrived, beats - tokens * per_token, stages)
     return first, scored, spans

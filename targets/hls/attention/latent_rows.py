@@ -174,9 +174,9 @@ def _beside_each_other(
     latent: Latent, query_latent: Latent | None, queries: Rows, keys: Rows, of_tokens: Array, values: Rows
 ) -> LatentRows:
     """With rows that are products of all that any of them takes. What keys of all heads have of tokens alike becomes a
-    latent without a norm, where queries have latents; else keys take tokens, as queries do."""
+    latent without a norm; what they do not is a product of tokens."""
     used = np.abs(of_tokens).max(axis=(0, 2)) > _NOTHING * np.abs(of_tokens).max()
-    is_shared = query_latent is not None and bool(used.any()) and np.allclose(of_tokens, of_tokens[:1], atol=1e-6)
+    is_shared = bool(used.any()) and np.allclose(of_tokens, of_tokens[:1], atol=1e-6)
     shared = Latent(of_tokens[0, used], np.zeros(used.sum(), np.float32)) if is_shared else None
     takes_tokens = query_latent is None or bool(used.any() and not is_shared)
     latents = FloatLatents(latent, query_latent, shared, takes_tokens)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from moec.errors import DefectError
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.design import VALUE, AttentionDesign, AttentionShape
@@ -131,9 +132,13 @@ def pack_projections(design: AttentionDesign, block: QuantizedAttention) -> byte
 
     weights = tiles(_padded_rows(design, block.up.weights[0]))
     biases, multipliers = tiles(block.up.biases[0]), tiles(block.up.multipliers.values[0])
-    for tile in _order_of_tiles(shape):
+    for tile, part in zip(_order_of_tiles(shape), shape.parts_of_tiles(), strict=True):
+        steps = design.steps_of(part)
+        taken = weights[tile][:, steps.start * design.lanes : steps.stop * design.lanes]
+        if np.count_nonzero(taken) < np.count_nonzero(weights[tile]):
+            raise DefectError(f"tile {tile} takes more than steps {steps} of what rows are products of")
         parts.append(packing.parameter_records(biases[tile], multipliers[tile]))
-        parts.append(packing.steps_of(weights[tile], design.lanes, design.lanes))
+        parts.append(packing.steps_of(taken, design.lanes, design.lanes))
     return b"".join(parts)
 
 

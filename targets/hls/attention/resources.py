@@ -114,19 +114,17 @@ def attention_memories(design: AttentionDesign) -> list[Memory]:
 
 
 def _memories_of_products(design: AttentionDesign) -> list[Memory]:
-    """Of those of rows, and of the one of latents, whose arrays are bound alike."""
+    """Of that of rows, and of that of latents."""
     lanes, chunk = design.lanes, INPUT_BITS * design.lanes
     banks = lanes * lanes * INPUT_BITS // BEAT_BITS
-    products = {projecting(design): design.row_chunks}
+    products = [(projecting(design), design.row_chunks, design.most_steps)]
     if design.shape.latents:
-        products["product_up"] = design.width_chunks
+        products.append(("product_up", design.width_chunks, design.width_chunks))
     found = []
-    for process, steps in products.items():
-        words = design.shape.tokens * steps
-        largest = array_memory("", "", BEAT_BITS, design.chunks * max(products.values())).storage
+    for process, kept, steps in products:
         found += [
-            array_memory("tokens", process, chunk, words, 1, "bram", "rows"),
-            array_memory("weights", process, BEAT_BITS, design.chunks * steps, 2 * banks, largest, "weights"),
+            array_memory("tokens", process, chunk, design.shape.tokens * kept, 1, "bram", "rows"),
+            array_memory("weights", process, BEAT_BITS, design.chunks * steps, 2 * banks, variable="weights"),
             parameter_memory(process, lanes, design.chunks),
         ]
     return [*found, array_memory("adapter up", loading(design), BEAT_BITS, OUTSTANDING["up"] * BURST_BEATS)]

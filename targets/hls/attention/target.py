@@ -72,7 +72,7 @@ def choose_attention(
     for count in lanes:
         # All tokens are normalised before the first product starts: a chunk per cycle costs 4 DSPs per lane.
         design = AttentionDesign(shape, count, count)
-        sizes = (design.width, design.row_width, design.hidden)
+        sizes = (design.width, design.most_steps * design.lanes, design.hidden)
         reason = design.why_not(max(accumulator_bits(size, 8) for size in sizes))
         if reason is None:
             found = estimate_attention(design, part, clock, constraints.memory_share, constraints.calibration)

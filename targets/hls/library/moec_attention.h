@@ -5,8 +5,8 @@
 //
 // Keys, values and queries are the hidden tiles of a first product, head by head, and what heads attend to are those of
 // a second one; both products and their loaders are those of a MoE block with one expert. One head's keys and values
-// are on the chip at a time. Where rows of heads are products of latents, product_up stands twice, and measure_latents and
-// normalize_latents between both. Where positions turn keys and queries, measure_heads and turn_heads stand in front of
+// are on the chip at a time. Where rows of heads are products of latents, product_up makes these, and measure_latents,
+// normalize_latents and product_rows stand behind it. Where positions turn keys and queries, measure_heads and turn_heads stand in front of
 // score_keys; where a cache holds those of earlier tokens, join_cache stands in front of score_keys and of mix_values.
 #ifndef MOEC_ATTENTION_H
 #define MOEC_ATTENTION_H
@@ -17,6 +17,7 @@
 #include "moec_normalize.h"
 #include "moec_product_down.h"
 #include "moec_product_up.h"
+#include "moec_rows.h"
 #include "moec_scores.h"
 #include "moec_tokens.h"
 #include "moec_turn.h"

@@ -1,7 +1,7 @@
 // Processes: latents, of which keys, values and queries are products where they are none of tokens (DeepSeek).
 //
-// A first product_up makes the latents of all tokens, tile by tile; they are kept until all are there, measured,
-// normalised as rows of heads are (moec_turn.h), and taken by a second product_up in the place of tokens.
+// A product_up makes the latents of all tokens, tile by tile; they are kept until all are there, measured, normalised as
+// rows of heads are (moec_turn.h), and taken by product_rows (moec_rows.h) in the place of tokens.
 #ifndef MOEC_LATENTS_H
 #define MOEC_LATENTS_H
 #include "moec_memory.h"
@@ -22,17 +22,50 @@ template <class Block> struct latent_sizes {
     static const int LATENT_TILES = blocks_of(LATENT_CHUNKS, attention_sizes<Block>::CHUNKS);
     static const int NORM_BEATS = blocks_of(2 * NORM_CHUNKS * Block::LANES, BEAT_BYTES);  // multipliers, int16
     static const int CHUNKS_PER_BEAT = BEAT_BITS / (16 * Block::LANES);
+    // What is taken of all that: by queries their latents, or tokens; by values the latents of keys; by keys what values take
+    // and all behind it, and where tokens stand in front that nothing shared says it of, all.
+    static const int QUERY_FIRST = QUERY_CHUNKS > 0 ? TOKEN_CHUNKS : 0;
+    static const int QUERY_STEPS = QUERY_CHUNKS > 0 ? QUERY_CHUNKS : TOKEN_CHUNKS;
+    static const int VALUE_FIRST = TOKEN_CHUNKS + QUERY_CHUNKS, VALUE_STEPS = KEY_CHUNKS;
+    static const int KEY_FIRST = Block::KEYS_TAKE_TOKENS ? 0 : VALUE_FIRST, KEY_STEPS = ROW_CHUNKS - KEY_FIRST;
+    static const int MOST_STEPS = KEY_STEPS > QUERY_STEPS ? KEY_STEPS : QUERY_STEPS;
 };
 
-// The block as both products take it: that of latents, whose tiles are as wide as a head, and that of rows.
+// The block as both products take it: that of latents, whose tiles are as wide as a head, and that of rows, as wide as the
+// widest part that a tile takes.
 template <class Block> struct latents_of : Block {
     static const int TILES = latent_sizes<Block>::LATENT_TILES;
     static const int SUM_BITS_UP = Block::LATENT_SUM_BITS, TOTAL_BITS_UP = SUM_BITS_UP;
     static const int SHIFT_UP = Block::LATENT_SHIFT;
 };
 template <class Block> struct rows_of : Block {
-    static const int WIDTH = latent_sizes<Block>::ROW_CHUNKS * Block::LANES;
+    static const int WIDTH = latent_sizes<Block>::MOST_STEPS * Block::LANES;
 };
+
+// Keys, values or queries (0, 1, 2) are what a tile makes; split_heads says in which order they come.
+template <class Block> inline int part_of(int tile) {
+#pragma HLS INLINE
+    const int KEYS_AND_QUERIES = attention_sizes<Block>::KEY_HEADS * (1 + Block::SHARING);
+    if (Block::JOINT_NORM) return tile >= KEYS_AND_QUERIES ? 1 : tile % (1 + Block::SHARING) == 0 ? 0 : 2;
+    const int place = tile % (2 + Block::SHARING);
+    return place < 2 ? place : 2;
+}
+template <class Block> inline int first_step(int part) {
+#pragma HLS INLINE
+    typedef latent_sizes<Block> S;
+    return part == 0 ? S::KEY_FIRST : part == 1 ? S::VALUE_FIRST : S::QUERY_FIRST;
+}
+template <class Block> inline int steps_of(int part) {
+#pragma HLS INLINE
+    typedef latent_sizes<Block> S;
+    return part == 0 ? S::KEY_STEPS : part == 1 ? S::VALUE_STEPS : S::QUERY_STEPS;
+}
+// Parameters of its channels, and weights.
+template <class Block> inline int row_tile_beats(int part) {
+#pragma HLS INLINE
+    typedef sizes<rows_of<Block> > S;
+    return S::PARAMETER_BEATS_UP + S::BANKS_UP * S::TILE_CHUNKS * steps_of<Block>(part);
+}
 
 // A latent, as moec_normalize.h takes tokens.
 template <class Block> struct latent_of {
@@ -51,10 +84,24 @@ template <class Block>
 void load_latents_and_up(const beat_t* memory, int at, hls::stream<job_t>& latent_jobs, hls::stream<job_t>& jobs,
                          hls::stream<beat_t>& norm_beats, hls::stream<beat_t>& latent_beats, hls::stream<beat_t>& beats) {
     typedef latent_sizes<Block> S;
-    const int LATENT_BEATS = tile_beats_up<latents_of<Block> >(0), ROW_BEATS = tile_beats_up<rows_of<Block> >(0);
+    const int LATENT_BEATS = tile_beats_up<latents_of<Block> >(0), MOST_BEATS = tile_beats_up<rows_of<Block> >(0);
     read_beats<S::NORM_BEATS>(memory, at, S::NORM_BEATS, norm_beats);
     load_tiles<latents_of<Block>, LATENT_BEATS, 0>(memory, at + S::NORM_BEATS, S::LATENT_TILES, latent_jobs, latent_beats);
-    load_tiles<rows_of<Block>, ROW_BEATS, 0>(memory, at + S::NORM_BEATS + S::LATENT_TILES * LATENT_BEATS, Block::TILES, jobs, beats);
+    int place = at + S::NORM_BEATS + S::LATENT_TILES * LATENT_BEATS;
+load_rows:
+    while (true) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=Block::TILES+1
+        const job_t job = jobs.read();
+        if (job.end) break;
+        const int count = row_tile_beats<Block>(part_of<Block>(job.tile));
+    axi_read_rows:
+        for (int i = 0; i < count; i++) {
+#pragma HLS LOOP_TRIPCOUNT min=1 max=MOST_BEATS
+#pragma HLS PIPELINE II=1 style=stp
+            beats.write(memory[place + i]);
+        }
+        place += count;
+    }
 }
 
 // Latents come tile by tile, the last of which may end behind them.

@@ -42,7 +42,7 @@ PROCESSES = (
     "measure_latents",
     "measure_latents_behind_tokens",
     "normalize_latents",
-    "product_up 2",
+    "product_rows",
     "split_heads",
     "read_turns",
     "read_sinks_and_turns",

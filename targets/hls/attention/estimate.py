@@ -118,6 +118,7 @@ def attention_cycles(
     busy = {
         "products": tokens * of_products,
         "weights": len(of_head) * pace.latency + tile_beats * pace.cycles_per_beat,
+        "output": shape.sharing * tokens * design.item_cycles,
         "scores": shape.sharing * loads.scores,
         "cache": held,
     }

@@ -42,6 +42,10 @@ template <class Block> struct rows_of : Block {
     static const int WIDTH = latent_sizes<Block>::MOST_STEPS * Block::LANES;
 };
 
+template <class Block> struct row_sizes {
+    static const int MOST_BEATS = sizes<rows_of<Block> >::PARAMETER_BEATS_UP + sizes<rows_of<Block> >::WEIGHT_BEATS_UP;  // of a tile
+};
+
 // Keys, values or queries (0, 1, 2) are what a tile makes; split_heads says in which order they come.
 template <class Block> inline int part_of(int tile) {
 #pragma HLS INLINE
@@ -84,7 +88,7 @@ template <class Block>
 void load_latents_and_up(const beat_t* memory, int at, hls::stream<job_t>& latent_jobs, hls::stream<job_t>& jobs,
                          hls::stream<beat_t>& norm_beats, hls::stream<beat_t>& latent_beats, hls::stream<beat_t>& beats) {
     typedef latent_sizes<Block> S;
-    const int LATENT_BEATS = tile_beats_up<latents_of<Block> >(0), MOST_BEATS = tile_beats_up<rows_of<Block> >(0);
+    const int LATENT_BEATS = tile_beats_up<latents_of<Block> >(0);
     read_beats<S::NORM_BEATS>(memory, at, S::NORM_BEATS, norm_beats);
     load_tiles<latents_of<Block>, LATENT_BEATS, 0>(memory, at + S::NORM_BEATS, S::LATENT_TILES, latent_jobs, latent_beats);
     int place = at + S::NORM_BEATS + S::LATENT_TILES * LATENT_BEATS;
@@ -96,7 +100,7 @@ load_rows:
         const int count = row_tile_beats<Block>(part_of<Block>(job.tile));
     axi_read_rows:
         for (int i = 0; i < count; i++) {
-#pragma HLS LOOP_TRIPCOUNT min=1 max=MOST_BEATS
+#pragma HLS LOOP_TRIPCOUNT min=1 max=row_sizes<Block>::MOST_BEATS
 #pragma HLS PIPELINE II=1 style=stp
             beats.write(memory[place + i]);
         }

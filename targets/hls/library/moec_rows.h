@@ -27,7 +27,6 @@ void product_rows(int tokens, hls::stream<typename types<Block>::chunk_t>& input
     typedef rows_of<Block> Rows;
     typedef sizes<Rows> S;
     typedef latent_sizes<Block> L;
-    const int MOST_BEATS = tile_beats_up<Rows>(0);  // of a tile
     typedef typename types<Block>::chunk_t chunk_t;
     typedef typename types<Block>::weights_t weights_t;
     chunk_t rows[Block::MAX_TOKENS * L::ROW_CHUNKS];
@@ -59,7 +58,7 @@ rows_read_tokens:
     const int first_beats = job.end ? 0 : row_tile_beats<Block>(part_of<Block>(job.tile));
 rows_first_tile:
     for (int i = 0; i < first_beats; i++) {
-#pragma HLS LOOP_TRIPCOUNT min=0 max=MOST_BEATS
+#pragma HLS LOOP_TRIPCOUNT min=0 max=row_sizes<Block>::MOST_BEATS
 #pragma HLS PIPELINE II=1 style=stp
         store_row<Block>(i, beats.read(), weights[0], parameters[0]);
     }
@@ -124,7 +123,7 @@ rows_jobs:
         const int rest = expected - arrived;
     rows_rest_of_tile:
         for (int i = 0; i < rest; i++) {
-#pragma HLS LOOP_TRIPCOUNT min=0 max=MOST_BEATS
+#pragma HLS LOOP_TRIPCOUNT min=0 max=row_sizes<Block>::MOST_BEATS
 #pragma HLS PIPELINE II=1 style=stp
             store_row<Block>(arrived + i, beats.read(), weights[!current], parameters[!current]);
         }

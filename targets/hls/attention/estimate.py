@@ -219,9 +219,8 @@ def _run_of_all_heads(
     """As :func:`_run`, where all heads are normalised together."""
     shape = design.shape
     first = start = max(normalized, loader.arrival(design.row_tile_beats(KEY), 0, normalized)) + stages
-    room = (
-        2 * design.fifos.rows // design.chunks * design.row_cycles(VALUE)
-    )  # rows of values that channels hold meanwhile
+    # Rows of values that channels hold meanwhile.
+    room = 2 * design.fifos.rows // design.chunks * design.row_cycles(VALUE)
     is_prefetched = tokens * design.turn_beats <= design.fifos.beats
     rows = tokens * max(design.chunks, design.turn_beats * pace.cycles_per_beat)
     rows += 0 if is_prefetched else pace.latency

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from moec.simulators.hls.build import ap_types
+from moec.targets.hls.attention.quantize import quantize_attention
 from moec.targets.hls.model.design import model_design
 from moec.targets.hls.model.project import model_files
 
 from . import model_layers
+from .test_attention import files_of, tokens_for
+from .test_latents import FORMS, with_latents
 
 FLAGS = ("-std=c++14", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-label", "-fsyntax-only")
 """Pragmas and labels of loops are for synthesis."""
@@ -38,22 +41,40 @@ CASES = {
 }
 
 
-@pytest.mark.nightly
-@pytest.mark.skipif(
+NEEDS_COMPILER = pytest.mark.skipif(
     shutil.which("g++") is None or importlib.util.find_spec("hls4ml") is None, reason="g++ or hls4ml is not installed"
 )
+
+
+@pytest.mark.nightly
+@NEEDS_COMPILER
 @pytest.mark.parametrize("case", CASES)
 def test_sources_compile_without_warnings(case, tmp_path):
     made, sizes, numbers = CASES[case]
     plan, steps = made(**sizes)
     design = model_design(plan, **{"lanes": 8, "hidden_tile": 16, "router_lanes": 4, "attention_lanes": 8, **numbers})
     assert design.why_not() is None
-    for path, content in model_files(design, plan, steps, device="xcu55c-fsvh2892-2L-e", clock=300).items():
+    files = model_files(design, plan, steps, device="xcu55c-fsvh2892-2L-e", clock=300)
+    expect_no_warnings(files, ("model.cpp", "testbench.cpp"), tmp_path)
+
+
+@pytest.mark.nightly
+@NEEDS_COMPILER
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_latents_compile_without_warnings(form, tmp_path):
+    block = with_latents(**form)
+    integers = quantize_attention(block, tokens_for(block, 1, 20), most_tokens=8, cached=20)
+    files = files_of(integers, integers.quantized(tokens_for(block, 1, 3)[0]), lanes=8)
+    expect_no_warnings(files, ("attention_block.cpp", "testbench.cpp"), tmp_path)
+
+
+def expect_no_warnings(files, sources, folder):
+    for path, content in files.items():
         if path.startswith(("src/", "sim/")):
-            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / path).write_bytes(content)
-    headers = [f"-I{tmp_path / 'sim'}", "-isystem", str(ap_types())]
-    for source in ("model.cpp", "testbench.cpp"):
-        command = ["g++", *FLAGS, *headers, str(tmp_path / "src" / source)]
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+    headers = [f"-I{folder / 'sim'}", "-isystem", str(ap_types())]
+    for source in sources:
+        command = ["g++", *FLAGS, *headers, str(folder / "src" / source)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -187,8 +187,9 @@ class _Raising:
 
     def one_choice(self, failures: Sequence[_Failure]) -> None:
         """Raise experts of which a token is given to one, with no weight, whatever chooses. Not where experts of a
-        selection were not understood."""
-        refused = {failure.anchor for failure in failures if failure.reason.is_mixture}
+        selection were not understood, or a decision was not seen."""
+        reasons = ((failure.anchor, failure.reason) for failure in failures)
+        refused = {anchor for anchor, reason in reasons if reason.is_mixture or reason.undecided}
         for find in (chosen_ids, chosen_flags):
             for choice in list(find(self.dataflow, self.graph)):
                 makers = choice.makers(self.dataflow)

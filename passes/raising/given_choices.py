@@ -65,6 +65,28 @@ def choices(dataflow: DataFlow, graph: ir.Graph) -> Iterator[Choice]:
         readers = [(node, 1) for node in nodes]
         uses = tuple(_uses(dataflow, readers, ids)), tuple(_uses(dataflow, [product], source_of(_operand(product))))
         yield Choice(ids, source_of(_operand(product)), counts.pop(), uses)
+    yield from _compared(dataflow, graph)
+
+
+def _compared(dataflow: DataFlow, graph: ir.Graph) -> Iterator[Choice]:
+    """Those whose ids are compared with the id of every expert, as loops over experts do. Weights are what is made last
+    in front of the loop for each of the ids."""
+    comparisons: dict[ir.Value, list[Use]] = {}
+    for node in graph:
+        for index, value in enumerate(node.inputs if is_op(node, "Equal") else ()):
+            ids, other = source_of(value), node.inputs[1 - index]
+            if ids.dtype == ir.DataType.INT64 and _are_pairs(ids) and dataflow.constant(other):
+                comparisons.setdefault(ids, []).append((node, index))
+    for ids, readers in comparisons.items():
+        others = [other for node, index in readers if (other := node.inputs[1 - index]) is not None]
+        numbers = sorted({int(number) for other in others for number in dataflow.array(other).ravel()})
+        first = min(dataflow.order[node] for node, _ in readers)
+        made = (value for node in graph if dataflow.order[node] < first for value in node.outputs)
+        weights = [value for value in made if value.shape == ids.shape and _is_float(value)]
+        if len(numbers) < 2 or numbers != list(range(len(numbers))) or not weights or dataflow.constant(ids):
+            continue
+        of_weights = tuple((node, index) for node, index in weights[-1].uses() if dataflow.order[node] > first)
+        yield Choice(ids, weights[-1], len(numbers), (tuple(_uses(dataflow, readers, ids)), of_weights))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +160,10 @@ def source_of(value: ir.Value | None) -> ir.Value:
     return value
 
 
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is not None and value.dtype.is_floating_point()
+
+
 def _are_pairs(value: ir.Value) -> bool:
     return value.shape is not None and len(value.shape) == 2 and isinstance(value.shape[1], int)
 
@@ -149,8 +175,12 @@ def _weighed(dataflow: DataFlow, gathers: list[ir.Node], ids: ir.Value) -> Use |
         others = [index for index, value in enumerate(node.inputs) if value is not None and value not in reached]
         if is_op(node, "Mul") and len(others) == 1:
             weights = source_of(node.inputs[others[0]])
-            is_float = weights.dtype is not None and weights.dtype.is_floating_point()
-            if is_float and _are_pairs(weights) and weights.shape == ids.shape and not dataflow.constant(weights):
+            if (
+                _is_float(weights)
+                and _are_pairs(weights)
+                and weights.shape == ids.shape
+                and not dataflow.constant(weights)
+            ):
                 return node, others[0]
         reached.update(node.outputs)
     return None

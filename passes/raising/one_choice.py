@@ -74,7 +74,7 @@ def chosen_ids(dataflow: DataFlow, graph: ir.Graph) -> Iterator[OneChoice]:
                     ids = source_of(value)
                     found[ids] = max(found.get(ids, 0), stored)
     for ids, stored in found.items():
-        if ids.producer() is None or ids.shape is None:
+        if ids.producer() is None or ids.shape is None or is_op(ids.producer(), "TopK"):  # which has weights as well
             continue
         least, most = _bounds(dataflow, ids)
         if least >= 0 and 1 <= most < (stored or MOST_EXPERTS):

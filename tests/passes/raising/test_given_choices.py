@@ -19,9 +19,9 @@ TABLE = """best = ArgMax <axis = -1, keepdims = 0> (logits)
     w = GatherElements <axis = -1> (scores, chosen)"""
 
 
-def with_router(texts, router: str) -> str:
+def with_router(texts, router: str, formulation: str = "batched") -> str:
     """Experts behind logits and scores of which ``router`` makes ``chosen`` and ``w``."""
-    before, _, behind = texts["batched"].partition("top, chosen")
+    before, _, behind = texts[formulation].partition("top, chosen")
     return f"{before}{router}\n{behind.partition('w = Div (top, total)')[2]}"
 
 
@@ -35,6 +35,15 @@ def test_experts_are_raised_and_what_chooses_them_stays(build, texts, normal, ra
     assert [value.name for value in experts.inputs[3:5]] == ["up", "down"]
     (remark,) = report.remarks
     assert remark.severity == "note" and remark.message.startswith("its router stays as ordinary operators: ")
+
+
+def test_experts_in_a_loop_compare_ids_with_their_own(build, texts, normal, raise_and_compare):
+    report = Report()
+    route, experts = raise_and_compare(
+        build(with_router(texts, SHARED, "loop"), column=normal(6, 1)), report, (1, 7, 40)
+    )
+    assert spec_of(route, RouteSpec) == RouteSpec(2, "relu", threshold=0.0)
+    assert experts.op_type == "Experts" and report.remarks[-1].message.startswith("its router stays")
 
 
 def test_sibling_whose_weights_may_be_negative_stays(build, texts, normal, raise_and_compare):

@@ -21,7 +21,7 @@ from moec.targets.hls.attention.resources import attention_dsps, attention_luts,
 from moec.targets.hls.hardware.arithmetic import dsps_of, logic_luts
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES, Estimate, Resources
-from moec.targets.hls.hardware.cycles import Loader, MemoryPace, count_cycles
+from moec.targets.hls.hardware.cycles import MemoryPace, count_cycles
 from moec.targets.hls.hardware.memories import Memory, channel_memories, memories_of
 from moec.targets.hls.hardware.parts import Part
 from moec.targets.hls.hardware.ports import MOE_MASTERS, Ports, connect, model_ports
@@ -173,16 +173,24 @@ def _linear_cycles(
     if layer.norm is not None:
         reads = design.width * RESULT_BITS / 8 / BEAT_BYTES * pace.cycles_per_beat
         per_token = max(design.width / design.router_lanes, reads)
-        start = pace.latency + max(design.width, start) + tokens * per_token + design.width / design.router_lanes
+        # Parameters of channels are taken one by one, and tokens come behind them.
+        waiting = design.fifos.beats * BEAT_BYTES // PARAMETER_BYTES
+        start = max(start, 2 * pace.latency + design.width - waiting)
+        start += tokens * per_token + design.width / design.router_lanes
     beats, result_beats = design.job_beats_down, design.result_beats_down
     per_tile = tokens * design.hidden_in_chunks * design.output_chunks
     start += (_LOOPS_OF_PATCHES if layer.norm is None else _LOOPS_OF_TOKENS) * stages
-    loader, done = Loader(design.fifos.weights, pace, stages), start
-    taken_from = 0.0 if layer.norm is None else start
+    taken_from, done, loaded, sent = 0.0 if layer.norm is None else start, start, float(stages), 0
+    first_taken = taken_from
     for tile in range(design.tiles):
         # What results are scaled with comes behind the last tile, in the same burst.
-        arrived = loader.arrival(beats + result_beats * (tile == design.tiles - 1), stages, taken_from)
-        taken_from = max(done, arrived + stages)
+        burst = beats + result_beats * (tile == design.tiles - 1)
+        sent += burst
+        # Until the first is taken, no more come than their channel holds.
+        behind = min(burst, sent - design.fifos.weights)
+        loaded += stages + pace.cycles(burst, burst)
+        loaded = max(loaded, first_taken + behind * pace.cycles_per_beat) if behind > 0 else loaded
+        taken_from = max(done, max(loaded, taken_from + burst) + stages)
         done = taken_from + per_tile + stages
     if layer.pool == "none":
         results = _results_cycles(design, tokens, pace, adds=layer.positions is not None)

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.errors import UnsupportedError
+from moec.frontend.huggingface.one_thread import one_thread
 from moec.frontend.huggingface.safetensors import FileTensor
 from moec.ir.weights.encode import Table
 from moec.ir.weights.format import WeightFormat
@@ -177,15 +178,16 @@ class Conversion:
 
     def _converted(self, tensors: dict[str, list[torch.Tensor]]) -> dict[str, torch.Tensor]:
         for operation in self.converter.operations:
-            tensors = operation.convert(
-                tensors,
-                source_patterns=self.converter.source_patterns,
-                target_patterns=self.converter.target_patterns,
-                full_layer_name=self.target,
-                model=self.module,
-                config=self.module.config,
-                missing_keys=None,
-            )
+            with one_thread():
+                tensors = operation.convert(
+                    tensors,
+                    source_patterns=self.converter.source_patterns,
+                    target_patterns=self.converter.target_patterns,
+                    full_layer_name=self.target,
+                    model=self.module,
+                    config=self.module.config,
+                    missing_keys=None,
+                )
         full = self.target.replace("*.", "0.")
         found = {name: made[0] if isinstance(made, list) else made for name, made in tensors.items()}
         key = next((name for name in found if name in full), None)

@@ -14,7 +14,7 @@ from moec.common.dtypes import dtype_of
 from moec.common.specs import tensor_specs
 from moec.errors import InputError
 from moec.ir.dialect import is_moec
-from moec.ir.interpreter import Evaluator
+from moec.ir.interpreter import EvaluationError, Evaluator
 from moec.ir.states import states_of
 from moec.runtime.inputs import InputCheck
 
@@ -42,10 +42,11 @@ class FloatRun:
 
 
 def run_floats(model: ir.Model, blocks: Sequence[Replaceable], inputs: Mapping[str, Array]) -> FloatRun:
-    """The model as it is. Raises InputError naming an input that is missing, unknown, misshapen or not finite."""
+    """The model as it is. Raises InputError naming an input that is missing, unknown, misshapen or not finite, or the
+    node that cannot take what is computed from them."""
     feeds = feeds_of(model, inputs)
     count, wanted = len(blocks), [*(block.tokens for block in blocks), *(block.output for block in blocks)]
-    found = evaluate(model, feeds, [*wanted, *model.graph.outputs])
+    found = evaluate_data(model, feeds, [*wanted, *model.graph.outputs])
     tokens = [block.as_tokens(one) for block, one in zip(blocks, found[:count], strict=True)]
     return FloatRun(tokens, found[count : 2 * count], _named(model, found[2 * count :]))
 
@@ -134,6 +135,15 @@ def evaluate(model: ir.Model, feeds: Mapping[ir.Value, Array], outputs: Sequence
     evaluator = Evaluator(nodes, given, computed, model.opset_imports, model.functions.values())
     results = dict(zip(computed, evaluator.run(given), strict=True))
     return [feeds[value] if value in feeds else results[value] for value in outputs]
+
+
+def evaluate_data(model: ir.Model, feeds: Mapping[ir.Value, Array], outputs: Sequence[ir.Value]) -> list[Array]:
+    """As :func:`evaluate`, of calibration data. Raises InputError naming a node that cannot take it, as an embedding
+    cannot take ids that are no row of its table."""
+    try:
+        return evaluate(model, feeds, outputs)
+    except EvaluationError as error:
+        raise InputError(f"the model cannot take the calibration data: {error}") from error
 
 
 def _inputs_of(node: ir.Node) -> list[ir.Value]:

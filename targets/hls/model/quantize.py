@@ -13,7 +13,7 @@ import onnx_ir as ir
 from moec.errors import InputError, UnsupportedError
 from moec.targets.hls.attention.graph import GraphAttention
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
-from moec.targets.hls.graph.calibrate import evaluate, feeds_of
+from moec.targets.hls.graph.calibrate import evaluate_data, feeds_of
 from moec.targets.hls.model.alike import made_alike
 from moec.targets.hls.model.float_model import FloatEmbedding, FloatHead, GraphModel
 from moec.targets.hls.model.plan import ModelPlan, Patches, QuantizedLinear, stream_steps
@@ -46,7 +46,7 @@ def quantize_model(
     feeds = feeds_of(model, inputs)
     if graph.source in feeds and not len(feeds[graph.source]):
         raise InputError(f"calibration data for {graph.source.name!r} has no image; give some")
-    seen = evaluate(model, feeds, [graph.source, *(block.tokens for block in graph.blocks), graph.stream])
+    seen = evaluate_data(model, feeds, [graph.source, *(block.tokens for block in graph.blocks), graph.stream])
     images, streams = seen[0], [stream.astype(np.float32) for stream in seen[1:]]
     tokens = [block.as_tokens(stream) for block, stream in zip(graph.blocks, streams, strict=False)]
     stream_scale = _stream_scale(graph, images, tokens)

@@ -113,3 +113,11 @@ def test_calibration_sequences_are_no_longer_than_those_of_the_design(model):
 def test_calibration_data_has_sequences(model):
     with pytest.raises(InputError, match=r"calibration data for 'ids' has the shape \(4, 0\); expected numbers"):
         compiled(model, IDS[:, :0], max_tokens=64)
+
+
+@pytest.mark.parametrize("by_block", [False, True])
+def test_calibration_data_has_ids_of_the_table(model, by_block):
+    ids = IDS[:1, :4].copy()
+    ids[0, 2] = 96
+    with pytest.raises(InputError, match=r"cannot take the calibration data: node 'node_embedding' .*index 96"):
+        compiled(model, ids, max_tokens=4, by_block=by_block)

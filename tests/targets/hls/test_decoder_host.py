@@ -141,9 +141,26 @@ def test_ids_of_a_prompt_become_the_most_probable_ids_behind_it(cached, tmp_path
     assert kernel.rows[-1] == [5] * 4 + [1] * 2
     assert host["main"](["generate", "model.xclbin", "2", *map(str, prompt)]) == 0
     assert capsys.readouterr().out.split() == [str(one) for one in expected[3:5]]
-    for ids, said in (([40], "expected up to 8, from 0 to 39"), ([-1], "from 0"), ([], "no ids")):
+    for ids, said in (([40], "expected up to 8, from 0 to 39"), ([-1], "from 0"), ([], "expected one at least")):
         with pytest.raises(ValueError, match=said):
             board.generate(ids, 1)
+
+
+@pytest.mark.parametrize(("cached", "room"), [(12, 12), (0, 8)])
+def test_ids_that_have_no_room_are_refused_before_any_is_computed(cached, room, tmp_path, monkeypatch, capsys):
+    host, kernel = host_of(tmp_path, monkeypatch, cached=cached, classes=40)
+    board, prompt = host["Board"]("model.xclbin"), [7] * (room - 1)
+    assert len(board.generate(prompt, 2)) == 2
+    calls = len(kernel.rows)
+    with pytest.raises(ValueError, match=rf"3 ids behind {room - 1}; expected .* room for {room}"):
+        board.generate(prompt, 3)
+    assert len(kernel.rows) == calls
+    for given, said in ((["3", *map(str, prompt)], "3 ids behind"), (["1", "40"], "from 0 to 39"), (["x", "1"], "'x'")):
+        monkeypatch.setattr(sys, "argv", ["host.py", "generate", "model.xclbin", *given])
+        with pytest.raises(SystemExit, match=r"^2$"):
+            runpy.run_path(str(tmp_path / "host.py"), run_name="__main__")
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and said in line
 
 
 def test_a_board_is_checked_against_the_reference(tmp_path, monkeypatch, capsys):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from moec.common.guards import holds, parse_guard
+from moec.common.guards import Expression, holds, parse_guard
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,11 @@ _SMALL = re.compile(r"(?:[12] <= (?P<range>\w+)(?P<most> <= \d+)?|(?P<name>\w+) 
 """Guards against 0 and 1, maybe with an upper bound that stays."""
 _NOT_ALL_ONES = re.compile(r"[A-Za-z_]\w*(?: \* [A-Za-z_]\w*)+ != 1")
 _NO_SUM_OF_ONE = re.compile(r"[A-Za-z_]\w*(?: \+ [A-Za-z_]\w*)+ != 1")
+_WEIGHTED_SUM = r"(?:\d+ \* )?[A-Za-z_]\w*(?: \+ (?:\d+ \* )?[A-Za-z_]\w*)+"
+_LEAST_SUM = re.compile(rf"{_WEIGHTED_SUM} >=? \d+|\d+ <=? {_WEIGHTED_SUM}")
+"""What a sum is at least: ``past + seq >= 2``, ``16 < 16 * past + 16 * seq``."""
+_MOST_TERMS = 4
+"""Of a sum whose small sizes are tried: there are 16 of so many."""
 _TOLERANCE = 1e-3
 
 Agrees = Callable[[Mapping[str, int]], bool | None]
@@ -57,20 +63,30 @@ def let_in(guards: Sequence[str], agrees: Agrees) -> tuple[list[str], list[str]]
 
 
 def _widened(guard: str, agrees: Agrees) -> tuple[list[str], list[str]]:
-    """Another guard, maybe about several sizes; where it excludes that all are 1, or of a sum that one is 1 and the
-    others 0, and that agrees, it or that, and none where it excludes no more that the module can run."""
+    """Another guard, maybe about several sizes; where it excludes that all are 1, or of sums that all but one are 0,
+    and that agrees, it or that, and none where it excludes no more that the module can run."""
     test = parse_guard(guard)
-    small = [dict.fromkeys(test.names, 1)]
-    if _NO_SUM_OF_ONE.fullmatch(guard):
-        small = [{name: int(name == one) for name in test.names} for one in test.names]
-    outcomes = [False if holds(test, sizes) else agrees(sizes) for sizes in small]
+    small, is_all = _excluded(guard, test)
+    outcomes = [agrees(sizes) for sizes in small]
     if True not in outcomes:
         return [guard], []
     accepted = [sizes for sizes, outcome in zip(small, outcomes, strict=True) if outcome]
     equal = [" and ".join(f"{name} == {size}" for name, size in sizes.items()) for sizes in accepted]
-    are_all = (_NOT_ALL_ONES.fullmatch(guard) or _NO_SUM_OF_ONE.fullmatch(guard)) and False not in outcomes
-    left = [] if are_all else [" or ".join(f"({part})" for part in (guard, *equal))]
+    left = [] if is_all and False not in outcomes else [" or ".join(f"({part})" for part in (guard, *equal))]
     return left, [part.replace("==", "=") for part in equal]
+
+
+def _excluded(guard: str, test: Expression[bool]) -> tuple[list[dict[str, int]], bool]:
+    """Sizes of 0 and 1 that the guard excludes and that are tried, and whether it excludes no others."""
+    ones = dict.fromkeys(test.names, 1)
+    if _NO_SUM_OF_ONE.fullmatch(guard):
+        return [{name: int(name == one) for name in test.names} for one in test.names], True
+    if _LEAST_SUM.fullmatch(guard) and len(ones) <= _MOST_TERMS:
+        points = [dict(zip(test.names, sizes, strict=True)) for sizes in itertools.product(range(3), repeat=len(ones))]
+        outside = [sizes for sizes in points if not holds(test, sizes)]
+        # The sum only grows: if it is large enough with each single 2, it is with all that is larger.
+        return [sizes for sizes in outside if max(sizes.values()) < 2], all(max(one.values()) < 2 for one in outside)
+    return ([] if holds(test, ones) else [ones]), _NOT_ALL_ONES.fullmatch(guard) is not None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -158,7 +159,7 @@ def test_a_single_token_is_let_in_where_the_module_agrees() -> None:
     ):
         found = conditions(function, (X,), {0: DYNAMIC, 1: DYNAMIC})
         assert len(found.guards) == kept
-        assert all(") or (" in guard and guard.count(" == 1") == 2 for guard in found.guards)
+        assert all(re.search(r" or \(\w+ == 1 and \w+ == 1\)", guard) for guard in found.guards)
         assert len(found.tried) == 1 and found.tried[0].count(" = 1") == 2
 
 

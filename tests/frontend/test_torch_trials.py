@@ -23,6 +23,13 @@ def agreeing_on(*accepted):
         ("a + b != 1", [{"a": 0, "b": 1}, {"a": 1, "b": 0}], [], ["a = 1 and b = 0", "a = 0 and b = 1"]),
         ("a + b != 1", [{"a": 0, "b": 1}], ["(a + b != 1) or (a == 0 and b == 1)"], ["a = 0 and b = 1"]),
         ("past + seq != 1", [{"past": 1, "seq": 1}], ["past + seq != 1"], []),
+        ("past + seq >= 2", [{"past": 0, "seq": 1}], [], ["past = 0 and seq = 1"]),
+        ("16 < 16 * past + 16 * seq", [{"past": 0, "seq": 1}], [], ["past = 0 and seq = 1"]),
+        ("a + b > 1", [{"a": 0, "b": 1}], ["(a + b > 1) or (a == 0 and b == 1)"], ["a = 0 and b = 1"]),
+        ("3 <= a + b", [{"a": 0, "b": 1}], ["(3 <= a + b) or (a == 0 and b == 1)"], ["a = 0 and b = 1"]),
+        ("a + b + c + d + e > 1", [{"a": 1, "b": 0, "c": 0, "d": 0, "e": 0}], ["a + b + c + d + e > 1"], []),
+        ("past + seq >= 2", [], ["past + seq >= 2"], []),
+        ("past + seq <= 2", [{"past": 0, "seq": 1}], ["past + seq <= 2"], []),
         ("1 + past != 1", [{"past": 0}, {"past": 1}], ["1 + past != 1"], []),
     ],
 )

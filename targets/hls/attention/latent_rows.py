@@ -21,6 +21,7 @@ from moec.targets.hls.attention.rows import (
     Rows,
     expect_close,
     find_rows,
+    fixed_batch,
     fixed_tokens,
     lengths_probed,
     run_to,
@@ -125,11 +126,12 @@ def _keys(
     bias, weights = found[0], (found[1:] - found[0]).transpose(1, 2, 0)
     keys = Rows(weights[..., width:], bias, None, queries.turns, queries.order)
     for count in lengths_probed(tokens, positions):
-        random = np.random.default_rng(5).normal(size=(count, width + rank)).astype(np.float32)
-        expected = np.einsum("td,hcd->htc", random, weights, optimize=True) + bias[:, None]
+        size = (fixed_batch(tokens) or 1, count, width + rank)
+        random = np.random.default_rng(5).normal(size=size).astype(np.float32)
+        expected = np.einsum("btd,hcd->bhtc", random, weights, optimize=True) + bias[:, None]
         expected = expected if queries.turns is None else queries.turns.run(expected)
         expect_close(
-            _keys_of(model, tokens, latent, key, random[None], heads)[0][..., order],
+            _keys_of(model, tokens, latent, key, random, heads)[..., order],
             expected,
             f"{key.name!r} is more than a product of latents {latent.name!r}, beside one of {tokens.name!r}, and a "
             f"turn as queries have it, in sequences of {count} tokens",
@@ -142,8 +144,7 @@ def _probed(
 ) -> tuple[Array, Array]:
     """Tokens and latents [N, ...] → keys [N, K, h], and the position [N] of each, in calls as the graph allows them."""
     count = fixed_tokens(tokens, 0) or 1
-    fixed = None if tokens.shape is None else tokens.shape[0]
-    batch = fixed if isinstance(fixed, int) else min(_AT_ONCE, -(-len(probes) // count))
+    batch = fixed_batch(tokens) or min(_AT_ONCE, -(-len(probes) // count))
     padded = np.pad(probes, ((0, -len(probes) % (batch * count)), (0, 0))).reshape(-1, batch, count, probes.shape[1])
     parts = [_keys_of(model, tokens, latent, key, given, heads).swapaxes(1, 2) for given in padded]
     rows = np.concatenate(parts)

@@ -69,7 +69,8 @@ def causal_mask(model: ir.Model, mask: ir.Value, tokens: ir.Value, positions: in
     if shared:
         raise UnsupportedError(f"its mask {mask.name!r} depends on the numbers of {shared[0]!r}, as its tokens do")
     last = None
-    for count in sorted({1, positions}):
+    fixed = None if tokens.shape is None else tokens.shape[1]
+    for count in [fixed] if isinstance(fixed, int) else sorted({1, positions}):
         feeds = random_inputs(model, 2, count)
         feeds |= {value: np.ones_like(feeds[value]) for value in ones if value in feeds}
         try:

@@ -244,10 +244,11 @@ def lengths_probed(tokens: ir.Value, positions: int) -> list[int]:
 def _expect_agreement_of(model: ir.Model, tokens: ir.Value, result: ir.Value, rows: Rows, count: int) -> None:
     """Of sequences of ``count`` tokens."""
     width, heads = rows.weights.shape[2], len(rows.weights)
-    given = np.random.default_rng(3).normal(size=(1, count, width)).astype(np.float32)
+    size = (fixed_batch(tokens) or 1, count, width)
+    given = np.random.default_rng(3).normal(size=size).astype(np.float32)
     feeds = _feeds(model, tokens, result, given)
     (found,) = run_to(model, feeds, result)
-    found = found if found.ndim == 4 else found.reshape(1, count, heads, -1).swapaxes(1, 2)
+    found = found if found.ndim == 4 else found.reshape(*size[:2], heads, -1).swapaxes(1, 2)
     found = found[..., list(rows.order)] if rows.order else found
     expected = np.einsum("btd,hcd->bhtc", given, rows.weights, optimize=True) + rows.bias[:, None]
     expected = normalized_rows(rows.norm, expected)
@@ -267,7 +268,14 @@ def expect_close(found: Array, expected: Array, problem: str) -> None:
 
 
 def _turned(model: ir.Model, start: ir.Value, result: ir.Value, rows: Array, heads: int) -> Array:
-    """[B, H, T, h] in and out."""
+    """[B, H, T, h] in and out, in calls as the graph allows them."""
+    batch = fixed_batch(start) or len(rows)
+    padded = np.pad(rows, ((0, -len(rows) % batch), (0, 0), (0, 0), (0, 0)))
+    parts = np.split(padded, len(padded) // batch)
+    return np.concatenate([_turned_at_once(model, start, result, part, heads) for part in parts])[: len(rows)]
+
+
+def _turned_at_once(model: ir.Model, start: ir.Value, result: ir.Value, rows: Array, heads: int) -> Array:
     by_head = start.shape is not None and _rank(start) == 4 and start.shape[1] == heads
     given = rows if by_head else rows.swapaxes(1, 2)
     given = given.reshape(*given.shape[:2], -1) if _rank(start) == 3 else given
@@ -316,6 +324,12 @@ def fixed_tokens(value: ir.Value, heads: int) -> int | None:
         return None
     count = value.shape[1] if _rank(value) == 3 or value.shape[1] != heads else value.shape[2]
     return count if isinstance(count, int) else None
+
+
+def fixed_batch(value: ir.Value) -> int | None:
+    """How many sequences there are where the graph says it."""
+    batch = None if value.shape is None else value.shape[0]
+    return batch if isinstance(batch, int) else None
 
 
 def _rank(value: ir.Value) -> int:

@@ -50,9 +50,10 @@ def affine_maps(
     found = []
     for part in zip(*parts, strict=True):
         rows = np.concatenate(part)
-        bias, weights = rows[0], (rows[1 : width + 1] - rows[0]).T
         expected = rows[width + 1 : len(probes)]
-        error = np.abs(probes[width + 1 :] @ weights.T + bias - expected).max(initial=0.0)
+        with np.errstate(invalid="ignore"):  # infinities are no product
+            bias, weights = rows[0], (rows[1 : width + 1] - rows[0]).T
+            error = np.abs(probes[width + 1 :] @ weights.T + bias - expected).max(initial=0.0)
         if not error <= _TOLERANCE * np.abs(expected).max(initial=0.0):
             raise UnsupportedError(f"{results[0].name!r} is more than a product per token of {source.name!r}")
         found.append((weights, bias))

@@ -101,7 +101,7 @@ def _project(
         "layers": _by_layer(graph, plan, seen),
         "vectors": len(first),
         "model_outputs": compared,
-        "outside": [f"the head: {graph.headless}"] if graph.headless else [],
+        "outside": ["the head: " + graph.headless.removeprefix("the head: ")] if graph.headless else [],
         "rest": dataclasses.asdict(rest),
         **reported_calls(estimate, plan, first),
         "agreement": [dataclasses.asdict(one) for one in agreements],

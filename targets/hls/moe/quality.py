@@ -91,9 +91,11 @@ def _layers(report: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 
 def signal_to_noise(expected: Array, found: Array) -> float | None:
-    """In dB; None where there is no noise or no signal."""
-    signal = float(np.square(expected.astype(np.float64)).sum())
-    noise = float(np.square(expected.astype(np.float64) - found).sum())
+    """In dB; None where there is no noise or no signal. Where both are the same infinity, as logits of ids that a graph
+    rules out, there is neither."""
+    counts = ~(np.isinf(expected) & (expected == found))
+    expected, found = expected[counts].astype(np.float64), found[counts]
+    signal, noise = float(np.square(expected).sum()), float(np.square(expected - found).sum())
     return 10 * math.log10(signal / noise) if signal and noise else None
 
 

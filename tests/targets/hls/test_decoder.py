@@ -17,6 +17,7 @@ from moec.ir import interpreter
 from moec.passes.framework import pipeline
 from moec.simulators.hls.simulate import timed_calls
 from moec.simulators.hls.simulator import simulate_timed
+from moec.targets.hls.attention.graph import find_attention
 from moec.targets.hls.options import HlsOptions
 from moec.targets.hls.tables import call_table, project_tables
 from moec.targets.hls.target import HlsTarget
@@ -121,3 +122,12 @@ def test_calibration_data_has_ids_of_the_table(model, by_block):
     ids[0, 2] = 96
     with pytest.raises(InputError, match=r"cannot take the calibration data: node 'node_embedding' .*index 96"):
         compiled(model, ids, max_tokens=4, by_block=by_block)
+
+
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 12), (3, None), (2, 12)])
+def test_attention_is_found_where_the_graph_fixes_sizes(batch, tokens):
+    model = import_model(EXAMPLE / "model.onnx")
+    model.graph.inputs[0].shape = ir.Shape([batch, tokens or "seq"])
+    pipeline.run(model, pipeline.parse("O2"))
+    blocks, refused = find_attention(model, 12)
+    assert (len(blocks), refused) == (2, [])

@@ -116,6 +116,13 @@ def test_what_is_found_computes_what_the_graph_does(fields, latents, width):
         attention_agreement(dataclasses.replace(block, numbers=numbers), seen.tokens[0], seen.results[0])
 
 
+def test_a_fixed_number_of_sequences_is_probed_together():
+    graph = GraphBuilder()
+    graph.x.shape = ir.Shape([2, 9, D])
+    _, found, refused = found_in(graph, latent_heads(graph))
+    assert (len(found), refused) == (1, [])
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [

@@ -7,7 +7,7 @@ import pytest
 
 from moec.ir.dialect import ExpertsSpec
 from moec.passes.framework import pipeline
-from moec.targets.hls.moe.quality import too_noisy
+from moec.targets.hls.moe.quality import signal_to_noise, too_noisy
 from moec.targets.hls.options import HlsOptions
 from moec.targets.hls.target import HlsTarget
 
@@ -28,6 +28,13 @@ def test_an_output_or_a_layer_with_less_than_10_decibels_is_told_with_the_worst_
     assert "the output 'y' has 30.0 dB, worst of all layers 'b' has 9.9 dB; expected 10 at least" in said
     said = too_noisy([report("all", None, layers=[("a", 12.0), ("b", 11.0)], of_model=0.01)])
     assert "the output 'y' has 0.0 dB, worst of all layers 'b' has 11.0 dB" in said
+
+
+def test_infinities_that_are_the_same_are_no_noise():
+    floats = np.array([30.0, -np.inf, np.inf], np.float32)
+    assert signal_to_noise(floats, np.array([27.0, -np.inf, np.inf])) == pytest.approx(20)
+    assert not signal_to_noise(floats, np.array([27.0, 5.0, np.inf])) > 10
+    assert np.isnan(signal_to_noise(np.array([1.0, np.nan]), np.array([1.0, np.nan])))
 
 
 @pytest.mark.parametrize(("factor", "is_told"), [(1.0, False), (1e6, True)])

@@ -235,14 +235,18 @@ def _turns(
     cosines, sines = np.ones((positions, half)), np.zeros((positions, half))
     if block.turns is not None:
         cosines, sines = block.turns.cosines[:positions], block.turns.sines[:positions]
+    if len(cosines) < positions:
+        raise UnsupportedError(
+            f"{block.name}: the graph fixes sequences of {len(cosines)} tokens, and turns rows at no other positions; "
+            f"expected {positions}: give a --max-length of {len(cosines)} at most, or export it for any length"
+        )
     of_cosine, of_sine = (
         np.round(one.astype(np.float64) * (1 << TURN_BITS)).astype(np.int64) for one in (cosines, sines)
     )
     largest = max(int(np.abs(steps).max(initial=0)) for steps in (of_cosine, of_sine))
-    if len(cosines) < positions or largest >= 1 << (RESULT_BITS - 1):
+    if largest >= 1 << (RESULT_BITS - 1):
         raise UnsupportedError(
-            f"{block.name}: turns of {len(cosines)} positions, up to {largest / (1 << TURN_BITS):.3g}; expected "
-            f"{positions}, and less than 2"
+            f"{block.name}: turns with numbers up to {largest / (1 << TURN_BITS):.3g}; expected less than 2"
         )
     norms = [
         _head_norm(block, norm, *scales)

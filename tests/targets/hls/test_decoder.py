@@ -131,3 +131,11 @@ def test_attention_is_found_where_the_graph_fixes_sizes(batch, tokens):
     pipeline.run(model, pipeline.parse("O2"))
     blocks, refused = find_attention(model, 12)
     assert (len(blocks), refused) == (2, [])
+
+
+def test_a_graph_of_fixed_sequences_turns_no_longer_ones():
+    model = import_model(EXAMPLE / "model.onnx")
+    model.graph.inputs[0].shape = ir.Shape([1, 9])
+    pipeline.run(model, pipeline.parse("O2"))
+    with pytest.raises(UnsupportedError, match=r"fixes sequences of 9 tokens, .* give a --max-length of 9 at most"):
+        compiled(model, IDS[:1, :9], max_length=14)

@@ -50,6 +50,17 @@ def blocks_in_grid() -> Any:
     return T.cuda.func_call("blocks_in_grid", source_code=_BLOCKS_IN_GRID, return_type="int32")
 
 
+_UNKNOWN_ONE = """__forceinline__ __device__ int unknown_one() {
+  return gridDim.y;
+}
+"""
+
+
+def unknown_one() -> Any:
+    """1, int32, as nvcc does not know it: kernels whose blocks of threads are along x have one along y."""
+    return T.cuda.func_call("unknown_one", source_code=_UNKNOWN_ONE, return_type="int32")
+
+
 def one_block_is_enough() -> Any:
     """Around the code of a kernel: a multiprocessor may hold a single block. Unless told so, ptxas spills rather than
     let fewer blocks share one; and it ignores ``setmaxnreg``, for it has to know how many registers a thread has when

@@ -28,7 +28,7 @@ from tvm.script.ir_builder import IRBuilder
 
 from moec.targets.cuda.kernels.fp8_rows import FP8
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.launch import WARP
+from moec.targets.cuda.kernels.launch import WARP, unknown_one
 from moec.targets.cuda.kernels.mma_quantized import Fetched, chunk_bytes, columns_of_thread, decode, fetch
 from moec.targets.cuda.kernels.mma_rows import copy_rows, find_sources
 from moec.targets.cuda.kernels.mma_tile import DEPTH, MMA_DEPTH, SWIZZLE_BYTES, k_tile_depth
@@ -324,12 +324,12 @@ def wait_for_turn(ring, consumer, tiles):
 def consume_tile(ring, dtype, k_tiles, position, consumer, thread, sums):
     """What the tile whose first k-tile is at ``position`` adds to ``sums`` [row steps, column steps, 4]. A stage is
     given back when the products of the next one have been started. The loop stays one: where nvcc unrolls a short one,
-    ptxas makes the products wait for one another (C7520)."""
+    or knows that it is run once, ptxas makes the products wait for one another (C7520)."""
     shape = T.meta_var(ring.tile)
     instruction = T.meta_var(multiply_instruction(ring.tile.columns, dtype))
     left = T.local_scalar("uint64")
     right = T.local_scalar("uint64")
-    for k_tile in T.serial(k_tiles, unroll=False):
+    for k_tile in T.serial(unknown_one() if k_tiles == 1 else k_tiles, unroll=False):
         ring.full.wait(position.stage, position.phase)
         T.cuda.wgmma.encode_matrix_descriptor(
             T.address_of(left), ring.row_tiles.ptr_to([position.stage, 0, 0]), 1, EIGHT_ROWS, SWIZZLE

@@ -123,6 +123,7 @@ KERNELS = {
         dataclasses.replace(_BEHIND, inner=128), lambda total: total
     ),
     "wgmma, 128 rows, few inputs": lambda: grouped_gemm_wgmma(dataclasses.replace(_half(128), inner=256), SILU),
+    "wgmma, dense, inputs of one k-tile": lambda: _dense_wgmma(128, 64, 1024),
     "wgmma, fp8": lambda: grouped_gemm_wgmma(_FP8, SILU),
     "softmax": lambda: softmax(RowLayout(None, "float16")),
     "layer norm": lambda: normalize(RowLayout(4096, "bfloat16"), 1e-5, True, "bfloat16", "bfloat16"),

@@ -61,7 +61,8 @@ def _expect_in_one_piece(name: str, kept: Array) -> None:
 
 
 def _whole(array: Array, starts: Array, counts: Array, shape: tuple[int, ...]) -> Array:
-    """Numbers [B, T, ...] of tokens; others stay as they are. Positions go on counting."""
+    """Numbers [B, T, ...] of tokens; others stay as they are. Positions go on counting: numbers that count from 0, or
+    from their place, which ids of a table do by chance alone."""
     if array.shape[:2] != shape:
         return array
     places = np.arange(shape[1])
@@ -70,4 +71,6 @@ def _whole(array: Array, starts: Array, counts: Array, shape: tuple[int, ...]) -
     is_counting = array.ndim == 2 and np.issubdtype(array.dtype, np.integer) and counts.max() > 1
     counted = first + places.astype(array.dtype) if is_counting else repeated
     own = places < counts[:, None]
-    return counted if is_counting and (counted == repeated)[own].all() else repeated
+    if not is_counting or not ((first[:, 0] == 0) | (first[:, 0] == starts)).all():
+        return repeated
+    return counted if (counted == repeated)[own].all() else repeated

@@ -39,6 +39,19 @@ def test_tokens_follow_themselves_in_the_place_of_pads():
         assert said.startswith("'mask' hides 2 of 10 calibration tokens, pads of 1 of 2 sequences")
 
 
+def test_ids_that_happen_to_count_are_no_positions():
+    mask = np.array([[0, 0, 1, 1]])
+    given = {
+        "mask": mask,
+        "ids": mask * [[0, 0, 94, 95]],
+        "places": np.arange(4)[None],
+        "from_0": mask * [[0, 0, 0, 1]],
+    }
+    found, _ = without_pads(given, ["mask"])
+    expected = {"ids": [[94, 95, 94, 95]], "places": [[2, 3, 4, 5]], "from_0": [[0, 1, 2, 3]]}
+    assert {name: found[name].tolist() for name in expected} == expected
+
+
 def test_what_is_whole_stays_as_it_is():
     for masks, mask in ((["mask"], np.ones((2, 5))), (["mask"], np.arange(10).reshape(2, 5)), ([], RIGHT)):
         inputs = {"mask": mask, "ids": np.zeros((2, 5))}

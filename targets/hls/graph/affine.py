@@ -124,8 +124,10 @@ def _batches(source: ir.Value, probes: Array, heads: int, tokens: int) -> Iterat
 
 
 def _by_token(result: Array, shape: tuple[int, ...]) -> Array:
-    """[B, H, T, h] or [B, T, ...] → [B T, ...], of a source of this shape."""
+    """[B, H, T, h] or [B, T, ...] → [B T, ...], of a source of this shape. Raises ValueError for other results."""
     tokens = math.prod(shape[:-1]) // (shape[1] if len(shape) == 4 else 1)
+    if result.size % tokens:
+        raise ValueError(f"of {tokens} tokens it makes {list(result.shape)}")
     if result.ndim == 4 and result.shape[0] * result.shape[2] == tokens:
         result = result.swapaxes(1, 2)
     return result.reshape(tokens, -1).astype(np.float32)

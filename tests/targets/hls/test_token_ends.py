@@ -103,6 +103,11 @@ def of_the_last(graph: Decoder, stream: ir.Value) -> ir.Value:
     return graph.dense(graph.normalized(last), CLASSES)
 
 
+def last_logits(graph: Decoder, stream: ir.Value) -> ir.Value:
+    logits = graph.dense(graph.normalized(stream), CLASSES)
+    return graph.add("Gather", logits, graph.constant(np.array([-1])), axis=1)
+
+
 def normalized_twice(graph: Decoder, stream: ir.Value) -> ir.Value:
     return graph.dense(graph.normalized(graph.normalized(stream)), CLASSES)
 
@@ -112,6 +117,7 @@ def normalized_twice(graph: Decoder, stream: ir.Value) -> ir.Value:
     [
         (capped, "is more than a product per token"),
         (of_the_last, "are none; expected one"),
+        (last_logits, rf"of \d+ tokens it makes \[1, 1, {CLASSES}\]"),
         (normalized_twice, "with 2; expected one"),
     ],
 )

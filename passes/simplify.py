@@ -126,7 +126,8 @@ def _slice(node: ir.Node) -> ir.Value | None:
     source = node.inputs[0]
     assert source is not None
     bounds = [_integers(value) for value in node.inputs[1:]]
-    if _same_shape(source, node.outputs[0]) and (len(bounds) < 4 or set(bounds[3] or [0]) == {1}):
+    steps_by_one = len(bounds) < 4 or set(bounds[3] or [0]) == {1}
+    if steps_by_one and _same_shape(source, node.outputs[0]) and not _leaves_out(bounds, source.shape):
         return source
     starts, ends = bounds[0], bounds[1]
     if starts is None or ends is None or any(start != 0 for start in starts):
@@ -136,6 +137,17 @@ def _slice(node: ir.Node) -> ir.Value | None:
     if axes is None or steps is None or any(step != 1 for step in steps):
         return None
     return source if all(_covers(end, source.shape, axis) for end, axis in zip(ends, axes, strict=True)) else None
+
+
+def _leaves_out(bounds: list[list[int] | None], shape: ir.Shape | None) -> bool:
+    """Whether a slice begins or ends at a place that is counted from the end of a size without a number: a file that
+    declares the same size for the result, as of the last token's logits, is wrong."""
+    axes = bounds[2] if len(bounds) > 2 else None
+    for places in bounds[:2]:
+        for axis, place in zip(axes or range(len(places or ())), places or (), strict=True):
+            if place < 0 and not (shape is not None and isinstance(shape[axis], int)):
+                return True
+    return False
 
 
 def _covers(end: int, shape: ir.Shape | None, axis: int) -> bool:

@@ -79,6 +79,12 @@ def test_what_does_something_stays(rewrite, operators, constants, body, kept):
     assert operators(model) == ["Relu", *kept, "Neg"]
 
 
+@pytest.mark.parametrize("bounds", ["int64[1] s = {-1}, int64[1] e = {9}", "int64[1] s = {0}, int64[1] e = {-1}"])
+def test_a_slice_that_leaves_something_out_stays_whatever_is_declared(rewrite, operators, bounds):
+    model = f"(float[B,T] x) => (float[B,T] y) <{bounds}, int64[1] axes = {{1}}> {{ y = Slice (x, s, e, axes) }}"
+    assert operators(rewrite(model, PASSES)) == ["Slice"]
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_a_dropout_in_training_or_perhaps_in_training_stays(rewrite, known):
     given, constants = ("", "bool training = {1}, ") if known else (", bool training", "")

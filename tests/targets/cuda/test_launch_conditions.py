@@ -70,7 +70,7 @@ def test_a_range_of_sizes_can_be_asked_for(limits, conditions):
 
 def test_bounds_can_be_numbers_that_the_host_gets():
     reached, *missed = Crossover("a", "rows", 17), Crossover("b", "rows", 49), Crossover("c", "rows", 97, 129)
-    kernel = launch_between(dynamic, 0, 0, [reached], missed)
+    kernel = launch_between(dynamic, 0, [reached], missed)
     text = ApplyLaunchConditions()(tvm.IRModule({"kernel": kernel}))["kernel"].script()
     assert text.count("if rows > ") == 1
     assert "rows >= reached" in text and "rows < missed" in text and "T.min(missed_1, T.int64(129))" in text
@@ -78,4 +78,4 @@ def test_bounds_can_be_numbers_that_the_host_gets():
 
 
 def test_without_bounds_a_kernel_stays_as_it_is():
-    assert launch_between(dynamic, 0, 0, [], []) is dynamic
+    assert launch_between(dynamic, 0, [], []) is dynamic

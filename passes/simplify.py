@@ -142,11 +142,12 @@ def _slice(node: ir.Node) -> ir.Value | None:
 def _leaves_out(bounds: list[list[int] | None], shape: ir.Shape | None) -> bool:
     """Whether a slice begins or ends at a place that is counted from the end of a size without a number: a file that
     declares the same size for the result, as of the last token's logits, is wrong."""
-    axes = bounds[2] if len(bounds) > 2 else None
-    for places in bounds[:2]:
-        for axis, place in zip(axes or range(len(places or ())), places or (), strict=True):
-            if place < 0 and not (shape is not None and isinstance(shape[axis], int)):
-                return True
+    if shape is None:
+        return False
+    for places in filter(None, bounds[:2]):
+        axes = bounds[2] if len(bounds) > 2 else range(len(places))
+        if any(place < 0 and not isinstance(shape[axis], int) for axis, place in zip(axes or (), places, strict=False)):
+            return True
     return False
 
 

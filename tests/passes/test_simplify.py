@@ -85,6 +85,13 @@ def test_a_slice_that_leaves_something_out_stays_whatever_is_declared(rewrite, o
     assert operators(rewrite(model, PASSES)) == ["Slice"]
 
 
+@pytest.mark.parametrize("bounds", ["z, n, axes", "n, e, axes", "z, e, n"])
+def test_a_slice_with_bounds_that_only_data_have_goes_where_the_shape_stays(rewrite, operators, bounds):
+    constants = "int64[1] z = {0}, int64[1] e = {9}, int64[1] axes = {1}"
+    model = f"(float[B,T] x, int64[1] n) => (float[B,T] y) <{constants}> {{ r = Relu (x) y = Slice (r, {bounds}) }}"
+    assert operators(rewrite(model, PASSES)) == ["Relu"]
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_a_dropout_in_training_or_perhaps_in_training_stays(rewrite, known):
     given, constants = ("", "bool training = {1}, ") if known else (", bool training", "")

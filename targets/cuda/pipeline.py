@@ -18,17 +18,11 @@ from moec.targets.cuda.launches import LaunchRecorder, facts_of, with_registers
 from moec.targets.cuda.nvcc import MISSING, PREAMBLE, SOURCE, compile_source
 from moec.targets.cuda.schedule import ScheduleForGpu, allocation_phases
 from moec.targets.cuda.text import finished
+from moec.targets.cuda.text.syntax import HELPER, KERNEL
 from moec.targets.tvm import host_code
 from moec.targets.tvm.pipeline import Backend, Generated
 
-_HELPER = re.compile(
-    r"^(?:template <[^\n]*>\n)?__forceinline__ __device__ [^\n(]*?\b(?P<name>\w+)\([^)]*\) \{\n.*?^}\n",
-    re.MULTILINE | re.DOTALL,
-)
 _PROTOTYPE = re.compile(r'^extern "C" __global__ ', re.MULTILINE)
-_KERNEL = re.compile(
-    r'^extern "C" __global__ void (?:__\w+__\([^)]*\) )*(?P<name>\w+)\([^\n;]*\) \{\n.*?^}\n', re.MULTILINE | re.DOTALL
-)
 _DEVICE_FUNCTION = re.compile(r"_kernel(_\d+)?$")
 """What TVM adds to the name of a function for the parts of it that run on the device."""
 
@@ -154,14 +148,14 @@ def _by_kernel(functions: dict[str, str], kernels: Sequence[str]) -> dict[str, s
 
 def preamble_of(text: str) -> str:
     """What comes before the helpers and the kernels: headers, and types that TVM defines."""
-    begins = [match.start() for pattern in (_HELPER, _KERNEL, _PROTOTYPE) for match in pattern.finditer(text)]
+    begins = [match.start() for pattern in (HELPER, KERNEL, _PROTOTYPE) for match in pattern.finditer(text)]
     return text[: min(begins, default=len(text))].strip() + "\n"
 
 
 def sources_of(text: str, kernels: Sequence[str]) -> dict[str, str]:
     """CUDA C by kernel: its functions, and before them the helpers that they call."""
-    helpers = {match["name"]: match[0] for match in _HELPER.finditer(text)}
-    found = _by_kernel({match["name"]: match[0] for match in _KERNEL.finditer(text)}, kernels)
+    helpers = {match["name"]: match[0] for match in HELPER.finditer(text)}
+    found = _by_kernel({match["name"]: match[0] for match in KERNEL.finditer(text)}, kernels)
     for kernel, functions in found.items():
         called = _called_by(functions, helpers)
         found[kernel] = "\n".join([*(code for name, code in helpers.items() if name in called), functions])

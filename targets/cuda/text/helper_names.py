@@ -5,10 +5,8 @@ from __future__ import annotations
 import collections
 import re
 
-_HELPER = re.compile(
-    r"^__forceinline__ __device__ (?:\w+ )+(?P<name>tvm_builtin_\w+)\([^)]*\) \{\n(?P<body>.*?)^}\n",
-    re.MULTILINE | re.DOTALL,
-)
+from moec.targets.cuda.text.syntax import HELPER
+
 _INSTRUCTION = re.compile(r'"(?:\{.*; )?(?P<mnemonic>[a-z]\w+(?:\.[\w:]+)+)(?P<operands>[^;"]*)')
 """The only instruction, or the last of several between braces."""
 _PREFIX = re.compile(r"^tvm_builtin_(?:cuda_|ptx_)?")
@@ -23,7 +21,7 @@ def with_helper_names(source: str) -> str:
     """The same source, in which helpers of one instruction have its name, as in ``mbarrier_init`` for
     ``tvm_builtin_ptx_mbarrier_init_init_shared_b64``, and others their own without ``tvm_builtin``. Two helpers that
     would get the same name keep what tells them apart, as does one whose name is taken."""
-    old = {helper["name"]: helper["body"] for helper in _HELPER.finditer(source)}
+    old = {helper["name"]: helper["body"] for helper in HELPER.finditer(source) if _PREFIX.match(helper["name"])}
     new = {name: _short(name, body) for name, body in old.items()}
     times = collections.Counter(new.values())
     for name, short in new.items():

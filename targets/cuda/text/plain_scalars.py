@@ -7,7 +7,8 @@ import itertools
 import keyword
 import re
 
-_KERNEL = re.compile(r'^extern "C" __global__ [^;{]*\{\n.*?^}\n', re.MULTILINE | re.DOTALL)
+from moec.targets.cuda.text.syntax import KERNEL
+
 _DECLARATION = re.compile(r"^(?P<indent> *)alignas\(\d+\) (?P<type>\w[\w ]*) (?P<name>\w+)\[1\];$", re.MULTILINE)
 _NAME = re.compile(r"(?<![.\w])[A-Za-z_]\w*")
 _USE = re.compile(r"(?P<address>&\(*)?\b(?P<name>[A-Za-z_]\w*)\b(?P<element>\[0\])?")
@@ -34,7 +35,7 @@ def with_plain_scalars(source: str) -> str:
     """The same kernels, in which an array of one element that is a thread's own is a variable without its suffix
     ``_ptr``: ``alignas(64) float best_ptr[1];`` and ``best_ptr[0]`` become ``float best;`` and ``best``. Arrays stay
     whose address is taken, or which are used in any other way than by their only element."""
-    return _KERNEL.sub(lambda kernel: _of_kernel(kernel[0]), source)
+    return KERNEL.sub(lambda kernel: _of_kernel(kernel[0]), source)
 
 
 def _of_kernel(text: str) -> str:

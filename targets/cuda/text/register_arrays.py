@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-_HELPER = re.compile(
-    r"^__forceinline__ __device__ void (?P<name>\w+)\((?P<parameters>[^)]*)\) \{\n(?P<body>.*?)^}\n",
-    re.MULTILINE | re.DOTALL,
-)
+from moec.targets.cuda.text.syntax import HELPER, closing
+
 _NUMBERED = re.compile(r"(?P<type>\w+)& (?P<array>\w*?)(?P<number>\d+)")
 _ELEMENT = re.compile(r"(?P<array>\w+)\[(?P<index>.*)\]")
 _LEAST = 8
@@ -23,7 +21,7 @@ def with_register_arrays(source: str) -> str:
     """The same source, in which a helper that begins with eight or more numbered references, ``float& d0, float& d1,
     ...``, takes an array: it has a parameter ``float d[8]``, and is called as ``helper(sums, ...)`` or
     ``helper(&sums[64], ...)``. A helper stays that is ever called with anything but neighbouring elements."""
-    for helper in list(_HELPER.finditer(source)):
+    for helper in list(HELPER.finditer(source)):
         parameters = helper["parameters"].split(", ")
         count = _count_numbered(parameters)
         if count < _LEAST or '"' not in helper["body"]:
@@ -51,16 +49,20 @@ def _count_numbered(parameters: list[str]) -> int:
 def _calls(source: str, name: str) -> Iterator[tuple[int, int, list[str]]]:
     """Where the arguments of each call begin and end, and what they are."""
     for found in re.finditer(rf"^ *{name}\(", source, re.MULTILINE):
-        depth, begin, arguments = 0, found.end(), list[str]()
-        for position in range(found.end(), len(source)):
-            character = source[position]
-            if depth == 0 and character in ",)":
-                arguments.append(source[begin:position].strip())
-                begin = position + 1
-                if character == ")":
-                    yield found.end(), position, arguments
-                    break
-            depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(character, 0)
+        end = closing(source, found.end())
+        yield found.end(), end, _arguments(source[found.end() : end])
+
+
+def _arguments(text: str) -> list[str]:
+    """What stands between the commas that are in no bracket."""
+    arguments, depth = [""], 0
+    for character in text:
+        depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(character, 0)
+        if depth == 0 and character == ",":
+            arguments.append("")
+        else:
+            arguments[-1] += character
+    return [argument.strip() for argument in arguments]
 
 
 def _array(arguments: list[str]) -> str | None:

@@ -11,13 +11,14 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from moec.targets.cuda.text.syntax import KERNEL, bare, closing
+
 _CALL = "moec_shared_array"
 _BYTE = "uchar"
 _ARRAY = r"(?:\(\((?P<type>\w+)\*\)(?P<typed>\w+)\)|\b(?P<pool>\w+))\["
 """Of numbers that take one byte each TVM says no type: that of the pool is theirs."""
 _NAMED = re.compile(rf'^(?P<indent> *){_CALL}\("(?P<name>\w+)", \(&\({_ARRAY}(?P<first>\d+)\]\)\)\);\n', re.MULTILINE)
 _ACCESS = re.compile(rf"(?P<address>\(&\()?{_ARRAY}(?!\])")
-_KERNEL = re.compile(r'^extern "C" __global__ [^;{]*\{\n.*?^}\n', re.MULTILINE | re.DOTALL)
 _LAST_CONSTANT = re.compile(r"(?P<rest>.*) \+ (?P<constant>\d+)|(?P<only>\d+)(?P<less> - .*)?", re.DOTALL)
 
 
@@ -29,7 +30,7 @@ def name_shared_array(name: str, array: Any) -> None:
 def with_shared_arrays(source: str) -> str:
     """The same kernels, in which ``((uint64_t*)pool)[(stage + 25600)]`` is ``full[stage]`` behind a declaration
     ``uint64_t* full = (uint64_t*)pool + 25600;``."""
-    return _KERNEL.sub(lambda kernel: _of_kernel(kernel[0]), source)
+    return KERNEL.sub(lambda kernel: _of_kernel(kernel[0]), source)
 
 
 def _of_kernel(text: str) -> str:
@@ -58,7 +59,7 @@ def _with_accesses(text: str, firsts: dict[tuple[str, str], dict[int, str]]) -> 
     """From the last access to the first, for an index may hold another."""
     for found in reversed(list(_ACCESS.finditer(text))):
         arrays = firsts.get(_place(found), {})
-        end = _closing(text, found.end())
+        end = closing(text, found.end())
         rest, constant = _split(text[found.end() : end])
         first = max((first for first in arrays if first <= constant), default=None)
         if first is None:
@@ -70,39 +71,26 @@ def _with_accesses(text: str, firsts: dict[tuple[str, str], dict[int, str]]) -> 
     return text
 
 
-def _closing(text: str, begin: int) -> int:
-    """Where the bracket is that closes what was opened before ``begin``."""
-    depth = 0
-    for position in range(begin, len(text)):
-        depth += {"[": 1, "(": 1, "]": -1, ")": -1}.get(text[position], 0)
-        if depth < 0:
-            return position
-    raise ValueError("brackets do not match")
-
-
 def _split(index: str) -> tuple[str, int]:
     """An index as what varies and the constant that is added last: ``(stage + 25600)`` as ``stage`` and 25600. Of
     ``(25611 - consumer)``, `` - consumer`` varies."""
-    bare = index[1:-1] if index.startswith("(") and _closing(index, 1) == len(index) - 1 else index
-    match = _LAST_CONSTANT.fullmatch(bare)
+    whole = bare(index)
+    match = _LAST_CONSTANT.fullmatch(whole)
     if match is None or (match["rest"] is not None and not _balanced(match["rest"])):
-        return bare, 0
+        return whole, 0
     if match["only"] is not None:
         return match["less"] or "", int(match["only"])
     return match["rest"], int(match["constant"])
 
 
 def _balanced(text: str) -> bool:
-    depth = 0
-    for character in text:
-        depth += {"(": 1, ")": -1}.get(character, 0)
-        if depth < 0:
-            return False
-    return depth == 0
+    try:
+        return closing(f"{text})", 0) == len(text)
+    except ValueError:
+        return False
 
 
 def _sum(rest: str, constant: int) -> str:
     if not rest or rest.startswith(" - "):
         return f"{constant}{rest}"
-    bare = rest[1:-1] if rest.startswith("(") and _closing(rest, 1) == len(rest) - 1 else rest
-    return bare if constant == 0 else f"{rest} + {constant}"
+    return bare(rest) if constant == 0 else f"{rest} + {constant}"

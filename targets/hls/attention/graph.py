@@ -19,10 +19,10 @@ import onnx_ir as ir
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name
 from moec.targets.hls.attention.float_block import FloatAttention, Turns
-from moec.targets.hls.attention.latent_rows import find_latent_rows, latents_of
+from moec.targets.hls.attention.latent_rows import find_latent_rows
 from moec.targets.hls.attention.latents import FloatLatents
 from moec.targets.hls.attention.mask import CausalMask, causal_mask, inputs_behind, masks_nothing
-from moec.targets.hls.attention.rows import Rows, find_rows, widened_rows
+from moec.targets.hls.attention.rows import Rows, find_rows, norms_between, widened_rows
 from moec.targets.hls.graph.affine import affine_maps
 from moec.targets.hls.graph.dense_layer import origin
 from moec.targets.hls.graph.residuals import NORMS, norm_of, only_use
@@ -131,7 +131,7 @@ def _rows(
 ) -> tuple[FloatLatents | None, Rows, Rows, Rows]:
     """Queries, keys and values, that many ``heads`` of the former and of both others, and the latents that they are
     products of, where values pass a normalisation on their way from normalised ``tokens``."""
-    if latents_of(tokens, rows[2]):
+    if norms_between(tokens, rows[2]):
         found = find_latent_rows(model, tokens, rows, width, heads, positions)
         return found.latents, found.queries, found.keys, found.values
     counts = (heads[0], heads[1], heads[1])

@@ -24,11 +24,12 @@ from moec.targets.hls.attention.rows import (
     fixed_batch,
     fixed_tokens,
     lengths_probed,
+    norms_between,
     run_to,
     whole_sequence,
 )
 from moec.targets.hls.graph.affine import affine_maps
-from moec.targets.hls.graph.residuals import NORMS, norm_of
+from moec.targets.hls.graph.residuals import norm_of
 
 Array = np.ndarray[Any, Any]
 
@@ -48,23 +49,6 @@ class LatentRows:
     values: Rows
 
 
-def latents_of(tokens: ir.Value, rows: ir.Value) -> list[ir.Value]:
-    """Results of the norms that ``rows`` pass on their way from ``tokens``, the nearest on each way."""
-    found: list[ir.Value] = []
-    seen, pending = {tokens}, [rows]
-    while pending:
-        value = pending.pop()
-        node = value.producer()
-        if value in seen or node is None:
-            continue
-        seen.add(value)
-        if node.op_type in NORMS and node.domain == "":
-            found.append(value)
-        else:
-            pending += [operand for operand in node.inputs if operand is not None]
-    return found
-
-
 def find_latent_rows(
     model: ir.Model,
     tokens: ir.Value,
@@ -79,7 +63,7 @@ def find_latent_rows(
     Raises UnsupportedError where something else stands between, naming it.
     """
     query, key, value = rows
-    of_queries, of_keys, of_values = (latents_of(tokens, one) for one in rows)
+    of_queries, of_keys, of_values = (norms_between(tokens, one) for one in rows)
     if len(of_queries) > 1 or len(of_keys) != 1 or of_values != of_keys or of_queries == of_keys:
         of_rows = [", ".join(str(one.name) for one in found) or "none" for found in (of_queries, of_keys, of_values)]
         raise UnsupportedError(

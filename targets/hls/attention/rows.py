@@ -83,9 +83,11 @@ def find_rows(model: ir.Model, tokens: ir.Value, rows: ir.Value, width: int, hea
     try:
         start, weights, bias = _product(model, tokens, starts, width)
     except UnsupportedError as error:
-        latent = None if norm else _norm_between(tokens, rows)
-        if latent is None:
+        latents = [] if norm else norms_between(tokens, rows)
+        if not latents:
             raise
+        latent = latents[0].producer()
+        assert latent is not None
         raise UnsupportedError(
             f"{node_name(latent)}: normalises a part of what {rows.name!r} is made of; {_LATENT}"
         ) from error
@@ -116,8 +118,9 @@ def _product(
     raise reasons[0]
 
 
-def _norm_between(source: ir.Value, result: ir.Value) -> ir.Node | None:
-    """A normalisation that some of a result passes on its way from the source."""
+def norms_between(source: ir.Value, result: ir.Value) -> list[ir.Value]:
+    """Results of the normalisations that ``result`` passes on its way from ``source``, the nearest on each way."""
+    found: list[ir.Value] = []
     seen, pending = {source}, [result]
     while pending:
         value = pending.pop()
@@ -126,9 +129,10 @@ def _norm_between(source: ir.Value, result: ir.Value) -> ir.Node | None:
             continue
         seen.add(value)
         if node.op_type in NORMS and node.domain == "":
-            return node
-        pending += [operand for operand in node.inputs if operand is not None]
-    return None
+            found.append(value)
+        else:
+            pending += [operand for operand in node.inputs if operand is not None]
+    return found
 
 
 def narrows_between(source: ir.Value, result: ir.Value) -> list[ir.Value]:

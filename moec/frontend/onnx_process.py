@@ -1,22 +1,18 @@
 """ONNX's C++ (version converter and shape inference), run in a process of its own.
 
 Both were seen to crash, to hang and to fill the memory on malformed models; there, that is one error. The process loads
-nothing but ONNX's extension module, past Python's site packages: 0.04 s, where ``import onnx`` alone takes 0.2.
+nothing but ONNX's extension module: 0.04 s, where ``import onnx`` alone takes 0.2.
 """
 
 from __future__ import annotations
 
 import pathlib
 import re
-import signal
-import subprocess
-import sys
 
-from moec.frontend.onnx_program import CANNOT_CONVERT, INCONSISTENT, NO_MEMORY
+from moec.common.child import Limits, LostError, RefusedError, run_child
 
-SECONDS = 60
-MEMORY_BYTES = 1 << 30
-"""Far more than the largest graph takes without its weights."""
+LIMITS = Limits(seconds=30, memory=1 << 30)
+"""Far more time and memory than the largest graph takes without its weights."""
 
 _PROGRAM = pathlib.Path(__file__).with_name("onnx_program.py")
 _NOISE = re.compile(r"\[\w+Error\] |Inference error\(s\): ")
@@ -38,25 +34,14 @@ def convert(message: bytes, version: int, target: int) -> bytes:
     """
     from onnx import onnx_cpp2py_export
 
-    arguments = map(str, (_PROGRAM, onnx_cpp2py_export.__file__, version, target, MEMORY_BYTES))
+    arguments = (onnx_cpp2py_export.__file__, str(version), str(target))
     try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-S", *arguments], input=message, capture_output=True, timeout=SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise InconsistentError(f"ONNX's shape inference does not end within {SECONDS} s") from None
-    reason = _readable(done.stderr.decode(errors="replace"))
-    if done.returncode == CANNOT_CONVERT:
-        raise ConversionError(reason)
-    if done.returncode == INCONSISTENT:
-        raise InconsistentError(reason)
-    if done.returncode == NO_MEMORY:
-        raise InconsistentError(f"ONNX's shape inference needs more than {MEMORY_BYTES >> 20} MB of memory for it")
-    if done.returncode < 0:
-        raise InconsistentError(f"ONNX's shape inference dies of it ({signal.Signals(-done.returncode).name})")
-    if done.returncode:
-        raise RuntimeError(f"the process for ONNX's shape inference ended with {done.returncode}: {reason}")
-    return done.stdout
+        return run_child(_PROGRAM, message, LIMITS, *arguments)
+    except RefusedError as error:
+        kind = ConversionError if error.kind == "CannotConvertError" else InconsistentError
+        raise kind(_readable(str(error))) from None
+    except LostError as error:
+        raise InconsistentError(f"ONNX's shape inference {error}") from None
 
 
 def _readable(text: str) -> str:

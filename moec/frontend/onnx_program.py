@@ -1,45 +1,27 @@
-"""The program of :mod:`moec.frontend.onnx_process`. It imports next to nothing, for it has to start in no time.
+"""The program of :mod:`moec.frontend.onnx_process`, run by :mod:`moec.common.child_program`."""
 
-``python -I -S onnx_program.py EXTENSION VERSION TARGET BYTES`` reads a serialized model at opset VERSION from standard
-input and writes it at opset TARGET, in no more memory than BYTES. What is wrong with it goes to standard error, and the
-exit code says of what kind that is.
-"""
-
-import sys
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
 
-CANNOT_CONVERT, INCONSISTENT, NO_MEMORY = 3, 4, 5
+
+class CannotConvertError(Exception):
+    """ONNX's version converter refuses the model."""
 
 
-def main(extension: str, version: int, target: int, memory: int) -> int:
-    limit_memory(memory)
+def main(message: bytes, extension: str, version: str, target: str) -> bytes:
+    """A serialized model, given at opset ``version``, at opset ``target`` and checked by shape inference.
+
+    ``extension``: the path of ONNX's extension module, which is all that is loaded of ONNX.
+    """
     loader = ExtensionFileLoader("onnx_cpp2py_export", extension)
     onnx = loader.create_module(ModuleSpec("onnx_cpp2py_export", loader, origin=extension))
     loader.exec_module(onnx)
-    message, failure = sys.stdin.buffer.read(), CANNOT_CONVERT
-    try:
-        if version != target:
-            message = onnx.version_converter.convert_version(message, target)
-        failure = INCONSISTENT
-        check_type = strict = data_propagation = True
-        onnx.shape_inference.infer_shapes(message, check_type, strict, data_propagation)
-    except MemoryError:
-        return NO_MEMORY
-    except Exception as error:
-        sys.stderr.write(str(error))
-        return failure
-    sys.stdout.buffer.write(message)
-    return 0
-
-
-def limit_memory(bytes_: int) -> None:
-    try:
-        import resource
-    except ImportError:  # Windows has no such limits
-        return
-    resource.setrlimit(resource.RLIMIT_DATA, (bytes_, bytes_))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], *map(int, sys.argv[2:])))
+    if version != target:
+        try:
+            message = onnx.version_converter.convert_version(message, int(target))
+        except Exception as error:
+            if isinstance(error, MemoryError):
+                raise
+            raise CannotConvertError(str(error)) from error
+    check_type = strict = data_propagation = True
+    onnx.shape_inference.infer_shapes(message, check_type, strict, data_propagation)
+    return message

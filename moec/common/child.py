@@ -1,0 +1,101 @@
+"""Work on what nobody vouches for, in a Python process of its own with limits of time and memory.
+
+A library that crashes, hangs or fills the memory there is one error here. The process starts past Python's site
+packages and imports only what its program names, so that it costs little more than the interpreter. It is not started
+by ``multiprocessing``, whose children run a user's script again or inherit locks that threads of this process hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from moec.common.child_program import NO_MEMORY, REFUSED
+
+_RUNNER = pathlib.Path(__file__).with_name("child_program.py")
+_SLOWEST = 4
+"""Seconds by the clock for each second of computing that is allowed, for a core may be shared with others."""
+_LONGEST = 300
+"""Characters of a reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """The seconds that a child may compute, and the bytes of memory that it may ask for. A system that limits neither
+    (Windows) has only the clock: four times as many seconds."""
+
+    seconds: float
+    memory: int
+
+
+class ChildError(Exception):
+    """No result. The text says why."""
+
+
+class RefusedError(ChildError):
+    """The program raised an exception: the text is its message, ``kind`` the name of its type."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+class LostError(ChildError):
+    """A limit or a signal ended the process. The text goes on from "it", such as "does not end within 60 s"."""
+
+
+def run_child(
+    program: pathlib.Path, message: bytes, limits: Limits, *arguments: str, packages: Sequence[str] = ()
+) -> bytes:
+    """What ``main(message, *arguments)`` of the file ``program`` returns, computed in a new process.
+
+    The program can import the standard library and what lies in the folders of ``packages``, installed top-level
+    packages; nothing of moec. Raises RefusedError for an exception of the program, LostError where a limit or a signal
+    ended it, and OSError where no process can be started.
+    """
+    folders = list(dict.fromkeys(folder for name in packages for folder in _folders(name)))
+    command = [sys.executable, "-I", "-S", str(_RUNNER), str(limits.seconds), str(limits.memory), json.dumps(folders)]
+    command += [str(program), *arguments]
+    try:
+        done = subprocess.run(
+            command, input=message, capture_output=True, timeout=limits.seconds * _SLOWEST, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise LostError(_too_long(limits)) from None
+    if done.returncode == REFUSED:
+        kind, reason = json.loads(done.stdout)
+        raise RefusedError(kind, reason)
+    if done.returncode == NO_MEMORY:
+        raise LostError(f"needs more than {limits.memory >> 20} MB of memory")
+    if done.returncode < 0:
+        raise LostError(_ended_by(signal.Signals(-done.returncode), done.stderr, limits))
+    if done.returncode:
+        raise LostError(f"ends its process with exit code {done.returncode}{_last_line(done.stderr)}")
+    return done.stdout
+
+
+def _folders(package: str) -> list[str]:
+    """The folders that an import of a top-level package looks into; empty where it is not installed."""
+    found = importlib.util.find_spec(package)
+    locations = None if found is None else found.submodule_search_locations
+    return [str(pathlib.Path(location).parent) for location in locations or ()]
+
+
+def _ended_by(ending: signal.Signals, said: bytes, limits: Limits) -> str:
+    return _too_long(limits) if ending.name == "SIGXCPU" else f"crashes with {ending.name}{_last_line(said)}"
+
+
+def _too_long(limits: Limits) -> str:
+    return f"does not end within {limits.seconds:g} s"
+
+
+def _last_line(said: bytes) -> str:
+    lines = said.decode(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f" ({last[:_LONGEST]})" if last else ""

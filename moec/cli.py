@@ -35,6 +35,7 @@ from moec.cli_options import (
     PageKind,
     PagesOption,
     PreferResident,
+    Profile,
     Resident,
     Source,
     Threads,
@@ -114,9 +115,7 @@ def compile_model(
         Path | None, typer.Option(help="A tokenizer.json to keep for moec generate; default: that of a folder.")
     ] = None,
     resident: Resident = None,
-    profile: Annotated[
-        Path | None, typer.Option(help="Of moec profile: which experts stay in memory with --resident.")
-    ] = None,
+    profile: Profile = None,
     dump_phases_to: Annotated[Path | None, typer.Option(help="Write the IR after every pass to this folder.")] = None,
     verify_each: VerifyEach = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print the passes' notes, too.")] = False,
@@ -242,6 +241,7 @@ def opt(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file, or IR text (.onnxtxt).")],
     passes: Annotated[str | None, typer.Option(help="The pipeline to run.")] = None,
     level: OptimisationLevel = None,
+    profile: Profile = None,
     print_ir_after: Annotated[
         list[str] | None, typer.Option(metavar="all|P", help="Also print the IR after this pass, or after all.")
     ] = None,
@@ -251,7 +251,7 @@ def opt(
     from moec import compiler
 
     text, remarks = compiler.optimize(
-        model, pipeline_of(level, passes), print_after=print_ir_after or (), verify_each=verify_each
+        model, pipeline_of(level, passes), profile=profile, print_after=print_ir_after or (), verify_each=verify_each
     )
     print(text)
     print_remarks(dataclasses.asdict(remark) for remark in remarks)

@@ -43,6 +43,10 @@ Arithmetic = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to run with; default and limit: the cores.")]
 Inputs = Annotated[Path | None, typer.Option(help="An .npz file of inputs by name; default: random inputs.")]
+Profile = Annotated[
+    Path | None,
+    typer.Option(help="A profile by moec profile, for every pass that takes one and for the experts of --resident."),
+]
 PagesOption = Annotated[PageKind, typer.Option(help="Whether weights are mapped, copied into huge pages, or streamed.")]
 Resident = Annotated[
     str | None,

@@ -38,18 +38,14 @@ def check_surroundings(path: Any, threads: Any, dump_to: Any) -> None:
     check_destination(path)
 
 
-def resident_bytes(resident: Any, profile: Any, target: str) -> int | None:
+def resident_bytes(resident: Any, target: str) -> int | None:
     """How many bytes weights may take. Raises MoecError for what says no number, and for targets that stream
     nothing."""
     if resident is None:
-        if profile is not None:
-            raise MoecError("profile says which experts stay in memory, and resident how much memory: give that, too")
         return None
     kind = targets.kind_of(target)
     if not (isinstance(kind, ProgramKind) and kind.streams_experts):
         raise UnsupportedError(f"target '{target}' holds all weights in memory; compile without resident")
-    if profile is not None:
-        check_path("profile", profile)
     return bytes_of("resident", resident)
 
 
@@ -72,9 +68,31 @@ def chosen_passes(
     profile: str | os.PathLike[str] | None,
 ) -> Sequence[Pass]:
     """The pipeline ``passes`` with what rounds weights and activations and, where experts are to be read when they are
-    chosen (``streams``), with what expects them."""
-    from moec.passes.framework import pipeline
+    chosen (``streams``), with what expects them. The ``profile`` goes to every pass that takes one and names none.
+
+    Raises MoecError for a profile that cannot be read, and for one that no pass takes."""
     from moec.passes.framework.shorthand import with_arithmetic, with_formats, with_streaming
 
     rounded = with_arithmetic(with_formats(passes, experts, linears), arithmetic)
-    return pipeline.parse(with_streaming(rounded, streams, profile))
+    return with_profile(with_streaming(rounded, streams), profile)
+
+
+def with_profile(passes: str, profile: str | os.PathLike[str] | None) -> Sequence[Pass]:
+    """The pipeline that a text names, its passes with the ``profile`` where they take one and their text names none.
+    Raises MoecError for a profile that cannot be read, and for one that no pass takes."""
+    from moec.passes.framework import pipeline
+
+    if profile is None:
+        return pipeline.parse(passes)
+    from moec.profile import Profile
+
+    check_path("profile", profile)
+    path = os.fspath(profile)
+    chain = pipeline.parse(passes, path)
+    if not pipeline.take_profile(chain, path):
+        raise MoecError(
+            f"{path}: no pass reads this profile: the pipeline has none that takes a profile, or each names its own; "
+            "leave the profile out, or add such a pass (assign-bits{avg=3}, prune-experts{keep=0.75}) or resident"
+        )
+    Profile.read(path).close()  # one that is damaged is refused before the model is read
+    return chain

@@ -14,7 +14,14 @@ import moec
 from moec import targets
 from moec.common.arguments import check_flags, check_optional_flag, check_optional_text
 from moec.common.progress import Progress, silent
-from moec.compile_options import check_options, check_surroundings, chosen_passes, kept_text_files, resident_bytes
+from moec.compile_options import (
+    check_options,
+    check_surroundings,
+    chosen_passes,
+    kept_text_files,
+    resident_bytes,
+    with_profile,
+)
 from moec.errors import MoecError, UnsupportedError, reporting
 from moec.model_inputs import ModelInputs, model_inputs
 from moec.provenance import provenance_of
@@ -66,9 +73,11 @@ def compile(
     a model's folder. ``threads``: how many the result runs with; None means every available core. ``output``: where to
     write the artifact; without it one is kept in a temporary folder as long as the result lives. ``emulate``: run a
     program for a GPU on the processor. ``resident``: the most memory that weights take, in bytes or as a text
-    (``8GiB``): experts beyond that are read from the artifact when they are chosen, or expected to be; ``profile``:
-    which were chosen most often, as ``moec profile`` measured it. ``progress`` is called with the name of each step as
-    it begins and, where that goes through many weights, with how far it is (:func:`moec.common.progress.told`).
+    (``8GiB``): experts beyond that are read from the artifact when they are chosen, or expected to be.
+    ``profile``: what ``moec profile`` measured, for every pass that takes a profile and whose text does not name one
+    (``profile=FILE``, or ``profile=none``), and for ``resident``: which experts stay in memory. ``progress`` is called
+    with the name of each step as it begins and, where that goes through many weights, with how far it is
+    (:func:`moec.common.progress.told`).
 
     Raises UnsupportedError, naming node, operator and opset, for what a model asks and moec does not do; MoecError for
     a model that cannot be read, a wrong option, or an artifact that cannot be written.
@@ -140,7 +149,7 @@ def write(
     from moec.runtime.writer import WRITING, check_resident, write_artifact
 
     report = Report(progress=progress or silent)
-    limit = resident_bytes(resident, profile, target)
+    limit = resident_bytes(resident, target)
     chain = chosen_passes(passes, experts, linears, arithmetic, limit is not None, profile)
     chosen = targets.get_all(target, options)
     report.progress("importing")
@@ -220,17 +229,19 @@ def optimize(
     model: str | os.PathLike[str],
     passes: str = "O2",
     *,
+    profile: str | os.PathLike[str] | None = None,
     print_after: Collection[str] = (),
     verify_each: bool = False,
 ) -> tuple[str, list[Remark]]:
     """The text of a model after a pipeline, and the passes' remarks. ``model`` is an ONNX file, or IR text when its
-    name ends in ``.onnxtxt``. ``print_after`` as for :func:`moec.passes.framework.pipeline.run`. Raises MoecError."""
+    name ends in ``.onnxtxt``. ``profile`` as for :func:`compile`, ``print_after`` as for
+    :func:`moec.passes.framework.pipeline.run`. Raises MoecError."""
     from moec.ir.text import print_model
     from moec.passes.framework import pipeline
     from moec.passes.framework.base import Report
 
     path, report = pathlib.Path(model), Report()
-    parsed = pipeline.parse(passes)
+    parsed = with_profile(passes, profile)
     unknown = set(print_after) - {"all", *(named.name for named in parsed)}
     if unknown:
         raise MoecError(f"cannot print after {sorted(unknown)[0]!r}: the pipeline is {pipeline.print_pipeline(parsed)}")

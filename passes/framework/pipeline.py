@@ -11,7 +11,7 @@ import difflib
 import re
 import time
 import types
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import onnx_ir as ir
@@ -45,14 +45,19 @@ AfterPass = Callable[[Pass, float, bool], None]
 """What is called after each pass with the pass, the seconds it took, and whether it changed the model."""
 
 _ITEM = re.compile(r"\s*(?P<name>[A-Za-z][\w-]*)\s*(?:\{(?P<options>[^{}]*)\})?\s*(?P<end>,|$)")
+_PROFILE = "profile"
+"""The option of all passes that read what ``moec profile`` measured."""
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 
-def parse(text: str) -> tuple[Pass, ...]:
+def parse(text: str, profile: str | None = None) -> tuple[Pass, ...]:
     """The passes that a pipeline text names. An empty text is a pipeline of no passes.
 
+    ``profile``: the path of a profile for every pass that takes one and whose text does not say ``profile=``
+    (``profile=none`` keeps it away from a pass).
     Raises MoecError for a syntax error, an unknown pass or option, or a value an option cannot take.
     """
+    shared = {} if profile is None else {_PROFILE: profile}
     passes: list[Pass] = []
     position = 0
     while position < len(text.rstrip()):
@@ -62,11 +67,16 @@ def parse(text: str) -> tuple[Pass, ...]:
                 f"pipeline: cannot read {text[position : position + 40]!r} at position {position}; "
                 "expected pass or pass{option=value,...}, separated by commas"
             )
-        passes.extend(_make(item["name"], item["options"]))
+        passes.extend(_make(item["name"], item["options"], shared))
         position = item.end()
         if item["end"] == "," and not text[position:].strip():
             raise MoecError(f"pipeline: a pass is expected after the last comma of {text!r}")
     return tuple(passes)
+
+
+def take_profile(passes: Sequence[Pass], profile: str) -> bool:
+    """Whether any of the passes reads the profile at this path."""
+    return any(getattr(step, _PROFILE, None) == profile for step in passes)
 
 
 def print_pipeline(passes: Sequence[Pass]) -> str:
@@ -126,18 +136,24 @@ def _print_model(model: ir.Model, pass_name: str) -> None:
     print(f"# after {pass_name}\n{print_model(model)}")
 
 
-def _make(name: str, options: str | None) -> tuple[Pass, ...]:
+def _make(name: str, options: str | None, shared: Mapping[str, str]) -> tuple[Pass, ...]:
+    """The passes of one item of a text. ``shared``: values of options that its own text may overrule."""
     if name in LEVELS:
         if options:
             raise MoecError(f"pipeline: {name} is a level and takes no options, found {{{options}}}")
-        return parse(LEVELS[name])
+        return parse(LEVELS[name], shared.get(_PROFILE))
     if name not in PASSES:
         raise MoecError(f"pipeline: unknown pass {name!r}{_nearest(name, [*PASSES, *LEVELS])}")
     kind = PASSES[name]()
-    values = _parse_options(name, kind, options or "")
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    values = {field.name: shared[field.name] for field in fields if field.name in shared}
+    values |= _parse_options(name, kind, options or "")
+    for field in fields:
         if field.default is dataclasses.MISSING and field.name not in values:
-            raise MoecError(f"pipeline: {name} needs the option {field.name}; write {name}{{{field.name}=VALUE}}")
+            given = " or give --profile FILE" if field.name == _PROFILE else ""
+            raise MoecError(
+                f"pipeline: {name} needs the option {field.name}; write {name}{{{field.name}=VALUE}}{given}"
+            )
     return (kind(**values),)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import get_args
 
@@ -42,11 +41,9 @@ def with_arithmetic(passes: str, arithmetic: str | None) -> str:
     return ",".join(filter(None, [passes, f"round-activations{{format={arithmetic}}}"]))
 
 
-def with_streaming(passes: str, streams: bool, profile: str | os.PathLike[str] | None = None) -> str:
-    """The pipeline text ``passes``, and behind it what lets experts be read when they are chosen, if ``streams``.
-    ``profile``: what was measured of the model."""
-    option = "" if profile is None else f"{{profile={os.fspath(profile)}}}"
-    return f"{passes},stream-experts{option}" if streams else passes
+def with_streaming(passes: str, streams: bool) -> str:
+    """The pipeline text ``passes``, and behind it what lets experts be read when they are chosen, if ``streams``."""
+    return f"{passes},stream-experts" if streams else passes
 
 
 def _experts_pass(text: str | None) -> str | None:

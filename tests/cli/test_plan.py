@@ -45,11 +45,39 @@ def test_a_plan_is_edited_and_compiled(model, profile, tmp_path):
     assert plan["avg"] == 5 and len(plan["layers"]) == 2
     plan["layers"][0]["formats"]["down"][3] = "int8"
     path.write_text(json.dumps(plan))
-    done = moec("compile", model, "-o", artifact, "--passes", f"O2,assign-bits{{plan={path},method=rtn}}")
+    done = moec("compile", model, "-o", artifact, "--profile", profile, "--passes", f"O2,assign-bits{{plan={path}}}")
     assert done.exit_code == 0
     blocks = json.loads(moec("inspect", artifact, "--json").stdout)["moe_blocks"]
     assert blocks[0]["formats"]["down"] == plan["layers"][0]["formats"]["down"]
     assert blocks[1]["formats"] == plan["layers"][1]["formats"]
+
+
+def test_a_profile_goes_to_all_passes_that_read_one(model, profile):
+    done = moec("opt", model, "--profile", profile, "--passes", "prune-experts{keep=4},rescale-experts")
+    assert done.exit_code == 0, done.output
+    assert "rescale-experts: " in done.output
+    assert "prune-experts: " in done.output and "keeps 4 of 8 experts" in done.output
+
+
+@pytest.mark.parametrize(
+    "passes, message",
+    [
+        ("O2", "no pass reads this profile"),
+        ("O1,prune-experts{keep=4,profile=none,method=random}", "each names its own"),
+    ],
+)
+def test_a_profile_that_no_pass_reads_is_refused(passes, message, model, profile, tmp_path):
+    for command in (("compile", model, "-o", tmp_path / "m.moec"), ("opt", model)):
+        done = moec(*command, "--profile", profile, "--passes", passes)
+        assert isinstance(done.exception, MoecError)
+        assert message in str(done.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_profile_that_cannot_be_read_is_refused_before_the_model_is(tmp_path):
+    (tmp_path / "model.onnx").write_text("nothing that could be read")
+    done = moec("opt", tmp_path / "model.onnx", "--profile", "none.moeprof", "--passes", "prune-experts{keep=4}")
+    assert str(done.exception) == "none.moeprof: the profile cannot be read: No such file or directory"
 
 
 def test_no_plan_is_replaced(model, profile, tmp_path):

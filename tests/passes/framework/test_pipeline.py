@@ -77,6 +77,7 @@ def test_spaces_defaults_and_none():
         ("sample{group}", "option 'group' has no value"),
         ("sample{group=1,group=2}", "given twice"),
         ("sample", "needs the option group"),
+        ("low-rank-experts{rank=4}", r"needs the option profile; .*\{profile=VALUE\} or give --profile FILE"),
         ("simplify,", "a pass is expected after the last comma"),
         ("simplify,,simplify", "cannot read"),
         ("simplify fold-shapes", "cannot read"),
@@ -88,6 +89,21 @@ def test_what_cannot_be_read_is_explained_in_one_line(text, message):
     with pytest.raises(MoecError, match=message) as caught:
         pipeline.parse(text)
     assert "\n" not in str(caught.value)
+
+
+def test_a_profile_goes_to_the_passes_that_take_one():
+    text = "O1,low-rank-experts{rank=4},simplify,quantize-experts{format=int4,method=gptq}"
+    passes = pipeline.parse(text, "a, b.moeprof")
+    given = {one.name: one.profile for one in passes if hasattr(one, "profile")}
+    assert given == {"low-rank-experts": "a, b.moeprof", "quantize-experts": "a, b.moeprof"}
+    assert pipeline.take_profile(passes, "a, b.moeprof")
+
+
+@pytest.mark.parametrize("own, expected", [("mine", "mine"), ("none", None)])
+def test_a_profile_that_a_pass_names_stays(own, expected):
+    (only,) = passes = pipeline.parse(f"quantize-experts{{format=int4,profile={own}}}", "shared")
+    assert only.profile == expected
+    assert not pipeline.take_profile(passes, "shared")
 
 
 def test_a_level_is_a_name_for_a_pipeline():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -50,13 +51,18 @@ def resident_bytes(resident: Any, target: str) -> int | None:
 
 
 def kept_text_files(model: Any, tokenizer: Any) -> TextFiles | None:
-    """The tokenizer and chat template that the artifact keeps: those of ``tokenizer``, by default the model's own."""
+    """The tokenizer and chat template that the artifact keeps: those of ``tokenizer``, by default the model's own; None
+    where there are none. Raises MoecError for a tokenizer that cannot be read."""
+    from moec.common.tokenizers import check_tokenizer
     from moec.frontend.text_files import read_text_files, text_files_of
 
-    if tokenizer is None:
-        return text_files_of(model)
-    check_path("tokenizer", tokenizer)
-    return read_text_files(tokenizer)
+    if tokenizer is not None:
+        check_path("tokenizer", tokenizer)
+    text = text_files_of(model) if tokenizer is None else read_text_files(tokenizer)
+    if text is None:
+        return None
+    where = os.fspath(model if tokenizer is None else tokenizer)
+    return dataclasses.replace(text, checked_by=check_tokenizer(text.tokenizer, where))
 
 
 def chosen_passes(

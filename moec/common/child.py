@@ -76,7 +76,7 @@ def run_child(
     if done.returncode < 0:
         raise LostError(_ended_by(signal.Signals(-done.returncode), done.stderr, limits))
     if done.returncode:
-        raise LostError(f"ends its process with exit code {done.returncode}{_last_line(done.stderr)}")
+        raise LostError(f"ends its process with exit code {done.returncode}{_first_line(done.stderr)}")
     return done.stdout
 
 
@@ -88,14 +88,14 @@ def _folders(package: str) -> list[str]:
 
 
 def _ended_by(ending: signal.Signals, said: bytes, limits: Limits) -> str:
-    return _too_long(limits) if ending.name == "SIGXCPU" else f"crashes with {ending.name}{_last_line(said)}"
+    return _too_long(limits) if ending.name == "SIGXCPU" else f"crashes with {ending.name}{_first_line(said)}"
 
 
 def _too_long(limits: Limits) -> str:
     return f"does not end within {limits.seconds:g} s"
 
 
-def _last_line(said: bytes) -> str:
+def _first_line(said: bytes) -> str:
     lines = said.decode(errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f" ({last[:_LONGEST]})" if last else ""
+    first = next((line.strip() for line in lines if line.strip()), "")
+    return f" ({first[:_LONGEST]})" if first else ""

@@ -77,7 +77,7 @@ def generate(
         raise MoecError("a system message is part of a chat; generate with chat, too")
     check_kind("model", model, CompiledModel, "what moec.load and moec.compile return")
     codec = TextCodec(model.artifact)
-    encoded = [_encoded(codec, place, prompt, chat, system) for place, prompt in enumerate(prompts)]
+    encoded = _encoded(codec, prompts, chat, system)
     found = []
     for place, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
         writer = _Writer(codec, ids, stops, place, on_text)
@@ -122,11 +122,16 @@ def _texts(name: str, given: Any) -> list[str]:
     return list(texts)
 
 
-def _encoded(codec: TextCodec, place: int, prompt: str, chat: bool, system: str | None) -> list[int]:
-    ids = codec.encode(prompt, chat=chat, system=system)
-    if not ids:
-        raise MoecError(f"prompt {place + 1} is {prompt!r}, of which the tokenizer makes no tokens; give some text")
-    return ids
+def _encoded(codec: TextCodec, prompts: Sequence[str], chat: bool, system: str | None) -> list[list[int]]:
+    if chat:
+        first = [] if system is None else [{"role": "system", "content": system}]
+        encoded = codec.encode_chats([[*first, {"role": "user", "content": prompt}] for prompt in prompts])
+    else:
+        encoded = [codec.encode(prompt) for prompt in prompts]
+    for place, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
+        if not ids:
+            raise MoecError(f"prompt {place + 1} is {prompt!r}, of which the tokenizer makes no tokens; give some text")
+    return encoded
 
 
 def _tokens(

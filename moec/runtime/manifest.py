@@ -14,7 +14,7 @@ from typing import Any
 
 from moec.common.specs import HeldState, State, StreamedExpertsSpec, TensorSpec
 
-FORMAT_VERSION = 18
+FORMAT_VERSION = 19
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # the candidate of kernels without a template: operators in plain loops
@@ -73,12 +73,14 @@ class ProjectEntry:
 @dataclasses.dataclass
 class TextEntry:
     """What makes token ids of text, and text of them: the files of a ``tokenizer.json`` and of a chat template (None
-    where there is none), the ids that end a text, and special tokens by the names that templates know them by."""
+    where there is none), the ids that end a text, special tokens by the names that templates know them by, and the
+    version of the package ``tokenizers`` that has read the first without harm, if any."""
 
     tokenizer: str
     chat_template: str | None
     end_ids: list[int]
     special_tokens: dict[str, str]
+    checked_by: str | None = None
 
 
 @dataclasses.dataclass

@@ -173,6 +173,7 @@ def _read_text(record: dict[str, Any], where: str) -> TextEntry:
         chat_template=None if record.get("chat_template") is None else _typed(record, "chat_template", str, where),
         end_ids=_list_of(record, "end_ids", int, where),
         special_tokens={name: _typed(tokens, name, str, where) for name in tokens},
+        checked_by=_optional(record, "checked_by", str, where),
     )
 
 

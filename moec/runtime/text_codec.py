@@ -1,16 +1,13 @@
-"""Text in and out of a language model: its tokenizer, its chat template, and streams of text made of token ids.
-
-Tokenizers and templates come from files that nobody vouches for: templates run in Jinja's sandbox.
-"""
+"""Text in and out of a language model: its tokenizer, its chat template, and streams of text made of token ids."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 
-from moec.common.tokenizers import tokenizer_of
+from moec.common.tokenizers import Tokenizer
 from moec.errors import MoecError
 from moec.runtime.artifact import Artifact
+from moec.runtime.chat_template import Conversation, chat_texts
 
 _MOST_HELD = 8
 """Tokens that may be parts of one character; UTF-8 has at most 4 bytes, and tokens at least one."""
@@ -32,48 +29,30 @@ class TextCodec:
             )
         self._where, self._special_tokens = artifact.where, entry.special_tokens
         self._template = None if entry.chat_template is None else artifact.text(entry.chat_template)
-        self._tokenizer = tokenizer_of(artifact.text(entry.tokenizer), f"{artifact.where}: {entry.tokenizer}")
-        self._tokenizer.no_truncation()  # files keep what their training used
-        self._tokenizer.no_padding()
+        content = artifact.text(entry.tokenizer)
+        self._tokenizer = Tokenizer(content, f"{artifact.where}: {entry.tokenizer}", entry.checked_by)
         self.end_ids = frozenset(entry.end_ids)
 
-    def encode(self, prompt: str, *, chat: bool = False, system: str | None = None) -> list[int]:
-        """The token ids of a prompt, with what the tokenizer puts in front; of a ``chat``, with what its template puts
-        around a message of the user, behind one of the ``system`` where there is one. Raises MoecError for text that
-        UTF-8 does not have (lone surrogates), and where there is no template, or it fails."""
-        text = self._chat(prompt, system) if chat else prompt
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The token ids of a text, with what the tokenizer puts in front. Raises MoecError for text that UTF-8 does not
+        have (lone surrogates)."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise MoecError(f"the prompt is not valid text: {error.reason} at position {error.start}") from error
-        return self._tokenizer.encode(text, add_special_tokens=not chat).ids
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def encode_chats(self, conversations: Sequence[Conversation]) -> list[list[int]]:
+        """The token ids of conversations as the model's chat template writes them, up to where the model answers.
+        Raises MoecError where there is no template, or it fails."""
+        if self._template is None:
+            raise MoecError(f"{self._where}: holds no chat template; generate without --chat")
+        texts = chat_texts(self._template, conversations, self._special_tokens, self._where)
+        return [self.encode(text, add_special_tokens=False) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; special tokens have none."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
-
-    def _chat(self, prompt: str, system: str | None) -> str:
-        if self._template is None:
-            raise MoecError(f"{self._where}: holds no chat template; generate without --chat")
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-        environment.globals["raise_exception"] = _refuse  # type: ignore[assignment]
-        messages = [] if system is None else [{"role": "system", "content": system}]
-        messages.append({"role": "user", "content": prompt})
-        try:
-            template = environment.from_string(self._template)
-            return template.render(messages=messages, add_generation_prompt=True, **self._special_tokens)
-        except Exception as error:  # whatever the template's author wrote
-            reason = " ".join(str(error).split())[:200]
-            raise MoecError(f"{self._where}: its chat template fails: {reason}; generate without --chat") from error
-
-
-def _refuse(message: str) -> None:
-    raise MoecError(str(message))
+        return self._tokenizer.decode(ids)
 
 
 class TextStream:

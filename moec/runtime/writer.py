@@ -204,6 +204,7 @@ def _write_text(files: _Files, text: TextFiles) -> TextEntry:
         chat_template=None if template is None else files.write("text/chat_template.jinja", template.encode()),
         end_ids=list(text.end_ids),
         special_tokens=text.special_tokens,
+        checked_by=text.checked_by,
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from moec.common.array_files import read_arrays
 from moec.common.dtypes import dtype_of
 from moec.common.specs import State, TensorSpec
-from moec.common.tokenizers import tokenizer_of
+from moec.common.tokenizers import Tokenizer
 from moec.errors import MoecError
 
 Array = np.ndarray[Any, Any]
@@ -127,13 +127,8 @@ class Data:
         text = self._text
         if text.tokenizer is None:
             raise MoecError(f"{self.path}: text needs a tokenizer: add --tokenizer tokenizer.json, or give .npz files")
-        try:
-            content = self.path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise MoecError(
-                f"{self.path}: cannot be read as text: {getattr(error, 'strerror', None) or error}"
-            ) from error
-        tokenizer = tokenizer_of(text.tokenizer.read_text(encoding="utf-8"), text.tokenizer)
+        content = _text_of(self.path)
+        tokenizer = Tokenizer(_text_of(text.tokenizer), text.tokenizer)
         return np.array(list(itertools.islice(_ids(tokenizer, content), self._most())))
 
     def _most(self) -> int | None:
@@ -207,9 +202,16 @@ def _unstacked(arrays: Mapping[str, Array], path: pathlib.Path) -> Iterator[Batc
     return ({name: array[index] for name, array in arrays.items()} for index in range(counts.pop()))
 
 
-def _ids(tokenizer: Any, content: str) -> Iterator[int]:
+def _text_of(path: pathlib.Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MoecError(f"{path}: cannot be read as text: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _ids(tokenizer: Tokenizer, content: str) -> Iterator[int]:
     """The tokens of a text, made a few thousand lines at a time, as they are asked for."""
     lines = content.splitlines(keepends=True)
     for start in range(0, len(lines), _LINES_AT_ONCE):
-        for encoded in tokenizer.encode_batch(lines[start : start + _LINES_AT_ONCE], add_special_tokens=False):
-            yield from encoded.ids
+        for ids in tokenizer.encode_each(lines[start : start + _LINES_AT_ONCE]):
+            yield from ids

@@ -52,7 +52,11 @@ def test_an_exception_comes_with_the_name_of_its_type(program, body, kind, reaso
         ("return b'a' * 10**9", AMPLE, "needs more than 256 MB of memory"),
         ("while True: pass", Limits(1, 1 << 28), "does not end within 1 s"),
         ("time.sleep(60)", Limits(0.1, 1 << 28), "does not end within 0.1 s"),
-        ("sys.stderr.write('last words\\n'); os.kill(os.getpid(), 11)", AMPLE, r"crashes with SIGSEGV \(last words\)"),
+        (
+            "sys.stderr.write('\\nfirst\\nlast\\n'); sys.stderr.flush(); os.kill(os.getpid(), 11)",
+            AMPLE,
+            r"crashes with SIGSEGV \(first\)",
+        ),
         ("os._exit(9)", AMPLE, "ends its process with exit code 9"),
     ],
 )

@@ -1,0 +1,32 @@
+"""The program of :mod:`moec.runtime.chat_template`, run by :mod:`moec.common.child_program`."""
+
+import json
+
+
+class TemplateError(Exception):
+    """What a template says by ``raise_exception``, and a text that is too long."""
+
+
+def main(message: bytes) -> bytes:
+    """The texts of conversations, as a JSON list. ``message``: a JSON object of ``template``, ``conversations`` (lists
+    of messages with role and content), ``variables`` by name, and ``longest``, the characters that a text may have."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    asked = json.loads(message)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.globals["raise_exception"] = _refuse  # type: ignore[assignment]
+    template = environment.from_string(asked["template"])
+    texts = []
+    for messages in asked["conversations"]:
+        text = template.render(messages=messages, add_generation_prompt=True, **asked["variables"])
+        if len(text) > asked["longest"]:
+            raise TemplateError(f"it makes {len(text)} characters, more than {asked['longest']}")
+        texts.append(text)
+    return json.dumps(texts).encode()
+
+
+def _refuse(message):
+    raise TemplateError(str(message))

@@ -6,13 +6,16 @@
 >>> model.save("model.moec")
 >>> model = moec.load("model.moec")
 
-Everything is imported when first used, so ``import moec`` costs nothing.
+Everything is imported when first used, so ``import moec`` costs nothing. It makes the name ``moec`` known to
+transformers as an implementation of experts, whichever of the two is imported first.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from moec.transformers_hook import offer_experts
 
 if TYPE_CHECKING:
     from moec import torch as torch
@@ -62,6 +65,9 @@ def __getattr__(name: str) -> Any:
     if name == "torch":
         return importlib.import_module("moec.torch")
     raise AttributeError(f"module 'moec' has no attribute {name!r}")
+
+
+offer_experts()
 
 
 def __dir__() -> list[str]:

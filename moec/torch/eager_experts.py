@@ -17,14 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from moec.common.arguments import check_optional_text
 from moec.errors import InputError, MoecError, UnsupportedError
+from moec.transformers_hook import NAME
 
 if TYPE_CHECKING:
     import torch
 
     from moec.runtime.model import CompiledModel
-
-NAME = "moec"
-"""Of the implementation, as ``set_experts_implementation`` takes it; one with a format is ``moec:int4/32``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +39,12 @@ _compiling = threading.Lock()
 
 
 def register(format: str | None = None) -> str:
-    """Make moec known to transformers as an implementation of experts, and return its name: ``moec``, or with a
-    ``format`` of the weights (as ``moec compile --experts`` takes it) ``moec:int4/32``.
+    """Make moec known to transformers as an implementation of experts, and return its name: with a ``format`` of the
+    weights (as ``moec compile --experts`` takes it) ``moec:int4/32``. The one without, ``moec``, is known since moec
+    was imported.
 
-    ``model.set_experts_implementation`` and ``from_pretrained(..., experts_implementation="moec")`` then take it.
-    Raises MoecError for a format that does not exist, and without transformers 5.
+    ``model.set_experts_implementation`` and ``from_pretrained(..., experts_implementation="moec:int4/32")`` then take
+    it. Raises MoecError for a format that does not exist, and without transformers 5.
     """
     from moec.passes.framework.shorthand import with_formats
 
@@ -56,7 +55,7 @@ def register(format: str | None = None) -> str:
     except ImportError as error:
         raise MoecError('experts in eager PyTorch need transformers 5: pip install "transformers>=5" torch') from error
     name = NAME if format is None else f"{NAME}:{format}"
-    ExpertsInterface.register(name, functools.partial(_forward, format))
+    ExpertsInterface.register(name, functools.partial(forward, format))
     return name
 
 
@@ -88,7 +87,7 @@ def experts(model: Any, format: str | None = None) -> None:
     select(name)
 
 
-def _forward(format: str | None, module: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
+def forward(format: str | None, module: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
     """What transformers calls in the place of an experts module's forward: hidden_states [T,d], top_k_index [T,k],
     top_k_weights [T,k] → [T,d]. Raises InputError where gradients would be needed."""
     import torch

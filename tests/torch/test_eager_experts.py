@@ -6,6 +6,8 @@ import concurrent.futures
 import copy
 import gc
 import importlib
+import subprocess
+import sys
 import weakref
 from typing import Any
 
@@ -203,6 +205,32 @@ def test_parameters_whose_changes_are_not_counted_are_refused(mixtral: Any) -> N
         moec.torch.experts(model)
         with pytest.raises(UnsupportedError, match=r"^MixtralExperts: its parameters were made under .*inference_mode"):
             model(PROMPT)
+
+
+def test_transformers_knows_moec_by_name(mixtral: Any, tmp_path: Any) -> None:
+    expected, chosen = logits(mixtral), copy.deepcopy(mixtral)
+    chosen.set_experts_implementation("moec")
+    close(logits(chosen), expected, 1e-5)
+    assert layer_of(chosen) in eager_experts._layers and layer_of(mixtral) not in eager_experts._layers
+    mixtral.save_pretrained(tmp_path)
+    loaded = transformers.MixtralForCausalLM.from_pretrained(tmp_path, experts_implementation="moec").eval()
+    close(logits(loaded), expected, 1e-5)
+    assert layer_of(loaded) in eager_experts._layers
+
+
+def test_a_name_that_nobody_offered_is_not_known(mixtral: Any) -> None:
+    with pytest.raises(ValueError, match="moec:int4/48"):
+        copy.deepcopy(mixtral).set_experts_implementation("moec:int4/48")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("first, second", [("moec", "transformers"), ("transformers.integrations.moe", "moec")])
+def test_both_orders_of_imports_in_a_new_process(first: str, second: str) -> None:
+    ask = "from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS; print('moec' in ALL_EXPERTS_FUNCTIONS)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {first}; import {second}; {ask}"], capture_output=True, text=True
+    )
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
 
 
 def test_what_moec_has_not_is_refused_and_the_model_stays_as_it_was(mixtral: Any) -> None:

@@ -59,7 +59,8 @@ def test_compiles_every_kind_of_source(proto, tmp_path):
     ids = np.array([4, 0, 4])
     for source in (tmp_path / "model.onnx", str(tmp_path / "model.onnx"), proto, ir.from_proto(proto)):
         model = moec.compile(source, passes="O0", threads=1)
-        np.testing.assert_array_equal(model(ids)["y"], [[8, 9], [0, 1], [8, 9]])
+        for found in (model(ids), model(ids=ids), model({"ids": ids}), model.run({"ids": ids})):
+            np.testing.assert_array_equal(found["y"], [[8, 9], [0, 1], [8, 9]])
         assert (model.threads, model.gpu) == (1, None)
 
 

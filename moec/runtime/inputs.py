@@ -16,6 +16,19 @@ from moec.runtime.on_device import OnDevice
 from moec.runtime.tensors import CPU, array_of
 
 
+def bound_inputs(names: Sequence[str], arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of a call by name: those given by position, those given by name, or one mapping of them all. Raises
+    InputError for more positions than ``names``, and for an input that is given twice."""
+    if len(arguments) == 1 and not named and isinstance(arguments[0], Mapping):
+        return dict(arguments[0])
+    if len(arguments) > len(names):
+        raise InputError(f"{len(arguments)} positional inputs given; the model takes {len(names)}: {', '.join(names)}")
+    positional = dict(zip(names, arguments, strict=False))
+    if twice := sorted(positional.keys() & named.keys()):
+        raise InputError(f"input {twice[0]!r} is given both by position and by name")
+    return {**positional, **named}
+
+
 class InputCheck:
     """The inputs that a model takes. What can be prepared is prepared here: a call checks, and explains only what is
     wrong, for the checks of a model that is called once in a while are read from memory like its weights."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from moec.common.arguments import check_choice, check_flags, check_kind, check_optional_text, check_path
 from moec.common.byte_counts import bytes_of
 from moec.common.specs import HeldState, State, TensorSpec
-from moec.errors import InputError, MoecError, reporting
+from moec.errors import MoecError, reporting
 from moec.runtime.artifact import Artifact, check_machine, open_artifact
 from moec.runtime.description import CompiledKernel, describe, kernels_of
 from moec.runtime.device import Device
@@ -17,6 +17,7 @@ from moec.runtime.devices import device_of
 from moec.runtime.executor import Executor, Watch
 from moec.runtime.first_states import FirstStates
 from moec.runtime.held import StateMemory
+from moec.runtime.inputs import bound_inputs
 from moec.runtime.machine import check_threads
 from moec.runtime.manifest import digest_of
 from moec.runtime.pages import Pages
@@ -111,6 +112,11 @@ class CompiledModel:
         return self._artifact.manifest.states
 
     @property
+    def first_states(self) -> FirstStates:
+        """The states that :meth:`run` begins a text with where it is given none."""
+        return self._first_states
+
+    @property
     def digest(self) -> str:
         """What tells the artifact from all others, wherever it lies: SHA-256 of its manifest, as hexadecimal digits."""
         return digest_of(self._artifact.manifest)
@@ -157,14 +163,7 @@ class CompiledModel:
 
     def __call__(self, *arguments: Any, **named: Any) -> dict[str, Any]:
         """Like :meth:`run`, with inputs by position, by name, or both."""
-        names = [spec.name for spec in self._executor.inputs]
-        if len(arguments) > len(names):
-            raise InputError(f"{len(arguments)} positional inputs given; the model takes {len(names)}: {names}")
-        positional = dict(zip(names, arguments, strict=False))
-        twice = sorted(set(positional) & set(named))
-        if twice:
-            raise InputError(f"input {twice[0]!r} is given both by position and by name")
-        return self.run({**positional, **named})
+        return self.run(bound_inputs([spec.name for spec in self.inputs], arguments, named))
 
     @property
     def artifact(self) -> Artifact:

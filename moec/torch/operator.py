@@ -10,11 +10,14 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from moec.common.dtypes import is_extension
+from moec.common.dtypes import DTYPES, is_extension
 from moec.common.guards import parse_size, size_names
 from moec.errors import InputError, MoecError
+from moec.runtime.inputs import bound_inputs
+from moec.runtime.tensors import array_of
 
 if TYPE_CHECKING:
     from moec.common.specs import TensorSpec
@@ -35,17 +38,19 @@ class CompiledModule(torch.nn.Module):
         self.model = model
         self._digest = model.digest
         self._inputs = [spec.name for spec in model.inputs]
+        self._begins = [spec.name for spec in model.first_states.others]
         self._outputs = [spec.name for spec in model.outputs]
         _models.setdefault(self._digest, weakref.WeakSet()).add(model)
 
-    def forward(self, *arguments: torch.Tensor, **named: torch.Tensor) -> dict[str, torch.Tensor]:
-        values = {**dict(zip(self._inputs, arguments, strict=False)), **named}
-        if len(values) != len(arguments) + len(named) or values.keys() != set(self._inputs):
+    def forward(self, *arguments: Any, **named: Any) -> dict[str, torch.Tensor]:
+        values = bound_inputs(self._inputs, arguments, named)
+        names = self._begins if values.keys() == set(self._begins) else self._inputs
+        if values.keys() != set(names):
+            states = ", or all of these but the states" if len(self._begins) < len(self._inputs) else ""
             raise InputError(
-                f"{len(arguments)} inputs by position and {', '.join(named) or 'none'} by name; "
-                f"expected each of {', '.join(self._inputs)} once"
+                f"inputs are {', '.join(map(str, values)) or 'none'}; expected {', '.join(self._inputs)}{states}"
             )
-        results = torch.ops.moec.run([values[name] for name in self._inputs], self._digest)
+        results = torch.ops.moec.run([_input_tensor(name, values[name]) for name in names], self._digest)
         return dict(zip(self._outputs, results, strict=True))
 
     def extra_repr(self) -> str:
@@ -53,11 +58,13 @@ class CompiledModule(torch.nn.Module):
 
 
 def as_module(model: CompiledModel) -> CompiledModule:
-    """The model as a ``torch.nn.Module``: tensors in, by position or name, and a dict of tensors by name out.
+    """The model as a ``torch.nn.Module``: what ``model.run`` takes in, by position, by name or as one mapping, and a
+    dict of tensors by name out. States may be left out, all of them: then the call begins a text.
 
-    Contiguous, 16-byte aligned inputs in the processor's memory are not copied, others are; outputs are memory of the
-    caller. It runs in eager PyTorch, ``torch.compile`` and ``torch.export``, with sizes as dynamic as the model's, and
-    raises what ``model.run`` raises. Gradients are refused by an InputError.
+    Inputs are tensors, arrays of numpy, or anything else with DLPack in the processor's memory. Contiguous, 16-byte
+    aligned ones in the processor's memory are not copied, others are; outputs are memory of the caller. It runs in
+    eager PyTorch, ``torch.compile`` and ``torch.export``, with sizes as dynamic as the model's, and raises what
+    ``model.run`` raises. Gradients are refused by an InputError.
 
     The model lives as long as the module; a program that was exported of the module needs it alive.
     """
@@ -80,8 +87,25 @@ def _run(inputs: Sequence[torch.Tensor], digest: str) -> list[torch.Tensor]:
 
 def called(model: CompiledModel, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The results of a model for its inputs by position, over the memory that it returns."""
-    outputs = model.run({spec.name: tensor.detach() for spec, tensor in zip(model.inputs, inputs, strict=True)})
+    specs = _specs(model, inputs)
+    outputs = model.run({spec.name: tensor.detach() for spec, tensor in zip(specs, inputs, strict=True)})
     return [_tensor(value) for value in outputs.values()]
+
+
+def _specs(model: CompiledModel, inputs: Sequence[torch.Tensor]) -> Sequence[TensorSpec]:
+    """What the inputs of an operator are: those of the model, or all but its states."""
+    begins = model.first_states.others
+    return begins if len(inputs) == len(begins) else model.inputs
+
+
+def _input_tensor(name: str, value: Any) -> torch.Tensor:
+    """Raises InputError for what ``model.run`` refuses."""
+    if isinstance(value, torch.Tensor):
+        return value
+    array = array_of(name, value)
+    if array.dtype not in DTYPES.values():
+        raise InputError(f"input {name!r} has dtype {array.dtype}; expected one of {', '.join(DTYPES)}")
+    return _tensor(np.require(array, requirements=["C", "W"]))  # PyTorch takes no other memory without a warning
 
 
 def _tensor(value: Any) -> torch.Tensor:
@@ -113,8 +137,13 @@ def _shapes(inputs: Sequence[torch.Tensor], digest: str) -> list[torch.Tensor]:
     """Empty results, by the sizes of the inputs, which may be symbols. Sizes that follow from data are symbols, too."""
     model = _model(digest)
     sizes: dict[str, Any] = {}
-    for spec, tensor in zip(model.inputs, inputs, strict=True):
+    specs = _specs(model, inputs)
+    for spec, tensor in zip(specs, inputs, strict=True):
         _bind(spec, tensor, sizes)
+    if specs is not model.inputs:
+        states = {spec.name: spec for spec in model.inputs}
+        for name, shape in model.first_states.shapes(sizes).items():
+            _bind(states[name], torch.empty(shape, dtype=getattr(torch, states[name].dtype)), sizes)
     device = next((tensor.device for tensor in inputs if tensor.device.type != "cpu"), torch.device("cpu"))
     return [
         torch.empty([_size(size, sizes) for size in spec.shape], dtype=getattr(torch, spec.dtype), device=device)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import io
+import warnings
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -43,6 +45,51 @@ def check(found: dict[str, Any], x: Any, z: Any) -> None:
 def test_tensors_in_tensors_out(module: Any, N: int) -> None:
     x, z = inputs(N)
     check(module(x, z=z), x, z)
+
+
+def test_arrays_and_a_mapping_are_taken_as_a_run_takes_them(module: Any) -> None:
+    x, z = inputs(4)
+    check(module({"z": z, "x": x.numpy()}), x, z)
+    turned, fixed = np.asfortranarray(x.numpy())[::-1], z.numpy().copy()
+    fixed.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(module(turned, fixed), x.flip(0), z)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([[0.0] * 4], "input 'z' is a list; expected a numpy array or a torch tensor"),
+        (np.zeros((1, 4)), "input 'z' has dtype float64; expected float32: convert it with .astype"),
+        (np.array([["a"] * 4]), "input 'z' has dtype <U1; expected one of bool, "),
+        (np.zeros((1, 5), np.float32), "input 'z' has size 5 on axis 1; expected 4"),
+    ],
+)
+def test_what_no_run_takes_is_refused(module: Any, value: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        module(torch.zeros(1, 4), z=value)
+
+
+STATEFUL = """<ir_version: 10, opset_import: ["" : 24]>
+    g (int64[B,S] ids, float[B,P,2] kept) => (float[B,1,2] logits, float[B,R,2] grown)
+    <float[3,2] table = {1,2,3,4,5,6}, int64[1] one = {1}>
+    { new = Gather (table, ids)  grown = Concat <axis = 1> (kept, new)  logits = ReduceSum (grown, one) }"""
+
+
+def test_states_may_be_left_out_as_in_a_run() -> None:
+    module = moec.torch.as_module(compiled(STATEFUL))
+    ids = torch.tensor([[0, 2], [1, 1]])
+    first = module(ids)
+    assert first["logits"].tolist() == [[[6, 8]], [[6, 8]]] and first["grown"].shape == (2, 2, 2)
+    later = module(ids[:, :1], first["grown"])
+    assert later["logits"].tolist() == [[[7, 10]], [[9, 12]]]
+    with pytest.raises(InputError, match="inputs are kept; expected ids, kept, or all of these but the states"):
+        module(kept=first["grown"])
+    torch.library.opcheck(torch.ops.moec.run.default, ([ids], module.model.digest))
+    dynamic = torch.export.Dim.DYNAMIC
+    program = torch.export.export(module, (ids,), dynamic_shapes=(({0: dynamic, 1: dynamic},),)).module()
+    assert program(torch.tensor([[2, 1, 0]]))["logits"].tolist() == [[[9, 12]]]
 
 
 def test_views_are_read_as_what_they_show(module: Any) -> None:
@@ -146,9 +193,10 @@ def test_another_copy_of_the_artifact_is_the_same_model(module: Any, tmp_path: A
 @pytest.mark.parametrize(
     ("arguments", "named", "message"),
     [
-        (1, {}, "1 inputs by position and none by name; expected each of x, z once"),
-        (2, {"x": 0}, "2 inputs by position and x by name; expected each of x, z once"),
-        (1, {"y": 0}, "1 inputs by position and y by name; expected each of x, z once"),
+        (1, {}, "inputs are x; expected x, z"),
+        (2, {"x": 0}, "input 'x' is given both by position and by name"),
+        (1, {"y": 0}, "inputs are x, y; expected x, z"),
+        (2, {"y": 0}, "inputs are x, z, y; expected x, z"),
     ],
 )
 def test_inputs_that_are_not_the_models_are_refused(module: Any, arguments: int, named: Any, message: str) -> None:

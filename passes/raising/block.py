@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -13,6 +15,7 @@ from moec.ir.interpreter import Evaluator, Watcher
 from moec.ir.names import node_name
 from moec.passes.raising.contractions import factors, is_contraction
 from moec.passes.raising.dataflow import Array, DataFlow, follow_data
+from moec.passes.raising.symbols import shape_at, sizes_for, symbols_of
 
 MOST_TOKENS = 2048
 MOST_NUMBERS = 64
@@ -57,6 +60,8 @@ class Block:
     ``start`` [T,d], where there is one, is computed without the logits, and y is the sum of it and of what the experts
     make (see :mod:`moec.passes.raising.starts`). Evaluations take it to be zeros: their y is the rest.
     ``weighing``: the logits are weights, and what is known of these; evaluations are given none that differ.
+    ``layout``: sizes for the symbols in the shapes of x and ``shape_sources``; without it they follow from the number
+    of rows.
     """
 
     dataflow: DataFlow
@@ -70,6 +75,7 @@ class Block:
     d: int
     start: ir.Value | None = None
     weighing: Weighing | None = None
+    layout: Mapping[str, int] | None = None
     _evaluators: dict[tuple[ir.Value, ...], Evaluator] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
@@ -120,22 +126,27 @@ class Block:
         sizes = self._symbol_sizes(len(rows) // max(self.row_step, 1))
         return {self.start: rows if rank(self.start) == 2 else rows.reshape(shape_at(self.x, sizes))}
 
-    def _symbol_sizes(self, units: int) -> dict[str, int]:
-        """Sizes for the symbols of x's shape whose product is ``units``: two sequences where that is possible, or
-        sequences of two.
+    def laid_out(self, layout: Mapping[str, int]) -> Block:
+        """The same block, to be evaluated on rows of one layout: see :meth:`rows_of`."""
+        other = copy.copy(self)
+        other.layout = layout
+        return other
 
-        Two, because what a token gets must not depend on which other tokens share its sequence. Symbols that x lacks
-        (the length of another input) change with the number of tokens.
-        """
-        symbols = symbols_of(self.x)
-        sizes = {symbol: 1 + units % 5 for source in self.shape_sources for symbol in symbols_of(source)}
-        sizes.update(dict.fromkeys(symbols, 1))
-        if len(symbols) > 1 and units > 0 and units % 2 == 0:
-            sizes[symbols[0]] = 2 if units % 4 else units // 2
-            units //= sizes[symbols[0]]
-        if symbols:
-            sizes[symbols[-1]] = units
-        return sizes
+    def rows_of(self, layout: Mapping[str, int]) -> int:
+        """The number of rows of x where its symbols have these sizes."""
+        return math.prod(shape_at(self.x, layout)[:-1])
+
+    @functools.cached_property
+    def other_symbols(self) -> list[str]:
+        """Symbols that x lacks: lengths of other inputs."""
+        found = dict.fromkeys(symbol for source in self.shape_sources for symbol in symbols_of(source))
+        return [symbol for symbol in found if symbol not in symbols_of(self.x)]
+
+    def _symbol_sizes(self, units: int) -> dict[str, int]:
+        """The sizes of ``layout``, or those that follow from the number of rows."""
+        if self.layout is not None:
+            return dict(self.layout)
+        return sizes_for(units, symbols_of(self.x), self.other_symbols)
 
     @functools.cached_property
     def row_step(self) -> int:
@@ -362,28 +373,3 @@ def experts_of(logits: ir.Value) -> int | None:
         return width(logits)
     first = logits.shape[0]
     return first if isinstance(first, int) else None
-
-
-def symbols_of(value: ir.Value) -> list[str]:
-    """The distinct symbols in the shape of ``value``, in order."""
-    symbols: dict[str, None] = {}
-    for dim in value.shape or ():
-        if isinstance(dim, ir.SymbolicDim):
-            symbols.update(dict.fromkeys(sorted(dim.free_symbols())))
-    return list(symbols)
-
-
-def shape_at(value: ir.Value, sizes: dict[str, int]) -> list[int]:
-    """The shape of ``value`` for the given sizes; symbols without a size count as 1."""
-    assert value.shape is not None
-    found: list[int] = []
-    for dim in value.shape:
-        if isinstance(dim, ir.SymbolicDim):
-            known = None if dim.value is None else sizes.get(dim.value)
-            dim = (
-                known
-                if known is not None
-                else dim.evaluate({symbol: sizes.get(symbol, 1) for symbol in dim.free_symbols()})
-            )
-        found.append(dim if isinstance(dim, int) else 0)
-    return found

@@ -15,10 +15,11 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.passes.graph.edits import is_op
-from moec.passes.raising.block import Block, experts_of, shape_at, symbols_of, width
+from moec.passes.raising.block import Block, experts_of, width
 from moec.passes.raising.contractions import factors, is_contraction
 from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.starts import starts
+from moec.passes.raising.symbols import shape_at, symbols_of
 
 SELECTIONS = frozenset({"ArgMax", "TopK"})
 """Operators around which blocks are looked for."""

@@ -138,16 +138,16 @@ class _Comparison:
                 return
 
     def _run(self, trial: Trial) -> None:
-        seen = self.watch.fork()
+        seen, block = self.watch.fork(), trial.on(self.block)
         try:
-            want = self.block.y_of(trial.x, trial.logits, seen)
+            want = block.y_of(trial.x, trial.logits, seen)
         except EvaluationError as error:  # a loop that cannot do without tokens stumbles in whatever operator is first
             if not trial.extreme:
                 self.undefined[trial.name] = str(error)
             if len(trial.x):
                 self.failing.update(set(self.watch.unseen()).difference(seen.unseen()))
             return
-        got = self.proposal.run(self.block, trial.x, trial.logits)
+        got = self.proposal.run(block, trial.x, trial.logits)
         if want is None or got.size != want.size:
             self._note(trial, float("inf"))
             return

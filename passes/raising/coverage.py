@@ -122,7 +122,7 @@ def reaching_trials(block: Block, routing: Routing, watch: Watch) -> Iterator[Tr
         probe = watch.fork()
         outputs = [node.outputs[0] for node in block.nodes if node in unseen]
         try:
-            block.values_on(trial.x, trial.logits, outputs, probe)
+            trial.on(block).values_on(trial.x, trial.logits, outputs, probe)
         except (EvaluationError, MemoryError):
             continue
         if len(probe.unseen()) < len(watch.unseen()):

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from moec.passes.raising.block import MOST_TOKENS, Block
 from moec.passes.raising.dataflow import Array
 from moec.passes.raising.router import Routing
+from moec.passes.raising.symbols import symbols_of
 
 MANY = 300
 """A number of tokens that is large by itself."""
+LAYOUT_SHARE = 4
+"""How often the tokens of one evaluation a layout may take, for the budget of these is small."""
+SMALLEST = 3
+"""The least size that a symbol has in a layout: what comes third of something, and third of something else."""
 WORK = 1 << 32
 """Multiplications that a trial of many tokens may take where no decision asks for it."""
 
@@ -21,13 +26,19 @@ WORK = 1 << 32
 @dataclasses.dataclass(frozen=True)
 class Trial:
     """Inputs to compare on. ``extreme``: numbers so large or small that the original itself may overflow; then it is
-    compared on the other rows alone. ``long``: it is there for its number of tokens."""
+    compared on the other rows alone. ``long``: it is there for its number of tokens. ``layout``: the sizes that make
+    these rows, where they do not follow from their number."""
 
     name: str
     x: Array
     logits: Array
     extreme: bool = False
     long: bool = False
+    layout: Mapping[str, int] | None = None
+
+    def on(self, block: Block) -> Block:
+        """The block, laid out as the trial wants it."""
+        return block if self.layout is None else block.laid_out(self.layout)
 
 
 def sample_rows(T: int, d: int) -> Array:
@@ -55,6 +66,7 @@ def trials(block: Block, routing: Routing) -> Iterator[Trial]:
     yield from _in_parts(block, "no token", np.zeros((0, E)))
     yield crowd(block, min(2 * E, most))
     yield from _in_parts(block, "many tokens", random.normal(size=(min(most, 4 * E + 1), E)) * 3)
+    yield from layout_trials(block)
     yield from counting_trials(block)
     yield from extreme_trials(block, routing)
     yield _magnitudes(block, min(MANY, most, WORK // block.work_per_token()))
@@ -66,6 +78,29 @@ def _magnitudes(block: Block, T: int) -> Trial:
     start = _trial(block, "rows of all magnitudes", random.normal(size=(max(T, 1), block.E)) * 3)
     sizes = 10 ** random.uniform(-4, 5, size=(len(start.x), 1))
     return dataclasses.replace(start, x=random.normal(size=start.x.shape) * sizes, extreme=True)
+
+
+def layouts(block: Block) -> list[dict[str, int]]:
+    """Two in which all symbols are 3 or more and no two are equal, that of one least where it is most in the other.
+    None where x has one symbol and nothing else has any, for its size is the number of tokens."""
+    symbols = [*symbols_of(block.x), *block.other_symbols]
+    if len(symbols) < 2 and not block.other_symbols:
+        return []
+    sizes = range(SMALLEST, SMALLEST + len(symbols))
+    return [dict(zip(symbols, order, strict=True)) for order in (sizes, sizes[::-1])]
+
+
+def layout_trials(block: Block) -> Iterator[Trial]:
+    """A token in every place of a third sequence, row, and picture. Nothing where it takes too much memory."""
+    for layout in layouts(block):
+        if block.rows_of(layout) <= LAYOUT_SHARE * block.tokens_at_once():
+            yield _laid_out(block, "several of everything", layout)
+
+
+def _laid_out(block: Block, name: str, layout: Mapping[str, int], seed: int = 9) -> Trial:
+    T = block.rows_of(layout)
+    logits = np.random.default_rng(seed).normal(size=(T, block.E)) * 3
+    return Trial(name, sample_rows(T, block.d), logits, layout=layout)
 
 
 def counting_trials(block: Block) -> Iterator[Trial]:
@@ -174,7 +209,19 @@ def _long_trials(block: Block, most: int) -> Iterator[Trial]:
     """Numbers of tokens just beyond and well beyond the numbers in the block, but no more than ``most``: capacities,
     limits of places in a sequence, and (for every second even number of tokens) of sequences."""
     numbers = {MANY, *(int(abs(number)) for number in block.numbers() if 1 <= abs(number) <= MOST_TOKENS)}
+    yield from _long_layouts(block, sorted(numbers), most)
     steps = sorted({T for n in numbers for T in (n + 1, 2 * n + 4, 2 * n + 6)})
     for T in itertools.takewhile(most.__ge__, steps):
         spread = _trial(block, "very many tokens", np.random.default_rng(6).normal(size=(T, block.E)))
         yield from (dataclasses.replace(trial, long=True) for trial in (crowd(block, T), spread))
+
+
+def _long_layouts(block: Block, numbers: Sequence[int], most: int) -> Iterator[Trial]:
+    """Sizes beyond each number for symbols that the number of tokens does not make long: those of x between its first
+    and its last, and lengths of other inputs."""
+    symbols = symbols_of(block.x)
+    usual = dict.fromkeys(symbols, 1) | dict.fromkeys(symbols[-1:], 2) | dict.fromkeys(block.other_symbols, SMALLEST)
+    for symbol, number in itertools.product((*symbols[1:-1], *block.other_symbols), numbers):
+        layout = {**usual, symbol: number + 1}
+        if block.rows_of(layout) <= most:
+            yield dataclasses.replace(_laid_out(block, "much of one thing", layout, seed=6), long=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import ClassVar
 
 import onnx_ir as ir
 
-from moec.ir.dialect import REFUSAL_KEY
+from moec.ir import local_bodies
+from moec.ir.dialect import DOMAIN, REFUSAL_KEY
+from moec.ir.graphs import lift_constants
 from moec.ir.names import node_name, operator_name
 from moec.passes.contrib import arithmetic, attention, convolution, experts, quantized, recurrence
 from moec.passes.framework.base import Exactness, Report
@@ -81,7 +83,8 @@ class DecomposeContrib:
     4. MoE and QMoE become ``moec.Route`` and ``moec.Experts``.
     5. GroupQueryAttention becomes RotaryEmbedding, TensorScatter into the caches and Attention; CausalConvWithState
        becomes Conv over the state and the input, LinearAttention that of ONNX.
-    6. A node that asks for more than this, or has an attribute that is not known here, stays and is reported.
+    6. A node that asks for more than this, or has an attribute that is not known here, becomes the nodes of the body
+       that the model brings along for it; without one it stays. Both are reported.
 
     ::
 
@@ -99,24 +102,54 @@ class DecomposeContrib:
     exactness: ClassVar[Exactness] = "reassociating"
 
     def apply(self, model: ir.Model, report: Report) -> bool:
-        changed = False
-        taken = value_names(model.graph)
-        for node in list(model.graph):
-            if node.domain != "com.microsoft" or node.op_type not in DECOMPOSITIONS:
-                continue
-            write = Writer(node, taken)
-            try:
-                _refuse_unknown_attributes(node)
-                values = DECOMPOSITIONS[node.op_type](write)
-            except NotDecomposableError as reason:
-                report.warn(self.name, node_name(node), f"{operator_name(node)} stays as it is: {reason}")
+        changed, left = False, set[ir.Node]()
+        while True:
+            taken = value_names(model.graph)
+            pending = [node for node in model.graph if _is_contrib(node) and node not in left]
+            reasons = {node: self._spell(Writer(node, taken), report) for node in pending}
+            refused = {node: reason for node, reason in reasons.items() if reason is not None}
+            changed |= len(refused) < len(pending)
+            bodies = {node for node in refused if (node.domain, node.op_type) in local_bodies.of(model)}
+            for node, reason in refused.items():
+                end = "becomes the nodes of its body in the file" if node in bodies else "stays as it is"
+                report.warn(self.name, node_name(node), f"{operator_name(node)} {end}: {reason}")
                 node.metadata_props[REFUSAL_KEY] = str(reason)
-                continue
-            for remark in write.remarks:
-                report.note(self.name, node_name(node), f"{operator_name(node)}: {remark}")
-            replace_node(node, values)
+            if not bodies:
+                return changed
+            left |= refused.keys() - bodies
+            _inline(model, bodies)
             changed = True
-        return changed
+
+    def _spell(self, write: Writer, report: Report) -> NotDecomposableError | None:
+        """Put other operators in the place of a node; the reason where they cannot say what it asks for."""
+        node = write.node
+        try:
+            _refuse_unknown_attributes(node)
+            values = DECOMPOSITIONS[node.op_type](write)
+        except NotDecomposableError as reason:
+            return reason
+        for remark in write.remarks:
+            report.note(self.name, node_name(node), f"{operator_name(node)}: {remark}")
+        replace_node(node, values)
+        return None
+
+
+def _is_contrib(node: ir.Node) -> bool:
+    return node.domain == "com.microsoft" and node.op_type in DECOMPOSITIONS
+
+
+def _inline(model: ir.Model, calls: Collection[ir.Node]) -> None:
+    """Put the bodies that the model brings along in the place of ``calls``, all that are left of these operators."""
+    from onnx_ir.passes.common import InlinePass
+
+    from moec.ir import shapes
+
+    for domain, name in {(node.domain, node.op_type) for node in calls}:
+        body = local_bodies.of(model)[domain, name].clone()
+        model.functions[body.identifier()] = body
+    InlinePass(criteria=lambda function: function.domain != DOMAIN)(model)
+    lift_constants(model)
+    shapes.infer(model)
 
 
 def _refuse_unknown_attributes(node: ir.Node) -> None:

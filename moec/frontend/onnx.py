@@ -11,17 +11,17 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from moec.errors import MoecError, UnsupportedError
-from moec.frontend import conditions, exported_ranges, external_data, operators, opset, structure
+from moec.frontend import conditions, exported_ranges, external_data, local_functions, operators, opset, structure
 from moec.frontend.size_names import name_sizes
-from moec.ir import dialect
+from moec.ir import local_bodies
 from moec.ir.graphs import lift_constants
 
 
 def import_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
     """The model as ONNX IR at opset 24.
 
-    Local functions are inlined (those of domain ``moec`` stay), every constant is an initializer, and weights stay
-    where they are: memory-mapped when they are external data. ``source`` itself is not changed.
+    Local functions are inlined (:mod:`moec.frontend.local_functions`), every constant is an initializer, and weights
+    stay where they are: memory-mapped when they are external data. ``source`` itself is not changed.
 
     Raises MoecError for a file that cannot be read as ONNX, for tensors whose data is missing, of the wrong size or
     outside the model's folder; UnsupportedError, naming node, operator and opset, for what moec cannot treat.
@@ -29,7 +29,7 @@ def import_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) ->
     model, where = _read(source)
     structure.sort_nodes(model, where)
     structure.check_functions(model, where)
-    _inline_functions(model, where)
+    bodies = local_functions.resolve(model, where)
     name_sizes(model, conditions.read(model, where).names)
     exported_ranges.attach(model)
     operators.check_types(model, where)
@@ -43,6 +43,7 @@ def import_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) ->
     model = opset.convert(model, where)
     lift_constants(model)
     operators.check_dialect(model, where)
+    local_bodies.attach(model, bodies)
     _drop_unused_imports(model)
     return model
 
@@ -130,29 +131,6 @@ def _deserialize(proto: onnx.ModelProto, where: str) -> ir.Model:
         raise MoecError(f"{where}: the graph is inconsistent ({reason[:300]}); export the model again") from error
     finally:
         logger.setLevel(level)
-
-
-def _inline_functions(model: ir.Model, where: str) -> None:
-    from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass
-
-    _align_opsets_of_functions(model, where)
-    try:
-        InlinePass(criteria=lambda function: function.domain != dialect.DOMAIN)(model)
-        RemoveUnusedFunctionsPass()(model)
-    except Exception as error:  # a pass manager wraps the reason: cyclic functions, graph attributes, arity
-        reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
-        raise UnsupportedError(f"{where}: a local function cannot be inlined ({reason[:300]})") from error
-
-
-def _align_opsets_of_functions(model: ir.Model, where: str) -> None:
-    imports = model.graph.opset_imports
-    for function in model.functions.values():
-        for domain, version in function.opset_imports.items():
-            if imports.setdefault(domain, version) != version:
-                raise UnsupportedError(
-                    f"{where}: local function {function.domain}.{function.name} uses opset {version} of domain "
-                    f"{domain or 'ai.onnx'!r} but the model uses {imports[domain]}; export both with the same opset"
-                )
 
 
 def _drop_initializers_from_inputs(model: ir.Model) -> None:

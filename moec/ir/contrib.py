@@ -14,6 +14,14 @@ from moec.ir import semantics
 from moec.ir.dialect import Activation, ExpertsSpec, GateLayout, RouteSpec
 
 Array = np.ndarray[Any, Any]
+OPERATOR_NAMES = frozenset(
+    {
+        *("BiasGelu", "CausalConvWithState", "FastGelu", "FusedGemm", "FusedMatMul", "GatherBlockQuantized", "Gelu"),
+        *("GroupQueryAttention", "LinearAttention", "MatMulNBits", "MoE", "QMoE", "QuickGelu", "RotaryEmbedding"),
+        *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
+    }
+)
+"""The operators of domain ``com.microsoft`` that the pass decompose-contrib spells in ONNX and moec."""
 
 
 def fused_matmul(

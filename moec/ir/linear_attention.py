@@ -28,14 +28,18 @@ def linear_attention(
 ) -> tuple[Array, Array]:
     """``query`` [B,T,Q*K], ``key`` [B,T,H*K], ``value`` [B,T,H*V], ``past_state`` [B,H,K,V], zeros by default; the
     logarithm of the ``decay`` [B,T,H] or [B,T,H*K], ``beta`` [B,T,H] or [B,T,1]. Returns [B,T,Q*V], of which Q / H
-    neighbouring heads read one state, and the state after the last token. Computed in float32 at least.
+    neighbouring heads read one state, and the state after the last token. Computed in float32 at least. As in
+    onnxruntime's operator, queries and keys may have fewer heads than H, of which neighbouring ones then share one.
 
     Token by token ``S = exp(decay) S``, if the rule is gated, then ``S = S + k (beta (v - S^T k))^T``, or ``S + k v^T``
     where it is no delta rule, and ``scale S^T q`` is the result.
     """
     wide = compute_dtype(query.dtype)
-    keys, values = (_heads(one, kv_num_heads, wide) for one in (key, value))
-    queries = _heads(query, q_num_heads, wide)
+    queries, values = _heads(query, q_num_heads, wide), _heads(value, kv_num_heads, wide)
+    keys = _heads(key, key.shape[2] // queries.shape[-1], wide)
+    keys = np.repeat(keys, kv_num_heads // keys.shape[2], axis=2)
+    if q_num_heads < kv_num_heads:
+        queries, q_num_heads = np.repeat(queries, kv_num_heads // q_num_heads, axis=2), kv_num_heads
     batch, tokens, heads, size = keys.shape
     shape = (batch, heads, size, values.shape[-1])
     state = np.zeros(shape, wide) if past_state is None else past_state.astype(wide)

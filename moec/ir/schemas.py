@@ -122,14 +122,14 @@ def _fused_gemm(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> li
 
 
 def _linear_attention(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
-    rows, key, value = (_dimensions(given, 3) for given in inputs[:3])
-    if rows is None or key is None or value is None or not {"q_num_heads", "kv_num_heads"} <= attributes.keys():
+    rows, value = (_dimensions(inputs[position], 3) for position in (0, 2))
+    if rows is None or value is None or not {"q_num_heads", "kv_num_heads"} <= attributes.keys():
         return []
     queries, heads = attributes["q_num_heads"], attributes["kv_num_heads"]
-    if heads < 1 or queries % heads or not (key[2].HasField("dim_value") and value[2].HasField("dim_value")):
+    if queries < 1 or heads < 1 or not (rows[2].HasField("dim_value") and value[2].HasField("dim_value")):
         return []
-    sizes = [_size(one[2].dim_value // heads) for one in (key, value)]
-    result = _tensor(inputs[0], [*rows[:2], _size(value[2].dim_value * (queries // heads))])
+    sizes = [_size(rows[2].dim_value // queries), _size(value[2].dim_value // heads)]
+    result = _tensor(inputs[0], [*rows[:2], _size(max(queries, heads) * sizes[1].dim_value)])
     state = inputs[3] if len(inputs) > 3 and inputs[3] is not None else inputs[0]
     return [result, _tensor(state, [rows[0], _size(heads), *sizes])]
 

@@ -4,13 +4,40 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from moec.passes.graph.writer import Writer
+from moec.passes.graph.writer import NotDecomposableError, Writer, width_of
 
 
 def linear_attention(write: Writer) -> list[ir.Value | None]:
-    """What ONNX has under the same name since opset 27."""
+    """What ONNX has under the same name since opset 27.
+
+    onnxruntime's own also takes fewer heads of queries or of keys than of values; neighbouring heads of values then
+    share one, and it is repeated here.
+    """
     write.refuse_attributes(state_window=0)
     attributes = {name: one for name, one in write.node.attributes.items() if name != "state_window"}
-    same = ir.Node("", "LinearAttention", write.node.inputs, list(attributes.values()), num_outputs=2)
+    inputs, queries, values = (
+        list(write.node.inputs),
+        write.attribute("q_num_heads", 0),
+        write.attribute("kv_num_heads", 0),
+    )
+    query, key = write.required(0, "query"), write.required(1, "key")
+    if queries < 1 or values < 1 or width_of(query, "query") % queries:
+        raise NotDecomposableError(f"{queries} heads of queries and {values} of values; expected them to divide query")
+    size = width_of(query, "query") // queries
+    if queries < values:
+        inputs[0] = _repeated(write, query, queries, values, size)
+        attributes["q_num_heads"] = ir.AttrInt64("q_num_heads", values)
+    if width_of(key, "key") < values * size:
+        inputs[1] = _repeated(write, key, width_of(key, "key") // size, values, size)
+    same = ir.Node("", "LinearAttention", inputs, list(attributes.values()), num_outputs=2)
     write.insert(same, "output", "present_state")
     return list(same.outputs[: len(write.node.outputs)])
+
+
+def _repeated(write: Writer, rows: ir.Value, heads: int, wanted: int, size: int) -> ir.Value:
+    """[B,T,heads*size] as [B,T,wanted*size], each head several times in a row."""
+    if heads < 1 or wanted % heads or heads * size != width_of(rows, "query or key"):
+        raise NotDecomposableError(f"{heads} heads of {size} for {wanted} heads of values; expected a divisor of these")
+    apart = write.add("Reshape", rows, write.numbers(0, 0, heads, 1, size))
+    spread = write.add("Expand", apart, write.numbers(1, 1, 1, wanted // heads, 1))
+    return write.add("Reshape", spread, write.numbers(0, 0, wanted * size), label="repeated")

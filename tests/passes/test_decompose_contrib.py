@@ -6,6 +6,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from moec.ir import contrib
 from moec.ir.text import parse_model
 from moec.passes.decompose_contrib import ATTRIBUTE_TYPES, ATTRIBUTES, DECOMPOSITIONS
 from moec.passes.framework import pipeline
@@ -155,3 +156,7 @@ def test_a_compiler_says_why_it_stays():
     text, reason = STAYS["attention to what follows"]
     with pytest.raises(moec.UnsupportedError, match=f"GroupQueryAttention.*{reason}"):
         moec.compile(onnx.parser.parse_model(HEADER + text))
+
+
+def test_the_names_that_imports_know_are_those_that_are_spelled():
+    assert DECOMPOSITIONS.keys() == contrib.OPERATOR_NAMES

@@ -1,0 +1,95 @@
+"""Functions that a model brings along: their calls become what they compute.
+
+A call is one of three things. A function of domain ``moec`` stays. One with the name of an operator of onnxruntime's
+own that moec knows is this operator, as it is for onnxruntime, which takes a body only where it has no kernel; the body
+is set aside for calls that ask for more than moec has. Any other call becomes the nodes of its function's body.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.errors import UnsupportedError
+from moec.ir import dialect
+from moec.ir.contrib import OPERATOR_NAMES
+from moec.ir.graphs import nested_graphs
+from moec.ir.local_bodies import Bodies
+from moec.ir.opsets import OPSET, since
+
+_CONTRIB = "com.microsoft"
+
+
+def resolve(model: ir.Model, where: str) -> Bodies:
+    """Inline the functions of a model, in place; the bodies that are set aside.
+
+    Raises UnsupportedError for a function that cannot be inlined.
+    """
+    from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
+
+    _align_opsets(model, where)
+    has_functions = bool(model.functions)
+    try:
+        InlinePass(criteria=lambda function: function.domain != dialect.DOMAIN and not _is_operator(function))(model)
+        RemoveUnusedFunctionsPass()(model)
+    except Exception as error:  # a pass manager wraps the reason: cyclic functions, graph attributes, arity
+        reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
+        raise UnsupportedError(f"{where}: a local function cannot be inlined ({reason[:300]})") from error
+    known = {key: function for key, function in model.functions.items() if _is_operator(function)}
+    for key in known:
+        del model.functions[key]
+    if has_functions:
+        _resolve_optional_inputs(model.graph)
+        RemoveUnusedNodesPass()(model)  # what is left of a body may read an input that the call does not have
+    return {key[:2]: function for key, function in known.items() if _renumbered(function)}
+
+
+def _align_opsets(model: ir.Model, where: str) -> None:
+    imports = model.graph.opset_imports
+    for function in model.functions.values():
+        for domain, version in function.opset_imports.items():
+            if imports.setdefault(domain, version) != version:
+                raise UnsupportedError(
+                    f"{where}: local function {function.domain}.{function.name} uses opset {version} of domain "
+                    f"{domain or 'ai.onnx'!r} but the model uses {imports[domain]}; export both with the same opset"
+                )
+
+
+def _is_operator(function: ir.Function) -> bool:
+    return (function.domain, function.overload) == (_CONTRIB, "") and function.name in OPERATOR_NAMES
+
+
+def _renumbered(function: ir.Function) -> bool:
+    """Whether the body means the same at the working opset, whose number it then has."""
+    version = function.opset_imports.get("", OPSET)
+    nodes = ir.traversal.RecursiveGraphIterator(function)
+    if any(node.domain == "" and since(node.op_type, version) != since(node.op_type) for node in nodes):
+        return False
+    function.opset_imports[""] = OPSET
+    return True
+
+
+def _resolve_optional_inputs(graph: ir.Graph) -> None:
+    """Answer OptionalHasElement, by which a body asks for an input that a call may leave out, and let
+    OptionalGetElement be the tensor that is there."""
+    for node in list(graph):
+        for body in nested_graphs(node):
+            _resolve_optional_inputs(body)
+        if node.domain != "" or node.op_type not in ("OptionalHasElement", "OptionalGetElement"):
+            continue
+        given = node.inputs[0] if node.inputs else None
+        if given is not None and _is_optional(given):
+            continue
+        if node.op_type == "OptionalHasElement":
+            answer = ir.node("Constant", [], attributes={"value": ir.tensor(np.array(given is not None))})
+            graph.insert_before(node, answer)
+            answer.outputs[0].name = node.outputs[0].name
+            given = answer.outputs[0]
+        if given is not None:
+            ir.convenience.replace_all_uses_with(node.outputs[0], given, replace_graph_outputs=True)
+            graph.remove(node, safe=True)
+
+
+def _is_optional(value: ir.Value) -> bool:
+    producer = value.producer()
+    return isinstance(value.type, ir.OptionalType) or (producer is not None and producer.op_type == "Optional")

@@ -1,0 +1,22 @@
+"""Bodies that a model brings along for operators of onnxruntime's own that moec knows.
+
+They are set aside on import, for calls that ask for more than moec has of the operator. Copies of a model have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+Bodies = Mapping[tuple[str, str], ir.Function]
+"""By domain and name of the operator; at the opset of the model."""
+_KEY = "moec.local_bodies"
+
+
+def attach(model: ir.Model, bodies: Bodies) -> None:
+    model.meta[_KEY] = dict(bodies)
+
+
+def of(model: ir.Model) -> Bodies:
+    return model.meta.get(_KEY, {})

@@ -19,7 +19,7 @@ import typer
 
 import moec
 from moec import cli_data, cli_inspect, cli_text, cli_times, targets
-from moec.cli_data import pipeline_of
+from moec.cli_data import asked_pipeline, pipeline_of
 from moec.cli_ending import CLOSED, CheckedOutput, OutputError, end_when_interrupted
 from moec.cli_options import (
     Architecture,
@@ -129,7 +129,7 @@ def compile_model(
             model,
             output,
             target,
-            pipeline_of(level, passes),
+            asked_pipeline(level, passes),
             cache=cache,
             experts=experts,
             linears=linears,

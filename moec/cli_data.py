@@ -35,11 +35,17 @@ Labels = Annotated[
 OutputName = Annotated[str | None, typer.Option(help="The output that is judged, where several may be.")]
 
 
-def pipeline_of(level: Level | None, passes: str | None) -> str:
-    """The pipeline text that ``-O`` or ``--passes`` ask for."""
+def asked_pipeline(level: Level | None, passes: str | None) -> str | None:
+    """The pipeline text that ``-O`` or ``--passes`` ask for; None where there is neither."""
     if level is not None and passes is not None:
         raise MoecError("-O and --passes exclude each other: a level may stand inside a pipeline, e.g. --passes O1,...")
-    return passes if passes is not None else f"O{(level or Level.O2).value}"
+    return passes if level is None else f"O{level.value}"
+
+
+def pipeline_of(level: Level | None, passes: str | None) -> str:
+    """The same, and O2 where there is neither."""
+    asked = asked_pipeline(level, passes)
+    return f"O{Level.O2.value}" if asked is None else asked
 
 
 def profile(

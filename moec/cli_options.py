@@ -29,10 +29,14 @@ class PageKind(str, enum.Enum):
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
 Source = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="An ONNX file, or the folder of a Hugging Face model (safetensors).")
+    Path,
+    typer.Argument(metavar="MODEL", help="An ONNX file, a GGUF file, or the folder of a Hugging Face model."),
 ]
 Artifact = Annotated[Path, typer.Argument(metavar="ART", help="An artifact: a folder, or a .zip of one.")]
-OptimisationLevel = Annotated[Level | None, typer.Option("-O", help="Optimisation level, e.g. -O2 (the default).")]
+OptimisationLevel = Annotated[
+    Level | None,
+    typer.Option("-O", help="Optimisation level; -O2, the default, is exact, -O3 (GGUF's) rounds activations, too."),
+]
 Experts = Annotated[
     str | None,
     typer.Option(help="Round experts' weights to tf32, bf16, fp16, int8 to int2, mxfp4, fp4 or fp8."),

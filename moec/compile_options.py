@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from moec import targets
-from moec.common.arguments import check_flags, check_kind, check_path, shown
+from moec.common.arguments import check_flags, check_optional_text, check_path, shown
 from moec.common.byte_counts import bytes_of
 from moec.errors import MoecError, UnsupportedError
 from moec.targets.kind import ProgramKind
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def check_options(target: Any, passes: Any, verify_each: Any, progress: Any) -> None:
     """Raise MoecError for what is no target's name, no pipeline, no flag or no function."""
     targets.check_name(target)
-    check_kind("passes", passes, str, "a level such as 'O2' or the text of a pipeline")
+    check_optional_text(passes=passes)
     check_flags(verify_each=verify_each)
     if progress is not None and not callable(progress):
         raise MoecError(f"progress is {shown(progress)}; expected a function of one string, or None")
@@ -63,6 +63,15 @@ def kept_text_files(model: Any, tokenizer: Any) -> TextFiles | None:
         return None
     where = os.fspath(model if tokenizer is None else tokenizer)
     return dataclasses.replace(text, checked_by=check_tokenizer(text.tokenizer, where))
+
+
+def default_passes(model: Any, target: str) -> str:
+    """The level where none is asked for: O3 for weights of somebody who multiplies them with activations of 8 bits
+    (:func:`moec.frontend.sources.rounds_activations`) and targets that make programs, else O2."""
+    from moec.frontend import sources
+
+    rounds = isinstance(targets.kind_of(target), ProgramKind) and sources.rounds_activations(model)
+    return "O3" if rounds else "O2"
 
 
 def chosen_passes(

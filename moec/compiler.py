@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import moec
 from moec import targets
+from moec.arithmetic import rounding_of
 from moec.common.arguments import check_flags, check_optional_flag, check_optional_text
 from moec.common.progress import Progress, silent
 from moec.compile_options import (
     check_options,
     check_surroundings,
     chosen_passes,
+    default_passes,
     kept_text_files,
     resident_bytes,
     with_profile,
@@ -42,7 +44,7 @@ def compile(
     example_inputs: Any = None,
     *,
     target: str = targets.DEFAULT,
-    passes: str = "O2",
+    passes: str | None = None,
     threads: int | None = None,
     dynamic_shapes: Any = None,
     cache: bool | None = None,
@@ -66,18 +68,19 @@ def compile(
     ``cache``: let a text model take the states of the tokens before, and return them
     (:mod:`moec.frontend.text_cache`). None: where the source is a GGUF file or a folder, if it can; a module takes what
     it takes in PyTorch.
-    ``passes``: a level (``O0`` to ``O3``) or a pipeline text. ``experts`` and ``linears``: formats to round the weights
-    of experts and of dense products to, written as in :mod:`moec.passes.framework.shorthand`; None leaves them as they
-    are. ``arithmetic``: ``fp8`` rounds activations to float8 e4m3, too, where weights are stored so. ``tokenizer``: a
-    ``tokenizer.json``, or a folder that has one, to keep in the artifact for :func:`moec.generate`; by default that of
-    a model's folder. ``threads``: how many the result runs with; None means every available core. ``output``: where to
-    write the artifact; without it one is kept in a temporary folder as long as the result lives. ``emulate``: run a
-    program for a GPU on the processor. ``resident``: the most memory that weights take, in bytes or as a text
-    (``8GiB``): experts beyond that are read from the artifact when they are chosen, or expected to be.
-    ``profile``: what ``moec profile`` measured, for every pass that takes a profile and whose text does not name one
-    (``profile=FILE``, or ``profile=none``), and for ``resident``: which experts stay in memory. ``progress`` is called
-    with the name of each step as it begins and, where that goes through many weights, with how far it is
-    (:func:`moec.common.progress.told`).
+    ``passes``: a level (``O0`` to ``O3``) or a pipeline text; None: ``O2``, which is exact, and for GGUF files and
+    folders whose quantiser rounds activations, too, ``O3`` (:func:`moec.compile_options.default_passes`). ``experts``
+    and ``linears``: formats to round the weights of experts and of dense products to, written as in
+    :mod:`moec.passes.framework.shorthand`; None leaves them as they are. ``arithmetic``: ``fp8`` rounds activations to
+    float8 e4m3, too, where weights are stored so. ``tokenizer``: a ``tokenizer.json``, or a folder that has one, to
+    keep in the artifact for :func:`moec.generate`; by default that of a model's folder. ``threads``: how many the
+    result runs with; None means every available core. ``output``: where to write the artifact; without it one is kept
+    in a temporary folder as long as the result lives. ``emulate``: run a program for a GPU on the processor.
+    ``resident``: the most memory that weights take, in bytes or as a text (``8GiB``): experts beyond that are read from
+    the artifact when they are chosen, or expected to be. ``profile``: what ``moec profile`` measured, for every pass
+    that takes a profile and whose text does not name one (``profile=FILE``, or ``profile=none``), and for ``resident``:
+    which experts stay in memory. ``progress`` is called with the name of each step as it begins and, where that goes
+    through many weights, with how far it is (:func:`moec.common.progress.told`).
 
     Raises UnsupportedError, naming node, operator and opset, for what a model asks and moec does not do; MoecError for
     a model that cannot be read, a wrong option, or an artifact that cannot be written.
@@ -111,7 +114,7 @@ def write(
     model: Any,
     path: str | os.PathLike[str],
     target: str = targets.DEFAULT,
-    passes: str = "O2",
+    passes: str | None = None,
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
     *,
@@ -144,20 +147,23 @@ def write(
     text = kept_text_files(model, tokenizer)
 
     from moec.ir.blocks import moe_blocks
+    from moec.ir.rounding import arithmetics_of
     from moec.passes.framework import pipeline
     from moec.passes.framework.base import Report
     from moec.runtime.writer import WRITING, check_resident, write_artifact
 
     report = Report(progress=progress or silent)
     limit = resident_bytes(resident, target)
+    passes = default_passes(model, target) if passes is None else passes
     chain = chosen_passes(passes, experts, linears, arithmetic, limit is not None, profile)
     chosen = targets.get_all(target, options)
     report.progress("importing")
     graph = import_model(model, example_inputs, dynamic_shapes, cache)
     inputs = model_inputs(graph, model, report)
+    own = arithmetics_of(graph)
     stages = run_passes(graph, model, chain, report, verify_each=verify_each, dump_to=dump_to)
     with _step(f"generating code for {target}", model, report):
-        blocks = moe_blocks(graph)
+        blocks, rounding = moe_blocks(graph), rounding_of(graph, own)
         made = _generate(graph, chosen, target, report)
     with _step(WRITING, model, report):
         if limit is not None:
@@ -170,7 +176,7 @@ def write(
             threads=threads,
             moe_blocks=blocks,
             stages=stages,
-            provenance=provenance_of(model, pipeline.print_pipeline(chain)),
+            provenance=provenance_of(model, pipeline.print_pipeline(chain), rounding),
             text=text,
             resident=limit,
         )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import pathlib
 import platform
 from typing import Any
 
+from moec.arithmetic import KEY, Rounding
+
 _TOOLS = ("apache-tvm", "onnx", "onnx-ir", "numpy")
 
 
-def provenance_of(model: Any, passes: str) -> dict[str, Any]:
-    """Plain data: the source with its checksum, the passes, the versions of what took part."""
+def provenance_of(model: Any, passes: str, rounding: Rounding) -> dict[str, Any]:
+    """Plain data: the source with its checksum, the passes, what they round activations to, the versions of what took
+    part."""
     tools = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _TOOLS}}
-    return {"source": _describe_source(model), "passes": passes, "tools": tools}
+    return {"source": _describe_source(model), "passes": passes, KEY: dataclasses.asdict(rounding), "tools": tools}
 
 
 def _describe_source(model: Any) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class CastStates:
     3. States that each run replaces, and those that are no float32, stay as they are, with a note; for ``int8`` also
        those that grow along another axis than the last but one, those whose last axis has no fixed size, and keys and
        values that Attention gets with heads side by side.
+    4. A model without states gets a warning, or with ``optional`` a note.
 
     ::
 
@@ -51,12 +52,14 @@ class CastStates:
     exactness: ClassVar[Exactness] = "lossy"
 
     dtype: Literal["bf16", "fp16", "int8"]
+    optional: bool = False
 
     def apply(self, model: ir.Model, report: Report) -> bool:
         states = states_of(model)
         outputs = {str(output.name): output for output in model.graph.outputs}
         if not states:
-            report.warn(self.name, "model", "nothing to cast: hold-cache found no state before this pass")
+            tell = report.note if self.optional else report.warn
+            tell(self.name, "model", "nothing to cast: hold-cache found no state before this pass")
         return any([self._cast(model.graph, outputs[state.output], state.axis, report) for state in states])
 
     def _cast(self, graph: ir.Graph, output: ir.Value, axis: int | None, report: Report) -> bool:

@@ -53,7 +53,7 @@ def _row(path: pathlib.Path, ids: Array, expected: Array) -> str:
     """How many layers of experts there are, and how far off the largest of all logits is, as a share of the largest."""
     import moec
 
-    model = moec.compile(path)
+    model = moec.compile(path, passes="O2")
     found = model.run({"input_ids": ids[None]})["logits"][0]
     error = np.abs(found - expected).max() / np.abs(expected).max()
     return f"{len(model.describe()['moe_blocks'])} | {error:.0e}"

@@ -59,6 +59,14 @@ def import_exported(source: Any, cache: bool | None) -> ir.Model:
     return onnx.import_model(source)
 
 
+def rounds_activations(source: Any) -> bool:
+    """Whether whoever stored the weights of a source also multiplies them with activations of 8 bits: llama.cpp, for
+    which GGUF files are made, and quantisers that wrote so into a folder's ``config.json``."""
+    from moec.frontend import gguf, huggingface
+
+    return gguf.is_file(source) or (huggingface.is_folder(source) and huggingface.rounds_activations(source))
+
+
 def check(source: Any) -> None:
     """Raise MoecError, saying what to pass instead, for what is no model but often taken for one."""
     if isinstance(source, Mapping):

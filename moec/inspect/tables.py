@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moec import targets
+from moec.arithmetic import described
 from moec.common.tables import table
 from moec.inspect import experts
 from moec.runtime.manifest import GENERIC, Manifest
@@ -66,10 +67,11 @@ def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
 
 
 def summary(manifest: Manifest, path: str) -> str:
-    """The one line that ends a compilation; kernels are counted by program."""
+    """The one line that ends a compilation: kernels counted by program, and the arithmetic of products."""
     kernels = " + ".join(str(len(program.kernels)) for program in manifest.programs)
     made = f"{kernels} kernels" if kernels else f"{len(manifest.projects)} projects in {path}/projects"
-    return f"{path}: {len(manifest.moe_blocks)} MoE blocks, {made}"
+    arithmetic = described(manifest)
+    return f"{path}: {len(manifest.moe_blocks)} MoE blocks, {made}{arithmetic and f'; {arithmetic}'}"
 
 
 def found_blocks_table(raised: Sequence[dict[str, Any]], unraised: Sequence[dict[str, Any]]) -> Table:

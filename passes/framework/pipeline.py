@@ -33,13 +33,14 @@ LEVELS = {
         f"fold-trivial-experts,merge-equal-experts,fuse-route-dispatch,fuse-normalization,fuse-attention,{CLEAN_UP}"
     ),
 }
-LEVELS["O3"] = LEVELS["O2"]
+LEVELS["O3"] = f"{LEVELS['O2']},round-activations{{format=int8,optional=true}},cast-states{{dtype=fp16,optional=true}}"
 """O0: loops that end and branches become what they compute, onnxruntime's own operators standard ones, operators
 without kernels the functions that define them; clean-up (constants, shapes, no-ops, repeated and unused nodes);
 products read quantised weights as they are stored; a look for wrong exports; marks where outputs are the next run's
-inputs. O1: MoE blocks become one operator each, too. O2, the default: experts that no token needs are dropped, hidden
-units that contribute nothing as well, equal experts are stored once, routing is fused with dispatch, normalisation and
-attention become one operator each. O3: the same, for no further pass exists yet."""
+inputs. O1: MoE blocks become one operator each, too. O2: experts that no token needs are dropped, hidden units that
+contribute nothing as well, equal experts are stored once, routing is fused with dispatch, normalisation and attention
+become one operator each. O3, which is not exact: products round activations to 8 bits where weights have 8 or fewer,
+which keep every bit, and caches hold 16 bits."""
 
 AfterPass = Callable[[Pass, float, bool], None]
 """What is called after each pass with the pass, the seconds it took, and whether it changed the model."""

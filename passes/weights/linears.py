@@ -48,7 +48,7 @@ def make_linears(graph: ir.Graph, minimum: int, routers: bool) -> Iterator[ir.No
         if node.graph is None:  # an Add that became a bias
             continue
         is_linear = dialect.is_moec(node, "Linear")
-        if not (is_linear or _is_dense(node, minimum)) or (not routers and _becomes_logits(node.outputs[0], set())):
+        if not (is_linear or _is_dense(node, minimum)) or (not routers and becomes_logits(node.outputs[0])):
             continue
         yield node if is_linear else make_linear(graph, node)
 
@@ -88,8 +88,12 @@ def is_transposed(node: ir.Node) -> bool:
     return "transB" not in node.attributes or not node.attributes["transB"].as_int()
 
 
-def _becomes_logits(value: ir.Value, seen: set[ir.Value]) -> bool:
+def becomes_logits(value: ir.Value) -> bool:
     """Whether a routing operator takes this value, or what simple operators make of it, as its logits."""
+    return _becomes_logits(value, set())
+
+
+def _becomes_logits(value: ir.Value, seen: set[ir.Value]) -> bool:
     if value in seen:
         return False
     seen.add(value)

@@ -71,7 +71,7 @@ def test_save(folder, path):
     ("name", "value"),
     [
         *(("target", value) for value in (None, 3, b"cpu", ["cpu"])),
-        *(("passes", value) for value in (None, 2, ["O2"])),
+        *(("passes", value) for value in (2, ["O2"])),
         *(("threads", value) for value in ("2", 2.0, True)),
         *(("experts", value) for value in (4, b"int4")),
         ("linears", 8),

@@ -5,7 +5,7 @@ import pytest
 from moec.errors import MoecError
 from moec.ir.dialect import ExpertsSpec, spec_of
 
-from .before_after import check
+from .before_after import check, model_of
 from .stored_weights import apply, experts_model, last_moec_node, relative_error
 
 SIGNATURE = "(float[T,64] x) => (float[T,8] y)"
@@ -58,6 +58,65 @@ def test_another_arithmetic_stays() -> None:
     apply(model, "quantize-experts{format=fp8},round-activations{group=64}")
     assert "its arithmetic is fp8" in apply(model, "round-activations").remarks[0].message
     assert spec_of(last_moec_node(model), ExpertsSpec).activation_group == 64
+
+
+@pytest.mark.parametrize(
+    ("stored", "decoded", "group"),
+    [
+        ("int8[8,64] w, float[8,1] scale", "<axis = 1, block_size = 64>", 64),
+        ("int4[8,256] w, float16[8,8] scale", "<axis = 1, block_size = 32, output_dtype = 1>", 128),
+        ("float4e2m1[8,64] w, float8e8m0[8,2] scale", "<axis = 1, block_size = 32, output_dtype = 1>", 64),
+    ],
+)
+def test_rows_beside_weights_of_up_to_8_bits(stored: str, decoded: str, group: int) -> None:
+    size = stored.split(",")[1].split("]")[0]
+    text = "(float[T,{}] x) => (float[T,8] y) <{}> {{ w_ = DequantizeLinear {} (w, scale) y = moec.Linear{} (x, w_) }}"
+    done = f' <activation_group = {group}, arithmetic = "int8">'
+    remarks = check(
+        "round-activations{format=int8}",
+        text.format(size, stored, decoded, ""),
+        text.format(size, stored, decoded, done),
+    )
+    assert remarks == []
+
+
+@pytest.mark.parametrize(
+    ("stored", "node"),
+    [
+        ("float16[8,64] w", "w_ = Cast <to = 1> (w)"),
+        ("float8e4m3fn[8,64] w, float[8,1] scale", "w_ = DequantizeLinear <axis = 1, block_size = 64> (w, scale)"),
+    ],
+)
+@pytest.mark.parametrize("optional", [False, True])
+def test_weights_that_integer_products_do_not_take(stored: str, node: str, optional: bool) -> None:
+    text = f"{SIGNATURE} <{stored}> {{ {node} y = moec.Linear (x, w_) }}"
+    left, nothing = check(f"round-activations{{format=int8,optional={optional}}}", text, text)
+    assert "expected integers or 4-bit floats of up to 8 bits and float32" in left.message
+    assert nothing.severity == ("note" if optional else "warning")
+
+
+def test_the_product_that_a_router_chooses_by_stays() -> None:
+    text = (
+        "(float[T,64] x) => (float[T,2] weights, int32[T,2] experts, float[T,8] y)"
+        " <int8[8,64] w, float[8,1] scale, int8[8,64] v> {{ "
+        "w_ = DequantizeLinear <axis = 1, block_size = 64> (w, scale) "
+        "v_ = DequantizeLinear <axis = 1, block_size = 64> (v, scale) "
+        "logits = moec.Linear (x, w_) weights, experts = moec.Route <k = 2> (logits) "
+        "y = moec.Linear{} (x, v_) }}"
+    )
+    done = ' <activation_group = 64, arithmetic = "int8">'
+    (remark,) = check("round-activations{format=int8}", text.format(""), text.format(done))
+    assert "makes the logits of a router" in remark.message
+
+
+def test_errors_are_measured_in_a_few_layers_of_many() -> None:
+    count = 20
+    nodes = "".join(f"y{i} = moec.Linear (x, decoded) " for i in range(count))
+    outputs = ", ".join(f"float[T,8] y{i}" for i in range(count))
+    model = model_of(f"(float[T,64] x) => ({outputs}) <int8[8,64] w, float[8,1] scale> {{ {STORED} {nodes} }}")
+    report = apply(model, "round-activations{format=int8}")
+    assert len(report.losses) == 8 and report.losses[0].layer != report.losses[-1].layer
+    assert all(node.attributes["arithmetic"].value == "int8" for node in model.graph if node.op_type == "Linear")
 
 
 @pytest.mark.parametrize("group", [-1, 2**31, 10**23])

@@ -1,5 +1,5 @@
 """Folders as the Hugging Face hub has them: ``config.json`` and safetensors files."""
 
-from moec.frontend.huggingface.folder import CONFIG, import_folder, is_folder
+from moec.frontend.huggingface.folder import CONFIG, import_folder, is_folder, rounds_activations
 
-__all__ = ["CONFIG", "import_folder", "is_folder"]
+__all__ = ["CONFIG", "import_folder", "is_folder", "rounds_activations"]

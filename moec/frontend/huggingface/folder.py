@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from moec.common.garbage import no_collection
 from moec.errors import MoecError, UnsupportedError
 from moec.frontend import conditions
+from moec.frontend.huggingface import quantised
 from moec.frontend.huggingface.safetensors import FileTensor, read_file
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ _FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("n
 def is_folder(source: Any) -> bool:
     """Whether a source of a model is the path of a folder, which then has to be one of the Hugging Face hub."""
     return isinstance(source, (str, os.PathLike)) and Path(source).is_dir()
+
+
+def rounds_activations(path: str | os.PathLike[str]) -> bool:
+    """Whether the quantiser of a folder says that activations are rounded to 8 bits, too. Raises MoecError for a
+    ``config.json`` that cannot be read."""
+    return quantised.rounds_activations(read_config(Path(path)))
 
 
 @no_collection()

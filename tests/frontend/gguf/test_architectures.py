@@ -10,12 +10,17 @@ import onnx_ir as ir
 import pytest
 
 import moec
+from moec.compile_options import default_passes
 from moec.errors import MoecError, UnsupportedError
 from moec.frontend.gguf import import_file
 from moec.frontend.gguf.architectures import ARCHITECTURES
 from moec.ir.interpreter import run
+from moec.ir.rounding import arithmetics_of
 from moec.ir.verifier import verify
 from moec.ir.weights.stored import stored_weights
+from moec.passes.framework import pipeline
+from moec.passes.framework.base import Report
+from moec.tools.verify import verify as verify_artifact
 
 from .gguf_files import stored
 from .tiny_models import IDS, MODELS, Tiny, write_model
@@ -74,11 +79,33 @@ def test_compiled(tmp_path: Path) -> None:
     found = {str(one.formats[0]) for node in nodes for one in stored_weights(node).values()}
     assert found == {"int4/32m"}
     expected = run(model, {"input_ids": IDS[None]})["logits"]
-    compiled = moec.compile(path)
+    compiled = moec.compile(path, passes="O2")
     assert [block["formulation"] for block in compiled.describe()["moe_blocks"]] == ["gguf", "gguf"]
     results = compiled.run({"input_ids": IDS[None]})
     np.testing.assert_allclose(results["logits"], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     assert results["present_key_1"].shape == (1, 2, len(IDS), 8)
+
+
+def test_compiled_as_llama_cpp_computes(tmp_path: Path) -> None:
+    path = write_model("mixtral", tmp_path / "model.gguf", "Q4_1")
+    compiled = moec.compile(path)
+    described = compiled.describe()
+    assert described["provenance"]["arithmetic"]["activations"] == ["int8"]
+    assert {state.dtype for state in compiled.held} == {"float16"}
+    assert [loss["weight_error"] for loss in described["losses"]] == [0.0] * len(described["losses"]) != []
+    exact = run(import_file(path), {"input_ids": IDS[None]})["logits"]
+    found = compiled.run({"input_ids": IDS[None]})["logits"]
+    error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+    assert 1e-4 < error < 5e-2
+    assert verify_artifact(path, compiled).matches
+
+
+def test_a_file_of_floats_is_computed_as_it_is(tmp_path: Path) -> None:
+    path = write_model("mixtral", tmp_path / "model.gguf")
+    model, report = import_file(path), Report()
+    pipeline.run(model, pipeline.parse(default_passes(path, "cpu")), report)
+    assert not arithmetics_of(model)
+    assert not [remark for remark in report.remarks if remark.severity == "warning"]
 
 
 def changed(tmp_path: Path, name: str = "llama", **given: Any) -> Path:

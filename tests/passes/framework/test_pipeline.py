@@ -113,7 +113,13 @@ def test_a_level_is_a_name_for_a_pipeline():
 
 def test_every_name_of_every_level_is_registered():
     for text in pipeline.LEVELS.values():
-        assert set(text.split(",")) <= PASSES.keys()
+        assert {one.name for one in pipeline.parse(text)} <= PASSES.keys()
+
+
+def test_only_the_last_level_rounds():
+    passes = {level: pipeline.parse(level) for level in pipeline.LEVELS}
+    lossy = {level: [one.name for one in chain if one.exactness == "lossy"] for level, chain in passes.items()}
+    assert lossy == {"O0": [], "O1": [], "O2": [], "O3": ["round-activations", "cast-states"]}
 
 
 def test_run_reports_each_pass_and_prints_after_those_asked_for(capsys):

@@ -36,3 +36,12 @@ def decode_names(tensors: Mapping[str, FileTensor], config: dict[str, Any], wher
             "use another checkpoint of the model, and --experts and --linears"
         )
     return _METHODS[method](tensors, settings, where)
+
+
+def rounds_activations(config: dict[str, Any]) -> bool:
+    """Whether ``quantization_config`` says that activations are rounded to integers of 8 bits. ``gptq`` and ``awq``
+    store weights alone, and what is no object is refused when names are decoded."""
+    settings = config.get("quantization_config")
+    if not isinstance(settings, dict) or settings.get("quant_method") != "compressed-tensors":
+        return False
+    return compressed.rounds_activations(settings)

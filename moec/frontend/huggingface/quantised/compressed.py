@@ -7,7 +7,9 @@
 - ``float-quantized``: ``weight`` float8 e4m3, ``weight_scale`` per output, for all, or per block.
 - ``nvfp4-pack-quantized``: see :mod:`moec.frontend.huggingface.quantised.nvfp4`.
 
-A weight is scale * (number - zero point). What activations were to be rounded to is not followed: they stay floats.
+A weight is scale * (number - zero point). ``input_activations`` of the settings say what activations are rounded to:
+of these integers of 8 bits choose the level that models are compiled at, and their groups and static scales are not
+followed.
 Source: compressors/{pack_quantized,naive_quantized} and quantization/lifecycle/forward.py of that package.
 """
 
@@ -45,6 +47,16 @@ def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: s
         return packing.decoded(tensors, _PACKED, (_SCALE, _ZERO, _SHAPE, _INDEX), _packed)
     read = functools.partial(_plain, block=_block(settings, where))
     return fp8.decoded_where_scaled(tensors, _SCALE, read, (_ZERO,))
+
+
+def rounds_activations(settings: dict[str, Any]) -> bool:
+    """Whether activations are integers of 8 bits wherever weights are rounded (W8A8, W4A8)."""
+    groups = settings.get("config_groups")
+    found = list(groups.values()) if isinstance(groups, dict) else []
+    inputs = [one.get("input_activations") if isinstance(one, dict) else None for one in found]
+    return bool(inputs) and all(
+        isinstance(one, dict) and (one.get("type", "int"), one.get("num_bits")) == ("int", 8) for one in inputs
+    )
 
 
 def _block(settings: dict[str, Any], where: str) -> tuple[int, int] | None:

@@ -1,0 +1,73 @@
+"""What a compiled model's products round activations to, and which level computes otherwise: for the summary line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from moec.runtime.manifest import Manifest
+
+KEY = "arithmetic"
+"""Where an artifact's provenance has it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounding:
+    """``activations``: what they are rounded to (:func:`moec.ir.rounding.arithmetics_of`). ``own``: whether the model
+    itself says so. ``could_round``: whether products in float32 have weights that int8 arithmetic takes."""
+
+    activations: Sequence[str]
+    own: bool
+    could_round: bool
+
+
+def rounding_of(graph: ir.Model, own: Collection[str]) -> Rounding:
+    """That of a graph after all passes; ``own``: what it rounded to before them."""
+    from moec.ir.dialect import is_moec
+    from moec.ir.rounding import arithmetics_of
+
+    found = sorted(arithmetics_of(graph))
+    floats = (node for node in graph.graph if is_moec(node) and "arithmetic" not in node.attributes)
+    return Rounding(found, bool(own) and set(found) <= set(own), any(map(_fits, floats)))
+
+
+def _fits(node: ir.Node) -> bool:
+    from moec.errors import UnsupportedError
+    from moec.ir.weights.stored import stored_weights, weight_inputs
+    from moec.passes.weights.choice import fit_bytes
+
+    if not weight_inputs(node):
+        return False
+
+    try:
+        formats = {form for weight in stored_weights(node).values() for form in weight.formats}
+    except UnsupportedError:
+        return False
+    return bool(formats) and fit_bytes(formats)
+
+
+def described(manifest: Manifest) -> str:
+    """``activations in int8 (outputs of layers move by 0.7%), caches in float16; -O2 is exact``; empty where
+    everything is as exact as the model's own floats, and no level would compute faster."""
+    if not manifest.programs:  # projects for an FPGA choose an arithmetic of their own
+        return ""
+    known: dict[str, Any] = manifest.provenance.get(KEY, {})
+    parts = []
+    if names := known.get("activations"):
+        parts.append(f"activations in {', '.join(names)}{_moved(manifest)}")
+    types = {spec.name: spec.dtype for spec in manifest.inputs}
+    held = [state for program in manifest.programs for state in program.held]
+    if caches := sorted({state.dtype for state in held if state.dtype != types[state.input]}):
+        parts.append(f"caches in {', '.join(caches)}")
+    if parts:
+        return ", ".join(parts) + ("" if known.get("own") else "; -O2 is exact")
+    return "products in float32; -O3 rounds activations to 8 bits, which is faster" if known.get("could_round") else ""
+
+
+def _moved(manifest: Manifest) -> str:
+    errors = [loss["output_error"] for loss in manifest.losses if not loss["weight_error"]]
+    return f" (outputs of layers move by {sum(errors) / len(errors):.1%})" if errors else ""

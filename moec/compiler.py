@@ -14,6 +14,7 @@ import moec
 from moec import targets
 from moec.arithmetic import rounding_of
 from moec.common.arguments import check_flags, check_optional_flag, check_optional_text
+from moec.common.once import one_at_a_time
 from moec.common.progress import Progress, silent
 from moec.compile_options import (
     check_options,
@@ -110,6 +111,7 @@ def compile(
     return ready(artifact, emulate=emulate)
 
 
+@one_at_a_time
 def write(
     model: Any,
     path: str | os.PathLike[str],
@@ -231,6 +233,7 @@ def _why_not_raised(graph: ir.Model, report: Report) -> str:
     return f"; {warned[0].pass_name}: {warned[0].subject}: {warned[0].message}{more}"
 
 
+@one_at_a_time
 def optimize(
     model: str | os.PathLike[str],
     passes: str = "O2",
@@ -282,6 +285,7 @@ def _read_text_form(path: pathlib.Path) -> ir.Model:
         return parse_model(text)
 
 
+@one_at_a_time
 def import_model(
     model: Any, example_inputs: Any = None, dynamic_shapes: Any = None, cache: bool | None = None
 ) -> ir.Model:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from moec.common.once import once
 from moec.errors import UnsupportedError
 from moec.frontend.huggingface.recurrences import behind
 
@@ -141,7 +141,7 @@ def _initialize_keys(layer: Any, keys: torch.Tensor) -> None:
     DynamicLayer.lazy_initialization(layer, keys, keys)
 
 
-@functools.cache
+@once
 def _state_layers() -> dict[str, type]:
     """Layers whose states are replaced by new tensors, for an export follows no writes into what came in, and whose
     last inputs of a convolution are as many as there were."""

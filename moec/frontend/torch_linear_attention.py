@@ -4,11 +4,12 @@ for a single length. It is exported as onnxruntime's LinearAttention; PyTorch's 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import onnx
+
+from moec.common.once import once
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,7 @@ def linear_attention(
     return found.unflatten(2, (heads, value.shape[-1])), after
 
 
-@functools.cache
+@once
 def _operator() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     import torch
 

@@ -7,13 +7,13 @@ said by the thread that runs one.
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moec.common.once import once
 from moec.runtime.library import load_ffi
 from moec.runtime.tensors import from_runtime
 
@@ -50,7 +50,7 @@ def streaming(experts: StreamedExperts | None) -> Iterator[None]:
         _running.experts, _running.error = before
 
 
-@functools.cache
+@once
 def register_calls() -> None:
     """Let programs find the functions."""
     ffi = load_ffi()

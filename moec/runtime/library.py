@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
+import importlib.abc
 import importlib.util
 import os
 import pathlib
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
 from moec.common.cores import available_cores
+from moec.common.once import once
 from moec.errors import ArtifactError, MoecError
 
 _LIBRARY_NAMES = {"darwin": "libtvm_runtime.dylib", "win32": "tvm_runtime.dll"}
@@ -23,7 +25,7 @@ _SPIN_VARIABLE, _SPINS = "TVM_THREAD_POOL_SPIN_COUNT", 20000
 run; these, for about 10 ms, are enough for the time between two kernels, and between two runs of a loop."""
 
 
-@functools.cache
+@once
 def load_ffi() -> ModuleType:
     """The ``tvm_ffi`` package with the TVM runtime library loaded. Raises MoecError when TVM is not installed."""
     found = importlib.util.find_spec("tvm")
@@ -67,13 +69,25 @@ def configure_pool(count: int) -> None:
 
 @contextlib.contextmanager
 def without_torch() -> Iterator[None]:
-    """Inside, torch is not imported if it has not been before: TVM does where it is installed, which takes a second and
-    which neither compiling nor running a model needs."""
-    if "torch" in sys.modules:
-        yield
-        return
-    sys.modules["torch"] = None  # type: ignore[assignment]
+    """Inside, the calling thread imports no torch that was not imported before: TVM does where it is installed, which
+    takes a second and which neither compiling nor running a model needs. Other threads import what they want."""
+    before = getattr(_importing, "without_torch", False)
+    if _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)  # for good: taking it away, another thread's import could miss a finder
+    _importing.without_torch = True
     try:
         yield
     finally:
-        del sys.modules["torch"]
+        _importing.without_torch = before
+
+
+class _TorchFinder(importlib.abc.MetaPathFinder):
+    """Says of torch that there is none, to threads that are :func:`without_torch`."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        if fullname == "torch" and getattr(_importing, "without_torch", False):
+            raise ModuleNotFoundError("torch is not imported for this", name="torch")
+
+
+_importing = threading.local()
+_finder = _TorchFinder()

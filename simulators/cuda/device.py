@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from moec.common.once import once
 from moec.runtime.device_module import DeviceModule
 from moec.runtime.library import load_ffi
 from moec.simulators.cuda.launch import Launch
@@ -35,7 +36,7 @@ def emulated_device(architecture: str | None = None) -> CudaGpu:
     return CudaGpu(functools.partial(_load, architecture or ROOMIEST), architecture=architecture)
 
 
-@functools.cache
+@once
 def _emulate_attributes(ffi: Any) -> None:
     attribute_of = ffi.get_global_func(_DEVICE_ATTRIBUTE)
 

@@ -12,6 +12,7 @@ import functools
 import os
 from typing import Any
 
+from moec.common.once import once
 from moec.errors import DefectError, MoecError
 from moec.targets.cuda.device.errors import explain_gpu_error
 
@@ -166,7 +167,7 @@ class Driver:
         return explain_gpu_error(message) or DefectError(message)
 
 
-@functools.cache
+@once
 def open_driver() -> Driver:
     """The driver of this machine. Raises MoecError where there is none or it cannot start."""
     try:

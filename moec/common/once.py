@@ -1,0 +1,66 @@
+"""Work that threads must not do at once: what a first call makes, and libraries that allow one caller at a time.
+
+``functools.cache`` is no lock: threads that call first at the same time all make the result. That is fine for values,
+and wrong for what registers something, starts something or has an identity.
+
+A fork waits until no thread is at such work, for its locks and its half-made state would be the child's for ever.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+_compiling = threading.RLock()
+_first_calls = threading.RLock()
+"""One for all functions: that one calls another, in any order, then cannot lead to a deadlock."""
+
+
+def once(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """A function of hashable arguments that is called once for each, by whichever thread comes first; the others wait
+    for its result. A call that raises is made again. Functions are not called while a module is imported, for the
+    importing thread holds a lock that the first call may need."""
+    results: dict[Any, Result] = {}
+
+    @functools.wraps(function)
+    def called(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
+        key = (arguments, tuple(sorted(named.items())))
+        if key not in results:
+            with _first_calls:
+                if key not in results:
+                    results[key] = function(*arguments, **named)
+        return results[key]
+
+    return called
+
+
+def one_at_a_time(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """A function that imports or compiles models: TVM, PyTorch's exporter and ONNX's registry of operators keep state
+    for the whole process while they do. Of all such functions one thread is in one at a time; it may call another."""
+
+    @functools.wraps(function)
+    def called(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
+        with _compiling:
+            return function(*arguments, **named)
+
+    return called
+
+
+def _before_fork() -> None:
+    _compiling.acquire()
+    _first_calls.acquire()
+
+
+def _after_fork() -> None:
+    _first_calls.release()
+    _compiling.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -20,7 +20,15 @@ from moec.transformers_hook import offer_experts
 if TYPE_CHECKING:
     from moec import torch as torch
     from moec.compiler import compile, import_model
-    from moec.errors import ArtifactError, DefectError, InputError, MoecError, UnsupportedError, VerificationError
+    from moec.errors import (
+        ArtifactError,
+        DefectError,
+        InputError,
+        MoecError,
+        OptionError,
+        UnsupportedError,
+        VerificationError,
+    )
     from moec.runtime.generation import Generation, generate
     from moec.runtime.model import CompiledModel, load
     from moec.runtime.session import Session
@@ -33,6 +41,7 @@ __all__ = [
     "Generation",
     "InputError",
     "MoecError",
+    "OptionError",
     "Session",
     "UnsupportedError",
     "VerificationError",
@@ -52,6 +61,7 @@ _HOMES = {
         "DefectError",
         "InputError",
         "MoecError",
+        "OptionError",
         "UnsupportedError",
         "VerificationError",
     ),

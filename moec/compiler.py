@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import moec
 from moec import targets
 from moec.arithmetic import rounding_of
-from moec.common.arguments import check_flags, check_optional_flag, check_optional_text
+from moec.common.arguments import check_flags, check_optional_flag, check_optional_text, known_options
 from moec.common.once import one_at_a_time
 from moec.common.progress import Progress, silent
 from moec.compile_options import (
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from moec.targets.kind import Options
 
 
+@known_options
 def compile(
     model: Any,
     example_inputs: Any = None,

@@ -29,6 +29,10 @@ class MoecError(Exception):
         super().__init__(*(_ends(argument) if isinstance(argument, str) else argument for argument in arguments))
 
 
+class OptionError(MoecError, TypeError):
+    """A function of moec was called with arguments that it does not have, or without one that it needs."""
+
+
 class UnsupportedError(MoecError):
     """The model is valid, but asks for something moec does not do (an operator, a type, control flow)."""
 

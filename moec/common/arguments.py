@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar
 
-from moec.errors import MoecError
+from moec.errors import MoecError, OptionError
+
+_Parameters = ParamSpec("_Parameters")
+_Returned = TypeVar("_Returned")
 
 
 def shown(value: Any) -> str:
     """A value as messages show it: short, with its type."""
     text = repr(value) if isinstance(value, (str, int, float, bytes, bool)) else ""
     return f"{text} of type {type(value).__name__}" if 0 < len(text) <= 60 else f"of type {type(value).__name__}"
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'simplify'?`` for a name that is nearly one of ``known``, else nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def known_options(function: Callable[_Parameters, _Returned]) -> Callable[_Parameters, _Returned]:
+    """Let a function answer arguments that it does not have by an OptionError, which names the nearest option that it
+    has, and all of them."""
+    signature = inspect.signature(function)
+    names = [one.name for one in signature.parameters.values() if one.kind is one.KEYWORD_ONLY]
+
+    @functools.wraps(function)
+    def checked(*arguments: _Parameters.args, **options: _Parameters.kwargs) -> _Returned:
+        for name in options:
+            if name not in signature.parameters:
+                nearest, listed = suggestion(name, signature.parameters), ", ".join(names)
+                raise OptionError(f"{function.__name__} has no option {name!r}{nearest} (options: {listed})")
+        try:
+            signature.bind(*arguments, **options)
+        except TypeError as error:
+            raise OptionError(
+                f"{function.__name__}: {error}; its arguments: {', '.join(signature.parameters)}"
+            ) from None
+        return function(*arguments, **options)
+
+    return checked
 
 
 def check_kind(name: str, value: Any, kinds: type | tuple[type, ...], expected: str) -> None:

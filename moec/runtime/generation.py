@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from moec.common.arguments import check_kind, check_optional_text
+from moec.common.arguments import check_kind, check_optional_text, known_options
 from moec.errors import InputError, MoecError, RoomError, reporting
 from moec.runtime.model import CompiledModel
+from moec.runtime.prompts import Prompt, encoded_prompts, prompts_of
 from moec.runtime.sampling import Sampling
 from moec.runtime.session import Session
 from moec.runtime.text_codec import TextCodec, TextStream
 
 OnText = Callable[[int, str], None]
 """Called with the place of a prompt and text that has come out for it."""
+Ended = Literal["end", "stop", "length", "full"]
 PART = 512
-"""Tokens of a prompt that are run at once: more take memory, for each has logits of the whole vocabulary."""
+"""Tokens of all prompts that are run at once: more take memory, for each has logits of the whole vocabulary."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,22 +29,28 @@ class Generation:
     """What a model made of one prompt: text and token ids, without those that ended it.
 
     ``ended``: at an ``end`` of text, a ``stop`` string, the ``length`` that was asked for, or because the session is
-    ``full``. Seconds are those of the prompt, the first new token included, and of the tokens after it.
+    ``full``. ``text`` is empty where the artifact holds no tokenizer. Seconds are those of the prompt, the first new
+    token included, and of the tokens after it; of prompts that ran side by side each has an equal share of them.
     """
 
-    prompt: str
+    prompt: Prompt
     text: str
     ids: list[int]
     prompt_tokens: int
-    ended: Literal["end", "stop", "length", "full"]
+    ended: Ended
     prefill_seconds: float
     decode_seconds: float
 
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= 60 else f"{self.text[:57]}..."
+        return f"<Generation {text!r}: {len(self.ids)} tokens after {self.prompt_tokens}, ended by {self.ended}>"
+
 
 @reporting("generating")
+@known_options
 def generate(
     model: CompiledModel,
-    prompts: str | Sequence[str],
+    prompts: Prompt | Sequence[Prompt],
     *,
     max_new_tokens: int = 128,
     max_tokens: int | None = None,
@@ -55,46 +63,55 @@ def generate(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     seed: int = 0,
+    batch: int = 8,
     on_text: OnText | None = None,
 ) -> list[Generation]:
-    """Go on from each of the prompts, one after the other, each in a session of its own.
+    """Go on from one prompt or from each of several.
 
-    ``chat``: put a prompt into the model's chat template, as what the user says, behind what the ``system`` says, if
-    anything. ``stop``: strings that end the text, which is then without them. ``max_tokens``: the most tokens of prompt
-    and text together. The others are of :class:`moec.runtime.sampling.Sampling`; random numbers follow from ``seed``
-    and the place of the prompt alone. ``on_text`` is called with the place of a prompt and text that has come out.
+    A prompt is a text, token ids (a list, or an array [tokens]; an array [prompts, tokens] is several), or a
+    conversation: a list of messages such as ``{"role": "user", "content": "Hello"}``. ``chat``: texts are what a user
+    says, put into the model's chat template, as conversations always are. ``system``: what the system says in front of
+    every conversation. ``stop``: strings that end the text, which is then without them. ``max_tokens``: the most tokens
+    of prompt and text together. The others are of :class:`moec.runtime.sampling.Sampling`; random numbers follow from
+    ``seed`` and the place of the prompt alone. ``on_text`` is called with the place of a prompt and text that has come
+    out. ``batch``: the most prompts that run side by side, so that each token of all of them reads the weights once;
+    their texts then come out in turns. A prompt gives what it gives alone, except that kernels for more rows may add up
+    in another order, which changes the last bits of sums; 1 runs one after the other, as a model of a fixed batch and
+    one whose experts are read from disk always do.
 
-    Raises MoecError for a model that holds no tokenizer, a missing package, options that cannot be, a prompt without
-    tokens; InputError for a model that is no language model, or a prompt longer than the session.
+    Raises MoecError for a model that holds no tokenizer (token ids need none), a missing package, options that cannot
+    be, a prompt without tokens; InputError for a model that is no language model, or a prompt longer than the session.
     """
-    prompts, stops = _texts("prompts", prompts), _texts("stop", stop)
+    prompts, stops = prompts_of(prompts), _texts("stop", stop)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    check_kind("max_new_tokens", max_new_tokens, int, "a whole number from 1 up")
-    if max_new_tokens < 1 or "" in stops:
-        raise MoecError(f"max_new_tokens is {max_new_tokens} and stop {stops}; expected 1 or more, and no empty string")
+    for name, number in (("max_new_tokens", max_new_tokens), ("batch", batch)):
+        check_kind(name, number, int, "a whole number from 1 up")
+        if number < 1:
+            raise MoecError(f"{name} is {number}; expected 1 or more")
+    if "" in stops:
+        raise MoecError(f"stop is {stops}; expected no empty string")
     check_optional_text(system=system)
-    if system is not None and not chat:
-        raise MoecError("a system message is part of a chat; generate with chat, too")
     check_kind("model", model, CompiledModel, "what moec.load and moec.compile return")
-    codec = TextCodec(model.artifact)
-    encoded = _encoded(codec, prompts, chat, system)
-    found = []
-    for place, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
-        writer = _Writer(codec, ids, stops, place, on_text)
-        new, ended, seconds = _tokens(model.session(max_tokens), ids, sampling, place, max_new_tokens, writer)
-        found.append(Generation(prompt, writer.text, new, len(ids), ended, *seconds))
-    return found
+    codec = _codec(model, prompts, stops)
+    encoded = encoded_prompts(codec, prompts, chat, system)
+    rows = [
+        _Row(place, ids, max_new_tokens, sampling, _Writer(codec, ids, stops, place, on_text))
+        for place, ids in enumerate(encoded)
+    ]
+    for group in _side_by_side(rows, _most_rows(model, batch), max_new_tokens):
+        _run(model.session(max_tokens, len(group)), group)
+    return [row.generation(prompt) for row, prompt in zip(rows, prompts, strict=True)]
 
 
 class _Writer:
-    """The text of one prompt, as it comes out."""
+    """The text of one prompt, as it comes out; none where there is no tokenizer."""
 
     def __init__(
-        self, codec: TextCodec, prompt: Sequence[int], stops: Sequence[str], place: int, on_text: OnText | None
+        self, codec: TextCodec | None, prompt: Sequence[int], stops: Sequence[str], place: int, on_text: OnText | None
     ) -> None:
-        self.end_ids = codec.end_ids
+        self.end_ids = frozenset() if codec is None else codec.end_ids
         self.text = ""
-        self._stream = TextStream(codec.decode, prompt, stops)
+        self._stream = TextStream((lambda ids: "") if codec is None else codec.decode, prompt, stops)
         self._place, self._on_text = place, on_text
 
     def push(self, token: int) -> bool:
@@ -113,6 +130,63 @@ class _Writer:
             self._on_text(self._place, text)
 
 
+class _Row:
+    """One prompt on its way: tokens that the model has yet to be given, and those that it made."""
+
+    def __init__(self, place: int, prompt: list[int], most: int, sampling: Sampling, writer: _Writer) -> None:
+        self.prompt, self.pending = prompt, list(prompt)
+        self.ended: Ended | None = None
+        self._most, self._sampling, self._writer = most, sampling, writer
+        self._random = np.random.default_rng([sampling.seed, place])
+        self._new: list[int] = []
+        self._seen: np.ndarray | None = None
+        self._seconds = {"prefill": 0.0, "decode": 0.0}
+        self._phase = "prefill"
+
+    def give(self, count: int) -> list[int]:
+        """The next ``count`` tokens for the model."""
+        self._phase = "prefill" if self._seen is None else "decode"
+        given, self.pending = self.pending[:count], self.pending[count:]
+        return given
+
+    def take(self, logits: np.ndarray, is_full: bool) -> None:
+        """Choose the next token by the logits [vocabulary] behind all that was given. ``is_full``: none can follow."""
+        if self._seen is None:
+            self._seen = np.zeros(logits.size, bool)
+            self._seen[[token for token in self.prompt if token < logits.size]] = True
+        token = self._sampling.choose(logits, self._seen, self._random)
+        if token in self._writer.end_ids:
+            self._end("end")
+            return
+        self._new.append(token)
+        self._seen[token] = True
+        if self._writer.push(token):
+            self._end("stop")
+        elif len(self._new) == self._most or is_full:
+            self._end("length" if len(self._new) == self._most else "full")
+        else:
+            self.pending = [token]
+
+    def spend(self, seconds: float) -> None:
+        """Count the time since :meth:`give`."""
+        self._seconds[self._phase] += seconds
+
+    def generation(self, prompt: Prompt) -> Generation:
+        assert self.ended is not None
+        seconds = self._seconds["prefill"], self._seconds["decode"]
+        return Generation(prompt, self._writer.text, self._new, len(self.prompt), self.ended, *seconds)
+
+    def _end(self, ended: Ended) -> None:
+        self.ended = "stop" if self._writer.end() else ended
+
+
+def _codec(model: CompiledModel, prompts: Sequence[Prompt], stops: Sequence[str]) -> TextCodec | None:
+    """The artifact's tokenizer; None where it holds none and nothing is text."""
+    is_text = any(isinstance(one, str) or (one and not isinstance(one[0], int)) for one in prompts)
+    needed = is_text or stops or model.artifact.manifest.text is not None
+    return TextCodec(model.artifact) if needed else None
+
+
 def _texts(name: str, given: Any) -> list[str]:
     """One string or several as a list. Raises MoecError for anything else."""
     texts = [given] if isinstance(given, str) else given
@@ -122,66 +196,68 @@ def _texts(name: str, given: Any) -> list[str]:
     return list(texts)
 
 
-def _encoded(codec: TextCodec, prompts: Sequence[str], chat: bool, system: str | None) -> list[list[int]]:
-    if chat:
-        first = [] if system is None else [{"role": "system", "content": system}]
-        encoded = codec.encode_chats([[*first, {"role": "user", "content": prompt}] for prompt in prompts])
-    else:
-        encoded = [codec.encode(prompt) for prompt in prompts]
-    for place, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
-        if not ids:
-            raise MoecError(f"prompt {place + 1} is {prompt!r}, of which the tokenizer makes no tokens; give some text")
-    return encoded
+def _most_rows(model: CompiledModel, batch: int) -> int:
+    """How many prompts run side by side. One, where a size of the model's inputs fixes that, and where experts are read
+    when they are chosen: memory for those of one token may not be enough for those of several."""
+    is_fixed = any(isinstance(spec.shape[0], int) for spec in model.inputs if spec.shape)
+    return 1 if is_fixed or model.streamed is not None else batch
 
 
-def _tokens(
-    session: Session, prompt: Sequence[int], sampling: Sampling, place: int, most: int, writer: _Writer
-) -> tuple[list[int], Literal["end", "stop", "length", "full"], tuple[float, float]]:
-    """New tokens, what ended them, and the seconds until the first and after it."""
-    random = np.random.default_rng([sampling.seed, place])
-    start = time.perf_counter()
-    logits = prefilled(session, prompt)
-    seen = np.zeros(logits.size, bool)
-    seen[[token for token in prompt if token < seen.size]] = True
-    new: list[int] = []
-    first = start
-    while True:
-        token = sampling.choose(logits, seen, random)
-        first = first if new else time.perf_counter()
-        if token in writer.end_ids:
-            ended = "end"
-            break
-        new.append(token)
-        seen[token] = True
-        if writer.push(token):
-            ended = "stop"
-            break
-        if len(new) == most or session.length == session.max_tokens:
-            ended = "length" if len(new) == most else "full"
-            break
-        logits = session.run([token])[0, -1]
-    seconds = (first - start, time.perf_counter() - first)
-    return new, "stop" if writer.end() else ended, seconds
+def _side_by_side(rows: Sequence[_Row], most: int, spread: int) -> Iterator[list[_Row]]:
+    """The rows in groups of at most ``most`` whose prompts differ by at most ``spread`` tokens: rows begin together, so
+    that what a prompt is longer than the shortest one runs in steps of one token."""
+    group: list[_Row] = []
+    for row in sorted(rows, key=lambda row: len(row.prompt)) if most > 1 else rows:
+        if group and (len(group) == most or len(row.prompt) - len(group[0].prompt) > spread):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
 
 
-def prefilled(session: Session, ids: Sequence[int]) -> np.ndarray:
-    """Run a prompt, in parts where the model keeps states; the logits [vocabulary] of its last token. Parts become
-    smaller where memory has no room for what so many tokens ask for. Raises InputError for more tokens than the session
-    holds, RoomError where one part cannot become smaller."""
+def _run(session: Session, rows: Sequence[_Row]) -> None:
+    """Go on from all rows to the end of each. All have had as many tokens as the session, so that nothing is padded or
+    masked: each step gives every row the next ones of its prompt or the one that it made, as many as all rows have."""
+    longest = max(len(row.prompt) for row in rows)
+    if session.max_tokens is not None and longest > session.max_tokens:
+        raise InputError(f"the prompt has {longest} tokens, and the session holds {session.max_tokens}")
+    while going := [row for row in rows if row.ended is None]:
+        start = time.perf_counter()
+        count = min(len(row.pending) for row in going)
+        ids = np.zeros((len(rows), count), np.int64)  # rows that have ended are given anything
+        for place, row in enumerate(rows):
+            if row.ended is None:
+                ids[place] = row.give(count)
+        logits = prefilled(session, ids)
+        for row, found in zip(rows, logits, strict=True):
+            if row.ended is None and not row.pending:
+                row.take(found, session.length == session.max_tokens)
+        seconds = (time.perf_counter() - start) / len(rows)
+        for row in going:
+            row.spend(seconds)
+
+
+def prefilled(session: Session, ids: np.ndarray | Sequence[int]) -> np.ndarray:
+    """Run tokens [batch, new] or [new], in parts where the model keeps states; return the logits [batch, vocabulary] of
+    the last ones. Parts become smaller where memory has no room for what so many tokens ask for. Raises InputError for
+    more tokens than the session holds, RoomError where one part cannot become smaller."""
+    ids = np.atleast_2d(ids)
+    length = ids.shape[1]
     room = session.max_tokens
-    if room is not None and session.length + len(ids) > room:
-        raise InputError(f"the prompt has {len(ids)} tokens, and the session holds {room - session.length} more")
-    step = (session.fixed_length or PART) if session.is_incremental else len(ids)
+    if room is not None and session.length + length > room:
+        raise InputError(f"the prompt has {length} tokens, and the session holds {room - session.length} more")
+    step = (session.fixed_length or max(1, PART // len(ids))) if session.is_incremental else length
     done = 0
     while True:
-        part = ids[done : done + step]
+        part = ids[:, done : done + step]
         try:
             logits = session.run(part)
         except RoomError:
-            if not session.is_incremental or session.fixed_length or len(part) == 1:
+            if not session.is_incremental or session.fixed_length or part.shape[1] == 1:
                 raise
-            step = len(part) // 2
+            step = part.shape[1] // 2
         else:
-            done += len(part)
-            if done >= len(ids):
-                return logits[0, -1]
+            done += part.shape[1]
+            if done >= length:
+                return logits[:, -1]

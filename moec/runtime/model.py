@@ -6,7 +6,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from moec.common.arguments import check_choice, check_flags, check_kind, check_optional_text, check_path
+from moec.common.arguments import (
+    check_choice,
+    check_flags,
+    check_kind,
+    check_optional_text,
+    check_path,
+    known_options,
+)
 from moec.common.byte_counts import bytes_of
 from moec.common.specs import HeldState, State, TensorSpec
 from moec.errors import MoecError, reporting
@@ -228,6 +235,7 @@ class CompiledModel:
 
 
 @reporting("loading")
+@known_options
 def load(
     path: str | os.PathLike[str],
     *,

@@ -7,7 +7,6 @@ A level (``O2``) is a name for such a text and may stand where a pass may.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import time
 import types
@@ -16,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import onnx_ir as ir
 
+from moec.common.arguments import suggestion
 from moec.errors import MoecError, VerificationError, reporting
 from moec.passes import PASSES
 from moec.passes.framework.base import Pass, Report
@@ -215,5 +215,4 @@ def _print_value(value: Any) -> str:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+    return suggestion(name, known) or f"; known: {', '.join(known)}"

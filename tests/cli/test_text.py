@@ -29,9 +29,11 @@ def generate(folder, *arguments, **options):
 
 
 def test_texts_come_in_the_order_of_their_prompts(folder):
-    done = generate(folder, "--prompt", "ab", "--prompt", "-", "--prompt-file", folder / "prompt.txt", input="abc d\n")
-    assert (done.returncode, done.stderr) == (0, NOTE)
-    assert done.stdout == "c dé€f\né€f\n dé€f\n"
+    prompts = ("--prompt", "ab", "--prompt", "-", "--prompt-file", folder / "prompt.txt")
+    for batch in (1, 2, 3):
+        done = generate(folder, *prompts, "--batch", batch, input="abc d\n")
+        assert (done.returncode, done.stderr) == (0, NOTE)
+        assert done.stdout == "c dé€f\né€f\n dé€f\n"
 
 
 def test_json(folder):
@@ -50,7 +52,7 @@ def test_draws_are_the_same_for_the_same_seed(folder):
 def test_what_is_wrong_is_one_line(folder):
     assert_refused(generate(folder), "there is no prompt; give --prompt TEXT")
     assert_refused(generate(folder, "--prompt", ""), "prompt 1 is '', of which the tokenizer makes no tokens")
-    assert_refused(generate(folder, "--prompt", "ab", "--max-tokens", 1), "has 2 tokens, and the session holds 1 more")
+    assert_refused(generate(folder, "--prompt", "ab", "--max-tokens", 1), "has 2 tokens, and the session holds 1")
     assert_refused(generate(folder, "--prompt", "a", "--chat"), "holds no chat template")
     assert_refused(generate(folder, "--prompt", "a", "--top-k", 3), "give a temperature above 0")
     assert_refused(generate(folder, "--prompt-file", folder / "none"), "none: cannot be read as text: No such file")

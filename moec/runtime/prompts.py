@@ -1,0 +1,131 @@
+"""What :func:`moec.generate` goes on from: texts, token ids and conversations, told apart and made token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moec.common.arguments import shown
+from moec.errors import MoecError
+from moec.runtime.chat_template import Conversation
+from moec.runtime.text_codec import TextCodec
+
+Prompt = str | Sequence[int] | Conversation
+"""A text; token ids, as a list or an array [tokens]; or the messages of a conversation, each a mapping of strings with
+``role`` and ``content``."""
+
+_EXPECTED = (
+    "a text, a list of token ids, a list of messages such as {'role': 'user', 'content': 'Hello'}, or a list of these"
+)
+
+
+def prompts_of(given: Any) -> list[Prompt]:
+    """One prompt or several as a list of texts, of lists of int, and of lists of messages. Raises MoecError for
+    anything else."""
+    if isinstance(given, Mapping):
+        raise MoecError(f"prompts is a mapping; expected {_EXPECTED} (of what a tokenizer returned: its input_ids)")
+    if isinstance(given, str) or _is_prompt(_listed(given)):
+        return [_prompt("prompts", given)]
+    several = _listed(given)
+    if several is None:
+        raise MoecError(f"prompts is {shown(given)}; expected {_EXPECTED}")
+    return [_prompt(f"prompt {place + 1}", one) for place, one in enumerate(several)]
+
+
+def encoded_prompts(
+    codec: TextCodec | None, prompts: Sequence[Prompt], chat: bool, system: str | None
+) -> list[list[int]]:
+    """The token ids of each prompt. ``chat``: texts are what a user says. ``system``: what stands in front of every
+    conversation. ``codec``: None where all prompts are token ids.
+
+    Raises MoecError for prompts without tokens, token ids in a chat, and a system message outside of one or beside
+    another.
+    """
+    conversations = {place: _conversation(place, one, chat, system) for place, one in enumerate(prompts)}
+    talks = {place: messages for place, messages in conversations.items() if messages is not None}
+    chats = iter(codec.encode_chats(list(talks.values())) if codec is not None and talks else ())
+    encoded = []
+    for place, prompt in enumerate(prompts):
+        if place in talks:
+            ids = next(chats)
+        elif isinstance(prompt, str):
+            assert codec is not None
+            ids = codec.encode(prompt)
+        else:
+            ids = [int(token) for token in prompt]  # type: ignore[call-overload]
+        if not ids:
+            reason = "of which the tokenizer makes no tokens" if isinstance(prompt, str) else "which has no tokens"
+            raise MoecError(f"prompt {place + 1} is {str(prompt)[:60]!r}, {reason}; give some text")
+        encoded.append(ids)
+    return encoded
+
+
+def _conversation(place: int, prompt: Prompt, chat: bool, system: str | None) -> Conversation | None:
+    """The messages that a prompt is, or becomes in a chat; None for one that goes to the model as it is."""
+    messages: list[Any]
+    if isinstance(prompt, str):
+        messages = [{"role": "user", "content": prompt}] if chat else []
+    elif prompt and isinstance(prompt[0], Mapping):
+        messages = list(prompt)
+    else:
+        messages = []
+        if chat:
+            raise MoecError(
+                f"prompt {place + 1} is token ids, and a chat is made of text; give text, or leave chat out"
+            )
+    if not messages:
+        if system is not None:
+            raise MoecError("a system message is part of a chat; generate with chat, too, or from messages")
+        return None
+    if system is None:
+        return messages
+    if any(message["role"] == "system" for message in messages):
+        raise MoecError(f"prompt {place + 1} has a message of the system already; leave system out")
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _listed(given: Any) -> list[Any] | None:
+    """What a sequence, or an array of numpy or PyTorch, holds; None for anything else."""
+    if isinstance(given, (list, tuple)):
+        return list(given)
+    if hasattr(given, "tolist") and getattr(given, "ndim", 0) > 0:
+        return given.tolist()
+    return None
+
+
+def _is_prompt(listed: list[Any] | None) -> bool:
+    """Whether a list is one prompt: its first element is a token id or a message."""
+    return bool(listed) and (_is_token(listed[0]) or isinstance(listed[0], Mapping))
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _prompt(name: str, given: Any) -> Prompt:
+    if isinstance(given, str):
+        return given
+    listed = _listed(given)
+    if listed is None:
+        raise MoecError(f"{name} is {shown(given)}; expected {_EXPECTED}")
+    if listed and isinstance(listed[0], Mapping):
+        for place, message in enumerate(listed):
+            _check_message(f"message {place + 1} of {name}", message)
+        return [dict(message) for message in listed]
+    for token in listed:
+        if not _is_token(token):
+            raise MoecError(f"{name} holds {shown(token)} where a token id or a message is expected: {_EXPECTED}")
+    return [int(token) for token in listed]
+
+
+def _check_message(name: str, message: Any) -> None:
+    if not isinstance(message, Mapping):
+        raise MoecError(f"{name} is {shown(message)}; expected a mapping with role and content")
+    for key in ("role", "content"):
+        if key not in message:
+            raise MoecError(f"{name} has no {key!r}; expected a mapping with role and content, both texts")
+    for key, value in message.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise MoecError(f"{name} has {shown(value)} as its {key!r}; expected text: models here read nothing else")

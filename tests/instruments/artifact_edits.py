@@ -8,21 +8,15 @@ import os
 import pathlib
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from moec.runtime.artifact import checksum
 from moec.runtime.manifest import MANIFEST, WEIGHTS
 
 from ..runtime.forged_manifests import signed
-
-Path = tuple[Any, ...]
-
-VALUES = (
-    *(None, True, False, -1, 0, 1, 2, 7, 2**31 - 1, 2**31, 2**63, 2**64, 10**30, -0.0, 1.5, 1e308, float("nan")),
-    *("", " ", "x", "n", "float32", "int64", "object", "..", "../../etc/passwd", "/etc/passwd", "a\0b", "é" * 300),
-    *([], {}, [[]], [None], {"x": None}, [0] * 1000, ["n"] * 70),
-)
+from . import json_damage
+from .json_damage import CHANGES, VALUES, Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +34,14 @@ class Edit:
 def random_edits(rng: random.Random, folder: pathlib.Path) -> tuple[Edit, ...]:
     """One to four changes of the artifact in a folder."""
     content = json.loads((folder / MANIFEST).read_text())
-    places, names = list(_places(content)), sorted([MANIFEST, *content["files"]])
+    places, names = list(json_damage.places(content)), sorted([MANIFEST, *content["files"]])
     return tuple(_random_edit(rng, places, names) for _ in range(rng.choice([1, 1, 1, 2, 4])))
 
 
 def apply(folder: pathlib.Path, edits: tuple[Edit, ...]) -> None:
     """Change an artifact. Its manifest is signed again where the change is one of the manifest, or of a text that is to
     be believed; machine code and weights are never signed again, for they would be another program's."""
-    in_manifest = [edit for edit in edits if edit.kind in _IN_MANIFEST]
+    in_manifest = [edit for edit in edits if edit.kind in CHANGES]
     in_files = [edit for edit in edits if edit.kind in _IN_FILES]
     content = json.loads((folder / MANIFEST).read_text())
     is_believed = bool(in_manifest)
@@ -59,10 +53,7 @@ def apply(folder: pathlib.Path, edits: tuple[Edit, ...]) -> None:
             content["files"][name] = dataclasses.asdict(checksum(folder / name))
             is_believed = True
     for edit in in_manifest:
-        try:
-            _IN_MANIFEST[edit.kind](_at(content, edit.where[:-1]), edit.where[-1], edit.value)
-        except (LookupError, TypeError, AttributeError):
-            continue  # an earlier one has removed the place
+        json_damage.change(content, edit.kind, edit.where, edit.value)
     if is_believed:
         (folder / MANIFEST).write_text(signed(content))
     for edit in in_files:
@@ -73,63 +64,15 @@ def apply(folder: pathlib.Path, edits: tuple[Edit, ...]) -> None:
 def _random_edit(rng: random.Random, places: list[Path], names: list[str]) -> Edit:
     if rng.random() < 0.25:
         return Edit(rng.choice(list(_IN_FILES)), (rng.choice(names),), rng.random() < 0.5 or rng.random())
-    kind, where = rng.choice(list(_IN_MANIFEST)), rng.choice(places)
+    kind, where = rng.choice(list(CHANGES)), rng.choice(places)
     # Most places are in the plain data for people: half of the changes are where the loader looks.
     if rng.random() < 0.5:
         where = rng.choice([one for one in places if one[0] in ("inputs", "outputs", "weights", "programs")])
     return Edit(kind, where, rng.choice(VALUES) if kind == "set" else rng.random() if kind == "vary" else None)
 
 
-def _places(value: Any, at: Path = ()) -> Iterator[Path]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield (*at, key)
-        yield from _places(inner, (*at, key))
-
-
-def _at(value: Any, where: Path) -> Any:
-    for key in where:
-        value = value[key]
-    return value
-
-
 def _is_text(name: str) -> bool:
     return name.startswith(("ir/", "src/")) and name != WEIGHTS
-
-
-def _set(parent: Any, key: Any, value: Any) -> None:
-    parent[key] = value
-
-
-def _delete(parent: Any, key: Any, _value: Any) -> None:
-    del parent[key]
-
-
-def _double(parent: Any, key: Any, _value: Any) -> None:
-    """A list's element twice; a dictionary's under a second name."""
-    if isinstance(parent, list):
-        parent.insert(key, parent[key])
-    else:
-        parent[f"{key}_"] = parent[key]
-
-
-def _swap(parent: Any, key: Any, _value: Any) -> None:
-    """With its neighbour."""
-    keys = list(range(len(parent))) if isinstance(parent, list) else list(parent)
-    other = keys[(keys.index(key) + 1) % len(keys)]
-    parent[key], parent[other] = parent[other], parent[key]
-
-
-def _vary(parent: Any, key: Any, value: Any) -> None:
-    """Something near: another number, a text with a letter changed, a shorter list."""
-    old = parent[key]
-    if isinstance(old, (int, float)):
-        parent[key] = old + (1 if value < 0.5 else -1) if value < 0.8 else old * 4096
-    elif isinstance(old, str) and old:
-        at = int(value * len(old))
-        parent[key] = f"{old[:at]}{chr(97 + at % 26)}{old[at + 1 :]}"
-    elif isinstance(old, list):
-        parent[key] = old[: int(value * len(old))]
 
 
 def _flip(path: pathlib.Path, value: Any) -> None:
@@ -171,7 +114,6 @@ def _once(change: Callable[[pathlib.Path, Any], None]) -> Callable[[pathlib.Path
     return lambda path, value: change(path, value) if path.is_file() and not path.is_symlink() else None
 
 
-_IN_MANIFEST = {"set": _set, "delete": _delete, "double": _double, "swap": _swap, "vary": _vary}
 _IN_FILES = {
     change.__name__.strip("_"): _once(change)
     for change in (_flip, _cut, _append, _remove, _link_out, _make_folder, _make_pipe)

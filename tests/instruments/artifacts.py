@@ -79,7 +79,7 @@ def judge(mutant: Mutant) -> Verdict:
         artifact_edits.copy(pathlib.Path(mutant.base), path)
         artifact_edits.apply(path, mutant.edits)
         if mutant.as_zip:
-            path = _zipped(path)
+            path = zipped(path, path.with_suffix(".zip"))
         try:
             outputs = _use(path)
         except MoecError as error:
@@ -115,10 +115,10 @@ def _agree(outputs: dict[str, Any], expected: dict[str, Any]) -> bool:
     return list(outputs) == list(expected) and all(np.array_equal(outputs[name], expected[name]) for name in expected)
 
 
-def _zipped(folder: pathlib.Path) -> pathlib.Path:
+def zipped(folder: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
+    """Pack an artifact into one file."""
     import zipfile
 
-    path = folder.with_suffix(".zip")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
         for file in sorted(folder.rglob("*")):
             if file.is_file():

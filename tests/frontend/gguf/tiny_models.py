@@ -46,13 +46,16 @@ class Tiny:
     def norm(self, name: str, size: int) -> None:
         self.vector(name, size, middle=1.0)
 
-    def write(self, path: Path) -> Path:
+    def metadata(self) -> dict[str, Any]:
+        """What the file says beside its tensors, by key."""
         metadata: dict[str, Any] = {"general.architecture": self.architecture}
         self.given = {"attention.head_count_kv": self.groups} | self.given
         metadata |= {f"{self.architecture}.{key}": value for key, value in self.given.items()}
         metadata |= {f"tokenizer.ggml.{key}": value for key, value in self.tokenizer.items()}
-        metadata |= {f"{self.architecture}.vocab_size": VOCABULARY}
-        return write_file(path, metadata, self.tensors)
+        return metadata | {f"{self.architecture}.vocab_size": VOCABULARY}
+
+    def write(self, path: Path) -> Path:
+        return write_file(path, self.metadata(), self.tensors)
 
     # --- parts of a layer
 

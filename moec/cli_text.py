@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +21,7 @@ from moec.cli_options import (
     Threads,
 )
 from moec.cli_printing import print_result
+from moec.common.plain_files import read_text
 from moec.errors import MoecError
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from moec.runtime.model import CompiledModel
 
 _STDIN = "-"
+_LARGEST_PROMPT = 256 << 20
+"""Bytes of a file that is a prompt."""
 
 
 def generate(
@@ -133,18 +135,19 @@ class _Shown:
 
 def _prompts(given: list[str], files: list[Path]) -> list[str]:
     """All prompts; a line end at the end of a file or of standard input is none of theirs."""
-    texts = [_read(sys.stdin.buffer.read, "standard input") if text == _STDIN else text for text in given]
-    texts += [_read(path.read_bytes, str(path)) for path in files]
+    texts = [_read_stdin() if text == _STDIN else text for text in given]
+    texts += [read_text(path, _LARGEST_PROMPT).removesuffix("\n") for path in files]
     if not texts:
         raise MoecError("there is no prompt; give --prompt TEXT, --prompt - for standard input, or --prompt-file FILE")
     return texts
 
 
-def _read(read: Callable[[], bytes], where: str) -> str:
+def _read_stdin() -> str:
     try:
-        return read().decode("utf-8").removesuffix("\n")
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise MoecError(f"{where}: cannot be read as text: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise MoecError(f"standard input: cannot be read as text: {reason}") from error
 
 
 def _print_notes(model: CompiledModel, found: list[Generation]) -> None:

@@ -15,6 +15,7 @@ from moec import targets
 from moec.arithmetic import rounding_of
 from moec.common.arguments import check_flags, check_optional_flag, check_optional_text, known_options
 from moec.common.once import one_at_a_time
+from moec.common.plain_files import read_text
 from moec.common.progress import Progress, silent
 from moec.compile_options import (
     check_options,
@@ -275,15 +276,15 @@ def find_blocks(model: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], li
         return moe_blocks(graph), report.unraised
 
 
+_LARGEST_TEXT_FORM = 1 << 30
+"""Bytes of a model as text."""
+
+
 def _read_text_form(path: pathlib.Path) -> ir.Model:
     from moec.ir.text import parse_model
 
     with reporting("reading", path):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise MoecError(f"{path}: cannot be read as text: {getattr(error, 'strerror', None) or error}") from error
-        return parse_model(text)
+        return parse_model(read_text(path, _LARGEST_TEXT_FORM))
 
 
 @one_at_a_time

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from moec.common.array_zips import DamagedError, open_zip, read_array
 from moec.common.dtypes import dtype_of
 from moec.common.replacing import check_replaceable, replacing
 from moec.common.seals import foreign_file, seal_zip
@@ -19,17 +20,22 @@ def read_arrays(path: str | os.PathLike[str], specs: Sequence[TensorSpec] = ()) 
     """The arrays of an ``.npz`` file by name. Types that numpy does not know (bfloat16) come out of a file as raw
     bytes; ``specs`` says what they are. Raises InputError for a file that cannot be read; nothing is unpickled."""
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise InputError(f"{path}: holds one array without a name; expected an .npz file of named arrays")
-        with archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: is not an intact .npz file of arrays; write it with numpy.savez") from error
+        with open_zip(path) as archive:
+            arrays = {name.removesuffix(".npy"): _array(archive, name, path) for name in archive.namelist()}
+    except DamagedError as error:
+        raise InputError(
+            f"{path}: is not an intact .npz file of arrays ({error}); write it with numpy.savez"
+        ) from error
     expected = {spec.name: dtype_of(spec.dtype) for spec in specs}
     return {name: _with_type(array, expected.get(name)) for name, array in arrays.items()}
+
+
+def _array(archive: zipfile.ZipFile, name: str, path: str | os.PathLike[str]) -> np.ndarray:
+    try:
+        return read_array(archive, name)
+    except DamagedError as error:
+        shown = name.removesuffix(".npy")
+        raise InputError(f"{path}: the array {shown!r} {error}; write the file with numpy.savez") from error
 
 
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:

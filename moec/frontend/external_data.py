@@ -105,18 +105,27 @@ def _path_inside(location: str, folder: Path, place: str) -> Path:
     if not location or "\0" in location or os.path.isabs(location) or ".." in Path(location).parts:
         raise MoecError(outside)
     path = folder / location
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        is_inside, is_file = path.resolve().is_relative_to(folder.resolve()), path.is_file()
+    except (OSError, RuntimeError) as error:  # too long a name; RuntimeError: links in a circle
+        reason = getattr(error, "strerror", None) or error
+        raise MoecError(f"{place}: its data file {location[:80]!r} cannot be found: {reason}") from error
+    if not is_inside:
         raise MoecError(outside)
-    if not path.is_file():
+    if not is_file:
         raise MoecError(f"{place}: its data file {location!r} is missing in {folder}; copy it next to the model")
     if path.stat().st_nlink > 1:
         raise MoecError(f"{place}: its data file {location!r} is a hard link, which could lead outside; copy the file")
     return path
 
 
+_MOST_DIGITS = 19
+"""Of a number of bytes that a file can have."""
+
+
 def _whole_number(text: str, what: str, place: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise MoecError(f"{place}: the {what} of its external data is {text!r}, expected a whole number of bytes")
+    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS):
+        raise MoecError(f"{place}: the {what} of its external data is {text[:40]!r}, expected a whole number of bytes")
     return int(text)
 
 

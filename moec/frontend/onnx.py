@@ -10,8 +10,10 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from moec.common.plain_files import size_of
 from moec.errors import MoecError, UnsupportedError
 from moec.frontend import conditions, exported_ranges, external_data, local_functions, operators, opset, structure
+from moec.frontend.encoding import check_texts
 from moec.frontend.size_names import name_sizes
 from moec.ir import local_bodies
 from moec.ir.graphs import lift_constants
@@ -89,7 +91,7 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise MoecError(f"{path}: no such file; expected an ONNX model")
     if path.is_dir():
         raise MoecError(f"{path}: is a directory, expected an ONNX file; name the model file inside it")
-    if path.stat().st_size == 0:
+    if size_of(path) == 0:
         raise MoecError(f"{path}: the file is empty, expected an ONNX model; export or download it again")
     try:
         return onnx.load_model(path, format="protobuf", load_external_data=False)
@@ -114,10 +116,7 @@ def _check_message(proto: onnx.ModelProto, where: str) -> None:
         raise UnsupportedError(f"{where}: tensor {name!r} is sparse, which is not supported; export it dense")
     if proto.training_info:
         raise UnsupportedError(f"{where}: holds a training graph, which is not supported; export it for inference")
-    for position, node in enumerate(proto.graph.node):
-        # protobuf gives text that is not UTF-8 as bytes
-        if not all(isinstance(text, str) for text in (node.name, node.op_type, node.domain, *node.input, *node.output)):
-            raise MoecError(f"{where}: node {position} has a name that is not text; the file is damaged")
+    check_texts(proto, where)
 
 
 def _deserialize(proto: onnx.ModelProto, where: str) -> ir.Model:

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from moec.common.plain_files import read_text
 from moec.common.tokenizers import TextFiles
 from moec.errors import MoecError
 from moec.frontend import gguf
-from moec.frontend.huggingface.folder import CONFIG, read_json
+from moec.frontend.huggingface.folder import CONFIG, LARGEST_JSON, read_json
 
 TOKENIZER = "tokenizer.json"
 _TOKENIZER_CONFIG, _GENERATION_CONFIG = "tokenizer_config.json", "generation_config.json"
@@ -34,7 +35,7 @@ def read_text_files(path: str | os.PathLike[str]) -> TextFiles:
     beside = _optional(folder / _TOKENIZER_CONFIG)
     tokens = {name: _content(token) for name, token in beside.items() if name.endswith("_token")}
     return TextFiles(
-        file.read_text(encoding="utf-8"),
+        read_text(file, LARGEST_JSON),
         _template(folder, beside),
         _end_ids(folder, content),
         {name: token for name, token in tokens.items() if token is not None},
@@ -64,12 +65,7 @@ def _content(token: Any) -> str | None:
 def _template(folder: Path, beside: dict[str, Any]) -> str | None:
     path = folder / _TEMPLATE
     if path.is_file():
-        if path.stat().st_size > _LARGEST_TEMPLATE:
-            raise MoecError(f"{path}: has {path.stat().st_size} bytes, too many for a template; download it again")
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise MoecError(f"{path}: cannot be read as text: {error}") from error
+        return read_text(path, _LARGEST_TEMPLATE)
     found = beside.get("chat_template")
     if isinstance(found, list):  # several by name
         named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}

@@ -25,50 +25,21 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.array_zips import DamagedError, open_zip, read_array, read_entry
+from moec.common.plain_files import parse_json
 from moec.common.replacing import replacing
 from moec.common.seals import foreign_file, seal_zip
 from moec.errors import MoecError
 from moec.ir.names import node_name
+from moec.profile.arrays import PARTNERS, problem_of
+from moec.profile.head import Head, LayerEntry, read_head
 from moec.profile.keys import MEASURED_KEY, measured_as
 from moec.profile.measures import ExpertsMeasures, LinearMeasures, selected
 
 Array = np.ndarray[Any, Any]
 
-VERSION = 2
-_READ = (1, VERSION)
 _HEAD = "profile.json"
 _LARGEST_HEAD = 64 << 20
-_LARGEST_ARRAY = 4 << 30
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerEntry:
-    """The head's entry of one layer. ``input``: of a linear, the number of the value it reads."""
-
-    key: str
-    kind: str
-    name: str
-    inner: int
-    tokens: int
-    experts: int = 0
-    k: int = 0
-    hidden: int = 0
-    parts: tuple[str, ...] = ()
-    next_key: str | None = None
-    input: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Head:
-    """``model``: ``name`` and ``sha256``; ``data``: one ``name``, ``sha256`` and number of ``tokens`` for each piece;
-    ``passes``: the pipeline whose result was measured; ``formats``: those whose errors were."""
-
-    model: dict[str, str]
-    data: list[dict[str, Any]]
-    passes: str
-    formats: list[str]
-    layers: list[LayerEntry]
-    version: int = VERSION
 
 
 class Profile:
@@ -79,22 +50,23 @@ class Profile:
         self._archive = archive
         self._layers = {layer.key: layer for layer in head.layers}
         self._names = set(archive.namelist())
+        self._lock = threading.Lock()  # entries share the archive's position in the file
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> Profile:
         """Open a profile. Raises MoecError for a file that is none, is damaged or of another version."""
         try:
-            archive = zipfile.ZipFile(path)
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise MoecError(f"{path}: holds compressed entries; expected a profile as moec profile writes it")
-            if archive.getinfo(_HEAD).file_size > _LARGEST_HEAD:
-                raise MoecError(f"{path}: its head is larger than {_LARGEST_HEAD} bytes")
-            data = json.loads(archive.read(_HEAD))
-        except OSError as error:
-            raise MoecError(f"{path}: the profile cannot be read: {error.strerror or error}") from error
-        except (zipfile.BadZipFile, KeyError, ValueError, RecursionError) as error:
+            archive = open_zip(path)
+            try:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise MoecError(f"{path}: holds compressed entries; expected a profile as moec profile writes it")
+                data = parse_json(read_entry(archive, _HEAD, _LARGEST_HEAD))
+                return Profile(path, archive, read_head(data, os.fspath(path)))
+            except BaseException:
+                archive.close()
+                raise
+        except (DamagedError, ValueError) as error:
             raise MoecError(f"{path}: is not a profile; make one with moec profile MODEL --data DATA -o P") from error
-        return Profile(path, archive, _head(path, data))
 
     def experts(self, node: ir.Node) -> ExpertsMeasures:
         """What is known of the experts that a ``moec.MoE`` or ``moec.Experts`` node has, also where it had others
@@ -152,7 +124,7 @@ class Profile:
 
     def names(self) -> Iterable[str]:
         """The names of all arrays."""
-        return (name.removesuffix(".npy") for name in self._archive.namelist() if name != _HEAD)
+        return (name.removesuffix(".npy") for name in self._archive.namelist() if name.endswith(".npy"))
 
     def array(self, name: str) -> Array | None:
         """An array by its name in the file; None where there is none. Raises MoecError for one that is damaged."""
@@ -160,12 +132,22 @@ class Profile:
         if entry not in self._names:
             return None
         try:
-            if self._archive.getinfo(entry).file_size > _LARGEST_ARRAY:
-                raise ValueError("too large")
-            with _ONE_AT_A_TIME, self._archive.open(entry) as file:
-                return np.lib.format.read_array(file, allow_pickle=False)
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise MoecError(f"{self.path}: the array {name} is damaged; make the profile anew") from error
+            with self._lock:
+                found = read_array(self._archive, entry)
+        except DamagedError as error:
+            raise self._damaged(name, str(error)) from error
+        problem = problem_of(name, found, self.head)
+        if problem is not None:
+            raise self._damaged(name, problem)
+        owner, concept, *expert = name.split("/")
+        partner = "/".join([owner, PARTNERS[concept], *expert]) if concept in PARTNERS else None
+        rows = None if partner is None else self.array(partner)
+        if rows is not None and len(rows) != len(found):
+            raise self._damaged(name, f"has {len(found)} rows, and {partner} {len(rows)}")
+        return found
+
+    def _damaged(self, name: str, problem: str) -> MoecError:
+        return MoecError(f"{self.path}: the array {name} {problem}; the profile is damaged: make it anew")
 
     def close(self) -> None:
         self._archive.close()
@@ -275,27 +257,9 @@ def _selected(arrays: list[Array]) -> Array:
     return joined[np.linspace(0, len(joined) - 1, max(map(len, arrays))).astype(int)] if len(joined) else joined
 
 
-_ONE_AT_A_TIME = threading.Lock()
-"""numpy parses the heads of arrays by ``ast``, which several threads of CPython 3.11 must not do at once
-(github.com/python/cpython/issues/106905)."""
 _OF_ROWS = ("error", "energy")
 """Sums over rows that are kept, of which few are."""
 _MERGE: Mapping[str, Callable[[list[Array]], Array]] = dict.fromkeys(
     ("rows", "row_gates", "sample", "sample_gates", "sample_output"), _selected
 )
 """How arrays merge that are no sums."""
-
-
-def _head(path: str | os.PathLike[str], data: Any) -> Head:
-    if not isinstance(data, dict) or "version" not in data:
-        raise MoecError(f"{path}: is not a profile; make one with moec profile MODEL --data DATA -o P")
-    if data["version"] not in _READ:
-        raise MoecError(
-            f"{path}: is a profile of version {data['version']}; this moec reads versions {_READ[0]} to {_READ[-1]}: "
-            "make it anew"
-        )
-    try:
-        layers = [LayerEntry(**(layer | {"parts": tuple(layer["parts"])})) for layer in data["layers"]]
-        return Head(data["model"], data["data"], data["passes"], data["formats"], layers, data["version"])
-    except (KeyError, TypeError) as error:
-        raise MoecError(f"{path}: the head of the profile is damaged ({error}); make it anew") from error

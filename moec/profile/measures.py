@@ -44,6 +44,8 @@ from typing import Any
 
 import numpy as np
 
+from moec.errors import MoecError
+
 Array = np.ndarray[Any, Any]
 
 BINS = 32
@@ -76,6 +78,14 @@ def evenly(rows: Array, most: int) -> Array:
     return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(int)]
 
 
+class MissingError(MoecError):
+    """A profile does not have an array."""
+
+    def __init__(self, name: str) -> None:
+        more = ", with second moments" if name.startswith("moment") else ""
+        super().__init__(f"the profile lacks {name!r}; make it anew{more}")
+
+
 @dataclasses.dataclass(frozen=True)
 class ExpertsMeasures:
     """What is measured of a layer of experts; arrays as the module says. What is large is read when it is asked for."""
@@ -92,7 +102,7 @@ class ExpertsMeasures:
     read: Callable[[str], Array | None]
 
     def array(self, name: str) -> Array:
-        """One of the arrays over all experts. Raises KeyError where the profile does not have it."""
+        """One of the arrays over all experts. Raises MissingError where the profile does not have it."""
         return _needed(self.read(name), name)
 
     @property
@@ -125,7 +135,7 @@ class ExpertsMeasures:
 
     def total_error(self, form: str) -> Array | None:
         """[E,P] the error of all tokens that came to each expert, and of those that it is taken to have seen beside
-        them (:data:`PRIOR_SHARE`); None where the format was not measured. Raises KeyError as :meth:`array`."""
+        them (:data:`PRIOR_SHARE`); None where the format was not measured. Raises MissingError as :meth:`array`."""
         own = self.error(form)
         if own is None:
             return None
@@ -164,7 +174,7 @@ def selected(measures: ExpertsMeasures, experts: Sequence[int]) -> ExpertsMeasur
 
 @dataclasses.dataclass(frozen=True)
 class LinearMeasures:
-    """What is measured of a dense product. Raises KeyError as :class:`ExpertsMeasures`."""
+    """What is measured of a dense product. Raises MissingError as :class:`ExpertsMeasures`."""
 
     key: str
     name: str
@@ -194,7 +204,7 @@ class LinearMeasures:
 
 def _needed(found: Array | None, name: str) -> Array:
     if found is None:
-        raise KeyError(name)
+        raise MissingError(name)
     return found
 
 

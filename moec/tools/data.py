@@ -14,6 +14,7 @@ import numpy as np
 
 from moec.common.array_files import read_arrays
 from moec.common.dtypes import dtype_of
+from moec.common.plain_files import read_text
 from moec.common.specs import State, TensorSpec
 from moec.common.tokenizers import Tokenizer
 from moec.errors import MoecError
@@ -22,6 +23,8 @@ Array = np.ndarray[Any, Any]
 Batch = dict[str, Array]
 
 _LINES_AT_ONCE = 2000
+_LARGEST_TEXT, _LARGEST_TOKENIZER = 4 << 30, 256 << 20
+"""Bytes of a file of text, and of a tokenizer.json."""
 
 _LENGTH = 2
 """The axis of a cache of keys or values that counts the tokens before."""
@@ -127,8 +130,8 @@ class Data:
         text = self._text
         if text.tokenizer is None:
             raise MoecError(f"{self.path}: text needs a tokenizer: add --tokenizer tokenizer.json, or give .npz files")
-        content = _text_of(self.path)
-        tokenizer = Tokenizer(_text_of(text.tokenizer), text.tokenizer)
+        content = read_text(self.path, _LARGEST_TEXT)
+        tokenizer = Tokenizer(read_text(text.tokenizer, _LARGEST_TOKENIZER), text.tokenizer)
         return np.array(list(itertools.islice(_ids(tokenizer, content), self._most())))
 
     def _most(self) -> int | None:
@@ -200,13 +203,6 @@ def _unstacked(arrays: Mapping[str, Array], path: pathlib.Path) -> Iterator[Batc
     if len(counts) != 1:
         raise MoecError(f"{path}: arrays hold different numbers of batches: {sorted(counts)}")
     return ({name: array[index] for name, array in arrays.items()} for index in range(counts.pop()))
-
-
-def _text_of(path: pathlib.Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MoecError(f"{path}: cannot be read as text: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _ids(tokenizer: Tokenizer, content: str) -> Iterator[int]:

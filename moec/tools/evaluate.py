@@ -196,8 +196,8 @@ class _Run:
                     f"{self._models[at][0]}: makes {self._output.name} {list(found.shape)} of {where}, and "
                     f"{self._models[0][0]} makes {list(outputs[0].shape)}; expected the same model"
                 )
-            nan = np.isnan(found.reshape(len(found), -1))
-            self._nan[at] += nan.sum(), nan.any(axis=1).sum()
+            nan = np.isnan(found)
+            self._nan[at] += nan.sum(), nan.any(axis=tuple(range(1, nan.ndim))).sum()
         self._choose_metrics(batch, where)
         self._rows += len(outputs[0])
         labelled = self._judge.positions(batch, outputs[0], where)

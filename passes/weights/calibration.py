@@ -22,7 +22,7 @@ from moec.passes.weights.store import Encoder
 from moec.passes.weights.tiles import product
 from moec.profile import Profile
 from moec.profile.keys import keep_key
-from moec.profile.measures import PRIOR_SHARE, ExpertsMeasures, LinearMeasures, mean_weight
+from moec.profile.measures import PRIOR_SHARE, ExpertsMeasures, LinearMeasures, MissingError, mean_weight
 
 Array = np.ndarray[Any, Any]
 Method = Literal["rtn", "gptq", "awq"]
@@ -115,9 +115,8 @@ def profile_reading(where: str) -> Iterator[None]:
     """Around what reads arrays of a profile: says where in errors, and what to do about them."""
     try:
         yield
-    except KeyError as error:
-        more = ", with second moments" if "moment" in str(error) else ""
-        raise MoecError(f"{where}: the profile lacks {error}; make it anew{more}") from None
+    except MissingError as error:
+        raise MoecError(f"{where}: {error}") from None
     except (ValueError, IndexError) as error:
         raise MoecError(f"{where}: the profile is damaged ({error}); make it anew") from None
 

@@ -54,7 +54,7 @@ def _layer(path: str | os.PathLike[str], position: int, data: dict[str, Any]) ->
         raise MoecError(
             f"{path}: layer {position}: formats: expected a list of formats for each weight, one per expert"
         )
-    return LayerPlan(str(data["layer"]), str(data["name"]), formats)
+    return LayerPlan(data["layer"], data["name"], formats)
 
 
 def plan_text(layers: Sequence[LayerPlan], told: Mapping[str, Any]) -> str:

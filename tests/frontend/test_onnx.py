@@ -196,18 +196,31 @@ def test_an_output_that_nothing_computes():
     refuse(model_of([helper.make_node("Relu", ["x"], ["z"])]), "model: output 'y' is no input, constant or result")
 
 
-def test_names_that_are_not_text(tmp_path):
-    data = relu().SerializeToString()
-    assert data.count(b"Relu") == 1
-    (tmp_path / "model.onnx").write_bytes(data.replace(b"Relu", b"Re\xffu"))
-    refuse(tmp_path / "model.onnx", "node 0 has a name that is not text")
+FUNCTION = """<ir_version: 10, opset_import: ["" : 21, "own" : 1], domain: "owner">
+main (float[SIZE,4] x) => (float[SIZE,4] y) <float[1] weight = {1}> { y = own.Function <factor = "text"> (x) }
+<opset_import: ["" : 21], domain: "own">
+Function <factor> (inner) => (outer) { outer = Relu (inner) }"""
 
 
-def test_a_graph_whose_name_is_not_text(tmp_path):
-    data = relu().SerializeToString()
-    assert data.count(b"graph") == 1
-    (tmp_path / "model.onnx").write_bytes(data.replace(b"graph", b"gra\xffh"))
-    refuse(tmp_path / "model.onnx", "model.onnx: the model is inconsistent: .*utf-8.*0xff")
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("Relu", "function 0: node 0"),
+        ("Function", "node 0"),
+        ("inner", "function 0"),
+        ("SIZE", "the shape of a value of the graph"),
+        ("weight", "a tensor of the graph"),
+        ("main", "the graph"),
+        ("owner", "the model"),
+        ("text", "an attribute of node 0"),
+    ],
+)
+def test_texts_that_are_not_utf_8(tmp_path, text, place):
+    data = onnx.parser.parse_model(FUNCTION).SerializeToString()
+    import_model(onnx.load_from_string(data))
+    assert text.encode() in data
+    (tmp_path / "model.onnx").write_bytes(data.replace(text.encode(), text[:-1].encode() + b"\xff"))
+    refuse(tmp_path / "model.onnx", f"{place} has a name or a text that is not UTF-8")
 
 
 def test_an_undefined_input_is_one_error_and_no_warning(caplog):

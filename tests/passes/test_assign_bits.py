@@ -347,7 +347,7 @@ def test_weights_that_are_quantised_stay(spec, profile):
         ("avg=3,profile={profile},formats=mxfp4", r"holds no errors of mxfp4, only of int8, int4/32, int3/32, int2/32"),
         ("avg=3,profile={profile},formats=int7", r"formats: no format 'int7'"),
         ("plan={profile},method=rtn", r"is not JSON|cannot be read"),
-        ("avg=3,profile=nothing.moeprof", r"nothing.moeprof: the profile cannot be read"),
+        ("avg=3,profile=nothing.moeprof", r"nothing.moeprof: cannot be read: No such file"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message, spec, profile):

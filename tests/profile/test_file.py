@@ -37,7 +37,8 @@ def test_what_was_written_is_read(tmp_path):
 
 def test_a_number_alone_stays_one(tmp_path):
     name = "input0/measured"
-    profiles = [written(tmp_path / str(number), arrays=[(name, np.array(number))]) for number in (3, 4)]
+    head = dataclasses.replace(HEAD, layers=[LayerEntry("0" * 16, "linear", "product", inner=2, tokens=3, input=0)])
+    profiles = [written(tmp_path / str(number), head, [(name, np.array(number))]) for number in (3, 4)]
     merge(tmp_path / "both", profiles)
     for profile, number in zip([*profiles, Profile.read(tmp_path / "both")], (3, 4, 7), strict=True):
         found = profile.array(name)
@@ -61,7 +62,7 @@ def test_errors_of_merged_profiles_are_of_the_rows_that_are_kept(tmp_path):
     profiles = []
     for name, count, kept, error in (("one", 400, 2, 6.0), ("two", 100, 1, 8.0)):
         arrays = {
-            "count": np.array([count, 0]), "error/int4": np.array([[error], [0]]), "rows/0": np.zeros((kept, 2)),
+            "count": np.array([count, 0]), "error/int4": np.array([[error, 0], [0, 0]]), "rows/0": np.zeros((kept, 2)),
             "rows/1": np.zeros((0, 2)), "energy": np.array([error, 0]),
         }  # fmt: skip
         keyed = [(f"{LAYER.key}/{one}", array) for one, array in arrays.items()]
@@ -69,7 +70,7 @@ def test_errors_of_merged_profiles_are_of_the_rows_that_are_kept(tmp_path):
     merge(tmp_path / "both", profiles)
     (layer,) = Profile.read(tmp_path / "both").all_experts()
     assert len(layer.rows(0)) == 2
-    assert layer.error("int4").tolist() == [[2 * (0.8 * 3 + 0.2 * 8)], [0]]
+    assert layer.error("int4").tolist() == [[2 * (0.8 * 3 + 0.2 * 8), 0], [0, 0]]
     assert layer.array("energy").tolist() == [8, 0]
 
 
@@ -127,8 +128,8 @@ def test_what_is_no_profile_is_refused(tmp_path):
         ("{", "is not a profile"),
         ([], "is not a profile"),
         ({"version": 0}, "version 0; this moec reads versions 1 to 2"),
-        ({"version": 1, "layers": []}, "head of the profile is damaged"),
-        ({"version": 1, "layers": [{"parts": [], "of": 1}]}, "head of the profile is damaged"),
+        ({"version": True, "layers": []}, "is not a profile"),
+        ({"version": 1, "layers": [{"parts": [], "of": 1}]}, "layers 0: has the unknown field 'of'"),
     ]:
         archive(path, head)
         with pytest.raises(MoecError, match=message):

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from moec.common.plain_files import size_of
 from moec.errors import MoecError, UnsupportedError
 from moec.ir.mapped_files import map_file
 
@@ -170,7 +171,7 @@ def _part(first: Path, named: re.Match[str], number: int) -> Path:
 
 def _read_one(path: Path) -> GgufFile:
     try:
-        stored = map_file(path) if path.stat().st_size else np.zeros(0, np.uint8)
+        stored = map_file(path) if size_of(path) else np.zeros(0, np.uint8)
     except OSError as error:
         raise MoecError(f"{path}: cannot be read: {error.strerror or error}") from error
     cursor = _Cursor(path, stored)

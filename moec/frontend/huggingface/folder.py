@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moec.common.garbage import no_collection
+from moec.common.plain_files import parse_json, read_bytes
 from moec.errors import MoecError, UnsupportedError
 from moec.frontend import conditions
 from moec.frontend.huggingface import quantised
@@ -24,7 +24,7 @@ CONFIG = "config.json"
 _MODELOPT = "hf_quant_config.json"
 """What NVIDIA's Model Optimizer writes how it quantised into, where it does not into the other one."""
 _INDEX = "model.safetensors.index.json"
-_LARGEST_JSON = 256 << 20
+LARGEST_JSON = 256 << 20
 """Bytes; indexes of the largest models have some tens of megabytes."""
 
 _FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
@@ -158,13 +158,9 @@ def _read_shards(folder: Path, index: Path) -> dict[str, FileTensor]:
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a JSON file of a folder holds. Raises MoecError for a file that is none."""
     try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise MoecError(f"{path}: has {path.stat().st_size} bytes, too many for such a file; download it again")
-        content = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
-    except OSError as error:
-        raise MoecError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise MoecError(f"{path}: is no JSON ({' '.join(str(error).split())[:100]}); download it again") from error
+        content = parse_json(read_bytes(path, LARGEST_JSON), _special_float)
+    except ValueError as error:
+        raise MoecError(f"{path}: is no JSON ({str(error)[:100]}); download it again") from error
     if not isinstance(content, dict):
         raise MoecError(f"{path}: holds a {type(content).__name__}, expected an object; download it again")
     return content

@@ -8,7 +8,6 @@ The package ``safetensors`` maps files, too, but pages that its tensors have rea
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.plain_files import parse_json
 from moec.errors import MoecError
 from moec.ir.mapped_files import map_file
 
@@ -84,9 +84,11 @@ def read_file(path: Path) -> dict[str, FileTensor]:
 
 def _header(text: bytes, path: Path) -> dict[str, Any]:
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise MoecError(f"{path}: its header is no JSON, so it is no safetensors file; download it again") from error
+        header = parse_json(text)
+    except ValueError as error:
+        raise MoecError(
+            f"{path}: its header is no JSON ({str(error)[:100]}), so it is no safetensors file; download it again"
+        ) from error
     if not isinstance(header, dict):
         raise MoecError(f"{path}: its header is a {type(header).__name__}, expected an object; download it again")
     return header
@@ -98,7 +100,7 @@ def _tensor(name: str, entry: Any, data: Array, path: Path) -> FileTensor:
         raise MoecError(f"{where}: its entry is no object; the file is damaged, download it again")
     dtype = DTYPES.get(str(entry.get("dtype")))
     if dtype is None:
-        raise MoecError(f"{where}: has the dtype {entry.get('dtype')!r}; expected one of {', '.join(DTYPES)}")
+        raise MoecError(f"{where}: has the dtype {str(entry.get('dtype'))[:40]!r}; expected one of {', '.join(DTYPES)}")
     shape, offsets = (_whole_numbers(entry.get(key), key, where) for key in ("shape", "data_offsets"))
     if len(offsets) != 2:
         raise MoecError(f"{where}: has {len(offsets)} data_offsets, expected 2; the file is damaged")

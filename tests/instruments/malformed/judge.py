@@ -50,7 +50,8 @@ class Verdict(NamedTuple):
 
 
 def judge(case: Case) -> Verdict:
-    """Damage a copy of the intact files and run the commands of the kind on it; the first failure counts."""
+    """Damage a copy of the intact files and run the commands of the kind on it. The first failure counts, else a
+    refusal."""
     kind, rng = kind_named(case.kind), random.Random(f"{case.kind}/{case.seed}/{case.index}")
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name, "case")
@@ -69,14 +70,14 @@ def describe(case: Case) -> str:
 
 
 def _judged(kind: Kind, folder: pathlib.Path, rng: random.Random, damage: str) -> Verdict:
-    verdict = Verdict("refused", damage)
+    verdict = Verdict("pass", damage)
     for command in kind.commands(folder, rng):
         told = f"{damage} [{' '.join(command)}]".replace(str(folder), ".")
         status, message = run(command)
         if status not in ("pass", "refused"):
             return Verdict(status, told, message)
-        if status == "pass":
-            verdict = Verdict("pass", damage)
+        if status == "refused":
+            verdict = Verdict(status, told, message)
     return verdict
 
 
@@ -128,12 +129,6 @@ def _import_all() -> None:
     import tvm  # noqa: F401
 
     import moec.cli  # noqa: F401
-
-    with contextlib.suppress(ImportError):
-        import torch
-        import transformers  # noqa: F401
-
-        torch.set_num_threads(1)
 
 
 def _start_of_memory() -> int:

@@ -186,7 +186,7 @@ def test_without_moments_and_formats(model, ids, tmp_path):
     small = measured(model, tmp_path, ids, moments=False, formats="")
     (layer, _) = small.all_experts()
     assert layer.error("int8") is None
-    with pytest.raises(KeyError, match="moment_in/0"):
+    with pytest.raises(MoecError, match="lacks 'moment_in/0'; make it anew, with second moments"):
         layer.moment_in(0)
 
 

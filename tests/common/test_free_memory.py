@@ -6,8 +6,8 @@ import pathlib
 
 import pytest
 
-from moec.runtime import free_memory
-from moec.runtime.free_memory import available_memory
+from moec.common import free_memory
+from moec.common.free_memory import available_memory
 
 GIGABYTE = 1 << 30
 

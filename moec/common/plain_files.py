@@ -1,0 +1,61 @@
+"""Files that somebody else wrote, read whole: plain ones, of a size that fits, as bytes, text or JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from typing import Any
+
+from moec.errors import MoecError, one_line
+
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+
+
+def size_of(path: str | os.PathLike[str]) -> int:
+    """The bytes of a plain file. Raises MoecError where none is there: reading a pipe or a device may never end."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        raise MoecError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(status.st_mode):
+        found = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
+        raise MoecError(f"{path}: cannot be read: is {found}; expected a plain file")
+    return status.st_size
+
+
+def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
+    """All of a plain file. Raises MoecError where it cannot be read or has more than ``most`` bytes."""
+    size = size_of(path)
+    if size > most:
+        raise MoecError(f"{path}: has {size} bytes; expected at most {most} of such a file")
+    try:
+        with open(path, "rb") as file:
+            return file.read(most)
+    except OSError as error:
+        raise MoecError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_text(path: str | os.PathLike[str], most: int) -> str:
+    """The text of a plain file in UTF-8. Raises MoecError as :func:`read_bytes`, and for other bytes."""
+    try:
+        return read_bytes(path, most).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise MoecError(f"{path}: cannot be read as text: {error}") from error
+
+
+def parse_json(text: str | bytes, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """What JSON in UTF-8 says; ``object_hook`` replaces objects, as in the module ``json``. Raises ValueError, whose text is the reason, for what is none, nests deeper than Python
+    can follow, has numbers of thousands of digits, or holds halves of characters (lone surrogates), which no file and
+    no library takes further."""
+    try:
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        content = json.loads(text, object_hook=object_hook)
+        if "\\ud" in text.lower():
+            json.dumps(content, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
+    except ValueError as error:  # of json, of int, of UTF-8
+        raise ValueError(one_line(error)) from None
+    return content

@@ -1,0 +1,46 @@
+"""Plain files are read whole; pipes, devices, large files, other encodings and damaged JSON are refused."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from moec.common.plain_files import parse_json, read_bytes, read_text
+from moec.errors import MoecError
+
+
+def test_text(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes("é".encode())
+    assert read_text(path, 2) == "é"
+    with pytest.raises(MoecError, match=r"a: has 2 bytes; expected at most 1"):
+        read_text(path, 1)
+    path.write_bytes(b"\xff")
+    with pytest.raises(MoecError, match=r"a: cannot be read as text: .*invalid start byte"):
+        read_text(path, 2)
+
+
+def test_what_is_no_plain_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to("circle")
+    places = {tmp_path / "pipe": "is a pipe", "/dev/zero": "is a device", tmp_path: "is a folder", "a\0b": "null byte"}
+    places |= {tmp_path / "circle": "symbolic links", tmp_path / "none": "No such file", "x" * 5000: "name too long"}
+    for path, reason in places.items():
+        with pytest.raises(MoecError, match=reason) as caught:
+            read_bytes(path, 100)
+        assert "cannot be read" in str(caught.value)
+
+
+def test_json():
+    assert parse_json(b'{"a": [1, "\\u00e9", "\\ud83d\\ude00"]}') == {"a": [1, "é", "\N{GRINNING FACE}"]}
+    assert parse_json("[{}]", lambda found: 7) == [7]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", b"\xff", "9" * 5000, "[" * 100_000, '"\\ud800"', '{"\\uDFFF": 1}', b"\xff\xfe{\0"]
+)
+def test_what_is_no_json(text):
+    with pytest.raises(ValueError) as caught:
+        parse_json(text)
+    assert "\n" not in str(caught.value) and 5 < len(str(caught.value)) < 301

@@ -46,9 +46,11 @@ def read_text(path: str | os.PathLike[str], most: int) -> str:
 
 
 def parse_json(text: str | bytes, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """What JSON in UTF-8 says; ``object_hook`` replaces objects, as in the module ``json``. Raises ValueError, whose text is the reason, for what is none, nests deeper than Python
-    can follow, has numbers of thousands of digits, or holds halves of characters (lone surrogates), which no file and
-    no library takes further."""
+    """What JSON in UTF-8 says; ``object_hook`` replaces objects, as in the module ``json``.
+
+    Raises ValueError, whose text is the reason, for what is no JSON, nests deeper than Python can follow, has numbers
+    of thousands of digits, or holds halves of characters (lone surrogates), which no file and no library takes further.
+    """
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
         content = json.loads(text, object_hook=object_hook)

@@ -9,7 +9,7 @@ import onnx
 
 from moec.errors import MoecError
 
-_Texts = Iterator[tuple[str, Iterable[str]]]
+_Texts = Iterator[tuple[str, Iterable[str | bytes]]]
 
 
 def check_texts(proto: onnx.ModelProto, where: str) -> None:

@@ -55,7 +55,7 @@ def test_what_is_wrong_is_one_line(folder):
     assert_refused(generate(folder, "--prompt", "ab", "--max-tokens", 1), "has 2 tokens, and the session holds 1")
     assert_refused(generate(folder, "--prompt", "a", "--chat"), "holds no chat template")
     assert_refused(generate(folder, "--prompt", "a", "--top-k", 3), "give a temperature above 0")
-    assert_refused(generate(folder, "--prompt-file", folder / "none"), "none: cannot be read as text: No such file")
+    assert_refused(generate(folder, "--prompt-file", folder / "none"), "none: cannot be read: No such file")
     assert_refused(moec("generate", folder, "--prompt", "a"), "is not a moec artifact")
     assert_refused(
         generate(folder, "--prompt", b"a\xff".decode("utf-8", "surrogateescape")), "not valid text", "at position 1"

@@ -46,20 +46,26 @@ class Known:
 
 
 def _object_array(elements: Any) -> np.ndarray:
-    if isinstance(elements, np.ndarray):
-        if elements.dtype == object:
-            return elements
+    """The elements as Python numbers and expressions: a number of numpy's has a type that TVM would take for another,
+    and a function of numpy's returns such a number where an array would have no axes."""
+    if isinstance(elements, np.ndarray) and elements.dtype == object:
+        return np.frompyfunc(_plain, 1, 1)(elements) if elements.ndim else _object_array(elements[()])
+    if isinstance(elements, np.ndarray | np.generic):
         array = np.empty(elements.shape, object)
-        array[...] = elements.tolist() if elements.ndim else elements.item()
+        array[...] = elements.tolist()
         return array
     if not isinstance(elements, (list, tuple)):
         array = np.empty((), object)
-        array[()] = elements
+        array[()] = _plain(elements)
         return array
     array = np.empty(len(elements), object)
     for position, element in enumerate(elements):
-        array[position] = element
+        array[position] = _plain(element)
     return array
+
+
+def _plain(element: Any) -> Any:
+    return element.item() if isinstance(element, np.generic) else element
 
 
 class Sizes:

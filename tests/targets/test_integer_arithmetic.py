@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 import moec
 from moec.errors import UnsupportedError
+from moec.targets.tvm.lowering import lower
 from moec.targets.tvm.symbolic import Sizes, combined
 
 from ..products import sampled
@@ -143,3 +145,23 @@ def test_a_place_that_wraps_around_is_compared_as_what_it_becomes(dtype):
         n = Size(x) p = Range(zero, n, one) q = Cast <to = {to}> (p) r = Cast <to = 6> (q) y = Less(r, none) }}"""
     (found,) = run(text, x=np.zeros(70000, np.float32))
     np.testing.assert_array_equal(found, np.arange(70000).astype(dtype) < 0)
+
+
+FOLDED = (
+    "Neg(a) Abs(a) Sign(a) Identity(a) BitwiseNot(a) Add(a,b) Sub(a,b) Mul(a,b) Div(a,b) Mod(a,b) Max(a,b) Min(a,b) "
+    "BitwiseAnd(a,b) BitwiseOr(a,b) Where(c,a,b) Not(c) And(c,d) Or(c,d) Xor(c,d) Equal(a,b) Less(a,b) Greater(a,b)"
+)
+
+
+@pytest.mark.parametrize("shape", ["", "[1]"])
+@pytest.mark.parametrize("dtype", ["int64", "int32", "int16", "int8", "uint32", "uint16", "uint8"])
+def test_results_of_constants_have_the_type_of_their_operands(dtype, shape):
+    """Also where they are folded and have no axes, for which functions of numpy return numbers and not arrays."""
+    calls = FOLDED.split() if not dtype.startswith("u") else [call for call in FOLDED.split() if "Neg" not in call]
+    flags = ("Not", "And", "Or", "Xor", "Equal", "Less", "Greater")
+    types = ["bool" if call.startswith(flags) else dtype for call in calls]
+    results = ", ".join(f"{kind}{shape} y{number}" for number, kind in enumerate(types))
+    body = " ".join(f"y{number} = {call}" for number, call in enumerate(calls))
+    given = f"{dtype}{shape} a = {{5}}, {dtype}{shape} b = {{3}}, bool{shape} c = {{1}}, bool{shape} d = {{0}}"
+    model = ir.from_proto(parse(f"g (float[n] x) => ({results}) <{given}> {{ {body} }}"))
+    assert [output.dtype for output in lower(model, {}).outputs] == types

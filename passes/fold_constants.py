@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from moec.ir.movement import moving
-from moec.ir.weights.stored import decodes_weight, widens_halves
+from moec.ir.weights.stored import decoding_nodes, widens_halves
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import is_op, replace_by_tensors
 
@@ -54,8 +54,9 @@ class FoldConstants:
     def apply(self, model: ir.Model, report: Report) -> bool:
         changed = False
         version = model.graph.opset_imports[""]
+        decoding = decoding_nodes(model.graph)
         for node in list(model.graph):
-            if not _is_constant_computation(node):
+            if node in decoding or not _is_constant_computation(node):
                 continue
             types = _output_types(node, version)
             if types is None:
@@ -107,7 +108,7 @@ def _is_constant_computation(node: ir.Node) -> bool:
         return False
     if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
         return False
-    if any(output.is_graph_output() for output in node.outputs) or decodes_weight(node):
+    if any(output.is_graph_output() for output in node.outputs):
         return False
     return all(value is None or (value.const_value is not None and not value.is_graph_input()) for value in node.inputs)
 

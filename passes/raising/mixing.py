@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.budgets import PROBED_MIXTURES
 from moec.passes.raising.block import Block
 from moec.passes.raising.dataflow import Array
 from moec.passes.raising.failure import NotUnderstoodError
@@ -53,10 +55,24 @@ class Mixing:
         choices = [routing.run(block, part) for part in parts]
         mixture = np.concatenate([as_mixture(*chosen, E) for chosen in choices])
         slots = np.concatenate([_by_slot(*chosen, E) for chosen in choices]) if by_slot else None
-        told_apart_by = mixture if slots is None else slots
-        if np.linalg.matrix_rank(told_apart_by) < told_apart_by.shape[1]:
+        mixing = Mixing(block, parts, mixture, slots)
+        if not PROBED_MIXTURES.allows(mixing._told_apart_by.size * mixing._told_apart_by.shape[1]):
+            raise NotUnderstoodError("it has too many experts for them to be probed")
+        if mixing._weighted_after.rank < mixing._told_apart_by.shape[1]:
             raise NotUnderstoodError("its experts cannot be told apart: the router gives some of them no weight")
-        return Mixing(block, parts, mixture, slots)
+        return mixing
+
+    @property
+    def _told_apart_by(self) -> Array:
+        return self.mixture if self.by_slot is None else self.by_slot
+
+    @functools.cached_property
+    def _weighted_after(self) -> _LeastSquares:
+        return _LeastSquares.of(self._told_apart_by)
+
+    @functools.cached_property
+    def _weighted_before(self) -> _LeastSquares:
+        return _LeastSquares.of((self._told_apart_by != 0).astype(float))
 
     def run(self, x: Array, outputs: list[ir.Value], given: Given | Mapping[ir.Value, Array] = ()) -> list[list[Array]]:
         """The block's values ``outputs`` of each run, all tokens of which are the row x [d]."""
@@ -80,11 +96,26 @@ class Mixing:
     def of_experts(self, y: Array, *, on_input: bool) -> Array | None:
         """The experts' parts [E,d] of y [n,d], those of first choices; None if y is no mixture of them. ``on_input``:
         weighted before."""
-        weights = self.mixture if self.by_slot is None else self.by_slot
-        weights = (weights != 0).astype(float) if on_input else weights
-        parts = np.linalg.lstsq(weights, y, rcond=None)[0]
-        apart = np.abs(weights @ parts - y).max(initial=0)
+        squares = self._weighted_before if on_input else self._weighted_after
+        parts = squares.inverse @ y
+        apart = np.abs(squares.weights @ parts - y).max(initial=0)
         return parts[: self.block.E] if apart <= TOLERANCE * np.abs(y).max(initial=1e-300) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _LeastSquares:
+    """The fit of y [n,d] by ``weights`` [n,m]: what makes the parts [m,d] of y, made once for all that is fitted."""
+
+    weights: Array
+    inverse: Array
+    rank: int
+
+    @staticmethod
+    def of(weights: Array) -> _LeastSquares:
+        left, sizes, right = np.linalg.svd(weights, full_matrices=False)
+        held = sizes > sizes.max(initial=0) * max(weights.shape) * np.finfo(np.float64).eps
+        inverse = (right[held].T / sizes[held]) @ left[:, held].T
+        return _LeastSquares(weights, inverse, int(held.sum()))
 
 
 def explaining_routings(block: Block, routings: Sequence[Routing]) -> list[Routing]:

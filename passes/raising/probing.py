@@ -42,7 +42,7 @@ def probe_experts(block: Block, routings: list[Routing]) -> tuple[Arrangement, s
     mixing = Mixing.of(block, likely[0])
     try:
         cut = find_cut(block, sample_rows(len(mixing.logits[0]), block.d), mixing.logits[0])
-        arrangement = _arrangement(block, likely[0], cut, scaled=bool(explaining))
+        arrangement = _arrangement(block, likely[0], mixing, cut, scaled=bool(explaining))
     except NotUnderstoodError as reason:
         raise NotUnderstoodError(str(reason), is_mixture=bool(explaining)) from None
     parts = {part for tensor in arrangement.tensors.values() for part in tensor.parts}
@@ -52,10 +52,10 @@ def probe_experts(block: Block, routings: list[Routing]) -> tuple[Arrangement, s
     return arrangement, "batched" if gathered else "loop", likely
 
 
-def _arrangement(block: Block, routing: Routing, cut: Cut, *, scaled: bool) -> Arrangement:
+def _arrangement(block: Block, routing: Routing, mixing: Mixing, cut: Cut, *, scaled: bool) -> Arrangement:
     labels = Labels.of(block)
     try:
-        return _Probe(block, Mixing.of(block, routing), cut, labels, scaled).arrangement()
+        return _Probe(block, mixing, cut, labels, scaled).arrangement()
     except NotUnderstoodError as reason:
         try:
             by_slot = Mixing.of(block, routing, by_slot=True)

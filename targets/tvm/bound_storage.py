@@ -19,7 +19,7 @@ import tvm_ffi
 from tvm import relax, tirx
 
 _ALLOCATE = "relax.memory.alloc_storage"
-_TOO_MUCH = 1 << 56  # the runtime counts bits
+TOO_MUCH = 1 << 56  # the runtime counts bits
 _OPERATORS = {tirx.Mul: lambda a, b: a * b, tirx.Add: lambda a, b: a + b, tirx.Sub: lambda a, b: a - b}
 
 
@@ -37,14 +37,14 @@ def _bounded(call: tvm.ir.Call) -> tvm.ir.Call:
     (size,) = shape.values
     if isinstance(size, tirx.IntImm):
         return call
-    fits = _as_float(size) < tirx.const(float(_TOO_MUCH), "float64")
-    bounded = tirx.Select(fits, size, tirx.IntImm("int64", _TOO_MUCH))
+    fits = as_float(size) < tirx.const(float(TOO_MUCH), "float64")
+    bounded = tirx.Select(fits, size, tirx.IntImm("int64", TOO_MUCH))
     return relax.Call(call.op, [relax.ShapeExpr([bounded]), *rest], call.attrs, call.ty_args)
 
 
-def _as_float(size: Any) -> tirx.Expr:
-    """The number of bytes, computed where it cannot overflow."""
+def as_float(size: Any) -> tirx.Expr:
+    """The number, computed where it cannot overflow."""
     operator = _OPERATORS.get(type(size))
     if operator is not None:
-        return operator(_as_float(size.a), _as_float(size.b))
+        return operator(as_float(size.a), as_float(size.b))
     return size.astype("float64")

@@ -14,15 +14,19 @@ import tvm
 import tvm_ffi
 from tvm import relax, te, tirx
 
+from moec.common.budgets import SIZE_OPERATORS, Budget
 from moec.common.specs import StreamedExpertsSpec, StreamedWeight
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name, operator_name
 from moec.targets.base import KernelRecord, Loader, Weight
+from moec.targets.tvm.bound_storage import as_float
 from moec.targets.tvm.c_expressions import in_c
 from moec.targets.tvm.nodes import reshaped
 from moec.targets.tvm.rename_kernels import EXPORTED
 from moec.targets.tvm.symbolic import Known, Sizes
 from moec.targets.tvm.te_kernels import OPAQUE, Requirement, prim_func
+
+_BEYOND_MEMORY = 1 << 62
 
 
 def identifier(name: str | None) -> str:
@@ -70,6 +74,8 @@ class FunctionBuilder:
         self._nodes: dict[str, ir.Node] = {}
         self._streamed: dict[str, tuple[int, dict[relax.Var, Sequence[int]], tuple[float, ...]] | None] = {}
         self._replaceable: set[str] = set()
+        self.beyond: dict[Budget, list[str]] = {}
+        """The names of nodes that needed more than a budget allows."""
         self._of_one_page: dict[tirx.Var, Any] = {}
         """For sizes that no input tells, those of pages, what they are in a plain run, in which there is one page."""
 
@@ -236,6 +242,17 @@ class FunctionBuilder:
     def size_from(self, tensor: relax.Expr, name: str) -> tirx.Var:
         """A new symbolic size that the program reads from an int64 tensor of shape [1]."""
         return self._read_sizes(tensor, [name])[0]
+
+    def computed_size(self, size: tirx.Expr) -> tirx.Var:
+        """A new symbolic size that the program computes and reads, for an expression that is too long to be followed.
+
+        A product beyond 64 bits becomes a number of elements that no machine has memory for."""
+        fits = as_float(size) < tirx.const(float(_BEYOND_MEMORY), "float64")
+        bounded = tirx.Select(fits, size, tirx.IntImm("int64", _BEYOND_MEMORY))
+        tensor = self.materialise(Known.of([bounded]), "computed_size")
+        if self._node is not None:
+            self.beyond.setdefault(SIZE_OPERATORS, []).append(node_name(self._node))
+        return self._read(tensor, [self.sizes.named_like(size)])[0]
 
     def _read_sizes(self, tensor: relax.Expr, names: list[str]) -> list[tirx.Var]:
         return self._read(tensor, [self.sizes.variable(name) for name in names])

@@ -14,12 +14,13 @@ import onnx_ir as ir
 import tvm
 from tvm import relax, te, tirx
 
+from moec.common.budgets import Budget
 from moec.common.guards import parse_size
 from moec.common.specs import HeldState, StreamedExpertsSpec
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name, operator_name
 from moec.ir.streaming import is_streamed
-from moec.ir.weights.stored import decodes_weight
+from moec.ir.weights.stored import decoding_nodes
 from moec.targets.base import KernelRecord, TensorSpec, Weight
 from moec.targets.tvm.broadcasting import broadcast_shape, broadcast_to
 from moec.targets.tvm.constants import dtype_of
@@ -47,6 +48,8 @@ class Lowered:
     held: list[HeldState]
     """For these, ``main`` takes pages in place of inputs and returns them in place of outputs; how much of each is in
     use follows the inputs, as one shape."""
+    beyond: Mapping[Budget, Sequence[str]]
+    """The names of nodes that needed more than a budget allows."""
     streamed: list[StreamedExpertsSpec]
     """The experts that it asks for before it uses them, by the number of their layer."""
 
@@ -87,13 +90,14 @@ class Lowering(GraphValues):
         graph = self.model.graph
         inputs = [self._declare_input(value) for value in graph.inputs]
         in_use = self._declare_lengths()
+        decoding = decoding_nodes(graph)
         with self._builder.function("main"):
             self._builder.begin_scope([*inputs, *in_use])
-            with self._builder.dataflow():
+            with self._builder.dataflow(), self.sizes.naming(self.computed_size):
                 for node in graph:
                     if node in self._done_by_writing:
                         self._leave_out(node)
-                    elif not decodes_weight(node):  # what that makes is read as it is stored
+                    elif node not in decoding:  # what that makes is read as it is stored
                         self._convert(node)
                 results = [self._result(value) for value in graph.outputs]
                 output = self._builder.emit_output(relax.Tuple(results))
@@ -120,6 +124,7 @@ class Lowering(GraphValues):
             self._kernels,
             self._nodes,
             states,
+            self.beyond,
             self.streamed_experts(),
         )
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import tvm
 from tvm import relax, s_tir, tirx
 
+from moec.ir.names import node_name
 from moec.runtime.team import TEAM_OBJECT
 from moec.targets.base import Launch
 from moec.targets.tvm import host_code
@@ -17,6 +18,7 @@ from moec.targets.tvm.argument_alignment import LowerArgumentAlignment
 from moec.targets.tvm.bound_storage import BoundStorage
 from moec.targets.tvm.compact_buffers import CompactGenericBuffers
 from moec.targets.tvm.guard_parallel import GuardParallelLoops
+from moec.targets.tvm.limit_fusion import fused_within
 from moec.targets.tvm.order_bindings import OrderBindings
 from moec.targets.tvm.provenance import nodes_by_kernel
 from moec.targets.tvm.rename_kernels import readable_names, rename_kernels
@@ -177,6 +179,8 @@ class Optimized:
     """The kernels' names by the names they had when they were lowered or fused, in the order of their first use."""
     nodes: dict[str, list[ir.Node]]
     """The nodes a kernel computes, by its name."""
+    apart: list[str]
+    """The names of nodes that could have been fused but for their budget."""
 
 
 def optimize(
@@ -186,11 +190,14 @@ def optimize(
     sequence = tvm.ir.transform.Sequential
     with target:
         called = sequence(operator_phases())(module)
-        grouped = relax.transform.FuseOps(fuse_opt_level=2)(called)
-        fused = sequence(fusion_phases(backend.schedule))(grouped)
-    computed = nodes_by_kernel(called, grouped, nodes)
+        limited = fused_within(called, relax.transform.FuseOps(fuse_opt_level=2))
+        fused = sequence(fusion_phases(backend.schedule))(limited.after)
+    computed = nodes_by_kernel(limited.before, limited.after, nodes)
     names = readable_names(fused)
-    return Optimized(rename_kernels(fused, names), names, {names[old]: computed.get(old, []) for old in names})
+    apart = dict.fromkeys(node_name(nodes[variable]) for variable in limited.apart if variable in nodes)
+    return Optimized(
+        rename_kernels(fused, names), names, {names[old]: computed.get(old, []) for old in names}, list(apart)
+    )
 
 
 def build(

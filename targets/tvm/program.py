@@ -13,6 +13,7 @@ import onnx_ir as ir
 import tvm
 from tvm import relax
 
+from moec.common.budgets import FUSED_LOADS
 from moec.errors import UnsupportedError
 from moec.targets.base import Program
 from moec.targets.tvm import pipeline
@@ -42,6 +43,7 @@ def compile_program(
     with _integers_in_range():
         optimized = pipeline.optimize(lowered.module, target, lowered.nodes, backend)
         executable, generated = pipeline.build(optimized.module, target, backend)
+    beyond = {**lowered.beyond, FUSED_LOADS: optimized.apart}
     kernels = kernel_records(lowered.kernels, optimized, generated)
     needed = [*requirements, *(feature for kernel in kernels for feature in kernel.requirements)]
     return Program(
@@ -54,7 +56,7 @@ def compile_program(
         sources={"main.relax": optimized.module["main"].script(), **generated.files},
         requirements=list(dict.fromkeys(needed)),
         binary=generated.binary,
-        warnings=generated.warnings,
+        warnings=[*(budget.remark(nodes) for budget, nodes in beyond.items() if nodes), *generated.warnings],
         held=[renamed(state, optimized.names) for state in lowered.held],
         streamed=lowered.streamed,
     )

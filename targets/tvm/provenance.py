@@ -29,9 +29,16 @@ def nodes_by_kernel(
     return _Replay(before, after, node_of_variable).run()
 
 
+def fused_groups(before: tvm.IRModule, after: tvm.IRModule) -> list[list[relax.Var]]:
+    """For each call of a fused function in ``after`` the variables of ``before`` that it computes, in their order."""
+    replay = _Replay(before, after, {})
+    replay.run()
+    return replay.groups
+
+
 def calls_by_kernel(module: tvm.IRModule) -> Counter[str]:
     """How often ``main`` calls each kernel, by its symbol."""
-    symbols = (_kernel_symbol(binding.value) for binding in _bindings(module["main"]))
+    symbols = (_kernel_symbol(binding.value) for binding in bindings_of(module["main"]))
     return Counter(symbol for symbol in symbols if symbol is not None)
 
 
@@ -41,7 +48,8 @@ class _Replay:
         self._node_of_variable = node_of_variable
         self._originals: dict[Key, list[relax.Var]] = {}
         self._nodes: dict[str, list[ir.Node]] = {}
-        for binding in _bindings(before["main"]):
+        self.groups: list[list[relax.Var]] = []
+        for binding in bindings_of(before["main"]):
             self._originals.setdefault(_key(binding, {}), []).append(binding.var)
 
     def run(self) -> dict[str, list[ir.Node]]:
@@ -53,16 +61,19 @@ class _Replay:
 
         ``kernel``: the fused kernel this function becomes; None in ``main``, where every call is a kernel of its own.
         """
-        for binding in _bindings(function):
+        for binding in bindings_of(function):
             callee = self._fused_callee(binding.value)
             if callee is not None:
                 arguments = [_original(argument, values) for argument in binding.value.args]
                 body = self._after[callee]
                 given = dict(zip(body.params, arguments, strict=True))
+                self.groups.append([])
                 values[binding.var] = self._replay(body, given, callee.name_hint)
                 continue
             original = self._next_original(_key(binding, values))
             values[binding.var] = original
+            if kernel is not None and original is not None:
+                self.groups[-1].append(original)
             symbol = _kernel_symbol(binding.value)
             if symbol is not None and original is not None and original.name in self._node_of_variable:
                 self._nodes.setdefault(kernel or symbol, []).append(self._node_of_variable[original.name])
@@ -78,7 +89,7 @@ class _Replay:
         return value.op if is_call and isinstance(self._after[value.op], relax.Function) else None
 
 
-def _bindings(function: relax.Function) -> Iterator[relax.Binding]:
+def bindings_of(function: relax.Function) -> Iterator[relax.Binding]:
     for block in function.body.blocks:
         yield from block.bindings
 

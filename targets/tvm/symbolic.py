@@ -7,15 +7,18 @@ size may be 0, so the analyzer knows sizes only as non-negative.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tvm
 import tvm_ffi
 from tvm import tirx
+
+from moec.common.budgets import SIZE_OPERATORS
 
 MAXIMUM_SIZE = 1 << 40
 FAR = 1 << 41
@@ -76,6 +79,8 @@ class Sizes:
         self._names: dict[str, int] = {}
         self._sizes: set[tirx.Var] = set()
         self._one_less = self.variable("one_less")
+        self._name: Callable[[tirx.Expr], tirx.Var] | None = None
+        self._named: dict[tvm_ffi.StructuralKey, tirx.Var] = {}
 
     def variable(self, name: str) -> tirx.Var:
         """A new symbolic size of 0 or more."""
@@ -101,8 +106,35 @@ class Sizes:
             return size
         if isinstance(size, (np.integer, np.bool_)):
             return size.item()
+        return self._within_budget(self._simplified(size))
+
+    def _simplified(self, size: tirx.Expr) -> Any:
         simplified = self._analyzer.simplify(size)
         return int(simplified) if isinstance(simplified, tirx.IntImm) else simplified
+
+    @contextlib.contextmanager
+    def naming(self, name: Callable[[tirx.Expr], tirx.Var]) -> Iterator[None]:
+        """While it is entered, sizes beyond :data:`SIZE_OPERATORS` become what ``name`` makes of them: a variable that
+        the program computes. Equal sizes become one."""
+        self._name = name
+        try:
+            yield
+        finally:
+            self._name = None
+
+    def _within_budget(self, size: Any) -> Any:
+        if self._name is None or isinstance(size, (int, tirx.Var)) or str(size.ty.dtype) != "int64":
+            return size
+        if SIZE_OPERATORS.allows(operators_in(size)):
+            return size
+        key = tvm_ffi.StructuralKey(size)
+        if key not in self._named:
+            self._named[key] = self._name(size)
+        return self._named[key]
+
+    def named_like(self, size: tirx.Expr) -> tirx.Var:
+        """A new variable for what is at least 0 if the size is known to be."""
+        return self.variable("size") if self._proves(size >= 0) else self.integer("size")
 
     def expression(self, size: Any) -> tirx.Expr:
         return _int64(size) if isinstance(size, (int, bool)) else size
@@ -111,7 +143,7 @@ class Sizes:
         """Whether two sizes are equal for all values of the variables (True), for none (False), or for some (None)."""
         if isinstance(left, int) and isinstance(right, int):
             return left == right
-        difference = self.simplify(self.expression(left) - self.expression(right))
+        difference = self._simplified(self.expression(left) - self.expression(right))
         if isinstance(difference, int):
             return difference == 0
         if self._proves(difference > 0) or self._proves(difference < 0):
@@ -126,7 +158,7 @@ class Sizes:
             return False
         cases = (_int64(0), self._one_less + 1)
         return all(
-            self.simplify(tvm_ffi.structural_map(difference, (tirx.Var, lambda _, c=case: c))) == 0 for case in cases
+            self._simplified(tvm_ffi.structural_map(difference, (tirx.Var, lambda _, c=case: c))) == 0 for case in cases
         )
 
     def same(self, left: Any, right: Any) -> Any:
@@ -138,7 +170,7 @@ class Sizes:
         """Whether ``left < right`` for all values of the variables, for none, or for some (None)."""
         if isinstance(left, int) and isinstance(right, int):
             return left < right
-        difference = self.expression(self.simplify(self.expression(left) - self.expression(right)))
+        difference = self.expression(self._simplified(self.expression(left) - self.expression(right)))
         if self._proves(difference < 0):
             return True
         return False if self._proves(difference >= 0) else None
@@ -217,6 +249,18 @@ class Sizes:
     def clamp(self, size: Any, low: Any, high: Any) -> Any:
         """``min(max(size, low), high)``."""
         return self.at_most(self.at_least(size, low), high)
+
+
+def operators_in(size: tirx.Expr) -> int:
+    """How many operators an expression has."""
+    count = 0
+
+    def add(part: tvm.ir.Expr) -> None:
+        nonlocal count
+        count += not isinstance(part, (tirx.Var, tirx.IntImm))
+
+    tvm_ffi.structural_walk(size, [(tvm.ir.Expr, lambda part: add(part))])
+    return count
 
 
 def _int64(number: int) -> tirx.IntImm:

@@ -10,15 +10,16 @@ from moec.errors import UnsupportedError
 from moec.ir.dialect import REFUSAL_KEY
 from moec.ir.names import node_name, operator_name
 from moec.ir.opsets import later_attributes
-from moec.ir.weights.stored import decodes_weight
+from moec.ir.weights.stored import decoding_nodes
 
 
 def refuse_unknown_operators(model: ir.Model, known: Collection[str]) -> None:
     """Raises UnsupportedError that lists them, where the graph has nodes of other operators than ``known``."""
+    decoding = decoding_nodes(model.graph)
     unknown = [
         node
         for node in model.graph
-        if (operator_name(node) not in known or later_attributes(node)) and not decodes_weight(node)
+        if (operator_name(node) not in known or later_attributes(node)) and node not in decoding
     ]
     if not unknown:
         return

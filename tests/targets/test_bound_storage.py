@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tvm import tirx
 
-from moec.targets.tvm.bound_storage import _as_float
+from moec.targets.tvm.bound_storage import as_float
 
 LARGE = 1 << 40
 
@@ -16,4 +16,4 @@ LARGE = 1 << 40
 )
 def test_products_of_sums_are_computed_where_they_do_not_overflow(operator, right, expected):
     large, right = tirx.IntImm("int64", LARGE), tirx.IntImm("int64", right)
-    assert _as_float(tirx.Mul(operator(large, right), large)).value == pytest.approx(expected)
+    assert as_float(tirx.Mul(operator(large, right), large)).value == pytest.approx(expected)

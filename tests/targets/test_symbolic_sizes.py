@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from tvm import tirx
 
-from moec.targets.tvm.symbolic import Known, Sizes, combined
+import moec
+from moec.common.budgets import SIZE_OPERATORS
+from moec.targets.tvm.symbolic import Known, Sizes, combined, operators_in
+
+from .conftest import parse
 
 
 @pytest.fixture
@@ -78,3 +82,47 @@ def test_known_elements_are_numbers_of_python(sizes):
         assert {type(element) for element in Known.of(elements).elements.flat} <= {int, bool}
     mixed = np.array([sizes.variable("T"), np.int16(3)], object)
     assert Known.of(mixed).elements[0] is mixed[0]
+
+
+def nested(sizes: Sizes, depth: int):
+    """A size that is chosen from others, as often as that."""
+    size = tokens = sizes.variable("T")
+    for limit in range(depth):
+        size = sizes.simplify(tirx.Select(tokens < limit + 2, tirx.min(size, limit + 1), size - 1))
+    return size
+
+
+def test_a_size_beyond_the_budget_gets_a_name_once(sizes):
+    named = []
+    with sizes.naming(lambda size: named.append(size) or sizes.named_like(size)):
+        first = nested(sizes, 40)
+        operators = max(map(operators_in, [first, *named]))
+    assert named and operators <= 2 * SIZE_OPERATORS.limit + 4
+    with sizes.naming(lambda _: pytest.fail("what is equal has a name already")):
+        assert sizes.simplify(named[0]) is not None
+
+
+def test_a_size_within_the_budget_stays_what_it_is(sizes):
+    with sizes.naming(lambda _: pytest.fail("no name is needed")):
+        assert operators_in(nested(sizes, 2)) > 0
+
+
+def test_what_can_be_negative_is_not_named_as_a_size(sizes):
+    tokens = sizes.variable("T")
+    assert sizes.less(sizes.named_like(tokens * 2), 0) is False
+    assert sizes.less(sizes.named_like(tokens - 5), 0) is None
+
+
+def test_a_window_of_windows_runs():
+    """Each broadcast of two sizes may be either, and each slice is cut to what there is."""
+    nodes = " ".join(f"s{n} = Slice(a{n}, low, high) t{n} = Mul(s{n}, b) a{n + 1} = Add(t{n}, s{n})" for n in range(2))
+    text = f"""g (float[N] x, float[M] b, int64[1] low, int64[1] high) => (float[K] y) {{
+        a0 = Add(x, b) {nodes} y = Neg(a2) }}"""
+    model = moec.compile(parse(text))
+    x, b = np.arange(5, dtype=np.float32), np.array([2], np.float32)
+    (y,) = model.run({"x": x, "b": b, "low": np.array([1]), "high": np.array([-1])}).values()
+    expected = x + b
+    for _ in range(2):
+        expected = expected[1:-1] * b + expected[1:-1]
+    np.testing.assert_array_equal(y, -expected)
+    assert any(SIZE_OPERATORS.step in remark["message"] for remark in model.describe()["remarks"])

@@ -223,18 +223,21 @@ def decoding_node(
     return node
 
 
-def decodes_weight(node: ir.Node | None) -> bool:
-    """Whether the node stands between a stored weight and the moec node that multiplies by it."""
-    if not _is(node, "Cast", "DequantizeLinear", "Concat", "Sub", "Gather"):
-        return False
-    if node.op_type == "Sub" and minima_of(node) is None:
-        return False
-    return any(
-        (node.op_type != "Gather" and value in weight_inputs(user).values())
-        or (_is(user, "Concat", "Sub", "Gather", "DequantizeLinear") and decodes_weight(user))
-        for value in node.outputs
-        for user, _ in value.uses()
-    )
+def decoding_nodes(graph: ir.Graph) -> set[ir.Node]:
+    """The nodes that stand between a stored weight and the moec node that multiplies by it."""
+    pending = [value.producer() for node in graph.all_nodes() for value in weight_inputs(node).values()]
+    pending = [node for node in pending if not _is(node, "Gather")]  # experts that are picked are computed
+    found: set[ir.Node] = set()
+    while pending:
+        node = pending.pop()
+        if node in found or not _is(node, "Cast", "DequantizeLinear", "Concat", "Sub", "Gather"):
+            continue
+        if node.op_type == "Sub" and minima_of(node) is None:
+            continue
+        found.add(node)
+        if node.op_type != "Cast":
+            pending += [value.producer() for value in node.inputs if value is not None]
+    return found
 
 
 def weight_runs(value: ir.Value) -> list[WeightRun]:

@@ -13,7 +13,7 @@ from moec.ir.text import parse_model, print_model
 from moec.ir.weights.encode import decode, encode
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stacks import ExpertStack
-from moec.ir.weights.stored import WeightRun, decodes_weight, decoding_node, weight_runs
+from moec.ir.weights.stored import WeightRun, decoding_node, decoding_nodes, weight_runs
 from moec.passes.framework.base import Report
 from moec.passes.framework.pipeline import CLEAN_UP, parse
 from moec.passes.framework.pipeline import run as run_passes
@@ -184,10 +184,24 @@ def test_every_other_way_is_refused(message: str) -> None:
     assert str(caught.value).startswith("weight the_weight: ")
 
 
-def test_a_cast_that_feeds_no_product_decodes_no_weight() -> None:
-    cast = ir.node("Cast", [constant("a", SCALE)], {"to": 1})
-    ir.node("Relu", cast.outputs)
-    assert not decodes_weight(cast) and not decodes_weight(None)
+def test_nodes_between_a_weight_and_its_product_decode_it_and_no_others() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 24, "moec" : 1]>
+    g (float[n, 4] x) => (float[n, 3] y, float[4, 3] z) <float16[4, 3] w = {0,0,0,0,0,0,0,0,0,0,0,0}> {
+        a = Cast <to = 1> (w)
+        b = Cast <to = 1> (w)
+        z = Relu (b)
+        y = moec.Linear (x, a)
+    }"""
+    graph = parse_model(text).graph
+    assert {node.outputs[0].name for node in decoding_nodes(graph)} == {"a"}
+
+
+def test_a_chain_that_joins_itself_is_walked_once() -> None:
+    """It has 2^60 ways from its first node to its last."""
+    nodes = " ".join(f"v{n + 1} = Concat <axis = 0> (v{n}, v{n})" for n in range(60))
+    text = f"""<ir_version: 10, opset_import: ["" : 24, "moec" : 1]>
+    g (float[n, 4] x, float[k, 3] w) => (float[n, 3] y) {{ v0 = Relu (w) {nodes} y = moec.Linear (x, v60) }}"""
+    assert len(decoding_nodes(parse_model(text).graph)) == 60
 
 
 def test_a_block_of_all_inputs_is_per_channel() -> None:

@@ -1,0 +1,39 @@
+"""How much work single steps of the compiler may do. A step that would need more takes the plain way, and says so.
+
+Work is counted, never timed, so that the same model becomes the same artifact on every machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """``step`` may take ``limit`` of ``unit``; where it would take more, ``plain_way`` says what happens instead."""
+
+    step: str
+    limit: int
+    unit: str
+    plain_way: str
+
+    def allows(self, amount: float) -> bool:
+        return amount <= self.limit
+
+    def remark(self, subjects: Sequence[str]) -> str:
+        """One sentence for the report, about everything that would have needed more."""
+        more = f" and {len(subjects) - 1} more" if len(subjects) > 1 else ""
+        return f"{self.step} may take {self.limit} {self.unit}, and of {subjects[0]}{more} takes more: {self.plain_way}"
+
+
+SIZE_OPERATORS = Budget("a size", 16, "operators", "it is computed once, when the program runs")
+"""TVM's analyzer takes time that grows with nested minima, maxima and choices faster than with any power."""
+
+FUSED_LOADS = Budget("an element of a fused kernel", 128, "loads", "it is computed by a kernel of its own")
+"""A value that two fused operators read is computed in both: chains of such values double with every step."""
+
+PROBED_MIXTURES = Budget(
+    "telling experts apart by their weights", 1 << 32, "multiplications", "the block is not probed"
+)
+"""Experts are told apart by a least-squares fit, whose cost grows with the cube of their number."""

@@ -33,6 +33,7 @@ from moec.ir.opsets import OPSET, version_for
 from moec.ir.reference_nodes import FLOATS, forget_width, name_unused_outputs, widen_node
 from moec.ir.semantics import experts, linear, moe, route
 from moec.ir.weights.stacks import ExpertStack
+from moec.ir.widened import WidenedConstants, only_multiplied
 
 __all__ = [
     "EvaluationError",
@@ -66,7 +67,8 @@ class Evaluator:
     """A list of nodes made ready to run many times.
 
     ``inputs`` are the values that every call feeds; all other values that the nodes use but do not compute must be
-    constants (initializers, or outputs of Constant nodes) and are read once, here. Nodes must be in topological order.
+    constants (initializers, or outputs of Constant nodes) and are read once, here, from ``widened`` where they are only
+    multiplied by. Nodes must be in topological order.
     Raises ValueError for a value that is neither fed, nor computed, nor constant, and for two values of one name;
     EvaluationError for an operator that it does not know.
     """
@@ -80,7 +82,9 @@ class Evaluator:
         functions: Iterable[ir.Function] = (),
         *,
         dtype: DTypeLike | None = None,
+        widened: WidenedConstants | None = None,
     ) -> None:
+        self._widened = widened
         self._dtype = None if dtype is None else np.dtype(dtype)
         if self._dtype not in (None, np.dtype(np.float64)):
             raise ValueError(f"the interpreter computes in the model's own types or in float64, not in {self._dtype}")
@@ -122,16 +126,42 @@ class Evaluator:
 
         Raises KeyError for an input without a feed, and EvaluationError for a node that cannot be computed.
         """
-        values: dict[str, Any] = {"": None, **self._constants}
-        for value in self._inputs:
-            values[_name(value)] = self._widen(np.asarray(feeds[value]))
+        values = self._given(feeds)
         with np.errstate(all="ignore"):
             for step in self._steps:
                 self._compute(step, values, watch, change)
+                for name in step.last_uses:
+                    values.pop(name, None)
         return [self._widen(values[_name(value)]) for value in self._outputs]
 
+    def values(self, feeds: Mapping[ir.Value, Array]) -> dict[str, Any]:
+        """All values of an evaluation by name, for :meth:`run_changed`."""
+        values = self._given(feeds)
+        with np.errstate(all="ignore"):
+            for step in self._steps:
+                self._compute(step, values, None, None)
+        return values
+
+    def run_changed(self, values: Mapping[str, Any], changed: Mapping[ir.Value, Array]) -> list[Array]:
+        """The results where some inputs are others than in the evaluation that ``values`` are of; nodes that depend on
+        none of these are not computed again."""
+        current = {**values, **{_name(value): self._widen(np.asarray(array)) for value, array in changed.items()}}
+        moved = {_name(value) for value in changed}
+        with np.errstate(all="ignore"):
+            for step in self._steps:
+                if not moved.isdisjoint((*step.operator.input, *step.captured)):
+                    self._compute(step, current, None, None)
+                    moved.update(step.operator.output)
+        return [self._widen(current[_name(value)]) for value in self._outputs]
+
+    def _given(self, feeds: Mapping[ir.Value, Array]) -> dict[str, Any]:
+        values: dict[str, Any] = {"": None, **self._constants}
+        for value in self._inputs:
+            values[_name(value)] = self._widen(np.asarray(feeds[value]))
+        return values
+
     def _compute(self, step: _Step, values: dict[str, Any], watch: Watcher | None, change: Change | None) -> None:
-        """Add the outputs of a step to ``values`` and drop what no later step uses."""
+        """Add the outputs of a step to ``values``."""
         operator = step.operator
         inputs = [values[name] for name in operator.input]
         kept = _taken_as_they_are(step.node, inputs)
@@ -157,8 +187,6 @@ class Evaluator:
         if watch is not None:
             watch(step.node, inputs, outputs)
         values.update(zip(operator.output, outputs, strict=False))
-        for name in step.last_uses:
-            values.pop(name, None)
 
     def _read_constants(self, nodes: Sequence[ir.Node]) -> dict[str, Array | ExpertStack]:
         """All values from outside that are not fed, by name; stacks from which experts are picked alone as they are."""
@@ -167,6 +195,7 @@ class Evaluator:
         self._casts = {node for node in nodes if _casts_stack(node) and node.outputs[0] not in read}
         others = (node for node in nodes if node not in self._casts)
         read = {value for node in others for value in _read_whole(node)}.union(self._outputs)
+        multiplied = only_multiplied(nodes).difference(self._outputs)
         known: dict[str, ir.Value] = {}
         computed = {output for node in nodes for output in node.outputs}
         for value in (*_uses(nodes), *self._outputs):
@@ -179,6 +208,8 @@ class Evaluator:
                 raise ValueError(f"value {value.name!r} is not constant and nothing here computes or feeds it")
             if isinstance(tensor, ExpertStack) and value not in read:
                 constants[_name(value)] = tensor
+            elif self._widened is not None and value in multiplied and tensor.dtype in FLOATS:
+                constants[_name(value)] = self._widened.of(value, tensor.numpy())
             else:
                 constants[_name(value)] = tensor.numpy()
         return constants

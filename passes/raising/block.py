@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -212,11 +212,25 @@ class Block:
     ) -> list[Array]:
         """The block's values ``outputs`` in float64; values in ``replaced`` are not computed but given."""
         feeds = {**self.feeds(x, logits), **(replaced or {})}
+        return self._evaluator(feeds, outputs).run(feeds, watch)
+
+    def _evaluator(self, feeds: Mapping[ir.Value, Array], outputs: list[ir.Value]) -> Evaluator:
         key = (*outputs, *feeds)
         if key not in self._evaluators:
-            nodes = self.dataflow.between(outputs, stop=feeds.__contains__)
-            self._evaluators[key] = Evaluator(nodes, feeds, outputs, {"": 24}, dtype=np.float64)
-        return self._evaluators[key].run(feeds, watch)
+            nodes, widened = self.dataflow.between(outputs, stop=feeds.__contains__), self.dataflow.widened
+            self._evaluators[key] = Evaluator(nodes, feeds, outputs, {"": 24}, dtype=np.float64, widened=widened)
+        return self._evaluators[key]
+
+    def y_by_value(
+        self, x: Array, logits: Array, given: Mapping[ir.Value, Array]
+    ) -> tuple[Array, Callable[[ir.Value, Array], Array]]:
+        """y in float64 where the values ``given`` are not computed, and the function that makes it where one of them is
+        another array: only what depends on that is computed again."""
+        feeds = {**self.feeds(x, logits), **given}
+        evaluator = self._evaluator(feeds, [self.y])
+        values = evaluator.values(feeds)
+        (y,) = evaluator.run_changed(values, {})
+        return y, lambda value, array: evaluator.run_changed(values, {value: array})[0]
 
     def y_in_own_types(self, x: Array, logits: Array) -> Array:
         """y [T,d] for rows x [T,d] and logits [T,E], computed in the types of the graph. T has to be a multiple of

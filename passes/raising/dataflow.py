@@ -17,6 +17,7 @@ from moec.ir.interpreter import evaluate
 from moec.ir.movement import MOVEMENTS
 from moec.ir.weights.stacks import ExpertStack
 from moec.ir.weights.stored import WeightRun, weight_runs
+from moec.ir.widened import WidenedConstants
 from moec.passes.graph.edits import is_op
 
 Array = np.ndarray[Any, Any]
@@ -31,6 +32,7 @@ class DataFlow:
         self.order: dict[ir.Node, float] = {}
         self._room: dict[ir.Node, float] = {}  # how far in front of a node there is no other; 1 where nothing is said
         self._arrays: dict[ir.Value, Array] = {}
+        self.widened = WidenedConstants()
         self._stored: dict[ir.Value, WeightRun | None] = {}
         self._constant = set(filter(_is_initial, graph.initializers.values()))
         self._from_shapes: set[ir.Value] = set()

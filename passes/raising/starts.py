@@ -31,11 +31,10 @@ def starts(block: Block) -> Iterator[ir.Value]:
     try:
         shapes = [array.shape for array in block.evaluate(x, logits, found)]
         rows = {v: random.normal(size=s) for v, s in zip(found, shapes, strict=True) if np.prod(s) == x.size}
-        (at_first,) = block.evaluate(x, logits, [block.y], rows)
+        at_first, y_for = block.y_by_value(x, logits, rows)
         for value, array in rows.items():
             step = random.normal(size=array.shape)
-            (moved,) = block.evaluate(x, logits, [block.y], {**rows, value: array + step})
-            if _moves_by(moved - at_first, step, at_first):
+            if _moves_by(y_for(value, array + step) - at_first, step, at_first):
                 yield value
     except (EvaluationError, ValueError):  # a traced loop that cannot do without some expert's tokens
         return

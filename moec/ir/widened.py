@@ -1,0 +1,43 @@
+"""Constants in float64, kept while graphs that multiply by them run many times: reading a weight once costs as much as
+a few products with it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+Array = np.ndarray[Any, Any]
+MOST_BYTES = 1 << 29
+"""What is kept together. Weights beyond that are widened whenever they are multiplied by, a piece at a time."""
+
+
+class WidenedConstants:
+    """Those that were asked for last, of at most :data:`MOST_BYTES`."""
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self._most_bytes, self._bytes = most_bytes, 0
+        self._arrays: OrderedDict[ir.Value, Array] = OrderedDict()
+
+    def of(self, value: ir.Value, array: Array) -> Array:
+        """The array in float64, or as it is where that takes too much memory."""
+        if value not in self._arrays:
+            size = array.size * np.dtype(np.float64).itemsize
+            if size > self._most_bytes:
+                return array
+            self._arrays[value], self._bytes = array.astype(np.float64), self._bytes + size
+        self._arrays.move_to_end(value)
+        while self._bytes > self._most_bytes:
+            self._bytes -= self._arrays.popitem(last=False)[1].nbytes
+        return self._arrays[value]
+
+
+def only_multiplied(nodes: Sequence[ir.Node]) -> set[ir.Value | None]:
+    """What nothing but MatMul reads of these nodes."""
+    multiplied, read = set[ir.Value | None](), set[ir.Value | None]()
+    for node in nodes:
+        (multiplied if (node.domain, node.op_type) == ("", "MatMul") else read).update(node.inputs)
+    return multiplied - read

@@ -83,7 +83,7 @@ def _show_artifact(opened: Opened, expert: str | None, architecture: str | None,
     """All that is in it, or what became of one expert."""
     from rich.text import Text
 
-    from moec.inspect import tables
+    from moec.inspect.artifact import artifact_tables
     from moec.inspect.one_expert import became, find_expert
     from moec.inspect.streams import streaming, streaming_tables
     from moec.runtime.description import describe
@@ -95,7 +95,7 @@ def _show_artifact(opened: Opened, expert: str | None, architecture: str | None,
         return
     streams = streaming(opened)
     shown = [] if streams is None else streaming_tables(streams)
-    print_result({**description, "streaming": streams}, as_json, [*tables.artifact_tables(description), *shown])
+    print_result({**description, "streaming": streams}, as_json, [*artifact_tables(description), *shown])
 
 
 def _write_standalone(artifact: Path, kernel: str | None, folder: Path | None, architecture: str | None) -> None:

@@ -115,6 +115,11 @@ class Kind(abc.ABC):
         """What ``moec inspect`` shows of an artifact beyond what it shows of all."""
         return ()
 
+    def weight_types(self, description: Mapping[str, Any]) -> Mapping[str, str]:
+        """The types that MoE blocks have their weights in, by the blocks' names, where the target chooses others than
+        the passes did."""
+        return {}
+
     def needs(self, description: Mapping[str, Any]) -> Sequence[str]:
         """What an artifact needs to run, beside features of the processor."""
         return ()

@@ -8,8 +8,9 @@ from typing import Any
 
 MOST_RANGES = 16
 """More experts that differ from their neighbours are summed up."""
-HEADINGS = ("block", "hidden units", "gate and up", "down", "arithmetic", "products by")
-PRODUCT_HEADINGS = ("block", "product", "matrices", "formats", "arithmetic", "product by")
+HEADINGS = ("layer", "hidden units", "gate and up", "down", "arithmetic", "products by")
+PRODUCT_HEADINGS = ("layer", "product", "matrices", "formats", "arithmetic", "product by")
+ORIGIN_HEADINGS = ("layer", "experts, by the ids that they had")
 
 
 def expert_rows(blocks: Sequence[dict[str, Any]], kernels: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:

@@ -5,65 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from moec import targets
 from moec.arithmetic import described
 from moec.common.tables import table
-from moec.inspect import experts
-from moec.runtime.manifest import GENERIC, Manifest
+from moec.inspect.alike import merged, names, words_of
+from moec.runtime.manifest import Manifest
 from moec.runtime.tuning import NEVER
 
 _KERNELS_SHOWN = 10
-
-
-def artifact_tables(description: dict[str, Any]) -> Iterator[RenderableType]:
-    """Everything ``moec inspect`` shows: target, inputs and outputs, MoE blocks, kernels, weights, passes, remarks, and
-    what only artifacts for such a target have."""
-    kind = targets.kind_of(description["target"])
-    needs = ", ".join([*description["requirements"], *kind.needs(description)]) or "nothing special"
-    yield Text(f"target {description['target']} (needs {needs}), compiled by moec {description['moec_version']}")
-    tensors = [
-        (kind, tensor["name"], tensor["dtype"], _shape(tensor["shape"]))
-        for kind, key in (("input", "inputs"), ("output", "outputs"))
-        for tensor in description[key]
-    ]
-    yield table("Inputs and outputs", ("", "name", "dtype", "shape"), tensors)
-    if states := description["states"]:
-        rows = [
-            (state["input"], state["output"], "the whole" if state["axis"] is None else f"{state['axis']}")
-            for state in states
-        ]
-        yield table("States", ("input of the next run", "output", "written along axis"), rows)
-    if text := description["text"]:
-        template = "a chat template" if text["chat_template"] else "no chat template"
-        ends = ", ".join(map(str, text["end_ids"])) or "none"
-        yield Text(f"takes text: it holds a tokenizer and {template}; ids that end a text: {ends}")
-    blocks, kernels = description["moe_blocks"], description["kernels"]
-    yield _blocks_table(blocks)
-    if rows := experts.expert_rows(blocks, kernels):
-        yield table("Experts", experts.HEADINGS, rows)
-    if products := experts.product_rows(blocks, kernels):
-        yield table("Experts as graphs over dispatched rows", experts.PRODUCT_HEADINGS, products)
-    if origins := experts.origin_rows(blocks):
-        yield table("What became of experts", ("block", "experts, by the ids that they had"), origins)
-    for architecture in description["architectures"] or ["" for _ in kernels[:1]]:
-        yield from _kernels_tables(
-            [kernel for kernel in kernels if kernel["architecture"] == architecture], architecture
-        )
-    if description["weights"]:
-        yield _weights_table(description["weights"])
-    passes = [
-        (stage["name"], "yes" if stage["changed"] else "no", f"{stage['seconds']:.3f}")
-        for stage in description["stages"]
-    ]
-    yield table("Passes", ("pass", "changed", "seconds"), passes)
-    if description["losses"]:
-        yield losses_table(description["losses"])
-    yield remarks_table(description["remarks"])
-    yield from kind.tables(description)
 
 
 def summary(manifest: Manifest, path: str) -> str:
@@ -84,23 +37,39 @@ def found_blocks_table(raised: Sequence[dict[str, Any]], unraised: Sequence[dict
 
 
 def remarks_table(remarks: Sequence[dict[str, Any]]) -> Table:
-    rows = [(remark["severity"], remark["pass_name"], remark["subject"], remark["message"]) for remark in remarks]
+    """Remarks of one text about several subjects once."""
+    alike = merged([(remark["severity"], remark["pass_name"], remark["message"]) for remark in remarks])
+    rows = [
+        (severity, pass_name, names([remarks[place]["subject"] for place in places]), message)
+        for places, (severity, pass_name, message) in alike
+    ]
     return table("Remarks", ("", "pass", "about", "remark"), rows)
 
 
 def losses_table(losses: Sequence[dict[str, Any]]) -> Table:
-    """What rounding cost: relative errors against the layer as it was, of its weights and of its output."""
-    rows = [
-        (
-            loss["layer"],
-            ", ".join(f"{name} {'+'.join(formats)}" for name, formats in loss["formats"].items()),
-            loss["arithmetic"],
-            f"{loss['weight_error']:.2%}",
-            f"{loss['output_error']:.2%}",
-        )
-        for loss in losses
-    ]
+    """What rounding cost: relative errors against the layer as it was, of its weights and of its output. Layers of the
+    same formats whose names differ by numbers stand in one row, with the least and the largest error."""
+    alike = merged(
+        [
+            (
+                "\0".join(words_of(loss["layer"])),
+                ", ".join(f"{name} {'+'.join(formats)}" for name, formats in loss["formats"].items()),
+                loss["arithmetic"],
+            )
+            for loss in losses
+        ]
+    )
+    rows = []
+    for places, (_, formats, arithmetic) in alike:
+        own = [losses[place] for place in places]
+        errors = (_share_range([loss[key] for loss in own]) for key in ("weight_error", "output_error"))
+        rows.append((names([loss["layer"] for loss in own]), formats, arithmetic, *errors))
     return table("Rounded weights", ("layer", "formats", "arithmetic", "error of weights", "of output"), rows)
+
+
+def _share_range(shares: Sequence[float]) -> str:
+    texts = dict.fromkeys((f"{min(shares):.2%}", f"{max(shares):.2%}"))
+    return " to ".join(texts)
 
 
 def verification_table(verification: dict[str, Any]) -> Table:
@@ -108,7 +77,7 @@ def verification_table(verification: dict[str, Any]) -> Table:
         (
             "" if index else _sizes(case["inputs"]),
             one["output"],
-            _shape(one["shape"]),
+            shape_text(one["shape"]),
             _number(one["absolute"]),
             _number(one["relative"]),
             _number(one["norm"]),
@@ -230,57 +199,12 @@ def doctor_tables(findings: dict[str, Any]) -> Iterator[RenderableType]:
         yield Text("everything the CPU target needs is there")
 
 
-def _blocks_table(blocks: Sequence[dict[str, Any]]) -> RenderableType:
-    columns = {
-        "name": "name",
-        "op": "operator",
-        "num_experts": "experts",
-        "top_k": "top-k",
-        "router": "router",
-        "activation": "activation",
-        "gate_layout": "gate",
-        "hidden_size": "hidden",
-        "intermediate_size": "intermediate",
-        "dtype": "dtype",
-        "formulation": "raised from",
-    }
-    rows = [tuple("?" if block[key] is None else str(block[key]) for key in columns) for block in blocks]
-    listed = table("MoE blocks", tuple(columns.values()), rows)
-    if rows:
-        return listed
-    return Group(listed, Text("no MoE block was recognised; the remarks below say what came nearest"))
-
-
-def _kernels_tables(kernels: Sequence[dict[str, Any]], architecture: str) -> Iterator[Table]:
-    """Kernels that were selected, with all candidates; then the generic ones, about which there is less to say."""
-    where = f" for {architecture}" if architecture else ""
-    selected, generic = [], []
-    for kernel in kernels:
-        nodes = kernel["nodes"][0] if len(kernel["nodes"]) == 1 else f"{len(kernel['nodes'])} nodes"
-        if [candidate["kernel"] for candidate in kernel["candidates"]] == [GENERIC]:
-            generic.append((kernel["name"], kernel["op"], nodes))
-            continue
-        considered = (
-            f"{'*' if candidate['chosen'] else '-'} {candidate['kernel']}: {candidate['reason']}"
-            for candidate in kernel["candidates"]
-        )
-        selected.append((kernel["name"], f"{kernel['op']}\n{nodes}", "\n".join([kernel["computes"], *considered])))
-    yield table(f"Kernels{where} (* chosen, - not)", ("kernel", "for", "computes, candidates"), selected)
-    yield table(f"Generic kernels{where} (operators in plain loops)", ("kernel", "operators", "for"), generic)
-
-
-def _weights_table(weights: Sequence[dict[str, Any]]) -> Table:
-    rows = [(weight["name"], weight["dtype"], _shape(weight["shape"]), f"{weight['bytes']:,}") for weight in weights]
-    total = sum(weight["bytes"] for weight in weights)
-    return table(f"Weights ({total:,} bytes)", ("name", "dtype", "shape", "bytes"), rows)
-
-
-def _shape(sizes: Sequence[Any]) -> str:
+def shape_text(sizes: Sequence[Any]) -> str:
     return f"[{', '.join(map(str, sizes))}]"
 
 
 def _sizes(inputs: dict[str, Sequence[int]]) -> str:
-    return ", ".join(f"{name}{_shape(shape)}" for name, shape in inputs.items())
+    return ", ".join(f"{name}{shape_text(shape)}" for name, shape in inputs.items())
 
 
 def _number(value: float | None) -> str:

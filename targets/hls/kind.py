@@ -37,6 +37,10 @@ class HlsKind(Kind):
 
         return [simulate]
 
+    def weight_types(self, description: Mapping[str, Any]) -> Mapping[str, str]:
+        reports = [project["report"].get("weights", {}) for project in description["projects"]]
+        return {name: stored for weights in reports for name, stored in weights.items()}
+
     def tables(self, description: Mapping[str, Any]) -> Iterable[RenderableType]:
         from moec.errors import ArtifactError
         from moec.targets.hls.tables import project_tables

@@ -34,6 +34,7 @@ from moec.targets.hls.model.quantize import quantize_model
 from moec.targets.hls.moe import quality
 from moec.targets.hls.moe.blocks import GraphBlock
 from moec.targets.hls.moe.project import checked_project
+from moec.targets.hls.moe.quantize import QuantizedBlock
 from moec.targets.hls.options import HlsOptions
 
 Array = np.ndarray[Any, Any]
@@ -92,6 +93,11 @@ def _project(
     rest = Outside((), 0.0, ()) if is_whole else find_outside(model, graph.parts, feeds_of(model, inputs))
     report = {
         "node": f"all layers of {name}" if rest.operators else f"the whole model, {name}",
+        "weights": {
+            block.name: f"int{layer.shape.weight_bits}"
+            for block, layer in zip(graph.blocks, plan.blocks, strict=True)
+            if isinstance(layer, QuantizedBlock)
+        },
         "kernels": _kernels(estimate.design),
         "channels": [dataclasses.asdict(channel) for channel in model_channels(estimate.design)],
         "quality": {

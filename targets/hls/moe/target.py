@@ -107,6 +107,7 @@ class IntegerMoeBlock:
         files = project_files(estimate.design, quantized, vectors, description)
         report = {
             "node": graph.name,
+            "weights": {graph.name: f"int{quantized.shape.weight_bits}"},
             "exploration": exploration.as_dict(),
             "channels": [dataclasses.asdict(channel) for channel in channels_of(estimate.design)],
             "quality": dataclasses.asdict(quality.compare(graph.numbers, quantized, tokens)),

@@ -37,8 +37,9 @@ class RaiseMoE:
     2. RouteSpecs are tried on sample logits to identify the router, ExpertsSpecs on sample rows for the experts.
     3. A proposal is applied only if it agrees with the original on all trials (see ``raising.check``); what looked
        like experts and does not agree is reported and left as it is.
-    4. What resembles a mixture and is not raised (scores that weigh all experts, a table of experts, a selection among
-       other things than columns of logits) gets a note.
+    4. What resembles a mixture and is not raised (scores that weigh all experts or mix their matrices, a sum of results
+       of like products that data weighs, a table of experts, a selection among other things than columns of logits)
+       gets a note.
     5. Experts that are no MLPs become ``moec.Dispatch``, a graph over dispatched rows, and ``moec.Combine``
        (:mod:`moec.passes.raising.row_proposal`).
     6. Where no known router makes the weights, or nothing selects, the weights themselves take the place of the logits

@@ -9,6 +9,8 @@ import onnx_ir as ir
 from moec.passes.graph.edits import is_op
 
 CONTRACTIONS = frozenset({"Conv", "Einsum", "Gemm", "Linear", "MatMul"})
+_INTEGER = {"ConvInteger": (0, 1), "MatMulInteger": (0, 1), "QLinearConv": (0, 3), "QLinearMatMul": (0, 3)}
+"""Contractions of rounded operands, and which inputs these are."""
 
 
 def factors(node: ir.Node | None) -> list[ir.Value]:
@@ -18,13 +20,16 @@ def factors(node: ir.Node | None) -> list[ir.Value]:
         while is_op(product, "Mul") and len(data := [v for v in product.inputs if not _is_number(v)]) == 1:
             product = data[0].producer() if data[0] is not None else None
         return [value for value in product.inputs if value is not None] if is_op(product, "Mul") else []
-    return [v for v in node.inputs[:2] if v is not None] if node is not None and node.op_type in CONTRACTIONS else []
+    if node is None or node.op_type not in CONTRACTIONS | _INTEGER.keys():
+        return []
+    operands = (node.inputs[at] for at in _INTEGER.get(node.op_type, (0, 1)) if at < len(node.inputs))
+    return [value for value in operands if value is not None]
 
 
 def is_contraction(node: ir.Node | None) -> bool:
     """Whether a node multiplies data and adds up; elements that are multiplied and then added up have to be data and
     constants."""
-    if node is None or node.op_type in CONTRACTIONS:
+    if node is None or node.op_type in CONTRACTIONS | _INTEGER.keys():
         return node is not None
     return any(_is_fixed(value) and not _is_number(value) for value in factors(node))
 

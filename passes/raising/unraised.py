@@ -2,7 +2,8 @@
 
 Nothing here decides anything: whoever reads a remark does. Two things are looked for. A selection that data of several
 products with constant weights meets, or that such products come behind. And, without any selection, scores of a
-projection that weigh the results of as many experts.
+projection that weigh the results of as many experts or mix their matrices, and sums of results that data weighs
+(:mod:`moec.passes.raising.weighted_sums`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from moec.passes.raising.block import width
 from moec.passes.raising.candidates import SELECTIONS, find_logits, router_chain
 from moec.passes.raising.contractions import factors, is_contraction
 from moec.passes.raising.dataflow import DataFlow, follow_data
+from moec.passes.raising.weighted_sums import near_nodes, weighted_sums
 
-SCORES = frozenset({"Relu", "Sigmoid", "Softmax"})
+SCORES = frozenset({"Exp", "HardSigmoid", "Hardmax", "Relu", "Sigmoid", "Softmax", "Softplus"})
 MEETINGS = frozenset({"Einsum", "Gemm", "MatMul", "Mul"})
 MOST_NODES = 4096
 """How far a search for products goes."""
@@ -106,25 +108,77 @@ def _upstream(value: ir.Value) -> Iterator[ir.Node]:
 def resemblances(
     dataflow: DataFlow, nodes: Collection[ir.Node], understood: Collection[ir.Node]
 ) -> Iterator[tuple[ir.Node, Unraised]]:
-    """Mixtures in which no scores are selected by, each with the node that makes scores, or ids. ``understood`` are the
-    nodes of blocks that were raised."""
+    """Mixtures in which no scores are selected by, each with the node that makes scores, weights or ids. ``understood``
+    are the nodes of blocks that were raised."""
+    told = set[ir.Node]()
     for node in nodes:
         if node in understood:
             continue
-        if _is_mixture(dataflow, node):
+        if _mixes_matrices(dataflow, node):
+            told.add(node)
+            reason = "it mixes the matrices of its experts, not what they make of a token"
+            yield node, Unraised(node_name(node), reason, width(node.outputs[0]))
+        elif _is_mixture(dataflow, node):
+            told.add(node)
             reason = "it weighs all of its experts for every token, and nothing selects among them"
             yield node, Unraised(node_name(node), reason, width(node.outputs[0]))
         elif _is_table(dataflow, node):
+            told.add(node)
             yield node, Unraised(node_name(node), "a table gives the experts of a token, not a router's logits")
+    for weights, E in weighted_sums(dataflow, nodes):
+        maker = weights.producer()
+        makers = {maker, *near_nodes(dataflow, weights)[0]}
+        is_told = any(one in told or one in understood or is_op(one, *SELECTIONS) for one in makers)
+        if maker is not None and not is_told and not is_moec(maker):
+            told.add(maker)
+            yield maker, Unraised(node_name(maker), f"it adds up {E} results that values of each token weigh", E)
 
 
 def _is_mixture(dataflow: DataFlow, node: ir.Node) -> bool:
     """Whether a node's scores weigh the results of as many experts, each of which computes every token."""
     E = width(node.outputs[0]) if node.op_type in SCORES else None
-    if E is None or not 2 <= E <= MOST_EXPERTS or router_of(dataflow, node.outputs[0]) is None:
+    router = None if E is None or not 2 <= E <= MOST_EXPERTS else router_of(dataflow, node.outputs[0])
+    if E is None or router is None:
         return False
+    if any(is_op(one, *SELECTIONS) for one in dataflow.between(node.inputs[:1], {router}.__contains__)):
+        return False  # the weights of those that were chosen
     before = set(_upstream(node.outputs[0]))
     return _weighed(dataflow, node.outputs[0], E, before, strict=node.op_type != "Softmax")
+
+
+def _mixes_matrices(dataflow: DataFlow, node: ir.Node) -> bool:
+    """Whether a node's scores weigh constant matrices, whose sum then multiplies data."""
+    E = width(node.outputs[0]) if is_op(node, "Sigmoid", "Softmax") else None
+    if E is None or not 2 <= E <= MOST_EXPERTS or router_of(dataflow, node.outputs[0]) is None:
+        return False
+    return any(_multiplies_data(dataflow, mixed) for mixed in _mixed(dataflow, node.outputs[0]))
+
+
+def _mixed(dataflow: DataFlow, scores: ir.Value) -> Iterator[ir.Value]:
+    """Products of scores with a constant, behind operators that only move them."""
+    pending = [scores]
+    while pending:
+        for node in pending.pop().consumers():
+            if is_contraction(node) and any(map(dataflow.constant, factors(node))):
+                yield node.outputs[0]
+            elif is_op(node, "Reshape", "Squeeze", "Transpose", "Unsqueeze"):
+                pending += node.outputs
+
+
+def _multiplies_data(dataflow: DataFlow, value: ir.Value) -> bool:
+    """Whether a value is a matrix of fixed size that data is multiplied with, behind operators that only move it."""
+    pending = [value]
+    while pending:
+        matrix = pending.pop()
+        sizes = [] if matrix.shape is None else list(matrix.shape)[-2:]
+        is_matrix = len(sizes) == 2 and all(isinstance(size, int) and size > 1 for size in sizes)
+        for node in matrix.consumers():
+            others = [one for one in factors(node) if one is not matrix and not dataflow.constant(one)]
+            if is_matrix and others and is_op(node, "Conv", "Einsum", "MatMul"):
+                return True
+            if is_op(node, "Reshape", "Squeeze", "Transpose", "Unsqueeze"):
+                pending += node.outputs
+    return False
 
 
 def _is_table(dataflow: DataFlow, node: ir.Node) -> bool:
@@ -153,7 +207,8 @@ def _weighed(dataflow: DataFlow, scores: ir.Value, E: int, before: set[ir.Node],
             data = [v for v in others if not _comes_from(v, scores, before)]
             if node.op_type in MEETINGS and data:
                 stacked, products = _products_behind(dataflow, data[0], E, before)
-                if stacked or (products >= (2 * E if strict else 2) and _has_axis(data[0], E)):
+                has_experts = _has_axis(data[0], E) or _has_columns(dataflow, data[0], E)
+                if stacked or (products >= (2 * E if strict else 2) and has_experts):
                     return True
                 turns += products >= 1 and width(value) in (1, None)
             elif node.op_type in MOVEMENTS or node.op_type in ("Div", "Mul", "Where", "ReduceSum", "Cast", "Greater"):
@@ -179,3 +234,13 @@ def _products_behind(dataflow: DataFlow, value: ir.Value, E: int, before: set[ir
 
 def _has_axis(value: ir.Value, E: int) -> bool:
     return value.shape is not None and E in list(value.shape)[:-1]
+
+
+def _has_columns(dataflow: DataFlow, value: ir.Value, E: int) -> bool:
+    """Whether the last axis has an entry for each expert, which makes a single number by a product of its own."""
+    node = value.producer()
+    while is_op(node, *(MOVEMENTS.keys() - {"Concat"})) and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    parts = [part for part in node.inputs if part is not None] if is_op(node, "Concat") else []
+    products = [{one for one in _upstream(part) if has_weight(dataflow, one)} for part in parts]
+    return len(parts) == E and width(value) == E and all(own - set.intersection(*products) for own in products)

@@ -140,7 +140,7 @@ def _is_mixture(dataflow: DataFlow, node: ir.Node) -> bool:
     router = None if E is None or not 2 <= E <= MOST_EXPERTS else router_of(dataflow, node.outputs[0])
     if E is None or router is None:
         return False
-    if any(is_op(one, *SELECTIONS) for one in dataflow.between(node.inputs[:1], {router}.__contains__)):
+    if any(is_op(one, *SELECTIONS) for one in dataflow.between(node.outputs, {router}.__contains__)):
         return False  # the weights of those that were chosen
     before = set(_upstream(node.outputs[0]))
     return _weighed(dataflow, node.outputs[0], E, before, strict=node.op_type != "Softmax")

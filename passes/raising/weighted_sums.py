@@ -165,7 +165,7 @@ def _are_foreign(dataflow: DataFlow, weights: Iterable[ir.Value], results: Itera
     return all(_has_other_source(dataflow, one, experts) for one in weights)
 
 
-def _has_other_source(dataflow: DataFlow, weight: ir.Value, experts: Collection[ir.Node]) -> bool:
+def _has_other_source(dataflow: DataFlow, weight: ir.Value, experts: set[ir.Node]) -> bool:
     between, products = near_nodes(dataflow, weight)
     inputs = (one for node in between for one in node.inputs if one is not None and not dataflow.constant(one))
     return not experts.issuperset(products) or any(one.is_graph_input() for one in inputs)

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import ClassVar
 
 import onnx_ir as ir
 
 from moec.errors import MoecError
-from moec.ir.dialect import has_experts
-from moec.ir.names import node_name
 from moec.ir.weights.format import WeightFormat
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.framework.shorthand import parse_format
-from moec.passes.weights.bits import GIGABYTES_PER_SECOND, Budget, plan_bits
+from moec.passes.weights.bits import GIGABYTES_PER_SECOND, Budget
 from moec.passes.weights.calibration import Method, opened
-from moec.passes.weights.change_formats import change_formats, readable_layer
-from moec.passes.weights.linears import MINIMUM, make_linears
-from moec.passes.weights.loss import Layer
-from moec.passes.weights.plan import KEEP, LayerPlan, read_plan
+from moec.passes.weights.judged_plan import apply_plan, assignable, choose
+from moec.passes.weights.plan import LayerPlan, read_plan
 from moec.profile import Profile
 from moec.profile.keys import key_of
 
@@ -40,11 +35,15 @@ class AssignBits:
        scales counted, times the calls per token that the profile saw (dense products: 1), over the bandwidth of memory,
        ``gigabytes_per_second``. By time, bits of an expert that is rarely called cost little.
     4. ``formats``: those to choose from, ``int4/32+int2/32``; by default all that the profile holds errors of.
-    5. ``sensitivities`` is a file that says what errors of each layer count (:mod:`moec.passes.weights.sensitivities`);
-       without it those of all layers count alike.
-    6. ``plan`` is a file as ``moec plan`` writes it, maybe edited, whose formats are taken instead.
-    7. ``method`` rounds, as in quantize-experts, and activations are quantised to match.
-    8. The error of weights and outputs goes into the report, layer by layer.
+    5. An error counts by how far it moves the model's output, which the profile says of gate and up and of down of
+       every layer (:mod:`moec.tools.profiling.output_sensitivity`), and by what ``method`` leaves of it
+       (:mod:`moec.passes.weights.method_gain`). Where ``sensitivities`` is a file, that says instead what errors of
+       each layer count (:mod:`moec.passes.weights.sensitivities`). Without either, errors of all layers count alike.
+    6. The plan and the best single format within the budget are tried on the data that the profile holds back; the one
+       that moves the model's output less is taken (:mod:`moec.passes.weights.judged_plan`). A remark says which.
+    7. ``plan`` is a file as ``moec plan`` writes it, maybe edited, whose formats are taken instead.
+    8. ``method`` rounds, as in quantize-experts, and activations are quantised to match.
+    9. The error of weights and outputs goes into the report, layer by layer.
 
     ::
 
@@ -114,20 +113,17 @@ class AssignBits:
         nodes = assignable(model.graph, self.linears)
         if not nodes:
             report.warn(self.name, "model", "nothing to assign bits to: no MoE block was raised before this pass")
+        where = self.plan or self.name
         with opened(self.name, self.method, self.profile) as profile:
-            plans = self._plans(nodes, profile)
-            changed = [self._apply(node, plans.pop(key_of(node), None), profile, report) for node in nodes]
+            plans = self._plans(model, profile, report)
+            changed = [
+                apply_plan(self.name, node, plans.pop(key_of(node), None), profile, self.method, report, where)
+                for node in nodes
+            ]
         if plans:
             other = next(iter(plans.values()))
             raise MoecError(f"{self.plan}: layer {other.layer} ({other.name}) is not in this model")
         return any(changed) or self.linears
-
-    def _apply(self, node: ir.Node, plan: LayerPlan | None, profile: Profile | None, report: Report) -> bool:
-        before = None if plan is None else readable_layer(self.name, node, report)
-        if plan is None or before is None:
-            return False
-        wanted = _wanted(before, plan, self.plan or self.name)
-        return change_formats(self.name, before, wanted, profile, self.method, report)
 
     def _check(self) -> None:
         if sum(one is not None for one in (self.avg, self.megabytes, self.microseconds, self.plan)) != 1:
@@ -135,19 +131,16 @@ class AssignBits:
         if self.profile is None and (self.plan is None or self.method != "rtn"):
             raise MoecError(f"{self.name}: expected profile=FILE, which moec profile MODEL --data DATA -o FILE makes")
 
-    def _plans(self, nodes: Sequence[ir.Node], profile: Profile | None) -> dict[str, LayerPlan]:
+    def _plans(self, model: ir.Model, profile: Profile | None, report: Report) -> dict[str, LayerPlan]:
         if self.plan is not None:
             return read_plan(self.plan)
         assert profile is not None
         budget = Budget(self.avg, self.megabytes, self.microseconds, self.gigabytes_per_second)
-        plans = plan_bits(nodes, profile, choices(self.formats, profile), budget, self.sensitivities)
-        return {plan.layer: plan for plan in plans}
-
-
-def assignable(graph: ir.Graph, linears: bool) -> list[ir.Node]:
-    """The nodes whose weights get formats: layers of experts and, with ``linears``, dense products."""
-    found = [node for node in graph if has_experts(node)]
-    return [*found, *make_linears(graph, MINIMUM, routers=False)] if linears else found
+        forms = choices(self.formats, profile)
+        chosen = choose(model, self.linears, profile, forms, budget, self.sensitivities, self.method)
+        for remark in chosen.remarks:
+            report.note(self.name, "model", remark)
+        return {plan.layer: plan for plan in chosen.plans}
 
 
 def choices(formats: str | None, profile: Profile) -> list[WeightFormat]:
@@ -156,19 +149,3 @@ def choices(formats: str | None, profile: Profile) -> list[WeightFormat]:
     if not listed:
         raise MoecError(f"{profile.path}: holds errors of no format; profile with --formats, e.g. int8,int4/32,int2/32")
     return [parse_format("formats", one) for one in listed]
-
-
-def _wanted(layer: Layer, plan: LayerPlan, where: str) -> dict[str, list[WeightFormat]]:
-    """The formats of a layer's experts, by operand, as a plan has them."""
-    wanted, place = {}, f"{where}: layer {plan.layer} ({node_name(layer.node)})"
-    for name, texts in plan.formats.items():
-        if name not in layer.weights:
-            raise MoecError(f"{place}: has no weight {name!r}; expected {' or '.join(layer.weights)}")
-        old = layer.weights[name].formats
-        if len(texts) != len(old):
-            raise MoecError(f"{place}: {name}: {len(texts)} formats for {len(old)} experts; give one for each")
-        wanted[name] = [
-            form if text == KEEP else parse_format(f"{place}: {name}", text)
-            for form, text in zip(old, texts, strict=True)
-        ]
-    return wanted

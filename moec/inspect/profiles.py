@@ -27,6 +27,9 @@ def measured_tables(measured: Measured, path: str) -> Iterator[RenderableType]:
         f"{measured.linears} linears; {measured.seconds:.1f} s, {share:.1f} times the {measured.run_seconds:.1f} s in "
         "which the model ran"
     )
+    if measured.held_back:
+        yield Text(f"{measured.held_back} tokens were held back: assign-bits judges its plans by them")
+    yield from (Text(f"note: {note}") for note in measured.notes)
 
 
 def _row(one: LayerSummary) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ _ANY = None
 Shape = tuple[int | None, ...]
 """Sizes of axes; None where there may be any number."""
 
+HELD = "held"
+"""The folder of data that was held back."""
 PARTNERS = {"row_gates": "rows", "sample_gates": "sample", "sample_output": "sample"}
 """Arrays with an entry for each row of another one."""
 _MAY_BE_NEGATIVE = {"gate_sum", "moment_in", "moment_hidden", "rows", "row_gates"}
@@ -25,6 +27,8 @@ def problem_of(name: str, array: Array, head: Head) -> str | None:
     """What is wrong with an array of that name in the file; None where nothing is known to be."""
     owner, _, rest = name.partition("/")
     concept, _, expert = rest.partition("/")
+    if owner == HELD:
+        return _problem_of_input(expert, array, head)
     expected = _shape(owner, concept, expert, head)
     if expected is None:
         return "belongs to no layer of its head"
@@ -39,6 +43,15 @@ def problem_of(name: str, array: Array, head: Head) -> str | None:
     if concept not in _MAY_BE_NEGATIVE and (array < 0).any():
         return "holds numbers below 0"
     return None
+
+
+def _problem_of_input(place: str, array: Array, head: Head) -> str | None:
+    """What is wrong with an input of a batch that was held back."""
+    if not place.isdecimal() or int(place) >= len(head.inputs):
+        return "belongs to no input of its head"
+    if array.dtype.kind not in "iufb":
+        return f"is of the type {array.dtype}, expected numbers"
+    return "holds numbers that are not finite" if not np.isfinite(array).all() else None
 
 
 def _shape(owner: str, concept: str, expert: str, head: Head) -> Shape | None:
@@ -60,6 +73,7 @@ def _of_experts(layer: LayerEntry) -> dict[str, Shape]:
     return {
         **dict.fromkeys(("count", "gate_sum", "measured", "output_norm", "saliency", "energy"), (experts,)),
         **dict.fromkeys(("error", "prior_error"), parts),
+        "sensitivity": (len(layer.parts),),
         "gate_histogram": (experts, BINS),
         "ratio_histogram": (layer.k, BINS),
         "pairs": (experts, experts),

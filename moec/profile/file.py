@@ -6,9 +6,11 @@
     <key>/<array>.npy                   arrays over all experts of the layer
     <key>/<array>/<expert>.npy          arrays of one expert
     input<n>/<array>.npy                rows and moment of the value that linears read
+    held/<piece>/<n>.npy                the n-th input of the model, of data that nothing was measured on
 
-Two profiles of one model merge: sums add up, of rows an even selection stays. Version 1 had no ``sample_output``; what
-needs it refuses such a profile, everything else reads it.
+Two profiles of one model merge: sums add up, of rows an even selection stays. Version 1 had no ``sample_output``,
+version 2 neither ``sensitivity`` nor data held back: what cannot do without refuses such a profile, everything else
+reads it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from moec.common.replacing import replacing
 from moec.common.seals import foreign_file, seal_zip
 from moec.errors import MoecError
 from moec.ir.names import node_name
-from moec.profile.arrays import PARTNERS, problem_of
+from moec.profile.arrays import HELD, PARTNERS, problem_of
 from moec.profile.head import Head, LayerEntry, read_head
 from moec.profile.keys import MEASURED_KEY, measured_as
 from moec.profile.measures import ExpertsMeasures, LinearMeasures, selected
@@ -103,6 +105,19 @@ class Profile:
         """All layers of experts, in the order of the graph."""
         return (self._experts_of(layer) for layer in self.head.layers if layer.kind == "experts")
 
+    def held_back(self) -> list[dict[str, Array]]:
+        """Batches of the model's inputs by name, which nothing was measured on: what passes judge their choices by.
+        None in a profile of an earlier version. Raises MoecError for one that is damaged."""
+        pieces = dict.fromkeys(name.rpartition("/")[0] for name in self.names() if name.startswith(f"{HELD}/"))
+        return [self._held_batch(piece) for piece in pieces]
+
+    def _held_batch(self, piece: str) -> dict[str, Array]:
+        found = {name: self.array(f"{piece}/{place}") for place, name in enumerate(self.head.inputs)}
+        batch = {name: array for name, array in found.items() if array is not None}
+        if not batch or len(batch) < len(found):
+            raise MoecError(f"{self.path}: {piece} is not of the inputs {self.head.inputs}; make the profile anew")
+        return batch
+
     def _experts_of(self, layer: LayerEntry) -> ExpertsMeasures:
         sizes = (layer.experts, layer.k, layer.inner, layer.hidden)
         told = (layer.parts, layer.tokens, layer.next_key)
@@ -169,6 +184,12 @@ def write_new(path: pathlib.Path, head: Head, arrays: Iterable[tuple[str, Array]
     seal_zip(path)
 
 
+def held_arrays(batches: Sequence[Mapping[str, Array]], inputs: Sequence[str]) -> Iterator[tuple[str, Array]]:
+    """Batches that were held back as arrays of the file; ``inputs`` as the head has them."""
+    for piece, batch in enumerate(batches):
+        yield from ((f"{HELD}/{piece}/{place}", batch[name]) for place, name in enumerate(inputs))
+
+
 def check_mergeable(path: str, head: Head, other: Profile) -> None:
     """Raise MoecError where a profile is not of the model, passes and formats that ``head``, of ``path``, says."""
     mine, found = head.model, other.head.model
@@ -181,7 +202,7 @@ def check_mergeable(path: str, head: Head, other: Profile) -> None:
         raise MoecError(
             f"{other.path}: is of version {other.head.version}, {path} of version {head.version}; make the older anew"
         )
-    for what in ("passes", "formats"):
+    for what in ("passes", "formats", "inputs", "output"):
         mine, found = getattr(head, what), getattr(other.head, what)
         if mine != found:
             raise MoecError(f"{other.path}: its {what} are {found!r}, those of {path} are {mine!r}")
@@ -205,12 +226,15 @@ def merge(path: pathlib.Path, profiles: list[Profile]) -> None:
 
 def _merged(profiles: list[Profile]) -> Iterator[tuple[str, Array]]:
     inputs = {layer.key: layer for layer in profiles[0].head.layers}
+    yield from held_arrays([batch for one in profiles for batch in one.held_back()], profiles[0].head.inputs)
     for name in dict.fromkeys(name for profile in profiles for name in profile.names()):
+        if name.startswith(f"{HELD}/"):
+            continue
         found = [array for profile in profiles if (array := profile.array(name)) is not None]
         if _concept(name) in _OF_ROWS and len(found) == len(profiles):
             shares = _shares(profiles, inputs[name.split("/")[0]])
             found = [(array.T * share).T for array, share in zip(found, shares, strict=True)]
-        if _concept(name) == "prior_error" and len(found) == len(profiles):
+        if _concept(name) in _MEANS and len(found) == len(profiles):
             tokens = np.array([_layer_tokens(profile, name.split("/")[0]) for profile in profiles])
             found = [array * share for array, share in zip(found, tokens / max(1, tokens.sum()), strict=True)]
         yield name, _MERGE.get(_concept(name), _summed)(found)
@@ -259,6 +283,8 @@ def _selected(arrays: list[Array]) -> Array:
 
 _OF_ROWS = ("error", "energy")
 """Sums over rows that are kept, of which few are."""
+_MEANS = ("prior_error", "sensitivity")
+"""Means over tokens of the layer."""
 _MERGE: Mapping[str, Callable[[list[Array]], Array]] = dict.fromkeys(
     ("rows", "row_gates", "sample", "sample_gates", "sample_output"), _selected
 )

@@ -8,8 +8,10 @@ from typing import Any
 from moec.common.fields import Fields
 from moec.errors import MoecError
 
-VERSION = 2
-_READ = (1, VERSION)
+VERSION = 3
+_READ = (1, 2, VERSION)
+_HOLDS_BACK = 3
+"""The first version that names inputs and an output."""
 _KINDS = ("experts", "linear")
 _ADVICE = "the profile is damaged: make it anew"
 
@@ -34,7 +36,9 @@ class LayerEntry:
 @dataclasses.dataclass(frozen=True)
 class Head:
     """``model``: ``name`` and ``sha256``; ``data``: one ``name``, ``sha256`` and number of ``tokens`` for each piece;
-    ``passes``: the pipeline whose result was measured; ``formats``: those whose errors were."""
+    ``passes``: the pipeline whose result was measured; ``formats``: those whose errors were. ``inputs``: the names of
+    the model's inputs in the order in which data was held back; ``output``: the name of the one that variants of the
+    model are judged by, empty where none can be."""
 
     model: dict[str, str]
     data: list[dict[str, Any]]
@@ -42,6 +46,8 @@ class Head:
     formats: list[str]
     layers: list[LayerEntry]
     version: int = VERSION
+    inputs: list[str] = dataclasses.field(default_factory=list)
+    output: str = ""
 
 
 def read_head(content: Any, where: str) -> Head:
@@ -66,6 +72,8 @@ def read_head(content: Any, where: str) -> Head:
         fields.texts("formats"),
         layers,
         version,
+        fields.texts("inputs") if version >= _HOLDS_BACK else [],
+        fields.text("output") if version >= _HOLDS_BACK else "",
     )
 
 

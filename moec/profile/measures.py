@@ -27,6 +27,9 @@ Of experts:
 ``prior_error``       {F: [E,P]}  the same, but the mean over some tokens of the layer, as if these had come to the
                                   expert, each with the mean weight of the layer's calls
 ``energy``            [E]         sum over ``rows`` of g^2 |f(x)|^2
+``sensitivity``       [P]         how far the model's output moves, as a Kullback-Leibler divergence in nats per
+                                  position, over the mean square of the error that moves it: that which rounding the
+                                  part of all experts makes in the layer's output of a token
 ``sample``            [n,d]       some tokens of the layer
 ``sample_gates``      [n,E]       the weights of all experts for them, 0 for those not chosen
 ``sample_output``     [n,width]   what the layer made of them, computed in float32
@@ -129,6 +132,11 @@ class ExpertsMeasures:
         """Their weights [n]."""
         return self.array(f"row_gates/{expert}")
 
+    @property
+    def sensitivity(self) -> Array | None:
+        """[P]; None where it was not measured."""
+        return self.read("sensitivity")
+
     def error(self, form: str) -> Array | None:
         """[E,P]; None where the format was not measured."""
         return self.read(f"error/{form}")
@@ -145,7 +153,7 @@ class ExpertsMeasures:
         return own * of_own[:, None] + self.array(f"prior_error/{form}") * of_others
 
 
-_ALL_OF_LAYER = frozenset({"ratio_histogram", "sample", "sample_output"})
+_ALL_OF_LAYER = frozenset({"ratio_histogram", "sample", "sample_output", "sensitivity"})
 """What is measured of no single expert."""
 _BY_TOKEN = frozenset({"sample_gates"})
 _OF_PAIRS = frozenset({"pairs"})

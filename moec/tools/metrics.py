@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from moec.common.divergence import divergences, log_softmax
 from moec.errors import MoecError
 
 Array = np.ndarray[Any, Any]
@@ -32,25 +33,13 @@ class Metric:
     more_is_better: bool = False
 
 
-def _log_softmax(logits: Array) -> Array:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-
-
 def _loss(found: Array, labels: Array) -> Array:
-    return -np.take_along_axis(_log_softmax(found), labels[:, None], axis=-1)[:, 0]
+    return -np.take_along_axis(log_softmax(found), labels[:, None], axis=-1)[:, 0]
 
 
 def _top1(found: Array, labels: Array) -> Array:
     """Of equal logits the first counts."""
     return np.where(np.isnan(found).any(axis=-1), np.nan, found.argmax(axis=-1) == labels)
-
-
-def _divergence(found: Array, first: Array) -> Array:
-    """The sum of ``p * log(p / q)`` where p, of the first model, is not 0."""
-    expected, log = _log_softmax(first), _log_softmax(found)
-    terms = np.exp(expected) * (expected - log)
-    return np.where(np.isneginf(expected), np.where(np.isnan(log), np.nan, 0), terms).sum(axis=-1)
 
 
 def _cosine(found: Array, first: Array) -> Array:
@@ -65,7 +54,7 @@ METRICS = {
     "loss": Metric(_loss),
     "perplexity": Metric(_loss, exponential=True),
     "top1": Metric(_top1, more_is_better=True),
-    "kl": Metric(_divergence, with_first=True),
+    "kl": Metric(divergences, with_first=True),
     "cosine": Metric(_cosine, with_first=True, more_is_better=True),
 }
 

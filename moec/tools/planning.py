@@ -7,15 +7,18 @@ import dataclasses
 import os
 import pathlib
 from collections import Counter
+from typing import Any
 
 from moec import compiler, targets
 from moec.common.progress import Progress, silent
 from moec.common.replacing import check_replaceable, replacing
 from moec.errors import MoecError, reporting
-from moec.passes.assign_bits import assignable, choices
+from moec.passes.assign_bits import choices
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
-from moec.passes.weights.bits import Budget, plan_bits
+from moec.passes.weights.bits import Budget
+from moec.passes.weights.calibration import Method
+from moec.passes.weights.judged_plan import Chosen, assignable, choose
 from moec.passes.weights.plan import plan_text
 from moec.profile import Profile
 from moec.runtime.machine import check_threads
@@ -48,19 +51,35 @@ def write_plan(
     progress(f"running {passes}")
     graph = compiler.import_model(model, cache=False)
     pipeline.run(graph, pipeline.parse(passes), Report())
-    nodes = assignable(graph.graph, linears)
-    if not nodes:
+    if not assignable(graph.graph, linears):
         raise MoecError(f"{os.fspath(model)}: no MoE block was raised; there is nothing to plan")
     progress("choosing formats")
     with contextlib.closing(Profile.read(profile)) as known:
-        plans = plan_bits(nodes, known, choices(formats, known), budget, sensitivities)
-    told = {"profile": pathlib.Path(profile).name, **budget.told, "passes": passes}
+        method = _method(known)
+        chosen = choose(graph, linears, known, choices(formats, known), budget, sensitivities, method)
+    told = {"profile": pathlib.Path(profile).name, **budget.told, "passes": passes, "method": method}
+    told |= _judged(chosen)
     told |= {} if sensitivities is None else {"sensitivities": pathlib.Path(sensitivities).name}
     with replacing(output, _edited) as aside:
-        aside.write_text(plan_text(plans, told), encoding="utf-8")
+        aside.write_text(plan_text(chosen.plans, told), encoding="utf-8")
     return [
-        Planned(plan.name, {name: dict(Counter(formats)) for name, formats in plan.formats.items()}) for plan in plans
+        Planned(plan.name, {name: dict(Counter(formats)) for name, formats in plan.formats.items()})
+        for plan in chosen.plans
     ]
+
+
+def _method(profile: Profile) -> Method:
+    """What assign-bits rounds by, unless it is told otherwise; to nearest, where the profile has no second moments."""
+    return "gptq" if any("/moment_in" in name for name in profile.names()) else "rtn"
+
+
+def _judged(chosen: Chosen) -> dict[str, Any]:
+    """What a plan says of how it was chosen."""
+    judged = chosen.judgement
+    told: dict[str, Any] = {"remarks": chosen.remarks}
+    if judged is not None:
+        told["judged"] = {"taken": judged.taken, "plan": judged.plan, judged.rival: judged.uniform}
+    return told
 
 
 def budget_of(

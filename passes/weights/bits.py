@@ -20,7 +20,8 @@ from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stored import StoredWeight, stored_weights
 from moec.passes.weights.allocation import allocate
-from moec.passes.weights.calibration import profile_reading
+from moec.passes.weights.calibration import Method, profile_reading
+from moec.passes.weights.method_gain import share_left
 from moec.passes.weights.plan import KEEP, LayerPlan
 from moec.passes.weights.sensitivities import read_sensitivities
 from moec.profile import Profile
@@ -114,16 +115,69 @@ def plan_bits(
     forms: Sequence[WeightFormat],
     budget: Budget,
     sensitivities: str | os.PathLike[str] | None = None,
+    method: Method = "rtn",
 ) -> list[LayerPlan]:
-    """The formats with the least error that a budget allows all floating-point weights of the nodes. Weights that are
-    quantised already keep their format, and count for nothing. ``sensitivities``: a file of what the errors of each
-    layer are multiplied with (:mod:`moec.passes.weights.sensitivities`).
+    """The formats with the least error that a budget allows all floating-point weights of the nodes; options and errors
+    as those of :func:`items_of`, and MoecError for a budget that cannot be met."""
+    return least_error(items_of(nodes, profile, forms, sensitivities, method), forms, budget)
 
-    Raises MoecError where the profile or the file lacks a node, or the profile the errors of a format, and for a budget
-    that cannot be met.
+
+def items_of(
+    nodes: Sequence[ir.Node],
+    profile: Profile,
+    forms: Sequence[WeightFormat],
+    sensitivities: str | os.PathLike[str] | None = None,
+    method: Method = "rtn",
+) -> list[Item]:
+    """All floating-point weights of the nodes with their errors as they count. Weights that are quantised already keep
+    their format, and count for nothing. ``sensitivities``: a file of what the errors of each layer are multiplied with
+    (:mod:`moec.passes.weights.sensitivities`); without it that is what the profile says of how far they move the
+    model's output, if it does so of all nodes. ``method``: how weights will be rounded.
+
+    Raises MoecError where the profile or the file lacks a node, or the profile the errors of a format.
     """
-    items = [item for node in nodes for item in _items(node, profile, forms)]
-    items = items if sensitivities is None else _weighted(items, sensitivities)
+    factors = {} if sensitivities is not None or lacking(nodes, profile) else _measured(nodes, profile, forms, method)
+    items = [
+        dataclasses.replace(item, errors=item.errors * factors.get((id(node), item.operands[0]), 1.0))
+        for node in nodes
+        for item in _items(node, profile, forms)
+    ]
+    return items if sensitivities is None else _weighted(items, sensitivities)
+
+
+def lacking(nodes: Sequence[ir.Node], profile: Profile) -> list[ir.Node]:
+    """The nodes whose sensitivity a profile does not say: dense products, and all in profiles without."""
+    return [node for node in nodes if is_moec(node, "Linear") or profile.experts(node).sensitivity is None]
+
+
+def _measured(
+    nodes: Sequence[ir.Node], profile: Profile, forms: Sequence[WeightFormat], method: Method
+) -> dict[tuple[int, str], float]:
+    """What errors of nodes are multiplied with, by the node's id and the first operand of a format: then they are the
+    divergence of the model's output, in nats per position."""
+    factors = {}
+    for node in nodes:
+        measures, weights = profile.experts(node), ExpertWeights(node)
+        with profile_reading(f"{profile.path}: node {node_name(node)}"):
+            found = dict(zip(measures.parts, np.asarray(measures.sensitivity, np.float64), strict=True))
+            for operands in operands_together(weights):
+                part: Part = "down" if operands == ("down",) else "up"
+                left = share_left(node, profile, operands, forms, method)
+                factors[id(node), operands[0]] = found[part] * left / max(1, measures.tokens)
+    return factors
+
+
+def uniform(items: Sequence[Item], forms: Sequence[WeightFormat], budget: Budget) -> WeightFormat | None:
+    """The format that, given to all items, has the least error within a budget; None where none fits."""
+    costs, errors = budget.costs(items, forms).sum(axis=0), np.sum([item.errors for item in items], axis=0)
+    most = budget.most(items) * (1 + 1e-9)
+    fitting = [(errors[at], costs[at], at) for at in range(len(forms)) if np.isfinite(errors[at]) and costs[at] <= most]
+    return forms[min(fitting)[-1]] if fitting else None
+
+
+def least_error(items: Sequence[Item], forms: Sequence[WeightFormat], budget: Budget) -> list[LayerPlan]:
+    """The formats with the least error that a budget allows. Raises MoecError for one that cannot be met, and for an
+    item without a finite error."""
     if not items:
         return []
     for item in items:
@@ -135,7 +189,7 @@ def plan_bits(
         chosen = allocate(errors, budget.costs(items, forms), budget.most(items))
     except ValueError as error:
         raise MoecError(budget.refusal(items, forms, float(str(error)))) from error
-    return _plans(items, [forms[choice] for choice in chosen])
+    return plans_of(items, [forms[choice] for choice in chosen])
 
 
 def _weighted(items: Sequence[Item], path: str | os.PathLike[str]) -> list[Item]:
@@ -152,7 +206,8 @@ def _weighted(items: Sequence[Item], path: str | os.PathLike[str]) -> list[Item]
     return found
 
 
-def _plans(items: Sequence[Item], chosen: Sequence[WeightFormat]) -> list[LayerPlan]:
+def plans_of(items: Sequence[Item], chosen: Sequence[WeightFormat]) -> list[LayerPlan]:
+    """The plans in which each item has its chosen format."""
     plans: dict[int, LayerPlan] = {}
     for item, form in zip(items, chosen, strict=True):
         empty = LayerPlan(key_of(item.node), node_name(item.node), {})
@@ -172,14 +227,20 @@ def _items(node: ir.Node, profile: Profile, forms: Sequence[WeightFormat]) -> It
         found = [measures.total_error(str(form)) for form in forms]
         calls = measures.count / max(1, measures.tokens)
     errors = np.stack([_known(profile, form, error) for form, error in zip(forms, found, strict=True)])
-    together: tuple[tuple[Part, ...], ...] = (weights.before, ("down",))
-    for parts in together:  # kernels read gate and up together, in one format
-        held = {name: weight for name, weight in weights.operands.items() if weight in map(weights.operand, parts)}
+    for operands in operands_together(weights):
+        parts: tuple[Part, ...] = ("down",) if operands == ("down",) else weights.before
         columns = [weights.parts.index(part) for part in parts]
         outputs, inputs = weights.operand(parts[0]).out_in(weights.transposed(parts[0]))
-        for expert in sorted(set.intersection(*(set(_floats(weight)) for weight in held.values()))):
+        floats = (set(_floats(weights.operands[name])) for name in operands)
+        for expert in sorted(set.intersection(*floats)):
             each = errors[:, expert, columns].sum(axis=1)
-            yield Item(node, tuple(held), expert, inputs, outputs * len(held), each, float(calls[expert]))
+            yield Item(node, operands, expert, inputs, outputs * len(operands), each, float(calls[expert]))
+
+
+def operands_together(weights: ExpertWeights) -> tuple[tuple[str, ...], ...]:
+    """The operands that share a format: kernels read gate and up together."""
+    before = tuple(name for name in weights.operands if name != "down")
+    return before, ("down",)
 
 
 def _linear_items(node: ir.Node, profile: Profile, forms: Sequence[WeightFormat]) -> Iterator[Item]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,12 @@ def output_error(before: Layer, after: Layer, seen: Callable[[int], Array | None
 
 def output_of(layer: Layer, expert: int, rows: Array) -> Array:
     """What one expert of a layer makes of rows [n,d] where its weight is 1: [n,width], in the type of the rows."""
-    return _output(layer, expert, _matrices(layer, expert), rows)
+    return _output(layer, expert, matrices_of(layer, expert), rows)
+
+
+def output_with(layer: Layer, expert: int, matrices: Mapping[str, Array], rows: Array) -> Array:
+    """The same with other ``matrices`` by operand, as the graph has them, in the place of some of the expert's."""
+    return _output(layer, expert, matrices_of(layer, expert) | dict(matrices), rows)
 
 
 def _compared(before: Layer, after: Layer, seen: Callable[[int], Array | None]) -> tuple[_Difference, _Difference]:
@@ -81,7 +86,7 @@ def _compared(before: Layer, after: Layer, seen: Callable[[int], Array | None]) 
     weights, outputs, generator = _Difference(), _Difference(), np.random.default_rng(0)
     experts = _sampled(before)
     for expert in experts:
-        old, new = _matrices(before, expert), _matrices(after, expert)
+        old, new = matrices_of(before, expert), matrices_of(after, expert)
         name, first = next(iter(old.items()))
         width = first.shape[input_axis(before.node, name)]
         rows = generator.normal(size=(-(-_ROWS // len(experts)), width)).astype(np.float32)
@@ -100,8 +105,8 @@ def _sampled(layer: Layer) -> list[int]:
     return sorted({int(expert) for expert in np.linspace(0, count - 1, min(count, SAMPLED_EXPERTS))})
 
 
-def _matrices(layer: Layer, expert: int) -> dict[str, Array]:
-    """The weights of one expert, decoded."""
+def matrices_of(layer: Layer, expert: int) -> dict[str, Array]:
+    """The weights of one expert by operand, decoded, as the graph has them."""
     return {name: weight.run_of(expert).decoded(expert) for name, weight in layer.weights.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from moec.ir.weights.stored import weight_inputs
 from moec.passes.framework.shorthand import parse_format
 from moec.passes.graph.router_product import router_product
 from moec.passes.weights.expert_set import expert_sets
-from moec.profile.file import Head, LayerEntry, Profile, write_profile
+from moec.profile.file import Head, LayerEntry, Profile, held_arrays, write_profile
 from moec.profile.keys import key_of, measurable
 from moec.profile.measures import packed
 from moec.tools.profiling.sums import ExpertsSums
@@ -50,10 +51,15 @@ def hidden_of(node: ir.Node, expert: int, rows: Array) -> Array:
 
 
 def write_experts(
-    path: pathlib.Path, model: ir.Model, counts: list[int], moments: bool = True, sampled: int = 0
+    path: pathlib.Path,
+    model: ir.Model,
+    counts: list[int],
+    moments: bool = True,
+    sampled: int = 0,
+    counted: bool = False,
 ) -> pathlib.Path:
     """The profile of the last node, whose expert e saw ``counts[e]`` rows, made with seed e. ``sampled``: tokens of the
-    layer that are known beside them."""
+    layer that are known beside them; ``counted``: whether it says how many tokens came to each expert."""
     node = last_moec_node(model)
     weights, key, arrays = ExpertWeights(node), key_of(node), []
     sizes = {"inner": weights.inner, "experts": weights.experts, "hidden": weights.hidden, "k": 1}
@@ -64,7 +70,7 @@ def write_experts(
         if moments:
             arrays.append((f"moment_in/{expert}", packed(rows.T @ rows)))
             arrays.append((f"moment_hidden/{expert}", packed(hidden.T @ hidden)))
-    arrays.append(("measured", np.array(counts)))
+    arrays += [("measured", np.array(counts)), *([("count", np.array(counts))] if counted else [])]
     arrays.append(("sample", rows_of(weights.inner, sampled, len(counts))))
     arrays.append(("sample_gates", np.ones((sampled, len(counts)), np.float32)))
     layer = LayerEntry(key, "experts", "layer", tokens=sum(counts), parts=weights.parts, **sizes)
@@ -147,6 +153,16 @@ def write_routed(path: pathlib.Path, model: ir.Model, tokens: int = 512) -> path
             sizes = (weights.inner, tokens, weights.experts, spec.k, weights.hidden, weights.parts)
             layers.append(LayerEntry(key, "experts", "layer", *sizes))
         write_profile(path, Head({"name": "m.onnx", "sha256": "00"}, [], "O2", [], layers), arrays)
+    return path
+
+
+def with_held_back(path: pathlib.Path, batches: Sequence[dict[str, Array]], output: str) -> pathlib.Path:
+    """The same profile with data that was held back, to judge by an output."""
+    profile = Profile.read(path)
+    arrays = {name: profile.array(name) for name in profile.names()}
+    head = dataclasses.replace(profile.head, inputs=list(batches[0]), output=output)
+    arrays |= dict(held_arrays(batches, head.inputs))
+    write_profile(path, head, ((name, array) for name, array in arrays.items() if array is not None))
     return path
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from moec.errors import MoecError
 from moec.profile import Profile
-from moec.profile.file import Head, LayerEntry, merge, write_profile
+from moec.profile.file import Head, LayerEntry, held_arrays, merge, write_profile
 from moec.profile.measures import packed, unpacked
 
 LAYER = LayerEntry(
@@ -43,6 +43,65 @@ def test_a_number_alone_stays_one(tmp_path):
     for profile, number in zip([*profiles, Profile.read(tmp_path / "both")], (3, 4, 7), strict=True):
         found = profile.array(name)
         assert found is not None and (found.shape, int(found)) == ((), number)
+
+
+BATCHES = [{"ids": np.array([[number]]), "mask": np.ones((1, 1))} for number in (3, 4)]
+
+
+def with_held_back(path, batches):
+    head = dataclasses.replace(HEAD, inputs=["ids", "mask"], output="logits")
+    return written(path, head, [*ARRAYS, *held_arrays(batches, head.inputs)])
+
+
+def test_data_that_was_held_back_is_read_and_merged_whole(tmp_path):
+    one, two = with_held_back(tmp_path / "one", BATCHES[:1]), with_held_back(tmp_path / "two", BATCHES[1:])
+    merge(tmp_path / "both", [one, two])
+    both = Profile.read(tmp_path / "both")
+    assert (both.head.output, both.head.inputs) == ("logits", ["ids", "mask"])
+    for found, expected in zip(both.held_back(), BATCHES, strict=True):
+        assert {name: array.tolist() for name, array in found.items()} == {
+            name: array.tolist() for name, array in expected.items()
+        }
+    assert written(tmp_path / "none").held_back() == []
+
+
+def test_data_that_was_held_back_of_other_inputs_is_refused(tmp_path):
+    profile = with_held_back(tmp_path / "one", BATCHES[:1])
+    head = dataclasses.replace(HEAD, inputs=["ids", "mask", "more"])
+    arrays = [(name, array) for name in profile.names() if (array := profile.array(name)) is not None]
+    with pytest.raises(
+        MoecError, match=r"held/0 is not of the inputs \['ids', 'mask', 'more'\]; make the profile anew"
+    ):
+        written(tmp_path / "two", head, arrays).held_back()
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("held/0/2", np.array([[1]]), "belongs to no input of its head"),
+        ("held/0/x", np.array([[1]]), "belongs to no input of its head"),
+        ("held/0/0", np.array([["a"]]), "is of the type <U1, expected numbers"),
+        ("held/0/0", np.array([[np.inf]]), "holds numbers that are not finite"),
+        (f"{LAYER.key}/sensitivity", np.ones(3), r"is \[3\], expected \[2\]"),
+        (f"{LAYER.key}/sensitivity", -np.ones(2), "holds numbers below 0"),
+    ],
+)
+def test_what_no_profile_holds_is_refused(name, array, message, tmp_path):
+    head = dataclasses.replace(HEAD, inputs=["ids", "mask"], output="logits")
+    with pytest.raises(MoecError, match=message):
+        written(tmp_path / "p", head, [(name, array)]).array(name)
+
+
+def test_sensitivities_of_merged_profiles_are_means_over_their_tokens(tmp_path):
+    """300 tokens of 1 and 100 of 2."""
+    profiles = []
+    for name, tokens, sensitivity in (("one", 300, 1.0), ("two", 100, 2.0)):
+        head = dataclasses.replace(HEAD, layers=[dataclasses.replace(LAYER, tokens=tokens)])
+        arrays = [*ARRAYS, (f"{LAYER.key}/sensitivity", np.full(2, sensitivity))]
+        profiles.append(written(tmp_path / name, head, arrays))
+    merge(tmp_path / "both", profiles)
+    (layer,) = Profile.read(tmp_path / "both").all_experts()
+    assert layer.sensitivity.tolist() == [1.25, 1.25]
 
 
 def test_merging_adds_counts_and_selects_rows(tmp_path):
@@ -89,7 +148,7 @@ def test_a_profile_of_the_version_before_is_read(tmp_path):
             {"model": {"name": "n.onnx", "sha256": "22"}},
             r"two: its model is n\.onnx of SHA-256 22, that of .*one is .*; merge those of one model",
         ),
-        ({"version": 1}, r"two: is of version 1, .*one of version 2; make the older anew"),
+        ({"version": 1}, r"two: is of version 1, .*one of version 3; make the older anew"),
         ({"layers": []}, r"two: its layers are not those of"),
     ],
 )
@@ -127,7 +186,7 @@ def test_what_is_no_profile_is_refused(tmp_path):
     for head, message in [
         ("{", "is not a profile"),
         ([], "is not a profile"),
-        ({"version": 0}, "version 0; this moec reads versions 1 to 2"),
+        ({"version": 0}, "version 0; this moec reads versions 1 to 3"),
         ({"version": True, "layers": []}, "is not a profile"),
         ({"version": 1, "layers": [{"parts": [], "of": 1}]}, "layers 0: has the unknown field 'of'"),
     ]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import time
@@ -20,6 +21,7 @@ from moec.common.seals import foreign_file
 from moec.common.specs import tensor_specs
 from moec.errors import MoecError, reporting
 from moec.ir.dialect import LinearSpec, is_moec, spec_of
+from moec.ir.interpreter import EvaluationError
 from moec.ir.mapped_files import release_pages
 from moec.ir.names import node_name
 from moec.ir.weights.format import WeightFormat
@@ -28,10 +30,13 @@ from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.framework.shorthand import parse_format
 from moec.passes.weights.linears import MINIMUM, NONE_FOUND, make_linears
-from moec.profile.file import Head, LayerEntry, Profile, check_mergeable, merge, write_new
+from moec.profile.file import Head, LayerEntry, Profile, check_mergeable, held_arrays, merge, write_new
 from moec.runtime.machine import check_threads
-from moec.tools.data import Data, Text, check_limits
+from moec.tools.data import Data, Text, check_limits, token_input
+from moec.tools.labels import judged_output
 from moec.tools.profiling.formats import linear_errors
+from moec.tools.profiling.output_sensitivity import output_sensitivities, positions_wanted, too_large
+from moec.tools.profiling.rows_apart import RowsApart, cut, positions_of
 from moec.tools.profiling.sums import ExpertsSums, InputSums
 from moec.tools.profiling.taps import Tap, observe
 from moec.tools.profiling.workers import Run, workers
@@ -60,7 +65,8 @@ class LayerSummary:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a profile was made of. ``run_seconds``: those in which the model ran, of all ``seconds``."""
+    """What a profile was made of. ``run_seconds``: those in which the model ran, of all ``seconds``. ``held_back``:
+    tokens that nothing was measured on; ``notes``: what the profile lacks, and why."""
 
     tokens: int
     batches: int
@@ -68,6 +74,8 @@ class Measured:
     seconds: float
     layers: list[LayerSummary]
     linears: int
+    held_back: int
+    notes: list[str]
 
 
 @reporting("profiling")
@@ -99,30 +107,46 @@ def measure(
     forms = [parse_format("formats", one.strip()) for one in formats.split(",") if one.strip()]
     progress("importing")
     graph = compiler.import_model(model, cache=False)
-    sources = [Data(path, tensor_specs(graph.graph.inputs), text) for path in data]
+    inputs = tensor_specs(graph.graph.inputs)
+    sources = [Data(path, inputs, text) for path in data]
     progress(f"running {passes}")
     pipeline.run(graph, pipeline.parse(passes), Report())
     list(make_linears(graph.graph, minimum, routers=False))
+    notes: list[str] = []
+    judged = _judged(graph, notes)
     taps = observe(graph.graph)
     if not taps:
         raise MoecError(f"{model}: no MoE block was raised, and {NONE_FOUND.format(minimum)}; nothing can be measured")
     layers = [LayerEntry(key, "", "", 0, 0) for key in dict.fromkeys(tap.key for tap in taps)]
-    head = Head(_source(model), [], passes, [str(form) for form in forms], layers)
+    told = {"inputs": [spec.name for spec in inputs], "output": judged}
+    head = Head(_source(model), [], passes, [str(form) for form in forms], layers, **told)
     for other in others:
         check_mergeable(os.fspath(output), head, other)
     progress("compiling")
     with replacing(output, foreign_file) as aside:
         folder = aside.with_name(f"{aside.name}.rows")  # which goes with it
         folder.mkdir()
-        sums = _Sums(taps, folder, moments)
+        sums = _Sums(taps, folder, moments, RowsApart(inputs))
         sums.run(_compiled(graph, folder / "model.moec", threads), sources, progress)
         head = dataclasses.replace(head, data=sums.pieces, layers=sums.layers())
         with workers(check_threads(threads)) as run:
             made = folder / "made" if others else aside
-            write_new(made, head, sums.arrays(forms, progress, run))
+            sensitivities = sums.sensitivities(graph, judged, forms, progress, run, notes) if judged else {}
+            write_new(made, head, itertools.chain(sums.arrays(forms, progress, run), sensitivities.items()))
         if others:
             merge(aside, [Profile.read(made), *others])
-    return sums.summary(time.perf_counter() - start)
+    return sums.summary(time.perf_counter() - start, notes)
+
+
+def _judged(graph: ir.Model, notes: list[str]) -> str:
+    """The name of the output that the model is judged by; empty, and a note, where none or several may be."""
+    try:
+        return judged_output(
+            tensor_specs(graph.graph.outputs), token_input(tensor_specs(graph.graph.inputs)) is not None, None
+        ).name
+    except MoecError as error:
+        notes.append(f"no sensitivities of layers, and nothing to judge plans by: {error}")
+        return ""
 
 
 def _compiled(graph: ir.Model, path: pathlib.Path, threads: int | None) -> moec.CompiledModel:
@@ -142,8 +166,8 @@ def _source(model: str | os.PathLike[str]) -> dict[str, str]:
 class _Sums:
     """Those of all layers of a model."""
 
-    def __init__(self, taps: Sequence[Tap], folder: pathlib.Path, moments: bool) -> None:
-        self._folder, self._moments = folder, moments
+    def __init__(self, taps: Sequence[Tap], folder: pathlib.Path, moments: bool, apart: RowsApart) -> None:
+        self._folder, self._moments, self._apart = folder, moments, apart
         self._taps = list({tap.key: tap for tap in taps}.values())  # layers of equal weights are one
         self._experts: dict[str, ExpertsSums] = {}
         self._inputs: dict[str, InputSums] = {}
@@ -157,9 +181,12 @@ class _Sums:
             for batch in data:
                 self._batches += 1
                 check_limits(batch, compiled.input_limits, data.path)
+                seen = self._apart.split(batch)
+                if seen is None:
+                    continue
                 progress(f"{data.name}: batch {self._batches}, {self._tokens} tokens seen")
                 start = time.perf_counter()
-                outputs = compiled.run(batch)
+                outputs = compiled.run(seen)
                 self._run_seconds += time.perf_counter() - start
                 self._add(outputs, f"{data.path}, batch {self._batches}")
             if self._tokens == before:
@@ -213,6 +240,7 @@ class _Sums:
     def arrays(
         self, forms: Sequence[WeightFormat], progress: Callable[[str], None], run: Run
     ) -> Iterator[tuple[str, Array]]:
+        yield from held_arrays(self._apart.held, [spec.name for spec in self._apart.specs])
         for number, found in enumerate(run(InputSums.arrays, self._inputs.values())):
             yield from ((f"input{number}/{name}", array) for name, array in found.items())
         linears = [tap for tap in self._taps if is_moec(tap.node, "Linear")]
@@ -222,16 +250,41 @@ class _Sums:
             progress(f"layer {position + 1} of {len(self._experts)}: second moments and errors of formats")
             yield from ((f"{key}/{name}", array) for name, array in sums.arrays(forms, run))
 
+    def sensitivities(
+        self,
+        graph: ir.Model,
+        output: str,
+        forms: Sequence[WeightFormat],
+        progress: Callable[[str], None],
+        run: Run,
+        notes: list[str],
+    ) -> dict[str, Array]:
+        """Those of layers of experts by the names of their arrays; none, and a note, where they cannot be measured."""
+        layers = [(tap.key, tap.node) for tap in self._taps if not is_moec(tap.node, "Linear")]
+        if not layers or not forms:
+            return {}
+        progress("sensitivities of layers")
+        batches = cut(self._apart.again, positions_wanted(self._tokens, len(layers)))
+        why_not = too_large(graph, len(layers))
+        try:
+            found = {} if why_not else output_sensitivities(graph, layers, batches, output, forms, run)
+        except (EvaluationError, ValueError) as error:
+            found, why_not = {}, str(error)
+        if why_not:
+            notes.append(f"no sensitivities of layers: {why_not}; errors of all layers will count alike")
+        return {f"{key}/sensitivity": array for key, array in found.items()}
+
     def _errors(self, tap: Tap, forms: Sequence[WeightFormat]) -> dict[str, Array]:
         found = linear_errors(_matrix(tap.node), self._inputs[tap.inputs["x"]].rows(), forms)
         release_pages()
         return found
 
-    def summary(self, seconds: float) -> Measured:
+    def summary(self, seconds: float, notes: list[str]) -> Measured:
         taps = [tap for tap in self._taps if not is_moec(tap.node, "Linear")]
         layers = [_summary(node_name(tap.node), self._experts[tap.key]) for tap in taps]
         linears = len(self._taps) - len(taps)
-        return Measured(self._tokens, self._batches, self._run_seconds, seconds, layers, linears)
+        held_back = positions_of(self._apart.held)
+        return Measured(self._tokens, self._batches, self._run_seconds, seconds, layers, linears, held_back, notes)
 
 
 def _summary(name: str, sums: ExpertsSums) -> LayerSummary:

@@ -1,0 +1,41 @@
+"""The Kullback-Leibler divergence of softmaxes: how far what one model predicts is from what another does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+_BLOCK = 1 << 21
+"""Elements that are computed in float64 at a time."""
+
+
+def log_softmax(logits: Array) -> Array:
+    """The logarithm of the softmax over the last axis, in the type of the logits. The largest logit is subtracted, so
+    that nothing overflows."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def divergences(found: Array, first: Array) -> Array:
+    """The sum of ``p * log(p / q)`` over the last axis, in nats, where p, the softmax of ``first``, is not 0; q is that
+    of ``found``. A NaN in a vector makes its number NaN."""
+    expected, log = log_softmax(first), log_softmax(found)
+    terms = np.exp(expected) * (expected - log)
+    return np.where(np.isneginf(expected), np.where(np.isnan(log), np.nan, 0), terms).sum(axis=-1)
+
+
+def total_divergence(found: Array, first: Array) -> tuple[float, int]:
+    """The sum of :func:`divergences` over all vectors of two arrays [..., classes], computed in float64, and how many
+    vectors these are."""
+    classes = max(1, found.shape[-1])
+    vectors, others = (array.reshape(-1, found.shape[-1]) for array in (found, first))
+    step = max(1, _BLOCK // classes)
+    with np.errstate(all="ignore"):
+        blocks = [
+            divergences(vectors[at : at + step].astype(np.float64), others[at : at + step].astype(np.float64)).sum()
+            for at in range(0, len(vectors), step)
+        ]
+    return float(sum(blocks)), len(vectors)

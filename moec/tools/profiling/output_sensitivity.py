@@ -1,0 +1,156 @@
+"""How much an error of a layer changes what the model gives.
+
+The experts of one layer are rounded at a time, first gate and up, then down, and the model is run with the error that
+this makes of the layer's output added to it. The sensitivity is how far the model's output moved, as a Kullback-Leibler
+divergence in nats per position, over the mean square of the layer's error of a token. Small errors move it by their
+square times a factor that is the same for all formats (the second-order term of its expansion), so one format is
+enough.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir import dialect, semantics
+from moec.ir.dialect import RouteSpec, is_moec
+from moec.ir.interpreter import Watcher
+from moec.ir.mapped_files import release_pages
+from moec.ir.names import node_name
+from moec.ir.semantics import pairs_by_expert
+from moec.ir.weights.experts import ExpertWeights, Part
+from moec.ir.weights.format import WeightFormat
+from moec.ir.weights.outputs import expert_output
+from moec.passes.weights.output_change import Batch, OutputChange
+from moec.tools.profiling.formats import rounded
+from moec.tools.profiling.workers import Run
+
+Array = np.ndarray[Any, Any]
+
+BITS = 3
+"""Of the formats that are measured, the one nearest to so many bits makes the errors: they are above the noise of
+float32 then, and the model still works."""
+FEWEST, MOST = 128, 2048
+"""Positions that a layer's sensitivity is measured on: between these, so many that all runs together cost about what
+running the model on the profile's data did."""
+MOST_WEIGHTS = 10**11
+"""Weights of the model, times the runs that it takes, up to which sensitivities are measured: minutes."""
+
+
+def positions_wanted(tokens: int, layers: int) -> int:
+    """On how many positions the sensitivities of so many layers of experts are measured, in a profile of ``tokens``."""
+    return min(MOST, max(FEWEST, tokens // max(1, 2 * layers)))
+
+
+def too_large(model: ir.Model, layers: int) -> str:
+    """Why the sensitivities of so many layers are not measured; empty where they are."""
+    weights = sum(
+        value.const_value.size for value in model.graph.initializers.values() if value.const_value is not None
+    )
+    if 2 * layers * weights <= MOST_WEIGHTS:
+        return ""
+    return f"running {weights:.3g} weights {2 * layers} times, twice for every layer of experts, would take too long"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """What a layer of experts was given in one run: rows [T,d], weights [T,k] and ids [T,k]."""
+
+    x: Array
+    weights: Array
+    ids: Array
+
+
+def output_sensitivities(
+    model: ir.Model,
+    layers: Sequence[tuple[str, ir.Node]],
+    batches: Sequence[Batch],
+    output: str,
+    forms: Sequence[WeightFormat],
+    run: Run = map,
+) -> dict[str, Array]:
+    """The sensitivities [P] of layers of experts, by their keys, to errors of each part; those of gate and up are one.
+    ``run`` is :func:`map`, or what does it on threads. Raises as :class:`OutputChange`."""
+    form = min(forms, key=lambda one: abs(one.elements.bits - BITS))
+    read: dict[int, list[_Read]] = {id(node): [] for _, node in layers}
+
+    def watch(_batch: int) -> Watcher:
+        def keep(node: ir.Node, inputs: Sequence[Any], _outputs: Sequence[Any]) -> None:
+            if id(node) in read:
+                read[id(node)].append(_read(node, inputs))
+
+        return keep
+
+    change = OutputChange(model, batches, output, watch)
+    targets = [(node, before) for _, node in layers for before in (True, False)]
+    found = iter(run(lambda target: _sensitivity(change, target[0], target[1], read[id(target[0])], form), targets))
+    sensitivities = {}
+    for key, node in layers:
+        count = len(ExpertWeights(node).before)
+        before, down = next(found), next(found)
+        sensitivities[key] = np.array([before] * count + [down])
+    return sensitivities
+
+
+def _read(node: ir.Node, inputs: Sequence[Any]) -> _Read:
+    names = dict(zip(dialect.INPUTS[node.op_type], inputs, strict=False))
+    x = np.ascontiguousarray(names["x"].reshape(-1, names["x"].shape[-1]), np.float32)
+    if is_moec(node, "Experts"):
+        return _Read(x, names["weights"].astype(np.float32), names["experts"])
+    spec = dialect.spec_of(node, RouteSpec)
+    weights, ids = semantics.route(spec, names["logits"], names.get("correction_bias"))
+    return _Read(x, weights.astype(np.float32), ids)
+
+
+def _sensitivity(
+    change: OutputChange, node: ir.Node, before: bool, reads: Sequence[_Read], form: WeightFormat
+) -> float:
+    """``before``: whether gate and up are rounded, or down."""
+    weights = ExpertWeights(node)  # of the calling thread alone: it keeps what was read last
+    parts = weights.before if before else ("down",)
+    errors = _errors(weights, parts, reads, form)
+    square = sum(float(np.square(one, dtype=np.float64).sum()) for one in errors) / max(1, sum(map(len, errors)))
+    if not np.isfinite(square):
+        raise ValueError(f"node {node_name(node)}: its weights cannot be stored as {form}")
+    return change.with_errors(node, errors) / square if square else 0.0
+
+
+def _errors(weights: ExpertWeights, parts: Sequence[Part], reads: Sequence[_Read], form: WeightFormat) -> list[Array]:
+    """What rounding parts of all experts adds to the layer's output [T,width], for each run."""
+    errors = [np.zeros((len(one.x), weights.width), np.float32) for one in reads]
+    own = [_pairs(one, weights.experts) for one in reads]
+    for expert in sorted({expert for pairs in own for expert in pairs}):
+        matrices: dict[Part, Array] = {part: weights.decoded(part, expert) for part in weights.parts}
+        changed = matrices | {part: rounded(matrices[part], form) for part in parts}
+        for error, one, pairs in zip(errors, reads, own, strict=True):
+            if expert in pairs:
+                tokens, slots = pairs[expert]
+                difference = _difference(weights, expert, one.x[tokens], one.weights[tokens, slots], matrices, changed)
+                np.add.at(error, tokens, difference)
+        release_pages()
+    return errors
+
+
+def _pairs(read: _Read, experts: int) -> dict[int, tuple[Array, Array]]:
+    """Tokens and slots by expert; ids from ``experts`` on give back their input, and have no weights."""
+    ids = np.where(read.ids < experts, read.ids, -1)
+    return {expert: (tokens, slots) for expert, tokens, slots in pairs_by_expert(ids)}
+
+
+def _difference(
+    weights: ExpertWeights,
+    expert: int,
+    rows: Array,
+    gates: Array,
+    before: Mapping[Part, Array],
+    after: Mapping[Part, Array],
+) -> Array:
+    """How much more matrices ``after`` give for rows [n,d], which weigh ``gates`` [n], than those ``before``."""
+    if weights.spec.weight_on_input:
+        rows, gates = rows * gates[:, None], np.ones_like(gates)
+    found, expected = (expert_output(weights, expert, rows, parts)[1] for parts in (after, before))
+    return gates[:, None] * (found - expected)

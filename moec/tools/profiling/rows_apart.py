@@ -1,0 +1,72 @@
+"""Rows of data that a profile sets apart: some to judge by, on which nothing is measured, and some to run again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from moec.common.specs import TensorSpec
+from moec.tools.data import Batch
+
+EVERY = 8
+"""Of so many rows the last is held back, and the first is run again to measure sensitivities."""
+MOST_POSITIONS = 4096
+"""Tokens of rows, as far as the inputs tell, from which on no more rows are held back."""
+
+
+@dataclasses.dataclass
+class RowsApart:
+    """Splits batches of inputs ``specs``. ``held``: what is held back; ``again``: what is measured on, too.
+
+    A row is what the first axis counts, where all inputs have it and its size is free; otherwise a whole batch is one.
+    """
+
+    specs: Sequence[TensorSpec]
+    held: list[Batch] = dataclasses.field(default_factory=list)
+    again: list[Batch] = dataclasses.field(default_factory=list)
+    _seen: int = 0
+
+    def split(self, batch: Batch) -> Batch | None:
+        """The batch without the rows that are held back; None where none is left."""
+        rows = self._rows(batch)
+        places = (self._seen + np.arange(rows or 1)) % EVERY
+        self._seen += len(places)
+        held = places == EVERY - 1 if positions_of(self.held) < MOST_POSITIONS else np.zeros(len(places), bool)
+        if (places == 0).any() and positions_of(self.again) < MOST_POSITIONS:
+            self.again.append(_picked(batch, places == 0, rows))
+        if not held.any():
+            return batch
+        self.held.append(_picked(batch, held, rows))
+        return None if held.all() else _picked(batch, ~held, rows)
+
+    def _rows(self, batch: Batch) -> int:
+        """How many rows a batch has; 0 where it cannot be split."""
+        free = all(spec.shape and isinstance(spec.shape[0], str) for spec in self.specs if spec.name in batch)
+        counts = {len(array) if array.ndim else 0 for array in batch.values()}
+        return counts.pop() if free and len(counts) == 1 else 0
+
+
+def _picked(batch: Batch, rows: np.ndarray, splits: int) -> Batch:
+    return {name: np.ascontiguousarray(array[rows]) for name, array in batch.items()} if splits else batch
+
+
+def positions_of(batches: Sequence[Batch]) -> int:
+    """How many tokens batches hold at least: the elements of the smallest input of each."""
+    return sum(min((array.size for array in batch.values()), default=0) for batch in batches)
+
+
+def cut(batches: Sequence[Batch], positions: int) -> list[Batch]:
+    """The first batches that together hold so many positions, the last of them as many rows as are needed; at least one
+    row."""
+    kept: list[Batch] = []
+    for batch in batches:
+        missing = positions - positions_of(kept)
+        if kept and missing <= 0:
+            break
+        counts = {len(array) if array.ndim else 0 for array in batch.values()}
+        rows = counts.pop() if len(counts) == 1 else 0
+        needed = -(-missing * rows // max(1, positions_of([batch])))
+        kept.append({name: array[: max(1, needed)] for name, array in batch.items()} if needed < rows else batch)
+    return kept

@@ -106,7 +106,7 @@ def _path_inside(location: str, folder: Path, place: str) -> Path:
         raise MoecError(outside)
     path = folder / location
     try:
-        is_inside, is_file = path.resolve().is_relative_to(folder.resolve()), path.is_file()
+        is_inside, is_file = path.resolve().is_relative_to(folder.resolve()), os.path.isfile(f"{folder}/{location}")
     except (OSError, RuntimeError) as error:  # too long a name; RuntimeError: links in a circle
         reason = getattr(error, "strerror", None) or error
         raise MoecError(f"{place}: its data file {location[:80]!r} cannot be found: {reason}") from error

@@ -56,10 +56,11 @@ def import_folder(path: str | os.PathLike[str], cache: bool | None = False) -> i
     config = read_config(folder)
     tensors = read_tensors(folder)
     from moec.frontend.huggingface.binding import Binding
+    from moec.frontend.huggingface.sizes import Holdings
     from moec.frontend.huggingface.skeleton import build
     from moec.frontend.text_inputs import text_inputs
 
-    module = build(config, str(folder))
+    module = build(config, Holdings.of(tensors), str(folder))
     if text_inputs(module) is None:
         raise UnsupportedError(
             f"{folder}: {type(module).__name__} takes no input_ids; folders of text models are compiled, for others "

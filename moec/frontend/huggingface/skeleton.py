@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from moec.errors import MoecError, UnsupportedError, one_line
 from moec.frontend.huggingface.placeholders import placeholder
+from moec.frontend.huggingface.sizes import Holdings, check_numbers, check_parameters, limited
 
 if TYPE_CHECKING:
     import torch
 
 
-def build(config: dict[str, Any], where: str) -> torch.nn.Module:
+def build(config: dict[str, Any], holdings: Holdings, where: str) -> torch.nn.Module:
     """The module that a ``config.json`` describes, in float32 and for inference: of models that take images or sound,
     too, the language model, where transformers has it by itself.
 
     Its parameters are placeholders (:mod:`moec.frontend.huggingface.placeholders`), so that modules of any size can be
     traced, and even run, with next to no memory. Buffers are what they should be.
 
-    Raises MoecError where torch or transformers are missing, UnsupportedError for a type of model that transformers
+    Raises MoecError where torch or transformers are missing, and for a configuration that asks for more than its files
+    hold (:mod:`moec.frontend.huggingface.sizes`), UnsupportedError for a type of model that transformers
     does not have itself, and for configurations that it refuses.
     """
     transformers = _import_transformers(where)
@@ -37,9 +39,10 @@ def build(config: dict[str, Any], where: str) -> torch.nn.Module:
             f"{where}: model type {kind!r} is not known to transformers {transformers.__version__}; "
             'a newer one may know it: pip install -U "transformers"'
         )
+    check_numbers(config, holdings, where)
     plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
     try:
-        with _quiet(), _without_memory():
+        with _quiet(), limited(holdings, where), _without_memory():
             settings = known[kind].from_dict(plain)
             module = _make(*_class_of(transformers, settings, config, where))
     except MoecError:
@@ -48,6 +51,7 @@ def build(config: dict[str, Any], where: str) -> torch.nn.Module:
         raise UnsupportedError(
             f"{where}: transformers cannot make a {kind} of its config.json ({type(error).__name__}: {one_line(error)})"
         ) from error
+    check_parameters(module, holdings, where)
     _give_placeholders(module)
     return module.eval()
 

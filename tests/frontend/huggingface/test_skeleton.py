@@ -8,6 +8,7 @@ import pytest
 
 from moec.frontend.huggingface.binding import Binding
 from moec.frontend.huggingface.folder import read_config, read_tensors
+from moec.frontend.huggingface.sizes import Holdings
 from moec.frontend.huggingface.skeleton import build
 from tests.frontend.huggingface.models import saved, torch, transformers
 
@@ -50,7 +51,7 @@ def test_of_a_model_that_sees_the_language_model_is_made(config, whole, made, tm
     """Where transformers has it by itself; its tensors are found in the files of the whole."""
     module = seeing(config, whole)
     folder = saved(module, tmp_path)
-    skeleton = build(read_config(folder), str(folder))
+    skeleton = build(read_config(folder), Holdings.of(read_tensors(folder)), str(folder))
     assert type(skeleton).__name__ == made
     binding = Binding.of(skeleton, read_tensors(folder), read_config(folder), str(folder))
     assert dict(skeleton.named_parameters()).keys() <= binding.names

@@ -30,7 +30,7 @@ def decode_names(tensors: Mapping[str, FileTensor], config: dict[str, Any], wher
     if settings is None:
         return {name: Weight.of(tensor) for name, tensor in tensors.items()}
     method = settings.get("quant_method") if isinstance(settings, dict) else None
-    if method not in _METHODS:
+    if not isinstance(method, str) or method not in _METHODS:
         raise UnsupportedError(
             f"{where}: config.json says it is quantised by {str(method)[:100]!r}; moec reads {', '.join(_METHODS)}; "
             "use another checkpoint of the model, and --experts and --linears"

@@ -62,7 +62,8 @@ def rounds_activations(settings: dict[str, Any]) -> bool:
 def _block(settings: dict[str, Any], where: str) -> tuple[int, int] | None:
     """The block that scales of all groups of weights stand for; None where there are no blocks."""
     groups = settings.get("config_groups")
-    found = [group.get("weights") for group in groups.values()] if isinstance(groups, dict) else []
+    entries = list(groups.values()) if isinstance(groups, dict) else []
+    found = [entry.get("weights") for entry in entries if isinstance(entry, dict)]
     blocks = {str(one.get("block_structure")): one.get("block_structure") for one in found if isinstance(one, dict)}
     if len(blocks) != 1:
         return None

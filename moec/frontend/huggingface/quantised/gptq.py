@@ -28,7 +28,7 @@ _FORMATS = {"gptq": 1, "gptq_v2": 0}
 def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, Weight]:
     """The weights of a checkpoint by their names as floats. Raises as :func:`decode_names`."""
     bits, form = settings.get("bits"), settings.get("checkpoint_format", "gptq")
-    if bits not in packing.WHOLE or form not in _FORMATS:
+    if type(bits) is not int or bits not in packing.WHOLE or not isinstance(form, str) or form not in _FORMATS:
         raise UnsupportedError(
             f"{where}: GPTQ of {str(bits)[:20]} bits in the format {str(form)[:40]!r}; moec reads 4 and 8 bits in gptq "
             "and gptq_v2"

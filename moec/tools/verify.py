@@ -108,6 +108,7 @@ def verify(
     case that neither reference can run is recorded as such.
     """
     from moec.compiler import import_model
+    from moec.runtime.inputs import InputCheck
     from moec.runtime.model import CompiledModel
 
     check_path("model_path", model_path)
@@ -117,6 +118,8 @@ def verify(
     if tolerance is not None and not tolerance >= 0:
         raise MoecError(f"tolerance is {tolerance}; expected a number that is not negative")
     model = import_model(model_path, cache=bool(compiled.states) if _has_no_interface(model_path) else None)
+    if inputs is not None:  # before a reference takes them: a float that indexes may ask for any memory
+        InputCheck(compiled.inputs)(compiled.first_states.beside(inputs))
     covering = _covering(model, compiled, inputs)
     outside = _outside_inputs(model, compiled) if inputs is None else {}
     rounded = _rounded_model(model.clone(), compiled) if _is_rounded(compiled) else None

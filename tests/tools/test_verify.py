@@ -12,6 +12,7 @@ import pytest
 import rich.console
 
 import moec
+from moec.errors import InputError
 from moec.frontend.conditions import KEY
 from moec.inspect import tables
 from moec.tools.comparison import TOLERANCES, compare
@@ -165,3 +166,17 @@ def test_onnxruntime_rounds_no_activations_that_the_model_does_not_round(tmp_pat
             w = DequantizeLinear (stored, scale) y = MatMul (x, w) }}"""
     onnx.save(onnx.parser.parse_model(text), tmp_path / "quantised.onnx")
     assert verify(tmp_path / "quantised.onnx", moec.compile(tmp_path / "quantised.onnx")).matches
+
+
+def test_inputs_of_another_type_are_refused_before_a_reference_takes_them(tmp_path, monkeypatch):
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.parser.parse_model(GATHER), path)
+    compiled = moec.compile(path)
+    assert verify(path, compiled, {"ids": np.array([1, 0])}).matches
+    monkeypatch.setattr("moec.tools.verify._Reference.run", lambda *_: pytest.fail("the reference runs"))
+    with pytest.raises(InputError, match="ids.*float32"):
+        verify(path, compiled, {"ids": np.zeros(2, np.float32)})
+
+
+GATHER = """<ir_version: 10, opset_import: ["" : 21]>
+g (int64[n] ids) => (float[n] y) <float[2] table = {1, 2}> { y = Gather (table, ids) }"""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec.common.arguments import check_kind, check_path
+from moec.common.dtypes import dtype_of
 from moec.errors import InputError, MoecError, one_line, reporting
 from moec.frontend import gguf
 from moec.frontend.huggingface import is_folder
@@ -108,7 +109,6 @@ def verify(
     case that neither reference can run is recorded as such.
     """
     from moec.compiler import import_model
-    from moec.runtime.inputs import InputCheck
     from moec.runtime.model import CompiledModel
 
     check_path("model_path", model_path)
@@ -118,8 +118,7 @@ def verify(
     if tolerance is not None and not tolerance >= 0:
         raise MoecError(f"tolerance is {tolerance}; expected a number that is not negative")
     model = import_model(model_path, cache=bool(compiled.states) if _has_no_interface(model_path) else None)
-    if inputs is not None:  # before a reference takes them: a float that indexes may ask for any memory
-        InputCheck(compiled.inputs)(compiled.first_states.beside(inputs))
+    _check_types(compiled, inputs or {})
     covering = _covering(model, compiled, inputs)
     outside = _outside_inputs(model, compiled) if inputs is None else {}
     rounded = _rounded_model(model.clone(), compiled) if _is_rounded(compiled) else None
@@ -135,6 +134,17 @@ def verify(
     compared += [_taken(guard, outside[guard]) for guard in taken]
     refused = [guard for guard in outside if guard not in taken]
     return Verification(tolerance, compared, rounded is not None, spreads is not None, refused, covering.coverage)
+
+
+def _check_types(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> None:
+    """Raise InputError for arrays of other types or ranks than the model takes, before a reference computes with them:
+    what indexes with other numbers may ask for any memory."""
+    from moec.runtime.inputs import InputCheck
+
+    for spec in compiled.inputs:
+        array = inputs.get(spec.name)
+        if isinstance(array, np.ndarray) and (array.dtype != dtype_of(spec.dtype) or array.ndim != len(spec.shape)):
+            InputCheck([spec])({spec.name: array})
 
 
 def open_session(

@@ -45,9 +45,8 @@ def test_what_files_cannot_fill(folder: pathlib.Path, changes: dict[str, Any], m
 def test_modules_are_counted() -> None:
     with limited(FEW, "m"):
         torch.nn.Sequential(*(torch.nn.ReLU() for _ in range(1000)))
-    with pytest.raises(MoecError, match="asks for more than 1064 modules, but its files hold 2 tensors"):
-        with limited(FEW, "m"):
-            torch.nn.Sequential(*(torch.nn.ReLU() for _ in range(1065)))
+    with pytest.raises(MoecError, match="more than 1064 modules, but its files hold 2 tensors"), limited(FEW, "m"):
+        torch.nn.Sequential(*(torch.nn.ReLU() for _ in range(1065)))
     torch.nn.Sequential(*(torch.nn.ReLU() for _ in range(1065)))
 
 
@@ -55,7 +54,7 @@ def test_modules_are_counted() -> None:
 def test_tables_are_measured(make: Any) -> None:
     with limited(FEW, "m"):
         assert make(1000).numel() >= 1000
-        with pytest.raises(MoecError, match="asks for a table of .* MiB"):
+        with pytest.raises(MoecError, match=r"asks for a table of .* MiB"):
             make(1 << 30)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from moec.errors import MoecError
+from moec.errors import MoecError, one_line
 from moec.ir.printer import print_model
 from moec.ir.weight_hashes import PREFIX, HashedTensor, check_hash
 
@@ -54,9 +54,21 @@ def _resolve_attributes(node: ir.Node, given: Mapping[str, Any]) -> None:
             node.attributes[name] = ir.AttrTensor(name, tensor)
 
 
+def _check_numbers(tensor: ir.TensorProtocol | None, name: str | None) -> None:
+    """Raise MoecError where the text has more or fewer numbers than the shape asks for, which the parser lets pass."""
+    try:
+        if tensor is not None:
+            tensor.numpy()
+    except (ValueError, TypeError) as error:
+        raise MoecError(
+            f"the numbers of the constant {name!r} do not fit its type and shape: {one_line(error)}"
+        ) from None
+
+
 def _resolve(tensor: ir.TensorProtocol | None, name: str | None, given: Mapping[str, Any]) -> Any:
     """The tensor itself when its numbers were in the text, else the given numbers, else a HashedTensor."""
     if not isinstance(tensor, ir.ExternalTensor):
+        _check_numbers(tensor, name)
         return tensor
     if not str(tensor.location).startswith(PREFIX):
         raise MoecError(f"weight {name} is said to be at {tensor.location!r}; text may refer to weights by hash only")

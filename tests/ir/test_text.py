@@ -250,3 +250,13 @@ def test_an_attribute_of_no_printable_type_is_named_with_its_node() -> None:
     model = ir.Model(ir.Graph([], node.outputs, nodes=[node], opset_imports={"": 21}), ir_version=10)
     with pytest.raises(UnsupportedError, match=r"node 'n' \(Odd\): attribute kinds is of type type_protos; expected"):
         print_model(model)
+
+
+@pytest.mark.parametrize("numbers", ["{1, 2, 3}", "{1}", "{}"])
+def test_constants_with_other_numbers_than_their_shape_asks_for(numbers: str) -> None:
+    text = (
+        '<ir_version: 10, opset_import: ["" : 21]> g (float[2] x) => (float[2] y) <float[2] w = %s> { y = Add (x, w) }'
+    )
+    assert parse_model(text % "{1, 2}").graph.initializers["w"].const_value is not None
+    with pytest.raises(MoecError, match="the numbers of the constant 'w' do not fit its type and shape"):
+        parse_model(text % numbers)

@@ -95,7 +95,7 @@ class Hyperparameters:
     def refuse(self, key: str, *harmless: Any) -> None:
         """Raises UnsupportedError where the key has a value that is not one of ``harmless``."""
         value = self._get(key, harmless[0])
-        if value not in harmless:
+        if isinstance(value, np.ndarray) or value not in harmless:
             raise UnsupportedError(f"{self.where}: {self.architecture}.{key} = {str(value)[:60]} is not supported")
 
     def _get(self, key: str, default: Any) -> Any:

@@ -8,8 +8,10 @@ tokenizers of the models that they are named after.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import json
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -66,6 +68,8 @@ _MODEL, _PRE, _DEFAULT = "tokenizer.ggml.model", "tokenizer.ggml.pre", "default"
 _NONE = (None, "none", "no_vocab")
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 """Kinds of tokens that are more than pieces of text."""
+_LONGEST_TOKEN = 1024
+"""Characters; those of real vocabularies have some dozens, and each place of a token is looked at as a merge."""
 _ENDS = (
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>"),
     *("<|eom_id|>", "<|end_of_sentence|>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "<|user|>"),
@@ -79,10 +83,10 @@ def text_files(file: GgufFile) -> TextFiles | None:
     Raises UnsupportedError for a kind of tokenizer, or a way to cut text, that moec does not know, MoecError for tables
     that do not fit together.
     """
+    check(file)
     kind = file.metadata.get(_MODEL)
     if kind in _NONE:
         return None
-    check(file)
     vocabulary = _Vocabulary(file)
     content, begins = _byte_level(vocabulary) if kind == "gpt2" else _sentence_piece(vocabulary)
     special = {f"{name}_token": vocabulary.special(name) for name in ("bos", "eos", "unknown", "padding")}
@@ -104,7 +108,7 @@ def text_files(file: GgufFile) -> TextFiles | None:
 def check(file: GgufFile) -> None:
     """Raises UnsupportedError for a tokenizer that moec does not know."""
     kind, cut = file.metadata.get(_MODEL), file.metadata.get(_PRE, _DEFAULT)
-    if kind not in (*_NONE, "gpt2", "llama"):
+    if not isinstance(kind, (str, NoneType)) or kind not in (*_NONE, "gpt2", "llama"):
         raise UnsupportedError(f"{file.path}: its tokenizer is {str(kind)[:40]!r}; moec knows gpt2 and llama")
     if kind == "gpt2" and (not isinstance(cut, str) or cut not in _CUTS):
         raise UnsupportedError(f"{file.path}: {_PRE} is {str(cut)[:40]!r}; moec knows {', '.join(_CUTS)}")
@@ -118,6 +122,12 @@ class _Vocabulary:
         tokens = self.get("tokens", list)
         if not tokens or not all(isinstance(token, str) for token in tokens):
             raise MoecError(f"{file.path}: tokenizer.ggml.tokens holds no text; convert the model again")
+        longest = max(map(len, tokens))
+        if longest > _LONGEST_TOKEN:
+            raise MoecError(
+                f"{file.path}: tokenizer.ggml.tokens has a token of {longest} characters; expected at most "
+                f"{_LONGEST_TOKEN}, convert the model again"
+            )
         self.tokens: list[str] = tokens
         kinds = self.get("token_type", np.ndarray, np.ones(len(tokens), np.int32))
         self._check_length("token_type", kinds)
@@ -204,11 +214,12 @@ def _byte_level(vocabulary: _Vocabulary) -> tuple[dict[str, Any], bool]:
 def _sentence_piece(vocabulary: _Vocabulary) -> tuple[dict[str, Any], bool]:
     """The same of SentencePiece's BPE, which spells what it has no token for in bytes."""
     ids, scores = vocabulary.ids(), vocabulary.scores()
+    lengths = sorted({len(token) for token in ids})
     merges = [
         (scores[index], token[:place], token[place:])
         for token, index in ids.items()
-        for place in range(1, len(token))
-        if token[:place] in ids and token[place:] in ids
+        for place in lengths[: bisect.bisect_left(lengths, len(token))]
+        if place and token[:place] in ids and token[place:] in ids
     ]
     merges.sort(key=lambda merge: -merge[0])
     space: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]

@@ -131,6 +131,7 @@ def changed(tmp_path: Path, name: str = "llama", **given: Any) -> Path:
         ),
         ({"rope.scaling.type": "dynamic"}, "rope.scaling.type is 'dynamic'; moec knows none, linear, yarn, longrope"),
         ({"attention.causal": False}, "llama.attention.causal = False is not supported"),
+        ({"attention.causal": [True, True]}, "llama.attention.causal = .* is not supported"),
         ({"rope.dimension_count": 7}, "rope.dimension_count is 7; expected an even number"),
         ({"attention.head_count": 3}, "3 query heads cannot share 2 heads of keys"),
         (

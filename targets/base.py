@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from moec.common.dtypes import dtype_of
-from moec.common.specs import HeldState, StreamedExpertsSpec, TensorSpec
+from moec.common.specs import HeldState, LastTokens, StreamedExpertsSpec, TensorSpec
 from moec.common.work import WorkModel
 from moec.ir.mapped_files import release_pages
 
@@ -219,6 +219,8 @@ class Program(Made):
     """States that it keeps in place."""
     streamed: list[StreamedExpertsSpec] = dataclasses.field(default_factory=list)
     """Experts that it asks for before it uses them."""
+    last: LastTokens | None = None
+    """Of which output it computes as many of the last positions as it is told."""
 
 
 class Target(Protocol):

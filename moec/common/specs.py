@@ -83,6 +83,15 @@ class HeldState:
 
 
 @dataclasses.dataclass(frozen=True)
+class LastTokens:
+    """That a program computes as many of the last positions of an ``output`` [batch, length, ...] as it is told, where
+    it would compute one for each token of an ``input`` [batch, length]."""
+
+    output: str
+    input: str
+
+
+@dataclasses.dataclass(frozen=True)
 class StreamedWeight:
     """A weight that is read by expert. ``weight``: its position among those that the program takes; expert e has its
     bytes from ``starts[e]`` to ``starts[e + 1]``."""

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeGuard
 
 import onnx_ir as ir
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> TypeGuard[ir.Node]:
+    """Whether this is a node of the ONNX domain with one of these operators."""
+    return node is not None and node.domain == "" and node.op_type in op_types
 
 
 def add_constant(graph: ir.Graph, tensor: ir.TensorProtocol, name: str) -> ir.Value:

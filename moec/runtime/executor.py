@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from moec.common.specs import HeldState, TensorSpec
+from moec.common.specs import HeldState, LastTokens, TensorSpec
 from moec.common.work import Argument
 from moec.errors import ArtifactError, DefectError, InputError, MoecError, UnsupportedError
 from moec.runtime.device import Device, Host
 from moec.runtime.held import HeldStates, StateMemory
 from moec.runtime.inputs import InputCheck
+from moec.runtime.library import load_ffi
 from moec.runtime.machine import check_threads
 from moec.runtime.on_device import OnDevice, handed_out
 from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION, Instrument, LoadedProgram
@@ -46,6 +47,7 @@ class Executor:
     inputs, see :mod:`moec.common.guards`. ``threads`` is at most
     the number of cores available, which is also what None stands for. ``device``: where it runs; None is the host.
     ``cuda_graphs``: launch runs of sizes that come again as a whole. ``held``: states for which it takes pages.
+    ``last``: of which output it computes as many of the last positions as it is told.
     ``experts``: what brings experts into memory, where they are not all there.
     """
 
@@ -62,6 +64,7 @@ class Executor:
         device: Device | None = None,
         cuda_graphs: bool = False,
         held: Sequence[HeldState] = (),
+        last: LastTokens | None = None,
         experts: StreamedExperts | None = None,
     ) -> None:
         """Raises ArtifactError where the objects do not link, UnsupportedError where graphs cannot be had, and what the
@@ -72,6 +75,7 @@ class Executor:
         self._check = InputCheck(self.inputs, self._device.number, guards)
         self._held = HeldStates(held, self.inputs, self.outputs) if held else None
         told = self._held.told if self._held is not None else self.inputs
+        self._tokens = None if last is None else [_place(last.input, specs) for specs in (self.inputs, told)]
         self._check_told = InputCheck(told, self._device.number, guards)
         self._weight_arrays = list(weights)
         try:
@@ -93,12 +97,13 @@ class Executor:
         self._is_apart = device is not None
         self._waits = self._is_apart and bool(self._program.waits)
 
-    def run(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The outputs by name: arrays, or tensors on the device where one was given. Raises InputError for values that
-        do not fit the inputs' specifications or that the program cannot combine, MoecError for what the device cannot
-        do, and DefectError when it fails for any other reason."""
+    def run(self, values: Mapping[str, Any], last: int | None = None) -> dict[str, Any]:
+        """The outputs by name: arrays, or tensors on the device where one was given. ``last``: of how many of the last
+        tokens logits are computed, where the program can leave others out; None for all. Raises InputError for values
+        that do not fit the inputs' specifications or that the program cannot combine, MoecError for what the device
+        cannot do, and DefectError when it fails for any other reason."""
         arrays = self._check(values)
-        return self._ways.run(lambda: self._call(arrays))
+        return self._ways.run(lambda: self._call(arrays, last=last))
 
     @property
     def held(self) -> Sequence[HeldState]:
@@ -111,7 +116,7 @@ class Executor:
         with self._device.working([]):
             return StateMemory(states, shapes, tokens, self._device)
 
-    def run_in_place(self, values: Mapping[str, Any], memory: StateMemory) -> dict[str, Any]:
+    def run_in_place(self, values: Mapping[str, Any], memory: StateMemory, last: int | None = None) -> dict[str, Any]:
         """Like :meth:`run`, where the program reads the states that it holds from ``memory``, and writes what is new
         behind them: they are no values and no outputs. Where it fails, they are what they were, but for what was
         written over states that are written at places."""
@@ -120,7 +125,7 @@ class Executor:
         growths = self._held.growths(told)
         with self._working(told, {}):
             pages = memory.pages(growths)
-        outputs = self._ways.run(lambda: self._call(told, pages=pages))
+        outputs = self._ways.run(lambda: self._call(told, pages=pages, last=last))
         memory.grow(growths)
         return outputs
 
@@ -204,11 +209,16 @@ class Executor:
             self._call(arrays, captured=False)
 
     def _call(
-        self, arrays: Sequence[np.ndarray | OnDevice], *, captured: bool = True, pages: StatePages | None = None
+        self,
+        arrays: Sequence[np.ndarray | OnDevice],
+        *,
+        captured: bool = True,
+        pages: StatePages | None = None,
+        last: int | None = None,
     ) -> dict[str, Any]:
         there = self._is_apart and any(isinstance(array, OnDevice) for array in arrays)
         with self._working(arrays, pages):
-            results, borrowed = self._compute(arrays, captured, pages)
+            results, borrowed = self._compute(arrays, captured, pages, last)
             if self._held is not None and pages is None:
                 results |= self._held.results(results, self.outputs, self._device, self._program.call_kernel)
             outputs: dict[int, Any] = {at: one if there else self._device.fetch(one) for at, one in results.items()}
@@ -230,21 +240,36 @@ class Executor:
         except Exception as error:
             raise self._device.explain(error) or self._explain(error, arrays, pages) from error
 
-    def _arguments(self, arrays: Sequence[np.ndarray | OnDevice]) -> tuple[Sequence[Any], list[Any]]:
+    def _arguments(
+        self, arrays: Sequence[np.ndarray | OnDevice], last: int | None = None
+    ) -> tuple[Sequence[Any], list[Any]]:
         """What the program takes before the weights: arrays to be placed, and shapes behind them."""
+        wanted = self._wanted(arrays, last)
         if self._held is None:
-            return arrays, []
+            return arrays, wanted
         given, lengths = self._held.with_pages(arrays, self._device, self._program.call_kernel)
-        return given, [lengths]
+        return given, [lengths, *wanted]
+
+    def _wanted(
+        self, arrays: Sequence[np.ndarray | OnDevice], last: int | None, *, in_place: bool = False
+    ) -> list[Any]:
+        """Of how many tokens logits are wanted, as the program takes it where it does: of all unless it is said."""
+        if self._tokens is None:
+            return []
+        count = arrays[self._tokens[in_place]].shape[1]
+        if last is not None and not 0 <= last <= count:
+            raise InputError(f"logits of the last {last} tokens are wanted, of {count} that the model is run on")
+        return [load_ffi().Shape([count if last is None else last])]
 
     def _compute(
-        self, arrays: Sequence[np.ndarray | OnDevice], captured: bool, pages: StatePages | None
+        self, arrays: Sequence[np.ndarray | OnDevice], captured: bool, pages: StatePages | None, last: int | None
     ) -> tuple[dict[int, Any], set[int]]:
         """The results there by position, but for states in ``pages``, and those that the caller must get a copy of."""
         if self._held is not None and pages is not None:
             tensors, lengths = self._held.in_place(arrays, pages, self._device)
-            return self._found(tensors, [lengths], self._held.other_outputs)
-        given, shapes = self._arguments(arrays)
+            wanted = self._wanted(arrays, last, in_place=True)
+            return self._found(tensors, [lengths, *wanted], self._held.other_outputs)
+        given, shapes = self._arguments(arrays, last)
         if self._captured is not None and captured:  # in place, no two runs are on the same sizes
             replayed = self._captured.replay(given, shapes)
             if replayed is not None:
@@ -280,6 +305,10 @@ class Executor:
         if isinstance(error, ValueError) and _REQUIREMENT in reason:
             return InputError(f"the model cannot run on inputs of sizes {sizes}: {reason}")
         return DefectError(f"the compiled program failed on inputs of sizes {sizes}: {type(error).__name__}: {reason}")
+
+
+def _place(name: str, specs: Sequence[TensorSpec]) -> int:
+    return [spec.name for spec in specs].index(name)
 
 
 def _one_line(error: Exception) -> str:

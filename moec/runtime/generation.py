@@ -21,7 +21,7 @@ OnText = Callable[[int, str], None]
 """Called with the place of a prompt and text that has come out for it."""
 Ended = Literal["end", "stop", "length", "full"]
 PART = 512
-"""Tokens of all prompts that are run at once: more take memory, for each has logits of the whole vocabulary."""
+"""Tokens of all prompts that are run at once: more take memory for what lies between layers."""
 
 
 @dataclasses.dataclass(frozen=True)

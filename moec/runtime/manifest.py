@@ -12,9 +12,9 @@ import hashlib
 import json
 from typing import Any
 
-from moec.common.specs import HeldState, State, StreamedExpertsSpec, TensorSpec
+from moec.common.specs import HeldState, LastTokens, State, StreamedExpertsSpec, TensorSpec
 
-FORMAT_VERSION = 19
+FORMAT_VERSION = 20
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 GENERIC = "generic"  # the candidate of kernels without a template: operators in plain loops
@@ -47,8 +47,8 @@ class ProgramEntry:
     ``architecture``: of the device it is for (``sm_80``), empty where it needs none. ``weights``: positions in the
     manifest's list, in the order the entry function takes them after the inputs. ``requirements``: features of the
     processor. ``binary``: the file of code for the device, None where there was no compiler for it. ``held``: states
-    for which it takes pages. ``streamed``: experts that it asks for before it uses them. ``kernels`` are plain data for
-    people.
+    for which it takes pages. ``streamed``: experts that it asks for before it uses them. ``last``: of which output it
+    computes as many of the last positions as it is told. ``kernels`` are plain data for people.
     """
 
     architecture: str
@@ -58,6 +58,7 @@ class ProgramEntry:
     binary: str | None = None
     held: list[HeldState] = dataclasses.field(default_factory=list)
     streamed: list[StreamedExpertsSpec] = dataclasses.field(default_factory=list)
+    last: LastTokens | None = None
     kernels: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 

@@ -76,6 +76,7 @@ class CompiledModel:
             device=device,
             cuda_graphs=cuda_graphs,
             held=program.held,
+            last=program.last,
             experts=self._experts,
         )
         self._first_states = FirstStates(manifest.states, manifest.inputs, manifest.outputs)
@@ -142,7 +143,7 @@ class CompiledModel:
     def threads(self) -> int:
         return self._executor.threads
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, inputs: Mapping[str, Any], *, last: int | None = None) -> dict[str, Any]:
         """Run on arrays by input name (numpy arrays, or anything with DLPack in host memory, such as torch tensors).
 
         Arrays are read in place when C-contiguous and 16-byte aligned, as numpy makes them, and copied otherwise.
@@ -150,9 +151,11 @@ class CompiledModel:
         outputs are: tensors of PyTorch where one was given, else something with DLPack. They are complete in the order
         of that stream, for which the host does not wait.
         States (:attr:`states`) may be left out, all of them: then the run begins a text.
+        ``last``: of a language model, compute the logits of so many of the last tokens, where the program can leave the
+        others out; None: of all tokens.
         Raises InputError when names, dtypes, ranks or sizes do not fit; MoecError when the GPU is out of memory.
         """
-        return self._executor.run(self._first_states.beside(inputs))
+        return self._executor.run(self._first_states.beside(inputs), last)
 
     @property
     def held(self) -> Sequence[HeldState]:
@@ -163,10 +166,12 @@ class CompiledModel:
         """Memory for :meth:`run_in_place`: for those of the states of :attr:`held` that have a shape, while empty."""
         return self._executor.state_memory(shapes, tokens)
 
-    def run_in_place(self, inputs: Mapping[str, Any], memory: StateMemory) -> dict[str, Any]:
+    def run_in_place(
+        self, inputs: Mapping[str, Any], memory: StateMemory, *, last: int | None = None
+    ) -> dict[str, Any]:
         """Like :meth:`run`, with the states of :attr:`held` in ``memory``, which are neither inputs nor outputs then;
         see :meth:`session`. Raises MoecError where they outgrow the system's memory."""
-        return self._executor.run_in_place(inputs, memory)
+        return self._executor.run_in_place(inputs, memory, last)
 
     def __call__(self, *arguments: Any, **named: Any) -> dict[str, Any]:
         """Like :meth:`run`, with inputs by position, by name, or both."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from moec.common.dtypes import dtype_of
 from moec.common.guards import Expression, bound_names, parse_guard, parse_size
-from moec.common.specs import HeldState, State, StreamedExpertsSpec, StreamedWeight, TensorSpec
+from moec.common.specs import HeldState, LastTokens, State, StreamedExpertsSpec, StreamedWeight, TensorSpec
 from moec.errors import ArtifactError
 from moec.runtime.manifest import (
     FORMAT_VERSION,
@@ -50,6 +50,7 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
     _check_states(manifest, where)
     _check_programs(manifest, where)
     _check_held(manifest, where)
+    _check_last(manifest, where)
     _check_files(manifest, where)
     _check_weights(manifest, where)
     return manifest
@@ -114,8 +115,13 @@ def _read_program(record: dict[str, Any], where: str) -> ProgramEntry:
         binary=None if record.get("binary") is None else _typed(record, "binary", str, where),
         held=[_read_held(entry, f"{where}: held") for entry in _list_of(record, "held", dict, where)],
         streamed=[_read_streamed(entry, f"{where}: streamed") for entry in _list_of(record, "streamed", dict, where)],
+        last=None if record.get("last") is None else _read_last(_typed(record, "last", dict, where), f"{where}: last"),
         kernels=[_checked_kernel(entry, f"{where}: kernels") for entry in _list_of(record, "kernels", dict, where)],
     )
+
+
+def _read_last(record: dict[str, Any], where: str) -> LastTokens:
+    return LastTokens(_typed(record, "output", str, where), _typed(record, "input", str, where))
 
 
 def _read_held(record: dict[str, Any], where: str) -> HeldState:
@@ -317,6 +323,14 @@ def _check_held(manifest: Manifest, where: str) -> None:
         growth, size = _growth(state, where), spec.shape[state.axis]
         if not set(growth.names) <= bound or not (isinstance(size, str) or state.has_room):
             raise ArtifactError(f"{where}: the state {state.input!r} grows by {state.growth!r}, which no input says")
+
+
+def _check_last(manifest: Manifest, where: str) -> None:
+    inputs, outputs = ({spec.name: spec for spec in specs} for specs in (manifest.inputs, manifest.outputs))
+    for last in (program.last for program in manifest.programs if program.last is not None):
+        tokens, logits = inputs.get(last.input), outputs.get(last.output)
+        if tokens is None or logits is None or len(tokens.shape) < 2 or tokens.shape[1:2] != logits.shape[1:2]:
+            raise ArtifactError(f"{where}: {last.output!r} is said to have a position for each token of {last.input!r}")
 
 
 def _growth(state: HeldState, where: str) -> Expression[int]:

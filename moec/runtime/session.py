@@ -70,30 +70,35 @@ class Session:
         """Whether the model keeps states, so that a run computes the new tokens alone."""
         return bool(self._states)
 
-    def run(self, ids: Any, **inputs: Any) -> np.ndarray:
+    def run(self, ids: Any, *, last: int | None = 1, **inputs: Any) -> np.ndarray:
         """Run on the next tokens. ``ids``: integers [batch, new], or [new] where the batch is 1. Returns logits float32
-        [batch, new, vocabulary] (of some models for the last token alone: [batch, 1, vocabulary]).
+        [batch, ``last``, vocabulary] of so many of the last new tokens, of all of them where there are fewer or
+        ``last`` is None; of a model that was compiled for the last token alone [batch, 1, vocabulary].
 
         ``inputs``: those that the model takes beside, by name. Attention masks, positions and the like
         (:mod:`moec.runtime.roles`) are filled in where they are not given: every token counts. Rows of different
         lengths are padded on the left, with an ``attention_mask`` [batch, new] that is 0 there; what earlier runs were
         given is kept. Positions then count the tokens that the mask leaves in. A model that counts a mask's ones, as
-        with onnxruntime's GroupQueryAttention, wants padding on the right instead, and in the first run alone.
+        with onnxruntime's GroupQueryAttention, wants padding on the right instead, and in the first run alone: the last
+        token of a shorter row is none then, so ask for the logits of all (``last=None``).
 
         Raises InputError, and leaves the session as it was, for ids of another shape or beyond the vocabulary, more
         tokens than ``max_tokens``, padding that the model cannot leave out, inputs that are missing or unknown or that
         :meth:`moec.CompiledModel.run` refuses, and where another thread is using the session.
         """
+        if last is not None:
+            _check_count("last", last)
         with self._used():
             ids = self._checked_ids(ids)
+            count = ids.shape[1] if last is None else min(last, ids.shape[1])
             mask = np.concatenate([self._mask, self._new_mask(ids, inputs)], axis=1)
             self._check_counted(mask)
             seen = self._seen if self._states else np.concatenate([self._seen, ids], axis=1)
             fed = ids if self._states else seen
             filled = self._roles.values(mask, fed.shape[1])
             given = {**filled, **self._checked_inputs(inputs), self._roles.ids.name: fed}
-            outputs, states = self._states.run(given)
-            logits = np.asarray(outputs[self._roles.logits.name])[:, -ids.shape[1] :]
+            outputs, states = self._states.run(given, count)
+            logits = np.asarray(outputs[self._roles.logits.name])[:, -count:]
             self._states, self._mask = states, mask
             self._seen = seen
             return np.ascontiguousarray(logits, np.float32)

@@ -62,11 +62,13 @@ class SessionStates:
         """How many tokens fit in; None where nothing limits them."""
         return min(self._rooms.values(), default=None)
 
-    def run(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], SessionStates]:
-        """The outputs of a run, and the states after it."""
-        given = {**inputs, **self._arrays}
-        memory = self._memory
-        outputs = self._model.run(given) if memory is None else self._model.run_in_place(given, memory)
+    def run(self, inputs: Mapping[str, Any], last: int) -> tuple[dict[str, Any], SessionStates]:
+        """The outputs of a run, with logits of the ``last`` tokens or of more, and the states after it."""
+        given, memory = {**inputs, **self._arrays}, self._memory
+        if memory is None:
+            outputs = self._model.run(given, last=last)
+        else:
+            outputs = self._model.run_in_place(given, memory, last=last)
         if not self._arrays:
             return outputs, self
         arrays = {state.input: outputs[state.output] for state in self._model.states if state.input in self._arrays}

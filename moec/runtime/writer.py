@@ -229,6 +229,7 @@ def _write_program(files: _Files, program: Program, weights: list[int], place: s
         binary=binary,
         held=list(program.held),
         streamed=list(program.streamed),
+        last=program.last,
         kernels=[
             {
                 **_kernel_fields(kernel),

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeGuard
 
 import numpy as np
 import onnx_ir as ir
 
 from moec.ir.graphs import add_constant
-
-
-def is_op(node: ir.Node | None, *op_types: str) -> TypeGuard[ir.Node]:
-    """Whether this is a node of the ONNX domain with one of these operators."""
-    return node is not None and node.domain == "" and node.op_type in op_types
+from moec.ir.graphs import is_op as is_op
 
 
 def constant(value: ir.Value | None, limit: int = 1024) -> np.ndarray | None:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from moec.ir import dialect
 from moec.ir.dialect import DispatchSpec, LinearSpec
 from moec.ir.interpreter import Evaluator
+from moec.ir.last_tokens import NORMALIZING
 from moec.ir.weights.stacks import ExpertStack
 from moec.passes.raising import simple_experts
 from moec.passes.raising.block import Block
@@ -22,7 +23,7 @@ from moec.passes.raising.failure import NoResultError
 from moec.passes.raising.mixing import Mixing, explaining_routings
 from moec.passes.raising.pair_reading import pair_steps
 from moec.passes.raising.router import Routing
-from moec.passes.raising.row_reading import NORMALIZING, steps_of
+from moec.passes.raising.row_reading import steps_of
 from moec.passes.raising.row_steps import PRODUCT, ROWS, Operand, Step, joined, numbers_of, shared, whole
 from moec.passes.raising.simple_experts import SimpleExperts
 from moec.passes.raising.weights import ExpertTensor, Place

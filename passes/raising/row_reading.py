@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.ir.dialect import LinearSpec, ProductSpec, is_moec, spec_of
+from moec.ir.last_tokens import ALONG, ELEMENTWISE, NORMALIZING
 from moec.ir.names import node_name
 from moec.passes.raising.block import Block
 from moec.passes.raising.failure import NotUnderstoodError
@@ -16,19 +17,8 @@ from moec.passes.raising.row_steps import PRODUCT, ROWS, Operand, Step, whole
 from moec.passes.raising.weights import Place
 
 MOST_STEPS = 256
-# fmt: off
-ELEMENTWISE = frozenset({
-    "Abs", "Add", "And", "Cast", "Ceil", "Celu", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp", "Floor",
-    "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "LeakyRelu", "Less", "LessOrEqual", "Log",
-    "Max", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu",
-    "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu",
-    "Where", "Xor",
-})
-# fmt: on
 SHAPING = frozenset({"Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 SELECTING = frozenset({"Compress", "Gather", "GatherElements", "GatherND", "Slice", "Split"})
-NORMALIZING = frozenset({"LayerNormalization", "RMSNormalization"})
-ALONG = frozenset({"LogSoftmax", "LpNormalization", "Softmax"})
 REDUCING = frozenset({"ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare"})
 
 

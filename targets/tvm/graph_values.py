@@ -5,7 +5,8 @@ A value is at least one of them. What is known becomes code only where an operat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,16 @@ class GraphValues(FunctionBuilder):
             else:
                 self._tensors[value] = self._constant_tensor(value)
         return self._tensors[value]
+
+    @contextlib.contextmanager
+    def standing_for(self, tensors: Mapping[ir.Value, relax.Expr]) -> Iterator[None]:
+        """Inside, values that have tensors are others."""
+        own = {value: self.tensor(value) for value in tensors}
+        self._tensors.update(tensors)
+        try:
+            yield
+        finally:
+            self._tensors.update(own)
 
     def held(self, value: ir.Value | None) -> HeldTensor | None:
         return None if value is None else self._held.get(value)

@@ -16,7 +16,7 @@ from tvm import relax, te, tirx
 
 from moec.common.budgets import Budget
 from moec.common.guards import parse_size
-from moec.common.specs import HeldState, StreamedExpertsSpec
+from moec.common.specs import HeldState, LastTokens, StreamedExpertsSpec
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name, operator_name
 from moec.ir.streaming import is_streamed
@@ -29,6 +29,7 @@ from moec.targets.tvm.graph_values import GraphValues
 from moec.targets.tvm.heavy import HeavyConverter
 from moec.targets.tvm.held_states import HeldTensor, Holding, Places, append_problem, held_states, rounded_by_writing
 from moec.targets.tvm.int8_rows import INT8_ROWS
+from moec.targets.tvm.last_tokens import LENGTH_AXIS, Narrowing
 from moec.targets.tvm.symbolic import Known
 from moec.targets.tvm.unknown_operators import refuse_unknown_operators
 
@@ -52,6 +53,8 @@ class Lowered:
     """The names of nodes that needed more than a budget allows."""
     streamed: list[StreamedExpertsSpec]
     """The experts that it asks for before it uses them, by the number of their layer."""
+    last: LastTokens | None
+    """Whether ``main`` takes how many of the last tokens logits are wanted of, as one more shape."""
 
 
 def lower(
@@ -82,6 +85,7 @@ class Lowering(GraphValues):
         self._filled: dict[tuple[ir.Value | None, str, str], relax.Var] = {}
         self._converters = {**CONVERTERS, **heavy}
         self._dimensions: dict[str, tirx.Var] = {}
+        self._last = Narrowing.of(model, self.sizes.variable("wanted"))
 
     # The whole model
 
@@ -89,7 +93,7 @@ class Lowering(GraphValues):
         refuse_unknown_operators(self.model, self._converters.keys())
         graph = self.model.graph
         inputs = [self._declare_input(value) for value in graph.inputs]
-        in_use = self._declare_lengths()
+        in_use = [*self._declare_lengths(), *self._declare_wanted()]
         decoding = decoding_nodes(graph)
         with self._builder.function("main"):
             self._builder.begin_scope([*inputs, *in_use])
@@ -97,6 +101,8 @@ class Lowering(GraphValues):
                 for node in graph:
                     if node in self._done_by_writing:
                         self._leave_out(node)
+                    elif self._last is not None and node in self._last.passed_by:
+                        continue
                     elif node not in decoding:  # what that makes is read as it is stored
                         self._convert(node)
                 results = [self._result(value) for value in graph.outputs]
@@ -126,12 +132,17 @@ class Lowering(GraphValues):
             states,
             self.beyond,
             self.streamed_experts(),
+            None if self._last is None else self._last.spec,
         )
 
     def _convert(self, node: ir.Node) -> None:
         self._node = node
         try:
-            result = self._converters[operator_name(node)](self, node)
+            converted = self._converters[operator_name(node)]
+            if self._last is not None and node in self._last.nodes:
+                result = self._last.convert(self, node, converted)
+            else:
+                result = converted(self, node)
         except UnsupportedError as error:
             raise UnsupportedError(f"node {node_name(node)!r} ({operator_name(node)}): {error}") from error
         results = list(result) if isinstance(result, (list, tuple)) else [result]
@@ -203,6 +214,14 @@ class Lowering(GraphValues):
         lengths = dict.fromkeys(self._held[value].length for value in self._states)
         return [relax.Var("lengths", relax.ShapeType([*map(self.sizes.expression, lengths)]))] if lengths else []
 
+    def _declare_wanted(self) -> list[relax.Var]:
+        """Of how many tokens logits are wanted, as a parameter of its own."""
+        if self._last is None:
+            return []
+        (ids,) = (value for value in self.model.graph.inputs if value.name == self._last.spec.input)
+        self._of_one_page[self._last.wanted] = self.shape(ids)[LENGTH_AXIS]
+        return [relax.Var("wanted", relax.ShapeType([self._last.wanted]))]
+
     def _dimension(self, name: str) -> tirx.Var | int:
         """The size of that name. Exporters write a size they fixed as the name "16"."""
         if name.isdecimal():
@@ -222,7 +241,8 @@ class Lowering(GraphValues):
         return self.compute(lambda source: te.compute(source.shape, lambda *i: source(*i)), [tensor], "copy")[0]
 
     def _specification(self, value: ir.Value, tensor: relax.Expr | HeldTensor) -> TensorSpec:
-        names = [str(size) if not isinstance(size, int) else size for size in map(self.sizes.simplify, tensor.ty.shape)]
+        sizes = [self._of_one_page.get(size, size) if isinstance(size, tirx.Var) else size for size in tensor.ty.shape]
+        names = [str(size) if not isinstance(size, int) else size for size in map(self.sizes.simplify, sizes)]
         if value.shape is not None and len(value.shape) == len(names):  # exporters declare ranks that are not so
             names = [
                 size if isinstance(size, int) else (given.value if isinstance(given, ir.SymbolicDim) else None) or size

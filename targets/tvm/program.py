@@ -59,6 +59,7 @@ def compile_program(
         warnings=[*(budget.remark(nodes) for budget, nodes in beyond.items() if nodes), *generated.warnings],
         held=[renamed(state, optimized.names) for state in lowered.held],
         streamed=lowered.streamed,
+        last=lowered.last,
     )
 
 

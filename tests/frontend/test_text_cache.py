@@ -38,7 +38,9 @@ def tiny(family: str) -> Any:
 def decoded(model: moec.CompiledModel, ids: Any, first: int) -> Any:
     """Logits of ``first`` tokens at once and the others one by one."""
     session = model.session(batch=len(ids))
-    return np.concatenate([session.run(part) for part in np.split(ids, range(first, ids.shape[1]), axis=1)], axis=1)
+    return np.concatenate(
+        [session.run(part, last=None) for part in np.split(ids, range(first, ids.shape[1]), axis=1)], axis=1
+    )
 
 
 @pytest.mark.nightly

@@ -119,7 +119,7 @@ def test_manifest_that_is_not_json(artifact_path, content):
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 999}'])
 def test_other_format_version(artifact_path, content):
     (artifact_path / MANIFEST).write_text(content)
-    with pytest.raises(ArtifactError, match=r"format version is .*, but this moec reads version 19"):
+    with pytest.raises(ArtifactError, match=r"format version is .*, but this moec reads version 20"):
         load(artifact_path)
 
 
@@ -226,6 +226,13 @@ def test_weights_out_of_range(artifact_path, change, message):
         ("programs", [{**PROGRAM, "kernels": [{**KERNEL, "launches": [{}]}]}], "'function' is missing"),
         ("programs", [{**PROGRAM, "kernels": [{**KERNEL, "launches": [{**LAUNCH, "only_if": {}}]}]}], "'size' is"),
         ("programs", [{**PROGRAM, "kernels": [{**KERNEL, "parameters": [{}]}]}], "'name' is missing"),
+        ("programs", [{**PROGRAM, "last": 3}], "'last' is missing or not of type dict"),
+        ("programs", [{**PROGRAM, "last": {"output": "y"}}], "'input' is missing"),
+        (
+            "programs",
+            [{**PROGRAM, "last": {"output": "y", "input": "none"}}],
+            "'y' is said to have a position for each token of 'none'",
+        ),
         ("programs", [{**PROGRAM, "weights": [1]}], "a program takes weight 1 of 1"),
         ("programs", [PROGRAM, PROGRAM], "its programs are for \\['', ''\\]; expected at least one, all different"),
         ("programs", [], "expected at least one"),

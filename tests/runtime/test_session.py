@@ -67,10 +67,10 @@ IDS = np.array([[1, 2, 3, 4, 0, 1], [4, 4, 0, 1, 2, 2]])
 
 
 def test_runs_go_on_from_those_before(model):
-    whole = model.session(batch=2).run(IDS)
+    whole = model.session(batch=2).run(IDS, last=None)
     assert whole.shape == (2, 6, 4) and whole.dtype == np.float32
     session = model.session(batch=2)
-    parts = [session.run(IDS[:, start:end]) for start, end in ((0, 3), (3, 4), (4, 6))]
+    parts = [session.run(IDS[:, start:end], last=None) for start, end in ((0, 3), (3, 4), (4, 6))]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-5, atol=1e-6)
     assert session.length == 6
     alone = model.session()
@@ -84,8 +84,8 @@ def test_forks_go_their_own_ways(model):
     other = session.fork()
     first, second = session.run([3]), other.run([4])
     assert session.length == other.length == 3
-    np.testing.assert_array_equal(model.session().run([1, 2, 3])[:, 2:], first)
-    np.testing.assert_array_equal(model.session().run([1, 2, 4])[:, 2:], second)
+    np.testing.assert_array_equal(model.session().run([1, 2, 3]), first)
+    np.testing.assert_array_equal(model.session().run([1, 2, 4]), second)
     assert not np.array_equal(first, second)
 
 
@@ -96,7 +96,7 @@ def test_truncated_tokens_are_forgotten(name, request):
     session.run([1, 2, 3])
     session.truncate(1)
     assert session.length == 1
-    np.testing.assert_allclose(session.run([4])[0, 0], model.session().run([1, 4])[0, 1], rtol=1e-5)
+    np.testing.assert_allclose(session.run([4])[0, 0], model.session().run([1, 4])[0, 0], rtol=1e-5)
     with pytest.raises(InputError, match="truncate to 3 of type int tokens; expected a whole number from 0 to 2"):
         session.truncate(3)
 
@@ -125,7 +125,7 @@ def test_a_run_without_states_begins_a_text(name, request):
     model = request.getfixturevalue(name)
     masks = {"attention_mask": np.ones(IDS.shape, np.int64)} if name == "attending" else {}
     outputs = model.run({"ids": IDS, **masks})
-    np.testing.assert_array_equal(outputs["logits"], model.session(batch=2).run(IDS))
+    np.testing.assert_array_equal(outputs["logits"], model.session(batch=2).run(IDS, last=None))
 
 
 def test_some_states_are_not_enough(attending):
@@ -148,9 +148,9 @@ def test_padding_on_the_left_does_not_count(attending):
     session = attending.session(batch=2)
     mask = np.ones((2, 3), np.int64)
     mask[0, :2] = 0
-    first = session.run(IDS[:, :3], attention_mask=mask)
-    then = session.run(IDS[:, 3:])
-    whole = attending.session().run(IDS[:1, 2:])
+    first = session.run(IDS[:, :3], last=None, attention_mask=mask)
+    then = session.run(IDS[:, 3:], last=None)
+    whole = attending.session().run(IDS[:1, 2:], last=None)
     np.testing.assert_allclose(np.concatenate([first[0, 2:], then[0]]), whole[0], rtol=1e-5, atol=1e-6)
     with pytest.raises(InputError, match=r"'attention_mask' is int64\[2, 2\]; expected numbers \[2, 3\]"):
         session.run(IDS[:, :3], attention_mask=mask[:, :2])
@@ -176,18 +176,18 @@ def test_padding_where_ones_are_counted(counting):
     refusal = "'attention_mask' is 0 where the model cannot leave a token out: it counts the ones to tell how long"
     with pytest.raises(InputError, match=refusal):
         session.run(IDS[:, :3], attention_mask=mask)
-    first = session.run(IDS[:, :3], attention_mask=mask[:, ::-1])
+    first = session.run(IDS[:, :3], last=None, attention_mask=mask[:, ::-1])
     with pytest.raises(InputError, match=refusal):
         session.run(IDS[:, 3:5], attention_mask=np.array([[1, 0], [1, 1]]))
     assert [state.at_places for state in counting.held] == [True, True]
     fork = session.fork()
-    then = session.run(IDS[:, 3:])
-    np.testing.assert_array_equal(fork.run(IDS[:, 3:]), then)
+    then = session.run(IDS[:, 3:], last=None)
+    np.testing.assert_array_equal(fork.run(IDS[:, 3:], last=None), then)
     fork.truncate(3)
-    np.testing.assert_array_equal(fork.run(IDS[:, 3:]), then)
+    np.testing.assert_array_equal(fork.run(IDS[:, 3:], last=None), then)
     for row, ids in enumerate([np.delete(IDS[0], 2), IDS[1]]):
         found = np.concatenate([first[row, : 3 - (row == 0)], then[row]])
-        np.testing.assert_allclose(found, counting.session().run(ids)[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found, counting.session().run(ids, last=None)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_positions_count_what_the_mask_leaves_in(stateless, attending):
@@ -206,7 +206,7 @@ def test_caches_that_the_model_has_in_16_bits(dtype, number):
         "wide = Cast <to = 1> (present) total = ReduceSum <keepdims = 1> (wide, one) logits = Add (e, total)",
     )
     assert [state.dtype for state in model.held] == [dtype]
-    whole, session = model.session(batch=2).run(IDS), model.session(batch=2)
+    whole, session = model.session(batch=2).run(IDS, last=None), model.session(batch=2)
     session.run(IDS[:, :4])
     np.testing.assert_array_equal(session.fork().run(IDS[:, 4:])[:, -1], whole[:, -1])
 
@@ -223,11 +223,11 @@ def test_caches_with_room():
     assert [state.has_room for state in model.held] == [True]
     session = model.session(max_tokens=3)
     session.run([1, 2])
-    fork, wanted = session.fork(), model.session(4).run([1, 2, 3])
+    fork, wanted = session.fork(), model.session(4).run([1, 2, 3], last=None)
     np.testing.assert_allclose(session.run([3]), wanted[:, 2:], rtol=1e-5)
     np.testing.assert_allclose(fork.run([3]), wanted[:, 2:], rtol=1e-5)
     fork.truncate(1)
-    np.testing.assert_allclose(fork.run([2, 3]), wanted[:, 1:], rtol=1e-5)
+    np.testing.assert_allclose(fork.run([2, 3], last=None), wanted[:, 1:], rtol=1e-5)
     with pytest.raises(InputError, match=r"hold 4 tokens \(3 and 1 new ones\), and its max_tokens is 3"):
         session.run([1])
 
@@ -270,7 +270,7 @@ def test_what_cannot_be_run_leaves_the_session_as_it_was(model):
     with pytest.raises(InputError, match="unknown input 'other'"):
         session.run([1], other=1)
     assert session.length == 2
-    np.testing.assert_array_equal(session.run([3]), model.session().run([1, 2, 3])[:, 2:])
+    np.testing.assert_array_equal(session.run([3]), model.session().run([1, 2, 3]))
 
 
 def test_inputs_that_nothing_tells_are_asked_for():

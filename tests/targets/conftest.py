@@ -35,6 +35,6 @@ def runner_of(tmp_path: pathlib.Path) -> Callable[[Program], Run]:
             (tmp_path / name).write_bytes(data)
         paths = [tmp_path / name for name in program.objects]
         weights = [weight.array() for weight in program.weights]
-        return Executor(paths, program.inputs, program.outputs, weights, held=program.held).run
+        return Executor(paths, program.inputs, program.outputs, weights, held=program.held, last=program.last).run
 
     return load

@@ -47,7 +47,13 @@ def emulated(tmp_path: pathlib.Path, program_of: Callable[[ir.Model], Program]) 
         paths = [tmp_path / name for name in program.objects]
         weights = [weight.array() for weight in program.weights]
         return Executor(
-            paths, program.inputs, program.outputs, weights, device=device.emulated_device(), held=program.held
+            paths,
+            program.inputs,
+            program.outputs,
+            weights,
+            device=device.emulated_device(),
+            held=program.held,
+            last=program.last,
         ).run
 
     return load

@@ -1,0 +1,79 @@
+"""Programs that compute the logits of some of the last tokens alone, where that is all that is asked for.
+
+How many are asked for is a size of the program like any other, ``wanted``, which a plain run gives as many as there are
+tokens. What the nodes of :mod:`moec.ir.last_tokens` read is cut to so many of the last tokens, and all that they make
+follows from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+from tvm import relax, te, tirx
+
+from moec.common.specs import LastTokens
+from moec.ir.graphs import is_op
+from moec.ir.last_tokens import TokenWise, frontier, logits_of, named_length, passed_by, token_wise
+
+if TYPE_CHECKING:
+    from moec.targets.tvm.lowering import Lowering
+
+LENGTH_AXIS = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Narrowing:
+    """``spec``: what the runtime is told. ``nodes``: those that compute some of the last tokens alone; ``cut``: what
+    they read of others; ``passed_by``: nodes that nobody reads then. ``wanted``: how many tokens."""
+
+    spec: LastTokens
+    nodes: TokenWise
+    cut: frozenset[ir.Value]
+    passed_by: frozenset[ir.Node]
+    wanted: tirx.Var
+    _taken: dict[ir.Value, relax.Expr] = dataclasses.field(default_factory=dict)
+
+    @staticmethod
+    def of(model: ir.Model, wanted: tirx.Var) -> Narrowing | None:
+        """That of a model with logits of each of its tokens; None for any other."""
+        found = logits_of(model)
+        if len(found) != 1:
+            return None
+        (logits, product), graph = found[0], model.graph
+        ids, nodes = named_length(graph, logits), token_wise(graph, logits)
+        if ids is None or product not in nodes:
+            return None
+        spec = LastTokens(str(logits.name), str(ids.name))
+        return Narrowing(spec, nodes, frozenset(frontier(nodes)), frozenset(passed_by(nodes)), wanted)
+
+    def convert(self, lowering: Lowering, node: ir.Node, converted: Any) -> Any:
+        """What a node makes of the last tokens: ``converted`` of those, or for a Reshape the tokens themselves."""
+        operands = self.nodes[node]
+        read = [value for value in operands if value in self.cut]
+        with lowering.standing_for({value: self._last_of(lowering, value) for value in read}):
+            return self._reshaped(lowering, node) if is_op(node, "Reshape") else converted(lowering, node)
+
+    def _last_of(self, lowering: Lowering, value: ir.Value) -> relax.Expr:
+        if value not in self._taken:
+            tensor, wanted = lowering.tensor(value), self.wanted
+            batch, length, width = lowering.dimensions(value)
+            first = length - wanted
+
+            def last(tokens: te.Tensor) -> te.Tensor:
+                return te.compute((batch, wanted, width), lambda b, t, i: tokens(b, first + t, i), name="last_tokens")
+
+            enough = lowering.require(
+                wanted <= length, f"there are fewer tokens in {value.name!r}", "as many as wanted"
+            )
+            self._taken[value] = lowering.compute(last, [tensor], "last_tokens", enough)[0]
+        return self._taken[value]
+
+    def _reshaped(self, lowering: Lowering, node: ir.Node) -> relax.Expr:
+        tokens, shape = self.nodes[node][0], node.outputs[0].shape
+        assert shape is not None
+        sizes = lowering.dimensions(tokens)
+        batch = next(lowering.dimensions(value)[0] for value in self._taken)
+        rows = [lowering.sizes.simplify(batch * self.wanted)] if len(shape) == 2 else [batch, self.wanted]
+        return lowering.reshape(lowering.tensor(tokens), [*rows, sizes[-1]])

@@ -118,13 +118,15 @@ def compile_model(
     profile: Profile = None,
     dump_phases_to: Annotated[Path | None, typer.Option(help="Write the IR after every pass to this folder.")] = None,
     verify_each: VerifyEach = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print the passes' notes, too.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Print the passes' notes and the time of each step, too.")
+    ] = False,
     options: Options | None = None,
 ) -> None:
     """Compile a model into an artifact. Warnings go to stderr; moec inspect shows them again, with all notes."""
     from moec import compiler
 
-    with shown_progress() as progress:
+    with shown_progress(times=verbose) as progress:
         compiler.write(
             model,
             output,

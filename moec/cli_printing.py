@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,12 +54,34 @@ def print_result(data: Any, as_json: bool, renderables: Iterable[RenderableType]
 
 
 @contextlib.contextmanager
-def shown_progress() -> Iterator[Progress]:
-    """Shows the current step on a terminal; says nothing in a pipe."""
-    if not sys.stderr.isatty():
-        yield silent
-        return
-    from rich.console import Console
+def shown_progress(*, times: bool = False) -> Iterator[Progress]:
+    """Shows the current step on a terminal; says nothing in a pipe. ``times``: at the end, one line on stderr for each
+    step, of how long it took."""
+    steps = _StepTimes()
+    with contextlib.ExitStack() as stack:
+        show: Progress = silent
+        if sys.stderr.isatty():
+            from rich.console import Console
 
-    with Console(stderr=True).status("starting") as status:
-        yield status.update
+            show = stack.enter_context(Console(stderr=True).status("starting")).update
+        yield lambda step: (steps.begin(step), show(step))[1]
+    if times:
+        steps.print()
+
+
+class _StepTimes:
+    """How long the steps took that a progress was told of."""
+
+    def __init__(self) -> None:
+        self._begun: list[tuple[str, float]] = []
+
+    def begin(self, step: str) -> None:
+        """``step`` begins, or goes on: what stands behind a colon or a comma says how far it is."""
+        name = re.split("[:,]", step, maxsplit=1)[0]
+        if not self._begun or self._begun[-1][0] != name:
+            self._begun.append((name, time.perf_counter()))
+
+    def print(self) -> None:
+        ends = [start for _, start in self._begun[1:]] + [time.perf_counter()]
+        for (name, start), end in zip(self._begun, ends, strict=True):
+            print(f"time: {name}: {end - start:.2f} s", file=sys.stderr)

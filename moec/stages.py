@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -54,16 +53,14 @@ def _stages(
     from moec.passes.framework import pipeline
     from moec.runtime.writer import Stage
 
-    yield Stage("import", print_model(model), 0.0)
+    yield Stage("import", print_model(model))
     for step in passes:
         report.progress(step.name)
-        start = time.perf_counter()
         with reporting(step.name, source):
             changed = pipeline.run(model, (step,), report, verify_each=check is not None, on_pass=check)
-        seconds = time.perf_counter() - start
         if changed:
             hash_weights(model, report.progress, f"{step.name}, hashing")
-        yield Stage(step.name, print_model(model) if changed else None, seconds)
+        yield Stage(step.name, print_model(model) if changed else None)
 
 
 def _dump(folder: pathlib.Path, index: int, stage: Stage) -> None:

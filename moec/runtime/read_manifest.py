@@ -244,7 +244,7 @@ def _check_launch(record: dict[str, Any], where: str) -> None:
 
 
 def _checked_stage(record: dict[str, Any], where: str) -> dict[str, Any]:
-    for key, kind in {"name": str, "seconds": float, "changed": bool, "file": str}.items():
+    for key, kind in {"name": str, "changed": bool, "file": str}.items():
         _typed(record, key, kind, where)
     return record
 

@@ -51,7 +51,6 @@ class Stage:
 
     name: str
     text: str | None
-    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,12 +134,16 @@ def _new_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def _pack(folder: pathlib.Path) -> None:
-    """Make one sealed file of a folder, in its place."""
+    """Make one sealed file of a folder, in its place. Its bytes follow from the files alone: all are of the same time
+    and mode."""
     path = folder.with_name(f"{folder.name}.zip")
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
+    with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED) as archive:
         for file in files:
-            archive.write(file, file.relative_to(folder).as_posix())
+            entry = zipfile.ZipInfo(file.relative_to(folder).as_posix())
+            entry.file_size, entry.external_attr = file.stat().st_size, 0o644 << 16
+            with file.open("rb") as source, archive.open(entry, "w") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
     seals.seal_zip(path)
     shutil.rmtree(folder)
     path.rename(folder)
@@ -257,7 +260,7 @@ def _write_stages(files: _Files, stages: Sequence[Stage]) -> list[dict[str, Any]
             file = written[-1]["file"]
         else:
             file = files.write(f"ir/{index:02d}-{_file_name(stage.name)}.onnxtxt", stage.text.encode())
-        written.append({"name": stage.name, "seconds": round(stage.seconds, 4), "changed": changed, "file": file})
+        written.append({"name": stage.name, "changed": changed, "file": file})
     return written
 
 

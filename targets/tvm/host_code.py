@@ -44,8 +44,9 @@ def compile_kernels(module: tvm.IRModule, target: tvm.target.Target, pipeline: s
 
 def compile_host(module: tvm.IRModule, target: tvm.target.Target) -> bytes:
     """The object file of functions that are as LLVM takes them."""
-    functions = [tvm.ir.save_json(function) for function in module.functions.values()]
-    made_of = "\0".join([_surroundings(target, "none"), *functions])
+    functions = dict(sorted(module.functions.items(), key=lambda item: item[0].name_hint))
+    module = tvm.IRModule(functions, module.attrs)
+    made_of = "\0".join([_surroundings(target, "none"), *map(tvm.ir.save_json, functions.values())])
     files = through_cache({"host": made_of}, lambda _name: {OBJECT: object_of(code_of(module, target))})
     return files["host"][OBJECT]
 

@@ -20,6 +20,7 @@ from moec.targets.tvm.compact_buffers import CompactGenericBuffers
 from moec.targets.tvm.guard_parallel import GuardParallelLoops
 from moec.targets.tvm.limit_fusion import fused_within
 from moec.targets.tvm.order_bindings import OrderBindings
+from moec.targets.tvm.order_sizes import OrderSizes
 from moec.targets.tvm.provenance import nodes_by_kernel
 from moec.targets.tvm.rename_kernels import readable_names, rename_kernels
 from moec.targets.tvm.schedule import ScheduleGenericKernels
@@ -78,6 +79,7 @@ def executable_phases() -> list[tvm.transform.Pass]:
         # Symbolic sizes become slots of a shape heap, filled from the inputs and checked against them.
         transform.ComputePrimValue(),
         transform.VMShapeLower(),
+        OrderSizes(),
         ShareViews(),
         transform.AttachGlobalSymbol(),
     ]

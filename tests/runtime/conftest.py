@@ -59,7 +59,7 @@ def context() -> Context:
         counted_inputs=["x"],
         guards=[],
         states=[],
-        stages=[Stage("import", "the imported model", 0.0), Stage("raise-moe", None, 0.1)],
+        stages=[Stage("import", "the imported model"), Stage("raise-moe", None)],
         losses=[
             {
                 "pass_name": "quantize-experts",

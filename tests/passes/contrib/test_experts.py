@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
+from moec.frontend.onnx import import_model
+from moec.ir import interpreter
 from moec.ir.dialect import FORMULATION_KEY, ExpertsSpec, RouteSpec, spec_of
 from moec.ir.weights.stacks import ExpertStack
+from moec.passes.framework import pipeline
+
+from .conftest import HEADER
 
 E, D, F, K = 4, 64, 32, 2
 
@@ -122,3 +128,37 @@ def test_weights_of_a_router_of_their_own(decompose, normal, normalize):
     shares = np.abs(normal(9, E))
     shares[3], shares[4] = 0, -1
     decompose(text, {"x": normal(9, D), "logits": normal(9, E), "shares": shares}, constants, tolerance=1e-5)
+
+
+def in_turns(rows: np.ndarray) -> np.ndarray:
+    """Rows of gates and then of up projections, as gates and up projections in turns."""
+    return np.stack(np.split(rows, 2, axis=1), axis=2).reshape(rows.shape)
+
+
+@pytest.mark.parametrize("zero_points", [False, True])
+@pytest.mark.parametrize("has_shares", [False, True])
+def test_gates_before_up_projections_and_logits_of_three_axes(run_onnxruntime, normal, zero_points, has_shares):
+    """onnxruntime's CPU kernel refuses both, whose meaning its schema gives: it gets the same weights in turns, and
+    logits with a row for each token."""
+    constants = quantized(4, 2 * F, 16, zero_points, biases=True)
+    given = {"x": normal(2, 3, D), "logits": normal(2, 3, E)} | (
+        {"shares": np.abs(normal(2, 3, E))} if has_shares else {}
+    )
+    attributes = f"{GATED}, expert_weight_bits = 4, block_size = 16"
+    text = qmoe(attributes, constants).replace("[T,", "[B,T,")
+    if has_shares:
+        text = text.replace(") => (", f", float[B,T,{E}] shares) => (").replace(") }", ', "", shares) }')
+    flat = {name: value.reshape(6, -1) for name, value in given.items()}
+    turned = {name: in_turns(value) if name.endswith("1") else value for name, value in constants.items()}
+    (expected,) = run_onnxruntime(with_constants(text.replace("[B,T,", "[T,"), turned), flat).values()
+    model = import_model(with_constants(text.replace("swiglu_fusion = 1", "swiglu_fusion = 2"), constants))
+    pipeline.run(model, pipeline.parse("infer-shapes,decompose-contrib,infer-shapes"), verify_each=True)
+    experts = next(node for node in model.graph if node.op_type == "Experts")
+    assert spec_of(experts, ExpertsSpec).gate_layout == "gate_up"
+    np.testing.assert_allclose(interpreter.run(model, given)["y"].reshape(6, -1), expected, rtol=0, atol=1e-5)
+
+
+def with_constants(text: str, constants: dict[str, np.ndarray]) -> onnx.ModelProto:
+    proto = onnx.parser.parse_model(HEADER + text)
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in constants.items())
+    return proto

@@ -113,7 +113,7 @@ MODELS: dict[str, Model] = {
         },
     ),
     "jetmoe": Model(2, "JetMoeConfig"),
-    "longcat_flash": Model(2, "LongcatFlashConfig", {**_LATENT, "zero_expert_num": 2}),
+    "longcat_flash": Model(1, "LongcatFlashConfig", {**_LATENT, "zero_expert_num": 2}),
     "minimax": Model(settings={"layer_types": ["full_attention", "full_attention"]}),
     "mixtral": Model(),
     "nemotron_h": Model(

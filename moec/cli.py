@@ -50,7 +50,8 @@ DIFFERS, BAD_INPUT, DEFECT = 1, 2, 3
 
 app = typer.Typer(
     name="moec",
-    help="Compile Mixture-of-Experts models: ONNX in, a small, checked artifact with readable kernels out.",
+    help="Compile Mixture-of-Experts models: an ONNX file, a GGUF file or a Hugging Face folder in, a small, checked "
+    "artifact with readable kernels out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -21,7 +21,9 @@ Data = Annotated[
     list[Path],
     typer.Option("--data", help="An .npz file of inputs, a folder of them, or a text; may be given several times."),
 ]
-Tokenizer = Annotated[Path | None, typer.Option(help="The tokenizer.json that makes tokens of text.")]
+Tokenizer = Annotated[
+    Path | None, typer.Option(help="The tokenizer.json that makes tokens of text; default: the model's own.")
+]
 Length = Annotated[int, typer.Option(min=2, help="Tokens in a row of text.")]
 Batch = Annotated[int, typer.Option(min=1, help="Rows of text in a batch.")]
 Rows = Annotated[int | None, typer.Option(min=1, help="Use so many rows of each text alone.")]
@@ -150,7 +152,9 @@ def plan(
 
 
 def evaluate(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL|ART...", help="Artifacts, or ONNX files to compile.")],
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL|ART...", help="Artifacts, or models to compile: ONNX, GGUF, folders.")
+    ],
     data: Data,
     metric: Metric = None,
     labels: Labels = None,

@@ -27,10 +27,11 @@ class PageKind(str, enum.Enum):
     STREAMED = "streamed"
 
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
+_MODELS = "An ONNX file, a GGUF file, or the folder of a Hugging Face model."
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help=_MODELS)]
 Source = Annotated[
     Path,
-    typer.Argument(metavar="MODEL", help="An ONNX file, a GGUF file, or the folder of a Hugging Face model."),
+    typer.Argument(metavar="MODEL", help=_MODELS),
 ]
 Artifact = Annotated[Path, typer.Argument(metavar="ART", help="An artifact: a folder, or a .zip of one.")]
 OptimisationLevel = Annotated[

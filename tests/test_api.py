@@ -73,6 +73,16 @@ def test_describes_itself_in_plain_data(proto):
     assert model.remarks == description["remarks"]
 
 
+def test_objects_say_what_they_are_in_one_line(proto):
+    model = moec.compile(proto, passes="O0", threads=1)
+    made = f"0 MoE blocks, {len(model.kernels)} kernels, 1 threads"
+    assert repr(model) == f"<CompiledModel for cpu: ids int64[n] -> y float32[n,2]; {made}>"
+    assert repr(model.artifact).startswith("<Artifact '") and repr(model.artifact).endswith(" for cpu, by moec 0.1.0>")
+    kernel = next(iter(model.kernels.values()))
+    assert repr(kernel).startswith(f"<CompiledKernel {kernel.name!r} of {kernel.op} (") and "tir" in repr(kernel)
+    assert "\n" not in repr(model) + repr(kernel)
+
+
 def test_temporary_artifact_goes_with_the_model(proto):
     model = moec.compile(proto, passes="O0")
     folder = pathlib.Path(model._artifact.folder)

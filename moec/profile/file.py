@@ -54,6 +54,9 @@ class Profile:
         self._names = set(archive.namelist())
         self._lock = threading.Lock()  # entries share the archive's position in the file
 
+    def __repr__(self) -> str:
+        return f"<Profile {self.path!r}: {len(self.head.layers)} layers after {self.head.passes!r}>"
+
     @staticmethod
     def read(path: str | os.PathLike[str]) -> Profile:
         """Open a profile. Raises MoecError for a file that is none, is damaged or of another version."""

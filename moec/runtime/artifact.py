@@ -56,6 +56,9 @@ class Artifact:
     def __init__(self, folder: pathlib.Path, manifest: Manifest, where: str) -> None:
         self.folder, self.manifest, self.where = folder, manifest, where
 
+    def __repr__(self) -> str:
+        return f"<Artifact {self.where!r} for {self.manifest.target}, by moec {self.manifest.moec_version}>"
+
     def owns(self, folder: tempfile.TemporaryDirectory[str]) -> None:
         """Remove ``folder`` once neither this artifact nor a model or kernel read from it is in use."""
         weakref.finalize(self, folder.cleanup)

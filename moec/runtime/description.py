@@ -27,6 +27,10 @@ class CompiledKernel:
     _artifact: Artifact
     _sources: dict[str, str]
 
+    def __repr__(self) -> str:
+        forms = ", ".join(self.forms) or "none"
+        return f"<CompiledKernel {self.name!r} of {self.op} ({len(self.nodes)} nodes): {self.computes}; forms: {forms}>"
+
     @property
     def forms(self) -> tuple[str, ...]:
         """The forms :meth:`source` can give."""

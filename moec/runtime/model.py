@@ -81,6 +81,15 @@ class CompiledModel:
         )
         self._first_states = FirstStates(manifest.states, manifest.inputs, manifest.outputs)
 
+    def __repr__(self) -> str:
+        states = {name for state in self.states for name in (state.input, state.output)}
+        given, made = (
+            ", ".join(str(spec) for spec in specs if spec.name not in states) for specs in (self.inputs, self.outputs)
+        )
+        kept = f"{len(self.states)} states, " if self.states else ""
+        blocks = f"{len(self._artifact.manifest.moe_blocks)} MoE blocks, {len(self.kernels)} kernels"
+        return f"<CompiledModel for {self.target}: {given} -> {made}; {kept}{blocks}, {self.threads} threads>"
+
     @property
     def remarks(self) -> list[dict[str, Any]]:
         """What the passes had to tell: dicts of ``pass_name``, ``subject``, ``message`` and ``severity``."""

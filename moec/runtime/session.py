@@ -38,6 +38,11 @@ class Session:
         self._most = _least(max_tokens, self._states.room)
         self._lock = threading.Lock()
 
+    def __repr__(self) -> str:
+        most = "" if self.max_tokens is None else f" of at most {self.max_tokens}"
+        rows = f", {self.batch} sequences side by side" if self.batch > 1 else ""
+        return f"<Session with {self.length} tokens{most}{rows}>"
+
     @property
     def length(self) -> int:
         """The number of tokens so far, padding included."""

@@ -37,14 +37,62 @@ _BESIDE_TOKENS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class KeptTokenizer:
+    """The text of the ``tokenizer.json`` that a model came with; ``where`` names it in messages. ``checked_by`` as of
+    :class:`moec.common.tokenizers.Tokenizer`."""
+
+    content: str
+    where: str
+    checked_by: str | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Text:
-    """How text becomes batches: ``tokenizer`` is a ``tokenizer.json``; rows of ``length`` tokens, ``batch`` at a time,
-    ``limit`` in all."""
+    """How text becomes batches: ``tokenizer`` is a ``tokenizer.json``, without which the one is taken that the model
+    came with, ``kept``; rows of ``length`` tokens, ``batch`` at a time, ``limit`` in all."""
 
     tokenizer: pathlib.Path | None = None
     length: int = 256
     batch: int = 8
     limit: int | None = None
+    kept: KeptTokenizer | None = None
+
+    def opened(self, path: pathlib.Path) -> Tokenizer:
+        """The tokenizer for the text at ``path``. Raises MoecError where there is none, or it cannot be read."""
+        if self.tokenizer is not None:
+            return Tokenizer(read_text(self.tokenizer, _LARGEST_TOKENIZER), self.tokenizer)
+        if self.kept is None:
+            raise MoecError(
+                f"{path}: text needs a tokenizer, and the model came with none: add --tokenizer tokenizer.json, or "
+                "give .npz files"
+            )
+        return Tokenizer(self.kept.content, self.kept.where, self.kept.checked_by)
+
+    def tokenizer_sha256(self) -> str | None:
+        """Of the tokenizer's bytes; None without one."""
+        if self.tokenizer is not None:
+            return hashlib.sha256(self.tokenizer.read_bytes()).hexdigest()
+        return None if self.kept is None else hashlib.sha256(self.kept.content.encode()).hexdigest()
+
+
+def with_tokenizer_of(
+    text: Text | None, source: str | os.PathLike[str], data: Sequence[str | os.PathLike[str]]
+) -> Text:
+    """``text`` with the tokenizer that lies in the model's folder or GGUF file, where some of the data is text."""
+    from moec.frontend.text_files import text_files_of
+
+    text = text or Text()
+    if text.tokenizer is not None or not any(is_text(pathlib.Path(path)) for path in data):
+        return text
+    files = text_files_of(source)
+    if files is None:
+        return text
+    return dataclasses.replace(text, kept=KeptTokenizer(files.tokenizer, os.fspath(source), files.checked_by))
+
+
+def is_text(path: pathlib.Path) -> bool:
+    """Whether data at a path is text, and not arrays or a folder of them."""
+    return path.suffix != ".npz" and not path.is_dir()
 
 
 class Data:
@@ -71,7 +119,7 @@ class Data:
         if not self.path.exists():
             raise MoecError(f"{path}: no such file; expected .npz files of inputs, or text")
         self._files = self._listed()
-        self._tokens = None if self._files[0].suffix == ".npz" else self._tokenized()
+        self._tokens = self._tokenized() if is_text(self._files[0]) else None
 
     @property
     def name(self) -> str:
@@ -127,11 +175,8 @@ class Data:
         return array
 
     def _tokenized(self) -> Array:
-        text = self._text
-        if text.tokenizer is None:
-            raise MoecError(f"{self.path}: text needs a tokenizer: add --tokenizer tokenizer.json, or give .npz files")
+        tokenizer = self._text.opened(self.path)
         content = read_text(self.path, _LARGEST_TEXT)
-        tokenizer = Tokenizer(read_text(text.tokenizer, _LARGEST_TOKENIZER), text.tokenizer)
         return np.array(list(itertools.islice(_ids(tokenizer, content), self._most())))
 
     def _most(self) -> int | None:

@@ -21,7 +21,7 @@ from moec.runtime.artifact import open_artifact
 from moec.runtime.model import ready
 from moec.targets.kind import ProgramKind
 from moec.tools import paired
-from moec.tools.data import Batch, Data, Text, check_limits, token_input
+from moec.tools.data import Batch, Data, KeptTokenizer, Text, check_limits, is_text, token_input
 from moec.tools.labels import LABELS, Judge, Positions, judged_output
 from moec.tools.metrics import METRICS, metric_named, values_of
 
@@ -69,6 +69,10 @@ class Evaluation:
     models: list[Judged]
     method: str = METHOD
 
+    def __repr__(self) -> str:
+        metrics = ", ".join(self.models[0].qualities) if self.models else "none"
+        return f"<Evaluation of {len(self.models)} models on {self.rows} rows of data: {metrics}>"
+
     def as_data(self) -> dict[str, Any]:
         """Plain data for JSON, which has no NaN and no infinity: they are ``"nan"``, ``"inf"``, ``"-inf"``."""
         return finite(dataclasses.asdict(self))
@@ -89,9 +93,10 @@ def evaluate(
 ) -> Evaluation:
     """Run every model on the same data and compare what comes out.
 
-    ``models``: artifacts, ONNX files (which are compiled first, at O2), or compiled models. ``metrics``: ``loss`` (nats
-    per prediction), ``perplexity`` (its exponential) and ``top1`` (share of predictions that are right) need labels;
-    ``kl`` (nats per position, of the first model's softmax over the last axis from this one's) and ``cosine`` compare
+    ``models``: artifacts, compiled models, or ONNX files, GGUF files and folders of Hugging Face models, which are
+    compiled first. ``text``: without a tokenizer in it, tokens are made by the one that the models hold.
+    ``metrics``: ``loss`` (nats per prediction), ``perplexity`` (its exponential) and ``top1`` (share of predictions
+    that are right) need labels;
     with the first model. Without any, ``loss`` and ``top1`` where there are labels, else ``kl`` and ``cosine``.
 
     ``labels``: a file of them, integers with a number for every vector of the output (-100: does not count); by default
@@ -112,6 +117,8 @@ def evaluate(
     _check_alike(contestants)
     first = contestants[0][1]
     judged = judged_output(first.outputs, token_input(first.inputs) is not None, output)
+    if text is None or text.tokenizer is None:
+        text = dataclasses.replace(text or Text(), kept=_kept_tokenizer(contestants, data))
     sources = [Data(path, first.inputs, text, LABELS, first.states) for path in data]
     run = _Run(contestants, judged, Judge(first.inputs, judged, labels), chosen)
     for batch, where in _batches(sources, first.input_limits, progress):
@@ -123,6 +130,8 @@ def _loaded(
     models: Sequence[ModelOrPath], threads: int | None, emulate: bool, progress: Callable[[str], None]
 ) -> list[tuple[str, moec.CompiledModel]]:
     """Models and their names. What cannot run here is refused before anything is compiled."""
+    from moec.frontend.huggingface import CONFIG
+
     found: dict[int, tuple[str, moec.CompiledModel]] = {}
     for compiles in (False, True):
         for at, model in enumerate(models):
@@ -130,7 +139,7 @@ def _loaded(
                 found[at] = f"model {at + 1}", model
                 continue
             path = pathlib.Path(model)
-            if compiles == (path.is_dir() or path.suffix == ".zip"):
+            if compiles == (path.suffix == ".zip" or (path.is_dir() and not (path / CONFIG).is_file())):
                 continue
             progress(f"{path}")
             made = moec.compile(path, threads=threads) if compiles else _artifact(path, threads, emulate)
@@ -145,6 +154,25 @@ def _artifact(path: pathlib.Path, threads: int | None, emulate: bool) -> moec.Co
     kind = targets.kind_of(artifact.manifest.target)
     on_device = isinstance(kind, ProgramKind) and kind.has_device
     return ready(artifact, threads=threads, emulate=emulate and on_device)
+
+
+def _kept_tokenizer(
+    contestants: Sequence[tuple[str, moec.CompiledModel]], data: Sequence[str | os.PathLike[str]]
+) -> KeptTokenizer | None:
+    """The tokenizer of all models that hold one, where some of the data is text. Raises MoecError where they hold
+    different ones."""
+    if not any(is_text(pathlib.Path(path)) for path in data):
+        return None
+    found: dict[str, KeptTokenizer] = {}
+    for name, model in contestants:
+        entry = model.artifact.manifest.text
+        if entry is not None:
+            content = model.artifact.text(entry.tokenizer)
+            found.setdefault(content, KeptTokenizer(content, f"{name}: {entry.tokenizer}", entry.checked_by))
+    if len(found) > 1:
+        first, second, *_ = (one.where for one in found.values())
+        raise MoecError(f"{second}: is another tokenizer than {first}; name one for all with --tokenizer")
+    return next(iter(found.values()), None)
 
 
 def _check_alike(contestants: Sequence[tuple[str, moec.CompiledModel]]) -> None:

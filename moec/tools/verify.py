@@ -61,6 +61,10 @@ class Verification:
     refused: list[str] = dataclasses.field(default_factory=list)
     coverage: Coverage = dataclasses.field(default_factory=lambda: Coverage(0, []))
 
+    def __repr__(self) -> str:
+        found = f"{'matches' if self.matches else 'differs'} within {self.tolerance:g}"
+        return f"<Verification: {found} in {len(self.cases)} cases, {len(self.failures)} not run>"
+
     @property
     def matches(self) -> bool:
         """Whether every case that could be run matches."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from moec.cli import app
 from moec.errors import MoecError
+from moec.profile import Profile
 
 from ..language_model import language_model, some_tokens
 
@@ -50,6 +52,11 @@ def test_a_plan_is_edited_and_compiled(model, profile, tmp_path):
     blocks = json.loads(moec("inspect", artifact, "--json").stdout)["moe_blocks"]
     assert blocks[0]["formats"]["down"] == plan["layers"][0]["formats"]["down"]
     assert blocks[1]["formats"] == plan["layers"][1]["formats"]
+
+
+def test_a_profile_says_what_it_is(profile):
+    with contextlib.closing(Profile.read(profile)) as opened:
+        assert repr(opened).startswith(f"<Profile {str(profile)!r}: ") and repr(opened).endswith(" layers after 'O2'>")
 
 
 def test_a_profile_goes_to_all_passes_that_read_one(model, profile):

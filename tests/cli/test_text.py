@@ -49,6 +49,17 @@ def test_draws_are_the_same_for_the_same_seed(folder):
     assert first == again != other
 
 
+def test_evaluate_takes_the_tokenizer_of_the_artifact(folder, tmp_path):
+    (tmp_path / "text.txt").write_text("abc dé€f")
+    arguments = ("--data", tmp_path / "text.txt", "--length", 4, "--json")
+    done = moec("evaluate", folder / "model.moec", *arguments)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["rows"], found["predictions"]) == (2, 6) and found["models"][0]["qualities"]["top1"]["value"] == 1
+    named = moec("evaluate", folder / "model.moec", *arguments, "--tokenizer", folder / "tokenizer.json")
+    assert named.stdout == done.stdout
+
+
 def test_what_is_wrong_is_one_line(folder):
     assert_refused(generate(folder), "there is no prompt; give --prompt TEXT")
     assert_refused(generate(folder, "--prompt", ""), "prompt 1 is '', of which the tokenizer makes no tokens")

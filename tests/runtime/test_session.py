@@ -73,6 +73,8 @@ def test_runs_go_on_from_those_before(model):
     parts = [session.run(IDS[:, start:end], last=None) for start, end in ((0, 3), (3, 4), (4, 6))]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-5, atol=1e-6)
     assert session.length == 6
+    assert repr(session) == "<Session with 6 tokens, 2 sequences side by side>"
+    assert repr(model.session(max_tokens=9)) == "<Session with 0 tokens of at most 9>"
     alone = model.session()
     alone.run(IDS[0, :5])
     np.testing.assert_allclose(alone.run(IDS[0, 5:])[0], whole[0, 5:], rtol=1e-5, atol=1e-6)

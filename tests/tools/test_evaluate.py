@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from onnx import TensorProto, helper
 
 import moec
 from moec.errors import MoecError
-from moec.tools.data import Text
-from moec.tools.evaluate import Evaluation, evaluate
+from moec.tools.data import KeptTokenizer, Text
+from moec.tools.evaluate import Evaluation, _kept_tokenizer, evaluate
 from moec.tools.paired import quantile_of_t
 
 V = 5
@@ -203,6 +204,21 @@ def test_rows_of_text(models, tmp_path):
     found = evaluate(models, [tmp_path / "text.txt"], metrics=["loss"], text=text)
     np.testing.assert_allclose(values(found, "loss"), [losses(1).mean(), losses(2).mean()], rtol=1e-12)
     assert found.rows == 6
+
+
+def holding(content, name="text/tokenizer.json"):
+    """A model whose artifact holds a tokenizer, or None."""
+    entry = None if content is None else SimpleNamespace(tokenizer=name, checked_by="0")
+    artifact = SimpleNamespace(manifest=SimpleNamespace(text=entry), text={name: content}.__getitem__)
+    return SimpleNamespace(artifact=artifact)
+
+
+def test_text_takes_the_tokenizer_that_models_hold():
+    models = [("a", holding(None)), ("b", holding("{}")), ("c", holding("{}"))]
+    assert _kept_tokenizer(models, ["t.txt"]) == KeptTokenizer("{}", "b: text/tokenizer.json", "0")
+    assert _kept_tokenizer(models, ["t.npz"]) is None and _kept_tokenizer(models[:1], ["t.txt"]) is None
+    with pytest.raises(MoecError, match=r"^d: text/tokenizer.json: is another tokenizer than b: text/tokenizer.json; "):
+        _kept_tokenizer([*models, ("d", holding("[]"))], ["t.txt"])
 
 
 def test_models_of_other_inputs_are_refused(models, data):

@@ -32,7 +32,7 @@ from moec.passes.framework.shorthand import parse_format
 from moec.passes.weights.linears import MINIMUM, NONE_FOUND, make_linears
 from moec.profile.file import Head, LayerEntry, Profile, check_mergeable, held_arrays, merge, write_new
 from moec.runtime.machine import check_threads
-from moec.tools.data import Data, Text, check_limits, token_input
+from moec.tools.data import Data, Text, check_limits, token_input, with_tokenizer_of
 from moec.tools.labels import judged_output
 from moec.tools.profiling.formats import linear_errors
 from moec.tools.profiling.output_sensitivity import output_sensitivities, positions_wanted, too_large
@@ -108,6 +108,7 @@ def measure(
     progress("importing")
     graph = compiler.import_model(model, cache=False)
     inputs = tensor_specs(graph.graph.inputs)
+    text = with_tokenizer_of(text, model, data)
     sources = [Data(path, inputs, text) for path in data]
     progress(f"running {passes}")
     pipeline.run(graph, pipeline.parse(passes), Report())

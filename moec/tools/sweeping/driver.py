@@ -23,7 +23,7 @@ from moec.errors import DefectError, MoecError, one_line, reporting
 from moec.frontend.onnx import files_of
 from moec.passes.framework import pipeline
 from moec.tools.bench import alternate, default_cases
-from moec.tools.data import Data, Text
+from moec.tools.data import Data, Text, with_tokenizer_of
 from moec.tools.evaluate import evaluate
 from moec.tools.metrics import METRICS, metric_named
 from moec.tools.sweeping.file import NAME, Times, Variant, foreign, read_variants, write_variants
@@ -98,8 +98,9 @@ def sweep(
     place = _prepared(pathlib.Path(folder), model)
     known = read_variants(place)
     progress("reading")
+    text = with_tokenizer_of(text, model, data)
     settings = {"metrics": list(metrics), "output": output, "threads": threads, "first": _written_out(pipelines[0])}
-    keys = list(map(Keys(model, data, labels, text or Text(), settings).of, pipelines))
+    keys = list(map(Keys(model, data, labels, text, settings).of, pipelines))
     judged = functools.partial(evaluate, metrics=metrics, labels=labels, output=output, text=text, threads=threads)
     runner = _Runner(model, data, pipelines[0], place if keep else None, judged, text, threads)
     found, failures, reused = [], {}, 0
@@ -159,7 +160,7 @@ class Keys:
             "model": [_sha256(path) for path in files_of(model)],
             "data": [Data(path, (), text).sha256() for path in data],
             "labels": None if labels is None else _sha256(pathlib.Path(labels)),
-            "text": [text.tokenizer and _sha256(text.tokenizer), text.length, text.batch, text.limit],
+            "text": [text.tokenizer_sha256(), text.length, text.batch, text.limit],
             **settings,
         }
         self._hash = functools.cache(_sha256)

@@ -97,7 +97,8 @@ def evaluate(
     compiled first. ``text``: without a tokenizer in it, tokens are made by the one that the models hold.
     ``metrics``: ``loss`` (nats per prediction), ``perplexity`` (its exponential) and ``top1`` (share of predictions
     that are right) need labels; ``kl`` (nats per position, of the first model's softmax over the last axis from this
-    one's) and ``cosine`` compare with the first model. Without any, ``loss`` and ``top1`` where there are labels, else ``kl`` and ``cosine``.
+    one's) and ``cosine`` compare with the first model. Without any, ``loss`` and ``top1`` where there are labels, else
+    ``kl`` and ``cosine``.
 
     ``labels``: a file of them, integers with a number for every vector of the output (-100: does not count); by default
     the array ``labels`` of the data, or in a model that takes token ids [rows, length] and makes [rows, length,

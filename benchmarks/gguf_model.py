@@ -33,12 +33,11 @@ from random_gguf import BITS, write_model
 from results import Results
 
 PROMPT, STEPS, VOCABULARY_USED = 512, 16, 40_000
-PASSES = "O2,quantize-experts{format=int4},quantize-linears{format=int4},cast-states{dtype=fp16},last-logits"
-"""Weights are quantised already: these let their products be computed in 8 bits, as llama.cpp does."""
 FLOAT_PASSES = {
-    "f32": "O2,cast-states{dtype=fp16},last-logits",
-    "bf16": "O2,cast-weights{dtype=bf16,weights=all},cast-states{dtype=fp16},last-logits",
+    "f32": "O2,cast-states{dtype=fp16}",
+    "bf16": "O2,cast-weights{dtype=bf16,weights=all},cast-states{dtype=fp16}",
 }
+"""Files of floats; of quantised ones products are computed in 8 bits without options, as llama.cpp does."""
 PAUSE_SECONDS = 0.3
 """Between contestants: OpenMP's threads spin for 0.2 s."""
 _HEAD = "ready"
@@ -223,7 +222,7 @@ def measure(shape: Any, form: str, args: argparse.Namespace, results: Results) -
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
         file, artifact = pathlib.Path(folder, "model.gguf"), pathlib.Path(folder, "model.moec")
         write_model(shape, layers, form, file)
-        moec.compile(str(file), passes=FLOAT_PASSES.get(form, PASSES), cache=True, output=artifact)
+        moec.compile(str(file), passes=FLOAT_PASSES.get(form), cache=True, output=artifact)
         room = max(args.depths) + PROMPT
         paths = {"moec": (sys.executable, artifact), "llama.cpp": (sys.executable, file)}
         if args.vllm and form in FLOAT_PASSES:

@@ -32,7 +32,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from gguf_model import PASSES, Step, llama_steps, moec_steps
+from gguf_model import Step, llama_steps, moec_steps
 from random_gguf import write_model
 from results import print_rows
 
@@ -152,7 +152,7 @@ def made(args: argparse.Namespace) -> tuple[pathlib.Path, pathlib.Path]:
     if not file.exists():
         write_model(SHAPES[args.model], args.layers, args.format, file)
     if not artifact.exists():
-        compiler.write(str(file), artifact, passes=PASSES, cache=True, resident=args.resident)
+        compiler.write(str(file), artifact, cache=True, resident=args.resident)
     return file, artifact
 
 

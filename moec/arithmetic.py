@@ -25,14 +25,15 @@ class Rounding:
     could_round: bool
 
 
-def rounding_of(graph: ir.Model, own: Collection[str]) -> Rounding:
-    """That of a graph after all passes; ``own``: what it rounded to before them."""
+def rounding_of(graph: ir.Model, own: Collection[str], gains: bool) -> Rounding:
+    """That of a graph after all passes; ``own``: what it rounded to before them. ``gains``: whether the target's
+    products become faster by it."""
     from moec.ir.dialect import is_moec
     from moec.ir.rounding import arithmetics_of
 
     found = sorted(arithmetics_of(graph))
     floats = (node for node in graph.graph if is_moec(node) and "arithmetic" not in node.attributes)
-    return Rounding(found, bool(own) and set(found) <= set(own), any(map(_fits, floats)))
+    return Rounding(found, bool(own) and set(found) <= set(own), gains and any(map(_fits, floats)))
 
 
 def _fits(node: ir.Node) -> bool:

@@ -67,11 +67,16 @@ def kept_text_files(model: Any, tokenizer: Any) -> TextFiles | None:
 
 def default_passes(model: Any, target: str) -> str:
     """The level where none is asked for: O3 for weights of somebody who multiplies them with activations of 8 bits
-    (:func:`moec.frontend.sources.rounds_activations`) and targets that make programs, else O2."""
+    (:func:`moec.frontend.sources.rounds_activations`), on targets that gain by it, else O2."""
     from moec.frontend import sources
 
-    rounds = isinstance(targets.kind_of(target), ProgramKind) and sources.rounds_activations(model)
-    return "O3" if rounds else "O2"
+    return "O3" if multiplies_bytes(target) and sources.rounds_activations(model) else "O2"
+
+
+def multiplies_bytes(target: str) -> bool:
+    """Whether rounding activations to 8 bits makes products of a target faster."""
+    kind = targets.kind_of(target)
+    return isinstance(kind, ProgramKind) and kind.multiplies_bytes
 
 
 def chosen_passes(

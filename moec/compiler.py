@@ -23,6 +23,7 @@ from moec.compile_options import (
     chosen_passes,
     default_passes,
     kept_text_files,
+    multiplies_bytes,
     resident_bytes,
     with_profile,
 )
@@ -167,7 +168,13 @@ def write(
     own = arithmetics_of(graph)
     stages = run_passes(graph, model, chain, report, verify_each=verify_each, dump_to=dump_to)
     with _step(f"generating code for {target}", model, report):
-        blocks, rounding = moe_blocks(graph), rounding_of(graph, own)
+        blocks, gains = moe_blocks(graph), multiplies_bytes(target)
+        rounding = rounding_of(graph, own, gains)
+        if "int8" in rounding.activations and not gains:
+            reason = (
+                "no product of this target is computed in integers: what is rounded to 8 bits is multiplied in floats"
+            )
+            report.note("generating code", target, reason)
         made = _generate(graph, chosen, target, report)
     with _step(WRITING, model, report):
         if limit is not None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from moec.ir.dialect import make_node
 from moec.ir.states import ATTENTION_CACHES, states_of
 from moec.passes.framework.base import Exactness, Report
-from moec.passes.graph.edits import fresh_name, is_op
+from moec.passes.graph.edits import fresh_name, is_op, remove_unused
 
 _FLOAT = ir.DataType.FLOAT
 _TYPES = {"bf16": ir.DataType.BFLOAT16, "fp16": ir.DataType.FLOAT16}
@@ -31,7 +31,8 @@ class CastStates:
     3. States that each run replaces, and those that are no float32, stay as they are, with a note; for ``int8`` also
        those that grow along another axis than the last but one, those whose last axis has no fixed size, and keys and
        values that Attention gets with heads side by side.
-    4. A model without states gets a warning, or with ``optional`` a note.
+    4. What was rounded to ``dtype`` before, or to 16 bits where that is ``int8``, is rounded to ``dtype`` in its place.
+    5. A model without states gets a warning, or with ``optional`` a note.
 
     ::
 
@@ -77,8 +78,22 @@ class CastStates:
             return False
         for position, value in zip(positions, given, strict=True):
             assert value is not None
-            node.replace_input_with(position, self._rounded(graph, node, value))
+            node.replace_input_with(position, self._rounded(graph, node, self._unrounded(value)))
+            remove_unused(graph, value)
         return True
+
+    def _unrounded(self, value: ir.Value) -> ir.Value:
+        """What was rounded to 16 bits and back, where that makes no difference any more; else the value itself."""
+        widened = value.producer()
+        narrow = widened.inputs[0] if is_op(widened, "Cast") else None
+        narrowed = None if narrow is None else narrow.producer()
+        if narrow is None or not is_op(narrowed, "Cast") or narrow.dtype not in self._replaced():
+            return value
+        before = narrowed.inputs[0]
+        return before if before is not None and before.dtype == _FLOAT else value
+
+    def _replaced(self) -> list[ir.DataType]:
+        return list(_TYPES.values()) if self.dtype == "int8" else [_TYPES[self.dtype]]
 
     def _rounded(self, graph: ir.Graph, before: ir.Node, value: ir.Value) -> ir.Value:
         """The value to the type and back, computed before a node."""

@@ -157,6 +157,9 @@ class ProgramKind(Kind):
     """Whether they run on a device beside the processor."""
     streams_experts: ClassVar[bool] = False
     """Whether experts may be read from their file when they are chosen, if weights are larger than memory."""
+    multiplies_bytes: ClassVar[bool] = False
+    """Whether products of int8 arithmetic are computed in integers, which is faster; else rows are rounded to 8 bits
+    and multiplied as floats."""
 
     def device(self, artifact: Artifact, architecture: str | None) -> Device | None:
         """Where the artifact's program runs on this machine; None for the processor. ``architecture``: of the program

@@ -6,10 +6,11 @@ import pytest
 
 import moec
 from moec.errors import MoecError
+from moec.passes.framework import pipeline
 from moec.tools.verify import verify
 
 from ..products import thinned
-from .before_after import check
+from .before_after import check, model_of
 
 HEAD = '<ir_version: 10, opset_import: ["" : 24]>\nagraph '
 
@@ -27,6 +28,17 @@ def test_what_is_new_is_rounded() -> None:
            present = Concat <axis = 1> (past_rounded, new_rounded)
         }}""",
     )
+
+
+@pytest.mark.parametrize(("first", "second"), [("fp16", "int8"), ("bf16", "bf16"), ("fp16", "bf16")])
+def test_one_rounding_takes_the_place_of_a_finer_one(first: str, second: str) -> None:
+    text = "(float[B,S,4] new, float[B,P,4] past) => (float[B,R,4] present) { present = Concat <axis = 1> (past, new) }"
+    once, twice = model_of(text), model_of(text)
+    pipeline.run(once, pipeline.parse(f"infer-shapes,hold-cache,cast-states{{dtype={second}}}"))
+    passes = f"infer-shapes,hold-cache,cast-states{{dtype={first}}},cast-states{{dtype={second}}}"
+    pipeline.run(twice, pipeline.parse(passes), verify_each=True)
+    kinds = [[(node.op_type, str(node.attributes.get("to"))) for node in model.graph] for model in (once, twice)]
+    assert (kinds[0] == kinds[1]) == ((first, second) != ("fp16", "bf16"))
 
 
 def test_keys_and_values_of_attention() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from moec.common.specs import State
-from moec.errors import MoecError
+from moec.errors import MoecError, UnsupportedError, one_line
 from moec.frontend.text_cache_layers import CacheForm
 from moec.frontend.text_inputs import TextInputs
 
@@ -67,7 +67,7 @@ def cache_inputs(module: torch.nn.Module, made: TextInputs) -> CacheInputs:
         raise MoecError(f"{name}: a cache is for text decoders of transformers; compile it without")
     ids = made.example["input_ids"][:, :1].expand(-1, _LENGTH)
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-        cache = getattr(module(input_ids=ids, use_cache=True), _name_of_cache(module.forward))
+        cache = getattr(_run(module, ids), _name_of_cache(module.forward))
         form = CacheForm.of(cache, name)
         tensors = {kept: (tuple(read.shape), read.dtype) for kept in form.kept for read in (kept.read(cache),)}
     dynamic, example, shapes = torch.export.Dim.DYNAMIC, {**made.example}, {**made.dynamic_shapes}
@@ -76,6 +76,18 @@ def cache_inputs(module: torch.nn.Module, made: TextInputs) -> CacheInputs:
         example[label] = torch.randn(shape).to(dtype)
         shapes[label] = {0: dynamic} if kept.axis is None else {0: dynamic, kept.axis: dynamic}
     return CacheInputs(TextInputs(example, shapes), form)
+
+
+def _run(module: torch.nn.Module, ids: Any) -> Any:
+    """What the module returns for tokens, with a cache. Raises UnsupportedError where its own code fails."""
+    try:
+        return module(input_ids=ids, use_cache=True)
+    except Exception as error:  # whatever the module's own code raises
+        found = f"{type(error).__name__}: {one_line(error)}"
+        raise UnsupportedError(
+            f"{type(module).__name__}: transformers cannot run it with a cache ({found}); compile it without "
+            "(cache=False), or with another version of transformers"
+        ) from error
 
 
 @contextlib.contextmanager

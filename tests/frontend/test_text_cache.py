@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import moec
 from moec.cli import app
-from moec.errors import MoecError
+from moec.errors import MoecError, UnsupportedError
 from moec.frontend import conditions
 from moec.frontend.pytorch import import_module
 
@@ -105,3 +105,14 @@ def test_what_keeps_no_keys_and_values_is_refused() -> None:
         moec.compile(torch.nn.Linear(2, 2).eval(), (torch.ones(2),), cache=True)
     with pytest.raises(MoecError, match=r"^cache is 1 of type int; expected True, False or None$"):
         moec.compile(torch.nn.Linear(2, 2).eval(), cache=1)  # type: ignore[arg-type]
+
+
+def test_a_module_whose_own_code_fails_with_a_cache_is_no_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tiny("Mixtral")
+
+    def fails(self: Any, input_ids: Any, past_key_values: Any = None, use_cache: Any = None) -> None:
+        raise ValueError("its cache holds no attention")
+
+    monkeypatch.setattr(type(module), "forward", fails)
+    with pytest.raises(UnsupportedError, match=r"^MixtralForCausalLM: transformers cannot run it with a cache \(Value"):
+        import_module(module, cache=True)

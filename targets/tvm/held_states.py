@@ -198,8 +198,8 @@ def held_states(graph: ir.Graph, holding: Holding) -> dict[ir.Value, Held]:
             past = roundings[0].source
         else:
             roundings = None
-        if past in found or not past.is_graph_input() or past.is_graph_output():
-            continue
+        if past in found or not past.is_graph_input() or past.is_graph_output() or 0 in _sizes(past):
+            continue  # of no elements, nothing has to be held
         size, dtype = _sizes(past)[axis], dtype_of(past)
         can_grow = isinstance(size, str) and size_names(size) == (size,) and set(size_names(growth)) <= known - {""}
         if dtype in STORAGE_TYPES and (can_grow or growth == NO_GROWTH):

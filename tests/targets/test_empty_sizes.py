@@ -7,6 +7,8 @@ import onnx
 
 import moec
 
+from .conftest import parse
+
 NODES = """
     sum = Add (x, x)
     negated = Neg (sum)
@@ -53,3 +55,23 @@ def test_sizes_of_zero() -> None:
     np.testing.assert_array_equal(found["padded"], np.zeros((2, 2)))
     np.testing.assert_array_equal(found["bias_alone"], np.tile(np.arange(4), (2, 1)))
     np.testing.assert_array_equal(found["product"], np.zeros((2, 5)))
+
+
+def test_a_state_of_width_0_is_kept_from_run_to_run():
+    """As attention that is split into a part that is rotated and one that is not has it, where the one is empty."""
+    table = ", ".join(map(str, range(64)))
+    text = f"""g (int64[B,S] input_ids, float[B,1,P,8] past_k, float[B,1,P,0] past_r) =>
+        (float[B,S,8] y, float[B,1,Q,8] present_k, float[B,1,Q,0] present_r)
+        <float[8,8] w = {{{table}}}, int64[2] parts = {{8, 0}}, int64[1] one = {{1}}> {{
+        x = Gather(w, input_ids) a, r = Split<axis = -1>(x, parts) k = Unsqueeze(a, one) rotated = Unsqueeze(r, one)
+        present_k = Concat<axis = 2>(past_k, k) present_r = Concat<axis = 2>(past_r, rotated)
+        keys = Concat<axis = -1>(present_k, present_r) turned = Transpose<perm = [0,1,3,2]>(keys)
+        s = MatMul(k, turned) p = Softmax(s) z = MatMul(p, present_k) y = Squeeze(z, one) }}"""
+    model = moec.compile(parse(text))
+    ids = np.array([[1, 3, 2]])
+    past = {"past_k": np.zeros((1, 1, 0, 8), np.float32), "past_r": np.zeros((1, 1, 0, 0), np.float32)}
+    whole = model.run({"input_ids": ids, **past})
+    assert whole["present_k"].shape == (1, 1, 3, 8) and whole["present_r"].shape == (1, 1, 3, 0)
+    session = model.session()
+    session.run(ids[:, :2])
+    np.testing.assert_allclose(session.run(ids[:, 2:])[:, -1], whole["y"][:, -1], rtol=1e-5)

@@ -4,6 +4,7 @@ judge models by it."""
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -149,6 +150,8 @@ def plan(
             progress=progress,
         )
     print_result([dataclasses.asdict(one) for one in planned], as_json, [plan_table(planned)])
+    for remark in json.loads(output.read_text(encoding="utf-8"))["remarks"]:
+        print(f"note: {remark}", file=sys.stderr)
 
 
 def evaluate(

@@ -22,12 +22,16 @@ from moec.passes.weights.store import Encoder
 from moec.passes.weights.tiles import product
 from moec.profile import Profile
 from moec.profile.keys import keep_key
-from moec.profile.measures import PRIOR_SHARE, ExpertsMeasures, LinearMeasures, MissingError, mean_weight
+from moec.profile.measures import PRIOR_SHARE, ExpertsMeasures, LinearMeasures, MissingError, enough, mean_weight
 
 Array = np.ndarray[Any, Any]
 Method = Literal["rtn", "gptq", "awq"]
 _FEWEST_ROWS = 1 / 4
 """Rows per input below which a moment is not used: it would fit these rows and no others."""
+
+
+ENOUGH_ROWS = 4
+"""Rows per input from which on a method that looks at inputs gains what it can; with fewer it fits those rows."""
 
 
 @contextlib.contextmanager
@@ -71,6 +75,29 @@ class KnownInputs:
         with profile_reading(self._where):
             found = measures.rows() if isinstance(measures, LinearMeasures) else measures.rows(expert)
         return found if len(found) else None
+
+    def too_few(self) -> str | None:
+        """What to warn of where half of the experts, or the dense product, saw too few rows for the method; else
+        None."""
+        measures = self._measures
+        if self._method == "rtn" or measures is None:
+            return None
+        experts = isinstance(measures, ExpertsMeasures)
+        inputs = max(measures.inner, measures.hidden) if isinstance(measures, ExpertsMeasures) else measures.inner
+        with profile_reading(self._where):
+            median = float(np.median(measures.measured))
+        needed = min(ENOUGH_ROWS * inputs, enough(inputs))
+        if median >= needed:
+            return None
+        saw = (
+            f"half of the experts saw {median:g} rows of data or fewer"
+            if experts
+            else f"it saw {median:g} rows of data"
+        )
+        return (
+            f"{saw}; method={self._method} fits these and, with {inputs} inputs, needs about {needed} to do as well on "
+            "others: profile more data"
+        )
 
     def encoder(self, name: str) -> Encoder | None:
         """Return what encodes the weight operand ``name``; None for the method that uses no inputs. Where too few

@@ -44,6 +44,8 @@ def change_formats(
         report.note(pass_name, node_name(node), f"nothing to quantise: its weights are {before.describe_formats()}")
         return False
     known = KnownInputs(profile, node, method)
+    if (few := known.too_few()) is not None:
+        report.warn(pass_name, node_name(node), few)
     for name, formats in wanted.items():
         store(node, name, formats, known.encoder(name))
     after = layer_of(node)

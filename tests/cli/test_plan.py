@@ -45,6 +45,8 @@ def test_a_plan_is_edited_and_compiled(model, profile, tmp_path):
     assert done.exit_code == 0
     plan = json.loads(path.read_text())
     assert plan["avg"] == 5 and len(plan["layers"]) == 2
+    assert plan["remarks"][-1].startswith("the plan was not judged against int4/32 for all: the profile holds no data")
+    assert f"note: {plan['remarks'][-1]}" in done.output
     plan["layers"][0]["formats"]["down"][3] = "int8"
     path.write_text(json.dumps(plan))
     done = moec("compile", model, "-o", artifact, "--profile", profile, "--passes", f"O2,assign-bits{{plan={path}}}")

@@ -203,3 +203,25 @@ def test_passes_read_what_moec_profile_measures(tmp_path) -> None:
         ).losses
         losses[method] = loss.output_error
     assert losses["gptq"] < 0.5 * losses["rtn"]
+
+
+@pytest.mark.parametrize(("method", "rows", "warned"), [("gptq", 100, 1), ("gptq", 2000, 0), ("rtn", 100, 0)])
+def test_too_few_rows_for_a_method_are_warned_of(method, rows, warned, tmp_path):
+    model = experts_model(ExpertsSpec())
+    profile = write_experts(tmp_path / "p", model, [rows] * E)
+    report = apply(model, f"quantize-experts{{format=int8,method={method},profile={profile}}}")
+    found = [remark.message for remark in report.remarks if "profile more data" in remark.message]
+    assert len(found) == warned
+    assert all(one.startswith("half of the experts saw 100 rows of data or fewer; method=gptq fits") for one in found)
+
+
+@pytest.mark.parametrize(("rows", "warned"), [(100, 1), (2000, 0)])
+def test_too_few_rows_for_a_dense_product_are_warned_of(rows, warned, tmp_path):
+    weight = np.random.default_rng(0).normal(size=(D, 512)).astype(np.float32)
+    model = linear_model("y = moec.Linear <transposed = 1> (x, w)", {"w": weight}, "float[T,512] y")
+    profile = write_linear(tmp_path / "p", model, rows)
+    report = apply(model, f"quantize-linears{{format=int8,method=gptq,profile={profile}}}")
+    found = [
+        one.message for one in report.remarks if one.message.startswith(f"it saw {rows} rows of data; method=gptq")
+    ]
+    assert len(found) == warned

@@ -36,7 +36,7 @@ from moec.tools.data import Data, Text, check_limits, token_input, with_tokenize
 from moec.tools.labels import judged_output
 from moec.tools.profiling.formats import linear_errors
 from moec.tools.profiling.output_sensitivity import output_sensitivities, positions_wanted, too_large
-from moec.tools.profiling.rows_apart import RowsApart, cut, positions_of
+from moec.tools.profiling.rows_apart import RowsApart, cut, most_positions, positions_of
 from moec.tools.profiling.sums import ExpertsSums, InputSums
 from moec.tools.profiling.taps import Tap, observe
 from moec.tools.profiling.workers import Run, workers
@@ -114,7 +114,7 @@ def measure(
     pipeline.run(graph, pipeline.parse(passes), Report())
     list(make_linears(graph.graph, minimum, routers=False))
     notes: list[str] = []
-    judged = _judged(graph, notes)
+    judged, classes = _judged(graph, notes)
     taps = observe(graph.graph)
     if not taps:
         raise MoecError(f"{model}: no MoE block was raised, and {NONE_FOUND.format(minimum)}; nothing can be measured")
@@ -127,7 +127,7 @@ def measure(
     with replacing(output, foreign_file) as aside:
         folder = aside.with_name(f"{aside.name}.rows")  # which goes with it
         folder.mkdir()
-        sums = _Sums(taps, folder, moments, RowsApart(inputs))
+        sums = _Sums(taps, folder, moments, RowsApart(inputs, most_positions(classes)))
         sums.run(_compiled(graph, folder / "model.moec", threads), sources, progress)
         head = dataclasses.replace(head, data=sums.pieces, layers=sums.layers())
         with workers(check_threads(threads)) as run:
@@ -139,15 +139,17 @@ def measure(
     return sums.summary(time.perf_counter() - start, notes)
 
 
-def _judged(graph: ir.Model, notes: list[str]) -> str:
-    """The name of the output that the model is judged by; empty, and a note, where none or several may be."""
+def _judged(graph: ir.Model, notes: list[str]) -> tuple[str, int]:
+    """The name of the output that the model is judged by, and its size along the last axis, 0 where that is free; an
+    empty name, and a note, where no output or several may be meant."""
+    inputs, outputs = (tensor_specs(values) for values in (graph.graph.inputs, graph.graph.outputs))
     try:
-        return judged_output(
-            tensor_specs(graph.graph.outputs), token_input(tensor_specs(graph.graph.inputs)) is not None, None
-        ).name
+        judged = judged_output(outputs, token_input(inputs) is not None, None)
     except MoecError as error:
         notes.append(f"no sensitivities of layers, and nothing to judge plans by: {error}")
-        return ""
+        return "", 0
+    classes = judged.shape[-1]
+    return judged.name, classes if isinstance(classes, int) else 0
 
 
 def _compiled(graph: ir.Model, path: pathlib.Path, threads: int | None) -> moec.CompiledModel:

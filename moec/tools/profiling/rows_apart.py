@@ -14,16 +14,20 @@ EVERY = 8
 """Of so many rows the last is held back, and the first is run again to measure sensitivities."""
 MOST_POSITIONS = 4096
 """Tokens of rows, as far as the inputs tell, from which on no more rows are held back."""
+_MOST_LOGITS = 1 << 26
+"""Elements of outputs that are held in memory."""
 
 
 @dataclasses.dataclass
 class RowsApart:
-    """Splits batches of inputs ``specs``. ``held``: what is held back; ``again``: what is measured on, too.
+    """Splits batches of inputs ``specs``. ``held``: what is held back; ``again``: what is measured on, too. Neither
+    grows from ``most`` positions on.
 
     A row is what the first axis counts, where all inputs have it and its size is free; otherwise a whole batch is one.
     """
 
     specs: Sequence[TensorSpec]
+    most: int = MOST_POSITIONS
     held: list[Batch] = dataclasses.field(default_factory=list)
     again: list[Batch] = dataclasses.field(default_factory=list)
     _seen: int = 0
@@ -33,8 +37,8 @@ class RowsApart:
         rows = self._rows(batch)
         places = (self._seen + np.arange(rows or 1)) % EVERY
         self._seen += len(places)
-        held = places == EVERY - 1 if positions_of(self.held) < MOST_POSITIONS else np.zeros(len(places), bool)
-        if (places == 0).any() and positions_of(self.again) < MOST_POSITIONS:
+        held = places == EVERY - 1 if positions_of(self.held) < self.most else np.zeros(len(places), bool)
+        if (places == 0).any() and positions_of(self.again) < self.most:
             self.again.append(_picked(batch, places == 0, rows))
         if not held.any():
             return batch
@@ -46,6 +50,12 @@ class RowsApart:
         free = all(spec.shape and isinstance(spec.shape[0], str) for spec in self.specs if spec.name in batch)
         counts = {len(array) if array.ndim else 0 for array in batch.values()}
         return counts.pop() if free and len(counts) == 1 else 0
+
+
+def most_positions(classes: int) -> int:
+    """How many positions are set apart at most, of a model whose output has so many classes for each: outputs of all of
+    them are held in memory."""
+    return max(1, min(MOST_POSITIONS, _MOST_LOGITS // max(1, classes)))
 
 
 def _picked(batch: Batch, rows: np.ndarray, splits: int) -> Batch:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from moec.common.specs import TensorSpec
-from moec.tools.profiling import rows_apart
-from moec.tools.profiling.rows_apart import RowsApart, cut, positions_of
+from moec.tools.profiling.rows_apart import RowsApart, cut, most_positions, positions_of
 
 FREE = [TensorSpec("ids", "int64", ("rows", "length")), TensorSpec("mask", "int64", ("rows", "length"))]
 FIXED = [TensorSpec("ids", "int64", (4, "length")), TensorSpec("mask", "int64", (4, "length"))]
@@ -52,12 +50,15 @@ def test_inputs_of_unequal_lengths_are_held_back_whole():
     assert [at for at, batch in enumerate(seen) if batch is None] == [7]
 
 
-def test_no_more_is_held_back_than_enough(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rows_apart, "MOST_POSITIONS", 6)
-    apart = RowsApart(FREE)
+def test_no_more_is_held_back_than_enough():
+    apart = RowsApart(FREE, 6)
     for batch in batches([8] * 4):
         apart.split(batch)
     assert rows(apart.held) == [7, 15]
+
+
+def test_outputs_of_what_is_set_apart_fit_in_memory():
+    assert [most_positions(classes) for classes in (0, 96, 49152, 1 << 30)] == [4096, 4096, 1365, 1]
 
 
 def test_batches_are_cut_to_positions_and_keep_a_row():

@@ -124,10 +124,10 @@ def row(known: dict[str, Any], text: str, average: float) -> str:
     mine, other = own[text], known[best][text]
     counts = np.array(mine["tokens"])
     means = [sum(sums["kl"]) / counts.sum() for sums in (mine, other)]
-    cells = [f"{mean:.4f}" for mean in means]
+    cells = [f"{mean:.5f}" for mean in means]
     for metric in ("kl", "loss"):
         more, interval = paired.difference(np.array(mine[metric]), np.array(other[metric]), counts)
-        cells.append(f"{more:+.4f} ± {interval or 0:.4f}")
+        cells.append(f"{more:+.5f} ± {interval or 0:.5f}")
     taken = "uniform" if any(remark.endswith("for all is taken") for remark in own["remarks"]) else "plan"
     return f"| {average:g} | {text} | {cells[0]} | {best} {cells[1]} | {cells[2]} | {cells[3]} | {taken} |"
 

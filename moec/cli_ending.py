@@ -12,11 +12,12 @@ import weakref
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from moec.__main__ import INTERRUPTED
 from moec.common.replacing import abandon_unfinished
 from moec.errors import MoecError
 
-INTERRUPTED, CLOSED = 130, 141
-"""What shells report of a program that SIGINT and SIGPIPE end."""
+CLOSED = 141
+"""What shells report of a program that SIGPIPE ends."""
 _GRACE = 0.6
 """Seconds that an interrupted program has to tidy up."""
 

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from moec.common.arguments import check_flags, check_optional_flag, check_option
 from moec.common.once import one_at_a_time
 from moec.common.plain_files import read_text
 from moec.common.progress import Progress, silent
+from moec.common.scratch import ScratchFolder
 from moec.compile_options import (
     check_options,
     check_surroundings,
@@ -102,7 +102,7 @@ def compile(
     if output is not None:
         write(model, output, *arguments, **options)
         return ready(open_artifact(output, check_weights=False), emulate=emulate)  # it was written a moment ago
-    folder = tempfile.TemporaryDirectory(prefix="moec-", ignore_cleanup_errors=True)
+    folder = ScratchFolder()
     path = pathlib.Path(folder.name, "model.moec")
     try:
         write(model, path, *arguments, **options)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 _NEW = os.O_WRONLY | os.O_CREAT
-START = [sys.executable, "-c", "from moec.cli import main; main()"]
+START = [sys.executable, "-c", "from moec.__main__ import main; main()"]
 """A command line that starts anew, for what depends on that: signals, closed outputs, the time until help is there."""
 
 

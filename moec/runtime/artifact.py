@@ -21,13 +21,13 @@ import os
 import pathlib
 import platform
 import shutil
-import tempfile
 import weakref
 import zipfile
 
 import numpy as np
 
 from moec.common.dtypes import dtype_of
+from moec.common.scratch import ScratchFolder
 from moec.errors import ArtifactError, MoecError
 from moec.runtime.machine import missing_features
 from moec.runtime.manifest import (
@@ -59,7 +59,7 @@ class Artifact:
     def __repr__(self) -> str:
         return f"<Artifact {self.where!r} for {self.manifest.target}, by moec {self.manifest.moec_version}>"
 
-    def owns(self, folder: tempfile.TemporaryDirectory[str]) -> None:
+    def owns(self, folder: ScratchFolder) -> None:
         """Remove ``folder`` once neither this artifact nor a model or kernel read from it is in use."""
         weakref.finalize(self, folder.cleanup)
 
@@ -241,7 +241,7 @@ def _unpack(path: pathlib.Path) -> Artifact:
     """Only files the manifest lists are unpacked, and only stored (uncompressed) entries are accepted, so that the
     unpacked size cannot exceed the archive's own."""
     where = str(path)
-    temporary = tempfile.TemporaryDirectory(prefix="moec-", ignore_cleanup_errors=True)
+    temporary = ScratchFolder()
     folder = pathlib.Path(temporary.name)
     try:
         with zipfile.ZipFile(path) as archive:

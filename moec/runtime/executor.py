@@ -19,6 +19,7 @@ from moec.runtime.inputs import InputCheck
 from moec.runtime.library import load_ffi
 from moec.runtime.machine import check_threads
 from moec.runtime.on_device import OnDevice, handed_out
+from moec.runtime.pages import FileMaps
 from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION, Instrument, LoadedProgram
 from moec.runtime.streamed_experts import StreamedExperts
 from moec.runtime.workers import Ways
@@ -78,6 +79,7 @@ class Executor:
         self._tokens = None if last is None else [_place(last.input, specs) for specs in (self.inputs, told)]
         self._check_told = InputCheck(told, self._device.number, guards)
         self._weight_arrays = list(weights)
+        self._maps = FileMaps(weights)
         try:
             self._program = LoadedProgram(objects, where, self._device, experts)
             self._weights = [self._device.place(array) if array.ndim else int(array) for array in weights]
@@ -232,6 +234,7 @@ class Executor:
     @contextlib.contextmanager
     def _working(self, arrays: Sequence[np.ndarray | OnDevice], pages: StatePages | None = None) -> Iterator[None]:
         """Inside, the program runs on ``arrays``; errors say what they mean."""
+        self._maps.check(self._where)
         try:
             with self._device.working(arrays, waits=self._waits):
                 yield

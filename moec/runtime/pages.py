@@ -3,6 +3,11 @@
 A processor finds the place of a 4 KiB page in memory slowly once a model has more of them than its tables hold, and
 reading weights is what few tokens cost. Some systems map files in huge pages (2 MiB) by themselves; where they do not,
 a copy in huge pages is read faster, and costs its memory and the time to make it.
+
+A file that somebody cuts while it is mapped takes memory away: the system ends a process that reads there (SIGBUS).
+:class:`FileMaps` looks at the file's size before every run, so that a cut between runs is an error. A cut during a run
+still ends the process, for Python cannot handle that signal; a copy of the weights (``pages="huge"``) is safe from it.
+moec itself cuts nothing: it replaces files by new ones.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import mmap
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -69,6 +75,31 @@ def place_file(path: pathlib.Path, pages: Pages = "auto") -> tuple[np.ndarray, P
     if _is_in_huge_pages(mapped):
         return mapped, Placement("mapped", "the system maps the file in huge pages")
     return _copy(path, size), Placement("huge", "the system maps the file in small pages")
+
+
+class FileMaps:
+    """The files in which some of these arrays are mapped."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        found = (_map_behind(array) for array in arrays)
+        self._maps = list({id(one): one for one in found if one is not None}.values())
+
+    def check(self, where: str) -> None:
+        """Raise ArtifactError where a file has become shorter than its map."""
+        for one in self._maps:
+            if one.size() < len(one):
+                raise ArtifactError(
+                    f"{where}: the file of its weights was cut to {one.size()} bytes while it was in use, expected "
+                    f"{len(one)}; compile the model again and load it anew"
+                )
+
+
+def _map_behind(array: np.ndarray) -> mmap.mmap | None:
+    """The map of memory that an array is a view of."""
+    owner: object = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    return owner if isinstance(owner, mmap.mmap) else None
 
 
 def new_memory(size: int, *, huge: bool) -> np.ndarray:

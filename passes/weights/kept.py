@@ -12,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from moec.common.cores import available_cores
+from moec.common.scratch import ScratchFolder
 from moec.errors import MoecError
 from moec.ir.mapped_files import map_file
 from moec.ir.weights.encode import Encoded, Table
@@ -37,7 +38,7 @@ class KeptExperts:
         workers = max(1, min(len(available_cores()), _MOST_BYTES // bytes_each))
         with contextlib.ExitStack() as stack:
             with _writing():
-                file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="moec-weights-"))
+                file = stack.enter_context(tempfile.NamedTemporaryFile(dir=stack.enter_context(ScratchFolder())))
             pool = stack.enter_context(ThreadPoolExecutor(workers))
             stack.callback(pool.shutdown, cancel_futures=True)
             futures = [pool.submit(lambda index: self._keep(index, make(index), file), index) for index in range(count)]

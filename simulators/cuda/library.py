@@ -13,10 +13,10 @@ import platform
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
+from moec.common.scratch import ScratchFolder
 from moec.errors import MoecError, UnsupportedError
 from moec.runtime.machine import cpu_features, cpu_name
 from moec.simulators.cuda.entry_points import entry_point
@@ -192,7 +192,7 @@ def _emulator(command: Sequence[str]) -> pathlib.Path:
 
 
 def _compile(text: str, command: Sequence[str], compiled: pathlib.Path) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with ScratchFolder() as folder:
         source = pathlib.Path(folder) / "kernels.cpp"
         source.write_text(text, encoding="utf-8")
         run_compiler([*command, "-c", str(source), "-o", str(compiled)])
@@ -201,7 +201,7 @@ def _compile(text: str, command: Sequence[str], compiled: pathlib.Path) -> None:
 def _link(objects: Sequence[pathlib.Path], settings: str, compiler: str, library: pathlib.Path) -> None:
     from tvm_ffi import libinfo
 
-    with tempfile.TemporaryDirectory() as folder:
+    with ScratchFolder() as folder:
         compiled = pathlib.Path(folder) / "settings.o"
         _compile(settings, [compiler, "-fPIC", "-include", str(_INCLUDE / "emulator" / "settings.h")], compiled)
         # Linked apart, for the option that has accesses watched would bring ThreadSanitizer itself.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pathlib
 import re
-import tempfile
 
+from moec.common.scratch import ScratchFolder
 from moec.simulators.cuda import library
 from moec.simulators.cuda.kernels import find_kernels
 
@@ -21,7 +21,7 @@ def build_standalone(source: pathlib.Path, program: pathlib.Path) -> None:
     compiler = library.find_compiler()
     # C++20 makes a dim3 of one number, as CUDA does.
     command = [compiler, *library.OPTIONS, "-std=c++20", *library.includes(), "-include", "standalone_runtime.h"]
-    with tempfile.TemporaryDirectory() as folder:
+    with ScratchFolder() as folder:
         text = pathlib.Path(folder) / "program.cpp"
         text.write_text(_translated(source.read_text(encoding="utf-8")), encoding="utf-8")
         library.run_compiler([*command, str(text), "-o", str(program), str(runtime), f"-Wl,-rpath,{runtime.parent}"])

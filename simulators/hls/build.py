@@ -10,10 +10,10 @@ import pathlib
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from moec.common.scratch import ScratchFolder
 from moec.errors import MoecError
 from moec.targets import hls
 from moec.targets.build_cache import cached
@@ -85,7 +85,7 @@ def _compile(
     linked: Sequence[str],
     program: pathlib.Path,
 ) -> None:
-    with tempfile.TemporaryDirectory() as name:
+    with ScratchFolder() as name:
         folder = pathlib.Path(name)
         for path, text in texts.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,10 @@ import json
 import os
 import pathlib
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from moec.common.scratch import ScratchFolder
 from moec.errors import MoecError
 from moec.simulators.hls.build import compile_simulation, find_compiler, is_gcc
 from moec.simulators.hls.instrument import has_region, instrument
@@ -175,7 +175,7 @@ def simulate_timed(
         raise MoecError(f"watching dependences with {compiler}, which leaves some loads out: use g++")
     configuration = read_configuration(files)
     program = _timed_program(files, configuration, compiler, watch_dependences)
-    with tempfile.TemporaryDirectory() as folder:
+    with ScratchFolder() as folder:
         report = pathlib.Path(folder) / "report"
         settings = {
             "MOEC_BEAT_CYCLES": repr(1 / memory_share),
@@ -257,7 +257,7 @@ def _run(
     settings: Mapping[str, str],
     timeout: float,
 ) -> str:
-    with tempfile.TemporaryDirectory() as name:
+    with ScratchFolder() as name:
         folder = pathlib.Path(name)
         for path, data in files.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)

@@ -10,9 +10,9 @@ import pathlib
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 
+from moec.common.scratch import ScratchFolder
 from moec.errors import DefectError, MoecError
 from moec.targets.cuda.architectures import is_for_newer_ones
 from moec.targets.cuda.nvcc_report import EXPECTED, read_report
@@ -116,7 +116,7 @@ def _version(tool: pathlib.Path | None) -> str:
 
 
 def _compile(nvcc: pathlib.Path, source: str, to_ptx: Sequence[str], to_binary: Sequence[str]) -> Compiled:
-    with tempfile.TemporaryDirectory() as folder:
+    with ScratchFolder() as folder:
         path = pathlib.Path(folder, SOURCE)
         path.write_text(source)
         binary, ptx = path.with_suffix(".fatbin"), path.with_suffix(".ptx")

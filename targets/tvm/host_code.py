@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import pathlib
 import re
-import tempfile
 from typing import Any
 
 import tvm
 from tvm import tirx
 
+from moec.common.scratch import ScratchFolder
 from moec.targets.kernel_cache import Files, through_cache
 from moec.targets.tvm.sources import assembly_of, llvm_of
 
@@ -62,7 +62,7 @@ def compiled_text(text: str, llvm: str) -> bytes:
     Raises TVMError where LLVM does not understand the text."""
     target = _TARGET.search(llvm)
     flags = f"!llvm.module.flags = !{{!0}}\n!0 = {target[1]}\n" if target else ""
-    with tempfile.TemporaryDirectory() as folder:
+    with ScratchFolder() as folder:
         path = pathlib.Path(folder, "kernel.ll")
         path.write_text("\n".join(_LAYOUT.findall(llvm)) + "\n" + text + flags)
         return object_of(tvm.runtime.load_module(str(path)))
@@ -70,7 +70,7 @@ def compiled_text(text: str, llvm: str) -> bytes:
 
 def object_of(module: Any) -> bytes:
     """The object file of one of TVM's modules."""
-    with tempfile.TemporaryDirectory() as folder:
+    with ScratchFolder() as folder:
         path = pathlib.Path(folder, "module.o")
         module.write_to_file(str(path))
         return path.read_bytes()

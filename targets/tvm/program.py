@@ -6,7 +6,6 @@ import contextlib
 import pathlib
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
@@ -14,6 +13,7 @@ import tvm
 from tvm import relax
 
 from moec.common.budgets import FUSED_LOADS
+from moec.common.scratch import ScratchFolder
 from moec.errors import UnsupportedError
 from moec.targets.base import Program
 from moec.targets.tvm import pipeline
@@ -79,7 +79,7 @@ def _integers_in_range() -> Iterator[None]:
 
 def object_files(executable: relax.VMExecutable) -> dict[str, bytes]:
     """The object files of an executable by name, made without a C compiler or linker: the runtime links them."""
-    with tempfile.TemporaryDirectory() as folder:
+    with ScratchFolder() as folder:
         collected = pathlib.Path(folder, "objects")
 
         def collect(_output: str, files: Sequence[str], **_options: object) -> None:
@@ -88,5 +88,5 @@ def object_files(executable: relax.VMExecutable) -> dict[str, bytes]:
                 shutil.copy(file, collected)
 
         vars(collect)["object_format"] = "o"  # asked for by export_library
-        executable.export_library(str(collected), fcompile=collect)
+        executable.export_library(str(collected), fcompile=collect, workspace_dir=folder)
         return {file.name: file.read_bytes() for file in sorted(collected.iterdir())}

@@ -78,6 +78,24 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.parametrize("module", ["typer", "moec.cli_ending", "moec.targets"])
+def test_an_interruption_while_modules_are_imported_says_nothing(module):
+    """SIGINT comes as soon as the command line imports that module."""
+    program = f"""
+import os, signal, sys
+class Interrupter:
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupter())
+sys.argv = ["moec", "pipeline"]
+from moec.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize("command", COMMANDS[:1])
 @pytest.mark.parametrize("seconds", [1.5])
 def test_an_interrupted_command_ends_at_once(folder, tmp_path, command, seconds):

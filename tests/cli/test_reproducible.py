@@ -14,7 +14,7 @@ import moec as library
 from ..command import START, moec
 from ..raising.blocks import Layer, model_of
 
-QUANTISED = "O2,quantize-experts{format=int4/32}"
+QUANTISED = "O2,quantize-experts{format=int4}"
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_two_compilations_are_the_same_bytes(model, tmp_path):
 @pytest.mark.nightly
 @pytest.mark.parametrize(
     "options",
-    [("-O2",), ("--passes", QUANTISED), ("--target", "cuda:sm_80+sm_90a"), ("--target", "hls")],
+    [("-O2",), ("--passes", QUANTISED), ("--target", "cuda:sm_80+sm_90a"), ("--target", "hls:kv260")],
     ids=lambda options: options[-1],
 )
 def test_two_compilations_of_every_kind_are_the_same_bytes(model, tmp_path, options):

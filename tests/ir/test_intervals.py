@@ -24,6 +24,8 @@ CONSTANTS = {
     "prime": np.int32(8000009),
     "axis": np.array([-1], np.int64),
     "first": np.int64(0),
+    "from_end": np.int64(-2),
+    "last": np.int64(1),
     "third": np.int64(3),
     "ids": np.arange(5),
     "depth": np.int64(5),
@@ -120,3 +122,9 @@ def test_equal_numbers_are_never_unequal() -> None:
 def test_every_bound_is_asked_for_itself() -> None:
     limits = np.array([1.0, 5.0, math.inf])
     assert may_hold(">", Interval(0.0, 3.0), Interval(limits, limits)).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(("place", "expected"), [("first", 5), ("from_end", 5), ("last", None)])
+def test_a_size_that_is_known_is_gathered_alone(place, expected):
+    model, found = bounds(f"n = Shape (x)\n y = Gather (n, {place})", "5,T")
+    assert found[model.graph.outputs[0]] == (Interval(expected, expected) if expected else Interval(0, 2.0**63))

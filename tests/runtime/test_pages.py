@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import mmap
+import os
 import pathlib
 
 import numpy as np
 import pytest
 
+import moec
 from moec.errors import ArtifactError, MoecError
 from moec.runtime import pages
 from moec.runtime.model import load
@@ -111,3 +113,21 @@ def test_models_run_from_either(kind, artifact_path, inputs):
     assert model.placement.pages == kind
     expected = (inputs["x"] + np.arange(4)) * inputs["scale"].astype(np.float32)
     np.testing.assert_array_equal(model.run(inputs)["y"], expected)
+
+
+def test_a_file_that_is_cut_between_runs_is_an_error(tmp_path):
+    """The process would end (SIGBUS) where it reads what is no longer there."""
+    from .test_first_calls import products
+
+    moec.compile(products(0), output=tmp_path / "a.moec", passes="O1")
+    model, x = load(tmp_path / "a.moec", threads=1, pages="mapped"), np.ones((2, 8), np.float32)
+    model.run({"x": x})
+    weights = tmp_path / "a.moec" / "weights.bin"
+    size = weights.stat().st_size
+    os.truncate(weights, size + 4096)
+    model.run({"x": x})
+    os.truncate(weights, 0)
+    with pytest.raises(ArtifactError, match=f"was cut to 0 bytes while it was in use, expected {size}"):
+        model.run({"x": x})
+    with pytest.raises(ArtifactError, match="was cut to 0 bytes"):
+        model.time_run({"x": x})

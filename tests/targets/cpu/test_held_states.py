@@ -401,3 +401,14 @@ def test_states_of_different_lengths(results):
     in_place = compiled.run_in_place({"x": x}, memory)
     np.testing.assert_array_equal(-in_place["a"], np.concatenate([a, x], 1))
     np.testing.assert_array_equal(-in_place["b"], np.concatenate([a, b, x], 1))
+
+
+def test_memory_that_cannot_be_had_is_named_with_its_size():
+    class Full(Host):
+        def new(self, *_arguments, **_options):
+            raise MemoryError
+
+    states = [HeldState("pk", "npk", 2, "float32", "s")]
+    message = rf"no memory for {3 * PAGE} tokens of state 'pk' \(float32\[3, 1, 2, {PAGE}, 16\]\); .*max_tokens"
+    with pytest.raises(MoecError, match=message):
+        StateMemory(states, {"pk": (1, 2, 0, 16)}, 3 * PAGE, Full()).pages({"pk": 1})

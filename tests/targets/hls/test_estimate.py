@@ -6,11 +6,12 @@ import dataclasses
 import importlib.resources
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from moec.targets.hls.hardware.arithmetic import dsps_of, logic_luts
-from moec.targets.hls.hardware.cycles import Loader, MemoryPace, count_cycles, tokens_in
+from moec.targets.hls.hardware.cycles import Loader, MemoryPace, _Job, _run, count_cycles, tokens_in
 from moec.targets.hls.hardware.logic import multiplier_dsps
 from moec.targets.hls.hardware.memories import block_rams, memories_of, ultra_rams
 from moec.targets.hls.hardware.parts import find_part
@@ -75,6 +76,22 @@ def test_a_job_that_fits_into_the_channel_waits_for_nobody():
     loader = Loader(depth=4, pace=MemoryPace(2, 7))
     assert loader.arrival(4, announced=0, taken_from=100) == 104
     assert loader.arrival(1, announced=0, taken_from=0) == 7 + 1 + 3 * 2 + 7 + 1
+
+
+@pytest.mark.parametrize(
+    ("jobs", "start", "end"),
+    [
+        ([_Job(2, 20, 5, 1)], 11, 45),  # the second product waits for an item of the first: 11 + 11, and 20 + 3
+        ([_Job(2, 20, 5, 30)], 11, 59),  # for its own weights: 33 + 3, and 20 + 3
+        ([_Job(2, 20, 5, 30), _Job(2, 20, 4, 4)], 11, 82),  # the next job behind the end of the first, at 59
+        ([_Job(2, 20, 5, 30), _Job(2, 20, 4, 60)], 11, 122),  # or behind its weights, at 33 + 3 + 60 + 3
+    ],
+)
+def test_jobs_take_the_cycles_that_are_counted_by_hand(jobs, start, end):
+    """Pipelines of three stages and channels that hold all weights: the first job's five beats are there at cycle 8."""
+    fifos = SimpleNamespace(weights=100, items=1)
+    design = SimpleNamespace(hidden_in_chunks=2, hidden_depth=6, hidden_out_chunks=3, fifos=fifos)
+    assert _run(design, jobs, MemoryPace(1, 0), stages=3) == (start, end)
 
 
 def test_a_call_without_tokens_reads_the_router():

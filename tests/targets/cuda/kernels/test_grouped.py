@@ -127,6 +127,13 @@ def test_rows_of_no_expert_become_zero():
     np.testing.assert_array_equal(y, np.where(served, rows, 0).astype(np.float16))
 
 
+@pytest.mark.parametrize("width", [18, 22, 24])
+def test_columns_that_a_row_does_not_have_at_once_are_stored_in_parts(width):
+    """Pairs of 24 columns are read four at once; of a row of 18 or 22, two can be stored, of those that it has."""
+    text = combine.combine(CombineProblem(4, width, "float16", pair_width=24)).script()
+    assert (f"if T.Or(T.bool(False), part * 4 + i * 2 < {width}):" in text) == (width != 24)
+
+
 def test_gates_and_ups_are_interleaved_in_groups():
     gate, up = np.arange(10.0).reshape(10, 1), 100 + np.arange(10.0).reshape(10, 1)
     rows = interleave(gate, up)[:, 0]

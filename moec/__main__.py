@@ -1,0 +1,25 @@
+"""The program ``moec``, also as ``python -m moec``.
+
+Ctrl-C ends it at once and without a word from its first line on: :mod:`moec.cli` takes a few tenths of a second to
+import, and Python would print a traceback of wherever an import was.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+INTERRUPTED = 130
+"""What shells report of a program that SIGINT ends."""
+
+
+def main() -> None:
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of programs in the background
+        signal.signal(signal.SIGINT, lambda _signal, _frame: os._exit(INTERRUPTED))  # nothing is begun yet
+    from moec.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Temporary folders that do not outlive a killed process for long.
+
+A process that is killed leaves its folders behind. They lie in the system's folder for temporary files under a name
+that says whose they are, and are locked as long as their process lives: the next process that needs one removes those
+that nobody locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import weakref
+
+_PREFIX = "moec-scratch-"
+_NAME = re.compile(re.escape(_PREFIX) + r"[a-z0-9_]{8}")
+_swept: set[str] = set()
+"""Folders for temporary files that this process has looked through."""
+
+
+class ScratchFolder(tempfile.TemporaryDirectory[str]):
+    """A temporary folder, removed when it is cleaned up, forgotten, or the process ends. Raises OSError."""
+
+    def __init__(self) -> None:
+        parent = tempfile.gettempdir()
+        if os.name == "posix" and parent not in _swept:
+            _swept.add(parent)
+            sweep(pathlib.Path(parent))
+        while True:
+            super().__init__(prefix=_PREFIX, ignore_cleanup_errors=True)
+            if os.name != "posix":  # folders have no locks
+                return
+            with contextlib.suppress(OSError):  # another process swept it before it was locked
+                lock = _locked(pathlib.Path(self.name), wait=True)
+                weakref.finalize(self, os.close, lock)
+                if os.path.isdir(self.name):
+                    return
+            self.cleanup()
+
+
+def sweep(parent: pathlib.Path) -> None:
+    """Remove this user's scratch folders in ``parent`` whose processes have ended."""
+    with contextlib.suppress(OSError):
+        for name in filter(_NAME.fullmatch, os.listdir(parent)):
+            with contextlib.suppress(OSError):  # its process lives, or it is another user's
+                lock = _locked(parent / name, wait=False)
+                try:
+                    if os.fstat(lock).st_uid == os.geteuid():
+                        shutil.rmtree(parent / name, ignore_errors=True)
+                finally:
+                    os.close(lock)
+
+
+def _locked(folder: pathlib.Path, *, wait: bool) -> int:
+    """A descriptor that holds the folder's lock. Raises OSError where another one does, unless it is waited for."""
+    import fcntl  # which only POSIX systems have
+
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -1,8 +1,7 @@
-"""Where a graph decides: the sides that each operator's decisions have, and what it takes to have seen one.
+"""Where a graph decides: the sides that each operator's decisions have.
 
 A clamp, a comparison, a selection computes different things on its two sides, and a run shows only those that its data
-reaches. ``conditions(node)`` says what the sides of a node are; :mod:`moec.ir.watch` notes which of them were taken.
-What intervals (:mod:`moec.ir.intervals`) show to be out of reach of every input counts as seen.
+reaches. ``sides(node)`` says what the sides of a node are, one of the kinds of :mod:`moec.ir.kinds`.
 
 Operators that decide nothing (products, sums, smooth functions, moves of data) are listed by name; an operator that is
 in neither table counts as one whose sides are never all seen.
@@ -17,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.ir.graphs import nested_graphs
-from moec.ir.sides import OUTPUT, Array, Compares, Condition, Given, Never, Rounds, Varies, Wraps
+from moec.ir.sides import OUTPUT, Array, Compares, Condition, Given, Never, Rounds, Varies
 
 
 def _between(*places: int) -> tuple[Condition, ...]:
@@ -34,6 +33,10 @@ _CONDITION = (Compares(0, "==", 1, number=True), Compares(0, "==", 0, number=Tru
 _NONZERO = (Compares(0, "!=", 0, number=True), Compares(0, "==", 0, number=True))
 _BELOW = (Compares(0, "<", 1), Compares(0, ">=", 1))
 _ABOVE = (Compares(0, ">", 1), Compares(0, "<=", 1))
+
+
+STEPS = 4
+"""How many results of a rounding to steps have to be met, where there are so many."""
 
 
 def _result(inputs: Given, outputs: Given) -> Array | None:
@@ -98,19 +101,15 @@ def _cast(node: ir.Node) -> tuple[Condition, ...]:
 
 
 def _narrowed(target: ir.DataType, source: ir.DataType) -> tuple[Condition, ...]:
-    """An integer cast to a type of fewer bytes. 4 bytes hold every size and place that there is."""
-    if target.itemsize >= source.itemsize:
-        return ()
-    if target.itemsize >= 4:
-        return (Varies(_result, "result"),)
-    limits = np.iinfo(target.numpy())
-    return (Wraps(float(limits.min), float(limits.max)),)
+    """An integer cast to a type of fewer bytes. That it may wrap around is another kind of decision."""
+    return (Varies(_result, "result"),) if 4 <= target.itemsize < source.itemsize else ()
 
 
 def _division(node: ir.Node) -> tuple[Condition, ...]:
-    """A division of integers rounds to steps."""
+    """A division of integers rounds to steps, of which the first few have to be met: what is done with one and two may
+    be nothing."""
     types = [value.dtype for value in node.inputs if value is not None]
-    return () if any(t is not None and t.is_floating_point() for t in types) else _BELOW
+    return () if any(t is not None and t.is_floating_point() for t in types) else _STEPS
 
 
 def _slice(node: ir.Node) -> tuple[Condition, ...]:
@@ -159,7 +158,7 @@ def _linear(node: ir.Node) -> tuple[Condition, ...]:
 
 def _branches(node: ir.Node) -> tuple[Condition, ...]:
     """The condition is watched; of the branches nobody sees what they decide."""
-    decide = any(conditions(inner) for graph in nested_graphs(node) for inner in graph)
+    decide = any(sides(inner) for graph in nested_graphs(node) for inner in graph)
     return (*_CONDITION, Never("its branches decide, too, and are not watched")) if decide else _CONDITION
 
 
@@ -182,6 +181,7 @@ def _first_choice(logits: Array | None) -> Array | None:
 
 
 _ROUTED = Varies(lambda inputs, outputs: _first_choice(inputs[1]), "expert")
+_STEPS = (Varies(_result, "quotient", STEPS),)
 _VARIES = _same(Varies(_result, "result"))
 _SIGN = _same(*_at(0.0))
 DECIDING: dict[str, Callable[[ir.Node], tuple[Condition, ...]]] = {
@@ -190,10 +190,11 @@ DECIDING: dict[str, Callable[[ir.Node], tuple[Condition, ...]]] = {
     **dict.fromkeys(("GreaterOrEqual", "Less", "Mod", "OneHot"), _same(*_BELOW)),
     **dict.fromkeys(("Greater", "LessOrEqual"), _same(*_ABOVE)),
     **dict.fromkeys(("Ceil", "Floor", "Round"), _same(Rounds())),
-    **dict.fromkeys(("ArgMax", "ArgMin", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"), _VARIES),
+    **dict.fromkeys(("ArgMax", "ArgMin", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"), _VARIES),
     **dict.fromkeys(("Max", "Min"), _extremes),
     "If": _branches,
     "Where": _same(*_CONDITION),
+    "BitShift": _same(*_STEPS),
     "Cast": _cast,
     "Clip": _clamps,
     "Compress": _same(Compares(1, "==", 1, number=True), Compares(1, "==", 0, number=True)),
@@ -231,7 +232,7 @@ PLAIN = frozenset(_PLAIN.split())
 """Operators whose result is one formula in their inputs, whatever these are."""
 
 
-def conditions(node: ir.Node) -> tuple[Condition, ...]:
+def sides(node: ir.Node) -> tuple[Condition, ...]:
     """The sides of a node's decisions; none for a node that decides nothing."""
     if node.op_type in PLAIN:
         return ()

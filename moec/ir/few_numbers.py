@@ -1,7 +1,8 @@
 """Values that can be only a few numbers, whatever the inputs: flags, choices among constants, entries of tables.
 
-Where two such values meet (a product of flags, a choice inside of a choice), and where a table is read, each number is
-a case of its own, although no node compares anything.
+Where such values meet (a product of flags, a choice inside of a choice, the least of several flags), each number is a
+case of its own, although no node compares anything. Tables, of which each entry is such a case where they are read, are
+in :mod:`moec.ir.tables`.
 """
 
 from __future__ import annotations
@@ -19,17 +20,29 @@ MOST_PAIRS = 1 << 12
 """How many pairs of numbers an operator may combine before its result counts as any number."""
 FLAGS = np.array([0.0, 1.0])
 
-READING = frozenset({"Gather", "GatherElements", "GatherND", "Slice"})
-"""Operators that read a table, where their data is constant."""
 _KEEPING = moving(casts=False) | {"ReduceMax", "ReduceMin"}
 """Operators whose results are numbers of their first input."""
 _COMBINING: dict[str, Callable[[Any, Any], Any]] = {
     "Max": np.maximum,
     "Min": np.minimum,
     "Mul": np.multiply,
+    "Pow": np.power,
 }
-_SHIFTING: dict[str, Callable[[Any, Any], Any]] = {"Add": np.add, "Sub": np.subtract}
-MEETING = frozenset({"Where", *_COMBINING})
+_SHIFTING: dict[str, Callable[[Any, Any], Any]] = {"Add": np.add, "Div": np.divide, "Sub": np.subtract}
+_MAPPING: dict[str, Callable[[Any], Any]] = {
+    "Abs": np.abs,
+    "Exp": np.exp,
+    "Log": np.log,
+    "Neg": np.negative,
+    "Relu": lambda numbers: np.maximum(numbers, 0),
+    "Sign": np.sign,
+    "Sqrt": np.sqrt,
+}
+"""Operators that make one number of one number."""
+_CLOSED = {(0.0, 1.0), (-1.0, 1.0), (-1.0, 0.0, 1.0)}
+"""Sets of numbers whose products are among them."""
+PRODUCTS = frozenset({"MatMul", "Einsum"})
+MEETING = frozenset({"Where", "ReduceMax", "ReduceMin", "ReduceProd", *_COMBINING, *PRODUCTS})
 """Operators in which values of few numbers meet."""
 
 
@@ -54,14 +67,9 @@ def few_numbers(nodes: Iterable[ir.Node], constant: Callable[[ir.Value], Array |
     return {value: numbers for value, numbers in found.items() if numbers is not None}
 
 
-def cases(
-    node: ir.Node, numbers: Mapping[ir.Value, Array], constant: Callable[[ir.Value], Array | None]
-) -> Array | None:
+def cases(node: ir.Node, numbers: Mapping[ir.Value, Array]) -> Array | None:
     """The numbers of a node's result, where each is a case of its own."""
-    if node.op_type in MEETING:
-        return numbers.get(node.outputs[0])
-    data = node.inputs[0] if node.op_type in READING else None
-    return numbers.get(node.outputs[0]) if data is not None and constant(data) is not None else None
+    return numbers.get(node.outputs[0]) if node.op_type in MEETING else None
 
 
 def _distinct(array: Array) -> Array:
@@ -78,21 +86,40 @@ def _of_node(node: ir.Node, inputs: list[Array | None]) -> Array | None:
     kind = node.op_type
     if kind in _KEEPING:
         return inputs[0]
-    if kind == "Cast":
-        return _cast(node, inputs[0])
-    if kind == "Where":
-        return _united(inputs[1:])
-    if kind == "OneHot":
-        return inputs[2]
-    if kind == "Concat":
-        return _united(inputs)
-    if kind in ("ScatterElements", "ScatterND") and node.attributes.get_string("reduction", "none") != "add":
-        return _united([inputs[0], inputs[2]])
+    if kind in _MAPPING:
+        return _mapped(_MAPPING[kind], inputs[0])
     if kind in _COMBINING and len(inputs) == 2:
         return _combined(_COMBINING[kind], *inputs)
     if kind in _SHIFTING and any(numbers is not None and numbers.size == 1 for numbers in inputs):
         return _combined(_SHIFTING[kind], *inputs)
-    return None
+    return _OTHERS[kind](node, inputs) if kind in _OTHERS else None
+
+
+def _filled(node: ir.Node, inputs: list[Array | None]) -> Array | None:
+    fill = node.attributes.get_tensor("value")
+    return np.zeros(1) if fill is None else _distinct(fill.numpy())
+
+
+def _multiplied(node: ir.Node, inputs: list[Array | None]) -> Array | None:
+    return inputs[0] if inputs[0] is not None and tuple(inputs[0].tolist()) in _CLOSED else None
+
+
+def _scattered(node: ir.Node, inputs: list[Array | None]) -> Array | None:
+    adds = node.attributes.get_string("reduction", "none") == "add"
+    return None if adds else _united([inputs[0], inputs[2]])
+
+
+def _multiplies(node: ir.Node) -> bool:
+    """Whether a product of matrices adds nothing up: what it sums over is of size 1."""
+    left, right = (value.shape if value is not None else None for value in node.inputs)
+    return any(shape is not None and len(shape) > 1 and shape[axis] == 1 for shape, axis in ((left, -1), (right, -2)))
+
+
+def _mapped(function: Callable[[Any], Any], numbers: Array | None) -> Array | None:
+    if numbers is None:
+        return None
+    with np.errstate(all="ignore"):
+        return _distinct(function(numbers))
 
 
 def _cast(node: ir.Node, numbers: Array | None) -> Array | None:
@@ -113,3 +140,17 @@ def _combined(operation: Callable[[Any, Any], Any], one: Array | None, other: Ar
         return None
     with np.errstate(all="ignore"):
         return _distinct(operation.outer(one, other))  # type: ignore[attr-defined]
+
+
+_OTHERS: dict[str, Callable[[ir.Node, list[Array | None]], Array | None]] = {
+    "Cast": lambda node, inputs: _cast(node, inputs[0]),
+    "Concat": lambda node, inputs: _united(inputs),
+    "ConstantOfShape": _filled,
+    "MatMul": lambda node, inputs: _combined(np.multiply, *inputs) if _multiplies(node) else None,
+    "OneHot": lambda node, inputs: inputs[2],
+    "ReduceProd": _multiplied,
+    "ScatterElements": _scattered,
+    "ScatterND": _scattered,
+    "Trilu": lambda node, inputs: _united([inputs[0], np.zeros(1)]),
+    "Where": lambda node, inputs: _united(inputs[1:]),
+}

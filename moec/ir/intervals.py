@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from moec.ir.extents import range_of, with_sizes
 from moec.ir.movement import moving
 
 Array = np.ndarray[Any, Any]
@@ -53,10 +54,14 @@ def may_hold(relation: str, left: Interval, right: Interval) -> Array:
 
 
 def intervals(
-    nodes: Iterable[ir.Node], known: Mapping[ir.Value, Interval], constant: Callable[[ir.Value], Array | None]
+    nodes: Iterable[ir.Node],
+    known: Mapping[ir.Value, Interval],
+    constant: Callable[[ir.Value], Array | None],
+    most: float = math.inf,
 ) -> dict[ir.Value, Interval]:
     """Intervals of everything that ``nodes``, in topological order, use and compute. ``known`` are those of inputs;
-    ``constant`` gives the numbers of a constant value, None for one that has none or too many to look at."""
+    ``constant`` gives the numbers of a constant value, None for one that has none or too many to look at; ``most`` is
+    the largest size of any axis."""
     found = dict(known)
 
     def of(value: ir.Value | None) -> Interval:
@@ -65,18 +70,18 @@ def intervals(
         if value not in found:
             array = constant(value)
             numbers = array is not None and array.size <= MOST_BOUNDS and array.dtype.kind in "fiub"
-            found[value] = Interval(array, array) if numbers and array is not None else _of_type(value)
+            found[value] = Interval(array, array) if numbers and array is not None else type_limits(value)
         return found[value]
 
     for node in nodes:
         inputs = [of(value) for value in node.inputs]
         results = _RULES.get(node.op_type, _unknown)(node, inputs)
         for value, result in zip(node.outputs, results, strict=False):
-            found[value] = _held(node, value, result)
+            found[value] = _held(node, value, Interval(*with_sizes(node.op_type, inputs, result, most)))
     return found
 
 
-def _of_type(value: ir.Value) -> Interval:
+def type_limits(value: ir.Value) -> Interval:
     """What the type of a value says: finite numbers of a float type, the range of an integer type."""
     if value.dtype is None or value.dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED):
         return ANY
@@ -95,7 +100,7 @@ def _float_limits(dtype: np.dtype[Any]) -> tuple[float, float]:
 
 def _held(node: ir.Node, value: ir.Value, result: Interval) -> Interval:
     """What the type of a value leaves of a result: integers of few bits, and products of integers, wrap around."""
-    limits = _of_type(value)
+    limits = type_limits(value)
     if value.dtype is not None and value.dtype.is_integer() and (value.dtype.itemsize < 4 or node.op_type == "Mul"):
         low, high = result.whole
         if value.dtype.itemsize < 8 and (low < limits.low or high > limits.high):
@@ -378,6 +383,7 @@ _RULES: dict[str, Callable[[ir.Node, Sequence[Interval]], list[Interval]]] = {
     "Or": _largest,
     "OneHot": lambda node, inputs: [inputs[2].whole],
     "Pow": _power,
+    "Range": lambda node, inputs: [Interval(*range_of(*(one.whole for one in inputs)))],
     "ReduceSum": _summed,
     "Relu": _monotone(lambda x: max(x, 0.0)),
     "Round": lambda node, inputs: [_stepped(inputs[0])],

@@ -1,4 +1,4 @@
-"""What a side of a decision is, and what it takes to have seen it: the conditions of :mod:`moec.ir.decisions`."""
+"""Sides of decisions, and what it takes to have seen one: the conditions of :mod:`moec.ir.kinds`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ Array = np.ndarray[Any, Any]
 Given = Sequence[Array | None]
 Evidence = Any
 """What a condition keeps of the runs so far; None before the first."""
-MOST_GROUPS = 1 << 16
+Live = Array | None
+"""Which elements of a node's first output reach the results of a run (:mod:`moec.ir.liveness`); None for all."""
 OUTPUT = -1
 """The place of a node's first output among its operands."""
+NEAR = 1e-5
+"""Share by which a number may be off and still be one of a few: runs round."""
 
 _RELATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "<": np.less,
@@ -31,8 +34,8 @@ _RELATIONS: dict[str, Callable[[Any, Any], Any]] = {
 class Condition(Protocol):
     """One side of a decision."""
 
-    def merge(self, evidence: Evidence, inputs: Given, outputs: Given) -> Evidence:
-        """What is known after another run."""
+    def merge(self, evidence: Evidence, inputs: Given, outputs: Given, live: Live = None) -> Evidence:
+        """What is known after another run, of which only ``live`` elements count."""
         ...
 
     def seen(self, evidence: Evidence, operands: Mapping[int, Interval]) -> bool:
@@ -42,36 +45,133 @@ class Condition(Protocol):
     def __str__(self) -> str: ...
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entries:
+    """Bounds that are not one number, each of which has to be met on its own: those of a constant, whose class is in
+    ``ids`` (with axes that are the last ones of the result), or those ``numbers`` that the operand ``place`` can be.
+    ``place``: the operand whose intervals say which of them can be met; None where nothing is known."""
+
+    place: int | None
+    ids: Array | None = None
+    numbers: Array | None = None
+
+    def met(self, taken: Array, inputs: Given) -> Array:
+        """Which of them lie where a side was ``taken``."""
+        if self.ids is not None:
+            ids: Array = self.ids
+            if taken.ndim < ids.ndim or np.broadcast_shapes(taken.shape, ids.shape) != taken.shape:
+                taken = np.broadcast_to(taken, np.broadcast_shapes(taken.shape, ids.shape))
+            rows = over_repeats(taken, ids.shape)
+            found = np.zeros(int(ids.max(initial=-1)) + 1, bool)
+            found[ids[rows]] = True
+            return found
+        assert self.place is not None and self.numbers is not None
+        operand = inputs[self.place]
+        assert operand is not None
+        return which_of(self.numbers, np.broadcast_to(operand, np.broadcast_shapes(operand.shape, taken.shape))[taken])
+
+    def possible(self, relation: Callable[[Interval], Array], interval: Interval) -> Array | bool:
+        """Which of them a side can be taken at, by the interval of the operand that they are in."""
+        if self.numbers is not None:
+            return np.asarray(relation(Interval(self.numbers, self.numbers)))
+        assert self.ids is not None
+        found = np.asarray(relation(interval)) if self.place is not None else np.array(True)
+        if found.shape != self.ids.shape:
+            return bool(found.any())
+        classes = np.zeros(int(self.ids.max(initial=-1)) + 1, bool)
+        classes[self.ids[found]] = True
+        return classes
+
+
+def positions(constant: Array) -> Array:
+    """Each entry of a constant as a class of its own."""
+    return np.arange(constant.size).reshape(constant.shape)
+
+
+def which_of(numbers: Array, array: Array) -> Array:
+    """Which of ``numbers``, in order, are in an array."""
+    found = np.zeros(numbers.size, bool)
+    values = np.asarray(array, np.float64).ravel()
+    values = values[~np.isnan(values)]
+    if values.size > numbers.size:
+        values = np.unique(values)
+    right = np.clip(np.searchsorted(numbers, values), 0, numbers.size - 1)
+    left = np.maximum(right - 1, 0)
+    with np.errstate(all="ignore"):
+        nearest = np.where(np.abs(numbers[left] - values) < np.abs(numbers[right] - values), left, right)
+        near = (numbers[nearest] == values) | (np.abs(numbers[nearest] - values) <= NEAR * np.abs(numbers[nearest]))
+    found[nearest[near]] = True
+    return found
+
+
+def counted(taken: Array, live: Live) -> Array:
+    """``taken`` where the elements of the result that it is decided for are live."""
+    if live is None:
+        return taken
+    if live.shape == taken.shape:
+        return taken & live
+    try:
+        both = np.broadcast_shapes(live.shape, taken.shape)
+    except ValueError:
+        return taken & live.any()
+    if both == taken.shape:
+        return taken & live
+    if both != live.shape:
+        return taken & live.any()
+    return taken & over_repeats(live, taken.shape)
+
+
+def over_repeats(flags: Array, shape: tuple[int, ...]) -> Array:
+    """Flags of a result as those of an operand of this shape, whose entries are repeated in it."""
+    extra = flags.ndim - len(shape)
+    repeated = tuple(range(extra)) + tuple(
+        axis + extra for axis, size in enumerate(shape) if size == 1 and flags.shape[axis + extra] != 1
+    )
+    return np.asarray(flags.any(axis=repeated)).reshape(shape) if repeated else flags.reshape(shape)
+
+
 @dataclasses.dataclass(frozen=True)
 class Compares(Condition):
     """``left relation right`` holds somewhere. Operands are places of inputs, :data:`OUTPUT`, or a number on the right.
 
-    Bounds that hold several numbers (one limit per expert) have to be reached one by one.
+    Bounds that are several numbers (one limit per expert), on whichever side, have to be reached one by one:
+    ``entries``.
     """
 
     left: int
     relation: str
     right: int | float
     number: bool = False
+    entries: tuple[Entries, ...] = dataclasses.field(default=(), compare=False)
 
-    def merge(self, evidence: Evidence, inputs: Given, outputs: Given) -> Evidence:
+    def merge(self, evidence: Evidence, inputs: Given, outputs: Given, live: Live = None) -> Evidence:
         left, right = self._operands(inputs, outputs)
         if left is None or right is None:
             return evidence
         with np.errstate(all="ignore"):
-            taken = np.asarray(_RELATIONS[self.relation](left, right))
-        groups = _over_bounds(taken, np.asarray(right))
-        return groups if evidence is None or evidence.shape != groups.shape else evidence | groups
+            taken = counted(np.asarray(_RELATIONS[self.relation](left, right)), live)
+        found = [np.asarray(taken.any()), *(entries.met(taken, inputs) for entries in self.entries)]
+        return found if evidence is None else [old | new for old, new in zip(evidence, found, strict=True)]
 
     def seen(self, evidence: Evidence, operands: Mapping[int, Interval]) -> bool:
         left = operands.get(self.left, Interval())
         right = Interval(float(self.right), float(self.right)) if self.number else operands.get(int(self.right))
         if right is None:  # an optional bound that is absent
             return True
-        possible = may_hold(self.relation, left, right)
-        if evidence is None:
-            return not possible.any()
-        return bool(np.all(evidence | ~(possible if possible.shape == evidence.shape else possible.any())))
+        if not may_hold(self.relation, left, right).any():
+            return True
+        if evidence is None or not evidence[0]:
+            return False
+
+        def holds(place: int | None) -> Callable[[Interval], Array]:
+            if place == self.left or place is None:
+                return lambda interval: may_hold(self.relation, interval, right.whole)
+            return lambda interval: may_hold(self.relation, left.whole, interval)
+
+        return all(
+            np.all(met | ~np.asarray(one.possible(holds(one.place), operands.get(one.place or 0, Interval()))))
+            for one, met in zip(self.entries, evidence[1:], strict=True)
+        )
 
     def _operands(self, inputs: Given, outputs: Given) -> tuple[Any, Any]:
         def at(place: int) -> Any:
@@ -86,43 +186,38 @@ class Compares(Condition):
         return f"{named(self.left)} {self.relation} {self.right if self.number else named(int(self.right))}"
 
 
-def _over_bounds(taken: Array, right: Array) -> Array:
-    """Whether each entry of ``right`` was met, where these are few; otherwise whether any was."""
-    if right.size <= 1 or right.size > MOST_GROUPS or right.shape == taken.shape:
-        return np.asarray(taken.any())
-    shape = (1,) * (taken.ndim - right.ndim) + right.shape
-    repeated = tuple(axis for axis, size in enumerate(shape) if size == 1)
-    return taken.any(axis=repeated, keepdims=True).reshape(right.shape)
-
-
 @dataclasses.dataclass(frozen=True)
 class Varies(Condition):
-    """A selection, or a rounding to steps, has more than one outcome: ``outcome`` reads it off the operands."""
+    """A selection, or a rounding to steps, has ``outcomes`` different outcomes, or as many as there can be: ``outcome``
+    reads them off the operands."""
 
     outcome: Callable[[Given, Given], Array | None]
     what: str
+    outcomes: int = 2
 
-    def merge(self, evidence: Evidence, inputs: Given, outputs: Given) -> Evidence:
+    def merge(self, evidence: Evidence, inputs: Given, outputs: Given, live: Live = None) -> Evidence:
         found = self.outcome(inputs, outputs)
-        if found is None or not found.size:  # there was nothing to choose from
+        known = () if evidence is None else evidence
+        if len(known) >= self.outcomes or found is None or not found.size or (live is not None and not live.any()):
             return evidence
-        low, high = float(found.min()), float(found.max())
-        return (low, high) if evidence is None else (min(low, evidence[0]), max(high, evidence[1]))
+        if live is not None and live.shape == found.shape:
+            found = found[live]
+        return np.union1d(known, found)[: self.outcomes]
 
     def seen(self, evidence: Evidence, operands: Mapping[int, Interval]) -> bool:
-        if OUTPUT in operands and np.all(operands[OUTPUT].low == operands[OUTPUT].high):
-            return True
-        return evidence is not None and evidence[0] != evidence[1]
+        low, high = operands[OUTPUT].whole if OUTPUT in operands else Interval()
+        possible = min(self.outcomes, max(high - low + 1, 1)) if self.outcomes > 2 or low == high else 2
+        return possible <= 1 or (evidence is not None and len(evidence) >= possible)
 
     def __str__(self) -> str:
-        return f"another {self.what}"
+        return f"another {self.what}" if self.outcomes == 2 else f"{self.outcomes} different {self.what}s"
 
 
 @dataclasses.dataclass(frozen=True)
 class Rounds(Condition):
     """Numbers that are not whole are never rounded: every step of a rounding is a decision, and there are too many."""
 
-    def merge(self, evidence: Evidence, inputs: Given, outputs: Given) -> Evidence:
+    def merge(self, evidence: Evidence, inputs: Given, outputs: Given, live: Live = None) -> Evidence:
         data = inputs[0]
         assert data is not None
         finite = data[np.isfinite(data)]
@@ -138,22 +233,23 @@ class Rounds(Condition):
 
 @dataclasses.dataclass(frozen=True)
 class Wraps(Condition):
-    """An integer is beyond what the type holds that it is cast to, and becomes another."""
+    """An integer is beyond what its type holds, and becomes another. ``exact`` is what it would be in a type that holds
+    more."""
 
     low: float
     high: float
+    exact: Callable[[Given], Array]
 
-    def merge(self, evidence: Evidence, inputs: Given, outputs: Given) -> Evidence:
-        data = inputs[0]
-        assert data is not None
-        return bool(evidence) or bool(np.any((data < self.low) | (data > self.high)))
+    def merge(self, evidence: Evidence, inputs: Given, outputs: Given, live: Live = None) -> Evidence:
+        with np.errstate(all="ignore"):
+            found = self.exact(inputs)
+            return bool(evidence) or bool(counted((found < self.low) | (found > self.high), live).any())
 
     def seen(self, evidence: Evidence, operands: Mapping[int, Interval]) -> bool:
-        low, high = operands.get(0, Interval()).whole
-        return bool(evidence) or (self.low <= low and high <= self.high)
+        return bool(evidence)
 
     def __str__(self) -> str:
-        return f"input 0 lies outside of {self.low:g} to {self.high:g}"
+        return f"an integer outside of {self.low:g} to {self.high:g}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -162,9 +258,10 @@ class Takes(Condition):
 
     numbers: Array
 
-    def merge(self, evidence: Evidence, inputs: Given, outputs: Given) -> Evidence:
-        assert outputs[0] is not None
-        taken = np.isin(self.numbers, outputs[0])
+    def merge(self, evidence: Evidence, inputs: Given, outputs: Given, live: Live = None) -> Evidence:
+        result = outputs[0]
+        assert result is not None
+        taken = which_of(self.numbers, result if live is None or live.shape != result.shape else result[live])
         return taken if evidence is None else evidence | taken
 
     def seen(self, evidence: Evidence, operands: Mapping[int, Interval]) -> bool:
@@ -174,13 +271,31 @@ class Takes(Condition):
         return f"it is each of the {self.numbers.size} numbers that it can be"
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reads(Condition):
+    """Each of ``count`` classes that a table's entries fall in is read somewhere: ``read`` says which are."""
+
+    count: int
+    read: Callable[[Given, Given, Live], Array]
+
+    def merge(self, evidence: Evidence, inputs: Given, outputs: Given, live: Live = None) -> Evidence:
+        taken = self.read(inputs, outputs, live)
+        return taken if evidence is None else evidence | taken
+
+    def seen(self, evidence: Evidence, operands: Mapping[int, Interval]) -> bool:
+        return self.count <= 1 or (evidence is not None and bool(np.all(evidence)))
+
+    def __str__(self) -> str:
+        return f"it reads each of the {self.count} different entries of a table"
+
+
 @dataclasses.dataclass(frozen=True)
 class Never(Condition):
     """Something that no run can show, for want of knowledge of the operator."""
 
     what: str = "what it decides is not known"
 
-    def merge(self, evidence: Evidence, inputs: Given, outputs: Given) -> Evidence:
+    def merge(self, evidence: Evidence, inputs: Given, outputs: Given, live: Live = None) -> Evidence:
         return evidence
 
     def seen(self, evidence: Evidence, operands: Mapping[int, Interval]) -> bool:

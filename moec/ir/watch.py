@@ -1,17 +1,18 @@
-"""Watching a graph run: which sides of its decisions (:mod:`moec.ir.decisions`) were taken."""
+"""Watching a graph run: what it showed of its decisions (:mod:`moec.ir.kinds`)."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
-from moec.ir.decisions import conditions
+from moec.ir.facts import Facts
 from moec.ir.intervals import Interval
+from moec.ir.kinds import conditions
 from moec.ir.names import node_name
-from moec.ir.sides import OUTPUT, Condition, Evidence, Given, Rounds
+from moec.ir.sides import OUTPUT, Condition, Evidence, Given, Live, Rounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,27 +27,21 @@ class Unseen:
 
 
 class Watch:
-    """Notes the sides that are taken while nodes run. Call it with a node, its inputs and its outputs. ``more`` are
-    conditions of nodes beside those that :func:`~moec.ir.decisions.conditions` knows."""
+    """Notes the sides that are taken while nodes run (:mod:`moec.ir.kinds`). Call it with a node, its inputs and its
+    outputs."""
 
-    def __init__(
-        self,
-        nodes: Iterable[ir.Node],
-        intervals: Mapping[ir.Value, Interval],
-        more: Mapping[ir.Node, tuple[Condition, ...]] | None = None,
-    ) -> None:
-        self._intervals = intervals
-        more = more or {}
-        self._conditions = {node: found for node in nodes if (found := (*conditions(node), *more.get(node, ())))}
+    def __init__(self, nodes: Iterable[ir.Node], facts: Facts) -> None:
+        self._intervals = facts.intervals
+        self._conditions = {node: found for node in nodes if (found := conditions(node, facts))}
         self._evidence: dict[tuple[ir.Node, int], Evidence] = {}
         self._open = {(node, place) for node, found in self._conditions.items() for place in range(len(found))}
         self._close()
         self._watched = {*self._open, *self._revocable()}
 
-    def __call__(self, node: ir.Node, inputs: Given, outputs: Given) -> None:
+    def __call__(self, node: ir.Node, inputs: Given, outputs: Given, live: Live = None) -> None:
         for place, condition in enumerate(self._conditions.get(node, ())):
             if (node, place) in self._watched:
-                found = condition.merge(self._evidence.get((node, place)), inputs, outputs)
+                found = condition.merge(self._evidence.get((node, place)), inputs, outputs, live)
                 self._evidence[node, place] = found
 
     def fork(self) -> Watch:

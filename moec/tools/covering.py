@@ -132,12 +132,12 @@ class _Runs:
     @staticmethod
     def of(model: ir.Model) -> _Runs:
         """Raises ValueError or EvaluationError for a model that the interpreter cannot take."""
+        from moec.ir.facts import facts_of
         from moec.ir.interpreter import runner
-        from moec.ir.intervals import intervals
         from moec.ir.watch import Watch
 
         nodes = list(model.graph)
-        return _Runs(runner(model), Watch(nodes, intervals(nodes, {}, _numbers)))
+        return _Runs(runner(model), Watch(nodes, facts_of(nodes, _Constants.of(nodes))))
 
     def after(self, inputs: Inputs) -> Watch | None:
         """The watch as it is after one more run; None where the interpreter cannot run these inputs."""
@@ -186,6 +186,28 @@ def _token_counts(model: ir.Model) -> list[int]:
 def _numbers(value: ir.Value) -> np.ndarray | None:
     constant = value.const_value
     return None if constant is None or constant.size > MOST_NUMBERS else constant.numpy()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Constants:
+    """Those of a model, except weights: what is large, and what is added to a product."""
+
+    biases: frozenset[ir.Value]
+
+    @staticmethod
+    def of(nodes: Sequence[ir.Node]) -> _Constants:
+        products = {"Conv", "Einsum", "Gemm", "MatMul"}
+        added = (node for node in nodes if node.op_type == "Add")
+        makers = {node: [value.producer() for value in node.inputs if value is not None] for node in added}
+        behind = [node for node, found in makers.items() if any(one and one.op_type in products for one in found)]
+        gemms = [node for node in nodes if node.op_type in ("Conv", "Gemm")]
+        return _Constants(frozenset(value for node in (*behind, *gemms) for value in node.inputs if value is not None))
+
+    def has(self, value: ir.Value) -> bool:
+        return value.const_value is not None and value not in self.biases
+
+    def array(self, value: ir.Value, most: int) -> np.ndarray | None:
+        return _numbers(value) if self.has(value) else None
 
 
 def _weights(model: ir.Model) -> int:

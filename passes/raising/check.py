@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.expert_ids import mapped
+from moec.ir.facts import Facts
 from moec.ir.interpreter import EvaluationError
 from moec.ir.mapped_files import release_pages
 from moec.ir.semantics import experts
@@ -101,7 +102,7 @@ def check_proposal(block: Block, proposal: Proposal | RowProposal, *, isomorphic
     and one trial that drives every expert decides.
     """
     if isomorphic_agreed:  # whose decisions were seen; there is nothing to watch
-        comparison = _Comparison(block, proposal, Watch([], {}))
+        comparison = _Comparison(block, proposal, Watch([], Facts()))
         comparison.run_all(one_token_per_expert(block, proposal.routing))
         return comparison.verdict()
     comparison = _Comparison(block, proposal, watch_block(block, proposal.used))

@@ -8,15 +8,15 @@ leaves the block as it is.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Set
 
 import numpy as np
 import onnx_ir as ir
 
-from moec.ir.few_numbers import cases, few_numbers
+from moec.ir.facts import facts_of
 from moec.ir.interpreter import EvaluationError
-from moec.ir.intervals import MOST_BOUNDS, Interval, intervals
-from moec.ir.sides import Condition, Never, Takes
+from moec.ir.sides import Never
 from moec.ir.watch import Unseen, Watch
 from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import Block
@@ -27,14 +27,12 @@ from moec.passes.raising.trials import Trial, combined_trials, far_trials
 SHIFTS = (1.0, 10.0, 0.01)
 IDLE = 1e-9
 """Share of y by which it may be off where something else was computed that it is independent of."""
-MOST_ENTRIES = 1 << 22
-"""The size of a table from which on its entries are not looked at."""
 
 
 def watch_block(block: Block, used: Set[ir.Value]) -> Watch:
     """A watch over all nodes of a block. The numbers of ``used`` constants are not looked at: they may be others in a
     block of equal structure."""
-    return Watch(block.nodes, block_intervals(block, used), _cases(block, used))
+    return Watch(block.nodes, facts_of(block.nodes, _Constants(block, used)))
 
 
 class _Rounds(Never):
@@ -57,27 +55,21 @@ def roundings(block: Block) -> list[Unseen]:
     return [Unseen(node, _Rounds()) for node in block.nodes if rounds(node)]
 
 
-def block_intervals(block: Block, used: Set[ir.Value]) -> dict[ir.Value, Interval]:
-    return intervals(block.nodes, {}, lambda value: _constant(block, used, value, MOST_BOUNDS))
+@dataclasses.dataclass(frozen=True)
+class _Constants:
+    """Those of a block, except the ``used`` ones."""
 
+    block: Block
+    used: Set[ir.Value]
 
-def _cases(block: Block, used: Set[ir.Value]) -> dict[ir.Node, tuple[Condition, ...]]:
-    """Tables that are read, and flags that meet: each of their numbers has to be seen."""
+    def has(self, value: ir.Value) -> bool:
+        return value not in self.used and self.block.dataflow.constant(value)
 
-    def constant(value: ir.Value) -> Array | None:
-        return _constant(block, used, value, MOST_ENTRIES)
-
-    numbers = few_numbers(block.nodes, constant)
-    found = {node: cases(node, numbers, constant) for node in block.nodes}
-    return {node: (Takes(few),) for node, few in found.items() if few is not None}
-
-
-def _constant(block: Block, used: Set[ir.Value], value: ir.Value, most: int) -> Array | None:
-    """The elements of a constant of at most ``most``, unless it is ``used``."""
-    dataflow = block.dataflow
-    if value in used or not dataflow.constant(value) or np.prod(dataflow.shape(value), dtype=np.int64) > most:
-        return None
-    return dataflow.array(value)
+    def array(self, value: ir.Value, most: int) -> Array | None:
+        dataflow = self.block.dataflow
+        if not self.has(value) or np.prod(dataflow.shape(value), dtype=np.int64) > most:
+            return None
+        return dataflow.array(value)
 
 
 def idle_nodes(block: Block, watch: Watch, trial: Trial) -> list[ir.Node]:

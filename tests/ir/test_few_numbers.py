@@ -8,7 +8,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from moec.ir.few_numbers import MOST_PAIRS, cases, few_numbers
+from moec.ir.few_numbers import MEETING, MOST_PAIRS, few_numbers
 from moec.passes.framework import pipeline
 
 CONSTANTS = {
@@ -25,8 +25,11 @@ BEHIND = {
     "c = Where (b, half, unit)\n y = Where (b, c, half)": [0.5, 1],
     "f = Cast <to = 1> (b)\n g = Sub (unit, f)\n y = Mul (f, g)": [0, 1],
     "i = ArgMax <axis = -1> (x)\n o = OneHot (i, depth, off_on)\n y = Min (o, unit)": [1],
-    "i = ArgMax <axis = 0> (x)\n y = Gather (table, i)": [1, 3],
-    "n = Shape <end = 1> (x)\n y = Slice (table, first, n)": [1, 3],
+    "i = ArgMax <axis = 0> (x)\n t = Gather (table, i)\n y = Min (t, unit)": [1],
+    "f = Cast <to = 1> (b)\n y = ReduceProd (f, first)": [0, 1],
+    "f = Cast <to = 1> (b)\n y = ReduceMin (f, first)": [0, 1],
+    "f = Cast <to = 1> (b)\n g = Sub (unit, f)\n y = Pow (f, g)": [0, 1],
+    "f = Cast <to = 1> (b)\n l = Log (f)\n e = Exp (l)\n y = Mul (e, half)": [0, 0.5],
     "f = Cast <to = 1> (b)\n t = Reshape (f, first)\n u = Concat <axis = 0> (t, t)\n y = Max (u, half)": [0.5, 1],
 }
 NOT_BEHIND = {
@@ -34,7 +37,7 @@ NOT_BEHIND = {
     "a choice of any number": "y = Where (b, x, half)",
     "too many pairs": "f = Cast <to = 1> (b)\n y = Mul (f, many)",
     "a sum of flags": "f = Cast <to = 1> (b)\n g = Add (f, f)\n y = Mul (g, half)",
-    "rows of what is no constant": "i = ArgMax <axis = 0> (x)\n f = Cast <to = 1> (b)\n y = Gather (f, i)",
+    "a product of any number of numbers": "h = Where (b, half, unit)\n y = ReduceProd (h, first)",
     "no operator in which they meet": "f = Cast <to = 1> (b)\n y = Neg (f)",
 }
 
@@ -50,7 +53,7 @@ def numbers_of_y(text: str) -> np.ndarray | None:
     pipeline.run(model, pipeline.parse("infer-shapes"))
     constant = lambda value: None if value.const_value is None else value.const_value.numpy()  # noqa: E731
     (node,) = (node for node in model.graph if node.outputs[0] is model.graph.outputs[0])
-    return cases(node, few_numbers(model.graph, constant), constant)
+    return few_numbers(model.graph, constant).get(node.outputs[0]) if node.op_type in MEETING else None
 
 
 @pytest.mark.parametrize("text", BEHIND)

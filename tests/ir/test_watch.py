@@ -7,8 +7,8 @@ import onnx_ir as ir
 import pytest
 
 from moec.ir.decisions import DECIDING, PLAIN
+from moec.ir.facts import Facts, facts_of
 from moec.ir.interpreter import Evaluator
-from moec.ir.intervals import intervals
 from moec.ir.sides import Takes
 from moec.ir.watch import Watch
 from moec.passes.framework import pipeline
@@ -40,7 +40,7 @@ class Runs:
         pipeline.run(model, pipeline.parse("infer-shapes"))
         self.x = model.graph.inputs[0]
         self._evaluator = Evaluator(list(model.graph), [self.x], list(model.graph.outputs), {"": 24})
-        self.watch = Watch(model.graph, intervals(model.graph, {}, _constant))
+        self.watch = Watch(model.graph, facts_of(list(model.graph), Initializers()))
 
     def unseen(self, *runs: list[list[float]]) -> list[str]:
         """The conditions that are unseen after runs on these x."""
@@ -49,8 +49,14 @@ class Runs:
         return [str(one.condition) for one in self.watch.unseen()]
 
 
-def _constant(value: ir.Value) -> np.ndarray | None:
-    return None if value.const_value is None else value.const_value.numpy()
+class Initializers:
+    """All constants of a model."""
+
+    def has(self, value: ir.Value) -> bool:
+        return value.const_value is not None
+
+    def array(self, value: ir.Value, most: int) -> np.ndarray | None:
+        return None if value.const_value is None or value.const_value.size > most else value.const_value.numpy()
 
 
 LOW, HIGH = [[-99.0, -99, -99]], [[99.0, 99, 99]]
@@ -94,7 +100,11 @@ def test_every_bound_of_several_has_to_be_reached() -> None:
 
 def test_several_numbers_may_stand_on_the_left() -> None:
     """Of one number each side is asked for once, of several each has to be met."""
-    assert Runs("y = Min (limits, ten)").unseen() == ["input 0 < input 1", "input 0 > input 1"]
+    assert Runs("y = Min (limits, ten)").unseen() == [
+        "input 0 < input 1",
+        "input 0 > input 1",
+        "it is each of the 3 numbers that it can be",
+    ]
     assert not Runs("y = Min (limits, ten)").unseen(LOW)
     assert Runs("y = Min (limits, x)").unseen(LOW) == ["input 0 < input 1"]
     assert not Runs("y = Min (limits, x)").unseen(LOW, HIGH)
@@ -174,14 +184,15 @@ def test_no_operator_both_decides_and_does_not() -> None:
 
 def test_integers_beyond_a_narrower_type_have_to_be_met() -> None:
     text = "n = Cast <to = 7> (x)\n y = Cast <to = 3> (n)"
-    assert Runs(text).unseen([[1, 2, 3]]) == ["input 0 lies outside of -128 to 127"]
+    assert Runs(text).unseen([[1, 2, 3]]) == ["an integer outside of -128 to 127"]
     assert not Runs(text).unseen([[1, 2, 300]])
     assert not Runs("n = ArgMax <axis = -1> (x)\n y = Cast <to = 3> (n)").unseen([[1, 2, 3]], [[3, 2, 1]])
 
 
-def test_each_number_of_a_result_has_to_be_met() -> None:
+def test_each_number_of_a_result_has_to_be_met(monkeypatch: pytest.MonkeyPatch) -> None:
     node = ir.node("Neg", [ir.Value(name="flag")])
-    watch = Watch([node], {}, {node: (Takes(np.array([0.0, 1.0])),)})
+    monkeypatch.setattr("moec.ir.watch.conditions", lambda node, facts: (Takes(np.array([0.0, 1.0])),))
+    watch = Watch([node], Facts())
     told = [str(one.condition) for one in watch.unseen()]
     assert told == ["it is each of the 2 numbers that it can be"]
     watch(node, [np.array([False])], [np.array([0.0])])

@@ -1,0 +1,110 @@
+"""Facts about the values of a graph that no run has to show: what they can be, and which are tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir.few_numbers import few_numbers
+from moec.ir.intervals import MOST_BOUNDS, Interval, intervals
+from moec.ir.movement import moving
+
+Array = np.ndarray[Any, Any]
+MOST_ENTRIES = 1 << 22
+"""The size of a table from which on its numbers are not looked at."""
+MOST_SIZE = 1 << 17
+"""The longest axis for which it is asked whether integers wrap around."""
+_MOVING = moving(casts=True)
+
+
+class Constants(Protocol):
+    """The constants that may be looked at."""
+
+    def has(self, value: ir.Value) -> bool:
+        """Whether a value is one, however large."""
+        ...
+
+    def array(self, value: ir.Value, most: int) -> Array | None:
+        """The elements of one that has at most so many; None for any other value."""
+        ...
+
+
+class NoConstants:
+    """There are none."""
+
+    def has(self, value: ir.Value) -> bool:
+        return False
+
+    def array(self, value: ir.Value, most: int) -> Array | None:
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """``intervals``: which numbers values can be; ``of_sizes``: the same where no axis is longer than
+    :data:`MOST_SIZE`. ``numbers``: those of values that can be only a few. ``tables``: values whose elements are those
+    of constants. ``switched``: values that decisions make 0."""
+
+    intervals: Mapping[ir.Value, Interval] = dataclasses.field(default_factory=dict)
+    of_sizes: Mapping[ir.Value, Interval] = dataclasses.field(default_factory=dict)
+    numbers: Mapping[ir.Value, Array] = dataclasses.field(default_factory=dict)
+    tables: Collection[ir.Value] = ()
+    switched: Collection[ir.Value] = ()
+    constants: Constants = dataclasses.field(default_factory=NoConstants)
+
+
+def facts_of(nodes: Sequence[ir.Node], constants: Constants) -> Facts:
+    """Facts about everything that ``nodes``, in topological order, use and compute."""
+    few = few_numbers(nodes, lambda value: constants.array(value, MOST_ENTRIES))
+    small, of_sizes = (
+        intervals(nodes, {}, lambda value: constants.array(value, MOST_BOUNDS), most) for most in (math.inf, MOST_SIZE)
+    )
+    return Facts(small, of_sizes, few, _tables(nodes, constants), _switched(nodes, few), constants)
+
+
+def _tables(nodes: Sequence[ir.Node], constants: Constants) -> set[ir.Value]:
+    """Constants whose elements are moved, and what they are moved to."""
+    found: set[ir.Value] = set()
+
+    def is_table(value: ir.Value | None) -> bool:
+        if value is not None and value not in found and constants.has(value):
+            found.add(value)
+        return value in found
+
+    for node in nodes:
+        moved = node.inputs[:1] if node.op_type in _MOVING else node.inputs if node.op_type == "Concat" else ()
+        if moved and all(is_table(value) for value in moved):
+            found.update(node.outputs)
+    return found
+
+
+def _switched(nodes: Sequence[ir.Node], few: Mapping[ir.Value, Array]) -> set[ir.Value]:
+    """Values that are 0 where a flag, or a choice, makes them so."""
+    found: set[ir.Value] = set()
+
+    def is_switched(value: ir.Value | None) -> bool:
+        numbers = None if value is None else few.get(value)
+        return value in found or (numbers is not None and numbers.size > 1 and bool(np.any(numbers == 0)))
+
+    def may_be_zero(value: ir.Value | None) -> bool:
+        numbers = None if value is None else few.get(value)
+        return numbers is not None and bool(np.any(numbers == 0))
+
+    for node in nodes:
+        kind, inputs = node.op_type, node.inputs
+        if kind == "Where":
+            zero = any(map(may_be_zero, inputs[1:])) or any(map(is_switched, inputs[1:]))
+        elif kind in ("ScatterElements", "ScatterND"):
+            zero = may_be_zero(inputs[0])
+        else:
+            zero = any(map(is_switched, inputs if kind == "Mul" else inputs[:1])) and (
+                kind in _MOVING or kind in ("Div", "Mul")
+            )
+        if zero:
+            found.update(node.outputs)
+    return found

@@ -17,8 +17,9 @@ from moec.ir.movement import moving
 Array = np.ndarray[Any, Any]
 MOST_ENTRIES = 1 << 22
 """The size of a table from which on its numbers are not looked at."""
-MOST_SIZE = 1 << 17
-"""The longest axis for which it is asked whether integers wrap around."""
+MOST_SIZES = {4: 1 << 17, 8: 1 << 12}
+"""The longest axis for which it is asked whether integers of so many bytes wrap around: in 8 bytes products of four and
+five sizes have to fit, too."""
 _MOVING = moving(casts=True)
 
 
@@ -46,12 +47,12 @@ class NoConstants:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """``intervals``: which numbers values can be; ``of_sizes``: the same where no axis is longer than
-    :data:`MOST_SIZE`. ``numbers``: those of values that can be only a few. ``tables``: values whose elements are those
-    of constants. ``switched``: values that decisions make 0."""
+    """``intervals``: which numbers values can be; ``of_sizes``: the same for integers of 4 and of 8 bytes, for sizes up
+    to :data:`MOST_SIZES`. ``numbers``: those of values that can be only a few. ``tables``: values
+    whose elements are those of constants. ``switched``: values that decisions make 0."""
 
     intervals: Mapping[ir.Value, Interval] = dataclasses.field(default_factory=dict)
-    of_sizes: Mapping[ir.Value, Interval] = dataclasses.field(default_factory=dict)
+    of_sizes: Mapping[int, Mapping[ir.Value, Interval]] = dataclasses.field(default_factory=dict)
     numbers: Mapping[ir.Value, Array] = dataclasses.field(default_factory=dict)
     tables: Collection[ir.Value] = ()
     switched: Collection[ir.Value] = ()
@@ -61,10 +62,11 @@ class Facts:
 def facts_of(nodes: Sequence[ir.Node], constants: Constants) -> Facts:
     """Facts about everything that ``nodes``, in topological order, use and compute."""
     few = few_numbers(nodes, lambda value: constants.array(value, MOST_ENTRIES))
-    small, of_sizes = (
-        intervals(nodes, {}, lambda value: constants.array(value, MOST_BOUNDS), most) for most in (math.inf, MOST_SIZE)
-    )
-    return Facts(small, of_sizes, few, _tables(nodes, constants), _switched(nodes, few), constants)
+    found = {
+        size: intervals(nodes, {}, lambda value: constants.array(value, MOST_BOUNDS), most)
+        for size, most in {0: math.inf, **MOST_SIZES}.items()
+    }
+    return Facts(found.pop(0), found, few, _tables(nodes, constants), _switched(nodes, few), constants)
 
 
 def _tables(nodes: Sequence[ir.Node], constants: Constants) -> set[ir.Value]:

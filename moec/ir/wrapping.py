@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.ir.facts import MOST_SIZE, Facts
+from moec.ir.facts import MOST_SIZES, Facts
 from moec.ir.intervals import Interval, type_limits
 from moec.ir.sides import Condition, Given, Wraps
 
@@ -56,9 +56,8 @@ WRAPPING = frozenset(_EXACT)
 
 
 def wraps(node: ir.Node, facts: Facts) -> tuple[Condition, ...]:
-    """An integer result that may lie outside of its type, where no axis is longer than
-    :data:`~moec.ir.facts.MOST_SIZE`. Nothing of operands of which nothing is known, but for types of 1 and 2 bytes,
-    whose every number counts."""
+    """An integer result that may lie outside of its type, for sizes up to :data:`~moec.ir.facts.MOST_SIZES`. Nothing of
+    operands of which nothing is known, except in types of 1 and 2 bytes, of which every number counts."""
     result, kind = node.outputs[0], node.op_type
     if result.dtype is None or not result.dtype.is_integer() or result.dtype.bitwidth < 8:
         return ()
@@ -69,11 +68,12 @@ def wraps(node: ir.Node, facts: Facts) -> tuple[Condition, ...]:
         value.dtype is None or not (value.dtype.is_integer() or value.dtype == ir.DataType.BOOL) for value in operands
     ):
         return ()
-    known = [facts.of_sizes.get(value, Interval()).whole for value in operands]
+    size = max(result.dtype.itemsize, 4)
+    known = [facts.of_sizes.get(size, {}).get(value, Interval()).whole for value in operands]
     limits = type_limits(result)
     if result.dtype.itemsize > 2 and not all(map(_is_bounded, operands, known)):
         return ()
-    low, high = _exact_bounds(kind, known)
+    low, high = _exact_bounds(kind, known, MOST_SIZES[size])
     if limits.low <= low and high <= limits.high:
         return ()
     return (Wraps(limits.low, limits.high, lambda inputs: _EXACT[kind](node, inputs)),)
@@ -84,10 +84,10 @@ def _is_bounded(value: ir.Value, known: Interval) -> bool:
     return (known.low > limits.low and known.high < limits.high) or value.dtype == ir.DataType.BOOL
 
 
-def _exact_bounds(kind: str, known: Sequence[Interval]) -> tuple[float, float]:
+def _exact_bounds(kind: str, known: Sequence[Interval], most: int) -> tuple[float, float]:
     one, other = known[0], known[-1]
     if kind in ("CumSum", "ReduceSum"):
-        return min(0.0, one.low * MOST_SIZE), max(0.0, one.high * MOST_SIZE)
+        return min(0.0, one.low * most), max(0.0, one.high * most)
     if kind == "ReduceProd":
         return (0.0, 1.0) if one.low >= -1 and one.high <= 1 else (-np.inf, np.inf)
     if kind in ("Abs", "Cast", "Neg"):

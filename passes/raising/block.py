@@ -108,7 +108,7 @@ class Block:
 
     def feeds(self, x: Array, logits: Array) -> dict[ir.Value, Array]:
         """Feeds for an evaluation on rows x [T,d] and logits [T,E]; T is a multiple of ``row_step``."""
-        sizes = self._symbol_sizes(len(x) // max(self.row_step, 1))
+        sizes = self.sizes_at(len(x))
         feeds = {
             source: np.zeros(shape_at(source, sizes), source.dtype.numpy() if source.dtype else np.float32)
             for source in self.shape_sources
@@ -123,7 +123,7 @@ class Block:
         """Rows [T,d] as what y starts from, if it does."""
         if self.start is None:
             return {}
-        sizes = self._symbol_sizes(len(rows) // max(self.row_step, 1))
+        sizes = self.sizes_at(len(rows))
         return {self.start: rows if rank(self.start) == 2 else rows.reshape(shape_at(self.x, sizes))}
 
     def laid_out(self, layout: Mapping[str, int]) -> Block:
@@ -141,6 +141,10 @@ class Block:
         """Symbols that x lacks: lengths of other inputs."""
         found = dict.fromkeys(symbol for source in self.shape_sources for symbol in symbols_of(source))
         return [symbol for symbol in found if symbol not in symbols_of(self.x)]
+
+    def sizes_at(self, rows: int) -> dict[str, int]:
+        """The sizes of all symbols in an evaluation on so many rows."""
+        return self._symbol_sizes(rows // max(self.row_step, 1))
 
     def _symbol_sizes(self, units: int) -> dict[str, int]:
         """The sizes of ``layout``, or those that follow from the number of rows."""
@@ -172,7 +176,7 @@ class Block:
         return found if moved is not None and _is_sum(moved, given, found) else None
 
     def _y_of(self, x: Array, logits: Array, start: Array | None, watch: Watcher | None) -> Array | None:
-        T, size = len(x), self._tokens_per_run(len(x))
+        T, size = len(x), self.rows_for(len(x))
         parts = [np.zeros((0, self.d))]
         runs = self.values_on(x, logits, [self.y], watch, start)
         for first, (y,) in zip(range(0, T or 1, size or 1), runs, strict=True):
@@ -191,7 +195,7 @@ class Block:
     ) -> list[list[Array]]:
         """The block's values ``outputs`` for any T, once for each run that it takes: see :meth:`y_of`. ``start`` [T,d]
         are other rows than zeros for what y starts from."""
-        size, found = self._tokens_per_run(len(x)), []
+        size, found = self.rows_for(len(x)), []
         for first in range(0, len(x) or 1, size or 1):
             rows = [a[first : first + size] for a in (x, logits, np.zeros_like(x) if start is None else start)]
             padding = size - len(rows[0])
@@ -199,7 +203,8 @@ class Block:
             found.append(self.evaluate(filled[0], filled[1], outputs, self._start_of(filled[2]), watch))
         return found
 
-    def _tokens_per_run(self, T: int) -> int:
+    def rows_for(self, T: int) -> int:
+        """The rows of one evaluation for T tokens."""
         return self.row_step if self.rows_are_fixed else -(-T // self.row_step) * self.row_step
 
     def evaluate(
@@ -273,6 +278,10 @@ class Block:
         weights = {projection.weight for projection in self.projections()}
         elements = sum(int(np.prod(self.dataflow.shape(weight))) for weight in weights)
         return max(1, elements // self.E if self.gathers_weights() or len(weights) > 3 else elements)
+
+    def most_tokens(self) -> int:
+        """How many tokens an evaluation may take where a decision asks for many."""
+        return self.tokens_at_once() if self.gathers_weights() else 2 * MOST_TOKENS + 4
 
     def tokens_at_once(self) -> int:
         """How many tokens an evaluation can take, so that its largest intermediate results stay within the budget:

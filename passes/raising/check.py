@@ -22,7 +22,8 @@ from moec.passes.raising.coverage import idle_nodes, reaching_trials, roundings,
 from moec.passes.raising.dataflow import Array, DataFlow
 from moec.passes.raising.router import Routing
 from moec.passes.raising.row_proposal import RowProposal
-from moec.passes.raising.trials import Trial, one_token_per_expert, trials
+from moec.passes.raising.size_scan import SizeScan
+from moec.passes.raising.trials import Trial, laid_out, one_token_per_expert, trials
 from moec.passes.raising.weights import ExpertTensor
 
 TOLERANCE = 1e-5
@@ -112,6 +113,8 @@ def check_proposal(block: Block, proposal: Proposal | RowProposal, *, isomorphic
         comparison.watch.dismiss(idle_nodes(block, comparison.watch, start))
     if comparison.agrees:
         comparison.run_all(reaching_trials(block, proposal.routing, comparison.watch))
+    if comparison.agrees and not comparison.watch.unseen():
+        comparison.run_sizes()
     rounded = roundings(block)
     if comparison.agrees and not rounded:
         comparison.run_rounded()
@@ -130,6 +133,10 @@ class _Comparison:
     undefined: dict[str, str] = dataclasses.field(default_factory=dict)
     failing: set[Unseen] = dataclasses.field(default_factory=set)
     """Sides that were taken where the original fails, or where a slice has nothing to take from."""
+    layouts: list[dict[str, int]] = dataclasses.field(default_factory=list)
+    """The sizes of trials that told something."""
+    beyond: list[Unseen] = dataclasses.field(default_factory=list)
+    """What changes where no trial can come."""
 
     def run_all(self, chosen: Iterable[Trial]) -> None:
         for trial in chosen:
@@ -161,9 +168,21 @@ class _Comparison:
                 self.failing.update(side for side in newly if side.node.op_type == "Slice")
             return
         if telling.all():
+            self.layouts.append(block.sizes_at(block.rows_for(len(trial.x))))
             self.watch.adopt(seen)
         else:
             self._run(Trial(trial.name, trial.x[telling], trial.logits[telling]))
+
+    def run_sizes(self) -> None:
+        """Trials of sizes at which a value made of sizes alone is another number than in all trials so far."""
+        scan = SizeScan.of(self.block)
+        for node, layout in scan.differing([dict(one) for one in {tuple(one.items()) for one in self.layouts}]):
+            if self.block.rows_of(layout) > self.block.most_tokens():
+                self.beyond.append(scan.unseen(node, layout))
+            else:
+                self.run_all([laid_out(self.block, "sizes at which something changes", layout)])
+            if not self.agrees:
+                return
 
     def run_rounded(self) -> None:
         """A trial in float32, where the block is: to add a large number and take it away again rounds, too."""
@@ -195,7 +214,7 @@ class _Comparison:
 
     def verdict(self, unseen: Sequence[Unseen] = ()) -> Verdict:
         """``unseen`` cannot be shown by any trial. What is taken only where the original fails counts for nothing."""
-        unseen = [*unseen, *(side for side in self.watch.unseen() if side not in self.failing)]
+        unseen = [*unseen, *self.beyond, *(side for side in self.watch.unseen() if side not in self.failing)]
         if "every expert" in self.undefined:
             return Verdict(float("inf"), self.tolerance, "every expert", self.undefined, unseen)
         return Verdict(self.worst, self.tolerance, self.worst_trial, self.undefined, unseen)

@@ -94,10 +94,10 @@ def layout_trials(block: Block) -> Iterator[Trial]:
     """A token in every place of a third sequence, row, and picture. Nothing where it takes too much memory."""
     for layout in layouts(block):
         if block.rows_of(layout) <= LAYOUT_SHARE * block.tokens_at_once():
-            yield _laid_out(block, "several of everything", layout)
+            yield laid_out(block, "several of everything", layout)
 
 
-def _laid_out(block: Block, name: str, layout: Mapping[str, int], seed: int = 9) -> Trial:
+def laid_out(block: Block, name: str, layout: Mapping[str, int], seed: int = 9) -> Trial:
     T = block.rows_of(layout)
     logits = np.random.default_rng(seed).normal(size=(T, block.E)) * 3
     return Trial(name, sample_rows(T, block.d), logits, layout=layout)
@@ -174,7 +174,7 @@ def far_trials(block: Block, routing: Routing) -> Iterator[Trial]:
         yield Trial(f"logits moved by {shift:g}", rows, logits + shift, extreme=True)
     for factor in (10.0, 100.0, 1e4, 1e8, -10.0, -1e3, 1e-2, 1e-4, 0.0):
         yield Trial(f"logits times {factor:g}", rows, logits * factor, extreme=True)
-    yield from _long_trials(block, block.tokens_at_once() if block.gathers_weights() else 2 * MOST_TOKENS + 4)
+    yield from _long_trials(block, block.most_tokens())
     for number in (np.nan, np.inf, -np.inf):
         for place in ("rows", "logits"):
             x, scores = rows.copy(), logits.copy()
@@ -224,4 +224,4 @@ def _long_layouts(block: Block, numbers: Sequence[int], most: int) -> Iterator[T
     for symbol, number in itertools.product((*symbols[1:-1], *block.other_symbols), numbers):
         layout = {**usual, symbol: number + 1}
         if block.rows_of(layout) <= most:
-            yield dataclasses.replace(_laid_out(block, "much of one thing", layout, seed=6), long=True)
+            yield dataclasses.replace(laid_out(block, "much of one thing", layout, seed=6), long=True)

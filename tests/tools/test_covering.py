@@ -53,7 +53,7 @@ def test_many_tokens_are_among_the_inputs_whatever_is_decided():
 
 
 def test_the_last_index_is_reached():
-    text = "e = Gather (table, i)\n b = Less (e, four)\n y = Where (b, e, limit)"
+    text = "e = Gather (table, i)\n b = Less (e, four)\n f = Cast <to = 1> (b)\n y = Mul (f, limit)"
     assert not covered(model(text, "int64[N] i")).coverage.unseen
 
 

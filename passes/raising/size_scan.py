@@ -1,0 +1,188 @@
+"""Values that a block computes of sizes alone, looked at for far more sizes than a trial can have rows.
+
+A smooth switch on the number of tokens decides nothing, so no side of it is missing; but what is one number in all
+trials and another at a size that none has was not compared. Such values cost little to compute without any rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir.interpreter import EvaluationError, Evaluator
+from moec.ir.kinds import ELEMENTWISE
+from moec.ir.movement import moving
+from moec.ir.sides import Given, Never
+from moec.ir.watch import Unseen
+from moec.passes.raising.block import Block
+from moec.passes.raising.dataflow import Array
+from moec.passes.raising.symbols import shape_at, symbols_of
+
+LARGEST = 1 << 20
+"""The largest size that is looked at."""
+MOST_BYTES = 1 << 27
+"""What the largest value may take: a table of all pairs of places soon takes more."""
+GROWTH = 1.5
+NEAR = 1e-6
+"""How far numbers may be apart, as a share of the larger of 1 and the number, and still be one."""
+Layout = Mapping[str, int]
+Range = tuple[float, float]
+_SHAPED = {"ConstantOfShape": 0, "Expand": 1, "Pad": 1, "Reshape": 1, "Split": 1, "Tile": 1, "TopK": 1}
+"""Operators and which of their inputs says a size of their result."""
+
+_FILLING = frozenset({*_SHAPED, *moving(), "Unsqueeze"})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes(Never):
+    """A value that differs only where there are more rows than a trial can have."""
+
+    layout: tuple[tuple[str, int], ...] = ()
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{symbol} = {size}" for symbol, size in self.layout)
+        return f"it is another number than in all trials where {sizes}"
+
+
+@dataclasses.dataclass
+class SizeScan:
+    """``nodes`` compute of sizes what enters a block's numbers; ``shapes`` are where these sizes come from."""
+
+    block: Block
+    nodes: list[ir.Node]
+    shapes: list[ir.Node]
+
+    @staticmethod
+    def of(block: Block) -> SizeScan:
+        known = {*symbols_of(block.x), *block.other_symbols}
+        shapes = [node for node in block.nodes if node.op_type == "Shape" and _is_known(node.inputs[0], known)]
+        made = {node.outputs[0] for node in shapes}
+        nodes: list[ir.Node] = []
+        for node in block.nodes:
+            used = [value for value in node.inputs if value is not None]
+            if used and all(value in made or block.dataflow.constant(value) for value in used) and node.outputs:
+                nodes.append(node)
+                made.update(node.outputs)
+        flat = _flat(block, nodes)
+        return SizeScan(block, [node for node in _entering(block, nodes, shapes) if node not in flat], shapes)
+
+    def differing(self, seen: Sequence[Layout]) -> Iterator[tuple[ir.Node, Layout]]:
+        """Values that were one number for all layouts that were ``seen`` and are another one for a larger, with the
+        first such layout, in the order of sizes."""
+        ranges = [found for layout in seen if (found := self._ranges(layout)) is not None]
+        fixed = {node: one for node in self.nodes if (one := _constant_in(node, ranges)) is not None}
+        for layout in self._layouts():
+            if not fixed:
+                return
+            found = self._ranges(layout)
+            for node in list(fixed) if found is not None else ():
+                low, high = found.get(node, (fixed[node], fixed[node]))
+                if max(abs(low - fixed[node]), abs(high - fixed[node])) > 2 * NEAR * max(1.0, abs(fixed[node])):
+                    yield node, layout
+                    del fixed[node]
+
+    def unseen(self, node: ir.Node, layout: Layout) -> Unseen:
+        return Unseen(node, _Sizes(layout=tuple(layout.items())))
+
+    def _layouts(self) -> Iterator[Layout]:
+        """Each symbol alone, and all together, at growing sizes and beside the numbers in the block."""
+        symbols = [*symbols_of(self.block.x), *self.block.other_symbols]
+        numbers = sorted(abs(number) for number in self.block.numbers() if number)[:24]
+        made = [a * b for a in numbers for b in (*numbers, *(1 / one for one in numbers))]
+        beside = {int(number) + step for number in (*numbers, *made) for step in (0, 1) if number < LARGEST}
+        steps = itertools.takewhile(LARGEST.__ge__, (int(4 * GROWTH**step) for step in itertools.count()))
+        sizes = sorted({*steps, *itertools.islice(sorted(beside - {0}), 200)})
+        together = [tuple(symbols)] if len(symbols) > 1 else []
+        for long in [*((symbol,) for symbol in symbols), *together]:
+            most = 0.0
+            for before, size in itertools.pairwise([1, *sizes]):
+                if most * (size / before) ** (2 * len(long)) > MOST_BYTES:
+                    break
+                layout = dict.fromkeys(symbols, 1) | dict.fromkeys(long, size)
+                yield layout
+                most = max(most, self._largest)
+
+    def _ranges(self, layout: Layout) -> dict[ir.Node, Range] | None:
+        """The least and the largest number of each value; None for sizes that the graph does not take."""
+        found: dict[ir.Node, Range] = {}
+        self._largest = 0
+
+        def note(node: ir.Node, inputs: Given, outputs: Given) -> None:
+            array = outputs[0]
+            self._largest = max(self._largest, 0 if array is None else array.nbytes)
+            if array is not None and array.size and array.dtype.kind in "fiub":
+                found[node] = float(array.min()), float(array.max())
+
+        try:
+            self._evaluator.run({node.outputs[0]: _shape_of(node, layout) for node in self.shapes}, note)
+        except (EvaluationError, MemoryError):
+            return None
+        return found
+
+    @property
+    def _evaluator(self) -> Evaluator:
+        if not hasattr(self, "_made"):
+            fed = [node.outputs[0] for node in self.shapes]
+            nodes = self.block.dataflow.between([node.outputs[0] for node in self.nodes], stop=fed.__contains__)
+            outputs = [node.outputs[0] for node in self.nodes[-1:]]
+            self._made = Evaluator(nodes, fed, outputs, {"": 24}, dtype=np.float64)
+        return self._made
+
+
+def _is_known(value: ir.Value | None, known: set[str]) -> bool:
+    if value is None or value.shape is None:
+        return False
+    unnamed = any(isinstance(dim, ir.SymbolicDim) and dim.value is None for dim in value.shape)
+    return not unnamed and set(symbols_of(value)) <= known
+
+
+def _shape_of(node: ir.Node, layout: Layout) -> Array:
+    assert node.inputs[0] is not None
+    shape = shape_at(node.inputs[0], layout)
+    return np.array(shape[slice(node.attributes.get_int("start", 0), node.attributes.get_int("end", len(shape)))])
+
+
+def _entering(block: Block, nodes: Sequence[ir.Node], shapes: Sequence[ir.Node]) -> list[ir.Node]:
+    """The nodes whose numbers enter those of others, not only their shapes."""
+    own = {*nodes, *shapes}
+    entering: set[ir.Node] = set()
+    for node in reversed(block.nodes):
+        if node in own and node not in entering:
+            continue
+        for place, value in enumerate(node.inputs):
+            maker = None if value is None else value.producer()
+            if maker in own and _SHAPED.get(node.op_type) != place:
+                entering.add(maker)
+    return [node for node in nodes if node in entering]
+
+
+def _flat(block: Block, nodes: Sequence[ir.Node]) -> set[ir.Node]:
+    """Nodes that fill any number of elements with one constant."""
+    flat: set[ir.Node] = set()
+
+    def is_flat(value: ir.Value | None) -> bool:
+        maker = None if value is None else value.producer()
+        return value is None or maker in flat or (block.dataflow.constant(value) and _is_single(block, value))
+
+    for node in nodes:
+        others = [value for place, value in enumerate(node.inputs) if _SHAPED.get(node.op_type) != place]
+        if (node.op_type in _FILLING or node.op_type in ELEMENTWISE) and all(map(is_flat, others)):
+            flat.add(node)
+    return flat
+
+
+def _is_single(block: Block, value: ir.Value) -> bool:
+    return int(np.prod(block.dataflow.shape(value), dtype=np.int64)) == 1
+
+
+def _constant_in(node: ir.Node, ranges: Sequence[Mapping[ir.Node, Range]]) -> float | None:
+    """The one number that a value is in all of them."""
+    numbers = [number for found in ranges for number in found.get(node, ())]
+    if not numbers or not np.isfinite(numbers).all():
+        return None
+    low, high = min(numbers), max(numbers)
+    return (low + high) / 2 if high - low <= NEAR * max(1.0, abs(high)) else None

@@ -163,9 +163,11 @@ class Compares(Condition):
         if evidence is None or not evidence[0]:
             return False
 
+        bound = right.whole
+
         def holds(place: int | None) -> Callable[[Interval], Array]:
             if place == self.left or place is None:
-                return lambda interval: may_hold(self.relation, interval, right.whole)
+                return lambda interval: may_hold(self.relation, interval, bound)
             return lambda interval: may_hold(self.relation, left.whole, interval)
 
         return all(

@@ -68,7 +68,7 @@ def wraps(node: ir.Node, facts: Facts) -> tuple[Condition, ...]:
         value.dtype is None or not (value.dtype.is_integer() or value.dtype == ir.DataType.BOOL) for value in operands
     ):
         return ()
-    size = max(result.dtype.itemsize, 4)
+    size = 8 if result.dtype.itemsize > 4 else 4
     known = [facts.of_sizes.get(size, {}).get(value, Interval()).whole for value in operands]
     limits = type_limits(result)
     if result.dtype.itemsize > 2 and not all(map(_is_bounded, operands, known)):

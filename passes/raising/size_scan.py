@@ -78,8 +78,8 @@ class SizeScan:
         for layout in self._layouts():
             if not fixed:
                 return
-            found = self._ranges(layout)
-            for node in list(fixed) if found is not None else ():
+            found = self._ranges(layout) or {}
+            for node in list(fixed):
                 low, high = found.get(node, (fixed[node], fixed[node]))
                 if max(abs(low - fixed[node]), abs(high - fixed[node])) > 2 * NEAR * max(1.0, abs(fixed[node])):
                     yield node, layout

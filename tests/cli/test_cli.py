@@ -147,6 +147,13 @@ def test_inspect_shows_a_kernel(folder, form, word):
     assert word in done.stdout
 
 
+def test_an_artifact_is_no_model_to_compile(folder, tmp_path):
+    done = moec("compile", folder / "model.moec", "-o", tmp_path / "again.moec")
+    assert_refused(done, "model.moec: is an artifact, which is compiled already; give the model that it was made of")
+    (tmp_path / "empty").mkdir()
+    assert_refused(moec("compile", tmp_path / "empty", "-o", tmp_path / "again.moec"), "empty: has no config.json")
+
+
 def test_opt_prints_ir_that_opt_reads(folder, tmp_path):
     done = moec("opt", folder / "model.onnx", "--passes", "infer-shapes", "--verify-each")
     assert done.returncode == 0, done.stderr

@@ -91,6 +91,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     names a type of model."""
     path = folder / CONFIG
     if not path.is_file():
+        if (folder / "manifest.json").is_file():
+            raise MoecError(f"{folder}: is an artifact, which is compiled already; give the model that it was made of")
         raise MoecError(
             f"{folder}: has no {CONFIG}; expected an ONNX file, or a folder of a Hugging Face model with {CONFIG} and "
             "safetensors files"

@@ -288,10 +288,13 @@ _LARGEST_TEXT_FORM = 1 << 30
 
 
 def _read_text_form(path: pathlib.Path) -> ir.Model:
+    from moec.frontend import operators
     from moec.ir.text import parse_model
 
     with reporting("reading", path):
-        return parse_model(read_text(path, _LARGEST_TEXT_FORM))
+        graph = parse_model(read_text(path, _LARGEST_TEXT_FORM))
+        operators.check_operators(graph, str(path))
+        return graph
 
 
 @one_at_a_time

@@ -65,7 +65,7 @@ def read_entry(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
         if entry.file_size > most:
             raise DamagedError(f"has {entry.file_size} bytes")
         with archive.open(entry) as file:
-            return file.read(most)
+            return file.read(entry.file_size)
     except KeyError:
         raise DamagedError("is missing") from None
     except ZIP_ERRORS as error:

@@ -32,7 +32,7 @@ def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
         raise MoecError(f"{path}: has {size} bytes; expected at most {most} of such a file")
     try:
         with open(path, "rb") as file:
-            return file.read(most)
+            return file.read(size)  # Python takes memory for as much as it is asked for
     except OSError as error:
         raise MoecError(f"{path}: cannot be read: {error.strerror or error}") from error
 

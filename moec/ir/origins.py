@@ -90,9 +90,14 @@ def _is_well_formed(content: Any) -> TypeGuard[dict[str, Any]]:
     )
 
 
+_MOST_DIGITS = 10
+"""Of the number of an expert."""
+
+
 def _are_reasons(reasons: Any) -> bool:
     return isinstance(reasons, dict) and all(
-        first.isdecimal() and first.isascii() and isinstance(why, str) for first, why in reasons.items()
+        first.isdecimal() and first.isascii() and len(first) < _MOST_DIGITS and isinstance(why, str)
+        for first, why in reasons.items()
     )
 
 

@@ -33,9 +33,18 @@ def states_of(model: ir.Model) -> list[State]:
     """What :func:`set_states` wrote; none where it never did. Raises MoecError for other metadata."""
     text = model.metadata_props.get(STATES_KEY, "[]")
     try:
-        return [State(**entry) for entry in json.loads(text)]
-    except (ValueError, RecursionError, TypeError) as error:
+        states = [State(**entry) for entry in json.loads(text)]
+        is_read = all(map(_is_state, states))
+    except (ValueError, RecursionError, TypeError):
+        is_read = False
+    if not is_read:
         raise MoecError(
             f"metadata {STATES_KEY!r} is {text[:80]!r}; expected what the pass hold-cache writes: run it, or remove it "
             "from the model"
-        ) from error
+        )
+    return states
+
+
+def _is_state(state: State) -> bool:
+    is_named = isinstance(state.input, str) and isinstance(state.output, str)
+    return is_named and (state.axis is None or type(state.axis) is int)

@@ -38,7 +38,7 @@ def shares_of(node: ir.Node, experts: int) -> list[float]:
     text = node.metadata_props.get(SHARES_KEY, "[]")
     try:
         shares = [float(share) for share in json.loads(text)]
-    except (ValueError, RecursionError, TypeError):
+    except (ValueError, OverflowError, RecursionError, TypeError):
         shares = [-1.0]
     if len(shares) not in (0, experts) or not all(0 <= share <= 1 for share in shares):
         raise MoecError(

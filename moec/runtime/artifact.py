@@ -21,6 +21,7 @@ import os
 import pathlib
 import platform
 import shutil
+import struct
 import weakref
 import zipfile
 
@@ -162,6 +163,8 @@ def _open(path: pathlib.Path, check_weights: bool) -> Artifact:
     where = str(path)
     if not path.exists():
         raise ArtifactError(f"{where}: no such artifact; make one with: moec compile MODEL -o {where}")
+    if not path.is_dir() and not path.is_file():
+        raise ArtifactError(f"{where}: is neither a folder nor a plain file; expected an artifact, or a zip of one")
     try:
         artifact = _open_folder(path) if path.is_dir() else _unpack(path)
         _check_files(artifact, check_weights)
@@ -249,7 +252,7 @@ def _unpack(path: pathlib.Path) -> Artifact:
             manifest = _read_manifest(folder, where)
             for name in manifest.files:
                 _unpack_entry(archive, name, folder, where)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
+    except _DAMAGED as error:
         temporary.cleanup()
         raise ArtifactError(f"{where}: is neither an artifact's folder nor an intact zip of one ({error})") from error
     except BaseException:
@@ -258,6 +261,10 @@ def _unpack(path: pathlib.Path) -> Artifact:
     artifact = Artifact(folder, manifest, where)
     artifact.owns(temporary)
     return artifact
+
+
+_DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, struct.error, UnicodeDecodeError)
+"""What the module ``zipfile`` raises for archives that are damaged, or that it cannot read."""
 
 
 def _unpack_entry(archive: zipfile.ZipFile, name: str, folder: pathlib.Path, where: str) -> None:

@@ -25,6 +25,17 @@ from moec.runtime.manifest import (
     WeightEntry,
     digest_of_content,
 )
+from moec.runtime.read_records import (
+    checked_block,
+    checked_kernel,
+    checked_loss,
+    checked_remark,
+    checked_stage,
+    is_size,
+    list_of,
+    optional,
+    typed,
+)
 
 _NAME = re.compile(r"[\w.+-]+(?:/[\w.+-]+)*")
 
@@ -75,10 +86,10 @@ def is_inside_name(name: str) -> bool:
 
 def _read_fields(content: dict[str, Any], where: str) -> Manifest:
     def field(key: str, kind: type) -> Any:
-        return _typed(content, key, kind, where)
+        return typed(content, key, kind, where)
 
     def records(key: str) -> list[dict[str, Any]]:
-        return _list_of(content, key, dict, where)
+        return list_of(content, key, dict, where)
 
     limits, sizes = field("input_limits", dict), field("input_sizes", dict)
     return Manifest(
@@ -92,54 +103,54 @@ def _read_fields(content: dict[str, Any], where: str) -> Manifest:
         projects=[_read_project(entry, f"{where}: projects") for entry in records("projects")],
         threads=None if content.get("threads") is None else field("threads", int),
         resident=None if content.get("resident") is None else field("resident", int),
-        input_limits={name: _typed(limits, name, int, where) for name in limits},
-        input_sizes={name: _typed(sizes, name, str, where) for name in sizes},
-        counted_inputs=_list_of(content, "counted_inputs", str, where),
-        guards=_list_of(content, "guards", str, where),
+        input_limits={name: typed(limits, name, int, where) for name in limits},
+        input_sizes={name: typed(sizes, name, str, where) for name in sizes},
+        counted_inputs=list_of(content, "counted_inputs", str, where),
+        guards=list_of(content, "guards", str, where),
         states=[_read_state(entry, f"{where}: states") for entry in records("states")],
         text=None if content.get("text") is None else _read_text(field("text", dict), f"{where}: text"),
-        moe_blocks=records("moe_blocks"),
-        stages=[_checked_stage(entry, f"{where}: stages") for entry in records("stages")],
-        remarks=records("remarks"),
-        losses=[_checked_loss(entry, f"{where}: losses") for entry in records("losses")],
+        moe_blocks=[checked_block(entry, f"{where}: moe_blocks") for entry in records("moe_blocks")],
+        stages=[checked_stage(entry, f"{where}: stages") for entry in records("stages")],
+        remarks=[checked_remark(entry, f"{where}: remarks") for entry in records("remarks")],
+        losses=[checked_loss(entry, f"{where}: losses") for entry in records("losses")],
         provenance=field("provenance", dict),
     )
 
 
 def _read_program(record: dict[str, Any], where: str) -> ProgramEntry:
     return ProgramEntry(
-        architecture=_typed(record, "architecture", str, where),
-        objects=_list_of(record, "objects", str, where),
-        weights=_list_of(record, "weights", int, where),
-        requirements=_list_of(record, "requirements", str, where),
-        binary=None if record.get("binary") is None else _typed(record, "binary", str, where),
-        held=[_read_held(entry, f"{where}: held") for entry in _list_of(record, "held", dict, where)],
-        streamed=[_read_streamed(entry, f"{where}: streamed") for entry in _list_of(record, "streamed", dict, where)],
-        last=None if record.get("last") is None else _read_last(_typed(record, "last", dict, where), f"{where}: last"),
-        kernels=[_checked_kernel(entry, f"{where}: kernels") for entry in _list_of(record, "kernels", dict, where)],
+        architecture=typed(record, "architecture", str, where),
+        objects=list_of(record, "objects", str, where),
+        weights=list_of(record, "weights", int, where),
+        requirements=list_of(record, "requirements", str, where),
+        binary=None if record.get("binary") is None else typed(record, "binary", str, where),
+        held=[_read_held(entry, f"{where}: held") for entry in list_of(record, "held", dict, where)],
+        streamed=[_read_streamed(entry, f"{where}: streamed") for entry in list_of(record, "streamed", dict, where)],
+        last=None if record.get("last") is None else _read_last(typed(record, "last", dict, where), f"{where}: last"),
+        kernels=[checked_kernel(entry, f"{where}: kernels") for entry in list_of(record, "kernels", dict, where)],
     )
 
 
 def _read_last(record: dict[str, Any], where: str) -> LastTokens:
-    return LastTokens(_typed(record, "output", str, where), _typed(record, "input", str, where))
+    return LastTokens(typed(record, "output", str, where), typed(record, "input", str, where))
 
 
 def _read_held(record: dict[str, Any], where: str) -> HeldState:
     kinds = {"input": str, "output": str, "axis": int, "dtype": str, "growth": str, "store": str, "restore": str}
     kinds |= {"at_places": bool}
-    fields = {key: _typed(record, key, kind, where) for key, kind in kinds.items()}
+    fields = {key: typed(record, key, kind, where) for key, kind in kinds.items()}
     dtype_of(fields["dtype"])
     return HeldState(**fields)
 
 
 def _read_streamed(record: dict[str, Any], where: str) -> StreamedExpertsSpec:
-    name, shares = _typed(record, "name", str, where), _typed(record, "shares", list, where)
+    name, shares = typed(record, "name", str, where), typed(record, "shares", list, where)
     weights = [
-        StreamedWeight(_typed(one, "weight", int, where), tuple(_list_of(one, "starts", int, where)))
-        for one in _list_of(record, "weights", dict, where)
+        StreamedWeight(typed(one, "weight", int, where), tuple(list_of(one, "starts", int, where)))
+        for one in list_of(record, "weights", dict, where)
     ]
-    chosen, experts = _typed(record, "chosen", int, where), _typed(record, "experts", int, where)
-    replaceable = _typed(record, "replaceable", bool, where)
+    chosen, experts = typed(record, "chosen", int, where), typed(record, "experts", int, where)
+    replaceable = typed(record, "replaceable", bool, where)
     found = StreamedExpertsSpec(name, chosen, experts, tuple(weights), tuple(shares), replaceable)
     lies = [len(one.starts) == experts + 1 and list(one.starts) == sorted(one.starts) >= [0] for one in weights]
     if not all(lies) or experts < 1:
@@ -152,42 +163,42 @@ def _read_streamed(record: dict[str, Any], where: str) -> StreamedExpertsSpec:
 
 
 def _read_project(record: dict[str, Any], where: str) -> ProjectEntry:
-    name, folder = _typed(record, "name", str, where), _typed(record, "folder", str, where)
+    name, folder = typed(record, "name", str, where), typed(record, "folder", str, where)
     if not is_inside_name(folder):
         raise ArtifactError(f"{where}: folder {folder!r} could leave the artifact's folder")
-    return ProjectEntry(name, folder, _typed(record, "report", dict, where))
+    return ProjectEntry(name, folder, typed(record, "report", dict, where))
 
 
 def _read_tensor(record: dict[str, Any], where: str) -> TensorSpec:
-    name, dtype = _typed(record, "name", str, where), _typed(record, "dtype", str, where)
+    name, dtype = typed(record, "name", str, where), typed(record, "dtype", str, where)
     dtype_of(dtype)
-    shape = _typed(record, "shape", list, where)
-    if not all(isinstance(size, str) or _is_size(size) for size in shape):
+    shape = typed(record, "shape", list, where)
+    if not all(isinstance(size, str) or is_size(size) for size in shape):
         raise ArtifactError(f"{where}: {name!r} has shape {shape}; expected sizes and names of dynamic sizes")
     return TensorSpec(name, dtype, tuple(shape))
 
 
 def _read_state(record: dict[str, Any], where: str) -> State:
-    axis = None if record.get("axis") is None else _typed(record, "axis", int, where)
-    return State(_typed(record, "input", str, where), _typed(record, "output", str, where), axis)
+    axis = None if record.get("axis") is None else typed(record, "axis", int, where)
+    return State(typed(record, "input", str, where), typed(record, "output", str, where), axis)
 
 
 def _read_text(record: dict[str, Any], where: str) -> TextEntry:
-    tokens = _typed(record, "special_tokens", dict, where)
+    tokens = typed(record, "special_tokens", dict, where)
     return TextEntry(
-        tokenizer=_typed(record, "tokenizer", str, where),
-        chat_template=None if record.get("chat_template") is None else _typed(record, "chat_template", str, where),
-        end_ids=_list_of(record, "end_ids", int, where),
-        special_tokens={name: _typed(tokens, name, str, where) for name in tokens},
-        checked_by=_optional(record, "checked_by", str, where),
+        tokenizer=typed(record, "tokenizer", str, where),
+        chat_template=None if record.get("chat_template") is None else typed(record, "chat_template", str, where),
+        end_ids=list_of(record, "end_ids", int, where),
+        special_tokens={name: typed(tokens, name, str, where) for name in tokens},
+        checked_by=optional(record, "checked_by", str, where),
     )
 
 
 def _read_weight(record: dict[str, Any], where: str) -> WeightEntry:
-    name, dtype = _typed(record, "name", str, where), _typed(record, "dtype", str, where)
-    shape = _typed(record, "shape", list, where)
-    offset, size = _typed(record, "offset", int, where), _typed(record, "bytes", int, where)
-    if not all(_is_size(number) for number in (*shape, offset, size)):
+    name, dtype = typed(record, "name", str, where), typed(record, "dtype", str, where)
+    shape = typed(record, "shape", list, where)
+    offset, size = typed(record, "offset", int, where), typed(record, "bytes", int, where)
+    if not all(is_size(number) for number in (*shape, offset, size)):
         raise ArtifactError(f"{where}: {name!r} has a negative or non-integer size")
     if math.prod(shape) * dtype_of(dtype).itemsize != size:
         raise ArtifactError(f"{where}: {name!r} is {dtype}{shape}, which is not {size} bytes")
@@ -197,66 +208,10 @@ def _read_weight(record: dict[str, Any], where: str) -> WeightEntry:
 
 
 def _read_file(record: Any, where: str) -> FileEntry:
-    size = _typed(record, "bytes", int, where)
-    if not _is_size(size):
+    size = typed(record, "bytes", int, where)
+    if not is_size(size):
         raise ArtifactError(f"{where}: {size} bytes is not a size")
-    return FileEntry(size, _typed(record, "sha256", str, where))
-
-
-def _checked_kernel(record: dict[str, Any], where: str) -> dict[str, Any]:
-    for key in ("name", "op", "computes"):
-        _typed(record, key, str, where)
-    for key, kind in {"nodes": list, "attributes": dict, "sources": dict, "sizes": dict}.items():
-        _typed(record, key, kind, where)
-    if not _is_size(_typed(record, "calls", int, where)):
-        raise ArtifactError(f"{where}: {record['calls']} calls are no number of them")
-    for name in record["sources"]:
-        _typed(record["sources"], name, str, where)
-    _list_of(record, "nodes", str, where)
-    _list_of(record, "candidates", dict, where)
-    for parameter in _list_of(record, "parameters", dict, where):
-        for key, kind in {"name": str, "dtype": str, "shape": list}.items():
-            _typed(parameter, key, kind, where)
-    for launch in _list_of(record, "launches", dict, where):
-        _check_launch(launch, where)
-    for key in ("work", "plan"):
-        _optional(record, key, dict, where)
-    return record
-
-
-def _check_launch(record: dict[str, Any], where: str) -> None:
-    kinds = {"function": str, "shared_bytes": str, "static_shared_bytes": int, "cluster": int, "begins_early": bool}
-    for key, kind in kinds.items():
-        _typed(record, key, kind, where)
-    for key in ("arguments", "grid", "block"):
-        _list_of(record, key, str, where)
-    for tensor_map in _list_of(record, "tensor_maps", dict, where):
-        for key, kind in {"name": str, "tensor": str, "dtype": str, "rank": int}.items():
-            _typed(tensor_map, key, kind, where)
-        _list_of(tensor_map, "numbers", str, where)
-    condition = _optional(record, "only_if", dict, where)
-    if condition is not None:
-        _typed(condition, "size", str, where)
-        sizes = _typed(condition, "sizes", dict, where)
-        _typed(sizes, "least", int, where)
-        _optional(sizes, "most", int, where)
-    _optional(record, "registers", int, where)
-
-
-def _checked_stage(record: dict[str, Any], where: str) -> dict[str, Any]:
-    for key, kind in {"name": str, "changed": bool, "file": str}.items():
-        _typed(record, key, kind, where)
-    return record
-
-
-def _checked_loss(record: dict[str, Any], where: str) -> dict[str, Any]:
-    for key in ("pass_name", "layer", "arithmetic"):
-        _typed(record, key, str, where)
-    for name in _typed(record, "formats", dict, where):
-        _list_of(record["formats"], name, str, where)
-    for key in ("weight_error", "output_error"):
-        _typed(record, key, float, where)
-    return record
+    return FileEntry(size, typed(record, "sha256", str, where))
 
 
 def _check_guards(manifest: Manifest, where: str) -> None:
@@ -363,26 +318,3 @@ def _check_weights(manifest: Manifest, where: str) -> None:
                 f"{where}: weight {weight.name!r} ends at byte {weight.offset + weight.bytes} of {WEIGHTS}, which has "
                 f"{available}"
             )
-
-
-def _typed(record: Any, key: str, kind: type, where: str) -> Any:
-    value = record.get(key) if isinstance(record, dict) else None
-    if not isinstance(value, kind):
-        raise ArtifactError(f"{where}: {MANIFEST} field {key!r} is missing or not of type {kind.__name__}")
-    return value
-
-
-def _optional(record: dict[str, Any], key: str, kind: type, where: str) -> Any:
-    """The same, or None, which the record says."""
-    return None if key in record and record[key] is None else _typed(record, key, kind, where)
-
-
-def _list_of(record: dict[str, Any], key: str, kind: type, where: str) -> list[Any]:
-    values = _typed(record, key, list, where)
-    if not all(isinstance(value, kind) for value in values):
-        raise ArtifactError(f"{where}: {MANIFEST} field {key!r} holds something that is not a {kind.__name__}")
-    return values
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -44,3 +44,29 @@ def test_what_is_no_json(text):
     with pytest.raises(ValueError) as caught:
         parse_json(text)
     assert "\n" not in str(caught.value) and 5 < len(str(caught.value)) < 301
+
+
+def test_no_more_memory_is_taken_than_the_file_has(tmp_path, monkeypatch):
+    """Python takes memory for as many bytes as it is asked to read."""
+    import builtins
+
+    asked = []
+
+    class Watched:
+        def __init__(self, file):
+            self._file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._file.close()
+
+        def read(self, count):
+            asked.append(count)
+            return self._file.read(count)
+
+    (tmp_path / "a").write_bytes(b"abc")
+    real = builtins.open
+    monkeypatch.setattr(builtins, "open", lambda *arguments: Watched(real(*arguments)))
+    assert read_bytes(tmp_path / "a", 1 << 40) == b"abc" and asked == [3]

@@ -50,10 +50,11 @@ def program(tmp_path_factory) -> Program:
 @pytest.fixture(scope="session")
 def context() -> Context:
     block = {"name": "moe", "op": "moec.MoE", "num_experts": 4, "top_k": 2, "router": "softmax", "activation": "silu"}
+    unknown = ("gate_layout", "dtype", "formulation", "experts")
     return Context(
         moec_version="0.0.0",
         threads=None,
-        moe_blocks=[{**block, "hidden_size": 8, "intermediate_size": None}],
+        moe_blocks=[{**block, "hidden_size": 8, "intermediate_size": None, **dict.fromkeys(unknown), "formats": {}}],
         input_limits={"ids": 7},
         input_sizes={"total": "past + rows"},
         counted_inputs=["x"],

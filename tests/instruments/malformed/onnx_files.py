@@ -9,8 +9,16 @@ from typing import Any
 
 from onnx import ModelProto
 
+from moec.frontend.conditions import KEY as CONDITIONS_KEY
+from moec.frontend.exported_ranges import RANGES
+from moec.ir.origins import ORIGIN_KEY
+from moec.ir.states import STATES_KEY
+from moec.ir.streaming import SHARES_KEY
+from moec.profile.keys import MEASURED_KEY
+
 from ...mutants import mutant
 from ...mutants.seeds import MODEL, Files, own_seeds
+from ..json_damage import damage
 from .byte_damage import damage_file
 from .kinds import Commands, Kind
 
@@ -42,7 +50,30 @@ def _damage(folder: pathlib.Path, rng: random.Random) -> str:
         return made.history
     files = rng.choice(list(own_seeds().values()))
     _write(folder, files)
-    return _break_text(folder / MODEL, rng)
+    return rng.choice([_break_text, _break_text, _set_metadata])(folder / MODEL, rng)
+
+
+_METADATA: dict[str, Any] = {
+    STATES_KEY: [{"input": "x", "output": "y", "axis": 1}],
+    ORIGIN_KEY: {"experts": [[0], [1]], "removed": {"7": "why"}, "joined": {"1": "why"}},
+    SHARES_KEY: [0.5, 0.5],
+    MEASURED_KEY: "89abcdef01234567 0123456789abcdef:0,2,5",
+    CONDITIONS_KEY: {"guards": ["n <= 4"], "unchecked": [], "fixed": []},
+    RANGES: "s0: VR[2, 99999]",
+}
+"""What moec itself notes in a model, which a file may hold, too."""
+
+
+def _set_metadata(path: pathlib.Path, rng: random.Random) -> str:
+    """Damaged notes of moec's own at the model, at its graph and at its nodes."""
+    proto = ModelProto.FromString(path.read_bytes())
+    key = rng.choice(list(_METADATA))
+    data, told = damage(_METADATA[key], rng)
+    text = data.decode("utf-8", errors="replace")
+    for owner in (proto, proto.graph, *proto.graph.node):
+        owner.metadata_props.add(key=key, value=text)
+    path.write_bytes(proto.SerializeToString())
+    return f"{key}: {told}"
 
 
 def _break_text(path: pathlib.Path, rng: random.Random) -> str:

@@ -127,7 +127,7 @@ def _output_types(node: ir.Node, version: int) -> list[_Type] | None:
     try:
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         found = onnx.shape_inference.infer_node_outputs(schema, ir.serde.serialize_node(node), types, data)
-    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError):
+    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError):
         return None
     if any(output.name not in found for output in node.outputs):
         return None

@@ -68,8 +68,8 @@ def _template(folder: Path, beside: dict[str, Any]) -> str | None:
         return read_text(path, _LARGEST_TEMPLATE)
     found = beside.get("chat_template")
     if isinstance(found, list):  # several by name
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = named.get("default")
+        named = [entry.get("template") for entry in found if isinstance(entry, dict) and entry.get("name") == "default"]
+        found = named[-1] if named else None
     return found if isinstance(found, str) else None
 
 

@@ -6,7 +6,7 @@ sizes are arithmetic have rules here; for all others its own rule is asked again
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -139,6 +139,8 @@ def _slice(node: ir.Node, values: SymbolicValues) -> Dims | None:
         return None
     starts, ends, axes = (list(bound.ravel()) for bound in bounds[:3])  # type: ignore[union-attr]
     steps = list(bounds[3].ravel()) if len(bounds) > 3 else [1] * len(starts)  # type: ignore[union-attr]
+    if len({len(starts), len(ends), len(axes), len(steps)}) > 1 or not _are_axes(axes, dims):
+        return None
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         length = _sliced(dims[axis], sympy.sympify(start), sympy.sympify(end)) if step == 1 else None
         if length is None:
@@ -188,14 +190,27 @@ def _pad(node: ir.Node, values: SymbolicValues) -> Dims | None:
     if dims is None or pads is None or (given is not None and axes is None):
         return None
     chosen = range(len(dims)) if axes is None else [int(axis) for axis in axes]
+    if len(pads) != 2 * len(chosen) or not _are_axes(chosen, dims):
+        return None
     for number, axis in enumerate(chosen):
         dims[axis] = sympy.expand(dims[axis] + pads[number] + pads[number + len(chosen)])
     return dims
 
 
+def _are_axes(axes: Sequence[Any], dims: Sequence[Any]) -> bool:
+    """Whether a value with these sizes has the axes; a file may name others."""
+    return all(not hasattr(axis, "free_symbols") or axis.is_Integer for axis in axes) and all(
+        -len(dims) <= int(axis) < len(dims) for axis in axes
+    )
+
+
 def _tile(node: ir.Node, values: SymbolicValues) -> Dims | None:
     dims, repeats = _input_dims(node), _target(node, values, 1)
-    return None if dims is None or repeats is None else [a * b for a, b in zip(dims, repeats, strict=True)]
+    return (
+        None
+        if dims is None or repeats is None or len(dims) != len(repeats)
+        else [a * b for a, b in zip(dims, repeats, strict=True)]
+    )
 
 
 def _top_k(node: ir.Node, values: SymbolicValues) -> Dims | None:
@@ -230,6 +245,10 @@ _RULES: dict[str, Callable[[ir.Node, SymbolicValues], Dims | None]] = {
 }
 
 
+_REFUSED = (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError)
+"""What ONNX's own inference raises for nodes that are none of its operators', or contradict them."""
+
+
 def _ask_onnx(node: ir.Node) -> bool:
     """ONNX's own rule for this one node; shapes with sizes it does not know are left as they were."""
     inputs = [value for value in node.inputs if value is not None]
@@ -247,7 +266,7 @@ def _ask_onnx(node: ir.Node) -> bool:
     try:
         schema = onnx.defs.get_schema(node.op_type, node.graph.opset_imports[""], "")  # type: ignore[union-attr]
         found = onnx.shape_inference.infer_node_outputs(schema, ir.serde.serialize_node(node), types, data)
-    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError):
+    except _REFUSED:
         return False
     changed = False
     for output in node.outputs:

@@ -57,6 +57,7 @@ def test_why_an_expert_became_part_of_another_is_written_too():
         {"experts": [[0], 1], "removed": {}},
         {"experts": [[0], [1]], "removed": []},
         {"experts": [[0], [1]], "removed": {"x": "why"}},
+        {"experts": [[0], [1]], "removed": {"9" * 5000: "why"}},
         {"experts": [[0], [1]], "removed": {"2": 3}},
         {"experts": [[0], [1]], "removed": {}, "more": 1},
         {"experts": [[0], [1]], "removed": {}, "joined": {"x": "why"}},

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx.parser
 import pytest
 
-from moec.errors import MoecError
+import moec
+from moec.errors import DefectError, MoecError
 
 from .before_after import check
 
@@ -177,3 +179,25 @@ def test_the_first_node_may_disappear():
             val_2 = Concat <axis = 0> (val_1, size_8) r = Expand (row, val_2) y = Concat <axis = 0> (x, r) }""",
         *({"x": np.ones((count, 8), np.float32)} for count in (0, 1, 3)),
     )
+
+
+@pytest.mark.parametrize(
+    ("node", "constants"),
+    [
+        ("Tile (x, a)", "int64[1] a = {2}"),
+        ("Tile (x, a)", "int64[3] a = {1, 1, 2}"),
+        ("Slice (x, a, b, c)", "int64[1] a = {0}, int64[1] b = {2}, int64[1] c = {7}"),
+        ("Slice (x, a, b, c)", "int64[1] a = {0}, int64[2] b = {2, 2}, int64[1] c = {1}"),
+        ("Pad (x, a)", "int64[3] a = {1, 1, 1}"),
+        ("If <then_branch = p () => (u) { u = Abs (f) }, else_branch = q () => (v) { v = Neg (f) }> (f)",
+         "float[2] f = {0, 1}"),
+    ],
+)  # fmt: skip
+def test_nodes_that_contradict_their_operator_are_refused(node, constants):
+    """Bounds, repeats and conditions that do not fit: the sizes are not told, and the model is none."""
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 21]> g (float[N,2] x) => (float[M,K] y) <{constants}> {{ y = {node} }}'
+    )
+    with pytest.raises(MoecError) as caught:
+        moec.compile(proto)
+    assert not isinstance(caught.value, DefectError) and "\n" not in str(caught.value)

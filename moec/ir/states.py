@@ -34,10 +34,9 @@ def states_of(model: ir.Model) -> list[State]:
     text = model.metadata_props.get(STATES_KEY, "[]")
     try:
         states = [State(**entry) for entry in json.loads(text)]
-        is_read = all(map(_is_state, states))
     except (ValueError, RecursionError, TypeError):
-        is_read = False
-    if not is_read:
+        states = None
+    if states is None or not all(map(_is_state, states)):
         raise MoecError(
             f"metadata {STATES_KEY!r} is {text[:80]!r}; expected what the pass hold-cache writes: run it, or remove it "
             "from the model"

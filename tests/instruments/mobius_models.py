@@ -19,11 +19,13 @@ _PACKED = ("GatherBlockQuantized", "MatMulNBits", "QMoE")
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """``blocks`` MoE layers; settings of mobius' ``config`` class that differ from ``_COMMON``."""
+    """``blocks`` MoE layers; settings of mobius' ``config`` class that differ from ``_COMMON``. ``takes_one``: a run
+    takes a single token."""
 
     blocks: int = 2
     config: str = "ArchitectureConfig"
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    takes_one: bool = False
 
 
 _COMMON: dict[str, Any] = {
@@ -111,6 +113,7 @@ MODELS: dict[str, Model] = {
             "attn_layer_offset": 1,
             "mamba_dt_rank": 8,
         },
+        takes_one=True,
     ),
     "jetmoe": Model(2, "JetMoeConfig"),
     "longcat_flash": Model(1, "LongcatFlashConfig", {**_LATENT, "zero_expert_num": 2}),

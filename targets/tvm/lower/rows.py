@@ -74,9 +74,19 @@ class RowOps:
         shape, dtype = list(x.ty.shape), str(x.ty.dtype)
         axis = attribute(node, "axis", -1) % len(shape)
         matrix = flatten(lowering, x, axis)
-        parameters = [_row_parameter(lowering, value, shape[axis:], dtype) for value in values]
         epsilon = float(attribute(node, "epsilon", 1e-5))
-        return reshape(lowering, self._call(lowering, node, kernel, matrix, parameters, epsilon), shape)
+        tensors = [None if value is None else lowering.tensor(value) for value in values]
+        if not any(tensor is not None and _differs_by_row(lowering, tensor, shape, axis) for tensor in tensors):
+            parameters = [_row_parameter(lowering, value, shape[axis:], dtype) for value in values]
+            return reshape(lowering, self._call(lowering, node, kernel, matrix, parameters, epsilon), shape)
+        size = [product(shape[axis:])]  # rows of the matrix have scales of their own, which are applied behind
+        neutral = [lowering.emit(relax.op.ones(size, dtype)), lowering.emit(relax.op.zeros(size, dtype))]
+        result = self._call(lowering, node, kernel, matrix, neutral[: len(values)], epsilon)
+        result = reshape(lowering, result, shape)
+        for apply, tensor in zip((relax.op.multiply, relax.op.add), tensors, strict=False):
+            if tensor is not None:
+                result = lowering.emit(apply(result, lowering.broadcast_to(tensor, shape)))
+        return result
 
     def _call(
         self,
@@ -106,6 +116,16 @@ def along_axis(lowering: LoweringContext, node: ir.Node, compute: Callable[[rela
     result = compute(flatten(lowering, moved, rank - 1))
     result = reshape(lowering, result, moved.ty.shape)
     return transpose(lowering, result, [to_end.index(position) for position in range(rank)])
+
+
+def _differs_by_row(lowering: LoweringContext, tensor: relax.Expr, shape: Sequence[Any], axis: int) -> bool:
+    """Whether a scale or bias has axes of ``shape`` in front of those that are normalised, and fits these."""
+    sizes = list(tensor.ty.shape)
+    own = list(shape)[len(shape) - len(sizes) :]
+    fits = (
+        lowering.sizes.equal(size, 1) or lowering.sizes.equal(size, one) for size, one in zip(sizes, own, strict=False)
+    )
+    return len(shape) - axis < len(sizes) <= len(shape) and all(fits)
 
 
 def _row_parameter(lowering: LoweringContext, value: ir.Value | None, shape: Sequence[Any], dtype: str) -> relax.Expr:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tvm import relax, tirx
 
     from moec.targets.tvm.held_states import HeldTensor, Places
-    from moec.targets.tvm.symbolic import Known
+    from moec.targets.tvm.symbolic import Known, Sizes
 
 HEAVY_OPERATORS = frozenset(
     {
@@ -59,6 +59,11 @@ HEAVY_OPERATORS = frozenset(
 
 class LoweringContext(Protocol):
     """What a converter may ask of, and add to, the function being built."""
+
+    @property
+    def sizes(self) -> Sizes:
+        """Arithmetic on the function's sizes, whose comparisons use what is known of them."""
+        ...
 
     def tensor(self, value: ir.Value) -> relax.Expr:
         """The value as a Relax tensor; its dims are in ``.ty.shape``. Constants become inline or weight parameters."""

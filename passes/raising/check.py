@@ -175,11 +175,18 @@ class _Comparison:
 
     def run_sizes(self) -> None:
         """Trials of sizes at which a value made of sizes alone is another number than in all trials so far."""
-        scan = SizeScan.of(self.block)
-        for node, layout in scan.differing([dict(one) for one in {tuple(one.items()) for one in self.layouts}]):
-            if self.block.rows_of(layout) > self.block.most_tokens():
+        scan, most = SizeScan.of(self.block), self.block.most_tokens()
+
+        def fits(layout: Mapping[str, int]) -> bool:
+            return self.block.rows_of(layout) <= most
+
+        tried: list[Mapping[str, int]] = []
+        seen = [dict(one) for one in {tuple(one.items()) for one in self.layouts}]
+        for node, layout in scan.differing(seen, fits):
+            if not fits(layout):
                 self.beyond.append(scan.unseen(node, layout))
-            else:
+            elif layout not in tried:
+                tried.append(layout)
                 self.run_all([laid_out(self.block, "sizes at which something changes", layout)])
             if not self.agrees:
                 return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +27,8 @@ LARGEST = 1 << 20
 MOST_BYTES = 1 << 27
 """What the largest value may take: a table of all pairs of places soon takes more."""
 GROWTH = 1.5
+GOES_ON = 1.1
+"""How much farther a value has to be at sizes beyond trials than it was in one, to be another number there."""
 NEAR = 1e-6
 """How far numbers may be apart, as a share of the larger of 1 and the number, and still be one."""
 Layout = Mapping[str, int]
@@ -70,20 +72,27 @@ class SizeScan:
         flat = _flat(block, nodes)
         return SizeScan(block, [node for node in _entering(block, nodes, shapes) if node not in flat], shapes)
 
-    def differing(self, seen: Sequence[Layout]) -> Iterator[tuple[ir.Node, Layout]]:
-        """Values that were one number for all layouts that were ``seen`` and are another one for a larger, with the
-        first such layout, in the order of sizes."""
+    def differing(self, seen: Sequence[Layout], fits: Callable[[Layout], bool]) -> Iterator[tuple[ir.Node, Layout]]:
+        """Values that were one number for all layouts that were ``seen``, each with the layout at which it is farthest
+        from that number. What ``fits`` a trial comes first; a larger layout follows only where the value goes on from
+        there, for a switch that a trial shows to its end needs no other."""
         ranges = [found for layout in seen if (found := self._ranges(layout)) is not None]
         fixed = {node: one for node in self.nodes if (one := _constant_in(node, ranges)) is not None}
-        for layout in self._layouts():
-            if not fixed:
-                return
-            found = self._ranges(layout) or {}
-            for node in list(fixed):
-                low, high = found.get(node, (fixed[node], fixed[node]))
-                if max(abs(low - fixed[node]), abs(high - fixed[node])) > 2 * NEAR * max(1.0, abs(fixed[node])):
-                    yield node, layout
-                    del fixed[node]
+        near = {node: 2 * NEAR * max(1.0, abs(number)) for node, number in fixed.items()}
+        farthest: dict[tuple[ir.Node, bool], tuple[float, Layout]] = {}
+        for layout in self._layouts() if fixed else ():
+            found, within = self._ranges(layout) or {}, fits(layout)
+            for node, number in fixed.items():
+                distance = max(abs(number - one) for one in found.get(node, (number, number)))
+                if distance > farthest.get((node, within), (near[node],))[0]:
+                    farthest[node, within] = distance, layout
+        for node in fixed:
+            tried = farthest.get((node, True), (near[node], None))
+            beyond = farthest.get((node, False), (0.0, None))
+            if tried[1] is not None:
+                yield node, tried[1]
+            if beyond[1] is not None and beyond[0] > GOES_ON * tried[0]:
+                yield node, beyond[1]
 
     def unseen(self, node: ir.Node, layout: Layout) -> Unseen:
         return Unseen(node, _Sizes(layout=tuple(layout.items())))

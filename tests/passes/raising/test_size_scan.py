@@ -9,7 +9,13 @@ from moec.ir import dialect
 from moec.passes.framework.base import Report
 from moec.passes.raise_moe import RaiseMoE
 
-CONSTANTS = {"slope": np.float32(0.05), "middle": np.float32(50), "far": np.float32(4000), "unit": np.float32(1)}
+CONSTANTS = {
+    "slope": np.float32(0.05),
+    "less": np.float32(0.0486),
+    "middle": np.float32(50),
+    "far": np.float32(4000),
+    "unit": np.float32(1),
+}
 RESULT = "weighted = Mul (o,"
 AMOUNT = """xs = Shape (x)
     n = Gather (xs, scalar_zero)
@@ -20,6 +26,8 @@ AMOUNT = """xs = Shape (x)
     f = Sub (unit, switch)
     scaled = Mul (o, f)
     weighted = Mul (scaled,"""
+SLOW = AMOUNT.replace("slope)", "less)")
+"""A switch that moves the result by less than the tolerance at the first larger size, and wholly beyond."""
 NOTHING = AMOUNT.replace("switch = Sigmoid (q1)", "switch = Sub (q1, q1)")
 
 
@@ -27,6 +35,7 @@ NOTHING = AMOUNT.replace("switch = Sigmoid (q1)", "switch = Sub (q1, q1)")
     ("text", "told"),
     [
         (AMOUNT.format(middle="middle"), "differs by"),
+        (SLOW.format(middle="middle"), "differs by"),
         (AMOUNT.format(middle="far"), "it is another number than in all trials where T = "),
         (NOTHING.format(middle="middle"), None),
     ],

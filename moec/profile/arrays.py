@@ -19,8 +19,9 @@ HELD = "held"
 PARTNERS = {"row_gates": "rows", "sample_gates": "sample", "sample_output": "sample"}
 """Arrays with an entry for each row of another one."""
 _MAY_BE_NEGATIVE = {"gate_sum", "moment_in", "moment_hidden", "rows", "row_gates"}
-_MAY_BE_NEGATIVE |= {"sample", "sample_gates", "sample_output"}
 _MAY_OVERFLOW = {"error", "prior_error"}
+_AS_RUN = {"sample", "sample_gates", "sample_output"}
+"""Arrays of what a model computed, which may be no number: passes leave such tokens out."""
 
 
 def problem_of(name: str, array: Array, head: Head) -> str | None:
@@ -38,6 +39,8 @@ def problem_of(name: str, array: Array, head: Head) -> str | None:
         return f"is {list(array.shape)}, expected {['any' if size is None else size for size in expected]}"
     if array.dtype.kind not in "iuf":
         return f"is of the type {array.dtype}, expected numbers"
+    if concept in _AS_RUN:
+        return None
     if np.isnan(array).any() or (concept not in _MAY_OVERFLOW and not np.isfinite(array).all()):
         return "holds numbers that are not finite"
     if concept not in _MAY_BE_NEGATIVE and (array < 0).any():

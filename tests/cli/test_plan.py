@@ -86,7 +86,7 @@ def test_a_profile_that_no_pass_reads_is_refused(passes, message, model, profile
 def test_a_profile_that_cannot_be_read_is_refused_before_the_model_is(tmp_path):
     (tmp_path / "model.onnx").write_text("nothing that could be read")
     done = moec("opt", tmp_path / "model.onnx", "--profile", "none.moeprof", "--passes", "prune-experts{keep=4}")
-    assert str(done.exception) == "none.moeprof: the profile cannot be read: No such file or directory"
+    assert str(done.exception) == "none.moeprof: cannot be read: No such file or directory"
 
 
 def test_no_plan_is_replaced(model, profile, tmp_path):

@@ -80,7 +80,7 @@ def no_library(*_arguments, **_options):
 
 def test_without_a_driver_the_way_out_is_named(for_gpu, monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", no_library)
-    open_driver.cache_clear()
+    monkeypatch.setattr(gpu, "open_driver", open_driver.__wrapped__)
     with pytest.raises(MoecError, match=r"needs a GPU, but NVIDIA's driver is not installed .*moec run --emulate"):
         devices.device_of(for_gpu)
 

@@ -86,6 +86,7 @@ def test_compiled(tmp_path: Path) -> None:
     assert results["present_key_1"].shape == (1, 2, len(IDS), 8)
 
 
+@pytest.mark.nightly
 def test_compiled_as_llama_cpp_computes(tmp_path: Path) -> None:
     path = write_model("mixtral", tmp_path / "model.gguf", "Q4_1")
     compiled = moec.compile(path)

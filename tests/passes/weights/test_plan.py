@@ -46,5 +46,5 @@ def test_what_is_no_plan_is_refused(change, message, tmp_path):
 
 
 def test_a_plan_that_is_not_there(tmp_path):
-    with pytest.raises(MoecError, match="the plan cannot be read: No such file"):
+    with pytest.raises(MoecError, match="cannot be read: No such file"):
         read_plan(tmp_path / "p")

@@ -97,7 +97,7 @@ def test_a_fork_has_pages_of_its_own(on_cuda):
     session.run(IDS[:1, :7])
     other = session.fork()
     first, second = session.run(IDS[:1, 7:8]), other.run(IDS[:1, 9:10])
-    np.testing.assert_array_equal(on_cuda.session().run(IDS[:1, :8])[:, 7:], first)
+    np.testing.assert_array_equal(on_cuda.session().run(IDS[:1, :8]), first)
     assert not np.array_equal(first, second)
 
 

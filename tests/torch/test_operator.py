@@ -106,7 +106,7 @@ def test_views_are_read_as_what_they_show(module: Any) -> None:
 
 def test_contiguous_inputs_are_not_copied() -> None:
     """What is read in place is seen to change while the operator waits for nothing: the runtime gets its address."""
-    module = moec.torch.as_module(compiled(TEXT))
+    module = moec.torch.as_module(compiled(TEXT.replace("Add", "Mul")))  # equal models are one to the operator
     seen: list[int] = []
     run = module.model._executor._program
 

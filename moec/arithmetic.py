@@ -1,4 +1,4 @@
-"""What a compiled model's products round activations to, and which level computes otherwise: for the summary line."""
+"""The arithmetic of a compiled model, for the summary line: types of activations, and the other level."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Rounding:
 
 
 def rounding_of(graph: ir.Model, own: Collection[str], gains: bool) -> Rounding:
-    """That of a graph after all passes; ``own``: what it rounded to before them. ``gains``: whether the target's
+    """The rounding after all passes; ``own``: what it rounded to before them. ``gains``: whether the target's
     products become faster by it."""
     from moec.ir.dialect import is_moec
     from moec.ir.rounding import arithmetics_of

@@ -1,4 +1,4 @@
-"""How much work single steps of the compiler may do. A step that would need more takes the plain way, and says so.
+"""Budgets of single steps of the compiler. A step that would need more work takes the plain way, and says so.
 
 Work is counted, never timed, so that the same model becomes the same artifact on every machine.
 """

@@ -53,7 +53,7 @@ class LostError(ChildError):
 def run_child(
     program: pathlib.Path, message: bytes, limits: Limits, *arguments: str, packages: Sequence[str] = ()
 ) -> bytes:
-    """What ``main(message, *arguments)`` of the file ``program`` returns, computed in a new process.
+    """Return what ``main(message, *arguments)`` of the file ``program`` returns, computed in a new process.
 
     The program can import the standard library and what lies in the folders of ``packages``, installed top-level
     packages; nothing of moec. Raises RefusedError for an exception of the program, LostError where a limit or a signal

@@ -46,7 +46,7 @@ def read_text(path: str | os.PathLike[str], most: int) -> str:
 
 
 def parse_json(text: str | bytes, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """What JSON in UTF-8 says; ``object_hook`` replaces objects, as in the module ``json``.
+    """Parse JSON in UTF-8; ``object_hook`` replaces objects, as in the module ``json``.
 
     Raises ValueError, whose text is the reason, for what is no JSON, nests deeper than Python can follow, has numbers
     of thousands of digits, or holds halves of characters (lone surrogates), which no file and no library takes further.

@@ -1,4 +1,4 @@
-"""What is alike shown once: names that differ by numbers, numbers that follow one another, and rows of equal cells."""
+"""Rows that are alike, shown once: names that differ by numbers, consecutive numbers, and rows of equal cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``moec inspect`` shows of an artifact: MoE blocks and kernels first, what is alike once, the rest behind them.
+"""The tables of ``moec inspect``: MoE blocks and kernels first, what is alike once, the rest behind them.
 
 ``describe()`` and ``--json`` have all of it, layer by layer.
 """

@@ -106,7 +106,7 @@ KINDS = (
 
 
 def conditions(node: ir.Node, facts: Facts) -> tuple[Condition, ...]:
-    """What runs have to show of a node."""
+    """Conditions that runs have to show of a node."""
     kinds = [kind for kind in KINDS if node.op_type in kind.operators]
     if node.op_type not in PLAIN and node.op_type not in DECIDING:
         return (Never(),)

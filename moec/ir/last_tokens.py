@@ -1,4 +1,4 @@
-"""Which nodes before the logits of a language model need the last tokens alone, where nobody asks for other logits.
+"""Nodes before the logits of a language model that need the last tokens alone, where nobody asks for other logits.
 
 A next token is chosen by the logits behind the last one. The product with the vocabulary, and what lies before it as
 far up as each token is treated alone and nothing else uses the results, can be computed for some of the last tokens.
@@ -98,7 +98,7 @@ def _sweep(graph: ir.Graph, logits: ir.Value, stopped: set[ir.Node]) -> TokenWis
 
 
 def frontier(moved: TokenWise) -> list[ir.Value]:
-    """What moved nodes read and no moved node makes, without repetitions."""
+    """Values that moved nodes read and no moved node makes, without repetitions."""
     read = dict.fromkeys(value for operands in moved.values() for value in operands)
     return [value for value in read if value.producer() not in moved]
 
@@ -148,7 +148,7 @@ def _operands(node: ir.Node, length: int | ir.SymbolicDim) -> list[ir.Value]:
 
 
 def _places(node: ir.Node, rank: int) -> int:
-    """How many of its first inputs a node reads token by token."""
+    """The number of its first inputs that a node reads token by token."""
     if is_op(node, *ALONG, *NORMALIZING):
         is_last = node.attributes.get_int("axis", -1) in (-1, rank - 1)
         return int(is_last and all(_rank(value) <= 1 for value in node.inputs[1:]))

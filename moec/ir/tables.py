@@ -133,7 +133,7 @@ def labels_of(node: ir.Node, ranks: Sequence[int]) -> list[str] | None:
 
 
 def matmul_labels(left: int, right: int) -> list[str]:
-    """What a product of matrices of these ranks is in Einsum's labels."""
+    """A product of matrices of these ranks in Einsum's labels."""
     batch = string.ascii_lowercase[: max(left, right, 2) - 2]
     first = "z" if left == 1 else batch[len(batch) - (left - 2) :] + "yz"
     second = "z" if right == 1 else batch[len(batch) - (right - 2) :] + "zx"

@@ -16,7 +16,7 @@ MOST_BYTES = 1 << 29
 
 
 class WidenedConstants:
-    """Those that were asked for last, of at most :data:`MOST_BYTES`."""
+    """Arrays that were asked for last, of at most :data:`MOST_BYTES`."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._most_bytes, self._bytes = most_bytes, 0
@@ -36,7 +36,7 @@ class WidenedConstants:
 
 
 def only_multiplied(nodes: Sequence[ir.Node]) -> set[ir.Value | None]:
-    """What nothing but MatMul reads of these nodes."""
+    """Inputs of these nodes that only MatMul reads."""
     multiplied, read = set[ir.Value | None](), set[ir.Value | None]()
     for node in nodes:
         (multiplied if (node.domain, node.op_type) == ("", "MatMul") else read).update(node.inputs)

@@ -25,7 +25,7 @@ _AS_RUN = {"sample", "sample_gates", "sample_output"}
 
 
 def problem_of(name: str, array: Array, head: Head) -> str | None:
-    """What is wrong with an array of that name in the file; None where nothing is known to be."""
+    """The fault of an array of that name in the file; None where nothing is known to be."""
     owner, _, rest = name.partition("/")
     concept, _, expert = rest.partition("/")
     if owner == HELD:
@@ -49,7 +49,7 @@ def problem_of(name: str, array: Array, head: Head) -> str | None:
 
 
 def _problem_of_input(place: str, array: Array, head: Head) -> str | None:
-    """What is wrong with an input of a batch that was held back."""
+    """The fault of an input of a batch that was held back."""
     if not place.isdecimal() or int(place) >= len(head.inputs):
         return "belongs to no input of its head"
     if array.dtype.kind not in "iufb":

@@ -4,7 +4,7 @@ import json
 
 
 class TemplateError(Exception):
-    """What a template says by ``raise_exception``, and a text that is too long."""
+    """The words of a template by ``raise_exception``, and a text that is too long."""
 
 
 def main(message: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What :func:`moec.generate` goes on from: texts, token ids and conversations, told apart and made token ids."""
+"""Prompts of :func:`moec.generate`: texts, token ids and conversations, told apart and made token ids."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _conversation(place: int, prompt: Prompt, chat: bool, system: str | None) ->
 
 
 def _listed(given: Any) -> list[Any] | None:
-    """What a sequence, or an array of numpy or PyTorch, holds; None for anything else."""
+    """The items of a sequence, or of an array of numpy or PyTorch; None for anything else."""
     if isinstance(given, (list, tuple)):
         return list(given)
     if hasattr(given, "tolist") and getattr(given, "ndim", 0) > 0:

@@ -7,6 +7,7 @@ trials and another at a size that none has was not compared. Such values cost li
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -132,14 +133,12 @@ class SizeScan:
             return None
         return found
 
-    @property
+    @functools.cached_property
     def _evaluator(self) -> Evaluator:
-        if not hasattr(self, "_made"):
-            fed = [node.outputs[0] for node in self.shapes]
-            nodes = self.block.dataflow.between([node.outputs[0] for node in self.nodes], stop=fed.__contains__)
-            outputs = [node.outputs[0] for node in self.nodes[-1:]]
-            self._made = Evaluator(nodes, fed, outputs, {"": 24}, dtype=np.float64)
-        return self._made
+        fed = [node.outputs[0] for node in self.shapes]
+        nodes = self.block.dataflow.between([node.outputs[0] for node in self.nodes], stop=fed.__contains__)
+        outputs = [node.outputs[0] for node in self.nodes[-1:]]
+        return Evaluator(nodes, fed, outputs, {"": 24}, dtype=np.float64)
 
 
 def _is_known(value: ir.Value | None, known: set[str]) -> bool:

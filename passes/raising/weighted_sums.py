@@ -133,7 +133,7 @@ def _added(dataflow: DataFlow, node: ir.Node) -> set[int]:
 
 
 def _experts_of(dataflow: DataFlow, results: ir.Value) -> int | None:
-    """How many experts have made a value; None where it is no stack of results."""
+    """The number of experts that have made a value; None where it is no stack of results."""
     node = results.producer()
     while node is not None and (is_op(node, *MOVEMENTS) or _adds_constant(dataflow, node)):
         data = [one for one in node.inputs if one is not None and not dataflow.constant(one)]
@@ -186,7 +186,7 @@ def _is_summand(node: ir.Node) -> bool:
 
 
 def _summands(root: ir.Node) -> Iterator[ir.Value]:
-    """What a tree of sums adds up, in any order."""
+    """The terms of a tree of sums, in any order."""
     pending = [*root.inputs]
     while pending:
         value = pending.pop()

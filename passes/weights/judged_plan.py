@@ -90,7 +90,7 @@ def choose(
 def _divergences(
     model: ir.Model, linears: bool, profile: Profile, variants: Sequence[Sequence[LayerPlan]], method: Method
 ) -> list[float]:
-    """How far each variant's output is from the model's on the data that the profile holds back. Raises ValueError
+    """Measure how far each variant's output is from the model's on data that was held back. Raises ValueError
     where it holds none, or the model cannot be run on it, and as :class:`OutputChange`."""
     batches = profile.held_back()
     if not batches or not profile.head.output:

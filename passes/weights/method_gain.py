@@ -1,4 +1,4 @@
-"""What a method of rounding leaves of the errors that rounding to nearest makes, on some experts of a layer."""
+"""The share of the errors of rounding to nearest that a method leaves, on some experts of a layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far what a model gives is from what it gave before its weights changed, on data."""
+"""Change of outputs: how far what a model gives is from what it gave before its weights changed, on data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Batch = Mapping[str, Array]
 
 
 class OutputChange:
-    """What a model gives for batches of its inputs, run by the interpreter, to compare variants of it with.
+    """The outputs that a model gives for batches of its inputs, run by the interpreter, to compare variants of it with.
 
     ``output``: the name of the output that is looked at, [..., classes]. Inputs that the batches lack are states, which
     begin empty. Raises ValueError for batches of other inputs, for a model without such an output, and for one whose
@@ -38,7 +38,7 @@ class OutputChange:
             raise ValueError(f"the output {output!r} holds numbers that are not finite")
 
     def __len__(self) -> int:
-        """How many batches there are."""
+        """The number of batches."""
         return len(self._batches)
 
     def of(self, variant: ir.Model) -> float:

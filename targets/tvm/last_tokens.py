@@ -37,7 +37,7 @@ class Narrowing:
 
     @staticmethod
     def of(model: ir.Model, wanted: tirx.Var) -> Narrowing | None:
-        """That of a model with logits of each of its tokens; None for any other."""
+        """The plan of a model with logits of each of its tokens; None for any other."""
         found = logits_of(model)
         if len(found) != 1:
             return None
@@ -49,7 +49,7 @@ class Narrowing:
         return Narrowing(spec, nodes, frozenset(frontier(nodes)), frozenset(passed_by(nodes)), wanted)
 
     def convert(self, lowering: Lowering, node: ir.Node, converted: Any) -> Any:
-        """What a node makes of the last tokens: ``converted`` of those, or for a Reshape the tokens themselves."""
+        """The result of a node for the last tokens: ``converted`` of them, or for a Reshape the tokens themselves."""
         operands = self.nodes[node]
         read = [value for value in operands if value in self.cut]
         with lowering.standing_for({value: self._last_of(lowering, value) for value in read}):

@@ -44,7 +44,7 @@ class Fused:
 
 
 def fused_within(module: tvm.IRModule, fuse: Callable[[tvm.IRModule], tvm.IRModule]) -> Fused:
-    """What ``fuse`` makes of the module, within the budget."""
+    """Fuse the module by ``fuse``, within the budget."""
     apart: list[str] = []
     while True:
         fused = fuse(module)
@@ -77,7 +77,7 @@ def _beyond(module: tvm.IRModule, fused: tvm.IRModule, budget: Budget) -> dict[s
 
 
 class _Loads:
-    """How many loads an element of a kernel's result takes, by how many those of its arguments take."""
+    """The number of loads for an element of a kernel's result, by the numbers for its arguments."""
 
     def __init__(self, kernel: tirx.PrimFunc) -> None:
         self._arguments = list(kernel.params)

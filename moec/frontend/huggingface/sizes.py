@@ -25,7 +25,7 @@ _DEEPEST = 100
 
 @dataclasses.dataclass(frozen=True)
 class Holdings:
-    """How many tensors the files of a checkpoint hold, and how many bytes these have."""
+    """The extent of a checkpoint: the number of tensors in its files, and of their bytes."""
 
     tensors: int
     bytes: int

@@ -1,4 +1,4 @@
-"""How much an error of a layer changes what the model gives.
+"""Sensitivity: how much an error of a layer changes what the model gives.
 
 The experts of one layer are rounded at a time, first gate and up, then down, and the model is run with the error that
 this makes of the layer's output added to it. The sensitivity is how far the model's output moved, as a Kullback-Leibler
@@ -58,7 +58,7 @@ def too_large(model: ir.Model, layers: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    """What a layer of experts was given in one run: rows [T,d], weights [T,k] and ids [T,k]."""
+    """Inputs of a layer of experts in one run: rows [T,d], weights [T,k] and ids [T,k]."""
 
     x: Array
     weights: Array
@@ -120,7 +120,7 @@ def _sensitivity(
 
 
 def _errors(weights: ExpertWeights, parts: Sequence[Part], reads: Sequence[_Read], form: WeightFormat) -> list[Array]:
-    """What rounding parts of all experts adds to the layer's output [T,width], for each run."""
+    """The error that rounding parts of all experts adds to the layer's output [T,width], for each run."""
     errors = [np.zeros((len(one.x), weights.width), np.float32) for one in reads]
     own = [_pairs(one, weights.experts) for one in reads]
     for expert in sorted({expert for pairs in own for expert in pairs}):
@@ -149,7 +149,7 @@ def _difference(
     before: Mapping[Part, Array],
     after: Mapping[Part, Array],
 ) -> Array:
-    """How much more matrices ``after`` give for rows [n,d], which weigh ``gates`` [n], than those ``before``."""
+    """The results of ``after`` less those of ``before`` for rows [n,d], which weigh ``gates`` [n]."""
     if weights.spec.weight_on_input:
         rows, gates = rows * gates[:, None], np.ones_like(gates)
     found, expected = (expert_output(weights, expert, rows, parts)[1] for parts in (after, before))

@@ -46,15 +46,15 @@ class RowsApart:
         return None if held.all() else _picked(batch, ~held, rows)
 
     def _rows(self, batch: Batch) -> int:
-        """How many rows a batch has; 0 where it cannot be split."""
+        """The number of rows of a batch; 0 where it cannot be split."""
         free = all(spec.shape and isinstance(spec.shape[0], str) for spec in self.specs if spec.name in batch)
         counts = {len(array) if array.ndim else 0 for array in batch.values()}
         return counts.pop() if free and len(counts) == 1 else 0
 
 
 def most_positions(classes: int) -> int:
-    """How many positions are set apart at most, of a model whose output has so many classes for each: outputs of all of
-    them are held in memory."""
+    """The most positions that are set apart, of a model whose output has ``classes`` entries for each position. Their
+    outputs are all kept in memory."""
     return max(1, min(MOST_POSITIONS, _MOST_LOGITS // max(1, classes)))
 
 
@@ -63,7 +63,7 @@ def _picked(batch: Batch, rows: np.ndarray, splits: int) -> Batch:
 
 
 def positions_of(batches: Sequence[Batch]) -> int:
-    """How many tokens batches hold at least: the elements of the smallest input of each."""
+    """The number of tokens that batches hold at least: the elements of the smallest input of each."""
     return sum(min((array.size for array in batch.values()), default=0) for batch in batches)
 
 

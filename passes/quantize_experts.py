@@ -38,10 +38,10 @@ class QuantizeExperts:
        int2 have groups of 64 or 32 likewise, fp4 of 32 or 16. ``zero_points`` stores integers unsigned.
     4. Products are computed in int8 once every weight of the node is quantised to anything but fp8, by this pass or
        before it; until then their arithmetic stays.
-       ``activation_group`` consecutive activations of a token share a scale, 0 for all. Without it, groups are 128, or
-       192, 96, 64 or 32 where 128 does not divide all inputs or is no multiple of the weights' groups; those of the
-       weights where none does or some have no groups, and all activations of a token where some weights have none and
-       others groups of several sizes.
+       ``activation_group`` consecutive activations of a token share a scale, 0 for all. Without it, groups are those of
+       the weights (16 at least, where these divide all inputs). Beside weights without groups they are 128, or 192, 96,
+       64 or 32 where 128 does not divide all inputs; all activations of a token share one where none of these does, or
+       where some weights have no groups and others groups of several sizes.
     5. ``method``: ``rtn`` rounds to nearest, with scales that the largest elements need. The others read from
        ``profile``, a file that ``moec profile`` makes, what inputs every expert sees: ``awq`` rounds to nearest with
        scales that are searched for, where errors count as their inputs' mean squares

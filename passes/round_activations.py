@@ -69,7 +69,7 @@ class RoundActivations:
             round-activations{format=int8} ->
         (float[T,64] x) => (float[T,8] y) <int4[8,64] w, float16[8,2] scale> {
            decoded = DequantizeLinear <axis = 1, block_size = 32, output_dtype = 1> (w, scale)
-           y = moec.Linear <activation_group = 64, arithmetic = "int8"> (x, decoded)
+           y = moec.Linear <activation_group = 32, arithmetic = "int8"> (x, decoded)
         }
     """
 

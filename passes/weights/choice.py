@@ -18,7 +18,10 @@ from moec.passes.weights.store import set_arithmetic
 GROUPS = (128, 64, 32)
 """Sizes of groups that kernels are made for, from the fewest scales to the most."""
 ACTIVATION_GROUPS = (128, 192, 96, 64, 32)
-"""Sizes of groups of activations, from the best on: sums are scaled once per group, so small ones take time."""
+"""Sizes of groups of activations beside weights without groups, from the best on: there every group costs a pass over
+the sums."""
+LEAST_ACTIVATION_GROUP = 16
+"""Fewest activations that share a scale, where weights have groups of fewer: rounding a row costs time per group."""
 
 
 def check_options(pass_name: str, names: Set[str | None], group: int | None, zero_points: bool) -> None:
@@ -69,7 +72,7 @@ def quantize_activations(
     node: ir.Node, formats: Set[WeightFormat], sizes: Sequence[int], asked: int | None = None
 ) -> None:
     """Let the products of a node be computed in int8, if its weights fit (:func:`fit_bytes`). Activations share scales
-    in larger groups than weights do, if all inputs divide into them, or in the groups ``asked`` for.
+    in the groups of the weights, where these have any, or in the groups ``asked`` for.
 
     Raises MoecError for groups asked for that do not fit the inputs or the groups of the weights."""
     if not fit_bytes(formats):
@@ -95,15 +98,16 @@ def _check_activation_group(node: ir.Node, group: int, groups: Set[int], sizes: 
 
 
 def _activation_group(groups: Set[int], sizes: Sequence[int]) -> int:
-    """The best group for weights that have ``groups``, 0 where all inputs share a scale. Kernels sum up products of one
-    size of groups in a product: where some weights have none, it is that of the activations."""
-    of_weights = math.lcm(*(groups - {0})) if groups - {0} else 0
+    """The best group for weights that have ``groups``, 0 where all inputs share a scale: that of the weights, whose sums
+    are scaled one by one anyway. Kernels sum up products of one size of groups in a product: where some weights have
+    none, it is that of the activations."""
+    if not groups - {0}:
+        return _common_group(sizes, ACTIVATION_GROUPS)
+    of_weights = math.lcm(*(groups - {0}))
     if len(groups - {0}) > 1 and (0 in groups or any(size % of_weights for size in sizes)):
         return 0
-    if of_weights and 0 in groups:
-        return of_weights
-    whole = (group for group in ACTIVATION_GROUPS if not of_weights or group % of_weights == 0)
-    return next((group for group in whole if all(size % group == 0 for size in sizes)), of_weights)
+    enough = of_weights * -(-LEAST_ACTIVATION_GROUP // of_weights)
+    return of_weights if 0 in groups else _common_group(sizes, (enough,)) or of_weights
 
 
 def _common_group(sizes: Sequence[int], groups: Sequence[int]) -> int:

@@ -43,7 +43,7 @@ def test_the_layer_stays_within_the_bound_of_the_format(form: str, spec: Experts
     (loss,) = report.losses
     assert 0 < loss.weight_error < BOUNDS[form] and 0 < loss.output_error < BOUNDS[form]
     assert (loss.layer, loss.arithmetic) == ("layer", "int8") and not report.remarks
-    assert spec_of(last_moec_node(model), ExpertsSpec).activation_group == 64
+    assert spec_of(last_moec_node(model), ExpertsSpec).activation_group == (32 if form == "mxfp4" else 64)
     assert not {"up", "down", "gate"} & set(model.graph.initializers), "the float weights are gone"
 
 
@@ -99,7 +99,7 @@ def test_projections_and_experts_may_differ() -> None:
     apply(model, "quantize-experts{format=mxfp4,group=32}")
     assert formats_of(model)["up"] == ["int4/32", "mxfp4", "int4/32", "mxfp4"]
     spec = spec_of(last_moec_node(model), ExpertsSpec)
-    assert (spec.arithmetic, spec.activation_group) == ("int8", 64)
+    assert (spec.arithmetic, spec.activation_group) == ("int8", 32)
 
 
 def test_activations_have_groups_that_all_groups_of_weights_divide() -> None:
@@ -114,7 +114,7 @@ def test_int4_takes_the_groups_that_other_weights_have() -> None:
     model = experts_model(GATED)
     apply(model, "quantize-experts{format=int4,down=mxfp4,experts=0-2},quantize-experts{format=int4}")
     assert formats_of(model) == {"up": ["int4/32", "int4/32"], "down": ["mxfp4", "int4/32"]}
-    assert spec_of(last_moec_node(model), ExpertsSpec).activation_group == 64
+    assert spec_of(last_moec_node(model), ExpertsSpec).activation_group == 32
 
 
 def test_products_of_what_was_quantised_before_are_computed_in_int8_too() -> None:
@@ -221,9 +221,14 @@ def test_options_are_pipeline_text() -> None:
     ("sizes", "groups", "expected"),
     [
         ([2048, 1024], [0], 128),
-        ([2048, 1024], [32], 128),
-        ([2880, 2880], [32], 192),
-        ([2880, 2880], [64], 192),
+        ([2048, 1024], [32], 32),
+        ([2880, 2880], [64], 64),
+        ([2880, 2880], [0], 192),
+        ([2048, 1024], [16], 16),
+        ([2048, 1024], [4], 16),
+        ([2048, 1024], [12], 12),
+        ([120, 96], [6], 6),
+        ([120, 100], [10], 20),
         ([2880, 2880], [128], 128),
         ([96, 160], [32], 32),
         ([96, 160], [0], 32),

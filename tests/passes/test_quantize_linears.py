@@ -101,7 +101,7 @@ def test_a_bias_joins_the_product() -> None:
         ONE.format("h = MatMul (x, w) y = Add (h, b)"),
         """(float[T,64] x) => (float[T,8] y) <int4[64,8] w_int4, float16[2,8] w_int4_scale, float[8] b> {
             w_decoded = DequantizeLinear <axis = 0, block_size = 32, output_dtype = 1> (w_int4, w_int4_scale)
-            y = moec.Linear <transposed = 1, arithmetic = "int8", activation_group = 64> (x, w_decoded, b) }""",
+            y = moec.Linear <transposed = 1, arithmetic = "int8", activation_group = 32> (x, w_decoded, b) }""",
     )
 
 

@@ -64,8 +64,8 @@ def test_another_arithmetic_stays() -> None:
     ("stored", "decoded", "group"),
     [
         ("int8[8,64] w, float[8,1] scale", "<axis = 1, block_size = 64>", 64),
-        ("int4[8,256] w, float16[8,8] scale", "<axis = 1, block_size = 32, output_dtype = 1>", 128),
-        ("float4e2m1[8,64] w, float8e8m0[8,2] scale", "<axis = 1, block_size = 32, output_dtype = 1>", 64),
+        ("int4[8,256] w, float16[8,8] scale", "<axis = 1, block_size = 32, output_dtype = 1>", 32),
+        ("float4e2m1[8,64] w, float8e8m0[8,2] scale", "<axis = 1, block_size = 32, output_dtype = 1>", 32),
     ],
 )
 def test_rows_beside_weights_of_up_to_8_bits(stored: str, decoded: str, group: int) -> None:

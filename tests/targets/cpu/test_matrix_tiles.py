@@ -35,7 +35,7 @@ PASSES: dict[str, Pass] = {
     "int8": QuantizeExperts("int8"),
     "int8 in groups of 64": QuantizeExperts("int8", group=64),
     "int4 in groups of 32 with zero points": QuantizeExperts("int4", group=32, zero_points=True),
-    "int4 in groups of 16": QuantizeExperts("int4", group=16),
+    "int4 in groups of 16, rows in groups of 32": QuantizeExperts("int4", group=16, activation_group=32),
     "int4 in groups of 128": QuantizeExperts("int4", group=128),
     "mxfp4": QuantizeExperts("mxfp4"),
 }

@@ -52,7 +52,7 @@ def _fits(node: ir.Node) -> bool:
 
 
 def described(manifest: Manifest) -> str:
-    """``activations in int8 (outputs of layers move by 0.7%), caches in float16; -O2 is exact``; empty where
+    """``activations in int8 (outputs of layers move by 0.5%), caches in float16; -O2 is exact``; empty where
     everything is as exact as the model's own floats, and no level would compute faster."""
     if not manifest.programs:  # projects for an FPGA choose an arithmetic of their own
         return ""

@@ -98,9 +98,9 @@ def _check_activation_group(node: ir.Node, group: int, groups: Set[int], sizes: 
 
 
 def _activation_group(groups: Set[int], sizes: Sequence[int]) -> int:
-    """The best group for weights that have ``groups``, 0 where all inputs share a scale: that of the weights, whose sums
-    are scaled one by one anyway. Kernels sum up products of one size of groups in a product: where some weights have
-    none, it is that of the activations."""
+    """The best group for weights that have ``groups``, 0 where all inputs share a scale: that of the weights, whose
+    sums are scaled one by one anyway. Kernels sum up products of one size of groups in a product: where some weights
+    have none, it is that of the activations."""
     if not groups - {0}:
         return _common_group(sizes, ACTIVATION_GROUPS)
     of_weights = math.lcm(*(groups - {0}))

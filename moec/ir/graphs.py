@@ -33,6 +33,21 @@ def nested_graphs(node: ir.Node) -> Iterator[ir.Graph]:
             yield from attribute.as_graphs()
 
 
+def outer_values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """The values that a body, and those inside it, take from outside, once for each use."""
+    inside = {*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)}
+    for node in graph:
+        yield from (value for value in read_values(node) if value not in inside)
+    yield from (value for value in graph.outputs if value not in inside)
+
+
+def read_values(node: ir.Node) -> Iterator[ir.Value]:
+    """The values that a node reads: its inputs, and what its bodies take from outside."""
+    yield from (value for value in node.inputs if value is not None)
+    for body in nested_graphs(node):
+        yield from outer_values(body)
+
+
 def lift_constants(model: ir.Model) -> None:
     """Make every constant an initializer of the main graph, those of bodies too, but for results of a body."""
     from onnx_ir.passes.common import LiftConstantsToInitializersPass

@@ -25,7 +25,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from moec.errors import one_line
-from moec.ir.graphs import nested_graphs
+from moec.ir.graphs import read_values
 from moec.ir.movement import moving
 from moec.ir.names import node_name
 from moec.ir.operators import OPERATOR_CLASSES
@@ -386,9 +386,6 @@ def _is_constant(node: ir.Node) -> bool:
 
 
 def _uses(nodes: Iterable[ir.Node]) -> Iterator[ir.Value]:
-    """Values that ``nodes`` take from outside themselves, the ones captured by bodies of If and Loop included."""
+    """The values that ``nodes`` read, those included that bodies of If, Loop and Scan take from outside."""
     for node in nodes:
-        yield from (value for value in node.inputs if value is not None)
-        for body in nested_graphs(node):
-            inner = {*body.inputs, *body.initializers.values(), *(value for n in body for value in n.outputs)}
-            yield from (value for value in (*_uses(body), *body.outputs) if value not in inner)
+        yield from read_values(node)

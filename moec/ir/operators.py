@@ -17,6 +17,7 @@ from onnx.reference.op_run import OpRun
 from moec.ir import contrib, contrib_attention, contrib_quantized, dialect, semantics, semantics_dispatch
 from moec.ir.attention import attention
 from moec.ir.linear_attention import linear_attention
+from moec.ir.loops import Loop, Scan
 from moec.ir.products import product, round_rows
 
 Array = np.ndarray[Any, Any]
@@ -304,5 +305,9 @@ def _operator_class(domain: str, name: str, function: Callable[..., Any]) -> typ
     return type(name, (OpRun,), members)
 
 
-OPERATOR_CLASSES: list[type[OpRun]] = [_operator_class(*key, function) for key, function in OPERATORS.items()]
+OPERATOR_CLASSES: list[type[OpRun]] = [
+    *(_operator_class(*key, function) for key, function in OPERATORS.items()),
+    Loop,
+    Scan,
+]
 """The table in the form that ``onnx.reference.ReferenceEvaluator`` takes as ``new_ops``."""

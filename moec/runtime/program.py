@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 from moec.errors import ArtifactError
 from moec.runtime.expert_calls import register_calls, streaming
 from moec.runtime.library import load_ffi, load_objects
+from moec.runtime.loops import register_loops, stepping
 from moec.runtime.streamed_experts import StreamedExperts
 from moec.runtime.team import TEAM_OBJECT, Team
 from moec.runtime.tensors import CPU
@@ -60,6 +61,7 @@ class LoadedProgram:
         self.where = where
         self.experts = experts
         register_calls()
+        register_loops()
         with device.loading():
             self._module = load_objects(objects, where)
             self._machine = self._module.get_function("vm_load_executable")()
@@ -78,7 +80,7 @@ class LoadedProgram:
         """The results, each of which takes time to look at. Loops are shared by the threads that the caller has:
         :func:`moec.runtime.workers.team_here`."""
         self._join_team()
-        with streaming(self.experts):
+        with streaming(self.experts), stepping(self._machine):
             result = self._main(*inputs, *weights)
         return result if isinstance(result, self._several) else [result]
 

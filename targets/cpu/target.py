@@ -13,12 +13,14 @@ from moec.targets.tvm.heavy import HeavyConverter
 
 
 def converters(machine: Machine) -> Mapping[str, HeavyConverter]:
-    """All heavy operators on a CPU: the dense ones and those of the moec dialect."""
+    """All heavy operators on a CPU: the dense ones, those of the moec dialect, and loops."""
     from moec.targets.cpu import dense
     from moec.targets.cpu.moe import CpuExpertOps
+    from moec.targets.tvm.loops import lower_loop
     from moec.targets.tvm.lower import experts
 
-    return {**dense.converters(machine), **experts.converters(CpuExpertOps(), machine)}
+    loops = {"Loop": lower_loop, "Scan": lower_loop}
+    return {**dense.converters(machine), **experts.converters(CpuExpertOps(), machine), **loops}
 
 
 @dataclasses.dataclass(frozen=True)

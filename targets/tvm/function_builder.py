@@ -237,11 +237,11 @@ class FunctionBuilder:
         if not requirements:
             return list(sizes)
         tensor = self.materialise(Known.of(list(sizes)), name)
-        return self._read_sizes(self.checked(tensor, requirements), [f"{name}_{axis}" for axis in range(len(sizes))])
+        return self.sizes_from(self.checked(tensor, requirements), [f"{name}_{axis}" for axis in range(len(sizes))])
 
     def size_from(self, tensor: relax.Expr, name: str) -> tirx.Var:
         """A new symbolic size that the program reads from an int64 tensor of shape [1]."""
-        return self._read_sizes(tensor, [name])[0]
+        return self.sizes_from(tensor, [name])[0]
 
     def computed_size(self, size: tirx.Expr) -> tirx.Var:
         """A new symbolic size that the program computes and reads, for an expression that is too long to be followed.
@@ -254,7 +254,8 @@ class FunctionBuilder:
             self.beyond.setdefault(SIZE_OPERATORS, []).append(node_name(self._node))
         return self._read(tensor, [self.sizes.named_like(size)])[0]
 
-    def _read_sizes(self, tensor: relax.Expr, names: list[str]) -> list[tirx.Var]:
+    def sizes_from(self, tensor: relax.Expr, names: Sequence[str]) -> list[tirx.Var]:
+        """New symbolic sizes that the program reads from an int64 tensor with as many elements."""
         return self._read(tensor, [self.sizes.variable(name) for name in names])
 
     def _read(self, tensor: relax.Expr, fresh: list[tirx.Var]) -> list[tirx.Var]:

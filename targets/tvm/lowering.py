@@ -55,6 +55,8 @@ class Lowered:
     """The experts that it asks for before it uses them, by the number of their layer."""
     last: LastTokens | None
     """Whether ``main`` takes how many of the last tokens logits are wanted of, as one more shape."""
+    bodies: Sequence[Lowered]
+    """The functions that loops of ``main``, and loops inside these, take as steps: their ``main``."""
 
 
 def lower(
@@ -80,6 +82,9 @@ class Lowering(GraphValues):
 
         super().__init__()
         self.model, self._holding, self.streams = model, holding, streams and is_streamed(model)
+        self.heavy = heavy
+        """The converters of heavy operators, for the bodies of loops."""
+        self.bodies: list[Lowered] = []
         self._states = {} if holding is None else held_states(model.graph, holding)
         self._done_by_writing = rounded_by_writing(self._states.values())
         self._filled: dict[tuple[ir.Value | None, str, str], relax.Var] = {}
@@ -133,6 +138,7 @@ class Lowering(GraphValues):
             self.beyond,
             self.streamed_experts(),
             None if self._last is None else self._last.spec,
+            self.bodies,
         )
 
     def _convert(self, node: ir.Node) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import onnx_ir as ir
 import tvm
+import tvm_ffi
 from tvm import relax, s_tir, tirx
 
 from moec.ir.names import node_name
@@ -186,16 +187,21 @@ class Optimized:
 
 
 def optimize(
-    module: tvm.IRModule, target: tvm.target.Target, nodes: Mapping[str, ir.Node], backend: Backend = CPU
+    module: tvm.IRModule,
+    target: tvm.target.Target,
+    nodes: Mapping[str, ir.Node],
+    backend: Backend = CPU,
+    used: Collection[str] = (),
 ) -> Optimized:
-    """Run the graph phases. ``nodes``: the node that each variable of ``main`` was made for, by the variable's name."""
+    """Run the graph phases. ``nodes``: the node that each variable of ``main`` was made for, by the variable's name;
+    ``used``: names that kernels of other functions have."""
     sequence = tvm.ir.transform.Sequential
     with target:
         called = sequence(operator_phases())(module)
         limited = fused_within(called, relax.transform.FuseOps(fuse_opt_level=2))
         fused = sequence(fusion_phases(backend.schedule))(limited.after)
     computed = nodes_by_kernel(limited.before, limited.after, nodes)
-    names = readable_names(fused)
+    names = readable_names(fused, used)
     apart = dict.fromkeys(node_name(nodes[variable]) for variable in limited.apart if variable in nodes)
     return Optimized(
         rename_kernels(fused, names), names, {names[old]: computed.get(old, []) for old in names}, list(apart)
@@ -203,13 +209,15 @@ def optimize(
 
 
 def build(
-    module: tvm.IRModule, target: tvm.target.Target, backend: Backend = CPU
+    module: tvm.IRModule, target: tvm.target.Target, backend: Backend = CPU, others: Mapping[str, tvm.IRModule] = {}
 ) -> tuple[relax.VMExecutable, Generated]:
-    """The instructions of the VM for an optimised module, and the code of the kernels that they call."""
+    """The instructions of the VM for an optimised module, and the code of the kernels that they call. ``others``:
+    modules whose ``main`` becomes a function of another name."""
     with target:
-        module = tvm.ir.transform.Sequential(executable_phases())(module)
+        parts = [_executable(module, "main"), *(_executable(other, name) for name, other in others.items())]
     builder = relax.ExecBuilder()
-    left = tvm.get_global_func("relax.VMCodeGen")(builder, module)
+    whole = tvm.IRModule({symbol: one for part in parts for symbol, one in part.functions.items()})
+    left = tvm.get_global_func("relax.VMCodeGen")(builder, whole)
     kernels = {symbol: one for symbol, one in left.functions.items() if isinstance(one, tirx.PrimFunc)}
     generated = backend.generate(tvm.IRModule(kernels), target)
     # TVM links instructions with a library: one without code, for the kernels' objects are made one by one.
@@ -218,3 +226,21 @@ def build(
         library.import_module(generated.device)
     linked = tvm.get_global_func("relax.VMLink")(builder, target, library, [], {})
     return relax.VMExecutable(linked), generated
+
+
+def _executable(module: tvm.IRModule, name: str) -> tvm.IRModule:
+    """The module behind the last phases, in which ``main``, and functions that these phases add, have names of their
+    own."""
+    before = {symbol.name_hint for symbol in module.functions} - {"main"}
+    module = tvm.ir.transform.Sequential(executable_phases())(module)
+    own = {
+        symbol: tvm.ir.GlobalVar(name if symbol.name_hint == "main" else f"{name}_{symbol.name_hint}")
+        for symbol in module.functions
+        if name != "main" and symbol.name_hint not in before
+    }
+    renamed: dict[tvm.ir.GlobalVar, tvm.ir.BaseFunc] = {}
+    for symbol, function in module.functions.items():
+        named = own.get(symbol, symbol)
+        function = tvm_ffi.structural_map(function, [(tvm.ir.GlobalVar, lambda called: own.get(called, called))])
+        renamed[named] = function.with_attr("global_symbol", named.name_hint)
+    return tvm.IRModule(renamed)

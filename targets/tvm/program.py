@@ -15,6 +15,7 @@ from tvm import relax
 from moec.common.budgets import FUSED_LOADS
 from moec.common.scratch import ScratchFolder
 from moec.errors import UnsupportedError
+from moec.runtime.loops import body_name
 from moec.targets.base import Program
 from moec.targets.tvm import pipeline
 from moec.targets.tvm.heavy import HeavyConverter
@@ -30,7 +31,7 @@ def compile_program(
     model: ir.Model,
     heavy: Mapping[str, HeavyConverter],
     target: tvm.target.Target,
-    name: str,
+    target_name: str,
     requirements: Sequence[str],
     backend: pipeline.Backend = pipeline.CPU,
     holding: Holding | None = None,
@@ -40,24 +41,34 @@ def compile_program(
     use; kernels that are used add theirs. ``holding``: how it holds states, if it does. ``streams``: whether
     it can read experts from files when they are chosen. Raises UnsupportedError naming node, operator and opset."""
     lowered = lower(model, heavy, holding, streams)
+    parts = {"main": lowered, **{body_name(number): body for number, body in enumerate(lowered.bodies)}}
     with _integers_in_range():
-        optimized = pipeline.optimize(lowered.module, target, lowered.nodes, backend)
-        executable, generated = pipeline.build(optimized.module, target, backend)
-    beyond = {**lowered.beyond, FUSED_LOADS: optimized.apart}
-    kernels = kernel_records(lowered.kernels, optimized, generated)
+        optimized: dict[str, pipeline.Optimized] = {}
+        for name, part in parts.items():
+            used = [*parts, *(kernel for other in optimized.values() for kernel in other.names.values())]
+            optimized[name] = pipeline.optimize(part.module, target, part.nodes, backend, used)
+        modules = {name: part.module for name, part in optimized.items()}
+        executable, generated = pipeline.build(modules.pop("main"), target, backend, modules)
+    beyond = {**lowered.beyond, FUSED_LOADS: [name for part in optimized.values() for name in part.apart]}
+    kernels = [
+        record for name, part in parts.items() for record in kernel_records(part.kernels, optimized[name], generated)
+    ]
     needed = [*requirements, *(feature for kernel in kernels for feature in kernel.requirements)]
     return Program(
-        target=name,
+        target=target_name,
         inputs=lowered.inputs,
         outputs=lowered.outputs,
         objects={_INSTRUCTIONS: object_files(executable)[_INSTRUCTIONS], **generated.objects},
         weights=lowered.weights,
         kernels=kernels,
-        sources={"main.relax": optimized.module["main"].script(), **generated.files},
+        sources={
+            **{f"{name}.relax": part.module["main"].script() for name, part in optimized.items()},
+            **generated.files,
+        },
         requirements=list(dict.fromkeys(needed)),
         binary=generated.binary,
         warnings=[*(budget.remark(nodes) for budget, nodes in beyond.items() if nodes), *generated.warnings],
-        held=[renamed(state, optimized.names) for state in lowered.held],
+        held=[renamed(state, optimized["main"].names) for state in lowered.held],
         streamed=lowered.streamed,
         last=lowered.last,
     )

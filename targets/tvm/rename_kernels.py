@@ -8,6 +8,7 @@ Here the numbers go, and kernels that then share a name are counted in the order
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 import tvm
 import tvm_ffi
@@ -19,10 +20,10 @@ _LONGEST = 120
 _NUMBER = re.compile(r"(?<=[a-z])\d+(?=_|$)")
 
 
-def readable_names(module: tvm.IRModule) -> dict[str, str]:
-    """The new name of every kernel that ``main`` or the runtime calls, by its present name."""
+def readable_names(module: tvm.IRModule, used: Collection[str] = ()) -> dict[str, str]:
+    """The new name of every kernel that ``main`` or the runtime calls, by its present name; none of those ``used``."""
     names: dict[str, str] = {}
-    taken: set[str] = {"main"}
+    taken: set[str] = {"main", *used}
     for symbol in _used_kernels(module):
         base = _shortened(_NUMBER.sub("", symbol).removeprefix("fused_"))
         name, count = base, 1

@@ -1,0 +1,118 @@
+"""Loop and Scan for the reference interpreter, step by step as the ONNX specification has them.
+
+``onnx.reference`` concatenates what a Loop scans instead of stacking it, knows neither axes nor directions of a Scan,
+and fails where a Scan takes no step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from onnx.helper import tensor_dtype_to_np_dtype
+from onnx.reference.op_run import OpRun
+from onnx.reference.ops import op_loop, op_scan
+
+from moec.common.loop_steps import check_steps
+
+Array = np.ndarray[Any, Any]
+Step = Callable[[Sequence[Array]], list[Array]]
+"""The outputs of a body by its inputs."""
+
+
+class Loop(op_loop.Loop):
+    """``(trips, going, *carried)``: the body takes the number of the step, whether it goes on, and what is carried; it
+    makes whether it goes on, what is carried, and slices."""
+
+    def _run(self, M: Any, cond: Any, *carried: Any, context: Any = None, attributes: Any = None, **_: Any) -> Any:  # noqa: N803
+        step = _step(self, context, attributes)
+        trips = None if M is None else int(np.asarray(M).item())
+        going, number = np.array(True) if cond is None else np.asarray(cond), 0
+        made: list[list[Array]] = [[] for _ in self.body.output_names[1 + len(carried) :]]
+        first = [np.array(0, np.int64), going, *carried]
+        while going.item() and (trips is None or number < trips):
+            check_steps(number + 1)
+            going, *results = step([np.array(number, np.int64), going, *carried])
+            carried = tuple(results[: len(carried)])
+            for slices, result in zip(made, results[len(carried) :], strict=True):
+                slices.append(result)
+            number += 1
+        scanned = [
+            np.stack(slices) if slices else np.expand_dims(_like_slice(self, step, first, 1 + len(carried) + at), 0)[:0]
+            for at, slices in enumerate(made)
+        ]
+        return (*carried, *scanned)
+
+
+class Scan(op_scan.Scan):
+    """``(*carried, *scanned)``: the body takes what is carried and a slice of everything scanned; it makes what is
+    carried, and slices."""
+
+    def __init__(self, node: Any, parameters: Any) -> None:
+        OpRun.__init__(self, node, parameters)
+
+    def _run(self, *inputs: Any, context: Any = None, attributes: Any = None, **_: Any) -> Any:
+        step = _step(self, context, attributes)
+        count = int(self.num_scan_inputs)
+        if not 0 < count <= len(inputs):
+            raise ValueError(f"num_scan_inputs is {count}, of {len(inputs)} inputs")
+        carried, scanned = list(inputs[:-count]), inputs[-count:]
+        outputs = len(self.body.output_names) - len(carried)
+        sources = _directed(self, "scan_input", count)
+        targets = _directed(self, "scan_output", outputs)
+        rows = [
+            np.moveaxis(value, axis, 0)[:: -1 if is_backward else 1]
+            for value, (axis, is_backward) in zip(scanned, sources, strict=True)
+        ]
+        lengths = {len(one) for one in rows}
+        if len(lengths) > 1:
+            raise ValueError(f"it scans axes of sizes {sorted(lengths)}; expected equal sizes")
+        first = [*carried, *(np.zeros(one.shape[1:], one.dtype) for one in rows)]
+        made: list[list[Array]] = [[] for _ in range(outputs)]
+        for number, slices in enumerate(zip(*rows, strict=True)):
+            check_steps(number + 1)
+            results = step([*carried, *slices])
+            carried = results[: len(carried)]
+            for kept, result in zip(made, results[len(carried) :], strict=True):
+                kept.append(result)
+        stacked = []
+        for at, (kept, (axis, is_backward)) in enumerate(zip(made, targets, strict=True)):
+            nothing = None if kept else _like_slice(self, step, first, len(carried) + at)
+            stacked.append(_stacked(kept[::-1] if is_backward else kept, axis, nothing))
+        return (*carried, *stacked)
+
+
+def _step(operator: Any, outer: dict[str, Any], attributes: Any) -> Step:
+    body = operator.body
+    around = {name: value for name, value in outer.items() if name}
+
+    def step(arguments: Sequence[Array]) -> list[Array]:
+        given = dict(zip(body.input_names, arguments, strict=True))
+        return operator._run_body({**around, **given}, attributes=attributes)
+
+    return step
+
+
+def _directed(operator: Any, kind: str, count: int) -> list[tuple[int, bool]]:
+    """Along which axis, and whether from its end, each input is read or each output written."""
+    axes = getattr(operator, f"{kind}_axes") or [0] * count
+    directions = getattr(operator, f"{kind}_directions") or [0] * count
+    return [(int(axis), bool(direction)) for axis, direction in zip(axes, directions, strict=True)]
+
+
+def _stacked(slices: Sequence[Array], axis: int, nothing: Array | None) -> Array:
+    if nothing is None:
+        return np.stack(slices, axis)
+    return np.take(np.expand_dims(nothing, axis), [], axis)
+
+
+def _like_slice(operator: Any, step: Step, first: Sequence[Array], at: int) -> Array:
+    """An array of the shape that a slice would have. The body runs on what its first step would get; where it cannot,
+    its output's type says the shape, and sizes without a number are 0."""
+    try:
+        return step(first)[at]
+    except Exception:  # whatever an operator raises where there is nothing to compute on
+        declared = operator.body.output_types_[at].tensor_type
+        sizes = [size.dim_value for size in declared.shape.dim]
+        return np.zeros(sizes, tensor_dtype_to_np_dtype(declared.elem_type))

@@ -1,0 +1,218 @@
+"""Loops whose number of steps is known only when the program runs, and which are no recurrence that kernels know.
+
+The body of a Loop or Scan becomes a function of its own, compiled like ``main``. It takes the number of the step,
+whether the loop goes on, the states, and what stays the same in all steps: values from outside, whole scanned tensors,
+of which it reads a slice, and weights, which are weights of ``main``. The runtime (:mod:`moec.runtime.loops`) calls it
+step by step; sizes that only the last step tells are read from what that found::
+
+    found = moec.loop(0, 1, 0, 0, trips, going, state, x)
+    steps = match_cast(tensor_to_shape(found))
+    y = moec.loop_result(0, -1, 0, found)     # the state behind the last step
+    z = moec.loop_result(1, 0, 0, found)      # [steps, ...], a slice of each step
+
+A state keeps its size: that is checked where it is not known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import tvm
+import tvm_ffi
+from tvm import relax, tirx
+
+from moec.common.dtypes import DTYPES
+from moec.errors import UnsupportedError
+from moec.ir.loop_bodies import LoopBody, body_of
+from moec.ir.names import node_name
+from moec.runtime.loops import LOOP, LOOP_RESULT
+from moec.targets.tvm.lowering import Lowering
+from moec.targets.tvm.symbolic import Known
+
+_ENDLESS = np.iinfo(np.int64).max
+
+
+class BodyLowering(Lowering):
+    """The lowering of a body. ``states``: the inputs whose sizes results keep, by these results."""
+
+    def __init__(self, parent: Lowering, model: ir.Model, states: Mapping[ir.Value, ir.Value]) -> None:
+        super().__init__(model, parent.heavy)
+        self.bodies, self._last, self._states_of = parent.bodies, None, states
+
+    def _result(self, value: ir.Value) -> relax.Var:
+        tensor = super()._result(value)
+        if value not in self._states_of:
+            return tensor
+        state = self._states_of[value]
+        have, want = self.dimensions(value), self.dimensions(state)
+        same = [self.sizes.equal(*pair) for pair in zip(have, want, strict=False)]
+        if len(have) != len(want) or False in same or self.dtype(value) != self.dtype(state):
+            raise UnsupportedError(
+                f"it carries {state.name!r}, {self.dtype(state)}{want} before a step and {self.dtype(value)}{have} "
+                "behind it; expected that it keeps type and sizes: give it those of the end before the first step"
+            )
+        return self.assume_shape(tensor, want)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compiled:
+    """A body's function. ``results``: types of what it makes, in sizes of the function around it; ``weights``: what it
+    takes of that function behind its inputs."""
+
+    number: int
+    results: Sequence[tuple[list[Any], str]]
+    weights: Sequence[relax.Var]
+
+
+def lower_loop(lowering: Lowering, node: ir.Node) -> list[relax.Expr]:
+    """The states behind the last step, and the slices of all steps side by side.
+
+    Raises UnsupportedError where the body cannot be compiled, or what is carried changes its sizes.
+    """
+    body = body_of(node)
+    trips, steps = _trips(lowering, body)
+    if all(result.kept is not None for result in body.results):
+        return [lowering.tensor(result.kept) for result in body.results if result.kept is not None]
+    compiled = _compiled(lowering, node, body)
+    going, is_going = _going(lowering, body)
+    asked = [
+        (place, axis)
+        for place, (sizes, _) in enumerate(compiled.results)
+        for axis, size in enumerate(sizes)
+        if size is None
+    ]
+    values = [lowering.tensor(value) for value in body.outside.values()]
+    counts = [compiled.number, len(body.states), int(body.asks), len(asked), *itertools.chain(*asked)]
+    kind = relax.TensorType([2 + len(asked)], "int64")
+    found = lowering.call_runtime(LOOP, [*counts, trips, going, *values, *compiled.weights], kind, "loop")
+    if asked or body.asks or not is_going or steps is None:
+        names = ["loop", "steps", *(f"slice_{axis}" for _, axis in asked)]
+        _, taken, *read = lowering.sizes_from(found, names)
+        steps = steps if not body.asks and is_going and steps is not None else taken
+        for (place, axis), size in zip(asked, read, strict=True):
+            compiled.results[place][0][axis] = size
+    return _results(lowering, body, compiled, found, steps)
+
+
+def _results(
+    lowering: Lowering, body: LoopBody, compiled: _Compiled, found: relax.Var, steps: Any
+) -> list[relax.Expr]:
+    """The node's outputs, once the loop has ended."""
+    made: list[relax.Expr] = []
+    place = itertools.count()
+    for result in body.results:
+        if result.kept is not None:
+            made.append(lowering.tensor(result.kept))
+            continue
+        number = next(place)
+        sizes, dtype = compiled.results[number]
+        axis = -1
+        if result.axis is not None:
+            axis = _within(result.axis, len(sizes) + 1, "slices")
+            sizes = [*sizes[:axis], steps, *sizes[axis:]]
+        kind = relax.TensorType([lowering.sizes.expression(size) for size in sizes], dtype)
+        given = [number, axis, int(result.is_backward), found]
+        made.append(lowering.call_runtime(LOOP_RESULT, given, kind, "loop_result"))
+    return made
+
+
+def _compiled(lowering: Lowering, node: ir.Node, body: LoopBody) -> _Compiled:
+    """Lower the body, and let its weights be weights of the function around it."""
+    graph = body.graph
+    graph.opset_imports.update(lowering.model.graph.opset_imports)
+    for value in list(graph.initializers.values()):
+        del graph.initializers[str(value.name)]
+        value.name = f"{node_name(node)}.{value.name}"
+    names: list[tuple[Any, str]] = []
+    for inner, outer in body.outside.items():
+        inner.type = ir.TensorType(ir.DataType.from_numpy(DTYPES[lowering.dtype(outer)]))
+        inner.shape = ir.Shape([_named(lowering, size, names) for size in lowering.dimensions(outer)])
+    inside = BodyLowering(lowering, ir.Model(graph, ir_version=lowering.model.ir_version), body.states)
+    lowered = inside.run()
+    lowering.bodies.append(lowered)
+    for budget, beyond in lowered.beyond.items():
+        lowering.beyond.setdefault(budget, []).extend(beyond)
+    outside = {
+        size: outer_size
+        for inner, outer in body.outside.items()
+        for size, outer_size in zip(inside.shape(inner), lowering.shape(outer), strict=True)
+        if isinstance(size, tirx.Var)
+    }
+    made = graph.outputs[int(body.asks) :]
+    results = [([_outside(size, outside) for size in inside.dimensions(one)], inside.dtype(one)) for one in made]
+    weights = [
+        lowering.add_weight(weight.name, weight.shape, weight.dtype, weight.load)
+        if weight.shape
+        else lowering.add_number(weight.name, weight.load)
+        for weight in lowered.weights
+    ]
+    return _Compiled(len(lowering.bodies) - 1, results, weights)
+
+
+def _named(lowering: Lowering, size: Any, names: list[tuple[Any, str]]) -> int | str:
+    """A size as a body has it: a number, or a name, one for sizes that are known to be equal."""
+    if isinstance(size, int):
+        return size
+    for other, name in names:
+        if lowering.sizes.equal(size, other):
+            return name
+    names.append((size, f"size_{len(names)}"))
+    return names[-1][1]
+
+
+def _outside(size: Any, outside: Mapping[tirx.Var, Any]) -> Any:
+    """The size of a body in sizes of the function around it; None where these do not tell."""
+    if isinstance(size, int):
+        return size
+    if not set(tirx.analysis.undefined_vars(size)) <= set(outside):
+        return None
+    return tvm_ffi.structural_map(size, [(tvm.ir.Var, lambda variable: outside.get(variable, variable))])
+
+
+def _trips(lowering: Lowering, body: LoopBody) -> tuple[relax.Expr, Any]:
+    """After how many steps the loop ends at the latest, int64 [1], and the same as a size where that is known."""
+    if body.scanned:
+        lengths = []
+        for value, axis in body.scanned:
+            sizes = lowering.dimensions(value)
+            lengths.append(sizes[_within(axis, len(sizes), f"{value.name!r}")])
+        needed = [
+            requirement
+            for length in lengths[1:]
+            for requirement in lowering.require(
+                lowering.sizes.same(lengths[0], length), f"it scans axes of {lengths[0]} and {length}", "equal sizes"
+            )
+        ]
+        return lowering.checked(lowering.materialise(Known.of([lengths[0]])), needed), lengths[0]
+    if body.trips is None:
+        return lowering.materialise(Known.of([_ENDLESS])), None
+    known = lowering.known(body.trips)
+    steps = None if known is None or known.elements.size != 1 else lowering.sizes.at_least(known.elements.item(), 0)
+    return _single(lowering, body.trips, "int64"), steps
+
+
+def _going(lowering: Lowering, body: LoopBody) -> tuple[relax.Expr, bool]:
+    """Whether the loop has a first step, bool [1] or of no axes, and whether it is known to have."""
+    if body.going is None:
+        return lowering.emit(relax.const(np.array(True), "bool")), True
+    known = lowering.known(body.going)
+    is_known = known is not None and known.numbers is not None and bool(known.numbers.all())
+    return _single(lowering, body.going, "bool"), is_known
+
+
+def _single(lowering: Lowering, value: ir.Value, dtype: str) -> relax.Expr:
+    sizes = lowering.dimensions(value)
+    if sizes not in ([], [1]) or lowering.dtype(value) != dtype:
+        raise UnsupportedError(f"{value.name!r} is {lowering.dtype(value)}{sizes}; expected one {dtype}")
+    return lowering.tensor(value)
+
+
+def _within(axis: int, rank: int, what: str) -> int:
+    if not -rank <= axis < rank:
+        raise UnsupportedError(f"axis {axis} of {what}, which has {rank}; expected one from {-rank} to {rank - 1}")
+    return axis % rank

@@ -39,6 +39,7 @@ _CLASSES = {
     "low-rank-experts": "moec.passes.low_rank_experts:LowRankExperts",
     "merge-equal-experts": "moec.passes.merge_equal_experts:MergeEqualExperts",
     "merge-experts": "moec.passes.merge_experts:MergeExperts",
+    "prepare-loops": "moec.passes.prepare_loops:PrepareLoops",
     "prune-experts": "moec.passes.prune_experts:PruneExperts",
     "prune-hidden-units": "moec.passes.prune_hidden_units:PruneHiddenUnits",
     "quantize-experts": "moec.passes.quantize_experts:QuantizeExperts",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypeGuard
 
 import onnx_ir as ir
@@ -46,6 +46,18 @@ def read_values(node: ir.Node) -> Iterator[ir.Value]:
     yield from (value for value in node.inputs if value is not None)
     for body in nested_graphs(node):
         yield from outer_values(body)
+
+
+def replace_inside(graph: ir.Graph, instead: Mapping[ir.Value, ir.Value]) -> None:
+    """Let the nodes and outputs of a body, and of those inside it, read other values."""
+    for node in graph:
+        for place, value in enumerate(node.inputs):
+            if value in instead:
+                node.replace_input_with(place, instead[value])
+        for body in nested_graphs(node):
+            replace_inside(body, instead)
+    if not instead.keys().isdisjoint(graph.outputs):
+        graph.outputs[:] = [instead.get(value, value) for value in graph.outputs]
 
 
 def lift_constants(model: ir.Model) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.errors import UnsupportedError
-from moec.ir.graphs import is_op, nested_graphs, outer_values
+from moec.ir.graphs import is_op, outer_values, replace_inside
+from moec.ir.weights.stored import constant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _loop_parts(node: ir.Node) -> _Parts:
     number, going, *inner = graph.inputs
     condition, *made = graph.outputs
     carried = dict(zip(inner, _present(node, 2), strict=True))
-    _expect(len(made) == len(node.outputs) >= len(carried), node, graph)
+    _expect(len(made) >= max(len(node.outputs), len(carried)), node, graph)
     axes = [(0, False)] * (len(made) - len(carried))
     return _Parts(graph, number, going, condition, carried, {}, made, axes, node.inputs[0], node.inputs[1])
 
@@ -92,8 +93,8 @@ def _loop_parts(node: ir.Node) -> _Parts:
 def _scan_parts(node: ir.Node) -> _Parts:
     graph, count = _copied(node), node.attributes.get_int("num_scan_inputs", 0)
     outer, first = _present(node, 0), len(node.inputs) - count
-    _expect(0 < count <= len(outer) == len(graph.inputs) and first <= len(node.outputs), node, graph)
-    _expect(len(graph.outputs) == len(node.outputs), node, graph)
+    _expect(0 < count <= len(outer) == len(graph.inputs), node, graph)
+    _expect(len(graph.outputs) >= max(len(node.outputs), first), node, graph)
     number, going = _value("step", ir.DataType.INT64), _value("going", ir.DataType.BOOL)
     sources = _directed(node, "scan_input", count)
     carried, read = dict(zip(graph.inputs[:first], outer[:first], strict=True)), dict[ir.Value, ir.Value]()
@@ -108,7 +109,7 @@ def _scan_parts(node: ir.Node) -> _Parts:
         read[whole] = value
     _put_first(graph, slices)
     scanned = [(value, axis) for value, (axis, _) in zip(outer[first:], sources, strict=True)]
-    axes = _directed(node, "scan_output", len(node.outputs) - first)
+    axes = _directed(node, "scan_output", len(graph.outputs) - first)
     return _Parts(graph, number, going, None, carried, read, list(graph.outputs), axes, scanned=scanned)
 
 
@@ -146,23 +147,13 @@ def _closed(parts: _Parts, kept: Sequence[ir.Value]) -> dict[ir.Value, ir.Value]
     for outer in dict.fromkeys(outer_values(parts.graph)):
         if outer not in (parts.number, parts.going, *parts.read):
             read[ir.Value(name=outer.name, type=outer.type, shape=outer.shape)] = outer
-    constants = {inner: _constant_like(outer) for inner, outer in read.items() if _tensor(outer) is not None}
+    constants = {inner: _constant_like(outer) for inner, outer in read.items() if constant(outer) is not None}
     instead = {outer: inner for inner, outer in read.items() if inner not in parts.carried and inner not in parts.read}
     instead = {outer: constants.get(inner, inner) for outer, inner in instead.items()} | constants
-    _replace(parts.graph, instead)
+    replace_inside(parts.graph, instead)
     parts.made[:] = [instead.get(value, value) for value in parts.made]
     parts.condition = parts.condition and instead.get(parts.condition, parts.condition)
     return {inner: outer for inner, outer in read.items() if inner not in constants}
-
-
-def _replace(graph: ir.Graph, instead: Mapping[ir.Value, ir.Value]) -> None:
-    for node in graph:
-        for place, value in enumerate(node.inputs):
-            if value in instead:
-                node.replace_input_with(place, instead[value])
-        for body in nested_graphs(node):
-            _replace(body, instead)
-            body.outputs[:] = [instead.get(value, value) for value in body.outputs]
 
 
 def _output(graph: ir.Graph, value: ir.Value) -> ir.Value:
@@ -190,15 +181,11 @@ def _constant(name: str, data: np.ndarray) -> ir.Value:
 
 
 def _constant_like(value: ir.Value) -> ir.Value:
-    return ir.Value(name=value.name, type=value.type, shape=value.shape, const_value=_tensor(value))
-
-
-def _tensor(value: ir.Value) -> ir.TensorProtocol | None:
-    return None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
+    return ir.Value(name=value.name, type=value.type, shape=value.shape, const_value=constant(value))
 
 
 def _is_true(value: ir.Value) -> bool:
-    tensor = _tensor(value)
+    tensor = constant(value)
     return tensor is not None and tensor.size == 1 and bool(tensor.numpy().item())
 
 

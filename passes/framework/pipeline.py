@@ -23,7 +23,7 @@ from moec.passes.framework.base import Pass, Report
 CLEAN_UP = "fold-constants,fold-shapes,simplify,eliminate-common-subexpressions,remove-dead-nodes,infer-shapes"
 _START = (
     "infer-shapes,inline-control-flow,decompose-recurrent,decompose-contrib,expand-functions,inline-control-flow,"
-    f"{CLEAN_UP},fuse-stored-weights,check-export,hold-cache"
+    f"prepare-loops,{CLEAN_UP},fuse-stored-weights,check-export,hold-cache"
 )
 LEVELS = {
     "O0": _START,
@@ -34,7 +34,7 @@ LEVELS = {
     ),
 }
 LEVELS["O3"] = f"{LEVELS['O2']},round-activations{{format=int8,optional=true}},cast-states{{dtype=fp16,optional=true}}"
-"""O0: loops that end and branches become what they compute, onnxruntime's own operators standard ones, operators
+"""O0: loops and branches become what they compute, as far as that is known now, onnxruntime's own operators standard ones, operators
 without kernels the functions that define them; clean-up (constants, shapes, no-ops, repeated and unused nodes);
 products read quantised weights as they are stored; a look for wrong exports; marks where outputs are the next run's
 inputs. O1: MoE blocks become one operator each, too. O2: experts that no token needs are dropped, hidden units that

@@ -1,0 +1,166 @@
+"""Loops that stay loops, made ready to be compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from moec.ir.graphs import is_op, lift_constants, nested_graphs, outer_values, replace_inside
+from moec.ir.names import node_name
+from moec.ir.weights.stored import constant
+from moec.passes.framework.base import Exactness, Report
+from moec.passes.graph.edits import replace_node
+
+_BODY = (
+    "infer-shapes,inline-control-flow,decompose-recurrent,decompose-contrib,expand-functions,inline-control-flow,"
+    "prepare-loops"
+)
+"""The passes that a body needs before a target knows all of its operators."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareLoops:
+    """Lets every Loop and Scan that :class:`InlineControlFlow` left say what it reads, and cleans up their bodies.
+
+    1. A value from outside that a body uses, except a constant, becomes a state that no step changes, so that the
+       inputs of a node are all that it reads. (A target copies no such state.)
+    2. A body gets the passes that the graph around it gets, as a graph by itself. MoE blocks in it are not looked for,
+       which a remark says.
+
+    ::
+
+        (float[N] s, float[N] x, int64 n) => (float[N] y) <bool yes = {1}> {
+           y = Loop <body = b (int64 i, bool c, float[N] a) => (bool d, float[N] t) {
+              d = Identity (c)
+              e = Identity (a)
+              t = Add (e, x)
+           }> (n, yes, s)
+        }
+            ->
+        (float[N] s, float[N] x, int64 n) => (float[N] y) <bool yes = {1}> {
+           y, "x.kept" = Loop <body = b (int64 i, bool c, float[N] a, float[N] "x.inside") => (
+              bool d, float[N] t, float[N] "x.outside"
+           ) {
+              d = Identity (c)
+              t = Add (a, "x.inside")
+              "x.outside" = Identity ("x.inside")
+           }> (n, yes, s, x)
+        }
+    """
+
+    name: ClassVar[str] = "prepare-loops"
+    exactness: ClassVar[Exactness] = "exact"
+
+    def apply(self, model: ir.Model, report: Report) -> bool:
+        found = [node for node in model.graph if is_op(node, "Loop", "Scan")]
+        for node in found:
+            closed = _closed(node, {value.name for value in _values(model.graph)})
+            _clean_up(closed, model, report)
+            report.note(
+                self.name,
+                node_name(closed),
+                f"{closed.op_type} runs step by step, on a CPU alone; MoE blocks in its body are not looked for",
+            )
+        if found:
+            lift_constants(model)
+        return bool(found)
+
+
+def _closed(node: ir.Node, taken: set[str | None]) -> ir.Node:
+    """The node, or one in its place whose body reads nothing but its inputs and constants."""
+    body = node.attributes["body"].as_graph()
+    wanted = [value for value in dict.fromkeys(outer_values(body)) if constant(value) is None]
+    # The inputs of a node, and of its body, are [trips, going], states, scanned values; a Loop's body makes whether it
+    # goes on, too.
+    head, scanned = (0, node.attributes.get_int("num_scan_inputs", 0)) if is_op(node, "Scan") else (2, 0)
+    end = len(node.inputs) - scanned
+    if not wanted or len(body.inputs) != len(node.inputs) or end < head:
+        return node
+    insides = [_like(value, "inside", taken) for value in wanted]
+    copies = [ir.node("Identity", [value]) for value in insides]
+    replace_inside(body, dict(zip(wanted, insides, strict=True)))
+    body.extend(copies)
+    for copy, value in zip(copies, wanted, strict=True):
+        copy.outputs[0].name, copy.outputs[0].type = _fresh(f"{value.name}.outside", taken), value.type
+    body.inputs[end:end] = insides
+    behind = end - head + (1 if head else 0)
+    body.outputs[behind:behind] = [copy.outputs[0] for copy in copies]
+    kept = [_like(value, "kept", taken) for value in wanted]
+    outputs = [ir.Value(name=value.name, type=value.type, shape=value.shape) for value in node.outputs]
+    closed = ir.Node(
+        node.domain,
+        node.op_type,
+        [*node.inputs[:end], *wanted, *node.inputs[end:]],
+        list(node.attributes.values()),
+        outputs=[*outputs[: end - head], *kept, *outputs[end - head :]],
+        name=node.name,
+        metadata_props=dict(node.metadata_props),
+    )
+    assert isinstance(node.graph, ir.Graph)
+    node.graph.insert_before(node, closed)
+    for value in node.outputs:
+        value.name = f"{value.name}.open"
+    for value, new in zip(node.outputs, outputs, strict=True):
+        if value.is_graph_output():
+            new.name, value.name = f"{new.name}.closed", new.name
+    replace_node(node, outputs)
+    return closed
+
+
+def _clean_up(node: ir.Node, model: ir.Model, report: Report) -> None:
+    """Apply the passes to the body, and give its values names that no value outside has."""
+    from moec.passes.framework import pipeline
+
+    body = node.attributes["body"].as_graph()
+    _declare(node, body)
+    inside = set(_values(body))
+    outside = {value.name for value in _values(model.graph) if value not in inside}
+    body.opset_imports.update(model.graph.opset_imports)
+    inner = ir.Model(body, ir_version=model.ir_version, functions=list(model.functions.values()))
+    pipeline.run(inner, pipeline.parse(f"{_BODY},{pipeline.CLEAN_UP},fuse-stored-weights"), report)
+    taken = outside | {value.name for value in _values(body)}
+    for value in list(_values(body)):
+        if value.name in outside:
+            value.name = _fresh(str(value.name), taken)
+
+
+def _declare(node: ir.Node, body: ir.Graph) -> None:
+    """Give inputs of a Scan's body the types and shapes that follow from the node's inputs, where they have none."""
+    if not is_op(node, "Scan") or len(node.inputs) != len(body.inputs):
+        return
+    first = len(node.inputs) - node.attributes.get_int("num_scan_inputs", 0)
+    axes = node.attributes.get_ints("scan_input_axes", ())
+    for place, (inner, outer) in enumerate(zip(body.inputs, node.inputs, strict=True)):
+        if outer is None:
+            continue
+        inner.type = inner.type or outer.type
+        if inner.shape is None and outer.shape is not None:
+            sizes = list(outer.shape)
+            if place >= first and sizes:
+                del sizes[(axes[place - first] if place - first < len(axes) else 0) % len(sizes)]
+            inner.shape = ir.Shape(sizes)
+
+
+def _like(value: ir.Value, where: str, taken: set[str | None]) -> ir.Value:
+    return ir.Value(name=_fresh(f"{value.name}.{where}", taken), type=value.type, shape=value.shape)
+
+
+def _fresh(wish: str, taken: set[str | None]) -> str:
+    name, number = wish, 1
+    while name in taken:
+        number += 1
+        name = f"{wish}_{number}"
+    taken.add(name)
+    return name
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """All values that a graph, and bodies in it, define."""
+    yield from (*graph.inputs, *graph.initializers.values())
+    for node in graph:
+        yield from node.outputs
+        for body in nested_graphs(node):
+            yield from _values(body)

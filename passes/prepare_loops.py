@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import ClassVar
 
 import onnx_ir as ir
 
+from moec.ir.dialect import REFUSAL_KEY
 from moec.ir.graphs import is_op, lift_constants, nested_graphs, outer_values, replace_inside
 from moec.ir.names import node_name
 from moec.ir.weights.stored import constant
@@ -19,6 +21,7 @@ _BODY = (
     "prepare-loops"
 )
 """The passes that a body needs before a target knows all of its operators."""
+_WHERE_IT_RUNS = "or compile for a CPU, which runs it step by step"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +62,12 @@ class PrepareLoops:
         for node in found:
             closed = _closed(node, {value.name for value in _values(model.graph)})
             _clean_up(closed, model, report)
+            if REFUSAL_KEY in closed.metadata_props:
+                closed.metadata_props[REFUSAL_KEY] += f"; {_WHERE_IT_RUNS}"
             report.note(
                 self.name,
                 node_name(closed),
-                f"{closed.op_type} runs step by step, on a CPU alone; MoE blocks in its body are not looked for",
+                f"it stays a {closed.op_type}, which runs step by step; MoE blocks in its body are not looked for",
             )
         if found:
             lift_constants(model)
@@ -120,11 +125,32 @@ def _clean_up(node: ir.Node, model: ir.Model, report: Report) -> None:
     outside = {value.name for value in _values(model.graph) if value not in inside}
     body.opset_imports.update(model.graph.opset_imports)
     inner = ir.Model(body, ir_version=model.ir_version, functions=list(model.functions.values()))
-    pipeline.run(inner, pipeline.parse(f"{_BODY},{pipeline.CLEAN_UP},fuse-stored-weights"), report)
+    with _own_constants(body, outside):
+        pipeline.run(inner, pipeline.parse(f"{_BODY},{pipeline.CLEAN_UP},fuse-stored-weights"), report)
     taken = outside | {value.name for value in _values(body)}
     for value in list(_values(body)):
         if value.name in outside:
             value.name = _fresh(str(value.name), taken)
+
+
+@contextlib.contextmanager
+def _own_constants(body: ir.Graph, taken: set[str | None]) -> Iterator[None]:
+    """Inside, constants from outside that the body reads are its own, as inference of shapes wants them."""
+    own: dict[ir.Value, ir.Value] = {}
+    for value in dict.fromkeys(outer_values(body)):
+        tensor = constant(value)
+        assert tensor is not None, "a closed body takes only constants from outside"
+        own[value] = ir.Value(
+            name=_fresh(f"{value.name}.inside", taken), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
+        own[value].shape = ir.Shape(tensor.shape.numpy())
+        body.register_initializer(own[value])
+    replace_inside(body, own)
+    yield
+    left = {inner: value for value, inner in own.items() if body.initializers.get(str(inner.name)) is inner}
+    replace_inside(body, left)
+    for inner in left:
+        del body.initializers[str(inner.name)]
 
 
 def _declare(node: ir.Node, body: ir.Graph) -> None:

@@ -1,17 +1,35 @@
-"""The most steps that a loop may take whose end is known only when a model runs.
+"""How far a loop may go whose end is known only when a model runs.
 
-A model's file may say that a loop goes on for ever: its run ends with an error instead."""
+A model's file may say that a loop goes on, or that what it carries grows, for ever: its run ends with an error."""
 
 from __future__ import annotations
 
 MAXIMUM_STEPS = 1 << 20
 """A step takes some 10 us at least: a loop whose body does next to nothing ends within a minute."""
+MAXIMUM_GROWTH = 1 << 30
+"""Bytes by which what a loop carries may be larger than before its first step."""
+MAXIMUM_CARRIED = 1 << 38
+"""The same bytes of all steps together, each of which a step writes anew: half a minute's worth."""
 
 
-def check_steps(count: int) -> None:
-    """Raise ValueError where ``count`` steps are more than :data:`MAXIMUM_STEPS`."""
-    if count > MAXIMUM_STEPS:
+class LoopLimit:
+    """The limits of one loop, counted along with its steps. ``carried``: bytes before the first step."""
+
+    def __init__(self, carried: int) -> None:
+        self._first, self._all, self._steps = carried, 0, 0
+
+    def step(self, carried: int) -> None:
+        """Count a step that begins with so many bytes. Raises ValueError beyond a limit."""
+        self._steps += 1
+        growth = carried - self._first
+        self._all += max(growth, 0)
+        if self._steps > MAXIMUM_STEPS:
+            problem = f"goes on behind its step {MAXIMUM_STEPS}"
+        elif growth > MAXIMUM_GROWTH or self._all > MAXIMUM_CARRIED:
+            problem = f"carries {carried} bytes in its step {self._steps}, and {self._first} in its first"
+        else:
+            return
         raise ValueError(
-            f"a loop goes on behind its step {MAXIMUM_STEPS}; expected it to end by then: run the model on shorter "
-            "inputs, or mend the condition that ends the loop"
+            f"a loop {problem}; expected it to end before: run the model on shorter inputs, or mend the condition that "
+            "ends the loop"
         )

@@ -14,7 +14,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops import op_loop, op_scan
 
-from moec.common.loop_steps import check_steps
+from moec.common.loop_steps import LoopLimit
 
 Array = np.ndarray[Any, Any]
 Step = Callable[[Sequence[Array]], list[Array]]
@@ -25,14 +25,17 @@ class Loop(op_loop.Loop):
     """``(trips, going, *carried)``: the body takes the number of the step, whether it goes on, and what is carried; it
     makes whether it goes on, what is carried, and slices."""
 
-    def _run(self, M: Any, cond: Any, *carried: Any, context: Any = None, attributes: Any = None, **_: Any) -> Any:  # noqa: N803
+    body: Any
+
+    def _run(self, M: Any, cond: Any, *carried: Any, context: Any = None, attributes: Any = None, **_: Any) -> Any:
         step = _step(self, context, attributes)
         trips = None if M is None else int(np.asarray(M).item())
         going, number = np.array(True) if cond is None else np.asarray(cond), 0
         made: list[list[Array]] = [[] for _ in self.body.output_names[1 + len(carried) :]]
         first = [np.array(0, np.int64), going, *carried]
+        limit = LoopLimit(_bytes(carried))
         while going.item() and (trips is None or number < trips):
-            check_steps(number + 1)
+            limit.step(_bytes(carried))
             going, *results = step([np.array(number, np.int64), going, *carried])
             carried = tuple(results[: len(carried)])
             for slices, result in zip(made, results[len(carried) :], strict=True):
@@ -48,6 +51,9 @@ class Loop(op_loop.Loop):
 class Scan(op_scan.Scan):
     """``(*carried, *scanned)``: the body takes what is carried and a slice of everything scanned; it makes what is
     carried, and slices."""
+
+    body: Any
+    num_scan_inputs: Any
 
     def __init__(self, node: Any, parameters: Any) -> None:
         OpRun.__init__(self, node, parameters)
@@ -70,9 +76,10 @@ class Scan(op_scan.Scan):
             raise ValueError(f"it scans axes of sizes {sorted(lengths)}; expected equal sizes")
         first = [*carried, *(np.zeros(one.shape[1:], one.dtype) for one in rows)]
         made: list[list[Array]] = [[] for _ in range(outputs)]
-        for number, slices in enumerate(zip(*rows, strict=True)):
-            check_steps(number + 1)
-            results = step([*carried, *slices])
+        limit = LoopLimit(_bytes(carried))
+        for number in range(lengths.pop()):
+            limit.step(_bytes(carried))
+            results = step([*carried, *(one[number, ...] for one in rows)])
             carried = results[: len(carried)]
             for kept, result in zip(made, results[len(carried) :], strict=True):
                 kept.append(result)
@@ -92,6 +99,10 @@ def _step(operator: Any, outer: dict[str, Any], attributes: Any) -> Step:
         return operator._run_body({**around, **given}, attributes=attributes)
 
     return step
+
+
+def _bytes(carried: Sequence[Any]) -> int:
+    return sum(value.nbytes for value in carried)
 
 
 def _directed(operator: Any, kind: str, count: int) -> list[tuple[int, bool]]:

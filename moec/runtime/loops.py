@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from moec.common.loop_steps import check_steps
+from moec.common.loop_steps import LoopLimit
 from moec.common.once import once
 from moec.errors import InputError
 from moec.runtime.library import load_ffi
@@ -25,9 +26,9 @@ LOOP = "moec.loop"
 """``(number, states, asks, count, *places, trips, going, *values, found int64 [2 + count])``: calls the body
 ``loop_<number>`` with the number of the step, ``going`` and the values, of which the first ``states`` are replaced by
 its results after each step. ``trips`` int64 [1]: after so many steps it ends; ``going`` bool [1]: whether there is a
-first one. ``asks``: 1 where the first result says whether it goes on. ``places`` are ``count`` pairs of a result and an
-axis of its slices. ``found`` becomes what :data:`LOOP_RESULT` takes, the number of steps, and the sizes at the
-places."""
+first one. ``asks``: 1 where the first result says whether it goes on. ``places``: ``count`` pairs of a result and an
+axis of it, or of its slices. ``found`` becomes what :data:`LOOP_RESULT` takes, the number of steps, and the sizes at
+the places."""
 LOOP_RESULT = "moec.loop_result"
 """``(result, axis, is_backward, found, y)``: writes a state behind the last step to y, or the slices of all steps side
 by side along an axis."""
@@ -101,39 +102,67 @@ def _loop(number: int, states: int, asks: int, count: int, *rest: Any) -> None:
     trips, going, *values, found = rest[2 * count :]
     loops: _Loops = _running.loops
     try:
-        taken, steps = _run(loops, body_name(number), states, asks, from_runtime(trips).item(), going, values)
+        body = _Body(loops, body_name(number), states, bool(asks), values[states:])
+        taken, steps = body.run(values[:states], from_runtime(trips).item(), going)
+        likes = [one[0] for one in taken.slices] if steps else body.likes(values[:states], going) if places else []
+        likes = [*taken.states, *likes]
     except BaseException as error:  # an interruption, too
         loops.error = loops.error or error
         raise
-    sizes = (taken.slices[result - states][0].shape[axis] if steps else 0 for result, axis in places)
+    sizes = (likes[result].shape[axis] if result < len(likes) else 0 for result, axis in places)
     from_runtime(found)[:] = [loops.keep(taken), steps, *sizes]
 
 
-def _run(
-    loops: _Loops, name: str, states: int, asks: int, trips: int, going: Any, values: Sequence[Any]
-) -> tuple[_Taken, int]:
-    """The loop behind its last step, and how many it took."""
-    body = loops.machine.get_function(name)
-    carried, others = list(values[:states]), values[states:]
-    number = to_runtime(np.zeros(1, np.int64)[0:1].reshape(()))
-    written, step = from_runtime(number), 0
-    slices: list[list[np.ndarray]] = []
-    while step < trips and from_runtime(going).item():
-        try:
-            check_steps(step + 1)
-        except ValueError as error:
-            raise InputError(str(error)) from None
-        written[...] = step
-        with loops.step():
-            results = list(body(number, going, *carried, *others))
-        if asks:
-            going, *results = results
-        carried, made = results[:states], results[states:]
-        slices = slices or [[] for _ in made]
-        for kept, result in zip(slices, made, strict=True):
-            kept.append(from_runtime(result).copy())
-        step += 1
-    return _Taken(carried, slices), step
+@dataclasses.dataclass(frozen=True)
+class _Body:
+    """The body of a loop, and what all its steps read."""
+
+    loops: _Loops
+    name: str
+    states: int
+    asks: bool
+    others: Sequence[Any]
+
+    def run(self, carried: Sequence[Any], trips: int, going: Any) -> tuple[_Taken, int]:
+        """The loop behind its last step, and how many it took."""
+        body = self.loops.machine.get_function(self.name)
+        number = to_runtime(np.zeros((), np.int64))
+        written, step = from_runtime(number), 0
+        slices: list[list[np.ndarray]] = []
+        limit = LoopLimit(_bytes(carried))
+        while step < trips and from_runtime(going).item():
+            try:
+                limit.step(_bytes(carried))
+            except ValueError as error:
+                raise InputError(str(error)) from None
+            written[...] = step
+            with self.loops.step():
+                results = list(body(number, going, *carried, *self.others))
+            if self.asks:
+                going, *results = results
+            carried, made = results[: self.states], results[self.states :]
+            slices = slices or [[] for _ in made]
+            for kept, result in zip(slices, made, strict=True):
+                kept.append(from_runtime(result).copy())
+            step += 1
+        return _Taken(carried, slices), step
+
+    def likes(self, carried: Sequence[Any], going: Any) -> Sequence[np.ndarray]:
+        """What a first step would make as slices, for their sizes; nothing where the body cannot run on what there
+        is."""
+        with contextlib.suppress(Exception), self.loops.step():
+            results = list(
+                self.loops.machine.get_function(self.name)(
+                    to_runtime(np.zeros((), np.int64)), going, *carried, *self.others
+                )
+            )
+            return [from_runtime(one) for one in results[int(self.asks) + self.states :]]
+        self.loops.error = None
+        return []
+
+
+def _bytes(tensors: Sequence[Any]) -> int:
+    return sum(math.prod(one.shape) * one.dtype.itemsize for one in tensors)
 
 
 def _result(result: int, axis: int, is_backward: int, found: Any, y: Any) -> None:

@@ -65,6 +65,10 @@ class Inliner(Writer):
                 node.outputs[0].replace_all_uses_with(given[node.outputs[0]])
         return [given.get(value, value) for value in results]
 
+    def expect_room(self, body: ir.Graph, times: int) -> None:
+        """Raises NotDecomposableError where so many copies of a body make the graph too large, before any is made."""
+        self._reserve(count_nodes(body) * times)
+
     def undo(self) -> None:
         """Remove what was inserted; constants stay, without a user."""
         self.graph.remove(self._inserted, safe=True)

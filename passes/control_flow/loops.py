@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
+from moec.ir.graphs import is_op
 from moec.passes.control_flow.bodies import Inliner
 from moec.passes.graph.writer import NotDecomposableError, dtype_of
 
 _TRUE = np.array(True)
+_UNCOUNTED = 256
+"""Steps of a loop without a trip count that are tried for one behind which its condition is known to be false."""
 
 
 def unroll_loop(write: Inliner) -> list[ir.Value]:
@@ -23,6 +25,8 @@ def unroll_loop(write: Inliner) -> list[ir.Value]:
     body, carried = write.body("body"), [write.required(i, "v_initial") for i in range(2, len(write.node.inputs))]
     scanned: list[list[ir.Value]] = [[] for _ in write.node.outputs[len(carried) :]]
     going = write.input(1) or write.constant(_TRUE, "going")
+    if (trips := write.known(write.input(0))) is not None and _never_asks(body):
+        write.expect_room(body, trips)
     is_certain = True
     for step in _steps(write):
         if write.known(going) == 0:
@@ -44,6 +48,12 @@ def unroll_loop(write: Inliner) -> list[ir.Value]:
     return [*carried, *(_stacked(write, *pair) for pair in zip(scanned, outputs, strict=True))]
 
 
+def _never_asks(body: ir.Graph) -> bool:
+    """Whether each step goes on if the one before did."""
+    condition = body.outputs[0].producer() if body.outputs else None
+    return len(body.inputs) > 1 and is_op(condition, "Identity") and condition.inputs[0] is body.inputs[1]
+
+
 def _steps(write: Inliner) -> Iterator[int]:
     """Raises NotDecomposableError where nothing known now ends the loop."""
     trips = write.known(write.input(0))
@@ -54,7 +64,15 @@ def _steps(write: Inliner) -> Iterator[int]:
             "how often its body runs is known only when the model runs; expected a trip count that is constant, or "
             "follows from sizes that are: give these axes fixed sizes, or write the loop as operators on whole tensors"
         )
-    return itertools.count()
+    return _uncounted()
+
+
+def _uncounted() -> Iterator[int]:
+    yield from range(_UNCOUNTED)
+    raise NotDecomposableError(
+        "how often its body runs is known only when the model runs: it has no trip count, and "
+        f"{_UNCOUNTED} steps do not end it"
+    )
 
 
 def unroll_scan(write: Inliner) -> list[ir.Value]:
@@ -73,6 +91,7 @@ def unroll_scan(write: Inliner) -> list[ir.Value]:
     made = len(node.outputs) - len(carried)
     sources = _scans(write, count, "scan_input")
     length = _length(scanned, sources)
+    write.expect_room(body, length)
     results: list[list[ir.Value]] = [[] for _ in range(made)]
     for step in range(length):
         slices = [_slice(write, *pair, step, length) for pair in zip(scanned, sources, strict=True)]

@@ -13,14 +13,12 @@ from moec.targets.tvm.heavy import HeavyConverter
 
 
 def converters(machine: Machine) -> Mapping[str, HeavyConverter]:
-    """All heavy operators on a CPU: the dense ones, those of the moec dialect, and loops."""
+    """All heavy operators on a CPU: the dense ones and those of the moec dialect."""
     from moec.targets.cpu import dense
     from moec.targets.cpu.moe import CpuExpertOps
-    from moec.targets.tvm.loops import lower_loop
     from moec.targets.tvm.lower import experts
 
-    loops = {"Loop": lower_loop, "Scan": lower_loop}
-    return {**dense.converters(machine), **experts.converters(CpuExpertOps(), machine), **loops}
+    return {**dense.converters(machine), **experts.converters(CpuExpertOps(), machine)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,4 +46,4 @@ class CpuTarget:
         target, types = tvm.target.Target(self.machine.llvm), (*STORAGE_TYPES, INT8_ROWS)
         held = holding(self.machine, APPEND, (PAGE_STATE, UNPAGE_STATE), types, has_places=True)
         heavy, needed = converters(self.machine), self.machine.requirements
-        return compile_program(model, heavy, target, self.name, needed, holding=held, streams=True)
+        return compile_program(model, heavy, target, self.name, needed, holding=held, streams=True, loops=True)

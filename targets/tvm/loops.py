@@ -10,14 +10,14 @@ step by step; sizes that only the last step tells are read from what that found:
     y = moec.loop_result(0, -1, 0, found)     # the state behind the last step
     z = moec.loop_result(1, 0, 0, found)      # [steps, ...], a slice of each step
 
-A state keeps its size: that is checked where it is not known.
+A state whose size a step may change has a size of its own in the body.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,32 +31,21 @@ from moec.errors import UnsupportedError
 from moec.ir.loop_bodies import LoopBody, body_of
 from moec.ir.names import node_name
 from moec.runtime.loops import LOOP, LOOP_RESULT
-from moec.targets.tvm.lowering import Lowering
+from moec.targets.tvm.lowering import Converter, Lowering
 from moec.targets.tvm.symbolic import Known
 
 _ENDLESS = np.iinfo(np.int64).max
 
 
 class BodyLowering(Lowering):
-    """The lowering of a body. ``states``: the inputs whose sizes results keep, by these results."""
+    """The lowering of a body, beside that of the function around it."""
 
-    def __init__(self, parent: Lowering, model: ir.Model, states: Mapping[ir.Value, ir.Value]) -> None:
-        super().__init__(model, parent.heavy)
-        self.bodies, self._last, self._states_of = parent.bodies, None, states
+    def __init__(self, parent: Lowering, model: ir.Model) -> None:
+        super().__init__(model, parent.heavy, loops=True)
+        self.bodies = parent.bodies
 
-    def _result(self, value: ir.Value) -> relax.Var:
-        tensor = super()._result(value)
-        if value not in self._states_of:
-            return tensor
-        state = self._states_of[value]
-        have, want = self.dimensions(value), self.dimensions(state)
-        same = [self.sizes.equal(*pair) for pair in zip(have, want, strict=False)]
-        if len(have) != len(want) or False in same or self.dtype(value) != self.dtype(state):
-            raise UnsupportedError(
-                f"it carries {state.name!r}, {self.dtype(state)}{want} before a step and {self.dtype(value)}{have} "
-                "behind it; expected that it keeps type and sizes: give it those of the end before the first step"
-            )
-        return self.assume_shape(tensor, want)
+    def _narrowing(self) -> None:
+        """A step computes all that it makes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +80,7 @@ def lower_loop(lowering: Lowering, node: ir.Node) -> list[relax.Expr]:
     kind = relax.TensorType([2 + len(asked)], "int64")
     found = lowering.call_runtime(LOOP, [*counts, trips, going, *values, *compiled.weights], kind, "loop")
     if asked or body.asks or not is_going or steps is None:
-        names = ["loop", "steps", *(f"slice_{axis}" for _, axis in asked)]
+        names = ["loop", "steps", *(f"result_{axis}" for _, axis in asked)]
         _, taken, *read = lowering.sizes_from(found, names)
         steps = steps if not body.asks and is_going and steps is not None else taken
         for (place, axis), size in zip(asked, read, strict=True):
@@ -99,9 +88,7 @@ def lower_loop(lowering: Lowering, node: ir.Node) -> list[relax.Expr]:
     return _results(lowering, body, compiled, found, steps)
 
 
-def _results(
-    lowering: Lowering, body: LoopBody, compiled: _Compiled, found: relax.Var, steps: Any
-) -> list[relax.Expr]:
+def _results(lowering: Lowering, body: LoopBody, compiled: _Compiled, found: relax.Var, steps: Any) -> list[relax.Expr]:
     """The node's outputs, once the loop has ended."""
     made: list[relax.Expr] = []
     place = itertools.count()
@@ -122,47 +109,82 @@ def _results(
 
 
 def _compiled(lowering: Lowering, node: ir.Node, body: LoopBody) -> _Compiled:
-    """Lower the body, and let its weights be weights of the function around it."""
-    graph = body.graph
+    """Lower the body, and let its weights be weights of the function around it.
+
+    A state keeps its sizes until a body that takes them so turns out to make others, which are then sizes of their own.
+    """
+    graph, first = body.graph, len(lowering.bodies)
     graph.opset_imports.update(lowering.model.graph.opset_imports)
     for value in list(graph.initializers.values()):
         del graph.initializers[str(value.name)]
         value.name = f"{node_name(node)}.{value.name}"
-    names: list[tuple[Any, str]] = []
-    for inner, outer in body.outside.items():
-        inner.type = ir.TensorType(ir.DataType.from_numpy(DTYPES[lowering.dtype(outer)]))
-        inner.shape = ir.Shape([_named(lowering, size, names) for size in lowering.dimensions(outer)])
-    inside = BodyLowering(lowering, ir.Model(graph, ir_version=lowering.model.ir_version), body.states)
-    lowered = inside.run()
+    changing: set[tuple[ir.Value, int]] = set()
+    while True:
+        _declare(lowering, body, changing)
+        inside = BodyLowering(lowering, ir.Model(graph, ir_version=lowering.model.ir_version))
+        lowered = inside.run()
+        found = _changing(inside, body) - changing
+        if not found:
+            break
+        changing |= found
+        del lowering.bodies[first:]
     lowering.bodies.append(lowered)
     for budget, beyond in lowered.beyond.items():
         lowering.beyond.setdefault(budget, []).extend(beyond)
     outside = {
         size: outer_size
         for inner, outer in body.outside.items()
-        for size, outer_size in zip(inside.shape(inner), lowering.shape(outer), strict=True)
-        if isinstance(size, tirx.Var)
+        for axis, (size, outer_size) in enumerate(zip(inside.shape(inner), lowering.shape(outer), strict=True))
+        if isinstance(size, tirx.Var) and (inner, axis) not in changing
     }
     made = graph.outputs[int(body.asks) :]
     results = [([_outside(size, outside) for size in inside.dimensions(one)], inside.dtype(one)) for one in made]
     weights = [
         lowering.add_weight(weight.name, weight.shape, weight.dtype, weight.load)
         if weight.shape
-        else lowering.add_number(weight.name, weight.load)
+        else lowering.add_number(weight.name, weight.array)
         for weight in lowered.weights
     ]
     return _Compiled(len(lowering.bodies) - 1, results, weights)
 
 
-def _named(lowering: Lowering, size: Any, names: list[tuple[Any, str]]) -> int | str:
-    """A size as a body has it: a number, or a name, one for sizes that are known to be equal."""
+def _declare(lowering: Lowering, body: LoopBody, changing: Collection[tuple[ir.Value, int]]) -> None:
+    """Give the body's inputs types, and sizes: numbers, or names, one for all that are known to be equal."""
+    names: list[tuple[Any, str]] = []
+    for inner, outer in body.outside.items():
+        inner.type = ir.TensorType(ir.DataType.from_numpy(DTYPES[lowering.dtype(outer)]))
+        own = [(inner, axis) in changing for axis in range(len(lowering.dimensions(outer)))]
+        sizes = zip(lowering.dimensions(outer), own, strict=True)
+        inner.shape = ir.Shape([_name(lowering, None if is_own else size, names) for size, is_own in sizes])
+
+
+def _name(lowering: Lowering, size: Any, names: list[tuple[Any, str]]) -> int | str:
+    """A size as the body has it; ``None`` is equal to no other. ``names``: those that sizes have so far."""
     if isinstance(size, int):
         return size
-    for other, name in names:
-        if lowering.sizes.equal(size, other):
-            return name
-    names.append((size, f"size_{len(names)}"))
-    return names[-1][1]
+    others = [] if size is None else [pair for pair in names if pair[0] is not None]
+    equal = (name for other, name in others if lowering.sizes.equal(size, other))
+    name = next(equal, f"size_{len(names)}")
+    names.append((size, name))
+    return name
+
+
+def _changing(inside: Lowering, body: LoopBody) -> set[tuple[ir.Value, int]]:
+    """The axes of states that may have another size behind a step.
+
+    Raises UnsupportedError for another type or another number of axes."""
+    found: set[tuple[ir.Value, int]] = set()
+    for after, state in body.states.items():
+        have, want = inside.dimensions(after), inside.dimensions(state)
+        if len(have) != len(want) or inside.dtype(after) != inside.dtype(state):
+            raise UnsupportedError(
+                f"it carries {state.name!r}, {inside.dtype(state)}{want} before a step and {inside.dtype(after)}{have} "
+                "behind it; expected that it keeps its type and the number of its axes"
+            )
+        found |= {
+            (state, axis) for axis, pair in enumerate(zip(have, want, strict=True)) if not inside.sizes.equal(*pair)
+        }
+    return found
 
 
 def _outside(size: Any, outside: Mapping[tirx.Var, Any]) -> Any:
@@ -216,3 +238,7 @@ def _within(axis: int, rank: int, what: str) -> int:
     if not -rank <= axis < rank:
         raise UnsupportedError(f"axis {axis} of {what}, which has {rank}; expected one from {-rank} to {rank - 1}")
     return axis % rank
+
+
+CONVERTERS: dict[str, Converter] = {"Loop": lower_loop, "Scan": lower_loop}
+"""Apart from other operators', for a target's host code has to take the steps."""

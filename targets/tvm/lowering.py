@@ -60,12 +60,16 @@ class Lowered:
 
 
 def lower(
-    model: ir.Model, heavy: Mapping[str, HeavyConverter], holding: Holding | None = None, streams: bool = False
+    model: ir.Model,
+    heavy: Mapping[str, HeavyConverter],
+    holding: Holding | None = None,
+    streams: bool = False,
+    loops: bool = False,
 ) -> Lowered:
     """Lower a whole model. ``holding``: how the target holds states; None where it holds none. ``streams``: whether it
-    can read the experts of a model that is streamed when they are chosen. Raises UnsupportedError listing every
-    operator without a converter."""
-    return Lowering(model, heavy, holding, streams).run()
+    can read the experts of a model that is streamed when they are chosen; ``loops``: whether its host code can take the
+    steps of loops. Raises UnsupportedError listing every operator without a converter."""
+    return Lowering(model, heavy, holding, streams, loops).run()
 
 
 class Lowering(GraphValues):
@@ -77,7 +81,9 @@ class Lowering(GraphValues):
         heavy: Mapping[str, HeavyConverter],
         holding: Holding | None = None,
         streams: bool = False,
+        loops: bool = False,
     ) -> None:
+        from moec.targets.tvm import loops as step_by_step
         from moec.targets.tvm.converters import CONVERTERS
 
         super().__init__()
@@ -88,9 +94,13 @@ class Lowering(GraphValues):
         self._states = {} if holding is None else held_states(model.graph, holding)
         self._done_by_writing = rounded_by_writing(self._states.values())
         self._filled: dict[tuple[ir.Value | None, str, str], relax.Var] = {}
-        self._converters = {**CONVERTERS, **heavy}
+        self._converters = {**CONVERTERS, **heavy, **(step_by_step.CONVERTERS if loops else {})}
         self._dimensions: dict[str, tirx.Var] = {}
-        self._last = Narrowing.of(model, self.sizes.variable("wanted"))
+        self._last = self._narrowing()
+
+    def _narrowing(self) -> Narrowing | None:
+        """Which nodes compute some of the last tokens alone."""
+        return Narrowing.of(self.model, self.sizes.variable("wanted"))
 
     # The whole model
 

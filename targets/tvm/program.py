@@ -36,11 +36,13 @@ def compile_program(
     backend: pipeline.Backend = pipeline.CPU,
     holding: Holding | None = None,
     streams: bool = False,
+    loops: bool = False,
 ) -> Program:
     """Lower, optimise and generate object files. ``requirements`` are the features that any code for the target may
     use; kernels that are used add theirs. ``holding``: how it holds states, if it does. ``streams``: whether
-    it can read experts from files when they are chosen. Raises UnsupportedError naming node, operator and opset."""
-    lowered = lower(model, heavy, holding, streams)
+    it can read experts from files when they are chosen; ``loops``: whether its host code can take the steps of loops.
+    Raises UnsupportedError naming node, operator and opset."""
+    lowered = lower(model, heavy, holding, streams, loops)
     parts = {"main": lowered, **{body_name(number): body for number, body in enumerate(lowered.bodies)}}
     with _integers_in_range():
         optimized: dict[str, pipeline.Optimized] = {}

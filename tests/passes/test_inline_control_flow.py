@@ -159,6 +159,8 @@ def test_a_condition_at_run_time_without_a_trip_count_or_with_scan_outputs_stays
     text = """(float[N] x, bool going) => (float[N] y) { y = Loop (, going, x) <
         body = b (int64 i, bool c, float[N] v) => (bool d, float[N] w) { w = Add (v, x)  d = Not (c) }> }"""
     assert "more than 10 nodes" in unchanged(rewrite, text, passes=PASSES + "{limit=10}")
+    text = text.replace("Add (v, x)", "Neg (v)").replace("d = Not (c)", "d = Equal (c, c)")
+    assert "no trip count, and 256 steps do not end it" in unchanged(rewrite, text)
 
 
 def test_what_a_loop_carries_under_a_condition_keeps_its_shape(rewrite):

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+
+from moec.common.loop_steps import MAXIMUM_CARRIED, MAXIMUM_GROWTH, MAXIMUM_STEPS, LoopLimit
+
+
+def test_a_loop_of_many_steps_that_carries_as_much_as_before():
+    limit = LoopLimit(MAXIMUM_CARRIED)
+    for _ in range(MAXIMUM_STEPS):
+        limit.step(MAXIMUM_CARRIED)
+    with pytest.raises(ValueError, match=f"goes on behind its step {MAXIMUM_STEPS}"):
+        limit.step(MAXIMUM_CARRIED)
+
+
+def test_growth_at_once_and_in_all_steps_together():
+    limit = LoopLimit(8)
+    for _ in range(MAXIMUM_CARRIED // MAXIMUM_GROWTH):
+        limit.step(8 + MAXIMUM_GROWTH)
+    with pytest.raises(ValueError, match="carries 9 bytes in its step 257, and 8 in its first"):
+        limit.step(9)
+    with pytest.raises(ValueError, match="carries"):
+        LoopLimit(8).step(9 + MAXIMUM_GROWTH)
+
+
+def test_what_shrinks_does_not_pay_for_what_grows():
+    limit = LoopLimit(MAXIMUM_CARRIED)
+    limit.step(0)
+    with pytest.raises(ValueError, match="carries"):
+        limit.step(MAXIMUM_CARRIED + MAXIMUM_GROWTH + 1)

@@ -1,6 +1,7 @@
-"""Whole MoE language models as GGUF files with random weights: moec and llama.cpp on the same file.
+"""Language models as GGUF files, MoE models with random weights or files at hand: moec and llama.cpp on the same file.
 
     python benchmarks/gguf_model.py [--models granite-3.1-1b-a400m] [--formats q4_0 q8_0] [--layers 4]
+                                    [--files smollm2-q4_0.gguf] [--threads 1 2]
                                     [--depths 0 512 2048 8000] [--rounds 7] [--output benchmarks/results/gguf_model]
                                     [--vllm PYTHON]
 
@@ -18,6 +19,8 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
+import functools
 import os
 import pathlib
 import statistics
@@ -29,7 +32,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from random_gguf import BITS, write_model
+from random_gguf import BESIDE_EXPERTS, BITS, write_model
 from results import Results
 
 PROMPT, STEPS, VOCABULARY_USED = 512, 16, 40_000
@@ -66,9 +69,10 @@ def bytes_of_a_token(shape: Any, layers: int, form: str, depth: int) -> float:
     head = shape.width // shape.heads
     attention = shape.width * head * (2 * shape.heads + 2 * shape.key_heads)
     experts = shape.chosen * 3 * shape.width * shape.hidden
-    weights = layers * (attention + experts) + shape.vocabulary * shape.width
+    dense = layers * attention + shape.vocabulary * shape.width
     router = layers * shape.experts * shape.width * 4
-    return weights * BITS[form] / 8 + router + layers * 2 * shape.key_heads * head * depth * 2
+    weights = (dense * BITS[BESIDE_EXPERTS.get(form, form)] + layers * experts * BITS[form]) / 8
+    return weights + router + layers * 2 * shape.key_heads * head * depth * 2
 
 
 def ids(count: int, seed: int) -> np.ndarray:
@@ -208,43 +212,90 @@ class Contestant:
 # --- the table
 
 
-def measure(shape: Any, form: str, args: argparse.Namespace, results: Results) -> None:
-    import moec
-    from moec.targets.cpu.roofline import measure_roofline
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A file that both read. ``bytes_of``: what a token behind so many others has to read, where that is known.
+    ``configuration``: writes what vLLM makes a model of the same shape from into a folder."""
 
-    layers = args.layers or shape.layers
-    rows = [("prompt", PROMPT, 0), *((f"token behind {depth}", 1, depth) for depth in args.depths)]
-    missing = results.missing(f"{shape.name}, {layers} layers", form, [row[0] for row in rows])
+    name: str
+    form: str
+    write: Callable[[pathlib.Path], None]
+    bytes_of: Callable[[int], float] | None = None
+    configuration: Callable[[pathlib.Path], None] | None = None
+
+
+def random_model(shape: Any, form: str, layers: int) -> Subject:
+    return Subject(
+        f"{shape.name}, {layers} layers",
+        form,
+        functools.partial(write_model, shape, layers, form),
+        functools.partial(bytes_of_a_token, shape, layers, form),
+        functools.partial(write_configuration, shape, layers, form) if form in FLOAT_PASSES else None,
+    )
+
+
+def model_at_hand(file: pathlib.Path) -> Subject:
+    return Subject(file.stem, "as it is", lambda path: path.symlink_to(file.resolve()))
+
+
+def measure(subject: Subject, args: argparse.Namespace, results: Results) -> None:
+    import moec
+
+    rows = {
+        f"{what}, {threads} thread{'s' * (threads > 1)}": (threads, count, depth)
+        for threads in args.threads
+        for what, count, depth in [
+            ("prompt", PROMPT, 0),
+            *((f"token behind {depth}", 1, depth) for depth in args.depths),
+        ]
+    }
+    missing = results.missing(subject.name, subject.form, list(rows))
     if not missing:
         return
     if args.scratch:
         pathlib.Path(args.scratch).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
         file, artifact = pathlib.Path(folder, "model.gguf"), pathlib.Path(folder, "model.moec")
-        write_model(shape, layers, form, file)
-        moec.compile(str(file), passes=FLOAT_PASSES.get(form), cache=True, output=artifact)
-        room = max(args.depths) + PROMPT
+        subject.write(file)
+        moec.compile(str(file), passes=FLOAT_PASSES.get(subject.form), cache=True, output=artifact)
         paths = {"moec": (sys.executable, artifact), "llama.cpp": (sys.executable, file)}
-        if args.vllm and form in FLOAT_PASSES:
-            write_configuration(shape, layers, form, pathlib.Path(folder, "vllm"))
+        if args.vllm and subject.configuration:
+            subject.configuration(pathlib.Path(folder, "vllm"))
             paths["vllm"] = args.vllm, pathlib.Path(folder, "vllm")
-        contestants = {name: Contestant(name, *path, args.threads, room) for name, path in paths.items()}
-        bandwidth = max(measure_roofline(args.threads).bandwidths.values())
-        for row, count, depth in (one for one in rows if one[0] in missing):
-            times: dict[str, list[float]] = {name: [] for name in contestants}
-            for seed in range(args.rounds):
-                for name, contestant in contestants.items():
-                    time.sleep(PAUSE_SECONDS)
-                    times[name].append(contestant.seconds(count, depth, seed))
-            figures: dict[str, Any] = {
-                name: {"min": min(found), "median": statistics.median(found)} for name, found in times.items()
-            }
-            limit = bytes_of_a_token(shape, layers, form, depth) / bandwidth if count == 1 else None
-            figures["limit"] = limit
-            results.add(f"{shape.name}, {layers} layers", form, row, figures)
-            print(row, figures, flush=True)
-        for contestant in contestants.values():
-            contestant.end()
+        for threads in sorted({rows[row][0] for row in missing}):
+            here = {row: rows[row][1:] for row in missing if rows[row][0] == threads}
+            for row, figures in compared(paths, threads, here, subject, args):
+                results.add(subject.name, subject.form, row, figures)
+                print(row, figures, flush=True)
+
+
+def compared(
+    paths: dict[str, tuple[str, pathlib.Path]],
+    threads: int,
+    rows: dict[str, tuple[int, int]],
+    subject: Subject,
+    args: argparse.Namespace,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row, that is so many tokens behind so many others, with the seconds of each contestant."""
+    from moec.targets.cpu.roofline import measure_roofline
+
+    room = max(args.depths) + PROMPT
+    contestants = {name: Contestant(name, *path, threads, room) for name, path in paths.items()}
+    bandwidth = max(measure_roofline(threads).bandwidths.values())
+    for row, (count, depth) in rows.items():
+        times: dict[str, list[float]] = {name: [] for name in contestants}
+        for seed in range(args.rounds):
+            for name, contestant in contestants.items():
+                time.sleep(PAUSE_SECONDS)
+                times[name].append(contestant.seconds(count, depth, seed))
+        figures: dict[str, Any] = {
+            name: {"min": min(found), "median": statistics.median(found)} for name, found in times.items()
+        }
+        figures["limit"] = subject.bytes_of(depth) / bandwidth if subject.bytes_of and count == 1 else None
+        figures["load"] = os.getloadavg()[0]
+        yield row, figures
+    for contestant in contestants.values():
+        contestant.end()
 
 
 def markdown(results: Results) -> Iterator[str]:
@@ -263,6 +314,17 @@ def markdown(results: Results) -> Iterator[str]:
     yield "Milliseconds, minimum / median, and ratios of these."
 
 
+def subjects(args: argparse.Namespace) -> Iterator[Subject]:
+    from language_models import SHAPES
+
+    if args.files:
+        yield from map(model_at_hand, args.files)
+        return
+    for name in args.models:
+        for form in args.formats:
+            yield random_model(SHAPES[name], form, args.layers or SHAPES[name].layers)
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--serve"]:
         name, path, threads, room = sys.argv[2:]
@@ -277,15 +339,15 @@ def main() -> None:
     parser.add_argument("--depths", nargs="+", type=int, default=[0, 512, 2048, 8000])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--vllm", metavar="PYTHON", help="of an environment that has vLLM")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", nargs="+", type=int, default=[os.cpu_count()])
+    parser.add_argument("--files", nargs="+", type=pathlib.Path, help="files to compare instead of random models")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("gguf_model"), help="path without suffix")
     parser.add_argument("--scratch", help="folder for models; default: the system's")
     args = parser.parse_args()
     results = Results(args.output.with_suffix(".json"))
     try:
-        for name in args.models:
-            for form in args.formats:
-                measure(SHAPES[name], form, args, results)
+        for subject in subjects(args):
+            measure(subject, args, results)
     finally:
         text = "\n".join(markdown(results))
         args.output.with_suffix(".md").write_text(text + "\n")

@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 
 FLOATS = ("f32", "bf16")
-BITS = {"f32": 32, "bf16": 16, "q4_0": 4.5, "q5_0": 5.5, "q8_0": 8.5, "q4_k": 4.5, "q5_k": 5.5, "q6_k": 6.5625}
+BITS = {
+    "f32": 32,
+    "bf16": 16,
+    "q4_0": 4.5,
+    "q5_0": 5.5,
+    "q8_0": 8.5,
+    "q4_k": 4.5,
+    "q5_k": 5.5,
+    "q6_k": 6.5625,
+    "mxfp4": 4.25,
+}
 SCALES = {
     "q4_0": {0: 1 / 8},
     "q5_0": {0: 1 / 16},
@@ -18,6 +28,8 @@ SCALES = {
     "q6_k": {208: 1 / 32 / 64},
 }
 """Where the float16 numbers of a block lie, and what they are, so that weights are about as large as 1."""
+BESIDE_EXPERTS = {"mxfp4": "q8_0"}
+"""The form of all other matrices, where it is not that of the experts: gpt-oss has only these in MXFP4."""
 
 
 def write_model(shape: Any, layers: int, form: str, path: pathlib.Path) -> None:
@@ -38,7 +50,8 @@ def _add_weights(writer: Any, shape: Any, layers: int, form: str) -> None:
     width, hidden, head = shape.width, shape.hidden, shape.width // shape.heads
 
     def matrix(name: str, *sizes: int) -> None:
-        data, kind = _matrix(random, form, sizes)
+        beside = form if "_exps" in name else BESIDE_EXPERTS.get(form, form)
+        data, kind = _matrix(random, beside, sizes)
         writer.add_tensor(name, data, raw_dtype=kind)
 
     def vector(name: str, *sizes: int, mean: float = 1) -> None:
@@ -76,7 +89,9 @@ def _matrix(random: np.random.Generator, form: str, sizes: tuple[int, ...]) -> t
     if form == "q4_0":  # without the lowest of 16 numbers their mean is 0, and tokens go to different experts
         data = np.where(data % 16, data, data + 8)
         data = np.where(data // 16, data, data + 128)
-    for place, share in SCALES[form].items():
+    if form == "mxfp4":  # a power of two in front of 32 numbers of up to 6
+        data[:, 0] = 127 + round(np.log2(1 / 4 / np.sqrt(sizes[-1])))
+    for place, share in SCALES.get(form, {}).items():
         data[:, place : place + 2] = np.array([2 * share / np.sqrt(sizes[-1])], np.float16).view(np.uint8)
     return data.reshape(*sizes[:-1], -1), kind
 

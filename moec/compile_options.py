@@ -79,6 +79,19 @@ def multiplies_bytes(target: str) -> bool:
     return isinstance(kind, ProgramKind) and kind.multiplies_bytes
 
 
+def check_rounding(passes: Sequence[Pass], target: str) -> None:
+    """Raises UnsupportedError for activations in int8, which -O3 asks for, on a target that makes projects: these
+    compute in integers of their own, and nothing would become faster or be rounded otherwise."""
+    from moec.passes.round_activations import RoundActivations
+
+    rounds = any(isinstance(step, RoundActivations) and step.format == "int8" for step in passes)
+    if rounds and not isinstance(targets.kind_of(target), ProgramKind):
+        raise UnsupportedError(
+            f"target '{target}' computes in integers at every level, by scales that come from its calibration; "
+            "-O3 (round-activations) changes nothing about that: compile with -O2"
+        )
+
+
 def chosen_passes(
     passes: str,
     experts: str | None,

@@ -19,6 +19,7 @@ from moec.common.progress import Progress, silent
 from moec.common.scratch import ScratchFolder
 from moec.compile_options import (
     check_options,
+    check_rounding,
     check_surroundings,
     chosen_passes,
     default_passes,
@@ -161,6 +162,7 @@ def write(
     limit = resident_bytes(resident, target)
     passes = default_passes(model, target) if passes is None else passes
     chain = chosen_passes(passes, experts, linears, arithmetic, limit is not None, profile)
+    check_rounding(chain, target)
     chosen = targets.get_all(target, options)
     report.progress("importing")
     graph = import_model(model, example_inputs, dynamic_shapes, cache)
@@ -171,10 +173,11 @@ def write(
         blocks, gains = moe_blocks(graph), multiplies_bytes(target)
         rounding = rounding_of(graph, own, gains)
         if "int8" in rounding.activations and not gains:
-            reason = (
-                "no product of this target is computed in integers: what is rounded to 8 bits is multiplied in floats"
-            )
-            report.note("generating code", target, reason)
+            reason = "products multiply floats here: what is rounded to 8 bits is less exact, and no faster"
+            if rounding.own:
+                report.note("generating code", target, reason)
+            else:
+                report.warn("generating code", target, f"{reason}; -O2 rounds nothing")
         made = _generate(graph, chosen, target, report)
     with _step(WRITING, model, report):
         if limit is not None:

@@ -6,9 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 
+from moec import compiler
 from moec.compile_options import default_passes
+from moec.errors import MoecError, UnsupportedError
+from moec.runtime.artifact import open_artifact
+
+from .passes.before_after import model_of
 
 INT8 = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
 
@@ -54,3 +60,35 @@ def test_a_folder_is_computed_as_its_quantiser_says(settings: Any, expected: str
     config = {"model_type": "llama", **({} if settings is None else {"quantization_config": settings})}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert default_passes(tmp_path, "cpu") == expected
+
+
+@pytest.mark.parametrize("passes", ["O3", "O2,round-activations{format=int8}"])
+def test_projects_for_an_fpga_have_an_arithmetic_of_their_own(passes: str, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(UnsupportedError, match=r"'hls:zcu102' computes in integers at every level.*compile with -O2"):
+        compiler.write(tmp_path / "model.onnx", tmp_path / "a.moec", "hls:zcu102", passes)
+    with pytest.raises(MoecError, match=r"model\.onnx: "):
+        compiler.write(tmp_path / "model.onnx", tmp_path / "a.moec", "hls:zcu102", "O2")
+
+
+@pytest.mark.parametrize(
+    ("target", "own", "severity"),
+    [
+        ("cuda:sm_80", False, "warning"),
+        pytest.param("cuda:sm_80", True, "note", marks=pytest.mark.nightly),
+        ("cpu", False, None),
+    ],
+)
+def test_rounding_where_floats_are_multiplied_is_said(
+    target: str, own: bool, severity: str | None, tmp_path: Path
+) -> None:
+    """``own``: the model itself asks for it."""
+    arithmetic = 'arithmetic = "int8"' if own else 'arithmetic = "float32"'
+    text = """(float[T,64] x) => (float[T,8] y) <int8[8,64] w, float[8,2] scale> {
+        decoded = DequantizeLinear <axis = 1, block_size = 32> (w, scale)
+        y = moec.Linear <ARITHMETIC> (x, decoded) }"""
+    path = tmp_path / "model.onnx"
+    ir.save(model_of(text.replace("ARITHMETIC", arithmetic)), path)
+    compiler.write(path, tmp_path / "a.moec", target, "O2" if own else "O3")
+    remarks = open_artifact(tmp_path / "a.moec").manifest.remarks
+    assert [one["severity"] for one in remarks if "no faster" in one["message"]] == ([severity] if severity else [])

@@ -134,6 +134,11 @@ class Evaluator:
                     values.pop(name, None)
         return [self._widen(values[_name(value)]) for value in self._outputs]
 
+    @property
+    def operators(self) -> dict[ir.Node, Callable[..., Sequence[Any]]]:
+        """The nodes, in the order in which they run, and the functions of arrays that they are computed by."""
+        return {step.node: step.run for step in self._steps}
+
     def values(self, feeds: Mapping[ir.Value, Array]) -> dict[str, Any]:
         """All values of an evaluation by name, for :meth:`run_changed`."""
         values = self._given(feeds)

@@ -5,14 +5,13 @@ known, so each has to be read, by an operator that picks elements or by a produc
 from __future__ import annotations
 
 import math
-import string
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from moec.ir.facts import MOST_ENTRIES, Facts
+from moec.ir.product_labels import labels_of
 from moec.ir.sides import Condition, Given, Live, Reads, Takes, counted, positions
 
 Array = np.ndarray[Any, Any]
@@ -98,7 +97,7 @@ def _contracted(node: ir.Node, place: int, table: Array) -> list[Condition]:
         return []
     ranks = [len(data.shape), table.ndim]
     terms = labels_of(node, ranks if place else ranks[::-1])
-    if terms is None:
+    if terms is None or len(terms) != 3:
         return []
     own, other = terms[place], terms[1 - place]
     shared = [label for label in own if label in other]
@@ -120,24 +119,6 @@ def _contracted(node: ir.Node, place: int, table: Array) -> list[Condition]:
         return _met(classes, taken.reshape(size))
 
     return [Reads(_count(classes), read)]
-
-
-def labels_of(node: ir.Node, ranks: Sequence[int]) -> list[str] | None:
-    """The labels of both operands' axes and of the result's, as Einsum has them; None where they cannot be told."""
-    if node.op_type == "MatMul":
-        return matmul_labels(*ranks)
-    left, _, result = node.attributes.get_string("equation", "").replace(" ", "").partition("->")
-    terms = left.split(",")
-    is_plain = len(terms) == 2 and result and "." not in left and all(len(set(term)) == len(term) for term in terms)
-    return [*terms, result] if is_plain else None
-
-
-def matmul_labels(left: int, right: int) -> list[str]:
-    """A product of matrices of these ranks in Einsum's labels."""
-    batch = string.ascii_lowercase[: max(left, right, 2) - 2]
-    first = "z" if left == 1 else batch[len(batch) - (left - 2) :] + "yz"
-    second = "z" if right == 1 else batch[len(batch) - (right - 2) :] + "zx"
-    return [first, second, batch + ("" if left == 1 else "y") + ("" if right == 1 else "x")]
 
 
 def _classes(table: Array, *, rows: bool = False) -> Array:

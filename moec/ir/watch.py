@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import onnx_ir as ir
 
 from moec.ir.facts import Facts
@@ -52,7 +53,14 @@ class Watch:
 
     def adopt(self, fork: Watch) -> None:
         """Know what a fork of this one has seen."""
-        self._evidence, self._open, self._watched = fork._evidence, fork._open, fork._watched
+        self._evidence, self._open = fork._evidence, fork._open
+        self._close()
+        self._watched = {*self._open, *self._revocable()}
+
+    def news(self, fork: Watch) -> list[ir.Node]:
+        """Nodes of which a fork of this watch knows what this one does not, in order."""
+        grown = {key[0] for key, one in fork._evidence.items() if not _is_same(self._evidence.get(key), one)}
+        return [node for node in self._conditions if node in grown]
 
     def unseen(self) -> list[Unseen]:
         """In the order of the nodes."""
@@ -90,3 +98,10 @@ class Watch:
             if value is not None:
                 yield place, self._intervals.get(value, Interval())
         yield OUTPUT, self._intervals.get(node.outputs[0], Interval())
+
+
+def _is_same(one: Evidence, other: Evidence) -> bool:
+    if one is other or one is None or other is None:
+        return one is other
+    parts = zip(one, other, strict=True) if isinstance(one, list) else [(one, other)]
+    return all(np.array_equal(*pair) for pair in parts)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from moec.ir.interpreter import Evaluator, Watcher
 from moec.ir.names import node_name
 from moec.passes.raising.contractions import factors, is_contraction
+from moec.passes.raising.counting import counts, reduces_tokens
 from moec.passes.raising.dataflow import Array, DataFlow, follow_data
 from moec.passes.raising.symbols import shape_at, sizes_for, symbols_of
 
@@ -77,6 +78,8 @@ class Block:
     weighing: Weighing | None = None
     layout: Mapping[str, int] | None = None
     _evaluators: dict[tuple[ir.Value, ...], Evaluator] = dataclasses.field(default_factory=dict, repr=False)
+    without_zeros: dict[ir.Value, bool] = dataclasses.field(default_factory=dict, repr=False)
+    """Which constants have no element that is 0, as far as it was looked at."""
 
     @property
     def name(self) -> str:
@@ -168,40 +171,47 @@ class Block:
 
         None if the output is not one row of width d per token, or not the sum of ``start`` and of something else.
         """
-        found = self._y_of(x, logits, None, watch)
-        if self.start is None or found is None:
-            return found
-        given = np.random.default_rng(11).normal(size=x.shape) * np.resize([1.0, 60.0, 8.0], len(x))[:, None]
-        moved = self._y_of(x, logits, given, watch)
-        return found if moved is not None and _is_sum(moved, given, found) else None
-
-    def _y_of(self, x: Array, logits: Array, start: Array | None, watch: Watcher | None) -> Array | None:
-        T, size = len(x), self.rows_for(len(x))
-        parts = [np.zeros((0, self.d))]
-        runs = self.values_on(x, logits, [self.y], watch, start)
-        for first, (y,) in zip(range(0, T or 1, size or 1), runs, strict=True):
-            if y.size != size * self.d:
+        none, *others = self.starts_for(len(x))
+        found = self._y_of(x, logits, none, watch)
+        if found is None:
+            return None
+        for given in others:
+            moved = self._y_of(x, logits, given, watch)
+            if moved is None or not _is_sum(moved, given, found):
                 return None
-            parts.append(y.reshape(size, self.d)[: T - first])
+        return found
+
+    def starts_for(self, T: int) -> list[Array]:
+        """Rows [T,d] that y is computed from: zeros, and others if it starts from any."""
+        if self.start is None:
+            return [np.zeros((T, self.d))]
+        given = np.random.default_rng(11).normal(size=(T, self.d)) * np.resize([1.0, 60.0, 8.0], T)[:, None]
+        return [np.zeros((T, self.d)), given]
+
+    def _y_of(self, x: Array, logits: Array, start: Array, watch: Watcher | None) -> Array | None:
+        parts = [np.zeros((0, self.d))]
+        for feeds, rows in self.runs(x, logits, start):
+            (y,) = self.evaluator(feeds, [self.y]).run(feeds, watch)
+            if y.size != self.rows_for(len(x)) * self.d:
+                return None
+            parts.append(y.reshape(-1, self.d)[:rows])
         return np.concatenate(parts)
 
     def values_on(
-        self,
-        x: Array,
-        logits: Array,
-        outputs: list[ir.Value],
-        watch: Watcher | None = None,
-        start: Array | None = None,
+        self, x: Array, logits: Array, outputs: list[ir.Value], watch: Watcher | None = None
     ) -> list[list[Array]]:
-        """The block's values ``outputs`` for any T, once for each run that it takes: see :meth:`y_of`. ``start`` [T,d]
-        are other rows than zeros for what y starts from."""
-        size, found = self.rows_for(len(x)), []
+        """The block's values ``outputs`` for any T, once for each run that it takes: see :meth:`y_of`."""
+        return [self.evaluator(feeds, outputs).run(feeds, watch) for feeds, _ in self.runs(x, logits)]
+
+    def runs(self, x: Array, logits: Array, start: Array | None = None) -> Iterator[tuple[dict[ir.Value, Array], int]]:
+        """Feeds of each evaluation that T tokens take, and how many of its rows they are: others are added behind where
+        the model wants more. ``start`` [T,d] are other rows than zeros for what y starts from."""
+        size = self.rows_for(len(x))
         for first in range(0, len(x) or 1, size or 1):
             rows = [a[first : first + size] for a in (x, logits, np.zeros_like(x) if start is None else start)]
             padding = size - len(rows[0])
             filled = [np.concatenate([a, np.ones((padding, a.shape[1]))]) for a in rows]
-            found.append(self.evaluate(filled[0], filled[1], outputs, self._start_of(filled[2]), watch))
-        return found
+            yield {**self.feeds(filled[0], filled[1]), **self._start_of(filled[2])}, len(rows[0])
 
     def rows_for(self, T: int) -> int:
         """The rows of one evaluation for T tokens."""
@@ -217,9 +227,10 @@ class Block:
     ) -> list[Array]:
         """The block's values ``outputs`` in float64; values in ``replaced`` are not computed but given."""
         feeds = {**self.feeds(x, logits), **(replaced or {})}
-        return self._evaluator(feeds, outputs).run(feeds, watch)
+        return self.evaluator(feeds, outputs).run(feeds, watch)
 
-    def _evaluator(self, feeds: Mapping[ir.Value, Array], outputs: list[ir.Value]) -> Evaluator:
+    def evaluator(self, feeds: Mapping[ir.Value, Array], outputs: list[ir.Value]) -> Evaluator:
+        """What computes ``outputs`` of such feeds in float64."""
         key = (*outputs, *feeds)
         if key not in self._evaluators:
             nodes, widened = self.dataflow.between(outputs, stop=feeds.__contains__), self.dataflow.widened
@@ -232,7 +243,7 @@ class Block:
         """y in float64 where the values ``given`` are not computed, and the function that makes it where one of them is
         another array: only what depends on that is computed again."""
         feeds = {**self.feeds(x, logits), **given}
-        evaluator = self._evaluator(feeds, [self.y])
+        evaluator = self.evaluator(feeds, [self.y])
         values = evaluator.values(feeds)
         (y,) = evaluator.run_changed(values, {})
         return y, lambda value, array: evaluator.run_changed(values, {value: array})[0]
@@ -269,8 +280,8 @@ class Block:
 
     def counts_tokens(self) -> bool:
         """Whether how many tokens there are, or which place one has, may enter what is computed as a number."""
-        return any(_counts(node) for node in self.nodes) or any(
-            is_contraction(node) or _reduces_tokens(self.dataflow, node) for node in self.router_nodes()
+        return any(counts(node) for node in self.nodes) or any(
+            is_contraction(node) or reduces_tokens(self.dataflow, node) for node in self.router_nodes()
         )
 
     def work_per_token(self) -> int:
@@ -348,28 +359,6 @@ def _projections(block: Block) -> Iterator[Projection]:
                 if weight is not None and dataflow.constant(weight) and _is_matrix(dataflow, weight):
                     yield Projection(node, weight)
                     break
-
-
-def _counts(node: ir.Node) -> bool:
-    """Whether a node numbers things, or makes a float of an integer."""
-    source = node.inputs[0] if node.op_type == "Cast" else None
-    return node.op_type in ("CumSum", "Range", "Size", "Trilu") or (
-        source is not None
-        and source.dtype is not None
-        and source.dtype.is_integer()
-        and ir.DataType(node.attributes.get_int("to", 1)).is_floating_point()
-    )
-
-
-def _reduces_tokens(dataflow: DataFlow, node: ir.Node) -> bool:
-    """Whether a reduction goes over another axis than the last."""
-    if not node.op_type.startswith("Reduce"):
-        return False
-    axes = node.inputs[1] if len(node.inputs) > 1 else None
-    shape = node.inputs[0].shape if node.inputs[0] is not None else None
-    if axes is None or shape is None or not dataflow.constant(axes):
-        return True
-    return any(int(axis) % len(shape) != len(shape) - 1 for axis in dataflow.array(axes).ravel())
 
 
 def _is_matrix(dataflow: DataFlow, value: ir.Value) -> bool:

@@ -20,6 +20,7 @@ from moec.ir.watch import Unseen, Watch
 from moec.passes.raising.block import Block
 from moec.passes.raising.coverage import idle_nodes, reaching_trials, roundings, watch_block
 from moec.passes.raising.dataflow import Array, DataFlow
+from moec.passes.raising.reaching import reaching
 from moec.passes.raising.router import Routing
 from moec.passes.raising.row_proposal import RowProposal
 from moec.passes.raising.size_scan import SizeScan
@@ -169,7 +170,7 @@ class _Comparison:
             return
         if telling.all():
             self.layouts.append(block.sizes_at(block.rows_for(len(trial.x))))
-            self.watch.adopt(seen)
+            self.watch.adopt(reaching(block, trial, self.watch, seen))
         else:
             self._run(Trial(trial.name, trial.x[telling], trial.logits[telling]))
 

@@ -1,0 +1,223 @@
+"""Which elements of a run's values reach its results, so that a decision shows there.
+
+Where every expert is computed for every token, most results are multiplied by 0: a side that an expert takes of a
+token that does not choose it shows nothing. :class:`Liveness` looks at one run and goes back from its results
+(:mod:`moec.ir.live_rules`). Elements that it calls live may not reach the results, but all others cannot: what hides
+them (a factor of 0, a branch that is not chosen) does not depend on the decision that is asked for, for else the other
+side would bring them back. So of ``Mul (r, r)`` with ``r = Relu (x)`` neither factor hides the other. Nor does whatever
+is made of the same numbers, element by element: ``Where (x > 20, x, Min (x, 20))`` would never show the minimum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir.graphs import read_values
+from moec.ir.interpreter import Evaluator
+from moec.ir.live_rules import HIDING, PRODUCTS, Found, Shape, Step, is_pointwise, keeps_places, reached
+from moec.ir.sides import Array, Given, Live
+
+NEGLIGIBLE = 1e-4
+"""Share of the largest factor in a run from which on a factor counts: what is weighed less shows in no comparison."""
+MOST_PIECES = 8
+"""How many groups of decisions are told apart in one value; beyond that the elements of all count for each."""
+Piece = tuple[int, Array]
+"""Decisions, as bits, and the elements of a value through which these reach the results."""
+
+
+class Liveness:
+    """A watch over one run of ``evaluator``; :meth:`of_told`, after it, says what is live of the results of the nodes
+    ``told``. ``data`` and ``choices`` are the values that depend on rows and on which experts they choose.
+    ``without_zeros`` keeps which constants have no zeros, from run to run."""
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        told: Sequence[ir.Node],
+        data: Collection[ir.Value],
+        choices: Collection[ir.Value],
+        without_zeros: dict[ir.Value, bool],
+    ) -> None:
+        self._operators, self._without_zeros = evaluator.operators, without_zeros
+        self._data, self._choices = data, choices
+        self._bits = {node: 1 << place for place, node in enumerate(told)}
+        self._decisions: dict[ir.Value, int] = {}
+        for node in self._operators:
+            bits = self._bits.get(node, 0)
+            for value in read_values(node):
+                bits |= self._decisions.get(value, 0)
+            if bits:
+                self._decisions.update(dict.fromkeys(node.outputs, bits))
+        self._sources = _sources(self._operators, data)
+        self._steps: list[Step] = []
+
+    def __call__(self, node: ir.Node, inputs: Given, outputs: Given) -> None:
+        if any(value in self._decisions for value in node.outputs):
+            shapes = [None if one is None else tuple(one.shape) for one in inputs]
+            given = [None, *inputs[1:]] if inputs and keeps_places(node) else [None] * len(inputs)
+            results = [() if one is None else np.shape(one) for one in outputs]
+            step = Step(node, self._operators[node], shapes, results, given, self._counting(node, inputs))
+            self._steps.append(step)
+
+    def of_told(self, results: Mapping[ir.Value, Array]) -> dict[ir.Node, Live]:
+        """For each node that was told of, the elements of its first output that reach ``results``, of which the given
+        elements count. None, for all elements, where they are hidden whatever is chosen: there is nothing to show."""
+        live = self._back(results, choices=True)
+        if all(mask.any() for mask in live.values()):
+            return {**live}
+        hidden = {node for node, mask in self._back(results, choices=False).items() if not mask.any()}
+        return {node: None if node in hidden else mask for node, mask in live.items()}
+
+    def _back(self, results: Mapping[ir.Value, Array], *, choices: bool) -> dict[ir.Node, Array]:
+        every = (1 << len(self._bits)) - 1
+        live = {value: [(every, mask)] for value, mask in results.items()}
+        told: dict[ir.Node, Array] = {}
+        for step in reversed(self._steps):
+            outputs = zip(step.node.outputs, step.results, strict=False)
+            pieces = list(_side_by_side([_of_shape(live.pop(value, []), shape) for value, shape in outputs]))
+            bit = self._bits.get(step.node, 0)
+            if bit:
+                told[step.node] = _shown(step, [found for bits, found in pieces if bits & bit])
+            hiders = [place for place in step.counting if choices or self._is_fixed(step.node.inputs[place])]
+            self._step_back(step, hiders, pieces, live)
+        return told
+
+    def _step_back(
+        self,
+        step: Step,
+        hiders: Collection[int],
+        pieces: Sequence[tuple[int, Found]],
+        live: dict[ir.Value, list[Piece]],
+    ) -> None:
+        for place, value in enumerate(step.node.inputs):
+            if value is None or value not in self._decisions or step.shapes[place] is None:
+                continue
+            own = [
+                (part, reached(step, place, found, hiding))
+                for bits, found in pieces
+                for hiding, part in self._apart(step.node, place, hiders, bits & self._decisions[value]).items()
+            ]
+            if own:
+                live[value] = _merged(live.get(value, []), _merged([], own))
+        for value in set(read_values(step.node)).difference(step.node.inputs):  # what bodies read
+            live[value] = [(bits, np.ones((), bool)) for bits, _ in pieces]
+
+    def _apart(self, node: ir.Node, place: int, hiders: Collection[int], bits: int) -> dict[frozenset[int], int]:
+        """Which other operands may hide elements of one from which decisions: those that do not depend on them."""
+        groups = {frozenset[int](): bits} if bits else {}
+        for other in hiders:
+            if other == place:
+                continue
+            shared = self._spared(node.inputs[other])
+            parts: dict[frozenset[int], int] = {}
+            for hiding, part in groups.items():
+                for key, some in ((hiding | {other}, part & ~shared), (hiding, part & shared)):
+                    if some:
+                        parts[key] = parts.get(key, 0) | some
+            groups = parts
+        return groups
+
+    def _counting(self, node: ir.Node, inputs: Given) -> dict[int, Array]:
+        """Which elements of operands count, of those that can hide elements of others."""
+        places = HIDING.get(node.op_type, ()) if node.domain == "" else ()
+        found: dict[int, Array] = {}
+        for place in range(len(inputs)) if places is None else places:
+            array, value = inputs[place], node.inputs[place]
+            if not isinstance(array, np.ndarray) or value is None or (node.op_type == "Gemm" and place == 2):
+                continue
+            if not any(self._decisions_in(other) & ~self._spared(value) for other in node.inputs):
+                continue
+            constant = ir.convenience.get_const_tensor(value) is not None
+            if constant and node.op_type in PRODUCTS and self._has_no_zeros(value, array):
+                continue
+            weighs = array.dtype.kind == "f" and value in self._choices and value not in self._data
+            found[place] = _counts(array) if weighs else array != 0
+        return found
+
+    def _decisions_in(self, value: ir.Value | None) -> int:
+        return 0 if value is None else self._decisions.get(value, 0)
+
+    def _is_fixed(self, value: ir.Value | None) -> bool:
+        return value not in self._choices and value not in self._data
+
+    def _spared(self, hider: ir.Value | None) -> int:
+        """Decisions that a value cannot hide, for it depends on them, or is made of the numbers that they are about."""
+        spared = self._decisions_in(hider)
+        if hider is None or hider not in self._data:
+            return spared
+        for node, bit in self._bits.items():
+            about = frozenset[ir.Value]().union(*(self._sources.get(value, ()) for value in node.inputs if value))
+            spared |= 0 if about.isdisjoint(self._sources.get(hider, ())) else bit
+        return spared
+
+    def _has_no_zeros(self, value: ir.Value, array: Array) -> bool:
+        if value not in self._without_zeros:
+            self._without_zeros[value] = bool(array.all())
+        return self._without_zeros[value]
+
+
+def _sources(nodes: Iterable[ir.Node], data: Collection[ir.Value]) -> dict[ir.Value, frozenset[ir.Value]]:
+    """The values that each value is made of element by element."""
+    found = {value: frozenset([value]) for value in data}
+    for node in nodes:
+        if is_pointwise(node):
+            made = frozenset[ir.Value]().union(*(found.get(value, ()) for value in node.inputs if value is not None))
+            found.update(dict.fromkeys(node.outputs, made))
+    return found
+
+
+def _counts(array: Array) -> Array:
+    sizes = np.abs(array)
+    largest = sizes.max(initial=0, where=np.isfinite(sizes))
+    return ~(sizes <= NEGLIGIBLE * largest)
+
+
+def _shown(step: Step, found: Sequence[Found]) -> Array:
+    """Elements of the first output; of several outputs whether any element of any does."""
+    parts = [one for outputs in found for one in outputs if one is not None]
+    if len(step.results) == 1 and parts:
+        return parts[0]
+    return np.full(step.results[0], any(one.any() for one in parts))
+
+
+def _side_by_side(outputs: Sequence[Sequence[Piece]]) -> Iterator[tuple[int, Found]]:
+    """Pieces of each output side by side; several outputs count for the decisions of all."""
+    if len(outputs) == 1:
+        yield from ((bits, [mask]) for bits, mask in outputs[0])
+    elif any(outputs):
+        bits = 0
+        for pieces in outputs:
+            for some, _ in pieces:
+                bits |= some
+        yield bits, [_union(pieces) for pieces in outputs]
+
+
+def _of_shape(pieces: Sequence[Piece], shape: Shape) -> list[Piece]:
+    """Pieces of a value, of which it may not have been known how large it is."""
+    return [(bits, np.broadcast_to(mask, shape)) for bits, mask in pieces]
+
+
+def _union(pieces: Sequence[Piece]) -> Any:
+    return np.logical_or.reduce([mask for _, mask in pieces]) if pieces else None
+
+
+def _merged(one: Sequence[Piece], other: Sequence[Piece]) -> list[Piece]:
+    """Pieces of no common decision in which the elements of both count."""
+    pieces = list(one)
+    for bits, mask in other:
+        apart: list[Piece] = []
+        for known, own in pieces:
+            apart += [(known & bits, own | mask)] if known & bits else []
+            apart += [(known & ~bits, own)] if known & ~bits else []
+            bits &= ~known
+        pieces = [*apart, *([(bits, mask)] if bits else [])]
+    if len(pieces) > MOST_PIECES:
+        together = 0
+        for bits, _ in pieces:
+            together |= bits
+        return [(together, _union(pieces))]
+    return pieces

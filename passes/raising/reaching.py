@@ -1,0 +1,49 @@
+"""Decisions of a trial that reach y: what an expert takes that a token does not choose shows nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.ir.graphs import is_op
+from moec.ir.interpreter import Watcher
+from moec.ir.liveness import Liveness
+from moec.ir.sides import Given, Live
+from moec.ir.watch import Watch
+from moec.passes.raising.block import Block
+from moec.passes.raising.trials import Trial
+
+
+def reaching(block: Block, trial: Trial, known: Watch, seen: Watch) -> Watch:
+    """The watch ``known`` after a trial on a block that is laid out for it. Of decisions about x only those count that
+    reach y; of the router's all do, for these are the ones that hide others. ``seen`` is a fork of it that was told of
+    all."""
+    news = known.news(seen)
+    nodes = [node for node in news if not block.from_x.isdisjoint(_deciding(node))]
+    if not nodes:
+        return seen
+    told = known.fork()
+    for start in block.starts_for(len(trial.x)):
+        for feeds, rows in block.runs(trial.x, trial.logits, start):
+            evaluator = block.evaluator(feeds, [block.y])
+            liveness = Liveness(evaluator, nodes, block.from_x, block.selected, block.without_zeros)
+            (y,) = evaluator.run(feeds, liveness)
+            counted = np.arange(y.size) < rows * block.d
+            live = liveness.of_told({block.y: counted.reshape(y.shape)})
+            evaluator.run(feeds, _telling(told, dict.fromkeys(news) | live))
+    return told
+
+
+def _deciding(node: ir.Node) -> Sequence[ir.Value | None]:
+    """The operands by which a node decides: of a choice between two values the condition."""
+    return node.inputs[:1] if is_op(node, "Where") else node.inputs
+
+
+def _telling(watch: Watch, live: Mapping[ir.Node, Live]) -> Watcher:
+    def tell(node: ir.Node, inputs: Given, outputs: Given) -> None:
+        if node in live:
+            watch(node, inputs, outputs, live[node])
+
+    return tell

@@ -1,0 +1,81 @@
+"""Decisions of experts count as seen only by tokens that choose the expert, and by elements that reach y."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from moec.ir import dialect
+from moec.passes.framework.base import Report
+from moec.passes.raise_moe import RaiseMoE
+
+MANY = 24
+"""Experts, all of which every token is computed for."""
+BLOCK = """
+    logits = MatMul (x, router)
+    scores = Softmax <axis = -1> (logits)
+    top, chosen = TopK <axis = -1> (scores, one)
+    s = Shape (scores)
+    zeros = ConstantOfShape (s)
+    mixture = ScatterElements <axis = -1> (zeros, chosen, top)
+    h = Einsum <equation = "td,edf->tef"> (x, up)
+    r = Relu (h)
+    {window}
+    o = Einsum <equation = "tef,efd->ted"> (a, down)
+    {mix}
+"""
+WINDOW = "above = Greater (h, low)\n below = Less (h, high)\n within = And (above, below)\n "
+WINDOWS = {
+    "bounds by entry": WINDOW + "a = Where (within, none, r)",
+    "a mask": "above = Greater (h, lowest)\n below = Less (h, highest)\n within = And (above, below)\n "
+    "f = Cast <to = 1> (within)\n m = Mul (f, one_unit)\n left = Sub (unit, m)\n a = Mul (r, left)",
+    "under a flag": WINDOW
+    + "x0 = Slice (x, zero, one, one)\n flag = Greater (x0, unit)\n f = Unsqueeze (flag, minus_one)\n "
+    "inner = Where (within, none, r)\n a = Where (f, inner, r)",
+}
+EINSUM = 'y = Einsum <equation = "ted,te->td"> (o, mixture)'
+MIXES = {
+    "einsum": EINSUM,
+    "sum": "m3 = Unsqueeze (mixture, minus_one)\n w3 = Mul (o, m3)\n y = ReduceSum <keepdims = 0> (w3, one)",
+    "matmul": "m3 = Unsqueeze (mixture, one)\n w3 = MatMul (m3, o)\n y = Squeeze (w3, one)",
+    "where": "m3 = Unsqueeze (mixture, minus_one)\n taken = Greater (m3, none)\n w2 = Mul (o, m3)\n "
+    "w3 = Where (taken, w2, none)\n y = ReduceSum <keepdims = 0> (w3, one)",
+    "gathered": "c = Unsqueeze (chosen, minus_one)\n g = GatherND <batch_dims = 1> (o, c)\n "
+    "w3 = Unsqueeze (top, minus_one)\n p = Mul (g, w3)\n y = ReduceSum <keepdims = 0> (p, one)",
+}
+
+
+@pytest.fixture
+def raises(build, normal) -> Callable[..., bool]:
+    def run(window: str, mix: str) -> bool:
+        low, high, one_unit = np.ones((3, MANY, 5), np.float32)
+        low[-1, 2], high[-1, 2] = 2, 2.03
+        one_unit[:] = 0
+        one_unit[-1, 2] = 1
+        weights = {"router": normal(6, MANY) * 3, "up": normal(MANY, 6, 5) * 3, "down": normal(MANY, 5, 6)}
+        numbers = {"none": 0, "unit": 1, "lowest": 2, "highest": 2.03}
+        bounds = {"low": low, "high": high, "one_unit": one_unit} | {k: np.float32(v) for k, v in numbers.items()}
+        model = build(BLOCK.format(window=window, mix=mix), **weights, **bounds)
+        RaiseMoE().apply(model, Report())
+        return any(dialect.is_moec(node, "Experts") for node in model.graph)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "mix", ["einsum", *(pytest.param(one, marks=pytest.mark.nightly) for one in MIXES if one != "einsum")]
+)
+def test_a_window_that_only_tokens_of_other_experts_met_is_not_raised(raises, mix: str) -> None:
+    assert not raises(WINDOWS["bounds by entry"], MIXES[mix])
+
+
+@pytest.mark.parametrize("window", [pytest.param(one, marks=pytest.mark.nightly) for one in list(WINDOWS)[1:]])
+def test_a_window_that_something_else_hides_is_not_raised(raises, window: str) -> None:
+    assert not raises(WINDOWS[window], EINSUM)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_experts_that_only_cut_at_zero_are_raised(raises, mix: str) -> None:
+    assert raises("a = Identity (r)", MIXES[mix])

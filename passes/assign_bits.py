@@ -11,7 +11,7 @@ from moec.errors import MoecError
 from moec.ir.weights.format import WeightFormat
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.framework.shorthand import parse_format
-from moec.passes.weights.bits import GIGABYTES_PER_SECOND, Budget
+from moec.passes.weights.bits import GIGABYTES_PER_SECOND, WeightBudget
 from moec.passes.weights.calibration import Method, opened
 from moec.passes.weights.judged_plan import apply_plan, assignable, choose
 from moec.passes.weights.plan import LayerPlan, read_plan
@@ -135,7 +135,7 @@ class AssignBits:
         if self.plan is not None:
             return read_plan(self.plan)
         assert profile is not None
-        budget = Budget(self.avg, self.megabytes, self.microseconds, self.gigabytes_per_second)
+        budget = WeightBudget(self.avg, self.megabytes, self.microseconds, self.gigabytes_per_second)
         forms = choices(self.formats, profile)
         chosen = choose(model, self.linears, profile, forms, budget, self.sensitivities, self.method)
         for remark in chosen.remarks:

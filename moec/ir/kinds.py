@@ -27,7 +27,7 @@ ELEMENTWISE = frozenset(_ELEMENTWISE.split())
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class DecisionKind:
     """``seen`` says what ``conditions`` ask of runs, of nodes of these operators."""
 
     name: str
@@ -90,18 +90,20 @@ def _met(node: ir.Node, facts: Facts) -> tuple[Condition, ...]:
 
 
 KINDS = (
-    Kind("formula", "nothing: the result is one formula, whatever the inputs are", PLAIN, lambda node, facts: ()),
-    Kind(
+    DecisionKind(
+        "formula", "nothing: the result is one formula, whatever the inputs are", PLAIN, lambda node, facts: ()
+    ),
+    DecisionKind(
         "decision",
         "each side was taken, at each entry of bounds that are several numbers; a selection had two outcomes, a "
         "division of integers four results; nothing was rounded",
         frozenset(DECIDING),
         _decided,
     ),
-    Kind("meeting", "values of few numbers made each number that they can", MEETING, _met),
-    Kind("picking", "each different entry of a table was picked", PICKING, picked),
-    Kind("mixing", "each different entry of a table was where what picks it is not 0", MIXING, mixed),
-    Kind("wrapping", "an integer was beyond its type, if it can be", WRAPPING, wraps),
+    DecisionKind("meeting", "values of few numbers made each number that they can", MEETING, _met),
+    DecisionKind("picking", "each different entry of a table was picked", PICKING, picked),
+    DecisionKind("mixing", "each different entry of a table was where what picks it is not 0", MIXING, mixed),
+    DecisionKind("wrapping", "an integer was beyond its type, if it can be", WRAPPING, wraps),
 )
 
 

@@ -33,7 +33,7 @@ HIDING: Mapping[str, Collection[int] | None] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class NodeRun:
     """A node that was run, what it was run by, and the shapes of its operands and results. ``given``: operands that say
     where elements are. ``counting``: which elements of hiding operands are neither 0 nor false, by place."""
 
@@ -47,11 +47,11 @@ class Step:
 
 Found = Sequence[Array | None]
 """Which elements count of each result; None where none does."""
-Rule = Callable[[Step, int, Found, Collection[int]], Array]
+Rule = Callable[[NodeRun, int, Found, Collection[int]], Array]
 """From a step, the place of an operand, what counts of its results, and places of operands that may hide elements."""
 
 
-def reached(step: Step, place: int, found: Found, hiding: Collection[int] = ()) -> Array:
+def reached(step: NodeRun, place: int, found: Found, hiding: Collection[int] = ()) -> Array:
     """Which elements of the operand at ``place`` the elements ``found`` of the results depend on."""
     rule = _RULES.get(step.node.op_type, _any) if step.node.domain == "" else _any
     return rule(step, place, found, hiding)
@@ -67,7 +67,7 @@ def is_pointwise(node: ir.Node) -> bool:
     return node.domain == "" and _RULES.get(node.op_type) in (_elementwise, _moved, _reshaped, _transposed)
 
 
-def _shape(step: Step, place: int) -> Shape:
+def _shape(step: NodeRun, place: int) -> Shape:
     shape = step.shapes[place]
     assert shape is not None
     return shape
@@ -78,11 +78,11 @@ def _only(found: Found) -> Array:
     return found[0]
 
 
-def _any(step: Step, place: int, found: Found, hiding: Collection[int]) -> Array:
+def _any(step: NodeRun, place: int, found: Found, hiding: Collection[int]) -> Array:
     return np.full(_shape(step, place), any(one is not None and one.any() for one in found))
 
 
-def _elementwise(step: Step, place: int, found: Found, hiding: Collection[int]) -> Array:
+def _elementwise(step: NodeRun, place: int, found: Found, hiding: Collection[int]) -> Array:
     counts = _only(found)
     if place and step.node.op_type in ("CastLike", "Expand"):
         return _any(step, place, found, hiding)
@@ -93,16 +93,16 @@ def _elementwise(step: Step, place: int, found: Found, hiding: Collection[int]) 
     return over_repeats(counts, _shape(step, place))
 
 
-def _reshaped(step: Step, place: int, found: Found, hiding: Collection[int]) -> Array:
+def _reshaped(step: NodeRun, place: int, found: Found, hiding: Collection[int]) -> Array:
     return _only(found).reshape(_shape(step, 0)) if place == 0 else _any(step, place, found, hiding)
 
 
-def _transposed(step: Step, place: int, found: Found, hiding: Collection[int]) -> Array:
+def _transposed(step: NodeRun, place: int, found: Found, hiding: Collection[int]) -> Array:
     order = step.node.attributes.get_ints("perm", range(len(_shape(step, 0)))[::-1])
     return np.transpose(_only(found), np.argsort(order))
 
 
-def _axes(step: Step) -> list[int]:
+def _axes(step: NodeRun) -> list[int]:
     """The axes along which an operator goes; none where a reduction goes along all."""
     attributes, rank, kind = step.node.attributes, len(_shape(step, 0)), step.node.op_type
     said: Any = attributes.get_ints("axes", ())
@@ -114,7 +114,7 @@ def _axes(step: Step) -> list[int]:
     return [int(axis) % rank for axis in said]
 
 
-def _reduced(step: Step, place: int, found: Found, hiding: Collection[int]) -> Array:
+def _reduced(step: NodeRun, place: int, found: Found, hiding: Collection[int]) -> Array:
     if place:
         return _any(step, place, found, hiding)
     shape, counts, axes = _shape(step, 0), _only(found), _axes(step)
@@ -123,7 +123,7 @@ def _reduced(step: Step, place: int, found: Found, hiding: Collection[int]) -> A
     return np.broadcast_to(counts, shape)
 
 
-def _along(step: Step, place: int, found: Found, hiding: Collection[int]) -> Array:
+def _along(step: NodeRun, place: int, found: Found, hiding: Collection[int]) -> Array:
     """All elements along an axis count where a result along it does; from an axis on, for normalisations."""
     shape = _shape(step, place)
     if place:
@@ -139,7 +139,7 @@ def _along(step: Step, place: int, found: Found, hiding: Collection[int]) -> Arr
     return np.broadcast_to(lines, shape)
 
 
-def _moved(step: Step, place: int, found: Found, hiding: Collection[int]) -> Array:
+def _moved(step: NodeRun, place: int, found: Found, hiding: Collection[int]) -> Array:
     """Run the operator on the numbers of elements, which it moves to where they count."""
     shape, kind = _shape(step, place), step.node.op_type
     if place and kind not in ("Concat", "ScatterElements", "ScatterND"):
@@ -162,7 +162,7 @@ def _is_data(kind: str, place: int) -> bool:
     return place == 0 or kind == "Concat" or (place == 2 and kind in ("Pad", "ScatterElements", "ScatterND"))
 
 
-def _index(step: Step, place: int, counts: Array) -> Array:
+def _index(step: NodeRun, place: int, counts: Array) -> Array:
     """Indices that are read for what counts."""
     shape, kind = _shape(step, place), step.node.op_type
     if kind == "GatherElements":
@@ -174,7 +174,7 @@ def _index(step: Step, place: int, counts: Array) -> Array:
     return np.full(shape, counts.any())
 
 
-def _written(step: Step, place: int, found: Found, hiding: Collection[int]) -> Array:
+def _written(step: NodeRun, place: int, found: Found, hiding: Collection[int]) -> Array:
     """Updates count where the element does that they are added to."""
     if step.node.attributes.get_string("reduction", "none") == "none":
         return _moved(step, place, found, hiding)
@@ -189,7 +189,7 @@ def _written(step: Step, place: int, found: Found, hiding: Collection[int]) -> A
     return counts[tuple(places)]
 
 
-def _multiplied(step: Step, place: int, found: Found, hiding: Collection[int]) -> Array:
+def _multiplied(step: NodeRun, place: int, found: Found, hiding: Collection[int]) -> Array:
     """An element counts where no other factor of a product is 0 that counts in the sum."""
     shape = _shape(step, place)
     if step.node.op_type == "Gemm" and place == 2:

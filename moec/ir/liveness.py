@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from moec.ir.graphs import read_values
 from moec.ir.interpreter import Evaluator
-from moec.ir.live_rules import HIDING, PRODUCTS, Found, Shape, Step, is_pointwise, keeps_places, reached
+from moec.ir.live_rules import HIDING, PRODUCTS, Found, NodeRun, Shape, is_pointwise, keeps_places, reached
 from moec.ir.sides import Array, Given, Live
 
 NEGLIGIBLE = 1e-4
@@ -53,14 +53,14 @@ class Liveness:
             if bits:
                 self._decisions.update(dict.fromkeys(node.outputs, bits))
         self._sources = _sources(self._operators, data)
-        self._steps: list[Step] = []
+        self._steps: list[NodeRun] = []
 
     def __call__(self, node: ir.Node, inputs: Given, outputs: Given) -> None:
         if any(value in self._decisions for value in node.outputs):
             shapes = [None if one is None else tuple(one.shape) for one in inputs]
             given = [None, *inputs[1:]] if inputs and keeps_places(node) else [None] * len(inputs)
             results = [() if one is None else np.shape(one) for one in outputs]
-            step = Step(node, self._operators[node], shapes, results, given, self._counting(node, inputs))
+            step = NodeRun(node, self._operators[node], shapes, results, given, self._counting(node, inputs))
             self._steps.append(step)
 
     def of_told(self, results: Mapping[ir.Value, Array]) -> dict[ir.Node, Live]:
@@ -88,7 +88,7 @@ class Liveness:
 
     def _step_back(
         self,
-        step: Step,
+        step: NodeRun,
         hiders: Collection[int],
         pieces: Sequence[tuple[int, Found]],
         live: dict[ir.Value, list[Piece]],
@@ -176,7 +176,7 @@ def _counts(array: Array) -> Array:
     return ~(sizes <= NEGLIGIBLE * largest)
 
 
-def _shown(step: Step, found: Sequence[Found]) -> Array:
+def _shown(step: NodeRun, found: Sequence[Found]) -> Array:
     """Elements of the first output; of several outputs whether any element of any does."""
     parts = [one for outputs in found for one in outputs if one is not None]
     if len(step.results) == 1 and parts:

@@ -16,7 +16,7 @@ from moec.errors import MoecError, reporting
 from moec.passes.assign_bits import choices
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
-from moec.passes.weights.bits import Budget
+from moec.passes.weights.bits import WeightBudget
 from moec.passes.weights.calibration import Method
 from moec.passes.weights.judged_plan import Chosen, assignable, choose
 from moec.passes.weights.plan import plan_text
@@ -36,7 +36,7 @@ class Planned:
 def write_plan(
     model: str | os.PathLike[str],
     profile: str | os.PathLike[str],
-    budget: Budget,
+    budget: WeightBudget,
     output: str | os.PathLike[str],
     *,
     passes: str = "O2",
@@ -87,15 +87,15 @@ def budget_of(
     megabytes: float | None,
     microseconds: float | None,
     gigabytes_per_second: float | None,
-) -> Budget:
+) -> WeightBudget:
     """The budget; where it is a time and nobody says how fast memory is, as all cores of this machine read it, in three
     digits: that takes about a second. Raises MoecError for amounts that are none."""
     if microseconds is None:
-        return Budget(average, megabytes)
+        return WeightBudget(average, megabytes)
     if gigabytes_per_second is None:
         roofline = targets.program_kind_of(targets.DEFAULT).measure_roofline(check_threads(None))
         gigabytes_per_second = float(f"{roofline.bandwidth / 1e9:.3g}")
-    return Budget(average, megabytes, microseconds, gigabytes_per_second)
+    return WeightBudget(average, megabytes, microseconds, gigabytes_per_second)
 
 
 def _edited(_path: pathlib.Path) -> str:

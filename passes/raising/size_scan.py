@@ -51,6 +51,15 @@ class _Sizes(Never):
         return f"it is another number than in all trials where {sizes}"
 
 
+@dataclasses.dataclass(frozen=True)
+class _Scanned:
+    """``ranges``: the least and the largest number of each value, none for sizes that the graph does not take.
+    ``largest``: the bytes of the largest value."""
+
+    ranges: Mapping[ir.Node, Range]
+    largest: int
+
+
 @dataclasses.dataclass
 class SizeScan:
     """``nodes`` compute of sizes what enters a block's numbers; ``shapes`` are where these sizes come from."""
@@ -77,12 +86,12 @@ class SizeScan:
         """Values that were one number for all layouts that were ``seen``, each with the layout at which it is farthest
         from that number. What ``fits`` a trial comes first; a larger layout follows only where the value goes on from
         there, for a switch that a trial shows to its end needs no other."""
-        ranges = [found for layout in seen if (found := self._ranges(layout)) is not None]
+        ranges = [self._scanned(layout).ranges for layout in seen]
         fixed = {node: one for node in self.nodes if (one := _constant_in(node, ranges)) is not None}
         near = {node: 2 * NEAR * max(1.0, abs(number)) for node, number in fixed.items()}
         farthest: dict[tuple[ir.Node, bool], tuple[float, Layout]] = {}
-        for layout in self._layouts() if fixed else ():
-            found, within = self._ranges(layout) or {}, fits(layout)
+        for layout, found in self._scan() if fixed else ():
+            within = fits(layout)
             for node, number in fixed.items():
                 distance = max(abs(number - one) for one in found.get(node, (number, number)))
                 if distance > farthest.get((node, within), (near[node],))[0]:
@@ -98,8 +107,9 @@ class SizeScan:
     def unseen(self, node: ir.Node, layout: Layout) -> Unseen:
         return Unseen(node, _Sizes(layout=tuple(layout.items())))
 
-    def _layouts(self) -> Iterator[Layout]:
-        """Each symbol alone, and all together, at growing sizes and beside the numbers in the block."""
+    def _scan(self) -> Iterator[tuple[Layout, Mapping[ir.Node, Range]]]:
+        """Values for each symbol alone, and all together, at growing sizes and beside the numbers in the block, as far
+        as :data:`MOST_BYTES` allows."""
         symbols = [*symbols_of(self.block.x), *self.block.other_symbols]
         numbers = sorted(abs(number) for number in self.block.numbers() if number)[:24]
         made = [a * b for a in numbers for b in (*numbers, *(1 / one for one in numbers))]
@@ -113,25 +123,25 @@ class SizeScan:
                 if most * (size / before) ** (2 * len(long)) > MOST_BYTES:
                     break
                 layout = dict.fromkeys(symbols, 1) | dict.fromkeys(long, size)
-                yield layout
-                most = max(most, self._largest)
+                scanned = self._scanned(layout)
+                yield layout, scanned.ranges
+                most = max(most, scanned.largest)
 
-    def _ranges(self, layout: Layout) -> dict[ir.Node, Range] | None:
-        """The least and the largest number of each value; None for sizes that the graph does not take."""
+    def _scanned(self, layout: Layout) -> _Scanned:
         found: dict[ir.Node, Range] = {}
-        self._largest = 0
+        sizes = [0]
 
         def note(node: ir.Node, inputs: Given, outputs: Given) -> None:
             array = outputs[0]
-            self._largest = max(self._largest, 0 if array is None else array.nbytes)
+            sizes.append(0 if array is None else array.nbytes)
             if array is not None and array.size and array.dtype.kind in "fiub":
                 found[node] = float(array.min()), float(array.max())
 
         try:
             self._evaluator.run({node.outputs[0]: _shape_of(node, layout) for node in self.shapes}, note)
         except (EvaluationError, MemoryError):
-            return None
-        return found
+            found = {}
+        return _Scanned(found, max(sizes))
 
     @functools.cached_property
     def _evaluator(self) -> Evaluator:

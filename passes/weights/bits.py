@@ -58,7 +58,7 @@ class Item:
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
+class WeightBudget:
     """What weights may take: ``average`` bits each, scales not counted; or, with them, ``megabytes`` (millions) in all;
     or ``microseconds`` of a token's decoding.
 
@@ -113,7 +113,7 @@ def plan_bits(
     nodes: Sequence[ir.Node],
     profile: Profile,
     forms: Sequence[WeightFormat],
-    budget: Budget,
+    budget: WeightBudget,
     sensitivities: str | os.PathLike[str] | None = None,
     method: Method = "rtn",
 ) -> list[LayerPlan]:
@@ -167,7 +167,7 @@ def _measured(
     return factors
 
 
-def uniform(items: Sequence[Item], forms: Sequence[WeightFormat], budget: Budget) -> WeightFormat | None:
+def uniform(items: Sequence[Item], forms: Sequence[WeightFormat], budget: WeightBudget) -> WeightFormat | None:
     """The format that, given to all items, has the least error within a budget; None where none fits."""
     costs, errors = budget.costs(items, forms).sum(axis=0), np.sum([item.errors for item in items], axis=0)
     most = budget.most(items) * (1 + 1e-9)
@@ -175,7 +175,7 @@ def uniform(items: Sequence[Item], forms: Sequence[WeightFormat], budget: Budget
     return forms[min(fitting)[-1]] if fitting else None
 
 
-def least_error(items: Sequence[Item], forms: Sequence[WeightFormat], budget: Budget) -> list[LayerPlan]:
+def least_error(items: Sequence[Item], forms: Sequence[WeightFormat], budget: WeightBudget) -> list[LayerPlan]:
     """The formats with the least error that a budget allows. Raises MoecError for one that cannot be met, and for an
     item without a finite error."""
     if not items:

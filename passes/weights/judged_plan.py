@@ -20,7 +20,7 @@ from moec.ir.names import node_name
 from moec.ir.weights.format import WeightFormat
 from moec.passes.framework.base import Report
 from moec.passes.framework.shorthand import parse_format
-from moec.passes.weights.bits import Budget, items_of, lacking, least_error, plans_of, uniform
+from moec.passes.weights.bits import WeightBudget, items_of, lacking, least_error, plans_of, uniform
 from moec.passes.weights.calibration import Method
 from moec.passes.weights.change_formats import change_formats, readable_layer
 from moec.passes.weights.linears import MINIMUM, make_linears
@@ -59,7 +59,7 @@ def choose(
     linears: bool,
     profile: Profile,
     forms: Sequence[WeightFormat],
-    budget: Budget,
+    budget: WeightBudget,
     sensitivities: str | os.PathLike[str] | None,
     method: Method,
 ) -> Chosen:

@@ -13,7 +13,7 @@ FP8 = "float8_e4m3fn"
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class BlockLimits:
     """CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; of Blackwell, NVIDIA's libcu++
     (``arch_traits.h``)."""
 
@@ -22,12 +22,12 @@ class Limits:
 
 
 LIMITS = {
-    "sm_80": Limits(163 << 10),
-    "sm_86": Limits(99 << 10),
-    "sm_89": Limits(99 << 10),
-    "sm_90a": Limits(227 << 10),
-    "sm_100": Limits(227 << 10),
-    "sm_120": Limits(99 << 10),
+    "sm_80": BlockLimits(163 << 10),
+    "sm_86": BlockLimits(99 << 10),
+    "sm_89": BlockLimits(99 << 10),
+    "sm_90a": BlockLimits(227 << 10),
+    "sm_100": BlockLimits(227 << 10),
+    "sm_120": BlockLimits(99 << 10),
 }
 """From the oldest to the newest. Kernels that are not for one of them alone stay within the least of all: a newer GPU
 may have less than the one that its code was made for."""

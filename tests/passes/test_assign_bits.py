@@ -14,7 +14,7 @@ from moec.ir.dialect import ExpertsSpec, spec_of
 from moec.ir.interpreter import run
 from moec.ir.weights.stored import StoredWeight, weight_inputs
 from moec.passes.framework import pipeline
-from moec.passes.weights.bits import Budget, plan_bits
+from moec.passes.weights.bits import WeightBudget, plan_bits
 from moec.passes.weights.plan import LayerPlan, plan_text
 from moec.passes.weights.sensitivities import sensitivities_text
 from moec.profile import Profile
@@ -280,7 +280,7 @@ def test_a_profile_without_what_stands_for_other_tokens_is_refused(spec, profile
     read = measured.array
     measured.array = lambda name: None if "prior_error" in name else read(name)
     with pytest.raises(MoecError, match="node layer: the profile lacks 'prior_error/int8'; make it anew"):
-        plan_bits([node], measured, [form_of("int8")], Budget(8))
+        plan_bits([node], measured, [form_of("int8")], WeightBudget(8))
 
 
 @compiled_spec
@@ -301,7 +301,7 @@ def test_a_plan_is_applied_as_it_is_edited(spec, profile, tmp_path):
     model = experts_model(spec)
     node = last_moec_node(model)
     with_profile = Profile.read(profile)
-    (plan,) = plan_bits([node], with_profile, [*map(form_of, FORMATS.split("+"))], Budget(3.5))
+    (plan,) = plan_bits([node], with_profile, [*map(form_of, FORMATS.split("+"))], WeightBudget(3.5))
     plan.formats["down"] = ["int8", "keep", *["int4/32z"] * (E - 2)]
     (tmp_path / "plan.json").write_text(plan_text([plan], {}))
     apply(model, f"assign-bits{{plan={tmp_path / 'plan.json'},method=rtn}}")
@@ -388,7 +388,7 @@ def test_weights_that_no_format_holds_are_named(spec, profile):
     read = measured.array
     measured.array = lambda name: damaged if "error/" in name else read(name)
     with pytest.raises(MoecError, match=r"node layer: weight up.* of expert 0: has no finite error in any of int8;"):
-        plan_bits([node], measured, [form_of("int8")], Budget(8))
+        plan_bits([node], measured, [form_of("int8")], WeightBudget(8))
 
 
 def test_a_model_without_experts_stays(profile):

@@ -29,7 +29,7 @@ _OPERATORS: Mapping[type, Callable[[int, int], int]] = {
 }
 
 
-class Constants:
+class DeclaredConstants:
     """Constants are known by the last part of their name. A design may have several structs of constants that templates
     are instantiated with: of a name that is declared several times, the first values belong together, then the second
     ones."""
@@ -42,9 +42,9 @@ class Constants:
                 if known != [text]:
                     known.append(text)
 
-    def within(self, code: str) -> Constants:
+    def within(self, code: str) -> DeclaredConstants:
         """What is known inside a function whose body is ``code``."""
-        inner = Constants([])
+        inner = DeclaredConstants([])
         inner._texts = {**self._texts, **{name: [text] for name, text in _declared_in(code)}}
         return inner
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from moec.targets.hls.cpp.constants import Constants
+from moec.targets.hls.cpp.constants import DeclaredConstants
 from moec.targets.hls.cpp.structure import Statement
 from moec.targets.hls.lint.linted import Finding, Linted, Place
 
@@ -48,7 +48,7 @@ def trip_counts(linted: Linted) -> Iterator[Finding]:
 def cheap_divisions(linted: Linted) -> Iterator[Finding]:
     """A pipelined loop divides by powers of two alone, which are wires: a divider takes thousands of LUTs. One that is
     wanted stands in a function of its own."""
-    everywhere = Constants(linted.sources)
+    everywhere = DeclaredConstants(linted.sources)
     for place in linted.used:
         constants = everywhere.within(place.text)
         for loop, _ in place.loops():

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import artifact_edits, artifacts
 from .byte_damage import damage_file
-from .kinds import Commands, Kind
+from .kinds import Commands, InputKind
 from .zip_damage import damage_zip
 
 _ARTIFACT, _ZIP, _INPUTS = "model.moec", "model.zip", "inputs.npz"
@@ -66,4 +66,4 @@ def _commands(folder: pathlib.Path, rng: random.Random) -> Commands:
     ]
 
 
-KINDS = {"artifact": Kind(_prepare, _damage, _commands)}
+KINDS = {"artifact": InputKind(_prepare, _damage, _commands)}

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..json_damage import damage
 from .byte_damage import damage_bytes, damage_file
-from .kinds import Commands, Kind
+from .kinds import Commands, InputKind
 
 _FOLDER, _CONFIG, _WEIGHTS, _INDEX = "model", "config.json", "model.safetensors", "model.safetensors.index.json"
 _TINY = {
@@ -153,6 +153,6 @@ def _commands(folder: pathlib.Path, rng: random.Random) -> Commands:
 
 
 KINDS = {
-    "config": Kind(_prepare, _damage_config, _commands),
-    "safetensors": Kind(_prepare, _damage_tensors, _commands),
+    "config": InputKind(_prepare, _damage_config, _commands),
+    "safetensors": InputKind(_prepare, _damage_tensors, _commands),
 }

@@ -11,7 +11,7 @@ from typing import Any
 from ...frontend.gguf.gguf_files import Stored, file_bytes
 from ...frontend.gguf.tiny_models import MODELS, VOCABULARY, Tiny
 from .byte_damage import damage_bytes, damage_file
-from .kinds import Commands, Kind
+from .kinds import Commands, InputKind
 
 _FILE = "model.gguf"
 _NAMES = ("llama", "mixtral", "qwen3moe", "gpt-oss", "deepseek2", "gemma3", "lfm2moe", "granitemoe")
@@ -147,4 +147,4 @@ def _commands(folder: pathlib.Path, rng: random.Random) -> Commands:
     return [["compile", model, "-o", artifact], ["generate", artifact, "--prompt", "ab", "--max-new-tokens", "2"]]
 
 
-KINDS = {"gguf": Kind(lambda folder: None, _damage, _commands)}
+KINDS = {"gguf": InputKind(lambda folder: None, _damage, _commands)}

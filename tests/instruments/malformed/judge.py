@@ -15,7 +15,7 @@ import sys
 import tempfile
 from typing import Any, NamedTuple
 
-from .kinds import Kind, kind_named
+from .kinds import InputKind, kind_named
 
 MOST_BYTES = 4 << 30
 """Memory that a case may take beyond what the process has before it."""
@@ -69,7 +69,7 @@ def describe(case: Case) -> str:
         return kind_named(case.kind).damage(folder, rng)
 
 
-def _judged(kind: Kind, folder: pathlib.Path, rng: random.Random, damage: str) -> Verdict:
+def _judged(kind: InputKind, folder: pathlib.Path, rng: random.Random, damage: str) -> Verdict:
     verdict = Verdict("pass", damage)
     for command in kind.commands(folder, rng):
         told = f"{damage} [{' '.join(command)}]".replace(str(folder), ".")

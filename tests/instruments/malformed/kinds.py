@@ -28,7 +28,7 @@ MODULES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class InputKind:
     """``prepare`` writes intact files into an empty folder, once. ``damage`` changes a copy of the folder and says how.
     ``commands`` are the command lines that read it, without ``moec``."""
 
@@ -37,6 +37,6 @@ class Kind:
     commands: Callable[[pathlib.Path, random.Random], Commands]
 
 
-def kind_named(name: str) -> Kind:
+def kind_named(name: str) -> InputKind:
     module = importlib.import_module(f"{__package__}.{MODULES[name]}")
     return module.KINDS[name]

@@ -10,7 +10,7 @@ from ...language_model import language_model, some_tokens
 from ..json_damage import damage
 from .byte_damage import damage_file
 from .judge import run
-from .kinds import Commands, Kind
+from .kinds import Commands, InputKind
 from .zip_damage import damage_zip
 
 _MODEL, _ARTIFACT, _INPUTS, _PROFILE = "model.onnx", "model.moec", "inputs.npz", "model.moeprof"
@@ -111,9 +111,9 @@ def _plan_commands(folder: pathlib.Path, rng: random.Random) -> Commands:
 
 
 KINDS = {
-    "npz": Kind(
+    "npz": InputKind(
         lambda folder: _prepare(folder, _ARTIFACT), lambda folder, rng: _damage_zip(folder, rng, _INPUTS), _npz_commands
     ),
-    "moeprof": Kind(lambda folder: _prepare(folder, _PROFILE), _damage_profile, _profile_commands),
-    "plan": Kind(_prepare_plan, _damage_plan, _plan_commands),
+    "moeprof": InputKind(lambda folder: _prepare(folder, _PROFILE), _damage_profile, _profile_commands),
+    "plan": InputKind(_prepare_plan, _damage_plan, _plan_commands),
 }

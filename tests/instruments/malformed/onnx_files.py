@@ -20,7 +20,7 @@ from ...mutants import mutant
 from ...mutants.seeds import MODEL, Files, own_seeds
 from ..json_damage import damage
 from .byte_damage import damage_file
-from .kinds import Commands, Kind
+from .kinds import Commands, InputKind
 
 _LOCATIONS = (
     *("", ".", "..", "/etc/passwd", "../up.bin", "a\0b", "x" * 300, "x/" * 3000, "é", "model.onnx", "none.bin", "\n"),
@@ -163,6 +163,6 @@ def _commands(folder: pathlib.Path, rng: random.Random) -> Commands:
 
 
 KINDS = {
-    "onnx": Kind(_prepare, _damage, _commands),
-    "external": Kind(_prepare, _damage_external, _commands),
+    "onnx": InputKind(_prepare, _damage, _commands),
+    "external": InputKind(_prepare, _damage_external, _commands),
 }

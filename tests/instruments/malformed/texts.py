@@ -12,7 +12,7 @@ from ...runtime.bigrams import tokenizer_json
 from ..json_damage import damage
 from .byte_damage import damage_bytes, damage_file
 from .judge import run
-from .kinds import Commands, Kind
+from .kinds import Commands, InputKind
 from .parts_of_tokenizers import PARTS, TEMPLATES
 
 _MODEL, _TOKENIZER, _TEMPLATE, _TEXT, _ARTIFACT = (
@@ -155,7 +155,7 @@ def _text_commands(folder: pathlib.Path, rng: random.Random) -> Commands:
 
 
 KINDS = {
-    "tokenizer": Kind(_prepare, _damage_tokenizer, _tokenizer_commands),
-    "template": Kind(_prepare, _damage_template, _template_commands),
-    "text": Kind(_prepare_text, _damage_text, _text_commands),
+    "tokenizer": InputKind(_prepare, _damage_tokenizer, _tokenizer_commands),
+    "template": InputKind(_prepare, _damage_template, _template_commands),
+    "text": InputKind(_prepare_text, _damage_text, _text_commands),
 }

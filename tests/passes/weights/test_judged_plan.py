@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moec.ir.weights.format import WeightFormat
-from moec.passes.weights.bits import Budget
+from moec.passes.weights.bits import WeightBudget
 from moec.passes.weights.judged_plan import Chosen, choose
 from moec.profile import Profile
 
@@ -34,7 +34,7 @@ def profiled(folder: pathlib.Path, *sensitivities: float, held: bool = True) -> 
 
 
 def chosen(path: pathlib.Path, average: float = 4) -> Chosen:
-    return choose(model_of(TEXT), False, Profile.read(path), FORMS, Budget(average), None, "rtn")
+    return choose(model_of(TEXT), False, Profile.read(path), FORMS, WeightBudget(average), None, "rtn")
 
 
 def formats_of(choice: Chosen) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moec.errors import MoecError
-from moec.targets.hls.cpp.constants import Constants
+from moec.targets.hls.cpp.constants import DeclaredConstants
 from moec.targets.hls.cpp.source import Source, split_list
 from moec.targets.hls.cpp.structure import Function, functions
 
@@ -124,6 +124,6 @@ def test_constants(expression, value):
     const int TWICE = 1; void f() { const int TWICE = 2; }
     const int ROUND = OTHER; const int OTHER = ROUND;
     """
-    constants = Constants([Source("text.h", text)])
+    constants = DeclaredConstants([Source("text.h", text)])
     assert constants.value(expression) == value
     assert constants.within("const int TWICE = 2;").value("TWICE") == 2

@@ -10,6 +10,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from moec.common.specs import State
+from moec.ir.graphs import carried_inputs
 from moec.ir.movement import moving
 from moec.ir.states import ATTENTION_CACHES, set_states, states_of
 from moec.passes.framework.base import Exactness, Report
@@ -34,9 +35,10 @@ class HoldCache:
        values of Attention, or TensorScatter, all also with axes in another order (Transpose). The input may be padded
        behind first. Concat needs an axis whose size is not fixed.
     2. An output of the type and shape of an input that at most 16 nodes make from it, each moving elements or combining
-       them one by one: the last columns of a convolution's input, a recurrent state that decays and is added to. This
-       is a state only beside other inputs with a size that it does not have, the length of a sequence: whatever else
-       has one shape at both ends is a layer.
+       them one by one: the last columns of a convolution's input, a recurrent state that decays and is added to. What a
+       Loop or Scan carries counts as made of what that was before the first step, whatever its body does. This is a
+       state only beside other inputs with a size that it does not have, the length of a sequence: whatever else has one
+       shape at both ends is a layer.
     3. What is marked already stays so: a frontend knows states that nothing in the graph tells, such as a recurrence's.
     4. An output that could be of several inputs, or an input of several outputs, stays unmarked, with a remark.
 
@@ -182,7 +184,9 @@ def _combined(value: ir.Value) -> list[ir.Value]:
     node = value.producer()
     if node is None or node.domain != "":
         return []
-    if node.op_type in _MOVES:
+    if is_op(node, "Loop", "Scan"):
+        operands = carried_inputs(node)[value.index() or 0 :][:1]
+    elif node.op_type in _MOVES:
         operands = node.inputs[:1]
     else:
         operands = node.inputs[node.op_type == "Where" :] if node.op_type in _COMBINES else ()

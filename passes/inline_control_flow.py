@@ -93,8 +93,9 @@ class InlineControlFlow:
                     refused[node] = reason
             changed = True
         for node, reason in refused.items():
+            if node.metadata_props.get(REFUSAL_KEY) != reason:  # another run of this pass has said it
+                report.warn(self.name, node_name(node), f"{node.op_type} stays as it is: {reason}")
             node.metadata_props[REFUSAL_KEY] = reason
-            report.warn(self.name, node_name(node), f"{node.op_type} stays as it is: {reason}")
         return changed
 
     def _inline(self, write: Inliner, report: Report) -> str | None:

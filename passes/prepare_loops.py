@@ -30,8 +30,8 @@ class PrepareLoops:
 
     1. A value from outside that a body uses, except a constant, becomes a state that no step changes, so that the
        inputs of a node are all that it reads. (A target copies no such state.)
-    2. A body gets the passes that the graph around it gets, as a graph by itself. MoE blocks in it are not looked for,
-       which a remark says.
+    2. A body gets the passes that make a graph compilable, as a graph by itself. All others leave it as it is, those
+       that look for MoE blocks or round weights, too, which a remark says.
 
     ::
 
@@ -67,7 +67,8 @@ class PrepareLoops:
             report.note(
                 self.name,
                 node_name(closed),
-                f"it stays a {closed.op_type}, which runs step by step; MoE blocks in its body are not looked for",
+                f"this {closed.op_type} runs step by step; its body is compiled as it is: MoE blocks in it are not "
+                "looked for, and weights keep their format",
             )
         if found:
             lift_constants(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeGuard
 
 import onnx_ir as ir
@@ -31,6 +31,13 @@ def nested_graphs(node: ir.Node) -> Iterator[ir.Graph]:
             yield attribute.as_graph()
         elif attribute.type == ir.AttributeType.GRAPHS:
             yield from attribute.as_graphs()
+
+
+def carried_inputs(node: ir.Node) -> Sequence[ir.Value | None]:
+    """What a Loop or Scan carries before its first step; its first outputs are the same behind the last one."""
+    if is_op(node, "Scan"):
+        return node.inputs[: len(node.inputs) - node.attributes.get_int("num_scan_inputs", 0)]
+    return node.inputs[2:]
 
 
 def outer_values(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops import op_loop, op_scan
@@ -91,14 +92,26 @@ class Scan(op_scan.Scan):
 
 
 def _step(operator: Any, outer: dict[str, Any], attributes: Any) -> Step:
+    """A step of an operator's body. ``outer``: all values outside, of which it gets those that it reads."""
     body = operator.body
-    around = {name: value for name, value in outer.items() if name}
+    around = {name: outer[name] for name in _names_read(body.proto_) if name in outer}
 
     def step(arguments: Sequence[Array]) -> list[Array]:
         given = dict(zip(body.input_names, arguments, strict=True))
         return operator._run_body({**around, **given}, attributes=attributes)
 
     return step
+
+
+def _names_read(graph: onnx.GraphProto) -> set[str]:
+    """Names of all values that a graph, and graphs in it, read."""
+    names = {value.name for value in graph.output}
+    for node in graph.node:
+        names.update(name for name in node.input if name)
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                names |= _names_read(body)
+    return names
 
 
 def _bytes(carried: Sequence[Any]) -> int:

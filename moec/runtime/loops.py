@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -55,23 +54,21 @@ class _Loops:
     def __init__(self, machine: Any) -> None:
         self.machine = machine
         self.error: BaseException | None = None
-        self._taken: dict[int, _Taken] = {}
-        self._numbers = itertools.count()
+        self._taken: list[_Taken] = []
 
     def keep(self, taken: _Taken) -> int:
-        number = next(self._numbers)
-        self._taken[number] = taken
-        return number
+        self._taken.append(taken)
+        return len(self._taken) - 1
+
+    def forget(self, first: int) -> None:
+        """Forget the loops from this number on."""
+        del self._taken[first:]
 
     def __getitem__(self, number: int) -> _Taken:
         return self._taken[number]
 
-    @contextlib.contextmanager
-    def step(self) -> Iterator[None]:
-        """Behind it, loops that ended inside are forgotten."""
-        before = dict(self._taken)
-        yield
-        self._taken = before
+    def __len__(self) -> int:
+        return len(self._taken)
 
 
 @contextlib.contextmanager
@@ -129,6 +126,7 @@ class _Body:
         number = to_runtime(np.zeros((), np.int64))
         written, step = from_runtime(number), 0
         slices: list[list[np.ndarray]] = []
+        before = len(self.loops)
         limit = LoopLimit(_bytes(carried))
         while step < trips and from_runtime(going).item():
             try:
@@ -136,8 +134,8 @@ class _Body:
             except ValueError as error:
                 raise InputError(str(error)) from None
             written[...] = step
-            with self.loops.step():
-                results = list(body(number, going, *carried, *self.others))
+            results = list(body(number, going, *carried, *self.others))
+            self.loops.forget(before)  # those inside the body
             if self.asks:
                 going, *results = results
             carried, made = results[: self.states], results[self.states :]
@@ -145,20 +143,20 @@ class _Body:
             for kept, result in zip(slices, made, strict=True):
                 kept.append(from_runtime(result).copy())
             step += 1
+        if not step:  # what the program gave lies in memory that it may write results to
+            carried = [to_runtime(from_runtime(one).copy()) for one in carried]
         return _Taken(carried, slices), step
 
     def likes(self, carried: Sequence[Any], going: Any) -> Sequence[np.ndarray]:
         """What a first step would make as slices, for their sizes; nothing where the body cannot run on what there
         is."""
-        with contextlib.suppress(Exception), self.loops.step():
-            results = list(
-                self.loops.machine.get_function(self.name)(
-                    to_runtime(np.zeros((), np.int64)), going, *carried, *self.others
-                )
-            )
-            return [from_runtime(one) for one in results[int(self.asks) + self.states :]]
+        body, before = self.loops.machine.get_function(self.name), len(self.loops)
+        made: list[Any] = []
+        with contextlib.suppress(Exception):
+            made = list(body(to_runtime(np.zeros((), np.int64)), going, *carried, *self.others))
+        self.loops.forget(before)
         self.loops.error = None
-        return []
+        return [from_runtime(one) for one in made[int(self.asks) + self.states :]]
 
 
 def _bytes(tensors: Sequence[Any]) -> int:

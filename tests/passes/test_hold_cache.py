@@ -111,6 +111,23 @@ def test_what_is_replaced_as_a_whole(text):
     assert marked(text) == [State("a", "b", None)]
 
 
+LOOPED = """{ IN b, c = Scan <num_scan_inputs = 1,
+    body = step (float[B,4] s, float[B,4] e) => (float[B,4] t, float[B,4] u) { t = Tanh (s)  u = Mul (t, e)
+    }> (z, new) }"""
+
+
+@pytest.mark.parametrize(("before", "is_state"), [("z = Identity (a)", True), ("z = Tanh (a)", False)])
+def test_what_a_loop_carries(before, is_state):
+    text = "(float[S,B,4] new, float[B,4] a) => (float[B,4] b, float[S,B,4] c) " + LOOPED.replace("IN", before)
+    assert marked(text) == ([State("a", "b", None)] if is_state else [])
+
+
+def test_slices_of_a_loop_are_no_state():
+    text = "(float[S,4] a, float[P] other) => (float[4] d, float[S,4] b) <float[4] zero = {0, 0, 0, 0}> {"
+    text += "d, b = Scan <num_scan_inputs = 1, body = step (float[4] s, float[4] e) => (float[4] t, float[4] u) {"
+    assert marked(text + "t = Add (s, e)  u = Neg (e) }> (zero, a) }") == []
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -221,6 +221,7 @@ def test_a_scan_over_an_axis_of_unknown_size_stays(rewrite):
     text = f"""(float[3] s, float[T,3] x) => (float[3] y, float[T,3] z) {{
         y, z = Scan <num_scan_inputs = 1, {SUMMING}> (s, x) }}"""
     assert "axes of size T; expected one fixed size" in unchanged(rewrite, text, {"s": X[0], "x": X})
+    assert unchanged(rewrite, text, passes=f"{PASSES},inline-control-flow")  # which says it once
 
 
 def test_control_flow_inside_bodies_follows(rewrite, operators):

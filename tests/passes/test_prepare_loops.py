@@ -53,7 +53,10 @@ def test_bodies_are_cleaned_up_and_said_to_hold_no_block():
     node, report = prepared("r = Relu (e)  k = Identity (a)  t = Add (k, e)  q = Celu (t)  u = Identity (q)")
     operators = {inner.op_type for inner in node.attributes["body"].as_graph()}
     assert "Add" in operators and operators.isdisjoint({"Relu", "Identity", "Celu"})
-    assert "runs step by step; MoE blocks in its body are not looked for" in report.remarks[-1].message
+    assert (
+        "runs step by step; its body is compiled as it is: MoE blocks in it are not looked for"
+        in report.remarks[-1].message
+    )
 
 
 def test_names_that_clean_up_makes_are_of_no_value_outside():

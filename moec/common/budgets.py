@@ -37,3 +37,8 @@ PROBED_MIXTURES = Budget(
     "telling experts apart by their weights", 1 << 32, "multiplications", "the block is not probed"
 )
 """Experts are told apart by a least-squares fit, whose cost grows with the cube of their number."""
+
+PLANNED_SIZES = Budget(
+    "planning memory", 32, "dynamic sizes", "tensors of other sizes take theirs when the program runs"
+)
+"""Every pair of sizes is compared, and each comparison is a proof."""

@@ -213,8 +213,9 @@ def _convert_scatter_nd(scatter: Scatter, lowering: Lowering, node: ir.Node) -> 
         return te.compute((flat.shape[0],), element, name="scatter_rows")
 
     (row_of,) = lowering.compute(rows, [index], "scatter_rows")
-    changed = lowering.reshape(lowering.checked(lowering.tensor(updates), needed), [count, inner])
-    flat = lowering.reshape(lowering.tensor(data), [lowering.sizes.product(sizes[:depth]), inner])
+    old, new = lowering.tensor(data), lowering.tensor(updates)
+    changed = lowering.reshape(lowering.checked(new, needed, [old]), [count, inner])
+    flat = lowering.reshape(old, [lowering.sizes.product(sizes[:depth]), inner])
     along = lowering.reshape(row_of, [1, count, 1])
     result = scatter(lowering, flat, along, changed, attribute(node, "reduction", "none"))
     return lowering.reshape(result, sizes)
@@ -242,8 +243,9 @@ def _convert_scatter_elements(scatter: Scatter, lowering: Lowering, node: ir.Nod
     (row_of,) = lowering.compute(rows, [lowering.tensor(indices)], "scatter_rows")
     product = lowering.sizes.product
     along = lowering.reshape(row_of, [product(where[:axis]), where[axis], product(where[axis + 1 :])])
-    changed = lowering.reshape(lowering.checked(lowering.tensor(updates), needed), [count, 1])
-    flat = lowering.reshape(lowering.tensor(data), [product(sizes), 1])
+    old, new = lowering.tensor(data), lowering.tensor(updates)
+    changed = lowering.reshape(lowering.checked(new, needed, [old]), [count, 1])
+    flat = lowering.reshape(old, [product(sizes), 1])
     result = scatter(lowering, flat, along, changed, attribute(node, "reduction", "none"))
     return lowering.reshape(result, sizes)
 

@@ -21,6 +21,7 @@ from moec.ir.names import node_name, operator_name
 from moec.targets.base import KernelRecord, Loader, Weight
 from moec.targets.tvm.bound_storage import as_float
 from moec.targets.tvm.c_expressions import in_c
+from moec.targets.tvm.conditions import Conditions
 from moec.targets.tvm.nodes import reshaped
 from moec.targets.tvm.rename_kernels import EXPORTED
 from moec.targets.tvm.symbolic import Known, Sizes
@@ -64,6 +65,7 @@ class FunctionBuilder:
     def __init__(self) -> None:
         self.sizes = Sizes()
         self._builder = relax.BlockBuilder()
+        self._conditions = Conditions()
         self._computed: set[relax.Var] = set()
         """Variables whose memory is a kernel's own result, not an input or a constant."""
         self._weights: dict[str, tuple[relax.Var, Weight]] = {}
@@ -85,6 +87,7 @@ class FunctionBuilder:
         variable = self._builder.emit(expression, name_hint=identifier(name) if name else "")
         if self._node is not None:
             self._nodes[variable.name] = self._node
+        self._conditions.follow(variable, expression)
         if _is_view(expression) and expression.args[0] in self._computed:
             self._computed.add(variable)
         return variable
@@ -204,10 +207,13 @@ class FunctionBuilder:
         ]
         result = function(*placeholders)
         outputs = list(result) if isinstance(result, (list, tuple)) else [result]
-        kernel, extra = prim_func(placeholders, outputs, requirements)
+        needed = self._conditions.unchecked(requirements, arguments)
+        kernel, extra = prim_func(placeholders, outputs, needed)
         symbol = self._builder.add_func(kernel.with_attr("tirx.noalias", True), identifier(name))
         types = [relax.TensorType(output.shape, str(output.dtype)) for output in outputs]
-        return self._call(symbol, [*arguments, *extra], types, name)
+        results = self._call(symbol, [*arguments, *extra], types, name)
+        self._conditions.check(needed, results)
+        return results
 
     def require(self, condition: Any, found: str, expected: str) -> list[Requirement]:
         """What a kernel has to check of sizes; nothing where it holds for all sizes.
@@ -221,9 +227,12 @@ class FunctionBuilder:
         where = "" if self._node is None else f"node {node_name(self._node)!r} ({operator_name(self._node)}): "
         return [Requirement(condition, f"{where}{found}; expected {expected}")]
 
-    def checked(self, tensor: relax.Expr, requirements: Sequence[Requirement]) -> relax.Expr:
-        """The tensor; where something is required a copy of it, made after that was found to hold."""
-        if not requirements:
+    def checked(
+        self, tensor: relax.Expr, requirements: Sequence[Requirement], others: Sequence[relax.Expr] = ()
+    ) -> relax.Expr:
+        """The tensor; where something is required that was not yet found to hold where it and ``others``, the further
+        arguments of all kernels that rely on it, are computed, a copy of it, made after that was."""
+        if not (requirements := self._conditions.unchecked(requirements, [tensor, *others])):
             return tensor
         return self.compute(
             lambda source: te.compute(source.shape, lambda *at: source(*at), name="checked"),

@@ -20,8 +20,10 @@ from moec.targets.tvm.bound_storage import BoundStorage
 from moec.targets.tvm.compact_buffers import CompactGenericBuffers
 from moec.targets.tvm.guard_parallel import GuardParallelLoops
 from moec.targets.tvm.limit_fusion import fused_within
+from moec.targets.tvm.merge_alike import merge_alike
 from moec.targets.tvm.order_bindings import OrderBindings
 from moec.targets.tvm.order_sizes import OrderSizes
+from moec.targets.tvm.own_memory import OwnMemory
 from moec.targets.tvm.provenance import nodes_by_kernel
 from moec.targets.tvm.rename_kernels import readable_names, rename_kernels
 from moec.targets.tvm.schedule import ScheduleGenericKernels
@@ -51,16 +53,10 @@ def operator_phases() -> list[tvm.transform.Pass]:
     ]
 
 
-def fusion_phases(schedule: tvm.transform.Pass) -> list[tvm.transform.Pass]:
-    """Relax to Relax: each group of kernels becomes one kernel. ``schedule``: of those that do not come finished."""
+def fusion_phases() -> list[tvm.transform.Pass]:
+    """Relax to Relax: each group of kernels becomes one kernel."""
     transform = relax.transform
-    return [
-        transform.FuseTIR(),
-        transform.DeadCodeElimination(),
-        OrderBindings(),
-        # Threads for the generic kernels.
-        schedule,
-    ]
+    return [transform.FuseTIR(), transform.DeadCodeElimination(), OrderBindings()]
 
 
 def executable_phases() -> list[tvm.transform.Pass]:
@@ -71,6 +67,7 @@ def executable_phases() -> list[tvm.transform.Pass]:
         transform.RemovePurityChecking(),
         # Kernel calls become: allocate the results, call the kernel on them.
         transform.CallTIRRewrite(),
+        OwnMemory(),
         transform.StaticPlanBlockMemory(),
         transform.LowerAllocTensor(),
         BoundStorage(),
@@ -199,8 +196,11 @@ def optimize(
     with target:
         called = sequence(operator_phases())(module)
         limited = fused_within(called, relax.transform.FuseOps(fuse_opt_level=2))
-        fused = sequence(fusion_phases(backend.schedule))(limited.after)
-    computed = nodes_by_kernel(limited.before, limited.after, nodes)
+        merged = merge_alike(sequence(fusion_phases())(limited.after))
+        fused = backend.schedule(merged.module)
+    computed: dict[str, list[ir.Node]] = {}
+    for symbol, of_symbol in nodes_by_kernel(limited.before, limited.after, nodes).items():
+        computed.setdefault(merged.instead.get(symbol, symbol), []).extend(of_symbol)
     names = readable_names(fused, used)
     apart = dict.fromkeys(node_name(nodes[variable]) for variable in limited.apart if variable in nodes)
     return Optimized(

@@ -1,11 +1,13 @@
 """Kernels whose result at one place depends on other places in order: they run in a fixed order, in one thread, or in
 one for each row.
 
-Everything is brought to two or three dims before, so that one kernel serves every rank.
+Everything is brought to two or three dims before, so that one kernel serves every rank. Each is made once per process,
+for reading a script takes longer than lowering an operator.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +28,7 @@ def combination(reduction: str) -> Callable[[Any, Any], Any]:
     }[reduction]
 
 
+@functools.cache
 def scatter_rows(dtype: str, reduction: str) -> tirx.PrimFunc:
     """``result = data``; then in order of n: ``result[rows[n]] = combine(result[rows[n]], updates[n])``.
 
@@ -54,6 +57,7 @@ def scatter_rows(dtype: str, reduction: str) -> tirx.PrimFunc:
     return kernel
 
 
+@functools.cache
 def cumulative(dtype: str, product: bool, exclusive: bool, reverse: bool) -> tirx.PrimFunc:
     """Running sum or product along the middle dim of [outer, N, inner]; ``exclusive`` leaves out the element itself."""
     first: Any = tirx.const(1 if product else 0, dtype)
@@ -88,6 +92,7 @@ def cumulative(dtype: str, product: bool, exclusive: bool, reverse: bool) -> tir
     return kernel
 
 
+@functools.cache
 def top_k(dtype: str, largest: bool) -> tirx.PrimFunc:
     """The k best of each row, best first; of equal ones the one with the lower index comes first.
 
@@ -123,6 +128,7 @@ def top_k(dtype: str, largest: bool) -> tirx.PrimFunc:
     return kernel
 
 
+@functools.cache
 def count_nonzero() -> tirx.PrimFunc:
     """How many elements of a bool [P] are true, as int64 [1]."""
 
@@ -140,6 +146,7 @@ def count_nonzero() -> tirx.PrimFunc:
     return kernel
 
 
+@functools.cache
 def positions_of_nonzero() -> tirx.PrimFunc:
     """The indices of the true elements of a bool [P], in order, as int64 [M]; M is their number."""
 

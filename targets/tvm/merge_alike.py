@@ -1,0 +1,166 @@
+"""Make one kernel of many that differ in integers only: sizes, offsets and indices become arguments.
+
+A loop that a model's export has unrolled leaves a slice, a product and a sum for each of its steps, all of which are
+the same code for other sizes. Code is generated kernel by kernel, so :data:`FEWEST` of them or more become one, which
+takes the integers that differ as arguments. Fewer stay as they are, for known sizes make faster code, and so do
+divisors: dividing by a constant is much quicker than dividing by an argument.
+
+::
+
+    a = call_tir(slice1, (x,))      # slice1: y[i] = x[i + 1] for i < 7
+    b = call_tir(slice2, (x,))      # slice2: y[i] = x[i + 2] for i < 6
+    ...
+        ->
+    a = call_tir(slice1, (x, 7, 1)) # slice1: y[i] = x[i + n1] for i < n0
+    b = call_tir(slice1, (x, 6, 2))
+    ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import relax, tirx
+
+from moec.targets.tvm.provenance import bindings_of
+from moec.targets.tvm.share_views import is_call_of
+
+_KERNEL = "relax.call_tir"
+FEWEST = 8
+"""Kernels that differ in integers only become one where there are at least so many."""
+_DIVISIONS = (tirx.Div, tirx.Mod, tirx.FloorDiv, tirx.FloorMod)
+
+
+@dataclasses.dataclass(frozen=True)
+class Merged:
+    module: tvm.IRModule
+    instead: dict[str, str]
+    """The symbol of a new kernel by the symbols of those that it stands for."""
+
+
+def merge_alike(module: tvm.IRModule) -> Merged:
+    """Merge kernels that ``main`` calls and that have no schedule yet. Runs when kernels are fused."""
+    groups: dict[tvm_ffi.StructuralKey, list[_Kernel]] = {}
+    for symbol, inputs in _unscheduled(module).items():
+        kernel = _Kernel.of(symbol, module[symbol], inputs)
+        groups.setdefault(tvm_ffi.StructuralKey(kernel.skeleton), []).append(kernel)
+    builder, called = relax.BlockBuilder(module), dict[str, _Call]()
+    for kernels in groups.values():
+        if len(kernels) >= FEWEST:
+            function, given = _general(kernels)
+            symbol = builder.add_func(function, kernels[0].symbol.name_hint)
+            called |= {name: _Call(symbol, integers) for name, integers in given.items()}
+    if not called:
+        return Merged(module, {})
+    merged = builder.get()
+    merged["main"] = _calling(module["main"], called)
+    for name in called:
+        del merged[name]
+    return Merged(merged, {name: call.kernel.name_hint for name, call in called.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    kernel: tvm.ir.GlobalVar
+    integers: list[int]
+    """What it is given behind its inputs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kernel:
+    symbol: tvm.ir.GlobalVar
+    function: tirx.PrimFunc
+    inputs: int
+    """The number of parameters in front of the results."""
+    skeleton: tirx.PrimFunc
+    """The function with 0 for all integers that may become arguments."""
+    integers: list[int]
+    """These integers in the order in which they are met."""
+
+    @classmethod
+    def of(cls, symbol: tvm.ir.GlobalVar, function: tirx.PrimFunc, inputs: int) -> _Kernel:
+        integers: list[int] = []
+        zero = tirx.IntImm("int64", 0)
+
+        def take(found: tirx.IntImm) -> tirx.Expr:
+            integers.append(int(found))
+            return zero
+
+        skeleton = _with_integers(function.without_attr("global_symbol"), take)
+        return cls(symbol, function, inputs, skeleton, integers)
+
+
+def _unscheduled(module: tvm.IRModule) -> dict[tvm.ir.GlobalVar, int]:
+    """The kernels that have no schedule, in the order in which ``main`` first calls them, and how many inputs they get.
+    None that is called in another way than by call_tir."""
+    found: dict[tvm.ir.GlobalVar, int] = {}
+    for binding in bindings_of(module["main"]):
+        value = getattr(binding, "value", None)
+        if is_call_of(value, _KERNEL) and not module[value.args[0]].attrs.get("tirx.is_scheduled"):
+            found.setdefault(value.args[0], len(value.args[1].fields))
+    return found
+
+
+def _with_integers(function: tirx.PrimFunc, of: Callable[[tirx.IntImm], tirx.Expr]) -> tirx.PrimFunc:
+    """The function with ``of`` each integer that may become an argument in its place, in a fixed order."""
+
+    def integer(found: tirx.IntImm, _mutator: Any) -> tirx.Expr:
+        return of(found) if str(found.ty) == "int64" else found
+
+    def division(found: Any, mutator: Any) -> tirx.Expr:
+        return type(found)(mutator.mutate(found.a), found.b)
+
+    return tvm_ffi.structural_mutate(function, [(tirx.IntImm, integer), (_DIVISIONS, division)])
+
+
+def _general(kernels: Sequence[_Kernel]) -> tuple[tirx.PrimFunc, dict[str, list[int]]]:
+    """The function that computes what each of ``kernels`` does where it is given the integers of its symbol."""
+    taken: dict[tuple[int, ...], tuple[tirx.Var, tuple[int, ...]]] = {}
+    """The arguments and what each kernel gets for them, by how far that is from what the first one gets."""
+
+    def term(column: tuple[int, ...]) -> tirx.Expr | None:
+        """An integer by the arguments; None where it is the same in all kernels. Integers that keep their distance,
+        such as a size and the last index, come from one argument."""
+        distances = tuple(value - column[0] for value in column)
+        if not any(distances):
+            return None
+        variable, given = taken.setdefault(distances, (tirx.Var(f"n{len(taken)}", "int64"), column))
+        offset = column[0] - given[0]
+        return variable + offset if offset else variable
+
+    terms = iter([term(column) for column in zip(*(kernel.integers for kernel in kernels), strict=True)])
+
+    def of(found: tirx.IntImm) -> tirx.Expr:
+        instead = next(terms)
+        return found if instead is None else instead
+
+    first = kernels[0]
+    function = _with_integers(first.function, of)
+    before, after = function.params[: first.inputs], function.params[first.inputs :]
+    variables = [variable for variable, _given in taken.values()]
+    general = tirx.PrimFunc([*before, *variables, *after], function.body, function.ret_type, function.attrs)
+    rows = zip(*(given for _variable, given in taken.values()), strict=True)
+    return general, {kernel.symbol.name_hint: list(row) for kernel, row in zip(kernels, rows, strict=True)}
+
+
+def _calling(main: relax.Function, called: Mapping[str, _Call]) -> relax.Function:
+    """``main``, which calls these kernels with integers behind their inputs."""
+
+    def changed(binding: relax.Binding) -> relax.Binding:
+        value = getattr(binding, "value", None)
+        call = called.get(value.args[0].name_hint) if is_call_of(value, _KERNEL) else None
+        if call is None:
+            return binding
+        inputs = relax.Tuple([*value.args[1].fields, *(tirx.IntImm("int64", integer) for integer in call.integers)])
+        arguments = [call.kernel, inputs, *value.args[2:]]
+        return relax.VarBinding(
+            binding.var, relax.Call(value.op, arguments, value.attrs, value.ty_args, ret_ty=value.ty)
+        )
+
+    blocks = [type(block)([changed(binding) for binding in block.bindings]) for block in main.body.blocks]
+    body = relax.SeqExpr(blocks, main.body.body)
+    return relax.Function(main.params, body, main.ret_ty, main.is_pure, main.attrs)

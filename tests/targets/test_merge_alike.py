@@ -1,0 +1,76 @@
+"""Kernels that differ in integers only are one, and compute what they did; those that differ in more are not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax, te
+
+from moec.targets.tvm.merge_alike import FEWEST, merge_alike
+
+
+def unrolled(steps: int) -> str:
+    """Step n sums up x from place n on, and multiplies by its last places."""
+    nodes, constants = [], ["int64[1] axis = {1}", "int64[1] end = {16}", "int64[1] last = {-1}"]
+    for n in range(1, steps + 1):
+        constants.append(f"int64[1] from{n} = {{{n}}}")
+        nodes.append(f"a{n} = Slice(x, from{n}, end, axis) b{n} = ReduceSum<keepdims = 1>(a{n}, axis)")
+        nodes.append(f"c{n} = Mul(a{n}, b{n}) y{n} = ReduceSum<keepdims = 1>(c{n}, axis)")
+    results = ", ".join(f"y{n}" for n in range(1, steps + 1))
+    body = f"{' '.join(nodes)} y = Concat<axis = 1>({results})"
+    return f"g (float[T,16] x) => (float[T,{steps}] y) <{', '.join(constants)}> {{ {body} }}"
+
+
+def test_the_steps_of_an_unrolled_loop_are_the_same_kernels(program_of, runner_of):
+    program = program_of(unrolled(12))
+    assert len([kernel for kernel in program.kernels if "ReduceSum" in kernel.op]) <= 3
+    steps = max(program.kernels, key=lambda kernel: kernel.calls)
+    assert steps.calls >= 12 and len(steps.nodes) >= 12
+    x = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
+    expected = [x[:, n:].sum(1) ** 2 for n in range(1, 13)]
+    np.testing.assert_allclose(runner_of(program)({"x": x})["y"], np.stack(expected, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_few_kernels_keep_their_integers(program_of):
+    program = program_of(unrolled(FEWEST - 1))
+    assert len([kernel for kernel in program.kernels if "ReduceSum" in kernel.op]) >= FEWEST - 1
+
+
+def calling(element, count: int, scheduled: bool = False) -> tvm.IRModule:
+    """``main`` calls ``count`` kernels, the nth of which has ``element(x, i, n)`` at place i."""
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType([64], "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            results = []
+            for n in range(count):
+                source = te.placeholder((64,), "float32", name="source")
+                result = te.compute((16,), lambda i: element(source, i, n), name="result")  # noqa: B023  # called here
+                kernel = te.create_prim_func([source, result], "int64").without_attr("global_symbol")
+                kernel = kernel.with_attr("tirx.is_scheduled", True) if scheduled else kernel
+                called = relax.call_tir(builder.add_func(kernel, "kernel"), [x], relax.TensorType([16], "float32"))
+                results.append(builder.emit(called))
+            output = builder.emit_output(relax.Tuple(results))
+        builder.emit_func_output(output)
+    return builder.get()
+
+
+@pytest.mark.parametrize(
+    ("element", "count", "scheduled", "left"),
+    [
+        (lambda x, i, n: x[i + n + 1], FEWEST, False, 1),
+        (lambda x, i, n: x[i * (n + 2) + n + 3], FEWEST, False, 1),
+        (lambda x, i, n: x[i + n + 1], FEWEST - 1, False, FEWEST - 1),
+        (lambda x, i, n: x[i + n + 1], FEWEST, True, FEWEST),
+        (lambda x, i, n: x[i % (n + 3)], FEWEST, False, FEWEST),
+        (lambda x, i, n: x[i + 1] * float(n + 2), FEWEST, False, FEWEST),
+    ],
+    ids=["offsets", "strides", "few", "scheduled", "divisors", "floats"],
+)
+def test_kernels_that_are_merged(element, count, scheduled, left):
+    merged = merge_alike(calling(element, count, scheduled))
+    kernels = [symbol.name_hint for symbol in merged.module.functions if symbol.name_hint != "main"]
+    assert len(kernels) == left and len(merged.instead) == (count if left == 1 else 0)
+    assert not set(kernels) & set(merged.instead) and set(merged.instead.values()) <= set(kernels)
+    relax.analysis.well_formed(relax.transform.Normalize()(merged.module))  # raises where it is not

@@ -31,7 +31,10 @@ _ALLOCATE = "relax.builtin.alloc_tensor"
 
 @tvm.ir.transform.module_pass(opt_level=0, name="OwnMemory")
 class OwnMemory:
-    """Runs before memory is planned."""
+    """Runs before memory is planned. ``unplanned``: gets the sizes of several tensors each that the budget leaves out."""
+
+    def __init__(self, unplanned: list[str]) -> None:
+        self._unplanned = unplanned
 
     def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         main, sizes = module["main"], _Sizes()
@@ -39,6 +42,7 @@ class OwnMemory:
         counted = Counter(size for size in found.values() if size is not None)
         planned = {size for size, count in counted.most_common(PLANNED_SIZES.limit) if count > 1}
         own = {variable for variable, size in found.items() if size is not None and size not in planned}
+        self._unplanned += [f"{size.key} bytes" for size, count in counted.items() if count > 1 and size not in planned]
         blocks = [
             type(block)([made for binding in block.bindings for made in _with_memory(binding, own)])
             for block in main.body.blocks

@@ -11,6 +11,7 @@ import tvm
 import tvm_ffi
 from tvm import relax, s_tir, tirx
 
+from moec.common.budgets import PLANNED_SIZES
 from moec.ir.names import node_name
 from moec.runtime.team import TEAM_OBJECT
 from moec.targets.base import Launch
@@ -59,15 +60,16 @@ def fusion_phases() -> list[tvm.transform.Pass]:
     return [transform.FuseTIR(), transform.DeadCodeElimination(), OrderBindings()]
 
 
-def executable_phases() -> list[tvm.transform.Pass]:
-    """Relax to VM instructions: explicit memory, planned so that dead tensors are reused, and explicit shapes."""
+def executable_phases(unplanned: list[str]) -> list[tvm.transform.Pass]:
+    """Relax to VM instructions: explicit memory, planned so that dead tensors are reused, and explicit shapes.
+    ``unplanned``: gets the sizes that planning has no budget for."""
     transform = relax.transform
     return [
         transform.ToNonDataflow(),
         transform.RemovePurityChecking(),
         # Kernel calls become: allocate the results, call the kernel on them.
         transform.CallTIRRewrite(),
-        OwnMemory(),
+        OwnMemory(unplanned),
         transform.StaticPlanBlockMemory(),
         transform.LowerAllocTensor(),
         BoundStorage(),
@@ -213,8 +215,9 @@ def build(
 ) -> tuple[relax.VMExecutable, Generated]:
     """The instructions of the VM for an optimised module, and the code of the kernels that they call. ``others``:
     modules whose ``main`` becomes a function of another name."""
+    unplanned: list[str] = []
     with target:
-        parts = [_executable(module, "main"), *(_executable(other, name) for name, other in others.items())]
+        parts = [_executable(one, name, unplanned) for name, one in {"main": module, **others}.items()]
     builder = relax.ExecBuilder()
     whole = tvm.IRModule({symbol: one for part in parts for symbol, one in part.functions.items()})
     left = tvm.get_global_func("relax.VMCodeGen")(builder, whole)
@@ -224,19 +227,23 @@ def build(
     library = host_code.code_of(tvm.IRModule({}), target.host or target)
     if generated.device is not None:
         library.import_module(generated.device)
+    if unplanned:
+        generated.warnings.append(PLANNED_SIZES.remark(unplanned))
     linked = tvm.get_global_func("relax.VMLink")(builder, target, library, [], {})
     return relax.VMExecutable(linked), generated
 
 
-def _executable(module: tvm.IRModule, name: str) -> tvm.IRModule:
+def _executable(module: tvm.IRModule, name: str, unplanned: list[str]) -> tvm.IRModule:
     """The module behind the last phases, in which ``main``, and functions that these phases add, have names of their
-    own."""
+    own. ``unplanned``: see :func:`executable_phases`."""
     before = {symbol.name_hint for symbol in module.functions} - {"main"}
-    module = tvm.ir.transform.Sequential(executable_phases())(module)
+    module = tvm.ir.transform.Sequential(executable_phases(unplanned))(module)
+    if name == "main":
+        return module
     own = {
         symbol: tvm.ir.GlobalVar(name if symbol.name_hint == "main" else f"{name}_{symbol.name_hint}")
         for symbol in module.functions
-        if name != "main" and symbol.name_hint not in before
+        if symbol.name_hint not in before
     }
     renamed: dict[tvm.ir.GlobalVar, tvm.ir.BaseFunc] = {}
     for symbol, function in module.functions.items():

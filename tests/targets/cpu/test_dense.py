@@ -36,7 +36,7 @@ def _run(model: ir.Model, inputs: dict[str, np.ndarray], machine_name: str = "na
     executable = relax.build(
         pipeline.optimize(lowered.module, target, lowered.nodes).module,
         target=target,
-        relax_pipeline=tvm.ir.transform.Sequential(pipeline.executable_phases()),
+        relax_pipeline=tvm.ir.transform.Sequential(pipeline.executable_phases([])),
         tir_pipeline=pipeline.KERNEL_PIPELINE,
     )
     function = relax.VirtualMachine(executable, tvm.cpu())["main"]

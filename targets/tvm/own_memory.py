@@ -31,7 +31,7 @@ _ALLOCATE = "relax.builtin.alloc_tensor"
 
 @tvm.ir.transform.module_pass(opt_level=0, name="OwnMemory")
 class OwnMemory:
-    """Runs before memory is planned. ``unplanned``: gets the sizes of several tensors each that the budget leaves out."""
+    """Runs before memory is planned. ``unplanned``: gets the sizes of several tensors that the budget leaves out."""
 
     def __init__(self, unplanned: list[str]) -> None:
         self._unplanned = unplanned

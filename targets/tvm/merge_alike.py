@@ -99,7 +99,7 @@ def _unscheduled(module: tvm.IRModule) -> dict[tvm.ir.GlobalVar, int]:
     None that is called in another way than by call_tir."""
     found: dict[tvm.ir.GlobalVar, int] = {}
     for binding in bindings_of(module["main"]):
-        value = getattr(binding, "value", None)
+        value: Any = getattr(binding, "value", None)
         if is_call_of(value, _KERNEL) and not module[value.args[0]].attrs.get("tirx.is_scheduled"):
             found.setdefault(value.args[0], len(value.args[1].fields))
     return found
@@ -151,7 +151,7 @@ def _calling(main: relax.Function, called: Mapping[str, _Call]) -> relax.Functio
     """``main``, which calls these kernels with integers behind their inputs."""
 
     def changed(binding: relax.Binding) -> relax.Binding:
-        value = getattr(binding, "value", None)
+        value: Any = getattr(binding, "value", None)
         call = called.get(value.args[0].name_hint) if is_call_of(value, _KERNEL) else None
         if call is None:
             return binding

@@ -83,6 +83,7 @@ def test_an_interruption_while_modules_are_imported_says_nothing(module):
     """SIGINT comes as soon as the command line imports that module."""
     program = f"""
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores the signal
 class Interrupter:
     def find_spec(self, name, path, target=None):
         if name == {module!r}:

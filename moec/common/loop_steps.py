@@ -7,9 +7,11 @@ from __future__ import annotations
 MAXIMUM_STEPS = 1 << 20
 """A step takes some 10 us at least: a loop whose body does next to nothing ends within a minute."""
 MAXIMUM_GROWTH = 1 << 30
-"""Bytes by which what a loop carries may be larger than before its first step."""
+"""Bytes by which what a loop carries may be larger than before its first step, together with what the steps of a loop
+made that has no other end than a condition."""
 MAXIMUM_CARRIED = 1 << 38
-"""The same bytes of all steps together, each of which a step writes anew: half a minute's worth."""
+"""Bytes by which what is carried may be larger, of all steps together, each of which writes it anew: half a minute's
+worth."""
 
 
 class LoopLimit:
@@ -18,15 +20,16 @@ class LoopLimit:
     def __init__(self, carried: int) -> None:
         self._first, self._all, self._steps = carried, 0, 0
 
-    def step(self, carried: int) -> None:
-        """Count a step that begins with so many bytes. Raises ValueError beyond a limit."""
+    def step(self, carried: int, made: int = 0) -> None:
+        """Count a step that begins with so many bytes, and so many made by those before it. Raises ValueError beyond a
+        limit."""
         self._steps += 1
-        growth = carried - self._first
-        self._all += max(growth, 0)
+        growth = max(carried - self._first, 0)
+        self._all += growth
         if self._steps > MAXIMUM_STEPS:
             problem = f"goes on behind its step {MAXIMUM_STEPS}"
-        elif growth > MAXIMUM_GROWTH or self._all > MAXIMUM_CARRIED:
-            problem = f"carries {carried} bytes in its step {self._steps}, and {self._first} in its first"
+        elif growth + made > MAXIMUM_GROWTH or self._all > MAXIMUM_CARRIED:
+            problem = f"holds {carried + made} bytes in its step {self._steps}, and {self._first} in its first"
         else:
             return
         raise ValueError(

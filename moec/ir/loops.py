@@ -15,7 +15,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops import op_loop, op_scan
 
-from moec.common.loop_steps import LoopLimit
+from moec.common.loop_steps import MAXIMUM_STEPS, LoopLimit
 
 Array = np.ndarray[Any, Any]
 Step = Callable[[Sequence[Array]], list[Array]]
@@ -34,9 +34,9 @@ class Loop(op_loop.Loop):
         going, number = np.array(True) if cond is None else np.asarray(cond), 0
         made: list[list[Array]] = [[] for _ in self.body.output_names[1 + len(carried) :]]
         first = [np.array(0, np.int64), going, *carried]
-        limit = LoopLimit(_bytes(carried))
+        limit, is_counted = LoopLimit(_bytes(carried)), trips is not None and trips <= MAXIMUM_STEPS
         while going.item() and (trips is None or number < trips):
-            limit.step(_bytes(carried))
+            limit.step(_bytes(carried), 0 if is_counted else sum(map(_bytes, made)))
             going, *results = step([np.array(number, np.int64), going, *carried])
             carried = tuple(results[: len(carried)])
             for slices, result in zip(made, results[len(carried) :], strict=True):

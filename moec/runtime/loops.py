@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.common.loop_steps import LoopLimit
+from moec.common.loop_steps import MAXIMUM_STEPS, LoopLimit
 from moec.common.once import once
 from moec.errors import InputError
 from moec.runtime.library import load_ffi
@@ -40,12 +40,40 @@ def body_name(number: int) -> str:
     return f"loop_{number}"
 
 
+class _Slices:
+    """The slices of one result that the steps of a loop make. ``steps``: how many there will be; None where only the
+    last step tells."""
+
+    def __init__(self, steps: int | None) -> None:
+        self._steps, self._room = steps, np.empty(0)
+        self.all: list[np.ndarray] = []
+
+    def add(self, made: np.ndarray) -> None:
+        """Keep a copy. Raises InputError for one of another size than those before, MemoryError where there is no room
+        for those of all steps."""
+        if not self.all and self._steps is not None:
+            self._room = np.empty((self._steps, *made.shape), made.dtype)
+        if self.all and made.shape != self.all[0].shape:
+            sizes = f"{list(self.all[0].shape)} and {list(made.shape)}"
+            raise InputError(f"the steps of a loop make slices of sizes {sizes}; expected equal sizes")
+        if self._steps is None:
+            self.all.append(made.copy())
+            return
+        place = self._room[len(self.all), ...]
+        place[...] = made
+        self.all.append(place)
+
+    @property
+    def bytes(self) -> int:
+        return len(self.all) * self.all[0].nbytes if self.all else 0
+
+
 @dataclasses.dataclass(frozen=True)
 class _Taken:
     """A loop that has ended: its states, and the slices of each result."""
 
     states: Sequence[Any]
-    slices: Sequence[Sequence[np.ndarray]]
+    slices: Sequence[_Slices]
 
 
 class _Loops:
@@ -99,9 +127,10 @@ def _loop(number: int, states: int, asks: int, count: int, *rest: Any) -> None:
     trips, going, *values, found = rest[2 * count :]
     loops: _Loops = _running.loops
     try:
-        body = _Body(loops, body_name(number), states, bool(asks), values[states:])
+        growing = sorted({result for result, _ in places if result < states})
+        body = _Body(loops, body_name(number), states, growing, bool(asks), values[states:])
         taken, steps = body.run(values[:states], from_runtime(trips).item(), going)
-        likes = [one[0] for one in taken.slices] if steps else body.likes(values[:states], going) if places else []
+        likes = [one.all[0] for one in taken.slices] if steps else body.likes(values[:states], going) if places else []
         likes = [*taken.states, *likes]
     except BaseException as error:  # an interruption, too
         loops.error = loops.error or error
@@ -112,11 +141,12 @@ def _loop(number: int, states: int, asks: int, count: int, *rest: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Body:
-    """The body of a loop, and what all its steps read."""
+    """The body of a loop, and what all its steps read. ``growing``: the states that may change their sizes."""
 
     loops: _Loops
     name: str
     states: int
+    growing: Sequence[int]
     asks: bool
     others: Sequence[Any]
 
@@ -125,12 +155,14 @@ class _Body:
         body = self.loops.machine.get_function(self.name)
         number = to_runtime(np.zeros((), np.int64))
         written, step = from_runtime(number), 0
-        slices: list[list[np.ndarray]] = []
+        slices: list[_Slices] = []
+        is_counted = not self.asks and trips <= MAXIMUM_STEPS
         before = len(self.loops)
-        limit = LoopLimit(_bytes(carried))
-        while step < trips and from_runtime(going).item():
+        limit = LoopLimit(self._growing(carried))
+        goes_on = bool(from_runtime(going).item())
+        while step < trips and goes_on:
             try:
-                limit.step(_bytes(carried))
+                limit.step(self._growing(carried), 0 if is_counted else sum(one.bytes for one in slices))
             except ValueError as error:
                 raise InputError(str(error)) from None
             written[...] = step
@@ -138,14 +170,20 @@ class _Body:
             self.loops.forget(before)  # those inside the body
             if self.asks:
                 going, *results = results
+                goes_on = bool(from_runtime(going).item())
             carried, made = results[: self.states], results[self.states :]
-            slices = slices or [[] for _ in made]
+            slices = slices or [_Slices(trips if is_counted else None) for _ in made]
             for kept, result in zip(slices, made, strict=True):
-                kept.append(from_runtime(result).copy())
+                kept.add(from_runtime(result))
             step += 1
         if not step:  # what the program gave lies in memory that it may write results to
             carried = [to_runtime(from_runtime(one).copy()) for one in carried]
         return _Taken(carried, slices), step
+
+    def _growing(self, carried: Sequence[Any]) -> int:
+        """The bytes of the states that may grow."""
+        tensors = [carried[at] for at in self.growing]
+        return sum(math.prod(one.shape) * one.dtype.itemsize for one in tensors)
 
     def likes(self, carried: Sequence[Any], going: Any) -> Sequence[np.ndarray]:
         """What a first step would make as slices, for their sizes; nothing where the body cannot run on what there
@@ -159,10 +197,6 @@ class _Body:
         return [from_runtime(one) for one in made[int(self.asks) + self.states :]]
 
 
-def _bytes(tensors: Sequence[Any]) -> int:
-    return sum(math.prod(one.shape) * one.dtype.itemsize for one in tensors)
-
-
 def _result(result: int, axis: int, is_backward: int, found: Any, y: Any) -> None:
     loops: _Loops = _running.loops
     number, steps, *_ = from_runtime(found).tolist()
@@ -171,9 +205,4 @@ def _result(result: int, axis: int, is_backward: int, found: Any, y: Any) -> Non
     if place < 0:
         written[...] = from_runtime(taken.states[result])
     elif steps:
-        try:
-            np.stack(taken.slices[place][:: -1 if is_backward else 1], axis, out=written)
-        except ValueError as error:
-            sizes = sorted({one.shape for one in taken.slices[place]})
-            loops.error = InputError(f"the steps of a loop make slices of sizes {sizes}; expected equal sizes")
-            raise loops.error from error
+        np.stack(taken.slices[place].all[:: -1 if is_backward else 1], axis, out=written)

@@ -19,14 +19,22 @@ def test_growth_at_once_and_in_all_steps_together():
     limit = LoopLimit(8)
     for _ in range(MAXIMUM_CARRIED // MAXIMUM_GROWTH):
         limit.step(8 + MAXIMUM_GROWTH)
-    with pytest.raises(ValueError, match="carries 9 bytes in its step 257, and 8 in its first"):
+    with pytest.raises(ValueError, match="holds 9 bytes in its step 257, and 8 in its first"):
         limit.step(9)
-    with pytest.raises(ValueError, match="carries"):
+    with pytest.raises(ValueError, match="holds"):
         LoopLimit(8).step(9 + MAXIMUM_GROWTH)
 
 
 def test_what_shrinks_does_not_pay_for_what_grows():
     limit = LoopLimit(MAXIMUM_CARRIED)
     limit.step(0)
-    with pytest.raises(ValueError, match="carries"):
+    with pytest.raises(ValueError, match="holds"):
         limit.step(MAXIMUM_CARRIED + MAXIMUM_GROWTH + 1)
+
+
+def test_what_steps_made_counts_once():
+    limit = LoopLimit(8)
+    for _ in range(1000):
+        limit.step(8, MAXIMUM_GROWTH)
+    with pytest.raises(ValueError, match="holds"):
+        limit.step(8, MAXIMUM_GROWTH + 1)

@@ -50,7 +50,7 @@ def test_states_and_slices(trips):
 
 
 def test_slices_of_other_sizes_are_an_error():
-    with pytest.raises(InputError, match=r"slices of sizes \[\(2,\), \(3,\)\]; expected equal sizes"):
+    with pytest.raises(InputError, match=r"slices of sizes \[2\] and \[3\]; expected equal sizes"):
         run(4, np.ones(2, np.float32), np.ones(2, np.float32))
 
 

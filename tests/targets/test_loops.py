@@ -129,7 +129,7 @@ def test_loops_that_do_not_end_are_an_error(monkeypatch):
         y = Loop (, yes, x) <body = step (int64 i, bool c, float[K] v) => (bool d, float[L] w) {
             s = ReduceMax <keepdims = 0> (v)  d = Less (s, limit)  w = BODY }> }"""
     case = {"x": numbers(4), "limit": np.array(1e9, np.float32)}
-    for body, problem in (("Neg (v)", "goes on behind its step 100"), ("Concat <axis = 0> (v, v)", "carries .* bytes")):
+    for body, problem in (("Neg (v)", "goes on behind its step 100"), ("Concat <axis = 0> (v, v)", "holds .* bytes")):
         model = moec.compile(parse(text.replace("BODY", body)))
         with pytest.raises(InputError, match=f"a loop {problem}"):
             model.run(case)

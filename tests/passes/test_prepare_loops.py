@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from moec.ir.graphs import outer_values
+from moec.ir.text import parse_model, print_model
 from moec.ir.verifier import verify
 from moec.ir.weights.stored import constant
 from moec.passes.framework import pipeline
@@ -75,6 +77,13 @@ def _made(model: ir.Model) -> list[str]:
     """The names of what the body makes."""
     (node,) = (node for node in model.graph if node.op_type == "Scan")
     return [str(value.name) for inner in node.attributes["body"].as_graph() for value in inner.outputs]
+
+
+def test_what_comes_out_is_onnx_and_reads_back_from_its_text():
+    model = rewrite(SCAN.replace("BODY", "f = Add (a, p)  t = Add (f, e)  u = Celu (t)"), f"{PASSES},O1")
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    text = print_model(model)
+    assert print_model(parse_model(text)) == text
 
 
 def test_a_graph_without_loops_stays():

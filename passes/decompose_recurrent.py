@@ -1,4 +1,4 @@
-"""RNN, GRU and LSTM become a Scan over their steps."""
+"""RNN, GRU and LSTM become a Scan over their steps, however many."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class DecomposeRecurrent:
-    """Spells RNN, GRU and LSTM of a fixed number of steps in products, activations and Scan.
+    """Spells RNN, GRU and LSTM in products, activations and Scan, which :class:`InlineControlFlow` makes steps of where
+    their number is fixed.
 
     1. The input's product with its weights, biases included, is one for all steps; the rest of a step is the body of a
        Scan per direction, which the reverse one reads and writes from its end.
     2. Where ``sequence_lens`` is given, a step behind the end of a sequence carries its state on and its output is 0.
-    3. A node whose number of steps is not a fixed one stays, and is reported; so does one with an activation that ONNX
-       does not name.
+    3. A node with an activation that ONNX does not name stays, and is reported.
 
     ::
 
@@ -93,7 +93,8 @@ class DecomposeRecurrent:
 
 def _decompose(write: Writer, kind: _Kind) -> list[ir.Value | None]:
     """Y and the last states."""
-    x, steps = write.required(0, "X"), _steps(write)
+    _expect_input(write)
+    x = write.required(0, "X")
     directions = _DIRECTIONS.get(write.attribute("direction", "forward"))
     if directions is None:
         raise NotDecomposableError(f"direction is {write.attribute('direction', None)!r}; expected {[*_DIRECTIONS]}")
@@ -104,7 +105,7 @@ def _decompose(write: Writer, kind: _Kind) -> list[ir.Value | None]:
     if batch_first:
         x = write.add("Transpose", x, perm=[1, 0, 2])
     found = [
-        _direction(write, kind, x, steps, number, is_reverse, activations[number])
+        _direction(write, kind, x, number, is_reverse, activations[number])
         for number, is_reverse in enumerate(directions)
     ]
     outputs, *states = zip(*found, strict=True)
@@ -116,19 +117,15 @@ def _decompose(write: Writer, kind: _Kind) -> list[ir.Value | None]:
     return [y, *last]
 
 
-def _steps(write: Writer) -> int:
-    x, layout = write.required(0, "X"), write.attribute("layout", 0)
-    size = x.shape[1 if layout else 0] if x.shape is not None and len(x.shape) == 3 else None
-    if not isinstance(size, int) or size == 0:
-        raise NotDecomposableError(
-            f"the number of its steps, axis {1 if layout else 0} of {x.name}, is {size}; expected a fixed number "
-            "from 1 up: give this axis a fixed size when you export the model"
-        )
-    return size
+def _expect_input(write: Writer) -> None:
+    """Raises NotDecomposableError unless X has three axes."""
+    x = write.required(0, "X")
+    if x.shape is None or len(x.shape) != 3:
+        raise NotDecomposableError(f"{x.name} has the shape {x.shape}; expected three axes")
 
 
 def _direction(
-    write: Writer, kind: _Kind, x: ir.Value, steps: int, number: int, is_reverse: bool, activations: list[Activation]
+    write: Writer, kind: _Kind, x: ir.Value, number: int, is_reverse: bool, activations: list[Activation]
 ) -> list[ir.Value]:
     """Outputs [steps,batch,hidden] and last states [batch,hidden] of one direction."""
     hidden, dtype = width_of(write.required(2, "R"), "R"), dtype_of(write.required(0, "X"), "X")
@@ -150,7 +147,7 @@ def _direction(
     cell = cells.Cell(hidden, dtype, recurrence, rest, peepholes, activations)
     axis = 1 if write.attribute("layout", 0) else 0
     states = [own(position, axis) or _zeros(write, x, hidden, dtype) for position in kind.states]
-    return _scan(write, kind, cell, projected, states, steps, is_reverse)
+    return _scan(write, kind, cell, projected, states, is_reverse)
 
 
 def _scan(
@@ -159,7 +156,6 @@ def _scan(
     cell: cells.Cell,
     projected: ir.Value,
     states: list[ir.Value],
-    steps: int,
     is_reverse: bool,
 ) -> list[ir.Value]:
     body, tensor = _BodyWriter(write), ir.TensorType(cell.kind)
@@ -172,7 +168,7 @@ def _scan(
     else:
         position = ir.Value(name=write.name("position"), type=ir.TensorType(ir.DataType.INT64))
         inputs.append(position)
-        scanned.append(write.constant(np.arange(steps), "positions"))
+        scanned.append(_positions(write, projected))
         column = body.add("Unsqueeze", body.add("Cast", lengths, to=ir.DataType.INT64), write.numbers(1))
         is_alive = body.add("Less", position, column)
         new = kind.step(body, cell, x, given)
@@ -202,6 +198,13 @@ class _BodyWriter(Writer):
             output.name = self.name(label)
         self.nodes.append(node)
         return node.outputs[0]
+
+
+def _positions(write: Writer, projected: ir.Value) -> ir.Value:
+    """The number of each step, [steps]."""
+    steps = write.add("Shape", projected, start=0, end=1)
+    first, one = (write.constant(np.array(number), "number") for number in (0, 1))
+    return write.add("Range", first, write.add("Squeeze", steps, write.numbers(0)), one)
 
 
 def _zeros(write: Writer, x: ir.Value, hidden: int, dtype: ir.DataType) -> ir.Value:

@@ -184,9 +184,35 @@ def test_a_sequence_of_no_steps_keeps_its_state(operator):
     assert not found["y"][:, :, ::2].any() and found["y"][:2, :, 1].all() and not found["y"][2:].any()
 
 
-@pytest.mark.parametrize("steps", ["T", 0])
-def test_a_number_of_steps_that_is_not_fixed_stays(steps):
-    stays(model_of("LSTM", "b", steps), f"axis 0 of x, is {steps}; expected a fixed number")
+@pytest.mark.parametrize("operator", list(GATES))
+@pytest.mark.parametrize("inputs", ["b", "blhc"])
+def test_any_number_of_steps(operator, inputs):
+    """One Scan for each direction stays; without a step, states are what they were."""
+    proto = model_of(
+        operator, inputs.replace("c", "") if operator != "LSTM" else inputs, "T", direction="bidirectional"
+    )
+    model = ir.from_proto(proto)
+    model.graph.opset_imports[""] = 24
+    pipeline.run(model, pipeline.parse(PASSES), verify_each=True)
+    assert [node.op_type for node in model.graph].count("Scan") == 2
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    for steps in (0, 1, STEPS):
+        feeds = feeds_of(proto, 3)
+        feeds["x"] = feeds["x"][:steps]
+        feeds |= {"l": np.minimum(feeds["l"], steps)} if "l" in feeds else {}
+        found = interpreter.run(model, feeds)
+        if steps:
+            for value, expected in zip(found.values(), session.run(None, feeds), strict=True):
+                np.testing.assert_allclose(value, expected, rtol=1e-5, atol=2e-6)
+        else:
+            assert found["y"].shape == (0, 2, 3, HIDDEN)
+            np.testing.assert_array_equal(found["yh"], feeds.get("h", np.zeros((2, 3, HIDDEN))))
+
+
+def test_an_input_of_another_rank_stays():
+    proto = model_of("LSTM", "b")
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+    stays(proto, "expected three axes")
 
 
 def test_what_onnx_does_not_name_stays():

@@ -154,6 +154,24 @@ def test_bodies_that_cannot_be_compiled_are_refused(body, problem):
         moec.compile(parse(text))
 
 
+def test_lstm_of_any_number_of_steps():
+    """In both directions, with lengths of sequences."""
+    text = f"""g (float[T,B,2] x, int32[B] l) => (float[T,2,B,3] y, float[2,B,3] h, float[2,B,3] c) <
+            float[2,12,2] w = {{{_weights(48)}}}, float[2,12,3] r = {{{_weights(72)}}}> {{
+        y, h, c = LSTM <hidden_size = 3, direction = "bidirectional"> (x, w, r, , l) }}"""
+    model, session = moec.compile(parse(text)), onnxruntime.InferenceSession(parse(text).SerializeToString())
+    for steps in (1, 5, 37):  # onnx.reference does not know lengths
+        case = {"x": numbers(steps, 2, 2), "l": np.array([steps, steps // 2], np.int32)}
+        for value, expected in zip(model.run(case).values(), session.run(None, case), strict=True):
+            np.testing.assert_allclose(value, expected, 1e-5, 1e-5)
+    nothing = model.run({"x": numbers(0, 2, 2), "l": np.array([0, 0], np.int32)})
+    assert nothing["y"].shape == (0, 2, 2, 3) and not nothing["h"].any()
+
+
+def _weights(count: int) -> str:
+    return ", ".join(f"{number:.3f}" for number in numbers(count))
+
+
 def test_a_target_without_loops_says_where_they_run():
     text = f"""g (float[B,3] s, float[T,B,3] x, float[B,3] o) => (float[B,3] y, float[T,B,3] z) <{WEIGHT}> {{
         y, z = Scan <num_scan_inputs = 1, {TANH}> (s, x) }}"""

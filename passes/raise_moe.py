@@ -222,6 +222,8 @@ class _Raising:
         if match.proposal.routing.places is not None:
             kept = "no known router gives tokens the places that this one gives them"
             self.report.note(self.pass_name, block.name, f"its router stays as ordinary operators: {kept}")
+        for assumption in match.assumed:
+            self.report.note(self.pass_name, block.name, f"assumed: {assumption}")
         if match.undefined:
             trials = ", ".join(f"'{trial}'" for trial in match.undefined)
             why = next(iter(match.undefined.values()))

@@ -14,6 +14,7 @@ import numpy as np
 
 from moec.common.specs import TensorSpec
 from moec.passes.shapes.input_limits import input_limits
+from moec.tools.samples import Samples
 from moec.tools.sampling import random_inputs, size_cases
 
 if TYPE_CHECKING:
@@ -28,17 +29,24 @@ MOST_NUMBERS = 1 << 12
 """Constants of more elements are weights, and not looked into."""
 TOKENS = (17, 65, 257, 1025)
 MOST_TOKENS = 4096
-MANY = 300
+LARGEST_NUMBER = 1 << 20
+SCANNED_NUMBERS = 4
+"""Numbers of a graph beside which sizes are looked at: the largest up to :data:`LARGEST_NUMBER`."""
+SCANNED_BYTES = 1 << 20
+"""What the largest value that is looked at may take."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
     """``sides``: how many a model's decisions have; ``unseen`` names, node by node, those that no inputs took.
-    ``note``: why it was not watched, if it was not; then nothing is known of its sides."""
+    ``note``: why it was not watched, if it was not; then nothing is known of its sides. ``sizes``: the largest that
+    were compared; ``beyond`` names values that sizes make and that are others at sizes that were not compared."""
 
     sides: int
     unseen: list[str]
     note: str | None = None
+    sizes: dict[str, int] = dataclasses.field(default_factory=dict, compare=False)
+    beyond: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def share(self) -> float:
@@ -52,6 +60,9 @@ class Coverage:
             return
         yield f"decisions: {self.sides - len(self.unseen)} of {self.sides} sides were taken ({self.share:.0%})"
         yield from (f"  never taken: {side}" for side in self.unseen)
+        if self.sizes:
+            yield f"sizes: up to {', '.join(f'{name} = {size}' for name, size in self.sizes.items())} were compared"
+        yield from (f"  never compared: {value}" for value in self.beyond)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +92,7 @@ def covering_inputs(
     else:
         sizes = size_cases(specs, guards=guards)
     base = [random_inputs(specs, one, limits, seed) for seed, one in enumerate(sizes)]
-    return cover(model, base, specs, dependent, accepts)
+    return cover(model, base, specs, dependent, accepts, guards)
 
 
 def cover(
@@ -90,10 +101,13 @@ def cover(
     specs: Sequence[TensorSpec] = (),
     dependent: Mapping[str, str] | None = None,
     accepts: Callable[[Inputs], bool] = lambda inputs: True,
+    guards: Sequence[str] = (),
 ) -> Covering:
-    """``base``, and what takes further sides: floats of other magnitudes, other indices, more tokens than the numbers
-    in the graph. ``specs`` are those of the model's inputs, without which nothing is added; ``dependent`` sizes follow
-    from others (:func:`moec.passes.shapes.input_sizes.input_sizes`); and only what ``accepts`` says yes to is added."""
+    """``base``, three or more of everything, sizes at which a value that sizes make is another number
+    (:mod:`moec.passes.raising.size_scan`), and what takes further sides: floats of other magnitudes, other indices,
+    more tokens than the numbers in the graph. ``specs`` are those of the model's inputs, without which nothing is
+    added; ``dependent`` sizes follow from others (:func:`moec.passes.shapes.input_sizes.input_sizes`); and only what
+    ``accepts`` and ``guards`` say yes to is added."""
     from moec.ir.interpreter import EvaluationError
 
     weights = _weights(model)
@@ -105,17 +119,67 @@ def cover(
         return _unwatched(base, f"the interpreter cannot watch its decisions: {error}")
     for inputs in base:
         runs.watch = runs.after(inputs) or runs.watch
-    chosen = list(base)
-    for place, inputs in enumerate(_further(model, specs, dependent or {}) if specs else ()):
-        if place and not runs.watch.unseen():
+    chosen = _Chosen(runs, list(base), lambda inputs: weights * _tokens(inputs) <= MOST_WORK and accepts(inputs))
+    if not specs:
+        return Covering(chosen.inputs, Coverage(runs.watch.sides, chosen.unseen()))
+    samples = Samples(specs, input_limits(model), dependent or {}, guards)
+    for inputs in samples.usual():
+        chosen.add(inputs, always=True)
+    beyond = _compare_sizes(model, samples, chosen, MOST_WORK // max(weights, 1))
+    for inputs in samples.further(_token_counts(model)):
+        if not runs.watch.unseen():
             break
-        if weights * _tokens(inputs) > MOST_WORK or not accepts(inputs):
-            continue
-        after = runs.after(inputs)
-        if after is not None and (not place or len(after.unseen()) < len(runs.watch.unseen())):
-            runs.watch = after
-            chosen.append(inputs)
-    return Covering(chosen, Coverage(runs.watch.sides, [str(side) for side in runs.watch.unseen()]))
+        chosen.add(inputs)
+    compared = [samples.sizes_of(one) for one in chosen.inputs]
+    largest = {name: max(sizes[name] for sizes in compared) for name in samples.free}
+    return Covering(chosen.inputs, Coverage(runs.watch.sides, chosen.unseen(), None, largest, beyond))
+
+
+def _compare_sizes(model: ir.Model, samples: Samples, chosen: _Chosen, most_rows: int) -> list[str]:
+    """Choose sizes at which a value that sizes make is another number than so far; names those for which there are
+    none of at most ``most_rows`` rows."""
+    from moec.passes.raising.dataflow import DataFlow
+    from moec.passes.raising.size_scan import SizedGraph, SizeScan
+
+    most = min(most_rows, MOST_TOKENS)
+    numbers = sorted(number for number in _small_numbers(model) if 1 < number <= LARGEST_NUMBER)[-SCANNED_NUMBERS:]
+    graph = SizedGraph(
+        list(model.graph),
+        samples.free,
+        DataFlow(model.graph),
+        lambda: numbers,
+        samples.complete,
+        samples.allows,
+        SCANNED_BYTES,
+    )
+    scan = SizeScan.of(graph)
+    seen = [samples.sizes_of(one) for one in chosen.inputs]
+    return [
+        str(scan.unseen(node, sizes))
+        for node, sizes in list(scan.differing(seen, lambda sizes: samples.rows_at(sizes) <= most))
+        if samples.rows_at(sizes) > most or not chosen.add(samples.at(sizes, 15), always=True)
+    ]
+
+
+@dataclasses.dataclass
+class _Chosen:
+    """Inputs that were chosen, of those that ``accepts`` says yes to, and the watch over their runs."""
+
+    runs: _Runs
+    inputs: list[Inputs]
+    accepts: Callable[[Inputs], bool]
+
+    def add(self, inputs: Inputs, *, always: bool = False) -> bool:
+        """Choose inputs that take further sides, or ``always``, where the interpreter can run them."""
+        after = self.runs.after(inputs) if self.accepts(inputs) else None
+        if after is None or not (always or len(after.unseen()) < len(self.runs.watch.unseen())):
+            return False
+        self.runs.watch = after
+        self.inputs.append(inputs)
+        return True
+
+    def unseen(self) -> list[str]:
+        return [str(side) for side in self.runs.watch.unseen()]
 
 
 def _unwatched(base: Sequence[Inputs], why: str) -> Covering:
@@ -151,36 +215,16 @@ class _Runs:
         return watch
 
 
-def _further(model: ir.Model, specs: Sequence[TensorSpec], dependent: Mapping[str, str]) -> Iterator[Inputs]:
-    """First many tokens, whether a decision asks for them or not: tables by place go on where nothing is compared."""
-    limits = input_limits(model)
-
-    def of(tokens: int, sequences: int, seed: int) -> Inputs:
-        (sizes,) = size_cases(specs, (tokens,), (sequences,), dependent)
-        return random_inputs(specs, sizes, limits, seed)
-
-    yield of(MANY, 1, 10)
-    for factor in (1e-3, 30.0, 1e3, -1.0, 0.0):
-        if any(np.dtype(spec.dtype).kind == "f" for spec in specs if spec.dtype != "bfloat16"):
-            yield {name: _scaled(array, factor) for name, array in of(7, 2, 11).items()}
-    for place in (0, -1):
-        usual = of(7, 2, 12)
-        yield usual | {name: np.full_like(usual[name], place % limit) for name, limit in limits.items()}
-    for tokens in _token_counts(model):
-        yield of(tokens, 1, 13)
-        yield of(3, tokens, 14)
-
-
-def _scaled(array: np.ndarray, factor: float) -> np.ndarray:
-    return array if array.dtype.kind in "iub" else (array * array.dtype.type(factor)).astype(array.dtype)
-
-
 def _token_counts(model: ir.Model) -> list[int]:
     """Usual ones, and one beyond every number that stands in the graph."""
-    arrays = (_numbers(value) for value in {v for node in model.graph for v in node.inputs if v is not None})
-    numbers = [float(n) for array in arrays if array is not None and array.dtype.kind in "iuf" for n in array.ravel()]
-    beyond = int(max((n for n in numbers if n <= MOST_TOKENS), default=0)) + 1
+    beyond = int(max((n for n in _small_numbers(model) if n <= MOST_TOKENS), default=0)) + 1
     return sorted({*TOKENS, beyond})
+
+
+def _small_numbers(model: ir.Model) -> set[float]:
+    """The numbers in constants that are no weights."""
+    arrays = (_numbers(value) for value in {v for node in model.graph for v in node.inputs if v is not None})
+    return {float(n) for array in arrays if array is not None and array.dtype.kind in "iuf" for n in array.ravel()}
 
 
 def _numbers(value: ir.Value) -> np.ndarray | None:

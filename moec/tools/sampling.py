@@ -42,7 +42,7 @@ def size_cases(
     cases = []
     for size, batch, past in zip(choices, first_sizes, (*choices[1:], 0), strict=True):
         case = {first: batch if others else size, **dict.fromkeys(others, size), **dict.fromkeys(pasts, past)}
-        cases.append(_complete(case, dependent))
+        cases.append(completed_sizes(case, dependent))
     if not guards:
         return cases
     inside = [_nearest(case, guards, dependent, lambda held: all(held)) for case in cases]
@@ -74,7 +74,7 @@ def _nearest(
     }
     nearby = [_nearby(case[name], tried) for name in free]
     for sizes in itertools.product(*nearby):
-        changed = _complete({**case, **dict(zip(free, sizes, strict=True))}, dependent)
+        changed = completed_sizes({**case, **dict(zip(free, sizes, strict=True))}, dependent)
         if wanted([holds(guard, changed) for guard in parsed]):
             return changed
     return None
@@ -86,8 +86,8 @@ def _nearby(wanted: int, tried: set[int]) -> list[int]:
     return sorted(sizes, key=lambda size: (size == 0 != wanted, abs(size - wanted), size))
 
 
-def _complete(case: Mapping[str, int], dependent: Mapping[str, str]) -> dict[str, int]:
-    return {**case, **{name: _evaluate(total, case) for name, total in dependent.items()}}
+def completed_sizes(case: Mapping[str, int], dependent: Mapping[str, str]) -> dict[str, int]:
+    return {**case, **{name: evaluated_size(total, case) for name, total in dependent.items()}}
 
 
 def random_inputs(
@@ -97,7 +97,7 @@ def random_inputs(
     generator = np.random.default_rng(seed)
     inputs = {}
     for spec in specs:
-        shape = tuple(_evaluate(size, sizes) for size in spec.shape)
+        shape = tuple(evaluated_size(size, sizes) for size in spec.shape)
         dtype = dtype_of(spec.dtype)
         if spec.name in limits:
             inputs[spec.name] = generator.integers(0, limits[spec.name], shape).astype(dtype)
@@ -108,7 +108,7 @@ def random_inputs(
     return inputs
 
 
-def _evaluate(size: int | str, sizes: Mapping[str, int]) -> int:
+def evaluated_size(size: int | str, sizes: Mapping[str, int]) -> int:
     """An int, a name, or arithmetic of both as exporters write it (``past_length + sequence_length``)."""
     if isinstance(size, int):
         return size

@@ -15,6 +15,7 @@ from moec.ir.expert_ids import mapped
 from moec.ir.facts import Facts
 from moec.ir.interpreter import EvaluationError
 from moec.ir.mapped_files import release_pages
+from moec.ir.names import node_name
 from moec.ir.semantics import experts
 from moec.ir.watch import Unseen, Watch
 from moec.passes.raising.block import Block
@@ -23,8 +24,16 @@ from moec.passes.raising.dataflow import Array, DataFlow
 from moec.passes.raising.reaching import reaching
 from moec.passes.raising.router import Routing
 from moec.passes.raising.row_proposal import RowProposal
-from moec.passes.raising.size_scan import SizeScan
-from moec.passes.raising.trials import Trial, laid_out, one_token_per_expert, trials
+from moec.passes.raising.size_scan import SizedGraph, SizeScan, sizes_text
+from moec.passes.raising.trials import (
+    LAYOUT_SHARE,
+    Trial,
+    is_affordable,
+    laid_out,
+    layouts,
+    one_token_per_expert,
+    trials,
+)
 from moec.passes.raising.weights import ExpertTensor
 
 TOLERANCE = 1e-5
@@ -79,13 +88,15 @@ def tolerance(block: Block) -> float:
 @dataclasses.dataclass(frozen=True)
 class Verdict:
     """``difference`` is the worst over all trials, ``tolerance`` what is allowed; ``undefined`` are the trials the
-    original cannot run, and why; ``unseen`` the sides of its decisions that no trial took and no interval excludes."""
+    original cannot run, and why; ``unseen`` the sides of its decisions that no trial took and no interval excludes;
+    ``assumed`` says of sizes what was not tried."""
 
     difference: float
     tolerance: float
     worst_trial: str
     undefined: dict[str, str]
     unseen: list[Unseen]
+    assumed: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def agrees(self) -> bool:
@@ -114,6 +125,10 @@ def check_proposal(block: Block, proposal: Proposal | RowProposal, *, isomorphic
         comparison.watch.dismiss(idle_nodes(block, comparison.watch, start))
     if comparison.agrees:
         comparison.run_all(reaching_trials(block, proposal.routing, comparison.watch))
+    for layout in layouts(block):
+        if not is_affordable(block, layout):
+            beyond = f"which take more rows than {LAYOUT_SHARE} evaluations hold"
+            comparison.assumed.append(f"sizes {sizes_text(layout)} agree, {beyond}")
     if comparison.agrees and not comparison.watch.unseen():
         comparison.run_sizes()
     rounded = roundings(block)
@@ -138,6 +153,8 @@ class _Comparison:
     """The sizes of trials that told something."""
     beyond: list[Unseen] = dataclasses.field(default_factory=list)
     """What changes where no trial can come."""
+    assumed: list[str] = dataclasses.field(default_factory=list)
+    """What no trial showed, and is taken to be so."""
 
     def run_all(self, chosen: Iterable[Trial]) -> None:
         for trial in chosen:
@@ -176,13 +193,13 @@ class _Comparison:
 
     def run_sizes(self) -> None:
         """Trials of sizes at which a value made of sizes alone is another number than in all trials so far."""
-        scan, most = SizeScan.of(self.block), self.block.most_tokens()
+        scan, most = SizeScan.of(SizedGraph.of_block(self.block)), self.block.most_tokens()
 
         def fits(layout: Mapping[str, int]) -> bool:
             return self.block.rows_of(layout) <= most
 
         tried: list[Mapping[str, int]] = []
-        seen = [dict(one) for one in {tuple(one.items()) for one in self.layouts}]
+        seen = [dict(one) for one in dict.fromkeys(tuple(one.items()) for one in self.layouts)]
         for node, layout in scan.differing(seen, fits):
             if not fits(layout):
                 self.beyond.append(scan.unseen(node, layout))
@@ -191,6 +208,8 @@ class _Comparison:
                 self.run_all([laid_out(self.block, "sizes at which something changes", layout)])
             if not self.agrees:
                 return
+        if varying := scan.varying(seen):
+            self.assumed.append(_goes_on(varying, seen))
 
     def run_rounded(self) -> None:
         """A trial in float32, where the block is: to add a large number and take it away again rounds, too."""
@@ -225,7 +244,15 @@ class _Comparison:
         unseen = [*unseen, *self.beyond, *(side for side in self.watch.unseen() if side not in self.failing)]
         if "every expert" in self.undefined:
             return Verdict(float("inf"), self.tolerance, "every expert", self.undefined, unseen)
-        return Verdict(self.worst, self.tolerance, self.worst_trial, self.undefined, unseen)
+        return Verdict(self.worst, self.tolerance, self.worst_trial, self.undefined, unseen, self.assumed)
+
+
+def _goes_on(varying: Sequence[ir.Node], seen: Sequence[Mapping[str, int]]) -> str:
+    first, others = varying[0], len(varying) - 1
+    also = f", and {others} other values do" if others else ""
+    largest = {symbol: max(layout[symbol] for layout in seen) for symbol in seen[0]}
+    tried = f"beyond {sizes_text(largest)}, the largest sizes that were tried"
+    return f"{first.op_type} node {node_name(first)!r}, made of sizes, goes on as before {tried}{also}"
 
 
 def difference(got: Array, want: Array | None) -> float:

@@ -30,12 +30,14 @@ FAR = 1e5
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """An accepted proposal, with the trials on which the original itself fails, and the formulation it was found in."""
+    """An accepted proposal, with the trials on which the original itself fails, the formulation it was found in, and
+    what was assumed of sizes."""
 
     proposal: Proposal | RowProposal
     difference: float
     undefined: dict[str, str]
     formulation: str = ""
+    assumed: tuple[str, ...] = ()
 
 
 def find_match(block: Block, routings: list[Routing], arrangements: list[Arrangement]) -> Match:
@@ -75,7 +77,7 @@ def checked(block: Block, proposal: Proposal | RowProposal, found: float = 0.0) 
     original on a few tokens."""
     verdict = check_proposal(block, proposal)
     if verdict.agrees:
-        return Match(proposal, verdict.difference, verdict.undefined)
+        return Match(proposal, verdict.difference, verdict.undefined, assumed=tuple(verdict.assumed))
     if verdict.is_near:
         raise NotUnderstoodError(_undecided(verdict.unseen), found, undecided=True)
     raise NotUnderstoodError(

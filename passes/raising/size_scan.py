@@ -1,4 +1,4 @@
-"""Values that a block computes of sizes alone, looked at for far more sizes than a trial can have rows.
+"""Values that nodes compute of sizes alone, looked at for far more sizes than a trial can have rows.
 
 A smooth switch on the number of tokens decides nothing, so no side of it is missing; but what is one number in all
 trials and another at a size that none has was not compared. Such values cost little to compute without any rows.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +20,7 @@ from moec.ir.movement import moving
 from moec.ir.sides import Given, Never
 from moec.ir.watch import Unseen
 from moec.passes.raising.block import Block
-from moec.passes.raising.dataflow import Array
+from moec.passes.raising.dataflow import Array, DataFlow
 from moec.passes.raising.symbols import shape_at, symbols_of
 
 LARGEST = 1 << 20
@@ -40,6 +40,10 @@ _SHAPED = {"ConstantOfShape": 0, "Expand": 1, "Pad": 1, "Reshape": 1, "Split": 1
 _FILLING = frozenset({*_SHAPED, *moving(), "Unsqueeze"})
 
 
+def sizes_text(layout: Layout) -> str:
+    return ", ".join(f"{symbol} = {size}" for symbol, size in layout.items())
+
+
 @dataclasses.dataclass(frozen=True)
 class _Sizes(Never):
     """A value that differs only where there are more rows than a trial can have."""
@@ -47,8 +51,7 @@ class _Sizes(Never):
     layout: tuple[tuple[str, int], ...] = ()
 
     def __str__(self) -> str:
-        sizes = ", ".join(f"{symbol} = {size}" for symbol, size in self.layout)
-        return f"it is another number than in all trials where {sizes}"
+        return f"it is another number than in all trials where {sizes_text(dict(self.layout))}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,27 +63,54 @@ class _Scanned:
     largest: int
 
 
+@dataclasses.dataclass(frozen=True)
+class SizedGraph:
+    """Nodes in topological order; the ``symbols`` whose sizes can be chosen, to which ``completed`` adds those that
+    follow from them, and of which ``allows`` says whether the graph takes them; and the ``numbers`` in the graph,
+    beside which sizes are looked at, until a value takes ``most_bytes``."""
+
+    nodes: Sequence[ir.Node]
+    symbols: Sequence[str]
+    dataflow: DataFlow
+    numbers: Callable[[], Collection[float]]
+    completed: Callable[[Layout], Layout] = dict
+    allows: Callable[[Layout], bool] = lambda layout: True
+    most_bytes: int = MOST_BYTES
+
+    @staticmethod
+    def of_block(block: Block) -> SizedGraph:
+        symbols = [*symbols_of(block.x), *block.other_symbols]
+        return SizedGraph(block.nodes, symbols, block.dataflow, block.numbers)
+
+
 @dataclasses.dataclass
 class SizeScan:
-    """``nodes`` compute of sizes what enters a block's numbers; ``shapes`` are where these sizes come from."""
+    """``nodes`` compute of sizes what enters a graph's numbers; ``shapes`` are where these sizes come from."""
 
-    block: Block
+    graph: SizedGraph
     nodes: list[ir.Node]
     shapes: list[ir.Node]
 
     @staticmethod
-    def of(block: Block) -> SizeScan:
-        known = {*symbols_of(block.x), *block.other_symbols}
-        shapes = [node for node in block.nodes if node.op_type == "Shape" and _is_known(node.inputs[0], known)]
+    def of(graph: SizedGraph) -> SizeScan:
+        known = set(graph.completed(dict.fromkeys(graph.symbols, 1)))
+        shapes = [node for node in graph.nodes if node.op_type == "Shape" and _is_known(node.inputs[0], known)]
         made = {node.outputs[0] for node in shapes}
-        nodes: list[ir.Node] = []
-        for node in block.nodes:
+        computed: list[ir.Node] = []
+        for node in graph.nodes:
             used = [value for value in node.inputs if value is not None]
-            if used and all(value in made or block.dataflow.constant(value) for value in used) and node.outputs:
-                nodes.append(node)
+            if used and all(value in made or graph.dataflow.constant(value) for value in used) and node.outputs:
+                computed.append(node)
                 made.update(node.outputs)
-        flat = _flat(block, nodes)
-        return SizeScan(block, [node for node in _entering(block, nodes, shapes) if node not in flat], shapes)
+        flat = _flat(graph, computed)
+        nodes = [node for node in _entering(graph, computed, shapes) if node not in flat]
+        return SizeScan(graph, nodes, shapes)
+
+    def varying(self, seen: Sequence[Layout]) -> list[ir.Node]:
+        """Values that were several numbers in the layouts that were ``seen``."""
+        ranges = [self._scanned(layout).ranges for layout in seen]
+        met = {node for found in ranges for node in found}
+        return [node for node in self.nodes if node in met and _constant_in(node, ranges) is None]
 
     def differing(self, seen: Sequence[Layout], fits: Callable[[Layout], bool]) -> Iterator[tuple[ir.Node, Layout]]:
         """Values that were one number for all layouts that were ``seen``, each with the layout at which it is farthest
@@ -109,9 +139,9 @@ class SizeScan:
 
     def _scan(self) -> Iterator[tuple[Layout, Mapping[ir.Node, Range]]]:
         """Values for each symbol alone, and all together, at growing sizes and beside the numbers in the block, as far
-        as :data:`MOST_BYTES` allows."""
-        symbols = [*symbols_of(self.block.x), *self.block.other_symbols]
-        numbers = sorted(abs(number) for number in self.block.numbers() if number)[:24]
+        as memory allows."""
+        symbols = list(self.graph.symbols)
+        numbers = sorted(abs(number) for number in self.graph.numbers() if number)[:24]
         made = [a * b for a in numbers for b in (*numbers, *(1 / one for one in numbers))]
         beside = {int(number) + step for number in (*numbers, *made) for step in (0, 1) if number < LARGEST}
         steps = itertools.takewhile(LARGEST.__ge__, (int(4 * GROWTH**step) for step in itertools.count()))
@@ -120,33 +150,36 @@ class SizeScan:
         for long in [*((symbol,) for symbol in symbols), *together]:
             most = 0.0
             for before, size in itertools.pairwise([1, *sizes]):
-                if most * (size / before) ** (2 * len(long)) > MOST_BYTES:
+                if most * (size / before) ** (2 * len(long)) > self.graph.most_bytes:
                     break
                 layout = dict.fromkeys(symbols, 1) | dict.fromkeys(long, size)
+                if not self.graph.allows(layout):
+                    continue
                 scanned = self._scanned(layout)
                 yield layout, scanned.ranges
                 most = max(most, scanned.largest)
 
     def _scanned(self, layout: Layout) -> _Scanned:
         found: dict[ir.Node, Range] = {}
-        sizes = [0]
+        taken = [0]
 
         def note(node: ir.Node, inputs: Given, outputs: Given) -> None:
             array = outputs[0]
-            sizes.append(0 if array is None else array.nbytes)
+            taken.append(0 if array is None else array.nbytes)
             if array is not None and array.size and array.dtype.kind in "fiub":
                 found[node] = float(array.min()), float(array.max())
 
         try:
-            self._evaluator.run({node.outputs[0]: _shape_of(node, layout) for node in self.shapes}, note)
+            sizes = self.graph.completed(layout)
+            self._evaluator.run({node.outputs[0]: _shape_of(node, sizes) for node in self.shapes}, note)
         except (EvaluationError, MemoryError):
             found = {}
-        return _Scanned(found, max(sizes))
+        return _Scanned(found, max(taken))
 
     @functools.cached_property
     def _evaluator(self) -> Evaluator:
         fed = [node.outputs[0] for node in self.shapes]
-        nodes = self.block.dataflow.between([node.outputs[0] for node in self.nodes], stop=fed.__contains__)
+        nodes = self.graph.dataflow.between([node.outputs[0] for node in self.nodes], stop=fed.__contains__)
         outputs = [node.outputs[0] for node in self.nodes[-1:]]
         return Evaluator(nodes, fed, outputs, {"": 24}, dtype=np.float64)
 
@@ -164,11 +197,11 @@ def _shape_of(node: ir.Node, layout: Layout) -> Array:
     return np.array(shape[slice(node.attributes.get_int("start", 0), node.attributes.get_int("end", len(shape)))])
 
 
-def _entering(block: Block, nodes: Sequence[ir.Node], shapes: Sequence[ir.Node]) -> list[ir.Node]:
+def _entering(graph: SizedGraph, nodes: Sequence[ir.Node], shapes: Sequence[ir.Node]) -> list[ir.Node]:
     """The nodes whose numbers enter those of others, not only their shapes."""
     own = {*nodes, *shapes}
     entering: set[ir.Node] = set()
-    for node in reversed(block.nodes):
+    for node in reversed(graph.nodes):
         if node in own and node not in entering:
             continue
         for place, value in enumerate(node.inputs):
@@ -178,13 +211,13 @@ def _entering(block: Block, nodes: Sequence[ir.Node], shapes: Sequence[ir.Node])
     return [node for node in nodes if node in entering]
 
 
-def _flat(block: Block, nodes: Sequence[ir.Node]) -> set[ir.Node]:
+def _flat(graph: SizedGraph, nodes: Sequence[ir.Node]) -> set[ir.Node]:
     """Nodes that fill any number of elements with one constant."""
     flat: set[ir.Node] = set()
 
     def is_flat(value: ir.Value | None) -> bool:
         maker = None if value is None else value.producer()
-        return value is None or maker in flat or (block.dataflow.constant(value) and _is_single(block, value))
+        return value is None or maker in flat or (graph.dataflow.constant(value) and _is_single(value))
 
     for node in nodes:
         others = [value for place, value in enumerate(node.inputs) if _SHAPED.get(node.op_type) != place]
@@ -193,8 +226,8 @@ def _flat(block: Block, nodes: Sequence[ir.Node]) -> set[ir.Node]:
     return flat
 
 
-def _is_single(block: Block, value: ir.Value) -> bool:
-    return int(np.prod(block.dataflow.shape(value), dtype=np.int64)) == 1
+def _is_single(value: ir.Value) -> bool:
+    return value.shape is not None and all(size == 1 for size in value.shape)
 
 
 def _constant_in(node: ir.Node, ranges: Sequence[Mapping[ir.Node, Range]]) -> float | None:

@@ -90,10 +90,15 @@ def layouts(block: Block) -> list[dict[str, int]]:
     return [dict(zip(symbols, order, strict=True)) for order in (sizes, sizes[::-1])]
 
 
+def is_affordable(block: Block, layout: Mapping[str, int]) -> bool:
+    """Whether a trial of such sizes takes no more than :data:`LAYOUT_SHARE` evaluations."""
+    return block.rows_of(layout) <= LAYOUT_SHARE * block.tokens_at_once()
+
+
 def layout_trials(block: Block) -> Iterator[Trial]:
-    """A token in every place of a third sequence, row, and picture. Nothing where it takes too much memory."""
+    """A token in every place of a third sequence, row, and picture."""
     for layout in layouts(block):
-        if block.rows_of(layout) <= LAYOUT_SHARE * block.tokens_at_once():
+        if is_affordable(block, layout):
             yield laid_out(block, "several of everything", layout)
 
 

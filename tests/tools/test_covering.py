@@ -20,6 +20,8 @@ CONSTANTS = {
     "many": np.int64(600),
     "table": np.arange(5, dtype=np.float32),
     "four": np.float32(4),
+    "thousand": np.float32(1000),
+    "hundred_thousand": np.float32(1e5),
 }
 
 
@@ -91,3 +93,36 @@ def test_what_was_not_taken_is_printed():
     lines = list(Coverage(4, ["Min node 'y': ..."]).lines())
     assert lines == ["decisions: 3 of 4 sides were taken (75%)", "  never taken: Min node 'y': ..."]
     assert list(Coverage(0, [], "too large").lines()) == ["decisions not watched: too large"]
+
+
+SMOOTH = """s = Shape (x)
+    n = Gather (s, zero)
+    f = Cast <to = 1> (n)
+    d = Sub (f, {limit})
+    g = Sigmoid (d)
+    y = Mul (x, g)"""
+
+
+def test_several_of_everything_are_among_the_inputs():
+    shapes = [inputs["x"].shape for inputs in covered(model("y = Neg (x)", "float[A,B,C] x")).inputs]
+    assert {(3, 4, 5), (5, 4, 3)} <= set(shapes)
+    assert len(covered(model("y = Neg (x)")).inputs) == 4
+
+
+def test_sizes_are_compared_at_which_a_smooth_switch_turns():
+    found = covered(model(SMOOTH.format(limit="thousand")))
+    assert found.inputs[-1]["x"].shape[0] > 1000 and not found.coverage.beyond
+    assert found.coverage.sizes == {"N": found.inputs[-1]["x"].shape[0]}
+
+
+def test_a_switch_beyond_all_sizes_that_can_be_run_is_told():
+    found = covered(model(SMOOTH.format(limit="hundred_thousand")))
+    (told,) = found.coverage.beyond
+    assert told.startswith("Sigmoid node 'g': it is another number than in all trials where N = ")
+    assert f"  never compared: {told}" in found.coverage.lines()
+
+
+def test_sizes_that_guards_rule_out_are_neither_compared_nor_told():
+    graph = model(SMOOTH.format(limit="thousand"))
+    found = covered(graph, guards=["N <= 700"], accepts=lambda inputs: inputs["x"].shape[0] <= 700)
+    assert not found.coverage.beyond and max(inputs["x"].shape[0] for inputs in found.inputs) <= 700

@@ -248,11 +248,11 @@ class _Comparison:
 
 
 def _goes_on(varying: Sequence[ir.Node], seen: Sequence[Mapping[str, int]]) -> str:
-    first, others = varying[0], len(varying) - 1
+    last, others = varying[-1], len(varying) - 1
     also = f", and {others} other values do" if others else ""
     largest = {symbol: max(layout[symbol] for layout in seen) for symbol in seen[0]}
     tried = f"beyond {sizes_text(largest)}, the largest sizes that were tried"
-    return f"{first.op_type} node {node_name(first)!r}, made of sizes, goes on as before {tried}{also}"
+    return f"{last.op_type} node {node_name(last)!r}, made of sizes, goes on as before {tried}{also}"
 
 
 def difference(got: Array, want: Array | None) -> float:

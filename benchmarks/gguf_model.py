@@ -1,7 +1,7 @@
 """Language models as GGUF files, MoE models with random weights or files at hand: moec and llama.cpp on the same file.
 
     python benchmarks/gguf_model.py [--models granite-3.1-1b-a400m] [--formats q4_0 q8_0] [--layers 4]
-                                    [--files smollm2-q4_0.gguf] [--threads 1 2]
+                                    [--files smollm2-q4_0.gguf] [--threads 1 2] [--clock processor]
                                     [--depths 0 512 2048 8000] [--rounds 7] [--output benchmarks/results/gguf_model]
                                     [--vllm PYTHON]
 
@@ -82,6 +82,12 @@ def ids(count: int, seed: int) -> np.ndarray:
 # --- one contestant, in a process of its own
 
 
+class Clock:
+    """``now``: seconds; of the processor, not the wall, where ``--clock processor`` asks for it."""
+
+    now: Callable[[], float] = staticmethod(time.perf_counter)
+
+
 def loaded_steps(path: str, threads: int, room: int) -> Step:
     import moec
 
@@ -94,9 +100,9 @@ def moec_steps(model: Any, room: int) -> Step:
     def step(count: int, depth: int, seed: int) -> float:
         session.truncate(min(depth, session.length))
         tokens = ids(count, seed)[None]
-        start = time.perf_counter()
+        start = Clock.now()
         session.run(tokens)
-        return time.perf_counter() - start
+        return Clock.now() - start
 
     return step
 
@@ -126,10 +132,10 @@ def llama_steps(path: str, threads: int, room: int, *, repacks: bool = True) -> 
             batch.token[place], batch.pos[place] = int(token), depth + place
             batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
             batch.logits[place] = int(place == count - 1)
-        start = time.perf_counter()
+        start = Clock.now()
         status = llama.llama_decode(context, batch)
         llama.llama_synchronize(context)
-        seconds = time.perf_counter() - start
+        seconds = Clock.now() - start
         llama.llama_batch_free(batch)
         if status != 0:
             raise RuntimeError(f"llama_decode returns {status}")
@@ -150,9 +156,9 @@ def vllm_steps(path: str, threads: int, room: int) -> Step:
 
     def seconds(tokens: list[int], new: int) -> float:
         sampling = SamplingParams(max_tokens=new, temperature=0, ignore_eos=True, detokenize=False)
-        start = time.perf_counter()
+        start = Clock.now()
         model.generate([{"prompt_token_ids": tokens}], sampling, use_tqdm=False)
-        return time.perf_counter() - start
+        return Clock.now() - start
 
     def step(count: int, depth: int, seed: int) -> float:
         tokens = [*ids(depth, 0).tolist(), *ids(count, seed + 1).tolist()]
@@ -163,11 +169,13 @@ def vllm_steps(path: str, threads: int, room: int) -> Step:
     return step
 
 
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 CONTESTANTS = {"moec": loaded_steps, "llama.cpp": llama_steps, "vllm": vllm_steps}
 
 
-def serve(name: str, path: str, threads: int, room: int) -> None:
+def serve(name: str, path: str, threads: int, room: int, clock: str) -> None:
     """Answer requests ``count depth seed`` by the least seconds of a step of so many tokens."""
+    Clock.now = CLOCKS[clock]
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # vLLM prints what it does
     step, length = CONTESTANTS[name](path, threads, room), 0
@@ -187,8 +195,8 @@ def serve(name: str, path: str, threads: int, room: int) -> None:
 class Contestant:
     """A process, which computes while it is asked."""
 
-    def __init__(self, name: str, python: str, path: pathlib.Path, threads: int, room: int) -> None:
-        command = [python, __file__, "--serve", name, str(path), str(threads), str(room)]
+    def __init__(self, name: str, python: str, path: pathlib.Path, threads: int, room: int, clock: str) -> None:
+        command = [python, __file__, "--serve", name, str(path), str(threads), str(room), clock]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         if self._answer() != _HEAD:
             raise SystemExit(f"{name} cannot be started")
@@ -280,7 +288,7 @@ def compared(
     from moec.targets.cpu.roofline import measure_roofline
 
     room = max(args.depths) + PROMPT
-    contestants = {name: Contestant(name, *path, threads, room) for name, path in paths.items()}
+    contestants = {name: Contestant(name, *path, threads, room, args.clock) for name, path in paths.items()}
     bandwidth = max(measure_roofline(threads).bandwidths.values())
     for row, (count, depth) in rows.items():
         times: dict[str, list[float]] = {name: [] for name in contestants}
@@ -327,8 +335,8 @@ def subjects(args: argparse.Namespace) -> Iterator[Subject]:
 
 def main() -> None:
     if sys.argv[1:2] == ["--serve"]:
-        name, path, threads, room = sys.argv[2:]
-        serve(name, path, int(threads), int(room))
+        name, path, threads, room, clock = sys.argv[2:]
+        serve(name, path, int(threads), int(room), clock)
         return
     from language_models import SHAPES
 
@@ -340,6 +348,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--vllm", metavar="PYTHON", help="of an environment that has vLLM")
     parser.add_argument("--threads", nargs="+", type=int, default=[os.cpu_count()])
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="processor: for one thread on a busy machine")
     parser.add_argument("--files", nargs="+", type=pathlib.Path, help="files to compare instead of random models")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("gguf_model"), help="path without suffix")
     parser.add_argument("--scratch", help="folder for models; default: the system's")

@@ -21,6 +21,12 @@ def arithmetics_of(model: ir.Model) -> set[Arithmetic]:
     return {found for node in model.graph.all_nodes() for found in _arithmetics(node)}
 
 
+def rounded_values(model: ir.Model) -> frozenset[str]:
+    """The names of the values that are rounded (:func:`arithmetics_of`) where they are read."""
+    reading = (node for node in model.graph.all_nodes() if any(_arithmetics(node)))
+    return frozenset(node.inputs[0].name for node in reading if node.inputs[0] is not None and node.inputs[0].name)
+
+
 def _arithmetics(node: ir.Node) -> Iterator[Arithmetic]:
     if is_moec(node, "RoundRows") or _quantizes_rows(node):
         yield "int8"

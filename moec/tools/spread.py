@@ -16,21 +16,22 @@ the second rule leaves it out. A row that is wrong however the choices fall is f
 A model in float32 that **rounds activations** (:func:`moec.ir.rounding.arithmetics_of`), rows to int8 for one, decides
 as often as it rounds a number: what lies between two of them becomes either, by the last bit of the sum before, and
 what follows rounds otherwise, too. Products in float32 are then moved by what is nothing in an output, the tolerance of
-float32, as a share of their rows, and inputs by as much of themselves. In the interpreter's own types few or no numbers
-may be rounded otherwise where many are in a result, so the second rule takes the farthest of all runs for the spread.
+float32, as a share of their rows; inputs by as much of themselves, and so are values that are rounded and that no
+product made, as a normalisation's. In the interpreter's own types few or no numbers may be rounded otherwise where many
+are in a result, so the second rule takes the farthest of all runs for the spread.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from moec.ir.interpreter import Change, runner
-from moec.ir.rounding import arithmetics_of
+from moec.ir.rounding import arithmetics_of, rounded_values
 from moec.tools.comparison import TOLERANCES
 
 ROOM = 4.0
@@ -63,17 +64,20 @@ class Spreads:
     def __init__(self, model: ir.Model) -> None:
         self._exact, self._own = runner(model, dtype=np.float64), runner(model)
         self._rounds = bool(arithmetics_of(model))
+        self._rounded = rounded_values(model)
 
     def of(self, inputs: Arrays) -> Spread:
         """Raises ValueError or EvaluationError for inputs that the interpreter cannot run the model on."""
-        return Spread(self._exact, self._own, inputs, self._rounds)
+        return Spread(self._exact, self._own, inputs, self._rounds, self._rounded)
 
 
 class Spread:
     """The reference interpreter's results for one set of inputs: ``exact`` in float64, and others around it, which are
-    computed when they are asked for. ``rounds``: whether the model rounds activations."""
+    computed when they are asked for. ``rounds``: whether the model rounds activations; ``rounded``: the values that it
+    rounds, by name."""
 
-    def __init__(self, exact: Run, own: Run, inputs: Arrays, rounds: bool) -> None:
+    def __init__(self, exact: Run, own: Run, inputs: Arrays, rounds: bool, rounded: Collection[str]) -> None:
+        self._rounded = rounded
         self._run, self._own, self._inputs, self._rounds = exact, own, inputs, rounds
         self.exact = exact(inputs)
 
@@ -102,18 +106,22 @@ class Spread:
         """What products that are moved at random by up to ``units`` make; the opposite for -``units``. Of a model that
         rounds activations inputs are moved, too: it may round these first."""
         inputs = _moved_inputs(self._inputs, seed, units) if self._rounds else self._inputs
-        return self._run(inputs, None, rounding_otherwise(seed, units, self._rounds))
+        return self._run(inputs, None, rounding_otherwise(seed, units, self._rounds, self._rounded))
 
 
-def rounding_otherwise(seed: int, units: float, rounds: bool = False) -> Change:
+def rounding_otherwise(seed: int, units: float, rounds: bool = False, rounded: Collection[str] = ()) -> Change:
     """What moves results of products in 16 bits by up to ``units`` of their rounding, and of a model that ``rounds``
-    activations those in float32 by up to ``units`` of :data:`ROW_UNIT`; the opposite for -``units``."""
+    activations those in float32 by up to ``units`` of :data:`ROW_UNIT`, and by as much of themselves the ``rounded``
+    values, by name, that others compute (a normalisation, for one); the opposite for -``units``."""
     random = np.random.default_rng(seed)
 
     def change(node: ir.Node, outputs: Sequence[Any]) -> Sequence[Any]:
-        if node.op_type not in PRODUCTS:
-            return outputs
-        return list(itertools.starmap(moved, zip(outputs, node.outputs, strict=False)))
+        if node.op_type in PRODUCTS:
+            return list(itertools.starmap(moved, zip(outputs, node.outputs, strict=False)))
+        return [
+            _moved(array, random, units) if value.name in rounded and _is_float32(array, value) else array
+            for array, value in zip(outputs, node.outputs, strict=False)
+        ]
 
     def moved(array: Any, value: ir.Value) -> Any:
         if value.dtype is None or not isinstance(array, np.ndarray) or array.dtype.kind != "f":
@@ -131,10 +139,19 @@ def _moved_inputs(inputs: Arrays, seed: int, units: float) -> Arrays:
     """Floats moved by shares of themselves, so that zeros and what masks hide stay so."""
     random = np.random.default_rng([seed])
 
-    def moved(array: np.ndarray) -> np.ndarray:
-        return (array * (1 + units * ROW_UNIT * random.uniform(-1, 1, array.shape))).astype(array.dtype)
+    return {
+        name: _moved(array, random, units).astype(array.dtype) if array.dtype == np.float32 else array
+        for name, array in inputs.items()
+    }
 
-    return {name: moved(array) if array.dtype == np.float32 else array for name, array in inputs.items()}
+
+def _moved(array: np.ndarray, random: np.random.Generator, units: float) -> np.ndarray:
+    return array * (1 + units * ROW_UNIT * random.uniform(-1, 1, array.shape))
+
+
+def _is_float32(array: Any, value: ir.Value) -> bool:
+    """By the model's types, whatever the interpreter computes in."""
+    return value.dtype == ir.DataType.FLOAT and isinstance(array, np.ndarray) and array.dtype.kind == "f"
 
 
 def _largest(array: np.ndarray) -> np.ndarray:

@@ -12,11 +12,13 @@ import pytest
 
 import moec
 from moec.compiler import import_model
+from moec.ir import shapes
 from moec.ir.interpreter import runner
 from moec.passes.framework import pipeline
 from moec.tools.comparison import TOLERANCES, compare
 from moec.tools.spread import MOST_RUNS, ROOM, Spreads, rounding_otherwise, why_not
 from moec.tools.verify import verify
+from tests.passes.before_after import model_of as text_model
 from tests.raising.blocks import Layer, model_of
 from tests.raising.edit import with_types
 
@@ -204,3 +206,29 @@ def test_runs_end():
     spread = Spreads(model).of(given)
     assert len(list(spread._results())) == MOST_RUNS + 1
     assert spread.why_not({"y": spread.exact["y"] + 99}, {"y": spread.exact["y"]}, 0) and ROOM > 1
+
+
+TIED = """(int64[T] ids) => (float[T,4] y) <float[3,32] table, int8[4,32] w, float[4,1] scale> {
+    rows = Gather (table, ids)
+    decoded = DequantizeLinear <axis = 1, block_size = 32> (w, scale)
+    y = moec.Linear <activation_group = 32, arithmetic = "int8"> (rows, decoded) }"""
+
+
+@pytest.mark.parametrize(("steps", "is_found"), [(1, False), (40, True)])
+def test_what_no_product_made_may_be_rounded_to_either_side(steps: int, is_found: bool) -> None:
+    """A normalisation, or a row of a table as here, whose second number lies in the middle between two integers."""
+    model = text_model(TIED)
+    table = np.tile(np.linspace(3, 9, 32, dtype=np.float32).round(), (3, 1))
+    table[:, :2] = 127, 50.5
+    for name, array in (
+        ("table", table),
+        ("w", np.random.default_rng(0).integers(-99, 99, (4, 32)).astype(np.int8)),
+        ("scale", np.ones((4, 1), np.float32)),
+    ):
+        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+    shapes.infer(model)
+    spread = Spreads(model).of({"ids": np.arange(3)})
+    expected = spread.exact["y"].astype(np.float32)
+    step = model.graph.initializers["w"].const_value.numpy()[:, 1].astype(np.float32)
+    wrong = spread.why_not({"y": expected + steps * step}, {"y": expected}, TOLERANCES["float32"])
+    assert bool(wrong) == is_found

@@ -56,7 +56,8 @@ def body_of(node: ir.Node) -> LoopBody:
     asks = condition is not None and condition is not parts.going and not _is_true(condition)
     graph, outside = parts.graph, {**changed, **_closed(parts, kept)}
     graph.inputs[:] = [parts.number, parts.going, *outside]
-    graph.outputs[:] = [_output(graph, value) for value in ([condition] if asks and condition else []) + wanted]
+    asked = [_scalar_output(graph, condition)] if asks and condition is not None else []
+    graph.outputs[:] = [*asked, *(_output(graph, value) for value in wanted)]
     states = dict(zip(graph.outputs[int(asks) :], changed, strict=False))
     return LoopBody(graph, asks, states, outside, parts.trips, parts.start, parts.scanned, results)
 
@@ -82,7 +83,8 @@ class _Parts:
 def _loop_parts(node: ir.Node) -> _Parts:
     graph = _copied(node)
     _expect(len(node.inputs) >= 2 and len(graph.inputs) == len(node.inputs) and len(graph.outputs) > 0, node, graph)
-    number, going, *inner = graph.inputs
+    inner = graph.inputs[2:]
+    number, going = _scalar_inputs(graph)
     condition, *made = graph.outputs
     carried = dict(zip(inner, _present(node, 2), strict=True))
     _expect(len(made) >= max(len(node.outputs), len(carried)), node, graph)
@@ -111,6 +113,21 @@ def _scan_parts(node: ir.Node) -> _Parts:
     scanned = [(value, axis) for value, (axis, _) in zip(outer[first:], sources, strict=True)]
     axes = _directed(node, "scan_output", len(graph.outputs) - first)
     return _Parts(graph, number, going, None, carried, read, list(graph.outputs), axes, scanned=scanned)
+
+
+def _scalar_inputs(graph: ir.Graph) -> list[ir.Value]:
+    """The number of the step and whether the loop goes on, which the body may take with one axis, without axes."""
+    found, shaped = list[ir.Value](), list[ir.Node]()
+    for value, dtype in zip(graph.inputs[:2], (ir.DataType.INT64, ir.DataType.BOOL), strict=True):
+        source = _value(str(value.name), dtype)
+        found.append(source)
+        if value.shape is not None and len(value.shape) == 1:
+            shaped.append(ir.node("Reshape", [source, _constant("one_axis", np.array([1]))]))
+            source = shaped[-1].outputs[0]
+            source.name = f"{value.name}.shaped"
+        value.replace_all_uses_with(source, replace_graph_outputs=True)
+    _put_first(graph, shaped)
+    return found
 
 
 def _copied(node: ir.Node) -> ir.Graph:
@@ -162,6 +179,14 @@ def _output(graph: ir.Graph, value: ir.Value) -> ir.Value:
     copy.outputs[0].name, copy.outputs[0].type = f"{value.name}.made", value.type
     graph.append(copy)
     return copy.outputs[0]
+
+
+def _scalar_output(graph: ir.Graph, condition: ir.Value) -> ir.Value:
+    """The condition without axes."""
+    flat = ir.node("Reshape", [condition, _constant("no_axes", np.array([], np.int64))])
+    graph.append(flat)
+    flat.outputs[0].name, flat.outputs[0].type = f"{condition.name}.made", condition.type
+    return flat.outputs[0]
 
 
 def _put_first(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:

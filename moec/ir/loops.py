@@ -33,11 +33,17 @@ class Loop(op_loop.Loop):
         trips = None if M is None else int(np.asarray(M).item())
         going, number = np.array(True) if cond is None else np.asarray(cond), 0
         made: list[list[Array]] = [[] for _ in self.body.output_names[1 + len(carried) :]]
-        first = [np.array(0, np.int64), going, *carried]
+        shapes = [(1,) if len(kind.tensor_type.shape.dim) == 1 else () for kind in self.body.input_types_[:2]]
+
+        def given(number: int, going: Any, carried: Sequence[Any]) -> list[Any]:
+            """What the body takes: the first two may have one axis there."""
+            return [np.full(shapes[0], number, np.int64), np.reshape(going, shapes[1]), *carried]
+
+        first = given(0, going, carried)
         limit, is_counted = LoopLimit(_bytes(carried)), trips is not None and trips <= MAXIMUM_STEPS
         while going.item() and (trips is None or number < trips):
             limit.step(_bytes(carried), 0 if is_counted else sum(map(_bytes, made)))
-            going, *results = step([np.array(number, np.int64), going, *carried])
+            going, *results = step(given(number, going, carried))
             carried = tuple(results[: len(carried)])
             for slices, result in zip(made, results[len(carried) :], strict=True):
                 slices.append(result)

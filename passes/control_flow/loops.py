@@ -34,7 +34,7 @@ def unroll_loop(write: Inliner) -> list[ir.Value]:
         is_certain = is_certain and bool(write.known(going))
         if not is_certain and scanned:
             raise NotDecomposableError("how many slices its scan outputs have is known only when the model runs")
-        condition, *results = write.inline(body, [write.number(step), going, *carried])
+        condition, *results = write.inline(body, [_numbered(write, body, step), going, *carried])
         if len(results) != len(write.node.outputs):
             raise NotDecomposableError(f"its body makes {len(results)} values; expected {len(write.node.outputs)}")
         for slices, result in zip(scanned, results[len(carried) :], strict=True):
@@ -46,6 +46,12 @@ def unroll_loop(write: Inliner) -> list[ir.Value]:
         going = write.add("And", going, condition)
     outputs = body.outputs[1 + len(carried) :]
     return [*carried, *(_stacked(write, *pair) for pair in zip(scanned, outputs, strict=True))]
+
+
+def _numbered(write: Inliner, body: ir.Graph, step: int) -> ir.Value:
+    """The number of a step, with one axis where the body takes it so."""
+    has_axis = len(body.inputs) > 0 and body.inputs[0].shape is not None and len(body.inputs[0].shape) == 1
+    return write.numbers(step) if has_axis else write.number(step)
 
 
 def _never_asks(body: ir.Graph) -> bool:

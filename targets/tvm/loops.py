@@ -137,6 +137,8 @@ def _compiled(lowering: Lowering, node: ir.Node, body: LoopBody) -> _Compiled:
         for axis, (size, outer_size) in enumerate(zip(inside.shape(inner), lowering.shape(outer), strict=True))
         if isinstance(size, tirx.Var) and (inner, axis) not in changing
     }
+    if body.asks and inside.dtype(graph.outputs[0]) != "bool":
+        raise UnsupportedError(f"its body says by {inside.dtype(graph.outputs[0])} whether it goes on; expected bool")
     made = graph.outputs[int(body.asks) :]
     results = [([_outside(size, outside) for size in inside.dimensions(one)], inside.dtype(one)) for one in made]
     weights = [
@@ -231,7 +233,7 @@ def _single(lowering: Lowering, value: ir.Value, dtype: str) -> relax.Expr:
     sizes = lowering.dimensions(value)
     if sizes not in ([], [1]) or lowering.dtype(value) != dtype:
         raise UnsupportedError(f"{value.name!r} is {lowering.dtype(value)}{sizes}; expected one {dtype}")
-    return lowering.tensor(value)
+    return lowering.reshape(lowering.tensor(value), []) if sizes else lowering.tensor(value)
 
 
 def _within(axis: int, rank: int, what: str) -> int:

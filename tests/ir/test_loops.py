@@ -46,6 +46,14 @@ def test_a_loop_stacks_its_slices(trips, limit):
     assert run(LOOP, x=X[0, 0], n=np.array(trips), limit=np.array(limit, np.float32))["z"].ndim == 2
 
 
+def test_a_body_may_take_its_number_and_condition_with_an_axis():
+    text = """(float[4,3] x, int64 n, bool[1] go) => (float[1,3] y, float[S,1,3] z) <float[1,3] zero = {0, 0, 0}> {
+        y, z = Loop (n, go, zero) <
+            body = b (int64[1] i, bool[1] c, float[1,3] v) => (bool[1] d, float[1,3] w, float[1,3] u) {
+                d = Identity (c)  e = Gather (x, i)  w = Add (v, e)  u = Mul (w, e) }> }"""
+    assert run(text, x=X[0], n=np.array(3), go=np.array([True]))["z"].shape == (3, 1, 3)
+
+
 def test_loops_without_a_step():
     """Slices have the sizes that a step would make; onnxruntime stops the process for one, and forgets the other's."""
     scan = ir.from_proto(onnx.parser.parse_model(HEADER + SCAN.replace("IN", "0").replace("OUT", "0")))

@@ -108,6 +108,13 @@ def test_a_loop_becomes_its_steps(rewrite, operators, trips, rows):
     assert found.count("Add") == trips and "Loop" not in found
 
 
+def test_the_number_of_a_step_may_have_an_axis(rewrite, operators):
+    text = """(float[N,3] x) => (float[1,3] y) <int64 two = {2}, bool yes = {1}, float[1,3] zero = {0, 0, 0}> {
+        y = Loop (two, yes, zero) <body = b (int64[1] i, bool c, float[1,3] v) => (bool d, float[1,3] w) {
+            e = Gather (x, i)  w = Add (v, e)  d = Identity (c) }> }"""
+    assert operators(rewrite(text, PASSES, {"x": X})).count("Gather") == 2
+
+
 def test_the_steps_of_a_loop_are_its_body_one_after_the_other():
     carrying = """<body = b (int64 i, bool c, float[N,3] v) => (bool d, float[N,3] w) {
         f = Cast <to = 1> (i)  w = Sub (f, v)  d = Identity (c) }>"""

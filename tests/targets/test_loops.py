@@ -99,10 +99,11 @@ def test_a_condition_ends_a_loop():
 
 
 def test_trips_and_conditions_of_the_run_and_a_loop_in_a_loop():
-    text = """g (float[N] x, int64 n, int64[1] m, bool go) => (float[N] y, float[S,R,N] z) <bool yes = {1}> {
+    text = """g (float[N] x, int64 n, int64[1] m, bool go) => (float[N] y, float[S,R,N] z) <bool[1] yes = {1}> {
         y, z = Loop (n, go, x) <body = outer (int64 i, bool c, float[N] v) => (bool d, float[N] w, float[R,N] u) {
             d = Identity (c)
-            w, u = Loop (m, yes, v) <body = inner (int64 j, bool k, float[N] a) => (bool l, float[N] b, float[N] e) {
+            w, u = Loop (m, yes, v) <
+                body = inner (int64[1] j, bool[1] k, float[N] a) => (bool[1] l, float[N] b, float[N] e) {
                 l = Identity (k)  f = Cast <to = 1> (j)  g = Add (f, x)  b = Sub (g, a)  e = Mul (b, v) }> }> }"""
     counts = [(n, m, True) for n in (0, 1, 3) for m in (1, 2)] + [(3, 0, True), (2, 2, False), (-1, 2, True)]
     cases = [{"x": numbers(4), "n": np.array(n), "m": np.array([m]), "go": np.array(go)} for n, m, go in counts]
@@ -130,10 +131,19 @@ def test_loops_that_do_not_end_are_an_error(monkeypatch):
             s = ReduceMax <keepdims = 0> (v)  d = Less (s, limit)  w = BODY }> }"""
     case = {"x": numbers(4), "limit": np.array(1e9, np.float32)}
     for body, problem in (("Neg (v)", "goes on behind its step 100"), ("Concat <axis = 0> (v, v)", "holds .* bytes")):
-        model = moec.compile(parse(text.replace("BODY", body)))
+        model = moec.compile(parse(text.replace("BODY", body)), passes="infer-shapes,prepare-loops")
         with pytest.raises(InputError, match=f"a loop {problem}"):
             model.run(case)
         assert model.run({**case, "limit": np.array(-1e9, np.float32)})["y"].size in (4, 8)
+
+
+def test_a_condition_is_a_truth_value():
+    text = """g (float[N] x, int64 n) => (float[N] y) <bool yes = {1}> {
+        y = Loop (n, yes, x) <body = step (int64 i, bool c, float[N] v) => (COND d, float[N] w) {
+            w = Neg (v)  d = BY }> }"""
+    moec.compile(parse(text.replace("COND", "bool").replace("BY", "Greater (i, n)")))
+    with pytest.raises(UnsupportedError, match="says by float32 whether it goes on; expected bool"):
+        moec.compile(parse(text.replace("COND", "float").replace("BY", "ReduceSum <keepdims = 0> (w)")))
 
 
 def test_what_a_body_requires_is_an_error_of_its_node():
@@ -155,17 +165,17 @@ def test_bodies_that_cannot_be_compiled_are_refused(body, problem):
 
 
 def test_lstm_of_any_number_of_steps():
-    """In both directions, with lengths of sequences."""
-    text = f"""g (float[T,B,2] x, int32[B] l) => (float[T,2,B,3] y, float[2,B,3] h, float[2,B,3] c) <
-            float[2,12,2] w = {{{_weights(48)}}}, float[2,12,3] r = {{{_weights(72)}}}> {{
-        y, h, c = LSTM <hidden_size = 3, direction = "bidirectional"> (x, w, r, , l) }}"""
+    """From the end, with lengths of sequences."""
+    text = f"""g (float[T,B,2] x, int32[B] l) => (float[T,1,B,3] y, float[1,B,3] h, float[1,B,3] c) <
+            float[1,12,2] w = {{{_weights(24)}}}, float[1,12,3] r = {{{_weights(36)}}}> {{
+        y, h, c = LSTM <hidden_size = 3, direction = "reverse"> (x, w, r, , l) }}"""
     model, session = moec.compile(parse(text)), onnxruntime.InferenceSession(parse(text).SerializeToString())
     for steps in (1, 5, 37):  # onnx.reference does not know lengths
         case = {"x": numbers(steps, 2, 2), "l": np.array([steps, steps // 2], np.int32)}
         for value, expected in zip(model.run(case).values(), session.run(None, case), strict=True):
             np.testing.assert_allclose(value, expected, 1e-5, 1e-5)
     nothing = model.run({"x": numbers(0, 2, 2), "l": np.array([0, 0], np.int32)})
-    assert nothing["y"].shape == (0, 2, 2, 3) and not nothing["h"].any()
+    assert nothing["y"].shape == (0, 1, 2, 3) and not nothing["h"].any()
 
 
 def _weights(count: int) -> str:

@@ -13,7 +13,7 @@ from moec.ir.graphs import add_constant
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import constant, fresh_name, is_op, replace_by_tensors, replace_value
 from moec.passes.shapes.inference import Names, allows_zero, annotate
-from moec.passes.shapes.symbolic import SymbolicValues, shape_of
+from moec.passes.shapes.symbolic import COMPARING, SymbolicValues, shape_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,7 @@ class FoldShapes:
 
     1. An integer or boolean value that turns out the same for every size becomes a constant: Shape of known sizes, the
        ``Where (Equal (target, -1), ones, target)`` idiom of Expand.
+       Comparisons, quotients and casts of integers of 4 bytes stay that sizes up to 131,072 make wrap around.
     2. A Reshape target becomes a constant: a size that the input has in the same place is copied (0), and one size may
        be left to compute (-1) when all others are known and not 0; otherwise -1 would be undefined for empty tensors.
     3. Expand to the shape the value has disappears; to a size that merely has to be the value's or 1 it stays, for that
@@ -172,6 +173,8 @@ class _Rebuild:
             if value is None or value.producer() is None or _is_canonical(value):
                 continue
             known = self._values.of(value)
+            if self._values.may_wrap(value) and node.op_type in (*COMPARING, "Cast"):
+                continue
             if known is None or known.ndim > 1 or value.dtype not in (None, ir.DataType.INT64):
                 continue
             replacement = self._value(known)

@@ -16,11 +16,14 @@ from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
 
 from moec.errors import MoecError
+from moec.ir.facts import MOST_SIZES
 from moec.ir.names import node_name
 from moec.passes.graph.edits import constant
 
 ELEMENTS = 64
 """Longer integer tensors are data, not shapes."""
+LONGEST = MOST_SIZES[4]
+"""The largest size for which integers of 4 bytes are asked whether they hold what sizes make."""
 
 _ATOM = PRECEDENCE["Atom"]
 
@@ -91,6 +94,7 @@ class SymbolicValues:
 
     def __init__(self) -> None:
         self._known: dict[ir.Value, np.ndarray | None] = {}
+        self._wrapping: set[ir.Value] = set()  # integers of 4 bytes that may wrap around, and what is made of them
 
     def of(self, value: ir.Value | None) -> np.ndarray | None:
         """An object array of integers, booleans and sympy expressions; None when it is not known."""
@@ -100,6 +104,11 @@ class SymbolicValues:
             self._known[value] = None  # no way round: graphs have no cycles, this is for safety
             self._known[value] = self._evaluate(value)
         return self._known[value]
+
+    def may_wrap(self, value: ir.Value) -> bool:
+        """Whether it is made of integers of 4 bytes that may be beyond them."""
+        self.of(value)
+        return value in self._wrapping
 
     def _evaluate(self, value: ir.Value) -> np.ndarray | None:
         data = constant(value, ELEMENTS)
@@ -117,7 +126,20 @@ class SymbolicValues:
             result = _OPERATORS[node.op_type](node, *inputs)
         else:
             return None
+        if result is not None and (
+            not self._wrapping.isdisjoint(node.inputs) or (value.dtype == ir.DataType.INT32 and _may_wrap(result))
+        ):
+            self._wrapping.add(value)
+            if node.op_type in COMPARING:
+                return None
         return None if result is None or result.size > ELEMENTS or _overflows(result, value.dtype) else result
+
+
+def _may_wrap(items: np.ndarray) -> bool:
+    """Whether sizes up to :data:`LONGEST` make a number that 4 bytes do not hold."""
+    sizes = [item for item in items.flat if isinstance(item, sympy.Basic)]
+    longest = [item.subs(dict.fromkeys(item.free_symbols, LONGEST)) for item in sizes]
+    return any(not (number.is_number and abs(number) <= np.iinfo(np.int32).max) for number in longest)
 
 
 def _overflows(items: np.ndarray, dtype: ir.DataType | None) -> bool:
@@ -291,6 +313,8 @@ def _range(node: ir.Node, start: np.ndarray, limit: np.ndarray, delta: np.ndarra
     return None if numbers[ELEMENTS:] else _array(list(numbers))  # their len may be beyond Python's
 
 
+COMPARING = frozenset({"Div", "Equal", "Greater", "Less", "Max", "Min", "Mod"})
+"""Operators whose results are others where an operand wrapped around; as a size such a one is of no use either way."""
 _OF_SHAPES: dict[str, Callable[[ir.Node], np.ndarray | None]] = {"Shape": _shape, "Size": _size}
 
 _OPERATORS: dict[str, Callable[..., np.ndarray | None]] = {

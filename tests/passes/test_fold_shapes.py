@@ -159,6 +159,18 @@ def test_a_product_of_sizes_that_leaves_64_bits_wraps_around(rewrite, operators)
     assert operators(rewrite(text, PASSES, {"x": np.ones((2, 3), np.float32)})) == ["Mul", "Add"]
 
 
+@pytest.mark.parametrize(("factor", "folded"), [(2000000, False), (100, True)])
+@pytest.mark.parametrize("wide", ["Identity", "Cast <to = 7>"])
+def test_a_sign_that_4_bytes_may_lose_is_not_folded(rewrite, operators, factor, folded, wide):
+    """1,100 sequences make the product negative, which no size is."""
+    kind = "int64" if "7" in wide else "int32"
+    text = f"""(float[batch,seq,8] x) => (bool y) <{SIZES}, int32 many = {{{factor}}}, {kind} none = {{0}}> {{
+        s = Shape (x) b = Gather (s, zero) b4 = Cast <to = 6> (b) p4 = Mul (b4, many) p = {wide} (p4)
+        y0 = Less (p, none) y = Not (y0) }}"""
+    cases = [*CASES, {"x": np.zeros((1100, 1, 8), np.float32)}]
+    assert ("Less" not in operators(rewrite(text, PASSES, *cases))) == folded
+
+
 def test_a_range_of_more_numbers_than_python_counts(rewrite, operators):
     text = f"""(float[batch,seq,8] x) => (float[A] y) <{SIZES}, int64 far = {{-9223372036854775807}}> {{
         s = Shape (x) b = Gather (s, zero) none = Mul (b, zero) last = Sub (none, far)

@@ -45,27 +45,36 @@ class _Slices:
     last step tells."""
 
     def __init__(self, steps: int | None) -> None:
-        self._steps, self._room = steps, np.empty(0)
-        self.all: list[np.ndarray] = []
+        self._steps, self._count = steps, 0
+        self._room, self._kept = np.empty(0), list[np.ndarray]()
+        self.first: np.ndarray | None = None
 
     def add(self, made: np.ndarray) -> None:
         """Keep a copy. Raises InputError for one of another size than those before, MemoryError where there is no room
         for those of all steps."""
-        if not self.all and self._steps is not None:
-            self._room = np.empty((self._steps, *made.shape), made.dtype)
-        if self.all and made.shape != self.all[0].shape:
-            sizes = f"{list(self.all[0].shape)} and {list(made.shape)}"
+        if self.first is None:
+            self._room = np.empty((self._steps or 1, *made.shape), made.dtype)
+            self.first = self._room[0, ...]
+        if made.shape != self.first.shape:
+            sizes = f"{list(self.first.shape)} and {list(made.shape)}"
             raise InputError(f"the steps of a loop make slices of sizes {sizes}; expected equal sizes")
         if self._steps is None:
-            self.all.append(made.copy())
-            return
-        place = self._room[len(self.all), ...]
-        place[...] = made
-        self.all.append(place)
+            self._kept.append(made.copy())
+        else:
+            self._room[self._count] = made
+        self._count += 1
+
+    def write(self, axis: int, is_backward: bool, y: np.ndarray) -> None:
+        """Write them side by side along an axis of y, the last one first where ``is_backward``."""
+        rows = self._kept if self._steps is None else self._room
+        order = slice(None, None, -1 if is_backward else 1)
+        moved = np.moveaxis(y, axis, 0)[order]
+        for place, row in enumerate(rows):
+            moved[place, ...] = row
 
     @property
     def bytes(self) -> int:
-        return len(self.all) * self.all[0].nbytes if self.all else 0
+        return 0 if self.first is None else self._count * self.first.nbytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +139,7 @@ def _loop(number: int, states: int, asks: int, count: int, *rest: Any) -> None:
         growing = sorted({result for result, _ in places if result < states})
         body = _Body(loops, body_name(number), states, growing, bool(asks), values[states:])
         taken, steps = body.run(values[:states], from_runtime(trips).item(), going)
-        likes = [one.all[0] for one in taken.slices] if steps else body.likes(values[:states], going) if places else []
+        likes = [one.first for one in taken.slices] if steps else body.likes(values[:states], going) if places else []
         likes = [*taken.states, *likes]
     except BaseException as error:  # an interruption, too
         loops.error = loops.error or error
@@ -205,4 +214,4 @@ def _result(result: int, axis: int, is_backward: int, found: Any, y: Any) -> Non
     if place < 0:
         written[...] = from_runtime(taken.states[result])
     elif steps:
-        np.stack(taken.slices[place].all[:: -1 if is_backward else 1], axis, out=written)
+        taken.slices[place].write(axis, bool(is_backward), written)

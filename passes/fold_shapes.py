@@ -170,12 +170,12 @@ class _Rebuild:
             return False
         changed = False
         for position, value in enumerate(node.inputs):
-            if value is None or value.producer() is None or _is_canonical(value):
+            if value is None or value.producer() is None or value.dtype not in (None, ir.DataType.INT64):
                 continue
             known = self._values.of(value)
             if self._values.may_wrap(value) and node.op_type in (*COMPARING, "Cast"):
                 continue
-            if known is None or known.ndim > 1 or value.dtype not in (None, ir.DataType.INT64):
+            if known is None or known.ndim > 1 or _is_canonical(value):
                 continue
             replacement = self._value(known)
             if replacement is not None:
@@ -228,15 +228,27 @@ class _Rebuild:
 
 
 def _is_canonical(value: ir.Value) -> bool:
-    """Whether the value is already in the one form that :class:`_Rebuild` makes."""
-    node = value.producer()
-    if node is None:
-        return value.const_value is not None
-    if is_op(node, "Shape"):
-        source = node.inputs[0]
-        start, end = node.attributes.get("start"), node.attributes.get("end")
-        one_axis = start is not None and end is not None and end.as_int() == start.as_int() + 1
-        return one_axis and source is not None and source.is_graph_input()
-    if not is_op(node, "Concat", "Mul", "Add", "Squeeze"):
+    """Whether the value is already in the one form that :class:`_Rebuild` makes. Iterative, and looks at each value
+    once: chains are as long as the model is deep, and may read a value twice at every step."""
+    pending, seen = [value], {value}
+    while pending:
+        current = pending.pop()
+        node = current.producer()
+        if node is not None and is_op(node, "Concat", "Mul", "Add", "Squeeze"):
+            if None in node.inputs:
+                return False
+            new = {one for one in node.inputs if one is not None} - seen
+            seen |= new
+            pending += new
+        elif not (current.const_value is not None if node is None else _is_axis_of_input(node)):
+            return False
+    return True
+
+
+def _is_axis_of_input(node: ir.Node) -> bool:
+    """Whether the node reads a single size of an input of the graph."""
+    if not is_op(node, "Shape"):
         return False
-    return all(value is not None and _is_canonical(value) for value in node.inputs)
+    source, start, end = node.inputs[0], node.attributes.get("start"), node.attributes.get("end")
+    one_axis = start is not None and end is not None and end.as_int() == start.as_int() + 1
+    return one_axis and source is not None and source.is_graph_input()

@@ -129,6 +129,12 @@ class DataFlow:
 
     def between(self, outputs: Iterable[ir.Value], stop: Callable[[ir.Value], bool]) -> list[ir.Node]:
         """The nodes that compute ``outputs`` from the values at which ``stop`` says so, in graph order."""
+        return self.few_between(outputs, stop, len(self.order)) or []
+
+    def few_between(
+        self, outputs: Iterable[ir.Value], stop: Callable[[ir.Value], bool], most: int
+    ) -> list[ir.Node] | None:
+        """:meth:`between`, where these are no more than ``most``; None where they are."""
         found: set[ir.Node] = set()
         pending = [value for value in outputs if not stop(value)]
         while pending:
@@ -136,6 +142,8 @@ class DataFlow:
             if node is None or node in found:
                 continue
             found.add(node)
+            if len(found) > most:
+                return None
             pending.extend(value for value in node.inputs if value is not None and not stop(value))
         return sorted(found, key=self.order.__getitem__)
 

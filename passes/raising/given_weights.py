@@ -29,6 +29,10 @@ from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.router import Routing, sample_logits
 from moec.passes.raising.unraised import MOST_EXPERTS
 
+MOST_NODES = 64
+"""Nodes that compute what flags are scattered into, which may be 0 throughout."""
+MOST_NESTED = 8
+"""Factors of factors of flags that are looked at."""
 MOST_VALUES = 4
 """How many values behind a router are tried as weights."""
 MOST_BEHIND = 64
@@ -127,11 +131,12 @@ def _is_projection(dataflow: DataFlow, node: ir.Node | None) -> bool:
     return node is not None and is_contraction(node) and any(map(dataflow.constant, node.inputs))
 
 
-def most_chosen(dataflow: DataFlow, value: ir.Value | None) -> int | None:
-    """How many weights [...,E] of a token are not 0, at most; None where that is not to be seen."""
+def most_chosen(dataflow: DataFlow, value: ir.Value | None, nested: int = 0) -> int | None:
+    """How many weights [...,E] of a token are not 0, at most; None where that is not to be seen, as through more than
+    :data:`MOST_NESTED` factors of factors. ``nested``: of how many the value is one."""
     node = None if value is None else value.producer()
     rank = 0 if value is None or value.shape is None else len(value.shape)
-    if node is None or value is None:
+    if node is None or value is None or nested > MOST_NESTED:
         return None
     if node.op_type == "ScatterElements" and node.attributes.get_int("axis", 0) in (-1, rank - 1):
         data, ids = node.inputs[:2]
@@ -143,14 +148,17 @@ def most_chosen(dataflow: DataFlow, value: ir.Value | None) -> int | None:
         return 1 if any(v is not None and _are_ids(dataflow, v) for v in node.inputs) else None
     if node.op_type == "Greater":
         bound = dataflow.scalar(node.inputs[1])
-        return most_chosen(dataflow, node.inputs[0]) if bound is not None and bound >= 0 else None
+        return most_chosen(dataflow, node.inputs[0], nested + 1) if bound is not None and bound >= 0 else None
     factors = node.inputs if node.op_type in ("And", "Mul") else node.inputs[:1] if node.op_type == "Cast" else ()
-    found = [most_chosen(dataflow, v) for v in factors if v is not None and width(v) == width(value)]
+    different = dict.fromkeys(v for v in factors if v is not None and width(v) == width(value))
+    found = [most_chosen(dataflow, v, nested + 1) for v in different]
     return min((count for count in found if count is not None), default=None)
 
 
 def _is_zero(dataflow: DataFlow, value: ir.Value) -> bool:
-    nodes = dataflow.between([value], lambda v: dataflow.constant(v) or is_op(v.producer(), "Shape"))
+    nodes = dataflow.few_between([value], lambda v: dataflow.constant(v) or is_op(v.producer(), "Shape"), MOST_NODES)
+    if nodes is None:
+        return False
     if not nodes:
         return dataflow.constant(value) and not dataflow.array(value).any()
     known = intervals(nodes, {}, lambda v: dataflow.array(v) if dataflow.constant(v) else None)

@@ -7,6 +7,7 @@ that can do the problem is taken: a new kernel is a file, and one more row befor
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from moec.targets.base import Candidate, Plan
 
 STORAGE_TYPES = ("float32", "float16", "bfloat16")
 """Element types that kernels load and store; they compute in float32."""
+MOST_BUILT = 64
+"""Functions of one kernel that are kept for problems that come again."""
 
 
 def never(problem: Any, machine: Any) -> None:
@@ -30,7 +33,9 @@ class Kernel:
     chooses, all take the same arguments. ``how`` says in words how a problem is done, and ``why_not`` why it cannot be
     (None where it can); both depend on the problem and the machine alone. ``tile``: what a block of threads computes at
     a time, in words. ``plan``: how it shares out a problem on a device, as a :class:`~moec.targets.base.Plan`; None
-    where nobody has said so."""
+    where nobody has said so.
+
+    ``build`` is called once for equal arguments, for reading a script takes longer than all else about a node."""
 
     name: str
     computes: str
@@ -39,6 +44,24 @@ class Kernel:
     why_not: Callable[[Any, Any], str | None] = never
     tile: Callable[[Any], str] | None = None
     plan: Callable[[Any], Plan] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "build", built_once(self.build))
+
+
+def built_once(build: Callable[..., tirx.PrimFunc]) -> Callable[..., tirx.PrimFunc]:
+    """``build``, which returns the same function for equal arguments; where these have no hash, a new one."""
+    remembered = functools.lru_cache(maxsize=MOST_BUILT, typed=True)(build)
+
+    @functools.wraps(build)
+    def built(*arguments: Any, **options: Any) -> tirx.PrimFunc:
+        try:
+            hash((arguments, tuple(options.values())))
+        except TypeError:
+            return build(*arguments, **options)
+        return remembered(*arguments, **options)
+
+    return built
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ from tvm import relax, tirx
 
 from moec.common.budgets import PLANNED_SIZES
 from moec.common.dtypes import DTYPES
+from moec.targets.tvm.c_expressions import in_c
 from moec.targets.tvm.provenance import bindings_of
 from moec.targets.tvm.share_views import is_call_of
 
@@ -42,7 +43,9 @@ class OwnMemory:
         counted = Counter(size for size in found.values() if size is not None)
         planned = {size for size, count in counted.most_common(PLANNED_SIZES.limit) if count > 1}
         own = {variable for variable, size in found.items() if size is not None and size not in planned}
-        self._unplanned += [f"{size.key} bytes" for size, count in counted.items() if count > 1 and size not in planned]
+        self._unplanned += [
+            f"{in_c(size.key)} bytes" for size, count in counted.items() if count > 1 and size not in planned
+        ]
         blocks = [
             type(block)([made for binding in block.bindings for made in _with_memory(binding, own)])
             for block in main.body.blocks

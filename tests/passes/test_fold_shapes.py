@@ -193,6 +193,22 @@ def test_the_first_node_may_disappear():
     )
 
 
+@pytest.mark.parametrize("step", ["Add (v{}, w)", "Add (v{}, v{})"], ids=["long", "each read twice"])
+def test_a_chain_of_sums_as_long_as_a_model_is_deep(rewrite, operators, step):
+    """Neither deeper than Python calls go, nor followed along each of its many ways."""
+    chain = " ".join(f"v{n + 1} = {step.format(n, n)}" for n in range(1500))
+    text = f"(float[seq,8] x) => (float[seq,8] y) {{ w = Neg (x) v0 = Abs (x) {chain} y = Relu (v1500) }}"
+    assert operators(rewrite(text, "infer-shapes,fold-shapes")).count("Add") == 1500
+
+
+def test_a_size_that_is_read_twice_at_every_step(rewrite, operators):
+    chain = " ".join(f"v{n + 1} = Add (v{n}, v{n})" for n in range(40))
+    text = f"""(float[seq,8] x) => (float[A] y) <int64 zero = {{0}}, int64 one = {{1}}> {{
+        v0 = Shape <start = 0, end = 1> (x) {chain} t = Squeeze (v40) r = Range (zero, t, one)
+        c = Cast <to = 1> (r) y = Relu (c) }}"""
+    assert "Relu" in operators(rewrite(text, PASSES))
+
+
 @pytest.mark.parametrize(
     ("node", "constants"),
     [

@@ -190,16 +190,16 @@ def test_experts_whose_tokens_have_places_are_raised_behind_a_router_that_stays(
 
 @pytest.mark.parametrize(
     ("scatters", "nested", "chosen"),
-    [(0, 1, 2), (0, MOST_NESTED, 2), (0, MOST_NESTED + 1, None), (0, 2000, None), (MOST_NODES + 1, 0, None)],
+    [(0, 1, 2), (0, MOST_NESTED, 2), (0, MOST_NESTED + 1, None), (0, 2000, None), (9, 0, 2), (MOST_NODES, 0, None)],
 )
 def test_flags_are_followed_so_far(scatters, nested, chosen):
     """Two flags of a row are set; what they are scattered into is computed by ``scatters`` nodes, and the flags are
     multiplied ``nested`` times, by the product before, too, so that there are more ways through than steps."""
-    steps = ["s0 = ConstantOfShape (shape)"]
+    steps = ["shape = Shape (x) s0 = ConstantOfShape (shape)"]
     steps += [f"s{n + 1} = Neg (s{n})" for n in range(scatters)]
     steps += [f"v0 = ScatterElements <axis = -1> (s{scatters}, ids, ones)", "p0 = Neg (v0)"]
     steps += [f"v{n + 1} = Mul (v{n}, p{n}) p{n + 1} = Mul (p{n}, v{n})" for n in range(nested)]
-    text = f"""(int64[T,2] ids, float[T,2] ones) => (float[T,8] y) <int64[2] shape = {{4, 8}}> {{
+    text = f"""(float[T,8] x, int64[T,2] ids, float[T,2] ones) => (float[T,8] y) {{
         {" ".join(steps)} y = Neg (v{nested}) }}"""
     model = model_of(text)
     pipeline.run(model, pipeline.parse("infer-shapes"), Report())

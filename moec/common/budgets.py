@@ -33,6 +33,15 @@ SIZE_OPERATORS = Budget("a size", 16, "operators", "it is computed once, when th
 FUSED_LOADS = Budget("an element of a fused kernel", 128, "loads", "it is computed by a kernel of its own")
 """A value that two fused operators read is computed in both: chains of such values double with every step."""
 
+FUSED_REPEATS = Budget(
+    "an element of a fused kernel",
+    4,
+    "nested operators that repeat their operand",
+    "it is computed by a kernel of its own",
+)
+"""TVM's simplifier looks into every repetition of an operand several times: five nested Relus take it 0.4 seconds, and
+each further one seven times as long."""
+
 PROBED_MIXTURES = Budget(
     "telling experts apart by their weights", 1 << 32, "multiplications", "the block is not probed"
 )

@@ -2,8 +2,9 @@
 
 Fusion writes every operator into the one that reads it. What is read in two places, such as x by the two slices that a
 rotation swaps, is thereby written, and computed, twice; in a chain of such operators that doubles with each of them.
-Where an element would take more than :data:`FUSED_LOADS` loads, the operator gets a kernel of its own, which reads what
-the kernels before it have stored.
+Where an element would take more than :data:`FUSED_LOADS` loads, or more than :data:`FUSED_REPEATS` operators that write
+their own operand several times would stand in each other, the operator gets a kernel of its own, which reads what the
+kernels before it have stored.
 
 ::
 
@@ -29,78 +30,111 @@ import tvm
 import tvm_ffi
 from tvm import relax, s_tir, tirx
 
-from moec.common.budgets import FUSED_LOADS, Budget
+from moec.common.budgets import FUSED_LOADS, FUSED_REPEATS, Budget
 from moec.targets.tvm.provenance import bindings_of, fused_groups
 from moec.targets.tvm.te_kernels import OPAQUE
+
+REPEATING = ("tirx.tanh",)
+"""Functions that TVM replaces by formulas in which the operand stands several times."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fused:
-    """A module on both sides of fusion, and the variables of its ``main`` whose kernels may not be fused."""
+    """A module on both sides of fusion, and the variables of its ``main`` whose kernels may not be fused, each with the
+    budget that it would exceed."""
 
     before: tvm.IRModule
     after: tvm.IRModule
-    apart: list[str]
+    apart: dict[str, Budget]
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What an element of a value takes where the operators that make it are fused."""
+
+    loads: int = 1
+    repeats: int = 0
+
+    def exceeded(self) -> Budget | None:
+        """The budget that has less."""
+        if not FUSED_LOADS.allows(self.loads):
+            return FUSED_LOADS
+        return None if FUSED_REPEATS.allows(self.repeats) else FUSED_REPEATS
+
+
+STORED = Work()
+"""An element of a value that a kernel has stored."""
 
 
 def fused_within(module: tvm.IRModule, fuse: Callable[[tvm.IRModule], tvm.IRModule]) -> Fused:
-    """Fuse the module by ``fuse``, within the budget."""
-    apart: list[str] = []
+    """Fuse the module by ``fuse``, within the budgets."""
+    apart: dict[str, Budget] = {}
     while True:
         fused = fuse(module)
-        beyond = _beyond(module, fused, FUSED_LOADS)
+        beyond = _beyond(module, fused)
         if not beyond:
             return Fused(module, fused, apart)
-        apart += beyond
+        apart |= beyond
         module = _kept_apart(module, beyond)
 
 
-def _beyond(module: tvm.IRModule, fused: tvm.IRModule, budget: Budget) -> dict[str, None]:
-    """The variables of ``main`` whose elements take more loads than the budget has."""
+def _beyond(module: tvm.IRModule, fused: tvm.IRModule) -> dict[str, Budget]:
+    """The variables of ``main`` whose elements take more than a budget has."""
     bindings = {binding.var: binding for binding in bindings_of(module["main"])}
-    kernels: dict[str, _Loads] = {}
-    found: dict[str, None] = {}
+    kernels: dict[str, _Kernel] = {}
+    found: dict[str, Budget] = {}
     for group in fused_groups(module, fused):
-        loads: dict[relax.Var, int] = {}
+        made: dict[relax.Var, Work] = {}
         for variable in group:
             value = bindings[variable].value
             symbol = _kernel_of(value)
             if symbol is None:
                 continue
             if symbol.name_hint not in kernels:
-                kernels[symbol.name_hint] = _Loads(module[symbol])
-            needed = kernels[symbol.name_hint].of_results([loads.get(argument, 1) for argument in value.args[1]])
-            loads[variable] = needed
-            if not budget.allows(needed):
-                loads[variable], found[variable.name] = 1, None
+                kernels[symbol.name_hint] = _Kernel(module[symbol])
+            work = kernels[symbol.name_hint].work([made.get(argument, STORED) for argument in value.args[1]])
+            exceeded = work.exceeded()
+            made[variable] = STORED if exceeded else work
+            if exceeded:
+                found[variable.name] = exceeded
     return found
 
 
-class _Loads:
-    """The number of loads for an element of a kernel's result, by the numbers for its arguments."""
+class _Kernel:
+    """The work for an element of a kernel's result, by the work for its arguments."""
 
     def __init__(self, kernel: tirx.PrimFunc) -> None:
         self._arguments = list(kernel.params)
-        self._blocks: list[tuple[bool, Counter[Any], list[Any]]] = []
+        self._blocks: list[tuple[bool, bool, Counter[Any], list[Any]]] = []
         tvm_ffi.structural_walk(kernel.body, [(s_tir.SBlock, lambda block: self._add(block))])
 
     def _add(self, block: s_tir.SBlock) -> None:
         if not block.writes:
             return
         loaded: Counter[Any] = Counter()
-        tvm_ffi.structural_walk(block.body, [(tvm.ir.TensorLoad, lambda load: loaded.update([load.source]))])
+        called: list[Any] = []
+        walked = [
+            (tvm.ir.TensorLoad, lambda load: loaded.update([load.source])),
+            (tvm.ir.Call, lambda call: called.append(getattr(call.op, "name", None))),
+        ]
+        tvm_ffi.structural_walk(block.body, walked)
         is_stored = any(variable.iter_type != tirx.IterVar.DataPar for variable in block.iter_vars)
-        self._blocks.append((is_stored, loaded, [region.source for region in block.writes]))
+        repeats = any(count > 1 for count in loaded.values()) or any(name in REPEATING for name in called)
+        self._blocks.append((is_stored, repeats, loaded, [region.source for region in block.writes]))
 
-    def of_results(self, arguments: list[int]) -> int:
-        """``arguments``: the loads of an element of each argument."""
-        loads: dict[Any, int] = dict(zip(self._arguments, arguments, strict=False))
-        most = 1
-        for is_stored, loaded, written in self._blocks:
-            needed = sum(loads.get(buffer, 1) * count for buffer, count in loaded.items())
-            most = max(most, needed)
-            loads |= dict.fromkeys(written, 1 if is_stored else max(1, needed))
-        return most
+    def work(self, arguments: list[Work]) -> Work:
+        """``arguments``: the work for an element of each."""
+        works: dict[Any, Work] = dict(zip(self._arguments, arguments, strict=False))
+        loads, nested = 1, 0
+        for is_stored, repeats, loaded, written in self._blocks:
+            read = {buffer: works.get(buffer, STORED) for buffer in loaded}
+            made = Work(
+                max(1, sum(read[buffer].loads * count for buffer, count in loaded.items())),
+                max((one.repeats for one in read.values()), default=0) + repeats,
+            )
+            loads, nested = max(loads, made.loads), max(nested, made.repeats)
+            works |= dict.fromkeys(written, STORED if is_stored else made)
+        return Work(loads, nested)
 
 
 def _kernel_of(value: relax.Expr) -> tvm.ir.GlobalVar | None:

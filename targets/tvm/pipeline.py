@@ -11,7 +11,7 @@ import tvm
 import tvm_ffi
 from tvm import relax, s_tir, tirx
 
-from moec.common.budgets import PLANNED_SIZES
+from moec.common.budgets import PLANNED_SIZES, Budget
 from moec.ir.names import node_name
 from moec.runtime.team import TEAM_OBJECT
 from moec.targets.base import Launch
@@ -181,8 +181,8 @@ class Optimized:
     """The kernels' names by the names they had when they were lowered or fused, in the order of their first use."""
     nodes: dict[str, list[ir.Node]]
     """The nodes a kernel computes, by its name."""
-    apart: list[str]
-    """The names of nodes that could have been fused but for their budget."""
+    apart: dict[str, Budget]
+    """The names of nodes that could have been fused except for a budget, and which."""
 
 
 def optimize(
@@ -204,10 +204,8 @@ def optimize(
     for symbol, of_symbol in nodes_by_kernel(limited.before, limited.after, nodes).items():
         computed.setdefault(merged.instead.get(symbol, symbol), []).extend(of_symbol)
     names = readable_names(fused, used)
-    apart = dict.fromkeys(node_name(nodes[variable]) for variable in limited.apart if variable in nodes)
-    return Optimized(
-        rename_kernels(fused, names), names, {names[old]: computed.get(old, []) for old in names}, list(apart)
-    )
+    apart = {node_name(nodes[name]): budget for name, budget in limited.apart.items() if name in nodes}
+    return Optimized(rename_kernels(fused, names), names, {names[old]: computed.get(old, []) for old in names}, apart)
 
 
 def build(

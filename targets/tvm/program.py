@@ -12,7 +12,7 @@ import onnx_ir as ir
 import tvm
 from tvm import relax
 
-from moec.common.budgets import FUSED_LOADS
+from moec.common.budgets import FUSED_LOADS, FUSED_REPEATS
 from moec.common.scratch import ScratchFolder
 from moec.errors import UnsupportedError
 from moec.runtime.loops import body_name
@@ -51,7 +51,9 @@ def compile_program(
             optimized[name] = pipeline.optimize(part.module, target, part.nodes, backend, used)
         modules = {name: part.module for name, part in optimized.items()}
         executable, generated = pipeline.build(modules.pop("main"), target, backend, modules)
-    beyond = {**lowered.beyond, FUSED_LOADS: [name for part in optimized.values() for name in part.apart]}
+    apart = [(name, budget) for part in optimized.values() for name, budget in part.apart.items()]
+    fused = {one: [name for name, budget in apart if budget == one] for one in (FUSED_LOADS, FUSED_REPEATS)}
+    beyond = {**lowered.beyond, **fused}
     kernels = [
         record for name, part in parts.items() for record in kernel_records(part.kernels, optimized[name], generated)
     ]

@@ -1,4 +1,4 @@
-"""How far a loop may go whose end is known only when a model runs.
+"""Limits of a loop whose end is known only when a model runs.
 
 A model's file may say that a loop goes on, or that what it carries grows, for ever: its run ends with an error."""
 

@@ -34,7 +34,7 @@ def nested_graphs(node: ir.Node) -> Iterator[ir.Graph]:
 
 
 def carried_inputs(node: ir.Node) -> Sequence[ir.Value | None]:
-    """What a Loop or Scan carries before its first step; its first outputs are the same behind the last one."""
+    """The values that a Loop or Scan carries before its first step, in the order of its first outputs."""
     if is_op(node, "Scan"):
         return node.inputs[: len(node.inputs) - node.attributes.get_int("num_scan_inputs", 0)]
     return node.inputs[2:]

@@ -46,13 +46,13 @@ class NodeRun:
 
 
 Found = Sequence[Array | None]
-"""Which elements count of each result; None where none does."""
+"""The elements that count of each result; None where none does."""
 Rule = Callable[[NodeRun, int, Found, Collection[int]], Array]
 """From a step, the place of an operand, what counts of its results, and places of operands that may hide elements."""
 
 
 def reached(step: NodeRun, place: int, found: Found, hiding: Collection[int] = ()) -> Array:
-    """Which elements of the operand at ``place`` the elements ``found`` of the results depend on."""
+    """The elements of the operand at ``place`` that the elements ``found`` of the results depend on."""
     rule = _RULES.get(step.node.op_type, _any) if step.node.domain == "" else _any
     return rule(step, place, found, hiding)
 
@@ -222,7 +222,7 @@ def _placed(array: Array, labels: str, order: str) -> Array:
 
 
 def _joined(one: Labelled, other: Labelled, kept: Collection[str]) -> Labelled:
-    """Where both hold anywhere along the axes whose labels are not ``kept``."""
+    """Whether both hold anywhere along the axes whose labels are not ``kept``, by element."""
     one = _summed(*one, {*kept, *other[1]})
     other = _summed(*other, {*kept, *one[1]})
     labels = one[1] + "".join(label for label in other[1] if label not in one[1])

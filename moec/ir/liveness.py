@@ -1,4 +1,4 @@
-"""Which elements of a run's values reach its results, so that a decision shows there.
+"""The elements of a run's values that reach its results, so that a decision shows there.
 
 Where every expert is computed for every token, most results are multiplied by 0: a side that an expert takes of a
 token that does not choose it shows nothing. :class:`Liveness` looks at one run and goes back from its results
@@ -24,7 +24,7 @@ from moec.ir.sides import Array, Given, Live
 NEGLIGIBLE = 1e-4
 """Share of the largest factor in a run from which on a factor counts: what is weighed less shows in no comparison."""
 MOST_PIECES = 8
-"""How many groups of decisions are told apart in one value; beyond that the elements of all count for each."""
+"""The most groups of decisions that are told apart in one value; beyond, the elements of all count for each."""
 Piece = tuple[int, Array]
 """Decisions, as bits, and the elements of a value through which these reach the results."""
 
@@ -107,7 +107,7 @@ class Liveness:
             live[value] = [(bits, np.ones((), bool)) for bits, _ in pieces]
 
     def _apart(self, node: ir.Node, place: int, hiders: Collection[int], bits: int) -> dict[frozenset[int], int]:
-        """Which other operands may hide elements of one from which decisions: those that do not depend on them."""
+        """The other operands that may hide elements of one from decisions; none hides what it depends on."""
         groups = {frozenset[int](): bits} if bits else {}
         for other in hiders:
             if other == place:
@@ -122,7 +122,7 @@ class Liveness:
         return groups
 
     def _counting(self, node: ir.Node, inputs: Given) -> dict[int, Array]:
-        """Which elements of operands count, of those that can hide elements of others."""
+        """The elements that count, of operands that can hide elements of others."""
         places = HIDING.get(node.op_type, ()) if node.domain == "" else ()
         found: dict[int, Array] = {}
         for place in range(len(inputs)) if places is None else places:

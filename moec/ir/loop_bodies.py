@@ -1,4 +1,4 @@
-"""What a Loop or Scan does, in the same terms for both: its body as a graph by itself, and what is around it."""
+"""Loop and Scan in the same terms: the body as a graph by itself, and what is around it."""
 
 from __future__ import annotations
 

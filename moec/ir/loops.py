@@ -36,7 +36,7 @@ class Loop(op_loop.Loop):
         shapes = [(1,) if len(kind.tensor_type.shape.dim) == 1 else () for kind in self.body.input_types_[:2]]
 
         def given(number: int, going: Any, carried: Sequence[Any]) -> list[Any]:
-            """What the body takes: the first two may have one axis there."""
+            """The arguments of the body, of which the first two may have one axis there."""
             return [np.full(shapes[0], number, np.int64), np.reshape(going, shapes[1]), *carried]
 
         first = given(0, going, carried)

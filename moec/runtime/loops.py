@@ -195,7 +195,7 @@ class _Body:
         return sum(math.prod(one.shape) * one.dtype.itemsize for one in tensors)
 
     def likes(self, carried: Sequence[Any], going: Any) -> Sequence[np.ndarray]:
-        """What a first step would make as slices, for their sizes; nothing where the body cannot run on what there
+        """The slices that a first step would make, for their sizes; none where the body cannot run on what there
         is."""
         body, before = self.loops.machine.get_function(self.name), len(self.loops)
         made: list[Any] = []

@@ -33,7 +33,7 @@ LARGEST_NUMBER = 1 << 20
 SCANNED_NUMBERS = 4
 """Numbers of a graph beside which sizes are looked at: the largest up to :data:`LARGEST_NUMBER`."""
 SCANNED_BYTES = 1 << 20
-"""What the largest value that is looked at may take."""
+"""The most bytes that the largest value that is looked at may take."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Block:
     layout: Mapping[str, int] | None = None
     _evaluators: dict[tuple[ir.Value, ...], Evaluator] = dataclasses.field(default_factory=dict, repr=False)
     without_zeros: dict[ir.Value, bool] = dataclasses.field(default_factory=dict, repr=False)
-    """Which constants have no element that is 0, as far as it was looked at."""
+    """Whether a constant has no element that is 0, for each constant that was looked at."""
 
     @property
     def name(self) -> str:
@@ -230,7 +230,7 @@ class Block:
         return self.evaluator(feeds, outputs).run(feeds, watch)
 
     def evaluator(self, feeds: Mapping[ir.Value, Array], outputs: list[ir.Value]) -> Evaluator:
-        """What computes ``outputs`` of such feeds in float64."""
+        """An evaluator of ``outputs`` for such feeds in float64."""
         key = (*outputs, *feeds)
         if key not in self._evaluators:
             nodes, widened = self.dataflow.between(outputs, stop=feeds.__contains__), self.dataflow.widened

@@ -154,7 +154,7 @@ class _Comparison:
     beyond: list[Unseen] = dataclasses.field(default_factory=list)
     """What changes where no trial can come."""
     assumed: list[str] = dataclasses.field(default_factory=list)
-    """What no trial showed, and is taken to be so."""
+    """Assumptions: what no trial showed and is taken to be so."""
 
     def run_all(self, chosen: Iterable[Trial]) -> None:
         for trial in chosen:

@@ -132,7 +132,7 @@ def _is_projection(dataflow: DataFlow, node: ir.Node | None) -> bool:
 
 
 def most_chosen(dataflow: DataFlow, value: ir.Value | None, nested: int = 0) -> int | None:
-    """How many weights [...,E] of a token are not 0, at most; None where that is not to be seen, as through more than
+    """The most weights [...,E] of a token that are not 0; None where that is not to be seen, as through more than
     :data:`MOST_NESTED` factors of factors. ``nested``: of how many the value is one."""
     node = None if value is None else value.producer()
     rank = 0 if value is None or value.shape is None else len(value.shape)

@@ -1,4 +1,4 @@
-"""Which conditions on sizes have been found to hold before a value is computed, so that no kernel checks them again.
+"""Conditions on sizes that were found to hold before a value is computed, so that no kernel checks them again.
 
 A condition has been checked where a value follows from one of a kernel that checks it, for such a kernel stops the run
 where it does not hold. The order in which kernels run says nothing: other kernels may be moved.
@@ -30,7 +30,7 @@ class Conditions:
             self._held[variable] = self._held.get(variable, 0) | held
 
     def unchecked(self, requirements: Sequence[Requirement], operands: Iterable[relax.Expr]) -> list[Requirement]:
-        """Those that have not been checked where all ``operands`` have been computed."""
+        """The conditions that have not been checked where all ``operands`` have been computed."""
         held = self._where(operands) if requirements else 0
         return [requirement for requirement in requirements if not held & self._bit(requirement)]
 

@@ -50,7 +50,7 @@ class Fused:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What an element of a value takes where the operators that make it are fused."""
+    """The work for an element of a value where the operators that make it are fused."""
 
     loads: int = 1
     repeats: int = 0

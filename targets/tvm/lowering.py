@@ -99,7 +99,7 @@ class Lowering(GraphValues):
         self._last = self._narrowing()
 
     def _narrowing(self) -> Narrowing | None:
-        """Which nodes compute some of the last tokens alone."""
+        """The nodes that compute some of the last tokens alone."""
         return Narrowing.of(self.model, self.sizes.variable("wanted"))
 
     # The whole model

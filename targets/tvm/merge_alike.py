@@ -67,7 +67,7 @@ def merge_alike(module: tvm.IRModule) -> Merged:
 class _Call:
     kernel: tvm.ir.GlobalVar
     integers: list[int]
-    """What it is given behind its inputs."""
+    """The arguments after its inputs."""
 
 
 @dataclasses.dataclass(frozen=True)

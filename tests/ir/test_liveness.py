@@ -114,14 +114,14 @@ class Run:
         return self.evaluator.run({self.x: x, self.w: W})[0]
 
     def live(self, x: np.ndarray, counted: np.ndarray) -> np.ndarray:
-        """Which elements of a reach the elements of y that are ``counted``."""
+        """The elements of a that reach the elements of y that are ``counted``."""
         liveness = Liveness(self.evaluator, [self.first], self.data, self.choices, {})
         self.evaluator.run({self.x: x, self.w: W}, liveness)
         found = liveness.of_told({self.y: counted})[self.first]
         return np.ones(x.shape, bool) if found is None else found
 
     def changing(self, x: np.ndarray, counted: np.ndarray) -> np.ndarray:
-        """Which elements of a change such elements of y."""
+        """The elements of a that change such elements of y."""
         y, found = self.y_of(x), np.zeros(x.shape, bool)
         for place in np.ndindex(*x.shape):
             for number in (-7.5, 0.25, 9.0):

@@ -21,7 +21,7 @@ def doubling(number, _going, state, addend):
 
 
 def run(trips: int, state: np.ndarray, addend: np.ndarray, body=doubling) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """What the loop says it found, the state behind its last step, and its slices, the last ones first."""
+    """The sizes that the loop found, the state after its last step, and its slices, the last ones first."""
     register_loops()
     loop, result = (load_ffi().get_global_func(name) for name in (LOOP, LOOP_RESULT))
     found, after = to_runtime(np.zeros(3, np.int64)), to_runtime(np.empty_like(state))

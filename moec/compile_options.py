@@ -1,4 +1,4 @@
-"""What a compilation is asked for beside its model: checked before anything heavy is imported, and what it comes to."""
+"""Options of a compilation: checked before anything heavy is imported, and what they come to."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check_surroundings(path: Any, threads: Any, dump_to: Any) -> None:
 
 
 def resident_bytes(resident: Any, target: str) -> int | None:
-    """How many bytes weights may take. Raises MoecError for what says no number, and for targets that stream
+    """The bytes that weights may take in memory. Raises MoecError for what says no number, and for targets that stream
     nothing."""
     if resident is None:
         return None

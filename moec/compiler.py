@@ -206,7 +206,7 @@ def _step(name: str, source: Any, report: Report) -> Iterator[None]:
 
 
 def _context(graph: ir.Model, inputs: ModelInputs, made: Made, report: Report, **others: Any) -> Context:
-    """What the artifact keeps of a compilation; ``others``: its fields that no argument tells."""
+    """The facts of a compilation that its artifact keeps; ``others``: its fields that no argument tells."""
     from moec.ir.states import states_of
     from moec.runtime.writer import Context
 
@@ -224,7 +224,7 @@ def _context(graph: ir.Model, inputs: ModelInputs, made: Made, report: Report, *
 
 
 def _generate(graph: ir.Model, chosen: Sequence[Target], name: str, report: Report) -> list[Made]:
-    """What all targets make that ``name`` lists; what several warn of is reported once."""
+    """The results of all targets that ``name`` lists; a warning of several is reported once."""
     try:
         made = [target.compile(graph) for target in chosen]
     except UnsupportedError as error:
@@ -235,7 +235,7 @@ def _generate(graph: ir.Model, chosen: Sequence[Target], name: str, report: Repo
 
 
 def _why_not_raised(graph: ir.Model, report: Report) -> str:
-    """What raising warned of, where a target that refuses a model saw no MoE block in it."""
+    """The warnings of raising, for a target that refuses a model because it saw no MoE block in it."""
     from moec.ir.blocks import moe_blocks
 
     warned = [remark for remark in report.remarks if (remark.pass_name, remark.severity) == ("raise-moe", "warning")]

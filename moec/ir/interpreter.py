@@ -243,7 +243,7 @@ class _Step:
 
 
 def _run_of(operator: Any) -> Callable[..., Sequence[Any]]:
-    """What ``operator.run`` does, which takes as long as small arrays do themselves: it collects the attributes anew
+    """A short ``operator.run``, which takes as long as small arrays do themselves: it collects the attributes anew
     and checks types that the operators of onnx have by themselves."""
     if type(operator).run is not OpRun.run or operator.has_subgraph or operator.has_linked_attribute:
         return operator.run
@@ -305,7 +305,7 @@ def _read_whole(node: ir.Node) -> Iterator[ir.Value]:
 
 
 def _picked(node: ir.Node, stack: ExpertStack, indices: Array) -> list[Array]:
-    """What a Gather or GatherND picks from a stack: of whole experts the result, for a copy of such weights costs as
+    """The inputs of a Gather or GatherND from a stack: of whole experts the result, for a copy of such weights costs as
     much again; of parts of them the data, of the experts that it needs alone, and the indices."""
     count, *shape = stack.shape.numpy()
     ids = indices if node.op_type == "Gather" else indices[..., 0]

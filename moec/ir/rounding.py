@@ -1,4 +1,4 @@
-"""Where a graph rounds activations: what is between two numbers may become either, by the last bit of what was before.
+"""Rounding of activations: what is between two numbers may become either, by the last bit of what was before.
 
 Rounding of weights is none of it, for that is done once. Nor is rounding to 16 bits, which moves a result by as little
 as other roundings of floats do; :mod:`moec.tools.spread` knows that by the types of values.
@@ -15,7 +15,7 @@ from moec.ir.dialect import Arithmetic, ProductSpec, is_moec, spec_of
 
 
 def arithmetics_of(model: ir.Model) -> set[Arithmetic]:
-    """What activations are rounded to when the model runs: the ``arithmetic`` of its products
+    """The types that activations are rounded to when the model runs: the ``arithmetic`` of its products
     (:class:`~moec.ir.dialect.ProductSpec`), "int8" for onnxruntime's operators that quantise rows and for
     ``moec.RoundRows``, and "int8" or "fp8" where an operator makes numbers of at most 8 bits of floats."""
     return {found for node in model.graph.all_nodes() for found in _arithmetics(node)}

@@ -80,7 +80,7 @@ class Watch:
 
     @property
     def sides(self) -> int:
-        """How many sides there are, the excluded ones included."""
+        """The number of sides, the excluded ones included."""
         return sum(map(len, self._conditions.values()))
 
     def _close(self) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec.common.once import once
+from moec.runtime.callback_errors import raised_as
 from moec.runtime.library import load_ffi
 from moec.runtime.tensors import from_runtime
 
@@ -41,11 +42,8 @@ def streaming(experts: StreamedExperts | None) -> Iterator[None]:
     if experts is not None:
         experts.begin_run()
     try:
-        yield
-    except Exception:
-        if _running.error is not None:  # the runtime makes an error of its own of it
-            raise _running.error from None
-        raise
+        with raised_as(lambda: _running.error):
+            yield
     finally:
         _running.experts, _running.error = before
 

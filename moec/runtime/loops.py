@@ -18,6 +18,7 @@ import numpy as np
 from moec.common.loop_steps import MAXIMUM_STEPS, LoopLimit
 from moec.common.once import once
 from moec.errors import InputError
+from moec.runtime.callback_errors import raised_as
 from moec.runtime.library import load_ffi
 from moec.runtime.tensors import from_runtime, to_runtime
 
@@ -114,11 +115,8 @@ def stepping(machine: Any) -> Iterator[None]:
     before, loops = getattr(_running, "loops", None), _Loops(machine)
     _running.loops = loops
     try:
-        yield
-    except Exception:
-        if loops.error is not None:  # the runtime makes an error of its own of it
-            raise loops.error from None
-        raise
+        with raised_as(lambda: loops.error):
+            yield
     finally:
         _running.loops = before
 

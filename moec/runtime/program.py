@@ -38,7 +38,7 @@ Instrument = Callable[..., int]
 
 
 class Place(Protocol):
-    """What a program asks of the device that it is loaded on, a :class:`moec.runtime.device.Device`."""
+    """The device that a program is loaded on, as far as it asks for it: a :class:`moec.runtime.device.Device`."""
 
     @property
     def number(self) -> int:
@@ -51,7 +51,7 @@ class Place(Protocol):
 
 
 class LoadedProgram:
-    """What linked object files hold. Not to be run by two threads at once."""
+    """The program that linked object files hold. Not to be run by two threads at once."""
 
     def __init__(
         self, objects: Sequence[pathlib.Path], where: str, device: Place, experts: StreamedExperts | None = None

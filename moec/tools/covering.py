@@ -54,7 +54,7 @@ class Coverage:
         return 1.0 if self.sides == 0 else 1 - len(self.unseen) / self.sides
 
     def lines(self) -> Iterator[str]:
-        """What a comparison on these inputs saw of the decisions, and what it did not."""
+        """The decisions that a comparison on these inputs saw, and those that it did not."""
         if self.note is not None:
             yield f"decisions not watched: {self.note}"
             return
@@ -234,7 +234,7 @@ def _numbers(value: ir.Value) -> np.ndarray | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Constants:
-    """Those of a model, except weights: what is large, and what is added to a product."""
+    """Constants of a model, except weights: what is large, and what is added to a product."""
 
     biases: frozenset[ir.Value]
 

@@ -26,7 +26,7 @@ from moec.runtime.machine import check_threads
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """How many experts' weights of a layer get each format."""
+    """The number of experts' weights of a layer that get each format."""
 
     name: str
     formats: dict[str, dict[str, int]]

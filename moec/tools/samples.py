@@ -36,8 +36,8 @@ class Samples:
         return [name for name in names if name not in self.dependent]
 
     def usual(self) -> Iterator[Inputs]:
-        """Many tokens, for tables by place go on where nothing is compared; and three or more of everything, which what
-        is shared along an axis, or counted along two, may depend on."""
+        """Many tokens, for tables by place go on where nothing is compared, and three or more of everything, because
+        values may be shared along one axis or counted along two."""
         yield self.of(MANY, 1, 10)
         yield from (self.at(sizes, 16) for sizes in self.unequal())
 

@@ -18,7 +18,7 @@ TRACKED = 64
 """Conditions of one program that are followed; later ones are checked wherever they are required."""
 
 
-class Conditions:
+class CheckedConditions:
     def __init__(self) -> None:
         self._bits: dict[tvm_ffi.StructuralKey, int] = {}
         self._held: dict[Any, int] = {}

@@ -21,7 +21,7 @@ from moec.ir.names import node_name, operator_name
 from moec.targets.base import KernelRecord, Loader, Weight
 from moec.targets.tvm.bound_storage import as_float
 from moec.targets.tvm.c_expressions import in_c
-from moec.targets.tvm.conditions import Conditions
+from moec.targets.tvm.conditions import CheckedConditions
 from moec.targets.tvm.nodes import reshaped
 from moec.targets.tvm.rename_kernels import EXPORTED
 from moec.targets.tvm.symbolic import Known, Sizes
@@ -65,7 +65,7 @@ class FunctionBuilder:
     def __init__(self) -> None:
         self.sizes = Sizes()
         self._builder = relax.BlockBuilder()
-        self._conditions = Conditions()
+        self._conditions = CheckedConditions()
         self._computed: set[relax.Var] = set()
         """Variables whose memory is a kernel's own result, not an input or a constant."""
         self._weights: dict[str, tuple[relax.Var, Weight]] = {}

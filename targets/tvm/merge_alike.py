@@ -36,13 +36,13 @@ _DIVISIONS = (tirx.Div, tirx.Mod, tirx.FloorDiv, tirx.FloorMod)
 
 
 @dataclasses.dataclass(frozen=True)
-class Merged:
+class MergedKernels:
     module: tvm.IRModule
     instead: dict[str, str]
     """The symbol of a new kernel by the symbols of those that it stands for."""
 
 
-def merge_alike(module: tvm.IRModule) -> Merged:
+def merge_alike(module: tvm.IRModule) -> MergedKernels:
     """Merge kernels that ``main`` calls and that have no schedule yet. Runs when kernels are fused."""
     groups: dict[tvm_ffi.StructuralKey, list[_Kernel]] = {}
     for symbol, inputs in _unscheduled(module).items():
@@ -55,12 +55,12 @@ def merge_alike(module: tvm.IRModule) -> Merged:
             symbol = builder.add_func(function, kernels[0].symbol.name_hint)
             called |= {name: _Call(symbol, integers) for name, integers in given.items()}
     if not called:
-        return Merged(module, {})
+        return MergedKernels(module, {})
     merged = builder.get()
     merged["main"] = _calling(module["main"], called)
     for name in called:
         del merged[name]
-    return Merged(merged, {name: call.kernel.name_hint for name, call in called.items()})
+    return MergedKernels(merged, {name: call.kernel.name_hint for name, call in called.items()})
 
 
 @dataclasses.dataclass(frozen=True)

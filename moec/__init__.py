@@ -13,6 +13,7 @@ transformers as an implementation of experts, whichever of the two is imported f
 from __future__ import annotations
 
 import importlib
+import pathlib
 from typing import TYPE_CHECKING, Any
 
 from moec.transformers_hook import offer_experts
@@ -76,6 +77,11 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("moec.torch")
     raise AttributeError(f"module 'moec' has no attribute {name!r}")
 
+
+_CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
+if (_CHECKOUT / "passes" / "raise_moe.py").is_file() and (_CHECKOUT / "pyproject.toml").is_file():
+    # passes/, simulators/ and targets/ lie beside moec/ in a checkout; an installed moec has them inside.
+    __path__.append(str(_CHECKOUT))
 
 offer_experts()
 

@@ -7,7 +7,6 @@ import pathlib
 import re
 import subprocess
 import sys
-import sysconfig
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -24,7 +23,7 @@ def test_every_folder_with_code_is_a_package_that_is_installed() -> None:
 
 def test_python_started_in_the_checkout_finds_all_packages() -> None:
     """``-S`` leaves out the paths that an editable installation adds; its libraries are named instead."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), sysconfig.get_path("purelib")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     program = "import moec.passes, moec.simulators, moec.targets; print(moec.passes.__file__)"
     command = [sys.executable, "-S", "-c", program]
     done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=False)

@@ -33,7 +33,7 @@ _HEADINGS = (
 def launch_tables(model: PredictedModel) -> Iterator[RenderableType]:
     yield Text(
         f"Predicted for {model.gpu.name}, not measured: from published figures, tokens spread evenly over experts, "
-        "kernels of a captured graph one after another. docs/cuda.md says what the model knows."
+        "kernels of a captured graph one after another. docs/design/gpu.md says what the model knows."
     )
     for layer in model.layers:
         rows = [_cells(launch) for launch in layer.launches]

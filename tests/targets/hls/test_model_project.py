@@ -293,7 +293,7 @@ def test_estimates_agree_with_the_simulation_of_large_layers():
 
 @pytest.mark.nightly
 def test_latencies_of_m3vit_are_those_of_the_docs():
-    """The table of docs/hls.md: sizes of Edge-MoE's sources; loads as random tokens choose, in every layer."""
+    """The table of docs/design/fpga.md: sizes of Edge-MoE's sources; loads as random tokens choose, in every layer."""
     plan = m3vit()
     loads = [EDGE_LOADS if len(layer) == 16 else layer for layer in loads_of(plan, plan.input_steps(image_of(plan)))]
     found = {}

@@ -1,4 +1,4 @@
-"""What an export took for granted about a model's inputs, as metadata of the model that passes do not touch."""
+"""Assumptions that an export made about a model's inputs, kept as metadata of the model that no pass touches."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ _NOT_EMPTY = re.compile(r"1 <= \w+")
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """``guards``: conditions on named sizes (:mod:`moec.common.guards`), which an artifact checks when it is called.
-    ``fixed``: sizes that were to be dynamic and became numbers. ``unchecked``: what nobody checks. ``tried``:
-    sizes that the export was not for, but that gave the module's results when they were tried. ``unused``: tensors of
-    the model's files that nothing was made of. ``notes``: what else there is to say. ``wide``: the guards that leave in
-    all sizes that the model's configuration is for."""
+    """The assumptions, by what becomes of each kind.
+
+    ``guards``: conditions on named sizes (:mod:`moec.common.guards`), which an artifact checks when it is called.
+    ``wide``: the guards that exclude no size that the model's configuration is for. ``fixed``: sizes that were to be
+    dynamic and became numbers. ``unchecked``: assumptions that nobody checks. ``tried``: sizes that the export was not
+    for, but that gave the module's results when they were tried. ``unused``: tensors of the model's files that became
+    no part of the model. ``notes``: further remarks.
+    """
 
     guards: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
@@ -47,17 +50,17 @@ class Conditions:
         return {name for guard in self.guards for name in parse_guard(guard).names}
 
     def renamed(self, names: Mapping[str, str]) -> Conditions:
-        """The same with other names of sizes."""
+        """Copy with other names of sizes."""
         fields = dataclasses.asdict(self).items()
         return Conditions(**{kind: tuple(renamed(text, names) for text in texts) for kind, texts in fields})
 
     def attach(self, model: ir.Model) -> None:
-        """Put them into the model's metadata, which ONNX files keep."""
+        """Put the conditions into the model's metadata, which ONNX files keep."""
         if self != Conditions():
             model.metadata_props[KEY] = json.dumps(dataclasses.asdict(self))
 
     def report(self, specs: Sequence[TensorSpec], report: Report) -> None:
-        """Say what the artifact is limited to."""
+        """Report the limits of the artifact as remarks and warnings."""
         for guard in self.wide:
             report.note(_PASS, guard, "other sizes are refused; the model's configuration is for no other either")
         if narrow := [guard for guard in self.guards if guard not in self.wide]:
@@ -101,44 +104,45 @@ class Conditions:
 
 
 def read(model: ir.Model, where: str) -> Conditions:
-    """Those in a model's metadata. Raises MoecError, naming ``where``, for text that :meth:`attach` did not write."""
+    """Read the conditions from a model's metadata. Raises MoecError, naming ``where``, for text that :meth:`attach` did
+    not write."""
     if KEY not in model.metadata_props:
         return Conditions()
     try:
-        older = {"unused": [], "notes": [], "wide": []}  # what files of before have no keys of
+        older = {"unused": [], "notes": [], "wide": []}  # files of earlier versions lack these keys
         content = {**older, **json.loads(model.metadata_props[KEY])}
         kinds = [field.name for field in dataclasses.fields(Conditions)]
-        found = Conditions(**{kind: tuple(map(_printable, content[kind])) for kind in kinds})
-        _ = found.names
+        conditions = Conditions(**{kind: tuple(map(_printable, content[kind])) for kind in kinds})
+        _ = conditions.names
     except (ValueError, RecursionError, TypeError, KeyError) as error:
         raise MoecError(f"{where}: its metadata {KEY!r} cannot be read ({error}); export the model again") from error
-    return found
+    return conditions
 
 
 def conditions_of(model: ir.Model) -> Conditions:
-    """Those of an imported model. Raises MoecError where they are about a size that no input has."""
-    found = read(model, "model")
-    unbound = found.names - bound_names([spec.shape for spec in tensor_specs(model.graph.inputs)])
+    """Read the conditions of an imported model. Raises MoecError for a condition on a size that no input has."""
+    conditions = read(model, "model")
+    unbound = conditions.names - bound_names([spec.shape for spec in tensor_specs(model.graph.inputs)])
     if unbound:
         raise MoecError(f"metadata {KEY!r} is about {sorted(unbound)[0]!r}, no input's size; export the model again")
-    return found
+    return conditions
 
 
 def settled(guards: Sequence[str], before: Sequence[TensorSpec], after: Sequence[TensorSpec]) -> list[str]:
-    """The guards of a model whose inputs were ``before``, about those that a program has: some names may have turned
-    out as numbers."""
-    known: dict[str, int] = {}
+    """Rewrite the guards of a model with inputs ``before`` for the inputs ``after``, some of whose named sizes may have
+    become numbers."""
+    numbers: dict[str, int] = {}
     for old, new in zip(before, after, strict=True):
-        known |= {
+        numbers |= {
             name: size
             for name, size in zip(old.shape, new.shape, strict=True)
             if isinstance(name, str) and isinstance(size, int)
         }
-    return [renamed(guard, {name: str(size) for name, size in known.items()}) for guard in guards]
+    return [renamed(guard, {name: str(size) for name, size in numbers.items()}) for guard in guards]
 
 
 def _where(names: Sequence[str], specs: Sequence[TensorSpec]) -> str:
-    """``seq is axis 1 of 'ids'``, for each of the names."""
+    """Say where each of the names stands, as in ``seq is axis 1 of 'ids'``."""
     axes = {
         name: f"{name} is axis {axis} of {spec.name!r}"
         for spec in reversed(specs)

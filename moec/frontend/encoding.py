@@ -1,5 +1,7 @@
-"""Texts of an ONNX message, which have to be UTF-8: protobuf gives others as bytes, and whatever meets one as a name
-fails."""
+"""Check that all texts of an ONNX message are UTF-8.
+
+Protobuf returns other texts as bytes, and code that expects a name fails on them.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,7 @@ def _of_tensor(tensor: onnx.TensorProto, place: str) -> _Texts:
 
 
 def _decoded(text: bytes) -> str | bytes:
-    """Attributes hold bytes, which operators read as text."""
+    """Decode an attribute's text: attributes hold bytes, and operators read them as UTF-8."""
     try:
         return text.decode("utf-8")
     except UnicodeDecodeError:

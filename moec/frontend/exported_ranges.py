@@ -1,14 +1,15 @@
-"""The ranges of sizes that PyTorch writes into the ONNX files it exports, as guards.
+"""Guards from the ranges of sizes that PyTorch writes into the ONNX files it exports.
 
-Tracing takes one way through a module, and what that way rests on (:mod:`moec.frontend.torch_guards`) is lost in a
-file, but for the ranges of symbols, which ``torch.onnx.export(dynamo=True)`` keeps in the metadata of the graph:
+Tracing follows one path through a module. The conditions of that path (:mod:`moec.frontend.torch_guards`) are not in
+the file, except the ranges of symbols, which ``torch.onnx.export(dynamo=True)`` keeps in the metadata of the graph:
 ``{s10: VR[0, int_oo], s21: VR[2, 16]}`` (``torch/onnx/_internal/exporter/_core.py``).
 
-1. ``s21: VR[2, 16]`` becomes the guard ``s21 <= 16``, and ``VR[8, 8]`` becomes ``s21 == 8``. That a size is at least 1
-   or 2 is no guard: PyTorch takes it for granted, and who asks for it (``is_causal = length > 1``) seldom means it.
-2. Where sizes were renamed (``dynamic_shapes=({1: "seq"},)``), symbols stand for the names of the inputs' sizes in
-   their order, in which torch.export lists them. Symbols of values (``u0``) have no place among them.
-3. A range whose place is not known is said, for nobody checks it.
+1. ``s21: VR[2, 16]`` becomes the guard ``s21 <= 16``, and ``VR[8, 8]`` becomes ``s21 == 8``. A lower bound of 1 or 2 is
+   no guard: PyTorch assumes it by itself, and modules that test for it (``is_causal = length > 1``) seldom depend on
+   it.
+2. Where sizes were renamed (``dynamic_shapes=({1: "seq"},)``), symbols match the names of the inputs' sizes in order,
+   because torch.export lists them in that order. Symbols of values (``u0``) are not counted.
+3. A range whose size cannot be identified is reported as unchecked.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ RANGES = "pkg.torch.export.ExportedProgram.range_constraints"
 _RANGE = re.compile(r"\b(s\d+): VR\[(\d{1,19}), (\d{1,19}|int_oo|oo)\]")
 _TAKEN_FOR_GRANTED = 2
 _UNBOUNDED = 1 << 62
-"""Older versions of PyTorch write 2^63 - 2 for infinity."""
+"""Bound from which a size counts as unbounded: older versions of PyTorch write 2^63 - 2 for infinity."""
 
 
 def attach(model: ir.Model) -> None:
-    """Put the guards into the model's metadata, where there are no conditions yet, which would say more."""
+    """Attach the guards to the model's metadata, unless it already has conditions, which say more."""
     ranges = _RANGE.findall(model.graph.metadata_props.get(RANGES, ""))
     if KEY in model.metadata_props or not ranges:
         return
@@ -56,7 +57,7 @@ def _names_of_sizes(model: ir.Model) -> list[str]:
 
 
 def _condition(name: str, least: int, most: int) -> str | None:
-    """As guards are written; None where every size will do."""
+    """Write a range as a guard. Returns None for a range that excludes no size."""
     if least == most:
         return f"{name} == {least}"
     lower = f"{least} <= " if least > _TAKEN_FOR_GRANTED else ""
@@ -67,6 +68,6 @@ def _condition(name: str, least: int, most: int) -> str | None:
 def _is_guard(text: str) -> bool:
     try:
         parse_guard(text)
-    except ValueError:  # a name that is a word of the language
+    except ValueError:  # a name that is a keyword of the language
         return False
     return True

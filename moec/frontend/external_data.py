@@ -39,18 +39,18 @@ def check_tensors(proto: onnx.ModelProto, folder: Path | None, where: str) -> No
 
 
 def external_files(proto: onnx.ModelProto, folder: Path) -> list[Path]:
-    """The files in which tensors of a checked model lie, by their names."""
+    """List the files, sorted by name, in which tensors of a checked model lie."""
     tensors = [tensor for tensor in _tensors(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL]
     places = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
     return [folder / place for place in sorted(places)]
 
 
 def map_weights(model: ir.Model) -> None:
-    """Let external weights of one file share one memory map, copy weights inside the model's file out of it once, and
-    let those of 4 bits and fewer stay packed until read.
+    """Give external weights of one file one memory map, copy weights inside the model's file out of it once, and keep
+    those of 4 bits and fewer packed until they are read.
 
-    ONNX IR maps the whole file for each tensor: some thousand weights of a large model exhaust the address space. And
-    whenever one expert is read of a weight inside the model's file, it would copy all of them.
+    ONNX IR maps the whole file for each tensor, and some thousand weights of a large model exhaust the address space.
+    For a weight inside the model's file it would copy all experts whenever one is read.
     """
     maps: dict[str, np.ndarray] = {}
     for value in (value for graph in model.graphs() for value in graph.initializers.values()):
@@ -67,7 +67,7 @@ def map_weights(model: ir.Model) -> None:
 
 
 def _over_bytes(stored: np.ndarray, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """A tensor like the given one over the bytes that ONNX stores."""
+    """Make a tensor of the same type, shape and name over the bytes that ONNX stores."""
     if tensor.dtype.bitwidth < 8:
         return ir.PackedTensor(stored, tensor.dtype, shape=tensor.shape.numpy(), name=tensor.name)
     array = stored.view(tensor.dtype.numpy().newbyteorder("<")).reshape(tensor.shape.numpy())
@@ -100,14 +100,15 @@ def _check_external(tensor: onnx.TensorProto, folder: Path | None, place: str) -
 
 
 def _path_inside(location: str, folder: Path, place: str) -> Path:
-    """The data file, when it is a plain file in the model's folder also after following links."""
+    """Resolve a data file's path. Raises MoecError unless it is a plain file in the model's folder after following
+    links."""
     outside = f"{place}: its data file {location!r} is outside the model's folder; move it there and fix the model"
     if not location or "\0" in location or os.path.isabs(location) or ".." in Path(location).parts:
         raise MoecError(outside)
     path = folder / location
     try:
         is_inside, is_file = path.resolve().is_relative_to(folder.resolve()), os.path.isfile(f"{folder}/{location}")
-    except (OSError, RuntimeError) as error:  # too long a name; RuntimeError: links in a circle
+    except (OSError, RuntimeError) as error:  # a name that is too long; RuntimeError: links in a circle
         reason = getattr(error, "strerror", None) or error
         raise MoecError(f"{place}: its data file {location[:80]!r} cannot be found: {reason}") from error
     if not is_inside:
@@ -120,7 +121,7 @@ def _path_inside(location: str, folder: Path, place: str) -> Path:
 
 
 _MOST_DIGITS = 19
-"""Of a number of bytes that a file can have."""
+"""Digits of the largest number of bytes that a file can have."""
 
 
 def _whole_number(text: str, what: str, place: str) -> int:
@@ -149,16 +150,17 @@ _COMPLEX = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
 
 
 def _check_typed_data(tensor: onnx.TensorProto, place: str) -> None:
-    """Typed fields hold one entry per element, except packed 4-bit and smaller types and complex numbers."""
-    found = sum(len(getattr(tensor, field)) for field in _TYPED_FIELDS)
+    """Check the number of entries of typed fields: one per element, except packed types of 4 bits and fewer and complex
+    numbers."""
+    actual = sum(len(getattr(tensor, field)) for field in _TYPED_FIELDS)
     expected = _elements_of(tensor)
     if tensor.data_type in _COMPLEX:
         expected *= 2
     elif tensor.data_type != onnx.TensorProto.STRING:
         expected = min(expected, _bytes_of(tensor, place))
-    if found != expected:
+    if actual != expected:
         raise MoecError(
-            f"{place} holds {found} values, expected {expected} for its shape {list(tensor.dims)}; the file is "
+            f"{place} holds {actual} values, expected {expected} for its shape {list(tensor.dims)}; the file is "
             "damaged, export the model again"
         )
 

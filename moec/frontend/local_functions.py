@@ -1,8 +1,9 @@
-"""Functions that a model brings along: their calls become what they compute.
+"""Resolution of a model's local functions: their calls become operators that moec knows, or the nodes of their bodies.
 
-A call is one of three things. A function of domain ``moec`` stays. One with the name of an operator of onnxruntime's
-own that moec knows is this operator, as it is for onnxruntime, which takes a body only where it has no kernel; the body
-is set aside for calls that ask for more than moec has. Any other call becomes the nodes of its function's body.
+1. A function of domain ``moec`` stays.
+2. A function with the name of an onnxruntime operator that moec knows becomes that operator, because onnxruntime uses a
+   body only where it has no kernel. The body is kept for calls that need more than moec has.
+3. Any other call becomes the nodes of its function's body.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _CONTRIB = "com.microsoft"
 
 
 def resolve(model: ir.Model, where: str) -> Bodies:
-    """Inline the functions of a model, in place; the bodies that are set aside.
+    """Inline the functions of a model, in place. Returns the bodies that are kept.
 
     Raises UnsupportedError for a function that cannot be inlined.
     """
@@ -35,13 +36,13 @@ def resolve(model: ir.Model, where: str) -> Bodies:
     except Exception as error:  # a pass manager wraps the reason: cyclic functions, graph attributes, arity
         reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
         raise UnsupportedError(f"{where}: a local function cannot be inlined ({reason[:300]})") from error
-    known = {key: function for key, function in model.functions.items() if _is_operator(function)}
-    for key in known:
+    operators = {key: function for key, function in model.functions.items() if _is_operator(function)}
+    for key in operators:
         del model.functions[key]
     if has_functions:
         _resolve_optional_inputs(model.graph)
-        RemoveUnusedNodesPass()(model)  # what is left of a body may read an input that the call does not have
-    return {key[:2]: function for key, function in known.items() if _renumbered(function)}
+        RemoveUnusedNodesPass()(model)  # the rest of a body may read an input that the call does not have
+    return {key[:2]: function for key, function in operators.items() if _renumbered(function)}
 
 
 def _align_opsets(model: ir.Model, where: str) -> None:
@@ -60,7 +61,7 @@ def _is_operator(function: ir.Function) -> bool:
 
 
 def _renumbered(function: ir.Function) -> bool:
-    """Whether the body means the same at the working opset, whose number it then has."""
+    """Whether the body means the same at the working opset, whose number it then gets."""
     version = function.opset_imports.get("", OPSET)
     nodes = ir.traversal.RecursiveGraphIterator(function)
     if any(node.domain == "" and since(node.op_type, version) != since(node.op_type) for node in nodes):
@@ -70,23 +71,23 @@ def _renumbered(function: ir.Function) -> bool:
 
 
 def _resolve_optional_inputs(graph: ir.Graph) -> None:
-    """Answer OptionalHasElement, by which a body asks for an input that a call may leave out, and let
-    OptionalGetElement be the tensor that is there."""
+    """Resolve OptionalHasElement, by which a body tests for an optional input, to a constant, and OptionalGetElement to
+    the tensor."""
     for node in list(graph):
         for body in nested_graphs(node):
             _resolve_optional_inputs(body)
         if node.domain != "" or node.op_type not in ("OptionalHasElement", "OptionalGetElement"):
             continue
-        given = node.inputs[0] if node.inputs else None
-        if given is not None and _is_optional(given):
+        source = node.inputs[0] if node.inputs else None
+        if source is not None and _is_optional(source):
             continue
         if node.op_type == "OptionalHasElement":
-            answer = ir.node("Constant", [], attributes={"value": ir.tensor(np.array(given is not None))})
+            answer = ir.node("Constant", [], attributes={"value": ir.tensor(np.array(source is not None))})
             graph.insert_before(node, answer)
             answer.outputs[0].name = node.outputs[0].name
-            given = answer.outputs[0]
-        if given is not None:
-            ir.convenience.replace_all_uses_with(node.outputs[0], given, replace_graph_outputs=True)
+            source = answer.outputs[0]
+        if source is not None:
+            ir.convenience.replace_all_uses_with(node.outputs[0], source, replace_graph_outputs=True)
             graph.remove(node, safe=True)
 
 

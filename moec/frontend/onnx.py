@@ -1,4 +1,5 @@
-"""ONNX files and in-memory ONNX models: checked, with functions inlined, at the working opset, weights not loaded."""
+"""Import of ONNX files and in-memory ONNX models: checks, inlining of functions, conversion to the working opset.
+Weights are not loaded."""
 
 from __future__ import annotations
 
@@ -20,13 +21,13 @@ from moec.ir.graphs import lift_constants
 
 
 def import_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
-    """The model as ONNX IR at opset 24.
+    """Import the model as ONNX IR at opset 24.
 
-    Local functions are inlined (:mod:`moec.frontend.local_functions`), every constant is an initializer, and weights
-    stay where they are: memory-mapped when they are external data. ``source`` itself is not changed.
+    Local functions are inlined (:mod:`moec.frontend.local_functions`), every constant becomes an initializer, and
+    weights stay where they are: memory-mapped when they are external data. ``source`` itself is not changed.
 
     Raises MoecError for a file that cannot be read as ONNX, for tensors whose data is missing, of the wrong size or
-    outside the model's folder; UnsupportedError, naming node, operator and opset, for what moec cannot treat.
+    outside the model's folder; UnsupportedError, naming node, operator and opset, for parts that moec does not support.
     """
     model, where = _read(source)
     structure.sort_nodes(model, where)
@@ -51,8 +52,8 @@ def import_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) ->
 
 
 def files_of(path: str | os.PathLike[str]) -> list[Path]:
-    """The file of a model and those of its external data. Raises MoecError for a file that cannot be read as ONNX, and
-    for data that is missing or outside the model's folder."""
+    """List the file of a model and those of its external data. Raises MoecError for a file that cannot be read as ONNX,
+    and for data that is missing or outside the model's folder."""
     path = Path(path)
     proto, folder = _parse(path), path.absolute().parent
     _check_message(proto, str(path))
@@ -104,7 +105,8 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 
 def _check_message(proto: onnx.ModelProto, where: str) -> None:
-    """Almost any bytes parse as some protobuf message; a model has an IR version, opsets and a graph with outputs."""
+    """Check that the message is a model, because almost any bytes parse as some protobuf message: a model has an IR
+    version, opsets and a graph with outputs."""
     if not proto.ir_version or not proto.HasField("graph") or not proto.opset_import:
         raise MoecError(
             f"{where}: holds no ONNX model (no IR version, graph or opset); it is truncated or another kind of file"
@@ -120,12 +122,12 @@ def _check_message(proto: onnx.ModelProto, where: str) -> None:
 
 
 def _deserialize(proto: onnx.ModelProto, where: str) -> ir.Model:
-    logger = logging.getLogger("onnx_ir")  # it warns of what is refused below in one line
+    logger = logging.getLogger("onnx_ir")  # silence warnings of problems that are refused below in one line
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         return ir.from_proto(proto)
-    except Exception as error:  # onnx_ir raises whatever the first inconsistency leads to
+    except Exception as error:  # onnx_ir may raise anything for an inconsistency
         reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
         raise MoecError(f"{where}: the graph is inconsistent ({reason[:300]}); export the model again") from error
     finally:
@@ -133,7 +135,7 @@ def _deserialize(proto: onnx.ModelProto, where: str) -> ir.Model:
 
 
 def _drop_initializers_from_inputs(model: ir.Model) -> None:
-    """Before IR version 4 every initializer was a graph input too; such an input is a constant here."""
+    """Make constants of inputs that are initializers: before IR version 4 every initializer had to be an input."""
     from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
     RemoveInitializersFromInputsPass()(model)
@@ -145,16 +147,16 @@ def _resolve_constant_branches(model: ir.Model, where: str) -> None:
 
     Raises MoecError where constants before an If cannot be computed.
     """
-    # Not left to the pass inline-control-flow, which works at the opset that the conversion makes: what is refused on
-    # the way there, operators that nothing knows and shapes that do not fit, may stand in a branch that is never taken.
-    # The pass takes conditions that become known later, such as those in the steps of loops.
+    # The pass inline-control-flow would be too late: it works at the working opset, and the conversion to that refuses
+    # unknown operators and shapes that do not fit. These may stand in a branch that is never taken. The pass handles
+    # conditions that become known later, such as those in the steps of loops.
     if not any(node.op_type == "If" and node.domain == "" for node in model.graph):
         return
     from onnxscript.optimizer import fold_constants_ir
 
     try:
         fold_constants_ir(model)
-    except Exception as error:  # what ONNX's reference raises, in errors of onnxscript's own
+    except Exception as error:  # ONNX's reference raises anything, wrapped in errors of onnxscript
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise MoecError(f"{where}: the condition of an If cannot be computed ({reason}); export it again") from error
     lift_constants(model)

@@ -1,7 +1,7 @@
-"""ONNX's C++ (version converter and shape inference), run in a process of its own.
+"""ONNX's C++ code (version converter and shape inference), run in a separate process.
 
-Both were seen to crash, to hang and to fill the memory on malformed models; there, that is one error. The process loads
-nothing but ONNX's extension module: 0.04 s, where ``import onnx`` alone takes 0.2.
+Both may crash, hang or fill the memory on malformed models; in another process each of these is one error. The process
+loads only ONNX's extension module, in 0.04 s; ``import onnx`` takes 0.2 s.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from moec.common.child import Limits, LostError, RefusedError, run_child
 
 LIMITS = Limits(seconds=30, memory=1 << 30)
-"""Far more time and memory than the largest graph takes without its weights."""
+"""Far more time and memory than the largest graph needs without its weights."""
 
 _PROGRAM = pathlib.Path(__file__).with_name("onnx_program.py")
 _NOISE = re.compile(r"\[\w+Error\] |Inference error\(s\): ")
@@ -20,15 +20,16 @@ _NODE = re.compile(r"^\(op_type:(?P<operator>[\w.]+)(?:, node name: (?P<name>[^)
 
 
 class ConversionError(Exception):
-    """An operator has no conversion; says which."""
+    """An operator has no conversion; the text names it."""
 
 
 class InconsistentError(Exception):
-    """Types, shapes or attributes contradict the operators' definitions, or ONNX died of them; says where."""
+    """Types, shapes or attributes contradict the operators' definitions, or ONNX died of them; the text names the
+    place."""
 
 
 def convert(message: bytes, version: int, target: int) -> bytes:
-    """A serialized model at opset ``target``, checked to be consistent.
+    """Convert a serialized model to opset ``target`` and check that it is consistent.
 
     Raises ConversionError and InconsistentError.
     """
@@ -45,7 +46,7 @@ def convert(message: bytes, version: int, target: int) -> bytes:
 
 
 def _readable(text: str) -> str:
-    """The first of the errors, in moec's words for a node."""
+    """Extract the first error and name its node in moec's terms."""
     line = next((said for said in _NOISE.sub("", text).splitlines() if said.strip()), "no reason given")
     node = _NODE.match(line)
     if node is None:

@@ -8,9 +8,9 @@ class CannotConvertError(Exception):
 
 
 def main(message: bytes, extension: str, version: str, target: str) -> bytes:
-    """A serialized model, given at opset ``version``, at opset ``target`` and checked by shape inference.
+    """Convert a serialized model from opset ``version`` to opset ``target`` and check it by shape inference.
 
-    ``extension``: the path of ONNX's extension module, which is all that is loaded of ONNX.
+    ``extension``: the path of ONNX's extension module, the only part of ONNX that is loaded.
     """
     loader = ExtensionFileLoader("onnx_cpp2py_export", extension)
     onnx = loader.create_module(ModuleSpec("onnx_cpp2py_export", loader, origin=extension))

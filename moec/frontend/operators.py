@@ -1,6 +1,6 @@
-"""What a model may consist of: operators that exist, tensors of numbers.
+"""Checks of a model's operators, attributes and types, for things that no part of moec supports.
 
-Whether a target can compile an operator is the target's affair; this module refuses what nothing downstream can treat.
+Targets decide for themselves about the operators that they can compile.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FLAGS = frozenset(
         *("storage_order", "training_mode", "transA", "transB", "upper"),
     }
 )
-"""The attributes of ONNX's operators that are 0 or 1. Their schemas say INT of all integers."""
+"""Attributes of ONNX's operators that are 0 or 1. Their schemas allow all integers."""
 _WORDS = {
     ("BitShift", "direction"): ("LEFT", "RIGHT"),
     ("Gelu", "approximate"): ("none", "tanh"),
@@ -44,16 +44,16 @@ _WORDS = {
         for name in ("AveragePool", "Conv", "ConvInteger", "ConvTranspose", "LpPool", "MaxPool", "QLinearConv")
     },
 }
-"""The words that attributes of ONNX's operators may be, where an operator computes something for any other one too.
-Their schemas say STRING of all."""
+"""Words that attributes of ONNX's operators may be, where an operator would also compute something for any other word.
+Their schemas allow any string."""
 _LARGE = ("start", "end", "value_int")
-"""Numbers of 64 bits. The attributes of Shape are cut to the rank: the largest int64 is one way to write "to the last
-axis"; a constant may be any number."""
+"""Attributes with numbers of 64 bits. Those of Shape are cut to the rank: the largest int64 is one way to write "to the
+last axis". A constant may be any number."""
 _TRAINING_DOMAINS = ("ai.onnx.training", "ai.onnx.preview.training")
 
 
 def check_operators(model: ir.Model, where: str) -> None:
-    """Raises UnsupportedError naming node, operator and opset for the first node that is not supported, MoecError for
+    """Raise UnsupportedError, naming node, operator and opset, for the first node that is not supported, MoecError for
     one that uses what nothing defines."""
     version = model.graph.opset_imports[""]
     for graph in model.graphs():
@@ -69,14 +69,15 @@ def check_operators(model: ir.Model, where: str) -> None:
 
 
 def check_dialect(model: ir.Model, where: str) -> None:
-    """Raises MoecError for a node of the moec dialect that breaks one of its rules: saved graphs can be edited."""
+    """Raise MoecError for a node of the moec dialect that breaks one of its rules, because saved graphs can be
+    edited."""
     for message in dialect_violations(model):
         raise MoecError(f"{where}: {message}")
 
 
 def check_types(model: ir.Model, where: str) -> None:
-    """Raises UnsupportedError for a graph input or output that is not a tensor of numbers or booleans, and MoecError
-    for one of an impossible size."""
+    """Raise UnsupportedError for a graph input or output that is not a tensor of numbers or booleans, MoecError for one
+    of an impossible size."""
     for kind, values in (("input", model.graph.inputs), ("output", model.graph.outputs)):
         for value in values:
             if value.type is not None and not isinstance(value.type, ir.TensorType):
@@ -97,8 +98,8 @@ def check_types(model: ir.Model, where: str) -> None:
 
 
 def check_constants(model: ir.Model, where: str) -> None:
-    """Raises MoecError naming the first Constant, in bodies too, that has not one value, of the type that its
-    attribute's name says, or not one output."""
+    """Raise MoecError for the first Constant, in bodies too, that does not have exactly one value, of the type that its
+    attribute's name says, and one output."""
     schema = onnx.defs.get_schema("Constant")
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if node.op_type != "Constant" or node.domain != "":
@@ -117,7 +118,7 @@ def check_constants(model: ir.Model, where: str) -> None:
 
 
 def _beside(value: ir.Value) -> str:
-    """The operator that makes the value, or the first that takes it, in words."""
+    """Name the operator that produces the value, or the first that uses it."""
     producer, users = value.producer(), value.uses()
     if producer is not None:
         return f" of {producer.op_type} (node {node_name(producer)!r})"
@@ -147,7 +148,7 @@ def _check_inputs(node: ir.Node, place: str) -> None:
 
 
 def _check_references(node: ir.Node, place: str) -> None:
-    """Outside a function there is nothing that an attribute could refer to."""
+    """Raise MoecError for an attribute that refers to a function's: outside a function there is none."""
     for name, attribute in node.attributes.items():
         if attribute.is_ref():
             raise MoecError(
@@ -173,7 +174,7 @@ def _check_standard(node: ir.Node, place: str, version: int) -> None:
 
 
 def _check_signature(node: ir.Node, place: str, schema: onnx.defs.OpSchema) -> None:
-    """Raises MoecError when inputs, outputs or attributes are not the operator's."""
+    """Raise MoecError where the numbers of inputs or outputs, or the attributes, are not the operator's."""
     for kind, values, least, most in (
         ("inputs", node.inputs, schema.min_input, schema.max_input),
         ("outputs", node.outputs, schema.min_output, schema.max_output),
@@ -217,8 +218,8 @@ def _check_attributes(node: ir.Node, place: str, schema: onnx.defs.OpSchema) -> 
 
 
 def _check_integer(name: str, number: int, place: str) -> None:
-    """Raises MoecError for a flag that is neither 0 nor 1, and for what ONNX's inference, which reads axes as 32 bits,
-    would take for another number."""
+    """Raise MoecError for a flag that is neither 0 nor 1, and for a number that ONNX's shape inference would misread,
+    because it reads axes as 32 bits."""
     if name in _FLAGS and number not in (0, 1):
         raise MoecError(f"{place} has {name}={number}, expected 0 or 1; the model is inconsistent")
     if name not in _LARGE and not -LARGEST_SIZE <= number <= LARGEST_SIZE:

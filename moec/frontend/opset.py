@@ -1,9 +1,9 @@
-"""Brings a model to the one opset that the rest of moec works with.
+"""Conversion of a model to the one opset that the rest of moec works with.
 
-Where every operator is the same in both opsets, or the model's is the newer one (:mod:`moec.ir.opsets`), the model only
-changes its number. Everything else is rewritten by ONNX's own converter. In either case ONNX's shape inference says
-whether the model is consistent. Both want the whole model as one protobuf message, so all but small tensors are taken
-out first and put back afterwards: no weight is read or copied.
+Where every operator is the same in both opsets, or the model's is the newer one (:mod:`moec.ir.opsets`), only the
+number changes. Otherwise ONNX's own converter rewrites the model. In both cases ONNX's shape inference checks that the
+model is consistent. Both need the whole model as one protobuf message, so all except small tensors are taken out first
+and put back afterwards: no weight is read or copied.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from moec.ir.shapes import shape_for_inference
 OLDEST = 11
 """The oldest opset from which operators are converted."""
 _KEPT_BYTES = 1024
-"""Small tensors stay in the message: adapters read axes, splits and the like."""
+"""Size of tensors that stay in the message, because adapters read axes, splits and the like."""
 
 _RENAMED = {"SimplifiedLayerNormalization": "RMSNormalization"}
-"""onnxruntime's own operators in ONNX's domain, and the operator that the working opset has for the same thing."""
+"""onnxruntime's operators in ONNX's domain, by the equal operator of the working opset."""
 _EARLY = {"LayerNormalization": 17}
-"""onnxruntime had these in ONNX's domain, with the same meaning, before the opset that has them."""
+"""Operators that onnxruntime had in ONNX's domain, with the same meaning, before the given opset introduced them."""
 _PRIVATE_DOMAIN = "moec.conversion"
 
 
 def check_version(model: ir.Model, where: str) -> None:
-    """Raises UnsupportedError for an opset outside ``OLDEST``..``NEWEST``, unless no operator has changed since an
-    older one. The ONNX domain is called "" from here on."""
+    """Raise UnsupportedError for an opset outside ``OLDEST``..``NEWEST``, unless it is older and no operator has
+    changed since. Afterwards the ONNX domain is called ""."""
     imports = model.graph.opset_imports
     if "ai.onnx" in imports:
         imports[""] = imports.pop("ai.onnx")
@@ -56,9 +56,9 @@ def is_known_early(node: ir.Node, version: int) -> bool:
 
 
 def convert(model: ir.Model, where: str) -> ir.Model:
-    """The model at opset ``OPSET``; the very same object when it is there already.
+    """Convert the model to opset ``OPSET``. Returns the same object where nothing has to be converted.
 
-    Raises UnsupportedError when an operator has no conversion, and MoecError when types, shapes or attributes do not
+    Raises UnsupportedError for an operator without a conversion, and MoecError where types, shapes or attributes do not
     fit the operators.
     """
     version = model.graph.opset_imports[""]
@@ -77,7 +77,7 @@ def convert(model: ir.Model, where: str) -> ir.Model:
 
 
 def _changed(model: ir.Model, version: int) -> list[ir.Node]:
-    """The nodes whose operator of the ONNX domain does not mean in ``OPSET`` what it means in ``version``."""
+    """List the nodes of the ONNX domain whose operator differs between opset ``version`` and ``OPSET``."""
     nodes = ir.traversal.RecursiveGraphIterator(model.graph)
     return [node for node in nodes if node.domain == "" and since(node.op_type, version) != since(node.op_type)]
 
@@ -109,8 +109,8 @@ def _convert(model: ir.Model, version: int, target: int, where: str) -> ir.Model
 
 
 def _convert_message(model: ir.Model, version: int, target: int) -> bytes:
-    """The converted message. Where the model is inconsistent only with what it says of values inside it, that is
-    forgotten: some exporters write wrong shapes there, and nothing depends on them."""
+    """Convert the message. Where only the declared types of inner values make the model inconsistent, drop them: some
+    exporters write wrong shapes there, and nothing depends on them."""
     try:
         return onnx_process.convert(_serialized(model), version, target)
     except onnx_process.InconsistentError:
@@ -123,7 +123,7 @@ def _convert_message(model: ir.Model, version: int, target: int) -> bytes:
 
 
 def _serialized(model: ir.Model) -> bytes:
-    """Raises InconsistentError for what can be read from a damaged file but not written: names that are not UTF-8."""
+    """Serialize the model. Raises InconsistentError for names that are not UTF-8, which can be read but not written."""
     try:
         return ir.to_proto(model).SerializeToString()
     except ir.serde.SerdeError as error:
@@ -165,8 +165,8 @@ def _attach_tensors(model: ir.Model, detached: dict[str, ir.TensorProtocol], inp
 
 
 def _restore_annotations(model: ir.Model, converted: ir.Model) -> None:
-    """Undo what the converter does besides converting: it drops metadata, and replaces shapes by its own inference's,
-    whose made-up names for sizes hide that two sizes are the same."""
+    """Undo two side effects of the converter: it drops metadata, and it replaces shapes by those of its own inference,
+    whose invented names hide that two sizes are the same."""
     converted.metadata_props.update(model.metadata_props)
     converted.producer_name, converted.producer_version = model.producer_name, model.producer_version
     shapes = {value.name: value.shape for node in model.graph for value in node.outputs}

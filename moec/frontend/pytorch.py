@@ -1,4 +1,4 @@
-"""PyTorch modules: torch.export, then PyTorch's own ONNX exporter, whose in-memory result already is ONNX IR.
+"""Import of PyTorch modules: torch.export, then PyTorch's own ONNX exporter, which returns ONNX IR in memory.
 
 Needs the extra ``torch`` (``pip install "moec[torch]"``). Nothing is written to disk and no weight is copied: the
 tensors of the returned model are views of the module's parameters.
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     from moec.common.specs import State
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-"""Changes the colour of a terminal."""
+"""Escape sequences of terminals, such as those for colours."""
 
 
 class Weights(Protocol):
-    """Where a module's weights come from when its own are placeholders."""
+    """Source of a module's weights when its own are placeholders."""
 
     @property
     def names(self) -> set[str]:
-        """Those of the module's parameters and buffers that are placeholders."""
+        """Names of the module's parameters and buffers that are placeholders."""
         ...
 
     def products(self) -> contextlib.AbstractContextManager[Any]:
-        """While it lasts, PyTorch computes with the placeholders and takes little memory for it."""
+        """Context in which PyTorch computes with the placeholders in little memory."""
         ...
 
     def bind(self, graph: ir.Graph, values: Mapping[str, ir.Value]) -> None:
-        """Make constants in ``graph`` of values by name, which are no constants yet."""
+        """Make constants in ``graph`` of ``values``, placeholders by name."""
         ...
 
 
@@ -56,11 +56,11 @@ def import_module(
 ) -> ir.Model:
     """Export ``module`` and import the result.
 
-    ``example_inputs`` is a tuple of positional or a dict of keyword arguments; ``dynamic_shapes`` is what
-    ``torch.export.export`` takes (without it every size is fixed to the example's). Without both, a text model of
-    transformers gets those of :mod:`moec.frontend.text_inputs`, with ``cache`` those of
-    :mod:`moec.frontend.text_cache`, too. Outputs of a module that returns a mapping (as
-    transformers models do) are named after its keys. ``weights``: used in the place of the module's own.
+    ``example_inputs`` is a tuple of positional or a dict of keyword arguments. ``dynamic_shapes`` is passed to
+    ``torch.export.export``; without it every size is fixed to the example's. Without both, a text model of transformers
+    gets the inputs of :mod:`moec.frontend.text_inputs`, with ``cache`` also those of :mod:`moec.frontend.text_cache`.
+    Outputs of a module that returns a mapping, as transformers models do, are named after its keys. ``weights`` replace
+    the module's own.
 
     Raises MoecError when torch is not installed, the module is in training mode or inputs are missing, and
     UnsupportedError when PyTorch cannot export the module.
@@ -92,7 +92,8 @@ def import_module(
 def _export(
     module: torch.nn.Module, arguments: Any, dynamic_shapes: Any, weights: Weights | None
 ) -> tuple[torch.onnx.ONNXProgram, torch.export.ExportedProgram, Conditions]:
-    """The module as ONNX, the program that it was made from, and what that holds for. Raises UnsupportedError."""
+    """Export the module to ONNX. Also returns the program of torch.export and the conditions under which it holds.
+    Raises UnsupportedError where PyTorch fails."""
     from moec.frontend.huggingface.exportable import exportable
     from moec.frontend.torch_complex import complex_as_pairs
     from moec.frontend.torch_decompositions import decompose_one_by_one
@@ -110,7 +111,7 @@ def _export(
             exported = torch.onnx.export(program, dynamo=True, verbose=False, **options)
             if weights is not None:
                 _optimize(exported, weights)
-        except Exception as error:  # torch raises many unrelated types here; the user needs its reason, not ours
+        except Exception as error:  # torch raises many unrelated types here; the user needs its reason
             raise UnsupportedError(_explain(module, error)) from error
         with contextlib.nullcontext() if weights is None else weights.products():
             return exported, program, _conditions(module, arguments, program, exported.exported_program)
@@ -119,7 +120,7 @@ def _export(
 def _with_names_of_text(
     module: torch.nn.Module, exported: torch.onnx.ONNXProgram, conditions: Conditions
 ) -> Conditions:
-    """The same with sizes named as a text model's are; the exported model gets these names, too."""
+    """Rename sizes to those of a text model, in the exported model and in the conditions, which are returned."""
     from moec.frontend.text_inputs import wide_guards
 
     assert exported.exported_program is not None
@@ -130,7 +131,7 @@ def _with_names_of_text(
 
 
 def import_program(program: torch.export.ExportedProgram) -> ir.Model:
-    """Import what ``torch.export.export`` returned; guards of the export hold for the model, too. Raises
+    """Import the result of ``torch.export.export``; guards of the export hold for the model, too. Raises
     UnsupportedError where PyTorch has no ONNX operators for it."""
     torch = _import_torch()
     with quiet(), torch.no_grad():
@@ -142,7 +143,7 @@ def import_program(program: torch.export.ExportedProgram) -> ir.Model:
 
 
 def import_onnx_program(exported: Any, program: torch.export.ExportedProgram | None = None) -> ir.Model:
-    """Import what ``torch.onnx.export`` returned, which it made of ``program``."""
+    """Import the result of ``torch.onnx.export`` for ``program``."""
     converted, model = exported.exported_program, exported.model.clone()
     if converted is None:
         return _imported(model, Conditions())
@@ -166,8 +167,11 @@ def _name_outputs(model: ir.Model, program: torch.export.ExportedProgram) -> Non
 def _inputs(
     module: torch.nn.Module, example_inputs: Any, dynamic_shapes: Any, cache: bool
 ) -> tuple[Any, Any, contextlib.AbstractContextManager[None], list[State]]:
-    """Example inputs and dynamic shapes as they are given, or else those of a text model, with a cache where asked; and
-    the states that no pass would find."""
+    """Select the example inputs and dynamic shapes: the caller's, else those of a text model, with a cache where asked
+    for.
+
+    Also returns the context to export in, and the states that no pass would find.
+    """
     from moec.frontend.huggingface.exportable import exportable
     from moec.frontend.text_cache import cache_inputs, with_cache
     from moec.frontend.text_inputs import text_inputs, without_cache
@@ -176,19 +180,19 @@ def _inputs(
         raise MoecError("cache=True makes the inputs of a text model of transformers; leave example_inputs out")
     if example_inputs is not None:
         return example_inputs, dynamic_shapes, contextlib.nullcontext(), []
-    made = text_inputs(module)
-    if made is None:
+    text = text_inputs(module)
+    if text is None:
         raise MoecError(f"{type(module).__name__}: compiling a PyTorch module needs example_inputs=(...)")
     if not cache:
-        return made.example, dynamic_shapes or made.dynamic_shapes, without_cache(module), []
+        return text.example, dynamic_shapes or text.dynamic_shapes, without_cache(module), []
     with exportable(module):
-        cached = cache_inputs(module, made)
-    made, surroundings = cached.inputs, with_cache(module, cached.form)
-    return made.example, dynamic_shapes or made.dynamic_shapes, surroundings, cached.states
+        cached = cache_inputs(module, text)
+    text, surroundings = cached.inputs, with_cache(module, cached.form)
+    return text.example, dynamic_shapes or text.dynamic_shapes, surroundings, cached.states
 
 
 def _names_of_sizes(program: torch.export.ExportedProgram) -> dict[str, str]:
-    """What the sizes of a text model's inputs are called, by the names that PyTorch made up."""
+    """Map PyTorch's invented names for the sizes of a text model's inputs to its own names."""
     from moec.frontend import text_cache, text_inputs
     from moec.frontend.torch_guards import known_inputs
 
@@ -202,8 +206,8 @@ def _names_of_sizes(program: torch.export.ExportedProgram) -> dict[str, str]:
 
 
 def _optimize(exported: Any, weights: Weights) -> None:
-    """What PyTorch's exporter does at its end, with weights that it cannot look into: it would fold them into copies,
-    and placeholders into constants that mean nothing. They are inputs of the graph until :func:`_bind`."""
+    """Run the optimizer of PyTorch's exporter with placeholders out of its sight, because it would fold them into
+    constants that mean nothing. They are inputs of the graph until :func:`_bind`."""
     graph = exported.model.graph
     values = {name: graph.initializers.pop(name) for name in list(graph.initializers) if name in weights.names}
     for value in values.values():
@@ -213,23 +217,25 @@ def _optimize(exported: Any, weights: Weights) -> None:
 
 
 def _bind(graph: ir.Graph, weights: Weights) -> None:
-    """Give the weights that are inputs to the graph, which is at the opset where they can be stored in any format."""
+    """Replace the inputs that stand for weights by constants. The graph has to be at the working opset, in which
+    weights can be stored in any format."""
     values = {str(value.name): value for value in graph.inputs if value.name in weights.names}
     graph.inputs[:] = [value for value in graph.inputs if value.name not in values]
     weights.bind(graph, values)
 
 
 def _conditions(module: torch.nn.Module, arguments: Any, program: Any, converted: Any) -> Conditions:
-    """What the export took for granted; sizes of 0 and 1 as far as the module itself tells them from others."""
+    """Collect the conditions of the export. Sizes of 0 and 1 are excluded only where the module itself distinguishes
+    them."""
     from moec.frontend.torch_guards import conditions_of, known_inputs
     from moec.frontend.torch_trials import Trial, let_in
 
-    found = conditions_of(program, converted, type(module).__name__)
+    conditions = conditions_of(program, converted, type(module).__name__)
     if arguments is None:
-        return found
+        return conditions
     trial = Trial(module, converted, arguments, list(known_inputs(converted).values()))
-    guards, tried = let_in(found.guards, trial)
-    return dataclasses.replace(found, guards=tuple(guards), tried=tuple(tried))
+    guards, tried = let_in(conditions.guards, trial)
+    return dataclasses.replace(conditions, guards=tuple(guards), tried=tuple(tried))
 
 
 def _check_weights(module: torch.nn.Module) -> None:
@@ -265,8 +271,11 @@ def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _sizes_from_zero() -> contextlib.AbstractContextManager[Any]:
-    """torch.export takes for granted that dynamic sizes are 2 or more, and keeps no guard against 0 and 1 where the
-    module decides by them. With this setting, which PyTorch's ONNX exporter uses for its own traces, it keeps those."""
+    """Context in which torch.export keeps guards against sizes of 0 and 1 where the module decides by them.
+
+    By default it assumes that dynamic sizes are at least 2 and keeps no such guards. PyTorch's ONNX exporter uses this
+    setting for its own traces.
+    """
     import torch.fx.experimental._config as config
 
     return config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
@@ -274,7 +283,8 @@ def _sizes_from_zero() -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter's notes on optional packages and deprecations are not about the user's model."""
+    """Context that silences the exporter's notes on optional packages and deprecations, which are not about the
+    model."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -289,7 +299,7 @@ def quiet() -> Iterator[None]:
 
 
 def _output_names(program: torch.export.ExportedProgram) -> list[str]:
-    """Names for the flat outputs: a mapping's keys, ``output`` for a single tensor, else ``output_0``, ``output_1``."""
+    """Name the flat outputs: a mapping's keys, ``output`` for a single tensor, else ``output_0``, ``output_1``."""
     from torch.utils._pytree import tree_unflatten
 
     spec = program.call_spec.out_spec
@@ -306,7 +316,8 @@ def _output_names(program: torch.export.ExportedProgram) -> list[str]:
 
 
 def _explain(module: Any, error: BaseException) -> str:
-    """One line, with what went wrong first: PyTorch wraps it in advice, in colours."""
+    """Explain a failed export in one line. The reason is the innermost cause: PyTorch wraps it in advice, in
+    colours."""
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

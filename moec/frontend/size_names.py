@@ -1,6 +1,6 @@
-"""Names of dynamic sizes, made such that passes can compute with them.
+"""Names of dynamic sizes, changed where passes could not compute with them.
 
-To ONNX the name of a size is any text; to passes it is an expression, for exporters write ``past + 1`` too. So
+In ONNX the name of a size is any text. Passes read it as an expression, because exporters also write ``past + 1``. Thus
 ``batch-size`` would be a difference of two sizes that no input has, and ``batch size`` no expression at all.
 """
 
@@ -16,15 +16,15 @@ LONGEST = 100
 
 
 def name_sizes(model: ir.Model, kept: Set[str] = frozenset()) -> None:
-    """Sizes that are neither a name nor an expression of such names get one: ``batch-size`` becomes ``batch_size``.
-    So do those whose name is too long for a message. ``kept`` are names, too."""
+    """Rename sizes that are neither a name nor an expression of such names: ``batch-size`` becomes ``batch_size``.
+    Names that are too long for a message change, too. ``kept`` are names whatever they look like."""
     values = [value for value in _values(model) if value.shape is not None]
     dims = (dim for value in values for dim in value.shape or () if isinstance(dim, ir.SymbolicDim))
     texts = {dim.value for dim in dims if dim.value is not None}
-    found = {text: _names_in(text) for text in sorted(texts)}
-    names = {text for text, inside in found.items() if inside == {text} and len(text) <= LONGEST} | kept
+    names_in = {text: _names_in(text) for text in sorted(texts)}
+    names = {text for text, inside in names_in.items() if inside == {text} and len(text) <= LONGEST} | kept
     renamed: dict[str, str] = {}
-    for text, inside in found.items():
+    for text, inside in names_in.items():
         if inside is None or not inside <= names:
             renamed[text] = _unused(
                 re.sub(r"\W+", "_", text if text[:1] and not text[:1].isdigit() else f"size_{text}")[:LONGEST], names
@@ -35,7 +35,7 @@ def name_sizes(model: ir.Model, kept: Set[str] = frozenset()) -> None:
 
 
 def rename_sizes(model: ir.Model, names: Mapping[str, str]) -> None:
-    """Give sizes of a model other names, which none of its sizes has, inside expressions, too."""
+    """Rename sizes of a model, inside expressions, too. No size may have one of the new names yet."""
     for value in _values(model):
         if value.shape is not None:
             dims = (dim if isinstance(dim, int) else dim.value for dim in value.shape)
@@ -43,7 +43,7 @@ def rename_sizes(model: ir.Model, names: Mapping[str, str]) -> None:
 
 
 def renamed(text: str, names: Mapping[str, str]) -> str:
-    """An expression of sizes, or a condition on them, with other names."""
+    """Rename the sizes in an expression or condition."""
     return re.sub(r"[^\W\d]\w*", lambda name: names.get(name[0], name[0]), text)
 
 
@@ -55,7 +55,7 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def _names_in(text: str) -> set[str] | None:
-    """The names in an expression; None where the text is none."""
+    """Collect the names in an expression. Returns None where the text is not an expression."""
     try:
         parsed = ir.SymbolicDim(text)._expr
     except (ValueError, ZeroDivisionError):

@@ -1,4 +1,4 @@
-"""What may be compiled, by its type or the name of its file; and what to do with what may not."""
+"""Sources that may be compiled, by their type or the name of their file, and advice on those that may not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ _FILES = {
 
 
 def is_torch(source: Any, name: str) -> bool:
-    """Whether it is of a class of PyTorch, such as ``nn.Module``; if it is, torch is imported already."""
+    """Whether the source is an instance of a class of PyTorch, such as ``nn.Module``. Nothing is imported: for an
+    instance, torch is imported already."""
     kind: Any = sys.modules.get("torch")
     for part in name.split("."):
         kind = getattr(kind, part, None)
@@ -35,8 +36,8 @@ def is_torch(source: Any, name: str) -> bool:
 
 
 def import_exported(source: Any, cache: bool | None) -> ir.Model:
-    """The model of anything but a module; ``cache`` is for folders and GGUF files, which have one where it is None and
-    they can. Raises what the frontends raise."""
+    """Import any source except a module. ``cache`` concerns folders and GGUF files: with None they have one where they
+    can. Raises the errors of the frontends."""
     from moec.frontend import gguf, huggingface, onnx
 
     if huggingface.is_folder(source):
@@ -60,15 +61,18 @@ def import_exported(source: Any, cache: bool | None) -> ir.Model:
 
 
 def rounds_activations(source: Any) -> bool:
-    """Whether whoever stored the weights of a source also multiplies them with activations of 8 bits: llama.cpp, for
-    which GGUF files are made, and quantisers that wrote so into a folder's ``config.json``."""
+    """Whether the weights of a source are meant for products with activations of 8 bits.
+
+    That holds for GGUF files, because llama.cpp multiplies so, and for folders whose quantiser wrote so into
+    ``config.json``.
+    """
     from moec.frontend import gguf, huggingface
 
     return gguf.is_file(source) or (huggingface.is_folder(source) and huggingface.rounds_activations(source))
 
 
 def check(source: Any) -> None:
-    """Raise MoecError, saying what to pass instead, for what is no model but often taken for one."""
+    """Raise MoecError, saying what to pass instead, for things that are often taken for models."""
     if isinstance(source, Mapping):
         raise MoecError(
             "cannot compile a dict; expected a model: if these are weights, load them into their module by "

@@ -1,4 +1,4 @@
-"""The order of nodes, and how large a graph becomes once its functions are inlined: known before anything walks it."""
+"""Checks of a model's structure before anything walks it: order of nodes, and growth by inlining functions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from moec.ir.names import node_name, operator_name
 DEEPEST_CALL = 64
 LARGEST_GROWTH = 32
 ALWAYS_ALLOWED = 2_000
-"""Inlining may make this many nodes, or ``LARGEST_GROWTH`` times as many as the file has. A function for each expert of
-each layer grows less; and the time that ONNX IR takes is quadratic in the calls of a function."""
+"""Number of nodes that inlining may always make; beyond it, ``LARGEST_GROWTH`` times as many as the file has. A
+function for each expert of each layer grows less. The time that ONNX IR takes is quadratic in the calls of a
+function."""
 
 
 def sort_nodes(model: ir.Model, where: str) -> None:
-    """Bring the nodes of all graphs into topological order; those that are stay as they are.
+    """Bring the nodes of all graphs into topological order. A sorted graph stays as it is.
 
     Raises MoecError naming the nodes of a cycle.
     """
@@ -34,7 +35,7 @@ def sort_nodes(model: ir.Model, where: str) -> None:
 
 
 def check_bodies(model: ir.Model, where: str) -> None:
-    """Raises UnsupportedError naming a node whose body is only referred to."""
+    """Raise UnsupportedError for a node whose body is a reference to an attribute of a function."""
     kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
     for node in (node for graph in (model.graph, *model.functions.values()) for node in _all_nodes(graph)):
         for name, attribute in node.attributes.items():
@@ -46,7 +47,7 @@ def check_bodies(model: ir.Model, where: str) -> None:
 
 
 def check_functions(model: ir.Model, where: str) -> None:
-    """A file of a kilobyte can ask for a billion nodes, before any is made.
+    """Check the calls of functions before any is inlined: a file of a kilobyte can ask for a billion nodes.
 
     Raises MoecError for functions that call each other in a circle, and UnsupportedError for calls that are nested too
     deep or make too large a graph.
@@ -72,7 +73,7 @@ def _measure(
     sizes: dict[ir.OperatorIdentifier, tuple[int, int]],
     where: str,
 ) -> None:
-    """Number of nodes and depth of ``start`` once inlined, and of all functions it calls, without recursion."""
+    """Count the nodes and the depth of ``start`` once inlined, and of all functions it calls, without recursion."""
     stack, entered = [start], set[ir.OperatorIdentifier]()
     while stack:
         key = stack[-1]
@@ -99,7 +100,7 @@ def _measure(
 
 
 def _all_nodes(graph: Iterable[ir.Node]) -> Iterator[ir.Node]:
-    """The nodes of a graph or function and of the graphs inside them."""
+    """Iterate over the nodes of a graph or function and of the graphs inside them."""
     pending = [graph]
     while pending:
         for node in pending.pop():
@@ -108,7 +109,7 @@ def _all_nodes(graph: Iterable[ir.Node]) -> Iterator[ir.Node]:
 
 
 def _cycle(graph: ir.Graph) -> list[ir.Node]:
-    """Some nodes of one graph of which each uses the one before, and the first the last."""
+    """Find a cycle in one graph: each node uses the one before, and the first uses the last."""
     for body in (graph, *(inner for node in _all_nodes(graph) for inner in nested_graphs(node))):
         finished: set[ir.Node] = set()
         for start in body:
@@ -127,6 +128,6 @@ def _cycle(graph: ir.Graph) -> list[ir.Node]:
 
 
 def _used_nodes(node: ir.Node) -> Iterator[ir.Node]:
-    """The nodes whose results this one takes, itself or in its bodies."""
+    """Iterate over the nodes whose results this one takes, itself or in its bodies."""
     for user in (node, *(inner for body in nested_graphs(node) for inner in _all_nodes(body))):
         yield from (used for value in user.inputs if value is not None and (used := value.producer()) is not None)

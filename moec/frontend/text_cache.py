@@ -1,4 +1,4 @@
-"""Text models of transformers whose keys, values and other states come in as tensors, and go out again."""
+"""Text models of transformers with their cache as tensors: keys, values and other states are inputs and outputs."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 PAST, PRESENT = "past", "present"
 SIZES = ("batch", "heads", "past", "width")
-"""What the axes of keys and values are called."""
+"""Names of the axes of keys and values."""
 _SIZES_OF_INDEX = ("batch", "past", "width")
 _LENGTH = 5
-"""Of the example's past: no number that a module may have for another reason."""
+"""Length of the example's past: a number that a module is unlikely to have for another reason."""
 
 
 def sizes_of(label: str) -> tuple[str, ...]:
-    """What the first axes of an input of :func:`cache_inputs` are called, as far as they are dynamic."""
+    """Names of the first axes of an input of :func:`cache_inputs`, as far as they are dynamic."""
     return _SIZES_OF_INDEX if label.startswith(f"{PAST}_index") else SIZES
 
 
 def is_decoder(module: torch.nn.Module) -> bool:
-    """Whether a module of transformers goes on writing from what it was given before, and has a cache there."""
+    """Whether a module of transformers generates text by itself and continues from a cache."""
     config = module.config
     can_generate: Any = getattr(module, "can_generate", None)
     is_alone = not getattr(config, "is_encoder_decoder", False) and getattr(config, "is_decoder", None) is not False
@@ -39,25 +39,27 @@ def is_decoder(module: torch.nn.Module) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class CacheInputs:
-    """``inputs``: those of the module, with what it keeps; ``form``: how that lies in its cache."""
+    """Inputs of a module with a cache. ``inputs``: all of them, ``form``: layout of the states in the cache."""
 
     inputs: TextInputs
     form: CacheForm
 
     @property
     def states(self) -> list[State]:
-        """The states that each run replaces, which no pass finds; it finds those that grow."""
+        """States that each run replaces. No pass finds them; passes find states that grow."""
         replaced = [kept for kept in self.form.kept if kept.axis is None]
         return [State(f"{PAST}_{kept.label}", f"{PRESENT}_{kept.label}", None) for kept in replaced]
 
 
 def cache_inputs(module: torch.nn.Module, made: TextInputs) -> CacheInputs:
-    """Inputs for :func:`with_cache`: those that are made for the module without a cache, and ``past_key_0``,
-    ``past_value_0``, ``past_key_1``... [batch, heads, past, width], of layers that index keys ``past_index_0``
-    [batch, past, width]; of other layers ``past_conv_0`` [batch, channels, tokens], the last inputs of a convolution,
-    and ``past_state_0`` [batch, ...] of a recurrence. Batch and past are dynamic.
+    """Make inputs for :func:`with_cache`: those without a cache, and one for each state.
 
-    Raises MoecError for a model that is no decoder of text, UnsupportedError for one that keeps something else.
+    Attention has ``past_key_0``, ``past_value_0``, ``past_key_1``... [batch, heads, past, width], and ``past_index_0``
+    [batch, past, width] in layers that index keys. Other layers have ``past_conv_0`` [batch, channels, tokens], the
+    last inputs of a convolution, and ``past_state_0`` [batch, ...] of a recurrence. Batch and past are dynamic.
+
+    Raises MoecError for a model that is no decoder of text, UnsupportedError for a kind of state that moec does not
+    know.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -79,23 +81,25 @@ def cache_inputs(module: torch.nn.Module, made: TextInputs) -> CacheInputs:
 
 
 def _run(module: torch.nn.Module, ids: Any) -> Any:
-    """What the module returns for tokens, with a cache. Raises UnsupportedError where its own code fails."""
+    """Run the module on tokens, with a cache. Raises UnsupportedError where its own code fails."""
     try:
         return module(input_ids=ids, use_cache=True)
-    except Exception as error:  # whatever the module's own code raises
-        found = f"{type(error).__name__}: {one_line(error)}"
+    except Exception as error:  # the module's own code may raise anything
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise UnsupportedError(
-            f"{type(module).__name__}: transformers cannot run it with a cache ({found}); compile it without "
+            f"{type(module).__name__}: transformers cannot run it with a cache ({reason}); compile it without "
             "(cache=False), or with another version of transformers"
         ) from error
 
 
 @contextlib.contextmanager
 def with_cache(module: torch.nn.Module, form: CacheForm) -> Iterator[None]:
-    """While it lasts, the module takes the inputs of :func:`cache_inputs`, and returns ``logits`` and, for every past
-    tensor, a present one, [batch, heads, past + length, width] where it grows. All layers keep all of the past; those
-    that look at a window of it mask the rest."""
-    own = vars(module).get("forward")  # of the instance, where somebody gave it another than its class has
+    """Context in which the module takes the inputs of :func:`cache_inputs`.
+
+    It returns ``logits`` and, for every past tensor, a present one, [batch, heads, past + length, width] where it
+    grows. All layers keep all of the past; layers that attend to a window mask the rest.
+    """
+    own = vars(module).get("forward")  # the instance's own, if it has one besides its class
     vars(module)["forward"] = _flat(module.forward, form)
     try:
         yield
@@ -106,7 +110,7 @@ def with_cache(module: torch.nn.Module, form: CacheForm) -> Iterator[None]:
 
 
 def _name_of_cache(forward: Callable[..., Any]) -> str:
-    """What transformers calls the argument and the result: ``past_key_values`` in earlier versions."""
+    """Name of the argument and the result in this version of transformers: ``past_key_values`` in earlier ones."""
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
@@ -127,8 +131,8 @@ def _flat(forward: Callable[..., Any], form: CacheForm) -> Callable[..., dict[st
 
 
 def _check_sizes(input_ids: Any, form: CacheForm, past: dict[str, Any]) -> None:
-    """All states are of the same batch, and those that grow have seen the same tokens. Not every module compares them:
-    for an exporter sizes that nobody compared may differ."""
+    """Tell the exporter that all states have the batch of the ids, and that those that grow have seen the same tokens.
+    Not every module compares these sizes, and the exporter lets sizes differ that nobody compared."""
     import torch
 
     tensors = [(past[f"{PAST}_{kept.label}"], kept.axis) for kept in form.kept]

@@ -1,4 +1,4 @@
-"""What a cache of transformers keeps, layer by layer, as tensors that go in and come out."""
+"""The states in a cache of transformers, layer by layer, as tensors that are inputs and outputs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ _KINDS = {
     "LinearAttentionAndFullAttentionLayer": "StatesAndKeys",
     "LinearAttentionAndSlidingWindowAttentionLayer": "StatesAndKeys",
 }
-"""By the class of a layer, the one that it is exported with: all of the past is kept, and what looks at a window of it
-masks the rest."""
+"""Class with which a layer is exported, by its own class. It keeps all of the past; layers that attend to a window mask
+the rest."""
 _GROWING = {"keys": ("key", 2), "values": ("value", 2), "indexer_keys": ("index", 1)}
-"""By attribute: what it is called, and the axis of the tokens."""
+"""Attributes that grow: their label, and the axis of the tokens."""
 _REPLACED = {"conv_states": "conv", "recurrent_states": "state"}
-"""By attribute, a mapping of tensors that each run replaces."""
+"""Attributes that are mappings of tensors, which each run replaces, by label."""
 _OF_MINIMAX = "linear_cache"
-"""A list in the cache itself, of tensors that each run replaces, and of empty lists for layers that have none."""
+"""Attribute of MiniMax's cache: a list of tensors that each run replaces, with an empty list for a layer without
+one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Kept:
 
     @property
     def label(self) -> str:
-        """Such as ``key_0``; of the second and later states of one kind in a layer ``conv_0_1``."""
+        """Label such as ``key_0``, or ``conv_0_1`` for the second state of a kind in a layer."""
         kind = _GROWING[self.attribute][0] if self.attribute in _GROWING else _REPLACED.get(self.attribute, "state")
         return f"{kind}_{self.layer}" + (f"_{self.state}" if self.state else "")
 
@@ -57,7 +58,7 @@ class Kept:
 
 @dataclasses.dataclass(frozen=True)
 class CacheForm:
-    """Which tensors a model keeps, and the layers that they lie in: ``make`` puts others of those shapes there."""
+    """Layout of a model's cache: the tensors that it keeps and the layers that hold them."""
 
     kept: tuple[Kept, ...]
     kinds: tuple[tuple[str, int], ...]
@@ -65,7 +66,8 @@ class CacheForm:
 
     @classmethod
     def of(cls, cache: Any, name: str) -> CacheForm:
-        """That of a cache after some tokens. Raises UnsupportedError, with the model's ``name``, for another cache."""
+        """Derive the layout from a cache after some tokens. Raises UnsupportedError, with the model's ``name``, for an
+        unknown kind of cache."""
         layers, kind = getattr(cache, "layers", []), type(cache).__name__
         other = next((type(layer).__name__ for layer in layers if type(layer).__name__ not in _KINDS), None)
         if not layers or other is not None or kind not in ("DynamicCache", "MiniMaxCache"):
@@ -77,7 +79,7 @@ class CacheForm:
         return cls(tuple(_kept_in(cache)), kinds, kind == "MiniMaxCache")
 
     def make(self, tensors: Mapping[str, torch.Tensor]) -> Any:
-        """A cache that holds the tensors, by label."""
+        """Make a cache that holds the tensors, given by label."""
         layers = [_new_layer(kind, states) for kind, states in self.kinds]
         cache = _new_cache(layers, self.is_minimax)
         for kept in self.kept:
@@ -129,7 +131,7 @@ def _put(cache: Any, kept: Kept, tensor: torch.Tensor) -> None:
     elif kept.state is None:
         setattr(layer, kept.attribute, tensor)
     else:
-        # Some steps of one token write into the state that they are given, and what came in is the caller's.
+        # Some steps of one token write into the state, and this one belongs to the caller.
         getattr(layer, kept.attribute)[kept.state] = tensor.clone()
         getattr(layer, f"is_{kept.attribute}_initialized")[kept.state] = True
         layer.has_previous_state[kept.state] = True
@@ -143,16 +145,16 @@ def _initialize_keys(layer: Any, keys: torch.Tensor) -> None:
 
 @once
 def _state_layers() -> dict[str, type]:
-    """Layers whose states are replaced by new tensors, for an export follows no writes into what came in, and whose
-    last inputs of a convolution are as many as there were."""
+    """Layers whose states are replaced by new tensors, because an export does not follow writes into its inputs. The
+    number of cached inputs of a convolution stays the same."""
     from transformers import cache_utils
 
-    layers: Any = cache_utils  # whose signatures differ from version to version
+    layers: Any = cache_utils  # their signatures differ from version to version
 
     class States(layers.LinearAttentionLayer):
         def __init__(self, number_of_states: int = 1, **options: Any) -> None:
             super().__init__(number_of_states, **options)
-            self.record_past = True  # so that models write no state of a convolution themselves
+            self.record_past = True  # keeps models from writing a convolution's state themselves
 
         def update_conv_state(self, conv_states: Any, state_idx: int = 0, **_: Any) -> Any:
             before = self.conv_states[state_idx]
@@ -171,7 +173,8 @@ def _state_layers() -> dict[str, type]:
 
 
 def _minimax_cache() -> Any:
-    """MiniMax's own asks the first layer how long the past is, which may be one that does not know."""
+    """A MiniMax cache that asks a layer with keys for the length of the past. The original asks the first layer, which
+    may have none."""
     from transformers.models.minimax import modeling_minimax
 
     module: Any = modeling_minimax

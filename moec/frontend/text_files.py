@@ -1,4 +1,4 @@
-"""What a language model needs beside its graph to take text: tokenizer, chat template, special tokens."""
+"""Reader of the files that a language model needs to take text: tokenizer, chat template, special tokens."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _LARGEST_TEMPLATE = 1 << 20
 
 
 def read_text_files(path: str | os.PathLike[str]) -> TextFiles:
-    """Those of a ``tokenizer.json``, or of the folder of a Hugging Face model.
+    """Read a ``tokenizer.json``, or the folder of a Hugging Face model.
 
-    Ids that end a text are those of ``generation_config.json``, else of ``config.json``; where neither lies beside the
-    tokenizer, all of its special tokens. Raises MoecError for files that are missing or say something else.
+    Ids that end a text are those of ``generation_config.json``, else of ``config.json``; without either next to the
+    tokenizer, all of its special tokens. Raises MoecError for files that are missing or malformed.
     """
     path = Path(path)
     folder, file = (path, path / TOKENIZER) if path.is_dir() else (path.parent, path)
@@ -43,8 +43,8 @@ def read_text_files(path: str | os.PathLike[str]) -> TextFiles:
 
 
 def text_files_of(source: Any) -> TextFiles | None:
-    """Those of the folder of a Hugging Face model or of a GGUF file; None for other sources, and where there is no
-    tokenizer."""
+    """Read the text files of a Hugging Face folder or a GGUF file. Returns None for other sources, and where there is
+    no tokenizer."""
     if gguf.is_file(source):
         return gguf.text_files_of(source)
     if not isinstance(source, (str, os.PathLike)) or not (Path(source) / TOKENIZER).is_file():
@@ -57,7 +57,7 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def _content(token: Any) -> str | None:
-    """A special token is written as text, or as an object that holds its text."""
+    """Read a special token, which is written as text or as an object that holds its text."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 
@@ -67,7 +67,7 @@ def _template(folder: Path, beside: dict[str, Any]) -> str | None:
     if path.is_file():
         return read_text(path, _LARGEST_TEMPLATE)
     found = beside.get("chat_template")
-    if isinstance(found, list):  # several by name
+    if isinstance(found, list):  # several templates, by name
         named = [entry.get("template") for entry in found if isinstance(entry, dict) and entry.get("name") == "default"]
         found = named[-1] if named else None
     return found if isinstance(found, str) else None

@@ -1,4 +1,4 @@
-"""Complex numbers as pairs of real tensors, while PyTorch exports: ONNX has no operators on complex numbers."""
+"""Complex numbers as pairs of real tensors for the export, because ONNX has no operators on complex numbers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     import torch
 
 _ALIKE = ("contiguous", "expand", "flatten", "permute", "reshape", "squeeze", "transpose", "unsqueeze", "view")
-"""Methods that do to real and imaginary parts what they do to the whole."""
+"""Methods that apply to real and imaginary parts separately."""
 
 
 class Pairs:
-    """What modules do with a complex tensor, of its parts; two such are multiplied and added."""
+    """A complex tensor as its real and imaginary parts, with the operations that modules use."""
 
     def __init__(self, real: torch.Tensor, imag: torch.Tensor) -> None:
         self.real, self.imag = real, imag
@@ -51,7 +51,7 @@ class Pairs:
         return Pairs(self.real + other.real, self.imag + other.imag)
 
     def to(self, target: Any) -> Pairs:
-        """On a device; types of complex numbers are all the same here."""
+        """Move to a device. Types are ignored, because all complex types are the same here."""
         import torch
 
         return self if isinstance(target, torch.dtype) else Pairs(self.real.to(target), self.imag.to(target))
@@ -61,8 +61,8 @@ class Pairs:
 
 
 def complex_as_pairs() -> contextlib.AbstractContextManager[Any]:
-    """While it lasts, ``torch.polar``, ``torch.complex`` and ``torch.view_as_complex`` return :class:`Pairs`, which
-    ``torch.view_as_real`` takes."""
+    """Context in which ``torch.polar``, ``torch.complex`` and ``torch.view_as_complex`` return :class:`Pairs`, and
+    ``torch.view_as_real`` takes them."""
     import torch
     from torch.overrides import TorchFunctionMode
 

@@ -1,8 +1,8 @@
-"""Operators that PyTorch's ONNX exporter does not know, decomposed one by one.
+"""Decomposition, one by one, of the operators that PyTorch's ONNX exporter does not know.
 
-``torch.onnx.export`` calls :meth:`torch.export.ExportedProgram.run_decompositions`, which traces the whole program once
-more, in functional form. That takes longer than the export itself, for the few operators of a model that need it. Where
-none of them has to be seen together with others, replacing each by itself leads to the same.
+``torch.onnx.export`` calls :meth:`torch.export.ExportedProgram.run_decompositions`, which traces the whole program
+again, in functional form. That takes longer than the export itself, although only a few operators need it. Where
+operators do not have to be seen together, replacing each by itself gives the same result.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ Table = Mapping[Any, Callable[..., Any]]
 
 
 class _TogetherError(Exception):
-    """Operators of the program cannot be treated one by one."""
+    """Operators of the program cannot be replaced one by one."""
 
 
 def decompose_one_by_one(program: torch.export.ExportedProgram) -> None:
-    """Let ``program.run_decompositions`` replace operators one by one. It traces the program as before where there are
-    bodies of control flow, sizes that depend on each other or on data, or tensors that change in place while others may
-    share their memory."""
+    """Let ``program.run_decompositions`` replace operators one by one.
+
+    It still traces the whole program where there are bodies of control flow, sizes that depend on each other or on
+    data, or tensors that change in place while others may share their memory.
+    """
     traced = program.run_decompositions
 
     def run_decompositions(decomp_table: Table) -> torch.export.ExportedProgram:
@@ -67,12 +69,13 @@ def _decomposed(program: torch.export.ExportedProgram, table: Table) -> torch.ex
 
 
 def _has_relations(environment: Any) -> bool:
-    """Whether sizes depend on each other, of which tracing again finds out more."""
+    """Whether sizes depend on each other; tracing again would find more of such relations."""
     return any(len(environment.replace(guard.expr).free_symbols) > 1 for guard in environment.guards)
 
 
 class _Expansion:
-    """Nodes of a graph, and what became of them in ``graph``: nodes, numbers, or tuples and lists of them."""
+    """Copy of a graph's nodes into ``graph``, with the replacement of each: nodes, numbers, or tuples and lists of
+    them."""
 
     def __init__(self, graph: Graph, mode: Any, table: Table) -> None:
         self.graph, self._mode, self._table = graph, mode, table
@@ -99,8 +102,8 @@ class _Expansion:
         return new
 
     def _out_of_place(self, in_place: Any, changed: Any, node: Node) -> Any:
-        """The operator that makes what ``node`` changes its first argument to, if nothing else can see the change but
-        what comes after."""
+        """Find the operator that returns the new value of the argument that ``node`` changes in place. Raises
+        _TogetherError where anything except later nodes could see the change."""
         import torch
 
         arguments, packet = in_place._schema.arguments, in_place.overloadpacket
@@ -118,13 +121,13 @@ class _Expansion:
             raise _TogetherError
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda argument: argument.meta["val"])
         with self._mode:
-            made = target(*args, **kwargs)
-        if made.dtype != changed.meta["val"].dtype:
+            result = target(*args, **kwargs)
+        if result.dtype != changed.meta["val"].dtype:
             raise _TogetherError
         return target
 
     def _call(self, target: Any, args: Any, kwargs: Any, like: Node) -> Any:
-        """The results of a call in the place of the node ``like``, decomposed where that has to be."""
+        """Add a call in the place of the node ``like``, decomposed where necessary, and return its results."""
         if target is operator.getitem and not hasattr(args[0], "op"):
             return args[0][args[1]]
         if _is_known(target, self._table):
@@ -166,8 +169,8 @@ class _Expansion:
 
 
 def _is_known(target: Any, table: Table) -> bool:
-    """Whether an operator stays as it is. Those without a decomposition do, and compositions of others that are left
-    out of ``table``, where nothing that they return shares memory with their arguments."""
+    """Whether an operator stays as it is: it has no decomposition, or it is composed of others but not in ``table``,
+    and its results share no memory with its arguments."""
     import torch
 
     if not isinstance(target, torch._ops.OpOverload):
@@ -180,7 +183,7 @@ def _is_known(target: Any, table: Table) -> bool:
 
 
 def _is_view(node: Node) -> bool:
-    """Whether what a node makes may share the memory of its first argument, which only has another form then."""
+    """Whether the node's result may share the memory of its first argument and only have another shape."""
     import torch
 
     target = node.target
@@ -195,7 +198,7 @@ def _is_composed(target: Any) -> bool:
 
 
 def _is_fresh(target: Any) -> bool:
-    """Whether what an operator returns is its own."""
+    """Whether the operator's results share no memory with its arguments."""
     import torch
 
     is_view = any(result.alias_info is not None for result in target._schema.returns)

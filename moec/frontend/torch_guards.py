@@ -1,8 +1,8 @@
 """Guards of a program that torch.export made, as conditions on the sizes of its inputs.
 
-Tracing takes one of the ways that a module may go. What it relied on there, torch.export keeps beside the graph: guards
-and ranges of symbols in the shape environment (``torch.fx.experimental.symbolic_shapes``), and assertions on computed
-values. The conversion to ONNX drops all of it.
+Tracing follows one path through a module. torch.export keeps the conditions of that path next to the graph: guards and
+ranges of symbols in the shape environment (``torch.fx.experimental.symbolic_shapes``), and assertions on computed
+values. The conversion to ONNX drops all of them.
 """
 
 from __future__ import annotations
@@ -38,17 +38,20 @@ _LARGEST_POWER = 9
 
 
 def known_inputs(program: torch.export.ExportedProgram) -> dict[str, Any]:
-    """The inputs of a program, each as the tensor or number that it was traced with."""
-    wanted = set(program.graph_signature.user_inputs)
-    nodes = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in wanted]
+    """Map the names of a program's inputs to the tensors or numbers that it was traced with."""
+    names = set(program.graph_signature.user_inputs)
+    nodes = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
     return {node.name: node.meta.get("val") for node in nodes}
 
 
 def conditions_of(
     program: torch.export.ExportedProgram, converted: torch.export.ExportedProgram, where: str
 ) -> Conditions:
-    """What ``program`` takes for granted, and ``converted``, which the ONNX exporter made of it. Raises
-    UnsupportedError, naming ``where``, for conditions on the values of inputs, and those that cannot be said."""
+    """Collect the conditions of ``program`` and of ``converted``, which the ONNX exporter made of it.
+
+    Raises UnsupportedError, naming ``where``, for conditions on the values of inputs, and those that guards cannot
+    express.
+    """
     environment = _environment(converted)
     if environment is None:
         return Conditions()
@@ -72,8 +75,8 @@ def conditions_of(
 
 
 def drop_certain_guards(program: torch.export.ExportedProgram) -> None:
-    """Let the conversion to ONNX not check that the least of several sizes is no more than one of them: it runs guards
-    as Python, and Python's ``min`` would decide which is the least."""
+    """Drop guards that always hold: that the least of several sizes is no more than one of them. The conversion to ONNX
+    runs guards as Python, and Python's ``min`` would fix the least size."""
     program._guards_code = [code for code in program._guards_code if not _says_least(code)]
 
 
@@ -93,12 +96,12 @@ def _environment(program: torch.export.ExportedProgram) -> Any:
 
 
 def _dims(value: Any) -> list[torch.SymInt]:
-    """The sizes of an input that are, or were to be, dynamic."""
+    """List the sizes of an input that are dynamic, or were to be."""
     return [size for size in getattr(value, "shape", ()) if not isinstance(size, int)]
 
 
 def _ranges(ranges: list[tuple[Any, Any]], environment: Any) -> Iterator[tuple[Any, str]]:
-    """Expressions of sizes or values, and the least and the largest that they may be: ``2 <= seq <= 16``."""
+    """Write the bounds of sizes or values as conditions: ``2 <= seq <= 16``."""
     from torch.utils._sympy.numbers import int_oo
     from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
@@ -114,7 +117,7 @@ def _ranges(ranges: list[tuple[Any, Any]], environment: Any) -> Iterator[tuple[A
 
 
 def _conditions(environment: Any) -> Iterator[Any]:
-    """Guards that say more than ranges do."""
+    """Iterate over the guards that say more than ranges do."""
     import sympy
     from torch.utils._sympy.value_ranges import bound_sympy
 
@@ -136,12 +139,12 @@ def _is_least(condition: Any) -> bool:
 
 
 def _reduced(condition: Any) -> Any:
-    """Without what both sides have as a factor, for people; as strict as before, or stricter where that is zero."""
+    """Divide out common factors of both sides, for readability. The result may be stricter where a factor is zero."""
     import sympy
 
     if isinstance(condition, sympy.Ne):
         left, right = condition.args
-        common = sympy.gcd(left, right)  # a size among it may be zero, of which no side is another
+        common = sympy.gcd(left, right)  # a size in it may be zero, and then both sides are equal
         return sympy.Ne(left / common, right / common, evaluate=False) if common.is_Integer and common else condition
     if not isinstance(condition, sympy.Eq):
         return condition
@@ -161,13 +164,13 @@ def _reduced(condition: Any) -> Any:
 
 
 def _text(expression: Any) -> str | None:
-    """As :mod:`moec.common.guards` reads it; None for what it has no words for."""
+    """Write an expression in the syntax of :mod:`moec.common.guards`. Returns None where that cannot express it."""
     text = _nested(expression)
     return None if text is None else ast.unparse(ast.parse(text, mode="eval"))
 
 
 def _nested(expression: Any) -> str | None:
-    """The same, with every operation in parentheses."""
+    """Write an expression with every operation in parentheses. Returns None as :func:`_text`."""
     kind = type(expression).__name__
     if expression.is_Symbol or expression.is_Integer:
         return str(expression)
@@ -184,7 +187,7 @@ def _nested(expression: Any) -> str | None:
 
 
 def _fixed(inputs: dict[str, Any]) -> Iterator[str]:
-    """The sizes that were to be dynamic and turned out as numbers."""
+    """Name the sizes that were to be dynamic and became numbers."""
     for name, value in inputs.items():
         for axis, size in enumerate(getattr(value, "shape", ())):
             if not isinstance(size, int) and size.node.expr.is_number:
@@ -192,7 +195,7 @@ def _fixed(inputs: dict[str, Any]) -> Iterator[str]:
 
 
 def _assertions(program: torch.export.ExportedProgram, environment: Any) -> Iterator[str]:
-    """What the module asserts about numbers and tensors that it computes."""
+    """Write the module's own assertions about numbers and tensors that it computes."""
     for symbol in program.range_constraints:
         for assertion in environment.deferred_runtime_asserts.get(symbol, ()):
             yield str(assertion.expr)

@@ -1,5 +1,7 @@
-"""Linear attention, a recurrence over tokens, as one operator of PyTorch that ``torch.export`` keeps: a loop would hold
-for a single length. It is exported as onnxruntime's LinearAttention; PyTorch's exporter knows no opset that has it.
+"""Linear attention, a recurrence over tokens, as one operator of PyTorch that ``torch.export`` keeps.
+
+A loop over tokens would fix the length. The operator is exported as onnxruntime's LinearAttention, because PyTorch's
+exporter knows no opset that has it.
 """
 
 from __future__ import annotations
@@ -27,12 +29,15 @@ def linear_attention(
     scale: float,
     initial: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``query`` and ``key`` [B,T,H,K], ``value`` [B,T,H,V]; the logarithm of the ``decay`` [B,T,H], or [B,T,H,K] with
-    one for each channel; ``beta`` [B,T,H] for the delta rule; ``initial`` [B,H,K,V], zeros by default. Returns
-    [B,T,H,V] and the state after it, in float32. Step by step:
+    """Compute linear attention in float32.
 
-    ``S = exp(decay) S + k (beta (v - S^T k))^T``, where the delta rule reads a state that has decayed, or else
-    ``S = exp(decay) S + k v^T``; the result is ``scale S^T q``.
+    ``query`` and ``key`` [B,T,H,K], ``value`` [B,T,H,V]; ``decay`` [B,T,H], or [B,T,H,K] with one for each channel, is
+    a logarithm; ``beta`` [B,T,H] selects the delta rule; ``initial`` [B,H,K,V] is the state before, zeros by default.
+    Returns the results [B,T,H,V] and the state after the last token. Each step computes
+
+    - with the delta rule ``S = exp(decay) S``, then ``S = S + k (beta (v - S^T k))^T``;
+    - otherwise ``S = exp(decay) S + k v^T``;
+    - the result ``scale S^T q``.
     """
     batch, _, heads, size = key.shape
     if initial is None:
@@ -40,8 +45,8 @@ def linear_attention(
     rows = [one.float().flatten(2) for one in (query, key, value)]
     gates = [decay.float().flatten(2), decay.new_zeros(1) if beta is None else beta.float()]
     rule: Rule = "gated" if beta is None else "gated_delta"
-    found, after = _operator()(*rows, initial.float(), *gates, heads, rule, scale)
-    return found.unflatten(2, (heads, value.shape[-1])), after
+    result, after = _operator()(*rows, initial.float(), *gates, heads, rule, scale)
+    return result.unflatten(2, (heads, value.shape[-1])), after
 
 
 @once
@@ -78,7 +83,7 @@ def _operator() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """What ``torch.onnx.export`` makes of the operator, as its ``custom_translation_table``."""
+    """Translation of the operator for ``torch.onnx.export``, in the form of its ``custom_translation_table``."""
     import torch
     from onnxscript import values
 

@@ -1,8 +1,8 @@
-"""Sizes of 0 and 1, which modules tell from others without meaning to: tried on the module itself.
+"""Trials of sizes 0 and 1, which modules distinguish without meaning to, on the module itself.
 
 ``is_causal = length > 1`` gives the same result either way for one token, yet PyTorch's guards say that the export is
-for more. Where guards exclude 0 or 1 alone, module and exported program run on inputs of that size, and where they
-agree, the size is let in. What is larger is never tried: there would be no end to it.
+for more. Where guards exclude only 0 or 1, module and exported program run on inputs of that size. Where they agree,
+the size is allowed. Larger sizes are never tried, because there would be no end to it.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ if TYPE_CHECKING:
     import torch
 
 _SMALL = re.compile(r"(?:[12] <= (?P<range>\w+)(?P<most> <= \d+)?|(?P<name>\w+) (?:!= [01]|> [01]))")
-"""Guards against 0 and 1, maybe with an upper bound that stays."""
+"""Guards that exclude 0 or 1, some with an upper bound, which stays."""
 _NOT_ALL_ONES = re.compile(r"[A-Za-z_]\w*(?: \* [A-Za-z_]\w*)+ != 1")
 _NO_SUM_OF_ONE = re.compile(r"[A-Za-z_]\w*(?: \+ [A-Za-z_]\w*)+ != 1")
 _WEIGHTED_SUM = r"(?:\d+ \* )?[A-Za-z_]\w*(?: \+ (?:\d+ \* )?[A-Za-z_]\w*)+"
 _LEAST_SUM = re.compile(rf"{_WEIGHTED_SUM} >=? \d+|\d+ <=? {_WEIGHTED_SUM}")
-"""What a sum is at least: ``past + seq >= 2``, ``16 < 16 * past + 16 * seq``."""
+"""Lower bounds of a sum: ``past + seq >= 2``, ``16 < 16 * past + 16 * seq``."""
 _MOST_TERMS = 4
-"""Of a sum whose small sizes are tried: there are 16 of so many."""
+"""Most terms of a sum whose small sizes are tried: four terms have 16 combinations."""
 _TOLERANCE = 1e-3
 
 Agrees = Callable[[Mapping[str, int]], bool | None]
-"""Whether module and program compute the same where the named sizes are so; None where the module itself cannot run."""
+"""Whether module and program compute the same for these sizes; None where the module itself cannot run."""
 
 
 def let_in(guards: Sequence[str], agrees: Agrees) -> tuple[list[str], list[str]]:
-    """The guards that are left, and those that were let in (``seq = 1``)."""
+    """Try the small sizes that guards exclude. Returns the remaining guards and the allowed sizes (``seq = 1``)."""
     excluded: dict[str, set[int]] = {}
     kept: list[str] = []
     more: list[str] = []
     for guard in guards:
-        found = _SMALL.fullmatch(guard)
-        if found is None:
+        small = _SMALL.fullmatch(guard)
+        if small is None:
             wider, ones = _widened(guard, agrees)
             kept += wider
             more += ones
             continue
-        name, test = found["range"] or found["name"], parse_guard(guard)
+        name, test = small["range"] or small["name"], parse_guard(guard)
         excluded.setdefault(name, set()).update(value for value in (0, 1) if not holds(test, {name: value}))
-        if found["most"]:
-            kept.append(name + found["most"])
+        if small["most"]:
+            kept.append(name + small["most"])
     accepted = {(name, value) for name, values in excluded.items() for value in values if agrees({name: value})}
     for value in (0, 1):
         together = {name: size for name, size in accepted if size == value}
@@ -63,8 +63,11 @@ def let_in(guards: Sequence[str], agrees: Agrees) -> tuple[list[str], list[str]]
 
 
 def _widened(guard: str, agrees: Agrees) -> tuple[list[str], list[str]]:
-    """Another guard, maybe about several sizes; where it excludes that all are 1, or of sums that all but one are 0,
-    and that agrees, it or that, and none where it excludes no more that the module can run."""
+    """Widen a guard that may be about several sizes.
+
+    It is tried at the sizes of :func:`_excluded`. Those at which module and program agree are added as alternatives.
+    Returns the remaining guards, none where no excluded size is one that the module can run, and the allowed sizes.
+    """
     test = parse_guard(guard)
     small, is_all = _excluded(guard, test)
     outcomes = [agrees(sizes) for sizes in small]
@@ -77,23 +80,23 @@ def _widened(guard: str, agrees: Agrees) -> tuple[list[str], list[str]]:
 
 
 def _excluded(guard: str, test: Expression[bool]) -> tuple[list[dict[str, int]], bool]:
-    """Sizes of 0 and 1 that the guard excludes and that are tried, and whether it excludes no others."""
+    """List the sizes of 0 and 1 that the guard excludes and that are tried, and say whether it excludes no others."""
     ones = dict.fromkeys(test.names, 1)
     if _NO_SUM_OF_ONE.fullmatch(guard):
         return [{name: int(name == one) for name in test.names} for one in test.names], True
     if _LEAST_SUM.fullmatch(guard) and len(ones) <= _MOST_TERMS:
         points = [dict(zip(test.names, sizes, strict=True)) for sizes in itertools.product(range(3), repeat=len(ones))]
         outside = [sizes for sizes in points if not holds(test, sizes)]
-        # The sum only grows: if it is large enough with each single 2, it is with all that is larger.
+        # The sum only grows: if it is large enough with each single 2, it is so for all larger sizes.
         return [sizes for sizes in outside if max(sizes.values()) < 2], all(max(one.values()) < 2 for one in outside)
     return ([] if holds(test, ones) else [ones]), _NOT_ALL_ONES.fullmatch(guard) is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """Compares ``module`` with the program that was exported of it, on parts of the example inputs.
+    """Comparison of ``module`` with the program that was exported from it, on parts of the example inputs.
 
-    ``values``: what the exporter knows of each flat input, in the order of ``arguments``.
+    ``values``: the exporter's symbolic value of each flat input, in the order of ``arguments``.
     """
 
     module: Callable[..., Any]
@@ -115,21 +118,22 @@ class Trial:
         return self.exported.module(check_guards=False)
 
     def _agree(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool | None:
-        """None where the module cannot run."""
+        """Whether module and program agree on the inputs; None where the module cannot run."""
         from torch.utils._pytree import tree_leaves
 
         try:
             expected = tree_leaves(self.module(*args, **kwargs))
-        except Exception:  # whatever a module raises for inputs that are not for it
+        except Exception:  # a module may raise anything for inputs that are not for it
             return None
         try:
-            found = tree_leaves(self._program(*args, **kwargs))
+            actual = tree_leaves(self._program(*args, **kwargs))
         except Exception:
             return False
-        return len(found) == len(expected) and all(map(_close, found, expected))
+        return len(actual) == len(expected) and all(map(_close, actual, expected))
 
     def _inputs(self, sizes: Mapping[str, int], seed: int) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Parts of the examples where ``sizes`` are so, with other numbers; None where one would have to be larger."""
+        """Cut the example inputs to ``sizes`` and change their numbers. Returns None where one would have to be
+        larger."""
         import torch
         from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -167,7 +171,7 @@ def _size(dim: Any, sizes: Mapping[str, int]) -> int | None:
 
 
 def _renewed(tensor: torch.Tensor, seed: int, generator: torch.Generator) -> torch.Tensor:
-    """Random floats; integers as they are, then one more, for zeros hide what is multiplied with them."""
+    """Draw random floats; add ``seed`` to integers, because zeros hide whatever they are multiplied with."""
     import torch
 
     if tensor.is_floating_point():

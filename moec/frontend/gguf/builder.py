@@ -1,4 +1,4 @@
-"""What the builders of all architectures share: the file's tensors as values of the graph, and the frame of a decoder.
+"""State that the builders of all architectures share: the file's tensors as values of the graph, and common parts.
 
 Sizes: B batch, S new tokens (``length``), P past tokens, D the width of the residual stream, V vocabulary.
 """
@@ -31,9 +31,10 @@ BATCH, PAST_LENGTH = CACHE_SIZES[0], CACHE_SIZES[2]
 
 
 class Builder:
-    """A file and the graph that is made of it. ``with_cache``: past keys and values come in, present ones go out.
+    """A file and the graph that is made of it. ``with_cache``: past keys and values are inputs, present ones outputs.
 
-    Every tensor and every hyperparameter of the file has to be asked for: :meth:`finish` refuses what is left.
+    Builders have to ask for every tensor and every hyperparameter of the file: :meth:`finish` refuses those that are
+    left.
     """
 
     def __init__(self, file: GgufFile, with_cache: bool) -> None:
@@ -48,7 +49,7 @@ class Builder:
         self.states: list[tuple[str, ir.Value]] = []
         self.windows: dict[int, ir.Value] = {}
         self.float_tables: list[str] = []
-        """Tensors that are stored in more bits than they have, for no kernel multiplies by them as they are."""
+        """Tensors that are stored with more bits than in the file, because no kernel multiplies by their format."""
         self._unused = set(file.tensors)
         self._stored: dict[str, ir.Value] = {}
 
@@ -58,27 +59,27 @@ class Builder:
         return name in self.file.tensors
 
     def tensor(self, name: str, *shape: int) -> GgufTensor:
-        """A tensor of that shape. Raises MoecError where the file has none."""
-        found = self.file.tensors.get(name)
-        if found is None:
+        """Look up a tensor. Raises MoecError where the file has none of that name, or one of another shape."""
+        tensor = self.file.tensors.get(name)
+        if tensor is None:
             raise MoecError(
                 f"{self.file.path}: has no tensor {name!r}, which a model of {self.given.architecture} needs; "
                 "convert or download it again"
             )
-        if found.shape != shape:
+        if tensor.shape != shape:
             raise MoecError(
-                f"{found.where}: is {list(found.shape)}, but the metadata asks for {list(shape)}; they do not belong "
+                f"{tensor.where}: is {list(tensor.shape)}, but the metadata asks for {list(shape)}; they do not belong "
                 "together, convert the model again"
             )
         self._unused.discard(name)
-        return found
+        return tensor
 
     def numbers(self, name: str, *shape: int) -> Array:
-        """The numbers of a small tensor in float32."""
+        """Decode a small tensor to float32."""
         return formats.decoded(self.tensor(name, *shape))
 
     def vector(self, name: str, *shape: int) -> ir.Value:
-        """A small tensor as a constant in float32."""
+        """Store a small tensor as a float32 constant."""
         if name not in self._stored:
             self._stored[name] = self.write.constant(self.numbers(name, *shape), name)
         return self._stored[name]
@@ -87,14 +88,14 @@ class Builder:
         return self.vector(name, *shape) if self.has(name) else None
 
     def matrix(self, name: str, *shape: int) -> ir.Value:
-        """A weight of a product as it is stored, [out,in] or [experts,out,in]."""
+        """Store a weight of a product in its own format, [out,in] or [experts,out,in]."""
         if name not in self._stored:
             self._stored[name] = self._store(name, self.tensor(name, *shape))
         return self._stored[name]
 
     def float_table(self, name: str, *shape: int, order: tuple[int, ...] | None = None) -> ir.Value:
-        """A constant in float32, whatever it is stored in, with its axes in another ``order``; for what takes no stored
-        weights."""
+        """Store a tensor of any format as a float32 constant with its axes in another ``order``, for operators that
+        take no stored weights."""
         tensor = self.tensor(name, *shape)
         if tensor.kind != "F32":
             self.float_tables.append(name)
@@ -131,7 +132,7 @@ class Builder:
             return decoded
         return less_minima(write.graph, None, decoded, values["minimum"], weight.axis, form.group)
 
-    # --- what layers are made of
+    # --- operators of layers
 
     def linear(self, x: ir.Value, name: str, inputs: int, outputs: int, bias: ir.Value | None = None) -> ir.Value:
         """``x @ name.weight.T``, plus ``bias``, or ``name.bias`` where the file has one."""
@@ -154,16 +155,17 @@ class Builder:
         operands = operands[: 3 if operands[2] is not None else 2]
         return self.write.op("LayerNormalization", *operands, axis=-1, epsilon=epsilon, label=name)
 
-    # --- the frame
+    # --- inputs, states and outputs of the graph
 
     @property
     def vocabulary(self) -> int:
         """The rows of the embedding table."""
-        found = self.file.tensors.get("token_embd.weight")
-        return 0 if found is None else found.shape[0]
+        table = self.file.tensors.get("token_embd.weight")
+        return 0 if table is None else table.shape[0]
 
     def head(self, x: ir.Value, softcap: float = 0.0, scale: float = 1.0, norm: str = "output_norm") -> ir.Value:
-        """Logits [B,S,V] of the last layer's result; the matrix is that of the embedding where the file has no own."""
+        """Compute logits [B,S,V] of the last layer's result. A file without an output matrix shares that of the
+        embedding."""
         is_layer_norm = "attention.layer_norm_epsilon" in self.given
         normal = self.layer_norm(x, norm) if is_layer_norm else self.rms_norm(x, norm)
         name = "output" if self.has("output.weight") else "token_embd"
@@ -177,41 +179,42 @@ class Builder:
 
     @functools.cached_property
     def batch(self) -> ir.Value:
-        """How many sequences there are, [1]."""
+        """Number of sequences, [1]."""
         return self.write.op("Shape", self.ids, start=0, end=1, label="batch_size")
 
     @functools.cached_property
     def before(self) -> ir.Value:
-        """How many tokens are past, [1]: so many as the first of the past keys."""
+        """Number of past tokens, [1], read from the shape of the first past keys; 0 without them."""
         if self._past_keys is None:
             return self.write.numbers(0)
         return self.write.op("Shape", self._past_keys, start=2, end=3, label="past_length")
 
     @functools.cached_property
     def total(self) -> ir.Value:
-        """How many tokens there are, past and new, [1]."""
+        """Number of past and new tokens together, [1]."""
         length = self.write.op("Shape", self.ids, start=1, end=2, label="new_length")
         return self.write.op("Add", self.before, length, label="total_length")
 
     @functools.cached_property
     def positions(self) -> ir.Value:
-        """The position [S] of each new token."""
+        """Position of each new token, [S]."""
         first, last = (self.write.op("Squeeze", value, self.write.numbers(0)) for value in (self.before, self.total))
         return self.write.op("Range", first, last, self.write.whole(1), label="positions")
 
     def past(self, kind: str, layer: int, shape: tuple[int | str, ...]) -> ir.Value:
-        """The input that brings a layer's state of the tokens before; :meth:`keep` gives the next one out."""
-        made = self.write.input(f"{PAST}_{kind}_{layer}", FLOAT, shape)
+        """Add an input for a layer's state of the past tokens; :meth:`keep` returns the next state."""
+        state = self.write.input(f"{PAST}_{kind}_{layer}", FLOAT, shape)
         if kind == "key" and self._past_keys is None:
-            self._past_keys = made
-        return made
+            self._past_keys = state
+        return state
 
     def keep(self, kind: str, layer: int, value: ir.Value) -> None:
-        """Let a layer's state be an output."""
+        """Make a layer's state an output of the graph."""
         self.states.append((f"present_{kind}_{layer}", value))
 
     def finish(self, logits: ir.Value) -> ir.Model:
-        """The model. Raises UnsupportedError for tensors and hyperparameters that nobody asked for."""
+        """Add the outputs and return the model. Raises UnsupportedError for tensors and hyperparameters that nobody
+        asked for."""
         self.write.output(logits, "logits")
         for name, value in self.states:
             self.write.output(value, name)

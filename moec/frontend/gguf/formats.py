@@ -41,8 +41,8 @@ from moec.ir.weights.levels import LEVELS
 
 Array = np.ndarray[Any, Any]
 Tables = dict[Table, Callable[[], Array]]
-"""What makes each table of blocks [n, bytes]: data [n, weights of a block], scales and minima [n, groups of a block],
-factors [n, 1]. Tables are asked for one by one, and all but data are little work."""
+"""Readers of the tables of blocks [n, bytes]: data [n, weights of a block], scales and minima [n, groups of a block],
+factors [n, 1]. Tables are read one by one, and all except data are cheap."""
 _SUPER = 256
 
 FLOATS: dict[str, ir.DataType] = {
@@ -54,8 +54,8 @@ FLOATS: dict[str, ir.DataType] = {
 
 @dataclasses.dataclass(frozen=True)
 class Quantised:
-    """A type of tensors: the format that its weights are in, the type of scales, of their codes where they have two
-    levels, and what reads blocks."""
+    """A type of tensors: the format of its weights, the type of its scales, the type of their codes where they have two
+    levels, and the function that reads its blocks."""
 
     form: WeightFormat
     scale: ir.DataType
@@ -74,14 +74,14 @@ class Quantised:
         return self.codes if self.codes is not None and table.endswith("_code") else self.scale
 
     def inputs_of(self, table: Table) -> int:
-        """How many inputs an entry of a table is for."""
+        """Count the inputs that share one entry of a table."""
         if table == "data":
             return 1
         return self.form.super_group if table.endswith("_factor") else self.form.group
 
 
 def weight_of(tensor: GgufTensor) -> Weight:
-    """A matrix or a stack of matrices as it is stored. Nothing is read before it is needed."""
+    """Describe a matrix, or a stack of matrices, in its stored format. Its data is read on demand."""
     if tensor.kind in FLOATS:
         return Weight(tensor.where, {"data": LazyArray(FLOATS[tensor.kind], tensor.shape, lambda: floats(tensor))})
     kind = QUANTISED[tensor.kind]
@@ -90,12 +90,12 @@ def weight_of(tensor: GgufTensor) -> Weight:
 
 
 def floats(tensor: GgufTensor) -> Array:
-    """The numbers of a tensor that is stored as floats: a view of the mapped file."""
+    """View a tensor that is stored as floats in the mapped file."""
     return tensor.blocks.reshape(-1).view(FLOATS[tensor.kind].numpy().newbyteorder("<")).reshape(tensor.shape)
 
 
 def decoded(tensor: GgufTensor) -> Array:
-    """All numbers in float32."""
+    """Decode all numbers of a tensor to float32."""
     if tensor.kind in FLOATS:
         return floats(tensor).astype(np.float32)
     kind, blocks = QUANTISED[tensor.kind], tensor.blocks
@@ -108,7 +108,7 @@ def decoded(tensor: GgufTensor) -> Array:
 
 
 def _of_groups(tables: Tables, table: Literal["scale", "minimum"]) -> Array:
-    """Scales or minima [n, groups of a block] in float32."""
+    """Compute scales or minima [n, groups of a block] in float32."""
     if table in tables:
         return tables[table]().astype(np.float32)
     codes, factors = (tables[level]().astype(np.float32) for level in LEVELS[table])
@@ -116,7 +116,7 @@ def _of_groups(tables: Tables, table: Literal["scale", "minimum"]) -> Array:
 
 
 def stored_bits(kind: str) -> tuple[float, float]:
-    """The bits of a weight in an artifact, with scales and minima, and in the file."""
+    """Count the bits per weight, with scales and minima: first in an artifact, then in the file."""
     _, weights, size = next(block for block in BLOCKS.values() if block[0] == kind)
     if kind in FLOATS:
         return FLOATS[kind].bitwidth, FLOATS[kind].bitwidth
@@ -141,7 +141,7 @@ def _lazy(tensor: GgufTensor, kind: Quantised, table: Table) -> LazyArray:
 
 
 def _half(blocks: Array, first: int) -> Array:
-    """A float16 of each block, [n, 1]."""
+    """Read a float16 of each block, [n, 1]."""
     return np.ascontiguousarray(blocks[:, first : first + 2]).view("<f2")
 
 
@@ -150,7 +150,7 @@ def _nibbles(packed: Array) -> Array:
 
 
 def _int4(numbers: Array) -> Array:
-    """Numbers less 8, in the bits of int4."""
+    """Subtract 8 and convert to int4."""
     return ((numbers - 8) & 15).astype(np.int8).view(ml_dtypes.int4)
 
 
@@ -163,12 +163,12 @@ def _q4_1(blocks: Array) -> Tables:
 
 
 def _scale_and_minimum(blocks: Array) -> Tables:
-    """Those of Q4_1 and Q5_1."""
+    """Readers of the scales and minima of Q4_1 and Q5_1."""
     return {"scale": lambda: _half(blocks, 0), "minimum": lambda: -_half(blocks, 2)}
 
 
 def _fifth_bits(blocks: Array, first: int) -> Array:
-    """The 32 bits of four bytes, 16 each."""
+    """Unpack the 32 bits of four bytes and move each to the place of a fifth bit (0 or 16)."""
     return np.unpackbits(blocks[:, first : first + 4], axis=-1, bitorder="little") << 4
 
 
@@ -198,13 +198,14 @@ def _mxfp4(blocks: Array) -> Tables:
 
 
 def _shifted(packed: Array, width: int, bits: int, fields: int) -> Array:
-    """Fields of ``bits`` bits of bytes [n, bytes]: of every ``width`` bytes all lowest fields, then the next ones."""
+    """Unpack fields of ``bits`` bits from bytes [n, bytes]: for every ``width`` bytes first all lowest fields, then the
+    next ones."""
     parts = packed.reshape(len(packed), -1, 1, width) >> (bits * np.arange(fields, dtype=np.uint8))[:, None]
     return (parts & ((1 << bits) - 1)).reshape(len(packed), -1)
 
 
 def _six_bits(packed: Array) -> tuple[Array, Array]:
-    """The 8 scales and 8 minima of six bits in 12 bytes: ``get_scale_min_k4`` of ggml."""
+    """Unpack 8 scales and 8 minima of six bits from 12 bytes: ``get_scale_min_k4`` of ggml."""
     low, middle, high = packed[:, :4], packed[:, 4:8], packed[:, 8:]
     scales = np.concatenate([low & 63, (high & 15) | ((low >> 6) << 4)], axis=-1)
     minima = np.concatenate([middle & 63, (high >> 4) | ((middle >> 6) << 4)], axis=-1)
@@ -236,7 +237,7 @@ def _q3_k(blocks: Array) -> Tables:
 
 
 def _scales_and_minima(blocks: Array) -> Tables:
-    """Those of Q4_K and Q5_K."""
+    """Readers of the scales and minima of Q4_K and Q5_K."""
     return {
         "scale_code": lambda: _six_bits(blocks[:, 4:16])[0],
         "scale_factor": lambda: _half(blocks, 0),
@@ -280,7 +281,7 @@ def _row(
 
 
 def _k_row(name: FormatName, group: int, read: Callable[[Array], Tables], *, minima: bool = False) -> Quantised:
-    """A K format: codes have a sign where there are no minima."""
+    """Describe a K format. Codes of scales are signed where there are no minima."""
     codes = ir.DataType.UINT8 if minima else ir.DataType.INT8
     form = WeightFormat(name, group, minima=minima, super_group=_SUPER)
     return Quantised(form, ir.DataType.FLOAT16, read, codes)

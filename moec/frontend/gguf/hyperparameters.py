@@ -1,4 +1,4 @@
-"""The hyperparameters of an architecture in a file's metadata; what nobody asks for is refused."""
+"""Hyperparameters of an architecture in a file's metadata; those that no builder asks for are refused."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from moec.errors import MoecError, UnsupportedError
 from moec.frontend.gguf.reader import GgufFile
 
 _HARMLESS = ("context_length", "vocab_size", "rope.scaling.finetuned", "tensor_data_layout")
-"""Those that say nothing about what is computed, unless they are asked for."""
+"""Hyperparameters that do not affect what is computed, unless a builder asks for them."""
 _LARGEST = 1 << 31
 _MOST_LAYERS = 1024
 
 
 class Hyperparameters:
-    """Those of the architecture ``name``: the metadata keys ``name.key``, which are called ``key`` here."""
+    """Hyperparameters of the file's architecture ``name``: metadata keys ``name.key``, called ``key`` here."""
 
     def __init__(self, file: GgufFile) -> None:
         """Raises MoecError for a file that names no architecture."""
@@ -35,14 +35,14 @@ class Hyperparameters:
         return key in self._values
 
     def whole(self, key: str, default: int | None = None, least: int = 1) -> int:
-        """A whole number. Raises MoecError where there is none, or one below ``least``."""
+        """Read a whole number. Raises MoecError where it is missing or below ``least``."""
         value = self._get(key, default)
         if type(value) is not int or not least <= value < _LARGEST:
             raise self._wrong(key, value, f"a whole number from {least} on")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number, which files hold as a float32. Raises MoecError where there is none."""
+        """Read a finite number, which files hold as a float32. Raises MoecError where it is missing."""
         value = self._get(key, default)
         if type(value) not in (int, float) or not math.isfinite(value):
             raise self._wrong(key, value, "a number")
@@ -61,7 +61,7 @@ class Hyperparameters:
         return value
 
     def by_layer(self, key: str, layers: int, default: int | None = None, least: int = 1) -> list[int]:
-        """A whole number for each layer, of which a file may hold one for all."""
+        """Read a whole number for each layer; a file may hold one for all."""
         value = self._get(key, default)
         if not isinstance(value, np.ndarray):
             return [self.whole(key, default, least)] * layers
@@ -70,19 +70,19 @@ class Hyperparameters:
         return [int(number) for number in value[:layers]]
 
     def listed(self, key: str) -> np.ndarray | None:
-        """An array of numbers; None where the value is something else, or missing."""
+        """Read an array of numbers. Returns None where the value is something else, or missing."""
         value = self._get(key, None)
         return value if isinstance(value, np.ndarray) else None
 
     def layers(self) -> int:
-        """``block_count`` without the layers that predict further tokens, which logits do not need."""
+        """Count the layers: ``block_count`` without those that predict further tokens, which logits do not need."""
         count, further = self.whole("block_count"), self.whole("nextn_predict_layers", 0, least=0)
         if not further < count <= _MOST_LAYERS:
             raise self._wrong("block_count", count, f"{further + 1} to {_MOST_LAYERS}")
         return count - further
 
     def check_all_asked(self) -> None:
-        """Raises UnsupportedError for a hyperparameter that no builder asked for."""
+        """Raise UnsupportedError for a hyperparameter that no builder asked for."""
         left = sorted(self._unasked - set(_HARMLESS))
         if left:
             value = str(self._values[left[0]])[:60]
@@ -93,7 +93,7 @@ class Hyperparameters:
             )
 
     def refuse(self, key: str, *harmless: Any) -> None:
-        """Raises UnsupportedError where the key has a value that is not one of ``harmless``."""
+        """Raise UnsupportedError where the key has a value that is not one of ``harmless``."""
         value = self._get(key, harmless[0])
         if isinstance(value, np.ndarray) or value not in harmless:
             raise UnsupportedError(f"{self.where}: {self.architecture}.{key} = {str(value)[:60]} is not supported")
@@ -103,5 +103,5 @@ class Hyperparameters:
         return self._values.get(key, default)
 
     def _wrong(self, key: str, value: Any, expected: str) -> MoecError:
-        found = "missing" if value is None else str(value)[:60]
-        return MoecError(f"{self.where}: {self.architecture}.{key} is {found}; expected {expected}")
+        actual = "missing" if value is None else str(value)[:60]
+        return MoecError(f"{self.where}: {self.architecture}.{key} is {actual}; expected {expected}")

@@ -1,4 +1,4 @@
-"""A GGUF file as a model."""
+"""Import of a GGUF file as a model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from moec.frontend.gguf.reader import GgufFile, read_file
 
 @no_collection()
 def import_file(path: str | os.PathLike[str], cache: bool = False) -> ir.Model:
-    """The model of a GGUF file, as a text model: ``input_ids`` [batch, length], both dynamic, and ``logits``; with
-    ``cache`` also past and present keys and values, as in :mod:`moec.frontend.text_cache`. It computes in float32;
-    weights stay in the file until they are read, and keep the format that they have there where moec has it.
+    """Import a GGUF file as a text model: ``input_ids`` [batch, length], both dynamic, and ``logits``; with ``cache``
+    also past and present keys and values, as in :mod:`moec.frontend.text_cache`. It computes in float32. Weights stay
+    in the file until they are read, and keep their format where moec has it.
 
     Raises MoecError for a file that is damaged or whose tensors and metadata do not fit together, UnsupportedError for
     architectures, types of tensors, tensors and hyperparameters that moec does not know. Formats that take more bits
-    than in the file, and tensors that nothing is made of, become remarks.
+    than in the file, and tensors that no part of the model uses, become remarks.
     """
     builder = Builder(read_file(path), cache)
     model = builder.finish(architectures.build(builder))
@@ -34,8 +34,8 @@ def import_file(path: str | os.PathLike[str], cache: bool = False) -> ir.Model:
 
 
 def text_files_of(path: str | os.PathLike[str]) -> TextFiles | None:
-    """Tokenizer and chat template of a GGUF file; None where it has none, or one that moec does not know, which
-    :func:`import_file` notes. Raises MoecError for a file that is damaged."""
+    """Read the tokenizer and chat template of a GGUF file. Returns None where it has none, or one that moec does not
+    know, which :func:`import_file` notes. Raises MoecError for a file that is damaged."""
     try:
         return tokenizer.text_files(read_file(path))
     except UnsupportedError:
@@ -50,7 +50,7 @@ def _without_text(file: GgufFile) -> Iterator[str]:
 
 
 def _wider(file: GgufFile, float_tables: list[str]) -> Iterator[str]:
-    """What takes more bits in an artifact than in the file."""
+    """Remarks on tensors that take more bits in an artifact than in the file."""
     kinds = [tensor.kind for name, tensor in file.tensors.items() if name not in float_tables and len(tensor.shape) > 1]
     for kind in sorted(set(kinds)):
         bits, there = formats.stored_bits(kind)

@@ -1,9 +1,10 @@
-"""GGUF files, mapped: metadata and a table of tensors, checked, and nothing of the weights read before it is needed.
+"""Reader of GGUF files: it checks the metadata and the table of tensors, and maps the weights without reading them.
 
-The format (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), little-endian: the letters ``GGUF``, a version
-(2 or 3), the numbers of tensors and of metadata entries; entries of a key, a type and a value; for each tensor a name,
-sizes, the innermost first, a type and an offset behind the header, which is filled up to a multiple of the alignment.
-Strings and arrays bring their length. The package ``gguf`` reads the same, but believes all of these numbers.
+The format (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) is little-endian: the letters ``GGUF``, a version
+(2 or 3), the numbers of tensors and of metadata entries; then the entries, each a key, a type and a value; then for
+each tensor a name, sizes, the innermost first, a type, and an offset into the data. The data follows the header, which
+is padded to a multiple of the alignment. Strings and arrays are preceded by their length. The package ``gguf`` reads
+the same format, but trusts all of these numbers.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ _DEFAULT_ALIGNMENT = 32
 _PART = re.compile(r"(?P<name>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 _STRING, _ARRAY = 8, 9
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""Types of metadata by their number: what ``struct`` calls those of a fixed size."""
+"""Codes of ``struct`` for types of metadata of a fixed size, by their number."""
 _SMALLEST_ENTRY, _SMALLEST_TENSOR = 8 + 4 + 1, 8 + 4 + 8 + 4 + 8
-"""Bytes of an entry, and of a description, whose name is empty."""
+"""Bytes of an entry, and of a tensor's description, with an empty name."""
 
 BLOCKS: dict[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4),
@@ -73,14 +74,16 @@ _OTHERS = {
     34: "TQ1_0",
     35: "TQ2_0",
 }
-"""Names of types that are not read, for messages."""
+"""Names of types that moec does not read, for messages."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GgufTensor:
-    """A tensor as it lies in the file. ``where`` names both, for messages; ``kind`` is its type; ``shape`` is that of
-    the weights as numpy has it, the innermost size last; ``blocks`` [..., blocks of a row, bytes of a block] (uint8)
-    is a view of the mapped file."""
+    """A tensor in a file.
+
+    ``where``: file and tensor, for messages. ``kind``: its type. ``shape``: sizes of the weights as in numpy, the
+    innermost last. ``blocks``: view of the mapped file, uint8 [..., blocks of a row, bytes of a block].
+    """
 
     where: str
     kind: str
@@ -90,8 +93,8 @@ class GgufTensor:
 
 @dataclasses.dataclass(frozen=True)
 class GgufFile:
-    """``metadata``: values by key, numbers and text as Python has them, arrays of numbers as numpy's, arrays of text as
-    lists. ``tensors`` by name."""
+    """Contents of a file. ``metadata``: values by key; numbers and text are Python's, arrays of numbers numpy's, arrays
+    of text lists. ``tensors``: by name."""
 
     path: Path
     metadata: dict[str, Any]
@@ -99,7 +102,7 @@ class GgufFile:
 
 
 def is_file(source: Any) -> bool:
-    """Whether a source of a model is the path of a GGUF file, by its name or its first bytes."""
+    """Whether a model's source is the path of a GGUF file, by its name or its first bytes."""
     if not isinstance(source, (str, os.PathLike)) or not Path(source).is_file():
         return False
     if Path(source).suffix == ".gguf":
@@ -112,11 +115,11 @@ def is_file(source: Any) -> bool:
 
 
 def read_file(path: str | os.PathLike[str]) -> GgufFile:
-    """Read the header of a GGUF file and map the rest; where it is the first of several parts, of all of them.
+    """Read the header of a GGUF file and map the rest. For the first of several parts, read all of them.
 
-    Raises MoecError, naming the file and the entry or tensor, for what is no GGUF file, is truncated, or whose counts,
-    lengths, offsets or names do not fit, and for parts that are missing or do not belong together; UnsupportedError for
-    versions and types of tensors that moec does not read.
+    Raises MoecError, naming the file and the entry or tensor, for a file that is no GGUF file, is truncated, or whose
+    counts, lengths, offsets or names do not fit, and for parts that are missing or do not belong together;
+    UnsupportedError for versions and types of tensors that moec does not read.
     """
     first = _read_one(Path(path))
     count = _split(first, "count", 1)
@@ -124,16 +127,19 @@ def read_file(path: str | os.PathLike[str]) -> GgufFile:
 
 
 def _split(part: GgufFile, what: str, default: int) -> int:
-    """A number that a part says of itself or of all of them."""
-    found = part.metadata.get(f"split.{what}", default)
-    if type(found) is not int:
-        raise MoecError(f"{part.path}: split.{what} is {str(found)[:20]}; expected a whole number, download it again")
-    return found
+    """Read ``split.<what>`` of a part's metadata: its own number, or a count over all parts."""
+    number = part.metadata.get(f"split.{what}", default)
+    if type(number) is not int:
+        raise MoecError(f"{part.path}: split.{what} is {str(number)[:20]}; expected a whole number, download it again")
+    return number
 
 
 def _joined(first: GgufFile, count: int) -> GgufFile:
-    """The metadata of the first part and the tensors of all. Names of parts follow from its own name, as
-    ``llama_split_path`` of llama.cpp makes them, and from nothing that a file says."""
+    """Join the metadata of the first part with the tensors of all parts.
+
+    Names of the other parts follow from the first part's file name alone, as ``llama_split_path`` of llama.cpp makes
+    them: metadata is not trusted with paths.
+    """
     named = _PART.fullmatch(first.path.name)
     if named is None or int(named["count"]) != count:
         raise MoecError(
@@ -197,7 +203,7 @@ def _read_one(path: Path) -> GgufFile:
 
 
 class _Cursor:
-    """Reads a header forwards; nothing is taken that the file does not have."""
+    """A position in a header. Every read is checked against the bytes that are left."""
 
     def __init__(self, path: Path, stored: Array) -> None:
         self.path, self._stored, self.position = path, stored, 0
@@ -219,14 +225,15 @@ class _Cursor:
         return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}"), what))[0]
 
     def count(self, smallest: int, what: str) -> int:
-        """A number of things of which each takes ``smallest`` bytes or more of what is left."""
-        found = self.number("Q", what)
-        if found * smallest > self.left:
+        """Read a number of things that each take at least ``smallest`` bytes. Raises MoecError for more than can be
+        left."""
+        number = self.number("Q", what)
+        if number * smallest > self.left:
             raise MoecError(
-                f"{self.path}: {what} is {found}, more than the {self.left} bytes behind it can hold; the file is "
+                f"{self.path}: {what} is {number}, more than the {self.left} bytes behind it can hold; the file is "
                 "truncated or damaged, download it again"
             )
-        return found
+        return number
 
     def text(self, what: str, longest: int | None = None) -> str:
         length = self.count(1, f"the length of {what}")
@@ -261,7 +268,7 @@ class _Cursor:
 
 
 def _counts(cursor: _Cursor) -> tuple[int, int]:
-    """How many tensors and metadata entries follow."""
+    """Check magic number and version, and read the numbers of tensors and metadata entries."""
     if cursor.left < len(MAGIC) or cursor.take(len(MAGIC), "its beginning") != MAGIC:
         raise MoecError(f"{cursor.path}: does not begin with GGUF, so it is no GGUF file; download it again")
     version = cursor.number("I", "the version")
@@ -274,7 +281,7 @@ def _counts(cursor: _Cursor) -> tuple[int, int]:
 
 
 def _description(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], int, int]]:
-    """Name, shape, number of the type, and offset of a tensor."""
+    """Read name, shape, number of the type, and offset of a tensor."""
     name = cursor.text("the name of a tensor", _LONGEST_NAME)
     what = f"tensor {name!r}"
     axes = cursor.number("I", what)

@@ -1,9 +1,9 @@
-"""The tokenizer in a GGUF file as a ``tokenizer.json``, and the rest that a language model needs to take text.
+"""Conversion of the tokenizer in a GGUF file to a ``tokenizer.json``, with chat template and special tokens.
 
-``tokenizer.ggml.model`` is ``gpt2`` for byte-level BPE, whose text is cut beforehand as ``tokenizer.ggml.pre`` names
-it, or ``llama`` for SentencePiece's BPE, in which the pair with the highest score is joined first; a merge then is as
-early as the score of what it makes is high. Sources: ``llama-vocab.cpp`` of llama.cpp, and for the patterns the
-tokenizers of the models that they are named after.
+``tokenizer.ggml.model`` is ``gpt2`` for byte-level BPE, with the patterns that ``tokenizer.ggml.pre`` names for cutting
+text beforehand, or ``llama`` for SentencePiece's BPE, which first joins the pair with the highest score. Its merges are
+therefore sorted by the score of the token that they make. Sources: ``llama-vocab.cpp`` of llama.cpp, and for the
+patterns the tokenizers of the models that they are named after.
 """
 
 from __future__ import annotations
@@ -40,8 +40,11 @@ _DEEPSEEK3 = (
 
 @dataclasses.dataclass(frozen=True)
 class Pieces:
-    """How text is cut before pairs are joined: by one pattern after the other. ``whole``: a piece that is a token stays
-    so, whatever the merges say. ``begins``: whether texts begin with a token for that, unless metadata says."""
+    """Rules for cutting text before pairs are joined: ``patterns`` apply one after the other.
+
+    ``whole``: a piece that is a token itself stays one, whatever the merges say. ``begins``: whether a text begins with
+    a beginning-of-text token where metadata does not say.
+    """
 
     patterns: tuple[str, ...]
     whole: bool = False
@@ -63,22 +66,23 @@ _CUTS: dict[str, Pieces] = {
     "tekken": Pieces((_CASED % ("", "", _DIGIT),), whole=True, begins=True),
     **dict.fromkeys(("deepseek-v3", "hunyuan-dense", "joyai-llm"), Pieces(_DEEPSEEK3)),
 }
-"""By ``tokenizer.ggml.pre``."""
+"""Rules by ``tokenizer.ggml.pre``."""
 _MODEL, _PRE, _DEFAULT = "tokenizer.ggml.model", "tokenizer.ggml.pre", "default"
 _NONE = (None, "none", "no_vocab")
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 """Kinds of tokens that are more than pieces of text."""
 _LONGEST_TOKEN = 1024
-"""Characters; those of real vocabularies have some dozens, and each place of a token is looked at as a merge."""
+"""Characters. Tokens of real vocabularies have some dozens. Every split of a token is tried as a merge, so that longer
+ones would take long."""
 _ENDS = (
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>"),
     *("<|eom_id|>", "<|end_of_sentence|>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "<|user|>"),
 )
-"""Texts of tokens that end a text, whatever metadata says of them."""
+"""Texts of tokens that end a text, even where metadata does not name them."""
 
 
 def text_files(file: GgufFile) -> TextFiles | None:
-    """Tokenizer, chat template and special tokens of a file; None where it has no tokenizer.
+    """Convert tokenizer, chat template and special tokens of a file. Returns None where it has no tokenizer.
 
     Raises UnsupportedError for a kind of tokenizer, or a way to cut text, that moec does not know, MoecError for tables
     that do not fit together.
@@ -106,7 +110,7 @@ def text_files(file: GgufFile) -> TextFiles | None:
 
 
 def check(file: GgufFile) -> None:
-    """Raises UnsupportedError for a tokenizer that moec does not know."""
+    """Raise UnsupportedError for a tokenizer that moec does not know."""
     kind, cut = file.metadata.get(_MODEL), file.metadata.get(_PRE, _DEFAULT)
     if not isinstance(kind, (str, NoneType)) or kind not in (*_NONE, "gpt2", "llama"):
         raise UnsupportedError(f"{file.path}: its tokenizer is {str(kind)[:40]!r}; moec knows gpt2 and llama")
@@ -134,11 +138,11 @@ class _Vocabulary:
         self.kinds: list[int] = kinds.tolist()
 
     def get(self, key: str, kind: Any, default: Any = None) -> Any:
-        """Metadata ``tokenizer.ggml.key``. Raises MoecError where it is missing, or of another kind."""
+        """Read metadata ``tokenizer.ggml.key``. Raises MoecError where it is missing, or of another kind."""
         value = self._file.metadata.get(f"tokenizer.ggml.{key}", default)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            found = "missing" if value is None else type(value).__name__
-            raise MoecError(f"{self._file.path}: tokenizer.ggml.{key} is {found}; convert the model again")
+            actual = "missing" if value is None else type(value).__name__
+            raise MoecError(f"{self._file.path}: tokenizer.ggml.{key} is {actual}; convert the model again")
         return value
 
     def scores(self) -> list[float]:
@@ -147,7 +151,7 @@ class _Vocabulary:
         return found.tolist()
 
     def special(self, name: str) -> int | None:
-        """The id of a special token; None where there is none."""
+        """Read the id of a special token. Returns None where there is none."""
         token = self._file.metadata.get(f"tokenizer.ggml.{name}_token_id")
         if token is None:
             return None
@@ -158,11 +162,11 @@ class _Vocabulary:
         return token
 
     def ids(self) -> dict[str, int]:
-        """Ids by text, the first where a text comes twice."""
+        """Map each text to its id, or to the first where several tokens have it."""
         return {token: index for index, token in reversed(list(enumerate(self.tokens)))}
 
     def added(self) -> list[dict[str, Any]]:
-        """Tokens that are found in a text before anything else is done with it."""
+        """List the tokens that are matched in a text before anything else is done with it."""
         plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         return [
             {"id": index, "content": token, "special": kind == _CONTROL, **plain}
@@ -171,10 +175,10 @@ class _Vocabulary:
         ]
 
     def ends(self) -> tuple[int, ...]:
-        """Ids that end a text."""
+        """List the ids that end a text."""
         named = [self.special(name) for name in ("eos", "eot", "eom")]
-        known = [index for index, token in enumerate(self.tokens) if token in _ENDS and self.kinds[index] == _CONTROL]
-        return tuple(dict.fromkeys(token for token in (*named, *known) if token is not None))
+        listed = [index for index, token in enumerate(self.tokens) if token in _ENDS and self.kinds[index] == _CONTROL]
+        return tuple(dict.fromkeys(token for token in (*named, *listed) if token is not None))
 
     def flag(self, key: str, default: bool) -> bool:
         return self.get(key, bool, default)
@@ -192,7 +196,8 @@ class _Vocabulary:
 
 
 def _byte_level(vocabulary: _Vocabulary) -> tuple[dict[str, Any], bool]:
-    """Normaliser, cutting, model and decoder, and whether texts begin with a token for that."""
+    """Convert byte-level BPE. Returns normalizer, pre-tokenizer, model and decoder, and whether texts begin with a
+    token."""
     cut = _CUTS[vocabulary.get("pre", str, _DEFAULT)]
     merges = [merge.split(" ") if isinstance(merge, str) else [] for merge in vocabulary.get("merges", list)]
     ids = vocabulary.ids()
@@ -212,7 +217,8 @@ def _byte_level(vocabulary: _Vocabulary) -> tuple[dict[str, Any], bool]:
 
 
 def _sentence_piece(vocabulary: _Vocabulary) -> tuple[dict[str, Any], bool]:
-    """The same of SentencePiece's BPE, which spells what it has no token for in bytes."""
+    """Convert SentencePiece's BPE, which spells text without a token in bytes. Returns the same as
+    :func:`_byte_level`."""
     ids, scores = vocabulary.ids(), vocabulary.scores()
     lengths = sorted({len(token) for token in ids})
     merges = [
@@ -250,7 +256,7 @@ def _sentence_piece(vocabulary: _Vocabulary) -> tuple[dict[str, Any], bool]:
 
 
 def _around(vocabulary: _Vocabulary, begins: bool) -> dict[str, Any] | None:
-    """What puts tokens in front of and behind a text."""
+    """Make the post-processor that adds tokens before and after a text. Returns None where it adds none."""
     ends = vocabulary.flag("add_eos_token", False)
     first = vocabulary.special("bos") if vocabulary.flag("add_bos_token", begins) else None
     last = vocabulary.special("eos") if ends else None

@@ -1,7 +1,8 @@
-"""Experts that transformers runs by a loop over those that tokens chose, with a copy of the weights per token: what its
-``batched_mm`` does for the modules that have its experts interface (``transformers/integrations/moe.py``).
+"""Experts of transformers without data-dependent loops: every token gets a copy of its experts' weights.
 
-The number of tokens that an expert gets depends on data, for which torch.export has no loop.
+Some modules loop over the experts that tokens select. The number of tokens of an expert depends on data, and
+torch.export has no loop for that. These forwards do for them what ``batched_mm`` of transformers does for the modules
+with its experts interface (``transformers/integrations/moe.py``).
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def jetmoe(self: Any, layer_input: torch.Tensor) -> torch.Tensor:
 
 
 def jetmoe_queries(self: Any, layer_input: torch.Tensor) -> tuple[torch.Tensor, None, Any]:
-    """``map`` of ``JetMoeMoA``: queries [B,T,k,n] of x [B,T,d], and what :func:`jetmoe_outputs` takes."""
+    """``map`` of ``JetMoeMoA``: x [B,T,d] to queries [B,T,k,n]. Also returns the routing that :func:`jetmoe_outputs`
+    takes."""
     rows = layer_input.reshape(-1, layer_input.shape[-1])
     ids, weights = _chosen(self.router, rows)
     made = _times(self.input_linear.weight[ids.reshape(-1)], rows.repeat_interleave(ids.shape[-1], dim=0))
@@ -64,14 +66,14 @@ def jetmoe_queries(self: Any, layer_input: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def jetmoe_outputs(self: Any, layer_input: torch.Tensor, chosen: Any) -> torch.Tensor:
-    """``reduce`` of ``JetMoeMoA``: x [B,T,d] of attention's [B,T,k,n]."""
+    """``reduce`` of ``JetMoeMoA``: attention's results [B,T,k,n] to x [B,T,d]."""
     ids, weights = chosen
     made = _times(self.output_linear.weight[ids.reshape(-1)], layer_input.reshape(-1, layer_input.shape[-1]))
     return _summed(made, weights).view(*layer_input.shape[:2], -1) + self.bias
 
 
 def _chosen(router: Any, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and weights [T,k] of JetMoe's router."""
+    """Select with JetMoe's router. Returns ids and weights [T,k]."""
     import torch
 
     logits, ids = router.layer(rows).float().topk(router.top_k, dim=1)
@@ -79,11 +81,11 @@ def _chosen(router: Any, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
 
 
 def _times(matrices: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Matrices [n,out,in] times rows [n,in]."""
+    """Multiply matrices [n,out,in] by rows [n,in]."""
     return (matrices @ rows.unsqueeze(-1)).squeeze(-1)
 
 
 def _summed(made: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted sums [T,d] of rows [Tk,d]; weights [T,k]."""
+    """Sum rows [Tk,d] weighted by weights [T,k] to [T,d]."""
     weighted = made * weights.reshape(-1, 1)
     return weighted.view(*weights.shape, made.shape[-1]).sum(1)

@@ -1,4 +1,5 @@
-"""Which tensors of a checkpoint are which parameter of a module, and giving them to the exported graph."""
+"""Assignment of a checkpoint's tensors to the parameters of a module, and then to the constants of the exported
+graph."""
 
 from __future__ import annotations
 
@@ -29,16 +30,20 @@ _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
-    """``weights``: by the names of the module's parameters and buffers; parameters that are shared have all their
-    names. ``unused``: tensors of the checkpoint that the module has no place for, and is not known to ignore."""
+    """Weights of a module.
+
+    ``weights``: by the names of the module's parameters and buffers; shared parameters are listed under all of their
+    names. ``unused``: tensors of the checkpoint that belong to no parameter, and that the module is not known to
+    ignore.
+    """
 
     weights: Mapping[str, Weight]
     unused: tuple[str, ...] = ()
 
     @staticmethod
     def of(module: torch.nn.Module, tensors: Mapping[str, FileTensor], config: dict[str, Any], where: str) -> Binding:
-        """Raises MoecError for tensors that are missing or do not fit the module, UnsupportedError for formats that
-        moec does not read as they are."""
+        """Assign a checkpoint's tensors to the module's parameters. Raises MoecError for tensors that are missing or do
+        not fit the module, UnsupportedError for formats that moec does not read as they are."""
         from moec.frontend.huggingface.quantised import decode_names
 
         weights, unused = _renamed(module, decode_names(tensors, config, where), where)
@@ -54,9 +59,9 @@ class Binding:
         every: dict[str, Weight] = {}
         optional: Any = getattr(module, "_keys_to_ignore_on_load_missing", None) or ()
         for shared in names.values():
-            found = next((weights[name] for name in shared if name in weights), None)
-            if found is not None:
-                every |= dict.fromkeys(shared, found)
+            weight = next((weights[name] for name in shared if name in weights), None)
+            if weight is not None:
+                every |= dict.fromkeys(shared, weight)
             elif not any(re.search(pattern, shared[0]) for pattern in optional):
                 raise MoecError(
                     f"{where}: no tensor of its files is {shared[0]}, which config.json asks for; download the model "
@@ -68,23 +73,25 @@ class Binding:
 
     @property
     def names(self) -> set[str]:
-        """All constants that the graph gets from the checkpoint."""
+        """Names of all constants that the graph gets from the checkpoint."""
         return set(self.weights)
 
     def products(self) -> contextlib.AbstractContextManager[Any]:
-        """While it lasts, PyTorch computes with the module's placeholders and takes little memory for it."""
+        """Context in which PyTorch computes with the module's placeholders in little memory."""
         return products_without_memory()
 
     def bind(self, graph: ir.Graph, values: Mapping[str, ir.Value]) -> None:
-        """Make constants of ``values``, placeholders by name, in the graph that uses them. Raises UnsupportedError for
-        quantised embeddings."""
+        """Make ``values``, which are placeholders by name, constants of the graph that uses them. Raises
+        UnsupportedError for quantised embeddings."""
         for name, value in values.items():
             (_bind_floats if self.weights[name].form is None else _bind_stored)(graph, value, self.weights[name])
 
 
 def _renamed(module: torch.nn.Module, weights: Mapping[str, Weight], where: str) -> tuple[dict[str, Weight], list[str]]:
-    """The weights by the names of the module's parameters, as transformers maps them when it loads a checkpoint, and
-    the names of those that it maps to nothing."""
+    """Assign weights to the module's parameters, as transformers does when it loads a checkpoint.
+
+    Returns the weights by parameter and the names of those that belong to no parameter.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
@@ -113,7 +120,7 @@ def _renamed(module: torch.nn.Module, weights: Mapping[str, Weight], where: str)
             found |= conversion.weights()
         except MoecError:
             raise
-        except Exception as error:  # what PyTorch raises for tensors whose sizes do not fit together
+        except Exception as error:  # PyTorch's error for tensors whose sizes do not fit together
             raise MoecError(
                 f"{where}: {target} cannot be made of the tensors in its files ({type(error).__name__}: "
                 f"{one_line(error)}); they do not belong to this config.json"
@@ -122,8 +129,8 @@ def _renamed(module: torch.nn.Module, weights: Mapping[str, Weight], where: str)
 
 
 def _bind_floats(graph: ir.Graph, value: ir.Value, weight: Weight) -> None:
-    """A constant of the value's type. Matrices and tables in 16 bits stay so: of a table, rows are converted when they
-    are picked, and a matrix is as :func:`_bind_stored` leaves it."""
+    """Make a constant of the value's type. Matrices and tables in 16 bits stay so: selected rows of a table are
+    converted, and a matrix is handled as in :func:`_bind_stored`."""
     array = weight.data
     if array.dtype in _HALVES and len(array.shape) > 1:
         _bind_halves(graph, value, weight)
@@ -166,7 +173,8 @@ def _cast_behind(graph: ir.Graph, lookup: ir.Node, table: ir.Value, dtype: ir.Da
 
 
 def _bind_stored(graph: ir.Graph, value: ir.Value, weight: Weight) -> None:
-    """Constants as they are stored and the nodes that decode them, the way round in which the graph uses them."""
+    """Add the stored constants and the nodes that decode them. The decoded matrix is transposed where the graph
+    transposes."""
     assert weight.form is not None and value.dtype is not None
     turned = [user for user, _ in value.uses() if _turns(user)]
     if len(turned) < len(value.uses()):
@@ -198,7 +206,7 @@ def _check_own_order(weight: Weight, fits: bool = False) -> None:
 
 
 def _put_inputs_in_order(graph: ir.Graph, matrix: ir.Value, weight: Weight) -> None:
-    """Let products with the matrix [in,out] take their inputs in its order."""
+    """Reorder the inputs of all products with the matrix [in,out] into the matrix's order."""
     assert weight.order is not None
     for product, index in matrix.uses():
         _check_own_order(weight, fits=product.op_type == "MatMul" and not product.domain and index == 1)
@@ -210,7 +218,7 @@ def _put_inputs_in_order(graph: ir.Graph, matrix: ir.Value, weight: Weight) -> N
 
 
 def _turns(node: ir.Node) -> bool:
-    """Whether it exchanges the two axes of a matrix."""
+    """Whether the node exchanges the two axes of a matrix."""
     if node.op_type != "Transpose" or node.domain or node.outputs[0].is_graph_output():
         return False
     order = node.attributes.get("perm")

@@ -1,10 +1,9 @@
-"""Attention to blocks of keys that an indexer chooses, without decisions by how many blocks there are.
+"""Attention to blocks of keys that an indexer selects, without branches on the number of blocks.
 
-Modules of transformers pad a last block where it is short, and leave out what they do to blocks where there are none;
-torch.export would decide for one of these ways. Here there always is a last block that is not full, and no query sees
-it.
+Modules of transformers pad the last block where it is short, and skip some steps where there are no blocks;
+torch.export would fix one of these cases. Here there always is a last block that is not full, and no query sees it.
 
-Functions have the signatures of those of transformers that they stand in for; none takes a cache.
+Functions have the signatures of the functions of transformers that they replace. None takes a cache.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 def minimax_indexer(
     self: Any, hidden_states: torch.Tensor, position_embeddings: Any, cache: Any, position_ids: torch.Tensor
 ) -> torch.Tensor:
-    """The forward of ``MiniMaxM3VLIndexer``, but for its result, which :func:`minimax_mask` takes: whether a query of
-    x [B,T,d] attends to a block of keys, [B,H,T,n]."""
+    """The forward of ``MiniMaxM3VLIndexer``, with a result that :func:`minimax_mask` takes: whether a query of x
+    [B,T,d] attends to a block of keys, [B,H,T,n]."""
     import torch
 
     _check_stateless(cache)
@@ -52,7 +51,8 @@ def minimax_mask(
     device: torch.device,
     position_ids: torch.Tensor,
 ) -> torch.Tensor:
-    """``build_block_mask`` of ``MiniMaxM3VLIndexer``, of what :func:`minimax_indexer` returns: [B,H,T,T]."""
+    """``build_block_mask`` of ``MiniMaxM3VLIndexer``: the additive mask [B,H,T,T] from the result of
+    :func:`minimax_indexer`."""
     import torch
 
     keys = torch.arange(key_length)
@@ -68,7 +68,8 @@ def minimax_mask(
 def qwen_indexer(
     self: Any, hidden_states: torch.Tensor, position_embeddings: Any, attention_mask: torch.Tensor, cache: Any
 ) -> torch.Tensor:
-    """The forward of ``Qwen4ExpTextQSAIndexer`` where every query sees all tokens before it: [B,1,T,T]."""
+    """The forward of ``Qwen4ExpTextQSAIndexer``, where every query may see all tokens before it. Returns the mask
+    [B,1,T,T]."""
     import torch
 
     _check_stateless(cache)
@@ -93,7 +94,8 @@ def qwen_indexer(
 def deepseek_heavy(
     self: Any, hidden_states: torch.Tensor, q_residual: Any, position_ids: torch.Tensor, cache: Any, layer_idx: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The forward of ``DeepseekV4HCACompressor``: keys [B,1,n,w] of blocks, and what is added to logits [B,1,T,n]."""
+    """The forward of ``DeepseekV4HCACompressor``. Returns keys [B,1,n,w] of blocks, and the bias [B,1,T,n] of the
+    logits."""
     _check_stateless(cache)
     values = _blocks(self.kv_proj(hidden_states), self.compress_rate)
     gates = _blocks(self.gate_proj(hidden_states), self.compress_rate) + self.position_bias
@@ -104,7 +106,7 @@ def deepseek_heavy(
 def deepseek_sparse(
     self: Any, hidden_states: torch.Tensor, q_residual: Any, position_ids: torch.Tensor, cache: Any, layer_idx: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The forward of ``DeepseekV4CSACompressor``; as :func:`deepseek_heavy`."""
+    """The forward of ``DeepseekV4CSACompressor``. Returns the same as :func:`deepseek_heavy`."""
     keys = _overlapping(self, hidden_states)
     return keys.unsqueeze(1), _bias(self.indexer(hidden_states, q_residual, position_ids, cache, layer_idx))
 
@@ -112,7 +114,7 @@ def deepseek_sparse(
 def deepseek_indexer(
     self: Any, hidden_states: torch.Tensor, q_residual: Any, position_ids: torch.Tensor, cache: Any, layer_idx: int
 ) -> torch.Tensor:
-    """The forward of ``DeepseekV4Indexer``, but for its result: whether a query attends to a block [B,T,n]."""
+    """The forward of ``DeepseekV4Indexer``, with another result: whether a query attends to a block [B,T,n]."""
     import torch
 
     _check_stateless(cache)
@@ -126,8 +128,8 @@ def deepseek_indexer(
 
 
 def _overlapping(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    """Keys [B,n,w] of blocks: of the second half of what is made of their tokens, and of the first half of what is made
-    of those of the block before."""
+    """Compute keys [B,n,w] of blocks. Each is compressed from the second half of its own tokens' features and the first
+    half of those of the block before."""
     import torch
 
     size, width = self.compress_rate, self.head_dim
@@ -143,7 +145,8 @@ def _overlapping(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
 
 
 def _compressed(self: Any, values: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
-    """Keys [B,n,w]: means of ``values`` [B,n,m,w], weighted by ``gates``, and rotated by where their block begins."""
+    """Compute keys [B,n,w]: means of ``values`` [B,n,m,w] weighted by ``gates``, with the rotary embedding of the
+    position where their block begins."""
     import torch
 
     keys = self.kv_norm((values * gates.softmax(dim=2)).sum(dim=2))
@@ -153,7 +156,7 @@ def _compressed(self: Any, values: torch.Tensor, gates: torch.Tensor) -> torch.T
 
 
 def _full(self: Any, position_ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Whether all tokens of a block are there at a query [B,T,n]."""
+    """Whether a query has all tokens of a block before it, [B,T,n]."""
     import torch
 
     return torch.arange(keys.shape[1]) < ((position_ids + 1) // self.compress_rate).unsqueeze(-1)
@@ -166,7 +169,7 @@ def _bias(kept: torch.Tensor) -> torch.Tensor:
 
 
 def _chosen(scores: torch.Tensor, most: int) -> torch.Tensor:
-    """Whether an entry is among the ``most`` highest along the last axis, and none of -inf."""
+    """Whether an entry is among the ``most`` highest along the last axis, and above -inf."""
     import torch
 
     best = scores.topk(smallest(most, scores.shape[-1]), dim=-1).indices
@@ -174,12 +177,13 @@ def _chosen(scores: torch.Tensor, most: int) -> torch.Tensor:
 
 
 def _count(length: int, size: int) -> int:
-    """How many blocks hold so many tokens, and one more, for PyTorch tells a size of 1 from others."""
+    """Number of blocks of ``size`` that hold ``length`` tokens, plus one, because PyTorch specialises on a size of
+    1."""
     return (length + size - 1) // size + 1
 
 
 def _blocks(sequence: torch.Tensor, size: int) -> torch.Tensor:
-    """[B,T,w] as [B,n,size,w], with copies of the last token behind the end."""
+    """Cut [B,T,w] into blocks [B,n,size,w], padded with copies of the last token."""
     import torch
 
     batch, length, width = sequence.shape
@@ -189,7 +193,7 @@ def _blocks(sequence: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _rotation(self: Any) -> Any:
-    """What the file that defines a module rotates queries and keys by."""
+    """The function for rotary embeddings of queries and keys in the file that defines a module."""
     return sys.modules[type(self).__module__].apply_rotary_pos_emb
 
 

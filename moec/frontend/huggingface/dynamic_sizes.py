@@ -1,5 +1,8 @@
-"""Python's ``min`` and ``max`` of sizes that are dynamic: an expression of them, where Python itself would compare them
-and thereby have torch.export decide for one way (``topk(min(2048, length))``)."""
+"""Replacements of Python's ``min`` and ``max`` for sizes that are dynamic.
+
+They return an expression of the sizes. Python's own compare them, and torch.export then fixes one result
+(``topk(min(2048, length))``).
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,21 @@ from typing import Any
 
 
 def smallest(*values: Any, **options: Any) -> Any:
-    """As ``min``."""
+    """Replacement of ``min``."""
     import torch
 
     return functools.reduce(torch.sym_min, values) if _are_sizes(values) else builtins.min(*values, **options)
 
 
 def largest(*values: Any, **options: Any) -> Any:
-    """As ``max``."""
+    """Replacement of ``max``."""
     import torch
 
     return functools.reduce(torch.sym_max, values) if _are_sizes(values) else builtins.max(*values, **options)
 
 
 def _are_sizes(values: tuple[Any, ...]) -> bool:
-    """Whether some of several integers are dynamic."""
+    """Whether the values are two or more integers, some of them dynamic."""
     import torch
 
     kinds = {type(value) for value in values}

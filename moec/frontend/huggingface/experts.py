@@ -1,9 +1,9 @@
-"""An experts module of transformers as a graph of one ``moec.Experts`` node, without a router and without tracing.
+"""Graph of one ``moec.Experts`` node for an experts module of transformers, without a router and without tracing.
 
-transformers hands the forward of every module that is decorated with ``use_experts_implementation``
-(``transformers/integrations/moe.py``, version 5) to an implementation that is registered by name. Such a module has
-stacked weights ``gate_up_proj`` (``up_proj`` where it has no gate) and ``down_proj``, biases of these names with
-``_bias``, and says with ``has_gate``, ``has_bias``, ``is_transposed`` and ``has_post_expert_norm`` how they are used.
+transformers calls an implementation, registered by name, instead of the forward of every module that is decorated with
+``use_experts_implementation`` (``transformers/integrations/moe.py``, version 5). Such a module has stacked weights
+``gate_up_proj`` (``up_proj`` where it has no gate) and ``down_proj``, and biases of these names with ``_bias``. Its
+flags ``has_gate``, ``has_bias``, ``is_transposed`` and ``has_post_expert_norm`` say how they are used.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def is_experts(module: torch.nn.Module) -> bool:
 
 
 def experts_model(module: Any, k: int, where: str) -> ir.Model:
-    """The graph of an experts module: ``x`` [T,d] and ``weights`` [T,k], ``experts`` [T,k] (int64) → ``y`` [T,d],
+    """Build the graph of an experts module: ``x`` [T,d] and ``weights`` [T,k], ``experts`` [T,k] (int64) → ``y`` [T,d],
     floats in float32.
 
-    Weights in float32 are the parameters' memory, those in 16 bits are cast where they are used. Ids from the number of
-    experts on are not dispatched. Raises UnsupportedError, which calls the module ``where``, for one that computes what
-    the dialect has not.
+    Weights in float32 share the parameters' memory, those in 16 bits are cast where they are used. Ids from the number
+    of experts on are not dispatched. Raises UnsupportedError, which names the module ``where``, for one whose
+    computation the dialect cannot express.
     """
     weights, spec = expert_weights(module, where), experts_spec(module, where)
     E, d = weights["down"].shape[0], weights["down"].shape[2 if spec.down_transposed else 1]
@@ -83,14 +83,14 @@ def _computed(graph: ir.Graph, name: str, op_type: str, *operands: ir.Value, **a
 
 
 def expert_weights(module: Any, where: str) -> Weights:
-    """The module's parameters by the names of the operator's inputs. Raises UnsupportedError for what is no parameter
-    of 16 or 32 bit floats in the processor's memory."""
+    """Collect the module's parameters by the names of the operator's inputs. Raises UnsupportedError for a parameter
+    that is missing, of a type other than floats of 16 or 32 bits, or not in the processor's memory."""
     import torch
 
     names = {"up": "gate_up_proj" if module.has_gate else "up_proj", "down": "down_proj"}
     if module.has_bias:
         names |= {f"{name}_bias": f"{parameter}_bias" for name, parameter in names.items()}
-    found: Weights = {}
+    weights: Weights = {}
     for name, own in names.items():
         parameter = dict(module.named_parameters(recurse=False)).get(own)
         if parameter is None:
@@ -101,13 +101,16 @@ def expert_weights(module: Any, where: str) -> Weights:
             )
         if parameter.device.type != "cpu":
             raise UnsupportedError(f"{where}: {own} is on {parameter.device}; expected the processor's memory: {CURE}")
-        found[name] = parameter
-    return found
+        weights[name] = parameter
+    return weights
 
 
 def experts_spec(module: Any, where: str) -> ExpertsSpec:
-    """What the module's experts compute. Layout, activation, alpha, limit and offset are those that agree with the
-    module on sampled numbers, whatever it calls them. Raises UnsupportedError where none do."""
+    """Find the specification of the module's experts by trying candidates.
+
+    Layout, activation, alpha, limit and offset are those that reproduce the module's results on sampled numbers,
+    whatever it calls them. Raises UnsupportedError where none do.
+    """
     if module.has_post_expert_norm:
         raise UnsupportedError(f"{where}: it normalises what every expert returns, which moec's experts do not: {CURE}")
     transposed = bool(module.is_transposed)
@@ -116,13 +119,13 @@ def experts_spec(module: Any, where: str) -> ExpertsSpec:
     f = module.down_proj.shape[1 if transposed else 2]
     if module.has_gate:
         samples = _sample_rows(2 * f, numbers)
-        wanted = _called(module._apply_gate, samples, where)
+        expected = _called(module._apply_gate, samples, where)
     else:
         samples = _sample_rows(f, numbers)
-        wanted = _called(module.act_fn, samples, where)
+        expected = _called(module.act_fn, samples, where)
     for spec in _candidates(base, bool(module.has_gate), numbers):
         gate, up = spec.gate_and_up(samples) if spec.gated else (None, samples)
-        if wanted.shape == up.shape and np.allclose(activated(spec, gate, up), wanted, rtol=1e-5, atol=1e-6):
+        if expected.shape == up.shape and np.allclose(activated(spec, gate, up), expected, rtol=1e-5, atol=1e-6):
             return spec
     raise UnsupportedError(f"{where}: its activation is none that moec's experts have: {CURE}")
 
@@ -139,13 +142,14 @@ def _candidates(base: ExpertsSpec, gated: bool, numbers: set[float]) -> Iterator
 
 
 def _numbers(module: torch.nn.Module) -> set[float]:
-    """Positive numbers that the module and what is in it hold: alpha and limit are among them if it has such."""
+    """Collect the positive floats among the attributes of the module and its parts: alpha and limit are among them."""
     held = (value for part in module.modules() for value in vars(part).values())
     return {value for value in held if isinstance(value, float) and value > 0}
 
 
 def _sample_rows(width: int, numbers: set[float]) -> Array:
-    """Rows [n,width] of both signs and many magnitudes, up to twice the largest of ``numbers``, such as a limit."""
+    """Sample rows [n,width] of both signs and many magnitudes, up to twice the largest of ``numbers``, such as a
+    limit."""
     random = np.random.default_rng(0)
     rows = max(2, -(-_SAMPLES // max(width, 1)))
     reach = max(12.0, *(2 * number for number in numbers if number < 1e4), 0.0)
@@ -159,7 +163,7 @@ def _called(function: Callable[[Any], Any], samples: Array, where: str) -> Array
     try:
         with torch.no_grad():
             return function(torch.from_numpy(samples)).double().numpy()
-    except Exception as error:  # whatever the module's own code raises for float64
+    except Exception as error:  # the module's own code may raise anything for float64
         raise UnsupportedError(
             f"{where}: its activation could not be tried ({type(error).__name__}): {CURE}"
         ) from error

@@ -1,4 +1,4 @@
-"""Parts of models of transformers that torch.export cannot trace, and what stands in for them while it does."""
+"""Replacements for parts of transformers' models that torch.export cannot trace."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "mamba_selective_scan": recurrences.selective_scan,
     "mamba2_chunk_scan": recurrences.chunk_scan,
 }
-"""By their names in the file that defines a model."""
+"""Functions by their names in the file that defines a model."""
 _METHODS: dict[tuple[str, str], Callable[..., Any]] = {
     ("DbrxExperts", "forward"): batched_experts.dbrx,
     ("LongcatFlashExperts", "forward"): batched_experts.longcat,
@@ -40,17 +40,19 @@ _METHODS: dict[tuple[str, str], Callable[..., Any]] = {
     ("DeepseekV4CSACompressor", "forward"): block_attention.deepseek_sparse,
     ("DeepseekV4Indexer", "forward"): block_attention.deepseek_indexer,
 }
-"""By class and name."""
+"""Methods by class and name."""
 _BUILTINS: dict[str, Callable[..., Any]] = {"max": dynamic_sizes.largest, "min": dynamic_sizes.smallest}
-"""By their names in every file that defines a model."""
+"""Builtins by name; they are replaced in every file that defines a model."""
 _MODELS = "transformers.models."
 
 
 @contextlib.contextmanager
 def exportable(module: torch.nn.Module) -> Iterator[None]:
-    """While it lasts, the models of transformers in ``module`` compute what they compute by operations that
-    torch.export can trace: experts by ``batched_mm``, recurrences and loops over chosen experts without loops, the
-    smaller of two sizes without a decision which one that is."""
+    """Context in which torch.export can trace the models of transformers in ``module``.
+
+    They compute the same by other operations: experts by ``batched_mm``, recurrences and loops over selected experts
+    without loops, and the smaller of two sizes without a branch.
+    """
     parts = [part for part in module.modules() if type(part).__module__.startswith(_MODELS)]
     with contextlib.ExitStack() as stack:
         for part in parts:
@@ -59,15 +61,15 @@ def exportable(module: torch.nn.Module) -> Iterator[None]:
                 if type(part).__name__ == kind:
                     stack.enter_context(_replaced(part, name, types.MethodType(method, part)))
         for file in {type(part).__module__ for part in parts}:
-            known = {name: function for name, function in _FUNCTIONS.items() if hasattr(sys.modules[file], name)}
-            for name, function in {**known, **_BUILTINS}.items():
+            functions = {name: function for name, function in _FUNCTIONS.items() if hasattr(sys.modules[file], name)}
+            for name, function in {**functions, **_BUILTINS}.items():
                 stack.enter_context(_replaced(sys.modules[file], name, function))
         yield
 
 
 @contextlib.contextmanager
 def _batched_experts(part: torch.nn.Module) -> Iterator[None]:
-    """transformers runs experts as a data-dependent Python loop by default; its ``batched_mm`` computes the same."""
+    """Select ``batched_mm`` for the experts: by default transformers runs them as a data-dependent Python loop."""
     current = getattr(getattr(part, "config", None), "_experts_implementation", None)
     select: Any = getattr(part, "set_experts_implementation", None)
     if select is None or current is None or current == "batched_mm":
@@ -87,6 +89,6 @@ def _replaced(holder: Any, name: str, new: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        delattr(holder, name)  # a module finds the method of its class again
+        delattr(holder, name)  # afterwards a module finds the method of its class again
         if before is not None:
             setattr(holder, name, before)

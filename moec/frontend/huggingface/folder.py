@@ -1,4 +1,4 @@
-"""A model's folder: what lies in it, and whether moec can make a model of it. No code of the folder is ever run."""
+"""Reader of a model's folder, and its import where moec supports the model. No code of the folder is ever run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 _MODELOPT = "hf_quant_config.json"
-"""What NVIDIA's Model Optimizer writes how it quantised into, where it does not into the other one."""
+"""File in which NVIDIA's Model Optimizer may describe the quantisation, instead of in ``config.json``."""
 _INDEX = "model.safetensors.index.json"
 LARGEST_JSON = 256 << 20
 """Bytes; indexes of the largest models have some tens of megabytes."""
@@ -31,26 +31,28 @@ _FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("n
 
 
 def is_folder(source: Any) -> bool:
-    """Whether a source of a model is the path of a folder, which then has to be one of the Hugging Face hub."""
+    """Whether a model's source is the path of a folder, which then has to be one of the Hugging Face hub."""
     return isinstance(source, (str, os.PathLike)) and Path(source).is_dir()
 
 
 def rounds_activations(path: str | os.PathLike[str]) -> bool:
-    """Whether the quantiser of a folder says that activations are rounded to 8 bits, too. Raises MoecError for a
-    ``config.json`` that cannot be read."""
+    """Whether the folder's quantiser also rounds activations to 8 bits. Raises MoecError for a ``config.json`` that
+    cannot be read."""
     return quantised.rounds_activations(read_config(Path(path)))
 
 
 @no_collection()
 def import_folder(path: str | os.PathLike[str], cache: bool | None = False) -> ir.Model:
-    """The model of a folder with ``config.json`` and safetensors, as a text model: ``input_ids`` [batch, length],
-    both dynamic, and with ``cache`` the tensors of :mod:`moec.frontend.text_cache`; where that is None, if the model is
-    a decoder whose states can be taken and returned, which is a remark where they cannot. It computes in float32;
-    weights stay in their files until they are read.
+    """Import a folder with ``config.json`` and safetensors as a text model.
+
+    Inputs are ``input_ids`` [batch, length], both dynamic, and with ``cache`` the tensors of
+    :mod:`moec.frontend.text_cache`. With ``cache`` None the model has a cache if it is a decoder whose states can be
+    taken and returned; where they cannot, a remark says so. The model computes in float32. Weights stay in their files
+    until they are read.
 
     Raises MoecError for a folder that is not complete or whose files do not fit together, UnsupportedError for models
     that transformers does not know, that bring code of their own, or that are quantised in a way moec does not read.
-    Tensors that nothing is made of become a remark.
+    Tensors that no part of the model uses become a remark.
     """
     folder = Path(path)
     config = read_config(folder)
@@ -68,13 +70,14 @@ def import_folder(path: str | os.PathLike[str], cache: bool | None = False) -> i
         )
     binding = Binding.of(module, tensors, config, str(folder))
     imported, notes = _imported(module, binding, cache)
-    known = conditions.read(imported, str(folder))
-    dataclasses.replace(known, unused=binding.unused, notes=(*known.notes, *notes)).attach(imported)
+    assumptions = conditions.read(imported, str(folder))
+    dataclasses.replace(assumptions, unused=binding.unused, notes=(*assumptions.notes, *notes)).attach(imported)
     return imported
 
 
 def _imported(module: torch.nn.Module, binding: Binding, cache: bool | None) -> tuple[ir.Model, list[str]]:
-    """The model, and what there is to say about its cache where nothing was asked."""
+    """Import the module, with a cache where that is possible if ``cache`` is None. Also returns remarks about the
+    cache."""
     from moec.frontend.pytorch import import_module
     from moec.frontend.text_cache import is_decoder
 
@@ -87,8 +90,8 @@ def _imported(module: torch.nn.Module, binding: Binding, cache: bool | None) -> 
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json``, with what its quantiser wrote beside it. Raises MoecError where there is none, or none that
-    names a type of model."""
+    """Read ``config.json`` and the settings that a quantiser wrote next to it. Raises MoecError where it is missing or
+    names no type of model."""
     path = folder / CONFIG
     if not path.is_file():
         if (folder / "manifest.json").is_file():
@@ -110,18 +113,19 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path) -> dict[str, FileTensor]:
-    """The tensors of all safetensors files of a folder, which may be symbolic links, as in the cache of the hub.
+    """Read the headers of all safetensors files of a folder, which may be symbolic links, as in the cache of the hub.
+    Returns the tensors by name.
 
     Raises MoecError where there are none, or where index and files do not fit together.
     """
     index = folder / _INDEX
     if index.is_file():
         return _read_shards(folder, index)
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) == 1:
-        return read_file(found[0])
-    if found:
-        raise MoecError(f"{folder}: has {len(found)} safetensors files and no {_INDEX}; download the index, too")
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return read_file(files[0])
+    if files:
+        raise MoecError(f"{folder}: has {len(files)} safetensors files and no {_INDEX}; download the index, too")
     pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
     if pickled:
         raise UnsupportedError(
@@ -159,7 +163,7 @@ def _read_shards(folder: Path, index: Path) -> dict[str, FileTensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file of a folder holds. Raises MoecError for a file that is none."""
+    """Read the object in a JSON file of a folder. Raises MoecError for another file."""
     try:
         content = parse_json(read_bytes(path, LARGEST_JSON), _special_float)
     except ValueError as error:
@@ -170,5 +174,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _special_float(found: dict[str, Any]) -> Any:
-    """transformers writes numbers that JSON has not as ``{"__float__": "Infinity"}``."""
+    """Decode a number that JSON cannot express: transformers writes ``{"__float__": "Infinity"}``."""
     return _FLOATS.get(found["__float__"], found) if found.keys() == {"__float__"} else found

@@ -1,4 +1,4 @@
-"""PyTorch with one thread, where moec has it copy parts of weights."""
+"""PyTorch with one thread, for copies of parts of weights."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """The calling thread has PyTorch compute with one thread, and with as many as before afterwards; PyTorch keeps
-    their number by thread.
+    """Context in which PyTorch uses one thread for work of the calling thread; afterwards it uses as many as before.
 
-    A part of a weight is copied in less time than PyTorch's threads take to meet, which they do by spinning: with fewer
-    processors at hand than threads, as in a container with a quota, a copy takes a hundred times as long.
+    PyTorch's threads spin until all have arrived, which takes longer than copying a part of a weight. With fewer
+    processors than threads, as in a container with a quota, a copy would take a hundred times as long.
     """
     import torch
 

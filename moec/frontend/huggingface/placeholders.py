@@ -1,4 +1,4 @@
-"""Numbers in the place of weights that take no memory, and products with them that take next to none, either."""
+"""Placeholders for weights that take no memory, and products with them that take almost none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def placeholder(shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
-    """Random numbers whose rows overlap in memory: entry [i,j] is number i+j of a short list."""
+    """Make a tensor of random numbers whose rows overlap in memory: entry [i,j] is number i+j of a short list."""
     import torch
 
     numbers = torch.randn(max(1, sum(shape)), generator=generator) / max(1, shape[-1:].numel()) ** 0.5
@@ -18,9 +18,11 @@ def placeholder(shape: torch.Size, dtype: torch.dtype, generator: torch.Generato
 
 
 def products_without_memory() -> contextlib.AbstractContextManager[Any]:
-    """While it lasts, PyTorch neither copies placeholders that it picks from a stack, nor makes them contiguous to
-    multiply with them: a product with a matrix whose entry [i,j] is number i+j is a correlation, which a Fourier
-    transformation computes (the theorem of correlation) in time and memory of the longer side."""
+    """Context in which PyTorch indexes and multiplies placeholders without copying them.
+
+    A product with a matrix whose entry [i,j] is number i+j is a correlation. By the correlation theorem a Fourier
+    transformation computes it in time and memory of the longer side.
+    """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -45,29 +47,29 @@ def _overlaps(tensor: torch.Tensor) -> bool:
 
 
 def _is_for(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether one factor is a placeholder, and there is anything to transform."""
+    """Whether one factor is a placeholder and neither is empty."""
     return (_overlaps(left) or _overlaps(right)) and left.numel() > 0 and right.numel() > 0
 
 
 def _windows(matrices: torch.Tensor) -> torch.Tensor:
-    """The numbers [...,a+b-1] that placeholders [...,a,b] consist of."""
+    """View the numbers [...,a+b-1] that placeholders [...,a,b] consist of."""
     rows, columns = matrices.shape[-2:]
     return matrices.as_strided((*matrices.shape[:-2], rows + columns - 1), (*matrices.stride()[:-2], 1))
 
 
 def _picked(stack: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """``stack[ids]``."""
+    """Compute ``stack[ids]``."""
     windows = _windows(stack)[ids]
     return windows.as_strided((*ids.shape, *stack.shape[1:]), (*windows.stride()[:-1], 1, 1))
 
 
 def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """``left @ right`` of two or three axes, one of which is a placeholder."""
+    """Compute ``left @ right`` of two or three axes, one of which is a placeholder."""
     return _correlation(left, right) if _overlaps(right) else _correlation(right.mT, left.mT).mT.contiguous()
 
 
 def _correlation(data: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-    """``data`` [...,n,a] times ``matrices`` [...,a,b], which are placeholders."""
+    """Multiply ``data`` [...,n,a] by placeholders ``matrices`` [...,a,b]."""
     import torch
 
     length, columns = sum(matrices.shape[-2:]) - 1, matrices.shape[-1]

@@ -1,12 +1,12 @@
 """Recurrences over a sequence, as modules of transformers have them, written without a loop over its length.
 
-torch.export unrolls loops, so that one over tokens would hold for a single length. Linear attention is an operator of
-ONNX (:mod:`moec.frontend.torch_linear_attention`). What another loop does to its state is an affine map for each step,
-and maps are composed in any order: prefixes by doubling (Hillis and Steele, "Data parallel algorithms", 1986) take as
-many rounds as the length has bits.
+torch.export unrolls loops, so that a loop over tokens would fix the length. Linear attention is an operator of ONNX
+(:mod:`moec.frontend.torch_linear_attention`). Any other loop applies an affine map to its state at each step. Such maps
+can be composed in any order: prefixes by doubling (Hillis and Steele, "Data parallel algorithms", 1986) take as many
+rounds as the length has bits.
 
-Functions have the signatures of those of transformers that they stand in for. Those that begin from a state take it as
-what the first step writes.
+Functions have the signatures of the functions of transformers that they replace. Those that begin from a state let the
+first step write it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 _ROUNDS = 18
-"""Prefixes reach back over 2^18 tokens; longer sequences are refused."""
+"""Rounds of doubling: prefixes reach back over 2^18 tokens, and longer sequences are refused."""
 _LONGEST = 1 << _ROUNDS
 _inputs_before: contextvars.ContextVar[tuple[torch.Tensor, int] | None] = contextvars.ContextVar(
     "inputs_before", default=None
@@ -43,7 +43,7 @@ def gated_delta_rule(
     """Linear attention by the gated delta rule, ``torch_chunk_gated_delta_rule`` and ``chunk_kimi_delta_attention``.
 
     ``query`` and ``key`` [B,T,h,K], ``value`` [B,T,H,V], H a multiple of h; ``g`` [B,T,H], or [B,T,H,K] with a decay
-    for each channel, is the logarithm of what the state decays by; ``beta`` [B,T,H]. Returns [B,T,H,V], and the state
+    for each channel, is the logarithm of the state's decay; ``beta`` [B,T,H]. Returns [B,T,H,V], and the state
     [B,H,K,V] where it is asked for.
     """
     repeats = value.shape[2] // key.shape[2]
@@ -51,8 +51,8 @@ def gated_delta_rule(
         query, key = query.repeat_interleave(repeats, dim=2), key.repeat_interleave(repeats, dim=2)
     if use_qk_l2norm_in_kernel:
         query, key = _normalized(query.float()), _normalized(key.float())
-    found, after = linear_attention(query, key, value, g, beta, query.shape[-1] ** -0.5, initial_state)
-    return found.to(value.dtype), after if output_final_state else None
+    result, after = linear_attention(query, key, value, g, beta, query.shape[-1] ** -0.5, initial_state)
+    return result.to(value.dtype), after if output_final_state else None
 
 
 def selective_scan(
@@ -84,15 +84,15 @@ def selective_scan(
     written = dt[..., None] * B.transpose(1, 2)[:, None] * hidden_states[..., None]
     initial = _state_before.get()
     states = _prefixes(decays, _from(initial, decays, written))
-    found = (states * C.transpose(1, 2)[:, None]).sum(-1)
+    result = (states * C.transpose(1, 2)[:, None]).sum(-1)
     if D is not None:
-        found = found + hidden_states * D[:, None]
-    found = found if z is None else found * torch.nn.functional.silu(z)
-    return (found, states[:, :, -1]) if return_last_state else found
+        result = result + hidden_states * D[:, None]
+    result = result if z is None else result * torch.nn.functional.silu(z)
+    return (result, states[:, :, -1]) if return_last_state else result
 
 
 def mixer_with_state(self: Any, *arguments: Any, cache: Any = None, **named: Any) -> torch.Tensor:
-    """The forward of a layer of Mamba, whose scan is given no state by transformers, and begins from the cache's."""
+    """The forward of a Mamba layer. Its scan begins from the cache's state, which transformers does not pass to it."""
     token = _state_before.set(None if cache is None else cache.get_recurrent_state(self.layer_idx))
     try:
         return type(self).forward(self, *arguments, cache=cache, **named)
@@ -131,9 +131,9 @@ def chunk_scan(
     key, query = (part.repeat_interleave(heads // part.shape[2], dim=2) for part in (B, C))
     initial = None if initial_states is None else initial_states.transpose(-1, -2)
     decay = (A.float()[:, None] * dt).squeeze(-1)
-    found, after = linear_attention(query, key, hidden_states.float() * dt, decay, None, 1.0, initial)
-    found = found if D is None else found + hidden_states.float() * D[:, None]
-    return (found, after.transpose(-1, -2)) if return_final_states else found
+    result, after = linear_attention(query, key, hidden_states.float() * dt, decay, None, 1.0, initial)
+    result = result if D is None else result + hidden_states.float() * D[:, None]
+    return (result, after.transpose(-1, -2)) if return_final_states else result
 
 
 def lightning_attention(
@@ -157,18 +157,18 @@ def lightning_attention(
     made = made.reshape(batch, length, self.num_attention_heads, 3 * self.head_dim)
     query, key, value = made.split(self.head_dim, dim=3)
     decay = -self.slope_rate[:, 0, 0] * torch.ones_like(query[..., 0])
-    # Nothing is in the cache before the first token.
+    # The cache is empty before the first token.
     initial = None if cache is None or self.layer_idx >= len(cache) else cache.get_linear_cache(self.layer_idx)
-    found, after = linear_attention(query, key, value, decay, None, 1.0, initial)
+    result, after = linear_attention(query, key, value, decay, None, 1.0, initial)
     if cache is not None:
         cache.set_linear_cache(self.layer_idx, after)
-    joined = found.reshape(batch, length, self.num_attention_heads * self.head_dim)
+    joined = result.reshape(batch, length, self.num_attention_heads * self.head_dim)
     gated = torch.nn.functional.sigmoid(self.output_gate(hidden_states)) * self.norm(joined)
     return self.out_proj(gated), after
 
 
 def behind(before: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """The inputs [B,d,n+T] of a causal convolution, of which the first n were those of earlier tokens."""
+    """Append inputs of new tokens to the first n, cached ones of a causal convolution. Returns [B,d,n+T]."""
     import torch
 
     seen = torch.cat([before, new], dim=-1)
@@ -183,33 +183,36 @@ def causal_convolution(
     activation: str | None = None,
     **_: Any,
 ) -> torch.Tensor:
-    """A convolution of each channel over the inputs up to a token, ``causal_conv1d_fn``: ``hidden_states`` [B,d,T],
-    ``weight`` [d,K]. Of what :func:`behind` made, the results of the new tokens alone: transformers computes all and
-    cuts off ``[-length:]``, which for no token is all."""
+    """Convolve each channel over the inputs up to a token, ``causal_conv1d_fn``: ``hidden_states`` [B,d,T], ``weight``
+    [d,K].
+
+    For inputs of :func:`behind` it returns the results of the new tokens alone. transformers computes all and keeps
+    ``[-length:]``, which would keep all for a length of 0.
+    """
     import torch
     from transformers.activations import ACT2FN
 
     width, length = weight.shape[-1] - 1, hidden_states.shape[-1]
-    known, count = _inputs_before.get() or (None, 0)
-    is_behind = known is hidden_states and count >= width
+    joined, count = _inputs_before.get() or (None, 0)
+    is_behind = joined is hidden_states and count >= width
     inputs = (hidden_states[..., count - width :] if is_behind else hidden_states).to(weight.dtype)
     options: dict[str, Any] = {"weight": weight.unsqueeze(1), "bias": bias, "groups": hidden_states.shape[1]}
-    found = torch.nn.functional.conv1d(inputs, padding=0 if is_behind else width, **options)
-    found = found if is_behind else found[:, :, :length]
-    return (found if activation is None else ACT2FN[activation](found)).to(hidden_states.dtype)
+    result = torch.nn.functional.conv1d(inputs, padding=0 if is_behind else width, **options)
+    result = result if is_behind else result[:, :, :length]
+    return (result if activation is None else ACT2FN[activation](result)).to(hidden_states.dtype)
 
 
 def tokens_before(self: Any, token_ids: torch.Tensor, shift: int) -> torch.Tensor:
-    """``_shift_right_ignore_eos`` of ``Qwen4ExpTextNGramEmbedding``: the ids [B,T] of tokens ``shift`` places earlier,
-    and that of an end where one lies between or there is none."""
+    """``_shift_right_ignore_eos`` of ``Qwen4ExpTextNGramEmbedding``: the ids [B,T] of the tokens ``shift`` places
+    earlier. The end-of-text id stands where an end lies between, or where there is no such token."""
     import torch
 
     place = torch.arange(token_ids.shape[1])
-    found, is_known = token_ids, place >= shift
+    ids, is_known = token_ids, place >= shift
     for back in range(1, shift + 1):
-        found = token_ids.index_select(1, (place - back).clamp(min=0))
-        is_known = is_known & (found != self.eos_token_id)
-    return torch.where(is_known, found, self.eos_token_id)
+        ids = token_ids.index_select(1, (place - back).clamp(min=0))
+        is_known = is_known & (ids != self.eos_token_id)
+    return torch.where(is_known, ids, self.eos_token_id)
 
 
 def _checked_length(length: int) -> int:
@@ -224,7 +227,7 @@ def _normalized(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _from(initial: torch.Tensor | None, kept: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
-    """What steps write, where the first also keeps what it can of the state before it."""
+    """Let the first step write the initial state, decayed, in addition to its own contribution."""
     import torch
 
     if initial is None:
@@ -234,25 +237,24 @@ def _from(initial: torch.Tensor | None, kept: torch.Tensor, written: torch.Tenso
 
 
 def _is_first(steps: torch.Tensor) -> torch.Tensor:
-    """Whether a step (axis 2) is the first, in a shape that goes with ``steps``."""
+    """Whether a step (axis 2) is the first, in a shape that broadcasts with ``steps``."""
     import torch
 
     return (torch.arange(steps.shape[2]) == 0).reshape(-1, *(1,) * (steps.dim() - 3))
 
 
 def _prefixes(kept: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
-    """The states after each step (axis 2), from zero on; those that begin later than the longest sequence ends mean
-    nothing."""
+    """Compute the states after each step (axis 2), starting from zero."""
     by = 1
     while by < _LONGEST:
         written = kept * _earlier(written, by) + written
-        kept = kept * _earlier(kept, by)  # zero where nothing is that early: the state there is zero, too
+        kept = kept * _earlier(kept, by)  # zero before the first step, where the state is zero, too
         by *= 2
     return written
 
 
 def _earlier(steps: torch.Tensor, by: int) -> torch.Tensor:
-    """Entries ``by`` places earlier along axis 2; zeros before the first."""
+    """Shift entries by ``by`` places to later ones along axis 2, with zeros at the beginning."""
     import torch
 
     place = torch.arange(steps.shape[2]) - by

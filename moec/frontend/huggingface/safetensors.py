@@ -1,8 +1,8 @@
-"""Safetensors files, mapped: their tensors are views of the file, and nothing of them is read before it is needed.
+"""Reader of safetensors files: tensors are views of the mapped file, and their data is read on demand.
 
-The format (https://huggingface.co/docs/safetensors): 8 bytes, the length n of the header as a little-endian number;
-n bytes of JSON, which give each tensor's ``dtype``, ``shape`` and ``data_offsets`` behind the header; the data.
-The package ``safetensors`` maps files, too, but pages that its tensors have read can not be let go of.
+The format (https://huggingface.co/docs/safetensors): 8 bytes with the length n of the header as a little-endian number;
+n bytes of JSON with each tensor's ``dtype``, ``shape`` and ``data_offsets``, which count from the end of the header;
+then the data. The package ``safetensors`` also maps files, but cannot release pages that its tensors have read.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ DTYPES = {
 }
 _LENGTH = 8
 _LONGEST_HEADER = 100_000_000
-"""Bytes; the limit that the format's own library has."""
+"""Bytes; the same limit as in the format's own library."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FileTensor:
-    """A tensor of a file. ``where`` names both, for messages."""
+    """A tensor of a file. ``where``: file and tensor, for messages."""
 
     where: str
     dtype: ir.DataType
@@ -54,15 +54,15 @@ class FileTensor:
     stored: Array
 
     def numpy(self) -> Array:
-        """The elements: a view of the mapped file."""
+        """View the elements in the mapped file."""
         return self.stored.view(self.dtype.numpy().newbyteorder("<")).reshape(self.shape)
 
 
 def read_file(path: Path) -> dict[str, FileTensor]:
-    """The tensors of a file by name.
+    """Read the header of a file. Returns the tensors by name.
 
-    Raises MoecError, naming file and tensor, for what is no safetensors file, element types that moec does not know,
-    and offsets that do not fit the shape or leave the file.
+    Raises MoecError, naming file and tensor, for a file that is no safetensors file, element types that moec does not
+    know, and offsets that do not fit the shape or leave the file.
     """
     if not path.is_file():
         raise MoecError(f"{path}: no such file; download the model again, with all of its files")

@@ -1,5 +1,7 @@
-"""Sizes that a ``config.json`` asks for, against what the files beside it hold. transformers makes whatever is asked
-for: layers without end, and tables larger than any memory."""
+"""Checks of the sizes in a ``config.json`` against the extent of the files next to it.
+
+transformers builds whatever a configuration asks for: layers without end, and tables larger than any memory.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 _LARGEST_NUMBER = 1 << 53
-"""Numbers beyond it are no sizes, and libraries in C do not take them."""
+"""Bound of numbers that can be sizes; libraries in C do not take larger ones."""
 _LARGEST_TABLE = 1 << 30
 """Bytes of a table that a module computes for itself, such as frequencies of rotary embeddings."""
 _MODULES, _MODULES_PER_TENSOR = 1000, 32
@@ -36,7 +38,7 @@ class Holdings:
 
 
 def check_numbers(config: Any, holdings: Holdings, where: str, depth: int = 0) -> None:
-    """Raise MoecError for a whole number of a configuration that is no size, and for more layers than there are
+    """Raise MoecError for a number of a configuration that is too large for a size, and for more layers than
     tensors."""
     if depth > _DEEPEST:
         raise MoecError(f"{where}: config.json nests more than {_DEEPEST} objects; download it again")
@@ -55,7 +57,7 @@ def check_numbers(config: Any, holdings: Holdings, where: str, depth: int = 0) -
 
 
 def check_parameters(module: torch.nn.Module, holdings: Holdings, where: str) -> None:
-    """Raise MoecError for a parameter that is larger than all files, however few bits they take for a weight."""
+    """Raise MoecError for a parameter with more weights than all files together could hold."""
     most = holdings.bytes * _WEIGHTS_PER_BYTE
     for name, parameter in module.named_parameters():
         if parameter.numel() > most:
@@ -67,8 +69,8 @@ def check_parameters(module: torch.nn.Module, holdings: Holdings, where: str) ->
 
 @contextlib.contextmanager
 def limited(holdings: Holdings, where: str) -> Iterator[None]:
-    """While it lasts, modules have no more parts than the files could fill, and compute no table that is too large.
-    What is more raises MoecError before it is made."""
+    """Context that bounds the number of modules by the files' tensors, and the size of computed tables. Raises
+    MoecError before anything larger is made."""
     from torch.nn.modules.module import register_module_module_registration_hook
 
     made, most = 0, _MODULES + _MODULES_PER_TENSOR * holdings.tensors
@@ -91,7 +93,7 @@ def limited(holdings: Holdings, where: str) -> Iterator[None]:
 
 
 def _limited_tables(where: str) -> contextlib.AbstractContextManager[Any]:
-    """While it lasts, an operator whose result is too large raises MoecError before it runs."""
+    """Context in which an operator whose result is too large raises MoecError before it runs."""
     import torch
     from torch.utils import _pytree as pytree
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -100,14 +102,14 @@ def _limited_tables(where: str) -> contextlib.AbstractContextManager[Any]:
         return value.to("meta") if isinstance(value, torch.Tensor) else value
 
     def size_of_result(func: Any, args: Any, kwargs: dict[str, Any]) -> int:
-        """Bytes, by the operator's own rule of shapes; 0 where it has none."""
+        """Bytes of the result by the operator's own rule of shapes; 0 where it has none."""
         makes = any(argument.name == "device" for argument in func._schema.arguments)
         options = {**kwargs, "device": torch.device("meta")} if makes else kwargs
         try:
-            made = func(*pytree.tree_map(as_meta, args), **pytree.tree_map(as_meta, options))
+            result = func(*pytree.tree_map(as_meta, args), **pytree.tree_map(as_meta, options))
         except (RuntimeError, NotImplementedError, TypeError, ValueError):  # no rule, or none without the numbers
             return 0
-        return sum(leaf.numel() * leaf.element_size() for leaf in pytree.tree_leaves(made) if hasattr(leaf, "numel"))
+        return sum(leaf.numel() * leaf.element_size() for leaf in pytree.tree_leaves(result) if hasattr(leaf, "numel"))
 
     class Mode(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,4 +1,5 @@
-"""A model of transformers by its configuration alone, with numbers in the place of its weights that take no memory."""
+"""A model of transformers built from its configuration alone; placeholders that take no memory stand for its
+weights."""
 
 from __future__ import annotations
 
@@ -16,15 +17,15 @@ if TYPE_CHECKING:
 
 
 def build(config: dict[str, Any], holdings: Holdings, where: str) -> torch.nn.Module:
-    """The module that a ``config.json`` describes, in float32 and for inference: of models that take images or sound,
-    too, the language model, where transformers has it by itself.
+    """Build the module that a ``config.json`` describes, in float32 and for inference. For a model that also takes
+    images or sound, this is its language model, where transformers has it as a class.
 
-    Its parameters are placeholders (:mod:`moec.frontend.huggingface.placeholders`), so that modules of any size can be
-    traced, and even run, with next to no memory. Buffers are what they should be.
+    Parameters are placeholders (:mod:`moec.frontend.huggingface.placeholders`), so that modules of any size can be
+    traced, and even run, in little memory. Buffers have their real values.
 
     Raises MoecError where torch or transformers are missing, and for a configuration that asks for more than its files
-    hold (:mod:`moec.frontend.huggingface.sizes`), UnsupportedError for a type of model that transformers
-    does not have itself, and for configurations that it refuses.
+    hold (:mod:`moec.frontend.huggingface.sizes`), UnsupportedError for a type of model that transformers does not have
+    itself, and for configurations that it refuses.
     """
     transformers = _import_transformers(where)
     kind = config["model_type"]
@@ -47,7 +48,7 @@ def build(config: dict[str, Any], holdings: Holdings, where: str) -> torch.nn.Mo
             module = _make(*_class_of(transformers, settings, config, where))
     except MoecError:
         raise
-    except Exception as error:  # configurations raise whatever their numbers lead to
+    except Exception as error:  # a configuration may lead to any error
         raise UnsupportedError(
             f"{where}: transformers cannot make a {kind} of its config.json ({type(error).__name__}: {one_line(error)})"
         ) from error
@@ -69,8 +70,11 @@ def _import_transformers(where: str) -> Any:
 
 
 def _class_of(transformers: Any, settings: Any, config: dict[str, Any], where: str) -> tuple[Any, Any]:
-    """The class that ``architectures`` names, else the language model of this type, and its settings; of models that
-    take images or sound, too, the language model, where transformers has one for their checkpoints."""
+    """Select the class to build, and its settings.
+
+    It is the language model of a type that also takes images or sound, where transformers has one for its checkpoints;
+    else the class that ``architectures`` names; else the language model of this type.
+    """
     causal, text = transformers.MODEL_FOR_CAUSAL_LM_MAPPING, settings.get_text_config()
     of_text = causal.get(type(settings), None) if text is not settings else None
     if of_text is not None and of_text.config_class is type(text):
@@ -103,7 +107,7 @@ def _make(kind: Any, settings: Any) -> torch.nn.Module:
 
 @contextlib.contextmanager
 def _without_memory() -> Iterator[None]:
-    """What is made without numbers (``torch.empty``, as parameters are) gets no memory; all else does."""
+    """Context in which tensors that are made without numbers (``torch.empty``, as for parameters) get no memory."""
     import torch
     from torch.overrides import TorchFunctionMode
 
@@ -119,7 +123,7 @@ def _without_memory() -> Iterator[None]:
 
 
 def _give_placeholders(module: torch.nn.Module) -> None:
-    """Shared parameters stay shared."""
+    """Replace all parameters, and buffers without memory, by placeholders. Shared parameters stay shared."""
     import torch
 
     made: dict[int, tuple[Any, Any]] = {}
@@ -132,7 +136,7 @@ def _give_placeholders(module: torch.nn.Module) -> None:
             if id(parameter) not in made:
                 like = placeholder(parameter.shape, parameter.dtype, generator)
                 new = torch.nn.Parameter(like, requires_grad=False)
-                made[id(parameter)] = (parameter, new)  # the old one stays, so that its id does
+                made[id(parameter)] = (parameter, new)  # the old one stays alive, so that its id stays unique
             part._parameters[name] = made[id(parameter)][1]
         for name, buffer in part._buffers.items():
             if buffer is not None and buffer.is_meta:
@@ -141,7 +145,7 @@ def _give_placeholders(module: torch.nn.Module) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What transformers says about configurations is not about what moec makes of them."""
+    """Context that silences transformers' warnings about configurations, which do not apply to moec's use."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""Weights of a checkpoint as they are stored, and what transformers makes of several of them, without reading any."""
+"""Weights of a checkpoint in their stored form, and the conversions of transformers applied to them on demand."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
 _MOVING = ("MergeModulelist", "Concatenate", "Chunk", "Transpose", "Interleave")
-"""Operations of transformers that move rows and columns as they are, so that scales can move with them."""
+"""Operations of transformers that only move rows and columns, so that scales can move with them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LazyArray:
-    """An array that is made when it is read. ``expert`` makes entry e of the first axis alone, where that is less."""
+    """An array that is computed when it is read. ``expert`` computes entry e of the first axis alone, where that is
+    cheaper."""
 
     dtype: ir.DataType
     shape: tuple[int, ...]
@@ -37,15 +38,15 @@ class LazyArray:
 
     @staticmethod
     def of(tensor: FileTensor) -> LazyArray:
-        """The tensor of a file, as it is."""
+        """Wrap a tensor of a file."""
         return LazyArray(tensor.dtype, tensor.shape, tensor.numpy)
 
     def entry(self, index: int) -> Array:
-        """One entry of the first axis."""
+        """Read one entry of the first axis."""
         return self.expert(index) if self.expert is not None else self.read()[index]
 
     def mapped(self, change: Callable[[Array], Array], dtype: ir.DataType, shape: Sequence[int]) -> LazyArray:
-        """What ``change`` makes of it; of the array's entries, too, where it has three axes or more."""
+        """Apply ``change`` on reading; also to single entries, where the array has three axes or more."""
         by_expert = len(self.shape) > 2 and len(shape) > 2
         return LazyArray(
             dtype,
@@ -55,7 +56,7 @@ class LazyArray:
         )
 
     def tensor(self) -> ir.LazyTensor:
-        """The same as a tensor of the IR."""
+        """Convert to a tensor of the IR."""
         if len(self.shape) == 3:
             return ExpertStack(None, self.dtype, self.shape, lambda index: np.asarray(self.entry(index)))
         return ir.LazyTensor(lambda: ir.Tensor(self.read(), dtype=self.dtype), self.dtype, ir.Shape(self.shape))
@@ -63,11 +64,11 @@ class LazyArray:
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A weight: floats (``form`` is None, ``data`` the only table), or what is stored of it in a format.
+    """A weight: floats (``form`` is None, ``data`` the only table), or the tables of a quantised format.
 
-    Quantised data is [...,out,in] where ``axis``, that of the inputs, is -1, and [...,in,out] where it is -2; scales
-    and zero points are the same, with groups in the place of inputs. ``order``: that of the product's inputs in which
-    the matrix has them, where it is not their own. ``where`` names it in messages.
+    Quantised data is [...,out,in] where ``axis``, that of the inputs, is -1, and [...,in,out] where it is -2. Scales
+    and zero points have groups in the place of inputs. ``order``: permutation of the product's inputs to the order of
+    the matrix, None where both are the same. ``where``: name for messages.
     """
 
     where: str
@@ -78,7 +79,7 @@ class Weight:
 
     @staticmethod
     def of(tensor: FileTensor) -> Weight:
-        """The tensor of a file, as it is."""
+        """Wrap a tensor of a file."""
         return Weight(tensor.where, {"data": LazyArray.of(tensor)})
 
     @property
@@ -87,11 +88,11 @@ class Weight:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """What weights have in common that can be joined."""
+        """Key that weights have to share to be joined."""
         return self.form, self.axis, {table: array.dtype for table, array in self.tables.items()}
 
     def transposed(self) -> Weight:
-        """The same with inputs and outputs exchanged."""
+        """Exchange inputs and outputs."""
         tables = {
             name: array.mapped(_turned, array.dtype, (*array.shape[:-2], array.shape[-1], array.shape[-2]))
             for name, array in self.tables.items()
@@ -101,7 +102,7 @@ class Weight:
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What transformers does to tensors of a checkpoint to make parameters of them: a ``WeightConverter`` of
+    """A conversion of tensors of a checkpoint to parameters: a ``WeightConverter`` of
     ``transformers.core_model_loading``, for the parameter ``target``. ``sources``: weights by pattern."""
 
     converter: Any
@@ -110,20 +111,20 @@ class Conversion:
     module: torch.nn.Module
 
     def weights(self) -> dict[str, Weight]:
-        """The parameters that it makes, by name. Raises UnsupportedError for quantised weights that are not alike, or
-        that are changed in any other way than being moved."""
+        """Make the parameters, by name. Raises UnsupportedError for quantised weights that are not alike, or that an
+        operation changes in another way than by moving."""
         every = [weight for weights in self.sources.values() for weight in weights]
         first = every[0]
         self._check(every)
-        found: dict[str, dict[Table, LazyArray]] = {}
+        parameters: dict[str, dict[Table, LazyArray]] = {}
         for table, like in first.tables.items():
             for name, shape in self._shapes(table).items():
                 read = functools.partial(self._read, table, name)
                 expert = functools.partial(self._read_expert, table, name) if self._is_by_expert() else None
-                found.setdefault(name, {})[table] = LazyArray(like.dtype, shape, read, expert)
+                parameters.setdefault(name, {})[table] = LazyArray(like.dtype, shape, read, expert)
         flips = sum(type(operation).__name__ == "Transpose" for operation in self.converter.operations) % 2
         axis = -3 - first.axis if flips else first.axis
-        return {name: Weight(first.where, tables, first.form, axis) for name, tables in found.items()}
+        return {name: Weight(first.where, tables, first.form, axis) for name, tables in parameters.items()}
 
     def _check(self, weights: list[Weight]) -> None:
         first = weights[0]
@@ -171,10 +172,10 @@ class Conversion:
             pattern: [_elements(weight.tables[table].read()) for weight in weights]
             for pattern, weights in sources.items()
         }
-        given = next(iter(inputs.values()))[0].dtype
-        found = self._converted(inputs)[name].to(given).contiguous()  # operations may take what they are given apart
-        wanted = next(iter(sources.values()))[0].tables[table].dtype.numpy()
-        return found.view(_integers(wanted)).numpy().view(wanted)
+        element_type = next(iter(inputs.values()))[0].dtype
+        converted = self._converted(inputs)[name].to(element_type).contiguous()  # operations may modify their inputs
+        stored = next(iter(sources.values()))[0].tables[table].dtype.numpy()
+        return converted.view(_integers(stored)).numpy().view(stored)
 
     def _converted(self, tensors: dict[str, list[torch.Tensor]]) -> dict[str, torch.Tensor]:
         for operation in self.converter.operations:
@@ -202,18 +203,18 @@ def _turned(array: Array) -> Array:
 
 
 def _elements(array: Array) -> torch.Tensor:
-    """Floats as PyTorch's; elements of types that are only moved, as integers of the same size."""
+    """Convert floats to PyTorch's types, and other elements, which are only moved, to integers of the same size."""
     import torch
 
     array = np.ascontiguousarray(array)
-    if not array.flags.writeable:  # PyTorch warns of those; nothing writes here
+    if not array.flags.writeable:  # PyTorch warns of read-only arrays
         array = array.copy()
     integers = torch.from_numpy(array.view(f"i{array.itemsize}"))
     return integers.view(getattr(torch, array.dtype.name)) if array.dtype.name in _FLOATS else integers
 
 
 def _integers(dtype: np.dtype[Any]) -> torch.dtype:
-    """Those of PyTorch that are as large as elements of a type."""
+    """Select PyTorch's integer type of the same size."""
     import torch
 
     return {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]

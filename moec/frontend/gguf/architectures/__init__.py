@@ -1,4 +1,4 @@
-"""The architectures of llama.cpp that moec makes models of: one file for those that are alike, over shared parts.
+"""The architectures of llama.cpp that moec imports: one file for each family, built of shared parts.
 
 A builder returns the logits [B,S,V]. Formulas and names of tensors and hyperparameters are those of llama.cpp
 (``src/models/``).
@@ -30,11 +30,11 @@ _FILES = (llama, qwen2moe, olmo2, granite, gemma, gpt_oss, phi, sigmoid_routed, 
 ARCHITECTURES: dict[str, Callable[[Builder], ir.Value]] = {
     name: build for file in _FILES for name, build in file.ARCHITECTURES.items()
 }
-"""By ``general.architecture``."""
+"""Builders by ``general.architecture``."""
 
 
 def build(builder: Builder) -> ir.Value:
-    """The logits of the file's architecture. Raises UnsupportedError for one that moec does not know."""
+    """Build the graph of the file's architecture and return its logits. Raises UnsupportedError for an unknown one."""
     name = builder.given.architecture
     if name not in ARCHITECTURES:
         raise UnsupportedError(

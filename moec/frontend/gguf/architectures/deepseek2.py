@@ -1,8 +1,8 @@
-"""DeepSeek-V2, V3 and R1: latent attention (arXiv 2405.04434), first dense layers, then experts beside shared ones.
+"""DeepSeek-V2, V3 and R1: latent attention (arXiv 2405.04434), leading dense layers, then experts next to shared ones.
 
-Newer files hold the matrices that make keys and values of the latent one by head (``attn_k_b``, ``attn_v_b``). Queries
-then meet the latent itself: all heads share one key, of which the first part is the value, and the cache holds nothing
-else. Older files hold both in one matrix (``attn_kv_b``), and keys and values are those of every head.
+Newer files hold the matrices that turn the latent into keys and values by head (``attn_k_b``, ``attn_v_b``). Queries
+then multiply the latent itself: all heads share one key, whose first part is the value, and nothing else is cached.
+Older files hold both in one matrix (``attn_kv_b``), and every head has its own keys and values.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ _SOFTMAX = 1
 
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
-    """``plain`` elements of a key do not rotate, ``rotated`` ones do; ``query_rank`` is 0 where queries have none."""
+    """Sizes of latent attention.
+
+    ``plain``: elements of a head's key without rotary embedding. ``rotated``: those with it. ``value``: elements of a
+    head's value. ``rank``: size of the latent. ``query_rank``: size of the queries' latent, 0 where they have none.
+    ``absorbed``: whether queries multiply the latent itself.
+    """
 
     heads: int
     plain: int
@@ -69,7 +74,7 @@ def _sizes(build: Builder) -> _Sizes:
 
 
 def _score_scale(rope: Rope, sizes: _Sizes) -> float:
-    """By what scores are multiplied: YaRN's stretch is taken off cosines and sines, and comes back squared."""
+    """Factor of the scores: YaRN's stretch is taken off cosines and sines, and enters here squared."""
     scaling = rope.scaling
     longer = math.log(scaling.factor)
     stretch = scaling.attention_factor * (1 + 0.1 * longer) * (1 + 0.1 * scaling.log_factor * longer)
@@ -90,7 +95,7 @@ def _attention(build: Builder, x: ir.Value, layer: int, sizes: _Sizes, rope: Rop
 
 
 def _query(build: Builder, x: ir.Value, name: str, sizes: _Sizes) -> ir.Value:
-    """Queries [B,H,S,plain+rotated], of which nothing is rotated yet."""
+    """Project queries [B,H,S,plain+rotated], before the rotary embedding."""
     size = sizes.plain + sizes.rotated
     if not sizes.query_rank:
         query = build.linear(x, f"{name}.attn_q", build.width, sizes.heads * size)
@@ -111,7 +116,7 @@ def _with_latent_cache(
     rope: Rope,
     scale: float,
 ) -> ir.Value:
-    """[B,H,S,value] of one key [B,1,S,rank+rotated] for all heads."""
+    """Attend over the latent itself: one key [B,1,S,rank+rotated] for all heads. Returns [B,H,S,value]."""
     write, name, width = build.write, f"blk.{layer}", sizes.rank + sizes.rotated
     past = build.past("key", layer, (BATCH, 1, PAST_LENGTH, width)) if build.with_cache else None
     plain, turning = write.split(query, sizes.plain, sizes.rotated, axis=-1, label=f"{name}.attn_q")
@@ -123,13 +128,13 @@ def _with_latent_cache(
     key = with_past(build, "key", layer, past, key)
     value = write.split(key, sizes.rank, sizes.rotated, axis=-1, label=f"{name}.attn_v.latent")[0]
     heads = Heads(sizes.heads, 1, width, sizes.rank)
-    found = attend_heads(build, layer, query, key, value, heads, AttentionForm(scale=scale))
+    attended = attend_heads(build, layer, query, key, value, heads, AttentionForm(scale=scale))
     out = _by_head(build, f"{name}.attn_v_b.weight", (sizes.heads, sizes.value, sizes.rank))
-    return write.op("MatMul", found, out, label=f"{name}.attn_v_b")
+    return write.op("MatMul", attended, out, label=f"{name}.attn_v_b")
 
 
 def _by_head(build: Builder, name: str, shape: tuple[int, int, int]) -> ir.Value:
-    """Matrices [H,out,in] as [H,in,out] in float32: products of batches read no stored weights."""
+    """Load matrices [H,out,in] as [H,in,out] in float32, because batched products read no stored weights."""
     return build.float_table(name, *shape, order=(0, 2, 1))
 
 
@@ -143,7 +148,7 @@ def _with_keys_of_heads(
     rope: Rope,
     scale: float,
 ) -> ir.Value:
-    """[B,H,S,value] of keys and values of every head."""
+    """Attend over keys and values that the latent is expanded to, for every head. Returns [B,H,S,value]."""
     write, name, size = build.write, f"blk.{layer}", sizes.plain + sizes.rotated
     past = [
         build.past(kind, layer, (BATCH, sizes.heads, PAST_LENGTH, width)) if build.with_cache else None

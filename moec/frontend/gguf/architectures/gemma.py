@@ -1,5 +1,8 @@
-"""Gemma 1 to 3: embeddings times sqrt(D), GELU. From Gemma 2 on norms behind attention and MLP, too, and windows;
-bounded scores and logits in Gemma 2; norms of queries and keys in Gemma 3, whose windows have their own frequencies."""
+"""Gemma 1 to 3: embeddings times sqrt(D), GELU.
+
+Gemma 2 and 3 add windows and norms after attention and MLP. Gemma 2 bounds scores and logits. Gemma 3 normalises
+queries and keys, and its windowed layers have frequencies of their own.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from moec.frontend.gguf.parts.rope import Rope, Scaling
 from moec.frontend.gguf.parts.windows import windows_of
 
 _LARGEST = {"gemma2": 46, "gemma3": 62}
-"""Layers of the models of 27B, whose scores are scaled by D / heads, not by the size of a head."""
+"""Layers of the 27B models, which scale scores by D / heads instead of the size of a head."""
 _AFTER = Norms(after_attention="post_attention_norm", after_feed_forward="post_ffw_norm")
 
 

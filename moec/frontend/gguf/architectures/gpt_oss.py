@@ -19,7 +19,7 @@ _EXPERTS = ExpertsSpec("silu", alpha=1.702, limit=7.0, up_offset=1.0)
 def build(build: Builder) -> ir.Value:
     heads, windows = Heads.of(build), windows_of(build, 2)
     rope, router = Rope(build, heads[0].size, interleaved=False), Router.of(build, "softmax_topk", normalize=False)
-    build.given.whole("feed_forward_length", 0, least=0)  # of layers that this architecture has not
+    build.given.whole("feed_forward_length", 0, least=0)  # converters write it, but there are no dense layers
     inner = build.given.whole("expert_feed_forward_length")
 
     def attend(x: ir.Value, layer: int) -> ir.Value:

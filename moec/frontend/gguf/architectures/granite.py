@@ -1,5 +1,5 @@
-"""Granite and Granite MoE: Llama with factors for embeddings, scores, additions to the residual stream and logits;
-experts may stand beside a shared one."""
+"""Granite and Granite MoE: Llama with factors for embeddings, scores, additions to the residual stream and logits.
+Experts may stand next to a shared one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""LFM2 and LFM2-MoE: most layers are a gated short convolution, which keeps its last inputs; the others attend. In the
-MoE, experts are chosen by sigmoids that a bias corrects, behind first dense layers."""
+"""LFM2 and LFM2-MoE: most layers are a gated short convolution, which caches its last inputs; the others attend.
+
+The MoE has leading dense layers, and then experts that are selected by sigmoids with a correction bias.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ def build(build: Builder) -> ir.Value:
 
 
 def _short_convolution(build: Builder, x: ir.Value, layer: int, taps: int) -> ir.Value:
-    """``c * conv(b * x)`` of three projections; the convolution is causal, and each channel has its own ``taps``."""
+    """Compute ``c * conv(b * x)`` with three projections b, c and x; the convolution is causal, with ``taps`` weights
+    for each channel."""
     write, name, width = build.write, f"blk.{layer}.shortconv", build.width
     both = build.linear(x, f"{name}.in_proj", width, 3 * width)
     before, after, inputs = write.split(both, width, width, width, axis=-1, label=name)

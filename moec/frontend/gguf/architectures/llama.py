@@ -1,6 +1,9 @@
 """Llama, Mistral, Mixtral, Qwen2, Qwen3, Qwen3-MoE, OLMoE: RMS norms before attention and MLP, grouped queries, SwiGLU
-or softmax-routed experts. They differ in which elements rotary embeddings pair, in norms of queries and keys, and in
-whether routing weights are normalised."""
+or softmax-routed experts.
+
+They differ in the elements that rotary embeddings pair, in norms of queries and keys, and in whether routing weights
+are normalised.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ from moec.frontend.gguf.parts.rope import Rope
 
 
 def build(build: Builder, interleaved: bool = False, norm: str = "", normalize: bool = True) -> ir.Value:
-    """``norm``: of queries and keys (:class:`AttentionForm`); ``normalize``: whether routing weights sum to 1."""
+    """Build the decoder and return its logits. ``norm``: of queries and keys (:class:`AttentionForm`). ``normalize``:
+    whether routing weights sum to 1."""
     heads, form = Heads.of(build), AttentionForm(norm=norm)
     rope = Rope(build, heads[0].size, interleaved)
     router = Router.of(build, normalize=normalize) if build.given.whole("expert_count", 0, least=0) else None

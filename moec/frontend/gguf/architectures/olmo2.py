@@ -1,5 +1,7 @@
-"""OLMo 2 and 3: norms behind attention and MLP, norms of all queries and keys; OLMo 3 has windows, whose layers keep
-the frequencies that the others scale."""
+"""OLMo 2 and 3: norms after attention and MLP, norms over all queries and keys.
+
+OLMo 3 has windowed layers, which keep the plain frequencies; its other layers scale them.
+"""
 
 from __future__ import annotations
 

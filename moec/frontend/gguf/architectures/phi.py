@@ -1,5 +1,7 @@
-"""Phi-3 and Phi-3.5-MoE: one matrix for queries, keys and values, in Phi-3 one for gate and up, tables of factors for
-long contexts, norms and products with biases in the MoE. Windows are not used, as in llama.cpp."""
+"""Phi-3 and Phi-3.5-MoE: one matrix for queries, keys and values, and tables of factors for long contexts.
+
+Phi-3 holds gate and up in one matrix; the MoE has norms and products with biases. Windows are ignored, as in llama.cpp.
+"""
 
 from __future__ import annotations
 

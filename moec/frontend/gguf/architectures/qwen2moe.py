@@ -1,4 +1,4 @@
-"""Qwen1.5-MoE and Qwen2-MoE: softmax-routed experts beside a shared one, which a sigmoid weighs."""
+"""Qwen1.5-MoE and Qwen2-MoE: softmax-routed experts next to a shared one, which a sigmoid weighs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""GLM-4.5, dots.llm1 and ERNIE 4.5 (MoE): first dense layers, then experts beside a shared one, chosen by a score that
-a bias corrects."""
+"""GLM-4.5, dots.llm1 and ERNIE 4.5 (MoE): leading dense layers, then experts next to a shared one, selected by scores
+with a correction bias."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _SIGMOID = 2
 def build(
     build: Builder, norm: str = "head", feed_forward_norm: str = "ffn_norm", gating: int | None = None
 ) -> ir.Value:
-    """``gating``: the score function where metadata names none. GLM-4.5 has norms of queries and keys in some sizes."""
+    """Build GLM-4.5 or dots.llm1. ``gating``: the score function where metadata names none. Only some sizes of GLM-4.5
+    have norms of queries and keys."""
     given, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
     form = AttentionForm(norm=norm if build.has("blk.0.attn_q_norm.weight") else "")
     normalize, scale = given.flag("expert_weights_norm", False), given.number("expert_weights_scale", 0.0)
@@ -42,13 +43,14 @@ def build(
 
 
 def build_ernie(build: Builder) -> ir.Value:
-    """Softmax scores that a bias corrects; experts in every ``interleave_moe_layer_step``-th layer."""
+    """Build ERNIE 4.5: softmax scores with a correction bias, and experts in every ``interleave_moe_layer_step``-th
+    layer."""
     given, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
     is_moe = given.architecture == "ernie4_5-moe"
     router = Router.of(build, correction="allowed") if is_moe else None
     own = given.whole("expert_feed_forward_length") if is_moe else 0
     shared = given.whole("expert_shared_feed_forward_length", 0, least=0)
-    given.whole("expert_shared_count", 0, least=0)  # the length above is that of all of them
+    given.whole("expert_shared_count", 0, least=0)  # the length above is that of all shared experts together
     dense, step = given.whole("leading_dense_block_count", 0, least=0), given.whole("interleave_moe_layer_step", 1)
     rope = Rope(build, heads[0].size, interleaved=True)
 

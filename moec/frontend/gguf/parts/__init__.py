@@ -1,1 +1,1 @@
-"""Parts of decoders that several architectures are made of."""
+"""Parts of decoders that several architectures share."""

@@ -14,7 +14,8 @@ from moec.frontend.gguf.parts.rope import Rope
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-    """Heads of a layer: queries, keys and values, and the sizes of a key and of a value."""
+    """Heads of a layer: the numbers of query heads and of groups that share keys and values, and the sizes of a key and
+    of a value."""
 
     queries: int
     groups: int
@@ -23,7 +24,8 @@ class Heads:
 
     @staticmethod
     def of(build: Builder) -> list[Heads]:
-        """Those of each layer. A layer of no groups has no attention. Raises MoecError for heads that do not fit."""
+        """Heads of each layer; a layer without groups has no attention. Raises UnsupportedError for heads that do not
+        fit."""
         given, layers = build.given, build.layers
         queries = given.by_layer("attention.head_count", layers)
         groups = given.by_layer("attention.head_count_kv", layers, queries[0], least=0)
@@ -37,11 +39,13 @@ class Heads:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionForm:
-    """What architectures differ in. ``window``: of how many tokens, its own included, a token sees keys; 0 for all.
-    ``scale`` of the scores: 1 / sqrt(size) where it is None. ``softcap``: what bounds scores, 0 for nothing.
-    ``norm``: of queries and keys, ``head`` by head or ``all`` heads together. ``norm_last``: after the rotation.
-    ``clamp``: what queries, keys and values are clamped to, 0 for nothing. ``sinks``: whether each head has a logit
-    that takes weight and gives nothing."""
+    """Differences between the attention of architectures.
+
+    ``window``: number of last tokens, its own included, that a token sees; 0 for all. ``scale``: factor of the scores;
+    None for 1 / sqrt(size). ``softcap``: bound of the scores, 0 for none. ``norm``: norm of queries and keys, by
+    ``head`` or over ``all`` heads together; empty for none. ``clamp``: bound of queries, keys and values, 0 for none.
+    ``sinks``: whether each head has a logit that takes weight and has no value.
+    """
 
     window: int = 0
     scale: float | None = None
@@ -54,7 +58,7 @@ class AttentionForm:
 def attention(
     build: Builder, x: ir.Value, layer: int, heads: Heads, rope: Rope | None, form: AttentionForm = AttentionForm()
 ) -> ir.Value:
-    """What a layer's attention adds to the residual stream, from its normalised input x [B,S,D]."""
+    """Compute what a layer's attention adds to the residual stream, from its normalised input x [B,S,D]."""
     name = f"blk.{layer}"
     query, key, value = _projections(build, x, name, heads, form)
     if form.norm == "all":
@@ -80,7 +84,7 @@ def attention(
 def _projections(
     build: Builder, x: ir.Value, name: str, heads: Heads, form: AttentionForm
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Queries, keys and values [B,S,heads*size], which one matrix may make together."""
+    """Project queries, keys and values [B,S,heads*size], with one matrix or with three."""
     sizes = heads.queries * heads.size, heads.groups * heads.size, heads.groups * heads.value_size
     if build.has(f"{name}.attn_qkv.weight"):
         joined = build.linear(x, f"{name}.attn_qkv", build.width, sum(sizes))
@@ -105,7 +109,7 @@ def _past(build: Builder, kind: str, layer: int, groups: int, size: int) -> ir.V
 
 
 def with_past(build: Builder, kind: str, layer: int, past: ir.Value | None, new: ir.Value) -> ir.Value:
-    """New keys or values [B,G,S,h] behind the past ones, which then are the layer's present ones."""
+    """Append new keys or values [B,G,S,h] to the past ones, and output the result as the layer's present ones."""
     if past is None:
         return new
     present = build.write.op("Concat", past, new, axis=2, label=f"blk.{layer}.{kind}s")
@@ -116,7 +120,8 @@ def with_past(build: Builder, kind: str, layer: int, past: ir.Value | None, new:
 def attend_heads(
     build: Builder, layer: int, query: ir.Value, key: ir.Value, value: ir.Value, heads: Heads, form: AttentionForm
 ) -> ir.Value:
-    """The result [B,H,S,value_size] of queries [B,H,S,h], which belong to the last of keys and values [B,G,P+S,h]."""
+    """Attend with queries [B,H,S,h], which belong to the last tokens of keys and values [B,G,P+S,h]. Returns
+    [B,H,S,value_size]."""
     write, name = build.write, f"blk.{layer}"
     attributes = {"scale": heads.size**-0.5 if form.scale is None else form.scale}
     if form.softcap:
@@ -138,7 +143,8 @@ def attend_heads(
 
 
 def _window_mask(build: Builder, window: int) -> ir.Value:
-    """Which keys lie in the window of each query, bool [S,P+S]; those behind a query are masked by causality."""
+    """Mask bool [S,P+S] of the keys that are not before each query's window. Attention itself masks the keys after a
+    query."""
     if window not in build.windows:
         write = build.write
         last = write.op("Squeeze", build.total, write.numbers(0))
@@ -151,7 +157,8 @@ def _window_mask(build: Builder, window: int) -> ir.Value:
 
 
 def _with_sinks(build: Builder, layer: int, mask: ir.Value | None, heads: int) -> ir.Value:
-    """What is added to the scores [1,H,S|1,1+P+S] of a key of zeros, which is the sink, and of the others."""
+    """Additive mask [1,H,S|1,1+P+S] that gives the sink's logits to its key of zeros, the first one, and 0 or -inf to
+    the others."""
     write, name = build.write, f"blk.{layer}.attn_sinks"
     sinks = build.numbers(f"{name}.weight", heads).reshape(1, heads, 1, 1)
     column = write.constant(sinks, name)

@@ -1,4 +1,4 @@
-"""The frame of a decoder's layers: norms, attention, MLP, and what is added to the residual stream."""
+"""The frame of a decoder's layers: norms, attention, MLP, and their additions to the residual stream."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import onnx_ir as ir
 from moec.frontend.gguf.builder import Builder
 
 Step = Callable[[ir.Value, int], ir.Value]
-"""What a layer computes from a normalised input [B,S,D]; the second argument is the layer."""
+"""Computation of a layer on a normalised input [B,S,D]; the second argument is the layer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Norms:
-    """Names of norms before and after attention and MLP; None for one that is not there. ``layer``: whether they take
-    the mean off."""
+    """Names of the norms before and after attention and MLP; None where there is none. ``layer``: whether they are
+    layer norms, which subtract the mean, instead of RMS norms."""
 
     attention: str | None = "attn_norm"
     after_attention: str | None = None
@@ -28,7 +28,7 @@ class Norms:
 def decoder(
     build: Builder, x: ir.Value, attend: Step, feed_forward: Step, norms: Norms = Norms(), residual: float = 1.0
 ) -> ir.Value:
-    """The residual stream [B,S,D] behind all layers; ``residual``: what each addition to it is multiplied with."""
+    """Compute the residual stream [B,S,D] after all layers. ``residual``: factor of each addition to it."""
     steps = (
         ("attended", norms.attention, attend, norms.after_attention),
         ("out", norms.feed_forward, feed_forward, norms.after_feed_forward),

@@ -1,4 +1,4 @@
-"""Rows of the embedding table by token ids; of a quantised table, rows are decoded when they are picked."""
+"""Rows of the embedding table by token ids. A quantised table stays quantised: only the selected rows are decoded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAME = "token_embd.weight"
 
 
 def embed(build: Builder, scale: float = 1.0) -> ir.Value:
-    """The rows [B,S,D] of ``input_ids`` in float32, times ``scale``."""
+    """Look up the rows [B,S,D] of ``input_ids`` in float32, times ``scale``."""
     write = build.write
     tensor = build.tensor(_NAME, build.vocabulary, build.width)
     if tensor.kind in formats.FLOATS:
@@ -46,14 +46,17 @@ def _decoded(build: Builder, tensor: GgufTensor, kind: Quantised) -> ir.Value:
 
 
 def _bytes(build: Builder, tensor: GgufTensor) -> ir.Value:
-    """The stored numbers [B,S,D] of 8 bits."""
+    """Look up the stored numbers [B,S,D] of a format of 8 bits."""
     table = build.write.weight(formats.weight_of(tensor).data.tensor(), f"{_NAME}.rows")
     return build.write.op("Gather", table, build.ids, axis=0, label="embedding.numbers")
 
 
 def _halves(build: Builder, tensor: GgufTensor, kind: Quantised) -> ir.Value:
-    """The stored numbers [B,S,D] of at most 4 bits, signed ones plus 8. Programs have no elements of less than a byte:
-    the first half of a row lies in the lower bits, the second in the upper."""
+    """Look up the stored numbers [B,S,D] of a format of at most 4 bits, signed ones plus 8.
+
+    Programs have no elements of less than a byte, so two numbers share one: those of the first half of a row are in the
+    lower bits, those of the second half in the upper bits.
+    """
     write, half = build.write, build.width // 2
     data = formats.weight_of(tensor).data
 
@@ -69,7 +72,7 @@ def _halves(build: Builder, tensor: GgufTensor, kind: Quantised) -> ir.Value:
 
 
 def _of_groups(build: Builder, tensor: GgufTensor, table: Literal["scale", "minimum"]) -> ir.Value:
-    """Scales or minima of the picked rows, [B,S,groups,1] in float32."""
+    """Look up scales or minima of the selected rows, [B,S,groups,1] in float32."""
     write, form = build.write, formats.QUANTISED[tensor.kind].form
     if not form.super_group:
         return write.op("Unsqueeze", _picked(build, tensor, table), write.numbers(-1))
@@ -80,7 +83,7 @@ def _of_groups(build: Builder, tensor: GgufTensor, table: Literal["scale", "mini
 
 
 def _picked(build: Builder, tensor: GgufTensor, table: formats.Table) -> ir.Value:
-    """The picked rows of a table in float32."""
+    """Look up the selected rows of a table in float32."""
     array = formats.weight_of(tensor).tables[table].tensor()
     rows = build.write.op("Gather", build.write.weight(array, f"{_NAME}.{table}.rows"), build.ids, axis=0)
     return rows if array.dtype == FLOAT else build.write.op("Cast", rows, to=int(FLOAT))

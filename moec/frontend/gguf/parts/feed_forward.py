@@ -1,4 +1,4 @@
-"""What stands behind attention: one MLP, or experts with a router."""
+"""The part of a layer after attention: one MLP, or experts with a router."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from moec.frontend.gguf.builder import Builder
 from moec.ir.dialect import FORMULATION_KEY, Activation, ExpertsSpec, LinearSpec, RouteSpec, ScoreFunction
 
 _SMALLEST_SUM = 6.103515625e-5
-"""What llama.cpp divides routing weights by at least, the smallest normal float16."""
+"""Lower bound of the sum by which llama.cpp divides routing weights: the smallest normal float16."""
 _GATES: dict[int, ScoreFunction] = {1: "softmax", 2: "sigmoid", 3: "softmax_topk", 4: "sqrt_softplus"}
-"""``expert_gating_func`` of metadata."""
+"""Score functions by ``expert_gating_func`` of metadata."""
 _SWIGLU = ExpertsSpec()
 
 
 def gated(
     build: Builder, x: ir.Value, layer: int, inner: int, end: str = "", activation: Activation = "silu"
 ) -> ir.Value:
-    """``down(activation(gate(x)) * up(x))`` with the matrices ``ffn_gate``, ``ffn_up`` and ``ffn_down``, whose names go
-    on with ``end``; one matrix ``ffn_up`` may hold gate and up (Phi-3)."""
+    """Compute ``down(activation(gate(x)) * up(x))`` with the matrices ``ffn_gate``, ``ffn_up`` and ``ffn_down``.
+    ``end`` is the suffix of their names. One matrix ``ffn_up`` may hold gate and up (Phi-3)."""
     write, name = build.write, f"blk.{layer}"
     if build.has(f"{name}.ffn_gate{end}.weight"):
         weight = build.matrix(f"{name}.ffn_gate{end}.weight", inner, build.width)
@@ -46,8 +46,8 @@ def _activated(build: Builder, x: ir.Value, activation: Activation) -> ir.Value:
 
 @dataclasses.dataclass(frozen=True)
 class Router:
-    """How a router of ``experts`` chooses, for :class:`~moec.ir.dialect.RouteSpec`. ``correction``: whether a tensor
-    ``exp_probs_b`` moves the choice: ``needed``, ``allowed`` or not (``none``)."""
+    """A router over ``experts`` experts. ``correction``: whether a tensor ``exp_probs_b`` biases the selection:
+    ``needed``, ``allowed`` or not (``none``)."""
 
     experts: int
     spec: RouteSpec
@@ -55,8 +55,8 @@ class Router:
 
     @staticmethod
     def of(build: Builder, score: ScoreFunction = "softmax", normalize: bool = True, **options: Any) -> Router:
-        """The router with ``score`` over ``expert_count`` experts, of which ``expert_used_count`` are used.
-        Raises MoecError for counts that do not fit."""
+        """Router with ``score`` over ``expert_count`` experts, of which it selects ``expert_used_count``. Raises
+        UnsupportedError for counts that do not fit."""
         given = build.given
         experts, used = given.whole("expert_count"), given.whole("expert_used_count")
         if used > experts:
@@ -74,12 +74,12 @@ class Router:
         return Router(experts, RouteSpec(used, score, **floor, **limits), **options)
 
     def scaled(self, scale: float) -> Router:
-        """The same with weights times ``scale``; 0 stands for 1."""
+        """Copy whose weights are multiplied by ``scale``; 0 stands for 1."""
         return dataclasses.replace(self, spec=dataclasses.replace(self.spec, scale=scale or 1.0))
 
 
 def score_of(build: Builder, default: int | None = None) -> ScoreFunction:
-    """The score function that metadata names. Raises UnsupportedError for one that moec does not know."""
+    """Read the score function from metadata. Raises UnsupportedError for one that moec does not know."""
     number = build.given.whole("expert_gating_func", default, least=0)
     number = number or default or 0
     if number not in _GATES:
@@ -90,7 +90,7 @@ def score_of(build: Builder, default: int | None = None) -> ScoreFunction:
 def experts(
     build: Builder, x: ir.Value, layer: int, router: Router, inner: int, spec: ExpertsSpec = _SWIGLU
 ) -> ir.Value:
-    """The sum [B,S,D] of the experts that a layer's router chooses for each token of x."""
+    """Compute the weighted sum [B,S,D] of the experts that a layer's router selects for each token of x."""
     write, name, count = build.write, f"blk.{layer}", router.experts
     rows = write.reshape(x, -1, build.width, label=f"{name}.tokens")
     logits = build.linear(rows, f"{name}.ffn_gate_inp", build.width, count)
@@ -110,9 +110,9 @@ def experts(
         operands[f"{part}_bias"] = build.optional_vector(f"{name}.{label}.bias", count, shapes[part][0])
     spec = dataclasses.replace(spec, gate_layout=layout)
     y = write.moec("Experts", f"{name}.experts", spec, x=rows, weights=weights, experts=ids, **operands)[0]
-    made = y.producer()
-    assert made is not None
-    made.metadata_props[FORMULATION_KEY] = "gguf"
+    node = y.producer()
+    assert node is not None
+    node.metadata_props[FORMULATION_KEY] = "gguf"
     return write.op("Reshape", y, write.op("Shape", x), label=f"{name}.experts.tokens")
 
 
@@ -126,8 +126,8 @@ def _correction(build: Builder, name: str, router: Router) -> ir.Value | None:
 def with_shared(
     build: Builder, x: ir.Value, routed: ir.Value, layer: int, inner: int, is_gated: bool = False
 ) -> ir.Value:
-    """The experts' sum and that of a shared expert of ``inner`` units, where ``inner`` is not 0; ``is_gated``: that is
-    weighed by the sigmoid of a product with x (Qwen2)."""
+    """Add a shared expert of ``inner`` units to the sum of the routed ones, unless ``inner`` is 0. ``is_gated``: its
+    result is multiplied by the sigmoid of a product with x (Qwen2)."""
     if not inner:
         return routed
     write, name = build.write, f"blk.{layer}"

@@ -1,10 +1,10 @@
 """Rotary position embedding with the scalings that files ask for.
 
-Frequencies follow ``ggml_rope_ext``: element pair i of n turns by ``position * base^(-2i/n) / factor_i``, where factors
-are those of a tensor ``rope_freqs`` (Llama 3). Linear scaling divides all of them; YaRN (arXiv 2309.00071) those of
-pairs that turn rarely within the original context, between them a ramp, and turns also stretch the result. With
-``longrope`` (Phi-3) a table of factors is used where all tokens together are more than the original context, and
-another where they are not.
+Frequencies follow ``ggml_rope_ext``: element pair i of n rotates by ``position * base^(-2i/n) / factor_i``, with the
+factors of a tensor ``rope_freqs`` (Llama 3). Linear scaling divides all frequencies. YaRN (arXiv 2309.00071) divides
+those of pairs that rotate rarely within the original context, keeps those that rotate often, with a ramp between, and
+also stretches the result. ``longrope`` (Phi-3) has two tables of factors: one for more tokens than the original
+context, one for fewer.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Scaling:
-    """How frequencies are scaled. ``factor``: by which a context is longer than the ``original`` one. ``log_factor``:
-    that of DeepSeek's ``mscale_all_dim``, 0 where there is none."""
+    """Scaling of frequencies.
+
+    ``factor``: ratio of the context to the ``original`` one. ``attention``: factor of cosines and sines. ``fast``,
+    ``slow``: full turns within the original context between which YaRN's ramp lies. ``log_factor``: DeepSeek's
+    ``mscale_all_dim``, 0 where there is none.
+    """
 
     kind: str = "none"
     factor: float = 1.0
@@ -42,18 +46,18 @@ class Scaling:
 
     @property
     def attention_factor(self) -> float:
-        """What YaRN multiplies cosines and sines with, before :attr:`stretch`: ``yarn_attn_factor`` of llama.cpp."""
+        """YaRN's factor of cosines and sines, before :attr:`stretch`: ``yarn_attn_factor`` of llama.cpp."""
         if not self.is_yarn:
             return self.attention
-        found = _magnitude(self.factor, 1.0)
+        magnitude = _magnitude(self.factor, 1.0)
         if self.log_factor:
             own = self.log_factor if self.log_factor != 1.0 else 1.0
-            found = _magnitude(self.factor, own) / _magnitude(self.factor, self.log_factor)
-        return found / (1 + 0.1 * math.log(self.factor)) * self.attention
+            magnitude = _magnitude(self.factor, own) / _magnitude(self.factor, self.log_factor)
+        return magnitude / (1 + 0.1 * math.log(self.factor)) * self.attention
 
     @property
     def stretch(self) -> float:
-        """What all cosines and sines are multiplied with."""
+        """Factor of all cosines and sines."""
         return self.attention_factor * (1 + 0.1 * math.log(self.factor) if self.is_yarn else 1.0)
 
 
@@ -62,7 +66,7 @@ def _magnitude(factor: float, weight: float) -> float:
 
 
 def scaling_of(build: Builder) -> Scaling:
-    """What the metadata says of scaling. Raises UnsupportedError for a kind that moec does not know."""
+    """Read the scaling from the metadata. Raises UnsupportedError for a kind that moec does not know."""
     given = build.given
     kind = given.text("rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn", "longrope"):
@@ -82,7 +86,7 @@ def scaling_of(build: Builder) -> Scaling:
 
 
 def frequencies(size: int, base: float, scaling: Scaling, factors: Array | None = None) -> Array:
-    """By how much each of ``size / 2`` pairs turns from one position to the next, float32."""
+    """Angles by which each of ``size / 2`` pairs rotates from one position to the next, in radians, float32."""
     pairs = np.arange(size // 2)
     plain = base ** (-2.0 * pairs / size) / (1.0 if factors is None else factors.astype(np.float64))
     scaled = plain / scaling.factor
@@ -95,13 +99,13 @@ def frequencies(size: int, base: float, scaling: Scaling, factors: Array | None 
 
 
 def _turns_at(size: int, base: float, scaling: Scaling, turns: float) -> float:
-    """The pair that turns so many times within the original context."""
+    """Find the pair, as a fraction, that makes ``turns`` full turns within the original context."""
     return size * math.log(scaling.original / (turns * 2 * math.pi)) / (2 * math.log(base))
 
 
 class Rope:
-    """Rotates the first ``size`` elements of heads [B,H,S,h]. ``interleaved``: neighbours are pairs, as in Llama's
-    files; otherwise element i and i + size/2."""
+    """Rotary embedding of the first ``size`` elements of heads [B,H,S,h]. ``interleaved``: pairs are neighbours, as in
+    Llama's files; otherwise elements i and i + size/2."""
 
     def __init__(
         self,
@@ -128,7 +132,8 @@ class Rope:
 
     @functools.cached_property
     def _angles(self) -> tuple[ir.Value, ir.Value]:
-        """Cosines and sines [B,S,size/2], made when a layer first asks, for its past tells where positions begin."""
+        """Cosines and sines [B,S,size/2]. They are made when a layer first asks, because positions begin after its past
+        keys."""
         build, write, label = self._build, self._build.write, self._label
         positions = write.op("Cast", build.positions, to=int(FLOAT), label=f"{label}.positions")
         column = write.op("Unsqueeze", positions, write.numbers(1))
@@ -141,7 +146,7 @@ class Rope:
         return results[0], results[1]
 
     def _turns(self) -> ir.Value:
-        """The frequencies [1,size/2]."""
+        """Frequencies [1,size/2]."""
         build, write, half = self._build, self._build.write, self.size // 2
         if self.scaling.kind == "longrope":
             long, short = (

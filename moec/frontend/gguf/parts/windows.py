@@ -1,4 +1,4 @@
-"""Which layers see a window of the keys."""
+"""Selection of the layers that see only a window of the keys."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from moec.frontend.gguf.builder import Builder
 
 
 def windows_of(build: Builder, pattern: int, default: int = 0) -> list[int]:
-    """The window of each layer, 0 for one that sees all keys. Every ``pattern``-th layer does, unless metadata says
-    another number, or for each layer whether it has a window. Raises MoecError for other metadata."""
+    """List the window of each layer, 0 for one that sees all keys.
+
+    Every ``pattern``-th layer sees all keys, unless metadata has another number, or a flag for each layer. Raises
+    MoecError for other metadata.
+    """
     given, key = build.given, "attention.sliding_window_pattern"
     size = given.whole("attention.sliding_window", default, least=0)
     listed = given.listed(key)

@@ -1,4 +1,4 @@
-"""Checkpoints that others quantised: what their tensors mean, format by format."""
+"""Readers of checkpoints that other tools quantised, one module for each format."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _METHODS = {
 
 
 def decode_names(tensors: Mapping[str, FileTensor], config: dict[str, Any], where: str) -> dict[str, Weight]:
-    """The weights of a checkpoint by the names that they would have as floats. ``quantization_config`` of
+    """Read the weights of a checkpoint, by the names that they would have as floats. ``quantization_config`` of
     ``config.json`` says how they are stored.
 
     Raises UnsupportedError for methods and layouts that moec does not read, MoecError for tensors that do not fit.
@@ -40,7 +40,7 @@ def decode_names(tensors: Mapping[str, FileTensor], config: dict[str, Any], wher
 
 def rounds_activations(config: dict[str, Any]) -> bool:
     """Whether ``quantization_config`` says that activations are rounded to integers of 8 bits. ``gptq`` and ``awq``
-    store weights alone, and what is no object is refused when names are decoded."""
+    quantise weights only. A value that is no object is refused later, when names are decoded."""
     settings = config.get("quantization_config")
     if not isinstance(settings, dict) or settings.get("quant_method") != "compressed-tensors":
         return False

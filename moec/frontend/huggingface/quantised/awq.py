@@ -1,7 +1,7 @@
 """AWQ in the layout of AutoAWQ's ``gemm``.
 
-Of a product [out,in]: ``qweight`` int32 [in, out/8] of 8 numbers of 4 bits each, which stand for the outputs 0, 2, 4,
-6, 1, 3, 5, 7 of their eight, lowest bits first; ``qzeros`` [groups, out/8] likewise; ``scales`` [groups, out]. A weight
+Tensors of a product [out,in]: ``qweight`` int32 [in, out/8] packs 8 numbers of 4 bits each, lowest bits first, for the
+outputs 0, 2, 4, 6, 1, 3, 5, 7 of their eight; ``qzeros`` [groups, out/8] likewise; ``scales`` [groups, out]. A weight
 is scale * (number - zero). Source: ``unpack_awq`` and ``dequantize_gemm`` of awq/utils/packing_utils.py.
 """
 
@@ -20,11 +20,11 @@ from moec.frontend.huggingface.weights import Weight
 
 _BITS = 4
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Where the number of each of eight outputs lies in its word."""
+"""Place in its word of the number of each of eight outputs."""
 
 
 def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, Weight]:
-    """The weights of a checkpoint by their names as floats. Raises as :func:`decode_names`."""
+    """Read the weights of a checkpoint by their names as floats. Raises as :func:`decode_names`."""
     bits, version = settings.get("bits"), str(settings.get("version", "gemm")).lower()
     if bits != _BITS or version != "gemm":
         raise UnsupportedError(
@@ -51,6 +51,6 @@ def _weight(where: str, parts: Parts) -> Weight:
 
 
 def _numbers(words: Array) -> Array:
-    """Numbers [out,rows] of words [rows,out/8]."""
-    found = packing.unpacked(words, _BITS).reshape(len(words), -1, len(_PLACES))
-    return np.ascontiguousarray(found[:, :, _PLACES].reshape(len(words), -1).T)
+    """Unpack words [rows,out/8] to numbers [out,rows]."""
+    numbers = packing.unpacked(words, _BITS).reshape(len(words), -1, len(_PLACES))
+    return np.ascontiguousarray(numbers[:, :, _PLACES].reshape(len(words), -1).T)

@@ -1,4 +1,6 @@
-"""compressed-tensors, as llm-compressor writes it. Of a product [out,in]:
+"""compressed-tensors, as llm-compressor writes it.
+
+Tensors of a product [out,in]:
 
 - ``pack-quantized``: ``weight_packed`` int32 [out, in*bits/32], numbers one after the other, lowest bits first, plus
   2^(bits-1); ``weight_shape``; ``weight_scale`` [out,groups]; maybe ``weight_zero_point`` int32 [out*bits/32, groups],
@@ -7,10 +9,10 @@
 - ``float-quantized``: ``weight`` float8 e4m3, ``weight_scale`` per output, for all, or per block.
 - ``nvfp4-pack-quantized``: see :mod:`moec.frontend.huggingface.quantised.nvfp4`.
 
-A weight is scale * (number - zero point). ``input_activations`` of the settings say what activations are rounded to:
-of these integers of 8 bits choose the level that models are compiled at, and their groups and static scales are not
-followed.
-Source: compressors/{pack_quantized,naive_quantized} and quantization/lifecycle/forward.py of that package.
+A weight is scale * (number - zero point). ``input_activations`` of the settings say how activations are rounded. Only
+one thing is taken from them: whether they are integers of 8 bits, which selects the level that models are compiled at.
+Their groups and static scales are ignored. Source: compressors/{pack_quantized,naive_quantized} and
+quantization/lifecycle/forward.py of that package.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ _PACKED, _SCALE, _ZERO, _SHAPE, _INDEX = (
 
 
 def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, Weight]:
-    """The weights of a checkpoint by their names as floats. Raises as :func:`decode_names`."""
+    """Read the weights of a checkpoint by their names as floats. Raises as :func:`decode_names`."""
     form = settings.get("format")
     if form not in _FORMATS:
         raise UnsupportedError(
@@ -60,7 +62,7 @@ def rounds_activations(settings: dict[str, Any]) -> bool:
 
 
 def _block(settings: dict[str, Any], where: str) -> tuple[int, int] | None:
-    """The block that scales of all groups of weights stand for; None where there are no blocks."""
+    """Read the block of weights that share a scale. Returns None where the settings name no block, or several."""
     groups = settings.get("config_groups")
     entries = list(groups.values()) if isinstance(groups, dict) else []
     found = [entry.get("weights") for entry in entries if isinstance(entry, dict)]
@@ -124,7 +126,7 @@ def _unsigned(array: LazyArray) -> packing.Array:
 
 
 def _per_output(tensor: FileTensor, out: int, dtypes: tuple[ir.DataType, ...]) -> LazyArray:
-    """Numbers [out,groups], of which there may be one for all."""
+    """Read numbers [out,groups]; the tensor may hold one number for all."""
     if tensor.dtype not in dtypes:
         raise UnsupportedError(f"{tensor.where}: is {tensor.dtype.name.lower()}; expected another type")
     if len(tensor.shape) == 2 and tensor.shape[0] == out:

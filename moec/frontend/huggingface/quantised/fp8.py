@@ -1,8 +1,8 @@
 """Floats of 8 bits (OCP e4m3) with scales: for each block of outputs and inputs (128 x 128 in DeepSeek's checkpoints),
 for each output, or for the whole matrix. A weight is number * scale.
 
-Sources: ``_dequantize_fp8_weight`` of transformers/integrations/finegrained_fp8.py (by ``weight_scale_inv`` is
-multiplied, whatever its name says), ``NaiveQuantizationCompressor`` of compressed-tensors.
+``weight_scale_inv`` is a factor, too, in spite of its name. Sources: ``_dequantize_fp8_weight`` of
+transformers/integrations/finegrained_fp8.py, ``NaiveQuantizationCompressor`` of compressed-tensors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SCALES = (*packing.FLOATS, ir.DataType.FLOAT8E8M0)
 
 
 def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, Weight]:
-    """The weights of a checkpoint by their names as floats. Raises as :func:`decode_names`."""
+    """Read the weights of a checkpoint by their names as floats. Raises as :func:`decode_names`."""
     block = packing.block_of(settings.get("weight_block_size"), "weight_block_size", where)
     read = functools.partial(weight_of, end=".weight_scale_inv", block=block)
     return decoded_where_scaled(tensors, ".weight_scale_inv", read)
@@ -35,7 +35,7 @@ def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: s
 def decoded_where_scaled(
     tensors: Mapping[str, FileTensor], end: str, read: packing.Decoder, others: tuple[str, ...] = ()
 ) -> dict[str, Weight]:
-    """The weights of a checkpoint, of which those are quantised that have a tensor ``end`` beside ``.weight``."""
+    """Read the weights of a checkpoint; those with a tensor ``end`` next to ``.weight`` are quantised."""
     scaled = {
         name: tensor
         for name, tensor in tensors.items()
@@ -47,7 +47,8 @@ def decoded_where_scaled(
 
 
 def weight_of(where: str, parts: Parts, end: str, block: tuple[int, int] | None) -> Weight:
-    """The weight of numbers and scales; ``block``: outputs and inputs that share a scale, where it is said."""
+    """Combine numbers and scales to a weight. ``block``: outputs and inputs that share a scale, None where not
+    declared."""
     numbers = packing.part(parts, ".weight", _FP8, 2)
     scales = parts[end]
     if scales.dtype not in _SCALES:

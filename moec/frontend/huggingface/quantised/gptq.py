@@ -1,10 +1,10 @@
 """GPTQ, as AutoGPTQ and GPTQModel write it.
 
-Of a product [out,in]: ``qweight`` int32 [in*bits/32, out], numbers one after the other along the inputs; ``scales``
-[groups, out]; ``qzeros`` int32 [groups, out*bits/32], one after the other along the outputs, less one in format 1
-(``checkpoint_format`` gptq), as they are in format 2; ``g_idx`` [in], the group of each input. A weight is
-scale[g] * (number - zero[g]) with zero = (stored + 1) mod 2^bits in format 1. Source: ``QuantLinear.forward`` of
-auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py.
+Tensors of a product [out,in]: ``qweight`` int32 [in*bits/32, out], numbers one after the other along the inputs;
+``scales`` [groups, out]; ``qzeros`` int32 [groups, out*bits/32], one after the other along the outputs; ``g_idx`` [in],
+the group of each input. A weight is scale[g] * (number - zero[g]). Format 1 (``checkpoint_format`` gptq) stores zero
+points less one, so that zero = (stored + 1) mod 2^bits; format 2 stores them as they are. Source:
+``QuantLinear.forward`` of auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from moec.frontend.huggingface.safetensors import FileTensor
 from moec.frontend.huggingface.weights import Weight
 
 _FORMATS = {"gptq": 1, "gptq_v2": 0}
-"""What is to be added to the zero points that are stored."""
+"""Number to add to stored zero points, by format."""
 
 
 def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, Weight]:
-    """The weights of a checkpoint by their names as floats. Raises as :func:`decode_names`."""
+    """Read the weights of a checkpoint by their names as floats. Raises as :func:`decode_names`."""
     bits, form = settings.get("bits"), settings.get("checkpoint_format", "gptq")
     if type(bits) is not int or bits not in packing.WHOLE or not isinstance(form, str) or form not in _FORMATS:
         raise UnsupportedError(
@@ -35,12 +35,12 @@ def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: s
         )
     zeros = [tensor for name, tensor in tensors.items() if name.endswith(".qzeros") and tensor.dtype in packing.INT32]
     symmetric = all((_zeros(tensor, bits, _FORMATS[form]) == 2 ** (bits - 1)).all() for tensor in zeros)
-    one = functools.partial(_weight, bits=bits, added=_FORMATS[form], symmetric=symmetric)
-    return packing.decoded(tensors, ".qweight", (".qzeros", ".scales", ".g_idx"), one)
+    decode_one = functools.partial(_weight, bits=bits, added=_FORMATS[form], symmetric=symmetric)
+    return packing.decoded(tensors, ".qweight", (".qzeros", ".scales", ".g_idx"), decode_one)
 
 
 def _zeros(tensor: FileTensor, bits: int, added: int) -> Array:
-    """Zero points [groups,out]."""
+    """Unpack the zero points [groups,out]."""
     return (packing.unpacked(tensor.numpy(), bits) + np.uint8(added)) & np.uint8(2**bits - 1)
 
 

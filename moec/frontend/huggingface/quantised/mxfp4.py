@@ -1,6 +1,8 @@
-"""MXFP4 as in gpt-oss: ``*_blocks`` uint8 [experts, out, groups, 16] of two float4 e2m1 each, the lower half first, and
-``*_scales`` uint8 [experts, out, groups], which are exponents of two plus 127. The parameter that they stand for is
-[experts, in, out]. Source: ``_convert_moe_packed_tensors`` of transformers/integrations/mxfp4.py.
+"""MXFP4 as in gpt-oss.
+
+``*_blocks`` is uint8 [experts, out, groups, 16] with two float4 e2m1 in each byte, the lower half first. ``*_scales``
+is uint8 [experts, out, groups] and holds exponents of two plus 127. The parameter that they stand for is [experts, in,
+out]. Source: ``_convert_moe_packed_tensors`` of transformers/integrations/mxfp4.py.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ _BYTES = (ir.DataType.UINT8,)
 
 
 def decode(tensors: Mapping[str, FileTensor], _settings: dict[str, Any], _where: str) -> dict[str, Weight]:
-    """The weights of a checkpoint by their names as floats. Raises as :func:`decode_names`."""
+    """Read the weights of a checkpoint by their names as floats. Raises as :func:`decode_names`."""
     return packing.decoded(tensors, "_blocks", ("_scales",), _weight, name="")
 
 

@@ -1,8 +1,8 @@
-"""NVFP4: floats of 4 bits (OCP e2m1), 16 of which share a scale e4m3, and one float32 for a matrix. Of a product
-[out,in]: numbers uint8 [out, in/2], the lower half first; scales [out, in/16]; the float of the matrix [] or [1].
+"""NVFP4: floats of 4 bits (OCP e2m1), with a scale e4m3 for every 16 and one float32 for the matrix.
 
-A weight is number * scale * float where NVIDIA's Model Optimizer wrote it (``quant_method`` modelopt: ``weight``,
-``weight_scale``, ``weight_scale_2``), and number * scale / float where compressed-tensors did
+Tensors of a product [out,in]: numbers uint8 [out, in/2], the lower half first; scales [out, in/16]; the float of the
+matrix [] or [1]. A weight is number * scale * float where NVIDIA's Model Optimizer wrote it (``quant_method`` modelopt:
+``weight``, ``weight_scale``, ``weight_scale_2``), and number * scale / float where compressed-tensors did
 (``nvfp4-pack-quantized``: ``weight_packed``, ``weight_scale``, ``weight_global_scale``). Activations stay floats.
 Sources: ``NVFP4QTensor`` of modelopt.torch.quantization, ``NVFP4PackedCompressor`` of compressed-tensors.
 """
@@ -29,7 +29,7 @@ _ACTIVATIONS = (".input_scale", ".k_scale", ".v_scale")
 
 
 def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, Weight]:
-    """The weights of a checkpoint of Model Optimizer by their names as floats, in NVFP4 or float8. Raises as
+    """Read the weights of a checkpoint of Model Optimizer by their names as floats, in NVFP4 or float8. Raises as
     :func:`decode_names`."""
     algorithm = settings.get("quant_algo")
     if algorithm not in ("NVFP4", "FP8"):
@@ -43,14 +43,15 @@ def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: s
 
 
 def decode_packed(tensors: Mapping[str, FileTensor]) -> dict[str, Weight]:
-    """The same of compressed-tensors."""
+    """Read the weights of a checkpoint of compressed-tensors by their names as floats."""
     weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(".input_global_scale")}
     read = functools.partial(weight_of, numbers=".weight_packed", divisor=".weight_global_scale")
     return packing.decoded(weights, ".weight_packed", (".weight_scale", ".weight_global_scale"), read)
 
 
 def weight_of(where: str, parts: Parts, numbers: str, factor: str | None = None, divisor: str | None = None) -> Weight:
-    """The weight of the parts with these ends; ``factor`` or ``divisor`` is that of the float of the matrix."""
+    """Combine the parts of a weight. ``numbers``: end of the name of the packed numbers. ``factor`` or ``divisor``: end
+    of the name of the matrix's float, by its use."""
     packed = packing.part(parts, numbers, (ir.DataType.UINT8,), 2)
     scales = packing.part(parts, ".weight_scale", (ir.DataType.FLOAT8E4M3FN,), 2)
     end = factor or divisor

@@ -1,5 +1,5 @@
-"""What the formats have in common: numbers of few bits in larger words, groups of inputs, and tensors that belong
-together by the ends of their names."""
+"""Helpers that the formats share: numbers of few bits in larger words, groups of inputs, and weights whose parts are
+several tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WHOLE: dict[int, tuple[FormatName, Any, Any]] = {
     4: ("int4", ml_dtypes.int4, ml_dtypes.uint4),
     8: ("int8", np.int8, np.uint8),
 }
-"""By bits: the format, and the types of its numbers without zero points and with."""
+"""By number of bits: the format, and the numpy types of its numbers without zero points and with them."""
 FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT)
 INT32 = (ir.DataType.INT32,)
 Parts = dict[str, FileTensor]
@@ -31,9 +31,12 @@ Decoder = Callable[[str, Parts], Weight]
 def decoded(
     tensors: Mapping[str, FileTensor], first: str, others: Collection[str], decode: Decoder, name: str = ".weight"
 ) -> dict[str, Weight]:
-    """The weights of a checkpoint: where a name ends in ``first``, those of the same beginning that end in ``others``
-    are parts of one weight, which gets ``name`` as its end; ``decode`` gets where it is and its parts by these ends.
-    All other tensors are weights as they are."""
+    """Read the weights of a checkpoint, of which some are stored in several tensors.
+
+    Where a name ends in ``first``, the tensors of the same beginning that end in ``others`` are parts of one weight.
+    ``decode`` gets the place of the weight, for messages, and its parts by these ends. ``name`` becomes the end of the
+    weight's name. All other tensors are weights by themselves.
+    """
     starts = [full.removesuffix(first) for full in tensors if full.endswith(first)]
     parts = {
         start: {end: tensors[start + end] for end in (first, *others) if start + end in tensors} for start in starts
@@ -44,20 +47,21 @@ def decoded(
 
 
 def part(parts: Parts, end: str, dtypes: Collection[ir.DataType], rank: int) -> FileTensor:
-    """The part whose name ends so. Raises MoecError where it is missing, or of another type or rank."""
+    """Look up the part with this end. Raises MoecError where it is missing, UnsupportedError for another type or
+    rank."""
     if end not in parts:
         raise MoecError(f"{next(iter(parts.values())).where}: has no {end.strip('._')} beside it; download it again")
-    found = parts[end]
-    if found.dtype not in dtypes or len(found.shape) != rank:
+    tensor = parts[end]
+    if tensor.dtype not in dtypes or len(tensor.shape) != rank:
         expected = " or ".join(dtype.name.lower() for dtype in dtypes)
         raise UnsupportedError(
-            f"{found.where}: is {found.dtype.name.lower()} {list(found.shape)}; expected {expected} of {rank} axes"
+            f"{tensor.where}: is {tensor.dtype.name.lower()} {list(tensor.shape)}; expected {expected} of {rank} axes"
         )
-    return found
+    return tensor
 
 
 def check_shape(tensor: FileTensor, expected: tuple[int, ...]) -> None:
-    """Raises MoecError for another shape."""
+    """Raise MoecError where the tensor has another shape."""
     if tensor.shape != expected:
         raise MoecError(
             f"{tensor.where}: is {list(tensor.shape)}, but the tensors beside it ask for {list(expected)}; they do not "
@@ -66,7 +70,7 @@ def check_shape(tensor: FileTensor, expected: tuple[int, ...]) -> None:
 
 
 def unpacked(words: Array, bits: int) -> Array:
-    """The numbers of 4 or 8 bits in words along the last axis, the lowest bits first, as uint8."""
+    """Unpack the numbers of 4 or 8 bits in words along the last axis, the lowest bits first, to uint8."""
     stored = np.ascontiguousarray(words).view(np.uint8)
     if bits == 8:
         return stored
@@ -82,8 +86,9 @@ def whole_numbers(
     scale: LazyArray,
     zeros: Callable[[], Array] | None,
 ) -> Weight:
-    """The weight [out,in] = scale * (number - zero) of numbers and zeros [out,groups] from 0 to 2^bits - 1, as uint8;
-    without ``zeros`` these are 2^(bits-1) and the numbers are stored less it. ``scale`` is [out,groups]."""
+    """Describe the weight [out,in] = scale * (number - zero) with numbers and zeros [out,groups] from 0 to 2^bits -
+    1, as uint8. Without ``zeros`` every zero is 2^(bits-1), and the stored numbers are signed. ``scale`` is
+    [out,groups]."""
     name, signed, unsigned = WHOLE[bits]
     middle = 2 ** (bits - 1)
     group = group_of(where, shape, scale.shape)
@@ -96,7 +101,7 @@ def whole_numbers(
 
 
 def group_of(where: str, shape: tuple[int, ...], scales: tuple[int, ...]) -> int:
-    """How many of ``shape``'s inputs share a scale, 0 for all of them. Raises MoecError where sizes do not fit."""
+    """Count the inputs of ``shape`` that share a scale, 0 for all of them. Raises MoecError where sizes do not fit."""
     size, groups = shape[-1], scales[-1]
     if scales[:-1] != shape[:-1] or groups == 0 or size % groups:
         raise MoecError(f"{where}: {list(shape)} has scales for {list(scales)}; expected a scale per group of inputs")
@@ -104,7 +109,8 @@ def group_of(where: str, shape: tuple[int, ...], scales: tuple[int, ...]) -> int
 
 
 def block_of(value: Any, key: str, where: str) -> tuple[int, int] | None:
-    """Outputs and inputs that share a scale, as a configuration says it; None where it says nothing."""
+    """Read the numbers of outputs and inputs that share a scale from a configuration. Returns None where it has
+    none."""
     if value is None:
         return None
     if not isinstance(value, list) or len(value) != 2 or not all(type(size) is int and size > 0 for size in value):
@@ -113,8 +119,8 @@ def block_of(value: Any, key: str, where: str) -> tuple[int, int] | None:
 
 
 def scales_of(tensor: FileTensor, turned: bool = False) -> LazyArray:
-    """Scales [out,groups] in float16, float32, or, for bfloat16, in float32, which has all of its numbers; ``turned``:
-    the tensor is [groups,out]."""
+    """Read scales as [out,groups]. bfloat16 becomes float32, which holds all of its numbers. ``turned``: the tensor is
+    [groups,out]."""
     array = LazyArray.of(tensor)
     if turned:
         array = array.mapped(np.transpose, tensor.dtype, tensor.shape[::-1])
@@ -124,25 +130,25 @@ def scales_of(tensor: FileTensor, turned: bool = False) -> LazyArray:
 
 
 def lazy(read: Callable[[], Array], dtype: Any, shape: tuple[int, ...]) -> LazyArray:
-    """An array of a type of numpy."""
+    """Wrap an array with an element type of numpy."""
     return LazyArray(ir.DataType.from_numpy(np.dtype(dtype)), shape, read)
 
 
 def in_groups(weight: Weight, index: FileTensor) -> Weight:
-    """The weight [out,in] with its stored inputs in the order in which groups lie side by side, for ``index`` [in], the
-    group of each; as it is where they do.
+    """Reorder the inputs of a stored weight [out,in] so that each group is contiguous. ``index`` [in] is the group of
+    each input. Returns the weight itself where groups are contiguous already.
 
     Raises MoecError for an index of another size, UnsupportedError where groups differ in size.
     """
     assert weight.form is not None
     size = weight.data.shape[1]
     check_shape(index, (size,))
-    found = index.numpy()
+    actual = index.numpy()
     groups = np.arange(size) // (weight.form.group or max(size, 1))
-    if np.array_equal(found, groups):
+    if np.array_equal(actual, groups):
         return weight
-    order = np.argsort(found, kind="stable")
-    if not np.array_equal(found[order], groups):
+    order = np.argsort(actual, kind="stable")
+    if not np.array_equal(actual[order], groups):
         raise UnsupportedError(
             f"{weight.where}: its groups (g_idx) are of different sizes, and moec has equal ones alone"
         )

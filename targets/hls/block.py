@@ -1,4 +1,5 @@
-"""What the target asks of a block of a graph, whatever kind it is. A kind has a folder, whose ``target.py`` answers."""
+"""The interface between the target and the blocks of a graph, of any kind. Each kind implements it in the
+``target.py`` of its folder."""
 
 from __future__ import annotations
 
@@ -21,12 +22,13 @@ class IntegerBlock(Protocol):
     """A block in integers."""
 
     def run(self, tokens: Array) -> Array:
-        """Float tokens, as :class:`Replaceable` gives them, through the integers; back in floats, of the same shape."""
+        """Compute the block in integers on float tokens, shaped as :class:`Replaceable` gives them. Returns floats of
+        the same shape."""
         ...
 
     def project(self, name: str, tokens: Array, common: Mapping[str, Any], earlier: Sequence[Project]) -> Project:
-        """The project of the block. ``tokens``: those of the calibration data, the first of which the testbench runs;
-        ``common``: what the reports of all projects of the model say; ``earlier``: the projects made before it.
+        """The project of the block. ``tokens``: of the calibration data; the testbench runs the first of them.
+        ``common``: entries that the reports of all projects of the model share. ``earlier``: projects made before it.
 
         Raises UnsupportedError, naming the node, where no design fits the part.
         """
@@ -37,33 +39,35 @@ class Block(Protocol):
     """A block of a graph that becomes a project."""
 
     kind: ClassVar[str]
-    """What projects are named after."""
+    """The prefix of the names of its projects."""
 
     @property
     def graph(self) -> Replaceable: ...
 
     @classmethod
     def find(cls, model: ir.Model, part: Part, options: HlsOptions) -> tuple[Sequence[Block], list[str]]:
-        """All blocks of the kind, and why others stay outside, naming their nodes.
+        """All blocks of the kind, and the reasons why others stay outside, which name their nodes.
 
         Raises UnsupportedError, naming the node, for a block without which the model is not worth a project.
         """
         ...
 
     def agreement(self, tokens: Array, output: Array) -> Agreement:
-        """Of the float form, which integers are made from, with what the graph holds on calibration data.
+        """The agreement of the float form, which integers are made from, with the graph on calibration data:
+        ``tokens`` go into the block, ``output`` is the graph's result.
 
-        Raises UnsupportedError, naming the node, where it computes something else.
+        Raises UnsupportedError, naming the node, where the float form computes something else.
         """
         ...
 
     def needed_scale(self, tokens: Array) -> float | None:
-        """What a step of the residual stream stands for at least, by float tokens; None for a block without one."""
+        """The smallest scale of an int16 residual stream with which float ``tokens`` and the block's results fit; None
+        for a block without a residual stream."""
         ...
 
     def quantize(self, tokens: Array, stream_scale: float | None) -> IntegerBlock:
-        """The block in integers, calibrated with float tokens. ``stream_scale``: what a step of its residual stream
-        stands for; None for a block without one.
+        """The block in integers, calibrated with float tokens. ``stream_scale``: of its residual stream; None for a
+        block without one.
 
         Raises UnsupportedError for what the templates cannot compute; MoecError where the largest number of tokens is
         missing.

@@ -1,4 +1,4 @@
-"""What the command line takes for an FPGA: options of ``moec compile``, and the command ``moec simulate``."""
+"""The command line for FPGAs: options of ``moec compile``, and the command ``moec simulate``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _option = functools.partial(typer.Option, rich_help_panel="For --target hls:PART
 
 
 class PipelineStyle(str, enum.Enum):
-    """How an FPGA's pipelines behave: stalling, free running, flushing."""
+    """Behaviour of an FPGA's pipelines: stalling, free running or flushing."""
 
     STP = "stp"
     FRP = "frp"
@@ -44,17 +44,17 @@ def read_options(
         bool, _option("--by-block", help="A project per block, also where one design computes the whole model.")
     ] = False,
 ) -> Options | None:
-    """The options together; None where none is given. Raises MoecError for a file that cannot be read, and for numbers
-    that no design has."""
+    """The FPGA options as one object; None where the user gave none. Raises MoecError for a file that cannot be read,
+    and for numbers that no design can have."""
     limits: dict[str, Any] = {"max_dsp": max_dsp, "max_bram18": max_bram, "max_lut": max_lut, "clock_megahertz": clock}
     limits |= {"memory_share": memory_share, "use_uram": uram or None}
-    given = {name: value for name, value in limits.items() if value is not None}
+    constrained = {name: value for name, value in limits.items() if value is not None}
     if (
         calibrate is None
         and max_tokens is None
         and max_length is None
         and weight_bits is None
-        and not given
+        and not constrained
         and not calibrated
         and not by_block
     ):
@@ -67,7 +67,7 @@ def read_options(
     if weight_bits not in (None, 4, 8):
         raise MoecError(f"--weight-bits {weight_bits}: expected 4 or 8")
     arrays = None if calibrate is None else array_files.read_arrays(calibrate, ())
-    constraints = Constraints(**given, calibration=read_calibrations(calibrated or ()))
+    constraints = Constraints(**constrained, calibration=read_calibrations(calibrated or ()))
     return HlsOptions(arrays, max_tokens, max_length, 4 if weight_bits == 4 else 8, constraints, by_block)
 
 

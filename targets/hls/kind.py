@@ -1,4 +1,4 @@
-"""What an FPGA is as a kind of target."""
+"""The FPGA as a kind of target: its options, commands and tables."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class HlsKind(Kind):
         from moec.errors import ArtifactError
         from moec.targets.hls.tables import project_tables
 
-        found: list[RenderableType] = []
+        renderables: list[RenderableType] = []
         for project in description["projects"]:
             try:
-                found += project_tables(project)
+                renderables += project_tables(project)
             except KeyError as error:
                 raise ArtifactError(
                     f"the report of project {project['name']!r} has no {error}: another version of moec wrote it; "
                     "compile the model again with this moec"
                 ) from None
-        return found
+        return renderables

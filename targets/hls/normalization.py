@@ -1,10 +1,10 @@
-"""Normalisation in front of a block: in floats, in integers, and as the hardware computes it.
+"""Normalisation before a block: in floats, and in integers bit for bit as the hardware computes it.
 
-The residual stream is int16 in memory, normalised tokens are int8. A token x of d channels is centred without a
+The residual stream is int16 in memory; normalised tokens are int8. A token x of d channels is centred without a
 division, ``x' = d x - sum(x)``, and divided by the root of ``v = d sum(x^2) - sum(x)^2``, which is ``d^2`` times its
-variance; for a root mean square both sums of x are left out. ``1 / sqrt(v)`` comes from a table: ``v = m 4^s`` with m
-from 1 to 4, of which 11 bits are the place in the table, so it is right to 1 part in 2^11. The scale and bias of each
-channel follow, exactly as one integer multiplier and one addend.
+variance. RMS normalisation leaves both sums of x out. ``1 / sqrt(v)`` comes from a table: with ``v = m 4^s`` and m from
+1 to 4, 11 bits of m are the index, so the error is at most 1 part in 2^11. Then each channel is multiplied by an
+integer (its scale) and an integer is added (its bias).
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from moec.targets.hls.moe.projection import shifted
 Array = np.ndarray[Any, Any]
 
 ROOT_ENTRIES, ROOT_FIRST = 2048, 512
-"""Places of the table of inverse roots; those before the first are never asked for."""
+"""Entries of the table of inverse roots, and the first that is ever read."""
 FRACTION_BITS = 12
 """The fraction bits of a normalised number, before its channel's scale; it is at most the root of the channels."""
 _MOST_MULTIPLIER, _MOST_BIAS = (1 << (MULTIPLIER_BITS - 1)) - 1, (1 << 31) - 1
 _MOST_SHIFT = 30
-"""So that half of what is shifted away is no larger than a bias."""
+"""The largest shift: half of 2^30, which is added to round, is no larger than a bias may be."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FloatNorm:
-    """``weight`` and ``bias`` [d]. ``kind`` "layer" takes the mean away first."""
+    """A normalisation in floats with ``weight`` and ``bias`` [d]. ``kind`` "layer" subtracts the mean, "rms" does
+    not."""
 
     kind: Norm
     weight: Array
@@ -40,7 +41,7 @@ class FloatNorm:
     epsilon: float
 
     def run(self, tokens: Array) -> Array:
-        """[T, d] → [T, d]."""
+        """Normalise tokens, [T, d] → [T, d]."""
         centered = tokens - tokens.mean(axis=1, keepdims=True) if self.kind == "layer" else tokens
         variance = np.square(centered).mean(axis=1, keepdims=True)
         return (centered / np.sqrt(variance + self.epsilon) * self.weight + self.bias).astype(np.float32)
@@ -48,8 +49,8 @@ class FloatNorm:
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedNorm:
-    """``multipliers`` int16 [d] and ``biases`` int32 [d] make int8 of normalised numbers, with ``shift`` for all.
-    ``epsilon`` is in steps of v, 1 at least. A step of the residual stream stands for ``stream_scale``."""
+    """A normalisation in integers. ``multipliers`` int16 [d], ``biases`` int32 [d] and one ``shift`` turn normalised
+    numbers into int8. ``epsilon``, 1 or more, is in the units of v. ``stream_scale`` is the residual stream's."""
 
     kind: Norm
     stream_scale: float
@@ -59,13 +60,14 @@ class QuantizedNorm:
     epsilon: int
 
     def run(self, tokens: Array, bits: int = 8) -> Array:
-        """Residual stream int16 [T, d] → int8, or ``bits``, [T, d], as ``library/moec_normalize.h`` computes it."""
+        """Normalise a residual stream, int16 [T, d] → integers of ``bits`` [T, d], as ``library/moec_normalize.h``
+        does."""
         x = tokens.astype(np.int64)
         sums = x.sum(axis=1, keepdims=True) if self.kind == "layer" else np.zeros((len(x), 1), np.int64)
         width = x.shape[1]
         variance = width * np.square(x).sum(axis=1, keepdims=True) - np.square(sums) + self.epsilon
         scale = _halved_logarithm(variance)
-        # v is below 2^62: its upper bits are taken, or zeros added, so that 11 bits remain.
+        # v is below 2^62. Shift it right or left so that its 11 upper bits remain.
         places = np.where(
             2 * scale >= 9, variance >> np.maximum(2 * scale - 9, 0), variance << np.maximum(9 - 2 * scale, 0)
         )
@@ -74,7 +76,7 @@ class QuantizedNorm:
         return np.clip(shifted(normal * self.multipliers + self.biases, self.shift), -most, most - 1)
 
     def lowered(self, shift: int) -> QuantizedNorm:
-        """With fewer bits of multipliers and biases, to a shift that is no larger."""
+        """The same normalisation with a smaller ``shift``, for which multipliers and biases lose bits."""
         fewer = self.shift - shift
         return dataclasses.replace(
             self, multipliers=shifted(self.multipliers, fewer), biases=shifted(self.biases, fewer), shift=shift
@@ -82,7 +84,8 @@ class QuantizedNorm:
 
 
 def quantize_norm(name: str, norm: FloatNorm, stream_scale: float, input_scale: float) -> QuantizedNorm:
-    """For an int16 stream with ``stream_scale`` and int8 results with ``input_scale``; ``name`` is the block's.
+    """Quantize a normalisation of an int16 stream with ``stream_scale`` to int8 results with ``input_scale``. ``name``:
+    of the block, for errors.
 
     Raises UnsupportedError where an integer of the hardware cannot hold a weight, bias or epsilon.
     """
@@ -110,27 +113,28 @@ def quantize_norm(name: str, norm: FloatNorm, stream_scale: float, input_scale: 
 
 
 def widened_norm(norm: FloatNorm, width: int) -> FloatNorm:
-    """The same of channels behind which there are zeros: their mean square is a smaller part of what it was."""
+    """An RMS normalisation over ``width`` channels, the last of which are zeros, that gives the same results as
+    ``norm`` does without them: zeros reduce the mean square, so weights and epsilon are scaled to match."""
     part = len(norm.weight) / width
     weight = np.pad(norm.weight * np.float32(part**0.5), (0, width - len(norm.weight)))
     return dataclasses.replace(norm, weight=weight, bias=np.zeros_like(weight), epsilon=norm.epsilon * part)
 
 
 def stream_scale_for(*tensors: Array) -> float:
-    """What a step of an int16 residual stream stands for that has to hold these numbers, and a quarter more."""
+    """The scale of an int16 residual stream that holds these numbers with a quarter of headroom."""
     largest = max(float(np.abs(tensor).max(initial=0.0)) for tensor in tensors)
     return largest * 1.25 / 32767 if largest else 1.0
 
 
 def inverse_roots() -> Array:
-    """2^16 / sqrt(i / 512) in the middle of each place, 0 where there is none."""
+    """The table of inverse roots: entry i is 2^16 / sqrt((i + 0.5) / 512), or 0 below the first that is read."""
     places = np.arange(ROOT_FIRST, ROOT_ENTRIES)
     roots = np.round(65536 / np.sqrt((places + 0.5) / ROOT_FIRST)).astype(np.int64)
     return np.concatenate([np.zeros(ROOT_FIRST, np.int64), roots])
 
 
 def _halved_logarithm(numbers: Array) -> Array:
-    """The largest s with 4^s <= number."""
+    """The largest s with 4^s <= n, for each number n."""
     scale = np.zeros_like(numbers)
     for s in range(1, 32):
         scale[numbers >> (2 * s) != 0] = s

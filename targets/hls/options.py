@@ -1,4 +1,4 @@
-"""What a user says about an FPGA project beyond its part."""
+"""Options of an FPGA project other than its part."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from moec.targets.hls.moe.exploration import Constraints
 
 @dataclasses.dataclass(frozen=True)
 class HlsOptions:
-    """``calibration``: inputs of the model by name, which scales are taken from and testbenches are made of; needed.
-    ``max_tokens``: of a block in one call, needed where the model does not fix it. ``max_length``: of a sequence whose
-    keys and values stay in the board's memory between calls; None for whole sequences in one call, but where the model
-    takes earlier keys, then ``max_tokens``. ``weight_bits``: of the experts' weights. ``constraints``: on the hardware.
-    ``by_block``: every block is a project of its own, also where one design computes the whole model."""
+    """Options of an FPGA project.
+
+    - ``calibration``: required; inputs of the model by name, the source of scales and of the testbenches' vectors.
+    - ``max_tokens``: the most tokens of a block in one call; required where the model does not fix them.
+    - ``max_length``: the most tokens of a sequence whose keys and values stay in the board's memory between calls. None
+      means whole sequences in one call, or ``max_tokens`` if the model takes earlier keys.
+    - ``weight_bits``: of the experts' weights.
+    - ``constraints``: on the hardware.
+    - ``by_block``: make a project of every block, even if one design could compute the whole model.
+    """
 
     kind: ClassVar[str] = "hls"
     subject: ClassVar[str] = "calibration data and limits of hardware are for hls:PART"

@@ -1,4 +1,4 @@
-"""The FPGA target: a whole vision transformer becomes a project of HLS C++, or every block of another model one."""
+"""The FPGA target: projects of HLS C++, one for a whole model if a single design computes it, else one per block."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from moec.targets.hls.options import HlsOptions
 Array = np.ndarray[Any, Any]
 
 BLOCKS: tuple[type[Block], ...] = (MoeBlock, AttentionBlock)
-"""All kinds, in the order in which their projects are made."""
+"""All kinds of blocks, in the order in which their projects are made."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +44,13 @@ class HlsTarget:
 
     @staticmethod
     def create(name: str, options: HlsOptions | None = None) -> HlsTarget:
-        """Raises UnsupportedError listing the known parts for another."""
+        """The target called ``hls:PART``. Raises MoecError, listing the known parts, for an unknown one."""
         _, _, part = name.partition(":")
         return HlsTarget(name, find_part(part), options or HlsOptions())
 
     def compile(self, model: ir.Model) -> Projects:
-        """One project, where one design that fits the part computes the whole model. Else one per MoE block, and one
-        per attention block that the templates compute and that fits the part.
+        """One project, if a design that fits the part computes the whole model. Else one per MoE block, and one per
+        attention block that the templates can compute and that fits the part.
 
         Raises UnsupportedError, naming the node, for a block that the templates cannot compute or that does not fit the
         part, or a product whose activations are to be rounded to fp8; MoecError where calibration data or the largest
@@ -79,8 +79,8 @@ class HlsTarget:
         integers = _quantized(blocks, floats.tokens)
         with calibrate.unrounded(model) as differs:
             seen = calibrate.run_floats(model, parts, inputs) if differs else floats
-        given = zip(blocks, seen.tokens, seen.results, strict=True)
-        agreements = [block.agreement(tokens, result) for block, tokens, result in given]
+        compared = zip(blocks, seen.tokens, seen.results, strict=True)
+        agreements = [block.agreement(tokens, result) for block, tokens, result in compared]
         outputs = calibrate.run_with(model, parts, inputs, lambda index, tokens: integers[index].run(tokens))
         model_report = quality.compare_outputs(floats.outputs, outputs)
         rest = find_outside(model, parts, calibrate.feeds_of(model, inputs))
@@ -100,8 +100,8 @@ class HlsTarget:
     def _whole(
         self, model: ir.Model, blocks: Sequence[Block], outside: Sequence[str], inputs: Mapping[str, Array]
     ) -> tuple[Project, Outside, list[Agreement]] | str:
-        """The project of the whole model, what is not in it, and how its parts agree with the graph; or why there is
-        none."""
+        """The project of the whole model, the nodes outside it, and the agreement of its parts with the graph; or the
+        reason why there is no such project."""
         moe = [block.graph for block in blocks if isinstance(block, MoeBlock)]
         attention = [block.graph for block in blocks if isinstance(block, AttentionBlock)]
         try:
@@ -110,12 +110,12 @@ class HlsTarget:
             return str(error)
 
     def _blocks(self, model: ir.Model) -> tuple[list[Block], list[str]]:
-        """Those that become projects, in the order of the graph, and why others stay outside."""
+        """The blocks that become projects, in the order of the graph, and the reasons why others stay outside."""
         blocks: list[Block] = []
         outside: list[str] = []
         for kind in BLOCKS:
-            found, refused = kind.find(model, self.part, self.options)
-            blocks += found
+            of_kind, refused = kind.find(model, self.part, self.options)
+            blocks += of_kind
             outside += refused
         places = {node: place for place, node in enumerate(model.graph.all_nodes())}
 
@@ -127,25 +127,25 @@ class HlsTarget:
 
 
 def _quantized(blocks: Sequence[Block], tokens: Sequence[Array]) -> list[IntegerBlock]:
-    """Blocks that share a residual stream share the scale of its steps."""
-    given = list(zip(blocks, tokens, strict=True))
+    """The blocks in integers. Blocks on one residual stream get the same scale for it."""
+    pairs = list(zip(blocks, tokens, strict=True))
     streams = [
         StreamPart(block.graph.tokens, block.graph.output, scale)
-        for block, rows in given
+        for block, rows in pairs
         if (scale := block.needed_scale(rows)) is not None
     ]
     scales = dict(zip((stream.output for stream in streams), shared_scales(streams), strict=True))
-    return [block.quantize(rows, scales.get(block.graph.output)) for block, rows in given]
+    return [block.quantize(rows, scales.get(block.graph.output)) for block, rows in pairs]
 
 
 def _projects(
     blocks: Sequence[Block], integers: Sequence[IntegerBlock], tokens: Sequence[Array], common: Mapping[str, Any]
 ) -> list[Project]:
-    """By kind, and in the order of the graph."""
-    given = list(zip(blocks, integers, tokens, strict=True))
+    """The projects of the blocks: by kind, and within a kind in the order of the graph."""
+    triples = list(zip(blocks, integers, tokens, strict=True))
     projects: list[Project] = []
     for kind in BLOCKS:
-        of_kind = [(quantized, rows) for block, quantized, rows in given if block.kind == kind.kind]
+        of_kind = [(quantized, rows) for block, quantized, rows in triples if block.kind == kind.kind]
         for place, (quantized, rows) in enumerate(of_kind):
             projects.append(quantized.project(f"{kind.kind}_{place}", rows, common, tuple(projects)))
     return projects
@@ -158,7 +158,8 @@ def _warnings(
     outside: Sequence[str],
     agreements: Sequence[Agreement],
 ) -> list[str]:
-    """``padded``: what became of pads; ``outside``: why parts of a whole model are in no project."""
+    """Warnings about the projects. ``padded``: a remark on pads in the calibration data; ``outside``: reasons why parts
+    of a whole model are in no project."""
     noisy = quality.too_noisy([project.report for project in projects])
     listed = (noisy, padded, str(rest) if rest.operators else None, *outside, unseen(agreements))
     return [text for text in listed if text is not None]

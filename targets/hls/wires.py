@@ -1,4 +1,4 @@
-"""What layers on the same hardware have in common beside sizes: shifts, which are wires, and the widths of sums."""
+"""Constants other than sizes that layers on the same hardware share: shifts, which are wires, and widths of sums."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from moec.targets.hls.moe.quantize import QuantizedBlock
 
 @dataclasses.dataclass(frozen=True)
 class ExpertsWires:
-    """Of layers of experts: bits of logits, of the sums of both products and of the totals of their groups; and by how
-    much products are shifted down. ``norm_shift`` is None where tokens are not normalised."""
+    """Widths and shifts of layers of experts: the bits of logits, of the sums of both products and of the totals of
+    their groups, and the right shifts of products. ``norm_shift`` is None where tokens are not normalised."""
 
     logit_bits: int
     up_sum_bits: int
@@ -42,9 +42,9 @@ class ExpertsWires:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionWires:
-    """The same of attention; ``score_shift``: from scores to places in the table of powers, ``mixed_shift``: of what
-    heads attend to, ``head_norm_shift``: of normalised keys and queries; likewise of the latents that rows
-    are products of."""
+    """Widths and shifts of attention layers. ``score_shift``: from scores to places in the table of powers;
+    ``mixed_shift``: of the weighted sums of values; ``head_norm_shift``: of normalised keys and queries. ``latent_*``:
+    of the latents that rows are computed from. A field without meaning for the block is 1."""
 
     up_sum_bits: int
     down_sum_bits: int

@@ -1,1 +1,1 @@
-"""What is read of a graph around the blocks: dense products, residual streams, calibration, the rest."""
+"""Readers of a graph around its blocks: dense products, residual streams, calibration, and the nodes left outside."""

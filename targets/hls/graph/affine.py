@@ -1,6 +1,6 @@
-"""What a part of a graph makes of tokens, as one matrix: found by running it, whatever its nodes are.
+"""A part of a graph as one matrix and bias per token, found by running it, whatever its nodes are.
 
-Unit vectors give the matrix, and random vectors at various positions must agree with it. So whatever is not the same
+Unit vectors give the matrix. Random vectors at various positions must agree with it; a part that is not the same
 product for every token is refused.
 """
 
@@ -20,21 +20,22 @@ from moec.targets.hls.graph.calibrate import evaluate
 Array = np.ndarray[Any, Any]
 
 MOST_ELEMENTS = 1 << 24
-"""Of an image: more than 2000 x 2000 pixels of 3 channels."""
+"""The most numbers of an input, enough for an image of 2000 x 2000 pixels of 3 channels."""
 _PROBES = 16
-"""Random vectors beside the unit vectors."""
+"""Random vectors next to the unit vectors."""
 _TOLERANCE = 1e-4
-"""The error that is allowed of what a matrix computes, as a part of its largest result."""
+"""The tolerated error of a matrix's results, as a part of the largest one."""
 
 
 def affine_maps(
     model: ir.Model, source: ir.Value, results: Sequence[ir.Value], width: int, *, heads: int = 0, tokens: int = 1
 ) -> list[tuple[Array, Array]]:
-    """For each result its weights [out, width] and bias [out], as a function of a token of the source: [B, T, width],
-    [B T, width] where the graph holds no more than rows, or [B, H, T, width / H] with ``heads``. Rows are whole images
-    of ``tokens``.
+    """The weights [out, width] and bias [out] with which each result is an affine function of a token of the source.
 
-    Raises UnsupportedError where it is no such function of the source alone.
+    The source is [B, T, width], or [B, H, T, width / H] with ``heads``, or rows [B T, width] that are whole images of
+    ``tokens`` each.
+
+    Raises UnsupportedError where a result is no such function of the source alone.
     """
     random = np.random.default_rng(0)
     probes = np.concatenate([np.zeros((1, width)), np.eye(width), random.normal(size=(_PROBES, width))]).astype(
@@ -47,7 +48,7 @@ def affine_maps(
             parts.append([_by_token(result, batch.shape) for result in evaluate(model, feeds, results)])
         except (ValueError, EvaluationError) as error:
             raise UnsupportedError(f"{results[0].name!r} is not made of {source.name!r} alone: {error}") from error
-    found = []
+    maps = []
     for part in zip(*parts, strict=True):
         rows = np.concatenate(part)
         expected = rows[width + 1 : len(probes)]
@@ -56,16 +57,19 @@ def affine_maps(
             error = np.abs(probes[width + 1 :] @ weights.T + bias - expected).max(initial=0.0)
         if not error <= _TOLERANCE * np.abs(expected).max(initial=0.0):
             raise UnsupportedError(f"{results[0].name!r} is more than a product per token of {source.name!r}")
-        found.append((weights, bias))
-    return found
+        maps.append((weights, bias))
+    return maps
 
 
 def random_inputs(model: ir.Model, images: int, tokens: int | None = None) -> dict[ir.Value, Array]:
-    """The model's inputs where all sizes but the first are known and no larger than those of images, with random
-    numbers in ``images`` rows: for what asks them for their shape. What uses the numbers themselves differs from token
-    to token. With ``tokens`` those of text, too: of that many tokens, and caches that hold none."""
+    """Random arrays for the model's inputs, ``images`` of them along the batch, for nodes that need an input's shape.
+    A result that depends on the numbers themselves shows it, since they differ from token to token.
+
+    Inputs get an array if all sizes except the first are known, and no larger than an image's. With ``tokens``, inputs
+    of text get one too: sequences of that many tokens, and empty caches.
+    """
     random = np.random.default_rng(1)
-    found = {}
+    arrays = {}
     for value in model.graph.inputs:
         sizes = sizes_behind_first(value)
         if sizes is None and tokens is not None:
@@ -74,20 +78,21 @@ def random_inputs(model: ir.Model, images: int, tokens: int | None = None) -> di
             continue
         first = value.shape[0]
         shape = (first if isinstance(first, int) else images, *sizes)
-        found[value] = random.integers(0, 2, shape, np.uint8).astype(value.dtype.numpy())
-    return found
+        arrays[value] = random.integers(0, 2, shape, np.uint8).astype(value.dtype.numpy())
+    return arrays
 
 
 def sizes_behind_first(value: ir.Value) -> tuple[int, ...] | None:
-    """A value's sizes but for the first, of the batch; None where one is not known, or none is there."""
+    """A value's sizes after the first, which is the batch's; None where one is unknown, or the value is a scalar."""
     if value.shape is None or not len(value.shape):
         return None
-    found = tuple(size for size in list(value.shape)[1:] if isinstance(size, int))
-    return found if len(found) == len(value.shape) - 1 else None
+    sizes = tuple(size for size in list(value.shape)[1:] if isinstance(size, int))
+    return sizes if len(sizes) == len(value.shape) - 1 else None
 
 
 def _sizes_of_text(value: ir.Value, tokens: int) -> tuple[int, ...] | None:
-    """Of integers [B, T], tokens [B, T, d], and a cache [B, H, P, h] without positions."""
+    """The sizes after the batch of ids [B, T], of tokens [B, T, d], or of an empty cache [B, H, P, h], P = 0; None for
+    another value."""
     shape = [] if value.shape is None else list(value.shape)
     if len(shape) == 2 and value.dtype is not None and value.dtype.is_integer():
         return (tokens,)
@@ -99,13 +104,13 @@ def _sizes_of_text(value: ir.Value, tokens: int) -> tuple[int, ...] | None:
 
 
 def _tokens(batch: Array) -> int | None:
-    """Of a sequence in a batch [B, T, d] or [B, H, T, h]; None where only the graph knows."""
+    """The number of tokens T of a batch [B, T, d] or [B, H, T, h]; None for rows, where only the graph knows it."""
     return {3: batch.shape[1], 4: batch.shape[-2]}.get(batch.ndim)
 
 
 def _batches(source: ir.Value, probes: Array, heads: int, tokens: int) -> Iterator[tuple[Array, int]]:
-    """The probes as inputs of the source's shape, and how many images each is, in as many calls as its fixed sizes
-    take. Random ones come last and stand at various positions."""
+    """Batches of probes in the source's shape, each with its number of images. Fixed sizes decide how many batches
+    there are. Random probes come last, so they stand at various positions."""
     shape = source.shape
     rank = 3 if shape is None else len(shape)
     sizes = [] if shape is None else {2: [shape[0]], 3: shape[:2], 4: [shape[0], shape[2]]}.get(rank, [])
@@ -124,7 +129,8 @@ def _batches(source: ir.Value, probes: Array, heads: int, tokens: int) -> Iterat
 
 
 def _by_token(result: Array, shape: tuple[int, ...]) -> Array:
-    """[B, H, T, h] or [B, T, ...] → [B T, ...], of a source of this shape. Raises ValueError for other results."""
+    """Rows [B T, ...] of a result [B, H, T, h] or [B, T, ...]. ``shape``: of the source. Raises ValueError for a result
+    that has no row per token."""
     tokens = math.prod(shape[:-1]) // (shape[1] if len(shape) == 4 else 1)
     if result.size % tokens:
         raise ValueError(f"of {tokens} tokens it makes {list(result.shape)}")

@@ -1,8 +1,8 @@
-"""Whether the float form of a block, which integers are made from, is what the graph computes on calibration data.
+"""The agreement of a block's float form, which integers are made from, with the graph on calibration data.
 
-A form is found by the graph's structure and by probes of its parts; whatever is read wrongly (an angle, an epsilon, a
-mask, which half is the gate) becomes integers that nothing else holds against the model. So some rows of the data go
-through both, the graph's products unrounded. What is added to each token must be the same but for rounding.
+The float form is read from the graph's structure and from probes of its parts. No later step compares integers with
+the model, so a misread angle, epsilon, mask or half of a gate would go unnoticed. Therefore some rows of the data go
+through both, with the graph's products unrounded. Both must add the same to each token, up to rounding.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ Array = np.ndarray[Any, Any]
 DType = np.dtype[Any] | type[np.float32]
 
 MOST_TOKENS = 256
-"""That are compared, or two sequences, where these are longer."""
+"""The number of tokens compared; at least two sequences, even if these are longer."""
 BOUND = 1e-4
-"""Of a difference, as a part of the most that is added to a channel of the token. Float32 sums in another order differ
-by 2e-6 in all examples."""
+"""The largest difference, as a part of the most that is added to a channel of the token. Float32 sums in another order
+differ by 2e-6 in all examples."""
 _ROUNDINGS = 4
-"""Of a result, in its type: what is added to a large token is not righter than that."""
+"""The number of roundings that a result may be off by, in its type: the error of adding to a large token."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """Tokens [..., d]: what the float form makes of them (``found``), what the graph does (``expected``), and what of
-    that it ``added`` to them. Those that are ``undecided``, bool [...], may differ. ``unseen``: what these tokens say
-    nothing about."""
+    """Results [..., d] of the float form (``found``) and of the graph (``expected``), and the part of the latter that
+    the block ``added`` to its tokens. Results of ``undecided`` tokens, bool [...], may differ. ``unseen``: parts of the
+    block that these tokens do not exercise."""
 
     found: Array
     expected: Array
@@ -42,14 +42,14 @@ class Compared:
 
     @staticmethod
     def whole(found: Array, expected: Array) -> Compared:
-        """Where all of the result is made by what is compared."""
+        """A comparison where the block makes all of the result, without a residual."""
         return Compared(found, expected, expected, np.zeros(expected.shape[:-1], bool))
 
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """``largest``: difference, as a part of the most that ``node`` adds to a channel of the token; up to ``bound`` is
-    rounding. ``tokens``: that were compared."""
+    """The outcome of a comparison. ``largest``: the largest difference, as a part of the most that ``node`` adds to a
+    channel of the token; up to ``bound`` it is rounding. ``tokens``: the number compared."""
 
     node: str
     largest: float
@@ -59,9 +59,9 @@ class Agreement:
 
 
 def agreement(node: str, compared: Compared, dtype: DType = np.float32, computed_in: DType = np.float32) -> Agreement:
-    """``dtype``: of the graph's result; ``computed_in``: of what is added.
+    """Check a comparison. ``dtype``: of the graph's result; ``computed_in``: of the sum that the block adds.
 
-    Raises UnsupportedError, naming the node, where the float form computes something else than the graph.
+    Raises UnsupportedError, naming the node, where the float form and the graph differ by more than rounding.
     """
     if not np.isfinite(compared.expected).all():
         raise UnsupportedError(
@@ -87,17 +87,18 @@ def agreement(node: str, compared: Compared, dtype: DType = np.float32, computed
 
 
 def roundings(dtype: DType) -> float:
-    """By what part a number of this type may be off that a few operations made."""
+    """The relative error of a number of this type after a few operations."""
     return _ROUNDINGS * float(ml_dtypes.finfo(dtype).eps)
 
 
 def sequences_compared(tokens: int) -> int:
-    """How many of so many tokens."""
+    """The number of sequences to compare, of so many tokens each."""
     return max(2, MOST_TOKENS // max(1, tokens))
 
 
 def unseen(agreements: Sequence[Agreement]) -> str | None:
-    """What no data was compared on, in one line; None where that is nothing."""
+    """A warning of one line about the parts of blocks that the calibration data does not exercise; None if it
+    exercises all."""
     nodes: dict[str, list[str]] = {}
     for one in agreements:
         for what in one.unseen:

@@ -8,8 +8,9 @@ import onnx_ir as ir
 
 
 def nodes_between(source: ir.Value, result: ir.Value, wanted: Callable[[ir.Node], bool]) -> list[ir.Node]:
-    """Those that ``result`` is made of, back to ``source``, and that are wanted; constants' are among them."""
-    found: list[ir.Node] = []
+    """The ``wanted`` nodes that ``result`` is computed by, back to ``source``. Nodes that make constants are among
+    them."""
+    nodes: list[ir.Node] = []
     seen: set[ir.Node] = set()
     pending = [result]
     while pending:
@@ -19,6 +20,6 @@ def nodes_between(source: ir.Value, result: ir.Value, wanted: Callable[[ir.Node]
             continue
         seen.add(node)
         if wanted(node):
-            found.append(node)
+            nodes.append(node)
         pending += [operand for operand in node.inputs if operand is not None]
-    return found
+    return nodes

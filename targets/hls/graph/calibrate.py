@@ -1,4 +1,4 @@
-"""Runs a model on calibration data: the tokens that each block sees, and what the model answers with integer blocks."""
+"""Runs of a model on calibration data: the tokens that each block sees, and the outputs with integer blocks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Replaceable(Protocol):
-    """A block between two values of a graph, which integers take the place of."""
+    """A block between two values of a graph that integers can replace."""
 
     @property
     def tokens(self) -> ir.Value: ...
@@ -33,8 +33,8 @@ class Replaceable(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FloatRun:
-    """``tokens``: what each block takes, in the order of the blocks; ``results``: what the graph makes of them, as it
-    holds it. ``outputs``: of the model, by name."""
+    """Arrays of a run in floats. ``tokens``: the input of each block, in the order of the blocks and as the block takes
+    it; ``results``: the outputs of the blocks, as the graph holds them; ``outputs``: of the model, by name."""
 
     tokens: list[Array]
     results: list[Array]
@@ -42,13 +42,13 @@ class FloatRun:
 
 
 def run_floats(model: ir.Model, blocks: Sequence[Replaceable], inputs: Mapping[str, Array]) -> FloatRun:
-    """The model as it is. Raises InputError naming an input that is missing, unknown, misshapen or not finite, or the
-    node that cannot take what is computed from them."""
+    """Run the model unchanged. Raises InputError naming an input that is missing, unknown, misshapen or not finite, or
+    the node that cannot take the data."""
     feeds = feeds_of(model, inputs)
-    count, wanted = len(blocks), [*(block.tokens for block in blocks), *(block.output for block in blocks)]
-    found = evaluate_data(model, feeds, [*wanted, *model.graph.outputs])
-    tokens = [block.as_tokens(one) for block, one in zip(blocks, found[:count], strict=True)]
-    return FloatRun(tokens, found[count : 2 * count], _named(model, found[2 * count :]))
+    count, targets = len(blocks), [*(block.tokens for block in blocks), *(block.output for block in blocks)]
+    arrays = evaluate_data(model, feeds, [*targets, *model.graph.outputs])
+    tokens = [block.as_tokens(array) for block, array in zip(blocks, arrays[:count], strict=True)]
+    return FloatRun(tokens, arrays[count : 2 * count], _named(model, arrays[2 * count :]))
 
 
 def run_with(
@@ -57,7 +57,7 @@ def run_with(
     inputs: Mapping[str, Array],
     compute: Callable[[int, Array], Array],
 ) -> dict[str, Array]:
-    """The model's outputs where ``compute(i, tokens)`` takes the place of the i-th block, in the order of the graph."""
+    """The model's outputs with ``compute(i, tokens)`` in place of the i-th block, in the order of the graph."""
     feeds = feeds_of(model, inputs)
     for index, block in enumerate(blocks):
         (tokens,) = evaluate(model, feeds, [block.tokens])
@@ -68,7 +68,8 @@ def run_with(
 
 @contextlib.contextmanager
 def unrounded(model: ir.Model) -> Iterator[bool]:
-    """Inside, products round no operands, whatever ``arithmetic`` says. Whether that makes a difference."""
+    """A context in which products round no operands, whatever their ``arithmetic`` says. Yields whether any product
+    rounded before."""
     nodes = [node for node in model.graph if is_moec(node) and "arithmetic" in node.attributes]
     kept = [node.attributes.pop("arithmetic") for node in nodes]
     try:
@@ -79,32 +80,33 @@ def unrounded(model: ir.Model) -> Iterator[bool]:
 
 
 def feeds_of(model: ir.Model, inputs: Mapping[str, Array]) -> dict[ir.Value, Array]:
-    """Calibration data by value; caches that it leaves out are empty.
+    """Calibration data by value. Caches that it leaves out are empty.
 
     Raises InputError naming an input that is missing, unknown, misshapen or not finite."""
-    given = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
-    known = {str(value.name): value for value in given}
-    unknown = set(inputs) - set(known)
+    expected = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    by_name = {str(value.name): value for value in expected}
+    unknown = set(inputs) - set(by_name)
     if unknown:
-        raise InputError(f"calibration data has {sorted(unknown)[0]!r}; the model takes {', '.join(known)}")
+        raise InputError(f"calibration data has {sorted(unknown)[0]!r}; the model takes {', '.join(by_name)}")
     inputs = {**_empty_caches(model, inputs), **inputs}
-    InputCheck(tensor_specs(given))(inputs)
+    InputCheck(tensor_specs(expected))(inputs)
     for name, array in inputs.items():
         if np.issubdtype(array.dtype, np.integer) and not array.size:
             raise InputError(f"calibration data for {name!r} has the shape {array.shape}; expected numbers")
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise InputError(f"calibration data for {name!r} has numbers that are not finite; leave them out")
-    return {value: np.asarray(inputs[name]) for name, value in known.items()}
+    return {value: np.asarray(inputs[name]) for name, value in by_name.items()}
 
 
 def _empty_caches(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Of the states of a model that grow, those that ``inputs`` have not, with sizes of the other inputs."""
+    """Empty arrays for the growing states of a model that ``inputs`` leave out. Named sizes are those of the other
+    inputs."""
     specs = {spec.name: spec for spec in tensor_specs(model.graph.inputs)}
     sizes = {
-        size: found
+        size: length
         for name, array in inputs.items()
         if name in specs
-        for size, found in zip(specs[name].shape, array.shape, strict=False)
+        for size, length in zip(specs[name].shape, array.shape, strict=False)
     }
     caches: dict[str, Array] = {}
     for state in states_of(model):
@@ -119,7 +121,7 @@ def _empty_caches(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Arr
 
 
 def evaluate(model: ir.Model, feeds: Mapping[ir.Value, Array], outputs: Sequence[ir.Value]) -> list[Array]:
-    """Computes only what the outputs need and the feeds do not give."""
+    """The arrays of ``outputs``. Runs only the nodes that they need and that the feeds do not replace."""
     needed: set[ir.Node] = set()
     pending = [value for value in outputs if value not in feeds]
     while pending:
@@ -131,15 +133,15 @@ def evaluate(model: ir.Model, feeds: Mapping[ir.Value, Array], outputs: Sequence
     nodes = [node for node in model.graph if node in needed]
     computed = [value for value in outputs if value not in feeds]
     used = {value for node in nodes for value in _inputs_of(node)}
-    given = {value: array for value, array in feeds.items() if value in used}
-    evaluator = Evaluator(nodes, given, computed, model.opset_imports, model.functions.values())
-    results = dict(zip(computed, evaluator.run(given), strict=True))
+    used_feeds = {value: array for value, array in feeds.items() if value in used}
+    evaluator = Evaluator(nodes, used_feeds, computed, model.opset_imports, model.functions.values())
+    results = dict(zip(computed, evaluator.run(used_feeds), strict=True))
     return [feeds[value] if value in feeds else results[value] for value in outputs]
 
 
 def evaluate_data(model: ir.Model, feeds: Mapping[ir.Value, Array], outputs: Sequence[ir.Value]) -> list[Array]:
-    """As :func:`evaluate`, of calibration data. Raises InputError naming a node that cannot take it, as an embedding
-    cannot take ids that are no row of its table."""
+    """:func:`evaluate` on calibration data. Raises InputError naming a node that cannot take it, such as an embedding
+    whose table has no row for an id."""
     try:
         return evaluate(model, feeds, outputs)
     except EvaluationError as error:
@@ -147,7 +149,7 @@ def evaluate_data(model: ir.Model, feeds: Mapping[ir.Value, Array], outputs: Seq
 
 
 def _inputs_of(node: ir.Node) -> list[ir.Value]:
-    """Values that a node takes, those that its bodies take from outside included."""
+    """The values that a node takes, including those that its subgraphs take from outside."""
     values = [value for value in node.inputs if value is not None]
     for attribute in node.attributes.values():
         if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) and not attribute.is_ref():

@@ -28,8 +28,8 @@ class DenseLayer:
 
 
 def dense_layer(value: ir.Value) -> DenseLayer:
-    """The layer that makes a value, or of whose outputs it has some. Raises UnsupportedError, saying what was found,
-    where none does."""
+    """The layer that makes a value, reduced to the outputs that a Gather selects, if there is one. Raises
+    UnsupportedError, naming the operator, where something else makes the value."""
     node, added = origin(value).producer(), None
     if node is not None and node.op_type == "Gather" and node.inputs[0] is not None and _takes_columns(node):
         layer, columns = dense_layer(node.inputs[0]), constant(node.inputs[1]).astype(np.int64)
@@ -52,7 +52,7 @@ def dense_layer(value: ir.Value) -> DenseLayer:
 
 
 def _takes_columns(node: ir.Node) -> bool:
-    """Whether a Gather takes constant places of the last axis, as routers that lost experts do."""
+    """Whether a Gather selects constant places of the last axis, as in routers whose experts were pruned."""
     value, places = node.inputs
     tensor = None if places is None else ir.convenience.get_const_tensor(places)
     last = None if value is None or value.shape is None else value.shape.rank() - 1
@@ -60,7 +60,7 @@ def _takes_columns(node: ir.Node) -> bool:
 
 
 def _matrix(node: ir.Node) -> tuple[Array, Array | None]:
-    """Weights [out, in] and biases."""
+    """The weights [out, in] and the bias [out], or None, of a product."""
     if is_moec(node, "Linear"):
         spec, inputs = spec_of(node, LinearSpec), inputs_of(node)
         weight, bias = inputs["weight"], inputs["bias"]
@@ -84,7 +84,7 @@ def optional(value: ir.Value | None) -> Array | None:
 
 
 def constant(value: ir.Value | None) -> Array:
-    """In float32. Raises UnsupportedError for what is computed."""
+    """A constant in float32. Raises UnsupportedError for a computed value."""
     tensor = None if value is None else ir.convenience.get_const_tensor(origin(value))
     if tensor is None:
         raise UnsupportedError(f"{value.name if value else 'a weight'!r} is computed; expected a constant")
@@ -92,18 +92,18 @@ def constant(value: ir.Value | None) -> Array:
 
 
 def consumers(value: ir.Value) -> list[ir.Node]:
-    """The nodes that take the value, however its elements are arranged."""
-    found: list[ir.Node] = []
+    """The nodes that take the value, or a reshaped form of it with the same elements in the same order."""
+    nodes: list[ir.Node] = []
     pending = [value]
     while pending:
         for node in pending.pop().consumers():
-            found.append(node)
+            nodes.append(node)
             pending += [output for output in node.outputs if output is not value and origin(output) is value]
-    return found
+    return nodes
 
 
 def origin(value: ir.Value) -> ir.Value:
-    """The value whose elements these are, in the same order."""
+    """The value that this one is a reshaped form of: the same elements in the same order."""
     producer = value.producer()
     while producer is not None and producer.domain == "" and producer.op_type in SAME_ELEMENTS:
         source = producer.inputs[0]

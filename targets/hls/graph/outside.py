@@ -1,6 +1,7 @@
-"""What of a graph is in no project, and which share of the operations that is: the caller has to compute it elsewhere.
+"""The nodes of a graph that are in no project, which the caller has to compute elsewhere, and their share of all
+operations.
 
-A multiply-add counts as two operations, any other result as one; moving numbers is none. Sizes are those of the
+A multiply-add counts as two operations, any other result as one, and moving data as none. Sizes are those of the
 calibration data.
 """
 
@@ -27,11 +28,11 @@ _MOVES = frozenset(
     }
 )
 _MOST_NAMES = 3
-"""Nodes of an operator that are named."""
+"""The most nodes of one operator that a report names."""
 
 
 class Part(Protocol):
-    """What a project computes: all nodes between two values."""
+    """The part of a graph that a project computes: all nodes between two values."""
 
     @property
     def tokens(self) -> ir.Value: ...
@@ -52,8 +53,8 @@ class Operator:
 
 @dataclasses.dataclass(frozen=True)
 class Outside:
-    """``share``: of all operations of the model that projects do not compute. ``unknown``: nodes, in projects or not,
-    whose sizes nothing says, and which are left out of all figures."""
+    """The nodes in no project, by operator. ``share``: of all operations of the model. ``unknown``: nodes of unknown
+    size, in projects or not, which no figure counts."""
 
     operators: tuple[Operator, ...]
     share: float
@@ -67,7 +68,8 @@ class Outside:
 
 
 def find_outside(model: ir.Model, parts: Sequence[Part], feeds: Mapping[ir.Value, Array]) -> Outside:
-    """``feeds``: arrays for the model's inputs."""
+    """The nodes of a model that are in none of the ``parts``. ``feeds``: arrays for the model's inputs, which give
+    symbolic sizes their values."""
     sizes = _Sizes(feeds)
     inside = {node for part in parts for node in _nodes_of(part)}
     nodes = [node for node in model.graph if node.op_type not in _MOVES]
@@ -80,7 +82,7 @@ def find_outside(model: ir.Model, parts: Sequence[Part], feeds: Mapping[ir.Value
     operators = [
         _operator(name, group, [counted[node] or 0 for node in group], total) for name, group in groups.items()
     ]
-    operators.sort(key=lambda one: (-one.operations, one.operator))
+    operators.sort(key=lambda entry: (-entry.operations, entry.operator))
     return Outside(
         tuple(operators),
         sum(operator.operations for operator in operators) / total,
@@ -94,20 +96,20 @@ def _operator(name: str, nodes: Sequence[ir.Node], counts: Sequence[int], total:
 
 
 def _nodes_of(part: Part) -> Iterable[ir.Node]:
-    """Between the tokens that a block takes and its output."""
-    found: set[ir.Node] = set()
+    """The nodes between the tokens that a block takes and its output."""
+    nodes: set[ir.Node] = set()
     pending = [part.output]
     while pending:
         value = pending.pop()
         node = None if value is part.tokens else value.producer()
-        if node is not None and node not in found:
-            found.add(node)
+        if node is not None and node not in nodes:
+            nodes.add(node)
             pending += [operand for operand in node.inputs if operand is not None]
-    return found
+    return nodes
 
 
 class _Sizes:
-    """Shapes of values where symbolic sizes are those of the model's inputs."""
+    """Shapes of values, with the symbolic sizes that the model's inputs have."""
 
     def __init__(self, feeds: Mapping[ir.Value, Array]) -> None:
         self._named: dict[str, int] = {}
@@ -117,7 +119,7 @@ class _Sizes:
                     self._named[dim.value] = size
 
     def operations(self, node: ir.Node) -> int | None:
-        """None where a size is unknown."""
+        """The operations of a node; None where a size is unknown."""
         try:
             if has_experts(node):
                 return self._experts(node)
@@ -133,10 +135,10 @@ class _Sizes:
     def _size(self, dim: int | ir.SymbolicDim) -> int:
         if isinstance(dim, int):
             return dim
-        found = None if dim.value is None else dim.evaluate(self._named)
-        if not isinstance(found, int):
+        size = None if dim.value is None else dim.evaluate(self._named)
+        if not isinstance(size, int):
             raise _UnknownSizeError
-        return found
+        return size
 
     def _results(self, node: ir.Node) -> int:
         return sum(
@@ -149,14 +151,14 @@ class _Sizes:
         return 2 * inner * math.prod(self.shape(node.outputs[0]))
 
     def _attention(self, node: ir.Node) -> int:
-        """Scores and mixed values of every query and key."""
+        """Two products for every query and key: its score, and its weighted value."""
         return 4 * math.prod(self.shape(node.inputs[0])) * self.shape(node.inputs[1])[-2]
 
     def _convolution(self, node: ir.Node) -> int:
         return 2 * math.prod(self.shape(node.inputs[1])[1:]) * math.prod(self.shape(node.outputs[0]))
 
     def _experts(self, node: ir.Node) -> int:
-        """The operations of the experts that tokens choose."""
+        """The products of the experts that tokens choose."""
         inputs, spec = inputs_of(node), spec_of(node, ExpertsSpec)
         tokens = math.prod(self.shape(inputs["x"])[:-1])
         chosen = spec_of(node, RouteSpec).k if is_moec(node, "MoE") else self.shape(inputs["experts"])[-1]

@@ -1,8 +1,8 @@
-"""Calibration data without pads: sequences of different lengths that a mask tells apart.
+"""Removal of pads from calibration data: sequences of different lengths, told apart by a mask.
 
-What stands in the place of a pad must not become a scale, a token of the testbench, or a row that is held against the
-graph. So sequences are whole: what a mask hides goes, and the tokens of a sequence follow themselves until it is as
-long as before. A token sees those up to itself alone, so all others keep their numbers.
+The content of a pad must not influence a scale, appear in the testbench, or be compared with the graph. So pads are
+replaced: the tokens of a sequence are repeated until it is as long as before. In a causal model a token sees only
+tokens up to itself, so all real tokens keep their numbers.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Array = np.ndarray[Any, Any]
 
 
 def without_pads(inputs: Mapping[str, Array], masks: Collection[str]) -> tuple[dict[str, Array], str | None]:
-    """``inputs`` that are whole, and what was done to them, in one line; None where they were. ``masks``: the inputs
-    that masks are made of, [B, T], 0 for what is hidden.
+    """``inputs`` with pads replaced, and a remark of one line about it; None where there were no pads. ``masks``: the
+    inputs that masks are made of, [B, T], 0 for a hidden token.
 
-    Raises InputError, naming the input and the sequence, where what a mask shows is not all in one piece.
+    Raises InputError, naming the input and the sequence, where the tokens that a mask shows are not contiguous.
     """
     padded = {name: array for name, array in inputs.items() if name in masks and _is_padded(array)}
     if not padded:
@@ -33,13 +33,13 @@ def without_pads(inputs: Mapping[str, Array], masks: Collection[str]) -> tuple[d
             raise InputError(f"calibration data for {name!r} and {other!r} pad different tokens; expected the same")
     _expect_in_one_piece(name, kept)
     starts, counts = kept.argmax(axis=1), kept.sum(axis=1)
-    found = {
+    whole = {
         key: np.ones_like(array) if key in padded else _whole(array, starts, counts, kept.shape)
         for key, array in inputs.items()
     }
     rows = int((counts < kept.shape[1]).sum())
     pads = kept.size - int(kept.sum())
-    return found, (
+    return whole, (
         f"{name!r} hides {pads} of {kept.size} calibration tokens, pads of {rows} of {len(kept)} sequences: scales are "
         "not taken from them, the tokens of each sequence follow once more in their place"
     )
@@ -61,8 +61,9 @@ def _expect_in_one_piece(name: str, kept: Array) -> None:
 
 
 def _whole(array: Array, starts: Array, counts: Array, shape: tuple[int, ...]) -> Array:
-    """Numbers [B, T, ...] of tokens; others stay as they are. Positions go on counting: numbers that count from 0, or
-    from their place, which ids of a table do by chance alone."""
+    """An input [B, T, ...] with the tokens of each sequence repeated in place of its pads; other inputs as they are.
+    Positions go on counting instead. An input is taken for positions if its numbers count up from 0, or from the place
+    of the first token; ids of a vocabulary do so only by chance."""
     if array.shape[:2] != shape:
         return array
     places = np.arange(shape[1])

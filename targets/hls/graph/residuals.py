@@ -21,8 +21,8 @@ NORMS = ("LayerNormalization", "RMSNormalization")
 
 @dataclasses.dataclass(frozen=True)
 class Residual:
-    """``tokens`` [..., d] are normalised by ``norm`` for a block, and added to what it makes of them, times ``scale``
-    [d]: ``output``."""
+    """The residual stream around a block: ``output = tokens + scale * block(norm(tokens))`` with ``tokens`` [..., d]
+    and ``scale`` [d]."""
 
     tokens: ir.Value
     output: ir.Value
@@ -33,8 +33,8 @@ class Residual:
 def find_residual(inputs: ir.Value, result: ir.Value) -> Residual | None:
     """The residual around a block that takes ``inputs`` and gives ``result``; None where there is none.
 
-    The result must go to the addition alone, for nothing else of the block is in memory; it may be scaled channel by
-    channel on the way. Raises UnsupportedError where the normalisation's weights are computed.
+    The result must go to the addition alone, since the hardware keeps nothing else of the block in memory. It may be
+    scaled channel by channel on the way. Raises UnsupportedError where the normalisation's weights are computed.
     """
     normalize = origin(inputs).producer()
     if (
@@ -56,14 +56,14 @@ def find_residual(inputs: ir.Value, result: ir.Value) -> Residual | None:
 
 
 def only_use(value: ir.Value) -> ir.Node | None:
-    """The one node that takes a value, where there is just one and the graph does not give it away."""
+    """The only node that takes a value; None where there are others, or the value is an output of the graph."""
     users = {use.node for use in value.uses()}
     return next(iter(users)) if len(users) == 1 and not value.is_graph_output() else None
 
 
 def _until_addition(value: ir.Value) -> tuple[ir.Node | None, ir.Value, Array]:
-    """The addition that a value ends in, the value that is added, and what it was scaled with; None where it does
-    not."""
+    """The addition that a value leads to through scalings and reshapes, the value that is added there, and the product
+    of the scalings. The addition is None where the value leads elsewhere."""
     scale = np.ones(1, np.float32)
     while (user := only_use(value)) is not None and user.domain == "":
         if user.op_type == "Add":
@@ -77,7 +77,7 @@ def _until_addition(value: ir.Value) -> tuple[ir.Node | None, ir.Value, Array]:
 
 
 def _factors(node: ir.Node, value: ir.Value) -> Array | None:
-    """What a product multiplies the channels of a value with, [1] or [d]; None where it is something else."""
+    """The constants [1] or [d] that a Mul scales the channels of a value by; None for another node or operand."""
     if node.op_type != "Mul" or value.shape is None:
         return None
     others = [operand for operand in node.inputs if operand is not None and operand is not value]
@@ -94,8 +94,8 @@ def _is_last_axis(normalize: ir.Node, tokens: ir.Value) -> bool:
 
 
 def norm_of(node: ir.Node) -> FloatNorm:
-    """Raises UnsupportedError where its weights are computed, where it normalises more than the channels of a token,
-    and for an epsilon that no variance can have."""
+    """The float form of a normalisation node. Raises UnsupportedError where its weights are computed, where it
+    normalises more than the channels of a token, and for a negative or infinite epsilon."""
     tokens, weight = node.inputs[0], constant(node.inputs[1])
     bias = optional(node.inputs[2]) if len(node.inputs) > 2 else None
     attribute = node.attributes.get("epsilon")

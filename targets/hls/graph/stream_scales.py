@@ -1,4 +1,4 @@
-"""Blocks that pass a residual stream on agree on what one of its steps stands for, so that memory chains them."""
+"""A common scale for the blocks of a residual stream, so that each reads from memory what the one before wrote."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StreamPart:
 
 
 def shared_scales(parts: Sequence[StreamPart]) -> list[float]:
-    """The step of each block's stream: the largest that any block needs which is connected with it."""
+    """The scale of each block's stream: the largest one needed by any block connected with it."""
     scales: dict[ir.Value, float] = {}
     for _ in parts:  # as often as the longest chain has blocks
         for part in parts:

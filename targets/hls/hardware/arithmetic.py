@@ -1,7 +1,7 @@
-"""The multipliers and the logic of a design.
+"""DSPs, LUTs and flip-flops of a design.
 
-DSPs are counted by the operands of every product (``logic.py``), and two products of int8 with a common factor share
-one (WP486). LUTs of the arithmetic are those that yosys counts; control, masters and flip-flops are a rough model.
+DSPs are counted by the operands of every product (``logic.py``); two products of int8 with a common factor share one
+(WP486). LUTs of the arithmetic follow yosys' counts; those of control and masters, and flip-flops, are a rough model.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from moec.targets.hls.normalization import FRACTION_BITS
 PRODUCTS_PER_DSP = 2
 _TERM_BITS, _RECIPROCAL_BITS = GATE_BITS + 1, 34
 LEAST_CHOICE_BITS = 34
-"""Of what experts are chosen by."""
+"""The least bits of the numbers that the choice of experts compares."""
 CONTROL_LUTS, MASTER_LUTS = 3000, 1100
 _FLIP_FLOPS_PER_LUT = 1.3
 
 
 def dsps_of(design: Design) -> dict[str, int]:
-    """By process; those that multiply nothing are missing."""
+    """DSPs by process, without processes that multiply nothing."""
     shape, lanes = design.shape, design.lanes_out
     array = design.lanes_in * lanes // PRODUCTS_PER_DSP
     requantize_up = multiplier_dsps(design.sum_bits_up, MULTIPLIER_BITS + 1)
     requantize_down = multiplier_dsps(design.sum_bits_down, MULTIPLIER_BITS + 1)
     up = design.projections * (array + lanes * requantize_up)
     if shape.gated:
-        # activated gate (16 bits) times up (11 with its offset), and the scaling of this product of 27 bits to int8
+        # The activated gate (16 bits) times up (11 bits with its offset), and the scaling of this 27-bit product.
         up += lanes * (multiplier_dsps(16, 11) + multiplier_dsps(27, MULTIPLIER_BITS + 1))
     return {
         **({} if shape.norm == "none" else norm_dsps(shape.width, design.router_lanes)),
@@ -58,7 +58,8 @@ def dsps_of(design: Design) -> dict[str, int]:
 
 
 def norm_dsps(width: int, lanes: int) -> dict[str, int]:
-    """Squares, and the variance once per token; per channel its distance from the mean, scaled twice."""
+    """DSPs of a normalisation of ``lanes`` channels per cycle: squares, the variance of each token, and per channel
+    the distance from the mean and two scalings."""
     sums, factor = RESULT_BITS + bits_for(width), bits_for(width) + 2
     variance = multiplier_dsps(RESULT_BITS + sums, factor) + multiplier_dsps(sums, sums)
     normal = FRACTION_BITS + (bits_for(width) + 1) // 2 + 2
@@ -72,10 +73,10 @@ def norm_dsps(width: int, lanes: int) -> dict[str, int]:
 
 
 def _select_dsps(design: Design) -> int:
-    """Every score scales a logit for its table; gates are scores times the reciprocal of their sum."""
+    """DSPs of the choice: each score scales a logit to a table index, and each gate is a score times a reciprocal."""
     shape = design.shape
     scores = shape.slots + (1 if scores_all(design) else 0)
-    # The largest logit is nothing below itself.
+    # A softmax scales distances from the largest logit, whose own distance is 0.
     scaled = scores if shape.scoring == "sigmoid" else scores - 1
     divided = shape.slots if shape.normalized or shape.scoring != "sigmoid" else 0
     return scaled * multiplier_dsps(design.logit_bits + 2, MULTIPLIER_BITS + 1) + divided * multiplier_dsps(
@@ -84,7 +85,7 @@ def _select_dsps(design: Design) -> int:
 
 
 def logic_luts(design: Design) -> int:
-    """All but memories: the arithmetic, division, and, roughly, control and masters."""
+    """LUTs of everything except memories: the arithmetic, the division, and, roughly, control and masters."""
     shape, lanes = design.shape, design.lanes_out
     arrays = design.projections * array_luts(lanes, design.lanes_in, design.sum_bits_up)
     arrays += array_luts(lanes, design.lanes_in, design.sum_bits_down)
@@ -92,7 +93,7 @@ def logic_luts(design: Design) -> int:
     rounding += lanes * requantize_luts(design.sum_bits_down, RESULT_BITS)
     if shape.gated:
         rounding += lanes * saturate_luts(INPUT_BITS)
-    if shape.group:  # sums are added to totals, whose fraction is taken away at the end
+    if shape.group:  # sums of groups are added to totals, whose fraction is rounded away at the end
         rounding += lanes * design.projections * (design.total_bits_up + saturate_luts(INPUT_BITS))
         rounding += lanes * (design.total_bits_down + saturate_luts(RESULT_BITS))
     choice_bits = max(design.logit_bits, LEAST_CHOICE_BITS)
@@ -107,10 +108,11 @@ def logic_luts(design: Design) -> int:
 
 
 def array_luts(rows: int, lanes: int, sum_bits: int) -> int:
-    """Of an array of ``rows`` x ``lanes`` products of int8, two rows of which share their DSPs."""
+    """LUTs of an array of ``rows`` x ``lanes`` int8 products. Two rows share their DSPs."""
     return rows // PRODUCTS_PER_DSP * dot_pair_luts(lanes, sum_bits)
 
 
 def flip_flops(luts: int) -> int:
-    """Roughly: pipelined loops hold about as many bits as they compute, and some more on their way through DSPs."""
+    """A rough count: pipelined loops hold about as many bits as they compute, and some more on their way through
+    DSPs."""
     return round(luts * _FLIP_FLOPS_PER_LUT)

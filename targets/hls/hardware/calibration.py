@@ -1,8 +1,8 @@
-"""What synthesis made of designs beside what was estimated of them: by what estimates of further ones are corrected.
+"""Calibration of estimates by synthesis: figures of synthesized designs correct the estimates of further ones.
 
-``compare_report.py --save FILE`` of a project writes such a file from a report, ``moec compile --calibrated FILE``
-reads one or several. Counts of a resource are multiplied by what reports say of all designs together divided by what
-was estimated of them; a pipeline has as many stages as pipelines have on average.
+A project's ``compare_report.py --save FILE`` writes such a file from a synthesis report; ``moec compile --calibrated
+FILE`` reads one or several. Each resource is corrected by one factor: its reported count over its estimated count, both
+summed over all designs. The stages of a pipeline are the average of all pipelines reported.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _MOST_BYTES, _MOST_COUNT = 1 << 20, 10**9
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Factors of the resources that estimates count; the stages of a pipeline that cycles are counted with; ``clocks``:
-    devices, and the MHz that synthesis reached there where it missed those asked for."""
+    """Correction factors of the resources; ``stages``: of every pipeline, for counting cycles; ``clocks``: devices with
+    the MHz that synthesis reached there, for each design that missed the clock it asked for."""
 
     dsp: float = 1.0
     bram18: float = 1.0
@@ -36,11 +36,11 @@ class Calibration:
     clocks: tuple[tuple[str, float], ...] = ()
 
     def factors(self) -> dict[str, float]:
-        """By resource."""
+        """The factor of each resource, by its name."""
         return {name: getattr(self, name) for name in _COUNTED}
 
     def clock(self, device: str) -> float:
-        """In MHz: that of the slowest design on the device; infinite where none missed its clock."""
+        """The clock in MHz of the slowest design on the device; infinite where no design missed its clock."""
         return min((clock for name, clock in self.clocks if name == device.lower()), default=math.inf)
 
 
@@ -48,22 +48,22 @@ UNCORRECTED = Calibration()
 
 
 def read_calibrations(paths: Sequence[Path]) -> Calibration:
-    """Those of all files together.
+    """The calibration from all files together.
 
     Raises MoecError for a file that cannot be read or that ``compare_report.py --save`` has not written.
     """
-    found = [_read(path) for path in paths]
-    if not found:
+    records = [_read(path) for path in paths]
+    if not records:
         return UNCORRECTED
     factors = {}
     for name in _COUNTED:
-        estimated, reported = (sum(one[kind][name] for one in found) for kind in ("estimated", "reported"))
+        estimated, reported = (sum(one[kind][name] for one in records) for kind in ("estimated", "reported"))
         factors[name] = reported / estimated if estimated >= 1 and reported else 1.0
-    stages = [depth for one in found for depth in one["stages"]]
+    stages = [depth for one in records for depth in one["stages"]]
     return Calibration(
         **factors,
         stages=round(sum(stages) / len(stages)) if stages else USUAL_STAGES,
-        clocks=tuple((one["part"].lower(), one["clock_megahertz"]) for one in found if one["clock_megahertz"]),
+        clocks=tuple((one["part"].lower(), one["clock_megahertz"]) for one in records if one["clock_megahertz"]),
     )
 
 
@@ -71,14 +71,14 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             text = file.read(_MOST_BYTES + 1)
-        found = json.loads(text) if len(text) <= _MOST_BYTES else None
+        record = json.loads(text) if len(text) <= _MOST_BYTES else None
     except OSError as error:
         raise MoecError(f"{path}: {error.strerror or error}") from error
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or not _is_calibration(found):
+        record = None
+    if not isinstance(record, dict) or not _is_calibration(record):
         raise MoecError(f"{path}: is no calibration; expected what compare_report.py --save of a project wrote")
-    return found
+    return record
 
 
 def _is_calibration(found: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""What ``hls_config.cfg`` and ``link.cfg`` say about a project: the simulation builds what a vendor's tools would."""
+"""Reader of a project's ``hls_config.cfg`` and ``link.cfg``: the simulation builds what the vendor's tools would."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _CONNECTION = re.compile(r"\w+\.m_axi_(\w+):(\S+)")
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """Paths are relative to the project. ``flags`` are the compiler's, ``arguments`` those of the testbench;
-    ``ports``: of memories, by the bundle that is connected to each."""
+    """The build of a project. Paths are relative to the project. ``flags``: for the compiler; ``arguments``: for the
+    testbench; ``ports``: pairs of a bundle and the memory port it is connected to."""
 
     top: str
     sources: tuple[str, ...]
@@ -28,7 +28,8 @@ class Configuration:
 
 
 def read_configuration(files: Mapping[str, bytes]) -> Configuration:
-    """Raises MoecError where the project has no configuration, or it names no sources or files that are missing."""
+    """The configuration of a project, given as contents by path. Raises MoecError if there is none, or if it names no
+    sources or missing files."""
     if CONFIGURATION not in files:
         raise MoecError(f"{CONFIGURATION} is not among the project's files; expected a project that moec generated")
     values = _values(files[CONFIGURATION])
@@ -58,11 +59,11 @@ def _values(text: bytes) -> dict[str, list[str]]:
 
 
 def _ports(link: bytes) -> tuple[tuple[str, str], ...]:
-    """Raises MoecError for a connection that is none of a bundle and a port."""
-    found = []
+    """Pairs of bundle and port. Raises MoecError for a connection that does not name both."""
+    pairs = []
     for connection in _values(link).get("sp", []):
         match = _CONNECTION.fullmatch(connection)
         if match is None:
             raise MoecError(f"{LINK}: sp={connection}; expected sp=UNIT.m_axi_BUNDLE:PORT")
-        found.append((match[1], match[2]))
-    return tuple(found)
+        pairs.append((match[1], match[2]))
+    return tuple(pairs)

@@ -1,4 +1,4 @@
-"""What a design costs on a part, whatever it computes: counts, and the estimate that reports and commands read."""
+"""Costs of any design on a part: counts of resources, and the estimate that reports and commands read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RESOURCE_NAMES = {
     "lut": "LUTs",
     "flip_flops": "flip-flops",
 }
-"""As people read them."""
+"""The names of resources in messages and tables."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Resources:
 
     @staticmethod
     def of(dsps: Mapping[str, int], memories: Sequence[Memory], logic_luts: int) -> Resources:
-        """``dsps``: by process. ``logic_luts``: without those of memories."""
+        """The sum over a design. ``dsps``: by process. ``logic_luts``: without those of memories."""
         luts = logic_luts + sum(memory.luts for memory in memories)
         return Resources(
             dsp=sum(dsps.values()),
@@ -46,13 +46,13 @@ class Resources:
         )
 
     def corrected(self, calibration: Calibration) -> Resources:
-        """As synthesis of other designs lets expect."""
+        """The counts times the factors that synthesis of other designs suggests."""
         factors = calibration.factors()
         return Resources(**{name: round(getattr(self, name) * factor) for name, factor in factors.items()})
 
 
 class CallCycles(Protocol):
-    """The cycles of a call, in phases or layers. ``beats``: those that read weights."""
+    """The cycles of a call, in phases or layers. ``beats``: AXI transfers that read weights."""
 
     @property
     def beats(self) -> int: ...
@@ -60,7 +60,7 @@ class CallCycles(Protocol):
     def total(self) -> int: ...
     @property
     def bound_by(self) -> str:
-        """What a faster design would have to speed up first."""
+        """The bottleneck: the phase that a faster design has to speed up first."""
         ...
 
 
@@ -70,8 +70,8 @@ CyclesOf = TypeVar("CyclesOf", bound=CallCycles)
 
 @dataclasses.dataclass(frozen=True)
 class Estimate(Generic[DesignOf, CyclesOf]):
-    """``dsps``: by process. ``memories``: all on the chip. ``ports``: of the external memory. ``resources``: corrected
-    by the ``calibration``."""
+    """The estimated costs of a design on a part. ``ports``: of the external memory; ``dsps``: by process;
+    ``memories``: all on the chip; ``resources``: corrected by ``calibration``."""
 
     design: DesignOf
     part: Part
@@ -93,7 +93,8 @@ class Estimate(Generic[DesignOf, CyclesOf]):
         return self.cycles.beats * BEAT_BYTES / (self.milliseconds * 1e6)
 
     def call(self, cycles: CallCycles) -> dict[str, float]:
-        """Another call, as plain data. ``memory_share``: the part of the memory's bandwidth that reads weights."""
+        """The speed of another call, as plain data. ``memory_share``: the part of the memory's bandwidth that reads
+        weights."""
         seconds = cycles.total / self.clock_megahertz / 1e6
         rate = cycles.beats * BEAT_BYTES / seconds / 1e9
         return {

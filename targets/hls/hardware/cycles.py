@@ -1,16 +1,16 @@
-"""How long a design takes for one call, by the algebra of its loops.
+"""Cycles of one call of a MoE design, computed from its loops.
 
-All loops run with an initiation interval of 1 (their pragmas ask for it, and synthesis reports where it fails), so a
-loop takes as many cycles as it has iterations. Processes run at the same time and wait for each other, thus:
+All loops have an initiation interval of 1 (their pragmas ask for it, and synthesis reports where it fails), so a loop
+takes as many cycles as its trip count. Processes run at the same time and wait for each other:
 
-1. Routing is serial: an expert's list is complete only behind the last token. The router loads its weights, then takes
+1. Routing is serial: an expert's list is complete only after the last token. The router loads its weights, then takes
    tokens at the pace of the slowest of reading, multiplying and selecting.
-2. Jobs (one hidden tile of one expert) run one after the other. While one is computed with, the weights of the next one
-   arrive; a job starts when the one before is done and its weights are there, whichever is later.
-3. Loaders run ahead of the products by the depth of their channels, from the moment that a job is announced.
-4. Results leave at the end, behind the last job.
-5. A pipeline of ``stages`` hands its words on so much later, and ends so much behind its last iteration. How many it
-   has only synthesis knows; here it is the same for all loops.
+2. Jobs (one hidden tile of one expert each) run one after the other. While the arrays compute one, the weights of the
+   next arrive. A job starts when the one before is done and its own weights are there, whichever is later.
+3. Loaders run ahead of the products by the depth of their channels, from the moment a job is announced.
+4. Results leave at the end, after the last job.
+5. A pipeline of ``stages`` hands each word on that many cycles later, and ends that many cycles after its last
+   iteration. Only synthesis knows the number of stages; here it is the same for all loops.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from moec.targets.hls.moe.design import (
 
 ROUTER_BIAS_BYTES = 4
 _LOOPS_OF_ROUTER, _LOOPS_OF_ROUTES = 3, 5
-"""Pipelines one behind the other: until the router has its weights; then until tokens are on their way to experts."""
+"""Pipelines in series: until the router has its weights, and from there until tokens are on their way to experts."""
 _LOOPS_OF_RESULTS = {False: 4, True: 5}
-"""Behind the last job: its sums, those of tokens, the residual where there is one, beats, memory."""
+"""Pipelines in series after the last job (its sums, the sums of tokens, beats, memory), without and with a residual."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPace:
-    """What one master gets of its memory: a beat every ``cycles_per_beat``, the first of a loop ``latency`` later."""
+    """The pace at which a memory serves one master: a beat every ``cycles_per_beat`` cycles, the first beat of a loop
+    ``latency`` cycles later."""
 
     cycles_per_beat: float = 1.0
     latency: int = 0
@@ -50,20 +51,20 @@ class MemoryPace:
 
 @dataclasses.dataclass(frozen=True)
 class Cycles:
-    """Phases of a call, one after the other, and how long its resources would be busy if nothing else took time."""
+    """Cycles of a call: of its phases, which follow each other, and of the weights alone."""
 
     route: int
-    """Until the tokens of all experts are known."""
+    """From the start until the tokens of all experts are known."""
     first_weights: int
-    """Until the first tile has arrived."""
+    """From there until the first tile has arrived."""
     products: int
-    """The arrays compute."""
+    """Cycles in which the arrays compute."""
     stalls: int
-    """The arrays wait for weights, or for each other."""
+    """Cycles in which the arrays wait for weights, or for each other."""
     results: int
-    """Tokens are written to memory."""
+    """Cycles that write tokens to memory at the end."""
     weights: int
-    """That the busier loader needs for all tiles: what memory alone would allow."""
+    """Cycles that the busier loader needs for all tiles: the bound by memory alone."""
     beats: int
     """Beats that read the weights of both matrices."""
 
@@ -73,7 +74,7 @@ class Cycles:
 
     @property
     def bound_by(self) -> str:
-        """What a faster design would have to speed up first."""
+        """The bottleneck: the phase that a faster design has to speed up first."""
         candidates = {"products": self.products, "weights": self.weights, "router": self.route}
         return max(candidates, key=lambda name: candidates[name])
 
@@ -87,9 +88,9 @@ class _Job:
 
 
 def tokens_in(shape: BlockShape, loads: Sequence[int]) -> int:
-    """The tokens of the call in which experts got these numbers of tokens, in the order of experts, shared ones last.
+    """The number of tokens of the call that led to these ``loads``: tokens of each expert, shared ones last.
 
-    Raises ValueError where no call can have led to them.
+    Raises ValueError where no call leads to them.
     """
     if len(loads) != shape.all_experts:
         raise ValueError(f"{len(loads)} loads; expected one for each of {shape.all_experts} experts")
@@ -101,14 +102,15 @@ def tokens_in(shape: BlockShape, loads: Sequence[int]) -> int:
 
 
 def select_steps(shape: BlockShape) -> int:
-    """Cycles per token of the choice: each expert once, once before where it has a group, and once more where all of
-    them are summed up."""
+    """Cycles per token of the choice of experts: one pass over the experts, one more before it if they have groups, and
+    one more if the scores of all of them are summed."""
     sums_all = shape.scoring == "softmax" and not shape.normalized
     return shape.experts * (1 + (shape.groups > 1) + sums_all)
 
 
 def count_cycles(design: Design, loads: Sequence[int], pace: MemoryPace = MemoryPace(), stages: int = 0) -> Cycles:
-    """``loads``: tokens of each expert, shared ones last. Raises ValueError as :func:`tokens_in` does."""
+    """The cycles of a call. ``loads``: tokens of each expert, shared ones last. Raises ValueError as
+    :func:`tokens_in`."""
     tokens = tokens_in(design.shape, loads)
     route = route_cycles(design, tokens, pace, stages)
     if not tokens:
@@ -123,7 +125,7 @@ def count_cycles(design: Design, loads: Sequence[int], pace: MemoryPace = Memory
         first_weights=round(first),
         products=products,
         stalls=round(end - first - products),
-        # The process that writes waits for the first result from the start: the latency is over when it comes.
+        # The process that writes starts with the call, so its latency has passed when the first result comes.
         results=round(dataclasses.replace(pace, latency=0).cycles(_beats(chunks * result_bytes), chunks))
         + _LOOPS_OF_RESULTS[design.shape.norm != "none"] * stages,
         weights=round(max(up, down) * pace.cycles_per_beat + len(jobs) * pace.latency),
@@ -136,8 +138,8 @@ def _beats(size: int) -> int:
 
 
 def _router_start(design: Design, pace: MemoryPace) -> float:
-    """The router takes as many weights per cycle as inputs of a token, then its biases, then those of the choice, from
-    one burst."""
+    """Cycles until the router has its weights (``router_lanes`` per cycle), its biases and those of the choice, which
+    come in one burst."""
     experts, weights = design.shape.experts, design.shape.experts * design.width
     biases = 2 if design.shape.biased_choice else 1
     beats = _beats(weights * ROUTER_WEIGHT_BITS // 8) + biases * _beats(experts * ROUTER_BIAS_BYTES)
@@ -145,7 +147,7 @@ def _router_start(design: Design, pace: MemoryPace) -> float:
 
 
 def _stream_start(design: Design, pace: MemoryPace) -> float:
-    """Tokens that are normalised come behind the parameters of their channels, through the same master."""
+    """Cycles until normalised tokens can come: the parameters of their channels go first through the same master."""
     if design.shape.norm == "none":
         return 0
     beats = _beats(design.width * PARAMETER_BYTES)
@@ -153,19 +155,19 @@ def _stream_start(design: Design, pace: MemoryPace) -> float:
 
 
 def route_cycles(design: Design, tokens: int, pace: MemoryPace, stages: int = 0) -> int:
-    """Until all tokens have chosen their experts."""
+    """Cycles until all tokens have chosen their experts."""
     start = max(_router_start(design, pace), _stream_start(design, pace)) + _LOOPS_OF_ROUTER * stages
     if not tokens:
         return round(start)
     token_bytes = design.width * (INPUT_BITS if design.shape.norm == "none" else RESULT_BITS) // 8
-    reads = token_bytes / BEAT_BYTES * pace.cycles_per_beat  # tokens lie side by side: a beat may hold parts of two
+    reads = token_bytes / BEAT_BYTES * pace.cycles_per_beat  # tokens are packed: a beat may hold parts of two
     steps = select_steps(design.shape)
     per_token = max(reads, design.router_turns * design.width // design.router_lanes, steps)
     return round(start + tokens * per_token + steps + design.shape.all_experts + _LOOPS_OF_ROUTES * stages)
 
 
 def _jobs(design: Design, loads: Sequence[int]) -> Iterator[_Job]:
-    """In the order in which they are dispatched; experts without tokens have none."""
+    """The jobs in the order of dispatch. Experts without tokens have none."""
     per_item = design.hidden_out_chunks * design.input_chunks
     up, down = design.job_beats_up, design.job_beats_down
     for load in filter(None, loads):
@@ -175,14 +177,15 @@ def _jobs(design: Design, loads: Sequence[int]) -> Iterator[_Job]:
 
 
 def _weight_beats(design: Design, loads: Sequence[int]) -> int:
-    """Transfers of all masters."""
+    """Beats of all masters that read weights and parameters."""
     up = design.parameter_beats_up + design.multiplier_beats_up + design.weight_beats_up
     tile = up + design.multiplier_beats_down + design.weight_beats_down
     return sum(1 for load in loads if load) * (design.tiles * tile + design.parameter_beats_down)
 
 
 class Loader:
-    """Brings the tiles of one matrix through a channel of ``depth`` beats. Times count from the end of routing."""
+    """The loader of one matrix's tiles, which go through a channel of ``depth`` beats. Times count from the end of
+    routing."""
 
     def __init__(self, depth: int, pace: MemoryPace, stages: int = 0) -> None:
         self._depth = depth
@@ -191,22 +194,23 @@ class Loader:
         self._free = 0.0
 
     def arrival(self, beats: int, announced: float, taken_from: float) -> float:
-        """When the last beat of a job is where it is used, if beats are taken from a moment on, one per cycle."""
+        """The time at which the last beat of a job arrives at the array, which takes one per cycle from
+        ``taken_from`` on."""
         step = self._pace.cycles_per_beat
         latency = self._pace.latency + self._stages
         first = max(max(self._free, announced) + latency + 1, self._free + step)
         unhindered = first + (beats - 1) * step
-        waits = beats > self._depth  # for places in the channel; otherwise a job fits into it before it is taken
+        waits = beats > self._depth  # for room in the channel; a smaller job fits into it as a whole
         self._free = max(unhindered, taken_from + (beats - self._depth) * step) if waits else unhindered
         return max(self._free, taken_from + beats)
 
 
 def _run(design: Design, jobs: Sequence[_Job], pace: MemoryPace, stages: int) -> tuple[float, float]:
-    """When the first job starts, and when the second product is done with the last one."""
+    """The time at which the first job starts, and the time at which the second product finishes the last one."""
     per_item = jobs[0].cycles // jobs[0].items
     # The second product reads all hidden units of an item in its first steps, so it waits for the last of them.
     lag = per_item - design.hidden_in_chunks + stages
-    # What the channel between them holds, and the pipeline of the first.
+    # The first product runs ahead by the channel between them, and by its own pipeline.
     run_ahead = design.hidden_depth // design.hidden_out_chunks * per_item + stages
     load_up, load_down = (Loader(design.fifos.weights, pace, stages) for _ in range(2))
     first = start = load_up.arrival(jobs[0].beats_up, 0, 0) + stages
@@ -215,11 +219,11 @@ def _run(design: Design, jobs: Sequence[_Job], pace: MemoryPace, stages: int) ->
     for job, following in itertools.pairwise(jobs):
         up = load_up.arrival(following.beats_up, announced, start)
         down = load_down.arrival(following.beats_down, announced, start_down)
-        # A job is announced behind the items of the one two places before it, when their channel has places for them.
+        # A job is announced after the items of the job two before it, once their channel has room for them.
         announced = max(announced, start + per_item * (job.items - 1 - design.fifos.items))
         done = max(start + job.cycles, start_down + job.cycles - run_ahead) + stages
         done_down = start_down + job.cycles + stages
-        # What is still missing of the next tile arrives in a loop of its own.
+        # The rest of the next tile arrives in a loop of its own.
         start_down = max(done_down, down + stages if down > done_down - stages else 0)
         start = max(done, up + stages if up > done - stages else 0, start_down - run_ahead)
         start_down = max(start_down, start + lag)

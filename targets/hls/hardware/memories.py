@@ -1,16 +1,16 @@
-"""The memories on the chip: which arrays, channels and bus adapters a design has, and what they are built of.
+"""Memories on the chip: the arrays, channels and bus adapters of a design, and the kind of storage of each.
 
 Rules, for an array of ``words`` x ``bits`` with one port to read and one to write:
 
-- **LUT RAM** where it has at most 64 words or 1024 bits: a CLB holds 64 words of 7 bits, in 8 LUTs (RAM64M8: UG974;
+- **LUT RAM** up to 64 words or 1024 bits in all: a CLB holds 64 words of 7 bits, in 8 LUTs (RAM64M8: UG974;
   UG574, Distributed RAM).
 - **Block RAM** otherwise, in units of 18 Kbit, each 36 bits x 512 words, 18 x 1024, 9 x 2048, 4 x 4096, 2 x 8192 or
   1 x 16384 (UG573, Block RAM Resources, simple dual port); the shape that needs fewest.
 - **UltraRAM** where a design asks for it, 72 bits x 4096 words each (UG573, UltraRAM Resources).
 
-Pragmas BIND_STORAGE in the generated sources ask for what these rules choose, so that no choice is left to the tool. A
-channel of at most 2 words or 1024 bits is a shift register, 32 words per LUT and bit (UG1399, Storage Binding). An AXI
-master stores what its outstanding bursts may bring (UG1399, M_AXI Resources).
+BIND_STORAGE pragmas in the generated sources ask for the storage chosen here, so the tool has no choice. A channel of
+at most 2 words or 1024 bits is a shift register, 32 words per LUT and bit (UG1399, Storage Binding). An AXI master has
+a buffer for all its outstanding bursts (UG1399, M_AXI Resources).
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ from moec.targets.hls.moe.design import (
 Storage = Literal["bram", "uram", "lut"]
 
 BLOCK_RAM_SHAPES = ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384))
-"""Bits and words of 18 Kbit."""
+"""Shapes of a block RAM of 18 Kbit: bits and words."""
 ULTRA_RAM_SHAPE = (72, 4096)
 _LUT_RAM_WORDS, _LUT_RAM_BITS, _LUTS_PER_CLB, _BITS_PER_CLB = 64, 1024, 8, 7
 _SHIFT_REGISTER_WORDS, _SHIFT_REGISTER_BITS, _WORDS_PER_SHIFT_REGISTER = 2, 1024, 32
 
 BURST_BEATS = 64
 OUTSTANDING = {"tokens": 4, "results": 4, "up": 16, "down": 16}
-"""Bursts on their way per AXI master, as the pragmas INTERFACE of the top function say; that of results also writes."""
+"""Outstanding bursts per AXI master, as the INTERFACE pragmas of the top function declare; that of results also
+writes."""
 POWER_TABLE_WORDS, SIGMOID_TABLE_WORDS, TABLE_BITS = 1024, 2048, GATE_BITS + 1
 INVERSE_ROOT_TABLE_WORDS = 2048
 ACTIVATION_BITS = 16
@@ -51,8 +52,8 @@ ACTIVATION_BITS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """``copies`` equal memories, each of ``words`` x ``bits``; ``process``: that owns them, or who writes a channel.
-    ``variable``: the array, or channel, in the C++ that is bound to this storage; '' where the tool has no choice."""
+    """``copies`` equal memories of ``words`` x ``bits``. ``process``: the owner, or the writer of a channel.
+    ``variable``: the array or channel in C++ that a pragma binds to this storage; '' if it needs no pragma."""
 
     name: str
     process: str
@@ -76,12 +77,12 @@ class Memory:
 
     @property
     def implementation(self) -> str:
-        """As BIND_STORAGE says it."""
+        """The name of the storage in a BIND_STORAGE pragma."""
         return "lutram" if self.storage == "lut" else self.storage
 
 
 def block_rams(bits: int, words: int) -> int:
-    """Units of 18 Kbit that hold an array."""
+    """The number of block RAMs of 18 Kbit that hold an array."""
     return min(math.ceil(bits / width) * math.ceil(words / depth) for width, depth in BLOCK_RAM_SHAPES)
 
 
@@ -91,7 +92,7 @@ def ultra_rams(bits: int, words: int) -> int:
 
 
 def memories_of(design: Design) -> list[Memory]:
-    """All of them: arrays, channels, adapters."""
+    """All memories of a design: arrays, channels and adapters."""
     return [
         *_large_arrays(design),
         *_weights(design),
@@ -112,7 +113,7 @@ def array_memory(
     storage: Storage | None = None,
     variable: str = "",
 ) -> Memory:
-    """Where an array of this shape is kept, or where it is told to be."""
+    """The memory of an array of this shape: in ``storage`` if given, else in LUT RAM if it is small, or block RAM."""
     small = words <= _LUT_RAM_WORDS or bits * words <= _LUT_RAM_BITS
     chosen = storage or ("lut" if small else "bram")
     if chosen == "lut":
@@ -123,7 +124,7 @@ def array_memory(
 
 
 def _large_arrays(design: Design) -> list[Memory]:
-    """What grows with the tokens of a call: these say where they are."""
+    """The arrays that grow with the tokens of a call, in the storage that the design chooses for them."""
     words = design.shape.tokens * design.output_chunks
     lanes, storage = design.lanes_out, design.large_arrays
     return [
@@ -134,9 +135,9 @@ def _large_arrays(design: Design) -> list[Memory]:
 
 
 def _weights(design: Design) -> list[Memory]:
-    """Two tiles of each matrix, one to compute with and one that arrives, and their parameters."""
+    """Double buffers for the tiles of each matrix, their parameters and their multipliers."""
     words = design.hidden_out_chunks * design.input_chunks
-    found = []
+    memories = []
     for process, banks, rows, channels, multipliers in (
         (
             "product_up",
@@ -147,20 +148,20 @@ def _weights(design: Design) -> list[Memory]:
         ),
         ("product_down", design.banks_down, design.lanes_out, design.width, design.multiplier_beats_down),
     ):
-        found.append(array_memory("weights", process, BEAT_BITS, words, 2 * banks, variable="weights"))
-        found.append(parameter_memory(process, rows, channels // rows))
+        memories.append(array_memory("weights", process, BEAT_BITS, words, 2 * banks, variable="weights"))
+        memories.append(parameter_memory(process, rows, channels // rows))
         if multipliers:
             per_tile = -(-rows * MULTIPLIER_BITS // BEAT_BITS)
-            found.append(
+            memories.append(
                 array_memory(
                     "multipliers", process, BEAT_BITS, multipliers // per_tile, 2 * per_tile, variable="multipliers"
                 )
             )
-    return found
+    return memories
 
 
 def parameter_memory(process: str, rows: int, words: int) -> Memory:
-    """The memory for the parameters of two tiles: a word holds what a beat does, of neighbouring rows."""
+    """The double buffer for the parameters of a tile. A word holds those of neighbouring rows, as a beat does."""
     per_word = BEAT_BYTES // PARAMETER_BYTES
     bits, copies = per_word * PARAMETER_WORD_BITS, 2 * rows // per_word
     return array_memory("parameters", process, bits, words, copies, variable="parameters")
@@ -192,7 +193,7 @@ def _routing(design: Design) -> list[Memory]:
 
 
 def _tables(design: Design) -> list[Memory]:
-    """A memory has two ports, so two lanes share a table."""
+    """The tables of activations and scores. A memory has two ports, so two lanes share a copy."""
     shape = design.shape
     scores = shape.slots + (1 if scores_all(design) else 0)
     words = SIGMOID_TABLE_WORDS if shape.scoring == "sigmoid" else POWER_TABLE_WORDS
@@ -211,21 +212,21 @@ def scores_all(design: Design) -> bool:
 
 
 def channel_memories(channels: Iterable[Channel]) -> list[Memory]:
-    found = []
+    memories = []
     for channel in channels:
         name, size = f"channel {channel.name}", channel.bits * channel.depth
         if channel.depth > _SHIFT_REGISTER_WORDS and size > _SHIFT_REGISTER_BITS:
-            found.append(
+            memories.append(
                 array_memory(name, channel.producer, channel.bits, channel.depth, channel.copies, variable=channel.name)
             )
             continue
         luts = channel.copies * channel.bits * math.ceil(channel.depth / _WORDS_PER_SHIFT_REGISTER)
-        found.append(Memory(name, channel.producer, channel.bits, channel.depth, channel.copies, "lut", 0, luts))
-    return found
+        memories.append(Memory(name, channel.producer, channel.bits, channel.depth, channel.copies, "lut", 0, luts))
+    return memories
 
 
 def norm_memories(width: int, lanes: int) -> list[Memory]:
-    """The memories of processes that normalise ``lanes`` of ``width`` channels per cycle."""
+    """The memories of a normalisation of tokens of ``width`` channels, ``lanes`` of them per cycle."""
     steps = width // lanes
     return [
         array_memory("inverse roots", "measure_tokens", MULTIPLIER_BITS, INVERSE_ROOT_TABLE_WORDS),
@@ -243,11 +244,11 @@ def _adapters(design: Design) -> list[Memory]:
         "down": "load_down",
     }
     copies = {"up": design.masters_up, "down": design.masters_down}
-    found = [
+    adapters = [
         array_memory(f"adapter {name}", owners[name], BEAT_BITS, bursts * BURST_BEATS, copies.get(name, 1))
         for name, bursts in OUTSTANDING.items()
     ]
     words = OUTSTANDING["results"] * BURST_BEATS
     if has_norm:
-        found.append(array_memory("adapter residual", "read_residual", BEAT_BITS, words))
-    return [*found, array_memory("adapter results, writes", "write_tokens", BEAT_BITS, words)]
+        adapters.append(array_memory("adapter residual", "read_residual", BEAT_BITS, words))
+    return [*adapters, array_memory("adapter results, writes", "write_tokens", BEAT_BITS, words)]

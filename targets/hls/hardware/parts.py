@@ -1,9 +1,9 @@
-"""FPGAs and boards that designs are made for: what they hold, and how fast their memories are.
+"""FPGA boards that designs are made for: their resources, and the speed of their memories.
 
-A part is asked for by the name of its board or of its device (``zcu102``, ``xczu9eg``, ``xczu9eg-ffvb1156-2-e``).
-Figures are those of the whole device: what a platform's static region takes on an Alveo card (UG1120) is part of the
-share that designs leave free (see :class:`moec.targets.hls.moe.exploration.Constraints`). Block RAM is counted in units
-of 18 Kbit, as HLS reports do; data sheets count 36 Kbit.
+A user names a part by its board or its device (``zcu102``, ``xczu9eg``, ``xczu9eg-ffvb1156-2-e``). Figures are those
+of the whole device. The static region of an Alveo platform (UG1120) takes part of the share that designs leave free
+(see :class:`moec.targets.hls.moe.exploration.Constraints`). Block RAM is counted in units of 18 Kbit, as in HLS
+reports; data sheets count 36 Kbit.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from moec.errors import MoecError
 
 @dataclasses.dataclass(frozen=True)
 class ExternalMemory:
-    """What weights, tokens and results are in. ``ports``: that masters of the design can be connected to, which a
-    linker calls ``port_name``, numbered from 0.
-
-    ``port_megahertz``: None where a port runs with the clock of the design.
-    """
+    """The memory that holds weights, tokens and results. Masters of a design can be connected to ``ports`` of them,
+    which the linker calls ``port_name``, numbered from 0. ``port_megahertz``: None where ports run at the design's
+    clock."""
 
     kind: str
     gigabytes_per_second: float
@@ -30,13 +28,13 @@ class ExternalMemory:
     source: str
 
     def port_bytes_per_second(self, clock_megahertz: float) -> float:
-        """That a port delivers at most."""
+        """The peak bandwidth of one port."""
         return self.port_bytes * (self.port_megahertz or clock_megahertz) * 1e6
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """``device``: in full, as HLS tools want it. ``source``: of the resources."""
+    """An FPGA on a board. ``device``: its full name, as HLS tools take it. ``source``: the document of the figures."""
 
     board: str
     device: str
@@ -146,11 +144,11 @@ PARTS = (
         **_LARGE_CARD,
     ),
 )
-"""From small to large."""
+"""All known parts, from small to large."""
 
 
 def find_part(name: str) -> Part:
-    """Raises MoecError for a name that no part has, listing all."""
+    """The part with this name of a board or device. Raises MoecError, listing all, for an unknown name."""
     for part in PARTS:
         if name.lower() in (alias.lower() for alias in part.names):
             return part

@@ -1,8 +1,8 @@
-"""The MoE blocks of a graph: where each begins and ends, and its numbers.
+"""The MoE blocks of a graph: the values where each begins and ends, and its numbers.
 
-A block begins at the tokens that both its router and its experts take, and ends with the experts' sum, an expert that
-every token goes to included. Where those tokens are a normalised residual stream that the sum is added to,
-``x + MoE(norm(x))``, the block begins at x and ends with the addition. What is around it stays in the graph.
+A block begins at the tokens that both its router and its experts take, and ends with the experts' sum, shared experts
+included. In ``x + MoE(norm(x))``, where the tokens are a normalised residual stream and the sum is added to it, the
+block begins at x and ends with the addition. All other nodes stay in the graph.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class GraphBlock:
-    """``tokens``: the value [..., d] that the block takes; ``output``: its result, of the same shape. ``computed_in``:
-    the coarser type of those that its router and its experts round to."""
+    """A MoE block between two values of a graph: ``tokens`` [..., d] and ``output`` of the same shape. ``computed_in``:
+    the coarser of the types that its router and its experts compute in."""
 
     name: str
     tokens: ir.Value
@@ -41,12 +41,13 @@ class GraphBlock:
     computed_in: np.dtype[Any] = dataclasses.field(default_factory=lambda: np.dtype(np.float32))
 
     def as_tokens(self, array: Array) -> Array:
-        """What the graph holds as the block takes it: float32 [T, d]."""
+        """An array of the graph as float32 rows [T, d], the form that the block takes."""
         return array.reshape(-1, self.numbers.width).astype(np.float32)
 
 
 def find_blocks(model: ir.Model) -> list[GraphBlock]:
-    """In the order of the graph. Raises UnsupportedError, naming the node, for a block that cannot be cut out."""
+    """All MoE blocks in the order of the graph. Raises UnsupportedError, naming the node, for a block that cannot be
+    cut out."""
     blocks = []
     for node in model.graph.all_nodes():
         if is_moec(node, "Dispatch"):
@@ -84,7 +85,7 @@ def _block(node: ir.Node) -> GraphBlock:
     )
     shared = find_shared_expert(tokens, output, spec)
     if shared is not None:
-        # The same tokens, in the shape of the sum.
+        # The shared expert takes the same tokens, and its input has the shape of the sum.
         numbers, tokens, output = with_shared(numbers, shared), shared.up.input, shared.output
     residual = find_residual(tokens, output)
     if residual is not None and (numbers.stored is None or np.all(residual.scale == 1)):
@@ -94,13 +95,13 @@ def _block(node: ir.Node) -> GraphBlock:
 
 
 def _coarser(*values: ir.Value) -> np.dtype[Any]:
-    """Of their types; float32 where none is known."""
+    """The coarsest type of these values; float32 where none is known."""
     known = [value.dtype.numpy() for value in values if value.dtype is not None]
     return max(known, key=lambda dtype: float(ml_dtypes.finfo(dtype).eps), default=np.dtype(np.float32))
 
 
 def _route_of(inputs: dict[str, ir.Value | None]) -> tuple[ir.Node, tuple[int, ...] | None]:
-    """The router, and the table (:mod:`moec.ir.expert_ids`) behind it, if there is one."""
+    """The Route node, and the table of ids (:mod:`moec.ir.expert_ids`) after it, or None."""
     weights, experts, table = inputs["weights"], inputs["experts"], None
     ids = None if experts is None else origin(experts)
     if ids is not None and (found := table_behind(ids)) is not None:
@@ -114,27 +115,27 @@ def _route_of(inputs: dict[str, ir.Value | None]) -> tuple[ir.Node, tuple[int, .
 
 
 def _experts(node: ir.Node, table: tuple[int, ...] | None) -> dict[str, Any]:
-    """The experts' numbers as :class:`FloatBlock` has them, by the router's ids; zeros for hidden units that an expert
-    does not have, and for experts that contribute nothing."""
+    """The experts' numbers as fields of :class:`FloatBlock`, in the order of the router's ids. Missing hidden units,
+    and experts that contribute nothing, are zeros."""
     weights = ExpertWeights(node)
     stored = stored_steps(weights)
-    found: dict[str, Any] = {"gate": None, "gate_bias": None}
+    numbers: dict[str, Any] = {"gate": None, "gate_bias": None}
     for part in weights.parts:
-        found[part] = _stacked(weights, part)
-        found[f"{part}_bias"] = _or_zeros(weights.bias(part), found[part].shape[:2])
+        numbers[part] = _stacked(weights, part)
+        numbers[f"{part}_bias"] = _or_zeros(weights.bias(part), numbers[part].shape[:2])
     if table is not None:
         check_table(table, weights.experts)
         ids = np.array(table)
-        found = {name: None if one is None else _by_id(one, ids) for name, one in found.items()}
+        numbers = {name: None if array is None else _by_id(array, ids) for name, array in numbers.items()}
         if stored is not None:
             stored = dataclasses.replace(stored, of={part: _by_id(steps, ids) for part, steps in stored.of.items()})
-    return {**found, "stored": stored}
+    return {**numbers, "stored": stored}
 
 
 def _by_id(numbers: Array, table: Array) -> Array:
-    found = numbers[table]
-    found[table < 0] = 0
-    return found
+    selected = numbers[table]
+    selected[table < 0] = 0
+    return selected
 
 
 def _stacked(weights: ExpertWeights, part: Part) -> Array:

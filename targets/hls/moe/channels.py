@@ -1,6 +1,6 @@
-"""The channels between the processes of a block: who writes, who reads, how wide and how deep they are.
+"""The channels between the processes of a MoE block: writer, reader, width and depth of each.
 
-Names are those of ``templates/experts_channels.cpp.j2``, which declares them.
+Names are those in ``templates/experts_channels.cpp.j2``, which declares the channels.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ PROCESSES = (
     "pack_tokens",
     "write_tokens",
 )
-"""The processes of all kinds of blocks, in the order of the data."""
+"""The processes of all kinds of blocks, in the order of the data flow."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Channel:
-    """A FIFO of ``depth`` words of ``bits``, or an array of ``copies`` of them."""
+    """A FIFO of ``depth`` words of ``bits`` each, or an array of ``copies`` such FIFOs."""
 
     name: str
     producer: str

@@ -1,7 +1,7 @@
-"""The hardware of a MoE block in numbers: what the layer asks for, and how much of it is computed at once.
+"""The hardware of a MoE block in numbers: the shape of the layer, and how much of it is computed in parallel.
 
-All sizes that the generated C++ declares are derived here once; the estimator, the packing of weights and the templates
-read them from here.
+All sizes that the generated C++ declares are derived here. The estimator, the packing of weights and the templates read
+them from here.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ PARAMETER_BYTES = 8
 MOST_ACCUMULATOR_BITS = 27
 """One multiplier of a DSP48E2 takes 27 x 18 bits; a wider sum takes two to be scaled."""
 MOST_SUM_BITS = 32
-"""Those of the bias that a sum begins with."""
+"""Bits of the bias that a sum begins with."""
 MOST_WORD_BITS = 4096
-"""Of a channel: Vitis HLS aggregates no wider struct (its message 214-256)."""
+"""The widest word of a channel: Vitis HLS aggregates no wider struct (its message 214-256)."""
 MOST_EXPERTS = 510
-"""Numbers of 9 bits, one of which stands for nobody."""
+"""Ids have 9 bits; one value means no expert."""
 MOST_STAGES = 60
-"""The most stages of a pipeline, from its reads to its last write, that channels are deep enough for. The longest way
-is through a divider of 34 bits, which is as deep, and some multiplications around it."""
+"""The most stages of a pipeline, from its reads to its last write, that channels are deep enough for. The longest path
+is a divider of 34 bits, one stage per bit, with some multiplications before and after it."""
 USUAL_STAGES = 20
-"""The stages of a pipeline that cycles are counted with: what a reader expects of these loops; synthesis decides."""
+"""The assumed stages of a pipeline when cycles are counted; only synthesis knows the real number."""
 FRACTION_BITS = 6
-"""Of totals of groups: what rounding each group adds is small beside the rounding of the result."""
+"""Fraction bits of totals of groups, so that rounding each group adds little to the rounding of the result."""
 _USUAL_TOTAL_BITS = 10
-"""Beyond a result's: the fraction of a total, and how far inputs that never come may carry it."""
+"""Bits of a total beyond those of a result: its fraction, and headroom for inputs larger than any in practice."""
 INPUT_BITS, ROUTER_WEIGHT_BITS, MULTIPLIER_BITS, GATE_BITS, RESULT_BITS = 8, 16, 16, 17, 16
 
 
@@ -42,21 +42,22 @@ def bits_for(count: int) -> int:
 
 
 def accumulator_bits(terms: int, weight_bits: int) -> int:
-    """The bits that a sum of ``terms`` products of int8 and a weight needs: one is for the sign, and one for a bias as
-    large."""
+    """The bits of a sum of ``terms`` products of int8 and a weight, including one for the sign, and one for a bias as
+    large as the sum."""
     return (INPUT_BITS - 1) + (weight_bits - 1) + bits_for(terms) + 2
 
 
 def depth_beside(iterations_per_word: int, iterations_behind: int = 0) -> int:
-    """The depth of a channel whose reader takes each word together with one of another channel that the same loop
-    writes ``iterations_behind`` iterations later, and in a later stage. A pipeline that stalls (``style=stp``) moves as
-    a whole: until that other word has left its last stage, there must be room for all that its first stages write.
+    """The depth of a channel whose reader takes each word together with a word of another channel that the same loop
+    writes ``iterations_behind`` iterations later, and in a later stage. A stalling pipeline (``style=stp``) moves as a
+    whole, so until that other word has left its last stage, this channel must have room for all that its first stages
+    write.
     """
     return (MOST_STAGES + iterations_behind) // iterations_per_word + 2
 
 
 def multiplier_beats(rows: int, places: int) -> int:
-    """Transfers of the multipliers of ``rows`` at each of ``places``: a beat is one place, a part, or several."""
+    """Beats of the multipliers of ``rows`` at each of ``places``. A beat holds one place, a part of it, or several."""
     per_beat = BEAT_BYTES * 8 // MULTIPLIER_BITS
     return -(-rows // per_beat) * -(-places // max(1, per_beat // rows))
 
@@ -67,7 +68,8 @@ def multiplier_banks(rows: int) -> int:
 
 
 def stripe(beats: int, masters: int, banks: int) -> int:
-    """What the first of the masters transfers of ``beats`` that go to ``banks`` memories in turns: a memory has one."""
+    """Beats of the first of ``masters``, which share ``beats`` that go to ``banks`` memories in turn. Each memory has
+    one master."""
     return beats // min(masters, banks)
 
 
@@ -77,11 +79,10 @@ def padded(size: int, multiple: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class BlockShape:
-    """What a MoE layer asks of any hardware. Sizes are those of the model, before padding.
+    """The shape of a MoE layer, whatever the hardware. Sizes are those of the model, before padding.
 
-    ``tokens``: at most, per call. ``shared``: experts that every token goes to, beside the ``slots`` it chooses of
-    ``experts``; they have the sizes of the others. ``gated``: ``hidden = activation(gate) * up``, which doubles the
-    first product.
+    ``tokens``: the most per call. Each token goes to ``slots`` of the ``experts``, and to all ``shared`` ones, which
+    have the same sizes. ``gated``: ``hidden = activation(gate) * up``, which doubles the first product.
     """
 
     tokens: int
@@ -96,22 +97,22 @@ class BlockShape:
     """Whether weights of a token are divided by their sum over the chosen experts."""
     groups: int = 1
     groups_kept: int = 1
-    """How many of the ``groups`` of experts are kept: their experts stay candidates."""
+    """The number of ``groups`` whose experts a token may choose from."""
     group_sum: bool = False
-    """Whether a group is as good as the sum of its two best experts, else as its best."""
+    """Whether groups are ranked by the sum of their two best experts, instead of by their best."""
     biased_choice: bool = False
-    """Whether a bias moves the choice of experts, and not their weights."""
+    """Whether a bias is added to the scores that choose experts, but not to those that weigh them."""
     weight_bits: Literal[4, 8] = 8
     group: int = 0
-    """How many inputs share a scale of a weight; 0: all of them."""
+    """The number of inputs that share a scale of a weight; 0: all of them."""
     norm: Norm = "none"
-    """How tokens are normalised; they are then a residual stream that the result is added to."""
+    """The normalisation of tokens. With one, tokens are a residual stream that the result is added to."""
     up_sum_bits: int | None = None
     down_sum_bits: int | None = None
-    """Bits of the products' sums, each of a group, where the weights are known; without them, what any could need."""
+    """Bits of the products' sums, per group, as known weights need them; None for those that any weights may need."""
     up_total_bits: int | None = None
     down_total_bits: int | None = None
-    """The same of the sums of all groups."""
+    """The same for the sums of all groups."""
 
     @property
     def all_experts(self) -> int:
@@ -124,8 +125,8 @@ class BlockShape:
 
 @dataclasses.dataclass(frozen=True)
 class Fifos:
-    """Depths of the channels between processes, in words: what keeps processes busy. Where pipelines demand more, they
-    are those of :class:`Design`."""
+    """Depths of the channels between processes, in words, that keep processes busy. Channels that need more because of
+    pipelines have their depths in :class:`Design`."""
 
     tokens: int = 32
     logits: int = 2
@@ -133,22 +134,22 @@ class Fifos:
     jobs: int = 4
     items: int = 8
     weights: int = 128
-    """Two bursts of 4 KiB; tiles themselves are buffered twice."""
+    """Two bursts of 4 KiB; whole tiles have double buffers elsewhere."""
     results: int = 4
     measured: int = 2
     beats: int = 2
-    """From and to memory, whose masters hold bursts themselves."""
+    """Channels from and to memory, whose masters buffer bursts themselves."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Design:
     """One way to build a block.
 
-    ``lanes_in`` x ``lanes_out`` products are computed per cycle in each of the two arrays, twice as many in the first
-    where the block is gated. ``hidden_tile`` hidden units are computed, used and forgotten at a time: their weights are
-    what is loaded at once. ``router_lanes`` inputs are multiplied with the weights of ``router_experts`` experts at
-    once, which take turns; of all where it is None.
-    ``masters_up`` and ``masters_down`` AXI masters bring the weights of the two products, beat by beat in turns.
+    Each of the two arrays computes ``lanes_in`` x ``lanes_out`` products per cycle; the first computes twice as many in
+    a gated block. ``hidden_tile`` hidden units are computed and consumed at a time; their weights are loaded together.
+    The router multiplies ``router_lanes`` inputs with the weights of ``router_experts`` experts at once, then of the
+    next ones; None: of all experts at once. ``masters_up`` and ``masters_down`` AXI masters bring the weights of the
+    two products, beat by beat in turn.
     """
 
     shape: BlockShape
@@ -160,7 +161,7 @@ class Design:
     masters_down: int = 1
     fifos: Fifos = dataclasses.field(default_factory=Fifos)
     large_arrays: LargeArrays = "bram"
-    """What holds tokens, partial sums and combined results."""
+    """The storage of tokens, partial sums and combined results."""
     router_experts: int | None = None
 
     @property
@@ -210,12 +211,12 @@ class Design:
 
     @property
     def item_cycles(self) -> int:
-        """In which an array computes a token of a tile."""
+        """Cycles in which an array computes a token of a tile."""
         return self.hidden_out_chunks * self.input_chunks
 
     @property
     def router_rows(self) -> int:
-        """Experts whose logits are computed at once, and go to the choice in one word."""
+        """Experts whose logits are computed at once and sent in one word."""
         return self.router_experts or max(self.shape.experts, 1)
 
     @property
@@ -225,13 +226,13 @@ class Design:
 
     @property
     def logits_depth(self) -> int:
-        """Words of the channel of logits: those of as many tokens as ``fifos`` say, for the last step of a token sends
-        them one per cycle."""
+        """Words of the channel of logits, for ``fifos.logits`` tokens: after its last step, a token sends its words one
+        per cycle."""
         return self.fifos.logits * max(self.router_turns, 1)
 
     @property
     def steps_depth(self) -> int:
-        """Words of the channel of tokens that are normalised, whose measures come when their last step is through."""
+        """Words of the channel of tokens to be normalised, which wait until their sums are complete."""
         return max(self.fifos.tokens, depth_beside(1))
 
     @property
@@ -241,12 +242,12 @@ class Design:
 
     @property
     def items_combine_depth(self) -> int:
-        """Words of the channel of tokens to the sums, each of which is taken with its first results."""
+        """Words of the channel of tokens to the combination, which takes each with its first results."""
         return max(self.fifos.items, depth_beside(self.item_cycles, self.hidden_in_chunks - 1))
 
     @property
     def lane_bytes(self) -> int:
-        """Bytes of weights that one array takes per cycle: a column of ``lanes_in`` for each of ``lanes_out`` rows."""
+        """Bytes of weights that one array takes per cycle: ``lanes_in`` for each of ``lanes_out`` rows."""
         return self.lanes_in * self.lanes_out * self.shape.weight_bits // 8
 
     @property
@@ -260,7 +261,7 @@ class Design:
 
     @property
     def job_beats_up(self) -> int:
-        """Transfers of the busiest master of the first product for one tile."""
+        """Beats of the busiest master of the first product for one tile."""
         return stripe(self.parameter_beats_up, self.masters_up, self.projections * self.parameter_banks) + (
             stripe(self.multiplier_beats_up, self.masters_up, multiplier_banks(self.projections * self.lanes_out))
             + self.weight_beats_up // self.masters_up
@@ -268,13 +269,13 @@ class Design:
 
     @property
     def job_beats_down(self) -> int:
-        """The same of the second product."""
+        """The same for the second product."""
         multipliers = stripe(self.multiplier_beats_down, self.masters_down, multiplier_banks(self.lanes_out))
         return multipliers + self.weight_beats_down // self.masters_down
 
     @property
     def result_beats_down(self) -> int:
-        """And for the results of an expert."""
+        """Beats of the busiest master of the second product for the parameters of an expert's results."""
         return stripe(self.parameter_beats_down, self.masters_down, self.parameter_banks)
 
     @property
@@ -284,7 +285,7 @@ class Design:
 
     @property
     def weight_beats_up(self) -> int:
-        """Transfers of the first matrix's weights for one tile."""
+        """Beats of the first matrix's weights for one tile."""
         return self.projections * self.weight_beats_down
 
     @property
@@ -293,17 +294,17 @@ class Design:
 
     @property
     def parameter_beats_up(self) -> int:
-        """Transfers of the biases and multipliers of a tile's rows."""
+        """Beats of the biases and multipliers of a tile's rows."""
         return -(-self.projections * self.hidden_tile * PARAMETER_BYTES // BEAT_BYTES)
 
     @property
     def parameter_beats_down(self) -> int:
-        """The same of an expert's results."""
+        """The same for an expert's results."""
         return -(-self.width * PARAMETER_BYTES // BEAT_BYTES)
 
     @property
     def multiplier_beats_up(self) -> int:
-        """Transfers of the multipliers of a tile's groups."""
+        """Beats of the multipliers of a tile's groups."""
         groups = -(-self.width // self.shape.group) if self.shape.group else 0
         return multiplier_beats(self.projections * self.lanes_out, self.hidden_out_chunks * groups)
 
@@ -349,7 +350,7 @@ class Design:
         return RESULT_BITS + GATE_BITS + bits_for(self.shape.all_slots)
 
     def why_not(self) -> str | None:
-        """The reason why the templates cannot be instantiated with these numbers, or None."""
+        """The reason why the templates cannot be instantiated with these numbers; None if they can."""
         if self.lanes_in != self.lanes_out:
             return f"arrays of {self.lanes_in} x {self.lanes_out} lanes; the processes pass chunks on, which are square"
         if self.lanes_in not in (8, 16, 32):

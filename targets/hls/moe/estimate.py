@@ -1,7 +1,7 @@
-"""What a design costs on a part and how fast it is, without synthesis.
+"""Estimated costs and speed of a MoE design on a part, without synthesis.
 
-Cycles follow from the loops (``cycles.py``) and agree with the timed simulation; DSPs and memories are counted by rules
-(``arithmetic.py``, ``memories.py``); LUTs and flip-flops are a rough model. No figure here has been through synthesis.
+Cycles follow from the loops (``cycles.py``) and agree with the timed simulation. DSPs and memories are counted by rules
+(``arithmetic.py``, ``memories.py``). LUTs and flip-flops are a rough model. No figure here comes from synthesis.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def estimate(
     memory_share: float = 1.0,
     calibration: Calibration = UNCORRECTED,
 ) -> MoeEstimate:
-    """``loads``: tokens of each expert in a call, shared ones last. ``memory_share``: of the peak bandwidth.
+    """The estimate of a design. ``loads``: tokens of each expert in a call, shared ones last. ``memory_share``: of the
+    peak bandwidth.
 
     Raises ValueError for loads that no call can have.
     """

@@ -1,10 +1,10 @@
-"""The choice of a design for a layer and a part.
+"""The selection of a design for a layer and a part.
 
-All designs of a small grid are costed but those that the templates refuse (:meth:`Design.why_not`) and those that do
-not fit. What is left is a Pareto front over cycles, DSPs, block RAM, UltraRAM and LUTs: no design on it is beaten or
-equalled by another in all of them. Designs are equal where estimates cannot tell them apart: cycles within 1%, LUTs
-within 5%. Bandwidth is shown and not compared, for it is the same bytes in another time. Chosen is, of the designs
-within 5% of the fastest, the one that leaves most of the part free.
+All designs of a small grid are costed, except those that the templates refuse (:meth:`Design.why_not`) and those that
+do not fit. They are reduced to a Pareto front over cycles, DSPs, block RAM, UltraRAM and LUTs: no design on it is
+matched or beaten by another in all of these. Figures are equal where estimates cannot tell them apart: cycles within
+1%, LUTs within 5%. Bandwidth is shown but not compared, since it is the same bytes over the cycles. Among the designs
+within 5% of the fastest, the one that leaves most of the part free is chosen.
 """
 
 from __future__ import annotations
@@ -29,29 +29,30 @@ LANES = (8, 16, 32, 64)
 HIDDEN_TILES = (16, 32, 64, 128, 256)
 ROUTER_LANES = (1, 2, 4, 8, 16, 32)
 ROUTERS_IN_TURNS = tuple(itertools.product((8, 16, 32), (8, 32)))
-"""Inputs, and experts at once, of routers whose experts take turns: where fewer inputs of all would be as much."""
+"""Inputs per cycle, and experts at once, of routers that compute some experts after the others: an alternative to
+fewer inputs of all experts at the same cost."""
 MASTERS = (1, 2, 4, 8)
-"""Of the second product; the first has as many per row of a hidden unit, for it takes as many beats."""
+"""Masters of the second product. The first has as many per row of a hidden unit, since each row takes as many beats."""
 WEIGHT_FIFOS = (32, 128)
-"""Beats: one fits into LUT RAM, the other holds two bursts."""
+"""Depths of the channels of weights in beats: one fits into LUT RAM, the other holds two bursts."""
 _MOST_MEGAHERTZ = 891
 """A DSP48E2's clock in the fastest speed grade of UltraScale+ (DS925 and DS926, DSP48 switching characteristics)."""
 _AS_FAST, _AS_SMALL = 1.01, 1.05
-"""What estimates cannot tell from 1: of cycles, and of LUTs."""
+"""Ratios of cycles, and of LUTs, that estimates cannot tell from 1."""
 _FAST_ENOUGH = 1.05
-"""The cycles that a smaller design may take to be chosen in the fastest one's place, as a part of its."""
+"""The cycles of a smaller design that may replace the fastest one, as a part of the fastest one's."""
 
 DEFAULT_SHARES: Mapping[str, float] = {"dsp": 0.8, "bram18": 0.8, "uram": 0.8, "lut": 0.7, "flip_flops": 0.5}
-"""The shares of a part that a design may take by default, so that it meets its clock and leaves room for a platform:
-the limits of Vivado's report_failfast (UG1292, UltraFast Timing Closure)."""
+"""Shares of a part that a design may take by default, so that it meets its clock and leaves room for a platform: the
+limits of Vivado's report_failfast (UG1292, UltraFast Timing Closure)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Constraints:
-    """What a user allows. Without a number of its own, a resource is limited to its default share of the part.
+    """A user's limits. A resource without a limit is limited to its default share of the part.
 
     ``memory_share``: of the peak bandwidth of the external memory. ``use_uram``: large arrays may be in UltraRAM.
-    ``calibration``: what synthesis made of other designs.
+    ``calibration``: from synthesis of other designs.
     """
 
     max_dsp: int | None = None
@@ -65,7 +66,8 @@ class Constraints:
     calibration: Calibration = UNCORRECTED
 
     def __post_init__(self) -> None:
-        """Raises UnsupportedError for a clock that no part has, and for no share of the memory."""
+        """Check the numbers. Raises UnsupportedError for a clock that no part has, and for a share of the memory that
+        is not above 0 and at most 1."""
         clock = self.clock_megahertz
         if clock is not None and not 0 < clock <= _MOST_MEGAHERTZ:
             raise UnsupportedError(f"a clock of {clock:g} MHz: a DSP48E2 runs with at most {_MOST_MEGAHERTZ} MHz")
@@ -73,21 +75,21 @@ class Constraints:
             raise UnsupportedError(f"a share of {self.memory_share:g} of the memory: expected more than 0, up to 1")
 
     def clock(self, part: Part) -> float:
-        """In MHz: the one asked for, or the part's, or what synthesis has reached instead."""
+        """The clock in MHz: the user's, or else the part's, or the one that synthesis reached where that is slower."""
         return self.clock_megahertz or min(part.clock_megahertz, self.calibration.clock(part.device))
 
     def limits(self, part: Part) -> Resources:
-        """No number of a user's makes a part larger."""
-        found = {}
+        """The limit of each resource: the user's or the default share, and never more than the part has."""
+        limits = {}
         for name in RESOURCE_NAMES:
             has, asked = getattr(part, name), getattr(self, f"max_{name}")
-            found[name] = int(has * DEFAULT_SHARES[name]) if asked is None else min(asked, has)
-        return Resources(**found)
+            limits[name] = int(has * DEFAULT_SHARES[name]) if asked is None else min(asked, has)
+        return Resources(**limits)
 
 
 @dataclasses.dataclass(frozen=True)
 class CostedDesign:
-    """A design that fits. ``starved``: its cycles where loads are about as unfortunate as they can be."""
+    """A design that fits. ``starved``: its cycles under about the slowest distribution of tokens over experts."""
 
     estimate: MoeEstimate
     starved: Cycles
@@ -114,7 +116,8 @@ class CostedDesign:
 
 @dataclasses.dataclass(frozen=True)
 class Exploration:
-    """``front``: from fast to slow. ``considered``: designs that the templates can build, ``fitting``: on this part."""
+    """The result of an exploration. ``front``: from fast to slow. ``considered``: the number of designs that the
+    templates can build; ``fitting``: the number that fits the part."""
 
     part: Part
     constraints: Constraints
@@ -141,9 +144,10 @@ class Exploration:
 def explore(
     shape: BlockShape, part: Part, constraints: Constraints = Constraints(), loads: Sequence[int] | None = None
 ) -> Exploration:
-    """``loads``: tokens of each expert to be fast for, shared ones last, as calibration counts them; even by default.
+    """Explore the designs of a layer. ``loads``: tokens of each expert to optimise for, shared ones last, as counted on
+    calibration data; even by default.
 
-    Raises UnsupportedError where no design can be built or none fits: what is missing, and what would fit.
+    Raises UnsupportedError where no design can be built, or none fits: it says what is missing, and what would fit.
     """
     designs = _buildable(shape, part, constraints)
     limits = constraints.limits(part)
@@ -166,7 +170,7 @@ def explore(
 def designs_of(
     shape: BlockShape, large_arrays: Sequence[LargeArrays] = ("bram",), masters: Sequence[tuple[int, int]] = ((1, 1),)
 ) -> Iterator[Design]:
-    """The grid, whether or not the templates can build its points."""
+    """The designs of the grid, whether or not the templates can build them."""
     grid = itertools.product(LANES, HIDDEN_TILES, routers_of(shape), masters, WEIGHT_FIFOS, large_arrays)
     for lanes, tile, (router_lanes, at_once), (up, down), weights, storage in grid:
         if router_lanes <= lanes <= tile:
@@ -174,38 +178,38 @@ def designs_of(
 
 
 def routers_of(shape: BlockShape) -> list[tuple[int, int | None]]:
-    """Inputs that a router takes per cycle, and for how many experts at once; None: for all."""
+    """Routers to try: inputs per cycle, and experts at once (None: all)."""
     in_turns = [(lanes, at_once) for lanes, at_once in ROUTERS_IN_TURNS if 2 * at_once <= shape.experts]
     return [*((lanes, None) for lanes in ROUTER_LANES), *in_turns]
 
 
 def _buildable(shape: BlockShape, part: Part, constraints: Constraints) -> list[Design]:
     storages = _storages(part, constraints)
-    found = [
+    designs = [
         design
         for design in designs_of(shape, storages, masters_for(shape))
         if not design.why_not() and _has_ports(design, part)
     ]
-    if not found:
+    if not designs:
         raise UnsupportedError(f"no HLS design for this MoE block: {Design(shape).why_not()}")
-    return found
+    return designs
 
 
 def _has_ports(design: Design, part: Part) -> bool:
-    """Whether striped weights have ports of their own, without which there is nothing to be had by them."""
+    """Whether each master of striped weights has a port of its own; without one, striping gains nothing."""
     masters = design.masters_up + design.masters_down
     return masters == 2 or masters <= part.memory.ports
 
 
 def masters_for(shape: BlockShape) -> list[tuple[int, int]]:
-    """Of both products."""
+    """Numbers of masters to try, of the first and the second product."""
     rows = 2 if shape.gated else 1
     return list(dict.fromkeys([(1, 1), *((rows * down, down) for down in MASTERS)]))
 
 
 def _cost(designs: Sequence[Design], part: Part, constraints: Constraints, loads: Sequence[int]) -> list[CostedDesign]:
     clock, calibration = constraints.clock(part), constraints.calibration
-    found = []
+    costed = []
     by_masters = sorted(designs, key=_masters_of)
     for _, alike in itertools.groupby(by_masters, key=_masters_of):
         first, *more = alike
@@ -213,11 +217,11 @@ def _cost(designs: Sequence[Design], part: Part, constraints: Constraints, loads
         expected, starved = (
             _Timing(counts, ports.loaders, calibration.stages) for counts in (loads, starving_loads(first.shape))
         )
-        found += [
+        costed += [
             CostedDesign(assemble(design, part, clock, ports, expected.of(design), calibration), starved.of(design))
             for design in (first, *more)
         ]
-    return found
+    return costed
 
 
 def _masters_of(design: Design) -> tuple[int, int]:
@@ -229,7 +233,8 @@ def _resources(design: Design, constraints: Constraints) -> Resources:
 
 
 class _Timing:
-    """Cycles of many designs: the router and where arrays are do not change what happens behind routing."""
+    """Cycles of many designs. The router and the storage of arrays do not change the phases after routing, so these are
+    counted once for all designs that differ in nothing else."""
 
     def __init__(self, loads: Sequence[int], pace: MemoryPace, stages: int) -> None:
         self._loads = loads
@@ -251,7 +256,7 @@ def _costs(candidate: CostedDesign) -> tuple[int, ...]:
 
 
 def _pareto_front(candidates: Sequence[CostedDesign]) -> list[CostedDesign]:
-    """From fast to slow; of equals, the first."""
+    """The designs that no other one matches in everything, from fast to slow; the first of equals."""
 
     def speed(candidate: CostedDesign) -> int:
         return math.floor(math.log(candidate.estimate.cycles.total, _AS_FAST))
@@ -276,12 +281,12 @@ def _choose(front: Sequence[CostedDesign], part: Part) -> CostedDesign:
 
 
 def fullest(resources: Resources, part: Part) -> float:
-    """The share of the resource of which most is taken."""
+    """The share taken of the resource that is fullest."""
     return max(getattr(resources, name) / getattr(part, name) for name in RESOURCE_NAMES if getattr(part, name))
 
 
 def _excess(resources: Resources, limits: Resources) -> dict[str, int]:
-    """By how much a design is too large, by resource."""
+    """The amount by which a design is too large, by resource that is exceeded."""
     differences = {name: getattr(resources, name) - getattr(limits, name) for name in RESOURCE_NAMES}
     return {name: difference for name, difference in differences.items() if difference > 0}
 
@@ -307,22 +312,22 @@ def _nothing_fits(shape: BlockShape, part: Part, constraints: Constraints, desig
 
 
 def _what_fits(shape: BlockShape, part: Part, constraints: Constraints) -> str:
-    """The nearest asks that can be met."""
-    found = []
+    """Changes to the request that would fit, in words."""
+    changes = []
     tokens = _most_tokens(shape, part, constraints)
     if tokens:
-        found.append(f"at most {tokens} tokens per call")
+        changes.append(f"at most {tokens} tokens per call")
     if shape.weight_bits == 8 and _fits(dataclasses.replace(shape, weight_bits=4), part, constraints):
-        found.append("int4 weights")
+        changes.append("int4 weights")
     if not constraints.use_uram and _fits(shape, part, dataclasses.replace(constraints, use_uram=True)):
-        found.append("large arrays in UltraRAM")
+        changes.append("large arrays in UltraRAM")
     unlimited = Constraints(use_uram=constraints.use_uram, calibration=constraints.calibration)
     if constraints.limits(part) != unlimited.limits(part) and _fits(shape, part, unlimited):
-        found.append("the same part without limits of your own")
+        changes.append("the same part without limits of your own")
     larger = [other for other in PARTS[PARTS.index(part) + 1 :] if _fits(shape, other, unlimited)]
     if larger:
-        found.append(f"the part {larger[0].board}")
-    return f"what would fit: {', or '.join(found)}" if found else "no part that moec knows is large enough"
+        changes.append(f"the part {larger[0].board}")
+    return f"what would fit: {', or '.join(changes)}" if changes else "no part that moec knows is large enough"
 
 
 def _fits(shape: BlockShape, part: Part, constraints: Constraints) -> bool:
@@ -336,7 +341,7 @@ def _storages(part: Part, constraints: Constraints) -> tuple[LargeArrays, ...]:
 
 
 def _most_tokens(shape: BlockShape, part: Part, constraints: Constraints) -> int:
-    """The largest number that fits, or 0: memories grow with tokens, so halves can be searched."""
+    """The largest number of tokens that fits, or 0, by binary search: memories grow with tokens."""
     fits, too_many = 0, shape.tokens
     while too_many - fits > 1:
         middle = (fits + too_many) // 2

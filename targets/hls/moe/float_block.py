@@ -1,4 +1,4 @@
-"""A MoE block of a graph in floats, one layout for all: what is quantised, and what the result is compared with."""
+"""The float form of a MoE block, in one layout for all graphs: it is quantised, and integers are compared with it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ Array = np.ndarray[Any, Any]
 class FloatBlock:
     """A router and its experts, all in float32.
 
-    ``router`` [E, d], ``router_bias`` [E] and ``correction_bias`` [E]; ``up`` and ``gate`` [E, f, d], ``down``
-    [E, d, f] with biases [E, f] and [E, d]. ``gate`` and ``gate_bias`` are None where experts are not gated,
-    ``correction_bias`` where nothing moves the choice. The specs say the rest; layouts in them no longer count.
-    The last ``shared`` experts see every token with weight 1, beside those that the router chooses; without others, a
-    dense feed-forward layer, ``router`` is [0, d].
-    ``stored``: the steps of weights that are integers already.
-    With a ``norm`` the tokens are a residual stream: they are normalised first, and added to the experts' sum.
+    - ``router`` [E, d], ``router_bias`` [E]; ``correction_bias`` [E] is added to scores for the choice only, or None.
+    - ``up`` and ``gate`` [E, f, d] with biases [E, f], ``down`` [E, d, f] with biases [E, d]. ``gate`` and
+      ``gate_bias`` are None where experts are not gated.
+    - ``routing`` and ``experts`` hold all else, except that layouts in them no longer apply.
+    - ``shared``: so many experts, the last ones, see every token with weight 1. In a dense feed-forward layer all are
+      shared, and ``router`` is [0, d].
+    - ``stored``: scales of weights that are integers already.
+    - ``norm``: with one, tokens are a residual stream, which is normalised first, and added to the experts' sum.
     """
 
     name: str
@@ -54,11 +55,11 @@ class FloatBlock:
 
     @property
     def count(self) -> int:
-        """How many experts the router chooses among."""
+        """The number of experts that the router chooses among."""
         return len(self.up) - self.shared
 
     def run(self, tokens: Array) -> FloatResults:
-        """Tokens [T, d] through the block, with everything on the way."""
+        """Run tokens [T, d] through the block; returns its output and all tensors in between."""
         residual, tokens = tokens, self._inputs(tokens)
         logits = self._logits(tokens)
         gates, chosen = self._routed(logits)
@@ -80,13 +81,15 @@ class FloatBlock:
         )  # fmt: skip
 
     def chosen(self, tokens: Array) -> Array:
-        """Experts of tokens [T, d]: [T, k]."""
+        """The chosen experts [T, k] of tokens [T, d]."""
         return self._routed(self._logits(self._inputs(tokens)))[1]
 
     def undecided(self, tokens: Array, tie: float, rounding: float, most: float) -> Array:
-        """Which of the tokens [T, d] choose other experts where logits are off by ``tie``, or weigh one by more than
-        ``most`` otherwise where they are off by ``rounding``: bool [T]. Both are parts of the largest logit, or of 1
-        where that is less, for scores are rounded too."""
+        """Whether small errors of logits change the routing of tokens [T, d]: bool [T].
+
+        True for a token if errors of ``tie`` change the experts it chooses, or errors of ``rounding`` change a gate by
+        more than ``most``. Errors are parts of the token's largest logit, or of 1 if that is less, since scores are
+        rounded too."""
         logits = self._logits(self._inputs(tokens))
         gates, chosen = self._routed(logits)
         largest = np.abs(logits).max(axis=1, keepdims=True, initial=1.0)
@@ -111,20 +114,20 @@ class FloatBlock:
         return np.zeros((len(logits), 0), np.float32), np.zeros((len(logits), 0), np.int32)
 
     def scaled(self, factors: Array) -> FloatBlock:
-        """With results times ``factors`` [d]. Weights must be floats where any is not 1."""
+        """The block with its results multiplied by ``factors`` [d]. Stored integers allow only factors of 1."""
         down, bias = self.down * factors[:, None], self.down_bias * factors
         return dataclasses.replace(self, down=down, down_bias=bias)
 
     def needed_scale(self, tokens: Array) -> float | None:
-        """What a step of the residual stream stands for at least, by its tokens [T, d] and what the block makes of
-        them; None without a norm."""
+        """The smallest scale of the residual stream with which its tokens [T, d] and the block's results fit; None
+        without a norm."""
         if self.norm is None:
             return None
         seen = self.run(tokens)
         return stream_scale_for(tokens, seen.output, seen.results * self.routing.scale)
 
     def _expert(self, expert: int, rows: Array) -> tuple[Array, Array | None, Array, Array]:
-        """Up, gate, hidden units and results of one expert."""
+        """Up, gate, hidden units and results of one expert on its rows."""
         up = rows @ self.up[expert].T + self.up_bias[expert]
         gate = None
         if self.gate is not None and self.gate_bias is not None:
@@ -135,9 +138,12 @@ class FloatBlock:
 
 @dataclasses.dataclass(frozen=True)
 class FloatResults:
-    """What a block computes on T tokens, P pairs of token and expert: ``inputs`` [T, d], normalised where it has a
-    norm; ``logits`` [T, E], ``gates`` and ``chosen`` [T, k]; by expert and then by token ``up``, ``gate`` and
-    ``hidden`` [P, f] and ``results`` [P, d]; ``output`` [T, d]."""
+    """Tensors of a block on T tokens with P pairs of token and expert.
+
+    - Per token: ``inputs`` [T, d], normalised if there is a norm; ``logits`` [T, E]; ``gates`` and ``chosen`` [T, k];
+      ``output`` [T, d].
+    - Per pair, by expert and then by token: ``up``, ``gate`` and ``hidden`` [P, f], ``results`` [P, d].
+    """
 
     inputs: Array
     logits: Array

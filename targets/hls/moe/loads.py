@@ -1,4 +1,4 @@
-"""How many tokens each expert gets in a call: what to expect where nothing was measured."""
+"""Tokens that each expert gets in a call: even, as calibration counted them, or about the slowest."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from moec.targets.hls.moe.design import BlockShape
 
 
 def even_loads(shape: BlockShape) -> list[int]:
-    """As equal as can be; all experts are busy, and each has as much to compute."""
+    """Loads as equal as possible: all experts are busy."""
     each, rest = divmod(shape.tokens * shape.slots, shape.experts)
     return [each + (1 if expert < rest else 0) for expert in range(shape.experts)] + [shape.tokens] * shape.shared
 
 
 def scaled_loads(shape: BlockShape, counted: Sequence[int], tokens: int) -> list[int]:
-    """The loads of a full call whose tokens choose like the ``tokens`` that were ``counted``: shares rounded down, and
-    what is left to those that lost most by it, so that no pair is missing."""
+    """The loads of a full call whose tokens choose experts as ``tokens`` counted ones did (``counted`` by expert).
+    Shares are rounded down, and the remaining pairs go to the experts that lost most by rounding."""
     shares = [int(count) * shape.tokens / tokens for count in counted]
     loads = [int(share) for share in shares]
     by_loss = sorted(range(len(shares)), key=lambda expert: loads[expert] - shares[expert])
@@ -25,10 +25,11 @@ def scaled_loads(shape: BlockShape, counted: Sequence[int], tokens: int) -> list
 
 
 def starving_loads(shape: BlockShape) -> list[int]:
-    """About the slowest: as many experts as possible get one token, so that their weights are read for nearly nothing.
+    """About the slowest loads: as many experts as possible get a single token, so their weights are read for little
+    work.
 
-    The number of products does not depend on who computes them; where fewer experts are that idle, fewer weights are
-    read or more is computed while they are.
+    The number of products does not depend on which experts compute them. With fewer such experts, fewer weights are
+    read, or more is computed while they are read.
     """
     pairs = shape.tokens * shape.slots
     if pairs <= shape.experts:

@@ -1,15 +1,15 @@
-"""Weights in the order in which the hardware reads them: every job is one contiguous burst.
+"""Packing of weights in the order in which the hardware reads them: every job is one contiguous burst.
 
 | file | contents |
 |---|---|
-| ``norm.bin`` | parameters of every channel of a token, whose multipliers are int16; where tokens are normalised |
-| ``router.bin`` | int16 [E, d], then from a new beat on int32 biases [E], then likewise biases on the choice, if any |
+| ``norm.bin`` | if tokens are normalised: parameters of every channel of a token, with int16 multipliers |
+| ``router.bin`` | int16 [E, d]; from a new beat on int32 biases [E]; likewise biases of the choice, if any |
 | ``up.bin`` | activations int16 [256]; by expert and tile: parameters, multipliers of groups, weights by step |
 | ``down.bin`` | by expert: multipliers of groups and weights by step of all tiles, then the parameters of its results |
 
 A step of an array takes ``lanes_in`` inputs of ``lanes_out`` rows. Parameters are 8 bytes: bias int32, multiplier
-uint16 (0 where groups have theirs), padding. Multipliers of groups are int16, those of the rows of a step side by
-side. int4 weights lie two to a byte, the first in the low half. What pads is zero.
+uint16 (0 if groups have multipliers), padding. Multipliers of groups are int16; those of the rows of a step are
+adjacent. A byte holds two int4 weights, the first in its low half. Padding is zero.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ Array = np.ndarray[Any, Any]
 
 
 def pack_tokens(design: Design, tokens: Array) -> bytes:
-    """int8 [T, d], int16 of a residual stream, padded to the width of the design."""
+    """Tokens [T, d] padded to the width of the design: int8, or the int16 of a residual stream."""
     if design.shape.norm != "none":
         return pack_stream(tokens, design.width)
     return whole_beats(widened(tokens.astype(np.int8), design.width, axis=1).tobytes())
 
 
 def pack_stream(stream: Array, width: int) -> bytes:
-    """int16 [T, d], a residual stream or results, padded to ``width``."""
+    """A residual stream or results, int16 [T, d], padded to ``width``."""
     return whole_beats(widened(stream.astype("<i2"), width, axis=1).tobytes())
 
 
 def pack_router(design: Design, block: QuantizedBlock) -> bytes:
     weights = widened(block.router.astype("<i2"), design.width, axis=1)
     biases = [block.router_bias, *([] if block.choice_bias is None else [block.choice_bias])]
-    return whole_beats(weights.tobytes()) + b"".join(whole_beats(one.astype("<i4").tobytes()) for one in biases)
+    return whole_beats(weights.tobytes()) + b"".join(whole_beats(vector.astype("<i4").tobytes()) for vector in biases)
 
 
 def pack_norm(norm: QuantizedNorm, width: int) -> bytes:
-    """The parameters of the channels of a token, padded to ``width``."""
+    """The parameters of a normalisation's channels, padded to ``width``."""
     return parameter_records(widened(norm.biases, width, axis=0), widened(norm.multipliers, width, axis=0) & 0xFFFF)
 
 
@@ -86,7 +86,7 @@ def pack_down(design: Design, down: QuantizedProjection) -> bytes:
 
 
 def widened(array: Array, size: int, axis: int) -> Array:
-    """With zeros up to ``size`` along the axis."""
+    """The array padded with zeros to ``size`` along the axis."""
     padding = [(0, 0)] * array.ndim
     padding[axis] = (0, size - array.shape[axis])
     return np.pad(array, padding)
@@ -97,7 +97,7 @@ def whole_beats(data: bytes) -> bytes:
 
 
 def parameter_records(biases: Array, multipliers: Array) -> bytes:
-    """One of 8 bytes per channel."""
+    """Whole beats of parameter records, one of 8 bytes per channel."""
     records = np.zeros((len(biases), PARAMETER_BYTES), np.uint8)
     records[:, :4] = biases.astype("<i4").view(np.uint8).reshape(-1, 4)
     records[:, 4:6] = multipliers.astype("<u2").view(np.uint8).reshape(-1, 2)
@@ -105,20 +105,21 @@ def parameter_records(biases: Array, multipliers: Array) -> bytes:
 
 
 def _scaling(biases: Array, multipliers: Array, rows: int) -> bytes:
-    """The parameters of channels, and the multipliers [channels, groups] of their groups where they have some."""
+    """The parameters of channels, followed by the multipliers [channels, groups] of their groups, if they have any."""
     if multipliers.ndim == 1:
         return parameter_records(biases, multipliers)
     return parameter_records(biases, np.zeros_like(biases)) + group_records(multipliers, rows)
 
 
 def group_records(multipliers: Array, rows: int) -> bytes:
-    """[channels, groups]: for every ``rows`` channels, and then every group, those of its rows. Whole beats."""
+    """Whole beats of the multipliers [channels, groups] of groups: for every ``rows`` channels, and for each of their
+    groups, the multipliers of these rows."""
     places = multipliers.reshape(-1, rows, multipliers.shape[1]).transpose(0, 2, 1)
     return whole_beats(places.astype("<i2").tobytes())
 
 
 def steps_of(weights: Array, rows: int, columns: int, weight_bits: int = 8) -> bytes:
-    """A matrix, a tile of rows x columns after the other, those of one row of tiles first."""
+    """A matrix as tiles of rows x columns, in row-major order of the tiles."""
     height, width = weights.shape
     tiles = weights.reshape(height // rows, rows, width // columns, columns).transpose(0, 2, 1, 3)
     flat = np.ascontiguousarray(tiles, np.int8).reshape(-1)

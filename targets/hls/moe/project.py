@@ -1,14 +1,14 @@
-"""The files of a generated project: sources, testbench with vectors, packed weights, build files.
+"""The files of a generated MoE project: sources, testbench with vectors, packed weights, build files.
 
 | path | contents |
 |---|---|
 | ``src/moe_block.cpp``, ``src/block_*.h`` | generated: the top function, the layer's constants and tables |
 | ``src/moec/`` | the header library of processes, the same for all layers |
-| ``src/testbench.cpp``, ``data/`` | test vectors: packed tokens and weights, and what must come out |
+| ``src/testbench.cpp``, ``data/`` | test vectors: packed tokens and weights, and the expected results |
 | ``sim/hls_stream.h`` | a model of the vendor's streams, for C simulation with any compiler |
 | ``Makefile``, ``hls_config.cfg``, ``run_hls.tcl`` | C simulation anywhere; synthesis where Vitis is |
-| ``link.cfg`` | which port of the memory each master is connected to |
-| ``host.py`` | floats to tokens as the hardware reads them, and back |
+| ``link.cfg`` | the memory port of each AXI master |
+| ``host.py`` | converts floats to tokens as the hardware reads them, and back |
 | ``compare_report.py`` | compares ``estimate.json`` with a synthesis report |
 """
 
@@ -43,7 +43,7 @@ Array = np.ndarray[Any, Any]
 
 TOP = "moe_block"
 CLOCK_UNCERTAINTY = 12
-"""Percent of the period that scheduling leaves to placement and routing; the tool's own default is 27."""
+"""Percent of the clock period that scheduling leaves to placement and routing; the tool's default is 27."""
 _PACKAGE = "moec.targets.hls"
 _TEMPLATES = {
     "block_config.h.j2": "src/block_config.h",
@@ -62,7 +62,8 @@ _NUMBERS_PER_LINE = 16
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What people read: the block's name, its routing and experts in words, the device and clock (MHz) it is for."""
+    """Words for a project's README and comments: the block's name, its routing and experts, the device and its clock in
+    MHz."""
 
     name: str
     routing: str
@@ -72,7 +73,7 @@ class Description:
 
 
 def project_files(design: Design, block: QuantizedBlock, vectors: Array, description: Description) -> dict[str, bytes]:
-    """Contents by path. ``vectors``: tokens [T, d], as integers, that the testbench runs."""
+    """The contents of a project's files by path. ``vectors``: integer tokens [T, d] that the testbench runs."""
     data = vector_files(design, block, vectors)
     context = _context(design, block, description, data)
     files = {path: render(name, context) for name, path in _TEMPLATES.items()}
@@ -81,9 +82,10 @@ def project_files(design: Design, block: QuantizedBlock, vectors: Array, descrip
 
 
 def checked_project(name: str, files: dict[str, bytes], estimate: dict[str, Any], report: dict[str, Any]) -> Project:
-    """The project of a block, whose ``report`` names its node: its estimate goes along, and its code has been linted.
+    """The project of a block, with its estimate added to the files and to the ``report``, which names the node. The
+    code is linted first.
 
-    Raises DefectError where the code breaks a rule, for moec made it."""
+    Raises DefectError where the generated code breaks a rule of the linter."""
     files = {**files, "estimate.json": json.dumps(estimate, indent=1).encode()}
     findings = lint(files)
     if findings:
@@ -92,7 +94,8 @@ def checked_project(name: str, files: dict[str, bytes], estimate: dict[str, Any]
 
 
 def library_files(memories: Iterable[Memory]) -> dict[str, bytes]:
-    """The part that all projects share, but for what arrays are built of: a pragma takes no constant for that."""
+    """The files that all projects share. They differ only in the storage of arrays, which is written into pragmas,
+    since these take no constants."""
     root = importlib.resources.files(_PACKAGE)
     headers = {
         f"src/moec/{header.name}": _bound(header.read_text(encoding="utf-8"), memories)
@@ -106,25 +109,25 @@ def library_files(memories: Iterable[Memory]) -> dict[str, bytes]:
 
 
 def _bound(header: str, memories: Iterable[Memory]) -> bytes:
-    """With the arrays of the processes in it bound to their storage."""
+    """The header with the BIND_STORAGE pragmas of its processes' arrays set to the storage of these memories."""
     for memory in memories:
-        # The process, or a part of it, which is named after it.
+        # The function of the process, or of a part of it, whose name begins with the process's.
         start = re.search(rf"^(inline )?void {memory.process}(_\w+)?\(", header, re.MULTILINE)
         if memory.variable and start is not None:
             pragma = re.compile(rf"(#pragma HLS BIND_STORAGE variable={memory.variable} .*impl=)\w+")
-            found = pragma.search(header, start.start())
-            if found is not None:
-                header = header[: found.start()] + found[1] + memory.implementation + header[found.end() :]
+            match = pragma.search(header, start.start())
+            if match is not None:
+                header = header[: match.start()] + match[1] + memory.implementation + header[match.end() :]
     return header.encode()
 
 
 def bound_channels(channels: Iterable[Channel]) -> list[Memory]:
-    """Those that are more than shift registers, which the tool would build of what it likes."""
+    """The memories of channels too large for shift registers, which a pragma binds so that the tool has no choice."""
     return [memory for memory in channel_memories(channels) if memory.variable]
 
 
 def vector_files(design: Design, block: QuantizedBlock, vectors: Array) -> dict[str, bytes]:
-    """Weights, tokens, and what the integer reference makes of them."""
+    """The data files of the testbench: weights, tokens, and the results of the integer reference."""
     expected = reference.run(block, vectors)
     loads = np.append(expected.loads, len(vectors)).astype("<i4")
     norm = {} if block.norm is None else {"norm.bin": packing.pack_norm(block.norm, design.width)}
@@ -181,7 +184,7 @@ def repeated(macro: str, count: int) -> str:
 
 
 def listed(numbers: Iterable[int]) -> str:
-    """Comma-separated, continued over lines of a macro."""
+    """The numbers separated by commas, as a macro continued over lines."""
     texts = [str(int(number)) for number in numbers]
     lines = [", ".join(texts[at : at + _NUMBERS_PER_LINE]) for at in range(0, len(texts), _NUMBERS_PER_LINE)]
     return ", \\\n    ".join(lines)

@@ -1,8 +1,8 @@
-"""A product with constant weights in integers: weights, their steps, and the multipliers that scale sums.
+"""Products with constant weights in integers: weights, biases, and the multipliers that scale sums.
 
-Without groups an output channel has one step of its weights, and its sum one multiplier. With groups, every few
-inputs share a step: the sum of each group is an integer, which a multiplier of its own brings to steps of the total
-(``2^-FRACTION_BITS`` of a result's), and results are totals without their fraction.
+Without groups, each output channel has one scale for its weights, and one multiplier for its sum. With groups, every
+``group`` inputs of a channel share a scale. The sum of each group is multiplied by a multiplier of its own to steps of
+the total (``2^-FRACTION_BITS`` of a result's step), and the result is the total without its fraction.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ from moec.targets.hls.moe.design import FRACTION_BITS
 Array = np.ndarray[Any, Any]
 
 _MOST_BIAS, _MOST_TOTAL_BIAS = 1 << 20, 1 << 23
-"""In steps of the sums, or totals, that they are added to. Results of 16 bits saturate below the latter."""
+"""The largest biases, in steps of the sums or totals that they are added to. A larger total saturates 16-bit results
+anyway."""
 _STEP_OF_NOTHING = 2.0**-16
-"""A sum of matrices without weights, in steps of its result: small, for other layers may share its shift."""
+"""The step of sums of matrices of zeros, in steps of the result: small, since other layers may share the shift."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Multipliers:
-    """``x * scale`` as ``(x * multiplier + half) >> shift``: 16 bits per channel, or group, and one shift for all.
-    Those of groups have a sign: where the largest number of a group is its most negative integer, a step may be
-    negative."""
+    """Scales as integers: ``x * scale`` is ``(x * multiplier + half) >> shift``, with 16 bits per channel or group, and
+    one shift for all. Multipliers of groups are signed, since a stored scale may be negative: it is where a group's
+    number of largest magnitude is stored as the most negative integer."""
 
     values: Array
     shift: int
 
     @staticmethod
     def of(scales: Array, *, signed: bool = False) -> Multipliers:
-        """Raises UnsupportedError where 16 bits and a shift cannot say the scales, none of which is 0."""
+        """The multipliers of these scales, none of which is 0. Raises UnsupportedError where 16 bits and a shift cannot
+        represent them."""
         most = 32767 if signed else 65535
         largest = float(np.abs(scales).max())
         shift = math.floor(math.log2(most / largest)) if 0 < largest < math.inf else 0
@@ -46,17 +48,17 @@ class Multipliers:
         return Multipliers(np.clip(_without_zeros(np.round(scales * 2.0**shift), scales), -most, most), shift)
 
     def lowered(self, shift: int) -> Multipliers:
-        """With fewer bits, to a shift that is no larger."""
+        """The same multipliers with a smaller ``shift``, so with fewer bits."""
         return Multipliers(_without_zeros(shifted(self.values, self.shift - shift), self.values), shift)
 
 
 def _without_zeros(rounded: Array, numbers: Array) -> Array:
-    """``rounded``, but 1 with the sign of the number where that was rounded to 0."""
+    """``rounded``, with 1 or -1, by the sign of the number, in place of zeros."""
     return np.where(rounded == 0, np.where(numbers < 0, -1, 1), rounded).astype(np.int64)
 
 
 def shifted(numbers: Array, shift: int) -> Array:
-    """Divided by 2^shift, rounded half up."""
+    """``numbers / 2^shift``, rounded half up."""
     return (numbers + ((1 << shift) >> 1)) >> shift
 
 
@@ -66,9 +68,9 @@ def saturated(numbers: Array, bits: int) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedProjection:
-    """One matrix per expert as integers: ``weights`` [E, out, in], of which ``group`` inputs share a multiplier (0: all
-    of them). ``multipliers`` [E, out] or [E, out, groups]; ``biases`` [E, out] in the steps of the sums, or of the
-    totals of groups."""
+    """One matrix per expert in integers. ``weights`` [E, out, in]; ``group`` inputs share a multiplier (0: all of
+    them). ``multipliers`` [E, out] or [E, out, groups]. ``biases`` [E, out] in steps of the sums, or, with groups, of
+    the totals."""
 
     weights: Array
     biases: Array
@@ -77,29 +79,31 @@ class QuantizedProjection:
 
     @property
     def groups(self) -> list[slice]:
-        """The inputs of each group; one of all where there are none."""
+        """The inputs of each group; a single slice of all inputs without groups."""
         inputs = self.weights.shape[2]
         size = self.group or inputs
         return [slice(first, min(first + size, inputs)) for first in range(0, inputs, size)]
 
     @property
     def sum_bits(self) -> int:
-        """That hold any sum, of a group, of int8 inputs, and every partial one: derived from the weights, not from
-        their number."""
+        """The width of an accumulator that holds any sum, or partial sum, of int8 inputs times these weights; with
+        groups, of one group. Derived from the weights' values, not from their number."""
         largest = self._largest_sums()
         return _signed_bits(largest if self.group else largest[..., 0] + np.abs(self.biases))
 
     @property
     def total_bits(self) -> int:
-        """The same of what groups sum up to, biases included."""
+        """The width of an accumulator that holds any total of groups, including biases."""
         if not self.group:
             return self.sum_bits
         scaled = (self._largest_sums() * np.abs(self.multipliers.values) >> self.multipliers.shift) + 1
         return _signed_bits(scaled.sum(axis=2) + np.abs(self.biases))
 
     def _largest_sums(self) -> Array:
-        """Of each group, [E, out, groups]."""
-        return 128 * np.stack([np.abs(self.weights[..., one].astype(np.int64)).sum(axis=2) for one in self.groups], 2)
+        """The largest possible magnitude of each group's sum, [E, out, groups]."""
+        return 128 * np.stack(
+            [np.abs(self.weights[..., inputs].astype(np.int64)).sum(axis=2) for inputs in self.groups], 2
+        )
 
 
 def _signed_bits(largest: Array) -> int:
@@ -116,25 +120,25 @@ def project(
     group: int = 0,
     steps: Array | None = None,
 ) -> QuantizedProjection:
-    """``weights`` [E, out, in] and ``biases`` [E, out] of inputs in steps of ``input_scale``, for results in steps of
-    ``result_scales`` [out]. ``steps`` [E, out, groups]: of weights that are whole multiples of them already, 0 of those
-    that are to be rounded; below 0 in groups alone.
+    """Quantize ``weights`` [E, out, in] and ``biases`` [E, out] for inputs with ``input_scale`` and results with
+    ``result_scales`` [out]. ``steps`` [E, out, groups]: scales of weights that are whole multiples of them already; 0
+    for weights to be rounded. Only scales of groups may be negative.
 
-    Raises UnsupportedError as :meth:`Multipliers.of`, for multiples that ``bits`` do not hold, and for numbers that are
+    Raises UnsupportedError as :meth:`Multipliers.of`, for multiples that ``bits`` cannot hold, and for numbers that are
     not finite.
     """
     if not np.isfinite(weights).all() or not np.isfinite(biases).all():
         raise UnsupportedError("weights or biases that are not finite")
-    found = _steps_of(weights, bits, group, _STEP_OF_NOTHING * float(result_scales.min()) / input_scale)
+    weight_steps = _steps_of(weights, bits, group, _STEP_OF_NOTHING * float(result_scales.min()) / input_scale)
     if steps is not None:
-        found = np.where(steps != 0, steps, found)
+        weight_steps = np.where(steps != 0, steps, weight_steps)
     if not group:
-        # A unit that training switched off has weights near 0, but a bias that must fit all the same.
-        found = np.maximum(found, np.abs(biases[..., None]) / (input_scale * _MOST_BIAS))
-    integers = np.round(weights / _by_input(found, weights.shape[2], group))
+        # A unit that training switched off has weights near 0, and its bias must fit nevertheless.
+        weight_steps = np.maximum(weight_steps, np.abs(biases[..., None]) / (input_scale * _MOST_BIAS))
+    integers = np.round(weights / _by_input(weight_steps, weights.shape[2], group))
     if np.abs(integers + 0.5).max() > (1 << (bits - 1)):
         raise UnsupportedError(f"weights are multiples of their scales that {bits} bits do not hold")
-    sums = input_scale * found
+    sums = input_scale * weight_steps
     if group:
         totals = result_scales * 2.0**-FRACTION_BITS
         whole = in_totals(biases / totals)
@@ -146,13 +150,13 @@ def project(
 
 
 def in_totals(biases: Array) -> Array:
-    """In steps of totals, which results saturate below."""
+    """Biases as integers, clipped to a magnitude at which results saturate anyway."""
     return np.clip(np.round(biases), -_MOST_TOTAL_BIAS, _MOST_TOTAL_BIAS).astype(np.int64)
 
 
 def _steps_of(weights: Array, bits: int, group: int, of_nothing: float) -> Array:
-    """The step [E, out, groups] with which the largest weight of each group is the largest integer. Zeros take the
-    smallest step of the others, so that multipliers do not lose bits to them; ``of_nothing`` where there are none."""
+    """The scale [E, out, groups] that maps the largest weight of each group to the largest integer. A group of zeros
+    gets the smallest scale of the others, so that multipliers lose no bits to it; ``of_nothing`` if all are zeros."""
     inputs = weights.shape[2]
     starts = np.arange(0, inputs, group or inputs)
     steps = np.maximum.reduceat(np.abs(weights), starts, axis=2) / ((1 << (bits - 1)) - 1)

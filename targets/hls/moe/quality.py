@@ -1,4 +1,4 @@
-"""How far an integer block is from its floats: signal to noise per tensor, and how often routing agrees."""
+"""The error of an integer block against its floats: signal to noise per tensor, and the share of equal routing."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from moec.targets.hls.moe.quantize import GATE_ONE, QuantizedBlock
 Array = np.ndarray[Any, Any]
 
 LEAST_DECIBELS = 10.0
-"""Of an output: with less, the noise is a third of the signal. With int4 weights, rounded to nearest, all examples have
-13 and more."""
+"""The least signal to noise of an output; below it, the noise is a third of the signal. All examples with int4 weights,
+rounded to nearest, have 13 or more."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """``decibels``: signal over quantisation noise by tensor; None where there is no noise or no signal. Of what
-    depends on the routing, only pairs count that both chose. ``agreement``: part of the pairs chosen alike."""
+    """The error of a block in integers. ``decibels``: signal over quantisation noise by tensor; None without noise or
+    signal. Tensors of pairs count only the pairs that both forms chose. ``agreement``: the share of these pairs."""
 
     decibels: dict[str, float | None]
     agreement: float
@@ -31,20 +31,20 @@ class Quality:
 
 
 def compare(block: FloatBlock, quantized: QuantizedBlock, tokens: Array) -> Quality:
-    """Both on the same float tokens [N, d]."""
+    """Compare a block with its integers on float tokens [N, d]."""
     floats = block.run(tokens)
     steps = quantized.quantized(tokens)
     integers = reference.run(quantized, steps)
-    gates, found_gates = np.zeros(floats.logits.shape), np.zeros(floats.logits.shape)
+    gates, scattered_gates = np.zeros(floats.logits.shape), np.zeros(floats.logits.shape)
     np.put_along_axis(gates, floats.chosen, floats.gates, axis=1)
-    found = integers.gates * (block.routing.scale / GATE_ONE)
-    np.put_along_axis(found_gates, integers.chosen, found, axis=1)
-    alike = (gates != 0) & (found_gates != 0)
+    integer_gates = integers.gates * (block.routing.scale / GATE_ONE)
+    np.put_along_axis(scattered_gates, integers.chosen, integer_gates, axis=1)
+    alike = (gates != 0) & (scattered_gates != 0)
     ours, theirs = (_pairs(chosen, alike, block.shared) for chosen in (floats.chosen, integers.chosen))
     decibels = {
         "tokens": signal_to_noise(floats.inputs, integers.inputs * quantized.input_scale),
         "logits": signal_to_noise(floats.logits, integers.logits * quantized.logit_scale),
-        "gates": signal_to_noise(gates[alike], found_gates[alike]),
+        "gates": signal_to_noise(gates[alike], scattered_gates[alike]),
         "hidden": signal_to_noise(floats.hidden[ours], integers.hidden[theirs] * quantized.hidden_scale),
         "results": signal_to_noise(floats.results[ours], integers.results[theirs] * quantized.result_scale),
         "output": signal_to_noise(floats.output, integers.output * quantized.output_scale),
@@ -54,7 +54,8 @@ def compare(block: FloatBlock, quantized: QuantizedBlock, tokens: Array) -> Qual
 
 
 def compare_outputs(floats: Mapping[str, Array], found: Mapping[str, Array]) -> dict[str, dict[str, float | None]]:
-    """By output of the model: signal to noise, and how often the largest of the last axis is at the same place."""
+    """Compare the outputs of a model, by name: signal to noise, and the share of rows of the last axis with the largest
+    number at the same place."""
     report = {}
     for name, expected in floats.items():
         answers = [array.reshape(-1, array.shape[-1]).argmax(axis=1) for array in (expected, found[name]) if array.ndim]
@@ -64,8 +65,8 @@ def compare_outputs(floats: Mapping[str, Array], found: Mapping[str, Array]) -> 
 
 
 def too_noisy(reports: Sequence[Mapping[str, Any]]) -> str | None:
-    """What to say of the projects of a model whose integers are far from the floats on the calibration data, by their
-    reports; None where they are near. A layer is measured on what the graph gives it."""
+    """A warning about projects whose integers are far from the floats on the calibration data, by their reports; None
+    where all are near. Each layer is measured on its input in the graph, so errors of earlier layers do not count."""
     outputs = {name: one["decibels"] for report in reports for name, one in report["model_outputs"].items()}
     layers = {one["node"]: one["decibels"] for report in reports for one in _layers(report)}
     worst = [
@@ -85,14 +86,14 @@ def too_noisy(reports: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _layers(report: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """Those of a whole model, or the block that a project is."""
+    """The layers of a project with their decibels: of a whole model, or its single block."""
     of_block = {"node": report["node"], "decibels": report["quality"]["decibels"].get("output")}
     return report.get("layers", [of_block])
 
 
 def signal_to_noise(expected: Array, found: Array) -> float | None:
-    """In dB; None where there is no noise or no signal. Where both are the same infinity, as logits of ids that a graph
-    rules out, there is neither."""
+    """Signal to noise in dB; None without noise or signal. Numbers that are the same infinity in both, as logits of ids
+    that a graph rules out, do not count."""
     counts = ~(np.isinf(expected) & (expected == found))
     expected, found = expected[counts].astype(np.float64), found[counts]
     signal, noise = float(np.square(expected).sum()), float(np.square(expected - found).sum())
@@ -100,6 +101,7 @@ def signal_to_noise(expected: Array, found: Array) -> float | None:
 
 
 def _pairs(chosen: Array, alike: Array, shared: int) -> Array:
-    """Which pairs, by expert and then by token, were chosen by both."""
+    """Whether both forms chose a pair, for each pair by expert and then by token: bool [P]. ``alike`` [T, E]: pairs
+    chosen by both."""
     parts = [alike[np.nonzero(chosen == expert)[0], expert] for expert in range(alike.shape[1])]
     return np.concatenate([*parts, *[np.ones(len(alike), bool)] * shared])

@@ -1,10 +1,10 @@
-"""From a float block to integers: scales from calibration data, and every constant of the hardware that follows.
+"""Quantization of a float MoE block: scales from calibration data, and all constants of the hardware.
 
-Activations are int8 with one scale per tensor, weights int8 or int4 with one scale per output channel or, where they
-are stored so, per group of inputs; the router's weights int16, results int16. A scale of activations is the one of a
-few candidates that loses least on the calibration data (clipping rare large values against rounding all others). What
-is multiplied with a scale on the way becomes an integer multiplier of 16 bits and a shift, one shift per product, so
-that shifts are wires. Functions of one number are tables.
+Activations are int8 with one scale per tensor. Weights are int8 or int4 with one scale per output channel, or per group
+of inputs if they are stored so. The router's weights and the results are int16. The scale of an activation is the best
+of a few candidates on the calibration data: a smaller one clips rare large values, a larger one rounds all others more.
+Scaling is by an integer multiplier of 16 bits and a shift, one shift per product, so that shifts are wires. Functions
+of one number are tables.
 """
 
 from __future__ import annotations
@@ -26,32 +26,33 @@ Array = np.ndarray[Any, Any]
 
 POWER_ENTRIES, SIGMOID_ENTRIES = 1024, 2048
 SIGMOID_RANGE = 16.0
-"""Beyond it the sigmoid is taken to be constant: 1.1e-7 from its limit."""
+"""The sigmoid is constant beyond this, where it is 1.1e-7 from its limit."""
 TERM_ONE, GATE_ONE = 1 << 17, 1 << 16
-"""What stands for 1 in a softmax's terms and in a gate."""
+"""The integers that stand for 1 in the terms of a softmax, and in a gate."""
 _CLIPPING = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-"""Candidates for the largest number that a scale reaches, as parts of the largest one met."""
+"""Candidates for the largest number of a scale, as parts of the largest one in the data."""
 _HEADROOM = 1.25
-"""Results may grow beyond those of the calibration data by this before they saturate."""
+"""The factor by which results may exceed those of the calibration data before they saturate."""
 _MOST_ROUTER_BIAS = 1 << 30
-"""In steps of the sums that it is added to."""
+"""The largest bias, in steps of the sums that it is added to."""
 _MOST_CHOICE_BIAS = 1 << 14
 _LOGIT_OF_NOTHING = 2.0**-24
-"""A step of the logits of a router without weights: small, for other layers may share the shift behind it."""
+"""The scale of the logits of a router without weights: small, since other layers may share the shift after it."""
 _MOST_OFFSET = 384
-"""The most that is added to the up projection, in its quantisation steps: the sum fits into 10 bits."""
+"""The largest offset of the up projection, in its quantisation steps, with which the sum fits into 10 bits."""
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedBlock:
-    """A block in integers. Scales say what a step of a tensor stands for; all else is what the hardware holds.
+    """A MoE block in integers: the scales of its tensors, and the constants that the hardware holds.
 
-    ``router`` int16 [E, d], ``router_bias`` int32 [E], ``choice_bias`` [E] in steps of 2^-17 or None.
-    ``up``: gate and up interleaved where gated, [E, 2 f, d]. ``activation``: the table over int8, entry 0 for -128;
-    int16 where gated, int8 else. ``hidden_multiplier``: of activated gate times up. ``up_offset`` and ``up_limit`` are
-    in steps of up. ``shared_gate``: the weight of shared experts, 2^16 for the scale of the routing.
-    ``score``: from logits to places in the table of powers (softmax) or of the sigmoid; without meaning where nothing
-    is routed.
+    - ``router`` int16 [E, d], ``router_bias`` int32 [E], ``choice_bias`` [E] in steps of 2^-17 or None.
+    - ``up``: the first product, [E, 2 f, d] with rows of gate and up by turns if gated, else [E, f, d].
+    - ``activation``: the table over int8, from -128 on; int16 if gated, else int8.
+    - ``hidden_multiplier``: scales activated gate times up to int8.
+    - ``up_offset`` and ``up_limit``: in steps of up.
+    - ``shared_gate``: the gate of shared experts, where 2^16 stands for the scale of the routing.
+    - ``score``: from logits to indices of the table of powers (softmax) or of the sigmoid; meaningless without routing.
     """
 
     shape: BlockShape
@@ -77,28 +78,29 @@ class QuantizedBlock:
 
     @property
     def token_scale(self) -> float:
-        """What a step of a token in memory stands for."""
+        """The scale of tokens in memory: of the residual stream if they are normalised, else of the int8 inputs."""
         return self.input_scale if self.norm is None else self.norm.stream_scale
 
     @property
     def logit_bits(self) -> int:
-        """Those of a word of logits, in which biases on the choice come first."""
+        """Bits of a logit in the channel, in which the biases of the choice are sent first."""
         largest = np.abs(self.router.astype(np.int64)).sum(axis=1) * 128 + np.abs(self.router_bias)
         moved = 0 if self.choice_bias is None else np.abs(self.choice_bias)
         return int(np.maximum(largest, moved).max(initial=0)).bit_length() + 1
 
     def quantized(self, tokens: Array) -> Array:
-        """Tokens [T, d] as the int8, or int16 where they are normalised, that memory holds; rounded half to even."""
+        """Tokens [T, d] as memory holds them: int8, or int16 if they are normalised. Rounds half to even."""
         return rounded(tokens, self.token_scale, 8 if self.norm is None else 16)
 
 
 def quantize(
     block: FloatBlock, tokens: Array, *, most_tokens: int, weight_bits: int = 8, stream_scale: float | None = None
 ) -> QuantizedBlock:
-    """Calibrate with ``tokens`` [N, d]. ``stream_scale``: of the residual stream, where blocks that share one agreed.
+    """Quantize a block, calibrated with ``tokens`` [N, d]. ``stream_scale``: of the residual stream, if the blocks on
+    it share one.
 
-    Raises UnsupportedError, saying why, for what the templates cannot compute, and for calibration data without a
-    finite number.
+    Raises UnsupportedError for a block that the templates cannot compute, and for calibration data that is empty or not
+    finite.
     """
     shape = shape_of(block, most_tokens, weight_bits)
     _check_finite(block, tokens)
@@ -151,13 +153,13 @@ def _check_finite(block: FloatBlock, tokens: Array) -> None:
 
 
 def _choice_bias(block: FloatBlock) -> Array | None:
-    """In steps of the scores that it is added to."""
+    """The bias of the choice, in steps of the scores that it is added to."""
     bias = block.correction_bias
     return None if bias is None else np.round(bias * TERM_ONE).astype(np.int64)
 
 
 def _up(block: FloatBlock, shape: BlockShape, input_scale: float, result_scales: Array) -> QuantizedProjection:
-    """Gate and up, interleaved."""
+    """The first product, with rows of gate and up by turns."""
     stored = None if block.stored is None else block.stored.of
     return project(
         _interleaved(block.gate, block.up),
@@ -183,14 +185,14 @@ def _down(block: FloatBlock, shape: BlockShape, hidden_scale: float, result_scal
 
 
 def _router_scale(block: FloatBlock, input_scale: float) -> float:
-    """The scale of int16 weights with which biases fit into 32 bits."""
+    """The scale of the router's int16 weights, large enough that biases fit into 32 bits."""
     largest = float(np.abs(block.router_bias).max(initial=0))
     of_weights = _step(np.abs(block.router).max(), 16) if block.router.any() else _LOGIT_OF_NOTHING / input_scale
     return max(of_weights, largest / (input_scale * _MOST_ROUTER_BIAS))
 
 
 def shape_of(block: FloatBlock, most_tokens: int, weight_bits: int = 8) -> BlockShape:
-    """What the block asks of hardware. Raises UnsupportedError for what no template computes."""
+    """The shape of the block's hardware. Raises UnsupportedError for a block that no template computes."""
     reason = _why_not(block)
     if reason is not None:
         raise UnsupportedError(f"{block.name}: {reason}")
@@ -280,12 +282,12 @@ def _step(largest: Any, bits: int) -> float:
 
 
 def _interleaved(gate: Array | None, up: Array) -> Array:
-    """Rows of gate and up by turns; of up alone where there is no gate."""
+    """Rows of gate and up by turns; of up alone without a gate."""
     return up if gate is None else np.stack([gate, up], axis=2).reshape(len(up), -1, *up.shape[2:])
 
 
 def _per_row(block: FloatBlock, gate_scale: float, up_scale: float) -> Array:
-    """The step of each row of the first product's results."""
+    """The scale of each row of the first product's results."""
     return np.resize([gate_scale] if block.gate is None else [gate_scale, up_scale], 2 * block.hidden)[: _rows(block)]
 
 
@@ -294,8 +296,8 @@ def _rows(block: FloatBlock) -> int:
 
 
 def _activation_table(block: FloatBlock, scale: float) -> tuple[Array, float]:
-    """The activation of every int8, from -128 on, and what a step of it stands for: int16 where it is still multiplied,
-    int8 else."""
+    """The table of the activation over int8, from -128 on, and its scale. Entries are int16 if a gate multiplies them
+    by up, else int8."""
     places = ((np.arange(256) - 128) * scale).astype(np.float32)
     spec = block.experts
     if block.gate is not None and spec.limit > 0:
@@ -320,11 +322,12 @@ def _score(block: FloatBlock, logit_scale: float) -> Multipliers:
 
 
 def power_table() -> Array:
-    """2^-i/1024, 2^17 for 1."""
+    """The table of 2^(-i / 1024), where 2^17 stands for 1."""
     return np.round(2.0 ** (-np.arange(POWER_ENTRIES) / POWER_ENTRIES) * TERM_ONE).astype(np.int64)
 
 
 def sigmoid_table() -> Array:
-    """The sigmoid of i / 128, 2^17 for 1; never 1 itself, so that the sigmoid of the opposite is never 0."""
+    """The table of the sigmoid of i / 128, where 2^17 stands for 1. Entries stay below 1, so that the sigmoid of -x,
+    1 - sigmoid(x), is never 0."""
     places = np.arange(SIGMOID_ENTRIES) * (SIGMOID_RANGE / SIGMOID_ENTRIES)
     return np.minimum(np.round(TERM_ONE / (1 + np.exp(-places))), TERM_ONE - 1).astype(np.int64)

@@ -1,7 +1,6 @@
-"""The integer reference: what the generated hardware computes, bit for bit, in numpy.
+"""The integer reference of a MoE block in numpy: bit for bit the results of the generated hardware.
 
-Every step says in integers what a process of ``library/`` does. Sums of products are taken in float64, which is exact
-below 2^53.
+Every step mirrors a process of ``library/``. Sums of products are computed in float64, which is exact below 2^53.
 """
 
 from __future__ import annotations
@@ -18,14 +17,18 @@ from moec.targets.hls.moe.quantize import GATE_ONE, QuantizedBlock, power_table,
 Array = np.ndarray[Any, Any]
 
 MOST_EXPONENT = 32767
-"""Places in the table of powers, 1024 to a halving, that weights of a softmax go down."""
+"""The smallest power in a softmax, in steps of the table of powers, 1024 of which halve a weight."""
 
 
 @dataclasses.dataclass(frozen=True)
 class IntegerResults:
-    """On T tokens, P pairs: ``inputs`` int8 [T, d], normalised where there is a norm; ``logits`` [T, E], ``gates`` and
-    ``chosen`` [T, k], ``loads`` [E]; by expert and then by token ``pre_activations`` [P, f or 2 f], ``hidden`` [P, f],
-    ``results`` [P, d]; ``output`` int16 [T, d]."""
+    """Tensors of a block on T tokens with P pairs of token and expert.
+
+    - Per token: ``inputs`` int8 [T, d], normalised if there is a norm; ``logits`` [T, E]; ``gates`` and ``chosen``
+      [T, k]; ``output`` int16 [T, d].
+    - Per pair, by expert and then by token: ``pre_activations`` [P, f or 2 f], ``hidden`` [P, f], ``results`` [P, d].
+    - ``loads`` [E]: tokens of each expert, shared ones last.
+    """
 
     inputs: Array
     logits: Array
@@ -39,7 +42,7 @@ class IntegerResults:
 
 
 def run(block: QuantizedBlock, tokens: Array) -> IntegerResults:
-    """Tokens [T, d] through the block: int8, or int16 where they are normalised and added to the result."""
+    """Run tokens [T, d] through the block: int8, or the int16 residual stream if the block has a norm."""
     shape, residual = block.shape, tokens
     if block.norm is not None:
         tokens = block.norm.run(tokens)
@@ -64,7 +67,7 @@ def run(block: QuantizedBlock, tokens: Array) -> IntegerResults:
 
 
 def _rows_of(block: QuantizedBlock, expert: int, chosen: Array, gates: Array) -> tuple[Array, Array]:
-    """The tokens of an expert, and their gates [P, 1] or the gate of all."""
+    """The tokens of an expert, and their gates [P, 1]; of a shared expert all tokens, and its one gate."""
     if expert >= block.shape.experts:
         return np.arange(len(chosen)), np.array(block.shared_gate)
     rows, slots = np.nonzero(chosen == expert)
@@ -72,12 +75,13 @@ def _rows_of(block: QuantizedBlock, expert: int, chosen: Array, gates: Array) ->
 
 
 def product(rows: Array, matrix: Array) -> Array:
-    """``rows @ matrix.T`` of integers."""
+    """``rows @ matrix.T`` in exact integers."""
     return (rows.astype(np.float64) @ matrix.astype(np.float64).T).astype(np.int64)
 
 
 def projected(rows: Array, projection: QuantizedProjection, expert: int, bits: int) -> Array:
-    """Rows [P, in] of an expert → results [P, out]. With groups, the sum of each is scaled by itself."""
+    """The product of an expert, rows [P, in] → results [P, out] of ``bits``. With groups, the sum of each group is
+    scaled on its own."""
     weights, multipliers = projection.weights[expert], projection.multipliers
     if not projection.group:
         sums = product(rows, weights) + projection.biases[expert]
@@ -90,7 +94,8 @@ def projected(rows: Array, projection: QuantizedProjection, expert: int, bits: i
 
 
 def choose(block: QuantizedBlock, logits: Array) -> Array:
-    """The experts [T, k] with the largest logits, from large to small, ties to the lower id."""
+    """The chosen experts [T, k], from the best to the worst; of equals, the one with the lower id is better. Experts
+    are ranked by their logits, or by their biased sigmoids."""
     choice = logits
     if block.choice_bias is not None or block.shape.group_sum:
         choice = sigmoids(block, logits) + (0 if block.choice_bias is None else block.choice_bias)
@@ -100,7 +105,7 @@ def choose(block: QuantizedBlock, logits: Array) -> Array:
 
 
 def _in_best_groups(block: QuantizedBlock, choice: Array) -> Array:
-    """With the choices of all other groups below any other."""
+    """The numbers that experts are ranked by, lowered below all others for experts outside the best groups."""
     shape = block.shape
     grouped = np.sort(choice.reshape(len(choice), shape.groups, -1), axis=2)
     value = grouped[:, :, -2:].sum(axis=2) if shape.group_sum else grouped[:, :, -1]
@@ -110,7 +115,7 @@ def _in_best_groups(block: QuantizedBlock, choice: Array) -> Array:
 
 
 def weigh(block: QuantizedBlock, logits: Array, chosen: Array) -> Array:
-    """The gates [T, k], 2^16 for 1, rounded down."""
+    """The gates [T, k] of the chosen experts, rounded down, where 2^16 stands for 1."""
     if not block.shape.experts:
         return np.zeros(chosen.shape, np.int64)
     of_chosen = np.take_along_axis(logits, chosen, axis=1)
@@ -126,17 +131,17 @@ def weigh(block: QuantizedBlock, logits: Array, chosen: Array) -> Array:
 
 
 def powers_of(score: Multipliers, below: Array) -> Array:
-    """What a softmax weighs logits with that are ``below`` the largest: 2^17 for 1."""
+    """The terms of a softmax for logits that are ``below`` the largest by so much, where 2^17 stands for 1."""
     return power_of_half(np.minimum((below * score.values[0]) >> score.shift, MOST_EXPONENT))
 
 
 def power_of_half(exponents: Array) -> Array:
-    """2^-x for places of the table from 0 to :data:`MOST_EXPONENT`: 2^17 for 1."""
+    """2^(-x / 1024) for exponents x from 0 to :data:`MOST_EXPONENT`, where 2^17 stands for 1."""
     return power_table()[exponents & 1023] >> (exponents >> 10)
 
 
 def sigmoids(block: QuantizedBlock, logits: Array) -> Array:
-    """2^17 for 1."""
+    """The sigmoids of logits, where 2^17 stands for 1."""
     places = np.minimum((np.abs(logits) * block.score.values[0]) >> block.score.shift, 2047)
     upper = sigmoid_table()[places]
     return np.where(logits < 0, (1 << 17) - upper, upper)

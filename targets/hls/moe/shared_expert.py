@@ -1,7 +1,7 @@
-"""The expert that every token goes to beside those it chooses: found behind a block, and cut into pieces.
+"""The shared expert, which every token goes to: found next to a block, and cut into pieces of the experts' size.
 
-An exporter writes it as dense products of the block's own tokens, whose result is added to the block's. Whether what
-lies between the products is the experts' activation is not guessed from the operators: it is computed and compared.
+An exporter writes it as dense products of the block's own tokens, whose result is added to the block's. The nodes
+between the products are run and compared with the experts' activation, whatever their operators are.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from moec.targets.hls.moe.float_block import FloatBlock
 Array = np.ndarray[Any, Any]
 
 _MOST_NODES = 12
-"""Between the products; an activation is spelled in fewer."""
+"""The most nodes between the products; any activation needs fewer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SharedExpert:
-    """``output``: the value that is the block's result plus the expert's."""
+    """The products of a shared expert. ``output``: the value that is the block's result plus the expert's."""
 
     output: ir.Value
     up: DenseLayer
@@ -37,12 +37,12 @@ class SharedExpert:
 
 
 def find_shared_expert(tokens: ir.Value, output: ir.Value, spec: ExpertsSpec) -> SharedExpert | None:
-    """The shared expert of a block that takes ``tokens`` and makes ``output``; None where nothing, or something else,
-    is added to it."""
-    found = _added(output)
-    if found is None:
+    """The shared expert of a block from ``tokens`` to ``output``; None where nothing, or something else, is added to
+    the output."""
+    addition = _added(output)
+    if addition is None:
         return None
-    total, added = found
+    total, added = addition
     down = _layer(added)
     if down is None:
         return None
@@ -55,7 +55,8 @@ def find_shared_expert(tokens: ir.Value, output: ir.Value, spec: ExpertsSpec) ->
 
 
 def with_shared(block: FloatBlock, shared: SharedExpert) -> FloatBlock:
-    """The block with the expert in pieces of as many hidden units as its other experts have; sums do not change."""
+    """The block with the shared expert added, in pieces with as many hidden units as the other experts have. The sum of
+    the pieces is the expert's result."""
     pieces = -(-len(shared.up.weights) // block.hidden)
 
     def cut(array: Array, axis: int) -> Array:
@@ -87,7 +88,7 @@ def with_shared(block: FloatBlock, shared: SharedExpert) -> FloatBlock:
 
 
 def _added(output: ir.Value) -> tuple[ir.Value, ir.Value] | None:
-    """The sum of the block's output and something else, and that other."""
+    """The sum of the block's output and another value, and that value; None where nothing is added."""
     for node in consumers(output):
         if node.op_type != "Add" or node.domain:
             continue
@@ -106,8 +107,8 @@ def _layer(value: ir.Value) -> DenseLayer | None:
 
 
 def products_behind(hidden: ir.Value, tokens: ir.Value) -> tuple[dict[ir.Value, DenseLayer], list[ir.Node]]:
-    """The dense products of the tokens that the hidden units are made of, and the nodes in between; nothing where
-    something else is behind them."""
+    """The dense products of the tokens that the hidden units are computed from, and the nodes in between. Both are
+    empty where the hidden units depend on anything else."""
     products: dict[ir.Value, DenseLayer] = {}
     between: list[ir.Node] = []
     pending = [hidden]
@@ -135,8 +136,8 @@ def products_behind(hidden: ir.Value, tokens: ir.Value) -> tuple[dict[ir.Value, 
 def order_of_products(
     spec: ExpertsSpec, products: dict[ir.Value, DenseLayer], between: list[ir.Node], hidden: ir.Value
 ) -> tuple[ir.Value, ...] | None:
-    """Gate and up, or up alone, of which the nodes between compute the hidden units of such experts; None where they
-    do not."""
+    """The products that are gate and up, or up alone, such that the nodes in between compute the hidden units as
+    experts of this ``spec`` do; None where no order does."""
     if len(products) != (2 if spec.gated else 1):
         return None
     orders = itertools.permutations(products)
@@ -144,18 +145,18 @@ def order_of_products(
 
 
 def _is_activation(spec: ExpertsSpec, order: tuple[ir.Value, ...], between: list[ir.Node], hidden: ir.Value) -> bool:
-    """Whether the nodes compute the experts' hidden units of gate and up, or of up alone."""
+    """Whether the nodes compute the hidden units of such experts if ``order`` is gate and up, or up alone."""
     random = np.random.default_rng(0)
     rank = len(order[0].shape) if order[0].shape is not None else 2
-    given = [random.normal(0, 3, (*[1] * (rank - 1), 257)).astype(np.float32) for _ in order]
-    gate, up = (given[0], given[1]) if spec.gated else (None, given[0])
+    samples = [random.normal(0, 3, (*[1] * (rank - 1), 257)).astype(np.float32) for _ in order]
+    gate, up = (samples[0], samples[1]) if spec.gated else (None, samples[0])
     expected = semantics.activated(spec, gate, up)
     nodes = sorted(between, key=_positions(between).__getitem__)
     try:
-        (found,) = evaluate(nodes, dict(zip(order, given, strict=True)), [hidden])
+        (actual,) = evaluate(nodes, dict(zip(order, samples, strict=True)), [hidden])
     except (EvaluationError, ValueError):
         return False
-    return found.shape == expected.shape and bool(np.allclose(found, expected, rtol=1e-3, atol=1e-4))
+    return actual.shape == expected.shape and bool(np.allclose(actual, expected, rtol=1e-3, atol=1e-4))
 
 
 def _positions(nodes: list[ir.Node]) -> dict[ir.Node, int]:

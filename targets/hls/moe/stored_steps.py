@@ -1,4 +1,4 @@
-"""Experts whose weights are integers already: what a step of each stands for, as the hardware takes them."""
+"""The scales of experts whose weights are stored as integers, regrouped as the hardware takes them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,15 @@ _SMALLEST_GROUP, _LARGEST_GROUP = 32, 128
 
 @dataclasses.dataclass(frozen=True)
 class StoredSteps:
-    """``bits``: that hold all integers. ``group``: inputs that share a step in all matrices, 0 for all inputs; larger
-    ones are several of them. ``whole``: whether no expert is stored as floats. ``of``: steps [E, out, groups] by part,
-    0 for an expert that is; some may be negative in groups, which have multipliers with a sign."""
+    """Scales of stored integers.
+
+    - ``bits``: enough for all integers.
+    - ``group``: the number of inputs that share a scale in all matrices, 0 for all inputs. A larger stored group is
+      several of these.
+    - ``whole``: whether all experts are stored as integers.
+    - ``of``: scales [E, out, groups] by part, 0 for an expert stored as floats. With groups, scales may be negative,
+      since the multipliers of groups are signed.
+    """
 
     bits: Literal[4, 8]
     group: int
@@ -31,7 +37,8 @@ class StoredSteps:
 
 
 def stored_steps(weights: ExpertWeights) -> StoredSteps | None:
-    """None where all weights are floats. Raises UnsupportedError for a format that the templates do not have."""
+    """The scales of the weights' integers; None where all weights are floats. Raises UnsupportedError for a format that
+    the templates do not have."""
     formats = {part: weights.operand(part).formats for part in weights.parts}
     for part, of_experts in formats.items():
         for expert, form in enumerate(of_experts):
@@ -61,7 +68,7 @@ def _is_taken(form: WeightFormat) -> bool:
 
 
 def _some_below_zero(weights: ExpertWeights) -> bool:
-    """Whether a step is negative: multipliers of channels have no sign, but those of groups."""
+    """Whether a scale is negative. If so, groups are needed, since only multipliers of groups are signed."""
     return any(
         form.quantized and (scale := weights.encoded(part, expert).scale) is not None and bool((scale < 0).any())
         for part in weights.parts

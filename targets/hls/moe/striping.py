@@ -1,7 +1,7 @@
-"""Packed weights, striped over AXI masters: each gets, tile by tile, its part of every section, in one burst.
+"""Packed weights striped over AXI masters: tile by tile, each master gets its part of every section in one burst.
 
-The memories that a section goes to take its beats in turns, and each memory has one master: of N masters and B
-memories, beat i comes through master ``i % min(N, B)``. The activation's table comes through the first.
+The memories of a section take its beats in turn, and each memory has one master: with N masters and B memories, beat i
+comes through master ``i % min(N, B)``. The table of the activation comes through the first.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from moec.targets.hls.moe.design import BEAT_BYTES, Design, multiplier_banks
 
 _ACTIVATION_BEATS = 256 * 2 // BEAT_BYTES
 Section = tuple[int, int]
-"""Beats, and the memories that they go to."""
+"""The beats of a section, and the number of memories that they go to."""
 
 
 def stripe_up(design: Design, packed: bytes) -> dict[str, bytes]:
-    """What ``pack_up`` made, by file."""
+    """The stripes of the bytes that ``pack_up`` made, by file."""
     rows = design.projections * design.lanes_out
     tile = [
         (design.parameter_beats_up, design.projections * design.parameter_banks),
@@ -28,7 +28,7 @@ def stripe_up(design: Design, packed: bytes) -> dict[str, bytes]:
 
 
 def stripe_down(design: Design, packed: bytes) -> dict[str, bytes]:
-    """What ``pack_down`` made, by file."""
+    """The stripes of the bytes that ``pack_down`` made, by file."""
     tile = [
         (design.multiplier_beats_down, multiplier_banks(design.lanes_out)),
         (design.weight_beats_down, design.banks_down),
@@ -38,7 +38,7 @@ def stripe_down(design: Design, packed: bytes) -> dict[str, bytes]:
 
 
 def stripe_names(matrix: str, masters: int) -> list[str]:
-    """Of masters, ports and files; one alone has no number."""
+    """The names of masters, ports and files of a matrix. A single one has no number."""
     return [matrix] if masters == 1 else [f"{matrix}_{place}" for place in range(masters)]
 
 

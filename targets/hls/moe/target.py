@@ -1,4 +1,4 @@
-"""From the MoE blocks of a graph to projects: what :mod:`moec.targets.hls.block` asks of a kind."""
+"""Projects of the MoE blocks of a graph: the implementation of :mod:`moec.targets.hls.block` for this kind."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from moec.targets.hls.options import HlsOptions
 Array = np.ndarray[Any, Any]
 
 _MOST_VECTORS = 256
-"""Tokens of a testbench: C simulation takes seconds for as many."""
+"""The most tokens of a testbench, for which C simulation takes seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MoeBlock:
-    """A MoE block on its way to a project."""
+    """A MoE block of a graph, with the part and the options of its project."""
 
     kind: ClassVar[str] = "moe"
 
@@ -42,8 +42,8 @@ class MoeBlock:
 
     @classmethod
     def find(cls, model: ir.Model, part: Part, options: HlsOptions) -> tuple[list[MoeBlock], list[str]]:
-        """None stays outside. Raises UnsupportedError for a model without one, and, naming the node, for a block that
-        cannot be cut out."""
+        """All MoE blocks; none may stay outside. Raises UnsupportedError for a model without any, and, naming the node,
+        for a block that cannot be cut out."""
         blocks = find_blocks(model)
         if not blocks:
             raise UnsupportedError("holds no MoE block; --target hls makes projects of MoE blocks")
@@ -56,8 +56,9 @@ class MoeBlock:
         return self.graph.numbers.needed_scale(tokens)
 
     def quantize(self, tokens: Array, stream_scale: float | None) -> IntegerMoeBlock:
-        """Tokens [N, d]. Raises what :func:`~moec.targets.hls.moe.quantize.quantize` does, and MoecError where nobody
-        says how many tokens there are at most."""
+        """The block in integers, calibrated with tokens [N, d]. Raises as
+        :func:`~moec.targets.hls.moe.quantize.quantize`, and MoecError where neither the graph nor the user limits the
+        number of tokens."""
         quantized = quantize(
             self.graph.numbers,
             tokens,
@@ -81,17 +82,18 @@ class MoeBlock:
 
 @dataclasses.dataclass(frozen=True)
 class IntegerMoeBlock:
-    """A MoE block in integers, and the block that it was made of."""
+    """A MoE block in integers, and the block that it was made from."""
 
     block: MoeBlock
     quantized: QuantizedBlock
 
     def run(self, tokens: Array) -> Array:
-        """Float tokens [N, d] through the integers, back in floats."""
+        """Compute the block in integers on float tokens [N, d]; returns floats."""
         return reference.run(self.quantized, self.quantized.quantized(tokens)).output * self.quantized.output_scale
 
     def project(self, name: str, tokens: Array, common: Mapping[str, Any], earlier: Sequence[Project]) -> Project:
-        """Tokens [N, d]. Raises UnsupportedError, naming the node, where no design fits the part."""
+        """The project of the block for tokens [N, d]. Raises UnsupportedError, naming the node, where no design fits
+        the part."""
         graph, quantized = self.block.graph, self.quantized
         steps = quantized.quantized(tokens)
         exploration = self._explore(steps)
@@ -118,7 +120,7 @@ class IntegerMoeBlock:
         return checked_project(name, files, estimate.as_dict(), report)
 
     def _explore(self, steps: Array) -> Exploration:
-        """Designs for experts that get as many tokens as those of the calibration data, ``steps`` [N, d], give them."""
+        """Explore designs for the distribution of tokens over experts on the calibration data, ``steps`` [N, d]."""
         quantized = self.quantized
         shape = dataclasses.replace(
             quantized.shape,
@@ -136,7 +138,7 @@ class IntegerMoeBlock:
 
 
 def _words(spec: Any) -> str:
-    """The fields that are not the default."""
+    """The fields of a spec that differ from their defaults, in words."""
     parts: Sequence[str] = [
         f"{field.name.replace('_', ' ')} {getattr(spec, field.name)}"
         for field in dataclasses.fields(spec)

@@ -51,10 +51,10 @@ def body_of(node: ir.Node) -> LoopBody:
     changed = {inner: outer for inner, outer in parts.carried.items() if inner not in kept}
     results = [Result(kept=outer if inner in kept else None) for inner, outer in parts.carried.items()]
     results += [Result(axis, is_backward) for axis, is_backward in parts.axes]
+    graph, outside = parts.graph, {**changed, **_closed(parts, kept)}
     wanted = [after for result, after in zip(results, parts.made, strict=True) if result.kept is None]
     condition = None if parts.condition is None else _source(parts.condition)
     asks = condition is not None and condition is not parts.going and not _is_true(condition)
-    graph, outside = parts.graph, {**changed, **_closed(parts, kept)}
     graph.inputs[:] = [parts.number, parts.going, *outside]
     asked = [_scalar_output(graph, condition)] if asks and condition is not None else []
     graph.outputs[:] = [*asked, *(_output(graph, value) for value in wanted)]
@@ -122,7 +122,7 @@ def _scalar_inputs(graph: ir.Graph) -> list[ir.Value]:
         source = _value(str(value.name), dtype)
         found.append(source)
         if value.shape is not None and len(value.shape) == 1:
-            shaped.append(ir.node("Reshape", [source, _constant("one_axis", np.array([1]))]))
+            shaped.append(ir.node("Reshape", [source, _constant(f"{value.name}.axis", np.array([1]))]))
             source = shaped[-1].outputs[0]
             source.name = f"{value.name}.shaped"
         value.replace_all_uses_with(source, replace_graph_outputs=True)

@@ -50,7 +50,7 @@ def merge_alike(module: tvm.IRModule) -> MergedKernels:
         groups.setdefault(tvm_ffi.StructuralKey(kernel.skeleton), []).append(kernel)
     builder, called = relax.BlockBuilder(module), dict[str, _Call]()
     for kernels in groups.values():
-        if len(kernels) >= FEWEST:
+        if len(kernels) >= FEWEST and any(kernel.integers != kernels[0].integers for kernel in kernels):
             function, given = _general(kernels)
             symbol = builder.add_func(function, kernels[0].symbol.name_hint)
             called |= {name: _Call(symbol, integers) for name, integers in given.items()}

@@ -36,5 +36,5 @@ def test_what_steps_made_counts_once():
     limit = LoopLimit(8)
     for _ in range(1000):
         limit.step(8, MAXIMUM_GROWTH)
-    with pytest.raises(ValueError, match="holds"):
+    with pytest.raises(ValueError, match=f"holds {9 + MAXIMUM_GROWTH} bytes in its step 1001, and 8 in its first"):
         limit.step(8, MAXIMUM_GROWTH + 1)

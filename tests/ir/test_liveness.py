@@ -156,6 +156,11 @@ def test_weights_that_are_next_to_nothing_hide() -> None:
         np.testing.assert_array_equal(live, (W == 0) | (not hidden))
 
 
+def test_weights_that_are_all_small_count_as_large_ones_do() -> None:
+    live = Run("p = Mul (tiny, w)\n q = Mul (p, tiny)\n y = Mul (a, q)").live(np.ones((2, 3)), np.ones((2, 3), bool))
+    np.testing.assert_array_equal(live, W != 0)
+
+
 def test_values_made_of_the_same_numbers_hide_nothing_and_others_do() -> None:
     """The minimum is 1 only where it is not chosen."""
     x, every = np.array([[3.0, 0, 3], [0, 3, 0]]), np.ones((2, 3), bool)

@@ -61,7 +61,12 @@ def test_a_loop_in_these_terms() -> None:
 
 @pytest.mark.parametrize(
     ("condition", "asks", "made"),
-    [("Identity (c)", False, None), ("Identity (yes)", False, None), ("Not (c)", True, False), ("Not (yes)", True, False)],
+    [
+        ("Identity (c)", False, None),
+        ("Identity (yes)", False, None),
+        ("Not (c)", True, False),
+        ("Not (yes)", True, False),
+    ],
 )
 def test_a_body_asks_whether_it_goes_on_where_it_computes_that(condition: str, asks: bool, made: bool | None) -> None:
     _, body = found(LOOP.replace("CONDITION", condition))
@@ -126,7 +131,12 @@ def test_axes_and_directions_that_are_not_said_are_the_first_and_forward() -> No
         (SCAN, "(s, x, q)", "(s, x)", "takes 3 values and makes 3, which does not fit its 2 inputs"),
         (SCAN, "y, z, r = Scan", "y, z, r, extra = Scan", "does not fit its 3 inputs and 4 outputs"),
         (SCAN, "scan_input_axes = [1, -2]", "scan_input_axes = [1]", r"are \[1\] and \[0, 1\]; expected 2 each"),
-        (SCAN, "scan_output_directions = [1, 0]", "scan_output_directions = [1]", "scan_output_axes .* expected 2 each"),
+        (
+            SCAN,
+            "scan_output_directions = [1, 0]",
+            "scan_output_directions = [1]",
+            "scan_output_axes .* expected 2 each",
+        ),
     ],
 )
 def test_nodes_that_do_not_fit_their_bodies(text: str, old: str, new: str, problem: str) -> None:

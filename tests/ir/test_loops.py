@@ -90,3 +90,65 @@ def test_scanned_axes_have_equal_sizes():
     model = ir.from_proto(onnx.parser.parse_model(HEADER + text))
     with pytest.raises(interpreter.EvaluationError, match=r"axes of sizes \[3, 4\]; expected equal sizes"):
         interpreter.run(model, {"x": X[0], "z": X[1, :3]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        """y, p, q = Scan <num_scan_inputs = 1, body = b (float[2,3] a, float[3] e) => (
+            float[2,3] t, float[3] u, float[2] v) { """,
+        """y, p, q = Loop (n, yes, s) <body = b (int64 i, bool c, float[2,3] a) => (
+            bool d, float[2,3] t, float[3] u, float[2] v) { d = Identity (c)  e = Gather (x, i)  """,
+    ],
+)
+@pytest.mark.parametrize("length", [0, 2])
+def test_each_of_several_slices_has_its_own_sizes(text, length):
+    body = "t = Add (a, e)  u = Neg (e)  v = ReduceSum <keepdims = 0> (a, last) }>"
+    head = "(float[2,3] s, float[T,3] x, int64 n) => (float[2,3] y, float[S,3] p, float[S,2] q)"
+    constants = "<int64[1] last = {-1}, bool yes = {1}>"
+    text = f"{head} {constants} {{ {text} {body} {'(s, x)' if 'Scan' in text else ''} }}"
+    model = ir.from_proto(onnx.parser.parse_model(HEADER + text))
+    x = np.concatenate([X[0, :length], X[1, :1]]) if "Loop" in text else X[0, :length]
+    found = interpreter.run(model, {"s": X[:, 0], "x": x, "n": np.array(length)})
+    np.testing.assert_array_equal(found["p"], -X[0, :length])
+    assert found["q"].shape == (length, 2)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_scan_scans_some_of_its_inputs(count):
+    text = SCAN.replace("IN", "0").replace("OUT", "0").replace("num_scan_inputs = 1", f"num_scan_inputs = {count}")
+    model = ir.from_proto(onnx.parser.parse_model(HEADER + text))
+    with pytest.raises(interpreter.EvaluationError, match=f"num_scan_inputs is {count}, of 2 inputs"):
+        interpreter.run(model, {"s": X[:, 0], "x": X})
+
+
+def test_slices_count_where_only_a_condition_ends_a_loop(monkeypatch):
+    """Eight slices of 12 bytes are within a hundred bytes; a loop of so many steps has room for all from the start."""
+    monkeypatch.setattr(loop_steps, "MAXIMUM_GROWTH", 100)
+    case = {"x": X[0, 0] * 0 - 99, "n": np.array(12), "limit": np.array(99, np.float32)}
+    counted, endless = (
+        ir.from_proto(onnx.parser.parse_model(HEADER + LOOP.replace("(n, ", trips))) for trips in ("(n, ", "(, ")
+    )
+    assert len(interpreter.run(counted, case)["z"]) == 12
+    with pytest.raises(interpreter.EvaluationError, match="holds 120 bytes in its step 10, and 12 in its first"):
+        interpreter.run(endless, case)
+    assert len(interpreter.run(endless, {**case, "limit": np.array(-98, np.float32)})["z"]) == 2
+
+
+def test_a_scan_that_carries_more_and_more_is_an_error(monkeypatch):
+    monkeypatch.setattr(loop_steps, "MAXIMUM_GROWTH", 100)
+    text = """(float[N] s, float[T] x) => (float[M] y) { y = Scan <num_scan_inputs = 1,
+        body = b (float[K] a, float e) => (float[L] t) { u = Mul (a, e)  t = Concat <axis = 0> (a, u) }> (s, x) }"""
+    model = ir.from_proto(onnx.parser.parse_model(HEADER + text))
+    assert interpreter.run(model, {"s": X[0, 0], "x": X[0, 0]})["y"].shape == (24,)
+    with pytest.raises(interpreter.EvaluationError, match="holds 192 bytes in its step 5, and 12 in its first"):
+        interpreter.run(model, {"s": X[0, 0], "x": X[0].ravel()})
+
+
+def test_a_body_reads_what_bodies_in_it_read():
+    text = """(float[3] x, int64 n, bool f) => (float[3] y) <bool yes = {1}> { o = Neg (x)  y = Loop (n, yes, x) <
+        body = b (int64 i, bool c, float[3] v) => (bool d, float[3] w) { d = Identity (c)  w = If (f) <
+            then_branch = one () => (float[3] p) { p = Add (v, o) },
+            else_branch = other () => (float[3] q) { q = Identity (x) }> }> }"""
+    for flag in (True, False):
+        run(text, x=X[0, 0], n=np.array(3), f=np.array(flag))

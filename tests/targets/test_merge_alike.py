@@ -32,11 +32,6 @@ def test_the_steps_of_an_unrolled_loop_are_the_same_kernels(program_of, runner_o
     np.testing.assert_allclose(runner_of(program)({"x": x})["y"], np.stack(expected, 1), rtol=1e-4, atol=1e-4)
 
 
-def test_few_kernels_keep_their_integers(program_of):
-    program = program_of(unrolled(FEWEST - 1))
-    assert len([kernel for kernel in program.kernels if "ReduceSum" in kernel.op]) >= FEWEST - 1
-
-
 def calling(element, count: int, scheduled: bool = False) -> tvm.IRModule:
     """``main`` calls ``count`` kernels, the nth of which has ``element(x, i, n)`` at place i."""
     builder = relax.BlockBuilder()
@@ -74,3 +69,32 @@ def test_kernels_that_are_merged(element, count, scheduled, left):
     assert len(kernels) == left and len(merged.instead) == (count if left == 1 else 0)
     assert not set(kernels) & set(merged.instead) and set(merged.instead.values()) <= set(kernels)
     relax.analysis.well_formed(relax.transform.Normalize()(merged.module))  # raises where it is not
+
+
+def test_kernels_that_differ_in_nothing_need_no_arguments():
+    """A builder makes one of equal kernels, but a pass may leave several."""
+    module = calling(lambda x, i, n: x[i + n + 1], FEWEST)
+    symbols = [symbol for symbol in module.functions if symbol.name_hint != "main"]
+    for symbol in symbols:
+        module[symbol] = module[symbols[0]]
+    merged = merge_alike(module)
+    assert not merged.instead and set(symbols) <= set(merged.module.functions)
+
+
+@pytest.mark.parametrize(
+    ("element", "given"),
+    [
+        (lambda x, i, n: x[i + n + 1] + x[i + n + 3] + x[i * (n + 2)], lambda n: [n + 1]),
+        (lambda x, i, n: x[i + n + 1] + x[i + 20 - n], lambda n: [n + 1, 20 - 2 * n, 20 - n]),
+    ],
+)
+def test_integers_that_keep_their_distance_are_one_argument(element, given):
+    """As the size of a slice and its last index do."""
+    merged = merge_alike(calling(element, FEWEST))
+    arguments = [call.args[1].fields[1:] for call in calls_of(merged.module)]
+    assert [[int(number) for number in one] for one in arguments] == [given(n) for n in range(FEWEST)]
+
+
+def calls_of(module: tvm.IRModule) -> list[relax.Call]:
+    bindings = [binding for block in module["main"].body.blocks for binding in block.bindings]
+    return [binding.value for binding in bindings if isinstance(binding.value, relax.Call)]

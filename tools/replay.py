@@ -1,112 +1,132 @@
 """Process replay: what a change to the compiler does to what it makes of models.
 
-    python tools/replay.py record before MODEL... --target cpu --target cuda:sm_80   # in a checkout without the change
-    python tools/replay.py record after MODEL... --target cpu --target cuda:sm_80    # in one with it
+    python tools/replay.py record -o before            # in a checkout without the change
+    python tools/replay.py record -o after             # in one with it
     python tools/replay.py compare before after
 
-A record holds, for each model and target, the IR after each pass, the generated texts and a digest of the weights, or
-the reason why the model is refused. Machine code and times are left out. ``MODEL`` is a file, or a folder in which
-models lie in folders of their own. ``compare`` prints the first difference of each file and ends with 1 if there is
-any, or if there was nothing to compare.
+A record holds, for each model and target, the passes with their options, the IR after each pass that changed it, the
+texts that compilers are given (TIR, CUDA C, HLS C++), what was chosen and why, and a digest of each weight; or the
+reason why the model is refused. No compiler runs. ``MODEL`` is the name of a model of this repository, by default all
+of them, a file, or a folder of models. The target ``passes`` stands for the passes alone. A record that was interrupted
+goes on where it was. ``compare`` ends with 1 if anything differs, or if there was nothing to compare.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import itertools
+import dataclasses
+import multiprocessing
 import os
 import pathlib
+import pkgutil
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 
-KEPT = {".onnxtxt", ".tir", ".relax", ".cu", ".cuh", ".cpp", ".h", ".tcl"}
-"""What moec writes itself; .ll, .s and .ptx follow from it."""
+from replaying.differences import differences
+from replaying.models import ROOT, Model, chosen_models
+from replaying.records import INDICES, Job, digest_of_sources, read_indices
+from replaying.texts import PASSES
 
+import moec
+from moec import MoecError, passes, targets
 
-def models_of(paths: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
-    """The models by the names of the folders they lie in."""
-    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.glob("*/model.onnx")))]
-    return {file.resolve().parent.name: file.resolve() for file in files}
-
-
-def record(model: pathlib.Path, target: str, folder: pathlib.Path) -> None:
-    """What moec makes of a model for a target, as text files in ``folder``."""
-    import moec
-    from moec import compiler
-
-    folder.mkdir(parents=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        made = pathlib.Path(temporary, "made")
-        try:
-            compiler.write(model, made, target)
-        except moec.MoecError as error:
-            (folder / "refused.txt").write_text(f"{error}\n".replace(str(model), model.name))
-            return
-        for file in sorted(path for path in made.rglob("*") if path.is_file()):
-            kept = folder / file.relative_to(made)
-            if file.suffix in KEPT:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, kept)
-            elif file.suffix in (".bin", ".dat"):
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                kept.with_suffix(".sha256").write_text(hashlib.sha256(file.read_bytes()).hexdigest() + "\n")
+TARGETS = (PASSES, "cpu:avx512vnni", "cuda:sm_80", "cuda:sm_90a", "hls:zcu102")
+"""The processor has a name so that a record is the same on every machine."""
+_MANY = 16
+"""The number of jobs from which on importing all modules, for some seconds, takes less than what it saves."""
 
 
-def lines_of(file: pathlib.Path, code: bool) -> list[str]:
-    """The lines of a record's file; with ``code`` without the comments at the head of a generated text."""
-    lines = file.read_text().splitlines()
-    start = next((i for i, line in enumerate(lines) if not line.startswith(("#", ";", "//"))), 0) if code else 0
-    return lines[start:]
+def record(folder: pathlib.Path, models: Mapping[str, Model], names: Sequence[str], count: int, again: bool) -> int:
+    """Record models for the targets of these names, ``count`` at a time, each in a process of its own. ``again``:
+    replace a record of other sources. Returns the exit code."""
+    sources = digest_of_sources()
+    others = {index.sources for index in read_indices(folder).values()} - {sources}
+    if others and not again:
+        return refuse(f"{folder}: holds a record of other sources; choose another folder, or --replace it")
+    if others:
+        shutil.rmtree(folder / INDICES)
+    jobs = [Job(name, model, target, folder, sources) for name, model in models.items() for target in names]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(preloaded(len(jobs)))
+    recorded, seconds = 0, 0.0
+    with ProcessPoolExecutor(count, context, max_tasks_per_child=1) as pool:
+        started = {pool.submit(job.run): f"{job.name} for {job.target}" for job in jobs}
+        for done in as_completed(started):
+            if error := done.exception():
+                print(f"{started[done]}: failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                continue
+            is_new, took = done.result()
+            recorded, seconds = recorded + 1, seconds + took
+            print(f"{started[done]}: {f'{took:.1f} s' if is_new else 'was there'}", flush=True)
+    print(f"{recorded} of {len(jobs)} recorded in {seconds:.0f} s of processor time")
+    return 0 if recorded == len(jobs) else 1
 
 
-def differences(before: pathlib.Path, after: pathlib.Path, *, code: bool = False) -> Iterator[str]:
-    """A line for each file that only one record has, or that differs: the number and both texts of its first line.
-    ``code``: what the heads of generated texts say is not compared."""
-    files = sorted({file.relative_to(root) for root in (before, after) for file in root.rglob("*") if file.is_file()})
-    if not files:
-        yield f"{before} and {after} hold nothing; expected records"
-    for file in files:
-        old, new = (root / file for root in (before, after))
-        if not old.exists() or not new.exists():
-            yield f"{file}: only in {before if old.exists() else after}"
-        elif old.read_bytes() != new.read_bytes():
-            pairs = itertools.zip_longest(lines_of(old, code), lines_of(new, code), fillvalue="")
-            found = next(((n, pair) for n, pair in enumerate(pairs, 1) if pair[0] != pair[1]), None)
-            if found is not None or not code:
-                number, (left, right) = found or (0, ("other bytes", "other bytes"))
-                yield f"{file}:{number}\n  - {left}\n  + {right}"
+def preloaded(jobs: int) -> list[str]:
+    """The modules to import before processes for so many jobs are forked: where it pays, all that make code. TVM comes
+    first, so that it does not import torch."""
+    packages = (passes, targets) if jobs >= _MANY else ()
+    found = [module.name for one in packages for module in pkgutil.walk_packages(one.__path__, f"{one.__name__}.")]
+    return ["moec.targets.tvm", "moec.compiler", *found]
 
 
-def main() -> int:
+def check_targets(names: Sequence[str]) -> None:
+    """Raise MoecError for a target that is not known."""
+    for name in names:
+        if name != PASSES:
+            targets.get_all(name)
+
+
+def refuse(reason: str) -> int:
+    """The exit code of what cannot be done."""
+    print(f"replay: {reason}", file=sys.stderr)
+    return 2
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    recorder = commands.add_parser("record")
-    recorder.add_argument("folder", type=pathlib.Path)
-    recorder.add_argument("models", type=pathlib.Path, nargs="+", metavar="MODEL")
-    recorder.add_argument("--target", action="append", required=True)
-    recorder.add_argument("--jobs", type=int, default=os.cpu_count())
-    comparer = commands.add_parser("compare")
-    comparer.add_argument("before", type=pathlib.Path)
-    comparer.add_argument("after", type=pathlib.Path)
-    comparer.add_argument("--code", action="store_true", help="do not compare the comments at the head of each text")
-    given = parser.parse_args()
-    if given.command == "compare":
-        found = list(differences(given.before, given.after, code=given.code))
-        print("\n".join(found) or "no difference")
-        return 1 if found else 0
-    with ProcessPoolExecutor(given.jobs, max_tasks_per_child=1) as pool:
-        jobs = {}
-        for (name, model), target in itertools.product(models_of(given.models).items(), given.target):
-            job = pool.submit(record, model, target, given.folder / name / target.replace(":", "-"))
-            jobs[job] = f"{name} for {target}"
-        for job, what in jobs.items():
-            job.result()
-            print(what, flush=True)
-    return 0
+    recorder = commands.add_parser("record", help="record models")
+    recorder.add_argument("-o", "--output", type=pathlib.Path, required=True, metavar="FOLDER")
+    recorder.add_argument("models", nargs="*", metavar="MODEL")
+    recorder.add_argument("--target", action="append", help=f"may be repeated; by default {', '.join(TARGETS)}")
+    recorder.add_argument("--passes", help="a level or a pipeline, for models that name none")
+    recorder.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
+    recorder.add_argument("--replace", action="store_true", help="replace a record of other sources")
+    comparer = commands.add_parser("compare", help="compare two records")
+    comparer.add_argument("old", type=pathlib.Path)
+    comparer.add_argument("new", type=pathlib.Path)
+    comparer.add_argument("models", nargs="*", metavar="MODEL", help="the names of those to compare; by default all")
+    comparer.add_argument("--target", action="append", help="may be repeated; by default all")
+    comparer.add_argument("--lines", type=int, default=12, help="lines of each difference, at most")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    asked = parsed(arguments)
+    if asked.command == "compare":
+        count = 0
+        for text in differences(asked.old, asked.new, asked.models, asked.target or (), asked.lines):
+            count += 1
+            print(text)
+        print(f"{count or 'no'} difference{'s' * (count > 1)}")
+        return 1 if count else 0
+    source = pathlib.Path(moec.__file__).resolve().parents[1]
+    if source != ROOT:
+        return refuse(f"Python imports moec from {source}; expected {ROOT}, the checkout of this tool")
+    names = asked.target or TARGETS
+    try:
+        models = chosen_models(asked.models)
+        check_targets(names)
+    except (ValueError, MoecError) as error:
+        return refuse(str(error))
+    if asked.passes is not None:
+        options = {"passes": asked.passes}
+        models = {name: dataclasses.replace(one, options={**options, **one.options}) for name, one in models.items()}
+    return record(asked.output.resolve(), models, names, asked.jobs, asked.replace)
 
 
 if __name__ == "__main__":

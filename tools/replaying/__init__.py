@@ -1,0 +1,1 @@
+"""Records of what the compiler makes of models, for :mod:`replay`."""

@@ -1,4 +1,5 @@
-"""Attention blocks against the graph, on calibration data: see :mod:`moec.targets.hls.graph.agreement`."""
+"""The comparison of attention blocks with the graph on calibration data: see
+:mod:`moec.targets.hls.graph.agreement`."""
 
 from __future__ import annotations
 
@@ -13,21 +14,21 @@ Array = np.ndarray[Any, Any]
 
 
 def attention_agreement(block: GraphAttention, tokens: Array, output: Array) -> Agreement:
-    """``tokens`` and ``output`` [B, T, d]: of the graph. Raises UnsupportedError, naming the node, where the block
-    computes something else."""
+    """Compare the block on the graph's ``tokens`` with its ``output``, both [B, T, d]. Raises UnsupportedError, naming
+    the node, where the block computes something else."""
     count = sequences_compared(tokens.shape[1])
-    given, expected = block.as_tokens(tokens[:count]), block.as_tokens(output[:count])
-    found = block.numbers.run(given).output
-    undecided = np.zeros(given.shape[:2], bool)
-    compared = Compared(found, expected, expected - given, undecided, tuple(_unseen(block, tokens.shape[1])))
+    inputs, expected = block.as_tokens(tokens[:count]), block.as_tokens(output[:count])
+    results = block.numbers.run(inputs).output
+    undecided = np.zeros(inputs.shape[:2], bool)
+    compared = Compared(results, expected, expected - inputs, undecided, tuple(_unseen(block, tokens.shape[1])))
     return agreement(block.name, compared, output.dtype)
 
 
 def _unseen(block: GraphAttention, tokens: int) -> list[str]:
-    """By sequences of so many tokens."""
+    """The parts of the block that sequences of so many tokens do not exercise, in words."""
     count = None if block.tokens.shape is None else block.tokens.shape[1]
     turns = block.numbers.turns
-    found = [] if isinstance(count, int) else [f"sequences of other lengths than {tokens}"]
+    remarks = [] if isinstance(count, int) else [f"sequences of other lengths than {tokens}"]
     if turns is not None and len(turns.cosines) > tokens:
-        found.append(f"positions from {tokens} on")
-    return [*found, *(["tokens behind those of earlier calls"] if block.past else [])]
+        remarks.append(f"positions from {tokens} on")
+    return [*remarks, *(["tokens behind those of earlier calls"] if block.past else [])]

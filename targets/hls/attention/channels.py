@@ -15,23 +15,23 @@ def attention_channels(design: AttentionDesign) -> list[Channel]:
 
 
 def projecting(design: AttentionDesign) -> str:
-    """The process that makes rows of heads: where these are products of latents, another one made these."""
+    """The process that computes rows of heads. With latents, ``product_up`` computes these instead."""
     return "product_rows" if design.shape.latents else "product_up"
 
 
 def loading(design: AttentionDesign) -> str:
-    """The process that reads what rows of heads are made with."""
+    """The process that loads the weights of rows of heads, and of latents."""
     return "load_latents_and_up" if design.shape.latents else "load_up"
 
 
 def keeping(design: AttentionDesign) -> str:
-    """The process that keeps and measures latents."""
+    """The process that stores latents and sums their squares."""
     tokens = design.shape.latents is not None and design.shape.latents.tokens
     return "measure_latents_behind_tokens" if tokens else "measure_latents"
 
 
 def measuring(design: AttentionDesign) -> str:
-    """The process that measures keys and queries, for their normalisation."""
+    """The process that sums the squares of keys and queries for their normalisation."""
     return "measure_all_heads" if design.shape.joint_norm else "measure_heads"
 
 
@@ -41,7 +41,7 @@ def weighing(design: AttentionDesign) -> str:
 
 
 def turning(design: AttentionDesign) -> str:
-    """The process that reads the turns of keys and queries."""
+    """The process that reads the rotary embeddings of keys and queries, and sinks."""
     return "read_sinks_and_turns" if design.shape.sinks else "read_turns"
 
 
@@ -136,15 +136,15 @@ def _turns(design: AttentionDesign, turned_to: str) -> list[Channel]:
 
 def _cache(design: AttentionDesign) -> list[Channel]:
     fifos, chunk = design.fifos, INPUT_BITS * design.lanes
-    found = []
+    channels = []
     for name, number, reader in (("keys", "", "score_keys"), ("values", " 2", "mix_values")):
         join = f"join_cache{number}"
-        found += [
+        channels += [
             Channel(f"held_{name}", f"read_cache{number}", join, BEAT_BITS, fifos.beats),
             Channel(f"joined_{name}", join, reader, chunk, fifos.rows),
             Channel(f"added_{name}", join, f"write_cache{number}", BEAT_BITS, fifos.beats),
         ]
-    return found
+    return channels
 
 
 def _results(design: AttentionDesign) -> list[Channel]:

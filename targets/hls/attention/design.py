@@ -1,7 +1,7 @@
 """The hardware of an attention block in numbers.
 
-Its products are those of a MoE block with one expert: keys, values and queries of a head are three hidden tiles of the
-first, and what a head attends to is a tile of the second.
+Its two products are built like those of a MoE block with one expert. The keys, values and queries of a head are hidden
+tiles of the first product; a head's weighted values are a tile of the second.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from moec.targets.hls.moe.design import (
 )
 
 KEY, VALUE, QUERY = range(3)
-"""Tiles of a head of keys in the order of computation: those of queries, one for each head that shares its keys, come
-last, when what they meet is known."""
+"""Kinds of tiles in the order of computation. For a head of keys, there is one tile of keys, one of values, and then
+one of queries for each head that shares them, since a query needs the keys first."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentShape:
-    """Channels of the latents that rows are products of: of ``queries``, 0 where these are products of tokens; of
-    ``keys`` and values; ``shared``: that are not normalised. ``tokens``: these stand in front of all latents."""
+    """Channels of the latents that rows of heads are computed from. ``queries``: 0 if queries are products of tokens;
+    ``keys``: of keys and values; ``shared``: not normalised, the same for all heads of keys. ``tokens``: whether rows
+    also take tokens, which then come before all latents."""
 
     queries: int
     keys: int
@@ -37,31 +38,32 @@ class LatentShape:
 
     @property
     def ranks(self) -> list[int]:
-        """Of the parts that there are, in order."""
+        """The channels of each latent that exists, in the order of the columns."""
         return [rank for rank in (self.queries, self.keys, self.shared) if rank]
 
     @property
     def keys_take_tokens(self) -> bool:
-        """Whether keys may be products of tokens, too, as nothing is shared."""
+        """Whether keys may also take tokens; they do not if they take shared channels."""
         return self.tokens and not self.shared
 
     @property
     def norm_width(self) -> int:
-        """Channels that are normalised together, of the wider latent."""
+        """Channels of the wider of the normalised latents."""
         return max(self.queries, self.keys)
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionShape:
-    """Sizes are those of the model, before padding. ``tokens``: at most, per call, which is one sequence, or, where a
-    cache holds keys and values, what is added to it.
+    """The shape of an attention layer. Sizes are those of the model, before padding.
 
-    ``sharing``: heads of queries that meet the same keys. ``causal``: a token attends to those up to itself.
-    ``windowed``: and looks back so many keys as its layer says; ``sinks``: a head weighs something beside its keys.
-    ``turned``: queries and keys are turned by their positions, ``head_norm``: and normalised in front of that, head by
-    head, or, ``joint_norm``, all heads of a token together.
-    ``cached``: positions that the cache has room for; 0: there is none, a call has a sequence as a whole.
-    ``latents``: that keys, values and queries are products of; None where they are products of tokens.
+    - ``tokens``: the most per call. Without a cache a call is a whole sequence; with one, it continues a sequence.
+    - ``cached``: positions that the cache of keys and values has room for; 0 without a cache.
+    - ``sharing``: heads of queries that share a head of keys and values.
+    - ``causal``: a token attends to tokens up to itself; ``windowed``: to as many of the last ones as its layer says.
+    - ``sinks``: each head has an attention sink, a score next to those of its keys.
+    - ``turned``: queries and keys get rotary embeddings; ``head_norm``: and a normalisation before that, head by head,
+      or, with ``joint_norm``, of all heads of a token together.
+    - ``latents``: the latents that keys, values and queries are products of; None if they are products of tokens.
     """
 
     tokens: int
@@ -85,17 +87,17 @@ class AttentionShape:
 
     @property
     def positions(self) -> int:
-        """Keys that a query meets, at most."""
+        """The most keys that a query attends to."""
         return self.cached or self.tokens
 
     @property
     def tiles(self) -> int:
-        """Of the first product: the keys, values and queries of all heads."""
+        """Tiles of the first product: the keys, values and queries of all heads."""
         return self.key_heads * (2 + self.sharing)
 
     @property
     def turned_tiles(self) -> int:
-        """Those of keys and queries."""
+        """Tiles of keys and queries, which get rotary embeddings."""
         return self.key_heads * (1 + self.sharing)
 
     @property
@@ -104,8 +106,8 @@ class AttentionShape:
         return self.heads * self.head_width if self.joint_norm else self.head_width
 
     def parts_of_tiles(self) -> list[int]:
-        """What each tile of the first product has, in the order of computation: head by head, or, where all heads are
-        normalised together, values behind all keys and queries."""
+        """The kind of each tile of the first product, in the order of computation: head by head, or, if all heads are
+        normalised together, keys and queries of all heads first, then values."""
         part_by_head = [KEY, VALUE, *[QUERY] * self.sharing]
         if not self.joint_norm:
             return part_by_head * self.key_heads
@@ -114,19 +116,19 @@ class AttentionShape:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionFifos:
-    """Depths of the channels between processes, in words: what keeps processes busy. Where pipelines demand more, they
-    are those of :class:`AttentionDesign`."""
+    """Depths of the channels between processes, in words, that keep processes busy. Channels that need more because of
+    pipelines have their depths in :class:`AttentionDesign`."""
 
     tokens: int = 32
     beats: int = 2
-    """From and to memory, whose masters hold bursts themselves."""
+    """Channels from and to memory, whose masters buffer bursts themselves."""
     measured: int = 2
     jobs: int = 4
     items: int = 8
     weights: int = 128
-    """Two bursts of 4 KiB; tiles themselves are buffered twice."""
+    """Two bursts of 4 KiB; whole tiles have double buffers elsewhere."""
     rows: int = 32
-    """Chunks of keys, values and queries, and of what heads attend to."""
+    """Chunks of keys, values and queries, and of weighted values."""
     scores: int = 4
     results: int = 4
 
@@ -148,7 +150,7 @@ class AttentionDesign:
 
     @property
     def head_width(self) -> int:
-        """Padded."""
+        """Channels of a head, padded."""
         return padded(self.shape.head_width, self.lanes)
 
     @property
@@ -168,7 +170,7 @@ class AttentionDesign:
 
     @property
     def latent_chunks(self) -> tuple[int, int, int]:
-        """Steps through the latents of queries, of keys, and through what is not normalised, each padded by itself."""
+        """Steps through the latents of queries, of keys, and through the shared channels, each padded on its own."""
         latents = self.shape.latents
         ranks = (0, 0, 0) if latents is None else (latents.queries, latents.keys, latents.shared)
         queries, keys, shared = (-(-rank // self.lanes) for rank in ranks)
@@ -176,17 +178,17 @@ class AttentionDesign:
 
     @property
     def latent_tiles(self) -> int:
-        """Of the product that makes latents; as wide as a head's rows."""
+        """Tiles of the product that computes latents, each as wide as a head's rows."""
         return -(-sum(self.latent_chunks) // self.chunks)
 
     @property
     def row_chunks(self) -> int:
-        """Steps through what rows are products of: a token, or latents, or both."""
+        """Steps through the inputs of rows: a token, latents, or both."""
         latents = self.shape.latents
         return sum(self.latent_chunks) + (self.width_chunks if latents is None or latents.tokens else 0)
 
     def steps_of(self, part: int) -> range:
-        """Which of these a tile of keys, values or queries takes."""
+        """The steps of :attr:`row_chunks` that a tile of keys, values or queries takes."""
         latents = self.shape.latents
         if latents is None:
             return range(self.width_chunks)
@@ -201,100 +203,101 @@ class AttentionDesign:
 
     @property
     def most_steps(self) -> int:
-        """That a tile of any part takes."""
+        """The most steps that a tile of any kind takes."""
         return max(len(self.steps_of(part)) for part in (KEY, VALUE, QUERY))
 
     @property
     def latent_norm_beats(self) -> int:
-        """Of the multipliers of normalised latents, 16 bits each."""
+        """Beats of the multipliers of normalised latents, 16 bits each."""
         queries, keys, _ = self.latent_chunks
         return -(-RESULT_BITS // 8 * (queries + keys) * self.lanes // BEAT_BYTES)
 
     def row_cycles(self, part: int) -> int:
-        """In which the first array computes a token of a tile."""
+        """Cycles in which the first array computes a token of a tile of this kind."""
         return self.chunks * len(self.steps_of(part))
 
     def row_tile_beats(self, part: int) -> int:
-        """Of the weights of a tile of the first product, and of their parameters."""
+        """Beats of the weights and parameters of a tile of the first product."""
         weights = len(self.steps_of(part)) * self.lanes * self.head_width // BEAT_BYTES
         return weights + -(-self.head_width * PARAMETER_BYTES // BEAT_BYTES)
 
     @property
     def item_cycles(self) -> int:
-        """In which an array computes a token of a tile of as many channels as a token has."""
+        """Cycles in which an array computes a token of a tile with as many channels as a token."""
         return self.chunks * self.width_chunks
 
     @property
     def steps_depth(self) -> int:
-        """Words of the channel of tokens that are normalised, whose measures come when their last step is through."""
+        """Words of the channel of tokens to be normalised, which wait until their sums are complete."""
         return max(self.fifos.tokens, depth_beside(1))
 
     @property
     def turn_beats(self) -> int:
-        """Of the turns of one position: a number of 16 bits per channel of a head."""
+        """Beats of the rotary embedding of one position: a number of 16 bits per channel of a head."""
         return -(-RESULT_BITS // 8 * self.head_width // BEAT_BYTES)
 
     @property
     def sink_beats(self) -> int:
-        """Of the sinks of all heads, 4 bytes each."""
+        """Beats of the sinks of all heads, 4 bytes each."""
         return -(-4 * self.shape.heads // BEAT_BYTES)
 
     @property
     def cache_row_beats(self) -> int:
-        """Of the keys, or values, of a token and a head."""
+        """Beats of the keys, or of the values, of a token and a head in the cache."""
         return -(-INPUT_BITS // 8 * self.head_width // BEAT_BYTES)
 
     @property
     def cache_beats(self) -> int:
-        """Of all keys, or of all values."""
+        """Beats of all keys, or of all values, in the cache."""
         return self.shape.key_heads * self.shape.cached * self.cache_row_beats
 
     @property
     def measured_rows_depth(self) -> int:
-        """Words of the channel of rows that are normalised, which go on while their measures are made."""
+        """Words of the channel of rows to be normalised, which wait while their sums become factors."""
         return max(self.fifos.rows, depth_beside(1, self.chunks - 1))
 
     @property
     def kept_chunks(self) -> int:
-        """Of the keys and queries of all heads, which wait for their sums of squares where these are normalised
+        """Chunks of the keys and queries of all heads, which wait for the sum of squares if heads are normalised
         together."""
         return self.shape.turned_tiles * self.shape.tokens * self.chunks
 
     @property
     def items_split_depth(self) -> int:
-        """Words of the channel of tokens whose rows are split into heads, each of which is taken with its first row."""
+        """Words of the channel of tokens to the process that splits rows into heads, which takes each with its first
+        row."""
         least = min(self.row_cycles(part) for part in (KEY, VALUE, QUERY))
         return max(self.fifos.items, depth_beside(least, self.most_steps - 1))
 
     @property
     def items_keep_depth(self) -> int:
-        """The same of tokens whose latents are kept."""
+        """Words of the channel of tokens to the process that stores latents, which takes each with its first ones."""
         return max(self.fifos.items, depth_beside(self.item_cycles, self.width_chunks - 1))
 
     @property
     def measured_latents_depth(self) -> int:
-        """Words of the channel of latents that are normalised, which go on while their measures are made."""
+        """Words of the channel of latents to be normalised, which wait while their sums become factors."""
         queries, keys, _ = self.latent_chunks
         return max(self.fifos.rows, depth_beside(1, max(queries, keys) - 1))
 
     @property
     def items_end_depth(self) -> int:
-        """Words of the channel of tokens behind the second product, each of which is taken with its first results."""
+        """Words of the channel of tokens after the second product, each of which is taken with its first results."""
         return max(self.fifos.items, depth_beside(self.item_cycles, self.chunks - 1))
 
     @property
     def key_weights_depth(self) -> int:
-        """Words of the channel of keys' weights, which go on while the reciprocal of their sum is in a divider."""
+        """Words of the channel of keys' weights, which fills while the divider computes the reciprocal of their sum."""
         return depth_beside(1)
 
     @property
     def reciprocals_depth(self) -> int:
-        """Words of the channel of reciprocals, which wait while the values of their queries are being mixed."""
+        """Words of the channel of reciprocals, each of which waits for its query's weighted values."""
         return depth_beside(self.chunks)
 
     @property
     def key_groups(self) -> int:
-        """Keys are scored ``lanes`` at a time."""
+        """Groups of ``lanes`` keys, which are scored at the same time."""
         return -(-self.shape.positions // self.lanes)
 
     @property
@@ -304,7 +307,7 @@ class AttentionDesign:
 
     @property
     def mixed_bits(self) -> int:
-        """Bits of values times weights of 8 bits, summed over all keys."""
+        """Bits of the sum of values times 8-bit weights over all keys."""
         return 16 + bits_for(self.shape.positions)
 
     @property
@@ -313,8 +316,8 @@ class AttentionDesign:
         return 16 + bits_for(self.head_width)
 
     def why_not(self, widest_sum: int = 0) -> str | None:
-        """The reason why the templates cannot be instantiated with these numbers, or None. ``widest_sum``: the bits
-        that the products' sums need."""
+        """The reason why the templates cannot be instantiated with these numbers; None if they can. ``widest_sum``: the
+        bits that the products' sums need."""
         if self.lanes not in (8, 16, 32):
             return f"{self.lanes} lanes; expected 8, 16 or 32, so that a chunk of results fits into a beat"
         if self.lanes**2 % BEAT_BYTES or self.lanes % self.norm_lanes:

@@ -1,11 +1,16 @@
-"""What an attention block costs on a part and how fast it is, without synthesis; rules are those of a MoE block.
+"""Estimated costs and speed of an attention block on a part, without synthesis, by the rules of a MoE block.
 
-Cycles follow from the loops. All tokens are normalised before the first tile is computed. A head of keys takes tiles of
-the first product for these, its values, and the queries of each head that shares them; while queries come, they are
-turned, scored, weighed and mixed side by side, at the pace of the slowest. The next head's keys wait until all of these
-queries are scored. The last query leaves through all processes. What rows are products of is computed in front of all
-that where it is latents (``latents_estimate.py``). Where all heads are normalised together, keys and
-queries of all of them come first, and wait for their sums of squares; then they are scored while values come.
+Cycles follow from the loops:
+
+1. All tokens are normalised before the first tile is computed.
+2. If rows are products of latents, all latents are computed next (``latents_estimate.py``).
+3. The first product computes, head of keys by head of keys, a tile of keys, one of values, and one of queries for each
+   head that shares them.
+4. The rotary embedding, scores, weights and weighted values of a query follow as a pipeline of processes, at the pace
+   of the slowest. The next head's keys wait until all queries of this head are scored.
+5. If all heads are normalised together, their keys and queries come first and wait for the sums of squares. They are
+   scored while values come.
+6. The last query leaves through all processes.
 """
 
 from __future__ import annotations
@@ -29,32 +34,32 @@ from moec.targets.hls.moe.design import (
 )
 
 _LOOPS_OF_TOKENS, _LOOPS_OF_QUERIES, _LOOPS_OF_SCORES = 4, 5, 3
-"""Pipelines one behind the other: until all tokens are normalised and kept; from a query's product to its scores; from
-these to what it attends to."""
+"""Pipelines in series: until all tokens are normalised and stored; from a query's product to its scores; from these to
+its weighted values."""
 _LOOPS_OF_TURNS = 2
-"""More of them where keys and queries are turned by their positions."""
+"""Additional pipelines of a query with a rotary embedding."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionCycles:
-    """Phases of a call, one after the other."""
+    """Cycles of the phases of a call, which follow each other."""
 
     normalize: int
-    """Until all tokens are normalised."""
+    """From the start until all tokens are normalised."""
     latents: int
-    """From there until all that rows are products of is computed; 0 where that is the tokens."""
+    """From there until all latents are computed; 0 without latents."""
     first_weights: int
-    """Until the first tile has arrived, where that takes longer."""
+    """From there until the first tile of weights has arrived."""
     products: int
-    """The first array computes keys, values and queries."""
+    """Cycles in which the first array computes keys, values and queries."""
     stalls: int
-    """It waits for weights, or for queries to be scored."""
+    """Cycles in which it waits for weights, or for queries to be scored."""
     results: int
-    """The last query leaves."""
+    """Cycles in which the last queries leave."""
     beats: int
     """Beats that read the weights of both matrices."""
     bound_by: str
-    """What a faster design would have to speed up first."""
+    """The bottleneck: the process that a faster design has to speed up first."""
 
     @property
     def total(self) -> int:
@@ -71,7 +76,8 @@ def estimate_attention(
     memory_share: float = 1.0,
     calibration: Calibration = UNCORRECTED,
 ) -> AttentionEstimate:
-    """The costs of a design, in a call with as many tokens as fit. ``memory_share``: of the peak bandwidth."""
+    """The estimate of a design, for a call with as many tokens as it allows. ``memory_share``: of the peak
+    bandwidth."""
     ports = connect(part, attention_masters(design.shape), clock_megahertz, memory_share)
     dsps, memories = attention_dsps(design), attention_memories(design)
     resources = Resources.of(dsps, memories, attention_luts(design))
@@ -90,9 +96,9 @@ def attention_cycles(
     window: int = 0,
     caches: int = 1,
 ) -> AttentionCycles:
-    """The cycles of a call with ``tokens`` tokens, one at least, behind ``past`` others that a cache holds. ``stages``:
-    of each pipeline. ``window``: keys that a token looks back; 0 where that has no end. ``caches``: that share a port,
-    2 where keys and values do."""
+    """The cycles of a call with ``tokens`` tokens, at least one, after ``past`` others in the cache. ``stages``: of
+    each pipeline. ``window``: keys that a token looks back; 0 for all. ``caches``: the number of caches that share a
+    port, 2 for keys and values together."""
     past = min(past, window + design.lanes - 1) if window else past
     shape, steps = design.shape, design.width // design.norm_lanes
     reads = max(steps, 2 * design.width / BEAT_BYTES * pace.cycles_per_beat)
@@ -105,7 +111,7 @@ def attention_cycles(
     weight_beats = design.width * design.head_width // BEAT_BYTES
     groups = groups_of_queries(design, tokens, past, window)
     reads_cache = past * design.cache_row_beats * pace.cycles_per_beat
-    # Values follow keys behind a query's scores and weights; until then these have a port alone that both come through.
+    # Values come after a query's scores and weights. Until then keys have a shared port to themselves.
     apart = _LOOPS_OF_SCORES * stages + 2 * groups[-1] * design.chunks
     reads_cache = max(reads_cache, caches * reads_cache - apart)
     held = max(past * design.chunks, reads_cache) + (pace.latency if past else 0)
@@ -139,14 +145,15 @@ def attention_cycles(
 
 @dataclasses.dataclass(frozen=True)
 class _Loads:
-    """Cycles that queries of a head meet keys in (``scores``), and that its ``held`` keys take to arrive."""
+    """Cycles in which the queries of a head are scored (``scores``), and in which its cached keys arrive (``held``)."""
 
     scores: int
     held: float
 
 
 def groups_of_queries(design: AttentionDesign, tokens: int, past: int = 0, window: int = 0) -> list[int]:
-    """How many groups of keys the query of each token meets: none behind it where that is ruled out."""
+    """The number of groups of keys that each token's query is scored with. In a causal block, groups after the token
+    are left out."""
     if not design.shape.causal:
         return [-(-(past + tokens) // design.lanes)] * tokens
     most = -(-(window - 1) // design.lanes) + 1 if window else design.key_groups
@@ -154,7 +161,7 @@ def groups_of_queries(design: AttentionDesign, tokens: int, past: int = 0, windo
 
 
 def scores_of_head(design: AttentionDesign, tokens: int, past: int = 0, window: int = 0) -> int:
-    """Steps in which the queries of a head meet keys."""
+    """Steps in which the queries of a head are scored."""
     return design.chunks * sum(groups_of_queries(design, tokens, past, window))
 
 
@@ -167,7 +174,8 @@ def _run(
     loader: Loader,
     stages: int,
 ) -> tuple[float, float, list[Span]]:
-    """When the first tile starts, when the last query is scored, and when those of each head come."""
+    """The time at which the first tile starts, the time at which the last query is scored, and the spans in which each
+    head's queries are scored. ``normalized``: the time at which the inputs of rows are complete."""
     first = start = max(normalized, loader.arrival(design.row_tile_beats(KEY), 0, normalized)) + stages
     rows_waiting = design.fifos.rows // design.chunks  # of each channel
     turn = design.turn_beats * pace.cycles_per_beat if design.shape.turned else 0.0
@@ -178,7 +186,7 @@ def _run(
     for part, beats in _parts_and_next_beats(design):
         per_token = design.row_cycles(part)
         if part == KEY:
-            held = scored + loads.held  # these keys are there, and behind them come new ones
+            held = scored + loads.held  # cached keys have arrived; new ones come after them
             start = max(start, held - 2 * rows_waiting * per_token)
         done = start + tokens * per_token
         if design.shape.turned and part != VALUE:
@@ -189,21 +197,21 @@ def _run(
             spans.append((begin, queries))
             scored = begin + queries + loops * stages
         arrived = loader.arrival(beats, announced, start)
-        # As in a MoE block: two tiles behind the one whose items have left their channel.
+        # As in a MoE block, a tile is announced when the items of the one two before it have left their channel.
         announced = max(announced, start + per_token * (tokens - 1 - design.fifos.items))
         start = _next_tile(done, arrived, beats - tokens * per_token, stages)
     return first, scored, spans
 
 
 def _parts_and_next_beats(design: AttentionDesign) -> list[tuple[int, int]]:
-    """What each tile of the first product has, and the beats of the tile behind it."""
+    """The kind of each tile of the first product, and the beats of the tile after it."""
     parts = design.shape.parts_of_tiles()
     return [(part, design.row_tile_beats(following)) for part, following in zip(parts, [*parts[1:], KEY], strict=True)]
 
 
 def _next_tile(done: float, arrived: float, missing: int, stages: int) -> float:
-    """When a tile starts behind one that is ``done``. Its weights have ``arrived`` while that was computed, but for
-    those ``missing``, which are taken in a loop of their own."""
+    """The time at which a tile starts after one that is ``done``. Its weights arrive while the one before is computed;
+    ``missing`` beats that do not are taken in a loop of their own, until ``arrived``."""
     return done + stages if arrived <= done else max(done + stages + max(1, missing), arrived) + stages
 
 
@@ -216,17 +224,17 @@ def _run_of_all_heads(
     loader: Loader,
     stages: int,
 ) -> tuple[float, float, list[Span]]:
-    """As :func:`_run`, where all heads are normalised together."""
+    """The same times as of :func:`_run`, if all heads are normalised together."""
     shape = design.shape
     first = start = max(normalized, loader.arrival(design.row_tile_beats(KEY), 0, normalized)) + stages
-    # Rows of values that channels hold meanwhile.
+    # Cycles of the rows of values that channels can hold until queries are scored.
     room = 2 * design.fifos.rows // design.chunks * design.row_cycles(VALUE)
     is_prefetched = tokens * design.turn_beats <= design.fifos.beats
     rows = tokens * max(design.chunks, design.turn_beats * pace.cycles_per_beat)
     rows += 0 if is_prefetched else pace.latency
     queries, behind = max(rows, loads.scores), design.fifos.rows // design.chunks * design.item_cycles
     loops = _LOOPS_OF_QUERIES + _LOOPS_OF_TURNS
-    # While queries are scored, the first of the next head's keys come, as many as their channel holds.
+    # While queries are scored, the first of the next head's cached keys come, as many as their channel holds.
     held = max(0.0, loads.held - pace.latency - design.fifos.rows)
     announced = scored = multiplied = 0.0
     spans: list[Span] = []
@@ -239,7 +247,7 @@ def _run_of_all_heads(
             done = max(done, scored - room)
             begin = max(done, scored - loops * stages + rows + held)
         if part == VALUE:
-            # The next head's keys come while the second product still takes those queries that wait in front of it.
+            # The next head's keys come while the second product still takes the queries that wait for it.
             multiplied = max(multiplied, begin) + shape.sharing * tokens * design.item_cycles
             scored = max(begin + shape.sharing * queries, multiplied - behind) + loops * stages
             spans += [(begin + head * queries, queries) for head in range(shape.sharing)]

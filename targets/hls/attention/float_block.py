@@ -1,4 +1,4 @@
-"""An attention block in floats: what is quantised, and what the result is compared with."""
+"""The float form of an attention block: it is quantised, and integers are compared with it."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Turns:
-    """How positions turn channels 2i and 2i + 1 of a query or key (RoFormer, arXiv 2104.09864): by an angle whose
-    ``cosines`` and ``sines`` are [P, h / 2], of positions from 0 on. Pairs that are not turned have 1 and 0."""
+    """A rotary embedding (RoFormer, arXiv 2104.09864): it rotates channels 2i and 2i + 1 of a query or key by an angle
+    whose ``cosines`` and ``sines`` are [P, h / 2], for positions from 0 on. Pairs that stay have 1 and 0."""
 
     cosines: Array
     sines: Array
 
     def widened(self, width: int) -> Turns:
-        """Of rows that end with channels that are not turned."""
+        """The embedding of rows of ``width`` channels, the last of which stay."""
         more = ((0, 0), (0, width // 2 - self.cosines.shape[1]))
         return Turns(np.pad(self.cosines, more, constant_values=1), np.pad(self.sines, more))
 
     def run(self, rows: Array) -> Array:
-        """[..., T, h] at the first T positions."""
+        """Rotate rows [..., T, h] at the first T positions."""
         cosines, sines = self.cosines[: rows.shape[-2]], self.sines[: rows.shape[-2]]
         even, odd = rows[..., 0::2], rows[..., 1::2]
         turned = np.stack([even * cosines - odd * sines, even * sines + odd * cosines], axis=-1)
@@ -36,15 +36,15 @@ class Turns:
 
 
 def met_keys(tokens: int, keys: int, window: int) -> Array:
-    """Which keys [T, P + T] the last T tokens attend to: those up to themselves, the last ``window`` of them where that
-    is not 0."""
+    """The causal mask, bool [tokens, keys], of the last ``tokens`` of ``keys`` positions: True for keys up to the token
+    itself, or, if ``window`` is not 0, for the last ``window`` of these."""
     met = np.tri(tokens, keys, keys - tokens, dtype=bool)
     return met & ~np.tri(tokens, keys, keys - tokens - window, dtype=bool) if window else met
 
 
 def normalized_rows(norm: FloatNorm | None, rows: Array) -> Array:
-    """Rows [B, H, T, h] of heads, each by itself or, where ``norm`` has weights for all heads, those of a token
-    together."""
+    """Normalise rows [B, H, T, h] of heads: each on its own, or, if ``norm`` has weights for all heads, the rows of a
+    token together."""
     batch, heads, count, width = rows.shape
     if norm is None:
         return rows
@@ -56,15 +56,17 @@ def normalized_rows(norm: FloatNorm | None, rows: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class FloatAttention:
-    """``x + output(heads(norm(x)))``: every token of a sequence attends to all of them, or, where ``causal``, to those
-    up to itself, at most ``window`` of them where that is not 0. Where there are ``sinks`` [H], a head attends to
-    something of this score, too, which has no value.
+    """The block ``x + output(heads(norm(x)))``, all in float32.
 
-    ``query`` [H, h, d] with biases [H, h]: H heads of h channels. ``key`` and ``value`` [K, h, d] with biases [K, h]:
-    H / K neighbouring heads of queries share those of a head. ``output`` [d, H h] with bias [d]. Queries and keys may
-    be normalised, each row of h channels by its root mean square, or the rows of all heads by theirs, and turned behind
-    that. Where there are ``latents``, rows are products of these in the place of tokens, and d is their channels.
-    Scores are multiplied with ``scale`` before their softmax. All in float32.
+    - ``query`` [H, h, d] with biases [H, h]: H heads of h channels. ``key`` and ``value`` [K, h, d] with biases [K, h]:
+      H / K neighbouring heads of queries share a head of these. ``output`` [d, H h] with bias [d].
+    - ``query_norm`` and ``key_norm``: RMS norms of each row of h channels, or of the rows of all heads together.
+    - ``turns``: the rotary embedding of queries and keys, after their norms.
+    - ``latents``: if given, rows are products of these instead of tokens, and d is their channels.
+    - ``scale``: of scores, before the softmax.
+    - ``causal``: a token attends to tokens up to itself, to at most ``window`` of them if that is not 0; otherwise to
+      the whole sequence.
+    - ``sinks`` [H]: attention sinks, scores that take part in a head's softmax without a value.
     """
 
     name: str
@@ -92,7 +94,7 @@ class FloatAttention:
 
     @property
     def sharing(self) -> int:
-        """Heads of queries that share keys and values."""
+        """Heads of queries that share a head of keys and values."""
         return len(self.query) // len(self.key)
 
     @property
@@ -109,9 +111,9 @@ class FloatAttention:
         return len(self.output)
 
     def run(self, tokens: Array) -> FloatAttentionResults:
-        """Sequences [B, T, d] through the block, with everything on the way.
+        """Run sequences [B, T, d] through the block; returns its output and all tensors in between.
 
-        Raises UnsupportedError for longer ones than there are turns for.
+        Raises UnsupportedError for sequences longer than the rotary embedding's positions.
         """
         batch, count, width = tokens.shape
         if self.turns is not None and count > len(self.turns.cosines):
@@ -120,9 +122,9 @@ class FloatAttention:
                 "shorter ones, or a larger --max-tokens or --max-length"
             )
         inputs = self.norm.run(tokens.reshape(-1, width)).reshape(tokens.shape)
-        given = inputs if self.latents is None else self.latents.run(inputs)
+        row_inputs = inputs if self.latents is None else self.latents.run(inputs)
         projected = [
-            np.einsum("btd,hcd->bhtc", given, weights, optimize=True) + bias[:, None]
+            np.einsum("btd,hcd->bhtc", row_inputs, weights, optimize=True) + bias[:, None]
             for weights, bias in (
                 (self.query, self.query_bias),
                 (self.key, self.key_bias),
@@ -145,26 +147,30 @@ class FloatAttention:
         )
 
     def _turned(self, norm: FloatNorm | None, rows: Array) -> Array:
-        """[B, H, T, h]."""
+        """Normalise and rotate rows [B, H, T, h]."""
         normal = normalized_rows(norm, rows)
         return normal if self.turns is None else self.turns.run(normal)
 
     def _shared(self, rows: Array) -> Array:
-        """[B, K, T, h] → [B, H, T, h]."""
+        """Repeat heads of keys or values, [B, K, T, h] → [B, H, T, h]."""
         return np.repeat(rows, self.sharing, axis=1)
 
     def needed_scale(self, tokens: Array) -> float:
-        """What a step of the residual stream stands for at least, by its sequences [B, T, d] and what the block makes
-        of them."""
+        """The smallest scale of the residual stream with which its sequences [B, T, d] and the block's results fit."""
         seen = self.run(tokens)
         return stream_scale_for(tokens, seen.output, seen.results)
 
 
 @dataclasses.dataclass(frozen=True)
 class FloatAttentionResults:
-    """``inputs``, normalised, [B, T, d]; ``query_rows`` and ``key_rows``, of the products, and ``query`` and ``key``,
-    what becomes of them, [B, H, T, h], of keys and ``value`` [B, K, T, h]; ``attended`` [B, T, H h]; ``results`` of the
-    output product and ``output`` [B, T, d]."""
+    """Tensors of a block on sequences.
+
+    - ``inputs`` [B, T, d]: normalised tokens.
+    - ``query_rows`` [B, H, T, h] and ``key_rows`` [B, K, T, h]: results of the products.
+    - ``query``, ``key``: these normalised and rotated, of the same shapes; ``value`` [B, K, T, h].
+    - ``attended`` [B, T, H h]: weighted values.
+    - ``results`` [B, T, d] of the output product, and ``output`` [B, T, d] with the residual.
+    """
 
     inputs: Array
     query_rows: Array

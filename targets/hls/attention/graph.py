@@ -1,11 +1,11 @@
-"""The attention blocks of a graph: where each begins and ends, and its numbers.
+"""The attention blocks of a graph: the values where each begins and ends, and its numbers.
 
-A block is ``x + output(heads(norm(x)))`` around a standard Attention operator in which every token sees all others, or
-those up to itself, or a window of these; beside them something may be weighed that has no value (attention sinks, a key
-of zeros in front of the others). What lies between the normalisation and the operator, and between the operator and the
-addition, may be spelled in any way (one product for queries, keys and values or three, reshapes, transpositions,
-slices): its numbers are found by running it, see ``rows.py`` and ``mask.py``, and random vectors must agree with them.
-Keys and values of earlier tokens that the graph takes as inputs are those of the same sequence, and a cache holds them.
+A block is ``x + output(heads(norm(x)))`` around a standard Attention operator. Every token sees all others, or tokens
+up to itself, or a window of these, and possibly an attention sink (a key of zeros before the others). The nodes between
+the normalisation and the operator, and between the operator and the addition, may be written in any way: one product
+for queries, keys and values or three, reshapes, transpositions, slices. They are run to find their numbers
+(``rows.py``, ``mask.py``), and random vectors must agree with these. Keys and values that the graph takes as inputs
+belong to earlier tokens of the same sequence; a cache holds them.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from moec.targets.hls.graph.residuals import NORMS, norm_of, only_use
 Array = np.ndarray[Any, Any]
 
 SOME_POSITIONS = 64
-"""Of sequences whose length nobody has said yet."""
+"""The assumed length of sequences while neither the graph nor the user fixes one."""
 _MOST_NODES = 32
-"""Between the operator and the normalisation, or the addition."""
+"""The most nodes between the operator and the normalisation, or the addition."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GraphAttention:
-    """``tokens``: the residual stream [B, T, d] that the block takes; ``output``: what it makes of it. ``past``: inputs
-    of the graph that are keys and values of earlier tokens."""
+    """An attention block between two values of a graph: ``tokens`` [B, T, d], the residual stream, and ``output`` of
+    the same shape. ``past``: the graph's inputs that are keys and values of earlier tokens."""
 
     name: str
     tokens: ir.Value
@@ -47,21 +47,21 @@ class GraphAttention:
     past: tuple[ir.Value, ...] = ()
 
     def as_tokens(self, array: Array) -> Array:
-        """What the graph holds as the block takes it: sequences, float32 [B, T, d]."""
+        """An array of the graph as float32 sequences [B, T, d], the form that the block takes."""
         return array.astype(np.float32)
 
 
 def find_attention(model: ir.Model, positions: int = SOME_POSITIONS) -> tuple[list[GraphAttention], list[str]]:
-    """Attention blocks in the order of the graph, and why others stay outside, naming their nodes. ``positions``: of
-    the longest sequence."""
-    found, refused = [], []
+    """The attention blocks in the order of the graph, and the reasons why others stay outside, which name their nodes.
+    ``positions``: of the longest sequence."""
+    blocks, refused = [], []
     for node in model.graph:
         if node.op_type == "Attention" and node.domain == "":
             try:
-                found.append(_block(model, node, positions))
+                blocks.append(_block(model, node, positions))
             except UnsupportedError as error:
                 refused.append(f"{node_name(node)}: {error}")
-    return found, refused
+    return blocks, refused
 
 
 def _block(model: ir.Model, node: ir.Node, positions: int) -> GraphAttention:
@@ -129,11 +129,11 @@ def _rows(
     heads: tuple[int, int],
     positions: int,
 ) -> tuple[FloatLatents | None, Rows, Rows, Rows]:
-    """Queries, keys and values, that many ``heads`` of the former and of both others, and the latents that they are
-    products of, where values pass a normalisation on their way from normalised ``tokens``."""
+    """The latents, or None, and the rows of queries, keys and values, all computed from normalised ``tokens``.
+    ``heads``: of queries, and of keys and values. There are latents if values pass through a second normalisation."""
     if norms_between(tokens, rows[2]):
-        found = find_latent_rows(model, tokens, rows, width, heads, positions)
-        return found.latents, found.queries, found.keys, found.values
+        latent_rows = find_latent_rows(model, tokens, rows, width, heads, positions)
+        return latent_rows.latents, latent_rows.queries, latent_rows.keys, latent_rows.values
     counts = (heads[0], heads[1], heads[1])
     queries, keys, values = (
         find_rows(model, tokens, one, width, count, positions) for one, count in zip(rows, counts, strict=True)
@@ -153,8 +153,8 @@ def _expect_plain(node: ir.Node) -> None:
 
 
 def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, tuple[ir.Value, ...], bool]:
-    """Queries, keys and values of the same tokens, and keys and values of earlier ones, in front of them; and whether
-    zeros stand in front of all these, which are the key of sinks."""
+    """The queries, keys and values of the call's tokens; the inputs that are keys and values of earlier ones; and
+    whether a position of zeros comes before all of these, the key of sinks."""
     query, key, value = (operand for operand in node.inputs[:3] if operand is not None)
     padded = [_behind_zeros(operand) for operand in (key, value)]
     has_sinks = None not in padded
@@ -172,7 +172,7 @@ def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, tuple[ir.Val
 
 
 def _behind_zeros(value: ir.Value) -> ir.Value | None:
-    """What one position of zeros is put in front of, [B, H, T, h]; None for another value."""
+    """The value [B, H, T, h] that a Pad puts one position of zeros before; None where another node makes the value."""
     node = value.producer()
     if node is None or node.op_type != "Pad" or node.attributes.get_string("mode", "constant") != "constant":
         return None
@@ -191,7 +191,7 @@ def _constant_operand(node: ir.Node, place: int) -> ir.TensorProtocol | None:
 
 
 def _joined(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
-    """What earlier tokens and those of the call have, where a value is both along the axis of positions."""
+    """The two operands of a Concat along positions, of earlier tokens and of the call's; None for another value."""
     node = value.producer()
     axis = None if node is None or node.op_type != "Concat" else node.attributes.get_int("axis", 0)
     if node is None or axis not in (-2, 2) or len(node.inputs) != 2:
@@ -201,14 +201,15 @@ def _joined(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
 
 
 def _caches_of(tokens: ir.Value, *rows: ir.Value) -> tuple[ir.Value, ...]:
-    """Inputs of the graph that are latents of earlier tokens, [B, 1, P, r], which join those of ``tokens``."""
-    found = [value for one in rows for value in inputs_behind(one, [tokens]) if value.is_graph_input()]
-    caches = {value.name: value for value in found if value.shape is not None and len(value.shape) == 4}
+    """The graph's inputs [B, 1, P, r] that are latents of earlier tokens, which precede those of ``tokens`` in
+    ``rows``."""
+    behind = [value for one in rows for value in inputs_behind(one, [tokens]) if value.is_graph_input()]
+    caches = {value.name: value for value in behind if value.shape is not None and len(value.shape) == 4}
     return tuple(caches[name] for name in sorted(caches, key=str))
 
 
 def _mask_of(model: ir.Model, node: ir.Node, tokens: ir.Value, positions: int, has_sinks: bool) -> CausalMask | None:
-    """None where every token sees all others."""
+    """The causal mask of an Attention node; None where every token sees all others."""
     is_causal = node.attributes.get_int("is_causal", 0) != 0
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     if mask is None or masks_nothing(model, mask):
@@ -219,9 +220,9 @@ def _mask_of(model: ir.Model, node: ir.Node, tokens: ir.Value, positions: int, h
 
 
 def _same_turns(queries: Rows, keys: Rows) -> tuple[Rows, Rows, Turns | None]:
-    """Queries and keys in one order of channels, and how both are turned.
+    """Queries, keys and their common rotary embedding, or None without one.
 
-    Raises UnsupportedError where they are turned differently.
+    Raises UnsupportedError where only one of them has an embedding, or both have different ones.
     """
     if (queries.turns is None) != (keys.turns is None):
         raise UnsupportedError("of its queries and keys one is turned by positions and the other is not")
@@ -235,7 +236,8 @@ def _same_turns(queries: Rows, keys: Rows) -> tuple[Rows, Rows, Turns | None]:
 
 
 def _around(query: ir.Value, result: ir.Value) -> tuple[ir.Node, ir.Value, ir.Node]:
-    """The normalisation of the tokens that a query is made of, what is added to these tokens, and the addition."""
+    """The normalisation of the tokens that a query is computed from, the value that is added to these tokens, and the
+    addition."""
     reasons = []
     for normalize in _normalizations_of(query):
         tokens = normalize.inputs[0]
@@ -253,17 +255,18 @@ def _around(query: ir.Value, result: ir.Value) -> tuple[ir.Node, ir.Value, ir.No
 
 def _normalizations_of(value: ir.Value) -> list[ir.Node]:
     """Normalisations that a value is computed from, from near to far."""
-    found: list[ir.Node] = []
+    nodes: list[ir.Node] = []
     pending = [value]
     for _ in range(_MOST_NODES):
         producers = [producer for needed in pending if (producer := needed.producer()) is not None]
-        found += [one for one in producers if one.op_type in NORMS and one.domain == "" and one not in found]
+        nodes += [one for one in producers if one.op_type in NORMS and one.domain == "" and one not in nodes]
         pending = [operand for producer in producers for operand in producer.inputs if operand is not None]
-    return found
+    return nodes
 
 
 def _addition_of(result: ir.Value, tokens: ir.Value) -> tuple[ir.Value, ir.Node]:
-    """What is added to the tokens, and the addition. Nothing between it and the result is used elsewhere."""
+    """The value that is added to the tokens, and the addition. Values between the result and the addition must have no
+    other use."""
     value = result
     for _ in range(_MOST_NODES):
         user = only_use(value)

@@ -1,8 +1,8 @@
-"""Queries, keys and values that are products of latents: what these are made of, found by running it.
+"""Queries, keys and values that are products of latents, found by running the graph.
 
-Norms that a row passes on its way from the tokens are those of latents; in front of each is a product of tokens. With
-latents and tokens given, each a source of its own, queries and values are rows as :mod:`rows` finds them. Keys are a
-product of latents beside one of tokens that is turned as queries are; as that is known, so is what it was before.
+The norms that a row passes on its way from the tokens are those of latents; before each is a product of tokens. With
+latents and tokens as independent sources, queries and values are found by :mod:`rows`. Keys are a product of latents
+plus a product of tokens with the rotary embedding of queries. Since that embedding is known, it can be inverted.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from moec.targets.hls.graph.residuals import norm_of
 Array = np.ndarray[Any, Any]
 
 _AT_ONCE = 1 << 10
-"""Unit vectors."""
+"""Unit vectors in one call."""
 _NOTHING = 1e-6
-"""Of the largest weight."""
+"""Weights that are a smaller part of the largest one count as 0."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentRows:
-    """``queries``, ``keys`` and ``values``, whose weights [H, h, ...] take what ``latents`` make of a token."""
+    """Rows of ``queries``, ``keys`` and ``values``, whose weights [H, h, ...] take the output of ``latents``."""
 
     latents: FloatLatents
     queries: Rows
@@ -57,10 +57,10 @@ def find_latent_rows(
     heads: tuple[int, int],
     positions: int,
 ) -> LatentRows:
-    """``rows``: queries, keys and values in front of the scores, that many ``heads`` of queries and of the others, of
-    normalised ``tokens`` [B, T, width].
+    """The latents and rows of a block. ``tokens`` [B, T, width]: normalised; ``rows``: queries, keys and values before
+    the scores; ``heads``: of queries, and of keys and values.
 
-    Raises UnsupportedError where something else stands between, naming it.
+    Raises UnsupportedError, naming the value, where something else lies in between.
     """
     query, key, value = rows
     of_queries, of_keys, of_values = (norms_between(tokens, one) for one in rows)
@@ -98,7 +98,8 @@ def _keys(
     queries: Rows,
     positions: int,
 ) -> tuple[Rows, Array]:
-    """What keys [K, h] are of a latent, and of tokens, in front of their turn: weights [K, h, ...] of each."""
+    """Keys before their rotary embedding: the rows with the weights [K, h, rank] of a latent, and the weights
+    [K, h, width] of tokens. ``widths``: of tokens and of the latent."""
     width, rank = widths
     order = [*(queries.order or range(queries.weights.shape[1]))]
 
@@ -106,8 +107,8 @@ def _keys(
     turned, places = _probed(model, tokens, latent, key, probes, heads)
     if turned.shape[2] != len(order):
         raise UnsupportedError(f"{key.name!r} has {turned.shape[2]} channels of a head, and queries {len(order)}")
-    found = _turned_back(queries.turns, turned[..., order], places)
-    bias, weights = found[0], (found[1:] - found[0]).transpose(1, 2, 0)
+    unrotated = _turned_back(queries.turns, turned[..., order], places)
+    bias, weights = unrotated[0], (unrotated[1:] - unrotated[0]).transpose(1, 2, 0)
     keys = Rows(weights[..., width:], bias, None, queries.turns, queries.order)
     for count in lengths_probed(tokens, positions):
         size = (fixed_batch(tokens) or 1, count, width + rank)
@@ -126,7 +127,8 @@ def _keys(
 def _probed(
     model: ir.Model, tokens: ir.Value, latent: ir.Value, key: ir.Value, probes: Array, heads: int
 ) -> tuple[Array, Array]:
-    """Tokens and latents [N, ...] → keys [N, K, h], and the position [N] of each, in calls as the graph allows them."""
+    """Keys [N, K, h] of probes [N, tokens and latents], and the position [N] of each, in as many calls as the graph's
+    sizes require."""
     count = fixed_tokens(tokens, 0) or 1
     batch = fixed_batch(tokens) or min(_AT_ONCE, -(-len(probes) // count))
     padded = np.pad(probes, ((0, -len(probes) % (batch * count)), (0, 0))).reshape(-1, batch, count, probes.shape[1])
@@ -137,7 +139,7 @@ def _probed(
 
 
 def _keys_of(model: ir.Model, tokens: ir.Value, latent: ir.Value, key: ir.Value, given: Array, heads: int) -> Array:
-    """Tokens and latents [B, T, ...] of whole sequences → keys [B, K, T, h]."""
+    """Keys [B, K, T, h] of whole sequences [B, T, tokens and latents]."""
     batch, count, _ = given.shape
     width = tokens.shape[2] if tokens.shape is not None else 0
     feeds = whole_sequence(model, [tokens, latent], key, batch, count)
@@ -146,7 +148,7 @@ def _keys_of(model: ir.Model, tokens: ir.Value, latent: ir.Value, key: ir.Value,
 
 
 def _turned_back(turns: Turns | None, rows: Array, places: Array) -> Array:
-    """Rows [N, K, h] at positions [N], as they were in front of the turn."""
+    """Rows [N, K, h] at positions [N] before their rotary embedding: its inverse."""
     if turns is None:
         return rows
     cosines, sines = turns.cosines[places][:, None], turns.sines[places][:, None]
@@ -158,8 +160,8 @@ def _turned_back(turns: Turns | None, rows: Array, places: Array) -> Array:
 def _beside_each_other(
     latent: Latent, query_latent: Latent | None, queries: Rows, keys: Rows, of_tokens: Array, values: Rows
 ) -> LatentRows:
-    """With rows that are products of all that any of them takes. What keys of all heads have of tokens alike becomes a
-    latent without a norm; what they do not is a product of tokens."""
+    """The latents, and rows whose weights cover all inputs that any row takes. If all heads' keys take the same product
+    of tokens, it becomes the shared channels, a latent without a norm; else keys take tokens themselves."""
     used = np.abs(of_tokens).max(axis=(0, 2)) > _NOTHING * np.abs(of_tokens).max()
     is_shared = bool(used.any()) and np.allclose(of_tokens, of_tokens[:1], atol=1e-6)
     shared = Latent(of_tokens[0, used], np.zeros(used.sum(), np.float32)) if is_shared else None

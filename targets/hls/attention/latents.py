@@ -1,10 +1,9 @@
-"""Latents: what rows of heads are products of where these are not one product of tokens each (DeepSeek-V2, arXiv
-2405.04434). In floats and in integers.
+"""Latents of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434), in floats and in integers.
 
-A latent is a product of normalised tokens with few results, normalised by its root mean square; queries have one or
-none, keys and values share another. Beside these may be channels that are not normalised: what all heads' keys have in
-common. Where a row is a product of tokens, too, tokens stand in front of the latents. A row is then one product of all
-that, with zeros where it takes nothing.
+A latent is a product of normalised tokens with few results, normalised by its root mean square. Queries have one or
+none; keys and values share another. There may also be shared channels: results that are not normalised, which the keys
+of all heads take. If rows also take tokens, these come before the latents. Each row of a head is then a single product
+of the concatenation, with zero weights for parts that it does not take.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ _MOST_EPSILON = (1 << 32) - 1
 
 @dataclasses.dataclass(frozen=True)
 class Latent:
-    """``weights`` [r, d] and ``bias`` [r] of a product of tokens, whose results go through ``norm``, where there is
-    one."""
+    """A product of tokens with ``weights`` [r, d] and ``bias`` [r], and the ``norm`` of its results, if any."""
 
     weights: Array
     bias: Array
@@ -42,18 +40,19 @@ class Latent:
         return len(self.weights)
 
     def product(self, tokens: Array) -> Array:
-        """[T, d] → [T, r]."""
+        """The product of tokens, [T, d] → [T, r]."""
         return tokens @ self.weights.T + self.bias
 
     def normalized(self, results: Array) -> Array:
-        """[T, r] → [T, r]."""
+        """The normalised results, [T, r] → [T, r]."""
         return results if self.norm is None else self.norm.run(results)
 
 
 @dataclasses.dataclass(frozen=True)
 class FloatLatents:
-    """Of ``keys`` and values; of ``queries``, None where these are products of tokens; ``shared``: channels that are
-    not normalised, None where there are none. ``tokens``: these stand in front of all latents."""
+    """The latents of a block. ``keys``: of keys and values; ``queries``: None if these are products of tokens;
+    ``shared``: channels that are not normalised, or None. ``tokens``: whether rows also take tokens, which then come
+    first."""
 
     keys: Latent
     queries: Latent | None = None
@@ -62,7 +61,7 @@ class FloatLatents:
 
     @property
     def parts(self) -> list[Latent]:
-        """In the order in which they stand."""
+        """The latents that exist, in the order of the columns."""
         return [one for one in (self.queries, self.keys, self.shared) if one is not None]
 
     @property
@@ -71,18 +70,18 @@ class FloatLatents:
         return LatentShape(queries, self.keys.rank, shared, self.tokens)
 
     def run(self, tokens: Array) -> Array:
-        """Normalised tokens [..., d] → what rows are products of, [..., tokens and latents]."""
+        """The inputs of rows, [..., tokens and latents], for normalised tokens [..., d]."""
         rows = tokens.reshape(-1, tokens.shape[-1])
-        found = [rows] if self.tokens else []
-        found += [one.normalized(one.product(rows)) for one in self.parts]
-        return np.concatenate(found, axis=1).reshape(*tokens.shape[:-1], -1)
+        parts = [rows] if self.tokens else []
+        parts += [latent.normalized(latent.product(rows)) for latent in self.parts]
+        return np.concatenate(parts, axis=1).reshape(*tokens.shape[:-1], -1)
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedLatents:
-    """``down``: one matrix [1, r, d] of all parts, whose results are int8. ``norms``: of queries' latents, where there
-    are some, and of keys', as wide as the wider of both. ``scales``: what steps of tokens and latents stand for, one by
-    channel."""
+    """Latents in integers. ``down``: one matrix [1, r, d] for all latents, with int8 results. ``norms``: of the
+    queries' latent, if any, and of the keys', both padded to the wider one. ``scales``: of each channel of tokens and
+    latents."""
 
     shape: LatentShape
     down: QuantizedProjection
@@ -98,32 +97,33 @@ class QuantizedLatents:
         return self.norms[-1]
 
     def run(self, tokens: Array) -> Array:
-        """Normalised tokens int8 [T, d] → int8 [T, tokens and latents]."""
+        """The inputs of rows, int8 [T, tokens and latents], for normalised tokens int8 [T, d]."""
         results = projected(tokens, self.down, 0, 8)
-        found, at = [tokens] if self.shape.tokens else [], 0
+        parts, start = [tokens] if self.shape.tokens else [], 0
         for rank, norm in itertools.zip_longest(self.shape.ranks, self.norms):
-            part = results[:, at : at + rank]
-            found.append(part if norm is None else _normalized(norm, part))
-            at += rank
-        return np.concatenate(found, axis=1)
+            part = results[:, start : start + rank]
+            parts.append(part if norm is None else _normalized(norm, part))
+            start += rank
+        return np.concatenate(parts, axis=1)
 
     def lowered(self, shift: int, norm_shift: int) -> QuantizedLatents:
-        """With shifts of the product and of both norms that are no larger."""
+        """The same latents with smaller shifts of the product and of the norms."""
         multipliers = self.down.multipliers.lowered(shift)
         norms = tuple(norm.lowered(norm_shift) for norm in self.norms)
         return dataclasses.replace(self, down=dataclasses.replace(self.down, multipliers=multipliers), norms=norms)
 
 
 def _normalized(norm: QuantizedNorm, rows: Array) -> Array:
-    """Rows [T, r] in front of zeros up to the width of the norm."""
+    """Normalise rows [T, r], padded with zeros to the width of the norm."""
     rank = rows.shape[1]
     return norm.run(np.pad(rows, ((0, 0), (0, len(norm.multipliers) - rank))), INPUT_BITS)[:, :rank]
 
 
 def quantize_latents(name: str, latents: FloatLatents, tokens: Array, input_scale: float) -> QuantizedLatents:
-    """Calibrate with normalised ``tokens`` [..., d], int8 in steps of ``input_scale``; ``name`` is the block's.
+    """Quantize latents, calibrated with normalised ``tokens`` [..., d], which become int8 with ``input_scale``.
+    ``name``: of the block, for errors.
 
-    Raises UnsupportedError for norms other than by root mean squares, and for numbers that no integer can say.
+    Raises UnsupportedError for norms other than RMS, and for numbers that integers cannot represent.
     """
     rows, shape = tokens.reshape(-1, tokens.shape[-1]), latents.shape
     products = [one.product(rows) for one in latents.parts]
@@ -149,7 +149,7 @@ def quantize_latents(name: str, latents: FloatLatents, tokens: Array, input_scal
 def _quantized(name: str, norm: FloatNorm, width: int, row_scale: float, scale: float) -> QuantizedNorm:
     if norm.kind != "rms" or norm.bias.any():
         raise UnsupportedError(f"{name}: normalises latents otherwise than by their root mean squares, without a bias")
-    found = quantize_norm(name, widened_norm(norm, width), row_scale, scale)
-    if found.epsilon >= min(1 << (2 * INPUT_BITS - 1 + 2 * bits_for(width)), _MOST_EPSILON):
+    quantized = quantize_norm(name, widened_norm(norm, width), row_scale, scale)
+    if quantized.epsilon >= min(1 << (2 * INPUT_BITS - 1 + 2 * bits_for(width)), _MOST_EPSILON):
         raise UnsupportedError(f"{name}: epsilon {norm.epsilon:.3g} of a latent's norm is above all rows of int8")
-    return found
+    return quantized

@@ -1,7 +1,8 @@
-"""What latents cost in front of an attention block's rows: an array of their own, what keeps them, and their cycles.
+"""Estimated costs of the latents of an attention block: their array, their memories, and their cycles.
 
-All tokens are normalised before the first latent is computed, and all latents are kept before the first is sent; then
-rows are computed. So these phases add up, but for weights: one master brings those of latents, then those of rows.
+All tokens are normalised before the first latent is computed, and all latents are stored before the first is sent; then
+rows are computed. So the cycles of these phases add up. Only the loading of weights overlaps: one master brings those
+of latents and then those of rows.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from moec.targets.hls.hardware.memories import INVERSE_ROOT_TABLE_WORDS, Memory,
 from moec.targets.hls.moe.design import BEAT_BYTES, INPUT_BITS, MULTIPLIER_BITS, PARAMETER_BYTES, RESULT_BITS
 
 _LOOPS = 4
-"""Pipelines one behind the other: from what a product of latents made until it is where rows are computed."""
+"""Pipelines in series from the product that computes latents to the one that computes rows."""
 
 
 def latent_tile_beats(design: AttentionDesign) -> int:
@@ -23,14 +24,15 @@ def latent_tile_beats(design: AttentionDesign) -> int:
 
 
 def latent_beats(design: AttentionDesign) -> int:
-    """Of all weights of latents; 0 where there are none."""
+    """Beats of all weights of latents; 0 without latents."""
     return design.latent_norm_beats + design.latent_tiles * latent_tile_beats(design)
 
 
 def rows_taken(
     design: AttentionDesign, tokens: int, loader: Loader, normalized: float, pace: MemoryPace, stages: int
 ) -> float:
-    """When all that rows are products of has been taken, of tokens that are ``normalized`` by then."""
+    """The time at which the process that computes rows has taken all of its inputs. ``normalized``: the time at which
+    all tokens are normalised."""
     beats, per_tile = latent_tile_beats(design), tokens * design.item_cycles
     multipliers = pace.cycles(design.latent_norm_beats, design.latent_norm_beats)
     start = max(normalized, loader.arrival(beats, multipliers, normalized)) + stages
@@ -42,13 +44,13 @@ def rows_taken(
             announced = max(announced, start + design.item_cycles * (tokens - 1 - design.fifos.items))
             missing = beats - per_tile
             start = done if arrived <= done else max(done + stages + max(1, missing), arrived) + stages
-    # Of each part, the first chunk waits until the last one has been measured.
+    # The first chunk of each latent waits until the last one is in the sum of squares.
     waits = max(design.latent_chunks[:2])
     return done + tokens * design.row_chunks + waits + _LOOPS * stages
 
 
 def latent_dsps(design: AttentionDesign, of_product: int) -> dict[str, int]:
-    """By process; ``of_product``: those of a product of rows, which has an array of its own."""
+    """DSPs by process. ``of_product``: of the product that computes latents, an array of its own."""
     assert design.shape.latents is not None
     of_norm = norm_dsps(design.shape.latents.norm_width, design.lanes)
     return {
@@ -59,7 +61,7 @@ def latent_dsps(design: AttentionDesign, of_product: int) -> dict[str, int]:
 
 
 def latent_memories(design: AttentionDesign) -> list[Memory]:
-    """What is in none of the products."""
+    """The memories of latents outside of the products."""
     chunk, kept = INPUT_BITS * design.lanes, design.shape.tokens * design.row_chunks
     roots = array_memory("inverse roots of latents", keeping(design), MULTIPLIER_BITS, INVERSE_ROOT_TABLE_WORDS)
     of_norm = RESULT_BITS * design.lanes, sum(design.latent_chunks[:2])

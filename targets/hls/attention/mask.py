@@ -1,8 +1,7 @@
-"""What the mask of an attention block is: none, or that of a sequence, in which no token sees those behind it, and,
-where there is a window, none that are far in front of it. Scores of sinks stand in the mask, too.
+"""The kind of an attention block's mask: none, or causal, possibly with a window. It may also hold the scores of sinks.
 
-A mask is run on sequences that are whole: as many tokens as there are positions, none in front of them, none that pad.
-Of the model's inputs, those that only a mask looks at are then all 1.
+A mask is found by running it on whole sequences: as many tokens as positions, no earlier ones, no pads. Inputs of the
+model that only masks depend on are then all 1.
 """
 
 from __future__ import annotations
@@ -23,17 +22,18 @@ from moec.targets.hls.graph.calibrate import evaluate
 Array = np.ndarray[Any, Any]
 
 _BATCHES = (1, 3)
-"""Sizes that masks are computed for."""
+"""Batch sizes that masks are computed for."""
 _MOST_POSITIONS = 2048
-"""Of masks that are looked at: they grow with the square of it."""
+"""The most positions of a mask that is computed: its size grows with their square."""
 _MASK = 3
-"""Operand of Attention."""
+"""The index of the mask among the operands of Attention."""
 _NOTHING = -1e4
-"""What is added to a score that does not count is below this; 16 bits hold no less than -65504."""
+"""An addend below this hides a key; float16 holds nothing below -65504."""
 
 
 def masks_nothing(model: ir.Model, mask: ir.Value) -> bool:
-    """Whether a mask is made of constants and shapes alone, and lets every query see every key: True, or 0."""
+    """Whether a mask depends on constants and shapes alone, and lets every query see every key (True, or an addend of
+    0)."""
     if inputs_behind(mask):
         return False
     for batch in _BATCHES:
@@ -48,18 +48,18 @@ def masks_nothing(model: ir.Model, mask: ir.Value) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class CausalMask:
-    """A token sees those up to itself, the last ``window`` where that is not 0. ``sinks`` [H]: scores of what stands in
-    front of all keys; None where nothing does."""
+    """A mask that shows a token the keys up to itself, or, if ``window`` is not 0, the last ``window`` of these.
+    ``sinks`` [H]: the scores of attention sinks; None without sinks."""
 
     window: int
     sinks: Array | None
 
 
 def causal_mask(model: ir.Model, mask: ir.Value, tokens: ir.Value, positions: int, has_sinks: bool) -> CausalMask:
-    """``tokens``: that the block takes; ``has_sinks``: whether something stands in front of the keys.
+    """The causal mask of a block that takes ``tokens``. ``has_sinks``: whether the key of sinks precedes all keys.
 
-    Raises UnsupportedError where a mask is not that of sequences of up to ``positions`` tokens, each of which sees
-    those up to itself, or a window of these, saying which sees what."""
+    Raises UnsupportedError where the mask is not causal, or windowed, for sequences of up to ``positions`` tokens,
+    naming a query and a key for which it is not."""
     if positions > _MOST_POSITIONS:
         raise UnsupportedError(
             f"its mask is computed; it is looked at for up to {_MOST_POSITIONS} positions, and there are {positions}"
@@ -99,7 +99,8 @@ def causal_mask(model: ir.Model, mask: ir.Value, tokens: ir.Value, positions: in
 
 
 def _sinks_in(mask: ir.Value, found: Array) -> Array:
-    """Of a mask [B, H, T, 1 + keys] its first column, which is the same for all tokens; minus infinity is no sink."""
+    """The scores of sinks [H]: the first column of a mask [B, H, T, 1 + keys], the same for all tokens. Minus infinity
+    means that a head has no sink."""
     sinks = found[:1, :, :1, 0] if found.ndim == 4 and found.dtype != bool else np.zeros((1, 1, 0))
     if not sinks.size or not (sinks < np.inf).all() or (found[..., 0] != sinks).any():
         raise UnsupportedError(
@@ -110,16 +111,16 @@ def _sinks_in(mask: ir.Value, found: Array) -> Array:
 
 
 def inputs_of_masks(model: ir.Model) -> set[ir.Value]:
-    """The graph's inputs that say what the masks of its attention are, by more than their shapes."""
+    """The graph's inputs whose numbers, not only shapes, the masks of its attention depend on."""
     nodes = [node for node in model.graph if node.op_type == "Attention" and node.domain == ""]
     masks = [node.inputs[_MASK] for node in nodes if len(node.inputs) > _MASK]
     return {value for mask in masks if mask is not None for value in inputs_behind(mask)}
 
 
 def inputs_behind(value: ir.Value, known: Collection[ir.Value] = ()) -> set[ir.Value]:
-    """The graph's inputs that a value depends on by more than their shapes, but for what it is made of that is
-    ``known``. Masks of attention in front of it are looked at by themselves."""
-    found: set[ir.Value] = set()
+    """The graph's inputs whose numbers, not only shapes, a value depends on, without paths through ``known`` values and
+    through masks of Attention nodes."""
+    inputs: set[ir.Value] = set()
     seen: set[ir.Value] = set(known)
     pending = [value]
     while pending:
@@ -129,9 +130,9 @@ def inputs_behind(value: ir.Value, known: Collection[ir.Value] = ()) -> set[ir.V
             continue
         seen.add(needed)
         if node is None and needed.const_value is None:
-            found.add(needed)
+            inputs.add(needed)
         operands = [] if node is None else list(node.inputs)
         if node is not None and node.op_type == "Attention":
             operands[_MASK : _MASK + 1] = []
         pending += [operand for operand in operands if operand is not None]
-    return found
+    return inputs

@@ -1,14 +1,14 @@
-"""The files of a generated attention block: as ``project.py`` has them for a MoE block, with the same library.
+"""The files of a generated attention project, like those of ``moe/project.py`` and with the same library.
 
 | file in ``data/`` | contents |
 |---|---|
-| ``norm.bin`` | parameters of every channel of a token, whose multipliers are int16 |
+| ``norm.bin`` | parameters of every channel of a token, with int16 multipliers |
 | ``up.bin`` | tiles of keys, values and queries in the order of computation: parameters of rows, then weights by step |
-| | in front of these, where rows are products of latents: multipliers of norms, and likewise tiles of latents |
+| | before these, if rows are products of latents: multipliers of norms, then tiles of latents of the same form |
 | ``down.bin`` | by head the weights of the output product by step; then the parameters of its results |
-| ``turns.bin`` | where positions turn keys and queries: sinks, rows of int16, ``library/moec_turn.h`` says of what |
+| ``turns.bin`` | if keys and queries have rotary embeddings: sinks, then rows of int16, see ``library/moec_turn.h`` |
 | ``tokens.bin``, ``outputs.bin`` | int16 [T, d] of the residual stream, as the MoE block reads and writes it |
-| ``count.bin`` | int32: how many tokens each call of the testbench has; one call where there is no cache |
+| ``count.bin`` | int32: the number of tokens of each call of the testbench; a single call without a cache |
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Array = np.ndarray[Any, Any]
 
 TOP = "attention_block"
 _ALONE = 3
-"""Tokens of the testbench that come one by one, as in the generation of a text."""
+"""Tokens of the testbench that come one by one, as when text is generated."""
 _TEMPLATES = {
     "attention_config.h.j2": "src/attention_config.h",
     "attention_tables.h.j2": "src/attention_tables.h",
@@ -56,8 +56,8 @@ _TEMPLATES = {
 def attention_files(
     design: AttentionDesign, block: QuantizedAttention, vectors: Array, *, name: str, device: str, clock: float
 ) -> dict[str, bytes]:
-    """Contents by path. ``vectors``: one sequence, int16 [T, d], that the testbench runs, with a cache in several
-    calls; ``clock`` in MHz."""
+    """The contents of a project's files by path. ``vectors``: one sequence, int16 [T, d], that the testbench runs, in
+    several calls if there is a cache; ``clock``: in MHz."""
     data = _vector_files(design, block, vectors)
     tokens = -(-2 * design.shape.tokens * design.width // BEAT_BYTES)
     context = {
@@ -110,8 +110,8 @@ def _vector_files(design: AttentionDesign, block: QuantizedAttention, vectors: A
 
 
 def calls_of(shape: AttentionShape, tokens: int) -> list[int]:
-    """How many of a sequence's tokens each call of the testbench takes: without a cache all; with one as many as fit,
-    twice at most, and the last ones alone."""
+    """The number of a sequence's tokens in each call of the testbench. Without a cache, one call has all; with one, one
+    or two calls have as many as fit, and the last tokens come one by one."""
     if not shape.cached:
         return [tokens]
     tokens = min(tokens, shape.cached)
@@ -122,12 +122,12 @@ def calls_of(shape: AttentionShape, tokens: int) -> list[int]:
 
 
 def pack_projections(design: AttentionDesign, block: QuantizedAttention) -> bytes:
-    """``up.bin``."""
+    """The contents of ``up.bin``."""
     shape, height = design.shape, design.head_width
     parts = [] if block.latents is None else [_pack_latents(design, block.latents)]
 
     def tiles(rows: Array) -> Array:
-        """[tiles h, ...] → [tiles, h, ...], h padded."""
+        """Rows by tile, [tiles h, ...] → [tiles, h, ...], with h padded."""
         return packing.widened(rows.reshape(shape.tiles, shape.head_width, *rows.shape[1:]), height, axis=1)
 
     weights = tiles(_padded_rows(design, block.up.weights[0]))
@@ -143,7 +143,7 @@ def pack_projections(design: AttentionDesign, block: QuantizedAttention) -> byte
 
 
 def _padded_rows(design: AttentionDesign, weights: Array) -> Array:
-    """[rows, tokens and latents] → with each of these padded to whole chunks."""
+    """Weights [rows, tokens and latents] with the columns of tokens and of each latent padded to whole chunks."""
     latents = design.shape.latents
     if latents is None:
         return packing.widened(weights, design.width, axis=1)
@@ -153,7 +153,8 @@ def _padded_rows(design: AttentionDesign, weights: Array) -> Array:
 
 
 def _pack_latents(design: AttentionDesign, latents: QuantizedLatents) -> bytes:
-    """What is in front of tiles of rows: multipliers of norms, and tiles of all latents, each padded by itself."""
+    """The part of ``up.bin`` before tiles of rows: multipliers of norms, and tiles of all latents, each of which is
+    padded on its own."""
 
     def padded_parts(columns: Array) -> Array:
         parts = np.split(columns, np.cumsum(latents.shape.ranks)[:-1])
@@ -175,7 +176,7 @@ def _pack_latents(design: AttentionDesign, latents: QuantizedLatents) -> bytes:
 
 
 def _order_of_tiles(shape: AttentionShape) -> list[int]:
-    """Tiles as the hardware takes them; :class:`QuantizedAttention` has them head by head."""
+    """The tiles of :class:`QuantizedAttention`, which has them head by head, in the order of the hardware."""
     if not shape.joint_norm:
         return list(range(shape.tiles))
     values = range(VALUE, shape.tiles, 2 + shape.sharing)
@@ -183,7 +184,7 @@ def _order_of_tiles(shape: AttentionShape) -> list[int]:
 
 
 def pack_output(design: AttentionDesign, block: QuantizedAttention) -> bytes:
-    """``down.bin``."""
+    """The contents of ``down.bin``."""
     shape = design.shape
     by_head = packing.widened(block.down.weights[0].reshape(shape.width, shape.heads, -1), design.head_width, axis=2)
     by_head = packing.widened(by_head, design.width, axis=0)
@@ -196,7 +197,7 @@ def pack_output(design: AttentionDesign, block: QuantizedAttention) -> bytes:
 
 
 def pack_turns(design: AttentionDesign, turns: QuantizedTurns, sinks: Array | None = None) -> bytes:
-    """``turns.bin``."""
+    """The contents of ``turns.bin``."""
     pairs = np.stack([turns.cosines, turns.sines], axis=-1).reshape(len(turns.cosines), -1)
     row = design.turn_beats * BEAT_BYTES // 2
     rows = [packing.widened(one, row, axis=1) for one in (_norm_rows(design.shape, turns), pairs)]
@@ -204,15 +205,15 @@ def pack_turns(design: AttentionDesign, turns: QuantizedTurns, sinks: Array | No
 
 
 def _pack_sinks(design: AttentionDesign, sinks: Array | None) -> bytes:
-    """Those of a layer without them, beside layers that have some, weigh nothing."""
+    """The sinks of a layer. A layer without sinks, in a design with some, gets sinks that weigh nothing."""
     if not design.shape.sinks:
         return b""
-    found = sink_places(np.full(design.shape.heads, -np.inf)) if sinks is None else sinks
-    return packing.whole_beats(found.astype("<i4").tobytes())
+    packed = sink_places(np.full(design.shape.heads, -np.inf)) if sinks is None else sinks
+    return packing.whole_beats(packed.astype("<i4").tobytes())
 
 
 def _norm_rows(shape: AttentionShape, turns: QuantizedTurns) -> Array:
-    """Multipliers of a row of keys and of one of queries, or, where all heads are normalised together, of each tile of
+    """Multipliers of a row of keys and of a row of queries, or, if all heads are normalised together, of each tile of
     keys and queries."""
     width = shape.head_width
     keys, queries = (

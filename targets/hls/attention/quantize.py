@@ -1,8 +1,8 @@
-"""An attention block in integers: scales from calibration data, and the constants of the hardware.
+"""Quantization of an attention block: scales from calibration data, and the constants of the hardware.
 
-As in ``quantize.py``: int8 activations with one scale per tensor, int8 weights with one per output channel. The
-residual stream is int16. Weights of keys are uint8, 255 for a query's best key; what they weigh is divided by their
-sum.
+As in ``moe/quantize.py``, activations are int8 with one scale per tensor, and weights int8 with one per output channel.
+The residual stream is int16. Attention weights of keys are uint8, 255 for a query's best key; the weighted sum of
+values is divided by the sum of these.
 """
 
 from __future__ import annotations
@@ -25,24 +25,25 @@ from moec.targets.hls.normalization import FloatNorm, QuantizedNorm, quantize_no
 Array = np.ndarray[Any, Any]
 
 KEY_WEIGHT_ONE = 255
-"""What stands for the weight of a query's best key."""
+"""The attention weight of a query's best key."""
 FINE_BITS, TURN_BITS = 6, 14
-"""Bits of fraction: of rows in front of their turn, in steps of what they become, and of cosines and sines."""
+"""Fraction bits: of rows before their rotary embedding, in steps of the result, and of cosines and sines."""
 SINK_OCTAVES = 12
-"""By so many powers of two a sink may weigh more than a query's best key."""
+"""The largest weight of a sink is that of a query's best key times 2 to this power."""
 _MOST_RECIPROCAL = (1 << 20) - 2
 _MOST_SINK = 1 << 30
 _FINEST = 2.0**-20
-"""Of a value: no weight is a smaller part of a sum of weights, sinks included."""
+"""The smallest scale of weighted values, as a part of the values' scale: no weight is a smaller part of the sum of
+weights, sinks included."""
 _SCORE_OF_NOTHING = 2.0**-6
-"""A step of scores that are always 0, in places of the table: small, for other layers may share the shift behind it."""
+"""The scale of scores that are always 0, in steps of the table: small, since other layers may share the shift."""
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedTurns:
-    """How keys and queries, int8 rows of products, become what is scored: normalised where there are norms, of a head
-    or of all heads together, whose results have :data:`FINE_BITS` of fraction, and turned by ``cosines`` and ``sines``
-    int16 [P, h / 2], rounded up, with :data:`TURN_BITS`."""
+    """The steps from keys and queries, int8 rows of products, to rows that are scored: the norms, if any, of a head or
+    of all heads together, with :data:`FINE_BITS` of fraction; then the rotary embedding by ``cosines`` and ``sines``,
+    int16 [P, h / 2, rounded up] with :data:`TURN_BITS` of fraction."""
 
     cosines: Array
     sines: Array
@@ -50,12 +51,12 @@ class QuantizedTurns:
     query_norm: QuantizedNorm | None = None
 
     def lowered(self, shift: int) -> QuantizedTurns:
-        """With normalisations whose shift is no larger; the same where there are none."""
+        """The same steps with a smaller ``shift`` of the norms, if there are any."""
         norms = [None if norm is None else norm.lowered(shift) for norm in (self.key_norm, self.query_norm)]
         return QuantizedTurns(self.cosines, self.sines, *norms)
 
     def run(self, norm: QuantizedNorm | None, rows: Array, past: int) -> Array:
-        """Rows [H, T, h] of tokens behind ``past`` others → int8 [H, T, h]."""
+        """Normalise and rotate rows [H, T, h] of tokens after ``past`` others → int8 [H, T, h]."""
         fine = rows << FINE_BITS if norm is None else _normalized(norm, rows)
         width = rows.shape[-1]
         fine = np.pad(fine, ((0, 0), (0, 0), (0, width % 2)))  # as rows of an odd width are in hardware
@@ -66,8 +67,8 @@ class QuantizedTurns:
 
 
 def _normalized(norm: QuantizedNorm, rows: Array) -> Array:
-    """Rows [H, T, h], each by itself, or those of a token together, in front of zeros where keys have fewer heads than
-    the hardware normalises."""
+    """Normalise rows [H, T, h]: each on its own, or those of a token together. Keys with fewer heads than the hardware
+    normalises are padded with zeros."""
     heads, count, width = rows.shape
     if len(norm.multipliers) == width:
         return norm.run(rows.reshape(-1, width), 16).reshape(rows.shape)
@@ -78,13 +79,18 @@ def _normalized(norm: QuantizedNorm, rows: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedAttention:
-    """``up``: one matrix [1, K (2 + H / K) h, d], of each head of keys its rows, those of values, and those of the
-    queries that share them; ``down`` [1, d, H h]. ``turns``: of keys and queries, None where they are not turned.
-    ``score``: from scores to places in the table of powers. ``window`` as :class:`FloatAttention` has it;
-    ``sinks`` [H]: how many places a score of 0 is below what a head weighs beside its keys, and
-    :data:`SINK_OCTAVES` times 1024 more. ``mixed_one`` over the sum of a query's weights is what their weighted sum of
-    values is multiplied with, and then shifted by ``mixed_shift``. ``latents``: that ``up`` takes in the place of
-    tokens."""
+    """An attention block in integers: the scales of its tensors, and the constants that the hardware holds.
+
+    - ``up``: one matrix [1, K (2 + H / K) h, d]: for each head of keys the rows of keys, of values, and of the queries
+      that share them. ``down``: [1, d, H h].
+    - ``turns``: norms and rotary embedding of keys and queries; None without either, or sinks.
+    - ``latents``: inputs of ``up`` in place of tokens, or None.
+    - ``score``: from scores to indices of the table of powers.
+    - ``window``: as of :class:`FloatAttention`.
+    - ``sinks`` [H]: :data:`SINK_OCTAVES` times 1024, minus the score of the sink, in steps of the table of powers.
+    - ``mixed_one``, ``mixed_shift``: a weighted sum of values is multiplied by ``mixed_one`` over the sum of the
+      weights, and then shifted right by ``mixed_shift``.
+    """
 
     shape: AttentionShape
     norm: QuantizedNorm
@@ -105,7 +111,7 @@ class QuantizedAttention:
 
     @property
     def token_scale(self) -> float:
-        """What a step of the residual stream stands for, which tokens come from and go to."""
+        """The scale of the residual stream, which tokens come from and go to."""
         return self.norm.stream_scale
 
     @property
@@ -113,17 +119,18 @@ class QuantizedAttention:
         return self.norm.stream_scale
 
     def quantized(self, tokens: Array) -> Array:
-        """Tokens [..., d] as the int16 of the residual stream, rounded half to even."""
+        """Tokens [..., d] as int16 of the residual stream, rounded half to even."""
         return rounded(tokens, self.token_scale, 16)
 
 
 def quantize_attention(
     block: FloatAttention, tokens: Array, *, most_tokens: int, cached: int = 0, stream_scale: float | None = None
 ) -> QuantizedAttention:
-    """Calibrate with sequences ``tokens`` [B, T, d]. ``cached``: positions that a cache of keys and values has room
-    for. ``stream_scale``: of the residual stream, where blocks that share one have agreed.
+    """Quantize a block, calibrated with sequences ``tokens`` [B, T, d]. ``cached``: positions that a cache of keys and
+    values has room for. ``stream_scale``: of the residual stream, if the blocks on it share one.
 
-    Raises UnsupportedError for calibration data without a finite number, and for numbers that no integer can say.
+    Raises UnsupportedError for calibration data that is empty or not finite, and for numbers that integers cannot
+    represent.
     """
     if not tokens.size or not np.isfinite(tokens).all():
         raise UnsupportedError(f"{block.name}: {tokens.size} calibration numbers, all of which must be finite")
@@ -179,15 +186,15 @@ def quantize_attention(
 
 
 def sink_places(sinks: Array) -> Array:
-    """Of sinks in floats, as :class:`QuantizedAttention` has them; one of minus infinity weighs nothing."""
+    """The integers of float sinks, as in :class:`QuantizedAttention`. A sink of minus infinity weighs nothing."""
     places = SINK_OCTAVES * POWER_ENTRIES - sinks.astype(np.float64) * math.log2(math.e) * POWER_ENTRIES
     return np.clip(np.round(places), -_MOST_SINK, _MOST_SINK).astype(np.int64)
 
 
 def shape_of(block: FloatAttention, most_tokens: int, cached: int = 0) -> AttentionShape:
-    """The sizes of the block for calls of so many tokens, and for a cache of so many positions.
+    """The shape of the block for calls of ``most_tokens``, and for a cache of ``cached`` positions.
 
-    Raises UnsupportedError where queries and keys are not normalised alike.
+    Raises UnsupportedError where queries and keys are normalised differently.
     """
     norms = (block.query_norm, block.key_norm)
     heads = (block.heads, len(block.key)) if block.joint_norm else (1, 1)
@@ -221,7 +228,8 @@ def _expect_norm(norm: FloatNorm | None, channels: int) -> None:
 
 
 def _row_scales(rows: Array, scored: Array, norm: FloatNorm | None) -> tuple[float, float]:
-    """Of what is scored, and of the rows of a product that it is made of; without a normalisation both are one."""
+    """The scale of rows that are scored, and of the product's rows before; without a normalisation both are the
+    same."""
     if norm is None:
         scale = scale_for(np.stack([rows, scored]), 8)
         return scale, scale
@@ -260,14 +268,15 @@ def _head_norm(block: FloatAttention, norm: FloatNorm | None, scale: float, row_
     if norm is None:
         return None
     width = block.heads * block.head_width if block.joint_norm else block.head_width
-    found = quantize_norm(block.name, widened_norm(norm, width), row_scale, scale / (1 << FINE_BITS))
-    if found.epsilon >= 1 << (2 * INPUT_BITS - 1 + 2 * bits_for(width)):
+    quantized = quantize_norm(block.name, widened_norm(norm, width), row_scale, scale / (1 << FINE_BITS))
+    if quantized.epsilon >= 1 << (2 * INPUT_BITS - 1 + 2 * bits_for(width)):
         raise UnsupportedError(f"{block.name}: epsilon {norm.epsilon:.3g} of a normalisation is above all rows of int8")
-    return found
+    return quantized
 
 
 def _by_head(key: Array, value: Array, query: Array) -> Array:
-    """Parts [K, h, ...], of queries [H, h, ...] → [1, K (2 + H / K) h, ...]."""
+    """Rows of keys and values [K, h, ...] and of queries [H, h, ...], interleaved by head of keys:
+    [1, K (2 + H / K) h, ...]."""
     queries = query.reshape(len(key), -1, *query.shape[1:])
     parts = np.concatenate([key[:, None], value[:, None], queries], axis=1)
     return parts.reshape(1, -1, *query.shape[2:])

@@ -1,4 +1,4 @@
-"""The integer reference of an attention block: what the generated hardware computes, bit for bit, in numpy."""
+"""The integer reference of an attention block in numpy: bit for bit the results of the generated hardware."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class IntegerAttentionResults:
-    """On T tokens behind P others: ``inputs``, normalised, int8 [T, d]; ``query`` int8 [H, T, h], as it is scored;
-    ``key`` and ``value`` int8 [K, P + T, h], which a cache keeps; ``weights`` uint8 [H, T, P + T]; ``attended`` int8
-    [T, H h]; ``output`` int16 [T, d]."""
+    """Tensors of a block on T tokens after P others.
+
+    - ``inputs`` int8 [T, d]: normalised tokens.
+    - ``query`` int8 [H, T, h]: normalised and rotated.
+    - ``key`` and ``value`` int8 [K, P + T, h]: the contents of a cache.
+    - ``weights`` uint8 [H, T, P + T], ``attended`` int8 [T, H h], ``output`` int16 [T, d].
+    """
 
     inputs: Array
     query: Array
@@ -34,12 +38,13 @@ class IntegerAttentionResults:
 def run(
     block: QuantizedAttention, tokens: Array, earlier: IntegerAttentionResults | None = None
 ) -> IntegerAttentionResults:
-    """One sequence, int16 [T, d], through the block; ``earlier``: what a cache holds, of the tokens in front of it."""
+    """Run one sequence, int16 [T, d], through the block. ``earlier``: results for the tokens before it, whose keys and
+    values a cache holds."""
     shape = block.shape
     inputs = block.norm.run(tokens)
-    given = inputs if block.latents is None else block.latents.run(inputs)
+    row_inputs = inputs if block.latents is None else block.latents.run(inputs)
     by_head = (len(tokens), shape.key_heads, 2 + shape.sharing, shape.head_width)
-    rows = projected(given, block.up, 0, 8).reshape(by_head).transpose(2, 1, 0, 3)
+    rows = projected(row_inputs, block.up, 0, 8).reshape(by_head).transpose(2, 1, 0, 3)
     query = rows[QUERY:].swapaxes(0, 1).reshape(shape.heads, len(tokens), shape.head_width)
     key, value = rows[KEY], rows[VALUE]
     past = 0 if earlier is None else earlier.key.shape[1]
@@ -61,8 +66,8 @@ def run(
 
 
 def weigh(block: QuantizedAttention, query: Array, key: Array, sink: int | None = None) -> tuple[Array, Array]:
-    """The weights [T, P + T] of all keys for each query of a head: 255 for the best, 0 for those that it does not
-    meet; and their sums [T, 1], the weight of a sink included."""
+    """The weights [T, P + T] of all keys for each query of a head, 255 for the best key and 0 for masked ones, and
+    their sums [T, 1], which include the weight of a sink."""
     scores = product(query, key)
     count, keys = scores.shape
     met = met_keys(count, keys, block.window) if block.shape.causal else np.ones((count, keys), bool)
@@ -74,7 +79,7 @@ def weigh(block: QuantizedAttention, query: Array, key: Array, sink: int | None 
 
 
 def _sink_weight(block: QuantizedAttention, largest: Array, sink: int) -> Array:
-    """By how far the largest score is below it, or above."""
+    """The weight of a sink, relative to the key with the largest score."""
     places = (largest * int(block.score.values[0])) >> block.score.shift
     terms = power_of_half(np.clip(places + sink, 0, MOST_EXPONENT))
     return (terms * KEY_WEIGHT_ONE + (1 << (16 - SINK_OCTAVES))) >> (17 - SINK_OCTAVES)

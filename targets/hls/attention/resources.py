@@ -1,4 +1,4 @@
-"""What an attention block takes of a part: DSPs, memories, LUTs; rules are those of a MoE block."""
+"""DSPs, memories and LUTs of an attention block, by the rules of a MoE block."""
 
 from __future__ import annotations
 
@@ -45,8 +45,7 @@ from moec.targets.hls.moe.design import (
 )
 
 _ARRAYS = 4
-"""How many arrays of ``lanes`` x ``lanes`` products there are: projections, scores, values, output. Latents take one
-more."""
+"""Arrays of ``lanes`` x ``lanes`` products: projections, scores, values, output. Latents need one more."""
 _SINK_BITS = 32
 _ADAPTERS = {
     "tokens": ("read_stream", OUTSTANDING["tokens"]),
@@ -54,11 +53,11 @@ _ADAPTERS = {
     "down": ("load_down", OUTSTANDING["down"]),
     "results, writes": ("write_tokens", OUTSTANDING["results"]),
 }
-"""What masters keep on the chip: who uses each, and its bursts on their way."""
+"""The processes of the AXI masters, and the outstanding bursts that each buffers."""
 
 
 def attention_dsps(design: AttentionDesign) -> dict[str, int]:
-    """By process; those that multiply nothing are missing."""
+    """DSPs by process, without processes that multiply nothing."""
     lanes = design.lanes
     array = lanes * lanes // PRODUCTS_PER_DSP
     rounding = lanes * multiplier_dsps(MOST_ACCUMULATOR_BITS, MULTIPLIER_BITS + 1)
@@ -76,7 +75,8 @@ def attention_dsps(design: AttentionDesign) -> dict[str, int]:
 
 
 def _turn_dsps(design: AttentionDesign) -> dict[str, int]:
-    """A channel takes two products with 16 bits to be turned; to be normalised, what channels of a token take."""
+    """DSPs of rotary embeddings, two products of 16 bits per channel, and of the norms of keys and queries, like those
+    of a token's channels."""
     turn = 2 * design.lanes * multiplier_dsps(RESULT_BITS, RESULT_BITS)
     if not design.shape.head_norm:
         return {"turn_heads": turn}
@@ -85,7 +85,7 @@ def _turn_dsps(design: AttentionDesign) -> dict[str, int]:
 
 
 def attention_memories(design: AttentionDesign) -> list[Memory]:
-    """All of them: arrays, channels, adapters."""
+    """All memories of a design: arrays, channels and adapters."""
     shape, lanes = design.shape, design.lanes
     words, places = shape.tokens * design.width_chunks, design.key_groups * design.chunks
     chunk, banks = INPUT_BITS * lanes, lanes * lanes * INPUT_BITS // BEAT_BITS
@@ -114,24 +114,24 @@ def attention_memories(design: AttentionDesign) -> list[Memory]:
 
 
 def _memories_of_products(design: AttentionDesign) -> list[Memory]:
-    """Of that of rows, and of that of latents."""
+    """The memories of the product that makes rows, and of the one that makes latents."""
     lanes, chunk = design.lanes, INPUT_BITS * design.lanes
     banks = lanes * lanes * INPUT_BITS // BEAT_BITS
     products = [(projecting(design), design.row_chunks, design.most_steps)]
     if design.shape.latents:
         products.append(("product_up", design.width_chunks, design.width_chunks))
-    found = []
+    memories = []
     for process, kept, steps in products:
-        found += [
+        memories += [
             array_memory("tokens", process, chunk, design.shape.tokens * kept, 1, "bram", "rows"),
             array_memory("weights", process, BEAT_BITS, design.chunks * steps, 2 * banks, variable="weights"),
             parameter_memory(process, lanes, design.chunks),
         ]
-    return [*found, array_memory("adapter up", loading(design), BEAT_BITS, OUTSTANDING["up"] * BURST_BEATS)]
+    return [*memories, array_memory("adapter up", loading(design), BEAT_BITS, OUTSTANDING["up"] * BURST_BEATS)]
 
 
 def power_copies(design: AttentionDesign) -> int:
-    """Of the table of powers: a memory has two ports, so two lanes share one; a sink has one of its own."""
+    """Copies of the table of powers. A memory has two ports, so two lanes share a copy; sinks have their own."""
     return -(-design.lanes // 2) + design.shape.sinks
 
 
@@ -148,7 +148,7 @@ def _turn_memories(design: AttentionDesign) -> list[Memory]:
 
 
 def _memories_of_all_heads(design: AttentionDesign) -> list[Memory]:
-    """Keys and queries until they are measured, and their measures."""
+    """Memories of keys and queries that wait for their sum of squares, of these sums, and of the factors."""
     shape, process = design.shape, measuring(design)
     bits = bits_for(shape.norm_width)
     sums, measure = 2 * RESULT_BITS - 1 + bits, RESULT_BITS + bits + MULTIPLIER_BITS + SCALE_BITS
@@ -173,10 +173,10 @@ def _cache_adapters() -> list[Memory]:
 
 
 def attention_luts(design: AttentionDesign) -> int:
-    """All but memories, roughly: arrays, rounding, a divider, control, masters."""
+    """LUTs of everything except memories, roughly: arrays, rounding, a divider, control, masters."""
     latents = design.shape.latents is not None
     arrays = (_ARRAYS + latents) * array_luts(design.lanes, design.lanes, MOST_ACCUMULATOR_BITS)
-    # Of projections, weights, mixed values, results and sums; of latents, and what is normalised.
+    # Rounding of projections, weights, weighted values, results and sums; of latents and their norms.
     rounding = (5 + 2 * latents) * design.lanes * requantize_luts(MOST_ACCUMULATOR_BITS, RESULT_BITS)
     if design.shape.turned:
         rounding += design.lanes * requantize_luts(2 * RESULT_BITS + 1, INPUT_BITS)

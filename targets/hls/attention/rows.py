@@ -1,10 +1,10 @@
-"""What a block makes of normalised tokens in front of its scores: a product, for queries and keys also a normalisation
-of each head's row, or of all heads together, and a turn by the position, in this order.
+"""Rows of queries, keys and values, from normalised tokens to the scores: a product, then for queries and keys a
+normalisation (of each head's row, or of all heads together) and a rotary embedding, in this order.
 
-All paths from the tokens to a query lead through a few values, one behind the other: its narrows. At one of them the
-product ends, at one a row is normalised, at one the turn begins. What a turn does is found by running it: unit vectors
-say which channels it mixes, however the graph lays them out (halves, neighbours, a part of a row), and with what. As
-scores are sums over channels, rows are then reordered so that neighbours are turned together.
+All paths from the tokens to a query lead through a few values one after the other, its dominators. The product ends at
+one of them, the normalisation at another, and the rotary embedding begins at one. The embedding is found by running it
+on unit vectors: they show which channels it mixes and how, however the graph lays them out (halves, neighbours, a part
+of a row). Since scores are sums over channels, rows are reordered so that rotated pairs are neighbours.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from moec.targets.hls.normalization import FloatNorm
 Array = np.ndarray[Any, Any]
 
 _SHORT = 8
-"""Positions that unit vectors are turned at."""
+"""Positions at which unit vectors probe a rotary embedding."""
 _TOLERANCE = 1e-4
 _LATENT = "expected a product of tokens, or, as DeepSeek has them, latents that keys and values share"
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """``weights`` [H, h, d] and ``bias`` [H, h] of the product; ``norm`` of each row, or of those of all heads;
-    ``turns`` of channels that stand side by side once rows are in ``order``, their channels as the graph counts
-    them."""
+    """The steps that make rows of H heads: the product with ``weights`` [H, h, d] and ``bias`` [H, h], the ``norm`` of
+    each row or of all heads' rows, and the rotary embedding ``turns``. ``order``: for each channel the index that it
+    has in the graph's rows, since channels are reordered into rotated pairs."""
 
     weights: Array
     bias: Array
@@ -54,7 +54,7 @@ class Rows:
         return dataclasses.replace(self, weights=self.weights[:, order], bias=self.bias[:, order], norm=norm)
 
     def widened(self, width: int) -> Rows:
-        """With channels of zeros behind all others, where nothing is normalised."""
+        """The rows with channels of zeros appended. Raises UnsupportedError for normalised rows."""
         if self.weights.shape[1] == width:
             return self
         if self.norm is not None:
@@ -63,23 +63,23 @@ class Rows:
         return dataclasses.replace(self, weights=weights, bias=widened_rows(self.bias, width))
 
     def _by_head(self, numbers: Array) -> Array:
-        """Of a normalisation: [h] or [H h] → [1 or H, h]."""
+        """The numbers of a normalisation by head, [h] or [H h] → [1 or H, h]."""
         return numbers.reshape(-1, self.weights.shape[1])
 
 
 def widened_rows(rows: Array, width: int) -> Array:
-    """[..., h] → [..., width]."""
+    """Pad rows with zeros, [..., h] → [..., width]."""
     return np.pad(rows, [*[(0, 0)] * (rows.ndim - 1), (0, width - rows.shape[-1])])
 
 
 def find_rows(model: ir.Model, tokens: ir.Value, rows: ir.Value, width: int, heads: int, positions: int) -> Rows:
-    """From normalised ``tokens`` [B, T, d] to ``rows`` [B, H, T, h], or [B, T, H h], in front of the scores.
+    """The steps from normalised ``tokens`` [B, T, d] to ``rows`` [B, H, T, h] or [B, T, H h] before the scores.
 
-    Raises UnsupportedError where something else stands between, naming it.
+    Raises UnsupportedError, naming the node, where something else lies in between.
     """
     narrows = narrows_between(tokens, rows)
     place, norm = _norm_of_rows(narrows)
-    starts = [narrows[place + 1]] if norm else [rows, *(one for one in narrows[1:] if _rank(one) == 4)]
+    starts = [narrows[place + 1]] if norm else [rows, *(value for value in narrows[1:] if _rank(value) == 4)]
     try:
         start, weights, bias = _product(model, tokens, starts, width)
     except UnsupportedError as error:
@@ -93,20 +93,20 @@ def find_rows(model: ir.Model, tokens: ir.Value, rows: ir.Value, width: int, hea
         ) from error
     if len(bias) % heads:
         raise UnsupportedError(f"{start.name!r} has {len(bias)} channels, which are not {heads} heads")
-    found = Rows(weights.reshape(heads, -1, width), bias.reshape(heads, -1), norm)
+    made = Rows(weights.reshape(heads, -1, width), bias.reshape(heads, -1), norm)
     start = narrows[place] if norm else start
     if norm is not None:
-        _expect_norm_of_rows(start, rows, norm, found)
+        _expect_norm_of_rows(start, rows, norm, made)
     if start is not rows:
-        found = _with_turns(model, found, start, rows, heads, positions)
-    _expect_agreement(model, tokens, rows, found, positions)
-    return found
+        made = _with_turns(model, made, start, rows, heads, positions)
+    _expect_agreement(model, tokens, rows, made, positions)
+    return made
 
 
 def _product(
     model: ir.Model, tokens: ir.Value, values: Sequence[ir.Value], width: int
 ) -> tuple[ir.Value, Array, Array]:
-    """The first of the values that is a product of tokens, its weights and bias."""
+    """The first of the values that is a product of tokens, with its weights and bias."""
     reasons = []
     for value in values:
         try:
@@ -119,8 +119,9 @@ def _product(
 
 
 def norms_between(source: ir.Value, result: ir.Value) -> list[ir.Value]:
-    """Results of the normalisations that ``result`` passes on its way from ``source``, the nearest on each way."""
-    found: list[ir.Value] = []
+    """Results of the normalisations between ``source`` and ``result``; on each path only the one nearest to the
+    result."""
+    norms: list[ir.Value] = []
     seen, pending = {source}, [result]
     while pending:
         value = pending.pop()
@@ -129,22 +130,23 @@ def norms_between(source: ir.Value, result: ir.Value) -> list[ir.Value]:
             continue
         seen.add(value)
         if node.op_type in NORMS and node.domain == "":
-            found.append(value)
+            norms.append(value)
         else:
             pending += [operand for operand in node.inputs if operand is not None]
-    return found
+    return norms
 
 
 def narrows_between(source: ir.Value, result: ir.Value) -> list[ir.Value]:
-    """Values that all of ``result`` that is made of ``source`` leads through, from the result to the source."""
+    """The dominators of ``result`` on its paths from ``source``: the values that all these paths lead through, from the
+    result to the source, both included."""
     order: dict[ir.Value, int] = {}
 
     def depth(value: ir.Value) -> int:
-        """How many nodes stand in front of it, 0 for the source; -1 where it is not made of it."""
+        """The length of the longest path from the source to a value; -1 without a path."""
         if value is source:
             return 0
         if value not in order:
-            order[value] = -1  # nothing is made of itself
+            order[value] = -1  # until it is known; graphs have no cycles
             node = value.producer()
             depths = [depth(operand) for operand in (() if node is None else node.inputs) if operand is not None]
             order[value] = max(depths, default=-1) + 1 if max(depths, default=-1) >= 0 else -1
@@ -152,20 +154,20 @@ def narrows_between(source: ir.Value, result: ir.Value) -> list[ir.Value]:
 
     if depth(result) < 0:
         raise UnsupportedError(f"{result.name!r} is not made of {source.name!r}")
-    found, open_values = [], {result}
+    dominators, open_values = [], {result}
     while open_values != {source}:
         last = max(open_values, key=depth)
         if len(open_values) == 1:
-            found.append(last)
+            dominators.append(last)
         node = last.producer()
         assert node is not None
         open_values.remove(last)
         open_values |= {operand for operand in node.inputs if operand is not None and depth(operand) >= 0}
-    return [*found, source]
+    return [*dominators, source]
 
 
 def _norm_of_rows(narrows: list[ir.Value]) -> tuple[int, FloatNorm | None]:
-    """Where rows are normalised, and how: where a value has no axis of heads, those of all heads together."""
+    """The index of the dominator that is a normalisation's result, and the normalisation; 0 and None without one."""
     for place, value in enumerate(narrows[:-1]):
         node = value.producer()
         if node is not None and node.op_type in NORMS and node.domain == "":
@@ -174,7 +176,7 @@ def _norm_of_rows(narrows: list[ir.Value]) -> tuple[int, FloatNorm | None]:
 
 
 def _expect_norm_of_rows(normal: ir.Value, rows: ir.Value, norm: FloatNorm, found: Rows) -> None:
-    """Raises UnsupportedError where what is normalised is not what is turned and scored, naming the node."""
+    """Check that a normalisation acts on the rows that are scored. Raises UnsupportedError, naming the node, if not."""
     heads, width = found.weights.shape[:2]
     last = None if rows.shape is None else rows.shape[-1]
     channels = width if not isinstance(last, int) else last if _rank(rows) == 4 else last // heads
@@ -193,7 +195,8 @@ def _expect_norm_of_rows(normal: ir.Value, rows: ir.Value, norm: FloatNorm, foun
 
 
 def _with_turns(model: ir.Model, rows: Rows, start: ir.Value, result: ir.Value, heads: int, positions: int) -> Rows:
-    """``start`` and ``result``: [B, H, T, h], [B, T, H, h] or [B, T, H h]."""
+    """The rows with the rotary embedding between ``start`` and ``result``, each [B, H, T, h], [B, T, H, h] or
+    [B, T, H h], and with channels reordered for it; unchanged if there is none."""
     width = rows.weights.shape[1]
     count = fixed_tokens(start, heads) or min(_SHORT, positions)
     units = np.eye(width, dtype=np.float32)[:, None, None].repeat(heads, 1).repeat(count, 2)
@@ -212,18 +215,20 @@ def _with_turns(model: ir.Model, rows: Rows, start: ir.Value, result: ir.Value, 
     longest = fixed_tokens(start, heads) or positions
     even = np.zeros(width, np.float32)
     even[taken[0::2]] = 1
-    one = np.broadcast_to(even, (1, heads, longest, width)).astype(np.float32)
-    turned = _turned(model, start, result, one, heads)[0, 0][:, order]
+    evens = np.broadcast_to(even, (1, heads, longest, width)).astype(np.float32)
+    turned = _turned(model, start, result, evens, heads)[0, 0][:, order]
     return dataclasses.replace(ordered, turns=Turns(turned[:, 0::2], turned[:, 1::2]), order=tuple(order.tolist()))
 
 
 def _side_by_side(first: Array, touched: Array) -> tuple[Array, Array]:
-    """Channels in front of a turn and behind it, in pairs: those that are mixed, the first of them first, then those
-    that are mixed with nothing. Some turns put channels in another order, too: ``first`` [h in, h out], at the first
-    position, says which is which. ``touched`` [h in, h out]: at any."""
+    """Orders of channels before and after a rotary embedding in which rotated pairs are neighbours; channels that stay
+    come last. ``touched`` [h in, h out]: whether an input contributes to an output at any position. ``first``
+    [h in, h out]: the factors at the first position, which show whether the embedding also permutes channels."""
     width, places = len(touched), range(len(touched))
     mixed = [place for place in places if touched[place].sum() == 2]
-    pairs = [(one, two) for one in mixed for two in mixed if one < two and (touched[one] == touched[two]).all()]
+    pairs = [
+        (left, right) for left in mixed for right in mixed if left < right and (touched[left] == touched[right]).all()
+    ]
     taken = [place for pair in pairs for place in pair] + [place for place in places if place not in mixed]
     stays = all(touched[pair, pair].all() for pair in map(list, pairs))
     behind = {place: place if stays and place in mixed else int(np.abs(first[place]).argmax()) for place in taken}
@@ -233,33 +238,34 @@ def _side_by_side(first: Array, touched: Array) -> tuple[Array, Array]:
 
 
 def _expect_agreement(model: ir.Model, tokens: ir.Value, result: ir.Value, rows: Rows, positions: int) -> None:
-    """That rows of random tokens are those of the graph, for all heads and positions, up to their order. A short
-    sequence is tried, too: some graphs turn rows by other angles once a sequence is long (longrope, dynamic NTK)."""
+    """Check that rows of random tokens agree with the graph, for all heads and positions, up to the order of channels.
+    Short and long sequences are tried, since some embeddings change their angles with the length (longrope, dynamic
+    NTK). Raises UnsupportedError if not."""
     for count in lengths_probed(tokens, positions):
         _expect_agreement_of(model, tokens, result, rows, count)
 
 
 def lengths_probed(tokens: ir.Value, positions: int) -> list[int]:
-    """Of sequences that random tokens stand in: short ones and the longest, or what the graph says."""
+    """Lengths of the sequences to probe with: a short one and the longest, or the only one that the graph allows."""
     fixed = fixed_tokens(tokens, 0)
     return [fixed] if fixed else sorted({min(_SHORT, positions), positions})
 
 
 def _expect_agreement_of(model: ir.Model, tokens: ir.Value, result: ir.Value, rows: Rows, count: int) -> None:
-    """Of sequences of ``count`` tokens."""
+    """Check rows of sequences of ``count`` random tokens."""
     width, heads = rows.weights.shape[2], len(rows.weights)
     size = (fixed_batch(tokens) or 1, count, width)
-    given = np.random.default_rng(3).normal(size=size).astype(np.float32)
-    feeds = _feeds(model, tokens, result, given)
-    (found,) = run_to(model, feeds, result)
-    found = found if found.ndim == 4 else found.reshape(*size[:2], heads, -1).swapaxes(1, 2)
-    found = found[..., list(rows.order)] if rows.order else found
-    expected = np.einsum("btd,hcd->bhtc", given, rows.weights, optimize=True) + rows.bias[:, None]
+    samples = np.random.default_rng(3).normal(size=size).astype(np.float32)
+    feeds = _feeds(model, tokens, result, samples)
+    (actual,) = run_to(model, feeds, result)
+    actual = actual if actual.ndim == 4 else actual.reshape(*size[:2], heads, -1).swapaxes(1, 2)
+    actual = actual[..., list(rows.order)] if rows.order else actual
+    expected = np.einsum("btd,hcd->bhtc", samples, rows.weights, optimize=True) + rows.bias[:, None]
     expected = normalized_rows(rows.norm, expected)
     if rows.turns is not None:
         expected = rows.turns.run(expected)
     expect_close(
-        found,
+        actual,
         expected,
         f"{result.name!r} is more than a product per token of {tokens.name!r}, a normalisation of each head's row, or "
         f"of all, and a turn of pairs of channels by the position, in sequences of {count} tokens",
@@ -272,7 +278,8 @@ def expect_close(found: Array, expected: Array, problem: str) -> None:
 
 
 def _turned(model: ir.Model, start: ir.Value, result: ir.Value, rows: Array, heads: int) -> Array:
-    """[B, H, T, h] in and out, in calls as the graph allows them."""
+    """Run the graph from rows [B, H, T, h] at ``start`` to rows of the same shape at ``result``, in as many calls as
+    its batch size requires."""
     batch = fixed_batch(start) or len(rows)
     padded = np.pad(rows, ((0, -len(rows) % batch), (0, 0), (0, 0), (0, 0)))
     parts = np.split(padded, len(padded) // batch)
@@ -281,12 +288,12 @@ def _turned(model: ir.Model, start: ir.Value, result: ir.Value, rows: Array, hea
 
 def _turned_at_once(model: ir.Model, start: ir.Value, result: ir.Value, rows: Array, heads: int) -> Array:
     by_head = start.shape is not None and _rank(start) == 4 and start.shape[1] == heads
-    given = rows if by_head else rows.swapaxes(1, 2)
-    given = given.reshape(*given.shape[:2], -1) if _rank(start) == 3 else given
-    (found,) = run_to(model, _feeds(model, start, result, given, rows.shape[2]), result)
-    if found.ndim != 4:
-        found = found.reshape(len(rows), rows.shape[2], heads, -1).swapaxes(1, 2)
-    return found
+    fed = rows if by_head else rows.swapaxes(1, 2)
+    fed = fed.reshape(*fed.shape[:2], -1) if _rank(start) == 3 else fed
+    (actual,) = run_to(model, _feeds(model, start, result, fed, rows.shape[2]), result)
+    if actual.ndim != 4:
+        actual = actual.reshape(len(rows), rows.shape[2], heads, -1).swapaxes(1, 2)
+    return actual
 
 
 def _feeds(
@@ -298,9 +305,8 @@ def _feeds(
 def whole_sequence(
     model: ir.Model, sources: Sequence[ir.Value], result: ir.Value, images: int, count: int
 ) -> dict[ir.Value, Array]:
-    """Inputs of the model beside the sources, for sequences of ``count`` tokens from position 0 on: where an input is
-    no cache, and the result depends on its numbers, these are the positions, or ones where it adds them up to
-    positions."""
+    """Arrays for the model's inputs other than the sources, for whole sequences of ``count`` tokens from position 0 on.
+    Inputs [B, T] that the result depends on are positions, or masks of ones if the graph sums them up to positions."""
     feeds = random_inputs(model, images, count)
     for value in inputs_behind(result, sources):
         if value in feeds and feeds[value].ndim == 2:
@@ -310,7 +316,7 @@ def whole_sequence(
 
 
 def _is_added_up(value: ir.Value) -> bool:
-    """Whether an input says which tokens count, and positions are how many have."""
+    """Whether the graph computes positions as cumulative sums of an input, a mask of tokens."""
     users = [use.node for use in value.uses()]
     return any(node.op_type == "CumSum" or (node.op_type == "Cast" and _is_added_up(node.outputs[0])) for node in users)
 
@@ -323,7 +329,7 @@ def run_to(model: ir.Model, feeds: dict[ir.Value, Array], result: ir.Value) -> l
 
 
 def fixed_tokens(value: ir.Value, heads: int) -> int | None:
-    """How many tokens a sequence has where the graph says it."""
+    """The number of tokens of a sequence if the graph fixes it, else None."""
     if value.shape is None:
         return None
     count = value.shape[1] if _rank(value) == 3 or value.shape[1] != heads else value.shape[2]
@@ -331,7 +337,7 @@ def fixed_tokens(value: ir.Value, heads: int) -> int | None:
 
 
 def fixed_batch(value: ir.Value) -> int | None:
-    """How many sequences there are where the graph says it."""
+    """The number of sequences if the graph fixes it, else None."""
     batch = None if value.shape is None else value.shape[0]
     return batch if isinstance(batch, int) else None
 

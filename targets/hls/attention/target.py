@@ -1,4 +1,4 @@
-"""From the attention blocks of a graph to projects: what :mod:`moec.targets.hls.block` asks of a kind."""
+"""Projects of the attention blocks of a graph: the implementation of :mod:`moec.targets.hls.block` for this kind."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _LANES = (32, 16, 8)
 
 
 def shape_of(block: GraphAttention, options: HlsOptions) -> AttentionShape:
-    """The sizes of the block for one sequence. A cache holds its keys and values where the user says how long it
-    becomes, or the graph takes earlier ones, if every token sees those up to itself.
+    """The shape of the block for one sequence. A causal block gets a cache of keys and values if the user limits the
+    length of a sequence, or if the graph takes earlier keys.
 
-    Raises UnsupportedError where neither the graph nor the user says how long it is, and for a graph that takes keys
-    of earlier tokens which do not see themselves so.
+    Raises UnsupportedError where neither the graph nor the user limits the number of tokens, and for a graph that takes
+    earlier keys in a block that is not causal.
     """
     count = None if block.tokens.shape is None else block.tokens.shape[1]
     tokens = count if isinstance(count, int) else options.max_tokens
@@ -52,7 +52,8 @@ def shape_of(block: GraphAttention, options: HlsOptions) -> AttentionShape:
 
 
 def expect_whole_sequences(block: GraphAttention, options: HlsOptions) -> None:
-    """Raises InputError where calibration data has tokens in front of those that the block is run on."""
+    """Check that calibration data holds sequences from their first token on. Raises InputError where it has keys or
+    values of earlier tokens."""
     given = options.calibration or {}
     for name in (str(value.name) for value in block.past):
         if name in given and (count := given[name].shape[2]):
@@ -66,46 +67,49 @@ def expect_whole_sequences(block: GraphAttention, options: HlsOptions) -> None:
 def choose_attention(
     shape: AttentionShape, part: Part, constraints: Constraints, lanes: Sequence[int] = _LANES
 ) -> AttentionEstimate:
-    """The fastest design that fits. Raises UnsupportedError where none does, saying what is short."""
+    """The design of the first number of ``lanes`` that fits. Raises UnsupportedError where none does, saying what is
+    short."""
     clock, limits = constraints.clock(part), constraints.limits(part)
     reasons = []
     for count in lanes:
-        # All tokens are normalised before the first product starts: a chunk per cycle costs 4 DSPs per lane.
+        # All tokens are normalised before the first product starts, so it pays to normalise a chunk per cycle, for 4
+        # DSPs per lane.
         design = AttentionDesign(shape, count, count)
         sizes = (design.width, design.most_steps * design.lanes, design.hidden)
         reason = design.why_not(max(accumulator_bits(size, 8) for size in sizes))
         if reason is None:
-            found = estimate_attention(design, part, clock, constraints.memory_share, constraints.calibration)
-            needed = {name: (getattr(found.resources, name), getattr(limits, name)) for name in RESOURCE_NAMES}
+            estimate = estimate_attention(design, part, clock, constraints.memory_share, constraints.calibration)
+            needed = {name: (getattr(estimate.resources, name), getattr(limits, name)) for name in RESOURCE_NAMES}
             short = [f"{n} {RESOURCE_NAMES[name]} of {most}" for name, (n, most) in needed.items() if n > most]
             if not short:
-                return found
+                return estimate
             reason = f"it needs {', '.join(short)} on {part.board}"
         reasons.append(f"with {count} lanes {reason}")
     raise UnsupportedError(f"no design fits: {reasons[-1] if reasons else 'no number of lanes was allowed'}")
 
 
 def last_token(estimate: AttentionEstimate, window: int = 0) -> dict[str, float]:
-    """What a call with one token takes, the last that the cache has room for, which looks back a ``window`` of keys."""
+    """The speed of a call with one token, the last that the cache has room for. ``window``: keys that it looks back; 0
+    for all."""
     past, stages = estimate.design.shape.cached - 1, estimate.calibration.stages
     cycles = attention_cycles(estimate.design, 1, estimate.ports.loaders, stages, past, window, estimate.ports.caches)
     return {"past": past, **estimate.call(cycles)}
 
 
 def reported_calls(estimate: AttentionEstimate, tokens: int, window: int = 0) -> list[dict[str, int]]:
-    """What the testbench's calls take, on a sequence of so many tokens."""
+    """The estimated cycles of the testbench's calls on a sequence of so many tokens."""
     design, ports, stages = estimate.design, estimate.ports, estimate.calibration.stages
-    past, found = 0, []
+    past, calls = 0, []
     for count in filter(None, calls_of(design.shape, tokens)):
         cycles = attention_cycles(design, count, ports.loaders, stages, past, window, ports.caches)
-        found.append({"tokens": count, "past": past, "cycles": cycles.total})
+        calls.append({"tokens": count, "past": past, "cycles": cycles.total})
         past += count
-    return found
+    return calls
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionBlock:
-    """An attention block on its way to a project."""
+    """An attention block of a graph, with the part and the options of its project."""
 
     kind: ClassVar[str] = "attention"
 
@@ -115,10 +119,10 @@ class AttentionBlock:
 
     @classmethod
     def find(cls, model: ir.Model, part: Part, options: HlsOptions) -> tuple[list[AttentionBlock], list[str]]:
-        """Those that the templates compute and that fit the part; the others stay outside."""
-        found, outside = find_attention(model, options.max_length or options.max_tokens or SOME_POSITIONS)
+        """The blocks that the templates can compute and that fit the part, and the reasons why others stay outside."""
+        blocks, outside = find_attention(model, options.max_length or options.max_tokens or SOME_POSITIONS)
         fitting = []
-        for graph in found:
+        for graph in blocks:
             try:
                 choose_attention(shape_of(graph, options), part, options.constraints)
             except UnsupportedError as error:
@@ -134,8 +138,9 @@ class AttentionBlock:
         return self.graph.numbers.needed_scale(tokens)
 
     def quantize(self, tokens: Array, stream_scale: float | None) -> IntegerAttentionBlock:
-        """Sequences [B, T, d]. Raises what :func:`~moec.targets.hls.attention.quantize.quantize_attention` does, and
-        InputError where calibration data has tokens in front of these."""
+        """The block in integers, calibrated with sequences [B, T, d]. Raises as
+        :func:`~moec.targets.hls.attention.quantize.quantize_attention`, and InputError where calibration data has keys
+        or values of earlier tokens."""
         expect_whole_sequences(self.graph, self.options)
         shape = shape_of(self.graph, self.options)
         quantized = quantize_attention(
@@ -146,20 +151,20 @@ class AttentionBlock:
 
 @dataclasses.dataclass(frozen=True)
 class IntegerAttentionBlock:
-    """An attention block in integers, and the block that it was made of."""
+    """An attention block in integers, and the block that it was made from."""
 
     block: AttentionBlock
     quantized: QuantizedAttention
 
     def run(self, tokens: Array) -> Array:
-        """Float sequences [B, T, d] through the integers, back in floats."""
+        """Compute the block in integers on float sequences [B, T, d]; returns floats."""
         quantized = self.quantized
         rows = [attention_reference.run(quantized, quantized.quantized(sequence)).output for sequence in tokens]
         return np.stack(rows) * np.float32(quantized.output_scale)
 
     def project(self, name: str, tokens: Array, common: Mapping[str, Any], earlier: Sequence[Project]) -> Project:
-        """Sequences [B, T, d]. Of the numbers of lanes with which a design fits, one is preferred with which tokens are
-        padded as those of an earlier project are."""
+        """The project of the block for sequences [B, T, d]. It prefers a number of lanes that pads tokens to the same
+        width as an earlier project does."""
         graph, quantized = self.block.graph, self.quantized
         widths = {project.report.get("channel_width") for project in earlier}
         lanes = sorted(_LANES, key=lambda count: padded(quantized.shape.width, count) not in widths)
@@ -192,7 +197,7 @@ class IntegerAttentionBlock:
 def compare_attention(block: GraphAttention, integers: QuantizedAttention, tokens: Array) -> dict[str, float | None]:
     """Signal over quantisation noise by tensor, in dB."""
     floats = block.numbers.run(tokens)
-    found = [attention_reference.run(integers, integers.quantized(sequence)) for sequence in tokens]
+    results = [attention_reference.run(integers, integers.quantized(sequence)) for sequence in tokens]
     scales = {
         "inputs": integers.input_scale,
         "query": integers.query_scale,
@@ -202,6 +207,6 @@ def compare_attention(block: GraphAttention, integers: QuantizedAttention, token
         "output": integers.output_scale,
     }
     return {
-        name: signal_to_noise(getattr(floats, name), np.stack([getattr(result, name) for result in found]) * scale)
+        name: signal_to_noise(getattr(floats, name), np.stack([getattr(result, name) for result in results]) * scale)
         for name, scale in scales.items()
     }

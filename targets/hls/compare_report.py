@@ -3,15 +3,15 @@
 
     python3 compare_report.py [csynth.xml [estimate.json]] [--save FILE]
 
-The report is what Vitis HLS writes to ``<component>/hls/syn/report/csynth.xml`` (``<solution>/syn/report/csynth.xml``
-in older versions); without an argument it is searched for below the script's folder. Every generated project carries
-this file, so it needs nothing but Python. ``--save`` writes what both say to a file that ``moec compile --calibrated``
-corrects its estimates by.
+Vitis HLS writes the report to ``<component>/hls/syn/report/csynth.xml`` (``<solution>/syn/report/csynth.xml`` in older
+versions); without an argument the script searches for it below its own folder. Every generated project carries this
+file, so it needs only Python. ``--save`` writes the figures of both to a file with which ``moec compile --calibrated``
+corrects its estimates.
 
-Four things show that estimates do not hold, and end the script with exit code 1: a loop that starts an iteration less
-often than every cycle, a pipeline of more stages than channels are made for, which might lock up, a clock that is not
-reached, and resources beyond those of the part. The first two are nothing that a factor corrects, so nothing is saved
-then. Files that are no report or no estimate: exit code 2.
+Four findings invalidate the estimates and end the script with exit code 1: a loop with an initiation interval above 1,
+a pipeline with more stages than channels are deep enough for, which might lock up, a clock that is not reached, and
+more resources than the part has. No factor corrects the first two, so nothing is saved then. A file that is no report
+or no estimate: exit code 2.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TAGS = {"dsp": ("DSP", "DSP48E"), "bram18": ("BRAM_18K",), "uram": ("URAM",), "l
 ROUGH = ("lut", "flip_flops")
 """Resources that estimates only model roughly."""
 _LOOP_MODULE = "_Pipeline_"
-"""In the name of a module that is a loop of another one, which includes it."""
+"""A part of the names of modules that are loops of another module, whose counts include theirs."""
 _MOST_BYTES = 64 << 20
 _COUNT = re.compile(r"[0-9]{1,12}")
 _FORMAT = "moec calibration"
@@ -45,10 +45,9 @@ class ReportError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class SynthesisReport:
-    """``cycles``: best and worst case, None where synthesis knows no bound. Clock periods are in nanoseconds.
-
-    ``slow_loops``: initiation intervals of more than 1, by the loop's name; ``deep_loops``: stages, likewise.
-    ``dsp_by_module``: not of single loops.
+    """The figures of a synthesis report. ``cycles``: best and worst case, None where synthesis knows no bound. Clock
+    periods are in nanoseconds. ``slow_loops``: initiation intervals above 1, by the loop's name; ``deep_loops``: stages
+    of all loops, by name; ``dsp_by_module``: without modules that are loops of others.
     """
 
     top: str
@@ -66,7 +65,7 @@ class SynthesisReport:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One comparison; ``note``: what to make of it."""
+    """One comparison, with a ``note`` on its meaning."""
 
     name: str
     estimated: str
@@ -75,8 +74,8 @@ class Row:
 
 
 def read_report(text: str) -> SynthesisReport:
-    """Raises ReportError for a text that is no report of a synthesis. One with entities, which no report has, is not
-    parsed."""
+    """Read a synthesis report. Raises ReportError for another text. A text that declares entities, as no report does,
+    is not parsed."""
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise ReportError("the report declares a document type; expected csynth.xml of Vitis HLS, which has none")
     try:
@@ -100,7 +99,8 @@ def read_report(text: str) -> SynthesisReport:
 
 
 def compare(report: SynthesisReport, estimate: dict[str, Any]) -> list[Row]:
-    """``estimate``: as plain data, ``Estimate.as_dict``. Raises ReportError where something is missing in it."""
+    """Compare a report with an estimate, given as ``Estimate.as_dict``. Raises ReportError where the estimate lacks
+    something."""
     try:
         rows = [_part_row(report, estimate), _clock_row(report, estimate), _cycles_row(report, estimate["cycles"])]
         for name in TAGS:
@@ -113,22 +113,22 @@ def compare(report: SynthesisReport, estimate: dict[str, Any]) -> list[Row]:
 
 
 def broken_assumptions(report: SynthesisReport, most_stages: int) -> list[str]:
-    """Why estimates do not hold for what synthesis made; empty where they do. ``most_stages``: of a pipeline, that
-    channels are deep enough for."""
-    found = wrong_loops(report, most_stages)
+    """Reasons why estimates do not hold for the synthesized design; empty if they do. ``most_stages``: of a pipeline
+    that channels are deep enough for."""
+    reasons = wrong_loops(report, most_stages)
     if report.estimated_period > report.target_period - report.clock_uncertainty:
-        found.append(
+        reasons.append(
             f"the clock needs {report.estimated_period:g} ns; "
             f"there are {report.target_period:g} less {report.clock_uncertainty:g} for uncertainty"
         )
     for name, used in report.resources.items():
         if used > report.available.get(name, used):
-            found.append(f"{used} {TAGS[name][0]} are needed; the part has {report.available[name]}")
-    return found
+            reasons.append(f"{used} {TAGS[name][0]} are needed; the part has {report.available[name]}")
+    return reasons
 
 
 def wrong_loops(report: SynthesisReport, most_stages: int) -> list[str]:
-    """Those that are built otherwise than the design is made for."""
+    """Loops whose initiation interval or stages break an assumption of the design, each with the reason."""
     slow = [
         f"loop {name} starts an iteration every {interval} cycles; estimates count on every cycle"
         for name, interval in report.slow_loops.items()
@@ -141,8 +141,8 @@ def wrong_loops(report: SynthesisReport, most_stages: int) -> list[str]:
 
 
 def calibration(report: SynthesisReport, estimate: dict[str, Any]) -> dict[str, Any]:
-    """Plain data: what was estimated, before any correction, and what synthesis says. Stages are counted behind a
-    pipeline's first, as estimates do."""
+    """A calibration as plain data: estimated counts before any correction, and reported ones. Stages are counted
+    without a pipeline's first, as in estimates."""
     corrected = estimate.get("factors", {})
     needed = report.estimated_period + report.clock_uncertainty
     return {
@@ -157,7 +157,7 @@ def calibration(report: SynthesisReport, estimate: dict[str, Any]) -> dict[str, 
 
 
 def table(rows: list[Row]) -> str:
-    """As text, in columns."""
+    """The rows as text, in columns."""
     cells = [("", "estimated", "reported", ""), *(dataclasses.astuple(row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(4)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]  # noqa: B905
@@ -176,7 +176,7 @@ def _clock_row(report: SynthesisReport, estimate: dict[str, Any]) -> Row:
 
 
 def _cycles_row(report: SynthesisReport, cycles: dict[str, Any]) -> Row:
-    """Loops over tokens have no fixed length: synthesis can only say between what bounds they are."""
+    """The row of cycles. Loops over tokens have no fixed trip count, so synthesis gives only bounds."""
     best, worst = report.cycles
     bounds = f"{'?' if best is None else best} to {'?' if worst is None else worst}"
     inside = (best is None or best <= cycles["total"]) and (worst is None or cycles["total"] <= worst)
@@ -190,10 +190,13 @@ def _resource_row(name: str, report: SynthesisReport, estimated: int) -> Row:
 
 
 def _process_rows(process: str, dsps: int, report: SynthesisReport) -> Iterator[Row]:
-    """The module of a process is named after it, with a suffix for the template's arguments."""
-    found = [count for name, count in report.dsp_by_module.items() if name == process or name.startswith(f"{process}_")]
-    if found:
-        yield Row(f"DSP of {process}", str(dsps), str(max(found)), _difference(dsps, max(found), rough=False))
+    """The row of a process's DSPs, if the report has its module, which is named after it with a suffix for template
+    arguments."""
+    counts = [
+        count for name, count in report.dsp_by_module.items() if name == process or name.startswith(f"{process}_")
+    ]
+    if counts:
+        yield Row(f"DSP of {process}", str(dsps), str(max(counts)), _difference(dsps, max(counts), rough=False))
 
 
 def _difference(estimated: int, reported: int, rough: bool) -> str:
@@ -206,7 +209,7 @@ def _difference(estimated: int, reported: int, rough: bool) -> str:
 
 
 def _loops(root: ElementTree.Element, what: str) -> Iterator[tuple[str, int]]:
-    """Loops are elements of their own name, or have a child that holds it."""
+    """Loops with their number of the tag ``what``. A loop's name is the tag of its element, or the text of a child."""
     for loop in root.iter():
         number = loop.findtext(what)
         if number and _COUNT.fullmatch(number):
@@ -229,7 +232,7 @@ def _resources(root: ElementTree.Element, path: str) -> dict[str, int]:
 
 
 def _resource(resources: ElementTree.Element, name: str) -> int:
-    """Parts without UltraRAM have reports without it."""
+    """The count of a resource; 0 for UltraRAM if the report does not list it, as for parts without any."""
     texts = [text for text in (resources.findtext(tag) for tag in TAGS[name]) if text is not None]
     if not texts and name != "uram":
         raise ReportError(f"the report counts no {TAGS[name][0]}; expected csynth.xml of Vitis HLS")
@@ -239,7 +242,7 @@ def _resource(resources: ElementTree.Element, name: str) -> int:
 
 
 def _cycles(root: ElementTree.Element, path: str) -> int | None:
-    """None where it is undefined, or missing."""
+    """A number of cycles; None where it is undefined or missing."""
     text = (root.findtext(path) or "").strip()
     return int(text) if _COUNT.fullmatch(text) else None
 
@@ -283,7 +286,7 @@ def _read(path: pathlib.Path) -> str:
 
 
 def _save(path: pathlib.Path, found: dict[str, Any]) -> None:
-    """In one step, and in no other file's place than that of a calibration."""
+    """Write a calibration atomically, and replace no other file than a calibration."""
     try:
         if path.exists() and not _read(path).startswith(f'{{"format": "{_FORMAT}"'):
             raise ReportError(f"{path}: exists and is no calibration; name another file")

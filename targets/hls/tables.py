@@ -1,6 +1,6 @@
-"""What ``moec inspect`` shows of an HLS design, as rich renderables made from plain data.
+"""Tables of HLS designs for ``moec inspect``, as rich renderables made from plain data.
 
-All but the results of a timed simulation are estimates, and tables say so.
+All figures except those of a timed simulation are estimates, and the tables say so.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PHASES = {
 
 
 def project_tables(project: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """What an artifact knows of a project: its design, and what integers cost."""
+    """Tables of a project from an artifact: its design, and the error of its integers."""
     report = project["report"]
     yield Text(f"Project {project['name']} in {project['folder']}: {report['node']}")
     if report.get("by_block"):
@@ -58,7 +58,7 @@ def _last_token(call: Mapping[str, Any]) -> str:
 
 
 def _agreement(blocks: Sequence[Mapping[str, Any]]) -> str:
-    """How the floats that became integers were held against the graph."""
+    """A sentence on the comparison of the float forms with the graph."""
     worst = max(blocks, key=lambda one: one["largest"] / one["bound"])
     said = f"Floats that became integers, against the graph on up to {max(one['tokens'] for one in blocks)} tokens: "
     said += f"differ by up to {worst['largest']:.1e} of what {worst['node']} adds, {worst['bound']:.0e} allowed"
@@ -67,7 +67,7 @@ def _agreement(blocks: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _kernels(kernels: Mapping[str, Any]) -> str:
-    """The design of a whole model."""
+    """The design of a whole model in words."""
     lanes, attention = kernels["lanes"], kernels["attention_lanes"]
     parts = [f"Layers of experts: {lanes} x {lanes} products per array and cycle, tiles of {kernels['hidden_tile']}"]
     parts.append(f"{kernels['router_lanes']} router lanes")
@@ -115,7 +115,7 @@ def _decibels(ratio: float | None) -> str:
 
 
 def simulation_tables(results: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
-    """What ``simulate`` returns."""
+    """Tables of the results of ``simulate``."""
     for result in results:
         yield Text(
             f"{result['name']} ({result['node']}): {'PASS' if result['passed'] else 'FAIL: ' + result['message']}"
@@ -135,7 +135,8 @@ def simulation_tables(results: Sequence[Mapping[str, Any]]) -> Iterator[Renderab
 
 
 def _layer_table(result: Mapping[str, Any]) -> Table:
-    """Of a whole model: what its layers were estimated to take and what they took, reading what they are included."""
+    """Estimated and simulated cycles of a whole model's layers. The region that reads a layer's record counts for the
+    layer."""
     taken, header = [], 0
     for region in result["regions"]:
         if region["name"] in KERNELS:
@@ -149,7 +150,7 @@ def _layer_table(result: Mapping[str, Any]) -> Table:
 
 
 def call_table(calls: Sequence[Mapping[str, Any]]) -> Table:
-    """Of a decoder: a prompt in one call or two, then single tokens."""
+    """Estimated and simulated cycles of a decoder's calls: a prompt in one or two, then single tokens."""
     rows = [
         (f"{call['tokens']:,}", f"{call['past']:,}", f"{call['cycles']:,}", f"{call['simulated']:,}") for call in calls
     ]
@@ -157,7 +158,7 @@ def call_table(calls: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def exploration_table(exploration: Mapping[str, Any]) -> Table:
-    """The Pareto front; ``exploration``: what ``Exploration.as_dict`` says."""
+    """The Pareto front of an exploration, given as ``Exploration.as_dict``."""
     limits = ", ".join(f"{exploration['limits'][name]} {title}" for name, title in RESOURCE_NAMES.items())
     title = (
         f"Designs for {exploration['board']} at {exploration['clock_megahertz']:g} MHz that no other beats "
@@ -190,7 +191,8 @@ def _design_cells(one: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def estimate_tables(estimate: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """One design in detail: its phases, its resources and who takes them; what ``Estimate.as_dict`` says."""
+    """One design in detail, given as ``Estimate.as_dict``: its phases, its resources, and the processes that take
+    them."""
     cycles = estimate["cycles"]
     total = cycles["total"]
     phases = [
@@ -235,7 +237,7 @@ def _by_process(estimate: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def dataflow_picture(channels: Sequence[Mapping[str, Any]], simulation: Mapping[str, Any] | None = None) -> Text:
-    """Processes and the channels they write, with what a timed simulation saw of them.
+    """A picture of processes and the channels they write, with the figures of a timed simulation if there is one.
 
     ``channels``: name, producer, consumer, bits and depth of each; ``simulation``: cycles, processes and channels as
     ``TimedResult`` has them, as plain data.
@@ -260,7 +262,8 @@ def dataflow_picture(channels: Sequence[Mapping[str, Any]], simulation: Mapping[
 
 
 def _place_of(process: str) -> tuple[int, int]:
-    """Processes of a whole model have their kernel's name in front, or what they are instantiated with behind."""
+    """The key that sorts processes by kernel and by the order of the data. Names of a whole model's processes have
+    their kernel as a prefix, or the struct that they are instantiated with as a suffix."""
     for place, (kernel, struct) in enumerate(zip(KERNELS, STRUCTS, strict=True)):
         name = process.removeprefix(f"{kernel}.").removesuffix(f"_{struct}")
         if name != process:

@@ -1,1 +1,1 @@
-"""Reading C++ as HLS code is written."""
+"""Readers of C++ in the style of HLS code."""

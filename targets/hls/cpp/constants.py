@@ -30,34 +30,34 @@ _OPERATORS: Mapping[type, Callable[[int, int], int]] = {
 
 
 class DeclaredConstants:
-    """Constants are known by the last part of their name. A design may have several structs of constants that templates
-    are instantiated with: of a name that is declared several times, the first values belong together, then the second
-    ones."""
+    """The integer constants of a design, by the last part of their qualified names. Templates may be instantiated with
+    several structs of constants, so a name may be declared several times: the first values of all names belong
+    together, then the second ones, and so on."""
 
     def __init__(self, sources: Iterable[Source]) -> None:
         self._texts: dict[str, list[str]] = {}
         for source in sources:
             for name, text in _declared_in(source.code):
-                known = self._texts.setdefault(name, [])
-                if known != [text]:
-                    known.append(text)
+                texts = self._texts.setdefault(name, [])
+                if texts != [text]:
+                    texts.append(text)
 
     def within(self, code: str) -> DeclaredConstants:
-        """What is known inside a function whose body is ``code``."""
+        """The constants inside a function whose body is ``code``: its own, and those of the design."""
         inner = DeclaredConstants([])
         inner._texts = {**self._texts, **{name: [text] for name, text in _declared_in(code)}}
         return inner
 
     def value(self, expression: str) -> int | None:
-        """None where it is unknown, or has several values."""
+        """The value of an expression; None where it is unknown, or has several values."""
         values = self.values(expression)
         return values.pop() if len(values) == 1 else None
 
     def values(self, expression: str) -> set[int]:
-        """All that it has; none where one of them is unknown."""
+        """All values of an expression; empty where one of them is unknown."""
         count = max(map(len, self._texts.values()), default=1)
-        found = {self._value(expression, frozenset(), turn) for turn in range(count)}
-        return {value for value in found if value is not None} if None not in found else set()
+        values = {self._value(expression, frozenset(), turn) for turn in range(count)}
+        return {value for value in values if value is not None} if None not in values else set()
 
     def _value(self, expression: str, inside: frozenset[str], turn: int) -> int | None:
         text = _QUALIFIED.sub(r"\1", expression).strip()
@@ -92,5 +92,5 @@ def _declared_in(code: str) -> Iterator[tuple[str, str]]:
     for declaration in _DECLARED.finditer(code):
         for item in split_list(declaration[1]):
             name, _, text = item.partition("=")
-            if _QUALIFIED.sub(r"\1", text).strip() != name.strip():  # not one that passes another's value on
+            if _QUALIFIED.sub(r"\1", text).strip() != name.strip():  # skip forwarding, as in ``n = Struct::n``
                 yield name.strip(), text.strip()

@@ -1,7 +1,7 @@
-"""The text of a C++ file with its HLS pragmas set apart, for the linter and the simulation.
+"""The text of a C++ file and its HLS pragmas, for the linter and the simulation.
 
-No compiler is asked: both must work on templates that nobody has instantiated, and must say where in the delivered file
-something is.
+No compiler is involved: both must work on templates that are not instantiated, and must name places in the delivered
+file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Pragma:
     directive: str
     options: Mapping[str, str]
     unreadable: tuple[str, ...]
-    """What is no option at all."""
+    """Words that are not options."""
     start: int
     end: int
 
@@ -42,14 +42,14 @@ class Pragma:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """``name`` is what messages call the file."""
+    """A C++ file. ``name``: of the file in messages."""
 
     name: str
     text: str
 
     @functools.cached_property
     def code(self) -> str:
-        """The text with comments, the contents of strings and preprocessor lines blanked: positions are the same."""
+        """The text with comments, the contents of strings and preprocessor lines blanked, so that positions stay."""
         return _SKIPPED.sub(_blank, self.text)
 
     @functools.cached_property
@@ -66,7 +66,7 @@ class Source:
         return [0, *(match.end() for match in re.finditer("\n", self.text))]
 
     def line(self, position: int) -> int:
-        """From 1."""
+        """The line of a position, counted from 1."""
         return bisect.bisect_right(self._line_starts, position)
 
     def error(self, position: int, message: str) -> MoecError:
@@ -93,7 +93,7 @@ def _blank(match: re.Match[str]) -> str:
 
 
 def closing(code: str, opening: int) -> int:
-    """Position of the bracket that closes the one at ``opening``; -1 where there is none."""
+    """The position of the bracket that closes the one at ``opening``; -1 if there is none."""
     depth = 0
     for position in range(opening, len(code)):
         if code[position] in "([{":
@@ -106,7 +106,7 @@ def closing(code: str, opening: int) -> int:
 
 
 def split_list(text: str) -> list[str]:
-    """The parts of a list of arguments or parameters; commas inside brackets of any kind do not part it."""
+    """The parts of a list of arguments or parameters. Commas inside brackets of any kind do not separate parts."""
     parts, depth, start = [], 0, 0
     for position, character in enumerate(text):
         if character in "([{<":

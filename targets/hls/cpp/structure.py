@@ -1,4 +1,4 @@
-"""Functions, loops and blocks of C++ as HLS code is written: what pragmas and labels belong to."""
+"""Functions, loops and blocks of C++ in the style of HLS code, with the pragmas and labels that belong to them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _PARAMETER = re.compile(r"(?P<type>.*?)(?P<name>\w+)\s*(?P<array>(?:\[[^\]]*\]\s
 
 @dataclasses.dataclass(frozen=True)
 class Statement:
-    """A statement from its label to its end. A loop has its body as its only child, in which its pragmas stand; a block
-    has its statements."""
+    """A statement from its label to its end. The only child of a loop is its body, which holds its pragmas; the
+    children of a block are its statements."""
 
     kind: str
     """``block``, a keyword (``for``, ``while``, ``do``, ``if``, ``switch``), or ``plain``."""
@@ -27,10 +27,10 @@ class Statement:
     end: int
     label: str = ""
     header: str = ""
-    """What stands in the parentheses behind the keyword."""
+    """The text in the parentheses after the keyword."""
     children: tuple[Statement, ...] = ()
     pragmas: tuple[Pragma, ...] = ()
-    """The pragmas of a block: those that stand in it, and in no block inside."""
+    """The pragmas directly in a block, not in blocks inside."""
 
     @property
     def is_loop(self) -> bool:
@@ -46,11 +46,11 @@ class Statement:
             yield from child.walk()
 
     def loops(self) -> Iterator[tuple[Statement, tuple[Statement, ...]]]:
-        """Loops in here, each with the loops around it from the outside in."""
+        """All loops in the statement, each with the loops around it from the outside in."""
         yield from _loops(self, ())
 
     def has(self, *directives: str) -> bool:
-        """Whether a loop has one of these pragmas, and it is not off."""
+        """Whether a loop has one of these pragmas without the option ``off``."""
         return any(pragma.directive in directives and "off" not in pragma.options for pragma in self.body.pragmas)
 
     def pragmas_named(self, directive: str) -> list[Pragma]:
@@ -74,7 +74,7 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True)
 class Function:
-    """One with a body. ``start`` is where its name stands."""
+    """A function with a body. ``start``: the position of its name."""
 
     name: str
     parameters: tuple[Parameter, ...]
@@ -83,7 +83,8 @@ class Function:
 
 
 def functions(source: Source) -> list[Function]:
-    """All functions of a file, also those in namespaces and classes. Raises MoecError where brackets do not match."""
+    """All functions of a file, including those in namespaces and classes. Raises MoecError where brackets do not
+    match."""
     return list(_Parser(source).functions())
 
 
@@ -122,10 +123,10 @@ class _Parser:
             position += 1
 
     def function(self, header: str, start: int, brace: int) -> Function | None:
-        found = _name_and_parameters(header)
-        if found is None:
+        signature = _name_and_parameters(header)
+        if signature is None:
             return None
-        name, parameters = found
+        name, parameters = signature
         named = re.compile(rf"\b{name}\s*\(").search(self.code, start, brace)
         return Function(name, parameters, named.start() if named else start, self.block(brace))
 
@@ -211,7 +212,7 @@ def _without_template(header: str) -> str:
         depth, position = 1, match.end()
         while depth and position < len(header):
             if header[position] == "(":
-                position = closing(header, position)  # signs of comparison may stand inside
+                position = closing(header, position)  # comparison operators may be inside
             depth += {"<": 1, ">": -1}.get(header[position], 0)
             position += 1
         header = header[position:].strip()
@@ -219,7 +220,7 @@ def _without_template(header: str) -> str:
 
 
 def _name_and_parameters(header: str) -> tuple[str, tuple[Parameter, ...]] | None:
-    """The name and parameters in the header of a function, without its template parameters; None for any other."""
+    """The name and the parameters in the header of a function, without template parameters; None for other headers."""
     if not re.search(r"\)\s*(?:const|noexcept|override|final|\s)*$", header) or "=" in header.split("(")[0]:
         return None
     depth, position = 0, 0

@@ -1,4 +1,4 @@
-"""Rules about DATAFLOW regions: what has to hold so that processes can run side by side."""
+"""Rules about DATAFLOW regions, without which processes cannot run in parallel."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class _Process:
 
 
 def simple_regions(linted: Linted) -> Iterator[Finding]:
-    """A region holds declarations of channels and calls of processes that are defined, nothing else (the canonical form
-    of UG1399): other statements become processes of their own, or make the tools give up."""
+    """A region holds only declarations of channels and calls of processes that are defined (the canonical form of
+    UG1399): other statements become processes of their own, or make the tools give up."""
     for place in linted.regions:
         for statement in place.function.body.children:
             text = _text(place, statement)
@@ -43,8 +43,8 @@ def simple_regions(linted: Linted) -> Iterator[Finding]:
 
 
 def named_channels(linted: Linted) -> Iterator[Finding]:
-    """Every channel has a depth and its own name, by which reports and simulations call it. Arrays of channels have the
-    former in a pragma, and the latter by themselves."""
+    """Every channel has a depth, and a name equal to its variable's, for reports and simulations. An array of channels
+    has its depth in a pragma, and names by default."""
     for place in linted.regions:
         for statement, names, has_depth in _channels(place):
             if not has_depth:
@@ -57,8 +57,8 @@ def named_channels(linted: Linted) -> Iterator[Finding]:
 
 
 def single_producer_and_consumer(linted: Linted) -> Iterator[Finding]:
-    """Every channel is written by one process and read by another one, which is called later: a channel is a FIFO, and
-    C simulation runs processes in this order."""
+    """Every channel is written by one process and read by another one that is called later: a channel is a FIFO, and C
+    simulation runs processes in the order of calls."""
     for place in linted.regions:
         processes = _processes(place)
         for statement, names, _ in _channels(place):
@@ -79,7 +79,7 @@ def single_producer_and_consumer(linted: Linted) -> Iterator[Finding]:
 
 
 def one_process_per_array(linted: Linted) -> Iterator[Finding]:
-    """An array, or a port, belongs to one process: shared ones make the tools serialise processes."""
+    """An array or a port belongs to one process: a shared one makes the tools serialise processes."""
     for place in linted.regions:
         arrays = [
             parameter.name for parameter in place.function.parameters if parameter.is_array or parameter.is_pointer
@@ -96,7 +96,8 @@ def one_process_per_array(linted: Linted) -> Iterator[Finding]:
 
 
 def one_master_per_direction(linted: Linted) -> Iterator[Finding]:
-    """Two processes do not read through the same AXI master, nor write: they would wait for each other's bursts."""
+    """Two processes do not read through the same AXI master, and do not write through the same one: they would wait for
+    each other's bursts."""
     for place in linted.regions:
         bundles = _bundles(linted, place)
         constant = {parameter.name: parameter.type.startswith("const") for parameter in place.function.parameters}
@@ -114,8 +115,8 @@ def one_master_per_direction(linted: Linted) -> Iterator[Finding]:
 
 
 def regions_in_turn(linted: Linted) -> Iterator[Finding]:
-    """A function that runs regions one after the other leaves its ports to them, each under its own name: what it reads
-    or writes itself is no burst, and reports call a port by one name. A region inlined would run beside the others."""
+    """A function that runs regions one after the other leaves its ports to them, under the same names. Its own accesses
+    would be no bursts, and reports know a port by one name. Regions are not inlined, or they would run in parallel."""
     for place in linted.tops:
         if place in linted.regions:
             continue
@@ -162,8 +163,8 @@ def _text(place: Place, statement: Statement) -> str:
 
 
 def _channels(place: Place) -> Iterator[tuple[Statement, dict[str, str], bool]]:
-    """Declarations of channels: their names with those that they are given, and whether they have a depth. An array
-    is as many channels."""
+    """Declarations of channels: each with its channels' names, mapped to the names given in C++, and whether they have
+    a depth. An array counts as its elements."""
     deep = {
         pragma.options.get("variable")
         for pragma in place.function.body.pragmas_named("STREAM")
@@ -184,12 +185,12 @@ def _channels(place: Place) -> Iterator[tuple[Statement, dict[str, str], bool]]:
 
 
 def _processes(place: Place) -> list[_Process]:
-    found = []
+    processes = []
     for statement in place.function.body.children:
         text = _text(place, statement)
         if not (_STREAMS.fullmatch(text) or _OTHER.match(text)) and (call := _CALL.fullmatch(text)):
-            found.append(_Process(call[1], tuple(split_list(call[2])), statement.start))
-    return found
+            processes.append(_Process(call[1], tuple(split_list(call[2])), statement.start))
+    return processes
 
 
 def _uses(linted: Linted, process: _Process, channel: str, how: re.Pattern[str]) -> bool:
@@ -201,7 +202,7 @@ def _uses(linted: Linted, process: _Process, channel: str, how: re.Pattern[str])
 
 
 def _uses_parameter(linted: Linted, name: str, index: int, how: re.Pattern[str], seen: frozenset[str]) -> bool:
-    """Whether a function, or one that it passes the parameter on to, reads or writes it."""
+    """Whether a function uses a parameter in a way (``how``: a read or a write), or passes it on to one that does."""
     place = linted.by_name.get(name)
     if place is None or index >= len(place.function.parameters) or name in seen:
         return False
@@ -216,7 +217,8 @@ def _uses_parameter(linted: Linted, name: str, index: int, how: re.Pattern[str],
 
 
 def _argument_at(text: str, position: int) -> tuple[str, int] | None:
-    """The function that is called with what stands at a position, and which argument it is."""
+    """The called function that the text at a position is an argument of, and the index of the argument; None if it is
+    none."""
     for call in re.finditer(r"(\w+)\s*(?:<[^;(){}]*>)?\s*\(", text[:position]):
         end = closing(text, call.end() - 1)
         before = text[call.end() : position]

@@ -1,4 +1,4 @@
-"""What rules of the linter look at, and what they say."""
+"""The input and the output of the linter's rules: the sources of a design, and findings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Finding:
     line: int
     rule: str
     message: str
-    """What was found, and what to do."""
+    """The problem, and how to fix it."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.rule}: {self.message}"
@@ -27,7 +27,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A function and the file that it is in."""
+    """A function and its file."""
 
     source: Source
     function: Function
@@ -41,7 +41,7 @@ class Place:
         return self.source.code[self.function.body.start : self.function.body.end]
 
     def pragmas(self) -> Iterator[tuple[Pragma, Statement]]:
-        """Each pragma with the block that it stands in."""
+        """Each pragma of the function with the block that contains it."""
         for statement in self.function.body.walk():
             for pragma in statement.pragmas:
                 yield pragma, statement
@@ -52,7 +52,7 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Linted:
-    """All sources of a design that become hardware."""
+    """The sources of a design that become hardware."""
 
     sources: tuple[Source, ...]
 
@@ -70,7 +70,8 @@ class Linted:
 
     @functools.cached_property
     def tops(self) -> tuple[Place, ...]:
-        """What has ports: functions that call regions one after the other, and regions that no such function calls."""
+        """Functions with ports: those that call regions one after the other, and regions that no such function
+        calls."""
         names = {place.function.name for place in self.regions}
         around = [
             place for place in self.places if place not in self.regions and names & set(_WORD.findall(place.text))
@@ -80,8 +81,8 @@ class Linted:
 
     @functools.cached_property
     def used(self) -> tuple[Place, ...]:
-        """What regions and functions around them call, and what that calls; all where there is no region. A library
-        holds more than a design uses, and constants of the rest have no value."""
+        """All functions reachable from regions and tops; every function if there are none. The library holds more than
+        a design uses, and constants in the unused rest have no values."""
         reached = {place.function.name for place in (*self.regions, *self.tops) or self.places}
         new = reached
         while new:

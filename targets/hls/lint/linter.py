@@ -1,4 +1,4 @@
-"""The linter of HLS C++: what a vendor's tool would warn of at best, found before anybody waits for synthesis."""
+"""The linter of HLS C++: it finds, before anybody waits for synthesis, what a vendor's tool would at best warn of."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def lint(files: Mapping[str, bytes]) -> list[Finding]:
-    """Findings in a project, given as contents by path: in all its C++ but the testbench and models for simulation.
+    """Findings in a project, given as contents by path: in all its C++ except the testbench and models for simulation.
 
     Raises MoecError where the project has no configuration, or brackets do not match.
     """
@@ -52,7 +52,7 @@ def lint(files: Mapping[str, bytes]) -> list[Finding]:
 
 
 def lint_sources(sources: Iterable[Source]) -> list[Finding]:
-    """Findings by file and line. All sources of a design belong together: rules look from calls to definitions."""
+    """Findings sorted by file and line. Needs all sources of a design, since rules look from calls to definitions."""
     linted = Linted(tuple(sources))
-    found = {finding for rule in RULES for finding in rule(linted)}
-    return sorted(found, key=lambda finding: (finding.file, finding.line, finding.rule, finding.message))
+    findings = {finding for rule in RULES for finding in rule(linted)}
+    return sorted(findings, key=lambda finding: (finding.file, finding.line, finding.rule, finding.message))

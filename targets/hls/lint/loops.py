@@ -1,4 +1,4 @@
-"""Rules about loops: what decides how many cycles a process takes."""
+"""Rules about loops, which decide how many cycles a process takes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from moec.targets.hls.lint.linted import Finding, Linted, Place
 
 _DIVISION = re.compile(r"(?<![/*])[/%]=?(?![/*=])\s*(\([^()]*\)|[\w:<>]*\w)")
 _VARIABLE = re.compile(r"(?<![\w:>.])[a-z]\w*(?!\w|\s*(?:::|<|\())")
-"""Constants are spelled in capitals or qualified; what is left is known at run time only."""
+"""A name known at run time only: constants are written in capitals, or qualified."""
 _WORDS = {"int", "true", "false", "sizeof", "unsigned", "long", "bool", "const"}
 
 
 def pipelined_innermost_loops(linted: Linted) -> Iterator[Finding]:
-    """A loop without loops inside is pipelined or unrolled, and one inside a pipelined loop is unrolled: else every
+    """An innermost loop is pipelined or unrolled, and a loop inside a pipelined one is unrolled: otherwise every
     iteration takes its whole latency, or the tools decide."""
     for place in linted.places:
         for loop, around in place.loops():
@@ -32,8 +32,7 @@ def pipelined_innermost_loops(linted: Linted) -> Iterator[Finding]:
 
 
 def trip_counts(linted: Linted) -> Iterator[Finding]:
-    """A loop whose end is known at run time only says how often it runs, else reports show no latency. It cannot be
-    unrolled."""
+    """A loop whose trip count is known at run time only declares it, or reports show no latency. It is not unrolled."""
     for place in linted.places:
         for loop, around in place.loops():
             variables = _run_time_variables(loop, around)
@@ -46,8 +45,8 @@ def trip_counts(linted: Linted) -> Iterator[Finding]:
 
 
 def cheap_divisions(linted: Linted) -> Iterator[Finding]:
-    """A pipelined loop divides by powers of two alone, which are wires: a divider takes thousands of LUTs. One that is
-    wanted stands in a function of its own."""
+    """A pipelined loop divides only by powers of two, which are wires: a divider takes thousands of LUTs. An intended
+    divider is in a function of its own."""
     everywhere = DeclaredConstants(linted.sources)
     for place in linted.used:
         constants = everywhere.within(place.text)
@@ -83,7 +82,7 @@ def _counter(loop: Statement) -> str:
 
 
 def _run_time_variables(loop: Statement, around: tuple[Statement, ...]) -> list[str]:
-    """What the end of a loop depends on beside constants and counters of unrolled loops."""
+    """The variables that the trip count of a loop depends on, without constants and counters of unrolled loops."""
     if loop.kind == "for":
         start, condition, _ = [*loop.header.split(";"), "", ""][:3]
         text = start.partition("=")[2] + " " + condition

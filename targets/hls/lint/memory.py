@@ -1,4 +1,4 @@
-"""Rules about memories: what must hold so that external ones are read in bursts, and what arrays are built of."""
+"""Rules about memories: accesses to external ones must form bursts, and arrays must name their storage."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _NO_TYPES = {"return", "else"}
 
 
 def unconditional_accesses(linted: Linted) -> Iterator[Finding]:
-    """In a loop, an access to memory depends on no condition: it would be no burst (UG1448, 214-232), and each beat
-    would take the memory's latency."""
+    """An access to memory in a loop depends on no condition: otherwise it is no burst (UG1448, 214-232), and each beat
+    takes the memory's latency."""
     for place in linted.places:
         memories = [
             parameter.name for parameter in place.function.parameters if parameter.is_pointer and not parameter.is_array
@@ -38,8 +38,8 @@ def _accesses(place: Place, statement: Statement, memories: list[str]) -> Iterat
 
 
 def bound_storage(linted: Linted) -> Iterator[Finding]:
-    """An array that is not taken apart into registers says what it is built of: the tool's own choice may cost memories
-    that others were to have."""
+    """An array that is not partitioned into registers names its storage: the tool's choice may take memories that were
+    planned for others."""
     for place in linted.used:
         for match in _ARRAY.finditer(place.text):
             name, dimensions = match[2], match[3].count("[")

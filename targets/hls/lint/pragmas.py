@@ -1,4 +1,4 @@
-"""Rules about pragmas themselves. A vendor's tool ignores most of what is wrong here, with a warning at best."""
+"""Rules about pragmas themselves. A vendor's tool ignores most mistakes in them, at best with a warning."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from moec.targets.hls.cpp.source import Pragma
 from moec.targets.hls.lint.linted import Finding, Linted, Place
 
 LEAST_VERSION = "2021.2"
-"""The first Vitis HLS whose parser (Xilinx/hls-llvm-project, ParseXlxPragma.cpp) takes all that is known here, as
-those behind it do. 2020.2 has no ``type=`` of partitions and dependences, no ``dependent=`` and no ``compact=``, and
-skips such pragmas; the words without names that it has (``complete``, ``inter false``) are not relied on."""
+"""The first Vitis HLS whose parser (Xilinx/hls-llvm-project, ParseXlxPragma.cpp) accepts all pragmas known here; later
+ones do too. 2020.2 has no ``type=`` of partitions and dependences, no ``dependent=`` and no ``compact=``, and skips
+such pragmas. Its positional words (``complete``, ``inter false``) are not used."""
 Style = Literal["stp", "frp", "flp"]
-"""A pipeline stalls, runs freely or flushes (UG1399). Without one, the tool chooses."""
+"""The style of a pipeline: stalling, free running or flushing (UG1399). Without one, the tool chooses."""
 STYLES = get_args(Style)
 _SHAPES = {"variable", "type", "factor", "dim", "off"}
 KNOWN = {
@@ -40,7 +40,7 @@ KNOWN = {
     "STREAM": {"variable", "depth", "type"},
     "UNROLL": {"factor", "skip_exit_check", "off"},
 }
-"""Options by pragma that every version from the least one on knows (UG1399, 2021.2 to 2026.1)."""
+"""The options of each pragma that all versions from LEAST_VERSION on know (UG1399, 2021.2 to 2026.1)."""
 _VALUES = {
     ("AGGREGATE", "compact"): {"bit", "byte", "none", "auto"},
     ("ARRAY_PARTITION", "type"): {"complete", "cyclic", "block"},
@@ -59,8 +59,7 @@ _MASTER_OPTIONS = ("port", "bundle", "offset", "depth", "latency")
 
 
 def known_pragmas(linted: Linted) -> Iterator[Finding]:
-    """Every pragma, option and value is one that the tools know, from LEAST_VERSION on: they skip what they do not
-    know."""
+    """Every pragma, option and value is known to the tools from LEAST_VERSION on: they skip unknown ones."""
     for source in linted.sources:
         for pragma in source.pragmas:
             line = source.line(pragma.start)
@@ -82,8 +81,8 @@ def known_pragmas(linted: Linted) -> Iterator[Finding]:
 
 
 def placed_pragmas(linted: Linted) -> Iterator[Finding]:
-    """Pragmas of a loop stand where its body starts, those of a function in its own block: elsewhere they mean
-    something else, or nothing."""
+    """Pragmas of a loop are at the start of its body, those of a function in the function's own block: elsewhere they
+    mean something else, or nothing."""
     for place in linted.places:
         bodies = {loop.body.start: loop.body for loop, _ in place.loops() if loop.body.kind == "block"}
         for pragma, block in place.pragmas():
@@ -108,7 +107,8 @@ def pragmas_of_functions(linted: Linted) -> Iterator[Finding]:
 
 
 def initiation_intervals(linted: Linted) -> Iterator[Finding]:
-    """The interval of a pipeline is given, as a whole number: without one the tools take the best that they find."""
+    """The initiation interval of a pipeline is given as a whole number: without one the tools take the best they
+    find."""
     for place in linted.places:
         for pragma, _ in place.pragmas():
             if pragma.directive != "PIPELINE" or "off" in pragma.options:
@@ -131,7 +131,7 @@ def pinned_styles(linted: Linted) -> Iterator[Finding]:
 
 
 def declared_variables(linted: Linted) -> Iterator[Finding]:
-    """What a pragma names is declared in its function, or a parameter of it."""
+    """A variable that a pragma names is declared in the pragma's function, or is a parameter of it."""
     for place in linted.places:
         for pragma, _ in place.pragmas():
             named = pragma.options.get("variable") or pragma.options.get("port")
@@ -154,7 +154,7 @@ def possible_partitions(linted: Linted) -> Iterator[Finding]:
 
 
 def justified_dependences(linted: Linted) -> Iterator[Finding]:
-    """A comment right above says why there is no dependence: nothing else checks such a claim in hardware."""
+    """A comment right above a DEPENDENCE pragma gives its reason: nothing else checks such a claim in hardware."""
     for source in linted.sources:
         lines = source.text.splitlines()
         for pragma in source.pragmas:

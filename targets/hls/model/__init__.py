@@ -1,1 +1,1 @@
-"""Whole models in one design: layers after layers over one residual stream."""
+"""Whole models in one design, which computes layer after layer on one residual stream."""

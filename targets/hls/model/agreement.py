@@ -1,4 +1,5 @@
-"""All parts of a whole model against the graph, on calibration data: see :mod:`moec.targets.hls.graph.agreement`."""
+"""The comparison of all parts of a model with the graph on calibration data: see
+:mod:`moec.targets.hls.graph.agreement`."""
 
 from __future__ import annotations
 
@@ -17,27 +18,28 @@ Array = np.ndarray[Any, Any]
 
 
 def model_agreements(graph: GraphModel, images: Array, streams: Sequence[Array], result: Array) -> list[Agreement]:
-    """Of the graph: ``images``, its source; ``streams``, what each block takes, and what the last one makes; its
-    ``result``. Raises UnsupportedError, naming the node, where a part computes something else."""
-    found = [] if graph.embedding is None else [_embedding(graph.embedding, images, streams[0])]
+    """Compare each part of the model with the graph's arrays: ``images`` at its source, the ``streams`` that each block
+    takes and that the last one returns, and its ``result``. Raises UnsupportedError, naming the node, where a part
+    computes something else."""
+    agreements = [] if graph.embedding is None else [_embedding(graph.embedding, images, streams[0])]
     for block, tokens, output in zip(graph.blocks, streams, streams[1:], strict=False):
         if isinstance(block, GraphAttention):
-            found.append(attention_agreement(block, tokens, output))
+            agreements.append(attention_agreement(block, tokens, output))
         else:
-            found.append(experts_agreement(block, tokens, output))
-    return [*found, *([] if graph.head is None else [_head(graph.head, streams[-1], result)])]
+            agreements.append(experts_agreement(block, tokens, output))
+    return [*agreements, *([] if graph.head is None else [_head(graph.head, streams[-1], result)])]
 
 
 def _embedding(embedding: FloatEmbedding, images: Array, tokens: Array) -> Agreement:
-    """Images [B, ...] and tokens [B, T, d]."""
+    """Compare the embedding on images [B, ...] with tokens [B, T, d]."""
     count = sequences_compared(tokens.shape[1])
     expected = tokens[:count].astype(np.float32)
     return agreement("the embedding of patches", Compared.whole(embedding.run(images[:count]), expected))
 
 
 def _head(head: FloatHead, stream: Array, logits: Array) -> Agreement:
-    """Tokens [B, T, d] and logits [B, C] or [B, T, C]."""
+    """Compare the head on tokens [B, T, d] with logits [B, C] or [B, T, C]."""
     count = sequences_compared(stream.shape[1])
-    found = head.products(stream[:count].astype(np.float32))
-    found = found.mean(axis=1, keepdims=True) if head.pool == "mean" else found
-    return agreement(head.name, Compared.whole(found, logits[:count].astype(np.float32).reshape(found.shape)))
+    actual = head.products(stream[:count].astype(np.float32))
+    actual = actual.mean(axis=1, keepdims=True) if head.pool == "mean" else actual
+    return agreement(head.name, Compared.whole(actual, logits[:count].astype(np.float32).reshape(actual.shape)))

@@ -1,10 +1,10 @@
-"""Layers that ask for different hardware, said in terms of hardware that all of a design can share.
+"""Conversion of layers that need different hardware to layers that share one design.
 
-The kernel of experts has one kind of unit, one width of weights, one size of groups. What a layer asks for less than
-another is a special case of that: a unit that is not gated has a gate and an up that is constant, a multiplier of a
-channel is one of each of its groups, a router without biases on the choice has zeros. A unit stays what it was, bit
-for bit. Where a channel had a multiplier, groups are rounded one by one; and a router that adds a bias compares
-sigmoids, of which more are equal than of logits.
+The kernel of experts has one kind of hidden unit, one width of weights, and one size of groups. A simpler layer becomes
+a special case: a unit that is not gated gets a constant up, a channel's multiplier becomes that of each of its groups,
+and a router without biases of the choice gets zeros. Hidden units stay the same, bit for bit. Two results may change:
+groups are rounded one by one where a channel had one multiplier, and a router with a bias compares sigmoids, which are
+equal more often than logits.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from moec.targets.hls.moe.quantize import QuantizedBlock
 Array = np.ndarray[Any, Any]
 
 _UP, _ACTIVATION = 1 << 8, 1 << 7
-"""A constant up, in steps; what the table of an activation of int8 is multiplied with."""
+"""The constant up, in steps, and the factor of the table of an int8 activation, when a unit becomes gated."""
 _WIDER = 4
-"""Bits between int4 and int8."""
+"""The difference in bits between int8 and int4."""
 _UNIT = Multipliers(np.array([1 << 15]), 30)
-"""Makes of a hidden unit times both what it was."""
+"""The multiplier that divides by both of these factors."""
 
 
 def made_alike(layers: Sequence[Layer]) -> list[Layer]:
-    """Those of experts and linear ones; layers of attention have a kernel of their own."""
+    """The layers with those of experts and linear ones converted to common hardware. Layers of attention stay, since
+    they have a kernel of their own."""
     blocks = [layer for layer in layers if isinstance(layer, QuantizedBlock)]
     are_linear = any(isinstance(layer, QuantizedLinear) for layer in layers)  # in int8
     groups = [block.shape.group for block in blocks if block.shape.group]
@@ -64,7 +65,7 @@ def made_alike(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _gated(block: QuantizedBlock) -> QuantizedBlock:
-    """What was activated is the gate; up has weights of zero and a constant added."""
+    """The block with gated units: its first product becomes the gate, and up has zero weights and a constant offset."""
     up = block.up
     nothing = np.zeros_like(up.weights)
     weights = np.stack([up.weights, nothing], axis=2).reshape(len(nothing), -1, nothing.shape[2])
@@ -81,25 +82,26 @@ def _gated(block: QuantizedBlock) -> QuantizedBlock:
 
 
 def _widened(projection: QuantizedProjection) -> QuantizedProjection:
-    """Int4 as int8, 16 times as large, so that multipliers are about those of other layers, whose shift they share."""
-    found = projection.multipliers
+    """The int4 weights as int8, times 16, so that multipliers are about as large as those of other layers, whose shift
+    they share."""
+    multipliers = projection.multipliers
     return dataclasses.replace(
         projection,
         weights=projection.weights << _WIDER,
         biases=projection.biases if projection.group else projection.biases << _WIDER,
-        multipliers=dataclasses.replace(found, shift=found.shift + _WIDER),
+        multipliers=dataclasses.replace(multipliers, shift=multipliers.shift + _WIDER),
     )
 
 
 def _in_groups(projection: QuantizedProjection, group: int) -> QuantizedProjection:
-    """With multipliers of smaller groups, several of which have the same."""
+    """The projection with smaller groups, several of which have the same multiplier."""
     if projection.group == group:
         return projection
-    inputs, found = projection.weights.shape[2], projection.multipliers
+    inputs, own = projection.weights.shape[2], projection.multipliers
     copies = projection.group // group if projection.group else -(-inputs // group)
     if projection.group:
-        values = np.repeat(found.values, copies, axis=2)[..., : -(-inputs // group)]
-        return dataclasses.replace(projection, multipliers=dataclasses.replace(found, values=values), group=group)
-    scales = found.values * 2.0 ** (FRACTION_BITS - found.shift)
+        values = np.repeat(own.values, copies, axis=2)[..., : -(-inputs // group)]
+        return dataclasses.replace(projection, multipliers=dataclasses.replace(own, values=values), group=group)
+    scales = own.values * 2.0 ** (FRACTION_BITS - own.shift)
     multipliers = Multipliers.of(np.repeat(scales[..., None], copies, axis=2), signed=True)
     return QuantizedProjection(projection.weights, in_totals(projection.biases * scales), multipliers, group)

@@ -1,7 +1,7 @@
 """The hardware of a whole model in numbers: one kernel for layers of experts and linear layers, one for attention.
 
-Both are as large as the largest layer asks. Layers may differ in what is data: how many experts there are and how many
-a token chooses, hidden units, multipliers, epsilons, tables of activations. What is wires must be the same in all.
+Each kernel is as large as its largest layer requires. Layers may differ in data: the number of experts and of those
+that a token chooses, hidden units, multipliers, epsilons, tables of activations. They must agree in all that is wires.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ T = TypeVar("T")
 
 _SAME = ("gated", "weight_bits", "group")
 _SAME_OF_ROUTED = ("groups", "groups_kept", "group_sum", "scoring", "normalized", "biased_choice")
-"""Fields of a layer of experts that are wires; the latter of one that has any to choose."""
+"""Fields of layers of experts that are wires; the second ones only of layers with a router."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelDesign:
-    """``attention`` is None for a model without. ``layers``: how many there are. ``patch_width``: channels of a row of
-    the embedding's inputs; 0 where there is none."""
+    """One way to build a whole model. ``attention``: None for a model without; ``layers``: the number of layers;
+    ``patch_width``: channels of a row of the embedding's inputs, 0 without an embedding."""
 
     experts: Design
     attention: AttentionDesign | None
@@ -43,7 +43,7 @@ class ModelDesign:
 
     @property
     def is_decoder(self) -> bool:
-        """Whether a call has tokens of a sequence, in front of which others may be, and not all of an image."""
+        """Whether a call has tokens that continue a sequence, instead of a whole image."""
         return self.attention is not None and self.attention.shape.causal and not self.patch_width
 
     @property
@@ -58,23 +58,24 @@ class ModelDesign:
 
     @property
     def items_down_depth(self) -> int:
-        """Words of the channel of tokens to the second product. A layer without a first product passes hidden units on
-        at once: a token takes as many steps as it has chunks in a tile."""
+        """Words of the channel of tokens to the second product. A layer without a first product passes hidden units
+        straight on, so a token takes only as many steps as it has chunks in a tile."""
         return max(self.experts.items_down_depth, depth_beside(self.experts.hidden_out_chunks))
 
     def rows_of_last(self, tokens: int) -> int:
-        """Rows that the head computes where a call of so many ``tokens`` wants the logits of the last one alone: it
-        reads from a beat on, in which others may begin before."""
+        """Rows that the head computes to get the logits of the last of ``tokens``: it starts reading at a beat, which
+        may begin with earlier tokens."""
         row = self.width * RESULT_BITS // 8
         return (tokens - 1) % (BEAT_BYTES // math.gcd(BEAT_BYTES, row)) + 1
 
     def head_rows(self, calls: Sequence[int]) -> list[int]:
-        """Rows that the head computes in each of a testbench's calls: of the last token, but of all in the second."""
+        """Rows that the head computes in each of the testbench's calls: those for the last token, but all in the second
+        call."""
         return [tokens if place == 1 else self.rows_of_last(tokens) for place, tokens in enumerate(calls)]
 
     def of(self, layer: QuantizedBlock | QuantizedLinear) -> Design:
-        """The kernel of experts as one layer uses it: with its hidden units, which are a linear layer's inputs, and
-        its experts."""
+        """The kernel of experts as one layer uses it, with the layer's number of experts and of hidden units; these are
+        a linear layer's inputs."""
         shape = self.experts.shape
         if isinstance(layer, QuantizedLinear):
             own = dataclasses.replace(shape, hidden=layer.inputs, experts=0, slots=0, shared=1)
@@ -84,7 +85,7 @@ class ModelDesign:
         return dataclasses.replace(self.experts, shape=own)
 
     def why_not(self) -> str | None:
-        """The reason why the templates cannot be instantiated with these numbers, or None."""
+        """The reason why the templates cannot be instantiated with these numbers; None if they can."""
         if (reason := self.experts.why_not()) is not None or self.attention is None:
             return reason
         if self.attention.width != self.experts.width:
@@ -93,9 +94,10 @@ class ModelDesign:
 
 
 def experts_shape(plan: ModelPlan) -> BlockShape:
-    """The sizes of the largest layer of experts, and what is the same in all.
+    """The shape of the kernel of experts: the largest size of any layer, and the properties that all layers share.
 
-    Raises UnsupportedError where layers differ in what is wires, or need what a design of all layers does not have.
+    Raises UnsupportedError where layers differ in properties that are wires, or need something that a shared design
+    does not have.
     """
     blocks = [block for block in plan.blocks if isinstance(block, QuantizedBlock)]
     if not blocks:
@@ -103,7 +105,7 @@ def experts_shape(plan: ModelPlan) -> BlockShape:
     shapes = [block.shape for block in blocks]
     routed = [shape for shape in shapes if shape.experts] or shapes
     for name in (*_SAME, *_SAME_OF_ROUTED):
-        differing = (getattr(one, name) for one in (shapes if name in _SAME else routed))
+        differing = (getattr(shape_of_layer, name) for shape_of_layer in (shapes if name in _SAME else routed))
         _only(f"layers of experts differ in {name}", differing)
     _only("layers differ in their normalisation", (layer.norm.kind for layer in plan.layers if layer.norm is not None))
     downs = [layer.down for layer in plan.layers if not isinstance(layer, QuantizedAttention)]
@@ -130,16 +132,17 @@ def experts_shape(plan: ModelPlan) -> BlockShape:
 
 
 def attention_shape(plan: ModelPlan) -> AttentionShape | None:
-    """Raises UnsupportedError where layers differ in their heads. Windows and sinks are data: layers without have
-    windows of all positions, and sinks that weigh nothing."""
-    found = [layer.shape for layer in _attention(plan)]
-    windowed, sinks = any(shape.windowed for shape in found), any(shape.sinks for shape in found)
-    shapes = [dataclasses.replace(shape, tokens=plan.tokens, windowed=windowed, sinks=sinks) for shape in found]
+    """The shape of the kernel of attention, or None without such layers. Windows and sinks are data: layers without
+    them get a window of all positions, and sinks that weigh nothing. Raises UnsupportedError where layers differ in
+    their heads."""
+    own_shapes = [layer.shape for layer in _attention(plan)]
+    windowed, sinks = any(shape.windowed for shape in own_shapes), any(shape.sinks for shape in own_shapes)
+    shapes = [dataclasses.replace(shape, tokens=plan.tokens, windowed=windowed, sinks=sinks) for shape in own_shapes]
     return _only("layers of attention differ in their heads", shapes) if shapes else None
 
 
 def experts_wires(plan: ModelPlan) -> ExpertsWires:
-    """Shifts of the plan, and the widest sums of all layers that the kernel of experts computes."""
+    """The shifts of the plan, and the widest sums of all layers of the kernel of experts."""
     blocks = [block for block in plan.blocks if isinstance(block, QuantizedBlock)]
     downs = [layer.down for layer in plan.layers if not isinstance(layer, QuantizedAttention)]
     first, shifts = ExpertsWires.of(blocks[0]), plan.shifts
@@ -181,8 +184,8 @@ def model_design(
     attention_lanes: int | None = None,
     masters: tuple[int, int] = (1, 1),
 ) -> ModelDesign:
-    """With arrays of ``lanes`` x ``lanes``, in both kernels where nothing else is said. ``masters``: that bring the
-    weights of experts, of each matrix.
+    """The design of a plan with arrays of ``lanes`` x ``lanes``, or ``attention_lanes`` in the kernel of attention.
+    ``masters``: that bring the weights of experts, for each matrix.
 
     Raises UnsupportedError as :func:`experts_shape` and :func:`attention_shape` do.
     """
@@ -202,8 +205,8 @@ def _attention(plan: ModelPlan) -> list[QuantizedAttention]:
 
 
 def _only(problem: str, values: Iterable[T]) -> T:
-    """The value that all are. Raises UnsupportedError where they differ."""
-    found: Sequence[T] = list(values)
-    if any(value != found[0] for value in found):
-        raise UnsupportedError(f"{problem}: {', '.join(map(str, dict.fromkeys(found)))}; wires are the same for all")
-    return found[0]
+    """The common value of all. Raises UnsupportedError where they differ."""
+    items: Sequence[T] = list(values)
+    if any(value != items[0] for value in items):
+        raise UnsupportedError(f"{problem}: {', '.join(map(str, dict.fromkeys(items)))}; wires are the same for all")
+    return items[0]

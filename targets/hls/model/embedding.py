@@ -1,8 +1,8 @@
-"""The patch embedding of a graph: from an image to the tokens in front of the first block.
+"""The patch embedding of a graph, from an image to the tokens before the first block.
 
-One product, a convolution or a matrix, stands between. The nodes in front of it may move elements of the image and
-scale them, those behind it may move its results and put anything in between and on top that is no function of the
-image: biases, class tokens, positions. Both are found by running them, not by their operators.
+There is exactly one product, a convolution or a matrix. Nodes before it may move and scale elements of the image. Nodes
+after it may move its results, and insert or add anything that does not depend on the image: biases, class tokens,
+positions. Both are found by running the nodes, whatever their operators are.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _TOLERANCE = 1e-4
 
 
 def find_embedding(model: ir.Model, image: ir.Value, tokens: ir.Value) -> FloatEmbedding | None:
-    """None where the image is the tokens. Raises UnsupportedError, naming what is something else."""
+    """The embedding from ``image`` to ``tokens``; None where the image is the tokens. Raises UnsupportedError, naming
+    the node or value, where something else lies in between."""
     if origin(tokens) is image:
         return None
     sizes = sizes_behind_first(image)
@@ -44,30 +45,31 @@ def find_embedding(model: ir.Model, image: ir.Value, tokens: ir.Value) -> FloatE
     inputs = _unfolded(product, before) if product.op_type == "Conv" else _rows(before)
     weights, bias = _weights(product)
     behind, table = _behind(model, product, tokens, len(inputs.places), len(weights))
-    found = _assembled(sizes, inputs, weights, bias, behind, table)
-    _expect_agreement(model, image, tokens, found)
-    return found
+    embedding = _assembled(sizes, inputs, weights, bias, behind, table)
+    _expect_agreement(model, image, tokens, embedding)
+    return embedding
 
 
 def _product_between(image: ir.Value, tokens: ir.Value) -> Any:
-    """The one product that tokens are made of."""
-    found = nodes_between(image, tokens, lambda node: node.op_type in _PRODUCTS or is_moec(node, "Linear"))
-    if len(found) != 1:
-        names = ", ".join(sorted(node_name(node) for node in found)[:3]) or "none"
+    """The only product between image and tokens. Raises UnsupportedError where there is none, or several."""
+    nodes = nodes_between(image, tokens, lambda node: node.op_type in _PRODUCTS or is_moec(node, "Linear"))
+    if len(nodes) != 1:
+        names = ", ".join(sorted(node_name(node) for node in nodes)[:3]) or "none"
         raise UnsupportedError(
-            f"between {image.name!r} and the first block's tokens {tokens.name!r} are {len(found)} products ({names}); "
+            f"between {image.name!r} and the first block's tokens {tokens.name!r} are {len(nodes)} products ({names}); "
             "expected one, of patches"
         )
-    return found[0]
+    return nodes[0]
 
 
 def _rows(before: Moved) -> Moved:
-    """What a matrix multiplies: [T, in]."""
+    """The operand of a matrix product as rows [T, in]."""
     return Moved(*(one.reshape(-1, one.shape[-1]) for one in (before.places, before.scales, before.offsets)))
 
 
 def _unfolded(product: ir.Node, before: Moved) -> Moved:
-    """The elements under a convolution's kernel at each of its places, [places, channels x kernel]."""
+    """The operand of a convolution as rows: the elements under its kernel at each place,
+    [places, channels x kernel]."""
     kernel = constant(product.inputs[1]).shape[2:]
     attributes = {name: one.value for name, one in product.attributes.items()}
     rank = len(kernel)
@@ -97,7 +99,8 @@ def _expect_few(
     reach: Sequence[int],
     strides: Sequence[int],
 ) -> None:
-    """Raises UnsupportedError where patches of ``kernel`` have more elements together than an image may have."""
+    """Check that all patches of ``kernel`` together have no more elements than an image may have. Raises
+    UnsupportedError if not."""
     padded = [size + sum(pads[axis :: len(kernel)]) for axis, size in enumerate(image[1:])]
     axes = zip(padded, reach, strides, strict=True)
     places = [(size - length) // max(1, stride) + 1 for size, length, stride in axes]
@@ -110,7 +113,7 @@ def _expect_few(
 
 
 def _weights(product: ir.Node) -> tuple[Array, Array]:
-    """[d, in] and [d]."""
+    """The weights [d, in] and the bias [d] of the product."""
     if product.op_type != "Conv":
         layer = dense_layer(product.outputs[0])
         return layer.weights, layer.bias
@@ -120,19 +123,20 @@ def _weights(product: ir.Node) -> tuple[Array, Array]:
 
 
 def _behind(model: ir.Model, product: ir.Node, tokens: ir.Value, places: int, width: int) -> tuple[Moved, Array]:
-    """Which place's results [T, d] are whose, as rows of ``places`` x ``width``, and the table that is added."""
+    """The source of each number of the tokens [T, d] among the product's results, as an index into
+    [places, width], and the table [T, d] that is added."""
     result = product.outputs[0]
     is_conv = product.op_type == "Conv"
     sizes = sizes_behind_first(result)
     if sizes is None:
         raise UnsupportedError(f"{node_name(product)}: gives the shape {result.shape}; expected images of one size")
-    found = moved(model, result, (places, width) if len(sizes) == 1 else sizes, tokens)
-    if found.places.ndim != 2:
+    source = moved(model, result, (places, width) if len(sizes) == 1 else sizes, tokens)
+    if source.places.ndim != 2:
         raise UnsupportedError(f"{tokens.name!r} has the shape {tokens.shape}; expected [images, tokens, channels]")
     if is_conv:  # channels come first
-        channel, place = np.divmod(found.places, places)
-        found = Moved(np.where(found.places >= 0, place * width + channel, -1), found.scales, found.offsets)
-    return found, found.offsets
+        channel, place = np.divmod(source.places, places)
+        source = Moved(np.where(source.places >= 0, place * width + channel, -1), source.scales, source.offsets)
+    return source, source.offsets
 
 
 def _assembled(

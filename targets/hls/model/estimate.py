@@ -1,7 +1,7 @@
-"""What the design of a whole model costs on a part and how fast it is, without synthesis.
+"""Estimated costs and speed of the design of a whole model on a part, without synthesis.
 
-Layers run one after the other, so their cycles add up: those of experts and attention by the algebra of their blocks,
-those of a linear layer by that of the second product. Both kernels are on the chip at once; masters are shared.
+Layers run one after the other, so their cycles add up. Layers of experts and attention are estimated like blocks, and
+linear layers like a second product. Both kernels are on the chip at the same time and share their masters.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ Array = np.ndarray[Any, Any]
 
 LANES = (32, 16, 8)
 _FAST_ENOUGH = 1.05
-"""The cycles that a smaller design may take to be chosen in the fastest one's place, as a part of its."""
+"""The cycles of a smaller design that may replace the fastest one, as a part of the fastest one's."""
 _LAYER_BEATS = 2
 _LOOPS_OF_PATCHES, _LOOPS_OF_TOKENS, _LOOPS_OF_RESULTS = 4, 6, 5
-"""Pipelines one behind the other of a linear layer: until rows are where they are passed on from, as they come or
-normalised; and behind the second product."""
+"""Pipelines in series of a linear layer: until patches, or normalised tokens, are at the second product; and after
+it."""
 Loads = Sequence[Sequence[int]]
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerCycles:
-    """``beats``: of weights."""
+    """The cycles of one layer. ``beats``: that read weights."""
 
     kind: str
     cycles: int
@@ -57,7 +57,7 @@ class LayerCycles:
 
 @dataclasses.dataclass(frozen=True)
 class ModelCycles:
-    """Those of one image, layer by layer."""
+    """The cycles of a call, layer by layer."""
 
     layers: tuple[LayerCycles, ...]
 
@@ -79,28 +79,28 @@ ModelEstimate = Estimate[ModelDesign, ModelCycles]
 
 
 def loads_of(plan: ModelPlan, steps: Array) -> Loads:
-    """How many tokens of one image each expert of each layer gets; of layers without experts, nothing."""
+    """The number of tokens of one image that each expert of each layer gets; empty for layers without experts."""
     return loads_of_calls(plan, steps, [len(steps)])[0]
 
 
 def loads_of_calls(plan: ModelPlan, steps: Array, calls: Sequence[int]) -> list[Loads]:
-    """The same of each call, where these take so many tokens one behind the other."""
-    found: list[list[list[int]]] = [[] for _ in calls]
+    """The loads of each call, if the tokens of a sequence come in ``calls`` of so many each."""
+    by_call: list[list[list[int]]] = [[] for _ in calls]
     bounds, stream = [*itertools.accumulate(calls, initial=0)], steps
     for layer in plan.layers:
         if isinstance(layer, QuantizedBlock):
             results, shape = moe_reference.run(layer, stream), layer.shape
-            for of_call, first, count in zip(found, bounds, calls, strict=False):
+            for of_call, first, count in zip(by_call, bounds, calls, strict=False):
                 chosen = results.chosen[first : first + count].reshape(-1)
                 counts = map(int, np.bincount(chosen, minlength=shape.experts))
                 of_call.append([*counts, *[count] * shape.shared])
             stream = results.output
             continue
-        for of_call in found:
+        for of_call in by_call:
             of_call.append([])
         if isinstance(layer, QuantizedAttention) or layer is plan.embedding:
             stream = reference.run_layer(layer, stream)
-    return [*found]
+    return [*by_call]
 
 
 def estimate_model(
@@ -112,15 +112,15 @@ def estimate_model(
     memory_share: float = 1.0,
     calibration: Calibration = UNCORRECTED,
 ) -> ModelEstimate:
-    """``loads``: those of :func:`loads_of`. ``memory_share``: of the peak bandwidth."""
+    """The estimate of a design. ``loads``: as of :func:`loads_of`; ``memory_share``: of the peak bandwidth."""
     attention = None if design.attention is None else design.attention.shape
     ports = connect(
         part, MOE_MASTERS, clock_megahertz, memory_share, model_ports(part.memory, attention, design.experts)
     )
     dsps, memories = model_dsps(design), model_memories(design)
     layers = tuple(
-        layer_cycles(design, plan, layer, one, ports, calibration.stages)
-        for layer, one in zip(plan.layers, loads, strict=True)
+        layer_cycles(design, plan, layer, layer_loads, ports, calibration.stages)
+        for layer, layer_loads in zip(plan.layers, loads, strict=True)
     )
     resources = _resources(design, dsps, memories).corrected(calibration)
     cycles = ModelCycles(layers)
@@ -137,8 +137,8 @@ def layer_cycles(
     tokens: int | None = None,
     past: int = 0,
 ) -> LayerCycles:
-    """The cycles of a layer, and of reading what it is, in a call with ``tokens`` tokens of a decoder behind ``past``
-    others; with as many as fit where none are given, of which a decoder's head takes the last."""
+    """The cycles of a layer, including reading its record, in a call with ``tokens`` tokens of a decoder after ``past``
+    others. By default a call has as many tokens as fit, and a decoder's head takes the last."""
     pace = ports.loaders
     if tokens is None:
         is_last = design.is_decoder and isinstance(layer, QuantizedLinear)
@@ -149,8 +149,8 @@ def layer_cycles(
         return LayerCycles("embedding" if layer is plan.embedding else "head", round(header + cycles), beats)
     if isinstance(layer, QuantizedAttention):
         assert design.attention is not None
-        found = attention_cycles(design.attention, tokens, pace, stages, past, layer.window, ports.caches)
-        return LayerCycles("attention", round(header + found.total), found.beats)
+        attention = attention_cycles(design.attention, tokens, pace, stages, past, layer.window, ports.caches)
+        return LayerCycles("attention", round(header + attention.total), attention.beats)
     own = count_cycles(design.of(layer), loads, pace, stages)
     waits = max(0.0, _results_cycles(design.experts, tokens, pace, adds=True) - own.results)
     kind = "experts" if layer.shape.experts else "feed-forward"
@@ -158,7 +158,7 @@ def layer_cycles(
 
 
 def _results_cycles(design: Design, rows: int, pace: MemoryPace, *, adds: bool) -> float:
-    """Results go to memory through the port that what they are added to comes from."""
+    """Cycles that write results to memory, through the port that also reads the residual that they are added to."""
     beats = rows * design.width * RESULT_BITS / 8 / BEAT_BYTES
     return max(rows * design.output_chunks, (1 + adds) * beats * pace.cycles_per_beat)
 
@@ -166,14 +166,14 @@ def _results_cycles(design: Design, rows: int, pace: MemoryPace, *, adds: bool) 
 def _linear_cycles(
     design: Design, layer: QuantizedLinear, tokens: int, pace: MemoryPace, stages: int
 ) -> tuple[float, int]:
-    """Patches come as they are used; tokens are normalised first, and only then the second product has its first job. A
-    tile is computed while the next one arrives."""
+    """The cycles and the beats of a linear layer. Patches arrive as they are used. Tokens are all normalised before the
+    first job of the second product. A tile is computed while the next one arrives."""
     tokens = 1 if layer.pool == "first" else tokens
     start = pace.latency + design.width * PARAMETER_BYTES / BEAT_BYTES * pace.cycles_per_beat + pace.latency
     if layer.norm is not None:
         reads = design.width * RESULT_BITS / 8 / BEAT_BYTES * pace.cycles_per_beat
         per_token = max(design.width / design.router_lanes, reads)
-        # Parameters of channels are taken one by one, and tokens come behind them.
+        # Parameters of channels are taken one by one, and tokens come after them.
         waiting = design.fifos.beats * BEAT_BYTES // PARAMETER_BYTES
         start = max(start, 2 * pace.latency + design.width - waiting)
         start += tokens * per_token + design.width / design.router_lanes
@@ -183,10 +183,10 @@ def _linear_cycles(
     taken_from, done, loaded, sent = 0.0 if layer.norm is None else start, start, float(stages), 0
     first_taken = taken_from
     for tile in range(design.tiles):
-        # What results are scaled with comes behind the last tile, in the same burst.
+        # The parameters of results come after the last tile, in the same burst.
         burst = beats + result_beats * (tile == design.tiles - 1)
         sent += burst
-        # Until the first is taken, no more come than their channel holds.
+        # Until the first beat is taken, no more arrive than the channel holds.
         behind = min(burst, sent - design.fifos.weights)
         loaded += stages + pace.cycles(burst, burst)
         loaded = max(loaded, first_taken + behind * pace.cycles_per_beat) if behind > 0 else loaded
@@ -201,14 +201,15 @@ def _linear_cycles(
 
 
 def model_dsps(design: ModelDesign) -> dict[str, int]:
-    """By process of both kernels, named as synthesis names it: with the struct that it is instantiated with."""
+    """DSPs by process of both kernels. Processes are named as synthesis names them, with the struct that they are
+    instantiated with as a suffix."""
     attention = {} if design.attention is None else attention_dsps(design.attention)
     kernels = zip(STRUCTS, (dsps_of(design.experts), attention), strict=True)
     return {f"{process}_{struct}": count for struct, dsps in kernels for process, count in dsps.items()}
 
 
 def model_memories(design: ModelDesign) -> list[Memory]:
-    """Those of both kernels, which share their adapters; processes are named likewise."""
+    """The memories of both kernels, which share their adapters. Processes are named as in :func:`model_dsps`."""
     attention = [] if design.attention is None else attention_memories(design.attention)
     shared = {memory.name for memory in memories_of(design.experts) if memory.name.startswith("adapter ")}
     own = [memory for memory in attention if memory.name not in shared]
@@ -231,7 +232,7 @@ def _resources(design: ModelDesign, dsps: Mapping[str, int], memories: Sequence[
 
 
 def choose_model(plan: ModelPlan, loads: Loads, part: Part, constraints: Constraints) -> ModelEstimate:
-    """Of the designs within 5% of the fastest that fit, the one that leaves most of the part free.
+    """The design that leaves most of the part free, among those that fit within 5% of the fastest one's cycles.
 
     Raises UnsupportedError where layers cannot share one design, and where none fits, saying what is short.
     """
@@ -258,13 +259,14 @@ def choose_model(plan: ModelPlan, loads: Loads, part: Part, constraints: Constra
 
 
 def _shares(design: ModelDesign, limits: Resources, calibration: Calibration) -> dict[str, float]:
-    """What a design needs as a part of what it may have, by resource."""
+    """The ratio of the resources that a design needs to its limits, by resource."""
     resources = _resources(design, model_dsps(design), model_memories(design)).corrected(calibration)
     return {name: getattr(resources, name) / max(getattr(limits, name), 1) for name in RESOURCE_NAMES}
 
 
 def _designs(plan: ModelPlan, part: Part, constraints: Constraints) -> Iterator[ModelDesign]:
-    """The grid, from large to small. Both kernels have lanes of their own, as long as they pad tokens alike."""
+    """The designs of the grid, from large to small. Kernels may have different lanes if they pad tokens to the same
+    width."""
     storages: tuple[LargeArrays, ...] = ("bram", "uram") if constraints.use_uram and part.uram else ("bram",)
     base = model_design(plan, LANES[0], LANES[0], 1)
     grid = itertools.product(LANES, LANES, HIDDEN_TILES[::-1], routers_of(base.experts.shape)[::-1], storages)

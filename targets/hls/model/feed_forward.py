@@ -1,6 +1,6 @@
-"""Dense feed-forward layers of a graph: ``x + down(activation(up(norm(x))))``, as blocks of one shared expert.
+"""Dense feed-forward layers of a graph, ``x + down(activation(up(norm(x))))``, as blocks of one shared expert.
 
-Its second product, and whatever scales or moves its results, is found by running it, so is the activation; see
+The activation, and the second product with the nodes that scale or move its results, are found by running them; see
 :mod:`moec.targets.hls.graph.affine` and :mod:`moec.targets.hls.moe.shared_expert`.
 """
 
@@ -27,9 +27,9 @@ _QUICK_GELU = 1.702
 
 
 def find_feed_forward(model: ir.Model, stream: ir.Value, tokens: int) -> GraphBlock | None:
-    """The layer that takes ``stream`` [B, T, d]; None where it is not normalised and then added to itself.
+    """The layer that takes ``stream`` [B, T, d]; None where the stream is not both normalised and added to.
 
-    Raises UnsupportedError, naming the node, where something else than such a layer is between.
+    Raises UnsupportedError, naming the node, where something other than such a layer lies in between.
     """
     users = consumers(stream)
     norms = [node for node in users if node.op_type in NORMS and node.domain == ""]
@@ -74,7 +74,7 @@ def _numbers(model: ir.Model, norm: ir.Node, normal: ir.Value, result: ir.Value,
 
 
 def _last_product(normal: ir.Value, result: ir.Value) -> ir.Node:
-    """The product that is nearest to the result of all that it is made of."""
+    """The product nearest to the result, among all that it is computed from."""
     pending, seen = [result], set()
     while pending:
         node = None if pending[0] is normal else pending[0].producer()
@@ -91,7 +91,7 @@ def _last_product(normal: ir.Value, result: ir.Value) -> ir.Node:
 def _activation(
     products: dict[ir.Value, DenseLayer], between: list[ir.Node], hidden: ir.Value
 ) -> tuple[ExpertsSpec, DenseLayer | None, DenseLayer]:
-    """What is between the products, with gate and up among these."""
+    """The activation between the products, and the products that are gate (or None) and up."""
     for spec in _specs(gated=len(products) == 2):
         order = order_of_products(spec, products, between, hidden)
         if order is not None:

@@ -1,4 +1,4 @@
-"""A vision transformer in floats: what is quantised beside the blocks, and the blocks in order."""
+"""The float form of a whole model: its blocks in order, its embedding and its head."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class FloatEmbedding:
-    """Tokens of an image: the elements at ``places`` int32 [T, in], which -1 makes zeros of, times ``weights``
-    [d, in], and ``table`` [T, d] added: positions, biases, and what tokens hold that are made of no pixel. ``shape``:
-    of one image. All in float32."""
+    """The embedding of an image [*shape] as tokens, in float32.
+
+    The elements at ``places`` int32 [T, in], 0 for -1, are multiplied by ``weights`` [d, in], and ``table`` [T, d] is
+    added: positions, biases, and tokens that do not depend on the image.
+    """
 
     shape: tuple[int, ...]
     places: Array
@@ -29,22 +31,22 @@ class FloatEmbedding:
     table: Array
 
     def rows(self, images: Array) -> Array:
-        """Images [B, *shape] → the elements of their tokens, [B, T, in]."""
+        """The elements [B, T, in] of the tokens of images [B, *shape]."""
         flat = images.reshape(len(images), -1).astype(np.float32)
         return np.where(self.places >= 0, flat[:, self.places], 0)
 
     def products(self, images: Array) -> Array:
-        """Images [B, *shape] → [B, T, d], without the table."""
+        """The tokens [B, T, d] of images [B, *shape], without the table."""
         return self.rows(images) @ self.weights.T
 
     def run(self, images: Array) -> Array:
-        """Images [B, *shape] → tokens [B, T, d]."""
+        """The tokens [B, T, d] of images [B, *shape]."""
         return self.products(images) + self.table
 
 
 @dataclasses.dataclass(frozen=True)
 class FloatHead:
-    """``norm``, then ``weights`` [C, d] and ``bias`` [C], of tokens as ``pool`` says."""
+    """The head of a model: ``norm``, then ``weights`` [C, d] and ``bias`` [C], for the tokens that ``pool`` selects."""
 
     name: str
     norm: FloatNorm
@@ -53,18 +55,18 @@ class FloatHead:
     pool: Pool
 
     def inputs(self, stream: Array) -> Array:
-        """The tokens [B, T, d] that count, normalised: [B, 1 or T, d]."""
+        """The normalised tokens [B, 1 or T, d] that count, for a stream [B, T, d]."""
         taken = stream[:, :1] if self.pool == "first" else stream
         return self.norm.run(taken.reshape(-1, taken.shape[-1])).reshape(taken.shape)
 
     def products(self, stream: Array) -> Array:
-        """[B, T, d] → [B, 1 or T, C], before tokens are averaged."""
+        """The products [B, 1 or T, C] of a stream [B, T, d], before tokens are averaged."""
         return self.inputs(stream) @ self.weights.T + self.bias
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What makes ``output`` of ``tokens`` in a graph."""
+    """The part of a graph between two values."""
 
     tokens: ir.Value
     output: ir.Value
@@ -72,11 +74,15 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class GraphModel:
-    """``source``: the model's input, images [B, ...] or, without an embedding, the stream [B, T, d] itself. ``stream``:
-    what the last block makes. ``result``: the model's output, [B, C] or [B, T, C]; of a decoder without a head the
-    stream, and ``headless`` says why.
-    ``cached``: positions of a cache of keys and values, 0 where there is none. ``table``: rows of the stream by id of a
-    decoder's tokens, where these make all of it."""
+    """The parts of a whole model in a graph.
+
+    - ``source``: the input, images [B, ...] or, without an embedding, the stream [B, T, d] itself.
+    - ``stream``: the output of the last block.
+    - ``result``: the output, [B, C] or [B, T, C]; for a decoder without a head the stream, with the reason in
+      ``headless``.
+    - ``cached``: positions of the cache of keys and values, 0 without one.
+    - ``table``: the stream's rows by token id, if a decoder's ids alone determine them.
+    """
 
     source: ir.Value
     stream: ir.Value
@@ -92,6 +98,6 @@ class GraphModel:
 
     @property
     def parts(self) -> list[GraphBlock | GraphAttention | Part]:
-        """What of the graph it computes, or a host program looks up."""
+        """The parts of the graph that the design computes, or that a host program looks up."""
         head = [] if self.head is None else [Part(self.stream, self.result)]
         return [*([] if self.table is None else [Part(self.table.tokens, self.table.output)]), *self.blocks, *head]

@@ -1,8 +1,8 @@
-"""A whole vision transformer in a graph: patch embedding, blocks over one residual stream, last normalisation and head.
+"""A whole vision transformer or decoder in a graph: embedding, blocks on one residual stream, normalisation and head.
 
-Blocks of attention and of experts are those that are projects of their own otherwise; what is between two of them must
-be a dense feed-forward layer. Every part is found by what it computes, see the modules beside this one. A graph of
-another form is no model for one design, and the reason names what is in the way.
+Blocks of attention and of experts are the same that become projects of their own otherwise. Between two of them there
+may only be dense feed-forward layers. Every part is recognised by what it computes, in the other modules of this
+package. A graph of another form does not fit one design; the reason names the node in the way.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ _Part = GraphBlock | GraphAttention
 def find_model(
     model: ir.Model, moe: Sequence[GraphBlock], attention: Sequence[GraphAttention], refused: Sequence[str]
 ) -> GraphModel:
-    """``moe`` and ``attention``: the blocks of the graph; ``refused``: why others are none.
+    """The vision transformer that the whole graph is. ``moe`` and ``attention``: its blocks; ``refused``: the reasons
+    why other candidates are no blocks.
 
-    Raises UnsupportedError, naming the node, where the graph is not of this form as a whole.
+    Raises UnsupportedError, naming the node, where the graph has another form.
     """
     inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     if len(inputs) != 1 or len(model.graph.outputs) != 1:
@@ -38,15 +39,15 @@ def find_model(
         raise UnsupportedError(f"inputs and outputs are {names}; expected one of each, images and logits")
     if refused:
         raise UnsupportedError(refused[0])
-    found = {origin(part.tokens): part for part in (*moe, *attention)}
-    for part in found.values():
+    by_tokens = {origin(part.tokens): part for part in (*moe, *attention)}
+    for part in by_tokens.values():
         if part.numbers.norm is None:
             raise UnsupportedError(f"{part.name}: is not x + block(norm(x)) of a residual stream x")
-    stream = _first(model, found)
+    stream = _first(model, by_tokens)
     tokens, width = _sizes(stream)
     embedding = find_embedding(model, inputs[0], stream)
-    blocks, last = _chain(model, stream, found, tokens)
-    missing = [part for part in found.values() if not any(part is block for block in blocks)]
+    blocks, last = _chain(model, stream, by_tokens, tokens)
+    missing = [part for part in by_tokens.values() if not any(part is block for block in blocks)]
     if missing:
         raise UnsupportedError(f"{missing[0].name}: does not take the tokens that the block in front of it makes")
     head = find_head(model, last, model.graph.outputs[0], tokens, width)
@@ -61,20 +62,20 @@ def find_decoder(
     tokens: int,
     cached: int,
 ) -> GraphModel:
-    """The layers of a decoder from embedded tokens on, and its head; :func:`without_head` is what is left where that
-    does not fit. Calls have up to ``tokens`` tokens, of sequences of ``cached``, which is 0 where each is a sequence.
+    """The layers of a decoder from embedded tokens on, with its head; use :func:`without_head` if the head does not
+    fit. A call has up to ``tokens`` tokens of a sequence of up to ``cached``; 0 if each call is a whole sequence.
 
     Raises UnsupportedError, naming the node, where the layers are no chain.
     """
     if refused:
         raise UnsupportedError(refused[0])
-    found = {origin(part.tokens): part for part in (*moe, *attention)}
-    for part in found.values():
+    by_tokens = {origin(part.tokens): part for part in (*moe, *attention)}
+    for part in by_tokens.values():
         if part.numbers.norm is None:
             raise UnsupportedError(f"{part.name}: is not x + block(norm(x)) of a residual stream x")
-    stream = _first(model, found)
-    blocks, last = _chain(model, stream, found, tokens)
-    missing = [part for part in found.values() if not any(part is block for block in blocks)]
+    stream = _first(model, by_tokens)
+    blocks, last = _chain(model, stream, by_tokens, tokens)
+    missing = [part for part in by_tokens.values() if not any(part is block for block in blocks)]
     if missing:
         raise UnsupportedError(f"{missing[0].name}: does not take the tokens that the block in front of it makes")
     width = blocks[0].numbers.width
@@ -88,18 +89,18 @@ def find_decoder(
 
 
 def without_head(graph: GraphModel, reason: str) -> GraphModel:
-    """A decoder whose logits the caller computes, of what the last block makes."""
+    """The decoder without its head: it returns the last block's output, and the caller computes the logits."""
     return dataclasses.replace(graph, result=graph.stream, head=None, headless=reason)
 
 
 def _first(model: ir.Model, found: Mapping[ir.Value, _Part]) -> ir.Value:
-    """The tokens of the first block."""
+    """The tokens that the first block takes."""
     places = {value: place for place, node in enumerate(model.graph) for value in node.outputs}
     return min(found, key=lambda value: places.get(value, -1))
 
 
 def _sizes(stream: ir.Value) -> tuple[int, int]:
-    """Tokens of an image and their channels."""
+    """The number of tokens of an image, and of their channels."""
     sizes = [] if stream.shape is None else list(stream.shape)
     if len(sizes) != 3 or not isinstance(sizes[1], int) or not isinstance(sizes[2], int):
         raise UnsupportedError(
@@ -111,7 +112,7 @@ def _sizes(stream: ir.Value) -> tuple[int, int]:
 def _chain(
     model: ir.Model, stream: ir.Value, found: Mapping[ir.Value, _Part], tokens: int
 ) -> tuple[list[_Part], ir.Value]:
-    """The blocks from the stream on, each of which takes what the one in front of it makes, and what the last makes."""
+    """The blocks from the stream on, each of which takes the output of the one before, and the output of the last."""
     blocks: list[_Part] = []
     while True:
         part = found.get(origin(stream)) or find_feed_forward(model, stream, tokens)

@@ -1,8 +1,7 @@
-"""The head of a graph: from the last block's tokens to logits.
+"""The head of a graph, from the last block's tokens to logits: a normalisation and one matrix.
 
-A normalisation and one matrix, of every token, of the first, or of the mean of all: found by running the nodes on
-images whose tokens are all the same unit vector; images of random tokens tell which it is. A decoder's is of every
-token.
+The matrix is applied to every token, to the first, or to the mean of all; in a decoder to every token. Images whose
+tokens are all the same unit vector give the matrix, and images of random tokens tell which tokens count.
 """
 
 from __future__ import annotations
@@ -27,13 +26,14 @@ Array = np.ndarray[Any, Any]
 
 _TOLERANCE = 1e-4
 _PROBES = 4
-"""Images of random tokens."""
+"""The number of images of random tokens."""
 _MOST_NUMBERS = 1 << 24
-"""Of images of tokens that are run at once."""
+"""The most numbers in the images of one call."""
 
 
 def find_head(model: ir.Model, stream: ir.Value, result: ir.Value, tokens: int, width: int) -> FloatHead | None:
-    """None where the stream [B, T, d] is the model's result. Raises UnsupportedError, naming what is something else."""
+    """The head from the stream [B, T, d] to the model's result; None where these are the same value. Raises
+    UnsupportedError, naming the node or value, where something else lies in between."""
     if result is stream:
         return None
     norm = _normalization(stream, result)
@@ -42,8 +42,8 @@ def find_head(model: ir.Model, stream: ir.Value, result: ir.Value, tokens: int, 
     assert taken is not None
     rows = tokens
     if taken is not stream:
-        found = moved(model, stream, (tokens, width), taken)
-        if not np.array_equal(found.places.reshape(-1), np.arange(width)) or not np.all(found.scales == 1):
+        source = moved(model, stream, (tokens, width), taken)
+        if not np.array_equal(source.places.reshape(-1), np.arange(width)) or not np.all(source.scales == 1):
             raise UnsupportedError(
                 f"{node_name(norm)}: normalises something else than all tokens or the first; a mean of tokens is taken "
                 "behind the last normalisation"
@@ -56,13 +56,13 @@ def find_head(model: ir.Model, stream: ir.Value, result: ir.Value, tokens: int, 
 def find_token_head(
     model: ir.Model, stream: ir.Value, results: Sequence[ir.Value], width: int, tokens: int
 ) -> tuple[ir.Value, FloatHead]:
-    """The one of a decoder's results that is its logits, and the head that makes them of each token of the stream
-    [B, T, d]. Others are keys and values. ``tokens``: of a sequence where the graph has rows of whole sequences.
+    """The logits among a decoder's results, and the head that computes them for each token of the stream [B, T, d].
+    Other results are keys and values. ``tokens``: of a sequence, for graphs whose rows are whole sequences.
 
-    Raises UnsupportedError, naming what is something else.
+    Raises UnsupportedError, naming the value, where no single result is computed by such a head.
     """
-    made = [(result, _normalizations(stream, result)) for result in results]
-    of_stream = [(result, norms) for result, norms in made if any(_normalizes(norm, stream) for norm in norms)]
+    by_result = [(result, _normalizations(stream, result)) for result in results]
+    of_stream = [(result, norms) for result, norms in by_result if any(_normalizes(norm, stream) for norm in norms)]
     if len(of_stream) != 1 or len(of_stream[0][1]) != 1:
         counts = ", ".join(f"{result.name!r} with {len(norms)}" for result, norms in of_stream) or "none"
         raise UnsupportedError(
@@ -79,13 +79,13 @@ def _normalizes(norm: ir.Node, stream: ir.Value) -> bool:
 
 
 def _normalization(stream: ir.Value, result: ir.Value) -> ir.Node:
-    found = _normalizations(stream, result)
-    if len(found) != 1:
+    nodes = _normalizations(stream, result)
+    if len(nodes) != 1:
         raise UnsupportedError(
-            f"between the last block's tokens {stream.name!r} and {result.name!r} are {len(found)} normalisations; "
+            f"between the last block's tokens {stream.name!r} and {result.name!r} are {len(nodes)} normalisations; "
             "expected one, and a product"
         )
-    return found[0]
+    return nodes[0]
 
 
 def _normalizations(stream: ir.Value, result: ir.Value) -> list[ir.Node]:
@@ -93,7 +93,7 @@ def _normalizations(stream: ir.Value, result: ir.Value) -> list[ir.Node]:
 
 
 def _matrix(model: ir.Model, normal: ir.Value, result: ir.Value, tokens: int, width: int) -> tuple[Pool, Array, Array]:
-    """Which tokens [T, d] count, and their weights [C, d] and bias [C]."""
+    """The tokens that count, and the weights [C, d] and bias [C] that they are multiplied with."""
     vectors = np.concatenate([np.zeros((1, width), np.float32), np.eye(width, dtype=np.float32)])
     step = max(1, _MOST_NUMBERS // (tokens * width))
     same = [
@@ -120,7 +120,7 @@ def _matrix(model: ir.Model, normal: ir.Value, result: ir.Value, tokens: int, wi
 
 
 def _logits(model: ir.Model, normal: ir.Value, result: ir.Value, images: Array) -> Array:
-    """Normalised tokens [N, T, d] → [N, 1 or T, C]."""
+    """Logits [N, 1 or T, C] of normalised tokens [N, T, d]."""
     is_one = normal.shape is not None and len(normal.shape) == 2
-    found = by_image(model, normal, images[:, 0] if is_one else images, result).astype(np.float32)
-    return found if found.ndim == 3 else found.reshape(len(images), 1, -1)
+    logits = by_image(model, normal, images[:, 0] if is_one else images, result).astype(np.float32)
+    return logits if logits.ndim == 3 else logits.reshape(len(images), 1, -1)

@@ -1,7 +1,7 @@
-"""How many AXI masters bring the weights of experts, where the memory has ports for them.
+"""The number of AXI masters that bring the weights of experts, as far as the memory has ports for them.
 
-One master gets a beat per cycle at most, and tokens that come one by one wait for weights. So of a decoder with a cache
-single tokens decide; a prompt is computed no slower.
+A master gets at most one beat per cycle, and tokens that come one by one wait for weights. So for a decoder with a
+cache, the number is chosen for single tokens; a prompt becomes no slower by it.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ from moec.targets.hls.model.plan import ModelPlan
 from moec.targets.hls.moe.exploration import Constraints, masters_for
 
 _FAST_ENOUGH = 1.05
-"""The cycles that fewer masters may take, as a part of the fastest's."""
+"""The cycles of a design with fewer masters that may replace the fastest one, as a part of the fastest one's."""
 
 
 def with_masters(
     chosen: ModelEstimate, plan: ModelPlan, loads: Loads, part: Part, constraints: Constraints
 ) -> ModelEstimate:
-    """The chosen design with the fewest masters that are about as fast as any number of them that fits."""
+    """The chosen design with the fewest masters that are about as fast as any number that fits."""
     limits, clock = constraints.limits(part), constraints.clock(part)
-    found = [chosen]
+    estimates = [chosen]
     for design in _designs(chosen.design, part):
-        one = estimate_model(design, plan, loads, part, clock, constraints.memory_share, constraints.calibration)
-        if all(getattr(one.resources, name) <= getattr(limits, name) for name in RESOURCE_NAMES):
-            found.append(one)
-    cycles = [_cycles(one, plan) for one in found]
-    return next(one for one, taken in zip(found, cycles, strict=True) if taken <= min(cycles) * _FAST_ENOUGH)
+        estimate = estimate_model(design, plan, loads, part, clock, constraints.memory_share, constraints.calibration)
+        if all(getattr(estimate.resources, name) <= getattr(limits, name) for name in RESOURCE_NAMES):
+            estimates.append(estimate)
+    cycles = [_cycles(estimate, plan) for estimate in estimates]
+    return next(
+        estimate for estimate, taken in zip(estimates, cycles, strict=True) if taken <= min(cycles) * _FAST_ENOUGH
+    )
 
 
 def _cycles(estimate: ModelEstimate, plan: ModelPlan) -> int:
@@ -43,12 +45,12 @@ def _cycles(estimate: ModelEstimate, plan: ModelPlan) -> int:
 
 
 def _designs(design: ModelDesign, part: Part) -> Iterator[ModelDesign]:
-    """With more masters, each at a port of its own, from few to many."""
+    """The design with more masters, each at a port of its own, from few to many."""
     attention = None if design.attention is None else design.attention.shape
     for up, down in masters_for(design.experts.shape)[1:]:
-        found = dataclasses.replace(
+        striped = dataclasses.replace(
             design, experts=dataclasses.replace(design.experts, masters_up=up, masters_down=down)
         )
         others = set(model_ports(part.memory, attention).values())
-        if up + down + len(others) - 2 <= part.memory.ports and found.why_not() is None:
-            yield found
+        if up + down + len(others) - 2 <= part.memory.ports and striped.why_not() is None:
+            yield striped

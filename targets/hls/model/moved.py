@@ -1,4 +1,4 @@
-"""Where the elements of a value come from, found by running the nodes in between on an image of its own indices."""
+"""The sources of a value's elements in another value, found by running the nodes in between on images of indices."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from moec.targets.hls.graph.calibrate import evaluate
 Array = np.ndarray[Any, Any]
 
 _DIGIT = 6
-"""Bits of an index in one image: numbers of any type hold them, whatever is added to them on the way."""
+"""Bits of an index per image: few enough that a number of any type holds them, even after additions on the way."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Moved:
-    """Element i of a value is element ``places[i]`` of the source times ``scales[i]`` plus ``offsets[i]``; where it is
-    made of none, the place is -1 and the scale 0. All have the shape of the value for one image."""
+    """The sources of a value's elements: element i is element ``places[i]`` of the source times ``scales[i]`` plus
+    ``offsets[i]``. An element without a source has the place -1 and the scale 0. All arrays have the shape of the value
+    for one image."""
 
     places: Array
     scales: Array
@@ -30,20 +31,25 @@ class Moved:
 
 
 def moved(model: ir.Model, source: ir.Value, shape: tuple[int, ...], result: ir.Value) -> Moved:
-    """``source`` [B, *shape] → ``result`` [B, ...], or [B ..., ...] where images are rows one after the other.
+    """The sources of the elements of ``result`` in ``source`` [B, *shape]. ``result`` is [B, ...], or [B ..., ...] with
+    the rows of all images one after the other.
 
-    Raises UnsupportedError where elements of the result are no elements of the source.
+    Raises UnsupportedError where elements of the result are computed in another way.
     """
     size = int(np.prod(shape))
     digits = max(1, -(-size.bit_length() // _DIGIT))
     index = np.arange(size)
-    given = [index * 0, index * 0 + 1, *(index >> _DIGIT * place & (1 << _DIGIT) - 1 for place in range(digits))]
-    images = np.stack(given).reshape(-1, *shape).astype((source.dtype or ir.DataType.FLOAT).numpy())
-    zeros, ones, *found = by_image(model, source, images, result)
+    digits_of_index = [
+        index * 0,
+        index * 0 + 1,
+        *(index >> _DIGIT * place & (1 << _DIGIT) - 1 for place in range(digits)),
+    ]
+    images = np.stack(digits_of_index).reshape(-1, *shape).astype((source.dtype or ir.DataType.FLOAT).numpy())
+    zeros, ones, *results = by_image(model, source, images, result)
     scales = ones - zeros
     taken = np.abs(scales) > 1e-6 * np.abs(scales).max(initial=0.0)
     places = np.full(scales.shape, 0, np.int64)
-    for place, values in enumerate(found):
+    for place, values in enumerate(results):
         digit = np.where(taken, (values - zeros) / np.where(taken, scales, 1), 0)
         if np.abs(digit - np.round(digit)).max(initial=0.0) > 0.05 or np.abs(values - zeros)[~taken].max(initial=0.0):
             raise UnsupportedError(
@@ -56,8 +62,8 @@ def moved(model: ir.Model, source: ir.Value, shape: tuple[int, ...], result: ir.
 
 
 def by_image(model: ir.Model, source: ir.Value, images: Array, result: ir.Value) -> Array:
-    """Images [N, ...] of the source → what each becomes, float64 [N, ...]; in as many calls as the graph's batch takes.
-    Where a value has the rows of all images one after the other, [N rows, ...], they are [N, rows, ...] here."""
+    """The result for each image [N, ...] at the source, float64 [N, ...], in as many calls as the graph's batch
+    requires. Values with the rows of all images one after the other, [N rows, ...], are [N, rows, ...] here."""
     batch, in_rows = len(images), 1
     if source.shape is not None:
         in_rows = images.shape[1] if len(source.shape) == images.ndim - 1 else 1
@@ -73,10 +79,10 @@ def by_image(model: ir.Model, source: ir.Value, images: Array, result: ir.Value)
 
 
 def evaluated(model: ir.Model, feeds: Mapping[ir.Value, Array], result: ir.Value, batch: int) -> Array:
-    """Raises UnsupportedError where the result is not made of what is fed, and of shapes."""
+    """The array of ``result``. Raises UnsupportedError where it depends on more than the feeds and shapes."""
     try:
-        (found,) = evaluate(model, {**random_inputs(model, batch), **feeds}, [result])
+        (array,) = evaluate(model, {**random_inputs(model, batch), **feeds}, [result])
     except ValueError as error:
         names = ", ".join(repr(value.name) for value in feeds)
         raise UnsupportedError(f"{result.name!r} is not made of {names} alone: {error}") from error
-    return found
+    return array

@@ -1,20 +1,20 @@
-"""The memory of a whole model: what each layer is, its weights, and the streams between layers.
+"""The memory of a whole model: the records of layers, their weights, and the streams between them.
 
 | file | contents |
 |---|---|
-| ``layers.bin`` | of each layer 32 numbers of 32 bits, those of ``layer_t`` in ``library/moec_model.h`` in order |
-| ``norm.bin``, ``router.bin``, ``up.bin``, ``down.bin`` | those of all layers, as ``moe/packing.py`` has them |
-| ``up_0.bin``, ... | where experts' weights have several masters, what each gets, as ``moe/striping.py`` has it |
-| ``turns.bin`` | of layers of attention, as ``attention/project.py`` has it |
-| ``stream.bin`` | what ``stream_in``, ``residual`` and ``stream_out`` are: below |
-| ``outputs.bin`` | what each layer must write, in order; each begins with a new beat |
+| ``layers.bin`` | a record per layer: 32 numbers of 32 bits, the fields of ``layer_t`` in ``library/moec_model.h`` |
+| ``norm.bin``, ``router.bin``, ``up.bin``, ``down.bin`` | those of all layers, in the format of ``moe/packing.py`` |
+| ``up_0.bin``, ... | with several masters of experts' weights: the part of each, in the format of ``moe/striping.py`` |
+| ``turns.bin`` | of layers of attention, in the format of ``attention/project.py`` |
+| ``stream.bin`` | the memory of the arguments ``stream_in``, ``residual`` and ``stream_out``, see below |
+| ``outputs.bin`` | the expected output of each layer, in order; each begins with a new beat |
 
-Of a decoder ``layers.bin``, ``stream.bin`` and ``outputs.bin`` have those of several calls, one behind the other.
+For a decoder, ``layers.bin``, ``stream.bin`` and ``outputs.bin`` hold those of several calls, one after the other.
 
-Of the streams' memory, in this order, each from a new beat on: inputs, int8 by tile of an embedding and then by token,
-or the stream itself; positions, int16 [T, width]; two residual streams, int16 [T, width]; outputs, int16 [rows, width]
-by head. ``layers.bin`` says where all of it is, in beats. Layers read one residual stream and write the other, by
-turns, for memory has no order between what one process reads and another one writes.
+``stream.bin`` holds in this order, each from a new beat on: inputs, int8 by tile of an embedding and then by token, or
+the stream itself; positions, int16 [T, width]; two residual streams, int16 [T, width]; outputs, int16 [rows, width] by
+head. ``layers.bin`` has the places of all, in beats. Layers read one residual stream and write the other by turns,
+because memory guarantees no order between reads of one process and writes of another.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ Array = np.ndarray[Any, Any]
 
 _LAYER_WORDS = 32
 EXPERTS, ATTENTION = range(2)
-"""Kinds of layers, as ``layer_kind_t`` has them."""
+"""The values of ``layer_kind_t``."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StreamPlaces:
-    """Where the streams lie in their memory, in beats. ``last``: the residual stream that the last block writes;
-    ``outputs``: of each head, or, without heads, that stream; ``size``: of all."""
+    """The places of the streams in their memory, in beats. ``last``: the residual stream that the last block writes;
+    ``outputs``: of each head, or, without heads, the last stream; ``size``: of the whole memory."""
 
     inputs: int
     positions: int
@@ -74,7 +74,7 @@ def stream_beats(rows: int, design: ModelDesign) -> int:
 
 
 def pack_model(design: ModelDesign, plan: ModelPlan, steps: Array) -> dict[str, bytes]:
-    """All files. ``steps``: the inputs of one image, as :meth:`ModelPlan.input_steps` has them."""
+    """The contents of all files by name. ``steps``: the inputs of one image, from :meth:`ModelPlan.input_steps`."""
     places = stream_places(design, plan)
     files = _Files(stripes(design))
     in_order = sorted(range(len(plan.layers)), key=lambda place: isinstance(plan.layers[place], QuantizedAttention))
@@ -105,24 +105,24 @@ def pack_model(design: ModelDesign, plan: ModelPlan, steps: Array) -> dict[str, 
 
 
 class _Files:
-    """Weights of layers, one behind the other, by file. Stripes of a matrix are at the same place in all of its files:
-    where one has less than another, zeros follow. So attention, which has the first stripe alone, comes last."""
+    """The weights of layers, one after the other, by file. A layer begins at the same place in all stripes of a matrix;
+    shorter stripes are padded with zeros. Attention has only the first stripe, so it is added last to save padding."""
 
     def __init__(self, stripes: tuple[Sequence[str], Sequence[str]]) -> None:
         self._of = {"norm": ["norm"], "router": ["router"], "turns": ["turns"], "up": stripes[0], "down": stripes[1]}
         self._parts: dict[str, list[bytes]] = {name: [] for names in self._of.values() for name in names}
 
     def add(self, layer: dict[str, bytes]) -> dict[str, int]:
-        """A layer's, by file. Where they begin, in beats, by matrix; what a layer does not have is read all the same,
-        and not used: that of the first layer."""
-        found = {}
+        """Append the weights of a layer, given by file. Returns the beat at which each matrix begins. A matrix that the
+        layer lacks gets place 0: hardware reads it nevertheless, and ignores it."""
+        places = {}
         for matrix, names in self._of.items():
-            given = {name: layer[name] for name in names if name in layer}
-            found[f"{matrix}_at"] = _beats(self._parts[names[0]]) if given else 0
-            longest = max(map(len, given.values()), default=0)
-            for name, data in given.items():
+            own = {name: layer[name] for name in names if name in layer}
+            places[f"{matrix}_at"] = _beats(self._parts[names[0]]) if own else 0
+            longest = max(map(len, own.values()), default=0)
+            for name, data in own.items():
                 self._parts[name].append(data.ljust(longest, bytes(1)))
-        return found
+        return places
 
     def contents(self) -> dict[str, bytes]:
         return {f"{name}.bin": b"".join(parts) for name, parts in self._parts.items() if parts or name != "turns"}
@@ -134,7 +134,8 @@ def stripes(design: ModelDesign) -> tuple[list[str], list[str]]:
 
 
 def _pack_calls(design: ModelDesign, plan: ModelPlan, layers: list[dict[str, int]], steps: Array) -> dict[str, bytes]:
-    """What the testbench runs: one image, or a sequence in several calls, one behind the other in each file."""
+    """The files of the testbench's calls: one image, or a sequence in several calls, one after the other in each
+    file."""
     attention, is_sequence = design.attention, design.is_decoder
     calls = calls_of(attention.shape, len(steps)) if attention is not None and is_sequence else [len(steps)]
     outputs = _outputs(plan, steps[: sum(calls)])
@@ -156,8 +157,8 @@ def _pack_calls(design: ModelDesign, plan: ModelPlan, layers: list[dict[str, int
 
 
 def _of_call(design: ModelDesign, plan: ModelPlan, count: int, past: int, logits: int) -> list[dict[str, int]]:
-    """What a call of ``count`` tokens behind ``past`` others makes of the records of layers. Heads compute the last
-    ``logits`` rows, which lie one head's behind the other's."""
+    """The fields of each layer's record that differ in a call of ``count`` tokens after ``past`` others. Heads compute
+    the last ``logits`` rows; their outputs follow each other without gaps."""
     places = stream_places(design, plan)
     block = {"tokens": count, "streamed": count, "rows": count, "past": past}
     heads = [
@@ -175,7 +176,7 @@ def _of_call(design: ModelDesign, plan: ModelPlan, count: int, past: int, logits
 
 
 def pack_stream_memory(design: ModelDesign, plan: ModelPlan, steps: Array) -> bytes:
-    """``stream.bin``: inputs and positions; what layers write is zeros."""
+    """The contents of ``stream.bin``: inputs and positions, and zeros where layers write."""
     places = stream_places(design, plan)
     positions = None if plan.embedding is None else plan.embedding.positions
     data = pack_inputs(design, plan, steps)
@@ -185,7 +186,7 @@ def pack_stream_memory(design: ModelDesign, plan: ModelPlan, steps: Array) -> by
 
 
 def pack_inputs(design: ModelDesign, plan: ModelPlan, steps: Array) -> bytes:
-    """Int8 [T, in] → by hidden tile of the design, and then by token; the stream as it is."""
+    """Inputs int8 [T, in] packed by hidden tile of the design, and then by token; a stream int16 [T, d] as it is."""
     if plan.embedding is None:
         return packing.pack_stream(steps, design.width)
     tile = design.experts.hidden_tile
@@ -194,7 +195,7 @@ def pack_inputs(design: ModelDesign, plan: ModelPlan, steps: Array) -> bytes:
 
 
 def layer_record(numbers: dict[str, int]) -> bytes:
-    """The numbers of a layer by name, those of ``layer_t``; what is not given is 0."""
+    """A record of ``layer_t`` from its fields by name. Missing fields are 0."""
     words = np.zeros(_LAYER_WORDS, np.int64)
     for name, value in numbers.items():
         words[_FIELDS.index(_SHARED.get(name, name))] = value
@@ -209,14 +210,14 @@ _FIELDS = (
     *("score_multiplier", "mixed_one", "hidden_multiplier", "up_offset", "up_limit", "shared_gate"),
     *("epsilon", "above_epsilon", "past", "turns_at", "cache_at", "key_norm_epsilon", "query_norm_epsilon"),
 )
-"""The numbers of a layer in order; an epsilon takes two places."""
+"""The fields of ``layer_t`` in order; an epsilon takes two words."""
 _EPSILON = _FIELDS.index("epsilon")
 _SHARED = {"window": "tiles", "query_latent_epsilon": "hidden_multiplier", "key_latent_epsilon": "up_offset"}
-"""Numbers of attention in the places of those that only layers of experts have."""
+"""Fields of attention, by the field of layers of experts whose word they take."""
 
 
 def _numbers(design: ModelDesign, plan: ModelPlan, layer: Layer) -> dict[str, int]:
-    """What a layer is, without where things are."""
+    """The fields of a layer's record, except the places of its data."""
     if isinstance(layer, QuantizedAttention):
         return {
             "kind": ATTENTION,
@@ -302,7 +303,7 @@ def _by_name(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def _outputs(plan: ModelPlan, steps: Array) -> list[Array]:
-    """Of each layer."""
+    """The expected output of each layer."""
     streams = list(reference.run(plan, steps).streams)
     last = streams[-1]
     return [*streams, *(reference.run_layer(head, last) for head in plan.heads)]

@@ -1,7 +1,8 @@
-"""A vision transformer in integers, from the patches of an image to logits: what one design computes layer by layer.
+"""The plan of a whole model in integers, from the patches of an image, or embedded tokens, to logits: the layers that
+one design computes one after the other.
 
-All layers pass one residual stream on, int16 [T, d] with one scale. What is wires in hardware is one for all layers of
-a plan: each shift by its role, the kind of normalisation, whether experts are gated, how routers score.
+All layers share one residual stream, int16 [T, d] with one scale. They also share all that is wires in hardware: each
+shift by its role, the kind of normalisation, whether experts are gated, the scoring of routers.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ Pool = Literal["none", "first", "mean"]
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedLinear:
-    """A dense product of every token, or of all of them together: the patch embedding, and the head.
+    """A dense product of every token, or of all tokens together: the patch embedding, or the head.
 
-    ``down`` [1, out, in], of which ``out`` is the stream's width for an embedding, and at most that for a head. Inputs
-    are the residual stream through ``norm``, or, where that is None, int8 [T, in] from memory. Results are int16:
-    saturated first as results of an expert are, then times ``gate`` (2^16 for 1), summed, rounded, saturated again.
-
-    ``pool`` says what is summed: "none" keeps the tokens apart, "first" computes the first alone, with gate 1, "mean"
-    adds all tokens into one row, with the gate 1/T. ``positions`` int16 [T, out] are added to the sums, in the place
-    of a residual; None adds nothing. A step of an input stands for ``input_scale``, of a result for ``output_scale``.
+    - ``down`` [1, out, in]: ``out`` is the stream's width for an embedding, and at most that for a head.
+    - ``norm``: of the inputs, which are the residual stream; None for inputs int8 [T, in] from memory.
+    - ``gate`` (2^16 for 1): multiplies results after they are saturated to int16 as those of an expert; the products
+      are summed, rounded and saturated again.
+    - ``pool``: "none" keeps tokens apart; "first" computes the first token alone, with gate 1; "mean" sums all tokens
+      into one row, with gate 1/T.
+    - ``positions`` int16 [T, out]: added in place of a residual, or None.
+    - ``input_scale``, ``output_scale``: of inputs and results.
     """
 
     down: QuantizedProjection
@@ -56,10 +58,10 @@ Layer = QuantizedBlock | QuantizedAttention | QuantizedLinear
 
 @dataclasses.dataclass(frozen=True)
 class Patches:
-    """How the host makes rows int8 [T, in] of one image: it takes elements and rounds them.
+    """The conversion of an image [*shape] to rows int8 [T, in] of patches, which the host computes.
 
-    ``places`` int32 [T, in] are elements of the image, flattened in C order; -1 is a zero (all of a class token's row).
-    An element x becomes ``(x - offset) / scale``, rounded half to even and saturated. ``shape``: of one image.
+    ``places`` int32 [T, in] are indices into the image, flattened in C order; -1 is a zero (all of a class token's
+    row). An element x becomes ``(x - offset) / scale``, rounded half to even and saturated.
     """
 
     shape: tuple[int, ...]
@@ -68,18 +70,20 @@ class Patches:
     offset: float
 
     def of(self, image: Array) -> Array:
-        """Image [*shape] → int8 [T, in]."""
+        """The patches int8 [T, in] of an image [*shape]."""
         steps = np.clip(np.round((image.reshape(-1) - self.offset) / self.scale), -128, 127)
         return np.where(self.places >= 0, steps[self.places], 0).astype(np.int8)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shifts:
-    """One shift by role for all layers; None where no layer has the role. ``norm``: of normalisations; ``up`` and
-    ``down``: of both products' multipliers; ``hidden``: of gated hidden units; ``route``: from logits of routers to
-    places in a table. Attention, whose kernel is another, has its own of the first three; ``score``: from scores of
-    attention to places in a table; ``mixed``: of what heads attend to; ``heads``: of normalised keys and queries;
-    ``latents`` and ``latent_norm``: of the product of latents, and of what normalises them."""
+    """The shift of each role, the same for all layers; None where no layer has the role.
+
+    ``norm``: of normalisations; ``up`` and ``down``: of the products' multipliers; ``attention_*``: the same in the
+    kernel of attention. ``hidden``: of gated hidden units; ``route``: from logits of routers to indices of a table;
+    ``score``: from scores of attention to indices of a table; ``mixed``: of weighted values; ``heads``: of normalised
+    keys and queries; ``latents``, ``latent_norm``: of the product of latents and their norms.
+    """
 
     norm: int | None = None
     up: int | None = None
@@ -98,13 +102,15 @@ class Shifts:
 
 @dataclasses.dataclass(frozen=True)
 class ModelPlan:
-    """``embedding`` → ``blocks`` in order → ``heads``, each of which reads the last block's output.
+    """The layers of a model: ``embedding``, then ``blocks`` in order, then ``heads``, each of which reads the last
+    block's output. All blocks normalise their tokens.
 
-    Without an embedding the input is the stream itself; ``patches`` is None, too. Without heads the stream is the
-    output. Several heads have the classes of one product in order, as many as the stream is wide in each but the last.
-    A dense feed-forward layer is a block with 0 routed experts, 0 slots and 1 shared expert, whose gate is 1.
-    ``tokens`` T are those of one image, the class token included; ``width`` d. All blocks normalise.
-    ``token_rows`` int16 [V, d]: of a decoder whose stream has these rows, by id.
+    - ``tokens`` T: of one image, including the class token, or the most of a call; ``width`` d: of the stream.
+    - ``patches`` and ``embedding``: both None if the input is the stream itself.
+    - ``blocks``: a dense feed-forward layer is one with no routed experts, no slots and 1 shared expert with gate 1.
+    - ``heads``: the classes of one product in order, ``width`` of them in each head except the last. Without heads the
+      stream is the output.
+    - ``token_rows`` int16 [V, d]: for a decoder, the stream's rows by token id, or None.
     """
 
     name: str
@@ -119,12 +125,12 @@ class ModelPlan:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """All, in the order of the computation."""
+        """All layers, in the order of computation."""
         return (*([] if self.embedding is None else [self.embedding]), *self.blocks, *self.heads)
 
     @property
     def classes(self) -> int:
-        """Channels of an output's row: logits, or the width of the stream where there is no head."""
+        """Channels of an output's row: the logits, or the width of the stream without a head."""
         return sum(head.outputs for head in self.heads) if self.heads else self.width
 
     @property
@@ -133,23 +139,23 @@ class ModelPlan:
 
     @property
     def output_scale(self) -> float:
-        """What a step of an output stands for."""
+        """The scale of the output."""
         return self.heads[0].output_scale if self.heads else self.stream_scale
 
     @property
     def shifts(self) -> Shifts:
-        """Raises ValueError where layers have different ones in one role."""
-        found: dict[str, set[int]] = {}
+        """The common shifts of all layers. Raises ValueError where layers differ in the shift of a role."""
+        by_role: dict[str, set[int]] = {}
         for layer in self.layers:
             for role, shift in shifts_of(layer):
-                found.setdefault(role, set()).add(shift)
-        mixed = {role: sorted(shifts) for role, shifts in found.items() if len(shifts) > 1}
+                by_role.setdefault(role, set()).add(shift)
+        mixed = {role: sorted(shifts) for role, shifts in by_role.items() if len(shifts) > 1}
         if mixed:
             raise ValueError(f"layers of one design have different shifts: {mixed}")
-        return Shifts(**{role: shifts.pop() for role, shifts in found.items()})
+        return Shifts(**{role: shifts.pop() for role, shifts in by_role.items()})
 
     def input_steps(self, image: Array) -> Array:
-        """What memory holds of one image [*shape]: patches int8 [T, in], or, without an embedding, the stream int16
+        """The input in memory for one image [*shape]: patches int8 [T, in], or, without an embedding, the stream int16
         [T, d]."""
         if self.patches is not None:
             return self.patches.of(image)
@@ -157,17 +163,17 @@ class ModelPlan:
 
 
 def stream_steps(rows: Array, scale: float) -> Array:
-    """Rows [..., d] of the residual stream → int16, in steps of ``scale``."""
+    """Rows [..., d] of the residual stream as int16 with ``scale``."""
     return rounded(rows, scale, 16).astype(np.int16)
 
 
 def kernel_of(layer: Layer) -> str:
-    """What roles that both kernels have begin with."""
+    """The prefix of a layer's roles in :class:`Shifts`, for roles that both kernels have."""
     return "attention_" if isinstance(layer, QuantizedAttention) else ""
 
 
 def shifts_of(layer: Layer) -> Iterator[tuple[str, int]]:
-    """Roles, as :class:`Shifts` has them, and the layer's shifts."""
+    """The roles of a layer, as named in :class:`Shifts`, with its shifts."""
     kernel = kernel_of(layer)
     if layer.norm is not None:
         yield f"{kernel}norm", layer.norm.shift

@@ -1,10 +1,10 @@
-"""The files of a whole model's project: as ``moe/project.py`` has them for a block, with the same library.
+"""The files of a whole model's project, like those of ``moe/project.py`` and with the same library.
 
 | path | contents |
 |---|---|
 | ``src/model.cpp``, ``src/model_*.h`` | generated: the top function with both kernels, constants and tables |
-| ``data/`` | weights and layers, one image and what every layer makes of it: :mod:`moec.targets.hls.model.packing` |
-| ``data/embedding.bin`` | of a decoder that takes ids of tokens: a row of the stream for each, int16 [V, width] |
+| ``data/`` | weights and layers, one image and the output of every layer: :mod:`moec.targets.hls.model.packing` |
+| ``data/embedding.bin`` | for a decoder that takes token ids: the row of the stream of each, int16 [V, width] |
 | ``host.py`` | images to labels, or tokens through a decoder: loads the binary, checks it, and runs it |
 """
 
@@ -50,8 +50,8 @@ _TEMPLATES = {
 
 
 def model_files(design: ModelDesign, plan: ModelPlan, steps: Array, *, device: str, clock: float) -> dict[str, bytes]:
-    """Contents by path. ``steps``: the inputs of one image, as :meth:`ModelPlan.input_steps` has them, which the
-    testbench runs; ``clock`` in MHz."""
+    """The contents of a project's files by path. ``steps``: the inputs of one image, from
+    :meth:`ModelPlan.input_steps`, which the testbench runs; ``clock``: in MHz."""
     data = packing.pack_model(design, plan, steps)
     context = _context(design, plan, data, device, clock)
     templates = {**_TEMPLATES, **({"decoder_host.py.j2": "host.py"} if design.is_decoder else {})}
@@ -70,8 +70,8 @@ def model_files(design: ModelDesign, plan: ModelPlan, steps: Array, *, device: s
 
 
 def _own(design: ModelDesign) -> list[Memory]:
-    """The memories of the attention kernel in processes that the other one does not have: what both have is bound once,
-    for the larger one."""
+    """The memories of processes that only the attention kernel has. Processes of both kernels are bound once, to the
+    storage of the other one."""
     assert design.attention is not None
     others = {memory.process for memory in memories_of(design.experts)}
     return [memory for memory in attention_memories(design.attention) if memory.process not in others]
@@ -129,7 +129,7 @@ def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes], devic
 
 
 def _attention_context(design: ModelDesign, plan: ModelPlan, device: str) -> dict[str, Any]:
-    """What templates ask of the attention kernel, which a model may be without, and of the ports beside it."""
+    """The variables of templates about the attention kernel, which a model may lack, and about ports."""
     attention = design.attention
     shape = None if attention is None else attention.shape
     return {
@@ -144,13 +144,13 @@ def _attention_context(design: ModelDesign, plan: ModelPlan, device: str) -> dic
 
 
 def _cache_beats(design: ModelDesign, plan: ModelPlan) -> int:
-    """Of the keys, or the values, of all layers."""
+    """Beats of the cache of keys, or of values, of all layers."""
     layers = sum(isinstance(layer, QuantizedAttention) for layer in plan.layers)
     return 0 if design.attention is None else layers * design.attention.cache_beats
 
 
 def summary(plan: ModelPlan) -> str:
-    """The model in words."""
+    """A description of the model in words."""
     kinds = [type(layer).__name__.removeprefix("Quantized").lower() for layer in plan.layers]
     counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
     names = {"linear": "linear", "attention": "attention", "block": "experts"}
@@ -159,7 +159,7 @@ def summary(plan: ModelPlan) -> str:
 
 
 def _layout(design: ModelDesign, plan: ModelPlan) -> dict[str, Any]:
-    """What the host program needs to know of memory: places in beats."""
+    """The layout of memory for the host program; places are in beats."""
     patches = plan.patches
     return {
         **dataclasses.asdict(packing.stream_places(design, plan)),

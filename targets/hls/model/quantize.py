@@ -1,4 +1,4 @@
-"""From a vision transformer in floats to a plan: scales of all layers from calibration data, and shifts they share."""
+"""Quantization of a whole model to a plan: scales of all layers from calibration data, and the shifts they share."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from moec.targets.hls.normalization import quantize_norm, stream_scale_for
 Array = np.ndarray[Any, Any]
 
 _LEAST_BITS = 6
-"""Of the largest multiplier of a product that shares its shift with larger ones: less than 1 percent of a result."""
+"""The least bits of a product's largest multiplier after shifts are shared: its rounding is less than 1 percent."""
 _HEADROOM = {"images": 1.25, "text": 4.0}
-"""Logits may grow beyond those of the calibration data by this before they saturate, and are equal. A text has few of
-all ids, and of 16 bits two more are no loss."""
+"""The factor by which logits may exceed those of the calibration data before they saturate and become equal. A text
+contains few of all ids, so it needs more; 16 bits have room for it."""
 
 
-@np.errstate(all="ignore")  # what overflows is refused by name
+@np.errstate(all="ignore")  # overflows are refused by name
 def quantize_model(
     model: ir.Model, graph: GraphModel, inputs: Mapping[str, Array], *, name: str, weight_bits: Literal[4, 8] = 8
 ) -> ModelPlan:
-    """Calibrate with ``inputs`` of the model by name; ``weight_bits`` are those of experts and dense layers.
+    """Quantize a model, calibrated with ``inputs`` by name. ``weight_bits``: of experts and dense layers.
 
-    Raises InputError for calibration data that the model does not take; UnsupportedError, naming the node, for what the
-    hardware cannot hold, and for layers that cannot share one array.
+    Raises InputError for calibration data that the model does not take; UnsupportedError, naming the node, for numbers
+    that the hardware cannot hold, and for layers that cannot share one array.
     """
     if weight_bits == 4 and (graph.embedding is not None or graph.head is not None):
         raise UnsupportedError("weights rounded to int4 beside linear layers of int8: weights of a design are as wide")
@@ -83,10 +83,10 @@ def planned(
     blocks: Sequence[QuantizedBlock | QuantizedAttention],
     heads: Sequence[QuantizedLinear],
 ) -> ModelPlan:
-    """Layers that were quantised each by itself, on hardware that they share."""
+    """The plan of layers that were quantised independently, adapted to the hardware that they share."""
     layers = made_alike([*([] if embedding is None else [embedding]), *blocks, *heads])
     shifts = smallest_shifts(layers)
-    shifted: list[Any] = [with_shifts(layer, shifts) for layer in layers]  # each of the kind that it was
+    shifted: list[Any] = [with_shifts(layer, shifts) for layer in layers]  # of the same types as layers
     first = len(layers) - len(blocks) - len(heads)
     return ModelPlan(
         name,
@@ -101,12 +101,12 @@ def planned(
 
 
 def _stream_scale(graph: GraphModel, images: Array, tokens: Sequence[Array]) -> float:
-    """What a step of the stream stands for in all layers."""
+    """The scale of the residual stream, large enough for all layers."""
     needed = [block.numbers.needed_scale(rows) or 0.0 for block, rows in zip(graph.blocks, tokens, strict=True)]
     if graph.embedding is not None:
         products, table = graph.embedding.products(images), graph.embedding.table
         moved = _table(graph.embedding, _pixel_steps(graph.embedding, images)[1])
-        # The hardware adds the moved table to what is left of the products.
+        # The hardware adds the moved table to the products of pixels without their offset.
         needed.append(stream_scale_for(products + table - moved, moved, products + table))
     if graph.table is not None:
         needed.append(stream_scale_for(graph.table.rows))
@@ -128,7 +128,7 @@ def _block(
 
 @contextlib.contextmanager
 def _blamed(name: str) -> Iterator[None]:
-    """What is unsupported is so of this node."""
+    """A context in which the message of an UnsupportedError begins with the node's name."""
     try:
         yield
     except UnsupportedError as error:
@@ -140,7 +140,7 @@ def _embedding(embedding: FloatEmbedding, images: Array, stream_scale: float) ->
     width = len(embedding.weights)
     with _blamed("the embedding of patches"):
         down = project(embedding.weights[None], np.zeros((1, width)), scale, np.full(width, stream_scale), 8)
-    # What the rounding of weights does to the mean of all images is taken away from each.
+    # Subtract the error that rounding the weights causes for the mean of all images.
     steps = down.multipliers.values[0] * 2.0**-down.multipliers.shift * stream_scale / scale
     mean = np.where(embedding.places >= 0, embedding.rows(images).mean(axis=0) - offset, 0)
     table = _table(embedding, offset) - mean @ (down.weights[0] * steps[:, None] - embedding.weights).T
@@ -150,8 +150,8 @@ def _embedding(embedding: FloatEmbedding, images: Array, stream_scale: float) ->
 
 
 def _pixel_steps(embedding: FloatEmbedding, images: Array) -> tuple[float, float]:
-    """What a step of a pixel stands for, and what 0 does: all 256 steps are from the smallest to the largest of the
-    calibration data."""
+    """The scale of a pixel's steps, and the pixel that 0 stands for. The 256 steps range from the smallest to the
+    largest pixel of the calibration data."""
     taken = embedding.places[embedding.places >= 0]
     pixels = images.reshape(len(images), -1)[:, taken]
     low, high = float(pixels.min()), float(pixels.max())
@@ -160,12 +160,12 @@ def _pixel_steps(embedding: FloatEmbedding, images: Array) -> tuple[float, float
 
 
 def _table(embedding: FloatEmbedding, offset: float) -> Array:
-    """What is added to products of pixels from which ``offset`` was taken away, [T, d]."""
+    """The table [T, d] to add to products of pixels from which ``offset`` was subtracted."""
     return embedding.table + offset * (embedding.places >= 0) @ embedding.weights.T
 
 
 def _heads(head: FloatHead | None, stream: Array, stream_scale: float, headroom: float) -> list[QuantizedLinear]:
-    """As many products as it takes for each to have no more outputs than the stream is wide. ``headroom``: see
+    """The head split into products, each with at most as many outputs as the stream is wide. ``headroom``: see
     :data:`_HEADROOM`."""
     if head is None:
         return []
@@ -175,10 +175,10 @@ def _heads(head: FloatHead | None, stream: Array, stream_scale: float, headroom:
     largest = float(np.abs(head.products(stream)).max(initial=0.0)) or 1.0
     result_scale = largest * headroom / 32767
     gate = round(GATE_ONE / stream.shape[1]) if head.pool == "mean" else GATE_ONE
-    # Gates that are rounded do not sum up to 1; results stand for that much less.
+    # Rounded gates do not sum to 1, so the scale of results is corrected by their sum.
     sum_of_gates = gate * (stream.shape[1] if head.pool == "mean" else 1) / GATE_ONE
     norm = quantize_norm(head.name, head.norm, stream_scale, input_scale)
-    found = []
+    heads = []
     for first in range(0, len(head.weights), width):
         part = slice(first, first + width)
         count = len(head.bias[part])
@@ -186,12 +186,12 @@ def _heads(head: FloatHead | None, stream: Array, stream_scale: float, headroom:
             down = project(
                 head.weights[None, part], head.bias[None, part], input_scale, np.full(count, result_scale), 8
             )
-        found.append(QuantizedLinear(down, input_scale, result_scale / sum_of_gates, norm, head.pool, gate))
-    return found
+        heads.append(QuantizedLinear(down, input_scale, result_scale / sum_of_gates, norm, head.pool, gate))
+    return heads
 
 
 def _expect_one_array(names: Sequence[str], blocks: Sequence[QuantizedBlock | QuantizedAttention]) -> None:
-    """Raises UnsupportedError where blocks ask for hardware of different kinds."""
+    """Check that all blocks can share their hardware. Raises UnsupportedError, naming two blocks, if not."""
     norms = [(name, block.shape.norm) for name, block in zip(names, blocks, strict=True)]
     mixtures = [
         (name, block.shape) for name, block in zip(names, blocks, strict=True) if isinstance(block, QuantizedBlock)
@@ -205,10 +205,10 @@ def _expect_one_array(names: Sequence[str], blocks: Sequence[QuantizedBlock | Qu
         demands.append((field, [(name, getattr(shape, field)) for name, shape in routed]))
     for field in ("heads", "head_width", "sharing", "causal", "latents"):
         demands.append((field, [(name, getattr(shape, field)) for name, shape in attention]))
-    for what, found in demands:
-        for name, value in found:
-            if value != found[0][1]:
+    for what, values in demands:
+        for name, value in values:
+            if value != values[0][1]:
                 raise UnsupportedError(
-                    f"{name}: {what.replace('_', ' ')} is {value} and that of {found[0][0]} {found[0][1]}; "
+                    f"{name}: {what.replace('_', ' ')} is {value} and that of {values[0][0]} {values[0][1]}; "
                     "layers of one design share its arrays"
                 )

@@ -1,4 +1,4 @@
-"""The integer reference of a whole model: what one design computes, bit for bit, in numpy."""
+"""The integer reference of a whole model in numpy: bit for bit the results of the generated hardware."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class ModelResults:
-    """Of one image: ``streams``, the results of the embedding and of each block in order, int16 [T, d]; ``output``
+    """Results for one image: the ``streams`` int16 [T, d] after the embedding and after each block, and the ``output``
     int16 [1 or T, classes]."""
 
     streams: tuple[Array, ...]
@@ -27,7 +27,7 @@ class ModelResults:
 
 
 def run(plan: ModelPlan, steps: Array) -> ModelResults:
-    """What memory holds of one image (:meth:`ModelPlan.input_steps`) through all layers."""
+    """Run all layers on the input of one image, from :meth:`ModelPlan.input_steps`."""
     streams: list[Array] = []
     stream = steps
     for layer in (*([] if plan.embedding is None else [plan.embedding]), *plan.blocks):
@@ -39,7 +39,7 @@ def run(plan: ModelPlan, steps: Array) -> ModelResults:
 
 
 def run_layer(layer: Layer, rows: Array) -> Array:
-    """Int16 [T, d], or int8 [T, in] into an embedding → int16 [T, out], one row where the layer pools."""
+    """Run a layer on int16 [T, d], or an embedding on int8 [T, in]. Returns int16 [T, out], or one row if it pools."""
     if isinstance(layer, QuantizedLinear):
         return run_linear(layer, rows)
     if isinstance(layer, QuantizedAttention):
@@ -48,7 +48,7 @@ def run_layer(layer: Layer, rows: Array) -> Array:
 
 
 def run_linear(layer: QuantizedLinear, rows: Array) -> Array:
-    """As :class:`QuantizedLinear` says."""
+    """Run a linear layer, as defined by :class:`QuantizedLinear`."""
     if layer.pool == "first":
         rows = rows[:1]
     inputs = rows.astype(np.int64) if layer.norm is None else layer.norm.run(rows)

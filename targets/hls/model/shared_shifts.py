@@ -1,8 +1,7 @@
-"""One shift by role for all layers of a design, for shifts are wires.
+"""One shift per role for all layers of a design, since shifts are wires.
 
-A multiplier has 16 bits with the shift that its own layer would take. The layer with the largest scales has the
-smallest shift, which all layers of its kernel take: the multipliers of the others lose as many bits as their shifts
-were larger.
+With the shift of its own layer, a multiplier has 16 bits. The layer with the largest scales has the smallest shift, and
+all layers of its kernel take that shift: their multipliers lose as many bits as their shifts shrink.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _Layer = TypeVar("_Layer", bound=Layer)
 
 
 def smallest_shifts(layers: Sequence[Layer]) -> dict[str, int]:
-    """The smallest shift of each role that any layer has."""
+    """The smallest shift of any layer, by role."""
     smallest: dict[str, int] = {}
     for layer in layers:
         for role, shift in shifts_of(layer):
@@ -30,7 +29,7 @@ def smallest_shifts(layers: Sequence[Layer]) -> dict[str, int]:
 
 
 def with_shifts(layer: _Layer, shifts: Mapping[str, int]) -> _Layer:
-    """The layer with these shifts, none of which is larger than its own."""
+    """The layer with these shifts, by role; none is larger than the layer's own."""
     kernel = kernel_of(layer)
     common = {
         "norm": None if layer.norm is None else layer.norm.lowered(shifts[f"{kernel}norm"]),
@@ -53,13 +52,13 @@ def with_shifts(layer: _Layer, shifts: Mapping[str, int]) -> _Layer:
 
 
 def least_bits(layers: Sequence[Layer]) -> int:
-    """Of the largest multiplier of each role, for smaller ones are those of channels that hardly count, and no channel
-    that is always 0. 16 where no bit is lost."""
+    """The least bits of the largest multiplier of any layer and role; 16 where no bit is lost. Smaller multipliers do
+    not matter, since their channels hardly count; neither do channels that are always 0."""
     return min(bits for layer in layers for bits in _bits_of(layer))
 
 
 def _bits_of(layer: Layer) -> Iterator[int]:
-    """By role; see :func:`shifts_of`."""
+    """The bits of the largest multiplier of each role of a layer."""
     if layer.norm is not None and layer.norm.multipliers.any():
         yield int(np.abs(layer.norm.multipliers).max()).bit_length()
     yield _bits(layer.down)

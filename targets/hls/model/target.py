@@ -1,4 +1,4 @@
-"""From a graph that is a whole vision transformer to one project."""
+"""The project of a graph that is a whole vision transformer, or the layers of a decoder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from moec.targets.hls.options import HlsOptions
 Array = np.ndarray[Any, Any]
 
 _MOST_IMAGES = 64
-"""Images of the calibration data that integers are compared with floats on."""
+"""The most images of the calibration data that integers are compared with floats on."""
 
 
 def whole_project(
@@ -52,12 +52,12 @@ def whole_project(
     part: Part,
     options: HlsOptions,
 ) -> tuple[Project, Outside, list[Agreement]]:
-    """``moe``, ``attention`` and ``refused``: the blocks of the graph, and why others are none. ``inputs``: calibration
-    data, the first image or sequence of which the testbench runs. Beside the project, what of the model is not in it,
-    and how its parts agree with the graph.
+    """The project of the whole model, the nodes outside it, and the agreement of its parts with the graph. ``moe``,
+    ``attention`` and ``refused``: the blocks of the graph, and the reasons why other candidates are none. ``inputs``:
+    calibration data; the testbench runs its first image or sequence.
 
-    Raises UnsupportedError, saying why, where the model as a whole is no design that fits the part, and where a part of
-    it does not compute what the graph does.
+    Raises UnsupportedError, with the reason, where no single design for the model fits the part, and where the float
+    form of a part differs from the graph.
     """
     if not attention or not all(block.numbers.causal for block in attention):
         return _project(model, find_model(model, moe, attention, refused), inputs, part, options)
@@ -116,15 +116,15 @@ def _project(
 
 
 def _input_of(model: ir.Model) -> ir.Value | None:
-    """Where there is just one."""
+    """The model's input if it has only one, else None."""
     inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     return inputs[0] if len(inputs) == 1 else None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    """What the graph makes of the calibration data, ``feeds``: ``sequences`` that the design takes, ``streams`` that
-    each block takes and that the last one makes, ``outputs`` of the model."""
+    """The graph's arrays for the calibration data ``feeds``: the ``sequences`` that the design takes, the ``streams``
+    that each block takes and that the last one returns, and the ``outputs`` of the model."""
 
     feeds: dict[ir.Value, Array]
     sequences: Array
@@ -141,54 +141,55 @@ def _seen(model: ir.Model, graph: GraphModel, inputs: Mapping[str, Array]) -> _S
 def _compared(
     model: ir.Model, graph: GraphModel, plan: ModelPlan, seen: _Seen
 ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-    """What the design takes of the calibration data, and what the model makes of it in floats and in integers. A graph
-    may take no other number of images than it was given, so outputs are cut behind it."""
+    """The design's inputs from the calibration data, limited in number, and the model's outputs for them in floats and
+    in integers. The graph may have a fixed batch, so it runs on all images, and its outputs are cut."""
     sequences, has_result = seen.sequences, graph.result in model.graph.outputs
     results = [graph.result] if has_result else list(model.graph.outputs)
     in_floats = [seen.outputs[_place(model, graph)]] if has_result else seen.outputs
-    given = sequences[:_MOST_IMAGES]
-    found = _integers(plan, given)
+    images = sequences[:_MOST_IMAGES]
+    found = _integers(plan, images)
     if not has_result:
-        # Behind the layers is more of the model, which takes what they make.
-        kept = {**seen.feeds, graph.stream: np.concatenate([found, sequences[len(given) :]]).astype(np.float32)}
+        # The rest of the model runs on the output of the layers.
+        kept = {**seen.feeds, graph.stream: np.concatenate([found, sequences[len(images) :]]).astype(np.float32)}
         integers = evaluate(model, kept, results)
     else:
         integers = [found]
-    count, total = len(given), len(sequences)
+    count, total = len(images), len(sequences)
     floats = {str(value.name): one[: len(one) * count // total] for value, one in zip(results, in_floats, strict=True)}
     cut = [one if has_result else one[: len(one) * count // total] for one in integers]
     return (
-        given,
+        images,
         floats,
         {name: one.reshape(floats[name].shape) for name, one in zip(floats, cut, strict=True)},
     )
 
 
 def _by_layer(graph: GraphModel, plan: ModelPlan, seen: _Seen) -> list[dict[str, Any]]:
-    """How far each block in integers is from the floats, on what the graph gives it of the first image or sequence."""
+    """The error of each block in integers against the floats, on its input in the graph for the first image or
+    sequence."""
     count, scale = len(seen.sequences), plan.stream_scale
     first, *others = [stream.reshape(count, -1, plan.width)[0].astype(np.float32) for stream in seen.streams]
-    found = []
-    for block, layer, given, expected in zip(graph.blocks, plan.blocks, [first, *others], others, strict=False):
-        made = reference.run_layer(layer, stream_steps(given, scale)) * scale
-        found.append({"node": block.name, "decibels": quality.signal_to_noise(expected, made)})
-    return found
+    layers = []
+    for block, layer, inputs, expected in zip(graph.blocks, plan.blocks, [first, *others], others, strict=False):
+        actual = reference.run_layer(layer, stream_steps(inputs, scale)) * scale
+        layers.append({"node": block.name, "decibels": quality.signal_to_noise(expected, actual)})
+    return layers
 
 
 def _place(model: ir.Model, graph: GraphModel) -> int:
-    """Of its result among the model's; 0 where it is none."""
+    """The index of the design's result among the model's outputs; 0 if it is none of these."""
     outputs = list(model.graph.outputs)
     return outputs.index(graph.result) if graph.result in outputs else 0
 
 
 def _integers(plan: ModelPlan, images: Array) -> Array:
-    """Images [B, ...] → outputs [B, rows, classes], in floats."""
+    """The outputs of the integers for images [B, ...], as floats [B, rows, classes]."""
     rows = [reference.run(plan, plan.input_steps(image)).output for image in images]
     return np.stack(rows) * np.float32(plan.output_scale)
 
 
 def _kernels(design: ModelDesign) -> dict[str, Any]:
-    """What ``moec inspect`` says of the design."""
+    """The numbers of the design that ``moec inspect`` shows."""
     experts, attention = design.experts, design.attention
     return {
         "lanes": experts.lanes_in,

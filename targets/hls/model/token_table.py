@@ -1,4 +1,4 @@
-"""The embedding of a decoder: rows of a table that ids of tokens choose, and nothing else."""
+"""The embedding of a decoder whose tokens are rows of a table selected by id, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from moec.targets.hls.graph.dense_layer import origin
 Array = np.ndarray[Any, Any]
 
 _SEQUENCE = 256
-"""Ids of a sequence that the graph is asked for, where it takes any number."""
+"""The length of sequences to run if the graph allows any."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenTable:
-    """Ids [B, T], the input ``tokens`` of the graph, become ``rows`` [V, d], in float32, of the stream ``output``."""
+    """The table of an embedding: ids [B, T], the graph's input ``tokens``, select ``rows`` [V, d], in float32, of the
+    stream ``output``."""
 
     tokens: ir.Value
     output: ir.Value
@@ -30,8 +31,8 @@ class TokenTable:
 
 
 def find_token_table(model: ir.Model, stream: ir.Value) -> TokenTable | None:
-    """None where tokens are something else than rows of a table by id: where they are given as they are, or where
-    positions are added. Nodes in between may do anything else to rows, for what they make is looked at."""
+    """The table of the embedding; None where tokens depend on more than their ids, such as positions, or are inputs of
+    the graph. Nodes may change rows in any way, since the rows are read from the stream."""
     inputs = list(model.graph.inputs)
     gathers = nodes_between(inputs[0], stream, lambda node: node.op_type == "Gather" and node.domain == "")
     if len(gathers) != 1:
@@ -43,26 +44,26 @@ def find_token_table(model: ir.Model, stream: ir.Value) -> TokenTable | None:
     if ids not in inputs or ids.shape is None or len(ids.shape) != 2 or not isinstance(count, int):
         return None
     order = np.random.default_rng(4).permutation(count)
-    rows, others = (_rows(model, ids, stream, given) for given in (np.arange(count), order))
-    # At other positions, and behind other tokens, a row must be the same.
+    rows, others = (_rows(model, ids, stream, some_ids) for some_ids in (np.arange(count), order))
+    # A row must be the same at other positions, and after other tokens.
     if rows is None or others is None or not np.array_equal(rows[order], others):
         return None
     return TokenTable(ids, stream, rows)
 
 
 def _rows(model: ir.Model, ids: ir.Value, stream: ir.Value, wanted: Array) -> Array | None:
-    """Of these ids, one after the other; None where the graph takes more than ids to make them."""
+    """The rows of these ids; None where the graph needs more than ids to compute them."""
     assert ids.shape is not None and ids.dtype is not None
     batch, length = (size if isinstance(size, int) else None for size in ids.shape)
     length = length or min(_SEQUENCE, len(wanted))
     per_call = length * (batch or -(-len(wanted) // length))
     padded = np.pad(wanted, (0, -len(wanted) % per_call)).astype(ids.dtype.numpy())
-    found = []
+    parts = []
     for first in range(0, len(padded), per_call):
-        given = padded[first : first + per_call].reshape(-1, length)
+        fed = padded[first : first + per_call].reshape(-1, length)
         try:
-            (part,) = evaluate(model, {**random_inputs(model, len(given), length), ids: given}, [stream])
+            (part,) = evaluate(model, {**random_inputs(model, len(fed), length), ids: fed}, [stream])
         except (ValueError, EvaluationError):
             return None
-        found.append(part.reshape(per_call, -1))
-    return np.concatenate(found)[: len(wanted)].astype(np.float32)
+        parts.append(part.reshape(per_call, -1))
+    return np.concatenate(parts)[: len(wanted)].astype(np.float32)

@@ -1,5 +1,6 @@
-"""Targets by name. A name is a kind, and after a colon what that kind lets one choose: ``cpu``, ``cpu:avx2``,
-``cuda:sm_90a``. Outside of this package nobody names a kind: what differs between them is asked of :func:`kind_of`."""
+"""Targets by name. A name is a kind, optionally followed by a colon and a variant of that kind: ``cpu``, ``cpu:avx2``,
+``cuda:sm_90a``. Code outside this package never names a kind: it asks :func:`kind_of` for whatever differs between
+kinds."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ KINDS = {
 }
 """The classes of all kinds by name."""
 DEFAULT = "cpu"
-"""What a model is compiled for where nobody says."""
+"""The target that a model is compiled for when none is named."""
 
 
 @functools.cache
@@ -33,23 +34,24 @@ def kinds() -> tuple[Kind, ...]:
 
 @functools.cache
 def forms() -> dict[str, Form]:
-    """All forms that kernels are kept in, by name."""
+    """All forms that sources of kernels are stored in, by name."""
     every = (Form("tir", ".tir", "#"), *(form for kind in kinds() for form in kind.forms))
     return {form.name: form for form in every}
 
 
 def kind_of(name: str) -> Kind:
-    """The kind of the targets that ``name`` lists. Raises MoecError, listing the kinds there are, for another."""
-    found = next((kind for kind in kinds() if kind.name == name.partition(":")[0]), None)
-    if found is None:
+    """The kind of the targets that ``name`` lists. Raises MoecError, listing the existing kinds, for an unknown one."""
+    match = next((kind for kind in kinds() if kind.name == name.partition(":")[0]), None)
+    if match is None:
         *some, last = (kind.examples[-1] for kind in kinds())
         variants = f"with a variant such as {', '.join(some)} or {last}"
         raise MoecError(f"target '{name}' is not known; use one of {', '.join(KINDS)}, {variants}")
-    return found
+    return match
 
 
 def program_kind_of(name: str) -> ProgramKind:
-    """Likewise, of targets whose models are called. Raises MoecError, too, for those that make something else."""
+    """The kind of a target whose models can be called. Raises MoecError for kinds that make projects instead, and for
+    unknown ones."""
     kind = kind_of(name)
     if not isinstance(kind, ProgramKind):
         raise MoecError(f"target '{name}' makes projects, not a model to call; write them by moec.compiler.write")
@@ -57,18 +59,19 @@ def program_kind_of(name: str) -> ProgramKind:
 
 
 def check_name(name: Any) -> None:
-    """Raise MoecError for what cannot be a target's name."""
+    """Raise MoecError unless ``name`` is a string."""
     check_kind("target", name, str, "a string such as 'cpu' or 'cuda:sm_90a'")
 
 
 def check_options(name: str, options: Options) -> None:
-    """Raise UnsupportedError for options of another kind than the target's, and what :func:`kind_of` does."""
+    """Raise UnsupportedError if the options are for another kind than the target's; also raises what :func:`kind_of`
+    does."""
     if options.kind != kind_of(name).name:
         raise UnsupportedError(f"target '{name}': {options.subject}")
 
 
 def default(*, on_device: bool, architecture: str | None = None) -> str:
-    """What a model is compiled for where nobody says more than this: on a device, or for one's architecture."""
+    """The default target: the CPU's, or that of a device if one is asked for or an ``architecture`` of one is named."""
     if not on_device and architecture is None:
         return DEFAULT
     kind = next(kind for kind in kinds() if isinstance(kind, ProgramKind) and kind.has_device)
@@ -83,8 +86,11 @@ def get(name: str, options: Options | None = None) -> Target:
 
 
 def get_all(name: str, options: Options | None = None) -> list[Target]:
-    """The targets of a name that may list several architectures of one kind, ``cuda:sm_80+sm_90a``: oldest first.
-    Raises what :func:`get` does, and UnsupportedError for one that is listed twice, and for a kind that has no list."""
+    """The targets of a name that may list several architectures of one kind (``cuda:sm_80+sm_90a``), oldest first.
+
+    Raises what :func:`get` does, and UnsupportedError for an architecture that is listed twice or left empty, and for a
+    list of a kind that takes only one.
+    """
     kind, listed = kind_of(name), name.partition(":")[2].split("+")
     if len(listed) == 1:
         return [get(name, options)]

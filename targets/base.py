@@ -1,4 +1,4 @@
-"""What a target is: something that turns a model into a program, and can say why it chose the kernels it chose."""
+"""The interface of a target, which turns a model into a program and records why it chose each kernel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One kernel that was considered for a node. Exactly one candidate of a record is chosen."""
+    """One kernel that was considered for a node. Of a record's candidates, exactly one is chosen."""
 
     kernel: str
     eligible: bool
@@ -30,8 +30,8 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class TensorMap:
-    """A description of a tensor for the copies of a GPU's accelerator. ``numbers``: what ``cuTensorMapEncodeTiled``
-    takes after the address, from the extents on, as C."""
+    """A tensor map: the description of a tensor from which a GPU's copy engine (TMA) copies. ``numbers``: the
+    arguments of ``cuTensorMapEncodeTiled`` after the address, from the extents on, as C."""
 
     name: str
     tensor: str
@@ -51,13 +51,13 @@ class SizeRange:
         return f"from {self.least}" if self.most is None else f"{self.least} to {self.most}"
 
     def may_hold(self, size: int | None) -> bool:
-        """Whether the size may be one of them; None where it is not known now."""
+        """Whether the size may be in the range. ``size``: None if it is not known at compile time."""
         return size is None or (self.least <= size and (self.most is None or size <= self.most))
 
 
 @dataclasses.dataclass(frozen=True)
 class LaunchCondition:
-    """That ``size``, which is C, is in a range."""
+    """The condition that ``size``, a C expression, lies in the range ``sizes``."""
 
     size: str
     sizes: SizeRange
@@ -69,40 +69,41 @@ class LaunchCondition:
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """How the host starts one function of a kernel on a device. All but ``static_shared_bytes`` is C, in which tensors
-    are called as in the function, and sizes as in the shapes of the kernel's parameters."""
+    """One launch: the host starts one function of a kernel on a device. ``arguments``, ``grid``, ``block`` and
+    ``shared_bytes`` are C expressions. They name tensors as the function does, and sizes as the shapes of the kernel's
+    parameters do."""
 
     function: str
     arguments: tuple[str, ...]
     grid: tuple[str, ...]
-    """Blocks along x, y and z, as many as are given."""
+    """Blocks along x, y and z; trailing axes may be missing."""
     block: tuple[str, ...]
-    """Threads of a block, likewise."""
+    """Threads of a block along x, y and z; trailing axes may be missing."""
     shared_bytes: str
-    """Asked for at the launch, beside the static ones."""
+    """Dynamic shared memory, which comes on top of the static arrays."""
     static_shared_bytes: int
     tensor_maps: tuple[TensorMap, ...] = ()
     cluster: int = 1
-    """Blocks along x that run at the same time and reach one another's shared memory."""
+    """Blocks along x that run at the same time and can access one another's shared memory."""
     only_if: LaunchCondition | None = None
-    """None where nothing but an empty grid keeps the host from launching it."""
+    """The host launches only if this holds. None: it launches whenever the grid is not empty."""
     registers: int | None = None
-    """Of a thread; None where there was no compiler for the device."""
+    """Registers of a thread; None if there was no compiler for the device."""
     begins_early: bool = False
-    """Whether it may begin before the launch before it has ended."""
+    """Whether it may begin before the preceding launch has ended."""
 
 
 class Plan(Protocol):
-    """How a kernel on a device shares out its work, for who predicts its time. Its target knows what it says."""
+    """The partition of a kernel's work on a device, from which its time is predicted. Only its target can read it."""
 
     def as_data(self) -> dict[str, Any]:
-        """Plain data."""
+        """The plan as plain data, for the artifact."""
         ...
 
 
 @dataclasses.dataclass
 class KernelRecord:
-    """One generated kernel: the nodes it computes, what was considered, and its source by form (tir, llvm, asm...)."""
+    """One generated kernel: the nodes that it computes, the candidates, and its source by form (tir, llvm, asm...)."""
 
     name: str
     op: str
@@ -111,33 +112,33 @@ class KernelRecord:
     attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
     crossovers: tuple[str, ...] = ()
-    """Names of the program's parameters that say for which sizes it, or a way in it, is taken."""
+    """Names of the program's parameters that decide for which sizes this kernel, or one of its variants, is used."""
     computes: str = ""
-    """In one line: the formula, with shapes."""
+    """The formula with shapes, in one line."""
     requirements: tuple[str, ...] = ()
     """CPU features (LLVM names) that this kernel uses beyond those that any code for the target may use."""
     work: WorkModel | None = None
-    """How much work a call is; None where that is its bytes alone."""
+    """The work of a call; None if its bytes are all there is to count."""
     parameters: list[TensorSpec] = dataclasses.field(default_factory=list)
-    """Tensors in order, outputs last; a size that is known when it runs is its expression."""
+    """Tensors in order, outputs last. A size that is known only at run time is given as its expression."""
     launches: list[Launch] = dataclasses.field(default_factory=list)
-    """On a device."""
+    """Launches on a device; empty for a kernel of the processor."""
     sizes: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Of the first call: the kernel's dynamic sizes, by the names that parameters and launches call them, as C
-    expressions of the model's."""
+    """The kernel's dynamic sizes at its first call: by the names that parameters and launches use, C expressions of the
+    model's sizes."""
     plan: Plan | None = None
     calls: int = 1
-    """How often a run calls it, beside what the runtime calls; a call may be of several nodes."""
+    """Calls by the program in one run, not counting calls by the runtime. A call may compute several nodes."""
 
 
 Loader = Callable[[], "np.ndarray | Iterator[np.ndarray]"]
-"""Makes the data of a weight: an array, or an iterator of arrays whose elements, one array after the other, are the
-data. So a large model never holds all packed weights, nor all experts of one, at once."""
+"""A function that makes the data of a weight: one array, or an iterator of arrays that are the data when concatenated.
+The iterator keeps a large model from holding all packed weights, or all experts of one weight, in memory at once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """One constant of the program in the layout its kernel wants. ``load`` makes the data when it is written out."""
+    """One constant of the program in the layout that its kernel reads. ``load`` makes the data when it is written."""
 
     name: str
     shape: tuple[int, ...]
@@ -145,20 +146,20 @@ class Weight:
     load: Loader
 
     def pieces(self) -> Iterator[np.ndarray]:
-        """The data as flat arrays, one after the other. Raises ValueError where it is not what was announced."""
-        expected, found = math.prod(self.shape), 0
+        """The data as consecutive flat arrays. Raises ValueError if its dtype or size is not the declared one."""
+        expected, size = math.prod(self.shape), 0
         loaded = self.load()
         for piece in (loaded,) if isinstance(loaded, np.ndarray) else loaded:
-            found += piece.size
-            if piece.dtype != dtype_of(self.dtype) or found > expected:
+            size += piece.size
+            if piece.dtype != dtype_of(self.dtype) or size > expected:
                 raise ValueError(f"{self._announcement}, but a piece is {piece.dtype}{list(piece.shape)}")
             yield np.ascontiguousarray(piece).reshape(-1)
             release_pages()
-        if found != expected:
-            raise ValueError(f"{self._announcement}, but has {found} elements")
+        if size != expected:
+            raise ValueError(f"{self._announcement}, but has {size} elements")
 
     def array(self) -> np.ndarray:
-        """All of the data in its shape."""
+        """All of the data as one array of the declared shape."""
         data, end = np.empty(math.prod(self.shape), dtype_of(self.dtype)), 0
         for piece in self.pieces():
             data[end : end + piece.size] = piece
@@ -172,8 +173,8 @@ class Weight:
 
 @dataclasses.dataclass(frozen=True)
 class Project:
-    """Sources that are no program yet: another tool builds them. ``files``: contents by path. ``report``: plain data
-    that says what was chosen and why."""
+    """Sources that another tool builds into a program. ``files``: contents by path. ``report``: the choices and their
+    reasons as plain data."""
 
     name: str
     files: dict[str, bytes]
@@ -182,26 +183,26 @@ class Project:
 
 @dataclasses.dataclass
 class Made:
-    """What a target makes of a model. ``target``: its name."""
+    """The result of compiling a model. ``target``: the target's name."""
 
     target: str
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     warnings: list[str] = dataclasses.field(default_factory=list, kw_only=True)
-    """What the user should know about it."""
+    """Warnings for the user."""
 
 
 @dataclasses.dataclass
 class Projects(Made):
-    """Sources for another tool, in place of a program."""
+    """Sources for another tool, instead of a program."""
 
     projects: list[Project]
 
 
 @dataclasses.dataclass
 class Program(Made):
-    """A model that can be called: object files by name, the weights in the order the entry function takes them after
-    the inputs, the kernels, and whole-program sources by file name."""
+    """A model that can be called. ``objects``: object files by name; ``weights``: in the order in which the entry
+    function takes them, after the inputs; ``sources``: whole-program sources by file name."""
 
     objects: dict[str, bytes]
     weights: list[Weight]
@@ -212,25 +213,26 @@ class Program(Made):
     architecture: str = ""
     """The architecture of the device (``sm_80``); empty for a program that needs none."""
     binary: bytes | None = None
-    """Code for the device; None where there was no compiler for it."""
+    """Code for the device; None if there was no compiler for it."""
     binary_suffix: str = ""
-    """How the name of its file ends."""
+    """Suffix of the file that holds ``binary``."""
     held: list[HeldState] = dataclasses.field(default_factory=list)
-    """States that it keeps in place."""
+    """States that the program updates in place."""
     streamed: list[StreamedExpertsSpec] = dataclasses.field(default_factory=list)
-    """Experts that it asks for before it uses them."""
+    """Experts that the program asks for before it uses them."""
     last: LastTokens | None = None
-    """Of which output it computes as many of the last positions as it is told."""
+    """The output that can be computed for its last positions only; the caller says for how many."""
 
 
 class Target(Protocol):
-    """A place a model can be compiled for. Made by a :class:`moec.targets.kind.Kind`."""
+    """A machine that models can be compiled for. Made by a :class:`moec.targets.kind.Kind`."""
 
     @property
     def name(self) -> str:
-        """As given on the command line, e.g. ``cpu:avx2``."""
+        """The name as given on the command line, e.g. ``cpu:avx2``."""
         ...
 
     def compile(self, model: ir.Model) -> Made:
-        """A :class:`Program`, or :class:`Projects`. Raises UnsupportedError naming node, operator and opset."""
+        """Compile the model to a :class:`Program` or to :class:`Projects`. Raises UnsupportedError naming node,
+        operator and opset."""
         ...

@@ -1,9 +1,11 @@
-"""What moec has compiled, kept in the user's cache by what it was made of: kernels, and programs that check its output.
+"""The cache of compiled files in the user's cache folder: kernels, and programs that check moec's output.
 
-A file lies in ``$XDG_CACHE_HOME/moec/<kind>`` (by default ``~/.cache``) under a name that changes with whatever its
-contents depend on. It gets the name when it is complete, so that processes may make the same file at the same time.
-What is in the cache gets executed: folders that others than the user may write to, links and files of others are not
-used. Of each kind the files that were not asked for the longest are forgotten; who has one open keeps it.
+A file lies in ``$XDG_CACHE_HOME/moec/<kind>`` (by default ``~/.cache``). Its name is derived from everything that its
+contents depend on. It gets that name only when it is complete, so several processes may make the same file at once.
+
+Cached files are executed. The cache therefore never uses a link, a file of another user, or a folder that others may
+write to. When a kind exceeds its limit, its least recently used files are deleted; a process that has one open keeps
+it.
 """
 
 from __future__ import annotations
@@ -25,20 +27,20 @@ from moec.errors import MoecError
 
 KERNELS = "kernels"
 LIMITS = {KERNELS: 256 << 20, "emulator": 1 << 30, "hls": 1 << 30}
-"""The bytes that are kept of each kind."""
+"""The largest size of each kind, in bytes."""
 
 _NAME = re.compile(r"(?P<unfinished>[0-9a-f]{12}-)?[0-9a-f]{24,64}(\.[a-z]+)*")
-"""What moec calls its files. Nothing else in the folders is counted or removed."""
+"""Names of moec's files. Other files in the folders are neither counted nor removed."""
 _COMMENT = "# "
 _ABANDONED_S = 3600
-"""How old an unfinished file is whose writer must have died."""
+"""The age at which an unfinished file counts as abandoned by its writer."""
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """What is kept of a kind. ``refused``: why nothing is read or kept there, if so."""
+    """The cache's files of one kind: their number and bytes. ``refused``: why this folder is not used, if it is not."""
 
     kind: str
     folder: str
@@ -49,15 +51,15 @@ class Usage:
 
 
 def cached(kind: str, name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
-    """The file of that kind and name, made where it is not there yet. ``make`` is called with the path to write.
+    """The file of that kind and name. If it does not exist, ``make`` is called with the path that it has to write.
 
-    Raises MoecError where the cache cannot be written, and what ``make`` raises.
+    Raises MoecError if the cache cannot be written, and what ``make`` raises.
     """
     try:
         path = user_cache() / kind / name
         with _opened(kind, create=True) as folder:
             if _is_own_file(folder, name):
-                os.utime(name, dir_fd=folder)  # it was asked for now
+                os.utime(name, dir_fd=folder)  # mark it as recently used
                 return path
             aside = _aside(name)
             try:
@@ -73,10 +75,10 @@ def cached(kind: str, name: str, make: Callable[[pathlib.Path], None]) -> pathli
 
 
 def recall(kind: str, name: str) -> bytes | None:
-    """What was kept under a name; None where nothing was, where it was damaged, and where it cannot be read."""
+    """The content that :func:`keep` stored under a name; None if there is none, or if it is damaged or unreadable."""
     try:
         with _opened(kind) as folder, _opened_file(folder, name) as file:
-            os.utime(file.fileno())  # it was asked for now
+            os.utime(file.fileno())  # mark it as recently used
             content = unsealed(file.read(LIMITS[kind]), _COMMENT)
     except OSError:
         return None
@@ -85,7 +87,7 @@ def recall(kind: str, name: str) -> bytes | None:
 
 
 def keep(kind: str, entries: Mapping[str, bytes]) -> None:
-    """Keep contents by name, for :func:`recall`. Where they cannot be kept (no space, no rights) nothing happens."""
+    """Store contents by name, for :func:`recall`. Failures (no space, no permission) are ignored."""
     with contextlib.suppress(OSError), _opened(kind, create=True) as folder:
         for name, content in entries.items():
             _write(folder, name, sealed(_mark(name) + content + b"\n", _COMMENT))
@@ -93,14 +95,14 @@ def keep(kind: str, entries: Mapping[str, bytes]) -> None:
 
 
 def usage() -> list[Usage]:
-    """What the cache holds, kind by kind."""
+    """The cache's files and bytes, kind by kind."""
     return [_usage(kind, limit) for kind, limit in LIMITS.items()]
 
 
 def clear() -> int:
-    """Remove what moec has kept, and nothing else; returns how many files. Raises MoecError where that is not possible.
+    """Remove moec's files, and no others, from the cache; return their number. Raises MoecError if that fails.
 
-    Measurements of ``moec tune`` stay: they are no copies of what can be made again.
+    Measurements of ``moec tune`` stay, since they cannot be made again from other files.
     """
     removed = 0
     for kind in LIMITS:
@@ -119,7 +121,7 @@ def clear() -> int:
 
 @contextlib.contextmanager
 def _opened(kind: str, *, create: bool = False) -> Iterator[int]:
-    """The folder of a kind, as a file descriptor. Raises OSError where it is not the user's alone."""
+    """The folder of a kind, as a file descriptor. Raises OSError if others than the user may write to it."""
     place = user_cache()
     if create:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -133,7 +135,7 @@ def _opened(kind: str, *, create: bool = False) -> Iterator[int]:
 
 
 def _inside(parent: int, path: pathlib.Path, create: bool) -> int:
-    """A folder in an open one, which is closed unless an error is raised."""
+    """Open a folder inside the open folder ``parent``, and close ``parent`` unless an error is raised."""
     if create:
         with contextlib.suppress(FileExistsError):
             os.mkdir(path.name, 0o700, dir_fd=parent)
@@ -147,7 +149,7 @@ def _inside(parent: int, path: pathlib.Path, create: bool) -> int:
 
 
 def _own_files(folder: int) -> Iterator[tuple[str, os.stat_result]]:
-    """The files that moec wrote."""
+    """Names and status of the files in a folder that moec wrote."""
     for name in os.listdir(folder):
         with contextlib.suppress(FileNotFoundError):  # another process removed it
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -193,13 +195,13 @@ def _aside(name: str) -> str:
 
 
 def _mark(name: str) -> bytes:
-    """What a content begins with: so that a file under another's name is noticed."""
+    """The header of a file's content: its name, which reveals a file that was stored or moved under another name."""
     return f"{name}\n".encode()
 
 
 def _forget_oldest(folder: int, limit: int) -> None:
     kept, now = 0, time.time()
-    for name, status in sorted(_own_files(folder), key=lambda one: one[1].st_mtime_ns, reverse=True):
+    for name, status in sorted(_own_files(folder), key=lambda file: file[1].st_mtime_ns, reverse=True):
         kept += status.st_size
         match = _NAME.fullmatch(name)
         abandoned = match is not None and match["unfinished"] and now - status.st_mtime > _ABANDONED_S

@@ -1,9 +1,8 @@
-"""Code that was generated before is not generated again: it lies in the user's cache under the hash of all it follows
-from.
+"""The cache of generated code, which saves generating the same code again.
 
-That is its text before the phases that generate code, and the versions of these phases, TVM and LLVM. What is read
-back was sealed when it was written; where anything is wrong with it, or with the folder, the code is generated as if
-there were no cache. ``MOEC_KERNEL_CACHE=off`` turns the cache off.
+An entry's key is a hash of everything that the code depends on: its text before the phases that generate code, and the
+versions of these phases, of TVM and of LLVM. Entries are sealed when they are written. If an entry or the folder is
+damaged, the code is generated as if there were no cache. ``MOEC_KERNEL_CACHE=off`` turns the cache off.
 """
 
 from __future__ import annotations
@@ -26,27 +25,28 @@ VARIABLE = "MOEC_KERNEL_CACHE"
 _USED = {"on": True, "off": False}
 
 Files = dict[str, bytes]
-"""What was generated of one thing, by form: an object file, texts."""
+"""The files generated from one source, by form: an object file, texts."""
 
 
 def through_cache(made_of: Mapping[str, str], make: Callable[[str], Files]) -> dict[str, Files]:
-    """What ``make`` returns for each name, taken from the cache where it is there.
+    """The files of each name, taken from the cache or else made by ``make(name)``.
 
-    ``made_of``: for each name, all that what ``make`` returns follows from but for versions.
-    Raises what ``make`` raises, and MoecError where the environment's variable is neither ``on`` nor ``off``.
+    ``made_of``: by name, all that its files depend on, except versions.
+    Raises what ``make`` raises, and MoecError if the environment variable is neither ``on`` nor ``off``.
     """
     if not cache_is_used():
         return {name: make(name) for name in made_of}
     keys = {name: _key(text) for name, text in made_of.items()}
-    found = {name: _unpacked(recall(KERNELS, key)) for name, key in keys.items()}
-    made = {name: make(name) for name, files in found.items() if files is None}
-    if made:
-        keep(KERNELS, {keys[name]: _packed(files) for name, files in made.items()})
-    return {name: made[name] if files is None else files for name, files in found.items()}
+    cached = {name: _unpacked(recall(KERNELS, key)) for name, key in keys.items()}
+    missing = {name: make(name) for name, files in cached.items() if files is None}
+    if missing:
+        keep(KERNELS, {keys[name]: _packed(files) for name, files in missing.items()})
+    return {name: missing[name] if files is None else files for name, files in cached.items()}
 
 
 def cache_is_used() -> bool:
-    """Whether the environment lets the cache be used. Raises MoecError where it says neither."""
+    """Whether the environment turns the cache on, which is the default. Raises MoecError for a value other than ``on``
+    and ``off``."""
     asked = os.environ.get(VARIABLE, "on")
     if asked not in _USED:
         raise MoecError(f"the environment's variable {VARIABLE} is {asked!r}; expected one of {', '.join(_USED)}")
@@ -59,7 +59,8 @@ def _key(text: str) -> str:
 
 @functools.cache
 def _versions() -> str:
-    """The versions of all that generates code; moec's part by its source, which changes more often than its version."""
+    """The versions of all that generates code. moec's own part is identified by a hash of its source, which changes
+    more often than its version."""
     from tvm.target import codegen
 
     digest = hashlib.sha256()
@@ -71,7 +72,7 @@ def _versions() -> str:
 
 
 def _packed(files: Files) -> bytes:
-    """As a zip: with a fixed time, and quickly."""
+    """The files as a zip archive with fixed time stamps, compressed at the fastest level."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for form, content in files.items():
@@ -80,7 +81,6 @@ def _packed(files: Files) -> bytes:
 
 
 def _unpacked(content: bytes | None) -> Files | None:
-    """None where there is nothing."""
     if content is None:
         return None
     with zipfile.ZipFile(io.BytesIO(content)) as archive:

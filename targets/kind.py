@@ -1,7 +1,7 @@
-"""What a kind of target is: everything that the compiler, the command line, the runtime and the tools ask of it.
+"""The interface of a kind of target: everything that the compiler, the command line, the runtime and the tools need.
 
-A module of a kind is imported whenever moec starts, so it imports nothing but this; what it names, it imports when it
-is asked.
+The module of each kind is imported whenever moec starts. To keep that fast it imports only this module, and everything
+else inside the methods that need it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """A form that the source of a kernel is kept in. ``suffix``: how its files' names end; ``comment``: how its
-    comments begin."""
+    """A form of a kernel's source, such as CUDA C or PTX. ``suffix``: of its files' names; ``comment``: the characters
+    that begin a comment in it."""
 
     name: str
     suffix: str
@@ -39,7 +39,7 @@ class Form:
 
 @dataclasses.dataclass(frozen=True)
 class CommandResult:
-    """What a command of a kind of target found: plain data, the same as tables, and whether it is as expected."""
+    """The result of a command: plain data, the same data as tables, and whether it is as expected."""
 
     data: Any
     tables: Iterable[RenderableType]
@@ -56,8 +56,8 @@ class CaughtTensor:
 
 
 class Standalone(Protocol):
-    """A kernel as a program of its own, but for the numbers. ``parameters``: names of those of the kernel.
-    ``least_size``: one that dynamic sizes may have so that the kernel computes something."""
+    """A kernel as a program of its own, without the numbers that it runs on. ``parameters``: names of the kernel's
+    parameters. ``least_size``: a value of all dynamic sizes at which the kernel computes something."""
 
     @property
     def parameters(self) -> Sequence[str]: ...
@@ -66,87 +66,87 @@ class Standalone(Protocol):
     def least_size(self) -> int: ...
 
     def files(self, tensors: Sequence[CaughtTensor]) -> dict[str, bytes]:
-        """By name: the program, and the numbers of a call, by the kernel's parameters."""
+        """The files by name: the program, and the numbers of a call. ``tensors``: one for each parameter."""
         ...
 
 
 class Options(Protocol):
-    """What a kind of target takes beside a target's name. ``kind``: its name; ``subject``: what they are about, and for
-    which targets, as a refusal says it."""
+    """Options of a kind of target, which come in addition to a target's name. ``kind``: the kind's name; ``subject``:
+    the text of an error for targets that do not take them."""
 
     kind: ClassVar[str]
     subject: ClassVar[str]
 
 
 class Kind(abc.ABC):
-    """A kind of target. Those there are stand in :data:`moec.targets.KINDS`."""
+    """A kind of target. :data:`moec.targets.KINDS` lists all kinds."""
 
     name: ClassVar[str]
-    """How the names of its targets begin."""
+    """The kind's name, with which the names of its targets begin."""
     examples: ClassVar[tuple[str, ...]]
-    """Names of targets."""
+    """Names of targets, for messages."""
     takes_several: ClassVar[bool] = False
-    """Whether a name may list several variants, for one artifact: ``cuda:sm_80+sm_90a``."""
+    """Whether a name may list several variants for one artifact: ``cuda:sm_80+sm_90a``."""
     forms: ClassVar[tuple[Form, ...]] = ()
-    """The forms of kernels' sources, beside TIR."""
+    """The forms of kernels' sources, except TIR, which all kinds have."""
     tools: ClassVar[tuple[str, ...]] = ()
-    """Programs of others that its users may have, for ``moec doctor``."""
+    """External programs that the kind uses if they are installed, for ``moec doctor``."""
 
     def oldest_first(self, variants: Sequence[str]) -> Sequence[str]:
-        """Variants, known or not, in the order in which an artifact holds their programs."""
+        """The variants, known or not, in the order in which an artifact holds their programs."""
         return variants
 
     @abc.abstractmethod
     def target(self, name: str, options: Options | None = None) -> Target:
-        """The target of that name. ``options``: None, or of this kind. Raises UnsupportedError for a variant that is
-        not known."""
+        """The target of that name. ``options``: None, or of this kind. Raises UnsupportedError for an unknown
+        variant."""
 
     def read_options(self) -> Callable[..., Options | None] | None:
-        """None for a kind that has no options; or a function whose parameters are the options of ``moec compile`` for
-        it, annotated for typer, and which returns them together, or None where none is given."""
+        """A function that reads this kind's options of ``moec compile``; None for a kind without options. Its
+        parameters are the options, annotated for typer. It returns them together, or None if none is given."""
         return None
 
     def commands(self) -> Sequence[Callable[..., CommandResult]]:
-        """Commands of its own, whose parameters are annotated for typer. Each is also given ``progress``, which it may
-        call with a step's name."""
+        """The kind's own commands, whose parameters are annotated for typer. Each also takes ``progress``, a function
+        that it may call with the name of a step."""
         return ()
 
     def tables(self, description: Mapping[str, Any]) -> Iterable[RenderableType]:
-        """What ``moec inspect`` shows of an artifact beyond what it shows of all."""
+        """Tables that ``moec inspect`` shows in addition for artifacts of this kind."""
         return ()
 
     def weight_types(self, description: Mapping[str, Any]) -> Mapping[str, str]:
-        """The types that MoE blocks have their weights in, by the blocks' names, where the target chooses others than
-        the passes did."""
+        """The types of MoE blocks' weights, by the blocks' names, if the target replaced those that the passes
+        chose."""
         return {}
 
     def needs(self, description: Mapping[str, Any]) -> Sequence[str]:
-        """What an artifact needs to run, beside features of the processor."""
+        """Requirements of an artifact at run time, as phrases; features of the processor are not among them."""
         return ()
 
     def predict_launches(
         self, artifact: Artifact, machine: str | None, tokens: Sequence[int], past: int | None
     ) -> CommandResult:
-        """What the launches of an artifact take on a machine, by default one that it is for, at these numbers of
-        tokens, behind ``past`` ones that a session keeps: predicted, without running anything. Raises MoecError where
-        there is no model of that."""
+        """Predict the time of an artifact's launches without running them, at each number of ``tokens`` that follow
+        ``past`` tokens of a session. ``machine``: by default one that the artifact is for. Raises MoecError if there is
+        no model for it."""
         raise MoecError(
             f"{artifact.where}: is for {artifact.manifest.target}, and launches are those of a GPU; choose an artifact "
             "for --target cuda"
         )
 
     def find_tool(self, name: str) -> pathlib.Path | str | None:
-        """The path of one of :attr:`tools`, or None."""
+        """The path of one of :attr:`tools`, or None if it is not installed."""
         import shutil
 
         return shutil.which(name)
 
     def findings(self) -> Mapping[str, Any]:
-        """What ``moec doctor`` finds for it on this machine, as plain data."""
+        """Findings of ``moec doctor`` about this kind on this machine, as plain data."""
         return {}
 
     def finding_tables(self, findings: Mapping[str, Any]) -> Iterable[RenderableType]:
-        """The same as tables. ``findings``: all of ``moec doctor``."""
+        """This kind's findings as tables. ``findings``: those of all kinds."""
         return ()
 
 
@@ -154,32 +154,33 @@ class ProgramKind(Kind):
     """A kind whose targets make programs: models that are loaded and called."""
 
     has_device: ClassVar[bool] = False
-    """Whether they run on a device beside the processor."""
+    """Whether programs run on a device other than the processor."""
     streams_experts: ClassVar[bool] = False
-    """Whether experts may be read from their file when they are chosen, if weights are larger than memory."""
+    """Whether experts can be read from their file when they are chosen, for weights larger than memory."""
     multiplies_bytes: ClassVar[bool] = False
-    """Whether products of int8 arithmetic are computed in integers, which is faster; else rows are rounded to 8 bits
-    and multiplied as floats."""
+    """Whether products of int8 arithmetic are computed in integers, which is faster. Otherwise rows are rounded to 8
+    bits and multiplied as floats."""
 
     def device(self, artifact: Artifact, architecture: str | None) -> Device | None:
-        """Where the artifact's program runs on this machine; None for the processor. ``architecture``: of the program
-        to run, by default the best for the device. Raises MoecError for a device that is not there."""
+        """The device of this machine that runs the artifact's program; None for the processor. ``architecture``: of the
+        program to run, by default the best for the device. Raises MoecError if the device is missing."""
         return None
 
     def emulated_device(self, architecture: str) -> Device | None:
-        """A device on the processor that takes the place of one; None where programs run on the processor anyway."""
+        """An emulation of the device on the processor; None if programs run on the processor anyway."""
         return None
 
     def standalone(self, artifact: Artifact, kernel: str, architecture: str | None) -> Standalone:
-        """One kernel of the program for an architecture, by default the newest. Raises MoecError for a kernel that is
-        not there or not for a GPU; UnsupportedError for one whose launch needs more than its tensors and sizes."""
+        """One kernel as a program of its own. ``architecture``: of the artifact's program, by default the newest.
+        Raises MoecError for a kernel that does not exist or is not for a GPU; UnsupportedError for one whose launch
+        needs more than its tensors and sizes."""
         raise MoecError(f"{artifact.where}: kernel {kernel!r} is not for a GPU; choose an artifact for --target cuda")
 
     @abc.abstractmethod
     def measure_roofline(self, threads: int) -> Roofline:
-        """The limits of the machine at hand, whatever variant a target's name asks for. Raises MoecError where there is
-        none."""
+        """Measure the limits of this machine, whatever variant a target's name asks for. Raises MoecError if the device
+        is missing."""
 
     @abc.abstractmethod
     def tune(self, compiled: CompiledModel, progress: Callable[[str], None]) -> list[Tuned]:
-        """What :func:`moec.tools.tune.tune` does."""
+        """Measure the program's crossovers on this machine and store them; see :func:`moec.tools.tune.tune`."""

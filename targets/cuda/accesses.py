@@ -1,8 +1,8 @@
-"""What a kernel moves that does not say so itself, counted in its TIR: a plan for predictions of its time.
+"""The memory traffic of a kernel that has no plan of its own, counted in its TIR: a plan to predict its time from.
 
-Each load and store of a tensor is made so often as the loops and threads around it say, conditions aside, and of no
-tensor more than all of it moves: a gather reads as many rows of a table as it is asked for, a slice its part, and a row
-that is read in several passes comes once.
+The count of a load or store is the product of the extents of the loops and threads around it; conditions are ignored.
+The traffic of a tensor is at most its size. So a gather reads as many rows of a table as it looks up, a slice reads its
+part, and a row that is read in several passes counts once.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _INDEPENDENT = (tirx.ForKind.UNROLLED, tirx.ForKind.VECTORIZED)
 
 @dataclasses.dataclass(frozen=True)
 class _Around:
-    """What is around a statement: how often it runs, as a product of ``times`` (None where no size says it), and how
-    often in a row, without a loop that nobody unrolls."""
+    """The loops around a statement. It runs as often as the product of ``times`` says (None if that does not follow
+    from sizes). ``in_a_row``: how often it runs within the innermost loop that is not unrolled."""
 
     times: tuple[Any, ...] | None = ()
     in_a_row: int = 1
@@ -43,7 +43,7 @@ class _Access:
 
     @property
     def count(self) -> Any:
-        """How many numbers it moves in all; None where no size says it."""
+        """The numbers that it moves in all, as an expression; None if that does not follow from sizes."""
         if self.around.times is None:
             return None
         product: Any = tirx.IntImm("int64", self.lanes)
@@ -57,15 +57,15 @@ class _Access:
 
 
 def stream_plan(functions: Iterable[tuple[tirx.PrimFunc, Mapping[Any, str]]]) -> StreamPlan:
-    """Of the functions of a kernel on the device, each with the kernel's names of the tensors that its parameters point
-    to."""
+    """The plan of a kernel. ``functions``: its functions on the device, each with the tensors that its parameters point
+    to, by the names that the kernel gives them."""
     read, written = dict[str, list[_Access]](), dict[str, list[_Access]]()
     for function, names in functions:
         tensors = _tensors(function, names)
         for access in _accesses(function.body, _Around(), set(function.params)):
             if access.buffer in tensors:
-                found = written if access.stores else read
-                found.setdefault(tensors[access.buffer], []).append(access)
+                accesses = written if access.stores else read
+                accesses.setdefault(tensors[access.buffer], []).append(access)
     loads = [access for several in read.values() for access in several]
     return StreamPlan(
         tuple(read),
@@ -78,21 +78,22 @@ def stream_plan(functions: Iterable[tuple[tirx.PrimFunc, Mapping[Any, str]]]) ->
 
 
 def _tensors(function: tirx.PrimFunc, names: Mapping[Any, str]) -> dict[Any, str]:
-    """The kernel's names of what the function calls its tensors, and its views of them."""
-    found = dict[Any, str]()
+    """The kernel's names of the function's tensors, by buffer; views of a tensor have its name."""
+    tensors = dict[Any, str]()
 
     def declare(declaration: Any) -> None:
         data = declaration.data
-        source = data.args[0] if isinstance(data, tvm.ir.Call) else data  # another's address, or a parameter
-        if source in found or source in names:
-            found[declaration.buffer] = found[source] if source in found else names[source]
+        source = data.args[0] if isinstance(data, tvm.ir.Call) else data  # the address of a buffer, or a parameter
+        if source in tensors or source in names:
+            tensors[declaration.buffer] = tensors[source] if source in tensors else names[source]
 
     tvm_ffi.structural_walk(function.body, [(tirx.DeclBuffer, declare)])
-    return found
+    return tensors
 
 
 def _most(accesses: Sequence[_Access]) -> str:
-    """How many numbers of a tensor they move, in C; nothing where no size says it, or not in C."""
+    """The upper bound of the numbers that these accesses to one tensor move, in C; empty if it does not follow from
+    sizes or cannot be written in C."""
     counts = [access.count for access in accesses]
     if any(count is None for count in counts):
         return ""
@@ -105,7 +106,8 @@ def _most(accesses: Sequence[_Access]) -> str:
 
 
 def _accesses(statement: Any, around: _Around, sizes: set[Any]) -> Iterator[_Access]:
-    """Those of a statement, in which ``sizes`` are what extents may be made of."""
+    """The accesses of a statement. ``sizes``: the variables that extents may use; other extents make a count
+    unknown."""
     if isinstance(statement, tirx.SeqStmt):
         for part in statement.seq:
             yield from _accesses(part, around, sizes)
@@ -128,7 +130,7 @@ def _accesses(statement: Any, around: _Around, sizes: set[Any]) -> Iterator[_Acc
 
 
 def _within(around: _Around, extent: Any, sizes: set[Any], *, unrolled: bool) -> _Around:
-    """In a loop of that extent, or in as many threads."""
+    """The surroundings inside a loop of that extent, or inside a binding to that many threads."""
     unknown: list[Any] = []
     tvm_ffi.structural_walk(
         extent, [(tvm.ir.Var, lambda variable: None if variable in sizes else unknown.append(variable))]
@@ -138,10 +140,10 @@ def _within(around: _Around, extent: Any, sizes: set[Any], *, unrolled: bool) ->
 
 
 def _of_leaf(statement: Any, around: _Around) -> Iterator[_Access]:
-    found: list[_Access] = []
+    accesses: list[_Access] = []
 
     def add(buffer: Any, number: Any, *, stores: bool) -> None:
-        found.append(_Access(buffer, tvm.DataType(str(number.ty.dtype)).lanes, stores, around))
+        accesses.append(_Access(buffer, tvm.DataType(str(number.ty.dtype)).lanes, stores, around))
 
     tvm_ffi.structural_walk(
         statement,
@@ -150,4 +152,4 @@ def _of_leaf(statement: Any, around: _Around) -> Iterator[_Access]:
             (tirx.BufferStore, lambda store: add(store.buffer, store.value, stores=True)),
         ],
     )
-    yield from found
+    yield from accesses

@@ -1,4 +1,4 @@
-"""The GPUs that code is generated for, by architecture, and what a block of threads may have there."""
+"""The GPU architectures that code is generated for, and the limits of a block of threads on each."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Iterable
 WARP = 32
 """Threads of a warp."""
 FP8 = "float8_e4m3fn"
-"""The type of numbers of 8 bits that tensor cores multiply."""
+"""The 8-bit floating-point type that tensor cores multiply."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockLimits:
-    """CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; of Blackwell, NVIDIA's libcu++
-    (``arch_traits.h``)."""
+    """The limits of a block of threads. Sources: CUDA C++ Programming Guide, "Technical Specifications per Compute
+    Capability"; for Blackwell, NVIDIA's libcu++ (``arch_traits.h``)."""
 
     shared_bytes: int
-    """Static arrays and what is asked for at the launch, where the kernel opted in to more than 48 KiB."""
+    """Shared memory, static and dynamic, of a kernel that opted in to more than 48 KiB."""
 
 
 LIMITS = {
@@ -29,29 +29,32 @@ LIMITS = {
     "sm_100": BlockLimits(227 << 10),
     "sm_120": BlockLimits(99 << 10),
 }
-"""From the oldest to the newest. Kernels that are not for one of them alone stay within the least of all: a newer GPU
-may have less than the one that its code was made for."""
+"""The limits by architecture, oldest first. A kernel that is not for one architecture alone stays within the smallest
+of these limits, because a newer GPU may have less shared memory than the one that the code was made for."""
 
 
 def is_for_newer_ones(architecture: str) -> bool:
-    """Whether newer GPUs can run what is made for it: all but what has a GPU's own instructions (``sm_90a``)."""
+    """Whether newer GPUs can run code for it, too. They cannot if it has instructions of one GPU only (``sm_90a``)."""
     return not architecture.endswith("a")
 
 
 def multiplies_fp8(architecture: str) -> bool:
-    """Whether its tensor cores multiply floats of 8 bits (PTX ISA, ``mma``: e4m3 from sm_89 on)."""
+    """Whether its tensor cores multiply 8-bit floats (PTX ISA, ``mma``: e4m3 from sm_89 on)."""
     names = list(LIMITS)
     return architecture in names[names.index("sm_89") :]
 
 
 def newest_that_runs(architectures: Iterable[str], capability: str) -> str | None:
-    """The newest of ``architectures`` whose code a GPU of compute capability ``capability`` (``9.0``) runs: one that is
-    not newer, and one of its own instructions only on exactly that GPU. Of its own major version it runs the machine
-    code; of an older one the driver makes its own of the PTX (CUDA C++ Programming Guide, "Just-in-Time
-    Compilation")."""
+    """The newest of ``architectures`` whose code runs on a GPU of compute capability ``capability`` (``9.0``); None if
+    there is none.
+
+    A GPU runs code for its own and for older architectures, but code such as ``sm_90a`` only if it is exactly that GPU.
+    It runs machine code of its own major version; from an older one, the driver compiles the PTX (CUDA C++ Programming
+    Guide, "Just-in-Time Compilation").
+    """
     gpu = tuple(map(int, capability.split(".")))
-    known = {name: re.fullmatch(r"sm_(\d+)(\d)a?", name) for name in architectures}
-    versions = {name: (int(match[1]), int(match[2])) for name, match in known.items() if match is not None}
+    matches = {name: re.fullmatch(r"sm_(\d+)(\d)a?", name) for name in architectures}
+    versions = {name: (int(match[1]), int(match[2])) for name, match in matches.items() if match is not None}
     fitting = [
         (version, not is_for_newer_ones(name), name)
         for name, version in versions.items()

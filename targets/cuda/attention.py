@@ -1,4 +1,4 @@
-"""Opset 24 Attention on a GPU: one pass over the keys, by a kernel for few queries or one for many."""
+"""The operator Attention of opset 24 on a GPU: one pass over the keys, by a kernel for few queries or one for many."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def attend(
     problem: AttentionProblem,
     output: relax.TensorType,
 ) -> relax.Expr:
-    """The result, by the kernel that is best for the number of queries."""
+    """The result of the attention, by the kernel that is best for its number of queries."""
     queries, operands = static_size(inputs.query.ty.shape[2]), _operands(lowering, inputs)
     results: list[relax.Var] = []
     for numbers in (_FEW, _MANY):
@@ -69,7 +69,7 @@ def _attend_in_parts(
     operands: list[relax.Expr],
     output: relax.TensorType,
 ) -> list[relax.Var]:
-    """The result for few queries: keys are shared out, what was found in their parts is joined."""
+    """The result for few queries: blocks of threads each compute a part of the keys, then a kernel joins the parts."""
     problem = launch.problem
     batch, heads, queries, columns = output.shape
     few = tirx.min(queries, tirx.IntImm("int64", FEW_QUERIES))
@@ -85,7 +85,7 @@ def _attend_in_parts(
 
 
 def _parts(launch: AttentionLaunch, operands: list[relax.Expr]) -> Any:
-    """How many parts of the keys there are for an attention of these sizes."""
+    """The number of parts that the keys are divided into, as an expression of the operands' sizes."""
     problem, (query, key, *_) = launch.problem, operands
     batch, heads, queries, _ = query.ty.shape
     sizes = key.ty.shape
@@ -96,7 +96,8 @@ def _parts(launch: AttentionLaunch, operands: list[relax.Expr]) -> Any:
 
 
 def _operands(lowering: LoweringContext, inputs: AttentionInputs) -> list[relax.Expr]:
-    """With tensors that are not read in the place of mask, lengths and sinks that are not there."""
+    """The operands of the kernels. Mask, lengths and sinks that are missing are replaced by tensors that no kernel
+    reads."""
     mask, lengths, sinks = inputs.mask, inputs.lengths, inputs.sinks
     if mask is None:
         mask = lowering.add_weight("no_mask", (1, 1, 1, 1), "bool", lambda: np.zeros((1, 1, 1, 1), bool))

@@ -1,4 +1,4 @@
-"""Dispatch as a node of the graph needs it: in one launch up to some number of tokens, in three beyond."""
+"""The dispatch of a node's pairs into blocks: in one launch up to some number of tokens, in three launches beyond."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from moec.targets.tvm.nodes import static_size
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """The results of dispatch into blocks of ``rows``, which are there for some numbers of ``tokens``."""
+    """The results of dispatch into blocks of ``rows``. They are computed only for the numbers of ``tokens``."""
 
     rows: int
     tokens: TokenRange
@@ -31,14 +31,18 @@ class Blocks:
 
 
 class BlockDispatch:
-    """Dispatch of one node: the pairs of ``ids`` [T, k] to ``experts``; at most ``pairs`` of them, an int64 expression,
-    have one."""
+    """The dispatch of one node: it sorts the pairs (token, slot) by their expert.
+
+    ``ids`` [T, k]: the expert of each pair, of ``experts`` in all. ``pairs``: an int64 expression, an upper bound of
+    the pairs that have an expert.
+    """
 
     def __init__(self, node: NodeLowering, experts: int, ids: relax.Expr, pairs: Any) -> None:
         self._node, self._experts, self._ids, self._pairs = node, experts, ids, pairs
 
     def into_blocks(self, rows: int, estimate: SizeRange, tokens: TokenRange) -> Blocks:
-        """Dispatch into blocks of ``rows`` for ``tokens``, which are about those of ``estimate``."""
+        """Dispatch into blocks of ``rows``, computed only for the numbers of ``tokens``. ``estimate``: the same range
+        with the estimated bounds."""
         blocks = most_blocks(self._experts, self._pairs, rows)
         outputs = [relax.TensorType((size,), "int32") for size in (blocks * rows, blocks, 1)]
         slots = static_size(self._ids.ty.shape[1])
@@ -68,7 +72,7 @@ class BlockDispatch:
     def _call(
         self, kernel: Kernel, rows: int, tokens: TokenRange, arguments: Sequence[relax.Expr], *options: int
     ) -> KernelCall:
-        """A kernel for blocks of ``rows``, launched for ``tokens``."""
+        """A call of a kernel for blocks of ``rows``, launched only for the numbers of ``tokens``."""
         function = tokens.limited(kernel.build(self._experts, *options), 0)
         given = [*tokens.numbers(self._node.lowering), self._ids, *arguments]
         attributes = {"experts": self._experts, "block_rows": rows, "tokens": str(tokens)}
@@ -77,8 +81,8 @@ class BlockDispatch:
 
 
 def dispatch_rows(node: NodeLowering, ids: relax.Expr, experts: int) -> list[relax.Var]:
-    """Offsets, positions, tokens and owners of the rows that ``moec.Dispatch`` makes of ids [T, k]: pairs of no expert
-    are sorted behind those of the last."""
+    """Offsets, positions, tokens and owners: the results of ``moec.Dispatch`` for ids [T, k]. Pairs without an expert
+    are sorted after those of the last expert."""
     (chosen,) = node.lowering.compute(lambda ids: _with_outside(ids, experts), [ids], "experts_or_outside")
     slots, pairs = ids.ty.shape[1], ids.ty.shape[0] * ids.ty.shape[1]
     blocks = BlockDispatch(node, experts + 1, chosen, pairs).into_blocks(1, SizeRange(0), TokenRange())

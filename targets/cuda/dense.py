@@ -38,7 +38,7 @@ def converters(architecture: str) -> Mapping[str, HeavyConverter]:
 
 
 def lower_convolution(lowering: LoweringContext, node: ir.Node) -> relax.Expr:
-    """Conv with one or two spatial axes. Raises UnsupportedError for others, and for automatic padding."""
+    """Conv with one or two spatial axes. Raises UnsupportedError for another number, and for automatic padding."""
     x, weight = (lowering.tensor(required_input(node, position)) for position in (0, 1))
     spatial = len(x.ty.shape) - 2
     if spatial not in (1, 2) or attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):

@@ -1,9 +1,10 @@
-"""Products with one constant matrix, and which of several ways each takes when the program runs.
+"""Products with one constant matrix, computed in one of several ways that the host picks by the number of rows.
 
-The number of rows decides, which the host knows. Up to :data:`~moec.targets.cuda.kernels.gemv.FEW_ROWS` rows take the
-time that reading the matrix takes. Of tiles, the highest read it least often; where those would be too few to keep the
-device busy, inputs are divided into parts, too (:mod:`.kernels.gemm_parts`), or tiles are lower. Every way is a launch
-of its own, or two, that the host leaves out where another is better (:mod:`.launch_ways`).
+- Up to :data:`~moec.targets.cuda.kernels.gemv.FEW_ROWS` rows take the time of reading the matrix; they need no tiles.
+- More rows are computed in tiles. The highest tiles read the matrix least often. If they would be too few to keep the
+  device busy, tiles are lower, or the inputs are divided into parts, too (:mod:`.kernels.gemm_parts`).
+
+Each way is one launch of its own, or two, which the host skips if another way is better (:mod:`.launch_ways`).
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from moec.targets.tvm.nodes import flatten, record_of, reshape, static_size
 
 PRODUCTS = (GEMV, GEMM_WGMMA, GEMM_MMA, GEMM_SIMT)
 _PLAIN_ROWS = 64
-"""The height of a tile without tensor cores."""
+"""Rows of a tile that is computed without tensor cores."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The kernel for some numbers of rows, and the problem that it is for."""
+    """The kernel selected for some numbers of ``rows``, and the problem that it computes."""
 
     problem: GroupedProblem
     selection: Selection
@@ -49,28 +50,28 @@ class Choice:
 
 
 def choices(problem: GroupedProblem, architecture: str) -> list[Choice]:
-    """How the product is computed for all numbers of rows, few rows first."""
+    """The selected kernels of a product, which together cover all numbers of rows; those for few rows come first."""
     few = select(PRODUCTS, DenseLaunch(problem, FEW_ROWS), architecture)
-    found, least = [], 0
+    selected, least = [], 0
     if few.kernel is GEMV:
-        found, least = [Choice(problem, few, SizeRange(0, FEW_ROWS))], FEW_ROWS + 1
+        selected, least = [Choice(problem, few, SizeRange(0, FEW_ROWS))], FEW_ROWS + 1
     divided = most_rows(problem)
     in_parts = DenseLaunch(problem, divided)
     divides = divided >= least and GEMM_PARTS.why_not(in_parts, architecture) is None
     if divides:
-        found.append(Choice(problem, select((GEMM_PARTS,), in_parts, architecture), SizeRange(least, divided)))
+        selected.append(Choice(problem, select((GEMM_PARTS,), in_parts, architecture), SizeRange(least, divided)))
         least = divided + 1
     for height, most in _heights(problem, architecture):
         if (most is None or most >= least) and not (divides and height < ROWS):
             tiled = dataclasses.replace(problem, block_rows=height)
             selection = select(PRODUCTS, DenseLaunch(tiled, most), architecture)
-            found.append(Choice(tiled, selection, SizeRange(least, most)))
+            selected.append(Choice(tiled, selection, SizeRange(least, most)))
             least = 0 if most is None else most + 1
-    return found
+    return selected
 
 
 def _heights(problem: GroupedProblem, architecture: str) -> Iterator[tuple[int, int | None]]:
-    """Heights of tiles, lowest first, and the largest number of rows that each is for."""
+    """Heights of tiles, lowest first, each with the largest number of rows that it is for (None: no limit)."""
     tiled = (dataclasses.replace(problem, block_rows=rows) for rows in SHAPES)
     if any(select(PRODUCTS, DenseLaunch(product, None), architecture).kernel is GEMM_SIMT for product in tiled):
         yield _PLAIN_ROWS, None
@@ -89,14 +90,17 @@ def multiply_matrix(
     operands: Sequence[relax.Expr],
     activation: Activation = "identity",
 ) -> relax.Expr:
-    """``activation(x[..., inner] @ matrix.T + bias)``, with rows as the problem has them; ``operands``: the matrix
-    [1, width, inner], or the three tensors of a quantised one, and the bias [1, width]."""
+    """Emit ``activation(x[..., inner] @ matrix.T + bias)`` [..., width] and return the result.
+
+    ``x``: rows in the type of the problem. ``operands``: the matrix [1, width, inner], or the three tensors of a
+    quantised one, and the bias [1, width].
+    """
     shape = list(x.ty.shape)
     rows = x if len(shape) == 2 else flatten(lowering, x, len(shape) - 1)
     rows = lowering.assume_shape(rows, [rows.ty.shape[0], problem.row_type[0]])
-    found = choices(problem, architecture)
-    in_parts = [choice for choice in found if choice.selection.kernel is GEMM_PARTS]
-    ways = [_way(choice, activation) for choice in found if choice not in in_parts]
+    selected = choices(problem, architecture)
+    in_parts = [choice for choice in selected if choice.selection.kernel is GEMM_PARTS]
+    ways = [_way(choice, activation) for choice in selected if choice not in in_parts]
     output = relax.TensorType((rows.ty.shape[0], problem.width), problem.out_dtype)
     results = [
         _multiply_in_parts(lowering, node, choice, activation, [rows, *operands], output)
@@ -121,7 +125,8 @@ def _multiply_in_parts(
     operands: Sequence[relax.Expr],
     output: relax.TensorType,
 ) -> relax.Var:
-    """The result for numbers of rows with which inputs are in parts: their sums, and what joins them."""
+    """The result for numbers of rows at which the inputs are divided into parts: one launch sums each part, another
+    joins the sums."""
     problem, chosen, (rows, *matrix, bias) = choice.problem, choice.selection, operands
     few = tirx.min(rows.ty.shape[0], tirx.IntImm("int64", choice.rows.most))
     sums_type = relax.TensorType((parts_for(problem, few, "int64") * few, problem.width), "float32")
@@ -136,7 +141,7 @@ def _multiply_in_parts(
 
 
 def _attributes(choice: Choice, activation: Activation) -> dict[str, Any]:
-    """What the artifact says about a product."""
+    """The attributes of a product that the artifact records."""
     tile = choice.selection.tile_of(choice.problem)
     return {**choice.problem.facts(), "activation": activation, "rows": str(choice.rows), **tile}
 
@@ -147,12 +152,12 @@ def _epilogue(problem: GroupedProblem, activation: Activation) -> Callable[[Any]
 
 
 def no_bias(lowering: LoweringContext) -> relax.Expr:
-    """What products take that are not biased."""
+    """The operand of products without a bias, in place of one."""
     return lowering.add_weight("no bias", (1, 1), "float32", lambda: np.zeros((1, 1), np.float32))
 
 
 def bias_operand(lowering: LoweringContext, value: ir.Value | None, width: int, factor: float = 1.0) -> relax.Expr:
-    """A bias [width] as kernels take it, [1, width] in float32 and times ``factor``."""
+    """A bias [width] as kernels take it: [1, width] in float32, multiplied by ``factor``."""
     if value is None:
         return no_bias(lowering)
     if lowering.is_constant(value):

@@ -1,4 +1,4 @@
-"""What ``moec doctor`` finds out about GPUs."""
+"""Findings of ``moec doctor`` about GPUs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from moec.targets.cuda.device.driver import open_driver
 
 
 def examine_gpus() -> dict[str, Any]:
-    """The version of CUDA that the driver supports, and each GPU with the best target for it, if any; or in ``absent``
-    why there is none."""
+    """The version of CUDA that the driver supports, and each GPU with the best target for it, if there is one.
+    ``absent`` says why there is no GPU, or is None."""
     try:
         driver = open_driver()
         gpus = [
@@ -40,7 +40,7 @@ def _target_for(capability: str) -> str | None:
 
 
 def gpu_tables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """What :func:`examine_gpus` returns."""
+    """The result of :func:`examine_gpus` as a table, or one line if there is no GPU."""
     gpus = [tuple("none" if value is None else str(value) for value in gpu.values()) for gpu in found["devices"]]
     if gpus:
         title = f"GPUs (driver for CUDA {found['driver_cuda']})"

@@ -1,22 +1,22 @@
-"""Kernels that begin before the one before them has ended: programmatic dependent launches (compute capability 9.0).
+"""Programmatic dependent launches: kernels that begin before the preceding kernel has ended (compute capability 9.0).
 
-A GPU needs about a microsecond from the end of a kernel to the begin of the next one. A kernel with the attribute
-:data:`BEGINS_EARLY` is launched so that its blocks of threads begin as soon as all of the kernel before have begun and
-there is room; then they wait, and that time has passed meanwhile (CUDA Programming Guide, "Programmatic Dependent
-Launch and Synchronization"; PTX ISA, ``griddepcontrol``)::
+A GPU needs about a microsecond from the end of a kernel to the start of the next one. A kernel with the attribute
+:data:`BEGINS_EARLY` hides that time: its blocks of threads start as soon as all blocks of the preceding kernel have
+started and there is room, and then wait for that kernel to end (CUDA Programming Guide, "Programmatic Dependent Launch
+and Synchronization"; PTX ISA, ``griddepcontrol``)::
 
     # "moec.begins_early": True
     y[i] = x[i] + 1
         ->
-    griddepcontrol.wait                # all that kernels before have written can be read now, and overwritten
-    griddepcontrol.launch_dependents   # the next one may begin, and will wait here, too
+    griddepcontrol.wait                # from here on, results of earlier kernels can be read and overwritten
+    griddepcontrol.launch_dependents   # the next kernel may start; it waits at its own griddepcontrol.wait
     y[i] = x[i] + 1
 
-1. Every thread waits before it does anything. So a kernel has ended only when those before it have, and what comes next
-   need not look further back than one kernel.
-2. Tensors may overlap for all that nvcc knows (no ``__restrict__``): else it may read what is only read in a kernel by
-   ``ld.global.nc``, which no barrier keeps in its place, and so before the wait.
-3. On older GPUs, and in any other program that launches the kernel without the attribute, nothing changes.
+1. Every thread waits before it does anything else. A kernel therefore ends only after all kernels before it, and each
+   kernel needs to wait only for its direct predecessor.
+2. nvcc must assume that tensors overlap (no ``__restrict__``). Otherwise it may load tensors that the kernel only reads
+   by ``ld.global.nc``, which no barrier keeps in place, and move these loads before the wait.
+3. Nothing changes on older GPUs, or in a program that launches the kernel without the attribute.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ _EXTENT = "thread_extent"
 
 
 def has_early_launches(architecture: str) -> bool:
-    """Whether GPUs of ``architecture`` (``sm_90a``) let a kernel begin before the one before has ended."""
+    """Whether GPUs of ``architecture`` (``sm_90a``) support programmatic dependent launches."""
     return int(architecture.removeprefix("sm_").rstrip("a")) >= 90
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="AskForEarlyLaunches")
 class AskForEarlyLaunches:
-    """Before SplitHostDevice, which hands tags on to the launch."""
+    """Tag kernels that have the attribute, so that they are launched early. Runs before SplitHostDevice, which passes
+    tags on to the launch."""
 
     def transform_function(
         self, function: tirx.PrimFunc, _module: tvm.IRModule, _context: tvm.transform.PassContext
@@ -50,7 +51,7 @@ class AskForEarlyLaunches:
 
 @tirx.transform.prim_func_pass(opt_level=0, name="WaitForKernelsBefore")
 class WaitForKernelsBefore:
-    """Behind SplitHostDevice, on the functions of the device that are launched early."""
+    """Insert the wait into functions of the device that are launched early. Runs after SplitHostDevice."""
 
     def transform_function(
         self, function: tirx.PrimFunc, _module: tvm.IRModule, _context: tvm.transform.PassContext
@@ -61,7 +62,7 @@ class WaitForKernelsBefore:
 
 
 def _waiting(body: tirx.Stmt) -> tirx.Stmt:
-    """Inside of all that says how many threads there are."""
+    """The body with the wait inserted inside all statements that bind threads."""
     begin = [tirx.Evaluate(T.ptx.griddepcontrol.wait()), tirx.Evaluate(T.ptx.griddepcontrol.launch_dependents())]
 
     def with_wait(statement: tirx.AttrStmt) -> tirx.AttrStmt:
@@ -74,6 +75,6 @@ def _waiting(body: tirx.Stmt) -> tirx.Stmt:
 
 
 def _has_extents(body: tirx.Stmt) -> bool:
-    found: list[str] = []
-    tvm_ffi.structural_walk(body, [(tirx.AttrStmt, lambda statement: found.append(statement.attr_key))])
-    return _EXTENT in found
+    keys: list[str] = []
+    tvm_ffi.structural_walk(body, [(tirx.AttrStmt, lambda statement: keys.append(statement.attr_key))])
+    return _EXTENT in keys

@@ -1,34 +1,35 @@
-"""From how many tokens on the next way to compute a layer is taken, as estimated: ``moec tune`` measures it.
+"""Estimates of the crossovers: the numbers of tokens from which the next way to compute a layer is faster.
 
-T tokens with k of E experts each are T * k pairs. If experts are chosen equally often, a token leaves one out with
-probability 1 - k / E, so that D(T) = E * (1 - (1 - k / E) ** T) experts are expected to have a pair, each of them
-r = T * k / E on average.
+``moec tune`` replaces them by measurements. T tokens with k of E experts each are T * k pairs. If all experts are
+chosen equally often, a token misses a given expert with probability 1 - k / E. So the expected number of experts with
+at least one pair is D(T) = E * (1 - (1 - k / E) ** T), and an expert has r = T * k / E pairs on average.
 
-**Pair by pair or by blocks** (:func:`few_tokens`). Few rows take the time in which weights are read. Pair by pair, that
-is T * k matrices; by blocks, D(T) of them, and dispatch is a launch more. Pairs win while
+**Pair by pair or in blocks** (:func:`few_tokens`). With few rows, the time is that of reading weights. Pair by pair,
+T * k matrices are read; in blocks, D(T) of them, but dispatch takes one more launch. Pairs win while
 
     (T * k - D(T)) * bytes of an expert <= bytes that memory delivers while dispatch runs
 
-Without tensor cores arithmetic binds, for blocks have their padding computed, too: there it is :data:`FEW_TOKENS`.
+Without tensor cores arithmetic is the limit, because blocks compute their padding, too. There the crossover is
+:data:`FEW_TOKENS`.
 
-One token has k = D(1); a second one has k * k / E experts in common with it.
+For one token k = D(1), so pairs always win; a second token shares k * k / E experts with it on average.
 
-**The height of blocks** (:func:`block_heights`). An expert with r rows has about r / h + 1/2 blocks of h rows, for its
-last block is half full on average. Each of them reads the matrix, the first one from memory and the others from the
-second-level cache, which delivers about twice as much. So while there are at most two, memory binds and lower blocks
-save padding for nothing:
+**The height of blocks** (:func:`block_heights`). An expert with r rows has about r / h + 1/2 blocks of h rows, since
+its last block is half full on average. Each block reads the matrix: the first one from memory, the others from the
+second-level cache, which delivers about twice as much. While an expert has at most two blocks, memory is therefore the
+limit, and lower blocks save padding at no cost:
 
     r / h + 1/2 <= 2, which is r <= 1.5 * h
 
-Up to there arithmetic does not bind either: with 16-bit weights, 2 * h computed rows make 2 * h operations per byte, at
-most 128 for blocks of 64 rows, and tensor cores do 150 (A100) to 300 (H100) in the time of a byte.
+Up to there arithmetic is not the limit either. With 16-bit weights, 2 * h computed rows make 2 * h operations per byte,
+at most 128 for blocks of 64 rows; tensor cores do 150 (A100) to 300 (H100) in the time that memory takes for a byte.
 
-A matrix that the cache does not hold (Mixtral's have 235 MB) comes from memory for each block. There one block has to
-do, also for experts that are chosen more often than others: r <= 3/4 * h. By the launch model two blocks take twice the
-time, a higher block that is not filled at most 4% more.
+A matrix that does not fit into the cache (Mixtral's have 235 MB) is read from memory for each block. There an expert
+should have one block only, even if it is chosen more often than others: r <= 3/4 * h. By the launch model, two blocks
+take twice the time, and a higher block that is not full at most 4% more.
 
-**Dispatch in one launch or three** (:func:`one_launch_tokens`). One block of threads looks at 1024 pairs in a step, at
-each pair twice, and a step takes about 0.35 us. Three launches take two launches more, about 6 us, and three such steps
+**Dispatch in one launch or three** (:func:`one_launch_tokens`). One block of threads handles 1024 pairs per step, each
+pair twice, and a step takes about 0.35 us. Three launches cost two more launches, about 6 us, and three such steps
 while chunks are small (:mod:`.kernels.dispatch_many`).
 """
 
@@ -39,23 +40,24 @@ from collections.abc import Sequence
 from moec.targets.base import SizeRange
 
 FEW_TOKENS = 16
-"""The estimate for pair by pair is no higher: small layers take the time of their launches whatever the way."""
+"""The highest estimate for pair by pair. In small layers launches dominate the time, so more would gain nothing."""
 _DISPATCH_BYTES = 12_500_000
-"""What memory delivers while dispatch runs, about 5 us: 2.5 TB/s, between an A100 (2.0) and an H100 (3.35)."""
+"""Bytes that memory delivers while dispatch runs (about 5 us) at 2.5 TB/s, between an A100 (2.0) and an H100 (3.35)."""
 _MOST_FILLED = 1.5
-"""Blocks of an expert's average rows, up to which they are not made higher."""
+"""An expert's average rows in heights of a block, up to which blocks are not made higher."""
 _MOST_FILLED_FROM_MEMORY = 0.75
-"""Likewise where every block reads its matrix from memory."""
+"""The same limit if every block reads its matrix from memory."""
 _CACHED_BYTES = 20 << 20
-"""Of a matrix, beyond which no second block finds it in the second-level cache: half of an A100's, the smallest that
-counts."""
+"""The largest matrix that the second-level cache still holds for a second block: half of an A100's cache, the smallest
+of the GPUs that matter."""
 _ONE_LAUNCH_PAIRS = 8192
 _USUAL_SLOTS = 8
-"""Experts per token where their number is dynamic."""
+"""Experts per token, assumed if their number is dynamic."""
 
 
 def few_tokens(experts: int, slots: int | None, expert_bytes: float) -> int:
-    """Up to how many tokens pairs are computed one by one; ``expert_bytes``: all matrices of an expert together."""
+    """The largest number of tokens that is computed pair by pair. ``expert_bytes``: of all matrices of an expert;
+    ``slots``: experts per token, None if dynamic."""
     if slots is None:
         return FEW_TOKENS
     tokens = 1
@@ -65,27 +67,27 @@ def few_tokens(experts: int, slots: int | None, expert_bytes: float) -> int:
 
 
 def _reads_again(experts: int, slots: int, tokens: int) -> float:
-    """How many experts are read once more than they need to be if every pair reads its own."""
+    """The expected number of redundant reads of an expert if every pair reads its own: T * k - D(T)."""
     return tokens * slots - experts * (1 - max(1 - slots / experts, 0) ** tokens)
 
 
 def block_heights(
     experts: int, slots: int | None, heights: Sequence[int], least: int, matrix_bytes: float = 0
 ) -> list[tuple[int, SizeRange]]:
-    """Which of the heights of blocks, lowest first, is best for which numbers of tokens from ``least`` on.
-    ``matrix_bytes``: of the largest matrix of an expert."""
+    """The best heights of blocks, lowest first, each with the numbers of tokens that it is best for; together these are
+    all from ``least`` on. ``matrix_bytes``: of the largest matrix of an expert."""
     if slots is None or len(heights) == 1:
         return [(heights[-1], SizeRange(least))]
-    found = []
+    best = []
     filled = _MOST_FILLED if matrix_bytes <= _CACHED_BYTES else _MOST_FILLED_FROM_MEMORY
     for rows in heights[:-1]:
         most = int(filled * rows * experts / slots)
         if most >= least:
-            found.append((rows, SizeRange(least, most)))
+            best.append((rows, SizeRange(least, most)))
             least = most + 1
-    return [*found, (heights[-1], SizeRange(least))]
+    return [*best, (heights[-1], SizeRange(least))]
 
 
 def one_launch_tokens(slots: int | None) -> int:
-    """Up to how many tokens one block of threads dispatches all pairs."""
+    """The largest number of tokens whose pairs are dispatched by one launch of one block of threads."""
     return _ONE_LAUNCH_PAIRS // (slots or _USUAL_SLOTS)

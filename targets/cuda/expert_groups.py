@@ -1,7 +1,7 @@
-"""Experts in groups by the formats of their matrices: one launch computes a product for all experts of a group.
+"""Experts grouped by the formats of their matrices: one launch computes a product for all experts of a group.
 
-Kernels number experts group by group, so that those of a group are neighbours; ids are renumbered where the graph has
-them in another order. Dispatch and combine see all experts together.
+Kernels number experts group by group, so that the experts of a group are consecutive. If the graph's order differs, the
+ids are renumbered. Dispatch and combine work on all experts together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from moec.targets.tvm.node_lowering import NodeLowering
 
 @dataclasses.dataclass(frozen=True)
 class MatrixFormat:
-    """How a kernel finds the matrix of an expert: quantised as ``stored`` says, or as floats of ``dtype``."""
+    """The format in which a kernel reads the matrix of an expert: quantised as ``stored``, or floats of ``dtype``."""
 
     dtype: str
     stored: PackedFormat | None = None
@@ -28,8 +28,8 @@ class MatrixFormat:
 
 @dataclasses.dataclass(frozen=True)
 class ExpertGroup:
-    """Experts, by their ids in the graph, whose matrix has the same format in each of the products (``formats``). They
-    are numbered from ``first`` on."""
+    """Experts whose matrices have the same formats. ``experts``: their ids in the graph; ``first``: the number of the
+    first one in kernels; ``formats``: of the matrix in each product."""
 
     experts: tuple[int, ...]
     first: int
@@ -37,7 +37,8 @@ class ExpertGroup:
 
 
 def groups_by_format(products: Sequence[Sequence[StoredWeight]], dtype: str) -> list[ExpertGroup]:
-    """All experts. ``products``: for each product the weights that its matrix is made of; tokens have ``dtype``."""
+    """All experts, grouped by their formats. ``products``: for each product the weights that its matrix is made of;
+    ``dtype``: of the tokens."""
     members: dict[tuple[MatrixFormat, ...], list[int]] = {}
     for expert in range(products[0][0].experts):
         formats = tuple(_format_of([weight.run_of(expert) for weight in weights], dtype) for weights in products)
@@ -50,16 +51,19 @@ def groups_by_format(products: Sequence[Sequence[StoredWeight]], dtype: str) -> 
 
 
 def quantized_format(runs: Sequence[WeightRun]) -> PackedFormat | None:
-    """The quantised format that all of them have and kernels read; None where they are floats, differ, or have minima,
-    for kernels take zero points, which are whole numbers."""
+    """The quantised format that all runs share and kernels can read. None if they differ, are floats, or have minima:
+    kernels take zero points, which are integers."""
     formats = {PackedFormat.of(run) for run in runs}
     stored = next(iter(formats))
     return stored if len(formats) == 1 and not stored.is_float and not stored.minima else None
 
 
 def _format_of(runs: Sequence[WeightRun], dtype: str) -> MatrixFormat:
-    """Tensor cores want 16-bit tokens and floats of the same type. With float32 tokens, what is stored in 16 bits stays
-    so; quantised matrices that lie together and differ become floats."""
+    """The format for one expert's matrix, which is made of these runs.
+
+    Tensor cores take 16-bit tokens and floats of the same type. With float32 tokens, floats that are stored in 16 bits
+    stay so. Matrices that form one operand but are quantised in different formats become floats.
+    """
     stored = quantized_format(runs)
     if stored is not None:
         return MatrixFormat(dtype, stored)
@@ -70,7 +74,7 @@ def _format_of(runs: Sequence[WeightRun], dtype: str) -> MatrixFormat:
 
 
 def renumbered(node: NodeLowering, groups: Sequence[ExpertGroup], ids: relax.Expr) -> relax.Expr:
-    """The ids [T, k] as kernels number the experts; what is no expert of a group stays as it is."""
+    """The ids [T, k], renumbered as kernels number the experts. An id that is not an expert's stays as it is."""
     order = [expert for group in groups for expert in group.experts]
     if order == sorted(order):
         return ids
@@ -90,10 +94,10 @@ def _look_up(ids: te.Tensor, table: te.Tensor) -> te.Tensor:
 
 
 def of_group(parts: Callable[[int], Any], group: ExpertGroup) -> Callable[[int], Any]:
-    """``parts`` by the number of an expert within the group."""
+    """``parts``, indexed by the number of an expert within the group instead of its id in the graph."""
     return lambda number: parts(group.experts[number])
 
 
 def fields_of(group: ExpertGroup, groups: Sequence[ExpertGroup]) -> dict[str, Any]:
-    """The fields of a group's problem that say which experts it is for."""
+    """The fields of a group's :class:`GroupedProblem` that say which experts it is for."""
     return {"experts": len(group.experts), "first_expert": None if len(groups) == 1 else group.first}

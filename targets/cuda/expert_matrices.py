@@ -1,4 +1,4 @@
-"""The matrices of experts as kernels for CUDA take them: in floats, or as they are quantised in the graph."""
+"""The matrices of experts in the layouts of the CUDA kernels: as floats, or quantised as in the graph."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from moec.targets.cuda.kernels.packed_format import PackedFormat, pack
 from moec.targets.tvm.node_lowering import NodeLowering
 
 Parts = Callable[[int], Sequence[StoredMatrix]]
-"""The matrices [in, out] of an expert that lie together, gate and up, or one alone; floats are ``Encoded`` without
-scales."""
+"""A function from an expert to the matrices [in, out] that form one operand: gate and up, or one alone. Floats are
+``Encoded`` without scales."""
 
 
 def parts_of(weights: ExpertWeights, parts: Sequence[Part], stored: PackedFormat | None) -> Parts:
-    """These parts of each expert, with zeros for hidden units that it does not have."""
+    """These parts of each expert, with zeros for hidden units that the expert does not have."""
     if stored is not None:
         return lambda expert: [weights.own(part, expert) for part in parts]
     return lambda expert: [Encoded(weights.decoded(part, expert)) for part in parts]
 
 
 def whole_parts(weight: StoredWeight, stored: PackedFormat | None, transposed: bool = True) -> Parts:
-    """The matrix of each expert as it is; ``transposed``: it has the inputs first."""
+    """The whole matrix of each expert. ``transposed``: whether its first axis is the inputs."""
     if stored is not None:
         return lambda expert: [weight.encoded(expert, transposed)]
     return lambda expert: [Encoded(weight.decoded(expert, transposed))]
 
 
 def as_stored(numbers: np.ndarray, dtype: str) -> np.ndarray:
-    """Contiguous numbers of that type."""
+    """The numbers as a contiguous array of that type."""
     return np.ascontiguousarray(numbers).astype(dtype_of(dtype), copy=False)
 
 
 def filled(numbers: np.ndarray, rows: int, columns: int, behind: np.ndarray | None = None) -> np.ndarray:
-    """A matrix of that size, which is no smaller: zeros where these numbers have none, but in their rows what the row
-    of ``behind`` [rows, 1] says."""
+    """The numbers padded to ``rows`` x ``columns``. New rows are zero; new columns of an existing row are filled with
+    its value in ``behind`` [rows, 1], or with zero."""
     if numbers.shape == (rows, columns):
         return numbers
     result = np.zeros((rows, columns), numbers.dtype)
@@ -53,14 +53,15 @@ def filled(numbers: np.ndarray, rows: int, columns: int, behind: np.ndarray | No
 
 
 def padded_name(name: str, *sizes: tuple[int, int]) -> str:
-    """What a weight is called whose ``sizes`` are (own, wanted): one weight may be packed for several."""
+    """The name of a weight padded to other sizes; one weight may be packed for several. ``sizes``: for each axis its
+    own and its padded size."""
     return "".join([name, *(f".to{wanted}" for own, wanted in sizes if own != wanted)])
 
 
 def add_matrix(node: NodeLowering, name: str, problem: GroupedProblem, parts: Parts) -> list[relax.Var]:
-    """The operands that stand for the matrix in a product, packed expert by expert: one tensor of floats, or data,
-    scales and zero points. Where the parts have fewer inputs or outputs than the problem, their other numbers are
-    zero."""
+    """Add the matrix of a product to the program's weights, packed expert by expert, and return its operands: one
+    tensor of floats, or data, scales and zero points. Parts with fewer inputs or outputs than the problem are padded
+    with zeros."""
     experts, columns = problem.experts, problem.columns
     if problem.stored is None:
         dtype = problem.matrix_dtype
@@ -86,8 +87,8 @@ def add_matrix(node: NodeLowering, name: str, problem: GroupedProblem, parts: Pa
 
 
 def _table(node: NodeLowering, name: str, problem: GroupedProblem, table: Table, row: int, parts: Parts) -> relax.Var:
-    """One table of a quantised matrix, ``row`` elements for each of its columns; scales of one that is multiplied as it
-    is come group by group."""
+    """One table of a quantised matrix, [experts, columns, row]; scales of a matrix that is multiplied in fp8 are
+    [experts, row, columns], group by group."""
     assert problem.stored is not None
     stored: PackedFormat = problem.stored
     shape = (problem.experts, problem.columns, row)
@@ -104,7 +105,8 @@ def _table(node: NodeLowering, name: str, problem: GroupedProblem, table: Table,
 
 
 def _filled_table(problem: GroupedProblem, table: Table, part: StoredMatrix) -> np.ndarray:
-    """A table [outputs, inputs or groups] of a part. Numbers equal to the last group's zero point are zero."""
+    """A table [outputs, inputs or groups] of a part, padded to the problem's sizes. Data is padded with the last
+    group's zero point, which stands for the number zero."""
     array, stored = part.read(table), problem.stored
     assert array is not None and stored is not None, "the format has the table"
     if table != "data":
@@ -114,5 +116,5 @@ def _filled_table(problem: GroupedProblem, table: Table, part: StoredMatrix) -> 
 
 
 def _together(matrices: Sequence[np.ndarray]) -> np.ndarray:
-    """Gate and up rows in groups, or the one matrix."""
+    """Gate and up interleaved in groups of rows, or the only matrix."""
     return matrices[0] if len(matrices) == 1 else interleave(*matrices)

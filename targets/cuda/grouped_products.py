@@ -1,10 +1,10 @@
-"""The grouped products of a node, and which of several ways each takes when the program runs.
+"""The grouped products of a node, computed in one of several ways that the host picks by the number of tokens.
 
-The number of tokens decides, which the host knows without waiting for the device. Few tokens go pair by pair. More are
-sorted into blocks of rows, whose height is chosen by how many rows an expert has on average: all rows of a block are
-computed, also those that are padding. From how many tokens on is estimated (:mod:`.estimates`), and measured by ``moec
-tune`` (:mod:`.crossovers`). Every way is a launch of its own that the host leaves out where another is better; all
-write the same results, up to the order of their sums.
+The host knows this number without waiting for the device. Few tokens are computed pair by pair. More tokens are sorted
+into blocks of rows. The height of blocks follows from the average number of rows of an expert, since all rows of a
+block are computed, even padding. The crossovers between the ways are estimated (:mod:`.estimates`), and ``moec tune``
+measures them (:mod:`.crossovers`). Each way is a launch of its own, which the host skips if another way is better. All
+ways write the same results, except for the order of summation.
 """
 
 from __future__ import annotations
@@ -34,25 +34,28 @@ PRODUCTS = (GROUPED_GEMM_WGMMA, GROUPED_GEMM_MMA, GROUPED_GEMM_SIMT)
 BLOCK_ROWS = (16, 64, 128)
 """Heights of blocks on tensor cores."""
 _MOST_FEW_TOKENS = 128
-"""What is tuned stays below: numbers of threads are 32 bits wide, and every pair reads all weights of its expert."""
+"""The largest number of tokens that may go pair by pair, also after tuning: every pair reads all weights of its expert,
+and the number of threads has to fit into 32 bits."""
 _PLAIN_ROWS = 64
-"""The height where a product runs without tensor cores, and where the number of experts per token is dynamic."""
+"""The height of blocks if a product runs without tensor cores."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """A product of some of the experts, or of all: ``problem``, whatever the blocks, and the tensors of matrix and
-    bias."""
+    """A product for all or some of the experts. ``problem``: what it computes, independent of the height of blocks;
+    ``operands``: the tensors of matrix and bias."""
 
     problem: GroupedProblem
     operands: Sequence[relax.Expr]
 
 
 class GroupedProducts:
-    """The products of one node, all over the same pairs. ``problems``: what they compute, whatever the blocks; ``ids``
-    and ``weights``: experts and routing weights [T, k]; ``capacity``: the most pairs of an expert, 0 for no limit.
+    """The products of one node, all over the same pairs. ``problems``: what they compute, independent of the height of
+    blocks; ``ids`` and ``weights``: experts and routing weights [T, k]; ``capacity``: the most pairs of an expert, 0
+    for no limit.
 
-    All products go pair by pair for few tokens, or none: they hand on rows in one order.
+    For few tokens either all products go pair by pair or none does, because one reads rows in the order in which the
+    other wrote them.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class GroupedProducts:
         slots = static_size(ids.ty.shape[1])
         on_tensor_cores = all(self._on_tensor_cores(problem) for problem in problems)
         heights = BLOCK_ROWS if on_tensor_cores else (_PLAIN_ROWS,)
-        # At least 16 pairs of every expert, so that the results of few tokens have room too.
+        # At least 16 pairs per expert, so that the results of few tokens, pair by pair, fit as well.
         served = tirx.min(self.pairs, experts * max(capacity, FEW_TOKENS)) if capacity else self.pairs
         expert_bytes = sum(problem.experts * problem.matrix_bytes for problem in problems) / experts
         few = few_tokens(experts, slots, expert_bytes) if on_tensor_cores else FEW_TOKENS
@@ -79,7 +82,7 @@ class GroupedProducts:
             plans = tuple(tuple(self._plan(problem, rows) for problem in problems) for rows, _ in estimates)
             estimates = fitted_heights(tuple(estimates), experts, slots, plans, node.machine)
         shape = shape_of(problems, slots)
-        # The results of more tokens, pair by pair, might have no room where capacity limits those in blocks.
+        # With a capacity, the tensors are sized for blocks; more tokens than this might not fit pair by pair.
         most_few = FEW_TOKENS if capacity else _MOST_FEW_TOKENS
         crossovers = [
             crossover_to(f"blocks_of_{rows}", shape, node.machine, tokens.least, None if position else most_few + 1)
@@ -88,9 +91,9 @@ class GroupedProducts:
         ]
         ranges = ranges_between(crossovers)
         self.few = ranges[0] if has_few else None
-        """The numbers of tokens that go pair by pair; None where none do."""
+        """The numbers of tokens that go pair by pair; None if that is never done."""
         self.many = TokenRange(tuple(crossovers[:1])) if has_few else TokenRange()
-        """All others."""
+        """The numbers of tokens that go in blocks."""
         dispatch = BlockDispatch(node, experts, ids, served)
         self._blocks = [
             dispatch.into_blocks(rows, estimate, tokens)
@@ -99,12 +102,12 @@ class GroupedProducts:
 
     @property
     def pairs(self) -> Any:
-        """How many pairs there are."""
+        """The number of pairs, T * k, as an expression."""
         return self._ids.ty.shape[0] * self._ids.ty.shape[1]
 
     @property
     def places(self) -> Any:
-        """Rows of a tensor that holds the results of any tier in the order of its blocks."""
+        """Rows of a tensor with room for the results of any way, in the order of its blocks."""
         highest = max(blocks.rows for blocks in self._blocks)
         return next(blocks.sorted_pairs.ty.shape[0] for blocks in self._blocks if blocks.rows == highest)
 
@@ -118,8 +121,8 @@ class GroupedProducts:
         *,
         few: bool = True,
     ) -> relax.Var:
-        """The products of ``rows``, which together serve all experts; ``count`` rows in the result. Without ``few``,
-        those that go pair by pair are left out."""
+        """Multiply ``rows`` and return the result [count, width]. ``products``: one for each group of experts, which
+        together serve all experts. ``few``: whether to emit the way pair by pair, too."""
         problem = products[0].problem
         output = relax.TensorType((count, problem.width), problem.out_dtype)
         results: list[relax.Var] = []
@@ -133,7 +136,7 @@ class GroupedProducts:
     def _calls(
         self, product: Product, rows: relax.Expr, epilogue: Callable[..., Any], activation: str, *, few: bool
     ) -> Iterator[KernelCall]:
-        """Every way that the product takes for some number of tokens."""
+        """The calls of a product, one for each way; each is launched only for its numbers of tokens."""
         problem, operands = product.problem, [rows, *product.operands, self._weights]
         weights = len(operands) - 1  # the parameter whose first size is the number of tokens
         if few and self.few is not None:
@@ -152,7 +155,7 @@ class GroupedProducts:
             yield KernelCall(chosen, function, arguments, attributes, tokens.names)
 
     def rounded(self, hidden: relax.Var, rounding: Rounding) -> relax.Var:
-        """What the first product made, rounded; every way in the order of its rows."""
+        """The results of the first product, rounded. Each way rounds them in the order in which it stores its rows."""
         width, dtype = rounding.out_type
         output = relax.TensorType((hidden.ty.shape[0], width), dtype)
         results: list[relax.Var] = []
@@ -172,15 +175,15 @@ class GroupedProducts:
             yield blocks.tokens, round_blocks(rounding, blocks.rows), [blocks.sorted_pairs, blocks.count]
 
     def _plan(self, problem: GroupedProblem, rows: int) -> Any:
-        """How the kernel for blocks of so many rows shares out its work."""
+        """The plan of the kernel that is selected for blocks of ``rows``."""
         return self._node.select(PRODUCTS, dataclasses.replace(problem, block_rows=rows)).plan
 
     def _on_tensor_cores(self, problem: GroupedProblem) -> bool:
-        """Whether the best kernel for blocks of every height uses them."""
+        """Whether the selected kernels use tensor cores, at every height of blocks."""
         tiled = (dataclasses.replace(problem, block_rows=rows) for rows in BLOCK_ROWS)
         return all(self._node.select(PRODUCTS, product).kernel is not GROUPED_GEMM_SIMT for product in tiled)
 
 
 def _attributes(problem: GroupedProblem, activation: str, tokens: TokenRange) -> dict[str, Any]:
-    """What the artifact says about a product."""
+    """The attributes of a product that the artifact records."""
     return {**problem.facts(), "activation": activation, "tokens": str(tokens)}

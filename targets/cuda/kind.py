@@ -1,4 +1,4 @@
-"""What a GPU of NVIDIA's is as a kind of target."""
+"""The kind of target ``cuda``: GPUs of NVIDIA."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class CudaKind(ProgramKind):
-    """A GPU, by compute capability."""
+    """NVIDIA's GPUs, with compute capabilities as variants."""
 
     name = "cuda"
     examples = ("cuda", "cuda:sm_80+sm_90a")

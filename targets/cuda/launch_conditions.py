@@ -1,10 +1,10 @@
-"""When a kernel is launched: not for nothing, and not where another does the work.
+"""Conditions under which the host launches a kernel: only if there is work, and no other kernel does it.
 
-1. A launch whose numbers of blocks and threads depend on sizes stands behind a test that none of them is zero: CUDA
-   refuses a grid without blocks.
+1. A launch whose numbers of blocks or threads depend on sizes is guarded by a test that none of them is zero, since
+   CUDA rejects a grid without blocks.
 2. A kernel with the attribute :data:`LAUNCH_IF`, which :func:`launch_if` sets, is launched only if a size of one of its
-   tensors lies in a range: where several kernels can compute a result, the host picks one by the sizes it has. The
-   bounds of :func:`launch_between` are numbers that the host gets with each call.
+   tensors lies in a range. If several kernels can compute a result, the host picks one by the size that way. With
+   :func:`launch_between` the bounds are arguments of each call.
 
 ::
 
@@ -32,14 +32,14 @@ from moec.targets.tvm.records import HOST_NUMBERS
 
 LAUNCH_IF = "moec.launch_if"
 NO_LIMIT = 2**31 - 1
-"""Stands in the attribute where there is none."""
+"""The value of a bound in the attribute that means no limit."""
 
 _LAUNCH = "tirx.call_ffi_kernel"
 _EXTENTS = ("blockIdx.", "threadIdx.")
 
 
 def launch_if(kernel: tirx.PrimFunc, parameter: int, axis: int, sizes: SizeRange) -> tirx.PrimFunc:
-    """The kernel, to be launched only if the size of that parameter's axis is one of ``sizes``."""
+    """The kernel, launched only if the size of ``axis`` of the parameter with that index is one of ``sizes``."""
     most = NO_LIMIT if sizes.most is None else sizes.most
     return kernel.with_attr(LAUNCH_IF, {"parameter": parameter, "axis": axis, "least": sizes.least, "most": most})
 
@@ -47,8 +47,8 @@ def launch_if(kernel: tirx.PrimFunc, parameter: int, axis: int, sizes: SizeRange
 def launch_between(
     kernel: tirx.PrimFunc, parameter: int, reached: Sequence[Crossover], missed: Sequence[Crossover]
 ) -> tirx.PrimFunc:
-    """The kernel, to be launched only if the first size of that parameter is at least each of ``reached`` and below
-    each of ``missed``. These numbers, int64, are its first parameters now."""
+    """The kernel, launched only if the first size of the parameter with that index is at least each of ``reached`` and
+    below each of ``missed``. The returned kernel takes these bounds, int64, as additional first parameters."""
     numbers = [tirx.Var("reached", "int64") for _ in reached] + [tirx.Var("missed", "int64") for _ in missed]
     if not numbers:
         return kernel
@@ -66,7 +66,7 @@ def launch_between(
 
 @tirx.transform.prim_func_pass(opt_level=0, name="ApplyLaunchConditions")
 class ApplyLaunchConditions:
-    """Applies to the host's functions, behind SplitHostDevice."""
+    """Guard the launches in functions of the host. Runs after SplitHostDevice."""
 
     def transform_function(
         self, function: tirx.PrimFunc, _module: tvm.IRModule, _context: tvm.transform.PassContext
@@ -84,13 +84,14 @@ class ApplyLaunchConditions:
 
 
 def launch_numbers(call: tvm.ir.Call) -> dict[str, Any]:
-    """The numbers of blocks, threads and bytes of a launch by their tags, which stand behind the kernel's arguments."""
+    """The numbers of blocks, threads and bytes of a launch by their tags. In the call, they follow the kernel's
+    arguments."""
     tags = [str(tag) for tag in call.attrs.launch_params if tag not in LAUNCH_FLAGS]
     return dict(zip(tags, list(call.args)[len(call.args) - len(tags) :], strict=True))
 
 
 def _size_conditions(call: tvm.ir.Call) -> list[Any]:
-    """That no number of blocks or threads is zero."""
+    """The conditions that no number of blocks or threads is zero; constants need none."""
     return [
         extent > 0
         for tag, extent in launch_numbers(call).items()
@@ -99,7 +100,8 @@ def _size_conditions(call: tvm.ir.Call) -> list[Any]:
 
 
 def _range_condition(function: tirx.PrimFunc) -> list[Any]:
-    """That the size is in the range which the function's attribute and first parameters give."""
+    """The conditions that the size lies in the range given by the function's attribute, and by its first parameters if
+    the bounds are arguments."""
     asked = function.attrs.get(LAUNCH_IF) if function.attrs else None
     if asked is None:
         return []
@@ -112,7 +114,8 @@ def _range_condition(function: tirx.PrimFunc) -> list[Any]:
 
 
 def _number_conditions(function: tirx.PrimFunc, size: Any, reached: list[int], missed: list[int]) -> list[Any]:
-    """That the size reaches the first of the function's parameters and misses the ones behind them."""
+    """The conditions that the size is at least each of the function's first parameters, and below each of the next.
+    ``reached`` and ``missed``: upper limits of these parameters, NO_LIMIT for none."""
     highest = [*reached, *missed]
     numbers = list(function.params)[: len(highest)]
     bounds = [

@@ -1,4 +1,4 @@
-"""Several ways to compute one result, of which the host takes one by a size that it knows."""
+"""Alternative kernels for one result: the host launches the one that is for the size at hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moec.targets.tvm.nodes import record_of, static_size
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """A function of the kernel that was chosen for some sizes; ``attributes``: what the artifact says about it."""
+    """A kernel's function that computes the result for some ``sizes``. ``attributes``: recorded in the artifact."""
 
     chosen: Selection
     function: tirx.PrimFunc
@@ -34,8 +34,12 @@ def call_ways(
     output: relax.TensorType,
     others: Sequence[relax.Var] = (),
 ) -> relax.Var:
-    """The result of the way that is for the size of the first argument's ``axis``; some way has to be. Ways that are
-    for no size there can be are left out now. ``others``: the result, if it is already one of another way."""
+    """Call all ways and return their common result; at run time only the one for the size of the first argument's
+    ``axis`` is launched.
+
+    The ways have to cover every size. Ways that cannot occur, since the size is static, are left out. ``others``: the
+    result, if a way that was emitted before already writes it.
+    """
     size = static_size(arguments[0].ty.shape[axis])
     results = list(others)
     for way in ways:

@@ -1,4 +1,4 @@
-"""How the host launches kernels: noted while a program is compiled, and in words for the heads of texts."""
+"""The launches of kernels by the host: recorded while a program is compiled, and in words for the heads of sources."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ _SHARED = "shared"
 
 @tvm.instrument.pass_instrument
 class LaunchRecorder:
-    """Takes part in a compilation, and notes the launches of every kernel where TVM has split host and device."""
+    """A pass instrument that records the launches of every kernel, once TVM has split host and device."""
 
     def __init__(self) -> None:
         self.launches: dict[str, list[Launch]] = {}
-        """By the name of the kernel, in order."""
+        """Launches in order, by the name of the kernel."""
         self.plans: dict[str, StreamPlan] = {}
-        """What the kernel moves, for those that do not say how they share out their work."""
+        """Plans counted from memory accesses, by the name of the kernel, for kernels without a plan of their own."""
 
     def run_after_pass(self, module: tvm.IRModule, phase: Any) -> None:
         if phase.name != _PHASE:
             return
-        functions = {symbol.name_hint: one for symbol, one in module.functions.items()}
+        functions = {symbol.name_hint: function for symbol, function in module.functions.items()}
         for name, function in functions.items():
             if isinstance(function, tirx.PrimFunc):
-                found = list(_launches(function, functions))
-                if found:
-                    self.launches[name] = found
+                launches = list(_launches(function, functions))
+                if launches:
+                    self.launches[name] = launches
                     self.plans[name] = stream_plan(_on_device(function, functions))
 
 
@@ -69,12 +69,12 @@ def _launches(host: tirx.PrimFunc, functions: Mapping[str, Any]) -> Iterator[Lau
 
 
 def _on_device(host: tirx.PrimFunc, functions: Mapping[str, Any]) -> Iterator[tuple[tirx.PrimFunc, dict[Any, str]]]:
-    """The functions that the host launches, with its names of the tensors that their parameters point to."""
+    """The functions that the host launches, each with the tensors that its parameters point to, by the host's names."""
     for call in _calls(host, _LAUNCH):
         function = functions[_text(call.args[0])]
         arguments = list(call.args)[1 : 1 + len(function.params)]
         pointers = zip(function.params, arguments, strict=True)
-        yield function, {pointer: _tensor(one) for pointer, one in pointers if isinstance(one, tvm.ir.Call)}
+        yield function, {pointer: _tensor(address) for pointer, address in pointers if isinstance(address, tvm.ir.Call)}
 
 
 def _condition(host: tirx.PrimFunc) -> LaunchCondition | None:
@@ -87,10 +87,10 @@ def _condition(host: tirx.PrimFunc) -> LaunchCondition | None:
 
 
 def _calls(host: tirx.PrimFunc, operator: str) -> list[tvm.ir.Call]:
-    found: list[tvm.ir.Call] = []
-    wanted = tvm.ir.Op.get(operator)
-    tvm_ffi.structural_walk(host.body, [(tvm.ir.Call, lambda call: found.append(call) if call.op == wanted else None)])
-    return found
+    calls: list[tvm.ir.Call] = []
+    op = tvm.ir.Op.get(operator)
+    tvm_ffi.structural_walk(host.body, [(tvm.ir.Call, lambda call: calls.append(call) if call.op == op else None)])
+    return calls
 
 
 def _text(argument: Any) -> str:
@@ -98,12 +98,13 @@ def _text(argument: Any) -> str:
 
 
 def _argument(argument: Any) -> str:
-    """A tensor's address, as the function calls it; a tensor map; or an expression of sizes."""
+    """An argument of a launch in C: a tensor's address as the function names it, a tensor map, or an expression of
+    sizes."""
     return f"{_tensor(argument)}_ptr" if isinstance(argument, tvm.ir.Call) else in_c(argument)
 
 
 def _tensor(address: tvm.ir.Call) -> str:
-    """The tensor of ``tensor.data``."""
+    """The name of the tensor whose address, ``tensor.data``, this is."""
     return str(address.args[0].name)
 
 
@@ -113,14 +114,14 @@ def _tensor_map(call: tvm.ir.Call) -> TensorMap:
 
 
 def _along(extents: Mapping[str, Any], what: str) -> tuple[str, ...]:
-    given = [in_c(extents[f"{what}.{axis}"]) if f"{what}.{axis}" in extents else "1" for axis in "xyz"]
-    while len(given) > 1 and given[-1] == "1":
-        given.pop()
-    return tuple(given)
+    sizes = [in_c(extents[f"{what}.{axis}"]) if f"{what}.{axis}" in extents else "1" for axis in "xyz"]
+    while len(sizes) > 1 and sizes[-1] == "1":
+        sizes.pop()
+    return tuple(sizes)
 
 
 def static_shared_bytes(function: tirx.PrimFunc) -> int:
-    """Of the arrays that a function on the device declares."""
+    """Bytes of the static arrays in shared memory that a function of the device declares."""
     sizes: list[int] = []
 
     def add(allocation: tirx.AllocBuffer) -> None:
@@ -133,7 +134,8 @@ def static_shared_bytes(function: tirx.PrimFunc) -> int:
 
 
 def with_registers(launches: Sequence[Launch], resources: Mapping[str, str]) -> list[Launch]:
-    """The launches of functions that ptxas spoke of, by name in ``resources``, with the registers that these have."""
+    """The launches with their numbers of registers. ``resources``: ptxas's report by function; launches of other
+    functions stay as they are."""
     return [
         dataclasses.replace(launch, registers=registers_of(resources[launch.function]))
         if launch.function in resources
@@ -143,7 +145,7 @@ def with_registers(launches: Sequence[Launch], resources: Mapping[str, str]) -> 
 
 
 def facts_of(launches: Sequence[Launch], resources: Mapping[str, str]) -> list[str]:
-    """Lines for the head of a kernel's texts. ``resources``: what ptxas said, by function."""
+    """Lines about the launches for the head of a kernel's source. ``resources``: ptxas's report by function."""
     lines = []
     for launch in launches:
         grid, block = (", ".join(extents) for extents in (launch.grid, launch.block))

@@ -16,7 +16,7 @@ from moec.targets.tvm.node_lowering import NodeLowering
 
 
 def lower_linear(node: NodeLowering) -> relax.Expr:
-    """``activation(x @ weight + bias)`` over the last axis of x."""
+    """Emit ``activation(x @ weight + bias)`` over the last axis of x."""
     spec = spec_of(node.node, LinearSpec)
     x, weight = computed_in(node, spec), node.needed_weight("weight")
     width, inner = weight.out_in(spec.transposed)

@@ -1,5 +1,5 @@
-"""MatMul, Gemm and Einsum on a GPU: moec's own kernels where a factor is one constant matrix, TVM's schedules for
-batches."""
+"""MatMul, Gemm and Einsum on a GPU: moec's own kernels if one factor is a single constant matrix, otherwise TVM's
+schedules."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DenseProducts:
     def with_constant(
         self, lowering: LoweringContext, node: ir.Node, left: relax.Expr, right: ConstantMatrix, bias: Bias | None
     ) -> relax.Expr:
-        """``left[M, K] @ right + bias``; the matrix is kept as [1, N, K]."""
+        """Emit ``left[M, K] @ right + bias``; the matrix becomes a weight [1, N, K] of the program."""
         inner, width, dtype = right.inner, right.columns, str(left.ty.dtype)
 
         addend = no_bias(lowering) if bias is None else bias_operand(lowering, bias.value, width, bias.factor)
@@ -44,7 +44,8 @@ class DenseProducts:
         return multiply_matrix(lowering, node, self.architecture, problem, left, [matrix, addend])
 
     def of_batches(self, lowering: LoweringContext, node: ir.Node, left: relax.Expr, right: relax.Expr) -> relax.Expr:
-        """``left[B|1, M, K] @ right[B|1, K, N]``. TVM's own operator wants it proved that sizes are equal."""
+        """Emit ``left[B|1, M, K] @ right[B|1, K, N]`` as a tensor expression; TVM's own operator would need a proof
+        that the sizes K are equal."""
         dtype = str(left.ty.dtype)
         right = lowering.assume_shape(right, [right.ty.shape[0], left.ty.shape[2], right.ty.shape[2]])
         wide = "float32" if dtype in ("float16", "bfloat16") else dtype

@@ -1,4 +1,4 @@
-"""The moec operators on a GPU: which kernels they become, with which weights and intermediate results.
+"""The moec operators on a GPU: their kernels, with weights and intermediate results.
 
 ======================  ==============================================================================================
 ``moec.Route``          route (, capacity); three kernels where experts choose tokens (:mod:`.routing`)
@@ -7,14 +7,14 @@
 ``moec.Dispatch``       dispatch into blocks of one row, describe_rows
 ``moec.GroupedMatMul``  dispatch, grouped product of rows that have one expert each, trim
 ``moec.Combine``        combine_placed
-``moec.MoE``            those of Route, then those of Experts: five launches, or three for few tokens, whose last
-                        product combines
+``moec.MoE``            those of Route, then those of Experts: five launches; for few tokens three, whose last product
+                        also combines
 ``moec.Linear``         one product, in one of several ways by the number of rows (:mod:`.dense_products`)
 ======================  ==============================================================================================
 
-Products take one of several ways by the number of tokens (:mod:`.grouped_products`). No launch waits for the host:
-grids come from the upper bound of what routing can ask for. Quantised matrices stay as they are stored; experts of
-different formats are computed by launches of their own (:mod:`.expert_groups`).
+Each product is computed in one of several ways, by the number of tokens (:mod:`.grouped_products`). The host never
+waits for the device: grids are sized by the upper bound of the work that routing can create. Quantised matrices stay as
+they are stored. Experts with different formats are computed by separate launches (:mod:`.expert_groups`).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from moec.targets.tvm.nodes import static_size
 
 
 class CudaExpertOps:
-    """The GPU's part of :mod:`moec.targets.tvm.lower.experts`."""
+    """The GPU's implementation of the operations that :mod:`moec.targets.tvm.lower.experts` needs."""
 
     combine: Kernel = COMBINE
     combine_placed: Kernel = COMBINE_PLACED
@@ -93,16 +93,17 @@ class _Experts:
         self._groups = groups_by_format([before, [self._weights.operand("down")]], self._dtype)
 
     def lower(self, weights: relax.Expr, ids: relax.Expr, capacity: int) -> Pairs:
-        """What the experts make; an expert has at most ``capacity`` pairs, where that is not 0."""
+        """Emit both products and return the results of all pairs. ``weights`` and ``ids``: routing weights and experts
+        [T, k]; ``capacity``: the most pairs of an expert, 0 for no limit."""
         node, spec = self._node, self._spec
         ids = renumbered(node, self._groups, ids)
         routing_dtype = str(weights.ty.dtype)
         firsts, seconds = self._padded(
             *zip(*(self._problems(group, routing_dtype) for group in self._groups), strict=True)
         )
-        problems = list(zip(*(with_rows_of(spec, of, node.machine) for of in (firsts, seconds)), strict=True))
-        every = [problem for pair in problems for problem in pair]
-        products = GroupedProducts(node, self._weights.experts, every, ids, weights, capacity)
+        problems = list(zip(*(with_rows_of(spec, side, node.machine) for side in (firsts, seconds)), strict=True))
+        all_problems = [problem for pair in problems for problem in pair]
+        products = GroupedProducts(node, self._weights.experts, all_problems, ids, weights, capacity)
         firsts, seconds = self._products(problems)
         epilogue = experts_epilogue(spec, self._dtype)
         x = prepared(node, spec, firsts[0].problem, self._x, self._weights.inner)
@@ -114,23 +115,23 @@ class _Experts:
         return Pairs(ids, rows, None if combining is None else combining.lower)
 
     def _problems(self, group: ExpertGroup, routing_dtype: str) -> tuple[GroupedProblem, GroupedProblem]:
-        """What is computed before and behind the activation for a group of experts."""
+        """The products before and after the activation for a group of experts."""
         spec, dtype, weights = self._spec, self._dtype, self._weights
         common: dict[str, Any] = {"dtype": dtype, "routing_dtype": routing_dtype, **fields_of(group, self._groups)}
         common["tf32"] = uses_tf32(spec, dtype)
         up, down = group.formats
         before: dict[str, Any] = {"matrix_dtype": up.dtype, "stored": up.stored, "out_dtype": dtype, **common}
-        behind: dict[str, Any] = {"matrix_dtype": down.dtype, "stored": down.stored, **common}
-        behind["out_dtype"] = _pair_dtype(self._node)
+        after: dict[str, Any] = {"matrix_dtype": down.dtype, "stored": down.stored, **common}
+        after["out_dtype"] = _pair_dtype(self._node)
         first = GroupedProblem(inner=weights.inner, width=weights.hidden, gated=spec.gated, gathered=True, **before)
         first = dataclasses.replace(first, weighted=spec.weight_on_input)
-        return first, GroupedProblem(inner=weights.hidden, width=weights.width, scattered=True, **behind)
+        return first, GroupedProblem(inner=weights.hidden, width=weights.width, scattered=True, **after)
 
     def _padded(
         self, firsts: Sequence[GroupedProblem], seconds: Sequence[GroupedProblem]
     ) -> tuple[list[GroupedProblem], list[GroupedProblem]]:
-        """The same with sizes that tensor cores take, of hidden units too, unless the zeros of those that no expert has
-        would count when others are rounded."""
+        """The problems padded to sizes that tensor cores take. Hidden units are padded, too, except if the padding
+        would change how rows are rounded: if rows are rounded and the activation of zero is not zero."""
         hidden, machine = self._weights.hidden, self._node.machine
         if not is_rounded(self._spec) or _makes_zero_of_zeros(self._spec):
             hidden = padded_inputs(seconds, machine)
@@ -142,20 +143,20 @@ class _Experts:
     def _products(
         self, problems: Sequence[tuple[GroupedProblem, GroupedProblem]]
     ) -> tuple[list[Product], list[Product]]:
-        """The products of all groups before and behind the activation."""
+        """The products of all groups before and after the activation."""
         weights = self._weights
         up_bias, down_bias = self._up_bias(), weights.bias("down")
         up_name = ".".join(dict.fromkeys(weights.operand(part).name for part in weights.before))
         down_name = weights.operand("down").name
-        before, behind = [], []
+        before, after = [], []
         for group, (first, second) in zip(self._groups, problems, strict=True):
             up, inner, hidden = parts_of(weights, weights.before, first.stored), weights.inner, weights.hidden
             name = padded_name(up_name, (inner, first.inner), (hidden, first.width))
             before.append(self._product(group, first, name, up, "up_bias", up_bias))
             down = parts_of(weights, ["down"], second.stored)
             name = padded_name(down_name, (hidden, second.inner), (weights.width, second.width))
-            behind.append(self._product(group, second, name, down, "down_bias", down_bias))
-        return before, behind
+            after.append(self._product(group, second, name, down, "down_bias", down_bias))
+        return before, after
 
     def _product(
         self, group: ExpertGroup, problem: GroupedProblem, name: str, parts: Parts, role: str, bias: np.ndarray | None
@@ -167,12 +168,13 @@ class _Experts:
         return Product(problem, [*matrix, _bias(node, f"{role}{suffix}", problem, own)])
 
     def _up_bias(self) -> np.ndarray | None:
-        """[E, columns], zeros for hidden units that an expert does not have."""
-        spec, given = self._spec, {part: self._weights.bias(part) for part in self._weights.before}
-        known = next((bias for bias in given.values() if bias is not None), None)
-        if known is None:
+        """The bias before the activation, [E, columns], with zeros for hidden units that an expert does not have; None
+        if there is none."""
+        spec, biases = self._spec, [self._weights.bias(part) for part in self._weights.before]
+        existing = next((bias for bias in biases if bias is not None), None)
+        if existing is None:
             return None
-        both = [np.zeros_like(known) if bias is None else np.array(bias) for bias in given.values()]
+        both = [np.zeros_like(existing) if bias is None else np.array(bias) for bias in biases]
         for expert, size in enumerate(spec.hidden_sizes):
             for bias in both:
                 bias[expert, size:] = 0
@@ -181,7 +183,7 @@ class _Experts:
 
 @dataclasses.dataclass(frozen=True)
 class _Combining:
-    """For few tokens, the second product and the sum over a token's experts in one launch."""
+    """The second product and the sum over a token's experts in one launch, for few tokens."""
 
     node: NodeLowering
     products: GroupedProducts
@@ -201,7 +203,8 @@ class _Combining:
         ids: relax.Expr,
         spec: ExpertsSpec,
     ) -> _Combining | None:
-        """None where that cannot be, for whatever reason."""
+        """The combination, or None if no tokens go pair by pair, the number of experts per token is dynamic, experts
+        are in several groups, or some return their input."""
         slots = static_size(ids.ty.shape[1])
         if products.few is None or slots is None or len(seconds) > 1 or spec.identity_experts:
             return None
@@ -210,27 +213,27 @@ class _Combining:
     def lower(self, problem: CombineProblem, call: KernelCall, output: relax.TensorType) -> relax.Expr:
         node, many, few = self.node, self.products.many, self.products.few
         assert few is not None
-        function, given = many.limited(call.function, 0), [*many.numbers(node.lowering), *call.arguments]
+        function, arguments = many.limited(call.function, 0), [*many.numbers(node.lowering), *call.arguments]
         attributes = {**call.attributes, "tokens": str(many)}
-        results = node.call(KernelCall(call.chosen, function, given, attributes, many.names), [output])
+        results = node.call(KernelCall(call.chosen, function, arguments, attributes, many.names), [output])
         combining = CombiningProblem(self.second.problem, problem, self.slots)
         operands = [self.hidden, *self.second.operands]
         function = few.limited(COMBINING_GEMV.build(combining), len(operands))
-        given = [*few.numbers(node.lowering), *operands, self.weights, self.ids]
+        arguments = [*few.numbers(node.lowering), *operands, self.weights, self.ids]
         attributes = {**self.second.problem.facts(), **call.attributes, "tokens": str(few)}
         chosen = node.select((COMBINING_GEMV,), combining)
-        return node.call_on(KernelCall(chosen, function, given, attributes, few.names), results)[0]
+        return node.call_on(KernelCall(chosen, function, arguments, attributes, few.names), results)[0]
 
 
 def _multiply(
     node: NodeLowering, spec: ProductSpec, weight: StoredWeight, no_weights: relax.Expr, ids: relax.Expr
 ) -> Pairs:
-    """The product of a node that has one, with its bias."""
+    """Emit the product of a ``moec.GroupedMatMul`` node, with its bias, and return the results of all pairs."""
     x = computed_in(node, spec)
     inner, width = weight.shape
     groups = groups_by_format([[weight]], str(x.ty.dtype))
     ids = renumbered(node, groups, ids)
-    bias, wanted = node.bias("bias"), []
+    bias, products = node.bias("bias"), []
     problems = [_problem_of(node, spec, group, groups, inner, width, str(x.ty.dtype)) for group in groups]
     padded = padded_inputs(problems, node.machine)
     problems = [_with_whole_rows(dataclasses.replace(problem, inner=padded)) for problem in problems]
@@ -240,10 +243,10 @@ def _multiply(
         problem = dataclasses.replace(problem, biased=bias is not None)
         matrix = add_matrix(node, name, problem, of_group(whole_parts(weight, problem.stored), group))
         own = None if bias is None else bias[list(group.experts)]
-        wanted.append(Product(problem, [*matrix, _bias(node, f"bias.{group.first}", problem, own)]))
-    products = GroupedProducts(node, weight.experts, [product.problem for product in wanted], ids, no_weights)
-    x = prepared(node, spec, wanted[0].problem, x, inner)
-    return Pairs(ids, products.multiply(wanted, x, products.pairs, lambda total: total))
+        products.append(Product(problem, [*matrix, _bias(node, f"bias.{group.first}", problem, own)]))
+    grouped = GroupedProducts(node, weight.experts, [product.problem for product in products], ids, no_weights)
+    x = prepared(node, spec, products[0].problem, x, inner)
+    return Pairs(ids, grouped.multiply(products, x, grouped.pairs, lambda total: total))
 
 
 def _problem_of(
@@ -255,7 +258,7 @@ def _problem_of(
     width: int,
     dtype: str,
 ) -> GroupedProblem:
-    """The product of a group of experts, whose rows have ``dtype``."""
+    """The problem of a group of experts for rows of ``dtype``."""
     (form,) = group.formats
     fields: dict[str, Any] = {
         "dtype": dtype,
@@ -268,8 +271,11 @@ def _problem_of(
 
 
 def _pair_dtype(node: NodeLowering) -> str:
-    """How results of pairs are stored: in the type of the tokens where these have 16 bits, as the graph's own products
-    are, for ``combine`` takes the time in which it reads them; else in float32."""
+    """The type in which results of pairs are stored: that of the tokens if it has 16 bits, otherwise float32.
+
+    The graph's own products are rounded to that type, too. ``combine`` is limited by reading these results, so 16 bits
+    halve its time.
+    """
     dtype = str(node.tensor("x").ty.dtype)
     return dtype if dtype in ("float16", "bfloat16") else "float32"
 
@@ -281,13 +287,13 @@ def _makes_zero_of_zeros(spec: ExpertsSpec) -> bool:
 
 
 def _with_whole_rows(problem: GroupedProblem) -> GroupedProblem:
-    """The product whose results of pairs can be read 16 bytes at a time, by columns of zeros behind its own."""
+    """The product with trailing columns of zeros, such that results of pairs can be read 16 bytes at a time."""
     return dataclasses.replace(problem, width=whole_vectors(problem.width, problem.out_dtype))
 
 
 def _refuse_rounding_of_absent_units(spec: ExpertsSpec) -> None:
-    """Raises UnsupportedError where hidden units that an expert does not have would count when its others are rounded:
-    where the activation does not make zero of their zeros."""
+    """Raise UnsupportedError if hidden units that an expert does not have would change how its rows are rounded: if the
+    activation of zero is not zero."""
     if is_rounded(spec) and spec.hidden_sizes and not _makes_zero_of_zeros(spec):
         raise UnsupportedError(
             f"{spec.activation} makes no zero of zero, hidden_sizes differ and arithmetic is {spec.arithmetic}; "
@@ -296,8 +302,8 @@ def _refuse_rounding_of_absent_units(spec: ExpertsSpec) -> None:
 
 
 def _bias(node: NodeLowering, role: str, problem: GroupedProblem, given: np.ndarray | None) -> relax.Expr:
-    """The biases in float32, as the problem says, zeros for columns beyond. Raises UnsupportedError for another
-    shape."""
+    """The biases as an operand of the problem: float32, with zeros for columns of padding. Raises UnsupportedError for
+    a shape that does not fit."""
     shape = problem.bias_shape
     if given is None:
         return no_bias(node.lowering)

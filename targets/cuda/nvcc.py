@@ -1,4 +1,4 @@
-"""NVIDIA's compiler: where it is, and what it makes of CUDA C."""
+"""NVIDIA's compiler: find it, and compile CUDA C with it."""
 
 from __future__ import annotations
 
@@ -24,30 +24,31 @@ MISSING = (
 )
 _INSTALLED = pathlib.Path("/usr/local/cuda")
 _PACKAGED = ("nvidia.cu13", "nvidia.cuda_nvcc")
-"""Where NVIDIA's packages on PyPI put it."""
+"""Python packages of NVIDIA's that hold nvcc."""
 SOURCE = "all_kernels.cu"
-"""The file of an artifact's sources that holds what nvcc was given, to which the lines of machine code refer."""
+"""The file of an artifact's sources that nvcc compiled; line numbers in machine code refer to it."""
 PREAMBLE = "preamble.cuh"
-"""The one that holds what comes before all kernels."""
+"""The file of an artifact's sources with the text before all kernels."""
 _OPTIONS = ("-std=c++17", "-O3", "-lineinfo", f"-diag-suppress={','.join(EXPECTED)}")
 _OPTION_VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
-"""Variables of the environment, from which nvcc takes options too."""
+"""Environment variables from which nvcc takes options, too."""
 _UNKNOWN = "Unsupported gpu architecture"
-"""What nvcc says of architectures that are newer than it is, or too old for it."""
+"""Text of nvcc's error for an architecture that is too new or too old for it."""
 _BINARY, _TEXTS = "binary", "texts"
 _PTX_ENTRY = re.compile(
     r"^\.visible \.entry (?P<name>\w+)\(.*?(?=^\.(?:visible|weak|func|extern)\b|\Z)", re.MULTILINE | re.DOTALL
 )
-"""Up to what comes next: braces of inline assembly also stand at the beginning of a line."""
+"""A kernel in PTX, up to the next declaration. Its closing brace does not mark the end, since braces of inline assembly
+stand at the beginning of a line, too."""
 _PTX_FILE = re.compile(r'^(?P<number>\t\.file\t\d+ )"(?P<path>[^"\n]*)"[^\n]*$', re.MULTILINE)
-"""A source, by its path, time and size."""
+"""The declaration of a source file, with its path, time and size."""
 _PTX_MODULE = re.compile(f"({','.join(map(str, b'_INTERNAL_'))},)(?:[0-9]+,){{8}}")
-"""In the names of functions that only this source has, whose bytes PTX lists for debuggers: eight digits that nvcc
-makes of the path."""
+"""Eight digits that nvcc derives from the path of the source. They are part of the names of internal functions, which
+PTX lists byte by byte for debuggers."""
 _PTX_LINES = re.compile(
     r"^\t\.loc\t[^\n]*\n|^\$L__tmp\d+:\n|^\t\.file\t[^\n]*\n|^\t\.section\t.*\Z", re.MULTILINE | re.DOTALL
 )
-"""What PTX says of lines of the source."""
+"""Debug information in PTX that refers to lines of the source."""
 _PTX_POOL = re.compile(r"^\.extern \.shared [^\n]*? (?P<name>\w+)\[\];\n", re.MULTILINE)
 _SASS_FUNCTION = re.compile(r"^\s*Function : (?P<name>\w+)\n.*?(?=^\s*Function : |\Z)", re.MULTILINE | re.DOTALL)
 _CALL, _SPILL = re.compile(r"\bCALL\."), re.compile(r"\b(?:LDL|STL)\b")
@@ -56,23 +57,23 @@ _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s", re.MULTILINE)
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """Code for one architecture. ``ptx``, ``sass``, ``resources`` and ``advisories`` are by function; ``sass`` is empty
-    where there is no cuobjdump with its nvdisasm."""
+    """Code for one architecture. ``ptx``, ``sass``, ``resources`` and ``advisories`` are by function. ``sass`` is empty
+    if cuobjdump, or the nvdisasm that it calls, is not installed."""
 
     binary: bytes
-    """Machine code, and, for architectures of which there are newer ones, PTX that drivers make theirs of."""
+    """Machine code, and PTX from which drivers compile for newer GPUs, if the architecture allows that."""
     ptx: dict[str, str]
     sass: dict[str, str]
     resources: dict[str, str]
     advisories: dict[str, list[str]]
-    """What nvcc and ptxas advise, by function; under an empty name what is said of no function."""
+    """Advisories of nvcc and ptxas, by function; under an empty name those that concern no function."""
 
 
 def find_tool(name: str) -> pathlib.Path | None:
     """A tool of the CUDA toolkit: on PATH, under CUDA_HOME, or from a Python package."""
-    found = shutil.which(name)
-    if found:
-        return pathlib.Path(found)
+    on_path = shutil.which(name)
+    if on_path:
+        return pathlib.Path(on_path)
     homes = [pathlib.Path(os.environ["CUDA_HOME"])] if "CUDA_HOME" in os.environ else [_INSTALLED]
     for package in _PACKAGED:
         try:
@@ -84,30 +85,32 @@ def find_tool(name: str) -> pathlib.Path | None:
 
 
 def find_disassembler() -> pathlib.Path | None:
-    """``cuobjdump``, where the ``nvdisasm`` that it calls is on PATH or beside it, too."""
+    """``cuobjdump``, or None unless the ``nvdisasm`` that it calls is found, too."""
     tool, called = find_tool("cuobjdump"), find_tool("nvdisasm")
     return tool if called is not None else None
 
 
 def compile_source(source: str, architecture: str) -> Compiled | None:
-    """Code for ``architecture`` (``sm_80``), from the cache where it was made before; None where there is no nvcc.
-    Raises MoecError for an architecture that nvcc does not know; DefectError where it refuses the source, for moec made
-    it."""
+    """Code for ``architecture`` (``sm_80``), from the cache if it was compiled before; None if there is no nvcc.
+
+    Raises MoecError for an architecture that nvcc does not support; DefectError if nvcc rejects the source, since moec
+    generated it.
+    """
     nvcc = find_tool("nvcc")
     if nvcc is None:
         return None
     virtual = architecture.replace("sm_", "compute_")
     codes = f"[{architecture},{virtual}]" if is_for_newer_ones(architecture) else architecture
     options = [*_OPTIONS, f"-arch={virtual}"], ["-Xptxas", "-v", "-gencode", f"arch={virtual},code={codes}"]
-    followed_from = [source, *options[0], *options[1], *(_version(tool) for tool in (nvcc, find_disassembler()))]
-    followed_from += [f"{name}={os.environ.get(name, '')}" for name in _OPTION_VARIABLES]
+    depends_on = [source, *options[0], *options[1], *(_version(tool) for tool in (nvcc, find_disassembler()))]
+    depends_on += [f"{name}={os.environ.get(name, '')}" for name in _OPTION_VARIABLES]
 
     def make(_name: str) -> Files:
         compiled = _compile(nvcc, source, *options)
         texts = {name: text for name, text in vars(compiled).items() if name != _BINARY}
         return {_BINARY: compiled.binary, _TEXTS: json.dumps(texts).encode()}
 
-    files = through_cache({"source": "\0".join(followed_from)}, make)["source"]
+    files = through_cache({"source": "\0".join(depends_on)}, make)["source"]
     return Compiled(files[_BINARY], **json.loads(files[_TEXTS]))
 
 
@@ -120,12 +123,12 @@ def _compile(nvcc: pathlib.Path, source: str, to_ptx: Sequence[str], to_binary: 
         path = pathlib.Path(folder, SOURCE)
         path.write_text(source)
         binary, ptx = path.with_suffix(".fatbin"), path.with_suffix(".ptx")
-        said = _run([str(nvcc), "-ptx", *to_ptx, path.name, "-o", ptx.name], folder)
+        output = _run([str(nvcc), "-ptx", *to_ptx, path.name, "-o", ptx.name], folder)
         text = without_paths(ptx.read_text())
         ptx.write_text(text)
-        path.unlink()  # ptxas would note when it was written
-        said += _run([str(nvcc), "-fatbin", "-lineinfo", *to_binary, ptx.name, "-o", binary.name], folder)
-        report = read_report(said, source)
+        path.unlink()  # otherwise ptxas would record its modification time
+        output += _run([str(nvcc), "-fatbin", "-lineinfo", *to_binary, ptx.name, "-o", binary.name], folder)
+        report = read_report(output, source)
         sass = _disassembled(binary)
         return Compiled(
             binary.read_bytes(),
@@ -137,15 +140,15 @@ def _compile(nvcc: pathlib.Path, source: str, to_ptx: Sequence[str], to_binary: 
 
 
 def without_paths(ptx: str) -> str:
-    """PTX that names its sources, but not where they lay when it was made and when: it is the same wherever that is
-    done, and so is what becomes of it."""
+    """PTX with file names instead of paths, times and sizes of sources. That makes the PTX, and the machine code made
+    from it, the same wherever and whenever it is compiled."""
     named = _PTX_FILE.sub(lambda match: f'{match["number"]}"{pathlib.PurePath(match["path"]).name}"', ptx)
     return _PTX_MODULE.sub(lambda match: match[1] + 8 * f"{ord('0')},", named)
 
 
 def kernels_of_ptx(ptx: str) -> dict[str, str]:
-    """The text of each kernel, behind the declarations of the pools in shared memory that it uses, without lines of the
-    source."""
+    """The text of each kernel by name, after the declarations of the shared-memory pools that it uses, without debug
+    information about lines."""
     ptx = _PTX_LINES.sub("", ptx)
     pools = {match["name"]: match[0] for match in _PTX_POOL.finditer(ptx)}
     return {
@@ -155,7 +158,7 @@ def kernels_of_ptx(ptx: str) -> dict[str, str]:
 
 
 def machine_code_in_words(sass: str | None) -> str:
-    """A line on the machine code of a function; nothing where there is none."""
+    """A line with counts of instructions, calls and local-memory accesses of a function; empty if there is no code."""
     if sass is None:
         return ""
     calls, spills = len(_CALL.findall(sass)), len(_SPILL.findall(sass))
@@ -170,11 +173,12 @@ def _disassembled(binary: pathlib.Path) -> dict[str, str]:
 
 
 def _run(command: list[str], folder: str | None = None) -> str:
-    """What the command says, run in a folder."""
+    """The output of a command of the CUDA toolkit, run in ``folder``. Raises MoecError for an unsupported architecture,
+    DefectError for any other failure."""
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     if _UNKNOWN in done.stderr:
-        said = next(line for line in done.stderr.splitlines() if _UNKNOWN in line)
-        raise MoecError(f"{command[0]}: {said}; install one of CUDA 13, or choose another --target")
+        line = next(line for line in done.stderr.splitlines() if _UNKNOWN in line)
+        raise MoecError(f"{command[0]}: {line}; install one of CUDA 13, or choose another --target")
     if done.returncode:
         lines = (
             [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no reason"]

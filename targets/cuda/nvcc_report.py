@@ -1,4 +1,4 @@
-"""What nvcc and ptxas say of a source: the resources of each function, and what they advise against."""
+"""Reports of nvcc and ptxas about a source: the resources of each function, warnings and remarks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EXPECTED = {
     "550": "a variable is set and not used, likewise",
     "1046": "a number is no float: constants are written in double precision and rounded to nearest",
 }
-"""Numbers of nvcc's warnings that mean nothing in generated code, and why."""
+"""Numbers of nvcc's warnings that do not matter in generated code, each with the reason."""
 _KERNEL = re.compile(r"__global__ void (?:__\w+__\s*\([^()]*\)\s*)*(\w+)\s*\(")
 _FUNCTION = re.compile(r"(?:Compiling entry function|Function properties for) '?(\w+)'?")
 _USED = re.compile(r"^ptxas info\s*: (Used .*)")
@@ -25,7 +25,7 @@ _QUOTED = re.compile(r"'(\w+)'")
 
 @dataclasses.dataclass(frozen=True)
 class PtxasReport:
-    """By function; the name is empty for what is said of no function."""
+    """The report by function. Text that concerns no function is under an empty name."""
 
     resources: dict[str, str]
     """Two lines: registers, barriers and memory; stack and spills."""
@@ -34,17 +34,17 @@ class PtxasReport:
 
 
 def read_report(text: str, source: str) -> PtxasReport:
-    """``text``: what ``nvcc -Xptxas -v`` said when it compiled ``source``."""
+    """Parse ``text``, the output of ``nvcc -Xptxas -v`` for ``source``."""
     used, stack = dict[str, str](), dict[str, str]()
     advisories = dict[str, list[str]]()
     function = ""
     for line in text.splitlines():
-        if found := _FUNCTION.search(line):
-            function = found[1]
-        elif found := _USED.match(line):
-            used[function] = found[1]
-        elif found := _STACK.match(line):
-            stack[function] = found[1]
+        if match := _FUNCTION.search(line):
+            function = match[1]
+        elif match := _USED.match(line):
+            used[function] = match[1]
+        elif match := _STACK.match(line):
+            stack[function] = match[1]
         elif not _ROUTINE.match(line):
             for name, advice in _advice(line, source):
                 advisories.setdefault(name, []).append(advice)
@@ -52,20 +52,20 @@ def read_report(text: str, source: str) -> PtxasReport:
 
 
 def registers_of(resources: str) -> int:
-    """Registers of a thread, from what a report says of a function's resources. Raises ValueError."""
-    found = _REGISTERS.match(resources)
-    if found is None:
+    """Registers of a thread, from a function's resources in a report. Raises ValueError if the text has none."""
+    match = _REGISTERS.match(resources)
+    if match is None:
         raise ValueError(f"no number of registers: {resources[:80]!r}")
-    return int(found[1])
+    return int(match[1])
 
 
 def _advice(line: str, source: str) -> Iterator[tuple[str, str]]:
-    """The function that a line is about, and what it says; nothing for a line that only goes on."""
-    if found := _NVCC.match(line):
-        before = "".join(source.splitlines(keepends=True)[: int(found[1])])
-        yield next(iter(reversed(_KERNEL.findall(before))), ""), found[2]
+    """The function that a line is about and its advice, as one pair; nothing for a line that only continues another."""
+    if match := _NVCC.match(line):
+        before = "".join(source.splitlines(keepends=True)[: int(match[1])])
+        yield next(iter(reversed(_KERNEL.findall(before))), ""), match[2]
     elif line.startswith("ptxas"):
         defined = set(_KERNEL.findall(source))
         named = [name for name in _QUOTED.findall(line) if name in defined]
-        found = _PTXAS.match(line)
-        yield next(iter(named), ""), found[1] if found else line
+        match = _PTXAS.match(line)
+        yield next(iter(named), ""), match[1] if match else line

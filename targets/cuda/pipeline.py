@@ -1,4 +1,5 @@
-"""What TVM does differently for CUDA: schedules, the phases from TIR to CUDA C, and where the text of a kernel is."""
+"""The CUDA backend of the TVM pipeline: schedules, the phases from TIR to CUDA C, and the source text of each
+kernel."""
 
 from __future__ import annotations
 
@@ -24,17 +25,17 @@ from moec.targets.tvm.pipeline import Backend, Generated
 
 _PROTOTYPE = re.compile(r'^extern "C" __global__ ', re.MULTILINE)
 _DEVICE_FUNCTION = re.compile(r"_kernel(_\d+)?$")
-"""What TVM adds to the name of a function for the parts of it that run on the device."""
+"""The suffix that TVM adds to a function's name for its parts that run on the device."""
 
 
 @tvm.register_global_func("tvm_callback_cuda_postproc", override=True)
 def _finish_text(source: str, _target: tvm.target.Target) -> str:
-    """TVM calls it with the CUDA C that it generated, before anything is made of that."""
+    """The final text of generated CUDA C. TVM calls this before it compiles or stores the text."""
     return finished(source)
 
 
 def scheduled_kernel_phases() -> list[tvm.transform.Pass]:
-    """From a scheduled kernel to one function that holds the host's and the device's part."""
+    """The phases that lower a scheduled kernel to one function, which still holds the parts of host and device."""
     lower, loops = s_tir.transform, tirx.transform
     return [
         # Blocks, as schedules see them, become plain loops over flat buffers.
@@ -46,9 +47,9 @@ def scheduled_kernel_phases() -> list[tvm.transform.Pass]:
         loops.FlattenBuffer(),
         loops.BF16ComputeLegalize(),
         loops.NarrowDataType(32),
-        # Loops stay loops: nvcc unrolls what pays, and people read the text.
+        # Other loops stay loops: the text remains readable, and nvcc unrolls where that pays.
         loops.VectorizeLoop(True),
-        # Schedules may give one thread the work of several.
+        # Virtual threads of schedules: one thread does the work of several.
         lower.InjectVirtualThread(),
         loops.StorageRewrite(),
         loops.UnrollLoop(),
@@ -59,7 +60,7 @@ def scheduled_kernel_phases() -> list[tvm.transform.Pass]:
         loops.FP8ComputeLegalize(),
         loops.VerifyMemory(),
         loops.AnnotateEntryFunc(),
-        # Threads of a block wait for one another where they share memory.
+        # Barriers between threads that share memory.
         lower.ThreadSync("shared"),
         lower.ThreadSync("shared.dyn"),
         lower.ThreadSync("warp"),
@@ -69,13 +70,13 @@ def scheduled_kernel_phases() -> list[tvm.transform.Pass]:
 
 
 def kernel_phases(architecture: str) -> list[tvm.transform.Pass]:
-    """TIR to host and device functions."""
+    """The phases that split TIR into functions of host and device and lower both."""
     loops = tirx.transform
     early = has_early_launches(architecture)
     return [
         LowerByForm(scheduled_kernel_phases()),
         *([AskForEarlyLaunches()] if early else []),
-        # One function of the host for each kernel, which checks its arguments and launches the device's.
+        # For each kernel, a function of the host checks the arguments and launches the device's function.
         loops.SplitHostDevice(),
         *([WaitForKernelsBefore()] if early else []),
         ApplyLaunchConditions(),
@@ -127,11 +128,11 @@ def _cuda_code(
 
 
 def lowered_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.IRModule, tvm.IRModule | None]:
-    """The host's functions, and those of the device, if any, as code is generated of them."""
+    """The functions of the host, and those of the device (None if there are none), lowered for code generation."""
     sequence = tvm.ir.transform.Sequential
     module = sequence([tirx.transform.BindTarget(target), *kernel_phases(str(target.attrs["arch"]))])(module)
     host, devices = split_host_device_mods(module)
-    # Without simplification, which would put what names are bound to in their place.
+    # No simplification here: it would replace names by the expressions that are bound to them.
     finish_device = sequence([tirx.transform.LowerWarpMemory(), tirx.transform.LowerIntrin()])
     return s_tir.pipeline.finalize_host_passes()(host), next(
         (finish_device(device) for device in devices.values()), None
@@ -139,7 +140,7 @@ def lowered_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tv
 
 
 def _by_kernel(functions: dict[str, str], kernels: Sequence[str]) -> dict[str, str]:
-    """The texts of each kernel's functions on the device, joined."""
+    """The texts by kernel: those of its functions on the device, joined."""
     parts: dict[str, list[str]] = {kernel: [] for kernel in kernels}
     for name, text in functions.items():
         parts.get(_DEVICE_FUNCTION.sub("", name), []).append(text)
@@ -147,23 +148,23 @@ def _by_kernel(functions: dict[str, str], kernels: Sequence[str]) -> dict[str, s
 
 
 def preamble_of(text: str) -> str:
-    """What comes before the helpers and the kernels: headers, and types that TVM defines."""
+    """The text before the helpers and the kernels: headers, and types that TVM defines."""
     begins = [match.start() for pattern in (HELPER, KERNEL, _PROTOTYPE) for match in pattern.finditer(text)]
     return text[: min(begins, default=len(text))].strip() + "\n"
 
 
 def sources_of(text: str, kernels: Sequence[str]) -> dict[str, str]:
-    """CUDA C by kernel: its functions, and before them the helpers that they call."""
+    """CUDA C by kernel: its functions, preceded by the helpers that they call."""
     helpers = {match["name"]: match[0] for match in HELPER.finditer(text)}
-    found = _by_kernel({match["name"]: match[0] for match in KERNEL.finditer(text)}, kernels)
-    for kernel, functions in found.items():
+    sources = _by_kernel({match["name"]: match[0] for match in KERNEL.finditer(text)}, kernels)
+    for kernel, functions in sources.items():
         called = _called_by(functions, helpers)
-        found[kernel] = "\n".join([*(code for name, code in helpers.items() if name in called), functions])
-    return found
+        sources[kernel] = "\n".join([*(code for name, code in helpers.items() if name in called), functions])
+    return sources
 
 
 def _called_by(code: str, helpers: dict[str, str]) -> set[str]:
-    """Names of the helpers that the code calls, and that those call."""
+    """Names of the helpers that the code calls, directly or through other helpers."""
     called: set[str] = set()
     pending = [code]
     while pending:
@@ -176,5 +177,5 @@ def _called_by(code: str, helpers: dict[str, str]) -> set[str]:
 
 
 def backend_for(architecture: str, recorder: LaunchRecorder) -> Backend:
-    """For GPUs of an architecture, ``sm_80``. ``recorder`` takes part in the compilation."""
+    """The backend for GPUs of an architecture (``sm_80``). ``recorder``: the pass instrument of the compilation."""
     return Backend(ScheduleForGpu(), functools.partial(_cuda_code, architecture, recorder))

@@ -1,8 +1,8 @@
-"""The rows of a product as its arithmetic and its kernels ask for them.
+"""The input rows of a product, in the size and type that its arithmetic and its kernels need.
 
-Rows of any size get zeros behind their inputs where only then tensor cores take them. Rows that are rounded to fp8 stay
-bytes with their scales where tensor cores multiply such numbers with the matrix as it is stored; else they become
-floats again, and so does the matrix.
+Rows are padded with trailing zeros if tensor cores cannot take them otherwise. Rows that are rounded to fp8 stay bytes
+with scales if tensor cores can multiply them with the matrix as it is stored. Otherwise rows and matrix become floats
+again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.nodes import flatten, record_of, reshape
 
 _ROUNDING = ("int8", "fp8")
-"""Arithmetics that rows are rounded for by a kernel of its own."""
+"""Arithmetics for which a separate kernel rounds the rows."""
 
 
 def is_rounded(spec: ProductSpec) -> bool:
@@ -37,19 +37,19 @@ def is_rounded(spec: ProductSpec) -> bool:
 
 
 def computed_in(node: NodeLowering, spec: ProductSpec) -> relax.Expr:
-    """The tokens x[..., K] in the type that products compute in."""
+    """The tokens x[..., K], cast to the type in which products are computed."""
     x = node.tensor("x")
     return node.cast(x, "bfloat16") if spec.arithmetic == "bfloat16" else x
 
 
 def uses_tf32(spec: ProductSpec, dtype: str) -> bool:
-    """Whether products round rows of that type to tf32; floats of 16 bits are such numbers already."""
+    """Whether products round rows of that type to tf32. Floats of 16 bits need no rounding: tf32 represents them."""
     return spec.arithmetic == "tf32" and dtype == "float32"
 
 
 def padded_inputs(problems: Sequence[GroupedProblem], architecture: str) -> int:
-    """How many inputs the rows of these products, which read the same ones, are to have, with zeros behind their own:
-    so many that tensor cores multiply them, or warps read them, where these could not; else their own."""
+    """The number of inputs, with trailing padding, of the rows that these products share. It is larger than their own
+    number only if padding lets more kernels compute them: tensor cores, or warps for few rows."""
     (inner,) = {problem.inner for problem in problems}
     multiple = max(map(_inputs_at_once, problems))
     padded = -(-inner // multiple) * multiple
@@ -61,35 +61,36 @@ def padded_inputs(problems: Sequence[GroupedProblem], architecture: str) -> int:
 
 
 def _inputs_at_once(problem: GroupedProblem) -> int:
-    """What the number of inputs has to be a multiple of: of k-tiles that are decoded, and of 16 bytes."""
+    """The number of inputs that the padded number has to be a multiple of: a k-tile if the matrix is decoded, otherwise
+    16 bytes."""
     smallest = min(dtype_of(dtype).itemsize for dtype in (problem.dtype, problem.matrix_dtype))
     return DEPTH if problem.decodes else LOAD_BYTES // smallest
 
 
 def _ways(problem: GroupedProblem, architecture: str) -> int:
-    """Of tiles on tensor cores and warps for few rows, how many can compute it."""
+    """The number of kernels, of those with tiles on tensor cores and with warps for few rows, that can compute it."""
     tiled = dataclasses.replace(problem, block_rows=min(SHAPES))
     return (why_no_gemm(tiled, architecture) is None) + (why_no_gemv(problem) is None)
 
 
 def with_rows_of(spec: ProductSpec, problems: Sequence[GroupedProblem], architecture: str) -> list[GroupedProblem]:
-    """The products, which read the same rows, with the type that these have: fp8 where the arithmetic asks for it and
-    tensor cores multiply it with all of the matrices, else that which they have."""
+    """The products with the type of the rows that they share. It becomes fp8 if that is the arithmetic and kernels can
+    multiply fp8 with all of the matrices; otherwise it stays."""
     if spec.arithmetic != "fp8" or any(_why_floats(spec, problem, architecture) for problem in problems):
         return list(problems)
     return [dataclasses.replace(problem, dtype=FP8) for problem in problems]
 
 
 def _why_floats(spec: ProductSpec, problem: GroupedProblem, architecture: str) -> str | None:
-    """The reason why rows that are rounded to fp8 become floats again, or None."""
+    """The reason why rows that are rounded to fp8 have to become floats again, or None."""
     packed = dataclasses.replace(problem, dtype=FP8)
     tiled = (dataclasses.replace(packed, block_rows=rows) for rows in SHAPES)
-    reasons = (why_no_gemm(one, architecture) for one in tiled)
+    reasons = (why_no_gemm(tile, architecture) for tile in tiled)
     return why_not_packed(problem.inner, spec.activation_group) or next(filter(None, reasons), why_no_gemv(packed))
 
 
 def rounding_of(spec: ProductSpec, problem: GroupedProblem, dtype: str, architecture: str) -> Rounding:
-    """How rows of ``dtype`` are rounded for a product."""
+    """The rounding of rows of ``dtype`` for a product."""
     why_floats = ""
     if spec.arithmetic == "fp8" and not problem.in_fp8:
         why_floats = _why_floats(spec, problem, architecture) or "other experts of the layer need floats"
@@ -99,7 +100,7 @@ def rounding_of(spec: ProductSpec, problem: GroupedProblem, dtype: str, architec
 def padded(
     lowering: LoweringContext, node: ir.Node, architecture: str, x: relax.Expr, inner: int, wanted: int
 ) -> relax.Expr:
-    """The rows x[..., inner] as [..., wanted], with zeros behind."""
+    """The rows x[..., inner] padded with trailing zeros to [..., wanted]."""
     if inner == wanted:
         return x
     shape, padding = list(x.ty.shape), Padding(inner, wanted, str(x.ty.dtype))
@@ -112,8 +113,8 @@ def padded(
 
 
 def prepared(node: NodeLowering, spec: ProductSpec, problem: GroupedProblem, x: relax.Expr, inner: int) -> relax.Expr:
-    """The tokens x[..., inner] as a product takes them: with the inputs that it has, and rounded where its arithmetic
-    says so; where they are packed, [..., bytes of a row]."""
+    """The tokens x[..., inner] as a product takes them: padded to the inputs that it has, and rounded if its arithmetic
+    asks for it. Packed rows are [..., bytes of a row]."""
     x = padded(node.lowering, node.node, node.machine, x, inner, problem.inner)
     if not is_rounded(spec):
         return x

@@ -1,7 +1,7 @@
-"""Measures the limits of a GPU: what its memory can copy, and what products of large matrices reach.
+"""Measurement of a GPU's limits: the bandwidth of copies in its memory, and the rate of products of large matrices.
 
-PyTorch does the work, with NVIDIA's own library of matrix products: the peak is what the best known code reaches, not
-what a data sheet says.
+PyTorch does the work, with NVIDIA's own library of matrix products. So the peak is a rate that the best known code
+reaches, not a figure of a data sheet.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from moec.targets.cuda.device.driver import open_driver
 _DTYPES = ("float32", "float16", "bfloat16")
 _COPY_BYTES = 1 << 30
 _SIZE = 8192
-"""Rows of the square matrices."""
+"""Rows and columns of the matrices."""
 _REPETITIONS = 10
 
 
 def measure_roofline(threads: int) -> Roofline:
-    """The limits of the first GPU, in a second or two; a copied byte counts twice, as one read and one written.
+    """Measure the limits of the first GPU, in a second or two. A copied byte counts twice: once read, once written.
 
-    Raises MoecError where there is no GPU, or no PyTorch that can use it.
+    Raises MoecError if there is no GPU, or no PyTorch that can use it.
     """
     torch = _torch_on_gpu()
     source = torch.zeros(_COPY_BYTES, dtype=torch.uint8, device="cuda")
@@ -54,7 +54,7 @@ def _measure_peak(torch: Any, dtype: str) -> Peak:
 
 
 def _least_seconds(torch: Any, call: Callable[[], Any]) -> float:
-    """The fastest of several calls after one that does not count."""
+    """The time of the fastest of several calls; a first call to warm up does not count."""
     times = []
     for _ in range(1 + _REPETITIONS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

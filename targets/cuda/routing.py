@@ -1,4 +1,4 @@
-"""Routing on a GPU: one kernel where tokens choose, three where experts do."""
+"""Routing on a GPU: one kernel if tokens choose experts (two with a capacity), three if experts choose tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moec.targets.tvm.node_lowering import NodeLowering
 
 
 def lower_routing(node: NodeLowering) -> tuple[relax.Expr, relax.Expr]:
-    """Routing weights [T, k] and expert ids [T, k] (int32)."""
+    """Emit the routing of a node; return routing weights [T, k] and expert ids [T, k] (int32)."""
     spec = spec_of(node.node, RouteSpec)
     return _experts_choose(node, spec) if spec.selection == "expert_choice" else lower_route(node, ROUTE, CAPACITY)
 

@@ -1,11 +1,12 @@
 """CUDA graphs: a run is captured once for each set of input sizes, and launched as a whole from then on.
 
-With few tokens a kernel takes a few microseconds, and so does launching it; a graph is launched once. What a captured
-run reads and writes is where it was at capture: inputs are copied to memory of the graph, and results from it.
+With few tokens a kernel takes a few microseconds, and so does launching it; a graph needs one launch for all kernels. A
+captured run reads and writes at the addresses that it had at capture. Inputs are therefore copied to memory of the
+graph, and results are read from it.
 
-A set of sizes is captured when it comes the second time, so that sizes which never come again cost nothing. Before the
-capture the run takes place once more: its code is loaded and its memory taken then. All memory that a captured run took
-is kept with its graph, also what it had let go of again: the next launch writes there.
+A set of sizes is captured when it comes the second time, so sizes that never come again cost nothing. Just before the
+capture the run is executed once more, which loads its code and allocates its memory. The graph keeps all memory that
+the captured run allocated, even what the run freed again, because the next launch writes there.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from moec.runtime.tensors import new_tensor
 from moec.targets.cuda.device.driver import CUDA, Driver
 
 _MOST = 32
-"""Graphs of a model. Each keeps memory; beyond that many the one that was not used for the longest goes."""
+"""The largest number of graphs of a model, since each keeps memory. Beyond it, the least recently used one is freed."""
 _TAKES_MEMORY = f"{BUILTIN}alloc_storage"
 
 Sizes = tuple[tuple[int, ...], ...]
@@ -36,8 +37,9 @@ Sizes = tuple[tuple[int, ...], ...]
 
 @dataclasses.dataclass(frozen=True)
 class _Captured:
-    """``lengths``: shapes that the program was given behind its inputs. ``memory``: what keeps the graph's memory from
-    the runs of others."""
+    """A captured run. ``graph``: its address; ``inputs`` and ``outputs``: tensors at the addresses that it uses;
+    ``lengths``: shapes that the program takes after its inputs; ``memory``: references that keep the graph's memory
+    from being reused by other runs."""
 
     graph: int
     inputs: list[Any]
@@ -47,10 +49,10 @@ class _Captured:
 
 
 class CapturedRuns:
-    """Those of one program, on ``weights`` as they are at capture. Not to be used by two threads at once."""
+    """The captured runs of one program, with ``weights`` as they are at capture. Not thread-safe."""
 
     def __init__(self, program: LoadedProgram, weights: Sequence[Any], driver: Driver, streams: Streams) -> None:
-        """Raises UnsupportedError for a program that does not allow it."""
+        """Raises UnsupportedError for a program that cannot be captured, because its host part waits for the GPU."""
         if program.waits:
             raise UnsupportedError(
                 f"{program.where}: cannot be captured as a CUDA graph: the host reads what the GPU computed while it "
@@ -63,10 +65,10 @@ class CapturedRuns:
         self._captured: collections.OrderedDict[Sizes, _Captured] = collections.OrderedDict()
 
     def replay(self, arrays: Sequence[np.ndarray | OnDevice], lengths: Sequence[Any] = ()) -> list[Any] | None:
-        """The results, in memory that the next run of these sizes overwrites; None for sizes that come the first time.
-        ``lengths``: shapes that the program takes behind the arrays.
+        """The results, in memory that the next run of these sizes overwrites; None the first time that sizes come.
+        ``lengths``: shapes that the program takes after the arrays.
 
-        Raises MoecError where the driver refuses.
+        Raises MoecError if a call of the driver fails.
         """
         sizes = tuple([*(tuple(array.shape) for array in arrays), *map(tuple, lengths)])
         if sizes not in self._seen:
@@ -84,7 +86,7 @@ class CapturedRuns:
         return captured.outputs
 
     def forget(self) -> None:
-        """Capture all sizes anew."""
+        """Free all graphs; runs are then captured again."""
         for captured in self._captured.values():
             self._driver.forget(captured.graph)
         self._captured.clear()
@@ -101,14 +103,14 @@ class CapturedRuns:
             with self._streams.switched_to(self._stream), self._keeping_memory() as memory:
                 outputs = list(self._program([*inputs, *lengths], self._weights))
         except BaseException:
-            with contextlib.suppress(Exception):  # what went wrong first counts
+            with contextlib.suppress(Exception):  # the first error is the one to report
                 self._driver.forget(self._driver.end_capture(self._stream))
             raise
         return _Captured(self._driver.end_capture(self._stream), inputs, lengths, outputs, memory)
 
     @contextlib.contextmanager
     def _keeping_memory(self) -> Iterator[list[Any]]:
-        """A list that keeps all memory that a run inside takes."""
+        """A context with a list, which collects references to all memory that the program allocates inside."""
         memory: list[Any] = []
 
         def keep(_function: Any, symbol: str, before: bool, result: Any, *_arguments: Any) -> int:

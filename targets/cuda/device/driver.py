@@ -1,7 +1,7 @@
-"""NVIDIA's driver: what GPUs there are, and runs that are captured as graphs and launched again.
+"""NVIDIA's driver: the GPUs of this machine, and runs that are captured as graphs and launched again.
 
-The driver's library is the one part of CUDA that every machine with a GPU has, and its functions keep their meaning
-under their names, so a few of them are called through ctypes.
+The driver's library is the one part of CUDA that every machine with a GPU has, and its functions are stable across
+versions. So moec calls the few that it needs through ctypes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ _NO_DEVICE = 100
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # attributes of devices
 _NAME_BYTES = 256
 _NON_BLOCKING = 1
-"""Streams that work on the default stream does not wait for; another cannot be captured beside such work."""
+"""Flag of a stream that does not synchronise with the default stream. Without it, a stream cannot be captured while the
+default stream has work."""
 _RELAXED = 2
-"""The mode of capture in which memory may be taken meanwhile, by this thread or another. It is not the graph's."""
+"""Mode of a capture during which this or another thread may allocate memory; such allocations are not part of the
+graph."""
 
 _int_out, _handle_out = ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_void_p)
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
@@ -53,7 +55,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class GpuFacts:
-    """One GPU. ``capability``: as the driver counts (``9.0``)."""
+    """One GPU. ``capability``: its compute capability as the driver numbers it (``9.0``)."""
 
     name: str
     capability: str
@@ -61,10 +63,10 @@ class GpuFacts:
 
 
 class Driver:
-    """The driver, ready to be called. Made by :func:`open_driver`. Streams, graphs and contexts are addresses."""
+    """The initialised driver. Made by :func:`open_driver`. Streams, graphs and contexts are addresses."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        """Raises MoecError where the driver cannot start."""
+        """Raises MoecError if the driver cannot be initialised."""
         self._library = library
         for name, arguments in _ARGUMENTS.items():
             function = getattr(library, name)
@@ -74,37 +76,38 @@ class Driver:
     @property
     def version(self) -> tuple[int, int]:
         """The version of CUDA that the driver supports."""
-        found = self._number("cuDriverGetVersion")
-        return found // 1000, found % 1000 // 10
+        version = self._number("cuDriverGetVersion")
+        return version // 1000, version % 1000 // 10
 
     def gpus(self) -> list[GpuFacts]:
-        """Those that this process may use."""
+        """The GPUs that this process may use (see CUDA_VISIBLE_DEVICES)."""
         if not self._has_devices:
             return []
         return [self._facts(index) for index in range(self._number("cuDeviceGetCount"))]
 
     def use_first_gpu(self) -> None:
-        """Have the calling thread's next calls concern the first GPU, in the context that all of CUDA shares."""
+        """Select the first GPU for the calling thread, in the primary context, which all users of CUDA share."""
         self._call("cuCtxSetCurrent", self._context)
 
     def new_stream(self) -> int:
-        """A stream of its own, for captures."""
+        """Create a stream for captures."""
         return self._handle("cuStreamCreate", _NON_BLOCKING)
 
     def copy_from_host(self, target: int, source: int, size: int, stream: int) -> None:
-        """``size`` bytes between addresses; ``source`` may change as soon as this returns, unless it is pinned."""
+        """Copy ``size`` bytes from an address of the host to one of the device. ``source`` may change as soon as this
+        returns, unless its memory is pinned."""
         self._call("cuMemcpyHtoDAsync_v2", target, source, size, stream)
 
     def copy_on_device(self, target: int, source: int, size: int, stream: int) -> None:
-        """``size`` bytes between addresses."""
+        """Copy ``size`` bytes between addresses of the device."""
         self._call("cuMemcpyDtoDAsync_v2", target, source, size, stream)
 
     def begin_capture(self, stream: int) -> None:
-        """From now on work that is put on the stream is written down and not done."""
+        """Begin to record the work put on the stream instead of executing it."""
         self._call("cuStreamBeginCapture_v2", stream, _RELAXED)
 
     def end_capture(self, stream: int) -> int:
-        """The captured work as a graph to launch."""
+        """End the capture and return the recorded work as a graph that can be launched."""
         graph = self._handle("cuStreamEndCapture", stream, handle_first=False)
         try:
             return self._handle("cuGraphInstantiateWithFlags", graph, 0)
@@ -112,11 +115,11 @@ class Driver:
             self._call("cuGraphDestroy", graph)
 
     def launch(self, graph: int, stream: int) -> None:
-        """Put all the captured work on a stream."""
+        """Launch a graph's work on a stream."""
         self._call("cuGraphLaunch", graph, stream)
 
     def forget(self, graph: int) -> None:
-        """Free a graph, once it has run."""
+        """Free a graph. If it is running, the driver frees it afterwards."""
         self._call("cuGraphExecDestroy", graph)
 
     @functools.cached_property
@@ -124,7 +127,7 @@ class Driver:
         return self._handle("cuDevicePrimaryCtxRetain", 0)
 
     def _start(self) -> bool:
-        """Whether there is a GPU."""
+        """Initialise the driver; return whether there is a GPU."""
         result = self._library.cuInit(0)
         if result not in (0, _NO_DEVICE):
             raise self._error("cuInit", result)
@@ -135,18 +138,18 @@ class Driver:
         self._call("cuDeviceGetName", name, _NAME_BYTES, device)
         self._call("cuDeviceTotalMem_v2", ctypes.byref(memory), device)
         major, minor = (
-            self._number("cuDeviceGetAttribute", which, device) for which in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR)
+            self._number("cuDeviceGetAttribute", number, device) for number in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR)
         )
         return GpuFacts(name.value.decode(errors="replace"), f"{major}.{minor}", memory.value)
 
     def _number(self, function: str, *arguments: Any) -> int:
-        """What a function writes to the int that its first parameter points to."""
+        """Call a function whose first parameter points to an int for its result, and return that result."""
         number = ctypes.c_int()
         self._call(function, ctypes.byref(number), *arguments)
         return number.value
 
     def _handle(self, function: str, *arguments: Any, handle_first: bool = True) -> int:
-        """What a function writes to the handle that its first, or else its last, parameter points to."""
+        """Call a function whose first (or last) parameter points to a handle for its result, and return that result."""
         handle = ctypes.c_void_p()
         target = (ctypes.byref(handle),)
         self._call(function, *(target + arguments if handle_first else arguments + target))
@@ -169,7 +172,7 @@ class Driver:
 
 @once
 def open_driver() -> Driver:
-    """The driver of this machine. Raises MoecError where there is none or it cannot start."""
+    """The driver of this machine. Raises MoecError if it is missing, too old, or cannot be initialised."""
     try:
         library = ctypes.CDLL(_LIBRARY)
     except OSError as error:

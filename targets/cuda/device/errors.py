@@ -1,7 +1,6 @@
-"""What CUDA's errors mean to who runs a model.
+"""Translation of CUDA's errors into errors that tell the user what to do.
 
-CUDA says what went wrong in a name or a sentence, in any call after the one that did it. Here each becomes an error
-that says what to do.
+CUDA reports a failure as a name or a sentence, possibly in a later call than the one that caused it.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ _FORMS = tuple((re.compile(pattern, re.IGNORECASE), kind, meaning) for pattern, 
 
 
 def explain_gpu_error(message: str) -> MoecError | None:
-    """What the error behind a message of CUDA or of TVM's runtime is; None for a message that is not about the GPU."""
+    """The error to raise for a message of CUDA or of TVM's runtime; None for a message that is not about the GPU."""
     reason = " ".join(message.split())
     if "cuda" not in reason.lower():
         return None

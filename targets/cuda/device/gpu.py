@@ -1,4 +1,4 @@
-"""NVIDIA's GPUs: whether one is there, and code from an artifact that it runs."""
+"""NVIDIA's GPUs as devices of the runtime: find one, and load the code of an artifact that it can run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from moec.targets.cuda.device.driver import CUDA, Driver, open_driver
 from moec.targets.cuda.device.errors import explain_gpu_error
 
 CUDA_MAJOR = 13
-"""The version of CUDA that TVM's library for GPUs is linked with. A driver serves its own version and older ones."""
+"""The version of CUDA that TVM's library for GPUs is linked with. A driver supports its own version and older ones."""
 _RUNTIME, _TVM_LIBRARY = f"libcudart.so.{CUDA_MAJOR}", "libtvm_runtime_cuda.so"
 _RUNTIME_PACKAGE = f"nvidia.cu{CUDA_MAJOR}"
 _LOADER = "ffi.Module.load_from_bytes.cuda"
@@ -30,7 +30,7 @@ _HINT = "run it without one by: moec run --emulate, or moec.load(..., emulate=Tr
 
 
 class CudaGpu(GpuDevice):
-    """``driver``: None where there is none, as in an emulator."""
+    """A GPU that runs programs of artifacts. ``driver``: None for an emulated GPU."""
 
     number = CUDA
     blob_loader = _LOADER
@@ -57,10 +57,10 @@ class CudaGpu(GpuDevice):
 
 
 def gpu(artifact: Artifact, architecture: str | None = None) -> CudaGpu:
-    """The first GPU, ready to load the artifact's code for ``architecture``, by default the best that it runs.
+    """The first GPU, ready to load the artifact's code for ``architecture``, by default the best that it can run.
 
-    Raises MoecError where there is no GPU or no driver that is new enough, or where CUDA's runtime library is missing;
-    ArtifactError where the artifact has no code for the GPU.
+    Raises MoecError if there is no GPU, if the driver is missing or too old, or if CUDA's runtime library is missing;
+    ArtifactError if the artifact has no code for the GPU.
     """
     try:
         driver = open_driver()
@@ -81,7 +81,7 @@ def gpu(artifact: Artifact, architecture: str | None = None) -> CudaGpu:
 
 
 def _check_gpu(driver: Driver, where: str) -> str:
-    """The compute capability of the first GPU."""
+    """The compute capability of the first GPU. Raises MoecError if there is none, or if the driver is too old."""
     gpus = driver.gpus()
     if not gpus:
         raise MoecError(f"{where}: needs a GPU, and the driver finds none (see CUDA_VISIBLE_DEVICES); {_HINT}")
@@ -94,13 +94,13 @@ def _check_gpu(driver: Driver, where: str) -> str:
 
 
 def _load_libraries() -> None:
-    """CUDA's runtime and TVM's part for GPUs, which registers itself. Raises MoecError for one that is missing."""
+    """Load CUDA's runtime and TVM's library for GPUs, which registers itself. Raises MoecError if one is missing."""
     load_ffi()
-    found = importlib.util.find_spec("tvm")
-    assert found is not None and found.origin is not None
+    tvm = importlib.util.find_spec("tvm")
+    assert tvm is not None and tvm.origin is not None
     try:
         ctypes.CDLL(str(_runtime_library()), ctypes.RTLD_GLOBAL)
-        ctypes.CDLL(str(pathlib.Path(found.origin).parent / "lib" / _TVM_LIBRARY), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(pathlib.Path(tvm.origin).parent / "lib" / _TVM_LIBRARY), ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise MoecError(
             f"CUDA's runtime cannot be loaded ({error}); install it with: pip install 'moec[cuda]'"
@@ -108,12 +108,12 @@ def _load_libraries() -> None:
 
 
 def _runtime_library() -> pathlib.Path:
-    """The library of NVIDIA's package where that is installed, and that of the system else."""
+    """CUDA's runtime library: from NVIDIA's Python package if that is installed, otherwise that of the system."""
     try:
-        found = importlib.util.find_spec(_RUNTIME_PACKAGE)
+        package = importlib.util.find_spec(_RUNTIME_PACKAGE)
     except ModuleNotFoundError:
-        found = None
-    for folder in (found.submodule_search_locations or []) if found else []:
+        package = None
+    for folder in (package.submodule_search_locations or []) if package else []:
         packaged = pathlib.Path(folder) / "lib" / _RUNTIME
         if packaged.is_file():
             return packaged
@@ -121,7 +121,8 @@ def _runtime_library() -> pathlib.Path:
 
 
 def best_binary(architectures: list[str], capability: str, where: str) -> str:
-    """What :func:`newest_that_runs` finds. Raises ArtifactError where that is none."""
+    """The newest of ``architectures`` whose code runs on a GPU of compute capability ``capability`` (see
+    :func:`newest_that_runs`). Raises ArtifactError if there is none; ``where``: the artifact, for messages."""
     best = newest_that_runs(architectures, capability)
     if best is not None:
         return best

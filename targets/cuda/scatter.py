@@ -1,14 +1,15 @@
-"""ScatterND and ScatterElements on a GPU: every number of the result looks up who writes to it, in their order.
+"""ScatterND and ScatterElements on a GPU: each number of the result applies the updates that write to it, in order.
 
-One thread that takes an update after the other would need no search, but a GPU is slow at one thread. Three kernels, a
-thread for each number of what they write:
+A single thread could take the updates one after another without a search, but a GPU is slow at that. Instead there are
+three kernels, each with one thread for each number that it writes:
 
 1. ``fill``: ``first[p] = -1``.
-2. ``link``: an update looks at all others that may write to its row: it becomes ``first`` of the row where none is
-   before it, and notes the ``next`` one behind it. Nobody else writes there.
-3. ``follow``: a number of the result is that of the data, changed by its updates, from the first to the last.
+2. ``link``: the thread of an update compares it with all others that may write to the same row. It stores the update in
+   ``first`` of the row if no earlier one writes there, and the following one in ``next``. No other thread writes these
+   places.
+3. ``follow``: a number of the result starts as that of the data and takes its updates from the first to the last.
 
-Results are those of the order, whatever threads do when. There is no atomic operation.
+The result is that of the updates in their order, however threads are scheduled. No atomic operation is needed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _NOBODY = -1
 
 
 def fill() -> tirx.PrimFunc:
-    """``first`` int64 [P] becomes -1; ``next`` int64 [outer, N, inner] is left as it is."""
+    """The kernel that sets ``first`` int64 [P] to -1; ``next`` int64 [outer, N, inner] is left as it is."""
 
     @T.prim_func(private=True, s_tir=True)
     def kernel(first: T.handle, following: T.handle):
@@ -44,9 +45,12 @@ def fill() -> tirx.PrimFunc:
 
 
 def link() -> tirx.PrimFunc:
-    """``rows`` int64 [outer, N, inner] are those of updates, -1 of those that write nowhere; only updates with the same
-    place in the other axes may have the same row. ``next`` is alike; of ``first`` [P] rows are written that have an
-    update."""
+    """The kernel that links the updates of each row to a list.
+
+    ``rows`` int64 [outer, N, inner]: the row of each update, -1 if it writes nowhere. Only updates with the same
+    indices in the outer and inner axes may have the same row. ``next`` has the same shape; ``first`` [P] is written for
+    rows that have an update.
+    """
 
     @T.prim_func(private=True, s_tir=True)
     def kernel(rows: T.handle, first: T.handle, following: T.handle):
@@ -62,7 +66,7 @@ def link() -> tirx.PrimFunc:
             o: T.let = update // (N * inner)
             n: T.let = update // inner % N
             i: T.let = update % inner
-            found = T.alloc_buffer((2,), "int64", scope="local")  # the last before it and the first behind it
+            found = T.alloc_buffer((2,), "int64", scope="local")  # the last update before this one, and the first after
             found[0] = T.int64(_NOBODY)
             found[1] = N
             for other in T.serial(N):
@@ -77,7 +81,8 @@ def link() -> tirx.PrimFunc:
 
 
 def follow(dtype: str, reduction: str) -> tirx.PrimFunc:
-    """``result[p, i] = data[p, i]`` combined with ``updates[n, i]``, n being ``first[p]``, its ``next`` and so on."""
+    """The kernel for ``result[p, i] = data[p, i]``, combined with ``updates[n, i]`` for n = ``first[p]``, its ``next``,
+    and so on."""
     combine = combination(reduction)
 
     @T.prim_func(private=True, s_tir=True)
@@ -107,7 +112,7 @@ def follow(dtype: str, reduction: str) -> tirx.PrimFunc:
 
 
 def scatter(lowering: Lowering, data: relax.Expr, rows: relax.Expr, updates: relax.Expr, reduction: str) -> relax.Var:
-    """The data after all updates; see :data:`~moec.targets.tvm.convert_indexing.Scatter`."""
+    """Emit the data after all updates; see :data:`~moec.targets.tvm.convert_indexing.Scatter`."""
     types = [relax.TensorType(shape, "int64") for shape in ([data.ty.shape[0]], list(rows.ty.shape))]
     nobody = lowering.call_serial(fill(), [], types, "scatter_fill")
     first, following = lowering.call_serial_on(link(), [rows], nobody, "scatter_link")
@@ -116,4 +121,4 @@ def scatter(lowering: Lowering, data: relax.Expr, rows: relax.Expr, updates: rel
     return lowering.call_serial(changed, [data, first, following, updates], [data.ty], "scatter")[0]
 
 
-CONVERTERS: dict[str, Any] = scatter_converters(scatter)  # they ask more of a lowering than heavy operators do
+CONVERTERS: dict[str, Any] = scatter_converters(scatter)  # these need a Lowering, more than a LoweringContext

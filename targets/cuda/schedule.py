@@ -1,8 +1,8 @@
-"""Threads for the kernels that do not come finished from the CUDA target.
+"""Schedules for the kernels that the CUDA target does not write for threads itself.
 
-Generic kernels get TVM's own schedules for GPUs (dlight). Kernels that run in a fixed order get a thread for each turn
-of their outermost loop where that is parallel. Others, which count and list what is not zero, get one thread: they are
-rare and small, and what counts is that the data stays on the device.
+Generic kernels get TVM's own schedules for GPUs (dlight). Kernels that run in a fixed order get one thread for each
+iteration of their outermost loop if that is parallel. Others, such as those that list nonzero elements, get a single
+thread: they are rare and small, and all that matters is that the data stays on the device.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from moec.targets.tvm.te_kernels import checking, without_checks
 
 _NAME = "kernel"
 BLOCK_THREADS = 256
-"""Threads of a block that shares out the turns of a parallel loop."""
+"""Threads of a block that computes iterations of a parallel loop."""
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="ScheduleForGpu")
 class ScheduleForGpu:
-    """Binds every kernel to threads of the device."""
+    """Bind every kernel that is not yet bound to threads of the device."""
 
     def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         for symbol, function in module.functions.items():
@@ -37,18 +37,18 @@ class ScheduleForGpu:
 
 
 def tiled(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """The function under the first of TVM's schedules that fits it.
+    """The function under the first of TVM's schedules that fits it and can be lowered.
 
-    Tiles in shared memory and registers have to have a size that is known now. Where sizes are larger ones of two, or
-    quotients, TVM does not find it; and some reductions its schedules refuse, or its phases after them. The last
-    schedule, one thread for each element of the result, needs no tiles.
+    Tiles in shared memory and registers need sizes that are known at compile time. TVM does not find them if sizes are
+    maxima or quotients. Some reductions are also rejected by its schedules, or by the phases after them. The last
+    schedule is always possible: one thread for each element of the result, without tiles.
     """
     function, assertions = without_checks(function)
     gpu = dlight.gpu
     rules = (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())
     try:
         scheduled = _under(function, rules)
-    except ScheduleError:  # the first schedule that looks as if it fitted does not
+    except ScheduleError:  # a schedule seemed to fit, but does not
         scheduled = None
     if scheduled is None or not _can_be_lowered(scheduled):
         scheduled = _under(function, (gpu.Fallback(),))
@@ -56,7 +56,8 @@ def tiled(function: tirx.PrimFunc) -> tirx.PrimFunc:
 
 
 def allocation_phases() -> list[tvm.transform.Pass]:
-    """The first phases of a scheduled kernel: memory is allocated where it is used, no larger than what is used."""
+    """The first phases of lowering a scheduled kernel, up to allocating memory where it is used, no larger than
+    needed."""
     lower = s_tir.transform
     return [
         lower.CanonicalizeLoop(),
@@ -70,14 +71,14 @@ def allocation_phases() -> list[tvm.transform.Pass]:
 
 
 def _under(function: tirx.PrimFunc, rules: Sequence[Any]) -> tvm.IRModule:
-    """A module of the function under the first of the schedules that takes it."""
+    """A module with the function under the first of the schedules that accepts it."""
     module = tvm.IRModule({_NAME: function.with_attr("global_symbol", _NAME)})
     return dlight.ApplyDefaultSchedule(*rules)(module)
 
 
 def _can_be_lowered(module: tvm.IRModule) -> bool:
-    """Whether all memory of blocks and threads has a size that is known now, once it is cut to what they use; and
-    whether reductions by several threads are as TVM's phases want them."""
+    """Whether TVM's phases can lower the scheduled kernel: whether, once compacted, all memory of blocks and threads
+    has a static size, and reductions by several threads pass their checks."""
     try:
         compact = tvm.ir.transform.Sequential(allocation_phases())(module)[_NAME]
     except ValueError:  # a failed check of LowerCrossThreadReduction
@@ -94,7 +95,8 @@ def _can_be_lowered(module: tvm.IRModule) -> bool:
 
 
 def in_order(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """The function as a kernel of one thread, or of one thread for each turn of its outermost parallel loop."""
+    """The function as a kernel of one thread, or of one thread for each iteration of its outermost loop if that is
+    parallel."""
     function, assertions = without_checks(function)
     body = function.body
     if isinstance(body, tirx.For) and body.kind == tirx.ForKind.PARALLEL:
@@ -118,7 +120,7 @@ def _variable(name: str) -> tirx.Var:
 
 
 def _bound(variable: tirx.Var, tag: str, extent: Any, body: tirx.Stmt) -> tirx.For:
-    """A loop whose turns are threads or blocks."""
+    """A loop whose iterations are threads or blocks; ``tag``: the axis, such as ``blockIdx.x``."""
     extent = tirx.const(extent, "int64") if isinstance(extent, int) else extent
     zero = tirx.const(0, "int64")
     thread = tirx.IterVar(tvm.ir.Range(zero, extent), _variable(tag), tirx.IterVar.ThreadIndex, tag)
@@ -126,5 +128,6 @@ def _bound(variable: tirx.Var, tag: str, extent: Any, body: tirx.Stmt) -> tirx.F
 
 
 def _runs_in_order(function: tirx.PrimFunc) -> bool:
-    """Whether it came finished, but for a processor: the target's own kernels are not in TVM's form of schedules."""
+    """Whether the function is scheduled for a processor. The CUDA target's own kernels do not have the attribute
+    ``s_tir``, since they are not in the form of TVM's schedules."""
     return bool(function.attrs.get("tirx.is_scheduled")) and bool(function.attrs.get("s_tir"))

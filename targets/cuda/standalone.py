@@ -1,4 +1,4 @@
-"""A program of one kernel alone: CUDA C with a ``main``, and the numbers that it runs on and is checked with."""
+"""A standalone program of one kernel: CUDA C with a ``main``, and a file with its inputs and expected results."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from moec.targets.kind import CaughtTensor
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _FUNCTIONS = {"max": ">", "min": "<"}
-"""Functions in expressions of sizes, by the comparison that says whether the first of two is it."""
+"""Functions in expressions of sizes, each with the comparison that selects the first of two arguments."""
 _MAP_TYPES = {"float32": "FLOAT32", "float16": "FLOAT16", "bfloat16": "BFLOAT16", "uint8": "UINT8"}
 _USUAL_SIZE = 7
-"""What a dynamic dimension is where nothing says its size."""
+"""The size of dynamic dimensions for which any size will do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,20 +36,20 @@ class CudaStandalone:
 
     @staticmethod
     def of(artifact: Artifact, kernel: str, architecture: str | None = None) -> CudaStandalone:
-        """Raises what :func:`program_text` does."""
+        """The program of a kernel of the artifact. Raises what :func:`program_text` does."""
         source = program_text(artifact, kernel, architecture)
         record = _record(artifact, kernel, architecture)
         names = [parameter["name"] for parameter in record["parameters"]]
         return CudaStandalone(kernel, source, names, _sufficient_size(record["launches"]))
 
     def files(self, tensors: Sequence[CaughtTensor]) -> dict[str, bytes]:
-        """``<kernel>.cu`` and ``<kernel>.numbers``."""
+        """The files ``<kernel>.cu`` and ``<kernel>.numbers`` by name."""
         return {f"{self.kernel}.cu": self.source.encode(), f"{self.kernel}.numbers": numbers_of(tensors)}
 
 
 def program_text(artifact: Artifact, kernel: str, architecture: str | None = None) -> str:
-    """The program. Raises MoecError for a kernel that is not there or not for a GPU; UnsupportedError for one whose
-    launch needs more than its tensors and their sizes."""
+    """The text of the program. Raises MoecError for a kernel that does not exist or is not for a GPU; UnsupportedError
+    for one whose launch needs more than its tensors and their sizes."""
     program, text = artifact.program(architecture), find_kernel(artifact, kernel, architecture)
     record = _record(artifact, kernel, architecture)
     if not record["launches"]:
@@ -71,7 +71,8 @@ def program_text(artifact: Artifact, kernel: str, architecture: str | None = Non
 
 
 def _with_clusters(code: str, launches: Sequence[Mapping[str, Any]]) -> str:
-    """The kernels' text, which says what the launches of a program without moec do not: blocks of a cluster."""
+    """The kernels' text with the sizes of clusters as attributes of the functions, because the program's launches do
+    not set them."""
     for launch in launches:
         if launch["cluster"] > 1:
             function = launch["function"]
@@ -84,7 +85,7 @@ def _record(artifact: Artifact, kernel: str, architecture: str | None) -> dict[s
 
 
 def numbers_of(tensors: Sequence[CaughtTensor]) -> bytes:
-    """The file that the program reads; the template says how it is made up."""
+    """The file of numbers that the program reads; its format is described in the template."""
     lines = []
     for tensor in tensors:
         array = tensor.before
@@ -96,7 +97,7 @@ def numbers_of(tensors: Sequence[CaughtTensor]) -> bytes:
 
 
 def _sufficient_size(launches: Sequence[Mapping[str, Any]]) -> int:
-    """A size at which the host launches the kernel, if it is the one it looks at."""
+    """A value of all dynamic sizes at which the host launches the kernel, whichever size its condition tests."""
     ranges = [launch["only_if"]["sizes"] for launch in launches if launch["only_if"] is not None]
     if not ranges:
         return _USUAL_SIZE
@@ -105,7 +106,7 @@ def _sufficient_size(launches: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _preamble(artifact: Artifact, architecture: str) -> str:
-    """It lies in the folder of the program where an artifact has several."""
+    """The text before all kernels; its file is in the folder of the architecture if the artifact has several."""
     alone = len(artifact.manifest.programs) == 1
     return artifact.text(f"src/{PREAMBLE}" if alone else f"src/{architecture}/{PREAMBLE}")
 
@@ -115,7 +116,8 @@ def _template(name: str) -> str:
 
 
 def _launch_code(kernel: str, record: Mapping[str, Any]) -> Iterator[str]:
-    """Lines of ``main``: tensors and sizes by their names, and the launches. Raises UnsupportedError."""
+    """The lines of ``main`` that define tensors and sizes by their names and launch the kernel. Raises UnsupportedError
+    for a launch that uses any other name."""
     parameters = record["parameters"]
     tensors = [f"{tensor['name']}_ptr" for tensor in parameters]
     yield "  // The kernel's tensors, called as in its text, and their sizes."

@@ -1,4 +1,4 @@
-"""The CUDA target: a GPU's compute capability by name."""
+"""The CUDA target: compiles models for GPUs of an architecture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DEFAULT = "sm_80"
 
 
 def converters(architecture: str) -> Mapping[str, HeavyConverter]:
-    """The operators that a GPU computes in a way of its own: all heavy ones, and those that write at places."""
+    """The converters of operators that a GPU computes differently: all heavy ones, and those that scatter."""
     from moec.targets.cuda import dense, scatter
     from moec.targets.cuda.moe import CudaExpertOps
     from moec.targets.tvm.lower import experts
@@ -31,14 +31,15 @@ def converters(architecture: str) -> Mapping[str, HeavyConverter]:
 
 @dataclasses.dataclass(frozen=True)
 class CudaTarget:
-    """Compiles models for NVIDIA's GPUs from ``architecture`` on, through TVM. Needs neither a GPU nor a driver."""
+    """A target for NVIDIA's GPUs from ``architecture`` on, through TVM. Compiling needs neither a GPU nor a driver."""
 
     name: str
     architecture: str
 
     @staticmethod
     def create(name: str) -> CudaTarget:
-        """From ``cuda`` (compute capability 8.0 and up), ``cuda:sm_90a``, ... Raises UnsupportedError for another."""
+        """The target of a name: ``cuda`` (compute capability 8.0 and up), ``cuda:sm_90a``, ... Raises UnsupportedError
+        for an unknown architecture."""
         architecture = name.partition(":")[2] or _DEFAULT
         if architecture not in LIMITS:
             raise UnsupportedError(
@@ -47,7 +48,7 @@ class CudaTarget:
         return CudaTarget(name, architecture)
 
     def compile(self, model: ir.Model) -> Program:
-        """Raises UnsupportedError naming node, operator and opset."""
+        """Compile the model. Raises UnsupportedError naming node, operator and opset."""
         from moec.targets.tvm import tvm  # isort: skip (first, so that torch is not imported)
         from moec.targets.cuda.kernels.append import APPEND
         from moec.targets.cuda.launches import LaunchRecorder
@@ -58,7 +59,7 @@ class CudaTarget:
         recorder = LaunchRecorder()
         backend = backend_for(self.architecture, recorder)
         target = tvm.target.Target({"kind": "cuda", "arch": self.architecture}, host=_HOST)
-        # Loops stay loops in the text: nvcc unrolls where it pays.
+        # Loops stay loops in the text; nvcc unrolls where that pays.
         loops_stay = {"tirx.UnrollLoop": {"explicit_unroll": 0}}
         with tvm.transform.PassContext(config=loops_stay, instruments=[recorder]):
             heavy, held = converters(self.architecture), holding(self.architecture, APPEND, has_places=True)

@@ -1,5 +1,5 @@
-"""The text of generated CUDA C, made such as a kernel's author would write it: before nvcc sees it, so that what is
-compiled is what people read."""
+"""Rewriting of generated CUDA C to text as a kernel's author would write it. It happens before nvcc compiles the text,
+so that people read exactly what is compiled."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from moec.targets.cuda.text.shared_arrays import with_shared_arrays
 
 
 def finished(source: str) -> str:
-    """The CUDA C that TVM generated, with names for what is in shared memory, variables for single numbers, arrays
-    for registers, and short names of helpers."""
+    """The CUDA C that TVM generated, rewritten: named arrays in shared memory, variables for single numbers, arrays for
+    registers, and short names of helpers."""
     return with_helper_names(with_register_arrays(with_shared_arrays(with_plain_scalars(source))))

@@ -1,4 +1,4 @@
-"""Names of helpers in generated CUDA C: what an instruction does, where TVM's names hold all of its qualifiers."""
+"""Short names for helpers in generated CUDA C: TVM's names contain all qualifiers of an instruction."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ _INSTRUCTION = re.compile(r'"(?:\{.*; )?(?P<mnemonic>[a-z]\w+(?:\.[\w:]+)+)(?P<o
 _PREFIX = re.compile(r"^tvm_builtin_(?:cuda_|ptx_)?")
 _NUMBER = re.compile(r"(?<![\w%])\d+(?!\w)")
 _SAID_BY_OPERANDS = re.compile(r"shared|global|shared::\w+|mbarrier::\w+::\w+|L2::\w+|sync|aligned|[bu]\d+")
-"""Qualifiers of an instruction that its operands show, or that it never goes without: state spaces, sizes, hints."""
+"""Qualifiers that a short name leaves out, because operands show them or the instruction always has them: state spaces,
+sizes, hints."""
 _SET_BY_NUMBER = ("setmaxnreg", "cp.async.wait_group", "wgmma.wait_group")
-"""Instructions for which TVM writes a helper per number."""
+"""Instructions for which TVM writes one helper for each value of an immediate operand."""
 
 
 def with_helper_names(source: str) -> str:
-    """The same source, in which helpers of one instruction have its name, as in ``mbarrier_init`` for
-    ``tvm_builtin_ptx_mbarrier_init_init_shared_b64``, and others their own without ``tvm_builtin``. Two helpers that
-    would get the same name keep what tells them apart, as does one whose name is taken."""
+    """The source with short names of helpers.
+
+    A helper of one instruction is named after it: ``mbarrier_init`` for
+    ``tvm_builtin_ptx_mbarrier_init_init_shared_b64``. Other helpers lose the prefix ``tvm_builtin``. If a short name is
+    taken, or two helpers would share it, they lose the prefix only.
+    """
     old = {helper["name"]: helper["body"] for helper in HELPER.finditer(source) if _PREFIX.match(helper["name"])}
     new = {name: _short(name, body) for name, body in old.items()}
     times = collections.Counter(new.values())
     for name, short in new.items():
         if times[short] > 1 or re.search(rf"(?<![.\w]){short}(?![.\w])", source):
             new[name] = _PREFIX.sub("", name)
-    return re.sub(r"\btvm_builtin_\w+", lambda found: new.get(found[0], found[0]), source)
+    return re.sub(r"\btvm_builtin_\w+", lambda match: new.get(match[0], match[0]), source)
 
 
 def _short(name: str, body: str) -> str:

@@ -1,4 +1,4 @@
-"""Numbers of one thread in generated CUDA C: plain variables, where TVM writes arrays of one element."""
+"""Plain variables in generated CUDA C for a thread's numbers, in place of TVM's arrays of one element."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ _RESERVED = {
     "public",
 }
 _RESERVED |= {"register", "short", "signed", "static", "struct", "switch", "this", "union", "unsigned", "using", "void"}
-"""Words of C++ that a kernel in Python may name a number by."""
+"""Keywords of C++ that are valid names in Python, so a kernel may use them for its numbers."""
 
 
 def with_plain_scalars(source: str) -> str:
-    """The same kernels, in which an array of one element that is a thread's own is a variable without its suffix
-    ``_ptr``: ``alignas(64) float best_ptr[1];`` and ``best_ptr[0]`` become ``float best;`` and ``best``. Arrays stay
-    whose address is taken, or which are used in any other way than by their only element."""
+    """The source with a variable in place of each array of one element that belongs to a thread.
+
+    ``alignas(64) float best_ptr[1];`` and ``best_ptr[0]`` become ``float best;`` and ``best``. An array stays if its
+    address is taken, or if it is used other than by its only element.
+    """
     return KERNEL.sub(lambda kernel: _of_kernel(kernel[0]), source)
 
 
@@ -49,14 +51,14 @@ def _of_kernel(text: str) -> str:
         names[name] = _free_name(name, taken)
         taken.add(names[name])
 
-    def declaration(found: re.Match[str]) -> str:
-        return f"{found['indent']}{found['type']} {names[found['name']]};" if found["name"] in names else found[0]
+    def declaration(match: re.Match[str]) -> str:
+        return f"{match['indent']}{match['type']} {names[match['name']]};" if match["name"] in names else match[0]
 
     return _USE.sub(lambda use: names.get(use["name"], use[0]), _DECLARATION.sub(declaration, text))
 
 
 def _free_name(name: str, taken: set[str]) -> str:
-    """``best`` of ``best_ptr``, with a number where that is taken, as TVM numbers names."""
+    """The name of the variable, ``best`` for ``best_ptr``; with a number appended, as TVM does, if it is taken."""
     match = _TVM_NAME.fullmatch(name)
     base = match["buffer"] if match is not None else name
     if not base or base in _RESERVED or keyword.iskeyword(base):

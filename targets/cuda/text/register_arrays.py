@@ -1,4 +1,4 @@
-"""Registers of ``wgmma`` in generated CUDA C: an array, where TVM passes each of them by itself."""
+"""Arrays for the registers of ``wgmma`` in generated CUDA C, where TVM passes each register as its own argument."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moec.targets.cuda.text.syntax import HELPER, closing
 _NUMBERED = re.compile(r"(?P<type>\w+)& (?P<array>\w*?)(?P<number>\d+)")
 _ELEMENT = re.compile(r"(?P<array>\w+)\[(?P<index>.*)\]")
 _LEAST = 8
-"""References that become an array: fewer are read at a glance."""
+"""The least number of references that become an array; fewer are easy to read as they are."""
 _PER_LINE = 8
 _OPERANDS = re.compile(rf"(?:%\d+, ){{{_PER_LINE}}}(?=%)")
 _CONSTRAINTS = re.compile(rf'(?:"\+\w"\(\w+\[\d+\]\), ){{{_PER_LINE}}}')
@@ -18,9 +18,12 @@ _SECTION = re.compile(r'(?<=") : (?="\+)')
 
 
 def with_register_arrays(source: str) -> str:
-    """The same source, in which a helper that begins with eight or more numbered references, ``float& d0, float& d1,
-    ...``, takes an array: it has a parameter ``float d[8]``, and is called as ``helper(sums, ...)`` or
-    ``helper(&sums[64], ...)``. A helper stays that is ever called with anything but neighbouring elements."""
+    """The source with an array parameter in place of eight or more numbered references of a helper.
+
+    A helper whose first parameters are ``float& d0, float& d1, ...`` takes ``float d[8]`` instead, and is called as
+    ``helper(sums, ...)`` or ``helper(&sums[64], ...)``. A helper stays if any call passes it something other than
+    consecutive elements of an array.
+    """
     for helper in list(HELPER.finditer(source)):
         parameters = helper["parameters"].split(", ")
         count = _count_numbered(parameters)
@@ -37,24 +40,24 @@ def with_register_arrays(source: str) -> str:
 
 
 def _count_numbered(parameters: list[str]) -> int:
-    """How many parameters, from the first on, are references ``x0``, ``x1``, ... of one type."""
+    """The number of leading parameters that are references ``x0``, ``x1``, ... of one type."""
     first = _NUMBERED.fullmatch(parameters[0])
     if first is None:
         return 0
-    wanted = (f"{first['type']}& {first['array']}{number}" for number in range(len(parameters)))
-    equal = [found == name for found, name in zip(parameters, wanted, strict=True)]
+    expected = (f"{first['type']}& {first['array']}{number}" for number in range(len(parameters)))
+    equal = [parameter == name for parameter, name in zip(parameters, expected, strict=True)]
     return equal.index(False) if False in equal else len(equal)
 
 
 def _calls(source: str, name: str) -> Iterator[tuple[int, int, list[str]]]:
-    """Where the arguments of each call begin and end, and what they are."""
-    for found in re.finditer(rf"^ *{name}\(", source, re.MULTILINE):
-        end = closing(source, found.end())
-        yield found.end(), end, _arguments(source[found.end() : end])
+    """The arguments of each call of a helper, after the positions in the source where they begin and end."""
+    for match in re.finditer(rf"^ *{name}\(", source, re.MULTILINE):
+        end = closing(source, match.end())
+        yield match.end(), end, _arguments(source[match.end() : end])
 
 
 def _arguments(text: str) -> list[str]:
-    """What stands between the commas that are in no bracket."""
+    """The arguments in a list, split at commas outside of brackets."""
     arguments, depth = [""], 0
     for character in text:
         depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(character, 0)
@@ -66,7 +69,7 @@ def _arguments(text: str) -> list[str]:
 
 
 def _array(arguments: list[str]) -> str | None:
-    """The array whose elements, one behind the other, these are; None where they are anything else."""
+    """The array (or pointer to its first element) if the arguments are consecutive elements of it; otherwise None."""
     first = _ELEMENT.fullmatch(arguments[0])
     if first is None:
         return None
@@ -79,7 +82,7 @@ def _array(arguments: list[str]) -> str | None:
 
 
 def _with_array(helper: re.Match[str], parameters: list[str], count: int) -> str:
-    """The helper, whose assembly is written in several lines."""
+    """The helper's text with an array in place of its first ``count`` parameters, and its assembly in several lines."""
     first = _NUMBERED.fullmatch(parameters[0])
     assert first is not None
     array = first["array"]

@@ -1,4 +1,4 @@
-"""Where kernels, helpers and brackets are in CUDA C that TVM generated."""
+"""Search for kernels, helpers and brackets in CUDA C that TVM generated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ KERNEL = re.compile(
 
 
 def closing(text: str, begin: int) -> int:
-    """Where the bracket is that closes what was opened before ``begin``. Raises ValueError where there is none."""
+    """The position of the bracket that closes the one opened just before ``begin``. Raises ValueError if there is
+    none."""
     depth = 0
     for position in range(begin, len(text)):
         depth += {"[": 1, "(": 1, "]": -1, ")": -1}.get(text[position], 0)
@@ -25,5 +26,5 @@ def closing(text: str, begin: int) -> int:
 
 
 def bare(text: str) -> str:
-    """An expression without the parentheses around all of it."""
+    """The expression without parentheses that enclose all of it."""
     return text[1:-1] if text.startswith("(") and closing(text, 1) == len(text) - 1 else text

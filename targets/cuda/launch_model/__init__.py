@@ -1,1 +1,1 @@
-"""What a launch takes on a GPU, predicted from what is known when it is compiled. Nothing here was measured by moec."""
+"""Predictions of the time of launches on a GPU, from what is known at compile time. moec measured nothing of it."""

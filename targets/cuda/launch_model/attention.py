@@ -1,7 +1,7 @@
-"""The cycles of a block of an attention, and the bytes that all of them move.
+"""The cycles of a block of an attention, and the bytes that all blocks move.
 
-Blocks walk over the keys that their queries see: of a causal attention the later ones over more of them, and the
-longest one is how long a launch takes at least.
+A block walks over the keys that its queries see. In a causal attention later blocks walk over more keys, and a launch
+takes at least as long as its longest block.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from moec.targets.cuda.launch_model.plans import AttentionPlan
 from moec.targets.cuda.launch_model.traffic import Traffic, kept, stays
 
 _STATISTICS_BYTES = 8
-"""Of a row in a part of the keys: its largest score and the sum of its weights."""
+"""Bytes of a row's statistics for a part of the keys: its largest score and the sum of its weights."""
 _SUM_BYTES = 4
 _BARRIERS = 4
-"""Of all threads of a block in a tile, where all of them copy and multiply: each as long as shared memory takes."""
+"""Barriers of a block per tile if all of its warps copy and multiply. Each takes about a latency of shared memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionSizes:
-    """``queries`` and ``keys`` of each of ``sequences``, whose keys are in so many ``parts``."""
+    """The sizes of an attention: ``queries`` and ``keys`` of each of ``sequences``, and the number of ``parts`` that
+    the keys are divided into."""
 
     sequences: int
     queries: int
@@ -31,19 +32,19 @@ class AttentionSizes:
     parts: int
 
     def frontier(self, query: int, causal: str) -> int:
-        """How many keys a query sees; all of them are taken to be in use."""
+        """The number of keys that a query sees, if all keys are in use."""
         if not causal:
             return self.keys
         return min(max(query + 1 + (0 if causal == "first" else self.keys - self.queries), 0), self.keys)
 
     def seen(self, causal: str) -> int:
-        """Pairs of a query and a key that it sees, in one sequence."""
+        """The number of pairs of a query and a key that it sees, in one sequence."""
         return sum(self.frontier(query, causal) for query in range(self.queries))
 
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """The blocks of a launch, the tiles of keys that all of them walk over, and the most that one does."""
+    """The blocks of a launch, the tiles of keys that they walk over in all, and the most tiles of one block."""
 
     blocks: int
     tiles: int
@@ -65,7 +66,8 @@ def walk_of(plan: AttentionPlan, sizes: AttentionSizes) -> Walk:
 def attention_cycles(
     plan: AttentionPlan, gpu: Gpu, issued: Issued | None, tiles: float, *, from_memory: bool
 ) -> BlockCycles:
-    """Of a block that walks over so many tiles of keys."""
+    """The cycles of a block that walks over ``tiles`` tiles of keys. ``from_memory``: whether keys and values are in no
+    cache."""
     rate = gpu.tensor_rate(plan.dtype, plan.unit) / gpu.multiprocessors / gpu.clock
     numbers = plan.head_size + plan.columns
     unit = "tensor cores" if plan.unit != "fma" else "float units"
@@ -88,30 +90,30 @@ def attention_cycles(
 
 
 def attention_traffic(plan: AttentionPlan, gpu: Gpu, sizes: AttentionSizes, walk: Walk) -> Traffic:
-    """Keys beyond the number of queries were there before and come from memory; the others, queries and results are
-    what launches beside this one wrote or will read."""
+    """The bytes that a launch moves. Keys beyond the number of queries are older and come from memory. The other keys,
+    queries and results are written or read by neighbouring launches, so the cache may hold them."""
     key = (plan.head_size + plan.columns * plan.slices) * plan.key_bytes
     keys, before = sizes.keys * key, max(sizes.keys - sizes.queries, 0) * key
     rows = sizes.sequences * sizes.queries * plan.heads
     ends = rows * (plan.head_size + plan.columns * plan.slices) * plan.row_bytes
-    found = 0.0
+    partial = 0.0
     if sizes.parts > 1:
-        found = rows * sizes.parts * (plan.columns * plan.slices * _SUM_BYTES + _STATISTICS_BYTES)
+        partial = rows * sizes.parts * (plan.columns * plan.slices * _SUM_BYTES + _STATISTICS_BYTES)
     tile = plan.keys * (plan.head_size + plan.columns) * plan.key_bytes
     read = min(walk.tiles * tile, walk.blocks * keys)
     at_once = min(-(-gpu.multiprocessors * sizes.sequences // max(walk.blocks, 1)), sizes.sequences)
     fresh = sizes.sequences * (keys - before)
     moved = sizes.sequences * before + kept(gpu, fresh) if stays(gpu, at_once * keys) else read
-    return Traffic(moved + kept(gpu, ends) + kept(gpu, found), read + ends + found)
+    return Traffic(moved + kept(gpu, ends) + kept(gpu, partial), read + ends + partial)
 
 
 def attention_operations(plan: AttentionPlan, sizes: AttentionSizes) -> float:
-    """Of keys that are seen; scores count once."""
+    """The operations for keys that queries see; each score counts once, even if several slices compute it."""
     return 2.0 * sizes.sequences * plan.heads * sizes.seen(plan.causal) * (plan.head_size + plan.columns * plan.slices)
 
 
 def attention_least_bytes(plan: AttentionPlan, sizes: AttentionSizes) -> float:
-    """Queries, keys, values and results once each."""
+    """The bytes of queries, keys, values and results, once each."""
     numbers = plan.head_size + plan.columns * plan.slices
     keys = sizes.keys * plan.key_bytes
     return float(sizes.sequences * numbers * (keys + sizes.queries * plan.heads * plan.row_bytes))

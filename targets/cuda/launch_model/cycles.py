@@ -1,8 +1,8 @@
-"""The cycles that a block of threads takes on its multiprocessor, by what keeps it busy.
+"""The cycles that a block of threads takes on its multiprocessor, by the unit that limits it.
 
-A block alone takes what its most used unit takes, and what it waits for: the first k-tiles, the end. Blocks that a
-multiprocessor holds at once fill each other's waits, until the unit is what they wait for: a block then takes the time
-of the unit alone. (Asymptotic bounds of closed queueing networks: Denning and Buzen, 1978.)
+A block alone takes the time of its busiest unit, plus the time in which it waits: for the first k-tiles, and at the
+end. Several blocks on a multiprocessor use each other's waits, until the busiest unit is saturated; then each block
+takes the time of that unit only (asymptotic bounds of closed queueing networks: Denning and Buzen, 1978).
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ LATENCY = "latency"
 
 @dataclasses.dataclass(frozen=True)
 class BlockCycles:
-    """``busy``: cycles by unit, in which it works for one block; ``waits``: those in which none does."""
+    """The cycles of one block. ``busy``: by unit, the cycles in which it works for the block; ``waits``: the cycles in
+    which no unit does."""
 
     busy: dict[str, float]
     waits: float
 
     def together(self, count: int) -> tuple[float, str]:
-        """The cycles of so many blocks that begin at once, and what they are limited by."""
+        """The cycles of ``count`` blocks that begin at once, and the unit (or :data:`LATENCY`) that limits them."""
         unit = max(self.busy, key=lambda name: self.busy[name])
         alone, throughput = self.busy[unit] + self.waits, self.busy[unit] * count
         return (throughput, unit) if throughput >= alone else (alone, LATENCY if self.waits > self.busy[unit] else unit)
@@ -34,8 +35,8 @@ class BlockCycles:
 def tile_cycles(
     plan: TilePlan, gpu: Gpu, issued: Issued | None, *, own_share: float = 1.0, from_memory: bool
 ) -> BlockCycles:
-    """Of one tile. ``own_share``: of the matrix, what it does not get from other blocks of its cluster;
-    ``from_memory``: whether its k-tiles of the matrix are in no cache."""
+    """The cycles of one tile. ``own_share``: the share of the matrix that the block copies itself, while other blocks
+    of its cluster copy the rest; ``from_memory``: whether the k-tiles of the matrix are in no cache."""
     product, k_tiles = plan.product, -(-plan.product.inner // plan.inputs)
     matrix_bytes = plan.columns * plan.inputs * product.weight_bits / 8
     k_tile_bytes = plan.rows * plan.inputs * product.row_bytes + matrix_bytes * own_share
@@ -50,22 +51,22 @@ def tile_cycles(
         busy |= {name: k_tiles * cycles for name, cycles in _issuing(issued, gpu, 1).items()}
         busy["copying warps"] = k_tiles * issued.copying * LONE_WARP_CYCLES
         end = max(end, issued.once / gpu.issue_slots)
-    # A stage is asked for again when it was used: a ring brings stages - 1 k-tiles in the time of one wait.
+    # A stage is refilled after it was used, so stages - 1 k-tiles arrive per latency.
     steady = max(max(busy.values()) + _waits_of_k_tiles(plan, k_tiles), k_tiles * latency / max(plan.stages - 1, 1))
-    first = 2 * gpu.l2_cycles + latency  # which rows, which expert; then the first k-tile
+    first = 2 * gpu.l2_cycles + latency  # look up rows and expert, then wait for the first k-tile
     if plan.persistent:
         first, end = 0, end if plan.groups == 1 else 0
     return BlockCycles(busy, steady - max(busy.values()) + first + end)
 
 
 def _waits_of_k_tiles(plan: TilePlan, k_tiles: int) -> float:
-    """Where all warps copy and multiply, they wait at each k-tile for one another, then for the first numbers out of
-    shared memory, then for the first products: each about as long as shared memory takes."""
+    """The waits for all k-tiles if the same warps copy and multiply. At each k-tile they wait for one another, then for
+    the first numbers from shared memory, then for the first products; each wait is about a latency of shared memory."""
     return 0.0 if plan.copying_warps else k_tiles * 3 * SHARED_CYCLES
 
 
 def warp_cycles(plan: WarpPlan, gpu: Gpu, issued: Issued | None) -> BlockCycles:
-    """Of one block of warps, each with its columns of the matrix, which come from memory."""
+    """The cycles of one block of warps, each with its own columns of the matrix, which come from memory."""
     product = plan.product
     steps = -(-product.inner // (WARP * plan.inputs))
     columns = plan.warps * plan.columns
@@ -74,7 +75,7 @@ def warp_cycles(plan: WarpPlan, gpu: Gpu, issued: Issued | None) -> BlockCycles:
     )
     busy = {"L2": moved / gpu.l2_bytes_per_cycle}
     busy["float units"] = columns * product.inner * plan.rows / gpu.float_lanes
-    end = 5 * SHARED_CYCLES  # sums of all lanes
+    end = 5 * SHARED_CYCLES  # the sum over all lanes, in five exchanges
     if issued is not None:
         busy |= {name: steps * cycles for name, cycles in _issuing(issued, gpu, plan.warps).items()}
         busy["issue slots"] += plan.warps * issued.once / gpu.issue_slots
@@ -83,7 +84,7 @@ def warp_cycles(plan: WarpPlan, gpu: Gpu, issued: Issued | None) -> BlockCycles:
 
 
 def _issuing(issued: Issued, gpu: Gpu, times: int) -> dict[str, float]:
-    """The cycles of a step, ``times`` over, of what issues and computes all but products of tensor cores."""
+    """The cycles of ``times`` steps in the units that issue and compute instructions, except tensor cores."""
     return {
         "issue slots": times * issued.per_step / gpu.issue_slots,
         "integer units": times * issued.integers * WARP / gpu.integer_lanes,
@@ -94,13 +95,13 @@ def _issuing(issued: Issued, gpu: Gpu, times: int) -> dict[str, float]:
 def stream_cycles(
     plan: StreamPlan, gpu: Gpu, threads: int, moved: float, read: float, *, from_memory: bool
 ) -> BlockCycles:
-    """Of one block that moves so many bytes, of which it reads some."""
+    """The cycles of one block that moves ``moved`` bytes, ``read`` of them by loads."""
     latency = gpu.memory_cycles if from_memory else gpu.l2_cycles
     steps = max(read / threads / plan.load_bytes / plan.loads, 1.0)
     return BlockCycles({"L2": moved / gpu.l2_bytes_per_cycle}, gpu.l2_cycles + steps * latency)
 
 
 def walk_cycles(plan: WalkPlan, gpu: Gpu, steps: int, moved: float) -> BlockCycles:
-    """Of one block whose warps take so many steps each."""
+    """The cycles of one block whose warps each take ``steps`` steps one after another and move ``moved`` bytes."""
     waits = steps * (plan.memory_waits * gpu.l2_cycles + plan.exchanges * SHARED_CYCLES)
     return BlockCycles({"L2": moved / gpu.l2_bytes_per_cycle}, gpu.memory_cycles + waits)

@@ -1,6 +1,6 @@
-"""Published figures of GPUs: those of NVIDIA, and what others measured. moec measured none of them.
+"""Published figures of GPUs, by NVIDIA or measured by others. moec measured none of them.
 
-Sources, as the fields below name them:
+Sources, with the abbreviations used below:
 
 A     NVIDIA A100 Tensor Core GPU Architecture (white paper, 2020), and its data sheet for 80 GB SXM.
 H     NVIDIA H100 Tensor Core GPU Architecture (white paper, 2022), and its data sheet for SXM.
@@ -26,40 +26,42 @@ from moec.targets.cuda.architectures import FP8
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """Bandwidths are bytes per second; ``*_peak`` as published, ``*_reached`` as others measured at best."""
+    """The figures of a GPU. Bandwidths are bytes per second; ``*_peak`` are as published by NVIDIA, ``*_reached`` the
+    best that others measured."""
 
     name: str
     capability: str
     multiprocessors: int
     clock: float
-    """Cycles per second, at which the published peaks are counted."""
+    """Cycles per second that the published peaks assume."""
     memory_peak: float
     memory_reached: float
     l2_bytes: int
     l2_reached: float
-    """Read by all multiprocessors."""
+    """Bandwidth of the second-level cache when all multiprocessors read."""
     shared_bytes: int
-    """Of a multiprocessor, for all its blocks, what the system reserves included (C)."""
+    """Shared memory of a multiprocessor, for all of its blocks, including what the system reserves (C)."""
     warps: int
-    """Of a multiprocessor, at most (C)."""
+    """The most warps that a multiprocessor holds (C)."""
     blocks: int
-    """Likewise (C)."""
+    """The most blocks that a multiprocessor holds (C)."""
     tensor_peak: float
     """Operations per second on 16-bit floats with sums in float32, dense."""
     tensor_reached: float
     float32_peak: float
     l2_cycles: int
-    """From a load to its use, where the second-level cache has it."""
+    """Latency of a load that hits the second-level cache."""
     memory_cycles: int
+    """Latency of a load from memory."""
     fp8_peak: float = 0.0
-    """Operations per second on floats of 8 bits with sums in float32, dense; 0 where it multiplies none."""
+    """Operations per second on 8-bit floats with sums in float32, dense; 0 if the GPU cannot multiply them."""
     fp8_reached: float = 0.0
     mma_share: float = 1.0
-    """Of the peak, what ``mma.sync`` reaches where there is a newer instruction."""
+    """The share of the peak that ``mma.sync`` reaches, on GPUs with a newer instruction."""
     registers: int = 65536
-    """Of a multiprocessor (C)."""
+    """Registers of a multiprocessor (C)."""
     issue_slots: int = 4
-    """Warps that a multiprocessor issues an instruction of in a cycle: it has four schedulers (A, H, L)."""
+    """Instructions of warps that a multiprocessor issues in a cycle, one for each of its schedulers (A, H, L)."""
 
     integer_lanes: int = 64
     """Integers that a multiprocessor adds, shifts or converts in a cycle (C, "Arithmetic Instructions")."""
@@ -75,12 +77,12 @@ class Gpu:
             return self.float32_peak
         if dtype == FP8 and (unit == "wgmma" or self.mma_share == 1.0):
             return self.fp8_reached
-        # Where there is a newer instruction, the older one multiplies 8 bits as if they were 16 (nvcc 13.0).
-        share = 0.5 if dtype == "float32" else 1.0  # of tf32 a tensor core multiplies half as many (A, H, L)
+        # On GPUs with a newer instruction, the older one multiplies 8 bits at the rate of 16 bits (nvcc 13.0).
+        share = 0.5 if dtype == "float32" else 1.0  # the rate of tf32 is half of that of 16 bits (A, H, L)
         return self.tensor_reached * share * (self.mma_share if unit == "mma" else 1.0)
 
     def peak(self, dtype: str, unit: str) -> float:
-        """Operations per second as published for the best unit of that type."""
+        """Published operations per second of the best unit for that type; ``unit`` matters only if it is ``fma``."""
         if unit == "fma":
             return self.float32_peak
         if dtype == FP8:
@@ -89,7 +91,7 @@ class Gpu:
 
     @property
     def l2_bytes_per_cycle(self) -> float:
-        """That one multiprocessor reads, where all do."""
+        """Bytes per cycle that one multiprocessor reads from the second-level cache while all of them read."""
         return self.l2_reached / self.clock / self.multiprocessors
 
 
@@ -154,27 +156,27 @@ GPUS = {
         fp8_reached=330.3e12,  # nothing lower is known
     ),
 }
-"""By the names that ``moec inspect --gpu`` takes."""
+"""The known GPUs, by the names that ``moec inspect --gpu`` takes."""
 
 GPU_OF = {"sm_80": "a100", "sm_89": "rtx4090", "sm_90a": "h100"}
-"""The GPU that an architecture is taken to be of where none is named."""
+"""The default GPU of an architecture."""
 SPECIAL_LANES = 16
-"""Exponentials that a multiprocessor computes in a cycle (C, "Arithmetic Instructions", of 8.0 to 9.0)."""
+"""Exponentials that a multiprocessor computes in a cycle (C, "Arithmetic Instructions", for 8.0 to 9.0)."""
 SHARED_CYCLES = 30
-"""From a load to its use, in shared memory (MT4G); an exchange between lanes is about as long."""
+"""Latency of a load from shared memory (MT4G); an exchange between lanes takes about as long."""
 LONE_WARP_CYCLES = 2
-"""From one instruction of a warp to its next, where its scheduler has no other: an assumption. A result can be used
-after four cycles, and about two instructions do not wait for one another."""
+"""Cycles between instructions of a warp that is alone on its scheduler. This is an assumption: a result can be used
+after four cycles, and about two instructions do not depend on one another."""
 LAUNCH_SECONDS = 1e-6
-"""From the end of a kernel to the begin of the next one of a captured graph: an assumption, NVIDIA publishes none. One
-that begins early saves 0.96 us at most (PDL)."""
+"""Time from the end of a kernel to the start of the next one in a captured graph. This is an assumption, since NVIDIA
+publishes no figure; an early launch saves at most 0.96 us (PDL)."""
 EARLY_TRIPS = 2
-"""To the second-level cache, from the end of a kernel to the begin of one that began early and waits for it: what was
-written gets there, and a wait learns of it. An assumption, too."""
+"""Trips to the second-level cache from the end of a kernel until a kernel that was launched early goes on: one to write
+the results there, one for the waiting kernel to notice. This is an assumption, too."""
 
 
 def gpu_called(name: str) -> Gpu:
-    """Raises MoecError for a name that is not in :data:`GPUS`."""
+    """The GPU of that name. Raises MoecError for a name that is not in :data:`GPUS`."""
     if name not in GPUS:
         raise MoecError(f"GPU {name[:40]!r} is not known to the model; use one of {', '.join(GPUS)}")
     return GPUS[name]

@@ -1,4 +1,4 @@
-"""The launches of a kernel of an artifact at some sizes, each with what it should take."""
+"""The launches of an artifact's kernel at given sizes, each with its predicted time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from moec.targets.cuda.launch_model.sizes import evaluate, tensor_bytes
 
 @dataclasses.dataclass(frozen=True)
 class PredictedLaunch:
-    """One launch, ``function`` of a kernel, as the host makes it at some number of tokens."""
+    """One launch of ``function`` of a kernel, as the host makes it at some number of tokens, with its prediction."""
 
     function: str
     grid: int
@@ -41,7 +41,7 @@ class PredictedLaunch:
     plan: LaunchPlan
     prediction: Prediction
     begins_early: bool = False
-    """Whether it may begin before the one before has ended, and lets the next one."""
+    """Whether it may begin before the preceding launch has ended, and lets the next one do so."""
 
 
 class KernelCalls:
@@ -62,10 +62,10 @@ class KernelCalls:
         experts: int = 1,
         before: Sequence[PredictedLaunch] = (),
     ) -> list[PredictedLaunch]:
-        """Those that the host makes at these sizes of the kernel. ``experts``: of its whole layer; ``before``: the
-        launch before those of the kernel, none where they are the first."""
+        """The launches that the host makes at these sizes of the kernel. ``experts``: of the whole layer; ``before``:
+        the launch that precedes those of the kernel, if any."""
         where = self.where(kernel)
-        found: list[PredictedLaunch] = []
+        launches: list[PredictedLaunch] = []
         try:
             for launch in kernel["launches"]:
                 facts = self._facts(kernel, launch, plan, sizes) if _is_made(launch, sizes, where) else None
@@ -73,13 +73,13 @@ class KernelCalls:
                     continue
                 self._check_fits(facts, where)
                 early = launch["begins_early"]
-                overlaps = early and any(one.begins_early for one in [*before, *found][-1:])
+                overlaps = early and any(previous.begins_early for previous in [*before, *launches][-1:])
                 facts = dataclasses.replace(facts, overlaps=overlaps)
                 prediction = predict(plan, self._gpu, facts, *_rows_of(plan, sizes, experts))
-                found.append(PredictedLaunch(launch["function"], facts.blocks, facts, plan, prediction, early))
+                launches.append(PredictedLaunch(launch["function"], facts.blocks, facts, plan, prediction, early))
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{self._artifact.where}: a launch cannot be read: {error!r}") from error
-        return found
+        return launches
 
     def _check_fits(self, facts: LaunchFacts, where: str) -> None:
         threads, registers, shared_bytes = facts.threads, facts.registers, facts.shared_bytes
@@ -115,12 +115,12 @@ class KernelCalls:
     def _moved(
         self, kernel: Mapping[str, Any], launch: Mapping[str, Any], plan: LaunchPlan, sizes: Mapping[str, int]
     ) -> tuple[float, float]:
-        """Bytes that the launch reads and writes; of plans that say nothing of tensors, those of all."""
+        """Bytes that the launch reads and writes. If the plan does not distinguish them, all tensors count as read."""
         parameters, where = kernel["parameters"], self.where(kernel)
         if not isinstance(plan, StreamPlan):
             names = plan.moved or None if isinstance(plan, WalkPlan) else None
             return tensor_bytes(parameters, names, sizes, where), 0.0
-        own = [one for one in parameters if f"{one['name']}_ptr" in launch["arguments"]]
+        own = [parameter for parameter in parameters if f"{parameter['name']}_ptr" in launch["arguments"]]
         read = tensor_bytes(own, plan.read, sizes, where, plan.most_read)
         written = tensor_bytes(own, plan.written, sizes, where, plan.most_written)
         pairs = sizes[TOKENS] * sizes[SLOTS] if plan.read_of_pair or plan.written_of_pair else 0
@@ -128,8 +128,8 @@ class KernelCalls:
 
     def _count(self, kernel: str, function: str, plan: CountedPlan, threads: int) -> Issued | None:
         if function not in self._issued:
-            found = find_kernel(self._artifact, kernel, self._architecture)
-            sass = found.source("sass") if "sass" in found.forms else ""
+            text = find_kernel(self._artifact, kernel, self._architecture)
+            sass = text.source("sass") if "sass" in text.forms else ""
             self._issued[function] = count(sass, function, plan, threads // WARP)
         return self._issued[function]
 
@@ -143,7 +143,7 @@ def _is_made(launch: Mapping[str, Any], sizes: Mapping[str, int], where: str) ->
 
 
 def _rows_of(plan: LaunchPlan, sizes: Mapping[str, int], experts: int) -> tuple[Spread, int]:
-    """How the rows of a product are spread over its matrices, and the number of tokens."""
+    """The spread of a product's rows over its matrices, and the number of tokens."""
     if not isinstance(plan, TilePlan | WarpPlan):
         return Spread(0, 1), 0
     if TOKENS not in sizes:

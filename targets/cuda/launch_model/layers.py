@@ -1,4 +1,4 @@
-"""Predictions for the kernels of an artifact: every launch at some numbers of tokens, and their sums."""
+"""Predictions for the kernels of an artifact: each launch at some numbers of tokens, and totals."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from moec.targets.cuda.launch_model.sizes import ModelSizes, kernel_sizes
 
 @dataclasses.dataclass(frozen=True)
 class PredictedLayer:
-    """All launches of a node at some number of tokens. ``least``: the seconds that its operations and bytes take at the
-    published peaks."""
+    """All launches of a node at some number of tokens. ``least``: the least time of its operations and bytes at the
+    published peaks, in seconds."""
 
     node: str
     tokens: int
@@ -40,8 +40,8 @@ class PredictedLayer:
 
 @dataclasses.dataclass(frozen=True)
 class PredictedModel:
-    """``outside``: what is launched outside of ``layers`` of experts, at the same numbers of tokens. ``others``: the
-    records of kernels of which nothing is predicted."""
+    """The predictions for a model. ``layers``: layers of experts; ``outside``: launches outside of these, at the same
+    numbers of tokens; ``others``: records of the kernels that are not predicted."""
 
     gpu: Gpu
     layers: tuple[PredictedLayer, ...]
@@ -52,10 +52,12 @@ class PredictedModel:
 def predict_model(
     artifact: Artifact, name: str | None, tokens: Sequence[int], past: int | None = None
 ) -> PredictedModel:
-    """Every layer of experts, and all else whose kernels say how they share out their work, at every number of tokens
-    behind ``past`` ones, on the GPU of that name, by default the newest that the artifact is for. Raises MoecError for
-    a GPU that is not known, or that holds no block of a launch, a past of a model that keeps none, and an artifact
-    without such kernels or without machine code for the GPU."""
+    """Predict every layer of experts, and all other kernels that have a plan, at each number of ``tokens`` that follow
+    ``past`` ones. ``name``: the GPU, by default the newest that the artifact is for.
+
+    Raises MoecError for an unknown GPU, one that cannot hold a block of a launch, a ``past`` for a model that keeps no
+    state, and an artifact without such kernels or without machine code for the GPU.
+    """
     code = [program for program in artifact.manifest.programs if program.binary is not None]
     architectures = [program.architecture for program in code]
     gpu = gpu_called(_best_known(architectures, artifact.where) if name is None else name)
@@ -95,7 +97,8 @@ def _layers_of(program: ProgramEntry) -> list[str]:
 
 
 def _best_known(architectures: Sequence[str], where: str) -> str:
-    """The GPU of the newest architecture that has one, or the first that runs any. Raises MoecError where none does."""
+    """The name of the GPU of the newest architecture that has one, otherwise of the first GPU that runs any of them.
+    Raises MoecError if no known GPU does."""
     if own := [GPU_OF[name] for name in architectures if name in GPU_OF]:
         return own[-1]
     able = [name for name, gpu in GPUS.items() if newest_that_runs(architectures, gpu.capability)]
@@ -108,7 +111,7 @@ def _best_known(architectures: Sequence[str], where: str) -> str:
 
 
 class _Layer:
-    """The launches of a node. Raises ArtifactError for a record that cannot be read."""
+    """A layer of experts: the launches of one node. Raises ArtifactError for a record that cannot be read."""
 
     def __init__(self, artifact: Artifact, program: ProgramEntry, gpu: Gpu, node: str, calls: KernelCalls) -> None:
         self._artifact, self._gpu, self._node, self._calls = artifact, gpu, node, calls
@@ -122,7 +125,7 @@ class _Layer:
         products = [plan.product.experts for plan in self._plans.values() if isinstance(plan, TilePlan | WarpPlan)]
         self._experts = blocks.get(node) or max(products, default=1)
         self.called = next(kernel for kernel in self._kernels if TOKENS in kernel["sizes"]), TOKENS
-        """A kernel, and which of its sizes is the number of tokens."""
+        """A kernel, and the name of its size that is the number of tokens."""
 
     def at(self, tokens: int, model: ModelSizes) -> PredictedLayer:
         sizes = model.at(*self.called, tokens, self._calls.where(self.called[0]))
@@ -136,7 +139,8 @@ class _Layer:
         return PredictedLayer(self._node, tokens, tuple(launches), self._least(launches, tokens))
 
     def _least(self, launches: Sequence[PredictedLaunch], tokens: int) -> float:
-        """Of all products at the peak of tensor cores; of matrices in use, and of rows in and out."""
+        """The least time in seconds: that of all products at the peak of their units, or that of moving the matrices in
+        use and the rows of the layer's input and output, whichever is longer."""
         products: list[Product] = []
         seconds, moved = 0.0, 0.0
         for launch in launches:

@@ -1,9 +1,9 @@
-"""How many instructions a kernel issues in each step of its main loop, counted in its machine code.
+"""Counts of the instructions that a kernel issues in each step of its main loop, from its machine code.
 
-A loop is what lies between a branch backwards and its target. The main loop is the one with the multiplications; one
-that waits for a barrier has none. How many steps an iteration makes follows from how many multiplications it has,
-since the compiler unrolls. Where there is no such loop, for it was unrolled away or there is no machine code, nothing
-is counted.
+A loop is the code between a backward branch and its target. The main loop is the one with the multiplications; a loop
+that waits for a barrier has none. The compiler may unroll it, so the number of steps per iteration follows from the
+number of multiplications. Nothing is counted if there is no such loop, because it was fully unrolled or there is no
+machine code.
 """
 
 from __future__ import annotations
@@ -39,21 +39,25 @@ _INTEGERS = frozenset(
         "F2I",
     ]
 )
-"""Operations of the units for integers, and conversions, which are no faster (C, of :mod:`.gpus`)."""
+"""Operations of the integer units, and conversions, which are no faster (source C of :mod:`.gpus`)."""
 _FLOATS = {"FFMA", "FMUL", "FADD", "IMAD", "HFMA2", "HADD2", "HMUL2"}
-"""Those that the units for multiply-adds do; IMAD, a product of integers, is one."""
+"""Operations of the multiply-add units; they include IMAD, a product of integers."""
 CountedPlan = TilePlan | WarpPlan | AttentionPlan
 _MMA_DEPTH = 16
 """Inputs of a multiplication of 16-bit numbers."""
 _COPY_BYTES = 16
-"""Of an asynchronous copy of a thread, and of its store of what it has decoded."""
+"""Bytes of a thread's asynchronous copy, and of its store of decoded numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Issued:
-    """Instructions of warps. ``per_step``: of all warps of a block for a k-tile, or of a warp for a step of its lanes;
-    ``once``: those before and behind the loop, likewise; of warps in groups, those that have one tile. ``integers`` and
-    ``floats``: of those per step, the ones for these units; ``copying``: those per step of a warp that only copies."""
+    """Counts of instructions of warps.
+
+    A step is a k-tile or a tile of keys, of all warps of a block; or a step of the lanes of one warp
+    (:class:`WarpPlan`). If warps are in groups, each with a tile of its own, one group is counted. ``per_step``: in a
+    step of the main loop; ``once``: outside of the loop; ``integers`` and ``floats``: those per step for these units;
+    ``copying``: those per step of one warp that only copies.
+    """
 
     per_step: float
     once: float
@@ -70,11 +74,11 @@ class _Instruction:
 
 
 def count(sass: str, function: str, plan: CountedPlan, warps: int) -> Issued | None:
-    """Of a function that blocks of so many warps run; None where it cannot be counted."""
+    """The counts of a function whose blocks have ``warps`` warps; None if they cannot be determined."""
     code = _instructions(sass, function)
     if isinstance(plan, WarpPlan):
         loop = _main_loop(code, lambda what: what.startswith("FFMA"))
-        # Of those that decode, the compiler makes additions where the factor is 1.
+        # The compiler turns multiply-adds that decode with a factor of 1 into additions.
         done = _count(loop, "FFMA") + (_count(loop, "FADD") if plan.multiply_adds > 1 else 0)
         steps = int(done / (plan.columns * plan.inputs * plan.rows * plan.multiply_adds))
         return Issued(len(loop) / steps, len(code) - len(loop), *_of_units(loop, steps)) if steps else None
@@ -84,7 +88,8 @@ def count(sass: str, function: str, plan: CountedPlan, warps: int) -> Issued | N
 
 
 def _count_attention(code: Sequence[_Instruction], plan: AttentionPlan, warps: int) -> Issued | None:
-    """A step is a tile of keys. Keys and values are copied in turn, by a loop with a branch for each."""
+    """The counts of an attention, whose step is a tile of keys. Warps that only copy have a loop with a branch each for
+    keys and values, which alternate."""
     computing = warps - plan.copying_warps
     along_head, along_keys = -(-plan.head_size // _MMA_DEPTH), plan.keys // _MMA_DEPTH
     if plan.unit == "mma":
@@ -95,7 +100,8 @@ def _count_attention(code: Sequence[_Instruction], plan: AttentionPlan, warps: i
     tiles = _count(loop, operation) / of_tile
     if plan.unit == "fma" or tiles < 1 or tiles != int(tiles):
         return None
-    copying = _main_loop([one for one in code if one not in loop], lambda what: what.startswith("LDGSTS"))
+    rest = [instruction for instruction in code if instruction not in loop]
+    copying = _main_loop(rest, lambda what: what.startswith("LDGSTS"))
     of_warp = len(copying) if plan.copying_warps else 0
     integers, floats = (count * computing for count in _of_units(loop, tiles))
     issued = len(loop) / tiles * computing + of_warp * plan.copying_warps
@@ -115,10 +121,11 @@ def _count_tile(code: Sequence[_Instruction], plan: TilePlan, warps: int) -> Iss
     integers, floats = (count * computing for count in _of_units(loop, k_tiles))
     decodes = plan.product.weight_bits < 8 * plan.product.row_bytes
     moving, lines = ("STS", plan.columns) if decodes else ("LDGSTS", plan.rows)
-    copying = _main_loop([one for one in code if one not in loop], lambda what: what.startswith(moving))
+    rest = [instruction for instruction in code if instruction not in loop]
+    copying = _main_loop(rest, lambda what: what.startswith(moving))
     if plan.copying_warps and decodes and not copying:
         return None
-    if plan.copying_warps and copying:  # where they have the accelerator copy all, they issue next to nothing
+    if plan.copying_warps and copying:  # without such a loop TMA copies everything, with hardly any instructions
         k_tiles = _count(copying, moving) / (
             lines * plan.inputs * plan.product.row_bytes / _COPY_BYTES / (plan.copying_warps * WARP)
         )
@@ -133,17 +140,17 @@ def _count_tile(code: Sequence[_Instruction], plan: TilePlan, warps: int) -> Iss
 
 
 def _of_units(loop: Sequence[_Instruction], steps: float) -> tuple[float, float]:
-    """Instructions for integers and conversions in a step, and those for floats; both of a warp."""
-    operations = [one.what.partition(" ")[0].partition(".")[0] for one in loop]
-    integers, floats = (sum(one in names for one in operations) for names in (_INTEGERS, _FLOATS))
+    """A warp's instructions per step for the integer units and conversions, and for the multiply-add units."""
+    operations = [instruction.what.partition(" ")[0].partition(".")[0] for instruction in loop]
+    integers, floats = (sum(operation in names for operation in operations) for names in (_INTEGERS, _FLOATS))
     return integers / steps, floats / steps
 
 
 def _multiplications(plan: TilePlan, warps: int) -> tuple[str, float]:
-    """How the instruction begins, and how many a warp has for a k-tile."""
+    """The prefix of the instruction that multiplies, and the number of them that a warp issues for a k-tile."""
     depth = 32 // plan.product.row_bytes
     kind = "Q" if plan.product.dtype == FP8 else "H"
-    if plan.unit == "wgmma":  # where warpgroups share a tile by its columns, each has instructions of its own
+    if plan.unit == "wgmma":  # at least 1: warpgroups that share a tile by its columns each issue their own
         return f"{kind}GMMA", max(plan.rows / 64 * 4 / warps, 1) * plan.inputs / depth
     if plan.unit == "mma":
         return f"{kind}MMA", plan.rows / 16 * plan.columns / 8 * plan.inputs / depth / warps
@@ -151,7 +158,7 @@ def _multiplications(plan: TilePlan, warps: int) -> tuple[str, float]:
 
 
 def _instructions(sass: str, function: str) -> list[_Instruction]:
-    """Those of a function; nothing behind its last end, where the code is padded."""
+    """The instructions of a function, without the NOPs that pad it."""
     begins = {match["name"]: match.end() for match in _FUNCTION.finditer(sass)}
     if function not in begins:
         return []
@@ -161,21 +168,23 @@ def _instructions(sass: str, function: str) -> list[_Instruction]:
         _Instruction(int(match["at"], 16), match["what"].strip(), bool(match["only"]))
         for match in _INSTRUCTION.finditer(text)
     ]
-    return [one for one in code if not one.what.startswith("NOP")]
+    return [instruction for instruction in code if not instruction.what.startswith("NOP")]
 
 
 def _main_loop(code: Sequence[_Instruction], is_wanted: Callable[[str], bool]) -> list[_Instruction]:
-    """The body of the loop with most of the wanted instructions, of those with no such loop within; nothing where there
-    is none. A branch without condition may lead back from where a wait stands, behind all else: it makes a loop only
-    where no other one has what is wanted."""
-    branches = [(one, branch) for one in code if (branch := _BRANCH.match(one.what)) is not None]
+    """The body of the innermost loop with the most wanted instructions; empty if there is none.
+
+    Loops by unconditional branches count only if no loop by a conditional branch has a wanted instruction: the code of
+    a wait may stand after everything else and branch back unconditionally.
+    """
+    branches = [(jump, match) for jump in code if (match := _BRANCH.match(jump.what)) is not None]
     for conditional in (True, False):
-        places = [(int(branch["target"], 16), one.at) for one, branch in branches if one.conditional is conditional]
-        bodies = [[one for one in code if begin <= one.at <= end] for begin, end in places if begin < end]
-        wanted = [body for body in bodies if any(is_wanted(one.what) for one in body)]
+        places = [(int(match["target"], 16), jump.at) for jump, match in branches if jump.conditional is conditional]
+        bodies = [[item for item in code if begin <= item.at <= end] for begin, end in places if begin < end]
+        wanted = [body for body in bodies if any(is_wanted(item.what) for item in body)]
         inner = [body for body in wanted if not any(other is not body and _is_within(other, body) for other in wanted)]
         if inner:
-            return max(inner, key=lambda body: sum(is_wanted(one.what) for one in body))
+            return max(inner, key=lambda body: sum(is_wanted(item.what) for item in body))
     return []
 
 
@@ -184,4 +193,4 @@ def _is_within(body: Sequence[_Instruction], other: Sequence[_Instruction]) -> b
 
 
 def _count(code: Sequence[_Instruction], operation: str) -> int:
-    return sum(one.what.startswith(operation) for one in code)
+    return sum(instruction.what.startswith(operation) for instruction in code)

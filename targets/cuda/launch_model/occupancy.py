@@ -1,7 +1,8 @@
-"""How many blocks of threads a multiprocessor holds at once: the rules of NVIDIA's occupancy calculator.
+"""Occupancy: the number of blocks of threads that a multiprocessor holds at once, by NVIDIA's occupancy calculator.
 
-Registers are given to warps in units of 256, and to as many warps by each of the four schedulers; shared memory is
-given to blocks in units of 128 bytes, and 1 KiB of each block's is the system's (compute capability 8.0 and up).
+Registers are allocated to warps in units of 256, and each of the four schedulers holds the same number of warps. Shared
+memory is allocated to blocks in units of 128 bytes, and the system takes 1 KiB per block (compute capability 8.0 and
+up).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ _RESERVED_SHARED = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Occupancy:
-    """``blocks`` of a multiprocessor at once, and what keeps it from more: ``registers``, ``shared memory``, ``warps``,
-    ``blocks``, or several of them."""
+    """The ``blocks`` and ``warps`` that a multiprocessor holds at once. ``limit``: the resource that allows no more,
+    ``registers``, ``shared memory``, ``warps`` or ``blocks``, or several of them joined by "and"."""
 
     blocks: int
     warps: int
@@ -28,20 +29,20 @@ class Occupancy:
 
 
 def occupancy(gpu: Gpu, threads: int, registers: int, shared_bytes: int) -> Occupancy:
-    """Of blocks of so many threads with so many registers each, and so much shared memory; no blocks where one does
-    not fit."""
+    """The occupancy for blocks of ``threads`` threads with ``registers`` registers each and ``shared_bytes`` of shared
+    memory; 0 blocks if not even one fits."""
     warps = -(-threads // WARP)
     registers_of_warp = _rounded_up(max(registers, 1) * WARP, _REGISTER_UNIT)
     by_registers = gpu.registers // registers_of_warp // _WARP_UNIT * _WARP_UNIT // warps
     by_shared = gpu.shared_bytes // _rounded_up(shared_bytes + _RESERVED_SHARED, _SHARED_UNIT)
-    found = {
+    most_blocks = {
         "registers": by_registers,
         "shared memory": by_shared,
         "warps": gpu.warps // warps,
         "blocks": gpu.blocks,
     }
-    blocks = min(found.values())
-    limits = [name for name, most in found.items() if most == blocks]
+    blocks = min(most_blocks.values())
+    limits = [name for name, most in most_blocks.items() if most == blocks]
     return Occupancy(blocks, blocks * warps, " and ".join(limits))
 
 

@@ -1,4 +1,4 @@
-"""Predictions for what a program launches outside of its layers of experts: dense products and attention above all."""
+"""Predictions for launches outside of layers of experts: mainly dense products and attention."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moec.targets.cuda.launch_model.sizes import ModelSizes, kernel_sizes
 
 @dataclasses.dataclass(frozen=True)
 class RepeatedLaunch:
-    """A launch that a run makes so often."""
+    """A launch, and the number of times that a run makes it."""
 
     launch: PredictedLaunch
     calls: int
@@ -26,7 +26,7 @@ class RepeatedLaunch:
 
 @dataclasses.dataclass(frozen=True)
 class PredictedOutside:
-    """At some number of tokens; a launch of which nothing is predicted may stand between any two of these."""
+    """The launches outside of layers at some number of tokens. Launches that are not predicted may come in between."""
 
     tokens: int
     launches: tuple[RepeatedLaunch, ...]
@@ -41,14 +41,14 @@ class PredictedOutside:
 
 
 class Outside:
-    """The kernels of a program that are launched for other nodes than ``layers``. ``others``: the records of those of
-    which nothing is predicted, for they do not say how they share out their work, or have sizes that are computed."""
+    """The kernels of a program that are launched for nodes other than ``layers``. ``others``: the records of kernels
+    that cannot be predicted, because they have no plan, or sizes that are computed at run time."""
 
     def __init__(self, program: ProgramEntry, layers: set[str], calls: KernelCalls, model: ModelSizes) -> None:
         self._calls = calls
         self._planned, self.others = [], []
         self.called: tuple[Mapping[str, Any], str] | None = None
-        """A product, and which of its sizes is the number of its rows."""
+        """A product's kernel, and the name of its size that is the number of rows; None if there is no product."""
         for kernel in program.kernels:
             if not kernel["launches"] or layers.intersection(kernel["nodes"]):
                 continue
@@ -65,17 +65,18 @@ class Outside:
         return bool(self._planned)
 
     def at(self, tokens: int, sizes: Mapping[str, int]) -> PredictedOutside:
-        """``sizes``: of the model, with so many tokens."""
-        found: list[RepeatedLaunch] = []
+        """The launches at a number of tokens. ``sizes``: those of the model at that number."""
+        repeated: list[RepeatedLaunch] = []
         for kernel, plan in self._planned:
             own = kernel_sizes(kernel, sizes, self._calls.where(kernel))
             launches = self._calls.launches(kernel, plan, own)
-            found += [RepeatedLaunch(launch, kernel["calls"]) for launch in launches]
-        return PredictedOutside(tokens, tuple(found))
+            repeated += [RepeatedLaunch(launch, kernel["calls"]) for launch in launches]
+        return PredictedOutside(tokens, tuple(repeated))
 
 
 def _sizes_named(kernel: Mapping[str, Any], plan: LaunchPlan) -> Iterator[str]:
-    """Texts of what a prediction evaluates: of launches, and of tensors; where a plan limits what it moves, that."""
+    """The expressions that a prediction evaluates: those of launches, and of tensors' shapes; if the plan limits the
+    numbers that move, that limit instead of the shape."""
     for launch in kernel["launches"]:
         yield from (*launch["grid"], *launch["block"], launch["shared_bytes"])
     limits = {}

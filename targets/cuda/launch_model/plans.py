@@ -1,5 +1,8 @@
-"""How kernels share out their work, as they say themselves when they are compiled; the artifact keeps it with their
-launches. What is predicted follows from this alone, never from names or words."""
+"""Plans: the partition of a kernel's work among blocks and threads, for predictions of its time.
+
+A kernel states its plan when it is compiled, and the artifact stores it with the kernel's launches. Predictions follow
+from plans alone, never from names or descriptions of kernels.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +17,24 @@ if TYPE_CHECKING:
     from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 
 TOKENS, SLOTS = "tokens", "slots"
-"""What kernels of experts call the dynamic sizes of their routing weights [T, k]."""
+"""Names of the dynamic sizes of routing weights [T, k] in kernels of experts."""
 MULTIPROCESSORS = "multiprocessors"
-"""What expressions of launches call the number that the GPU has."""
+"""Name of the GPU's number of multiprocessors in expressions of launches."""
 ROWS = "M"
-"""What kernels of dense products call the number of their rows."""
+"""Name of the number of rows in kernels of dense products."""
 LARGEST = 2**40
-"""Sizes and numbers above are none."""
+"""The largest valid size or number in a plan; larger ones are rejected."""
 Unit = Literal["wgmma", "mma", "fma"]
-"""What multiplies: tensor cores by the one or the other instruction, or no tensor cores."""
+"""The unit that multiplies: tensor cores by ``wgmma`` or ``mma``, or multiply-adds without tensor cores."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Product:
     """A product of rows [inner] with ``experts`` matrices [columns, inner]; a row of the result has ``width`` numbers.
 
-    ``dtype``: what is multiplied; ``weight_bits``: of a number of the matrix as it is stored, scales included;
-    ``row_bytes`` and ``out_bytes``: of a number of the rows and of the result. ``gathered``: rows are those of tokens,
-    which have as many each as they have experts.
+    ``dtype``: type in which numbers are multiplied; ``weight_bits``: stored bits per number of the matrix, including
+    scales; ``row_bytes`` and ``out_bytes``: bytes per number of the rows and of the result; ``gathered``: whether rows
+    are read from tokens, so that the pairs of a token share one row.
     """
 
     experts: int
@@ -60,12 +63,12 @@ class Product:
 
     @property
     def matrix_bytes(self) -> float:
-        """Of one expert."""
+        """Bytes of the matrix of one expert."""
         return self.columns * self.inner * self.weight_bits / 8
 
 
 class _Recorded:
-    """A plan, which is a dataclass, as :class:`moec.targets.base.Plan` says."""
+    """The implementation of :class:`moec.targets.base.Plan` for plans, which are dataclasses."""
 
     def as_data(self) -> dict[str, Any]:
         kind = next(name for name, one in _PLANS.items() if type(self) is one)
@@ -74,13 +77,16 @@ class _Recorded:
 
 @dataclasses.dataclass(frozen=True)
 class TilePlan(_Recorded):
-    """A block of threads computes tiles of ``rows`` x ``columns``, ``inputs`` at a time, with ``stages`` of k-tiles.
+    """The plan of a kernel whose blocks compute tiles of ``rows`` x ``columns``, in k-tiles of ``inputs`` inputs, with
+    ``stages`` k-tiles in flight or in use.
 
-    ``copying_warps`` of its warps only bring k-tiles. ``persistent``: a block computes tiles one after another, and
-    begins to copy the next one before it has stored the last; where its other warps are in several ``groups``, each
-    with a tile of its own, one multiplies while another stores. ``cluster``: blocks that get one copy of the matrix
-    together. ``band``: blocks of rows that get the same columns of a matrix one after another, before any gets the
-    next ones. ``divides_inputs``: as many blocks as the grid has for a tile multiply a part of its inputs each.
+    - ``copying_warps``: warps of a block that only copy k-tiles.
+    - ``persistent``: whether a block computes several tiles, and starts copying the next one before it stores the last.
+    - ``groups``: groups of the other warps, each with a tile of its own; one multiplies while another stores.
+    - ``cluster``: blocks that share one copy of the matrix.
+    - ``band``: blocks of rows that are multiplied with the same columns of a matrix before any continues with the next
+      columns.
+    - ``divides_inputs``: whether several blocks share a tile, each with a part of the inputs; the grid says how many.
     """
 
     product: Product
@@ -99,10 +105,15 @@ class TilePlan(_Recorded):
 
 @dataclasses.dataclass(frozen=True)
 class WarpPlan(_Recorded):
-    """A warp multiplies ``rows`` rows with ``columns`` columns of the matrix, of which each lane reads ``inputs``
-    numbers at a time; a block has ``warps`` of them. ``ahead``: how many such steps are read before the first is used;
-    ``multiply_adds``: of a number of the matrix with a row, those that decode it among them. ``side_by_side``: all rows
-    get some columns of the matrix before any gets the next."""
+    """The plan of a kernel whose warps each multiply ``rows`` rows with ``columns`` columns of the matrix; a block has
+    ``warps`` warps.
+
+    - ``inputs``: numbers of each column that a lane reads in a step.
+    - ``ahead``: steps that are read before the first is used.
+    - ``multiply_adds``: multiply-adds per number of the matrix and row, including those that decode the number.
+    - ``side_by_side``: whether all rows are multiplied with some columns of the matrix before any continues with the
+      next columns.
+    """
 
     product: Product
     warps: int
@@ -116,10 +127,15 @@ class WarpPlan(_Recorded):
 
 @dataclasses.dataclass(frozen=True)
 class StreamPlan(_Recorded):
-    """Tensors ``read`` and ``written`` once, by the names of the kernel's parameters. A thread reads ``load_bytes`` at
-    once, and so ``loads`` times before it uses the first. ``read_of_pair`` and ``written_of_pair``: bytes of each pair
-    of token and expert beside these, for tensors of which not all rows are in use. ``most_read`` and ``most_written``:
-    of each tensor, so many numbers at most (C, of the kernel's sizes; nothing where there is no such limit)."""
+    """The plan of a kernel that reads and writes tensors once.
+
+    - ``read`` and ``written``: the tensors, by the names of the kernel's parameters.
+    - ``load_bytes``: bytes of one load of a thread; ``loads``: loads that it issues before it uses the first result.
+    - ``read_of_pair`` and ``written_of_pair``: further bytes per pair of token and expert, for tensors of which not all
+      rows are in use.
+    - ``most_read`` and ``most_written``: for each tensor the most numbers that are moved, as a C expression of the
+      kernel's sizes; empty if there is no such limit.
+    """
 
     read: tuple[str, ...]
     written: tuple[str, ...]
@@ -133,9 +149,12 @@ class StreamPlan(_Recorded):
 
 @dataclasses.dataclass(frozen=True)
 class WalkPlan(_Recorded):
-    """A warp takes ``steps`` (C, of the kernel's sizes) one after another, and in each waits so many times for memory,
-    and so many times for shared memory or other lanes. ``moved``: the tensors that are read or written, by the names of
-    the kernel's parameters; none where that is all of them."""
+    """The plan of a kernel whose warps take dependent steps one after another.
+
+    - ``steps``: of a warp, as a C expression of the kernel's sizes.
+    - ``memory_waits``: waits for memory in a step; ``exchanges``: waits for shared memory or other lanes in a step.
+    - ``moved``: tensors that are read or written, by the names of the kernel's parameters; empty for all of them.
+    """
 
     steps: str
     memory_waits: float = 1.0
@@ -145,16 +164,19 @@ class WalkPlan(_Recorded):
 
 @dataclasses.dataclass(frozen=True)
 class AttentionPlan(_Recorded):
-    """A block of threads has ``rows`` queries of the ``heads`` that share keys, ``columns`` columns of the values, of
-    which there are ``slices``, and walks over tiles of ``keys`` keys up to the last one that its queries see.
+    """The plan of an attention, whose blocks each have ``rows`` queries of the ``heads`` that share keys, and walk over
+    tiles of ``keys`` keys up to the last one that their queries see.
 
-    ``row_bytes`` and ``key_bytes``: of a number of queries and results, and of keys and values. ``waits``: loads of a
-    tile that are waited for one after another, ``ahead``: while the tile before is computed. ``weighs_meanwhile``:
-    weights are computed while tensor cores multiply. ``copying_warps`` of a block only bring keys and values.
-    ``causal``: which keys a query sees, as
-    :class:`~moec.targets.tvm.lower.attention.AttentionProblem` says. C, of the kernel's sizes, are ``sequences``, each
-    with keys of its own (heads of keys counted), ``queries`` and ``held`` keys of one, and into how many ``parts`` its
-    keys are divided.
+    - ``dtype``: of the queries; ``row_bytes``: bytes per number of queries and results; ``key_bytes``: of keys and
+      values.
+    - ``columns``: columns of the values of a block; ``slices``: blocks that share the columns of a row.
+    - ``causal``: which keys a query sees, as in :class:`~moec.targets.tvm.lower.attention.AttentionProblem`.
+    - ``waits``: dependent loads of a tile; ``ahead``: whether they overlap with computing the preceding tile.
+    - ``weighs_meanwhile``: whether weights are computed while tensor cores multiply.
+    - ``copying_warps``: warps of a block that only copy keys and values.
+    - ``sequences``, ``queries``, ``held`` and ``parts``: C expressions of the kernel's sizes. There are as many
+      sequences as sets of keys (batches times heads of keys); each has ``queries`` queries and ``held`` keys, which are
+      divided into ``parts`` parts.
     """
 
     dtype: str
@@ -179,7 +201,7 @@ class AttentionPlan(_Recorded):
 
     @property
     def best_unit(self) -> Unit:
-        """What could multiply these numbers."""
+        """The best unit for numbers of this type, whichever the kernel uses."""
         return "fma" if self.dtype == "float32" else "mma"
 
 
@@ -194,24 +216,25 @@ _PLANS: dict[str, type[LaunchPlan]] = {
 
 
 def parse_plan(data: Any, where: str) -> LaunchPlan | None:
-    """A plan out of an artifact; None where there is none. Raises ArtifactError for one that moec did not write."""
+    """The plan stored in an artifact; None if there is none. Raises ArtifactError for data that moec did not write."""
     if data is None:
         return None
     try:
         fields = dict(data)
-        made = _PLANS[fields.pop("kind")]
+        plan_type = _PLANS[fields.pop("kind")]
         if "product" in fields:
             fields["product"] = _checked(Product, dict(fields["product"]))
-        return _checked(made, fields)
+        return _checked(plan_type, fields)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{where}: its plan cannot be read: {error}; compile the model again") from error
 
 
-def _checked(made: type[Any], fields: Mapping[str, Any]) -> Any:
-    """Raises TypeError for fields that are missing, unknown or of another type, ValueError for numbers out of range."""
+def _checked(plan_type: type[Any], fields: Mapping[str, Any]) -> Any:
+    """An instance of the dataclass ``plan_type`` with these fields. Raises TypeError for fields that are missing,
+    unknown or of another type, ValueError for numbers out of range."""
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    plan = made(**values)
-    for field in dataclasses.fields(made):
+    plan = plan_type(**values)
+    for field in dataclasses.fields(plan_type):
         value = getattr(plan, field.name)
         kinds: tuple[type, ...] = _KINDS.get(field.type, (Product, str))  # type: ignore[arg-type]
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):

@@ -1,9 +1,10 @@
-"""The time of one launch, predicted: the longest of what memory takes and what the multiprocessors take.
+"""The predicted time of one launch: the time of memory or the time of the multiprocessors, whichever is longer.
 
-Blocks are spread over the multiprocessors in waves of as many as these hold at once, and each wave takes as long as its
-blocks do (:mod:`.cycles`): the last one may be nearly empty. Kernels of a captured graph begin one after another;
-one that begins early waits for the one before, but not for its launch.
-What is left out: clocks that change, conflicts of banks, atomics, and whatever a manual does not say.
+Blocks run in waves of as many blocks as the multiprocessors hold at once. A wave takes as long as its blocks do
+(:mod:`.cycles`), even the last one, which may be nearly empty. Kernels of a captured graph run one after another; a
+kernel that is launched early still waits for its predecessor, but the time of its launch is hidden.
+
+The model leaves out changing clocks, bank conflicts, atomics, and anything that no manual documents.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ MEMORY = "memory"
 
 @dataclasses.dataclass(frozen=True)
 class LaunchFacts:
-    """What the host launches at some number of tokens. ``bytes_read`` and ``bytes_written``: of the tensors that the
-    plan of a stream names, or of all of them; ``steps``: of a walk; ``attention``: the sizes of one; ``overlaps``: it
-    begins early, and the launch before lets it."""
+    """The facts of one launch at some number of tokens. ``bytes_read`` and ``bytes_written``: of the tensors that a
+    :class:`StreamPlan` names, or of all of them; ``steps``: of a :class:`WalkPlan`; ``attention``: the sizes of an
+    :class:`AttentionPlan`; ``overlaps``: whether it is launched early and its predecessor allows that."""
 
     blocks: int
     threads: int
@@ -63,9 +64,13 @@ class LaunchFacts:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """``blocks``: those that have work; ``waves``: of them; ``tail``: the share of all waves' room that they fill;
-    ``operations``: of what is asked for, without padding; ``seconds``: from the end of the kernel before to its own;
-    ``roofline``: the least time at the published peaks, as a share of that."""
+    """The prediction for one launch.
+
+    - ``blocks``: blocks that have work; ``waves``: of these; ``tail``: the share of the waves' room that they fill.
+    - ``operations``: necessary ones, without padding.
+    - ``seconds``: from the end of the preceding kernel to the end of this one; ``limit``: the unit that limits it.
+    - ``roofline``: the least time at the published peaks as a share of ``seconds``.
+    """
 
     occupancy: Occupancy
     blocks: int
@@ -79,17 +84,18 @@ class Prediction:
 
 
 def predict(plan: LaunchPlan, gpu: Gpu, facts: LaunchFacts, spread: Spread, tokens: int) -> Prediction:
-    """Of a launch whose blocks fit; ``spread``: of the pairs of ``tokens`` over the experts of the kernel."""
+    """Predict a launch, of which at least one block has to fit on a multiprocessor. ``spread``: how the pairs of
+    ``tokens`` are spread over the experts of the kernel."""
     held = occupancy(gpu, facts.threads, facts.registers, facts.shared_bytes)
     room = gpu.multiprocessors * held.blocks
     blocks, cycles, traffic, least_taken = _work(plan, gpu, facts, spread, tokens, room)
     waves = max(-(-blocks // room), 1)
     taken, unit = max(_cycles_of_waves(gpu, held, blocks, cycles), least_taken)
     idle = 0 if isinstance(plan, TilePlan) and plan.persistent else max(facts.blocks - blocks, 0)
-    taken += idle / room * gpu.l2_cycles  # each looks up whether there is work, and leaves
+    taken += idle / room * gpu.l2_cycles  # each idle block looks up whether it has work, and ends
     busy, moving = taken / gpu.clock, traffic.memory / gpu.memory_reached
     if moving:
-        moving += gpu.memory_cycles / gpu.clock  # until the first bytes come
+        moving += gpu.memory_cycles / gpu.clock  # the latency of the first bytes
     seconds, limit = max((busy, unit), (moving, MEMORY))
     seconds += EARLY_TRIPS * gpu.l2_cycles / gpu.clock if facts.overlaps else LAUNCH_SECONDS
     operations, least = _least(plan, gpu, facts, spread, tokens, traffic)
@@ -101,8 +107,9 @@ def predict(plan: LaunchPlan, gpu: Gpu, facts: LaunchFacts, spread: Spread, toke
 def _work(
     plan: LaunchPlan, gpu: Gpu, facts: LaunchFacts, spread: Spread, tokens: int, room: int
 ) -> tuple[int, BlockCycles, Traffic, tuple[float, str]]:
-    """Blocks that have work (of persistent ones, their tiles), the cycles of one, what all move, and the cycles of the
-    longest one and their limit, where blocks differ. ``room``: for so many at once."""
+    """The number of blocks that have work (for persistent blocks, the number of tiles), the cycles of one block, the
+    traffic of all, and the cycles and limit of the longest block if blocks differ. ``room``: the number of blocks that
+    the GPU holds at once."""
     alike = (0.0, LATENCY)
     if isinstance(plan, TilePlan):
         rows = spread.blocks(plan.rows)
@@ -129,7 +136,8 @@ def _work(
 
 
 def _divided(plan: TilePlan, parts: int) -> tuple[TilePlan, TilePlan]:
-    """What a block does of a product whose inputs are in so many parts, and what all do, which write sums of each."""
+    """The plan of one block and the plan of all blocks, for a product whose inputs are divided into ``parts``. All
+    blocks together write the sums of each part."""
     product = plan.product
     k_tiles = -(-product.inner // plan.inputs)
     part = dataclasses.replace(product, inner=-(-k_tiles // parts) * plan.inputs)
@@ -152,7 +160,8 @@ def _attention_work(
 
 
 def _cycles_of_waves(gpu: Gpu, held: Occupancy, blocks: int, cycles: BlockCycles) -> tuple[float, str]:
-    """Full waves, and what is left, spread over the multiprocessors; and what limits most of it."""
+    """The cycles of all waves and the unit that limits most of them. Blocks of the last wave are spread evenly over the
+    multiprocessors."""
     full, left = divmod(blocks, gpu.multiprocessors * held.blocks)
     of_wave, limit = cycles.together(held.blocks)
     if not left:
@@ -164,7 +173,7 @@ def _cycles_of_waves(gpu: Gpu, held: Occupancy, blocks: int, cycles: BlockCycles
 def _least(
     plan: LaunchPlan, gpu: Gpu, facts: LaunchFacts, spread: Spread, tokens: int, traffic: Traffic
 ) -> tuple[float, float]:
-    """Operations, and the seconds that they and the bytes take at the published peaks."""
+    """The necessary operations, and the least time in seconds of these and of the bytes at the published peaks."""
     if isinstance(plan, AttentionPlan):
         assert facts.attention is not None, "an attention has sizes"
         operations = attention_operations(plan, facts.attention)

@@ -1,7 +1,7 @@
-"""How tokens are spread over experts, for predictions: as evenly as possible (``balanced``), or as if drawn.
+"""The spread of tokens over experts that predictions assume: as evenly as possible (``balanced``), or drawn at random.
 
-Pairs of a token and one of its experts go to the experts in turn. With fewer pairs than experts each pair has its own:
-no spread reads more weights, and with many pairs none makes less padding.
+In the even spread, the pairs of a token and an expert go to the experts in turn. With fewer pairs than experts each
+pair has its own expert: no other spread reads more weights. With many pairs no other spread has less padding.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """``pairs`` over ``experts``."""
+    """The even spread of ``pairs`` over ``experts``."""
 
     pairs: int
     experts: int
@@ -24,21 +24,22 @@ class Spread:
         return min(self.pairs, self.experts)
 
     def neighbours(self, rows: int) -> float:
-        """The share of blocks whose neighbour is of the same expert, where blocks are taken two by two: each expert
-        with an odd number of blocks leaves one, and of those with an even number half begin with one that is left."""
+        """The share of blocks whose partner has the same expert, when consecutive blocks form pairs. An expert with an
+        odd number of blocks has one block without such a partner; of the experts with an even number, half start at the
+        second block of a pair and have two."""
         blocks = self.blocks(rows)
         return 1 - self.used / blocks if blocks else 0.0
 
     def blocks(self, rows: int) -> int:
-        """Blocks of so many rows, for each expert its own."""
+        """The number of blocks of ``rows`` rows, each with rows of one expert."""
         each, more = divmod(self.pairs, self.experts)
         return more * -(-(each + 1) // rows) + (self.experts - more) * -(-each // rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class DrawnSpread(Spread):
-    """What is expected where each of ``tokens`` draws its experts, all equally often: the rows of an expert are
-    distributed binomially."""
+    """The expected spread if each of ``tokens`` draws its experts at random, all with the same probability. The rows of
+    an expert are then binomially distributed."""
 
     tokens: int
 
@@ -51,24 +52,24 @@ class DrawnSpread(Spread):
 
     @property
     def _share(self) -> float:
-        """Of the tokens, that of an expert."""
+        """The probability that a token has a given expert."""
         return min(self.pairs / self.experts / self.tokens, 1.0)
 
 
 _DEVIATIONS = 8
-"""From the mean, beyond which next to no expert is."""
+"""Standard deviations from the mean that are summed; almost no expert is beyond."""
 
 
 @functools.lru_cache(maxsize=4096)
 def _expected_blocks(tokens: int, share: float, rows: int) -> float:
-    """Of an expert that each token chooses with this probability."""
+    """The expected number of blocks of an expert that each token chooses with probability ``share``."""
     mean = tokens * share
     if share in (0, 1):
         return -(-mean // rows)
     away = _DEVIATIONS * math.sqrt(mean) + _DEVIATIONS
-    found = 0.0
+    expected = 0.0
     for count in range(max(int(mean - away), 1), min(int(mean + away), tokens) + 1):
         ways = math.lgamma(tokens + 1) - math.lgamma(count + 1) - math.lgamma(tokens - count + 1)
         chance = math.exp(ways + count * math.log(share) + (tokens - count) * math.log1p(-share))
-        found += chance * -(-count // rows)
-    return found
+        expected += chance * -(-count // rows)
+    return expected

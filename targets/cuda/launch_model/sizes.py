@@ -1,4 +1,4 @@
-"""The sizes of a kernel's call at some number of tokens, from the expressions that the artifact holds."""
+"""The sizes of a kernel's call at some number of tokens, from the expressions stored in the artifact."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from moec.targets.cuda.launch_model.plans import LARGEST, MULTIPROCESSORS
 
 
 def evaluate(text: str, sizes: Mapping[str, int], where: str) -> int:
-    """A C expression of sizes. Raises ArtifactError for other text, a name without a size, a result that is none."""
+    """The value of a C expression of sizes. Raises ArtifactError for any other text, an unknown name, division by zero,
+    and a result that is not a valid size."""
     size = _parsed(text, where)
     try:
-        found = size(sizes)
+        value = size(sizes)
     except (KeyError, ZeroDivisionError) as error:
         raise ArtifactError(f"{where}: size {text[:80]!r} cannot be computed: {error!r}") from error
-    if not 0 <= found <= LARGEST:
-        raise ArtifactError(f"{where}: size {text[:80]!r} is {found}; expected 0 to {LARGEST}")
-    return found
+    if not 0 <= value <= LARGEST:
+        raise ArtifactError(f"{where}: size {text[:80]!r} is {value}; expected 0 to {LARGEST}")
+    return value
 
 
 class ModelSizes:
-    """The model's sizes at numbers of tokens, on a GPU of so many multiprocessors. ``past``: how long states are that a
-    run makes longer; all other sizes that do not follow from the number of tokens are 1."""
+    """The model's sizes at any number of tokens, on a GPU with ``multiprocessors`` multiprocessors. ``past``: the
+    length of states that a run extends. All other sizes that do not follow from the number of tokens are 1."""
 
     def __init__(self, artifact: Artifact, program: ProgramEntry, past: int, multiprocessors: int) -> None:
         inputs = {spec.name: spec for spec in artifact.manifest.inputs}
@@ -40,8 +41,8 @@ class ModelSizes:
         self.has_past = bool(lengths)
 
     def at(self, kernel: Mapping[str, Any], size: str, tokens: int, where: str) -> dict[str, int]:
-        """Where ``size`` of a kernel is the number of tokens. Where that follows from several sizes of the model (a
-        batch of sequences), all but the last are 1. Raises MoecError where the kernel is called with another number."""
+        """The model's sizes at which ``size`` of a kernel equals ``tokens``. If it depends on several sizes of the
+        model (a batch of sequences), all except the last are 1. Raises MoecError if the size cannot have that value."""
         text = kernel["sizes"][size]
         parsed = _parsed(text, where)
         sizes: dict[Any, int] = {parsed.text: tokens, **dict.fromkeys(parsed.names[:-1], 1)}
@@ -50,8 +51,8 @@ class ModelSizes:
         return {**self._others, **{name: sizes[name] for name in parsed.names}}
 
     def tell(self, kernel: Mapping[str, Any], texts: Iterable[str], where: str) -> bool:
-        """Whether sizes that a kernel's launches and plan name in ``texts`` follow from these: not where they depend on
-        what is computed."""
+        """Whether all sizes in ``texts``, expressions of a kernel's launches and plan, follow from the model's sizes.
+        They do not if they depend on computed values."""
         sizes = kernel["sizes"]
         needed = [name for text in texts for name in _parsed(text, where).names]
         followed = [_parsed(sizes[name], where).names if name in sizes else (name,) for name in needed]
@@ -59,7 +60,7 @@ class ModelSizes:
 
 
 def kernel_sizes(kernel: Mapping[str, Any], model: Mapping[str, int], where: str) -> dict[str, int]:
-    """The kernel's own dynamic sizes, but for those that are computed, and the model's."""
+    """The model's sizes and the kernel's own dynamic sizes, except those that depend on computed values."""
     own = {
         name: evaluate(text, model, where)
         for name, text in kernel["sizes"].items()
@@ -75,8 +76,11 @@ def tensor_bytes(
     where: str,
     most: Sequence[str] = (),
 ) -> float:
-    """Of the kernel's tensors of these names; of all where names are None. ``most``: of each, so many numbers at most,
-    and all of one without text, or of a size that is not among ``sizes``."""
+    """The bytes of a kernel's tensors.
+
+    ``names``: of the tensors to count, None for all. ``most``: for each name the most numbers to count, as an
+    expression; empty for no limit. If a tensor's own size does not follow from ``sizes``, its limit alone counts.
+    """
     limits = dict(zip(names or (), most, strict=False))
     total = 0.0
     for parameter in parameters:

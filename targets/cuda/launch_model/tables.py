@@ -1,4 +1,4 @@
-"""What ``moec inspect --launches`` prints."""
+"""The tables and data of ``moec inspect --launches``."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def launch_tables(model: PredictedModel) -> Iterator[RenderableType]:
 
 
 def launch_data(model: PredictedModel) -> dict[str, Any]:
-    """The same as plain data, in seconds and bytes."""
+    """The predictions as plain data, in seconds and bytes."""
     return {
         "gpu": model.gpu.name,
         "spread": "balanced",
@@ -144,7 +144,8 @@ def _other_cells(kernel: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _issued(launch: PredictedLaunch) -> str:
-    """Instructions of warps for a k-tile, or of a lane for a weight; a dash where they were not counted."""
+    """Instructions of all warps per k-tile or tile of keys, or of a lane per weight; a dash if they were not
+    counted."""
     issued, plan = launch.facts.issued, launch.plan
     if issued is None:
         return "-"

@@ -1,8 +1,9 @@
-"""Bytes that a launch moves: from memory, and between the second-level cache and the multiprocessors.
+"""The bytes that a launch moves: from memory, and between the second-level cache and the multiprocessors.
 
-The cache is taken to hold what a launch reads again, or what the one before wrote, where that is at most half of it.
-Tiles of one block of rows are computed side by side, those of an expert's next block right after them: its matrix comes
-from memory once where it fits, or where all blocks of its rows have their tiles at the same time.
+Assumption: the cache still holds data that a launch reads again, or that the preceding launch wrote, if it fits into
+half of the cache. The tiles of a block of rows are computed side by side, followed by those of the expert's next block.
+A matrix therefore comes from memory once if it fits, or if the tiles of all blocks of its rows are computed at the same
+time.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from moec.targets.cuda.launch_model.rows import Spread
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Bytes."""
+    """Bytes that move between memory and the cache (``memory``), and between the cache and multiprocessors (``l2``)."""
 
     memory: float
     l2: float
 
 
 def stays(gpu: Gpu, size: float) -> bool:
-    """Whether so many bytes are still in the second-level cache when they are read again."""
+    """Whether ``size`` bytes are still in the second-level cache when they are read again."""
     return size <= gpu.l2_bytes / 2
 
 
 def tile_traffic(plan: TilePlan, gpu: Gpu, spread: Spread, tokens: int, together: int = 1) -> Traffic:
-    """Of all tiles, so many ``together``; rows of padding are not read."""
+    """The traffic of all tiles, of which ``together`` are computed at the same time. Rows of padding are not read."""
     product, blocks = plan.product, spread.blocks(plan.rows)
     across = -(-product.columns // plan.columns)
     row, result = product.inner * product.row_bytes, product.width * product.out_bytes
@@ -40,14 +41,14 @@ def tile_traffic(plan: TilePlan, gpu: Gpu, spread: Spread, tokens: int, together
 
 
 def own_share(plan: TilePlan, spread: Spread) -> float:
-    """The share of a matrix that a block of threads brings itself; blocks of a cluster bring the rest, where they have
-    rows of the same expert."""
+    """The share of a matrix that a block of threads copies itself. The other blocks of its cluster copy the rest if
+    they have rows of the same expert."""
     return 1 - (1 - 1 / plan.cluster) * spread.neighbours(plan.rows)
 
 
 def warp_traffic(plan: WarpPlan, gpu: Gpu, spread: Spread, tokens: int) -> Traffic:
-    """Of pairs, each of which reads its expert's matrix, one after another or side by side; columns of warps in one
-    block read a row together."""
+    """The traffic of warps, whose rows (or groups of rows) each read their expert's matrix, one after another or side
+    by side."""
     product, groups = plan.product, -(-spread.pairs // plan.rows)
     row, result = product.inner * product.row_bytes, product.width * product.out_bytes
     once = plan.side_by_side or stays(gpu, product.matrix_bytes)
@@ -58,12 +59,12 @@ def warp_traffic(plan: WarpPlan, gpu: Gpu, spread: Spread, tokens: int) -> Traff
 
 
 def tensor_traffic(gpu: Gpu, read: float, written: float) -> Traffic:
-    """Of tensors that are read and written once."""
+    """The traffic of tensors that are read and written once."""
     return Traffic(kept(gpu, read) + kept(gpu, written), read + written)
 
 
 def least_bytes(product: Product, spread: Spread, tokens: int) -> float:
-    """Of a product whatever the kernel: matrices in use, rows and results once each."""
+    """The least bytes of a product, whichever kernel computes it: matrices in use, rows and results once each."""
     rows = _different_rows(product, spread, tokens) * product.inner * product.row_bytes
     return product.matrix_bytes * spread.used + rows + spread.pairs * product.width * product.out_bytes
 
@@ -73,10 +74,12 @@ def _different_rows(product: Product, spread: Spread, tokens: int) -> int:
 
 
 def kept(gpu: Gpu, size: float) -> float:
-    """What of so many bytes, which another launch wrote or will read, has to do with memory."""
+    """The bytes that go to memory, of ``size`` bytes that another launch wrote or will read: none if they stay in the
+    cache."""
     return 0.0 if stays(gpu, size) else size
 
 
 def _once(gpu: Gpu, different: float, read: float) -> float:
-    """Of bytes that are read several times: nothing where they stay, once or each time where they do not."""
+    """The bytes that come from memory, for ``different`` bytes of which ``read`` are read in all, with repetitions:
+    none if they stay in the cache, otherwise every read."""
     return 0.0 if stays(gpu, different) else read

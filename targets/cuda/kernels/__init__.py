@@ -1,5 +1,5 @@
-"""Kernels for CUDA in TIRX, which says what every thread does: one idea per file, each a function from static sizes to
-a TIR function. None is touched by a schedule."""
+"""Kernels for CUDA, written thread by thread in TIRX, one idea per file. Each is a function from static sizes to a TIR
+function, which no schedule changes."""
 
 from moec.targets.tvm import quick_script
 

@@ -1,9 +1,9 @@
 """Activations as float32 expressions of one thread, for the epilogue of a matrix product.
 
-NaN and infinity give what numpy gives, see :mod:`moec.ir.semantics`. Results that are rounded to 16 bits take CUDA's
-fast exponential and quotient, which are a few units in the last place of float32 off, at most 105 where the exponential
-is largest (CUDA C++ Programming Guide, intrinsic functions): 1 / 80000 of the result, a fortieth of what float16 drops.
-The others call functions of a hundred instructions.
+NaN and infinity have the same results as in numpy, see :mod:`moec.ir.semantics`. Results that are rounded to 16 bits
+use CUDA's fast exponential and quotient. Their error is a few units in the last place of float32, at most 105 for the
+largest exponentials (CUDA C++ Programming Guide, intrinsic functions). That is 1 / 80000 of the result, a fortieth of
+the error of rounding to float16. The precise functions take a hundred instructions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from moec.targets.tvm.activation import Activations, Expression, at_least
 
 
 def sigmoid(x: Expression) -> Expression:
-    """Where the exponential overflows, the quotient is the limit, 0."""
+    """1 / (1 + e**-x). If the exponential overflows, the quotient is 0, which is the limit."""
     return T.float32(1) / (T.float32(1) + T.exp(-x))
 
 
@@ -27,7 +27,7 @@ def softplus(x: Expression) -> Expression:
 
 
 def _fast_sigmoid(x: Expression) -> Expression:
-    """Where the exponential is above 2**126, the quotient is 0."""
+    """1 / (1 + e**-x) by fast instructions. If the exponential is above 2**126, the quotient is 0."""
     exponential = T.call_pure_extern("float32", "__expf", -x)
     return T.call_pure_extern("float32", "__fdividef", T.float32(1), T.float32(1) + exponential)
 
@@ -37,12 +37,13 @@ _FAST = Activations(_fast_sigmoid, T.tanh, T.erf)
 
 
 def activate(spec: ExpertsSpec, x: Expression, out_dtype: str) -> Expression:
-    """``x`` activated, for a result of ``out_dtype``."""
+    """The activation of ``x``, for a result of ``out_dtype``."""
     return _activations(out_dtype).activate(spec, x)
 
 
 def experts_epilogue(spec: ExpertsSpec, out_dtype: str) -> Callable[..., Expression]:
-    """What turns sums into hidden values of ``out_dtype``: ``f(gate, up)`` where experts are gated, else ``f(sum)``."""
+    """The function from sums to hidden values of ``out_dtype``: ``f(gate, up)`` if experts are gated, else
+    ``f(sum)``."""
     return _activations(out_dtype).experts_epilogue(spec)
 
 

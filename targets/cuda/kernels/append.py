@@ -1,7 +1,7 @@
-"""Writing behind a state that lies in pages, where it lies.
+"""Append in place to a state that is stored in pages.
 
-A thread copies numbers that lie side by side: what memory reads and writes at once, where as many fit into the axes
-behind the one that grows. Neighbouring threads have neighbouring numbers of what is new.
+A thread copies a few neighbouring numbers with one load and one store, if the axes after the growing one allow that.
+Neighbouring threads copy neighbouring numbers of the new tensor.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from moec.targets.tvm.te_kernels import Requirement, checked
 
 THREADS = 256
 _TOGETHER = 4
-"""Numbers of a thread: 16 bytes of float32, 8 of the types of 16 bits."""
+"""Numbers of a thread: 16 bytes of float32, 8 bytes of a 16-bit type."""
 
 
 @functools.cache
 def append(problem: AppendProblem) -> tirx.PrimFunc:
-    """The kernel ``(start, new[*before, S, *after], pages[pages, *before, page, *after])``: number i of ``new`` becomes
-    number ``start + i`` of what lies in the pages. Raises, before it launches, where they end before that.
+    """The kernel ``(start, new[*before, S, *after], pages[pages, *before, page, *after])``: entry i of ``new`` along S
+    becomes entry ``start + i`` of the state. The host raises an error before the launch if the pages are too few.
 
-    Where the problem has starts: ``(length, starts[B], new[B, ..., S, *after], pages[pages, B, ..., page, *after])``,
-    each entry of the first axis from a place of its own on. What would lie before 0 or from ``length`` on is left out.
+    If the problem has starts, the kernel is ``(length, starts[B], new[B, ..., S, *after], pages[pages, B, ..., page,
+    *after])``, and each index of the first axis has its own start. Entries that would lie before 0 or from ``length``
+    on are skipped.
     """
     before, after = (_sizes(sizes, name) for sizes, name in ((problem.before, "b"), (problem.after, "a")))
     pages, page, S = (tirx.Var(name, "int32") for name in ("pages", "page", "S"))
@@ -88,18 +89,19 @@ def _last(after: Sequence[Any]) -> Any:
 
 
 def _places(index: Any, sizes: Sequence[Any], together: int) -> list[Any]:
-    """What a flat index of groups of ``together`` numbers is in each axis; in the last, the group's first number."""
-    found: list[Any] = []
+    """The index in each axis for a flat index of groups of ``together`` numbers; in the last axis, that of the group's
+    first number."""
+    indices: list[Any] = []
     for axis, size in reversed(list(enumerate(sizes))):
         count = size // together if axis == len(sizes) - 1 else size
-        found.append(index % count if axis else index)
+        indices.append(index % count if axis else index)
         index = index // count
-    found[0] = found[0] * together
-    return found[::-1]
+    indices[0] = indices[0] * together
+    return indices[::-1]
 
 
 def _beside(at: Sequence[Any], v: Any, after: Sequence[Any]) -> tuple[Any, ...]:
-    """The ``v``-th number of a group."""
+    """The indices of the ``v``-th number of the group whose first number is ``at``."""
     return (*at[:-1], at[-1] + v) if after else tuple(at)
 
 

@@ -1,6 +1,6 @@
-"""Queries, keys and values on their way to tensor cores: column tiles in shared memory, by asynchronous copies.
+"""Asynchronous copies of queries, keys and values to column tiles in shared memory, for tensor cores.
 
-A column tile has rows of :data:`DEPTH` numbers of 16 bits, swizzled as in :mod:`.grouped_gemm_mma`.
+A column tile has rows of :data:`DEPTH` 16-bit numbers, swizzled as in :mod:`.grouped_gemm_mma`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _ROWS_PER_COPY = THREADS // CHUNKS
 
 
 def column_tiles(size: int) -> int:
-    """Column tiles that rows of so many numbers take."""
+    """The number of column tiles for rows of ``size`` numbers."""
     return -(-size // DEPTH)
 
 
 @T.inline
 def _copy(tile, target, size, address, is_there):
-    """Start to copy rows of ``size`` numbers; ``address(row, column)`` is where they come from. Zeros stand for rows
-    and columns that there are not."""
+    """Start the copies of rows of ``size`` numbers. ``address(row, column)``: where they come from; ``is_there(row)``:
+    whether the row exists. Missing rows and columns are filled with zeros."""
     chunk: T.let = tile.thread % CHUNKS
     for i in T.unroll(int(target.shape[1]) // _ROWS_PER_COPY):
         for column_tile in T.unroll(column_tiles(size)):
@@ -55,7 +55,7 @@ def copy_queries(tile):
 
 @T.inline
 def _copy_cached(tile, target, size, cache, first_key, column_of):
-    """Start to copy keys, or values, from ``first_key`` on; of keys that are not in use no byte is read."""
+    """Start the copies of keys, or values, from ``first_key`` on. No byte is read of keys that are not in use."""
     rows, operands = T.meta_var(tile.rows), T.meta_var(tile.operands)
     page: T.let = operands.page_of(first_key)
     inside: T.let = operands.inside_page(first_key)

@@ -1,11 +1,12 @@
-"""Attention of few queries: reading keys and values takes the time.
+"""Attention of few queries, which is limited by reading keys and values.
 
-The heads that share keys make one matrix of rows, see :mod:`.attention_rows`. A block of threads has a few rows and a
-part of their keys, and reads each of them once for all of its rows. Its threads are teams: a team takes some keys at a
-time, its lanes side by side along keys and values, and keeps for each row the largest score, the sum of the weights and
-the weighted sum of the values so far, in registers. At the end the results of the teams are brought to one largest
-score and added up in their order. Where the keys are in several parts, :mod:`.attention_join` does the same with what
-was found in them. How many parts there are depends on sizes alone, so results do, too.
+The heads that share keys form one matrix of rows, see :mod:`.attention_rows`. A block of threads computes a few rows
+for a part of their keys, and reads each key once for all of its rows. Its threads form teams. A team takes a few keys
+at a time, with its lanes next to one another along a key and its value. For each row it keeps the largest score, the
+sum of the weights and the weighted sum of the values so far, in registers. At the end the results of all teams are
+rescaled to one largest score and added up in the order of the teams. If the keys are divided into several parts,
+:mod:`.attention_join` does the same with the results of the parts. The number of parts depends on sizes only, and so do
+the bits of results.
 
 After Dao, Haziza, Massa and Sizov, Flash-Decoding for long-context inference (2023).
 """
@@ -36,21 +37,22 @@ from moec.targets.cuda.launch_model.plans import AttentionPlan
 from moec.targets.tvm.lower.attention import AttentionProblem
 
 FEW_QUERIES = 16
-"""Up to so many queries of a head this is the better way."""
+"""The largest number of queries of a head for which this kernel is faster."""
 THREADS = 128
 _LEAST_LANES = 8
 _MOST_ROWS, _ROW_NUMBERS = 8, 128
-"""The rows of a block of threads, and how many numbers of queries and sums a lane may hold in registers."""
+"""Limits of the rows of a block of threads, and of the numbers of queries and sums of a row in a lane's registers."""
 _MOST_KEYS, _KEY_BYTES, _SCORES = 4, 128, 16
-"""How many keys a team reads at once, the bytes of them and their values, and the scores of all rows, that a lane may
-hold in registers: as many as there is room for, so that what memory takes to answer is waited for rarely."""
+"""Limits of the keys that a team reads at once, of the bytes of these keys and their values in a lane's registers, and
+of the scores of all rows there. More keys at once mean fewer waits for memory."""
 _LOAD_BYTES = 16
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Share:
-    """What a lane, of so many, reads of ``size`` numbers: ``together`` neighbouring ones in each of ``steps`` steps."""
+    """One lane's share of ``size`` numbers that ``lanes`` lanes read: ``together`` neighbouring numbers in each of
+    ``steps`` steps."""
 
     size: int
     together: int
@@ -62,13 +64,13 @@ class _Share:
 
     @property
     def count(self) -> int:
-        """Numbers of a lane."""
+        """Numbers of a lane, including padding."""
         return self.steps * self.together
 
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """How the work on a problem is shared out; ``stored``: the type of keys and values."""
+    """The partition of a problem's work among lanes, teams and blocks. ``stored``: the type of keys and values."""
 
     problem: AttentionProblem
     stored: str
@@ -78,13 +80,14 @@ class _Work:
         return min(self.problem.value_size, VALUE_COLUMNS)
 
     def _together(self, size: int, row: int) -> int:
-        """Numbers of 16 bytes, where all of ``size`` begin at a multiple of them in rows of so many numbers."""
+        """Numbers that a lane reads at once: 16 bytes if both ``size`` and the ``row`` that they are a part of are
+        multiples of that, otherwise one number."""
         most = _LOAD_BYTES // _BYTES[self.stored]
         return most if size % most == 0 and row % most == 0 else 1
 
     @property
     def lanes(self) -> int:
-        """Of a team: as many as read a row at once, a power of two."""
+        """Lanes of a team: enough to read a row of keys or values at once, rounded up to a power of two; 8 to 32."""
         parts = max(share.size // share.together for share in self._shares(1))
         return min(max(_power_of_two(parts), _LEAST_LANES), WARP)
 
@@ -109,7 +112,8 @@ class _Work:
 
     @property
     def rows(self) -> int:
-        """Of a block of threads: those of one query, in tiles of equal size."""
+        """Rows of a block of threads: the heads of a group, divided into tiles of equal size that fit into
+        registers."""
         ratio, numbers = self.problem.heads_per_group, self.of_keys.count + self.of_values.count
         most = max(1, min(_MOST_ROWS, _ROW_NUMBERS // numbers))
         return -(-ratio // -(-ratio // most))
@@ -123,23 +127,23 @@ class _Work:
 
     @property
     def step_keys(self) -> int:
-        """Keys of all teams at once: a divisor of :data:`KEYS_TOGETHER`, so they lie in one page."""
+        """Keys that all teams read at once. It divides :data:`KEYS_TOGETHER`, so these keys lie in one page."""
         return self.teams * self.keys_together
 
 
 def _power_of_two(number: int) -> int:
-    """The smallest that is not below the number."""
+    """The smallest power of two that is not below ``number``."""
     return 1 << (number - 1).bit_length()
 
 
 def rows_together(problem: AttentionProblem, dtype: str) -> int:
-    """The rows that share what is read of keys, where queries are of type ``dtype``."""
+    """The number of rows of a block of threads, which share the keys that it reads. ``dtype``: of the queries."""
     return _Work(problem, problem.paged or dtype).rows
 
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-    """The rows and the keys [first, end) of a block of threads, and which team and lane this thread is."""
+    """The rows and the keys [first, end) of a block of threads, and the team and lane of this thread."""
 
     rows: RowTile
     work: _Work
@@ -155,14 +159,15 @@ class _Block:
         return self.rows.operands
 
     def part(self, step: Any, first: Any = 0) -> Any:
-        """Which part of a row this lane reads in a step, ``first`` being the first part of all lanes."""
+        """The index of the group of numbers that this lane reads in a step; ``first``: that of the first lane and
+        step."""
         return first + step * self.work.lanes + self.lane
 
 
 @dataclasses.dataclass(frozen=True)
 class _State:
-    """What a thread knows of its rows, in float32: queries [rows, numbers]; the largest score and the sum of the
-    weights so far; sums [rows, numbers] of the result."""
+    """A thread's registers, float32: ``queries`` [rows, numbers]; the ``largest`` score and the sum of the weights
+    (``totals``) of each row so far; ``sums`` [rows, numbers] of weighted values."""
 
     queries: Any
     largest: Any
@@ -172,7 +177,8 @@ class _State:
 
 @dataclasses.dataclass(frozen=True)
 class _Shared:
-    """What all teams found: [teams, rows], and sums [teams, rows, columns]."""
+    """The results of all teams in shared memory: ``largest`` and ``totals`` [teams, rows], ``sums`` [teams, rows,
+    columns]."""
 
     largest: Any
     totals: Any
@@ -181,8 +187,8 @@ class _Shared:
 
 @T.inline
 def _load(block, share, source, place, is_there, first_part, numbers, at):
-    """``numbers[at]`` becomes what this lane reads of keys or values; zeros behind the last number, and where there is
-    none. ``place(column)``: where in ``source`` its number of that column lies."""
+    """Load this lane's numbers of a key or value into ``numbers[at]``. Columns beyond the last are zero, as is
+    everything unless ``is_there``. ``place(column)``: the indices of a column in ``source``."""
     together = T.meta_var(share.together)
     for step in T.unroll(share.steps):
         part: T.let = block.part(step, first_part)
@@ -195,7 +201,7 @@ def _load(block, share, source, place, is_there, first_part, numbers, at):
 
 @T.inline
 def _load_keys(block, first, keys, values):
-    """The keys of a step and their values, all of them before anything waits for one."""
+    """Load the keys of a step and their values. All loads are issued before the first result is used."""
     operands, rows, work = T.meta_var(block.operands), T.meta_var(block.rows), T.meta_var(block.work)
     first_part: T.let = rows.slice * (operands.slice_columns // work.of_values.together)
     page: T.let = operands.page_of(first)
@@ -209,8 +215,8 @@ def _load_keys(block, first, keys, values):
 
 @T.inline
 def _score_keys(block, first, state, keys, scores):
-    """The lanes of a team add up their parts of the products. All lanes of a warp take part, also where the keys of
-    their team have come to an end: the scores of those are minus infinity."""
+    """Compute the scores of a step; the lanes of a team add up their parts of the products. All lanes of a warp take
+    part, even if their team has no more keys; the scores of missing keys are minus infinity."""
     rows, work = T.meta_var(block.rows), T.meta_var(block.work)
     for r in T.unroll(work.rows):
         frontier: T.let = T.min(rows.frontier(r), block.end)
@@ -228,7 +234,7 @@ def _score_keys(block, first, state, keys, scores):
 
 @T.inline
 def _weigh(block, state, values, scores):
-    """Weights and values of a step are added; what was summed before is made to fit a new largest score."""
+    """Add the weights and weighted values of a step, after rescaling the sums so far to the new largest score."""
     work = T.meta_var(block.work)
     for r in T.unroll(work.rows):
         before: T.let = state.largest[r]
@@ -247,7 +253,8 @@ def _weigh(block, state, values, scores):
 
 @T.inline
 def _start(block, state):
-    """Loads the queries; numbers that they do not have, and rows that there are not, are zeros."""
+    """Load the queries and clear the sums. Missing rows and columns are zero. The sink, if any, is counted once: by the
+    first team of the first part."""
     rows, share = T.meta_var(block.rows), T.meta_var(block.work.of_keys)
     query = T.meta_var(block.operands.query)
     is_first: T.let = T.And(block.team == 0, rows.part == 0)
@@ -267,7 +274,7 @@ def _start(block, state):
 
 @T.inline
 def _share(block, state, shared):
-    """What a team found becomes known to all."""
+    """Store the results of this thread's team in shared memory, and wait for those of all teams."""
     share = T.meta_var(block.work.of_values)
     for r in T.unroll(block.work.rows):
         if block.lane == 0:
@@ -283,7 +290,8 @@ def _share(block, state, shared):
 
 @T.inline
 def _store(block, shared):
-    """A thread adds up a column of a row, the teams in their order: the result, or what was found in a part."""
+    """Add up the results of the teams in their order, a column of a row per thread, and store the final result, or the
+    sums and statistics if there are several parts."""
     operands, rows, parts = T.meta_var(block.operands), T.meta_var(block.rows), T.meta_var(block.operands.parts)
     largest = T.alloc_local((1,), "float32")
     total = T.alloc_local((1,), "float32")
@@ -336,7 +344,7 @@ def _attend(block, shared):
 
 
 def attention_few(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
-    """The kernel of :func:`~moec.targets.cuda.kernels.attention_operands.kernel_of_parts`."""
+    """The kernel with the parameters of :func:`~moec.targets.cuda.kernels.attention_operands.kernel_of_parts`."""
     work = _Work(problem, problem.paged or dtype)
 
     @T.inline

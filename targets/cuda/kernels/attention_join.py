@@ -1,7 +1,7 @@
-"""What :mod:`.attention_few` found in the parts of the keys, added up in the order of the parts.
+"""The sum of the partial results that :mod:`.attention_few` computed for parts of the keys, in the order of the parts.
 
-A block of threads has a row of the result, a thread some of its columns. Of a single part nothing is launched: its
-results are those of the whole.
+A block of threads computes a row of the result, each thread some of its columns. If there is only one part, the grid is
+empty, since that part's results are already final.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from moec.targets.tvm.kernel import Kernel
 
 THREADS = 128
 _BLOCKS = 256
-"""Blocks of threads that keep a GPU of about 130 multiprocessors busy; the same on every GPU, as results are."""
+"""Blocks of threads that keep a GPU with about 130 multiprocessors busy. It is the same for every GPU, so that results
+are, too."""
 _MOST_PARTS = 64
 
 
 def parts_for(tiles: Any, keys: Any) -> Any:
-    """Into how many parts keys are divided, at least one: ``tiles`` of rows share out each of them. Both are numbers or
-    int64 expressions."""
+    """The number of parts that keys are divided into, at least one. ``tiles``: tiles of rows, each of which walks over
+    every part. Both arguments are numbers or int64 expressions."""
     rows = tirx.max(tiles, tirx.IntImm("int64", 1))
     most = tirx.min((keys + (KEYS_TOGETHER - 1)) // KEYS_TOGETHER, tirx.IntImm("int64", _MOST_PARTS))
     return tirx.max(tirx.min((rows + (_BLOCKS - 1)) // rows, most), tirx.IntImm("int64", 1))
 
 
 def attention_join(columns: int, dtype: str) -> tirx.PrimFunc:
-    """``(sums[parts, B, H, Q, columns], statistics[parts, B, H, Q, 2], result[B, H, S, columns])``: float32, and a
-    result of ``dtype``. Statistics are the largest score of a part and the sum of its weights; Q is at least S."""
+    """The kernel ``(sums[parts, B, H, Q, columns], statistics[parts, B, H, Q, 2], result[B, H, S, columns])``. Sums and
+    statistics are float32; the result has ``dtype``. Statistics are the largest score of a part and the sum of its
+    weights. Q is at least S."""
 
     @T.prim_func
     def kernel(sums_handle: T.handle, statistics_handle: T.handle, result_handle: T.handle):

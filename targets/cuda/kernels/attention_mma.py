@@ -1,10 +1,10 @@
 """Attention of many queries on tensor cores (compute capability 8.0 and up): 16-bit floats, float32 scores and sums.
 
-A block of four warps has :data:`ROWS` rows, see :mod:`.attention_rows`, 16 each, and walks over tiles of :data:`KEYS`
-keys. Keys and values come into shared memory by asynchronous copies, see :mod:`.attention_copies`: the next keys while
-weights and values are multiplied, the next values during the next scores. A warp keeps scores, weights and sums of its
-rows in registers: the sums of one product lie in them as the rows of the next one have to, once they are rounded to 16
-bits (Dao, FlashAttention-2, 2023).
+A block of four warps computes :data:`ROWS` rows, see :mod:`.attention_rows`, 16 rows per warp, and walks over tiles of
+:data:`KEYS` keys. Asynchronous copies bring keys and values into shared memory, see :mod:`.attention_copies`: the next
+keys while weights and values are multiplied, the next values while the next scores are computed. A warp keeps scores,
+weights and sums of its rows in registers. The layout of the accumulators of one product, rounded to 16 bits, is that of
+the left operand of the next product (Dao, FlashAttention-2, 2023).
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from moec.targets.cuda.kernels.shared_pool import SharedPool
 from moec.targets.tvm.lower.attention import AttentionProblem
 
 ROWS = KEYS = 64
-"""Of a block of threads at a time."""
+"""Rows of a block of threads, and keys of a tile."""
 LARGEST_HEAD = 256
-"""Numbers of a query: more do not fit into shared memory together with keys and values."""
+"""The most numbers of a query that fit into shared memory together with keys and values."""
 _KEY_STEPS = KEYS // MMA_COLUMNS
-"""Multiplications of a warp along the keys where scores are computed."""
+"""Instructions of a warp along the keys of a tile, for scores."""
 _LOAD = "ldmatrix.sync.aligned.m8n8.x4.shared.b16"
 _LOAD_TRANSPOSED = "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16"
 _MULTIPLY = {
@@ -60,7 +60,7 @@ _MULTIPLY = {
 
 
 def why_not(problem: AttentionProblem, dtype: str) -> str | None:
-    """The reason why :func:`attention_mma` cannot compute an attention of tensors of this type, or None."""
+    """The reason why :func:`attention_mma` cannot compute an attention of tensors of ``dtype``, or None."""
     if dtype not in _MULTIPLY:
         return f"{dtype} tensors; the instruction takes float16 or bfloat16"
     if problem.paged not in ("", dtype):
@@ -76,8 +76,8 @@ def why_not(problem: AttentionProblem, dtype: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Tile:
-    """The rows of a block of threads, and where this thread stands. ``queries``, ``keys`` and ``values`` [column tiles,
-    64, DEPTH] are shared."""
+    """The rows of a block of threads, and the place of this thread in the block. ``queries``, ``keys`` and ``values``
+    [column tiles, 64, DEPTH] are in shared memory."""
 
     rows: RowTile
     dtype: str
@@ -94,18 +94,19 @@ class _Tile:
 
     @property
     def head_steps(self) -> int:
-        """Multiplications along a query and a key."""
+        """Instructions along the numbers of a query and a key."""
         return -(-self.operands.problem.head_size // MMA_DEPTH)
 
     @property
     def value_steps(self) -> int:
-        """Multiplications along the columns of the values, an even number."""
+        """Instructions along the columns of the values, an even number."""
         return -(-self.operands.slice_columns // (2 * MMA_COLUMNS)) * 2
 
 
 @T.inline
 def _multiply(tile, sums, step, left, at, right, side):
-    """``sums[step]`` become larger by a product of 16 x 16 and 16 x 8 numbers."""
+    """Add the product of 16 x 16 and 16 x 8 numbers to ``sums[step]``. ``at``: of the left operand; ``side``: 0 or 1,
+    the half of ``right`` to use."""
     T.ptx[_MULTIPLY[tile.dtype]](
         sums[step, 0],
         sums[step, 1],
@@ -169,7 +170,7 @@ def _multiply_values(tile, own):
     right = T.alloc_local((4,), "uint32")
     for step in T.unroll(KEYS // MMA_DEPTH):
         for j in T.unroll(tile.value_steps // 2):
-            # Values are rows of keys, and wanted as columns of them.
+            # Values are stored with one key per row; the instruction takes one key per column.
             T.ptx[_LOAD_TRANSPOSED](
                 right[0],
                 right[1],
@@ -206,14 +207,14 @@ def _attend(tile):
     copy_values(tile, 0)
     T.ptx.cp.async_.commit_group()
     for step in T.serial(steps):
-        # All but the newest copies are complete: the keys have arrived, those of all threads behind the barrier.
+        # All copies of this thread except the newest group have arrived; after the barrier, those of all threads have.
         T.ptx.cp.async_.wait_group(1)
         T.cuda.cta_sync()
         _multiply_keys(tile, scores)
         T.cuda.cta_sync()
         if step + 1 < steps:
             copy_keys(tile, (step + 1) * KEYS)
-        # A group for every copy, an empty one at the end, so that the count of groups in flight stays the same.
+        # Commit a group even if it is empty, so that the number of groups in flight stays the same.
         T.ptx.cp.async_.commit_group()
         hide(own, step * KEYS)
         weigh(own)
@@ -231,7 +232,7 @@ def _attend(tile):
 
 
 def attention_mma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
-    """The kernel of :func:`~moec.targets.cuda.kernels.attention_operands.attention_kernel`."""
+    """The kernel with the parameters of :func:`~moec.targets.cuda.kernels.attention_operands.attention_kernel`."""
     head_tiles = column_tiles(problem.head_size)
 
     @T.inline

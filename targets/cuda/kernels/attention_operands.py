@@ -1,7 +1,7 @@
-"""The operands of an attention, which query sees which key, and what a score is.
+"""The operands of an attention, the keys that each query sees, and the scores.
 
-A key that the causal order or the lengths hide is not read: a cache may hold anything there. One that a mask hides is,
-and counts with weight zero. A query that sees no key gets zeros.
+A key that is hidden by the causal order or by lengths is not read, since a cache may hold anything there. A key that is
+hidden by a mask is read, and has weight zero. The result of a query that sees no key is zero.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from moec.targets.tvm.kernel import STORAGE_TYPES, Kernel, why_not_stored
 from moec.targets.tvm.lower.attention import AttentionProblem
 
 LOWEST = -3.4028234e38
-"""The largest score of no key: finite, so that differences to it are."""
+"""The initial largest score, before any key: finite, so that differences from it are not NaN."""
 KEYS_TOGETHER = 256
-"""Blocks of so many keys, and of divisors of it, lie in one page."""
+"""Aligned blocks of this many keys, or of a divisor of it, never cross the end of a page."""
 VALUE_COLUMNS = 256
-"""Columns of the values that a block of threads can sum; for more, several compute the same scores."""
+"""The most columns of the values that a block of threads can sum. If there are more, several blocks compute the same
+scores."""
 
 
 def why_not(problem: AttentionProblem, dtype: str) -> str | None:
-    """The reason why the kernels cannot compute an attention of tensors of this type, or None."""
+    """The reason why no kernel can compute an attention of tensors of ``dtype``, or None."""
     reason = why_not_stored(dtype)
     if reason is not None:
         return reason
@@ -40,7 +41,7 @@ def why_not(problem: AttentionProblem, dtype: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionLaunch:
-    """An attention of tensors of ``dtype``, for some numbers of queries."""
+    """An attention of tensors of ``dtype``, for the numbers of queries in a range."""
 
     problem: AttentionProblem
     dtype: str
@@ -55,7 +56,7 @@ def attention_kernel_of(
     tile: Callable[[AttentionProblem], str] | None = None,
     plan: Callable[[AttentionLaunch], AttentionPlan] | None = None,
 ) -> Kernel:
-    """A kernel for an :class:`AttentionLaunch` as the selector sees it."""
+    """The :class:`Kernel` record of an attention kernel, which is selected for an :class:`AttentionLaunch`."""
     return Kernel(
         name,
         "y = softmax(q @ k^T * scale + mask) @ v, per head",
@@ -68,8 +69,8 @@ def attention_kernel_of(
 
 
 def attention_plan(launch: AttentionLaunch, rows: int, keys: int, unit: Unit, **fields: Any) -> AttentionPlan:
-    """Of blocks that have so many rows and keys at a time; ``fields`` are those of the plan that have defaults. Sizes
-    are called as in :func:`attention_kernel`."""
+    """The plan of an attention kernel whose blocks have ``rows`` rows and walk over tiles of ``keys`` keys. ``fields``:
+    fields of the plan that have defaults. Its expressions name sizes as :func:`attention_kernel` does."""
     problem, dtype = launch.problem, launch.dtype
     return AttentionPlan(
         dtype,
@@ -92,7 +93,7 @@ def attention_plan(launch: AttentionLaunch, rows: int, keys: int, unit: Unit, **
 
 @dataclasses.dataclass(frozen=True)
 class KeyParts:
-    """What was found in parts of the keys, see :func:`kernel_of_parts`, and how many parts there are."""
+    """The tensors for the results of parts of the keys, see :func:`kernel_of_parts`, and the number of parts."""
 
     sums: Any
     statistics: Any
@@ -101,8 +102,8 @@ class KeyParts:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionOperands:
-    """The tensors of one call, see :func:`attention_kernel`, and their dynamic sizes. ``page``: keys of a page, where
-    they lie in pages. ``parts``: where keys are in several."""
+    """The tensors of one call, see :func:`attention_kernel`, and their dynamic sizes. ``page``: keys of a page, if keys
+    are paged; ``parts``: None if keys are never divided."""
 
     problem: AttentionProblem
     query: Any
@@ -120,19 +121,20 @@ class AttentionOperands:
     parts: KeyParts | None
 
     def page_of(self, key: Any) -> Any:
-        """The page in which a key lies."""
+        """The page of a key; 0 if keys are not paged."""
         return key // T.max(self.page, 1) if self.problem.paged else T.int32(0)
 
     def inside_page(self, key: Any) -> Any:
-        """Which of the keys of its page it is."""
+        """The index of a key within its page."""
         return key % T.max(self.page, 1) if self.problem.paged else key
 
     def last_inside(self, batch: Any) -> Any:
-        """The last place of a page, or the last key in use, that there is memory for; 0 where there is none."""
+        """The last index within a page that may be read: of the page, or of the keys in use if keys are not paged; at
+        least 0."""
         return T.max(self.page if self.problem.paged else self.used_keys(batch), 1) - 1
 
     def place(self, batch: Any, group: Any, page: Any, inside: Any, column: Any) -> tuple[Any, ...]:
-        """Where in the tensors of keys and values a number lies."""
+        """The indices of a number in the tensors of keys and values."""
         batch = T.cast(batch, "int64")
         if not self.problem.paged:
             return batch, group, inside, column
@@ -140,7 +142,7 @@ class AttentionOperands:
 
     @property
     def slices(self) -> int:
-        """Parts of a row of the result, each the work of a block of threads."""
+        """Slices of a row of the result, each computed by its own block of threads."""
         return slices_of(self.problem)
 
     @property
@@ -148,14 +150,14 @@ class AttentionOperands:
         return min(self.problem.value_size, VALUE_COLUMNS)
 
     def used_keys(self, batch: Any) -> Any:
-        """How many keys of a batch are in use."""
+        """The number of keys in use of a batch entry."""
         if not self.problem.has_lengths:
             return self.keys
         return T.cast(T.max(T.min(self.lengths[batch], T.cast(self.keys, "int64")), T.int64(0)), "int32")
 
     def frontier(self, batch: Any, query: Any) -> Any:
-        """The keys from this one on are hidden from the query, whatever the mask says. May be negative. It does not
-        fall from one query to the next."""
+        """The first key that is hidden from the query, as are all after it, whatever the mask says. It may be negative,
+        and it does not decrease from one query to the next."""
         if not self.problem.causal:
             return self.used_keys(batch)
         offset = {
@@ -166,7 +168,7 @@ class AttentionOperands:
         return T.min(query + 1 + offset, self.used_keys(batch))
 
     def score(self, total: Any, batch: Any, head: Any, query: Any, key: Any) -> Any:
-        """The score of a key that is there, float32; ``total`` is the product of query and key."""
+        """The score of an existing key, float32. ``total``: the product of query and key."""
         value = total * T.float32(self.problem.scale)
         if self.problem.softcap > 0:
             value = T.float32(self.problem.softcap) * T.tanh(value * T.float32(1 / self.problem.softcap))
@@ -180,25 +182,24 @@ class AttentionOperands:
 
 
 def slices_of(problem: AttentionProblem) -> int:
-    """Parts of a row of the result, each the work of a block of threads."""
+    """Slices of a row of the result, each computed by its own block of threads."""
     return -(-problem.value_size // VALUE_COLUMNS)
 
 
 def quotient(total: Any, weights: Any) -> Any:
-    """The weighted sum of the values by the sum of the weights; zero where no key is seen."""
+    """The weighted sum of the values (``total``) divided by the sum of the weights; zero if no key is seen."""
     return T.Select(weights == T.float32(0), T.float32(0), total / weights)
 
 
 def attention_kernel(problem: AttentionProblem, dtype: str, body: Callable[[AttentionOperands], None]) -> tirx.PrimFunc:
-    """``(query[B, H, S, D], key[B, G, P, D], value[B, G, P, Dv], mask[B|1, H|1, S|1, P], lengths[B], sinks[H],
-    result[B, H, S, Dv])``, whose code, from ``T.device_entry()`` on, the macro ``body(operands)`` emits.
+    """The kernel ``(query[B, H, S, D], key[B, G, P, D], value[B, G, P, Dv], mask[B|1, H|1, S|1, P], lengths[B],
+    sinks[H], result[B, H, S, Dv])``. The macro ``body(operands)`` emits its code, from ``T.device_entry()`` on.
 
-    Where the problem has no mask, lengths or sinks, a tensor with sizes of 1 stands in that place and is not read.
-    Lengths are int64, sinks float32. B, G, S and P are dynamic and may be 0; H is G times the heads of a group.
+    A missing mask, missing lengths or sinks are a tensor with sizes of 1, which is not read. Lengths are int64, sinks
+    float32. B, G, S and P are dynamic and may be 0; H is G times the heads of a group.
 
-    Where keys and values lie in pages, they are [pages, B, G, page, D] of the type in which they are stored, a page
-    holds a multiple of :data:`KEYS_TOGETHER` keys unless there is only one, and the mask has at least as many keys as
-    are in use.
+    Paged keys and values are [pages, B, G, page, D] of the type in which they are stored. A page holds a multiple of
+    :data:`KEYS_TOGETHER` keys unless it is the only one. The mask then has at least as many keys as are in use.
     """
     bind, _ = _binding(problem, dtype, body)
 
@@ -219,8 +220,9 @@ def attention_kernel(problem: AttentionProblem, dtype: str, body: Callable[[Atte
 
 
 def kernel_of_parts(problem: AttentionProblem, dtype: str, body: Callable[[AttentionOperands], None]) -> tirx.PrimFunc:
-    """Like :func:`attention_kernel`, with ``sums[parts, B, H, Q, Dv], statistics[parts, B, H, Q, 2]``, float32, before
-    the result, to which nothing is written where there are several parts. Q is at least S."""
+    """The kernel of :func:`attention_kernel` with two more parameters before the result, both float32:
+    ``sums[parts, B, H, Q, Dv]`` and ``statistics[parts, B, H, Q, 2]``. If there are several parts, these are written
+    instead of the result. Q is at least S."""
     bind, (B, G) = _binding(problem, dtype, body)
     heads, Dv = G * problem.heads_per_group, problem.value_size
     parts, Q = tirx.Var("parts", "int32"), tirx.Var("Q", "int32")
@@ -255,8 +257,8 @@ def _count_sink(sinks, head, is_counted, largest, totals, at):
 
 @T.inline
 def start_row(operands, head, is_counted, largest, totals, at):
-    """``largest[at]`` and ``totals[at]`` before the first key of a row of a head. Where ``is_counted``, its sink is
-    among what they are of: of several that share out a row one may count it."""
+    """Initialise the largest score ``largest[at]`` and the sum of weights ``totals[at]`` of a row. They include the
+    sink of the head if ``is_counted``. If several threads share a row, only one of them may count it."""
     largest[at] = T.float32(LOWEST)
     totals[at] = T.float32(0)
     if operands.problem.has_sinks:
@@ -264,7 +266,7 @@ def start_row(operands, head, is_counted, largest, totals, at):
 
 
 def _binding(problem, dtype, body):
-    """A macro that gives the tensors of a call their shapes and goes on with ``body(operands)``, and the sizes B and
+    """A macro that binds the tensors of a call to their shapes and emits ``body(operands)``, and the variables B and
     G."""
     D, Dv, ratio = problem.head_size, problem.value_size, problem.heads_per_group
     sizes = {name: tirx.Var(name, "int32") for name in ("B", "G", "S", "P", "pages", "page", "L")}

@@ -1,7 +1,7 @@
-"""Which rows a block of threads has in an attention.
+"""The rows of an attention that a block of threads computes.
 
-The heads that share keys make one matrix of rows: row r is query ``r // heads per group`` of head ``r % heads per
-group``. A block has some neighbouring ones, and all or some columns of the values.
+The heads that share keys form one matrix of rows: row r is query ``r // heads per group`` of head ``r % heads per
+group``. A block computes some consecutive rows, and all or some columns of their values.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from moec.targets.cuda.kernels.launch import blocks_for
 
 @dataclasses.dataclass(frozen=True)
 class RowTile:
-    """``count`` rows from ``first`` on, in one group of a batch, a ``slice`` of the columns of the values, and a
-    ``part`` of the keys, where they are in several."""
+    """The work of a block of threads: ``count`` rows from ``first`` on, in one ``group`` of heads of a ``batch`` entry;
+    a ``slice`` of the columns of the values; and a ``part`` of the keys, if these are divided."""
 
     operands: AttentionOperands
     count: int
@@ -29,7 +29,7 @@ class RowTile:
     part: Any = 0
 
     def has(self, row: Any) -> Any:
-        """Whether there is such a row; the last tile may have fewer."""
+        """Whether the row exists; the last tile may have fewer rows."""
         return self.first + row < self.operands.queries * self.operands.problem.heads_per_group
 
     def query(self, row: Any) -> Any:
@@ -40,28 +40,29 @@ class RowTile:
         return self.group * ratio + (self.first + row) % ratio
 
     def frontier(self, row: Any) -> Any:
-        """The keys from this one on are hidden from the row."""
+        """The first key that is hidden from the row, as are all after it."""
         return self.operands.frontier(self.batch, self.query(row))
 
     @property
     def end(self) -> Any:
-        """The keys from this one on are hidden from all rows: the last query sees the most."""
+        """The first key that is hidden from all rows of the tile, as are all after it: the last query sees the most."""
         last = T.min(self.query(self.count - 1), self.operands.queries - 1)
         return T.max(self.operands.frontier(self.batch, last), 0)
 
     def has_column(self, column: Any) -> Any:
-        """Whether the values have that column of the slice."""
+        """Whether the column of the slice exists; the last slice may have fewer columns."""
         whole = self.operands.problem.value_size % self.operands.slice_columns == 0
         return whole or self.column(column) < self.operands.problem.value_size
 
     def column(self, column: Any) -> Any:
-        """The column of the values that is this one of the slice."""
+        """The column of the values for a column of the slice."""
         return self.slice * self.operands.slice_columns + column
 
 
 @T.inline
 def start_row_tiles(operands, count, threads, body, parts=1):
-    """``body(tile, thread)`` for every tile of ``count`` rows and each of ``parts`` of the keys."""
+    """Launch a block of ``threads`` threads for every tile of ``count`` rows and each of ``parts`` parts of the keys,
+    and emit ``body(tile, thread)``."""
     rows = T.meta_var(operands.queries * operands.problem.heads_per_group)
     tiles = T.meta_var(blocks_for(rows, count))
     groups = T.meta_var(operands.batches * operands.groups)

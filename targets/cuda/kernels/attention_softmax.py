@@ -1,6 +1,6 @@
-"""Scores in the registers of a warp become weights, one tile of keys after another (online softmax).
+"""Online softmax: turn scores in the registers of a warp into weights, one tile of keys after another.
 
-Weights are rounded to 16 bits, so that the exponential may be the fast one (:mod:`.activation`).
+Weights are rounded to 16 bits, so the fast exponential is precise enough (:mod:`.activation`).
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from moec.targets.cuda.kernels.attention_rows import RowTile
 from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH
 
 PACK = {"float16": "cvt.rn.f16x2.f32", "bfloat16": "cvt.rn.bf16x2.f32"}
-"""Two floats into a register."""
+"""The instruction that rounds two floats to 16 bits and packs them into one register."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LaneRows:
-    """Of the 16 rows of a warp, from ``first`` on, a lane has two, 8 apart.
+    """A lane's registers for its two rows, 8 apart, of the 16 rows of a warp from ``first`` on.
 
-    ``scores`` [keys / 8, 4] become weights; ``weights`` [keys / 16, 4] are those, two of 16 bits in a register;
-    ``sums`` [columns / 8, 4] of the result; ``largest`` [2] score so far; ``kept`` [2] makes sums fit a new one;
-    ``totals`` [2]: the lane's part of the sums of weights."""
+    - ``scores`` [keys / 8, 4]: scores, replaced by weights in float32.
+    - ``weights`` [keys / 16, 4]: weights in 16 bits, two per register.
+    - ``sums`` [columns / 8, 4]: of weighted values.
+    - ``largest`` [2]: the largest score of each row so far. ``kept`` [2]: the factor that rescales sums to it.
+    - ``totals`` [2]: this lane's part of the sum of each row's weights.
+    """
 
     rows: RowTile
     dtype: str
@@ -47,21 +50,22 @@ class LaneRows:
 
     @property
     def column_steps(self) -> int:
-        """Multiplications of 8 columns; the last may be more than the values have."""
+        """Instructions along the columns, 8 columns each; the last may be beyond the values' columns."""
         return int(self.sums.shape[0])
 
     def row(self, lower: Any) -> Any:
-        """One of the two rows."""
+        """The index of a row within the tile; ``lower``: 0 or 1, for the upper or the lower one of the two."""
         return self.first + lower * 8 + self.lane // 4
 
     def column(self, step: Any) -> Any:
-        """The first of two neighbouring keys, or columns, that it has of each 8."""
+        """The first of the two neighbouring keys (or columns) that this lane has of the 8 of a step."""
         return step * MMA_COLUMNS + self.lane % 4 * 2
 
 
 @T.inline
 def start_rows(own):
-    """No key was seen yet. Four lanes have a part each of the sum of a row's weights: one counts the sink."""
+    """Initialise the registers before the first key. Each row's weights are summed by four lanes, of which one counts
+    the sink."""
     for j in T.unroll(own.column_steps):
         for v in T.unroll(4):
             own.sums[j, v] = T.float32(0)
@@ -77,7 +81,8 @@ def _exponential(x: Any) -> Any:
 
 @T.inline
 def _score(own, first_key, lower, hides):
-    """Products become scores; where ``hides``, those of keys that the row does not see are minus infinity."""
+    """Turn the products of one row into scores. If ``hides``, scores of keys that the row does not see are minus
+    infinity."""
     rows = T.meta_var(own.rows)
     row: T.let = own.row(lower)
     frontier: T.let = rows.frontier(row)
@@ -99,8 +104,8 @@ def _score(own, first_key, lower, hides):
 
 @T.inline
 def hide(own, first_key):
-    """Products with the keys from ``first_key`` on become scores. Of a tile that all rows see whole nothing is hidden,
-    unless there is a mask, which has entries for rows that there are and no others."""
+    """Turn the products with the keys from ``first_key`` on into scores. The test for hidden keys is skipped if all
+    rows see the whole tile, but not with a mask, since a mask has no entries for missing rows."""
     for lower in T.unroll(2):
         if own.operands.problem.mask != "":
             _score(own, first_key, lower, True)
@@ -113,7 +118,8 @@ def hide(own, first_key):
 
 @T.inline
 def weigh(own):
-    """Scores become weights; ``kept`` is what makes sums so far fit a new largest score. Four lanes have a row."""
+    """Turn scores into weights, and set ``kept`` to the factor that rescales earlier sums to the new largest score.
+    Four lanes share a row."""
     largest = T.alloc_local((1,), "float32")
     for lower in T.unroll(2):
         largest[0] = own.largest[lower]
@@ -133,7 +139,7 @@ def weigh(own):
 
 @T.inline
 def rescale(own):
-    """What was summed before fits the new largest score."""
+    """Rescale the sums so far to the new largest score."""
     for lower in T.unroll(2):
         for j in T.unroll(own.column_steps):
             for v in T.unroll(2):
@@ -142,7 +148,7 @@ def rescale(own):
 
 @T.inline
 def pack_weights(own):
-    """Weights of 16 keys at a time, as the product with the values takes them from registers."""
+    """Pack the weights into registers as the product with the values takes its left operand, 16 keys at a time."""
     for step in T.unroll(own.keys // MMA_DEPTH):
         for side in T.unroll(2):
             for lower in T.unroll(2):
@@ -155,14 +161,14 @@ def pack_weights(own):
 
 @T.inline
 def store_rows(own):
-    """Writes the weighted sums of the values by the sums of the weights; zeros where no key is seen."""
+    """Store the weighted sums of the values divided by the sums of the weights; zeros if no key is seen."""
     rows, result = T.meta_var(own.rows), T.meta_var(own.operands.result)
     batch: T.let = T.cast(rows.batch, "int64")
     share = T.alloc_local((1,), "float32")
     for lower in T.unroll(2):
         row: T.let = own.row(lower)
         total: T.let = T.cuda.warp_reduce(own.totals[lower], "sum", 4)
-        # The largest score has weight 1: a total is zero, or at least about 1.
+        # The largest score has weight 1, so a total is zero or at least about 1, and its inverse does not overflow.
         share[0] = quotient(T.float32(1), total)
         if rows.has(row):
             for j in T.unroll(own.column_steps):

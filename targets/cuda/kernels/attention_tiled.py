@@ -1,10 +1,9 @@
 """Attention of many queries without tensor cores: one pass over the keys, no scores in memory.
 
-A block of threads has :data:`ROWS` rows, see :mod:`.attention_rows`, and walks over tiles of :data:`KEYS` keys. The
-scores of a tile are a matrix product whose tiles pass through shared memory as in :mod:`.grouped_gemm_simt`; a row's
-largest score and sum of weights so far are corrected, the weights go to shared memory, and tiles of values are
-multiplied with them. The 16 x 16 threads keep the sums of the result in registers: every 16th row and every 16th
-column.
+A block of threads computes :data:`ROWS` rows, see :mod:`.attention_rows`, and walks over tiles of :data:`KEYS` keys.
+The scores of a tile are a matrix product through shared memory, as in :mod:`.grouped_gemm_simt`. Then each row's
+largest score and sum of weights are updated, and the weights are stored in shared memory and multiplied with tiles of
+values. Each of the 16 x 16 threads keeps the sums of every 16th row and every 16th column in registers.
 
 After Dao and others, FlashAttention (2022), with the running maximum of Milakov and Gimelshein (2018).
 """
@@ -34,19 +33,20 @@ from moec.targets.tvm.lower.attention import AttentionProblem
 ROWS = 64
 KEYS = 64
 DEPTH = 16
-"""Numbers of a key, and keys, that are multiplied between two barriers."""
+"""Numbers of a key (for scores), and keys (for values), that are multiplied between two barriers."""
 SIDE = 16
 """Threads along the rows and along the keys of a tile."""
 THREADS = SIDE * SIDE
 _PER_THREAD = ROWS // SIDE
-"""Rows of a thread, and keys of a tile."""
+"""Rows of a thread, and its keys of a tile."""
 _PADDING = 1
-"""Numbers behind each line of a tile: threads that store neighbouring numbers of a row then hit different banks."""
+"""Trailing numbers of each line of a tile, so that threads that store neighbouring numbers of a row use different
+banks."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Tile:
-    """The rows of a block of threads, and where this thread stands."""
+    """The rows of a block of threads, and the place of this thread among its 16 x 16 threads."""
 
     rows: RowTile
     dtype: str
@@ -60,7 +60,7 @@ class _Tile:
 
     @property
     def columns_per_thread(self) -> int:
-        """Columns of the values."""
+        """Columns of the values that a thread sums."""
         return -(-self.operands.slice_columns // SIDE)
 
     def row(self, i: Any) -> Any:
@@ -74,8 +74,8 @@ class _Tile:
 
 @dataclasses.dataclass(frozen=True)
 class _Shared:
-    """Tiles of rows and of keys [DEPTH, 64], weights [KEYS, ROWS], and a tile of values [DEPTH, columns], whose last
-    columns may stand for none."""
+    """Arrays in shared memory: tiles of rows and of keys [DEPTH, 64], weights [KEYS, ROWS], and a tile of values
+    [DEPTH, columns], whose last columns may be padding."""
 
     rows: Any
     keys: Any
@@ -85,7 +85,8 @@ class _Shared:
 
 @dataclasses.dataclass(frozen=True)
 class _State:
-    """What a thread knows of its rows: the largest score and the sum of the weights so far, and sums of the result."""
+    """A thread's registers for its rows: the ``largest`` score, the sum of the weights (``totals``), and the ``sums``
+    of weighted values so far."""
 
     largest: Any
     totals: Any
@@ -94,7 +95,7 @@ class _State:
 
 @T.inline
 def _load_tiles(tile, shared, first_key, first_input):
-    """Zeros stand for rows, keys and numbers that there are not."""
+    """Load the next numbers of rows and keys into shared memory; missing rows, keys and numbers are zero."""
     operands, rows = T.meta_var(tile.operands), T.meta_var(tile.rows)
     batch: T.let = T.cast(rows.batch, "int64")
     depth: T.let = tile.thread % DEPTH
@@ -118,7 +119,7 @@ def _load_tiles(tile, shared, first_key, first_input):
 
 @T.inline
 def _load_values(tile, shared, first_key):
-    """Zeros stand for keys and columns that there are not, and for keys that are not in use."""
+    """Load a tile of values into shared memory; missing columns, and values of keys that are not in use, are zero."""
     operands, rows = T.meta_var(tile.operands), T.meta_var(tile.rows)
     columns = T.meta_var(operands.slice_columns)
     page: T.let = operands.page_of(first_key)
@@ -138,8 +139,8 @@ def _load_values(tile, shared, first_key):
 
 @T.inline
 def _add_products(tile, left_tile, first_line, right_tile, columns, sums):
-    """``sums`` [rows, columns] of a thread become larger by the products of its rows and columns: the rows lie in lines
-    of the left tile from ``first_line`` on, the columns in those of the right one."""
+    """Add the products of a thread's rows and columns to its ``sums`` [rows, columns], for DEPTH lines of both tiles;
+    those of the left tile start at ``first_line``."""
     left = T.alloc_local((_PER_THREAD,), "float32")
     for k in T.serial(DEPTH):
         for i in T.unroll(_PER_THREAD):
@@ -152,7 +153,7 @@ def _add_products(tile, left_tile, first_line, right_tile, columns, sums):
 
 @T.inline
 def _compute_scores(tile, shared, first_key, scores):
-    """Scores of this thread's rows and keys; those of keys that are not seen are minus infinity."""
+    """Compute the scores of this thread's rows and keys; those of keys that are not seen are minus infinity."""
     operands = T.meta_var(tile.operands)
     for i in T.unroll(_PER_THREAD):
         for j in T.unroll(_PER_THREAD):
@@ -177,8 +178,8 @@ def _compute_scores(tile, shared, first_key, scores):
 
 @T.inline
 def _weigh(tile, shared, scores, state):
-    """Scores become weights, in shared memory; what was summed before is made to fit a new largest score. The threads
-    of a row are half a warp."""
+    """Turn scores into weights, stored in shared memory, and rescale the sums so far to the new largest score. The
+    threads that share a row are half a warp."""
     largest = T.alloc_local((1,), "float32")
     total = T.alloc_local((1,), "float32")
     for i in T.unroll(_PER_THREAD):
@@ -243,7 +244,7 @@ def _attend(tile, shared):
 
 
 def attention_tiled(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
-    """The kernel of :func:`~moec.targets.cuda.kernels.attention_operands.attention_kernel`."""
+    """The kernel with the parameters of :func:`~moec.targets.cuda.kernels.attention_operands.attention_kernel`."""
 
     @T.inline
     def body(operands):

@@ -1,13 +1,14 @@
 """Attention of many queries on the tensor cores of compute capability 9.0a: 16-bit floats, float32 scores and sums.
 
-A block of threads has :data:`ROWS` rows, see :mod:`.attention_rows`, and walks over tiles of :func:`tile_keys`. Of its
-three warpgroups one is the producer: it copies the queries, then keys and values in turn into a ring of stages. The
-others have 64 rows each. Scores are products out of shared memory; they become weights in registers, where they lie as
-the other product wants its first operand, once they are rounded to 16 bits. The products of the next keys and of the
-last values are carried out while weights are computed (Shah et al., FlashAttention-3, 2024, algorithm 2).
+A block of threads computes :data:`ROWS` rows, see :mod:`.attention_rows`, and walks over tiles of :func:`tile_keys`
+keys. One of its three warpgroups is the producer: it copies the queries, then keys and values alternately into a ring
+of stages. The other two are consumers with 64 rows each. Scores are products of operands in shared memory. They become
+weights in registers; rounded to 16 bits, their layout is that of the left operand of the product with the values. The
+products of the next keys and of the last values run while weights are computed (Shah et al., FlashAttention-3, 2024,
+algorithm 2).
 
-Keys and values come by asynchronous copies of 16 bytes, so that of keys which are not in use no byte is read, and
-wherever pages lie.
+Keys and values are copied asynchronously, 16 bytes at a time. So no byte is read of keys that are not in use, and pages
+may be anywhere.
 """
 
 from __future__ import annotations
@@ -56,21 +57,21 @@ from moec.targets.tvm.lower.attention import AttentionProblem
 
 ROWS = CONSUMERS * GROUP_ROWS
 _STAGES = 4
-"""Keys and values of two tiles."""
+"""Stages of the ring: keys and values of two tiles."""
 _REGISTERS = (72, 216)
 """Registers of a thread of the producer, and of a consumer."""
 
 
 def tile_keys(problem: AttentionProblem) -> int:
-    """Keys of a tile. With heads of 256 the queries are 64 KiB of shared memory, a stage of 64 keys is 32, and sums
+    """Keys of a tile. With heads of 256, queries take 64 KiB of shared memory and a stage of 64 keys takes 32 KiB; sums
     take 128 registers of a thread, which leaves 32 for scores."""
     return 128 if max(problem.head_size, problem.value_size) <= 128 else 64
 
 
 @dataclasses.dataclass(frozen=True)
 class _Ring:
-    """Stages of keys and of values in turn, [stages, column tiles, keys, DEPTH], and the queries [column tiles, ROWS,
-    DEPTH]."""
+    """The ring in shared memory: ``stages`` [stages, column tiles, keys, DEPTH], alternately keys and values;
+    ``queries`` [column tiles, ROWS, DEPTH]; and the barriers for both."""
 
     queries: Any
     stages: Any
@@ -85,7 +86,7 @@ class _Ring:
 
 @dataclasses.dataclass(frozen=True)
 class _Stage:
-    """One stage, as :mod:`.attention_copies` sees it: [column tiles, keys, DEPTH]."""
+    """One stage as a target of :mod:`.attention_copies`: [column tiles, keys, DEPTH]."""
 
     stages: Any
     stage: Any
@@ -100,7 +101,7 @@ class _Stage:
 
 @dataclasses.dataclass(frozen=True)
 class _Target:
-    """Where :mod:`.attention_copies` copies rows, and for whom."""
+    """The tile that :mod:`.attention_copies` works on: rows, the thread that copies, and the targets of the copies."""
 
     rows: RowTile
     thread: Any
@@ -130,7 +131,7 @@ def _produce(rows, ring, thread):
         else:
             copy_values(_Target(rows, thread, None, None, _Stage(stages, position.stage)), first_key)
         T.ptx.cp.async_.commit_group()
-        # One more is on its way while the one before it arrives.
+        # The newest copies stay in flight; wait for those before them.
         if item > 0:
             T.ptx.cp.async_.wait_group(1)
             arrive_written(ring.full, T.Select(position.stage == 0, _STAGES - 1, position.stage - 1))
@@ -141,13 +142,13 @@ def _produce(rows, ring, thread):
 
 
 def _all(registers: Any) -> list[Any]:
-    """The registers [steps, 4], in the order of the instruction."""
+    """The registers [steps, 4] as a list, in the order of the instruction."""
     return [registers[i, v] for i in range(int(registers.shape[0])) for v in range(4)]
 
 
 @T.inline
 def _start_scores(own, ring, group, stage):
-    """Scores begin to become products of the queries of a consumer with the keys of a stage."""
+    """Start the products of a consumer's queries with the keys of a stage; results replace the scores."""
     left = T.local_scalar("uint64")
     right = T.local_scalar("uint64")
     tile_steps = T.meta_var(DEPTH // MMA_DEPTH)
@@ -176,8 +177,8 @@ def _start_scores(own, ring, group, stage):
 
 @T.inline
 def _start_sums(own, ring, stage):
-    """The products of the weights with the values of a stage begin to be added to the sums. Values are rows of keys,
-    and wanted as columns of them."""
+    """Start the products of the weights with the values of a stage, which are added to the sums. Values are stored with
+    one key per row, so the instruction transposes them."""
     right = T.local_scalar("uint64")
     column_tile, step_rows = T.meta_var((own.keys * ROW, MMA_DEPTH * ROW))
     T.cuda.wgmma.encode_matrix_descriptor(
@@ -246,7 +247,7 @@ def _consume(own, ring, group, thread):
 
 
 def attention_wgmma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
-    """The kernel of :func:`~moec.targets.cuda.kernels.attention_operands.attention_kernel`."""
+    """The kernel with the parameters of :func:`~moec.targets.cuda.kernels.attention_operands.attention_kernel`."""
 
     @T.inline
     def attend(rows, thread, ring):

@@ -1,7 +1,7 @@
-"""Capacity: drop the pairs that find their expert full. All first choices are served before any second choice.
+"""Capacity: drop the pairs beyond the capacity of their expert. All first choices are served before second choices.
 
-The pairs are walked in that order by one block of threads, see :mod:`.ordered_walk`; a pair is dropped when as many
-pairs of its expert come before it as the expert serves.
+One block of threads walks the pairs in that order, see :mod:`.ordered_walk`. A pair is dropped if the number of earlier
+pairs of its expert reaches the capacity.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from moec.targets.tvm.lower.route import RouteProblem
 
 
 def why_not(experts: int) -> str | None:
-    """The reason why :func:`capacity` cannot count so many experts, or None."""
+    """The reason why :func:`capacity` cannot count for ``experts`` experts, or None."""
     if warps_for(experts) == 0:
         return f"{experts} experts; the counts of one warp have to fit into shared memory"
     return None
 
 
 def _pair_at(tokens: Any, place: Any) -> tuple[Any, Any]:
-    """Token and slot, slots outermost."""
+    """Token and slot of a place in the order of the walk, in which slots are outermost."""
     return T.truncmod(place, tokens), T.truncdiv(place, tokens)
 
 
@@ -45,8 +45,8 @@ def _drop_all(walk, tokens, kept_weights, kept_experts):
 
 
 def capacity(problem: RouteProblem) -> tirx.PrimFunc:
-    """``(weights[T, k], experts[T, k], kept_weights[T, k], kept_experts[T, k])``; dropped pairs, and those without an
-    expert, get id -1 and weight 0. Weights have ``dtype``, experts are int32; T may be 0."""
+    """The kernel ``(weights[T, k], experts[T, k], kept_weights[T, k], kept_experts[T, k])``. Dropped pairs, and pairs
+    without an expert, get id -1 and weight 0. Weights have ``dtype``, experts are int32. T may be 0."""
     experts, limit, dtype = problem.experts, problem.spec.capacity, problem.dtype
     warps = warps_for(experts)
 

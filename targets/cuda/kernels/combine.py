@@ -1,7 +1,8 @@
-"""Combine: what the experts made of a token, weighted and summed in the order of the token's slots.
+"""Combine: the weighted sum of the experts' results for a token, in the order of the token's slots.
 
-A thread has some neighbouring columns of one token, as many as it reads with 16 bytes, and every sum one fixed order:
-no atomics. Rows of pairs may have more columns than tokens, so that each begins where 16 bytes do.
+A thread computes neighbouring columns of one token, as many as it reads with 16 bytes. Every sum has one fixed order,
+without atomics. Rows of pairs may have more columns than tokens have, so that each row begins at a multiple of 16
+bytes.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ _MOST_THREADS = 64
 
 @dataclasses.dataclass(frozen=True)
 class _Columns:
-    """How threads share out the ``width`` columns of a row, ``together`` at a time: in ``blocks`` of ``threads``. The
-    last of them may have fewer."""
+    """The partition of a row's ``width`` columns among threads: each thread has ``together`` columns, in ``blocks``
+    blocks of ``threads`` threads per row. Trailing threads of the last block may have none."""
 
     width: int
     together: int
@@ -48,13 +49,15 @@ class _Columns:
         return -(-self.parts // self.blocks // WARP) * WARP
 
     def aligned(self, tensor: Any) -> int:
-        """How many of the ``together`` columns a row of the tensor has at once: a row may begin at any number of it."""
+        """The columns of a tensor that one load or store moves: at most ``together``, fewer if its rows are not all
+        aligned to as many."""
         return math.gcd(int(tensor.shape[1]), self.together)
 
 
 @T.inline
 def _start(columns, rows, body):
-    """``body(row, part)`` for every thread that has columns of a row: the ``together`` ones of that part."""
+    """Launch threads for all rows, and emit ``body(row, part)`` for each thread that has columns: those of ``part``,
+    the part-th group of ``together`` columns."""
     index = T.cta_id([T.max(rows, 1) * columns.blocks])
     thread = T.thread_id([columns.threads])
     row: T.let = index // columns.blocks
@@ -65,12 +68,12 @@ def _start(columns, rows, body):
 
 @T.inline
 def _add(columns, total, factor, source, dtype, row, part, limit):
-    """``total += factor * source[row]``, numbers clamped to the limit; factor 1 where it is None."""
+    """Add ``factor * source[row]`` to ``total``, with numbers of the source clamped to the limit. Factor None is 1."""
     stored = T.alloc_local((columns.together,), dtype)
     aligned = T.meta_var(columns.aligned(source))
     for i in T.unroll(columns.together // aligned):
         first = T.meta_var(part * columns.together + i * aligned)
-        # The last columns stand for those behind them, which are not stored.
+        # Columns beyond the last are read from the last ones; their results are not stored.
         own = T.meta_var(first if aligned == columns.together else T.min(first, int(source.shape[1]) - aligned))
         for v in T.vectorized(aligned):
             stored[i * aligned + v] = source[row, own + v]
@@ -99,12 +102,11 @@ def _store(columns, total, y, dtype, row, part):
 
 
 def combine(problem: CombineProblem) -> tirx.PrimFunc:
-    """``(x[T, width], weights[T, k], experts[T, k], pairs[T * k, columns], y[T, width])``; T may be 0.
+    """The kernel ``(x[T, width], weights[T, k], experts[T, k], pairs[T * k, columns], y[T, width])``; T may be 0.
 
-    ``y[t] = sum over slots of w * pairs[t * k + slot]`` for the ids in [0, E), with w = 1 unless ``weighted``, and
-    pairs clamped to [-limit, limit] where ``limit`` > 0; an id in
-    [E, E + identity_experts) adds the token itself times its routing weight; any other id adds nothing. Sums are
-    float32.
+    ``y[t] = sum over slots of w * pairs[t * k + slot]`` for ids in [0, E), with w = 1 unless ``weighted``, and pairs
+    clamped to [-limit, limit] if ``limit`` > 0. An id in [E, E + identity_experts) adds the token itself times its
+    routing weight. Any other id adds nothing. Sums are float32.
     """
     E, width, dtype = problem.experts, problem.width, problem.dtype
     columns = _Columns.of(problem)
@@ -139,7 +141,7 @@ def combine(problem: CombineProblem) -> tirx.PrimFunc:
                     pair: T.let = T.cast(token * slots + slot, "int64")
                     factor = T.meta_var(weight if problem.weighted else None)
                     _add(columns, total, factor, pairs, problem.pair_dtype, pair, part, problem.limit)
-                if problem.identity_experts > 0:  # decided here, the one below when the kernel runs  # noqa: SIM102
+                if problem.identity_experts > 0:  # at compile time; the next test is at run time  # noqa: SIM102
                     if T.And(expert >= E, expert < E + problem.identity_experts):
                         _add(columns, total, weight, x, dtype, T.cast(token, "int64"), part, 0)
             _store(columns, total, y, dtype, T.cast(token, "int64"), part)
@@ -150,8 +152,8 @@ def combine(problem: CombineProblem) -> tirx.PrimFunc:
 
 
 def combine_placed(problem: PlacedRows) -> tirx.PrimFunc:
-    """``(rows[R, width], weights[T, k], positions[T, k], y[T, width])``: the weighted sum of the rows of a token; a
-    position outside [0, R) adds nothing. T may be 0."""
+    """The kernel ``(rows[R, width], weights[T, k], positions[T, k], y[T, width])`` for the weighted sum of a token's
+    rows. A position outside [0, R) adds nothing. T may be 0."""
     width, dtype = problem.width, problem.dtype
     columns = _Columns(width, read_at_once(width, dtype))
 
@@ -184,8 +186,8 @@ def combine_placed(problem: PlacedRows) -> tirx.PrimFunc:
 
 
 def trim(problem: CombineProblem) -> tirx.PrimFunc:
-    """``(experts[R, 1], rows[R, columns], y[R, width])``: the rows in the type of the result; zero where the id is
-    not an expert."""
+    """The kernel ``(experts[R, 1], rows[R, columns], y[R, width])``: the rows without padding columns, in the type of
+    the result; rows whose id is not an expert are zero."""
     E, width, dtype = problem.experts, problem.width, problem.dtype
     columns = _Columns.of(problem)
 
@@ -221,7 +223,7 @@ def _why_not(problem: CombineProblem, machine: str) -> str | None:
 
 
 _COMBINED_AHEAD = 4
-"""Slots that the compiler reads before it adds them up, for it unrolls the loop so often."""
+"""Slots that are read before the first is added: the compiler unrolls the loop by this factor."""
 
 
 def _combine_plan(problem: CombineProblem) -> StreamPlan:

@@ -1,8 +1,9 @@
-"""The last product for few tokens, and the sum over a token's experts with it: a launch less than one after the other.
+"""The last product for few tokens, fused with the sum over a token's experts, which saves a launch.
 
-A block of threads has some outputs of one token. As many of its warps as the token has slots (:data:`MOST_TOGETHER` at
-most) each multiply the row of a slot with the same outputs of its expert's matrix, see :mod:`.gemv_tile`, and leave the
-sums in shared memory; a warp then adds them up in the order of the slots, in float32, as :mod:`.combine` does.
+A block of threads computes some outputs of one token. One warp for each slot of the token (at most
+:data:`MOST_TOGETHER` at a time) multiplies the slot's row with the same columns of its expert's matrix, see
+:mod:`.gemv_tile`, and stores the sums in shared memory. Then one warp adds them up in the order of the slots, in
+float32, as :mod:`.combine` does.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _LEAST_WARPS = 4
 
 @dataclasses.dataclass(frozen=True)
 class CombiningProblem:
-    """``product``: of the rows of pairs, [T * k, inner]; ``combine``: how its results are summed; ``slots``: k."""
+    """Static facts of the kernel. ``product``: of the rows of pairs, [T * k, inner]; ``combine``: how its results are
+    summed; ``slots``: k."""
 
     product: GroupedProblem
     combine: CombineProblem
@@ -37,12 +39,12 @@ class CombiningProblem:
 
     @property
     def together(self) -> int:
-        """Warps that share outputs, each for another slot."""
+        """Warps of a team, which compute the same outputs for different slots."""
         return min(self.slots, MOST_TOGETHER)
 
     @property
     def teams(self) -> int:
-        """Such warps of a block, each team with outputs of its own."""
+        """Teams of warps in a block, each with its own outputs."""
         return math.ceil(_LEAST_WARPS / self.together)
 
     @property
@@ -51,7 +53,7 @@ class CombiningProblem:
 
     @property
     def parts(self) -> int:
-        """Blocks of a token."""
+        """Blocks of threads for a token."""
         return -(-self.product.width // (self.teams * COLUMNS_PER_WARP))
 
 
@@ -66,7 +68,7 @@ def why_not(problem: CombiningProblem) -> str | None:
 
 @T.inline
 def _multiply_slot(problem, tile, operands, expert, weight, results, place):
-    """``results[place]``: the weighted results of a pair."""
+    """Store the weighted results of a pair in ``results[place]``."""
     product, combined = T.meta_var(problem.product), T.meta_var(problem.combine)
     rows, matrix, bias = T.meta_var(operands)
     sums = T.alloc_local((1, COLUMNS_PER_WARP), "float32")
@@ -82,7 +84,7 @@ def _multiply_slot(problem, tile, operands, expert, weight, results, place):
 
 @T.inline
 def _add_results(problem, lane, team, results, total):
-    """Every lane's output, in the order of the slots."""
+    """Add a team's results to ``total``, in the order of the slots; each lane adds one output."""
     if lane < COLUMNS_PER_WARP:
         for j in T.unroll(problem.together):
             total[0] = total[0] + results[team * problem.together + j, lane]
@@ -101,7 +103,7 @@ def _sum_token(problem, operands, weights, chosen, y, tokens):
     first: T.let = (index % problem.parts * problem.teams + team) * COLUMNS_PER_WARP
     total = T.alloc_local((1,), "float32")
     total[0] = T.float32(0)
-    if token < tokens:  # the same for all threads of a block, which wait for one another
+    if token < tokens:  # the same for all threads of a block, so all of them reach the barriers
         for turn in T.serial(-(-problem.slots // problem.together)):
             slot: T.let = turn * problem.together + warp % problem.together
             if lane < COLUMNS_PER_WARP:
@@ -121,12 +123,12 @@ def _sum_token(problem, operands, weights, chosen, y, tokens):
 
 
 def combining_gemv(problem: CombiningProblem) -> tirx.PrimFunc:
-    """``(rows[P, inner], matrix[E, width, inner], bias[E, width], weights[T, k], experts[T, k], y[T, columns])``, with
-    bias in float32 and experts in int32; y has the first columns of the product, or all. A quantised matrix is
-    three tensors, see :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`.
+    """The kernel ``(rows[P, inner], matrix[E, width, inner], bias[E, width], weights[T, k], experts[T, k],
+    y[T, columns])``. Bias is float32, experts are int32. y has all columns of the product, or the first ones. A
+    quantised matrix is three tensors, see :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`.
 
     ``y[t] = sum over slots of w * (rows[t * k + slot] @ matrix[e].T + bias[e])`` for the ids e that are experts, with
-    w = 1 unless ``weighted`` and results clamped to the limit. T may be 0; P is at least T * k.
+    w = 1 unless ``weighted``, and results clamped to the limit. T may be 0; P is at least T * k.
     """
     product, (row_width, row_dtype) = problem.product, problem.product.row_type
 

@@ -1,7 +1,7 @@
-"""Dense matrix product: the rows as they lie, all times one matrix.
+"""Dense matrix product: all rows, in order, times one matrix.
 
-``out[r] = epilogue(rows[r] @ matrix.T + bias)``. It is a grouped product of a single expert whose blocks are full, but
-for the last one, so that no dispatch says what is in them: the kernels of grouped products compute it, given
+``out[r] = epilogue(rows[r] @ matrix.T + bias)``. It is a grouped product of a single expert, in which all blocks of
+rows except the last are full. It needs no dispatch, and the kernels of grouped products compute it, given
 :func:`dense_kernel` as their form.
 """
 
@@ -19,7 +19,7 @@ from moec.targets.cuda.kernels.launch import ATTRIBUTES, blocks_for
 
 @dataclasses.dataclass(frozen=True)
 class DenseOperands:
-    """The tensors of a dense product; see :func:`dense_kernel`. In the place of a pair stands a row."""
+    """The tensors of a dense product; see :func:`dense_kernel`. A pair of a grouped product is a row here."""
 
     problem: GroupedProblem
     rows: Any
@@ -30,12 +30,12 @@ class DenseOperands:
 
     @property
     def blocks(self) -> Any:
-        """Blocks of rows."""
+        """Blocks of rows in the grid, at least one."""
         return blocks_for(self.row_count, self.problem.block_rows)
 
     @property
     def used_blocks(self) -> Any:
-        """As many, but none where there are no rows."""
+        """Blocks of rows that exist; 0 if there are no rows."""
         return T.ceildiv(self.row_count, self.problem.block_rows)
 
     @property
@@ -57,7 +57,7 @@ class DenseOperands:
         return T.int32(0)
 
     def pair(self, block: Any, row: Any) -> Any:
-        """The row of ``rows`` that is this one of a block; negative behind the last one."""
+        """The row of ``rows`` for a row of a block; negative after the last one."""
         place = block * self.problem.block_rows + row
         return T.Select(place < self.row_count, place, -1)
 
@@ -71,18 +71,19 @@ class DenseOperands:
         return T.float32(1)
 
     def finished(self, total: Any, factor: Any, expert: Any, column: Any) -> Any:
-        """A sum with its bias, as it goes into the epilogue."""
+        """A sum with its bias, the argument of the epilogue."""
         return total + self.bias[0, column] if self.problem.biased else total
 
 
 def dense_problem(inner: int, width: int, **types: Any) -> GroupedProblem:
-    """A product of rows of ``inner`` elements with a matrix [width, inner]; ``types`` are fields of the problem."""
+    """The product of rows of ``inner`` elements with a matrix [width, inner]; ``types``: other fields of the
+    problem."""
     return GroupedProblem(1, inner, width, gathered=True, scattered=True, **types)
 
 
 def dense_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
-    """``(rows[M, inner], matrix[1, width, inner], bias[1, width], out[M, width])``, whose code, from
-    ``T.device_entry()`` on, the macro ``body(operands)`` emits. Bias is float32; M is dynamic and may be 0.
+    """The kernel ``(rows[M, inner], matrix[1, width, inner], bias[1, width], out[M, width])``. The macro
+    ``body(operands)`` emits its code, from ``T.device_entry()`` on. Bias is float32; M is dynamic and may be 0.
 
     A quantised matrix is three tensors, as in :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`.
     """

@@ -1,4 +1,4 @@
-"""What ``moec.Dispatch`` says of rows, once the pairs are sorted: one thread per row."""
+"""The results of ``moec.Dispatch``, from pairs that are sorted by expert: one thread per row."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ THREADS = 256
 
 
 def describe_rows(experts: int) -> tirx.PrimFunc:
-    """``(pairs[Q], experts[Q], offsets[E + 1], positions[T, k], tokens[P], owners[P])``, all int32, with
-    P = T * k <= Q: ``pairs`` are the pairs ``t * k + slot`` sorted by expert and ``experts`` theirs, E for a pair that
-    is not dispatched. P may be 0."""
+    """The kernel ``(pairs[Q], experts[Q], offsets[E + 1], positions[T, k], tokens[P], owners[P])``, all int32, with
+    P = T * k <= Q. ``pairs``: the pairs ``t * k + slot`` sorted by expert; ``experts``: their experts, E for a pair
+    that is not dispatched. P may be 0."""
     E = experts
 
     @T.prim_func

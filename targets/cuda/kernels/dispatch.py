@@ -1,7 +1,7 @@
 """Dispatch: sort the (token, slot) pairs by expert and pad each expert's rows to whole blocks.
 
-A stable counting sort in one block of threads, see :mod:`.ordered_walk`: the result is unique, and the host need not
-wait to know sizes. Arrays have the length of an upper bound, and ``block_count`` says how much of them is in use.
+It is a stable counting sort in one block of threads, see :mod:`.ordered_walk`, so the result is unique. The host does
+not wait for sizes: arrays have the length of an upper bound, and ``block_count`` says how much of them is in use.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from moec.targets.cuda.launch_model.plans import SLOTS, TOKENS
 from moec.targets.tvm.kernel import Kernel
 
 PADDING = -1
-"""Stands in ``sorted_pairs`` where a block has no more rows."""
+"""The value in ``sorted_pairs`` for rows of a block that are padding."""
 
 
 def why_not(experts: int) -> str | None:
-    """The reason why :func:`dispatch` cannot sort by so many experts, or None."""
+    """The reason why :func:`dispatch` cannot sort by ``experts`` experts, or None."""
     if warps_for(experts) == 0:
         return f"{experts} experts; the counts of one warp have to fit into shared memory"
     return None
 
 
 def most_blocks(experts: int, pairs: Any, block_rows: int) -> Any:
-    """The largest number of blocks there can be, at least 1; ``pairs`` may be a number or an int64 expression."""
+    """The largest possible number of blocks, at least 1. ``pairs``: a number or an int64 expression."""
     if isinstance(pairs, int):
         return max(min(pairs, (pairs + experts * (block_rows - 1)) // block_rows), 1)
     padded = (pairs + T.int64(experts * (block_rows - 1))) // T.int64(block_rows)
@@ -45,7 +45,8 @@ def most_blocks(experts: int, pairs: Any, block_rows: int) -> Any:
 
 @T.inline
 def scan_blocks(experts, block_rows, lane, totals, first_block):
-    """``first_block[e]``: how many blocks the experts before e have, by one warp; at [E] stands their sum."""
+    """Set ``first_block[e]`` to the number of blocks of all experts before e, and ``first_block[E]`` to the number of
+    all blocks. One warp does that, by prefix sums over 32 experts at a time."""
     blocks = T.alloc_local((1,), "int32")
     carry = T.alloc_local((1,), "int32")
     carry[0] = 0
@@ -68,7 +69,7 @@ def scan_blocks(experts, block_rows, lane, totals, first_block):
 
 @T.inline
 def describe_blocks(experts, threads, thread, first_block, block_experts, block_count):
-    """The expert of every block, and how many blocks there are."""
+    """Store the expert of every block, and the number of blocks."""
     for step in T.serial(-(-experts // threads)):
         expert: T.let = step * threads + thread
         if expert < experts:
@@ -80,25 +81,25 @@ def describe_blocks(experts, threads, thread, first_block, block_experts, block_
 
 @T.inline
 def _fill(threads, thread, places, sorted_pairs):
-    """Padding everywhere; pairs come over it."""
+    """Fill ``sorted_pairs`` with padding, which pairs overwrite later."""
     for step in T.serial(T.ceildiv(places, threads)):
         if step * threads + thread < places:
             sorted_pairs[step * threads + thread] = PADDING
 
 
 def expert_of(chosen: Any, pair: Any) -> Any:
-    """The id that a pair, ``t * k + slot``, has in ``chosen`` [T, k]."""
+    """The expert of a pair, ``t * k + slot``, in ``chosen`` [T, k]."""
     slots = chosen.shape[1]
     return chosen[T.truncdiv(pair, slots), T.truncmod(pair, slots)]
 
 
 def dispatch(experts: int, block_rows: int) -> tirx.PrimFunc:
-    """``(experts[T, k], sorted_pairs[P], block_experts[B], block_count[1])``, all int32.
+    """The kernel ``(experts[T, k], sorted_pairs[P], block_experts[B], block_count[1])``, all int32.
 
-    Each of the first ``block_count`` blocks is ``block_rows`` places of ``sorted_pairs`` and belongs to expert
-    ``block_experts[b]``: its pairs ``t * k + slot`` in their order, and then :data:`PADDING`. What lies behind the last
-    block is not written. Ids outside [0, E) belong to no expert. T may be 0. B is at least :func:`most_blocks`, and P
-    is ``B * block_rows``.
+    Each of the first ``block_count`` blocks covers ``block_rows`` places of ``sorted_pairs`` and belongs to expert
+    ``block_experts[b]``. It holds pairs ``t * k + slot`` of that expert in their order, followed by :data:`PADDING`.
+    Places after the last block are not written. Ids outside [0, E) belong to no expert. T may be 0. B is at least
+    :func:`most_blocks`, and P is ``B * block_rows``.
     """
     warps = warps_for(experts)
 
@@ -148,6 +149,6 @@ DISPATCH = Kernel(
     dispatch,
     how=lambda experts, _: f"stable counting sort into {experts} experts by one block of threads, without atomics",
     why_not=lambda experts, _: why_not(experts),
-    # Pairs are counted, then put in their places.
+    # Two walks: one counts the pairs, the other one places them.
     plan=lambda experts: walk_plan(f"2 * {steps_in_c(f'{TOKENS} * {SLOTS}', warps_for(experts))}"),
 )

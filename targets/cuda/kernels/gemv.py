@@ -1,7 +1,8 @@
-"""Dense product of few rows: reading the matrix takes the time.
+"""Dense product of few rows, which is limited by reading the matrix.
 
-A warp computes some outputs of up to :data:`ROWS_PER_WARP` rows, see :mod:`.gemv_tile`, so that what it reads of the
-matrix serves all of them; further rows, in other blocks of threads, find it in the second-level cache.
+A warp computes some outputs of up to :data:`ROWS_PER_WARP` rows, see :mod:`.gemv_tile`, so that each number of the
+matrix that it reads serves all of them. Further rows, in other blocks of threads, read the matrix from the second-level
+cache.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from moec.targets.cuda.launch_model.plans import Product, WarpPlan
 from moec.targets.tvm.kernel import Kernel
 
 FEW_ROWS = 16
-"""Up to so many rows this is the better way."""
+"""The largest number of rows for which this kernel is faster than tiles."""
 ROWS_PER_WARP = 4
 WARPS = 4
 
@@ -44,8 +45,8 @@ def _store(tile, operands, epilogue, first_row, sums):
 
 
 def gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.PrimFunc:
-    """The kernel of :func:`~moec.targets.cuda.kernels.dense_problem.dense_kernel`. ``epilogue`` turns a float32 sum
-    into an output. The problem's rows of a block say nothing here."""
+    """The kernel with the parameters of :func:`~moec.targets.cuda.kernels.dense_problem.dense_kernel`. ``epilogue``:
+    from a float32 sum to an output. The problem's ``block_rows`` do not matter."""
     columns = WARPS * COLUMNS_PER_WARP
     parts = -(-problem.width // columns)
 
@@ -56,11 +57,11 @@ def gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.PrimFunc
         index = T.cta_id([groups * parts])
         thread = T.thread_id([WARPS * WARP])
         lane: T.let = thread % WARP
-        # All rows for some outputs, then the next outputs: what is read of the matrix is then still in the cache.
+        # All rows for some outputs, then the next outputs, so that the matrix is still in the cache for each row.
         first_row: T.let = index % groups * ROWS_PER_WARP
         first: T.let = index // groups * columns + thread // WARP * COLUMNS_PER_WARP
         if T.And(first_row < operands.row_count, first < problem.width):
-            # The last row stands for those behind it, whose sums are not stored.
+            # Rows beyond the last are read from the last one; their sums are not stored.
             row = T.meta_var(lambda r: T.cast(T.min(first_row + r, operands.row_count - 1), "int64"))
             tile = T.meta_var(WarpTile(problem, first, lane, row, ROWS_PER_WARP))
             sums = T.alloc_local((ROWS_PER_WARP, COLUMNS_PER_WARP), "float32")

@@ -1,7 +1,7 @@
-"""What a warp computes of a matrix-vector product: some outputs of one row, or of a few rows with the same matrix.
+"""The work of one warp in a matrix-vector product: some outputs of one row, or of a few rows with the same matrix.
 
-The lanes of the warp read 16 bytes of a line of the matrix each, side by side, and of the next lines before the first
-sums are done. What has been read serves all rows. At the end the lanes add up their sums.
+Each lane reads 16 bytes of a row of the matrix, next to its neighbours', and does so for several rows of the matrix
+before the first sums are computed. The numbers serve all input rows. At the end the lanes add up their sums.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from moec.targets.cuda.kernels.packed_format import decode_word
 from moec.targets.cuda.kernels.tf32 import round_value
 
 COLUMNS_PER_WARP = 4
-"""Rows of the matrix that a warp reads together, those of gate and up both counted."""
+"""Rows of the matrix that a warp reads together, counting those of gate and up."""
 _QUANTIZED_INPUTS = 8
-"""Quantised numbers that a lane reads at once; they share a scale."""
+"""Quantised numbers that a lane reads at once, with one scale."""
 
 
 def why_not(problem: GroupedProblem) -> str | None:
-    """The reason why a warp cannot compute the problem like this, or None."""
+    """The reason why warps cannot compute the problem this way, or None."""
     reason = problem.why_not_stored()
     if reason is not None:
         return reason
@@ -37,8 +37,8 @@ def why_not(problem: GroupedProblem) -> str | None:
 
 
 def lane_inputs(problem: GroupedProblem, rows: int = 1) -> int:
-    """Inputs that a lane reads at once: of int4 or in fp8 and one row twice as many, where that leaves no more lanes
-    idle."""
+    """Inputs that a lane reads at once. For one row with a 4-bit or fp8 matrix they are twice as many as for other
+    quantised ones, unless that would leave more lanes idle."""
     stored, twice = problem.stored, 2 * _QUANTIZED_INPUTS
     if stored is None:
         return LOAD_BYTES // dtype_of(problem.matrix_dtype).itemsize
@@ -48,14 +48,14 @@ def lane_inputs(problem: GroupedProblem, rows: int = 1) -> int:
 
 
 def _steps(problem: GroupedProblem, inputs: int) -> int:
-    """How often the lanes read, each so many inputs at once."""
+    """The number of steps in which all lanes read, each ``inputs`` inputs at once."""
     return -(-problem.inner // (WARP * inputs))
 
 
 @dataclasses.dataclass(frozen=True)
 class WarpTile:
-    """What a warp knows of its outputs: ``first`` is the first of them. ``row(r)`` is the ``r``-th of its ``rows`` rows
-    of the input, int64."""
+    """The outputs of a warp, from ``first`` on, of ``rows`` input rows. ``row(r)``: the index of the ``r``-th of these
+    rows, int64."""
 
     problem: GroupedProblem
     first: Any
@@ -70,7 +70,7 @@ class WarpTile:
 
     @property
     def count(self) -> int:
-        """Outputs of a row."""
+        """Outputs of the warp per row."""
         return COLUMNS_PER_WARP // self.columns_per_output
 
     @property
@@ -78,7 +78,8 @@ class WarpTile:
         return 2 if self.problem.gated else 1
 
     def column(self, c: Any) -> Any:
-        """The ``c``-th column; where gated, even ones are gates and odd ones up. The last one for those behind it."""
+        """The ``c``-th column of the warp; if gated, even c are gates and odd c are up. Beyond the last output it is a
+        column of the last."""
         output = T.min(self.first + c // self.columns_per_output, self.problem.width - 1)
         if not self.problem.gated:
             return output
@@ -87,7 +88,8 @@ class WarpTile:
 
 @T.inline
 def _load_row(tile, rows, r, part, values):
-    """``values[r]``: a part of that row, in float32; as many bytes at once as the storage has."""
+    """Load this lane's inputs of row ``r`` and ``part`` into ``values[r]``, as float32, with loads as wide as the row's
+    alignment allows."""
     count = T.meta_var(tile.inputs)
     vector = T.meta_var(read_at_once(count, tile.problem.dtype))
     stored = T.alloc_local((count,), tile.problem.dtype)
@@ -102,7 +104,7 @@ def _load_row(tile, rows, r, part, values):
 
 @T.inline
 def _load_packed_row(tile, rows, r, part, values):
-    """The same of rows in fp8, times their scales."""
+    """Load this lane's inputs of a row in fp8 into ``values[r]``, multiplied by their scale."""
     count = T.meta_var(tile.inputs)
     codes = T.alloc_local((1, count), "uint8")
     numbers = T.alloc_local((count,), "float32")
@@ -147,7 +149,7 @@ def _read_codes(tile, matrix, expert, part, codes):
 
 @T.inline
 def _decode(problem, codes, zeros, c, numbers):
-    """``numbers``: what was read of column ``c``, float32, without scale."""
+    """Decode the codes of column ``c`` into ``numbers``, as float32 without scale."""
     stored = T.meta_var(problem.stored)
     if problem.in_fp8:
         pairs = T.decl_buffer((COLUMNS_PER_WARP, codes.shape[1] // 2), "uint16", data=codes.data)
@@ -163,7 +165,7 @@ def _decode(problem, codes, zeros, c, numbers):
 
 @T.inline
 def _multiply_quantized(tile, rows, matrix, expert, part, sums):
-    """The numbers of a part are summed as they are, and the sum is multiplied by their scale."""
+    """Add this lane's products for one part. They are summed without scale, and the sum is multiplied by the scale."""
     stored = T.meta_var(matrix.stored)
     count = T.meta_var(tile.inputs)
     element = T.meta_var("uint32" if stored.has_words else "uint8")
@@ -196,7 +198,8 @@ def _multiply_quantized(tile, rows, matrix, expert, part, sums):
 
 @T.inline
 def multiply_rows(tile, rows, matrix, expert, sums):
-    """``sums`` [rows, :data:`COLUMNS_PER_WARP`]: every lane's part of the products, in float32."""
+    """Set ``sums`` [rows, :data:`COLUMNS_PER_WARP`] to this lane's part of the products, in float32. The caller adds up
+    the lanes."""
     count = T.meta_var(tile.inputs)
     for r in T.unroll(tile.rows):
         for c in T.unroll(COLUMNS_PER_WARP):

@@ -1,7 +1,8 @@
 """Grouped matrix product: every block of rows times the weights of its own expert.
 
-``out[r] = epilogue(rows[r] @ matrix[e].T + bias[e])`` for the rows r of every block of expert e. :mod:`.dispatch` says
-which pairs (token, slot) the rows of a block are. Rows come from one of two places and results go to one of two:
+``out[r] = epilogue(rows[r] @ matrix[e].T + bias[e])`` for the rows r of every block of expert e. :mod:`.dispatch`
+determines which pairs (token, slot) the rows of a block are. Rows are read from one of two places, and results are
+written to one of two:
 
 ===========  =============================================  ==========================================================
              rows                                           results
@@ -10,7 +11,7 @@ pairs        ``gathered``: the token's row, ``pair // k``   ``scattered``: the p
 blocks       row r of the array is place r of the blocks    place r of the blocks
 ===========  =============================================  ==========================================================
 
-Places of blocks that are padding are not written; where they are read, nothing comes of it.
+Places that are padding are never written. If they are read, the values do not affect results.
 """
 
 from __future__ import annotations
@@ -31,22 +32,25 @@ from moec.targets.cuda.kernels.packed_format import PackedFormat
 from moec.targets.tvm.kernel import why_not_stored
 
 GATE_GROUP = 8
-"""Rows of a gated matrix are 8 of the gate, then the 8 of up that belong to them, and so on: both sums of a hidden unit
-are then in the registers of one thread, also where tensor cores compute them."""
+"""Rows of gate and up alternate in groups of this size in a gated matrix: 8 rows of the gate, then the corresponding 8
+of up. Both sums of a hidden unit are then in the registers of one thread, even with tensor cores."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupedProblem:
     """Static facts of a grouped product.
 
-    ``inner`` counts the inputs of a row, ``width`` its outputs: rows of the matrix, or hidden units where a gate row
-    and an up row make one output (``gated``). ``weighted``: a row is multiplied by its pair's routing weight first.
-    ``dtype`` is how rows are stored, sums are float32; rows in fp8 have scales (:mod:`.fp8_rows`), and are multiplied
-    with a matrix of such numbers as they are. ``stored`` is the format of a quantised matrix; without one it has
-    elements of ``matrix_dtype``. ``experts`` counts the matrices. Theirs are the ids from 0 on, or, where there are
-    other experts too, those from ``first_expert`` on: what belongs to the others is left to other kernels.
-    ``tf32``: rows are rounded to it before they are multiplied; the matrix has been. Where it is not
-    ``biased``, there is a bias of one element that no kernel reads.
+    - ``experts``: number of matrices. Their ids start at ``first_expert``; None if there are no others, and
+      ids start at 0. The pairs of other experts are left to other kernels.
+    - ``inner``: inputs of a row. ``width``: outputs of a row, which are rows of the matrix, or hidden units if a gate
+      row and an up row make one output (``gated``).
+    - ``gathered``, ``scattered``: where rows and results are, see the module.
+    - ``weighted``: whether a row is first multiplied by its pair's routing weight.
+    - ``dtype``: of the rows; sums are float32. Rows in fp8 have scales (:mod:`.fp8_rows`) and are multiplied, without
+      conversion to floats, with a matrix in fp8.
+    - ``stored``: format of a quantised matrix; None for a matrix with elements of ``matrix_dtype``.
+    - ``tf32``: whether rows are rounded to tf32 before they are multiplied; the matrix is rounded already.
+    - ``biased``: whether there is a bias; otherwise the operand has one element, which no kernel reads.
     """
 
     experts: int
@@ -68,27 +72,28 @@ class GroupedProblem:
 
     @property
     def in_fp8(self) -> bool:
-        """Whether rows and matrix are multiplied as numbers of 8 bits, and sums of a group by the scales."""
+        """Whether rows and matrix are multiplied as 8-bit floats, and the sum of each group by its scales."""
         return self.dtype == FP8
 
     @property
     def decodes(self) -> bool:
-        """Whether numbers of the matrix become floats before they are multiplied."""
+        """Whether numbers of the matrix are decoded to floats before they are multiplied."""
         return self.stored is not None and not self.in_fp8
 
     @property
     def row_type(self) -> tuple[int, str]:
-        """Elements of a row in memory, and their type."""
+        """The number of elements of a row in memory, and their type."""
         return (row_bytes(self.inner), "uint8") if self.in_fp8 else (self.inner, self.dtype)
 
     @property
     def columns(self) -> int:
-        """Rows of the matrix of one expert: columns of the product, gate and up side by side in groups."""
+        """Columns of the product before the activation: rows of one expert's matrix, with gate and up in groups."""
         return 2 * -(-self.width // GATE_GROUP) * GATE_GROUP if self.gated else self.width
 
     @property
     def matrix_types(self) -> list[tuple[tuple[int, ...], str]]:
-        """Shape and element type of the matrices, their scales and their zero points; of one where there is none."""
+        """Shape and element type of the matrices, their scales and their zero points; a missing table has shape
+        (1, 1, 1)."""
         rows, stored, none = (self.experts, self.columns), self.stored, (1, 1, 1)
         if stored is None:
             return [((*rows, self.inner), self.matrix_dtype), (none, "float32"), (none, "uint8")]
@@ -102,20 +107,19 @@ class GroupedProblem:
         return (self.experts, self.columns) if self.biased else (1, 1)
 
     def facts(self) -> dict[str, Any]:
-        """What the artifact says about it."""
+        """The attributes that the artifact records."""
         rows = dict.fromkeys((1, self.block_rows))
-        said = ", ".join(f"{self.intensity(count):.1f} with {count} row{'s' if count > 1 else ''}" for count in rows)
-        return {**dataclasses.asdict(self), "arithmetic_intensity": f"{said} (FLOP per byte of memory)"}
+        text = ", ".join(f"{self.intensity(count):.1f} with {count} row{'s' if count > 1 else ''}" for count in rows)
+        return {**dataclasses.asdict(self), "arithmetic_intensity": f"{text} (FLOP per byte of memory)"}
 
     def intensity(self, rows: int) -> float:
-        """Operations per byte of memory of so many rows with one matrix, where each of rows, matrix and results moves
-        once."""
+        """Operations per byte of memory for ``rows`` rows with one matrix, if rows, matrix and results move once."""
         row_bytes = self.inner * dtype_of(self.dtype).itemsize + self.width * dtype_of(self.out_dtype).itemsize
         return 2 * rows * self._weights / (rows * row_bytes + self.matrix_bytes)
 
     @property
     def matrix_bytes(self) -> float:
-        """Bytes of the matrix of one expert, as it is stored."""
+        """Bytes of one expert's matrix as it is stored."""
         stored = self.stored
         bits = 8 * dtype_of(self.matrix_dtype).itemsize if stored is None else stored.bits_per_weight(self.inner)
         return self._weights * bits / 8
@@ -125,11 +129,11 @@ class GroupedProblem:
         return self.inner * self.width * (2 if self.gated else 1)
 
     def number(self, expert: Any) -> Any:
-        """Which matrix is that of an expert; an id without one gives a number outside [0, ``experts``)."""
+        """The index of an expert's matrix; outside [0, ``experts``) for an expert that has no matrix here."""
         return expert - self.first_expert if self.first_expert else expert
 
     def why_not_stored(self) -> str | None:
-        """The reason why kernels cannot load or store this, or None."""
+        """The reason why kernels cannot load or store one of these types, or None."""
         rows = () if self.in_fp8 else (self.dtype,)
         reason = why_not_stored(*rows, self.matrix_dtype, self.out_dtype, self.routing_dtype)
         return self.stored.why_not() if reason is None and self.stored is not None else reason
@@ -140,8 +144,8 @@ _TABLES = ("matrix", "scales", "zero_points")
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """The experts' matrices. ``scales`` and ``zero_points`` [E, columns, groups] belong to a quantised one;
-    ``by_group``: scales are [E, groups, columns], for lanes that have neighbouring columns of a group."""
+    """The experts' matrices in a kernel. ``scales`` and ``zero_points`` [E, columns, groups]: the tables of a quantised
+    one. ``by_group``: scales are [E, groups, columns] instead, for lanes that read neighbouring columns of a group."""
 
     stored: PackedFormat | None
     data: Any
@@ -151,12 +155,12 @@ class Matrix:
 
     @property
     def word_shape(self) -> tuple[int, ...]:
-        """Shape of the data in words of 32 bits."""
+        """Shape of the data in 32-bit words."""
         *rows, row_bytes = (int(size) for size in self.data.shape)
         return (*rows, row_bytes // 4)
 
     def group(self, expert: Any, column: Any, k: Any) -> list[Any]:
-        """Where scale and zero point of input ``k`` are."""
+        """The indices of the zero point of input ``k``, and of its scale unless ``by_group``."""
         assert self.stored is not None
         return [T.cast(expert, "int64"), column, k // self.stored.group if self.stored.group else 0]
 
@@ -179,7 +183,7 @@ class Matrix:
 
 
 def match_matrix(problem: GroupedProblem, matrix: Any, scales: Any, zero_points: Any) -> Matrix:
-    """The matrices of a kernel with these parameters (handles), whose buffers are made here."""
+    """Bind the matrices of a kernel to buffers, given the handles of its parameters."""
     handles = (matrix, scales, zero_points)
     matrix, scales, zero_points = map(_matched, _TABLES, handles, problem.matrix_types)
     return Matrix(problem.stored, matrix, scales, zero_points, problem.in_fp8)
@@ -193,7 +197,7 @@ def _matched(name: str, handle: Any, kind: tuple[tuple[int, ...], str]) -> Any:
 
 @T.inline
 def load_number(matrix, expert, column, k, target, position):
-    """``target[position]`` becomes one number of the matrix, float32."""
+    """Load one number of the matrix, as float32, into ``target[position]``."""
     if matrix.stored is None:
         target[position] = T.cast(matrix.data[T.cast(expert, "int64"), column, k], "float32")
     else:
@@ -220,12 +224,12 @@ class Operands:
 
     @property
     def used_blocks(self) -> Any:
-        """How many blocks of rows there are."""
+        """The number of blocks of rows in use, known on the device."""
         return self.block_count[0]
 
     @property
     def rows_follow_blocks(self) -> bool:
-        """Whether the rows of a block lie one behind the other in ``rows``, from :meth:`first_row` on."""
+        """Whether the rows of a block are consecutive in ``rows``, from :meth:`first_row` on."""
         return not self.problem.gathered
 
     def first_row(self, block: Any) -> Any:
@@ -233,18 +237,18 @@ class Operands:
 
     @property
     def divides_inputs(self) -> bool:
-        """Whether a block multiplies a part of the k-tiles of inputs (:mod:`.gemm_parts`)."""
+        """Whether a block multiplies only a part of the k-tiles (:mod:`.gemm_parts`)."""
         return False
 
     def is_used(self, block: Any) -> Any:
-        """Whether there is such a block of rows, and its matrix; the grid comes from an upper bound."""
+        """Whether the block of rows exists and its expert has a matrix here. The grid is sized by an upper bound."""
         exists = block < self.used_blocks
         if self.problem.first_expert is None:
             return exists
         return T.And(exists, T.And(self.expert(block) >= 0, self.expert(block) < self.problem.experts))
 
     def expert(self, block: Any) -> Any:
-        """Which matrix the rows of a block are multiplied with."""
+        """The index of the matrix that the rows of a block are multiplied with."""
         return self.problem.number(self.block_experts[block])
 
     def pair(self, block: Any, row: Any) -> Any:
@@ -252,7 +256,7 @@ class Operands:
         return self.sorted_pairs[block * self.problem.block_rows + row]
 
     def source(self, pair: Any, block: Any, row: Any) -> Any:
-        """The row of ``rows`` for that pair; an index of an element needs 64 bits."""
+        """The row of ``rows`` for that pair, int32. Indices of elements need 64 bits, so callers cast it."""
         return T.truncdiv(pair, self.slots) if self.problem.gathered else block * self.problem.block_rows + row
 
     def destination(self, pair: Any, block: Any, row: Any) -> Any:
@@ -261,31 +265,31 @@ class Operands:
         return T.cast(place, "int64")
 
     def factor(self, pair: Any) -> Any:
-        """What the sums of a pair are multiplied by: a row times its weight has sums times that weight."""
+        """The factor of a pair's sums: its routing weight if rows are weighted, since that factor is linear; else 1."""
         if not self.problem.weighted:
             return T.float32(1)
         return T.cast(self.weights[T.truncdiv(pair, self.slots), T.truncmod(pair, self.slots)], "float32")
 
     def finished(self, total: Any, factor: Any, expert: Any, column: Any) -> Any:
-        """A sum with factor and bias, as it goes into the epilogue."""
+        """A sum with factor and bias, the argument of the epilogue."""
         product = total * factor if self.problem.weighted else total
         return product + self.bias[expert, column] if self.problem.biased else product
 
 
 KernelForm = Callable[[GroupedProblem, Any], tirx.PrimFunc]
-"""A function like :func:`grouped_kernel`, which may have other parameters: it makes a kernel of a problem and a macro
-for its code."""
+"""A function like :func:`grouped_kernel`, from a problem and a macro for its code to a kernel; the kernel may have
+other parameters."""
 
 
 def grouped_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
-    """``(rows[R, inner], matrix[E, columns, inner], bias[E, columns], weights[T, k], sorted_pairs[P],
-    block_experts[B], block_count[1], out[Q, width])``, whose code, from ``T.device_entry()`` on, the macro
-    ``body(operands)`` emits.
+    """The kernel ``(rows[R, inner], matrix[E, columns, inner], bias[E, columns], weights[T, k], sorted_pairs[P],
+    block_experts[B], block_count[1], out[Q, width])``. The macro ``body(operands)`` emits its code, from
+    ``T.device_entry()`` on.
 
-    R is T where rows are gathered and P where not, Q is T * k where results are scattered and P where not. Bias is
-    float32; the weights are read only where the problem is weighted. All sizes but E, inner and width are dynamic.
-    A quantised matrix is ``matrix[E, columns, row bytes], scales[E, columns, groups], zero_points[E, columns, groups]``
-    in this place, or ``zero_points[1, 1, 1]`` where there is no table; see :mod:`.packed_format`.
+    R is T if rows are gathered, else P. Q is T * k if results are scattered, else P. Bias is float32. Weights are read
+    only if the problem is weighted. All sizes except E, columns, inner and width are dynamic. A quantised matrix takes
+    the three parameters ``matrix[E, columns, row bytes], scales[E, columns, groups], zero_points[E, columns, groups]``,
+    the last being [1, 1, 1] if there is no such table; see :mod:`.packed_format`.
     """
     width, (row_width, row_dtype) = problem.width, problem.row_type
 
@@ -323,8 +327,7 @@ def grouped_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
 
 
 def with_tables_needed(kernel: tirx.PrimFunc, problem: GroupedProblem) -> tirx.PrimFunc:
-    """A kernel whose matrix, scales and zero points are its parameters 1, 2 and 3: without the last two where the
-    matrix is not quantised."""
+    """The kernel without its parameters 2 and 3, scales and zero points, if the matrix is not quantised."""
     if problem.stored is not None:
         return kernel
     kept = [*kernel.params[:2], *kernel.params[4:]]
@@ -332,8 +335,8 @@ def with_tables_needed(kernel: tirx.PrimFunc, problem: GroupedProblem) -> tirx.P
 
 
 def interleave(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """Gate and up rows [..., width, inner] (or biases [..., width, 1]) in the order of a gated matrix, zeros behind the
-    last unit: [..., columns, inner]."""
+    """Gate and up rows [..., width, inner] (or biases [..., width, 1]) in the order of a gated matrix, with trailing
+    zeros: [..., columns, inner]."""
     *batch, width, inner = gate.shape
     groups = -(-width // GATE_GROUP)
     both = np.zeros((*batch, 2, groups * GATE_GROUP, inner), gate.dtype)

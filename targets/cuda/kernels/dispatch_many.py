@@ -1,13 +1,12 @@
-"""Dispatch for many pairs, in three launches: the result of :mod:`.dispatch`, element by element, by many blocks of
-threads.
+"""Dispatch of many pairs in three launches with many blocks of threads. The result is exactly that of :mod:`.dispatch`.
 
-The pairs are cut into chunks, each of them walked by a block of threads as in :mod:`.ordered_walk`. A chunk is what the
-block looks at in one step, or a multiple, so that there are not too many chunks to add up:
+The pairs are divided into chunks, and a block of threads walks each chunk as in :mod:`.ordered_walk`. A chunk is the
+number of pairs that a block handles in one step, or a multiple of it that limits the number of chunks:
 
-1. :func:`count_pairs`: how many pairs of every expert a chunk has.
-2. :func:`place_chunks`: one block of threads adds them up. Then it knows which blocks of rows an expert has, and where
-   among its rows those of a chunk begin; what is left of its last block becomes padding.
-3. :func:`scatter_pairs`: every chunk puts its pairs there, in their order.
+1. :func:`count_pairs` counts the pairs of every expert in each chunk.
+2. :func:`place_chunks` adds up the counts, in one block of threads. That gives the blocks of rows of each expert, and
+   the place among its rows where each chunk's pairs begin. The rest of its last block is filled with padding.
+3. :func:`scatter_pairs` stores the pairs of each chunk at these places, in their order.
 """
 
 from __future__ import annotations
@@ -36,33 +35,33 @@ from moec.targets.tvm.kernel import Kernel
 _MOST_WARPS = 16
 _STEP_PAIRS = _MOST_WARPS * WARP
 MOST_CHUNKS = 64
-"""One block of threads adds them up one after the other."""
+"""The largest number of chunks, since one block of threads adds them up one after another."""
 _PLACING_THREADS = 512
 
 
 def chunk_pairs(pairs: Any) -> Any:
-    """The pairs of a chunk; of the type of ``pairs``, which is a number or an expression."""
+    """The number of pairs of a chunk. ``pairs``: of all chunks, a number or an expression, as is the result."""
     if isinstance(pairs, int):
         return _STEP_PAIRS * max(-(-pairs // (_STEP_PAIRS * MOST_CHUNKS)), 1)
     return blocks_for(pairs, _STEP_PAIRS * MOST_CHUNKS) * _STEP_PAIRS
 
 
 def chunks_for(pairs: Any) -> Any:
-    """How many chunks there are, at least one; ``pairs`` is a number or an expression."""
+    """The number of chunks, at least one. ``pairs``: a number or an expression."""
     if isinstance(pairs, int):
         return max(-(-pairs // chunk_pairs(pairs)), 1)
     return blocks_for(pairs, chunk_pairs(pairs))
 
 
 def _warps(experts: int) -> int:
-    """The warps in the block of a chunk."""
+    """The number of warps of the block that walks a chunk."""
     return min(_MOST_WARPS, warps_for(experts))
 
 
 @T.inline
 def _count_chunk(chosen, pair_counts, chunk, thread, totals, first, walk):
-    """``totals`` [E]: the pairs of the chunk, which begins at the pair ``first``; counts of a warp are those of the
-    warps before it."""
+    """Count the pairs of the chunk that begins at pair ``first``: ``totals`` [E] of the chunk, which are also stored in
+    ``pair_counts`` unless that is None, and in the walk's counts those of all earlier warps."""
     pair_at = T.meta_var(lambda place: expert_of(chosen, first + place))
     clear_counts(walk)
     walk_in_order(walk, pair_at, lambda place, expert, rank: None)
@@ -89,7 +88,7 @@ def _scatter_chunk(chosen, starts, sorted_pairs, chunk, thread, totals, first, w
 
 @T.inline
 def _walk_chunk(experts, pairs, chunk, thread, body):
-    """``body(totals, first, walk)`` for the places of a chunk, which begins at the pair ``first``."""
+    """Emit ``body(totals, first, walk)`` for the pairs of a chunk, which begins at pair ``first``."""
     warps = T.meta_var(_warps(experts))
     counts = T.alloc_shared((warps, experts), "int32")
     totals = T.alloc_shared((experts,), "int32")
@@ -99,8 +98,8 @@ def _walk_chunk(experts, pairs, chunk, thread, body):
 
 
 def count_pairs(experts: int) -> tirx.PrimFunc:
-    """``(experts[T, k], pair_counts[C, E])``, int32; C is :func:`chunks_for` the pairs. Ids outside [0, E) do
-    not count."""
+    """The kernel ``(experts[T, k], pair_counts[C, E])``, int32. C is :func:`chunks_for` the pairs. Ids outside [0, E)
+    are not counted."""
 
     @T.prim_func
     def kernel(experts_handle: T.handle, counts_handle: T.handle):
@@ -121,7 +120,7 @@ def count_pairs(experts: int) -> tirx.PrimFunc:
 
 @T.inline
 def _add_chunks(experts, chunks, thread, pair_counts, totals):
-    """``totals[e]``: the pairs of all chunks."""
+    """Set ``totals[e]`` to the number of pairs of expert e in all chunks."""
     running = T.alloc_local((1,), "int32")
     for step in T.serial(-(-experts // _PLACING_THREADS)):
         expert: T.let = step * _PLACING_THREADS + thread
@@ -134,7 +133,8 @@ def _add_chunks(experts, chunks, thread, pair_counts, totals):
 
 @T.inline
 def _start_chunks(experts, block_rows, chunks, thread, pair_counts, first_block, starts, sorted_pairs):
-    """Where the pairs of each chunk go among the rows of their expert, and padding behind the last of them."""
+    """Set ``starts`` to the places where the pairs of each chunk begin among the rows of their expert, and fill the
+    rest of the expert's last block with padding."""
     running = T.alloc_local((1,), "int32")
     for step in T.serial(-(-experts // _PLACING_THREADS)):
         expert: T.let = step * _PLACING_THREADS + thread
@@ -148,8 +148,8 @@ def _start_chunks(experts, block_rows, chunks, thread, pair_counts, first_block,
 
 
 def place_chunks(experts: int, block_rows: int) -> tirx.PrimFunc:
-    """``(experts[T, k], pair_counts[C, E], starts[C, E], sorted_pairs[P], block_experts[B], block_count[1])``, int32;
-    only the sizes of ``experts`` count. Of ``sorted_pairs`` the padding is written."""
+    """The kernel ``(experts[T, k], pair_counts[C, E], starts[C, E], sorted_pairs[P], block_experts[B],
+    block_count[1])``, int32. Of ``experts`` only the sizes are used. Of ``sorted_pairs`` only padding is written."""
 
     @T.prim_func
     def kernel(
@@ -190,7 +190,8 @@ def place_chunks(experts: int, block_rows: int) -> tirx.PrimFunc:
 
 
 def scatter_pairs(experts: int) -> tirx.PrimFunc:
-    """``(experts[T, k], starts[C, E], sorted_pairs[P])``, int32: every pair that has an expert comes to its place."""
+    """The kernel ``(experts[T, k], starts[C, E], sorted_pairs[P])``, int32, which stores every pair that has an expert
+    at its place."""
 
     @T.prim_func
     def kernel(experts_handle: T.handle, starts_handle: T.handle, pairs_handle: T.handle):
@@ -218,14 +219,15 @@ def _kernel(
 
 
 def _walk(experts: int, times: int) -> WalkPlan:
-    """A warp goes so many times through its part of a chunk."""
+    """The plan of a kernel whose warps walk ``times`` times through their part of a chunk."""
     pairs = f"{TOKENS} * {SLOTS}"
     chunk = f"min({pairs}, {_STEP_PAIRS} * (({pairs} + {_STEP_PAIRS * MOST_CHUNKS - 1}) / {_STEP_PAIRS * MOST_CHUNKS}))"
     return walk_plan(f"{times} * {steps_in_c(chunk, _warps(experts))}")
 
 
 def _place(experts: int) -> WalkPlan:
-    """A thread reads the counts of its experts in all chunks twice; the compiler unrolls that, and reads four ahead."""
+    """The plan of :func:`place_chunks`. A thread reads the counts of its experts in all chunks twice; the compiler
+    unrolls these loops, so four loads share a wait."""
     rounds = -(-experts // _PLACING_THREADS)
     return WalkPlan(f"{2 * rounds} * C", memory_waits=0.25, moved=("pair_counts", "starts", "block_experts"))
 

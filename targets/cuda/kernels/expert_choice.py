@@ -1,13 +1,14 @@
-"""Expert choice: every expert takes the tokens it scores highest, as many as its capacity. Three kernels:
+"""Expert choice: every expert takes the tokens that it scores highest, as many as its capacity. Three kernels:
 
-1. :func:`score_tokens`: a warp per token, as in :mod:`.route`, writes what the experts choose by, as a key per expert:
-   an unsigned number in the order of the scores, zeros equal and NaN as -inf.
-2. :func:`take_tokens`: a block of threads per expert finds the capacity-th largest key bit by bit, each time counting
-   how many keys are at least as large. What is larger is taken, and of the keys equal to it the first ones in the order
-   of the tokens, counted as in :mod:`.ordered_walk`.
-3. :func:`weigh_tokens`: a warp per token scores the experts again and weighs those that took the token.
+1. :func:`score_tokens` computes a key for each token and expert, with a warp per token as in :mod:`.route`. A key is an
+   unsigned number in the order of the selection scores, in which both zeros are equal and NaN is -inf.
+2. :func:`take_tokens` finds the capacity-th largest key of each expert, with a block of threads per expert. It
+   determines that key bit by bit, each time counting the keys that are at least as large as a candidate. Tokens with
+   larger keys are taken, and of those with an equal key the first ones, counted as in :mod:`.ordered_walk`.
+3. :func:`weigh_tokens` scores the experts again, with a warp per token, and computes the weights of those that took the
+   token.
 
-All tokens of a call compete. The result is unique, and nothing depends on timing.
+All tokens of a call compete. The result is unique and does not depend on timing.
 """
 
 from __future__ import annotations
@@ -33,21 +34,22 @@ from moec.targets.tvm.kernel import Kernel
 from moec.targets.tvm.lower.route import RouteProblem
 
 WARPS = 16
-"""The warps in the block of an expert."""
+"""The warps of the block that handles an expert."""
 _SIGN = 1 << 31
 _TIE, _NO_TIE = 0, 1
-"""Ids that the walk over the tokens sees: it counts ties."""
+"""Ids in the walk over the tokens, which has one expert, 0: so it counts ties."""
 
 
 def why_not(spec: RouteSpec, experts: int, dtype: str) -> str | None:
-    """The reason why the kernels of this file cannot do this routing, or None."""
+    """The reason why these kernels cannot compute the routing, or None."""
     if spec.selection != "expert_choice":
         return f"selection is {spec.selection}; here experts choose tokens"
     return route_token.why_not(spec, experts, dtype)
 
 
 def _key(choice: Any) -> Any:
-    """Negative numbers have their bits turned round, for a larger magnitude makes them smaller."""
+    """The unsigned key of a float32: its bits with the sign bit set, or all bits inverted if it is negative, because
+    larger magnitudes are then smaller numbers."""
     bits = T.reinterpret("uint32", choice)
     return T.Select(bits >= T.uint32(_SIGN), ~bits, bits | T.uint32(_SIGN))
 
@@ -59,14 +61,14 @@ def _score_token(logits, bias, keys, token):
     score_choices(token, logits, bias, x, choice)
     for i in T.unroll(token.per_lane):
         if token.expert(i) < token.experts:
-            # There are two zeros, which are equal.
+            # Both zeros get the same key.
             unsigned: T.let = T.Select(choice[i] == T.float32(0), T.float32(0), choice[i])
             keys[T.cast(token.expert(i), "int64"), token.index] = _key(unsigned)
 
 
 def score_tokens(problem: RouteProblem) -> tirx.PrimFunc:
-    """``(logits[T, E], correction_bias[E] if biased, keys[E, T])``: logits of ``dtype``, a float32 bias, uint32 keys; T
-    is dynamic and may be 0."""
+    """The kernel ``(logits[T, E], correction_bias[E] if biased, keys[E, T])``. Logits have ``dtype``, the bias is
+    float32, keys are uint32. T is dynamic and may be 0."""
     spec, experts, dtype = problem.spec, problem.experts, problem.dtype
     if problem.biased:
 
@@ -96,7 +98,7 @@ def score_tokens(problem: RouteProblem) -> tirx.PrimFunc:
 
 @T.inline
 def _count(walk, key_at, least, number):
-    """``number``: how many keys of all tokens are at least ``least``."""
+    """Set ``number`` to the number of keys, of all tokens, that are at least ``least``."""
     number[0] = 0
     for step in T.serial(T.ceildiv(walk.end - walk.first, WARP)):
         place: T.let = walk.first + step * WARP + walk.lane
@@ -115,7 +117,7 @@ def _count(walk, key_at, least, number):
 
 @T.inline
 def _find_last_key(walk, key_at, limit, last, number):
-    """``last``: the ``limit``-th largest key."""
+    """Set ``last`` to the ``limit``-th largest key."""
     last[0] = T.uint32(0)
     for bit in T.serial(32):
         candidate: T.let = last[0] | (T.uint32(_SIGN) >> T.cast(bit, "uint32"))
@@ -150,8 +152,8 @@ def _take(experts, capacity, tokens, thread, expert, keys, taken, totals, walk):
 
 
 def take_tokens(problem: RouteProblem) -> tirx.PrimFunc:
-    """``(keys[E, T] uint32, taken[T, E] int32)``: ``taken`` holds the expert's id where it is among those that take the
-    token, and -1 elsewhere."""
+    """The kernel ``(keys[E, T] uint32, taken[T, E] int32)``. ``taken[t, e]`` becomes e if expert e takes token t,
+    else -1."""
     experts, capacity = problem.experts, problem.spec.capacity
 
     @T.prim_func
@@ -185,7 +187,8 @@ def _weigh_token(logits, taken, weights, chosen, token):
 
 
 def weigh_tokens(problem: RouteProblem) -> tirx.PrimFunc:
-    """``(logits[T, E], taken[T, E], weights[T, E], experts[T, E])``: logits and weights of ``dtype``, ids in int32."""
+    """The kernel ``(logits[T, E], taken[T, E], weights[T, E], experts[T, E])``. Logits and weights have ``dtype``, ids
+    are int32."""
     spec, experts, dtype = problem.spec, problem.experts, problem.dtype
 
     @T.prim_func

@@ -1,7 +1,7 @@
-"""Rows in fp8 as kernels hand them on: the numbers of a row, then its scales.
+"""The layout of packed rows in fp8: the numbers of a row, followed by its scales.
 
-A row of ``inner`` inputs is ``inner`` codes of e4m3, then a float32 for every :data:`GROUP` of them, then zeros up to a
-multiple of 16 bytes: copies take so many, and lead to the scales by the number of the row alone.
+A row of ``inner`` inputs is ``inner`` codes of e4m3, then a float32 scale for every :data:`GROUP` of them, then zeros
+up to a multiple of 16 bytes. That is the size of copies, and the index of a row is enough to find its scales.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from tvm.script import tirx as T
 from moec.targets.cuda.architectures import FP8 as FP8  # kernels take it from here
 
 GROUP = 128
-"""Inputs that share a scale: as many as a row of a k-tile has bytes."""
+"""Inputs that share a scale: as many as a row of a k-tile holds."""
 _SCALE_BYTES = 4
 _ALIGNMENT = 16
 _DECODE = "cvt.rn.f16x2.e4m3x2"
-"""Two codes to floats of 16 bits, which hold them exactly."""
+"""The instruction that converts two codes to 16-bit floats, exactly."""
 
 
 def why_not_packed(inner: int, group: int) -> str | None:
-    """The reason why rows of so many inputs, of which ``group`` share a scale, cannot be packed, or None."""
+    """The reason why rows of ``inner`` inputs, of which ``group`` share a scale, cannot be packed, or None."""
     if group != GROUP:
         return f"groups of {group or inner} activations; expected {GROUP}"
     return f"{inner} inputs are no multiple of {GROUP}" if inner % GROUP else None
@@ -33,20 +33,20 @@ def row_bytes(inner: int) -> int:
 
 
 def words_of(rows: Any, dtype: str) -> Any:
-    """The bytes of packed rows as numbers of 32 bits."""
+    """The bytes of packed rows, viewed as 32-bit numbers of ``dtype``."""
     return T.decl_buffer((1, int(rows.shape[1]) // _SCALE_BYTES), dtype, data=rows.data)
 
 
 def place_of_scale(inner: int, group: Any) -> Any:
-    """Where the scale of a group is among the numbers of 32 bits of a row."""
+    """The index of a group's scale among the 32-bit numbers of a row."""
     return inner // _SCALE_BYTES + group
 
 
 @T.inline
 def decode_pairs(pairs, line, numbers):
-    """``numbers``, float32: those of the codes in ``pairs[line]`` (uint16). What is no number stays none.
+    """Decode the codes in ``pairs[line]`` (uint16, two codes each) into ``numbers`` (float32); NaN stays NaN.
 
-    The instruction is of sm_89 and newer GPUs, which are those that such rows are for.
+    The instruction needs sm_89 or newer, as packed rows do anyway.
     """
     halves = T.alloc_local((2,), "float16")
     both = T.decl_buffer((1,), "uint32", data=halves.data)

@@ -1,8 +1,8 @@
-"""Dense products whose tiles are too few for a GPU: their inputs are divided into parts, too ("split-K").
+"""Dense products with too few tiles to keep a GPU busy: their inputs are divided into parts, too ("split-K").
 
 A block of threads computes a tile's sums over one part of the inputs, in float32, as :mod:`.grouped_gemm_mma` does over
-all of them. :func:`join_parts` adds these up in the order of the parts. How many there are depends on sizes alone, the
-same on every GPU, and so do the bits of the results.
+all inputs. :func:`join_parts` adds the sums up in the order of the parts. The number of parts depends on sizes only and
+not on the GPU, and so do the bits of results.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from moec.targets.cuda.launch_model.plans import Product, StreamPlan, TilePlan
 from moec.targets.tvm.kernel import Kernel
 
 BUSY_BLOCKS = 128
-"""So many tiles keep a device busy: about as many as it has multiprocessors."""
+"""Tiles that keep a device busy: about as many as it has multiprocessors."""
 ROWS = 64
-"""Of a tile."""
+"""Rows of a tile."""
 _LEAST_K_TILES = 4
-"""Of a part: fewer take as long as it takes to join it."""
+"""The fewest k-tiles of a part. With fewer, computing a part would take no longer than joining it."""
 _THREADS = 128
-"""Of a block that joins."""
+"""Threads of a block that joins parts."""
 
 
 def _most_parts(problem: GroupedProblem) -> int:
@@ -42,14 +42,15 @@ def _tiles_across(problem: GroupedProblem) -> int:
 
 
 def most_rows(problem: GroupedProblem) -> int:
-    """Up to how many rows there are two parts or more; 0 where there never are."""
+    """The largest number of rows for which there are at least two parts; 0 if there never are."""
     if _most_parts(problem) < 2:
         return 0
     return BUSY_BLOCKS // 2 // _tiles_across(problem) * ROWS
 
 
 def parts_for(problem: GroupedProblem, rows: Any, dtype: str) -> Any:
-    """Into how many parts the inputs of so many rows, an expression of ``dtype``, are divided; at least one."""
+    """The number of parts that the inputs are divided into, at least one. ``rows``: an expression of ``dtype``, as is
+    the result."""
     one, most = tirx.const(1, dtype), tirx.const(max(_most_parts(problem), 1), dtype)
     tiles = tirx.max((rows + (ROWS - 1)) // ROWS, one) * _tiles_across(problem)
     return tirx.max(tirx.min(BUSY_BLOCKS // tiles, most), one)
@@ -57,8 +58,8 @@ def parts_for(problem: GroupedProblem, rows: Any, dtype: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class PartOperands(DenseOperands):
-    """Those of a dense product in parts: blocks of rows of the first part, then those of the next, and likewise rows of
-    ``out``."""
+    """The tensors of a dense product in parts. Blocks of rows, and rows of ``out``, are those of the first part,
+    followed by those of the next."""
 
     @property
     def blocks(self) -> Any:
@@ -75,11 +76,12 @@ class PartOperands(DenseOperands):
         return True
 
     def k_tiles_before(self, block: Any, k_tiles: int) -> Any:
-        """Of all k-tiles of inputs, those of the parts before: parts have about as many, and one at least."""
+        """The number of k-tiles in earlier parts, which is the first k-tile of the block's part. All parts have about
+        the same number of k-tiles, at least one."""
         return T.truncdiv(self._part(block) * k_tiles, self._parts)
 
     def k_tiles_behind(self, block: Any, k_tiles: int) -> Any:
-        """The first k-tile of the part behind."""
+        """The first k-tile of the next part, the end of the block's part."""
         return T.truncdiv((self._part(block) + 1) * k_tiles, self._parts)
 
     def destination(self, pair: Any, block: Any, row: Any) -> Any:
@@ -97,8 +99,8 @@ class PartOperands(DenseOperands):
 
 
 def part_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
-    """``(rows[M, inner], matrix[1, width, inner], sums[Q, width])``, with Q of M for each of the parts that M has; a
-    quantised matrix is three tensors, as in
+    """The kernel ``(rows[M, inner], matrix[1, width, inner], sums[Q, width])``, where Q is at least M times the number
+    of parts. A quantised matrix is three tensors, as in
     :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`."""
     width, (row_width, row_dtype) = problem.width, problem.row_type
 
@@ -122,18 +124,19 @@ def part_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
 
 
 def _of_part(problem: GroupedProblem) -> GroupedProblem:
-    """The product whose results are the sums of a part."""
+    """The problem whose results are the sums of a part."""
     return dataclasses.replace(problem, block_rows=ROWS, biased=False, out_dtype="float32")
 
 
 def gemm_parts(problem: GroupedProblem) -> tirx.PrimFunc:
-    """The kernel of :func:`part_kernel`."""
+    """The kernel with the parameters of :func:`part_kernel`, which computes the sums of all parts."""
     return grouped_gemm_mma(_of_part(problem), lambda total: total, part_kernel)
 
 
 def join_parts(problem: GroupedProblem, epilogue: Callable[[Any], Any]) -> tirx.PrimFunc:
-    """``(sums[Q, width], bias[1, width], out[M, width])``: sums are those of :func:`gemm_parts`, bias is float32 and,
-    where the problem is not biased, of one element that is not read. A thread has neighbouring columns of a row."""
+    """The kernel ``(sums[Q, width], bias[1, width], out[M, width])``. Sums are the results of :func:`gemm_parts`. Bias
+    is float32; if the problem is not biased, it has one element and is not read. A thread computes neighbouring columns
+    of a row."""
     width, together = problem.width, read_at_once(problem.width, "float32", problem.out_dtype)
     shares = width // together
 
@@ -150,7 +153,7 @@ def join_parts(problem: GroupedProblem, epilogue: Callable[[Any], Any]) -> tirx.
         thread = T.thread_id([_THREADS])
         share: T.let = block * _THREADS + thread
         row: T.let = T.truncdiv(share, shares)
-        # No variable, so that what is read at once is seen to be aligned.
+        # Not bound to a variable, so that TVM sees that vector loads are aligned.
         first = T.meta_var(T.truncmod(share, shares) * together)
         total = T.alloc_local((together,), "float32")
         found = T.alloc_local((together,), "float32")

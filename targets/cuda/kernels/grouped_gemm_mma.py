@@ -1,19 +1,18 @@
 """Grouped matrix product on tensor cores (compute capability 8.0 and up): 16-bit floats, or float32 rounded to tf32;
 from 8.9 on rows and matrices in fp8, too.
 
-A block of threads computes one tile, see :mod:`.mma_tile`. K-tiles of its rows and of the matrix come into shared
-memory by asynchronous copies of 16 bytes, several stages ahead of the products; those of a quantised matrix take
-another way, see :mod:`.mma_quantized`. A warp computes a rectangle of the tile: ``ldmatrix`` brings 16 x 16 numbers of
-rows and columns into the registers in the order that ``mma.sync.m16n8k16`` wants, which adds their product to 16 x 8
-sums.
+A block of threads computes one tile, see :mod:`.mma_tile`. Asynchronous copies of 16 bytes bring k-tiles of its rows
+and of the matrix into shared memory, several stages ahead of the products. A quantised matrix is decoded on the way,
+see :mod:`.mma_quantized`. A warp computes a rectangle of the tile: ``ldmatrix`` loads 16 x 16 numbers of rows and
+columns into registers in the layout of ``mma.sync.m16n8k16``, which adds their product to 16 x 8 sums.
 
-Half as many numbers of 32 bits make the same bytes, and the same loads are what ``mma.sync.m16n8k8`` wants. It takes
-tf32, floats with 10 bits of fraction: the matrix has such numbers, rows are rounded in registers. Twice as many numbers
-of 8 bits are what ``mma.sync.m16n8k32`` wants; a k-tile is then a group of inputs that have one scale
+The same bytes hold half as many 32-bit numbers, and the same loads match the layout of ``mma.sync.m16n8k8``. That
+instruction takes tf32, floats with 10 bits of fraction: the matrix is rounded already, rows are rounded in registers.
+Likewise twice as many 8-bit numbers match ``mma.sync.m16n8k32``; a k-tile is then a group of inputs with one scale
 (:mod:`.scaled_sums`).
 
-A row of a k-tile in shared memory has eight chunks of 16 bytes. Chunk c of row r lies at place ``c ^ (r % 8)``, the
-128-byte swizzle, so that the eight rows that ldmatrix reads at once lie in different banks, as do the eight chunks of a
+A row of a k-tile in shared memory has eight chunks of 16 bytes. Chunk c of row r is stored at place ``c ^ (r % 8)``,
+the 128-byte swizzle. So the eight rows that ldmatrix reads at once are in different banks, as are the eight chunks of a
 row when they are written.
 """
 
@@ -85,7 +84,7 @@ def why_not(problem: GroupedProblem, architecture: str) -> str | None:
 
 
 def _why_not_multiplied(problem: GroupedProblem, architecture: str) -> str | None:
-    """The same, of the instruction."""
+    """The reason why the instruction cannot multiply these types, or None."""
     if problem.in_fp8:
         return why_not_scaled(problem, architecture)
     if problem.dtype not in _INSTRUCTIONS or (problem.dtype == "float32" and not problem.tf32):
@@ -99,8 +98,8 @@ def _why_not_multiplied(problem: GroupedProblem, architecture: str) -> str | Non
 
 @T.inline
 def _copy_columns(tile, stage, k_tile):
-    """Start to copy this thread's chunks of a k-tile. Of what the matrix does not have no byte is read, and zeros are
-    written."""
+    """Start the copies of this thread's chunks of a k-tile of the matrix. Missing columns and inputs are filled with
+    zeros without reading memory."""
     expert: T.let = T.cast(tile.expert, "int64")
     k: T.let = tile.first_input(k_tile)
     for i in T.unroll(COLUMNS // tile.shape.rows_per_copy):
@@ -115,7 +114,7 @@ def _copy_columns(tile, stage, k_tile):
 
 @T.inline
 def _load_row_fragments(tile, stage, step, left):
-    """Lanes 0 to 15 point at the first 8 inputs of 16 rows, the others at the next 8."""
+    """Load the left operands of a step. Lanes 0 to 15 point at the first chunk of 16 rows, the others at the next."""
     for i in T.unroll(tile.shape.row_steps):
         T.ptx[_LOAD_FRAGMENTS](
             left[i, 0],
@@ -134,8 +133,8 @@ def _load_row_fragments(tile, stage, step, left):
 
 @T.inline
 def _load_column_fragments(tile, stage, step, right):
-    """Two multiplications' columns at once: lanes 0 to 15 point at both halves of the inputs of 8 columns, the others
-    at those of the next 8."""
+    """Load the right operands of a step, for two instructions at once. Lanes 0 to 15 point at both chunks of 8 columns,
+    the others at those of the next 8 columns."""
     for j in T.unroll(tile.shape.column_steps // 2):
         T.ptx[_LOAD_FRAGMENTS](
             right[2 * j, 0],
@@ -160,13 +159,13 @@ def _round_to_tf32(tile, left):
 
 
 def _added_to(sums: Any, i: Any, j: Any, is_first: Any) -> list[Any]:
-    """What a multiplication adds to: nothing, if it ``is_first``."""
+    """The accumulators that an instruction adds to: zeros if it ``is_first``."""
     return [T.Select(is_first, T.float32(0), sums[i, j, v]) for v in range(4)]
 
 
 @T.inline
 def _multiply_k_tile(tile, stage, left, right, sums, begins):
-    """Adds up the products of a k-tile; ``begins``: from zero on."""
+    """Add the products of a k-tile to ``sums``; ``begins``: whether sums start from zero."""
     instruction = T.meta_var(_INSTRUCTIONS[tile.problem.dtype])
     for step in T.unroll(MMA_STEPS):
         _load_row_fragments(tile, stage, step, left)
@@ -192,8 +191,9 @@ def _multiply_k_tile(tile, stage, left, right, sums, begins):
 
 @T.inline
 def _multiply(tile, fetched, scaled, left, right, sums, sources):
-    """All k-tiles, a ring of stages: while one is multiplied, the next ones are on their way. ``fetched`` and
-    ``scaled`` are registers for a matrix that is decoded, and for sums of a k-tile that have scales."""
+    """Multiply all k-tiles, which pass through a ring of stages: while one is multiplied, the next ones are in flight.
+    ``fetched``: registers for codes of a matrix that is decoded; ``scaled``: registers for the sums of a k-tile that
+    have scales; both None if not needed."""
     stages = T.meta_var(tile.shape.stages)
     k_tiles = T.meta_var(tile.k_tiles)
     first = T.meta_var(tile.first_k_tile)
@@ -212,7 +212,8 @@ def _multiply(tile, fetched, scaled, left, right, sums, sources):
     reading[0] = 0
     writing[0] = stages - 1
     for k_tile in T.serial(k_tiles):
-        # This thread's copies of the k-tile are complete, and then those of all; and all have left the stage before it.
+        # Wait for this thread's copies of the k-tile, then for those of all threads. After the barrier, all threads
+        # have also finished with the preceding stage.
         T.ptx.cp.async_.wait_group(stages - 2)
         T.cuda.cta_sync()
         if k_tile + (stages - 1) < k_tiles:
@@ -221,7 +222,7 @@ def _multiply(tile, fetched, scaled, left, right, sums, sources):
                 fetch(tile, fetched, first + k_tile + (stages - 1))
             else:
                 _copy_columns(tile, writing[0], first + k_tile + (stages - 1))
-        # A group for every k-tile, an empty one at the end, so that the count of groups in flight stays the same.
+        # Commit a group even if it is empty, so that the number of groups in flight stays the same.
         T.ptx.cp.async_.commit_group()
         if scaled is None:
             _multiply_k_tile(tile, reading[0], left, right, sums, False)
@@ -229,7 +230,7 @@ def _multiply(tile, fetched, scaled, left, right, sums, sources):
             read_scales(tile, scaled, first + k_tile)
             _multiply_k_tile(tile, reading[0], left, right, scaled.sums, True)
             add_scaled(tile, scaled, sums)
-        if quantized:  # decided here, the one below when the kernel runs  # noqa: SIM102
+        if quantized:  # at compile time; the next test is at run time  # noqa: SIM102
             if k_tile + (stages - 1) < k_tiles:
                 decode(tile, fetched, writing[0])
         reading[0] = T.Select(reading[0] == stages - 1, 0, reading[0] + 1)
@@ -270,8 +271,8 @@ def _compute_tile(tile, epilogue):
 def grouped_gemm_mma(
     problem: GroupedProblem, epilogue: Callable[..., Any], form: KernelForm = grouped_kernel
 ) -> tirx.PrimFunc:
-    """The kernel of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`, or of another ``form``.
-    ``epilogue`` turns float32 sums into an output: ``f(gate, up)`` where gated, else ``f(sum)``."""
+    """The kernel with the parameters of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`, or of
+    another ``form``. ``epilogue``: from float32 sums to an output, ``f(gate, up)`` if gated, else ``f(sum)``."""
     shape, tiles = tile_shape(problem), -(-problem.columns // COLUMNS)
     depth = k_tile_depth(problem.dtype)
     row_lines, column_lines = shape.rows // shape.row_warps, COLUMNS // shape.column_warps
@@ -285,7 +286,7 @@ def grouped_gemm_mma(
         row_tiles = pool.alloc((shape.stages, shape.rows, depth), problem.row_type[1], align=128)
         column_tiles = pool.alloc((shape.stages, COLUMNS, depth), problem.row_type[1], align=128)
         pool.commit_named(row_tiles=row_tiles, column_tiles=column_tiles)
-        # All tiles of a block of rows, then those of the next block, which often has the same expert.
+        # All tiles of a block of rows come first, then those of the next block, which often has the same expert.
         block: T.let = index // tiles
         first_column: T.let = index % tiles * COLUMNS
         lane: T.let = thread % WARP

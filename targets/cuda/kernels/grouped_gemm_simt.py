@@ -1,9 +1,9 @@
-"""Grouped matrix product without tensor cores: any size, any storage, exact float32 products.
+"""Grouped matrix product without tensor cores: any size, any storage format, float32 multiply-adds.
 
 A block of threads computes one block of rows times :data:`COLUMNS` columns. K-tiles of :data:`DEPTH` inputs of the rows
-and of the matrix pass through shared memory, in float32, the input outermost, so that a thread reads neighbouring
-numbers. The 16 x 16 threads each keep a tile of sums in registers: every 16th row and every 16th column, or, where the
-product is gated, the gate and the up column of every 16th hidden unit.
+and of the matrix pass through shared memory in float32. There the input is the outermost axis, so that neighbouring
+threads read neighbouring numbers. Each of the 16 x 16 threads keeps a tile of sums in registers: every 16th row and
+every 16th column, or the gate and up columns of every 16th hidden unit if the product is gated.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
 from moec.targets.cuda.launch_model.plans import Product, TilePlan
 
 COLUMNS = 64
-"""Columns of a tile, those of gate and up both counted."""
+"""Columns of a tile, counting those of gate and up."""
 DEPTH = 16
 """Inputs of a k-tile."""
 SIDE = 16
 """Threads along the rows and along the columns of a tile."""
 THREADS = SIDE * SIDE
 _PADDING = 1
-"""Numbers behind each row of a tile in shared memory: threads that store neighbouring inputs of a row then hit
+"""Trailing numbers of each line of a tile in shared memory, so that threads that store neighbouring inputs of a row use
 different banks."""
 
 
@@ -48,7 +48,8 @@ def why_not(problem: GroupedProblem) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Tile:
-    """What a block of threads knows of its tile. ``thread_row`` and ``thread_column`` say where this thread stands."""
+    """The tile of a block of threads. ``thread_row`` and ``thread_column``: the place of this thread among its 16 x 16
+    threads."""
 
     operands: Operands
     block: Any
@@ -75,25 +76,25 @@ class _Tile:
         return self.thread_row + i * SIDE
 
     def column(self, j: Any) -> Any:
-        """The ``j``-th column of this thread within the tile; where gated, even j are gates, odd ones up."""
+        """The ``j``-th column of this thread within the tile. If gated, even j are gates and odd j are up."""
         if not self.problem.gated:
             return self.thread_column + j * SIDE
         unit = self.thread_column + j // 2 * SIDE
         return unit // GATE_GROUP * (2 * GATE_GROUP) + unit % GATE_GROUP + j % 2 * GATE_GROUP
 
     def finished(self, total: Any, factor: Any, j: Any) -> Any:
-        """The ``j``-th sum of a row of this thread as it goes into the epilogue."""
+        """The ``j``-th sum of a row of this thread with factor and bias, the argument of the epilogue."""
         return self.operands.finished(total, factor, self.expert, self.first_column + self.column(j))
 
     def output(self, j: Any) -> Any:
-        """Which output the ``j``-th sum (or pair of sums) of a row of this thread is."""
+        """The output column of the ``j``-th sum (or pair of gate and up) of a row of this thread."""
         first = self.first_column // 2 if self.problem.gated else self.first_column
         return first + self.thread_column + j * SIDE
 
 
 @T.inline
 def _find_sources(tile, sources):
-    """Rows of the input that the rows of the tile come from; negative for padding."""
+    """Look up the input rows of the tile's rows, into ``sources``; negative for padding."""
     for step in T.unroll(-(-tile.problem.block_rows // THREADS)):
         row: T.let = step * THREADS + tile.thread
         if row < tile.problem.block_rows:
@@ -106,7 +107,8 @@ def _find_sources(tile, sources):
 
 @T.inline
 def _load_tiles(tile, first_input, sources, row_tile, column_tile):
-    """Zeros stand for padding rows, and for inputs and columns that there are not."""
+    """Load a k-tile of rows and of the matrix into shared memory. Padding rows, and missing inputs and columns, are
+    zero."""
     operands, problem = T.meta_var(tile.operands), T.meta_var(tile.problem)
     number = T.alloc_local((1,), "float32")
     depth: T.let = tile.thread % DEPTH
@@ -171,8 +173,8 @@ def _store(tile, epilogue, sums):
 def grouped_gemm_simt(
     problem: GroupedProblem, epilogue: Callable[..., Any], form: KernelForm = grouped_kernel
 ) -> tirx.PrimFunc:
-    """The kernel of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`, or of another ``form``.
-    ``epilogue`` turns float32 sums into an output: ``f(gate, up)`` where gated, else ``f(sum)``."""
+    """The kernel with the parameters of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`, or of
+    another ``form``. ``epilogue``: from float32 sums to an output, ``f(gate, up)`` if gated, else ``f(sum)``."""
     tiles = -(-problem.columns // COLUMNS)
 
     @T.inline
@@ -183,7 +185,7 @@ def grouped_gemm_simt(
         row_tile = T.alloc_shared((DEPTH, problem.block_rows + _PADDING), "float32")
         column_tile = T.alloc_shared((DEPTH, COLUMNS + _PADDING), "float32")
         sources = T.alloc_shared((problem.block_rows,), "int32")
-        # All tiles of a block of rows, then those of the next block, which often has the same expert.
+        # All tiles of a block of rows come first, then those of the next block, which often has the same expert.
         block: T.let = index // tiles
         first_column: T.let = index % tiles * COLUMNS
         thread_row: T.let = thread // SIDE

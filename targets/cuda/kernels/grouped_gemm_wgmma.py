@@ -1,16 +1,16 @@
 """Grouped matrix product on the tensor cores of compute capability 9.0a: floats of 16 or 8 bits, float32 sums.
 
-As many blocks of threads as the GPU has multiprocessors each compute tiles, one after another (:mod:`.wgmma_tile`). Of
-their three warpgroups one is the producer, which brings k-tiles into a ring of stages in shared memory and runs ahead
-over the ends of tiles (:mod:`.wgmma_ring`). The other two are consumers and take turns: each computes every other tile,
-``wgmma`` reading its operands from shared memory, with the sums in registers. While one takes its sums through the
-epilogue to memory, the other multiplies: CUTLASS calls this schedule ping-pong. In fp8 they share a tile
-(:mod:`.wgmma_scaled`).
+The grid has as many blocks of threads as the GPU has multiprocessors, and each computes several tiles, one after
+another (:mod:`.wgmma_tile`). One of a block's three warpgroups is the producer, which copies k-tiles into a ring of
+stages in shared memory and runs ahead beyond the end of a tile (:mod:`.wgmma_ring`). The other two are consumers and
+take turns: each computes every other tile by ``wgmma``, with operands in shared memory and accumulators in registers.
+While one consumer is in its epilogue, the other multiplies; CUTLASS calls this schedule ping-pong. In fp8 both
+consumers share a tile (:mod:`.wgmma_scaled`).
 
-Where experts have rows for several blocks, two blocks of threads in a cluster bring one another halves of the matrix
-(multicast), and half as many of its bytes come from the L2 cache.
+If experts have rows for several blocks, two blocks of threads form a cluster. Each copies half of the matrix to both
+(multicast), so only half as many of its bytes are read from the L2 cache.
 
-Inputs behind the last are zeros in both k-tiles. Of columns behind the last nothing is stored.
+Inputs beyond the last are zero in both operands. Columns beyond the last are not stored.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ from moec.targets.cuda.kernels.wgmma_tile import (
 from moec.targets.cuda.launch_model.plans import Product, TilePlan
 
 ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
-"""The function of the runtime that describes a matrix to the accelerator before the kernel is launched."""
+"""The runtime's function that describes a tensor to the copy engine (TMA) before the kernel is launched."""
 _L2_PROMOTION = 2  # to 128 bytes
 ARCHITECTURE = "sm_90a"
-"""The only one that has the instruction."""
+"""The only architecture that has wgmma."""
 
 
 def why_not(problem: GroupedProblem, architecture: str) -> str | None:
@@ -81,7 +81,7 @@ def why_not(problem: GroupedProblem, architecture: str) -> str | None:
 
 
 def _why_not_multiplied(problem: GroupedProblem, architecture: str) -> str | None:
-    """The same, of the instruction."""
+    """The reason why the instruction cannot multiply these types, or None."""
     if architecture != ARCHITECTURE:
         return f"the code is for {architecture}; wgmma needs {ARCHITECTURE}"
     if problem.in_fp8:
@@ -94,7 +94,7 @@ def _why_not_multiplied(problem: GroupedProblem, architecture: str) -> str | Non
 
 
 def _how(problem: GroupedProblem) -> str:
-    """How the kernel computes it, in words."""
+    """The kernel's way to compute the problem, in words, for reports."""
     tile = wgmma_tile(problem)
     matrix = "decoded by the producer" if problem.decodes else "by TMA"
     pairs = ", shared by clusters of two blocks (multicast)" if tile.cluster > 1 else ""
@@ -103,7 +103,8 @@ def _how(problem: GroupedProblem) -> str:
 
 
 def _shares(tile: WgmmaTile, turn: Turn) -> Any:
-    """Whether all blocks of the cluster need the same columns of one matrix, as a variable where there are several."""
+    """Whether all blocks of the cluster need the same columns of one matrix; bound to a variable if there is more than
+    one block."""
     if tile.cluster == 1:
         return True
     shares = T.Bind(turn.shares)
@@ -169,7 +170,7 @@ def _consume(operands, epilogue, tile, ring, place, thread):
 
 
 def _rank_in_cluster(tile: WgmmaTile) -> Any:
-    """Of this block of threads."""
+    """The rank of this block of threads in its cluster."""
     if tile.cluster == 1:
         return 0
     rank = T.cta_id_in_cluster([tile.cluster])
@@ -203,9 +204,11 @@ def _compute(operands, epilogue, maps, clusters):
 def grouped_gemm_wgmma(
     problem: GroupedProblem, epilogue: Callable[..., Any], form: KernelForm = grouped_kernel
 ) -> tirx.PrimFunc:
-    """The kernel of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`, or of another ``form``.
-    ``epilogue`` turns float32 sums into an output: ``f(gate, up)`` where gated, else ``f(sum)``. It calls
-    :data:`ENCODE_TENSOR_MAP` on the host for a matrix that is not quantised and for rows that follow one another."""
+    """The kernel with the parameters of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`, or of
+    another ``form``. ``epilogue``: from float32 sums to an output, ``f(gate, up)`` if gated, else ``f(sum)``.
+
+    The host calls :data:`ENCODE_TENSOR_MAP` for a matrix that is not decoded, and for rows that are consecutive.
+    """
     tile, depth, (row_width, dtype) = wgmma_tile(problem), k_tile_depth(problem.dtype), problem.row_type
     column_bytes, row_bytes = (size * dtype_of(dtype).itemsize for size in (problem.inner, row_width))
 
@@ -224,14 +227,14 @@ def grouped_gemm_wgmma(
                 dtype,
                 3,
                 operands.matrix.data.data,
-                # Sizes; bytes from column to column and from expert to expert; sizes of a copy; steps; no interleaving;
-                # zeros outside.
+                # Sizes; byte strides of columns and experts; sizes of a copy; element strides; no interleaving; zeros
+                # outside.
                 *(problem.inner, problem.columns, problem.experts, column_bytes, problem.columns * column_bytes),
                 *(depth, tile.columns_each, 1, 1, 1, 1, 0, SWIZZLE, _L2_PROMOTION, 0),
             )
         if operands.rows_follow_blocks:
             rows = T.meta_var(operands.rows.shape[0])
-            if rows > 0:  # what is empty may have no address
+            if rows > 0:  # an empty tensor may have no address
                 T.call_packed(
                     ENCODE_TENSOR_MAP,
                     rows_map,

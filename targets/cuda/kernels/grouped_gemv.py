@@ -1,8 +1,8 @@
-"""Grouped product for few tokens: a matrix-vector product per pair (token, slot), which needs no dispatch.
+"""Grouped product for few tokens: a matrix-vector product per pair (token, slot), without dispatch.
 
-Where tokens are few, so are the pairs that share an expert, and reading the weights takes the time. A warp computes
-some outputs of one pair, see :mod:`.gemv_tile`. A pair reads its expert's weights itself; pairs with the same expert
-find them in the second-level cache.
+With few tokens, few pairs share an expert, and the time is that of reading weights. A warp computes some outputs of one
+pair, see :mod:`.gemv_tile`. Each pair reads its expert's weights itself; further pairs with the same expert find them
+in the second-level cache.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ def _compute(problem, epilogue, rows, matrix, bias, weights, chosen, out, tokens
 
 
 def grouped_gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.PrimFunc:
-    """``(rows[R, inner], matrix[E, columns, inner], bias[E, columns], weights[T, k], experts[T, k],
-    out[T * k, width])``, with bias in float32 and experts in int32. A quantised matrix is three tensors, see
+    """The kernel ``(rows[R, inner], matrix[E, columns, inner], bias[E, columns], weights[T, k], experts[T, k],
+    out[T * k, width])``. Bias is float32, experts are int32. A quantised matrix is three tensors, see
     :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`.
 
-    ``out[t * k + slot] = epilogue(rows[r] @ matrix[e].T + bias[e])`` for the pairs whose id e is an expert; the others'
-    rows of ``out`` are not written. Row r is t where the problem is ``gathered``, ``t * k + slot`` where not; if
-    ``weighted``, it is multiplied by the pair's weight. ``epilogue`` is ``f(gate, up)`` where gated, else ``f(sum)``.
-    T may be 0. The problem's rows of a block, and whether it is ``scattered``, say nothing here.
+    ``out[t * k + slot] = epilogue(rows[r] @ matrix[e].T + bias[e])`` for the pairs whose id e is an expert; rows of
+    ``out`` for other pairs are not written. Row r is t if the problem is ``gathered``, else ``t * k + slot``. If it is
+    ``weighted``, the row is multiplied by the pair's weight. ``epilogue`` is ``f(gate, up)`` if gated, else ``f(sum)``.
+    T may be 0. The problem's ``block_rows`` and ``scattered`` do not matter.
     """
     width, (row_width, row_dtype) = problem.width, problem.row_type
 

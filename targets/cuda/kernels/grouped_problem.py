@@ -40,8 +40,8 @@ of up. Both sums of a hidden unit are then in the registers of one thread, even 
 class GroupedProblem:
     """Static facts of a grouped product.
 
-    - ``experts``: number of matrices. Their ids start at ``first_expert``; None if there are no others, and
-      ids start at 0. The pairs of other experts are left to other kernels.
+    - ``experts``: number of matrices. ``first_expert``: the lowest id of these experts; None if there are no others,
+      and ids start at 0. The pairs of other experts are left to other kernels.
     - ``inner``: inputs of a row. ``width``: outputs of a row, which are rows of the matrix, or hidden units if a gate
       row and an up row make one output (``gated``).
     - ``gathered``, ``scattered``: where rows and results are, see the module.

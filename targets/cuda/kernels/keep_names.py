@@ -1,8 +1,8 @@
-"""Keeps the variables of kernels in the text of CUDA C.
+"""Passes that keep the variables of kernels in the text of CUDA C.
 
-Phases that simplify indices put in place of a variable what it is bound to, and the text would spell ``thread & 31``
-wherever a kernel says ``lane``. So the values are hidden while such phases run: behind a call that they know nothing
-about.
+Phases that simplify indices replace a variable by the value that it is bound to, so the text would contain
+``thread & 31`` wherever a kernel says ``lane``. To prevent that, values are hidden while such phases run, in calls of a
+function that the phases do not know.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import tvm_ffi
 from tvm import tirx
 
 _CURTAIN = "moec_value"
-"""The function whose call hides a value. No such function exists; no call of it is left when code is generated."""
+"""The function whose call hides a value. It does not exist, and no call of it is left when code is generated."""
 _INDEX_TYPES = ("int32", "int64")
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="HideBoundValues")
 class HideBoundValues:
-    """``lane = thread % 32`` becomes ``lane = moec_value(thread % 32)``."""
+    """Hide the values of bound integers: ``lane = thread % 32`` becomes ``lane = moec_value(thread % 32)``."""
 
     def transform_function(
         self, function: tirx.PrimFunc, _module: tvm.IRModule, _context: tvm.transform.PassContext
@@ -34,7 +34,7 @@ class HideBoundValues:
 
 @tirx.transform.prim_func_pass(opt_level=0, name="ShowBoundValues")
 class ShowBoundValues:
-    """Undoes :class:`HideBoundValues`."""
+    """Undo :class:`HideBoundValues`."""
 
     def transform_function(
         self, function: tirx.PrimFunc, _module: tvm.IRModule, _context: tvm.transform.PassContext
@@ -47,7 +47,7 @@ class ShowBoundValues:
 
 
 def _hidden(value: tvm.ir.Expr) -> tvm.ir.Expr | None:
-    """What is behind the curtain; None where there is none."""
+    """The value that a call hides; None if ``value`` is not such a call."""
     if not isinstance(value, tvm.ir.Call) or not value.args or not isinstance(value.args[0], tvm.ir.StringImm):
         return None
     return value.args[1] if value.args[0].value == _CURTAIN else None

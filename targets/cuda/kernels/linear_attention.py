@@ -1,7 +1,7 @@
-"""Linear attention, a recurrence over tokens: the state of a head is a matrix that decays, is added to and is read.
+"""Linear attention, a recurrence over tokens: each token decays a head's state (a matrix), adds to it and reads it.
 
-Columns of a state know nothing of each other: a thread has one, and takes token after token; keys, queries and gates
-are the same for all threads of a block.
+Columns of a state are independent. Each thread has one column and processes the tokens one after another; keys, queries
+and gates are the same for all threads of a block.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ def _step(problem, query, key, value, decay, beta, y, after, place, head, token,
 
 
 def linear_attention(problem: LinearAttentionProblem, machine: str) -> tirx.PrimFunc:
-    """``(query[B, T, H * group * K], key[B, T, H * K], value[B, T, H * V], state[B, H, K, V], decay[B, T, H or H * K],
-    beta[B, T, H or 1], y[B, T, H * group * V], after[B, H, K, V])``, all float32."""
+    """The kernel ``(query[B, T, H * group * K], key[B, T, H * K], value[B, T, H * V], state[B, H, K, V],
+    decay[B, T, H or H * K], beta[B, T, H or 1], y[B, T, H * group * V], after[B, H, K, V])``, all float32. ``after``:
+    the state after the last token."""
     threads, heads, K, V = _threads(problem), problem.heads, problem.key_size, problem.value_size
     blocks, shapes = -(-V // threads), {name: shape[2:] for name, shape in problem.parameters}
     decays, delta = problem.decay != "", problem.delta
@@ -84,7 +85,7 @@ def linear_attention(problem: LinearAttentionProblem, machine: str) -> tirx.Prim
         index = T.cta_id([T.max(batch, 1) * (heads * blocks)])
         thread = T.thread_id([threads])
         sequence: T.let = index // (heads * blocks)
-        place: T.let = T.cast(sequence, "int64")  # as wide as offsets into a tensor
+        place: T.let = T.cast(sequence, "int64")  # makes offsets into tensors 64 bits wide
         head: T.let = index // blocks % heads
         column: T.let = index % blocks * threads + thread
         added = T.alloc_local((1,), "float32")

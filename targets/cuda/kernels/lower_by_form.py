@@ -1,8 +1,8 @@
-"""The two forms of kernels in one module, each lowered by its own phases.
+"""Lowering of a module with both forms of kernels, each by its own phases.
 
-Scheduled kernels (``s_tir=True``: what Relax makes and dlight binds to threads) leave barriers and shared memory to
-TVM's phases. Kernels written for threads (``T.device_entry``) say both themselves; a barrier that a phase added could
-stand where not all threads come by. TVM marks the first with the attribute ``s_tir``.
+For scheduled kernels, which Relax makes and dlight binds to threads, TVM's phases insert barriers and allocate shared
+memory. Kernels written thread by thread (``T.device_entry``) contain both themselves; a barrier that a phase inserts
+might not be reached by all threads. TVM marks scheduled kernels with the attribute ``s_tir``.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from moec.targets.cuda.kernels.keep_names import HideBoundValues, ShowBoundValue
 
 
 def thread_kernel_phases() -> list[tvm.transform.Pass]:
-    """From a kernel written for threads to one function that holds the host's and the device's part.
+    """The phases that lower a kernel written thread by thread to one function, which still holds the parts of host and
+    device.
 
-    TVM's own list also eliminates common subexpressions; nvcc does that, and the text would be full of variables that
-    mean nothing.
+    TVM's own list also eliminates common subexpressions. It is left out here because nvcc does it anyway, and the text
+    would be full of meaningless variables.
     """
     loops = tirx.transform
     return [
         HideBoundValues(),
-        # Indices of blocks, warps and threads become those of CUDA; layouts of buffers become offsets.
+        # Replace indices of blocks, warps and threads by CUDA's, and layouts of buffers by offsets.
         loops.LowerTIRx(),
         s_tir.transform.UnifyThreadBinding(),
         loops.LowerTIRxOpaque(),
@@ -44,7 +45,8 @@ def thread_kernel_phases() -> list[tvm.transform.Pass]:
 
 @tvm.ir.transform.module_pass(opt_level=0, name="LowerByForm")
 class LowerByForm:
-    """Runs ``scheduled_phases`` on scheduled kernels and :func:`thread_kernel_phases` on those written for threads."""
+    """Run ``scheduled_phases`` on scheduled kernels and :func:`thread_kernel_phases` on those written thread by
+    thread."""
 
     def __init__(self, scheduled_phases: Sequence[tvm.transform.Pass]) -> None:
         self._scheduled_phases = list(scheduled_phases)

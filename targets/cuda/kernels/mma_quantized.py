@@ -1,7 +1,8 @@
-"""K-tiles of a quantised matrix for tensor cores: read early, decoded into 16-bit floats when the time has come.
+"""K-tiles of a quantised matrix for tensor cores: codes are read early, and decoded to 16-bit floats later.
 
-A thread reads the codes of its chunks into registers before it multiplies a k-tile, and afterwards stores them,
-decoded, where asynchronous copies would have put them: what it takes to read them passes while the tensor cores work.
+A thread reads the codes of its chunks into registers before it multiplies a k-tile. Afterwards it decodes them and
+stores the floats where asynchronous copies would have put them. So the latency of reading is hidden behind the work of
+the tensor cores.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from moec.targets.cuda.kernels.packed_format import decode_word
 
 
 class Fetched(NamedTuple):
-    """Registers of a thread: codes [columns, bytes of a chunk], scales [columns] and zero points
-    [columns]."""
+    """Registers of a thread for what it has read: ``codes`` [columns, bytes of a chunk], ``scales`` [columns] and zero
+    points (``zeros``) [columns]."""
 
     codes: Any
     scales: Any
@@ -25,12 +26,12 @@ class Fetched(NamedTuple):
 
 
 def columns_of_thread(tile: Tile) -> int:
-    """Columns of a k-tile that a thread decodes a chunk of."""
+    """The number of columns of a k-tile of which a thread decodes a chunk each."""
     return tile.shape.columns // tile.shape.rows_per_copy
 
 
 def chunk_bytes(tile: Tile) -> int:
-    """Bytes of a chunk as it is stored."""
+    """Bytes of a chunk in the stored format."""
     stored = tile.problem.stored
     assert stored is not None
     return CHUNK * stored.bits // 8
@@ -38,10 +39,11 @@ def chunk_bytes(tile: Tile) -> int:
 
 @T.inline
 def fetch(tile, fetched, k_tile):
+    """Read this thread's codes, scales and zero points of a k-tile into registers."""
     matrix = T.meta_var(tile.operands.matrix)
     expert: T.let = tile.expert
     for i in T.unroll(columns_of_thread(tile)):
-        # The last column stands for those behind it, whose sums are not stored.
+        # Columns beyond the last are read from the last one; their sums are not stored.
         column: T.let = tile.column_or_last(tile.first_column + tile.copied_row(i))
         for v in neighbours(chunk_bytes(tile)):
             fetched.codes[i, v] = matrix.data[
@@ -53,6 +55,7 @@ def fetch(tile, fetched, k_tile):
 
 @T.inline
 def decode(tile, fetched, stage):
+    """Decode this thread's codes and store the floats in a stage of the matrix's k-tiles."""
     stored = T.meta_var(tile.problem.stored)
     exact = T.alloc_local((CHUNK,), "float32")
     numbers = T.alloc_local((CHUNK,), tile.problem.dtype)

@@ -1,4 +1,4 @@
-"""Rows of the input into a k-tile, by asynchronous copies of 16 bytes; wherever dispatch says that they come from."""
+"""Asynchronous copies, of 16 bytes each, from the input rows that dispatch selects to a k-tile in shared memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ COPY = "cp.async.cg.shared.global.L2::128B"
 
 @T.inline
 def find_sources(tile, sources):
-    """Rows of the input that this thread copies from; negative for padding."""
+    """Look up the input rows that this thread copies from, into ``sources``; negative for padding."""
     for i in T.unroll(tile.shape.rows // tile.shape.rows_per_copy):
         pair: T.let = tile.operands.pair(tile.block, tile.copied_row(i))
         sources[i] = -1
@@ -19,7 +19,8 @@ def find_sources(tile, sources):
 
 @T.inline
 def copy_rows(tile, stage, k_tile, sources):
-    """Start to copy this thread's chunks of a k-tile. Of padding no byte is read, and zeros are written."""
+    """Start the copies of this thread's chunks of a k-tile of rows. Padding is filled with zeros without reading
+    memory."""
     k: T.let = tile.first_input(k_tile)
     for i in T.unroll(tile.shape.rows // tile.shape.rows_per_copy):
         row: T.let = T.cast(T.max(sources[i], 0), "int64")

@@ -1,8 +1,9 @@
-"""Sums of tensor cores through the epilogue to the results; wherever dispatch says that they go.
+"""The epilogue of tensor-core products: from accumulators to results, stored where dispatch says.
 
-A lane has two neighbouring outputs of a row in each multiplication, four neighbouring lanes have the eight of it. Of
-outputs of 16 bits that go to rows of pairs, the four lanes exchange those of four multiplications, so that each has all
-eight of one of them and stores 16 bytes, and together 64: whole sectors of memory.
+An instruction has eight columns. A lane has two neighbouring outputs of a row in each instruction, so four neighbouring
+lanes have all eight. For 16-bit outputs that go to rows of pairs, the four lanes exchange the outputs of four
+instructions, after which each lane has all eight of one instruction. A lane then stores 16 bytes, and the four lanes
+together 64 bytes, which are whole sectors of memory.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ from moec.targets.cuda.kernels.launch import ALL_LANES, LOAD_BYTES, WARP
 from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, Tile
 
 _LANES = 4
-"""Lanes that have the outputs of a row in a multiplication."""
+"""Lanes that share the outputs of a row in an instruction."""
 _PER_LANE = MMA_COLUMNS // _LANES
 
 
 def _output_steps(tile: Tile) -> int:
-    """Multiplications of a warp along its outputs; where gated, one of gates and one of up make a step."""
+    """Steps of a warp along its outputs: an instruction each, or one of gates and one of up if gated."""
     return tile.shape.column_steps // (2 if tile.problem.gated else 1)
 
 
 def _exchanges(tile: Tile) -> bool:
-    """Whether lanes exchange outputs, which makes 16 bytes of each. Not where rows are a constant apart, for there nvcc
-    13.0 makes four stores of it again; nor of gates and ups, of which a warp often has too few."""
+    """Whether lanes exchange outputs, so that each stores 16 bytes. They do not if results are not scattered: rows are
+    then a constant distance apart, and nvcc 13.0 splits the store into four again. Nor do they for gated products, in
+    which a warp often has too few outputs."""
     problem = tile.problem
     is_narrow = MMA_COLUMNS * dtype_of(problem.out_dtype).itemsize == LOAD_BYTES
     is_whole = _output_steps(tile) % _LANES == 0 and problem.width % MMA_COLUMNS == 0
@@ -35,25 +37,27 @@ def _exchanges(tile: Tile) -> bool:
 
 
 def _column(tile: Tile, j: Any) -> Any:
-    """The first column of the matrix of a step of this warp."""
+    """The first column of the matrix in step ``j`` of this warp."""
     return tile.first_column + tile.warp_column + j * (2 * MMA_COLUMNS if tile.problem.gated else MMA_COLUMNS)
 
 
 def _first_of_lane(tile: Tile, j: Any) -> Any:
-    """A column that the matrix has if it has those of a step that are this lane's, or the first of them."""
+    """The column that decides whether this lane stores outputs of a step: the step's first column if steps are never
+    cut off, otherwise the lane's first column."""
     column = _column(tile, j)
     return column if tile.has_whole_steps else column + tile.lane % _LANES * _PER_LANE
 
 
 def _stores_alone(tile: Tile) -> bool:
-    """Whether a lane stores its outputs one by one: rows of an odd number of them begin at any address, and the last
-    column has none beside it."""
+    """Whether a lane stores its two outputs one by one: with an odd width, rows are not aligned to pairs, and the last
+    output has no neighbour."""
     return tile.problem.width % _PER_LANE != 0
 
 
 @T.inline
 def _finish(tile, epilogue, i, j, lower, factor, sums, values):
-    """``values`` [2]: this lane's outputs of a step. The last columns stand for those that there are not."""
+    """Compute this lane's outputs of a step into ``values`` [2]. For missing columns, the last ones are read
+    instead."""
     operands = T.meta_var(tile.operands)
     ours = T.meta_var(tile.lane % _LANES * _PER_LANE)
     column: T.let = tile.step_or_last(_column(tile, j)) + ours
@@ -72,10 +76,10 @@ def _finish(tile, epilogue, i, j, lower, factor, sums, values):
 
 @T.inline
 def _store_pairs(tile, epilogue, i, j, lower, row, factor, sums):
-    """Two neighbouring outputs."""
+    """Compute and store this lane's two neighbouring outputs of a step."""
     problem = T.meta_var(tile.problem)
     values = T.alloc_local((_PER_LANE,), "float32")
-    # Written so that nvcc sees that the outputs of steps are a constant apart.
+    # This form shows nvcc that the outputs of consecutive steps are a constant distance apart.
     first: T.let = (tile.first_column + tile.warp_column) // (2 if problem.gated else 1)
     output: T.let = first + j * MMA_COLUMNS + tile.lane % _LANES * _PER_LANE
     _finish(tile, epilogue, i, j, lower, factor, sums, values)
@@ -90,7 +94,7 @@ def _store_pairs(tile, epilogue, i, j, lower, row, factor, sums):
 
 @T.inline
 def _transpose(words, lane):
-    """Word s of lane q, of four lanes, becomes word q of lane s."""
+    """Transpose the words of four lanes: word s of lane q becomes word q of lane s."""
     for bit in T.unroll(2):
         upper: T.let = (lane >> bit) & 1
         for p in T.unroll(2):
@@ -104,7 +108,8 @@ def _transpose(words, lane):
 
 @T.inline
 def _store_eights(tile, epilogue, i, four, lower, pair, row, factor, sums):
-    """Eight neighbouring outputs. All lanes come by, also those whose row is padding."""
+    """Compute outputs of four steps, exchange them, and store eight neighbouring outputs. All lanes have to take part,
+    even those whose row is padding."""
     problem = T.meta_var(tile.problem)
     values = T.alloc_local((_PER_LANE,), "float32")
     stored = T.alloc_local((_LANES * _PER_LANE,), problem.out_dtype)
@@ -117,7 +122,7 @@ def _store_eights(tile, epilogue, i, four, lower, pair, row, factor, sums):
         for v in T.unroll(_PER_LANE):
             stored[s * _PER_LANE + v] = T.cast(values[v], problem.out_dtype)
     _transpose(words, tile.lane)
-    # Written so that nvcc sees that the outputs of steps are a constant apart.
+    # This form shows nvcc that the outputs of consecutive steps are a constant distance apart.
     first: T.let = (tile.first_column + tile.warp_column) // MMA_COLUMNS + tile.lane % _LANES
     vector: T.let = first + four * _LANES
     if T.And(pair >= 0, tile.has_column(vector * MMA_COLUMNS)):
@@ -127,12 +132,12 @@ def _store_eights(tile, epilogue, i, four, lower, pair, row, factor, sums):
 
 @T.inline
 def store(tile, epilogue, sums):
-    """A lane has sums of two rows of every multiplication, 8 rows apart. Columns are outermost, so that a lane needs
-    the biases of few at a time."""
+    """Pass all sums of a tile through the epilogue and store the results. A lane has sums of two rows, 8 rows apart, in
+    every instruction. Columns are the outermost loop, so that a lane needs the biases of few columns at a time."""
     exchanges = T.meta_var(_exchanges(tile))
     for j in T.unroll(_output_steps(tile) // (_LANES if exchanges else 1)):
         if exchanges:
-            T.cuda.warp_sync()  # nvcc would read the biases of all columns before the first store, and spill
+            T.cuda.warp_sync()  # keeps nvcc from loading all biases before the first store, and spilling
         for i in T.unroll(tile.shape.row_steps):
             for lower in T.unroll(2):
                 tile_row: T.let = tile.warp_row + i * tile.shape.step_rows + lower * 8 + tile.lane // 4

@@ -58,8 +58,8 @@ def _normalize_row(share, x, scale, bias, y, epsilon, centred):
 def normalize(
     layout: RowLayout, epsilon: float, centred: bool, scale_dtype: str, bias_dtype: str | None = None
 ) -> tirx.PrimFunc:
-    """``(x[M, N], scale[N], bias[N] if it has a type, y[M, N])``: layer normalisation where ``centred``, else RMS
-    normalisation, whose mean counts as 0.
+    """The kernel ``(x[M, N], scale[N], bias[N] if it has a type, y[M, N])``: layer normalisation if ``centred``, else
+    RMS normalisation, in which the mean is taken to be 0.
 
     ``y = (x - mean) / sqrt(mean of (x - mean)**2 + epsilon) * scale + bias`` along N. Sums are float32; M may be 0.
     """

@@ -1,8 +1,9 @@
-"""How a block of threads walks a sequence of expert ids in order, without atomics.
+"""The walk of a block of threads over a sequence of expert ids, in order and without atomics.
 
-Every warp owns a contiguous part of the sequence and looks at 32 ids at a time, one per lane. A first walk counts the
-ids of each expert per warp; a prefix sum over the warps says how many come before a warp's own; a second walk then
-knows for every id its rank: how many equal ones come before it in the sequence. Nothing depends on timing.
+Every warp has a contiguous part of the sequence and handles 32 ids at a time, one per lane. A first walk counts the ids
+of each expert per warp. A prefix sum over the warps then gives, for each warp, the number of ids of each expert in
+earlier warps. A second walk thus knows the rank of every id: the number of equal ids before it in the sequence. Nothing
+depends on timing.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ _NUMBER_BYTES = 4
 
 
 def warps_for(experts: int) -> int:
-    """Warps of the block: as many as there can be, whose counts fit into shared memory beside totals [E] and what
-    :mod:`.dispatch` knows of blocks [E + 1]. 0 if not even one."""
+    """The number of warps of the block: the most whose counts fit into shared memory, together with totals [E] and the
+    first blocks [E + 1] of :mod:`.dispatch`. 0 if not even one warp's counts fit."""
     warps = _MOST_WARPS
     while warps and ((warps + 2) * experts + 1) * _NUMBER_BYTES > SHARED_BYTES:
         warps //= 2
@@ -30,7 +31,8 @@ def warps_for(experts: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """``counts`` [warps, E] (shared, int32); ``first`` and ``end`` are the warp's part of the sequence."""
+    """The walk as one thread sees it. ``counts`` [warps, E]: int32, in shared memory; ``first`` and ``end``: the warp's
+    part of the sequence."""
 
     experts: int
     warps: int
@@ -41,23 +43,24 @@ class Walk:
     end: Any
 
     def is_expert(self, expert: Any) -> Any:
-        """Ids outside [0, E), such as -1, belong to no expert."""
+        """Whether the id is an expert's. Ids outside [0, E), such as -1, belong to no expert."""
         return T.And(expert >= 0, expert < self.experts)
 
 
 def steps_in_c(length: str, warps: int) -> str:
-    """Steps of a warp through a sequence whose length is a C expression."""
+    """The number of steps of a warp through a sequence, in C. ``length``: of the sequence, a C expression."""
     return f"((({length}) + {warps - 1}) / {warps} + {WARP - 1}) / {WARP}"
 
 
 def walk_plan(steps: str) -> WalkPlan:
-    """So many steps: an id is read; then lanes with equal ones are found, and the count is read and written."""
+    """The plan of a walk. In each step a warp waits for an id, then finds lanes with equal ids, and reads and writes a
+    count."""
     return WalkPlan(steps, memory_waits=1, exchanges=4)
 
 
 @T.inline
 def start_walk(experts, warps, thread, length, counts, body):
-    """``body(walk)`` for a sequence of ``length`` ids, cut into equal parts for the warps."""
+    """Emit ``body(walk)`` for a sequence of ``length`` ids, divided into equal parts for the warps."""
     warp: T.let = thread // WARP
     lane: T.let = thread % WARP
     share: T.let = (length + (warps - 1)) // warps
@@ -76,8 +79,8 @@ def clear_counts(walk):
 
 @T.inline
 def rank_in_warp(walk, expert, same, before, number):
-    """``before``: how many lower lanes have the same expert; ``number``: how many lanes have. The lanes whose bits
-    agree with this one's are found bit by bit; a lane without an expert has E, which is no id."""
+    """Count lanes with the same expert as this lane: ``before`` among lower lanes, ``number`` among all lanes. They are
+    found by comparing the ids bit by bit. A lane without an expert has E, which is no valid id."""
     same[0] = T.uint32(ALL_LANES)
     for bit in T.unroll(walk.experts.bit_length()):
         mine: T.let = (expert[0] >> bit) & 1
@@ -89,8 +92,9 @@ def rank_in_warp(walk, expert, same, before, number):
 
 @T.inline
 def walk_in_order(walk, id_at, visit):
-    """``visit(place, expert, rank)`` for every place of the warp's part whose id, ``id_at(place)``, is an expert;
-    rank is what the counts say plus the equal ids before it in this walk, and the counts go up by those met."""
+    """Emit ``visit(place, expert, rank)`` for every place of the warp's part whose id, ``id_at(place)``, is an expert.
+    The rank is the expert's count before this walk plus the number of equal ids that the walk met before. The walk
+    increases the counts by the ids that it meets."""
     expert = T.alloc_local((1,), "int32")
     same = T.alloc_local((1,), "uint32")
     before = T.alloc_local((1,), "int32")
@@ -113,7 +117,8 @@ def walk_in_order(walk, id_at, visit):
 
 @T.inline
 def start_after_earlier_warps(walk, thread, totals):
-    """Counts of a warp become those of all warps before it; ``totals`` [E] those of all warps."""
+    """Replace the counts of each warp by the sums over all earlier warps, and set ``totals`` [E] to the sums over all
+    warps."""
     running = T.alloc_local((1,), "int32")
     T.cuda.cta_sync()
     for step in T.serial(-(-walk.experts // (walk.warps * WARP))):

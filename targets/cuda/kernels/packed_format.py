@@ -1,6 +1,6 @@
-"""Quantised matrices as kernels read them: what a byte means, and how the numbers of the graph become these bytes.
+"""The packed format of quantised matrices in kernels: the meaning of the bytes, and the packing of the graph's numbers.
 
-A matrix [columns, inner] is stored row by row, inputs side by side:
+A matrix [columns, inner] is stored row by row, with consecutive inputs:
 
 ==========  =========================================  ================================================================
 element     row                                        one number
@@ -18,8 +18,9 @@ element     row                                        one number
 ``fp8``     inner bytes                                the OCP code e4m3 of the byte, times scale
 ==========  =========================================  ================================================================
 
-Integers are stored unsigned. Symmetric ones have the middle of the range as their zero point, known to the code; others
-bring a table. Scales and zero points: [columns, groups]; a group is ``group`` consecutive inputs, or all of them.
+Integers are stored unsigned. The zero point of symmetric ones is the middle of their range, a constant in the code;
+others have a table of zero points. Scales and zero points are [columns, groups], where a group is ``group`` consecutive
+inputs, or all of them.
 """
 
 from __future__ import annotations
@@ -38,24 +39,25 @@ from moec.targets.tvm.stored_format import StoredFormat
 
 _ZERO_POINTS = {"int8": 128, "int4": 8, "int3": 4, "int2": 2}
 _LOGIC, _AND_OR = "lop3.b32", 0xEA
-"""The instruction of any function of three bits, and the number of (a & b) | c."""
+"""The instruction that computes any bitwise function of three operands, and the number of the function (a & b) | c."""
 _SCALE_TYPES = ("float32", "float16", "bfloat16", "float8_e8m0fnu")
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedFormat(StoredFormat):
-    """A quantised format with rows of bytes, as the module says. Numbers of five and six bits are stored in eight."""
+    """A quantised format with rows of bytes, see the module. Numbers of five and six bits are stored in eight bits."""
 
     @classmethod
     def of(cls, run: WeightRun) -> PackedFormat:
-        found = super().of(run)
-        return dataclasses.replace(found, element="int8") if found.element in ("int5", "int6") else found
+        stored = super().of(run)
+        return dataclasses.replace(stored, element="int8") if stored.element in ("int5", "int6") else stored
 
     def row_bytes(self, inner: int) -> int:
         return -(-inner // 8) * 3 if self.bits == 3 else -(-inner * self.bits // 8)
 
     def why_not(self, together: int = 1) -> str | None:
-        """The reason why a kernel cannot read this, or None; it reads so many inputs ``together``, with one scale."""
+        """The reason why a kernel that reads ``together`` inputs at once, with one scale, cannot read this format, or
+        None."""
         if self.scale not in _SCALE_TYPES:
             return f"scales of type {self.scale}; the kernel takes {', '.join(_SCALE_TYPES)}"
         if self.group % together:
@@ -63,7 +65,8 @@ class PackedFormat(StoredFormat):
         return None
 
     def code(self, read: Callable[[Any], Any], k: Any) -> Any:
-        """The bits of input ``k``, int32. ``read``: a byte of the row, or of eight inputs of it if k counts these."""
+        """The code of input ``k``, int32. ``read(i)``: byte i of the row, or of a chunk of eight inputs if ``k`` is
+        counted within that chunk."""
         if self.bits == 3:
             low, high = (T.cast(read(k // 8 * 3 + byte), "int32") for byte in (k % 8 // 4, 2))
             return ((low >> (k % 4 * 2)) & 3) | (((high >> (k % 8)) & 1) << 2)
@@ -71,23 +74,24 @@ class PackedFormat(StoredFormat):
         return wide if self.bits == 8 else (wide >> (k % (8 // self.bits) * self.bits)) & ((1 << self.bits) - 1)
 
     def number(self, code: Any, zero: Any) -> Any:
-        """What the bits say, float32, without scale. All are exact in float16 and bfloat16."""
+        """The number of a code, float32, without scale; ``zero``: its zero point. All such numbers are exact in float16
+        and bfloat16."""
         if self.element == "fp8":
             return T.Select(code & 127 == 127, T.float32(float("nan")), e4m3.number_of(code))
         if not self.is_e2m1:
             return T.cast(code - zero, "float32")
-        # Sign, exponent and fraction go where float32 has them; its exponents count from 127, those of e2m1 from 1.
+        # Shift sign, exponent and fraction to their places in float32, then correct the exponent's bias from 127 to 1.
         bits = ((code & 8) << 28) | ((code & 7) << 22)
         return T.reinterpret("float32", bits) * T.float32(2.0**126)
 
     @property
     def has_words(self) -> bool:
-        """Whether :func:`decode_word` decodes it."""
+        """Whether :func:`decode_word` can decode this format."""
         return self.element == "int4" or self.is_e2m1
 
     @property
     def word_factor(self) -> float:
-        """What numbers of :func:`decode_word` are to be multiplied by."""
+        """The factor by which the numbers of :func:`decode_word` have to be multiplied."""
         return 2.0**14 if self.is_e2m1 else 1.0
 
     def zero(self, zero_points: Any, position: list[Any]) -> Any:
@@ -97,25 +101,27 @@ class PackedFormat(StoredFormat):
         return T.int32(_ZERO_POINTS.get(self.element, 0))
 
     def scale_value(self, stored: Any) -> Any:
-        """A scale, float32."""
+        """A scale as float32, from its stored value."""
         if self.scale != "float8_e8m0fnu":
             return T.cast(stored, "float32")
         exponent = T.cast(stored, "int32")
-        # The smallest, 2**-127, has no normal number.
+        # The smallest scale, 2**-127, is a subnormal float32.
         return T.reinterpret("float32", T.Select(exponent == 0, T.int32(1 << 22), exponent << 23))
 
 
 def _power_of_two(exponent: Any) -> Any:
-    """float32, also of an exponent that a loop counts."""
+    """2**exponent, float32; the exponent may be the variable of a loop."""
     return T.reinterpret("float32", (127 + exponent) << 23)
 
 
 @T.inline
 def _decode_int4(word, zero, numbers, first):
-    """Four bits stay where they are, at bit p, as a part of the fraction of 2**23, whose lowest bit counts 1. One
-    instruction makes the float 2**23 + 2**p * code, another one leaves the number, exactly; a conversion takes four.
-    Above bit 20, where the exponent would be in the way, bits are shifted down before. The idea is that of Kim et al.,
-    "Who Says Elephants Can't Run" (2022), who do it with float16.
+    """Decode eight 4-bit integers with two instructions each; a conversion would take four.
+
+    A code at bit p stays in place and becomes part of the fraction of 2**23, whose lowest bit is worth 1. One
+    instruction makes the float 2**23 + 2**p * code, another one subtracts and scales it to the number, exactly. Codes
+    above bit 20 would overlap the exponent, so they are shifted down first. The idea is that of Kim et al., "Who Says
+    Elephants Can't Run" (2022), who use float16.
     """
     bits = T.alloc_local((1,), "uint32")
     for k in T.unroll(8):
@@ -129,8 +135,8 @@ def _decode_int4(word, zero, numbers, first):
 
 @T.inline
 def _decode_e2m1(word, numbers, first):
-    """Sign, exponent and fraction go where float16 has them, of two numbers that are 16 bits apart at once; its
-    exponents count from 15, those of e2m1 from 1."""
+    """Decode eight e2m1 numbers, two at once that are 16 bits apart. Sign, exponent and fraction are shifted to their
+    places in float16. The difference of the exponents' biases, 15 and 1, is left to ``word_factor``."""
     halves = T.alloc_local((2,), "float16")
     both = T.decl_buffer((1,), "uint32", data=halves.data)
     for k in T.unroll(4):
@@ -143,8 +149,11 @@ def _decode_e2m1(word, numbers, first):
 
 @T.inline
 def decode_word(stored, word, zero, numbers, first):
-    """Eight ``numbers`` from ``first`` on, float32: those of 4 bits in a ``word`` (uint32), of integers less ``zero``
-    (float32), without scale; times :attr:`PackedFormat.word_factor` they are what the bits say."""
+    """Decode the eight 4-bit codes of a ``word`` (uint32) into ``numbers``, float32, from ``first`` on.
+
+    Integers have ``zero`` (float32) subtracted. The results are without scale, and have to be multiplied by
+    :attr:`PackedFormat.word_factor`.
+    """
     if stored.is_e2m1:
         _decode_e2m1(word, numbers, first)
     else:
@@ -152,8 +161,8 @@ def decode_word(stored, word, zero, numbers, first):
 
 
 def pack(stored: PackedFormat, table: Table, array: np.ndarray) -> np.ndarray:
-    """A table of a matrix as kernels read it: data [columns, inner] becomes uint8 [columns, row bytes], scales stay
-    [columns, groups], zero points [columns, groups] become uint8."""
+    """A table of a matrix in the packed format. Data [columns, inner] becomes uint8 [columns, row bytes]; scales stay
+    [columns, groups]; zero points [columns, groups] become uint8."""
     if table == "data":
         return _bytes(stored, _codes(stored, array))
     if table == "zero_point":
@@ -163,7 +172,7 @@ def pack(stored: PackedFormat, table: Table, array: np.ndarray) -> np.ndarray:
 
 
 def _codes(stored: PackedFormat, data: np.ndarray) -> np.ndarray:
-    """Unsigned bytes [columns, inner], one for each number."""
+    """The codes of all numbers, [columns, inner], one unsigned byte each."""
     if stored.is_e2m1:
         return np.ascontiguousarray(data).view(np.uint8) & 15
     if stored.element == "fp8":
@@ -188,6 +197,7 @@ def _bytes(stored: PackedFormat, codes: np.ndarray) -> np.ndarray:
 
 
 def _joined(numbers: np.ndarray, bits: int) -> np.ndarray:
-    """Bytes of the numbers [..., count] of so many bits, the first one lowest."""
+    """The numbers [..., count], of ``bits`` bits each, joined to bytes [...]; the first number is in the lowest
+    bits."""
     shifts = bits * np.arange(numbers.shape[-1], dtype=np.uint8)
     return np.bitwise_or.reduce(numbers << shifts, axis=-1)

@@ -1,7 +1,7 @@
-"""Rows with zeros behind them, so that each begins and ends where 16 bytes do.
+"""Padding of rows with trailing zeros to a multiple of 16 bytes.
 
-Products copy and read rows 16 bytes at a time. Rows of another size get zeros behind their inputs, and so does the
-matrix when it is packed, which leaves the sums as they are.
+Products copy and read rows 16 bytes at a time. Rows of another size are padded with zeros, and so is the matrix when it
+is packed. The zeros do not change the sums.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ THREADS = 128
 
 @dataclasses.dataclass(frozen=True)
 class Padding:
-    """Rows of ``inner`` elements of ``dtype`` that become ``padded``: whole stores of a thread."""
+    """The padding of rows of ``dtype`` from ``inner`` to ``padded`` elements, a multiple of 16 bytes."""
 
     inner: int
     padded: int
@@ -34,13 +34,13 @@ class Padding:
 
 
 def whole_vectors(size: int, dtype: str) -> int:
-    """The next size of a row that is a multiple of 16 bytes."""
+    """``size`` elements of ``dtype``, rounded up to a multiple of 16 bytes."""
     together = Padding(size, size, dtype).together
     return -(-size // together) * together
 
 
 def pad_rows(padding: Padding) -> tirx.PrimFunc:
-    """``(rows[R, inner], out[R, padded])``: zeros behind the inputs of each row; R may be 0."""
+    """The kernel ``(rows[R, inner], out[R, padded])``, which pads each row with zeros. R may be 0."""
     together, dtype = padding.together, padding.dtype
     shares = padding.padded // together
 
@@ -55,7 +55,7 @@ def pad_rows(padding: Padding) -> tirx.PrimFunc:
         thread = T.thread_id([THREADS])
         share: T.let = block * THREADS + thread
         row: T.let = T.truncdiv(share, shares)
-        # No variable, so that what is stored at once is seen to be aligned.
+        # Not bound to a variable, so that TVM sees that vector stores are aligned.
         first = T.meta_var(T.truncmod(share, shares) * together)
         numbers = T.alloc_local((together,), dtype)
         if row < R:

@@ -1,11 +1,11 @@
-"""Rows rounded as arithmetic ``int8`` or ``fp8`` asks for, see :class:`~moec.ir.dialect.ProductSpec`.
+"""Rounding of rows for the arithmetics ``int8`` and ``fp8``, see :class:`~moec.ir.dialect.ProductSpec`.
 
 Every group of a row becomes ``scale * q`` with ``scale = largest magnitude / largest q`` and ``q = round half to even(x
-/ scale)``, computed in float32. Kept as floats, in the type of the rows, they are what makes any product of floats the
-one that the arithmetic describes; packed (:mod:`.fp8_rows`), tensor cores multiply them as they are.
+/ scale)``, computed in float32. The result is stored in one of two ways. As floats of the rows' type, any product of
+floats computes the arithmetic. Packed (:mod:`.fp8_rows`), tensor cores multiply the codes directly.
 
-A warp rounds one group. The largest magnitude is sought among the bits, where an infinity and a NaN are larger than all
-numbers: such a group becomes NaN.
+A warp rounds one group. It compares magnitudes by their bits, in which infinities and NaNs are larger than all numbers;
+a group with one of these becomes NaN.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from moec.targets.tvm.activation import at_least, at_most
 from moec.targets.tvm.kernel import Kernel, why_not_stored
 
 WARPS = 4
-"""Warps of a block."""
+"""Warps of a block of threads."""
 _INFINITY_BITS = 0x7F800000
 _LARGEST = {"int8": 127.0, "fp8": e4m3.LARGEST}
 _TOGETHER = GROUP // WARP
-"""Neighbouring numbers that a lane packs: the bytes of a word."""
+"""Neighbouring numbers that a lane packs into the bytes of one word."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rounding:
-    """Rows of ``inner`` elements of ``dtype``; ``group`` consecutive ones share a scale, 0 for all of a row.
-    ``packed``: fp8 as bytes with their scales, in the place of floats; ``why_floats``: why not, for people."""
+    """The rounding of rows of ``inner`` elements of ``dtype``. ``group``: consecutive elements that share a scale, 0
+    for a whole row; ``packed``: whether fp8 is stored as bytes with scales instead of floats; ``why_floats``: the
+    reason if it is not, for reports."""
 
     inner: int
     group: int
@@ -46,17 +47,17 @@ class Rounding:
 
     @property
     def out_type(self) -> tuple[int, str]:
-        """Elements of a rounded row in memory, and their type."""
+        """The number of elements of a rounded row in memory, and their type."""
         return (row_bytes(self.inner), "uint8") if self.packed else (self.inner, self.dtype)
 
     @property
     def out_dtype(self) -> str:
-        """The type of a rounded number, as products know it."""
+        """The type of a rounded number, as in :class:`GroupedProblem`."""
         return FP8 if self.packed else self.dtype
 
     @property
     def size(self) -> int:
-        """Elements of a group; the last one of a row may have fewer."""
+        """Elements of a group; the last group of a row may have fewer."""
         return min(self.group or self.inner, self.inner)
 
     @property
@@ -66,20 +67,20 @@ class Rounding:
 
 
 def _step(rounding: Rounding, x: Any, scale: Any) -> Any:
-    """``x / scale``, no larger than the largest number; a scale that is no number, or 0, is none to divide by."""
+    """``x / scale``, clamped to the largest q. The scale has to be finite and not 0, or the result is meaningless."""
     largest = _LARGEST[rounding.arithmetic]
     return at_least(at_most(x / scale, largest), -largest)
 
 
 def _rounded(rounding: Rounding, x: Any, scale: Any) -> Any:
-    """A group without a scale is zero; a scale that is not finite makes NaN of every element."""
+    """The rounded value of ``x``. It is zero if the scale is zero, and NaN if the scale is not finite."""
     step = _step(rounding, x, scale)
     number = T.nearbyint(step) if rounding.arithmetic == "int8" else e4m3.number_of(e4m3.code_of(step))
     return T.Select(scale == T.float32(0), T.float32(0), number * scale)
 
 
 def _scale(rounding: Rounding, bits: Any) -> Any:
-    """Of a group whose largest magnitude has these bits; not finite where that is not."""
+    """The scale of a group, from the bits of its largest magnitude; not finite if that magnitude is not."""
     return T.reinterpret("float32", bits) / T.float32(_LARGEST[rounding.arithmetic])
 
 
@@ -104,7 +105,7 @@ def _round_group(rounding, source, target, row, group, lane):
 
 @T.inline
 def _pack_group(rounding, source, target, row, group, lane):
-    """Codes of neighbouring numbers as one word; zeros where the scale is none to divide by."""
+    """Round a group and store it packed, four codes per lane. The codes are zero if the scale is zero or not finite."""
     stored = T.alloc_local((_TOGETHER,), rounding.dtype)
     largest = T.alloc_local((1,), "int32")
     word = T.alloc_local((1,), "int32")
@@ -129,13 +130,13 @@ def _pack_group(rounding, source, target, row, group, lane):
 
 @T.inline
 def _round(rounding, count, is_used, source, target):
-    """Rows of the first ``count`` that ``is_used(row)``."""
+    """Round those of the first ``count`` rows for which ``is_used(row)`` holds."""
     block = T.cta_id([blocks_for(count * rounding.groups, WARPS)])
     thread = T.thread_id([WARPS * WARP])
     index: T.let = block * WARPS + thread // WARP
     row: T.let = index // rounding.groups
     lane: T.let = thread % WARP
-    if row < count:  # the one below may read memory that ends there  # noqa: SIM102
+    if row < count:  # tested first, because the next test may read memory that ends there  # noqa: SIM102
         if is_used(row):
             if rounding.packed:
                 _pack_group(rounding, source, target, T.cast(row, "int64"), index % rounding.groups, lane)
@@ -144,7 +145,8 @@ def _round(rounding, count, is_used, source, target):
 
 
 def round_rows(rounding: Rounding) -> tirx.PrimFunc:
-    """``(rows[R, inner], out[R, ...])``, whose rows are as the rounding's ``out_type`` says; R may be 0."""
+    """The kernel ``(rows[R, inner], out[R, ...])``, which rounds all rows. Rows of ``out`` have the rounding's
+    ``out_type``. R may be 0."""
     width, out_dtype = rounding.out_type
 
     @T.prim_func
@@ -160,8 +162,8 @@ def round_rows(rounding: Rounding) -> tirx.PrimFunc:
 
 
 def round_pairs(rounding: Rounding) -> tirx.PrimFunc:
-    """``(experts[T, k], rows[Q, inner], out[Q, ...])``: the first T * k rows are rounded, those of pairs without an
-    expert too. Only the sizes of ``experts`` count."""
+    """The kernel ``(experts[T, k], rows[Q, inner], out[Q, ...])``, which rounds the first T * k rows, including those
+    of pairs without an expert. Of ``experts`` only the sizes are used."""
     width, out_dtype = rounding.out_type
 
     @T.prim_func
@@ -180,8 +182,8 @@ def round_pairs(rounding: Rounding) -> tirx.PrimFunc:
 
 
 def round_blocks(rounding: Rounding, block_rows: int) -> tirx.PrimFunc:
-    """``(experts[T, k], sorted_pairs[P], block_count[1], rows[Q, inner], out[Q, ...])``: of the blocks of
-    :mod:`.dispatch`, the rows that are no padding are rounded. Only the sizes of ``experts`` count."""
+    """The kernel ``(experts[T, k], sorted_pairs[P], block_count[1], rows[Q, inner], out[Q, ...])``, which rounds the
+    rows of the blocks of :mod:`.dispatch`, except padding. Of ``experts`` only the sizes are used."""
     width, out_dtype = rounding.out_type
 
     @T.prim_func
@@ -216,14 +218,15 @@ def _how(rounding: Rounding) -> str:
 
 
 def _plan(rounding: Rounding) -> StreamPlan:
-    """Of all rows. A lane reads neighbours at once where it packs them, else all that it has of a group."""
+    """The plan for all rows. A lane that packs reads its neighbouring numbers by one load; otherwise it issues several
+    loads of one number."""
     size = dtype_of(rounding.dtype).itemsize
     load, loads = (size * _TOGETHER, 1) if rounding.packed else (size, min(-(-rounding.size // WARP), 4))
     return StreamPlan(("rows",), ("out",), load, loads)
 
 
 def _plan_of_pairs(rounding: Rounding) -> StreamPlan:
-    """Of as many rows as there are pairs."""
+    """The plan for as many rows as there are pairs."""
     (width, dtype), read = rounding.out_type, rounding.inner * dtype_of(rounding.dtype).itemsize
     written = width * dtype_of(dtype).itemsize
     return dataclasses.replace(_plan(rounding), read=(), written=(), read_of_pair=read, written_of_pair=written)
@@ -238,4 +241,4 @@ ROUND = Kernel(
     plan=_plan,
 )
 ROUND_OF_PAIRS = dataclasses.replace(ROUND, plan=_plan_of_pairs)
-"""What :func:`round_pairs` and :func:`round_blocks` make."""
+"""The record of the kernels of :func:`round_pairs` and :func:`round_blocks`."""

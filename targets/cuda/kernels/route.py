@@ -1,9 +1,9 @@
-"""Route: one warp per token scores the experts, selects k of them and weighs them, in one pass over the logits.
+"""Route: one warp per token scores the experts, selects k of them and computes their weights, in one pass over logits.
 
-What a warp does before and after the selection is in :mod:`.route_token`. A round of the selection finds the largest
-score that is left: every lane among its own, then the warp among these by ``redux.sync``. It knows integers, which is
-what scores are compared as, and a second one finds the lowest id of those that have the largest: equal scores go to the
-lower id. NaN counts as -inf when choosing, as :mod:`moec.ir.semantics` says.
+The steps before and after the selection are in :mod:`.route_token`. A round of the selection finds the largest
+remaining score: each lane among its own scores, then the warp among the lanes by ``redux.sync``. That instruction
+compares integers, so scores are compared as integer keys. A second one finds the lowest id with the largest key, so
+ties go to the lower id. NaN counts as -inf in the selection, as :mod:`moec.ir.semantics` says.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from moec.targets.tvm.lower.route import RouteProblem
 _NOBODY = 2**31 - 1
 """An expert id that loses every tie."""
 _NOTHING = -(2**31)
-"""Below the key of any number."""
+"""A key below that of any number."""
 
 
 def why_not(spec: RouteSpec, experts: int, dtype: str) -> str | None:
-    """The reason why :func:`route` cannot do this routing, or None."""
+    """The reason why :func:`route` cannot compute the routing, or None."""
     if spec.selection == "expert_choice":
         return "expert_choice lets experts choose among all tokens; this kernel looks at one token at a time"
     return route_token.why_not(spec, experts, dtype)
@@ -46,8 +46,8 @@ def why_not(spec: RouteSpec, experts: int, dtype: str) -> str | None:
 
 @T.inline
 def _set_key(keys, i, choice):
-    """``keys[i]`` (int32) becomes larger where the choice is, and equal where that is equal, as minus zero and zero
-    are; above :data:`_NOTHING`."""
+    """Set ``keys[i]`` (int32) to a key with the same order as the score ``choice``: equal for equal scores, which both
+    zeros are, and above :data:`_NOTHING`."""
     number: T.let = T.Select(choice == T.float32(0), T.float32(0), choice)
     bits: T.let = T.reinterpret("int32", number)
     keys[i] = bits ^ ((bits >> 31) & 0x7FFFFFFF)
@@ -55,7 +55,8 @@ def _set_key(keys, i, choice):
 
 @T.inline
 def _find_largest(token, keys, taken, expert):
-    """``expert`` of every lane: whose key is the largest of the warp that is not taken."""
+    """Set ``expert`` in every lane to the expert with the largest key of the warp, of those not taken. ``taken``: a bit
+    for each expert of the lane."""
     own = T.alloc_local((1,), "int32")
     largest = T.alloc_local((1,), "int32")
     own[0] = _NOTHING
@@ -73,7 +74,7 @@ def _find_largest(token, keys, taken, expert):
 
 @T.inline
 def _select_largest(token, choice):
-    """The k largest choices, from large to small."""
+    """Select the experts with the k largest scores, from large to small, into ``token.ids``."""
     keys = T.alloc_local((token.per_lane,), "int32")
     taken = T.alloc_local((1,), "uint32")
     expert = T.alloc_local((1,), "int32")
@@ -98,12 +99,13 @@ def _select_all(token):
 
 @T.inline
 def _mix_sparsely(token, logit):
-    """Rounds of the sparse mixer. In shared memory are the logits that are left, -inf for those taken."""
+    """Select and weigh k experts by the rounds of the sparse mixer. Shared memory holds the remaining logits, with -inf
+    for those taken."""
     keys = T.alloc_local((token.per_lane,), "int32")
     taken = T.alloc_local((1,), "uint32")
     expert = T.alloc_local((1,), "int32")
     total = T.alloc_local((1,), "float32")
-    taken[0] = T.uint32(0)  # and stays so: what was taken may be the largest again, as -inf
+    taken[0] = T.uint32(0)  # stays 0: an expert that was taken competes again, with -inf
     for slot in T.serial(token.spec.k):
         for i in T.unroll(token.per_lane):
             if token.expert(i) < token.experts:
@@ -115,7 +117,7 @@ def _mix_sparsely(token, logit):
             if token.expert(i) < token.experts:
                 distance: T.let = (top - logit[i]) / T.max(T.abs(logit[i]), top)
                 share: T.let = T.exp(token.scores[token.warp, token.expert(i)] - top)
-                # The comparison stays as it is, not negated: a distance of 0 / 0 counts as near.
+                # Do not negate this comparison: a distance of NaN (0 / 0) counts as near.
                 total[0] = total[0] + T.Select(distance > T.float32(2 * token.spec.jitter), T.float32(0), share)
         total[0] = T.cuda.warp_reduce(total[0], "sum")
         T.cuda.warp_sync()
@@ -146,9 +148,9 @@ def _route_token(logits, bias, weights, chosen, token):
 
 
 def route(problem: RouteProblem) -> tirx.PrimFunc:
-    """``(logits[T, E], correction_bias[E] if biased, weights[T, k], experts[T, k])``; capacity is left to
-    :mod:`.capacity`. Logits and weights have ``dtype``, the bias is float32, experts are int32; T is dynamic and may
-    be 0."""
+    """The kernel ``(logits[T, E], correction_bias[E] if biased, weights[T, k], experts[T, k])``. Logits and weights
+    have ``dtype``, the bias is float32, experts are int32. T is dynamic and may be 0. The spec's capacity is left to
+    :mod:`.capacity`."""
     spec, experts, dtype = problem.spec, problem.experts, problem.dtype
     if problem.biased:
 
@@ -181,8 +183,8 @@ def route(problem: RouteProblem) -> tirx.PrimFunc:
 
 
 def _plan(routing: RouteProblem) -> WalkPlan:
-    """A warp is done with its token in one step: scores, then a round for each slot: two reductions, and what was found
-    is compared with."""
+    """The plan: a warp handles its token in one step, with exchanges for the scores and three for each slot: two
+    reductions and a comparison with the result."""
     softmax = 10 if routing.spec.score == "softmax" else 0
     return WalkPlan("1", memory_waits=1, exchanges=softmax + 3 * routing.spec.k)
 

@@ -1,7 +1,7 @@
-"""What routing does token by token: a warp scores the experts of its token, and weighs those that were selected.
+"""The steps of routing for one token: a warp scores the experts of its token, and weighs those that were selected.
 
-Lane l of the warp holds the experts l, l + 32, ... in registers. What is looked up by expert or by slot is in shared
-memory; each warp has its own part of it, so no warp waits for another.
+Lane l of the warp holds experts l, l + 32, ... in registers. Values that are looked up by expert or by slot are in
+shared memory. Each warp has its own part of it, so no warp waits for another.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from moec.targets.tvm.kernel import why_not_stored
 from moec.targets.tvm.lower.route import why_not_scored
 
 MOST_EXPERTS = 1024
-"""A lane marks those of its experts that are taken in 32 bits."""
+"""The most experts, because a lane marks its taken experts in the 32 bits of a word."""
 MINUS_INFINITY = float("-inf")
 _MOST_WARPS = 4
 
@@ -31,30 +31,31 @@ _SCORES = {
 }
 """Elementwise scores."""
 _LOGITS = ("identity", "softmax_topk", "sigmoid_topk")
-"""Scores that are the logits themselves; those named ``_topk`` become a softmax or a sigmoid of the selected ones."""
+"""Scores that are the logits themselves. Those named ``_topk`` become the softmax or sigmoid of the selected logits."""
 _IMPLEMENTED = {*_SCORES, *_LOGITS, "softmax", "sparsemixer"}
 
 
 def why_not(spec: RouteSpec, experts: int, dtype: str) -> str | None:
-    """The reason why a warp cannot score so, so many experts, or from logits of this type; or None."""
+    """The reason why a warp cannot compute such scores, for this number of experts or from logits of ``dtype``, or
+    None."""
     if experts > MOST_EXPERTS:
         return f"{experts} experts; a warp holds the scores of at most {MOST_EXPERTS}"
     return why_not_scored(spec, _IMPLEMENTED) or why_not_stored(dtype)
 
 
 def comparable(score: Any) -> Any:
-    """-inf for a NaN."""
+    """The score, or -inf for a NaN."""
     return T.Select(T.isnan(score), T.float32(MINUS_INFINITY), score)
 
 
 def per_lane(items: int) -> int:
-    """How many of the items a lane has at most."""
+    """The most items that a lane of a warp has, of ``items`` in all."""
     return -(-items // WARP)
 
 
 @T.inline
 def _softmax(count, lane, x):
-    """Over the first ``count`` items of the warp; ``x[i]`` of a lane is item ``i * 32 + lane``."""
+    """Replace the first ``count`` items of the warp by their softmax; ``x[i]`` of a lane is item ``i * 32 + lane``."""
     largest = T.alloc_local((1,), "float32")
     total = T.alloc_local((1,), "float32")
     largest[0] = T.float32(MINUS_INFINITY)
@@ -74,7 +75,8 @@ def _softmax(count, lane, x):
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-    """What a warp knows of its token. The last four are in shared memory, one row per warp of the block."""
+    """A token as its warp sees it. The last four fields are arrays in shared memory, with one row per warp of the
+    block: ``scores`` by expert, ``group_scores`` by group, ``ids`` and ``mixing`` (weights) by slot."""
 
     spec: RouteSpec
     experts: int
@@ -96,14 +98,14 @@ class Token:
 
 
 def warps_for(spec: RouteSpec, experts: int) -> int:
-    """Warps of a block: as many as have room in shared memory, at most 4."""
+    """The number of warps of a block: as many as fit into shared memory, at most 4."""
     bytes_of_warp = (experts + spec.groups + 2 * spec.k) * 4
     return max(1, min(_MOST_WARPS, SHARED_BYTES // bytes_of_warp))
 
 
 @T.inline
 def start_token(spec, experts, tokens, body):
-    """``body(token)`` for every one of the tokens."""
+    """Launch a warp for each of ``tokens`` tokens, and emit ``body(token)``."""
     warps = T.meta_var(warps_for(spec, experts))
     block = T.cta_id([blocks_for(tokens, warps)])
     thread = T.thread_id([warps * WARP])
@@ -120,6 +122,7 @@ def start_token(spec, experts, tokens, body):
 
 @T.inline
 def read_logits(token, logits, x):
+    """Read the logits of this lane's experts into ``x``; -inf beyond the last expert."""
     for i in T.unroll(token.per_lane):
         x[i] = T.float32(MINUS_INFINITY)
         if token.expert(i) < token.experts:
@@ -128,7 +131,7 @@ def read_logits(token, logits, x):
 
 @T.inline
 def _score_experts(token, x):
-    """Turn logits into scores."""
+    """Replace logits by scores."""
     if token.spec.score in _SCORES:
         for i in T.unroll(token.per_lane):
             x[i] = _SCORES[token.spec.score](x[i])
@@ -138,7 +141,7 @@ def _score_experts(token, x):
 
 @T.inline
 def share_with_warp(token, values):
-    """Put a value of each expert into shared memory."""
+    """Store a value for each expert in ``token.scores``, for all lanes of the warp."""
     for i in T.unroll(token.per_lane):
         if token.expert(i) < token.experts:
             token.scores[token.warp, token.expert(i)] = values[i]
@@ -147,13 +150,13 @@ def share_with_warp(token, values):
 
 @T.inline
 def _score_group(token, size, group, first, second):
-    """``first`` becomes the score of the group."""
+    """Set ``first`` to the score of a group of ``size`` experts: its largest score, or the sum of its two largest."""
     first[0] = T.float32(MINUS_INFINITY)
     second[0] = T.float32(MINUS_INFINITY)
     for member in T.serial(size):
         score: T.let = token.scores[token.warp, group * size + member]
         if token.spec.group_score == "max":
-            # A NaN, once met, stays: nothing is larger.
+            # A NaN stays the score, since no comparison with it is true.
             if T.Or(T.isnan(score), score > first[0]):
                 first[0] = score
         else:
@@ -165,7 +168,8 @@ def _score_group(token, size, group, first, second):
 
 @T.inline
 def _keep_best_groups(token, choice):
-    """Experts outside the best groups get -inf; their choices are in shared memory too."""
+    """Set the selection scores of experts outside the best groups to -inf. All selection scores have to be in
+    ``token.scores``."""
     size = T.meta_var(token.experts // token.spec.groups)
     first = T.alloc_local((1,), "float32")
     second = T.alloc_local((1,), "float32")
@@ -190,13 +194,13 @@ def _keep_best_groups(token, choice):
 
 @T.inline
 def score_choices(token, logits, bias, x, choice):
-    """``x`` becomes the scores of this lane's experts, which the warp has in shared memory then, and ``choice`` what
-    they are chosen by. ``bias`` [E] may be None."""
+    """Compute the scores of this lane's experts into ``x``, and their selection scores into ``choice``. The scores of
+    all experts are then in ``token.scores``, too. ``bias`` [E]: may be None."""
     read_logits(token, logits, x)
     _score_experts(token, x)
     for i in T.unroll(token.per_lane):
         choice[i] = x[i]
-        if bias is not None:  # decided here, the one below when the kernel runs  # noqa: SIM102
+        if bias is not None:  # at compile time; the next test is at run time  # noqa: SIM102
             if token.expert(i) < token.experts:
                 choice[i] = x[i] + bias[token.expert(i)]
     if token.spec.groups > 1:
@@ -209,7 +213,8 @@ def score_choices(token, logits, bias, x, choice):
 
 @T.inline
 def _look_up_scores(token, share):
-    """The scores of the selected experts, slot by slot; where a slot has none, what weighs nothing."""
+    """Look up the scores of the selected experts, slot by slot, into ``share``. An empty slot gets a score whose weight
+    is zero."""
     nothing = T.meta_var(MINUS_INFINITY if token.spec.score == "softmax_topk" else 0.0)
     for i in T.unroll(per_lane(token.spec.k)):
         share[i] = T.float32(0)
@@ -225,7 +230,8 @@ def _look_up_scores(token, share):
 
 @T.inline
 def mix(token):
-    """The scores of the selected experts; those named ``_topk`` are made of the logits only now."""
+    """Set ``token.mixing`` to the scores of the selected experts. Scores named ``_topk`` are computed only now, from
+    the selected logits."""
     share = T.alloc_local((per_lane(token.spec.k),), "float32")
     _look_up_scores(token, share)
     if token.spec.score == "softmax_topk":
@@ -245,12 +251,12 @@ def _drop_at_threshold(token):
         slot: T.let = step * WARP + token.lane
         if slot < spec.k:
             if spec.threshold is not None:
-                # Not its negation, so that a NaN is dropped.
+                # Do not negate this comparison: a NaN has to be dropped.
                 kept: T.let = token.mixing[token.warp, slot] > T.float32(spec.threshold)
                 if T.Not(kept):
                     token.ids[token.warp, slot] = -1
                     token.mixing[token.warp, slot] = T.float32(0)
-            if spec.selection == "expert_choice":  # decided here, the one below when the kernel runs  # noqa: SIM102
+            if spec.selection == "expert_choice":  # at compile time; the next test is at run time  # noqa: SIM102
                 if token.ids[token.warp, slot] < 0:
                     token.mixing[token.warp, slot] = T.float32(0)
 
@@ -277,7 +283,7 @@ def _drop_below_largest(token):
 
 @T.inline
 def finish(token, weights, chosen):
-    """Thresholds, normalisation and scale, and the results."""
+    """Apply thresholds, normalisation and scale, and store the results."""
     spec = T.meta_var(token.spec)
     total = T.alloc_local((1,), "float32")
     total[0] = T.float32(0)

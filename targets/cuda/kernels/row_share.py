@@ -1,7 +1,8 @@
-"""How threads share a row of numbers: each reads a few neighbouring ones at a time, and they add up what they found.
+"""The partition of a row of numbers among threads, for kernels that reduce rows.
 
-A row of up to :data:`WARP_ELEMENTS` elements has a warp, a longer one, or one whose length is dynamic, a whole block of
-threads. The order of every sum is fixed: a thread's own elements, then the lanes of a warp, then the warps.
+A row of up to :data:`WARP_ELEMENTS` elements is computed by a warp; a longer row, or one of dynamic length, by a block
+of threads. Each thread reads a few neighbouring elements at a time. The order of every sum is fixed: a thread's own
+elements, then the lanes of a warp, then the warps.
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ from moec.targets.tvm.lower.rows import RowProblem
 
 WARP_ELEMENTS = 1024
 _ROWS_PER_BLOCK = 4
-"""Where a row has a warp."""
+"""Rows of a block of threads if a row is computed by a warp."""
 _WARPS_PER_ROW = 8
-"""Where it has a block."""
+"""Warps of a row if it is computed by a block of threads."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RowLayout:
-    """Rows of ``size`` elements, None where that is dynamic, stored as ``dtype``."""
+    """The layout of rows of ``size`` elements (None if dynamic), stored as ``dtype``."""
 
     size: int | None
     dtype: str
 
     @property
     def columns(self) -> Any:
-        """The size, or a new variable for it."""
+        """The size, or a new variable if it is dynamic."""
         return tirx.Var("N", "int32") if self.size is None else self.size
 
     @property
     def warps(self) -> int:
-        """Warps of a row."""
+        """Warps that compute a row."""
         return 1 if self.size is not None and self.size <= WARP_ELEMENTS else _WARPS_PER_ROW
 
     @property
@@ -59,8 +60,8 @@ class RowLayout:
 
 @dataclasses.dataclass(frozen=True)
 class RowShare:
-    """What a thread knows of its row: ``index`` is the row, ``size`` its elements, ``member`` the place of the thread
-    among those of the row. ``partial`` [warps] is shared by them."""
+    """A thread's share of its row. ``index``: of the row; ``size``: elements of the row; ``member``: index of the
+    thread among those of the row; ``partial`` [warps]: shared memory for partial results of the row's warps."""
 
     layout: RowLayout
     index: Any
@@ -73,13 +74,13 @@ class RowShare:
         return T.ceildiv(self.size, self.layout.warps * WARP * self.layout.together)
 
     def group(self, step: Any) -> Any:
-        """Which group of neighbouring elements this thread reads in a step."""
+        """The index of the group of neighbouring elements that this thread reads in a step."""
         return step * (self.layout.warps * WARP) + self.member
 
 
 @T.inline
 def start_rows(layout, row_count, size, body):
-    """``body(share)`` for every row."""
+    """Launch threads for ``row_count`` rows, and emit ``body(share)`` for each of them."""
     block = T.cta_id([T.max(T.ceildiv(row_count, layout.rows), 1)])
     thread = T.thread_id([layout.threads])
     partial = T.alloc_shared((layout.warps,), "float32")
@@ -91,7 +92,7 @@ def start_rows(layout, row_count, size, body):
 
 @T.inline
 def visit_elements(share, source, visit):
-    """``visit(column, value)`` for every element of this thread, the values in float32."""
+    """Emit ``visit(column, value)`` for every element of this thread's share; values are float32."""
     together = T.meta_var(share.layout.together)
     stored = T.alloc_local((together,), share.layout.dtype)
     for step in T.serial(share.steps):
@@ -105,7 +106,7 @@ def visit_elements(share, source, visit):
 
 @T.inline
 def replace_elements(share, source, target, result):
-    """``target`` becomes ``result(column, value)``, element by element."""
+    """Store ``result(column, value)`` in ``target`` for every element of this thread's share of ``source``."""
     together = T.meta_var(share.layout.together)
     stored = T.alloc_local((together,), share.layout.dtype)
     for step in T.serial(share.steps):
@@ -121,7 +122,7 @@ def replace_elements(share, source, target, result):
 
 @T.inline
 def reduce_row(share, value, operation):
-    """``value[0]`` of all threads of the row together: their ``sum`` or ``max``."""
+    """Reduce ``value[0]`` over all threads of the row, to its ``sum`` or ``max``, which every thread gets."""
     value[0] = T.cuda.warp_reduce(value[0], operation)
     if share.layout.warps > 1:
         if share.member % WARP == 0:
@@ -137,7 +138,7 @@ def reduce_row(share, value, operation):
 
 
 def row_kernel(name: str, computes: str, build: Callable[[RowProblem, RowLayout], tirx.PrimFunc]) -> Kernel:
-    """A kernel over rows as the selector sees it."""
+    """The :class:`Kernel` record of a kernel over rows. ``build``: makes its function for a problem and layout."""
 
     def layout_of(rows: RowProblem) -> RowLayout:
         return RowLayout(rows.size, rows.dtype)

@@ -1,11 +1,11 @@
-"""Products of rows and matrices in fp8: the sums of a group of inputs, and how they join the others.
+"""Scaled sums for products of rows and matrices in fp8: the sum of each group of inputs is multiplied by its scales.
 
-Rows have a scale for every group of inputs (:mod:`.fp8_rows`), columns of the matrix one for a group or for all. A
-k-tile is a group: tensor cores add up its products, and what they make is added to float32 sums, times both scales.
-That no more than a group is added up on tensor cores also keeps the precision: on Hopper these keep about 14 bits
-(DeepSeek-V3, arXiv 2412.19437, 3.3.2).
+Rows have a scale for every group of inputs (:mod:`.fp8_rows`); columns of the matrix have one for every group, or one
+for all inputs. A k-tile is a group: tensor cores add up its products, and that sum, times both scales, is added to
+float32 sums. Adding up only one group on tensor cores also preserves precision, because on Hopper they keep about 14
+bits (DeepSeek-V3, arXiv 2412.19437, 3.3.2).
 
-A lane has two rows of every 16 of its warp, and two columns of every 8, as the instructions lay out their sums.
+A lane has two rows of every 16 of its warp, and two columns of every 8. That is the layout of the accumulators.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, Tile
 
 LANE_ROWS, LANE_COLUMNS = 2, 2
-"""Of a lane in 16 rows and 8 columns."""
+"""Rows and columns of a lane in the 16 rows and 8 columns of an instruction."""
 SUMS = LANE_ROWS * LANE_COLUMNS
 
 
 class Scaled(NamedTuple):
-    """Registers of a thread: the ``sums`` of a group [row steps, column steps, 4], the ``rows`` of the input that it
-    has sums of [row steps * 2] (int32), their scales and those of its columns [column steps * 2]."""
+    """Registers of a thread: ``sums`` of a group [row steps, column steps, 4]; the input ``rows`` of these sums [row
+    steps * 2], int32; the scales of the rows, and those of its columns [column steps * 2]."""
 
     sums: Any
     rows: Any
@@ -35,26 +35,27 @@ class Scaled(NamedTuple):
 
 
 def why_not_scaled(problem: GroupedProblem, architecture: str) -> str | None:
-    """The reason why tensor cores cannot multiply rows in fp8 with that matrix, or None."""
+    """The reason why tensor cores cannot multiply rows in fp8 with the problem's matrix, or None."""
     stored = problem.stored
     if not multiplies_fp8(architecture):
         return f"the code is for {architecture}; products in fp8 need sm_89 or newer"
     if stored is None or stored.element != "fp8" or stored.group not in (0, GROUP):
-        found = problem.matrix_dtype if stored is None else stored.name
-        return f"a matrix in {found}; expected fp8 with scales per column, or for groups of {GROUP} inputs"
+        actual = problem.matrix_dtype if stored is None else stored.name
+        return f"a matrix in {actual}; expected fp8 with scales per column, or for groups of {GROUP} inputs"
     if problem.columns % LANE_COLUMNS:
         return f"{problem.columns} columns; a lane reads the scales of {LANE_COLUMNS} at once"
     return why_not_packed(problem.inner, GROUP)
 
 
 def row_in_tile(tile: Tile, row: Any) -> Any:
-    """Which row of the tile the ``row``-th row of this lane is."""
+    """The index within the tile of the ``row``-th row of this lane."""
     return tile.warp_row + row // LANE_ROWS * tile.shape.step_rows + row % LANE_ROWS * 8 + tile.lane // 4
 
 
 @T.inline
 def find_rows(tile, scaled):
-    """Padding, of which no sums are stored, has the first row's scale."""
+    """Look up the input rows of this lane's rows. Padding gets row 0, whose scale does not matter, since sums of
+    padding are not stored."""
     for r in T.unroll(scaled.rows.shape[0]):
         pair: T.let = tile.operands.pair(tile.block, row_in_tile(tile, r))
         scaled.rows[r] = 0
@@ -64,7 +65,7 @@ def find_rows(tile, scaled):
 
 @T.inline
 def read_scales(tile, scaled, k_tile):
-    """Those of a k-tile; they arrive while it is multiplied."""
+    """Start loading the scales of a k-tile; they arrive while it is multiplied."""
     scales = T.meta_var(words_of(tile.operands.rows, "float32"))
     for r in T.unroll(scaled.rows.shape[0]):
         scaled.row_scales[r] = scales[T.cast(scaled.rows[r], "int64"), place_of_scale(tile.problem.inner, k_tile)]
@@ -74,7 +75,7 @@ def read_scales(tile, scaled, k_tile):
     found = T.alloc_local((LANE_COLUMNS,), table.dtype)
     group = T.meta_var(k_tile if stored.group > 0 else 0)
     for j in T.unroll(tile.shape.column_steps):
-        # The last columns stand for those behind them, whose sums are not stored.
+        # Columns beyond the last are read from the last ones; their sums are not stored.
         column: T.let = tile.first_column + tile.warp_column + j * MMA_COLUMNS + tile.lane % 4 * LANE_COLUMNS
         for v in T.vectorized(LANE_COLUMNS):
             found[v] = pairs[T.cast(tile.expert, "int64"), group, tile.column_or_last(column) // LANE_COLUMNS, v]
@@ -84,7 +85,7 @@ def read_scales(tile, scaled, k_tile):
 
 @T.inline
 def add_scaled(tile, scaled, sums):
-    """The sums of the k-tile whose scales were read last become part of ``sums``."""
+    """Add the sums of a k-tile, times the scales that were read last, to ``sums``."""
     for i in T.unroll(tile.shape.row_steps):
         for j in T.unroll(tile.shape.column_steps):
             for v in T.unroll(SUMS):

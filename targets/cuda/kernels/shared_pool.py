@@ -1,7 +1,7 @@
-"""Shared memory that a kernel asks for at its launch, declared alike in all kernels.
+"""The pool of dynamic shared memory of a kernel, declared in the same way in all kernels.
 
-A program's kernels are one source, in which nvcc takes one alignment for all arrays of the name that TVM gives them:
-that of the first.
+A program's kernels are one source, and TVM gives their pools one name. nvcc uses the alignment of the first declaration
+for all of them.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from tvm.script.ir_builder import IRBuilder
 from moec.targets.cuda.text.shared_arrays import name_shared_array
 
 SWIZZLE_ALIGNMENT = 1024
-"""Bytes after which the 128-byte swizzle repeats. TMA and ``wgmma`` read it off an address, while kernels count rows
-from the beginning of a tile: both agree where that is a multiple (PTX ISA, "Shared memory layout and swizzling")."""
+"""Bytes after which the 128-byte swizzle repeats. TMA and ``wgmma`` derive the swizzle from the address, but kernels
+from the row within a tile. Both agree if the tile is aligned to this (PTX ISA, "Shared memory layout and
+swizzling")."""
 
 
 class SharedPool(SMEMPool):
-    """A pool that begins at a multiple of 1024 bytes, whatever static arrays lie before it; TVM's own promises 64."""
+    """A pool that is aligned to 1024 bytes, even after static arrays; TVM's own is aligned to 64 bytes only."""
 
     def __init__(self) -> None:
         whole = T.alloc_buffer([0], "uint8", scope="shared.dyn", align=SWIZZLE_ALIGNMENT)
         IRBuilder.name("shared", whole)
         super().__init__(whole.data)
-        self.buf, self._owns_buffer = whole, True  # so that `commit` says how large it is
+        self.buf, self._owns_buffer = whole, True  # so that `commit` sets its size
 
     def commit_named(self, **arrays: Any) -> None:
-        """Says how large the pool is, and what its arrays are called in the text of the kernel: barriers likewise."""
+        """Set the size of the pool, and the names of its arrays and barriers in the text of the kernel."""
         for name, array in arrays.items():
             name_shared_array(name, getattr(array, "buf", array))
         self.commit()

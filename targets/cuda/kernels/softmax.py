@@ -1,6 +1,6 @@
-"""Softmax of rows: their largest element, the sum of the exponentials, and the quotients, in three passes over the row.
+"""Softmax of rows in three passes over each row: the largest element, the sum of the exponentials, and the quotients.
 
-A row with a NaN, with plus infinity, or of minus infinities alone, is NaN, as in numpy.
+A row with a NaN or plus infinity, or with nothing but minus infinities, becomes NaN, as in numpy.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def _softmax_row(share, x, y):
 
 
 def softmax(layout: RowLayout) -> tirx.PrimFunc:
-    """``(x[M, N], y[M, N])``, y being ``exp(x - max(x)) / sum(exp(x - max(x)))`` along N; M may be 0. Sums are float32
-    whatever the type of the rows."""
+    """The kernel ``(x[M, N], y[M, N])`` with ``y = exp(x - max(x)) / sum(exp(x - max(x)))`` along N. M may be 0. Sums
+    are float32, whatever the type of the rows."""
 
     N = layout.columns
 

@@ -1,16 +1,16 @@
-"""Float32 rounded to tf32: 10 bits of fraction, of two equally near numbers the larger one."""
+"""Rounding of float32 to tf32: 10 bits of fraction, ties away from zero."""
 
 from __future__ import annotations
 
 from tvm.script import tirx as T
 
 ROUND_TO_TF32 = "cvt.rna.tf32.f32"
-"""The instruction: bits of the result, value."""
+"""The instruction; its operands are the bits of the result and the value."""
 
 
 @T.inline
 def round_value(values, place):
-    """``values[place]`` (float32) becomes tf32."""
+    """Round ``values[place]`` (float32) to tf32, in place."""
     bits = T.alloc_local((1,), "uint32")
     T.ptx[ROUND_TO_TF32](bits[0], values[place])
     values[place] = T.reinterpret("float32", bits[0])

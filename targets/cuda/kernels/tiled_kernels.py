@@ -1,4 +1,4 @@
-"""Kernels that multiply tile by tile: one generator, for grouped products and for dense ones."""
+"""Records of kernels that multiply tile by tile: one generator makes both a grouped product and a dense one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DENSE_FORMULA = "out[r] = activation(rows[r] @ matrix.T + bias)"
 
 @dataclasses.dataclass(frozen=True)
 class DenseLaunch:
-    """A dense product, for up to ``most`` rows; None for any number."""
+    """A dense product for up to ``most`` rows; None for any number."""
 
     problem: GroupedProblem
     most: int | None
@@ -32,8 +32,8 @@ def tiled_kernels(
     why_not: Callable[[GroupedProblem, str], str | None],
     plan: Callable[[GroupedProblem], TilePlan],
 ) -> tuple[Kernel, Kernel]:
-    """The kernel of grouped products, which is for a :class:`GroupedProblem`, and that of dense ones, for a
-    :class:`DenseLaunch`."""
+    """The kernel for grouped products, selected for a :class:`GroupedProblem`, and the one for dense products, selected
+    for a :class:`DenseLaunch`."""
 
     def tile_in_words(problem: GroupedProblem) -> str:
         tile = plan(problem)

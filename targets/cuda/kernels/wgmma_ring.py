@@ -1,20 +1,21 @@
-"""K-tiles on their way from memory to wgmma: a ring of stages in shared memory, and who fills and empties them.
+"""The ring of stages in shared memory that brings k-tiles from memory to wgmma: the producer fills it, consumers empty
+it.
 
-One warpgroup, the producer, fills the stages one after another, over the ends of tiles. K-tiles that lie in memory as a
-box are a single copy each of the tensor memory accelerator (TMA). Rows that are gathered are scattered in memory and
-come by asynchronous copies of 16 bytes; a quantised matrix is decoded by the producer's threads. A stage is full when
-all copies have arrived, and empty when the consumer that it was for has multiplied it: two barriers say so.
+One warpgroup, the producer, fills the stages one after another, also beyond the end of a tile. A k-tile that is a box
+in memory is one copy by the tensor memory accelerator (TMA). Gathered rows are scattered in memory, so they are copied
+asynchronously, 16 bytes at a time. A quantised matrix is decoded by the producer's threads. Each stage has two
+barriers. It is full when all copies have arrived, and empty when its consumer has multiplied it.
 
-Consumers take turns. A barrier tells the phase before from the one after, and no more: a consumer that waited for its
-first k-tile while another is still far from its last could take an older phase for its own. So each waits for its turn,
-which the other gives it once all k-tiles of its own tile have arrived. Each warp gives it, for warps may run apart,
-and one that still waits for its turn, while another has started the only k-tile of its tile, must not miss it.
+Consumers take turns. A barrier distinguishes only a phase from the next one. A consumer that waited for its first
+k-tile while the other is still far from its last one could therefore mistake an older phase for its own. So each waits
+for its turn, which the other passes on once all k-tiles of its own tile have arrived. Each warp passes it on
+separately, because warps may run apart: a warp that still waits for its turn, while another has already started the
+only k-tile of its tile, must not miss it.
 
-Two blocks of threads in a cluster may need the same k-tiles of the matrix. Then each has half of them copied to both,
-so that a stage is free when consumers of both blocks have multiplied what was in it: they arrive at the barriers of
-both.
+Two blocks of threads in a cluster may need the same k-tiles of the matrix. Then each copies half of them to both
+blocks. A stage is free only when consumers of both blocks have multiplied it, so they arrive at the barriers of both.
 
-K-tiles lie in the 128-byte swizzle, which is that of :mod:`.grouped_gemm_mma`.
+K-tiles are stored in the 128-byte swizzle of :mod:`.grouped_gemm_mma`.
 """
 
 from __future__ import annotations
@@ -36,22 +37,22 @@ from moec.targets.cuda.kernels.shared_pool import SWIZZLE_ALIGNMENT, SharedPool
 from moec.targets.cuda.kernels.wgmma_tile import CONSUMERS, GROUP_ROWS, WARPGROUP, WgmmaTile
 
 SWIZZLE = 3
-"""128 bytes, for the accelerator and for wgmma."""
+"""The number of the 128-byte swizzle, for TMA and for wgmma."""
 ELEMENTS = {"float16": "f16", "bfloat16": "bf16", FP8: "e4m3"}
 _COPY_MATRIX, _COPY_ROWS = (
     f"cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes" for rank in (3, 2)
 )
 _COPY_MATRIX_TO_CLUSTER = f"{_COPY_MATRIX}.multicast::cluster"
 _REGISTERS, _REGISTERS_BESIDE_DECODERS = (40, 232), (104, 200)
-"""Registers of a thread of the producer, and of a consumer: three warpgroups have 168 each at the start."""
+"""Registers of a thread of the producer, and of a consumer. At the start each of the three warpgroups has 168."""
 _REGISTERS_OF_CLUSTERS, _REGISTERS_BESIDE_COPIES = (24, 240), (56, 224)
-"""The same of blocks in clusters, and where the producer's threads copy rows there."""
+"""The same for blocks in clusters, with rows copied by TMA, and by the producer's threads."""
 _STARTED_AHEAD = 2
-"""K-tiles of gathered rows that have been started since the one that is waited for."""
+"""K-tiles of gathered rows that are in flight after the one that is waited for."""
 _DESCRIPTOR_UNIT = 16
-"""Bytes that descriptors count in."""
+"""Bytes of the unit in which descriptors count."""
 ROW = SWIZZLE_BYTES // _DESCRIPTOR_UNIT
-"""Of a k-tile in shared memory, in these."""
+"""A row of a k-tile in shared memory, in units of descriptors."""
 EIGHT_ROWS = 8 * ROW
 _GROUP_STEP = GROUP_ROWS * ROW
 DEPTH_STEP = MMA_DEPTH * 2 // _DESCRIPTOR_UNIT
@@ -59,22 +60,22 @@ DEPTH_STEP = MMA_DEPTH * 2 // _DESCRIPTOR_UNIT
 
 @dataclasses.dataclass(frozen=True)
 class TensorMaps:
-    """What the accelerator knows of the matrix [E, columns, inner] and of the rows [R, inner]: None where the
-    producer's threads bring them."""
+    """The tensor maps of the matrix [E, columns, inner] and of the rows [R, inner] for TMA. None for an operand that
+    the producer's threads copy or decode."""
 
     matrix: Any
     rows: Any
 
     @property
     def threads_help(self) -> bool:
-        """Whether every thread of the producer has something to bring."""
+        """Whether all threads of the producer take part in copying or decoding, not just the one that starts TMA."""
         return self.matrix is None or self.rows is None
 
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """The stages: their k-tiles [stages, rows or columns, inputs] and barriers. ``rank``: of the block of threads in
-    its cluster."""
+    """The stages: ``row_tiles`` and ``column_tiles`` [stages, rows or columns, inputs], the barriers ``full`` and
+    ``empty`` of each stage, and ``turns`` of each consumer. ``rank``: of the block of threads in its cluster."""
 
     tile: WgmmaTile
     maps: TensorMaps
@@ -87,19 +88,19 @@ class Ring:
 
     @property
     def bytes_by_accelerator(self) -> int:
-        """Of a stage."""
+        """Bytes of a stage that TMA copies."""
         rows = 0 if self.maps.rows is None else self.tile.rows
         columns = 0 if self.maps.matrix is None else self.tile.columns
         return (rows + columns) * SWIZZLE_BYTES
 
     @property
     def arrivals(self) -> int:
-        """How many arrivals make a stage full."""
+        """The number of arrivals that make a stage full."""
         return (WARPGROUP if self.maps.threads_help else 0) + (1 if self.bytes_by_accelerator else 0)
 
     @property
     def registers(self) -> tuple[int, int]:
-        """Of a thread of the producer, and of a consumer."""
+        """Registers of a thread of the producer, and of a consumer."""
         if self.maps.matrix is None:
             return _REGISTERS_BESIDE_DECODERS
         if self.tile.cluster == 1:
@@ -107,7 +108,7 @@ class Ring:
         return _REGISTERS_BESIDE_COPIES if self.maps.rows is None else _REGISTERS_OF_CLUSTERS
 
     def before(self, stage: Any, count: Any = 1) -> Any:
-        """The stage so many before that one."""
+        """The stage that is ``count`` stages before ``stage`` in the ring."""
         return T.Select(stage < count, self.tile.stages - count + stage, stage - count)
 
 
@@ -123,8 +124,8 @@ def new_ring(tile: WgmmaTile, problem: GroupedProblem, maps: TensorMaps, rank: A
 
 @T.inline
 def meet_cluster(tile):
-    """All threads of a cluster meet: before the first copy into another block, and before a block ends into which
-    another may still copy, or at whose barriers it may arrive."""
+    """Synchronise all threads of a cluster. That is needed before the first copy into another block, and before a block
+    ends, because another block may still copy into it or arrive at its barriers."""
     if tile.cluster == 1:
         T.cuda.cta_sync()
     else:
@@ -134,7 +135,7 @@ def meet_cluster(tile):
 
 @T.inline
 def start_ring(ring):
-    """All threads see the barriers from now on, and so does the accelerator."""
+    """Initialise the barriers and make them visible to all threads of the cluster and to TMA."""
     ring.full.init(ring.arrivals)
     ring.empty.init(ring.tile.cluster * (CONSUMERS if ring.tile.together else 1))
     ring.turns.init(WARPGROUP // WARP)
@@ -144,7 +145,7 @@ def start_ring(ring):
 
 @T.meta_class
 class RingPosition(PipelineState):
-    """Stage and phase of a k-tile, counted over all tiles."""
+    """The stage and phase of a k-tile; k-tiles are counted across all tiles of the block."""
 
     def __init__(self, depth: int, phase: int) -> None:
         super().__init__(depth, phase)
@@ -159,7 +160,8 @@ class RingPosition(PipelineState):
 
 @T.inline
 def _copy_columns(ring, tile, stage, k_tile, part, blocks):
-    """A part of the matrix, to the ``blocks`` of the cluster whose bits are set; None: to this block of threads."""
+    """Start the copy of a part of a k-tile of the matrix to those blocks of the cluster whose bits are set in
+    ``blocks``; None for this block of threads only."""
     first = T.meta_var(part * ring.tile.columns_each)
     T.ptx[_COPY_MATRIX if blocks is None else _COPY_MATRIX_TO_CLUSTER](
         ring.column_tiles.ptr_to([stage, first, 0]),
@@ -174,7 +176,8 @@ def _copy_columns(ring, tile, stage, k_tile, part, blocks):
 
 @T.inline
 def _start_boxes(ring, tile, stage, k_tile, shares):
-    """The accelerator's copies of a stage, which one thread starts."""
+    """Start TMA's copies of a stage. One thread does that. ``shares``: whether all blocks of the cluster need the same
+    k-tile of the matrix."""
     ring.full.arrive(stage, ring.bytes_by_accelerator)
     if ring.maps.matrix is not None:
         if ring.tile.cluster == 1:
@@ -196,14 +199,15 @@ def _start_boxes(ring, tile, stage, k_tile, shares):
 
 @T.inline
 def arrive_written(barrier, stage):
-    """What this thread has written is there. wgmma reads shared memory in another way than threads write it."""
+    """Arrive at a stage's barrier after this thread's writes. The fence makes them visible to wgmma, which reads shared
+    memory through another proxy than threads write it."""
     T.ptx.fence.proxy.async_.shared__cta()
     MBarrier.arrive(barrier, stage)
 
 
 @T.inline
 def _wait_until_empty(ring, position):
-    """The consumers of all blocks of the cluster have multiplied what was in the stage."""
+    """Wait until the consumers of all blocks of the cluster have multiplied the stage."""
     if ring.tile.cluster == 1:
         ring.empty.wait(position.stage, position.phase)
     else:
@@ -212,7 +216,8 @@ def _wait_until_empty(ring, position):
 
 @T.inline
 def give_back(ring, stage, thread):
-    """The consumer has multiplied what is in the stage: one thread says so to each block of the cluster."""
+    """Release a stage that the consumer has multiplied: one thread arrives at the barrier of each block of the
+    cluster."""
     if ring.tile.cluster == 1:
         if thread % WARPGROUP == 0:
             ring.empty.arrive(stage)
@@ -226,7 +231,7 @@ def give_back(ring, stage, thread):
 
 @T.inline
 def produce_boxes(ring, tile, position, shares):
-    """The k-tiles of a tile, rows and matrix by the accelerator: the work of one thread."""
+    """Produce the k-tiles of a tile, with rows and matrix copied by TMA. One thread does that."""
     for k_tile in T.serial(tile.k_tiles, unroll=False):
         _wait_until_empty(ring, position)
         _start_boxes(ring, tile, position.stage, k_tile, shares)
@@ -235,8 +240,9 @@ def produce_boxes(ring, tile, position, shares):
 
 @T.inline
 def produce_gathered(ring, tile, position, started, shares):
-    """The k-tiles of a tile, its rows by all threads. A thread says that its chunks of a k-tile have arrived when it
-    has started those of the next ones. ``started[0]``: how many there are before, at most as many as are waited for."""
+    """Produce the k-tiles of a tile, with rows copied by all threads and the matrix by TMA. A thread arrives for its
+    chunks of a k-tile once it has started those of the next :data:`_STARTED_AHEAD`. ``started[0]``: the number of
+    k-tiles that are in flight, at most that many."""
     sources = T.alloc_local((tile.shape.rows // tile.shape.rows_per_copy,), "int32")
     find_sources(tile, sources)
     for k_tile in T.serial(tile.k_tiles):
@@ -254,7 +260,7 @@ def produce_gathered(ring, tile, position, started, shares):
 
 @T.inline
 def finish_gathered(ring, position, started):
-    """The last k-tiles of all tiles have arrived too."""
+    """Wait for the copies of the last k-tiles of all tiles, and arrive for them."""
     T.ptx.cp.async_.wait_group(0)
     T.ptx.fence.proxy.async_.shared__cta()
     for i in T.unroll(_STARTED_AHEAD):
@@ -264,8 +270,8 @@ def finish_gathered(ring, position, started):
 
 @T.inline
 def produce_decoded(ring, tile, position):
-    """The k-tiles of a tile of a quantised matrix: a thread reads the codes of a k-tile before a stage is free, and
-    stores them decoded while the rows arrive."""
+    """Produce the k-tiles of a tile of a quantised matrix. A thread reads the codes of a k-tile before a stage is free,
+    and stores the decoded numbers while the rows arrive."""
     gathered = T.meta_var(ring.maps.rows is None)
     codes = T.alloc_local((columns_of_thread(tile), chunk_bytes(tile)), "uint8")
     scales = T.alloc_local((columns_of_thread(tile),), "float32")
@@ -293,21 +299,21 @@ def produce_decoded(ring, tile, position):
 
 
 def multiply_instruction(columns: int, dtype: str) -> str:
-    """Of 64 rows and so many columns, with sums in float32."""
+    """The wgmma instruction for 64 rows and ``columns`` columns of ``dtype``, with sums in float32."""
     depth, element = k_tile_depth(dtype) * MMA_DEPTH // DEPTH, ELEMENTS[dtype]
     return f"wgmma.mma_async.sync.aligned.m{GROUP_ROWS}n{columns}k{depth}.f32.{element}.{element}"
 
 
 def all_sums(sums: Any, i: Any) -> list[Any]:
-    """The registers of an instruction's sums, in its order."""
+    """The accumulators of the ``i``-th instruction along the rows, in the order of its operands."""
     _, columns, values = (int(size) for size in sums.shape)
     return [sums[i, j, v] for j in range(columns) for v in range(values)]
 
 
 @T.inline
 def clear_sums(sums):
-    """Before the sums of a tile. ``wgmma`` could begin with zeros by itself (its scale-d), but reads the registers for
-    all that ptxas knows: they would hold the sums of the tile before until then, and not be free in its epilogue."""
+    """Set the sums of a tile to zero. ``wgmma`` could start from zero by itself (its scale-d), but ptxas assumes that
+    it always reads the registers. They would then stay allocated to the preceding tile's sums through its epilogue."""
     for i in T.unroll(sums.shape[0]):
         for j in T.unroll(sums.shape[1]):
             for v in T.unroll(sums.shape[2]):
@@ -316,15 +322,17 @@ def clear_sums(sums):
 
 @T.inline
 def wait_for_turn(ring, consumer, tiles):
-    """Of a consumer that has computed so many tiles; the first one begins."""
+    """Wait for the turn of a consumer that has computed ``tiles`` tiles. Consumer 0 starts."""
     ring.turns.wait(consumer, T.truncmod(tiles + T.Select(consumer == 0, 1, 0), 2))
 
 
 @T.inline
 def consume_tile(ring, dtype, k_tiles, position, consumer, thread, sums):
-    """What the tile whose first k-tile is at ``position`` adds to ``sums`` [row steps, column steps, 4]. A stage is
-    given back when the products of the next one have been started. The loop stays one: where nvcc unrolls a short one,
-    or knows that it is run once, ptxas makes the products wait for one another (C7520)."""
+    """Add the products of a tile, whose first k-tile is at ``position``, to ``sums`` [row steps, column steps, 4].
+
+    A stage is released once the products of the next one have been started. The loop must not be unrolled or removed:
+    if nvcc unrolls a short loop, or knows that it runs once, ptxas serialises the products (C7520).
+    """
     shape = T.meta_var(ring.tile)
     instruction = T.meta_var(multiply_instruction(ring.tile.columns, dtype))
     left = T.local_scalar("uint64")

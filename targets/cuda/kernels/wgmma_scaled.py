@@ -1,8 +1,8 @@
-"""Consumers of k-tiles in fp8: both multiply the same stage, each its part of one tile.
+"""Consumers of k-tiles in fp8: both multiply the same stage, each its own part of one tile.
 
-What tensor cores make of a k-tile joins the float32 sums in registers (:mod:`.scaled_sums`), and they would wait for
-that if a warpgroup multiplied alone. So consumers take no turns: while one adds up, the other multiplies, as in
-DeepGEMM (DeepSeek, 2025).
+The sums of each k-tile are scaled and added to float32 sums in registers (:mod:`.scaled_sums`). Tensor cores would be
+idle during that time if only one warpgroup multiplied. So consumers do not take turns: while one adds up, the other
+multiplies, as in DeepGEMM (DeepSeek, 2025).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from moec.targets.cuda.kernels.wgmma_tile import GROUP_ROWS, WARPGROUP, for_each
 
 @T.inline
 def _multiply_k_tile(ring, tile, position, sums):
-    """``sums`` become those of a k-tile, of the rows and columns that are this consumer's."""
+    """Set ``sums`` to the products of a k-tile, for this consumer's rows and columns."""
     instruction = T.meta_var(multiply_instruction(ring.tile.instruction_columns, tile.problem.dtype))
     left = T.local_scalar("uint64")
     right = T.local_scalar("uint64")
@@ -56,7 +56,7 @@ def _multiply_k_tile(ring, tile, position, sums):
 
 @T.inline
 def consume_together(operands, epilogue, tile, ring, place, thread):
-    """A consumer's part of all tiles of this block of threads; its warps are four of eight."""
+    """Compute one consumer's part of all tiles of this block of threads; its warps are four of the eight."""
     shape = T.meta_var(tile.consumer_shape)
     warp: T.let = thread // WARP - WARPGROUP // WARP
     warp_row: T.let = T.truncmod(warp, shape.row_warps) * MMA_ROWS

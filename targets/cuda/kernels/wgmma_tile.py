@@ -1,11 +1,11 @@
-"""The tile of a warpgroup that multiplies with wgmma, and how a block of threads shares its time between tiles.
+"""The tile of a warpgroup that multiplies with wgmma, and the order in which blocks of threads compute tiles.
 
-The grid is as large as the GPU has multiprocessors, and each block of threads computes several tiles, one after
-another: those whose number is its own and those a grid further on. Two blocks of threads may be a *cluster*: they
-compute the tiles of two neighbouring blocks of rows, which mostly belong to one expert, and each brings half of its
-matrix to both. Numbers follow one another so that tiles computed at
-the same time read the same memory, which then comes from the L2 cache: a *band* of neighbouring blocks of rows, which
-belong to one expert or few, column by column, then the next band.
+The grid has one block of threads per multiprocessor. Each block computes several tiles, one after another: the tile
+with its own number, and then every grid-size-th after it. Two blocks of threads may form a *cluster*. They compute the
+tiles of two neighbouring blocks of rows, which mostly belong to one expert, and each copies half of the matrix to both.
+
+Tiles are numbered such that tiles computed at the same time read the same memory, which then comes from the L2 cache:
+first a *band* of neighbouring blocks of rows, which belong to one expert or few, column by column, then the next band.
 """
 
 from __future__ import annotations
@@ -27,30 +27,32 @@ WARPGROUP = 128
 GROUP_ROWS = 64
 """Rows of one instruction."""
 CONSUMERS = 2
-"""Warpgroups that multiply, beside the one that produces k-tiles."""
+"""Warpgroups that multiply; one more produces k-tiles."""
 HEIGHTS = (64, 128)
 _CLUSTER = 2
-"""Blocks of threads that share a matrix, where each expert has rows for several: :func:`_cluster`."""
+"""Blocks of threads that share a matrix, if each expert has rows for several (:func:`_cluster`)."""
 _MOST_COLUMNS = 256
-"""Columns of one instruction."""
+"""The most columns of one instruction."""
 _COLUMN_STEP = 16
-"""Gate and up of 8 hidden units, and what the threads that decode have at once."""
+"""Columns of a tile are a multiple of this: gate and up of 8 hidden units, and the columns that decoding threads handle
+at once."""
 _MOST_SUMS, _MOST_SUMS_BESIDE_DECODERS = 192, 128
-"""Registers of a thread that sums may take."""
+"""Registers of a thread for sums, at most."""
 _MOST_SCALED_SUMS = 72
-"""The same where consumers share a tile: beside them stand those of a group of inputs, and scales."""
+"""The same limit if consumers share a tile: a thread also needs registers for the sums of a group of inputs, and for
+scales."""
 _MOST_STAGES = 8
 _BARRIER_BYTES, _TURN_BYTES = 16, 16
-"""Of a stage, and of all of them."""
+"""Bytes of the barriers of one stage, and of the barriers for turns."""
 _MULTIPROCESSORS = 132
-"""Of an H100, by which the height of a band is chosen. Any number gives the same results."""
+"""The multiprocessors of an H100, from which the height of a band follows. Results do not depend on it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class WgmmaTile:
-    """``rows`` x ``columns`` sums in the registers of a warpgroup; k-tiles come in a ring of ``stages``. ``band``:
-    blocks of rows whose tiles are computed at about the same time. ``cluster``: blocks of threads that bring one
-    another parts of the matrix."""
+    """A tile of ``rows`` x ``columns`` sums in the registers of a warpgroup, or of both consumers together. ``stages``:
+    of the ring of k-tiles; ``band``: blocks of rows whose tiles are computed at about the same time; ``cluster``:
+    blocks of threads that copy parts of the matrix to one another."""
 
     rows: int
     columns: int
@@ -58,7 +60,7 @@ class WgmmaTile:
     band: int
     cluster: int
     together: bool = False
-    """Whether consumers share a tile, by its rows where there are enough for both, else by its columns."""
+    """Whether consumers share a tile: by rows if there are enough for both, otherwise by columns."""
 
     @property
     def threads(self) -> int:
@@ -67,7 +69,7 @@ class WgmmaTile:
 
     @property
     def row_steps(self) -> int:
-        """Instructions of a consumer along the rows."""
+        """Instructions of a consumer along its rows."""
         return 1 if self.together else self.rows // GROUP_ROWS
 
     @property
@@ -76,7 +78,7 @@ class WgmmaTile:
 
     @property
     def consumer_shape(self) -> TileShape:
-        """How the warps of a consumer share a tile; those of both, where it is theirs together."""
+        """The partition of a tile among the warps of a consumer, or among those of both if they share it."""
         warps, across = WARPGROUP // WARP, 1
         if self.together:
             warps, across = (warps * CONSUMERS, 1) if self.rows > GROUP_ROWS else (warps, CONSUMERS)
@@ -84,12 +86,12 @@ class WgmmaTile:
 
     @property
     def producer_shape(self) -> TileShape:
-        """Its warps copy all columns."""
+        """The partition of a tile among the warps of the producer, which copy all columns."""
         return TileShape(self.rows, 1, WARPGROUP // WARP, self.stages, self.columns)
 
     @property
     def columns_each(self) -> int:
-        """Columns of the matrix that a block of a cluster brings."""
+        """Columns of the matrix that each block of a cluster copies."""
         return self.columns // self.cluster
 
     def tiles_across(self, problem: GroupedProblem) -> int:
@@ -97,7 +99,7 @@ class WgmmaTile:
 
 
 def wgmma_tile(problem: GroupedProblem) -> WgmmaTile:
-    """Tiles as wide as registers allow, fewer columns where that takes no more of them."""
+    """The tile for a problem. It is as wide as registers allow, or narrower if the number of tiles stays the same."""
     together = problem.in_fp8
     sums = _MOST_SUMS_BESIDE_DECODERS if problem.decodes else _MOST_SUMS
     sums = _MOST_SCALED_SUMS * CONSUMERS if together else sums
@@ -112,23 +114,26 @@ def wgmma_tile(problem: GroupedProblem) -> WgmmaTile:
 
 
 def _cluster(problem: GroupedProblem) -> int:
-    """Blocks of this height are chosen where experts have as many rows on average, so that neighbours mostly have one
-    matrix. Below, bytes from memory are the limit, which a cluster does not save; a matrix that is decoded is decoded
-    by every block for itself."""
+    """The number of blocks of threads in a cluster: two for the greatest height, otherwise one.
+
+    The greatest height is chosen if experts have as many rows on average, so neighbouring blocks mostly share a matrix.
+    With lower blocks memory is the limit, and a cluster does not save reads of memory. A matrix that is decoded cannot
+    be shared, because every block decodes it for itself.
+    """
     return _CLUSTER if not problem.decodes and problem.block_rows == max(HEIGHTS) else 1
 
 
 def _band(rows: int, columns: int) -> int:
-    """Blocks of rows for which tiles that are computed together, one per multiprocessor, read the fewest bytes: as much
-    of rows as of the matrix."""
+    """The number of blocks of rows in a band for which the tiles computed at the same time, one per multiprocessor,
+    read the fewest bytes: as many of rows as of the matrix."""
     return max(1, round(math.sqrt(_MULTIPROCESSORS * columns / rows)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """A tile of a block of threads. ``shares``: whether all blocks of its cluster need the same columns of one matrix;
-    ``stores``: not where a block has no rows of its own and computes those of its neighbour, to bring its part of the
-    matrix."""
+    """One tile in the work of a block of threads. ``shares``: whether all blocks of its cluster need the same columns
+    of one matrix. ``stores``: whether it stores results. A block without rows of its own does not: it computes those of
+    its neighbour, only to copy its part of the matrix."""
 
     block: Any
     expert: Any
@@ -139,8 +144,8 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Of a block of threads in the grid: the ``first`` of its tiles, the ``step`` from one to the next, and its
-    ``rank`` in its cluster, whose blocks have them in common."""
+    """The place of a block of threads in the grid: the ``first`` of its tiles, the ``step`` from one tile to the next,
+    both the same for all blocks of a cluster, and its ``rank`` in the cluster."""
 
     first: Any
     step: Any
@@ -148,8 +153,8 @@ class Place:
 
 
 def _some_are_used(operands: Any, *blocks: Any) -> Any:
-    """Whether one of the blocks of rows, of which the first exists, is to be computed: not those of experts that have
-    another kernel."""
+    """Whether at least one of the blocks of rows has to be computed; blocks of other kernels' experts need not. The
+    first of ``blocks`` has to exist."""
     if operands.problem.first_expert is None:
         return True
     return functools.reduce(T.Or, map(operands.is_used, blocks))
@@ -157,13 +162,13 @@ def _some_are_used(operands: Any, *blocks: Any) -> Any:
 
 @T.inline
 def for_each_tile(operands, tile, place, visit):
-    """``visit(turn)`` for the tiles ``place.first``, ``place.first + place.step``, ...: those of blocks that are
-    used."""
+    """Emit ``visit(turn)`` for the tiles ``place.first``, ``place.first + place.step``, ..., without those of blocks
+    that are not used."""
     across = T.meta_var(tile.tiles_across(operands.problem))
     band = T.meta_var(max(1, tile.band // tile.cluster))
-    # Blocks of rows, or pairs of them.
+    # The number of blocks of rows, or of pairs of them in clusters.
     blocks: T.let = T.ceildiv(operands.used_blocks, tile.cluster)
-    # The largest: of producers and consumers each have a register for it, where ptxas spills one that both begin with.
+    # T.max gives producers and consumers each their own register; ptxas spills a register that both start from.
     for tile_index in T.serial(T.max(place.first, 0), blocks * across, step=place.step):
         top: T.let = T.truncdiv(tile_index, band * across) * band
         height: T.let = T.min(band, blocks - top)

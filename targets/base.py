@@ -42,7 +42,7 @@ class TensorMap:
 
 @dataclasses.dataclass(frozen=True)
 class SizeRange:
-    """The sizes from ``least`` to ``most``, which is None where there is no limit."""
+    """The sizes from ``least`` to ``most``, both included; None for no upper limit."""
 
     least: int = 0
     most: int | None = None

@@ -1,5 +1,4 @@
-"""The ring of stages in shared memory that brings k-tiles from memory to wgmma: the producer fills it, consumers empty
-it.
+"""The ring of stages in shared memory that brings k-tiles to wgmma: the producer fills it, consumers empty it.
 
 One warpgroup, the producer, fills the stages one after another, also beyond the end of a tile. A k-tile that is a box
 in memory is one copy by the tensor memory accelerator (TMA). Gathered rows are scattered in memory, so they are copied

@@ -1,4 +1,4 @@
-"""Runs a kernel for CUDA on numpy arrays, in the emulator. Its code for the host, which computes the grid, runs too."""
+"""Run a CUDA kernel on numpy arrays in the emulator, including its host code, which computes the grid."""
 
 from __future__ import annotations
 
@@ -28,37 +28,40 @@ _view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
 _tensor_in = ctypes.pythonapi.PyCapsule_GetPointer
 _tensor_in.restype, _tensor_in.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 _KIND_OF_DEVICE = ctypes.sizeof(ctypes.c_void_p)
-"""Where DLPack's tensor holds it: behind the address of the data."""
+"""The offset of the kind of device in DLPack's tensor: after the address of the data."""
 _LOOPS_STAY_LOOPS = {"tirx.UnrollLoop": {"explicit_unroll": 0}}
 
 
 class Kernel:
-    """A compiled kernel."""
+    """A compiled kernel, ready to run in the emulator."""
 
     def __init__(self, host: Any, library: Any, *, watches: bool) -> None:
         self._host, self._library, self._watches = host, library, watches
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
-        """Run it; the last array is the output and is returned."""
+        """Run the kernel; the last array is the output and is returned."""
         return self.outputs(1, *arrays)[0]
 
     def outputs(self, count: int, *arrays: np.ndarray) -> list[np.ndarray]:
-        """Run it; the last ``count`` arrays are outputs and are returned. The given arrays are not changed. Copies of
-        all begin behind a page without access, and in a second run end before one."""
+        """Run the kernel; the last ``count`` arrays are outputs and are returned. The given arrays are not changed.
+
+        The kernel runs twice on copies of the arrays. In the first run each copy begins right after an inaccessible
+        page, in the second it ends right before one.
+        """
         for before in (True, False):
             copies = [guarded(array, 1, before=before) for array in arrays]
             self.run_on(*map(over, copies))
         return [copy.copy() for copy in copies[-count:]]
 
     def run_on(self, *tensors: Any) -> None:
-        """Run it on tensors of the device, in their place."""
+        """Run the kernel on tensors of the device, in place."""
         if self._watches:
             watch_arrays(self._library, [(t.data_ptr(), _DEVICE.fetch(t).nbytes) for t in tensors])
         self._host["kernel"](*tensors)
 
     @contextlib.contextmanager
     def scheduled(self, behind: Iterable[int] = (), seed: int = 0) -> Iterator[None]:
-        """Threads run as :func:`schedule_threads` says."""
+        """A context in which threads are scheduled as :func:`schedule_threads` says."""
         schedule_threads(self._library, behind, seed)
         try:
             yield
@@ -67,7 +70,7 @@ class Kernel:
 
 
 def over(array: np.ndarray) -> Any:
-    """A tensor of the device over the array's memory, wherever it begins."""
+    """A tensor of the device over the array's memory, whatever its alignment."""
     if not array.size:
         return _DEVICE.place(array)
     capsule = array.view(f"u{array.itemsize}").__dlpack__()
@@ -78,7 +81,7 @@ def over(array: np.ndarray) -> Any:
 
 
 def build(kernel: tirx.PrimFunc, architecture: str = "sm_80", **options: Any) -> Kernel:
-    """The kernel, ready to run in the emulator; ``options`` are those of :func:`emulated_library`."""
+    """Compile a kernel for the emulator. ``options``: for :func:`emulated_library`."""
     host, device, source = _compiled(kernel, architecture)
     launches = [
         Launch(function.attrs["global_symbol"], tuple(map(str, function.attrs["tirx.kernel_launch_params"])))

@@ -1,4 +1,4 @@
-"""A layer of experts computed by the kernels for CUDA, one after the other, and by the reference."""
+"""A layer of experts, computed by the CUDA kernels one after another, and by the reference."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .kernel_runner import Kernel, build
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 TOLERANCES = {"float32": 5e-6, "float16": 4e-3, "bfloat16": 3e-2}
-"""Of the largest output."""
+"""Tolerances by type, as a share of the largest output."""
 GATED = ExpertsSpec(gate_layout="separate")
 
 GroupedKernel = Callable[[GroupedProblem, Callable[..., Any]], Any]
@@ -31,7 +31,7 @@ GroupedKernel = Callable[[GroupedProblem, Callable[..., Any]], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A layer's sizes; the kernels are built once for it."""
+    """The sizes and types of a layer; kernels are built once for each."""
 
     experts: int
     inner: int
@@ -51,7 +51,7 @@ class Layer:
 
 
 class Data:
-    """Random numbers for a layer: what the operator takes, rounded to the layer's type."""
+    """Random operands for a layer, rounded to its type."""
 
     def __init__(self, layer: Layer, ids: np.ndarray, seed: int = 0) -> None:
         random, dtype = np.random.default_rng(seed), DTYPES[layer.dtype]
@@ -93,7 +93,7 @@ class Data:
 
 
 def undefined(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Memory that nobody has written: NaN."""
+    """An array of NaN, in place of memory that was never written."""
     return np.full(shape, np.nan, DTYPES[dtype])
 
 
@@ -118,7 +118,7 @@ def _dispatch(experts: int, block_rows: int) -> Kernel:
 
 
 def sort_pairs(experts: int, block_rows: int, ids: np.ndarray) -> list[np.ndarray]:
-    """``sorted_pairs``, ``block_experts`` and ``block_count``; -7 is where dispatch has written nothing."""
+    """``sorted_pairs``, ``block_experts`` and ``block_count`` by the kernel; -7 where it wrote nothing."""
     blocks = dispatch.most_blocks(experts, ids.size, block_rows)
     outputs = [np.full(size, -7, np.int32) for size in (blocks * block_rows, blocks, 1)]
     return _dispatch(experts, block_rows).outputs(3, ids.astype(np.int32), *outputs)
@@ -136,7 +136,7 @@ def products(layer: Layer, kernel: GroupedKernel, **options: Any) -> tuple[Kerne
 
 
 def compute(data: Data, kernel: GroupedKernel, **options: Any) -> np.ndarray:
-    """The layer's output, the rows sorted by expert for both products; or pair by pair with :func:`grouped_gemv`."""
+    """The layer's output, with rows sorted by expert for both products, or pair by pair for :func:`grouped_gemv`."""
     layer, pairs = data.layer, data.ids.size
     first, second = products(layer, kernel, **options)
     order = [data.ids] if kernel is grouped_gemv else sort_pairs(layer.experts, layer.block_rows, data.ids)
@@ -148,7 +148,7 @@ def compute(data: Data, kernel: GroupedKernel, **options: Any) -> np.ndarray:
 
 
 def assert_matches(data: Data, kernel: GroupedKernel, **options: Any) -> None:
-    """``options`` are those of the emulator."""
+    """Compare the layer's output with the reference. ``options``: for the emulator."""
     y, expected = compute(data, kernel, **options).astype(np.float32), data.reference()
     scale = float(np.abs(expected).max(initial=0)) or 1.0
     np.testing.assert_allclose(y / scale, expected / scale, rtol=0, atol=TOLERANCES[data.layer.dtype])

@@ -25,7 +25,7 @@ from ...attention_cases import ON_NONE, PROBLEM, expected, operands
 from .kernel_runner import Kernel, build
 
 PARTS = 3
-"""Of the keys, of which some may be empty."""
+"""Parts of the keys, some of which may be empty."""
 
 SIZES = {attention_few: [(0, 3), (1, 0), (1, 1), (3, 40)], attention_tiled: [(0, 3), (3, 0), (33, 70)]}
 """Numbers of queries and keys."""
@@ -43,16 +43,16 @@ PROBLEMS = {
 
 
 class InParts:
-    """:func:`attention_few` on keys in parts, and what joins them, as if they were one kernel."""
+    """:func:`attention_few` on keys in parts, followed by the join, callable like one kernel."""
 
     def __init__(self, problem: AttentionProblem, dtype: str, parts: int = PARTS, **options: Any) -> None:
         self._attend, self._join = build(attention_few(problem, dtype), **options), _joining(problem.value_size, dtype)
         self._parts = parts
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
-        *given, result = arrays
-        found = [np.full((self._parts, *result.shape[:3], n), np.nan, np.float32) for n in (result.shape[3], 2)]
-        return self._join(*self._attend.outputs(3, *given, *found, result))
+        *inputs, result = arrays
+        partial = [np.full((self._parts, *result.shape[:3], n), np.nan, np.float32) for n in (result.shape[3], 2)]
+        return self._join(*self._attend.outputs(3, *inputs, *partial, result))
 
 
 @functools.cache
@@ -143,7 +143,7 @@ def test_half_precision_in_any_order_of_threads(generate, dtype, tolerance):
 
 
 def in_pages(state: np.ndarray, size: int) -> np.ndarray:
-    """Keys [B, G, P, D] in pages of a size, NaN behind the last."""
+    """Keys [B, G, P, D] as pages of ``size`` keys, with NaN after the last key."""
     count = -(-state.shape[2] // size)
     padded = np.full((*state.shape[:2], count * size, state.shape[3]), np.nan, state.dtype)
     padded[:, :, : state.shape[2]] = state
@@ -163,7 +163,8 @@ PAGED = dataclasses.replace(HALF, causal="lengths", has_lengths=True, paged="flo
     ],
 )
 def test_keys_in_pages(generate, dtype):
-    """Several pages of 256, or one that is just large enough; queries may be stored in another type."""
+    """Keys in several pages of 256, or in one page that is just large enough. Queries may have another type than
+    keys."""
     kernel = built(generate, PAGED, np.dtype(dtype).name)
     for queries, keys, page in [(3, 300, 256), (1, 256, 256), (3, 7, 7), (2, 0, 0), (0, 5, 5)]:
         arrays = operands(PAGED, queries, keys)
@@ -182,7 +183,7 @@ def test_keys_that_are_not_in_use_are_not_read(generate):
     arrays = operands(problem, 2, 9)
     arrays["lengths"][:] = 5, 0
     wanted = expected(problem, arrays)
-    arrays["lengths"][1] = 2_000_000 - 2**32  # no keys, as is 0
+    arrays["lengths"][1] = 2_000_000 - 2**32  # negative, so no keys, but positive if cut to 32 bits
     arrays["key"][0, :, 5:] = arrays["value"][0, :, 5:] = arrays["key"][1] = arrays["value"][1] = np.nan
     found = attend(built(generate, problem, "float32"), problem, arrays)
     np.testing.assert_allclose(found, wanted, rtol=3e-5, atol=3e-5)
@@ -192,7 +193,7 @@ def test_keys_that_are_not_in_use_are_not_read(generate):
 @pytest.mark.parametrize("generate", SIZES)
 @pytest.mark.parametrize("name", ["query", "value", "mask"])
 def test_infinity_spreads_as_in_the_reference(name, generate):
-    """Also from keys that a mask hides: zero times infinity is not a number."""
+    """Infinity spreads even from keys that a mask hides, since zero times infinity is NaN."""
     arrays = operands(MASKED, 2, 9)
     arrays["mask"][..., -1] = -np.inf
     arrays[name][..., -1, 7] = np.inf
@@ -226,7 +227,7 @@ def test_what_cannot_be_computed_has_a_reason():
     ],
 )
 def test_sinks_take_weight_and_give_nothing(generate, dtype):
-    """As a key of zeros to which the mask adds the sink; one of -inf is none."""
+    """A sink is equivalent to a further key of zeros to which the mask adds the sink; a sink of -inf has no effect."""
     problem = dataclasses.replace(HALF, mask="float32", mask_broadcast=(True, False, False))
     kernel = built(generate, dataclasses.replace(problem, has_sinks=True), np.dtype(dtype).name)
     for queries, keys in [(3, 70), (2, 0)]:
@@ -244,6 +245,6 @@ def test_sinks_take_weight_and_give_nothing(generate, dtype):
 
 
 def test_parts_follow_from_sizes():
-    """So many that there are about 256 blocks of threads, of 256 keys at least."""
+    """There are enough parts for about 256 blocks of threads, but each part has at least 256 keys."""
     for tiles, keys, parts in ((8, 32768, 32), (8, 256, 1), (8, 257, 2), (1, 100_000, 64), (300, 5000, 1), (0, 0, 1)):
         assert int(parts_for(tirx.IntImm("int64", tiles), tirx.IntImm("int64", keys))) == parts

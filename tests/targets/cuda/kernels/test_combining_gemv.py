@@ -1,4 +1,4 @@
-"""The last product for few tokens, which sums over a token's experts."""
+"""The fused last product for few tokens, which also sums over a token's experts, in the emulator."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_tokens_are_the_sums_of_their_experts(slots, dtype, combine):
 
 
 def test_a_slot_is_added_in_its_turn():
-    """1e8 - 1e8 + 1 is 1 in this order only."""
+    """Slots are added in their order: in float32, 1e8 - 1e8 + 1 is 1 only in this order."""
     problem = _problem(3, "float32")
     rows, matrix = np.zeros((3, INNER), np.float32), np.zeros((E, WIDTH, INNER), np.float32)
     rows[:, 0], matrix[:, :, 0] = [1e8, -1e8, 1], 1

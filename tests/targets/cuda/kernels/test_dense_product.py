@@ -39,7 +39,7 @@ ANY_WIDTH = {
     "wgmma, 130": (dense_problem(64, 130, block_rows=64, **BFLOAT), grouped_gemm_wgmma, "sm_90a"),
     "mma, 133, tf32": (dense_problem(36, 133, block_rows=64, tf32=True), grouped_gemm_mma, "sm_80"),
 }
-"""Rows of results begin at any multiple of an element, or of two."""
+"""Widths at which rows of results are aligned to one element only, or to two."""
 
 
 def _normal(*shape: int) -> np.ndarray:

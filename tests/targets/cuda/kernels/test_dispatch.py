@@ -20,13 +20,13 @@ from .layers import sort_pairs
 
 RANDOM = np.random.default_rng(0)
 CHUNK_PAIRS = chunk_pairs(0)
-"""Pairs of a chunk where they are few."""
+"""Pairs of a chunk if there are few pairs in all."""
 MANY = MOST_CHUNKS * CHUNK_PAIRS
 TOKENS = (0, 1, 7, 64, 300)
 
 
 def expected_order(experts: int, block_rows: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``sorted_pairs`` and ``block_experts`` as far as they are in use."""
+    """The parts of ``sorted_pairs`` and ``block_experts`` that are in use, in numpy."""
     places: list[int] = []
     blocks: list[int] = []
     for expert in range(experts):
@@ -38,7 +38,7 @@ def expected_order(experts: int, block_rows: int, ids: np.ndarray) -> tuple[np.n
 
 
 def sort_in_chunks(experts: int, block_rows: int, ids: np.ndarray) -> list[np.ndarray]:
-    """The same in three launches."""
+    """``sorted_pairs``, ``block_experts`` and ``block_count`` by three launches; -7 where nothing was written."""
     blocks, chunks = dispatch.most_blocks(experts, ids.size, block_rows), dispatch_many.chunks_for(ids.size)
     counts, *outputs = [np.full(size, -7, np.int32) for size in ((chunks, experts), blocks * block_rows, blocks, 1)]
     count, place, scatter = _kernels(experts, block_rows)
@@ -65,7 +65,7 @@ def check(experts: int, block_rows: int, ids: np.ndarray) -> None:
 @thinned("experts, slots, block_rows", [(256, 8, 16), (8, 2, 16), (3, 1, 128), (512, 4, 64)], 2)
 def test_pairs_are_sorted_by_expert(experts, slots, block_rows):
     for tokens in TOKENS:
-        # Ids that belong to no expert are among them: -1, and those of identity experts.
+        # Some ids are not an expert's: -1, and those of identity experts.
         check(experts, block_rows, RANDOM.integers(-1, experts + 2, (tokens, slots)))
 
 
@@ -110,7 +110,7 @@ def test_three_launches_do_the_same_as_one(experts, block_rows, shapes):
     [(0, 1), (1, 1), (CHUNK_PAIRS, 1), (CHUNK_PAIRS + 1, 2), (MANY, MOST_CHUNKS), (MANY + 1, MOST_CHUNKS // 2 + 1)],
 )
 def test_tables_have_a_row_for_every_chunk_and_no_more(pairs, chunks):
-    """Whether the number of pairs is known when the kernel is compiled or when it runs."""
+    """The number of chunks is the same whether the number of pairs is known at compile time or only at run time."""
     analyzer, number = tvm.sym.Analyzer(), tirx.Var("pairs", "int64")
     analyzer.bind(number, tirx.IntImm("int64", pairs))
     assert chunks_for(pairs) == int(analyzer.simplify(chunks_for(number))) == chunks

@@ -1,4 +1,4 @@
-"""Rows packed in fp8, and products with matrices of such numbers, in the emulator."""
+"""Rows packed in fp8, and their products with matrices in fp8, in the emulator."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ from .test_round_rows import SPECIAL
 RANDOM = np.random.default_rng(0)
 SPEC = ProductSpec(arithmetic="fp8", activation_group=128)
 FP8_TOLERANCE = 1e-6
-"""Of the largest output: products of 8 bits are exact in float32, whose sums round."""
+"""The tolerance as a share of the largest output. Products of 8-bit numbers are exact in float32; only sums round."""
 
 
 def fp8_tables(stored: PackedFormat, *matrices: list[Any]) -> list[np.ndarray]:
-    """Those of :func:`packed`, scales group by group."""
+    """The tables of :func:`packed`, with scales transposed to group by group."""
     data, scales, none = packed(stored, *matrices)
     return [data, np.ascontiguousarray(scales.swapaxes(1, 2)), none]
 
 
 def pack_rows(rows: np.ndarray) -> np.ndarray:
-    """What the kernel makes of rows [R, inner], in numpy."""
+    """Rows [R, inner] in the packed format of the kernel, computed in numpy."""
     with np.errstate(all="ignore"):
         scales, codes = quantize_rows(rows.astype(np.float32), 128, "fp8")
-    made = np.zeros((len(rows), row_bytes(rows.shape[1])), np.uint8)
-    made[:, : rows.shape[1]] = codes.view(np.uint8)
-    made[:, rows.shape[1] : rows.shape[1] + 4 * scales.shape[1]] = np.ascontiguousarray(scales).view(np.uint8)
-    return made
+    result = np.zeros((len(rows), row_bytes(rows.shape[1])), np.uint8)
+    result[:, : rows.shape[1]] = codes.view(np.uint8)
+    result[:, rows.shape[1] : rows.shape[1] + 4 * scales.shape[1]] = np.ascontiguousarray(scales).view(np.uint8)
+    return result
 
 
 @thinned("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], 2)
@@ -101,7 +101,7 @@ def test_rows_that_stay_floats(inner, group):
 
 
 def check(kernel: Any, name: str, problem: GroupedProblem, tokens: int = 9, **options: Any) -> None:
-    """A grouped product of rows with an infinity, a NaN and zeros among them."""
+    """Compare a grouped product with numpy. Among its rows are ones with an infinity, with a NaN, and of zeros."""
     form, stored = FORMATS[name]
     problem = dataclasses.replace(problem, stored=stored, gathered=True, scattered=True, dtype=FP8)
     matrices = [encoded(form, problem.width, problem.inner) for _ in range(2 if problem.gated else 1)]
@@ -164,7 +164,7 @@ def test_tensor_cores_that_read_shared_memory(name, rows, width, options):
     "options", [{"completion": "late products"}, {"completion": "earliest"}, {"watch": True}, {"first_thread": 400}]
 )
 def test_clusters_bring_one_another_halves_of_a_matrix(options):
-    """Two blocks of rows of most experts, and a ring that goes round."""
+    """Most experts have two blocks of rows, and there are more k-tiles than stages of the ring."""
     check(wgmma, "fp8 in blocks", GroupedProblem(E, 640, 72, 128), tokens=300, architecture="sm_90a", **options)
 
 

@@ -1,4 +1,4 @@
-"""Dense products whose inputs are in parts, emulated, against numpy; and how many parts there are."""
+"""Dense products whose inputs are divided into parts, emulated, against numpy; and the number of parts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from .layers import undefined
 RANDOM = np.random.default_rng(0)
 HALF: dict[str, Any] = {"dtype": "float16", "matrix_dtype": "float16", "out_dtype": "float16"}
 INNER, WIDTH = 840, 136
-"""Fourteen k-tiles, of which the last is not whole, for three parts: the ring of stages goes round in each."""
+"""Sizes with fourteen k-tiles, the last one incomplete, in three parts: each has more k-tiles than the ring has
+stages."""
 
 
 def _normal(*shape: int) -> np.ndarray:

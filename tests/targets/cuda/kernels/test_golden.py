@@ -1,4 +1,5 @@
-"""The CUDA C of the main kernels as files: what a change makes of them is reviewed with it."""
+"""The CUDA C of the main kernels as golden files, so that the effect of a change on them is reviewed with the
+change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The grouped products for CUDA, with everything around them, against the reference, in the emulator."""
+"""The grouped products for CUDA, as part of a layer of experts, against the reference, in the emulator."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ TOKENS = (0, 1, 7, 64, 300)
 
 
 def random_ids(layer: Layer, tokens: int, slots: int = 2) -> np.ndarray:
-    """Some are -1, and, where the layer has them, some identity experts'."""
+    """Random ids [tokens, slots]. Some are -1, and some are identity experts if the layer has them."""
     return RANDOM.integers(-1, layer.experts + layer.spec.identity_experts, (tokens, slots))
 
 
 def combinations(*quick: tuple[int, str], dtypes: tuple[str, ...]) -> list[Any]:
-    """Rows of a block and a type: the quick ones, and all others as nightly ones."""
+    """Parameters (rows of a block, type): the ``quick`` ones run always, all others are nightly."""
     others = [(rows, dtype) for rows in SHAPES for dtype in dtypes if (rows, dtype) not in quick]
     return [*quick, *(pytest.param(*other, marks=pytest.mark.nightly) for other in others)]
 
@@ -60,7 +60,7 @@ def test_tensor_cores(block_rows, dtype):
 
 @thinned("block_rows, inner, hidden, dtype", [(64, 200, 56, "float16"), (128, 520, 136, "bfloat16")], 2)
 def test_tensor_cores_that_read_shared_memory(block_rows, inner, hidden, dtype):
-    """Inputs and columns are not whole k-tiles and tiles; 56 inputs are a single k-tile."""
+    """Inputs are not a multiple of k-tiles, nor columns of tiles; 56 inputs are less than one k-tile."""
     layer = Layer(experts=3, inner=inner, hidden=hidden, block_rows=block_rows, dtype=dtype)
     to_one, to_the_last_few = np.full((100, 2), 1), np.where(np.arange(300).reshape(150, 2) % 7, 2, -1)
     for ids in (*(random_ids(layer, tokens) for tokens in (0, 1, 100)), to_one, to_the_last_few):
@@ -129,7 +129,8 @@ def test_rows_of_no_expert_become_zero():
 
 @pytest.mark.parametrize("width", [18, 22, 24])
 def test_columns_that_a_row_does_not_have_at_once_are_stored_in_parts(width):
-    """Pairs of 24 columns are read four at once; of a row of 18 or 22, two can be stored, of those that it has."""
+    """Rows of pairs have 24 columns, which are read four at once. Rows of 18 or 22 columns are stored two at once, and
+    only the columns that exist."""
     text = combine.combine(CombineProblem(4, width, "float16", pair_width=24)).script()
     assert (f"if T.Or(T.bool(False), part * 4 + i * 2 < {width}):" in text) == (width != 24)
 

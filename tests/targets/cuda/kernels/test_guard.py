@@ -1,4 +1,4 @@
-"""The tests' runner of kernels lets none touch a number beside an array."""
+"""Guard of the tests' own runner of kernels: an access next to an array is an error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a fau
 
 
 def moved(by: int, source: str, launches: list, **options: object) -> object:
-    """The library of a kernel that reads ``by`` numbers beside those that it should."""
+    """The library of a faulty kernel, which reads ``by`` numbers after those that it should read."""
     assert source.count("rows_ptr[") == 1
     return emulated_library(source.replace("rows_ptr[", f"rows_ptr[{by} + "), launches, **options)
 

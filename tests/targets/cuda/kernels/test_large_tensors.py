@@ -1,4 +1,4 @@
-"""Tensors of more than 2**31 elements, in the emulator. Memory that nobody touches costs nothing."""
+"""Tensors of more than 2**31 elements, in the emulator. Most of their memory is never touched, so it costs nothing."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ from .layers import DTYPES
 E, inner, width, slots = 8200, 16384, 16, 1024
 LAST = E - 1
 TOKEN = 131075
-"""Its row of the input, and the rows of its pairs in the output, lie behind 2**31 elements; the last expert does."""
+"""A token whose row of the input, and whose pairs' rows of the output, begin after 2**31 elements. So does the matrix
+of the last expert."""
 _FRESH_BYTES = 64 << 20
-"""From here on memory comes from the operating system each time, as zeros."""
+"""The size from which the allocator takes memory from the operating system each time, so that it is zero."""
 RANDOM = np.random.default_rng(0)
 
 
 def reserve(shape: tuple[int, ...], dtype: str) -> tuple[Any, np.ndarray]:
-    """Memory of the device that holds zeros, and a view of it."""
+    """A tensor of zeros on the emulated device, and a numpy view of its memory."""
     tensor = tvm.runtime.empty(shape, dtype, tvm.cuda(0))
     kind = np.dtype(DTYPES.get(dtype, dtype))
     memory = (ctypes.c_char * (math.prod(shape) * kind.itemsize)).from_address(tensor.data_ptr())
@@ -49,7 +50,7 @@ def reserve(shape: tuple[int, ...], dtype: str) -> tuple[Any, np.ndarray]:
 def test_an_expert_far_behind(kernel, stored):
     types = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "stored": stored}
     problem = GroupedProblem(E, inner, width, 16, gathered=True, scattered=True, **types)
-    few = kernel is gemv  # which looks at all tokens
+    few = kernel is gemv  # computes all tokens, so it gets one token only
     token, tokens, count = (0, 1, 1) if few else (TOKEN, TOKEN + 1, slots)
     x, row = reserve((tokens, inner), "bfloat16")
     row[token] = RANDOM.standard_normal(inner)
@@ -84,7 +85,8 @@ LARGE_BUFFERS = {
     ),
     "round": (lambda: round_blocks(Rounding(7168, 128), 64), {"rows"}),
 }
-"""Kernels of which a block has to run for every row, and the tensors with a row per token or pair."""
+"""Kernels that would take too long to run, since they have a block for every row, and their tensors with a row per
+token or pair."""
 
 
 @pytest.mark.parametrize("name", LARGE_BUFFERS)

@@ -1,4 +1,4 @@
-"""What nvcc makes of the kernels: the instructions they are written for, and no memory but what they ask for."""
+"""Machine code of the kernels: it has the instructions that they are written for, and uses no memory beyond theirs."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ MMA = {
     "mma, tf32": GroupedProblem(8, 2048, 768, 128, gated=True, gathered=True, tf32=True),
     **{f"mma, {rows} rows": _half(rows) for rows in SHAPES},
 }
-"""Grouped products by mma.sync."""
+"""Grouped products by mma.sync, by name."""
 
 
 def _mma(problem: GroupedProblem) -> Any:
@@ -162,12 +162,12 @@ KERNELS = {
 
 
 _PTX, _MACHINE_CODE = 1, 2
-"""Kinds of parts of a binary."""
+"""Numbers of the kinds of parts in a fat binary."""
 AMPERE, ADA, HOPPER, BLACKWELL = "sm_80", "sm_89", "sm_90a", "sm_120"
 SPILLS = ("take_tokens", BLACKWELL)
-"""Here ptxas spills 28 bytes so that three blocks, not two, fit on a multiprocessor."""
+"""The one kernel that spills: ptxas spills 28 bytes so that three blocks, not two, fit on a multiprocessor."""
 _UNKNOWN = ("wgmma, fp8", "wgmma, 128 rows", "wgmma, results of pairs", "wgmma, dense")
-"""Products of 8 bits, clusters of blocks, and rows by TMA: the interpreter of PTX has none."""
+"""Kernels that the tests' interpreter of PTX cannot run: wgmma in fp8, clusters of blocks, and rows copied by TMA."""
 
 
 def _architectures(name: str) -> list[str]:
@@ -283,7 +283,7 @@ def test_numbers_of_8_bits_are_multiplied_as_they_are(name, architecture, instru
     ids=["int4", "mxfp4", "nvfp4", "fp8"],
 )
 def test_instructions_per_weight(problem, architecture, most):
-    """Of the main loop of a product of few rows, everything counted."""
+    """A bound on the instructions per weight in the main loop of a product of few rows, counting all instructions."""
     compiled = compile_source(source_of(grouped_gemv(problem, SILU), architecture), architecture)
     plan = GROUPED_GEMV.plan(problem)
     (sass,) = compiled.sass.values()

@@ -1,4 +1,4 @@
-"""Zeros behind rows, emulated."""
+"""Padding of rows with trailing zeros, in the emulator."""
 
 from __future__ import annotations
 

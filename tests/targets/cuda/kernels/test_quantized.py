@@ -48,7 +48,7 @@ def encoded(form: WeightFormat, width: int, inner: int) -> list[Encoded]:
 
 
 def packed(stored: PackedFormat, *matrices: list[Encoded]) -> list[np.ndarray]:
-    """Data, scales and zero points of all experts; of a gate and its up where there are two."""
+    """Data, scales and zero points of all experts. ``matrices``: one, or gate and up."""
     arrays = []
     for table in Encoded._fields if stored.zero_points else ("data", "scale"):
         parts = [np.stack([pack(stored, table, getattr(one, table)) for one in matrix]) for matrix in matrices]
@@ -57,7 +57,7 @@ def packed(stored: PackedFormat, *matrices: list[Encoded]) -> list[np.ndarray]:
 
 
 def check(kernel: Any, name: str, problem: GroupedProblem, tokens: int = 9, **options: Any) -> None:
-    """``options`` are those of the emulator."""
+    """Compare a grouped product with numpy. ``options``: for the emulator."""
     form, stored = FORMATS[name]
     problem = dataclasses.replace(problem, stored=stored, gathered=True, scattered=True)
     matrices = [encoded(form, problem.width, problem.inner) for _ in range(2 if problem.gated else 1)]
@@ -122,7 +122,8 @@ def test_tensor_cores_that_read_shared_memory(name, rows, gated, options):
 
 @pytest.mark.parametrize("name", ["int4", "int4 with zero points"])
 def test_every_code_of_int4_at_every_place_of_a_word(name):
-    """Rows with a single 1 give the numbers back; a lane reads two words at once, and the last one those at the end."""
+    """The products of rows with a single 1 are the decoded numbers. The tested places are the first two words, which
+    one lane reads at once, and the last two."""
     stored, inner = FORMATS[name][1], 512
     places = np.r_[:16, inner - 16 : inner]
     codes = (np.arange(inner) + np.arange(16)[:, None]).astype(np.uint8) % 16

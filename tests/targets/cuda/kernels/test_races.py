@@ -1,4 +1,4 @@
-"""No result may depend on which thread runs first, or on when an asynchronous copy arrives."""
+"""Results do not depend on which thread runs first, or on when an asynchronous copy arrives."""
 
 from __future__ import annotations
 

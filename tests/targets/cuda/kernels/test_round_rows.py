@@ -1,4 +1,4 @@
-"""Rows rounded to what int8 can say, against the meaning of the arithmetic, in the emulator."""
+"""Rows rounded for the arithmetic int8, against the reference, in the emulator."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPECIAL = np.array(
     ],
     np.float32,
 )
-"""Halves, scales too small for a number, and groups with an infinity or a NaN."""
+"""Rows with ties, with scales too small for a float, and with an infinity or a NaN."""
 
 
 def expected(rows: np.ndarray, group: int) -> np.ndarray:

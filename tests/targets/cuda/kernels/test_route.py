@@ -35,7 +35,7 @@ ODD_LOGITS = np.array(
     ],
     np.float32,
 )
-"""Ties, zeros of both signs, numbers next to them, NaN and infinities."""
+"""Logits with ties, zeros of both signs, numbers next to zero, NaN and infinities."""
 
 
 def routed(kernel, spec: RouteSpec, logits: np.ndarray, bias: np.ndarray | None) -> list[np.ndarray]:

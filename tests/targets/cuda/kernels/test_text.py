@@ -1,4 +1,4 @@
-"""The CUDA C of the kernels, as people read it."""
+"""Readability of the kernels' CUDA C: names of variables, arrays and helpers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_names_and_loops_stay():
     source = source_of(double_rows)
     assert "int lane = (thread & 31);" in source
     assert "if (row < rows)" in source and "for (int part = 0; part < 2; ++part)" in source
-    assert "moec_value" not in source  # what hid the names from TVM's phases
+    assert "moec_value" not in source  # the call that hides values from TVM's phases
 
 
 @pytest.mark.parametrize(

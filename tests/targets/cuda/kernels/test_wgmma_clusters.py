@@ -1,4 +1,5 @@
-"""The grouped product whose blocks of threads share a matrix in clusters: any rows, any GPU, any order of threads."""
+"""The grouped product with clusters, whose blocks of threads share a matrix: any rows, any GPU, any order of
+threads."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def routed(*rows: int) -> np.ndarray:
-    """Ids of one expert per token, in any order: so many tokens to each expert."""
+    """Ids of one expert per token, in random order. ``rows``: the number of tokens of each expert."""
     return RANDOM.permutation(np.repeat(np.arange(len(rows)), rows))[:, None]
 
 
@@ -37,9 +38,9 @@ SPREADS = {
 }
 BOTH_KINDS = Data(LAYER, SPREADS["pairs of both kinds"])
 DEEP = Data(Layer(experts=3, inner=24, hidden=264, block_rows=ROWS, dtype="float16"), BOTH_KINDS.ids)
-"""The second product has more k-tiles than stages."""
+"""Data of a layer whose second product has more k-tiles than the ring has stages."""
 WARPS = 12
-"""Of a block."""
+"""Warps of a block of threads."""
 SCHEDULES = {
     "a block falls behind": {"behind": range(WARPS)},
     "the other block falls behind": {"behind": range(WARPS, 2 * WARPS)},
@@ -80,7 +81,8 @@ def test_every_order_computes_the_same(schedule):
 @pytest.mark.nightly
 @pytest.mark.parametrize("spread", SPREADS)
 def test_accesses_to_memory_are_ordered(spread):
-    """Of threads to shared memory, and of blocks to global memory: of two blocks with the same rows one stores."""
+    """Accesses of threads to shared memory, and of blocks to global memory, are ordered. If two blocks compute the same
+    rows, only one stores them."""
     assert_matches(Data(LAYER, SPREADS[spread]), wgmma, watch=True)
 
 
@@ -104,7 +106,7 @@ FAULTS = {
 
 
 def _with_faults(source: str) -> str:
-    """The kernel, in which the exported ``fault`` says which of the faults is there."""
+    """The kernel's source with all faults; the exported variable ``fault`` is the number of the active one."""
     changes = []
     for number, (pattern, which, fault) in enumerate(FAULTS.values()):
         found = list(pattern.finditer(source))[which]
@@ -121,7 +123,7 @@ def _with_faults(source: str) -> str:
 
 @pytest.fixture(scope="module")
 def faulty() -> Iterator[tuple[kernel_runner.Kernel, ctypes.c_int]]:
-    """The second product, and the switch of its faults."""
+    """The second product with switchable faults, and the variable that switches them."""
     paths = []
 
     def switched(source, launches, **options):

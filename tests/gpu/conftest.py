@@ -1,5 +1,5 @@
-"""These tests run only where a GPU is that moec has code for. ``target``: what to compile for it. ``layer``: an MoE
-layer as a file. ``torch``: PyTorch, where it can use the GPU, too."""
+"""Fixtures of tests that need a GPU that moec has code for; elsewhere these tests are skipped. ``target``: the target
+for that GPU. ``layer``: an MoE layer as a file. ``torch``: PyTorch that can use the GPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ layer ({dtype}[T,{width}] x, {dtype}[T,{experts}] logits) => ({dtype}[T,{width}]
 
 @functools.cache
 def obstacle() -> str | None:
-    """Why there is nothing to run these tests on."""
+    """The reason why these tests cannot run here, or None."""
     try:
         gpus = open_driver().gpus()
         if not gpus:
@@ -58,7 +58,7 @@ def target() -> str:
 
 @pytest.fixture
 def layer(tmp_path: pathlib.Path) -> Callable[[str], pathlib.Path]:
-    """``layer("bfloat16")``: SwiGLU experts, two for each token, in that type."""
+    """A function that saves a layer of SwiGLU experts, two for each token: ``layer("bfloat16")`` is its path."""
 
     def save(dtype: str) -> pathlib.Path:
         text = _LAYER.format(dtype="float" if dtype == "float32" else dtype, width=WIDTH, experts=EXPERTS)

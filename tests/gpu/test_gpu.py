@@ -1,4 +1,5 @@
-"""Programs on a GPU: right, the same bit for bit however they are run, and with tensors that stay where they are."""
+"""Programs on a GPU: correct results, the same bit for bit in every way to run them, and tensors that stay on the
+GPU."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def bits(array: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def compiled(layer, target):
-    """A layer in bfloat16, as an artifact."""
+    """The artifact of a layer in bfloat16."""
     path = layer("bfloat16")
     moec.compile(path, target=target, output=path.with_suffix(".moec"))
     return path.with_suffix(".moec")
@@ -100,7 +101,7 @@ def test_tensors_of_pytorch_stay_on_the_gpu(compiled, torch):
 
 
 def test_work_is_in_the_order_of_pytorchs_stream(compiled, torch):
-    """A long product goes before the inputs are made on a stream of their own, and the results are read there."""
+    """Inputs are computed on another stream, after a long product, and results are read on that stream."""
     model, values = moec.load(compiled), inputs("bfloat16", 64)
     expected = model.run(values)["y"]
     stream, busy = torch.cuda.Stream(), torch.randn(4096, 4096, device="cuda")

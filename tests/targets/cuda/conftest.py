@@ -1,4 +1,4 @@
-"""``emulated``: compile a model for a GPU and run it in the emulator."""
+"""Fixtures for the CUDA target. ``emulated``: compile a model for a GPU, to run in the emulator."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def without_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code for a GPU, which nobody runs here, takes most of the time."""
+    """Hide nvcc. Compiling code for a GPU would take most of the time, and the emulator does not run that code."""
     monkeypatch.setattr(nvcc, "find_tool", lambda _name: None)
 
 

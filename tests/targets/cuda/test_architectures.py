@@ -27,12 +27,12 @@ from moec.targets.cuda.standalone import program_text
 from ..node_models import node_model
 
 INNER, WIDTH = 128, 128
-ROWS = 130  # in tiles, which wgmma computes where it can
+ROWS = 130  # enough for tiles, which wgmma computes on sm_90a
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
-    """Rows times a constant matrix."""
+    """The artifact of a product of rows with a constant matrix, for three architectures."""
     dtype = ml_dtypes.bfloat16
     matrix = (np.random.default_rng(0).standard_normal((WIDTH, INNER)) / INNER**0.5).astype(dtype)
     model = node_model("Linear", {"x": np.zeros((1, INNER), dtype)}, {"weight": matrix}, LinearSpec())
@@ -44,13 +44,13 @@ def artifact(tmp_path_factory):
 
 
 def _texts(artifact, architecture):
-    """CUDA C by kernel."""
+    """The CUDA C of each kernel."""
     names = [one["name"] for one in artifact.program(architecture).kernels]
     return {name: find_kernel(artifact, name, architecture).source("cuda") for name in names}
 
 
 def _kernel_alone(text):
-    """Without the helper functions, whose order depends on which there are in a program."""
+    """The text of the kernel without helper functions, whose order depends on the other kernels of the program."""
     return text[text.index('extern "C" __global__') :]
 
 
@@ -67,7 +67,7 @@ def test_kernels_differ_and_weights_are_stored_once(artifact):
     assert "griddepcontrol" not in of_ampere["gemv"]
     assert old.weights == new.weights == blackwell.weights == list(range(len(artifact.manifest.weights)))
     assert set(old.objects).isdisjoint(new.objects)
-    assert len(artifact.manifest.remarks) == 1  # that nvcc is missing, for all
+    assert len(artifact.manifest.remarks) == 1  # the one remark is that nvcc is missing
 
 
 def test_each_computes_the_same(artifact):
@@ -80,7 +80,7 @@ def test_each_computes_the_same(artifact):
 
 
 def test_shared_memory_is_aligned_alike_in_all_kernels_of_a_program(artifact):
-    """nvcc takes the alignment of the first for all."""
+    """All declarations have the same alignment, since nvcc uses that of the first one for all of them."""
     texts = _texts(artifact, "sm_90a").values()
     found = [re.findall(r"extern __shared__ __align__\((\d+)\)", text) for text in texts]
     assert [one for one in found if one] == [["1024"]] * 3
@@ -126,7 +126,7 @@ def test_programs_go_from_the_oldest_to_the_newest_by_number():
 
 
 def test_what_is_for_no_single_gpu_needs_no_more_shared_memory_than_the_least_has():
-    """A GPU of 99 KiB runs code for older ones of 163 and 227."""
+    """A GPU with 99 KiB of shared memory also runs code for older ones with 163 and 227 KiB."""
     least = min(limits.shared_bytes for limits in LIMITS.values())
     problems = [GroupedProblem(2, 128, 128, rows, dtype=dtype) for rows in SHAPES for dtype in ("float16", FP8)]
     assert max(tile_shape(problem).shared_bytes for problem in problems) <= least

@@ -1,4 +1,5 @@
-"""Sinks as a key of zeros, over keys that the program holds: the kernels begin with them, and no key is copied."""
+"""Attention sinks written as a further key of zeros: kernels initialise with them instead, and cached keys are not
+copied."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Whole MoE nodes, emulated, against the interpreter of the same graph: routers, expert variants and formats together.
 
-A router meets one variant and format, and every variant every format: a router's kernels know nothing of the experts.
+Every variant is combined with every format, but each router with only one of these combinations, because a router's
+kernels do not depend on the experts.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def node(router: RouteSpec, spec: ExpertsSpec, experts: int):
 
 
 def cases(experts: int):
-    """Even and skewed choices, and ties."""
+    """Inputs of routing: even and skewed selections, and ties."""
     for T in (0, 1, 7, 64, LONG):
         random = np.random.default_rng(T)
         logits = random.standard_normal((T, experts)).astype(np.float32)
@@ -86,7 +87,7 @@ def cases(experts: int):
 
 
 def agree(run, model, experts: int) -> None:
-    # Kernels round hidden units as tokens are, and sum in float32.
+    # Kernels round hidden units to the type of the tokens, and sum in float32.
     for feeds in cases(experts):
         (expected,) = interpreter.run(model, feeds, dtype=np.float64).values()
         found = run(feeds)["y"].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Crossovers between ways to compute: numbers that may change while a program is loaded, kept by GPU."""
+"""Crossovers between ways to compute: numbers that can change while a program is loaded, and are stored by GPU."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ WAYS = {
     "64": "moe_grouped_gemm_mma_2",
     "128": "moe_grouped_gemm_mma_3",
 }
-"""The kernel of each way that computes the first product."""
+"""The kernel of the first product in each way."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
-    """Of all tests, for the emulator keeps what it compiled there."""
+    """Use one cache folder for all tests of this module, so that the emulator compiles each kernel once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -72,7 +72,7 @@ def path(weights, tmp_path_factory):
 
 @pytest.fixture
 def load(path):
-    """Loads the model on an emulated GPU that has a name."""
+    """A function that loads the model on an emulated GPU of the given name."""
 
     def load(gpu: str = "a GPU") -> CompiledModel:
         artifact = open_artifact(path)
@@ -90,7 +90,8 @@ def inputs_of(T: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def launched(model: CompiledModel, T: int) -> set[str]:
-    """The kernels that compute something; the numbers of every call are others, or memory might hold them already."""
+    """The kernels that write something at T tokens, found by comparing memory before and after each call. Inputs differ
+    in every call, because otherwise memory might already hold the results."""
     launched.calls += 1
     memory: dict[str, list[bytes]] = {}
     found: set[str] = set()
@@ -153,7 +154,8 @@ def test_pair_by_pair_has_a_limit(load):
 
 
 def test_measured_numbers_are_used_on_the_gpu_they_were_measured_on(load, path, monkeypatch):
-    """Times are those of a stand-in, to which blocks of 16 rows are slow, and launches cost nothing."""
+    """Tuned crossovers are stored and loaded by GPU. Times come from a stand-in, on which blocks of 16 rows are slow
+    and launches cost nothing."""
     monkeypatch.setattr(tune_gpu, "_SHARES", (0.8, 1, 1.2))
     model = load()
 

@@ -26,7 +26,7 @@ def test_a_gpu_computes_what_dense_experts_do(emulated, name):
 
 
 def test_rows_of_many_pairs(monkeypatch, emulated):
-    """Sorted in one launch and in three, the last expert without a pair."""
+    """Pairs are sorted in one launch and in three; the last expert has no pair."""
     monkeypatch.setattr(estimates, "_ONE_LAUNCH_PAIRS", 30 * k)
     run = emulated(dispatch_model())
     for tokens in (0, 1, 30, 31, 300):

@@ -1,4 +1,4 @@
-"""Kernels that begin before the one before them has ended: they wait first, and nothing may be read before that."""
+"""Kernels that begin before the preceding one has ended: each waits first, and reads nothing before that."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_the_artifact_says_how_a_kernel_is_launched(architecture, early):
     _, recorder = _lowered(_combine()[0], architecture)
     (launch,) = recorder.launches["kernel"]
     assert launch.begins_early is early
-    assert launch.block == ("32",)  # the tag stands for no number
+    assert launch.block == ("32",)  # the tag does not count as an extent
     assert ("begins before the launch before it has ended" in facts_of([launch], {})[0]) is early
 
 
@@ -137,7 +137,8 @@ def test_a_wait_that_is_missing_or_late_is_noticed(monkeypatch, name, at_the_end
 @pytest.mark.skipif(find_tool("nvcc") is None, reason="there is no nvcc")
 @pytest.mark.parametrize("name", KERNELS)
 def test_nvcc_reads_nothing_before_the_wait(name):
-    """Loads that no barrier keeps in their place (``ld.global.nc``) are what ``__restrict__`` makes of them."""
+    """There are no loads by ``ld.global.nc``, which no barrier keeps in place; nvcc would emit them for
+    ``__restrict__``."""
     kernel, _ = KERNELS[name]()
 
     def ptx(attributes: dict[str, Any]) -> str:

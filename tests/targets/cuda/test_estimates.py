@@ -1,4 +1,4 @@
-"""From how many tokens on the next way is taken, before anything was measured."""
+"""Estimated crossovers: the numbers of tokens from which the next way is used before anything was measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MEGABYTE = 1e6
         (8, 2, 3.1 * MEGABYTE, 5),
         (32, 4, 13.2 * MEGABYTE, 2),
         (128, 8, 9.4 * MEGABYTE, 2),
-        (1, 8, 0.5 * MEGABYTE, 3),  # 24 pairs read what one would have
+        (1, 8, 0.5 * MEGABYTE, 3),  # 24 pairs read the same expert, 23 of them needlessly
         (2, 2, 0.05 * MEGABYTE, FEW_TOKENS),
         (8, None, 352 * MEGABYTE, FEW_TOKENS),
     ],
@@ -28,7 +28,7 @@ def test_pairs_end_where_they_read_more_than_dispatch_is_worth(experts, slots, e
 
 
 def test_experts_in_use_are_those_of_balanced_routing():
-    """16 tokens of 8 of 128 experts, drawn: what 1.55 times too many reads mean."""
+    """The expected number of experts in use is that of random draws: 16 tokens with 8 of 128 experts each."""
     random = np.random.default_rng(0)
     drawn = [len({*np.concatenate([random.permutation(128)[:8] for _ in range(16)])}) for _ in range(200)]
     assert 16 * 8 - np.mean(drawn) == pytest.approx(16 * 8 - 128 * (1 - (1 - 8 / 128) ** 16), abs=1)
@@ -51,7 +51,8 @@ def test_tiers_cover_all_numbers_of_tokens(experts, slots, heights, expected):
 
 
 def test_a_matrix_that_no_cache_holds_is_read_once():
-    """Mixtral's: 16 rows of an expert need a block of 64, for some experts have more."""
+    """Mixtral's matrices. From an average of 12 rows per expert on, blocks have 64 rows, since some experts have more
+    rows than the average."""
     heights = block_heights(8, 2, (16, 64, 128), 3, 235 * MEGABYTE)
     assert heights == [(16, SizeRange(3, 48)), (64, SizeRange(49, 192)), (128, SizeRange(193))]
     assert block_heights(8, 2, (16, 64, 128), 3, 20 << 20) == block_heights(8, 2, (16, 64, 128), 3)

@@ -1,4 +1,4 @@
-"""Heights of blocks by the launch model: left alone where the estimates are good, changed where a GPU asks for it."""
+"""Heights of blocks by the launch model: the estimates stay if they are good, and are corrected for a GPU if not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEIGHTS = (16, 64, 128)
 def fitted(
     architecture: str, experts: int, slots: int | None, width: int, hidden: int, stored: PackedFormat | None = None
 ) -> tuple:
-    """What is estimated for a layer in bfloat16, and what is taken."""
+    """The estimated heights for a layer in bfloat16, and the fitted ones."""
     types = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "out_dtype": "bfloat16", "stored": stored}
     up = GroupedProblem(experts, width, hidden, 16, gated=True, gathered=True, **types)
     down = GroupedProblem(experts, hidden, width, 16, scattered=True, **types)
@@ -41,12 +41,12 @@ def fitted(
 @pytest.mark.parametrize(
     ("architecture", "layer"),
     [
-        ("sm_90a", (128, 8, 2048, 768)),  # nothing is lost
+        ("sm_90a", (128, 8, 2048, 768)),  # the estimates lose no time
         ("sm_90a", (32, 4, 2880, 2880)),
-        ("sm_80", (8, 2, 64, 64)),  # launches take the time
-        ("sm_120", (128, 8, 2048, 768)),  # figures are not known
+        ("sm_80", (8, 2, 64, 64)),  # launches dominate the time
+        ("sm_120", (128, 8, 2048, 768)),  # the GPU's figures are not known
         ("sm_80", (8, None, 2048, 768)),
-        ("sm_89", (128, 8, 2048, 768, PackedFormat("int4", 128, "float16"))),  # instructions that decode are not known
+        ("sm_89", (128, 8, 2048, 768, PackedFormat("int4", 128, "float16"))),  # decoding instructions are not known
     ],
 )
 def test_estimates_that_lose_nothing_are_taken(architecture, layer):
@@ -55,8 +55,8 @@ def test_estimates_that_lose_nothing_are_taken(architecture, layer):
 
 
 def test_where_a_multiprocessor_holds_more_of_the_lower_blocks_they_are_taken_longer():
-    """Qwen3-30B-A3B's layer. Two blocks of 128 rows fit on an A100's multiprocessor, three of 64; on a 4090's one, two.
-    Where there are few rows, memory binds: there the estimates are right."""
+    """Qwen3-30B-A3B's layer. An A100's multiprocessor holds two blocks of 128 rows or three of 64; that of a 4090 one
+    or two. With few rows memory is the limit, and there the estimates stay."""
     for architecture, least in (("sm_80", 1537), ("sm_89", 4096)):
         estimates, found = fitted(architecture, 128, 8, 2048, 768)
         assert estimates == ((16, SizeRange(17, 384)), (64, SizeRange(385, 1536)), (128, SizeRange(1537)))

@@ -15,7 +15,8 @@ from .test_stored_experts import case, layer
 BLOCKS = "quantize-experts{format=fp8,group=128},round-activations"
 FEW_PER_COLUMN = f"quantize-experts{{format=fp8,experts=1}},{BLOCKS}"
 TOLERANCES = {np.float32: 1e-3, np.float16: 1e-2}
-"""Hidden values on a rounding boundary may go to either side of it, and those of 16 bits were rounded before."""
+"""Tolerances by type. Hidden values near a rounding boundary may be rounded to either side, and 16-bit values were
+rounded before."""
 
 
 @pytest.mark.parametrize(
@@ -24,16 +25,16 @@ TOLERANCES = {np.float32: 1e-3, np.float16: 1e-2}
         ("sm_89", BLOCKS, np.float32, (256, 128), {"float8_e4m3fn"}),
         ("sm_90a", BLOCKS, np.float16, (256, 256), {"float8_e4m3fn"}),
         pytest.param("sm_80", BLOCKS, np.float16, (256, 128), {"float16"}, marks=pytest.mark.nightly),
-        # zeros fill the last group
+        # the last group is padded with zeros
         pytest.param("sm_90a", BLOCKS, np.float16, (250, 121), {"float8_e4m3fn"}, marks=pytest.mark.nightly),
-        # 64 hidden units are no group
+        # 64 hidden units are less than a group
         pytest.param(
             *("sm_89", FEW_PER_COLUMN, np.float16, (128, 64), {"float8_e4m3fn", "float16"}), marks=pytest.mark.nightly
         ),
     ],
 )
 def test_a_layer_of_experts(without_nvcc, architecture, passes, dtype, sizes, rows):
-    """Pairs one by one, and blocks of 16 and of 64 rows."""
+    """The numbers of tokens cover pair by pair, and blocks of 16 and of 64 rows."""
     model = layer(ExpertsSpec(), dtype, *sizes)
     pipeline.run(model, pipeline.parse(passes))
     program = moec.compile(model, target=f"cuda:{architecture}", passes="", emulate=True)

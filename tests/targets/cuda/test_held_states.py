@@ -1,4 +1,4 @@
-"""States that a GPU holds in place, emulated: sessions compute what they compute on a CPU, plain runs what they did."""
+"""States that a GPU keeps in place, emulated: sessions compute the same as on a CPU, and plain runs still work."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_both_targets_hold_the_same_states(on_cuda, on_cpu):
 
 
 def test_attention_is_recorded_with_the_keys_of_a_plain_run(artifact):
-    """What launches are predicted from: one page, of as many keys as there are with the new ones."""
+    """The recorded sizes, from which launches are predicted, are those of one page with all keys, old and new."""
     found = {}
     for kernel in open_artifact(artifact).program().kernels:
         plan = parse_plan(kernel["plan"], kernel["name"])
@@ -71,7 +71,8 @@ def test_attention_is_recorded_with_the_keys_of_a_plain_run(artifact):
             sizes = kernel_sizes(kernel, {"B": 2, "P": 500, "S": 40}, kernel["name"])
             texts = (plan.sequences, plan.queries, plan.held, plan.parts)
             found[plan.ahead, plan.waits] = [evaluate(text, sizes, kernel["name"]) for text in texts]
-    # Few queries: 540 keys are 3 blocks of 256, each a part. Many: heads of 8 are a k-tile of 16, keys are four.
+    # Few queries: 540 keys are 3 blocks of 256, a part each. Many queries: 5 waits per tile, for one k-tile of a head
+    # of 8 numbers, and for four k-tiles of keys.
     assert found == {(False, 1): [2, 40, 540, 3], (False, 5): [2, 40, 540, 1]}
 
 
@@ -79,17 +80,17 @@ def test_sessions_across_pages(on_cuda, on_cpu, monkeypatch):
     monkeypatch.setattr(held, "_FIRST_PAGES", 1)
     sessions = [model.session(batch=2) for model in (on_cuda, on_cpu)]
     start = 0
-    for new in (1, PAGE - 2, 1, 1, 17, PAGE):  # 1, 255, 256, 257 tokens and more
-        found, wanted = (session.run(IDS[:, start : start + new]) for session in sessions)
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    for new in (1, PAGE - 2, 1, 1, 17, PAGE):  # 1, 255, 256, 257 tokens in all, and more
+        actual, expected = (session.run(IDS[:, start : start + new]) for session in sessions)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
         start += new
-    forked, wanted = (session.fork().run(IDS[:, :2]) for session in sessions)
-    np.testing.assert_allclose(forked, wanted, rtol=1e-4, atol=1e-4)
+    forked, expected = (session.fork().run(IDS[:, :2]) for session in sessions)
+    np.testing.assert_allclose(forked, expected, rtol=1e-4, atol=1e-4)
     for length in (PAGE, 3):
         for session in sessions:
             session.truncate(length)
-        again, wanted = (session.run(IDS[:, 5:6]) for session in sessions)
-        np.testing.assert_allclose(again, wanted, rtol=1e-4, atol=1e-4)
+        again, expected = (session.run(IDS[:, 5:6]) for session in sessions)
+        np.testing.assert_allclose(again, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_fork_has_pages_of_its_own(on_cuda):
@@ -130,7 +131,8 @@ def test_more_tokens_than_a_gpu_has_memory_for(on_cuda):
 
 
 def test_captured_runs_are_those_that_take_and_give_states(artifact, on_cuda):
-    """In place, none is like another: pages grow, and two sessions have two memories."""
+    """Runs that take and return states are captured. Runs in place are not, since no two are alike: pages grow, and
+    each session has its own memory."""
     from moec.runtime.artifact import open_artifact
     from moec.runtime.devices import device_of
 
@@ -164,7 +166,8 @@ g (float[B,2,S,8] q, float[B,2,S,8] k, float[B,2,C,8] pk, int64[B] at, int64[B] 
 
 
 def test_caches_with_room_are_written_where_they_lie(without_nvcc):
-    """Rows at places of their own, some of them outside; no entry outside is touched."""
+    """Each sequence is written from its own place on, and some of these places are outside. Entries outside are not
+    written."""
     graph = onnx.parser.parse_model(ROOM)
     model, reference = moec.compile(graph, target="cuda", emulate=True), moec.compile(graph, target="cpu:avx2")
     assert [(state.input, state.at_places) for state in model.held] == [("pk", True)]
@@ -188,7 +191,7 @@ def _there(model: CompiledModel, array: np.ndarray) -> OnDevice:
 
 
 def test_a_state_may_grow_by_a_size_that_is_computed(program_of):
-    """As GroupQueryAttention's caches do, to the larger of two sizes."""
+    """The state grows to the larger of two sizes, like the caches of GroupQueryAttention."""
     text = """<ir_version: 10, opset_import: ["" : 24]>
     g (float[1,P,8] past, float[1,N,8] new, float[S] s, float[R] r) => (float[1,A,8] present, float[1,A,8] y) {
         present = Concat <axis = 1> (past, new)

@@ -1,4 +1,4 @@
-"""Launches of sizes that may be zero stand behind a test."""
+"""Guards of launches: sizes that may be zero are tested before the launch."""
 
 from __future__ import annotations
 

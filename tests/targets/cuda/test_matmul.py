@@ -1,4 +1,5 @@
-"""Products with a constant matrix on the CUDA target: emulated, against the reference interpreter; and their ways."""
+"""Products with a constant matrix on the CUDA target, emulated, against the reference interpreter; and their
+kernels."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ HALF: dict[str, Any] = {"dtype": "float16", "matrix_dtype": "float16", "out_dtyp
 
 
 def _model(text: str, **constants: np.ndarray) -> ir.Model:
-    """A graph whose inputs of these names are constants."""
+    """A graph, with the inputs named in ``constants`` turned into initializers."""
     proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 24]> g {text}')
     model = ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto))
     for value in [one for one in model.graph.inputs if one.name in constants]:
@@ -81,7 +82,8 @@ def test_vector(emulated):
 
 
 def test_tensor_cores_with_less_than_a_tile(program_of, emulated):
-    """Nor whole pieces of inputs: rows get a zero."""
+    """The product has less than a tile of columns. Its inputs are no multiple of 16 bytes, so rows are padded with a
+    zero."""
     text = "(float16[T,71] x, float16[71,49] w) => (float16[T,49] y) { y = MatMul (x, w) }"
     model = _model(text, w=_numbers(71, 49, dtype=np.float16))
     program = program_of(model)
@@ -93,7 +95,7 @@ def test_tensor_cores_with_less_than_a_tile(program_of, emulated):
 
 @pytest.mark.parametrize("rows", ["T", pytest.param("40", marks=pytest.mark.nightly)])
 def test_inputs_in_parts(emulated, rows):
-    """Between few rows and tiles enough, whether their number is known now or not. An odd number of columns."""
+    """Numbers of rows between few rows and enough tiles, dynamic or static, with an odd number of columns."""
     weight, bias = (_numbers(131, 520) / 23).astype(np.float16), _numbers(131)
     spec, shape = LinearSpec(activation="relu"), (1 if rows == "T" else 40, 520)
     model = node_model("Linear", {"x": np.zeros(shape, np.float16)}, {"weight": weight, "bias": bias}, spec)
@@ -122,7 +124,8 @@ def test_quantised_weights_stay_packed(form, dtype):
 
 
 def test_tf32_rounds_rows_in_every_way_to_compute(emulated):
-    """Few rows and many; the reference rounds the same numbers, so that only the order of sums differs."""
+    """The ways for few and for many rows. The reference rounds the same numbers, so only the order of summation
+    differs."""
     weight = rounded_to_tf32(_numbers(136, 72))
     model = node_model(
         "Linear", {"x": np.zeros((1, 72), np.float32)}, {"weight": weight}, LinearSpec(arithmetic="tf32")

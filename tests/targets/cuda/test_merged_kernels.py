@@ -1,4 +1,4 @@
-"""Kernels that were merged because they differ in integers only compute on a GPU what they did."""
+"""Merging of kernels that differ only in integers, on a GPU: results stay the same."""
 
 from __future__ import annotations
 

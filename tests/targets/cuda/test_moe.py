@@ -17,7 +17,7 @@ from ..node_models import node_model
 
 E, k = 5, 3
 SIZES = {"relu": (21, 19), "sizes": (20, 19)}
-"""Tokens and hidden units where they are odd; else both are sizes that few tokens need no blocks for."""
+"""Widths of tokens and numbers of hidden units that are odd. The default sizes allow few tokens to go pair by pair."""
 SPECS = {
     "swiglu": ExpertsSpec(),
     "interleaved": ExpertsSpec("gelu", "interleaved", up_transposed=True),
@@ -50,7 +50,7 @@ def weights_of(name: str) -> dict[str, np.ndarray]:
 
 
 def choices(T: int, most: int) -> list[np.ndarray]:
-    """Distinct experts, one for all, some and none."""
+    """Expert ids [T, k]: distinct experts, one expert for all pairs, some pairs without an expert, and all without."""
     random = np.random.default_rng(T)
     distinct = np.argsort(random.random((T, most)), axis=1)[:, :k]
     return [distinct, np.full((T, k), 2), random.integers(-1, most, (T, k)), np.full((T, k), -1)]
@@ -80,7 +80,7 @@ def test_experts(emulated, name):
     3,
 )
 def test_block_on_tensor_cores(without_nvcc, dtype, target, kernel):
-    """Odd sizes, which get zeros behind them, and numbers of tokens for every height of a block."""
+    """Odd sizes, which are padded with zeros, at numbers of tokens for every height of a block."""
     random = np.random.default_rng(1)
     inner, hidden, count = 125, 59, 3
     up = (random.standard_normal((count, 2 * hidden, inner)) / 11).astype(dtype)
@@ -111,7 +111,8 @@ def test_results_of_pairs_have_the_type_of_tokens_of_16_bits(program_of, dtype, 
 
 @thinned("one_launch", [FEW_TOKENS, 40], 2)
 def test_dispatch_in_one_launch_and_in_three(monkeypatch, program_of, emulated, one_launch):
-    """40: both are in the program, and the number of tokens decides; 16: no number of tokens is left for one launch."""
+    """One launch serves up to 40 or 16 tokens. With 40 the program has both ways, and the number of tokens decides.
+    With 16 it has only three launches, because so few tokens go pair by pair."""
     monkeypatch.setattr(estimates, "_ONE_LAUNCH_PAIRS", one_launch * k)
     spec, weights, d = SPECS["swiglu"], weights_of("swiglu"), 20
     feeds = {"x": np.zeros((1, d), np.float32), "weights": np.zeros((1, k), np.float32)}

@@ -1,4 +1,5 @@
-"""What nvcc and ptxas say is read: by function, with nothing left out but what is expected of generated code."""
+"""Reports of nvcc and ptxas: parsed by function, and complete except for warnings that are expected in generated
+code."""
 
 from __future__ import annotations
 
@@ -134,7 +135,7 @@ def test_advice_of_the_compiler_itself():
 
 @pytest.mark.skipif(find_tool("nvcc") is None, reason="there is no nvcc")
 def test_code_is_the_same_wherever_and_whenever_it_is_made(monkeypatch):
-    """With lines of the source in it."""
+    """The same source compiles to the same binary, which contains line information."""
     monkeypatch.setattr(nvcc, "through_cache", lambda sources, make: {name: make(name) for name in sources})
     text = 'extern "C" __global__ void kernel(float* x) {\n  x[0] = 1;\n}\n'
     first, second = (compile_source(text, "sm_90a") for _ in range(2))

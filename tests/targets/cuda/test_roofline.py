@@ -1,4 +1,4 @@
-"""The limits of a GPU: measured with PyTorch, or a reason why not."""
+"""The limits of a GPU, measured with PyTorch, or an error that says why they cannot be."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Matrix:
 
 
 class Event:
-    """Of a GPU on which everything takes two milliseconds."""
+    """An event of a stand-in for a GPU on which everything takes two milliseconds."""
 
     def __init__(self, *, enable_timing: bool) -> None:
         assert enable_timing

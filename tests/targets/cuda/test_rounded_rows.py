@@ -19,8 +19,8 @@ PRODUCTS = 8
 
 
 def model() -> onnx.ModelProto:
-    """Products with 4-bit weights, one behind the other, and experts of 8 bits: with so many tokens some number of the
-    rows lies between two of int8, and becomes the one or the other."""
+    """A chain of products with 4-bit weights, followed by experts with 8-bit weights. With many tokens, some numbers of
+    the rows lie almost exactly between two int8 values, and may be rounded to either one."""
     experts, constants = qmoe("z", 8, 32, zeros=False)
     constants = {name.replace("z_", "experts_", 1): array for name, array in constants.items()}
     nodes, given = [], "x"
@@ -41,7 +41,7 @@ def model() -> onnx.ModelProto:
 
 
 def with_scale(proto: onnx.ModelProto, factor: float) -> onnx.ModelProto:
-    """The same but for the scales of one expert."""
+    """A copy of the model in which the scales of one expert are multiplied by ``factor``."""
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
     (scales,) = (one for one in changed.graph.initializer if one.name == SCALES)

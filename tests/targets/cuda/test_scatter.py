@@ -1,4 +1,4 @@
-"""Writing at places that a tensor holds, and running sums, on a GPU: emulated, against the reference interpreter."""
+"""Scatter operators and running sums on a GPU, emulated, against the reference interpreter."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ g (float[P,3] x, int64[N,1] i, float[N,3] u, float[P,6] y, int64[M,4] j, float[M
 
 
 def _inputs(P: int, N: int, M: int, K: int) -> dict[str, np.ndarray]:
-    """Many updates have the same place."""
+    """Random inputs in which many updates write to the same place."""
     random = np.random.default_rng(P + N)
     floats = {"x": (P, 3), "u": (N, 3), "y": (P, 6), "w": (M, 4), "v": (K,)}
     least = min(P, 6)

@@ -1,4 +1,4 @@
-"""Kernels that come finished for a processor get threads of a GPU."""
+"""Schedules for a GPU of kernels that were written for a processor."""
 
 from __future__ import annotations
 

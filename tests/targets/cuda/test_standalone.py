@@ -1,4 +1,5 @@
-"""A program of one kernel alone: compiled by g++ for the emulator it agrees with the numbers beside it, or says no."""
+"""The standalone program of a kernel, compiled by g++ for the emulator: it detects whether results agree with the file
+of numbers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Experts in narrow formats on the CUDA target, emulated, against the reference interpreter: the matrices stay as they
-are stored, experts may differ in format and size, and activations are rounded as the arithmetic says."""
+"""Experts in narrow formats on the CUDA target, emulated, against the reference interpreter.
+
+Matrices stay as they are stored, experts may differ in format and size, and activations are rounded for the arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +36,13 @@ CASES = {
     "formats of their own": (ExpertsSpec(activation="gelu", gate_layout="none"), MIXED, 0.6),
     "sizes of their own": (ExpertsSpec(up_offset=1.0, hidden_sizes=SIZES), INT4, 0.2),
 }
-"""What experts compute, what makes them narrow, and the most bytes, as a share of the floats."""
+"""The spec of the experts, the passes that quantise them, and the largest share of the floats' bytes that may
+remain."""
 
 
 def layer(spec: ExpertsSpec, dtype: type = np.float32, inner: int = inner, hidden: int = hidden) -> ir.Model:
-    """Biases behind an expert's last unit are so large that they would be seen."""
+    """A layer of experts. Biases of units that an expert does not have are so large that using them would be
+    noticed."""
     random, width = np.random.default_rng(4), 2 * hidden if spec.gated else hidden
     up_bias = random.standard_normal((E, width), dtype=np.float32)
     for expert, size in enumerate(spec.hidden_sizes):
@@ -72,13 +76,13 @@ def test_experts_stay_as_they_are_stored(program_of, emulated, name):
     run = emulated(program)
     for tokens in (0, 1, 40):
         y, expected = run(case(tokens))["y"], interpreter.run(model, case(tokens), dtype=np.float64)["y"]
-        # Hidden values on a rounding boundary may go to either side of it.
+        # Hidden values near a rounding boundary may be rounded to either side.
         assert np.linalg.norm(y - expected) <= 1e-3 * np.linalg.norm(expected)
 
 
 @pytest.mark.nightly
 def test_rounded_tokens_on_tensor_cores(without_nvcc):
-    """The tokens' own type is finer than int8. Numbers of tokens for pairs, and for blocks of 16 and of 64 rows."""
+    """Tokens in float16, a finer type than int8, at numbers of tokens for pairs and for blocks of 16 and 64 rows."""
     dtype, sizes = np.float16, (128, 64)
     model = layer(ExpertsSpec(), dtype, *sizes)
     pipeline.run(model, pipeline.parse(INT4))
@@ -103,7 +107,7 @@ ODD = {
 @pytest.mark.parametrize("target", ["cuda:sm_80", "cuda:sm_90a"])
 @pytest.mark.parametrize("name", ODD)
 def test_odd_sizes_on_tensor_cores(without_nvcc, name, target):
-    """Codes of zeros stand behind inputs, units and columns, also of groups that are not whole."""
+    """Inputs, units and columns, including incomplete groups, are padded with the codes of zero."""
     (spec, passes), sizes = ODD[name], (57, 44)
     model = layer(spec, np.float16, *sizes)
     pipeline.run(model, pipeline.parse(passes))

@@ -1,4 +1,4 @@
-"""The CUDA target: its names, and what a program holds with and without nvcc."""
+"""The CUDA target: its names, and the contents of a program with and without nvcc."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_head_of_a_kernel_says_how_it_is_launched_and_what_it_needs(monkeypa
     head, _, code = kernel.sources["cuda"].partition("\n\n")
     (launch,) = kernel.launches
     assert f"// launch: grid ({launch.grid[0]}), blocks of ({launch.block[0]}) threads\n" in head
-    assert "T" in launch.grid[0] and launch.block[0].isdigit()  # as many blocks as the rows need
+    assert "T" in launch.grid[0] and launch.block[0].isdigit()  # the number of blocks follows from the number of rows
     assert f"// shared memory: {launch.static_shared_bytes} bytes in arrays, 0 at the launch\n" in head
     assert "// memory: 32 * T bytes in all tensors\n" in head
     assert "ptxas" not in head

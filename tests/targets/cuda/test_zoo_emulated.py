@@ -1,7 +1,7 @@
-"""Every exported model of a folder outside the repository, compiled for CUDA and emulated, as ``moec verify`` judges it
-on the inputs that lie beside it.
+"""Exported models from a folder outside the repository, compiled for CUDA and emulated: ``moec verify`` has to accept
+each of them on the inputs stored with it.
 
-An extra beside ``tests/test_zoo.py``, of the same folder, in nightly runs.
+It is an extra to ``tests/test_zoo.py``, on the same folder, in nightly runs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What nvcc makes of every kernel of a folder of exported models: nothing is spilled, nothing advised against.
+"""Machine code of every kernel of a folder of exported models: nvcc spills no registers and has no advisories.
 
-An extra: it runs where ``MOEC_ZOO`` names a folder of models, as for ``tests/test_zoo.py``; ``MOEC_ZOO_ONLY`` restricts
-it to names containing a text. Models share most of their kernels: what nvcc said of a text for an architecture is kept
-in pytest's cache, in a file each, and not asked again until the text or nvcc changes.
+It is an extra, which runs if ``MOEC_ZOO`` names a folder of models, as for ``tests/test_zoo.py``; ``MOEC_ZOO_ONLY``
+restricts it to models whose names contain a text. Models share most of their kernels. So nvcc's verdict on each text
+and architecture is stored as a file in pytest's cache, and used until the text or nvcc changes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FUNCTION = re.compile(r'^extern "C" __global__ void (?:__\w+__\([^)]*\) )*(\w+)\
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What nvcc said of a function."""
+    """nvcc's report about a function."""
 
     resources: str
     advisories: list[str]
@@ -44,12 +44,12 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Verdicts:
-    """By the text of functions, whatever their names. ``folder`` keeps them."""
+    """The verdicts stored in ``folder``, by the text of functions without their names."""
 
     folder: pathlib.Path
 
     def of(self, source: str, architecture: str) -> Iterator[tuple[str, Verdict]]:
-        """Of the functions of a source, by name; nvcc reads each text once."""
+        """The verdicts on the functions of a source, by name; nvcc compiles each text once."""
         keys = {name: _key(source, name, architecture) for name in FUNCTION.findall(source)}
         new = {key: name for name, key in keys.items() if not (self.folder / key).exists()}
         if new:

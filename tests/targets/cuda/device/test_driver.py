@@ -1,4 +1,4 @@
-"""The driver as it is called: a library of its functions in C++ takes its place."""
+"""Calls of the driver, against a stand-in for its library in C++."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture
 def library(path, tmp_path):
-    """A driver of its own for each test."""
+    """A separate copy of the stand-in for each test, with its own state."""
     loaded = ctypes.CDLL(str(shutil.copy(path, tmp_path / "driver.so")))
     loaded.noted.restype = ctypes.c_char_p
     return loaded

@@ -1,4 +1,4 @@
-"""What kernels move that do not say so themselves: counted in their TIR, and as predictions take it."""
+"""The memory traffic of kernels without a plan: counted in their TIR, and as predictions use it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ g (int64[T] ids, float16[50,24] table, float16[24] scale)
    largest = ReduceMax <keepdims = 0> (rows, last)
 }"""
 MOVED = {
-    # The ids, of which each row has one, and as many rows of the table as there are ids.
+    # One id for each row, and as many rows of the table as there are ids.
     "gather": (lambda T: T * 8 + min(T, 50) * 48, lambda T: T * 48),
     "rms_norm": (lambda T: T * 48 + 48, lambda T: T * 48),
     "transpose": (lambda T: T * 48, lambda T: T * 48),
@@ -50,7 +50,7 @@ def test_tensors_are_moved_once_and_of_a_table_what_is_looked_up(kernels):
             sizes = kernel_sizes({"sizes": kernel.sizes}, {"T": T}, name)
             plan = kernel.plan
             found = tensor_bytes(parameters, plan.read, sizes, name, plan.most_read)
-            # Blocks of threads that are not full count like others.
+            # Incomplete blocks of threads count as complete ones, which matters only for small T.
             assert found == pytest.approx(read(T), rel=0.02) or T < 1000
             assert tensor_bytes(parameters, plan.written, sizes, name, plan.most_written) == written(T)
 

@@ -1,4 +1,4 @@
-"""The algebra of attention, on a GPU of round numbers: keys that are walked over, cycles, and bytes."""
+"""The formulas for attention, on a GPU with round figures: keys that are walked over, cycles, and bytes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FEW = dataclasses.replace(MMA, unit="fma", rows=2, ahead=False)
 @pytest.mark.parametrize(
     ("causal", "seen", "tiles", "longest"),
     [
-        # Three tiles of 32 rows, 16 queries each, that see up to 56, 72 and 88 keys: 4, 5 and 6 tiles of 16.
+        # Three tiles of 32 rows (16 queries) see up to 56, 72 and 88 keys, which are 4, 5 and 6 tiles of 16.
         ("last", sum(range(41, 89)), 15, 6),
         ("lengths", sum(range(41, 89)), 15, 6),
         ("first", sum(range(1, 49)), 1 + 2 + 3, 3),
@@ -48,9 +48,9 @@ def test_keys_that_are_walked_over(causal, seen, tiles, longest):
 
 
 def test_keys_in_parts():
-    """One query, 100 keys in three parts of 34: 3, 3 and 2 tiles of 16 and 0 where there is none."""
+    """One query with 100 keys in three parts of 34 keys at most, which are 3, 3 and 2 tiles of 16."""
     assert walk_of(FEW, AttentionSizes(1, 1, 100, 3)) == Walk(3, 3 + 3 + 2 + 0, 3)
-    # The first of two queries sees no key, for they belong to the last two of one.
+    # With two queries and one key, the first query sees no key.
     assert AttentionSizes(1, 2, 1, 1).frontier(0, "last") == 0
     assert walk_of(dataclasses.replace(FEW, causal=""), AttentionSizes(1, 0, 100, 1)) == Walk(0, 0, 0)
 
@@ -64,7 +64,7 @@ def test_cycles_of_a_block():
     assert cycles.busy == pytest.approx(
         {"tensor cores": 6 * PRODUCTS, "special functions": 6 * WEIGHTS, "L2": 6 * LOADS}
     )
-    # One after another: products, weights, four barriers. Keys come meanwhile.
+    # Products, weights and four barriers take place one after another, while the next keys arrive.
     computing = PRODUCTS + WEIGHTS + 4 * 30
     assert cycles.waits == pytest.approx(6 * (computing - PRODUCTS) + 2 * 100 + ROW)
     slow = attention_cycles(MMA, GPU, None, 6, from_memory=True)
@@ -91,8 +91,8 @@ def test_bytes_of_keys_that_were_there_before():
     found = attention_traffic(MMA, GPU, sizes, walk)
     assert found == Traffic(5 * 40 * 128 * 2, 75 * 16 * 128 * 2 + rows)
     assert attention_least_bytes(MMA, sizes) == 5 * 128 * 2 * (88 + 48 * 2)
-    # A cache of less than twice the keys of the sequences whose blocks run at once reads them for every tile of rows,
-    # and gets queries and results from memory.
+    # If the cache is smaller than twice the keys of the sequences whose blocks run at once, keys are read from memory
+    # for every tile of rows, and so are queries and results.
     small = dataclasses.replace(GPU, l2_bytes=2 * 88 * 256)
     assert attention_traffic(MMA, small, sizes, walk) == Traffic(found.l2, found.l2)
 
@@ -108,7 +108,7 @@ def test_bytes_of_parts():
 
 
 def test_the_longest_block_is_waited_for():
-    """Three blocks on ten multiprocessors: one takes six tiles, on average they are five."""
+    """Three blocks on ten multiprocessors walk over five tiles on average, but the longest one over six."""
     sizes = AttentionSizes(1, 48, 88, 1)
     facts = LaunchFacts(blocks=3, threads=128, registers=32, shared_bytes=0, attention=sizes)
     found = predict(MMA, GPU, facts, Spread(0, 1), 0)

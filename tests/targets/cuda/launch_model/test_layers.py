@@ -1,4 +1,4 @@
-"""Layers of experts in artifacts: which launches there are, with which sizes, and what is printed of them."""
+"""Predictions for layers of experts in artifacts: the launches, their sizes, and the printed tables."""
 
 from __future__ import annotations
 
@@ -99,13 +99,13 @@ def test_the_host_launches_what_is_for_so_many_tokens():
     assert model.gpu.name == "A100 SXM 80GB"
     assert [launch.function for launch in few.launches] == ["route_kernel", "few_kernel", "combine_kernel"]
     assert [launch.function for launch in many.launches] == ["route_kernel", "many_kernel", "combine_kernel"]
-    # 80 pairs, ten of each expert: a block each of 16 rows, of at most 12 blocks.
+    # 80 pairs, ten for each expert, are one block of 16 rows per expert; the grid is for 12 blocks at most.
     assert [launch.grid for launch in many.launches] == [10, 12 * 16, 40]
     assert many.launches[1].prediction.blocks == 8 * 16
     assert many.launches[1].facts.shared_bytes == 65536
     assert many.launches[2].facts.bytes_read == 40 * 1024 * 4
     assert few.seconds == sum(launch.prediction.seconds for launch in few.launches)
-    # Six matrices, and rows in and out, at the published bandwidth.
+    # Six matrices, and the rows of input and output, at the published bandwidth.
     assert few.least == pytest.approx((6 * 2048 * 1024 * 2 + 2 * 3 * 1024 * 2) / 2039e9)
     assert many.operations == 2 * 80 * 2048 * 1024
 
@@ -121,7 +121,7 @@ def test_a_launch_that_begins_early_saves_time_where_the_one_before_lets_it():
     one_by_one = seconds()
     assert seconds("route") == seconds("few") == one_by_one
     saved = [before - after for before, after in zip(one_by_one, seconds("route", "few", "combine"), strict=True)]
-    trips = 2 * 281 / 1.83e9  # to the second-level cache
+    trips = 2 * 281 / 1.83e9  # two trips to the second-level cache
     assert saved == pytest.approx([0, 1e-6 - trips, 1e-6 - trips])
 
 
@@ -154,11 +154,11 @@ ATTENTION = AttentionPlan("bfloat16", 2, 2, 64, 64, 1, 4, "last", 64, 64, "mma",
 
 
 def outside(name: str, op: str, plan: object, grid: str, sizes: dict[str, str], nodes: tuple[str, ...]) -> dict:
-    """A kernel that is launched whatever the sizes."""
-    made = kernel(name, plan, grid)
-    made["launches"][0]["only_if"] = None
+    """The record of a kernel outside of layers, which is launched at all sizes."""
+    record = kernel(name, plan, grid)
+    record["launches"][0]["only_if"] = None
     parameters = [{"name": "rows", "dtype": "bfloat16", "shape": [next(iter(sizes))]}]
-    return {**made, "op": op, "sizes": sizes, "nodes": list(nodes), "calls": len(nodes), "parameters": parameters}
+    return {**record, "op": op, "sizes": sizes, "nodes": list(nodes), "calls": len(nodes), "parameters": parameters}
 
 
 TILES = outside("product", "MatMul", TilePlan(DENSE, 64, 128, 64, 3, "mma"), "M", {"M": "batch * sequence"}, ("a", "b"))
@@ -178,10 +178,10 @@ def test_products_and_attention_outside_of_layers_are_predicted_too():
     (found,) = model.outside
     product, attention = found.launches
     assert (product.calls, attention.calls) == (2, 1)
-    # 40 rows are a block of 64, of four tiles.
+    # 40 rows are one block of 64 rows, which has four tiles.
     assert product.launch.prediction.blocks == 4
     assert product.launch.prediction.operations == 2 * 40 * 512 * 256
-    # Two heads of keys, each with 160 queries in tiles of 64; query i sees 100 keys more than i + 1.
+    # Two heads of keys, each with 160 rows in tiles of 64; query i sees 100 keys of the past and i + 1 new ones.
     assert attention.launch.facts.attention == AttentionSizes(2, 40, 140, 1)
     assert attention.launch.prediction.blocks == 2 * 3
     seen = 40 * 100 + 40 * 41 // 2
@@ -290,7 +290,7 @@ def test_records_that_were_altered_are_refused(altered):
 
 
 def test_kernels_of_a_layer_say_how_they_are_called(program_of):
-    """Every launch of a compiled layer has its sizes and a plan, from which its grid can be computed."""
+    """Every launch of a compiled layer has a plan and its sizes, from which its grid can be computed."""
     random = np.random.default_rng(0)
     up, down = (random.standard_normal(shape, dtype=np.float32) for shape in ((3, 32, 16), (3, 16, 16)))
     feeds = {"x": np.zeros((1, 16), np.float32), "logits": np.zeros((1, 3), np.float32)}
@@ -303,6 +303,6 @@ def test_kernels_of_a_layer_say_how_they_are_called(program_of):
         assert one.plan is not None, one.name
         sizes = {name: evaluate(text, {tokens: 5}, one.name) for name, text in one.sizes.items()}
         assert sizes[TOKENS] == 5
-        assert sizes.get("B", 3) == 3  # at most a block for each expert: ten pairs, blocks of 64 rows
+        assert sizes.get("B", 3) == 3  # at most one block for each expert: ten pairs, blocks of 64 rows
         for launch in one.launches:
             assert all(evaluate(extent, sizes, one.name) > 0 for extent in launch.grid)

@@ -1,4 +1,4 @@
-"""Plans as artifacts hold them."""
+"""Plans as they are stored in artifacts."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ def test_what_attention_plans():
     wgmma = {"weighs_meanwhile": True, "copying_warps": 4}
     assert ATTENTION_MMA.plan(many) == AttentionPlan(*alike, 64, 64, "mma", *sizes)
     assert ATTENTION_WGMMA.plan(many) == AttentionPlan(*alike, 128, 64, "wgmma", *sizes, **wgmma)
-    # K-tiles of 16: 8 of a head, 4 of the keys of a tile.
+    # K-tiles of 16: 8 along a head, 4 along the keys of a tile.
     assert ATTENTION_TILED.plan(many) == AttentionPlan(*alike, 64, 64, "fma", *sizes, waits=12, ahead=False)
-    # A lane of 32 has 8 numbers of keys and of values: 2 keys at once are 32 * 2 bytes, in 4 teams.
+    # Each of 32 lanes has 8 numbers of a key and of a value. It reads 4 keys at once, 128 bytes; 4 teams read 16 keys.
     assert ATTENTION_FEW.plan(few) == AttentionPlan(*alike, 4, 16, "fma", *sizes, "parts", ahead=False)
     paged = ATTENTION_FEW.plan(dataclasses.replace(few, problem=dataclasses.replace(problem, paged="bfloat16")))
     assert paged.held == "pages * page"

@@ -1,4 +1,4 @@
-"""The algebra of predictions, on a GPU of round numbers: cycles of blocks, bytes, waves, and what limits a launch."""
+"""The formulas of predictions, on a GPU with round figures: cycles of blocks, bytes, waves, and limits of launches."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ GPU = Gpu(
     memory_peak=2e12,
     memory_reached=1e12,
     l2_bytes=1 << 20,
-    l2_reached=1e12,  # 100 bytes in a cycle of a multiprocessor
+    l2_reached=1e12,  # 100 bytes per cycle and multiprocessor
     shared_bytes=228 << 10,
     warps=64,
     blocks=32,
     tensor_peak=2e13,
-    tensor_reached=1e13,  # 1000 operations in a cycle of a multiprocessor
+    tensor_reached=1e13,  # 1000 operations per cycle and multiprocessor
     float32_peak=1e12,
     l2_cycles=100,
     memory_cycles=500,
@@ -42,7 +42,7 @@ FIRST, END = 2 * 100 + 500, 16 * 32 * 2 / 100
 def test_a_tile_waits_for_memory_or_is_busy_with_products():
     cycles = tile_cycles(TILE, GPU, None, from_memory=True)
     assert cycles.busy == pytest.approx({"tensor cores": TENSOR, "L2": 4 * (16 + 32) * 64 * 2 / 100})
-    # Two k-tiles come in the time of a wait for memory: four take 1000 cycles.
+    # Two k-tiles arrive per latency of memory, so four take 1000 cycles.
     assert cycles.waits == pytest.approx(1000 - TENSOR + FIRST + END)
     assert cycles.together(1) == (pytest.approx(1000 + FIRST + END), LATENCY)
     assert cycles.together(10) == (pytest.approx(10 * TENSOR), "tensor cores")
@@ -99,10 +99,11 @@ def test_an_even_spread(pairs, experts, rows, used, blocks):
 
 def test_bytes_of_tiles():
     matrix, row, result = 64 * 256 * 2, 512, 128
-    # Each expert has two of eight rows; x and results stay in the cache, matrices are read once, rows by both tiles.
+    # Each of four experts has two rows. Input and results stay in the cache; matrices are read once, rows by both
+    # tiles.
     expected = Traffic(4 * matrix, 4 * matrix + 2 * 8 * row + 8 * result)
     assert tile_traffic(TILE, GPU, Spread(8, 4), 4) == expected
-    # Of a cache of 64 KiB: one matrix stays for an expert's next block, 2048 rows do not, nor their results.
+    # In a cache of 64 KiB, a matrix stays for the expert's next block, but 2048 rows and their results do not.
     small = dataclasses.replace(GPU, l2_bytes=1 << 16)
     many = tile_traffic(TILE, small, Spread(2048, 4), 1024)
     assert many == Traffic(4 * matrix + 2048 * row + 2048 * result, 128 * matrix + 2 * 2048 * row + 2048 * result)
@@ -111,7 +112,7 @@ def test_bytes_of_tiles():
 
 
 def test_tiles_at_the_same_time_share_what_no_cache_holds():
-    """Eight blocks of rows of one matrix, across which are two tiles."""
+    """Eight blocks of rows are multiplied with one matrix, which is two tiles wide."""
     small = dataclasses.replace(GPU, l2_bytes=1 << 10)
     one = dataclasses.replace(TILE, product=dataclasses.replace(PRODUCT, experts=1))
     rest = (128 * 512 + 128 * 128,)
@@ -127,7 +128,7 @@ def test_bytes_of_pairs_that_read_their_matrices_themselves():
     plan = WarpPlan(PRODUCT, warps=4, columns=4, inputs=8)
     found = warp_traffic(plan, GPU, Spread(8, 4), 4)
     assert found == Traffic(4 * 32768, 8 * (32768 + 16 * 512) + 8 * 128)
-    tiny = dataclasses.replace(GPU, l2_bytes=32768)  # holds no matrix until the next pair reads it
+    tiny = dataclasses.replace(GPU, l2_bytes=32768)  # does not hold a matrix until the next pair reads it
     together = dataclasses.replace(plan, side_by_side=True)
     assert warp_traffic(together, tiny, Spread(8, 4), 4) == found
     assert warp_traffic(plan, tiny, Spread(8, 4), 4) == dataclasses.replace(found, memory=8 * 32768)
@@ -137,13 +138,13 @@ FACTS = LaunchFacts(blocks=20, threads=128, registers=32, shared_bytes=100 << 10
 
 
 def test_a_launch_in_waves():
-    """512 rows each of four experts: 32 blocks of rows, 256 tiles on 10 multiprocessors with two blocks each."""
+    """256 tiles on 10 multiprocessors, which hold two blocks each, take 13 waves."""
     many = dataclasses.replace(TILE, product=dataclasses.replace(PRODUCT, columns=128, width=128))
     found = predict(many, GPU, dataclasses.replace(FACTS, blocks=276), Spread(1024, 4), 512)
     assert (found.occupancy.blocks, found.blocks, found.waves) == (2, 256, 13)
     assert found.tail == 256 / 260
-    # Behind the first block an expert's matrix is in the cache: the ring waits for that alone. In the last wave six
-    # multiprocessors have two blocks.
+    # After its first block an expert's matrix is in the cache, so the ring waits for the cache only. In the last wave
+    # six multiprocessors have two blocks.
     alone = TENSOR + K_TILES + 3 * 100 + END
     assert found.seconds == pytest.approx((13 * max(2 * TENSOR, alone) + 20 / 20 * 100) / 1e9 + LAUNCH_SECONDS)
     assert found.operations == 2 * 1024 * 128 * 256

@@ -1,4 +1,4 @@
-"""Helpers of generated CUDA C are named by what their instruction does."""
+"""Names of helpers in generated CUDA C: after their instruction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def _helper(name: str, assembly: str) -> str:
 
 
 def _renamed(*helpers: str, other: str = "") -> list[str]:
-    """Names under which helpers of these names and assembly are declared, and called."""
+    """The new names of helpers with these names and assembly, as declared and as called."""
     source = "".join(_helper(*helper.split(": ", 1)) for helper in helpers)
     calls = "".join(f"  {helper.partition(':')[0]}(barrier);\n" for helper in helpers)
     text = with_helper_names(source + other + calls)

@@ -1,4 +1,4 @@
-"""Arrays of one element become variables in generated CUDA C, where they are nothing else."""
+"""Variables in generated CUDA C in place of arrays of one element, if they are used as nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Helpers of generated CUDA C take an array where they took each of its elements."""
+"""Array parameters of helpers in generated CUDA C, in place of one parameter for each element."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays in shared memory have names in generated CUDA C."""
+"""Named arrays in shared memory of generated CUDA C."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DECLARED = """  extern __shared__ __align__(1024) uchar shared_ptr[];
         ("((half*)shared_ptr)[((a + 4096) * (b + 5000))]", "tiles[(a + 4096) * (b + 5000)]"),
         ("(&(shared_ptr[((stage * 16) + 20480)]))", "&codes[stage * 16]"),
         ("x_ptr[(stage + 20480)]", "x_ptr[(stage + 20480)]"),
-        # What was given no name, and arrays of another pool or type.
+        # Arrays without a name, and arrays of another pool or type.
         ("((uint64_t*)shared_ptr)[(stage + 2047)]", "((uint64_t*)shared_ptr)[(stage + 2047)]"),
         ("((float*)shared_ptr)[0]", "((float*)shared_ptr)[0]"),
         ("((half*)other_ptr)[0]", "((half*)other_ptr)[0]"),

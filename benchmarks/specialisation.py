@@ -59,8 +59,7 @@ def variants() -> dict[str, str]:
     for method in ("reap", "frequency", "random"):
         seeded = ",seed=SEED" if method == "random" else ""
         found[f"3/4 of the experts, {method}"] = f"prune-experts{{keep=0.75,method={method},profile=PROFILE{seeded}}}"
-    found["3/4 of the experts, ream"] = "merge-experts{keep=0.75,method=ream,profile=PROFILE}"
-    found["3/4 of the experts, hc-smoe"] = "merge-experts{keep=0.75,method=hc-smoe,profile=PROFILE}"
+    found["3/4 of the experts, ream"] = "merge-experts{keep=0.75,profile=PROFILE}"
     for name, passes in list(found.items()):
         for repair, more in REPAIRS.items():
             rounded = name in ("int3 nearest", "int2 nearest") and repair == "rescaled"

@@ -1,21 +1,20 @@
-"""Fewer experts: those that are alike become one."""
+"""Merge experts that are alike, so that a layer has fewer."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import onnx_ir as ir
 
 from moec.errors import MoecError, UnsupportedError
 from moec.ir.names import node_name
 from moec.passes.framework.base import Exactness, Report
-from moec.passes.graph.unfused import with_route
 from moec.passes.weights.calibration import profile_reading
 from moec.passes.weights.expert_set import ExpertSet
-from moec.passes.weights.fewer_experts import check_keep, expert_set, layers_of, shared_count, uniform_counts
-from moec.passes.weights.grouping import Grouping, by_centroids, by_clusters
+from moec.passes.weights.fewer_experts import check_keep, expert_set, layers_of, uniform_counts
+from moec.passes.weights.grouping import Grouping, by_centroids
 from moec.passes.weights.merging import Averages, unmergeable
 from moec.profile import Profile
 from moec.profile.keys import keep_key
@@ -23,39 +22,35 @@ from moec.profile.keys import keep_key
 
 @dataclasses.dataclass(frozen=True)
 class MergeExperts:
-    """Makes ``keep`` averages of the experts of ``moec.MoE``, and of ``moec.Route`` with ``moec.Experts``.
+    """Make ``keep`` averages of the experts of ``moec.MoE``, and of ``moec.Route`` with ``moec.Experts``.
 
     ``keep`` up to 1 is a share of the experts, above 1 the number that a layer has afterwards. ``profile`` is a file
-    that ``moec profile`` makes; similarities are those on the tokens that it holds of the layer.
+    that ``moec profile`` makes; similarities are those on the tokens that it holds of the layer. The method is REAM
+    (arXiv 2604.04356).
 
-    1. ``ream`` (arXiv 2604.04356): the ``keep`` experts with the highest scores, which are those of prune-experts with
-       ``reap``, are centroids. From the highest score down, each takes up those of the others that are left and are
-       nearest to it, until they are ``most`` together. Near is the mean of two cosines: of outputs, and of logits
-       (where these are a product of the layer's tokens; else of the weights that tokens gave). Hidden units are matched
-       with those of the centroid, then weights and biases are averaged by score. The router loses the columns of those
-       that were taken up: tokens that chose them are routed among the others.
-    2. ``hc-smoe`` (arXiv 2410.08589): experts are clustered by the distance of their mean outputs (average linkage).
-       Hidden units are matched likewise, then weights are averaged by how many tokens came. The router stays as it is,
-       and a table maps its ids to the clusters (:mod:`moec.ir.expert_ids`).
-    3. Averages are computed when they are read, one expert at a time. Weights that are quantised stay, with a warning:
-       this pass comes before quantize-experts. What cannot lose experts stays as in prune-experts; ``layers`` is as
-       there.
-    4. Metadata says which experts are one, and why (:mod:`moec.ir.origins`). What a profile says of experts does not
-       hold afterwards: passes behind this one that use it need a profile of the model after it (``moec profile
-       --passes``). Those that use what it says of the layer (rescale-experts, tune-router) do not.
+    1. The ``keep`` experts with the highest scores (those of prune-experts with ``reap``) are centroids. From the
+       highest score down, each takes up its nearest among the experts that are left, until they are ``most`` together.
+       Near is the mean of two cosines: of outputs, and of logits (of the weights that tokens gave, where logits are no
+       product of the layer's tokens).
+    2. Hidden units are matched with those of the centroid; then weights and biases are averaged by score. The router
+       loses the columns of the experts that were taken up: tokens that chose them are routed among the others.
+    3. Averages are computed when they are read, one expert at a time. Quantised weights stay, with a warning: this pass
+       comes before quantize-experts. Layers that cannot lose experts stay as in prune-experts; ``layers`` is as there.
+    4. Metadata says which experts are one, and why (:mod:`moec.ir.origins`). A profile's measures of experts do not
+       hold afterwards: later passes that use them need a profile of the model after this one (``moec profile
+       --passes``). Those that use measures of the layer (rescale-experts, tune-router) do not.
 
     ::
 
         (float[T,8] x, float[T,4] logits) => (float[T,8] y) <float[4,6,8] up, float[4,8,6] down> {
            y = moec.MoE <activation = "relu", gate_layout = "none", k = 2> (x, logits, , up, down)
         }
-            merge-experts{keep=3,method=hc-smoe,profile=PROFILE} ->
+            merge-experts{keep=3,profile=PROFILE} ->
         (float[T,8] x, float[T,4] logits) => (float[T,8] y)
-           <int32[5] y_experts_table = {0, 1, 2, 2, -1}, float[3,6,8] up_changed_used, float[3,8,6] down_changed_used> {
-           y_weights, y_experts = moec.Route <k = 2> (logits)
-           y_experts_stored = Gather <axis = 0> (y_experts_table, y_experts)
-           y = moec.Experts <activation = "relu", gate_layout = "none">
-                            (x, y_weights, y_experts_stored, up_changed_used, down_changed_used)
+           <int64[3] logits_kept = {0, 1, 2}, float[3,6,8] up_changed_used, float[3,8,6] down_changed_used> {
+           logits_used = Gather <axis = -1> (logits, logits_kept)
+           y = moec.MoE <activation = "relu", gate_layout = "none", k = 2>
+                        (x, logits_used, , up_changed_used, down_changed_used)
         }
     """
 
@@ -64,7 +59,6 @@ class MergeExperts:
 
     keep: float
     profile: str
-    method: Literal["ream", "hc-smoe"] = "ream"
     most: int = 16
     layers: str | None = None
 
@@ -73,14 +67,14 @@ class MergeExperts:
         if self.most < 2:
             raise MoecError(f"{self.name}: most is {self.most}; expected 2 experts or more that become one")
         nodes = layers_of(self.name, model.graph, self.layers, report)
-        found = [experts for node in nodes if (experts := self._experts(node, report)) is not None]
+        layers = [experts for node in nodes if (experts := self._experts(node, report)) is not None]
         with contextlib.closing(Profile.read(self.profile)) as profile:
-            groupings = [self._grouping(experts, profile) for experts in found]
-        return any([self._merge(model.graph, *one, report) for one in zip(found, groupings, strict=True)])
+            groupings = [self._grouping(experts, profile) for experts in layers]
+        return any([self._merge(model.graph, *layer, report) for layer in zip(layers, groupings, strict=True)])
 
     def _experts(self, node: ir.Node, report: Report) -> ExpertSet | None:
         try:
-            experts = expert_set(self.name, node, report) if self.method == "ream" else ExpertSet(node)
+            experts = expert_set(self.name, node, report)
             reason = None if experts is None else unmergeable(node)
         except UnsupportedError as error:
             experts, reason = None, str(error)
@@ -91,17 +85,12 @@ class MergeExperts:
 
     def _grouping(self, experts: ExpertSet, profile: Profile) -> Grouping:
         """Which experts of a layer become one, and how they are averaged."""
-        if self.method == "hc-smoe":
-            count = shared_count(self.name, experts, self.keep)
-        else:
-            (count,) = uniform_counts(self.name, [experts], self.keep)
-            self._check_most(experts, count)
+        (count,) = uniform_counts(self.name, [experts], self.keep)
+        self._check_most(experts, count)
         if count == experts.stored:
             return Grouping([], {})
         measures = profile.experts(experts.node)
         with profile_reading(f"{profile.path}: node {node_name(experts.node)}"):
-            if self.method == "hc-smoe":
-                return by_clusters(experts, measures, count)
             return by_centroids(experts, measures, count, self.most)
 
     def _check_most(self, experts: ExpertSet, count: int) -> None:
@@ -117,14 +106,11 @@ class MergeExperts:
             report.note(self.name, name, f"keeps all {count} experts")
             return False
         keep_key(experts.node)
-        node = with_route(graph, experts.node) if self.method == "hc-smoe" else experts.node
-        averages = Averages(graph, node, grouping.groups)
+        averages = Averages(graph, experts.node, grouping.groups)
         averages.store()
-        changed, why = ExpertSet(node), {expert: f"{self.name}: {reason}" for expert, reason in grouping.why.items()}
-        if self.method == "hc-smoe":
-            changed.share(graph, [into.get(expert, expert) for expert in range(count)], why)
-        else:
-            changed.keep(graph, [expert for expert in range(changed.routed) if expert not in into], why, into)
+        changed = ExpertSet(experts.node)
+        why = {expert: f"{self.name}: {reason}" for expert, reason in grouping.why.items()}
+        changed.keep(graph, [expert for expert in range(changed.routed) if expert not in into], why, into)
         averages.store_as_before([expert for expert in range(count) if expert not in into])
         joined = ", ".join("+".join(map(str, sorted(group.experts))) for group in grouping.groups)
         report.note(self.name, name, f"makes {count - len(into)} of {count} experts: {joined}")

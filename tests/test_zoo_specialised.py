@@ -30,8 +30,7 @@ PASSES = {
     "gptq": "quantize-experts{format=int4,method=gptq,profile=PROFILE}",
     "gptq of linears": "quantize-linears{format=int8,method=gptq,profile=PROFILE}",
     "prune-experts": "prune-experts{keep=0.5,method=reap,profile=PROFILE}",
-    "merge-experts": "merge-experts{keep=0.5,method=ream,profile=PROFILE}",
-    "hc-smoe": "merge-experts{keep=0.5,method=hc-smoe,profile=PROFILE}",
+    "merge-experts": "merge-experts{keep=0.5,profile=PROFILE}",
     "prune-hidden-units": "prune-hidden-units{keep=0.75,profile=PROFILE}",
     "skip-experts": "skip-experts{keep=0.8,profile=PROFILE}",
 }

@@ -126,17 +126,6 @@ def _uniform_count(pass_name: str, experts: ExpertSet, keep: float) -> int:
     )
 
 
-def shared_count(pass_name: str, experts: ExpertSet, keep: float) -> int:
-    """How many experts a layer stores whose router stays as it is. Raises MoecError for none, and for more than all."""
-    wanted = int(keep) if keep > 1 else _rounded(keep * experts.stored)
-    if not 1 <= wanted <= experts.stored:
-        raise MoecError(
-            f"{pass_name}: node {node_name(experts.node)}: cannot make {wanted} of {experts.stored} experts; the "
-            f"nearest it can is {min(max(wanted, 1), experts.stored)}"
-        )
-    return wanted
-
-
 def global_counts(pass_name: str, layers: Sequence[Scored], keep: float) -> list[int]:
     """How many stored experts each layer keeps where the share, or the number times layers, is that of all together:
     the lowest scores of all layers go, as shares of the mean of their layer.

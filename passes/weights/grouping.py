@@ -1,4 +1,4 @@
-"""Which experts of a layer become one: those around the most salient, or clusters of equal outputs."""
+"""Groups of experts that become one: those around the most salient."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from moec.errors import MoecError
 from moec.passes.weights.expert_set import ExpertSet
-from moec.passes.weights.fewer_experts import best, frequency, saliency
+from moec.passes.weights.fewer_experts import best, saliency
 from moec.passes.weights.merging import Merged, merged
 from moec.passes.weights.similarity import (
-    NEEDS_SCIPY,
     gate_similarity,
     matching_units,
     output_similarity,
@@ -58,40 +56,6 @@ def by_centroids(experts: ExpertSet, measures: ExpertsMeasures, count: int, most
     return Grouping(groups, why)
 
 
-def by_clusters(experts: ExpertSet, measures: ExpertsMeasures, count: int) -> Grouping:
-    """HC-SMoE's groups (arXiv 2410.08589): ``count`` clusters of mean outputs, by average linkage of distances."""
-    scores, tokens = np.maximum(frequency(measures), 0), measures.array("sample")
-    means = outputs_of(experts.weights, tokens).mean(axis=1, dtype=np.float64)
-    clusters = _linked(means, count)
-    groups, why = [], {}
-    for cluster in range(max(clusters) + 1):
-        members = [expert for expert in range(experts.stored) if clusters[expert] == cluster]
-        if len(members) == 1:
-            continue
-        first, *others = sorted(members, key=lambda expert: (-scores[expert], expert))
-        length = max(float(np.linalg.norm(means[first])), 1e-300)
-        why |= {
-            expert: f"hc-smoe, mean output {np.linalg.norm(means[expert] - means[first]) / length:.1%} away, "
-            f"{scores[expert]:.0f} tokens"
-            for expert in others
-        }
-        groups.append(_averaged(experts, [first, *others], scores, tokens))
-    return Grouping(groups, why)
-
-
 def _averaged(experts: ExpertSet, members: Sequence[int], scores: Array, tokens: Array) -> Merged:
     orders = matching_units(experts.weights, members, tokens)
     return merged(members, [float(scores[member]) for member in members], orders)
-
-
-def _linked(points: Array, count: int) -> list[int]:
-    """The cluster of each point [n,d], of ``count``."""
-    if not np.isfinite(points).all():
-        raise MoecError(
-            "outputs of experts on the tokens of the profile are not finite; their clusters cannot be found"
-        )
-    try:
-        from scipy.cluster.hierarchy import cut_tree, linkage
-    except ImportError:
-        raise MoecError(NEEDS_SCIPY) from None
-    return [int(cluster) for cluster in cut_tree(linkage(points, "average"), n_clusters=count)[:, 0]]

@@ -98,8 +98,7 @@ def _assigned(alike: Array) -> Array:
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError:
-        raise MoecError(NEEDS_SCIPY) from None
+        raise MoecError(
+            'merging experts needs scipy, which is not installed; install it with: pip install "moec[specialise]"'
+        ) from None
     return linear_sum_assignment(alike, maximize=True)[1]
-
-
-NEEDS_SCIPY = 'merging experts needs scipy, which is not installed; install it with: pip install "moec[specialise]"'

@@ -98,17 +98,6 @@ def became(model: ir.Model) -> list[tuple[int, ...]]:
 
 
 @every_layout
-def test_clusters_of_permuted_copies_are_exact(spec, tmp_path):
-    model = with_copies(spec, {3: 0, 5: 1})
-    before = [outputs(model, logits_of(T)) for T in (0, 1, 7, 60)]
-    report = merged(model, tmp_path, "keep=4,method=hc-smoe")
-    assert became(model) == [(0, 3), (1, 5), (2,), (4,)]
-    for T, expected in zip((0, 1, 7, 60), before, strict=True):
-        np.testing.assert_allclose(outputs(model, logits_of(T)), expected, rtol=1e-9, atol=1e-9)
-    assert [remark.message for remark in report.remarks] == ["makes 4 of 6 experts: 0+3, 1+5"]
-
-
-@every_layout
 def test_a_centroid_that_takes_up_a_permuted_copy_stays_as_it_was(spec, tmp_path):
     model = with_copies(spec, {5: 0})
     arrays = expert_arrays(spec)
@@ -215,9 +204,8 @@ def test_a_router_loses_the_columns_of_those_taken_up(tmp_path):
 def test_routing_with_other_users_stays(tmp_path):
     text = ROUTED.format(more=WEIGHTS, rows="", x="x").replace("(float[T,8] y)", "(float[T,8] y, float[T,2] w)")
     path = write_measured(tmp_path / "p", model_of(text), "int8")
-    for method in ("ream", "hc-smoe"):
-        (remark,) = check(f"infer-shapes,merge-experts{{keep=2,method={method},profile={path}}}", text)
-        assert (remark.severity, remark.message) == ("warning", "keeps all experts: 'w' is an output of the model")
+    (remark,) = check(f"infer-shapes,merge-experts{{keep=2,profile={path}}}", text)
+    assert (remark.severity, remark.message) == ("warning", "keeps all experts: 'w' is an output of the model")
 
 
 LAYER = """(float[T,8] x, float[T,8] logits) => (float[T,8] y)
@@ -239,74 +227,64 @@ def test_groups_keep_as_many_and_biases_go_along(tmp_path):
         apply(model, f"merge-experts{{keep=3,profile={again}}}")
 
 
-def test_experts_with_a_capacity_are_clustered_but_not_taken_up(tmp_path):
+def test_experts_with_a_capacity_stay(tmp_path):
     text = LAYER.format(more=", capacity = 4")
     path = write_measured(tmp_path / "p", model_of(text), "int8")
     (remark,) = check(f"merge-experts{{keep=4,profile={path}}}", text)
     assert remark.message == "keeps all experts: the capacity of 4 is that of 8 experts"
-    model = model_of(text)
-    apply(model, f"merge-experts{{keep=4,method=hc-smoe,profile={path}}}")
-    assert inputs_of(last_moec_node(model))["down"].shape[0] == 4
-    assert spec_of(next(node for node in model.graph if node.op_type == "Route"), RouteSpec).capacity == 4
 
 
 def test_identity_experts_stay(tmp_path):
-    for method in ("ream", "hc-smoe"):
-        model = model_of(
-            LAYER.format(more=", identity_experts = 2")
-            .replace("float[8,6,8]", "float[6,6,8]")
-            .replace("float[8,8,6]", "float[6,8,6]")
-        )
-        path = write_measured(tmp_path / "p", model, "int8")
-        apply(model, f"merge-experts{{keep=3,method={method},profile={path}}}")
-        assert spec_of(last_moec_node(model), ExpertsSpec).identity_experts == 2
-        assert np.isfinite(outputs(model, np.ones((5, 8), np.float32))).all()
+    text = LAYER.format(more=", identity_experts = 2")
+    model = model_of(text.replace("float[8,6,8]", "float[6,6,8]").replace("float[8,8,6]", "float[6,8,6]"))
+    path = write_measured(tmp_path / "p", model, "int8")
+    apply(model, f"merge-experts{{keep=3,profile={path}}}")
+    assert spec_of(last_moec_node(model), ExpertsSpec).identity_experts == 2
+    assert np.isfinite(outputs(model, np.ones((5, 8), np.float32))).all()
 
 
 def test_narrower_types_stay(tmp_path):
     """Weights that are stored in float16 are stored so afterwards."""
     spec = ExpertsSpec()
-    model = with_copies(spec, {3: 0})
+    model = with_copies(spec, {5: 0})
     apply(model, "cast-weights{dtype=fp16}")
-    before = outputs(model, logits_of(20))
-    merged(model, tmp_path, "keep=5,method=hc-smoe")
-    assert became(model)[0] == (0, 3)
+    before = outputs(model, logits_of(20, (5,)))
+    merged(model, tmp_path, "keep=5")
+    assert became(model)[0] == (0, 5)
     assert formats_of(model) == {"up": ["float16"], "down": ["float16"]}
-    np.testing.assert_allclose(outputs(model, logits_of(20)), before, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(outputs(model, logits_of(20, (5,))), before, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
 def test_models_in_narrower_types_are_averaged_in_them(dtype, tmp_path):
-    model = with_copies(ExpertsSpec(), {3: 0})
+    model = with_copies(ExpertsSpec(), {5: 0})
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         if value.const_value is not None:
             value.const_value = ir.tensor(value.const_value.numpy().astype(dtype.numpy()), name=value.name)
         value.dtype = dtype
     first = {name: model.graph.initializers[name].const_value.numpy()[0] for name in ("up", "down", "up_bias")}
-    merged(model, tmp_path, "keep=5,method=hc-smoe")
-    assert became(model)[0] == (0, 3)
+    merged(model, tmp_path, "keep=5")
+    assert became(model)[0] == (0, 5)
     for name, array in first.items():
         found = inputs_of(last_moec_node(model))[name]
         assert found.dtype == dtype
         np.testing.assert_array_equal(found.const_value.numpy()[0], array)
 
 
-@pytest.mark.parametrize("method", ["ream", "hc-smoe"])
-def test_quantised_weights_stay(method, tmp_path):
+def test_quantised_weights_stay(tmp_path):
     model = experts_model(ExpertsSpec())
     path = write_measured(tmp_path / "p", model, "int8")
     apply(model, "quantize-experts{format=int8}")
-    report = apply(model, f"merge-experts{{keep=3,method={method},profile={path}}}")
+    report = apply(model, f"merge-experts{{keep=3,profile={path}}}")
     assert [(one.severity, one.message) for one in report.remarks] == [
         ("warning", "keeps all experts: up is int8; run this pass before quantize-experts")
     ]
 
 
-@pytest.mark.parametrize("method", ["ream", "hc-smoe"])
-def test_what_is_merged_needs_a_new_profile(method, tmp_path):
+def test_what_is_merged_needs_a_new_profile(tmp_path):
     model = experts_model(ExpertsSpec())
     path = write_measured(tmp_path / "p", model, "int8", tokens=300)
-    passes = f"merge-experts{{keep=4,method={method},profile={path}}}"
+    passes = f"merge-experts{{keep=4,profile={path}}}"
     apply(model, f"prune-experts{{keep=5,profile={path}}},{passes}")
     assert len(origins_of(last_moec_node(model), 4).removed) == 1
     with pytest.raises(MoecError, match="nothing was measured of its weights"):
@@ -340,8 +318,6 @@ def test_layer_by_layer_with_the_profile_refreshed(tmp_path):
         ("keep=0.2", "cannot keep 1 of 6 experts, of which 2 are chosen in 1 group; the nearest it can is 2"),
         ("keep=2,most=2", "cannot make 2 of 6 experts, of which at most 2 become one; the nearest it can is 3"),
         ("keep=2,most=1", "most is 1; expected 2 experts or more that become one"),
-        ("keep=7,method=hc-smoe", "cannot make 7 of 6 experts; the nearest it can is 6"),
-        ("keep=0.01,method=hc-smoe", "cannot make 0 of 6 experts; the nearest it can is 1"),
         ("keep=3,layers=1", "layers is '1'; the model has the layers 0 to 0"),
     ],
 )
@@ -359,20 +335,17 @@ def test_another_model_is_refused(tmp_path):
         apply(other, f"merge-experts{{keep=0.5,profile={path}}}")
 
 
-@pytest.mark.parametrize("method", ["ream", "hc-smoe"])
-def test_all_experts_may_stay(method, tmp_path):
+def test_all_experts_may_stay(tmp_path):
     model = experts_model(ExpertsSpec())
-    report = merged(model, tmp_path, f"keep=1,method={method}")
+    report = merged(model, tmp_path, "keep=1")
     assert [remark.message for remark in report.remarks] == ["keeps all 6 experts"]
     assert last_moec_node(model).op_type == "MoE"
 
 
-@pytest.mark.parametrize("method", ["ream", "hc-smoe"])
-def test_without_scipy_one_line_says_what_to_install(method, tmp_path, monkeypatch):
-    for module in ("scipy.optimize", "scipy.cluster.hierarchy"):
-        monkeypatch.setitem(sys.modules, module, None)
+def test_without_scipy_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(MoecError, match=r"merging experts needs scipy.*pip install \"moec\[specialise\]\""):
-        merged(experts_model(ExpertsSpec()), tmp_path, f"keep=3,method={method}")
+        merged(experts_model(ExpertsSpec()), tmp_path, "keep=3")
 
 
 def test_averages_are_computed_when_they_are_read(tmp_path):

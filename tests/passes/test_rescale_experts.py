@@ -106,12 +106,11 @@ def test_no_other_factors_do_better(change, tmp_path):
     assert best_error - 1e-3 < error(model, before, x) < first - 0.95 * (first - best_error)
 
 
-@pytest.mark.parametrize("options", ["keep=4", "keep=4,method=hc-smoe"])
-def test_averages_of_experts_are_known_as_their_layer(options, tmp_path):
+def test_averages_of_experts_are_known_as_their_layer(tmp_path):
     """That of experts which are not alike is small."""
     before, model = routed_model(ExpertsSpec()), routed_model(ExpertsSpec())
     path = write_routed(tmp_path / "p", model)
-    apply(model, f"merge-experts{{{options},profile={path}}}")
+    apply(model, f"merge-experts{{keep=4,profile={path}}}")
     x, first = rows_of(D, 200, seed=9), error(model, before, rows_of(D, 200, seed=9))
     rescaled(model, path)
     assert error(model, before, x) < first

@@ -78,7 +78,7 @@ def test_the_router_of_a_table_of_experts_is_tuned(tmp_path):
     """That of experts which were merged, and of such as are stored once."""
     model = routed_model(ExpertsSpec("relu", "none"), RouteSpec(2))
     path = write_routed(tmp_path / "p", model, tokens=2000)
-    apply(model, f"merge-experts{{keep=4,method=hc-smoe,profile={path}}}")
+    apply(model, f"merge-experts{{keep=4,profile={path}}}")
     before = model.clone()
     report = tuned(model, path)
     (remark,) = report.remarks

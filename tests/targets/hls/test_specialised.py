@@ -56,8 +56,7 @@ def projects(model: ir.Model, inputs: dict[str, np.ndarray]) -> list[Project]:
 
 FEWER = [
     pytest.param("prune-experts{{keep=5,profile={}}}", (5, 24), id="pruned"),
-    pytest.param("merge-experts{{keep=5,method=ream,profile={}}}", (5, 24), id="merged, fewer in the router"),
-    pytest.param("merge-experts{{keep=5,method=hc-smoe,profile={}}}", (8, 24), id="merged, behind a table"),
+    pytest.param("merge-experts{{keep=5,profile={}}}", (5, 24), id="merged"),
     pytest.param("prune-hidden-units{{keep=0.5,multiple=8,profile={}}}", (8, 16), id="fewer hidden units"),
     pytest.param(
         "prune-experts{{keep=5,profile={0}}},quantize-experts{{format=int4,group=32,method=gptq,profile={0}}}",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import ClassVar
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import onnx
@@ -14,6 +15,9 @@ from moec.ir.movement import moving
 from moec.ir.weights.stored import decoding_nodes, widens_halves
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import is_op, replace_by_tensors
+
+if TYPE_CHECKING:
+    from moec.ir.interpreter import Evaluator
 
 _RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 _KEPT = ("DequantizeLinear", "QuantizeLinear", "Dropout", "BatchNormalization")
@@ -55,28 +59,30 @@ class FoldConstants:
         changed = False
         version = model.graph.opset_imports[""]
         decoding = decoding_nodes(model.graph)
+        operators: dict[Hashable, _Operator] = {}
         for node in list(model.graph):
             if node in decoding or not _is_constant_computation(node):
                 continue
             types = _output_types(node, version)
             if types is None:
                 continue
-            tensors = self._fold(node, types, version)
+            operator = operators.setdefault(_kind(node), _Operator.of(node, version))
+            tensors = self._fold(node, types, operator)
             if tensors is not None:
                 replace_by_tensors(node, tensors)
                 changed = True
         return changed
 
-    def _fold(self, node: ir.Node, types: list[_Type], version: int) -> list[ir.TensorProtocol] | None:
+    def _fold(self, node: ir.Node, types: list[_Type], operator: _Operator) -> list[ir.TensorProtocol] | None:
         inputs = [None if value is None else value.const_value for value in node.inputs]
         if _elements(node, types) <= self.limit and all(array is None or array.size <= self.limit for array in inputs):
-            arrays = _evaluate(node, version, inputs)
+            arrays = operator.results(inputs)
             return None if arrays is None else [ir.tensor(array) for array in arrays]
         narrow = is_op(node, *_NEVER_LARGER) and not widens_halves(node)
         lazy = narrow or (is_op(node, "Gather") and inputs[1].size == 1)  # type: ignore[union-attr]
         if not lazy or any(shape is None for _, shape in types):
             return None
-        frozen = _Computation(node, version, inputs)
+        frozen = _Computation(operator, inputs)
         return [
             ir.LazyTensor(functools.partial(frozen.output, index), dtype=dtype, shape=ir.Shape(shape or ()))
             for index, (dtype, shape) in enumerate(types)
@@ -86,20 +92,61 @@ class FoldConstants:
 _Type = tuple[ir.DataType, "tuple[int, ...] | None"]
 
 
-class _Computation:
-    """A folded node as it was: its operator, attributes and constant inputs."""
+@dataclasses.dataclass(frozen=True)
+class _Operator:
+    """A node by itself, made ready to run once for all nodes that are alike but for their inputs: making it ready takes
+    longer than transposing a weight, which stays a view."""
 
-    def __init__(self, node: ir.Node, version: int, inputs: list[ir.TensorProtocol | None]) -> None:
+    node: ir.Node
+    version: int
+
+    @staticmethod
+    def of(node: ir.Node, version: int) -> _Operator:
+        inputs = [None if one is None else ir.Value(name=f"input_{i}") for i, one in enumerate(node.inputs)]
         outputs = [ir.Value(name=f"output_{index}") for index in range(len(node.outputs))]
-        values = [None if one is None else ir.Value(name=f"input_{i}") for i, one in enumerate(inputs)]
-        self.node = ir.Node("", node.op_type, values, attributes=node.attributes.values(), outputs=outputs)
-        self.version, self.inputs = version, inputs
+        alone = ir.Node("", node.op_type, inputs, attributes=node.attributes.values(), outputs=outputs)
+        return _Operator(alone, version)
+
+    @functools.cached_property
+    def _evaluator(self) -> Evaluator:
+        from moec.ir.interpreter import Evaluator
+
+        inputs = [value for value in self.node.inputs if value is not None]
+        return Evaluator([self.node], inputs, self.node.outputs, {"": self.version})
+
+    def results(self, inputs: Sequence[ir.TensorProtocol | None]) -> list[np.ndarray] | None:
+        """The outputs; None for an operator without a reference, or one that lacks it for these types."""
+        from moec.ir.interpreter import EvaluationError
+
+        given = zip(self.node.inputs, inputs, strict=True)
+        try:
+            feeds = {value: one.numpy() for value, one in given if value is not None and one is not None}
+            return self._evaluator.run(feeds)
+        except (EvaluationError, AttributeError, RuntimeError, TypeError, ValueError):
+            return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Computation:
+    """A folded node as it was: its operator and constant inputs."""
+
+    operator: _Operator
+    inputs: list[ir.TensorProtocol | None]
 
     def output(self, index: int) -> ir.TensorProtocol:
-        arrays = _evaluate(self.node, self.version, self.inputs)
+        arrays = self.operator.results(self.inputs)
         if arrays is None:
-            raise RuntimeError(f"{self.node.op_type} could be folded but not computed")
-        return ir.tensor(arrays[index])
+            raise RuntimeError(f"{self.operator.node.op_type} could be folded but not computed")
+        return ir.Tensor(arrays[index])
+
+
+def _kind(node: ir.Node) -> Hashable:
+    """What nodes have in common that differ in their inputs alone; a tensor among the attributes is one of its own."""
+    attributes = (
+        (name, id(attribute) if attribute.type == ir.AttributeType.TENSOR else repr(attribute.value))
+        for name, attribute in sorted(node.attributes.items())
+    )
+    return node.op_type, tuple(value is None for value in node.inputs), len(node.outputs), tuple(attributes)
 
 
 def _is_constant_computation(node: ir.Node) -> bool:
@@ -148,18 +195,3 @@ def _elements(node: ir.Node, types: list[_Type]) -> float:
         constants = [value.const_value for value in node.inputs if value is not None]
         return sum(constant.size * max(1, len(constant.shape)) for constant in constants if constant is not None)
     return float("inf")
-
-
-def _evaluate(node: ir.Node, version: int, inputs: list[ir.TensorProtocol | None]) -> list[np.ndarray] | None:
-    from moec.ir.interpreter import EvaluationError, Evaluator
-
-    feeds = {
-        value: one.numpy()
-        for value, one in zip(node.inputs, inputs, strict=True)
-        if value is not None and one is not None
-    }
-    try:
-        return Evaluator([node], feeds, node.outputs, {"": version}).run(feeds)
-    except (EvaluationError, AttributeError, RuntimeError, TypeError, ValueError):
-        # An operator without a reference, or one that lacks it for this type: the node simply stays.
-        return None

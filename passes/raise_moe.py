@@ -137,7 +137,9 @@ class _Raising:
         """Raise the experts that values made of ``source`` weigh, whatever makes these. None if that was possible, or
         else why not. ``reason``: why the block was not raised with its router; ``refused``: a number of experts that
         are known not to be understood."""
-        blocks = (block for block in weighed_blocks(self.dataflow, source, anchor) if refused != block.E)
+        blocks = (
+            block for block in weighed_blocks(self.dataflow, source, anchor, self.known.tried) if refused != block.E
+        )
         return self._first_of(blocks, source, reason)
 
     def _first_of(
@@ -169,7 +171,7 @@ class _Raising:
                 continue
             self.dataflow = DataFlow(self.graph)
             reason = "its experts are not chosen and weighed by scores of theirs alone"
-            blocks = blocks_weighed_by(self.dataflow, made.mixture, made.selection)
+            blocks = blocks_weighed_by(self.dataflow, made.mixture, made.selection, self.known.tried)
             self._keep_or_undo(made, self._first_of(blocks, made.mixture, reason) is None, selections)
 
     def given_columns(self, failures: Sequence[_Failure]) -> None:
@@ -183,7 +185,7 @@ class _Raising:
             made = side_by_side(self.graph, self.dataflow, found)
             self.dataflow = DataFlow(self.graph)
             reason = "each of its experts is weighed by a value of its own"
-            blocks = blocks_weighed_by(self.dataflow, made.mixture, made.apart)
+            blocks = blocks_weighed_by(self.dataflow, made.mixture, made.apart, self.known.tried)
             self._keep_or_undo(made, self._first_of(blocks, made.mixture, reason) is None, makers)
 
     def one_choice(self, failures: Sequence[_Failure]) -> None:
@@ -198,7 +200,8 @@ class _Raising:
                     continue
                 made = select(self.graph, self.dataflow, choice)
                 self.dataflow = DataFlow(self.graph)
-                blocks = itertools.islice(candidate_blocks(self.dataflow, made.selection, made.scores), MOST_CANDIDATES)
+                regions = candidate_blocks(self.dataflow, made.selection, made.scores, self.known.tried)
+                blocks = itertools.islice(regions, MOST_CANDIDATES)
                 reason = "it gives a token to one expert, whose result has no weight"
                 self._keep_or_undo(made, self._first_of(blocks, made.scores, reason, ROUTING) is None, makers)
 
@@ -222,6 +225,8 @@ class _Raising:
         if match.proposal.routing.places is not None:
             kept = "no known router gives tokens the places that this one gives them"
             self.report.note(self.pass_name, block.name, f"its router stays as ordinary operators: {kept}")
+        for budget in block.weighing.exceeded if block.weighing is not None else ():
+            self.report.note(self.pass_name, block.name, budget.remark(["the weights of its experts"]))
         for assumption in match.assumed:
             self.report.note(self.pass_name, block.name, f"assumed: {assumption}")
         if match.undefined:

@@ -47,6 +47,19 @@ PROBED_MIXTURES = Budget(
 )
 """Experts are told apart by a least-squares fit, whose cost grows with the cube of their number."""
 
+NESTED_FACTORS = Budget(
+    "telling how many experts a token has", 8, "nested factors of their weights", "it may have all of them"
+)
+"""A factor that several products read is followed once for each way to it: their number doubles with every product."""
+
+FOLLOWED_ZEROS = Budget(
+    "telling how many experts a token has",
+    64,
+    "operators that make what their weights are written into",
+    "it may have all of them",
+)
+"""Each chain of ScatterElements would be followed again from each of its nodes."""
+
 PLANNED_SIZES = Budget(
     "planning memory", 32, "dynamic sizes", "tensors of other sizes take theirs when the program runs"
 )

@@ -33,7 +33,7 @@ from moec.ir.opsets import OPSET, version_for
 from moec.ir.reference_nodes import FLOATS, forget_width, name_unused_outputs, widen_node
 from moec.ir.semantics import experts, linear, moe, route
 from moec.ir.weights.stacks import ExpertStack
-from moec.ir.widened import WidenedConstants, only_multiplied
+from moec.ir.widened import WIDENED_FROM, WidenedConstants, only_multiplied
 
 __all__ = [
     "EvaluationError",
@@ -67,8 +67,8 @@ class Evaluator:
     """A list of nodes made ready to run many times.
 
     ``inputs`` are the values that every call feeds; all other values that the nodes use but do not compute must be
-    constants (initializers, or outputs of Constant nodes) and are read once, here, from ``widened`` where they are only
-    multiplied by. Nodes must be in topological order.
+    constants (initializers, or outputs of Constant nodes) and are read once, here; from the run ``WIDENED_FROM`` on
+    those that are only multiplied by are kept in ``widened``. Nodes must be in topological order.
     Raises ValueError for a value that is neither fed, nor computed, nor constant, and for two values of one name;
     EvaluationError for an operator that it does not know.
     """
@@ -84,7 +84,7 @@ class Evaluator:
         dtype: DTypeLike | None = None,
         widened: WidenedConstants | None = None,
     ) -> None:
-        self._widened = widened
+        self._widened, self._multiplied, self._runs = widened, list[ir.Value](), 0
         self._dtype = None if dtype is None else np.dtype(dtype)
         if self._dtype not in (None, np.dtype(np.float64)):
             raise ValueError(f"the interpreter computes in the model's own types or in float64, not in {self._dtype}")
@@ -160,6 +160,9 @@ class Evaluator:
         return [self._widen(current[_name(value)]) for value in self._outputs]
 
     def _given(self, feeds: Mapping[ir.Value, Array]) -> dict[str, Any]:
+        self._runs += 1
+        if self._runs == WIDENED_FROM and self._widened is not None:
+            self._constants.update(self._widened.all_of(self._multiplied, self._constants))
         values: dict[str, Any] = {"": None, **self._constants}
         for value in self._inputs:
             values[_name(value)] = self._widen(np.asarray(feeds[value]))
@@ -213,10 +216,10 @@ class Evaluator:
                 raise ValueError(f"value {value.name!r} is not constant and nothing here computes or feeds it")
             if isinstance(tensor, ExpertStack) and value not in read:
                 constants[_name(value)] = tensor
-            elif self._widened is not None and value in multiplied and tensor.dtype in FLOATS:
-                constants[_name(value)] = self._widened.of(value, tensor.numpy())
             else:
                 constants[_name(value)] = tensor.numpy()
+                if self._widened is not None and value in multiplied and tensor.dtype in FLOATS:
+                    self._multiplied.append(value)
         return constants
 
     def _widen(self, array: Any) -> Any:

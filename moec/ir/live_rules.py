@@ -67,6 +67,12 @@ def is_pointwise(node: ir.Node) -> bool:
     return node.domain == "" and _RULES.get(node.op_type) in (_elementwise, _moved, _reshaped, _transposed)
 
 
+def is_elementwise(node: ir.Node) -> bool:
+    """Whether an element of a result is made of the elements at its place, axes being those of operands from the last
+    on; CastLike and Expand read nothing of their second operand but type and shape."""
+    return node.domain == "" and _RULES.get(node.op_type) is _elementwise and node.op_type != "Expand"
+
+
 def _shape(step: NodeRun, place: int) -> Shape:
     shape = step.shapes[place]
     assert shape is not None

@@ -4,11 +4,14 @@ a few products with it."""
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+
+WIDENED_FROM = 3
+"""The run of a graph from which on its weights are kept in float64: that costs more than a run on a few rows does."""
 
 Array = np.ndarray[Any, Any]
 MOST_BYTES = 1 << 29
@@ -21,6 +24,10 @@ class WidenedConstants:
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._most_bytes, self._bytes = most_bytes, 0
         self._arrays: OrderedDict[ir.Value, Array] = OrderedDict()
+
+    def all_of(self, values: Sequence[ir.Value], arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """The arrays of several values in float64, by name."""
+        return {str(value.name): self.of(value, arrays[str(value.name)]) for value in values}
 
     def of(self, value: ir.Value, array: Array) -> Array:
         """The array in float64, or as it is where that takes too much memory."""

@@ -17,6 +17,7 @@ from moec.passes.raising.contractions import factors, is_contraction
 from moec.passes.raising.counting import counts, reduces_tokens
 from moec.passes.raising.dataflow import Array, DataFlow, follow_data
 from moec.passes.raising.symbols import shape_at, sizes_for, symbols_of
+from moec.passes.raising.weighing import Weighing
 
 MOST_TOKENS = 2048
 MOST_NUMBERS = 64
@@ -33,24 +34,6 @@ class Projection:
 
     node: ir.Node
     weight: ir.Value
-
-
-@dataclasses.dataclass(frozen=True)
-class Weighing:
-    """What is known of weights [T,E] without their numbers: that none is negative, and how many of a token, at
-    ``most``, are not 0."""
-
-    never_negative: bool
-    most: int
-
-    def held(self, weights: Array) -> Array:
-        """Such weights, made of any numbers."""
-        if not self.never_negative:
-            return weights
-        order = np.argsort(-weights, axis=1, kind="stable")
-        chosen = np.zeros(weights.shape, bool)
-        np.put_along_axis(chosen, order[:, : self.most], True, axis=1)
-        return np.where(chosen, np.maximum(weights, 0), 0)
 
 
 @dataclasses.dataclass
@@ -237,6 +220,14 @@ class Block:
             self._evaluators[key] = Evaluator(nodes, feeds, outputs, {"": 24}, dtype=np.float64, widened=widened)
         return self._evaluators[key]
 
+    def shapes_on(self, x: Array, logits: Array, values: list[ir.Value]) -> list[tuple[int, ...]]:
+        """The shapes of some values. They are computed only where their symbols do not say it, for it takes as long as
+        a trial where they are the results of all experts."""
+        sizes = self.sizes_at(len(x))
+        if all(_is_shape_known(value, sizes) for value in values):
+            return [tuple(shape_at(value, sizes)) for value in values]
+        return [array.shape for array in self.evaluate(x, logits, values)]
+
     def y_by_value(
         self, x: Array, logits: Array, given: Mapping[ir.Value, Array]
     ) -> tuple[Array, Callable[[ir.Value, Array], Array]]:
@@ -337,6 +328,11 @@ class Block:
 def _are_unequal(size: int | ir.SymbolicDim, other: int | ir.SymbolicDim) -> bool:
     """Whether two sizes are known to differ; symbols may be names of one size."""
     return size != other and (isinstance(size, int) or isinstance(other, int))
+
+
+def _is_shape_known(value: ir.Value, sizes: Mapping[str, int]) -> bool:
+    named = all(isinstance(dim, int) or dim.value is not None for dim in value.shape or ())
+    return value.shape is not None and named and set(symbols_of(value)) <= sizes.keys()
 
 
 def _is_sum(y: Array, start: Array, rest: Array) -> bool:

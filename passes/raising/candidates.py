@@ -7,9 +7,10 @@ from.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +19,7 @@ from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import Block, experts_of, width
 from moec.passes.raising.contractions import factors, is_contraction
 from moec.passes.raising.dataflow import DataFlow
+from moec.passes.raising.isomorphic import Structure, structure_of
 from moec.passes.raising.starts import starts
 from moec.passes.raising.symbols import shape_at, symbols_of
 
@@ -25,6 +27,8 @@ SELECTIONS = frozenset({"ArgMax", "TopK"})
 """Operators around which blocks are looked for."""
 MOST_DOMINATORS = 96
 """How far the search for a block's borders goes."""
+MOST_NUMBERS = 1024
+"""The most elements of a constant whose numbers regions have to have in common to be taken for alike."""
 
 
 def find_logits(dataflow: DataFlow, anchor: ir.Node) -> list[ir.Value]:
@@ -73,18 +77,62 @@ def _last_taken(chain: list[ir.Value]) -> int:
     return max(narrower, default=0)
 
 
-def candidate_blocks(dataflow: DataFlow, anchor: ir.Node, logits: ir.Value) -> Iterator[Block]:
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """What regions showed when they were tried out, by their structure and small constants: of layers that differ in
+    their weights alone one is tried. It only says where to look, so that layers may differ nevertheless."""
+
+    rows: dict[Hashable, bool] = dataclasses.field(default_factory=dict)
+    found: dict[Hashable, list[int | None]] = dataclasses.field(default_factory=dict)
+    """Starts, by their place among the values of the structure; None behind the last."""
+
+    def maps_rows_to_rows(self, block: Block) -> bool:
+        structure = structure_of(block)
+        if structure is None:
+            return _maps_rows_to_rows(block)
+        key = _with_numbers(block, structure)
+        if key not in self.rows:
+            self.rows[key] = _maps_rows_to_rows(block)
+        return self.rows[key]
+
+    def starts(self, block: Block) -> Iterator[ir.Value]:
+        structure = structure_of(block)
+        if structure is None:
+            yield from starts(block)
+            return
+        found = self.found.setdefault(_with_numbers(block, structure), [])
+        known = [structure.values[place] for place in found if place is not None]
+        yield from known
+        if None in found:
+            return
+        for value in starts(block):
+            if value not in known:
+                found.append(structure.values.index(value))
+                yield value
+        found.append(None)
+
+
+def _with_numbers(block: Block, structure: Structure) -> Hashable:
+    dataflow = block.dataflow
+    small = (v for v in structure.values if dataflow.constant(v) and math.prod(dataflow.shape(v)) <= MOST_NUMBERS)
+    return structure.key, tuple(dataflow.array(value).tobytes() for value in small)
+
+
+def candidate_blocks(
+    dataflow: DataFlow, anchor: ir.Node, logits: ir.Value, tried: Tried | None = None
+) -> Iterator[Block]:
     """Regions around ``anchor`` that start at ``logits``, likeliest first: y nearest to the logits, x nearest to y.
     Where y is the sum of a value computed without the logits and of something else, the region without that comes
-    before the region with it."""
+    before the region with it. ``tried``: what earlier regions showed."""
+    tried = Tried() if tried is None else tried
     given = dataflow.determined_by([logits])
     for y in itertools.islice(dataflow.post_dominators([logits], given), MOST_DOMINATORS):
         if y.dtype is not None and not y.dtype.is_floating_point():
             continue
-        block = next(_regions(dataflow, anchor, logits, y, given), None)
+        block = next(_regions(dataflow, anchor, logits, y, given, tried), None)
         if block is not None:
-            for start in starts(block):
-                yield from itertools.islice(_regions(dataflow, anchor, logits, y, given | {start}, start), 1)
+            for start in tried.starts(block):
+                yield from itertools.islice(_regions(dataflow, anchor, logits, y, given | {start}, tried, start), 1)
             yield block
 
 
@@ -94,6 +142,7 @@ def _regions(
     logits: ir.Value,
     y: ir.Value,
     given: frozenset[ir.Value],
+    tried: Tried,
     start: ir.Value | None = None,
 ) -> Iterator[Block]:
     """Regions that make rows y of rows x, x nearest to y first."""
@@ -101,7 +150,7 @@ def _regions(
         block = None if dataflow.depends(x, logits) else _region(dataflow, anchor, x, logits, y, start)
         if block is None or block.sizes_of_y() is None:
             continue
-        if len(block.products()) >= 2 and _maps_rows_to_rows(block):
+        if len(block.products()) >= 2 and tried.maps_rows_to_rows(block):
             yield block
 
 

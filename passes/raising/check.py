@@ -115,9 +115,7 @@ def check_proposal(block: Block, proposal: Proposal | RowProposal, *, isomorphic
     and one trial that drives every expert decides.
     """
     if isomorphic_agreed:  # whose decisions were seen; there is nothing to watch
-        comparison = _Comparison(block, proposal, Watch([], Facts()))
-        comparison.run_all(one_token_per_expert(block, proposal.routing))
-        return comparison.verdict()
+        return _driven(block, proposal).verdict()
     comparison = _Comparison(block, proposal, watch_block(block, proposal.used))
     comparison.run_all(trials(block, proposal.routing))
     if comparison.agrees and comparison.watch.unseen():
@@ -135,6 +133,22 @@ def check_proposal(block: Block, proposal: Proposal | RowProposal, *, isomorphic
     if comparison.agrees and not rounded:
         comparison.run_rounded()
     return comparison.verdict(rounded)
+
+
+def check_weights(block: Block, proposal: Proposal, tried: Verdict) -> Verdict:
+    """Run the original and the proposal where every expert is driven, and once in float32, after a miniature of the
+    block, isomorphic but for widths, has agreed on all trials (``tried``)."""
+    comparison = _driven(block, proposal)
+    if comparison.agrees:
+        comparison.run_rounded()
+    found = comparison.verdict()
+    return dataclasses.replace(found, undefined=tried.undefined | found.undefined, assumed=tried.assumed)
+
+
+def _driven(block: Block, proposal: Proposal | RowProposal) -> _Comparison:
+    comparison = _Comparison(block, proposal, Watch([], Facts()))
+    comparison.run_all(one_token_per_expert(block, proposal.routing))
+    return comparison
 
 
 @dataclasses.dataclass

@@ -18,21 +18,19 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.budgets import FOLLOWED_ZEROS, NESTED_FACTORS, Budget
 from moec.ir.dialect import RouteSpec
 from moec.ir.intervals import MOST_BOUNDS, intervals
 from moec.passes.graph.edits import is_op
-from moec.passes.raising.block import Block, Weighing, experts_of, width
-from moec.passes.raising.candidates import candidate_blocks
+from moec.passes.raising.block import Block, experts_of, width
+from moec.passes.raising.candidates import Tried, candidate_blocks
 from moec.passes.raising.contractions import is_contraction
 from moec.passes.raising.dataflow import Array, DataFlow
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.router import Routing, sample_logits
 from moec.passes.raising.unraised import MOST_EXPERTS
+from moec.passes.raising.weighing import Weighing
 
-MOST_NODES = 64
-"""Nodes that compute what flags are scattered into, which may be 0 throughout."""
-MOST_NESTED = 8
-"""Factors of factors of flags that are looked at."""
 MOST_VALUES = 4
 """How many values behind a router are tried as weights."""
 MOST_BEHIND = 64
@@ -40,7 +38,9 @@ MOST_BEHIND = 64
 MOST_REGIONS = 2
 
 
-def weighed_blocks(dataflow: DataFlow, source: ir.Value, anchor: ir.Node) -> Iterator[Block]:
+def weighed_blocks(
+    dataflow: DataFlow, source: ir.Value, anchor: ir.Node, tried: Tried | None = None
+) -> Iterator[Block]:
     """Blocks whose logits are weights [T,E] that everything computed from ``source`` comes through: those of as many
     experts as the source has first, and of these those nearest to the experts."""
     given = dataflow.determined_by([source])
@@ -48,16 +48,20 @@ def weighed_blocks(dataflow: DataFlow, source: ir.Value, anchor: ir.Node) -> Ite
     weights = [value for value in (source, *behind) if _may_weigh(value)]
     likely = sorted(reversed(weights), key=lambda value: experts_of(value) != experts_of(source))
     for value in likely[:MOST_VALUES]:
-        yield from blocks_weighed_by(dataflow, value, anchor)
+        yield from blocks_weighed_by(dataflow, value, anchor, tried)
 
 
-def blocks_weighed_by(dataflow: DataFlow, weights: ir.Value, anchor: ir.Node) -> Iterator[Block]:
+def blocks_weighed_by(
+    dataflow: DataFlow, weights: ir.Value, anchor: ir.Node, tried: Tried | None = None
+) -> Iterator[Block]:
     """Blocks whose logits are these weights [T,E]."""
     node = weights.producer()
     by_tokens = node.inputs[0] if width(weights) is None and is_op(node, "Transpose") else weights
-    most = None if by_tokens is None or width(by_tokens) is None else most_chosen(dataflow, by_tokens)
-    weighing = Weighing(_never_negative(dataflow, weights), most or experts_of(weights) or 0)
-    for block in itertools.islice(candidate_blocks(dataflow, anchor, weights), MOST_REGIONS):
+    exceeded = dict[Budget, None]()
+    most = None if by_tokens is None or width(by_tokens) is None else most_chosen(dataflow, by_tokens, exceeded)
+    beyond = () if most else tuple(exceeded)
+    weighing = Weighing(_never_negative(dataflow, weights), most or experts_of(weights) or 0, beyond)
+    for block in itertools.islice(candidate_blocks(dataflow, anchor, weights, tried), MOST_REGIONS):
         yield dataclasses.replace(block, weighing=weighing)
 
 
@@ -131,16 +135,21 @@ def _is_projection(dataflow: DataFlow, node: ir.Node | None) -> bool:
     return node is not None and is_contraction(node) and any(map(dataflow.constant, node.inputs))
 
 
-def most_chosen(dataflow: DataFlow, value: ir.Value | None, nested: int = 0) -> int | None:
-    """The most weights [...,E] of a token that are not 0; None where that is not to be seen, as through more than
-    :data:`MOST_NESTED` factors of factors. ``nested``: of how many the value is one."""
+def most_chosen(
+    dataflow: DataFlow, value: ir.Value | None, exceeded: dict[Budget, None], nested: int = 0
+) -> int | None:
+    """The most weights [...,E] of a token that are not 0; None where that is not to be seen. Budgets that ran out are
+    added to ``exceeded``. ``nested``: of how many factors of factors the value is one."""
     node = None if value is None else value.producer()
     rank = 0 if value is None or value.shape is None else len(value.shape)
-    if node is None or value is None or nested > MOST_NESTED:
+    if node is None or value is None:
+        return None
+    if not NESTED_FACTORS.allows(nested):
+        exceeded[NESTED_FACTORS] = None
         return None
     if node.op_type == "ScatterElements" and node.attributes.get_int("axis", 0) in (-1, rank - 1):
         data, ids = node.inputs[:2]
-        return width(ids) if ids is not None and data is not None and _is_zero(dataflow, data) else None
+        return width(ids) if ids is not None and data is not None and _is_zero(dataflow, data, exceeded) else None
     if node.op_type == "OneHot" and node.attributes.get_int("axis", -1) in (-1, rank - 1):
         off_on = node.inputs[2]
         return 1 if dataflow.constant(off_on) and off_on is not None and dataflow.array(off_on)[0] == 0 else None
@@ -148,16 +157,19 @@ def most_chosen(dataflow: DataFlow, value: ir.Value | None, nested: int = 0) -> 
         return 1 if any(v is not None and _are_ids(dataflow, v) for v in node.inputs) else None
     if node.op_type == "Greater":
         bound = dataflow.scalar(node.inputs[1])
-        return most_chosen(dataflow, node.inputs[0], nested + 1) if bound is not None and bound >= 0 else None
+        return most_chosen(dataflow, node.inputs[0], exceeded, nested + 1) if bound is not None and bound >= 0 else None
     factors = node.inputs if node.op_type in ("And", "Mul") else node.inputs[:1] if node.op_type == "Cast" else ()
     different = dict.fromkeys(v for v in factors if v is not None and width(v) == width(value))
-    found = [most_chosen(dataflow, v, nested + 1) for v in different]
+    found = [most_chosen(dataflow, v, exceeded, nested + 1) for v in different]
     return min((count for count in found if count is not None), default=None)
 
 
-def _is_zero(dataflow: DataFlow, value: ir.Value) -> bool:
-    nodes = dataflow.few_between([value], lambda v: dataflow.constant(v) or is_op(v.producer(), "Shape"), MOST_NODES)
+def _is_zero(dataflow: DataFlow, value: ir.Value, exceeded: dict[Budget, None]) -> bool:
+    """Whether a value is 0 throughout, such as what flags are scattered into."""
+    most = FOLLOWED_ZEROS.limit
+    nodes = dataflow.few_between([value], lambda v: dataflow.constant(v) or is_op(v.producer(), "Shape"), most)
     if nodes is None:
+        exceeded[FOLLOWED_ZEROS] = None
         return False
     if not nodes:
         return dataflow.constant(value) and not dataflow.array(value).any()

@@ -14,7 +14,7 @@ from moec.ir import dialect
 from moec.ir.interpreter import EvaluationError
 from moec.ir.names import node_name
 from moec.passes.raising.block import Block
-from moec.passes.raising.candidates import candidate_blocks, find_logits
+from moec.passes.raising.candidates import Tried, candidate_blocks, find_logits
 from moec.passes.raising.check import check_proposal
 from moec.passes.raising.contractions import is_contraction
 from moec.passes.raising.dataflow import DataFlow
@@ -42,6 +42,7 @@ class Known:
 
     understood: dict[Hashable, tuple[Structure, Match]] = dataclasses.field(default_factory=dict)
     refused: dict[Hashable, NotUnderstoodError] = dataclasses.field(default_factory=dict)
+    tried: Tried = dataclasses.field(default_factory=Tried)
 
 
 def understand(dataflow: DataFlow, anchor: ir.Node, known: Known) -> tuple[Block | None, Match | None]:
@@ -52,7 +53,7 @@ def understand(dataflow: DataFlow, anchor: ir.Node, known: Known) -> tuple[Block
     """
     reasons: list[NotUnderstoodError] = []
     for logits in find_logits(dataflow, anchor):
-        for block in itertools.islice(candidate_blocks(dataflow, anchor, logits), MOST_CANDIDATES):
+        for block in itertools.islice(candidate_blocks(dataflow, anchor, logits, known.tried), MOST_CANDIDATES):
             try:
                 return block, match_block(block, known)
             except NotUnderstoodError as reason:

@@ -90,7 +90,7 @@ def chosen_flags(dataflow: DataFlow, graph: ir.Graph) -> Iterator[OneChoice]:
             if (
                 E is not None
                 and 2 <= E < MOST_EXPERTS
-                and most_chosen(dataflow, value) == 1
+                and most_chosen(dataflow, value, {}) == 1
                 and _are_flags(dataflow, value)
             ):
                 found[value] = E

@@ -37,7 +37,7 @@ def _tokens_reached(block: Block, mlps: list[Mlp], logits: Array) -> Array:
     """[T, MLPs]: whether a token's y depends on an MLP's result. Every MLP marks a column of its own."""
     results = [mlp.projections[-1].node.outputs[0] for mlp in mlps]
     x = np.ones((len(logits), block.d))
-    blank = {v: np.zeros_like(a) for v, a in zip(results, block.evaluate(x, logits, results), strict=True)}
+    blank = {v: np.zeros(shape) for v, shape in zip(results, block.shapes_on(x, logits, results), strict=True)}
     (y,) = block.evaluate(x, logits, [block.y], blank)
     reached = []
     for start in range(0, len(mlps), block.d):

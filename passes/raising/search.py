@@ -15,9 +15,18 @@ from moec.ir.semantics import activated, limited, pairs_by_expert, projections_i
 from moec.ir.watch import Unseen
 from moec.passes.raising.activation import activations
 from moec.passes.raising.block import Block
-from moec.passes.raising.check import TOLERANCE, Proposal, check_proposal, difference, tolerance
+from moec.passes.raising.check import (
+    TOLERANCE,
+    Proposal,
+    Verdict,
+    check_proposal,
+    check_weights,
+    difference,
+    tolerance,
+)
 from moec.passes.raising.dataflow import Array
 from moec.passes.raising.failure import NotUnderstoodError
+from moec.passes.raising.miniature import miniature
 from moec.passes.raising.router import Routing
 from moec.passes.raising.row_proposal import RowProposal
 from moec.passes.raising.trials import drive_all, driving_logits, sample_rows
@@ -75,7 +84,7 @@ def _worth_a_check(
 def checked(block: Block, proposal: Proposal | RowProposal, found: float = 0.0) -> Match:
     """A proposal that passes the check. Raises NotUnderstoodError for any other; ``found``: how far it was from the
     original on a few tokens."""
-    verdict = check_proposal(block, proposal)
+    verdict = _verdict(block, proposal)
     if verdict.agrees:
         return Match(proposal, verdict.difference, verdict.undefined, assumed=tuple(verdict.assumed))
     if verdict.is_near:
@@ -85,6 +94,15 @@ def checked(block: Block, proposal: Proposal | RowProposal, found: float = 0.0) 
         f"'{verdict.worst_trial}'",
         found,
     )
+
+
+def _verdict(block: Block, proposal: Proposal | RowProposal) -> Verdict:
+    """Trials on a miniature of the block where it has one that agrees, else on the block itself."""
+    small = miniature(block, proposal) if isinstance(proposal, Proposal) else None
+    tried = None if small is None else check_proposal(*small)
+    if not isinstance(proposal, Proposal) or tried is None or not tried.agrees:
+        return check_proposal(block, proposal)
+    return check_weights(block, proposal, tried)
 
 
 def _tried(block: Block, routing: Routing, arrangements: list[Arrangement]) -> Iterator[tuple[float, Proposal]]:

@@ -29,7 +29,7 @@ def starts(block: Block) -> Iterator[ir.Value]:
     random = np.random.default_rng(0)
     x, logits = random.normal(size=(T, block.d)), random.normal(size=(T, block.E)) * 3
     try:
-        shapes = [array.shape for array in block.evaluate(x, logits, found)]
+        shapes = block.shapes_on(x, logits, found)
         rows = {v: random.normal(size=s) for v, s in zip(found, shapes, strict=True) if np.prod(s) == x.size}
         at_first, y_for = block.y_by_value(x, logits, rows)
         for value, array in rows.items():

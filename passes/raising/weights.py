@@ -135,11 +135,23 @@ class ExpertTensor:
         return entry
 
     def _piece(self, place: Place, dtype: ir.DataType) -> Array:
+        whole = self._whole(place)
+        if whole is not None:
+            return whole.astype(dtype.numpy(), copy=False)
         array, first = self._around(place)
         strides = [stride * array.itemsize for stride in place.strides]
         piece = np.lib.stride_tricks.as_strided(array[place.start - first :], place.shape, strides, writeable=False)
         piece = piece.astype(dtype.numpy(), copy=False)
         return piece if place.scale == 1 else (piece * place.scale).astype(piece.dtype)
+
+    def _whole(self, place: Place) -> Array | None:
+        """The constant itself where the piece is all of it, in its order: a transposed weight stays a view."""
+        if place.scale != 1 or (place.start, place.strides) != (0, strides_of(place.shape)):
+            return None
+        sizes, shape = ([size for size in one if size != 1] for one in (self.dataflow.shape(place.part), place.shape))
+        if sizes != shape or self.dataflow.stored(place.part) is not None:
+            return None
+        return self.dataflow.array(place.part).reshape(place.shape)
 
     def _around(self, place: Place) -> tuple[Array, int]:
         """Elements of the constant that hold the piece, and the place of the first of them: those of one index of its
@@ -154,9 +166,14 @@ class ExpertTensor:
         return np.ascontiguousarray(self.dataflow.array(part)).reshape(-1), 0
 
 
+def strides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """By how many elements the next along each axis is away."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
 def in_turn(part: ir.Value, shape: tuple[int, ...], axis: int = 0) -> Iterator[Entry]:
     """Entries of a constant of this shape, along one of its axes."""
-    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    strides = strides_of(shape)
     own, size = ((*of[:axis], *of[axis + 1 :]) for of in (strides, shape))
     for expert in range(shape[axis]):
         yield (Place(part, expert * strides[axis], own, size, (0,) * len(own)),)

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
+from moec.common.budgets import FOLLOWED_ZEROS, NESTED_FACTORS
 from moec.ir import dialect, interpreter
 from moec.ir.dialect import RouteSpec, spec_of
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.raise_moe import RaiseMoE
 from moec.passes.raising.dataflow import DataFlow
-from moec.passes.raising.given_weights import MOST_NESTED, MOST_NODES, most_chosen
+from moec.passes.raising.given_weights import most_chosen
 
 from ..before_after import check, model_of
 
@@ -189,10 +190,17 @@ def test_experts_whose_tokens_have_places_are_raised_behind_a_router_that_stays(
 
 
 @pytest.mark.parametrize(
-    ("scatters", "nested", "chosen"),
-    [(0, 1, 2), (0, MOST_NESTED, 2), (0, MOST_NESTED + 1, None), (0, 2000, None), (9, 0, 2), (MOST_NODES, 0, None)],
+    ("scatters", "nested", "exceeded"),
+    [
+        (0, 1, []),
+        (0, NESTED_FACTORS.limit, []),
+        (0, NESTED_FACTORS.limit + 1, [NESTED_FACTORS]),
+        (0, 2000, [NESTED_FACTORS]),
+        (9, 0, []),
+        (FOLLOWED_ZEROS.limit, 0, [FOLLOWED_ZEROS]),
+    ],
 )
-def test_flags_are_followed_so_far(scatters, nested, chosen):
+def test_flags_are_followed_so_far(scatters, nested, exceeded):
     """Two flags of a row are set; what they are scattered into is computed by ``scatters`` nodes, and the flags are
     multiplied ``nested`` times, by the product before, too, so that there are more ways through than steps."""
     steps = ["shape = Shape (x) s0 = ConstantOfShape (shape)"]
@@ -204,4 +212,20 @@ def test_flags_are_followed_so_far(scatters, nested, chosen):
     model = model_of(text)
     pipeline.run(model, pipeline.parse("infer-shapes"), Report())
     graph = model.graph
-    assert most_chosen(DataFlow(graph), graph.outputs[0].producer().inputs[0]) == chosen
+    found = {}
+    assert most_chosen(DataFlow(graph), graph.outputs[0].producer().inputs[0], found) == (None if exceeded else 2)
+    assert list(found) == exceeded
+
+
+@pytest.mark.parametrize("nested", [NESTED_FACTORS.limit, NESTED_FACTORS.limit + 1])
+def test_weights_that_are_followed_no_further_leave_a_remark(build, texts, normal, raise_and_compare, nested):
+    """Then a token may have all experts."""
+    text = texts["dense"].replace("w = Div (top, total)", "w = Exp (total)").replace("(o, mixture)", f"(o, m{nested})")
+    factors = "m0 = Identity (mixture)\n" + "\n".join(f"m{n + 1} = Mul (m{n}, factor_{n})" for n in range(nested))
+    text = text.replace("h = Einsum", f"{factors}\n h = Einsum")
+    constants = {f"factor_{n}": np.exp(normal(4)) for n in range(nested)}
+    report = Report()
+    route, _ = raise_and_compare(build(text, up=normal(4, 6, 5), down=normal(4, 5, 6), **constants), report)
+    told = [remark for remark in report.remarks if "nested factors" in remark.message]
+    beyond = nested > NESTED_FACTORS.limit
+    assert len(told) == beyond and spec_of(route, RouteSpec).k == (4 if beyond else 2)

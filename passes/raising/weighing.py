@@ -1,0 +1,29 @@
+"""What is known of weights that take the place of a router's logits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from moec.common.budgets import Budget
+from moec.passes.raising.dataflow import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighing:
+    """What is known of weights [T,E] without their numbers: that none is negative, and how many of a token, at
+    ``most``, are not 0. ``exceeded`` are budgets without which that might be fewer."""
+
+    never_negative: bool
+    most: int
+    exceeded: tuple[Budget, ...] = ()
+
+    def held(self, weights: Array) -> Array:
+        """Such weights, made of any numbers."""
+        if not self.never_negative:
+            return weights
+        order = np.argsort(-weights, axis=1, kind="stable")
+        chosen = np.zeros(weights.shape, bool)
+        np.put_along_axis(chosen, order[:, : self.most], True, axis=1)
+        return np.where(chosen, np.maximum(weights, 0), 0)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 
 from moec.ir.interpreter import Evaluator
 from moec.ir.text import parse_model
-from moec.ir.widened import WidenedConstants, only_multiplied
+from moec.ir.widened import WIDENED_FROM, WidenedConstants, only_multiplied
 
 TEXT = """<ir_version: 10, opset_import: ["" : 24]>
 g (float[n,2] x, float[n,2] z) => (float[n,2] y) <float[2,2] w = {1, 2, 3, 4}, float[2,2] v = {1, 0, 0, 1}> {
@@ -38,10 +39,24 @@ def test_results_are_the_same_with_and_without():
     x, z = np.random.default_rng(0).normal(size=(2, 2, 2))
     feeds = dict(zip(graph.inputs, (x, z), strict=True))
     plain, widened = (
-        Evaluator(list(graph), feeds, graph.outputs, {"": 24}, dtype=np.float64, widened=kept).run(feeds)[0]
+        Evaluator(list(graph), feeds, graph.outputs, {"": 24}, dtype=np.float64, widened=kept)
         for kept in (None, WidenedConstants())
     )
-    np.testing.assert_array_equal(plain, widened)
+    for _ in range(WIDENED_FROM + 1):
+        np.testing.assert_array_equal(plain.run(feeds)[0], widened.run(feeds)[0])
+
+
+@pytest.mark.parametrize(("runs", "asked"), [(WIDENED_FROM - 1, []), (WIDENED_FROM + 2, ["w"])])
+def test_what_runs_a_few_times_widens_as_it_goes(monkeypatch, runs, asked):
+    graph = parse_model(TEXT).graph
+    feeds = dict.fromkeys(graph.inputs, np.ones((2, 2)))
+    kept, known = WidenedConstants(), WidenedConstants.of
+    found = []
+    monkeypatch.setattr(WidenedConstants, "of", lambda *given: found.append(given[1].name) or known(*given))
+    evaluator = Evaluator(list(graph), feeds, graph.outputs, {"": 24}, dtype=np.float64, widened=kept)
+    for _ in range(runs):
+        evaluator.run(feeds)
+    assert found == asked
 
 
 def test_what_depends_on_no_change_is_not_computed_again():

@@ -5,6 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from moec.errors import MoecError
+from moec.ir.interpreter import Evaluator
 from moec.passes.fold_constants import FoldConstants
 from moec.passes.framework.base import Report
 
@@ -83,6 +84,29 @@ def test_a_large_weight_is_transposed_when_it_is_read():
     assert [node.op_type for node in model.graph] == ["MatMul"]
     assert not reads
     np.testing.assert_array_equal(model.graph.initializers["t"].const_value.numpy(), weight.T)
+
+
+def test_weights_that_are_read_alike_share_what_reads_them(monkeypatch):
+    """And those that are turned in another way do not."""
+    model = model_of(
+        """(float[2,5,5] x, float[2,5,5] a, float[2,5,5] b, float[2,5,5] c) => (float[2,5,5] y) {
+        s = Transpose <perm = [0,2,1]> (a) t = Transpose <perm = [0,2,1]> (b) u = Transpose <perm = [0,1,2]> (c)
+        p = MatMul (x, s) q = MatMul (p, t) y = MatMul (q, u) }"""
+    )
+    weights = np.random.default_rng(0).normal(size=(3, 2, 5, 5)).astype(np.float32)
+    for value, weight in zip([model.graph.inputs.pop(1) for _ in range(3)], weights, strict=True):
+        value.const_value = ir.tensor(weight, name=value.name)
+        model.graph.register_initializer(value)
+    made, make = [], Evaluator.__init__
+    monkeypatch.setattr(
+        Evaluator, "__init__", lambda self, *given, **more: made.append(1) or make(self, *given, **more)
+    )
+    FoldConstants(limit=10).apply(model, Report())
+    for _ in range(2):
+        read = [model.graph.initializers[name].const_value.numpy() for name in "stu"]
+    assert len(made) == 2
+    for found, wanted in zip(read, (*weights[:2].transpose(0, 1, 3, 2), weights[2]), strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize(("size", "folded"), [(2, True), (300, False)])

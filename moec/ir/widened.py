@@ -25,7 +25,7 @@ class WidenedConstants:
         self._most_bytes, self._bytes = most_bytes, 0
         self._arrays: OrderedDict[ir.Value, Array] = OrderedDict()
 
-    def all_of(self, values: Sequence[ir.Value], arrays: Mapping[str, Array]) -> dict[str, Array]:
+    def all_of(self, values: Sequence[ir.Value], arrays: Mapping[str, Any]) -> dict[str, Array]:
         """The arrays of several values in float64, by name."""
         return {str(value.name): self.of(value, arrays[str(value.name)]) for value in values}
 

@@ -119,7 +119,7 @@ class _Copy:
     def value(self, value: ir.Value) -> ir.Value:
         if value not in self._values:
             constant = self._constant(value)
-            shape = value.shape if constant is None else ir.Shape(constant.shape)
+            shape = value.shape if constant is None else ir.Shape(constant.shape.numpy())
             if constant is None and value in self._block.from_x and value.shape is not None:
                 *leading, last = value.shape
                 shape = ir.Shape([*leading, self._widths[last] if isinstance(last, int) else last])

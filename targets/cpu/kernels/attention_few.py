@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.attention_problem import LOWEST, AttentionOperands
 from moec.targets.cpu.kernels.elementary import exponential, sums_of_lanes
-from moec.targets.cpu.kernels.emit import column_parts, loop, named
+from moec.targets.cpu.kernels.emit import column_parts, loop, named, quotient, remainder
 from moec.targets.cpu.kernels.register_tile import accumulate, emit_row_tiles
 from moec.targets.cpu.machine import Machine
 
@@ -51,11 +51,14 @@ class _KeyBlock:
         self._operands, self._lanes, self._width = operands, machine.lanes, 2 * machine.column_tile
         self._task, self._sums, self._statistics = task, sums, statistics
         head, groups = (
-            named("head", T.bind(task // chunks)),
+            named("head", T.bind(quotient(task, chunks))),
             named("groups", T.bind(T.max(operands.groups, T.int64(1)))),
         )
-        self._group, self._batch = named("group", T.bind(head % groups)), named("batch", T.bind(head // groups))
-        self._first_key = named("first_key", T.bind(task % chunks * KEYS_PER_TASK))
+        self._group, self._batch = (
+            named("group", T.bind(remainder(head, groups))),
+            named("batch", T.bind(quotient(head, groups))),
+        )
+        self._first_key = named("first_key", T.bind(remainder(task, chunks) * KEYS_PER_TASK))
         *self._head, self._start = operands.place_of(self._batch, self._group, self._first_key)
         remaining = operands.used_keys(self._batch) - self._first_key
         self._count = named("count", T.bind(T.max(T.min(T.int64(KEYS_PER_TASK), remaining), T.int64(0))))
@@ -198,8 +201,11 @@ class _KeyBlock:
 def _join(operands: AttentionOperands, item: Any, chunks: Any, sums: Any, statistics: Any) -> None:
     """Emit the sum over the blocks of keys for one row of one head of keys and values, numbered by ``item``."""
     size, rows = operands.problem.value_size, operands.rows
-    row, head = named("row", T.bind(item % rows)), named("head", T.bind(item // rows))
-    group, batch = named("group", T.bind(head % operands.groups)), named("batch", T.bind(head // operands.groups))
+    row, head = named("row", T.bind(remainder(item, rows))), named("head", T.bind(quotient(item, rows)))
+    group, batch = (
+        named("group", T.bind(remainder(head, operands.groups))),
+        named("batch", T.bind(quotient(head, operands.groups))),
+    )
     number = named("number", T.alloc_buffer((2,), "float32"))
     joined = named("joined", T.alloc_buffer((size,), "float32"))
     T.buffer_store(number, T.float32(LOWEST), [_LARGEST])

@@ -18,7 +18,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.attention_problem import LOWEST, AttentionOperands, load_block
 from moec.targets.cpu.kernels.elementary import exponential
-from moec.targets.cpu.kernels.emit import column_parts, loop, named
+from moec.targets.cpu.kernels.emit import column_parts, loop, named, quotient, remainder
 from moec.targets.cpu.kernels.register_tile import accumulate
 from moec.targets.cpu.machine import Machine
 
@@ -40,9 +40,9 @@ def attend_with_many_rows(operands: AttentionOperands, machine: Machine) -> None
         T.attr(0, "pragma_parallel_stride_pattern", 1),  # task i on thread i % threads
         loop("task", T.parallel(operands.batches * operands.groups * blocks)) as task,
     ):
-        first_row = named("first_row", T.bind(task % blocks * block))
-        group = named("group", T.bind(task // blocks % groups))
-        batch = named("batch", T.bind(task // blocks // groups))
+        first_row = named("first_row", T.bind(remainder(task, blocks) * block))
+        group = named("group", T.bind(remainder(quotient(task, blocks), groups)))
+        batch = named("batch", T.bind(quotient(quotient(task, blocks), groups)))
         _RowBlock(operands, machine, batch, group, first_row).emit()
 
 

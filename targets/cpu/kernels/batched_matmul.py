@@ -85,9 +85,9 @@ def batched_matmul(
         for task in T.parallel(B * T.ceildiv(M, block) * T.ceildiv(N, width)):
             tiles: T.let[T.int64] = T.max(T.ceildiv(N, width), T.int64(1))
             blocks: T.let[T.int64] = T.max(T.ceildiv(M, block), T.int64(1))
-            first_column: T.let[T.int64] = task % tiles * width
-            first_row: T.let[T.int64] = task // tiles % blocks * block
-            batch: T.let[T.int64] = task // tiles // blocks
+            first_column: T.let[T.int64] = T.truncmod(task, tiles) * width
+            first_row: T.let[T.int64] = T.truncmod(T.truncdiv(task, tiles), blocks) * block
+            batch: T.let[T.int64] = T.truncdiv(T.truncdiv(task, tiles), blocks)
             count: T.let[T.int64] = T.min(width, N - first_column)
             panel = T.alloc_buffer((K, width), "float32")
             _pack_panel(panel, b, T.int64(0) if shared_right else batch, first_column, count, K, width)

@@ -80,6 +80,20 @@ def named(name: str, value: Any) -> Any:
     return IRBuilder.name(name, value)
 
 
+def quotient(dividend: Any, divisor: Any) -> Any:
+    """The quotient of an integer that is not negative and a positive one, rounded down.
+
+    TVM cannot prove the signs of sizes and of what is read from memory. For ``//`` it generates code for all signs,
+    eight operations of which each repeats the divisor, and analyse them wherever the quotient is used.
+    """
+    return tirx.truncdiv(dividend, divisor)
+
+
+def remainder(dividend: Any, divisor: Any) -> Any:
+    """What :func:`quotient` leaves of the dividend."""
+    return tirx.truncmod(dividend, divisor)
+
+
 def parallel_rows(rows: Any, row_work: int = 2048) -> Any:
     """A loop over rows that threads share where there is enough work: ``row_work`` elements per row, by default those
     of a usual row, for kernels that learn its size when they run."""

@@ -18,7 +18,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.batched_matmul import MatmulProblem
 from moec.targets.cpu.kernels.dispatch import BLOCK_ROWS
-from moec.targets.cpu.kernels.emit import Parameter, column_parts, emit_kernel, loop, named
+from moec.targets.cpu.kernels.emit import Parameter, column_parts, emit_kernel, loop, named, quotient, remainder
 from moec.targets.cpu.kernels.grouped_gemm import PackedProduct, weight_parameters
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
 from moec.targets.cpu.kernels.multiply import multiply
@@ -47,8 +47,8 @@ class _Gemm:
         tiles, M = self._problem.column_tiles, y.shape[0]
         data, scales = self._problem.tile_sizes(0)
         with loop("task", T.parallel(T.ceildiv(M, BLOCK_ROWS) * tiles)) as task:
-            index = named("index", T.bind(task % tiles))
-            first = named("first", T.bind(task // tiles * BLOCK_ROWS))
+            index = named("index", T.bind(remainder(task, tiles)))
+            first = named("first", T.bind(quotient(task, tiles) * BLOCK_ROWS))
             count = named("count", T.bind(T.min(BLOCK_ROWS, M - first)))
             sums = named("sums", T.alloc_buffer((BLOCK_ROWS, self._problem.columns), "float32"))
             starts = named("data_start", T.bind(index * data)), named("scales_start", T.bind(index * scales))

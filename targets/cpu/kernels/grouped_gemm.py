@@ -27,7 +27,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.dispatch import BLOCK_ROWS
-from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named
+from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named, quotient
 from moec.targets.cpu.kernels.gather import row_width
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
 from moec.targets.cpu.kernels.multiply import multiply
@@ -234,12 +234,13 @@ class _GroupedProduct:
         rows = T.cast(blocks[last, 1] + blocks[last, 2], "int64")
         work = (rows + T.cast(block_count, "int64") * TILE_ROWS) * self._problem.column_tiles
         total = named("total_work", T.bind(work))
-        start = named("start", T.bind(share * total // shares))
-        return start, named("stop", T.bind((share + 1) * total // shares))
+        start = named("start", T.bind(quotient(share * total, shares)))
+        return start, named("stop", T.bind(quotient((share + 1) * total, shares)))
 
     def _first_tile(self, work: Any, per_tile: Any) -> Any:
         """The first tile of a block that begins ``work`` or more behind the block's beginning."""
-        return T.min((T.max(work, T.int64(0)) + per_tile - 1) // per_tile, T.int64(self._problem.column_tiles))
+        tiles = quotient(T.max(work, T.int64(0)) + per_tile - 1, per_tile)
+        return T.min(tiles, T.int64(self._problem.column_tiles))
 
     def _ways(
         self, operands: dict[str, Any], expert: Any, column_tile: Any

@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from moec.targets.cpu.kernels.emit import loop, named
+from moec.targets.cpu.kernels.emit import loop, named, quotient
 
 STACK_BYTES = 896
 """Most bytes of one buffer of sums: TVM puts buffers below 1024 bytes on the stack, all others on the heap."""
@@ -122,8 +122,8 @@ def emit_row_tiles(rows: Any, tile_rows: int, emit: Callable[..., None], least_t
     least_height = max(1, (tile_rows * (least_tiles - 1) + 1) // least_tiles)
     tiles = named("tiles", T.bind(T.ceildiv(rows, tile_rows)))
     with loop("index", T.serial(tiles)) as index:
-        first = named("first", T.bind(index * rows // tiles))
-        height = named("height", T.bind((index + 1) * rows // tiles - first))
+        first = named("first", T.bind(quotient(index * rows, tiles)))
+        height = named("height", T.bind(quotient((index + 1) * rows, tiles) - first))
         _emit_row_tile(height, range(least_height, tile_rows + 1), lambda static_height: emit(first, static_height))
 
 

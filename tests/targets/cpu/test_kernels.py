@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import tvm_ffi
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tvm import tirx
+from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.attention import attention
 from moec.targets.cpu.kernels.batched_matmul import batched_matmul
+from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, quotient
 from moec.targets.cpu.kernels.normalization import layer_norm, rms_norm
 from moec.targets.cpu.kernels.softmax import softmax
 from moec.targets.cpu.machine import Machine
@@ -101,6 +107,31 @@ def test_softmax_of_extreme_scores():
 def test_kernel_text(name, golden):
     kernel, _, _ = _cases(Machine.for_name("avx2"))[name]
     golden(f"cpu_{name}.tir", kernel.with_attr("global_symbol", name).script() + "\n")
+
+
+def _divisions(function: tirx.PrimFunc) -> list[str]:
+    """Floor divisions by what is no constant, for which TVM generates code for all signs."""
+    found: list[str] = []
+
+    def note(division: tirx.FloorDiv | tirx.FloorMod) -> None:
+        if not isinstance(division.b, tirx.IntImm):
+            found.append(str(division))
+
+    tvm_ffi.structural_walk(function.body, [((tirx.FloorDiv, tirx.FloorMod), note)])
+    return found
+
+
+@pytest.mark.parametrize("name", list(_cases(Machine.for_name("avx2"))))
+def test_quotients_are_of_numbers_that_are_not_negative(name):
+    kernel, _, _ = _cases(Machine.for_name("avx2"))[name]
+    assert not _divisions(kernel)
+
+
+def test_a_division_of_any_signs_is_found():
+    def body(sizes: Any) -> None:
+        T.buffer_store(sizes, sizes[0] // sizes[1] + sizes[2] // 4 + quotient(sizes[0], sizes[1]), [0])
+
+    assert len(_divisions(emit_kernel([Parameter("sizes", (4,), "int64")], body))) == 1
 
 
 @pytest.mark.parametrize("name", ["avx2", "avx512"])

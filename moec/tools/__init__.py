@@ -1,1 +1,1 @@
-"""What is done with a model or an artifact beside compiling and running it: checks and measurements."""
+"""Tools for models and artifacts beyond compiling and running: checks and measurements."""

@@ -1,4 +1,4 @@
-"""Times a compiled model, interleaved with onnxruntime on the original where asked."""
+"""Timing of a compiled model, in turns with onnxruntime on the original where asked for."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ RIVALS = ("onnxruntime",)
 _SIZES = (1, 16, 128)
 _WARM_UP, _ROUNDS_AT_LEAST, _ROUNDS_AT_MOST, _SECONDS = 3, 7, 200, 2.0
 _PAUSE = 0.06
-"""Idle seconds before every run: threads of the previous contestant that still spin would steal cores from the next.
-Those of onnxruntime spin for 40 ms."""
+"""Idle seconds before every run, because threads of the previous contestant that still spin would take cores from the
+next. Those of onnxruntime spin for 40 ms."""
 _PROFILED_RUNS = 5
 
 
@@ -37,9 +37,11 @@ def bench(
     model_path: str | os.PathLike[str] | None = None,
     inputs: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """Plain data: where the weights lie, the machine's roofline, measured now, and for each case its sizes, the minimum
-    and median milliseconds of each contestant, and the median milliseconds, rates and share of the roofline of each
-    kernel. Contestants alternate, so that a machine that slows down slows both.
+    """Time a model and its kernels.
+
+    Returns plain data: the place of the weights, the machine's roofline, measured now, and for each case its sizes, the
+    minimum and median milliseconds of each contestant, and the median milliseconds, rates and share of the roofline of
+    each kernel. Contestants alternate, so that a machine that slows down slows both.
 
     Without ``inputs`` the cases are random inputs with 1, 16 and 128 for the dynamic sizes (1 for the first of several:
     the batch). Raises MoecError for an unknown contestant or when it lacks ``model_path``.
@@ -71,7 +73,7 @@ def _rival(
 
 
 def default_cases(compiled: CompiledModel) -> list[dict[str, np.ndarray]]:
-    """The inputs that :func:`bench` takes where it is given none."""
+    """Make the inputs that :func:`bench` uses by default."""
     from moec.tools.sampling import random_inputs, size_cases
 
     cases = size_cases(
@@ -102,8 +104,8 @@ def alternate(
     inputs: Mapping[str, np.ndarray],
     limit: float = _SECONDS,
 ) -> dict[str, list[float]]:
-    """The seconds of every run of each contestant. They take turns, at least 7 times, and then until ``limit`` seconds
-    for each are over."""
+    """Time every run of each contestant, in seconds. They take turns, at least 7 times, and then until ``limit``
+    seconds for each are over."""
     for _ in range(_WARM_UP):
         for run in contestants.values():
             run(inputs)
@@ -121,8 +123,8 @@ def alternate(
 
 
 def _kernel_rows(compiled: CompiledModel, inputs: Mapping[str, np.ndarray], roofline: Roofline) -> list[dict[str, Any]]:
-    """Per kernel: calls in one run, the median over runs of its total milliseconds, 10**9 operations and bytes per
-    second, and share of the roofline; slowest first. A share above 1: data came from caches, not from memory."""
+    """Describe each kernel: calls in one run, the median over runs of its total milliseconds, 10**9 operations and
+    bytes per second, and share of the roofline; slowest first. A share above 1 means that data came from caches."""
     times = _kernel_times(compiled, inputs)
     rows = []
     for name, work in _kernel_work(compiled, inputs).items():
@@ -143,7 +145,7 @@ def _kernel_rows(compiled: CompiledModel, inputs: Mapping[str, np.ndarray], roof
 
 
 def _kernel_times(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> dict[str, tuple[int, float]]:
-    """Calls in one run, and the median over runs of the seconds of all of them together."""
+    """Count the calls of each kernel in one run, and take the median over runs of their total seconds."""
     totals: dict[str, list[float]] = collections.defaultdict(list)
     calls: collections.Counter[str] = collections.Counter()
     for _ in range(_PROFILED_RUNS):
@@ -158,11 +160,11 @@ def _kernel_times(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> 
 
 
 def _kernel_work(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> dict[str, Work]:
-    """The work of each kernel in all calls of one run together."""
+    """Sum up the work of each kernel over its calls in one run."""
     work: dict[str, Work] = {}
 
     def watch(name: str, arguments: list[Argument]) -> None:
-        if name not in compiled.kernels:  # computes sizes
+        if name not in compiled.kernels:  # kernels that are not listed compute sizes
             return
         call = work_of(compiled.kernels[name].work, arguments)
         work[name] = work[name] + call if name in work else call

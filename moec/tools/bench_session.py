@@ -1,5 +1,5 @@
-"""Times sessions of a language model in the manner of llama-bench: prompts (``pp``) and tokens one by one (``tg``),
-behind other tokens."""
+"""Timing of a language model's sessions as llama-bench does it: prompts (``pp``) and single tokens (``tg``), after a
+number of other tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from moec.runtime.session import Session
 
 PREFILL, DECODE = 512, 64
-"""Tokens that are timed where nobody says how many."""
+"""Numbers of tokens that are timed by default."""
 
 
 def bench_session(
@@ -33,16 +33,17 @@ def bench_session(
     repetitions: int = 5,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Plain data: for each depth the seconds, and the tokens per second, of a prompt of ``prefill`` tokens and of
-    ``decode`` tokens one after the other, in a session that holds ``depth`` tokens. Every repetition goes on from the
-    same session; one before them is not counted. Ids are random, the same in every call; nothing is sampled.
-    ``streamed``: what was read and waited for, where experts are streamed.
+    """Time prompts of ``prefill`` tokens, and ``decode`` tokens one by one, in sessions that hold ``depth`` tokens.
 
-    ``shares`` say what became of all threads' time: ``loops`` is work in kernels' parallel loops, ``barriers`` waiting
-    for others at their ends, ``between`` what one thread did alone while others had nothing to do. None where loops
-    have no team: one thread, other systems.
+    Returns plain data: for each depth the seconds and tokens per second. Every repetition continues from the same
+    session; one more before them is not counted. Ids are random, the same in every call; nothing is sampled.
+    ``streamed``: bytes read and time waited, where experts are streamed.
 
-    Raises MoecError for numbers that cannot be; InputError for a model that is no language model or takes fewer tokens.
+    ``shares`` divide all threads' time: ``loops`` is work in kernels' parallel loops, ``barriers`` waiting for others
+    at their ends, ``between`` work of one thread while others had nothing to do. None where loops have no team: one
+    thread, other systems.
+
+    Raises MoecError for numbers out of range; InputError for a model that is no language model or takes fewer tokens.
     """
     lengths = {"pp": prefill, "tg": decode}
     wrong = [number for number in (prefill, decode, repetitions) if number is not None and number < 1]
@@ -87,7 +88,7 @@ _RUNS = {"pp": _prefill, "tg": _decode}
 def _timed(
     session: Session, run: Callable[[Session, list[int]], None], ids: list[int], repetitions: int, threads: int
 ) -> tuple[list[float], dict[str, float] | None]:
-    """The seconds of every repetition, and the shares of them all."""
+    """Time every repetition, in seconds, and divide their time into shares."""
 
     def once() -> float:
         fork = session.fork()

@@ -1,4 +1,4 @@
-"""How far an output may be from what is expected, and how far it is."""
+"""Comparison of outputs with expected ones, and the tolerances that apply."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ TOLERANCES = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One output of one case. Differences are None where shape or dtype already differ. ``norm``: the Frobenius norm
-    of the difference from the original model, as a share of that of its output."""
+    """Comparison of one output of one case. Differences are None where shape or dtype already differ. ``norm``: the
+    Frobenius norm of the difference from the original model, as a share of that of its output."""
 
     output: str
     shape: tuple[int, ...]
@@ -50,13 +50,13 @@ def compare(name: str, found: np.ndarray, expected: np.ndarray, tolerance: float
 
 
 def _norm(gap: np.ndarray, expected: np.ndarray) -> float:
-    """The norm of ``gap`` as a share of that of ``expected``."""
+    """Norm of ``gap`` as a share of that of ``expected``."""
     error, size = float(np.linalg.norm(gap)), float(np.linalg.norm(expected))
     return error / size if size else 0.0 if error == 0 else float("inf")
 
 
 def tolerance_of(model: ir.Model) -> float:
-    """That of the narrowest float type of the model's weights, inputs and outputs."""
+    """Select the tolerance by the narrowest float type of the model's weights, inputs and outputs."""
     values: Sequence[Any] = [*model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs]
     names = {value.dtype.numpy().name for value in values if value.dtype is not None}
     return max((limit for name, limit in TOLERANCES.items() if name in names), default=TOLERANCES["float32"])

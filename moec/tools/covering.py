@@ -1,4 +1,4 @@
-"""Inputs for a whole model that show as many sides of its decisions as can be found (:mod:`moec.ir.watch`).
+"""Inputs for a whole model that take as many sides of its decisions as can be found (:mod:`moec.ir.watch`).
 
 ``moec verify`` compares an artifact on them, and ``--verify-each`` the graph after every pass
 (:mod:`moec.tools.pass_check`).
@@ -24,23 +24,26 @@ if TYPE_CHECKING:
 
 Inputs = dict[str, np.ndarray]
 MOST_WORK = 1 << 34
-"""Weights times tokens of one run: what the interpreter does in a few seconds."""
+"""Weights times tokens of the largest run that is watched: a few seconds in the interpreter."""
 MOST_NUMBERS = 1 << 12
-"""Constants of more elements are weights, and not looked into."""
+"""Size of the largest constants that are searched for numbers; larger ones are weights."""
 TOKENS = (17, 65, 257, 1025)
 MOST_TOKENS = 4096
 LARGEST_NUMBER = 1 << 20
 SCANNED_NUMBERS = 4
-"""Numbers of a graph beside which sizes are looked at: the largest up to :data:`LARGEST_NUMBER`."""
+"""Numbers of a graph around which sizes are tried: the largest up to :data:`LARGEST_NUMBER`."""
 SCANNED_BYTES = 1 << 20
-"""The most bytes that the largest value that is looked at may take."""
+"""Bytes of the largest value that is examined."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-    """``sides``: how many a model's decisions have; ``unseen`` names, node by node, those that no inputs took.
-    ``note``: why it was not watched, if it was not; then nothing is known of its sides. ``sizes``: the largest that
-    were compared; ``beyond`` names values that sizes make and that are others at sizes that were not compared."""
+    """Decisions of a model that inputs covered.
+
+    ``sides``: number of sides of all decisions. ``unseen``: sides that no inputs took, by node. ``note``: reason why
+    the model was not watched, in which case nothing is known of its sides. ``sizes``: the largest that were compared.
+    ``beyond``: values, computed from sizes, that differ at sizes that were not compared.
+    """
 
     sides: int
     unseen: list[str]
@@ -50,11 +53,11 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """The share of sides that were seen, 1 where there are none."""
+        """Share of sides that were taken, 1 where there are none."""
         return 1.0 if self.sides == 0 else 1 - len(self.unseen) / self.sides
 
     def lines(self) -> Iterator[str]:
-        """The decisions that a comparison on these inputs saw, and those that it did not."""
+        """Describe the decisions that a comparison on these inputs covers, and those that it does not."""
         if self.note is not None:
             yield f"decisions not watched: {self.note}"
             return
@@ -67,7 +70,7 @@ class Coverage:
 
 @dataclasses.dataclass(frozen=True)
 class Covering:
-    """``inputs`` to run a model on, and what they show of its decisions."""
+    """``inputs`` to run a model on, and their coverage of its decisions."""
 
     inputs: list[Inputs]
     coverage: Coverage
@@ -80,11 +83,11 @@ def covering_inputs(
     guards: Sequence[str],
     accepts: Callable[[Inputs], bool],
 ) -> Covering:
-    """Random inputs of several sizes within ``guards``, and what takes further sides: see :func:`cover`.
+    """Make random inputs of several sizes within ``guards``, and add inputs that take further sides: see :func:`cover`.
 
-    Models with a cache get one token behind others, for one sequence and several, several tokens, and prompts:
-    onnxruntime's attention takes several tokens behind others of one sequence alone. Raises MoecError where no sizes
-    are found.
+    Models with a cache get one token after others, for one sequence and for several, then several tokens after others,
+    and prompts. Several tokens after others come for one sequence only, because onnxruntime's attention takes no more.
+    Raises MoecError where no sizes are found.
     """
     limits = input_limits(model)
     if dependent:
@@ -103,11 +106,14 @@ def cover(
     accepts: Callable[[Inputs], bool] = lambda inputs: True,
     guards: Sequence[str] = (),
 ) -> Covering:
-    """``base``, three or more of everything, sizes at which a value that sizes make is another number
-    (:mod:`moec.passes.raising.size_scan`), and what takes further sides: floats of other magnitudes, other indices,
-    more tokens than the numbers in the graph. ``specs`` are those of the model's inputs, without which nothing is
-    added; ``dependent`` sizes follow from others (:func:`moec.passes.shapes.input_sizes.input_sizes`); and only what
-    ``accepts`` and ``guards`` say yes to is added."""
+    """Extend ``base`` by inputs that take further sides of the model's decisions.
+
+    Added are three or more of everything; sizes at which a value computed from sizes becomes another number
+    (:mod:`moec.passes.raising.size_scan`); and, where they take further sides, floats of other magnitudes, other
+    indices, and more tokens than the numbers in the graph. ``specs`` are those of the model's inputs, without which
+    nothing is added. ``dependent`` sizes follow from others (:func:`moec.passes.shapes.input_sizes.input_sizes`). Only
+    inputs that ``accepts`` and ``guards`` allow are added.
+    """
     from moec.ir.interpreter import EvaluationError
 
     weights = _weights(model)
@@ -136,8 +142,8 @@ def cover(
 
 
 def _compare_sizes(model: ir.Model, samples: Samples, chosen: _Chosen, most_rows: int) -> list[str]:
-    """Choose sizes at which a value that sizes make is another number than so far; names those for which there are
-    none of at most ``most_rows`` rows."""
+    """Add inputs of sizes at which a value computed from sizes is a number not seen yet. Returns descriptions of the
+    values that would need inputs of more than ``most_rows`` rows."""
     from moec.passes.raising.dataflow import DataFlow
     from moec.passes.raising.size_scan import SizedGraph, SizeScan
 
@@ -163,14 +169,14 @@ def _compare_sizes(model: ir.Model, samples: Samples, chosen: _Chosen, most_rows
 
 @dataclasses.dataclass
 class _Chosen:
-    """Inputs that were chosen, of those that ``accepts`` says yes to, and the watch over their runs."""
+    """Selected inputs, all of which ``accepts`` allows, and the watch over their runs."""
 
     runs: _Runs
     inputs: list[Inputs]
     accepts: Callable[[Inputs], bool]
 
     def add(self, inputs: Inputs, *, always: bool = False) -> bool:
-        """Choose inputs that take further sides, or ``always``, where the interpreter can run them."""
+        """Select inputs that the interpreter can run and that take further sides, or any such with ``always``."""
         after = self.runs.after(inputs) if self.accepts(inputs) else None
         if after is None or not (always or len(after.unseen()) < len(self.runs.watch.unseen())):
             return False
@@ -188,14 +194,14 @@ def _unwatched(base: Sequence[Inputs], why: str) -> Covering:
 
 @dataclasses.dataclass
 class _Runs:
-    """A model in the interpreter, and what the runs that count have shown."""
+    """A model in the interpreter, and the watch over its runs so far."""
 
     run: Callable[..., Inputs]
     watch: Watch
 
     @staticmethod
     def of(model: ir.Model) -> _Runs:
-        """Raises ValueError or EvaluationError for a model that the interpreter cannot take."""
+        """Prepare a model. Raises ValueError or EvaluationError for one that the interpreter cannot run."""
         from moec.ir.facts import facts_of
         from moec.ir.interpreter import runner
         from moec.ir.watch import Watch
@@ -204,7 +210,7 @@ class _Runs:
         return _Runs(runner(model), Watch(nodes, facts_of(nodes, _Constants.of(nodes))))
 
     def after(self, inputs: Inputs) -> Watch | None:
-        """The watch as it is after one more run; None where the interpreter cannot run these inputs."""
+        """Return the watch after one more run, or None where the interpreter cannot run these inputs."""
         from moec.ir.interpreter import EvaluationError
 
         watch = self.watch.fork()
@@ -216,13 +222,13 @@ class _Runs:
 
 
 def _token_counts(model: ir.Model) -> list[int]:
-    """Usual ones, and one beyond every number that stands in the graph."""
+    """List numbers of tokens to try: usual ones, and one beyond every number in the graph."""
     beyond = int(max((n for n in _small_numbers(model) if n <= MOST_TOKENS), default=0)) + 1
     return sorted({*TOKENS, beyond})
 
 
 def _small_numbers(model: ir.Model) -> set[float]:
-    """The numbers in constants that are no weights."""
+    """Collect the numbers in constants that are not weights."""
     arrays = (_numbers(value) for value in {v for node in model.graph for v in node.inputs if v is not None})
     return {float(n) for array in arrays if array is not None and array.dtype.kind in "iuf" for n in array.ravel()}
 
@@ -234,7 +240,7 @@ def _numbers(value: ir.Value) -> np.ndarray | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Constants:
-    """Constants of a model, except weights: what is large, and what is added to a product."""
+    """Constants of a model except weights, which are those that are large or added to a product."""
 
     biases: frozenset[ir.Value]
 
@@ -255,12 +261,12 @@ class _Constants:
 
 
 def _weights(model: ir.Model) -> int:
-    """Elements of all constants."""
+    """Count the elements of all constants."""
     constants = (value.const_value for value in model.graph.initializers.values())
     return sum(constant.size for constant in constants if constant is not None)
 
 
 def _tokens(inputs: Inputs) -> int:
-    """Rows of the largest input, or its elements where it is a matrix of indices."""
+    """Count the rows of the largest input, or its elements where it is a matrix of indices."""
     shaped = [array for array in inputs.values() if array.ndim]
     return max((a.size if a.dtype.kind in "iub" else a.size // max(a.shape[-1], 1) for a in shaped), default=1)

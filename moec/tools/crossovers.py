@@ -1,4 +1,4 @@
-"""What tuning finds on any machine: measurements of two ways by growing rows, and the number of rows to change at."""
+"""Crossovers, on any machine: measurements of two ways for growing rows, and the number of rows at which to switch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ FIXED_SIZES = "all sizes of the model's inputs are fixed; expected one to vary t
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """Rows per expert, and the seconds of a kernel the first and the second way; on a GPU tokens, and those of the
-    model."""
+    """Seconds of the first and the second way at a number of ``rows``: of a kernel, by rows per expert, or on a GPU of
+    the model, by tokens."""
 
     rows: float
     first: float
@@ -33,7 +33,7 @@ class Tuned:
 
 
 def crossover_of(points: list[Point]) -> int:
-    """The number of rows that, as the crossover, costs least over all points, each measured by its faster way."""
+    """Find the crossover that costs least over all points, where a cost is relative to the faster way."""
 
     def cost(crossover: int) -> float:
         return sum(

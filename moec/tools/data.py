@@ -1,4 +1,4 @@
-"""Data that models are measured and judged on: batches of inputs from ``.npz`` files or from text."""
+"""Data for measuring and judging models: batches of inputs from ``.npz`` files or from text."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ Batch = dict[str, Array]
 
 _LINES_AT_ONCE = 2000
 _LARGEST_TEXT, _LARGEST_TOKENIZER = 4 << 30, 256 << 20
-"""Bytes of a file of text, and of a tokenizer.json."""
+"""Bytes of the largest text file, and of the largest tokenizer.json."""
 
 _LENGTH = 2
-"""The axis of a cache of keys or values that counts the tokens before."""
+"""Axis of a cache of keys or values that counts past tokens."""
 _BESIDE_TOKENS = {
     "attention_mask": lambda shape: np.ones(shape, np.int64),
     "position_ids": lambda shape: np.broadcast_to(np.arange(shape[-1]), shape),
     "token_type_ids": lambda shape: np.zeros(shape, np.int64),
 }
-"""Inputs beside token ids that text says, by the names that models give their inputs."""
+"""Inputs that follow from the shape of token ids, by the names that models give them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class KeptTokenizer:
-    """The text of the ``tokenizer.json`` that a model came with; ``where`` names it in messages. ``checked_by`` as of
+    """Text of the ``tokenizer.json`` that a model came with; ``where`` names it in messages, ``checked_by`` as in
     :class:`moec.common.tokenizers.Tokenizer`."""
 
     content: str
@@ -48,8 +48,8 @@ class KeptTokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """How text becomes batches: ``tokenizer`` is a ``tokenizer.json``, without which the one is taken that the model
-    came with, ``kept``; rows of ``length`` tokens, ``batch`` at a time, ``limit`` in all."""
+    """Conversion of text to batches: rows of ``length`` tokens, ``batch`` at a time, ``limit`` in all. ``tokenizer`` is
+    a ``tokenizer.json``; without it ``kept``, the one that the model came with, is used."""
 
     tokenizer: pathlib.Path | None = None
     length: int = 256
@@ -58,7 +58,7 @@ class Text:
     kept: KeptTokenizer | None = None
 
     def opened(self, path: pathlib.Path) -> Tokenizer:
-        """The tokenizer for the text at ``path``. Raises MoecError where there is none, or it cannot be read."""
+        """Open the tokenizer for the text at ``path``. Raises MoecError where there is none, or it cannot be read."""
         if self.tokenizer is not None:
             return Tokenizer(read_text(self.tokenizer, _LARGEST_TOKENIZER), self.tokenizer)
         if self.kept is None:
@@ -69,7 +69,7 @@ class Text:
         return Tokenizer(self.kept.content, self.kept.where, self.kept.checked_by)
 
     def tokenizer_sha256(self) -> str | None:
-        """Of the tokenizer's bytes; None without one."""
+        """Hash the tokenizer's bytes. Returns None without a tokenizer."""
         if self.tokenizer is not None:
             return hashlib.sha256(self.tokenizer.read_bytes()).hexdigest()
         return None if self.kept is None else hashlib.sha256(self.kept.content.encode()).hexdigest()
@@ -78,7 +78,7 @@ class Text:
 def with_tokenizer_of(
     text: Text | None, source: str | os.PathLike[str], data: Sequence[str | os.PathLike[str]]
 ) -> Text:
-    """``text`` with the tokenizer that lies in the model's folder or GGUF file, where some of the data is text."""
+    """Add the tokenizer in the model's folder or GGUF file to ``text``, where some of the data is text."""
     from moec.frontend.text_files import text_files_of
 
     text = text or Text()
@@ -91,17 +91,17 @@ def with_tokenizer_of(
 
 
 def is_text(path: pathlib.Path) -> bool:
-    """Whether data at a path is text, and not arrays or a folder of them."""
+    """Whether the data at a path is text, not an array file or a folder of them."""
     return path.suffix != ".npz" and not path.is_dir()
 
 
 class Data:
-    """Batches for a model, one after another; read as they are asked for, as often as they are.
+    """Batches for a model, one after another, read from the files each time they are iterated over.
 
     ``path``: an ``.npz`` file of inputs by name (a batch; with one more axis than the model's inputs have, several), a
     folder of such files in the order of their names, or a text file (UTF-8), for which a tokenizer is needed.
-    ``beside``: an array that batches have, too, where the ``.npz`` file has it: labels. ``states``: the inputs that may
-    be left out, all of them, for a run then begins a text.
+    ``beside``: an array such as labels that batches also contain, where the ``.npz`` file has it. ``states``: inputs
+    that may be left out, all of them together; a run then begins a text.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Data:
         beside: str | None = None,
         states: Sequence[State] = (),
     ) -> None:
-        """Raises MoecError for data that cannot be read or does not fit the inputs."""
+        """Raise MoecError for data that cannot be read or does not fit the inputs."""
         self.path, self._specs, self._text = pathlib.Path(path), list(specs), text or Text()
         self._beside: set[str] = set() if beside is None else {beside}
         self._states = {state.input for state in states}
@@ -126,7 +126,7 @@ class Data:
         return self.path.name
 
     def sha256(self) -> str:
-        """Of the bytes of all files, in their order."""
+        """Hash the bytes of all files, in their order."""
         digest = hashlib.sha256()
         for file in self._files:
             digest.update(file.read_bytes())
@@ -180,7 +180,7 @@ class Data:
         return np.array(list(itertools.islice(_ids(tokenizer, content), self._most())))
 
     def _most(self) -> int | None:
-        """Tokens that are used; None for all."""
+        """Number of tokens to use; None for all."""
         text = self._text
         return None if text.limit is None else text.limit * text.length
 
@@ -197,7 +197,7 @@ class Data:
             yield {name: array.astype(specs[name]) for name, array in {tokens_name: ids, **beside}.items()}
 
     def _inputs_of_text(self) -> tuple[str, list[TensorSpec]]:
-        """The input that takes token ids [rows, length], and those that follow from these."""
+        """Name the input for token ids [rows, length], and list the inputs that follow from it."""
         specs = self._without_states()
         ids = token_input(specs)
         others = [spec for spec in specs if spec != ids]
@@ -211,24 +211,25 @@ class Data:
 
 
 def token_input(specs: Sequence[TensorSpec]) -> TensorSpec | None:
-    """The one input that takes token ids [rows, length]; None for a model that is fed otherwise."""
-    found = [
+    """Find the one input that takes token ids [rows, length]. Returns None where there is none, or there are
+    several."""
+    candidates = [
         spec
         for spec in specs
         if spec.name not in _BESIDE_TOKENS and len(spec.shape) == 2 and dtype_of(spec.dtype).kind in "iu"
     ]
-    return found[0] if len(found) == 1 else None
+    return candidates[0] if len(candidates) == 1 else None
 
 
 def _is_cache(spec: TensorSpec) -> bool:
-    """Whether an input is a cache of earlier tokens that can be empty: of the rows' number, else of known sizes, but
-    for the length in [rows, heads, length, size]."""
+    """Whether an input is a cache of past tokens that can be empty: its first axis counts rows, and all others have
+    fixed sizes, except the length in [rows, heads, length, size]."""
     rest = [size for axis, size in enumerate(spec.shape[1:], 1) if not (axis == _LENGTH and len(spec.shape) == 4)]
     return spec.name.startswith("past") and len(spec.shape) > 1 and all(isinstance(size, int) for size in rest)
 
 
 def _beside(spec: TensorSpec, shape: tuple[int, int]) -> Array:
-    """What stands beside token ids of that shape in an input that follows from them."""
+    """Make an input that follows from token ids of the given shape."""
     if spec.name in _BESIDE_TOKENS:
         return _BESIDE_TOKENS[spec.name](shape)
     return np.zeros([shape[0], *(0 if isinstance(size, str) else size for size in spec.shape[1:])])
@@ -251,7 +252,7 @@ def _unstacked(arrays: Mapping[str, Array], path: pathlib.Path) -> Iterator[Batc
 
 
 def _ids(tokenizer: Tokenizer, content: str) -> Iterator[int]:
-    """The tokens of a text, made a few thousand lines at a time, as they are asked for."""
+    """Tokenize a text lazily, a few thousand lines at a time."""
     lines = content.splitlines(keepends=True)
     for start in range(0, len(lines), _LINES_AT_ONCE):
         for ids in tokenizer.encode_each(lines[start : start + _LINES_AT_ONCE]):

@@ -1,4 +1,4 @@
-"""What this machine and this installation can do, as plain data."""
+"""Capabilities of this machine and this installation, as plain data."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ VECTOR_FEATURES = (
 
 
 def examine() -> dict[str, Any]:
-    """Versions, the CPU, cores, compilers found, what each kind of target finds, and problems that keep moec from
+    """Collect versions, CPU, cores, compilers, findings of each kind of target, and problems that keep moec from
     working."""
     from moec.targets.build_cache import usage
 

@@ -1,4 +1,4 @@
-"""``moec evaluate``: several models on the same data, side by side, and how sure their differences are."""
+"""``moec evaluate``: several models on the same data, side by side, with confidence intervals of their differences."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ METHOD = (
 
 @dataclasses.dataclass(frozen=True)
 class MetricValue:
-    """A metric of one model. ``difference``: how much larger it is than the first model's, and ``interval`` half of its
-    95% confidence interval (:mod:`moec.tools.paired`); None for the first model, and where the data is a single row."""
+    """Metric of one model. ``difference``: its value less the first model's, ``interval``: half of the difference's 95%
+    confidence interval (:mod:`moec.tools.paired`). Both are None for the first model, ``interval`` for a single row,
+    too."""
 
     value: float
     difference: float | None = None
@@ -46,9 +47,8 @@ class MetricValue:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """One model. ``weight_bytes``: of all its weights as they lie in memory; ``expert_bits``: of a weight of its
-    experts, on average, without scales. ``nan_outputs``: how many elements of the output were NaN, in ``nan_rows``
-    rows."""
+    """Results of one model. ``weight_bytes``: of all its weights in memory; ``expert_bits``: average bits of a weight
+    of its experts, without scales; ``nan_outputs``: number of NaN elements of the output, in ``nan_rows`` rows."""
 
     name: str
     weight_bytes: int
@@ -60,8 +60,8 @@ class Judged:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Models in the order in which they were given, on ``rows`` rows of data. ``predictions``: positions with labels,
-    0 where no metric needs these."""
+    """Results of the models, in the order in which they were given, on ``rows`` rows of data. ``predictions``: number
+    of positions with labels, 0 where no metric needs them."""
 
     output: str
     rows: int
@@ -74,7 +74,8 @@ class Evaluation:
         return f"<Evaluation of {len(self.models)} models on {self.rows} rows of data: {metrics}>"
 
     def as_data(self) -> dict[str, Any]:
-        """Plain data for JSON, which has no NaN and no infinity: they are ``"nan"``, ``"inf"``, ``"-inf"``."""
+        """Convert to plain data for JSON, which has no NaN and no infinity: they become ``"nan"``, ``"inf"``,
+        ``"-inf"``."""
         return finite(dataclasses.asdict(self))
 
 
@@ -91,22 +92,21 @@ def evaluate(
     emulate: bool = False,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Run every model on the same data and compare what comes out.
+    """Run every model on the same data and compare the outputs.
 
     ``models``: artifacts, compiled models, or ONNX files, GGUF files and folders of Hugging Face models, which are
-    compiled first. ``text``: without a tokenizer in it, tokens are made by the one that the models hold.
-    ``metrics``: ``loss`` (nats per prediction), ``perplexity`` (its exponential) and ``top1`` (share of predictions
-    that are right) need labels; ``kl`` (nats per position, of the first model's softmax over the last axis from this
-    one's) and ``cosine`` compare with the first model. Without any, ``loss`` and ``top1`` where there are labels, else
-    ``kl`` and ``cosine``.
+    compiled first. ``text``: without a tokenizer in it, the models' own tokenizer is used. ``metrics``: ``loss`` (nats
+    per prediction), ``perplexity`` (its exponential) and ``top1`` (share of predictions that are right) need labels;
+    ``kl`` (nats per position, of the first model's softmax over the last axis from this one's) and ``cosine`` compare
+    with the first model. The default is ``loss`` and ``top1`` where there are labels, else ``kl`` and ``cosine``.
 
-    ``labels``: a file of them, integers with a number for every vector of the output (-100: does not count); by default
-    the array ``labels`` of the data, or in a model that takes token ids [rows, length] and makes [rows, length,
-    vocabulary] the next token. ``output``: the one that is judged, where several may be. Padding, where
+    ``labels``: a file of integers, one for every vector of the output (-100: does not count). By default they are the
+    array ``labels`` of the data, or, in a model that takes token ids [rows, length] and returns [rows, length,
+    vocabulary], the next tokens. ``output``: name of the output to judge, where several are possible. Padding, where
     ``attention_mask`` is 0, does not count. ``emulate``: run artifacts for a GPU on the processor.
 
-    Raises MoecError for models that take different inputs, data and labels that do not fit them, metrics that need what
-    is not there, and an artifact that cannot be loaded.
+    Raises MoecError for models that take different inputs, data and labels that do not fit them, metrics whose labels
+    or models are missing, and an artifact that cannot be loaded.
     """
     chosen = list(dict.fromkeys(metrics))
     with_first = [name for name in chosen if metric_named(name).with_first]
@@ -130,27 +130,28 @@ def evaluate(
 def _loaded(
     models: Sequence[ModelOrPath], threads: int | None, emulate: bool, progress: Callable[[str], None]
 ) -> list[tuple[str, moec.CompiledModel]]:
-    """Models and their names. What cannot run here is refused before anything is compiled."""
+    """Load artifacts and compile other models. Returns names and models. Artifacts come first, so that one that cannot
+    run here is refused before anything is compiled."""
     from moec.frontend.huggingface import CONFIG
 
-    found: dict[int, tuple[str, moec.CompiledModel]] = {}
+    loaded: dict[int, tuple[str, moec.CompiledModel]] = {}
     for compiles in (False, True):
         for at, model in enumerate(models):
             if isinstance(model, moec.CompiledModel):
-                found[at] = f"model {at + 1}", model
+                loaded[at] = f"model {at + 1}", model
                 continue
             path = pathlib.Path(model)
             if compiles == (path.suffix == ".zip" or (path.is_dir() and not (path / CONFIG).is_file())):
                 continue
             progress(f"{path}")
-            made = moec.compile(path, threads=threads) if compiles else _artifact(path, threads, emulate)
-            found[at] = str(model), made
-    return [found[at] for at in range(len(models))]
+            compiled = moec.compile(path, threads=threads) if compiles else _artifact(path, threads, emulate)
+            loaded[at] = str(model), compiled
+    return [loaded[at] for at in range(len(models))]
 
 
 @reporting("loading")
 def _artifact(path: pathlib.Path, threads: int | None, emulate: bool) -> moec.CompiledModel:
-    """``emulate`` is for those alone that run on a device."""
+    """Load an artifact. ``emulate`` applies only to artifacts that run on a device."""
     artifact = open_artifact(path)
     kind = targets.kind_of(artifact.manifest.target)
     on_device = isinstance(kind, ProgramKind) and kind.has_device
@@ -160,24 +161,24 @@ def _artifact(path: pathlib.Path, threads: int | None, emulate: bool) -> moec.Co
 def _kept_tokenizer(
     contestants: Sequence[tuple[str, moec.CompiledModel]], data: Sequence[str | os.PathLike[str]]
 ) -> KeptTokenizer | None:
-    """The tokenizer of all models that hold one, where some of the data is text. Raises MoecError where they hold
-    different ones."""
+    """Select the tokenizer that all models with one share, where some of the data is text. Raises MoecError where they
+    have different ones."""
     if not any(is_text(pathlib.Path(path)) for path in data):
         return None
-    found: dict[str, KeptTokenizer] = {}
+    tokenizers: dict[str, KeptTokenizer] = {}
     for name, model in contestants:
         entry = model.artifact.manifest.text
         if entry is not None:
             content = model.artifact.text(entry.tokenizer)
-            found.setdefault(content, KeptTokenizer(content, f"{name}: {entry.tokenizer}", entry.checked_by))
-    if len(found) > 1:
-        first, second, *_ = (one.where for one in found.values())
+            tokenizers.setdefault(content, KeptTokenizer(content, f"{name}: {entry.tokenizer}", entry.checked_by))
+    if len(tokenizers) > 1:
+        first, second, *_ = (one.where for one in tokenizers.values())
         raise MoecError(f"{second}: is another tokenizer than {first}; name one for all with --tokenizer")
-    return next(iter(found.values()), None)
+    return next(iter(tokenizers.values()), None)
 
 
 def _check_alike(contestants: Sequence[tuple[str, moec.CompiledModel]]) -> None:
-    """That all take inputs of the same names, types and numbers of axes, beside states that begin empty."""
+    """Raise MoecError unless all models take inputs of the same names, types and numbers of axes, apart from states."""
     (first_name, first), *others = contestants
     for name, model in others:
         if _kinds(model) != _kinds(first):
@@ -201,7 +202,7 @@ def _batches(
 
 
 class _Run:
-    """The sums of all models over rows of data; batches are added one after another."""
+    """Sums of all models' metrics over rows of data, to which batches are added one after another."""
 
     def __init__(
         self,
@@ -291,7 +292,7 @@ class _Run:
 
 
 def finite(data: Any) -> Any:
-    """Plain data with the numbers that JSON lacks as text."""
+    """Replace the numbers that JSON lacks by text in plain data."""
     if isinstance(data, dict):
         return {key: finite(value) for key, value in data.items()}
     if isinstance(data, list):

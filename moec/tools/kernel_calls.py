@@ -1,4 +1,4 @@
-"""One call of a kernel, caught while its model runs emulated: the numbers it gets, and what it makes of them."""
+"""Capture of one call of a kernel while its model runs emulated: the kernel's parameters before and after."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from moec.tools.sampling import random_inputs, size_cases
 
 Arrays = list[np.ndarray]
 _SIZES = (7, 40, 300)
-"""Sizes of dynamic dimensions."""
+"""Sizes of dynamic dimensions to try."""
 _BATCHES = (1, 2, 3, 4)
-"""Sizes of the first dimension, where there are several."""
+"""Sizes of the first dimension to try, where there are several."""
 
 
 def catch_call(
     artifact: Artifact, kernel: str, names: Sequence[str], architecture: str | None, least: int = 1
 ) -> list[CaughtTensor]:
-    """The parameters, called ``names``, of the first call of a kernel that computes something. Inputs are random with a
-    fixed seed; dynamic sizes are ``least``, at which the kernel is expected to, and others until it does. Raises
-    MoecError where the kernel computes nothing on any."""
+    """Capture the parameters, called ``names``, of the first call of a kernel that changes any of them.
+
+    Inputs are random with a fixed seed. Dynamic sizes begin at ``least``, at which the kernel is expected to change
+    something, and others are tried until it does. Raises MoecError where it changes nothing at any size.
+    """
     model = ready(artifact, emulate=True, architecture=architecture)
     tried = (max(least, 1), *_SIZES)
     for sizes in size_cases(model.inputs, tried, _BATCHES, model.input_sizes, model.guards):
-        # Memory that an earlier run left may hold the results already: numbers of another seed come between.
+        # Memory of an earlier run may hold the results already, so a run with another seed comes between.
         for seed in (0, 1, 0):
             for before, after in _calls(model, kernel, random_inputs(model.inputs, sizes, model.input_limits, seed)):
                 changed = any(one.tobytes() != other.tobytes() for one, other in zip(before, after, strict=True))
@@ -42,7 +44,7 @@ def catch_call(
 
 
 def _calls(model: CompiledModel, kernel: str, inputs: Mapping[str, np.ndarray]) -> list[tuple[Arrays, Arrays]]:
-    """What the parameters were before and after each call of a kernel in one run."""
+    """Capture the parameters before and after each call of a kernel in one run."""
     calls: list[tuple[Arrays, Arrays]] = []
     started: Arrays = []
 

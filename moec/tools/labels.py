@@ -1,4 +1,4 @@
-"""What models are judged by: which of their outputs, at which positions, against which labels."""
+"""The output by which a model is judged, the positions of it that count, and their labels."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from moec.tools.data import token_input
 Array = np.ndarray[Any, Any]
 
 LABELS = "labels"
-"""The array of a file of inputs, or of labels alone, that holds labels."""
+"""Array with the labels in a file of inputs, or of labels alone."""
 IGNORED = -100
-"""The label of a position that does not count, as PyTorch's losses have it."""
+"""Label of a position that does not count, as in PyTorch's losses."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Positions:
-    """Which vectors of an output [rows, ..., classes] count, and the ``labels`` [rows, ...] of these; None where
-    nothing says what is right."""
+    """``counted``: whether each vector of an output [rows, ..., classes] counts; ``labels`` [rows, ...]: the right
+    classes, None where they are unknown."""
 
     counted: Array
     labels: Array | None = None
 
 
 def judged_output(outputs: Sequence[TensorSpec], tokens: bool, name: str | None) -> TensorSpec:
-    """The output that is judged: the one of that name; else the only one of floats; of several, in a model of
+    """Select the output to judge: the one of that name; else the only one of floats; of several, in a model of
     ``tokens``, the only one [rows, length, vocabulary]. Raises MoecError where that leaves none or several."""
     floats = [spec for spec in outputs if dtype_of(spec.dtype).kind not in "iub" and len(spec.shape) > 1]
     chosen = [spec for spec in floats if spec.name == name] if name is not None else floats
@@ -49,20 +49,23 @@ def judged_output(outputs: Sequence[TensorSpec], tokens: bool, name: str | None)
 
 
 class Judge:
-    """Finds labels for batches, in the order of the data. ``path``: a file of them, for all rows of the data; without
-    one they are an array of the data's own or, in a language model, the next tokens."""
+    """Source of labels for batches, in the order of the data.
+
+    ``path``: a file of labels for all rows of the data. Without it they are an array of the data itself or, in a
+    language model, the next tokens.
+    """
 
     def __init__(
         self, inputs: Sequence[TensorSpec], output: TensorSpec, path: str | os.PathLike[str] | None = None
     ) -> None:
-        """Raises MoecError for a file without labels."""
+        """Raise MoecError for a file without labels."""
         tokens = token_input(inputs)
         self._tokens = tokens.name if tokens is not None and len(output.shape) == 3 else None
         self._path, self._labels, self._row = path, None if path is None else _read(path), 0
 
     def positions(self, batch: Mapping[str, Array], output: Array, where: str) -> Positions:
-        """Of one batch, for metrics that need labels. Raises MoecError for labels that do not fit the output [rows,
-        ..., classes]; ``where`` names the batch."""
+        """Find the positions of a batch that have labels, for metrics that need them. Raises MoecError for labels that
+        do not fit the output [rows, ..., classes]; ``where`` names the batch."""
         if self._labels is not None:
             labels = self._labels[self._row : self._row + len(output)]
             self._row += len(output)
@@ -79,7 +82,7 @@ class Judge:
         return _labelled(following, output, where)
 
     def all_positions(self, batch: Mapping[str, Array], output: Array) -> Positions:
-        """Of one batch, for metrics that need no labels: all that are not padding."""
+        """Find all positions of a batch that are not padding, for metrics that need no labels."""
         counted = np.ones(output.shape[:-1], bool)
         if self._tokens is not None and batch[self._tokens].shape == counted.shape:
             counted &= _mask(batch, batch[self._tokens])
@@ -89,13 +92,13 @@ class Judge:
         return self._labels is not None or LABELS in batch or self._tokens is not None
 
     def finish(self) -> None:
-        """Raises MoecError where labels are left."""
+        """Raise MoecError where labels are left."""
         if self._labels is not None and len(self._labels) != self._row:
             raise MoecError(f"{self._path}: holds labels of {len(self._labels)} rows; the data has {self._row}")
 
 
 def _mask(batch: Mapping[str, Array], ids: Array) -> Array:
-    """Which tokens [rows, length] are no padding. A mask may begin with what came before them."""
+    """Mask [rows, length] of the tokens that are not padding. The mask in the batch may begin with past tokens."""
     mask = batch.get("attention_mask")
     length = ids.shape[1]
     if mask is None or mask.ndim != 2 or len(mask) != len(ids) or mask.shape[1] < length:

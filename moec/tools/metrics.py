@@ -1,7 +1,7 @@
-"""How good a model's outputs are, position by position: what :mod:`moec.tools.evaluate` averages.
+"""Quality of a model's outputs, position by position; :mod:`moec.tools.evaluate` averages it.
 
-A position is what the output has a vector [classes] for: a token of a row, or the row itself. All numbers are computed
-in float64, log-softmax after the largest logit was subtracted. A NaN in a vector makes its numbers NaN.
+A position is a token of a row, or the row itself: the output has a vector [classes] for it. All numbers are computed in
+float64, log-softmax after subtraction of the largest logit. A NaN in a vector makes its numbers NaN.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _BLOCK = 1 << 21
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """``of(found, other)``: a number for every vector of ``found`` [positions, classes], float64. ``other`` is what it
-    is compared with: labels [positions], or with ``with_first`` the vectors of the first model."""
+    """``of(found, other)`` computes a number for every vector of ``found`` [positions, classes], float64. ``other`` is
+    what they are compared with: labels [positions], or with ``with_first`` the vectors of the first model."""
 
     of: Callable[[Array, Array], Array]
     with_first: bool = False
     exponential: bool = False
-    """Whether it is the exponential of the mean, not the mean."""
+    """Whether the metric is the exponential of the mean instead of the mean."""
     more_is_better: bool = False
 
 
@@ -38,12 +38,12 @@ def _loss(found: Array, labels: Array) -> Array:
 
 
 def _top1(found: Array, labels: Array) -> Array:
-    """Of equal logits the first counts."""
+    """Whether the largest logit is that of the label; the first counts of equal ones."""
     return np.where(np.isnan(found).any(axis=-1), np.nan, found.argmax(axis=-1) == labels)
 
 
 def _cosine(found: Array, first: Array) -> Array:
-    """1 for two vectors of zeros, 0 for one."""
+    """Cosine of two vectors: 1 if both are zero, 0 if only one is."""
     sizes = np.linalg.norm(found, axis=-1), np.linalg.norm(first, axis=-1)
     product = sizes[0] * sizes[1]
     both = (sizes[0] == 0) & (sizes[1] == 0)
@@ -60,17 +60,18 @@ METRICS = {
 
 
 def metric_named(name: str) -> Metric:
-    """Raises MoecError for a name that no metric has."""
+    """Look up a metric. Raises MoecError for an unknown name."""
     if name not in METRICS:
         raise MoecError(f"no metric {name!r}; expected {', '.join(METRICS)}")
     return METRICS[name]
 
 
 def values_of(metric: Metric, found: Array, other: Array, counted: Array) -> tuple[Array, Array]:
-    """``sums`` [rows] of the metric over the counted positions of each row, and how many these are [rows]; float64.
+    """Sum the metric over the counted positions of each row. Returns the sums [rows] and the numbers of positions
+    [rows], float64.
 
-    ``found`` is [rows, ..., classes], ``counted`` says which of its positions [rows, ...] count, ``other`` is as
-    :class:`Metric` says, with positions likewise.
+    ``found`` is [rows, ..., classes], ``counted`` [rows, ...] selects positions, and ``other`` is as in
+    :class:`Metric`, for the same positions.
     """
     classes = found.shape[-1]
     vectors = found.reshape(-1, classes)

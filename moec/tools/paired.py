@@ -23,8 +23,8 @@ _FEW = (12.7062, 4.3027, 3.1824, 2.7764)
 
 
 def quantile_of_t(degrees: int) -> float:
-    """Within plus and minus this lie 95% of Student's t; to 0.1%. From five degrees on by the expansion of M.
-    Abramowitz and I. Stegun, "Handbook of Mathematical Functions", 26.7.5."""
+    """Bound of Student's t: 95% of it lie within plus and minus this, to 0.1%. From five degrees on it uses the
+    expansion of M. Abramowitz and I. Stegun, "Handbook of Mathematical Functions", 26.7.5."""
     if degrees <= len(_FEW):
         return _FEW[degrees - 1]
     z, n = _NORMAL, degrees
@@ -35,14 +35,14 @@ def quantile_of_t(degrees: int) -> float:
 
 
 def quality(sums: Array, counts: Array, exponential: bool = False) -> float:
-    """The mean over all positions, or its exponential."""
+    """Mean over all positions, or its exponential."""
     with np.errstate(all="ignore"):
         mean = sums.sum() / counts.sum()
         return float(np.exp(mean) if exponential else mean)
 
 
 def difference(sums: Array, first: Array, counts: Array, exponential: bool = False) -> tuple[float, float | None]:
-    """How much larger the quality is than that of the ``first`` model, and half of the 95% confidence interval; None
+    """Difference of the quality to that of the ``first`` model, and half of its 95% confidence interval, which is None
     for a single row. ``sums`` and ``first`` are [rows], of the same rows with ``counts`` positions."""
     own, other = quality(sums, counts, exponential), quality(first, counts, exponential)
     with np.errstate(all="ignore"):

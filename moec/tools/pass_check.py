@@ -1,12 +1,14 @@
-"""``--verify-each``: after every pass that changed something, the graph has to compute what it computed before.
+"""``--verify-each``: check after every pass that changed something that the graph still computes the same.
 
-The inputs are those that cover the decisions of the imported graph (:mod:`moec.tools.covering`). The reference
-interpreter runs the graphs in float64, so that the order of sums does not show. How much may differ follows from what
-the pass says of its exactness. Of an exact or reassociating one every output has to be what it was, within the
-tolerance of ``moec verify``: constants that were folded are rounded. Of a lossy one half of the elements of each output
-have to differ by no more than the losses it reported, those of all layers added up, as a share of the output's root
-mean square: where a router is nearly undecided a token goes to another expert, and then its elements may be anything.
-Of logits that ``last-logits`` narrows, the last position is compared.
+The inputs cover the decisions of the imported graph (:mod:`moec.tools.covering`). The reference interpreter runs the
+graphs in float64, so that the order of sums does not matter. The allowed difference depends on the pass's exactness:
+
+- After an exact or reassociating pass, every output has to match within the tolerance of ``moec verify``, because
+  folded constants are rounded.
+- After a lossy pass, half of the elements of each output may differ by at most the sum of the losses that it reported
+  for all layers, as a share of the output's root mean square. The other half is free: where a router is nearly
+  undecided, a token goes to another expert, and then its elements may be anything.
+- After ``last-logits``, only the last position of the logits is compared.
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ if TYPE_CHECKING:
 
 NAME = "verify-each"
 MOST_SECONDS = 3.0
-"""What all runs of one graph may take."""
+"""Seconds that all runs of one graph may take."""
 
 
 @dataclasses.dataclass
 class _Case:
-    """Inputs, and what the model computed from them before the next pass; None while it cannot be run on them."""
+    """Inputs, and the model's outputs on them before the next pass; None where it could not be run."""
 
     inputs: Inputs
     outputs: Inputs | None = None
@@ -44,7 +46,7 @@ class _Case:
         return any(0 in array.shape for array in self.inputs.values())
 
     def __str__(self) -> str:
-        """``x[7, 8] up to 1e+03``: shapes, and the largest magnitude of floats."""
+        """Describe shapes and the largest magnitude of floats, as in ``x[7, 8] up to 1e+03``."""
         return ", ".join(f"{name}{list(array.shape)}{_magnitude(array)}" for name, array in self.inputs.items())
 
 
@@ -54,11 +56,13 @@ def _magnitude(array: np.ndarray) -> str:
 
 
 class PassCheck:
-    """A model while passes change it: :meth:`after` is to be called after each of them."""
+    """Check of a model while passes change it: :meth:`after` has to be called after each of them."""
 
     def __init__(self, model: ir.Model, report: Report) -> None:
-        """Chooses inputs, runs the model on them, and notes in the report what they show of its decisions. Where there
-        are none, or the interpreter takes too long for all of them, the report has a warning."""
+        """Select inputs, run the model on them, and note their coverage of its decisions in the report.
+
+        The report has a warning where there are no inputs, or the interpreter takes too long for all of them.
+        """
         self._model, self._report = model, report
         self._losses = len(report.losses)
         self._tolerance = tolerance_of(model)
@@ -85,8 +89,8 @@ class PassCheck:
         return cases
 
     def after(self, one: Pass, _seconds: float, changed: bool) -> None:
-        """Raises DefectError, naming the pass, the output and the inputs, when the model computes something else
-        than before the pass."""
+        """Compare the model with itself before the pass. Raises DefectError, naming the pass, the output and the
+        inputs, where they differ."""
         losses, self._losses = self._report.losses[self._losses :], len(self._report.losses)
         if not changed:
             return
@@ -96,7 +100,7 @@ class PassCheck:
             if want is None:
                 continue
             if case.outputs is None and isinstance(one, LastLogits) and case.is_empty:
-                continue  # no tokens have no last one
+                continue  # without tokens there is no last one
             if case.outputs is None:
                 raise DefectError(f"after {one.name}: the model cannot be run on {case} any more: {failure}")
             bound = sum(loss.output_error for loss in losses) if one.exactness == "lossy" else None
@@ -108,7 +112,7 @@ class PassCheck:
                     raise DefectError(f"after {one.name}: output {name!r} on {case} {found}")
 
     def _difference(self, name: str, found: np.ndarray, expected: np.ndarray, bound: float | None) -> str | None:
-        """What is wrong with an output of the model as it is now; None if nothing is."""
+        """Describe how an output differs from the expected one. Returns None where it matches."""
         compared = compare(name, found, expected, self._tolerance)
         if compared.matches:
             return None
@@ -122,7 +126,7 @@ class PassCheck:
         return f"differs by {typical:.1e} of its size in half of its elements; the losses add up to {bound:.1e}"
 
     def _run(self, cases: list[_Case]) -> list[str]:
-        """Run the model as it is now on all cases; the result says for each of them why it failed, if it did."""
+        """Run the model on all cases. Returns a reason for each case that failed, and an empty text for the others."""
         from moec.ir.interpreter import EvaluationError, runner
 
         try:
@@ -142,7 +146,7 @@ class PassCheck:
 
 
 def _typical_difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """The median of the differences of finite elements, as a share of the root mean square of what is expected."""
+    """Median of the differences of finite elements, as a share of the root mean square of the expected ones."""
     finite = np.isfinite(expected)
     size = np.sqrt(np.mean(np.square(expected[finite]))) if finite.any() else 0.0
     gap = np.abs(found - expected)[finite]
@@ -150,7 +154,8 @@ def _typical_difference(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _covering(model: ir.Model) -> Covering:
-    """Inputs that the model is for. Sizes that it leaves open may be fixed by operators of onnxruntime's own."""
+    """Make covering inputs within the model's guards. Operators of onnxruntime may fix sizes that the model leaves
+    open."""
     from moec.common.specs import tensor_specs
     from moec.frontend.conditions import conditions_of, settled
     from moec.passes.framework import pipeline

@@ -1,4 +1,4 @@
-"""``moec plan``: the formats that assign-bits would choose, as a file to read and edit."""
+"""``moec plan``: write the formats that assign-bits would select into a file, for reading and editing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from moec.runtime.machine import check_threads
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """The number of experts' weights of a layer that get each format."""
+    """Number of experts' weights of a layer in each format."""
 
     name: str
     formats: dict[str, dict[str, int]]
@@ -45,8 +45,8 @@ def write_plan(
     sensitivities: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> list[Planned]:
-    """Write the plan of a model after ``passes``; options as those of assign-bits. Raises MoecError as that does, and
-    where a file is there already: plans are edited by people."""
+    """Write the plan of a model after ``passes``; options are those of assign-bits. Raises MoecError as assign-bits
+    does, and where a file exists already, because plans are edited by people."""
     check_replaceable(output, _edited)
     progress(f"running {passes}")
     graph = compiler.import_model(model, cache=False)
@@ -57,11 +57,11 @@ def write_plan(
     with contextlib.closing(Profile.read(profile)) as known:
         method = _method(known)
         chosen = choose(graph, linears, known, choices(formats, known), budget, sensitivities, method)
-    told = {"profile": pathlib.Path(profile).name, **budget.told, "passes": passes, "method": method}
-    told |= _judged(chosen)
-    told |= {} if sensitivities is None else {"sensitivities": pathlib.Path(sensitivities).name}
+    header = {"profile": pathlib.Path(profile).name, **budget.told, "passes": passes, "method": method}
+    header |= _judged(chosen)
+    header |= {} if sensitivities is None else {"sensitivities": pathlib.Path(sensitivities).name}
     with replacing(output, _edited) as aside:
-        aside.write_text(plan_text(chosen.plans, told), encoding="utf-8")
+        aside.write_text(plan_text(chosen.plans, header), encoding="utf-8")
     return [
         Planned(plan.name, {name: dict(Counter(formats)) for name, formats in plan.formats.items()})
         for plan in chosen.plans
@@ -69,17 +69,17 @@ def write_plan(
 
 
 def _method(profile: Profile) -> Method:
-    """What assign-bits rounds by, unless it is told otherwise; to nearest, where the profile has no second moments."""
+    """Select the default rounding method of assign-bits: ``rtn`` where the profile has no second moments."""
     return "gptq" if any("/moment_in" in name for name in profile.names()) else "rtn"
 
 
 def _judged(chosen: Chosen) -> dict[str, Any]:
-    """What a plan says of how it was chosen."""
+    """Describe, for the plan's header, how the formats were selected and judged."""
     judged = chosen.judgement
-    told: dict[str, Any] = {"remarks": chosen.remarks}
+    entries: dict[str, Any] = {"remarks": chosen.remarks}
     if judged is not None:
-        told["judged"] = {"taken": judged.taken, "plan": judged.plan, judged.rival: judged.uniform}
-    return told
+        entries["judged"] = {"taken": judged.taken, "plan": judged.plan, judged.rival: judged.uniform}
+    return entries
 
 
 def budget_of(
@@ -88,8 +88,8 @@ def budget_of(
     microseconds: float | None,
     gigabytes_per_second: float | None,
 ) -> WeightBudget:
-    """The budget; where it is a time and nobody says how fast memory is, as all cores of this machine read it, in three
-    digits: that takes about a second. Raises MoecError for amounts that are none."""
+    """Make the budget. A time needs the speed of memory; if that is not given, it is measured with all cores of this
+    machine, to three digits, in about a second. Raises MoecError for invalid amounts."""
     if microseconds is None:
         return WeightBudget(average, megabytes)
     if gigabytes_per_second is None:

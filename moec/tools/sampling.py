@@ -14,7 +14,8 @@ from moec.common.specs import TensorSpec
 from moec.errors import MoecError
 
 _LARGEST = 64
-"""Sizes up to here are tried where guards rule out the wanted ones, and those around the numbers in guards."""
+"""Bound of the sizes that are tried where guards exclude the preferred ones, in addition to those around the guards'
+numbers."""
 
 
 def size_cases(
@@ -24,13 +25,13 @@ def size_cases(
     dependent: Mapping[str, str] | None = None,
     guards: Sequence[str] = (),
 ) -> list[dict[str, int]]:
-    """Sizes for every named dynamic dimension, one case for each of ``choices``. Where there are several names, the
-    first (the batch, as models are exported) takes ``first_sizes`` instead.
+    """Select sizes for every named dynamic dimension, one case for each of ``choices``. Where there are several names,
+    the first (the batch, as models are exported) takes ``first_sizes`` instead.
 
-    ``dependent`` sizes follow from others (:mod:`moec.passes.shapes.input_sizes`). Where one is a sum, what came before
-    has the next of ``choices`` as its length and, in the last case, none: a few tokens behind many, and a prompt.
-    Where ``guards`` (:mod:`moec.common.guards`) rule sizes out, the nearest that they do not take their place, and no
-    case comes twice. Raises MoecError where none are found.
+    ``dependent`` sizes follow from others (:mod:`moec.passes.shapes.input_sizes`). Where one is a sum, the past gets
+    the next of ``choices`` as its length, and 0 in the last case: a few tokens after many, and a prompt. Where
+    ``guards`` (:mod:`moec.common.guards`) exclude sizes, the nearest allowed ones are taken. No case comes twice.
+    Raises MoecError where no allowed sizes are found.
     """
     dependent = dependent or {}
     names = dict.fromkeys(name for spec in specs for size in spec.shape for name in size_names(size))
@@ -54,7 +55,7 @@ def size_cases(
 def outside_cases(
     case: Mapping[str, int], guards: Sequence[str], dependent: Mapping[str, str]
 ) -> dict[str, dict[str, int]]:
-    """For each of ``guards`` sizes near ``case`` that it rules out; a guard is left out where none are found."""
+    """Find for each of ``guards`` sizes near ``case`` that it excludes; guards without such sizes are left out."""
     cases = {guard: _nearest(case, [guard], dependent, lambda held: not all(held)) for guard in guards}
     return {guard: sizes for guard, sizes in cases.items() if sizes is not None}
 
@@ -62,7 +63,7 @@ def outside_cases(
 def _nearest(
     case: Mapping[str, int], guards: Sequence[str], dependent: Mapping[str, str], wanted: Callable[[list[bool]], bool]
 ) -> dict[str, int] | None:
-    """The sizes near ``case`` for which what the guards say is ``wanted``."""
+    """Find the sizes nearest to ``case`` for which ``wanted`` is true of the guards' values."""
     parsed = [parse_guard(guard) for guard in guards]
     free = list(
         dict.fromkeys(name for guard in parsed for of in guard.names for name in size_names(dependent.get(of, of)))
@@ -81,7 +82,8 @@ def _nearest(
 
 
 def _nearby(wanted: int, tried: set[int]) -> list[int]:
-    """The nearest first; zero, for which models compute nothing, last, unless it is wanted."""
+    """Sort sizes by their distance from ``wanted``. Zero, for which models compute nothing, comes last unless it is
+    wanted."""
     sizes = {*tried, wanted} - {-1}
     return sorted(sizes, key=lambda size: (size == 0 != wanted, abs(size - wanted), size))
 
@@ -93,7 +95,7 @@ def completed_sizes(case: Mapping[str, int], dependent: Mapping[str, str]) -> di
 def random_inputs(
     specs: Sequence[TensorSpec], sizes: Mapping[str, int], limits: Mapping[str, int], seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Normal floats, integers below their limit, and ones for integers without a limit and booleans (masks)."""
+    """Draw normal floats and integers below their limit; integers without a limit, and booleans (masks), are ones."""
     generator = np.random.default_rng(seed)
     inputs = {}
     for spec in specs:
@@ -109,7 +111,7 @@ def random_inputs(
 
 
 def evaluated_size(size: int | str, sizes: Mapping[str, int]) -> int:
-    """An int, a name, or arithmetic of both as exporters write it (``past_length + sequence_length``)."""
+    """Evaluate an int, a name, or arithmetic of both as exporters write it (``past_length + sequence_length``)."""
     if isinstance(size, int):
         return size
     return sizes[size] if size_names(size) == (size,) else parse_size(size)(sizes)

@@ -1,4 +1,4 @@
-"""How much errors of a layer's output change the loss of a PyTorch module: weights for assign-bits."""
+"""Sensitivities of a PyTorch module's loss to errors of its layers' outputs: weights for assign-bits."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def sensitivities(
     profile: str | os.PathLike[str],
     output: str | os.PathLike[str],
 ) -> list[float]:
-    """Write the file that ``assign-bits{sensitivities=FILE}`` reads, and return its weights.
+    """Measure the weights of layers, write the file that ``assign-bits{sensitivities=FILE}`` reads, and return them.
 
-    That of a layer is the mean, over tokens, of the squared norm of the gradient of the loss with respect to the
+    The weight of a layer is the mean, over tokens, of the squared norm of the gradient of the loss with respect to the
     layer's output: the trace of the empirical Fisher information of one token's output.
 
-    ``loss`` makes of a batch the sum, not the mean, of the losses of its predictions, by running ``module``, which is
-    in evaluation mode. ``layers``: the names of the submodules that are the layers of experts of the model that
-    ``profile`` is of, in the order in which they run; each returns its output [..., width], or a tuple with that first.
+    ``loss`` runs ``module``, which is in evaluation mode, on a batch and returns the sum, not the mean, of the losses
+    of its predictions. ``layers``: names of the submodules that correspond to the layers of experts in ``profile``, in
+    the order in which they run; each returns its output [..., width], or a tuple with that first.
 
     Needs the extra ``torch``. Raises MoecError where names and the layers of the profile do not agree, the loss does
-    not depend on a layer or is not finite, and where there is a file already.
+    not depend on a layer or is not finite, and where the file exists already.
     """
     check_replaceable(output, _edited)
     with contextlib.closing(Profile.read(profile)) as known:

@@ -1,24 +1,25 @@
-"""How far apart two results may be that are both right: as far as the reference interpreter's own are.
+"""Tolerance for results that are all right: the spread of the reference interpreter's own results.
 
 A model that computes in 16 bits has no one right result. The interpreter computes it in float64 and in the model's own
-types; how far these lie apart, row by row (along an output's last axis), is its **spread**, and a result may lie
-:data:`ROOM` times as far from what is expected. Most of that room is not used: rows of right results lie 0.7 to 1.1
-times as far on average, no row more than 2.7 times. So a second rule asks for more of many rows together
-(:data:`ROOM_OF_ALL`, and :data:`ROOM` of each column), which finds what moves every row a little, as a lost bias does.
+types. Their distance, row by row (along an output's last axis), is the **spread**, and a result may differ from the
+expected one by :data:`ROOM` times as much. Most of that room is unused: rows of right results differ by 0.7 to 1.1
+times the spread on average, and no row by more than 2.7 times. A second rule therefore limits many rows together
+(:data:`ROOM_OF_ALL`, and :data:`ROOM` of each column). It finds errors that move every row a little, such as a lost
+bias.
 
-Where a choice is nearly undecided, as a router's between two experts, a row jumps, and with it those that attend to it,
-whichever way that choice falls. Two results do not show every such row. So where rows lie too far away, the interpreter
-runs again with every product in 16 bits moved by up to :data:`UNITS` units of its rounding, at random, and once more by
-the opposite: Monte Carlo arithmetic (D. S. Parker, 1997). A row may be :data:`ROOM_OF_MOVED` times as far off as it
-moved in any of these runs; one that moved farther than :data:`JUMP` times what half of the rows did is undecided, and
-the second rule leaves it out. A row that is wrong however the choices fall is found, after :data:`MOST_RUNS` such runs.
+Where a selection is nearly undecided, as a router's between two experts, a row jumps, and so do rows that attend to it.
+Two results do not show all such rows. So where rows differ too much, the interpreter runs again with every product in
+float16 or bfloat16 moved at random by up to :data:`UNITS` units of its rounding, and once more by the opposite: Monte
+Carlo arithmetic (D. S. Parker, 1997). A row may differ by :data:`ROOM_OF_MOVED` times as much as it moved in any of
+these runs. A row that moved farther than :data:`JUMP` times the median is undecided, and the second rule ignores it. A
+row that is still outside after :data:`MOST_RUNS` such runs is wrong.
 
-A model in float32 that **rounds activations** (:func:`moec.ir.rounding.arithmetics_of`), rows to int8 for one, decides
-as often as it rounds a number: what lies between two of them becomes either, by the last bit of the sum before, and
-what follows rounds otherwise, too. Products in float32 are then moved by what is nothing in an output, the tolerance of
-float32, as a share of their rows; inputs by as much of themselves, and so are values that are rounded and that no
-product made, as a normalisation's. In the interpreter's own types few or no numbers may be rounded otherwise where many
-are in a result, so the second rule takes the farthest of all runs for the spread.
+A model in float32 that **rounds activations** (:func:`moec.ir.rounding.arithmetics_of`), for example rows to int8,
+decides wherever it rounds a number: the last bit of a sum selects one of two neighbours, and later roundings change,
+too. Products in float32 are then moved by the tolerance of float32, as a share of their rows. Inputs are moved by the
+same share of themselves, and so are rounded values that no product made, such as a normalisation's. In the
+interpreter's own types few numbers may be rounded differently where a right result has many, so the second rule takes
+the largest distance of all runs for the spread.
 """
 
 from __future__ import annotations
@@ -38,28 +39,28 @@ ROOM = 4.0
 ROOM_OF_ALL = 2.0
 ROOM_OF_MOVED = 2.0
 ENOUGH_ROWS = 32
-"""An average of fewer says little."""
+"""Rows below which an average says little."""
 JUMP = 4.0
 UNITS = 4.0
 MOST_RUNS = 16
 ROUNDING_UNITS = {ir.DataType.FLOAT16: 2.0**-11, ir.DataType.BFLOAT16: 2.0**-8}
-"""The largest relative error of rounding to nearest."""
+"""Largest relative errors of rounding to nearest."""
 ROW_UNIT = TOLERANCES["float32"] / UNITS
-"""Of float32 before activations are rounded, as a share of the largest element of a row: sums of many numbers are off
-by shares of the largest ones."""
+"""Unit of float32 before activations are rounded, as a share of the largest element of a row: sums of many numbers have
+errors that are shares of the largest ones."""
 PRODUCTS = frozenset(
     {"MatMul", "Gemm", "Einsum", "Conv", "Attention", "GroupQueryAttention", "FusedMatMul", "MatMulNBits"}
     | {"QMoE", "MoE", "Experts", "Linear", "GroupedMatMul", "Combine"}
 )
-"""Operators that add up many rounded numbers, whatever their domain. Choices are made from what they compute; what
-compares and copies is left alone, so that numbers that were equal stay equal."""
+"""Operators that add up many rounded numbers, in any domain. Selections depend on their results. Operators that compare
+and copy are not moved, so that equal numbers stay equal."""
 
 Arrays = Mapping[str, np.ndarray]
 Run = Callable[..., dict[str, np.ndarray]]
 
 
 class Spreads:
-    """The spreads of one model. Raises ValueError or EvaluationError for a model that the interpreter cannot take."""
+    """Spreads of one model. Raises ValueError or EvaluationError for a model that the interpreter cannot run."""
 
     def __init__(self, model: ir.Model) -> None:
         self._exact, self._own = runner(model, dtype=np.float64), runner(model)
@@ -67,14 +68,15 @@ class Spreads:
         self._rounded = rounded_values(model)
 
     def of(self, inputs: Arrays) -> Spread:
-        """Raises ValueError or EvaluationError for inputs that the interpreter cannot run the model on."""
+        """Compute the spread for inputs. Raises ValueError or EvaluationError where the interpreter cannot run the
+        model on them."""
         return Spread(self._exact, self._own, inputs, self._rounds, self._rounded)
 
 
 class Spread:
-    """The reference interpreter's results for one set of inputs: ``exact`` in float64, and others around it, which are
-    computed when they are asked for. ``rounds``: whether the model rounds activations; ``rounded``: the values that it
-    rounds, by name."""
+    """Results of the reference interpreter for one set of inputs: ``exact`` in float64, and others around it, which are
+    computed on demand. ``rounds``: whether the model rounds activations; ``rounded``: names of the values that it
+    rounds."""
 
     def __init__(self, exact: Run, own: Run, inputs: Arrays, rounds: bool, rounded: Collection[str]) -> None:
         self._rounded = rounded
@@ -82,8 +84,8 @@ class Spread:
         self.exact = exact(inputs)
 
     def why_not(self, found: Arrays, expected: Arrays, floor: float) -> dict[str, str]:
-        """What is wrong with outputs that are not near enough to ``expected``, by name. ``floor``: a difference of
-        this share of the largest element is nothing in any row."""
+        """Explain, by name, why outputs are not near enough to ``expected``. ``floor``: share of the largest element up
+        to which any difference is allowed."""
         results, wrong = [], {}
         for result in self._results():
             results.append(result)
@@ -103,16 +105,19 @@ class Spread:
                 yield self.moved(seed, units)
 
     def moved(self, seed: int, units: float) -> Arrays:
-        """What products that are moved at random by up to ``units`` make; the opposite for -``units``. Of a model that
-        rounds activations inputs are moved, too: it may round these first."""
+        """Run the model with products moved at random by up to ``units``, or by the opposite for -``units``. In a model
+        that rounds activations inputs are moved, too, because it may round these first."""
         inputs = _moved_inputs(self._inputs, seed, units) if self._rounds else self._inputs
         return self._run(inputs, None, rounding_otherwise(seed, units, self._rounds, self._rounded))
 
 
 def rounding_otherwise(seed: int, units: float, rounds: bool = False, rounded: Collection[str] = ()) -> Change:
-    """What moves results of products in 16 bits by up to ``units`` of their rounding, and of a model that ``rounds``
-    activations those in float32 by up to ``units`` of :data:`ROW_UNIT`, and by as much of themselves the ``rounded``
-    values, by name, that others compute (a normalisation, for one); the opposite for -``units``."""
+    """Make a function that moves the results of products at random, by the opposite for -``units``.
+
+    Results in 16 bits move by up to ``units`` of their rounding. In a model that ``rounds`` activations, results in
+    float32 move by up to ``units`` of :data:`ROW_UNIT`, and the ``rounded`` values that other operators compute, such
+    as a normalisation, by the same share of themselves.
+    """
     random = np.random.default_rng(seed)
 
     def change(node: ir.Node, outputs: Sequence[Any]) -> Sequence[Any]:
@@ -136,7 +141,7 @@ def rounding_otherwise(seed: int, units: float, rounds: bool = False, rounded: C
 
 
 def _moved_inputs(inputs: Arrays, seed: int, units: float) -> Arrays:
-    """Floats moved by shares of themselves, so that zeros and what masks hide stay so."""
+    """Move floats by shares of themselves, so that zeros, and whatever masks hide, stay."""
     random = np.random.default_rng([seed])
 
     return {
@@ -150,12 +155,12 @@ def _moved(array: np.ndarray, random: np.random.Generator, units: float) -> np.n
 
 
 def _is_float32(array: Any, value: ir.Value) -> bool:
-    """By the model's types, whatever the interpreter computes in."""
+    """Whether the model declares float32, whatever type the interpreter computes in."""
     return value.dtype == ir.DataType.FLOAT and isinstance(array, np.ndarray) and array.dtype.kind == "f"
 
 
 def _largest(array: np.ndarray) -> np.ndarray:
-    """The largest finite magnitude of each row, [..., 1]."""
+    """Largest finite magnitude of each row, [..., 1]."""
     finite = np.abs(np.where(np.isfinite(array), array, 0))
     return finite.max(axis=-1, keepdims=True, initial=0) if array.ndim else finite
 
@@ -168,14 +173,16 @@ def why_not(
     floor: float,
     rounds: bool = False,
 ) -> str:
-    """What is wrong with one output, or nothing. ``results`` are the interpreter's around ``center``, the first of them
-    in the model's own types; ``rounds``: of a model that rounds activations. What is no float has to be as one of them
-    has it."""
+    """Explain why one output is not near enough to ``expected``. Returns an empty text where it is.
+
+    ``results`` are the interpreter's around ``center``, the first of them in the model's own types; ``rounds``: whether
+    the model rounds activations. An element that is no float has to equal that of one of these results.
+    """
     if not found.size:
         return ""
     if found.dtype.kind in "iub":
-        known = np.any([found == one for one in (expected, center, *results)], axis=0)
-        return "" if known.all() else f"{np.sum(~known)} elements are as no reference has them"
+        matches = np.any([found == one for one in (expected, center, *results)], axis=0)
+        return "" if matches.all() else f"{np.sum(~matches)} elements are as no reference has them"
     wide = _rows(expected)
     nothing = floor * max(1.0, float(np.abs(wide[np.isfinite(wide)]).max(initial=0.0)))
     gaps = [_gaps(one, center) for one in results]
@@ -203,12 +210,13 @@ def why_not(
 
 
 def _rows(array: np.ndarray) -> np.ndarray:
-    """In float64, as a matrix of what lies along the last axis."""
+    """Convert to float64, as a matrix of rows along the last axis."""
     return array.astype(np.float64).reshape(-1, array.shape[-1] if array.ndim else 1)
 
 
 def _gaps(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Absolute differences [rows, columns]; infinite where one of them is not finite and the other not the same."""
+    """Absolute differences [rows, columns]; infinite where only one is finite, or they are not the same infinity or
+    NaN."""
     one, other = _rows(found), _rows(expected)
     with np.errstate(invalid="ignore"):
         gap = np.where((one == other) | (np.isnan(one) & np.isnan(other)), 0.0, np.abs(one - other))

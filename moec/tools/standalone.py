@@ -1,4 +1,4 @@
-"""Writes a kernel as a program of its own, with numbers that it runs on and is checked with."""
+"""A kernel as a standalone program, with captured inputs to run on and outputs to check."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from moec.tools.kernel_calls import catch_call
 
 
 def write_standalone(artifact: Artifact, kernel: str, folder: pathlib.Path, architecture: str | None = None) -> None:
-    """Write the program's files, named after the kernel, to a folder, which is made where it is missing.
+    """Write the program's files, named after the kernel, to a folder, which is created if necessary.
 
-    The artifact runs emulated for the numbers. Raises what :meth:`moec.targets.kind.ProgramKind.standalone` does;
-    MoecError for a kernel that computes nothing and a folder that cannot be written, and what emulation raises. Then
-    nothing is written.
+    The artifact runs emulated to capture the numbers. Raises the errors of
+    :meth:`moec.targets.kind.ProgramKind.standalone` and of emulation, and MoecError for a kernel that computes nothing
+    and a folder that cannot be written. Then nothing is written.
     """
-    artifact.program(architecture)  # refuses one without programs
+    artifact.program(architecture)  # raises for an artifact without programs
     if not is_inside_name(kernel):
         raise MoecError(f"{artifact.where}: kernel {kernel!r} cannot be the name of a file; the artifact was altered")
     program = targets.program_kind_of(artifact.manifest.target).standalone(artifact, kernel, architecture)
@@ -30,7 +30,7 @@ def write_standalone(artifact: Artifact, kernel: str, folder: pathlib.Path, arch
 
 
 def _write(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
-    """All files, each complete before it has its name, in the place of nothing but those that moec wrote. Raises
+    """Write all files, each complete before it gets its name. Only files that moec wrote are replaced. Raises
     MoecError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

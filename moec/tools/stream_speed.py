@@ -1,8 +1,10 @@
-"""Predicts how fast a model whose weights are larger than its memory decodes: from the speeds of disk and memory.
+"""Prediction of the decoding speed of a model whose weights are larger than its memory, from the speeds of disk and
+memory.
 
-A token reads from memory the experts that it chooses and all other weights, and from the disk the experts that are not
-there: of a layer whose shares are known those beyond the most often chosen that there is room for, else the share of
-the experts for which there is no room. What is read while a layer computes, because it was expected, costs no time.
+A token reads from memory the experts that it selects and all other weights, and from the disk those of its experts that
+are not in memory. In a layer with known shares, the most often selected experts are in memory, as far as there is room;
+otherwise every expert is there with the same probability. Experts that were expected are read while a layer computes,
+which costs no time.
 """
 
 from __future__ import annotations
@@ -24,16 +26,16 @@ from moec.runtime.manifest import WEIGHTS
 from moec.runtime.streaming import StreamPlan, reserved
 
 GUESSED = 0.7
-"""Which share of what is not there had been expected, where nobody measured it; see docs/streaming.md."""
+"""Share of the missing experts that were expected, where it was not measured; see docs/streaming.md."""
 DECODING = 0.45
-"""The share of memory's bandwidth that decoding reaches."""
+"""Share of memory's bandwidth that decoding reaches."""
 _MEASURED_BYTES, _MEASURED_SECONDS = 512 << 20, 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class StreamSpeed:
-    """Bytes of a token, bytes per second as measured, and the seconds of a token that follow. ``there``: which share of
-    the chosen experts is in memory."""
+    """Bytes per token, measured bytes per second, and the resulting seconds per token. ``there``: share of the selected
+    experts that is in memory."""
 
     there: float
     memory_bytes: float
@@ -48,12 +50,13 @@ class StreamSpeed:
         return computing + reading - GUESSED * min(computing, reading)
 
     def as_data(self) -> dict[str, Any]:
-        """Plain data, with the ``tokens_per_second`` that are predicted."""
+        """Convert to plain data, with the predicted ``tokens_per_second``."""
         return {**dataclasses.asdict(self), "predicted": True, "tokens_per_second": 1 / self.seconds}
 
 
 def stream_plan(artifact: Artifact) -> StreamPlan:
-    """What of an artifact stays in memory and what comes and goes. Raises UnsupportedError where nothing does."""
+    """Plan the weights of an artifact that stay in memory and those that are streamed. Raises UnsupportedError where
+    none are streamed."""
     program = artifact.program()
     if not program.streamed:
         raise UnsupportedError(f"{artifact.where}: has all weights in memory; compile it again with --resident")
@@ -66,9 +69,12 @@ def predict_speed(
     threads: int | None = None,
     shares: Sequence[Sequence[float]] | None = None,
 ) -> StreamSpeed:
-    """Takes some seconds, in which memory and the disk of the artifact are measured. ``resident``: bytes of weights in
-    memory, by default what the artifact was compiled with; ``shares``: by layer, which share of the tokens choose each
-    expert, by default what a profile said when it was compiled. Raises MoecError where no token can run in them."""
+    """Measure memory and the artifact's disk, which takes some seconds, and predict the speed.
+
+    ``resident``: bytes of weights in memory, by default those that the artifact was compiled with. ``shares``: by
+    layer, the share of tokens that select each expert, by default those of the profile it was compiled with. Raises
+    MoecError where no token can run in that memory.
+    """
     plan, threads = stream_plan(artifact), check_threads(threads)
     resident = artifact.manifest.resident if resident is None else resident
     if resident is None:
@@ -88,7 +94,7 @@ def predict_speed(
 
 
 def _bytes_of_a_token(plan: StreamPlan, room: int) -> tuple[float, float]:
-    """Of the experts that a token chooses, on average: all, and those that are not in memory."""
+    """Average bytes of the experts that a token selects: of all of them, and of those that are not in memory."""
     chances = np.array(
         [
             layer.shares[expert] if layer.shares else layer.chosen / layer.experts
@@ -105,7 +111,8 @@ def _bytes_of_a_token(plan: StreamPlan, room: int) -> tuple[float, float]:
 
 
 def _disk_bandwidth(artifact: Artifact, plan: StreamPlan, disk_bytes: float) -> float:
-    """Bytes per second of experts of one layer after the other, as many at once as a token reads."""
+    """Measure the disk's bytes per second for experts of one layer after the other, as many at once as a token
+    reads."""
     path = artifact.path(WEIGHTS)
     mapping, memory = reserved(plan.size)
     reads, random = DirectReads(path, memory), np.random.default_rng(0)

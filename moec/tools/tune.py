@@ -1,6 +1,7 @@
-"""Measures the crossovers of an artifact's kernels on this machine: from how many rows on their second way is faster.
+"""Measurement of the crossovers of an artifact's kernels on this machine: the numbers of rows from which the second way
+is faster.
 
-For growing numbers of tokens every kernel is timed both ways, in turn, so that a machine that slows down slows both.
+For growing numbers of tokens every kernel is timed both ways, in turns, so that a machine that slows down slows both.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ _ROUNDS = 5
 def tune(compiled: CompiledModel, progress: Progress = silent) -> list[Tuned]:
     """Measure all crossovers, use them in ``compiled``, and keep them for artifacts loaded later on this machine.
 
-    Nothing is returned for a model without kernels that have one. Raises MoecError for a model without dynamic sizes,
+    Returns an empty list for a model without kernels that have one. Raises MoecError for a model without dynamic sizes,
     and when the file of measured values cannot be written; UnsupportedError for a model whose GPU is emulated.
     """
     return targets.program_kind_of(compiled.target).tune(compiled, progress)
 
 
 def tune_kernels(compiled: CompiledModel, progress: Callable[[str], None]) -> list[Tuned]:
-    """What :func:`tune` does for a model on the processor."""
+    """Do the work of :func:`tune` for a model on the processor."""
     before = compiled.crossovers
     readers: dict[str, list[str]] = {name: [] for name in before}
     for kernel in compiled.kernels.values():
@@ -52,10 +53,10 @@ def tune_kernels(compiled: CompiledModel, progress: Callable[[str], None]) -> li
             rows = _rows(compiled, kernels, tokens)
             seconds = [sum(times.get(kernel, 0.0) for kernel in kernels) for times in (first, second)]
             points[name].append(Point(rows, *seconds))
-    found = [Tuned(name, readers[name], before[name], crossover_of(points[name]), points[name]) for name in before]
-    compiled.set_crossovers({crossover.name: crossover.rows for crossover in found})
-    store_tuned({crossover.name: crossover.rows for crossover in found})
-    return found
+    tuned = [Tuned(name, readers[name], before[name], crossover_of(points[name]), points[name]) for name in before]
+    compiled.set_crossovers({crossover.name: crossover.rows for crossover in tuned})
+    store_tuned({crossover.name: crossover.rows for crossover in tuned})
+    return tuned
 
 
 def _cases(compiled: CompiledModel) -> list[tuple[int, dict[str, np.ndarray]]]:
@@ -73,7 +74,7 @@ def _cases(compiled: CompiledModel) -> list[tuple[int, dict[str, np.ndarray]]]:
 
 
 def _times_both_ways(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> list[dict[str, float]]:
-    """The least seconds of every kernel, all its calls together: the first way, and the second."""
+    """Least seconds of every kernel, over all its calls: the first way, and the second."""
     best: list[dict[str, float]] = [{}, {}]
     for _ in range(_ROUNDS):
         for position, crossover in enumerate((NEVER, ALWAYS)):
@@ -87,7 +88,7 @@ def _times_both_ways(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) 
 
 
 def _rows(compiled: CompiledModel, kernels: list[str], tokens: int) -> float:
-    """Rows that an expert has on average if it has any, with so many tokens. A dense product is one expert."""
+    """Average number of rows of an expert that has any, for a number of tokens. A dense product is one expert."""
     experts = compiled.kernels[kernels[0]].attributes["experts"]
     blocks = [block for block in compiled.describe()["moe_blocks"] if block["num_experts"] == experts]
     share = max((block["top_k"] or 1 for block in blocks), default=1) / experts

@@ -1,7 +1,8 @@
-"""Measures the crossovers of a model on the GPU at hand: from how many tokens on the next way to compute is faster.
+"""Measurement of the crossovers of a model on this machine's GPU: the numbers of tokens from which the next way is
+faster.
 
-Around the estimate of each crossover the whole model runs both ways, in turn, launched kernel by kernel: one way may
-take more launches than another, and single kernels, waited for one by one, would not show what these cost.
+Around the estimate of each crossover the whole model runs both ways, in turns, launched kernel by kernel. One way may
+take more launches than another, and timing single kernels would not show their cost.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ if TYPE_CHECKING:
 _SHARES = (0.25, 0.5, 0.75, 1, 1.5, 2, 4)
 """Numbers of tokens to measure, as shares of the crossover so far."""
 _LENGTH = 32
-"""Tokens of a sequence at most."""
+"""Most tokens of a sequence."""
 _ROUNDS = 5
 
 
 def tune_gpu(compiled: CompiledModel, progress: Callable[[str], None]) -> list[Tuned]:
-    """What :func:`moec.tools.tune.tune` does for a model on a GPU. Each crossover is measured with those before it as
-    they were found, and those behind it as they were before."""
+    """Do the work of :func:`moec.tools.tune.tune` for a model on a GPU. Crossovers are measured in order: those before
+    have their new values, those after their old ones."""
     if compiled.gpu is None:
         raise UnsupportedError(
             "the model runs emulated, which takes other times than a GPU; expected one that was loaded on a GPU"
         )
     before = compiled.crossovers
     kernels = compiled.describe()["kernels"]
-    found: dict[str, Tuned] = {}
+    tuned: dict[str, Tuned] = {}
     try:
         for name, rows in before.items():
             readers = [kernel for kernel in kernels if name in kernel["crossovers"]]
@@ -44,22 +45,22 @@ def tune_gpu(compiled: CompiledModel, progress: Callable[[str], None]) -> list[T
             # Nothing is known about numbers of tokens beyond those measured.
             least, most = int(points[0].rows), int(points[-1].rows)
             measured = min(max(crossover_of(points), least), most + 1)
-            found[name] = Tuned(name, [kernel["name"] for kernel in readers], rows, measured, points)
+            tuned[name] = Tuned(name, [kernel["name"] for kernel in readers], rows, measured, points)
             compiled.set_crossovers({name: measured})
     except BaseException:
         compiled.set_crossovers(before)
         raise
-    if found:
-        store_tuned({crossover.name: crossover.rows for crossover in found.values()}, compiled.gpu)
-    return list(found.values())
+    if tuned:
+        store_tuned({crossover.name: crossover.rows for crossover in tuned.values()}, compiled.gpu)
+    return list(tuned.values())
 
 
 def _points(compiled: CompiledModel, name: str, rows: int, readers: list[dict[str, Any]]) -> list[Point]:
-    """Seconds of the model on both sides of a crossover, by growing numbers of tokens. Raises MoecError where there is
-    one number for all sizes of the model's inputs."""
-    wanted = sorted({max(1, round(share * rows)) for share in _SHARES})
+    """Time the model on both sides of a crossover, for growing numbers of tokens. Raises MoecError where the number of
+    tokens is the same for all sizes of the model's inputs."""
+    counts = sorted({max(1, round(share * rows)) for share in _SHARES})
     points = {}
-    for inputs in (_inputs(compiled, tokens) for tokens in wanted):
+    for inputs in (_inputs(compiled, tokens) for tokens in counts):
         tokens = _tokens(compiled, inputs, readers)
         points[tokens] = Point(tokens, *_times_both_ways(compiled, name, tokens, inputs))
     if len(points) == 1:
@@ -71,8 +72,8 @@ def _points(compiled: CompiledModel, name: str, rows: int, readers: list[dict[st
 
 
 def _inputs(compiled: CompiledModel, tokens: int) -> dict[str, np.ndarray]:
-    """Random ones with about so many tokens; many short sequences where there is a batch, for a model may know few
-    positions. Raises MoecError for a model without dynamic sizes."""
+    """Make random inputs with about so many tokens, as many short sequences where there is a batch, because a model may
+    have few positions. Raises MoecError for a model without dynamic sizes."""
     from moec.tools.sampling import random_inputs, size_cases
 
     batch = math.ceil(tokens / _LENGTH)
@@ -86,7 +87,7 @@ def _inputs(compiled: CompiledModel, tokens: int) -> dict[str, np.ndarray]:
 
 
 def _tokens(compiled: CompiledModel, inputs: Mapping[str, Any], readers: list[dict[str, Any]]) -> int:
-    """The number that the host compares with a crossover in a run on these inputs."""
+    """Find the number that the host compares with a crossover in a run on these inputs."""
     by_name = {kernel["name"]: kernel for kernel in readers}
     for name, shapes in compiled.shapes_of_calls(inputs):
         if name not in by_name:
@@ -99,7 +100,7 @@ def _tokens(compiled: CompiledModel, inputs: Mapping[str, Any], readers: list[di
 
 
 def _times_both_ways(compiled: CompiledModel, name: str, tokens: int, inputs: Mapping[str, Any]) -> tuple[float, float]:
-    """The least seconds where so many tokens do not reach the crossover, and where they do."""
+    """Least seconds of the model with the crossover just above ``tokens``, and just at it."""
     best = [math.inf, math.inf]
     for _ in range(_ROUNDS):
         for side, crossover in enumerate((tokens + 1, tokens)):

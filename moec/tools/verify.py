@@ -1,4 +1,5 @@
-"""Checks a compiled model against onnxruntime on the original model, or the reference interpreter where that fails."""
+"""Checks of a compiled model against onnxruntime on the original model, or the reference interpreter where that
+fails."""
 
 from __future__ import annotations
 
@@ -27,15 +28,15 @@ if TYPE_CHECKING:
     from moec.runtime.model import CompiledModel
     from moec.tools.spread import Spreads
 
-# Where no spread is known, by what activations are rounded to: those that lie between two of its numbers may become
-# either, by the last bit of what was computed before.
+# Tolerances where no spread is known, by the type that activations are rounded to. A number between two values of that
+# type may be rounded to either, depending on the last bit of earlier results.
 ROUNDED_TOLERANCES = {"float32": 1e-4, "tf32": 5e-3, "bfloat16": 2e-2, "int8": 2e-2, "fp8": 3e-2}
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One set of inputs: their shapes and the differences of every output, or why it could not be run. ``note``: why
-    onnxruntime did not run it, where the reference interpreter did."""
+    """One set of inputs: their shapes and the differences of every output, or the reason why it could not be run.
+    ``note``: reason why the reference interpreter ran it instead of onnxruntime."""
 
     inputs: dict[str, tuple[int, ...]]
     differences: list[Difference]
@@ -49,10 +50,12 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """All cases, and the tolerance that was applied. ``rounded``: whether passes rounded weights, so that expected is
-    what the rounded model computes. ``spread``: whether an output beyond the tolerance matches within the spread of
-    right results. ``refused``: the guards of which sizes outside were tried and refused. ``coverage``: what the cases
-    took of the original model's decisions."""
+    """All cases, and the tolerance that was applied.
+
+    ``rounded``: whether passes rounded weights, so that the rounded model is the reference. ``spread``: whether an
+    output beyond the tolerance matches within the spread of right results. ``refused``: guards for which sizes outside
+    were tried and refused. ``coverage``: the original model's decisions that the cases covered.
+    """
 
     tolerance: float
     cases: list[Case]
@@ -62,8 +65,8 @@ class Verification:
     coverage: Coverage = dataclasses.field(default_factory=lambda: Coverage(0, []))
 
     def __repr__(self) -> str:
-        found = f"{'matches' if self.matches else 'differs'} within {self.tolerance:g}"
-        return f"<Verification: {found} in {len(self.cases)} cases, {len(self.failures)} not run>"
+        verdict = f"{'matches' if self.matches else 'differs'} within {self.tolerance:g}"
+        return f"<Verification: {verdict} in {len(self.cases)} cases, {len(self.failures)} not run>"
 
     @property
     def matches(self) -> bool:
@@ -72,12 +75,12 @@ class Verification:
 
     @property
     def failures(self) -> list[str]:
-        """Why some cases could not be run."""
+        """Reasons why some cases could not be run."""
         return [case.failure for case in self.cases if case.failure is not None]
 
     @property
     def notes(self) -> list[str]:
-        """Why onnxruntime did not run some of the cases that the reference interpreter ran."""
+        """Reasons why onnxruntime did not run some of the cases that the reference interpreter ran."""
         return list(dict.fromkeys(case.note for case in self.cases if case.note is not None))
 
     def as_data(self) -> dict[str, Any]:
@@ -92,22 +95,25 @@ def verify(
     inputs: Mapping[str, np.ndarray] | None = None,
     tolerance: float | None = None,
 ) -> Verification:
-    """Run both on ``inputs``, or on random inputs of several sizes (1 and odd ones among them) and on such as take
-    sides of the model's decisions that these do not, and compare.
+    """Run the compiled and the original model and compare their outputs.
+
+    Both run on ``inputs``, or on random inputs of several sizes (1 and odd ones among them) and on inputs that take
+    further sides of the model's decisions.
 
     An output matches when the largest absolute difference is within ``tolerance`` times the larger of 1 and the largest
-    expected magnitude; integers and booleans must be equal. Without ``tolerance`` it is that of float32
-    (:data:`moec.tools.comparison.TOLERANCES`), and an output of a model that computes in 16 bits or rounds activations
-    (:mod:`moec.ir.rounding`) matches, too, where it is as near as the reference interpreter's own results are to one
-    another (:mod:`moec.tools.spread`). Where the interpreter cannot run such a model, or not in a few seconds, the
-    tolerance is that of its narrowest float type or of what its rows are rounded to (:data:`ROUNDED_TOLERANCES`).
+    expected magnitude; integers and booleans must be equal. The default tolerance is that of float32
+    (:data:`moec.tools.comparison.TOLERANCES`). With it, an output of a model that computes in 16 bits or rounds
+    activations (:mod:`moec.ir.rounding`) also matches where it is as near as the reference interpreter's own results
+    are to one another (:mod:`moec.tools.spread`). Where the interpreter cannot run such a model, or not in a few
+    seconds, the tolerance is that of its narrowest float type or of the type that its rows are rounded to
+    (:data:`ROUNDED_TOLERANCES`).
 
-    Where passes rounded weights, they are applied to the model again, and the reference interpreter says what is
-    expected. How far that is from the original model is measured, too, but not judged: where a router is nearly
-    undecided, it may be anything.
+    Where passes rounded weights, they are applied to the original model, too, and the reference interpreter computes
+    the expected outputs from the result. Their distance to the original model's is measured, but not judged: where a
+    router is nearly undecided, it may be anything.
 
-    What onnxruntime cannot load or run, folders of Hugging Face models and GGUF files among them, the reference
-    interpreter runs in float64, and the case has a note.
+    Models that onnxruntime cannot load or run, among them folders of Hugging Face models and GGUF files, run in the
+    reference interpreter in float64, and the case has a note.
 
     Raises MoecError for a model that cannot be imported, and when the artifact refuses inputs that the model accepts; a
     case that neither reference can run is recorded as such.
@@ -142,7 +148,7 @@ def verify(
 
 def _check_types(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> None:
     """Raise InputError for arrays of other types or ranks than the model takes, before a reference computes with them:
-    what indexes with other numbers may ask for any memory."""
+    invalid indices may ask for any memory."""
     from moec.runtime.inputs import InputCheck
 
     for spec in compiled.inputs:
@@ -154,10 +160,10 @@ def _check_types(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> N
 def open_session(
     model_path: str | os.PathLike[str], threads: int | None = None, *, rounding_activations: bool = False
 ) -> Any:
-    """An onnxruntime session on the CPU. Raises MoecError when onnxruntime cannot load the model.
+    """Open an onnxruntime session on the CPU. Raises MoecError when onnxruntime cannot load the model.
 
-    ``rounding_activations``: products with dequantised weights may round what they are multiplied with to 8 bits, as
-    onnxruntime does unless told otherwise; the model does not say so.
+    ``rounding_activations``: whether products with dequantised weights may round activations to 8 bits, which
+    onnxruntime does by default, although the model does not say so.
     """
     import onnxruntime
 
@@ -177,24 +183,25 @@ def open_session(
 
 
 def run_session(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs by name. Raises MoecError when onnxruntime cannot run the model on these inputs."""
+    """Run a session and return its outputs by name. Raises MoecError when onnxruntime cannot run the model on these
+    inputs."""
     names = [output.name for output in session.get_outputs()]
-    known = {taken.name for taken in session.get_inputs()}
+    taken_names = {taken.name for taken in session.get_inputs()}
     try:
-        return dict(zip(names, session.run(names, {k: v for k, v in inputs.items() if k in known}), strict=True))
+        return dict(zip(names, session.run(names, {k: v for k, v in inputs.items() if k in taken_names}), strict=True))
     except Exception as error:
         sizes = ", ".join(f"{name}{list(value.shape)}" for name, value in inputs.items())
         raise MoecError(f"onnxruntime itself cannot run the model on {sizes}: {one_line(error)}") from error
 
 
 def _has_no_interface(model_path: str | os.PathLike[str]) -> bool:
-    """Whether the file has weights and no graph: what inputs there are was said when it was compiled."""
+    """Whether the file has weights and no graph, so that its inputs were defined when it was compiled."""
     return is_folder(model_path) or gguf.is_file(model_path)
 
 
 class _Reference:
-    """The original model: in onnxruntime, and where that fails, or the model is no ONNX file, in the reference
-    interpreter, in float64."""
+    """The original model: in onnxruntime, and in the reference interpreter, in float64, where that fails or the model
+    is no ONNX file."""
 
     def __init__(self, model_path: str | os.PathLike[str], model: ir.Model) -> None:
         self._model = model
@@ -209,7 +216,8 @@ class _Reference:
             self._failure = str(error)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str | None]:
-        """Outputs by name, and why they are not onnxruntime's. Raises MoecError where the interpreter fails, too."""
+        """Run the model and return its outputs by name, and the reason why they are not onnxruntime's. Raises MoecError
+        where the interpreter fails, too."""
         failure = self._failure
         if self._session is not None:
             try:
@@ -226,7 +234,7 @@ class _Reference:
 
 
 def _expected(model: ir.Model, inputs: Mapping[str, np.ndarray], dtype: DTypeLike | None) -> dict[str, np.ndarray]:
-    """Outputs of the reference interpreter, in the types that the model declares."""
+    """Compute the outputs with the reference interpreter, in the types that the model declares."""
     from moec.ir import interpreter
 
     types = {value.name: value.dtype for value in model.graph.outputs}
@@ -240,7 +248,7 @@ def _as_declared(array: np.ndarray, dtype: ir.DataType | None) -> np.ndarray:
 
 
 def _covering(model: ir.Model, compiled: CompiledModel, inputs: Mapping[str, np.ndarray] | None) -> Covering:
-    """What to compare on, and what it shows of the model's decisions."""
+    """Make the inputs to compare on, with their coverage of the model's decisions."""
     from moec.common.specs import tensor_specs
 
     if inputs is not None:
@@ -251,7 +259,7 @@ def _covering(model: ir.Model, compiled: CompiledModel, inputs: Mapping[str, np.
 
 
 def _outside_inputs(model: ir.Model, compiled: CompiledModel) -> dict[str, dict[str, np.ndarray]]:
-    """For each guard, inputs just outside of it."""
+    """Make inputs just outside each guard."""
     from moec.common.specs import tensor_specs
     from moec.passes.shapes.input_limits import input_limits
     from moec.tools.sampling import outside_cases, random_inputs, size_cases
@@ -264,13 +272,13 @@ def _outside_inputs(model: ir.Model, compiled: CompiledModel) -> dict[str, dict[
 
 
 def _guards(model: ir.Model, compiled: CompiledModel) -> list[str]:
-    """Those of the model, and those of the artifact, which should have them all."""
+    """List the guards of the model and of the artifact, which should have them all."""
     from moec.common.specs import tensor_specs
     from moec.frontend.conditions import conditions_of, settled
 
     specs = tensor_specs(model.graph.inputs)
-    wanted = settled(conditions_of(model).guards, specs, _narrowed(specs, compiled))
-    return list(dict.fromkeys([*wanted, *compiled.guards]))
+    required = settled(conditions_of(model).guards, specs, _narrowed(specs, compiled))
+    return list(dict.fromkeys([*required, *compiled.guards]))
 
 
 def _is_refused(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> bool:
@@ -282,25 +290,26 @@ def _is_refused(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> bo
 
 
 def _taken(guard: str, inputs: Mapping[str, np.ndarray]) -> Case:
-    """What it means that inputs outside of a guard were not refused."""
+    """Report inputs outside of a guard that were not refused as a case that differs."""
     note = f"was not refused, although {guard} does not hold"
     return Case({name: value.shape for name, value in inputs.items()}, [Difference("", (), None, None, False, note)])
 
 
 def _narrowed(specs: Sequence[TensorSpec], compiled: CompiledModel) -> list[TensorSpec]:
-    """The inputs with sizes that the artifact knows to be fixed, although the model gives them a name."""
-    known = {spec.name: spec for spec in compiled.inputs}
-    return [known.get(spec.name, spec) for spec in specs]
+    """Fix the sizes that the artifact knows to be fixed, although the model gives them a name."""
+    fixed = {spec.name: spec for spec in compiled.inputs}
+    return [fixed.get(spec.name, spec) for spec in specs]
 
 
 def _is_rounded(compiled: CompiledModel) -> bool:
-    """Whether passes rounded weights, or round what a program keeps, which is no loss of any layer's."""
+    """Whether passes rounded weights, or round the states that a program keeps, which are not among the losses of
+    layers."""
     types = {spec.name: spec.dtype for spec in compiled.inputs}
     return bool(compiled.describe()["losses"]) or any(state.dtype != types[state.input] for state in compiled.held)
 
 
 def _rounded_model(model: ir.Model, compiled: CompiledModel) -> ir.Model:
-    """The model after the passes of the artifact. ``model`` is changed."""
+    """Apply the artifact's passes to ``model``, which is changed."""
     from moec.passes.framework import pipeline
 
     pipeline.run(model, pipeline.parse(compiled.describe()["provenance"]["passes"]))
@@ -308,7 +317,7 @@ def _rounded_model(model: ir.Model, compiled: CompiledModel) -> ir.Model:
 
 
 def _spreads(model: ir.Model) -> Spreads | None:
-    """Those of a model, where the interpreter takes it."""
+    """Prepare the spreads of a model. Returns None where the interpreter cannot run it."""
     from moec.ir.interpreter import EvaluationError
     from moec.tools.spread import Spreads
 
@@ -320,7 +329,7 @@ def _spreads(model: ir.Model) -> Spreads | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Judge:
-    """What may differ: see :func:`verify`. ``narrowest``: the tolerance where the interpreter cannot tell a spread."""
+    """Tolerances: see :func:`verify`. ``narrowest``: the tolerance where the interpreter cannot compute a spread."""
 
     tolerance: float
     narrowest: float
@@ -374,7 +383,7 @@ def _compare_case(
 
 
 def _refusal(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> str | None:
-    """What the artifact says against inputs, which may be clearer than what onnxruntime says."""
+    """Return the artifact's reason for refusing inputs, which may be clearer than onnxruntime's, or None."""
     try:
         compiled.run(inputs)
     except MoecError as error:

@@ -1,8 +1,8 @@
-"""Measuring a model's layers on data: ``moec profile``.
+"""``moec profile``: measurements of a model's layers on data.
 
-The model is compiled with what its layers read as outputs beside its own (``taps``) and run on the data; what each
-expert makes of its rows is computed here and added up (``sums``); at the end the error of every candidate format is
-measured, expert by expert (``formats``).
+The model is compiled with the inputs of its layers as further outputs (``taps``) and run on the data. Each expert's
+results on its rows are computed here and summed (``sums``). At the end the error of every candidate format is measured,
+expert by expert (``formats``).
 """
 
 from moec.tools.profiling.driver import FORMATS, Measured, measure

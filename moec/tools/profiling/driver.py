@@ -1,4 +1,4 @@
-"""``moec profile``: from a model and data to a profile."""
+"""``moec profile``: make a profile of a model on data."""
 
 from __future__ import annotations
 
@@ -44,15 +44,16 @@ from moec.tools.profiling.workers import Run, workers
 Array = np.ndarray[Any, Any]
 
 FORMATS = "int8,int4/32,int3/32,int2/32"
-"""Whose errors are measured unless others are asked for."""
+"""Formats whose errors are measured by default."""
 FEW = 128
 """Tokens below which an expert's numbers say little."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerSummary:
-    """A layer of experts: tokens it saw, those of its ``least`` used expert, how many experts saw a ``few``, fewer than
-    ``enough``, and how many times more data, beside this, would give that expert as many (None where it saw none)."""
+    """A layer of experts: tokens it saw, those of its ``least`` used expert, and how many experts saw a ``few``, fewer
+    than ``enough``. ``more``: factor of additional data with which that expert would see enough; None where it saw
+    none."""
 
     name: str
     experts: int
@@ -65,8 +66,8 @@ class LayerSummary:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a profile was made of. ``run_seconds``: those in which the model ran, of all ``seconds``. ``held_back``:
-    tokens that nothing was measured on; ``notes``: what the profile lacks, and why."""
+    """Extent of a profile. ``run_seconds``: time in which the model ran, of all ``seconds``. ``held_back``: tokens that
+    were not measured. ``notes``: parts that the profile lacks, and why."""
 
     tokens: int
     batches: int
@@ -93,13 +94,13 @@ def measure(
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Measured:
-    """Run a model on data and write what its layers do there as a profile.
+    """Run a model on data and write measurements of its layers as a profile.
 
-    ``passes``: the pipeline after which it is measured; ``formats``: those whose errors are (``int4/32,int8``);
-    ``moments``: whether to keep second moments, which GPTQ needs, and which are most of the file;
-    ``minimum``: elements that the weight of a dense product has at least to be measured; ``merge_with``: profiles of
-    the same model to add. Raises MoecError for a model, data or formats that cannot be used, numbers that
-    are not finite, profiles of another model, and a file that cannot be written.
+    ``passes``: the pipeline after which the model is measured; ``formats``: those whose errors are measured
+    (``int4/32,int8``); ``moments``: whether to keep second moments, which GPTQ needs, and which are most of the file;
+    ``minimum``: least number of elements of the weight of a dense product that is measured; ``merge_with``: profiles of
+    the same model to add. Raises MoecError for a model, data or formats that cannot be used, numbers that are not
+    finite, profiles of another model, and a file that cannot be written.
     """
     start = time.perf_counter()
     check_replaceable(output, foreign_file)
@@ -125,23 +126,23 @@ def measure(
         check_mergeable(os.fspath(output), head, other)
     progress("compiling")
     with replacing(output, foreign_file) as aside:
-        folder = aside.with_name(f"{aside.name}.rows")  # which goes with it
+        folder = aside.with_name(f"{aside.name}.rows")  # it is removed together with ``aside``
         folder.mkdir()
         sums = _Sums(taps, folder, moments, RowsApart(inputs, most_positions(classes)))
         sums.run(_compiled(graph, folder / "model.moec", threads), sources, progress)
         head = dataclasses.replace(head, data=sums.pieces, layers=sums.layers())
         with workers(check_threads(threads)) as run:
-            made = folder / "made" if others else aside
+            measured = folder / "made" if others else aside
             sensitivities = sums.sensitivities(graph, judged, forms, progress, run, notes) if judged else {}
-            write_new(made, head, itertools.chain(sums.arrays(forms, progress, run), sensitivities.items()))
+            write_new(measured, head, itertools.chain(sums.arrays(forms, progress, run), sensitivities.items()))
         if others:
-            merge(aside, [Profile.read(made), *others])
+            merge(aside, [Profile.read(measured), *others])
     return sums.summary(time.perf_counter() - start, notes)
 
 
 def _judged(graph: ir.Model, notes: list[str]) -> tuple[str, int]:
-    """The name of the output that the model is judged by, and its size along the last axis, 0 where that is free; an
-    empty name, and a note, where no output or several may be meant."""
+    """Name the output by which the model is judged, and its size along the last axis, 0 where that is dynamic. Where
+    there is no such output, or several are possible, returns an empty name and adds a note."""
     inputs, outputs = (tensor_specs(values) for values in (graph.graph.inputs, graph.graph.outputs))
     try:
         judged = judged_output(outputs, token_input(inputs) is not None, None)
@@ -153,8 +154,11 @@ def _judged(graph: ir.Model, notes: list[str]) -> tuple[str, int]:
 
 
 def _compiled(graph: ir.Model, path: pathlib.Path, threads: int | None) -> moec.CompiledModel:
-    """The model as it is run here: beside the profile, for temporary folders often are memory, and its weights mapped,
-    so that those of a large model can leave memory again."""
+    """Compile the model and load it for the runs.
+
+    The artifact lies next to the profile, because temporary folders often are in memory. Its weights are mapped, so
+    that those of a large model can leave memory again.
+    """
     compiler.write(graph, path, passes="", threads=threads)
     return moec.load(path, pages="mapped", check_weights=False)
 
@@ -167,11 +171,11 @@ def _source(model: str | os.PathLike[str]) -> dict[str, str]:
 
 
 class _Sums:
-    """Those of all layers of a model."""
+    """Sums of all layers of a model."""
 
     def __init__(self, taps: Sequence[Tap], folder: pathlib.Path, moments: bool, apart: RowsApart) -> None:
         self._folder, self._moments, self._apart = folder, moments, apart
-        self._taps = list({tap.key: tap for tap in taps}.values())  # layers of equal weights are one
+        self._taps = list({tap.key: tap for tap in taps}.values())  # layers of equal weights are measured as one
         self._experts: dict[str, ExpertsSums] = {}
         self._inputs: dict[str, InputSums] = {}
         self._next: dict[str, str] = {}
@@ -227,7 +231,7 @@ class _Sums:
         return self._inputs[name]
 
     def layers(self) -> list[LayerEntry]:
-        """Entries of the profile's head."""
+        """List the entries of the profile's head."""
         return [self._linear(tap) if is_moec(tap.node, "Linear") else self._expert(tap) for tap in self._taps]
 
     def _linear(self, tap: Tap) -> LayerEntry:
@@ -262,7 +266,8 @@ class _Sums:
         run: Run,
         notes: list[str],
     ) -> dict[str, Array]:
-        """Those of layers of experts by the names of their arrays; none, and a note, where they cannot be measured."""
+        """Measure the sensitivities of layers of experts, by the names of their arrays. Where that is impossible,
+        returns none and adds a note."""
         layers = [(tap.key, tap.node) for tap in self._taps if not is_moec(tap.node, "Linear")]
         if not layers or not forms:
             return {}
@@ -297,7 +302,7 @@ def _summary(name: str, sums: ExpertsSums) -> LayerSummary:
 
 
 def _matrix(node: ir.Node) -> Array:
-    """The weight [K,N] of a linear."""
+    """Decode the weight of a linear as [K,N]."""
     weight = stored_weights(node)["weight"].run_of(0).decoded(0)
     return weight if spec_of(node, LinearSpec).transposed else weight.T
 

@@ -1,4 +1,4 @@
-"""The error of an expert, and of a linear, when one weight alone is stored in another format."""
+"""Error of an expert, or of a linear, when only one of its weights is stored in another format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moec.profile.measures import evenly
 Array = np.ndarray[Any, Any]
 
 SAMPLED = 128
-"""Outputs of a part that are rounded to tell the error of all."""
+"""Number of outputs of a part that are rounded to estimate the error of all."""
 
 
 def expert_errors(
@@ -28,12 +28,14 @@ def expert_errors(
     own: Mapping[Part, Array],
     forms: Sequence[WeightFormat],
 ) -> tuple[float, Array, Array]:
-    """The energy of ``inputs``, and errors [F,P] in the order of formats and parts: the sums over ``inputs``, and the
-    means over ``others``. Both are rows [n,d] and the weights [n] of what comes out; ``own``: the expert's matrices
-    [in,out]. What a part does not change is computed once.
+    """Compute the energy of an expert's results on ``inputs``, and the errors [F,P] by formats and parts: sums over
+    ``inputs``, and means over ``others``.
 
-    Of a part of more than :data:`SAMPLED` outputs so many are rounded, and the error is taken to be that of as many
-    others, too: how rounding errs in one output says nothing of how it errs in another.
+    Both are rows [n,d] and the weights [n] of their results. ``own`` holds the expert's matrices [in,out]. Results that
+    a part does not affect are computed once.
+
+    Of a part with more than :data:`SAMPLED` outputs only that many are rounded. Their error is extrapolated to all,
+    because rounding errors of different outputs are independent.
     """
     kept, (rows, gates) = len(inputs[0]), map(np.concatenate, zip(inputs, others, strict=True))
     before: dict[Part, Array] = {part: projected(weights, expert, part, rows, own[part]) for part in weights.before}
@@ -61,8 +63,8 @@ def expert_errors(
 
 
 def _rounding(matrix: Array, form: WeightFormat, chosen: Array) -> Array:
-    """What rounding to a format adds to those outputs of a matrix [in, out]; NaN where any of it cannot be rounded,
-    which shows in the output with the largest number."""
+    """Compute what rounding to a format adds to the ``chosen`` outputs of a matrix [in, out]. The result is NaN where
+    the matrix cannot be rounded, which shows in the output with the largest number."""
     if not matrix.size:
         return np.zeros((len(matrix), len(chosen)), np.float32)
     largest = int(np.abs(matrix).max(axis=0).argmax())
@@ -71,13 +73,13 @@ def _rounding(matrix: Array, form: WeightFormat, chosen: Array) -> Array:
 
 
 def linear_errors(weight: Array, rows: Array, forms: Sequence[WeightFormat]) -> dict[str, Array]:
-    """``energy`` and ``error/<format>`` of rows [n,K] and a weight [K,N]."""
+    """Compute ``energy`` and ``error/<format>`` of rows [n,K] and a weight [K,N]."""
     errors = {f"error/{form}": np.array(_energy(rows @ (rounded(weight, form) - weight))) for form in forms}
     return {"energy": np.array(_energy(rows @ weight)), **errors}
 
 
 def rounded(matrix: Array, form: WeightFormat) -> Array:
-    """What is read back of a matrix [in, out] that was stored in a format; NaN where it cannot be."""
+    """Store a matrix [in, out] in a format and read it back. The result is NaN where that is impossible."""
     try:
         return decode(encode(matrix, form, 0), form, 0)
     except ValueError:

@@ -1,10 +1,9 @@
-"""Sensitivity: how much an error of a layer changes what the model gives.
+"""Sensitivity of the model's output to errors of a layer.
 
-The experts of one layer are rounded at a time, first gate and up, then down, and the model is run with the error that
-this makes of the layer's output added to it. The sensitivity is how far the model's output moved, as a Kullback-Leibler
-divergence in nats per position, over the mean square of the layer's error of a token. Small errors move it by their
-square times a factor that is the same for all formats (the second-order term of its expansion), so one format is
-enough.
+The experts of one layer at a time are rounded, first gate and up, then down. The model runs with the resulting error
+added to the layer's output. The sensitivity is the change of the model's output, as a Kullback-Leibler divergence in
+nats per position, over the mean square of the layer's error of a token. For small errors the change is their square
+times a factor that is the same for all formats (the second-order term of its expansion), so one format is enough.
 """
 
 from __future__ import annotations
@@ -32,22 +31,23 @@ from moec.tools.profiling.workers import Run
 Array = np.ndarray[Any, Any]
 
 BITS = 3
-"""Of the formats that are measured, the one nearest to so many bits makes the errors: they are above the noise of
-float32 then, and the model still works."""
+"""Number of bits of the format that makes the errors; the nearest of the measured formats is taken. Errors then exceed
+the noise of float32, and the model still works."""
 FEWEST, MOST = 128, 2048
-"""Positions that a layer's sensitivity is measured on: between these, so many that all runs together cost about what
-running the model on the profile's data did."""
+"""Bounds of the number of positions on which a layer's sensitivity is measured. Between them it is such that all runs
+together cost about as much as running the model on the profile's data."""
 MOST_WEIGHTS = 10**11
-"""Weights of the model, times the runs that it takes, up to which sensitivities are measured: minutes."""
+"""Bound of the model's weights times the necessary runs, up to which sensitivities are measured: minutes."""
 
 
 def positions_wanted(tokens: int, layers: int) -> int:
-    """On how many positions the sensitivities of so many layers of experts are measured, in a profile of ``tokens``."""
+    """Number of positions on which sensitivities are measured, for a number of layers of experts and ``tokens`` of a
+    profile."""
     return min(MOST, max(FEWEST, tokens // max(1, 2 * layers)))
 
 
 def too_large(model: ir.Model, layers: int) -> str:
-    """Why the sensitivities of so many layers are not measured; empty where they are."""
+    """Explain why the sensitivities of ``layers`` layers are not measured. Returns an empty text where they are."""
     weights = sum(
         value.const_value.size for value in model.graph.initializers.values() if value.const_value is not None
     )
@@ -73,8 +73,8 @@ def output_sensitivities(
     forms: Sequence[WeightFormat],
     run: Run = map,
 ) -> dict[str, Array]:
-    """The sensitivities [P] of layers of experts, by their keys, to errors of each part; those of gate and up are one.
-    ``run`` is :func:`map`, or what does it on threads. Raises as :class:`OutputChange`."""
+    """Measure the sensitivities [P] of layers of experts to errors of each part, by the layers' keys. Gate and up share
+    one. ``run`` is :func:`map`, or a version of it that uses threads. Raises as :class:`OutputChange`."""
     form = min(forms, key=lambda one: abs(one.elements.bits - BITS))
     read: dict[int, list[_Read]] = {id(node): [] for _, node in layers}
 
@@ -109,8 +109,8 @@ def _read(node: ir.Node, inputs: Sequence[Any]) -> _Read:
 def _sensitivity(
     change: OutputChange, node: ir.Node, before: bool, reads: Sequence[_Read], form: WeightFormat
 ) -> float:
-    """``before``: whether gate and up are rounded, or down."""
-    weights = ExpertWeights(node)  # of the calling thread alone: it keeps what was read last
+    """Measure the sensitivity to rounding of gate and up if ``before``, else of down."""
+    weights = ExpertWeights(node)  # belongs to the calling thread alone, because it caches the last read
     parts = weights.before if before else ("down",)
     errors = _errors(weights, parts, reads, form)
     square = sum(float(np.square(one, dtype=np.float64).sum()) for one in errors) / max(1, sum(map(len, errors)))
@@ -120,7 +120,7 @@ def _sensitivity(
 
 
 def _errors(weights: ExpertWeights, parts: Sequence[Part], reads: Sequence[_Read], form: WeightFormat) -> list[Array]:
-    """The error that rounding parts of all experts adds to the layer's output [T,width], for each run."""
+    """Compute the error that rounding parts of all experts adds to the layer's output [T,width], for each run."""
     errors = [np.zeros((len(one.x), weights.width), np.float32) for one in reads]
     own = [_pairs(one, weights.experts) for one in reads]
     for expert in sorted({expert for pairs in own for expert in pairs}):
@@ -136,7 +136,8 @@ def _errors(weights: ExpertWeights, parts: Sequence[Part], reads: Sequence[_Read
 
 
 def _pairs(read: _Read, experts: int) -> dict[int, tuple[Array, Array]]:
-    """Tokens and slots by expert; ids from ``experts`` on give back their input, and have no weights."""
+    """Find the tokens and slots of each expert. Experts with ids from ``experts`` on return their input and have no
+    weights."""
     ids = np.where(read.ids < experts, read.ids, -1)
     return {expert: (tokens, slots) for expert, tokens, slots in pairs_by_expert(ids)}
 
@@ -149,7 +150,8 @@ def _difference(
     before: Mapping[Part, Array],
     after: Mapping[Part, Array],
 ) -> Array:
-    """The results of ``after`` less those of ``before`` for rows [n,d], which weigh ``gates`` [n]."""
+    """Subtract the results with the weights ``before`` from those ``after``, for rows [n,d] with routing weights
+    ``gates`` [n]."""
     if weights.spec.weight_on_input:
         rows, gates = rows * gates[:, None], np.ones_like(gates)
     found, expected = (expert_output(weights, expert, rows, parts)[1] for parts in (after, before))

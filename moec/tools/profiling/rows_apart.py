@@ -1,4 +1,4 @@
-"""Rows of data that a profile sets apart: some to judge by, on which nothing is measured, and some to run again."""
+"""Rows of data that a profile sets apart: some to judge by, which are not measured, and some to run again."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from moec.common.specs import TensorSpec
 from moec.tools.data import Batch
 
 EVERY = 8
-"""Of so many rows the last is held back, and the first is run again to measure sensitivities."""
+"""Period of rows: the last of so many is held back, and the first is run again to measure sensitivities."""
 MOST_POSITIONS = 4096
-"""Tokens of rows, as far as the inputs tell, from which on no more rows are held back."""
+"""Bound of the tokens in rows that are held back, as far as the inputs tell."""
 _MOST_LOGITS = 1 << 26
-"""Elements of outputs that are held in memory."""
+"""Bound of the elements of outputs that are kept in memory."""
 
 
 @dataclasses.dataclass
 class RowsApart:
-    """Splits batches of inputs ``specs``. ``held``: what is held back; ``again``: what is measured on, too. Neither
-    grows from ``most`` positions on.
+    """Splitter of batches of inputs ``specs``. ``held``: rows that are held back; ``again``: rows that are measured and
+    also run again. Neither grows beyond ``most`` positions.
 
-    A row is what the first axis counts, where all inputs have it and its size is free; otherwise a whole batch is one.
+    Rows are counted by the first axis, where all inputs have it and its size is dynamic; otherwise a whole batch is one
+    row.
     """
 
     specs: Sequence[TensorSpec]
@@ -33,7 +34,7 @@ class RowsApart:
     _seen: int = 0
 
     def split(self, batch: Batch) -> Batch | None:
-        """The batch without the rows that are held back; None where none is left."""
+        """Return the batch without the rows that are held back, or None where no row is left."""
         rows = self._rows(batch)
         places = (self._seen + np.arange(rows or 1)) % EVERY
         self._seen += len(places)
@@ -46,15 +47,15 @@ class RowsApart:
         return None if held.all() else _picked(batch, ~held, rows)
 
     def _rows(self, batch: Batch) -> int:
-        """The number of rows of a batch; 0 where it cannot be split."""
+        """Count the rows of a batch; 0 where it cannot be split."""
         free = all(spec.shape and isinstance(spec.shape[0], str) for spec in self.specs if spec.name in batch)
         counts = {len(array) if array.ndim else 0 for array in batch.values()}
         return counts.pop() if free and len(counts) == 1 else 0
 
 
 def most_positions(classes: int) -> int:
-    """The most positions that are set apart, of a model whose output has ``classes`` entries for each position. Their
-    outputs are all kept in memory."""
+    """Number of positions to set apart, for a model whose output has ``classes`` entries for each position, because all
+    of these outputs are kept in memory."""
     return max(1, min(MOST_POSITIONS, _MOST_LOGITS // max(1, classes)))
 
 
@@ -63,13 +64,13 @@ def _picked(batch: Batch, rows: np.ndarray, splits: int) -> Batch:
 
 
 def positions_of(batches: Sequence[Batch]) -> int:
-    """The number of tokens that batches hold at least: the elements of the smallest input of each."""
+    """Count the tokens in batches at least: the elements of the smallest input of each."""
     return sum(min((array.size for array in batch.values()), default=0) for batch in batches)
 
 
 def cut(batches: Sequence[Batch], positions: int) -> list[Batch]:
-    """The first batches that together hold so many positions, the last of them as many rows as are needed; at least one
-    row."""
+    """Take the first batches that together hold ``positions`` positions; the last one is cut to the rows that are
+    needed, at least one."""
     kept: list[Batch] = []
     for batch in batches:
         missing = positions - positions_of(kept)

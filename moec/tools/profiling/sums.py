@@ -1,8 +1,8 @@
-"""Sums over what layers see; the arrays of :mod:`moec.profile.measures`, batch by batch.
+"""Sums over the inputs of layers: the arrays of :mod:`moec.profile.measures`, batch by batch.
 
-Batch by batch, tokens are counted and those that sums need are written to a file, each once for all experts of a layer.
-At the end, expert by expert, everything is computed that takes products of matrices. So a second moment is in memory
-only while it is made, and at most as many rows of it are kept as :func:`moec.profile.measures.enough` says.
+During the batches, tokens are counted, and those that sums need are written to a file, once for all experts of a layer.
+All matrix products follow at the end, expert by expert. A second moment is therefore in memory only while it is
+computed, from at most as many rows as :func:`moec.profile.measures.enough` says.
 """
 
 from __future__ import annotations
@@ -39,21 +39,23 @@ class StoredRows:
         self._path, self._size, self.count = path, size, 0
 
     def add(self, rows: Array) -> None:
-        """Raises OSError for a full disk."""
+        """Append rows. Raises OSError for a full disk."""
         with self._path.open("ab") as file:
             file.write(np.ascontiguousarray(rows, np.float32).data)
         self.count += len(rows)
 
     def read(self) -> Array:
-        """All of them in float32, mapped."""
+        """Map all rows, in float32."""
         if not self.count * self._size:
             return np.zeros((self.count, self._size), np.float32)
         return map_file(self._path).view(np.float32).reshape(self.count, self._size)
 
 
 class KeptRows:
-    """A few rows, in the order in which they came, each of all with the same chance and always the same: every row gets
-    a number by a generator, and those with the smallest stay. (Every n-th row would often be the same place of a text.)
+    """A uniform random sample of rows, in the order in which they came, always the same.
+
+    A generator gives every row a number, and the rows with the smallest numbers stay. Taking every n-th row instead
+    would often hit the same place of a text.
     """
 
     def __init__(self, most: int) -> None:
@@ -62,26 +64,28 @@ class KeptRows:
         self._staying = np.zeros(0, np.int64)
 
     def due(self, count: int) -> Array:
-        """Which of the next ``count`` rows :meth:`add` has to be given: their places, ascending."""
+        """Select from the next ``count`` rows those that :meth:`add` has to be given. Returns their places,
+        ascending."""
         numbers = np.concatenate([self._numbers, self._random.random(count)])
         kept, old = np.sort(np.argsort(numbers, kind="stable")[: self._most]), len(self._numbers)
         self._numbers, self._staying = numbers[kept], kept[kept < old]
         return kept[kept >= old] - old
 
     def add(self, *columns: Array) -> None:
-        """Arrays of equal length: what was due."""
+        """Add the rows that were due, as arrays of equal length."""
         old = self._kept or [column[:0] for column in columns]
         self._kept = [np.concatenate([one[self._staying], new]) for one, new in zip(old, columns, strict=True)]
 
     def arrays(self, *shapes: tuple[int, ...]) -> tuple[Array, ...]:
-        """What was kept of each column; ``shapes``: those of one row."""
+        """Return the sampled rows of each column; ``shapes``: those of one row."""
         kept = self._kept or [np.zeros((0, *shape)) for shape in shapes]
         return tuple(np.ascontiguousarray(column, np.float32) for column in kept)
 
 
 @dataclasses.dataclass
 class _Seen:
-    """Pairs of one expert that its sums are of: places of their tokens among the stored rows, and weights."""
+    """Pairs of one expert that its sums use: places of their tokens among the stored rows, routing weights, and
+    shares."""
 
     places: list[Array] = dataclasses.field(default_factory=list)
     gates: list[Array] = dataclasses.field(default_factory=list)
@@ -89,9 +93,9 @@ class _Seen:
     count: int = 0
 
     def arrays(self) -> tuple[Array, Array, Array]:
-        """Places, weights and shares [n]."""
+        """Return places, weights and shares [n]."""
         columns = ((self.places, np.int64), (self.gates, np.float32), (self.shares, np.float32))
-        places, gates, shares = (np.concatenate([np.empty(0, dtype), *known]) for known, dtype in columns)
+        places, gates, shares = (np.concatenate([np.empty(0, dtype), *parts]) for parts, dtype in columns)
         return places, gates, shares
 
     def add(self, places: Array, gates: Array, shares: Array) -> None:
@@ -102,7 +106,7 @@ class _Seen:
 
 @dataclasses.dataclass
 class _Expert:
-    """What is measured of one expert."""
+    """Measurements of one expert."""
 
     output_norm: float
     saliency: float
@@ -114,7 +118,7 @@ class _Expert:
 
 
 class ExpertsSums:
-    """Of a layer of experts."""
+    """Sums of a layer of experts."""
 
     def __init__(self, node: ir.Node, k: int, folder: pathlib.Path, name: str, moments: bool) -> None:
         self._node, self._moments = node, moments
@@ -129,10 +133,10 @@ class ExpertsSums:
         self._stored = StoredRows(folder / f"{name}.x", self.weights.inner)
 
     def add(self, x: Array, gates: Array, ids: Array) -> Array:
-        """Tokens [T,d], their weights and ids [T,k]; returns which experts [T,E] they go to. Raises OSError for a full
-        disk."""
+        """Add tokens [T,d] with their weights and ids [T,k]. Returns the selection of experts [T,E]. Raises OSError for
+        a full disk."""
         self.tokens += len(x)
-        stored = ids < self.weights.experts  # others give back their input
+        stored = ids < self.weights.experts  # other experts return their input
         kept_input = np.where(stored, 0, gates).sum(axis=1)
         ids = np.where(stored, ids, -1)
         gates = np.where(ids < 0, 0, gates)
@@ -150,22 +154,22 @@ class ExpertsSums:
         """Store the tokens that any expert needs for its sums."""
         most = enough(self.weights.inner)
         needed = np.zeros(len(x), bool)
-        wanted = [(expert, *(one[: most - self._seen[expert].count] for one in pair)) for expert, *pair in pairs]
-        for _, tokens, _ in wanted:
+        needs = [(expert, *(one[: most - self._seen[expert].count] for one in pair)) for expert, *pair in pairs]
+        for _, tokens, _ in needs:
             needed[tokens] = True
         places = self._stored.count + np.cumsum(needed) - 1
-        for expert, tokens, slots in wanted:
+        for expert, tokens, slots in needs:
             self._seen[expert].add(places[tokens], gates[tokens, slots], shares[tokens, slots])
         if needed.any():
             self._stored.add(x[needed])
 
     def add_following(self, chosen: Array, following: Array) -> None:
-        """What tokens [T,E] the experts see, and which [T,E'] those of the next layer."""
-        found = chosen.T.astype(np.float32) @ following.astype(np.float32)
-        self._following = found if self._following is None else self._following + found
+        """Count pairs of this layer's selection [T,E] and the next layer's [T,E']."""
+        pairs = chosen.T.astype(np.float32) @ following.astype(np.float32)
+        self._following = pairs if self._following is None else self._following + pairs
 
     def _add_counts(self, gates: Array, shares: Array, ids: Array) -> tuple[Array, Array]:
-        """Returns which experts tokens go to and with which weights, both [T,E]."""
+        """Update all counts. Returns the selection and the weights as [T,E]."""
         experts = self.weights.experts
         here = ids >= 0
         self._count += np.bincount(ids[here], minlength=experts)
@@ -184,8 +188,8 @@ class ExpertsSums:
         return chosen, dense
 
     def arrays(self, forms: Sequence[WeightFormat], run: Run = map) -> Iterator[tuple[str, Array]]:
-        """All arrays by name; ``run`` is :func:`map`, or what does it on threads. Raises MoecError for sums that
-        overflow."""
+        """Compute all arrays, by name. ``run`` is :func:`map`, or a version of it that uses threads. Raises MoecError
+        for sums that overflow."""
         yield from (("count", self._count), ("gate_sum", self._gate_sum), ("pairs", self._pairs))
         yield from (("gate_histogram", self._gates), ("ratio_histogram", self._ratios))
         yield "measured", np.array([seen.count for seen in self._seen])
@@ -213,15 +217,16 @@ class ExpertsSums:
             yield from ((f"{name}/{form}", error) for form, error in zip(forms, by_form, strict=True))
 
     def _check(self, expert: int, found: _Expert) -> None:
-        """Raise MoecError where sums are beyond what float32 holds."""
+        """Raise MoecError where sums are beyond the range of float32."""
         sums = [found.output_norm, found.saliency, found.energy, found.hidden, *found.moments.values()]
         if not all(np.isfinite(one).all() for one in sums):
             where = f"node {node_name(self._node)}: expert {expert}"
             raise MoecError(f"{where}: sums over what it reads or gives are not finite; expected data of usual sizes")
 
     def _measured(self, x: Array, expert: int, prior: tuple[Array, Array], forms: Sequence[WeightFormat]) -> _Expert:
-        """What needs products; ``x``: the stored tokens; ``prior``: rows that stand for those of any expert."""
-        weights = ExpertWeights(self._node)  # of the calling thread alone: it keeps what was read last
+        """Compute the measurements that need products. ``x``: the stored tokens; ``prior``: rows that stand for those
+        of any expert."""
+        weights = ExpertWeights(self._node)  # belongs to the calling thread alone, because it caches the last read
         own: dict[Part, Array] = {part: weights.decoded(part, expert) for part in weights.parts}
         found = self._summed(weights, expert, x, own)
         inputs = self._weighted(*self.rows(expert))
@@ -230,7 +235,7 @@ class ExpertsSums:
         return found
 
     def _weighted(self, rows: Array, gates: Array) -> tuple[Array, Array]:
-        """Rows [n,d] as an expert reads them, and the weights [n] of what it makes of them."""
+        """Scale rows [n,d] as the expert reads them. Also returns the weights [n] of its results."""
         return (rows * gates[:, None], np.ones_like(gates)) if self.weights.spec.weight_on_input else (rows, gates)
 
     def _summed(self, weights: ExpertWeights, expert: int, x: Array, own: dict[Part, Array]) -> _Expert:
@@ -267,8 +272,8 @@ class ExpertsSums:
         return moment
 
     def _output(self, x: Array, gates: Array, kept_input: Array) -> Array:
-        """What the layer makes of tokens [n,d], [n,width]: by its experts, with the weights [n,E], and by those that
-        give back their input, whose weights are ``kept_input`` [n] together."""
+        """Compute the layer's output [n,width] for tokens [n,d]: the sum of its experts with weights [n,E], and of
+        those that return their input, with the total weight ``kept_input`` [n]."""
         output = np.zeros((len(x), self.weights.width), np.float32)
         for expert in range(self.weights.experts):
             (tokens,) = np.nonzero(gates[:, expert])
@@ -281,7 +286,7 @@ class ExpertsSums:
         return output
 
     def rows(self, expert: int) -> tuple[Array, Array]:
-        """The rows [n,d] that were kept of an expert, and their weights [n]."""
+        """Return the sampled rows [n,d] of an expert and their weights [n]."""
         rows, gates = self._rows[expert].arrays((self.weights.inner,), ())
         return rows, gates
 
@@ -291,14 +296,14 @@ class ExpertsSums:
 
 
 class InputSums:
-    """Of a value that linears read."""
+    """Sums of a value that linears read."""
 
     def __init__(self, size: int, folder: pathlib.Path, name: str, moments: bool) -> None:
         self.tokens, self.size, self._moments = 0, size, moments
         self._rows, self._stored = KeptRows(4 * ROWS), StoredRows(folder / f"{name}.x", size)
 
     def add(self, x: Array) -> None:
-        """Rows [T,K]. Raises OSError for a full disk."""
+        """Add rows [T,K]. Raises OSError for a full disk."""
         self.tokens += len(x)
         self._rows.add(x[self._rows.due(len(x))])
         x = x[: enough(self.size) - self._stored.count]
@@ -320,20 +325,20 @@ class InputSums:
 
 
 def _add_moment(moment: Array, rows: Array, sizes: Array) -> None:
-    """Add the sum of g x x^T of rows [n,size], which change, and sizes of weights [n]."""
+    """Add the sum of g x x^T over rows x [n,size] and sizes g of weights [n]. The rows are overwritten."""
     rows *= np.sqrt(sizes)[:, None]
     with np.errstate(all="ignore"):
         moment += rows.T @ rows
 
 
 def _prior(sample: Array, gates: Array) -> tuple[Array, Array]:
-    """A few tokens [n,d] of the layer's sample, and the mean weight of its calls for each [n]."""
+    """Take a few tokens [n,d] of the layer's sample, with the mean weight of its pairs for each [n]."""
     rows = evenly(sample, PRIOR_ROWS)
     return rows, np.full(len(rows), mean_weight(gates), np.float32)
 
 
 def _shares(gates: Array) -> Array:
-    """Weights as shares of all weights of the token."""
+    """Weights as shares of the sum of a token's weights."""
     total = np.abs(gates).sum(axis=1, keepdims=True)
     return np.divide(np.abs(gates), total, out=np.zeros_like(gates), where=total > 0)
 

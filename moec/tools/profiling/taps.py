@@ -1,4 +1,4 @@
-"""What layers read, as outputs of a model."""
+"""Taps: inputs of layers as further outputs of a model."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Tap:
-    """A layer and the outputs that say what it reads; ``inputs``: names of outputs by the layer's inputs."""
+    """A layer and the outputs that show its inputs; ``inputs``: names of these outputs by the layer's inputs."""
 
     key: str
     node: ir.Node
     inputs: dict[str, str]
 
     def rows(self, outputs: Mapping[str, Array]) -> Array:
-        """x as [T, inputs] in float32."""
+        """Return x as [T, inputs] in float32."""
         x = outputs[self.inputs["x"]]
         return np.ascontiguousarray(x.reshape(-1, x.shape[-1]), np.float32)
 
     def routed(self, outputs: Mapping[str, Array]) -> tuple[Array, Array]:
-        """Weights [T,k] in float32 and ids [T,k] of a layer of experts."""
+        """Return weights [T,k] in float32 and ids [T,k] of a layer of experts."""
         if dialect.is_moec(self.node, "Experts"):
             weights, ids = (outputs[self.inputs[name]] for name in ("weights", "experts"))
             return weights.astype(np.float32), ids
@@ -44,11 +44,11 @@ class Tap:
 
 
 def observe(graph: ir.Graph) -> list[Tap]:
-    """Make what the measurable layers of a graph read outputs of it, each value once."""
+    """Make the inputs of all measurable layers outputs of the graph, each value once."""
     graph.opset_imports.setdefault(DOMAIN, 1)
-    known: dict[ir.Value, str] = {}
+    names: dict[ir.Value, str] = {}
     return [
-        Tap(key_of(node), node, {name: _output(graph, value, known) for name, value in _read(node).items()})
+        Tap(key_of(node), node, {name: _output(graph, value, names) for name, value in _read(node).items()})
         for node in list(measurable(graph))
     ]
 
@@ -61,7 +61,7 @@ def _read(node: ir.Node) -> dict[str, ir.Value]:
 
 
 def _output(graph: ir.Graph, value: ir.Value, known: dict[ir.Value, str]) -> str:
-    """The name of the output that a value got."""
+    """Make a value an output, unless it is one already, and return the output's name."""
     if value not in known:
         copy = ir.node("Identity", [value])
         output = copy.outputs[0]

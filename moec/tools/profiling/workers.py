@@ -1,4 +1,4 @@
-"""Threads that measure experts side by side, and whose number does not show in the results."""
+"""Threads that measure experts in parallel; their number does not affect the results."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any, Protocol
 
 
 class Run(Protocol):
-    """What :func:`map` does, on one thread or on several."""
+    """Signature of :func:`map`, run on one thread or several."""
 
     def __call__(self, function: Callable[[Any], Any], items: Iterable[Any], /) -> Iterator[Any]: ...
 
 
 @contextlib.contextmanager
 def workers(count: int) -> Iterator[Run]:
-    """Yield a function that maps over items on ``count`` threads, in order, at most one result more than threads
-    waiting.
+    """Yield a function that maps over items on ``count`` threads, in order, with at most one more result waiting than
+    there are threads.
 
-    Each thread multiplies matrices on its own: BLAS would split products among threads, and another number of them
-    gives other last bits.
+    Each thread multiplies matrices by itself: BLAS would split products among threads, and another number of them
+    changes the last bits.
     """
     from threadpoolctl import threadpool_limits
 

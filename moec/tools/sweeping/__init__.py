@@ -1,6 +1,6 @@
-"""``moec sweep``: a model after many pipelines, each judged on data and timed.
+"""``moec sweep``: compile a model by many pipelines, judge each on data and time it.
 
-:mod:`.variants` says which pipelines, :mod:`.driver` runs them, :mod:`.file` keeps what came out, :mod:`.front` finds
+:mod:`.variants` selects the pipelines, :mod:`.driver` runs them, :mod:`.file` keeps the results, :mod:`.front` finds
 those that no other beats.
 """
 

@@ -1,4 +1,4 @@
-"""Running a sweep: what is not known yet is compiled, judged against the first variant and timed in turns with it."""
+"""Running a sweep: new variants are compiled, judged against the first one and timed in turns with it."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from moec.tools.sweeping.front import on_front
 
 PLOT = "sweep.png"
 _SECONDS = 1.0
-"""How long each case of a variant is timed."""
+"""Seconds for which each case of a variant is timed."""
 
 Inputs = dict[str, np.ndarray[Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Variants in the order that was asked for; ``reused``: how many had been run before; ``failures``: one line for
-    each pipeline that came to nothing."""
+    """Variants in the requested order; ``reused``: number of those that had been run before; ``failures``: one line for
+    each pipeline that failed."""
 
     variants: list[Variant]
     reused: int = 0
@@ -47,12 +47,12 @@ class Sweep:
 
     @property
     def metric(self) -> str:
-        """The one that fronts are made of: the first."""
+        """Metric of the fronts: the first one."""
         return next(iter(self.variants[0].qualities))
 
     def costs(self) -> dict[str, list[float | None]]:
-        """What each variant costs, by the name of the cost: bytes of weights, bits of a weight of its experts, and for
-        each case its time as a share of the first's, which was measured in turns with it."""
+        """Costs of each variant, by the name of the cost: bytes of weights, bits of a weight of its experts, and for
+        each case its time as a share of the first variant's, which was measured in turns with it."""
         costs: dict[str, list[float | None]] = {
             "weights, bytes": [one.weight_bytes for one in self.variants],
             "bits of experts": [one.expert_bits for one in self.variants],
@@ -62,7 +62,7 @@ class Sweep:
         return costs
 
     def fronts(self) -> dict[str, list[bool]]:
-        """For each cost which variants no other beats in it and in quality."""
+        """Find, for each cost, the variants that no other beats in both that cost and quality."""
         sign = -1 if METRICS[self.metric].more_is_better else 1
         losses = [sign * one.qualities[self.metric].value for one in self.variants]
         return {name: on_front(list(zip(costs, losses, strict=True))) for name, costs in self.costs().items()}
@@ -83,13 +83,13 @@ def sweep(
     keep: bool = False,
     progress: Progress = silent,
 ) -> Sweep:
-    """Compile a model by every pipeline, judge and time what comes out, and write ``sweep.json`` into ``folder``, which
-    is made where it is not there.
+    """Compile a model by every pipeline, judge and time the results, and write ``sweep.json`` into ``folder``, which is
+    created if necessary.
 
-    ``pipelines``: the first is what others are compared with; see :func:`moec.tools.sweeping.variants`. ``metrics``,
+    ``pipelines``: the others are compared with the first; see :func:`moec.tools.sweeping.variants`. ``metrics``,
     ``labels``, ``output`` and ``text`` as for :func:`moec.tools.evaluate.evaluate`. ``keep``: leave artifacts in the
-    folder. What ``sweep.json`` says of the same model, data, files and pipelines, by this version of moec, is not run
-    again, and each variant is there as soon as it was run. A pipeline that fails is noted, unless it is the first.
+    folder. Results in ``sweep.json`` for the same model, data, files and pipelines, by this version of moec, are
+    reused, and each new result is written at once. A pipeline that fails is noted, unless it is the first.
 
     Raises MoecError for a model, data or pipelines that cannot be used, and a folder with files that are not moec's.
     """
@@ -103,23 +103,23 @@ def sweep(
     keys = list(map(Keys(model, data, labels, text, settings).of, pipelines))
     judged = functools.partial(evaluate, metrics=metrics, labels=labels, output=output, text=text, threads=threads)
     runner = _Runner(model, data, pipelines[0], place if keep else None, judged, text, threads)
-    found, failures, reused = [], {}, 0
+    results, failures, reused = [], {}, 0
     for at, (chain, key) in enumerate(zip(pipelines, keys, strict=True)):
         old = next((one for one in known if one.key == key), None)
         if old is not None and (not keep or _is_kept(place, old)):
-            found, reused = [*found, old], reused + 1
+            results, reused = [*results, old], reused + 1
             continue
         try:
-            made = runner.run(chain, key, _numbered(progress, at + 1, len(pipelines)))
+            variant = runner.run(chain, key, _numbered(progress, at + 1, len(pipelines)))
         except MoecError as error:
             if at == 0 or isinstance(error, DefectError):
                 raise
             failures[chain] = one_line(error)
             continue
-        found.append(made)
-        known = [one for one in known if one.key != key] + [made]
+        results.append(variant)
+        known = [one for one in known if one.key != key] + [variant]
         write_variants(place, known)
-    return Sweep(found, reused, failures)
+    return Sweep(results, reused, failures)
 
 
 def _numbered(progress: Progress, number: int, count: int) -> Progress:
@@ -143,7 +143,7 @@ def _is_kept(folder: pathlib.Path, variant: Variant) -> bool:
 
 
 class Keys:
-    """Everything that a variant's numbers depend on but the machine: equal keys, equal variants."""
+    """Keys of variants, which hold everything except the machine that the numbers depend on."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class Keys:
         self._hash = functools.cache(_sha256)
 
     def of(self, chain: str) -> dict[str, Any]:
-        """That of a pipeline. Raises MoecError for one that cannot be read."""
+        """Make the key of a pipeline. Raises MoecError for one that cannot be parsed."""
         files = {path: self._hash(pathlib.Path(path)) for one in pipeline.parse(chain) for path in _files(one)}
         return {**self._common, "pipeline": _written_out(chain), "files": files}
 
@@ -176,7 +176,7 @@ def _written_out(chain: str) -> str:
 
 
 def _files(one: Any) -> Iterator[str]:
-    """The files that a pass's options name."""
+    """List the files that a pass's options name."""
     for field in dataclasses.fields(one):
         value = getattr(one, field.name)
         if isinstance(value, str) and pathlib.Path(value).is_file():
@@ -193,7 +193,7 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 class _Runner:
-    """Compiles, judges and times variants; the first is compiled when one of them has to be."""
+    """Compiles, judges and times variants. The first one is compiled when another needs it."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""``sweep.json``: what a sweep found of each variant, so that none has to run twice.
+"""``sweep.json``: the results of a sweep, so that no variant has to run twice.
 
 ::
 
@@ -8,8 +8,8 @@
      "digest": "..."
     }
 
-``key`` holds everything that the numbers depend on but the machine: hashes of the model, the data and the files that
-the pipeline names, the pipeline with its levels written out, what was measured, the version of moec. ``digest`` tells
+``key`` holds everything except the machine that the numbers depend on: hashes of the model, the data and the files that
+the pipeline names, the pipeline with its levels written out, what was measured, the version of moec. ``digest`` shows
 that moec wrote the file and nobody changed it; it is no signature.
 """
 
@@ -33,21 +33,21 @@ _LARGEST = 256 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Median milliseconds of a variant and, taken in turns with it, of the first."""
+    """Median milliseconds of a variant and of the first one, which was timed in turns with it."""
 
     milliseconds: float
     first: float
 
     @property
     def share(self) -> float:
-        """Of the first's time."""
+        """Time as a share of the first variant's."""
         return self.milliseconds / self.first
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What was found of one pipeline. ``times`` by the sizes of the inputs, in words; ``artifact``: the folder beside
-    ``sweep.json`` where it was kept. The other fields are those of :class:`moec.tools.evaluate.Judged`."""
+    """Results of one pipeline. ``times``: by the sizes of the inputs, in words; ``artifact``: folder next to
+    ``sweep.json`` that keeps it. The other fields are those of :class:`moec.tools.evaluate.Judged`."""
 
     key: dict[str, Any]
     pipeline: str
@@ -60,8 +60,8 @@ class Variant:
 
 
 def read_variants(folder: pathlib.Path) -> list[Variant]:
-    """Those of the folder's ``sweep.json``; none where there is no such file. Raises MoecError for a file that is none
-    of moec's, or was changed."""
+    """Read the folder's ``sweep.json``; without such a file there are no variants. Raises MoecError for a file that
+    moec did not write, or that was changed."""
     path = folder / NAME
     if not path.exists():
         return []
@@ -75,7 +75,7 @@ def read_variants(folder: pathlib.Path) -> list[Variant]:
 
 
 def write_variants(folder: pathlib.Path, variants: Sequence[Variant]) -> None:
-    """Replaces ``sweep.json`` in one step. Raises MoecError where another file is there, or it cannot be written."""
+    """Replace ``sweep.json`` in one step. Raises MoecError where another file is there, or it cannot be written."""
     content = {"version": VERSION, "variants": [finite(dataclasses.asdict(variant)) for variant in variants]}
     text = json.dumps({**content, "digest": _digest(content)}, indent=1) + "\n"
     with replacing(folder / NAME, foreign) as aside:
@@ -83,7 +83,7 @@ def write_variants(folder: pathlib.Path, variants: Sequence[Variant]) -> None:
 
 
 def foreign(path: pathlib.Path) -> str | None:
-    """Why a file is not ``sweep.json`` as moec wrote it; None where it is. Raises OSError."""
+    """Explain why a file is not an unchanged ``sweep.json`` of moec. Returns None where it is one. Raises OSError."""
     if path.is_dir():
         return "is a folder, not a file"
     if path.stat().st_size > _LARGEST:

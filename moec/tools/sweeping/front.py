@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 
 def on_front(points: Sequence[tuple[float | None, float]]) -> list[bool]:
-    """Which of the points (cost, loss) no other beats: none costs and loses as little, and less of one of both. A cost
-    that is not known, or a loss that is no number, is never on the front."""
+    """Whether each of the points (cost, loss) is beaten by no other. A point beats another if neither its cost nor its
+    loss is larger, and they differ. An unknown cost, or a NaN loss, is never on the front."""
     known = [(cost, loss) for cost, loss in points if cost is not None and not math.isnan(loss)]
     return [
         cost is not None and not math.isnan(loss) and not any(_beats(other, (cost, loss)) for other in known)

@@ -1,6 +1,6 @@
-"""A compiled model on disk: a folder (or a zip of it) of a manifest, objects, weights, and what people read.
+"""A compiled model on disk: a folder, or a zip of it, with a manifest, objects, weights, and texts for people.
 
-    manifest.json   what is in it: inputs, outputs, MoE blocks, kernels and why they were chosen, checksums
+    manifest.json   contents: inputs, outputs, MoE blocks, kernels and the reasons for their selection, checksums
     objects/        object files, linked in memory when loaded
     device/         code for a GPU, by its architecture
                     (with several architectures, objects/ and src/ have a folder for each)
@@ -8,10 +8,10 @@
     weights.bin     the constants in the kernels' layouts, page-aligned: mapped, or copied into huge pages
     ir/             the model after each stage, as text
     text/           of a language model: tokenizer and chat template
-    src/            what was generated: TIR, LLVM IR, assembly, CUDA C
+    src/            generated code: TIR, LLVM IR, assembly, CUDA C
 
-Everything is checked before use: manifest, file sizes, checksums, CPU features. Checking ``weights.bin`` reads all of
-it (about 1 GB/s), so it alone can be left out.
+Everything is checked before use: manifest, file sizes, checksums, CPU features. Only the check of ``weights.bin`` is
+optional, because it reads all of that file (about 1 GB/s).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _ELF, _ELF_MACHINES = b"\x7fELF", {62: ("x86_64", "amd64"), 183: ("aarch64", "ar
 
 
 class Artifact:
-    """An artifact that was checked and may be read. Made by :func:`open_artifact`."""
+    """An artifact that was checked and may be read. :func:`open_artifact` makes it."""
 
     def __init__(self, folder: pathlib.Path, manifest: Manifest, where: str) -> None:
         self.folder, self.manifest, self.where = folder, manifest, where
@@ -65,7 +65,7 @@ class Artifact:
         weakref.finalize(self, folder.cleanup)
 
     def path(self, name: str) -> pathlib.Path:
-        """The path of a file that the manifest lists."""
+        """Return the path of a file that the manifest lists."""
         if name not in self.manifest.files:
             raise ArtifactError(f"{self.where}: has no file {name!r}")
         return self.folder / name
@@ -74,7 +74,8 @@ class Artifact:
         return self.path(name).read_text(encoding="utf-8")
 
     def program(self, architecture: str | None = None) -> ProgramEntry:
-        """The program for an architecture, or for the newest. Raises MoecError where there is none for it."""
+        """Select the program for an architecture, by default the newest. Raises MoecError where there is none for
+        it."""
         programs = self.manifest.programs
         if not programs:
             raise MoecError(
@@ -82,15 +83,15 @@ class Artifact:
             )
         if architecture is None:
             return programs[-1]
-        found = next((program for program in programs if program.architecture == architecture), None)
-        if found is None:
-            held = ", ".join(program.architecture for program in programs if program.architecture)
-            has = f"its programs are for {held}" if held else f"it is compiled for {self.manifest.target} alone"
+        selected = next((program for program in programs if program.architecture == architecture), None)
+        if selected is None:
+            others = ", ".join(program.architecture for program in programs if program.architecture)
+            has = f"its programs are for {others}" if others else f"it is compiled for {self.manifest.target} alone"
             raise MoecError(f"{self.where}: has no program for architecture {architecture!r}; {has}")
-        return found
+        return selected
 
     def project_files(self, project: ProjectEntry) -> dict[str, bytes]:
-        """The contents of a project's files by path."""
+        """Read a project's files, by path."""
         start = f"{project.folder}/"
         names = [name for name in self.manifest.files if name.startswith(start)]
         return {name.removeprefix(start): self.path(name).read_bytes() for name in names}
@@ -101,10 +102,12 @@ class Artifact:
     def weights(
         self, program: ProgramEntry, pages: Pages = "auto", resident: int | None = None, preferred: float = 0.0
     ) -> tuple[list[np.ndarray], Placement, StreamedExperts | None]:
-        """A program's constants, where in memory they lie, and what brings experts there, if they are streamed: where
-        ``resident``, or else the manifest, says that weights may take fewer bytes than they have. ``preferred``:
-        :class:`~moec.runtime.streamed_experts.StreamedExperts`. Raises MoecError for
-        huge pages that cannot be had, and for memory in which no token can run."""
+        """Load a program's constants. Returns them, their place in memory, and the streamed experts, if there are any.
+
+        Experts are streamed where ``resident``, or else the manifest, allows weights fewer bytes of memory than they
+        have. ``preferred``: see :class:`~moec.runtime.streamed_experts.StreamedExperts`. Raises MoecError for huge
+        pages that are not available, and for memory in which no token can run.
+        """
         path, entries, experts = self.path(WEIGHTS), self.weight_entries(program), None
         resident = self.manifest.resident if resident is None else resident
         if not program.streamed and (resident is not None or pages == "streamed"):
@@ -134,8 +137,8 @@ class Artifact:
 def open_artifact(path: str | os.PathLike[str], *, check_weights: bool = True) -> Artifact:
     """Open a folder or a zip and check all of it. Raises ArtifactError with one line that says what is wrong.
 
-    A zip is unpacked into a temporary folder that lives as long as the artifact does. Where another artifact takes its
-    place in the meantime, that one is opened.
+    A zip is unpacked into a temporary folder that lives as long as the artifact. If another artifact takes its place in
+    the meantime, that one is opened.
     """
     path = pathlib.Path(path)
     while True:
@@ -151,7 +154,7 @@ def open_artifact(path: str | os.PathLike[str], *, check_weights: bool = True) -
 
 
 def _identity(path: pathlib.Path) -> tuple[int, int, int] | None:
-    """What differs between an artifact and one that took its place."""
+    """Identify an artifact, to notice that another one took its place."""
     try:
         status = path.stat()
     except OSError:
@@ -174,7 +177,7 @@ def _open(path: pathlib.Path, check_weights: bool) -> Artifact:
 
 
 def check_machine(artifact: Artifact) -> None:
-    """Raise ArtifactError when this machine cannot execute the artifact's objects. If it can, this process may."""
+    """Raise ArtifactError when this machine cannot execute the artifact's objects. Otherwise this process may do so."""
     manifest, where = artifact.manifest, artifact.where
     requirements = list(dict.fromkeys(feature for program in manifest.programs for feature in program.requirements))
     for path in (path for program in manifest.programs for path in artifact.object_paths(program)):
@@ -200,7 +203,7 @@ def check_machine(artifact: Artifact) -> None:
 
 
 def checksum(path: pathlib.Path) -> FileEntry:
-    """Size and SHA-256 of a file."""
+    """Compute size and SHA-256 of a file."""
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -241,8 +244,8 @@ def _check_files(artifact: Artifact, check_weights: bool) -> None:
 
 
 def _unpack(path: pathlib.Path) -> Artifact:
-    """Only files the manifest lists are unpacked, and only stored (uncompressed) entries are accepted, so that the
-    unpacked size cannot exceed the archive's own."""
+    """Unpack the files that the manifest lists. Only stored (uncompressed) entries are accepted, so that the unpacked
+    size cannot exceed the archive's own."""
     where = str(path)
     temporary = ScratchFolder()
     folder = pathlib.Path(temporary.name)
@@ -264,7 +267,7 @@ def _unpack(path: pathlib.Path) -> Artifact:
 
 
 _DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, struct.error, UnicodeDecodeError)
-"""What the module ``zipfile`` raises for archives that are damaged, or that it cannot read."""
+"""Exceptions of the module ``zipfile`` for archives that are damaged, or that it cannot read."""
 
 
 def _unpack_entry(archive: zipfile.ZipFile, name: str, folder: pathlib.Path, where: str) -> None:

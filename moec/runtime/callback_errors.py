@@ -1,4 +1,4 @@
-"""Errors of functions that a program calls: the runtime makes another error of each on its way to the caller."""
+"""Errors in functions that a program calls: the runtime replaces them by its own on their way to the caller."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def raised_as(error: Callable[[], BaseException | None]) -> Iterator[None]:
-    """Raise ``error()``, where it is one, in the place of the exception that ends the block."""
+    """Context that raises ``error()``, unless that is None, in place of the exception that ends the block."""
     try:
         yield
     except Exception:

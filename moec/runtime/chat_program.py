@@ -4,12 +4,15 @@ import json
 
 
 class TemplateError(Exception):
-    """The words of a template by ``raise_exception``, and a text that is too long."""
+    """Refusal by the template itself, through ``raise_exception``, or a text that is too long."""
 
 
 def main(message: bytes) -> bytes:
-    """The texts of conversations, as a JSON list. ``message``: a JSON object of ``template``, ``conversations`` (lists
-    of messages with role and content), ``variables`` by name, and ``longest``, the characters that a text may have."""
+    """Render conversations and return the texts as a JSON list.
+
+    ``message``: a JSON object of ``template``, ``conversations`` (lists of messages with role and content),
+    ``variables`` by name, and ``longest``, the most characters of a text.
+    """
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     asked = json.loads(message)

@@ -1,7 +1,7 @@
 """Conversations as text, by a model's chat template.
 
-Templates are programs of people that nobody vouches for: they run in Jinja's sandbox, which limits what they reach, and
-that in a child process, which limits their time and memory.
+Templates are untrusted programs. They run in Jinja's sandbox, which limits their access, inside a child process, which
+limits their time and memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Conversation = Sequence[Mapping[str, str]]
 """Messages, each with its ``role`` and ``content``."""
 
 LIMITS = Limits(seconds=5, memory=1 << 29)
-"""Templates of models take some hundredths of a second and 30 MB."""
+"""Far above what models' templates take: some hundredths of a second and 30 MB."""
 _PROGRAM = pathlib.Path(__file__).with_name("chat_program.py")
 _LONGEST = 1 << 20
 """Characters that a template may add to a conversation."""
@@ -26,15 +26,15 @@ _LONGEST = 1 << 20
 def chat_texts(
     template: str, conversations: Sequence[Conversation], special_tokens: Mapping[str, str], where: str
 ) -> list[str]:
-    """The text of each conversation, up to where the model answers; all are rendered by one child process.
+    """Render each conversation up to the model's answer, all in one child process.
 
-    ``special_tokens``: by the names that the template knows them by. ``where`` names the artifact in messages. Raises
-    MoecError where the template fails or reaches a limit.
+    ``special_tokens``: by their names in the template. ``where`` names the artifact in messages. Raises MoecError where
+    the template fails or reaches a limit.
     """
     longest = _LONGEST + 4 * max((_characters(one) for one in conversations), default=0)
-    asked = {"template": template, "conversations": conversations, "variables": special_tokens, "longest": longest}
+    request = {"template": template, "conversations": conversations, "variables": special_tokens, "longest": longest}
     try:
-        answer = run_child(_PROGRAM, json.dumps(asked).encode(), LIMITS, packages=("jinja2", "markupsafe"))
+        answer = run_child(_PROGRAM, json.dumps(request).encode(), LIMITS, packages=("jinja2", "markupsafe"))
     except ChildError as error:
         failure = one_line(error) if isinstance(error, LostError) else f"fails: {one_line(error)[:200]}"
         raise MoecError(f"{where}: its chat template {failure}; generate without --chat") from error

@@ -1,4 +1,4 @@
-"""What an artifact says about itself and its kernels, which need not run on this machine."""
+"""Description of an artifact and its kernels, which need not run on this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from moec.runtime.manifest import ProgramEntry
 
 @dataclasses.dataclass(frozen=True)
 class CompiledKernel:
-    """One generated kernel: its formula, the nodes it computes, and which kernels were considered for them and why."""
+    """One generated kernel: its formula, the nodes it computes, and the candidates that were considered for them, with
+    reasons."""
 
     name: str
     op: str
@@ -22,7 +23,7 @@ class CompiledKernel:
     candidates: list[dict[str, Any]]
     attributes: dict[str, Any]
     crossovers: tuple[str, ...]
-    """Names of the numbers (:attr:`CompiledModel.crossovers`) that say for which sizes it is taken."""
+    """Names of the numbers (:attr:`CompiledModel.crossovers`) that select it by sizes."""
     work: WorkModel | None
     _artifact: Artifact
     _sources: dict[str, str]
@@ -33,11 +34,11 @@ class CompiledKernel:
 
     @property
     def forms(self) -> tuple[str, ...]:
-        """The forms :meth:`source` can give."""
+        """Forms that :meth:`source` can return."""
         return tuple(self._sources)
 
     def source(self, form: str = "tir") -> str:
-        """The kernel as text. Raises MoecError for a form it was not kept in."""
+        """Return the kernel as text. Raises MoecError for a form that the artifact does not have."""
         if form not in self._sources:
             raise MoecError(
                 f"kernel {self.name!r} is not available as {form!r}; available: {', '.join(self.forms) or 'none'}"
@@ -46,12 +47,12 @@ class CompiledKernel:
 
 
 def describe(artifact: Artifact, architecture: str | None = None) -> dict[str, Any]:
-    """What :meth:`CompiledModel.describe` returns, for an artifact that need not run on this machine. ``architecture``:
-    leave the programs for others out."""
+    """Describe an artifact as :meth:`CompiledModel.describe` does, also for another machine. ``architecture``: omit
+    programs for other architectures."""
     fields = dataclasses.asdict(artifact.manifest)
     del fields["files"]
-    wanted = None if architecture is None else artifact.program(architecture).architecture
-    programs = [program for program in fields.pop("programs") if wanted in (None, program["architecture"])]
+    selected = None if architecture is None else artifact.program(architecture).architecture
+    programs = [program for program in fields.pop("programs") if selected in (None, program["architecture"])]
     fields["architectures"] = [program["architecture"] for program in programs if program["architecture"]]
     fields["requirements"] = list(dict.fromkeys(need for program in programs for need in program["requirements"]))
     fields["binaries"] = {
@@ -67,7 +68,7 @@ def describe(artifact: Artifact, architecture: str | None = None) -> dict[str, A
 
 
 def kernels_of(artifact: Artifact, program: ProgramEntry) -> dict[str, CompiledKernel]:
-    """A program's kernels by name."""
+    """Describe a program's kernels, by name."""
     return {
         record["name"]: CompiledKernel(
             record["name"],
@@ -86,8 +87,8 @@ def kernels_of(artifact: Artifact, program: ProgramEntry) -> dict[str, CompiledK
 
 
 def find_kernel(artifact: Artifact, name: str, architecture: str | None = None) -> CompiledKernel:
-    """One kernel of the program for an architecture, or for the newest, by name. Raises MoecError, with the names there
-    are, when it has none such."""
+    """Look up a kernel of the program for an architecture, or for the newest. Raises MoecError, with the names of all
+    kernels, where there is none of that name."""
     kernels = kernels_of(artifact, artifact.program(architecture))
     if name not in kernels:
         raise MoecError(f"{artifact.where}: has no kernel {name!r}; its kernels: {', '.join(kernels) or 'none'}")

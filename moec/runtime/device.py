@@ -1,4 +1,4 @@
-"""Where a program runs, as the executor sees it: how its code is loaded, and how arrays get there and back."""
+"""Devices that programs run on: how the executor loads code on them and moves arrays to them and back."""
 
 from __future__ import annotations
 
@@ -20,82 +20,84 @@ _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class CapturedRuns(Protocol):
-    """Runs of one program that a device has written down, and launches as a whole when they come again."""
+    """Captured runs of one program, which the device launches as a whole when sizes repeat."""
 
     def replay(self, arrays: Sequence[np.ndarray | OnDevice], lengths: Sequence[Any] = ()) -> list[Any] | None:
-        """The results, in memory that the next run of these sizes overwrites; None for sizes that come the first
-        time. ``lengths``: shapes that the program takes behind the arrays."""
+        """Replay a run. The results are in memory that the next run of these sizes overwrites. Returns None for sizes
+        that occur for the first time. ``lengths``: shapes that the program takes after the arrays."""
         ...
 
     def forget(self) -> None:
-        """Capture all sizes anew."""
+        """Drop all captures, so that all sizes are captured anew."""
         ...
 
 
 class Device(Protocol):
-    """One place."""
+    """A place where programs run."""
 
     @property
     def number(self) -> int:
-        """The kind of device as DLPack counts."""
+        """Kind of device, by DLPack's numbers."""
         ...
 
     @property
     def architecture(self) -> str | None:
-        """The architecture of the program that it runs, where an artifact has several; None for the newest."""
+        """Architecture of the program that it runs, where an artifact has several; None for the newest."""
         ...
 
     @property
     def gpu(self) -> str | None:
-        """The name of the GPU; None where there is none, as in an emulator."""
+        """Name of the GPU; None where there is none, as in an emulator."""
         ...
 
     def loading(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, a program's objects can be loaded."""
+        """Context in which a program's objects can be loaded."""
         ...
 
     def place(self, array: np.ndarray | OnDevice) -> Any:
-        """The array as a tensor there; the same memory where that can be."""
+        """Move an array to the device as a tensor, sharing memory where possible."""
         ...
 
     def fetch(self, tensor: Any) -> np.ndarray:
-        """A tensor there as an array, after everything before is done; the same memory where that can be."""
+        """Move a tensor on the device to the host as an array, after all earlier work is done, sharing memory where
+        possible."""
         ...
 
     def copy(self, tensor: Any) -> Any:
-        """A copy of a tensor there, in memory of its own."""
+        """Copy a tensor on the device into memory of its own."""
         ...
 
     def new(self, shape: Sequence[int], dtype: np.dtype, *, zeros: bool = False) -> np.ndarray | OnDevice:
-        """Memory there, with anything in it or with zeros. Raises MemoryError, or ValueError for a size without end."""
+        """Allocate memory on the device, uninitialised or zero. Raises MemoryError, or ValueError for an absurd
+        size."""
         ...
 
     def part(self, array: Any, first: int, shape: Sequence[int]) -> Any:
-        """Neighbouring numbers of an array there, from number ``first`` on, over the same memory."""
+        """View contiguous elements of an array on the device, from element ``first`` on."""
         ...
 
     def assign(self, target: Any, source: Any) -> None:
-        """Give an array there the numbers of another, of the same shape and type."""
+        """Copy the elements of one array on the device to another of the same shape and type."""
         ...
 
     def working(
         self, arrays: Sequence[np.ndarray | OnDevice], *, waits: bool = False
     ) -> contextlib.AbstractContextManager[None]:
-        """Inside, the calling thread runs a program on ``arrays`` there. ``waits``: the program's host part reads what
-        the device computed before."""
+        """Context in which the calling thread runs a program on ``arrays`` on the device. ``waits``: the program's host
+        part reads results of the device."""
         ...
 
     def finish(self) -> None:
-        """Wait for all that the calling thread has put there."""
+        """Wait for all work that the calling thread has submitted."""
         ...
 
     def captured_runs(self, program: LoadedProgram, weights: Sequence[Any]) -> CapturedRuns | None:
-        """Those of a program on ``weights`` as they are when it is captured; None where there are none. Raises
-        UnsupportedError for a program that cannot be captured."""
+        """Prepare to capture runs of a program. Weights are captured with their current values. Returns None where the
+        device cannot capture. Raises UnsupportedError for a program that cannot be captured."""
         ...
 
     def explain(self, error: Exception) -> MoecError | None:
-        """What an error of a program means that the device is to blame for; None for another."""
+        """Translate an error of a program that the device is to blame for. Returns None for another error."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""The device module that is embedded in a program's host code: how TVM writes it, and how another takes its place.
+"""The device module in a program's host code: the format in which TVM embeds it, and the replacement of its code.
 
-TVM's host code of a GPU program carries a blob: a format, how every kernel is called, and the code. The blob holds the
-source text; what runs is put in its place when the program is loaded.
+TVM's host code of a GPU program carries a blob: a format, a description of each kernel's call, and the code. The
+compiler embeds source text; it is replaced by the code to run when the program is loaded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from moec.errors import ArtifactError
 
 _LENGTH = struct.Struct("<Q")
 BEGINS_EARLY_TAG = "tirx.use_programtic_dependent_launch"
-"""TVM's tag of a launch that may begin before the kernel before it has ended, spelled as TVM does."""
+"""TVM's tag, in its own spelling, of a launch that may begin before the previous kernel has ended."""
 LAUNCH_FLAGS = frozenset({BEGINS_EARLY_TAG, "tirx.use_cooperative_launch"})
 """Tags of launches that stand for no number."""
 _ARGUMENT_BYTES = 4  # a type code, bits and lanes; and, in a list of its own, one number more
@@ -21,8 +21,8 @@ _ARGUMENT_BYTES = 4  # a type code, bits and lanes; and, in a list of its own, o
 
 @dataclasses.dataclass(frozen=True)
 class DeviceCall:
-    """How the host calls a kernel: the arguments, then one number for each of ``launch`` (``blockIdx.x``, ...)
-    that is none of :data:`LAUNCH_FLAGS`."""
+    """Call of a kernel by the host: its arguments, then one number for each entry of ``launch`` (``blockIdx.x``, ...)
+    except :data:`LAUNCH_FLAGS`."""
 
     name: str
     arguments: int
@@ -31,16 +31,16 @@ class DeviceCall:
 
 @dataclasses.dataclass(frozen=True)
 class DeviceModule:
-    """A blob, taken apart."""
+    """Parts of a blob."""
 
     kernels: tuple[DeviceCall, ...]
     code: bytes
     _table: bytes
-    """The kernels as they were written."""
+    """Bytes that describe the kernels, unchanged."""
 
     @staticmethod
     def parse(blob: bytes) -> DeviceModule:
-        """Raises ArtifactError for bytes that are not what this version of TVM writes."""
+        """Parse a blob. Raises ArtifactError for bytes that this version of TVM does not write."""
         try:
             reader = _Reader(blob)
             reader.text()
@@ -53,7 +53,7 @@ class DeviceModule:
         return DeviceModule(kernels, code, table)
 
     def with_code(self, format_name: str, code: bytes) -> bytes:
-        """The blob with other code, such as a cubin in place of the source."""
+        """Return the blob with other code, such as a cubin in place of the source."""
         return _counted(format_name.encode()) + self._table + _counted(code)
 
 

@@ -1,8 +1,8 @@
-"""Reads pieces of a file into memory by several threads, what is urgent before what is only expected.
+"""Reads of parts of a file into memory by several threads; urgent ones before those that are only expected.
 
-Reads go past the system's cache of files where the file system allows it (O_DIRECT): what a model streams is larger
-than memory, and pages that the cache would keep are pages that weights cannot have. Several pieces are under way at a
-time, for a disk is only fast when it is asked for more than one.
+Reads bypass the system's file cache where the file system allows it (O_DIRECT): a streamed model is larger than memory,
+and cached pages would take memory from weights. Several pieces are read at a time, because a disk is only fast with
+more than one request.
 """
 
 from __future__ import annotations
@@ -22,20 +22,23 @@ from moec.errors import ArtifactError
 
 PAGE = 4096
 PIECE = 1 << 20
-"""Bytes of one read: the least with which the disks that were measured are at their fastest (docs/streaming.md)."""
+"""Bytes of one read: the smallest size at which the measured disks reach their full speed (docs/streaming.md)."""
 THREADS = 4
-"""Reads that are under way at a time."""
+"""Number of reads that run at a time."""
 
 Range = tuple[int, int]
-"""Where bytes begin and end, in the file and in memory alike."""
+"""Begin and end of bytes, both in the file and in memory."""
 
 _queues: weakref.WeakSet[_Queue] = weakref.WeakSet()
 
 
 @dataclasses.dataclass(eq=False)
 class Reading:
-    """Ranges that are read together. ``what`` they are, for messages. ``left``: pieces that are not read yet;
-    ``dropped``: whether some are not read any more; ``error``: why they cannot be read."""
+    """Ranges that are read together.
+
+    ``what``: their description, for messages. ``left``: number of pieces that are not read yet. ``dropped``: whether
+    some will not be read. ``error``: reason why they cannot be read.
+    """
 
     what: str
     ranges: Sequence[Range]
@@ -44,20 +47,23 @@ class Reading:
     error: str | None = None
 
     def pieces(self) -> Iterator[Range]:
-        """Pieces that begin at a page, in order."""
+        """Iterate over pieces that begin at a page, in order."""
         for start, end in self.ranges:
             for place in range(start // PAGE * PAGE, end, PIECE):
                 yield place, min(place + PIECE, end)
 
 
 class DirectReads:
-    """Reads a file into ``memory``, which lies at a page, as many bytes as the file has, in whole pages. A thread that
-    calls :meth:`ask` and the like has :attr:`changed`, a condition that is told of every reading that ends."""
+    """Reader of a file into ``memory``, which is page-aligned and has the file's size, rounded up to whole pages.
+
+    A thread that calls :meth:`ask`, :meth:`hurry` or :meth:`drop` has to hold :attr:`changed`, a condition that is
+    notified of every reading that ends.
+    """
 
     def __init__(self, path: pathlib.Path, memory: np.ndarray) -> None:
-        """Raises OSError where the file cannot be opened."""
+        """Raise OSError where the file cannot be opened."""
         self._queue = _Queue(path, memory)
-        # Threads know the queue alone, so that they end when nobody has the reads any more.
+        # Threads refer to the queue alone, so that they end when the reader is no longer in use.
         weakref.finalize(self, self._queue.end)
 
     @property
@@ -66,23 +72,23 @@ class DirectReads:
 
     @property
     def bytes_read(self) -> int:
-        """All that was read so far."""
+        """Number of all bytes that were read so far."""
         return self._queue.bytes_read
 
     def ask(self, reading: Reading, *, urgent: bool) -> None:
-        """Begin to read. What is not ``urgent`` waits for all that is."""
+        """Begin to read. Readings that are not ``urgent`` wait for all that are."""
         pieces = [(reading, *piece) for piece in reading.pieces()]
         reading.left, reading.dropped, reading.error = len(pieces), False, None
         (self._queue.urgent if urgent else self._queue.expected).extend(pieces)
         self._queue.work()
 
     def hurry(self, reading: Reading) -> None:
-        """What was expected is urgent now."""
+        """Make an expected reading urgent."""
         self._queue.urgent.extend(self._queue.take_back(reading))
         self._queue.work()
 
     def drop(self, reading: Reading) -> bool:
-        """Do not read what was expected, but for what was begun; False where all was."""
+        """Drop the pieces of an expected reading that were not begun. Returns False where all were begun."""
         taken = len(self._queue.take_back(reading))
         reading.left -= taken
         reading.dropped = taken > 0
@@ -90,7 +96,7 @@ class DirectReads:
 
 
 class _Queue:
-    """What is to be read, and the threads that do it."""
+    """Pieces to read, and the threads that read them."""
 
     def __init__(self, path: pathlib.Path, memory: np.ndarray) -> None:
         self._path, self._memory = path, memory
@@ -98,7 +104,7 @@ class _Queue:
         try:
             self._file = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
         except OSError as error:
-            if error.errno != errno.EINVAL:  # a file system that has no direct reads says so
+            if error.errno != errno.EINVAL:  # the file system does not support direct reads
                 raise
             self._file, self._direct = os.open(path, os.O_RDONLY), False
         self.urgent: collections.deque[tuple[Reading, int, int]] = collections.deque()
@@ -113,14 +119,14 @@ class _Queue:
         self.changed, self._asked = threading.Condition(lock), threading.Condition(lock)
 
     def work(self) -> None:
-        """Let threads begin what was asked for."""
+        """Let threads begin with the requested pieces."""
         while self._threads < THREADS:
             threading.Thread(target=self._serve, name=f"moec-reads-{self._threads}", daemon=True).start()
             self._threads += 1
         self._asked.notify_all()
 
     def take_back(self, reading: Reading) -> list[tuple[Reading, int, int]]:
-        """The pieces of a reading that was expected and that no thread has begun."""
+        """Remove and return the pieces of an expected reading that no thread has begun."""
         taken = [piece for piece in self.expected if piece[0] is reading]
         if taken:
             self.expected = collections.deque(piece for piece in self.expected if piece[0] is not reading)
@@ -155,7 +161,7 @@ class _Queue:
             os.close(self._file)
 
     def _read(self, start: int, end: int) -> str | None:
-        """Why the bytes cannot be read; None where they were."""
+        """Read bytes. Returns the reason where they cannot be read, else None."""
         whole = -(-end // PAGE) * PAGE
         while start < end:
             try:
@@ -165,7 +171,7 @@ class _Queue:
                     self._read_through_cache()
                     continue
                 return f"byte {start} of it cannot be read: {error.strerror or error}"
-            if start + count < end and count % PAGE:  # direct reads stop between pages where the file ends
+            if start + count < end and count % PAGE:  # direct reads stop between pages only at the end of the file
                 return f"it ends at byte {start + count}; it was truncated"
             if count == 0:
                 return f"it ends at byte {start}; it was truncated"
@@ -173,7 +179,7 @@ class _Queue:
         return None
 
     def _read_through_cache(self) -> None:
-        """For a file system that opens files for direct reads and then has none of these."""
+        """Reopen the file without direct reads, for a file system that accepts the flag but then fails to read."""
         with self.changed:
             if self._direct:
                 other = os.open(self._path, os.O_RDONLY)
@@ -182,7 +188,7 @@ class _Queue:
                 self._direct = False
 
     def pause(self) -> None:
-        """Let no thread read until :meth:`go_on`: memory that is being read into must not be forked."""
+        """Let no thread read until :meth:`go_on`, because memory that is being read into must not be forked."""
         self.changed.acquire()
         while self._under_way:
             self.changed.wait()
@@ -191,13 +197,13 @@ class _Queue:
         self.changed.release()
 
     def begin_in_child(self) -> None:
-        """In a forked child, where the threads are not."""
+        """Start anew in a forked child, where the threads do not exist."""
         self._threads = 0
         self._begin()
 
 
 def read_now(reads: DirectReads, reading: Reading, where: str) -> None:
-    """Read and wait. Raises ArtifactError where that cannot be."""
+    """Read and wait. Raises ArtifactError where the file cannot be read."""
     with reads.changed:
         reads.ask(reading, urgent=True)
         while reading.left:
@@ -207,7 +213,7 @@ def read_now(reads: DirectReads, reading: Reading, where: str) -> None:
 
 
 def unreadable(where: str, reading: Reading) -> ArtifactError:
-    """What cannot be read of the file ``where``, and why."""
+    """Make an error that says which part of the file ``where`` cannot be read, and why."""
     return ArtifactError(f"{where}: {reading.what} cannot be read: {reading.error}; copy or compile the artifact again")
 
 

@@ -1,4 +1,4 @@
-"""Runs a loaded program on arrays: checked inputs, results that belong to the caller, one call at a time."""
+"""Execution of a loaded program on arrays: inputs are checked, results belong to the caller, and calls take turns."""
 
 from __future__ import annotations
 
@@ -25,31 +25,30 @@ from moec.runtime.streamed_experts import StreamedExperts
 from moec.runtime.workers import Ways
 
 _REQUIREMENT = "; expected "
-"""What the checks that kernels make of sizes say."""
+"""Mark of messages by kernels' checks of sizes."""
 _SIZE_CHECKS = ("Mismatched ", "Invalid ", "View with shape", "match_cast", "mismatch to ")
-"""What the runtime says, in a ValueError, where a size is not what the program expected."""
+"""Marks of a ValueError of the runtime for a size that the program did not expect."""
 _PARAMETER_CHECKS = ("loc=param[", "Invoking function main expects")
-"""What it says where a program takes something else than the arrays that its manifest lists."""
+"""Marks of errors of a program whose parameters differ from its manifest's."""
 _NOT_AS_LISTED = "the manifest lists others, so the artifact was altered: compile the model again"
 
 
 StatePages = Mapping[str, Any]
-"""Of each state that a program holds, by the name of the input, the pages it lies in, as the runtime's tensor."""
+"""Pages of each state that a program holds, as the runtime's tensor, by the name of the input."""
 Watch = Callable[[str, list[Argument]], None]
-"""Is told the name and the arguments of a kernel's call."""
+"""Callback with the name and the arguments of a kernel's call."""
 
 
 class Executor:
-    """One loaded program. ``run`` may be called from several threads: calls on one executor take turns in the order in
-    which they come, since each uses all its threads anyway (:mod:`moec.runtime.workers`).
+    """One loaded program. ``run`` may be called from several threads. Calls on one executor take turns in the order in
+    which they come, because each uses all its threads anyway (:mod:`moec.runtime.workers`).
 
     ``weights`` are passed without copying, so they must stay C-contiguous and 16-byte aligned; those of rank 0 are
     numbers for the host's part, passed by value, see :meth:`renew_numbers`. ``guards``: conditions on the sizes of
-    inputs, see :mod:`moec.common.guards`. ``threads`` is at most
-    the number of cores available, which is also what None stands for. ``device``: where it runs; None is the host.
-    ``cuda_graphs``: launch runs of sizes that come again as a whole. ``held``: states for which it takes pages.
-    ``last``: of which output it computes as many of the last positions as it is told.
-    ``experts``: what brings experts into memory, where they are not all there.
+    inputs, see :mod:`moec.common.guards`. ``threads`` is at most the number of available cores, which is also the
+    meaning of None. ``device``: where it runs; None is the host. ``cuda_graphs``: launch runs of repeated sizes as a
+    whole. ``held``: states for which the program takes pages. ``last``: output of which it computes only the requested
+    last positions. ``experts``: source of experts that are not all in memory.
     """
 
     def __init__(
@@ -68,16 +67,16 @@ class Executor:
         last: LastTokens | None = None,
         experts: StreamedExperts | None = None,
     ) -> None:
-        """Raises ArtifactError where the objects do not link, UnsupportedError where graphs cannot be had, and what the
-        device raises for code that it cannot run and weights that it cannot hold."""
+        """Raise ArtifactError where the objects do not link, UnsupportedError where graphs are not available, and the
+        device's errors for code that it cannot run and weights that it cannot hold."""
         self.inputs, self.outputs, self._where = tuple(inputs), tuple(outputs), where
         self.threads = check_threads(threads)
         self._device = device or Host()
         self._check = InputCheck(self.inputs, self._device.number, guards)
         self._held = HeldStates(held, self.inputs, self.outputs) if held else None
-        told = self._held.told if self._held is not None else self.inputs
-        self._tokens = None if last is None else [_place(last.input, specs) for specs in (self.inputs, told)]
-        self._check_told = InputCheck(told, self._device.number, guards)
+        reduced = self._held.told if self._held is not None else self.inputs
+        self._tokens = None if last is None else [_place(last.input, specs) for specs in (self.inputs, reduced)]
+        self._check_told = InputCheck(reduced, self._device.number, guards)
         self._weight_arrays = list(weights)
         self._maps = FileMaps(weights)
         try:
@@ -89,7 +88,7 @@ class Executor:
             raise self._device.explain(error) or ArtifactError(
                 f"{where}: its program cannot be loaded: {_one_line(error)}; it was altered: compile the model again"
             ) from error
-        # Where a device computes, threads have nothing to do, and its current stream is the calling thread's.
+        # A device computes without threads of ours, and its current stream is the calling thread's.
         self._ways = Ways(self.threads if device is None else 1, has_team=self._program.has_team)
         tensors = [weight for weight in self._weights if not isinstance(weight, int)]
         self._weight_addresses = frozenset(tensor.data_ptr() for tensor in tensors)
@@ -100,39 +99,41 @@ class Executor:
         self._waits = self._is_apart and bool(self._program.waits)
 
     def run(self, values: Mapping[str, Any], last: int | None = None) -> dict[str, Any]:
-        """The outputs by name: arrays, or tensors on the device where one was given. ``last``: of how many of the last
-        tokens logits are computed, where the program can leave others out; None for all. Raises InputError for values
-        that do not fit the inputs' specifications or that the program cannot combine, MoecError for what the device
-        cannot do, and DefectError when it fails for any other reason."""
+        """Compute the outputs by name: arrays, or tensors on the device where an input was one.
+
+        ``last``: number of last tokens whose logits are computed, where the program can omit others; None for all.
+        Raises InputError for values that do not fit the inputs' specifications or that the program cannot combine,
+        MoecError for limits of the device, and DefectError when it fails for any other reason.
+        """
         arrays = self._check(values)
         return self._ways.run(lambda: self._call(arrays, last=last))
 
     @property
     def held(self) -> Sequence[HeldState]:
-        """The states that the program can keep in place."""
+        """States that the program can keep in place."""
         return self._held.states if self._held is not None else ()
 
     def state_memory(self, shapes: Mapping[str, Sequence[int]], tokens: int | None) -> StateMemory:
-        """New memory where the program runs, for those of the states that have a shape; see :class:`StateMemory`."""
+        """Allocate memory where the program runs for the states that have a shape; see :class:`StateMemory`."""
         states = [state for state in self.held if state.input in shapes]
         with self._device.working([]):
             return StateMemory(states, shapes, tokens, self._device)
 
     def run_in_place(self, values: Mapping[str, Any], memory: StateMemory, last: int | None = None) -> dict[str, Any]:
-        """Like :meth:`run`, where the program reads the states that it holds from ``memory``, and writes what is new
-        behind them: they are no values and no outputs. Where it fails, they are what they were, but for what was
-        written over states that are written at places."""
+        """Run like :meth:`run`, with the held states in ``memory`` instead of inputs and outputs. New entries are
+        appended there. After a failure the states are unchanged, except for data written over states that are written
+        at places."""
         assert self._held is not None, "a program that holds states"
-        told = self._check_told({**values, **self._held.stand_ins(memory)})
-        growths = self._held.growths(told)
-        with self._working(told, {}):
+        reduced = self._check_told({**values, **self._held.stand_ins(memory)})
+        growths = self._held.growths(reduced)
+        with self._working(reduced, {}):
             pages = memory.pages(growths)
-        outputs = self._ways.run(lambda: self._call(told, pages=pages, last=last))
+        outputs = self._ways.run(lambda: self._call(reduced, pages=pages, last=last))
         memory.grow(growths)
         return outputs
 
     def renew_numbers(self) -> None:
-        """Read weights of rank 0 again, whose arrays the caller has changed; runs captured before are forgotten."""
+        """Read weights of rank 0 again after the caller has changed their arrays. Captured runs are dropped."""
         with self._ways.turns:
             for position, array in enumerate(self._weight_arrays):
                 if not array.ndim:
@@ -141,7 +142,7 @@ class Executor:
                 self._captured.forget()
 
     def time_run(self, values: Mapping[str, Any]) -> float:
-        """Run once, kernel by kernel, and return the seconds from when the inputs are there until the results are."""
+        """Run once, kernel by kernel, and return the seconds from the placed inputs to the finished results."""
         arrays = self._check(values)
         return self._ways.run(lambda: self._timed_call(arrays))
 
@@ -170,7 +171,7 @@ class Executor:
         return calls
 
     def time_kernels(self, values: Mapping[str, Any]) -> list[tuple[str, float]]:
-        """Run once and return (function, seconds) of every call in order; views and allocations are left out."""
+        """Run once and return (function, seconds) of every call in order, without views and allocations."""
         calls: list[tuple[str, float]] = []
         start = 0.0
 
@@ -187,8 +188,8 @@ class Executor:
         return calls
 
     def watch_kernels(self, values: Mapping[str, Any], watch: Watch, before: Watch | None = None) -> None:
-        """Run once and call ``watch`` with the name and the arguments, results included, after each kernel; ``before``
-        likewise before it, when results hold what lay in their memory."""
+        """Run once and call ``watch`` with the name and the arguments, results included, after each kernel. ``before``
+        is called before it, when the results' memory still has its old contents."""
 
         def instrument(_function: Any, symbol: str, is_before: bool, _result: Any, *arguments: Any) -> int:
             told = before if is_before else watch
@@ -233,7 +234,7 @@ class Executor:
 
     @contextlib.contextmanager
     def _working(self, arrays: Sequence[np.ndarray | OnDevice], pages: StatePages | None = None) -> Iterator[None]:
-        """Inside, the program runs on ``arrays``; errors say what they mean."""
+        """Context in which the program runs on ``arrays``; it translates errors."""
         self._maps.check(self._where)
         try:
             with self._device.working(arrays, waits=self._waits):
@@ -246,17 +247,17 @@ class Executor:
     def _arguments(
         self, arrays: Sequence[np.ndarray | OnDevice], last: int | None = None
     ) -> tuple[Sequence[Any], list[Any]]:
-        """What the program takes before the weights: arrays to be placed, and shapes behind them."""
-        wanted = self._wanted(arrays, last)
+        """Collect the arguments before the weights: arrays to be placed, and shapes after them."""
+        counts = self._wanted(arrays, last)
         if self._held is None:
-            return arrays, wanted
+            return arrays, counts
         given, lengths = self._held.with_pages(arrays, self._device, self._program.call_kernel)
-        return given, [lengths, *wanted]
+        return given, [lengths, *counts]
 
     def _wanted(
         self, arrays: Sequence[np.ndarray | OnDevice], last: int | None, *, in_place: bool = False
     ) -> list[Any]:
-        """Of how many tokens logits are wanted, as the program takes it where it does: of all unless it is said."""
+        """List the number of tokens whose logits are computed, where the program takes it; by default all of them."""
         if self._tokens is None:
             return []
         count = arrays[self._tokens[in_place]].shape[1]
@@ -267,13 +268,14 @@ class Executor:
     def _compute(
         self, arrays: Sequence[np.ndarray | OnDevice], captured: bool, pages: StatePages | None, last: int | None
     ) -> tuple[dict[int, Any], set[int]]:
-        """The results there by position, but for states in ``pages``, and those that the caller must get a copy of."""
+        """Compute the results, except states in ``pages``, by position. Also returns the positions of those that have
+        to be copied for the caller."""
         if self._held is not None and pages is not None:
             tensors, lengths = self._held.in_place(arrays, pages, self._device)
-            wanted = self._wanted(arrays, last, in_place=True)
-            return self._found(tensors, [lengths, *wanted], self._held.other_outputs)
+            counts = self._wanted(arrays, last, in_place=True)
+            return self._found(tensors, [lengths, *counts], self._held.other_outputs)
         given, shapes = self._arguments(arrays, last)
-        if self._captured is not None and captured:  # in place, no two runs are on the same sizes
+        if self._captured is not None and captured:  # in-place runs never repeat sizes
             replayed = self._captured.replay(given, shapes)
             if replayed is not None:
                 return dict(enumerate(replayed)), set(range(len(replayed)))
@@ -285,17 +287,17 @@ class Executor:
         results = self._program([*tensors, *shapes], self._weights)
         if len(results) != len(self.outputs):
             raise ArtifactError(f"{self._where}: its program computes {len(results)} outputs; {_NOT_AS_LISTED}")
-        found = {at: results[at] for at in wanted}
-        # An input or a weight passed through is copied: writing to the output must not change either.
+        outputs = {at: results[at] for at in wanted}
+        # An input or a weight that is passed through is copied, because writing to the output must not change it.
         given = self._held.other_inputs if self._held is not None else range(len(tensors))
         inputs, kept = {tensors[at].data_ptr() for at in given}, self._weight_addresses
-        return found, {at for at, one in found.items() if (address := one.data_ptr()) in inputs or address in kept}
+        return outputs, {at for at, one in outputs.items() if (address := one.data_ptr()) in inputs or address in kept}
 
     def _explain(
         self, error: Exception, arrays: Sequence[np.ndarray | OnDevice], pages: StatePages | None
     ) -> MoecError:
-        """The program checks sizes that only it can relate (a size that must be the sum of two others, say); whatever
-        else goes wrong in it is not the caller's fault."""
+        """Translate an error of the program. Only the program can relate some sizes, for example a size that must be
+        the sum of two others; any other failure is not the caller's fault."""
         reason = _one_line(error)
         specs = self.inputs if self._held is None or pages is None else self._held.told
         sizes = ", ".join(f"{spec.name}{list(array.shape)}" for spec, array in zip(specs, arrays, strict=True))

@@ -1,7 +1,6 @@
-"""What programs of models that are larger than memory call between their kernels.
+"""Functions that programs of models larger than memory call between their kernels.
 
-Such a program names two functions, which are the same for all programs of a process: whose experts they are about is
-said by the thread that runs one.
+They are the same for all programs of a process. The thread that runs a program says whose experts they refer to.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ if TYPE_CHECKING:
     from moec.runtime.streamed_experts import StreamedExperts
 
 EXPERTS_THERE = "moec.experts_there"
-"""``(layer, blocks int32 [B, 3], block_count int32 [1], count int32 [1])``: lets the experts of the first
-``block_count`` blocks be there, and then copies ``block_count`` into ``count``, which products wait for."""
+"""``(layer, blocks int32 [B, 3], block_count int32 [1], count int32 [1])``: load the experts of the first
+``block_count`` blocks, then copy ``block_count`` into ``count``, for which products wait."""
 EXPERTS_EXPECTED = "moec.experts_expected"
-"""``(layer, x, experts int32 [T, k], y)``: says which experts of a layer will probably be chosen, and copies x into
-y."""
+"""``(layer, x, experts int32 [T, k], y)``: announce the experts of a layer that will probably be selected, and copy x
+into y."""
 EXPERTS_ABSENT = "moec.experts_absent"
-"""``(layer, logits, tolerance float32 [E])``: says which experts of a layer are not in memory, by the share of their
-weight that may be lost where one takes their place that is; 0 for the others."""
+"""``(layer, logits, tolerance float32 [E])``: write, for each expert of a layer that is not in memory, the share of its
+weight that may be lost where one in memory takes its place; 0 for the others."""
 
 _running = threading.local()
 
 
 @contextlib.contextmanager
 def streaming(experts: StreamedExperts | None) -> Iterator[None]:
-    """Inside, a program that the calling thread runs has these experts; None: all of them, always."""
+    """Context in which programs that the calling thread runs use these experts; None where all are always in memory."""
     before = getattr(_running, "experts", None), getattr(_running, "error", None)
     _running.experts, _running.error = experts, None
     if experts is not None:
@@ -50,7 +49,7 @@ def streaming(experts: StreamedExperts | None) -> Iterator[None]:
 
 @once
 def register_calls() -> None:
-    """Let programs find the functions."""
+    """Register the functions with the runtime."""
     ffi = load_ffi()
     ffi.register_global_func(EXPERTS_THERE, _there)
     ffi.register_global_func(EXPERTS_EXPECTED, _expected)
@@ -63,7 +62,7 @@ def _there(layer: int, blocks: Any, block_count: Any, count: Any) -> None:
     if experts is not None:
         try:
             experts.need(layer, np.unique(from_runtime(blocks)[:used, 0]).tolist())
-        except BaseException as error:  # an interruption, too
+        except BaseException as error:  # interruptions, too
             _running.error = error
             raise
     from_runtime(count)[0] = used
@@ -72,7 +71,7 @@ def _there(layer: int, blocks: Any, block_count: Any, count: Any) -> None:
 def _expected(layer: int, x: Any, ids: Any, y: Any) -> None:
     experts: StreamedExperts | None = getattr(_running, "experts", None)
     if experts is not None:
-        # The first choices of all tokens come before the second ones.
+        # First choices of all tokens come before second ones.
         chosen = from_runtime(ids).T.ravel().tolist()
         experts.expect(layer, [expert for expert in dict.fromkeys(chosen) if expert >= 0])
     from_runtime(y)[...] = from_runtime(x)

@@ -1,8 +1,7 @@
-"""Pages of memory at the places of experts: given back to the system, or moved from one expert to another.
+"""Pages of memory at the places of experts: released to the system, or moved from one expert to another.
 
-Pages that are given back cost three times: the system takes them, finds others, and fills those with zeros before a
-read writes to them. Where the pages of the expert that goes fit the one that comes they are moved instead (Linux'
-mremap).
+A released page costs three times: the system takes it, finds another one, and fills that with zeros before a read
+writes to it. Where the pages of the outgoing expert fit the incoming one they are moved instead (Linux' mremap).
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ _FAILED = ctypes.c_void_p(-1).value
 
 
 def own_pages(place: Range) -> Range:
-    """The whole pages inside of a range; none where the end is not behind the start."""
+    """Bounds of the whole pages inside of a range; empty where there is none."""
     start, end = place
     first = -(-start // PAGE) * PAGE
     return first, max(first, end // PAGE * PAGE)
 
 
 class ExpertPages:
-    """Those of a private mapping."""
+    """Pages of a private mapping."""
 
     def __init__(self, mapping: mmap.mmap) -> None:
         self._mapping = mapping
@@ -40,14 +39,14 @@ class ExpertPages:
             self._move.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
 
     def release(self, places: Sequence[Range]) -> None:
-        """Give the pages inside of the ranges back; what lies there is lost."""
+        """Release the pages inside of the ranges; their contents are lost."""
         for first, last in map(own_pages, places):
             if last > first:
                 self._mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def move(self, places: Sequence[Range], others: Sequence[Range]) -> bool:
-        """Let pages from the ranges lie in others, where there are none; False where they do not fit or the system
-        cannot do that, and then some may be gone."""
+        """Move pages of some ranges to others, which have no pages. Returns False where they do not fit or the system
+        cannot do that; some pages may then be lost."""
         sources, targets = list(map(own_pages, places)), list(map(own_pages, others))
         if self._move is None or [last - first for first, last in sources] != [last - first for first, last in targets]:
             return False

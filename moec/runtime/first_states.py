@@ -1,4 +1,4 @@
-"""States before the first token, for a run that is given none."""
+"""States before the first token, for a run without states."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from moec.runtime.roles import first_shape, room_of
 
 
 class FirstStates:
-    """Those of one model: zeros, of no tokens where they grow."""
+    """Initial states of one model: zeros, and of length 0 where they grow."""
 
     def __init__(self, states: Sequence[State], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
-        named, made = ({spec.name: spec for spec in specs} for specs in (inputs, outputs))
+        named, results = ({spec.name: spec for spec in specs} for specs in (inputs, outputs))
         self._axes = {state.input: state.axis for state in states}
         self._specs = {name: named[name] for name in self._axes}
         self.others = [spec for spec in inputs if spec.name not in self._axes]
-        """The inputs beside the states."""
-        # How large a cache with room is, nothing tells but the cache.
-        rooms = (room_of(state.axis, named[state.input], made[state.output]) for state in states)
+        """Inputs that are not states."""
+        # Only the cache itself tells the size of a cache with room.
+        rooms = (room_of(state.axis, named[state.input], results[state.output]) for state in states)
         self._have_room = any(isinstance(room, str) for room in rooms)
 
     def beside(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The inputs of a run, with all states where ``values`` has none of them and tells their sizes."""
+        """Add all states to the inputs of a run, unless ``values`` has some of them or does not determine their
+        sizes."""
         if not self._axes or not isinstance(values, Mapping) or self._axes.keys() & values.keys():
             return values
         sizes: dict[str, int] = {}
@@ -37,15 +38,15 @@ class FirstStates:
         try:
             shapes = self.shapes(sizes)
         except InputError:
-            return values  # which are refused as they are
+            return values  # which will be refused as they are
         return {
             **values,
             **{name: np.zeros(shape, dtype_of(self._specs[name].dtype)) for name, shape in shapes.items()},
         }
 
     def shapes(self, sizes: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-        """The shapes of the states by name, where the other inputs have these named sizes: numbers, or PyTorch's
-        symbols. Raises InputError where these do not tell."""
+        """Determine the states' shapes, by name, from named sizes of the other inputs: numbers, or PyTorch's symbols.
+        Raises InputError where these are not enough."""
         if self._have_room:
             raise InputError("states with room have a size that nothing but the states tells; give them as inputs")
         return {name: first_shape(spec, self._axes[name], sizes, None) for name, spec in self._specs.items()}

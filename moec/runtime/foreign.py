@@ -1,4 +1,4 @@
-"""Whether something is an artifact as moec wrote it, so that another one may replace it."""
+"""Check that a file or folder is an artifact as moec wrote it, so that it may be replaced."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from moec.runtime.read_manifest import listed_files
 
 
 def foreign_artifact(path: pathlib.Path) -> str | None:
-    """Why a file or folder is not an artifact as moec wrote it, of this or another format version; None where it is.
+    """Explain why a file or folder is not an artifact as moec wrote it, of this or another format version. Returns None
+    where it is one.
 
-    A folder has to hold a manifest of moec's and nothing that this does not list; files may be missing. Of
-    ``weights.bin`` the size is compared, of other files the checksum, too. Raises OSError.
+    A folder has to hold a manifest of moec and nothing that it does not list; files may be missing. Only the size of
+    ``weights.bin`` is compared, of other files also the checksum. Raises OSError.
     """
     if not path.is_dir():
         why = seals.foreign_file(path)

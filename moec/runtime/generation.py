@@ -1,4 +1,4 @@
-"""Text from a compiled language model."""
+"""Text generation with a compiled language model."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from moec.runtime.session import Session
 from moec.runtime.text_codec import TextCodec, TextStream
 
 OnText = Callable[[int, str], None]
-"""Called with the place of a prompt and text that has come out for it."""
+"""Callback with the index of a prompt and new text for it."""
 Ended = Literal["end", "stop", "length", "full"]
 PART = 512
-"""Tokens of all prompts that are run at once: more take memory for what lies between layers."""
+"""Tokens, over all prompts, that are run at once; more need more memory for intermediate values."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What a model made of one prompt: text and token ids, without those that ended it.
+    """Result for one prompt: text and token ids, without those that ended it.
 
-    ``ended``: at an ``end`` of text, a ``stop`` string, the ``length`` that was asked for, or because the session is
-    ``full``. ``text`` is empty where the artifact holds no tokenizer. Seconds are those of the prompt, the first new
-    token included, and of the tokens after it; of prompts that ran side by side each has an equal share of them.
+    ``ended``: by an ``end`` of text, a ``stop`` string, the requested ``length``, or because the session is ``full``.
+    ``text`` is empty where the artifact has no tokenizer. ``prefill_seconds`` are those of the prompt, including the
+    first new token, ``decode_seconds`` those of the tokens after it; prompts that ran together share the time equally.
     """
 
     prompt: Prompt
@@ -66,21 +66,21 @@ def generate(
     batch: int = 8,
     on_text: OnText | None = None,
 ) -> list[Generation]:
-    """Go on from one prompt or from each of several.
+    """Continue one prompt or several.
 
     A prompt is a text, token ids (a list, or an array [tokens]; an array [prompts, tokens] is several), or a
-    conversation: a list of messages such as ``{"role": "user", "content": "Hello"}``. ``chat``: texts are what a user
-    says, put into the model's chat template, as conversations always are. ``system``: what the system says in front of
-    every conversation. ``stop``: strings that end the text, which is then without them. ``max_tokens``: the most tokens
-    of prompt and text together. The others are of :class:`moec.runtime.sampling.Sampling`; random numbers follow from
-    ``seed`` and the place of the prompt alone. ``on_text`` is called with the place of a prompt and text that has come
-    out. ``batch``: the most prompts that run side by side, so that each token of all of them reads the weights once;
-    their texts then come out in turns. A prompt gives what it gives alone, except that kernels for more rows may add up
-    in another order, which changes the last bits of sums; 1 runs one after the other, as a model of a fixed batch and
-    one whose experts are read from disk always do.
+    conversation: a list of messages such as ``{"role": "user", "content": "Hello"}``. ``chat``: texts are a user's
+    messages and go through the model's chat template, as conversations always do. ``system``: system message before
+    every conversation. ``stop``: strings that end the text, which does not include them. ``max_tokens``: the most
+    tokens of prompt and text together. Other options are those of :class:`moec.runtime.sampling.Sampling`; random
+    numbers depend on ``seed`` and the index of the prompt alone. ``on_text`` is called with the index of a prompt and
+    new text. ``batch``: the most prompts that run together, so that each step reads the weights once for all of them;
+    their texts then come in turns. Results are those of each prompt alone, except that kernels for more rows may add in
+    another order, which changes the last bits of sums. With 1, prompts run one after the other; so do those of a model
+    with a fixed batch, or with experts on disk.
 
-    Raises MoecError for a model that holds no tokenizer (token ids need none), a missing package, options that cannot
-    be, a prompt without tokens; InputError for a model that is no language model, or a prompt longer than the session.
+    Raises MoecError for a model without tokenizer (token ids need none), a missing package, invalid options, a prompt
+    without tokens; InputError for a model that is no language model, or a prompt longer than the session.
     """
     prompts, stops = prompts_of(prompts), _texts("stop", stop)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
@@ -104,7 +104,7 @@ def generate(
 
 
 class _Writer:
-    """The text of one prompt, as it comes out; none where there is no tokenizer."""
+    """Text of one prompt as it is generated; empty without a tokenizer."""
 
     def __init__(
         self, codec: TextCodec | None, prompt: Sequence[int], stops: Sequence[str], place: int, on_text: OnText | None
@@ -115,12 +115,12 @@ class _Writer:
         self._place, self._on_text = place, on_text
 
     def push(self, token: int) -> bool:
-        """Another token; whether a string stops the text here."""
+        """Add a token. Returns whether a stop string ends the text here."""
         self._write(self._stream.push(token))
         return self._stream.is_stopped
 
     def end(self) -> bool:
-        """Write what was held back; whether a string in it stops the text."""
+        """Write the rest of the text. Returns whether a stop string in it ends the text."""
         self._write(self._stream.rest())
         return self._stream.is_stopped
 
@@ -131,7 +131,7 @@ class _Writer:
 
 
 class _Row:
-    """One prompt on its way: tokens that the model has yet to be given, and those that it made."""
+    """One prompt in progress: tokens that the model still has to process, and those that it generated."""
 
     def __init__(self, place: int, prompt: list[int], most: int, sampling: Sampling, writer: _Writer) -> None:
         self.prompt, self.pending = prompt, list(prompt)
@@ -144,13 +144,14 @@ class _Row:
         self._phase = "prefill"
 
     def give(self, count: int) -> list[int]:
-        """The next ``count`` tokens for the model."""
+        """Take the next ``count`` tokens for the model."""
         self._phase = "prefill" if self._seen is None else "decode"
         given, self.pending = self.pending[:count], self.pending[count:]
         return given
 
     def take(self, logits: np.ndarray, is_full: bool) -> None:
-        """Choose the next token by the logits [vocabulary] behind all that was given. ``is_full``: none can follow."""
+        """Select the next token by the logits [vocabulary] after all tokens so far. ``is_full``: no token can
+        follow."""
         if self._seen is None:
             self._seen = np.zeros(logits.size, bool)
             self._seen[[token for token in self.prompt if token < logits.size]] = True
@@ -181,14 +182,14 @@ class _Row:
 
 
 def _codec(model: CompiledModel, prompts: Sequence[Prompt], stops: Sequence[str]) -> TextCodec | None:
-    """The artifact's tokenizer; None where it holds none and nothing is text."""
+    """Open the artifact's tokenizer. Returns None where it has none and no prompt is text."""
     is_text = any(isinstance(one, str) or (one and not isinstance(one[0], int)) for one in prompts)
     needed = is_text or stops or model.artifact.manifest.text is not None
     return TextCodec(model.artifact) if needed else None
 
 
 def _texts(name: str, given: Any) -> list[str]:
-    """One string or several as a list. Raises MoecError for anything else."""
+    """Convert one string or several to a list. Raises MoecError for anything else."""
     texts = [given] if isinstance(given, str) else given
     check_kind(name, texts, (list, tuple), "a string, or a list of them")
     for text in texts:
@@ -197,15 +198,15 @@ def _texts(name: str, given: Any) -> list[str]:
 
 
 def _most_rows(model: CompiledModel, batch: int) -> int:
-    """How many prompts run side by side. One, where a size of the model's inputs fixes that, and where experts are read
-    when they are chosen: memory for those of one token may not be enough for those of several."""
+    """Number of prompts that run together. It is 1 where the model's inputs fix the batch, and where experts are read
+    on demand, because memory may hold those of one token but not of several."""
     is_fixed = any(isinstance(spec.shape[0], int) for spec in model.inputs if spec.shape)
     return 1 if is_fixed or model.streamed is not None else batch
 
 
 def _side_by_side(rows: Sequence[_Row], most: int, spread: int) -> Iterator[list[_Row]]:
-    """The rows in groups of at most ``most`` whose prompts differ by at most ``spread`` tokens: rows begin together, so
-    that what a prompt is longer than the shortest one runs in steps of one token."""
+    """Group rows into at most ``most``, whose prompts differ by at most ``spread`` tokens. Rows begin together, so the
+    excess of a prompt over the shortest one runs in steps of one token."""
     group: list[_Row] = []
     for row in sorted(rows, key=lambda row: len(row.prompt)) if most > 1 else rows:
         if group and (len(group) == most or len(row.prompt) - len(group[0].prompt) > spread):
@@ -217,15 +218,15 @@ def _side_by_side(rows: Sequence[_Row], most: int, spread: int) -> Iterator[list
 
 
 def _run(session: Session, rows: Sequence[_Row]) -> None:
-    """Go on from all rows to the end of each. All have had as many tokens as the session, so that nothing is padded or
-    masked: each step gives every row the next ones of its prompt or the one that it made, as many as all rows have."""
+    """Generate until all rows have ended. All rows have processed the same number of tokens, so that nothing is padded
+    or masked: each step takes as many tokens of every row, from its prompt or the generated one, as all rows have."""
     longest = max(len(row.prompt) for row in rows)
     if session.max_tokens is not None and longest > session.max_tokens:
         raise InputError(f"the prompt has {longest} tokens, and the session holds {session.max_tokens}")
     while going := [row for row in rows if row.ended is None]:
         start = time.perf_counter()
         count = min(len(row.pending) for row in going)
-        ids = np.zeros((len(rows), count), np.int64)  # rows that have ended are given anything
+        ids = np.zeros((len(rows), count), np.int64)  # rows that have ended get arbitrary tokens
         for place, row in enumerate(rows):
             if row.ended is None:
                 ids[place] = row.give(count)
@@ -239,9 +240,12 @@ def _run(session: Session, rows: Sequence[_Row]) -> None:
 
 
 def prefilled(session: Session, ids: np.ndarray | Sequence[int]) -> np.ndarray:
-    """Run tokens [batch, new] or [new], in parts where the model keeps states; return the logits [batch, vocabulary] of
-    the last ones. Parts become smaller where memory has no room for what so many tokens ask for. Raises InputError for
-    more tokens than the session holds, RoomError where one part cannot become smaller."""
+    """Run tokens [batch, new] or [new], in parts where the model keeps states. Returns the logits [batch, vocabulary]
+    of the last tokens.
+
+    Parts become smaller where memory is insufficient for so many tokens. Raises InputError for more tokens than the
+    session holds, RoomError where a part cannot become smaller.
+    """
     ids = np.atleast_2d(ids)
     length = ids.shape[1]
     room = session.max_tokens

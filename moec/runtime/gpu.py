@@ -1,4 +1,4 @@
-"""A device with memory and streams of its own, by what TVM's runtime has for every kind of them."""
+"""Devices with memory and streams of their own, in terms of TVM's generic device functions."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from moec.runtime.program import LoadedProgram
 
 ModuleLoader = Callable[[DeviceModule], Any]
-"""Makes a runtime module, whose functions are the kernels, of what is embedded in the host's code."""
+"""Function that makes a runtime module, whose functions are the kernels, from a device module."""
 
 _loading = threading.RLock()
-"""Held while a program's code is loaded, which a function finds that the whole process shares."""
+"""Lock while a program's code is loaded, because the function that finds the code is global to the process."""
 
 
 class GpuDevice(abc.ABC):
-    """The first device of a kind. ``module_loader``: what makes its code ready to run. ``architecture``: of that code.
+    """The first device of a kind. ``module_loader`` makes its code ready to run, ``architecture`` is that of the code.
 
-    Work goes to the stream that is current in PyTorch where inputs are PyTorch's tensors on the device, and else to the
-    one that ``tvm_ffi`` was told, by default the default stream. A program whose host part waits for the device runs on
-    the default stream, where that reading takes place, and the caller's stream waits for it.
+    Work goes to PyTorch's current stream where inputs are PyTorch's tensors on the device, and otherwise to the stream
+    set in ``tvm_ffi``, by default the default stream. A program whose host part waits for the device runs on the
+    default stream, on which the host reads, and the caller's stream waits for it.
     """
 
     number: int
-    """The kind of device, as DLPack counts."""
+    """Kind of device, by DLPack's numbers."""
     blob_loader: ClassVar[str]
-    """The function that host code calls with the device module embedded in it."""
+    """Name of the function that host code calls with the embedded device module."""
     streams: ClassVar[Streams]
 
     def __init__(self, module_loader: ModuleLoader, architecture: str | None = None) -> None:
@@ -49,19 +49,19 @@ class GpuDevice(abc.ABC):
     @property
     @abc.abstractmethod
     def gpu(self) -> str | None:
-        """The name of the GPU; None for an emulated one."""
+        """Name of the GPU; None for an emulated one."""
 
     @abc.abstractmethod
     def torch_stream(self) -> int:
-        """The address of PyTorch's current stream on the device."""
+        """Address of PyTorch's current stream on the device."""
 
     @abc.abstractmethod
     def captured_runs(self, program: LoadedProgram, weights: Sequence[Any]) -> CapturedRuns | None:
-        """As :meth:`moec.runtime.device.Device.captured_runs`."""
+        """See :meth:`moec.runtime.device.Device.captured_runs`."""
 
     @abc.abstractmethod
     def explain(self, error: Exception) -> MoecError | None:
-        """As :meth:`moec.runtime.device.Device.explain`."""
+        """See :meth:`moec.runtime.device.Device.explain`."""
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[None]:
@@ -83,7 +83,7 @@ class GpuDevice(abc.ABC):
         ffi.register_global_func(self.blob_loader, load, override=True)
         try:
             yield
-        except Exception:  # on its way through the linker an error loses its type
+        except Exception:  # the linker loses the type of an error
             if refusals:
                 raise refusals[0] from None
             raise
@@ -109,9 +109,9 @@ class GpuDevice(abc.ABC):
             tensor = new_tensor(shape, load_ffi().dtype(dtype.name), self.number)
             if zeros:
                 self._copy_into(to_runtime(np.zeros(shape, dtype)), tensor)
-        except Exception as error:  # each kind of device says in its own way that it has no more
-            known = self.explain(error)
-            raise known if isinstance(known, DefectError) else MemoryError(str(error)) from error
+        except Exception as error:  # each kind of device reports lack of memory in its own way
+            explained = self.explain(error)
+            raise explained if isinstance(explained, DefectError) else MemoryError(str(error)) from error
         return OnDevice(tensor, dtype, tuple(shape), torch=False)
 
     def part(self, array: Any, first: int, shape: Sequence[int]) -> Any:
@@ -136,14 +136,14 @@ class GpuDevice(abc.ABC):
         self.streams.finish(self.streams.current())
 
     def _copied(self, tensor: Any, kind: int) -> Any:
-        """A copy of the tensor in the memory of the first device of a kind, in the order of the current stream,
-        complete."""
+        """Copy the tensor into the memory of the first device of a kind, in the order of the current stream, and wait
+        for it."""
         result = new_tensor(tensor.shape, tensor.dtype, kind)
         self._copy_into(tensor, result)
         return result
 
     def _copy_into(self, tensor: Any, result: Any) -> None:
-        """Copies go to the default stream, which other streams do not wait for."""
+        """Copy a tensor. Copies run on the default stream, for which other streams do not wait."""
         if not math.prod(tensor.shape):
             return
         stream = self.streams.current()

@@ -1,4 +1,4 @@
-"""The memory of states that a program holds in place; how it lies: :mod:`moec.targets.tvm.held_states`."""
+"""The memory of states that a program holds in place. Their layout: :mod:`moec.targets.tvm.held_states`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from moec.runtime.on_device import OnDevice
 from moec.runtime.tensors import view
 
 PAGE = 256
-"""Numbers of the growing axis in a page, where there is more than one page: kernels read blocks of at most so many."""
+"""Length of the growing axis in a page, where there are several pages: kernels read blocks of at most that length."""
 _FIRST_PAGES = 16
 
 Pages = np.ndarray | OnDevice
 Convert = Callable[[str, Sequence[Any]], None]
-"""Calls a kernel of the program by its name, on numbers and the runtime's tensors."""
+"""Callback that runs a kernel of the program by name, on numbers and the runtime's tensors."""
 
 
 class HeldStates:
-    """Those of one program. States that are alike, of equal shapes and growth, are as long as each other: of such, one
-    stands for all where sizes are looked at. ``told``: the inputs that tell all sizes, the others among them."""
+    """Held states of one program. States with equal shapes and growth have the same length, so one of them represents
+    all where sizes are read. ``told``: the inputs that determine all sizes, which include all other inputs."""
 
     def __init__(
         self, states: Sequence[HeldState], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
@@ -52,15 +52,17 @@ class HeldStates:
         self._lengths = list(lengths.values())
 
     def stand_ins(self, memory: StateMemory) -> dict[str, np.ndarray]:
-        """For the states among :attr:`told` arrays of their shapes and types, as the model takes them, which take no
-        memory and mean nothing."""
+        """Make placeholder arrays for the states among :attr:`told`, with their current shapes and types. They take no
+        memory and their elements have no meaning."""
         known = [(name, memory.shape(name), one) for name, one in self._nothing.items()]
         return {name: np.ndarray(shape, one.dtype, one, 0, (0,) * len(shape)) for name, shape, one in known}
 
     def with_pages(self, arrays: Sequence[Any], device: Device, convert: Convert) -> tuple[list[Any], Any]:
-        """The arrays of all inputs with new pages in place of states: of one page each, which is just large enough and
-        begins with the state, on the ``device`` where the state is there. And how much of the states is in use, each
-        name of a size once, as the program takes it."""
+        """Replace states among the arrays of all inputs by new pages on the ``device``, where the state is there.
+
+        Each state gets one page, just large enough, that begins with its contents. Also returns the used lengths of the
+        states, one for each name of a size, as the program takes them.
+        """
         given, told = list(arrays), [arrays[at] for at in self._told]
         growths = self.growths(told)
         for state, at in zip(self.states, self.inputs, strict=True):
@@ -68,7 +70,8 @@ class HeldStates:
         return given, self._lengths_of(told)
 
     def in_place(self, told: Sequence[Any], pages: Mapping[str, Any], device: Device) -> tuple[list[Any], Any]:
-        """Likewise the tensors: of the arrays of :attr:`told`, and ``pages`` by the names of the states."""
+        """Do the same for the arrays of :attr:`told` and ``pages`` by the names of the states. Returns tensors and
+        lengths."""
         given = {spec.name: array for spec, array in zip(self.told, told, strict=True)}
         tensors = [pages[name] if name in pages else device.place(given[name]) for name in self._names]
         return tensors, self._lengths_of(told)
@@ -77,7 +80,7 @@ class HeldStates:
         return load_ffi().Shape([told[at].shape[axis] for at, axis in self._lengths])
 
     def growths(self, told: Sequence[Any]) -> dict[str, int]:
-        """How much a run adds to each state. ``told``: the arrays of :attr:`told`."""
+        """Compute by how much a run grows each state. ``told``: the arrays of :attr:`told`."""
         shapes = [(spec.shape, array.shape) for spec, array in zip(self.told, told, strict=True)]
         sizes: dict[Any, int] = {size: found for spec, shape in shapes for size, found in zip(spec, shape, strict=True)}
         for size in self._computed:
@@ -88,7 +91,7 @@ class HeldStates:
     def results(
         self, results: Mapping[int, Any], specs: Sequence[TensorSpec], device: Device, convert: Convert
     ) -> dict[int, Any]:
-        """The states among a program's results, by position, out of new pages as :meth:`with_pages` makes them."""
+        """Copy the states among a program's results, by position, out of the pages that :meth:`with_pages` made."""
         places = zip(self.states, self.outputs, strict=True)
         return {at: _without_page(results[at], state, specs[at], device, convert) for state, at in places}
 
@@ -111,7 +114,7 @@ def _one_page(past: Any, state: HeldState, growth: int, device: Device, convert:
 
 
 def _one_page_there(past: OnDevice, state: HeldState, shape: Sequence[int], device: Device) -> Pages:
-    """The same without leaving the device, which copies what lies side by side."""
+    """Make the page on the device, which copies contiguous rows."""
     axis, pages = state.axis, device.new((1, *shape), past.dtype, zeros=state.at_places)
     width = math.prod(shape[axis + 1 :])
     row, filled = shape[axis] * width, past.shape[axis] * width
@@ -122,23 +125,22 @@ def _one_page_there(past: OnDevice, state: HeldState, shape: Sequence[int], devi
 
 
 def _without_page(pages: Any, state: HeldState, spec: TensorSpec, device: Device, convert: Convert) -> Any:
-    """The runtime's tensor of the only page, in another type where it is stored as one."""
+    """Convert the only page to the runtime's tensor, in the state's own type where it is stored in another."""
     stored, dtype = dtype_of(str(pages.dtype)), dtype_of(spec.dtype)
     if state.restore:
-        found = device.place(np.empty(state.shape(tuple(pages.shape)[1:], spec.shape[-1]), dtype))
-        convert(state.restore, [pages, found])
-        return found
+        restored = device.place(np.empty(state.shape(tuple(pages.shape)[1:], spec.shape[-1]), dtype))
+        convert(state.restore, [pages, restored])
+        return restored
     tensor = view(pages, tuple(pages.shape)[1:], stored)
     return tensor if stored == dtype else device.place(device.fetch(tensor).astype(dtype))
 
 
 class StateMemory:
-    """The pages of states between runs, by the names of their inputs, on the ``device``. The host's memory is taken
-    from the system when it is first written to.
+    """Pages of states between runs, by the names of their inputs, on the ``device``. The system provides the host's
+    memory when it is first written to.
 
-    ``shapes``: of each state while it is empty; those that are written at places begin with zeros.
-    ``tokens``: how much will be written at most. Where that is None, what is there is copied once in a while, into
-    twice the memory.
+    ``shapes``: of each state while it is empty; states that are written at places begin with zeros. ``tokens``: bound
+    of the tokens to write; with None the contents move to twice the memory whenever it is full.
     """
 
     def __init__(
@@ -154,7 +156,7 @@ class StateMemory:
         self.lengths = {
             name: self._shapes[name][state.axis] if state.has_room else 0 for name, state in self._states.items()
         }
-        self._placed: tuple[list[int], dict[str, Any]] = [], {}  # the last run's: how many of each, and which
+        self._placed: tuple[list[int], dict[str, Any]] = [], {}  # the last run's: numbers of pages, and tensors
         room = -(-tokens // PAGE) if tokens is not None else _FIRST_PAGES
         counts = {name: max(room, -(-length // PAGE)) for name, length in self.lengths.items()}
         self._pages = {name: self._new_pages(name, count) for name, count in counts.items()}
@@ -163,26 +165,26 @@ class StateMemory:
         return name in self._states
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a state as it is now."""
+        """Current shape of a state."""
         return self._shape(name, self.lengths[name])
 
     def pages(self, growths: Mapping[str, int]) -> dict[str, Any]:
-        """As many pages of each state as hold it and what is to be written, as the runtime's tensors; runs on equally
-        many are given the same ones. Raises MoecError where there is no memory for them."""
+        """Return enough pages of each state for its contents and the new entries, as the runtime's tensors. Runs on
+        equal numbers of pages get the same tensors. Raises MoecError where memory is insufficient."""
         lengths = {name: self.lengths[name] + growth for name, growth in growths.items()}
         counts = [-(-length // PAGE) for length in lengths.values()]
         if counts != self._placed[0]:
-            self._placed = [], {}  # where there is memory for some of them alone, they lie elsewhere than before
+            self._placed = [], {}  # if memory suffices only for some states, their pages have moved
             pages = {name: self._device.place(self._pages_for(name, length)) for name, length in lengths.items()}
             self._placed = counts, pages
         return self._placed[1]
 
     def grow(self, growths: Mapping[str, int]) -> None:
-        """Take what was written as a part of the states."""
+        """Count new entries as part of the states."""
         self.lengths = {name: length + growths.get(name, 0) for name, length in self.lengths.items()}
 
     def truncate(self, length: int) -> None:
-        """Forget what lies behind."""
+        """Forget entries from ``length`` on."""
         growing = [name for name, state in self._states.items() if not state.has_room]
         self.lengths |= dict.fromkeys(growing, length)
 
@@ -204,7 +206,7 @@ class StateMemory:
         return self._first(self._pages[name], needed)
 
     def _copied(self, name: str, count: int) -> Pages:
-        """So many new pages, which begin with those that are in use."""
+        """Make ``count`` new pages and copy those in use into them."""
         used, pages = -(-self.lengths[name] // PAGE), self._new_pages(name, count)
         self._device.assign(self._first(pages, used), self._first(self._pages[name], used))
         return pages

@@ -1,4 +1,4 @@
-"""Checks of what a compiled model is called with, before anything reaches a kernel."""
+"""Checks of a compiled model's inputs before anything reaches a kernel."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from moec.runtime.tensors import CPU, array_of
 
 
 def bound_inputs(names: Sequence[str], arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs of a call by name: those given by position, those given by name, or one mapping of them all. Raises
-    InputError for more positions than ``names``, and for an input that is given twice."""
+    """Collect the inputs of a call by name: positional ones, named ones, or one mapping of all. Raises InputError for
+    more positions than ``names``, and for an input that is given twice."""
     if len(arguments) == 1 and not named and isinstance(arguments[0], Mapping):
         return dict(arguments[0])
     if len(arguments) > len(names):
@@ -30,12 +30,15 @@ def bound_inputs(names: Sequence[str], arguments: Sequence[Any], named: Mapping[
 
 
 class InputCheck:
-    """The inputs that a model takes. What can be prepared is prepared here: a call checks, and explains only what is
-    wrong, for the checks of a model that is called once in a while are read from memory like its weights."""
+    """Check of the inputs that a model takes.
+
+    Everything possible is prepared here. A call only checks, and explains only errors: for a model that is called once
+    in a while, code has to be fetched from memory just like weights.
+    """
 
     def __init__(self, specs: Sequence[TensorSpec], device: int = CPU, guards: Sequence[str] = ()) -> None:
-        """``device``: the kind, as DLPack counts, of the memory that arrays may be in beside the host's. ``guards``:
-        see :mod:`moec.common.guards`; all names in them are bound by ``specs``."""
+        """``device``: kind, by DLPack's numbers, of the memory that arrays may be in besides the host's. ``guards``:
+        see :mod:`moec.common.guards`; ``specs`` have all names in them."""
         self._specs, self._device = tuple(specs), device
         self._names = frozenset(spec.name for spec in specs)
         self._expected = [(spec.name, dtype_of(spec.dtype), spec.shape) for spec in specs]
@@ -44,13 +47,13 @@ class InputCheck:
         self._guards = [parse_guard(text) for text in guards]
 
     def __call__(self, values: Mapping[str, Any]) -> list[np.ndarray | OnDevice]:
-        """The values as arrays in the order of the specifications, over the same memory.
+        """Convert the values to arrays in the order of the specifications, over the same memory.
 
-        Raises InputError naming the input, what was found and what was expected: for missing and unknown names, wrong
-        element types, ranks and fixed sizes, dynamic sizes of one name that differ or that are not what they are
-        computed as, and sizes outside of a guard.
+        Raises InputError naming the input, the actual and the expected property: for missing and unknown names, wrong
+        element types, ranks and fixed sizes, dynamic sizes of one name that differ or that differ from their
+        expression, and sizes that violate a guard.
         """
-        if not isinstance(values, (dict, Mapping)):  # the second takes longer to ask
+        if not isinstance(values, (dict, Mapping)):  # the second takes longer to check
             listed = ", ".join(map(str, self._specs)) or "none"
             raise InputError(f"inputs are {shown(values)}; expected a mapping of arrays by name: {listed}")
         if values.keys() != self._names:
@@ -87,7 +90,7 @@ class InputCheck:
         return InputError(f"input {missing!r} is missing; expected: {listed}")
 
     def _wrong_array(self, arrays: Sequence[np.ndarray | OnDevice]) -> InputError:
-        """What is wrong with the last of ``arrays``, given those before it."""
+        """Explain what is wrong with the last of ``arrays``, given those before it."""
         spec, array = self._specs[len(arrays) - 1], arrays[-1]
         if array.dtype != dtype_of(spec.dtype):
             hint = "convert it with .astype"
@@ -111,12 +114,12 @@ class InputCheck:
         return InputError(f"the model was exported for sizes with {guard} only, and cannot run where {found}")
 
     def _found(self, size: str, sizes: Mapping[Any, int]) -> str:
-        """``seq = 40 (axis 1 of input 'x')``."""
+        """Describe a size, as in ``seq = 40 (axis 1 of input 'x')``."""
         name, axis = self._place(size)
         return f"{size} = {sizes[size]} (axis {axis} of input {name!r})"
 
     def _place(self, size: str) -> tuple[str, int]:
-        """The first input that has the size, by itself or as part of another, and its axis."""
+        """Find the first input that has the size, by itself or as part of another, and its axis."""
         axes = [(spec.name, axis, text) for spec in self._specs for axis, text in enumerate(spec.shape)]
         whole = [(name, axis) for name, axis, text in axes if text == size]
         return (whole + [(name, axis) for name, axis, text in axes if size in size_names(text)])[0]

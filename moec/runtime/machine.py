@@ -1,4 +1,4 @@
-"""What this machine offers a compiled program: instruction sets and cores."""
+"""Instruction sets and cores that this machine offers compiled programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moec.errors import MoecError
 
 CPU_INFORMATION = "/proc/cpuinfo"
 
-# LLVM's name of a feature -> Linux' name, where more differs than "_", "-" and "."
+# Names of features in LLVM -> in Linux, where more differs than "_", "-" and "."
 _LINUX_NAMES = {
     "64bit": "lm",
     "bmi": "bmi1",
@@ -29,9 +29,9 @@ _LINUX_NAMES = {
 
 
 def missing_features(requirements: list[str]) -> list[str]:
-    """The required CPU features (LLVM names) that this machine lacks.
+    """List the required CPU features (LLVM names) that this machine lacks.
 
-    Only Linux lists its features in a file; elsewhere nothing can be said and nothing is reported missing.
+    Only Linux lists its features in a file; on other systems none is reported missing.
     """
     available = cpu_features()
     if not available:
@@ -41,19 +41,20 @@ def missing_features(requirements: list[str]) -> list[str]:
 
 @functools.cache
 def cpu_features() -> frozenset[str]:
-    """Names of the CPU's features without punctuation (``avx512vnni``); empty where the system does not list them."""
+    """Collect the names of the CPU's features without punctuation (``avx512vnni``); empty where the system has no
+    list."""
     entries = _cpu_information()
     return frozenset(_plain(name) for name in entries.get("flags", entries.get("Features", "")).split())
 
 
 def cpu_name() -> str:
-    """The CPU's marketing name, or ``unknown``."""
+    """Return the CPU's marketing name, or ``unknown``."""
     return _cpu_information().get("model name", "unknown")
 
 
 @functools.cache
 def _cpu_information() -> dict[str, str]:
-    """What Linux lists about the first CPU, by key; empty where there is no such list."""
+    """Read Linux' entries about the first CPU, by key; empty where there is no such list."""
     try:
         with open(CPU_INFORMATION, encoding="ascii", errors="replace") as information:
             pairs = [line.partition(":") for line in information]
@@ -66,9 +67,10 @@ def _cpu_information() -> dict[str, str]:
 
 
 def check_threads(threads: int | None) -> int:
-    """How many threads to run with: at most the available cores, which is also what None stands for.
+    """Limit a number of threads to the available cores; None stands for all of them.
 
-    Raises MoecError for fewer than one, and for what is no whole number."""
+    Raises MoecError for fewer than one, and for anything but a whole number.
+    """
     available = len(available_cores())
     if threads is None:
         return available

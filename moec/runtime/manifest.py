@@ -1,8 +1,9 @@
 """The manifest of an artifact: plain data about everything in it.
 
 A manifest is not trusted: every field's type is checked, every file name must stay inside the folder, and every weight
-must lie inside ``weights.bin`` before anything is opened (:mod:`moec.runtime.read_manifest`). Its own digest detects
-accidental changes only: an artifact holds machine code, so load artifacts from people whose programs you would run.
+must be inside ``weights.bin`` before anything is opened (:mod:`moec.runtime.read_manifest`). Its digest detects
+accidental changes only. An artifact contains machine code, so load artifacts only from people whose programs you would
+run.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from moec.common.specs import HeldState, LastTokens, State, StreamedExpertsSpec,
 FORMAT_VERSION = 20
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
-GENERIC = "generic"  # the candidate of kernels without a template: operators in plain loops
+GENERIC = "generic"  # candidate for nodes without a kernel template: operators in plain loops
 WEIGHT_ALIGNMENT = 4096  # one page: weights are mapped, and kernels assume at least 64-byte alignment
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightEntry:
-    """Where one constant lies in ``weights.bin``."""
+    """Place of one constant in ``weights.bin``."""
 
     name: str
     dtype: str
@@ -44,11 +45,11 @@ class FileEntry:
 class ProgramEntry:
     """One program of an artifact: the model for one kind of machine.
 
-    ``architecture``: of the device it is for (``sm_80``), empty where it needs none. ``weights``: positions in the
-    manifest's list, in the order the entry function takes them after the inputs. ``requirements``: features of the
-    processor. ``binary``: the file of code for the device, None where there was no compiler for it. ``held``: states
-    for which it takes pages. ``streamed``: experts that it asks for before it uses them. ``last``: of which output it
-    computes as many of the last positions as it is told. ``kernels`` are plain data for people.
+    ``architecture``: of its device (``sm_80``), empty where it needs none. ``weights``: positions in the manifest's
+    list, in the order in which the entry function takes them after the inputs. ``requirements``: features of the
+    processor. ``binary``: file of code for the device, None where there was no compiler for it. ``held``: states for
+    which it takes pages. ``streamed``: experts that it requests before it uses them. ``last``: output of which it
+    computes only the requested last positions. ``kernels`` are plain data for people.
     """
 
     architecture: str
@@ -64,7 +65,8 @@ class ProgramEntry:
 
 @dataclasses.dataclass
 class ProjectEntry:
-    """Sources of an artifact that another tool builds, in ``folder``. ``report``: plain data about what was chosen."""
+    """Sources of an artifact, in ``folder``, that another tool builds. ``report``: plain data about the selected
+    design."""
 
     name: str
     folder: str
@@ -73,9 +75,9 @@ class ProjectEntry:
 
 @dataclasses.dataclass
 class TextEntry:
-    """What makes token ids of text, and text of them: the files of a ``tokenizer.json`` and of a chat template (None
-    where there is none), the ids that end a text, special tokens by the names that templates know them by, and the
-    version of the package ``tokenizers`` that has read the first without harm, if any."""
+    """Conversion between text and token ids: the files of a ``tokenizer.json`` and of a chat template (None where there
+    is none), the ids that end a text, special tokens by their names in templates, and the version of the package
+    ``tokenizers`` that has read the first without harm, if any."""
 
     tokenizer: str
     chat_template: str | None
@@ -86,19 +88,17 @@ class TextEntry:
 
 @dataclasses.dataclass
 class Manifest:
-    """Everything about an artifact but the bytes of its files.
+    """All data about an artifact except the contents of its files.
 
-    ``programs`` are for different architectures, oldest first; ``weights`` are of all of them. An artifact for an FPGA
-    has ``projects`` in their place. ``threads`` is how many a program runs with unless told otherwise; None means every
-    available core. ``resident``: how many bytes of memory weights take, where they may be more than
-    memory holds. ``input_limits`` says below which value an integer input must stay (token ids: the vocabulary),
-    where that is known; ``input_sizes`` which named sizes are the sum of others (past and new tokens: the attention
-    mask); ``counted_inputs`` which inputs say by their numbers how long sequences are (a mask whose ones are counted).
-    ``guards`` are conditions on named sizes of the inputs, outside of which the program would compute something
-    else than the model: see :mod:`moec.common.guards`. ``states``: outputs that the next run takes as inputs.
-    ``text``: of a language model that takes text.
-    ``moe_blocks``, ``stages`` and ``remarks`` are plain data for people. ``losses``: what passes that round weights
-    cost each layer.
+    ``programs`` are for different architectures, oldest first; ``weights`` are those of all programs. An artifact for
+    an FPGA has ``projects`` in their place. ``threads``: default number of threads of a program; None for all available
+    cores. ``resident``: bytes of memory that weights take, where they may be more than memory holds. ``input_limits``:
+    bound of the values of an integer input (token ids: the vocabulary), where known. ``input_sizes``: named sizes that
+    are the sum of others (the attention mask: past and new tokens). ``counted_inputs``: inputs whose values give the
+    lengths of sequences (a mask whose ones are counted). ``guards``: conditions on named sizes of the inputs, outside
+    of which the program would compute something else than the model: see :mod:`moec.common.guards`. ``states``: outputs
+    that the next run takes as inputs. ``text``: of a language model that takes text. ``moe_blocks``, ``stages`` and
+    ``remarks`` are plain data for people. ``losses``: of each layer, by passes that round weights.
     """
 
     moec_version: str
@@ -125,17 +125,17 @@ class Manifest:
 
 
 def print_manifest(manifest: Manifest) -> str:
-    """The text of ``manifest.json``; :func:`parse_manifest` reads it back."""
+    """Write the text of ``manifest.json``; :func:`parse_manifest` reads it back."""
     content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)}
     return json.dumps({**content, "digest": digest_of(manifest)}, indent=1)
 
 
 def digest_of(manifest: Manifest) -> str:
-    """The digest that ``manifest.json`` holds; it follows from the checksums of all files of the artifact, too."""
+    """Compute the digest in ``manifest.json``, which also depends on the checksums of all files of the artifact."""
     return digest_of_content({"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)})
 
 
 def digest_of_content(content: dict[str, Any]) -> str:
-    """The digest of the content as it is read back: a key that is a number is text in JSON, and sorts as such."""
+    """Compute the digest of content as it is read back: number keys become text in JSON, and are sorted as such."""
     content = json.loads(json.dumps(content))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

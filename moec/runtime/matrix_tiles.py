@@ -1,4 +1,4 @@
-"""The matrix tiles of x86-64 (AMX): Linux gives their 8 KiB of registers only to processes that ask for them."""
+"""The matrix tiles of x86-64 (AMX): Linux grants their 8 KiB of registers only to processes that ask for them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _XFEATURE_XTILEDATA = 18
 
 @functools.cache
 def refusal_of_matrix_tiles() -> str | None:
-    """Ask for the use of matrix tiles, in all threads of this process and for good; None, or why the system refuses.
+    """Request matrix tiles permanently, for all threads of this process. Returns None, or the reason of a refusal.
 
-    The first instruction on a tile ends a process that did not ask.
+    Without the request, the first instruction on a tile ends the process.
     """
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"{platform.system()} on {platform.machine()} has no matrix tiles; they need Linux on x86-64"

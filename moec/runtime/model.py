@@ -1,4 +1,4 @@
-"""A compiled model: what ``moec.compile`` and ``moec.load`` return."""
+"""A compiled model, as returned by ``moec.compile`` and ``moec.load``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class CompiledModel:
-    """A model that runs. Made by ``moec.compile`` or ``moec.load``; may be called from several threads."""
+    """A model that runs. ``moec.compile`` and ``moec.load`` make it. It may be called from several threads."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class CompiledModel:
     ) -> None:
         check_machine(artifact)
         manifest = artifact.manifest
-        # A device reads the host's memory once, whatever its pages are.
+        # A device reads the host's memory only once, so its pages do not matter.
         pages = "mapped" if device is not None and pages == "auto" else pages
         program = artifact.program(None if device is None else device.architecture)
         weights, self.placement, self._experts = artifact.weights(program, pages, resident, prefer_resident)
@@ -62,7 +62,7 @@ class CompiledModel:
         crossovers = {name for kernel in self.kernels.values() for name in kernel.crossovers}
         self._crossovers = {entry.name: array for entry, array in named if entry.name in crossovers}
         self._device = device
-        # Nothing is known about the times of an emulator.
+        # Measured crossovers do not apply to an emulator.
         if self._crossovers and (device is None or device.gpu is not None):
             self._write_crossovers(read_tuned(self.gpu))
         self._executor = Executor(
@@ -92,7 +92,7 @@ class CompiledModel:
 
     @property
     def remarks(self) -> list[dict[str, Any]]:
-        """What the passes had to tell: dicts of ``pass_name``, ``subject``, ``message`` and ``severity``."""
+        """Remarks of the passes: dicts of ``pass_name``, ``subject``, ``message`` and ``severity``."""
         return self._artifact.manifest.remarks
 
     @property
@@ -105,47 +105,47 @@ class CompiledModel:
 
     @property
     def input_limits(self) -> dict[str, int]:
-        """For integer inputs that index something (token ids): the value they must stay below, where known."""
+        """Bounds of integer inputs that index something (token ids), where known; values must stay below."""
         return self._artifact.manifest.input_limits
 
     @property
     def input_sizes(self) -> dict[str, str]:
-        """Named sizes of the inputs that are the sum of others for sensible inputs, such as the length of a mask."""
+        """Named sizes of the inputs that are the sum of others in sensible inputs, such as the length of a mask."""
         return self._artifact.manifest.input_sizes
 
     @property
     def counted_inputs(self) -> list[str]:
-        """The inputs that say by their numbers how long sequences are, such as a mask whose ones are counted."""
+        """Inputs whose values give the lengths of sequences, such as a mask whose ones are counted."""
         return self._artifact.manifest.counted_inputs
 
     @property
     def guards(self) -> list[str]:
-        """Conditions on the named sizes of the inputs, outside of which :meth:`run` refuses to run."""
+        """Conditions on the named sizes of the inputs; :meth:`run` refuses sizes that violate one."""
         return self._artifact.manifest.guards
 
     @property
     def states(self) -> list[State]:
-        """The outputs that the next run takes as inputs: what :meth:`session` keeps."""
+        """Outputs that the next run takes as inputs; :meth:`session` keeps them."""
         return self._artifact.manifest.states
 
     @property
     def first_states(self) -> FirstStates:
-        """The states that :meth:`run` begins a text with where it is given none."""
+        """States with which :meth:`run` begins a text when it gets none."""
         return self._first_states
 
     @property
     def digest(self) -> str:
-        """What tells the artifact from all others, wherever it lies: SHA-256 of its manifest, as hexadecimal digits."""
+        """Identity of the artifact, wherever it is stored: SHA-256 of its manifest, as hexadecimal digits."""
         return digest_of(self._artifact.manifest)
 
     @property
     def gpu(self) -> str | None:
-        """The name of the GPU that it runs on; None for the processor, and where a GPU is emulated."""
+        """Name of the GPU that it runs on; None for the processor, and for an emulated GPU."""
         return None if self._device is None else self._device.gpu
 
     @property
     def streamed(self) -> StreamCounts | None:
-        """What was read and waited for since it was loaded; None where its experts are all in memory."""
+        """Counts of reads and waits since it was loaded; None where all experts are in memory."""
         return None if self._experts is None else self._experts.counts
 
     @property
@@ -155,35 +155,35 @@ class CompiledModel:
     def run(self, inputs: Mapping[str, Any], *, last: int | None = None) -> dict[str, Any]:
         """Run on arrays by input name (numpy arrays, or anything with DLPack in host memory, such as torch tensors).
 
-        Arrays are read in place when C-contiguous and 16-byte aligned, as numpy makes them, and copied otherwise.
-        A model for a GPU also takes tensors that are there, on PyTorch's current stream. If any input is one, all
-        outputs are: tensors of PyTorch where one was given, else something with DLPack. They are complete in the order
-        of that stream, for which the host does not wait.
-        States (:attr:`states`) may be left out, all of them: then the run begins a text.
-        ``last``: of a language model, compute the logits of so many of the last tokens, where the program can leave the
-        others out; None: of all tokens.
-        Raises InputError when names, dtypes, ranks or sizes do not fit; MoecError when the GPU is out of memory.
+        Arrays are read in place when C-contiguous and 16-byte aligned, as numpy makes them, and copied otherwise. A
+        model for a GPU also takes tensors on it, on PyTorch's current stream. If any input is one, all outputs are:
+        tensors of PyTorch where an input was one, else objects with DLPack. They are complete in the order of that
+        stream; the host does not wait. States (:attr:`states`) may be left out, all of them together: then the run
+        begins a text. ``last``: for a language model, the number of last tokens whose logits are computed, where the
+        program can omit others; None for all tokens. Raises InputError when names, dtypes, ranks or sizes do not fit;
+        MoecError when the GPU is out of memory.
         """
         return self._executor.run(self._first_states.beside(inputs), last)
 
     @property
     def held(self) -> Sequence[HeldState]:
-        """The states that :meth:`run_in_place` keeps where they lie; others are copied by each run."""
+        """States that :meth:`run_in_place` keeps in place; each run copies the others."""
         return self._executor.held
 
     def state_memory(self, shapes: Mapping[str, Sequence[int]], tokens: int | None) -> StateMemory:
-        """Memory for :meth:`run_in_place`: for those of the states of :attr:`held` that have a shape, while empty."""
+        """Allocate memory for :meth:`run_in_place`, for the states of :attr:`held` with the shapes that they have while
+        empty."""
         return self._executor.state_memory(shapes, tokens)
 
     def run_in_place(
         self, inputs: Mapping[str, Any], memory: StateMemory, *, last: int | None = None
     ) -> dict[str, Any]:
-        """Like :meth:`run`, with the states of :attr:`held` in ``memory``, which are neither inputs nor outputs then;
-        see :meth:`session`. Raises MoecError where they outgrow the system's memory."""
+        """Run like :meth:`run`, with the states of :attr:`held` in ``memory`` instead of inputs and outputs; see
+        :meth:`session`. Raises MoecError where they outgrow the system's memory."""
         return self._executor.run_in_place(inputs, memory, last)
 
     def __call__(self, *arguments: Any, **named: Any) -> dict[str, Any]:
-        """Like :meth:`run`, with inputs by position, by name, or both."""
+        """Run like :meth:`run`, with inputs by position, by name, or both."""
         return self.run(bound_inputs([spec.name for spec in self.inputs], arguments, named))
 
     @property
@@ -192,10 +192,10 @@ class CompiledModel:
         return self._artifact
 
     def session(self, max_tokens: int | None = None, batch: int = 1) -> Session:
-        """A :class:`moec.Session` of a language model: each run goes on from the tokens before.
+        """Begin a :class:`moec.Session` of a language model: each run continues from the tokens before.
 
-        ``max_tokens``: the most that it will hold, None where nothing has to limit them. ``batch``: sequences side by
-        side. Raises InputError for a model without token ids or logits, or with states of a size that nothing tells.
+        ``max_tokens``: the most that it will hold, None where no limit is necessary. ``batch``: number of sequences
+        that run together. Raises InputError for a model without token ids or logits, or with states of an unknown size.
         """
         from moec.runtime.session import Session
 
@@ -211,7 +211,7 @@ class CompiledModel:
         self._executor.watch_kernels(inputs, watch, before)
 
     def time_run(self, inputs: Mapping[str, Any]) -> float:
-        """The seconds of one run, without its inputs' way to a GPU and its outputs' way back."""
+        """Measure the seconds of one run, without moving inputs to a GPU and outputs back."""
         return self._executor.time_run(inputs)
 
     def shapes_of_calls(self, inputs: Mapping[str, Any]) -> list[tuple[str, list[tuple[int, ...]]]]:
@@ -220,12 +220,12 @@ class CompiledModel:
 
     @property
     def crossovers(self) -> dict[str, int]:
-        """For kernels with two ways to compute: the number of rows from which on each takes the second, by shape. On a
-        GPU they count tokens."""
+        """Crossovers by shape: the number of rows from which a kernel with two ways takes the second; tokens on a
+        GPU."""
         return {name: int(array.item()) for name, array in self._crossovers.items()}
 
     def set_crossovers(self, rows: Mapping[str, int]) -> None:
-        """Change crossovers, in this model alone; names that it does not have are left out. See ``moec tune``."""
+        """Change crossovers of this model alone; unknown names are ignored. See ``moec tune``."""
         self._write_crossovers(rows)
         self._executor.renew_numbers()
 
@@ -235,7 +235,7 @@ class CompiledModel:
 
     @property
     def target(self) -> str:
-        """What it was compiled for, such as ``cpu`` or ``cpu:avx2``."""
+        """Target it was compiled for, such as ``cpu`` or ``cpu:avx2``."""
         return self._artifact.manifest.target
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -244,7 +244,7 @@ class CompiledModel:
         copy_artifact(self._artifact, path)
 
     def describe(self) -> dict[str, Any]:
-        """Plain data about the model: target, inputs, outputs, MoE blocks, kernels, weights, passes, remarks."""
+        """Describe the model as plain data: target, inputs, outputs, MoE blocks, kernels, weights, passes, remarks."""
         return describe(self._artifact)
 
 
@@ -262,22 +262,25 @@ def load(
     resident: int | str | None = None,
     prefer_resident: float = 0.0,
 ) -> CompiledModel:
-    """Load an artifact. ``threads``: None means as compiled, by default every available core.
-    ``emulate``: run code for a GPU on the processor, slowly; needs g++. ``architecture``: which of several programs for
-    GPUs to run (``sm_80``); by default the best for the GPU, or the newest where it is emulated.
-    ``cuda_graphs``: from the second run with the same input sizes on, launch all kernels of a run at once, which is
-    faster where there are few tokens; inputs and outputs are copied, and each set of sizes keeps its memory. Sessions
-    that keep states in place gain nothing, for no two of their runs have the same sizes.
-    ``check_weights=False`` skips the checksum of ``weights.bin``, which takes about a second per gigabyte. ``pages``:
-    whether weights are ``mapped`` from their file or copied into ``huge`` pages, which are read faster where the system
-    does not map files so; ``auto`` decides by their size, the free memory and what the system offers. ``streamed``
-    keeps at most ``resident`` bytes of weights in memory (a number, or a text such as ``8GiB``; by default what the
-    model was compiled with), and reads experts when they are chosen: ``auto`` for a model that was compiled so, and
-    whose weights are more. ``prefer_resident``: an expert that was chosen, not first, and is not in memory gives way to
-    one that is, if that loses at most this share of its weight (0.1: a tenth); results then depend on what ran before.
+    """Load an artifact.
+
+    ``threads``: None means as compiled, by default every available core. ``emulate``: run code for a GPU on the
+    processor, slowly; needs g++. ``architecture``: program to run, where there are several for GPUs (``sm_80``); by
+    default the best for the GPU, or the newest where it is emulated. ``cuda_graphs``: from the second run with the same
+    input sizes on, launch all kernels of a run at once, which is faster for few tokens; inputs and outputs are copied,
+    and each set of sizes keeps its memory. Sessions that keep states in place gain nothing, because no two of their
+    runs have the same sizes. ``check_weights=False`` skips the checksum of ``weights.bin``, which takes about a second
+    per gigabyte.
+
+    ``pages``: ``mapped`` maps weights from their file; ``huge`` copies them into huge pages, which are read faster
+    where the system does not map files so; ``auto`` decides by their size, the free memory and the system. ``streamed``
+    keeps at most ``resident`` bytes of weights in memory (a number, or a text such as ``8GiB``; by default as
+    compiled), and reads experts when they are selected; ``auto`` does so for a model that was compiled so and does not
+    fit. ``prefer_resident``: replace a selected expert that is not in memory, except a token's first, by one that is,
+    if that loses at most this share of its weight (0.1: a tenth); results then depend on earlier runs.
 
     Raises ArtifactError when the artifact is truncated, altered, of another format version or for another machine;
-    MoecError for huge pages, a GPU or a compiler that cannot be had; UnsupportedError for graphs of a model that has
+    MoecError for huge pages, a GPU or a compiler that is not available; UnsupportedError for graphs of a model that has
     sizes which depend on data, or that does not run on a GPU.
     """
     check_path("path", path)
@@ -307,7 +310,7 @@ def ready(
     resident: int | None = None,
     prefer_resident: float = 0.0,
 ) -> CompiledModel:
-    """What :func:`load` does with an artifact that is open."""
+    """Do the work of :func:`load` for an open artifact."""
     device = device_of(artifact, emulate=emulate, architecture=architecture)
     options: dict[str, Any] = {"device": device, "cuda_graphs": cuda_graphs}
     options |= {"resident": resident, "prefer_resident": prefer_resident}

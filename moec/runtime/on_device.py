@@ -1,4 +1,4 @@
-"""Tensors that are already in a GPU's memory: taken as inputs without a copy, and handed out as results."""
+"""Tensors in a GPU's memory: used as inputs without a copy, and returned as results."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _FIRST = 0  # programs run on the first device
 
 @dataclasses.dataclass(frozen=True)
 class OnDevice:
-    """What checks of inputs look at in place of an array. ``tensor``: the runtime's, over the same memory. ``torch``:
-    whether it came as a tensor of PyTorch."""
+    """Stand-in for an array in checks of inputs. ``tensor``: the runtime's, over the same memory. ``torch``: whether it
+    came as a tensor of PyTorch."""
 
     tensor: Any
     dtype: np.dtype
@@ -36,8 +36,8 @@ class OnDevice:
 
 
 def on_device(name: str, value: Any, tensor: Any, alignment: int) -> OnDevice:
-    """The input ``value``, whose runtime tensor is ``tensor``. Raises InputError for one that kernels cannot read where
-    it is: on another GPU, not aligned to ``alignment`` bytes, or of an element type that no model has."""
+    """Wrap the input ``value`` with its runtime tensor. Raises InputError for one that kernels cannot read in place: on
+    another GPU, not aligned to ``alignment`` bytes, or of an element type that no model has."""
     if tensor.device.index != _FIRST:
         raise InputError(f"input {name!r} is on {tensor.device}; the model runs on the first GPU: move it with .to(0)")
     if str(tensor.dtype) not in DTYPES:
@@ -51,7 +51,7 @@ def on_device(name: str, value: Any, tensor: Any, alignment: int) -> OnDevice:
 
 
 def is_torch(value: Any) -> bool:
-    """Whether it is a tensor of PyTorch, which is not imported to find out."""
+    """Whether the value is a tensor of PyTorch, without importing it."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
@@ -62,9 +62,9 @@ def has_torch(arrays: Sequence[Any]) -> bool:
 
 
 def handed_out(tensor: Any, arrays: Sequence[Any], copy: Callable[[Any], Any] | None) -> Any:
-    """A result on the device as the caller of a model on ``arrays`` expects it: a tensor of PyTorch over the same
-    memory where one was given, the runtime's own else, which has DLPack. ``copy``, where it has to be one in memory of
-    its own, copies the runtime's."""
+    """Convert a result on the device for the caller of a model on ``arrays``: to a tensor of PyTorch over the same
+    memory where an input was one; otherwise it stays the runtime's, which has DLPack. ``copy`` is not None where the
+    result needs memory of its own; it copies the runtime's tensor."""
     if has_torch(arrays):
         shared = sys.modules["torch"].from_dlpack(tensor)
         return shared.clone() if copy else shared

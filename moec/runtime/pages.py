@@ -1,13 +1,13 @@
-"""Where weights lie in memory: mapped from their file, or copied into huge pages.
+"""Placement of weights in memory: mapped from their file, or copied into huge pages.
 
-A processor finds the place of a 4 KiB page in memory slowly once a model has more of them than its tables hold, and
-reading weights is what few tokens cost. Some systems map files in huge pages (2 MiB) by themselves; where they do not,
-a copy in huge pages is read faster, and costs its memory and the time to make it.
+With more 4 KiB pages than a processor's tables hold, it finds each page slowly, and the cost of few tokens is reading
+weights. Some systems map files in huge pages (2 MiB) by themselves. On others a copy in huge pages is read faster, at
+the price of its memory and the time to make it.
 
-A file that somebody cuts while it is mapped takes memory away: the system ends a process that reads there (SIGBUS).
-:class:`FileMaps` looks at the file's size before every run, so that a cut between runs is an error. A cut during a run
-still ends the process, for Python cannot handle that signal; a copy of the weights (``pages="huge"``) is safe from it.
-moec itself cuts nothing: it replaces files by new ones.
+Truncating a mapped file removes memory: the system ends a process that reads there (SIGBUS). :class:`FileMaps` checks
+the file's size before every run, so that truncation between runs is an error. Truncation during a run still ends the
+process, because Python cannot handle that signal; a copy of the weights (``pages="huge"``) is safe from it. moec itself
+never truncates files: it replaces them by new ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from moec.errors import ArtifactError, MoecError
 Pages = Literal["auto", "mapped", "huge", "streamed"]
 HUGE_PAGE = 2 << 20
 WORTH_COPYING = 16 << 20
-"""Bytes of weights from which huge pages are noticed: about what processors find without them. One token through 50 MB
+"""Bytes of weights from which huge pages matter: about as many as processors find without them. One token through 50 MB
 of experts, of which it uses 13, took 0.47 ms (median) in small pages and 0.44 in huge ones."""
 
 _SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -44,19 +44,19 @@ _MOST_COPYING_THREADS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where weights lie, and why."""
+    """Kind of pages that weights are in, and the reason."""
 
     pages: Literal["mapped", "huge", "streamed"]
     reason: str
 
 
 def place_file(path: pathlib.Path, pages: Pages = "auto") -> tuple[np.ndarray, Placement]:
-    """The bytes of a file, private to the process should anything write to them.
+    """Load the bytes of a file, private to the process if anything writes to them.
 
-    ``auto`` maps the file, and copies it into huge pages where these are to be had, the system did not map it in huge
-    pages by itself, and the copy takes at most half of the memory that is free. ``huge`` copies wherever that can be.
+    ``auto`` maps the file. It copies it into huge pages instead where these are available, the system did not map it so
+    by itself, and the copy takes at most half of the free memory. ``huge`` copies wherever possible.
 
-    Raises MoecError when huge pages are asked for and cannot be had, ArtifactError when the file cannot be read.
+    Raises MoecError when huge pages are requested and not available, ArtifactError when the file cannot be read.
     """
     size = path.stat().st_size
     if pages == "mapped":
@@ -78,11 +78,11 @@ def place_file(path: pathlib.Path, pages: Pages = "auto") -> tuple[np.ndarray, P
 
 
 class FileMaps:
-    """The files in which some of these arrays are mapped."""
+    """Files in which some of the arrays are mapped."""
 
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:
-        found = (_map_behind(array) for array in arrays)
-        self._maps = list({id(one): one for one in found if one is not None}.values())
+        maps = (_map_behind(array) for array in arrays)
+        self._maps = list({id(one): one for one in maps if one is not None}.values())
 
     def check(self, where: str) -> None:
         """Raise ArtifactError where a file has become shorter than its map."""
@@ -95,7 +95,7 @@ class FileMaps:
 
 
 def _map_behind(array: np.ndarray) -> mmap.mmap | None:
-    """The map of memory that an array is a view of."""
+    """Find the map of memory that an array is a view of."""
     owner: object = array
     while isinstance(owner, np.ndarray):
         owner = owner.base
@@ -103,8 +103,8 @@ def _map_behind(array: np.ndarray) -> mmap.mmap | None:
 
 
 def new_memory(size: int, *, huge: bool) -> np.ndarray:
-    """Bytes of new memory, zero, that starts where a huge page can: in huge pages as far as the system has them when it
-    is first written to, or in small ones. Raises OSError when there is not enough memory."""
+    """Allocate zero bytes that start where a huge page can: in huge pages as far as the system has them when it is
+    first written to, or in small ones. Raises OSError when memory is insufficient."""
     if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
         return np.zeros(size, np.uint8)
     private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory, Python's default, follows other rules
@@ -118,7 +118,7 @@ def new_memory(size: int, *, huge: bool) -> np.ndarray:
 
 
 def _obstacle(size: int, allowed: int) -> str | None:
-    """Why a copy in huge pages cannot be made; None if it can."""
+    """Explain why a copy in huge pages cannot be made. Returns None where it can."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return "this system has no huge pages to ask for"
     try:
@@ -143,7 +143,7 @@ def _is_in_huge_pages(mapped: np.ndarray) -> bool:
 
 
 def bytes_in_huge_pages(memory: np.ndarray) -> int:
-    """How much of the mapping in which an array lies is in huge pages now; 0 where the system does not say."""
+    """Count the bytes in huge pages of the mapping that contains an array; 0 where the system does not tell."""
     try:
         text = _OWN_MAPPINGS.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -159,7 +159,7 @@ def bytes_in_huge_pages(memory: np.ndarray) -> int:
 
 
 def _copy(path: pathlib.Path, size: int) -> np.ndarray:
-    """The bytes of a file in huge pages, read by several threads, each of which so gets pages near it."""
+    """Copy a file into huge pages with several threads; each gets pages near its core."""
     try:
         memory = new_memory(size, huge=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""One loaded program: runtime tensors in, runtime tensors out."""
+"""A loaded program: runtime tensors in, runtime tensors out."""
 
 from __future__ import annotations
 
@@ -31,33 +31,34 @@ _HOSTS_OWN = frozenset(
         *("make_tuple", "tuple_getitem", "tuple_reset_item"),
     )
 )
-"""Functions of the runtime that look at sizes and addresses and never at what the device has computed."""
+"""Functions of the runtime that use sizes and addresses and never read results of the device."""
 
 Instrument = Callable[..., int]
-"""Called before and after each call with the function, its name, whether it is before, the result and the arguments."""
+"""Callback before and after each call with the function, its name, whether it is before, the result and the
+arguments."""
 
 
 class Place(Protocol):
-    """The device that a program is loaded on, as far as it asks for it: a :class:`moec.runtime.device.Device`."""
+    """The part of :class:`moec.runtime.device.Device` that loading a program needs."""
 
     @property
     def number(self) -> int:
-        """The kind of device as DLPack counts."""
+        """Kind of device, by DLPack's numbers."""
         ...
 
     def loading(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, a program's objects can be loaded."""
+        """Context in which a program's objects can be loaded."""
         ...
 
 
 class LoadedProgram:
-    """The program that linked object files hold. Not to be run by two threads at once."""
+    """The program in linked object files. Two threads must not run it at once."""
 
     def __init__(
         self, objects: Sequence[pathlib.Path], where: str, device: Place, experts: StreamedExperts | None = None
     ) -> None:
-        """``experts``: what it asks for those that it streams. Raises ArtifactError where the objects do not link, and
-        what the device raises for code it cannot run."""
+        """``experts``: source of the experts that it streams. Raises ArtifactError where the objects do not link, and
+        the device's errors for code it cannot run."""
         self.where = where
         self.experts = experts
         register_calls()
@@ -68,7 +69,7 @@ class LoadedProgram:
         self._team_code = next((path for path in objects if path.name == TEAM_OBJECT), None)
         self._join = self._module.get_function("moec_join_team", query_imports=True) if self.has_team else None
         self._joined: Team | Literal["not yet"] | None = "not yet"
-        # The last of the machine's devices is its host.
+        # The machine's last device is its host.
         kinds = dict.fromkeys((device.number, CPU))
         places = [number for kind in kinds for number in (kind, _FIRST_DEVICE, _POOLED_ALLOCATOR)]
         self._machine.get_function("vm_initialization")(*places)
@@ -77,7 +78,7 @@ class LoadedProgram:
         self._kernels: dict[str, Any] = {}
 
     def __call__(self, inputs: Sequence[Any], weights: Sequence[Any]) -> Sequence[Any]:
-        """The results, each of which takes time to look at. Loops are shared by the threads that the caller has:
+        """Run the program and return its results; each access to one takes time. The caller's threads share the loops:
         :func:`moec.runtime.workers.team_here`."""
         self._join_team()
         with streaming(self.experts), stepping(self._machine):
@@ -85,7 +86,7 @@ class LoadedProgram:
         return result if isinstance(result, self._several) else [result]
 
     def call_kernel(self, name: str, arguments: Sequence[Any]) -> None:
-        """Call one of the kernels that the program has for its runtime. Raises ArtifactError where there is none."""
+        """Call one of the program's kernels for its runtime. Raises ArtifactError where there is none of that name."""
         self._join_team()
         if name not in self._kernels:
             try:
@@ -103,12 +104,12 @@ class LoadedProgram:
 
     @property
     def has_team(self) -> bool:
-        """Whether it has code to share its loops among a team of the process."""
+        """Whether the program has code to share its loops among a team of the process."""
         return self._team_code is not None
 
     @functools.cached_property
     def waits(self) -> list[str]:
-        """Functions by which the host part reads what the device computed, such as the sizes of other results."""
+        """Functions by which the host part reads results of the device, such as the sizes of other results."""
         listed = _GLOBALS.search(self._module.get_function("stats")())
         assert listed is not None, "the runtime lists the functions that a program calls"
         names = listed[1].split(", ")
@@ -116,7 +117,7 @@ class LoadedProgram:
 
     @contextlib.contextmanager
     def instrumented(self, instrument: Instrument) -> Iterator[None]:
-        """Inside, ``instrument`` is called around every call."""
+        """Context in which ``instrument`` is called around every call."""
         set_instrument = self._machine.get_function("set_instrument")
         set_instrument(load_ffi().convert_func(instrument))
         try:

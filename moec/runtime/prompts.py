@@ -1,4 +1,4 @@
-"""Prompts of :func:`moec.generate`: texts, token ids and conversations, told apart and made token ids."""
+"""Prompts of :func:`moec.generate`: texts, token ids and conversations are distinguished and encoded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EXPECTED = (
 
 
 def prompts_of(given: Any) -> list[Prompt]:
-    """One prompt or several as a list of texts, of lists of int, and of lists of messages. Raises MoecError for
+    """Convert one prompt or several to a list of texts, lists of int, and lists of messages. Raises MoecError for
     anything else."""
     if isinstance(given, Mapping):
         raise MoecError(f"prompts is a mapping; expected {_EXPECTED} (of what a tokenizer returned: its input_ids)")
@@ -37,11 +37,11 @@ def prompts_of(given: Any) -> list[Prompt]:
 def encoded_prompts(
     codec: TextCodec | None, prompts: Sequence[Prompt], chat: bool, system: str | None
 ) -> list[list[int]]:
-    """The token ids of each prompt. ``chat``: texts are what a user says. ``system``: what stands in front of every
+    """Encode each prompt to token ids. ``chat``: texts are a user's messages. ``system``: system message before every
     conversation. ``codec``: None where all prompts are token ids.
 
-    Raises MoecError for prompts without tokens, token ids in a chat, and a system message outside of one or beside
-    another.
+    Raises MoecError for prompts without tokens, token ids in a chat, and a system message outside of a chat or in
+    addition to another.
     """
     conversations = {place: _conversation(place, one, chat, system) for place, one in enumerate(prompts)}
     talks = {place: messages for place, messages in conversations.items() if messages is not None}
@@ -63,7 +63,7 @@ def encoded_prompts(
 
 
 def _conversation(place: int, prompt: Prompt, chat: bool, system: str | None) -> Conversation | None:
-    """The messages that a prompt is, or becomes in a chat; None for one that goes to the model as it is."""
+    """Return the messages of a prompt, or those that it becomes in a chat; None for a prompt outside of chats."""
     messages: list[Any]
     if isinstance(prompt, str):
         messages = [{"role": "user", "content": prompt}] if chat else []
@@ -87,7 +87,7 @@ def _conversation(place: int, prompt: Prompt, chat: bool, system: str | None) ->
 
 
 def _listed(given: Any) -> list[Any] | None:
-    """The items of a sequence, or of an array of numpy or PyTorch; None for anything else."""
+    """List the items of a sequence, or of an array of numpy or PyTorch. Returns None for anything else."""
     if isinstance(given, (list, tuple)):
         return list(given)
     if hasattr(given, "tolist") and getattr(given, "ndim", 0) > 0:

@@ -1,4 +1,4 @@
-"""Reading a manifest: every field's type is checked, and that its parts fit each other."""
+"""Reader of manifests: it checks every field's type, and that the parts fit each other."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
 
 
 def listed_files(text: bytes) -> dict[str, FileEntry] | None:
-    """The files that a manifest of any format version lists; None where it is none of moec's, or was altered."""
+    """List the files of a manifest of any format version. Returns None where moec did not write it, or it was
+    altered."""
     try:
         content = json.loads(text)
         digest, files = content.pop("digest"), content["files"]

@@ -1,5 +1,5 @@
-"""Records of a manifest that describe an artifact to people: kernels, blocks, stages, remarks, losses. All of their
-fields that something reads are of the types that it expects."""
+"""Readers of a manifest's records that describe an artifact to people: kernels, blocks, stages, remarks, losses. They
+check the types of all fields that are read anywhere."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def checked_remark(record: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def checked_block(record: dict[str, Any], where: str) -> dict[str, Any]:
-    """A block as :func:`moec.ir.blocks.moe_blocks` describes it."""
+    """Check a block as :func:`moec.ir.blocks.moe_blocks` describes it."""
     for key in ("name", "op"):
         typed(record, key, str, where)
     for key in _SIZES:
@@ -111,7 +111,7 @@ def typed(record: Any, key: str, kind: type, where: str) -> Any:
 
 
 def optional(record: dict[str, Any], key: str, kind: type, where: str) -> Any:
-    """The same, or None, which the record says."""
+    """Read a field as :func:`typed`, which may also be None explicitly."""
     return None if key in record and record[key] is None else typed(record, key, kind, where)
 
 

@@ -1,7 +1,7 @@
-"""What each input of a language model is for, as far as a session can tell, and what it is then filled with.
+"""Roles of a language model's inputs, as far as a session can tell, and the values that follow from them.
 
-Token ids are the integers that index an embedding, an attention mask is as long as past and new tokens together: types,
-shapes and the manifest tell. What these leave open, the names of the interface tell: ``input_ids``, ``attention_mask``,
+Types, shapes and the manifest identify most: token ids are the integers that index an embedding, and an attention mask
+is as long as past and new tokens together. The rest is identified by usual names: ``input_ids``, ``attention_mask``,
 ``position_ids``, ``cache_position``, and ONNX's own ``write_indices`` and ``nonpad_kv_seqlen``.
 """
 
@@ -31,9 +31,12 @@ _IDS, _LOGITS = "input_ids", "logits"
 
 @dataclasses.dataclass(frozen=True)
 class Roles:
-    """``ids``: the input of token ids [batch, new]. ``limit``: the number that they stay below, where known.
-    ``filled``: the inputs that follow from the number of tokens. ``asked``: those that the caller gives by name.
-    ``logits``: the output [batch, new, vocabulary]."""
+    """Inputs and outputs of a model by role.
+
+    ``ids``: the input of token ids [batch, new]. ``limit``: bound of the ids, where known. ``filled``: inputs that
+    follow from the number of tokens. ``asked``: inputs that the caller gives by name. ``logits``: the output [batch,
+    new, vocabulary].
+    """
 
     ids: TensorSpec
     limit: int | None
@@ -43,11 +46,11 @@ class Roles:
 
     @property
     def mask(self) -> str | None:
-        """The name of the attention mask."""
+        """Name of the attention mask."""
         return next((name for name, (role, _) in self.filled.items() if role == "mask"), None)
 
     def values(self, mask: np.ndarray, new: int) -> dict[str, np.ndarray]:
-        """What the inputs are filled with, for a ``mask`` bool [batch, past + new] of the tokens that count."""
+        """Compute the inputs that follow from a ``mask`` bool [batch, past + new] of the tokens that count."""
         values = {}
         for name, (role, spec) in self.filled.items():
             value = _value(role, mask, new, len(spec.shape))
@@ -73,7 +76,8 @@ def roles_of(
     limits: Mapping[str, int],
     sizes: Mapping[str, str],
 ) -> Roles:
-    """``limits`` and ``sizes``: the manifest's. Raises InputError for a model without token ids or without logits."""
+    """Assign the roles. ``limits`` and ``sizes``: the manifest's. Raises InputError for a model without token ids or
+    without logits."""
     held = {state.input for state in states}
     free = [spec for spec in inputs if spec.name not in held]
     ids = _token_ids(free, limits)
@@ -130,14 +134,14 @@ def _logits(outputs: Sequence[TensorSpec]) -> TensorSpec:
 
 
 def room_of(axis: int | None, given: TensorSpec, made: TensorSpec) -> int | str | None:
-    """How long the axis is that a state with room is written along, and no longer after a run: a number, or the name of
-    a size that the cache alone tells; None for states that grow, and for those that are replaced."""
+    """Length of the axis of a state with room, which a run writes along but does not extend: a number, or the name of a
+    size that only the cache determines. Returns None for states that grow or are replaced."""
     return None if axis is None or given.shape[axis] != made.shape[axis] else given.shape[axis]
 
 
 def first_shape(spec: TensorSpec, axis: int | None, sizes: Mapping[str, int], room: int | None) -> tuple[int, ...]:
-    """The shape of a state before the first token. ``sizes``: the known ones by name; ``room``: how long the axis is
-    that is written along, None for one that grows from nothing. Raises InputError for a size that nothing tells."""
+    """Shape of a state before the first token. ``sizes``: known ones by name; ``room``: length of the axis that is
+    written along, None for one that grows from nothing. Raises InputError for a size that is not known."""
     shape = []
     for place, size in enumerate(spec.shape):
         if isinstance(size, int):

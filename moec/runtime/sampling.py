@@ -1,7 +1,7 @@
-"""How the next token is chosen: pure functions of logits [vocabulary].
+"""Selection of the next token: pure functions of logits [vocabulary].
 
-What is ruled out has the logit -inf. ``Sampling`` applies them in the order of transformers: repetition penalty,
-temperature, top-k, top-p, min-p, and a draw from the softmax of what is left.
+An excluded token has the logit -inf. ``Sampling`` applies the steps in the order of transformers: repetition penalty,
+temperature, top-k, top-p, min-p, and a draw from the softmax of the remaining tokens.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Logits = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """``temperature`` 0 takes the most likely token, and then nothing is drawn. ``top_k`` 0, ``top_p`` 1, ``min_p`` 0
-    and ``repetition_penalty`` 1 do nothing. Raises MoecError for numbers outside of what each can be."""
+    """Options of the selection. ``temperature`` 0 takes the most likely token without drawing. ``top_k`` 0, ``top_p``
+    1, ``min_p`` 0 and ``repetition_penalty`` 1 have no effect. Raises MoecError for numbers out of range."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -42,27 +42,28 @@ class Sampling:
             raise MoecError("top_k, top_p and min_p choose what to draw from; give a temperature above 0 with them")
 
     def choose(self, logits: Logits, seen: Logits, random: np.random.Generator) -> int:
-        """The next token. ``seen``: bool [vocabulary], the tokens so far. Raises MoecError for logits that are NaN."""
+        """Select the next token. ``seen``: bool [vocabulary], the tokens so far. Raises MoecError for logits that are
+        NaN."""
         if np.isnan(logits).any():
             raise MoecError("the model's logits are not numbers (NaN): its weights or what it was given overflow")
         logits = repetition_penalty(logits, seen, self.repetition_penalty)
         if self.temperature == 0:
-            return int(np.argmax(logits))  # of equal ones the first
+            return int(np.argmax(logits))  # the first of equal ones
         logits = min_p(top_p(top_k(logits.astype(np.float64) / self.temperature, self.top_k), self.top_p), self.min_p)
         return draw(logits, random)
 
 
 def repetition_penalty(logits: Logits, seen: Logits, penalty: float) -> Logits:
-    """Positive logits of tokens that were seen divided by the penalty, others multiplied (Keskar et al., "CTRL",
-    arXiv 1909.05858, with the sign that transformers gave it)."""
+    """Divide positive logits of seen tokens by the penalty, multiply others (Keskar et al., "CTRL", arXiv 1909.05858,
+    with the sign that transformers gave it)."""
     if penalty == 1:
         return logits
     return np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def top_k(logits: Logits, k: int) -> Logits:
-    """The k largest, of equal ones the first, and nothing else; all where k is 0 (Fan et al., "Hierarchical neural
-    story generation", arXiv 1805.04833)."""
+    """Keep the k largest, the first of equal ones; all where k is 0 (Fan et al., "Hierarchical neural story
+    generation", arXiv 1805.04833)."""
     if k == 0 or k >= logits.size:
         return logits
     least = np.partition(logits, -k)[-k]
@@ -70,39 +71,39 @@ def top_k(logits: Logits, k: int) -> Logits:
 
 
 def top_p(logits: Logits, p: float) -> Logits:
-    """The fewest most likely tokens whose probabilities add up to p or more (nucleus sampling, Holtzman et al., "The
-    curious case of neural text degeneration", arXiv 1904.09751)."""
+    """Keep the fewest most likely tokens whose probabilities add up to p or more (nucleus sampling, Holtzman et al.,
+    "The curious case of neural text degeneration", arXiv 1904.09751)."""
     if p >= 1:
         return logits
-    found = probabilities(logits)
-    # What is less likely than this adds up to less than 1 - p, so that it is never among the fewest.
-    order = _descending(found, np.flatnonzero(found >= (1 - p) / logits.size))
-    before = np.cumsum(found[order]) - found[order]
+    likely = probabilities(logits)
+    # All tokens less likely than this add up to less than 1 - p, so none of them is kept.
+    order = _descending(likely, np.flatnonzero(likely >= (1 - p) / logits.size))
+    before = np.cumsum(likely[order]) - likely[order]
     return _only(logits, order[(before < p) | (np.arange(order.size) == 0)])
 
 
 def min_p(logits: Logits, p: float) -> Logits:
-    """The tokens that are at least p times as likely as the likeliest (Nguyen et al., "Turning up the heat: min-p
+    """Keep the tokens that are at least p times as likely as the likeliest (Nguyen et al., "Turning up the heat: min-p
     sampling", arXiv 2407.01082)."""
-    found = probabilities(logits)
-    return np.where(found >= p * found.max(), logits, -np.inf)
+    likely = probabilities(logits)
+    return np.where(likely >= p * likely.max(), logits, -np.inf)
 
 
 def draw(logits: Logits, random: np.random.Generator) -> int:
-    """A token by its probability: where a uniform number falls among their sums."""
+    """Draw a token by its probability: a uniform number is looked up among the cumulative sums."""
     sums = np.cumsum(probabilities(logits))
     place = int(np.searchsorted(sums, random.random() * sums[-1], side="right"))
     return min(place, int(np.flatnonzero(logits > -np.inf)[-1]))  # the last sum may be rounded down
 
 
 def probabilities(logits: Logits) -> Logits:
-    """Their softmax, float64."""
+    """Softmax of the logits, float64."""
     shifted = np.exp(logits.astype(np.float64) - logits.max())
     return shifted / shifted.sum()
 
 
 def _descending(numbers: Logits, places: Logits) -> Logits:
-    """The places from the largest number to the smallest, those of equal ones in their order."""
+    """Sort places from the largest number to the smallest, stable for equal ones."""
     return places[np.argsort(-numbers[places], kind="stable")]
 
 

@@ -1,4 +1,4 @@
-"""Sessions: what a language model keeps from one run for the next, so that each token is computed once."""
+"""Sessions: the states of a language model between runs, so that each token is computed once."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """One conversation with a language model, or ``batch`` of them side by side. Made by
-    :meth:`moec.CompiledModel.session`. A model may have several at once, each for one thread at a time.
+    """One conversation with a language model, or ``batch`` of them together. :meth:`moec.CompiledModel.session` makes
+    it. A model may have several at once, each for one thread at a time.
 
     A model without states runs all tokens again each time, with the same results.
     """
@@ -45,51 +45,53 @@ class Session:
 
     @property
     def length(self) -> int:
-        """The number of tokens so far, padding included."""
+        """Number of tokens so far, padding included."""
         return self._mask.shape[1]
 
     @property
     def batch(self) -> int:
-        """The number of sequences side by side."""
+        """Number of sequences."""
         return self._mask.shape[0]
 
     @property
     def max_tokens(self) -> int | None:
-        """The most tokens that it holds; None where nothing limits them."""
+        """Most tokens that it holds; None where there is no limit."""
         return self._most
 
     @property
     def vocabulary(self) -> int:
-        """Token ids are below this."""
+        """Bound of token ids."""
         size = self._roles.logits.shape[2]
         return self._roles.limit or (size if isinstance(size, int) else 1)
 
     @property
     def fixed_length(self) -> int | None:
-        """How many tokens each run has to be given; None where that is free."""
+        """Number of tokens that each run takes; None where it is free."""
         length = self._roles.ids.shape[1]
         return length if isinstance(length, int) else None
 
     @property
     def is_incremental(self) -> bool:
-        """Whether the model keeps states, so that a run computes the new tokens alone."""
+        """Whether the model keeps states, so that a run computes only the new tokens."""
         return bool(self._states)
 
     def run(self, ids: Any, *, last: int | None = 1, **inputs: Any) -> np.ndarray:
-        """Run on the next tokens. ``ids``: integers [batch, new], or [new] where the batch is 1. Returns logits float32
-        [batch, ``last``, vocabulary] of so many of the last new tokens, of all of them where there are fewer or
-        ``last`` is None; of a model that was compiled for the last token alone [batch, 1, vocabulary].
+        """Run on the next tokens.
 
-        ``inputs``: those that the model takes beside, by name. Attention masks, positions and the like
+        ``ids``: integers [batch, new], or [new] where the batch is 1. Returns logits float32 [batch, ``last``,
+        vocabulary] of the ``last`` new tokens; of all new ones where there are fewer or ``last`` is None; of a model
+        that was compiled for the last token alone [batch, 1, vocabulary].
+
+        ``inputs``: further inputs of the model by name. Attention masks, positions and the like
         (:mod:`moec.runtime.roles`) are filled in where they are not given: every token counts. Rows of different
-        lengths are padded on the left, with an ``attention_mask`` [batch, new] that is 0 there; what earlier runs were
-        given is kept. Positions then count the tokens that the mask leaves in. A model that counts a mask's ones, as
-        with onnxruntime's GroupQueryAttention, wants padding on the right instead, and in the first run alone: the last
-        token of a shorter row is none then, so ask for the logits of all (``last=None``).
+        lengths are padded on the left, with an ``attention_mask`` [batch, new] that is 0 there; masks of earlier runs
+        are kept. Positions then count the tokens that the mask leaves. A model that counts a mask's ones, as with
+        onnxruntime's GroupQueryAttention, needs padding on the right instead, and in the first run alone; the last
+        token of a shorter row is then padding, so request the logits of all tokens (``last=None``).
 
-        Raises InputError, and leaves the session as it was, for ids of another shape or beyond the vocabulary, more
-        tokens than ``max_tokens``, padding that the model cannot leave out, inputs that are missing or unknown or that
-        :meth:`moec.CompiledModel.run` refuses, and where another thread is using the session.
+        Raises InputError, and leaves the session unchanged, for ids of another shape or beyond the vocabulary, more
+        tokens than ``max_tokens``, padding that the model cannot ignore, inputs that are missing, unknown or refused by
+        :meth:`moec.CompiledModel.run`, and where another thread is using the session.
         """
         if last is not None:
             _check_count("last", last)
@@ -109,7 +111,7 @@ class Session:
             return np.ascontiguousarray(logits, np.float32)
 
     def fork(self) -> Session:
-        """Another session that goes on from here. Raises InputError where another thread is using this one."""
+        """Copy the session, so that both can continue from here. Raises InputError where another thread is using it."""
         with self._used():
             other = object.__new__(Session)
             other._model, other._roles, other._most = self._model, self._roles, self._most
@@ -118,7 +120,7 @@ class Session:
             return other
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens. Raises InputError for more than there are, for a model with a
+        """Forget all except the first ``length`` tokens. Raises InputError for more than there are, for a model with a
         state that each run replaces, and where another thread is using the session."""
         with self._used():
             if not _is_whole(length) or not 0 <= length <= self.length:
@@ -138,7 +140,7 @@ class Session:
     def _checked_ids(self, ids: Any) -> np.ndarray:
         try:
             array: np.ndarray[Any, Any] = np.asarray(ids)
-        except (ValueError, TypeError):  # rows of different lengths, say
+        except (ValueError, TypeError):  # for example rows of different lengths
             array = np.empty((0, 0), object)
         if array.ndim == 1 and self.batch == 1:
             array = np.expand_dims(array, 0)
@@ -170,8 +172,8 @@ class Session:
         return mask != 0
 
     def _check_counted(self, mask: np.ndarray) -> None:
-        """Where a sequence is as long as its mask [batch, past + new] has ones, its tokens have to come first. A later
-        run would put padding over the tokens before it."""
+        """Check a mask [batch, past + new] whose ones a model counts: tokens have to come before padding, and a later
+        run must not contain padding, which would overwrite the tokens before it."""
         name = self._roles.mask
         if name is None or name not in self._model.counted_inputs:
             return
@@ -185,11 +187,11 @@ class Session:
             )
 
     def _checked_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """What the caller gives beside the mask, which is kept here."""
-        known = {*self._roles.filled, *(spec.name for spec in self._roles.asked)}
+        """Check the caller's inputs and return them without the mask, which the session keeps."""
+        names = {*self._roles.filled, *(spec.name for spec in self._roles.asked)}
         for name in inputs:
-            if name not in known:
-                listed = ", ".join(sorted(known)) or "none"
+            if name not in names:
+                listed = ", ".join(sorted(names)) or "none"
                 raise InputError(
                     f"unknown input {name!r}; a session fills in token ids and states, and takes: {listed}"
                 )

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class SessionStates:
-    """The states between two runs; one that fails leaves them as they were.
+    """The states between two runs; a run that fails leaves them unchanged.
 
-    ``arrays``: by input, those that are given to each run and come back from it. ``rooms``: for those whose size stays
-    what it is (caches with room), how many tokens fit in, by input. ``memory``: of those that the program holds.
+    ``arrays``: states that each run takes and returns, by input. ``rooms``: number of tokens that fit, for states of a
+    constant size (caches with room), by input. ``memory``: states that the program holds.
     """
 
     def __init__(
@@ -34,12 +34,12 @@ class SessionStates:
 
     @classmethod
     def empty(cls, model: CompiledModel, roles: Roles, max_tokens: int | None, batch: int) -> SessionStates:
-        """Those before the first token: zeros. Raises InputError for states of a size that nothing tells."""
+        """Make the states before the first token: zeros. Raises InputError for states of an unknown size."""
         inputs, outputs = ({spec.name: spec for spec in specs} for specs in (model.inputs, model.outputs))
         sizes = _known_sizes(roles.ids, model.input_sizes, batch)
         held = {state.input: state for state in model.held}
         if not held.keys() <= {state.input for state in model.states}:
-            held = {}  # some are none of a session, which gives them to each run
+            held = {}  # some are not states of a session, which passes them to each run
         arrays, rooms, shapes = {}, {}, {}
         for state in model.states:
             spec, axis = inputs[state.input], state.axis
@@ -59,11 +59,12 @@ class SessionStates:
 
     @property
     def room(self) -> int | None:
-        """How many tokens fit in; None where nothing limits them."""
+        """Number of tokens that fit; None where there is no limit."""
         return min(self._rooms.values(), default=None)
 
     def run(self, inputs: Mapping[str, Any], last: int) -> tuple[dict[str, Any], SessionStates]:
-        """The outputs of a run, with logits of the ``last`` tokens or of more, and the states after it."""
+        """Run the model. Returns its outputs, with logits of the ``last`` tokens or of more, and the states after
+        it."""
         given, memory = {**inputs, **self._arrays}, self._memory
         if memory is None:
             outputs = self._model.run(given, last=last)
@@ -75,7 +76,7 @@ class SessionStates:
         return outputs, self._with(arrays)
 
     def fork(self) -> SessionStates:
-        """Their like, which another session may go on from."""
+        """Copy the states for another session."""
         copied = self._memory.copy() if self._memory is not None else None
         return SessionStates(self._model, self._arrays, self._rooms, copied)
 
@@ -83,16 +84,16 @@ class SessionStates:
         return SessionStates(self._model, arrays, self._rooms, self._memory)
 
     def truncated(self, length: int, before: int) -> SessionStates:
-        """Those of the first ``length`` of ``before`` tokens. Raises InputError for a state that tokens cannot be taken
-        out of."""
+        """Keep the first ``length`` of ``before`` tokens. Raises InputError for a state from which tokens cannot be
+        removed."""
         if length == before:
             return self
         lengths = {} if self._memory is None else self._memory.lengths
         arrays = {}
         for state in self._model.states:
             name, axis = state.input, state.axis
-            found = lengths.get(name) if axis is None or name in lengths else self._arrays[name].shape[axis]
-            if axis is None or (name not in self._rooms and found != before):
+            own_length = lengths.get(name) if axis is None or name in lengths else self._arrays[name].shape[axis]
+            if axis is None or (name not in self._rooms and own_length != before):
                 raise InputError(f"the session cannot be truncated: state {state}; fork it before the tokens to forget")
             if name not in lengths:
                 array = self._arrays[name]

@@ -1,12 +1,12 @@
 """The experts of a model whose weights are larger than the memory that they may take.
 
-Address space is reserved for all weights, at their places in the file, so that kernels find every expert where it
-always lies. Memory is there for some of the experts alone: those that are chosen and are not there are read before
-their layer computes; those that a layer ahead is expected to choose are read while others compute; and the pages of
-those that were chosen least go back to the system.
+Address space is reserved for all weights, at their places in the file, so that kernels find every expert at a fixed
+address. Only some experts have memory. Selected experts that are missing are read before their layer computes; experts
+that a later layer is expected to select are read while others compute; and the pages of the least selected ones go back
+to the system.
 
-How often an expert was chosen counts less the longer ago it was (:data:`FORGETTING`). On a trained model this keeps
-the right experts more often than dropping the one that was not used for longest does (docs/streaming.md).
+A selection counts less the longer ago it was (:data:`FORGETTING`). On a trained model this keeps the right experts more
+often than dropping the least recently used one (docs/streaming.md).
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ from moec.runtime.direct_reads import PAGE, DirectReads, Range, Reading, unreada
 from moec.runtime.expert_pages import ExpertPages, own_pages
 
 FORGETTING = 0.99
-"""What a choice still counts one run of the model later."""
+"""Weight of a selection one run of the model later."""
 _MOST = 1e100
 _MIB = 1 << 20
 
 
 @dataclasses.dataclass
 class StreamCounts:
-    """What was done since the model was loaded. ``chosen``: experts that layers asked for, of which ``there`` were
-    there at once and ``guessed`` were read, or being read, because they had been expected; ``expected``: experts that
-    were read ahead; ``bytes_read``; ``seconds_waited``: for experts that were not there."""
+    """Counts since the model was loaded.
+
+    ``chosen``: experts that layers selected, of which ``there`` were in memory at once and ``guessed`` were read, or
+    being read, because they had been expected. ``expected``: experts that were read ahead. ``seconds_waited``: for
+    experts that were missing.
+    """
 
     runs: int = 0
     chosen: int = 0
@@ -45,18 +48,18 @@ class StreamCounts:
 
 @dataclasses.dataclass(frozen=True)
 class StreamedLayer:
-    """The experts of one layer. ``places``: of each expert the ranges of its weights in the file."""
+    """The experts of one layer. ``places``: for each expert the ranges of its weights in the file."""
 
     name: str
     places: Sequence[Sequence[Range]]
 
     def bytes_of(self, expert: int) -> int:
-        """Of the pages that come and go with an expert."""
+        """Count the bytes of the pages that come and go with an expert."""
         return sum(last - first for first, last in map(own_pages, self.places[expert]))
 
     @property
     def edges(self) -> int:
-        """Bytes of the pages that experts have in common with what lies beside them, which stay once they were read."""
+        """Bytes of the pages that experts share with their neighbours in the file. They stay once they were read."""
         ends = (end for places in self.places for place in places for end in place if end % PAGE)
         return PAGE * len({end // PAGE for end in ends})
 
@@ -65,11 +68,11 @@ _ABSENT, _COMING, _THERE = range(3)
 
 
 class StreamedExperts:
-    """``room``: bytes of memory that experts may take. Calls come from one thread at a time, in the order of layers.
+    """Experts in ``room`` bytes of memory. Calls come from one thread at a time, in the order of layers.
 
-    ``preferred``: which share of its weight may be lost where an expert that is there takes the place of one that is
-    not. Where it is more than 0, nothing is read ahead: what is there would depend on how fast the disk is, and results
-    with it.
+    ``preferred``: share of its weight that may be lost where an expert in memory takes the place of one that is not. If
+    it is more than 0, nothing is read ahead, because the experts in memory, and with them the results, would depend on
+    the disk's speed.
     """
 
     def __init__(
@@ -97,20 +100,20 @@ class StreamedExperts:
         self._state = np.full(len(self._bytes), _ABSENT, np.int8)
         self._score, self._weight = np.zeros(len(self._bytes)), 1.0
         self._chosen = np.zeros(len(self._bytes), int)
-        self._kept = np.zeros(len(self._bytes), bool)  # by what computes now
+        self._kept = np.zeros(len(self._bytes), bool)  # those that compute now
         self._read_before = 0
-        self._guesses: list[int] = []  # to be read once what is urgent is asked for
-        self._ahead: set[int] = set()  # asked for because they were expected, and not chosen yet
+        self._guesses: list[int] = []  # to be read after the urgent ones are requested
+        self._ahead: set[int] = set()  # requested because they were expected, and not selected yet
 
     @property
     def shares(self) -> list[list[float]]:
-        """By layer, in which share of the runs each expert was chosen."""
+        """Share of the runs in which each expert was selected, by layer."""
         shares = self._chosen / max(1, self.counts.runs)
         parts: list[np.ndarray] = np.split(shares, self._first[1:-1])
         return [part.tolist() for part in parts]
 
     def begin_run(self) -> None:
-        """What comes is another run of the model."""
+        """Begin another run of the model."""
         self.counts.runs += 1
         self._weight /= FORGETTING
         if self._weight > _MOST:
@@ -122,8 +125,8 @@ class StreamedExperts:
                 self._drop(key)
 
     def fill(self, order: Sequence[tuple[int, int]]) -> None:
-        """Read experts (layer, expert) in this order until there is no more room, and wait for them; the earlier, the
-        longer they are kept. Raises ArtifactError."""
+        """Read experts (layer, expert) in this order until there is no more room, and wait for them. Earlier ones are
+        kept longer. Raises ArtifactError."""
         keys = [self._first[layer] + expert for layer, expert in order]
         sizes = np.cumsum(self._bytes[keys]) if keys else np.zeros(0)
         keys = keys[: int(np.searchsorted(sizes, self.room - self.used, side="right"))]
@@ -135,21 +138,22 @@ class StreamedExperts:
             self._read_before = self._reads.bytes_read
 
     def expect(self, layer: int, experts: Sequence[int]) -> None:
-        """These experts will probably be chosen, the likeliest first. They are read from the next :meth:`need` on."""
+        """Announce experts that will probably be selected, the likeliest first. Reading begins in the next
+        :meth:`need`."""
         if self.preferred:
             return
         first = self._first[layer]
         self._guesses += [first + int(expert) for expert in experts]
 
     def tolerance(self, layer: int) -> np.ndarray:
-        """float32 [E]: of each expert of a layer that is not there, the share of its weight that may be lost where
-        another takes its place; 0 for those that are there."""
+        """Return for each expert of a layer, float32 [E], the share of its weight that may be lost where another takes
+        its place, and 0 for those in memory."""
         absent = self._state[self._first[layer] : self._first[layer + 1]] != _THERE
         return np.where(absent, np.float32(self.preferred), np.float32(0))
 
     def need(self, layer: int, experts: Sequence[int]) -> None:
-        """Return when these experts are there; they stay until the next call. Raises RoomError where there is no room
-        for all of them, ArtifactError where one cannot be read."""
+        """Return when these experts are in memory; they stay until the next call. Raises RoomError where there is no
+        room for all of them, ArtifactError where one cannot be read."""
         first = self._first[layer]
         keys = [first + int(expert) for expert in experts]
         self._check_room(layer, keys)
@@ -178,7 +182,7 @@ class StreamedExperts:
             )
 
     def _settle(self) -> None:
-        """What was being read and is read now is there; what could not be read may be asked for again."""
+        """Mark finished readings as in memory, and failed ones as absent, so that they may be requested again."""
         for key in np.flatnonzero(self._state == _COMING):
             reading = self._readings[key]
             if not reading.left:
@@ -196,7 +200,7 @@ class StreamedExperts:
         self._ahead.difference_update(keys)
 
     def _forget_wrong_guesses(self, layer: int) -> None:
-        """What was expected of this layer and was not chosen: what is not begun of it is not read."""
+        """Drop the reading of experts that were expected of this layer and not selected, as far as it has not begun."""
         of_layer = range(self._first[layer], self._first[layer + 1])
         for key in [key for key in self._ahead if key in of_layer]:
             self._drop(key)
@@ -236,13 +240,14 @@ class StreamedExperts:
         self._reads.ask(self._readings[key], urgent=urgent)
 
     def _drop(self, key: int) -> None:
-        """Do not read an expert that is only expected. Its pages are there until what was begun is read."""
+        """Drop the reading of an expert that is only expected. Its pages stay until the pieces that were begun are
+        read."""
         self._ahead.discard(key)
         if self._state[key] == _COMING:
             self._reads.drop(self._readings[key])
 
     def _make_room(self, key: int) -> bool:
-        """Take pages of other experts until there is room for one; False where all that is there is wanted."""
+        """Take pages of other experts until one more has room. Returns False where all experts in memory are needed."""
         while self.used + self._bytes[key] > self.room:
             free = (self._state == _THERE) & ~self._kept
             free[list(self._ahead)] = False
@@ -260,7 +265,7 @@ class StreamedExperts:
         self.used -= int(self._bytes[key])
 
     def _wait(self) -> None:
-        """For anything that is being read."""
+        """Wait for any reading to end."""
         self._reads.changed.wait()
         self._settle()
 

@@ -1,8 +1,8 @@
-"""Weights larger than memory: where they lie, and what of them is there from the start.
+"""Weights larger than memory: their layout, and the part of them that is loaded at the start.
 
-Weights of experts that the program asks for are streamed (:mod:`moec.runtime.streamed_experts`); all others are read
-when the model is loaded and stay. Memory that holds them is the process' own, so that the system, when it needs room
-for files, takes nothing that the next token reads.
+Weights of experts that the program requests are streamed (:mod:`moec.runtime.streamed_experts`); all others are read
+when the model is loaded and stay. They are in the process' private memory, so that the system cannot reclaim them when
+it needs room for files.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _MIB = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class StreamPlan:
-    """What stays in memory of a program's weights, and what comes and goes. ``layers``: where experts lie, by the
-    number of the layer; ``others``: ranges of the file, of ``size`` bytes, that hold other weights; they stay."""
+    """Partition of a program's weights into resident and streamed ones. ``layers``: places of the experts, by the
+    number of the layer; ``others``: ranges of the file, of ``size`` bytes, with all other weights, which stay."""
 
     streamed: Sequence[StreamedExpertsSpec]
     layers: Sequence[StreamedLayer]
@@ -38,7 +38,7 @@ class StreamPlan:
 
     @staticmethod
     def of(streamed: Sequence[StreamedExpertsSpec], entries: Sequence[WeightEntry], size: int) -> StreamPlan:
-        """``entries``: of the program's weights; ``size``: bytes of their file."""
+        """Make a plan. ``entries``: the program's weights; ``size``: bytes of their file."""
         layers = [_layer(spec, entries) for spec in streamed]
         return StreamPlan(streamed, layers, list(_others(layers, size)), size)
 
@@ -54,8 +54,7 @@ class StreamPlan:
 
     @property
     def least(self) -> int:
-        """Bytes with which one token can run: those that stay, and the largest experts of the layer that asks for
-        most."""
+        """Bytes with which one token can run: those that stay, and the largest experts of the layer that needs most."""
         most = [
             sum(sorted((layer.bytes_of(expert) for expert in range(spec.experts)), reverse=True)[: spec.chosen])
             for spec, layer in zip(self.streamed, self.layers, strict=True)
@@ -64,8 +63,8 @@ class StreamPlan:
 
     @property
     def order(self) -> list[tuple[int, int]]:
-        """Experts (layer, expert) as they are read at first: those with the largest shares before others; where none
-        were measured, as they are numbered."""
+        """Order in which experts (layer, expert) are read first: those with the largest shares, or by their number
+        where none were measured."""
         every = [
             (layer.shares[expert] if layer.shares else 0.0, number, expert)
             for number, layer in enumerate(self.streamed)
@@ -74,7 +73,7 @@ class StreamPlan:
         return [(number, expert) for _, number, expert in sorted(every, key=lambda one: (-one[0], one[2], one[1]))]
 
     def check(self, resident: int, where: str) -> None:
-        """Raises MoecError, with the numbers, where one token cannot run in so many bytes."""
+        """Raise MoecError, with the numbers, where one token cannot run in so many bytes."""
         if resident < min(self.least, self.size):
             raise MoecError(
                 f"{where}: {resident / _MIB:.1f} MiB are too few for its weights: those that are no experts', and the "
@@ -91,7 +90,7 @@ def place_streamed(
     where: str,
     preferred: float = 0.0,
 ) -> tuple[np.ndarray, StreamedExperts, Placement]:
-    """The bytes of a file of weights, of which at most ``resident`` are in memory at a time. ``preferred``:
+    """Load a file of weights, with at most ``resident`` bytes in memory at a time. ``preferred``: see
     :class:`StreamedExperts`.
 
     Raises MoecError where one token needs more; ArtifactError where the file cannot be read; OSError.
@@ -110,7 +109,7 @@ def place_streamed(
 
 
 def check_replaceable(program: ProgramEntry, pages: Pages, where: str) -> None:
-    """Raises MoecError for a program in which no expert can take the place of one that is not in memory."""
+    """Raise MoecError for a program in which no expert can take the place of one that is not in memory."""
     if pages in ("mapped", "huge"):
         raise MoecError(f"{where}: prefer_resident is about experts that are read when chosen, and pages is '{pages}'")
     if not any(layer.replaceable for layer in program.streamed):
@@ -119,10 +118,10 @@ def check_replaceable(program: ProgramEntry, pages: Pages, where: str) -> None:
 
 
 def reserved(size: int) -> tuple[mmap.mmap, np.ndarray]:
-    """Address space in whole pages, and an array over it; memory comes when it is written to."""
+    """Reserve address space in whole pages, with an array over it. Memory is allocated when it is written to."""
     private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
     mapping = mmap.mmap(-1, -(-size // PAGE) * PAGE, flags=private)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a huge page would come with experts beside the one that is read
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a huge page would bring the neighbours of the expert that is read
         with contextlib.suppress(OSError):  # a kernel built without huge pages
             mapping.madvise(mmap.MADV_NOHUGEPAGE)
     return mapping, np.frombuffer(mapping, np.uint8)

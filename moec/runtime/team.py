@@ -1,5 +1,5 @@
-"""The workers that share the parallel loops of programs with the thread that runs them. How they take their parts is
-code of the program: ``targets/tvm/team.ll``."""
+"""Workers that share the parallel loops of programs with the thread that runs them. The code by which they take their
+parts belongs to the program: ``targets/tvm/team.ll``."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from moec.errors import MoecError
 from moec.runtime.library import load_objects
 
 TEAM_OBJECT = "team.o"
-"""The object file of an artifact that holds the code of teams."""
+"""Object file of an artifact with the code of teams."""
 _LINE = 64
 _TICKET, _SPINS, _PARTS, _CLOCKED, _IN_LOOPS, _AT_PARTS, _BYTES = 0, 256, 260, 268, 320, 384, 448
 _LOOKS = 20_000
-"""How often a worker looks for work before it sleeps: about half a millisecond, the time between two steps."""
+"""Times that a worker polls for work before it sleeps: about half a millisecond, the time between two steps."""
 _PARTS_PER_THREAD = 4
-"""A loop is cut into so many parts for each thread, so that all end at the same time though one may begin late."""
+"""Parts of a loop for each thread. With several, all threads end at the same time even if one begins late."""
 
 
 @dataclasses.dataclass
 class LoopTimes:
-    """Seconds in which a team ran loops, and those in which a thread was at a part of one, on average over threads.
-    Between the two lies what threads wait for each other at the ends of loops."""
+    """Seconds in which a team ran loops, and those in which a thread worked on a part of one, averaged over threads.
+    The difference is time in which threads wait for each other at the ends of loops."""
 
     in_loops: float = 0.0
     at_parts: float = 0.0
 
 
 class Team:
-    """``count`` threads, the one that runs programs included. It lives as long as the process."""
+    """``count`` threads, including the one that runs programs, for the life of the process."""
 
     def __init__(self, count: int, code: pathlib.Path) -> None:
         """``code``: the object file. Raises MoecError where the system allows no more threads, ArtifactError for code
@@ -57,7 +57,7 @@ class Team:
 
     @contextlib.contextmanager
     def clocked(self) -> Iterator[LoopTimes]:
-        """What the team does inside; known at the end."""
+        """Context that measures the team; the times are set at its end."""
         times, sums = LoopTimes(), [self._memory[at : at + 8].view(np.int64) for at in (_IN_LOOPS, _AT_PARTS)]
         clocked = self._memory[_CLOCKED : _CLOCKED + 4].view(np.uint32)
         before = [int(one[0]) for one in sums]

@@ -1,4 +1,4 @@
-"""Arrays to and from the TVM runtime without copying, where alignment and layout allow."""
+"""Arrays to and from the TVM runtime, without copying where alignment and layout allow."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ CPU = 1
 
 
 def array_of(name: str, value: Any, device: int = CPU) -> np.ndarray | OnDevice:
-    """``value`` (an array, a numpy scalar or anything with ``__dlpack__``, such as a torch tensor) as a numpy array
-    over the same memory, or as what stands for one where it is on the kind of ``device``. Raises InputError, calling
-    the value ``name``."""
+    """Convert ``value`` (an array, a numpy scalar or anything with ``__dlpack__``, such as a torch tensor) to a numpy
+    array over the same memory, or to a stand-in where it is on the kind of ``device``. Raises InputError, calling the
+    value ``name``."""
     if isinstance(value, (np.ndarray, np.generic)):
         return np.asarray(value)
     if not hasattr(value, "__dlpack__"):
         raise InputError(f"input {name!r} is a {type(value).__name__}; expected a numpy array or a torch tensor")
-    if getattr(value, "requires_grad", False):  # whether DLPack refuses these depends on how it is reached
+    if getattr(value, "requires_grad", False):  # whether DLPack refuses these depends on how it is called
         raise InputError(f"input {name!r} requires gradients, and only inference is compiled: call .detach() on it")
-    if hasattr(value, "resolve_neg"):  # PyTorch's: what is no plain memory is copied, as arrays of numpy are
+    if hasattr(value, "resolve_neg"):  # PyTorch's lazy conjugates and views are copied, as numpy's arrays are
         value = value.resolve_conj().resolve_neg().contiguous()
     try:
         tensor = load_ffi().from_dlpack(value, require_alignment=1)
-    except Exception as error:  # each library refuses in its own type (gradients, devices, layouts)
+    except Exception as error:  # each library has its own error (gradients, devices, layouts)
         raise InputError(f"input {name!r} cannot be read through DLPack: {_first_line(error)}") from error
     kind = tensor.device.dlpack_device_type()
     if kind not in (CPU, device):
@@ -47,8 +47,9 @@ def array_of(name: str, value: Any, device: int = CPU) -> np.ndarray | OnDevice:
 
 
 def to_runtime(array: np.ndarray) -> Any:
-    """The runtime's tensor over the array's memory: no copy when it is C-contiguous and 16-byte aligned."""
-    # The way of nearly every call is short: called once between other work, code costs what it takes to fetch it.
+    """Convert an array to the runtime's tensor over its memory, without a copy when it is C-contiguous and 16-byte
+    aligned."""
+    # The usual path is short, because code that runs once in a while has to be fetched from memory.
     if array.size and not is_extension(array.dtype):
         with contextlib.suppress(RuntimeError, BufferError):  # misaligned or strided, and read-only
             return load_ffi().from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)
@@ -65,14 +66,14 @@ def to_runtime(array: np.ndarray) -> Any:
 
 
 def new_tensor(shape: Any, dtype: Any, kind: int) -> Any:
-    """Memory of the first device of a kind, as DLPack counts, with anything in it."""
+    """Allocate uninitialised memory on the first device of a kind, by DLPack's numbers."""
     ffi = load_ffi()
     return ffi.get_global_func("runtime.TVMTensorAllocWithScope")(ffi.Shape(shape), dtype, ffi.device(kind, 0), None)
 
 
 def from_runtime(tensor: Any) -> np.ndarray:
-    """A numpy array over a contiguous tensor's memory, which stays alive as long as the array does."""
-    with contextlib.suppress(RuntimeError):  # of the types that only ml_dtypes knows
+    """View a contiguous tensor's memory as a numpy array, which keeps it alive."""
+    with contextlib.suppress(RuntimeError):  # types that only ml_dtypes has
         return np.from_dlpack(tensor)
     dtype = DTYPES[str(tensor.dtype)]
     shape = tuple(tensor.shape)
@@ -83,8 +84,8 @@ def from_runtime(tensor: Any) -> np.ndarray:
 
 
 def view(tensor: Any, shape: Sequence[int], dtype: np.dtype, first: int = 0) -> Any:
-    """The tensor's memory, from byte ``first`` on, under another shape and type: for parts, for types numpy cannot
-    export, and for arrays of no elements, whose strides numpy makes 0 where kernels check for compact ones."""
+    """View a tensor's memory, from byte ``first`` on, with another shape and type. It serves for parts, for types that
+    numpy cannot export, and for empty arrays, whose strides are 0 in numpy, while kernels check for compact ones."""
     ffi = load_ffi()
     return ffi.get_global_func("runtime.TVMTensorCreateView")(tensor, ffi.Shape(shape), ffi.dtype(dtype.name), first)
 

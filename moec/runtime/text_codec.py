@@ -1,4 +1,4 @@
-"""Text in and out of a language model: its tokenizer, its chat template, and streams of text made of token ids."""
+"""Text in and out of a language model: tokenizer, chat template, and streams of text decoded from token ids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moec.runtime.chat_template import Conversation, chat_texts
 _MOST_HELD = 8
 """Tokens that may be parts of one character; UTF-8 has at most 4 bytes, and tokens at least one."""
 _CONTEXT = 4
-"""Tokens of the prompt that a stream decodes again: whether a word begins with a space depends on what is before it."""
+"""Tokens of the prompt that a stream decodes again, because a leading space of a word depends on the text before it."""
 _INCOMPLETE = "\ufffd"
 
 
@@ -20,7 +20,7 @@ class TextCodec:
     """The tokenizer and chat template of an artifact."""
 
     def __init__(self, artifact: Artifact) -> None:
-        """Raises MoecError for an artifact without, or with a tokenizer that cannot be read."""
+        """Raise MoecError for an artifact without tokenizer, or with one that cannot be read."""
         entry = artifact.manifest.text
         if entry is None:
             raise MoecError(
@@ -34,8 +34,8 @@ class TextCodec:
         self.end_ids = frozenset(entry.end_ids)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The token ids of a text, with what the tokenizer puts in front. Raises MoecError for text that UTF-8 does not
-        have (lone surrogates)."""
+        """Encode a text, with the tokenizer's leading tokens. Raises MoecError for text that UTF-8 cannot express (lone
+        surrogates)."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -43,24 +43,23 @@ class TextCodec:
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def encode_chats(self, conversations: Sequence[Conversation]) -> list[list[int]]:
-        """The token ids of conversations as the model's chat template writes them, up to where the model answers.
-        Raises MoecError where there is no template, or it fails."""
+        """Encode conversations as written by the model's chat template, up to the model's answer. Raises MoecError
+        where there is no template, or it fails."""
         if self._template is None:
             raise MoecError(f"{self._where}: holds no chat template; generate without --chat")
         texts = chat_texts(self._template, conversations, self._special_tokens, self._where)
         return [self.encode(text, add_special_tokens=False) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids; special tokens have none."""
+        """Decode token ids; special tokens have no text."""
         return self._tokenizer.decode(ids)
 
 
 class TextStream:
-    """Text as it comes out token by token: whole characters, and nothing that may be the beginning of a string that
-    stops it.
+    """Text that is generated token by token: whole characters, without anything that may begin a stop string.
 
-    A token is decoded together with those before it, back to the last end of a character, and what is new is told apart
-    by its length, as in text-generation-inference and vLLM.
+    A token is decoded together with those before it, back to the last complete character, and the new text is found by
+    its length, as in text-generation-inference and vLLM.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class TextStream:
         self.is_stopped = False
 
     def push(self, token: int) -> str:
-        """The text that another token completes."""
+        """Add a token and return the text that it completes."""
         self._ids.append(token)
         text = self._new_text()
         if text.endswith(_INCOMPLETE) and len(self._ids) - self._shown < _MOST_HELD:
@@ -82,7 +81,7 @@ class TextStream:
         return self._up_to_stop(text)
 
     def rest(self) -> str:
-        """What was held back, but for a character that is not complete."""
+        """Return the text that was held back, except an incomplete character."""
         if self.is_stopped:
             return ""
         text = self._up_to_stop(self._new_text().rstrip(_INCOMPLETE))
@@ -107,6 +106,6 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of ``text`` that ``stop`` begins with."""
+    """Length of the longest end of ``text`` that ``stop`` begins with."""
     lengths = range(min(len(text), len(stop) - 1), 0, -1)
     return next((length for length in lengths if text.endswith(stop[:length])), 0)

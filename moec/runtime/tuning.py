@@ -1,10 +1,11 @@
-"""What ``moec tune`` measured on this machine: for each kernel shape, from how many rows on its second way is faster.
+"""Crossovers that ``moec tune`` measured on this machine: for each kernel shape, the number of rows from which its
+second way is faster.
 
-Kernels that can compute in two ways (dot instructions for few rows, matrix tiles for many) read from a weight, an int32
-that the artifact names with them, where one gives way to the other. On a GPU the host reads it, and it counts tokens.
-The artifact holds an estimate; values measured on this machine replace it when an artifact is loaded. They lie in a
-file of the user's cache, one for each kind of processor and each kind of GPU, which several processes may read and
-write at once: writers take turns by a lock, and a file is complete before it has its name.
+Kernels with two ways to compute (dot instructions for few rows, matrix tiles for many) read the crossover from a
+weight, an int32 that the artifact lists with them. On a GPU the host reads it, and it counts tokens. The artifact holds
+an estimate; values measured on this machine replace it when an artifact is loaded. They are in a file of the user's
+cache, one for each kind of processor and each kind of GPU, which several processes may read and write at once: writers
+take turns by a lock, and a file is complete before it gets its name.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from moec.errors import MoecError
 from moec.runtime.machine import cpu_features, cpu_name
 
 ALWAYS, NEVER = 1, 2**31 - 1
-"""Crossovers from which on every number of rows, and none, goes the second way."""
+"""Crossovers at which every number of rows, and none, takes the second way."""
 
 
 def tuning_file(gpu: str | None = None) -> pathlib.Path:
-    """Where the values for this kind of processor, or for that GPU, are kept: in the user's cache. Raises OSError."""
+    """Path of the values for this kind of processor, or for that GPU, in the user's cache. Raises OSError."""
     processor = json.dumps([gpu] if gpu else [platform.machine(), cpu_name(), sorted(cpu_features())])
     return user_cache() / "tuning" / f"{hashlib.sha256(processor.encode()).hexdigest()[:16]}.json"
 
 
 def read_tuned(gpu: str | None = None) -> dict[str, int]:
-    """The measured crossovers by name; nothing where nothing was measured. Raises MoecError for a damaged file."""
+    """Read the measured crossovers, by name; empty where there are none. Raises MoecError for a damaged file."""
     try:
         path = tuning_file(gpu)
     except OSError:
@@ -49,7 +50,7 @@ def read_tuned(gpu: str | None = None) -> dict[str, int]:
 
 
 def _parse(text: str) -> dict[str, int] | None:
-    """The crossovers that a file holds; None for any other text."""
+    """Parse the crossovers in a file. Returns None for any other text."""
     try:
         values = json.loads(text)["crossovers"]
         valid = all(type(value) is int and ALWAYS <= value <= NEVER for value in values.values())

@@ -1,9 +1,9 @@
-"""The threads that kernels run in: one team and one pool in the process for each number of threads, whoever calls.
+"""Threads that kernels run in: one team and one pool in the process for each number of threads, shared by all callers.
 
-Programs share their loops among a team (:mod:`moec.runtime.team`), in which whoever calls may launch work, one caller
-at a time, in the order in which they came. Kernels that are measured alone, and programs without code for a team, have
-TVM's threads. TVM gives every thread that launches work a pool of its own, which dies slowly with that thread, and
-whose workers are missing in a forked child. So one thread of ours launches such work of all callers, who wait for it.
+Programs share their loops among a team (:mod:`moec.runtime.team`), in which any caller may launch work, one at a time,
+in the order in which they came. Kernels that are measured alone, and programs without code for a team, use TVM's
+threads. TVM gives every launching thread a pool of its own, which dies slowly with that thread, and whose workers do
+not exist in a forked child. So one thread of ours launches such work for all callers, who wait for it.
 
 After a fork, the child makes new teams and pools. A fork waits for the calls that are running.
 """
@@ -28,7 +28,7 @@ from moec.runtime.team import Team
 Result = TypeVar("Result")
 
 _LONG = 0.1
-"""Seconds that nobody wants to wait for before an interruption is heard."""
+"""Seconds beyond which a run has to be interruptible."""
 
 _state = threading.local()
 _pools: dict[int, _Pool] = {}
@@ -39,13 +39,13 @@ _all_turns: weakref.WeakSet[Turns] = weakref.WeakSet()
 
 
 def run_with(count: int, work: Callable[[], Result]) -> Result:
-    """The result of ``work`` where kernels have ``count`` threads. Raises what ``work`` does, and MoecError where the
+    """Run ``work`` with ``count`` threads for its kernels. Raises the errors of ``work``, and MoecError where the
     system allows no more threads."""
     return Ways(count, has_team=False).run(work)
 
 
 class Turns:
-    """A lock whose waiters get it in the order in which they came, and which a fork waits for."""
+    """A lock that waiters get in the order in which they came, and that a fork waits for."""
 
     def __init__(self) -> None:
         self._waiting: collections.deque[tuple[int, threading.Lock]] = collections.deque()
@@ -70,7 +70,7 @@ class Turns:
             self._waiting.append((caller, called))
         try:
             called.acquire()
-        except BaseException:  # interrupted: the turn may just have come
+        except BaseException:  # interrupted: the turn may have come just now
             with self._mutex:
                 waits = (caller, called) in self._waiting
                 if waits:
@@ -88,12 +88,12 @@ class Turns:
             called.release()
 
     def forget_waiting(self) -> None:
-        """In a forked child, who waited is not there."""
+        """Forget the waiting threads, which do not exist in a forked child."""
         self._mutex = threading.Lock()
         self._waiting.clear()
 
     def become_mine(self) -> None:
-        """The thread that has the turn lets the calling one work in it."""
+        """Let the calling thread work in the turn of another."""
         self._owner = threading.get_ident()
 
     def is_mine(self) -> bool:
@@ -101,12 +101,12 @@ class Turns:
 
 
 class Ways:
-    """Which thread launches work with ``count`` threads, and whose turn it is (``turns``).
+    """Launcher of work with ``count`` threads; ``turns`` says whose turn it is.
 
-    The calling thread does, with the team, as long as runs are short: to hand a run over to the pool's thread and
-    back takes 10 microseconds at best, and where workers spin on the other cores, as long as the system takes to let
-    that thread run. The pool's thread does what has no team, the first run, and what follows a long one, for who waits
-    for it can be interrupted. Results are the same.
+    The calling thread launches short runs itself, with the team: handing a run to the pool's thread and back takes 10
+    microseconds at best, and longer where workers spin on the other cores. The pool's thread launches work without a
+    team, the first run, and runs after a long one, because a caller that waits for it can be interrupted. Results are
+    the same.
     """
 
     def __init__(self, count: int, *, has_team: bool) -> None:
@@ -115,9 +115,9 @@ class Ways:
         self._seconds = math.inf
 
     def run(self, work: Callable[[], Result]) -> Result:
-        """The result of ``work``, which has its turn and all threads. Raises what ``work`` does, and MoecError where
-        the system allows no more threads."""
-        if self.turns.is_mine():  # work of its own
+        """Run ``work`` in its turn, with all threads. Raises the errors of ``work``, and MoecError where the system
+        allows no more threads."""
+        if self.turns.is_mine():  # work inside of work
             return work()
         if self._count == 1:
             _be_alone()
@@ -138,14 +138,14 @@ class Ways:
                 self.turns.give()
 
     def _run_by_the_pool(self, work: Callable[[], Result]) -> Result:
-        """It is the caller that waits for the turn, so that callers of the pool and others are served alike; the work
-        gives it back, even if nobody waits for it any more."""
+        """Let the pool's thread run the work. The caller waits for the turn, so that all callers are served alike; the
+        work gives it back, even if nobody waits for it any more."""
         pool, job = _pool_of(self._count), _Job(lambda: self._keeping_turn(work))
         try:
             self.turns.take()
             pool.submit(job)
         except BaseException:
-            if self.turns.is_mine() and job.begin():  # then the pool does not begin it any more
+            if self.turns.is_mine() and job.begin():  # the pool will not begin it any more
                 self.turns.give()
             raise
         return job.wait()
@@ -165,7 +165,7 @@ class Ways:
 
 
 class _Job:
-    """Work that is done elsewhere, and what came of it."""
+    """Work that another thread does, and its result."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self._work = work
@@ -175,7 +175,7 @@ class _Job:
         self._done.acquire()
 
     def begin(self) -> bool:
-        """Whether nobody has begun it before."""
+        """Claim the work. Returns whether nobody has claimed it before."""
         return self._begun.acquire(blocking=False)
 
     def do(self) -> None:
@@ -195,8 +195,8 @@ class _Job:
 
 
 def team_here(code: pathlib.Path) -> Team | None:
-    """The team with which the calling thread shares the loops of programs; None where it is alone. ``code``: the object
-    file of a new one. Raises what making one does."""
+    """Return the team with which the calling thread shares the loops of programs, or None where it is alone. ``code``:
+    object file for a new one. Raises the errors of making one."""
     count = getattr(_state, "count", 1)
     if count == 1:
         return None
@@ -206,12 +206,12 @@ def team_here(code: pathlib.Path) -> Team | None:
 
 
 def team_of(count: int) -> Team | None:
-    """The team of so many threads, once a program has run in one."""
+    """Return the team of ``count`` threads, or None before a program has run in one."""
     return _teams.get(count)
 
 
 class _Pool:
-    """A thread that launches, and the workers of TVM that it has."""
+    """A thread that launches work, with its own workers of TVM."""
 
     def __init__(self, count: int) -> None:
         _check_that_threads_start(count)
@@ -225,7 +225,7 @@ class _Pool:
         ready.wait()
 
     def submit(self, job: _Job) -> None:
-        """Have it done when its time has come."""
+        """Queue a job."""
         self._jobs.put(job)
 
     def _serve(self) -> None:
@@ -245,14 +245,14 @@ def _pool_of(count: int) -> _Pool:
 
 
 def _be_alone() -> None:
-    """Let kernels that the calling thread launches run on it alone, unless it is a pool's, whose threads stay."""
+    """Let kernels that the calling thread launches run on it alone, unless it belongs to a pool, whose threads stay."""
     if not getattr(_state, "has_pool", False):
         configure_pool(1)
         _state.has_pool = True
 
 
 def _check_that_threads_start(count: int) -> None:
-    """TVM ends the process where it gets no thread, so that threads are tried before it asks for them."""
+    """Raise MoecError unless so many threads can start. TVM would end the process instead."""
     leave = threading.Event()
     started: list[threading.Thread] = []
     try:

@@ -1,4 +1,4 @@
-"""Writing artifacts, which replace artifacts and nothing else, see :mod:`moec.common.replacing`."""
+"""Writer of artifacts. It replaces artifacts and nothing else, see :mod:`moec.common.replacing`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ WRITING = "writing the artifact"
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """The model's text after one step of the compilation; None where the step changed nothing."""
+    """Text of the model after one step of the compilation; None where the step changed nothing."""
 
     name: str
     text: str | None
@@ -55,7 +55,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What the compiler knows about a program beyond the program itself."""
+    """Facts about a program that its artifact needs besides the program itself."""
 
     moec_version: str
     threads: int | None
@@ -76,22 +76,22 @@ class Context:
 def write_artifact(
     path: str | os.PathLike[str], made: Made, context: Context, *others: Made, progress: Progress = silent
 ) -> None:
-    """Write a program or projects as a folder, or as one zip when the path ends in ``.zip``; an artifact already there
+    """Write a program or projects as a folder, or as one zip when the path ends in ``.zip``. An artifact already there
     is replaced in one step where it is as moec wrote it (:func:`moec.runtime.foreign.foreign_artifact`).
 
     ``others``: the same model's programs for newer architectures, oldest first. Weights of equal name and content are
-    stored once. ``progress`` is told which weight is being written.
+    stored once. ``progress`` is called with the weight that is being written.
 
-    Raises ArtifactError when something else is there or the file system refuses (a full disk, say); then nothing
-    new is left behind and an older artifact is unharmed.
+    Raises ArtifactError when something else is there or the file system refuses (a full disk, for example); then
+    nothing new is left behind and an older artifact is unharmed.
     """
     with _new_folder(path) as folder:
         _write_files(folder, [made, *others], context, progress)
 
 
 def copy_artifact(artifact: Artifact, path: str | os.PathLike[str]) -> None:
-    """Write a copy of an open artifact, as :func:`write_artifact` does. Raises ArtifactError, too, where its files are
-    no longer those that were opened."""
+    """Write a copy of an open artifact, as :func:`write_artifact` does. Raises ArtifactError, too, where its files have
+    changed since they were opened."""
     with _new_folder(path) as folder:
         for name, expected in artifact.manifest.files.items():
             target = folder / name
@@ -106,7 +106,7 @@ def copy_artifact(artifact: Artifact, path: str | os.PathLike[str]) -> None:
 
 def check_resident(resident: int, made: Sequence[Made], where: str) -> None:
     """Raise MoecError, with the numbers, where no token can run while weights take so many bytes of memory, and where
-    there are no experts whose weights could be streamed."""
+    there are no experts to stream."""
     for program in (part for part in made if isinstance(part, Program)):
         if not program.streamed:
             raise MoecError(f"{where}: has no experts that could be streamed; compile it without resident")
@@ -125,7 +125,7 @@ def check_destination(path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def _new_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """An empty folder that becomes the artifact at ``path`` when the block ends well."""
+    """Context with an empty folder that becomes the artifact at ``path`` when the block ends without an error."""
     with replacing(path, foreign_artifact, ArtifactError) as aside:
         aside.mkdir()
         yield aside
@@ -134,8 +134,7 @@ def _new_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def _pack(folder: pathlib.Path) -> None:
-    """Make one sealed file of a folder, in its place. Its bytes follow from the files alone: all are of the same time
-    and mode."""
+    """Replace a folder by one sealed zip. Its bytes depend on the files alone: all have the same time and mode."""
     path = folder.with_name(f"{folder.name}.zip")
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED) as archive:
@@ -150,7 +149,7 @@ def _pack(folder: pathlib.Path) -> None:
 
 
 class _Files:
-    """The files of an artifact, as they are written."""
+    """Files of an artifact that is being written."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
@@ -212,13 +211,13 @@ def _write_text(files: _Files, text: TextFiles) -> TextEntry:
 
 
 def _joint_target(programs: Sequence[Program]) -> str:
-    """``cuda:sm_80+sm_90a``."""
+    """Join the programs' targets, as in ``cuda:sm_80+sm_90a``."""
     kind = programs[0].target.partition(":")[0]
     return f"{kind}:{'+'.join(program.architecture for program in programs)}"
 
 
 def _write_program(files: _Files, program: Program, weights: list[int], place: str) -> ProgramEntry:
-    """``place``: the folder of its own, ending in ``/``, or nothing."""
+    """Write a program's files. ``place``: its own folder, ending in ``/``, or empty."""
     for name, text in program.sources.items():
         files.write(f"src/{place}{_file_name(name)}", text.encode())
     binary = None
@@ -290,7 +289,8 @@ def _source_files(kernel: KernelRecord) -> Iterator[tuple[str, str, bytes]]:
 def _write_weights(
     path: pathlib.Path, programs: Sequence[Program], progress: Progress
 ) -> tuple[list[WeightEntry], list[list[int]], FileEntry]:
-    """The weights of all programs, the positions of each program's in that list, and the file."""
+    """Write the weights of all programs. Returns their list, the positions of each program's weights in it, and the
+    file."""
     with path.open("wb") as file:
         sink = _WeightSink(file, shared=len(programs) > 1)
         positions = [
@@ -307,8 +307,8 @@ def _bytes_of(weight: Weight) -> int:
 
 
 class _WeightSink:
-    """``weights.bin`` as it is written: weights one after the other; those of equal name and content once, where
-    several programs may have them (``shared``)."""
+    """Writer of ``weights.bin``: one weight after the other; those of equal name and content once, where several
+    programs may share them (``shared``)."""
 
     def __init__(self, file: BinaryIO, *, shared: bool) -> None:
         self._file, self._shared = file, shared
@@ -317,7 +317,7 @@ class _WeightSink:
         self._written: dict[tuple[Any, ...], int] = {}
 
     def add(self, weight: Weight) -> int:
-        """Write it, if it was not before; its position among the entries."""
+        """Write a weight, unless it was written before, and return its position among the entries."""
         end, digest = self._file.tell(), self.digest.copy()
         self._append(bytes(-end % WEIGHT_ALIGNMENT))
         offset, content = self._file.tell(), hashlib.sha256()

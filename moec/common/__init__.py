@@ -1,1 +1,1 @@
-"""What several layers share, and what knows none of them."""
+"""Helpers that several layers share. They know none of these layers."""

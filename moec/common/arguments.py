@@ -1,4 +1,4 @@
-"""Checks of what a caller of the API passes: one line that says what was expected and what was found."""
+"""Checks of the API's arguments: one line that says the expected and the actual value."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _Returned = TypeVar("_Returned")
 
 
 def shown(value: Any) -> str:
-    """A value as messages show it: short, with its type."""
+    """Describe a value in messages: short, with its type."""
     text = repr(value) if isinstance(value, (str, int, float, bytes, bool)) else ""
     return f"{text} of type {type(value).__name__}" if 0 < len(text) <= 60 else f"of type {type(value).__name__}"
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """``; did you mean 'simplify'?`` for a name that is nearly one of ``known``, else nothing."""
+    """Write ``; did you mean 'simplify'?`` for a name that is similar to one of ``known``, else nothing."""
     import difflib
 
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
@@ -29,8 +29,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def known_options(function: Callable[_Parameters, _Returned]) -> Callable[_Parameters, _Returned]:
-    """Let a function answer arguments that it does not have by an OptionError, which names the nearest option that it
-    has, and all of them."""
+    """Make a function raise an OptionError for unknown arguments, which names the most similar option, and all of
+    them."""
     signature = inspect.signature(function)
     names = [one.name for one in signature.parameters.values() if one.kind is one.KEYWORD_ONLY]
 
@@ -76,7 +76,8 @@ _MOST_TOKENS = 2**24
 
 
 def token_counts(name: str, text: str, least: int = 0) -> list[int]:
-    """``0,2048``. Raises MoecError for other text, and numbers below ``least`` or that no kernel counts to."""
+    """Parse ``0,2048``. Raises MoecError for other text, and for numbers below ``least`` or beyond what kernels count
+    to."""
     parts = text.split(",")
     counts = [int(part) if part.strip().isdecimal() and len(part) < 20 else -1 for part in parts]
     if not all(least <= count <= _MOST_TOKENS for count in counts):

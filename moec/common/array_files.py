@@ -17,8 +17,8 @@ from moec.errors import InputError
 
 
 def read_arrays(path: str | os.PathLike[str], specs: Sequence[TensorSpec] = ()) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz`` file by name. Types that numpy does not know (bfloat16) come out of a file as raw
-    bytes; ``specs`` says what they are. Raises InputError for a file that cannot be read; nothing is unpickled."""
+    """Read the arrays of an ``.npz`` file by name. Types that numpy does not have (bfloat16) are raw bytes in the file;
+    ``specs`` gives their types. Raises InputError for a file that cannot be read; nothing is unpickled."""
     try:
         with open_zip(path) as archive:
             arrays = {name.removesuffix(".npy"): _array(archive, name, path) for name in archive.namelist()}
@@ -39,10 +39,10 @@ def _array(archive: zipfile.ZipFile, name: str, path: str | os.PathLike[str]) ->
 
 
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an ``.npz`` file in the place of nothing, or of one that this has written. Raises MoecError when something
-    else is there or it cannot be written."""
+    """Write an ``.npz`` file where nothing, or one that this function has written, is. Raises MoecError where another
+    file exists or it cannot be written."""
     with replacing(path, foreign_file) as aside:
-        with zipfile.ZipFile(aside, "x") as archive:  # numpy.savez refuses some names, "file" for one
+        with zipfile.ZipFile(aside, "x") as archive:  # numpy.savez refuses some names, for example "file"
             for name, array in arrays.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                     np.lib.format.write_array(entry, array, allow_pickle=False)

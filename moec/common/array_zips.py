@@ -1,7 +1,7 @@
-"""Arrays in zips (``.npz``, ``.moeprof``), of which nothing is believed: sizes are checked before memory is taken.
+"""Arrays in untrusted zips (``.npz``, ``.moeprof``): sizes are checked before memory is allocated.
 
-The package numpy reads the same, but takes Python's grammar for the head of an array, allocates what a head asks for,
-and gives entries that are no arrays as bytes. Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+numpy reads the same, but parses an array's head with Python's grammar, allocates whatever a head asks for, and returns
+entries that are no arrays as bytes. Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ ZIP_ERRORS = (
     *(zipfile.BadZipFile, OSError, EOFError, ValueError, OverflowError, struct.error, zlib.error, lzma.LZMAError),
     RuntimeError,  # an entry with a password; NotImplementedError, a kind of it: versions and methods of compression
 )
-"""What the module ``zipfile`` and its decompressors raise for archives that are damaged, or that they cannot read."""
+"""Exceptions of the module ``zipfile`` and its decompressors for archives that are damaged, or that they cannot
+read."""
 _MAGIC = b"\x93NUMPY"
 _LENGTHS = {1: "<H", 2: "<I", 3: "<I"}
-"""By the version of the format: the length of the head."""
+"""Type of the head's length, by the version of the format."""
 _LONGEST_HEAD = 10_000
 _CHUNK = 1 << 24
 _MOST_AXES = 32
@@ -40,15 +41,16 @@ _FIELDS = {
     "fortran_order": re.compile(r"""['"]fortran_order['"]\s*:\s*(True|False)"""),
     "shape": re.compile(r"""['"]shape['"]\s*:\s*\(([0-9\sL,]*)\)"""),
 }
-"""Of a head, which is a dictionary in Python's notation."""
+"""Fields of a head, which is a dictionary in Python's notation."""
 
 
 class DamagedError(Exception):
-    """An archive or an array in it is damaged, or of a kind that is not read; says how."""
+    """An archive or an array in it is damaged, or of a kind that is not read; the text says how."""
 
 
 def open_zip(path: str | os.PathLike[str]) -> zipfile.ZipFile:
-    """An archive, to be closed. Raises MoecError for what is no plain file, DamagedError for what is no zip."""
+    """Open an archive, which the caller closes. Raises MoecError for anything but a plain file, DamagedError for a file
+    that is no zip."""
     size_of(path)
     try:
         return zipfile.ZipFile(path)
@@ -59,7 +61,7 @@ def open_zip(path: str | os.PathLike[str]) -> zipfile.ZipFile:
 
 
 def read_entry(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    """The bytes of an entry. Raises DamagedError where it is missing, damaged or has more than ``most``."""
+    """Read the bytes of an entry. Raises DamagedError where it is missing, damaged or has more than ``most``."""
     try:
         entry = archive.getinfo(name)
         if entry.file_size > most:
@@ -73,8 +75,8 @@ def read_entry(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 
 
 def read_array(archive: zipfile.ZipFile, name: str) -> Array:
-    """The array of an entry, of numbers, text or raw bytes, in this machine's order of bytes. Raises DamagedError for
-    what is damaged, holds anything else, or is larger than free memory."""
+    """Read an array of numbers, text or raw bytes from an entry, in this machine's byte order. Raises DamagedError for
+    an entry that is damaged, holds anything else, or is larger than free memory."""
     try:
         entry = archive.getinfo(name)
         with archive.open(entry) as file:
@@ -106,7 +108,7 @@ def _array(file: IO[bytes], size: int) -> Array:
 
 
 def _head(file: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...], str, int]:
-    """Element type, shape, order of the axes in memory, and where the data begins."""
+    """Read element type, shape, order of the axes in memory, and the offset of the data."""
     start = file.read(len(_MAGIC) + 2)
     code = _LENGTHS.get(start[-2]) if len(start) == len(_MAGIC) + 2 and start.startswith(_MAGIC) else None
     if code is None:
@@ -116,19 +118,19 @@ def _head(file: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...], str, int]:
     if length > _LONGEST_HEAD:
         raise DamagedError(f"has a head of {length} bytes")
     text = file.read(length).decode("latin-1")
-    found = {key: pattern.findall(text) for key, pattern in _FIELDS.items()}
-    if any(len(values) != 1 for values in found.values()):
+    fields = {key: pattern.findall(text) for key, pattern in _FIELDS.items()}
+    if any(len(values) != 1 for values in fields.values()):
         raise DamagedError(f"has the head {text.strip()[:60]!r}, which is no array of numbers")
-    dtype = _dtype("".join(found["descr"][0]))
-    sizes = [size.strip().removesuffix("L") for size in found["shape"][0].split(",") if size.strip()]
+    dtype = _dtype("".join(fields["descr"][0]))
+    sizes = [size.strip().removesuffix("L") for size in fields["shape"][0].split(",") if size.strip()]
     if len(sizes) > _MOST_AXES or not all(size.isdecimal() and len(size) < 20 for size in sizes):
-        raise DamagedError(f"has the shape {found['shape'][0][:60]!r}")
-    order = "F" if found["fortran_order"][0] == "True" else "C"
+        raise DamagedError(f"has the shape {fields['shape'][0][:60]!r}")
+    order = "F" if fields["fortran_order"][0] == "True" else "C"
     return dtype, tuple(map(int, sizes)), order, len(start) + len(packed) + length
 
 
 def _dtype(text: str) -> np.dtype[Any]:
-    """Types of Python objects, of dates and of records are none that a model takes."""
+    """Parse an element type. Python objects, dates and records are refused, because no model takes them."""
     if not _DTYPE.fullmatch(text):
         raise DamagedError(f"is of the type {text[:30]!r}")
     try:

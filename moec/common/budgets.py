@@ -1,4 +1,4 @@
-"""Budgets of single steps of the compiler. A step that would need more work takes the plain way, and says so.
+"""Budgets of single steps of the compiler. A step that would exceed its budget takes the plain way, and reports it.
 
 Work is counted, never timed, so that the same model becomes the same artifact on every machine.
 """
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """``step`` may take ``limit`` of ``unit``; where it would take more, ``plain_way`` says what happens instead."""
+    """Bound of one step's work: ``step`` may take ``limit`` of ``unit``; where it would take more, ``plain_way`` says
+    what happens instead."""
 
     step: str
     limit: int
@@ -22,13 +23,13 @@ class Budget:
         return amount <= self.limit
 
     def remark(self, subjects: Sequence[str]) -> str:
-        """One sentence for the report, about everything that would have needed more."""
+        """Write a sentence for the report about all subjects that exceeded the budget."""
         more = f" and {len(subjects) - 1} more" if len(subjects) > 1 else ""
         return f"{self.step} may take {self.limit} {self.unit}, and of {subjects[0]}{more} takes more: {self.plain_way}"
 
 
 SIZE_OPERATORS = Budget("a size", 16, "operators", "it is computed once, when the program runs")
-"""TVM's analyzer takes time that grows with nested minima, maxima and choices faster than with any power."""
+"""The time of TVM's analyzer grows faster than any power of the number of nested minima, maxima and selections."""
 
 FUSED_LOADS = Budget("an element of a fused kernel", 128, "loads", "it is computed by a kernel of its own")
 """A value that two fused operators read is computed in both: chains of such values double with every step."""
@@ -39,13 +40,13 @@ FUSED_REPEATS = Budget(
     "nested operators that repeat their operand",
     "it is computed by a kernel of its own",
 )
-"""TVM's simplifier looks into every repetition of an operand several times: five nested Relus take it 0.4 seconds, and
+"""TVM's simplifier examines every repetition of an operand several times: five nested Relus take it 0.4 seconds, and
 each further one seven times as long."""
 
 PROBED_MIXTURES = Budget(
     "telling experts apart by their weights", 1 << 32, "multiplications", "the block is not probed"
 )
-"""Experts are told apart by a least-squares fit, whose cost grows with the cube of their number."""
+"""Experts are distinguished by a least-squares fit, whose cost grows with the cube of their number."""
 
 NESTED_FACTORS = Budget(
     "telling how many experts a token has", 8, "nested factors of their weights", "it may have all of them"

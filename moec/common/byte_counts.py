@@ -22,10 +22,10 @@ _COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE | re.ASCII
 
 
 def bytes_of(name: str, value: int | str) -> int:
-    """The number that ``value`` says, which messages call ``name``. Raises MoecError for what says none, and for 0."""
+    """Parse a number of bytes; messages call it ``name``. Raises MoecError for other text, and for 0."""
     check_kind(name, value, (int, str), "a number of bytes, or a text such as '8GiB'")
-    found = _COUNT.fullmatch(str(value).strip())
-    count = 0 if found is None else int(float(found[1]) * _UNITS[(found[2] or "").lower()])
+    match = _COUNT.fullmatch(str(value).strip())
+    count = 0 if match is None else int(float(match[1]) * _UNITS[(match[2] or "").lower()])
     if count < 1:
         raise MoecError(f"{name} is {value!r}; expected a number of bytes above 0, such as 8GiB, 512MiB or 6GB")
     return count

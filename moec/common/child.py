@@ -1,8 +1,8 @@
-"""Work on what nobody vouches for, in a Python process of its own with limits of time and memory.
+"""Untrusted work in a separate Python process with limits of time and memory.
 
-A library that crashes, hangs or fills the memory there is one error here. The process starts past Python's site
-packages and imports only what its program names, so that it costs little more than the interpreter. It is not started
-by ``multiprocessing``, whose children run a user's script again or inherit locks that threads of this process hold.
+If a library crashes, hangs or fills the memory there, that is one error here. The process skips Python's site packages
+and imports only what its program names, so that it starts almost as fast as the interpreter. ``multiprocessing`` is not
+used, because its children run a user's script again or inherit locks that threads of this process hold.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from moec.common.child_program import NO_MEMORY, REFUSED
 
 _RUNNER = pathlib.Path(__file__).with_name("child_program.py")
 _SLOWEST = 4
-"""Seconds by the clock for each second of computing that is allowed, for a core may be shared with others."""
+"""Seconds of real time for each second of computing that is allowed, because a core may be shared with others."""
 _LONGEST = 300
 """Characters of a reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The seconds that a child may compute, and the bytes of memory that it may ask for. A system that limits neither
-    (Windows) has only the clock: four times as many seconds."""
+    """Seconds that a child may compute, and bytes of memory that it may allocate. On a system without such limits
+    (Windows) only real time is limited, to four times as many seconds."""
 
     seconds: float
     memory: int
 
 
 class ChildError(Exception):
-    """No result. The text says why."""
+    """The child returned no result; the text says why."""
 
 
 class RefusedError(ChildError):
@@ -47,15 +47,15 @@ class RefusedError(ChildError):
 
 
 class LostError(ChildError):
-    """A limit or a signal ended the process. The text goes on from "it", such as "does not end within 60 s"."""
+    """A limit or a signal ended the process. The text continues a sentence, such as "does not end within 60 s"."""
 
 
 def run_child(
     program: pathlib.Path, message: bytes, limits: Limits, *arguments: str, packages: Sequence[str] = ()
 ) -> bytes:
-    """Return what ``main(message, *arguments)`` of the file ``program`` returns, computed in a new process.
+    """Run ``main(message, *arguments)`` of the file ``program`` in a new process and return its result.
 
-    The program can import the standard library and what lies in the folders of ``packages``, installed top-level
+    The program can import the standard library and the contents of the folders of ``packages``, installed top-level
     packages; nothing of moec. Raises RefusedError for an exception of the program, LostError where a limit or a signal
     ended it, and OSError where no process can be started.
     """
@@ -81,9 +81,9 @@ def run_child(
 
 
 def _folders(package: str) -> list[str]:
-    """The folders that an import of a top-level package looks into; empty where it is not installed."""
-    found = importlib.util.find_spec(package)
-    locations = None if found is None else found.submodule_search_locations
+    """List the folders that an import of a top-level package searches; empty where it is not installed."""
+    spec = importlib.util.find_spec(package)
+    locations = None if spec is None else spec.submodule_search_locations
     return [str(pathlib.Path(location).parent) for location in locations or ()]
 
 

@@ -1,8 +1,8 @@
-"""The program of the processes that :mod:`moec.common.child` starts. It imports next to nothing, to start in no time.
+"""The program of the processes that :mod:`moec.common.child` starts. It imports very little, to start fast.
 
-``python -I -S child_program.py SECONDS BYTES FOLDERS PROGRAM ARGUMENTS...`` calls ``main`` of the file PROGRAM with
-what standard input holds and the arguments, and writes what it returns to standard output. For an exception of it that
-is JSON, the name of its type and its message, and the exit code is REFUSED.
+``python -I -S child_program.py SECONDS BYTES FOLDERS PROGRAM ARGUMENTS...`` calls ``main`` of the file PROGRAM with the
+contents of standard input and the arguments, and writes its result to standard output. For an exception it writes the
+name of its type and its message as JSON, and the exit code is REFUSED.
 """
 
 import json
@@ -18,7 +18,7 @@ _LONGEST = 2000
 
 def main(seconds: str, memory: str, folders: str, program: str, *arguments: str) -> int:
     limit(float(seconds), int(memory))
-    # What libraries print would be taken for the result.
+    # Anything that libraries print would be mistaken for the result.
     result = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     sys.path += json.loads(folders)
@@ -35,7 +35,7 @@ def main(seconds: str, memory: str, folders: str, program: str, *arguments: str)
 
 
 def limit(seconds: float, memory: int) -> None:
-    """Limit what this process may compute and ask for, and let a crash leave no file."""
+    """Limit time and memory of this process, and let a crash leave no file."""
     try:
         import resource
     except ImportError:  # Windows has no such limits

@@ -1,4 +1,4 @@
-"""The Kullback-Leibler divergence of softmaxes: how far what one model predicts is from what another does."""
+"""The Kullback-Leibler divergence of softmaxes: the distance between the predictions of two models."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ _BLOCK = 1 << 21
 
 
 def log_softmax(logits: Array) -> Array:
-    """The logarithm of the softmax over the last axis, in the type of the logits. The largest logit is subtracted, so
-    that nothing overflows."""
+    """Compute the logarithm of the softmax over the last axis, in the type of the logits. The largest logit is
+    subtracted, so that nothing overflows."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def divergences(found: Array, first: Array) -> Array:
-    """The sum of ``p * log(p / q)`` over the last axis, in nats, where p, the softmax of ``first``, is not 0; q is that
-    of ``found``. A NaN in a vector makes its number NaN."""
+    """Compute the sum of ``p * log(p / q)`` over the last axis, in nats, where p is not 0; p is the softmax of
+    ``first`` and q that of ``found``. A NaN in a vector makes its divergence NaN."""
     expected, log = log_softmax(first), log_softmax(found)
     terms = np.exp(expected) * (expected - log)
     return np.where(np.isneginf(expected), np.where(np.isnan(log), np.nan, 0), terms).sum(axis=-1)
 
 
 def total_divergence(found: Array, first: Array) -> tuple[float, int]:
-    """The sum of :func:`divergences` over all vectors of two arrays [..., classes], computed in float64, and how many
-    vectors these are."""
+    """Add up :func:`divergences` over all vectors of two arrays [..., classes], in float64, and count the vectors."""
     classes = max(1, found.shape[-1])
     vectors, others = (array.reshape(-1, found.shape[-1]) for array in (found, first))
     step = max(1, _BLOCK // classes)

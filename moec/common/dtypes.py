@@ -1,4 +1,4 @@
-"""Element types by name. The list is closed: a name from a file never reaches numpy's own, far more liberal parser."""
+"""Element types by name. The list is closed: a name from a file never reaches numpy's far more liberal parser."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _EXTENSION_DTYPES = frozenset(DTYPES[name] for name in _EXTENSIONS)
 
 
 def dtype_of(name: str) -> np.dtype:
-    """The numpy type of an element type name. Raises ArtifactError for a name that is not in :data:`DTYPES`."""
+    """Look up the numpy type of an element type. Raises ArtifactError for a name that is not in :data:`DTYPES`."""
     if name not in DTYPES:
         raise ArtifactError(f"unknown element type {name!r}; expected one of {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
 def is_extension(dtype: np.dtype) -> bool:
-    """Whether numpy knows the type only through ml_dtypes, and so cannot pass it on by DLPack."""
+    """Whether numpy has the type only through ml_dtypes, and so cannot pass it on by DLPack."""
     return dtype in _EXTENSION_DTYPES

@@ -1,5 +1,5 @@
-"""JSON objects of files, whose fields are asked for by type: what is missing, or is something else, is one MoecError
-that names the file, the object and the field."""
+"""Typed access to the fields of JSON objects in files. A missing field, or one of another type, raises a MoecError that
+names the file, the object and the field."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import Any
 from moec.errors import MoecError
 
 LARGEST = 1 << 62
-"""No count or size in a file is this large."""
+"""Bound of counts and sizes in files."""
 
 
 class Fields:
-    """An object of a file. ``where`` names both, for messages, in which ``advice`` comes last."""
+    """An object of a file. ``where`` names both in messages, which end with ``advice``."""
 
     def __init__(self, content: Any, where: str, advice: str) -> None:
-        """Raises MoecError for what is no object."""
+        """Raise MoecError for anything but an object."""
         self._where, self._advice = where, advice
         if not isinstance(content, dict):
             raise MoecError(f"{where}: is {_shown(content)}, expected an object; {advice}")
         self._content: Mapping[str, Any] = content
 
     def whole(self, key: str, least: int = 0, default: int | None = None) -> int:
-        """A whole number from ``least`` on."""
+        """Read a whole number from ``least`` on."""
         value = self._content.get(key, default)
         if type(value) is not int or not least <= value < LARGEST:
             raise self.wrong(key, f"a whole number from {least} on")
         return value
 
     def optional_whole(self, key: str) -> int | None:
-        """A whole number from 0 on, or None where it is null or missing."""
+        """Read a whole number from 0 on, or None where it is null or missing."""
         return None if self._content.get(key) is None else self.whole(key)
 
     def text(self, key: str) -> str:
         return self._of_type(key, str, "a text")
 
     def optional_text(self, key: str) -> str | None:
-        """A text, or None where it is null or missing."""
+        """Read a text, or None where it is null or missing."""
         return None if self._content.get(key) is None else self.text(key)
 
     def object(self, key: str) -> dict[str, Any]:
@@ -60,13 +60,13 @@ class Fields:
         return [Fields(one, f"{self._where}: {key} {place}", self._advice) for place, one in enumerate(found)]
 
     def check_keys(self, known: set[str]) -> None:
-        """Raise MoecError for a field that nobody asks for."""
+        """Raise MoecError for an unknown field."""
         stray = next((key for key in self._content if key not in known), None)
         if stray is not None:
             raise MoecError(f"{self._where}: has the unknown field {stray[:80]!r}; {self._advice}")
 
     def wrong(self, key: str, expected: str) -> MoecError:
-        """The error for a field that is not as expected."""
+        """Make the error for a field that is not as expected."""
         found = f"is {_shown(self._content[key])}" if key in self._content else "is missing"
         return MoecError(f"{self._where}: {key} {found}, expected {expected}; {self._advice}")
 
@@ -78,7 +78,7 @@ class Fields:
 
 
 def _shown(value: Any) -> str:
-    """A value as JSON calls it, cut where it is long."""
+    """Describe a value in JSON's terms, cut where it is long."""
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
     if isinstance(value, int) and abs(value) >= LARGEST:  # printing thousands of digits takes long, or is refused

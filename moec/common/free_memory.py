@@ -1,4 +1,4 @@
-"""How much memory this process may still take: what Linux estimates, within the limits of control groups."""
+"""Estimate of the memory that this process may still allocate: Linux' own, within the limits of control groups."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _GROUPS = pathlib.Path("/sys/fs/cgroup")
 
 @dataclasses.dataclass(frozen=True)
 class _Names:
-    """What a version of Linux' control groups calls things. Cached files count as used, but give way when asked."""
+    """File names in a version of Linux' control groups. Cached files count as used, but are released on demand."""
 
     limit: str
     used: str
@@ -25,7 +25,7 @@ _VERSION_2 = _Names("memory.max", "memory.current", "file", "shmem")
 
 
 def available_memory() -> int:
-    """Bytes; 0 where the system does not say."""
+    """Estimate the free memory in bytes; 0 where the system does not tell."""
     try:
         lines = _INFORMATION.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -35,7 +35,7 @@ def available_memory() -> int:
 
 
 def _left_in_groups() -> list[int]:
-    """What the limit of every group that this process is in, directly or through another, leaves it."""
+    """Compute the free memory of every group that contains this process, directly or through another group."""
     try:
         lines = _OWN_GROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -55,7 +55,7 @@ def _left_in_groups() -> list[int]:
 
 
 def _left_in(group: pathlib.Path, names: _Names) -> int | None:
-    """None for a group without a limit."""
+    """Compute the free memory of a group. Returns None for one without a limit."""
     try:
         limit = (group / names.limit).read_text().strip()
         used = int((group / names.used).read_text())

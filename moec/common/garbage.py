@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """While it lasts, cyclic garbage stays. For what makes many objects that are all needed, such as importing PyTorch
-    and tracing: the collector would look at each of them again and again, for a fifth of the time."""
+    """Context in which cyclic garbage is not collected. It is for work that makes many objects which are all needed,
+    such as importing PyTorch and tracing: the collector would examine each of them repeatedly, for a fifth of the
+    time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,9 +1,9 @@
 """Guards: conditions on the named sizes of a model's inputs, outside of which its program computes something else.
 
 A guard is text, such as ``seq <= 16``, ``seq % 8 == 0`` or ``2*past < max(seq, 4)``: comparisons of integers, joined by
-``and`` and ``or``, made of names, numbers, ``+ - * // %``, ``min`` and ``max``. It comes from files that nobody vouches
-for, so it is parsed and walked here and never run as Python; without powers and loops its cost grows with its length.
-Sizes of dimensions that are computed from others (``past + new``) are read by the same grammar.
+``and`` and ``or``, made of names, numbers, ``+ - * // %``, ``min`` and ``max``. It comes from untrusted files, so it is
+parsed and evaluated here and never run as Python; without powers and loops its cost grows with its length. Dimensions
+that are computed from others (``past + new``) have the same grammar.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any, Generic, TypeVar
 Sizes = Mapping[str, int]
 Shape = Sequence[int | str]
 LONGEST = 4000
-"""Characters of a guard. A longer one says nothing to people, and costs time in each call."""
+"""Characters of a guard. A longer one tells people nothing, and costs time in each call."""
 _DEEPEST = 100
-"""Levels of nested expressions, for they are walked by recursion."""
+"""Levels of nested expressions, because the evaluation is recursive."""
 
 _ARITHMETIC: dict[type, Callable[[int, int], int]] = {
     ast.Add: operator.add,
@@ -45,14 +45,15 @@ _Result = TypeVar("_Result", int, bool)
 
 @dataclasses.dataclass(frozen=True)
 class Expression(Generic[_Result]):
-    """Parsed text; called with a number for each of ``names``, it gives an int (a size) or a bool (a guard)."""
+    """A parsed expression. Called with a number for each of ``names``, it returns an int (a size) or a bool (a
+    guard)."""
 
     text: str
     names: tuple[str, ...]
     _evaluate: Callable[[Sizes], _Result]
 
     def __call__(self, sizes: Sizes) -> _Result:
-        """Raises ZeroDivisionError where it divides by a size that is zero."""
+        """Evaluate. Raises ZeroDivisionError for a division by a size that is zero."""
         return self._evaluate(sizes)
 
     def __str__(self) -> str:
@@ -60,20 +61,20 @@ class Expression(Generic[_Result]):
 
 
 def parse_guard(text: str) -> Expression[bool]:
-    """Raises ValueError, with the reason, for text that is no guard."""
+    """Parse a guard. Raises ValueError, with the reason, for other text."""
     tree = _parse(text)
     return Expression(text, _names(tree), _condition(tree))
 
 
 def parse_size(text: str, functions: Functions = _FUNCTIONS) -> Expression[int]:
-    """Raises ValueError, with the reason, for text that is no size. ``functions``: ``min`` and ``max`` of two, where
-    the expression is called with symbols in place of numbers."""
+    """Parse a size. Raises ValueError, with the reason, for other text. ``functions``: ``min`` and ``max`` of two,
+    where the expression is called with symbols in place of numbers."""
     tree = _parse(text)
     return Expression(text, _names(tree), _number(tree, functions))
 
 
 def holds(guard: Expression[bool], sizes: Sizes) -> bool:
-    """Whether sizes are inside; a division by zero is outside."""
+    """Whether sizes satisfy the guard; a division by zero does not."""
     try:
         return guard(sizes)
     except ZeroDivisionError:
@@ -81,7 +82,7 @@ def holds(guard: Expression[bool], sizes: Sizes) -> bool:
 
 
 def size_names(size: int | str) -> tuple[str, ...]:
-    """The names of which a dimension is made: of ``past + new`` two. Other text than arithmetic is one name."""
+    """List the names in a dimension: two in ``past + new``. Text that is no arithmetic is one name."""
     if isinstance(size, int):
         return ()
     try:
@@ -91,13 +92,13 @@ def size_names(size: int | str) -> tuple[str, ...]:
 
 
 def computed_sizes(shapes: Iterable[Shape]) -> list[Expression[int]]:
-    """The dimensions that are arithmetic of named sizes."""
+    """List the dimensions that are arithmetic of named sizes."""
     texts = dict.fromkeys(size for shape in shapes for size in shape if isinstance(size, str))
     return [parse_size(text) for text in texts if size_names(text) not in ((), (text,))]
 
 
 def bound_names(shapes: Sequence[Shape]) -> set[str]:
-    """The names whose sizes are known once those of the dimensions are."""
+    """Collect the names whose sizes follow from those of the dimensions."""
     computed = computed_sizes(shapes)
     sizes = {size: 1 for shape in shapes for size in shape if isinstance(size, str)}
     for size in computed:
@@ -108,9 +109,11 @@ def bound_names(shapes: Sequence[Shape]) -> set[str]:
 
 
 def solve(size: Expression[int], sizes: dict[Any, int]) -> bool:
-    """Whether a computed size, found as ``sizes[size.text]``, is what it should be. If one of its names is not in
-    ``sizes`` yet, it becomes what makes it so. A size of which several are not, or that cannot be solved for it, is
-    left for the program to check."""
+    """Whether a computed size equals ``sizes[size.text]``, solving for one unknown name.
+
+    If exactly one of its names is not in ``sizes`` yet, it is set to the solution. A size with several unknown names,
+    or one that cannot be solved, is left for the program to check.
+    """
     found, unknown = sizes[size.text], [name for name in size.names if name not in sizes]
     if not unknown:
         return _at(size, sizes) in (found, None)
@@ -126,7 +129,7 @@ def solve(size: Expression[int], sizes: dict[Any, int]) -> bool:
 
 
 def _at(size: Expression[int], sizes: Sizes) -> int | None:
-    """None where it divides by zero."""
+    """Evaluate. Returns None for a division by zero."""
     try:
         return size(sizes)
     except ZeroDivisionError:

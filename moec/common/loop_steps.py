@@ -1,17 +1,17 @@
 """Limits of a loop whose end is known only when a model runs.
 
-A model's file may say that a loop goes on, or that what it carries grows, for ever: its run ends with an error."""
+A model's file may contain a loop that never ends, or whose states grow forever: its run then ends with an error.
+"""
 
 from __future__ import annotations
 
 MAXIMUM_STEPS = 1 << 20
-"""A step takes some 10 us at least: a loop whose body does next to nothing ends within a minute."""
+"""A step takes at least about 10 us: a loop with an almost empty body ends within a minute."""
 MAXIMUM_GROWTH = 1 << 30
-"""Bytes by which what a loop carries may be larger than before its first step, together with what the steps of a loop
-made that has no other end than a condition."""
+"""Bytes by which a loop's states may grow beyond their size before the first step. Slices made by the steps count, too,
+if the loop has no other end than a condition."""
 MAXIMUM_CARRIED = 1 << 38
-"""Bytes by which what is carried may be larger, of all steps together, each of which writes it anew: half a minute's
-worth."""
+"""Sum of this growth over all steps, each of which writes the states again: half a minute's worth."""
 
 
 class LoopLimit:
@@ -21,8 +21,8 @@ class LoopLimit:
         self._first, self._all, self._steps = carried, 0, 0
 
     def step(self, carried: int, made: int = 0) -> None:
-        """Count a step that begins with so many bytes, and so many made by those before it. Raises ValueError beyond a
-        limit."""
+        """Count a step that begins with ``carried`` bytes of states and ``made`` bytes of slices. Raises ValueError
+        beyond a limit."""
         self._steps += 1
         growth = max(carried - self._first, 0)
         self._all += growth

@@ -1,9 +1,9 @@
-"""Work that threads must not do at once: what a first call makes, and libraries that allow one caller at a time.
+"""Work that threads must not do at once: first calls, and libraries that allow one caller at a time.
 
-``functools.cache`` is no lock: threads that call first at the same time all make the result. That is fine for values,
-and wrong for what registers something, starts something or has an identity.
+``functools.cache`` is no lock: threads that call first at the same time all compute the result. That is fine for
+values, and wrong for functions that register or start something, or whose result has an identity.
 
-A fork waits until no thread is at such work, for its locks and its half-made state would be the child's for ever.
+A fork waits until no thread is at such work, because its locks and half-made state would stay in the child forever.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ Result = TypeVar("Result")
 
 _compiling = threading.RLock()
 _first_calls = threading.RLock()
-"""One for all functions: that one calls another, in any order, then cannot lead to a deadlock."""
+"""One lock for all functions, so that calls among them, in any order, cannot lead to a deadlock."""
 
 
 def once(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """A function of hashable arguments that is called once for each, by whichever thread comes first; the others wait
-    for its result. A call that raises is made again. Functions are not called while a module is imported, for the
-    importing thread holds a lock that the first call may need."""
+    """Make a function of hashable arguments run once for each, by whichever thread comes first; the others wait for the
+    result.
+
+    A call that raises is repeated. Such functions must not be called while a module is imported, because the importing
+    thread holds a lock that the first call may need.
+    """
     results: dict[Any, Result] = {}
 
     @functools.wraps(function)
@@ -41,8 +44,8 @@ def once(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
 
 
 def one_at_a_time(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """A function that imports or compiles models: TVM, PyTorch's exporter and ONNX's registry of operators keep state
-    for the whole process while they do. Of all such functions one thread is in one at a time; it may call another."""
+    """Let one thread at a time be in any of the functions that import or compile models; it may call another of them.
+    TVM, PyTorch's exporter and ONNX's registry of operators keep state for the whole process meanwhile."""
 
     @functools.wraps(function)
     def called(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:

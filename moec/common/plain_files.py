@@ -1,4 +1,4 @@
-"""Files that somebody else wrote, read whole: plain ones, of a size that fits, as bytes, text or JSON."""
+"""Reader of whole untrusted files: plain ones, of limited size, as bytes, text or JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a so
 
 
 def size_of(path: str | os.PathLike[str]) -> int:
-    """The bytes of a plain file. Raises MoecError where none is there: reading a pipe or a device may never end."""
+    """Return the size of a plain file. Raises MoecError for anything else: reading a pipe or a device may never end."""
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
@@ -26,19 +26,19 @@ def size_of(path: str | os.PathLike[str]) -> int:
 
 
 def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
-    """All of a plain file. Raises MoecError where it cannot be read or has more than ``most`` bytes."""
+    """Read all of a plain file. Raises MoecError where it cannot be read or has more than ``most`` bytes."""
     size = size_of(path)
     if size > most:
         raise MoecError(f"{path}: has {size} bytes; expected at most {most} of such a file")
     try:
         with open(path, "rb") as file:
-            return file.read(size)  # Python takes memory for as much as it is asked for
+            return file.read(size)  # Python allocates as much memory as it is asked to read
     except OSError as error:
         raise MoecError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def read_text(path: str | os.PathLike[str], most: int) -> str:
-    """The text of a plain file in UTF-8. Raises MoecError as :func:`read_bytes`, and for other bytes."""
+    """Read a plain file in UTF-8. Raises MoecError as :func:`read_bytes`, and for other bytes."""
     try:
         return read_bytes(path, most).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -48,8 +48,9 @@ def read_text(path: str | os.PathLike[str], most: int) -> str:
 def parse_json(text: str | bytes, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """Parse JSON in UTF-8; ``object_hook`` replaces objects, as in the module ``json``.
 
-    Raises ValueError, whose text is the reason, for what is no JSON, nests deeper than Python can follow, has numbers
-    of thousands of digits, or holds halves of characters (lone surrogates), which no file and no library takes further.
+    Raises ValueError, whose text is the reason, for text that is no JSON, nests deeper than Python can follow, has
+    numbers of thousands of digits, or holds halves of characters (lone surrogates), which no file and no library
+    accepts.
     """
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text

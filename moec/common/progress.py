@@ -1,4 +1,4 @@
-"""Work on many weights, told while it goes on."""
+"""Progress reports for work on many weights."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Progress = Callable[[str], None]
-"""Takes one line that says what is being done."""
+"""Callback with one line about the current step."""
 
 _SECONDS = 0.5
-"""How often at most something is told."""
+"""Least seconds between two reports."""
 
 
 def silent(_step: str) -> None:
-    """The progress of work that nobody watches."""
+    """Ignore all reports."""
 
 
 def told(
     items: Sequence[Item], size: Callable[[Item], int], progress: Progress, step: str, noun: str
 ) -> Iterator[Item]:
-    """Yield the items. In between ``progress`` hears which of them is at work, how much of their bytes (``size``) is
-    done, and how long the rest takes at this rate: ``writing: weight 3 of 24, 120 of 960 MB, 8 s left``."""
+    """Yield the items and report progress: the current item, the share of bytes (``size``) that is done, and the
+    remaining time at this rate: ``writing: weight 3 of 24, 120 of 960 MB, 8 s left``."""
     total, done, start = sum(map(size, items)), 0, time.monotonic()
     last = start
     for number, item in enumerate(items, 1):

@@ -29,8 +29,8 @@ from collections.abc import Callable, Iterator
 from moec.errors import MoecError
 
 ForeignBecause = Callable[[pathlib.Path], str | None]
-"""Why a file or folder, neither special nor empty, is not moec's own to replace, such as "is a file, not an artifact";
-None where it is. May raise OSError."""
+"""Function that explains why a file or folder, neither special nor empty, must not be replaced, as in "is a file, not
+an artifact"; None where moec may replace it. May raise OSError."""
 
 _UNFINISHED = ".moec-unfinished-"
 _UNFINISHED_NAME = re.compile(re.escape(_UNFINISHED) + "[0-9a-f]{16}")
@@ -46,11 +46,11 @@ _SPECIAL = {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a
 def replacing(
     path: str | os.PathLike[str], foreign_because: ForeignBecause, kind: type[MoecError] = MoecError
 ) -> Iterator[pathlib.Path]:
-    """A path at which to make a file or a folder, which takes the place of ``path`` when the block ends well, and
-    vanishes when it does not, and with it what lies beside it under a longer name.
+    """Context with a path for a new file or folder, which takes the place of ``path`` when the block ends without an
+    error. After an error it is removed, with everything next to it whose name begins with its own.
 
-    Raises an error of ``kind`` where something is there that is not moec's own, or the file system refuses (a full
-    disk, no rights); then what is there is unharmed and nothing is left behind.
+    Raises an error of ``kind`` where something exists that is not moec's own, or the file system refuses (a full disk,
+    no rights); then that is unharmed and nothing is left behind.
     """
     place = check_replaceable(path, foreign_because, kind)
     try:
@@ -64,11 +64,11 @@ def replacing(
 def check_replaceable(
     path: str | os.PathLike[str], foreign_because: ForeignBecause, kind: type[MoecError] = MoecError
 ) -> pathlib.Path:
-    """The place that ``path`` means, symlinks followed. Raises as :func:`replacing` does where something there must not
-    be replaced or nothing can be written."""
+    """Resolve ``path``, following symlinks. Raises as :func:`replacing` where something there must not be replaced or
+    nothing can be written."""
     place = pathlib.Path(os.path.realpath(path))
     try:
-        special = _special(pathlib.Path(path))  # before links are followed: /dev/stdout leads to no path
+        special = _special(pathlib.Path(path))  # before links are followed, because /dev/stdout leads to no path
         if special:
             raise kind(f"{path}: is {special}; moec writes files and folders only: choose another path")
         if not place.parent.is_dir():
@@ -87,7 +87,7 @@ def _refuse(place: pathlib.Path, obstacle: str | None, kind: type[MoecError]) ->
 
 
 def _obstacle(place: pathlib.Path, foreign_because: ForeignBecause) -> str | None:
-    """Why what is there must not be replaced; None where it may, or nothing is there."""
+    """Explain why something at a place must not be replaced. Returns None where it may, or nothing is there."""
     if not os.path.lexists(place):
         return None
     special = _special(place)
@@ -112,7 +112,7 @@ def _is_empty(place: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def _unfinished_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new folder, locked while it is in use, and gone afterwards unless something was kept in it."""
+    """Context with a new folder, locked while it is in use, and removed afterwards unless something was kept in it."""
     _sweep(parent)
     folder, lock = _locked_folder(parent)
     _unfinished.add(folder)
@@ -125,7 +125,7 @@ def _unfinished_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def abandon_unfinished() -> None:
-    """Remove what this process has not finished, before it ends at once."""
+    """Remove this process' unfinished files, before it exits immediately."""
     for folder in list(_unfinished):
         _remove(folder)
 
@@ -151,7 +151,7 @@ def _locked_folder(parent: pathlib.Path) -> tuple[pathlib.Path, int]:
 
 
 def _sweep(parent: pathlib.Path) -> None:
-    """Remove what writers left behind that were killed."""
+    """Remove the folders of writers that were killed."""
     for name in os.listdir(parent):
         if not _UNFINISHED_NAME.fullmatch(name):
             continue
@@ -165,7 +165,7 @@ def _sweep(parent: pathlib.Path) -> None:
 
 
 def _lock(descriptor: int, *, wait: bool) -> None:
-    import fcntl  # which only POSIX systems have, and reading an artifact needs none of this
+    import fcntl  # only POSIX systems have it, and reading an artifact does not need it
 
     fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
@@ -183,12 +183,12 @@ def _publish(folder: pathlib.Path, place: pathlib.Path, foreign_because: Foreign
         except FileNotFoundError:
             if not new.exists():
                 raise
-            continue  # what was there is gone
-        obstacle = _obstacle(old, foreign_because)  # something may have come in the meantime
+            continue  # the old one is gone
+        obstacle = _obstacle(old, foreign_because)  # something may have appeared in the meantime
         if obstacle is None:
             _rename(old, new)
             return
-        _rename(old, kept)  # where nobody removes it
+        _rename(old, kept)  # nobody removes it there
         _rename(_exchange(kept, place, new), new)
         _refuse(place, obstacle, kind)
 
@@ -204,7 +204,7 @@ def _move(new: pathlib.Path, place: pathlib.Path) -> None:
 
 
 def _exchange(new: pathlib.Path, place: pathlib.Path, aside: pathlib.Path) -> pathlib.Path:
-    """Put ``new`` in its place; where the old one is now."""
+    """Exchange ``new`` with the file at ``place``. Returns the path of the old one."""
     if _renamed(new, place, _EXCHANGE):
         return new
     place.rename(aside)
@@ -217,7 +217,7 @@ def _exchange(new: pathlib.Path, place: pathlib.Path, aside: pathlib.Path) -> pa
 
 
 def _renamed(source: pathlib.Path, target: pathlib.Path, how: int) -> bool:
-    """Whether the system can rename in this way; then it has. Raises OSError."""
+    """Rename in a certain way. Returns whether the system can do that. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):
         return False

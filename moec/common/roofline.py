@@ -1,9 +1,8 @@
 """The limits of a machine: no program computes faster than its arithmetic units or reads faster than its memory.
 
-A computation with so many operations on so many bytes from memory takes at least the longer of two times: operations /
-peak of the arithmetic it uses, and bytes / read bandwidth (Williams, Waterman, Patterson, "Roofline", 2009). That time
-divided by the time measured is the share of the roofline. Targets measure the limits; everyone who shows shares uses
-this one definition.
+A computation takes at least the longer of two times: its operations / peak of the arithmetic it uses, and its bytes /
+read bandwidth (Williams, Waterman, Patterson, "Roofline", 2009). That time divided by the measured time is the share of
+the roofline. Targets measure the limits; all code that shows shares uses this one definition.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ FLOAT32 = "float32"
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """What one kind of instruction reaches: ``arithmetic`` is what it multiplies (sums are float32 or int32)."""
+    """Peak of one kind of instruction; ``arithmetic`` is the type of its factors (sums are float32 or int32)."""
 
     arithmetic: str
     unit: str
@@ -25,7 +24,8 @@ class Peak:
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """``bandwidths``: bytes per second read from memory by the kind of its pages. A multiply-add is two operations."""
+    """Measured limits. ``bandwidths``: bytes per second read from memory, by the kind of its pages. A multiply-add is
+    two operations."""
 
     threads: int
     bandwidths: dict[str, float]
@@ -33,21 +33,21 @@ class Roofline:
 
     @property
     def bandwidth(self) -> float:
-        """Bytes per second from memory at best."""
+        """Best bytes per second from memory."""
         return max(self.bandwidths.values())
 
     def peak(self, arithmetic: str, *, without: str = "") -> float:
-        """Most operations per second on numbers of a type. Any narrow type can also be widened to float32, so that is
-        the least. ``without``: leave out units whose name starts with this."""
+        """Most operations per second on numbers of a type, or on float32, to which any narrow type can be widened.
+        ``without``: prefix of the names of units to ignore."""
         usable = (peak for peak in self.peaks if peak.arithmetic in (arithmetic, FLOAT32))
         return max(peak.operations_per_second for peak in usable if not (without and peak.unit.startswith(without)))
 
     def seconds(self, operations: float, bytes_read: float, arithmetic: str, *, without: str = "") -> float:
-        """The least time of a computation."""
+        """Least time of a computation."""
         return max(operations / self.peak(arithmetic, without=without), bytes_read / self.bandwidth)
 
     def as_data(self) -> dict[str, Any]:
-        """Plain data, which :meth:`from_data` reads, in GB/s and 10**9 operations per second."""
+        """Convert to plain data, which :meth:`from_data` reads, in GB/s and 10**9 operations per second."""
         peaks = [
             {"arithmetic": peak.arithmetic, "unit": peak.unit, "gop_per_s": peak.operations_per_second / 1e9}
             for peak in self.peaks

@@ -1,8 +1,7 @@
 """Temporary folders that do not outlive a killed process for long.
 
-A process that is killed leaves its folders behind. They lie in the system's folder for temporary files under a name
-that says whose they are, and are locked as long as their process lives: the next process that needs one removes those
-that nobody locks.
+A killed process leaves its folders behind. They are in the system's temporary folder under a recognisable name, and
+locked as long as their process lives: the next process that needs one removes those that nobody locks.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ import weakref
 _PREFIX = "moec-scratch-"
 _NAME = re.compile(re.escape(_PREFIX) + r"[a-z0-9_]{8}")
 _swept: set[str] = set()
-"""Folders for temporary files that this process has looked through."""
+"""Temporary folders that this process has swept."""
 
 
 class ScratchFolder(tempfile.TemporaryDirectory[str]):
-    """A temporary folder, removed when it is cleaned up, forgotten, or the process ends. Raises OSError."""
+    """A temporary folder, removed when it is cleaned up, garbage-collected, or the process ends. Raises OSError."""
 
     def __init__(self) -> None:
         parent = tempfile.gettempdir()
@@ -55,8 +54,9 @@ def sweep(parent: pathlib.Path) -> None:
 
 
 def _locked(folder: pathlib.Path, *, wait: bool) -> int:
-    """A descriptor that holds the folder's lock. Raises OSError where another one does, unless it is waited for."""
-    import fcntl  # which only POSIX systems have
+    """Lock the folder and return the lock's descriptor. Raises OSError where another process holds it, unless
+    ``wait``."""
+    import fcntl  # only POSIX systems have it
 
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

@@ -1,7 +1,7 @@
-"""Files that moec can tell it wrote: their last line is the SHA-256 of all above it.
+"""Seals, by which moec recognises files that it wrote: the last line is the SHA-256 of everything above it.
 
-A text carries it as a comment, a zip as the comment of the archive. A seal says that a file is moec's own and
-unchanged, so that it may be replaced; it is no signature, for anybody can make one.
+A text has it as a comment, a zip as the comment of the archive. A seal shows that a file is moec's own and unchanged,
+so that it may be replaced; it is no signature, because anybody can make one.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ _CHUNK = 1 << 20
 
 
 def write_sealed(path: str | os.PathLike[str], content: bytes, comment: str) -> None:
-    """Write a file with a seal behind ``content``, on a line that begins with ``comment``. Replaces what
-    :func:`foreign_file` finds to be moec's own. Raises MoecError."""
+    """Write a file with a seal after ``content``, on a line that begins with ``comment``. An unchanged file of moec
+    (:func:`foreign_file`) is replaced. Raises MoecError."""
     with replacing(path, foreign_file) as aside:
         aside.write_bytes(sealed(content, comment))
 
 
 def sealed(content: bytes, comment: str) -> bytes:
-    """``content`` and, on a line of its own that begins with ``comment``, its seal."""
+    """Append a seal to ``content``, on a line of its own that begins with ``comment``."""
     above = content + (b"" if content.endswith(b"\n") else b"\n") + comment.encode()
     return above + _seal(hashlib.sha256(above))
 
 
 def unsealed(data: bytes, comment: str) -> bytes | None:
-    """What :func:`sealed` was given, with the newline at its end; None for anything else, or a damaged file."""
+    """Remove the seal of :func:`sealed`, but not a newline that it added. Returns None for other or damaged data."""
     above, seal = data[:-_LENGTH], data[-_LENGTH:]
     if seal != _seal(hashlib.sha256(above)) or not above.endswith(comment.encode()):
         return None
@@ -50,7 +50,8 @@ def seal_zip(path: pathlib.Path) -> None:
 
 
 def foreign_file(path: pathlib.Path) -> str | None:
-    """Why a file or folder is not a file as moec wrote it; None where it is one. Reads all of it. Raises OSError."""
+    """Explain why a file or folder is not an unchanged file of moec. Returns None where it is one. Reads all of it.
+    Raises OSError."""
     if path.is_dir():
         return "is a folder, not a file"
     with path.open("rb") as file:

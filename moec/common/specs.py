@@ -1,4 +1,4 @@
-"""What an input, an output or a parameter is: its name, its element type and its shape."""
+"""Specifications of inputs, outputs, states and streamed weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """An input or output. A dimension is an int, or a string naming a dynamic size (0 and up)."""
+    """Name, element type and shape of an input or output. A dimension is an int, or a string naming a dynamic size (0
+    and up)."""
 
     name: str
     dtype: str
@@ -24,10 +25,11 @@ class TensorSpec:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What a model keeps from one run for the next: its output ``output`` is given back as its input ``input``.
+    """State that a model keeps between runs: its output ``output`` is the next run's input ``input``.
 
-    ``axis``: the one along which new entries are written behind those of before, such as that of the tokens in keys and
-    values; None where each run replaces the whole, as in recurrences."""
+    ``axis``: the axis along which new entries are appended, such as that of the tokens in keys and values; None where
+    each run replaces the whole, as in recurrences.
+    """
 
     input: str
     output: str
@@ -39,18 +41,19 @@ class State:
 
 
 ROW_SCALE_BYTES = 2
-"""What a row of int8 takes beside its numbers: the bfloat16 that they are multiplied with."""
+"""Bytes of the bfloat16 scale that a row of int8 has in addition to its numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldState:
-    """A state that a program holds in place: what it takes for ``input`` is pages (:mod:`moec.targets.tvm.held_states`)
-    of elements of ``dtype``, of which it uses as many numbers along ``axis`` as the input has, and behind which it
-    writes ``growth`` more, an expression of the inputs' sizes; together they are ``output``.
+    """A state that a program holds in place, in pages (:mod:`moec.targets.tvm.held_states`) of elements of ``dtype``.
 
-    ``store``, ``restore``: the program's kernels (start, state, pages) and (pages, state) for runs that are given the
-    state and return it; empty where elements are stored as they are. ``at_places``: what is new is written at places
-    that the program computes, and what is not written is zero."""
+    The program takes pages for ``input``. Along ``axis`` it uses as many entries as the input has, and appends
+    ``growth`` more, an expression of the inputs' sizes; together they are ``output``. ``store``, ``restore``: the
+    program's kernels (start, state, pages) and (pages, state) for runs that take and return the state itself; empty
+    where elements are stored unchanged. ``at_places``: new entries are written at places that the program computes, and
+    all others are zero.
+    """
 
     input: str
     output: str
@@ -63,19 +66,19 @@ class HeldState:
 
     @property
     def has_room(self) -> bool:
-        """Whether it has a size that stays, of which the model itself knows what is in use."""
+        """Whether the state has a constant size, of which the model itself knows the part in use."""
         return self.growth == "0"
 
     def stored(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape in which a page of a state of this shape is stored: of int8 [*before, rows, row], the rows lie side
-        by side, and behind them their scales."""
+        """Compute the shape of a stored page from a state's shape. For int8 [*before, rows, row] the rows are
+        contiguous and their scales follow them."""
         if self.dtype != "int8":
             return tuple(shape)
         *before, rows, row = shape
         return (*before, rows * (row + ROW_SCALE_BYTES))
 
     def shape(self, stored: Sequence[int], row: int | str) -> tuple[int, ...]:
-        """The shape of a state of which a page is stored in this one; ``row``: the size of its last axis."""
+        """Compute a state's shape from that of a stored page; ``row``: the size of the last axis."""
         if self.dtype != "int8":
             return tuple(stored)
         assert isinstance(row, int), "rows of int8 have a fixed size"
@@ -84,8 +87,8 @@ class HeldState:
 
 @dataclasses.dataclass(frozen=True)
 class LastTokens:
-    """That a program computes as many of the last positions of an ``output`` [batch, length, ...] as it is told, where
-    it would compute one for each token of an ``input`` [batch, length]."""
+    """Ability of a program to compute only the requested last positions of an ``output`` [batch, length, ...], instead
+    of one for each token of an ``input`` [batch, length]."""
 
     output: str
     input: str
@@ -93,8 +96,8 @@ class LastTokens:
 
 @dataclasses.dataclass(frozen=True)
 class StreamedWeight:
-    """A weight that is read by expert. ``weight``: its position among those that the program takes; expert e has its
-    bytes from ``starts[e]`` to ``starts[e + 1]``."""
+    """A weight that is read by expert. ``weight``: its position among the program's weights; expert e has the bytes
+    from ``starts[e]`` to ``starts[e + 1]``."""
 
     weight: int
     starts: tuple[int, ...]
@@ -102,9 +105,11 @@ class StreamedWeight:
 
 @dataclasses.dataclass(frozen=True)
 class StreamedExpertsSpec:
-    """The experts of a layer whose weights need not be in memory until the program asks for them, by the position of
-    the layer. ``chosen``: how many a token asks for at most. ``shares``: which share of the layer's tokens each
-    expert had; empty where that was not measured. ``replaceable``: whether the router asks which are not in memory."""
+    """The experts of a layer, by its position, whose weights need not be in memory until the program requests them.
+
+    ``chosen``: most experts that a token selects. ``shares``: share of the layer's tokens that selected each expert;
+    empty where that was not measured. ``replaceable``: whether the router asks which experts are not in memory.
+    """
 
     name: str
     chosen: int
@@ -115,7 +120,7 @@ class StreamedExpertsSpec:
 
 
 def tensor_specs(values: Sequence[ir.Value]) -> list[TensorSpec]:
-    """The specifications of graph inputs; a dimension without a name gets one of its own."""
+    """Make the specifications of graph inputs; a dimension without a name gets one of its own."""
     specs = []
     for value in values:
         name = value.name or ""

@@ -10,10 +10,10 @@ from rich.text import Text
 
 
 def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Title and cells are taken as they are, not as markup."""
-    made = Table(title=Text(title, style="table.title"), title_justify="left", box=box.SIMPLE_HEAD)
+    """Make a table. Title and cells are plain text, not markup."""
+    result = Table(title=Text(title, style="table.title"), title_justify="left", box=box.SIMPLE_HEAD)
     for heading in headings:
-        made.add_column(heading, overflow="fold")
+        result.add_column(heading, overflow="fold")
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
-    return made
+        result.add_row(*(Text(cell) for cell in row))
+    return result

@@ -6,16 +6,15 @@ import os
 _SCRIPTS = "na\u00efve Stra\u00dfe Привет 你好世界 مرحبا नमस्ते 안녕하세요 🙂\u200d🙂 e\u0301 \u200b\ufffd\x00"
 _LINES = "Hello, world! It's 12345.67 (a+b)*c\r\n\n\tdef f(x):\n        return x\n" + _SCRIPTS
 _REPEATS = 1000
-"""Of a character: expressions that search exponentially do not end on as many."""
+"""Repetitions of a character: expressions that search exponentially do not end on as many."""
 _MOST = 300
-"""Ids from either end of the vocabulary, each of which is made text alone."""
+"""Ids from either end of the vocabulary that are decoded one by one."""
 
 
 def main(content: bytes) -> bytes:
-    """The version of the package that reads ``content``, makes tokens of some text, and text of some tokens.
+    """Load a tokenizer, encode some text and decode some tokens. Returns the version of the package.
 
-    An ordinary error in the text is not one of the file, for there are tokenizers that do not know all characters; a
-    panic is.
+    An ordinary error in encoding is accepted, because some tokenizers do not know all characters; a panic is not.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import tokenizers

@@ -1,7 +1,7 @@
-"""Text to token ids and back: files of a tokenizer, and the package ``tokenizers``, needed only by those who give text.
+"""Text to token ids and back: files of a tokenizer, and the package ``tokenizers``, which only text needs.
 
-A ``tokenizer.json`` comes from people that nobody vouches for, and the package panics, crashes, hangs or fills the
-memory on some. So a file is first read in a child process (:func:`check_tokenizer`), once, and then here.
+A ``tokenizer.json`` is untrusted, and on some the package panics, crashes, hangs or fills the memory. So a file is
+first read in a child process (:func:`check_tokenizer`), once, and then here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from moec.common.child import Limits, LostError, RefusedError, run_child
 from moec.errors import MoecError, one_line
 
 LIMITS = Limits(seconds=20, memory=2 << 30)
-"""Of reading a tokenizer and a page of text with it: a vocabulary of 128,000 tokens takes 0.7 s and 150 MB."""
+"""Limits for reading a tokenizer and a page of text with it: a vocabulary of 128,000 tokens takes 0.7 s and 150 MB."""
 _PROGRAM = pathlib.Path(__file__).with_name("tokenizer_program.py")
 _PACKAGE = "tokenizers"
 _MISSING = "text needs the package tokenizers; install moec[text]"
@@ -23,9 +23,12 @@ _MISSING = "text needs the package tokenizers; install moec[text]"
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles:
-    """``tokenizer``: the text of ``tokenizer.json``. ``end_ids``: the token ids that end a text. ``special_tokens``: by
-    the names that chat templates know them by, such as ``bos_token``. ``checked_by``: the version of the package
-    ``tokenizers`` that :func:`check_tokenizer` read it with, if any."""
+    """Files of a language model's text.
+
+    ``tokenizer``: the text of ``tokenizer.json``. ``end_ids``: the token ids that end a text. ``special_tokens``: by
+    their names in chat templates, such as ``bos_token``. ``checked_by``: version of the package ``tokenizers`` with
+    which :func:`check_tokenizer` read it, if any.
+    """
 
     tokenizer: str
     chat_template: str | None
@@ -38,10 +41,11 @@ class Tokenizer:
     """A ``tokenizers.Tokenizer`` whose errors are MoecErrors of one line."""
 
     def __init__(self, content: str, where: object, checked_by: str | None = None) -> None:
-        """``content``: of a ``tokenizer.json``; ``where`` names it in messages. ``checked_by``: the version of the
-        package by which it was checked before; by another version it is checked now.
+        """Load a tokenizer. ``content``: of a ``tokenizer.json``; ``where`` names it in messages. ``checked_by``:
+        version of the package that has checked it before; with another version it is checked now.
 
-        Raises MoecError where it is no tokenizer, or the package is not installed."""
+        Raises MoecError where it is no tokenizer, or the package is not installed.
+        """
         version = _installed_version()
         if version is None:
             raise MoecError(_MISSING)
@@ -52,23 +56,23 @@ class Tokenizer:
         self._where = where
         with self._explained("cannot be read"):
             self._inner = Inner.from_str(content)
-            self._inner.no_truncation()  # files keep what their training used
+            self._inner.no_truncation()  # files keep the settings of their training
             self._inner.no_padding()
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """The token ids of a text. Raises MoecError."""
+        """Encode a text. Raises MoecError."""
         with self._explained("cannot make tokens of this text"):
             return self._inner.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_each(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        """The token ids of each text, without special tokens. Raises MoecError."""
+        """Encode each text, without special tokens. Raises MoecError."""
         with self._explained("cannot make tokens of this text"):
             encoded = self._inner.encode_batch(texts, add_special_tokens=False)
         for one in encoded:
             yield one.ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids; special tokens have none. Raises MoecError."""
+        """Decode token ids; special tokens have no text. Raises MoecError."""
         with self._explained("cannot make text of these tokens"):
             return self._inner.decode(list(ids), skip_special_tokens=True)
 
@@ -78,14 +82,13 @@ class Tokenizer:
             yield
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
-        except BaseException as error:  # a panic of Rust's is no Exception
+        except BaseException as error:  # a panic of Rust is no Exception
             raise MoecError(f"{self._where}: the tokenizer {failure} ({one_line(error)})") from error
 
 
 def check_tokenizer(content: str, where: object) -> str | None:
-    """Read a tokenizer in a child process; the version of the package that did, or None where it is not installed and
-    nothing was read. ``where`` names the file in messages. Raises MoecError where reading it fails or reaches a
-    limit."""
+    """Read a tokenizer in a child process. Returns the version of the package, or None where it is not installed and
+    nothing was read. ``where`` names the file in messages. Raises MoecError where reading fails or reaches a limit."""
     if _installed_version() is None:
         return None
     try:
@@ -100,7 +103,7 @@ def check_tokenizer(content: str, where: object) -> str | None:
 
 
 def _installed_version() -> str | None:
-    from importlib import metadata  # which takes as long as all else that is imported here
+    from importlib import metadata  # takes as long as all other imports of this module
 
     try:
         return metadata.version(_PACKAGE)

@@ -1,4 +1,4 @@
-"""Where moec keeps what it need not find out again: ``$XDG_CACHE_HOME/moec``, by default ``~/.cache/moec``."""
+"""Folder of results that moec keeps between runs: ``$XDG_CACHE_HOME/moec``, by default ``~/.cache/moec``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pathlib
 
 
 def user_cache() -> pathlib.Path:
-    """The folder, whether it is there or not. Raises OSError where the user has no home."""
+    """Return the folder, which may not exist yet. Raises OSError where the user has no home."""
     cache = os.environ.get("XDG_CACHE_HOME")
     if cache and os.path.isabs(cache):  # the specification says to ignore others
         return pathlib.Path(cache) / "moec"

@@ -1,8 +1,8 @@
-"""How much work one call of a kernel is: its operations, and the bytes it has to read and write.
+"""Work of one call of a kernel: its operations, and the bytes it has to read and write.
 
-Sizes are those of the call's own arguments. Operations are counted for kernels that are matrix products at heart, a
-multiply-add as two; of experts, and of the keys that a query sees, those that the call really uses are counted. What is
-counted is said by a model that the artifact holds with the kernel.
+Sizes are those of the call's own arguments. Operations are counted for kernels that are essentially matrix products, a
+multiply-add as two. Only experts that the call uses, and keys that a query sees, are counted. A model in the artifact,
+stored with the kernel, defines the count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from moec.errors import ArtifactError
 
 @dataclasses.dataclass(frozen=True)
 class Argument:
-    """One argument of a kernel's call, whose memory may be gone after it. ``constant``: it is one of the weights."""
+    """One argument of a kernel's call, whose memory may be gone afterwards. ``constant``: whether it is a weight."""
 
     array: np.ndarray
     constant: bool
@@ -28,7 +28,8 @@ class Argument:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """``operations`` is None where they are not counted; ``arithmetic`` is the type of the numbers multiplied."""
+    """Operations and bytes of a call. ``operations`` is None where they are not counted; ``arithmetic`` is the type of
+    the factors."""
 
     operations: int | None
     bytes_moved: int
@@ -55,11 +56,12 @@ class MatmulWork:
 
 @dataclasses.dataclass(frozen=True)
 class GroupedWork:
-    """A product of rows with the matrices of their experts, of which those of experts without rows are not read.
+    """A product of rows with the matrices of their experts; those of experts without rows are not read.
 
     An expert has ``matrices`` (gate and up, or one) of [inner, width]; where experts differ in size, ``sizes`` are
-    theirs by ``sized`` axis. ``weight_bits`` of a weight, scales included, by format, and the format of each expert
-    (none: all have the first). Among the arguments is the list of blocks (expert, first row, rows), and their number.
+    those of the ``sized`` axis. ``weight_bits``: bits of a weight, scales included, by format; ``format_of``: the
+    format of each expert (empty: all have the first). The arguments contain the list of blocks (expert, first row,
+    rows), and their number.
     """
 
     inner: int
@@ -107,9 +109,11 @@ class BatchedWork:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionWork:
-    """Attention: query, key and value come first, and lengths, if there are any, before the result. Keys in use are
-    read once for each head of keys, whoever sees them. ``causal`` is that of the attention's problem; ``paged``: keys
-    and values are [pages, batch, heads, page, size]."""
+    """Attention: query, key and value come first, and lengths, if there are any, before the result.
+
+    Keys in use are read once for each head of keys, whichever queries see them. ``causal`` is that of the attention's
+    problem; ``paged``: keys and values are [pages, batch, heads, page, size].
+    """
 
     causal: Literal["", "first", "last", "lengths"]
     has_lengths: bool
@@ -126,13 +130,13 @@ class AttentionWork:
         return Work(2 * heads * seen * (head_size + value_size), moved, str(query.dtype))
 
     def _keys(self, key: np.ndarray, size: int) -> int:
-        """How many keys there is memory for."""
+        """Count the keys that have memory."""
         if self.paged and key.ndim == 4:  # int8: [pages, batch, heads, bytes of a page]
             return key.shape[0] * (key.shape[3] // (size + ROW_SCALE_BYTES))
         return key.shape[-2] * (key.shape[0] if self.paged else 1)
 
     def _keys_seen(self, queries: int, keys: int, used: int) -> int:
-        """Pairs of a query and a key that it sees."""
+        """Count the pairs of a query and a key that it sees."""
         if not self.causal:
             return queries * used
         offset = {"first": 0, "last": keys - queries, "lengths": used - queries}[self.causal]
@@ -149,12 +153,12 @@ _MODELS: dict[str, type[WorkModel]] = {
 
 
 def work_of(model: WorkModel | None, arguments: Sequence[Argument]) -> Work:
-    """The work of a call; its bytes alone where there is no model."""
+    """Compute the work of a call; only its bytes where there is no model."""
     return Work(None, _bytes(arguments)) if model is None else model.of(arguments)
 
 
 def work_as_data(model: WorkModel | None) -> dict[str, Any] | None:
-    """Plain data, which :func:`parse_work` reads."""
+    """Convert to plain data, which :func:`parse_work` reads."""
     if model is None:
         return None
     kind = next(name for name, one in _MODELS.items() if type(model) is one)
@@ -162,7 +166,8 @@ def work_as_data(model: WorkModel | None) -> dict[str, Any] | None:
 
 
 def parse_work(data: Mapping[str, Any] | None, where: str) -> WorkModel | None:
-    """A model out of an artifact; ``where`` names the kernel. Raises ArtifactError for one that moec did not write."""
+    """Parse the model in an artifact; ``where`` names the kernel. Raises ArtifactError for one that moec did not
+    write."""
     if data is None:
         return None
     fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}

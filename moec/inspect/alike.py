@@ -1,4 +1,4 @@
-"""Rows that are alike, shown once: names that differ by numbers, consecutive numbers, and rows of equal cells."""
+"""Compact texts for similar rows: names that differ by numbers, consecutive numbers, and rows of equal cells."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable, Sequence
 
 MOST_RUNS = 6
-"""Runs of numbers that are listed; of more, the first and the last number are."""
+"""Most runs of numbers that are listed; of more, only the first and the last number are."""
 MOST_NAMES = 4
-"""Names that are listed; the others are counted."""
+"""Most names that are listed; the others are counted."""
 _NUMBER = re.compile(r"(\d+)")
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """One number or more, each once and in order: ``0-3, 5``; of many runs ``0...95``."""
+    """Write numbers, each once and in order, as ``0-3, 5``; many runs as ``0...95``."""
     ordered = sorted(set(numbers))
     starts = [place for place, one in enumerate(ordered) if place == 0 or one != ordered[place - 1] + 1]
     runs = [ordered[start:end] for start, end in zip(starts, [*starts[1:], len(ordered)], strict=True)]
@@ -23,12 +23,12 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def words_of(name: str) -> tuple[str, ...]:
-    """A name without its numbers: names are alike where these are equal."""
+    """Remove the numbers from a name. Similar names have equal words."""
     return tuple(_NUMBER.split(name)[::2])
 
 
 def names(given: Sequence[str]) -> str:
-    """Names in the order of their first ones, those that differ by numbers once: ``past_key_{0-23}, mask``."""
+    """Write names in the order of their first ones, those that differ by numbers once: ``past_key_{0-23}, mask``."""
     alike: dict[tuple[str, ...], list[list[str]]] = {}
     for name in dict.fromkeys(given):
         alike.setdefault(words_of(name), []).append(_NUMBER.split(name)[1::2])
@@ -38,15 +38,15 @@ def names(given: Sequence[str]) -> str:
 
 
 def merged(rows: Sequence[Sequence[str]]) -> list[tuple[list[int], Sequence[str]]]:
-    """Rows of which all cells are equal once, with their places, in the order of the first ones."""
+    """Merge rows with equal cells. Returns the places of each, in the order of the first ones."""
     places: dict[tuple[str, ...], list[int]] = {}
     for place, row in enumerate(rows):
         places.setdefault(tuple(row), []).append(place)
-    return [(found, rows[found[0]]) for found in places.values()]
+    return [(own, rows[own[0]]) for own in places.values()]
 
 
 def _pattern(words: Sequence[str], numbers: Sequence[Sequence[str]]) -> str:
-    """One name of several that have the same words, each with its numbers between these."""
+    """Write several names with the same words as one, with the numbers of each between the words."""
     text = words[0]
     for word, column in zip(words[1:], zip(*numbers, strict=True), strict=True):
         text += (column[0] if len(set(column)) == 1 else f"{{{ranges(map(int, column))}}}") + word

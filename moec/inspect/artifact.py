@@ -1,6 +1,6 @@
-"""The tables of ``moec inspect``: MoE blocks and kernels first, what is alike once, the rest behind them.
+"""Tables of ``moec inspect``: MoE blocks and kernels first, then the rest, with similar rows merged.
 
-``describe()`` and ``--json`` have all of it, layer by layer.
+``describe()`` and ``--json`` list everything, layer by layer.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _BLOCK_COLUMNS = {
 
 
 def artifact_tables(description: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """Target, MoE blocks, kernels, inputs and outputs, caches, weights, passes, remarks, and what only artifacts for
-    such a target have, from what ``describe()`` says."""
+    """Show the result of ``describe()``: target, MoE blocks, kernels, inputs and outputs, caches, weights, passes,
+    remarks, and tables that only artifacts for such a target have."""
     kind = targets.kind_of(description["target"])
     needs = ", ".join([*description["requirements"], *kind.needs(description)]) or "nothing special"
     yield Text(f"target {description['target']} (needs {needs}), compiled by moec {description['moec_version']}")
@@ -62,7 +62,7 @@ def artifact_tables(description: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def _as_computed(block: dict[str, Any], types: Mapping[str, str]) -> dict[str, Any]:
-    """A block with the type that its target stores and multiplies weights in, where that is not the model's."""
+    """Replace a block's formats by the type in which its target stores and multiplies weights, where that differs."""
     stored = types.get(block["name"])
     if stored is None or block["experts"] is None:
         return block
@@ -95,7 +95,7 @@ def _experts_tables(blocks: Sequence[dict[str, Any]], kernels: Sequence[dict[str
 
 
 def _kernels_tables(kernels: Sequence[dict[str, Any]], architecture: str) -> Iterator[Table]:
-    """Kernels that were selected, with all candidates; then the generic ones, about which there is less to say."""
+    """Show the selected kernels with all candidates, then the generic ones with less detail."""
     where = f" for {architecture}" if architecture else ""
     selected, generic = [], []
     for kernel in kernels:
@@ -115,7 +115,7 @@ def _kernels_tables(kernels: Sequence[dict[str, Any]], architecture: str) -> Ite
 
 
 def _tensors_table(description: Mapping[str, Any]) -> Table:
-    """Inputs and outputs, without states."""
+    """Show inputs and outputs without states."""
     states = {name for state in description["states"] for name in (state["input"], state["output"])}
     rows = [
         (kind, tensor["name"], tensor["dtype"], shape_text(tensor["shape"]))
@@ -127,7 +127,7 @@ def _tensors_table(description: Mapping[str, Any]) -> Table:
 
 
 def _cache_lines(description: Mapping[str, Any]) -> Iterator[str]:
-    """One line for all states of one shape that grow or are replaced alike."""
+    """Write one line for all states of one shape that grow, or are replaced, in the same way."""
     specs = {tensor["name"]: tensor for tensor in [*description["inputs"], *description["outputs"]]}
     alike: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for state in description["states"]:
@@ -141,7 +141,7 @@ def _cache_lines(description: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _weights_table(weights: Sequence[dict[str, Any]]) -> Table:
-    """Weights whose names differ by numbers once."""
+    """Show weights; those whose names differ only by numbers share a row."""
     alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for weight in weights:
         alike.setdefault((words_of(weight["name"]), weight["dtype"], shape_text(weight["shape"])), []).append(weight)

@@ -1,4 +1,4 @@
-"""What ``moec evaluate`` prints."""
+"""Output of ``moec evaluate``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def evaluation_tables(evaluation: Evaluation) -> Iterator[RenderableType]:
-    """A row for each model, and how to read it."""
+    """Show a row for each model, and the legend."""
     metrics = list(evaluation.models[0].qualities)
     headings = ("model", "weights, bytes", "bits of experts", *metrics)
     yield table(f"Output {evaluation.output}", headings, [_row(one) for one in evaluation.models])
@@ -26,7 +26,7 @@ def evaluation_tables(evaluation: Evaluation) -> Iterator[RenderableType]:
 
 
 def nan_notes(evaluation: Evaluation) -> Iterator[str]:
-    """A line for every model that made NaN."""
+    """Write a line for every model whose output had NaN."""
     for one in evaluation.models:
         if one.nan_outputs:
             yield (
@@ -41,7 +41,7 @@ def _row(one: Judged) -> tuple[str, ...]:
 
 
 def quality_text(quality: MetricValue, alone: bool = False) -> str:
-    """``1.3912 (+0.013 ± 0.0021)``; ``alone``: without the difference."""
+    """Write ``1.3912 (+0.013 ± 0.0021)``; ``alone``: without the difference."""
     if quality.difference is None or alone:
         return f"{quality.value:#.5g}"
     interval = "" if quality.interval is None else f" ± {quality.interval:.2g}"

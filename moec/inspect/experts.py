@@ -1,4 +1,4 @@
-"""Which expert has which size and formats, and the kernels that multiply by its weights, as the rows of a table."""
+"""Table rows with the sizes and formats of each expert, and the kernels that multiply by its weights."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 MOST_RANGES = 16
-"""More experts that differ from their neighbours are summed up."""
+"""Most ranges that are listed. More experts that differ from their neighbours are summarised."""
 HEADINGS = ("layer", "hidden units", "gate and up", "down", "arithmetic", "products by")
 PRODUCT_HEADINGS = ("layer", "product", "matrices", "formats", "arithmetic", "product by")
 ORIGIN_HEADINGS = ("layer", "experts, by the ids that they had")
 
 
 def expert_rows(blocks: Sequence[dict[str, Any]], kernels: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """One row for each MoE block whose experts are MLPs, from what ``describe()`` says. Experts that differ are listed
-    by ranges of their numbers: ``0-3: 512, 4: 96``."""
+    """Make one row for each MoE block whose experts are MLPs, from the result of ``describe()``. Experts that differ
+    are listed by ranges of their numbers: ``0-3: 512, 4: 96``."""
     return [
         (
             block["name"],
@@ -31,7 +31,7 @@ def expert_rows(blocks: Sequence[dict[str, Any]], kernels: Sequence[dict[str, An
 
 
 def product_rows(blocks: Sequence[dict[str, Any]], kernels: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """One row for each product of the experts that are graphs over dispatched rows."""
+    """Make one row for each product of the experts that are graphs over dispatched rows."""
     return [
         (
             block["name"],
@@ -47,8 +47,8 @@ def product_rows(blocks: Sequence[dict[str, Any]], kernels: Sequence[dict[str, A
 
 
 def origin_rows(blocks: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """One row for each MoE block that has not the experts that it had at first: ``1+5 are one; without 7
-    (drop-dead-experts: its logit is -inf)``. Experts are named by their first ids."""
+    """Make one row for each MoE block whose experts have changed: ``1+5 are one; without 7 (drop-dead-experts: its
+    logit is -inf)``. Experts are named by their first ids."""
     return [(block["name"], _became(block["origins"])) for block in blocks if block.get("origins")]
 
 
@@ -62,7 +62,8 @@ def _became(origins: dict[str, Any]) -> str:
 
 
 def by_ranges(values: Sequence[Any]) -> str:
-    """What each expert has: one value where all have the same, else a line that is short for any number of experts."""
+    """Write the value of each expert: one value where all are equal, else a line that is short for any number of
+    experts."""
     if not values:
         return "?"
     if len(set(values)) == 1:
@@ -90,7 +91,7 @@ def _hidden_sizes(block: dict[str, Any]) -> Sequence[Any]:
 
 
 def _stored(formats: dict[str, list[str]], names: Iterable[str]) -> str:
-    """The formats of operands; once where gate and up agree."""
+    """Write the formats of operands; once where gate and up agree."""
     texts = {name: by_ranges(formats[name]) for name in names if name in formats}
     if len(set(texts.values())) <= 1:
         return next(iter(texts.values()), "?")
@@ -103,5 +104,5 @@ def _arithmetic(spec: dict[str, Any]) -> str:
 
 
 def _kernels(kernels: Sequence[dict[str, Any]], node: str) -> str:
-    """Those that multiply for a node; products, and nothing else, say the formats of their weights."""
+    """List the kernels that multiply for a node. Only kernels of products list the formats of their weights."""
     return "\n".join(one["name"] for one in kernels if node in one["nodes"] and "formats" in one["attributes"])

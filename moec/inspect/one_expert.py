@@ -1,4 +1,4 @@
-"""What became of one expert, and why: of its first id, which passes keep in metadata (:mod:`moec.ir.origins`)."""
+"""History of one expert, by its first id, which passes keep in metadata (:mod:`moec.ir.origins`)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from moec.errors import MoecError
 
 
 def find_expert(blocks: Sequence[dict[str, Any]], text: str) -> dict[str, Any]:
-    """What ``describe()`` says in its blocks of the expert ``LAYER:EXPERT``: the number of a block, or its name, and
-    the number that the expert had at first.
+    """Look up the expert ``LAYER:EXPERT`` in the blocks of ``describe()``: the number of a block, or its name, and the
+    number that the expert had at first.
 
-    ``layer``, ``expert``; ``number``: that which it has now, None for one that is gone; ``with``: the first ids of
-    those that are one with it; ``why``: the pass and its reason, where one removed it or made it part of another;
-    ``hidden_units`` and ``formats``, by weight, where it has any. Raises MoecError for what is no expert.
+    Returns ``layer``, ``expert``; ``number``: its present number, None if it was removed; ``with``: the first ids of
+    the experts that were merged with it; ``why``: the pass that removed or merged it, with its reason; ``hidden_units``
+    and ``formats``, by weight, where it has any. Raises MoecError for an unknown expert.
     """
     layer, colon, number = text.rpartition(":")
     if not colon or not (number.isascii() and number.isdecimal()):
@@ -38,7 +38,7 @@ def find_expert(blocks: Sequence[dict[str, Any]], text: str) -> dict[str, Any]:
 
 
 def became(found: dict[str, Any]) -> str:
-    """One line for people, of what :func:`find_expert` found."""
+    """Write one line for people about the result of :func:`find_expert`."""
     start, why = f"layer {found['layer']}: expert {found['expert']}", found["why"]
     if found["number"] is None:
         return f"{start} is gone ({why})"
@@ -63,7 +63,7 @@ def _count(block: dict[str, Any]) -> int:
 
 
 def _stored(block: dict[str, Any], place: int | None) -> dict[str, Any]:
-    """Sizes and formats of the expert in a place; none for one that returns its input."""
+    """Look up sizes and formats of the expert at a place; empty for one that returns its input."""
     if place is None or place >= (block["num_experts"] or 0):
         return {"hidden_units": None, "formats": {}}
     sizes = (block["experts"] or {}).get("hidden_sizes")

@@ -1,4 +1,4 @@
-"""What ``moec profile`` prints."""
+"""Output of ``moec profile`` and ``moec plan``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HEADINGS = ("layer", "experts", "tokens", "least used", "with few tokens", "dat
 
 
 def measured_tables(measured: Measured, path: str) -> Iterator[RenderableType]:
-    """The layers of experts with what their profile lacks, and a summary."""
+    """Show the layers of experts with the data that their profile lacks, and a summary."""
     if measured.layers:
         yield table("Experts", _HEADINGS, [_row(one) for one in measured.layers])
     share = measured.seconds / measured.run_seconds if measured.run_seconds else 0.0
@@ -44,7 +44,7 @@ def _row(one: LayerSummary) -> tuple[str, ...]:
 
 
 def plan_table(planned: Sequence[Planned]) -> RenderableType:
-    """How many experts of each layer have which format."""
+    """Count the experts of each layer in each format."""
     rows = [
         (one.name, name, ", ".join(f"{count} x {form}" for form, count in sorted(counts.items())))
         for one in planned

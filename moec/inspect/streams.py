@@ -1,4 +1,4 @@
-"""What ``moec inspect`` shows of a model whose weights are larger than the memory that they take."""
+"""Output of ``moec inspect`` for a model whose weights are larger than the memory that they take."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ _FIRST_SHOWN = 8
 
 
 def streaming(artifact: Artifact) -> dict[str, Any] | None:
-    """Plain data: what stays in memory and what comes and goes, in bytes, which experts are read first (layer, expert),
-    and the speed that is predicted, for which memory and disk are measured. None where all weights are in memory."""
+    """Describe streaming as plain data: bytes that stay and bytes that are streamed, the experts that are read first
+    (layer, expert), and the predicted speed, for which memory and disk are measured. Returns None where all weights are
+    in memory."""
     resident = artifact.manifest.resident
     if resident is None:
         return None
@@ -38,7 +39,7 @@ def streaming(artifact: Artifact) -> dict[str, Any] | None:
 
 
 def streaming_tables(found: dict[str, Any]) -> Iterator[RenderableType]:
-    """The same for people."""
+    """Show the result of :func:`streaming`."""
     names = [layer["name"] for layer in found["layers"]]
     first = ", ".join(f"{names[layer]}:{expert}" for layer, expert in found["order"][:_FIRST_SHOWN])
     why = "by their measured shares" if found["measured_shares"] else "as they are numbered"

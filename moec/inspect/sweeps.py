@@ -1,4 +1,4 @@
-"""What ``moec sweep`` prints and draws."""
+"""Output and plots of ``moec sweep``."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _PROFILE = re.compile(r",profile=[^,}]*")
 
 
 def label(pipeline: str) -> str:
-    """A pipeline in short: without the level before it, and without the name of its profile."""
+    """Shorten a pipeline: omit the level before it, and the name of its profile."""
     return _PROFILE.sub("", pipeline).removeprefix("O2,")
 
 
 def sweep_tables(sweep: Sweep) -> Iterator[RenderableType]:
-    """A row for each variant, with stars where no other is both as good and as cheap."""
+    """Show a row for each variant, with stars where no other is both as good and as cheap."""
     metrics, costs, fronts = list(sweep.variants[0].qualities), sweep.costs(), sweep.fronts()
     rows = [
         (
@@ -56,8 +56,8 @@ def sweep_tables(sweep: Sweep) -> Iterator[RenderableType]:
 
 
 def sweep_data(sweep: Sweep) -> list[dict[str, Any]]:
-    """Plain data: for each variant its fields as in ``sweep.json``, less its key, and ``fronts``, the costs whose front
-    it is on."""
+    """Convert to plain data: for each variant its fields as in ``sweep.json``, except its key, and ``fronts``, the
+    costs whose front it is on."""
     fronts = sweep.fronts()
     described = []
     for at, variant in enumerate(sweep.variants):
@@ -68,8 +68,8 @@ def sweep_data(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def draw(sweep: Sweep, path: pathlib.Path) -> None:
-    """Quality over each cost, as a PNG. Raises MoecError where matplotlib is not installed, or something that moec did
-    not write is there."""
+    """Plot quality over each cost, as a PNG. Raises MoecError where matplotlib is not installed, or where a file exists
+    that moec did not write."""
     if importlib.util.find_spec("matplotlib") is None:
         raise MoecError("matplotlib is not installed: no plot; pip install 'moec[plot]' makes one next time")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -96,7 +96,8 @@ def draw(sweep: Sweep, path: pathlib.Path) -> None:
 def _draw_panel(
     panel: Any, costs: Sequence[float | None], qualities: Sequence[MetricValue], front: Sequence[bool]
 ) -> None:
-    """Points with their numbers and, from the first's quality, half of the interval; a line along the front."""
+    """Plot points with their numbers and, except for the first, error bars of the quality; a line connects the
+    front."""
     for number, (cost, quality) in enumerate(zip(costs, qualities, strict=True), 1):
         if cost is not None:
             panel.errorbar(cost, quality.value, quality.interval, fmt="o", color="gray", markersize=3, linewidth=0.7)

@@ -1,4 +1,4 @@
-"""What commands print for people, as rich renderables made from plain data."""
+"""Output of commands for people, as rich renderables made from plain data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KERNELS_SHOWN = 10
 
 
 def summary(manifest: Manifest, path: str) -> str:
-    """The one line that ends a compilation: kernels counted by program, and the arithmetic of products."""
+    """Write the line that ends a compilation: kernels counted by program, and the arithmetic of products."""
     kernels = " + ".join(str(len(program.kernels)) for program in manifest.programs)
     made = f"{kernels} kernels" if kernels else f"{len(manifest.projects)} projects in {path}/projects"
     arithmetic = described(manifest)
@@ -28,7 +28,7 @@ def summary(manifest: Manifest, path: str) -> str:
 
 
 def found_blocks_table(raised: Sequence[dict[str, Any]], unraised: Sequence[dict[str, Any]]) -> Table:
-    """What looks like an MoE block: ``raised`` as :func:`moec.ir.blocks.moe_blocks` describes them."""
+    """Show everything that looks like an MoE block; ``raised`` as :func:`moec.ir.blocks.moe_blocks` describes them."""
     rows = [("yes", one["name"], one["num_experts"], one["top_k"], one["router"], one["formulation"]) for one in raised]
     rows += [("no", one["node"], one["experts"], one["top_k"], one["router"], one["reason"]) for one in unraised]
     cells = [tuple("?" if cell in (None, "") else str(cell) for cell in row) for row in rows]
@@ -37,7 +37,7 @@ def found_blocks_table(raised: Sequence[dict[str, Any]], unraised: Sequence[dict
 
 
 def remarks_table(remarks: Sequence[dict[str, Any]]) -> Table:
-    """Remarks of one text about several subjects once."""
+    """Show remarks; those with the same text share a row."""
     alike = merged([(remark["severity"], remark["pass_name"], remark["message"]) for remark in remarks])
     rows = [
         (severity, pass_name, names([remarks[place]["subject"] for place in places]), message)
@@ -47,8 +47,8 @@ def remarks_table(remarks: Sequence[dict[str, Any]]) -> Table:
 
 
 def losses_table(losses: Sequence[dict[str, Any]]) -> Table:
-    """What rounding cost: relative errors against the layer as it was, of its weights and of its output. Layers of the
-    same formats whose names differ by numbers stand in one row, with the least and the largest error."""
+    """Show the losses of rounding: relative errors of each layer's weights and output. Layers of the same formats whose
+    names differ only by numbers share a row, with the least and the largest error."""
     alike = merged(
         [
             (
@@ -121,7 +121,7 @@ def bench_tables(result: dict[str, Any]) -> Iterator[RenderableType]:
 
 
 def sessions_table(result: dict[str, Any]) -> Table:
-    """Tokens per second, as llama-bench names the tests."""
+    """Show tokens per second, with llama-bench's names of the tests."""
     rows = []
     for test in result["tests"]:
         rate = test["tokens_per_second"]

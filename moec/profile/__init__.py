@@ -1,7 +1,7 @@
-"""What was measured of a model's layers on data: the ``.moeprof`` file, and how passes read it.
+"""Measurements of a model's layers on data: the ``.moeprof`` file, and its readers for passes.
 
-``keys`` says which layer of a graph is which of a profile, ``measures`` what is known of a layer, ``file`` how it is
-written, read and merged. Profiles are made by :mod:`moec.tools.profiling`; passes that use data read nothing else.
+``keys`` identifies the layers of graphs and profiles, ``measures`` describes the measurements of a layer, ``file``
+writes, reads and merges profiles. :mod:`moec.tools.profiling` makes profiles; passes that use data read nothing else.
 """
 
 from moec.profile.file import Profile

@@ -1,4 +1,4 @@
-"""The shapes and numbers of a profile's arrays: :mod:`moec.profile.measures` as a table that files are checked by."""
+"""Expected shapes and numbers of a profile's arrays (:mod:`moec.profile.measures`), as a table for checking files."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from moec.profile.measures import BINS
 Array = np.ndarray[Any, Any]
 _ANY = None
 Shape = tuple[int | None, ...]
-"""Sizes of axes; None where there may be any number."""
+"""Sizes of axes; None for any size."""
 
 HELD = "held"
-"""The folder of data that was held back."""
+"""Folder of data that was held back."""
 PARTNERS = {"row_gates": "rows", "sample_gates": "sample", "sample_output": "sample"}
 """Arrays with an entry for each row of another one."""
 _MAY_BE_NEGATIVE = {"gate_sum", "moment_in", "moment_hidden", "rows", "row_gates"}
 _MAY_OVERFLOW = {"error", "prior_error"}
 _AS_RUN = {"sample", "sample_gates", "sample_output"}
-"""Arrays of what a model computed, which may be no number: passes leave such tokens out."""
+"""Arrays of values computed by a model, which may be NaN or infinite: passes skip such tokens."""
 
 
 def problem_of(name: str, array: Array, head: Head) -> str | None:
-    """The fault of an array of that name in the file; None where nothing is known to be."""
+    """Describe the fault of a named array in the file. Returns None where it has none."""
     owner, _, rest = name.partition("/")
     concept, _, expert = rest.partition("/")
     if owner == HELD:
@@ -49,7 +49,7 @@ def problem_of(name: str, array: Array, head: Head) -> str | None:
 
 
 def _problem_of_input(place: str, array: Array, head: Head) -> str | None:
-    """The fault of an input of a batch that was held back."""
+    """Describe the fault of an input of a batch that was held back."""
     if not place.isdecimal() or int(place) >= len(head.inputs):
         return "belongs to no input of its head"
     if array.dtype.kind not in "iufb":
@@ -58,7 +58,7 @@ def _problem_of_input(place: str, array: Array, head: Head) -> str | None:
 
 
 def _shape(owner: str, concept: str, expert: str, head: Head) -> Shape | None:
-    """The shape of an array; None for one that the head says nothing of."""
+    """Look up the shape of an array. Returns None for one that the head does not describe."""
     layer = next((layer for layer in head.layers if layer.key == owner), None)
     if layer is not None:
         shapes = _of_experts(layer) if layer.kind == "experts" else {"energy": (), "error": ()}
@@ -93,5 +93,5 @@ def _of_experts(layer: LayerEntry) -> dict[str, Shape]:
 
 
 def _triangle(size: int) -> int:
-    """The elements of what :func:`moec.profile.measures.packed` makes of a matrix of that size."""
+    """Number of elements of a packed matrix (:func:`moec.profile.measures.packed`) of that size."""
     return size * (size + 1) // 2

@@ -1,4 +1,4 @@
-"""The ``.moeprof`` file: a zip of plain arrays (``.npy``, not compressed) under a JSON head, sealed as moec's own.
+"""The ``.moeprof`` file: a zip of plain arrays (``.npy``, not compressed) with a JSON head, sealed by moec.
 
 ::
 
@@ -6,11 +6,11 @@
     <key>/<array>.npy                   arrays over all experts of the layer
     <key>/<array>/<expert>.npy          arrays of one expert
     input<n>/<array>.npy                rows and moment of the value that linears read
-    held/<piece>/<n>.npy                the n-th input of the model, of data that nothing was measured on
+    held/<piece>/<n>.npy                the n-th input of the model, of data that was held back from measurement
 
-Two profiles of one model merge: sums add up, of rows an even selection stays. Version 1 had no ``sample_output``,
-version 2 neither ``sensitivity`` nor data held back: what cannot do without refuses such a profile, everything else
-reads it.
+Two profiles of one model merge: sums are added, and rows are selected evenly from both. Version 1 has no
+``sample_output``, version 2 neither ``sensitivity`` nor data held back. A pass that needs these refuses such a profile;
+all others read it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Profile:
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> Profile:
-        """Open a profile. Raises MoecError for a file that is none, is damaged or of another version."""
+        """Open a profile. Raises MoecError for a file that is no profile, is damaged or of another version."""
         try:
             archive = open_zip(path)
             try:
@@ -74,9 +74,9 @@ class Profile:
             raise MoecError(f"{path}: is not a profile; make one with moec profile MODEL --data DATA -o P") from error
 
     def experts(self, node: ir.Node) -> ExpertsMeasures:
-        """What is known of the experts that a ``moec.MoE`` or ``moec.Experts`` node has, also where it had others
-        beside them when it was measured. Raises MoecError where that is nothing: the profile is of another model, or of
-        one after other passes."""
+        """Read the measures of the experts of a ``moec.MoE`` or ``moec.Experts`` node, also where the layer had more
+        experts when it was measured. Raises MoecError where there are none: the profile belongs to another model, or
+        was made after other passes."""
         layer, experts = self._layer(node, "experts")
         measures = self._experts_of(layer)
         if experts is None:
@@ -90,12 +90,12 @@ class Profile:
             ) from None
 
     def layer(self, node: ir.Node) -> ExpertsMeasures:
-        """What is known of the layer of experts that a node stands in the place of, with the experts that it had then.
-        Raises MoecError as :meth:`experts`."""
+        """Read the measures of the layer of experts that a node replaces, with the experts that it had then. Raises
+        MoecError as :meth:`experts`."""
         return self._experts_of(self._layer(node, "experts", whole=True)[0])
 
     def linear(self, node: ir.Node) -> LinearMeasures:
-        """What is known of a ``moec.Linear`` node. Raises MoecError as :meth:`experts`."""
+        """Read the measures of a ``moec.Linear`` node. Raises MoecError as :meth:`experts`."""
         layer, _ = self._layer(node, "linear")
 
         def read(name: str) -> Array | None:
@@ -105,12 +105,12 @@ class Profile:
         return LinearMeasures(layer.key, layer.name, layer.inner, layer.tokens, read)
 
     def all_experts(self) -> Iterator[ExpertsMeasures]:
-        """All layers of experts, in the order of the graph."""
+        """Read all layers of experts, in the order of the graph."""
         return (self._experts_of(layer) for layer in self.head.layers if layer.kind == "experts")
 
     def held_back(self) -> list[dict[str, Array]]:
-        """Batches of the model's inputs by name, which nothing was measured on: what passes judge their choices by.
-        None in a profile of an earlier version. Raises MoecError for one that is damaged."""
+        """Read the batches of the model's inputs, by name, that were held back from measurement. Passes judge their
+        choices by them. Empty in a profile of an earlier version. Raises MoecError for damaged ones."""
         pieces = dict.fromkeys(name.rpartition("/")[0] for name in self.names() if name.startswith(f"{HELD}/"))
         return [self._held_batch(piece) for piece in pieces]
 
@@ -127,8 +127,8 @@ class Profile:
         return ExpertsMeasures(layer.key, layer.name, *sizes, *told, lambda name: self.array(f"{layer.key}/{name}"))
 
     def _layer(self, node: ir.Node, kind: str, whole: bool = False) -> tuple[LayerEntry, Sequence[int] | None]:
-        """The layer that a node was measured as, and which of its experts the node has, None for all. ``whole``: also
-        where it has none of them any more."""
+        """Find the layer that a node was measured as, and which of its experts the node has, None for all. ``whole``:
+        also where the node has none of them any more."""
         for key, experts in measured_as(node).items():
             layer = self._layers.get(key)
             if layer is not None and layer.kind == kind and (whole or experts is None or experts):
@@ -141,11 +141,12 @@ class Profile:
         )
 
     def names(self) -> Iterable[str]:
-        """The names of all arrays."""
+        """List the names of all arrays."""
         return (name.removesuffix(".npy") for name in self._archive.namelist() if name.endswith(".npy"))
 
     def array(self, name: str) -> Array | None:
-        """An array by its name in the file; None where there is none. Raises MoecError for one that is damaged."""
+        """Read an array by its name in the file. Returns None where there is none. Raises MoecError for a damaged
+        one."""
         entry = f"{name}.npy"
         if entry not in self._names:
             return None
@@ -172,7 +173,7 @@ class Profile:
 
 
 def write_profile(path: str | os.PathLike[str], head: Head, arrays: Iterable[tuple[str, Array]]) -> None:
-    """Write a profile in the place of nothing, or of a file of moec's own. Raises MoecError."""
+    """Write a profile where nothing, or a file of moec, is. Raises MoecError."""
     with replacing(path, foreign_file) as aside:
         write_new(aside, head, arrays)
 
@@ -188,13 +189,14 @@ def write_new(path: pathlib.Path, head: Head, arrays: Iterable[tuple[str, Array]
 
 
 def held_arrays(batches: Sequence[Mapping[str, Array]], inputs: Sequence[str]) -> Iterator[tuple[str, Array]]:
-    """Batches that were held back as arrays of the file; ``inputs`` as the head has them."""
+    """Convert batches that were held back to arrays of the file; ``inputs`` as in the head."""
     for piece, batch in enumerate(batches):
         yield from ((f"{HELD}/{piece}/{place}", batch[name]) for place, name in enumerate(inputs))
 
 
 def check_mergeable(path: str, head: Head, other: Profile) -> None:
-    """Raise MoecError where a profile is not of the model, passes and formats that ``head``, of ``path``, says."""
+    """Raise MoecError where a profile has another model, other passes or other formats than ``head``, which belongs to
+    ``path``."""
     mine, found = head.model, other.head.model
     if mine.get("sha256") != found.get("sha256"):
         shown = [f"{model.get('name')} of SHA-256 {model.get('sha256', '')[:12]}" for model in (found, mine)]
@@ -214,7 +216,7 @@ def check_mergeable(path: str, head: Head, other: Profile) -> None:
 
 
 def merge(path: pathlib.Path, profiles: list[Profile]) -> None:
-    """Write one profile of what several say, where nothing is. Raises MoecError as :func:`check_mergeable`, and
+    """Merge several profiles into a new one, where nothing is. Raises MoecError as :func:`check_mergeable`, and
     OSError."""
     first, *others = profiles
     for other in others:
@@ -244,8 +246,8 @@ def _merged(profiles: list[Profile]) -> Iterator[tuple[str, Array]]:
 
 
 def _shares(profiles: list[Profile], layer: LayerEntry) -> Array:
-    """What sums over rows are multiplied with [profiles] or [profiles,E] to be sums over as many rows as are kept: each
-    row stands for the tokens of its profile that were not kept."""
+    """Compute factors [profiles] or [profiles,E] of sums over kept rows, before they are added: each kept row stands
+    for tokens of its profile that were not kept."""
     linear = layer.kind == "linear"
     names = [f"input{layer.input}/rows"] if linear else [f"{layer.key}/rows/{one}" for one in range(layer.experts)]
     kept = np.array([[_length(profile, name) for name in names] for profile in profiles])
@@ -260,7 +262,7 @@ def _length(profile: Profile, name: str) -> int:
 
 
 def _tokens(profile: Profile, layer: LayerEntry) -> Array:
-    """What came to each expert, or to the linear [1]."""
+    """Count the tokens of each expert, or of the linear [1]."""
     count = profile.array(f"{layer.key}/count")
     return np.array([_layer_tokens(profile, layer.key)]) if count is None else count
 
@@ -270,7 +272,7 @@ def _layer_tokens(profile: Profile, key: str) -> int:
 
 
 def _concept(name: str) -> str:
-    """``rows`` of ``0f3a.../rows/17``."""
+    """Extract ``rows`` from ``0f3a.../rows/17``."""
     return name.split("/")[1]
 
 
@@ -279,16 +281,16 @@ def _summed(arrays: list[Array]) -> Array:
 
 
 def _selected(arrays: list[Array]) -> Array:
-    """As many rows as the largest has, evenly from all."""
+    """Select as many rows as the largest array has, evenly from all."""
     joined = np.concatenate(arrays)
     return joined[np.linspace(0, len(joined) - 1, max(map(len, arrays))).astype(int)] if len(joined) else joined
 
 
 _OF_ROWS = ("error", "energy")
-"""Sums over rows that are kept, of which few are."""
+"""Sums over the few rows that are kept."""
 _MEANS = ("prior_error", "sensitivity")
 """Means over tokens of the layer."""
 _MERGE: Mapping[str, Callable[[list[Array]], Array]] = dict.fromkeys(
     ("rows", "row_gates", "sample", "sample_gates", "sample_output"), _selected
 )
-"""How arrays merge that are no sums."""
+"""Merge functions of arrays that are not sums."""

@@ -1,4 +1,4 @@
-"""The head of a ``.moeprof`` file: what was measured of which model, and one entry per layer."""
+"""The head of a ``.moeprof`` file: the measured model and data, and one entry per layer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from moec.errors import MoecError
 VERSION = 3
 _READ = (1, 2, VERSION)
 _HOLDS_BACK = 3
-"""The first version that names inputs and an output."""
+"""First version with names of inputs and an output."""
 _KINDS = ("experts", "linear")
 _ADVICE = "the profile is damaged: make it anew"
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerEntry:
-    """The head's entry of one layer. ``input``: of a linear, the number of the value it reads."""
+    """Entry of one layer in the head. ``input``: for a linear, the number of the value it reads."""
 
     key: str
     kind: str
@@ -35,10 +35,13 @@ class LayerEntry:
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """``model``: ``name`` and ``sha256``; ``data``: one ``name``, ``sha256`` and number of ``tokens`` for each piece;
-    ``passes``: the pipeline whose result was measured; ``formats``: those whose errors were. ``inputs``: the names of
-    the model's inputs in the order in which data was held back; ``output``: the name of the one that variants of the
-    model are judged by, empty where none can be."""
+    """Contents of the head.
+
+    ``model``: ``name`` and ``sha256``. ``data``: ``name``, ``sha256`` and number of ``tokens`` of each piece.
+    ``passes``: the pipeline whose result was measured. ``formats``: those whose errors were measured. ``inputs``: names
+    of the model's inputs, in the order of the data that was held back. ``output``: name of the output that variants of
+    the model are judged by, empty where there is none.
+    """
 
     model: dict[str, str]
     data: list[dict[str, Any]]
@@ -51,7 +54,7 @@ class Head:
 
 
 def read_head(content: Any, where: str) -> Head:
-    """The head that JSON says. Raises MoecError for what is none, or is of a version that is not read."""
+    """Parse the head. Raises MoecError for JSON that is no head, or has a version that is not supported."""
     version = content.get("version") if isinstance(content, dict) else None
     if type(version) is not int:
         raise MoecError(f"{where}: is not a profile; make one with moec profile MODEL --data DATA -o P")

@@ -1,10 +1,10 @@
-"""Which layer a measurement is of: layers are known by their weights, for names and numbers of nodes change.
+"""Identity of measured layers: layers are identified by their weights, because names and numbers of nodes change.
 
-A pass that changes weights, but not what they are measured as, leaves a note in the metadata of the node, under
-``MEASURED_KEY``: ``0123456789abcdef``, the key that the layer had. One that leaves experts out notes a new key, and
-behind it those of the layer before, each with the numbers that the experts left have there:
-``89abcdef01234567 0123456789abcdef:0,2,5``. A profile that was made before or after may then be used. One after which
-no expert is what it was leaves no numbers: ``89abcdef01234567 0123456789abcdef:`` stands in the place of that layer.
+A pass that changes weights, but not their meaning, leaves a note in the node's metadata, under ``MEASURED_KEY``:
+``0123456789abcdef``, the key that the layer had. A pass that removes experts notes a new key, followed by those of the
+layer before, each with the numbers that the remaining experts have there: ``89abcdef01234567 0123456789abcdef:0,2,5``.
+Profiles from before and after can then be used. A pass after which no expert is the same leaves no numbers:
+``89abcdef01234567 0123456789abcdef:`` replaces that layer.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from moec.ir.names import node_name
 from moec.ir.weights.stored import stored_weights
 
 MEASURED_KEY = "moec.measured"
-"""Key of a node's metadata: the keys of the layer in profiles, where a pass has changed the weights since."""
+"""Metadata of a node: the keys of the layer in profiles, where a pass has changed the weights since."""
 _SAMPLED = 64
-"""Rows of a matrix whose numbers are looked at."""
+"""Rows of a matrix that enter the key."""
 _DIGITS = 16
 _MOST_NUMBER = 9
 _ENTRY = re.compile(
@@ -33,15 +33,15 @@ _ENTRY = re.compile(
 
 
 def key_of(node: ir.Node) -> str:
-    """The key of a ``moec`` node with weights: the first 16 hexadecimal digits of a SHA-256 of the number of experts,
-    the shapes of the weights and 64 rows of the first and of the last expert. What a node was measured as it stays,
-    also when a pass changes its weights: see :func:`keep_key`.
+    """Compute the key of a ``moec`` node with weights.
 
-    Raises UnsupportedError for weights that are not stored as :mod:`moec.ir.weights.stored` says.
+    It is the first 16 hexadecimal digits of a SHA-256 of the number of experts, the shapes of the weights and 64 rows
+    of the first and of the last expert. The key stays when a pass changes the weights: see :func:`keep_key`. Raises
+    UnsupportedError for weights that are not stored as :mod:`moec.ir.weights.stored` says.
     """
-    known = node.metadata_props.get(MEASURED_KEY)
-    if known is not None:
-        return next(iter(_parsed(node, known)))
+    note = node.metadata_props.get(MEASURED_KEY)
+    if note is not None:
+        return next(iter(_parsed(node, note)))
     digest = hashlib.sha256(node.op_type.encode() if is_moec(node, "Linear") else b"experts")
     for name, weight in stored_weights(node).items():
         digest.update(f"{name} {weight.experts} {weight.shape}".encode())
@@ -53,41 +53,40 @@ def key_of(node: ir.Node) -> str:
 
 
 def keep_key(node: ir.Node) -> None:
-    """Note on a node what it is measured as. A pass that uses a profile does so before it changes weights."""
+    """Note a node's key in its metadata. A pass that uses a profile calls this before it changes weights."""
     node.metadata_props.setdefault(MEASURED_KEY, key_of(node))
 
 
 def measured_as(node: ir.Node) -> Mapping[str, Sequence[int] | None]:
-    """The keys under which profiles may know a node, the latest first, each with the numbers that the node's experts
-    have there: None where these are those of the node, none where the layer is known, but no expert of it is left.
-    Raises MoecError for metadata that says no such thing."""
-    known = node.metadata_props.get(MEASURED_KEY)
-    return {key_of(node): None} if known is None else _parsed(node, known)
+    """List the keys under which profiles may contain a node, the latest first, each with the numbers of the node's
+    experts there: None where these are the node's own, empty where none of its experts was measured. Raises MoecError
+    for malformed metadata."""
+    note = node.metadata_props.get(MEASURED_KEY)
+    return {key_of(node): None} if note is None else _parsed(node, note)
 
 
 def keep_experts(node: ir.Node, kept: Sequence[int]) -> None:
-    """Note on a node which experts of those that it was measured with it has from now on. It is a layer of its own to
-    profiles that are made afterwards; nothing happens to a node without a note."""
+    """Note which of the measured experts a node keeps. For later profiles it is a new layer. A node without a note
+    stays unchanged."""
     if MEASURED_KEY not in node.metadata_props:
         return
-    known = measured_as(node)
+    keys = measured_as(node)
     listed = ",".join(map(str, kept))
-    entries = [hashlib.sha256(f"{next(iter(known))}:{listed}".encode()).hexdigest()[:_DIGITS]]
-    for key, experts in known.items():
+    entries = [hashlib.sha256(f"{next(iter(keys))}:{listed}".encode()).hexdigest()[:_DIGITS]]
+    for key, experts in keys.items():
         numbers = kept if experts is None else [experts[expert] for expert in kept if experts]
         entries.append(f"{key}:{','.join(map(str, numbers))}")
     node.metadata_props[MEASURED_KEY] = " ".join(entries)
 
 
 def keep_layer(node: ir.Node) -> None:
-    """Note on a node that its experts are none of those that it was measured with, and that it stands in the place of
-    their layer. It is a layer of its own to profiles that are made afterwards; nothing happens to a node without a
-    note."""
+    """Note that a node replaces a measured layer by other experts. For later profiles it is a new layer. A node without
+    a note stays unchanged."""
     if MEASURED_KEY not in node.metadata_props:
         return
-    known = measured_as(node)
+    keys = measured_as(node)
     del node.metadata_props[MEASURED_KEY]
-    node.metadata_props[MEASURED_KEY] = " ".join([key_of(node), *(f"{key}:" for key in known)])
+    node.metadata_props[MEASURED_KEY] = " ".join([key_of(node), *(f"{key}:" for key in keys)])
 
 
 def _parsed(node: ir.Node, text: str) -> dict[str, Sequence[int] | None]:
@@ -106,7 +105,7 @@ def _parsed(node: ir.Node, text: str) -> dict[str, Sequence[int] | None]:
 
 
 def measurable(graph: ir.Graph) -> Iterator[ir.Node]:
-    """The nodes that are measured: experts and linears."""
+    """Iterate over the nodes that are measured: experts and linears."""
     for node in graph:
         if has_experts(node) or is_moec(node, "Linear"):
             yield node

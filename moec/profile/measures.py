@@ -1,6 +1,6 @@
-"""What is known of a layer: sums over the tokens it saw, which add up over data, and a few of its rows.
+"""Measurements of a layer: sums over the tokens it saw, which add up over data, and a few of its rows.
 
-Sizes: E experts, k experts per token, d inputs, f hidden units, B bins of a histogram, n rows that were kept, P parts
+Sizes: E experts, k experts per token, d inputs, f hidden units, B bins of a histogram, n kept rows, P parts
 (gate, where there is one, up, down).
 
 Of experts:
@@ -53,31 +53,31 @@ Array = np.ndarray[Any, Any]
 
 BINS = 32
 ROWS = 64
-"""Rows that are kept of each expert, and, times four, of each linear; tokens of a layer: eight times as many."""
+"""Rows that are kept of each expert; four times as many of each linear, eight times as many tokens of a layer."""
 PRIOR_SHARE = 1 / 5
-"""What any expert is taken to have seen beside its own tokens: any of the layer's, so many as this share of what the
-mean expert saw. Other data than what was measured comes to other experts."""
+"""Prior of each expert: tokens of the whole layer that it is assumed to have seen in addition to its own, as a share of
+the mean expert's. Data other than the measured data reaches other experts."""
 PRIOR_ROWS = 32
-"""Rows that stand for those tokens where errors of formats are measured."""
+"""Rows that represent the prior when errors of formats are measured."""
 
 
 def enough(inputs: int) -> int:
-    """Rows of so many inputs from which on more change sums over them little."""
+    """Number of rows beyond which sums over them change little, for a number of inputs."""
     return max(8192, 2 * inputs)
 
 
 def enough_outputs(hidden: int) -> int:
-    """Of these, rows whose hidden units, so many, and outputs are computed: sums over them stand for all."""
+    """Number of these rows whose hidden units and outputs are computed; they represent all."""
     return max(2048, 4 * hidden)
 
 
 def mean_weight(gates: Array) -> float:
-    """The mean size of the weights of expert calls, of weights [n,E] that are 0 where there is no call."""
+    """Mean size of routing weights [n,E], which are 0 for experts that were not selected."""
     return float(np.abs(gates).sum()) / max(1, np.count_nonzero(gates))
 
 
 def evenly(rows: Array, most: int) -> Array:
-    """So many of the rows [n,...], evenly spaced; all, as they are, where there are no more."""
+    """Select ``most`` of the rows [n,...], evenly spaced; all of them where there are no more."""
     return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(int)]
 
 
@@ -91,7 +91,7 @@ class MissingError(MoecError):
 
 @dataclasses.dataclass(frozen=True)
 class ExpertsMeasures:
-    """What is measured of a layer of experts; arrays as the module says. What is large is read when it is asked for."""
+    """Measurements of a layer of experts; arrays as in the module's docstring. Large ones are read on demand."""
 
     key: str
     name: str
@@ -105,7 +105,7 @@ class ExpertsMeasures:
     read: Callable[[str], Array | None]
 
     def array(self, name: str) -> Array:
-        """One of the arrays over all experts. Raises MissingError where the profile does not have it."""
+        """Read an array over all experts. Raises MissingError where the profile does not have it."""
         return _needed(self.read(name), name)
 
     @property
@@ -129,21 +129,21 @@ class ExpertsMeasures:
         return self.array(f"rows/{expert}")
 
     def row_gates(self, expert: int) -> Array:
-        """Their weights [n]."""
+        """Routing weights [n] of these rows."""
         return self.array(f"row_gates/{expert}")
 
     @property
     def sensitivity(self) -> Array | None:
-        """[P]; None where it was not measured."""
+        """Sensitivity [P]; None where it was not measured."""
         return self.read("sensitivity")
 
     def error(self, form: str) -> Array | None:
-        """[E,P]; None where the format was not measured."""
+        """Error [E,P]; None where the format was not measured."""
         return self.read(f"error/{form}")
 
     def total_error(self, form: str) -> Array | None:
-        """[E,P] the error of all tokens that came to each expert, and of those that it is taken to have seen beside
-        them (:data:`PRIOR_SHARE`); None where the format was not measured. Raises MissingError as :meth:`array`."""
+        """Error [E,P] over all tokens of each expert, its prior (:data:`PRIOR_SHARE`) included. Returns None where the
+        format was not measured. Raises MissingError as :meth:`array`."""
         own = self.error(form)
         if own is None:
             return None
@@ -154,14 +154,14 @@ class ExpertsMeasures:
 
 
 _ALL_OF_LAYER = frozenset({"ratio_histogram", "sample", "sample_output", "sensitivity"})
-"""What is measured of no single expert."""
+"""Measurements that belong to no single expert."""
 _BY_TOKEN = frozenset({"sample_gates"})
 _OF_PAIRS = frozenset({"pairs"})
 
 
 def selected(measures: ExpertsMeasures, experts: Sequence[int]) -> ExpertsMeasures:
-    """The measures of some experts of a layer, in this order, as they were when all were there: the tokens and weights
-    of the others are not given to these. Raises ValueError for an expert that the layer does not have."""
+    """Select the measures of some experts of a layer, in this order. Tokens and weights of the other experts are not
+    redistributed. Raises ValueError for an expert that the layer does not have."""
     if not all(0 <= expert < measures.experts for expert in experts):
         raise ValueError(f"experts {list(experts)} of {measures.experts}")
     whole, numbers = measures.read, list(experts)
@@ -182,7 +182,7 @@ def selected(measures: ExpertsMeasures, experts: Sequence[int]) -> ExpertsMeasur
 
 @dataclasses.dataclass(frozen=True)
 class LinearMeasures:
-    """What is measured of a dense product. Raises MissingError as :class:`ExpertsMeasures`."""
+    """Measurements of a dense product. Raises MissingError as :class:`ExpertsMeasures`."""
 
     key: str
     name: str
@@ -192,7 +192,7 @@ class LinearMeasures:
 
     @property
     def measured(self) -> int:
-        """Rows behind the moment."""
+        """Number of rows in the moment."""
         found = self.read("measured")
         return 0 if found is None else int(found)
 
@@ -217,12 +217,12 @@ def _needed(found: Array | None, name: str) -> Array:
 
 
 def packed(moment: Array) -> Array:
-    """The lower triangle of a symmetric matrix [n,n], row by row: [n (n + 1) / 2]."""
+    """Pack the lower triangle of a symmetric matrix [n,n] row by row: [n (n + 1) / 2]."""
     return moment[np.tri(len(moment), dtype=bool)]
 
 
 def unpacked(triangle: Array, size: int) -> Array:
-    """The symmetric matrix [size,size] of what :func:`packed` made."""
+    """Unpack a triangle of :func:`packed` to the symmetric matrix [size,size]."""
     moment = np.zeros((size, size), triangle.dtype)
     moment[np.tri(size, dtype=bool)] = triangle
     return moment + np.tril(moment, -1).T

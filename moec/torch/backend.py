@@ -1,8 +1,8 @@
 """``torch.compile(model, backend="moec")``: MoE blocks by moec, the rest by another backend.
 
-A graph that dynamo made is imported like any other model, with its parameters as weights, and raised. In the place of
-a block, the graph then calls an operator (:mod:`moec.torch.region`); what is left goes to Inductor, or to the backend
-that ``options={"rest": NAME}`` names. PyTorch finds this backend by the entry point ``torch_dynamo_backends``.
+A graph from dynamo is imported like any other model, with its parameters as weights, and raised. Each block in the
+graph is replaced by a call of an operator (:mod:`moec.torch.region`); the rest goes to Inductor, or to the backend that
+``options={"rest": NAME}`` names. PyTorch finds this backend by the entry point ``torch_dynamo_backends``.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _OPTIONS = {"rest": "inductor", "experts": None}
 def backend(
     graph: GraphModule, arguments: list[Any], *, options: Mapping[str, Any] | None = None, mode: str | None = None
 ) -> Callable[..., Any]:
-    """The graph as a function of ``arguments``, as ``torch.compile`` asks its backends for.
+    """Compile the graph to a function of ``arguments``, as ``torch.compile`` expects from backends.
 
-    ``options``: ``rest`` names the backend for everything but MoE blocks (``inductor``; ``eager`` needs no compiler),
-    ``experts`` the format to round experts' weights to, as for ``moec.compile``. ``mode`` is for ``rest``'s ears alone,
-    and ignored. A graph without MoE blocks, one that moec cannot read, and one whose results need gradients go to
-    ``rest`` as a whole, which is said in the log ``moec.torch``. Raises MoecError for options that do not exist.
+    ``options``: ``rest`` names the backend for everything except MoE blocks (``inductor``; ``eager`` needs no
+    compiler), ``experts`` the format to round experts' weights to, as for ``moec.compile``. ``mode`` concerns only
+    ``rest`` and is ignored. A graph without MoE blocks, one that moec cannot read, and one whose results need gradients
+    go to ``rest`` as a whole, which is logged in ``moec.torch``. Raises MoecError for unknown options.
     """
     chosen = _chosen(options)
     rest = torch._dynamo.lookup_backend(chosen["rest"])
@@ -44,13 +44,13 @@ def backend(
         return rest(graph, arguments)
     try:
         found, regions = _with_blocks(graph, arguments, chosen["experts"])
-    except Exception as error:  # PyTorch's exporters raise many unrelated types; the graph runs without moec as well
+    except Exception as error:  # PyTorch's exporters raise many unrelated types; the graph also runs without moec
         log.warning("a graph is left to %s: %s", chosen["rest"], one_line(error))
         return rest(graph, arguments)
     log.info("%d MoE blocks of a graph are computed by moec: %s", len(regions), ", ".join(one.name for one in regions))
     compiled, positions = rest(found.graph, list(found.tensors)), found.positions
 
-    def run(*arguments: Any, regions: Collection[Region] = regions) -> Any:  # which are alive as long as this is
+    def run(*arguments: Any, regions: Collection[Region] = regions) -> Any:  # the default keeps them alive
         return compiled(*(arguments[position] for position in positions))
 
     return run
@@ -69,7 +69,7 @@ def _chosen(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _with_blocks(graph: GraphModule, arguments: Sequence[Any], experts: str | None) -> tuple[Functional, list[Region]]:
-    """The graph with its blocks replaced. Raises UnsupportedError where there are none."""
+    """Replace the blocks of the graph. Raises UnsupportedError where there are none."""
     found = functional(graph, arguments)
     weights = found.weights
     if any(weight.is_inference() for weight in weights.values()):
@@ -84,7 +84,7 @@ def _with_blocks(graph: GraphModule, arguments: Sequence[Any], experts: str | No
     if left:
         raise UnsupportedError("a grouped product in it belongs to no MoE block that was found")
     for node in found.graph.graph.nodes:
-        node.meta.pop("val", None)  # of the export, which is none of the rest's business
+        node.meta.pop("val", None)  # left by the export, irrelevant to the other backend
     found.graph.recompile()
     return found, regions
 
@@ -96,7 +96,7 @@ def _tensors(weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def _replace(found: Functional, block: Block, nodes: Mapping[str, Node], experts: str | None) -> Region:
-    """Let the graph call a region for the block. What only the block's nodes needed is left without users."""
+    """Let the graph call a region for the block. Nodes that only the block needed are left without users."""
     output, inputs = nodes[block.output], [nodes[name] for name in block.inputs]
     inside = _between(inputs, output)
     sizes = [node for node in inside if _is_size(node)]
@@ -118,7 +118,7 @@ def _replace(found: Functional, block: Block, nodes: Mapping[str, Node], experts
 
 
 def _between(inputs: Sequence[Node], output: Node) -> list[Node]:
-    """The nodes that make ``output`` of ``inputs`` and sizes, in order, itself included."""
+    """List the nodes that compute ``output`` from ``inputs`` and sizes, in order, itself included."""
     found, waiting = set(inputs), [output]
     while waiting:
         node = waiting.pop()
@@ -133,7 +133,7 @@ def _is_size(node: Node) -> bool:
 
 
 def _extracted(module: GraphModule, inputs: Sequence[Node], inside: Sequence[Node], output: Node) -> GraphModule:
-    """A copy of the nodes ``inside`` as a function of ``inputs``."""
+    """Copy the nodes ``inside`` as a function of ``inputs``."""
     graph, made = Graph(), {}
     for node in inputs:
         made[node] = graph.placeholder(node.name)

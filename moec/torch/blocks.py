@@ -1,4 +1,4 @@
-"""MoE blocks of an imported graph whose weights are inputs still: which values they lie between, each as a model."""
+"""MoE blocks of an imported graph whose weights are still inputs: the values around each block, and a model of it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Block:
 
 
 def find_blocks(model: ir.Model, weights: Mapping[str, ir.TensorProtocol], known: Collection[str]) -> list[Block]:
-    """The MoE blocks that raising finds where inputs of ``model`` are ``weights``, each between values that are
-    ``known``, the nearest ones. A block without such is left out. ``model`` stays as it is."""
+    """Find MoE blocks by raising a copy of ``model`` in which some inputs are ``weights``. Each block lies between the
+    nearest values that are ``known``; blocks without such values are omitted."""
     model = model.clone()
     for value in [value for value in model.graph.inputs if value.name in weights]:
         model.graph.inputs.remove(value)
@@ -38,7 +38,7 @@ def find_blocks(model: ir.Model, weights: Mapping[str, ir.TensorProtocol], known
 
 
 def _varying(graph: ir.Graph) -> Iterator[ir.Value]:
-    """The values that depend on inputs."""
+    """Collect the values that depend on inputs."""
     found = set(graph.inputs)
     yield from found
     for node in graph:
@@ -48,7 +48,7 @@ def _varying(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def _block(model: ir.Model, node: ir.Node, known: Collection[str], varying: Collection[ir.Value]) -> Block | None:
-    """The block whose last node is ``node``; None where that is no block's."""
+    """Extract the block whose last node is ``node``. Returns None where there is none."""
     replaced = node.metadata_props.get(REPLACES_KEY)
     if replaced is None or replaced not in known:
         return None

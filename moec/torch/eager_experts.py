@@ -4,7 +4,7 @@
 >>> moec.torch.experts(model)  # or experts(model, format="int4/32")
 >>> model.generate(**inputs)
 
-Needs transformers 5 and a model in the processor's memory. Everything but the experts stays PyTorch's.
+Needs transformers 5 and a model in the processor's memory. Everything except the experts stays PyTorch's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class _Layer:
-    """A compiled experts module. ``storages`` stay alive, so that no other weights come to lie at their addresses."""
+    """A compiled experts module. ``storages`` stay alive, so that no other weights get their addresses."""
 
     model: CompiledModel
     key: tuple[Any, ...]
@@ -39,12 +39,12 @@ _compiling = threading.Lock()
 
 
 def register(format: str | None = None) -> str:
-    """Make moec known to transformers as an implementation of experts, and return its name: with a ``format`` of the
-    weights (as ``moec compile --experts`` takes it) ``moec:int4/32``. The one without, ``moec``, is known since moec
-    was imported.
+    """Register moec with transformers as an implementation of experts, and return its name.
 
-    ``model.set_experts_implementation`` and ``from_pretrained(..., experts_implementation="moec:int4/32")`` then take
-    it. Raises MoecError for a format that does not exist, and without transformers 5.
+    The name is ``moec``, which is registered already when moec is imported, or with a ``format`` of the weights (as
+    ``moec compile --experts`` takes it) ``moec:int4/32``. ``model.set_experts_implementation`` and
+    ``from_pretrained(..., experts_implementation="moec:int4/32")`` take it. Raises MoecError for an unknown format, and
+    without transformers 5.
     """
     from moec.passes.framework.shorthand import with_formats
 
@@ -62,14 +62,14 @@ def register(format: str | None = None) -> str:
 def experts(model: Any, format: str | None = None) -> None:
     """Let moec compute the experts of a model of transformers from now on, for inference.
 
-    A layer is compiled at its first call, for as many threads as PyTorch has then, and again where its parameters have
-    changed; its packed weights lie in a temporary folder beside the parameters that the model keeps. ``format``: what
-    to round the experts' weights to, as ``moec compile --experts`` takes it; None leaves them as they are. Products are
-    computed in float32, or as the format says. What is written behind PyTorch's back, by ``parameter.data`` in place,
-    is not noticed.
+    A layer is compiled at its first call, for as many threads as PyTorch has then, and again when its parameters have
+    changed. Its packed weights are in a temporary folder, in addition to the parameters, which the model keeps.
+    ``format``: format to round the experts' weights to, as ``moec compile --experts`` takes it; None leaves them
+    unchanged. Products are computed in float32, or as the format says. Changes that PyTorch does not see, by
+    ``parameter.data`` in place, are not noticed.
 
-    Raises UnsupportedError, naming the module, for experts that compute what moec's do not, and for a model without
-    experts that transformers dispatches; the model is then as it was.
+    Raises UnsupportedError, naming the module, for experts whose computation moec does not have, and for a model
+    without experts that transformers dispatches; the model is then unchanged.
     """
     from moec.frontend.huggingface.experts import expert_weights, experts_spec, is_experts
 
@@ -88,8 +88,8 @@ def experts(model: Any, format: str | None = None) -> None:
 
 
 def forward(format: str | None, module: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
-    """What transformers calls in the place of an experts module's forward: hidden_states [T,d], top_k_index [T,k],
-    top_k_weights [T,k] → [T,d]. Raises InputError where gradients would be needed."""
+    """Replace the forward of an experts module: hidden_states [T,d], top_k_index [T,k], top_k_weights [T,k] → [T,d].
+    Raises InputError where gradients would be needed."""
     import torch
 
     where = type(module).__name__
@@ -131,7 +131,7 @@ def _compile(module: Any, parameters: tuple[Any, ...], key: tuple[Any, ...], whe
 
 
 def pytorch_threads() -> int:
-    """As many threads as PyTorch has, which may be told to take more than there are cores."""
+    """Number of PyTorch's threads, but at most the number of available cores."""
     import torch
 
     from moec.common.cores import available_cores

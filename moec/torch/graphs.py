@@ -1,6 +1,6 @@
-"""Graphs of ``torch.compile`` as pure functions of tensors, in ATen's operators and as imported ONNX IR side by side.
+"""Graphs of ``torch.compile`` as pure functions of tensors, both in ATen's operators and as imported ONNX IR.
 
-Values of both have the same names where they are the same.
+Equal values have the same names in both.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ _aten = torch.ops.aten
 
 @dataclasses.dataclass(frozen=True)
 class Functional:
-    """``graph`` takes ``tensors`` of the arguments, those at ``positions``, one placeholder each, and returns what the
-    original returns. ``model`` is the same graph; its inputs are named as the placeholders. ``grouped``: names of the
-    stacks of matrices whose grouped products ``graph`` computes by a matrix for each row."""
+    """A graph in both forms.
+
+    ``graph`` takes ``tensors``, the arguments at ``positions``, one placeholder each, and returns the original's
+    results. ``model`` is the same graph; its inputs are named like the placeholders. ``grouped``: names of the stacks
+    of matrices whose grouped products ``graph`` computes with a matrix for each row.
+    """
 
     graph: GraphModule
     model: ir.Model
@@ -39,22 +42,23 @@ class Functional:
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """The parameters and buffers of modules among the inputs, by the names of their placeholders."""
+        """Parameters and buffers of modules among the inputs, by the names of their placeholders."""
         names = [node.name for node in self.graph.graph.find_nodes(op="placeholder")]
         return {name: tensor for name, tensor in zip(names, self.tensors, strict=True) if _is_weight(tensor)}
 
 
 def functional(graph: GraphModule, arguments: Sequence[Any]) -> Functional:
-    """The graph that dynamo made for ``arguments``, its sizes dynamic where dynamo's are. Raises UnsupportedError for
-    one that changes its inputs or takes a number that is no tensor's size, and whatever PyTorch's exporters raise."""
+    """Convert the graph from dynamo for ``arguments``; its sizes are as dynamic as dynamo's. Raises UnsupportedError
+    for a graph that changes its inputs or takes a number that is no tensor's size, and the errors of PyTorch's
+    exporters."""
     positions = tuple(index for index, value in enumerate(arguments) if isinstance(value, torch.Tensor))
     tensors = tuple(arguments[index] for index in positions)
     placeholders = graph.graph.find_nodes(op="placeholder")
-    known = [placeholders[index].meta["example_value"] for index in positions]
-    pure = _OfTensors(graph, [_source(node, known) for node in placeholders], positions)
-    # Dynamo's own fake tensors and symbols are none of this export's business.
+    fake_tensors = [placeholders[index].meta["example_value"] for index in positions]
+    pure = _OfTensors(graph, [_source(node, fake_tensors) for node in placeholders], positions)
+    # Dynamo's own fake tensors and symbols do not concern this export.
     with tracing(None), quiet(), torch.no_grad():
-        shapes = {"tensors": tuple(_dynamic_sizes(value) for value in known)}
+        shapes = {"tensors": tuple(_dynamic_sizes(value) for value in fake_tensors)}
         detached = tuple(tensor.detach() for tensor in tensors)
         program = torch.export.export(pure.eval(), detached, dynamic_shapes=shapes, strict=False)
         grouped = frozenset(_without_grouped_products(program.graph_module))
@@ -66,12 +70,12 @@ def functional(graph: GraphModule, arguments: Sequence[Any]) -> Functional:
     module = exported.exported_program.module(check_guards=False)
     assert isinstance(module, GraphModule)
     module.graph.set_codegen(CodeGen())
-    flat = GraphModule(module, module.graph)  # of no class of its own, which caches of compiled graphs cannot name
+    flat = GraphModule(module, module.graph)  # a class of its own would have no name in caches of compiled graphs
     return Functional(flat, import_model(exported.model), positions, tensors, grouped)
 
 
 class _OfTensors(torch.nn.Module):
-    """The graph as a function of its tensors alone: what else it takes are sizes of these."""
+    """The graph as a function of its tensors alone; its other inputs are sizes of these."""
 
     def __init__(self, graph: GraphModule, sources: Sequence[tuple[int, int] | None], positions: Sequence[int]) -> None:
         super().__init__()
@@ -84,7 +88,7 @@ class _OfTensors(torch.nn.Module):
 
 
 def _source(node: Node, known: Sequence[torch.Tensor]) -> tuple[int, int] | None:
-    """Which size of which tensor a placeholder is; None for a tensor itself."""
+    """Find the tensor and axis whose size a placeholder is. Returns None for a tensor itself."""
     value = node.meta["example_value"]
     if isinstance(value, torch.Tensor):
         return None
@@ -104,13 +108,13 @@ def _dynamic_sizes(value: torch.Tensor) -> dict[int, Any]:
 
 
 def _is_weight(tensor: torch.Tensor) -> bool:
-    """Whether it belongs to a module: dynamo marks those that are no parameters."""
+    """Whether a tensor belongs to a module: dynamo marks those that are no parameters."""
     return isinstance(tensor, torch.nn.Parameter) or hasattr(tensor, "_dynamo_static_input_type")
 
 
 def _without_grouped_products(graph: GraphModule) -> Iterator[str]:
-    """Replace grouped products, for which ONNX has no operator, by a product of each row with its own matrix; the
-    names of the stacks of matrices."""
+    """Replace grouped products, for which ONNX has no operator, by a product of each row with its own matrix. Yields
+    the names of the stacks of matrices."""
     transformers = getattr(torch.ops, "transformers", None)
     kinds = {getattr(_aten, "_grouped_mm", None), getattr(transformers, "grouped_mm_fallback", None)}
     for node in list(graph.graph.nodes):
@@ -132,7 +136,7 @@ def _without_grouped_products(graph: GraphModule) -> Iterator[str]:
 
 
 def _owners(offsets: Any) -> Node | None:
-    """The sorted expert ids [rows] whose counts (``histc``), added up (``cumsum``), are the offsets."""
+    """Find the sorted expert ids [rows] whose counts (``histc``), added up (``cumsum``), are the offsets."""
     sums = _behind_conversions(offsets)
     counts = _behind_conversions(sums.args[0]) if _calls(sums, _aten.cumsum) else None
     if counts is None or not _calls(counts, _aten.histc):

@@ -1,7 +1,7 @@
 """A compiled model as an operator of PyTorch: ``torch.ops.moec.run(inputs, digest)``.
 
-Programs that hold the operator name the model by the digest of its manifest, which is the same wherever the artifact
-lies. Whoever runs such a program in another process loads the artifact there first, by ``as_module(moec.load(...))``.
+Programs with the operator name the model by the digest of its manifest, which is the same wherever the artifact is. To
+run such a program in another process, load the artifact there first, by ``as_module(moec.load(...))``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ library = torch.library.Library("moec", "DEF")
 library.define("run(Tensor[] inputs, str digest) -> Tensor[]")
 
 _models: dict[str, weakref.WeakSet[CompiledModel]] = {}
-"""By their digest; models of one digest compute the same."""
+"""Models by their digest; models of one digest compute the same."""
 
 
 class CompiledModule(torch.nn.Module):
-    """A compiled model as a module without parameters. Made by :func:`as_module`."""
+    """A compiled model as a module without parameters. :func:`as_module` makes it."""
 
     def __init__(self, model: CompiledModel) -> None:
         super().__init__()
@@ -58,15 +58,16 @@ class CompiledModule(torch.nn.Module):
 
 
 def as_module(model: CompiledModel) -> CompiledModule:
-    """The model as a ``torch.nn.Module``: what ``model.run`` takes in, by position, by name or as one mapping, and a
-    dict of tensors by name out. States may be left out, all of them: then the call begins a text.
+    """Wrap the model as a ``torch.nn.Module``. It takes the inputs of ``model.run``, by position, by name or as one
+    mapping, and returns a dict of tensors by name. States may be left out, all of them together: then the call begins a
+    text.
 
     Inputs are tensors, arrays of numpy, or anything else with DLPack in the processor's memory. Contiguous, 16-byte
-    aligned ones in the processor's memory are not copied, others are; outputs are memory of the caller. It runs in
-    eager PyTorch, ``torch.compile`` and ``torch.export``, with sizes as dynamic as the model's, and raises what
-    ``model.run`` raises. Gradients are refused by an InputError.
+    aligned ones are not copied, others are; outputs are memory of the caller. The module runs in eager PyTorch,
+    ``torch.compile`` and ``torch.export``, with sizes as dynamic as the model's, and raises the errors of
+    ``model.run``. Gradients are refused by an InputError.
 
-    The model lives as long as the module; a program that was exported of the module needs it alive.
+    The model lives as long as the module; a program exported from the module needs it alive.
     """
     return CompiledModule(model)
 
@@ -86,26 +87,26 @@ def _run(inputs: Sequence[torch.Tensor], digest: str) -> list[torch.Tensor]:
 
 
 def called(model: CompiledModel, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The results of a model for its inputs by position, over the memory that it returns."""
+    """Run a model on its inputs by position. Returned tensors share the memory of its results."""
     specs = _specs(model, inputs)
     outputs = model.run({spec.name: tensor.detach() for spec, tensor in zip(specs, inputs, strict=True)})
     return [_tensor(value) for value in outputs.values()]
 
 
 def _specs(model: CompiledModel, inputs: Sequence[torch.Tensor]) -> Sequence[TensorSpec]:
-    """What the inputs of an operator are: those of the model, or all but its states."""
+    """Specifications of an operator's inputs: those of the model, with or without its states."""
     begins = model.first_states.others
     return begins if len(inputs) == len(begins) else model.inputs
 
 
 def _input_tensor(name: str, value: Any) -> torch.Tensor:
-    """Raises InputError for what ``model.run`` refuses."""
+    """Convert an input to a tensor. Raises InputError for values that ``model.run`` refuses."""
     if isinstance(value, torch.Tensor):
         return value
     array = array_of(name, value)
     if array.dtype not in DTYPES.values():
         raise InputError(f"input {name!r} has dtype {array.dtype}; expected one of {', '.join(DTYPES)}")
-    return _tensor(np.require(array, requirements=["C", "W"]))  # PyTorch takes no other memory without a warning
+    return _tensor(np.require(array, requirements=["C", "W"]))  # PyTorch warns of other memory
 
 
 def _tensor(value: Any) -> torch.Tensor:
@@ -118,12 +119,12 @@ def _tensor(value: Any) -> torch.Tensor:
 
 
 def wants_gradients(inputs: Sequence[Any]) -> bool:
-    """Whether PyTorch records what is computed from these, as far as they are tensors."""
+    """Whether PyTorch records computations on these values, as far as they are tensors."""
     return torch.is_grad_enabled() and any(getattr(value, "requires_grad", False) for value in inputs)
 
 
 def _run_for_gradients(inputs: Sequence[torch.Tensor], digest: str) -> list[torch.Tensor]:
-    """What is called where PyTorch records for gradients: it hands on what needs none."""
+    """Implementation for autograd: it refuses inputs that need gradients and passes on all others."""
     if wants_gradients(inputs):
         raise InputError(
             "gradients are wanted, and a compiled model computes inference only: call it under torch.no_grad(), or "
@@ -134,7 +135,8 @@ def _run_for_gradients(inputs: Sequence[torch.Tensor], digest: str) -> list[torc
 
 
 def _shapes(inputs: Sequence[torch.Tensor], digest: str) -> list[torch.Tensor]:
-    """Empty results, by the sizes of the inputs, which may be symbols. Sizes that follow from data are symbols, too."""
+    """Make empty results of the right sizes, which may be symbols, like those of the inputs. Sizes that depend on data
+    are symbols, too."""
     model = _model(digest)
     sizes: dict[str, Any] = {}
     specs = _specs(model, inputs)
@@ -152,7 +154,7 @@ def _shapes(inputs: Sequence[torch.Tensor], digest: str) -> list[torch.Tensor]:
 
 
 def _bind(spec: TensorSpec, tensor: torch.Tensor, sizes: dict[str, Any]) -> None:
-    """Take the named sizes of an input into ``sizes``; Raises InputError for another type or rank."""
+    """Put the named sizes of an input into ``sizes``. Raises InputError for another type or rank."""
     if tensor.dtype != getattr(torch, spec.dtype) or tensor.dim() != len(spec.shape):
         raise InputError(f"input {spec.name!r} is {tensor.dtype} of rank {tensor.dim()}; expected {spec}")
     for found, size in zip(tensor.shape, spec.shape, strict=True):

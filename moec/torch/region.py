@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("moec.torch")
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 1e-2}
-"""How far results may be from eager PyTorch's, as a share of the largest number, by the types that are computed in."""
+"""Tolerance of results compared to eager PyTorch's, as a share of the largest number, by element type."""
 
 Arguments = Sequence[torch.Tensor]
 
@@ -35,8 +35,8 @@ _numbers = itertools.count()
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """``model`` is compiled of weights in ``versions``; None: PyTorch computes. ``storages`` stay alive, so that no
-    other weights come to lie at their addresses."""
+    """``model`` is compiled for weights in ``versions``; None: PyTorch computes. ``storages`` stay alive, so that no
+    other weights get their addresses."""
 
     versions: tuple[int, ...]
     model: CompiledModel | None
@@ -44,12 +44,12 @@ class _Entry:
 
 
 class Region:
-    """What lies between some values of a graph and one that follows from them.
+    """A part of a graph, between some values and one that depends on them.
 
-    ``eager`` computes it in PyTorch, of inputs, sizes that it needs, and weights; ``model`` gives it as a graph with
-    given weights, or None where these make something else of it. It is compiled at the first call with new weights, for
-    as many threads as PyTorch has then. The result of that call is compared with what ``eager`` gives (unless
-    ``experts`` rounds weights); where they differ, PyTorch computes from then on, which the log ``moec.torch`` says.
+    ``eager`` computes it in PyTorch, from inputs, sizes and weights. ``model`` returns it as a graph with given
+    weights, or None where these change its structure. It is compiled at the first call with new weights, for as many
+    threads as PyTorch has then. Its first result is compared with that of ``eager`` (unless ``experts`` rounds
+    weights); where they differ, PyTorch computes from then on, which is logged in ``moec.torch``.
     """
 
     def __init__(

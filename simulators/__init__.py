@@ -1,5 +1,5 @@
-"""Runs generated code for machines that are not there: CUDA C block by block, FPGA projects with clocks.
+"""Simulators of absent machines for generated code: CUDA C block by block, FPGA projects with clocks.
 
-Both run many threads or processes in turn on one OS thread, as fibers (``fibers``): a stack each, and a switch between
-stacks. Which runs next is what each simulator is about, and its own.
+Both run many threads or processes in turn on one OS thread as fibers (``fibers``), each with a stack of its own. Each
+simulator has its own rules for which fiber runs next.
 """

@@ -1,19 +1,23 @@
-"""Runs CUDA C on the processor, to find out whether it computes what it should.
+"""An emulator that runs CUDA C on the processor, to check its results and its use of the hardware.
 
-A source is compiled by g++. Every CUDA thread is a stack of its own; the threads of a block run in turn on one OS
+A source is compiled by g++. Every CUDA thread has a stack of its own; the threads of a block run in turn on one OS
 thread, from wait to wait. PTX instructions, barriers and asynchronous copies are C++ models in ``include/emulator``;
-``models`` says which instruction is which. One without a model is refused when a library is built.
+``models`` maps instructions to them. An instruction without a model is refused when a library is built.
 
-What is found beside wrong numbers: accesses outside of shared memory, or at addresses that are no multiple of their
-size; reads of bytes that a copy is still bringing, copies over bytes that a product still reads, writes and barriers
-that were not published to the asynchronous proxy; divergence in instructions of a warp, deadlocks, registers that no
-warp group gives back; accesses to the shared memory of a block that has ended; launches that a driver for the
-architecture would refuse; assembly that hides from nvcc what it does; threads that do not wait for the kernels before,
-where theirs begins before these have ended; and, where accesses are watched, races between threads in shared memory and
-between blocks in global memory. What depends on the order in which warps run is found under schedules that are hard on
-it (:func:`schedule_threads`).
+The emulator reports, in addition to wrong numbers:
 
-What is not emulated: clusters along y and z, loads and stores to another block's shared memory, and blocks of different
+- accesses outside of shared memory, at misaligned addresses, or to the shared memory of a block that has ended;
+- reads of bytes that a copy is still bringing, copies over bytes that a product still reads, and writes and barriers
+  that were not published to the asynchronous proxy;
+- divergence in instructions of a warp, deadlocks, and registers that no warp group gives back;
+- launches that a driver for the architecture would refuse;
+- assembly whose effects are not declared to nvcc;
+- threads of a kernel with an early launch that do not wait for the kernels before;
+- if accesses are watched, races between threads in shared memory and between blocks in global memory.
+
+Results that depend on the order of warps show under adverse schedules (:func:`schedule_threads`).
+
+Not emulated are clusters along y and z, loads and stores to another block's shared memory, and blocks of different
 clusters that wait for one another.
 """
 

@@ -1,4 +1,4 @@
-"""The emulator as a device of the runtime: programs for a GPU run on the processor, unchanged."""
+"""The emulator as a device of the runtime, which runs programs for a GPU unchanged on the processor."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _DEVICE_API, _HOST_API = "device_api.cuda", "device_api.cpu"
 _ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
 _DEVICE_ATTRIBUTE, _MULTIPROCESSOR_COUNT = "runtime.GetDeviceAttr", 7
 _MULTIPROCESSORS = 2
-"""Few, so that blocks of threads that share out tiles have several each."""
+"""The reported number of multiprocessors: few, so that blocks that share tiles among them have several each."""
 
 
 def emulated_device(architecture: str | None = None) -> CudaGpu:
-    """A GPU whose memory is the host's and whose kernels are emulated. ``architecture``: of the program to run, whose
-    limits hold; by default of one with the most shared memory.
+    """A GPU whose memory is the host's and whose kernels are emulated. It replaces a real GPU for the whole process.
+    ``architecture``: whose limits apply; by default one with the most shared memory.
 
-    It takes the place of a GPU for the whole process. Raises UnsupportedError and MoecError as
-    :func:`~moec.simulators.cuda.library.emulated_library`, when a program is loaded.
+    Loading a program raises UnsupportedError and MoecError as
+    :func:`~moec.simulators.cuda.library.emulated_library`.
     """
     ffi = load_ffi()
     host = ffi.get_global_func(_HOST_API)()

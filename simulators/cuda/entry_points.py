@@ -1,4 +1,4 @@
-"""Makes kernels callable through TVM FFI: for each one C++ function that takes its arguments and its launch apart."""
+"""Entry points of kernels for TVM FFI: for each kernel a C++ function that unpacks its arguments and its launch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EXTENT = re.compile(r"(?:blockIdx|threadIdx|clusterCtaIdx)\.[xyz]|tirx\.use_dyn
 
 
 def entry_point(kernel: KernelSource, launch: Launch) -> str:
-    """The C++ of ``__tvm_ffi_<name>``. Raises MoecError for a launch tag that the emulator does not know."""
+    """The C++ of ``__tvm_ffi_<name>``. Raises MoecError for an unknown launch tag."""
     tags = [tag for tag in launch.tags if tag not in LAUNCH_FLAGS]
     for tag in tags:
         if not _EXTENT.fullmatch(tag):

@@ -1,4 +1,4 @@
-"""The PTX instructions that have a model: how each is written as a call of the emulator's C++.
+"""The registry of models of PTX instructions, each of which writes an instruction as a call of the emulator's C++.
 
 An instruction without a model cannot be emulated, and is refused when a library is built.
 """
@@ -15,17 +15,18 @@ from moec.simulators.cuda.inline_assembly import InlineAssembly
 from moec.simulators.cuda.ptx import Instruction, Label, Operand, Registers, Statement, parse
 
 Model = Callable[..., str]
-"""From the match of the opcode and the operands, in C++, to a C++ statement without its semicolon."""
+"""A function from the match of the opcode, and the operands in C++, to a C++ statement without its semicolon."""
 
 
 class Effect(enum.IntEnum):
-    """What an instruction does beside giving results, of which only the words of its ``asm`` tell a compiler."""
+    """The side effects of an instruction. A compiler learns of them only through qualifiers and clobbers of its
+    ``asm``."""
 
     NONE = 0
     ORDER = 1
-    """It must run once, in its place among others: ``asm volatile``."""
+    """Must run exactly once, in order with others: ``asm volatile``."""
     MEMORY = 2
-    """It also reads or writes memory, or orders accesses to it: ``"memory"`` is among the clobbers."""
+    """Also reads or writes memory, or orders accesses to it: needs ``"memory"`` among the clobbers."""
 
 
 _MODELS: list[tuple[re.Pattern[str], Model, Effect]] = []
@@ -34,12 +35,13 @@ _SPECIAL = {
     "%cluster_ctarank": "uint32_t(emulator::thread->home->rank)",
     "%cluster_nctarank": "uint32_t(emulator::thread->home->cluster->blocks.size())",
 }
-"""Registers that the hardware sets."""
+"""Special registers, which the hardware sets."""
 _NUMBERED = re.compile(r"%(\d+)")
 
 
 def model(opcode: str, effect: Effect = Effect.NONE) -> Callable[[Model], Model]:
-    """Says that a function models the instructions whose whole opcode matches the pattern, and what they do beside."""
+    """Register a function as the model of instructions whose whole opcode matches the pattern, with their side
+    effect."""
 
     def register(function: Model) -> Model:
         _MODELS.append((re.compile(opcode), function, effect))
@@ -59,8 +61,8 @@ def addresses(values: Operand) -> str:
 
 
 def to_cpp(assembly: InlineAssembly) -> str:
-    """C++ statements that do what the PTX of an ``asm`` statement does. Raises UnsupportedError for an instruction
-    without a model, MoecError for one of whose effects the statement does not tell the compiler."""
+    """C++ statements equivalent to the PTX of an ``asm`` statement. Raises UnsupportedError for an instruction without
+    a model, MoecError for one whose effects the statement does not declare."""
     statements = parse(assembly.text)
     for statement in statements:
         if isinstance(statement, Instruction):
@@ -99,7 +101,8 @@ def _model_of(opcode: str) -> tuple[re.Match[str], Model, Effect]:
 
 
 def _expect_effect_told(opcode: str, assembly: InlineAssembly) -> None:
-    """g++ translates models, which it sees through; nvcc knows of an instruction only what the statement says."""
+    """Check that the statement declares the instruction's effects. g++ compiles models, whose effects it sees; nvcc
+    knows only what the statement declares. Raises MoecError if not."""
     _, _, effect = _model_of(opcode)
     if effect >= Effect.ORDER and not assembly.volatile:
         raise MoecError(f"inline assembly {opcode}: is not volatile; nvcc may drop or move it; write asm volatile")
@@ -110,7 +113,7 @@ def _expect_effect_told(opcode: str, assembly: InlineAssembly) -> None:
 
 
 def _register(name: str) -> str:
-    """The C++ variable of a PTX register or label; a prefix keeps it apart from the variables around it."""
+    """The C++ name of a PTX register or label, with a prefix so that it differs from variables around it."""
     return "ptx_" + name.lstrip("%").replace("$", "_")
 
 

@@ -1,4 +1,4 @@
-"""Finds the kernels of a CUDA source: names, parameters, launch bounds and static shared arrays."""
+"""The kernels of a CUDA source: their names, parameters, launch bounds and static shared arrays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _POOL = re.compile(
     r"extern __shared__\s+(?:(?:alignas|__align__)\s*\((\d+)\)\s+)?([A-Za-z_][\w: ]*?)\s+(\w+)\s*\[\s*\]\s*;"
 )
 _LEAST_ALIGNMENT = 16
-"""The alignment, in bytes, of a pool that declares none."""
+"""The alignment in bytes of a pool that declares none."""
 _RED_ZONE_BYTES = 64
 
 
@@ -30,9 +30,9 @@ class StaticArray:
     type: str
     name: str
     extents: str
-    """As written: ``[8][32]``."""
+    """The extents as written: ``[8][32]``."""
     alignment: str
-    """As written: ``alignas(64)``, or nothing."""
+    """The alignment as written: ``alignas(64)``, or nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,17 +41,17 @@ class KernelSource:
 
     name: str
     parameters: tuple[tuple[str, str], ...]
-    """Type and name of each."""
+    """The type and the name of each parameter."""
     most_threads: int
-    """As ``__launch_bounds__`` says; 0 where it says nothing."""
+    """The most threads of a block, from ``__launch_bounds__``; 0 without it."""
     arrays: tuple[StaticArray, ...]
     pool_alignment: int
-    """The alignment of the memory that is asked for at the launch, as declared."""
+    """The declared alignment of dynamic shared memory."""
     cluster: int
-    """Blocks of a cluster, as ``__cluster_dims__`` says; 1 where it says nothing."""
+    """Blocks of a cluster, from ``__cluster_dims__``; 1 without it."""
     begin: int
     end: int
-    """Where the definition lies in the source, up to the next one."""
+    """The positions of the definition in the source, up to the next one."""
 
     @property
     def arrays_type(self) -> str:
@@ -64,7 +64,7 @@ class KernelSource:
 
     @property
     def red_zones(self) -> str:
-        """The bytes behind each array that nobody may write, as C++."""
+        """The bytes after each array that nobody may write, as C++."""
         zones = (
             f'{{offsetof({self.arrays_type}, behind_{i}), {_RED_ZONE_BYTES}, "{array.name}"}}'
             for i, array in enumerate(self.arrays)
@@ -72,7 +72,7 @@ class KernelSource:
         return "{" + ", ".join(zones) + "}"
 
     def declare_arrays(self) -> str:
-        """The C++ structure that lays the static arrays out, each with a red zone behind it."""
+        """The C++ structure that lays out the static arrays, each followed by a red zone."""
         if not self.arrays:
             return ""
         members = "".join(
@@ -85,10 +85,10 @@ class KernelSource:
 
 def find_kernels(source: str) -> list[KernelSource]:
     """The kernels defined in a source, in order. Raises UnsupportedError for clusters along y or z."""
-    found = list(_KERNEL.finditer(source))
-    ends = [match.start() for match in found[1:]] + [len(source)]
+    definitions = list(_KERNEL.finditer(source))
+    ends = [match.start() for match in definitions[1:]] + [len(source)]
     kernels = []
-    for match, end in zip(found, ends, strict=True):
+    for match, end in zip(definitions, ends, strict=True):
         attributes, name, parameters = match.groups()
         bounds = _MOST_THREADS.search(attributes)
         arrays = (
@@ -139,7 +139,7 @@ def _bind_pool(source: str) -> str:
 
 
 def _parameters(text: str) -> list[tuple[str, str]]:
-    """Type and name of each parameter; the name is the last word."""
+    """The type and the name of each parameter; the name is the last word."""
     parameters = []
     for part in filter(None, map(str.strip, text.split(","))):
         words = " ".join(_QUALIFIERS.sub(" ", part).replace("*", "* ").split())
@@ -149,13 +149,13 @@ def _parameters(text: str) -> list[tuple[str, str]]:
 
 
 def _cluster(name: str, attributes: str) -> int:
-    found = _CLUSTER.search(attributes)
-    if found is None:
+    match = _CLUSTER.search(attributes)
+    if match is None:
         return 1
-    along_x, *others = (extent.strip() for extent in found[1].split(","))
+    along_x, *others = (extent.strip() for extent in match[1].split(","))
     if not along_x.isdecimal() or any(extent != "1" for extent in others):
         raise UnsupportedError(
-            f"kernel {name}: clusters of {found[1]} blocks are not emulated; expected a number of blocks along x; "
+            f"kernel {name}: clusters of {match[1]} blocks are not emulated; expected a number of blocks along x; "
             "run this kernel on a GPU"
         )
     return int(along_x)

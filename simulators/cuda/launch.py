@@ -1,4 +1,4 @@
-"""How a kernel is called: its name and what follows its arguments."""
+"""The launch of a kernel: its name, and the values that follow its arguments."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ class Launch:
     name: str
     """The kernel's symbol in the source."""
     tags: tuple[str, ...]
-    """What the values behind the kernel's arguments mean, in order, as in TVM's ``launch_param_tags``:
+    """The meanings of the values after the kernel's arguments, in order, as in TVM's ``launch_param_tags``:
     ``blockIdx.x`` is the grid's extent, ``threadIdx.x`` the block's, ``tirx.use_dyn_shared_memory`` bytes."""

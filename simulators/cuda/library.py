@@ -1,4 +1,4 @@
-"""Builds the shared library that runs CUDA kernels on the processor."""
+"""Builds of the shared libraries that run CUDA kernels on the processor."""
 
 from __future__ import annotations
 
@@ -27,31 +27,33 @@ from moec.targets.build_cache import cached
 from moec.targets.cuda.architectures import LIMITS
 
 ROOMIEST = max(LIMITS, key=lambda name: LIMITS[name].shared_bytes)
-"""The architecture, the oldest of several, whose blocks may have the most shared memory: every kernel runs there."""
+"""The architecture whose blocks may have the most shared memory, so that every kernel fits; of several, the oldest."""
 
 Completion = Literal["latest", "earliest", "late copies", "late products"]
-"""When asynchronous copies and products can be seen; the last two have the other kind complete early."""
+"""The time at which asynchronous copies and products complete; in the last two the other kind completes early."""
 
 _LATE_COPIES = ("latest", "late copies")
 _LATE_PRODUCTS = ("latest", "late products")
 _INCLUDE = pathlib.Path(__file__).parent / "include"
 _FIBERS = pathlib.Path(__file__).parent.parent / "fibers"
 OPTIONS = (
-    # C++ as CUDA understands it; sums are not contracted, so that results are the same on every processor.
+    # C++ as CUDA compiles it. Sums are not contracted, so that results are the same on every processor.
     *("-std=c++17", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-fwrapv"),
     *("-fno-delete-null-pointer-checks", "-fstack-clash-protection"),  # so that every bad access faults
     *("-fPIC", "-fvisibility=hidden", "-pthread", "-w"),
 )
 _OPTIMISED = "-O1"
-"""More gains a seventh of the time that kernels run, and takes a third longer to compile them."""
+"""A higher level saves a seventh of the kernels' time, and takes a third longer to compile."""
 _SOON_READY = "-Og"
-"""Compiles in two thirds of the time; kernels run half as fast, those for Hopper less."""
+"""Compiles in two thirds of the time of _OPTIMISED; kernels run half as fast, those for Hopper even slower."""
 _POISON = "-ftrivial-auto-var-init=pattern"
-"""Variables that a kernel does not initialise hold nonsense, not what happens to be there. Since g++ 12."""
+"""Variables that a kernel does not initialise hold garbage, instead of whatever is on the stack. Since g++ 12."""
 _WATCH = ("-DEMULATOR_WATCH", "-fsanitize=thread")
-"""The compiler calls ThreadSanitizer's functions; the emulator has its own of these names."""
+"""Options with which compiled code calls ThreadSanitizer's functions on every access; the emulator defines its own
+functions of these names."""
 _ALIGNED = "-fsanitize=alignment"
-"""The compiler calls a function of UBSan's where an address is no multiple of what a type asks for; see _WATCH."""
+"""The option with which compiled code calls a function of UBSan's for a misaligned address, which the emulator defines
+likewise."""
 _UNKNOWN_NAME = re.compile(r"error: '?([\w:]+)'? (?:was not declared|has not been declared|does not name a type)")
 _ERROR = re.compile(r"(?:error: |undefined reference to )(.*)")
 
@@ -68,16 +70,19 @@ def emulated_library(
 ) -> pathlib.Path:
     """A shared library that exports every kernel under TVM FFI's C ABI as ``__tvm_ffi_<name>``.
 
-    ``tvm_ffi.load_module`` loads it; its functions take a kernel's arguments and then the values of its launch, as
-    those of TVM's CUDA module do. ``completion``: when asynchronous copies and products can be seen, at the latest or
-    the earliest moment that the hardware allows. Blocks start with ``first_thread``. A kernel whose result depends on
-    either lacks a barrier or a wait. ``watch``: every load and store to shared memory is watched, slowly, and two
-    threads' accesses without a barrier between them are an error; so are those of two blocks to the arrays that
-    :func:`watch_arrays` was given. ``architecture``: whose limits of shared memory hold. ``soon_ready``: for a kernel
-    that has little to compute, compile in less time what runs slower. Libraries are kept in the user's cache.
+    ``tvm_ffi.load_module`` loads it. Its functions take a kernel's arguments and then the values of its launch, like
+    those of TVM's CUDA module. Libraries are kept in the user's cache.
 
-    Raises UnsupportedError for an instruction or function without a model, MoecError where there is no g++ and for a
-    completion or launch that is not known.
+    - ``completion``: asynchronous copies and products complete at the latest or the earliest time that the hardware
+      allows. ``first_thread``: the thread that runs first in each block. A kernel whose result depends on either of
+      these lacks a barrier or a wait.
+    - ``watch``: watch every load and store to shared memory, which is slow. Accesses of two threads without a barrier
+      between them are errors, and so are those of two blocks to the arrays given to :func:`watch_arrays`.
+    - ``architecture``: whose limits of shared memory apply.
+    - ``soon_ready``: compile in less time to slower code, for kernels with little to compute.
+
+    Raises UnsupportedError for an instruction or function without a model, MoecError where there is no g++ and for an
+    unknown completion, architecture or launch.
     """
     if completion not in get_args(Completion):
         raise MoecError(f"completion {completion!r}: expected one of {', '.join(get_args(Completion))}")
@@ -97,23 +102,22 @@ def emulated_library(
 
 
 def _settings(first_thread: int, shared_limit: int, completion: Completion) -> str:
-    """The C++ that defines them: see ``emulator/settings.h``."""
+    """The C++ definition of the settings in ``emulator/settings.h``."""
     early = (str(completion not in late).lower() for late in (_LATE_COPIES, _LATE_PRODUCTS))
     values = ", ".join([str(first_thread), str(shared_limit), *early])
     return f"const emulator::Settings emulator::settings = {{{values}}};\n"
 
 
 def watch_arrays(library: Any, arrays: Iterable[tuple[int, int]]) -> None:
-    """Have a loaded library that watches hold blocks apart in these arrays, given by address and bytes, and no others:
-    what one block writes no other may read or write in the same launch, but by atomic operations."""
+    """Have a loaded library, built to watch, check these arrays, given by address and bytes, and no others for races
+    between blocks: no block may read or write what another writes in the same launch, except by atomic operations."""
     library["watch_arrays"](*itertools.chain.from_iterable((ctypes.c_void_p(at), size) for at, size in arrays))
 
 
 def schedule_threads(library: Any, behind: Iterable[int] = (), seed: int = 0) -> None:
-    """Have the kernels of a loaded library run in an order that the hardware allows and that is hard on them, from now
-    on. ``behind``: the warps of each block, of the first 32, that run only when nothing else can go on. ``seed``: of
-    the order of warps and of what completes when; with 0 they come in turn, and everything completes as late as it
-    may, or as early."""
+    """Set an adverse order, among those that the hardware allows, in which the kernels of a loaded library run from now
+    on. ``behind``: warps of each block, of the first 32, that run only when nothing else can. ``seed``: of a random
+    order of warps and of completions; with 0 warps run in turn, and ``completion`` of the library applies."""
     library["schedule_threads"](sum(1 << warp for warp in set(behind)), seed)
 
 
@@ -140,7 +144,7 @@ def includes() -> list[str]:
 
 @functools.cache
 def _headers() -> bytes:
-    """What decides how a source is emulated, beside the source."""
+    """A digest of the emulator's own sources."""
     digest = hashlib.sha256()
     for folder in (_INCLUDE, _FIBERS):
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -149,7 +153,7 @@ def _headers() -> bytes:
 
 
 def _key(*parts: str | Sequence[str]) -> str:
-    """Of what is made of these texts and commands on this machine."""
+    """The cache key of a file built from these texts and commands on this machine."""
     processor = json.dumps([platform.machine(), cpu_name(), sorted(cpu_features()), _version(find_compiler()), parts])
     return hashlib.sha256(_headers() + processor.encode()).hexdigest()[:24]
 
@@ -168,7 +172,7 @@ def find_compiler() -> str:
 
 @functools.cache
 def _options_of(compiler: str) -> tuple[str, ...]:
-    """The options that this compiler understands."""
+    """The options that this compiler supports."""
     probe = [compiler, _POISON, "-x", "c++", "-E", os.devnull]
     understood = subprocess.run(probe, capture_output=True, check=False).returncode == 0
     return (*OPTIONS, _POISON) if understood else OPTIONS
@@ -204,7 +208,7 @@ def _link(objects: Sequence[pathlib.Path], settings: str, compiler: str, library
     with ScratchFolder() as folder:
         compiled = pathlib.Path(folder) / "settings.o"
         _compile(settings, [compiler, "-fPIC", "-include", str(_INCLUDE / "emulator" / "settings.h")], compiled)
-        # Linked apart, for the option that has accesses watched would bring ThreadSanitizer itself.
+        # Link without the options: the one that watches accesses would link ThreadSanitizer itself.
         inputs = [*map(str, objects), str(compiled), str(libinfo.find_libtvm_ffi())]
         run_compiler([compiler, "-shared", "-pthread", "-Wl,-z,defs", *inputs, "-o", str(library)])
 

@@ -1,4 +1,4 @@
-"""Reads PTX: a text is a sequence of declarations of registers, labels and instructions."""
+"""A parser of PTX: a text is a sequence of declarations of registers, labels and instructions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TypeAlias
 from moec.errors import UnsupportedError
 
 Operand: TypeAlias = "str | list[Operand]"
-"""A number of an operand (``%3``), register or constant; a list for ``{...}`` and for an address of several parts."""
+"""An operand of an instruction: the number of an ``asm`` operand (``%3``), a register or a constant; a list for
+``{...}`` and for an address of several parts."""
 
 _LABEL = re.compile(r"([A-Za-z_$][\w$]*)\s*:(?!:)")
 _REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.+)", re.DOTALL)
@@ -19,7 +20,7 @@ _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 @dataclasses.dataclass(frozen=True)
 class Registers:
-    """``.reg .pred p, q``."""
+    """A declaration of registers, ``.reg .pred p, q``."""
 
     type: str
     names: tuple[str, ...]
@@ -27,14 +28,14 @@ class Registers:
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """``AGAIN:``."""
+    """A label, ``AGAIN:``."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """``@!p opcode operands``."""
+    """An instruction, ``@!p opcode operands``."""
 
     opcode: str
     operands: tuple[Operand, ...]
@@ -46,7 +47,8 @@ Statement: TypeAlias = Registers | Label | Instruction
 
 
 def parse(text: str) -> list[Statement]:
-    """The statements of a PTX text; the braces around a scope are left out. Raises UnsupportedError."""
+    """The statements of a PTX text, without the braces of scopes. Raises UnsupportedError for a statement that cannot
+    be parsed."""
     text = _COMMENT.sub(" ", text)
     statements: list[Statement] = []
     position = 0
@@ -67,15 +69,15 @@ def parse(text: str) -> list[Statement]:
 def _statement(text: str) -> Statement:
     if registers := _REGISTERS.fullmatch(text):
         return Registers(registers[1], tuple(name.strip().lstrip("%") for name in registers[2].split(",")))
-    found = _INSTRUCTION.fullmatch(text)
-    if found is None:
+    match = _INSTRUCTION.fullmatch(text)
+    if match is None:
         raise UnsupportedError(f"PTX statement {text!r}: not understood; expected an instruction and its operands")
-    operands = tuple(_operand(part) for part in _split(found[4]))
-    return Instruction(found[3], operands, found[2], bool(found[1]))
+    operands = tuple(_operand(part) for part in _split(match[4]))
+    return Instruction(match[3], operands, match[2], bool(match[1]))
 
 
 def _split(text: str) -> list[str]:
-    """The parts between the commas that are outside of all brackets."""
+    """The parts of a list, separated by the commas outside of all brackets."""
     parts, depth, begin = [], 0, 0
     for position, character in enumerate(text):
         depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(character, 0)

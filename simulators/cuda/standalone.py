@@ -1,4 +1,4 @@
-"""Builds a program of one kernel alone (:mod:`moec.targets.cuda.standalone`) for the processor, in nvcc's place."""
+"""Builds of standalone programs (:mod:`moec.targets.cuda.standalone`) for the processor, in place of nvcc."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _LAUNCH = re.compile(r"(?P<kernel>\w+)<<<(?P<how>.*)>>>\(")
 
 
 def build_standalone(source: pathlib.Path, program: pathlib.Path) -> None:
-    """Make ``program`` of CUDA C. Raises UnsupportedError for what the emulator has no model of, MoecError where there
-    is no g++."""
+    """Compile the CUDA C of ``source`` to ``program``. Raises UnsupportedError for an instruction or function without a
+    model, MoecError where there is no g++."""
     from tvm_ffi import libinfo
 
     runtime = pathlib.Path(libinfo.find_libtvm_ffi())
     compiler = library.find_compiler()
-    # C++20 makes a dim3 of one number, as CUDA does.
+    # C++20 converts a number to a dim3, as CUDA does.
     command = [compiler, *library.OPTIONS, "-std=c++20", *library.includes(), "-include", "standalone_runtime.h"]
     with ScratchFolder() as folder:
         text = pathlib.Path(folder) / "program.cpp"
@@ -28,7 +28,7 @@ def build_standalone(source: pathlib.Path, program: pathlib.Path) -> None:
 
 
 def _translated(source: str) -> str:
-    """The program as C++, its launches as calls of the emulator."""
+    """The program as C++, with its launches replaced by calls of the emulator."""
     kernels = {kernel.name: kernel for kernel in find_kernels(source)}
 
     def launched(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""What host code calls to describe a tensor to TMA: here for the emulator, on a GPU for the driver."""
+"""The emulator's counterpart of the driver function that encodes a tensor map for TMA."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _SWIZZLED_BYTES = {1: 32, 2: 64, 3: 128}
 
 
 def encode_tensor_map(target: Any, dtype: str, rank: int, address: Any, *numbers: int) -> None:
-    """Fill the 128 bytes at ``target``, as TVM's ``runtime.cuTensorMapEncodeTiled`` has the driver do it.
+    """Fill the 128 bytes at ``target`` with a tensor map; takes the arguments of TVM's
+    ``runtime.cuTensorMapEncodeTiled``.
 
-    ``numbers`` are ``rank`` extents in elements, innermost first; ``rank - 1`` strides in bytes; ``rank`` extents of
-    the box; ``rank`` element strides; interleaving, swizzle, L2 promotion, fill. Raises MoecError for what the driver
+    ``numbers``: ``rank`` extents in elements, innermost first; ``rank - 1`` strides in bytes; ``rank`` extents of the
+    box; ``rank`` element strides; interleaving, swizzle, L2 promotion, fill. Raises MoecError for a map that the driver
     would refuse, UnsupportedError for interleaving, strided elements, and fills other than zero.
     """
     numbers = tuple(map(int, numbers))
@@ -56,9 +57,11 @@ def _check(
         f"a row of the box has {row} bytes, more than swizzle {swizzle} allows": row
         > _SWIZZLED_BYTES.get(swizzle, row),
     }
-    found = [problem for problem, present in problems.items() if present]
-    if found:
-        raise MoecError(f"tensor map: {'; '.join(found)}; the driver refuses such maps: change how the tensor lies")
+    present_problems = [problem for problem, present in problems.items() if present]
+    if present_problems:
+        raise MoecError(
+            f"tensor map: {'; '.join(present_problems)}; the driver refuses such maps: change how the tensor lies"
+        )
 
 
 def _address(pointer: Any) -> int:

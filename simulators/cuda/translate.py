@@ -1,4 +1,4 @@
-"""Replaces the inline assembly of a CUDA source by calls of the models of its instructions."""
+"""Replacement of the inline assembly in a CUDA source by calls of the models of its instructions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from moec.simulators.cuda.instructions import to_cpp
 
 
 def translate_assembly(source: str) -> str:
-    """The source in C++ alone. Raises UnsupportedError for an instruction without a model."""
+    """The source without inline assembly. Raises UnsupportedError for an instruction without a model."""
     parts, position = [], 0
     for assembly in find_inline_assembly(source):
         parts += [source[position : assembly.begin], to_cpp(assembly)]

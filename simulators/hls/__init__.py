@@ -1,1 +1,1 @@
-"""Running projects: as C simulation, or with clocks."""
+"""Simulators of FPGA projects: C simulation, and simulation with clocks."""

@@ -1,14 +1,15 @@
-"""Makes a copy of delivered HLS sources that the timed simulation can run; those delivered hold no simulation code.
+"""Instrumentation of delivered HLS sources for the timed simulation; the delivered files hold no simulation code.
 
-- ``#pragma HLS PIPELINE II=n style=s`` becomes the start of an iteration, n cycles behind the one before, which names
-  the streams that the loop writes: they are written in different stages of the pipeline.
+- ``#pragma HLS PIPELINE II=n style=s`` becomes the start of an iteration, n cycles after the one before. It names the
+  streams that the loop writes, since these are written in different stages of the pipeline.
 - Calls in a function with ``#pragma HLS DATAFLOW`` become processes, and its m_axi ports memories.
-- A function with ports that calls such functions runs them one after the other; what else it calls is a process alone.
-- An access through a pointer becomes a beat of a memory. It must stand in a loop whose label starts with ``axi_``; the
+- A function with ports that calls such functions runs them one after the other; any other call in it is a process of
+  its own.
+- An access through a pointer becomes a beat of a memory. It must be in a loop whose label starts with ``axi_``; the
   first beat of such a loop takes the memory's latency.
 - ``#pragma HLS DEPENDENCE ... dependent=false`` becomes a claim that is checked.
 
-Lines stay where they are. What is not understood is an error that names the file and the line.
+Lines keep their numbers. Code that is not understood is an error that names the file and the line.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _WITHOUT_TIME = {
     *("AGGREGATE", "ALLOCATION", "ARRAY_PARTITION", "ARRAY_RESHAPE", "BIND_OP", "BIND_STORAGE", "DISAGGREGATE"),
     *("INLINE", "INTERFACE", "LOOP_FLATTEN", "LOOP_TRIPCOUNT", "STABLE", "UNROLL"),
 }
-"""Pragmas that say how hardware is built, and do not change the cycles that the simulation counts."""
+"""Pragmas on the structure of hardware, which do not change the cycles that the simulation counts."""
 _IN_LOOPS = {"PIPELINE", "DEPENDENCE"}
 _IN_REGIONS = {"DATAFLOW", "STREAM"}
 _CALL = re.compile(r"(?P<name>[A-Za-z_][\w:]*)\s*(?:<[^;()]*>)?\s*\((?P<arguments>.*)\)\s*;", re.DOTALL)
@@ -35,7 +36,7 @@ _DECLARATION = re.compile(r"(?:hls::stream\s*<|typedef\b|using\b|static_assert\b
 
 
 def instrument(source: Source) -> str:
-    """The text to simulate. Raises MoecError for code whose time the simulation would not know."""
+    """The text to simulate. Raises MoecError for code whose cycles the simulation cannot count."""
     edits = _Edits(source)
     found = functions(source)
     regions = {function.name for function in found if function.body.pragmas_named("DATAFLOW")}
@@ -58,7 +59,7 @@ def has_region(source: Source) -> bool:
 
 
 class _Edits:
-    """Insertions and replacements that keep every line where it is."""
+    """Insertions and replacements in a source that keep the numbers of lines."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -120,7 +121,8 @@ def _is_unrolled(loop: Statement) -> bool:
 
 
 def _expect_known_cycles(source: Source, loop: Statement, around: tuple[Statement, ...]) -> None:
-    """A loop that is not pipelined takes no cycles of its own where it is unrolled, or holds loops that take them."""
+    """Check that a loop that is not pipelined takes no cycles of its own: it is unrolled, or holds loops that take
+    cycles. Raises MoecError if not."""
     if _is_unrolled(loop) or any(outer.has("PIPELINE") for outer in around):
         return
     if not any(inner is not loop and inner.is_loop and not _is_unrolled(inner) for inner in loop.walk()):
@@ -141,7 +143,7 @@ def _instrument_pipeline(edits: _Edits, function: Function, loop: Statement) -> 
 
 
 def _written_streams(function: Function, code: str) -> list[str]:
-    """In the order in which the code writes them first."""
+    """The streams that the code writes, in the order of their first writes."""
     streams = {parameter.name for parameter in function.parameters if "hls::stream" in parameter.type}
     return list(dict.fromkeys(name for name in _WRITE.findall(code) if name in streams))
 
@@ -175,7 +177,7 @@ def _claim(source: Source, pragma: Pragma) -> str:
 
 
 def _nest(loop: Statement, around: tuple[Statement, ...]) -> Statement:
-    """The outermost loop of those that are flattened into one: nothing but loops stands between them."""
+    """The outermost of the loops that are flattened into one, with only loops between them."""
     for outer in reversed(around):
         if outer.body.kind == "block" and len(outer.body.children) != 1:
             break
@@ -184,7 +186,7 @@ def _nest(loop: Statement, around: tuple[Statement, ...]) -> Statement:
 
 
 def _instrument_memory(edits: _Edits, function: Function) -> None:
-    """Accesses through the function's pointers."""
+    """Turn accesses through the function's pointers into beats of memories."""
     source, code = edits.source, edits.source.code
     within = [loop for loop, _ in function.body.loops() if loop.label.startswith(_MEMORY_LABEL)]
     for parameter in function.parameters:
@@ -211,7 +213,7 @@ def _is_argument(code: str, start: int, end: int) -> bool:
 
 
 def _instrument_top(edits: _Edits, function: Function, regions: set[str]) -> None:
-    """Regions are called as they are, in any order and in loops; another call takes time of its own."""
+    """Make each call other than of a region a process of its own. Regions may be called in any order and in loops."""
     source, body = edits.source, function.body
     memories = "".join(_memories(source, body.pragmas, "moec_call"))
     edits.insert(body.start + 1, f" ::moec_simulation::Call moec_call; {memories}")

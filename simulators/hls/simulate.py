@@ -1,4 +1,4 @@
-"""Simulates the projects of an artifact: right, how fast, and as fast as estimated?"""
+"""Simulation of an artifact's projects: are results right, and do cycles agree with the estimates?"""
 
 from __future__ import annotations
 
@@ -24,13 +24,20 @@ def simulate(
     pipeline_style: Style | None = None,
     progress: Callable[[str], None] = lambda _step: None,
 ) -> list[dict[str, Any]]:
-    """The testbenches of one project or of all, as plain data: ``passed``, ``message`` where not, ``cycles`` with
-    ``processes`` and ``channels`` where so; ``estimated`` cycles are those of a full call with the loads of the
-    calibration data. ``memory_share``: of a beat per cycle and port; by default what the part's memory gives.
-    ``fifo_depth``: of all channels, in place of those declared. ``pipeline_depth``: stages of all pipelines behind
-    their first; by default as many as estimates count with, and then as many as channels must hold for, which shows
-    that nothing locks up. Of decoders, ``calls`` of the testbench: ``tokens`` behind ``past`` others, ``cycles`` as
-    estimated, and ``simulated``. ``pipeline_style``: of all pipelines, in place of those declared.
+    """Run the testbench of one project, or of all. Returns a dictionary of plain data per project.
+
+    - ``passed``, with a ``message`` if not, or ``cycles``, ``processes`` and ``channels`` if so.
+    - ``estimated``: cycles of a full call with the loads of the calibration data.
+    - ``calls`` of a decoder's testbench: ``tokens`` after ``past`` others, with estimated ``cycles`` and ``simulated``
+      ones.
+
+    The parameters replace what the project declares.
+
+    - ``memory_share``: beats per cycle and port; by default those of the part's memory.
+    - ``fifo_depth``: of all channels.
+    - ``pipeline_depth``: stages of all pipelines after their first. By default a project runs twice: with the stages of
+      the estimates, and with the most that channels are deep enough for, which shows that nothing locks up.
+    - ``pipeline_style``: of all pipelines.
 
     Raises MoecError where the artifact has no such project, and where no compiler or no ap_types headers are found.
     """
@@ -59,7 +66,7 @@ def _simulate(
     pipeline_depths: Sequence[int],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What is told is of the first depth."""
+    """Simulate a project once per pipeline depth. The result is that of the first depth, or the first failure."""
     report = project.report
     described = {"name": project.name, "node": report["node"], "channels_of": report["channels"]}
     ports, layers = report["estimate"]["ports"], report["estimate"]["cycles"].get("layers")
@@ -88,6 +95,7 @@ def _simulate(
 
 
 def timed_calls(calls: Sequence[Mapping[str, Any]], timed: TimedResult, layers: int) -> list[dict[str, Any]]:
-    """Calls of a testbench that is a decoder's, behind each of which it runs ``layers`` layers one by one."""
+    """The calls of a decoder's testbench with their simulated cycles. After each call the testbench also runs its
+    ``layers`` one by one; those runs are skipped."""
     cycles = (timed.cycles, *timed.later_cycles)[:: 1 + layers]
-    return [{**call, "simulated": one} for call, one in zip(calls, cycles, strict=True)]
+    return [{**call, "simulated": simulated} for call, simulated in zip(calls, cycles, strict=True)]

@@ -1,8 +1,8 @@
-"""Runs a project's testbench: as C simulation, or with clocks, bounded channels and memories that take time.
+"""Runs of a project's testbench: as C simulation, or with clocks, bounded channels and memories that take time.
 
-The timed simulation counts the cycles of pipelined loops, of waiting for channels and memories, and of the first beat
-of a burst. It does not count code between loops, and the depth of pipelines only where it is given, for synthesis
-decides on it. Results are the same for every run.
+The timed simulation counts the cycles of pipelined loops, of waiting for channels and memories, and the latency of
+bursts. It does not count code between loops. It counts stages of pipelines only as far as they are given, since
+synthesis decides on them. Every run gives the same results.
 """
 
 from __future__ import annotations
@@ -44,24 +44,26 @@ _KINDS: dict[int, Kind] = {
     46: "wrong setting",
     47: "undefined behaviour",
 }
-"""By exit code; those from 42 on are those of timed/runtime/faults.h."""
+"""Kinds of failures by exit code; codes from 42 on are defined in timed/runtime/faults.h."""
 _COUNTS = {"end", "busy", "read_stall", "write_stall", "memory_stall", "words"}
-"""What adds up over the runs of a region."""
+"""Figures that are summed over the runs of a region."""
 _SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize=shift", "-fno-sanitize-recover=all", "-g1")
-"""Without shifts: ap_int.h shifts negative numbers to the left, which C++ before 20 leaves undefined."""
+"""Options of the sanitizers. Shifts are not checked: ap_int.h shifts negative numbers to the left, which is undefined
+before C++20."""
 _SANITIZER_SETTINGS = {
     "ASAN_OPTIONS": "exitcode=47:detect_leaks=0:use_sigaltstack=0",
     "UBSAN_OPTIONS": "exitcode=47:print_stacktrace=0",
 }
 _POISON = "-ftrivial-auto-var-init=pattern"
 _WATCH = ("-fsanitize=thread", "-fno-threadsafe-statics")
-"""The compiler calls ThreadSanitizer's functions; the simulation has its own of these names."""
+"""Options with which compiled code calls ThreadSanitizer's functions on every access; the simulation defines its own
+functions of these names."""
 _LARGE_STACK = 'ulimit -s 4194304 2>/dev/null || ulimit -s "$(ulimit -H -s)"; exec "$@"'
-"""C simulation keeps the memories of a design on the stack (KiB)."""
+"""A shell command that raises the stack's limit (KiB), since C simulation keeps a design's memories on the stack."""
 
 
 class SimulationError(MoecError):
-    """A simulation ended otherwise than it should have. ``details`` is all that it printed."""
+    """A simulation that failed. ``details``: all that it printed."""
 
     def __init__(self, kind: Kind, message: str, details: str) -> None:
         super().__init__(message)
@@ -71,7 +73,7 @@ class SimulationError(MoecError):
 
 @dataclasses.dataclass(frozen=True)
 class ProcessTimes:
-    """Cycles of one process: when it ended, what it worked and what it waited for."""
+    """Cycles of one process: its end, its work, and its waiting by cause."""
 
     name: str
     end: int
@@ -83,7 +85,7 @@ class ProcessTimes:
 
 @dataclasses.dataclass(frozen=True)
 class ChannelUse:
-    """``peak``: the words that a channel held at most; ``words``: those that passed through it."""
+    """The use of a channel. ``peak``: the most words that it held; ``words``: the number that passed through it."""
 
     name: str
     depth: int
@@ -95,7 +97,7 @@ class ChannelUse:
 
 @dataclasses.dataclass(frozen=True)
 class RegionTimes:
-    """One run of a DATAFLOW region, or of what is called beside them."""
+    """One run of a DATAFLOW region, or of another function that the top function calls."""
 
     name: str
     cycles: int
@@ -103,9 +105,14 @@ class RegionTimes:
 
 @dataclasses.dataclass(frozen=True)
 class TimedResult:
-    """What the testbench's first call took. ``regions``: that it ran, one after the other; ``processes`` and
-    ``channels`` are those of all, with the counts of several runs added up, and named ``region.name`` where there are
-    several. ``later_cycles``: of its further calls; ``output``: what it printed."""
+    """The cycles of a testbench's first call.
+
+    - ``regions``: their runs, in order.
+    - ``processes``, ``channels``: of all regions, with the counts of several runs added up, and named ``region.name``
+      if there are several.
+    - ``later_cycles``: of further calls.
+    - ``output``: the text that the testbench printed.
+    """
 
     cycles: int
     regions: tuple[RegionTimes, ...]
@@ -124,10 +131,10 @@ def simulate_functionally(
     poison: bool = False,
     timeout: float = 600,
 ) -> str:
-    """What the testbench of a project, given as contents by path, prints in plain C simulation.
+    """Run the testbench of a project, given as contents by path, in plain C simulation; returns its output.
 
-    ``sanitize``: accesses outside of arrays and undefined behaviour are errors. ``poison``: variables hold nonsense
-    until something is assigned to them (g++ from 12 on, or clang). ``timeout`` is in seconds.
+    ``sanitize``: accesses outside of arrays and undefined behaviour are errors. ``poison``: variables hold garbage
+    until something is assigned to them (g++ from 12 on, or clang). ``timeout``: in seconds.
 
     Raises SimulationError where the testbench fails, MoecError where it cannot be built.
     """
@@ -155,16 +162,19 @@ def simulate_timed(
     compiler: str = "g++",
     timeout: float = 600,
 ) -> TimedResult:
-    """Cycles, stalls and fill of channels of a project, given as contents by path.
+    """Run the testbench of a project, given as contents by path, with clocks; returns its cycles, stalls and the fill
+    of its channels.
 
-    ``memory_share``: the share of a beat per cycle that a port of the memory delivers; ``total_share``: the beats per
-    cycle that all ports deliver together, as many as they can by default; ``memory_latency``: cycles until the first
-    beat of a loop; ``pipeline_depth``: stages of every pipeline behind its first, in which it reads: in order of the
-    code, a loop's first channel is written in the stage behind that, its last one in the last stage, or each where
-    ``stages`` says by its name; ``pipeline_style``: of all pipelines, other than declared;
-    ``memories``: names of ports by AXI bundle, where two bundles share one; by default those of the project's
-    ``link.cfg``. ``fifo_depths``: of all channels, or of some by name, other than declared. ``watch_dependences``:
-    pragmas DEPENDENCE are checked against what loops read, which is slow and needs g++.
+    - ``memory_share``: beats per cycle that each port of the memory delivers, up to 1.
+    - ``total_share``: beats per cycle of all ports together; by default the sum of the ports.
+    - ``memory_latency``: cycles until the first beat of a loop.
+    - ``pipeline_depth``: stages of every pipeline after its first, which reads. The first channel that a loop's code
+      writes is written in the second stage, the last one in the last stage, unless ``stages`` has a channel's stage by
+      its name.
+    - ``pipeline_style``: of all pipelines, in place of the declared ones.
+    - ``memories``: the port of each AXI bundle; by default those of the project's ``link.cfg``.
+    - ``fifo_depths``: of all channels, or of some by name, in place of the declared ones.
+    - ``watch_dependences``: check DEPENDENCE pragmas against the accesses of loops, which is slow and needs g++.
 
     Raises SimulationError for a deadlock, a wrong result or a wrong pragma, MoecError for code that the simulation does
     not understand.
@@ -204,7 +214,7 @@ def _timed_program(
 
 
 def _timed_result(calls: Sequence[Mapping[str, Any]], output: str) -> TimedResult:
-    """``calls``: what the simulation reports of each call of the top function."""
+    """The result from the simulation's report, which has an entry per call of the top function."""
     first, *later = calls
     regions = first["regions"]
     return TimedResult(
@@ -218,20 +228,20 @@ def _timed_result(calls: Sequence[Mapping[str, Any]], output: str) -> TimedResul
 
 
 def _merged(regions: Sequence[Mapping[str, Any]], what: str) -> list[dict[str, Any]]:
-    """The processes, or channels, of all runs of regions: counts are added up, peaks are the largest."""
-    found: dict[str, dict[str, Any]] = {}
+    """The processes, or channels, of all runs of regions, with counts summed and the largest peaks."""
+    by_name: dict[str, dict[str, Any]] = {}
     for region in regions:
-        for one in region[what]:
-            name = one["name"] if len(regions) == 1 else f"{region['name']}.{one['name']}"
-            before = found.setdefault(name, {**one, "name": name, **dict.fromkeys(_COUNTS & set(one), 0)})
-            before |= {key: before[key] + one[key] for key in _COUNTS & set(one)}
-            if "peak" in one:
-                before["peak"] = max(before["peak"], one["peak"])
-    return list(found.values())
+        for entry in region[what]:
+            name = entry["name"] if len(regions) == 1 else f"{region['name']}.{entry['name']}"
+            before = by_name.setdefault(name, {**entry, "name": name, **dict.fromkeys(_COUNTS & set(entry), 0)})
+            before |= {key: before[key] + entry[key] for key in _COUNTS & set(entry)}
+            if "peak" in entry:
+                before["peak"] = max(before["peak"], entry["peak"])
+    return list(by_name.values())
 
 
 def _texts(files: Mapping[str, bytes]) -> dict[str, str]:
-    """C++ alone, without the model of streams that a project carries: the simulation has its own."""
+    """The texts of a project's C++ files, without its model of streams, which the simulation replaces."""
     names = [
         name for name in files if name.endswith((".h", ".hpp", ".cpp", ".cc")) and not name.endswith("hls_stream.h")
     ]

@@ -1,4 +1,4 @@
-"""Fibers take turns, keep what they hold, and cannot grow into each other's stacks."""
+"""Fibers take turns, keep their state, and cannot grow into each other's stacks."""
 
 from __future__ import annotations
 

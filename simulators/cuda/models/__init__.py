@@ -1,4 +1,4 @@
-"""Which PTX instructions the emulator knows; each module registers those of one kind."""
+"""Models of PTX instructions; importing a module registers those of one kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What blocks of a cluster have in common: barriers, ranks, addresses of one another's shared memory."""
+"""Instructions of clusters: their barriers, and addresses in the shared memory of other blocks."""
 
 from __future__ import annotations
 

@@ -46,7 +46,8 @@ def _complete_bytes(match: Match[str], address: str, count: str) -> str:
 
 @model(rf"mbarrier\.(try_wait|test_wait)(?:\.parity)?{_SCOPE}{_SHARED}", Effect.MEMORY)
 def _wait(match: Match[str], done: str, address: str, phase: str, ticks: str = "") -> str:
-    """A phase is told by its parity, which is also the state that an arrival gives."""
+    """Model both forms of a wait: a phase is identified by its parity, which is also the state that an arrival
+    returns."""
     function = "wait_for_phase" if match[1] == "try_wait" else "test_phase"
     return f"{done} = emulator::{function}({address}, uint32_t({phase}))"
 
@@ -62,7 +63,7 @@ def _publish(match: Match[str], *operands: Operand) -> str:
 
 
 def _in_cluster(match: Match[str], phase: str) -> bool:
-    """Whether it may be another block's, of which no phase is given."""
+    """Whether the barrier may belong to another block; such an arrival returns no phase."""
     return "::cluster" in match[0] and phase == "_"
 
 

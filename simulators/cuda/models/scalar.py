@@ -81,5 +81,5 @@ def _wait_for_kernels_before(match: Match[str]) -> str:
 @model(r"fence\.(?:acq_rel|sc)\.\w+|membar\.\w+|griddepcontrol\.launch_dependents", Effect.MEMORY)
 @model(r"prefetch\.\S+", Effect.ORDER)
 def _nothing_to_compute(match: Match[str], *operands: Operand) -> str:
-    """The order of accesses, and caches: nothing that the emulator keeps apart."""
+    """Model fences and prefetches as nothing, since the emulator has neither caches nor reordered accesses."""
     return ""

@@ -1,7 +1,7 @@
-"""A matrix product as kernels for Ampere are built: a ring of k-tiles that come by cp.async, multiplied by mma.
+"""A matrix product in the style of kernels for Ampere: a ring of k-tiles loaded by cp.async and multiplied by mma.
 
 ``y[places[r], :] = x[r, :] @ w^T`` for the rows whose place is not -1; places are unique. Four warps share 16 rows and
-64 columns. Chunk c of 16 bytes of row r lies at place ``c ^ (r % 8)``.
+64 columns. Chunk c of 16 bytes of row r is at place ``c ^ (r % 8)``.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(128) product(half* x, half* w, int*
 
 
 class AmpereProduct:
-    """Numbers for the kernel and what it should make of them."""
+    """Inputs for the kernel and their expected results."""
 
     def __init__(self) -> None:
         random = np.random.default_rng(0)
@@ -99,7 +99,7 @@ class AmpereProduct:
         self._expected[places[:used]] = x[:used].astype(np.float32) @ w.astype(np.float32).T
 
     def wrong(self, kernel: Kernel) -> bool:
-        """Whether results differ, or something beside them was written. Raises RuntimeError as the kernel does."""
+        """Whether results differ, or other memory was written. Raises RuntimeError as the kernel does."""
         memory = np.full((len(self._expected) + 2, COLUMNS), _UNTOUCHED)
         memory[1:-1] = np.nan
         kernel(*self._arrays, memory[1:], block=128, dynamic_bytes=DYNAMIC_BYTES)

@@ -1,4 +1,4 @@
-"""Functions of CUDA C for mbarriers, as TVM writes them: one for each instruction."""
+"""Functions of CUDA C for mbarriers in the style of TVM, one for each instruction."""
 
 BARRIER_FUNCTIONS = """
 __forceinline__ __device__ unsigned shared_address(const void* pointer) { return __cvta_generic_to_shared(pointer); }

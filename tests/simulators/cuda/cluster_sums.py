@@ -1,4 +1,4 @@
-"""Two blocks of a cluster that bring one another halves of what both read: the pattern of products that share a matrix.
+"""A kernel of two-block clusters that share their loads by multicast, the pattern of products that share a matrix.
 
 ``y[block, :]`` is the sum of the rows of all tiles of w. Each block copies half of every tile to both (multicast); both
 give a stage back to both.
@@ -86,7 +86,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(64) produ
 
 
 class ClusterSums:
-    """Numbers for the kernel and what it should make of them."""
+    """Inputs for the kernel and their expected results."""
 
     def __init__(self) -> None:
         self.w = aligned(np.random.default_rng(0).integers(-9, 9, (TILES * ROWS, COLUMNS)).astype(np.float32))

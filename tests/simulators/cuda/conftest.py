@@ -1,4 +1,4 @@
-"""The emulator needs a C++ compiler, and its tests compute little."""
+"""Settings of the emulator's tests: they need a C++ compiler, and compute little."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def soon_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiling takes longer than running."""
+    """Compile kernels quickly instead of to fast code, since compiling takes longer than running."""
     monkeypatch.setattr(device, "emulated_library", functools.partial(emulated_library, soon_ready=True))

@@ -19,7 +19,7 @@ Kernel = Callable[..., None]
 
 def load(source: str, *names: str, begins_early: bool = False, **options: Any) -> dict[str, Kernel]:
     """The named kernels of a source. Each takes arrays, addresses and numbers in the order of its parameters, and
-    ``grid``, ``block`` and ``dynamic_bytes``. ``begins_early``: before the kernels before have ended."""
+    ``grid``, ``block`` and ``dynamic_bytes``. ``begins_early``: kernels may begin before earlier ones have ended."""
     tags = (*TAGS[:-1], BEGINS_EARLY_TAG, TAGS[-1]) if begins_early else TAGS
     path = emulated_library(source, [Launch(name, tags) for name in names], **{"soon_ready": True, **options})
     return {name: _kernel(path, name, watch=bool(options.get("watch"))) for name in names}
@@ -44,7 +44,7 @@ def _kernel(path: pathlib.Path, name: str, *, watch: bool) -> Kernel:
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
-    """A copy at a multiple of 64 bytes, which tensor maps ask for, and more than any other access does."""
+    """A copy aligned to 64 bytes, as tensor maps require; no other access requires more."""
     memory = np.zeros(array.nbytes + 64, np.uint8)
     start = -memory.ctypes.data % 64
     copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)

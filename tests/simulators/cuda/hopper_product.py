@@ -1,7 +1,8 @@
-"""A matrix product as kernels for Hopper are built: one warp group copies, another multiplies.
+"""A matrix product in the style of kernels for Hopper: one warp group copies, another multiplies.
 
-``y[r, :] = x[rows[r], :] @ w^T``; rows of -1 are zeros. Rows of x come by cp.async, which the copying threads publish
-to the tensor cores, w by TMA. Three stages; a stage is given back when the product after its own is under way.
+``y[r, :] = x[rows[r], :] @ w^T``; rows of -1 are zeros. Rows of x are loaded by cp.async, and the copying threads
+publish them to the tensor cores; w is loaded by TMA. There are three stages; a stage is released when the product after
+its own has been issued.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(256) product(
 
 
 class HopperProduct:
-    """Numbers for the kernel and what it should make of them."""
+    """Inputs for the kernel and their expected results."""
 
     def __init__(self) -> None:
         random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Seeded faults: a kernel's text is changed, and one of the ways to run it must notice."""
+"""Seeded faults: a kernel's text is changed, and one of several ways to run it must notice."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ SCHEDULES = (
     ("late copies", 0, False),
     ("late products", 0, False),
 )
-"""When asynchronous work completes, which thread starts, and whether accesses to shared memory are watched."""
+"""Ways to run a kernel: the completion of asynchronous work, the first thread, and whether accesses are watched."""
 NO_FAULT = "no fault"
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """Text of a kernel in whose place another is put."""
+    """A replacement of text in a kernel."""
 
     old: str
     new: str
     times: int = 1
-    """How often the old text is there."""
+    """The number of occurrences of the old text."""
 
     def seed(self, source: str) -> str:
         found = source.count(self.old)
@@ -35,7 +35,7 @@ class Fault:
 
 
 class Mutants:
-    """A source with one kernel, ``product``, and what each of the faults makes of it: one library for all of them."""
+    """A source with one kernel, ``product``, and its variants with one fault each, in a single library."""
 
     def __init__(self, source: str, faults: Mapping[str, Fault]) -> None:
         sources = {NO_FAULT: source, **{name: fault.seed(source) for name, fault in faults.items()}}
@@ -55,7 +55,8 @@ class Mutants:
         return self._loaded[schedule][self._kernels[fault]]
 
     def caught(self, fault: str, wrong: Callable[[Kernel], bool]) -> str | None:
-        """How a fault was caught; None where it was not. ``wrong``: whether a kernel's results are."""
+        """The way in which a fault was caught; None where it was not. ``wrong``: whether a kernel's results are
+        wrong."""
         for schedule in SCHEDULES:
             try:
                 if wrong(self.kernel(fault, schedule)):

@@ -1,4 +1,4 @@
-"""Faults seeded into a product for Ampere are caught: by wrong results or by an error."""
+"""Faults seeded into a product for Ampere are caught by wrong results or by an error."""
 
 from __future__ import annotations
 

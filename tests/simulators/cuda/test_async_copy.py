@@ -1,4 +1,4 @@
-"""cp.async: copies are there when a wait says so, and at the latest moment not before."""
+"""cp.async: copies are complete after a wait, and, with the latest completion, not before."""
 
 from __future__ import annotations
 

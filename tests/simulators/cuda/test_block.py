@@ -1,4 +1,4 @@
-"""Blocks of threads: order, barriers, shared memory, and what the driver and the memory refuse."""
+"""Blocks of threads: order, barriers, shared memory, refused launches and invalid accesses."""
 
 from __future__ import annotations
 

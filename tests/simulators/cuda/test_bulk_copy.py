@@ -94,7 +94,8 @@ def _map(tensor: np.ndarray, box: tuple[int, int], swizzle: int) -> np.ndarray:
 
 
 def _swizzled(box: np.ndarray, swizzle: int) -> np.ndarray:
-    """Where the 16-byte chunks of the rows of a box lie: chunk c of a 128-byte line l is at c ^ (l % 8), and so on."""
+    """The rows of a box with their 16-byte chunks swizzled: in the 128-byte mode, chunk c of line l is at c ^ (l %
+    8)."""
     chunks = np.ascontiguousarray(box).reshape(-1, 4)
     result = np.zeros_like(chunks)
     for i in range(len(chunks)):

@@ -1,4 +1,4 @@
-"""Clusters of blocks: what two blocks bring one another is there, and faults seeded into their pattern are caught."""
+"""Clusters of blocks: multicast tiles arrive in both blocks, and faults seeded into the pattern are caught."""
 
 from __future__ import annotations
 

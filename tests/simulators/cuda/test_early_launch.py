@@ -1,4 +1,4 @@
-"""Kernels that begin before those before them have ended wait before they touch what these may still use."""
+"""Kernels with an early launch must wait before they touch memory that earlier kernels may still use."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Each barrier, wait and commit of the project's kernels is needed: without one of them a run is wrong or fails. So is
-what their text tells nvcc."""
+"""Each barrier, wait and commit of the project's kernels is needed: without one of them a run is wrong or fails. The
+qualifiers and clobbers of their assembly are needed too."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ CALLS = {
     "fence of barriers": re.compile(r"^ +fence_mbarrier_init\w*\(\);$", re.MULTILINE),
 }
 SEVERAL_TILES = 300
-"""Tokens with which a block of threads has three tiles or so."""
+"""A number of tokens with which a block of threads has about three tiles."""
 
 Case = tuple[Any, str, list[np.ndarray], int]
-"""A kernel, the architecture that it is for, its arguments, and how many of the last ones are outputs."""
+"""A kernel, its architecture, its arguments, and the number of outputs, which are the last arguments."""
 
 
 def _dispatch() -> Case:
@@ -74,7 +74,7 @@ def _quantized_product() -> Case:
 
 
 def _combining_product() -> Case:
-    """Eleven slots of a token, eight at once."""
+    """A product that combines eleven slots of a token, eight at once."""
     random, types = np.random.default_rng(0), {"dtype": "float16", "matrix_dtype": "float16", "out_dtype": "float16"}
     product = GroupedProblem(3, 64, 8, scattered=True, **types)
     problem = CombiningProblem(product, CombineProblem(3, 8, "float16", weighted=True, pair_dtype="float16"), 11)
@@ -103,7 +103,7 @@ KERNELS: dict[str, Callable[[], Case]] = {
 
 
 def _with_a_switch(source: str) -> tuple[list[str], str]:
-    """The calls, and a source that leaves out the one whose position ``left_out`` is told to."""
+    """The calls in a source, and the source with an exported number ``left_out``, the index of a call to skip."""
     calls = sorted(
         (call.start(), call.end(), f"{what} {number}")
         for what, pattern in CALLS.items()
@@ -116,7 +116,7 @@ def _with_a_switch(source: str) -> tuple[list[str], str]:
 
 
 QUICK = {"product for Ampere", "dispatch"}
-"""What the others copy and wait for is like what these do."""
+"""Cases in every run; the others copy and wait in similar ways."""
 
 
 WITHOUT_ASSEMBLY = {"dispatch", "product that combines"}
@@ -126,7 +126,8 @@ Changed = tuple[kernel_runner.Kernel, pathlib.Path]
 
 @pytest.fixture
 def changed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Changed]:
-    """``changed(kernel, architecture, change)``: the kernel, of a source that was changed, and its library."""
+    """A function ``changed(kernel, architecture, change)`` that returns the kernel of the changed source, and its
+    library."""
 
     def build(kernel: Any, architecture: str, change: Callable[[str], str]) -> Changed:
         paths: list[pathlib.Path] = []
@@ -180,7 +181,7 @@ STATEMENT = re.compile(r"asm volatile\((?:[^()\"]|\"[^\"]*\"|\([^()]*(?:\([^()]*
 
 
 def _told_less(source: str) -> Iterator[tuple[str, str]]:
-    """Sources in which one assembly statement is not volatile, or does not clobber memory."""
+    """Variants of a source in which one assembly statement is not volatile, or does not clobber memory."""
     for statement in STATEMENT.finditer(source):
         text, before, behind = statement[0], source[: statement.start()], source[statement.end() :]
         if REGISTERS_ONLY.match(text):

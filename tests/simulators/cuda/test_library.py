@@ -1,4 +1,4 @@
-"""Building libraries: what cannot be emulated is refused by name, and what was built is kept."""
+"""Builds of libraries: code that cannot be emulated is refused by name, and built libraries are cached."""
 
 from __future__ import annotations
 

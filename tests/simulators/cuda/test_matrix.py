@@ -1,4 +1,4 @@
-"""ldmatrix, stmatrix and mma: fragments lie where the PTX manual says, products are those of numpy."""
+"""ldmatrix, stmatrix and mma: fragments have the layouts of the PTX manual, and products are those of numpy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moec.errors import UnsupportedError
 
 from .emulated import load, load_one
 
-# The numbers of a lane's registers are given and taken in arrays [registers, 32].
+# Kernels take and return the registers of all lanes as arrays [registers, 32].
 LOAD = """
 extern "C" __global__ void load{suffix}(unsigned short* tiles, unsigned* registers) {{
   __shared__ alignas(64) unsigned short tiles_ptr[256];
@@ -96,20 +96,20 @@ def test_tiles_are_loaded_and_stored(kernels, suffix):
 
 
 def _a_registers(a: np.ndarray) -> np.ndarray:
-    """[16, depth] as registers [count, 32]: rows 0 to 7 and 8 to 15 in turn, then the next four words."""
+    """The registers [count, 32] of A [16, depth]: rows 0 to 7 and 8 to 15 in turn, then the next four words."""
     words = np.ascontiguousarray(a).view(np.uint32)
     quarters = [words[half * 8 : half * 8 + 8, at : at + 4] for at in range(0, words.shape[1], 4) for half in (0, 1)]
     return np.stack([quarter.reshape(32) for quarter in quarters])
 
 
 def _b_registers(b: np.ndarray) -> np.ndarray:
-    """[depth, 8] as registers [count, 32]."""
+    """The registers [count, 32] of B [depth, 8]."""
     words = np.ascontiguousarray(b.T).view(np.uint32)
     return np.stack([words[:, at : at + 4].reshape(32) for at in range(0, words.shape[1], 4)])
 
 
 def _c_registers(c: np.ndarray) -> np.ndarray:
-    """[16, 8] as registers [4, 32]."""
+    """The registers [4, 32] of C [16, 8]."""
     return np.stack([c[half * 8 : half * 8 + 8, i::2].reshape(32) for half in (0, 1) for i in (0, 1)])
 
 

@@ -1,4 +1,4 @@
-"""mbarrier: phases end when all have arrived and all bytes are in."""
+"""mbarrier: a phase ends when all threads and all expected bytes have arrived."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def kernels():
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
-    """Bits, with one value for all NaN."""
+    """The bits of 16-bit floats, with one value for all NaN."""
     return np.where(np.isnan(array.astype(np.float32)), 0x7FFF, array.view(np.uint16))
 
 

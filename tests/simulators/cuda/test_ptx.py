@@ -1,4 +1,4 @@
-"""Inline assembly and PTX are read as they are written."""
+"""Parsing of inline assembly and PTX."""
 
 from __future__ import annotations
 

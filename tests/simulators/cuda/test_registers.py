@@ -1,4 +1,4 @@
-"""setmaxnreg: a block has the registers that its threads started with, and no more."""
+"""setmaxnreg: a block has the registers that its threads started with, and not more."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def set_registers(how: str, count: int) -> str:
     return f'asm volatile("setmaxnreg.{how}.sync.aligned.u32 %0;" : : "n"({count}));'
 
 
-# 65536 registers for 384 threads are 168 for each, in steps of 8.
+# 65536 registers for 384 threads are 168 each, rounded down to a multiple of 8.
 CASES = {
     "all_are_used": (set_registers("dec", 40), set_registers("inc", 232), None),
     "some_are_left": (set_registers("dec", 24), set_registers("inc", 232), None),

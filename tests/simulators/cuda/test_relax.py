@@ -20,8 +20,8 @@ from ...products import thinned
 TARGET = {"kind": "cuda", "arch": "sm_80"}
 TOLERANCES = {"float32": 1e-5, "float16": 2e-2, "bfloat16": 2e-1}
 LOCK_STEP = {(name, "bfloat16") for name in ("softmax", "sum", "argmax")}
-"""TVM reduces bfloat16 through shared memory without barriers between the lanes of a warp, which CUDA does not allow
-since independent thread scheduling. The emulator runs the lanes one after the other, so that results are wrong."""
+"""Kernels with wrong results: TVM reduces bfloat16 through shared memory without barriers between the lanes of a warp,
+which independent thread scheduling of CUDA forbids. The emulator runs lanes one after the other."""
 ROWS, DEPTH, COLUMNS = 5, 64, 96
 
 

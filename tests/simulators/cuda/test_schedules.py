@@ -1,5 +1,5 @@
-"""Warps run apart, as far as the hardware lets them: a kernel computes the same in every order, and one that would not
-is found out."""
+"""Adverse schedules of warps, as far as the hardware allows: a correct kernel gives the same results in every order,
+and an incorrect one is caught."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ SCHEDULES = {
 
 
 def _with_turns_of_one_thread(source: str) -> str:
-    """The kernel, in which the exported ``one_thread`` says whether one thread of a consumer gives the turn, not one
-    of each warp."""
+    """The kernel with an exported switch ``one_thread``: whether one thread of a consumer gives the turn, instead of
+    one of each warp."""
     gives = "if ((thread % 32) == 0) {\n"
     initialised = ", (uint)4);"
     assert source.count(gives) == source.count(initialised) == 1
@@ -40,7 +40,7 @@ def _with_turns_of_one_thread(source: str) -> str:
 
 @pytest.fixture(scope="module")
 def product() -> Iterator[tuple[kernel_runner.Kernel, ctypes.c_int, list[np.ndarray], np.ndarray]]:
-    """A product whose tiles have a single panel, its switch, its arguments, and what it should compute."""
+    """A product whose tiles have a single panel, its switch, its arguments, and its expected result."""
     problem = GroupedProblem(2, 64, 64, 64, gathered=True, dtype="float16", matrix_dtype="float16", out_dtype="float16")
     paths = []
 

@@ -1,4 +1,4 @@
-"""wgmma whose B has its columns side by side in shared memory, as the values of an attention lie there."""
+"""wgmma with a B whose rows are contiguous in shared memory, the layout of values in attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""wgmma: products are those of numpy, and nothing can be seen before it was waited for."""
+"""wgmma: products are those of numpy, and are not visible before a wait."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .emulated import load, load_one
 
 COLUMNS = 24
 SUMS = COLUMNS // 2
-# A [64, 64] and B [COLUMNS, 64] lie row by row in shared memory; each row of 128 bytes swizzled by hand.
+# A [64, 64] and B [COLUMNS, 64] are row-major in shared memory; each row of 128 bytes is swizzled by hand.
 HELPERS = """
 __forceinline__ __device__ uint64_t descriptor(const void* start, uint64_t leading, uint64_t stride, uint64_t layout) {
   return (__cvta_generic_to_shared(start) >> 4) | leading << 16 | stride << 32 | layout << 62;
@@ -108,7 +108,7 @@ def _numbers(dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _by_thread(matrix: np.ndarray) -> np.ndarray:
-    """[64, COLUMNS] as sums [SUMS, 128]."""
+    """The accumulators [SUMS, 128] of the threads for a matrix [64, COLUMNS]."""
     thread, i = np.arange(128)[None], np.arange(SUMS)[:, None]
     row = thread // 32 * 16 + thread % 32 // 4 + i // 2 % 2 * 8
     return matrix[row, i // 4 * 8 + thread % 4 * 2 + i % 2]
@@ -122,7 +122,7 @@ def test_products(kernels, completion, name):
     product = a.astype(np.float32) @ b.astype(np.float32).T
     expected = _by_thread(product if name == "first_replaces" else product + given)
     np.testing.assert_array_equal(results[1], expected)  # integers, so exact
-    # The last warp that issues a product may see it at once; the others are further on by then.
+    # The last warp to issue a product may see it at once; the others have moved on by then.
     early = [np.array_equal(results[0][:, warp], expected[:, warp]) for warp in np.split(np.arange(128), 4)]
     assert early.count(True) == (1 if completion == "earliest" else 0)
     assert (results[0] == _by_thread(given)).mean() > 0.7

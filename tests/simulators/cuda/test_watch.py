@@ -1,4 +1,4 @@
-"""Watched kernels: two threads' accesses to a byte of shared memory need a barrier between them, in any schedule."""
+"""Watched kernels: accesses of two threads to a byte of shared memory need a barrier between them, in any schedule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the copy for the timed simulation looks like, and code whose time it would not know."""
+"""The instrumented copy for the timed simulation, and code that it refuses because it cannot count its cycles."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_pipeline_has_the_style_that_it_declares_or_else_that_of_the_tools(dec
 
 
 def test_loops_that_are_flattened_share_their_claims():
-    """A claim covers the loops around that hold nothing else; another statement ends them."""
+    """A claim also covers the loops around that hold nothing else; another statement ends the nest."""
     claim = "// checked\n#pragma HLS DEPENDENCE variable=sums type=inter dependent=false\n"
     inner = "inner:\n    for (int j = 0; j < 4; j++) {\n" + PIPELINE + claim + "sums[i] += j; }"
     flat = f"void f(int sums[4]) {{\nouter:\n for (int i = 0; i < 4; i++) {{\n{inner}\n}} }}"
@@ -75,7 +75,7 @@ def test_a_depth_that_a_pragma_sets():
 
 
 def pipelined_with(more: str) -> str:
-    """The design with something behind the pragma of a pipelined loop."""
+    """The design with text added after the pragma of a pipelined loop."""
     return source(twice=TWICE.replace(PIPELINE, PIPELINE + more))
 
 

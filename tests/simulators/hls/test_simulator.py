@@ -1,4 +1,4 @@
-"""The simulation of small designs, whose cycles can be counted by hand, and of faults that were put in."""
+"""Simulation of small designs, whose cycles can be counted by hand, and of designs with seeded faults."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 SLOW_TWICE = TWICE.replace("II=1", "II=3")
-# The second of two numbers goes through a channel that is read first.
+# Numbers go through two channels in turns of four; the reader begins with the other channel.
 PAIRS = source(
     channels='    hls::stream<int, 4> words("words"), later("later");\n    hls::stream<int, 2> doubled("doubled");\n',
     load=LOAD.replace("& words)", "& words, hls::stream<int>& later)").replace(
@@ -106,7 +106,7 @@ def test_masters_are_connected_as_the_project_says():
 
 
 def test_stalls_and_fill():
-    """The loader fills the channel, then waits for the slow process, which never waits but for the first word."""
+    """The loader fills the channel, then waits for the slow process, which itself waits only for the first word."""
     result = simulate_timed(project(source(twice=SLOW_TWICE)), memory_latency=0)
     load, twice, store = result.processes
     words, doubled = result.channels
@@ -119,14 +119,15 @@ def test_stalls_and_fill():
 
 
 def test_a_question_is_answered_as_of_its_cycle():
-    """Polling costs a cycle per question and sees a word one cycle behind its writing, whatever runs first."""
+    """Polling costs a cycle per question and sees a word one cycle after it is written, whichever process runs
+    first."""
     assert simulate_timed(project(POLLING), memory_latency=0).cycles == 33
     other_order = POLLING.replace(CALLS, CALLS.replace("    load(in, words);\n", "") + "    load(in, words);\n")
     assert simulate_timed(project(other_order), memory_latency=0).cycles == 33
 
 
 def test_an_undersized_channel_deadlocks():
-    """C simulation cannot see it: its channels have no depth."""
+    """C simulation cannot see this fault, since its channels have no depth."""
     assert simulate_functionally(project(PAIRS)).startswith("PASS")
     assert simulate_timed(project(PAIRS)).cycles > 0
     error = failure(lambda: simulate_timed(project(PAIRS), fifo_depths={"words": 3}))

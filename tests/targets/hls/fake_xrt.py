@@ -1,4 +1,4 @@
-"""As much of XRT's Python module as generated host programs call, with a kernel that a test gives."""
+"""A stand-in for XRT's Python module: the part that generated host programs call, with a test's own kernel."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class Buffer:
 
 
 def module(run: Callable[..., str], group: Callable[[int], int] = lambda _: 1) -> Any:
-    """``run`` takes the kernel's arguments and says in which state it ends; ``group``: an argument's memory."""
+    """The module ``pyxrt``. ``run``: takes the kernel's arguments and returns the state in which it ends; ``group``:
+    the memory of an argument, by its index."""
 
     class Kernel:
         shared = "shared"

@@ -1,4 +1,4 @@
-"""Small graphs, node by node."""
+"""A builder of small graphs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROUTE = RouteSpec(2, normalize=True)
 
 
 class GraphBuilder:
-    """Nodes one after the other, with random constants."""
+    """A graph built node by node, with random constants."""
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(0)
@@ -46,7 +46,7 @@ class GraphBuilder:
         return self._append(make_node("MoE", given, experts, route, name="block"))
 
     def shared_moe(self, tokens: ir.Value, logits: ir.Value, experts: ExpertsSpec, table: list[int]) -> ir.Value:
-        """Experts behind a table of ids, as many as it has different ones."""
+        """Routed experts whose ids are looked up in a table; as many experts as the table has different ids."""
         route = make_node("Route", {"logits": logits}, ROUTE)
         weights = self._append(route)
         route.outputs[1].name = "ids"

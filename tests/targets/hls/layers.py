@@ -1,4 +1,4 @@
-"""Random layers, and their projects."""
+"""Random layers and their projects."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def float_block(
 
 
 def in_groups(block: FloatBlock, bits: Literal[4, 8], group: int, floats: Sequence[int] = ()) -> FloatBlock:
-    """The block with weights that are integers of ``bits`` already, those of the experts ``floats`` excepted; ``group``
-    inputs share a step, 0: all. In groups the largest weight is the most negative integer, whatever its sign, as the
-    pass quantize-experts rounds to int4."""
+    """The block with weights that are multiples of ``bits`` integers, except those of the experts ``floats``. ``group``
+    inputs share a scale; 0: all inputs. In groups the weight of largest magnitude becomes the most negative integer,
+    whatever its sign, as the pass quantize-experts rounds to int4."""
     rounded, steps = {}, {}
     for part in ("gate", "up", "down"):
         weights = getattr(block, part)
@@ -89,5 +89,5 @@ def quantized(block: FloatBlock, *, most_tokens: int = 16, weight_bits: int = 8)
 
 
 def project(block: QuantizedBlock, steps: Array, **design: Any) -> dict[str, bytes]:
-    """Of tokens int8 [T, d]; ``design`` are fields of :class:`Design`."""
+    """The project of a block for tokens int8 [T, d]. ``design``: fields of :class:`Design`."""
     return project_files(Design(block.shape, **design), block, steps, DESCRIPTION)

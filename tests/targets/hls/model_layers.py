@@ -1,4 +1,4 @@
-"""Small plans of whole models with random weights, in which every kind of layer is."""
+"""Small plans of whole models with random weights and every kind of layer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def moe_block(width: int, hidden: int, experts: int = 4, slots: int = 2) -> Floa
 
 
 def feed_forward(width: int, hidden: int) -> FloatBlock:
-    """A dense layer: one shared expert and no other."""
+    """A dense layer: a single shared expert."""
     block = float_block(RouteSpec(0), ExpertsSpec(activation="gelu", gate_layout="none"), 0, width, hidden, shared=1)
     return dataclasses.replace(block, norm=norm(width))
 
@@ -56,14 +56,14 @@ def attention_block(width: int, heads: int) -> FloatAttention:
 
 
 def gated_block(width: int, experts: int = 5, *, group: int = 0) -> FloatBlock:
-    """Gated experts, in int4 where they have groups; a bias moves the choice."""
+    """Gated experts whose choice has a bias; with groups their weights are int4."""
     routing = RouteSpec(2, "sigmoid", normalize=True)
     block = float_block(routing, ExpertsSpec("silu", "separate"), experts, width, 40, biased_choice=True)
     return dataclasses.replace(in_groups(block, 4, group) if group else block, norm=norm(width))
 
 
 def sigmoid_block(width: int, experts: int = 3) -> FloatBlock:
-    """Experts that are not gated, and scores without a bias."""
+    """Experts without gates, chosen by sigmoids without a bias."""
     spec = ExpertsSpec(activation="gelu", gate_layout="none")
     return dataclasses.replace(
         float_block(RouteSpec(2, "sigmoid", normalize=True), spec, experts, width, 24), norm=norm(width)
@@ -80,7 +80,8 @@ def plan(
     pixels: int = PIXELS,
     last: Sequence[FloatBlock] = (),
 ) -> ModelPlan:
-    """Patches and a class token → attention, dense layer, attention, experts, or ``last`` in their place → classes."""
+    """A vision transformer: patches and a class token → attention, dense layer, attention, experts (or ``last``) →
+    classes."""
     random = np.random.default_rng(3)
     stream = random.normal(0, 1, (3, tokens, width)).astype(np.float32)
     rows = stream.reshape(-1, width)
@@ -112,30 +113,32 @@ def plan(
 
 
 def decoder_plan(*, tokens: int = 8, cached: int = 12, width: int = 24, classes: int = 0) -> ModelPlan:
-    """Two layers of a decoder: attention with norms, turns and shared keys, in the second one with a window and sinks,
-    and gated experts. With ``classes``, as many ids have rows, and logits."""
+    """A decoder of two layers: attention with norms, rotary embeddings and shared keys, in the second also a window and
+    sinks, and gated experts. With ``classes``, it has a head, and an embedding of as many ids."""
     random = np.random.default_rng(3)
     stream = random.normal(0, 1, (3, cached or tokens, width)).astype(np.float32)
     blocks: list[Any] = []
     for seed in range(2):
         attention = decoder(8, width=width, normed=True, seed=seed, **({"window": 2, "sinks": SINKS} if seed else {}))
-        found = quantize_attention(attention, stream, most_tokens=tokens, cached=cached, stream_scale=STREAM_SCALE)
+        attention_layer = quantize_attention(
+            attention, stream, most_tokens=tokens, cached=cached, stream_scale=STREAM_SCALE
+        )
         spec = ExpertsSpec(activation="silu", gate_layout="gate_up")
         experts = float_block(RouteSpec(2, normalize=True), spec, 4, width, 16, seed=seed)
         experts = dataclasses.replace(experts, norm=dataclasses.replace(norm(width), kind="rms"))
         rows = stream.reshape(-1, width)
-        blocks += [found, quantize(experts, rows, most_tokens=tokens, stream_scale=STREAM_SCALE)]
+        blocks += [attention_layer, quantize(experts, rows, most_tokens=tokens, stream_scale=STREAM_SCALE)]
     rms = quantize_norm("head", dataclasses.replace(norm(width), kind="rms"), STREAM_SCALE, INPUT_SCALE)
     heads = [linear(random, min(width, classes - first), width, rms, "none") for first in range(0, classes, width)]
-    found = planned("decoder", tokens, STREAM_SCALE, None, None, blocks, heads)
+    attention_layer = planned("decoder", tokens, STREAM_SCALE, None, None, blocks, heads)
     rows = random.integers(-4000, 4000, (classes, width)).astype(np.int16)
-    return dataclasses.replace(found, token_rows=rows) if classes else found
+    return dataclasses.replace(attention_layer, token_rows=rows) if classes else attention_layer
 
 
 def linear(
     random: np.random.Generator, classes: int, width: int, normalization: QuantizedNorm, pool: Any, gate: int = GATE_ONE
 ) -> QuantizedLinear:
-    """A head."""
+    """A linear layer as a head."""
     scale = 2.0**-10
     weights, biases = _normal(random, 1, classes, width) * width**-0.5, _normal(random, 1, classes)
     down = project(weights, biases, INPUT_SCALE, np.full(classes, scale), 8)

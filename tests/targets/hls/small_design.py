@@ -77,7 +77,7 @@ def source(
 
 
 def project(text: str) -> dict[str, bytes]:
-    """A project's files around one source."""
+    """The files of a project with this source."""
     configuration = "[hls]\nsyn.top=top\nsyn.file=top.cpp\ntb.file=testbench.cpp\n"
     texts = {"top.cpp": text, "testbench.cpp": TESTBENCH, "hls_config.cfg": configuration}
     return {name: content.encode() for name, content in texts.items()}

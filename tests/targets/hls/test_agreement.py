@@ -1,5 +1,5 @@
-"""The float form of blocks against the graph on calibration data: what is read wrongly is noticed, what is not shown is
-said."""
+"""The comparison of float forms with the graph on calibration data: misread numbers are noticed, and parts that the
+data does not exercise are named."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOKENS = np.random.default_rng(1).normal(size=(2, 9, D)).astype(np.float32)
 
 
 def attention(graph=None, tokens=TOKENS, *, layout="halves", positions=64):
-    """A block as it is found, and what the graph makes of tokens."""
+    """An attention block as it is found, and the graph's tokens and results."""
     graph = graph or GraphBuilder()
     model, (block,), _ = found_in(graph, rotary(graph, layout, norm=True))
     seen = run_floats(model, [block], {"x": tokens})
@@ -99,7 +99,7 @@ def test_experts_that_are_read_wrongly_are_refused_with_both_figures(fault):
 
 
 def test_a_fault_in_what_is_added_to_large_tokens_is_noticed():
-    """Of which it is a millionth."""
+    """The results are a millionth of the tokens."""
     block, tokens, output = experts(TOKENS * 1e4, norm="RMSNormalization")
     experts_agreement(block, tokens, output)
     scaled = dataclasses.replace(block, numbers=block.numbers.scaled(np.full(D, 1.01, np.float32)))
@@ -108,7 +108,7 @@ def test_a_fault_in_what_is_added_to_large_tokens_is_noticed():
 
 
 def test_angles_that_change_with_the_length_are_seen_where_the_data_is_as_long(monkeypatch):
-    """Angles that were read at 8 positions, of a graph that turns sequences of more than 16 tokens otherwise."""
+    """Angles are read at 8 positions, but the graph uses other angles for sequences of more than 16 tokens."""
     monkeypatch.setattr("moec.targets.hls.attention.rows._expect_agreement", lambda *_: None)
     graph = GraphBuilder()
     model, (block,), _ = found_in(graph, rotary(graph, "long"))
@@ -178,7 +178,8 @@ def test_few_tokens_are_compared_as_far_as_they_go():
 
 
 def rounded_experts(dtype, norm: bool, scale: float):
-    """Behind a cast, as models in mixed precision have them, and what the graph makes of tokens."""
+    """Experts of a model in mixed precision, which compute in ``dtype`` after a cast, and the graph's tokens and
+    results."""
     graph = GraphBuilder()
     tokens = graph.add("RMSNormalization", graph.x, graph.normal(D)) if norm else graph.x
     graph.dtype = dtype
@@ -196,7 +197,7 @@ def rounded_experts(dtype, norm: bool, scale: float):
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_what_16_bits_round_is_no_fault(dtype, norm, scale):
-    """Neither in results, nor in logits, whose near ties and weights they decide."""
+    """Rounding is allowed in results, and in logits, where it decides near ties and changes gates."""
     block, tokens, output = rounded_experts(dtype, norm, scale)
     assert experts_agreement(block, tokens, output).tokens > 250
     scaled = dataclasses.replace(block, numbers=block.numbers.scaled(np.full(D, 1.1, np.float32)))

@@ -1,4 +1,4 @@
-"""The attention block in integers against floats, and in generated C++ against integers."""
+"""Attention blocks: integers against floats, and generated C++ against integers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from moec.targets.hls.moe.quality import signal_to_noise
 from moec.targets.hls.normalization import FloatNorm
 
 SINKS = np.array([30, -200, 0.5, 3], np.float32)
-"""Of four heads: one that weighs hardly any key, one that has none."""
+"""The sinks of four heads; the first leaves hardly any weight to keys, the second has no weight."""
 SHAPE = AttentionShape(tokens=197, width=192, heads=3, head_width=64, norm="layer")
 
 
@@ -50,7 +50,7 @@ def float_attention(
 
 
 def turns_for(head_width, positions=64, turned=None) -> Turns:
-    """Of the first ``turned`` channels, of all where nothing else is said."""
+    """A rotary embedding of the first ``turned`` channels, by default of all."""
     pairs = (turned or head_width) // 2
     angles = np.arange(positions)[:, None] * 100.0 ** (-np.arange(pairs) / pairs)
     angles = np.pad(angles, ((0, 0), (0, head_width // 2 - pairs)))
@@ -63,7 +63,8 @@ def head_norm_for(head_width, seed=0) -> FloatNorm:
 
 
 def decoder(head_width=8, *, heads=4, sharing=2, turned=None, normed=False, joint=False, **fields) -> FloatAttention:
-    """Causal, with grouped heads and rotary embeddings; rows normalised one by one, or those of all heads jointly."""
+    """A causal block with grouped heads and rotary embeddings. ``normed``: rows are normalised on their own; ``joint``:
+    those of all heads together."""
     widths = [head_width * count if joint else head_width for count in (heads, heads // sharing)]
     names = ("query_norm", "key_norm") if normed or joint else ()
     norms = {name: head_norm_for(width, seed) for seed, (name, width) in enumerate(zip(names, widths, strict=False))}
@@ -89,7 +90,7 @@ def files_of(block, steps, **design):
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 @pytest.mark.parametrize(("sharpness", "decibels"), [(0.1, 34), (1.5, 30), (4, 25)])
 def test_integers_are_close_to_floats(kind, sharpness, decibels):
-    """From heads that look at all tokens alike to heads that look at few: a step of a score weighs more there."""
+    """Heads range from attending to all tokens equally to attending to few, where a step of a score matters more."""
     block = float_attention(heads=3, head_width=16, width=48, kind=kind, sharpness=sharpness)
     tokens = tokens_for(block, 4, 50)
     integers, floats = quantize_attention(block, tokens, most_tokens=50), block.run(tokens)
@@ -143,7 +144,7 @@ def test_a_window_leaves_keys_behind():
 @pytest.mark.parametrize("calls", [[9, 1, 1, 1], [1] * 12, [5, 7]])
 @pytest.mark.parametrize("fields", [{"normed": True}, {"joint": True, "window": 4, "sinks": SINKS}])
 def test_calls_behind_each_other_are_one_sequence(calls, fields):
-    """Bit for bit, however a sequence is cut: what a cache holds is all that they share."""
+    """Calls that share only a cache give the same bits, however a sequence is cut."""
     block = quantized(decoder(**fields))
     steps = block.quantized(tokens_for(decoder(), 1, 12)[0])
     whole, parts, at = attention_reference.run(block, steps), [None], 0
@@ -154,7 +155,7 @@ def test_calls_behind_each_other_are_one_sequence(calls, fields):
 
 
 def test_turns_depend_on_the_distance_alone():
-    """What rotary embeddings are for: scores of equal tokens are those of their distance."""
+    """Scores of rotated equal tokens depend only on their distance, the purpose of rotary embeddings."""
     turns = turns_for(8)
     row = np.tile(np.random.default_rng(0).normal(size=8), (1, 40, 1))
     scores = turns.run(row)[0] @ turns.run(row)[0].T
@@ -186,7 +187,7 @@ def layer():
 
 @pytest.mark.parametrize("count", [0, 1, 7, 9])
 def test_timed_simulation_equals_the_reference(count, layer):
-    """At depth 1, a process that waited for more than its own inputs would stop all others."""
+    """With channels of depth 1, a process that waited for more than its own inputs would stop all others."""
     files = files_of(layer, layer.quantized(tokens_for(float_attention(), 1, count)[0]), lanes=8)
     declared, narrow = (simulate_timed(files, fifo_depths=depth) for depth in (None, 1))
     assert f"PASS: {count} tokens" in declared.output and f"PASS: {count} tokens" in narrow.output
@@ -196,13 +197,13 @@ def test_timed_simulation_equals_the_reference(count, layer):
 @pytest.mark.parametrize(
     ("fields", "design"),
     [
-        pytest.param({"normed": True}, {}, marks=pytest.mark.nightly),  # in every run: a cache, test_latents.py
+        pytest.param({"normed": True}, {}, marks=pytest.mark.nightly),  # test_latents.py covers it with a cache
         ({"heads": 3, "sharing": 3, "head_width": 12, "turned": 4, "width": 40, "joint": True}, {"norm_lanes": 2}),
     ],
 )
 @pytest.mark.parametrize("count", [0, 1, 17])
 def test_a_decoder_equals_the_reference(count, fields, design):
-    """17 tokens: in the third group of keys is one."""
+    """With 17 tokens, the third group of keys has only one."""
     block = decoder(**fields)
     integers = quantized(block)
     files = files_of(integers, integers.quantized(tokens_for(block, 1, count)[0]), lanes=8, **design)
@@ -214,7 +215,7 @@ def test_a_decoder_equals_the_reference(count, fields, design):
 @pytest.mark.parametrize(
     ("fields", "counts"),
     [
-        pytest.param({"normed": True}, [19], marks=pytest.mark.nightly),  # in every run: with latents, test_latents.py
+        pytest.param({"normed": True}, [19], marks=pytest.mark.nightly),  # test_latents.py covers it with latents
         pytest.param({"sharing": 1, "turns": None, "head_width": 12}, [19], marks=pytest.mark.nightly),
         pytest.param({"head_width": 72}, [4], marks=pytest.mark.nightly),
         ({"joint": True, "window": 5, "sinks": SINKS}, [0, 19]),
@@ -223,7 +224,7 @@ def test_a_decoder_equals_the_reference(count, fields, design):
     ],
 )
 def test_a_cache_holds_a_sequence_between_calls(fields, counts):
-    """Of 19 tokens 8 in a call, 8 in the next one, and 3 alone."""
+    """19 tokens come as calls of 8, 8, 1, 1 and 1."""
     block = decoder(**fields)
     integers = quantized(block, most_tokens=8, cached=19)
     for count in counts:

@@ -1,4 +1,4 @@
-"""What an attention block costs, and that its cycles are those of the timed simulation."""
+"""Estimated costs of attention blocks, and their cycles against the timed simulation."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_products_of_a_large_block_set_its_pace():
     ],
 )
 def test_estimates_of_calls_with_a_cache_agree_with_the_simulation(joint, share, latency, stages, most):
-    """A call with 32 tokens, one with 8 behind them, and one with one token behind all."""
+    """Calls have 32 tokens, 8 after them, and then single tokens."""
     floats = decoder(32, width=64, joint=joint)
     block = quantized(floats, most_tokens=32, cached=43)
     files = files_of(block, block.quantized(tokens_for(floats, 1, 43)[0]), lanes=8)
@@ -98,7 +98,8 @@ def test_a_causal_block_scores_half_as_many_keys():
 
 
 def test_a_window_bounds_what_is_scored():
-    """Of 2000 keys the last 100, in whole groups of 16: the seventh in front of a query's own may have one of them."""
+    """A window of the last 100 of 2000 keys is scored in whole groups of 16: the query's own group, and seven before
+    it, since the first of these may hold a single key of the window."""
     design = AttentionDesign(AttentionShape(2000, 64, 1, 64, "rms", causal=True, windowed=True))
     assert scores_of_head(design, 1, 1999, window=100) == 8 * design.chunks
     assert scores_of_head(design, 2000, window=100) == scores_of_head(design, 2000, window=113)
@@ -119,7 +120,8 @@ def test_arrays_take_a_dsp_for_two_products():
 
 
 def test_logic_by_hand():
-    """Four arrays of 16 x 16 products, of which four share a word; results of each are rounded, and keys weighed."""
+    """The LUTs of four arrays of 16 x 16 products, four of which are summed in a word, of rounding the results of each
+    array and the weights of keys, of the divider, control and masters."""
     found = estimate_attention(AttentionDesign(M3VIT), find_part("zcu102"), 300)
     arrays, rounding, reciprocal = 4 * 8 * (4 * (432 + 7 * 27) // 3), 5 * 16 * 26, 20 * 20
     logic = arrays + rounding + reciprocal + 3000 + 4 * 1100

@@ -1,4 +1,4 @@
-"""Attention blocks in graphs: what is found computes what the graph does, and what is another thing is refused."""
+"""Attention blocks in graphs: blocks that are found compute what the graph does, and other graphs are refused."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ FLAT = {"q_num_heads": HEADS, "kv_num_heads": HEADS}
 
 
 def flat_heads(graph: GraphBuilder, tokens: ir.Value, **attributes) -> ir.Value:
-    """Three products, and heads that the operator splits itself."""
+    """Attention with three products, whose operator splits heads itself."""
     query, key, value = (graph.dense(tokens, HEADS * CHANNELS) for _ in range(3))
     return graph.add("Attention", query, key, value, **FLAT, **attributes)
 
 
 def split_heads(graph: GraphBuilder, tokens: ir.Value) -> ir.Value:
-    """One product, cut into parts and heads."""
+    """Attention with one product, whose results are cut into queries, keys and values, and into heads."""
     parts = graph.add(
         "Reshape", graph.dense(tokens, 3 * HEADS * CHANNELS), graph.constant(np.array([0, -1, 3, HEADS, CHANNELS]))
     )
@@ -80,7 +80,7 @@ def test_a_mask_that_masks_nothing_is_none(mask):
 
 
 def by_position(graph: GraphBuilder) -> ir.Value:
-    """Tokens that are scaled by where they stand, which is no turn."""
+    """Tokens scaled by their positions, which is not a rotary embedding."""
     tokens = normalized(graph)
     count = graph.add("Gather", graph.add("Shape", graph.x), graph.constant(np.array(1)), axis=0)
     places = graph.add(
@@ -96,13 +96,13 @@ def with_mask(graph: GraphBuilder, mask: ir.Value) -> ir.Value:
 
 
 def repeated(graph: GraphBuilder, row: object) -> ir.Value:
-    """A mask for each image."""
+    """A mask that is repeated for each image."""
     count = graph.add("Shape", graph.x, end=1)
     return graph.add("Expand", graph.constant(row), graph.add("Concat", count, graph.constant(np.ones(3, int)), axis=0))
 
 
 def of_tokens(graph: GraphBuilder) -> ir.Value:
-    """Nothing for these tokens, but what it is for others only they tell."""
+    """A mask of zeros that depends on the numbers of tokens."""
     zeros = graph.add("Mul", graph.add("ReduceMin", graph.x, keepdims=0), graph.constant(np.float32(0)))
     return graph.add("Reshape", zeros, graph.constant(np.array([1, 1])))
 
@@ -120,7 +120,7 @@ def positions_of(graph: GraphBuilder, axes: list[int]) -> ir.Value:
 
 
 def window(graph: GraphBuilder, most: int, of_blocks: bool = False) -> ir.Value:
-    """A causal mask in which a query sees ``most`` keys, or those of its block of so many."""
+    """A causal mask in which a query sees the last ``most`` keys, or those of its own block of ``most`` positions."""
     if of_blocks:
         blocks = [graph.add("Div", positions_of(graph, [axis]), graph.constant(np.array(most))) for axis in (1, 0)]
         seen = graph.add("LessOrEqual", positions_of(graph, [0]), positions_of(graph, [1]))
@@ -132,7 +132,8 @@ def window(graph: GraphBuilder, most: int, of_blocks: bool = False) -> ir.Value:
 
 
 def behind_sinks(graph: GraphBuilder, sinks=0.5, fill=0.0, of_tokens=False) -> ir.Value:
-    """Keys and values behind one of ``fill``, whose score is ``sinks`` and more by head; None for a mask of nothing."""
+    """Attention with an additional first key and value of ``fill``, whose score is ``sinks`` plus the number of the
+    head; without a mask if ``sinks`` is None."""
     tokens = normalized(graph)
     heads = [graph.dense(tokens, HEADS * CHANNELS) for _ in range(3)]
     shape, front = graph.constant(np.array([0, -1, HEADS, CHANNELS])), graph.constant(np.array([1, 0]))
@@ -154,7 +155,7 @@ def behind_sinks(graph: GraphBuilder, sinks=0.5, fill=0.0, of_tokens=False) -> i
 
 
 def turned(graph: GraphBuilder, heads: ir.Value, layout: str, base: float = 0.3) -> ir.Value:
-    """[B, H, T, 4] by positions: halves, neighbours, or only the first two channels."""
+    """The rotary embedding of heads [B, H, T, 4]: of halves, of neighbours, or only of the first two channels."""
     pairs = 1 if layout == "part" else 2
     steps = graph.constant(np.array([1.0, base], np.float32)[:pairs])
     if layout == "long":  # other angles for all positions once a sequence is long
@@ -178,7 +179,8 @@ def turned(graph: GraphBuilder, heads: ir.Value, layout: str, base: float = 0.3)
 
 
 def rotary(graph: GraphBuilder, layout="halves", norm=False, shape="heads", other=0.3, of_keys=True) -> ir.Value:
-    """A decoder's attention: each head's row, or those of all heads together, normalised and turned."""
+    """The attention of a decoder with rotary embeddings, and with norms of each head's row (``norm``) or of all heads
+    together (``shape`` "rows"). Other shapes: "grouped" heads, "latents", and norms of "pairs" of heads."""
     tokens = normalized(graph)
     parts = []
     for place, count in enumerate((HEADS, 1 if shape == "grouped" else HEADS, 1 if shape == "grouped" else HEADS)):
@@ -190,9 +192,9 @@ def rotary(graph: GraphBuilder, layout="halves", norm=False, shape="heads", othe
             rows = graph.add("MatMul", latents, graph.normal(9, count * CHANNELS))
             if norm == "beside":
                 rows = graph.add("Add", rows, graph.dense(tokens, count * CHANNELS))
-            if norm and place:  # queries alone have latents
+            if norm and place:  # only queries are products of latents
                 rows = graph.dense(tokens, count * CHANNELS)
-        if shape == "pairs" and place < 2:  # of heads and a half
+        if shape == "pairs" and place < 2:  # normalise 6 channels, one and a half heads
             split = graph.add("Reshape", rows, graph.constant(np.array([0, -1, 2, 6])))
             rows = graph.add("RMSNormalization", split, graph.normal(6))
         heads = graph.add("Reshape", rows, graph.constant(np.array([0, -1, count, CHANNELS])))
@@ -226,8 +228,8 @@ def test_attention_of_decoders_computes_what_the_graph_does(build, expected):
     assert refused == []
     assert {name: getattr(found[0].numbers, name) for name in expected} == expected
     x = np.random.default_rng(1).normal(size=(2, 9, D)).astype(np.float32)
-    (wanted,) = interpreter.run(model, {"x": x}).values()
-    np.testing.assert_allclose(found[0].numbers.run(x).output, wanted, atol=5e-5)
+    (output,) = interpreter.run(model, {"x": x}).values()
+    np.testing.assert_allclose(found[0].numbers.run(x).output, output, atol=5e-5)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +268,7 @@ def test_what_the_templates_do_not_compute_is_refused(heads, reason):
 
 
 def test_keys_of_earlier_tokens_are_those_of_a_cache():
-    """The graph takes them in front of its own; a sequence without any is what the block computes."""
+    """The graph takes earlier keys as inputs before its own; the block computes a sequence without earlier tokens."""
     graph = GraphBuilder()
     tokens = normalized(graph)
     pasts = [

@@ -1,4 +1,4 @@
-"""Blocks in graphs: where they begin and end, and that their numbers compute what the graph does."""
+"""MoE blocks in graphs: where they begin and end, and whether their numbers compute what the graph does."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_numbers_compute_what_the_graph_does(norm, shared):
 
 
 def test_a_table_of_ids_is_followed():
-    """Experts 1 and 3 share weights, and expert 2 contributes nothing."""
+    """In the table, experts 1 and 3 share weights, and expert 2 contributes nothing."""
     graph = GraphBuilder()
     rows = graph.rows(graph.x)
     model = graph.model(graph.like_x(graph.shared_moe(rows, graph.dense(rows, E), SWIGLU, [1, 0, -1, 0])))

@@ -1,4 +1,4 @@
-"""Reports of synthesis beside estimates, as a library and as the script that projects carry."""
+"""Comparison of synthesis reports with estimates, as a library and as the script that projects carry."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_the_script_needs_nothing_but_python(tmp_path, text, code, said):
 
 
 def save(folder, name, estimate=ESTIMATE, **changes):
-    """The exit code of comparing a report with an estimate, and where it was saved."""
+    """Compare a report with an estimate and save the calibration. Returns the exit code and the path of the file."""
     (folder / "csynth.xml").write_text(report(**changes))
     (folder / "estimate.json").write_text(json.dumps(estimate))
     given = [folder / "csynth.xml", folder / "estimate.json", "--save", folder / name]

@@ -1,4 +1,4 @@
-"""Generated C++ compiles without a warning: what a compiler finds doubtful is a fault, or hides one."""
+"""Generated C++ compiles without warnings, since doubtful code is a fault or hides one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .test_attention import files_of, tokens_for
 from .test_latents import FORMS, with_latents
 
 FLAGS = ("-std=c++14", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-label", "-fsyntax-only")
-"""Pragmas and labels of loops are for synthesis."""
+"""Compiler options; pragmas and labels of loops are for synthesis, so unknown and unused ones are fine."""
 
 
 def vision(**sizes):

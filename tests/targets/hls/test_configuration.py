@@ -1,4 +1,4 @@
-"""What a project's hls_config.cfg says, and what it has to say."""
+"""Reading a project's hls_config.cfg, and the entries that it must have."""
 
 from __future__ import annotations
 

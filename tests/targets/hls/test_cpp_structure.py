@@ -1,4 +1,4 @@
-"""What is found in C++ without a compiler."""
+"""Functions, loops, pragmas and constants found in C++ without a compiler."""
 
 from __future__ import annotations
 

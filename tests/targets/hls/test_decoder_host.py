@@ -1,4 +1,4 @@
-"""The host program of a decoder, on a board that fails, and on one that computes what the reference does."""
+"""The host program of a decoder, on a board that fails, and on one that computes as the reference does."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from moec.targets.hls.model.project import model_files
 from . import fake_xrt, model_layers
 
 LAYERS, STREAM, UP = 0, 4, 7
-"""Arguments of the kernel."""
+"""Indices of the kernel's arguments."""
 PAST = 27
-"""A word of a layer's record."""
+"""The index of the word of a layer's record with the number of earlier tokens."""
 
 
 class Kernel:
-    """Leaves in the streams' memory how many tokens it was told are in front of those of the call."""
+    """A kernel that writes to the streams' memory the number of earlier tokens that its call declares."""
 
     def __init__(self) -> None:
         self.places: list[int] = []
@@ -36,7 +36,7 @@ class Kernel:
 
 
 class Reference:
-    """Computes calls as the integer reference does, of the tokens that it was given so far."""
+    """A kernel that computes each call with the integer reference, on all tokens that it has received so far."""
 
     def __init__(self, plan, width) -> None:
         self.plan, self.width = plan, width
@@ -59,7 +59,7 @@ class Reference:
 
 
 def host_of(folder, monkeypatch, *, cached, masters=(1, 1), classes=0):
-    """The names of a decoder's host program, and the kernel of its board."""
+    """The globals of a decoder's host program, and the kernel of its board."""
     plan = model_layers.decoder_plan(cached=cached, classes=classes)
     lanes = 8 if classes else 16
     design = model_design(plan, lanes, 16, 4, lanes, masters)
@@ -120,7 +120,7 @@ def test_a_design_without_a_cache_takes_whole_sequences(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("cached", [12, 0])
 def test_ids_of_a_prompt_become_the_most_probable_ids_behind_it(cached, tmp_path, monkeypatch, capsys):
-    """Rows of 48 bytes begin a beat every fourth time: heads compute what the last one shares beats with."""
+    """Every fourth row of 48 bytes begins a beat, so heads also compute the rows from the last such row on."""
     host, kernel = host_of(tmp_path, monkeypatch, cached=cached, classes=40)
     plan, board, prompt = kernel.plan, host["Board"]("model.xclbin"), [7, 39, 0]
 

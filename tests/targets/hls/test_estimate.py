@@ -1,4 +1,4 @@
-"""Cycles against timed simulations that were run, and resources against counts made by hand."""
+"""Estimated cycles against recorded timed simulations, and resources against counts by hand."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ EDGE_LOADS = [13, 12, 15, 13, 14, 21, 15, 14, 16, 18, 22, 14, 21, 14, 21, 15]
         (Design(BlockShape(129, 192, 384, 16, 2, normalized=False)), EDGE_LOADS, 1, 85413),
         (Design(M3VIT), M3VIT_LOADS, 1, 469077),
         (Design(M3VIT, 32, 32), M3VIT_LOADS, 1, 127445),
-        # The simulation behind these took as long for a router weight as for a beat of them.
+        # The simulation of these figures took as long for a router weight as for a beat of them.
         (Design(M3VIT, 32, 32), M3VIT_LOADS, 2, 131899 - 3072),
         (Design(M3VIT, 32, 32), M3VIT_LOADS, 3, 142841 - 2 * 3072),
         (Design(M3VIT, 32, 32), M3VIT_LOADS, 4, 180687 - 3 * 3072),
     ],
 )
 def test_cycles_of_timed_simulations(design, loads, cycles_per_beat, simulated):
-    """Of designs with these processes; the aim is 5%, the tiny ones are off by their constants."""
-    # The router behind these simulations loaded one weight per cycle.
+    """The aim is 5%; smaller designs are further off, because constants weigh more."""
+    # The router of these simulations loaded one weight per cycle.
     router = design.shape.experts * design.width
     simulated -= router - router // design.router_lanes
     cycles = count_cycles(design, loads, MemoryPace(cycles_per_beat))
@@ -66,7 +66,7 @@ def test_memory_latency_delays_every_job_that_nothing_hides():
 
 
 def test_a_job_waits_for_places_in_the_channel_and_the_next_one_behind_it():
-    """Ten beats through a channel of four that nobody reads before cycle 100: the last six come from then on."""
+    """Ten beats go through a channel of four that is not read before cycle 100, so the last six arrive after that."""
     loader = Loader(depth=4, pace=MemoryPace(1, 0))
     assert loader.arrival(10, announced=0, taken_from=100) == 110
     assert loader.arrival(3, announced=0, taken_from=100) == 106 + 3
@@ -82,13 +82,13 @@ def test_a_job_that_fits_into_the_channel_waits_for_nobody():
     ("jobs", "start", "end"),
     [
         ([_Job(2, 20, 5, 1)], 11, 45),  # the second product waits for an item of the first: 11 + 11, and 20 + 3
-        ([_Job(2, 20, 5, 30)], 11, 59),  # for its own weights: 33 + 3, and 20 + 3
-        ([_Job(2, 20, 5, 30), _Job(2, 20, 4, 4)], 11, 82),  # the next job behind the end of the first, at 59
-        ([_Job(2, 20, 5, 30), _Job(2, 20, 4, 60)], 11, 122),  # or behind its weights, at 33 + 3 + 60 + 3
+        ([_Job(2, 20, 5, 30)], 11, 59),  # it waits for its own weights: 33 + 3, and 20 + 3
+        ([_Job(2, 20, 5, 30), _Job(2, 20, 4, 4)], 11, 82),  # the next job starts after the first, at 59
+        ([_Job(2, 20, 5, 30), _Job(2, 20, 4, 60)], 11, 122),  # the next job waits for its weights: 33 + 3 + 60 + 3
     ],
 )
 def test_jobs_take_the_cycles_that_are_counted_by_hand(jobs, start, end):
-    """Pipelines of three stages and channels that hold all weights: the first job's five beats are there at cycle 8."""
+    """Pipelines have three stages, and channels hold all weights; the first job's five beats arrive by cycle 8."""
     fifos = SimpleNamespace(weights=100, items=1)
     design = SimpleNamespace(hidden_in_chunks=2, hidden_depth=6, hidden_out_chunks=3, fifos=fifos)
     assert _run(design, jobs, MemoryPace(1, 0), stages=3) == (start, end)
@@ -177,7 +177,8 @@ def test_dsps_by_process():
 
 
 def test_logic_by_hand():
-    """Sums of 24 bits behind up and 26 behind down, of 8 pairs of rows with 16 inputs, of which four share a word."""
+    """The LUTs of 8 pairs of rows with 16 inputs, four products of which are summed in a word, with sums of 24 bits in
+    the first product and 26 in the second."""
     up, down = 8 * 4 * (432 + 7 * 24) // 3, 8 * (4 * (432 + 7 * 26) // 3)
     hidden, result = 16 * 16, 16 * 26
     router, lists, choice = 16 * (32 + 3 * 40), 16 * (4 * 18 - 12), 4 * 23 + 3 * (34 + 32 + 8) + 32 * 7
@@ -221,7 +222,7 @@ def test_memories_of_the_example():
     assert (weights.copies, weights.bits, weights.words, weights.bram18) == (8, 512, 48, 0)
     assert weights.luts == 8 * 74 * 8
     assert found["router", "weights"].copies == 64
-    assert found["select", "scores"].copies == 3  # of four slots, and of all experts in turn
+    assert found["select", "scores"].copies == 3  # two lanes a copy: four slots, and one for all experts in turn
 
 
 def test_large_arrays_move_to_ultra_ram():

@@ -1,4 +1,4 @@
-"""Estimates against what is generated: cycles of the timed simulation, and storage that the sources ask for."""
+"""Estimates against generated projects: cycles of the timed simulation, and the storage that the sources ask for."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ SHARED = float_block(
         (dataclasses.replace(GATED, norm=NORM), 8, {"hidden_tile": 32}),
         pytest.param(
             *(SHARED, 4, {"hidden_tile": 16, "router_lanes": 2, "fifos": Fifos(weights=32)}),
-            marks=pytest.mark.nightly,  # int4 in groups is in every run: test_groups.py
+            marks=pytest.mark.nightly,  # test_groups.py covers int4 in groups in every run
         ),
     ],
     ids=["norm-gated", "shared-int4"],
 )
 def test_estimates_agree_with_the_simulation(block, weight_bits, sizes):
-    """Bound by products and by weights; the aim is 5%."""
+    """The memory shares cover designs bound by products and by weights; the aim is 5%."""
     integers = quantized(block, most_tokens=TOKENS, weight_bits=weight_bits)
     vectors = integers.quantized(tokens_for(block, TOKENS))
     files = project(integers, vectors, **sizes)
     loads = reference.run(integers, vectors).loads.tolist()
     bounds = set()
-    apart = {master: master for master in masters_of(Design(integers.shape, **sizes))}  # as the pace has them
+    apart = {master: master for master in masters_of(Design(integers.shape, **sizes))}  # a port each, as in the pace
     for share, latency in ((1, 0), (1, 64), (0.5, 64), (0.125, 64)):
         cycles = count_cycles(Design(integers.shape, **sizes), loads, MemoryPace(1 / share, latency))
         simulated = simulate_timed(files, memory_share=share, memory_latency=latency, memories=apart).cycles
@@ -87,11 +87,11 @@ def test_arrays_are_bound_to_what_the_estimate_says(storage):
 
 
 def binding(files: dict[str, bytes], memory: Memory) -> str:
-    """What an array of a process is bound to."""
+    """The storage that a pragma binds an array of a process to."""
     texts = [text.decode() for name, text in files.items() if name.startswith("src/moec/")]
     start = re.compile(rf"void {memory.process}(_\w+)?\(")  # the process, or a part of it
     (text,) = (text for text in texts if start.search(text))
     pragma = re.compile(rf"BIND_STORAGE variable={memory.variable} type=ram_s2p impl=(\w+)")
-    found = pragma.search(text, next(start.finditer(text)).start())
-    assert found, memory
-    return found[1]
+    match = pragma.search(text, next(start.finditer(text)).start())
+    assert match, memory
+    return match[1]

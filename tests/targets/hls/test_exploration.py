@@ -1,4 +1,4 @@
-"""Which design is chosen, and what is said where none fits."""
+"""The design that is chosen, and the message where none fits."""
 
 from __future__ import annotations
 

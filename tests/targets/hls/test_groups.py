@@ -1,4 +1,4 @@
-"""Weights in groups of inputs that share a step: the C++ against the integer reference, and that against the floats."""
+"""Weights in groups of inputs that share a scale: C++ against the integer reference, and that against floats."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_c_simulation_equals_the_reference(experts, bits, group, sizes, design):
 
 @pytest.mark.parametrize("group", [0, 32, 64, 128])
 def test_integers_are_taken_as_they_stand(group):
-    """Nothing is rounded a second time: noise is that of activations, as with the same numbers in floats."""
+    """Weights are not rounded a second time, so the noise is at most that of quantizing the same numbers as floats."""
     block = in_groups(float_block(RouteSpec(2), GELU, width=200, hidden=96), 4, group)
     integers, tokens = quantized(block), tokens_for(block, 64)
     steps = np.repeat(block.stored.of["up"], group or 200, axis=2)[..., :200]
@@ -92,7 +92,7 @@ def test_a_unit_of_zeros_takes_no_bits_from_the_multipliers_of_others():
 @thinned("name", ["SUM_BITS_UP", "SUM_BITS_DOWN", "TOTAL_BITS_UP", "TOTAL_BITS_DOWN"], 4)
 @pytest.mark.nightly
 def test_sums_and_totals_are_as_wide_as_the_weights_demand_and_no_wider(name):
-    """Weights and inputs that reach the widest sums there are."""
+    """These weights and inputs reach the widest sums possible; with one bit less, C simulation fails."""
     block = in_groups(float_block(RouteSpec(2), ExpertsSpec("relu", "none"), width=64, hidden=64), 4, 32)
     integers = quantized(block)
     extremes = {
@@ -134,7 +134,7 @@ def test_estimates_agree_with_the_simulation():
 
 
 def test_multipliers_are_counted():
-    """Of 16 x 96 x 32 int4 weights in groups of 32: an eighth more beats, and no more DSPs."""
+    """Multipliers of int4 weights in groups of 32 take an eighth more beats, and no more DSPs."""
     block = float_block(RouteSpec(2), GELU, width=96, hidden=32)
     shape = quantized(in_groups(block, 4, 0)).shape
     plain, grouped = Design(shape, hidden_tile=32), Design(dataclasses.replace(shape, group=32), hidden_tile=32)

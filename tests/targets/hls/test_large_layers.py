@@ -14,11 +14,11 @@ from moec.simulators.hls.simulate import simulate
 from moec.targets.hls.options import HlsOptions
 
 TOKENS, D, F, E, SLOTS = 16, 1024, 512, 32, 8
-"""Of Granite 3.0 1B-A400M."""
+"""The sizes of Granite 3.0 1B-A400M."""
 
 
 def granite_layer() -> onnx.ModelProto:
-    """``y = MoE(RMSNorm(x)) + x``, as onnxruntime's own operator."""
+    """The layer ``y = MoE(RMSNorm(x)) + x`` with onnxruntime's operator."""
     random = np.random.default_rng(0)
 
     def constant(name: str, *shape: int) -> onnx.TensorProto:

@@ -1,5 +1,5 @@
-"""Attention whose rows are products of latents (DeepSeek): what is found computes what the graph does, integers are
-close to floats however a sequence is cut, and generated C++ computes the integers."""
+"""Attention whose rows are products of latents (DeepSeek): blocks that are found compute what the graph does, integers
+are close to floats however a sequence is cut, and generated C++ computes the integers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ from .test_attention import decoder, files_of, head_norm_for, tokens_for
 from .test_attention_graph import CHANNELS, HEADS, found_in, normalized, turned
 
 RANK, QUERY_RANK, PLAIN, VALUES = 7, 9, 2, 3
-"""Of a head's row the last ``CHANNELS`` are turned, the first ``PLAIN`` are not; values have a width of their own."""
+"""Ranks of latents and widths of a head: its row has ``PLAIN`` channels, then ``CHANNELS`` with a rotary embedding;
+values have ``VALUES`` channels."""
 
 
 def latent_heads(
@@ -52,8 +53,8 @@ def latent_heads(
     norm: str = "RMSNormalization",
     values: int = VALUES,
 ) -> ir.Value:
-    """``apart``: neighbours are put in halves in front of the turn; ``by_head``: what is turned of keys is another part
-    of tokens in each head."""
+    """Attention with latents. ``apart``: neighbours are moved into halves before the rotary embedding; ``by_head``: the
+    rotated channels of keys differ by head; ``one_latent``: keys and values share a latent."""
     tokens = normalized(graph)
 
     def heads(value: ir.Value, count: int) -> ir.Value:
@@ -106,8 +107,8 @@ def test_what_is_found_computes_what_the_graph_does(fields, latents, width):
     assert (block.numbers.latents.shape, block.numbers.head_width) == (latents, width)
     for count in (1, 9):
         x = np.random.default_rng(1).normal(size=(2, count, D)).astype(np.float32)
-        (wanted,) = interpreter.run(model, {"x": x}).values()
-        np.testing.assert_allclose(block.numbers.run(x).output, wanted, atol=5e-5)
+        (expected,) = interpreter.run(model, {"x": x}).values()
+        np.testing.assert_allclose(block.numbers.run(x).output, expected, atol=5e-5)
     seen = run_floats(model, [block], {"x": x})
     attention_agreement(block, seen.tokens[0], seen.results[0])
     wrong = dataclasses.replace(block.numbers.latents.keys, weights=block.numbers.latents.keys.weights[::-1])
@@ -145,8 +146,8 @@ def test_latents_are_normalised_by_their_root_mean_squares():
 
 
 def with_latents(queries=20, keys=12, shared=4, tokens=False, *, width=24, seed=0, **fields):
-    """A decoder whose rows are products of latents of these sizes, of tokens where queries have none, and of tokens in
-    keys where nothing is shared."""
+    """A decoder whose rows are products of latents of these sizes. Queries without a latent take tokens, and so do keys
+    without shared channels if ``tokens`` is True."""
     random = np.random.default_rng(seed)
 
     def latent(rank: int, norm: bool = True) -> Latent:
@@ -211,7 +212,7 @@ def test_an_epsilon_above_all_latents_is_refused():
 
 @pytest.mark.parametrize("form", [FORMS["all latents"], FORMS["odd ranks"]])
 def test_every_process_of_the_estimate_is_one_of_the_block(form):
-    """An array more than without latents, and norms; ports are as many."""
+    """Latents add an array and norms, but no ports."""
     block = with_latents(**form)
     integers = quantize_attention(block, tokens_for(block, 1, 20), most_tokens=21)
     design = AttentionDesign(integers.shape, 8)
@@ -234,7 +235,7 @@ def test_every_process_of_the_estimate_is_one_of_the_block(form):
     ],
 )
 def test_timed_simulation_equals_the_reference(form, cached, counts):
-    """With a cache 8 tokens, 8 behind them, and 3 alone."""
+    """With a cache, 19 tokens come as calls of 8, 8, 1, 1 and 1."""
     block = with_latents(**FORMS[form])
     tokens = tokens_for(block, 4, 20)
     integers = quantize_attention(block, tokens, most_tokens=8 if cached else 21, cached=cached)
@@ -248,7 +249,7 @@ def test_timed_simulation_equals_the_reference(form, cached, counts):
 @pytest.mark.parametrize(("share", "latency", "stages", "most"), [(1.0, 0, 0, 0.02), (0.25, 64, USUAL_STAGES, 0.06)])
 @pytest.mark.parametrize("form", [{"queries": 48}, {"queries": 0, "tokens": True}])
 def test_estimates_agree_with_the_simulation(form, share, latency, stages, most):
-    """A call with 32 tokens, one with 8 behind them, and one with one token behind all."""
+    """Calls have 32 tokens, 8 after them, and then single tokens."""
     block = with_latents(**form, keys=32, shared=16, width=64, head_width=32, sharing=1)
     integers = quantize_attention(block, tokens_for(block, 4, 43), most_tokens=32, cached=43)
     files = files_of(integers, integers.quantized(tokens_for(block, 1, 43)[0]), lanes=8)
@@ -286,8 +287,8 @@ YARN = {
     ],
 )
 def test_models_of_transformers_are_one_design(kind, changes, tmp_path):
-    """As they are exported, with a cache of latents. Near ties that send tokens to other experts cost logits most of
-    their decibels."""
+    """Exported models with a cache of latents become one design. Most of the logits' noise comes from near ties, which
+    send tokens to other experts."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers", minversion="5.0")
     torch.manual_seed(0)
     module = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**SIZES | changes))

@@ -1,4 +1,4 @@
-"""The generated C++ against the integer reference, bit for bit, as the testbench compares them."""
+"""Generated C++ against the integer reference, compared bit for bit by the testbench."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def layer():
 
 
 def tokens_to_expert(block, expert: int, count: int) -> np.ndarray:
-    """Tokens that this expert's router row likes best."""
+    """Tokens that maximise the logit of this expert."""
     return np.tile(np.sign(block.router[expert].astype(np.int64)) * 100, (count, 1))
 
 
@@ -112,7 +112,8 @@ def test_timed_simulation_equals_the_reference(case, layer):
     ],
 )
 def test_experts_in_turns(routing, count, design):
-    """Tokens that all experts are equally good for, that two turns tie for, and others; the last experts are busy."""
+    """Tokens include one with equal logits of all experts, ties between the first and the last turn, and random ones;
+    the last experts are busy."""
     block = float_block(routing, SWIGLU, count, 32, 16, shared=1)
     block.router[-32:] = block.router[:32]
     block.router_bias[-32:] = block.router_bias[:32]
@@ -174,7 +175,7 @@ def test_sums_are_as_wide_as_the_weights_demand_and_no_wider(layer):
 
 
 def test_sums_wider_than_one_multiplier_takes():
-    """Of 8,320 inputs that are all as large as they can be."""
+    """The sums are of 8,320 inputs and weights at their largest values."""
     wide = quantized(float_block(RouteSpec(1), GELU, 2, 8320, 16), most_tokens=2)
     wide = dataclasses.replace(wide, up=dataclasses.replace(wide.up, weights=np.full_like(wide.up.weights, 127)))
     assert wide.up.sum_bits > 27
@@ -183,7 +184,7 @@ def test_sums_wider_than_one_multiplier_takes():
     assert "PASS: 2 tokens" in simulate_functionally(files)
 
 
-@nightly  # depths of the same code are set by the simulation in every run, above
+@nightly  # in every run, the test above simulates with other depths
 def test_results_depend_on_no_depth_of_a_channel(layer):
     files = project(layer, cases(layer)["as many as fit"], fifos=Fifos(2, 2, 2, 2, 2, 2, 2))
     assert "PASS" in simulate_timed(files).output

@@ -1,4 +1,4 @@
-"""Each rule of the linter, on a design that breaks it; the design itself breaks none."""
+"""Each rule of the linter on variants of a design that break it; the design itself breaks none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOADER = LOAD.replace("axi_load", "load_more").replace("void load", "void load_m
 
 
 def found(text: str) -> list[tuple[str, str]]:
-    """The line that each finding speaks of, and its rule."""
+    """The line of each finding, and its rule."""
     lines = text.splitlines()
     findings = lint_sources([Source("top.cpp", text)])
     return [(lines[finding.line - 1].strip(), finding.rule) for finding in findings]
@@ -27,7 +27,7 @@ def with_pragma(pragma: str, declared: str = "") -> str:
 
 
 def with_statement(statement: str) -> str:
-    """The design with something in a pipelined loop."""
+    """The design with a statement added to a pipelined loop."""
     return source(twice=TWICE.replace(PIPELINE, PIPELINE + statement + "\n"))
 
 
@@ -60,7 +60,8 @@ def test_rules_about_pragmas(pragma, declared, rule):
     "pragma", ["ARRAY_PARTITION variable=a complete", "DEPENDENCE variable=a inter false", "AGGREGATE variable=a bit"]
 )
 def test_words_that_later_versions_may_not_know(pragma):
-    """2020.2 knows these and not what replaced them; what is written must be known from the least version on."""
+    """2020.2 accepts these positional words instead of the named options that replaced them. Pragmas must use words
+    that all versions from the least one on accept."""
     line = f"#pragma HLS {pragma}"
     assert set(found(with_pragma(f"// it is so\n{line}", BOUND))) == {(line, "known-pragmas")}
 
@@ -205,7 +206,7 @@ def test_rules_about_regions(text, line, rule):
 
 
 def test_what_processes_share():
-    """A second loader reads the same port, and another port of the same bundle."""
+    """A second loader reads the same port, or another port of the same bundle."""
     twice = TWICE.replace("& words,", "& words, hls::stream<int>& more,")
     shared = source(
         load=LOAD + LOADER,
@@ -228,7 +229,7 @@ def test_what_processes_share():
 
 
 def test_channels_that_helpers_use():
-    """A process may leave reading and writing to functions that it calls."""
+    """A process may read and write channels through functions that it calls."""
     passed_on = (
         TWICE.replace("void twice", "template <class T> inline void helper")
         .replace(

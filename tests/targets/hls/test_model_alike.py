@@ -1,4 +1,4 @@
-"""Layers that ask for different hardware, said in terms of hardware that they share."""
+"""Conversion of layers that need different hardware to hardware that they share."""
 
 from __future__ import annotations
 

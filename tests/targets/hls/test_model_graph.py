@@ -1,4 +1,5 @@
-"""Whole vision transformers in graphs: what is found computes what the graph does, and other forms are refused."""
+"""Whole vision transformers in graphs: models that are found compute what the graph does, and other forms are
+refused."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from .graphs import D, GraphBuilder
 
 
 def computed(found, images):
-    """The parts of a model that was found, in floats, one after the other."""
+    """The output of a model that was found: its float parts, run one after the other."""
     stream = images if found.embedding is None else found.embedding.run(images)
     for block in found.blocks:
         rows = stream if isinstance(block, GraphAttention) else stream.reshape(-1, D)
@@ -110,7 +111,7 @@ def test_the_first_token_may_be_taken_in_front_of_the_normalisation():
 
 
 def twice(graph):
-    """Two products in front of the first block."""
+    """An embedding with two products before the first block."""
     return vision.placed(graph, graph.dense(vision.convolution(graph, graph.x), D), 4)
 
 
@@ -206,7 +207,7 @@ def test_a_stream_that_is_added_to_itself_is_no_dense_layer():
 
 
 def normalised_otherwise(weights, **attributes):
-    """A model whose last normalisation has weights of this shape, and these attributes."""
+    """A model whose last normalisation has weights of this shape and these attributes."""
     graph = GraphBuilder()
     vision.images(graph)
     stream = vision.experts(graph, vision.attention(graph, embedded(graph, vision.convolution)))

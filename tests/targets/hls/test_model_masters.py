@@ -32,7 +32,8 @@ WIDTH, CACHED = 256, 4
 
 @pytest.fixture(scope="module")
 def plan():
-    """A layer of attention, and one of 4 experts that every token goes to; tokens come one by one."""
+    """A plan of a layer of attention and a layer of 4 experts, all of which every token uses; tokens come one by
+    one."""
     stream = np.random.default_rng(3).normal(0, 1, (1, CACHED, WIDTH)).astype(np.float32)
     scale = model_layers.STREAM_SCALE
     attention = quantize_attention(decoder(64, width=WIDTH), stream, most_tokens=1, cached=CACHED, stream_scale=scale)
@@ -49,7 +50,7 @@ def files_of(plan, masters):
 
 
 def counted(data):
-    """How often each byte is in it; zeros are padding."""
+    """The number of occurrences of each byte value, except zeros, which pad."""
     return np.bincount(np.frombuffer(data, np.uint8), minlength=256)[1:]
 
 
@@ -66,7 +67,7 @@ def test_stripes_are_at_one_place_and_attention_comes_behind_them(plan):
         begin = 64 * int(records[attention, at])
         assert records[1 - attention, at] == 0
         assert {len(one) for one in stripes[1:]} == {begin}
-        assert plain[f"data/{matrix}.bin"].endswith(stripes[0][begin:])  # attention's
+        assert plain[f"data/{matrix}.bin"].endswith(stripes[0][begin:])  # the weights of attention
         assert np.array_equal(counted(b"".join(stripes)), counted(plain[f"data/{matrix}.bin"]))
     assert "gmem_down_3:HBM[11]" in files["link.cfg"].decode()
     assert design.why_not() is None

@@ -1,4 +1,4 @@
-"""Whole models in one design: generated C++ against the integers of all layers."""
+"""Whole models in one design: generated C++ against the integer reference of all layers."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def files_of(plan, lanes=8, attention_lanes=8, tile=16):
 
 
 def part_of(projection, *taken):
-    """Some of a projection's experts, or some of their outputs."""
+    """A projection with only some of its experts, or of their outputs."""
     multipliers = dataclasses.replace(projection.multipliers, values=projection.multipliers.values[taken])
     weights, biases = projection.weights[taken], projection.biases[taken]
     return dataclasses.replace(projection, weights=weights, biases=biases, multipliers=multipliers)
 
 
 def with_first_experts(block, count):
-    """A layer with fewer experts than another one of the same model."""
+    """The layer with only its first ``count`` experts, so that layers of a model differ in their number."""
     parts = {name: part_of(getattr(block, name), slice(count)) for name in ("up", "down")}
     parts |= {name: getattr(block, name)[:count] for name in ("router", "router_bias")}
     return dataclasses.replace(block, shape=dataclasses.replace(block.shape, experts=count, slots=1), **parts)
@@ -71,8 +71,9 @@ def with_first_experts(block, count):
 
 @pytest.fixture(scope="module")
 def plan():
-    """Patches are longer than tokens; tiles end behind a token; layers differ in experts, and in how many a token
-    chooses; two layers compute the logits, of the mean of all tokens."""
+    """A plan with corner cases: patches are longer than tokens, tiles extend beyond a token, layers differ in the
+    numbers of experts and of those that a token chooses, and two heads compute the logits from the mean of all
+    tokens."""
     base = model_layers.plan(pool="mean", tokens=40, width=24, pixels=40, classes=24)
     more = with_first_experts(base.blocks[-1], 3)
     (head,) = base.heads
@@ -86,7 +87,7 @@ def files(plan):
 
 
 def expect_host_of_decoder(files, ids, plan):
-    """What host.py writes for a call is what the testbench has for it."""
+    """Check that host.py writes the same bytes for each call as the testbench's files hold."""
     with tempfile.TemporaryDirectory() as name:
         for path, content in files.items():
             if path.startswith("data/") or path == "host.py":
@@ -114,9 +115,8 @@ def expect_host_of_decoder(files, ids, plan):
 
 @needs_compiler
 def test_a_decoder_in_calls_of_a_prompt_and_single_tokens_equals_the_reference():
-    """8 tokens, 1, and then one by one; each of the caches of two layers is what the other calls need. Of 40 logits two
-    heads compute those of the last token, and of three in front of it, for rows of 48 bytes begin a beat every fourth
-    time."""
+    """Calls have 8 tokens and then one each, and need what earlier calls left in the caches of two layers. Two heads
+    compute 40 logits of the last token and of the three before it, since every fourth row of 48 bytes begins a beat."""
     plan = model_layers.decoder_plan(classes=40)
     ids = np.random.default_rng(0).integers(0, 40, 12)
     design = model_design(plan, 8, 16, 4, 8)
@@ -179,7 +179,7 @@ def test_the_host_program_packs_images_and_reads_outputs(plan, files, tmp_path, 
 
 
 def board(state, group, place, results):
-    """A board whose kernel puts results at a place of the streams."""
+    """A board whose kernel writes ``results`` at a place of the streams' memory."""
 
     def run(*arguments):
         assert arguments[4] is arguments[5] is arguments[9]
@@ -225,7 +225,8 @@ def test_layers_that_differ_in_wires_are_refused():
 @needs_compiler
 @pytest.mark.nightly
 def test_layers_of_all_kinds_share_one_design():
-    """Gated int4 experts in groups whose choice a bias moves, others without all that, and a dense layer."""
+    """The layers are gated int4 experts in groups with a bias of the choice, experts without any of that, and a dense
+    layer."""
     plan = model_layers.plan(last=[model_layers.gated_block(32, group=32), model_layers.sigmoid_block(32)], tokens=9)
     shapes = [block.shape for block in plan.blocks if isinstance(block, QuantizedBlock)]
     assert len(shapes) == 3
@@ -237,7 +238,8 @@ def test_layers_of_all_kinds_share_one_design():
 
 @needs_compiler
 def test_linear_layers_need_room_for_the_tokens_in_a_pipeline(plan, files):
-    """They pass hidden units on at once, so more tokens are on their way than in a layer with a first product."""
+    """Linear layers pass hidden units straight on, so more tokens are in flight than in a layer with a first
+    product."""
     depth = model_design(plan, 8, 16, 4).items_down_depth
     with pytest.raises(SimulationError, match="in a circle: product_up -> product_down -> product_up"):
         simulate_timed(files, pipeline_depth=MOST_STAGES, fifo_depths={"items_down": depth - 3})
@@ -245,7 +247,7 @@ def test_linear_layers_need_room_for_the_tokens_in_a_pipeline(plan, files):
 
 @needs_compiler
 def test_a_wrong_number_of_a_layer_is_noticed(files):
-    """By its layer."""
+    """The message names the layer."""
     outputs = bytearray(files["data/outputs.bin"])
     outputs[0] ^= 1
     with pytest.raises(SimulationError) as error:
@@ -257,13 +259,13 @@ def test_a_wrong_number_of_a_layer_is_noticed(files):
 @pytest.mark.nightly
 @needs_compiler
 def test_c_simulation_equals_the_reference():
-    """Of a model whose head takes the first token, whose tiles are whole, and whose kernels have different lanes."""
+    """The model's head takes the first token, its tiles are whole, and its kernels have different lanes."""
     assert "PASS: 6 layers" in simulate_functionally(files_of(model_layers.plan(pixels=16), lanes=16))
 
 
 @needs_compiler
 def test_from_onnx_to_a_label(tmp_path):
-    """A trained model, whose testbench reads the first image right."""
+    """The testbench of a trained model labels the first image correctly."""
     images, labels = np.load(EXAMPLE / "inputs.npz")["images"], np.load(EXAMPLE / "labels.npz")["labels"]
     options = HlsOptions({"images": images[:64]})
     compiler.write(EXAMPLE / "model.onnx", tmp_path / "vision.moec", "hls:zcu102", options=options)
@@ -293,7 +295,8 @@ def test_estimates_agree_with_the_simulation_of_large_layers():
 
 @pytest.mark.nightly
 def test_latencies_of_m3vit_are_those_of_the_docs():
-    """The table of docs/design/fpga.md: sizes of Edge-MoE's sources; loads as random tokens choose, in every layer."""
+    """The table of docs/design/fpga.md holds these figures. Sizes are those of Edge-MoE's sources, and the loads of
+    every layer those of random tokens."""
     plan = m3vit()
     loads = [EDGE_LOADS if len(layer) == 16 else layer for layer in loads_of(plan, plan.input_steps(image_of(plan)))]
     found = {}
@@ -312,7 +315,7 @@ def test_latencies_of_m3vit_are_those_of_the_docs():
 
 
 def m3vit():
-    """12 layers, whose feed-forward part is by turns dense and of 16 experts."""
+    """A plan of M3ViT: 12 layers, whose feed-forward part alternates between a dense layer and 16 experts."""
     base = model_layers.plan(tokens=129, width=192, hidden=768, pixels=768)
     stream = np.random.default_rng(3).normal(0, 1, (3, 129, 192)).astype(np.float32)
     sizes = {"most_tokens": 129, "stream_scale": model_layers.STREAM_SCALE}

@@ -1,4 +1,4 @@
-"""Whole models in integers: near the floats, with one array for all layers or none."""
+"""Whole models in integers: they are near the floats, or refused if their layers cannot share arrays."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_more_classes_than_channels_are_several_heads():
 
 @pytest.mark.parametrize("constant", ["down", "embedding"])
 def test_weights_of_zero_cost_other_layers_no_bits(constant):
-    """Projections that training has not begun with, and images that count for nothing."""
+    """Weights of zero are those of an untrained projection, or of an embedding that ignores images."""
     model, given = model_of(), images(20)
     (zeroed,) = (
         [node.inputs[3] for node in model.graph if node.op_type == "MoE"]
@@ -103,7 +103,7 @@ def test_weights_of_zero_cost_other_layers_no_bits(constant):
 
 
 def routed_twice(factor):
-    """Two layers of experts, the first of which has ``factor`` times the logits."""
+    """A model with two layers of experts, in which the logits of the first are multiplied by ``factor``."""
     graph = GraphBuilder()
     vision.images(graph)
     tokens = vision.attention(graph, vision.convolution(graph, graph.x))
@@ -114,7 +114,7 @@ def routed_twice(factor):
 
 
 def scaled_inputs(value, factor):
-    """The constants of the product and the sum that make a value."""
+    """Multiply the constants of the product and the sum that make a value by ``factor``."""
     sums = value.producer()
     (product,) = (one.producer() for one in sums.inputs if one.producer() is not None)
     for constant in (*sums.inputs, *product.inputs):
@@ -139,7 +139,8 @@ def test_scores_of_layers_that_differ_too_much_are_refused():
 
 
 def test_what_is_in_the_middle_of_all_pixels_does_not_saturate():
-    """Images that are dark but for a pixel: what a patch of pixels in the middle would be is far larger."""
+    """Images are dark except for one pixel. The product of a patch of medium pixels, which the offset adds, is far
+    larger than any product of these images."""
     graph = GraphBuilder()
     vision.images(graph)
     weights = graph.constant(np.abs(graph.random.normal(0, 0.5, (D, 1, 4, 4))).astype(np.float32))
@@ -153,7 +154,7 @@ def test_what_is_in_the_middle_of_all_pixels_does_not_saturate():
 
 
 def test_weights_are_rounded_around_the_mean_of_all_images():
-    """Dark pixels are far from the middle of the calibration data: what rounding does to them adds up."""
+    """Dark pixels are far from the middle of the range, so the rounding errors of their weights add up."""
     model = model_of()
     (weights,) = (node.inputs[1] for node in model.graph if node.op_type == "Conv")
     weights.const_value = ir.tensor(100 * np.abs(weights.const_value.numpy()))
@@ -233,7 +234,8 @@ def test_layers_that_need_another_array_are_refused():
 
 @pytest.mark.nightly
 def test_the_example_reads_digits_in_integers_as_in_floats():
-    """The figures of ``examples/vision_moe/README.md``, with a digit more or less for other libraries' sums."""
+    """The counts are those of ``examples/vision_moe/README.md``, up to one image, since libraries sum in other
+    orders."""
     folder = pathlib.Path(__file__).parents[3] / "examples" / "vision_moe"
     model = compiler.import_model(folder / "model.onnx")
     pipeline.run(model, pipeline.parse("O2"), Report())

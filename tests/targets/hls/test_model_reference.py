@@ -1,4 +1,4 @@
-"""What whole models compute in integers, against floats that the same numbers stand for."""
+"""The integer reference of whole models, against floats with the same weights."""
 
 from __future__ import annotations
 

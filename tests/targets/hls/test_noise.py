@@ -1,4 +1,4 @@
-"""Designs whose integers are far from the floats say so."""
+"""Warnings about designs whose integers are far from the floats."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from .graphs import D, E, GraphBuilder
 
 
 def report(node, output, *, layers=None, of_model=30.0):
-    """Of a block, or of a model with ``layers``."""
-    found = {"node": node, "quality": {"decibels": {"output": output}}, "model_outputs": {"y": {"decibels": of_model}}}
-    return found if layers is None else {**found, "layers": [{"node": name, "decibels": r} for name, r in layers]}
+    """The report of a block, or of a model with ``layers``."""
+    entries = {
+        "node": node,
+        "quality": {"decibels": {"output": output}},
+        "model_outputs": {"y": {"decibels": of_model}},
+    }
+    return entries if layers is None else {**entries, "layers": [{"node": name, "decibels": r} for name, r in layers]}
 
 
 def test_an_output_or_a_layer_with_less_than_10_decibels_is_told_with_the_worst_layer():
@@ -39,7 +43,7 @@ def test_infinities_that_are_the_same_are_no_noise():
 
 @pytest.mark.parametrize(("factor", "is_told"), [(1.0, False), (1e6, True)])
 def test_a_block_that_adds_a_million_times_its_tokens_is_told(factor, is_told):
-    """A step of the stream holds its results, and no token in front of it."""
+    """The scale of the stream fits the block's results, so that tokens round to nothing."""
     graph = GraphBuilder()
     rows = graph.rows(graph.add("LayerNormalization", graph.x, graph.normal(D), graph.normal(D)))
     results = graph.like_x(graph.moe(rows, graph.dense(rows, E), ExpertsSpec("silu", "gate_up")))

@@ -1,4 +1,4 @@
-"""Normalisation in integers against floats, and in generated C++ against integers."""
+"""Normalisation: integers against floats, and generated C++ against integers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def norm_of(kind, width, epsilon=1e-5):
 
 
 def both(norm, tokens):
-    """Normalised in floats and in integers, back in floats."""
+    """Tokens normalised in floats, and in integers converted back to floats."""
     expected = norm.run(tokens)
     stream, scale = stream_scale_for(tokens), scale_for(expected, 8)
     steps = np.round(tokens / stream).astype(np.int64)
@@ -116,7 +116,7 @@ NORMALIZED = [
 
 @pytest.mark.parametrize(("kind", "routing", "experts", "design"), NORMALIZED)
 def test_a_block_with_a_residual_equals_the_reference(kind, routing, experts, design):
-    """width 40 is padded; channels that are not there must not count."""
+    """A width of 40 is padded; padding must not count in means and variances."""
     block = dataclasses.replace(float_block(routing, experts), norm=norm_of(kind, 40))
     integers = quantize(block, tokens_for(block, 64), most_tokens=16)
     for count in (13, 1, 0):

@@ -1,4 +1,4 @@
-"""What of a model is in no project, counted by hand; and why a model has none at all."""
+"""The nodes of a model outside of projects, counted by hand, and the reason why a model has no project."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def test_nodes_of_unknown_sizes_are_named():
     _, model = graph_with_a_head(3)
     found = find_outside(model, find_blocks(model), {model.graph.inputs[0]: np.zeros((2, 3, D), np.float32)})
     assert found.operators == ()
-    assert len(found.unknown) == 6  # of seven nodes, one of which moves numbers
+    assert len(found.unknown) == 6  # seven nodes, except the one that only moves data
 
 
 def test_a_model_that_was_not_raised_says_why(tmp_path: pathlib.Path):
-    """The digits' experts, of which a token's result depends on the other tokens."""
+    """In these experts of the digits example, a token's result depends on the other tokens."""
     model = onnx.load(DIGITS / "model.onnx")
     for node in model.graph.node:
         if node.op_type == "Relu" and node.output[0] != "relu":

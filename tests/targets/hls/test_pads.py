@@ -1,4 +1,4 @@
-"""Calibration data of sequences that are padded."""
+"""Calibration data of padded sequences."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_other_pads_are_refused(masks, said):
 
 
 def test_tokens_keep_their_numbers_and_a_project_is_made_of_them():
-    """A mask that hides keys; in front of it the tokens of pads are large."""
+    """The mask hides keys of pads, whose tokens are large."""
     graph = GraphBuilder()
     mask = ir.Value(name="mask", shape=ir.Shape(["B", "S"]), type=ir.TensorType(ir.DataType.INT64))
     tokens = normalized(graph)

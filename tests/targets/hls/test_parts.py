@@ -1,4 +1,4 @@
-"""The table of FPGAs, and how fast their memories are for a design."""
+"""The table of FPGAs, and the pace of their memories for a design."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_loaders_on_one_port_share_it():
 
 @pytest.mark.parametrize(("clock", "limited"), [(300, False), (301, True)])
 def test_all_ports_together_deliver_no_more_than_the_memory_has(clock, limited):
-    """Four ports of 16 bytes per cycle ask for all that DDR4 of 19.2 GB/s has at 300 MHz."""
+    """At 300 MHz, four ports of 16 bytes per cycle ask for exactly the 19.2 GB/s that the DDR4 has."""
     ports = connect(find_part("zcu102"), MOE_MASTERS, clock)
     assert ports.share == 0.25
     assert (ports.total_share is not None) == limited
@@ -79,7 +79,7 @@ def test_no_share_of_the_bandwidth(share):
 
 
 def test_the_caches_of_a_decoder_are_not_where_its_streams_are():
-    """A ZCU102 has four ports: the turns share that of the streams, keys and values one."""
+    """On the four ports of a ZCU102, rotary embeddings share the streams' port, and keys and values share another."""
     shape = AttentionShape(8, 24, 4, 8, "rms", causal=True, turned=True, cached=16)
     ports = model_ports(find_part("zcu102").memory, shape)
     assert [ports[f"gmem_{name}"] for name in ("up", "down", "keys", "values", "turns", "results")] == [

@@ -1,5 +1,5 @@
-"""Words on their way through pipelines: small designs whose cycles can be counted by hand, and generated ones, whose
-channels are as deep as pipelines that stall demand, and no deeper than that by much."""
+"""Words in pipelines: small designs whose cycles can be counted by hand, and generated ones, whose channels are as deep
+as stalling pipelines need, and not much deeper."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = [
 ]
 STYLES = ("stp", "flp", "frp")
 
-# Every word goes to the next process twice, in two channels: as it is, and doubled.
+# Every word goes to the next process through two channels: as it is, and doubled.
 TWO_WAYS = small_design.source(
     twice="""\
 void twice(hls::stream<int>& words, hls::stream<int>& early, hls::stream<int>& late) {
@@ -53,7 +53,7 @@ check_words:
     calls="    load(in, words);\n    twice(words, early, late);\n    check(late, early, doubled);\n"
     "    store(doubled, out);\n",
 )
-# The next question is known when the last one is answered.
+# Each question follows the answer to the one before.
 QUESTIONS = small_design.source(
     twice="""\
 void ask(hls::stream<int>& words, hls::stream<int>& answers, hls::stream<int>& questions, hls::stream<int>& doubled) {
@@ -88,7 +88,7 @@ def cycles_or_failure(files: dict[str, bytes], **options) -> int | str:
 
 @pytest.mark.parametrize("style", STYLES)
 def test_a_pipeline_delays_its_words_and_its_end(style):
-    """Three processes in a row, of which each hands a word on 7 cycles later, and the last one takes 7 more to end."""
+    """Three processes in series delay each word by 7 cycles, and the last one takes 7 more to end."""
     files = small_design.project(small_design.source())
     assert cycles_or_failure(files, memory_latency=0, pipeline_style=style, pipeline_depth=7) == 18 + 3 * 7
 
@@ -101,7 +101,8 @@ def test_a_word_may_leave_in_an_earlier_stage():
 
 @pytest.mark.parametrize(("depth", "locks"), [(6, False), (5, True)])
 def test_a_stalling_pipeline_needs_room_for_all_that_its_first_stages_write(depth, locks):
-    """6 stages, of which the first writes early and the last late: when a word is there, 6 others are."""
+    """The first of 6 stages writes ``early`` and the last ``late``, so 6 early words are written before the first late
+    one."""
     files = small_design.project(TWO_WAYS)
     found = {
         style: cycles_or_failure(files, pipeline_style=style, pipeline_depth=6, fifo_depths={"early": depth})
@@ -109,7 +110,7 @@ def test_a_stalling_pipeline_needs_room_for_all_that_its_first_stages_write(dept
     }
     assert (found["stp"] == "deadlock") == locks
     assert isinstance(found["flp"], int) and isinstance(found["frp"], int)
-    assert isinstance(cycles_or_failure(files, fifo_depths=1), int)  # without stages, one place is enough
+    assert isinstance(cycles_or_failure(files, fifo_depths=1), int)  # without stages, a depth of 1 is enough
 
 
 def test_a_deadlock_says_what_is_frozen():
@@ -127,7 +128,7 @@ def test_a_stalling_pipeline_keeps_its_words_while_the_next_input_is_missing(dep
 
 
 def test_the_style_is_the_one_that_the_loop_declares():
-    """Nothing else is asked for; a loop that uses memory stalls whatever it declares, for frp supports no m_axi."""
+    """Loops that use memory stall whatever they declare, since frp does not support m_axi."""
     files = small_design.project(TWO_WAYS.replace("style=stp", "style=frp"))
     assert isinstance(cycles_or_failure(files, pipeline_depth=6, fifo_depths={"early": 2}), int)
 
@@ -156,7 +157,7 @@ class Generated:
 
 @pytest.fixture(scope="module")
 def moe() -> Generated:
-    """A token goes through an array in one cycle, so most of them fit into a pipeline."""
+    """A project in which a token takes an array one cycle, so that as many tokens as possible are in a pipeline."""
     block = layers.float_block(RouteSpec(2), ExpertsSpec("gelu", "none"), 2, 16, 16)
     norm = FloatNorm("layer", np.ones(16, np.float32), np.zeros(16, np.float32), 1e-5)
     integers = layers.quantized(dataclasses.replace(block, norm=norm), most_tokens=90)
@@ -176,7 +177,7 @@ def attention() -> Generated:
 
 @pytest.fixture(scope="module")
 def cached() -> Generated:
-    """All heads are normalised together; a window and sinks, and keys of earlier tokens."""
+    """A project with a cache, a window and sinks, in which all heads are normalised together."""
     block = test_attention.decoder(joint=True, window=5, sinks=test_attention.SINKS)
     integers = test_attention.quantized(block, most_tokens=24, cached=51)
     steps = integers.quantized(test_attention.tokens_for(block, 1, 51)[0])
@@ -199,13 +200,13 @@ def test_declared_channels_hold_in_all_styles(kind, request):
         ("moe", "items_combine", 59, {}, "product_down -> combine"),
         ("attention", "items_split", 20, {}, "product_up -> split_heads"),
         ("attention", "items_end", 19, {}, "product_down -> pass_results"),
-        # A deep divider in front of the reciprocals, beside values that are mixed at once; and the other way around.
+        # Reciprocals leave a deep divider late and weighted values leave early; then the other way around.
         ("attention", "key_weights", 16, {"mixed": 1}, "weigh_keys -> mix_values -> scale_values"),
         ("attention", "reciprocals", 4, {"key_weights": 1, "reciprocals": 1}, "weigh_keys"),
     ],
 )
 def test_an_undersized_channel_locks_up_stalling_pipelines_alone(kind, channel, depth, stages, waiting, request):
-    """Pipelines that flush need no such room."""
+    """Flushing and free-running pipelines do not need the room."""
     generated = request.getfixturevalue(kind)
     assert depth < next(one.depth for one in generated.channels if one.name == channel)
     with pytest.raises(SimulationError, match=waiting) as error:
@@ -216,7 +217,8 @@ def test_an_undersized_channel_locks_up_stalling_pipelines_alone(kind, channel, 
 
 
 def random_stages(channels: list[Channel], seed: int) -> dict[str, int]:
-    """Of each process's channels, later ones in the code in no earlier stages."""
+    """Random stages in which each process writes its channels; a channel that is later in the code gets no earlier
+    stage."""
     chance = random.Random(seed)
     stages: dict[str, int] = {}
     for process in dict.fromkeys(channel.producer for channel in channels):

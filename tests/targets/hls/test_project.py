@@ -1,4 +1,4 @@
-"""What a project does without moec: its own simulation from any folder, and its host script."""
+"""Projects without moec: their simulation from any folder, and their host script."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_testbench_finds_its_data_from_any_folder(files, tmp_path):
     program, elsewhere = tmp_path / "project" / "work" / "csim", tmp_path / "elsewhere"
     elsewhere.mkdir()
     assert "PASS" in subprocess.run([program], cwd=elsewhere, capture_output=True, text=True, check=True).stdout
-    assert "argv" not in files["hls_config.cfg"].decode()  # whose folder the tools choose
+    assert "argv" not in files["hls_config.cfg"].decode()  # the tools choose the folder
     loads = tmp_path / "project" / "data" / "loads.bin"
     loads.write_bytes(loads.read_bytes()[:-4] + np.array([6], "<i4").tobytes())
     refused = subprocess.run([program], cwd=elsewhere, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Constants of the hardware, for layers that are not like the usual ones."""
+"""Constants of the hardware for unusual layers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_scales_without_a_multiplier_are_refused(scale):
 
 
 def test_a_shift_beyond_the_width_of_the_product_rounds_right():
-    """Results far below one step of the output, of both signs, are zeros."""
+    """Results of both signs far below one step of the output become zeros."""
     block = quantized(float_block(RouteSpec(2), RELU, width=8, hidden=8, seed=3))
     values = np.full_like(block.down.multipliers.values, 40000)
     down = dataclasses.replace(block.down, multipliers=Multipliers(values, 39))

@@ -1,4 +1,4 @@
-"""Faults that were put into a generated project: those that C simulation cannot see, and what does see them."""
+"""Faults seeded into a generated project that C simulation cannot see, and the checks that see them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def files():
 
 
 def edited(files, path, *edits):
-    """The project with parts of a file replaced."""
+    """The project with pieces of a file replaced."""
     text = files[path].decode()
     for before, after in edits:
         assert before in text, f"{path} has changed: expected {before}"
@@ -82,7 +82,7 @@ def failure(run) -> SimulationError:
 
 
 def test_one_loader_for_both_products_deadlocks(files):
-    """The second product waits for weights behind those that the first does not take, for that waits for the second."""
+    """The second product's weights queue behind weights of the first product, which waits for the second one."""
     channels = "jobs_load_up[0], jobs_load_down[0], beats_up[0], beats_down[0]"
     both = edited(files, WEIGHTS, ("}  // namespace moec\n", LOAD_BOTH))
     both = edited(
@@ -113,7 +113,7 @@ def test_an_entry_of_the_chosen_experts_is_not_initialised(files):
 
 @pytest.mark.nightly  # likewise; the claims of real code are watched in test_striping.py
 def test_a_claim_of_independence_is_false(files):
-    """Sums are carried from one iteration to the next, which C simulation gets right whatever the pragma says."""
+    """Sums are carried from one iteration to the next. C simulation gets this right whatever the pragma claims."""
     assert "PASS" in simulate_timed(files, watch_dependences=True).output
     claim = "// false\n#pragma HLS DEPENDENCE variable=totals type=inter dependent=false\n"
     start = (

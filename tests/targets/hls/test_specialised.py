@@ -1,4 +1,4 @@
-"""Models after passes that round, remove or share experts: what FPGA projects make of them, and what they refuse."""
+"""FPGA projects of models after passes that round, remove or share experts, and the models that are refused."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ FEWER = [
 @pytest.mark.skipif(importlib.util.find_spec("hls4ml") is None, reason="hls4ml is not installed")
 @thinned("passes, sizes", FEWER[::-1], 9)
 def test_projects_compute_what_the_interpreter_does(passes, sizes, profile):
-    """C simulation equals the integers bit for bit, and these are near the interpreter."""
+    """C simulation equals the integers bit for bit, and these are near the interpreter's results."""
     model = after(passes.format(profile))
     (block,) = blocks = find_blocks(model)
     assert (block.numbers.count, block.numbers.hidden) == sizes
@@ -123,7 +123,7 @@ def test_formats_are_taken_as_they_are_stored(group):
 
 
 def test_channels_with_steps_below_zero_become_groups():
-    """Multipliers of groups have a sign, those of channels none."""
+    """Negative scales need groups, since multipliers of groups are signed and those of channels are not."""
     model = experts_model(SWIGLU)
     pipeline.run(model, pipeline.parse("quantize-experts{format=int4,group=0}"), Report())
     stored = stored_steps(ExpertWeights(last_moec_node(model)))

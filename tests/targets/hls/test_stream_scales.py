@@ -1,4 +1,4 @@
-"""Residual streams that several blocks share have one scale."""
+"""The common scale of blocks on one residual stream."""
 
 from __future__ import annotations
 

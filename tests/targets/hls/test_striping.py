@@ -1,4 +1,4 @@
-"""Weights striped over AXI masters: the same results in fewer cycles, each beat through the master of its memory."""
+"""Weights striped over AXI masters give the same results in fewer cycles; each beat uses its memory's master."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OLMOE = BlockShape(1, 2048, 1024, 64, 8, gated=True, normalized=False)
     ids=["gated", "groups-shared-int4"],
 )
 def test_results_are_the_same_and_come_earlier(block, sizes, faster):
-    """Of one token, whose weights are used once; cycles are those of the estimate."""
+    """With one token, weights are used once. Cycles are those of the estimate."""
     integers = quantized(block)
     vectors = integers.quantized(tokens_for(block, 1))
     files = project(integers, vectors, **sizes)
@@ -64,7 +64,7 @@ def test_a_beat_comes_through_the_master_of_its_memory():
     files = stripe_up(design, beats.tobytes())
     assert list(files) == [f"up_{master}.bin" for master in range(8)]
     numbers = [np.frombuffer(data, "<u4").reshape(-1, 16)[:, 0] for data in files.values()]
-    # Eight beats of the table; parameters of 32 rows go to 4 memories; then weights.
+    # The table has eight beats; parameters of 32 rows go to 4 memories; weights follow.
     assert numbers[0][:12].tolist() == [*range(8), 8, 12, 16, 24], numbers[0][:12]
     assert numbers[4][:2].tolist() == [8 + design.parameter_beats_up + 4, 8 + design.parameter_beats_up + 12]
     assert sorted(np.concatenate(numbers)) == list(range(len(beats) // 64))
@@ -72,7 +72,7 @@ def test_a_beat_comes_through_the_master_of_its_memory():
 
 @pytest.mark.parametrize(("board", "masters", "share"), [("u55c", (16, 8), 0.6), ("zcu102", (2, 1), 0.6)])
 def test_as_many_masters_as_there_are_ports(board, masters, share):
-    """A token of OLMoE, of whose weights 8 of 64 experts are used once: as fast as the memory."""
+    """A token of OLMoE uses the weights of 8 of 64 experts once, so the design is about as fast as the memory."""
     part = find_part(board)
     chosen = explore(OLMOE, part, loads=[1] * 8 + [0] * 56).chosen.estimate
     assert (chosen.design.masters_up, chosen.design.masters_down) == masters

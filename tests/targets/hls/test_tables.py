@@ -1,4 +1,4 @@
-"""What people see of a design."""
+"""Tables and pictures of designs in ``moec inspect``."""
 
 from __future__ import annotations
 

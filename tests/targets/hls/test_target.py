@@ -1,4 +1,4 @@
-"""From a model to a project whose simulation matches, and what bad input gets."""
+"""Projects of whole models whose simulation matches, and errors for bad input."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_block_that_is_read_wrongly_is_refused(model, monkeypatch):
 
 
 def test_activations_in_fp8_are_refused():
-    """Also of a dense product beside the blocks, whose weights would become integers."""
+    """This holds for a dense product outside of blocks too, since its weights would become integers."""
     text = """<ir_version: 11, opset_import: ["" : 24, "moec" : 1]>
     g (float[T,64] x) => (float[T,8] y) <float8e4m3fn[8,64] w, float[8,1] scale> {
       decoded = DequantizeLinear <axis = 1, block_size = 64> (w, scale)

@@ -1,4 +1,4 @@
-"""Both ends of a decoder in graphs: rows that ids choose, and the head of each token."""
+"""Both ends of a decoder in graphs: the embedding table of ids, and the head of each token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IDS, CLASSES = 11, 30
 
 
 class Decoder(GraphBuilder):
-    """``ids`` [B, S] to tokens, and tokens to logits, with nothing between."""
+    """A graph from ``ids`` [B, S] to tokens and from tokens to logits, without layers in between."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Decoder(GraphBuilder):
         return self.add("Gather", self.normal(IDS, D), self.ids)
 
     def places(self) -> ir.Value:
-        """0, 1, ..., of the tokens of a sequence."""
+        """The positions 0, 1, ... of a sequence's tokens."""
         length = self.add("Gather", self.add("Shape", self.ids), self.constant(np.array(1)))
         return self.add("Range", self.constant(np.array(0)), length, self.constant(np.array(1)))
 
@@ -80,7 +80,7 @@ def test_tokens_that_are_given_have_no_table():
 
 
 def test_the_head_is_of_the_output_that_is_made_of_all_tokens():
-    """Beside keys; logits are scaled behind the product."""
+    """The other output is keys; logits are scaled after the product."""
     graph = Decoder()
     stream = graph.rows()
     keys = graph.dense(stream, 5)

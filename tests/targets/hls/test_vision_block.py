@@ -1,4 +1,4 @@
-"""A transformer block from ONNX to two projects that external memory chains: ``examples/vision_block``."""
+"""A transformer block from ONNX to two projects that exchange tokens through memory: ``examples/vision_block``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def small(export):
 
 
 def chain(export, sizes, folder, attention_design, moe_design):
-    """Files of both projects, the second of which reads what the first writes; and what the model computes."""
+    """The files of both projects, the second of which reads the first one's output, and the model's results."""
     path = folder / "block.onnx"
     onnx.save(export.build(sizes), path)
     model = compiler.import_model(path)
@@ -128,7 +128,7 @@ def scale_lines(host: str) -> list[str]:
 
 
 def test_an_attention_that_does_not_fit_stays_outside(export, tmp_path):
-    """The MoE block alone is still generated."""
+    """The MoE block still becomes a project."""
     sizes = small(export)
     model = export.build(sizes)
     attention = next(node for node in model.graph.node if node.op_type == "Attention")

@@ -1,4 +1,4 @@
-"""Small vision transformers in graphs, as exporters spell them. Images are [B, 1, 4, 4], patches 2 x 2."""
+"""Small vision transformers in graphs, as exporters write them. Images are [B, 1, 4, 4], patches 2 x 2."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def images(graph: GraphBuilder, batch: Any = "B", kind: ir.DataType = ir.DataTyp
 
 
 def convolution(graph: GraphBuilder, pixels: ir.Value) -> ir.Value:
-    """[B, 1, 4, 4] → patches [B, 4, D]."""
+    """The patches [B, 4, D] of images [B, 1, 4, 4], by a convolution."""
     made = graph.add("Conv", pixels, graph.normal(D, 1, 2, 2), graph.normal(D), strides=[2, 2])
     flat = graph.add("Reshape", made, graph.constant(np.array([0, D, -1])))
     return graph.add("Transpose", flat, perm=[0, 2, 1])
@@ -39,7 +39,7 @@ def cut_patches(graph: GraphBuilder, pixels: ir.Value) -> ir.Value:
 
 
 def with_class(graph: GraphBuilder, patches: ir.Value, tokens: int = 1) -> ir.Value:
-    """Behind tokens that no image moves, repeated for each image."""
+    """The patches after ``tokens`` constant class tokens, repeated for each image."""
     count = graph.add("Shape", graph.x, end=1)
     sizes = graph.add("Concat", count, graph.constant(np.array([tokens])), graph.constant(np.array([D])), axis=0)
     repeated = graph.add("Expand", graph.normal(1, tokens, D), sizes)
@@ -102,19 +102,19 @@ def all_tokens(graph: GraphBuilder, tokens: ir.Value) -> ir.Value:
 def transformer(
     graph: GraphBuilder, tokens: ir.Value, head: Part = first_token, activation: Part = gelu, *, scaled: bool = False
 ) -> ir.Model:
-    """Tokens [B, T, D] → attention, dense layer, attention, experts → normalisation, head."""
+    """A transformer on tokens [B, T, D]: attention, dense layer, attention, experts, then normalisation and head."""
     stream = feed_forward(graph, attention(graph, tokens), activation, scaled=scaled)
     stream = experts(graph, attention(graph, stream), scaled=scaled)
     return finished(graph, head(graph, normal(graph, stream)))
 
 
 def finished(graph: GraphBuilder, result: ir.Value) -> ir.Model:
-    """With what is known of shapes."""
+    """The model with inferred shapes."""
     model = graph.model(result)
     pipeline.run(model, pipeline.parse("infer-shapes,fold-constants,fold-shapes,simplify,infer-shapes"))
     return model
 
 
 def found(model: ir.Model) -> GraphModel:
-    """Raises UnsupportedError where the model is of another form."""
+    """The model that is found in the graph. Raises UnsupportedError where it has another form."""
     return find_model(model, find_blocks(model), *find_attention(model))

@@ -38,9 +38,9 @@ _DECLARATION = re.compile(r"(?:hls::stream\s*<|typedef\b|using\b|static_assert\b
 def instrument(source: Source) -> str:
     """The text to simulate. Raises MoecError for code whose cycles the simulation cannot count."""
     edits = _Edits(source)
-    found = functions(source)
-    regions = {function.name for function in found if function.body.pragmas_named("DATAFLOW")}
-    for function in found:
+    all_functions = functions(source)
+    regions = {function.name for function in all_functions if function.body.pragmas_named("DATAFLOW")}
+    for function in all_functions:
         if function.name in regions:
             _instrument_region(edits, function)
         elif regions and function.body.pragmas_named("INTERFACE"):
@@ -87,8 +87,8 @@ def _not_understood(pragma: Pragma) -> str:
     elif pragma.directive in _IN_REGIONS:
         place = "expected it in the body of the function that is the DATAFLOW region"
     else:
-        known = ", ".join(sorted(_WITHOUT_TIME | _IN_LOOPS | _IN_REGIONS))
-        place = f"the simulation knows {known}"
+        names = ", ".join(sorted(_WITHOUT_TIME | _IN_LOOPS | _IN_REGIONS))
+        place = f"the simulation knows {names}"
     return f"pragma {pragma.words}: {place}"
 
 

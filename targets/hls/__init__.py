@@ -1,1 +1,1 @@
-"""The FPGA target: MoE blocks as projects of HLS C++."""
+"""The FPGA target: projects of HLS C++ for MoE blocks, attention blocks and whole models."""

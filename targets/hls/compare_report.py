@@ -170,9 +170,9 @@ def _part_row(report: SynthesisReport, estimate: dict[str, Any]) -> Row:
 
 
 def _clock_row(report: SynthesisReport, estimate: dict[str, Any]) -> Row:
-    wanted = 1e3 / estimate["clock_megahertz"]
-    note = "" if abs(wanted - report.target_period) < 0.01 else f"synthesised for {report.target_period:g} ns"
-    return Row("clock period, ns", f"{wanted:.2f}", f"{report.estimated_period:.2f}", note)
+    target = 1e3 / estimate["clock_megahertz"]
+    note = "" if abs(target - report.target_period) < 0.01 else f"synthesised for {report.target_period:g} ns"
+    return Row("clock period, ns", f"{target:.2f}", f"{report.estimated_period:.2f}", note)
 
 
 def _cycles_row(report: SynthesisReport, cycles: dict[str, Any]) -> Row:
@@ -225,10 +225,10 @@ def _dsp_by_module(root: ElementTree.Element) -> Iterator[tuple[str, int]]:
 
 
 def _resources(root: ElementTree.Element, path: str) -> dict[str, int]:
-    found = root.find(path)
-    if found is None:
+    element = root.find(path)
+    if element is None:
         raise ReportError(f"the report has no {path}; expected csynth.xml of Vitis HLS")
-    return {name: _resource(found, name) for name in TAGS}
+    return {name: _resource(element, name) for name in TAGS}
 
 
 def _resource(resources: ElementTree.Element, name: str) -> int:
@@ -261,17 +261,17 @@ def _number(root: ElementTree.Element, path: str, otherwise: float | None = None
 
 
 def _text(root: ElementTree.Element, path: str) -> str:
-    found = root.findtext(path)
-    if found is None:
+    text = root.findtext(path)
+    if text is None:
         raise ReportError(f"the report has no {path}; expected csynth.xml of Vitis HLS")
-    return found.strip()
+    return text.strip()
 
 
 def _find(folder: pathlib.Path) -> pathlib.Path:
-    found = sorted(folder.glob("**/syn/report/csynth.xml"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    reports = sorted(folder.glob("**/syn/report/csynth.xml"), key=lambda path: path.stat().st_mtime)
+    if not reports:
         raise ReportError(f"no syn/report/csynth.xml below {folder}; run the synthesis first, or name the report")
-    return found[-1]
+    return reports[-1]
 
 
 def _read(path: pathlib.Path) -> str:
@@ -303,7 +303,7 @@ def _run(report_path: pathlib.Path, estimate_path: pathlib.Path, save: pathlib.P
         estimate = json.loads(_read(estimate_path))
         rows, most_stages = compare(report, estimate), estimate["most_stages"]
         broken, unusable = broken_assumptions(report, most_stages), wrong_loops(report, most_stages)
-        found = calibration(report, estimate)
+        record = calibration(report, estimate)
     except (ArithmeticError, AttributeError, KeyError, TypeError) as error:
         raise ReportError(f"the estimate lacks {error}; expected estimate.json of a project that moec made") from error
     except (ValueError, RecursionError) as error:
@@ -314,7 +314,7 @@ def _run(report_path: pathlib.Path, estimate_path: pathlib.Path, save: pathlib.P
     if save is not None and unusable:
         print(f"{save} was not written: no factor corrects loops that are built otherwise")
     elif save is not None:
-        _save(save, found)
+        _save(save, record)
     return 1 if broken else 0
 
 
@@ -324,9 +324,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("report", nargs="?", type=pathlib.Path, help="csynth.xml; default: the newest below the script")
     parser.add_argument("estimate", nargs="?", type=pathlib.Path, default=folder / "estimate.json")
     parser.add_argument("--save", type=pathlib.Path, help="A file for moec compile --calibrated.")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        return _run(given.report or _find(folder), given.estimate, given.save)
+        return _run(options.report or _find(folder), options.estimate, options.save)
     except ReportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -98,11 +98,14 @@ def _rest_table(rest: Mapping[str, Any]) -> Table:
 def _quality_table(report: Mapping[str, Any]) -> Table:
     quality = report["quality"]
     rows = [(name, _decibels(ratio), "") for name, ratio in quality["decibels"].items()]
-    for name, one in report["model_outputs"].items():
-        same = "" if one["same_largest"] is None else f"{one['same_largest']:.2%} with the largest at the same place"
-        rows.append((f"{name} (of the model)", _decibels(one["decibels"]), same))
+    for name, entry in report["model_outputs"].items():
+        same = (
+            "" if entry["same_largest"] is None else f"{entry['same_largest']:.2%} with the largest at the same place"
+        )
+        rows.append((f"{name} (of the model)", _decibels(entry["decibels"]), same))
     rows += [
-        (one["node"], _decibels(one["decibels"]), "of the floats in front of it") for one in report.get("layers", ())
+        (entry["node"], _decibels(entry["decibels"]), "of the floats in front of it")
+        for entry in report.get("layers", ())
     ]
     title = f"Signal over quantisation noise on {quality['tokens']} calibration tokens"
     if "agreement" in quality:

@@ -92,8 +92,8 @@ class HlsTarget:
         }
         projects = _projects(blocks, integers, floats.tokens, common)
         for project in projects:
-            of_node = [one for one in agreements if one.node == project.report["node"]]
-            project.report["agreement"] = [dataclasses.asdict(one) for one in of_node]
+            of_node = [entry for entry in agreements if entry.node == project.report["node"]]
+            project.report["agreement"] = [dataclasses.asdict(entry) for entry in of_node]
         warnings = _warnings(projects, padded, rest, (), agreements)
         return Projects(self.name, inputs_of_model, outputs_of_model, projects, warnings=warnings)
 
@@ -167,7 +167,7 @@ def _warnings(
 
 def _check_arithmetic(model: ir.Model) -> None:
     for node in model.graph:
-        if is_moec(node) and (found := node.attributes.get("arithmetic")) and found.value == "fp8":
+        if is_moec(node) and (attribute := node.attributes.get("arithmetic")) and attribute.value == "fp8":
             raise UnsupportedError(
                 f"{node_name(node)}: rounds activations to fp8, and FPGA projects compute in integers; compile without "
                 "--arithmetic"

@@ -39,7 +39,7 @@ def written(
     for loop in (
         *[tokens] * (1 + 2 * shape.turned),
         *[of_keys] * (shape.cached > 0),
-    ):  # split, measured, turned; joined
+    ):  # the pipelines that split, measure and rotate; the one that joins cached keys
         times = _through(times, rows, loop, stages) - chunks  # the next pipeline begins with a row's first words
     scored = _through(times, meets * chunks, of_keys, stages)
     mixed = _through(_weighed(scored, meets, tokens, stages), meets * chunks, of_keys, stages)
@@ -63,7 +63,7 @@ def _through(came: Array, steps: Array, of_loop: int, stages: int) -> Array:
 def _weighed(scored: Array, meets: Array, tokens: int, stages: int) -> Array:
     """The time at which the weights of each query are complete: a query is weighed while the next one of its head is
     read, and the last one after that."""
-    came, steps = (np.pad(one.reshape(-1, tokens), ((0, 0), (0, 1)), mode="edge") for one in (scored, meets))
+    came, steps = (np.pad(array.reshape(-1, tokens), ((0, 0), (0, 1)), mode="edge") for array in (scored, meets))
     times = _through(came.ravel(), steps.ravel(), tokens + 1, stages)
     return times.reshape(came.shape)[:, 1:].ravel()
 

@@ -95,7 +95,7 @@ def _block(model: ir.Model, node: ir.Node, positions: int) -> GraphAttention:
     of_values = values.weights.shape[1]
     ((output, output_bias),) = affine_maps(model, node.outputs[0], [before], heads * of_values, heads=heads)
     row = channels if channels == of_values else max(channels, of_values) + max(channels, of_values) % 2
-    queries, keys, values = (one.widened(row) for one in (queries, keys, values))
+    queries, keys, values = (part.widened(row) for part in (queries, keys, values))
     output = widened_rows(output.reshape(width * heads, of_values), row).reshape(width, -1)
     scale = node.attributes.get("scale")
     numbers = FloatAttention(
@@ -136,7 +136,7 @@ def _rows(
         return latent_rows.latents, latent_rows.queries, latent_rows.keys, latent_rows.values
     counts = (heads[0], heads[1], heads[1])
     queries, keys, values = (
-        find_rows(model, tokens, one, width, count, positions) for one, count in zip(rows, counts, strict=True)
+        find_rows(model, tokens, value, width, count, positions) for value, count in zip(rows, counts, strict=True)
     )
     return None, queries, keys, values
 
@@ -163,7 +163,7 @@ def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, tuple[ir.Val
     pasts = [operand for operand in node.inputs[4:6] if operand is not None]
     joined = [_joined(operand) for operand in (key, value)]
     if not pasts and all(joined):
-        pasts, (key, value) = [one[0] for one in joined if one], (one[1] for one in joined if one)
+        pasts, (key, value) = [pair[0] for pair in joined if pair], (pair[1] for pair in joined if pair)
     if any(not past.is_graph_input() for past in pasts) or len(pasts) not in (0, 2):
         raise UnsupportedError("keys or values of earlier tokens are computed; expected inputs of the graph")
     if not pasts and any(output is not None and output.uses() for output in node.outputs[1:3]):
@@ -203,7 +203,7 @@ def _joined(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
 def _caches_of(tokens: ir.Value, *rows: ir.Value) -> tuple[ir.Value, ...]:
     """The graph's inputs [B, 1, P, r] that are latents of earlier tokens, which precede those of ``tokens`` in
     ``rows``."""
-    behind = [value for one in rows for value in inputs_behind(one, [tokens]) if value.is_graph_input()]
+    behind = [value for operand in rows for value in inputs_behind(operand, [tokens]) if value.is_graph_input()]
     caches = {value.name: value for value in behind if value.shape is not None and len(value.shape) == 4}
     return tuple(caches[name] for name in sorted(caches, key=str))
 
@@ -259,7 +259,7 @@ def _normalizations_of(value: ir.Value) -> list[ir.Node]:
     pending = [value]
     for _ in range(_MOST_NODES):
         producers = [producer for needed in pending if (producer := needed.producer()) is not None]
-        nodes += [one for one in producers if one.op_type in NORMS and one.domain == "" and one not in nodes]
+        nodes += [node for node in producers if node.op_type in NORMS and node.domain == "" and node not in nodes]
         pending = [operand for producer in producers for operand in producer.inputs if operand is not None]
     return nodes
 

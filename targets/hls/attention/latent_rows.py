@@ -63,16 +63,18 @@ def find_latent_rows(
     Raises UnsupportedError, naming the value, where something else lies in between.
     """
     query, key, value = rows
-    of_queries, of_keys, of_values = (norms_between(tokens, one) for one in rows)
+    of_queries, of_keys, of_values = (norms_between(tokens, item) for item in rows)
     if len(of_queries) > 1 or len(of_keys) != 1 or of_values != of_keys or of_queries == of_keys:
-        of_rows = [", ".join(str(one.name) for one in found) or "none" for found in (of_queries, of_keys, of_values)]
+        of_rows = [
+            ", ".join(str(item.name) for item in latents) or "none" for latents in (of_queries, of_keys, of_values)
+        ]
         raise UnsupportedError(
             f"queries are made of the latents {of_rows[0]}, keys of {of_rows[1]}, values of {of_rows[2]}; expected one "
             "of keys and values, and at most another one of queries"
         )
-    found = [_latent(model, tokens, one, width) for one in (*of_keys, *of_queries)]
-    latent, query_latent = found[0], (found[1:] or [None])[0]
-    source, rank = (of_queries[0], found[1].rank) if of_queries else (tokens, width)
+    latents = [_latent(model, tokens, item, width) for item in (*of_keys, *of_queries)]
+    latent, query_latent = latents[0], (latents[1:] or [None])[0]
+    source, rank = (of_queries[0], latents[1].rank) if of_queries else (tokens, width)
     queries = find_rows(model, source, query, rank, heads[0], positions)
     values = find_rows(model, of_keys[0], value, latent.rank, heads[1], positions)
     keys, of_tokens = _keys(model, tokens, of_keys[0], key, (width, latent.rank), heads[1], queries, positions)
@@ -132,7 +134,7 @@ def _probed(
     count = fixed_tokens(tokens, 0) or 1
     batch = fixed_batch(tokens) or min(_AT_ONCE, -(-len(probes) // count))
     padded = np.pad(probes, ((0, -len(probes) % (batch * count)), (0, 0))).reshape(-1, batch, count, probes.shape[1])
-    parts = [_keys_of(model, tokens, latent, key, given, heads).swapaxes(1, 2) for given in padded]
+    parts = [_keys_of(model, tokens, latent, key, sequences, heads).swapaxes(1, 2) for sequences in padded]
     rows = np.concatenate(parts)
     places = np.arange(len(padded) * batch * count) % count
     return rows.reshape(-1, *rows.shape[2:])[: len(probes)], places[: len(probes)]
@@ -143,8 +145,8 @@ def _keys_of(model: ir.Model, tokens: ir.Value, latent: ir.Value, key: ir.Value,
     batch, count, _ = given.shape
     width = tokens.shape[2] if tokens.shape is not None else 0
     feeds = whole_sequence(model, [tokens, latent], key, batch, count)
-    (found,) = run_to(model, {**feeds, tokens: given[..., :width], latent: given[..., width:]}, key)
-    return found if found.ndim == 4 else found.reshape(batch, count, heads, -1).swapaxes(1, 2)
+    (keys,) = run_to(model, {**feeds, tokens: given[..., :width], latent: given[..., width:]}, key)
+    return keys if keys.ndim == 4 else keys.reshape(batch, count, heads, -1).swapaxes(1, 2)
 
 
 def _turned_back(turns: Turns | None, rows: Array, places: Array) -> Array:

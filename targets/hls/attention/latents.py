@@ -62,11 +62,11 @@ class FloatLatents:
     @property
     def parts(self) -> list[Latent]:
         """The latents that exist, in the order of the columns."""
-        return [one for one in (self.queries, self.keys, self.shared) if one is not None]
+        return [latent for latent in (self.queries, self.keys, self.shared) if latent is not None]
 
     @property
     def shape(self) -> LatentShape:
-        queries, shared = (0 if one is None else one.rank for one in (self.queries, self.shared))
+        queries, shared = (0 if latent is None else latent.rank for latent in (self.queries, self.shared))
         return LatentShape(queries, self.keys.rank, shared, self.tokens)
 
     def run(self, tokens: Array) -> Array:
@@ -126,11 +126,11 @@ def quantize_latents(name: str, latents: FloatLatents, tokens: Array, input_scal
     Raises UnsupportedError for norms other than RMS, and for numbers that integers cannot represent.
     """
     rows, shape = tokens.reshape(-1, tokens.shape[-1]), latents.shape
-    products = [one.product(rows) for one in latents.parts]
-    row_scales = [scale_for(one, 8) for one in products]
+    products = [item.product(rows) for item in latents.parts]
+    row_scales = [scale_for(item, 8) for item in products]
     down = project(
-        np.concatenate([one.weights for one in latents.parts])[None],
-        np.concatenate([one.bias for one in latents.parts])[None],
+        np.concatenate([item.weights for item in latents.parts])[None],
+        np.concatenate([item.bias for item in latents.parts])[None],
         input_scale,
         np.repeat(row_scales, shape.ranks),
         8,

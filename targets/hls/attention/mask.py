@@ -38,10 +38,10 @@ def masks_nothing(model: ir.Model, mask: ir.Value) -> bool:
         return False
     for batch in _BATCHES:
         try:
-            (found,) = evaluate(model, random_inputs(model, batch), [mask])
+            (values,) = evaluate(model, random_inputs(model, batch), [mask])
         except ValueError:  # a size that only the caller knows
             return False
-        if not np.array_equal(found, np.ones_like(found) if found.dtype == bool else np.zeros_like(found)):
+        if not np.array_equal(values, np.ones_like(values) if values.dtype == bool else np.zeros_like(values)):
             return False
     return True
 
@@ -74,15 +74,17 @@ def causal_mask(model: ir.Model, mask: ir.Value, tokens: ir.Value, positions: in
         feeds = random_inputs(model, 2, count)
         feeds |= {value: np.ones_like(feeds[value]) for value in ones if value in feeds}
         try:
-            (found,) = evaluate(model, feeds, [mask])
+            (values,) = evaluate(model, feeds, [mask])
         except (ValueError, EvaluationError) as error:
             raise UnsupportedError(f"its mask {mask.name!r} needs more than sequences of tokens: {error}") from error
-        sinks = _sinks_in(mask, found) if has_sinks else None
-        found = found[..., 1:] if has_sinks else found
-        seen = found if found.dtype == bool else found == 0
-        hidden = ~found if found.dtype == bool else found < _NOTHING
+        sinks = _sinks_in(mask, values) if has_sinks else None
+        values = values[..., 1:] if has_sinks else values
+        seen = values if values.dtype == bool else values == 0
+        hidden = ~values if values.dtype == bool else values < _NOTHING
         if seen.ndim < 2 or seen.shape[-1] != count or seen.shape[-2] not in (1, count):
-            raise UnsupportedError(f"its mask {mask.name!r} is {found.shape} for {count} tokens; expected {count} keys")
+            raise UnsupportedError(
+                f"its mask {mask.name!r} is {values.shape} for {count} tokens; expected {count} keys"
+            )
         window = int(seen.reshape(-1, count)[-1].sum())  # of the last query
         window = window if 0 < window < count else 0
         expected = met_keys(count, count, window)

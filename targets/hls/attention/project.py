@@ -149,7 +149,9 @@ def _padded_rows(design: AttentionDesign, weights: Array) -> Array:
         return packing.widened(weights, design.width, axis=1)
     widths = [*([design.shape.width] if latents.tokens else []), *latents.ranks]
     parts = np.split(weights, np.cumsum(widths)[:-1], axis=1)
-    return np.concatenate([packing.widened(one, padded(one.shape[1], design.lanes), axis=1) for one in parts], axis=1)
+    return np.concatenate(
+        [packing.widened(part, padded(part.shape[1], design.lanes), axis=1) for part in parts], axis=1
+    )
 
 
 def _pack_latents(design: AttentionDesign, latents: QuantizedLatents) -> bytes:
@@ -158,8 +160,8 @@ def _pack_latents(design: AttentionDesign, latents: QuantizedLatents) -> bytes:
 
     def padded_parts(columns: Array) -> Array:
         parts = np.split(columns, np.cumsum(latents.shape.ranks)[:-1])
-        found = np.concatenate([packing.widened(one, padded(len(one), design.lanes), axis=0) for one in parts])
-        return packing.widened(found, design.latent_tiles * design.head_width, axis=0)
+        stacked = np.concatenate([packing.widened(one, padded(len(one), design.lanes), axis=0) for one in parts])
+        return packing.widened(stacked, design.latent_tiles * design.head_width, axis=0)
 
     norms = [
         packing.widened(norm.multipliers[:rank], padded(rank, design.lanes), axis=0)
@@ -200,7 +202,7 @@ def pack_turns(design: AttentionDesign, turns: QuantizedTurns, sinks: Array | No
     """The contents of ``turns.bin``."""
     pairs = np.stack([turns.cosines, turns.sines], axis=-1).reshape(len(turns.cosines), -1)
     row = design.turn_beats * BEAT_BYTES // 2
-    rows = [packing.widened(one, row, axis=1) for one in (_norm_rows(design.shape, turns), pairs)]
+    rows = [packing.widened(array, row, axis=1) for array in (_norm_rows(design.shape, turns), pairs)]
     return _pack_sinks(design, sinks) + np.concatenate(rows).astype("<i2").tobytes()
 
 

@@ -137,7 +137,9 @@ def quantize_attention(
     shape = shape_of(block, most_tokens, cached)
     seen = block.run(tokens)
     stream_scale = stream_scale or stream_scale_for(tokens, seen.output, seen.results)
-    input_scale, value_scale, attended_scale = (scale_for(one, 8) for one in (seen.inputs, seen.value, seen.attended))
+    input_scale, value_scale, attended_scale = (
+        scale_for(tensor, 8) for tensor in (seen.inputs, seen.value, seen.attended)
+    )
     attended_scale = max(attended_scale, value_scale * _FINEST)
     query_scales = _row_scales(seen.query_rows, seen.query, block.query_norm)
     key_scales = _row_scales(seen.key_rows, seen.key, block.key_norm)
@@ -249,7 +251,7 @@ def _turns(
             f"expected {positions}: give a --max-length of {len(cosines)} at most, or export it for any length"
         )
     of_cosine, of_sine = (
-        np.round(one.astype(np.float64) * (1 << TURN_BITS)).astype(np.int64) for one in (cosines, sines)
+        np.round(array.astype(np.float64) * (1 << TURN_BITS)).astype(np.int64) for array in (cosines, sines)
     )
     largest = max(int(np.abs(steps).max(initial=0)) for steps in (of_cosine, of_sine))
     if largest >= 1 << (RESULT_BITS - 1):

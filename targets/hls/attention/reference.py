@@ -53,11 +53,11 @@ def run(
         key = block.turns.run(block.turns.key_norm, key, past)
     if earlier is not None:
         key, value = np.concatenate([earlier.key, key], 1), np.concatenate([earlier.value, value], 1)
-    shared_key, shared_value = (np.repeat(one, shape.sharing, axis=0) for one in (key, value))
+    shared_key, shared_value = (np.repeat(item, shape.sharing, axis=0) for item in (key, value))
     none = [None] * shape.heads if block.sinks is None else block.sinks
-    weighed = [weigh(block, *one) for one in zip(query, shared_key, none, strict=True)]
+    weighed = [weigh(block, *item) for item in zip(query, shared_key, none, strict=True)]
     weights, sums = (np.stack(parts) for parts in zip(*weighed, strict=True))
-    mixed = np.stack([product(one, of_head.T) for one, of_head in zip(weights, shared_value, strict=True)])
+    mixed = np.stack([product(item, of_head.T) for item, of_head in zip(weights, shared_value, strict=True)])
     half = 1 << (block.mixed_shift - 1)
     attended = saturated((mixed * ((block.mixed_one + (sums >> 1)) // sums) + half) >> block.mixed_shift, 8)
     attended = attended.transpose(1, 0, 2).reshape(len(tokens), shape.heads * shape.head_width)

@@ -93,14 +93,14 @@ def find_rows(model: ir.Model, tokens: ir.Value, rows: ir.Value, width: int, hea
         ) from error
     if len(bias) % heads:
         raise UnsupportedError(f"{start.name!r} has {len(bias)} channels, which are not {heads} heads")
-    made = Rows(weights.reshape(heads, -1, width), bias.reshape(heads, -1), norm)
+    steps = Rows(weights.reshape(heads, -1, width), bias.reshape(heads, -1), norm)
     start = narrows[place] if norm else start
     if norm is not None:
-        _expect_norm_of_rows(start, rows, norm, made)
+        _expect_norm_of_rows(start, rows, norm, steps)
     if start is not rows:
-        made = _with_turns(model, made, start, rows, heads, positions)
-    _expect_agreement(model, tokens, rows, made, positions)
-    return made
+        steps = _with_turns(model, steps, start, rows, heads, positions)
+    _expect_agreement(model, tokens, rows, steps, positions)
+    return steps
 
 
 def _product(

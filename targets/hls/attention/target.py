@@ -54,9 +54,9 @@ def shape_of(block: GraphAttention, options: HlsOptions) -> AttentionShape:
 def expect_whole_sequences(block: GraphAttention, options: HlsOptions) -> None:
     """Check that calibration data holds sequences from their first token on. Raises InputError where it has keys or
     values of earlier tokens."""
-    given = options.calibration or {}
+    data = options.calibration or {}
     for name in (str(value.name) for value in block.past):
-        if name in given and (count := given[name].shape[2]):
+        if name in data and (count := data[name].shape[2]):
             raise InputError(
                 f"calibration data for {name!r} has the keys or values of {count} earlier tokens, in the floats of the "
                 "graph; a project makes its own, so leave all such inputs out, and give sequences from their first "

@@ -76,10 +76,10 @@ def agreement(node: str, compared: Compared, dtype: DType = np.float32, computed
     if not largest <= 1:
         token = np.unravel_index(int(np.argmax(np.where(np.isnan(shares), np.inf, shares))), shares.shape)
         channel = int(np.argmax(errors[token]))
-        found, expected = compared.found[token][channel], compared.expected[token][channel]
+        computed, expected = compared.found[token][channel], compared.expected[token][channel]
         raise UnsupportedError(
             f"{node}: the float form that integers are made from does not compute what the graph does: of channel "
-            f"{channel} of calibration token {', '.join(map(str, token))} it makes {found:.6g} and the graph "
+            f"{channel} of calibration token {', '.join(map(str, token))} it makes {computed:.6g} and the graph "
             f"{expected:.6g}; expected a difference of up to {allowed[token]:.2g}. Calibrate with whole sequences, "
             "without pads; where they are, this is a fault of moec"
         )
@@ -100,9 +100,9 @@ def unseen(agreements: Sequence[Agreement]) -> str | None:
     """A warning of one line about the parts of blocks that the calibration data does not exercise; None if it
     exercises all."""
     nodes: dict[str, list[str]] = {}
-    for one in agreements:
-        for what in one.unseen:
-            nodes.setdefault(what, []).append(one.node)
+    for entry in agreements:
+        for what in entry.unseen:
+            nodes.setdefault(what, []).append(entry.node)
     if not nodes:
         return None
     listed = (f"{what} ({of[0]}{f' and {len(of) - 1} more' if of[1:] else ''})" for what, of in nodes.items())

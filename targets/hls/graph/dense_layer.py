@@ -42,8 +42,8 @@ def dense_layer(value: ir.Value) -> DenseLayer:
         node = None if product is None else origin(product).producer()
         added = None if others[0] is None else constant(others[0])
     if node is None or node.op_type not in ("MatMul", "Gemm", "Linear") or node.inputs[0] is None:
-        found = "an input" if node is None else f"a {node.op_type}"
-        raise UnsupportedError(f"{value.name!r} comes from {found}; expected tokens @ weights, with or without a bias")
+        source = "an input" if node is None else f"a {node.op_type}"
+        raise UnsupportedError(f"{value.name!r} comes from {source}; expected tokens @ weights, with or without a bias")
     weights, bias = _matrix(node)
     total = np.zeros(len(weights), np.float32)
     for vector in (bias, added):
@@ -72,7 +72,7 @@ def _matrix(node: ir.Node) -> tuple[Array, Array | None]:
         raise UnsupportedError(f"a product with weights of shape {list(weights.shape)}; expected a matrix")
     if node.op_type == "MatMul":
         return weights.T, None
-    attributes = {key: one.value for key, one in node.attributes.items()}
+    attributes = {key: attribute.value for key, attribute in node.attributes.items()}
     if attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0 or attributes.get("transA", 0):
         raise UnsupportedError("a Gemm with alpha, beta or transA; expected x @ weights + bias")
     bias = node.inputs[2] if len(node.inputs) > 2 else None

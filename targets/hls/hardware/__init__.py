@@ -1,1 +1,1 @@
-"""FPGAs and boards: their memories and ports, and what a design takes of them."""
+"""FPGAs and boards: their resources, memories and ports, and the estimated use of these by a design."""

@@ -57,13 +57,15 @@ def read_calibrations(paths: Sequence[Path]) -> Calibration:
         return UNCORRECTED
     factors = {}
     for name in _COUNTED:
-        estimated, reported = (sum(one[kind][name] for one in records) for kind in ("estimated", "reported"))
+        estimated, reported = (sum(record[kind][name] for record in records) for kind in ("estimated", "reported"))
         factors[name] = reported / estimated if estimated >= 1 and reported else 1.0
-    stages = [depth for one in records for depth in one["stages"]]
+    stages = [depth for record in records for depth in record["stages"]]
     return Calibration(
         **factors,
         stages=round(sum(stages) / len(stages)) if stages else USUAL_STAGES,
-        clocks=tuple((one["part"].lower(), one["clock_megahertz"]) for one in records if one["clock_megahertz"]),
+        clocks=tuple(
+            (record["part"].lower(), record["clock_megahertz"]) for record in records if record["clock_megahertz"]
+        ),
     )
 
 

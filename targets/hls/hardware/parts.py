@@ -152,5 +152,5 @@ def find_part(name: str) -> Part:
     for part in PARTS:
         if name.lower() in (alias.lower() for alias in part.names):
             return part
-    known = ", ".join(f"{part.board} ({part.device})" for part in PARTS)
-    raise MoecError(f"unknown FPGA part {name!r}; expected a board or its device: {known}")
+    listed = ", ".join(f"{part.board} ({part.device})" for part in PARTS)
+    raise MoecError(f"unknown FPGA part {name!r}; expected a board or its device: {listed}")

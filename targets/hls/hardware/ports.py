@@ -105,13 +105,15 @@ def model_ports(
     argument at another port."""
     up, down, *streams = MOE_MASTERS
     weights = (up, down) if experts is None else masters_of(experts)[: experts.masters_up + experts.masters_down]
-    caches = () if attention is None else [one for one in attention_masters(attention) if one not in MOE_MASTERS]
+    caches = (
+        () if attention is None else [master for master in attention_masters(attention) if master not in MOE_MASTERS]
+    )
     # Caches and rotary embeddings are read at the same time, streams before and after that.
     first = len(weights)
     places = [min(first + place, memory.ports - 2) for place in range(len(caches))]
     if caches and caches[-1] == TURNS:
         places[-1] = min(first - 1 + len(caches), memory.ports - 1)
     last = memory.port_name.format(min(first + len(caches), memory.ports - 1))
-    names = {one: memory.port_name.format(place) for one, place in zip(caches, places, strict=True)}
+    names = {master: memory.port_name.format(place) for master, place in zip(caches, places, strict=True)}
     ports = {**port_names(memory, weights), **names}
     return {**ports, **dict.fromkeys(streams, last)}

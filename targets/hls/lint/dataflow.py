@@ -50,9 +50,9 @@ def named_channels(linted: Linted) -> Iterator[Finding]:
             if not has_depth:
                 message = f"channels {', '.join(names)} have no depth; declare hls::stream<type, depth>"
                 yield place.finding(statement.start, "named-channels", message)
-            for name, given in names.items():
-                if given != name:
-                    message = f'channel {name} is called "{given}"; declare {name}("{name}")'
+            for name, cpp_name in names.items():
+                if cpp_name != name:
+                    message = f'channel {name} is called "{cpp_name}"; declare {name}("{name}")'
                     yield place.finding(statement.start, "named-channels", message)
 
 
@@ -85,7 +85,7 @@ def one_process_per_array(linted: Linted) -> Iterator[Finding]:
             parameter.name for parameter in place.function.parameters if parameter.is_array or parameter.is_pointer
         ]
         texts = [_text(place, statement) for statement in place.function.body.children]
-        arrays += [found[1] for text in texts if not _OTHER.match(text) and (found := _ARRAY.match(text))]
+        arrays += [match[1] for text in texts if not _OTHER.match(text) and (match := _ARRAY.match(text))]
         for array in arrays:
             users = [process for process in _processes(place) if array in process.arguments]
             if len(users) > 1:
@@ -148,7 +148,9 @@ def _calls_of_regions(linted: Linted, place: Place) -> Iterator[tuple[Place, _Pr
 def _bundles(linted: Linted, region: Place) -> dict[str, str]:
     """The AXI bundles of a region's ports by name: its own, or those of the function that calls it."""
     tops = [
-        top for top in linted.tops if top is region or any(one is region for one, _ in _calls_of_regions(linted, top))
+        top
+        for top in linted.tops
+        if top is region or any(called is region for called, _ in _calls_of_regions(linted, top))
     ]
     return {
         pragma.options.get("port", ""): pragma.options.get("bundle", "")
@@ -175,11 +177,11 @@ def _channels(place: Place) -> Iterator[tuple[Statement, dict[str, str], bool]]:
             names: dict[str, str] = {}
             arrays: list[str] = []
             for declared in split_list(match["names"].rstrip().rstrip(";")):
-                if given := re.fullmatch(r"(\w+)\s*\[\s*(\d+)\s*\]", declared):
-                    names |= {name: name for name in (f"{given[1]}[{number}]" for number in range(int(given[2])))}
-                    arrays.append(given[1])
-                elif given := re.fullmatch(r'(\w+)\s*(?:\(\s*"([^"]*)".*\))?', declared, re.DOTALL):
-                    names[given[1]] = given[2] or ""
+                if item := re.fullmatch(r"(\w+)\s*\[\s*(\d+)\s*\]", declared):
+                    names |= {name: name for name in (f"{item[1]}[{number}]" for number in range(int(item[2])))}
+                    arrays.append(item[1])
+                elif item := re.fullmatch(r'(\w+)\s*(?:\(\s*"([^"]*)".*\))?', declared, re.DOTALL):
+                    names[item[1]] = item[2] or ""
             has_depth = len(split_list(match["type"])) == 2 or (bool(arrays) and deep.issuperset(arrays))
             yield statement, names, has_depth
 

@@ -97,7 +97,7 @@ def placed_pragmas(linted: Linted) -> Iterator[Finding]:
 
 
 def pragmas_of_functions(linted: Linted) -> Iterator[Finding]:
-    """Every pragma stands in a function: other rules, and the tools, look nowhere else."""
+    """Every pragma is in a function: other rules, and the tools, look nowhere else."""
     for source in linted.sources:
         bodies = [place.function.body for place in linted.places if place.source is source]
         for pragma in source.pragmas:

@@ -64,14 +64,14 @@ def _product_between(image: ir.Value, tokens: ir.Value) -> Any:
 
 def _rows(before: Moved) -> Moved:
     """The operand of a matrix product as rows [T, in]."""
-    return Moved(*(one.reshape(-1, one.shape[-1]) for one in (before.places, before.scales, before.offsets)))
+    return Moved(*(array.reshape(-1, array.shape[-1]) for array in (before.places, before.scales, before.offsets)))
 
 
 def _unfolded(product: ir.Node, before: Moved) -> Moved:
     """The operand of a convolution as rows: the elements under its kernel at each place,
     [places, channels x kernel]."""
     kernel = constant(product.inputs[1]).shape[2:]
-    attributes = {name: one.value for name, one in product.attributes.items()}
+    attributes = {name: attribute.value for name, attribute in product.attributes.items()}
     rank = len(kernel)
     if attributes.get("group", 1) != 1 or attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise UnsupportedError(f"{node_name(product)}: groups or auto_pad; expected one group and pads that are said")

@@ -213,7 +213,7 @@ _FIELDS = (
 """The fields of ``layer_t`` in order; an epsilon takes two words."""
 _EPSILON = _FIELDS.index("epsilon")
 _SHARED = {"window": "tiles", "query_latent_epsilon": "hidden_multiplier", "key_latent_epsilon": "up_offset"}
-"""Fields of attention, by the field of layers of experts whose word they take."""
+"""Fields of attention, each with the field of layers of experts whose word it takes."""
 
 
 def _numbers(design: ModelDesign, plan: ModelPlan, layer: Layer) -> dict[str, int]:

@@ -40,11 +40,11 @@ def with_shifts(layer: _Layer, shifts: Mapping[str, int]) -> _Layer:
     common["up"] = _lowered(layer.up, shifts[f"{kernel}up"])
     if isinstance(layer, QuantizedAttention):
         score = layer.score.lowered(shifts["score"])
-        one = int(shifted(np.array(layer.mixed_one), layer.mixed_shift - shifts["mixed"]))
+        mixed_one = int(shifted(np.array(layer.mixed_one), layer.mixed_shift - shifts["mixed"]))
         turns = layer.turns and layer.turns.lowered(shifts.get("heads", 0))
         latents = layer.latents and layer.latents.lowered(shifts["latents"], shifts["latent_norm"])
         return dataclasses.replace(
-            layer, **common, score=score, mixed_one=one, mixed_shift=shifts["mixed"], turns=turns, latents=latents
+            layer, **common, score=score, mixed_one=mixed_one, mixed_shift=shifts["mixed"], turns=turns, latents=latents
         )
     score = layer.score.lowered(shifts["route"]) if layer.shape.experts else layer.score
     hidden = layer.hidden_multiplier.lowered(shifts["hidden"]) if layer.shape.gated else layer.hidden_multiplier

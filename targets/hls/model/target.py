@@ -101,7 +101,7 @@ def _project(
         "kernels": _kernels(estimate.design),
         "channels": [dataclasses.asdict(channel) for channel in model_channels(estimate.design)],
         "quality": {
-            "decibels": {key: one["decibels"] for key, one in compared.items()},
+            "decibels": {key: entry["decibels"] for key, entry in compared.items()},
             "tokens": len(sequences) * len(first),
         },
         "layers": _by_layer(graph, plan, seen),
@@ -110,7 +110,7 @@ def _project(
         "outside": ["the head: " + graph.headless.removeprefix("the head: ")] if graph.headless else [],
         "rest": dataclasses.asdict(rest),
         **reported_calls(estimate, plan, first),
-        "agreement": [dataclasses.asdict(one) for one in agreements],
+        "agreement": [dataclasses.asdict(entry) for entry in agreements],
     }
     return checked_project("model", files, estimate.as_dict(), report), rest, agreements
 
@@ -147,20 +147,22 @@ def _compared(
     results = [graph.result] if has_result else list(model.graph.outputs)
     in_floats = [seen.outputs[_place(model, graph)]] if has_result else seen.outputs
     images = sequences[:_MOST_IMAGES]
-    found = _integers(plan, images)
+    computed = _integers(plan, images)
     if not has_result:
         # The rest of the model runs on the output of the layers.
-        kept = {**seen.feeds, graph.stream: np.concatenate([found, sequences[len(images) :]]).astype(np.float32)}
+        kept = {**seen.feeds, graph.stream: np.concatenate([computed, sequences[len(images) :]]).astype(np.float32)}
         integers = evaluate(model, kept, results)
     else:
-        integers = [found]
+        integers = [computed]
     count, total = len(images), len(sequences)
-    floats = {str(value.name): one[: len(one) * count // total] for value, one in zip(results, in_floats, strict=True)}
-    cut = [one if has_result else one[: len(one) * count // total] for one in integers]
+    floats = {
+        str(value.name): array[: len(array) * count // total] for value, array in zip(results, in_floats, strict=True)
+    }
+    cut = [array if has_result else array[: len(array) * count // total] for array in integers]
     return (
         images,
         floats,
-        {name: one.reshape(floats[name].shape) for name, one in zip(floats, cut, strict=True)},
+        {name: array.reshape(floats[name].shape) for name, array in zip(floats, cut, strict=True)},
     )
 
 

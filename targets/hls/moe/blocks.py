@@ -96,16 +96,16 @@ def _block(node: ir.Node) -> GraphBlock:
 
 def _coarser(*values: ir.Value) -> np.dtype[Any]:
     """The coarsest type of these values; float32 where none is known."""
-    known = [value.dtype.numpy() for value in values if value.dtype is not None]
-    return max(known, key=lambda dtype: float(ml_dtypes.finfo(dtype).eps), default=np.dtype(np.float32))
+    dtypes = [value.dtype.numpy() for value in values if value.dtype is not None]
+    return max(dtypes, key=lambda dtype: float(ml_dtypes.finfo(dtype).eps), default=np.dtype(np.float32))
 
 
 def _route_of(inputs: dict[str, ir.Value | None]) -> tuple[ir.Node, tuple[int, ...] | None]:
     """The Route node, and the table of ids (:mod:`moec.ir.expert_ids`) after it, or None."""
     weights, experts, table = inputs["weights"], inputs["experts"], None
     ids = None if experts is None else origin(experts)
-    if ids is not None and (found := table_behind(ids)) is not None:
-        ids, table = origin(found[0]), found[1]
+    if ids is not None and (behind := table_behind(ids)) is not None:
+        ids, table = origin(behind[0]), behind[1]
     route = None if weights is None else origin(weights).producer()
     if route is None or not is_moec(route, "Route") or ids is None or ids.producer() is not route:
         raise UnsupportedError("its routing is no moec.Route; an HLS block computes its own")

@@ -17,7 +17,7 @@ from moec.targets.hls.moe.quantize import GATE_ONE, QuantizedBlock, power_table,
 Array = np.ndarray[Any, Any]
 
 MOST_EXPONENT = 32767
-"""The smallest power in a softmax, in steps of the table of powers, 1024 of which halve a weight."""
+"""The largest exponent of a softmax's terms, in steps of the table of powers, 1024 of which halve a term."""
 
 
 @dataclasses.dataclass(frozen=True)

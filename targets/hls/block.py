@@ -69,7 +69,7 @@ class Block(Protocol):
         """The block in integers, calibrated with float tokens. ``stream_scale``: of its residual stream; None for a
         block without one.
 
-        Raises UnsupportedError for what the templates cannot compute; MoecError where the largest number of tokens is
-        missing.
+        Raises UnsupportedError for a block that the templates cannot compute; MoecError where the largest number of
+        tokens is unknown.
         """
         ...

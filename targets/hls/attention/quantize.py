@@ -83,7 +83,7 @@ class QuantizedAttention:
 
     - ``up``: one matrix [1, K (2 + H / K) h, d]: for each head of keys the rows of keys, of values, and of the queries
       that share them. ``down``: [1, d, H h].
-    - ``turns``: norms and rotary embedding of keys and queries; None without either, or sinks.
+    - ``turns``: norms and rotary embedding of keys and queries; None for a block without these and without sinks.
     - ``latents``: inputs of ``up`` in place of tokens, or None.
     - ``score``: from scores to indices of the table of powers.
     - ``window``: as of :class:`FloatAttention`.

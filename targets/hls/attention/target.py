@@ -67,8 +67,8 @@ def expect_whole_sequences(block: GraphAttention, options: HlsOptions) -> None:
 def choose_attention(
     shape: AttentionShape, part: Part, constraints: Constraints, lanes: Sequence[int] = _LANES
 ) -> AttentionEstimate:
-    """The design of the first number of ``lanes`` that fits. Raises UnsupportedError where none does, saying what is
-    short."""
+    """The first design, by number of ``lanes``, that fits the part; by default the fastest. Raises UnsupportedError
+    where none fits, naming the resources that are short."""
     clock, limits = constraints.clock(part), constraints.limits(part)
     reasons = []
     for count in lanes:

@@ -92,7 +92,7 @@ def roundings(dtype: DType) -> float:
 
 
 def sequences_compared(tokens: int) -> int:
-    """The number of sequences to compare, of so many tokens each."""
+    """The number of sequences to compare if each has this many tokens."""
     return max(2, MOST_TOKENS // max(1, tokens))
 
 

@@ -11,7 +11,7 @@ from moec.targets.hls.lint.linted import Finding, Linted, Place
 
 _DIVISION = re.compile(r"(?<![/*])[/%]=?(?![/*=])\s*(\([^()]*\)|[\w:<>]*\w)")
 _VARIABLE = re.compile(r"(?<![\w:>.])[a-z]\w*(?!\w|\s*(?:::|<|\())")
-"""A name known at run time only: constants are written in capitals, or qualified."""
+"""A name whose value is known only at run time; constants are written in capitals, or qualified."""
 _WORDS = {"int", "true", "false", "sizeof", "unsigned", "long", "bool", "const"}
 
 
@@ -32,7 +32,8 @@ def pipelined_innermost_loops(linted: Linted) -> Iterator[Finding]:
 
 
 def trip_counts(linted: Linted) -> Iterator[Finding]:
-    """A loop whose trip count is known at run time only declares it, or reports show no latency. It is not unrolled."""
+    """A loop declares its trip count if that is known only at run time, since reports otherwise show no latency. Such a
+    loop is not unrolled."""
     for place in linted.places:
         for loop, around in place.loops():
             variables = _run_time_variables(loop, around)

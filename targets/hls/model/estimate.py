@@ -234,7 +234,8 @@ def _resources(design: ModelDesign, dsps: Mapping[str, int], memories: Sequence[
 def choose_model(plan: ModelPlan, loads: Loads, part: Part, constraints: Constraints) -> ModelEstimate:
     """The design that leaves most of the part free, among those that fit within 5% of the fastest one's cycles.
 
-    Raises UnsupportedError where layers cannot share one design, and where none fits, saying what is short.
+    Raises UnsupportedError where layers cannot share one design, and where none fits, naming the resources that are
+    short.
     """
     limits, clock = constraints.limits(part), constraints.clock(part)
     designs = list(_designs(plan, part, constraints))

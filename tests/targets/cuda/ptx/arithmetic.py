@@ -1,4 +1,4 @@
-"""Instructions of PTX on registers: each a row of a table, from the parts of the opcode and arrays to an array."""
+"""Instructions of PTX on registers: a table of functions from the parts of the opcode to a function of arrays."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def _pack(parts: Parts) -> Function:
 
 
 def _to_tf32(a: Array) -> Array:
-    """To nearest, halves away from zero."""
+    """Round to nearest, ties away from zero."""
     return (a.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
 
 
@@ -184,7 +184,7 @@ def _same(function: Function) -> Callable[[Parts], Function]:
 
 
 _WINDOW = np.uint64(1 << 40)
-"""Where shared memory is among generic addresses."""
+"""The generic address at which shared memory begins."""
 
 
 def _address(parts: Parts) -> Function:
@@ -232,7 +232,7 @@ _TABLE: dict[str, Callable[[Parts], Function]] = {
 
 
 def _types(parts: Parts, count: int) -> list[str]:
-    """Of the operands that are read."""
+    """The types of the operands that an instruction reads."""
     last = parts[-1]
     if parts[0] == "cvt":
         return [last] * count
@@ -256,8 +256,8 @@ def _function_of(parts: Parts) -> Function | None:
 
 
 def arithmetic(opcode: str, operands: Sequence[Any]) -> Act | None:
-    """What an instruction on registers does; None for one of another kind. Sums of products are rounded twice, where
-    the hardware rounds once: results may differ in the last bit."""
+    """The function that executes an instruction on registers; None for an instruction of another kind. Multiply-adds
+    are rounded twice, where the hardware rounds once, so results may differ in the last bit."""
     parts = opcode.split(".")
     if parts[0] == "mov":
         return _move(parts[-1], *operands)
@@ -269,14 +269,14 @@ def arithmetic(opcode: str, operands: Sequence[Any]) -> Act | None:
 
     def act(machine: Any, lanes: Array) -> None:
         threads = machine.threads
-        values = [threads.read(one, type_, lanes) for one, type_ in zip(sources, types, strict=True)]
+        values = [threads.read(source, type_, lanes) for source, type_ in zip(sources, types, strict=True)]
         threads.write(target, lanes, np.asarray(function(*values)))
 
     return act
 
 
 def _move(type_: str, target: Any, source: Any) -> Act:
-    """Also of several registers to one, the lowest bits first, and back."""
+    """The function that executes a move. Several registers can be joined to one, lowest bits first, or one split."""
 
     def act(machine: Any, lanes: Array) -> None:
         threads, wide = machine.threads, DTYPES[type_]

@@ -1,4 +1,4 @@
-"""Attention for the interpreter of PTX: two heads of a group, masked by position."""
+"""Launches of attention kernels for the interpreter of PTX: two heads that share keys, with a causal mask."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .launches import Launch
 
 PROBLEM = AttentionProblem(8, 8, 0.35, 2, causal="first", softcap=2.0)
 SHORT = dataclasses.replace(PROBLEM, softcap=0.0)
-"""Its PTX is half as long, for caps are written out for each score of a thread."""
+"""A problem with half as much PTX, which contains the code for the cap once for each score of a thread."""
 KERNELS = {
     "attention_few": lambda: attention_few(PROBLEM, "float32"),
     "attention_tiled": lambda: attention_tiled(SHORT, "float32"),

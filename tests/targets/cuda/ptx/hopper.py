@@ -1,6 +1,9 @@
-"""Instructions of compute capability 9.0a: barriers in shared memory, the tensor memory accelerator, products of warp
-groups. What is asynchronous is done at the latest moment: products when they are waited for, boxes of a tensor when no
-thread can go on, or at once where the machine is eager."""
+"""Instructions of compute capability 9.0a: barriers in shared memory, the tensor memory accelerator (TMA), and products
+of warpgroups.
+
+Asynchronous work completes at the latest possible moment: products when they are waited for, TMA's boxes when no thread
+can continue. On an eager machine boxes arrive at once.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,14 @@ _FORMATS: dict[str, Any] = {"f16": np.float16, "bf16": ml_dtypes.bfloat16}
 
 @dataclasses.dataclass(frozen=True)
 class TensorMap:
-    """Matrices [E, R, C] of 16-bit numbers that TMA copies in boxes of ``rows`` times 128 bytes, in the 128-byte
-    swizzle."""
+    """A tensor map of matrices [E, R, C] of 16-bit numbers. TMA copies boxes of ``rows`` rows of 128 bytes, in the
+    128-byte swizzle."""
 
     matrix: Array
     rows: int
 
     def box(self, column: int, row: int, expert: int) -> Array:
-        """[rows, 128] bytes; zeros outside of the matrix."""
+        """The bytes of a box, [rows, 128]; zeros outside of the matrix."""
         columns = _ROW_BYTES // 2
         box = np.zeros((self.rows, columns), np.uint16)
         inside = self.matrix[expert].view(np.uint16)[row : row + self.rows, column : column + columns]
@@ -44,7 +47,7 @@ class MemoryBarrier:
     pending: int
     initialised_by: int
     epoch: int
-    """Of the block, when it was initialised."""
+    """The block's epoch when the barrier was initialised."""
     bytes: int = 0
     phase: int = 0
     published: bool = False
@@ -111,7 +114,7 @@ def wait_for_phase(opcode: str, operands: Sequence[Any]) -> Act:
 
 
 def publish(opcode: str, operands: Sequence[Any]) -> Act:
-    """fence.mbarrier_init, and fence.proxy.async, which also has writes seen by TMA and wgmma."""
+    """fence.mbarrier_init, and fence.proxy.async, which also makes writes visible to TMA and wgmma."""
 
     def act(machine: Any, lanes: Array) -> None:
         for barrier in machine.barriers.values():
@@ -153,7 +156,7 @@ def load_box(opcode: str, operands: Sequence[Any]) -> Act:
 
 
 def _operand(machine: Any, descriptor: int, rows: int, format_: Any) -> tuple[Array, Array]:
-    """The numbers [rows, 16], and where their bytes lie."""
+    """The numbers [rows, 16] of an operand in shared memory, and the places of their bytes."""
     start, stride = (descriptor & 0x3FFF) << 4, (descriptor >> 32 & 0x3FFF) << 4
     if descriptor >> 62 != 1:
         raise PtxError("a descriptor without the 128-byte swizzle is not known to the interpreter")
@@ -164,7 +167,8 @@ def _operand(machine: Any, descriptor: int, rows: int, format_: Any) -> tuple[Ar
 
 
 def _transposed_operand(machine: Any, descriptor: int, columns: int, format_: Any) -> tuple[Array, Array]:
-    """The same of an operand [columns, 16] whose columns follow one another in memory."""
+    """The numbers [columns, 16] of an operand in shared memory in which columns are consecutive, and the places of
+    their bytes."""
     start, leading, stride = ((descriptor >> shift & 0x3FFF) << 4 for shift in (0, 16, 32))
     if descriptor >> 62 != 1:
         raise PtxError("a descriptor without the 128-byte swizzle is not known to the interpreter")
@@ -175,7 +179,7 @@ def _transposed_operand(machine: Any, descriptor: int, columns: int, format_: An
 
 
 def _register_operand(machine: Any, registers: Sequence[str], lanes: Array, format_: Any) -> Array:
-    """The numbers [64, 16] that the threads of a group hold, two in each of four registers."""
+    """The numbers [64, 16] of an operand in registers: a thread has two numbers in each of four registers."""
     thread, numbers = np.arange(GROUP), np.empty((64, 16), np.float32)
     for i, register in enumerate(registers):
         row = thread // 32 * 16 + thread % 32 // 4 + i % 2 * 8
@@ -187,7 +191,8 @@ def _register_operand(machine: Any, registers: Sequence[str], lanes: Array, form
 
 
 def multiply(opcode: str, operands: Sequence[Any]) -> Act:
-    """At the latest moment registers are read, too: who changes them before the wait changes the product."""
+    """wgmma: registers, too, are read only when the product completes. So changing them before the wait changes the
+    product."""
     found, in_registers = _PRODUCT.fullmatch(opcode), isinstance(operands[1], list)
     orders = ("0",) if in_registers else ("0", "0")
     if found is None or operands[4:6] != ("1", "1") or operands[6:] not in (orders, (*orders[:-1], "1")):
@@ -259,12 +264,12 @@ def fence_registers(opcode: str, operands: Sequence[Any]) -> Act:
 
 
 def change_register_count(opcode: str, operands: Sequence[Any]) -> Act:
-    """Registers are as many as a text names: how many of them ptxas has is the emulator's to check."""
+    """setmaxnreg: does nothing, since the interpreter has no limit of registers; the emulator checks their number."""
     return lambda machine, lanes: None
 
 
 def depend_on_kernels(opcode: str, operands: Sequence[Any]) -> Act:
-    """griddepcontrol: here kernels run one after another, and that each thread waits is the emulator's to check."""
+    """griddepcontrol: does nothing, since kernels run one after another; the emulator checks that each thread waits."""
     return lambda machine, lanes: None
 
 

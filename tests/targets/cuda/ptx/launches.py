@@ -1,4 +1,4 @@
-"""Launches of the project's kernels on numpy arrays, for the interpreter of PTX, and what should come of them.
+"""Launches of the project's kernels on numpy arrays, for the interpreter of PTX, with the expected results.
 
 The kernels are those whose text is under ``tests/golden``: 8 experts, 128 inputs, 64 gated units, two slots, bfloat16.
 """
@@ -24,14 +24,14 @@ from .machine import run
 
 EXPERTS, INNER, RING_INNER, WIDTH, SLOTS, ROWS = 8, 128, 384, 64, 2, 16
 HOPPER_POOL_BYTES = 8 * (64 + 128) * SWIZZLE_BYTES + 9 * 16
-"""Eight stages of 64 rows and 128 columns, two barriers for each, and two more."""
+"""Bytes of eight stages of 64 rows and 128 columns, with two barriers each, and of the barriers for turns."""
 Arrays = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """``arguments``: arrays and numbers by the names of parameters. ``expected``: of those that are results; what is
-    NaN there nobody need write."""
+    """One launch. ``arguments``: arrays and numbers by the names of parameters; ``expected``: the expected results, in
+    which NaN stands for numbers that the kernel need not write."""
 
     arguments: Mapping[str, Any]
     expected: Arrays
@@ -41,9 +41,11 @@ class Launch:
     tolerance: float = 0.0
 
     def check(self, ptx: str, *, eager: bool = False) -> None:
-        """Run a kernel's PTX, whose first line names its parameters. Raises AssertionError where results differ,
-        PtxError where the interpreter finds a fault."""
-        named = {name: np.array(one) if isinstance(one, np.ndarray) else one for name, one in self.arguments.items()}
+        """Run a kernel's PTX, whose first line names its parameters. Raises AssertionError if results differ, PtxError
+        if the interpreter finds a fault."""
+        named = {
+            name: np.array(value) if isinstance(value, np.ndarray) else value for name, value in self.arguments.items()
+        }
         arguments = [named[name] for name in ptx.partition("\n")[0].removeprefix("// ").split(", ")]
         run(
             ptx,
@@ -54,9 +56,9 @@ class Launch:
             eager=eager,
         )
         for name, expected in self.expected.items():
-            wide, wanted = named[name].astype(np.float64), expected.astype(np.float64)
-            used = ~np.isnan(wanted)
-            np.testing.assert_allclose(wide[used], wanted[used], rtol=self.tolerance, atol=self.tolerance)
+            actual, wide = named[name].astype(np.float64), expected.astype(np.float64)
+            used = ~np.isnan(wide)
+            np.testing.assert_allclose(actual[used], wide[used], rtol=self.tolerance, atol=self.tolerance)
 
 
 def _random(*shape: int, seed: int = 0) -> np.ndarray:
@@ -84,7 +86,7 @@ def route() -> Launch:
 
 
 def _sorted(tokens: int, rows: int = ROWS) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """What dispatch writes, empty and full."""
+    """The results of dispatch by name: arrays before it runs, and after."""
     ids = _ids(tokens)
     places, blocks = expected_order(EXPERTS, rows, ids)
     most = dispatch.most_blocks(EXPERTS, ids.size, rows)
@@ -117,7 +119,7 @@ def combine() -> Launch:
 
 @dataclasses.dataclass(frozen=True)
 class _Experts:
-    """Numbers of the first product, and its results for rows of tokens and their experts."""
+    """Operands of the first product, from which its results for a token and an expert are computed."""
 
     rows: np.ndarray
     gate: np.ndarray
@@ -156,7 +158,7 @@ def product_of_pairs() -> Launch:
 
 
 def _blocks(rows: int, tokens: int, inner: int = INNER) -> tuple[dict[str, Any], np.ndarray, int]:
-    """The arguments of a product by blocks of rows, its result, and the number of blocks."""
+    """The arguments of a product in blocks of rows, its result, and the number of blocks."""
     _, order = _sorted(tokens, rows)
     experts, blocks = _Experts.random(tokens, inner), len(order["blocks"])
     out = np.full((len(order["pairs"]), WIDTH), np.nan, np.float32)
@@ -174,7 +176,7 @@ def product_for_ampere() -> Launch:
 
 
 def product_for_hopper() -> Launch:
-    """Of more inputs, so that stages are used again, and with blocks of threads that have several tiles."""
+    """A product for Hopper with more k-tiles than stages, in which blocks of threads compute several tiles."""
     arguments, out, _ = _blocks(64, 3, RING_INNER)
     matrix = TensorMap(arguments.pop("matrix"), rows=2 * WIDTH)
     return Launch(
@@ -190,4 +192,4 @@ LAUNCHES: dict[str, Callable[[], Launch]] = {
     "grouped_gemm_mma": product_for_ampere,
     "grouped_gemm_wgmma": product_for_hopper,
 }
-"""By the name of the kernel's file."""
+"""Functions that make a launch, by the name of the kernel's file."""

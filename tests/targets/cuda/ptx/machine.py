@@ -1,13 +1,13 @@
-"""Runs the PTX that nvcc makes of a kernel: a second look beside the emulator, which runs the CUDA C that nvcc reads.
+"""An interpreter of the PTX that nvcc compiles a kernel to. It complements the emulator, which runs the CUDA C.
 
-What only this one sees: what the compiler made of assembly, of its order and of what it was told; loads through the
-read-only cache (``ld.global.nc``) of memory that the same launch writes; and what an address really is. Instructions
-are carried out for all threads that stand at them at once (:mod:`.values`, :mod:`.arithmetic`, :mod:`.together`);
-blocks run one after the other, over one :mod:`.memory`.
+Only the interpreter sees how the compiler treated inline assembly and its order, loads through the read-only cache
+(``ld.global.nc``) of memory that the same launch writes, and actual addresses. An instruction is executed at once for
+all threads that have reached it (:mod:`.values`, :mod:`.arithmetic`, :mod:`.together`). Blocks run one after another,
+on one :mod:`.memory`.
 
-Of the threads of a block those run that are furthest behind, until they wait: compilers lay a text out so that paths
-meet again further down. So a thread that spins until another does something would spin forever, but for
-``mbarrier.try_wait``, which holds it.
+Of a block's threads, those at the lowest address run until they wait, because compilers place code such that paths meet
+again further down. A thread that spins until another one does something would therefore spin forever, except at
+``mbarrier.try_wait``, which suspends it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SCOPE = re.compile(r"\{\s*\.reg(?:[^{}]|\{[^{}]*\})*\}")
 _SCOPED = re.compile(r"\.reg\s+\.\w+\s+([\w, ]+);|^\s*(\w+):", re.MULTILINE)
 _MEETS = re.compile(r"(?:shfl|vote|redux|ldmatrix|mma|wgmma|bar\.warp)\b.*")
 _MAPS = 1 << 60
-"""Where tensor maps lie among generic addresses."""
+"""The generic address of the first tensor map."""
 _MOST_STEPS = 2_000_000
 _AXES = "xyz"
 
@@ -48,18 +48,18 @@ class _Step:
     instruction: Instruction
     act: Act | None
     target: int
-    """Where a branch goes."""
+    """The index of the step that a branch goes to."""
 
 
 class Program:
-    """One kernel. Raises PtxError for an instruction that the interpreter does not know."""
+    """A parsed kernel. Raises PtxError for an instruction that the interpreter does not know."""
 
     def __init__(self, text: str) -> None:
-        found = _BODY.search(text)
-        if found is None:
+        match = _BODY.search(text)
+        if match is None:
             raise PtxError("no kernel; expected the text of an .entry function")
-        body = _apart(found["body"])
-        self.parameters = _PARAMETER.findall(found["parameters"])
+        body = _apart(match["body"])
+        self.parameters = _PARAMETER.findall(match["parameters"])
         self.arrays = {name: (int(alignment), int(count)) for alignment, name, count in _SHARED.findall(body)}
         self.pools = {name: int(alignment) for alignment, name in _POOL.findall(text)}
         self.types = {
@@ -84,7 +84,7 @@ class Program:
 
 
 def _act_of(instruction: Instruction) -> Act | None:
-    """None for those that the machine itself carries out."""
+    """The function that executes an instruction; None for those that the machine itself executes."""
     opcode, operands = instruction.opcode, instruction.operands
     if opcode in ("bra", "bra.uni", "ret", "exit", "bar.sync", "barrier.sync"):
         return None
@@ -99,7 +99,7 @@ def _act_of(instruction: Instruction) -> Act | None:
 
 
 def _apart(body: str) -> str:
-    """The text with names of its own for the registers and labels of each scope, which is an inline assembly's."""
+    """The text with unique names for the registers and labels of each scope; a scope is a piece of inline assembly."""
     numbers = itertools.count()
 
     def renamed(scope: re.Match[str]) -> str:
@@ -113,7 +113,7 @@ def _apart(body: str) -> str:
 
 
 class Block:
-    """The threads of one block while they run."""
+    """The state of one block while its threads run."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class Block:
         raise PtxError(f"more than {_MOST_STEPS} steps")
 
     def hold(self, lanes: Array) -> None:
-        """These threads stay where they are until something ends that they may wait for."""
+        """Suspend threads at their current instruction until :meth:`wake`."""
         self._counter[lanes] -= 1
         self._held[lanes] = True
 
@@ -187,7 +187,8 @@ class Block:
             raise PtxError(f"{instruction.opcode} {operands}: {error}") from error
 
     def _all_there(self, instruction: Instruction, lanes: Array) -> Array:
-        """The lanes of warps of which all have come that are named and alive; the others are held until they have."""
+        """The lanes that can execute an instruction of a whole warp or warpgroup, because all of its named lanes that
+        are alive have arrived. The others are suspended until theirs have."""
         if instruction.opcode.startswith("wgmma"):
             groups = lanes // GROUP
             complete = np.bincount(groups, minlength=len(self.products))[groups] == GROUP
@@ -229,11 +230,12 @@ def run(
     text: str, arguments: Sequence[Any], *, grid: int, block: int, pool_bytes: int = 0, eager: bool = False
 ) -> None:
     """Launch a kernel on numpy arrays, which it changes, and numbers, in the order of its parameters.
-    ``eager``: boxes arrive at once, and of the warp groups that can go on the last one does; else boxes arrive when no
-    thread can go on, and all groups run together.
 
-    Raises PtxError, with the instruction, for what a GPU would trap on, for races in shared memory, for reads of what
-    is still being copied, for read-only loads of what the launch writes, and for instructions that are not known.
+    ``eager``: TMA's boxes arrive at once, and of the warpgroups that can continue only the last one runs. Otherwise
+    boxes arrive when no thread can continue, and all warpgroups run together.
+
+    Raises PtxError, with the instruction, for traps of a GPU, races in shared memory, reads of memory that is still
+    being copied to, read-only loads of memory that the launch writes, and unknown instructions.
     """
     program = Program(text)
     arrays = [argument for argument in arguments if isinstance(argument, np.ndarray)]

@@ -1,4 +1,4 @@
-"""Memory as PTX sees it: arrays in global memory, and the shared memory of one block."""
+"""The memory of the PTX interpreter: arrays in global memory, and the shared memory of one block."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SHARED_START = 0x400
 
 
 def bytes_at(starts: Array, count: int) -> Array:
-    """[lanes, count]: the offsets of each lane's bytes."""
+    """The offsets of each lane's bytes, [lanes, count]."""
     return starts.astype(np.int64)[:, None] + np.arange(count)
 
 
 class GlobalMemory:
-    """The arrays of a launch, each at an address of its own that is a multiple of 256."""
+    """The arrays of a launch, each at a separate address that is a multiple of 256."""
 
     def __init__(self, arrays: Sequence[Array]) -> None:
         self._arrays = [array.reshape(-1).view(np.uint8) for array in arrays]
@@ -28,11 +28,12 @@ class GlobalMemory:
 
     @staticmethod
     def address(number: int) -> int:
-        """Of an array, by its number."""
+        """The address of an array, given its number."""
         return (number + 1) << 40
 
     def _places(self, addresses: Array, count: int) -> tuple[int, Array]:
-        """The number of the array, and [lanes, count] offsets in it."""
+        """The number of the array at these addresses, and the bytes' offsets in it, [lanes, count]. Raises PtxError if
+        they are not all inside one array."""
         numbers = (addresses >> np.uint64(40)).astype(np.int64) - 1
         if len(np.unique(numbers)) != 1 or not 0 <= numbers[0] < len(self._arrays):
             raise PtxError("addresses in no array, or in several")
@@ -44,7 +45,8 @@ class GlobalMemory:
         return number, places
 
     def read(self, addresses: Array, count: int, *, read_only: bool = False) -> Array:
-        """[lanes, count] bytes. ``read_only``: through the cache that other loads and stores of a launch do not see."""
+        """Read bytes [lanes, count]. ``read_only``: through the read-only cache, which is not coherent with stores of
+        the same launch."""
         number, places = self._places(addresses, count)
         if read_only:
             if self._written[number][places].any():
@@ -62,7 +64,8 @@ class GlobalMemory:
 
 @dataclasses.dataclass
 class _Accesses:
-    """Who touched each byte last, and in which epoch: of the block, and of the warp."""
+    """The thread that accessed each byte last, and the epoch of that access, counted by barriers of the block and of
+    the warp."""
 
     thread: Array
     block: Array
@@ -74,11 +77,11 @@ class _Accesses:
 
 
 class SharedMemory:
-    """Of one block. Bytes are born 0xff, which is NaN. A byte that another thread touched since the last barrier of the
-    block, or of the warp where both are in one, is a race; so is a byte to which a copy is under way.
+    """The shared memory of one block. All bytes are 0xff at first, which is NaN.
 
-    Only the last reader of a byte is known, and named barriers count like those of the whole block, so that not every
-    race is seen.
+    An access is a race if another thread accessed the byte since the last barrier of the block (or of the warp, if both
+    are in one), or while a copy to the byte is in flight. Not every race is found: only the last reader of a byte is
+    known, and named barriers count as barriers of the whole block.
     """
 
     def __init__(self, count: int, threads: int) -> None:
@@ -116,11 +119,11 @@ class SharedMemory:
         accesses.warp[places] = self._warp_epochs[threads // 32][:, None]
 
     def publish(self, threads: Array) -> None:
-        """What these threads wrote can be seen by TMA and wgmma."""
+        """Make earlier writes of these threads visible to TMA and wgmma."""
         self._unpublished[np.isin(self._unpublished, threads)] = _NOBODY
 
     def begin_use(self, places: Array) -> None:
-        """By a product that is under way."""
+        """Mark bytes as being read by a product in flight."""
         self._expect_arrived(places, "read by a product")
         if (self._unpublished[places] != _NOBODY).any():
             raise PtxError("bytes of shared memory are read that a thread wrote without passing fence.proxy.async")
@@ -163,7 +166,7 @@ class SharedMemory:
         self._arriving[places] = True
 
     def end_box(self, addresses: Array, data: Array) -> None:
-        """Bytes that TMA brought."""
+        """Complete a copy by TMA: store its bytes."""
         places = addresses - SHARED_START
         self._arriving[places] = False
         self._unpublished[places] = _NOBODY
@@ -179,8 +182,9 @@ class SharedMemory:
 
 
 def layout(declared: Mapping[str, tuple[int, int]], pools: Mapping[str, int]) -> tuple[dict[str, int], int]:
-    """Addresses of shared arrays, given alignment and bytes of each, and of the pools behind them, given the alignment;
-    and how many bytes lie before the pools. A pool lies at no better address than it declares."""
+    """The addresses of shared arrays and of the pools after them, and the bytes before the pools. ``declared``:
+    alignment and bytes of each array; ``pools``: alignment of each pool. A pool is never aligned better than declared,
+    so that a declaration that is too weak is noticed."""
     symbols, position = dict[str, int](), SHARED_START
     for name, (alignment, count) in declared.items():
         position = -(-position // alignment) * alignment

@@ -1,4 +1,4 @@
-"""Products for the interpreter of PTX with quantised matrices, and without tensor cores."""
+"""Launches of products for the interpreter of PTX: with quantised matrices, and without tensor cores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SLOTS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """``form``: of :data:`FORMATS`; none for numbers as they are. ``block``: threads."""
+    """A product to launch. ``form``: a key of :data:`FORMATS`, or empty for a matrix of floats; ``block``: threads."""
 
     kernel: GroupedKernel
     form: str
@@ -58,18 +58,18 @@ class Product:
         return Launch(arguments, {"out": out}, grid, self.block, self.pool_bytes, tolerance)
 
     def _matrices(self, random: np.random.Generator) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-        """As the kernel takes them, and what they mean."""
+        """The matrices as the kernel's arguments, and the decoded numbers."""
         if not self.form:
             matrix = random.standard_normal((E, self.width, self.inner), np.float32)
             return {"matrix": matrix}, list(matrix)
         form, stored = FORMATS[self.form]
         several = encoded(form, self.width, self.inner)
         names = ("matrix", "scales", "zero_points")
-        decoded = [encodings.decode(one, form) for one in several]
+        decoded = [encodings.decode(matrix, form) for matrix in several]
         return dict(zip(names, packed(stored, several), strict=True)), decoded
 
     def _order(self, ids: np.ndarray) -> tuple[dict[str, Any], int]:
-        """What says which rows belong together, and how many blocks of threads there are."""
+        """The arguments that assign rows to experts, and the number of blocks of threads."""
         if self.kernel is grouped_gemv:
             return {"chosen": ids, "tokens": self.tokens}, ids.size
         places, experts = expected_order(E, self.block_rows, ids)

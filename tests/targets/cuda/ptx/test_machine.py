@@ -1,7 +1,7 @@
-"""The interpreter of PTX: the project's kernels as nvcc compiled them, faults seeded into them, and what it refuses.
+"""The interpreter of PTX: the project's kernels as nvcc compiled them, faults seeded into them, and invalid programs.
 
-The files ``tests/golden/ptx_*.ptx`` are what nvcc 13.0 makes of kernels; ``pytest --update-golden`` writes them anew
-where there is an nvcc.
+The files ``tests/golden/ptx_*.ptx`` are kernels compiled by nvcc 13.0; ``pytest --update-golden`` updates them if nvcc
+is installed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LAUNCHES = {
     **{name: product.launch for name, product in PRODUCTS.items()},
 }
 LONG = ("attention_tiled", "mma_int4")
-"""Texts that are not stored; what they hold is in others."""
+"""Kernels whose long texts are not stored; other texts contain the same instructions."""
 STORED = [name for name in LAUNCHES if name not in LONG]
 needs_nvcc = pytest.mark.skipif(find_tool("nvcc") is None, reason="there is no nvcc")
 
@@ -44,7 +44,7 @@ def architecture_of(name: str) -> str:
 
 
 def source_of_kernel(name: str) -> str:
-    """Its CUDA C; the ring of stages is used more than once."""
+    """The CUDA C of a kernel. The kernel with a ring has more k-tiles than stages."""
     if name == RING:
         return source_of(grouped_gemm_wgmma(dataclasses.replace(_product(64), inner=RING_INNER), SILU), "sm_90a")
     if name in PRODUCTS:
@@ -53,14 +53,14 @@ def source_of_kernel(name: str) -> str:
 
 
 def compiled(source: str, architecture: str) -> str:
-    """PTX, behind a line that names the parameters."""
+    """The PTX of a source, preceded by a line that names the parameters."""
     ((kernel,), (ptx,)) = find_kernels(source), compile_source(source, architecture).ptx.values()
     return f"// {', '.join(name.removesuffix('_ptr') for _, name in kernel.parameters)}\n{ptx}"
 
 
 @pytest.fixture
 def ptx_of(request):
-    """The stored PTX of a kernel."""
+    """A function that reads the stored PTX of a kernel."""
 
     def read(name: str, source: Callable[[], str], architecture: str = "sm_80") -> str:
         path = GOLDEN / f"ptx_{name}.ptx"
@@ -159,8 +159,8 @@ def test_a_wait_cannot_allow_more(ptx_of):
         LAUNCHES["grouped_gemm_mma"]().check(text.replace("wait_group 2;", "wait_group 3;"))
 
 
-# Where assembly is neither volatile nor said to touch memory, its results depend on its inputs alone: nvcc may load
-# once what a loop is to load again and again, or load after the next store. Told either, nvcc 13.0 leaves it in place.
+# If inline assembly is neither volatile nor declared to access memory, its results depend only on its inputs. nvcc may
+# then move a load out of a loop, or after the next store. With either declaration, nvcc 13.0 leaves it in place.
 TOLD = {
     "overtaken": """
 extern "C" __global__ void kernel(int* from, int* to) {

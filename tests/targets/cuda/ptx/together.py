@@ -1,4 +1,4 @@
-"""Instructions that touch memory, or that threads carry out together."""
+"""Instructions that access memory, or that the threads of a warp execute together."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def store(opcode: str, operands: Sequence[Any]) -> Act:
 
 
 def copy(opcode: str, operands: Sequence[Any]) -> Act:
-    """cp.async: the bytes are there at the latest moment that a wait allows."""
+    """cp.async: the bytes arrive at the latest moment that a wait allows."""
     target, source, size, *read = operands
     count = int(size)
 
@@ -98,7 +98,7 @@ def commit(opcode: str, operands: Sequence[Any]) -> Act:
 
 
 def wait(opcode: str, operands: Sequence[Any]) -> Act:
-    allowed = int(operands[0]) if operands else -1  # wait_all: also what was not committed
+    allowed = int(operands[0]) if operands else -1  # wait_all also waits for copies that were not committed
 
     def act(machine: Any, lanes: Array) -> None:
         for lane in lanes:
@@ -112,7 +112,7 @@ def wait(opcode: str, operands: Sequence[Any]) -> Act:
 
 
 def shuffle(opcode: str, operands: Sequence[Any]) -> Act:
-    """PTX ISA, "shfl.sync": lanes outside of the segment give a lane its own value."""
+    """shfl.sync (PTX ISA): a lane that would read outside of its segment gets its own value."""
     kind = opcode.split(".")[2]
     (target, *inside), source, offset, clamp, _ = operands[0].split("|"), *operands[1:]
 
@@ -179,7 +179,7 @@ def warp_barrier(opcode: str, operands: Sequence[Any]) -> Act:
 
 
 def load_tiles(opcode: str, operands: Sequence[Any]) -> Act:
-    """ldmatrix: lanes 8i to 8i + 7 point at the rows of tile i, of which each lane gets two neighbouring numbers."""
+    """ldmatrix: lanes 8i to 8i + 7 point at the rows of tile i, and each lane gets two neighbouring numbers of it."""
     count, transposed = int(re.findall(r"\.x(\d)", opcode)[0]), ".trans" in opcode
     targets, address = _listed(operands[0]), operands[1]
 
@@ -207,14 +207,14 @@ _FORMATS: dict[str, Any] = {
 
 
 def multiply(opcode: str, operands: Sequence[Any]) -> Act:
-    """mma: PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type", for .m16n8k8 with .tf32, and for
-    .m16n8k32."""
-    found = _MMA.fullmatch(opcode)
-    if found is None:
+    """mma, with the layouts of PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type", for .m16n8k8 with
+    .tf32, and for .m16n8k32."""
+    match = _MMA.fullmatch(opcode)
+    if match is None:
         raise PtxError(
             "not known to the interpreter; expected m16n8k16 of f16 or bf16, m16n8k8 of tf32, or m16n8k32 of e4m3"
         )
-    format_ = _FORMATS[found[2]]
+    format_ = _FORMATS[match[2]]
     per, lane = 4 // np.dtype(format_).itemsize, np.arange(WARP)
     column = (lane % 4)[:, None] * per + np.arange(per)
     d, a, b, c = operands

@@ -1,4 +1,4 @@
-"""Operands of PTX as numpy arrays with an element for each thread that carries an instruction out."""
+"""Operands of PTX as numpy arrays, with one element for each thread that executes an instruction."""
 
 from __future__ import annotations
 
@@ -29,22 +29,24 @@ Array = np.ndarray[Any, Any]
 
 
 class PtxError(Exception):
-    """The program does what it must not, or what the interpreter does not know. The message names the instruction."""
+    """An error of the program, or an instruction that the interpreter does not know. The message names the
+    instruction."""
 
 
 @dataclasses.dataclass
 class Threads:
-    """The registers of a block's threads. ``symbols``: addresses of shared arrays; ``special``: by name."""
+    """The registers of a block's threads. ``symbols``: addresses of shared arrays by name; ``special``: special
+    registers by name."""
 
     count: int
     types: dict[str, str]
-    """By the name of a register, or its prefix: the type it was declared with."""
+    """Declared types by the name of a register, or by the prefix of numbered ones."""
     symbols: dict[str, int]
     special: dict[str, Array]
     registers: dict[str, Array] = dataclasses.field(default_factory=dict)
 
     def register(self, name: str) -> Array:
-        """Its bits, in all threads. Before it is written it holds nonsense."""
+        """The bits of a register in all threads; all ones before it is written."""
         if name not in self.registers:
             declared = self.types.get(name) or self.types.get(name.rstrip("0123456789"))
             if declared is None:
@@ -78,7 +80,7 @@ class Threads:
         raise PtxError(f"operand {operand} is not known")
 
     def write(self, operand: str, lanes: Array, values: Array) -> None:
-        """Signed values are extended by their sign where the register is wider."""
+        """Write values to a register in some threads. Signed values are sign-extended if the register is wider."""
         if operand == "_":
             return
         register = self.register(operand.lstrip("%"))
@@ -92,4 +94,4 @@ def _bits(type_: str) -> int:
 
 
 Act = Callable[[Any, Array], None]
-"""Carries an instruction out: the machine, and the threads that do."""
+"""A function that executes an instruction, given the machine and the threads."""

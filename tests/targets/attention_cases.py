@@ -1,4 +1,4 @@
-"""Attentions for tests of targets: problems, operands, and what the standard operator makes of them."""
+"""Attentions for tests of targets: problems, operands, and the results of the standard operator."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def normal(*shape: int) -> np.ndarray:
 
 
 def operands(problem: AttentionProblem, queries: int, keys: int, batch: int = 2, groups: int = 2) -> dict:
-    """Query, key, value, and what the problem has of mask and lengths; the same numbers whatever ran before, for where
-    a mask hides all keys, rounding decides."""
+    """Random query, key and value, and mask and lengths if the problem has them. The numbers do not depend on earlier
+    calls, because rounding decides the result if a mask hides all keys."""
     random = np.random.default_rng([queries, keys, batch, groups])
     heads = groups * problem.heads_per_group
     arrays = {
@@ -72,25 +72,26 @@ def operands(problem: AttentionProblem, queries: int, keys: int, batch: int = 2,
 
 
 def expected(problem: AttentionProblem, arrays: dict[str, np.ndarray], dtype: type | None = np.float64) -> np.ndarray:
-    """What the standard operator makes of them. A causal mask from the last query on is one over a cache."""
-    given = {name: arrays[name] for name in ("query", "key", "value")}
-    given |= {name: arrays[name] for name in ("mask", "lengths") if name in arrays}
+    """The result of the standard operator. If the causal mask is aligned to the last query, the first keys are passed
+    as the operator's cache."""
+    inputs = {name: arrays[name] for name in ("query", "key", "value")}
+    inputs |= {name: arrays[name] for name in ("mask", "lengths") if name in arrays}
     if problem.causal == "last":
-        past = given["key"].shape[2] - given["query"].shape[2]
+        past = inputs["key"].shape[2] - inputs["query"].shape[2]
         for name in ("key", "value"):
-            given[f"past_{name}"], given[name] = given[name][:, :, :past], given[name][:, :, past:]
-    names = [name if name in given else "" for name in ("query", "key", "value", "mask", "past_key", "past_value")]
-    names.append("lengths" if "lengths" in given else "")
+            inputs[f"past_{name}"], inputs[name] = inputs[name][:, :, :past], inputs[name][:, :, past:]
+    names = [name if name in inputs else "" for name in ("query", "key", "value", "mask", "past_key", "past_value")]
+    names.append("lengths" if "lengths" in inputs else "")
     kinds = {"bool": "bool", "int64": "int64"}
     declared = [
         f"{kinds.get(array.dtype.name, 'float')}[{','.join(map(str, array.shape))}] {name}"
-        for name, array in given.items()
+        for name, array in inputs.items()
     ]
     attributes = f"scale = {problem.scale}, is_causal = {int(problem.causal != '')}, softcap = {problem.softcap}"
     outputs = "y, present_key, present_value" if problem.causal == "last" else "y"
     text = f"""<ir_version: 10, opset_import: ["" : 24]> g ({", ".join(declared)}) => (float[] y) {{
         {outputs} = Attention <{attributes}> ({", ".join(names).rstrip(", ")}) }}"""
-    floats = {name: a if a.dtype.kind in "bi" else a.astype(np.float32) for name, a in given.items()}
+    floats = {name: a if a.dtype.kind in "bi" else a.astype(np.float32) for name, a in inputs.items()}
     model = ir.serde.deserialize_model(onnx.parser.parse_model(text))
     return interpreter.run(model, floats, dtype=dtype)["y"]
 

@@ -1,4 +1,5 @@
-"""``program_of`` compiles a model text for this computer; ``runner_of`` makes it callable in this process."""
+"""Fixtures for targets: ``program_of`` compiles a model text for this computer; ``runner_of`` makes the program
+callable in this process."""
 
 from __future__ import annotations
 

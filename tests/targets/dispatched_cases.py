@@ -1,4 +1,4 @@
-"""Experts of other forms than ``moec.Experts`` knows, as graphs over dispatched rows, and each as plain numpy."""
+"""Experts in forms that ``moec.Experts`` cannot express, as graphs over dispatched rows, and each in plain numpy."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ E, k, d, f, rank = 5, 3, 24, 20, 4
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """``body`` makes y from x, w (weights), e (ids) and, behind the first line of every graph, the rows r, o (offsets),
-    p (positions), t (tokens) and n (owners). ``expert`` is what expert e makes of rows, in float64."""
+    """A form of experts. ``body``: the nodes that compute y from x, w (weights) and e (ids), and from the results of
+    the common first line: the rows r, o (offsets), p (positions), t (tokens) and n (owners). ``expert``: the function
+    of expert e on rows, in float64."""
 
     body: str
     shapes: Mapping[str, tuple[int, ...]]
@@ -56,13 +57,13 @@ def _normalized(c: Mapping[str, Array], e: int, x: Array) -> Array:
 
 
 def _mixed_kinds(c: Mapping[str, Array], e: int, x: Array) -> Array:
-    """Experts 0 and 1 are products, 2 is zero, 3 a copy and 4 a constant."""
+    """The result of an expert: experts 0 and 1 are products, 2 is zero, 3 a copy and 4 a constant."""
     kinds = [lambda: x @ c["up"][e]] * 2 + [lambda: 0 * x, lambda: x, lambda: np.broadcast_to(c["fixed"][e], x.shape)]
     return kinds[e]()
 
 
 def _kinds() -> dict[str, Array]:
-    """Which of product, copy and constant each expert is, as factors [E,1]."""
+    """Factors [E,1] of product, copy and constant: 1 for the kind of each expert, else 0."""
     factors = np.zeros((3, E, 1), np.float32)
     factors[0, :2] = factors[1, 3] = factors[2, 4] = 1
     return dict(zip(("is_product", "is_copy", "is_constant"), factors, strict=True))
@@ -161,7 +162,7 @@ def inputs(tokens: int, ids: Array, dtype: Any = np.float32) -> dict[str, Array]
 
 
 def choices(tokens: int) -> Iterator[Array]:
-    """Ids: any, all of one expert, of two experts alone, none at all."""
+    """Arrays of ids: any experts, one expert for all, two experts only, and none at all."""
     random = np.random.default_rng(tokens)
     yield random.integers(-1, E, (tokens, k))
     yield np.full((tokens, k), 3)
@@ -170,7 +171,7 @@ def choices(tokens: int) -> Iterator[Array]:
 
 
 def expected(form: Form, given: Mapping[str, Array]) -> Array:
-    """Every expert on every token, of which those count that were chosen."""
+    """The expected result: every expert computes every token, and the selected ones are summed."""
     constants = {name: array.astype(np.float64) for name, array in form.constants(given["x"].dtype).items()}
     x, y = given["x"].astype(np.float64), np.zeros(given["x"].shape)
     for e in range(E):

@@ -1,5 +1,5 @@
-"""Arrays beside which no byte may be touched: a read or write past an edge ends the process with a traceback, or a
-kernel in the emulator of CUDA with an error."""
+"""Arrays between inaccessible pages: an access past an edge ends the process with a traceback, or a kernel in the
+emulator of CUDA with an error."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import sys
 import numpy as np
 
 LINE = 64
-"""Kernels may assume that tensors start at a cache line, so up to 63 bytes of an array's last line are unguarded."""
+"""Bytes of a cache line. Kernels may assume that tensors start at one, so up to 63 bytes after an array are not
+guarded."""
 _NO_ACCESS = 0
 
 
 def guarded(array: np.ndarray, line: int = LINE, *, before: bool = False) -> np.ndarray:
-    """A copy of an array whose last line of so many bytes ends where a page without access begins; or, with
-    ``before``, one that begins where such a page ends. Plain copy on Windows."""
+    """A copy of an array that ends right before an inaccessible page, rounded up to a multiple of ``line`` bytes; with
+    ``before``, a copy that begins right after such a page. On Windows it is a plain copy."""
     array = np.asarray(array, order="C")
     if array.size == 0 or sys.platform == "win32":
         return array.copy()

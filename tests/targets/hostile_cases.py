@@ -1,7 +1,7 @@
-"""Run as a program under guard_pages.c: compiled models on indices, sizes and counts that nobody should give them.
+"""A program to run under guard_pages.c: compiled models on invalid indices, sizes and counts.
 
-Each call has to end in a result or in an InputError. Prints each case before it runs, so that the last line names the
-one that ended the process.
+Each call has to end in a result or in an InputError. The program prints each case before it runs, so that the last line
+names the case that ended the process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Feeds = dict[str, np.ndarray]
 
 
 def rows(count: int, width: int = 16) -> np.ndarray:
-    """Rows that fill whole cache lines, so that the next row is on a page without access."""
+    """Rows that fill whole cache lines, so that the place of a further row is on an inaccessible page."""
     return np.arange(count * width, dtype=np.float32).reshape(count, width)
 
 
@@ -137,7 +137,7 @@ CASES: dict[str, tuple[str, Any]] = {
 
 
 def check_guards(model: moec.CompiledModel, feeds: Mapping[str, np.ndarray], front: bool) -> int:
-    """How many tensors of a run do lie against a page without access."""
+    """The number of tensors of a run that really are next to an inaccessible page."""
     found = 0
 
     def instrument(_function: Any, _symbol: str, _before: bool, _result: Any, *arguments: Any) -> int:
@@ -153,7 +153,7 @@ def check_guards(model: moec.CompiledModel, feeds: Mapping[str, np.ndarray], fro
 
 
 def main(front: bool) -> None:
-    vars(moec.runtime.program)["_POOLED_ALLOCATOR"] = 1  # each tensor by itself, none rounded up to pages
+    vars(moec.runtime.program)["_POOLED_ALLOCATOR"] = 1  # allocate each tensor separately, without rounding up to pages
     probe = moec.compile(parse("g (float[N,16] x) => (float[N,16] y) { a = Neg(x) y = Softmax(a) }"), passes="O0")
     assert check_guards(probe, {"x": guarded(rows(5))}, front) >= 2, "tensors are not guarded"
     for name, (text, feeds_of) in CASES.items():

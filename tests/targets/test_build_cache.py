@@ -1,4 +1,4 @@
-"""The cache of what moec compiles."""
+"""The cache of compiled files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_what_was_not_asked_for_the_longest_is_forgotten(folder, monkeypatch):
         keep("kind", {digit * 64: b"x"})
         os.utime(folder / (digit * 64), (1000 - age, 1000 - age))
     os.utime(folder / KEY, (1, 1))
-    assert recall("kind", KEY) == b"x"  # it was asked for now
+    assert recall("kind", KEY) == b"x"  # marks it as recently used
     keep("kind", {OTHER: b"x"})
     assert sorted(file.name for file in folder.iterdir()) == sorted([KEY, OTHER])
 

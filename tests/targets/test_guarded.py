@@ -1,4 +1,4 @@
-"""The guard of arrays works: who reads past an edge does not get away with it."""
+"""The guard of arrays: a read past an edge ends the process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernels from the cache are those that would be compiled."""
+"""The cache of generated code: kernels from the cache equal those that would be compiled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from moec.targets.build_cache import KERNELS
 from moec.targets.kernel_cache import VARIABLE, through_cache
 
 MODEL = "g (float[3,8] x) => (float[3,8] y) { s = Softmax (x)  e = Exp (s)  y = Add (e, x) }"
-"""Of fixed sizes: the function that computes sizes orders its statements as addresses happen to lie (VMShapeLower)."""
+"""A model with fixed sizes. With dynamic ones, the function that computes sizes has its statements in the order of
+addresses, which changes from run to run (VMShapeLower)."""
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def contents(target: str = "cpu:avx2"):
 
 
 def test_every_object_has_code(folder):
-    """That of the instructions, that of the threads, and one of each kernel."""
+    """A program has one object for its instructions, one for the threads, and one for each kernel."""
     made = program()
     assert set(made.objects) == {"devc.o", TEAM_OBJECT, *(f"{kernel.name}.o" for kernel in made.kernels)}
 

@@ -1,4 +1,4 @@
-"""A kind of target that nothing outside of its module knows: its options, its command and its form reach the command
+"""A new kind of target, known only to its own module: its options, command and form of sources reach the command
 line."""
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class DenseOperands:
 
     @property
     def divides_inputs(self) -> bool:
-        """Whether a block multiplies a part of the k-tiles of inputs (:mod:`.gemm_parts`)."""
+        """Whether a block multiplies only a part of the k-tiles (:mod:`.gemm_parts`)."""
         return False
 
     def is_used(self, block: Any) -> Any:

@@ -8,7 +8,7 @@ import re
 from moec.targets.cuda.text.syntax import HELPER
 
 _INSTRUCTION = re.compile(r'"(?:\{.*; )?(?P<mnemonic>[a-z]\w+(?:\.[\w:]+)+)(?P<operands>[^;"]*)')
-"""The only instruction, or the last of several between braces."""
+"""The instruction of a helper: the only one, or the last of several between braces."""
 _PREFIX = re.compile(r"^tvm_builtin_(?:cuda_|ptx_)?")
 _NUMBER = re.compile(r"(?<![\w%])\d+(?!\w)")
 _SAID_BY_OPERANDS = re.compile(r"shared|global|shared::\w+|mbarrier::\w+::\w+|L2::\w+|sync|aligned|[bu]\d+")

@@ -95,7 +95,7 @@ def get_all(name: str, options: Options | None = None) -> list[Target]:
     if len(listed) == 1:
         return [get(name, options)]
     if not kind.takes_several:
-        several = " and ".join(known.name for known in kinds() if known.takes_several)
+        several = " and ".join(other.name for other in kinds() if other.takes_several)
         raise UnsupportedError(
             f"target '{name}': only {several} takes several architectures; choose one, {kind.name}:{listed[0]}"
         )
@@ -103,8 +103,8 @@ def get_all(name: str, options: Options | None = None) -> list[Target]:
         raise UnsupportedError(
             f"target '{name}': an architecture is missing beside '+'; expected e.g. {kind.examples[-1]}"
         )
-    found = [get(f"{kind.name}:{variant}", options) for variant in kind.oldest_first(listed)]
+    listed_targets = [get(f"{kind.name}:{variant}", options) for variant in kind.oldest_first(listed)]
     twice = next((variant for variant in listed if listed.count(variant) > 1), None)
     if twice is not None:
         raise UnsupportedError(f"target '{name}': {twice} is listed twice; once is enough")
-    return found
+    return listed_targets

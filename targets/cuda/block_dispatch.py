@@ -74,10 +74,10 @@ class BlockDispatch:
     ) -> KernelCall:
         """A call of a kernel for blocks of ``rows``, launched only for the numbers of ``tokens``."""
         function = tokens.limited(kernel.build(self._experts, *options), 0)
-        given = [*tokens.numbers(self._node.lowering), self._ids, *arguments]
+        operands = [*tokens.numbers(self._node.lowering), self._ids, *arguments]
         attributes = {"experts": self._experts, "block_rows": rows, "tokens": str(tokens)}
         chosen = self._node.select((kernel,), self._experts)
-        return KernelCall(chosen, function, given, attributes, tokens.names)
+        return KernelCall(chosen, function, operands, attributes, tokens.names)
 
 
 def dispatch_rows(node: NodeLowering, ids: relax.Expr, experts: int) -> list[relax.Var]:

@@ -55,7 +55,7 @@ def filled(numbers: np.ndarray, rows: int, columns: int, behind: np.ndarray | No
 def padded_name(name: str, *sizes: tuple[int, int]) -> str:
     """The name of a weight padded to other sizes; one weight may be packed for several. ``sizes``: for each axis its
     own and its padded size."""
-    return "".join([name, *(f".to{wanted}" for own, wanted in sizes if own != wanted)])
+    return "".join([name, *(f".to{padded}" for own, padded in sizes if own != padded)])
 
 
 def add_matrix(node: NodeLowering, name: str, problem: GroupedProblem, parts: Parts) -> list[relax.Var]:

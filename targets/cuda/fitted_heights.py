@@ -81,7 +81,7 @@ def _numbers(least: int, most: int) -> list[int]:
 def _losses(seconds: Sequence[Sequence[float]]) -> list[list[float]]:
     """The loss of each height at each number of tokens, relative to the best height there; see :func:`_loss`."""
     best = [min(of_all) for of_all in zip(*seconds, strict=True)]
-    return [[_loss(one, least) for one, least in zip(way, best, strict=True)] for way in seconds]
+    return [[_loss(time, least) for time, least in zip(way, best, strict=True)] for way in seconds]
 
 
 def _loss(seconds: float, least: float) -> float:

@@ -160,10 +160,10 @@ class GroupedProducts:
         output = relax.TensorType((hidden.ty.shape[0], width), dtype)
         results: list[relax.Var] = []
         for tokens, function, arguments in self._roundings(rounding):
-            given = [*tokens.numbers(self._node.lowering), self._ids, *arguments, hidden]
+            operands = [*tokens.numbers(self._node.lowering), self._ids, *arguments, hidden]
             attributes = {"group": rounding.group, "tokens": str(tokens)}
             chosen = self._node.select((ROUND_OF_PAIRS,), rounding)
-            called = KernelCall(chosen, tokens.limited(function, 0), given, attributes, tokens.names)
+            called = KernelCall(chosen, tokens.limited(function, 0), operands, attributes, tokens.names)
             results = self._node.call_on(called, results) if results else self._node.call(called, [output])
         (result,) = results
         return result

@@ -301,18 +301,18 @@ def _refuse_rounding_of_absent_units(spec: ExpertsSpec) -> None:
         )
 
 
-def _bias(node: NodeLowering, role: str, problem: GroupedProblem, given: np.ndarray | None) -> relax.Expr:
+def _bias(node: NodeLowering, role: str, problem: GroupedProblem, bias: np.ndarray | None) -> relax.Expr:
     """The biases as an operand of the problem: float32, with zeros for columns of padding. Raises UnsupportedError for
     a shape that does not fit."""
     shape = problem.bias_shape
-    if given is None:
+    if bias is None:
         return no_bias(node.lowering)
-    if given.ndim != 2 or given.shape[0] != shape[0] or given.shape[1] > shape[1]:
+    if bias.ndim != 2 or bias.shape[0] != shape[0] or bias.shape[1] > shape[1]:
         raise UnsupportedError(
-            f"{role} has {list(given.shape)} elements in the order of the kernel; expected {list(shape)}"
+            f"{role} has {list(bias.shape)} elements in the order of the kernel; expected {list(shape)}"
         )
 
     def load() -> np.ndarray:
-        return filled(as_stored(given, "float32"), *shape)
+        return filled(as_stored(bias, "float32"), *shape)
 
     return node.lowering.add_weight(f"{node.name}.{role}", shape, "float32", load)

@@ -175,13 +175,18 @@ def _length(text: str) -> str:
     return text if text.isdigit() else f"cuuint64_t({text})"
 
 
-def _tensor_map_code(one: Mapping[str, Any]) -> str:
-    rank, numbers = one["rank"], list(one["numbers"])
-    if one["dtype"] not in _MAP_TYPES:
-        raise UnsupportedError(f"tensor map of {one['dtype']}: expected one of {', '.join(_MAP_TYPES)}")
+def _tensor_map_code(tensor_map: Mapping[str, Any]) -> str:
+    rank, numbers = tensor_map["rank"], list(tensor_map["numbers"])
+    if tensor_map["dtype"] not in _MAP_TYPES:
+        raise UnsupportedError(f"tensor map of {tensor_map['dtype']}: expected one of {', '.join(_MAP_TYPES)}")
     lists = []
     for count in (rank, rank - 1, rank, rank):
         lists.append("{" + ", ".join(map(_length, numbers[:count])) + "}")
         del numbers[:count]
-    values = [f"{one['tensor']}_ptr", f"CU_TENSOR_MAP_DATA_TYPE_{_MAP_TYPES[one['dtype']]}", *lists, *map(str, numbers)]
-    return f"  const CUtensorMap {one['name']} = encode_tensor_map({', '.join(values)});"
+    values = [
+        f"{tensor_map['tensor']}_ptr",
+        f"CU_TENSOR_MAP_DATA_TYPE_{_MAP_TYPES[tensor_map['dtype']]}",
+        *lists,
+        *map(str, numbers),
+    ]
+    return f"  const CUtensorMap {tensor_map['name']} = encode_tensor_map({', '.join(values)});"

@@ -86,9 +86,9 @@ def _check_gpu(driver: Driver, where: str) -> str:
     if not gpus:
         raise MoecError(f"{where}: needs a GPU, and the driver finds none (see CUDA_VISIBLE_DEVICES); {_HINT}")
     if driver.version[0] < CUDA_MAJOR:
-        found = ".".join(map(str, driver.version))
+        cuda = ".".join(map(str, driver.version))
         raise MoecError(
-            f"{where}: needs a driver for CUDA {CUDA_MAJOR}, and the one installed is for {found}; install a newer one"
+            f"{where}: needs a driver for CUDA {CUDA_MAJOR}, and the one installed is for {cuda}; install a newer one"
         )
     return gpus[0].capability
 
@@ -128,7 +128,7 @@ def best_binary(architectures: list[str], capability: str, where: str) -> str:
         return best
     if not architectures:
         raise ArtifactError(f"{where}: holds no code for a GPU, for no nvcc was found; compile it where nvcc is")
-    listed, found = ", ".join(architectures), f"sm_{capability.replace('.', '')}"
-    wanted = newest_that_runs(LIMITS, capability)
-    hint = f"compile it with --target cuda:{wanted}" if wanted else f"use a GPU of {next(iter(LIMITS))} or newer"
-    raise ArtifactError(f"{where}: holds code for {listed}, and the GPU is {found}; {hint}")
+    listed, gpu_architecture = ", ".join(architectures), f"sm_{capability.replace('.', '')}"
+    target = newest_that_runs(LIMITS, capability)
+    hint = f"compile it with --target cuda:{target}" if target else f"use a GPU of {next(iter(LIMITS))} or newer"
+    raise ArtifactError(f"{where}: holds code for {listed}, and the GPU is {gpu_architecture}; {hint}")

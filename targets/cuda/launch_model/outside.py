@@ -33,11 +33,11 @@ class PredictedOutside:
 
     @property
     def seconds(self) -> float:
-        return sum(one.seconds for one in self.launches)
+        return sum(launch.seconds for launch in self.launches)
 
     @property
     def operations(self) -> float:
-        return sum(one.calls * one.launch.prediction.operations for one in self.launches)
+        return sum(repeated.calls * repeated.launch.prediction.operations for repeated in self.launches)
 
 
 class Outside:

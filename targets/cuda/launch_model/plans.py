@@ -71,7 +71,7 @@ class _Recorded:
     """The implementation of :class:`moec.targets.base.Plan` for plans, which are dataclasses."""
 
     def as_data(self) -> dict[str, Any]:
-        kind = next(name for name, one in _PLANS.items() if type(self) is one)
+        kind = next(name for name, plan_type in _PLANS.items() if type(self) is plan_type)
         return {"kind": kind, **dataclasses.asdict(self)}  # type: ignore[call-overload]
 
 

@@ -41,7 +41,7 @@ def launch_tables(model: PredictedModel) -> Iterator[RenderableType]:
         title = f"{layer.node}, {layer.tokens} tokens: {_in_words(layer)}, {share:.0%} of roofline"
         yield table(title, _HEADINGS, rows)
     for outside in model.outside:
-        cells = [(*_cells(one.launch), str(one.calls)) for one in outside.launches]
+        cells = [(*_cells(repeated.launch), str(repeated.calls)) for repeated in outside.launches]
         title = f"Outside of layers of experts, {outside.tokens} tokens: {_in_words(outside)}"
         yield table(title, (*_HEADINGS, "calls"), cells)
         inside = [layer.seconds for layer in model.layers if layer.tokens == outside.tokens]
@@ -75,7 +75,9 @@ def launch_data(model: PredictedModel) -> dict[str, Any]:
                 "tokens": outside.tokens,
                 "seconds": outside.seconds,
                 "operations": outside.operations,
-                "launches": [{**_launch_data(one.launch), "calls": one.calls} for one in outside.launches],
+                "launches": [
+                    {**_launch_data(repeated.launch), "calls": repeated.calls} for repeated in outside.launches
+                ],
             }
             for outside in model.outside
         ],
@@ -97,45 +99,45 @@ def _in_words(predicted: PredictedLayer | PredictedOutside) -> str:
 
 
 def _launch_data(launch: PredictedLaunch) -> dict[str, Any]:
-    facts, found = launch.facts, launch.prediction
+    facts, prediction = launch.facts, launch.prediction
     return {
         "function": launch.function,
         "blocks": facts.blocks,
         "threads": facts.threads,
         "registers": facts.registers,
         "shared_bytes": facts.shared_bytes,
-        "blocks_at_once": found.occupancy.blocks,
-        "warps_at_once": found.occupancy.warps,
-        "occupancy_limit": found.occupancy.limit,
-        "blocks_with_work": found.blocks,
-        "waves": found.waves,
-        "tail": found.tail,
-        "memory_bytes": found.traffic.memory,
-        "l2_bytes": found.traffic.l2,
-        "operations": found.operations,
+        "blocks_at_once": prediction.occupancy.blocks,
+        "warps_at_once": prediction.occupancy.warps,
+        "occupancy_limit": prediction.occupancy.limit,
+        "blocks_with_work": prediction.blocks,
+        "waves": prediction.waves,
+        "tail": prediction.tail,
+        "memory_bytes": prediction.traffic.memory,
+        "l2_bytes": prediction.traffic.l2,
+        "operations": prediction.operations,
         "issued_per_step": None if facts.issued is None else facts.issued.per_step,
-        "seconds": found.seconds,
-        "limit": found.limit,
-        "share_of_roofline": found.roofline,
+        "seconds": prediction.seconds,
+        "limit": prediction.limit,
+        "share_of_roofline": prediction.roofline,
     }
 
 
 def _cells(launch: PredictedLaunch) -> tuple[str, ...]:
-    facts, found = launch.facts, launch.prediction
-    held = found.occupancy
+    facts, prediction = launch.facts, launch.prediction
+    held = prediction.occupancy
     return (
         launch.function.removesuffix("_kernel"),
         f"{facts.blocks} x {facts.threads}",
         f"{facts.registers}, {facts.shared_bytes / 1024:.1f} KiB",
         f"{held.blocks} ({held.limit})",
-        str(found.blocks),
-        f"{found.waves}, {found.tail:.0%}",
-        f"{_mb(found.traffic.memory)}, {_mb(found.traffic.l2)}",
-        f"{found.operations / 1e9:.3g}" if found.operations else "-",
+        str(prediction.blocks),
+        f"{prediction.waves}, {prediction.tail:.0%}",
+        f"{_mb(prediction.traffic.memory)}, {_mb(prediction.traffic.l2)}",
+        f"{prediction.operations / 1e9:.3g}" if prediction.operations else "-",
         _issued(launch),
-        _us(found.seconds),
-        found.limit,
-        f"{found.roofline:.0%}",
+        _us(prediction.seconds),
+        prediction.limit,
+        f"{prediction.roofline:.0%}",
     )
 
 

@@ -161,6 +161,12 @@ def test_weights_that_are_all_small_count_as_large_ones_do() -> None:
     np.testing.assert_array_equal(live, W != 0)
 
 
+def test_data_hides_only_where_it_is_zero() -> None:
+    """What is next to nothing may be as large as the rest for other rows, unless it weighs experts."""
+    x, every = np.array([[30.0, 0, 0], [0, 0, 30]]), np.ones((2, 3), bool)
+    assert Run("s = Softmax (x)\n y = Mul (a, s)").live(x, every).all()
+
+
 def test_values_made_of_the_same_numbers_hide_nothing_and_others_do() -> None:
     """The minimum is 1 only where it is not chosen."""
     x, every = np.array([[3.0, 0, 3], [0, 3, 0]]), np.ones((2, 3), bool)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from moec.ir import dialect
+from moec.ir.interpreter import Evaluator
 from moec.passes.framework.base import Report
 from moec.passes.raise_moe import RaiseMoE
+from moec.passes.raising.reaching import reaching
+from moec.passes.raising.trials import Trial
+
+from ...text_models import model_of
 
 MANY = 24
 """Experts, all of which every token is computed for."""
@@ -79,3 +86,58 @@ def test_a_window_that_something_else_hides_is_not_raised(raises, window: str) -
 @pytest.mark.parametrize("mix", MIXES)
 def test_experts_that_only_cut_at_zero_are_raised(raises, mix: str) -> None:
     assert raises("a = Identity (r)", MIXES[mix])
+
+
+class Told:
+    """A watch that keeps what it is told, of the nodes that it takes for new."""
+
+    def __init__(self, news: list[ir.Node]) -> None:
+        self._news, self.live = news, dict[str, np.ndarray | None]()
+
+    def news(self, _seen: object) -> list[ir.Node]:
+        return self._news
+
+    def fork(self) -> Told:
+        return self
+
+    def __call__(self, node: ir.Node, _inputs: object, _outputs: object, live: np.ndarray | None) -> None:
+        self.live[str(node.outputs[0].name)] = live
+
+
+def told(text: str, *decisions: str) -> dict[str, np.ndarray | None] | None:
+    """What is live of the nodes that make these, of three rows that a model of four at a time takes; None where the
+    watch is not told."""
+    model = ir.from_proto(model_of(text, {}, "float[4,2] x, float[4,2] logits"))
+    (x, logits), (y,) = model.graph.inputs, model.graph.outputs
+    from_x = {x}
+    for node in model.graph:
+        from_x.update(node.outputs if not from_x.isdisjoint(node.inputs) else ())
+
+    def runs(rows: np.ndarray, scores: np.ndarray, _start: object):
+        yield {value: np.concatenate([own, np.ones((1, 2))]) for value, own in ((x, rows), (logits, scores))}, len(rows)
+
+    def evaluator(feeds, outputs):
+        return Evaluator(list(model.graph), feeds, outputs, {"": 24}, dtype=np.float64)
+
+    block = SimpleNamespace(
+        from_x=from_x, starts_for=lambda _: [None], runs=runs, evaluator=evaluator, y=y, d=2, selected=set()
+    )
+    block.without_zeros = {}
+    known, seen = Told([node for node in model.graph if node.outputs[0].name in decisions]), object()
+    trial = Trial("rows", np.ones((3, 2)), np.ones((3, 2)))
+    found = reaching(block, trial, known, seen)  # pyrefly: ignore
+    return None if found is seen else known.live
+
+
+def test_elements_that_are_added_to_fill_an_evaluation_reach_nothing() -> None:
+    live = told("r = Relu (x)\n y = Neg (r)", "r")
+    assert live is not None and live["r"] is not None
+    np.testing.assert_array_equal(live["r"], np.arange(8).reshape(4, 2) < 6)
+
+
+def test_decisions_of_the_router_count_wherever_they_are() -> None:
+    """A choice between values of x is the router's where its condition is."""
+    text = "other = Neg (logits)\n b = Greater (logits, other)\n n = Neg (x)\n w = Where (b, x, n)\n y = Relu (w)"
+    assert told(text, "b", "w") is None
+    live = told(text, "b", "w", "y")
+    assert live is not None and live["b"] is None and live["w"] is None and live["y"] is not None

@@ -95,6 +95,7 @@ NUMBERS = {
     "zero": np.int64(0),
     "one": np.int64(1),
     "unit": np.float32(1),
+    "single": np.ones((1, 1), np.float32),
     "hundred": np.float32(100),
     "tables": np.arange(12, dtype=np.float32).reshape(3, 4),
 }
@@ -115,7 +116,7 @@ def named(nodes: list[ir.Node]) -> list[str | None]:
 
 def test_what_sizes_make_is_scanned_where_its_numbers_are_used() -> None:
     """Neither a value of which only the size is used, nor one of constants or of data alone."""
-    text = COUNTED + "e = Expand (unit, s)\n r = Expand (f, s)\n q = Add (x, r)\n p = Mul (q, e)\n y = Mul (p, f)"
+    text = COUNTED + "e = Expand (single, s)\n r = Expand (f, s)\n q = Add (x, r)\n p = Mul (q, e)\n y = Mul (p, f)"
     assert named(SizeScan.of(sized(text)).nodes) == ["n", "f", "r"]
     assert not SizeScan.of(sized("c = Add (unit, hundred)\n y = Mul (x, c)")).nodes
     table = COUNTED + "e = Expand (tables, s)\n y = Mul (x, e)"

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tvm import relax, tirx
 
 from moec.errors import MoecError
+from moec.targets.tvm import conditions
+from moec.targets.tvm.conditions import CheckedConditions
+from moec.targets.tvm.te_kernels import Requirement
 
 
 def chained(steps: int) -> str:
@@ -44,3 +48,45 @@ def test_the_check_of_a_chain_still_stops_the_run(program_of, runner_of):
 
 def test_what_does_not_follow_from_a_checked_value_is_checked(program_of):
     assert len(checking(program_of(APART))) == 2
+
+
+SIZE = tirx.Var("n", "int64")
+SMALL, EVEN = Requirement(SIZE <= 8, "too large"), Requirement(tirx.floormod(SIZE, 2) == 0, "odd")
+
+
+def variables(*names: str) -> list[relax.Var]:
+    return [relax.Var(name, relax.TensorType([4], "float32")) for name in names]
+
+
+def test_conditions_hold_for_what_a_kernel_made_that_checks_them():
+    checked, (a, b) = CheckedConditions(), variables("a", "b")
+    checked.check([SMALL], [a])
+    assert checked.unchecked([SMALL, EVEN], [a]) == [EVEN] and checked.unchecked([], [a]) == []
+    assert checked.unchecked([SMALL], [b]) == [SMALL] and checked.unchecked([SMALL], [b, a]) == []
+    checked.check([EVEN], [a, b])
+    assert checked.unchecked([SMALL, EVEN], [a]) == [] and checked.unchecked([SMALL, EVEN], [b]) == [SMALL]
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_conditions_hold_for_what_follows(nested: bool):
+    """From one of two, for the other checks another condition; as elements of tuples, too."""
+    checked, (a, b, c, d, e) = CheckedConditions(), variables("a", "b", "c", "d", "e")
+    checked.follow(e, relax.op.negative(a))
+    checked.check([SMALL], [a])
+    checked.check([EVEN], [b])
+    if nested:
+        checked.follow(c, relax.Tuple([a, b]))
+        checked.follow(d, relax.TupleGetItem(c, 0))
+    else:
+        checked.follow(c, relax.op.add(a, b))
+        checked.follow(d, relax.op.concat([e, c]))
+    for variable in (c, d):
+        assert checked.unchecked([SMALL, EVEN], [variable]) == []
+    assert checked.unchecked([SMALL], [e]) == [SMALL]
+
+
+def test_only_so_many_conditions_are_followed(monkeypatch):
+    monkeypatch.setattr(conditions, "TRACKED", 1)
+    checked, (a,) = CheckedConditions(), variables("a")
+    checked.check([SMALL, EVEN], [a])
+    assert checked.unchecked([SMALL, EVEN], [a]) == [EVEN]

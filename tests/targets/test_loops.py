@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
@@ -76,7 +78,13 @@ def test_any_number_of_threads_computes_the_same_bits_from_an_artifact(scan):
     for threads in (1, 3):
         found = moec.load(scan.folder, threads=threads).run(case)
         assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
+
+
+def test_sizes_that_follow_from_inputs_are_not_asked_for_when_it_runs(scan):
+    """A body's results have sizes of the graph: its loop has no places at which to look for any."""
     assert (scan.folder / "src" / "loop_0.relax").exists()
+    main = (scan.folder / "src" / "main.relax").read_text()
+    assert re.search(r'"moec\.loop", \(0, 2, 0, 0, ', main) and "tensor_to_shape" not in main
 
 
 def test_scanned_axes_have_equal_sizes():

@@ -107,7 +107,7 @@ class Told:
 def told(text: str, *decisions: str) -> dict[str, np.ndarray | None] | None:
     """What is live of the nodes that make these, of three rows that a model of four at a time takes; None where the
     watch is not told."""
-    model = ir.from_proto(model_of(text, {}, "float[4,2] x, float[4,2] logits"))
+    model = ir.from_proto(model_of(text, {"sizes": np.array([2, 0])}, "float[4,2] x, float[4,2] logits"))
     (x, logits), (y,) = model.graph.inputs, model.graph.outputs
     from_x = {x}
     for node in model.graph:
@@ -133,6 +133,12 @@ def test_elements_that_are_added_to_fill_an_evaluation_reach_nothing() -> None:
     live = told("r = Relu (x)\n y = Neg (r)", "r")
     assert live is not None and live["r"] is not None
     np.testing.assert_array_equal(live["r"], np.arange(8).reshape(4, 2) < 6)
+
+
+def test_all_of_the_first_output_counts_of_a_decision_with_several() -> None:
+    live = told("r, s = Split <axis = 1> (x, sizes)\n y = Neg (r)", "r")
+    assert live is not None and live["r"] is not None
+    np.testing.assert_array_equal(live["r"], np.ones((4, 2), bool))
 
 
 def test_decisions_of_the_router_count_wherever_they_are() -> None:

@@ -8,6 +8,7 @@ of gathered and scattered rows, none at all for an expert without tokens).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from moec.ir.attention import attention
 from moec.ir.linear_attention import linear_attention
 from moec.ir.loops import Loop, Scan
 from moec.ir.products import product, round_rows
+from moec.ir.recurrent import recurrent
 
 Array = np.ndarray[Any, Any]
 
@@ -265,10 +267,12 @@ OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("", "SimplifiedLayerNormalization"): contrib.simplified_layer_normalization,
     ("", "Attention"): attention,
     ("", "Erf"): semantics.erf,
+    ("", "GRU"): functools.partial(recurrent, "GRU"),
     ("", "GatherElements"): gather_elements,
     ("", "GatherND"): gather_nd,
     ("", "Gelu"): gelu,
     ("", "LRN"): lrn,
+    ("", "LSTM"): functools.partial(recurrent, "LSTM"),
     ("", "LayerNormalization"): layer_normalization,
     ("", "LinearAttention"): linear_attention,
     ("", "LogSoftmax"): log_softmax,
@@ -276,6 +280,7 @@ OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("", "MatMul"): matmul,
     ("", "OneHot"): one_hot,
     ("", "PRelu"): prelu,
+    ("", "RNN"): functools.partial(recurrent, "RNN"),
     ("", "RMSNormalization"): rms_normalization,
     ("", "Pow"): power,
     ("", "ReduceLogSumExp"): reduce_log_sum_exp,

@@ -1,4 +1,4 @@
-"""What a bit budget costs a language model: formats by assign-bits against the best single format of the same size.
+"""Cost of a bit budget to a language model: formats by assign-bits against the best single format of the same size.
 
     python benchmarks/assigned_bits.py MODEL --profile P --tokenizer T --judge brown.heldout.txt python.heldout.txt
 
@@ -39,7 +39,7 @@ SCALES = 0.5
 
 
 def rivals(average: float) -> list[str]:
-    """Single formats that are not larger than a plan of so many bits on average, those of the most bits alone."""
+    """List the single formats that are not larger than a plan of ``average`` bits; only those of the most bits."""
     forms = {text: parse_format("RIVALS", text) for text in RIVALS}
     fitting = {text: form.elements.bits for text, form in forms.items() if stored_bits(form) <= average + SCALES}
     return [text for text, bits in fitting.items() if bits == max(fitting.values())]
@@ -51,7 +51,7 @@ def stored_bits(form: WeightFormat) -> float:
 
 
 def passes_of(name: str, profile: pathlib.Path) -> str:
-    """The passes behind O2 that make a variant: an average of bits, or a single format."""
+    """Passes after O2 that make a variant: an average of bits, or a single format."""
     if name.startswith("assign"):
         return f"assign-bits{{avg={name.split()[1]},profile={profile}}}"
     form = parse_format("RIVALS", name)
@@ -60,14 +60,14 @@ def passes_of(name: str, profile: pathlib.Path) -> str:
 
 
 def judged(graph: ir.Model, output: str, batches: list[dict[str, Array]]) -> Iterator[Array]:
-    """What the model gives for every batch: logits [rows, length, classes]."""
+    """Compute the model's logits [rows, length, classes] for every batch."""
     run = runner(graph)
     for batch in batches:
         yield run(batch)[output]
 
 
 def sums_of(found: Array, first: Array, ids: Array) -> tuple[Array, Array]:
-    """The loss and the divergence of each row, summed over its tokens but the last, in float64."""
+    """Compute the loss and the divergence of each row, summed over its tokens except the last, in float64."""
     losses, apart = [], []
     for own, other, row in zip(found[:, :-1], first[:, :-1], ids, strict=True):
         own = own.astype(np.float64)
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, known: dict[str, Any]) -> None:
-    """Add to ``known`` what it lacks: by variant and text the sums of every row, and the remarks of the passes."""
+    """Add missing results to ``known``: by variant and text the sums of every row, and the remarks of the passes."""
     base = compiler.import_model(options.model, cache=False)
     pipeline.run(base, pipeline.parse("O2"), Report())
     specs, output = tensor_specs(base.graph.inputs), str(base.graph.outputs[0].name)
@@ -118,7 +118,7 @@ def measure(options: argparse.Namespace, known: dict[str, Any]) -> None:
 
 
 def row(known: dict[str, Any], text: str, average: float) -> str:
-    """One row of the table."""
+    """Write one row of the table."""
     own = known[f"assign {average:g}"]
     best = min(rivals(average), key=lambda name: sum(known[name][text]["kl"]))
     mine, other = own[text], known[best][text]

@@ -44,37 +44,37 @@ def make_module(layer: Layer) -> Any:
 
 
 def make_inputs(layer: Layer, tokens: int) -> tuple[Any, Any, Any]:
-    """Rows [T,d], ids [T,k] and weights [T,k]."""
+    """Make rows [T,d], ids [T,k] and weights [T,k]."""
     scores, ids = torch.randn(tokens, layer.experts).topk(layer.chosen)
     return torch.randn(tokens, layer.width), ids, scores.softmax(-1)
 
 
 def contestants(module: Any, formats: Sequence[str]) -> dict[str, Callable[..., Any]]:
-    """The module by each implementation, over the same parameters."""
-    found = {}
+    """Copy the module for each implementation, with shared parameters."""
+    copies = {}
     for name in (*_OWN, moec.torch.register(), *map(moec.torch.register, formats)):
-        found[name] = copy.copy(module)
-        found[name].config = copy.copy(module.config)
-        found[name].config._experts_implementation = name
-    found["compiled"] = torch.compile(found["grouped_mm"], dynamic=True)
-    return found
+        copies[name] = copy.copy(module)
+        copies[name].config = copy.copy(module.config)
+        copies[name].config._experts_implementation = name
+    copies["compiled"] = torch.compile(copies["grouped_mm"], dynamic=True)
+    return copies
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How many times as fast as the others ``moec`` is, for every number of tokens."""
-    found = []
+    """Compute the speed-up of ``moec`` over the others, for every number of tokens."""
+    lines = []
     for tokens in dict.fromkeys(row["tokens"] for row in rows):
         of = {row["experts"]: row for row in rows if row["tokens"] == tokens}
         line: dict[str, Any] = {"tokens": tokens}
         for kind in ("min_ms", "median_ms"):
             best = min(of["grouped_mm"][kind], of["compiled"][kind])
             line |= {f"eager, {kind}": of["eager"][kind] / of["moec"][kind], f"best, {kind}": best / of["moec"][kind]}
-        found.append(line)
-    return found
+        lines.append(line)
+    return lines
 
 
 def measure(layer: Layer, tokens: int, built: dict[str, Callable[..., Any]], seconds: float) -> list[dict[str, Any]]:
-    """A row for each contestant."""
+    """Measure a row for each contestant."""
     cases = [make_inputs(layer, tokens) for _ in range(_CASES)]
     expected = built["eager"](*cases[0])
     errors = {name: float((run(*cases[0]) - expected).norm() / expected.norm()) for name, run in built.items()}

@@ -1,4 +1,4 @@
-"""The formats of weights that are compared, and rounding to them as the contestants without a quantiser need it.
+"""The formats of weights that are compared, and rounding for contestants without a quantiser.
 
 Scales are rounded to their own type before the weights are divided by them.
 """
@@ -13,8 +13,8 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """``arithmetic``: the numbers that processors multiply fastest at this precision, for the roofline. ``group``: how
-    many weights of a row share a scale; 0 stands for the whole row."""
+    """A format of weights. ``arithmetic``: type of numbers that processors multiply fastest at this precision, for the
+    roofline. ``group``: number of a row's weights that share a scale; 0 for the whole row."""
 
     name: str
     arithmetic: str
@@ -36,11 +36,12 @@ FORMATS = {
 
 MXFP4_GROUP = 32
 _MXFP4_HIGHEST_EXPONENT = 2
-"""Of the element type: its largest number is 1.5 * 2**2."""
+"""Highest exponent of the element type: its largest number is 1.5 * 2**2."""
 
 
 def round_integers(weights: np.ndarray, bits: int, group: int, scale_type: type) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric integers [..., out, in] and scales [..., out, groups]; ``group`` 0 stands for the whole row."""
+    """Round to symmetric integers [..., out, in] with scales [..., out, groups]; ``group`` 0 stands for the whole
+    row."""
     group = group or weights.shape[-1]
     grouped = weights.reshape(*weights.shape[:-1], -1, group)
     highest = 2 ** (bits - 1) - 1
@@ -50,7 +51,8 @@ def round_integers(weights: np.ndarray, bits: int, group: int, scale_type: type)
 
 
 def round_mxfp4(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """OCP microscaling: elements float4_e2m1fn [..., out, in] and exponents of two, biased by 127, per 32 of a row."""
+    """Round as in OCP microscaling: elements float4_e2m1fn [..., out, in] and exponents of two, biased by 127, per 32
+    of a row."""
     grouped = weights.reshape(*weights.shape[:-1], -1, MXFP4_GROUP)
     largest = np.maximum(np.abs(grouped).max(axis=-1), np.finfo(np.float32).tiny)
     exponents = np.floor(np.log2(largest)).astype(np.int32) - _MXFP4_HIGHEST_EXPONENT
@@ -59,5 +61,5 @@ def round_mxfp4(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pack_pairs(numbers: np.ndarray) -> np.ndarray:
-    """Two 4-bit numbers (0 to 15) per byte along the last axis, the first in the low half."""
+    """Pack two 4-bit numbers (0 to 15) per byte along the last axis, the first in the low half."""
     return (numbers[..., 0::2] | (numbers[..., 1::2] << 4)).astype(np.uint8)

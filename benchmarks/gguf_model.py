@@ -40,17 +40,17 @@ FLOAT_PASSES = {
     "f32": "O2,cast-states{dtype=fp16}",
     "bf16": "O2,cast-weights{dtype=bf16,weights=all},cast-states{dtype=fp16}",
 }
-"""Files of floats; of quantised ones products are computed in 8 bits without options, as llama.cpp does."""
+"""Passes for files of floats; products of quantised files are computed in 8 bits by default, as in llama.cpp."""
 PAUSE_SECONDS = 0.3
-"""Between contestants: OpenMP's threads spin for 0.2 s."""
+"""Pause between contestants: OpenMP's threads spin for 0.2 s."""
 _HEAD = "ready"
 
 Step = Callable[[int, int, int], float]
-"""The seconds that ``count`` tokens behind ``depth`` others take, with token ids of a ``seed``."""
+"""Function that times ``count`` tokens after ``depth`` others, with token ids of a ``seed``, in seconds."""
 
 
 def write_configuration(shape: Any, layers: int, form: str, folder: pathlib.Path) -> None:
-    """What vLLM makes a model with random weights of."""
+    """Write the configuration from which vLLM makes a model with random weights."""
     from transformers import AutoConfig
 
     experts = "num_local_experts" if shape.architecture == "granitemoe" else "num_experts"
@@ -65,7 +65,7 @@ def write_configuration(shape: Any, layers: int, form: str, folder: pathlib.Path
 
 
 def bytes_of_a_token(shape: Any, layers: int, form: str, depth: int) -> float:
-    """What a step has to read: active weights, and keys and values in 16 bits."""
+    """Count the bytes that a step has to read: active weights, and keys and values in 16 bits."""
     head = shape.width // shape.heads
     attention = shape.width * head * (2 * shape.heads + 2 * shape.key_heads)
     experts = shape.chosen * 3 * shape.width * shape.hidden
@@ -83,7 +83,7 @@ def ids(count: int, seed: int) -> np.ndarray:
 
 
 class Clock:
-    """``now``: seconds; of the processor, not the wall, where ``--clock processor`` asks for it."""
+    """Clock for all timings. ``now``: seconds of real time, or of the processor with ``--clock processor``."""
 
     now: Callable[[], float] = staticmethod(time.perf_counter)
 
@@ -108,7 +108,8 @@ def moec_steps(model: Any, room: int) -> Step:
 
 
 def llama_steps(path: str, threads: int, room: int, *, repacks: bool = True) -> Step:
-    """``repacks``: whether weights may be copied into another order, which takes memory of the process' own."""
+    """Make the step of llama.cpp. ``repacks``: whether weights may be copied into another order, which takes private
+    memory."""
     import llama_cpp as llama
 
     silent = llama.llama_log_callback(lambda _level, _text, _data: None)
@@ -145,8 +146,8 @@ def llama_steps(path: str, threads: int, room: int, *, repacks: bool = True) -> 
 
 
 def vllm_steps(path: str, threads: int, room: int) -> Step:
-    """``path``: a folder with a configuration alone. A single token takes a part of what several ones take beyond the
-    first, behind tokens that are in vLLM's cache."""
+    """Make the step of vLLM. ``path``: a folder with only a configuration. The time of a single token is a share of the
+    time of several ones beyond the first, after tokens in vLLM's cache."""
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="2", VLLM_CPU_NUM_OF_RESERVED_CPU="0")
     os.environ.update(VLLM_CPU_OMP_THREADS_BIND=f"0-{threads - 1}", VLLM_NO_USAGE_STATS="1", HF_HUB_OFFLINE="1")
     from vllm import LLM, SamplingParams
@@ -174,10 +175,10 @@ CONTESTANTS = {"moec": loaded_steps, "llama.cpp": llama_steps, "vllm": vllm_step
 
 
 def serve(name: str, path: str, threads: int, room: int, clock: str) -> None:
-    """Answer requests ``count depth seed`` by the least seconds of a step of so many tokens."""
+    """Answer requests ``count depth seed`` by the least seconds of a step of that many tokens."""
     Clock.now = CLOCKS[clock]
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # vLLM prints what it does
+    os.dup2(2, 1)  # vLLM prints its progress
     step, length = CONTESTANTS[name](path, threads, room), 0
     print(_HEAD, file=replies, flush=True)
     for line in sys.stdin:
@@ -193,7 +194,7 @@ def serve(name: str, path: str, threads: int, room: int, clock: str) -> None:
 
 
 class Contestant:
-    """A process, which computes while it is asked."""
+    """A process that computes on request."""
 
     def __init__(self, name: str, python: str, path: pathlib.Path, threads: int, room: int, clock: str) -> None:
         command = [python, __file__, "--serve", name, str(path), str(threads), str(room), clock]
@@ -222,8 +223,8 @@ class Contestant:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A file that both read. ``bytes_of``: what a token behind so many others has to read, where that is known.
-    ``configuration``: writes what vLLM makes a model of the same shape from into a folder."""
+    """A file that both read. ``bytes_of``: bytes that a token after a number of others has to read, where known.
+    ``configuration``: writes the configuration of a model of the same shape for vLLM into a folder."""
 
     name: str
     form: str
@@ -284,7 +285,7 @@ def compared(
     subject: Subject,
     args: argparse.Namespace,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row, that is so many tokens behind so many others, with the seconds of each contestant."""
+    """Time each row, a number of tokens after a number of others. Yields the seconds of each contestant."""
     from moec.targets.cpu.roofline import measure_roofline
 
     room = max(args.depths) + PROMPT

@@ -1,6 +1,6 @@
-"""Who takes part in ``gpu_moe.py``: functions that make of a layer's weights the call that is timed.
+"""Contestants of ``gpu_moe.py``: functions that turn a layer's weights into the call that is timed.
 
-A call takes tokens [T, d] and router logits [T, E] in bfloat16 on the device and gives [T, d]; routing is part of it.
+A call takes tokens [T, d] and router logits [T, E] in bfloat16 on the device and returns [T, d]; routing is part of it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Call = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """``bits``: of memory per weight, scales included."""
+    """A call to time. ``bits``: memory per weight, scales included."""
 
     call: Call
     bits: float = 16.0
 
 
 def moec_with(passes: str) -> Callable[[GpuWeights, str], Contestant]:
-    """moec, whose passes follow the default pipeline. It is compiled for ``target``."""
+    """Make a builder of moec, whose passes follow the default pipeline. It is compiled for ``target``."""
 
     def build(weights: GpuWeights, target: str) -> Contestant:
         import moec
@@ -41,7 +41,7 @@ def moec_with(passes: str) -> Callable[[GpuWeights, str], Contestant]:
 
 
 def layer_model(weights: GpuWeights) -> Any:
-    """The layer as ONNX IR of one ``moec.MoE``."""
+    """Build the layer as ONNX IR of one ``moec.MoE``."""
     import onnx_ir as ir
 
     from moec.ir.dialect import ExpertsSpec, RouteSpec, make_node
@@ -70,7 +70,7 @@ def layer_model(weights: GpuWeights) -> Any:
 
 
 def grouped_mm(weights: GpuWeights, _target: str) -> Contestant:
-    """PyTorch's grouped products: pairs sorted by expert, without waiting for the device."""
+    """Build PyTorch's grouped products: pairs are sorted by expert, without waiting for the device."""
     layer = weights.layer
     product = getattr(torch.nn.functional, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
     if product is None:
@@ -92,7 +92,7 @@ def grouped_mm(weights: GpuWeights, _target: str) -> Contestant:
 
 
 def transformers_eager(weights: GpuWeights, _target: str) -> Contestant:
-    """The experts of ``Qwen3MoeSparseMoeBlock``, one after the other."""
+    """Build the experts of ``Qwen3MoeSparseMoeBlock``, which run one after the other."""
     require_package("transformers")
     from transformers.models.qwen3_moe import configuration_qwen3_moe, modeling_qwen3_moe
 
@@ -117,7 +117,7 @@ def transformers_eager(weights: GpuWeights, _target: str) -> Contestant:
 
 
 def triton_fused(weights: GpuWeights, _target: str) -> Contestant:
-    """The kernels of ``gpu_triton.py``."""
+    """Build the kernels of ``gpu_triton.py``."""
     require_package("triton")
     from gpu_triton import fused_moe
 
@@ -125,7 +125,7 @@ def triton_fused(weights: GpuWeights, _target: str) -> Contestant:
 
 
 def vllm_fused(weights: GpuWeights, _target: str) -> Contestant:
-    """vLLM's fused experts, tuned where it has a configuration for the GPU."""
+    """Build vLLM's fused experts, tuned where it has a configuration for the GPU."""
     require_package("vllm")
     try:
         from vllm.model_executor.layers.fused_moe import fused_experts
@@ -148,7 +148,7 @@ CONTESTANTS: dict[str, Callable[[GpuWeights, str], Contestant]] = {
     "triton": triton_fused,
     "vllm": vllm_fused,
 }
-"""Those of PyTorch's own numbers take bfloat16 weights; moec's formats of 4 bits are shown beside them."""
+"""Contestants by name. The peers take bfloat16 weights; moec's formats of 4 bits are shown next to them."""
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -1,6 +1,6 @@
-"""The layers of ``gpu_moe.py`` in PyTorch: their weights, inputs, routing, and the right results.
+"""The layers of ``gpu_moe.py`` in PyTorch: weights, inputs, routing, and reference results.
 
-Everything takes a device, so that it can be checked on a processor.
+Every function takes a device, so that it can be checked on a processor.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import torch
 from layers import Layer
 
 SCALE_OF_LOGITS = 2.0
-"""Standard deviation: experts get unequal numbers of tokens, as in models."""
+"""Standard deviation of the logits, large enough for unequal numbers of tokens per expert, as in models."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GpuWeights:
-    """``up`` [E, 2 f, d] with all rows of the gate first, ``down`` [E, d, f], in bfloat16."""
+    """Weights of a layer: ``up`` [E, 2 f, d] with all rows of the gate first, ``down`` [E, d, f], in bfloat16."""
 
     layer: Layer
     up: torch.Tensor
@@ -24,7 +24,7 @@ class GpuWeights:
 
 
 def make_weights(layer: Layer, device: str) -> GpuWeights:
-    """Normal numbers that keep the size of what they are multiplied with."""
+    """Draw normal numbers, scaled so that products keep the size of their inputs."""
     generator = torch.Generator(device).manual_seed(0)
 
     def stack(rows: int, columns: int) -> torch.Tensor:
@@ -36,7 +36,7 @@ def make_weights(layer: Layer, device: str) -> GpuWeights:
 
 
 def make_inputs(layer: Layer, tokens: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens [T, d] and router logits [T, E] in bfloat16."""
+    """Draw tokens [T, d] and router logits [T, E] in bfloat16."""
     generator = torch.Generator(device).manual_seed(tokens)
     shapes = ((tokens, layer.width), (tokens, layer.experts))
     x, logits = (torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16) for shape in shapes)
@@ -44,18 +44,19 @@ def make_inputs(layer: Layer, tokens: int, device: str) -> tuple[torch.Tensor, t
 
 
 def route(logits: torch.Tensor, chosen: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights [T, k] in float32, which sum to 1, and ids [T, k] in int64: softmax over all, then the k largest."""
+    """Route tokens: weights [T, k] in float32, which sum to 1, and ids [T, k] in int64. Softmax over all comes first,
+    then the selection of the k largest."""
     scores, ids = torch.topk(torch.softmax(logits.float(), -1), chosen)
     return scores / scores.sum(-1, keepdim=True), ids
 
 
 def active_experts(layer: Layer, logits: torch.Tensor) -> int:
-    """How many experts have a token."""
+    """Count the experts that have a token."""
     return len(route(logits, layer.chosen)[1].unique())
 
 
 def reference(weights: GpuWeights, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """The results [T, d] in float32, pair by pair: for few tokens."""
+    """Compute the results [T, d] in float32, pair by pair: for few tokens."""
     scores, ids = route(logits, weights.layer.chosen)
     y = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for token, slot in torch.cartesian_prod(*(torch.arange(size) for size in ids.shape)).tolist():

@@ -41,14 +41,15 @@ PIPE_WIDTH = 160  # columns of tables that go into a file
 ARITHMETIC = "bfloat16"
 CHECKED_TOKENS = 16
 LARGEST_ERROR = {"moec int4": 0.2, "moec mxfp4": 0.25}
-"""Of contestants that round weights to 4 bits: a little more than the formats lose."""
+"""Largest errors of contestants that round weights to 4 bits: slightly above the formats' own."""
 LARGEST_ERROR_OF_BFLOAT16 = 0.02
-"""As a share of the norm of the float32 results, like all errors here."""
+"""Largest error as a share of the norm of the float32 results, like all errors here."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Those of one contestant with a number of tokens. ``bytes_moved``: the active experts' weights, and the tokens."""
+    """Measurements of one contestant with a number of tokens. ``bytes_moved``: the active experts' weights, and the
+    tokens."""
 
     layer: str
     tokens: int
@@ -59,7 +60,7 @@ class Figures:
     bytes_moved: float
 
     def row(self, roofline: Roofline, moec: float | None) -> list[str]:
-        """``moec``: the seconds of moec, if it took part."""
+        """Write the table's row. ``moec``: the seconds of moec, if it took part."""
         operations, moved = self.operations / self.seconds, self.bytes_moved / self.seconds
         return [
             f"{self.tokens}",
@@ -81,7 +82,7 @@ COLUMNS = (
 
 
 def obstacle() -> str | None:
-    """Why nothing can be measured here."""
+    """Explain why nothing can be measured here. Returns None where it can."""
     try:
         gpus = open_driver().gpus()
     except MoecError as error:
@@ -118,14 +119,14 @@ def measure_layer(layer: Layer, arguments: argparse.Namespace, say: Callable[[st
 def errors_of(
     contestants: Mapping[str, Contestant], x: Any, logits: Any, expected: Any, say: Callable[[str], None]
 ) -> dict[str, float]:
-    """By name, of those whose results are right; the others are told."""
+    """Compute the errors of the contestants, by name. Those with wrong results are reported and left out."""
     from gpu_contestants import relative_error
 
     errors = {}
     for name, one in contestants.items():
         try:
             error = relative_error(one.call(x, logits)[: len(expected)], expected)
-        except Exception as problem:  # whatever a peer raises is its absence, not the end of the table
+        except Exception as problem:  # any error of a peer means its absence, not the end of the table
             lines = str(problem).splitlines() or ["no reason given"]
             say(f"{name} with {len(x)} tokens: {type(problem).__name__}: {lines[0]}")
             continue
@@ -137,7 +138,7 @@ def errors_of(
 
 
 def built(weights: Any, arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Contestant]:
-    """Those that can take part, by name."""
+    """Build the contestants that can take part, by name."""
     from gpu_contestants import CONTESTANTS
 
     target = f"cuda:{best_binary(list(LIMITS), open_driver().gpus()[0].capability, 'moec')}"
@@ -151,7 +152,7 @@ def built(weights: Any, arguments: argparse.Namespace, say: Callable[[str], None
 
 
 def tables(figures: Iterable[Figures], roofline: Roofline) -> list[Table]:
-    """One for each layer."""
+    """Make one table for each layer."""
     rows = list(figures)
     by_layer: dict[str, list[Figures]] = {}
     for row in rows:

@@ -11,21 +11,21 @@ PADDING = -1
 
 @dataclasses.dataclass(frozen=True)
 class SortedPairs:
-    """``pairs`` [blocks * rows]: which pair (token * k + slot) each row is, -1 for padding. ``experts`` [blocks]: whose
-    each block is, -1 for blocks that are not needed. Both int32."""
+    """Pairs by block, both int32. ``pairs`` [blocks * rows]: the pair (token * k + slot) of each row, -1 for padding.
+    ``experts`` [blocks]: the expert of each block, -1 for blocks that are not needed."""
 
     pairs: torch.Tensor
     experts: torch.Tensor
 
 
 def most_blocks(pairs: int, experts: int, rows: int) -> int:
-    """How many blocks there can be: at most one of each expert that has any pair is not full."""
+    """Bound the number of blocks: every expert with a pair has at most one block that is not full."""
     partly_filled = min(pairs, experts)
     return (pairs + partly_filled * (rows - 1)) // rows
 
 
 def sort_pairs(ids: torch.Tensor, experts: int, rows: int) -> SortedPairs:
-    """``ids``: the experts [T, k] of all pairs."""
+    """Sort the pairs by expert. ``ids``: the experts [T, k] of all pairs."""
     flat = ids.flatten()
     by_expert, order = torch.sort(flat, stable=True)
     numbers = torch.arange(experts, device=flat.device)

@@ -1,7 +1,7 @@
-"""Time on a GPU, by CUDA's events.
+"""Timing on a GPU by CUDA's events.
 
-What is timed is the device: a pause before the first event gives the host time to put all launches of a call into the
-queue. A contestant that waits for the device inside its call is timed with its waiting.
+Only the device is timed: a pause before the first event gives the host time to queue all launches of a call. A
+contestant that waits for the device inside its call is timed with its waiting.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 _CACHE_BYTES = 256 << 20
-"""More than the second-level cache of any GPU: written before each call, so that weights come from memory."""
+"""More than the second-level cache of any GPU. It is written before each call, so that weights come from memory."""
 _PAUSE_CYCLES = 1_000_000
 """About half a millisecond."""
 _WARM_UP = 3
 
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every call in every round. Contestants take turns, so that a GPU that slows down slows all."""
+    """Time every call in every round, in seconds. Contestants take turns, so that a GPU that slows down slows all."""
     flushed = torch.empty(_CACHE_BYTES, dtype=torch.uint8, device="cuda")
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(_WARM_UP + rounds):

@@ -1,8 +1,8 @@
-"""A fused MoE layer in Triton, as inference servers have it: pairs sorted by expert into blocks of rows, two products.
+"""A fused MoE layer in Triton, as in inference servers: pairs sorted by expert into blocks of rows, and two products.
 
-The first product gathers its rows and multiplies them with the matching columns of gate and up, so that the activation
-is its epilogue; the second weights its results and writes them to the pair's row. Nothing waits for the host: the grid
-is as large as the padded blocks can be at most.
+The first product gathers its rows and multiplies them with matching columns of gate and up, so that the activation is
+its epilogue; the second weights its results and writes them to the pair's row. Nothing waits for the host: the grid is
+as large as the number of padded blocks can be.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def up_kernel(
     x_ptr, up_ptr, hidden_ptr, pairs_ptr, experts_ptr, CHOSEN: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PANEL: tl.constexpr,
 ):  # fmt: skip
-    """hidden[pair] = silu(x @ gate) * (x @ up) for a block of pairs and of hidden units."""
+    """Compute hidden[pair] = silu(x @ gate) * (x @ up) for a block of pairs and of hidden units."""
     block = tl.program_id(1)
     expert = tl.load(experts_ptr + block).to(tl.int64)
     if expert < 0:
@@ -51,7 +51,7 @@ def down_kernel(
     hidden_ptr, down_ptr, results_ptr, scores_ptr, pairs_ptr, experts_ptr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PANEL: tl.constexpr,
 ):  # fmt: skip
-    """results[pair] = score * (hidden[pair] @ down) for a block of pairs and of outputs."""
+    """Compute results[pair] = score * (hidden[pair] @ down) for a block of pairs and of outputs."""
     block = tl.program_id(1)
     expert = tl.load(experts_ptr + block).to(tl.int64)
     if expert < 0:
@@ -76,7 +76,7 @@ def down_kernel(
 
 
 def fused_moe(weights: GpuWeights, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """The layer's results [T, d]."""
+    """Compute the layer's results [T, d]."""
     layer, tokens = weights.layer, len(x)
     scores, ids = route(logits, layer.chosen)
     pairs = tokens * layer.chosen
@@ -93,7 +93,7 @@ def fused_moe(weights: GpuWeights, x: torch.Tensor, logits: torch.Tensor) -> tor
 
 
 def _launch(width: int, pairs: int, experts: int, rows: int, products: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """Grid and tile of a product with ``width`` columns, ``products`` of them side by side in registers."""
+    """Select grid and tile of a product with ``width`` columns, ``products`` of them together in registers."""
     columns = 128 // products if rows == FEW_ROWS else 256 // products
     options = {"ROWS": rows, "COLUMNS": columns, "PANEL": 64}
     if rows == MANY_ROWS:

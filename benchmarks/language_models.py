@@ -1,9 +1,9 @@
 """MoE language models with random weights as ONNX files: in fp32, and with experts and dense products in 4 bits.
 
 transformers builds them in the shape of published ones with fewer layers, and PyTorch exports them with a cache of keys
-and values. Experts are exported as onnxruntime's own operators, ``com.microsoft.MoE`` and ``QMoE``, and products in 4
-bits as its ``MatMulNBits``: the fastest form of the model that onnxruntime has, so that comparing on the same graph
-is fair to it.
+and values. Experts are exported as onnxruntime's own operators, ``com.microsoft.MoE`` and ``QMoE``, and 4-bit products
+as its ``MatMulNBits``. That is the fastest form of the model for onnxruntime, which makes the comparison on the same
+graph fair.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ BLOCK = 32
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """``layers``: as many as fit into memory three times. ``normalized``: routing weights of a token sum to 1."""
+    """Sizes of a model. ``layers``: as many as fit into memory three times. ``normalized``: whether routing weights of
+    a token sum to 1."""
 
     name: str
     architecture: str
@@ -59,8 +60,8 @@ SHAPES = {
 
 
 class WithCache(torch.nn.Module):
-    """``(ids [1, S], keys and values of every layer [1, heads, P, size]) -> (logits of the last token, those with the
-    new ones [1, heads, P + S, size])``."""
+    """Model with a cache: ``(ids [1, S], keys and values of every layer [1, heads, P, size]) -> (logits of the last
+    token, keys and values with the new ones [1, heads, P + S, size])``."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -84,14 +85,14 @@ def empty_cache(model: torch.nn.Module, length: int = 0) -> list[torch.Tensor]:
 
 
 class MoeOperator(torch.nn.Module):
-    """Takes the place of an MoE block; exported as one operator, and not meant to be run."""
+    """Replacement of an MoE block that is exported as one operator and cannot be run."""
 
     def __init__(self, router: torch.Tensor, experts: Any, shape: Shape, four_bits: bool) -> None:
         super().__init__()
         self._shape, self._four_bits = shape, four_bits
         self.register_buffer("router", router)
         gate, up = experts.gate_up_proj.detach().chunk(2, dim=1)
-        fc1 = torch.stack([gate, up], dim=2).flatten(1, 2)  # interleaved row by row, as the operator wants them
+        fc1 = torch.stack([gate, up], dim=2).flatten(1, 2)  # interleaved row by row, as the operator expects them
         for name, weight in (("fc1", fc1), ("fc2", experts.down_proj.detach())):
             scales = None
             if four_bits:
@@ -128,7 +129,7 @@ def _in_four_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def export(model: torch.nn.Module, shape: Shape, path: pathlib.Path, *, four_bits: bool) -> None:
-    """Write the ONNX file. The model's MoE blocks are back in place afterwards."""
+    """Write the ONNX file. The model's MoE blocks are restored afterwards."""
     name, router = ("block_sparse_moe", "router") if shape.architecture == "granitemoe" else ("mlp", "gate")
     decoders: Any = model.model.layers  # type: ignore[union-attr]
     blocks = [getattr(decoder, name) for decoder in decoders]
@@ -157,7 +158,7 @@ def _export(model: torch.nn.Module, path: pathlib.Path) -> None:
 
 
 def _round_products(path: pathlib.Path) -> None:
-    """Dense products in 4 bits, by onnxruntime's own tool."""
+    """Convert dense products to 4 bits with onnxruntime's own tool."""
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 

@@ -40,12 +40,12 @@ ROOM = 512
 GROUP = "moec-larger-than-memory"
 _WILLNEED = 3
 SHARES, STREAMED = "shares", []
-"""What the line says that ends what a process prints, and whose shares these are."""
+"""Prefix of the last line of a process, with the shares of this object."""
 
 
 @contextlib.contextmanager
 def limited_group(limit: int) -> Iterator[pathlib.Path]:
-    """A control group whose processes have so many bytes of memory together."""
+    """Context with a control group whose processes together have a limited memory."""
     root = pathlib.Path("/sys/fs/cgroup")
     old = (root / "memory").is_dir()
     group = (root / "memory" if old else root) / GROUP
@@ -58,14 +58,14 @@ def limited_group(limit: int) -> Iterator[pathlib.Path]:
 
 
 def forget(path: pathlib.Path) -> None:
-    """Let the system drop what it has of a file in its cache."""
+    """Let the system drop its cache of a file."""
     file = os.open(path, os.O_RDONLY)
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(file)
 
 
 class Advice:
-    """In the place of streamed experts: the file is mapped, and the system is told what will be read."""
+    """Replacement of streamed experts: the file is mapped, and the system is told what will be read."""
 
     def __init__(self, model: Any) -> None:
         from moec.tools.stream_speed import stream_plan
@@ -91,7 +91,7 @@ class Advice:
     expect = need
 
     def tolerance(self, layer: int) -> float:
-        """No expert takes the place of another."""
+        """Return 0, because no expert takes the place of another."""
         return 0.0
 
 
@@ -123,7 +123,8 @@ def serve(name: str, path: str, threads: int, resident: str, tokens: int) -> Non
 
 
 def measure(name: str, path: pathlib.Path, args: argparse.Namespace) -> tuple[list[float], list[list[float]] | None]:
-    """The seconds of the tokens that count, and in which share of the runs each layer's experts were chosen."""
+    """Measure the seconds of the counted tokens, and the share of the runs in which each layer's experts were
+    selected."""
     forget(path / "weights.bin" if path.is_dir() else path)
     with limited_group(args.limit) as group:
         command = [sys.executable, __file__, "--serve", name, str(path), str(args.threads), args.resident]
@@ -141,7 +142,7 @@ def measure(name: str, path: pathlib.Path, args: argparse.Namespace) -> tuple[li
 
 
 def made(args: argparse.Namespace) -> tuple[pathlib.Path, pathlib.Path]:
-    """The GGUF file and the artifact, which are made if they are not there."""
+    """Make the GGUF file and the artifact, unless they exist already."""
     from language_models import SHAPES
 
     from moec import compiler

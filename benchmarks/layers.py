@@ -1,4 +1,4 @@
-"""The layers of the benchmark: their sizes, their weights, the inputs of every repetition, and the right results."""
+"""The layers of the benchmark: sizes, weights, the inputs of every repetition, and reference results."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from moec.passes.framework.pipeline import LEVELS
 
 DISTINCT_EXPERTS = 5
-"""Experts with numbers of their own; the others repeat them, each in memory of its own, so that making the weights of
-a layer takes seconds. A power of two would hide that an expert was mistaken for another."""
+"""Number of experts with numbers of their own; the others repeat them, each in memory of its own, so that making a
+layer takes seconds. A power of two would hide that an expert was mistaken for another."""
 PASSES = LEVELS["O2"].replace("merge-equal-experts,", "")
-"""moec's default pipeline but for the pass that would find these repetitions and store each expert once."""
+"""moec's default pipeline without the pass that would find these repetitions and store each expert once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """Width of a token, hidden units of an expert, experts, and experts per token. Experts without a gate use ReLU,
-    those with one SwiGLU."""
+    """Width of a token, hidden units of an expert, experts, and experts per token. Gated experts use SwiGLU, others
+    ReLU."""
 
     name: str
     width: int
@@ -33,7 +33,7 @@ class Layer:
         return (3 if self.gated else 2) * self.width * self.hidden
 
     def operations(self, tokens: int) -> int:
-        """A multiply-add counts as two."""
+        """Count the operations; a multiply-add counts as two."""
         return 2 * tokens * self.chosen * self.weights_per_expert
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ LAYERS = {
         Layer("switch", 768, 3072, 8, 1, gated=False),
     )
 }
-"""Named after models with experts of such sizes."""
+"""Layers by the names of models with experts of such sizes."""
 
 
 class Weights:
@@ -78,11 +78,11 @@ class Weights:
             np.save(self._path(name), numbers)
 
     def projection(self, name: str) -> np.ndarray:
-        """The distinct experts of one projection, [distinct, out, in]."""
+        """Map the distinct experts of one projection, [distinct, out, in]."""
         return np.load(self._path(name), mmap_mode="r")
 
     def for_all_experts(self, distinct: np.ndarray) -> np.ndarray:
-        """Anything made for the distinct experts, [distinct, ...], repeated for all experts, [E, ...]."""
+        """Repeat an array over distinct experts, [distinct, ...], for all experts, [E, ...]."""
         return distinct[np.arange(self.layer.experts) % len(distinct)]
 
     def _shape(self, name: str) -> tuple[int, int]:
@@ -102,10 +102,10 @@ class Case:
 
 
 def make_cases(layer: Layer, tokens: int, most: int) -> list[Case]:
-    """Cases with equally many tokens for equally many experts, but for other experts each time.
+    """Make cases with equally many tokens for equally many experts, but different experts.
 
-    With one token, neighbouring cases share no expert as long as there are enough: what one read into the caches is of
-    no use to the next.
+    With one token, neighbouring cases share no expert as long as there are enough, so that cached weights of one case
+    do not help the next.
     """
     random = np.random.default_rng(tokens)
     base = random.standard_normal((tokens, layer.experts), dtype=np.float32)
@@ -119,19 +119,19 @@ def make_cases(layer: Layer, tokens: int, most: int) -> list[Case]:
 
 
 def chosen_experts(layer: Layer, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and weights [T, k]: softmax over the k largest logits."""
+    """Route: ids and weights [T, k], softmax over the k largest logits."""
     ids = np.argsort(-logits, axis=1, kind="stable")[:, : layer.chosen]
     scores = np.exp(np.take_along_axis(logits, ids, axis=1) - logits.max(axis=1, keepdims=True))
     return ids, scores / scores.sum(axis=1, keepdims=True)
 
 
 def active_experts(layer: Layer, case: Case) -> int:
-    """How many experts have a token."""
+    """Count the experts that have a token."""
     return len(np.unique(chosen_experts(layer, case.logits)[0]))
 
 
 def reference(weights: Weights, case: Case, tokens: int) -> np.ndarray:
-    """The results of the first ``tokens`` tokens in float32."""
+    """Compute the results of the first ``tokens`` tokens in float32."""
     layer, numbers = weights.layer, {name: weights.projection(name) for name in weights.projections}
     ids, scores = chosen_experts(layer, case.logits[:tokens])
     y = np.zeros((len(ids), layer.width), np.float32)

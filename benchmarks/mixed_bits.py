@@ -1,4 +1,4 @@
-"""What fewer and mixed bits are worth in time: one MoE layer with experts in four, three and two bits, and in both.
+"""Speed-up by fewer and mixed bits: one MoE layer with experts in four, three and two bits, and in both.
 
     python benchmarks/mixed_bits.py [--layer granite] [--tokens 1 4 16 256] [--threads 2] [--json FILE]
 
@@ -57,7 +57,8 @@ def compiled(layer: Layer, threads: int) -> dict[str, Any]:
 def measure(
     layer: Layer, tokens: int, models: dict[str, Any], reader: MemoryReader, seconds: float
 ) -> list[dict[str, Any]]:
-    """A row for each model. Expected is int4's time by the share of bytes, or the mean of the times of the parts."""
+    """Measure a row for each model. The expected time is int4's by the share of bytes, or the mean of the parts'
+    times."""
     cases = make_cases(layer, tokens, most=16)
     times = interleaved({name: _turns(model, cases) for name, model in models.items()}, seconds, 9, reader.read)
     figures = {name: summary(values) for name, values in times.items()}
@@ -76,7 +77,7 @@ def measure(
 
 
 def _turns(model: Any, cases: Sequence[Case]) -> Callable[[], float]:
-    """A call with the next case each time: every repetition meets other experts."""
+    """Make a call that takes the next case each time, so that every repetition meets other experts."""
     turns = itertools.cycle(cases)
 
     def call() -> None:

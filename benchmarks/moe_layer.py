@@ -41,9 +41,10 @@ FEW_TOKENS = 16
 MOST_CASES_OF_FEW, MOST_CASES_OF_MANY = 16, 3
 LEAST_RUNS_OF_FEW, LEAST_RUNS_OF_MANY = 7, 3
 CHECKED_TOKENS = 16
-"""Tokens of which the results are compared with float32."""
+"""Number of tokens whose results are compared with float32."""
 MOST_ERROR = 0.5
-"""As a share of the norm of the float32 results. Four bits are at 0.15; who is beyond computes something else."""
+"""Largest error, as a share of the norm of the float32 results. Four bits are at 0.15; beyond this the computation
+differs."""
 
 Pool = dict[str, Worker]
 
@@ -59,7 +60,7 @@ class Contest:
             self._enter(peer)
 
     def measure(self, tokens: int, reader: MemoryReader) -> dict[str, Any]:
-        """The figures of one cell: times and errors by contestant, and the bandwidth of memory meanwhile."""
+        """Measure one cell: times and errors by contestant, and the bandwidth of memory meanwhile."""
         few = tokens <= FEW_TOKENS
         cases = make_cases(self._layer, tokens, MOST_CASES_OF_FEW if few else MOST_CASES_OF_MANY)
         for name in list(self._bits):
@@ -85,7 +86,7 @@ class Contest:
         return {**read, "contestants": figures, "absent": dict(self._absent)}
 
     def close(self) -> None:
-        """Free what was built."""
+        """Free all built layers."""
         for name in list(self._bits):
             self._try(name, lambda worker: worker.drop())
 
@@ -105,7 +106,8 @@ class Contest:
                 print(f"  {name}: built in {time.perf_counter() - start:.1f} s, {bits:.2f} bits per weight", flush=True)
 
     def _try(self, name: str, do: Callable[[Worker], Any]) -> Any:
-        """What ``do`` returns; a contestant that cannot do it is absent from then on."""
+        """Call ``do`` with a contestant's worker and return the result. A contestant that fails is absent from then
+        on."""
         try:
             return do(self._pool[name])
         except (AbsentError, FailedError) as reason:
@@ -115,9 +117,11 @@ class Contest:
             return None
 
     def _runner(self, name: str, cases: list[Case]) -> Callable[[], float]:
-        """Runs one case after the other; seconds, infinite for a contestant that failed.
+        """Make a function that runs one case after the other and returns seconds, infinite for a contestant that
+        failed.
 
-        With one token, where waking threads would show, they are awake from a call on a case that shares no expert.
+        With one token, waking threads would show in the time, so a call on a case that shares no expert wakes them
+        first.
         """
         turns = itertools.count(1)
         awake = len(cases[0].x) == 1
@@ -133,7 +137,7 @@ class Contest:
         return run
 
     def _errors(self, case: Case) -> dict[str, float]:
-        """Relative to the float32 results, by contestant; one whose results are wrong is absent from then on."""
+        """Compute errors relative to the float32 results. A contestant with wrong results is absent from then on."""
         expected = reference(self._weights, case, CHECKED_TOKENS)
 
         def error_of(worker: Worker) -> float:

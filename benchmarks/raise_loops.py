@@ -23,7 +23,7 @@ WIDTH, HIDDEN = 16, 24
 
 
 def layer(number: int, experts: int) -> Iterator[str]:
-    """One layer in ONNX's text, from x{number} to x{number + 1}."""
+    """Write one layer in ONNX's text, from x{number} to x{number + 1}."""
     here = f"_{number}"
     yield f"logits{here} = MatMul (x{number}, gate{here}) p{here} = Softmax <axis = -1> (logits{here})"
     yield f"top{here}, ids{here} = TopK <axis = -1> (p{here}, two) sum{here} = ReduceSum (top{here}, last)"

@@ -27,13 +27,13 @@ SCALES = {
     "q5_k": {0: 1 / 16 / 32, 2: 1 / 32},
     "q6_k": {208: 1 / 32 / 64},
 }
-"""Where the float16 numbers of a block lie, and what they are, so that weights are about as large as 1."""
+"""Float16 scales in a block, by their place, such that weights are about as large as 1."""
 BESIDE_EXPERTS = {"mxfp4": "q8_0"}
-"""The form of all other matrices, where it is not that of the experts: gpt-oss has only these in MXFP4."""
+"""Form of all other matrices, where it differs from that of the experts: in gpt-oss only these are MXFP4."""
 
 
 def write_model(shape: Any, layers: int, form: str, path: pathlib.Path) -> None:
-    """A file in the shape, a :class:`language_models.Shape`, with weights of a form of :data:`BITS`."""
+    """Write a file of a shape, a :class:`language_models.Shape`, with weights of a form of :data:`BITS`."""
     import gguf
 
     writer = gguf.GGUFWriter(path, shape.architecture)
@@ -77,7 +77,7 @@ def _add_weights(writer: Any, shape: Any, layers: int, form: str) -> None:
 
 
 def _matrix(random: np.random.Generator, form: str, sizes: tuple[int, ...]) -> tuple[np.ndarray, Any]:
-    """The bytes, or floats, of a matrix, and what GGUF calls their type."""
+    """Make the bytes, or floats, of a matrix, and GGUF's name of their type."""
     import gguf
 
     kind = gguf.GGMLQuantizationType[form.upper()]
@@ -86,10 +86,10 @@ def _matrix(random: np.random.Generator, form: str, sizes: tuple[int, ...]) -> t
         return floats if form == "f32" else (floats.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8), kind
     block, size = gguf.GGML_QUANT_SIZES[kind]
     data = random.integers(0, 256, (int(np.prod(sizes)) // block, size), dtype=np.uint8)
-    if form == "q4_0":  # without the lowest of 16 numbers their mean is 0, and tokens go to different experts
+    if form == "q4_0":  # without the lowest of 16 numbers the mean is 0, so that tokens go to different experts
         data = np.where(data % 16, data, data + 8)
         data = np.where(data // 16, data, data + 128)
-    if form == "mxfp4":  # a power of two in front of 32 numbers of up to 6
+    if form == "mxfp4":  # a power of two as the scale of 32 numbers of up to 6
         data[:, 0] = 127 + round(np.log2(1 / 4 / np.sqrt(sizes[-1])))
     for place, share in SCALES.get(form, {}).items():
         data[:, place : place + 2] = np.array([2 * share / np.sqrt(sizes[-1])], np.float16).view(np.uint8)

@@ -1,4 +1,4 @@
-"""The tables and the picture of what ``moe_layer.py`` measured."""
+"""Tables and picture of the results of ``moe_layer.py``."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from results import Results
 from moec.common.roofline import Roofline
 
 BITS_TOLERANCE = 0.05
-"""A peer is compared with moec if its weights take no less memory than that much below moec's."""
+"""Tolerance of bits: a peer is compared with moec if its weights take at most this much less memory than moec's."""
 ERROR_TOLERANCE = 0.05
-"""A variant of moec is compared with peers whose results are no better than that much above its own."""
+"""Tolerance of errors: a variant of moec is compared with peers whose errors are smaller by at most this much."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Those of one contestant in one cell."""
+    """Measurements of one contestant in one cell."""
 
     name: str
     min_ms: float
@@ -57,23 +57,26 @@ class Cell:
 
     @property
     def moec(self) -> Figures | None:
-        """The variant that is compared with the best peer; the first where there is none."""
+        """Variant that is compared with the best peer; the first where there is none."""
         return self._contest[0]
 
     @property
     def best_peer(self) -> Figures | None:
-        """The peer that is fastest beside the variant of moec it is compared with."""
+        """The fastest peer relative to the variant of moec it is compared with."""
         return self._contest[1]
 
     @property
     def speed_up(self) -> float | None:
-        """Of moec over the best peer."""
+        """Speed-up of moec over the best peer."""
         return self.best_peer.min_ms / self.moec.min_ms if self.moec and self.best_peer else None
 
     @functools.cached_property
     def _contest(self) -> tuple[Figures | None, Figures | None]:
-        """A peer that reads about as many bits per weight or more is compared with the fastest variant of moec whose
-        error is no larger; where there is none, with the one that has the least."""
+        """Select the variant of moec and the peer to compare.
+
+        A peer that reads about as many bits per weight or more is compared with the fastest variant of moec whose error
+        is no larger, or else with the variant of the least error.
+        """
         variants = [one for name, one in self.contestants.items() if name.split()[0] == "moec"]
         peers = [one for name, one in self.contestants.items() if name.split()[0] != "moec"]
         if not variants:
@@ -87,7 +90,7 @@ class Cell:
         return min(pairs, key=lambda pair: pair[1].min_ms / pair[0].min_ms, default=(exact, None))
 
     def share(self, figures: Figures, *, without: str = "") -> float:
-        """Of the roofline, by the fastest run and the bandwidth that was measured between the runs."""
+        """Share of the roofline, by the fastest run and the bandwidth that was measured between the runs."""
         roofline = Roofline.from_data(self.data["roofline"])
         roofline = dataclasses.replace(roofline, bandwidths={"": self.data["read_gb_per_s"] * 1e9})
         arithmetic = FORMATS[self.data["format"]].arithmetic
@@ -102,7 +105,7 @@ class Cell:
 
 
 def write(results: Results, output: pathlib.Path) -> None:
-    """``output`` with the suffixes .md and, if matplotlib is installed, .svg."""
+    """Write ``output`` with the suffixes .md and, if matplotlib is installed, .svg."""
     cells = [Cell(data) for data in results]
     if not cells:
         return
@@ -152,7 +155,7 @@ def _summary(cells: list[Cell]) -> Iterator[str]:
 
 
 def _grouped(cells: Iterable[Cell]) -> Iterator[tuple[tuple[str, str], list[Cell]]]:
-    """By layer and format, in the benchmark's order."""
+    """Group cells by layer and format, in the benchmark's order."""
     layers, forms = list(LAYERS), list(FORMATS)
 
     def place(cell: Cell) -> tuple[int, int, int]:
@@ -201,7 +204,7 @@ def _table_head(heads: list[str]) -> Iterator[str]:
 
 
 def _draw(cells: list[Cell], path: pathlib.Path) -> None:
-    """Shares of the roofline over the number of tokens: one panel per layer and format, moec and its best peer."""
+    """Plot shares of the roofline over the number of tokens: one panel per layer and format, moec and its best peer."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,4 +1,4 @@
-"""What was measured: in one JSON file that is complete after every cell, and as a table."""
+"""Results: a JSON file that is complete after every cell, and a table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 
 class Results:
-    """Cells by layer, format and tokens. The file is replaced as a whole, so that an interruption leaves a good one."""
+    """Cells by layer, format and tokens. The file is replaced as a whole, so that an interruption leaves a valid
+    one."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path
@@ -20,7 +21,7 @@ class Results:
         return iter(self._cells)
 
     def missing(self, layer: str, form: str, sizes: Sequence[Any]) -> list[Any]:
-        """Which numbers of tokens, or other names of cells, were not measured yet."""
+        """List the numbers of tokens, or other names of cells, that were not measured yet."""
         done = {cell["tokens"] for cell in self._cells if (cell["layer"], cell["format"]) == (layer, form)}
         return [tokens for tokens in sizes if tokens not in done]
 
@@ -33,7 +34,7 @@ class Results:
 
 
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
-    """Rows with the same keys as a table in Markdown."""
+    """Print rows with the same keys as a table in Markdown."""
     print("| " + " | ".join(rows[0]) + " |")
     print("|" + " --- |" * len(rows[0]))
     for row in rows:

@@ -1,4 +1,4 @@
-"""What is lost by rounding a weight by its inputs, as a share of what rounding to nearest loses.
+"""Loss of rounding a weight by its inputs, as a share of the loss of rounding to nearest.
 
 The weight is Gaussian. Inputs have most of their energy in an eighth as many directions, in channels whose sizes are
 log-normal. Errors are Frobenius norms of the output's, on inputs that were not measured. Seconds are those of a core.
@@ -28,7 +28,7 @@ FORMATS = [
 
 
 def inputs(random: np.random.Generator, mixing: Array, sizes: Array, count: int) -> Array:
-    """Inputs [count,in] in float32."""
+    """Draw inputs [count,in] in float32."""
     directions, size = mixing.shape
     hidden = random.normal(size=(count, directions)) @ mixing / np.sqrt(directions)
     return ((hidden + 0.3 * random.normal(size=(count, size))) * sizes).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What zeros are worth: experts most of whose hidden units have no effect, and experts whose ReLU is mostly zero.
+"""Speed-up by zeros: experts most of whose hidden units have no effect, and experts whose ReLU is mostly zero.
 
     python benchmarks/sparse_experts.py [--zeros 0.9] [--tokens 1 4 16 64] [--threads 2] [--json FILE]
 
@@ -58,7 +58,7 @@ def onnxruntime_session(path: pathlib.Path, threads: int) -> Any:
 
 
 def contestants(layer: Layer, variant: str, zeros: float, threads: int) -> dict[str, Any]:
-    """The compiled model and onnxruntime's session."""
+    """Make the compiled model and onnxruntime's session."""
     import moec
 
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +68,7 @@ def contestants(layer: Layer, variant: str, zeros: float, threads: int) -> dict[
 
 
 def measure(layer: Layer, tokens: int, built: dict[str, dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
-    """A row for each variant."""
+    """Measure a row for each variant."""
     cases = make_cases(layer, tokens, most=16)
     calls, results = {}, {}
     for variant, one in built.items():
@@ -101,7 +101,7 @@ def measure(layer: Layer, tokens: int, built: dict[str, dict[str, Any]], seconds
 
 
 def product_times(model: Any, cases: Sequence[Case]) -> dict[str, float]:
-    """The median milliseconds of the two products."""
+    """Median milliseconds of the two products."""
     products = [name for name, kernel in model.kernels.items() if "formats" in kernel.attributes]
     times: dict[str, list[float]] = {name: [] for name in products}
     for case in itertools.islice(itertools.cycle(cases), KERNEL_RUNS):
@@ -119,13 +119,13 @@ def _runner(name: str, built: Any) -> Callable[[Case], np.ndarray]:
 
 
 def _turns(run: Callable[[Case], np.ndarray], cases: Sequence[Case]) -> Callable[[], float]:
-    """A call with the next case each time: every repetition meets other experts."""
+    """Make a call that takes the next case each time, so that every repetition meets other experts."""
     turns = itertools.cycle(cases)
     return timed(lambda: run(next(turns)))
 
 
 def _difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, relative to the largest number."""
+    """Largest difference, relative to the largest number."""
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 

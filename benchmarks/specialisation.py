@@ -1,4 +1,4 @@
-"""What specialised experts cost a language model, on text that nothing was chosen by.
+"""Cost of specialised experts to a language model, on text that was not used to select anything.
 
 ``python benchmarks/specialisation.py MODEL TOKENIZER TEXTS --calibrate brown``: MODEL and TOKENIZER are those of
 ``examples/moe_lm`` or ``examples/smollm2_moe``, TEXTS the folder that the former's ``texts.py`` makes. Every variant
@@ -45,7 +45,7 @@ REPAIRS = {
 
 
 def variants() -> dict[str, str]:
-    """Pipelines behind O2 by what they are called; PROFILE is put in for each seed."""
+    """Pipelines after O2 by name; PROFILE is replaced for each seed."""
     found = {f"{name} nearest": f"quantize-experts{{format={form}}}" for name, form in FORMATS.items()}
     gptq = "method=gptq,profile=PROFILE"
     for name, form in FORMATS.items():
@@ -118,7 +118,7 @@ def run(options: argparse.Namespace, folder: pathlib.Path, known: dict[str, dict
 
 
 def rows_of(options: argparse.Namespace, name: str) -> np.ndarray:
-    """All rows of a text as ids [rows, length]."""
+    """Encode all rows of a text to ids [rows, length]."""
     tokenizer = Tokenizer.from_file(str(options.tokenizer))
     lines = (options.texts / f"{name}.txt").read_text(encoding="utf-8").splitlines(keepends=True)
     ids = np.array([id for one in tokenizer.encode_batch(lines) for id in one.ids])
@@ -126,7 +126,7 @@ def rows_of(options: argparse.Namespace, name: str) -> np.ndarray:
 
 
 def batches(rows: np.ndarray) -> np.ndarray:
-    """Ids [rows, length] as [batches, rows of one, length]."""
+    """Split ids [rows, length] into [batches, rows of one, length]."""
     return rows.reshape(-1, min(BATCH, len(rows)), LENGTH)
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing and peak memory."""
+"""Helpers that the benchmarks share: interleaved timing and peak memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 PAUSE_SECONDS = 0.02
-"""Idle time before every call: threads of the previous contestant that still spin would steal cores from the next."""
+"""Idle time before every call, because threads of the previous contestant that still spin would take cores from the
+next."""
 
 MOST_RUNS = 100
 
@@ -19,7 +20,7 @@ def pause() -> None:
 
 
 def timed(call: Callable[[], Any]) -> Callable[[], float]:
-    """The call as something that returns its seconds."""
+    """Make a function that runs the call and returns its seconds."""
 
     def run() -> float:
         start = time.perf_counter()
@@ -35,10 +36,10 @@ def interleaved(
     least: int = 5,
     before: Callable[[], Any] = pause,
 ) -> dict[str, list[float]]:
-    """Run ``calls``, each of which returns its own seconds, in turn, round after round; all results by name.
+    """Run ``calls``, each of which returns its own seconds, in turns, round after round. Returns all results by name.
 
-    Interleaving exposes every contestant to the same noise of the machine. ``before`` comes before every call. Who has
-    had ``least`` runs and used up ``seconds`` drops out, so that slow contestants do not hold up the others.
+    Interleaving exposes every contestant to the same noise of the machine. ``before`` is called before every call. A
+    contestant with ``least`` runs and ``seconds`` of time drops out, so that slow ones do not delay the others.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     spent = dict.fromkeys(calls, 0.0)

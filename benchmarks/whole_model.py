@@ -33,14 +33,14 @@ PROMPT = 512
 PAUSE_SECONDS = 0.06
 """Idle time before every call: onnxruntime's threads spin for 40 ms after a run, and contestants share a process."""
 CASES = 8
-"""Different token ids that the repetitions go through."""
+"""Number of different token ids that the repetitions cycle through."""
 
 Feeds = dict[str, np.ndarray]
 Call = Callable[[Feeds], np.ndarray]
 
 
 def contestants(path: pathlib.Path, model: torch.nn.Module | None, threads: int) -> tuple[dict[str, Call], float]:
-    """Functions from feeds to logits, and the seconds that moec took to compile. ``model`` is left out if None."""
+    """Make functions from feeds to logits, and time moec's compilation in seconds. ``model`` is left out if None."""
     import onnxruntime
 
     import moec
@@ -51,7 +51,7 @@ def contestants(path: pathlib.Path, model: torch.nn.Module | None, threads: int)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    # All outputs are asked for, since a step needs the cache that the one before it made.
+    # All outputs are requested, because a step needs the cache of the step before it.
     calls: dict[str, Call] = {
         "moec": lambda feeds: compiled.run(feeds)["logits"],
         "onnxruntime": lambda feeds: session.run(None, feeds)[0],
@@ -77,7 +77,8 @@ def cases(model: torch.nn.Module, vocabulary: int, phase: str, names: list[str])
 
 
 def measure(calls: dict[str, Call], inputs: list[Feeds], seconds: float) -> dict[str, Any]:
-    """Times by contestant, and the largest difference of its logits to onnxruntime's, relative to the largest logit."""
+    """Measure times by contestant, and the largest difference of its logits to onnxruntime's, relative to the largest
+    logit."""
     results = {name: call(inputs[0]) for name, call in calls.items()}
     expected = results["onnxruntime"]
     turns = {name: itertools.cycle(inputs) for name in calls}
@@ -149,7 +150,7 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("whole_model"), help="path without suffix")
     parser.add_argument("--scratch", help="folder for models, up to 5 GB; default: the system's")
     args = parser.parse_args()
-    logging.disable(logging.INFO)  # onnxruntime's quantiser tells of every node
+    logging.disable(logging.INFO)  # onnxruntime's quantiser logs every node
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     results = Results(args.output.with_suffix(".json"))

@@ -1,7 +1,7 @@
-"""One process per contestant, so that a crash takes nobody along, and no two thread pools or OpenMP libraries meet.
+"""One process per contestant, so that a crash affects no other, and thread pools and OpenMP libraries stay apart.
 
 A process is stopped (SIGSTOP) whenever it has nothing to do: threads that still spin after a call, or always, would
-otherwise steal cores from the next contestant.
+otherwise take cores from the next contestant.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from layers import LAYERS, Case, Weights
 from peers import AbsentError, Built, peer_named
 
 BUILD_SECONDS, RUN_SECONDS = 900, 120
-"""How long an answer may take before the process counts as hung."""
+"""Time limits of an answer, in seconds, after which the process counts as hung."""
 
 
 class FailedError(Exception):
@@ -31,7 +31,7 @@ class FailedError(Exception):
 
 
 class Worker:
-    """The process of one contestant; it starts when first asked, and again after it died."""
+    """The process of one contestant. It starts at the first request, and again after it died."""
 
     def __init__(self, peer: str, variant: str, threads: int) -> None:
         self._arguments = peer, variant, threads
@@ -39,23 +39,23 @@ class Worker:
         self._connection: Connection | None = None
 
     def build(self, layer: str, form: str, folder: pathlib.Path) -> float:
-        """Bits per weight. Raises AbsentError and FailedError."""
+        """Build a layer. Returns bits per weight. Raises AbsentError and FailedError."""
         return self._ask(BUILD_SECONDS, "build", layer, form, str(folder))
 
     def prepare(self, cases: list[Case]) -> None:
-        """Make the inputs ready, and run each case once."""
+        """Prepare the inputs, and run each case once."""
         self._ask(BUILD_SECONDS, "prepare", cases)
 
     def run(self, index: int, woken_by: int | None) -> float:
-        """Seconds of the call on case ``index``, right after an untimed call on case ``woken_by``."""
+        """Time the call on case ``index``, in seconds, right after an untimed call on case ``woken_by``."""
         return self._ask(RUN_SECONDS, "run", index, woken_by)
 
     def result(self, index: int, tokens: int) -> np.ndarray:
-        """What the layer makes of the first ``tokens`` tokens of a case."""
+        """Compute the layer's results for the first ``tokens`` tokens of a case."""
         return self._ask(RUN_SECONDS, "result", index, tokens)
 
     def drop(self) -> None:
-        """Forget all that was built."""
+        """Drop all built layers."""
         if self._process is not None:
             self._ask(RUN_SECONDS, "drop")
 
@@ -78,7 +78,7 @@ class Worker:
                     raise FailedError(f"no answer within {seconds:.0f} s")
                 kind, value = self._connection.recv()
         except (EOFError, OSError) as error:
-            _signal(self._process, signal.SIGCONT)  # it may have been stopped on its way out
+            _signal(self._process, signal.SIGCONT)  # it may have been stopped while it was exiting
             self._process.join(5)
             code = self._process.exitcode
             self.close()
@@ -114,7 +114,7 @@ def _signal(process: Any, number: signal.Signals) -> None:
 
 
 class _Server:
-    """The other end: answers requests by methods of their names."""
+    """The other end: it answers requests by methods of their names."""
 
     def __init__(self, peer: str, variant: str, threads: int) -> None:
         self._peer, self._variant, self._threads = peer_named(peer), variant, threads
@@ -161,7 +161,7 @@ def _serve(peer: str, variant: str, threads: int, connection: Connection) -> Non
             answer = "ok", getattr(server, request)(*arguments)
         except AbsentError as reason:
             answer = "skip", str(reason)
-        except Exception as error:  # whatever a peer raises is an entry of the table, not the end of it
+        except Exception as error:  # any error of a peer becomes an entry of the table
             last = traceback.extract_tb(error.__traceback__)[-1]
             text = " ".join(str(error).split())[:300]
             answer = "error", f"{type(error).__name__}: {text} ({pathlib.Path(last.filename).name}:{last.lineno})"

@@ -10,11 +10,11 @@ import os
 import signal
 
 INTERRUPTED = 130
-"""What shells report of a program that SIGINT ends."""
+"""Exit code that shells report of a program ended by SIGINT."""
 
 
 def main() -> None:
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of programs in the background
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for programs in the background
         signal.signal(signal.SIGINT, lambda _signal, _frame: os._exit(INTERRUPTED))  # nothing is begun yet
     from moec.cli import main as run
 

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from moec.runtime.manifest import Manifest
 
 KEY = "arithmetic"
-"""Where an artifact's provenance has it."""
+"""Key of an artifact's provenance."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rounding:
-    """``activations``: what they are rounded to (:func:`moec.ir.rounding.arithmetics_of`). ``own``: whether the model
-    itself says so. ``could_round``: whether products in float32 have weights that int8 arithmetic takes."""
+    """Rounding of activations in a compiled model. ``activations``: types that they are rounded to
+    (:func:`moec.ir.rounding.arithmetics_of`). ``own``: whether the model itself asks for it. ``could_round``: whether
+    products in float32 have weights that int8 arithmetic takes."""
 
     activations: Sequence[str]
     own: bool
@@ -26,14 +27,14 @@ class Rounding:
 
 
 def rounding_of(graph: ir.Model, own: Collection[str], gains: bool) -> Rounding:
-    """The rounding after all passes; ``own``: what it rounded to before them. ``gains``: whether the target's
-    products become faster by it."""
+    """Determine the rounding after all passes. ``own``: types that activations were rounded to before them. ``gains``:
+    whether the target's products become faster by rounding."""
     from moec.ir.dialect import is_moec
     from moec.ir.rounding import arithmetics_of
 
-    found = sorted(arithmetics_of(graph))
+    activations = sorted(arithmetics_of(graph))
     floats = (node for node in graph.graph if is_moec(node) and "arithmetic" not in node.attributes)
-    return Rounding(found, bool(own) and set(found) <= set(own), gains and any(map(_fits, floats)))
+    return Rounding(activations, bool(own) and set(activations) <= set(own), gains and any(map(_fits, floats)))
 
 
 def _fits(node: ir.Node) -> bool:
@@ -52,21 +53,21 @@ def _fits(node: ir.Node) -> bool:
 
 
 def described(manifest: Manifest) -> str:
-    """``activations in int8 (outputs of layers move by 0.5%), caches in float16; -O2 is exact``; empty where
+    """Write ``activations in int8 (outputs of layers move by 0.5%), caches in float16; -O2 is exact``; empty where
     everything is as exact as the model's own floats, and no level would compute faster."""
-    if not manifest.programs:  # projects for an FPGA choose an arithmetic of their own
+    if not manifest.programs:  # projects for an FPGA have an arithmetic of their own
         return ""
-    known: dict[str, Any] = manifest.provenance.get(KEY, {})
+    entry: dict[str, Any] = manifest.provenance.get(KEY, {})
     parts = []
-    if names := known.get("activations"):
+    if names := entry.get("activations"):
         parts.append(f"activations in {', '.join(names)}{_moved(manifest)}")
     types = {spec.name: spec.dtype for spec in manifest.inputs}
     held = [state for program in manifest.programs for state in program.held]
     if caches := sorted({state.dtype for state in held if state.dtype != types[state.input]}):
         parts.append(f"caches in {', '.join(caches)}")
     if parts:
-        return ", ".join(parts) + ("" if known.get("own") else "; -O2 is exact")
-    return "products in float32; -O3 rounds activations to 8 bits, which is faster" if known.get("could_round") else ""
+        return ", ".join(parts) + ("" if entry.get("own") else "; -O2 is exact")
+    return "products in float32; -O3 rounds activations to 8 bits, which is faster" if entry.get("could_round") else ""
 
 
 def _moved(manifest: Manifest) -> str:

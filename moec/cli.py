@@ -310,7 +310,7 @@ def doctor(
 def _compiled(
     model: Path, artifact: Path | None, emulate: bool, architecture: str | None, progress: Callable[[str], None]
 ) -> moec.CompiledModel:
-    """The artifact, or what the model compiles to."""
+    """Load the artifact, or compile the model."""
     if artifact is not None:
         return moec.load(artifact, emulate=emulate, architecture=architecture)
     target = targets.default(on_device=emulate, architecture=architecture)

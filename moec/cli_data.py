@@ -39,14 +39,14 @@ OutputName = Annotated[str | None, typer.Option(help="The output that is judged,
 
 
 def asked_pipeline(level: Level | None, passes: str | None) -> str | None:
-    """The pipeline text that ``-O`` or ``--passes`` ask for; None where there is neither."""
+    """Select the pipeline text by ``-O`` or ``--passes``. Returns None where neither is given."""
     if level is not None and passes is not None:
         raise MoecError("-O and --passes exclude each other: a level may stand inside a pipeline, e.g. --passes O1,...")
     return passes if level is None else f"O{level.value}"
 
 
 def pipeline_of(level: Level | None, passes: str | None) -> str:
-    """The same, and O2 where there is neither."""
+    """Select the pipeline text by ``-O`` or ``--passes``, by default O2."""
     asked = asked_pipeline(level, passes)
     return f"O{Level.O2.value}" if asked is None else asked
 
@@ -241,7 +241,7 @@ def sweep(
 
 
 def _report_sweep(swept: Sweep, folder: Path, as_json: bool) -> None:
-    """Raises MoecError where variants failed."""
+    """Show the results of a sweep. Raises MoecError where variants failed."""
     from moec.inspect import sweeps
     from moec.tools.sweeping.driver import PLOT
 

@@ -1,4 +1,4 @@
-"""How the command line ends when somebody interrupts it, or closes or fills what it prints to."""
+"""End of the command line when a user interrupts it, or when its output is closed or full."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from moec.common.replacing import abandon_unfinished
 from moec.errors import MoecError
 
 CLOSED = 141
-"""What shells report of a program that SIGPIPE ends."""
+"""Exit code that shells report of a program ended by SIGPIPE."""
 _GRACE = 0.6
-"""Seconds that an interrupted program has to tidy up."""
+"""Seconds in which an interrupted program may tidy up."""
 
 
 class OutputError(MoecError):
-    """Standard output takes no more. ``is_closed``: nobody reads it."""
+    """Standard output takes no more. ``is_closed``: whether nobody reads it."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(f"standard output: {error.strerror or error}")
@@ -31,13 +31,13 @@ class OutputError(MoecError):
 
 
 def end_when_interrupted() -> None:
-    """From now on, Ctrl-C ends the process at once with :data:`INTERRUPTED`, and takes half-written files and temporary
-    folders with it. Only for the main thread of a program of its own.
+    """Let Ctrl-C end the process immediately with :data:`INTERRUPTED`, removing half-written files and temporary
+    folders. This is only for the main thread of a program of its own.
 
-    A thread does that: Python's own way waits for the library that is at work, and an exception that then comes out of
-    a callback ends some of them by an abort.
+    A thread does that, because Python's own way waits for the library that is running, and some libraries abort when a
+    callback then raises an exception.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of programs in the background
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for programs in the background
         return
     heard, said = os.pipe()
     os.set_blocking(said, False)
@@ -61,8 +61,8 @@ def _tidy() -> None:
 
 
 class CheckedOutput:
-    """Standard output whose errors are MoecErrors, which no library takes for its own. What its encoding does not have,
-    it shows as question marks."""
+    """Standard output whose errors are MoecErrors, so that no library mistakes them for its own. Characters that its
+    encoding lacks become question marks."""
 
     def __init__(self, stream: TextIO) -> None:
         if isinstance(stream, io.TextIOWrapper):
@@ -85,6 +85,6 @@ class CheckedOutput:
         try:
             yield
         except OSError as error:
-            nowhere = os.open(os.devnull, os.O_WRONLY)  # what is left goes there, when the process ends
+            nowhere = os.open(os.devnull, os.O_WRONLY)  # the rest goes there when the process ends
             os.dup2(nowhere, self._stream.fileno())
             raise OutputError(error) from error

@@ -1,4 +1,4 @@
-"""``moec inspect``: what is in an artifact."""
+"""``moec inspect``: show the contents of an artifact."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from moec.runtime.artifact import Artifact as Opened
 
 TOKENS = "1,16,256,4096,32768"
-"""Numbers of tokens that launches are predicted for."""
+"""Default numbers of tokens for which launches are predicted."""
 
 
 def inspect(
@@ -80,7 +80,7 @@ def _show_launches(opened: Opened, gpu: str | None, tokens: str, past: int | Non
 
 
 def _show_artifact(opened: Opened, expert: str | None, architecture: str | None, as_json: bool) -> None:
-    """All that is in it, or what became of one expert."""
+    """Show the whole artifact, or the history of one expert."""
     from rich.text import Text
 
     from moec.inspect.artifact import artifact_tables

@@ -1,4 +1,4 @@
-"""What the commands of :mod:`moec.cli` take: their arguments and options, each said once."""
+"""Arguments and options that several commands of :mod:`moec.cli` share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Level(str, enum.Enum):
 
 
 class PageKind(str, enum.Enum):
-    """Where weights lie in memory."""
+    """Kinds of pages for weights in memory."""
 
     AUTO = "auto"
     MAPPED = "mapped"

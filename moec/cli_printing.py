@@ -1,5 +1,5 @@
-"""What the commands of :mod:`moec.cli` print: results as tables or JSON on standard output; on stderr remarks, and on a
-terminal the step that a command is at."""
+"""Output of the commands of :mod:`moec.cli`: results as tables or JSON on standard output; on stderr remarks, and the
+current step if that is a terminal."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _PIPE_WIDTH = 200
 
 
 def report_compilation(path: Path, verbose: bool) -> None:
-    """An artifact's warnings, or all its remarks; what rounding its weights lost; a summary. The ``verbose`` report
-    has what rounding activations moved, layer by layer, of which the summary has the mean."""
+    """Show an artifact's warnings, or all its remarks; the losses of rounding weights; and a summary. The ``verbose``
+    report also has the losses of rounding activations, layer by layer; the summary has their mean."""
     from moec.inspect import tables
     from moec.runtime.artifact import open_artifact
 
@@ -36,13 +36,13 @@ def report_compilation(path: Path, verbose: bool) -> None:
 
 
 def print_remarks(remarks: Iterable[dict[str, Any]]) -> None:
-    """One line on stderr for each."""
+    """Print one line on stderr for each remark."""
     for remark in remarks:
         print("{severity}: {pass_name}: {subject}: {message}".format_map(remark), file=sys.stderr)
 
 
 def print_result(data: Any, as_json: bool, renderables: Iterable[RenderableType]) -> None:
-    """``data`` as JSON, or else ``renderables``."""
+    """Print ``data`` as JSON, or else ``renderables``."""
     if as_json:
         print(json.dumps(data, indent=1))
         return
@@ -55,8 +55,8 @@ def print_result(data: Any, as_json: bool, renderables: Iterable[RenderableType]
 
 @contextlib.contextmanager
 def shown_progress(*, times: bool = False) -> Iterator[Progress]:
-    """Shows the current step on a terminal; says nothing in a pipe. ``times``: at the end, one line on stderr for each
-    step, of how long it took."""
+    """Context that shows the current step on a terminal, and nothing in a pipe. ``times``: print one line on stderr at
+    the end for each step, with its time."""
     steps = _StepTimes()
     with contextlib.ExitStack() as stack:
         show: Progress = silent
@@ -70,13 +70,13 @@ def shown_progress(*, times: bool = False) -> Iterator[Progress]:
 
 
 class _StepTimes:
-    """How long the steps took that a progress was told of."""
+    """Times of the steps that were reported."""
 
     def __init__(self) -> None:
         self._begun: list[tuple[str, float]] = []
 
     def begin(self, step: str) -> None:
-        """``step`` begins, or goes on: what stands behind a colon or a comma says how far it is."""
+        """Begin ``step``, or continue it: text after a colon or a comma says how far it is."""
         name = re.split("[:,]", step, maxsplit=1)[0]
         if not self._begun or self._begun[-1][0] != name:
             self._begun.append((name, time.perf_counter()))

@@ -1,4 +1,4 @@
-"""What the command line takes from kinds of targets: their names, forms, options and commands."""
+"""Parts of the command line that kinds of targets provide: names, forms, options and commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from moec.cli_options import Json
 from moec.cli_printing import print_result, shown_progress
 
 STANDALONE = "standalone"
-"""The form in which a kernel is a program of its own."""
+"""Form of a kernel as a standalone program."""
 if TYPE_CHECKING:
     Form = enum.Enum
 else:  # what kinds of targets declare is not known before
@@ -26,8 +26,8 @@ Target = Annotated[str, typer.Option(help=f"What to compile for: {_EXAMPLES}, ..
 
 
 def with_target_options(command: Callable[..., None]) -> Callable[..., None]:
-    """``command`` with the options that kinds of targets declare; it gets those of its ``target`` as ``options``, and
-    those of another are refused."""
+    """Add the options of all kinds of targets to ``command``. It gets those of its ``target`` as ``options``; options
+    of another kind are refused."""
     readers = [reader for kind in targets.kinds() if (reader := kind.read_options()) is not None]
 
     def run(**given: Any) -> None:
@@ -42,8 +42,7 @@ def with_target_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def target_commands(differs: int) -> list[Callable[..., None]]:
-    """The commands of all kinds of targets, which end with the exit code ``differs`` where something is not as it
-    should be."""
+    """List the commands of all kinds of targets. They end with the exit code ``differs`` where a check fails."""
     return [_printing(command, differs) for kind in targets.kinds() for command in kind.commands()]
 
 
@@ -67,8 +66,8 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 def _like(
     command: Callable[..., Any], run: Callable[..., None], parameters: Sequence[inspect.Parameter]
 ) -> Callable[..., None]:
-    """``run`` under the name and help of ``command``, with these parameters for typer to read."""
-    made = functools.wraps(command)(run)
-    made.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    made.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return made
+    """Give ``run`` the name and help of ``command``, and these parameters for typer to read."""
+    wrapped = functools.wraps(command)(run)
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapped

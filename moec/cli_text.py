@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _STDIN = "-"
 _LARGEST_PROMPT = 256 << 20
-"""Bytes of a file that is a prompt."""
+"""Bytes of a prompt's file."""
 
 
 def generate(
@@ -103,8 +103,8 @@ def generate(
 
 
 class _Shown:
-    """Texts on standard output, each on lines of its own; between several, on a terminal, whose they are. Of texts that
-    come side by side, all but the first wait for :meth:`end`."""
+    """Writer of texts to standard output, each on lines of its own, on a terminal with headings between several. Texts
+    that are generated together wait for :meth:`end`, except the first."""
 
     def __init__(self, count: int, side_by_side: bool = False) -> None:
         self._count, self._next, self._waits = count, 0, side_by_side
@@ -134,7 +134,7 @@ class _Shown:
 
 
 def _prompts(given: list[str], files: list[Path]) -> list[str]:
-    """All prompts; a line end at the end of a file or of standard input is none of theirs."""
+    """Collect all prompts. A line end at the end of a file or of standard input is not part of the prompt."""
     texts = [_read_stdin() if text == _STDIN else text for text in given]
     texts += [read_text(path, _LARGEST_PROMPT).removesuffix("\n") for path in files]
     if not texts:

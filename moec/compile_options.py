@@ -1,4 +1,4 @@
-"""Options of a compilation: checked before anything heavy is imported, and what they come to."""
+"""Options of a compilation: checks before anything heavy is imported, and the pipeline that they select."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check_options(target: Any, passes: Any, verify_each: Any, progress: Any) -> None:
-    """Raise MoecError for what is no target's name, no pipeline, no flag or no function."""
+    """Raise MoecError for an invalid target, pipeline, flag or callback."""
     targets.check_name(target)
     check_optional_text(passes=passes)
     check_flags(verify_each=verify_each)
@@ -28,7 +28,7 @@ def check_options(target: Any, passes: Any, verify_each: Any, progress: Any) -> 
 
 
 def check_surroundings(path: Any, threads: Any, dump_to: Any) -> None:
-    """Raise MoecError for a number of threads that cannot be had, and for places that cannot be written to."""
+    """Raise MoecError for an invalid number of threads, and for places that cannot be written to."""
     from moec.runtime.machine import check_threads
     from moec.runtime.writer import check_destination
 
@@ -40,8 +40,8 @@ def check_surroundings(path: Any, threads: Any, dump_to: Any) -> None:
 
 
 def resident_bytes(resident: Any, target: str) -> int | None:
-    """The bytes that weights may take in memory. Raises MoecError for what says no number, and for targets that stream
-    nothing."""
+    """Parse the bytes that weights may take in memory. Raises MoecError for other text, and for targets without
+    streaming."""
     if resident is None:
         return None
     kind = targets.kind_of(target)
@@ -51,8 +51,8 @@ def resident_bytes(resident: Any, target: str) -> int | None:
 
 
 def kept_text_files(model: Any, tokenizer: Any) -> TextFiles | None:
-    """The tokenizer and chat template that the artifact keeps: those of ``tokenizer``, by default the model's own; None
-    where there are none. Raises MoecError for a tokenizer that cannot be read."""
+    """Read the tokenizer and chat template for the artifact: those of ``tokenizer``, by default the model's own.
+    Returns None where there are none. Raises MoecError for a tokenizer that cannot be read."""
     from moec.common.tokenizers import check_tokenizer
     from moec.frontend.text_files import read_text_files, text_files_of
 
@@ -66,7 +66,7 @@ def kept_text_files(model: Any, tokenizer: Any) -> TextFiles | None:
 
 
 def default_passes(model: Any, target: str) -> str:
-    """The level where none is asked for: O3 for weights of somebody who multiplies them with activations of 8 bits
+    """Select the default level: O3 where weights are meant for activations of 8 bits
     (:func:`moec.frontend.sources.rounds_activations`), on targets that gain by it, else O2."""
     from moec.frontend import sources
 
@@ -74,14 +74,14 @@ def default_passes(model: Any, target: str) -> str:
 
 
 def multiplies_bytes(target: str) -> bool:
-    """Whether rounding activations to 8 bits makes products of a target faster."""
+    """Whether rounding activations to 8 bits makes a target's products faster."""
     kind = targets.kind_of(target)
     return isinstance(kind, ProgramKind) and kind.multiplies_bytes
 
 
 def check_rounding(passes: Sequence[Pass], target: str) -> None:
-    """Raises UnsupportedError for activations in int8, which -O3 asks for, on a target that makes projects: these
-    compute in integers of their own, and nothing would become faster or be rounded otherwise."""
+    """Raise UnsupportedError for activations in int8, as by -O3, on a target that makes projects. These compute in
+    integers of their own, so rounding would change nothing."""
     from moec.passes.round_activations import RoundActivations
 
     rounds = any(isinstance(step, RoundActivations) and step.format == "int8" for step in passes)
@@ -100,10 +100,12 @@ def chosen_passes(
     streams: bool,
     profile: str | os.PathLike[str] | None,
 ) -> Sequence[Pass]:
-    """The pipeline ``passes`` with what rounds weights and activations and, where experts are to be read when they are
-    chosen (``streams``), with what expects them. The ``profile`` goes to every pass that takes one and names none.
+    """Parse the pipeline ``passes`` and extend it.
 
-    Raises MoecError for a profile that cannot be read, and for one that no pass takes."""
+    Added are passes that round weights and activations and, where experts are read on demand (``streams``), passes that
+    expect them. The ``profile`` goes to every pass that takes one and names none. Raises MoecError for a profile that
+    cannot be read, and for one that no pass takes.
+    """
     from moec.passes.framework.shorthand import with_arithmetic, with_formats, with_streaming
 
     rounded = with_arithmetic(with_formats(passes, experts, linears), arithmetic)
@@ -111,8 +113,8 @@ def chosen_passes(
 
 
 def with_profile(passes: str, profile: str | os.PathLike[str] | None) -> Sequence[Pass]:
-    """The pipeline that a text names, its passes with the ``profile`` where they take one and their text names none.
-    Raises MoecError for a profile that cannot be read, and for one that no pass takes."""
+    """Parse a pipeline and give the ``profile`` to passes that take one and name none. Raises MoecError for a profile
+    that cannot be read, and for one that no pass takes."""
     from moec.passes.framework import pipeline
 
     if profile is None:
@@ -127,5 +129,5 @@ def with_profile(passes: str, profile: str | os.PathLike[str] | None) -> Sequenc
             f"{path}: no pass reads this profile: the pipeline has none that takes a profile, or each names its own; "
             "leave the profile out, or add such a pass (assign-bits{avg=3}, prune-experts{keep=0.75}) or resident"
         )
-    Profile.read(path).close()  # one that is damaged is refused before the model is read
+    Profile.read(path).close()  # a damaged one is refused before the model is read
     return chain

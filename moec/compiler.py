@@ -67,34 +67,34 @@ def compile(
     """Compile a model and load the result.
 
     ``model``: the path of an ONNX file, a GGUF file or the folder of a Hugging Face model
-    (:func:`moec.frontend.huggingface.import_folder`), an ``onnx.ModelProto``, an ``onnx_ir.Model``, what
-    ``torch.export.export`` or ``torch.onnx.export`` returned, or a ``torch.nn.Module`` (then ``example_inputs`` and
-    ``dynamic_shapes`` are what ``torch.export.export`` takes; a text model of transformers needs neither).
-    ``cache``: let a text model take the states of the tokens before, and return them
-    (:mod:`moec.frontend.text_cache`). None: where the source is a GGUF file or a folder, if it can; a module takes what
-    it takes in PyTorch.
-    ``passes``: a level (``O0`` to ``O3``) or a pipeline text; None: ``O2``, which is exact, and for GGUF files and
-    folders whose quantiser rounds activations, too, ``O3`` (:func:`moec.compile_options.default_passes`). ``experts``
-    and ``linears``: formats to round the weights of experts and of dense products to, written as in
-    :mod:`moec.passes.framework.shorthand`; None leaves them as they are. ``arithmetic``: ``fp8`` rounds activations to
-    float8 e4m3, too, where weights are stored so. ``tokenizer``: a ``tokenizer.json``, or a folder that has one, to
-    keep in the artifact for :func:`moec.generate`; by default that of a model's folder. ``threads``: how many the
-    result runs with; None means every available core. ``output``: where to write the artifact; without it one is kept
-    in a temporary folder as long as the result lives. ``emulate``: run a program for a GPU on the processor.
-    ``resident``: the most memory that weights take, in bytes or as a text (``8GiB``): experts beyond that are read from
-    the artifact when they are chosen, or expected to be. ``profile``: what ``moec profile`` measured, for every pass
-    that takes a profile and whose text does not name one (``profile=FILE``, or ``profile=none``), and for ``resident``:
-    which experts stay in memory. ``progress`` is called with the name of each step as it begins and, where that goes
-    through many weights, with how far it is (:func:`moec.common.progress.told`).
+    (:func:`moec.frontend.huggingface.import_folder`), an ``onnx.ModelProto``, an ``onnx_ir.Model``, a result of
+    ``torch.export.export`` or ``torch.onnx.export``, or a ``torch.nn.Module``. For a module, ``example_inputs`` and
+    ``dynamic_shapes`` are as for ``torch.export.export``; a text model of transformers needs neither.
 
-    Raises UnsupportedError, naming node, operator and opset, for what a model asks and moec does not do; MoecError for
-    a model that cannot be read, a wrong option, or an artifact that cannot be written.
+    ``cache``: let a text model take and return the states of past tokens (:mod:`moec.frontend.text_cache`). With None,
+    a GGUF file or a folder does so if it can; a module keeps its inputs. ``passes``: a level (``O0`` to ``O3``) or a
+    pipeline text. None selects ``O2``, which is exact, and ``O3`` for GGUF files and for folders whose quantiser rounds
+    activations (:func:`moec.compile_options.default_passes`). ``experts`` and ``linears``: formats to round the weights
+    of experts and of dense products to, written as in :mod:`moec.passes.framework.shorthand`; None leaves them
+    unchanged. ``arithmetic``: ``fp8`` also rounds activations to float8 e4m3, where weights are stored so.
+    ``tokenizer``: a ``tokenizer.json``, or a folder that has one, to keep in the artifact for :func:`moec.generate`; by
+    default that of a model's folder. ``threads``: number of threads of the result; None means every available core.
+    ``output``: where to write the artifact; by default a temporary folder keeps it as long as the result lives.
+    ``emulate``: run a program for a GPU on the processor. ``resident``: the most memory that weights take, in bytes or
+    as a text (``8GiB``); more experts are read from the artifact when they are selected, or expected to be.
+    ``profile``: measurements by ``moec profile``, for every pass that takes a profile and names none (``profile=FILE``,
+    or ``profile=none``), and for ``resident``, to select the experts that stay in memory. ``progress`` is called with
+    the name of each step when it begins and, for steps over many weights, with the share that is done
+    (:func:`moec.common.progress.told`).
+
+    Raises UnsupportedError, naming node, operator and opset, for features of a model that moec does not support;
+    MoecError for a model that cannot be read, a wrong option, or an artifact that cannot be written.
     """
     from moec.runtime.artifact import open_artifact
     from moec.runtime.model import ready
 
     targets.check_name(target)
-    targets.program_kind_of(target)  # refuses what makes projects
+    targets.program_kind_of(target)  # refuses targets that make projects
     check_flags(emulate=emulate)
     arguments = (target, passes, example_inputs, dynamic_shapes)
     options: dict[str, Any] = {"cache": cache, "experts": experts, "linears": linears, "threads": threads}
@@ -140,15 +140,15 @@ def write(
     """Compile a model and write the artifact, without loading it: it may be for another machine.
 
     ``dump_to`` is a folder that gets the model's text after each pass, also when a later step fails. ``options``:
-    what the target takes beside its name, such as :class:`moec.targets.hls.options.HlsOptions`. Other arguments and
-    errors as for :func:`compile`.
+    further options of the target, such as :class:`moec.targets.hls.options.HlsOptions`. Other arguments and errors as
+    for :func:`compile`.
     """
     from moec.frontend import sources
 
     check_options(target, passes, verify_each, progress)
     check_optional_text(experts=experts, linears=linears, arithmetic=arithmetic)
     check_optional_flag("cache", cache)
-    sources.check(model)  # before anything heavy is imported: a name that was mistyped is answered at once
+    sources.check(model)  # before anything heavy is imported, so that a mistyped name is answered at once
     check_surroundings(path, threads, dump_to)
     text = kept_text_files(model, tokenizer)
 
@@ -199,14 +199,15 @@ def write(
 
 @contextlib.contextmanager
 def _step(name: str, source: Any, report: Report) -> Iterator[None]:
-    """Around a step: it is announced, and errors in it name it."""
+    """Context that announces a step and names it in errors."""
     report.progress(name)
     with reporting(name, source):
         yield
 
 
 def _context(graph: ir.Model, inputs: ModelInputs, made: Made, report: Report, **others: Any) -> Context:
-    """The facts of a compilation that its artifact keeps; ``others``: its fields that no argument tells."""
+    """Collect the facts of a compilation that its artifact keeps. ``others``: fields that do not follow from the
+    arguments."""
     from moec.ir.states import states_of
     from moec.runtime.writer import Context
 
@@ -224,7 +225,7 @@ def _context(graph: ir.Model, inputs: ModelInputs, made: Made, report: Report, *
 
 
 def _generate(graph: ir.Model, chosen: Sequence[Target], name: str, report: Report) -> list[Made]:
-    """The results of all targets that ``name`` lists; a warning of several is reported once."""
+    """Compile for all targets that ``name`` lists. A warning of several is reported once."""
     try:
         made = [target.compile(graph) for target in chosen]
     except UnsupportedError as error:
@@ -235,7 +236,7 @@ def _generate(graph: ir.Model, chosen: Sequence[Target], name: str, report: Repo
 
 
 def _why_not_raised(graph: ir.Model, report: Report) -> str:
-    """The warnings of raising, for a target that refuses a model because it saw no MoE block in it."""
+    """Write the warnings of raising, for a target that refuses a model because it has no MoE block."""
     from moec.ir.blocks import moe_blocks
 
     warned = [remark for remark in report.remarks if (remark.pass_name, remark.severity) == ("raise-moe", "warning")]
@@ -254,9 +255,11 @@ def optimize(
     print_after: Collection[str] = (),
     verify_each: bool = False,
 ) -> tuple[str, list[Remark]]:
-    """The text of a model after a pipeline, and the passes' remarks. ``model`` is an ONNX file, or IR text when its
-    name ends in ``.onnxtxt``. ``profile`` as for :func:`compile`, ``print_after`` as for
-    :func:`moec.passes.framework.pipeline.run`. Raises MoecError."""
+    """Run a pipeline on a model. Returns its text and the passes' remarks.
+
+    ``model`` is an ONNX file, or IR text when its name ends in ``.onnxtxt``. ``profile`` as for :func:`compile`,
+    ``print_after`` as for :func:`moec.passes.framework.pipeline.run`. Raises MoecError.
+    """
     from moec.ir.text import print_model
     from moec.passes.framework import pipeline
     from moec.passes.framework.base import Report
@@ -274,8 +277,8 @@ def optimize(
 
 
 def find_blocks(model: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], list[Unraised]]:
-    """The MoE blocks of an ONNX file as :func:`moec.ir.blocks.moe_blocks` describes them, and what looks like one and
-    is not raised. Raises MoecError."""
+    """Find the MoE blocks of an ONNX file, described as by :func:`moec.ir.blocks.moe_blocks`, and subgraphs that look
+    like blocks but are not raised. Raises MoecError."""
     from moec.ir.blocks import moe_blocks
     from moec.passes.framework import pipeline
     from moec.passes.framework.base import Report
@@ -304,7 +307,7 @@ def _read_text_form(path: pathlib.Path) -> ir.Model:
 def import_model(
     model: Any, example_inputs: Any = None, dynamic_shapes: Any = None, cache: bool | None = None
 ) -> ir.Model:
-    """The model as ONNX IR at the working opset, before any pass. Sources and errors as for :func:`compile`."""
+    """Import the model as ONNX IR at the working opset, before any pass. Sources and errors as for :func:`compile`."""
     from moec.frontend import sources
 
     if sources.is_torch(model, "nn.Module"):

@@ -22,19 +22,19 @@ _LONGEST = 4000
 
 
 class MoecError(Exception):
-    """Bad input or usage. The command line prints it as one line and ends with exit code 2. Of a name of more than 400
-    characters, and of a message of more than 4,000, only the two ends are shown."""
+    """Bad input or usage. The command line prints it as one line and ends with exit code 2. Names of more than 400
+    characters, and messages of more than 4,000, are shortened to their two ends."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*(_ends(argument) if isinstance(argument, str) else argument for argument in arguments))
 
 
 class OptionError(MoecError, TypeError):
-    """A function of moec was called with arguments that it does not have, or without one that it needs."""
+    """A function of moec was called with unknown arguments, or without a required one."""
 
 
 class UnsupportedError(MoecError):
-    """The model is valid, but asks for something moec does not do (an operator, a type, control flow)."""
+    """The model is valid, but needs something that moec does not support (an operator, a type, control flow)."""
 
 
 class VerificationError(MoecError):
@@ -54,7 +54,7 @@ class InputError(MoecError):
 
 
 class RoomError(MoecError):
-    """A run needs more memory at once than there is; one of fewer tokens may do."""
+    """A run needs more memory at once than there is; one of fewer tokens may succeed."""
 
 
 def _ends(text: str) -> str:
@@ -63,17 +63,17 @@ def _ends(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, as one line that is not too long."""
+    """Write an error as one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
 
 
 @contextlib.contextmanager
 def reporting(step: str, source: Any = None) -> Iterator[None]:
-    """Around every step that works on what a user gave: whatever it raises becomes one MoecError.
+    """Context for every step that works on a user's input: any error in it becomes one MoecError.
 
-    A MoecError gets the name of the model's file before it, where ``source`` is one: below the frontend, nodes are all
-    that is known. Memory that cannot be had is a MoecError, too. Everything else nobody expected: it becomes a
-    DefectError that names file, step and node, with the cause chained.
+    A MoecError gets the name of the model's file as a prefix, where ``source`` is one, because code below the frontend
+    only knows nodes. Lack of memory becomes a MoecError, too. Any other error is unexpected: it becomes a DefectError
+    that names file, step and node, with the cause chained.
     """
     try:
         yield
@@ -84,7 +84,7 @@ def reporting(step: str, source: Any = None) -> Iterator[None]:
         raise _named(MoecError(f"{step}: there is not enough memory ({reason})"), source) from error
     except Exception as error:
         known = _moec_error_behind(error)
-        if known is not None:  # libraries wrap what our own callbacks and lazy tensors raise in errors of theirs
+        if known is not None:  # libraries wrap errors of our own callbacks and lazy tensors in their own
             raise _named(known, source) from error
         node = _node_at(error.__traceback__)
         place = f"{step}: {node}" if node else step
@@ -107,7 +107,7 @@ def _moec_error_behind(error: BaseException) -> MoecError | None:
 
 
 def _node_at(traceback: TracebackType | None) -> str | None:
-    """The node that was at work: the last that any frame of the traceback has among its variables."""
+    """Find the node that was at work: the last one among the variables of the traceback's frames."""
     if "onnx_ir" not in sys.modules:
         return None
     import onnx_ir as ir

@@ -1,4 +1,4 @@
-"""What a model says of its inputs before any pass has changed it, as its artifact keeps it."""
+"""Facts about a model's inputs before any pass has changed it, which its artifact keeps."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ModelInputs:
-    """``limits``: the largest size of names of dimensions. ``sizes``: sizes that follow from others. ``counted``:
-    names of inputs that count tokens. ``conditions``: what the exporter wrote of sizes that the model runs with."""
+    """Inputs of a model. ``limits``: bounds of integer inputs that index something. ``sizes``: sizes that follow from
+    others. ``counted``: inputs whose values give lengths. ``conditions``: sizes that the model was exported for."""
 
     limits: dict[str, int]
     sizes: dict[str, str]
@@ -28,7 +28,8 @@ class ModelInputs:
     conditions: Conditions
 
     def guards(self, graph: ir.Model, made: Made) -> list[str]:
-        """The guards of what a target made; ``graph`` is what the passes made, which know more of the sizes inside."""
+        """Collect the guards of a target's result. ``graph`` is the model after the passes, which have derived more
+        sizes."""
         from moec.frontend.conditions import settled
         from moec.passes.shapes.needed_sizes import needed_sizes
 
@@ -36,7 +37,7 @@ class ModelInputs:
 
 
 def model_inputs(graph: ir.Model, source: Any, report: Report) -> ModelInputs:
-    """The inputs of a model that no pass has changed; what it is limited to is reported."""
+    """Read the inputs of a model before any pass. Their limits are reported."""
     from moec.common.specs import tensor_specs
     from moec.frontend.conditions import conditions_of
     from moec.passes.shapes.counted_inputs import counted_inputs
@@ -45,6 +46,8 @@ def model_inputs(graph: ir.Model, source: Any, report: Report) -> ModelInputs:
 
     with reporting("reading its inputs", source):
         specs = tensor_specs(graph.graph.inputs)
-        found = ModelInputs(input_limits(graph), input_sizes(graph), counted_inputs(graph), specs, conditions_of(graph))
-    found.conditions.report(specs, report)
-    return found
+        result = ModelInputs(
+            input_limits(graph), input_sizes(graph), counted_inputs(graph), specs, conditions_of(graph)
+        )
+    result.conditions.report(specs, report)
+    return result

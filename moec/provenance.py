@@ -1,4 +1,4 @@
-"""Where an artifact comes from, as its manifest says."""
+"""Provenance of an artifact, for its manifest."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _TOOLS = ("apache-tvm", "onnx", "onnx-ir", "numpy")
 
 
 def provenance_of(model: Any, passes: str, rounding: Rounding) -> dict[str, Any]:
-    """Plain data: the source with its checksum, the passes, what they round activations to, the versions of what took
-    part."""
+    """Describe as plain data: the source with its checksum, the passes, the types that they round activations to, and
+    the versions of the tools."""
     tools = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _TOOLS}}
     return {"source": _describe_source(model), "passes": passes, KEY: dataclasses.asdict(rounding), "tools": tools}
 

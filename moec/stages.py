@@ -27,7 +27,7 @@ def run_passes(
     dump_to: str | os.PathLike[str] | None,
 ) -> list[Stage]:
     """Run the passes on a model and keep its stages; each is in the folder ``dump_to`` before the next pass runs.
-    ``source`` is what errors name."""
+    ``source`` is named in errors."""
     check = pass_check(model, source, report) if verify_each else None
     stages = []
     for stage in _stages(model, source, passes, report, check):
@@ -38,7 +38,7 @@ def run_passes(
 
 
 def pass_check(model: ir.Model, source: Any, report: Report) -> AfterPass:
-    """What looks after every pass whether the model computes what it did."""
+    """Make the check that the model still computes the same, to run after every pass."""
     from moec.tools.pass_check import PassCheck
 
     with reporting("choosing inputs to compare on after each pass", source):

@@ -1,8 +1,8 @@
-"""moec among transformers' implementations of experts, once transformers is imported.
+"""Registration of moec as an implementation of experts in transformers, once that is imported.
 
-transformers 5 keeps these in a table of its module :data:`MODULE` and looks for no entry points, so that the module
-itself has to be met: where it is imported already, its table gets moec's entry at once; otherwise a finder on
-``sys.meta_path`` waits for its import and goes away afterwards. Neither transformers nor PyTorch is imported for it.
+transformers 5 keeps the implementations in a table of its module :data:`MODULE` and has no entry points. If that module
+is imported already, its table gets moec's entry at once; otherwise a finder on ``sys.meta_path`` waits for its import
+and removes itself afterwards. Neither transformers nor PyTorch is imported for it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 MODULE = "transformers.integrations.moe"
 NAME = "moec"
-"""The implementation, as ``set_experts_implementation`` and ``from_pretrained(experts_implementation=...)`` take it."""
+"""Name of the implementation for ``set_experts_implementation`` and ``from_pretrained(experts_implementation=...)``."""
 
 
 def offer_experts() -> None:
-    """Let transformers know the implementation ``moec``, now or when its module of experts is imported."""
+    """Register the implementation ``moec`` with transformers, now or when its module of experts is imported."""
     if MODULE in sys.modules:
         _register(importlib.import_module(MODULE))  # also waits for another thread that is still importing it
     else:
@@ -26,7 +26,7 @@ def offer_experts() -> None:
 
 
 class _Finder:
-    """Finds the one module where the finders behind this one do, and has its table get moec's entry once it has run."""
+    """Finder of that one module: it delegates to the other finders and registers moec after the module has run."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name != MODULE:
@@ -40,7 +40,7 @@ class _Finder:
 
 
 class _Loader:
-    """The module's own loader, with one step after it."""
+    """The module's own loader, followed by the registration."""
 
     def __init__(self, loader: Any, finder: _Finder) -> None:
         self._loader, self._finder = loader, finder
@@ -57,7 +57,7 @@ class _Loader:
 
 
 def _register(module: Any) -> None:
-    """Leaves a table of another form alone: transformers then says itself that it knows no such implementation."""
+    """Register moec. A table of another form is left alone: transformers then reports an unknown implementation."""
     register = getattr(getattr(module, "ExpertsInterface", None), "register", None)
     if register is not None:
         register(NAME, _forward)

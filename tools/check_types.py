@@ -19,7 +19,7 @@ CONFIG = {
     "project-includes": ["moec"],
     "python-version": "3.10",
     "python-interpreter-path": sys.executable,
-    # These ship few or wrong annotations; what they return is checked by tests instead.
+    # These have few or wrong annotations; tests check their results instead.
     "replace-imports-with-any": ["matplotlib.*", "scipy.*", "sympy.*", "transformers.*", "tvm.*", "tvm_ffi.*"],
 }
 
@@ -31,7 +31,7 @@ def main() -> int:
         shutil.copytree(ROOT / "moec", package, ignore=ignored)
         for name in MAPPED:
             shutil.copytree(ROOT / name, package / name, ignore=ignored)
-        # Of TOML, every array and string of these is JSON.
+        # In TOML, every array and string of these is written as in JSON.
         config = "".join(f"{name} = {json.dumps(value)}\n" for name, value in CONFIG.items())
         pathlib.Path(folder, "pyrefly.toml").write_text(config)
         command = [

@@ -38,7 +38,7 @@ FORMATS = {
     "int4": ("bfloat16", "O2,quantize-experts{format=int4,group=32}"),
     "mxfp4": ("bfloat16", "O2,quantize-experts{format=mxfp4}"),
 }
-"""Of a layer, by the name that steps call it: the type of its numbers, and the passes."""
+"""Formats of a layer, by their names in steps: the type of its numbers, and the passes."""
 LAYER = """<ir_version: 10, opset_import: ["" : 24, "moec" : 1]>
 layer ({dtype}[T,{width}] x, {dtype}[T,{experts}] logits) => ({dtype}[T,{width}] y) {{
     y = moec.MoE <k = 2> (x, logits, , up, down)
@@ -52,7 +52,7 @@ _MARK = "moec_first_light"
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """``absent``: why it cannot be taken here; None where it can."""
+    """A step. ``absent``: reason why it cannot be taken here; None where it can."""
 
     name: str
     command: Sequence[str]
@@ -62,7 +62,7 @@ class Step:
 
 
 class Report:
-    """The results by step, in a file that is always whole. Raises ValueError for a file that is no report, or that of
+    """Results by step, in a file that is always complete. Raises ValueError for a file that is no report, or that of
     other code or another machine."""
 
     def __init__(self, path: pathlib.Path, about: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ class Report:
 
 
 def take(step: Step) -> dict[str, Any]:
-    """The outcome of a step, the end of what it said, and its seconds."""
+    """Take a step. Returns its outcome, the end of its output, and its seconds."""
     if step.absent is not None:
         return {"outcome": ABSENT, "output": step.absent, "seconds": 0.0}
     start = time.monotonic()
@@ -99,7 +99,7 @@ def take(step: Step) -> dict[str, Any]:
             code: int | None = process.wait(step.seconds)
         except subprocess.TimeoutExpired:
             code = None
-        finally:  # also what the process has started, and when this one is interrupted
+        finally:  # also kills the process' own children, and runs when this one is interrupted
             if process.returncode is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -110,7 +110,7 @@ def take(step: Step) -> dict[str, Any]:
 
 
 def steps(work: pathlib.Path, emulate: bool) -> Iterator[Step]:
-    """All steps; those of kernels become known when their artifacts are there."""
+    """Iterate over all steps. Those of kernels become known when their artifacts exist."""
     moec = [sys.executable, "-c", "from moec.cli import main; main()"]
     yield tool_step("nvidia-smi", ["nvidia-smi"])
     yield tool_step("nvcc", ["nvcc", "--version"])
@@ -130,7 +130,7 @@ def steps(work: pathlib.Path, emulate: bool) -> Iterator[Step]:
 
 
 def kernel_steps(work: pathlib.Path, emulate: bool) -> Iterator[Step]:
-    """Of each kernel of the artifacts that are there; those of equal text once."""
+    """Iterate over the steps of each kernel in the existing artifacts; kernels of equal text come once."""
     from moec.runtime.artifact import open_artifact
     from moec.runtime.description import find_kernel
 
@@ -159,7 +159,7 @@ def kernel_steps(work: pathlib.Path, emulate: bool) -> Iterator[Step]:
 
 
 def tool_step(name: str, command: Sequence[str], folder: pathlib.Path = ROOT) -> Step:
-    """A step that one of NVIDIA's tools takes."""
+    """Make a step that one of NVIDIA's tools takes."""
     from moec.targets.cuda.nvcc import find_tool
 
     tool = find_tool(command[0])
@@ -168,7 +168,7 @@ def tool_step(name: str, command: Sequence[str], folder: pathlib.Path = ROOT) ->
 
 
 def run_kernel(artifact: str, kernel: str, folder: pathlib.Path, *, emulate: bool, clocked: bool) -> int:
-    """Write a kernel's program, build it, and run it: its exit code."""
+    """Write a kernel's program, build it, and run it. Returns its exit code."""
     import phase_clocks
 
     from moec.runtime.artifact import open_artifact
@@ -195,7 +195,7 @@ def run_kernel(artifact: str, kernel: str, folder: pathlib.Path, *, emulate: boo
 
 
 def make_layer(name: str, work: pathlib.Path) -> pathlib.Path:
-    """A SwiGLU layer of random weights as a model file."""
+    """Write a SwiGLU layer with random weights as a model file."""
     import ml_dtypes
     import numpy as np
     import onnx
@@ -212,7 +212,7 @@ def make_layer(name: str, work: pathlib.Path) -> pathlib.Path:
 
 
 def architecture() -> str:
-    """What to compile for the GPU at hand. Raises MoecError where there is none."""
+    """Select the architecture to compile for, by the GPU at hand. Raises MoecError where there is none."""
     from moec.errors import MoecError
     from moec.targets.cuda.architectures import LIMITS
     from moec.targets.cuda.device.driver import open_driver
@@ -225,7 +225,7 @@ def architecture() -> str:
 
 
 def about(emulate: bool) -> dict[str, Any]:
-    """What a report is of."""
+    """Identify the code and the machine of a report."""
     import moec
 
     revision, changes = (
@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def tour(asked: argparse.Namespace) -> int:
-    """Take the steps that are asked for and were not passed before; 1 where one failed."""
+    """Take the requested steps that were not passed before. Returns 1 where one failed."""
     report = Report(asked.report, about(asked.emulate))
     work = (asked.work or asked.report.with_suffix("")).resolve()
     work.mkdir(parents=True, exist_ok=True)

@@ -24,12 +24,12 @@ from collections.abc import Mapping
 from moec.targets.hls.hardware import logic
 
 _SHARE, _LUTS = 0.10, 8
-"""What formulas promise: they are off by no more than either."""
+"""Accuracy that formulas promise: they are off by at most one of these, as a share or as a number of LUTs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """``dsps`` and ``luts``: by formula."""
+    """A unit of a design in Verilog, with its ``dsps`` and ``luts`` by formula."""
 
     name: str
     verilog: str
@@ -38,7 +38,7 @@ class Unit:
 
 
 def units() -> list[Unit]:
-    """Each in a few sizes of designs."""
+    """List each unit in the sizes of a few designs."""
     return [
         *(
             Unit(f"dot_pair, {lanes} lanes, sums of {bits}", _dot_pair(lanes, bits), lanes, found)
@@ -72,7 +72,7 @@ def units() -> list[Unit]:
 
 
 def _module(inputs: Mapping[str, int], outputs: Mapping[str, int], body: str) -> str:
-    """Inputs come from registers of their names; outputs are registers of ``<name>_next``."""
+    """Write a module. Inputs come from registers of their names; outputs are registers of ``<name>_next``."""
     ports = [f"input signed [{bits - 1}:0] {name}_in" for name, bits in inputs.items()]
     ports += [f"output reg signed [{bits - 1}:0] {name}" for name, bits in outputs.items()]
     lines = [f"module top(input clk, {', '.join(ports)});"]
@@ -165,7 +165,7 @@ def _combine(bits: int) -> str:
 
 
 def count(yosys: str, verilog: str) -> tuple[int, int]:
-    """DSPs and LUTs. Raises CalledProcessError where yosys does not take the text."""
+    """Count DSPs and LUTs. Raises CalledProcessError where yosys refuses the text."""
     with tempfile.TemporaryDirectory() as folder:
         pathlib.Path(folder, "unit.v").write_text(verilog)
         script = "read_verilog unit.v; synth_xilinx -family xcup -flatten -noiopad -noclkbuf -top top"

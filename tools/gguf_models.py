@@ -50,7 +50,7 @@ FORMATS = "| format | bits in the file | in an artifact | error |\n|---|---|---|
 
 
 def _row(path: pathlib.Path, ids: Array, expected: Array) -> str:
-    """How many layers of experts there are, and how far off the largest of all logits is, as a share of the largest."""
+    """Write the number of layers of experts, and the largest difference of logits, as a share of the largest."""
     import moec
 
     model = moec.compile(path, passes="O2")
@@ -60,7 +60,8 @@ def _row(path: pathlib.Path, ids: Array, expected: Array) -> str:
 
 
 def _format_row(tiny: Any, folder: pathlib.Path, kind: str) -> str:
-    """A Mixtral of which all matrices are in the format, against llama.cpp on the same numbers in float32."""
+    """Write the row of a format: a Mixtral whose matrices are in it, against llama.cpp on the same numbers in
+    float32."""
     from moec.frontend.gguf import formats, reader
 
     files = importlib.import_module("tests.frontend.gguf.gguf_files")
@@ -75,7 +76,7 @@ def _format_row(tiny: Any, folder: pathlib.Path, kind: str) -> str:
 
 
 def reference(path: pathlib.Path, ids: Array) -> Array:
-    """llama.cpp's logits [S,V] of a file."""
+    """Compute llama.cpp's logits [S,V] of a file."""
     import llama_cpp as llama
 
     llama.llama_backend_init()

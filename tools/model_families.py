@@ -26,10 +26,10 @@ from tiny_families import expert_layers, families, random_model, speaking_part
 
 DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "models.md"
 SECONDS = 300
-"""Of the processor, for one family."""
+"""Seconds of the processor, for one family."""
 NO_MODEL = "no tiny model"
 LARGEST_ERROR = 1e-4
-"""Of logits, as a share of the largest: what differs more is no order of sums."""
+"""Largest error of logits, as a share of the largest: the order of sums causes less."""
 HEAD = """# Families of MoE language models
 
 A tiny model of each, with random weights and two layers or so, written by `save_pretrained` and compiled as a folder:
@@ -50,11 +50,11 @@ and fails where a row says something else (`--check`). Files of llama.cpp: [gguf
 | model type | compiles | raised of MoE layers | error | made | reason or remark |
 |---|---|---|---|---|---|"""
 SHAPES = ((1, 1), (2, 7), (3, 40), (1, 300))
-"""Batch and length of what is compared; the last is longer than the chunks and windows that models have."""
+"""Batch and length of the comparisons; the last is longer than models' chunks and windows."""
 
 
 def examine(family: str) -> dict[str, Any]:
-    """What became of one family."""
+    """Compile a tiny model of one family and compare it with PyTorch."""
     import numpy as np
     import torch
 
@@ -92,8 +92,8 @@ def examine(family: str) -> dict[str, Any]:
 
 
 def in_own_process(family: str) -> dict[str, Any]:
-    """The same; a process that dies or takes too long is a row like any other. It is a fork of this one, which has
-    imported what takes long."""
+    """Examine a family in a fork of this process, which has finished slow imports. A process that dies or takes too
+    long gives a row like any other."""
     reader, writer = os.pipe()
     start, child = time.process_time(), os.fork()
     if child == 0:
@@ -120,13 +120,13 @@ def table_row(row: dict[str, Any]) -> str:
 
 
 def made_today() -> str:
-    """The day, and what makes rows change."""
+    """Write the day, and the versions that affect rows."""
     used = (f"{name} {importlib.metadata.version(name).partition('+')[0]}" for name in ("transformers", "torch"))
     return ", ".join((datetime.datetime.now(datetime.UTC).date().isoformat(), *used))
 
 
 def disagreement(known: str, found: str) -> str:
-    """What the table's row has that a new one does not confirm; nothing where it does. Errors below
+    """Describe the parts of the table's row that a new one contradicts; empty where there are none. Errors below
     :data:`LARGEST_ERROR`, days and remarks may differ."""
     before, after = known.split(" | "), found.split(" | ")
     if before[:3] != after[:3]:
@@ -137,7 +137,7 @@ def disagreement(known: str, found: str) -> str:
 
 
 def sample(names: Sequence[str], count: int) -> list[str]:
-    """Some of them, others each day, until all had their turn."""
+    """Select some names, others each day, until all had their turn."""
     first = datetime.datetime.now(datetime.UTC).date().toordinal() * count
     return [names[(first + place) % len(names)] for place in range(min(count, len(names)))]
 
@@ -148,13 +148,13 @@ def write(rows: dict[str, str]) -> None:
 
 
 def known_rows() -> dict[str, str]:
-    """The rows that the document has, by family."""
+    """Read the rows of the document, by family."""
     text = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else ""
     return {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
 
 
 def check(chosen: Iterable[str], rows: dict[str, str]) -> list[str]:
-    """What the table says and is not so. Families that have no row are not looked at."""
+    """List the rows of the table that a new run contradicts. Families without a row are skipped."""
     wrong = [f"`{family}`: this tool finds no such family" for family in sorted(rows.keys() - families().keys())]
     for family in chosen:
         found = table_row(in_own_process(family))

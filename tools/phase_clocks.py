@@ -1,4 +1,4 @@
-"""Where a kernel's cycles go: clocks around whatever waits, put into its program of one kernel alone."""
+"""Profile of a kernel's cycles: clocks around everything that waits, inserted into its standalone program."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PHASES = {
     "cp.async.wait_group": "waits for copies",
     "__syncthreads()": "waits for the block",
 }
-"""What the bodies of waiting functions contain, and what it means that a thread is there."""
+"""Marks in the bodies of waiting functions, and the meaning of the wait."""
 _GROUPS = 8
 _FUNCTION = re.compile(
     r"^[^\n]*\b(?P<kind>__device__|__global__)\b[^\n]*\{\n(?P<body>.*?)^\}", re.MULTILINE | re.DOTALL
@@ -42,8 +42,8 @@ struct PhaseClock {{
 
 
 def clocked(program: str) -> str:
-    """The CUDA C of a program of one kernel, which also prints for each group of 128 threads the share of its cycles
-    in each of ``PHASES``. Raises ValueError for a text without a kernel and its ``main``."""
+    """Insert clocks into the CUDA C of a standalone program. It then also prints, for each group of 128 threads, the
+    share of its cycles in each of ``PHASES``. Raises ValueError for a text without a kernel and its ``main``."""
     starts = [match for match in _FUNCTION.finditer(program) if _phase(match) is not None]
     if _AT_THE_END not in program or not any(match["kind"] == "__global__" for match in starts):
         raise ValueError("expected a program of one kernel, as moec inspect --emit standalone writes it")
@@ -56,7 +56,7 @@ def clocked(program: str) -> str:
 
 
 def _phase(function: re.Match[str]) -> int | None:
-    """The number of what a function is timed as: 0 for the kernel, None for one that does not wait."""
+    """Number the phase of a function: 0 for the kernel, None for one that does not wait."""
     if function["kind"] == "__global__":
         return 0
     return next((number for number, sign in enumerate(PHASES, 1) if sign in function["body"]), None)

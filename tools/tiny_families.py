@@ -65,7 +65,7 @@ SIZES: dict[str, Any] = {
     "ssm_state_size": 8,
     "n_groups": 2,
 }
-"""For fields of any configuration that has them."""
+"""Values of fields, for any configuration that has them."""
 SIZES_OF_SIGHT: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -75,7 +75,7 @@ SIZES_OF_SIGHT: dict[str, Any] = {
     "num_heads": 4,
     "out_hidden_size": 32,
 }
-"""For fields of the part that sees."""
+"""Values of fields of the vision part."""
 OWN_SIZES: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
     "dbrx": {
@@ -181,7 +181,7 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(kind: type) -> Any:
-    """A small configuration of this class, with more than one expert."""
+    """Make a small configuration of this class, with more than one expert."""
     parts: dict[str, type] = getattr(kind, "sub_configs", {})
     if "vision_config" in parts:
         seen = {name: value for name, value in SIZES_OF_SIGHT.items() if name in parts["vision_config"]().to_dict()}
@@ -196,8 +196,8 @@ def tiny_config(kind: type) -> Any:
 
 @functools.cache
 def families() -> dict[str, tuple[type, type]]:
-    """Configurations and language models, or what sees, too, by type of model, whose configuration speaks of
-    experts."""
+    """Map types of models to their configurations and models: language models, some with vision, whose configuration
+    mentions experts."""
     from transformers.models.auto import modeling_auto
 
     found: dict[str, tuple[type, type]] = {}
@@ -208,21 +208,21 @@ def families() -> dict[str, tuple[type, type]]:
                 parts.keys() - {"audio_config"} != {"text_config", "vision_config"}
                 or getattr(parts["vision_config"], "sub_configs", True)
             ):
-                continue  # other parts, or one that sees by parts of its own
+                continue  # it has other parts, or a vision part with parts of its own
             try:
                 usual = kind()
                 names = usual.get_text_config().to_dict()
-            except Exception:  # some need arguments
+            except Exception:  # some classes need arguments
                 continue
             if getattr(usual, "audio_config", None) is not None:
-                continue  # that cannot do without hearing
+                continue  # it requires an audio part
             if kind.model_type == "dbrx" or any("expert" in name for name in names):
                 found[kind.model_type] = (kind, kinds[kind])
     return dict(sorted(found.items()))
 
 
 def random_model(family: str) -> Any:
-    """A module whose routers are decided: weights as large as their sums need, and correction biases."""
+    """Make a module whose routers are decided: weights as large as their sums need, and correction biases."""
     import torch
 
     kind, model = families()[family]
@@ -241,14 +241,14 @@ def random_model(family: str) -> Any:
 
 
 def speaking_part(module: Any) -> Any:
-    """The language model in a module, where it is one by itself."""
+    """Find the language model in a module, where it is a part of its own."""
     part = getattr(module, "language_model", None)
     return part if hasattr(part, "lm_head") else module
 
 
 def expert_layers(module: Any) -> int:
-    """How many of its parts hold experts: modules of that name in most families, of their own classes in others. One
-    that is run several times counts as often."""
+    """Count the parts that hold experts: modules of that name in most families, of their own classes in others. A part
+    that runs several times counts as often."""
     import torch
 
     calls: dict[Any, int] = {}

@@ -1,7 +1,7 @@
 """The contestants of the benchmark of one layer: moec and its peers, one module each.
 
-Every contestant gets the same tokens and router logits and gives the same layer's output. How it wants them (number
-type, own tensors) is prepared outside of the time measured. Each runs in a process of its own, see ``worker.py``.
+Every contestant gets the same tokens and router logits and returns the same layer's output. Conversion to its own
+number types and tensors is not timed. Each runs in a process of its own, see ``worker.py``.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ NAMES = ("moec", "vllm", "onnxruntime", "ggml", "pytorch", "openvino", "kt")
 
 
 class AbsentError(Exception):
-    """Why a contestant does not take part."""
+    """Reason why a contestant does not take part."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """A layer ready to run. ``bits``: of memory per weight, scales included. ``prepare`` makes of a case the call that
-    is timed; ``as_array`` makes float32 numbers [T, d] of what the call returned. ``keep``: what foreign code holds
-    addresses of."""
+    """A layer ready to run. ``bits``: memory per weight, scales included. ``prepare`` turns a case into the call that
+    is timed; ``as_array`` converts the call's result to float32 numbers [T, d]. ``keep``: objects to which foreign code
+    holds addresses."""
 
     bits: float
     prepare: Callable[[Case], Callable[[], Any]]
@@ -36,15 +36,15 @@ class Built:
 
 
 class Peer(Protocol):
-    """What a module of this package offers."""
+    """Interface of a module of this package."""
 
     def variants(self, layer: Layer, form: Format) -> list[str]:
-        """Names for the ways in which it can compute a layer in a format, ``""`` for the only one. Cheap, and without
-        importing the peer. Raises AbsentError."""
+        """Name the ways in which it can compute a layer in a format, ``""`` for the only one. Must be cheap and not
+        import the peer. Raises AbsentError."""
         ...
 
     def build(self, variant: str, layer: Layer, form: Format, weights: Weights, threads: int) -> Built:
-        """Raises AbsentError."""
+        """Build the layer. Raises AbsentError."""
         ...
 
 
@@ -53,6 +53,6 @@ def peer_named(name: str) -> Peer:
 
 
 def require_package(package: str) -> None:
-    """Raises AbsentError if it is not installed."""
+    """Raise AbsentError unless the package is installed."""
     if importlib.util.find_spec(package) is None:
         raise AbsentError(f"{package} is not installed")

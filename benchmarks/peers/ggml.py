@@ -58,7 +58,7 @@ def _plain_buffers(ggml: Any) -> Any:
 
 
 def _repacking_buffers(ggml: Any) -> Any:
-    """The buffer type CPU_REPACK. Raises AbsentError."""
+    """Find the buffer type CPU_REPACK. Raises AbsentError."""
     device = _device(ggml)
     registry = ggml.ggml_backend_dev_backend_reg(device)
     address = ggml.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
@@ -91,13 +91,13 @@ class _Tensors:
         return sum(self._ggml.ggml_nbytes(tensor) for tensor in self.by_name.values())
 
     def fill(self) -> None:
-        """Quantise the weights into them."""
+        """Quantise the weights into the tensors."""
         for name, tensor in self.by_name.items():
             data = self._weights.for_all_experts(self._quantized(self._weights.projection(name)))
             self._ggml.ggml_backend_tensor_set(tensor, data.ctypes.data, 0, data.nbytes)
 
     def _quantized(self, distinct: np.ndarray) -> np.ndarray:
-        """Bytes [distinct, ...]."""
+        """Quantise to bytes [distinct, ...]."""
         count, rows, inner = distinct.shape
         numbers = np.ascontiguousarray(distinct)
         data = np.empty((count, rows * self._ggml.ggml_row_size(self._kind, inner)), np.uint8)
@@ -120,7 +120,7 @@ class _Graph:
         x = ggml.ggml_new_tensor_3d(self._context, ggml.GGML_TYPE_F32, layer.width, 1, tokens)
         logits = ggml.ggml_new_tensor_2d(self._context, ggml.GGML_TYPE_F32, layer.experts, tokens)
         for given in (x, logits):
-            ggml.ggml_set_output(given)  # else its memory is used again, and a second run has other inputs
+            ggml.ggml_set_output(given)  # otherwise its memory is reused, and a second run has other inputs
         self._y = _moe_block(ggml, self._context, layer, tensors, x, logits)
         ggml.ggml_set_output(self._y)
         self._graph = ggml.ggml_new_graph(self._context)
@@ -142,7 +142,7 @@ class _Graph:
 
 
 def _moe_block(ggml: Any, context: Any, layer: Layer, tensors: dict[str, Any], x: Any, logits: Any) -> Any:
-    """As llama.cpp builds it."""
+    """Build the block as llama.cpp does."""
     tokens, chosen = x.contents.ne[2], layer.chosen
     scores = ggml.ggml_soft_max(context, logits)
     ids = ggml.ggml_argsort_top_k(context, scores, chosen)
@@ -167,7 +167,7 @@ def _moe_block(ggml: Any, context: Any, layer: Layer, tensors: dict[str, Any], x
 
 
 def _context(ggml: Any) -> Any:
-    """Room for descriptions of tensors and graphs; data goes elsewhere."""
+    """Make a context for descriptions of tensors and graphs; data is stored elsewhere."""
     return ggml.ggml_init(ggml.ggml_init_params(mem_size=_CONTEXT_BYTES, mem_buffer=None, no_alloc=True))
 
 

@@ -1,7 +1,7 @@
 """KTransformers' kt-kernel: its experts for AMX and AVX-512, driven as its own wrapper does.
 
-int8 rounds each row of the weights, int4 and MXFP4 have bfloat16 scales. Tokens are bfloat16. Its dispatcher is a
-further thread that never sleeps, beside as many workers as there are threads.
+int8 rounds each row of the weights, int4 and MXFP4 have bfloat16 scales. Tokens are bfloat16. Its dispatcher is one
+more thread that never sleeps, in addition to the workers.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _call(pool: Any, experts: Any, layer: Layer, case: Case) -> Callable[[], tor
 
 
 def _set_weights(config: Any, weights: Weights, form: Format) -> list[Any]:
-    """Point the configuration to the weights; returned is what has to live until they are loaded."""
+    """Point the configuration to the weights. Returns the objects that have to live until they are loaded."""
     import torch
 
     if form.name == "int8":
@@ -110,7 +110,7 @@ def _set_weights(config: Any, weights: Weights, form: Format) -> list[Any]:
 
 
 def _rounded(distinct: np.ndarray, form: Format) -> tuple[np.ndarray, np.ndarray | None]:
-    """The numbers of the distinct experts, and their scales if there are any."""
+    """Round the distinct experts. Returns their numbers and scales, if there are any."""
     if form.name == "bf16":
         return distinct.astype(ml_dtypes.bfloat16), None
     if form.name == "mxfp4":
@@ -122,7 +122,7 @@ def _rounded(distinct: np.ndarray, form: Format) -> tuple[np.ndarray, np.ndarray
 
 
 def _pointers(weights: Weights, distinct: np.ndarray | None) -> list[int]:
-    """One address per expert; 0 stands for nothing."""
+    """List one address per expert; 0 stands for nothing."""
     if distinct is None:
         return [0] * weights.layer.experts
     addresses = np.array([one.ctypes.data for one in distinct])

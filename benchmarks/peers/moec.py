@@ -15,9 +15,9 @@ _QUANTIZERS = {
     "int4-g128": ("quantize-experts{format=int4,group=128}",),
     "mxfp4": ("quantize-experts{format=mxfp4}",),
 }
-"""What follows the default pipeline."""
+"""Passes after the default pipeline."""
 _PER_TOKEN = "per token"
-"""The variant that quantises activations as coarsely as vLLM does: one scale per token instead of per 128 inputs."""
+"""Variant that quantises activations as coarsely as vLLM does: one scale per token instead of per 128 inputs."""
 
 
 class Moec:

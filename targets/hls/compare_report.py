@@ -113,7 +113,7 @@ def compare(report: SynthesisReport, estimate: dict[str, Any]) -> list[Row]:
 
 
 def broken_assumptions(report: SynthesisReport, most_stages: int) -> list[str]:
-    """Reasons why estimates do not hold for the synthesized design; empty if they do. ``most_stages``: of a pipeline
+    """Reasons why estimates do not hold for the synthesised design; empty if they do. ``most_stages``: of a pipeline
     that channels are deep enough for."""
     reasons = wrong_loops(report, most_stages)
     if report.estimated_period > report.target_period - report.clock_uncertainty:

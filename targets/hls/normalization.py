@@ -84,7 +84,7 @@ class QuantizedNorm:
 
 
 def quantize_norm(name: str, norm: FloatNorm, stream_scale: float, input_scale: float) -> QuantizedNorm:
-    """Quantize a normalisation of an int16 stream with ``stream_scale`` to int8 results with ``input_scale``. ``name``:
+    """Quantise a normalisation of an int16 stream with ``stream_scale`` to int8 results with ``input_scale``. ``name``:
     of the block, for errors.
 
     Raises UnsupportedError where an integer of the hardware cannot hold a weight, bias or epsilon.

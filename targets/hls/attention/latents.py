@@ -120,7 +120,7 @@ def _normalized(norm: QuantizedNorm, rows: Array) -> Array:
 
 
 def quantize_latents(name: str, latents: FloatLatents, tokens: Array, input_scale: float) -> QuantizedLatents:
-    """Quantize latents, calibrated with normalised ``tokens`` [..., d], which become int8 with ``input_scale``.
+    """Quantise latents, calibrated with normalised ``tokens`` [..., d], which become int8 with ``input_scale``.
     ``name``: of the block, for errors.
 
     Raises UnsupportedError for norms other than RMS, and for numbers that integers cannot represent.

@@ -1,4 +1,4 @@
-"""Quantization of an attention block: scales from calibration data, and the constants of the hardware.
+"""Quantisation of an attention block: scales from calibration data, and the constants of the hardware.
 
 As in ``moe/quantize.py``, activations are int8 with one scale per tensor, and weights int8 with one per output channel.
 The residual stream is int16. Attention weights of keys are uint8, 255 for a query's best key; the weighted sum of
@@ -126,7 +126,7 @@ class QuantizedAttention:
 def quantize_attention(
     block: FloatAttention, tokens: Array, *, most_tokens: int, cached: int = 0, stream_scale: float | None = None
 ) -> QuantizedAttention:
-    """Quantize a block, calibrated with sequences ``tokens`` [B, T, d]. ``cached``: positions that a cache of keys and
+    """Quantise a block, calibrated with sequences ``tokens`` [B, T, d]. ``cached``: positions that a cache of keys and
     values has room for. ``stream_scale``: of the residual stream, if the blocks on it share one.
 
     Raises UnsupportedError for calibration data that is empty or not finite, and for numbers that integers cannot

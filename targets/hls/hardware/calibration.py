@@ -1,4 +1,4 @@
-"""Calibration of estimates by synthesis: figures of synthesized designs correct the estimates of further ones.
+"""Calibration of estimates by synthesis: figures of synthesised designs correct the estimates of further ones.
 
 A project's ``compare_report.py --save FILE`` writes such a file from a synthesis report; ``moec compile --calibrated
 FILE`` reads one or several. Each resource is corrected by one factor: its reported count over its estimated count, both

@@ -1,4 +1,4 @@
-"""Quantization of a whole model to a plan: scales of all layers from calibration data, and the shifts they share."""
+"""Quantisation of a whole model to a plan: scales of all layers from calibration data, and the shifts they share."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ contains few of all ids, so it needs more; 16 bits have room for it."""
 def quantize_model(
     model: ir.Model, graph: GraphModel, inputs: Mapping[str, Array], *, name: str, weight_bits: Literal[4, 8] = 8
 ) -> ModelPlan:
-    """Quantize a model, calibrated with ``inputs`` by name. ``weight_bits``: of experts and dense layers.
+    """Quantise a model, calibrated with ``inputs`` by name. ``weight_bits``: of experts and dense layers.
 
     Raises InputError for calibration data that the model does not take; UnsupportedError, naming the node, for numbers
     that the hardware cannot hold, and for layers that cannot share one array.

@@ -120,7 +120,7 @@ def project(
     group: int = 0,
     steps: Array | None = None,
 ) -> QuantizedProjection:
-    """Quantize ``weights`` [E, out, in] and ``biases`` [E, out] for inputs with ``input_scale`` and results with
+    """Quantise ``weights`` [E, out, in] and ``biases`` [E, out] for inputs with ``input_scale`` and results with
     ``result_scales`` [out]. ``steps`` [E, out, groups]: scales of weights that are whole multiples of them already; 0
     for weights to be rounded. Only scales of groups may be negative.
 

@@ -1,4 +1,4 @@
-"""Quantization of a float MoE block: scales from calibration data, and all constants of the hardware.
+"""Quantisation of a float MoE block: scales from calibration data, and all constants of the hardware.
 
 Activations are int8 with one scale per tensor. Weights are int8 or int4 with one scale per output channel, or per group
 of inputs if they are stored so. The router's weights and the results are int16. The scale of an activation is the best
@@ -96,7 +96,7 @@ class QuantizedBlock:
 def quantize(
     block: FloatBlock, tokens: Array, *, most_tokens: int, weight_bits: int = 8, stream_scale: float | None = None
 ) -> QuantizedBlock:
-    """Quantize a block, calibrated with ``tokens`` [N, d]. ``stream_scale``: of the residual stream, if the blocks on
+    """Quantise a block, calibrated with ``tokens`` [N, d]. ``stream_scale``: of the residual stream, if the blocks on
     it share one.
 
     Raises UnsupportedError for a block that the templates cannot compute, and for calibration data that is empty or not

@@ -28,9 +28,9 @@ class Fault:
     """The number of occurrences of the old text."""
 
     def seed(self, source: str) -> str:
-        found = source.count(self.old)
-        if found != self.times:
-            raise ValueError(f"{self.old!r} is there {found} times, not {self.times}; say what to change")
+        count = source.count(self.old)
+        if count != self.times:
+            raise ValueError(f"{self.old!r} is there {count} times, not {self.times}; say what to change")
         return source.replace(self.old, self.new)
 
 

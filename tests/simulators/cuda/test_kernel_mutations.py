@@ -145,10 +145,10 @@ def changed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Changed]:
 
 def _is_noticed(kernel: kernel_runner.Kernel, arrays: list[np.ndarray], expected: list[np.ndarray]) -> bool:
     try:
-        found = kernel.outputs(len(expected), *arrays)
+        outputs = kernel.outputs(len(expected), *arrays)
     except RuntimeError:
         return True
-    return not all(np.array_equal(*pair, equal_nan=True) for pair in zip(expected, found, strict=True))
+    return not all(np.array_equal(*pair, equal_nan=True) for pair in zip(expected, outputs, strict=True))
 
 
 @pytest.mark.slow

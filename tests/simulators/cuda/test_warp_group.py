@@ -116,16 +116,16 @@ def _by_thread(matrix: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["f16", "bf16", "registers", "first_replaces"])
 def test_products(kernels, completion, name):
-    a, b, given = _numbers(FORMATS.get(name, ml_dtypes.bfloat16))
+    a, b, sums = _numbers(FORMATS.get(name, ml_dtypes.bfloat16))
     results = np.zeros((2, SUMS, 128), np.float32)
-    kernels[name](a.view(np.uint16), b.view(np.uint16), _by_thread(given), results, block=128)
+    kernels[name](a.view(np.uint16), b.view(np.uint16), _by_thread(sums), results, block=128)
     product = a.astype(np.float32) @ b.astype(np.float32).T
-    expected = _by_thread(product if name == "first_replaces" else product + given)
+    expected = _by_thread(product if name == "first_replaces" else product + sums)
     np.testing.assert_array_equal(results[1], expected)  # integers, so exact
     # The last warp to issue a product may see it at once; the others have moved on by then.
     early = [np.array_equal(results[0][:, warp], expected[:, warp]) for warp in np.split(np.arange(128), 4)]
     assert early.count(True) == (1 if completion == "earliest" else 0)
-    assert (results[0] == _by_thread(given)).mean() > 0.7
+    assert (results[0] == _by_thread(sums)).mean() > 0.7
 
 
 @pytest.mark.parametrize(
@@ -137,17 +137,17 @@ def test_products(kernels, completion, name):
     ],
 )
 def test_misuse_is_an_error(kernels, name, block, problem):
-    a, b, given = _numbers(ml_dtypes.bfloat16)
+    a, b, sums = _numbers(ml_dtypes.bfloat16)
     with pytest.raises(RuntimeError, match=problem):
-        kernels[name](a.view(np.uint16), b.view(np.uint16), given, np.zeros((2, SUMS, 128), np.float32), block=block)
+        kernels[name](a.view(np.uint16), b.view(np.uint16), sums, np.zeros((2, SUMS, 128), np.float32), block=block)
 
 
 @thinned("publish", [PUBLISH, ""], 2)
 def test_what_threads_stored_has_to_be_published(publish):
     kernel = load_one(HELPERS + _kernel("stored", "bf16", publish=publish), "stored", watch=True)
-    a, b, given = _numbers(ml_dtypes.bfloat16)
+    a, b, sums = _numbers(ml_dtypes.bfloat16)
     results = np.zeros((2, SUMS, 128), np.float32)
-    arguments = (a.view(np.uint16), b.view(np.uint16), _by_thread(given), results)
+    arguments = (a.view(np.uint16), b.view(np.uint16), _by_thread(sums), results)
     if publish:
         kernel(*arguments, block=128)
         assert results[1].any()

@@ -42,8 +42,8 @@ class GraphBuilder:
 
     def moe(self, tokens: ir.Value, logits: ir.Value, experts: ExpertsSpec, route: RouteSpec = ROUTE) -> ir.Value:
         up = self.normal(E, 2 * F if experts.gated else F, D)
-        given = {"x": tokens, "logits": logits, "up": up, "down": self.normal(E, D, F)}
-        return self._append(make_node("MoE", given, experts, route, name="block"))
+        operands = {"x": tokens, "logits": logits, "up": up, "down": self.normal(E, D, F)}
+        return self._append(make_node("MoE", operands, experts, route, name="block"))
 
     def shared_moe(self, tokens: ir.Value, logits: ir.Value, experts: ExpertsSpec, table: list[int]) -> ir.Value:
         """Routed experts whose ids are looked up in a table; as many experts as the table has different ids."""
@@ -53,8 +53,8 @@ class GraphBuilder:
         ids = self.add("Gather", self.constant(np.array([*table, -1], np.int32)), route.outputs[1], axis=0)
         stored = max(table) + 1
         up, down = self.normal(stored, 2 * F if experts.gated else F, D), self.normal(stored, D, F)
-        given = {"x": tokens, "weights": weights, "experts": ids, "up": up, "down": down}
-        return self._append(make_node("Experts", given, experts, name="block"))
+        operands = {"x": tokens, "weights": weights, "experts": ids, "up": up, "down": down}
+        return self._append(make_node("Experts", operands, experts, name="block"))
 
     def rows(self, value: ir.Value) -> ir.Value:
         return self.add("Reshape", value, self.constant(np.array([-1, D])))

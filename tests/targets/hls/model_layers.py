@@ -87,10 +87,10 @@ def plan(
     rows = stream.reshape(-1, width)
     floats = (attention_block(width, 2), feed_forward(width, hidden), attention_block(width, 2))
     blocks = [
-        quantize_attention(one, stream, most_tokens=tokens, stream_scale=STREAM_SCALE)
-        if isinstance(one, FloatAttention)
-        else quantize(one, rows, most_tokens=tokens, stream_scale=STREAM_SCALE)
-        for one in (*floats, *(last or [moe_block(width, hidden // 2)]))
+        quantize_attention(block, stream, most_tokens=tokens, stream_scale=STREAM_SCALE)
+        if isinstance(block, FloatAttention)
+        else quantize(block, rows, most_tokens=tokens, stream_scale=STREAM_SCALE)
+        for block in (*floats, *(last or [moe_block(width, hidden // 2)]))
     ]
     embedding = QuantizedLinear(
         project(

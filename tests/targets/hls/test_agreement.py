@@ -188,8 +188,8 @@ def rounded_experts(dtype, norm: bool, scale: float):
     model = graph.model(graph.add("Add", graph.x, graph.add("Cast", graph.like_x(sums), to=ir.DataType.FLOAT)))
     pipeline.run(model, pipeline.parse("infer-shapes"))
     (block,) = find_blocks(model)
-    given = scale * np.random.default_rng(0).normal(size=(8, 40, D)).astype(np.float32)
-    seen = run_floats(model, [block], {"x": given})
+    samples = scale * np.random.default_rng(0).normal(size=(8, 40, D)).astype(np.float32)
+    seen = run_floats(model, [block], {"x": samples})
     return block, seen.tokens[0], seen.results[0]
 
 

@@ -93,7 +93,9 @@ def test_estimates_of_calls_with_a_cache_agree_with_the_simulation(joint, share,
 
 def test_a_causal_block_scores_half_as_many_keys():
     many = AttentionShape(tokens=2000, width=64, heads=1, head_width=64, norm="rms")
-    scores = [scores_of_head(AttentionDesign(dataclasses.replace(many, causal=one)), 2000) for one in (True, False)]
+    scores = [
+        scores_of_head(AttentionDesign(dataclasses.replace(many, causal=causal)), 2000) for causal in (True, False)
+    ]
     assert scores[0] / scores[1] == pytest.approx(0.504, abs=1e-3)
 
 

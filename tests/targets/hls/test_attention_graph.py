@@ -137,9 +137,9 @@ def behind_sinks(graph: GraphBuilder, sinks=0.5, fill=0.0, of_tokens=False) -> i
     tokens = normalized(graph)
     heads = [graph.dense(tokens, HEADS * CHANNELS) for _ in range(3)]
     shape, front = graph.constant(np.array([0, -1, HEADS, CHANNELS])), graph.constant(np.array([1, 0]))
-    rows = [graph.add("Transpose", graph.add("Reshape", one, shape), perm=[0, 2, 1, 3]) for one in heads]
+    rows = [graph.add("Transpose", graph.add("Reshape", value, shape), perm=[0, 2, 1, 3]) for value in heads]
     axes = [graph.constant(np.array([axis])) for axis in (2, 3)]
-    padded = [graph.add("Pad", one, front, graph.constant(np.float32(fill)), axes[0]) for one in rows[1:]]
+    padded = [graph.add("Pad", value, front, graph.constant(np.float32(fill)), axes[0]) for value in rows[1:]]
     operands = [rows[0], *padded]
     if sinks is not None:
         bias = graph.add("Where", window(graph, 99), graph.constant(np.float32(0)), graph.constant(np.float32(-1e30)))
@@ -291,8 +291,8 @@ def test_keys_of_earlier_tokens_are_those_of_a_cache():
     assert block.past == tuple(pasts)
     x = np.random.default_rng(1).normal(size=(2, 9, D)).astype(np.float32)
     nothing = np.zeros((2, HEADS, 0, CHANNELS), np.float32)
-    (wanted,) = interpreter.run(model, {"x": x, "keys": nothing, "values": nothing}).values()
-    np.testing.assert_allclose(block.numbers.run(x).output, wanted, atol=5e-5)
+    (expected,) = interpreter.run(model, {"x": x, "keys": nothing, "values": nothing}).values()
+    np.testing.assert_allclose(block.numbers.run(x).output, expected, atol=5e-5)
     expect_whole_sequences(block, HlsOptions({"x": x, "keys": nothing, "values": nothing}))
     with pytest.raises(InputError, match=r"of 3 earlier tokens, .* leave all such inputs out, and give sequences from"):
         expect_whole_sequences(block, HlsOptions({"x": x, "values": np.zeros((2, HEADS, 3, CHANNELS), np.float32)}))
@@ -320,8 +320,8 @@ def test_positions_may_be_the_sum_of_a_mask(monkeypatch):
     (block,), refused = find_attention(model)
     assert refused == []
     x = np.random.default_rng(1).normal(size=(1, 9, D)).astype(np.float32)
-    (wanted,) = interpreter.run(model, {"x": x, "mask": np.ones((1, 9), np.int64)}).values()
-    np.testing.assert_allclose(block.numbers.run(x).output, wanted, atol=5e-5)
+    (expected,) = interpreter.run(model, {"x": x, "mask": np.ones((1, 9), np.int64)}).values()
+    np.testing.assert_allclose(block.numbers.run(x).output, expected, atol=5e-5)
 
 
 def test_a_result_that_is_not_added_to_its_tokens_is_refused():

@@ -71,7 +71,7 @@ def test_a_table_of_ids_that_no_expert_has_is_refused():
     graph = GraphBuilder()
     rows = graph.rows(graph.x)
     model = graph.model(graph.shared_moe(rows, graph.dense(rows, E), SWIGLU, [0, 1, 2, 3]))
-    node = next(one for one in model.graph if one.op_type == "Experts")
+    node = next(candidate for candidate in model.graph if candidate.op_type == "Experts")
     table = node.inputs[2].producer()
     table.replace_input_with(0, graph.constant(np.array([0, 1, 9, 3, -1], np.int32)))
     with pytest.raises(UnsupportedError, match="has the id 9; there are 4 experts"):

@@ -144,8 +144,8 @@ def save(folder, name, estimate=ESTIMATE, **changes):
     """Compare a report with an estimate and save the calibration. Returns the exit code and the path of the file."""
     (folder / "csynth.xml").write_text(report(**changes))
     (folder / "estimate.json").write_text(json.dumps(estimate))
-    given = [folder / "csynth.xml", folder / "estimate.json", "--save", folder / name]
-    return compare_report.main([str(one) for one in given]), folder / name
+    arguments = [folder / "csynth.xml", folder / "estimate.json", "--save", folder / name]
+    return compare_report.main([str(argument) for argument in arguments]), folder / name
 
 
 def test_what_is_saved_corrects_estimates(tmp_path):

@@ -50,8 +50,8 @@ NEEDS_COMPILER = pytest.mark.skipif(
 @NEEDS_COMPILER
 @pytest.mark.parametrize("case", CASES)
 def test_sources_compile_without_warnings(case, tmp_path):
-    made, sizes, numbers = CASES[case]
-    plan, steps = made(**sizes)
+    make, sizes, numbers = CASES[case]
+    plan, steps = make(**sizes)
     design = model_design(plan, **{"lanes": 8, "hidden_tile": 16, "router_lanes": 4, "attention_lanes": 8, **numbers})
     assert design.why_not() is None
     files = model_files(design, plan, steps, device="xcu55c-fsvh2892-2L-e", clock=300)

@@ -28,9 +28,9 @@ IDS = np.load(EXAMPLE / "inputs.npz")["ids"]
 
 @pytest.fixture(scope="module")
 def model() -> ir.Model:
-    found = import_model(EXAMPLE / "model.onnx")
-    pipeline.run(found, pipeline.parse("O2"))
-    return found
+    decoder = import_model(EXAMPLE / "model.onnx")
+    pipeline.run(decoder, pipeline.parse("O2"))
+    return decoder
 
 
 def compiled(model: ir.Model, ids=IDS, **options):
@@ -52,8 +52,10 @@ def test_ids_become_logits_in_one_design(model):
     assert outputs["logits"]["same_largest"] > 0.95
     assert project.report["model_outputs"]["logits"]["decibels"] > 25
     assert (project.report["outside"], project.report["rest"]["operators"]) == ([], ())
-    assert [one["node"] for one in project.report["layers"]] == [one["node"] for one in project.report["agreement"][:4]]
-    assert all(one["decibels"] > 28 for one in project.report["layers"])
+    assert [entry["node"] for entry in project.report["layers"]] == [
+        entry["node"] for entry in project.report["agreement"][:4]
+    ]
+    assert all(entry["decibels"] > 28 for entry in project.report["layers"])
     (unseen,) = projects.warnings
     assert re.search(r"does not show: sequences of other lengths than 97 \(\w+ and 1 more\); positions from 97", unseen)
     assert np.frombuffer(project.files["data/layers.bin"], "<i4").reshape(-1, 6, 32)[:, 0, [1, 27]].tolist() == [
@@ -66,15 +68,15 @@ def test_ids_become_logits_in_one_design(model):
     calls = [(call["tokens"], call["past"], call["logits"]) for call in project.report["calls"]]
     assert calls == [(64, 0, 1), (30, 64, 30), (1, 94, 1), (1, 95, 1), (1, 96, 1)]
     table = np.frombuffer(project.files["data/embedding.bin"], "<i2").reshape(96, 64)
-    given = np.frombuffer(project.files["data/stream.bin"], "<i2", 64 * 64)
-    assert given.tolist() == table[IDS[0, :64]].ravel().tolist()
+    stream = np.frombuffer(project.files["data/stream.bin"], "<i2", 64 * 64)
+    assert stream.tolist() == table[IDS[0, :64]].ravel().tolist()
     cycles = [call["cycles"] for call in project.report["calls"]]
     assert cycles[0] == project.report["estimate"]["cycles"]["total"]
     last = project.report["last_token"]
     assert (last["past"], last["cycles"] > cycles[-1]) == (127, True)
     assert last["memory_share"] == pytest.approx(last["gigabytes_per_second"] / 19.2)
     assert call_table([{**call, "simulated": 1} for call in project.report["calls"]]).row_count == 5
-    shown = "".join(str(one) for one in project_tables({"name": "", "folder": "", "report": project.report}))
+    shown = "".join(str(entry) for entry in project_tables({"name": "", "folder": "", "report": project.report}))
     assert "A call with one token behind 127 others" in shown and "not seen: sequences of other lengths" in shown
 
 

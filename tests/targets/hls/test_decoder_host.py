@@ -47,8 +47,8 @@ class Reference:
         _, _, layers = arguments[:3]
         records, stream = np.frombuffer(arguments[LAYERS].data, "<i4").reshape(-1, 32)[:layers], arguments[STREAM]
         count, past = records[0, [1, PAST]]
-        given = np.frombuffer(bytes(stream.data), "<i2", count * self.width).reshape(count, self.width)
-        self.tokens = np.concatenate([self.tokens[:past], given[:, : self.plan.width]])
+        tokens = np.frombuffer(bytes(stream.data), "<i2", count * self.width).reshape(count, self.width)
+        self.tokens = np.concatenate([self.tokens[:past], tokens[:, : self.plan.width]])
         last = reference.run(self.plan, self.tokens).streams[-1]
         self.rows.append(records[:, 4].tolist())
         for head, record in zip(self.plan.heads, records[-len(self.plan.heads) :], strict=True):
@@ -155,8 +155,12 @@ def test_ids_that_have_no_room_are_refused_before_any_is_computed(cached, room, 
     with pytest.raises(ValueError, match=rf"3 ids behind {room - 1}; expected .* room for {room}"):
         board.generate(prompt, 3)
     assert len(kernel.rows) == calls
-    for given, said in ((["3", *map(str, prompt)], "3 ids behind"), (["1", "40"], "from 0 to 39"), (["x", "1"], "'x'")):
-        monkeypatch.setattr(sys, "argv", ["host.py", "generate", "model.xclbin", *given])
+    for arguments, said in (
+        (["3", *map(str, prompt)], "3 ids behind"),
+        (["1", "40"], "from 0 to 39"),
+        (["x", "1"], "'x'"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["host.py", "generate", "model.xclbin", *arguments])
         with pytest.raises(SystemExit, match=r"^2$"):
             runpy.run_path(str(tmp_path / "host.py"), run_name="__main__")
         (line,) = capsys.readouterr().err.splitlines()

@@ -60,8 +60,8 @@ def test_phases_add_up_and_name_the_bottleneck():
 
 
 def test_memory_latency_delays_every_job_that_nothing_hides():
-    design, one = Design(M3VIT), [1] * 4 + [0] * 12
-    quick, slow = (count_cycles(design, one, MemoryPace(1, latency)) for latency in (0, 64))
+    design, loads = Design(M3VIT), [1] * 4 + [0] * 12
+    quick, slow = (count_cycles(design, loads, MemoryPace(1, latency)) for latency in (0, 64))
     assert slow.stalls - quick.stalls == pytest.approx(4 * design.tiles * 64, rel=0.05)
 
 
@@ -248,7 +248,7 @@ def test_channels_are_as_wide_as_the_words_of_the_library(struct, words):
     code = re.sub(r"//.*", "", fields[1]).replace("expert_t", expert[1])
     flags = sum(names.count(",") + 1 for names in re.findall(r"bool ([^;]*);", code))
     bits = sum(int(width) for width in re.findall(r"ap_uint<(\d+)> \w+;", code)) + flags
-    assert {one.bits for one in channels_of(Design(M3VIT)) if one.name.startswith(words)} == {bits}
+    assert {channel.bits for channel in channels_of(Design(M3VIT)) if channel.name.startswith(words)} == {bits}
 
 
 def test_an_estimate_is_plain_data():

@@ -43,7 +43,7 @@ def test_c_simulation_equals_the_reference(experts, bits, group, sizes, design):
 
 @pytest.mark.parametrize("group", [0, 32, 64, 128])
 def test_integers_are_taken_as_they_stand(group):
-    """Weights are not rounded a second time, so the noise is at most that of quantizing the same numbers as floats."""
+    """Weights are not rounded a second time, so the noise is at most that of quantising the same numbers as floats."""
     block = in_groups(float_block(RouteSpec(2), GELU, width=200, hidden=96), 4, group)
     integers, tokens = quantized(block), tokens_for(block, 64)
     steps = np.repeat(block.stored.of["up"], group or 200, axis=2)[..., :200]
@@ -84,9 +84,9 @@ def test_a_unit_of_zeros_takes_no_bits_from_the_multipliers_of_others():
     block = float_block(RouteSpec(2), GELU)
     with_zeros = dataclasses.replace(block, up=np.array(block.up))
     with_zeros.up[1] = 0
-    for one in (with_zeros, in_groups(with_zeros, 4, 32)):
-        assert np.abs(quantized(one).up.multipliers.values).max() > (16383 if one.stored else 32767)
-        assert quality.compare(one, quantized(one), tokens_for(block, 64)).decibels["results"] > 28
+    for variant in (with_zeros, in_groups(with_zeros, 4, 32)):
+        assert np.abs(quantized(variant).up.multipliers.values).max() > (16383 if variant.stored else 32767)
+        assert quality.compare(variant, quantized(variant), tokens_for(block, 64)).decibels["results"] > 28
 
 
 @thinned("name", ["SUM_BITS_UP", "SUM_BITS_DOWN", "TOTAL_BITS_UP", "TOTAL_BITS_DOWN"], 4)

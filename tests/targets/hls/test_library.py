@@ -121,9 +121,9 @@ def test_experts_in_turns(routing, count, design):
     tokens = integers.quantized(tokens_for(block, 16))
     tokens[:8] = np.sign(integers.router[-8:].astype(np.int64)) * 100
     tied = dataclasses.replace(integers, router_bias=np.zeros_like(integers.router_bias))
-    for name, given in (("ties of two", integers), ("ties of all", tied)):
+    for name, variant in (("ties of two", integers), ("ties of all", tied)):
         tokens[8] = 0
-        result = simulate_timed(project(given, tokens, hidden_tile=16, **design), pipeline_depth=20)
+        result = simulate_timed(project(variant, tokens, hidden_tile=16, **design), pipeline_depth=20)
         assert "PASS: 16 tokens" in result.output, name
 
 
@@ -146,7 +146,7 @@ def test_a_router_in_turns_takes_as_long_as_estimated():
 def test_experts_without_tokens_are_not_read(layer):
     names = ("all to one expert", "as many as fit")
     busy = [simulate_timed(project(layer, cases(layer)[name])) for name in names]
-    beats = [next(channel.words for channel in one.channels if channel.name == "beats_up") for one in busy]
+    beats = [next(channel.words for channel in timed.channels if channel.name == "beats_up") for timed in busy]
     assert beats[0] < beats[1]
 
 

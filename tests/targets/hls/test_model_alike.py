@@ -14,9 +14,9 @@ from .model_layers import feed_forward, gated_block, moe_block, sigmoid_block
 
 
 def alike(*blocks: QuantizedBlock) -> list[QuantizedBlock]:
-    found = made_alike(blocks)
-    shifts = smallest_shifts(found)
-    return [with_shifts(one, shifts) for one in found if isinstance(one, QuantizedBlock)]
+    layers = made_alike(blocks)
+    shifts = smallest_shifts(layers)
+    return [with_shifts(layer, shifts) for layer in layers if isinstance(layer, QuantizedBlock)]
 
 
 def test_units_beside_gated_ones_stay_what_they_are():

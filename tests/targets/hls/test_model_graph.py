@@ -82,8 +82,8 @@ def test_bytes_that_are_normalised_in_the_graph_are_taken_as_they_are():
 def test_patches_may_overlap_and_reach_over_the_edge():
     graph = GraphBuilder()
     vision.images(graph)
-    made = graph.add("Conv", graph.x, graph.normal(D, 1, 3, 3), graph.normal(D), strides=[2, 2], pads=[1, 1, 0, 0])
-    flat = graph.add("Transpose", graph.add("Reshape", made, graph.constant(np.array([0, D, 4]))), perm=[0, 2, 1])
+    patches = graph.add("Conv", graph.x, graph.normal(D, 1, 3, 3), graph.normal(D), strides=[2, 2], pads=[1, 1, 0, 0])
+    flat = graph.add("Transpose", graph.add("Reshape", patches, graph.constant(np.array([0, D, 4]))), perm=[0, 2, 1])
     model = vision.transformer(graph, vision.placed(graph, flat, 4), vision.mean_token)
     found = vision.found(model)
     assert found.embedding.places[0].tolist() == [-1, -1, -1, -1, 0, 1, -1, 4, 5]

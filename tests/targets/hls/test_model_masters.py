@@ -60,13 +60,13 @@ def test_stripes_are_at_one_place_and_attention_comes_behind_them(plan):
     assert lint(files) == []
     records = np.frombuffer(files["data/layers.bin"], "<i4").reshape(-1, 2, 32)[0]
     up_at, down_at = 16, 17
-    (attention,) = [place for place, one in enumerate(plan.layers) if isinstance(one, QuantizedAttention)]
+    (attention,) = [place for place, item in enumerate(plan.layers) if isinstance(item, QuantizedAttention)]
     for matrix, count, at in (("up", 8, up_at), ("down", 4, down_at)):
         stripes = [files[f"data/{matrix}_{place}.bin"] for place in range(count)]
         assert f"data/{matrix}.bin" not in files
         begin = 64 * int(records[attention, at])
         assert records[1 - attention, at] == 0
-        assert {len(one) for one in stripes[1:]} == {begin}
+        assert {len(item) for item in stripes[1:]} == {begin}
         assert plain[f"data/{matrix}.bin"].endswith(stripes[0][begin:])  # the weights of attention
         assert np.array_equal(counted(b"".join(stripes)), counted(plain[f"data/{matrix}.bin"]))
     assert "gmem_down_3:HBM[11]" in files["link.cfg"].decode()

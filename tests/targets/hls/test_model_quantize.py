@@ -39,9 +39,9 @@ def model_of(head=vision.first_token, *, tokens=1, kind=ir.DataType.FLOAT):
 
 
 def images(count, kind=np.float32):
-    found = np.random.default_rng(0).integers(0, 256, (count, 1, 4, 4)).astype(kind)
-    found[0].flat[:2] = 0, 255
-    return found
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 1, 4, 4)).astype(kind)
+    pixels[0].flat[:2] = 0, 255
+    return pixels
 
 
 def integers(plan, given):
@@ -55,12 +55,12 @@ def integers(plan, given):
 )
 def test_integers_are_near_the_floats(head, tokens):
     model = model_of(head, tokens=tokens)
-    given = images(40)
-    plan = quantize_model(model, vision.found(model), {"images": given}, name="vision")
-    (expected,) = interpreter.run(model, {"images": given}).values()
-    found = integers(plan, given)
-    assert (plan.output_rows, plan.classes) == found.shape[1:]
-    assert (signal_to_noise(expected, found.reshape(expected.shape)) or 0) > 20
+    inputs = images(40)
+    plan = quantize_model(model, vision.found(model), {"images": inputs}, name="vision")
+    (expected,) = interpreter.run(model, {"images": inputs}).values()
+    outputs = integers(plan, inputs)
+    assert (plan.output_rows, plan.classes) == outputs.shape[1:]
+    assert (signal_to_noise(expected, outputs.reshape(expected.shape)) or 0) > 20
     assert plan.shifts.up is not None
 
 
@@ -79,27 +79,27 @@ def many_classes(graph, tokens):
 
 def test_more_classes_than_channels_are_several_heads():
     model = model_of(many_classes)
-    given = images(20)
-    plan = quantize_model(model, vision.found(model), {"images": given}, name="vision")
+    inputs = images(20)
+    plan = quantize_model(model, vision.found(model), {"images": inputs}, name="vision")
     assert [head.outputs for head in plan.heads] == [D, D, 3]
     assert (plan.classes, len({head.output_scale for head in plan.heads})) == (2 * D + 3, 1)
-    (expected,) = interpreter.run(model, {"images": given}).values()
-    assert (signal_to_noise(expected, integers(plan, given).reshape(expected.shape)) or 0) > 20
+    (expected,) = interpreter.run(model, {"images": inputs}).values()
+    assert (signal_to_noise(expected, integers(plan, inputs).reshape(expected.shape)) or 0) > 20
 
 
 @pytest.mark.parametrize("constant", ["down", "embedding"])
 def test_weights_of_zero_cost_other_layers_no_bits(constant):
     """Weights of zero are those of an untrained projection, or of an embedding that ignores images."""
-    model, given = model_of(), images(20)
+    model, inputs = model_of(), images(20)
     (zeroed,) = (
         [node.inputs[3] for node in model.graph if node.op_type == "MoE"]
         if constant == "down"
         else [node.inputs[1] for node in model.graph if node.op_type == "Conv"]
     )
     zeroed.const_value = ir.tensor(np.zeros_like(zeroed.const_value.numpy()))
-    plan = quantize_model(model, vision.found(model), {"images": given}, name="vision")
-    (expected,) = interpreter.run(model, {"images": given}).values()
-    assert (signal_to_noise(expected, integers(plan, given).reshape(expected.shape)) or 0) > 20
+    plan = quantize_model(model, vision.found(model), {"images": inputs}, name="vision")
+    (expected,) = interpreter.run(model, {"images": inputs}).values()
+    assert (signal_to_noise(expected, integers(plan, inputs).reshape(expected.shape)) or 0) > 20
 
 
 def routed_twice(factor):
@@ -116,7 +116,7 @@ def routed_twice(factor):
 def scaled_inputs(value, factor):
     """Multiply the constants of the product and the sum that make a value by ``factor``."""
     sums = value.producer()
-    (product,) = (one.producer() for one in sums.inputs if one.producer() is not None)
+    (product,) = (operand.producer() for operand in sums.inputs if operand.producer() is not None)
     for constant in (*sums.inputs, *product.inputs):
         if constant.const_value is not None:
             constant.const_value = ir.tensor(constant.const_value.numpy() * np.float32(factor))
@@ -146,11 +146,11 @@ def test_what_is_in_the_middle_of_all_pixels_does_not_saturate():
     weights = graph.constant(np.abs(graph.random.normal(0, 0.5, (D, 1, 4, 4))).astype(np.float32))
     patch = graph.add("Reshape", graph.add("Conv", graph.x, weights), graph.constant(np.array([0, 1, D])))
     model = vision.transformer(graph, vision.placed(graph, patch, 1), vision.mean_token)
-    given = np.zeros((16, 1, 4, 4), np.float32)
-    given.reshape(16, 16)[np.arange(16), np.arange(16)] = 255
-    plan = quantize_model(model, vision.found(model), {"images": given}, name="vision")
-    (expected,) = interpreter.run(model, {"images": given}).values()
-    assert (signal_to_noise(expected, integers(plan, given).reshape(expected.shape)) or 0) > 25
+    inputs = np.zeros((16, 1, 4, 4), np.float32)
+    inputs.reshape(16, 16)[np.arange(16), np.arange(16)] = 255
+    plan = quantize_model(model, vision.found(model), {"images": inputs}, name="vision")
+    (expected,) = interpreter.run(model, {"images": inputs}).values()
+    assert (signal_to_noise(expected, integers(plan, inputs).reshape(expected.shape)) or 0) > 25
 
 
 def test_weights_are_rounded_around_the_mean_of_all_images():
@@ -158,12 +158,12 @@ def test_weights_are_rounded_around_the_mean_of_all_images():
     model = model_of()
     (weights,) = (node.inputs[1] for node in model.graph if node.op_type == "Conv")
     weights.const_value = ir.tensor(100 * np.abs(weights.const_value.numpy()))
-    calibration, given = np.zeros((2, 16, 1, 4, 4), np.float32)
+    calibration, inputs = np.zeros((2, 16, 1, 4, 4), np.float32)
     calibration.reshape(16, 16)[np.arange(16), np.arange(16)] = 255
-    given.reshape(16, 16)[np.arange(16), np.arange(16)] = 200
+    inputs.reshape(16, 16)[np.arange(16), np.arange(16)] = 200
     plan = quantize_model(model, vision.found(model), {"images": calibration}, name="vision")
-    (expected,) = interpreter.run(model, {"images": given}).values()
-    assert (signal_to_noise(expected, integers(plan, given).reshape(expected.shape)) or 0) > 30
+    (expected,) = interpreter.run(model, {"images": inputs}).values()
+    assert (signal_to_noise(expected, integers(plan, inputs).reshape(expected.shape)) or 0) > 30
 
 
 @pytest.mark.parametrize(("number", "reason"), [(np.nan, "block: .*not finite"), (1e30, "no 16-bit multiplier")])

@@ -41,13 +41,13 @@ def test_tokens_follow_themselves_in_the_place_of_pads():
 
 def test_ids_that_happen_to_count_are_no_positions():
     mask = np.array([[0, 0, 1, 1]])
-    given = {
+    inputs = {
         "mask": mask,
         "ids": mask * [[0, 0, 94, 95]],
         "places": np.arange(4)[None],
         "from_0": mask * [[0, 0, 0, 1]],
     }
-    found, _ = without_pads(given, ["mask"])
+    found, _ = without_pads(inputs, ["mask"])
     expected = {"ids": [[94, 95, 94, 95]], "places": [[2, 3, 4, 5]], "from_0": [[0, 1, 2, 3]]}
     assert {name: found[name].tolist() for name in expected} == expected
 

@@ -53,7 +53,7 @@ def test_the_project_of_a_model_simulates_right(artifact):
 
 def test_the_artifact_says_what_was_chosen(artifact):
     (project,) = artifact.manifest.projects
-    chosen = [one for one in project.report["exploration"]["front"] if one["chosen"]]
+    chosen = [design for design in project.report["exploration"]["front"] if design["chosen"]]
     assert len(chosen) == 1
     assert chosen[0]["resources"]["dsp"] <= 200
     assert project.report["quality"]["decibels"]["output"] > 25

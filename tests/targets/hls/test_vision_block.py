@@ -66,14 +66,14 @@ def chain(export, sizes, folder, attention_design, moe_design):
     second = quantize(moe.numbers, floats.tokens[1], most_tokens=sizes.tokens, stream_scale=scale)
     steps = first.quantized(x[0])
     stream = attention_reference.run(first, steps).output
-    found = reference.run(second, stream).output * second.output_scale
+    results = reference.run(second, stream).output * second.output_scale
     design = AttentionDesign(first.shape, **attention_design)
     files = attention_files(design, first, steps, name="attention", device=DESCRIPTION.device, clock=300)
     return (
         files,
         project_files(Design(second.shape, **moe_design), second, stream, DESCRIPTION),
         floats.outputs["y"][0],
-        found,
+        results,
     )
 
 
@@ -92,9 +92,9 @@ def test_memory_chains_both_projects(export, tmp_path):
 
 def host_of(files: dict[str, bytes]) -> dict[str, Any]:
     """The functions of a project's ``host.py``."""
-    found: dict[str, Any] = {}
-    exec(files["host.py"], found)
-    return found
+    names: dict[str, Any] = {}
+    exec(files["host.py"], names)
+    return names
 
 
 @pytest.mark.nightly

@@ -27,8 +27,8 @@ def images(graph: GraphBuilder, batch: Any = "B", kind: ir.DataType = ir.DataTyp
 
 def convolution(graph: GraphBuilder, pixels: ir.Value) -> ir.Value:
     """The patches [B, 4, D] of images [B, 1, 4, 4], by a convolution."""
-    made = graph.add("Conv", pixels, graph.normal(D, 1, 2, 2), graph.normal(D), strides=[2, 2])
-    flat = graph.add("Reshape", made, graph.constant(np.array([0, D, -1])))
+    patches = graph.add("Conv", pixels, graph.normal(D, 1, 2, 2), graph.normal(D), strides=[2, 2])
+    flat = graph.add("Reshape", patches, graph.constant(np.array([0, D, -1])))
     return graph.add("Transpose", flat, perm=[0, 2, 1])
 
 
@@ -81,8 +81,8 @@ def experts(graph: GraphBuilder, stream: ir.Value, *, scaled: bool = False) -> i
     tokens = normal(graph, stream)
     spec = ExpertsSpec(activation="gelu", gate_layout="none")
     rows = graph.rows(tokens)
-    made = graph.moe(rows, graph.dense(rows, E), spec)
-    shaped = graph.add("Reshape", made, graph.add("Shape", stream))
+    results = graph.moe(rows, graph.dense(rows, E), spec)
+    shaped = graph.add("Reshape", results, graph.add("Shape", stream))
     return graph.add("Add", stream, graph.add("Mul", shaped, graph.normal(D)) if scaled else shaped)
 
 

@@ -35,17 +35,7 @@ from moec.ir.semantics import experts, linear, moe, route
 from moec.ir.weights.stacks import ExpertStack
 from moec.ir.widened import WIDENED_FROM, WidenedConstants, only_multiplied
 
-__all__ = [
-    "EvaluationError",
-    "Evaluator",
-    "evaluate",
-    "experts",
-    "linear",
-    "moe",
-    "route",
-    "run",
-    "runner",
-]
+__all__ = ["EvaluationError", "Evaluator", "evaluate", "experts", "linear", "moe", "route", "run", "runner"]
 
 Array = np.ndarray[Any, Any]
 Watcher = Callable[[ir.Node, Sequence[Any], Sequence[Any]], None]
@@ -66,9 +56,9 @@ class EvaluationError(Exception):
 class Evaluator:
     """A list of nodes made ready to run many times.
 
-    ``inputs`` are the values that every call feeds; all other values that the nodes use but do not compute must be
-    constants (initializers, or outputs of Constant nodes) and are read once, here; from the run ``WIDENED_FROM`` on
-    those that are only multiplied by are kept in ``widened``. Nodes must be in topological order.
+    ``inputs`` are the values that every call feeds. All other values that the nodes use and do not compute must be
+    constants and are read once, here; those that are only multiplied by are kept in ``widened`` from the run
+    ``WIDENED_FROM`` on. Nodes must be in topological order.
     Raises ValueError for a value that is neither fed, nor computed, nor constant, and for two values of one name;
     EvaluationError for an operator that it does not know.
     """
@@ -112,8 +102,8 @@ class Evaluator:
         except Exception as error:  # an operator it lacks, in a version it lacks, with an attribute it cannot take
             raise EvaluationError(f"the reference interpreter cannot run these nodes: {one_line(error)}") from error
         self._steps = [
-            _Step(node, operator, _run_of(operator), [_name(v) for v in _captured(node)])
-            for node, operator in zip(computed, operators, strict=True)
+            _Step(node, [*one.input], [*one.output], one.need_context(), _run_of(one), [*map(_name, _captured(node))])
+            for node, one in zip(computed, operators, strict=True)
         ]
         _mark_last_uses(self._steps, {_name(value) for value in self._outputs})
 
@@ -154,9 +144,9 @@ class Evaluator:
         moved = {_name(value) for value in changed}
         with np.errstate(all="ignore"):
             for step in self._steps:
-                if not moved.isdisjoint((*step.operator.input, *step.captured)):
+                if not moved.isdisjoint((*step.inputs, *step.captured)):
                     self._compute(step, current, None, None)
-                    moved.update(step.operator.output)
+                    moved.update(step.outputs)
         return [self._widen(current[_name(value)]) for value in self._outputs]
 
     def _given(self, feeds: Mapping[ir.Value, Array]) -> dict[str, Any]:
@@ -170,14 +160,13 @@ class Evaluator:
 
     def _compute(self, step: _Step, values: dict[str, Any], watch: Watcher | None, change: Change | None) -> None:
         """Add the outputs of a step to ``values``."""
-        operator = step.operator
-        inputs = [values[name] for name in operator.input]
+        inputs = [values[name] for name in step.inputs]
         kept = _taken_as_they_are(step.node, inputs)
         inputs = [value if index in kept else self._widen(value) for index, value in enumerate(inputs)]
-        context = {"context": values} if operator.need_context() else {}
+        context = {"context": values} if step.needs_context else {}
         try:
             if step.node in self._casts:
-                values[operator.output[0]] = _cast(step.node, inputs[0])
+                values[step.outputs[0]] = _cast(step.node, inputs[0])
                 return
             picked = bool(inputs) and type(inputs[0]) is ExpertStack  # isinstance is slow where there are protocols
             if picked:
@@ -194,7 +183,7 @@ class Evaluator:
             outputs = change(step.node, outputs)
         if watch is not None:
             watch(step.node, inputs, outputs)
-        values.update(zip(operator.output, outputs, strict=False))
+        values.update(zip(step.outputs, outputs, strict=False))
 
     def _read_constants(self, nodes: Sequence[ir.Node]) -> dict[str, Array | ExpertStack]:
         """All values from outside that are not fed, by name; stacks from which experts are picked alone as they are."""
@@ -223,10 +212,10 @@ class Evaluator:
         return constants
 
     def _widen(self, array: Any) -> Any:
-        if self._dtype is None or not isinstance(array, np.ndarray):
-            return array
         if (
-            array.dtype == self._dtype
+            self._dtype is None
+            or not isinstance(array, np.ndarray)
+            or array.dtype == self._dtype
             or array.dtype.kind in "biuOSU"
             or onnx.helper.np_dtype_to_tensor_dtype(array.dtype) not in FLOATS
         ):
@@ -236,10 +225,12 @@ class Evaluator:
 
 @dataclasses.dataclass
 class _Step:
-    """A node, the operator that computes it and how to call that, and the outer values its bodies capture."""
+    """A node, the names of its values, how to compute it, and the outer values its bodies capture."""
 
     node: ir.Node
-    operator: Any
+    inputs: list[str]
+    outputs: list[str]
+    needs_context: bool
     run: Callable[..., Sequence[Any]]
     captured: list[str]
     last_uses: list[str] = dataclasses.field(default_factory=list)
@@ -326,7 +317,7 @@ def _picked(node: ir.Node, stack: ExpertStack, indices: Array) -> list[Array]:
 def _mark_last_uses(steps: Sequence[_Step], kept: set[str]) -> None:
     seen = {"", *kept}
     for step in reversed(steps):
-        names = {*step.operator.input, *step.operator.output, *step.captured} - seen
+        names = {*step.inputs, *step.outputs, *step.captured} - seen
         step.last_uses = list(names)
         seen |= names
 

@@ -1,4 +1,4 @@
-"""Which level a model is compiled at where none is asked for."""
+"""The default level of a compilation."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_projects_for_an_fpga_have_an_arithmetic_of_their_own(passes: str, tmp_p
 def test_rounding_where_floats_are_multiplied_is_said(
     target: str, own: bool, severity: str | None, tmp_path: Path
 ) -> None:
-    """``own``: the model itself asks for it."""
+    """``own``: the model itself rounds."""
     arithmetic = 'arithmetic = "int8"' if own else 'arithmetic = "float32"'
     text = """(float[T,64] x) => (float[T,8] y) <int8[8,64] w, float[8,2] scale> {
         decoded = DequantizeLinear <axis = 1, block_size = 32> (w, scale)

@@ -1,4 +1,4 @@
-"""Memory of compiling: little more than one expert, however many there are and whatever their format becomes."""
+"""Memory of compiling: little more than one expert, for any number of experts and any format."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ block (float[T,{d}] x, float[T,{E}] logits) => (float[T,{d}] y) {{
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A model whose weights lie in a file of their own."""
+    """Write a model whose weights are in a file of their own."""
     folder = tmp_path_factory.mktemp("memory")
     proto = onnx.parser.parse_model(MODEL)
     random, offset = np.random.default_rng(0), 0
@@ -47,7 +47,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def most_memory(work: Callable[[], object]) -> int:
-    """Bytes that numpy and Python had at most while ``work`` ran, beyond what they had before."""
+    """Measure the peak of memory that numpy and Python allocated while ``work`` ran, beyond what they had before."""
     tracemalloc.start()
     try:
         work()
@@ -67,4 +67,4 @@ def test_no_step_holds_more_than_a_few_experts(path, tmp_path, passes):
     program = targets.get("cpu").compile(model)
     context = Context("0", None, [], {}, {}, [], [], [], [], [], [], {})
     assert most_memory(lambda: write_artifact(tmp_path / "a.moec", program, context)) < 2 * FLOATS + FIXED
-    assert E * FLOATS > 5 * (2 * FLOATS + FIXED)  # or the test would say nothing
+    assert E * FLOATS > 5 * (2 * FLOATS + FIXED)  # otherwise the test would prove nothing

@@ -1,4 +1,4 @@
-"""moec's entry among transformers' experts, with a transformers of two empty packages, in processes that start anew."""
+"""moec's entry among transformers' experts, tested with a fake transformers of two empty packages in new processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ print(sorted(moe.ExpertsInterface.table), 'torch' in sys.modules, moe.__loader__
 
 
 def printed(folder: pathlib.Path, program: str, table: str = TABLE) -> str:
-    """What a program prints where ``transformers`` has this module of experts."""
+    """Run a program where ``transformers`` has this module of experts, and return its output."""
     place = folder / "transformers" / "integrations"
     place.mkdir(parents=True)
     (folder / "transformers" / "__init__.py").touch()

@@ -1,4 +1,4 @@
-"""The benchmark on a GPU, as far as it needs none: layers, contestants on a processor, sorting, tables, no GPU."""
+"""The benchmark on a GPU, as far as it runs without one: layers, contestants on a processor, sorting, tables."""
 
 from __future__ import annotations
 

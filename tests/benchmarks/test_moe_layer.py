@@ -77,7 +77,7 @@ def test_what_is_measured_is_not_measured_again(tmp_path):
 
 
 def cell(**contestants: tuple[float, float]) -> dict:
-    """Of minimal milliseconds and bits by name."""
+    """Make a cell from minimal milliseconds and bits by name."""
     figures = {
         name: {"min_ms": ms, "median_ms": 2 * ms, "error": 0.1, "bits": bits}
         for name, (ms, bits) in contestants.items()

@@ -1,4 +1,4 @@
-"""The command line: what each verb prints, exit codes, and one line on stderr for whatever is wrong."""
+"""The command line: printed results, exit codes, and one line on stderr for every error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..command import START, moec
 
 
 def assert_refused(done, *words):
-    """Exit code 2, nothing on stdout, and one line on stderr that holds the words."""
+    """Assert exit code 2, nothing on stdout, and one line on stderr that contains the words."""
     assert done.returncode == 2, done
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
@@ -29,7 +29,7 @@ def assert_refused(done, *words):
 
 
 def mlp(seed: int = 0) -> onnx.ModelProto:
-    """ids[n] int64 → rows of a table → one matrix product with softmax, for every n."""
+    """Write a model: ids[n] int64 → rows of a table → one matrix product with softmax, for every n."""
     generator = np.random.default_rng(seed)
     table = generator.standard_normal((11, 8)).astype(np.float32)
     matrix = generator.standard_normal((8, 4)).astype(np.float32)
@@ -50,7 +50,7 @@ def mlp(seed: int = 0) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """model.onnx, other.onnx (the same with other weights), model.moec and in.npz."""
+    """Make model.onnx, other.onnx (the same with other weights), model.moec and in.npz."""
     folder = tmp_path_factory.mktemp("cli")
     onnx.save(mlp(), folder / "model.onnx")
     onnx.save(mlp(seed=1), folder / "other.onnx")
@@ -69,7 +69,7 @@ def test_help_is_quick():
     assert "compile" in done.stdout
     end = os.times()
     spent = end.children_user + end.children_system - start.children_user - start.children_system
-    assert spent < 0.7  # of the processor, whatever else runs; 0.25 s where nothing does
+    assert spent < 0.7  # seconds of the processor; 0.25 s where nothing else runs
 
 
 def test_help_imports_nothing_heavy():
@@ -193,7 +193,7 @@ def test_dump_phases(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "MatMul" in (tmp_path / "phases" / "00-import.onnxtxt").read_text()
     assert (tmp_path / "a.zip").is_file()
-    parse_model((tmp_path / "phases" / "00-import.onnxtxt").read_text())  # its seal is a comment
+    parse_model((tmp_path / "phases" / "00-import.onnxtxt").read_text())  # a comment with its seal
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_truncated_model(folder, tmp_path):
 
 @pytest.mark.parametrize("graph", ["z = Relu (x) y = Reshape (z, sizes)", "z, y = Split <axis = 0> (x, sizes)"])
 def test_what_passes_refuse_names_the_file_and_the_node(tmp_path, graph):
-    """A size of the exporter's example, instead of one that follows from the input."""
+    """The input has a size of the exporter's example, instead of one that follows from another input."""
     text = f"""<ir_version: 10, opset_import: ["" : 20]>
     g (float[n,8] x) => (float[m,8] y) <int64[2] sizes = {{2, 8}}> {{ {graph} }}"""
     onnx.save(onnx.parser.parse_model(text), tmp_path / "frozen.onnx")

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="emulation n
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Holds a model, inputs, and the model compiled for a GPU."""
+    """Make a model, inputs, and the model compiled for a GPU."""
     folder = tmp_path_factory.mktemp("cuda")
     onnx.save(onnx.parser.parse_model(TEXT), folder / "model.onnx")
     np.savez(folder / "inputs.npz", x=np.arange(8, dtype=np.float32).reshape(2, 4) / 8)

@@ -1,4 +1,4 @@
-"""Commands that take data: what moec evaluate and moec sweep print, and what they refuse."""
+"""Commands that take data: the output of moec evaluate and moec sweep, and their refusals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .test_cli import assert_refused, mlp
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """model.onnx, model.moec and other.moec (the same with other weights), in.npz with labels."""
+    """Make model.onnx, model.moec and other.moec (the same with other weights), and in.npz with labels."""
     folder = tmp_path_factory.mktemp("data")
     for name, seed in (("model", 0), ("other", 1)):
         onnx.save(mlp(seed), folder / f"{name}.onnx")
@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_one_line(folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def layer(tmp_path_factory):
-    """x [n,64] → an MoE layer of 4 relu experts; layer.onnx and x.npz."""
+    """Write a model: x [n,64] → an MoE layer of 4 relu experts; layer.onnx and x.npz."""
     generator = np.random.default_rng(0)
     shapes = {"router": (64, 4), "up": (4, 64, 64), "down": (4, 64, 64)}
     arrays = {name: generator.normal(size=shape).astype(np.float32) / 8 for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""How commands end when their output is closed or full, and when they are interrupted."""
+"""Commands whose output is closed or full, or that are interrupted, end quickly and quietly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PRODUCTS = 6
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """model.onnx of some products, which takes a while to compile; model.moec of the same; inputs.npz."""
+    """Make model.onnx of some products, which takes a while to compile; model.moec of it; inputs.npz."""
     folder = tmp_path_factory.mktemp("ending")
     generator = np.random.default_rng(0)
     weights = [generator.standard_normal((40 + n, 41 + n)).astype(np.float32) / 8 for n in range(PRODUCTS)]

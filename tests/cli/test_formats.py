@@ -1,4 +1,4 @@
-"""Formats of weights on the command line: what compile, inspect and verify make of --experts and --linears."""
+"""Formats of weights on the command line: --experts and --linears in compile, inspect and verify."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ E, D, F = 4, 256, 128
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """x [n,D] → a dense product → an MoE layer of relu experts."""
+    """Make a model: x [n,D] → a dense product → an MoE layer of relu experts."""
     generator = np.random.default_rng(0)
     shapes = {"dense": (D, D), "router": (D, E), "up": (E, F, D), "down": (E, D, F)}
     arrays = {name: generator.normal(size=shape).astype(np.float32) / 16 for name, shape in shapes.items()}

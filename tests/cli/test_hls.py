@@ -1,4 +1,4 @@
-"""The command line and projects for an FPGA: compiled, read and simulated; and what nobody can do with them."""
+"""The command line and projects for an FPGA: compiled, read, simulated, and refused by other commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def assert_refused(done, *words):
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
-    """In one file."""
+    """Compile an artifact in one file."""
     path = tmp_path_factory.mktemp("hls") / "digits.zip"
     done = moec("compile", MODEL, "-o", path, "--target", "hls:zcu102", *LIMITS)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""``moec import``: what is an MoE block, and what only looks like one."""
+"""``moec import``: MoE blocks, and subgraphs that only look like one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def moec(*arguments: object):
 
 @pytest.fixture
 def soft(tmp_path) -> pathlib.Path:
-    """Two experts, both for every token, that see the tokens before it."""
+    """Make two experts, both for every token, that see the tokens before it."""
     nodes = """
         logits = MatMul (x, gate)
         scores = Softmax <axis = -1> (logits)
@@ -60,7 +60,7 @@ def test_a_report_as_json(soft):
 
 
 def test_experts_of_any_form_are_counted(tmp_path):
-    """Three layers each, of which all experts share the first."""
+    """Each model has three layers; all experts share the first."""
     nodes = """
         logits = MatMul (x, gate)
         scores = Softmax <axis = -1> (logits)

@@ -1,4 +1,4 @@
-"""Two compilations of one model are the same bytes, wherever and however they are made."""
+"""Two compilations of one model give the same bytes, in any place and environment."""
 
 from __future__ import annotations
 

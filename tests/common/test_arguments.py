@@ -1,4 +1,4 @@
-"""Arguments of wrong types: one line that names the argument, what was found and what was expected."""
+"""Arguments of wrong types: one line names the argument, the actual and the expected value."""
 
 from __future__ import annotations
 

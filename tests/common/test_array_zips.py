@@ -1,4 +1,4 @@
-"""Arrays in zips: what numpy writes is read, all else is refused before memory is taken."""
+"""Arrays in zips: numpy's are read, all others are refused before memory is allocated."""
 
 from __future__ import annotations
 

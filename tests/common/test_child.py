@@ -1,4 +1,4 @@
-"""Work in a process of its own with limits: how it ends is a result or one error."""
+"""Work in a separate process with limits: it ends with a result or one error."""
 
 from __future__ import annotations
 

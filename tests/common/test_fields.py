@@ -1,4 +1,4 @@
-"""Fields of JSON objects: asked for by type, refused with the file, the object and the field."""
+"""Fields of JSON objects: read by type, or refused with the file, the object and the field."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ GIGABYTE = 1 << 30
 
 @pytest.fixture
 def system(monkeypatch, tmp_path) -> pathlib.Path:
-    """A folder that stands for /proc and /sys, of a machine with 4 GiB free and no groups."""
+    """Make a folder that stands for /proc and /sys of a machine with 4 GiB free and no groups."""
     (tmp_path / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {4 << 20} kB\n")
     monkeypatch.setattr(free_memory, "_INFORMATION", tmp_path / "meminfo")
     monkeypatch.setattr(free_memory, "_OWN_GROUPS", tmp_path / "cgroup")

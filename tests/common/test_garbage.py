@@ -1,4 +1,4 @@
-"""Python's collector of cyclic garbage, while much is made that stays."""
+"""Python's collector of cyclic garbage, paused while many lasting objects are made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The language of guards: what it says, and what it refuses to read."""
+"""The language of guards: its meaning, and text that it refuses."""
 
 from __future__ import annotations
 
@@ -121,6 +121,6 @@ def test_inputs_outside_are_refused(x, mask, guard, message):
 
 
 def test_a_size_of_symbols():
-    """Comparing them gives no bool."""
+    """Comparing symbols gives no bool."""
     size = parse_size("max(past, total, 1)", {"max": "larger({}, {})".format})
     assert str(size({name: name for name in size.names})) == "larger(larger(past, total), 1)"

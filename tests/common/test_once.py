@@ -1,4 +1,4 @@
-"""First calls of several threads: one of them makes the result, and a fork waits for it."""
+"""First calls of several threads: one of them computes the result, and a fork waits for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moec.common.once import once, one_at_a_time
 
 
 def at_once(work, count=8):
-    """What ``work`` returns in threads that call it at the same time."""
+    """Run ``work`` in threads at the same time and return the results."""
     results, barrier = [], threading.Barrier(count)
 
     def call():

@@ -47,7 +47,7 @@ def test_what_is_no_json(text):
 
 
 def test_no_more_memory_is_taken_than_the_file_has(tmp_path, monkeypatch):
-    """Python takes memory for as many bytes as it is asked to read."""
+    """Python allocates as many bytes as it is asked to read."""
     import builtins
 
     asked = []

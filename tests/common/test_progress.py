@@ -1,4 +1,4 @@
-"""What is told of work on many weights while it goes on."""
+"""Progress reports during work on many weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replacing what moec wrote: special files and what others wrote stay, readers and writers may come at any time."""
+"""Replacement of moec's files: special files and those of others stay, and readers and writers may come at any time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OWN, FOREIGN = "own", "foreign"
 
 
 def foreign_because(path: pathlib.Path) -> str | None:
-    """Folders of files, and files, that hold the word are own."""
+    """Accept files, and folders of files, that hold the word."""
     files = path.iterdir() if path.is_dir() else [path]
     return None if all(one.is_file() and one.read_text().startswith(OWN) for one in files) else "is not own"
 
@@ -45,7 +45,7 @@ def read(path: pathlib.Path) -> set[str]:
 
 @pytest.fixture(params=[True, False], ids=["renameat2", "without"])
 def exchange(request, monkeypatch):
-    """Whether the system can exchange; without it, the fallback is at work."""
+    """Whether the system can exchange; without it, the fallback is used."""
     if not request.param:
         monkeypatch.setattr(module, "_renamed", lambda *_: False)
     elif sys.platform != "linux":
@@ -77,7 +77,7 @@ def test_what_others_wrote_stays(tmp_path, exchange, folder):
 
 @pytest.mark.parametrize("folder", [True, False])
 def test_what_comes_while_moec_writes_stays(tmp_path, exchange, folder):
-    """Before the exchange, and between the last look and the exchange."""
+    """The other file appears before the exchange, or between the last check and the exchange."""
     with pytest.raises(MoecError, match="is not own"), replacing(tmp_path / "a", foreign_because) as aside:
         make(aside, OWN, folder=folder)
         make(tmp_path / "a", FOREIGN, folder=True)
@@ -94,7 +94,7 @@ def test_what_comes_while_moec_writes_stays(tmp_path, exchange, folder):
 
 
 def special_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """A pipe, a socket, and a device where that may be made (of the numbers of /dev/null)."""
+    """Make a pipe, a socket, and a device where that is permitted (with the numbers of /dev/null)."""
     os.mkfifo(folder / "pipe")
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(str(folder / "socket"))
@@ -144,7 +144,7 @@ def test_nothing_is_written_without_rights(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "seteuid") or os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_folder_of_somebody_else_is_one_line(tmp_path):
-    """os.access asks for the real user, so that here the file system itself refuses."""
+    """os.access asks for the real user, so the file system itself refuses here."""
     os.seteuid(65534)
     try:
         with pytest.raises(MoecError, match=r"a: (was not written|cannot be written to): Permission denied"):
@@ -190,7 +190,7 @@ def test_a_failing_rename_puts_the_old_one_back(tmp_path, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no exchange")
 @pytest.mark.parametrize("folder", [True, False])
 def test_readers_and_writers_at_once(tmp_path, folder):
-    """Two writers never fail, and a reader finds one of them whole at every moment."""
+    """Two writers never fail, and a reader finds a complete file of one of them at every moment."""
     path, done, failures = tmp_path / "a", threading.Event(), []
     write(path, f"{OWN} 0", folder=folder)
 

@@ -1,4 +1,4 @@
-"""Files that moec recognises as its own, and those that it does not."""
+"""Files that moec recognises as its own, and files that it does not."""
 
 from __future__ import annotations
 

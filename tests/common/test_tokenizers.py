@@ -1,4 +1,4 @@
-"""Files of tokenizers that the package refuses, or that end its process, are one line; sound ones are read."""
+"""Tokenizer files that the package refuses, or that end its process, give one line; sound ones are read."""
 
 from __future__ import annotations
 

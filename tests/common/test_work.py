@@ -37,7 +37,7 @@ def grouped(sizes=(), sized="width"):
 
 
 def grouped_arguments(*blocks):
-    """Rows, blocks with room for more, their number, and a weight that is not read as a whole."""
+    """Make rows, blocks with room for more, their number, and a weight that is not read completely."""
     table = np.full((len(blocks) + 2, 3), 99, np.int32)
     table[: len(blocks)] = np.reshape(blocks, (-1, 3))
     count = np.array([len(blocks)], np.int32)

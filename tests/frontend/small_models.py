@@ -1,4 +1,4 @@
-"""Models of few nodes that make y, and how they are refused."""
+"""Models of few nodes with output y, and a check of their refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranges of sizes that PyTorch leaves in a file become guards; what they do not say becomes none."""
+"""Ranges of sizes in a file from PyTorch become guards; other conditions do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights stay in their files, and what a model says of its tensors is checked before one is read."""
+"""Weights stay in their files, and a model's declarations of its tensors are checked before one is read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from .small_models import X, model_of, refuse
 
 
 def external(folder, *, location="weights.bin", offset="0", length="24", size=24, shape=(2, 3), width=3):
-    """A model that adds an external tensor of 24 bytes; its data file is written when ``location`` is a plain name."""
+    """Make a model that adds an external tensor of 24 bytes. A data file is written when ``location`` is a plain
+    name."""
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
     for key, value in (("location", location), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=value)
@@ -32,7 +33,7 @@ def external(folder, *, location="weights.bin", offset="0", length="24", size=24
 
 
 def map_behind(tensor):
-    """The memory map that a tensor's array is a part of, None if it is not a part of one."""
+    """Find the memory map that contains a tensor's array. Returns None where there is none."""
     array = tensor.numpy()
     while array is not None and not isinstance(array, mmap.mmap):
         array = array.obj if isinstance(array, memoryview) else getattr(array, "base", None)
@@ -132,7 +133,7 @@ def test_tensors_whose_data_and_shape_disagree():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, bool])
 def test_weights_inside_the_file_are_copied_once(dtype):
-    """One expert of them is read without the others."""
+    """One expert is read without the others."""
     numbers = np.arange(24).reshape(2, 3, 4).astype(dtype)
     constants = [numpy_helper.from_array(numbers, "w"), numpy_helper.from_array(numbers[:0], "empty")]
     model = import_model(model_of([helper.make_node("Add", ["x", "x"], ["y"])], initializers=constants))

@@ -1,4 +1,4 @@
-"""Functions that a model brings along: operators that moec knows, bodies, and inputs that calls leave out."""
+"""Functions in a model: operators that moec knows, bodies, and optional inputs of calls."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_other_functions_are_their_bodies(domain: str, name: str):
 
 
 def test_a_call_that_asks_for_more_than_moec_has_becomes_the_body():
-    """The attribute is one that nobody here knows."""
+    """The call has an attribute that moec does not know."""
     call = "com.microsoft.QuickGelu <later = 1> (x)"
     model = moec.compile(model_of(call, GELU), threads=1)
     np.testing.assert_array_equal(model.run({"x": X})["y"], 2 * X)

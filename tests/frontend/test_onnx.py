@@ -103,7 +103,7 @@ def test_a_branch_is_resolved_when_its_condition_is_constant(constant):
 
 @pytest.mark.parametrize("steps", ["p = Unheard (x)", "p = Squeeze <axes = [0]> (x)"])
 def test_what_a_branch_holds_that_is_never_taken_is_not_refused(steps):
-    """Exporters write both branches of a question about sizes that they know."""
+    """Exporters write both branches of a test of sizes that they know."""
     text = f"""<ir_version: 8, opset_import: ["": 11]> g (float[3] x) => (float[3] y) {{
         sizes = Shape (x)  one = Constant <value = int64[1] {{1}}> ()  same = Equal (sizes, one)
         c = Squeeze <axes = [0]> (same)

@@ -1,4 +1,4 @@
-"""ONNX's C++ in a process of its own: whatever it does to that process is one error here."""
+"""ONNX's C++ code in a separate process: whatever happens to that process is one error here."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def test_a_message_at_the_target_comes_back_as_it_was():
 
 @pytest.mark.parametrize("opset", [13, OPSET])
 def test_what_kills_the_process_is_an_error(opset):
-    """ONNX's inference reads before the front of the shape when batch_dims is negative."""
+    """ONNX's inference reads before the start of the shape when batch_dims is negative."""
     node = helper.make_node("GatherND", ["x", "i"], ["y"], "reader", batch_dims=-2)
     refuse(model_of(node, opset=opset, constants={"i": np.zeros((2, 1), np.int64)}), "crashes with SIG|batch_dims")
 
 
 def test_what_fills_the_memory_is_an_error(monkeypatch):
-    """Data propagation makes a message of every element of an integer vector, whether it knows any or not."""
+    """Data propagation makes a message for every element of an integer vector, known or not."""
     monkeypatch.setattr(onnx_process, "LIMITS", Limits(60, 64 << 20))
     nodes = [helper.make_node("Range", ["zero", "limit", "one"], ["r"]), helper.make_node("Cast", ["r"], ["y"], to=7)]
     constants = {"zero": np.int64(0), "limit": np.int64(2**40), "one": np.int64(1)}

@@ -59,7 +59,7 @@ def test_a_constant_may_be_any_number_of_64_bits(number):
 
 
 def test_nodes_of_the_dialect_keep_its_rules():
-    """A saved graph was edited: the weights of gates stand where the correction bias is expected."""
+    """The saved graph was edited: the gates' weights are in the place of the correction bias."""
     model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 21, "moec" : 1]>
     graph (float[T,8] x, float[T,4] logits) => (float[T,8] y)
     <float[4,6,8] gate = {}, float[4,6,8] up = {}, float[4,8,6] down = {}> {

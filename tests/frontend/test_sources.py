@@ -1,4 +1,4 @@
-"""What users of PyTorch pass to ``moec.compile``: it works, or one line says what to pass instead."""
+"""Objects of PyTorch passed to ``moec.compile``: they work, or one line says what to pass instead."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def affine() -> Any:
 
 
 def of_views() -> Any:
-    """A transposed weight, and a buffer whose numbers PyTorch has negated in name only."""
+    """A transposed weight, and a buffer that PyTorch has negated lazily."""
     shift = torch.tensor([1 + 2j, 3 - 1j]).conj().imag
     assert shift.is_neg()
     return Affine(torch.arange(6.0).reshape(2, 3).t(), shift).eval()

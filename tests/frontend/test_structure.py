@@ -23,7 +23,7 @@ def model_of(*nodes, functions=()):
 
 
 def function_of(name, *calls):
-    """A function that calls others one after the other."""
+    """Make a function that calls others one after the other."""
     names = [f"v{index}" for index in range(len(calls))] + ["v"]
     nodes = [
         helper.make_node(call, [a], [b], domain=domain_of(call))
@@ -102,7 +102,7 @@ def test_a_cycle_in_a_function_and_one_through_a_body():
 
 @pytest.mark.parametrize("levels, fits", [(3, True), (8, True), (11, False), (60, False), (DEEPEST_CALL - 1, False)])
 def test_functions_that_double(levels, fits):
-    """Each calls the one before twice: 2 ** levels nodes."""
+    """Each function calls the one before twice: 2 ** levels nodes."""
     made = [function_of("F0", "Neg"), *(function_of(f"F{i}", f"F{i - 1}", f"F{i - 1}") for i in range(1, levels + 1))]
     proto = model_of(helper.make_node(f"F{levels}", ["x"], ["y"], domain="own"), functions=made)
     if fits:

@@ -1,4 +1,4 @@
-"""Text models with keys and values in and out: tokens one by one give what all of them give at once."""
+"""Text models with keys and values as inputs and outputs: tokens one by one give the logits of all at once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tiny(family: str) -> Any:
 
 
 def decoded(model: moec.CompiledModel, ids: Any, first: int) -> Any:
-    """Logits of ``first`` tokens at once and the others one by one."""
+    """Compute logits of ``first`` tokens at once and of the others one by one."""
     session = model.session(batch=len(ids))
     return np.concatenate(
         [session.run(part, last=None) for part in np.split(ids, range(first, ids.shape[1]), axis=1)], axis=1
@@ -46,7 +46,7 @@ def decoded(model: moec.CompiledModel, ids: Any, first: int) -> Any:
 @pytest.mark.nightly
 @pytest.mark.parametrize("family", ["Mixtral", "GptOss"])
 def test_tokens_one_by_one(family: str) -> None:
-    """Windows of 8 tokens, which are shorter than the text."""
+    """Windows have 8 tokens, fewer than the text."""
     module = tiny(family)
     model = moec.compile(module, cache=True, threads=1)
     assert [str(spec) for spec in model.inputs[:2]] == [
@@ -60,7 +60,7 @@ def test_tokens_one_by_one(family: str) -> None:
 
 
 def test_all_states_have_one_batch_and_one_past() -> None:
-    """Also those that the module itself never compares with one another: without them a run begins."""
+    """The module itself never compares some of these sizes."""
     config = transformers.Qwen3NextConfig(
         **SIZES,
         num_experts=4,

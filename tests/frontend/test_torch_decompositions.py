@@ -1,4 +1,4 @@
-"""Operators decomposed one by one: what the program then computes, and when PyTorch traces it again instead."""
+"""Operators decomposed one by one: the program computes the same, and PyTorch traces again only where necessary."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Function(torch.nn.Module):
 
 
 def decomposed(function: Callable[[Any], Any]) -> tuple[Any, bool]:
-    """The program of a function of x [rows, 4] and whether PyTorch traced it again; that both compute the same is
-    checked."""
+    """Decompose the program of a function of x [rows, 4]. Returns it and whether PyTorch traced it again; checks that
+    both compute the same."""
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     module = Function(function).eval()
     with torch.no_grad():
@@ -36,7 +36,7 @@ def decomposed(function: Callable[[Any], Any]) -> tuple[Any, bool]:
         found = program.run_decompositions(table)
         torch.testing.assert_close(found.module(check_guards=False)(x[:5]), module(x[:5]))
     assert str(program.graph) == before
-    return found, found.verifier is not program.verifier  # only what is traced again is of another dialect
+    return found, found.verifier is not program.verifier  # only a program that was traced again has another dialect
 
 
 def targets(program: Any) -> set[Any]:

@@ -1,4 +1,4 @@
-"""What torch.export took for granted is checked when the model is called, or said, or refused."""
+"""Assumptions of torch.export are checked when the model is called, reported, or refused."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_branch_on_a_size_is_checked() -> None:
 
 
 def test_a_range_survives_in_a_file(tmp_path) -> None:
-    """Conditions that are no range do not: nothing in the file tells that a length has to be even."""
+    """Conditions that are no ranges are lost: nothing in the file says that a length has to be even."""
     branch = Function(lambda x: x * 2 if x.shape[1] <= 16 and x.shape[1] % 2 == 0 else x * 3).eval()
     program = torch.onnx.export(
         branch, (X,), dynamic_shapes=(({0: "batch", 1: "length"},),), dynamo=True, verbose=False
@@ -142,13 +142,13 @@ def test_sizes_of_one_name_must_be_equal() -> None:
 
 
 def test_one_token_is_let_in_where_the_module_agrees() -> None:
-    """The branch decides nothing: the sum over one token is that token."""
+    """The branch has no effect: the sum over one token is that token."""
     found = conditions(lambda x: x.sum(1) if x.shape[1] != 1 else x[:, 0], (X,), {1: DYNAMIC})
     assert found.guards == () and len(found.tried) == 1 and found.tried[0].endswith(" = 1")
 
 
 def test_a_single_token_is_let_in_where_the_module_agrees() -> None:
-    """What excludes it is about two sizes, and stays for others, where it excludes others."""
+    """The guard is about two sizes; it stays where it also excludes other sizes."""
 
     def doubled(x: torch.Tensor, is_other: bool) -> torch.Tensor:
         return x * 2 if is_other else x + x

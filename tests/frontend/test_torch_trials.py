@@ -1,4 +1,4 @@
-"""Sizes of 0 and 1 that guards exclude, tried or not: what is left of the guards."""
+"""Guards that remain after sizes of 0 and 1 that they exclude were tried, or not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from moec.frontend.torch_trials import let_in
 
 
 def agreeing_on(*accepted):
-    """On zero tokens the module does not run."""
+    """The module does not run on zero tokens."""
     return lambda sizes: None if sizes.get("seq") == 0 else dict(sizes) in accepted
 
 

@@ -1,4 +1,4 @@
-"""Names, numbers and rows that are alike, shown once."""
+"""Similar names, numbers and rows are shown once."""
 
 from __future__ import annotations
 

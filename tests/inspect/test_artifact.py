@@ -1,4 +1,4 @@
-"""What ``moec inspect`` shows of an artifact, printed."""
+"""Printed output of ``moec inspect``."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def block(name: str, experts: int = 4, stored: str = "float32") -> dict[str, Any
 
 
 def shown(target: str = "cpu", at_most: int | None = None, **changed: Any) -> list[str]:
-    """The lines of a description, or of the first few things that are shown of it, with single spaces."""
+    """Print a description, or its first few parts, and return the lines with single spaces."""
     description = {
         "target": target,
         "moec_version": "0",

@@ -1,4 +1,4 @@
-"""What is said of one expert."""
+"""Descriptions of one expert."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays of a profile that do not fit its head, or hold what no measurement gives, are refused when they are read."""
+"""Arrays of a profile that do not fit its head, or hold impossible numbers, are refused when they are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ``.moeprof`` file: what is read is what was written; what was not written so is refused in one line."""
+"""The ``.moeprof`` file is read back as written; any other file is refused in one line."""
 
 from __future__ import annotations
 
@@ -117,7 +117,8 @@ def test_merging_adds_counts_and_selects_rows(tmp_path):
 
 
 def test_errors_of_merged_profiles_are_of_the_rows_that_are_kept(tmp_path):
-    """400 tokens, 2 rows kept, and 100, 1 kept: the mean error of all is 0.8 of the first and 0.2 of the other."""
+    """400 tokens with 2 rows kept, and 100 with 1 kept: the mean error of all is 0.8 of the first and 0.2 of the
+    other."""
     profiles = []
     for name, count, kept, error in (("one", 400, 2, 6.0), ("two", 100, 1, 8.0)):
         arrays = {

@@ -1,4 +1,4 @@
-"""A language model that goes from one byte to the next of a text, with a tokenizer of bytes, so that what comes out is
+"""A language model that maps each byte of a text to the next one, with a tokenizer of bytes, so that its output is
 known."""
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ BYTES, START, END = 256, 256, 257
 
 
 def tokenizer_json(path: pathlib.Path) -> pathlib.Path:
-    """Byte b is token b's place in the order of GPT-2's characters; then <s> and </s>."""
+    """Write a tokenizer in which byte b is the token at b's place in the order of GPT-2's characters; then come <s> and
+    </s>."""
     tokenizers = pytest.importorskip("tokenizers")
     made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=_vocabulary(tokenizers), merges=[]))
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -31,7 +32,7 @@ def _vocabulary(tokenizers) -> dict[str, int]:
 
 
 def model_of(text: str, folder: pathlib.Path, **options) -> moec.CompiledModel:
-    """A model that goes on with ``text``, whose bytes are all different, from any of its beginnings, and then ends."""
+    """Make a model that completes any beginning of ``text``, whose bytes are all different, and then ends."""
     import tokenizers
 
     path = tokenizer_json(folder / "tokenizer.json")

@@ -85,7 +85,7 @@ def pristine_artifact(program, context, tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def artifact_path(pristine_artifact, tmp_path) -> pathlib.Path:
-    """An artifact that the test may damage."""
+    """Copy the artifact, so that the test may damage it."""
     return pathlib.Path(shutil.copytree(pristine_artifact, tmp_path / "model.moec"))
 
 

@@ -14,8 +14,8 @@ from moec.targets.cuda.device.driver import CUDA
 
 
 class EmulatedDriver:
-    """Writes down what it is asked for. A launch does what a GPU would: the kernels of the run that was captured, on
-    the memory that they had then."""
+    """Driver that records its calls. A launch runs the kernels of the captured run on the memory that they had then, as
+    a GPU would."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -55,7 +55,7 @@ class EmulatedDriver:
 
 
 class Foreign:
-    """An array of a library that moec does not know, in the GPU's memory."""
+    """An array in the GPU's memory from a library that moec does not know."""
 
     def __init__(self, tensor: Any) -> None:
         self.tensor = tensor
@@ -68,7 +68,7 @@ class Foreign:
 
 
 def on_gpu(array: np.ndarray) -> Any:
-    """The runtime's tensor with the array's numbers, in what takes the place of the GPU's memory."""
+    """Copy an array to the stand-in for the GPU's memory, as the runtime's tensor."""
     source = to_runtime(array)
     tensor = new_tensor(source.shape, source.dtype, CUDA)
     if array.size:
@@ -77,7 +77,7 @@ def on_gpu(array: np.ndarray) -> Any:
 
 
 def numbers_of(tensor: Any) -> np.ndarray:
-    """What a result on the GPU holds."""
+    """Copy a result on the GPU to the host."""
     ffi = load_ffi()
     host = new_tensor(tensor.shape, tensor.dtype, CPU)
     ffi.get_global_func("runtime.TVMTensorCopyFromTo")(tensor, host)

@@ -1,4 +1,4 @@
-"""Manifests that somebody changed, with a valid digest again, as a forger would make them."""
+"""Altered manifests with a valid digest, as a forger would make them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moec.runtime.read_manifest import parse_manifest
 
 
 def signed(content: dict[str, Any]) -> str:
-    """The text of a manifest with this content, and the digest that belongs to it."""
+    """Write a manifest with this content and the digest that belongs to it."""
     content.pop("digest", None)
     return json.dumps({**content, "digest": digest_of_content(content)})
 
@@ -26,7 +26,7 @@ def rewrite_manifest(path: pathlib.Path, **changes) -> None:
 
 
 def rewrite_program(path: pathlib.Path, **changes) -> None:
-    """The same for fields of the only program."""
+    """Change fields of the only program in an artifact's manifest."""
     (program,) = manifest_of(path).programs
     rewrite_manifest(path, programs=[dataclasses.replace(program, **changes)])
 

@@ -1,4 +1,4 @@
-"""Artifacts that are read: what was written comes back, and whatever is wrong with one is said in one line."""
+"""Artifacts are read back as written, and every fault of one is a single line."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_manifest_round_trips(artifact_path):
 
 
 def test_numbers_as_keys_are_read_back(artifact_path):
-    """They are text in JSON, and sort as such: 10 before 9."""
+    """They are text in JSON, and are sorted as such: 10 before 9."""
     changed = dataclasses.replace(manifest_of(artifact_path), provenance={"source": {9: "nine", 10: "ten"}})
     assert parse_manifest(print_manifest(changed), "test").provenance == {"source": {"9": "nine", "10": "ten"}}
 
@@ -93,7 +93,7 @@ def test_states_are_described(artifact_path):
     assert model.describe()["states"] == [{"input": "ids", "output": "ids_out", "axis": None}]
 
 
-# --- everything wrong is one line ------------------------------------------------------------------------------------
+# --- every fault is one line -------------------------------------------------------------------------------------
 
 
 def test_missing(tmp_path):

@@ -1,4 +1,4 @@
-"""Conversations as text: all of them by one process, within limits."""
+"""Conversations as text: one process renders all of them, within limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which code of an artifact a GPU runs, and what is said where there is no GPU."""
+"""Selection of an artifact's code for a GPU, and the messages where there is no GPU."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_no_code_that_fits(architectures, capability, message):
 
 @pytest.fixture
 def for_gpu(pristine_artifact):
-    """An artifact for a GPU, with code for compute capability 8.0."""
-    load_ffi()  # its library is not the one that tests take away
+    """Make an artifact for a GPU, with code for compute capability 8.0."""
+    load_ffi()  # its library is not the one that tests remove
     artifact = open_artifact(pristine_artifact)
     artifact.manifest.target = "cuda"
     (program,) = artifact.manifest.programs

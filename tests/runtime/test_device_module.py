@@ -1,4 +1,4 @@
-"""The device module inside host code: taken apart, and given other code."""
+"""The device module inside host code: parsed, and given other code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads that load, compile and import at once, as the first thing that a process does."""
+"""Threads that load, compile and import at the same time, first thing in a process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text from models: what comes out, piece by piece, and what ends it."""
+"""Text from models: its pieces, and its end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_text_goes_on_to_its_end(model):
     pieces = []
     (found,) = moec.generate(model, "abc", on_text=lambda place, piece: pieces.append((place, piece)))
     assert found.text == TEXT[3:] and found.ended == "end" and found.prompt_tokens == 3
-    assert [piece for _, piece in pieces] == list(TEXT[3:])  # characters, never parts of one
+    assert [piece for _, piece in pieces] == list(TEXT[3:])  # whole characters, never parts of one
     assert len(found.ids) == len(TEXT[3:].encode())
 
 
@@ -104,7 +104,7 @@ def test_draws_side_by_side_are_those_of_each_place(model):
     ("sizes", "body"), [("PR", "grown = Concat <axis = 1> (kept, new) "), ("11", "grown = Add (kept, total) ")]
 )
 def test_prompts_side_by_side_with_states_that_grow_and_that_are_replaced(sizes, body):
-    """The next token of the model is the sum of all before, modulo 5, by a cache that grows or by one number."""
+    """The model's next token is the sum of all before, modulo 5, by a cache that grows or by one number."""
     states = moec.compile(_summing(*sizes, body))
     assert states.states
     prompts = [[1, 2, 3, 4], [3], [2, 2], [4, 4, 4, 1, 0, 2]]
@@ -120,7 +120,7 @@ def test_prompts_share_runs_of_the_model(model, monkeypatch):
     runs, run = [], Session.run
     monkeypatch.setattr(Session, "run", lambda self, ids, **others: runs.append(ids.shape) or run(self, ids, **others))
     moec.generate(model, ["abc", "a", "abc"], max_new_tokens=3, batch=8)
-    assert runs == [(3, 1), (3, 1), (3, 1), (3, 1), (3, 1)]  # two tokens more of the longer ones beside the new ones
+    assert runs == [(3, 1), (3, 1), (3, 1), (3, 1), (3, 1)]  # two more tokens of the longer ones next to the new ones
     runs.clear()
     moec.generate(model, ["abc dé", "a", "ab"], max_new_tokens=1)  # too unequal for one batch
     assert runs == [(2, 1), (2, 1), (1, 7)]
@@ -129,7 +129,7 @@ def test_prompts_share_runs_of_the_model(model, monkeypatch):
 def test_prompts_are_independent_and_draws_follow_the_seed(model):
     options = {"temperature": 3.0, "max_new_tokens": 12}
     both = moec.generate(model, ["ab", "ab"], seed=1, **options)
-    assert both[0].ids != both[1].ids  # each draws numbers of its own
+    assert both[0].ids != both[1].ids  # each has its own random numbers
     assert both[0].ids == moec.generate(model, "ab", seed=1, **options)[0].ids
     assert both[0].ids != moec.generate(model, "ab", seed=2, **options)[0].ids
 
@@ -248,7 +248,7 @@ def test_the_tokenizer_is_kept(model, tmp_path):
     model.save(tmp_path / "copy.zip")
     copy = moec.load(tmp_path / "copy.zip")
     assert moec.generate(copy, "abc")[0].text == TEXT[3:]
-    assert copy.describe()["text"]["end_ids"] == [256, 257]  # no configuration says: all special tokens
+    assert copy.describe()["text"]["end_ids"] == [256, 257]  # all special tokens, without a configuration
     (tmp_path / "copy.moec").mkdir()
     model.save(tmp_path / "copy.moec")
     (tmp_path / "copy.moec/text/tokenizer.json").write_text("{}")
@@ -272,7 +272,7 @@ def _identity():
 
 
 def _counting():
-    """Behind token n comes n + 1, modulo 5."""
+    """Token n is followed by n + 1, modulo 5."""
     return parsed(
         "int64[B,S] input_ids) => (float[B,S,5] logits) <int64 one = {1}, int64 five = {5}, float[2] flat = {0, 1}> "
         "{ next = Add (input_ids, one)  token = Mod (next, five)  logits = OneHot (token, five, flat) }"

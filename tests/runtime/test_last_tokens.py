@@ -1,5 +1,4 @@
-"""Programs that compute logits of the last tokens alone where no others are wanted, with the numbers that they have
-among the logits of all."""
+"""Programs that compute only the requested logits of the last tokens, equal to those among all logits."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ def routed() -> CompiledModel:
 
 
 def rows_of(model: CompiledModel, symbol: str, **options: int) -> int:
-    """How many rows a kernel computes in a run."""
+    """Count the rows that a kernel computes in a run."""
     calls = []
     executor = model._executor
     arrays = executor._check(model._first_states.beside({"ids": IDS}))
@@ -90,7 +89,7 @@ def test_a_session_is_asked_for_a_number(routed: CompiledModel, last: object) ->
 @pytest.mark.parametrize(
     ("ids", "others", "body"),
     [
-        ("float[B,S,4] e", "", "logits = MatMul (e, table)"),  # nothing says how many tokens there are
+        ("float[B,S,4] e", "", "logits = MatMul (e, table)"),  # the number of tokens is unknown
         ("int64[B,S] ids", ", float[B,S,9] more", f"{EMBEDDED} logits = MatMul (e, table) more = Neg (logits)"),
         ("int64[B,S] ids", "", f"{EMBEDDED} wide = MatMul (e, table) logits = CumSum (wide, axis)"),
     ],

@@ -1,4 +1,4 @@
-"""Tensors on a GPU go in and come out where they are, in the order of the caller's stream. The emulator is the GPU."""
+"""Tensors on a GPU are used and returned in place, in the order of the caller's stream. The emulator is the GPU."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class TorchResult(Foreign):
 
 @pytest.fixture
 def torch_on_gpu(monkeypatch):
-    """A PyTorch whose tensors are on the GPU, and whose current stream is number 99."""
+    """Emulate a PyTorch whose tensors are on the GPU, and whose current stream is number 99."""
     fake = types.ModuleType("torch")
     stream = types.SimpleNamespace(cuda_stream=99)
     fake.Tensor, fake.from_dlpack = TorchTensor, TorchResult
@@ -200,7 +200,7 @@ def gpu_with_driver(artifact):
 
 @pytest.fixture
 def captured(artifact):
-    """A model that captures its runs, and the driver that it asks."""
+    """Load a model that captures its runs, with the driver that it calls."""
     opened = open_artifact(artifact)
     device, driver = gpu_with_driver(opened)
     model = CompiledModel(opened, device=device, cuda_graphs=True)
@@ -217,7 +217,7 @@ def test_runs_are_captured_once_per_sizes_and_launched_from_then_on(captured, mo
         values = {name: array + turn for name, array in inputs(rows).items()}
         outputs = compiled.run(place(values))
         kept.append((outputs, model.run(values)))
-    for outputs, plain in kept:  # every run owns its results, also after later ones
+    for outputs, plain in kept:  # every run owns its results, even after later ones
         for name, array in plain.items():
             np.testing.assert_array_equal(read(outputs[name]), array)
     captures = [call for call in driver.calls if "copy" not in call]
@@ -257,7 +257,7 @@ def test_the_graph_that_was_not_used_for_the_longest_goes(captured, monkeypatch)
 
 
 def test_other_crossovers_are_captured_anew(captured):
-    """The host reads them at capture alone."""
+    """The host reads crossovers only during capture."""
     compiled, driver = captured
     for _ in range(2):
         compiled.run(inputs())

@@ -1,4 +1,4 @@
-"""Where weights lie: mapped, or copied into huge pages, and who decides."""
+"""Placement of weights: mapped, or copied into huge pages, and the rules for it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def file(tmp_path) -> pathlib.Path:
 
 @pytest.fixture
 def offered(monkeypatch, tmp_path) -> pathlib.Path:
-    """Huge pages are to be had, for files of any size; the file with the system's setting."""
+    """Offer huge pages for files of any size. Returns the file with the system's setting."""
     setting = tmp_path / "enabled"
     setting.write_text("always [madvise] never\n")
     monkeypatch.setattr(pages, "_SETTING", setting)
@@ -116,7 +116,7 @@ def test_models_run_from_either(kind, artifact_path, inputs):
 
 
 def test_a_file_that_is_cut_between_runs_is_an_error(tmp_path):
-    """The process would end (SIGBUS) where it reads what is no longer there."""
+    """The process would end (SIGBUS) when it reads the missing part."""
     from .test_first_calls import products
 
     moec.compile(products(0), output=tmp_path / "a.moec", passes="O1")

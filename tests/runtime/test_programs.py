@@ -1,4 +1,4 @@
-"""Several programs in one artifact: which weights they share, and which of them is meant."""
+"""Several programs in one artifact: the weights they share, and the selection of one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Records that describe an artifact to people: a field that something reads and that is missing, or of another type, is
-refused when the manifest is read."""
+"""Records that describe an artifact to people: a field that is used but missing, or of another type, is refused when
+the manifest is read."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_what_is_missing_or_of_another_type(artifact_path: Any, tmp_path: pathli
 
 
 def test_records_that_are_right(artifact_path: Any, tmp_path: pathlib.Path) -> None:
-    """Sizes that are not known are null; blocks over dispatched rows have products in the place of experts."""
+    """Unknown sizes are null; blocks over dispatched rows have products instead of experts."""
     shutil.copytree(artifact_path, tmp_path / "a")
     changed(tmp_path / "a", (*BLOCK, "top_k"), None)
     changed(tmp_path / "a", (*BLOCK, "products"), [{"name": "up", "inputs": 3, "outputs": None}])

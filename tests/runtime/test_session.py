@@ -1,4 +1,4 @@
-"""Sessions: runs one after the other compute what one run of everything computes."""
+"""Sessions: consecutive runs compute the same as one run of all tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def compiled(inputs: str, outputs: str, body: str, constants: str = "int64[1] on
 
 @pytest.fixture(scope="module")
 def attending() -> CompiledModel:
-    """Causal attention over keys and values that grow, under a mask."""
+    """Make causal attention over keys and values that grow, under a mask."""
     cache = "float[B,1,P,4] k, float[B,1,P,4] v"
     return compiled(
         f"int64[B,S] ids, int64[B,M] attention_mask, {cache}",
@@ -37,7 +37,7 @@ def attending() -> CompiledModel:
 
 @pytest.fixture(scope="module")
 def recurrent() -> CompiledModel:
-    """The sum of everything before, as a state that is replaced."""
+    """Make the sum of everything before, as a state that is replaced."""
     return compiled(
         "int64[B,S] ids, float[B,1,4] kept",
         "float[B,S,4] logits, float[B,1,4] next",
@@ -104,7 +104,8 @@ def test_truncated_tokens_are_forgotten(name, request):
 
 
 def test_a_state_that_could_become_either_of_two_is_given_to_each_run():
-    """The program holds it; the session, which has no way to tell, holds the others' as it holds theirs."""
+    """The program can hold the other state; the session cannot tell which output it becomes, so each run takes it as an
+    input."""
     model = compiled(
         "int64[B,S] ids, float[B,P,4] past, float[B,Q,4] other",
         "float[B,S,4] logits, float[B,R,4] present, float[B,T,4] either, float[B,T,4] or",
@@ -160,7 +161,7 @@ def test_padding_on_the_left_does_not_count(attending):
 
 @pytest.fixture(scope="module")
 def counting() -> CompiledModel:
-    """Grouped queries over a cache, whose lengths are a mask's ones."""
+    """Make grouped queries over a cache, whose lengths are counts of a mask's ones."""
     text = """<ir_version: 10, opset_import: ["" : 24, "com.microsoft" : 1]>
         graph (int64[B,S] ids, int64[B,M] attention_mask, float[B,1,P,4] k, float[B,1,P,4] v)
         => (float[B,S,4] logits, float[B,1,R,4] pk, float[B,1,R,4] pv) <TABLE, int64[1] one = {1}, int64 last = {-1}> {
@@ -235,7 +236,7 @@ def test_caches_with_room():
 
 
 def test_caches_whose_length_is_told():
-    """Attention over a cache with room: nonpad_kv_seqlen says how much of it there is."""
+    """Attention over a cache with room: nonpad_kv_seqlen says how much of it is used."""
     model = compiled(
         "int64[B,1] ids, int64[B] write_indices, int64[B] nonpad_kv_seqlen, float[B,1,5,4] cache",
         "float[B,1,4] logits, float[B,1,5,4] next",

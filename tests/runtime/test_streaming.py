@@ -1,4 +1,4 @@
-"""Models whose weights are larger than the memory they may take compute what they compute with all of them."""
+"""Models whose weights are larger than the memory they may take compute the same as with all of them in memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EXPERT = 48 * 64 * 4 * 3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
-    """Two layers of eight experts, of which a token takes two; compiled to stream them."""
+    """Make two layers of eight experts, of which a token selects two, compiled to stream them."""
     path = tmp_path_factory.mktemp("streamed")
     moec.compile(language_model(path / "model.onnx"), resident="1MiB", output=path / "model.moec")
     return path / "model.moec"
@@ -42,7 +42,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def expected(folder) -> list[np.ndarray]:
-    """What each token gets, and all of them together."""
+    """Compute the result of each token, and of all of them together."""
     model = moec.load(folder)
     assert model.placement.pages == "mapped"  # there is memory for all
     assert model.streamed is None
@@ -70,7 +70,7 @@ def test_tokens_are_those_of_a_model_in_memory(more, threads, folder, expected):
     model = moec.load(folder, resident=least(folder) + more * EXPERT, threads=threads)
     assert model.placement.pages == "streamed"
     check_tokens(model, expected)
-    assert model.streamed is not None and model.streamed.bytes_read > 16 * EXPERT  # some came more than once
+    assert model.streamed is not None and model.streamed.bytes_read > 16 * EXPERT  # some were selected more than once
     assert model._experts is not None and model._experts.used <= model._experts.room
     if more == 6:  # a whole layer
         np.testing.assert_array_equal(run(model, IDS), expected[-1])
@@ -90,7 +90,7 @@ def test_experts_are_read_before_they_are_chosen(folder, expected):
 
 
 def test_experts_in_memory_take_the_places_of_others(folder, expected, tmp_path, monkeypatch):
-    """What comes out is what the interpreter makes of the same model with the same experts in memory."""
+    """The interpreter computes the same with the same experts in memory."""
     asked, ask = [], StreamedExperts.tolerance
 
     def noted(experts: StreamedExperts, layer: int) -> np.ndarray:
@@ -112,7 +112,7 @@ def test_experts_in_memory_take_the_places_of_others(folder, expected, tmp_path,
     check_tokens(again, found)
     check_tokens(exact, expected)
     assert again.streamed is not None and exact.streamed is not None
-    assert again.streamed.expected == exact.streamed.expected == 0  # neither reads ahead, which counts as it is in time
+    assert again.streamed.expected == exact.streamed.expected == 0  # reading ahead would make results depend on time
     assert again.streamed.there > exact.streamed.there
 
 

@@ -1,4 +1,4 @@
-"""Teams: every part of a loop is done once, by whoever comes, whether workers are awake or asleep."""
+"""Teams: every part of a loop is computed once, by any thread, whether workers are awake or asleep."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def executor_of(model: moec.CompiledModel):
 
 
 def run_in(model: moec.CompiledModel, team: Team | None, values: np.ndarray) -> dict[str, np.ndarray]:
-    """The model on the calling thread, with the workers of a team."""
+    """Run the model on the calling thread, with the workers of a team."""
     program = executor_of(model)._program
     program._join(0 if team is None else team.address)
-    program._joined = None  # what the executor is going to ask for, so that it leaves the team alone
+    program._joined = None  # the team that the executor will ask for, so that it leaves this one alone
     return model.run({"x": values})
 
 
@@ -49,7 +49,7 @@ def new_team(model: moec.CompiledModel, count: int, looks: int, monkeypatch) -> 
 
 
 def end(team: Team) -> None:
-    """Workers leave; those that sleep, with the next job."""
+    """Let workers leave; sleeping ones leave with the next job."""
     team._memory[264:268].view(np.uint32)[0] = 1
 
 
@@ -73,7 +73,7 @@ def test_results_are_those_of_one_thread(model, count, looks, monkeypatch):
 
 
 def test_workers_take_part(model, monkeypatch):
-    """Their processor time grows: with one thread that launches, somebody else must have computed."""
+    """Their processor time grows: with one launching thread, another thread must have computed."""
     before = set(threading.enumerate())
     team = new_team(model, 2, 20_000, monkeypatch)
     started = [thread for thread in threading.enumerate() if thread not in before]

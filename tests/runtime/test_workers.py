@@ -1,4 +1,4 @@
-"""The threads that kernels run in: who launches, turns, forks, and limits of the system."""
+"""Threads that kernels run in: launching, turns, forks, and limits of the system."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_turns_come_in_the_order_of_those_who_wait():
 
 @pytest.mark.parametrize("passed_on", [False, True])
 def test_an_interrupted_waiter_keeps_nobody_waiting(monkeypatch, passed_on):
-    """Whether or not the turn had come to it when it was interrupted."""
+    """The turn may or may not have come when it was interrupted."""
     turns = Turns()
     turns.take()
 
@@ -141,7 +141,7 @@ def test_sixteen_threads_at_once_are_right_and_each_gets_its_share(pristine_arti
 
 @several_cores
 def test_callers_of_the_pool_and_others_are_served_alike():
-    """A caller of the pool waits for its turn itself: the pool is not one caller for all of its own."""
+    """A caller of the pool waits for its turn itself, so that all callers of the pool do not count as one."""
     ways, runs, end = Ways(2, has_team=False), [0] * 8, time.monotonic() + 0.5
 
     def call(caller: int) -> None:
@@ -194,7 +194,7 @@ def test_an_interruption_after_the_turn_has_come_gives_it_back(count, monkeypatc
 
 
 def test_a_run_that_is_handed_over_when_an_interruption_comes_is_done_once_or_not_at_all(monkeypatch):
-    """Whichever it is, the next one has its turn when it is over."""
+    """In both cases the next caller gets its turn afterwards."""
     ways, done = Ways(2, has_team=False), []
     submit = workers._Pool.submit
 
@@ -315,6 +315,6 @@ os._exit(0)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signals a process that computes")
 def test_waiting_for_the_pool_is_interrupted_at_once():
-    """In a process of its own: what other tests' libraries do to signals is not what is tested."""
+    """It runs in a process of its own, because libraries of other tests change the handling of signals."""
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
     assert done.stdout == "interrupted before the end\n", done.stderr

@@ -1,4 +1,4 @@
-"""Artifacts that are written: whole or not at all, and in the place of nothing but what moec wrote."""
+"""Artifacts are written completely or not at all, and only in the place of files that moec wrote."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_what_users_put_into_an_artifact_survives(program, context, artifact_pat
 def test_an_artifact_of_another_format_version_is_replaced(program, context, artifact_path, inputs):
     content = json.loads((artifact_path / MANIFEST).read_text())
     (artifact_path / MANIFEST).write_text(signed({**content, "format_version": 1, "inputs": "older"}))
-    (artifact_path / "src" / "add_multiply.tir").unlink()  # what is missing cannot be lost
+    (artifact_path / "src" / "add_multiply.tir").unlink()  # a missing file cannot be lost
     write_artifact(artifact_path, program, context)
     assert load(artifact_path).run(inputs)["y"].shape == (3, 4)
 
@@ -164,7 +164,7 @@ def test_a_copy_is_of_what_was_loaded(program, context, artifact_path, tmp_path)
 
 
 def _fill_disk(monkeypatch) -> None:
-    """Every write to a new binary file fails as on a full disk, at the second write."""
+    """Let every write to a new binary file fail as on a full disk, at the second write."""
     original = pathlib.Path.open
 
     class Full:

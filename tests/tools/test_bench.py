@@ -1,4 +1,4 @@
-"""What a benchmark knows of kernels beside their times."""
+"""Kernels in benchmark results: their calls and their work."""
 
 from __future__ import annotations
 

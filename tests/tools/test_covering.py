@@ -1,4 +1,4 @@
-"""Inputs are chosen so that they take the sides of a model's decisions."""
+"""Inputs are selected to take the sides of a model's decisions."""
 
 from __future__ import annotations
 

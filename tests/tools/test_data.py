@@ -1,4 +1,4 @@
-"""What text becomes for models that take more than token ids."""
+"""Batches from text for models that take more than token ids."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STATE = TensorSpec("past.1.conv", "float32", ("rows", 6, 3))
 
 @pytest.fixture
 def text(tmp_path: pathlib.Path) -> Text:
-    """A tokenizer of the words a and b; the text abababab lies beside it."""
+    """Write a tokenizer of the words a and b, next to the text abababab."""
     tokenizers = pytest.importorskip("tokenizers")
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()

@@ -1,4 +1,4 @@
-"""Models side by side, against numbers computed from their tables of logits."""
+"""Several models evaluated together, against numbers computed from their tables of logits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def table(seed: int) -> np.ndarray:
 
 
 def bigrams(logits: np.ndarray, mask: bool = False) -> moec.CompiledModel:
-    """ids [rows, length] → logits [rows, length, V], the row of a table for each token."""
+    """Map ids [rows, length] to logits [rows, length, V], the row of a table for each token."""
     inputs = [helper.make_tensor_value_info("ids", TensorProto.INT64, ["rows", "length"])]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", "length", V])]
     nodes = [helper.make_node("Gather", ["table", "ids"], ["logits"])]
@@ -67,7 +67,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def losses(seed: int, ids: np.ndarray = IDS) -> np.ndarray:
-    """[rows, length - 1]: minus the log of the next token's probability."""
+    """Compute [rows, length - 1]: minus the log of the next token's probability."""
     return -log_softmax(table(seed))[ids[:, :-1], ids[:, 1:]]
 
 
@@ -207,7 +207,7 @@ def test_rows_of_text(models, tmp_path):
 
 
 def holding(content, name="text/tokenizer.json"):
-    """A model whose artifact holds a tokenizer, or None."""
+    """Make a model whose artifact holds a tokenizer, or none."""
     entry = None if content is None else SimpleNamespace(tokenizer=name, checked_by="0")
     artifact = SimpleNamespace(manifest=SimpleNamespace(text=entry), text={name: content}.__getitem__)
     return SimpleNamespace(artifact=artifact)

@@ -1,4 +1,4 @@
-"""--verify-each: a pass that changes what the graph computes is named, with the output and the inputs."""
+"""--verify-each: a pass that changes the graph's results is named, with the output and the inputs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def built(text: str = "y = Min (x, limit)", inputs: str = "float[N,4] x") -> ir.
 
 @dataclasses.dataclass(frozen=True)
 class Rewrites:
-    """Puts another graph in the place of the model's."""
+    """A pass that replaces the model's graph."""
 
     name: ClassVar[str] = "rewrites"
     exactness: ClassVar[str] = "exact"

@@ -1,4 +1,4 @@
-"""Gradients of a loss with respect to layers, where they are known."""
+"""Gradients of a loss with respect to layers, in a case where they are known."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class Scaled(torch.nn.Module):
 
 
 class Model(torch.nn.Module):
-    """first, then second, which returns a tuple; nothing reads what ``unread`` returns, and ``unused`` does not run."""
+    """Two layers, the second of which returns a tuple; the result of ``unread`` is ignored, and ``unused`` does not
+    run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ BATCHES = [torch.ones(2, 3, WIDTH), torch.ones(1, 5, WIDTH)]
 
 
 def test_squared_norms_of_gradients_by_token(profile, tmp_path):
-    """The loss is 5 times the sum of outputs: gradients are 5 behind the second layer, 15 behind the first."""
+    """The loss is 5 times the sum of outputs: gradients are 5 after the second layer, 15 after the first."""
     module = model()
     found = sensitivities(module, BATCHES, lambda x: 5 * module(x).sum(), ["first", "second"], profile, tmp_path / "s")
     assert found == [15**2 * WIDTH, 5**2 * WIDTH]

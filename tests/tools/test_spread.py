@@ -1,4 +1,4 @@
-"""What is found in models of 16 bits and in those that round activations, and what is not taken for a fault there."""
+"""Faults are found in models of 16 bits and in models that round activations, and different roundings are accepted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROUNDING = {
 
 
 def narrow_model(dtype: str) -> ir.Model:
-    """A layer of six experts with biases that computes in 16 bits throughout."""
+    """Make a layer of six experts with biases that computes in 16 bits throughout."""
     kind, numbers = TYPES[dtype]
     model = model_of(LAYER)
     for value in model.graph.initializers.values():
@@ -47,7 +47,7 @@ def narrow_model(dtype: str) -> ir.Model:
 
 
 def stacks(model: ir.Model, rank: int) -> list[ir.Value]:
-    """Weights (rank 3) or biases (rank 2) of all experts."""
+    """List the weights (rank 3) or biases (rank 2) of all experts."""
     found = model.graph.initializers.values()
     return [
         one for one in found if len(one.shape) == rank and one.shape[0] == LAYER.E and one.dtype.is_floating_point()
@@ -73,7 +73,7 @@ def feeds(dtype: str, tokens: int = 200) -> dict[str, np.ndarray]:
 
 
 def rounding_model(arithmetic: str, fault: str = "none") -> ir.Model:
-    """A layer of six experts with biases in float32 whose products round activations."""
+    """Make a layer of six experts with biases in float32 whose products round activations."""
     model = model_of(LAYER)
     if fault != "none":
         changed(model, fault)
@@ -94,7 +94,7 @@ def test_faults_of_one_expert_are_found_in_16_bits(dtype, fault):
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_other_rounding_is_no_fault(dtype):
-    """What a choice that was nearly undecided does to a row, included."""
+    """A nearly undecided selection may change a row, too."""
     model, given = narrow_model(dtype), feeds(dtype)
     spread, run = Spreads(model).of(given), runner(model, dtype=np.float64)
     expected = spread.exact["y"].astype(TYPES[dtype][1])
@@ -103,7 +103,7 @@ def test_other_rounding_is_no_fault(dtype):
         found = run(given, None, rounding_otherwise(seed, 1.0))["y"]
         jumps += int((np.abs(found - spread.exact["y"]).max(axis=1) > 0.1).sum())
         assert not spread.why_not({"y": found.astype(expected.dtype)}, {"y": expected}, 1e-4)
-    assert jumps if dtype == "bfloat16" else True  # choices that fell otherwise were among them
+    assert jumps if dtype == "bfloat16" else True  # selections that changed were among them
 
 
 @pytest.mark.parametrize("fault", ["scale", "swap", "no bias"])
@@ -125,7 +125,7 @@ def test_activations_that_are_rounded_otherwise_are_no_fault(arithmetic):
         found = spread.moved(seed, 0.5)["y"].astype(np.float32)
         farther += not compare("y", found, expected, TOLERANCES["float32"]).matches
         assert not spread.why_not({"y": found}, {"y": expected}, TOLERANCES["float32"])
-    assert farther  # what is right here is not within the tolerance
+    assert farther  # right results here are not within the tolerance
 
 
 @pytest.mark.nightly
@@ -145,7 +145,7 @@ def test_verify_finds_a_fault_in_16_bits_and_takes_what_is_right(dtype, tmp_path
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory) -> pathlib.Path:
-    """A sum in float16."""
+    """Add up in float16."""
     text = """<ir_version: 10, opset_import: ["" : 20]> g (float16[n, 4] x) => (float16[n, 4] y) {
         z = Sigmoid (x) y = Add (x, z) }"""
     path = tmp_path_factory.mktemp("half") / "model.onnx"
@@ -216,7 +216,7 @@ TIED = """(int64[T] ids) => (float[T,4] y) <float[3,32] table, int8[4,32] w, flo
 
 @pytest.mark.parametrize(("steps", "is_found"), [(1, False), (40, True)])
 def test_what_no_product_made_may_be_rounded_to_either_side(steps: int, is_found: bool) -> None:
-    """A normalisation, or a row of a table as here, whose second number lies in the middle between two integers."""
+    """The second number of a normalisation, or of a row of a table as here, lies halfway between two integers."""
     model = text_model(TIED)
     table = np.tile(np.linspace(3, 9, 32, dtype=np.float32).round(), (3, 1))
     table[:, :2] = 127, 50.5

@@ -19,7 +19,7 @@ EXPERT = 48 * 64 * 4 * 3
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory) -> Artifact:
-    """Two layers of eight experts, of which a token takes two, and memory for four experts of the sixteen."""
+    """Make two layers of eight experts, of which a token selects two, with memory for four of the sixteen."""
     path = tmp_path_factory.mktemp("speed")
     moec.compile(language_model(path / "model.onnx"), resident="1MiB", output=path / "model.moec")
     opened = open_artifact(path / "model.moec")
@@ -37,7 +37,7 @@ def bandwidth(monkeypatch):
 def test_what_is_chosen_and_not_there_is_read(artifact):
     speed = predict_speed(artifact)
     plan = stream_plan(artifact)
-    assert speed.disk_bytes == pytest.approx(4 * EXPERT * 12 / 16)  # all are as likely, and a quarter is there
+    assert speed.disk_bytes == pytest.approx(4 * EXPERT * 12 / 16)  # all are equally likely, and a quarter is in memory
     assert speed.memory_bytes == sum(end - start for start, end in plan.others) + 4 * EXPERT
     assert (speed.there, speed.memory_bandwidth) == (pytest.approx(1 / 4), 10e9)
     assert predict_speed(artifact, plan.pinned + 16 * EXPERT).disk_bytes == 0

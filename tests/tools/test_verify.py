@@ -1,4 +1,4 @@
-"""How outputs are compared, and with what."""
+"""Comparison of outputs, and its references."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_narrower_floats_are_given_more_room():
 def test_the_norm_is_a_share_of_what_is_expected():
     expected = np.ones(100, np.float32)
     found = expected.copy()
-    found[7] = 2  # one element is off by as much as it is
+    found[7] = 2  # one element differs by its own size
     assert compare("y", found, expected, 1).norm == pytest.approx(0.1)
     assert compare("y", expected, expected, 1).norm == 0
     assert compare("y", floats(1), floats(0), 1).norm == np.inf
@@ -87,7 +87,7 @@ def test_rounding_arithmetic_is_given_more_room():
 
 @pytest.fixture
 def narrow(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A model of an operator that onnxruntime lacks in this type."""
+    """Make a model with an operator that onnxruntime lacks in this type."""
     text = """<ir_version: 10, opset_import: ["" : 20]>
     g (bfloat16[n] x, bool[n] c) => (bfloat16[n] y, bfloat16[n] z) { z = Neg (x) y = Where (c, x, z) }"""
     onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
@@ -133,7 +133,7 @@ def test_sizes_of_inputs_are_shown_once_for_each_case():
 
 @pytest.fixture
 def guarded(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A model that is right for an even number of at least 20 rows."""
+    """Make a model that is right for an even number of at least 20 rows."""
     text = """<ir_version: 10, opset_import: ["" : 20]> g (float[n, 4] x) => (float[n, 4] y) { y = Neg (x) }"""
     model = onnx.parser.parse_model(text)
     conditions = {"guards": ["20 <= n", "n % 2 == 0"], "fixed": [], "unchecked": [], "tried": []}
@@ -159,7 +159,7 @@ def test_an_artifact_without_the_guards_of_its_model_differs(guarded, tmp_path):
 
 
 def test_onnxruntime_rounds_no_activations_that_the_model_does_not_round(tmp_path):
-    """Left to itself it multiplies dequantised weights with x rounded to 8 bits."""
+    """By default onnxruntime multiplies dequantised weights by x rounded to 8 bits."""
     stored = ", ".join(map(str, range(-64, 64)))
     text = f"""<ir_version: 10, opset_import: ["" : 21]> g (float[n, 32] x) => (float[n, 4] y)
         <int8[32,4] stored = {{{stored}}}, float[4] scale = {{0.1, 0.2, 0.3, 0.4}}> {{

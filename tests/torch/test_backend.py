@@ -1,4 +1,4 @@
-"""``torch.compile(model, backend="moec")``: which parts moec computes, and that results are those of eager PyTorch."""
+"""``torch.compile(model, backend="moec")``: the parts that moec computes, with the results of eager PyTorch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from moec.errors import MoecError
 torch = pytest.importorskip("torch", reason='needs the extra "torch": pip install "moec[torch]"')
 
 TOLERANCE = 1e-5
-"""As a share of the largest number."""
+"""Tolerance as a share of the largest number."""
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def check(found: Any, expected: Any, share: float = TOLERANCE) -> None:
 
 
 def said(caplog: Any) -> list[tuple[str, str]]:
-    """Level and text of what moec logged."""
+    """List level and text of moec's log records."""
     return [(record.levelname, record.message) for record in caplog.records if record.name == "moec.torch"]
 
 
@@ -97,7 +97,7 @@ class Broken(torch.nn.Module):
         return self.layers[1](x)
 
 
-@pytest.mark.nightly  # a graph with one of the two blocks is in every run, above
+@pytest.mark.nightly  # a graph with one of the two blocks runs always, above
 def test_graph_breaks(caplog: Any) -> None:
     caplog.set_level(logging.INFO, "moec.torch")
     module, x = Broken().eval(), torch.randn(5, 16)
@@ -162,7 +162,7 @@ def test_a_graph_that_changes_its_inputs_is_left_to_the_rest(caplog: Any) -> Non
 
 
 def region(eager: Any, text: str) -> Any:
-    """A region of the operators in ``text``, x [N,2] and w [2] to y."""
+    """Make a region of the operators in ``text``, from x [N,2] and w [2] to y."""
     from moec.torch.region import Region
 
     head = '<ir_version: 10, opset_import: ["" : 24]> g (float[N,2] x) => (float[N,2] y)'

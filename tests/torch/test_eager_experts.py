@@ -48,7 +48,7 @@ PROMPT = torch.tensor([[5, 9, 2], [7, 7, 31]])
 
 
 def tiny(family: str, dtype: Any = torch.float32) -> Any:
-    """One layer of four experts with random weights."""
+    """Make one layer of four experts with random weights."""
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(**{**SIZES, **FAMILIES[family]})
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()

@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch", reason='needs the extra "torch": pip instal
 TEXT = """<ir_version: 10, opset_import: ["" : 24]>
     g (float[N,4] x, float[N,4] z) => (float[N,4] sum, float[M,4] both)
     { sum = Add (x, z)  both = Concat <axis = 0> (x, z) }"""
-"""The second result has twice as many rows."""
+"""Model whose second result has twice as many rows."""
 
 
 def compiled(text: str) -> moec.CompiledModel:
@@ -105,7 +105,7 @@ def test_views_are_read_as_what_they_show(module: Any) -> None:
 
 
 def test_contiguous_inputs_are_not_copied() -> None:
-    """What is read in place is seen to change while the operator waits for nothing: the runtime gets its address."""
+    """The runtime gets the input's address, so that it reads in place."""
     module = moec.torch.as_module(compiled(TEXT.replace("Add", "Mul")))  # equal models are one to the operator
     seen: list[int] = []
     run = module.model._executor._program

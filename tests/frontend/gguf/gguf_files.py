@@ -1,4 +1,4 @@
-"""Writes GGUF files, right ones and wrong ones, and encodes weights in the formats that have a simple rule."""
+"""Writer of GGUF files, right ones and wrong ones, and encoder of weights in the formats that have a simple rule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALIGNMENT = 32
 
 @dataclasses.dataclass
 class Stored:
-    """A tensor: the number of its type, its shape as numpy has it, its bytes, and its offset in a wrong file."""
+    """A tensor: the number of its type, its shape as in numpy, its bytes, and its offset in a wrong file."""
 
     kind: int
     shape: tuple[int, ...]
@@ -34,7 +34,7 @@ def write_file(path: Path, metadata: dict[str, Any], tensors: dict[str, Stored],
 
 
 def file_bytes(metadata: list[tuple[str, Any]], tensors: list[tuple[str, Stored]], version: int = 3) -> bytes:
-    """The bytes of such a file, in which keys and names may come twice."""
+    """Make the bytes of such a file, in which keys and names may come twice."""
     head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(metadata))
     for key, value in metadata:
         head += text(key) + value_bytes(value)
@@ -53,7 +53,7 @@ def text(value: str) -> bytes:
 
 
 def value_bytes(value: Any) -> bytes:
-    """A metadata value with its type: whole numbers are uint32, others float32."""
+    """Encode a metadata value with its type: whole numbers are uint32, others float32."""
     if isinstance(value, bytes):  # as it is
         return value
     if isinstance(value, list):
@@ -72,11 +72,11 @@ def _parts(values: list[Any]) -> tuple[int, list[bytes]]:
 
 HALVES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 HALVES |= {"Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,)}
-"""Where the float16 numbers of a block lie; all other bytes may be any."""
+"""Places of the float16 numbers of a block; all other bytes may be arbitrary."""
 
 
 def random_blocks(kind: str, count: int, scale: float = 1.0) -> Array:
-    """Blocks [count, bytes] of any weights, those of quantised ones about as large as ``scale``."""
+    """Draw random blocks [count, bytes]; quantised weights are about as large as ``scale``."""
     random = np.random.default_rng(zlib.crc32(kind.encode()))
     weights, size = next((weights, size) for name, weights, size in BLOCKS.values() if name == kind)
     if weights == 1:
@@ -91,7 +91,8 @@ def random_blocks(kind: str, count: int, scale: float = 1.0) -> Array:
 
 
 def stored(array: Array, kind: str = "F32") -> Stored:
-    """An array in a format, each number rounded to it; of formats without a simple rule, other numbers of its shape."""
+    """Encode an array in a format, rounding each number; a format without a simple rule gets other numbers of the same
+    shape."""
     if kind == "F32":
         data = array.astype("<f4").tobytes()
     elif kind == "F16":

@@ -27,9 +27,9 @@ from .tiny_models import IDS, MODELS, Tiny, write_model
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "gguf_logits.npz"
 LOOSE = ("gemma", "gemma2", "gemma3")
-"""llama.cpp takes GELU from a table in float16."""
+"""Tolerance for GELU, which llama.cpp reads from a table in float16."""
 SPLIT = 7
-"""Tokens of the first call where there is a cache; those of some architectures leave their window in the second."""
+"""Tokens of the first call with a cache; in some architectures the second call then leaves the window."""
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_file_of_floats_is_computed_as_it_is(tmp_path: Path) -> None:
 
 
 def changed(tmp_path: Path, name: str = "llama", **given: Any) -> Path:
-    """A model with other hyperparameters, or tensors where a name begins with ``blk``; None for one that is missing."""
+    """Write a model with other hyperparameters, or tensors where a name begins with ``blk``; None removes one."""
     architecture, make, options = MODELS[name]
     tiny = Tiny(architecture, "F32")
     make(tiny, **options)

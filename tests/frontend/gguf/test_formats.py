@@ -1,4 +1,4 @@
-"""Weights of ggml's formats: what moec stores is what the format's definition says, number for number."""
+"""Weights of ggml's formats: moec stores exactly the numbers of the format's definition."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def half(block: Array, place: int) -> np.float32:
     return np.float32(block[place : place + 2].view("<f2")[0])
 
 
-# Each weight of a block in turn, as a formula of its number i: the definitions of ggml-quants.c, one weight at a time.
+# Each weight of a block as a formula of its number i: the definitions of ggml-quants.c, one weight at a time.
 
 
 def q4_0(b: Array, i: int) -> np.float32:
@@ -121,7 +121,7 @@ DEFINITIONS: dict[str, Callable[[Array, int], np.float32]] = {
 
 
 def weights(kind: str) -> Iterator[Array]:
-    """The rows of :func:`tensor`, by the definition."""
+    """Compute the rows of :func:`tensor` by the definition."""
     found = tensor(kind)
     size = found.shape[1] // PER_ROW
     for row in found.blocks:
@@ -145,7 +145,7 @@ def test_stored_numbers(kind: str) -> None:
 
 
 def stored_weight(kind: str) -> StoredWeight:
-    """What the nodes say that a builder makes of :func:`tensor`."""
+    """Read the stored weight from the nodes that a builder makes of :func:`tensor`."""
     found = tensor(kind)
     metadata = {"general.architecture": "t", "t.block_count": 1, "t.embedding_length": found.shape[1]}
     builder = Builder(GgufFile(Path("model.gguf"), metadata, {"w": found}), with_cache=False)

@@ -1,4 +1,4 @@
-"""GGUF files that are damaged, or made to harm: one line that says what is wrong, and nothing read beyond the file."""
+"""GGUF files that are damaged or malicious: one line says what is wrong, and nothing is read beyond the file."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ PARTS = [[("m", MATRIX)], [], [("v", stored(np.ones(3)))]]
 
 
 def write_parts(folder: Path, changes: dict[int, dict[str, Any]], parts: list[Any] = PARTS) -> Path:
-    """Three parts of a model, whose entries are changed part by part."""
+    """Write three parts of a model, whose entries are changed part by part."""
     for number, tensors in enumerate(parts):
         entries = {"split.no": number, "split.count": len(parts)} | ({"split.tensors.count": 2} if number == 0 else {})
         content = file_bytes([*METADATA, *(entries | changes.get(number, {})).items()], tensors)

@@ -1,4 +1,4 @@
-"""Tokenizers of GGUF files: what they make of text, by hand, and what is refused."""
+"""Tokenizers of GGUF files: hand-made encodings, and kinds that are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moec.frontend.gguf.tokenizer import text_files
 
 from .tiny_models import MODELS, VOCABULARY, Tiny
 
-SPACE = "\u0120"  # how byte-level BPE writes a space
+SPACE = "\u0120"  # a space in byte-level BPE
 BYTES = ["<s>", "</s>", *"helo1", SPACE, "he", "ll", "hell", "hello", SPACE + "he", "11"]
 BPE: dict[str, Any] = {
     "model": "gpt2",
@@ -60,8 +60,8 @@ def pieces(given: dict[str, Any], text: str) -> list[str]:
         ({"add_bos_token": False}, "hello</s>", ["hello", "</s>"]),
         ({"add_eos_token": True}, "he", ["<s>", "he", "</s>"]),
         ({}, "1111", ["<s>", "11", "1", "1"]),  # numbers are cut to three digits
-        ({"pre": "qwen2"}, "1111", ["1", "1", "1", "1"]),  # to one, and nothing stands in front
-        ({"pre": "qwen2"}, "hello", ["hell", "o"]),  # that "hello" is a token counts for nothing without its merge
+        ({"pre": "qwen2"}, "1111", ["1", "1", "1", "1"]),  # cut to one digit, without a leading token
+        ({"pre": "qwen2"}, "hello", ["hell", "o"]),  # the token "hello" is not used without its merge
     ],
 )
 def test_byte_level(changes: dict[str, Any], text: str, expected: list[str]) -> None:

@@ -18,7 +18,7 @@ Extra = dict[str, Any]
 
 
 class Tiny:
-    """A model while it is put together; ``kind``: the format of matrices."""
+    """A model under construction. ``kind``: the format of matrices."""
 
     def __init__(self, architecture: str, kind: str) -> None:
         self.architecture, self.kind, self.groups = architecture, kind, GROUPS
@@ -47,7 +47,7 @@ class Tiny:
         self.vector(name, size, middle=1.0)
 
     def metadata(self) -> dict[str, Any]:
-        """What the file says beside its tensors, by key."""
+        """Metadata of the file, by key."""
         metadata: dict[str, Any] = {"general.architecture": self.architecture}
         self.given = {"attention.head_count_kv": self.groups} | self.given
         metadata |= {f"{self.architecture}.{key}": value for key, value in self.given.items()}
@@ -106,7 +106,7 @@ def _llama(tiny: Tiny, moe: bool = False, **options: Any) -> None:
 
 
 def _scaled_llama(tiny: Tiny) -> None:
-    """Llama 3 with its table of factors, and an embedding that is the head, too."""
+    """Build Llama 3 with its table of factors, and an embedding that is also the output matrix."""
     _llama(tiny)
     del tiny.tensors["output.weight"]
     tiny.vector("rope_freqs.weight", HEAD // 2, middle=3.0)
@@ -225,7 +225,7 @@ def _beside_shared(tiny: Tiny, norm: str = "head", bias: bool = False, second: s
 
 
 def _glm4moe(tiny: Tiny) -> None:
-    """Half of a head rotates; a layer that predicts further tokens is left out."""
+    """Build GLM-4.5: half of a head rotates; a layer that predicts further tokens is left out."""
     _beside_shared(tiny, bias=True, second="post_attention_norm")
     tiny.given |= {"rope.dimension_count": HEAD // 2}
 
@@ -268,7 +268,7 @@ def _lfm2(tiny: Tiny, moe: bool = False) -> None:
 
 
 def _deepseek2(tiny: Tiny, absorbed: bool = True) -> None:
-    """Latent attention, groups of experts, YaRN with DeepSeek's factor."""
+    """Build DeepSeek-V2: latent attention, groups of experts, YaRN with DeepSeek's factor."""
     rank, query_rank, plain, turned, value = 32, 32, 8, 4, 8
     _beside_shared(tiny, norm="")
     for layer in range(LAYERS):
@@ -330,11 +330,11 @@ MODELS: dict[str, tuple[str, Any, Extra]] = {
     "deepseek2": ("deepseek2", _deepseek2, {}),
     "deepseek2 of keys and values": ("deepseek2", _deepseek2, {"absorbed": False}),
 }
-"""By a name: the architecture, and what makes the model of it."""
+"""Architecture and builder of each model, by name."""
 
 
 def write_model(name: str, path: Path, kind: str = "F32") -> Path:
-    """Write the tiny model of that name, whose matrices are in the format ``kind``."""
+    """Write the tiny model of that name, with matrices in the format ``kind``."""
     architecture, make, options = MODELS[name]
     tiny = Tiny(architecture, kind)
     make(tiny, **options)

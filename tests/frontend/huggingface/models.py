@@ -20,7 +20,7 @@ SHAPES = ((1, 1), (3, 11), (1, 70))
 
 
 def mixtral(**changes: Any) -> Any:
-    """Two layers of four experts."""
+    """Make two layers of four experts."""
     sizes = {
         "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 128,
@@ -35,7 +35,7 @@ def mixtral(**changes: Any) -> Any:
 
 
 def rounded(module: Any, dtype: Any) -> Any:
-    """The module, in float32, with parameters that ``dtype`` has, too."""
+    """Round the parameters of a float32 module to numbers of ``dtype``."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(parameter.to(dtype))
@@ -48,7 +48,7 @@ def saved(module: Any, folder: pathlib.Path, **options: Any) -> pathlib.Path:
 
 
 def change_config(folder: pathlib.Path, **changes: Any) -> None:
-    """Other values of keys; None removes one."""
+    """Change values in config.json; None removes a key."""
     path = folder / "config.json"
     config = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))

@@ -1,4 +1,4 @@
-"""What is read off an experts module of transformers, and what is refused."""
+"""Specifications derived from experts modules of transformers, and modules that are refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def swapped(both: Any) -> Any:
 
 
 def clamped(both: Any) -> Any:
-    """That of gpt-oss."""
+    """Gate function of gpt-oss."""
     gate, up = both[..., ::2].clamp(max=7.0), both[..., 1::2].clamp(-7.0, 7.0)
     return gate * torch.sigmoid(gate * 1.702) * (up + 1)
 
@@ -108,7 +108,7 @@ def test_a_norm_of_what_experts_return_is_refused() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("fields", [{}, {"is_transposed": True, "has_bias": True}], ids=["plain", "transposed, biased"])
 def test_the_graph_computes_what_the_module_says(fields: dict[str, Any], dtype: Any) -> None:
-    """The id 3, of no expert, is not dispatched."""
+    """The id 3, which belongs to no expert, is not dispatched."""
     module = Experts(swapped, **fields).to(dtype)
     x, weights, ids = torch.randn(5, 8), torch.rand(5, 2), torch.tensor([[0, 1], [2, 0], [1, 3], [3, 3], [2, 1]])
     expected = torch.zeros(5, 8)

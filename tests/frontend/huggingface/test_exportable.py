@@ -1,4 +1,4 @@
-"""What stands in for parts of models while they are exported computes what they compute."""
+"""Replacements for parts of models during export compute the same as the originals."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_models_compute_the_same(module: Any, shape: tuple[int, int]) -> None:
 
 
 def test_experts_of_step_are_those_that_tokens_chose() -> None:
-    """Also where experts clamp what they gate, and a token's experts are the same."""
+    """Experts clamp their gates, too, and all experts of a token may be the same."""
     from transformers.models.step3p7.modeling_step3p7 import Step3p7Experts
 
     config = transformers.Step3p7Config().get_text_config()
@@ -166,7 +166,7 @@ def test_smallest_and_largest_of_all_else_are_those_of_python() -> None:
 
 
 def delta_rule(query: Any, key: Any, value: Any, g: Any, beta: Any) -> Any:
-    """The recurrence as its authors define it, step by step."""
+    """Compute the recurrence as its authors define it, step by step."""
     query, key = (rows / (rows.pow(2).sum(-1, keepdim=True) + 1e-6).sqrt() for rows in (query, key))
     state, found = torch.zeros(*key.shape[:1], *key.shape[2:], value.shape[-1]), []
     for t in range(key.shape[1]):
@@ -191,7 +191,7 @@ def test_gated_delta_rule(length: int, channels: bool) -> None:
 
 
 def test_keys_that_are_all_alike_lose_nothing() -> None:
-    """The triangular systems are as badly conditioned as they get: powers of these matrices would overflow."""
+    """The triangular systems are as ill-conditioned as possible: powers of these matrices would overflow."""
     query, value = torch.randn(2, 1, 130, 1, 8, generator=torch.Generator().manual_seed(0))
     key, beta, g = torch.ones(1, 130, 1, 8), torch.ones(1, 130, 1), torch.zeros(1, 130, 1)
     found, _ = recurrences.gated_delta_rule(query, key, value, g, beta, use_qk_l2norm_in_kernel=True)
@@ -200,7 +200,7 @@ def test_keys_that_are_all_alike_lose_nothing() -> None:
 
 @pytest.mark.parametrize("first", [1, 64, 65])
 def test_sequences_in_parts(first: int) -> None:
-    """The state after the first part begins the second."""
+    """The second part begins with the state after the first."""
     generator = torch.Generator().manual_seed(first)
     query, key, value = (torch.randn(2, 130, 3, 8, generator=generator) for _ in range(3))
     g = -torch.rand(2, 130, 3, generator=generator)
@@ -226,7 +226,7 @@ def test_sequences_in_parts(first: int) -> None:
 
 
 def test_parts_of_a_text_compute_what_the_whole_does(module: Any) -> None:
-    """With the tensors of the module's cache in and out."""
+    """The tensors of the module's cache are inputs and outputs."""
     parts = (21, 1, 15)
     ids = torch.randint(3, 32, (2, sum(parts)), generator=torch.Generator().manual_seed(1))
     made = text_inputs(module)
@@ -249,6 +249,6 @@ def test_parts_of_a_text_compute_what_the_whole_does(module: Any) -> None:
 
 
 def empty(inputs: TextInputs, name: str) -> Any:
-    """A state before the first token."""
+    """Make a state before the first token."""
     example, growing = inputs.example[name], inputs.dynamic_shapes[name].keys() - {0}
     return torch.zeros([0 if axis in growing else size for axis, size in enumerate(example.shape)])

@@ -19,7 +19,7 @@ from moec.tools.verify import verify
 from tests.frontend.huggingface.models import agree, blocks, change_config, mixtral, rounded, saved, torch
 
 WIDE = {"tie_word_embeddings": True, "intermediate_size": 640}
-"""Experts that are large enough to stay in 16 bits."""
+"""Sizes of experts that are large enough to stay in 16 bits."""
 NEGATION = '<ir_version: 10, opset_import: ["" : 24]> g (float[B] x) => (float[B] y) { y = Neg(x) }'
 
 

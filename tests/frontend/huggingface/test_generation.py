@@ -40,7 +40,7 @@ SIZES = {
 @pytest.mark.parametrize("family", ["Mixtral", "Qwen3Moe", "GraniteMoe", *HYBRID])
 @pytest.mark.parametrize("cache", [True, False])
 def test_greedy_tokens_are_those_of_transformers(family, cache, tmp_path):
-    torch.manual_seed(int(family == "Lfm2Moe"))  # whose text ends at once with 0
+    torch.manual_seed(int(family == "Lfm2Moe"))  # its text ends at once with 0
     config = getattr(transformers, f"{family}Config")(**SIZES, **HYBRID.get(family, {}))
     module = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():
@@ -54,7 +54,7 @@ def test_greedy_tokens_are_those_of_transformers(family, cache, tmp_path):
         expected = module.generate(ids, do_sample=False, max_new_tokens=20, eos_token_id=257)[
             0, ids.shape[1] :
         ].tolist()
-    end = expected[5]  # a token that ends the text here, and is then none of it
+    end = expected[5]  # a token that ends the text here and is not part of it
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
     model = moec.compile(tmp_path, cache=cache)
     assert bool(model.states) == cache

@@ -1,4 +1,4 @@
-"""Products with placeholders are those of matrices that lie in memory."""
+"""Products with placeholders equal those with ordinary matrices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints that others quantised: what moec stores of them is what their formats say, number for number."""
+"""Checkpoints quantised by other tools: moec stores exactly the numbers that their formats define."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def weights(arrays: Arrays, **settings: Any) -> dict[str, Weight]:
-    """Of the product ``p``, whose tensors have these ends."""
+    """Decode the product ``p`` from tensors with these ends of names."""
     tensors = {f"p{end}": file_tensor(f"p{end}", array) for end, array in arrays.items()}
     return decode_names(tensors, {"quantization_config": settings}, "folder")
 
@@ -34,7 +34,7 @@ def file_tensor(name: str, array: np.ndarray) -> FileTensor:
 
 
 def numbers(weight: Weight) -> np.ndarray:
-    """What the stored weight stands for, in float32."""
+    """Decode the stored weight to float32."""
     assert weight.form is not None
     tables = weight.tables
     stored = LazyMatrix(lambda table: tables[table].read() if table in tables else None)
@@ -45,7 +45,7 @@ def numbers(weight: Weight) -> np.ndarray:
 
 
 def along(values: np.ndarray, bits: int, axis: int) -> np.ndarray:
-    """Numbers of few bits in int32 along an axis, the first lowest."""
+    """Pack numbers of few bits into int32 along an axis, the first in the lowest bits."""
     values = np.moveaxis(values.astype(np.int64), axis, -1)
     each = 32 // bits
     words = np.zeros((*values.shape[:-1], values.shape[-1] // each), np.int64)
@@ -55,7 +55,7 @@ def along(values: np.ndarray, bits: int, axis: int) -> np.ndarray:
 
 
 def made(bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers [out,in], zero points and scales [out,groups], and the weight."""
+    """Make numbers [out,in], zero points and scales [out,groups], and the weight."""
     q = RNG.integers(0, 2**bits, (OUT, IN))
     zero = RNG.integers(1, 2**bits, (OUT, IN // GROUP))
     scale = RNG.uniform(0.01, 1, (OUT, IN // GROUP)).astype(np.float16)

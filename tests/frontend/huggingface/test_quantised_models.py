@@ -26,7 +26,7 @@ VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 
 
 def gptq(weight: np.ndarray, order: bool) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """A weight [out,in] rounded somehow: its tensors, and what they stand for."""
+    """Round a weight [out,in] arbitrarily. Returns its tensors and the rounded numbers."""
     group = np.arange(weight.shape[1]) // GROUP
     group = RNG.permutation(group) if order else group
     scale = np.full((weight.shape[0], weight.shape[1] // GROUP), np.abs(weight).max() / 6, np.float16)
@@ -42,8 +42,8 @@ def gptq(weight: np.ndarray, order: bool) -> tuple[dict[str, np.ndarray], np.nda
 
 
 def quantise(folder: pathlib.Path, places: tuple[str, ...], order: tuple[str, ...]) -> Any:
-    """Rounds the weights of a folder whose names have one of ``places``; those that have one of ``order`` by act-order.
-    Returns the model that its numbers stand for."""
+    """Quantise the weights of a folder whose names contain one of ``places``; those with one of ``order`` by act-order.
+    Returns the model of the rounded numbers."""
     path = folder / "model.safetensors"
     plain = safetensors.load_file(path)
     stored = dict(plain)
@@ -66,7 +66,7 @@ def optimised(folder: pathlib.Path) -> ir.Model:
 
 
 def formats(model: ir.Model, operator: str) -> list[set[str]]:
-    """The formats of the weights of all moec nodes with this operator."""
+    """List the formats of the weights of all moec nodes with this operator."""
     nodes = [node for node in model.graph if is_moec(node, operator)]
     return [{str(form) for weight in stored_weights(node).values() for form in weight.formats} for node in nodes]
 
@@ -98,7 +98,7 @@ def test_experts_in_orders_of_their_own_are_refused(tmp_path: pathlib.Path) -> N
 def replace_weights(
     folder: pathlib.Path, plain: dict[str, Any], stored: dict[str, Any], settings: dict[str, Any]
 ) -> Any:
-    """Puts ``stored`` into a folder; returns the model that ``plain``, the same as floats, stands for."""
+    """Put the tensors ``stored`` into a folder. Returns the model of ``plain``, the same weights as floats."""
     path = folder / "model.safetensors"
     torch_files.save_file(plain, path, metadata={"format": "pt"})
     module = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -107,7 +107,7 @@ def replace_weights(
     return module
 
 
-@pytest.mark.nightly  # three other formats are in every run; how these are read: test_quantised.py
+@pytest.mark.nightly  # three other formats run always; test_quantised.py reads these
 def test_blocks_of_float8_stay(tmp_path: pathlib.Path) -> None:
     folder = saved(mixtral(num_hidden_layers=1, hidden_size=256, intermediate_size=192), tmp_path)
     plain = torch_files.load_file(folder / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Safetensors files: what is read of them, and how damaged ones are refused."""
+"""Safetensors files: intact ones are read, damaged ones refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sizes of a config.json that its files cannot fill are refused before anything is made of them."""
+"""Sizes in a config.json that its files cannot fill are refused before anything is allocated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules that are made of a configuration alone, and which class they are of."""
+"""Modules built from a configuration alone, and their classes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIGHT = {
 
 
 def seeing(config: str, model: str) -> Any:
-    """A model that sees images, too."""
+    """Make a model that also takes images."""
     kind = getattr(transformers, f"{config}Config")
     fields = {part: kind.sub_configs[f"{part}_config"]().to_dict() for part in ("text", "vision")}
     text, vision = (
@@ -48,7 +48,7 @@ def seeing(config: str, model: str) -> Any:
     ],
 )
 def test_of_a_model_that_sees_the_language_model_is_made(config, whole, made, tmp_path):
-    """Where transformers has it by itself; its tensors are found in the files of the whole."""
+    """Transformers has the language model as a class; its tensors are found in the files of the whole."""
     module = seeing(config, whole)
     folder = saved(module, tmp_path)
     skeleton = build(read_config(folder), Holdings.of(read_tensors(folder)), str(folder))

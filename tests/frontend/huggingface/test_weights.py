@@ -1,4 +1,4 @@
-"""What transformers makes of the tensors of a checkpoint is what its operations make of their numbers."""
+"""Conversions of a checkpoint's tensors equal transformers' operations on their numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.frontend.huggingface.models import torch
 
 
 class Doubled:
-    """Computes, and returns floats of another type."""
+    """An operation that computes, and returns floats of another type."""
 
     def convert(self, tensors: dict[str, list[Any]], **_: Any) -> dict[str, Any]:
         (tensor,) = tensors["w"]

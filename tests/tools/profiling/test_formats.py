@@ -1,4 +1,4 @@
-"""Errors of single parts in other formats, against an expert computed anew with that part rounded."""
+"""Errors of single parts in other formats, against an expert recomputed with that part rounded."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_number_beyond_a_format_shows_wherever_it_is(monkeypatch):
     monkeypatch.setattr(formats, "SAMPLED", 2)
     weights = weights_of(ExpertsSpec("silu"))
     own = {part: np.array(weights.decoded(part, 0)) for part in weights.parts}
-    own["down"][0, 3] = 1e6  # int2's scale, a half of it, is beyond float16
+    own["down"][0, 3] = 1e6  # half of this is int2's scale, beyond float16
     rows = inputs(4, 0)
     errors = expert_errors(weights, 0, rows, rows, own, FORMS)[1]
     np.testing.assert_array_equal(np.isnan(errors), [[False] * 3, [False, False, True], [False, False, True]])

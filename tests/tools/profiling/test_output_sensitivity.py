@@ -1,4 +1,4 @@
-"""Sensitivities of layers against what rounding them really does to a model's output."""
+"""Sensitivities of layers against the real effect of rounding them on a model's output."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_sensitivity_is_the_divergence_over_the_error_of_the_layer(more):
 
 
 def given_by_first(model) -> np.ndarray:
-    """What the first layer gives, over all batches."""
+    """Collect the first layer's outputs over all batches."""
     given = []
 
     def keep(node, _inputs, outputs):

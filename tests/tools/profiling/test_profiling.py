@@ -59,7 +59,7 @@ def made(model: pathlib.Path, tmp_path_factory: pytest.TempPathFactory, ids: np.
 
 @pytest.fixture(scope="module")
 def reads(model: pathlib.Path, ids: np.ndarray) -> list[tuple[ir.Node, np.ndarray, np.ndarray]]:
-    """Layers with x and logits, as a second compilation gives them."""
+    """List layers with x and logits, as a second compilation computes them."""
     graph = prepared(model)
     nodes = list(measurable(graph.graph))
     for position, node in enumerate(nodes):
@@ -130,7 +130,7 @@ def test_moments_norms_and_rows(made, reads):
     "spec", [ExpertsSpec(), ExpertsSpec("relu", "none", weight_on_input=True), ExpertsSpec(identity_experts=2)]
 )
 def test_the_sample_holds_what_the_layer_returns(spec, tmp_path):
-    """Also where pairs are dropped, and where experts give back their input."""
+    """Pairs are dropped, too, and some experts return their input."""
     node, random = experts_model(spec).graph.node(0), np.random.default_rng(0)
     x, logits = (random.normal(size=(40, size)).astype(np.float32) for size in (D, E + spec.identity_experts))
     gates, ids = semantics.route(RouteSpec(3, threshold=0.15), logits)
@@ -220,7 +220,7 @@ def test_data_without_a_token_leaves_no_profile(model, tmp_path):
 
 @pytest.mark.parametrize("period", [1, 8, 128])
 def test_rows_are_kept_with_the_same_chance_whatever_their_place_in_a_text(period):
-    """In the order in which they came, and the same ones however batches are cut."""
+    """They stay in their order, and are the same ones however batches are cut."""
     places = np.arange(128 * 64) % period
     whole, parts = KeptRows(512), KeptRows(512)
     due = whole.due(len(places))
@@ -264,7 +264,7 @@ def test_few_rows_are_all_kept():
 
 
 def test_sums_are_of_the_first_rows_and_counts_of_all(model, made, ids, tmp_path, monkeypatch):
-    """Five rows suffice here: sums are of the first five that came, counts of all."""
+    """Five rows suffice here: sums are over the first five, counts over all."""
     monkeypatch.setattr("moec.tools.profiling.sums.enough", lambda _inputs: 5)
     few = measured(model, tmp_path, ids)
     for layer, whole in zip(few.all_experts(), made.all_experts(), strict=True):

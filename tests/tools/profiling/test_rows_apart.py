@@ -1,4 +1,4 @@
-"""Which rows of data are held back: each eighth, where batches can be split, and never more than are told."""
+"""Rows of data that are held back: each eighth, where batches can be split, and never more than allowed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FIXED = [TensorSpec("ids", "int64", (4, "length")), TensorSpec("mask", "int64", 
 
 
 def batches(sizes: list[int], length: int = 3) -> list[dict[str, np.ndarray]]:
-    """Batches of so many rows; each row holds its number."""
+    """Make batches of these numbers of rows; each row holds its number."""
     numbers = np.split(np.arange(sum(sizes))[:, None] * np.ones(length, np.int64), np.cumsum(sizes)[:-1])
     return [{"ids": of_batch, "mask": of_batch} for of_batch in numbers]
 

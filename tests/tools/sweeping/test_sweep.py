@@ -1,4 +1,4 @@
-"""Sweeps of the language model: what runs, what does not run twice, what is on the front."""
+"""Sweeps of the language model: runs, reuse, and the front."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def swept(
 
 @pytest.fixture
 def again(swept: tuple[pathlib.Path, Sweep], model: pathlib.Path, data: pathlib.Path) -> Callable[..., Sweep]:
-    """The sweep once more, with other ``pipelines``, ``data`` or options."""
+    """Repeat the sweep with other ``pipelines``, ``data`` or options."""
 
     def run(pipelines: list[str], data: pathlib.Path = data, **options: Any) -> Sweep:
         return sweep(model, [data], swept[0], pipelines, **{"metrics": ["loss", "kl"], "threads": 1, **options})

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.ir.live_rules import is_pointwise, keeps_places
+from moec.ir.live_rules import Found, NodeRun, is_pointwise, keeps_places, reached
 
 
 def node(operator: str, domain: str = "") -> ir.Node:
@@ -30,3 +31,12 @@ def node(operator: str, domain: str = "") -> ir.Node:
 def test_what_rules_read_and_keep(operator: str, places: bool, pointwise: bool) -> None:
     assert keeps_places(node(operator)) is places and is_pointwise(node(operator)) is pointwise
     assert not keeps_places(node(operator, "other")) and not is_pointwise(node(operator, "other"))
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [([np.zeros((2, 3), bool)], False), ([np.eye(2, 3) > 0], True), ([None, np.ones(4, bool)], True), ([None], False)],
+)
+def test_an_operator_without_a_rule_reads_everything_for_whatever_counts(found: Found, expected: bool) -> None:
+    run = NodeRun(node("Hardmax"), lambda *_: [], [(2, 3)], [(2, 3)] * len(found), [None], {})
+    np.testing.assert_array_equal(reached(run, 0, found), np.full((2, 3), expected))

@@ -25,26 +25,27 @@ class Model:
 
 
 def repository_models() -> dict[str, Model]:
-    """Models of this repository by name: the examples as they are and rounded, and small models of the tests, one for
-    each front end and each group of operators."""
-    examples = {name: Model(Existing(ROOT / "examples" / name / "model.onnx")) for name in ("char_lm", "digits")}
-    examples["vision_moe"] = Model(Existing(ROOT / "examples" / "vision_moe" / "model.onnx"))
-    char_lm = examples["char_lm"].file
+    """Models of this repository by name: examples as they are and rounded, and small models of the tests, which go
+    through each front end that needs no PyTorch and most operators."""
+    char_lm, digits, vision_moe = (Existing(ROOT / "examples" / name / "model.onnx") for name in EXAMPLES)
     return {
-        **examples,
-        "char_lm-int4": Model(char_lm, {"experts": "int4", "linears": "int8"}),
+        "char_lm": Model(char_lm),
         "char_lm-O3-int8": Model(char_lm, {"passes": "O3", "experts": "int8", "linears": "int8"}),
-        "char_lm-fp8": Model(char_lm, {"experts": "fp8", "arithmetic": "fp8"}),
+        "digits": Model(digits),
+        "digits-int4": Model(digits, {"experts": "int4", "linears": "int8"}),
+        "digits-fp8": Model(digits, {"experts": "fp8", "arithmetic": "fp8"}),
+        "vision_moe": Model(vision_moe),
         "vision_block": Model(vision_block),
-        "language_model": Model(language_model),
         **{f"gguf/{name}": Model(Gguf(name, kind)) for name, kind in GGUF.items()},
         **{f"seeds/{name}": Model(Seed(name)) for name in tests("mutants.seeds").own_seeds()},
-        **{f"dispatched/{name}": Model(Dispatched(name)) for name in tests("targets.dispatched_cases").FORMS},
+        **{f"dispatched/{name}": Model(Dispatched(name)) for name in DISPATCHED},
     }
 
 
-GGUF = {"mixtral": "Q8_0", "gpt-oss": "MXFP4", "deepseek2": "F32", "lfm2moe": "Q4_0"}
+EXAMPLES = ("char_lm", "digits", "vision_moe")
+GGUF = {"mixtral": "Q8_0", "gpt-oss": "MXFP4", "deepseek2": "F32"}
 """Names of the tests' tiny models, with the format of their matrices."""
+DISPATCHED = ("shared base with low rank", "zero, copy and constant")
 
 
 def chosen_models(asked: Sequence[str]) -> dict[str, Model]:
@@ -143,11 +144,6 @@ def vision_block(folder: pathlib.Path) -> pathlib.Path:
     onnx.save(export.build(sizes), folder / "model.onnx")
     np.savez(folder / "calibration.npz", x=export.sample(sizes))
     return folder / "model.onnx"
-
-
-def language_model(folder: pathlib.Path) -> pathlib.Path:
-    """The tests' model of tokens."""
-    return tests("language_model").language_model(folder / "model.onnx")
 
 
 def tests(module: str) -> ModuleType:

@@ -21,7 +21,7 @@ PASSES = "passes"
 """In the place of a target: what passes make of a model, without any code."""
 CALIBRATION = ("calibration.npz", "inputs.npz")
 """Files next to a model. The scales of an FPGA's design come from the first that is there."""
-MAX_TOKENS = 64
+MAX_TOKENS = 128
 """The largest number of tokens in a call of an FPGA's design, where the model fixes none."""
 _TEXT_SUFFIXES = {".ll": ".lowered", ".o": ".txt"}
 """The suffixes of texts by those of the machine code whose place they take."""

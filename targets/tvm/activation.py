@@ -1,4 +1,4 @@
-"""The dialect's activations as float32 expressions, made of what a target computes elementary functions with."""
+"""The dialect's activations as float32 expressions, built from a target's elementary functions."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def at_least(x: Expression, limit: float) -> Expression:
 
 
 def total_to_divide_by(spec: RouteSpec, total: Expression) -> Expression:
-    """What the weights of a token are divided by, of their sum."""
+    """Divisor that normalises a token's weights: their sum plus ``normalize_epsilon``, at least ``normalize_floor``."""
     total = total + T.float32(spec.normalize_epsilon)
     return at_least(total, spec.normalize_floor) if spec.normalize_floor > 0 else total
 
 
 def within(limit: float, x: Expression) -> Expression:
-    """``x`` clamped to [-limit, limit]; a limit of 0 is none."""
+    """``x`` clamped to [-limit, limit]; unchanged where ``limit`` is 0."""
     return at_most(at_least(x, -limit), limit) if limit > 0 else x
 
 
 @dataclasses.dataclass(frozen=True)
 class Activations:
-    """All activations, from three functions of a target."""
+    """All activations, built from three elementary functions of a target."""
 
     sigmoid: Function
     tanh: Function
@@ -50,7 +50,7 @@ class Activations:
         return self._without_options[spec.activation](x)
 
     def experts_epilogue(self, spec: ExpertsSpec) -> Callable[..., Expression]:
-        """What turns sums into hidden values: ``f(gate, up)`` where the experts are gated, else ``f(sum)``."""
+        """Function from sums to hidden values: ``f(gate, up)`` where the experts are gated, else ``f(sum)``."""
         if not spec.gated:
             return lambda hidden: self.activate(spec, hidden)
 
@@ -63,7 +63,7 @@ class Activations:
 
     @property
     def _without_options(self) -> dict[str, Function]:
-        """All but silu, which alone depends on ``alpha``."""
+        """All activations except silu, the only one that depends on ``alpha``."""
         return {
             "gelu": lambda x: T.float32(0.5) * x * (T.float32(1) + self.erf(x * T.float32(0.7071067811865476))),
             "gelu_tanh": self._gelu_tanh,

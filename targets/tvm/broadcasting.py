@@ -1,7 +1,7 @@
 """Kernels over operands that broadcast as in numpy, with symbolic sizes.
 
-Of two sizes that are not known to be equal, one may turn out as 1 when the program runs: the result's size is then the
-other, and the element at 0 stands for all. Any other difference is an error, raised before an element is read.
+Where two sizes are not known to be equal, one may be 1 at run time: the result then has the other size, and the element
+at 0 stands for all. Any other difference is an error, raised before an element is read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def broadcast_dimension(sizes: Sizes, left: Any, right: Any) -> Any:
-    """The common size. Raises UnsupportedError for two numbers that differ."""
+    """The size that both broadcast to. Raises UnsupportedError for two numbers that differ and of which none is 1."""
     left, right = sizes.simplify(left), sizes.simplify(right)
     if isinstance(left, int) and isinstance(right, int) and left != right and 1 not in (left, right):
         raise UnsupportedError(f"sizes {left} and {right} do not broadcast; expected equal ones, or a 1")
@@ -41,7 +41,7 @@ def broadcast_dimension(sizes: Sizes, left: Any, right: Any) -> Any:
 
 
 def _is_at_most_one_of(size: Any, whole: Any) -> bool:
-    """Whether the size is ``min(whole, 1)``, as a slice of one row has it: where it is not 1, the whole is 0 too."""
+    """Whether the size is ``min(whole, 1)``, the size of a slice of one row: where it is 0, ``whole`` is 0 too."""
     if not isinstance(size, tirx.Min):
         return False
     pair = [size.a, size.b]
@@ -62,7 +62,7 @@ def broadcast_shape(sizes: Sizes, shapes: Sequence[Sequence[Any]]) -> list[Any]:
 def requirements_of(
     builder: FunctionBuilder, shapes: Sequence[Sequence[Any]], target: Sequence[Any]
 ) -> list[Requirement]:
-    """That each size is that of ``target`` or 1, as far as it has to be checked when the program runs.
+    """Run-time checks that each size equals that of ``target`` or 1; none where this is known at compile time.
 
     Raises UnsupportedError for more axes than the target has, and where sizes never fit."""
     for shape in shapes:
@@ -105,8 +105,10 @@ def _is_one(size: Any) -> bool:
 
 
 def immediate(lowering: Lowering, value: ir.Value) -> tirx.Expr | None:
-    """The value as a number in the code, if it is a constant of one element, and no integer so large that what is added
-    to or multiplied by it overflows: TVM's simplifier computes with it, and does not wrap around as processors do."""
+    """A constant of one element as a number in the code; None for any other value, and for large integers.
+
+    TVM's simplifier computes with such numbers and does not wrap around as processors do: an integer is taken only if
+    it fits in half of its type's bits."""
     if not lowering.is_constant(value) or any(size != 1 for size in lowering.dimensions(value)):
         return None
     dtype = lowering.dtype(value)
@@ -119,7 +121,7 @@ def immediate(lowering: Lowering, value: ir.Value) -> tirx.Expr | None:
 def emit_elementwise(
     lowering: Lowering, values: Sequence[ir.Value], function: Callable[..., tirx.Expr], name: str
 ) -> relax.Var:
-    """One kernel that applies ``function`` to the operands' elements. Constants of one element become immediates."""
+    """Emit one kernel that applies ``function`` to the operands' elements; one-element constants become immediates."""
     immediates = [immediate(lowering, value) for value in values]
     if all(number is not None for number in immediates):
         immediates[0] = None
@@ -140,7 +142,7 @@ def broadcast_elements(
     name: str,
     target: Sequence[Any] | None = None,
 ) -> relax.Var:
-    """One kernel that applies ``function`` to the elements of tensors, all broadcast to the ``target`` sizes."""
+    """Emit one kernel that applies ``function`` to the elements of tensors, all broadcast to the ``target`` sizes."""
     sizes = builder.sizes
     shapes = [[sizes.simplify(size) for size in tensor.ty.shape] for tensor in tensors]
     result = broadcast_shape(sizes, shapes) if target is None else list(target)
@@ -157,7 +159,7 @@ def broadcast_elements(
 
 
 def broadcast_to(builder: FunctionBuilder, tensor: relax.Expr, target: Sequence[Any]) -> relax.Expr:
-    """The tensor with all axes of the ``target`` sizes; itself where it has them."""
+    """The tensor broadcast to the ``target`` sizes; the tensor itself where it has them."""
     own = [builder.sizes.simplify(size) for size in tensor.ty.shape]
     target = [builder.sizes.simplify(size) for size in target]
     if len(own) == len(target) and all(map(builder.sizes.equal, own, target)):

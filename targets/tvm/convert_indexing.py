@@ -1,7 +1,7 @@
-"""Operators that read or write at computed positions, and those whose result's size depends on the data.
+"""Operators that read or write at computed positions, and operators whose result's size depends on the data.
 
-Indices come from the user or from the data: negative ones count from the end, and ones out of range never touch memory
-outside the tensor (reads are clamped, writes are skipped).
+Indices come from the user or from the data. Negative ones count from the end. Ones out of range never touch memory
+outside the tensor: reads are clamped, writes are skipped.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def safe_index(index: tirx.Expr, size: Any) -> tirx.Expr:
 
 
 def _where_any(lowering: Lowering, size: Any, element: tirx.Expr) -> tirx.Expr:
-    """An element that an axis of this size holds; 0 where it holds none, for a clamped index is no index then."""
+    """The element, or 0 where the axis has size 0: a clamped index is out of range there."""
     if lowering.sizes.less(0, size):
         return element
     return tirx.if_then_else(lowering.sizes.expression(size) > 0, element, tirx.const(0, element.ty.dtype))
 
 
 def _equal_sizes(lowering: Lowering, name: str, found: Sequence[Any], expected: Sequence[Any]) -> list[Requirement]:
-    """That an input has the sizes that others give it."""
+    """Checks that an input, ``name``, has the expected size on each axis. Raises UnsupportedError for another rank."""
     if len(found) != len(expected):
         raise UnsupportedError(f"{name} have rank {len(found)}; expected {len(expected)}")
     return [
@@ -57,7 +57,9 @@ def _equal_sizes(lowering: Lowering, name: str, found: Sequence[Any], expected: 
 
 
 def _within(lowering: Lowering, indices: Sequence[Any], data: Sequence[Any], axis: int) -> list[Requirement]:
-    """That there are no more indices than elements along every axis but the one they choose on."""
+    """Checks that on every axis except ``axis`` there are at most as many indices as elements of the data.
+
+    Raises UnsupportedError where indices and data differ in rank."""
     if len(indices) != len(data):
         raise UnsupportedError(f"the indices have rank {len(indices)}; expected {len(data)}, as the data has")
     return [

@@ -62,7 +62,7 @@ def _convert_pad(lowering: Lowering, node: ir.Node) -> Any:
 
 
 def _kept(lowering: Lowering, size: Any, before: Any, after: Any) -> tuple[Any, Any]:
-    """Where what negative pads leave begins, and how long it is: what other pads repeat is taken from that."""
+    """Start and size of the part of an axis that negative pads leave; positive pads repeat elements of this part."""
     first, last = (lowering.sizes.at_least(lowering.sizes.simplify(-1 * pad), 0) for pad in (before, after))
     return first, lowering.sizes.simplify(size - first - last)
 
@@ -70,7 +70,9 @@ def _kept(lowering: Lowering, size: Any, before: Any, after: Any) -> tuple[Any, 
 def _valid_pads(
     lowering: Lowering, mode: str, found: str, size: Any, pads: Sequence[Any], padded: Any
 ) -> list[Requirement]:
-    """That something is left, and that what a pad repeats is there. ``size``: of what negative pads leave."""
+    """Checks that the result's size ``padded`` is not negative, and that there are elements for the pads to repeat.
+
+    ``size``: elements of the axis that negative pads leave."""
     needed = lowering.require(padded >= 0, found, "a result of size 0 or more")
     if mode in ("edge", "wrap"):
         needed += lowering.require(_either(padded <= 0, size >= 1), found, "something to repeat")
@@ -88,7 +90,7 @@ def _either(left: Any, right: Any) -> Any:
 
 
 def _padded_position(place: tirx.Expr, first: Any, size: Any, mode: str) -> tirx.Expr:
-    """The place whose element is at ``place``, among ``size`` from ``first`` on."""
+    """Position in the source whose element the result has at ``place``; in [first, first + size)."""
     if mode == "wrap":
         return first + tirx.floormod(place - first, tirx.max(size, tirx.IntImm("int64", 1)))
     if mode == "reflect":

@@ -16,7 +16,7 @@ from moec.targets.tvm.windows import Windows, all_inside
 
 
 def _windows(lowering: Lowering, node: ir.Node) -> tuple[Windows, list[Any]]:
-    """The windows, and the sizes that they slide over."""
+    """The node's windows, and the spatial sizes that they slide over."""
     sizes = lowering.dimensions(required_input(node, 0))
     if len(sizes) < 3:
         raise UnsupportedError(f"the input has {len(sizes)} axes; expected N, C and spatial ones")
@@ -32,7 +32,9 @@ def _pooled(
     outside: Callable[[str], tirx.Expr],
     finish: Callable[..., tirx.Expr],
 ) -> Any:
-    """``finish(total, *position)`` of ``combine`` over each window of ``element(x)``, or ``outside`` in the padding."""
+    """Reduce ``element(x)`` over each window by ``combine``, then apply ``finish(total, *position)``.
+
+    Positions in the padding count as ``outside(dtype)``."""
     value = required_input(node, 0)
     windows, spatial = _windows(lowering, node)
     dtype = lowering.dtype(value)
@@ -68,7 +70,7 @@ def _convert_average_pool(lowering: Lowering, node: ir.Node) -> Any:
     padded = bool(attribute(node, "count_include_pad", 0))
 
     def seen(axis: int, output: tirx.Expr) -> Any:
-        """How many positions of a window along one axis count."""
+        """Number of a window's positions along one axis that the mean counts; in the padding only where ``padded``."""
         start = output * windows.strides[axis] - windows.before[axis]
         low, high = (-windows.before[axis], spatial[axis] + windows.after[axis]) if padded else (0, spatial[axis])
         dilation, size = windows.dilations[axis], windows.kernel[axis]

@@ -1,4 +1,4 @@
-"""From floats to scaled integers and back, for activations; quantised weights are read as they are stored."""
+"""Quantisation and dequantisation of activations; kernels read quantised weights as they are stored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from moec.targets.tvm.lowering import Converter, Lowering
 
 
 def _parameter(lowering: Lowering, node: ir.Node, position: int) -> Callable[[te.Tensor, list[tirx.Expr]], tirx.Expr]:
-    """How a scale or zero point is read for an element: one for all, one per index of ``axis``, or one per block."""
+    """Function that reads an element's scale or zero point, which is input ``position`` of the node.
+
+    There is one for all elements, one per index of ``axis``, or one per block. Raises UnsupportedError for any other
+    shape."""
     value = required_input(node, position)
     sizes, own = lowering.dimensions(required_input(node, 0)), lowering.dimensions(value)
     block = attribute(node, "block_size", 0)
@@ -36,7 +39,7 @@ def _parameter(lowering: Lowering, node: ir.Node, position: int) -> Callable[[te
 
 
 def _tensors(lowering: Lowering, node: ir.Node) -> list[relax.Expr]:
-    """The data, and scales and zero points of the sizes that :func:`_parameter` reads them by."""
+    """The data, scales and zero points of a node, in the shapes that the readers of :func:`_parameter` index."""
     value, scale = required_input(node, 0), required_input(node, 1)
     sizes, own = lowering.dimensions(value), lowering.dimensions(scale)
     block = attribute(node, "block_size", 0)
@@ -55,8 +58,9 @@ def _of_shape(lowering: Lowering, value: ir.Value, shape: list[Any]) -> relax.Ex
 
 
 def _decoded(lowering: Lowering, node: ir.Node) -> relax.Expr | None:
-    """The floats that constants of a type make in which nothing computes: of fewer than 8 bits, or float8. They are
-    made when weights are written; None for a type that the program can decode."""
+    """A constant of a type in which no kernel computes (fewer than 8 bits, or float8) as a weight of floats.
+
+    The constant is dequantised when weights are written. None for a type that the program can decode."""
     data, output = constant_of(required_input(node, 0)), node.outputs[0]
     given = [constant_of(value) for value in node.inputs if value is not None]
     if data is None or (data.dtype.is_integer() and data.dtype.bitwidth >= 8) or None in given:
@@ -94,7 +98,7 @@ def _convert_dequantize(lowering: Lowering, node: ir.Node) -> Any:
 
 
 def quantized(number: tirx.Expr, zero: tirx.Expr, dtype: str) -> tirx.Expr:
-    """``number`` rounded to nearest, ties to even, moved by ``zero``, and cut off at the ends of the type."""
+    """``number`` rounded to nearest, ties to even, plus ``zero``, clamped to the range of the type."""
     limits = np.iinfo(dtype)
     wide = tirx.nearbyint(number.astype("float64")) + zero.astype("float64")
     low, high = tirx.const(float(limits.min), "float64"), tirx.const(float(limits.max), "float64")

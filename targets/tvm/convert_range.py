@@ -1,4 +1,4 @@
-"""Range: how many numbers there are is known now, follows from sizes, or is read when the program runs."""
+"""Range. The count of its numbers is known at compile time, follows from sizes, or is read at run time."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _range_of_floats(lowering: Lowering, values: Sequence[ir.Value], dtype: str)
 
 
 def _range_at_run_time(lowering: Lowering, values: Sequence[ir.Value], dtype: str) -> relax.Var:
-    """Bounds are read by the kernels; only how many numbers there are is read by the program."""
+    """Range whose bounds are tensors: kernels read the bounds, and the program reads only the count of numbers."""
     tensors = [lowering.tensor(value) for value in values]
 
     def at(bound: te.Tensor) -> tirx.Expr:
@@ -78,14 +78,14 @@ def _range_at_run_time(lowering: Lowering, values: Sequence[ir.Value], dtype: st
 
 
 def _is_scalar(lowering: Lowering, tensor: relax.Expr) -> list[Requirement]:
-    """That the tensor has one element."""
+    """Check that the tensor has one element."""
     sizes = [lowering.sizes.simplify(size) for size in tensor.ty.shape]
     one = lowering.sizes.same(lowering.sizes.product(sizes), 1)
     return lowering.require(one, f"a scalar has sizes {sizes}", "one element")
 
 
 def _count_of_integers(start: tirx.Expr, limit: tirx.Expr, step: tirx.Expr) -> tirx.Expr:
-    """How many numbers there are; none for a step of 0. Differences are unsigned, so that none overflows."""
+    """Count of the numbers of a Range; 0 for a step of 0. Differences are unsigned, so that none overflows."""
 
     def unsigned(number: tirx.Expr) -> tirx.Expr:
         return number.astype("int64").astype("uint64")

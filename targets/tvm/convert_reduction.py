@@ -19,7 +19,7 @@ Element = Callable[[tirx.Expr], tirx.Expr]
 
 
 def _lowest(dtype: str) -> tirx.Expr:
-    """What no number is below, infinity included."""
+    """Identity of a maximum: the least number of a type, negative infinity where it has one."""
     return tirx.const(-math.inf, dtype) if "float" in dtype else te.min_value(dtype)
 
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoFormer, arXiv 2104.09864): pairs of elements of a head turn with the position."""
+"""Rotary position embedding (RoFormer, arXiv 2104.09864): pairs of elements of a head are rotated by the position."""
 
 from __future__ import annotations
 
@@ -58,8 +58,9 @@ def _rotate(lowering: Lowering, node: ir.Node, x: relax.Expr, heads_axis: int) -
 
 
 def _requirements(lowering: Lowering, values: list[ir.Value], tokens: list[Any], pairs: int) -> list[Requirement]:
-    """That cosines, sines and positions, where given, have an element for all that is read of them. ``tokens``: the
-    sizes [B,S]. Wider tables than the part that is rotated are those of a whole head."""
+    """Checks that the tables of cosines and sines, and the optional positions, cover every element read from them.
+
+    ``tokens``: the sizes [B,S]; ``pairs``: columns that are read. Tables may be wider, made for a whole head."""
     caches, positions = values[:2], values[2:]
     rows = lowering.dimensions(caches[0])[:1] if positions else tokens
     needed: list[Requirement] = []

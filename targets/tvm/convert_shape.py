@@ -43,8 +43,10 @@ def _convert_reshape(lowering: Lowering, node: ir.Node) -> Any:
 
 
 def _settled(sizes: Sizes, source: list[Any], target: list[Any]) -> tuple[list[Any], Any]:
-    """The target, and the condition that it has as many elements as the source. Where all sizes but one agree, a
-    computed one (``T // 16 * (T // (T // 16))``) has to be the size that it stands in the place of, and becomes it."""
+    """The target sizes, and the condition that they have as many elements as the source.
+
+    Where all sizes except one agree, and that one is computed (``T // 16 * (T // (T // 16))``), it has to equal the
+    source's remaining size, and is replaced by it."""
     for axis, size in enumerate(target):
         if isinstance(size, tirx.Mul | tirx.FloorDiv):
             (left, one), others = sizes.cancelled(source, target[:axis] + target[axis + 1 :])
@@ -54,7 +56,7 @@ def _settled(sizes: Sizes, source: list[Any], target: list[Any]) -> tuple[list[A
 
 
 def _target_sizes(lowering: Lowering, source: list[Any], shape: ir.Value, zero_copies: bool) -> list[Any]:
-    """What a Reshape makes of the ``source`` sizes."""
+    """Result sizes of a Reshape of ``source`` by the tensor ``shape``; 0 copies a size where ``zero_copies``."""
     target = lowering.runtime_integers(shape)
     if lowering.known(shape) is None:
         return _read_target(lowering, source, target, shape.name or "shape", zero_copies)
@@ -76,7 +78,7 @@ def _copied(source: list[Any], axis: int) -> Any:
 
 
 def _read_target(lowering: Lowering, source: list[Any], target: list[Any], name: str, zero_copies: bool) -> list[Any]:
-    """The sizes that integers read when the program runs stand for: 0 copies a size, -1 is what remains."""
+    """Result sizes of a Reshape by integers read at run time: 0 copies a size where ``zero_copies``, -1 is inferred."""
     expression, zero, minus = lowering.sizes.expression, tirx.IntImm("int64", 0), tirx.IntImm("int64", -1)
     total = expression(lowering.sizes.product(source))
     given = [

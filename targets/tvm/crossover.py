@@ -1,5 +1,8 @@
-"""Where one way to compute gives way to the next, by a size that is known when the program runs: a number that is a
-parameter of the program. The artifact holds an estimate, ``moec tune`` measures it, and no code changes."""
+"""Crossovers: sizes from which on a program computes in another way.
+
+The size is known only at run time, so the crossover is a parameter of the program. The artifact holds an estimate;
+``moec tune`` replaces it by a measured number without a change of code.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Crossover:
-    """From how many ``unit`` on the next way is taken. ``name`` identifies what decides the times of both ways:
-    products of equal name share the number. It counts as ``highest`` where it is higher."""
+    """Number of ``unit`` from which on the next way to compute is taken, at most ``highest``.
+
+    ``name`` identifies all that decides the times of both ways; products of equal name share one number."""
 
     name: str
     unit: str

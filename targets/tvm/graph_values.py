@@ -1,6 +1,6 @@
-"""What the values of a graph are while it is lowered: tensors of Relax, numbers known at compile time, pages of states.
+"""Values of a graph while it is lowered: Relax tensors, numbers known at compile time, or pages of states.
 
-A value is at least one of them. What is known becomes code only where an operator needs it as a tensor.
+A value is at least one of these. A known value becomes code only where an operator needs it as a tensor.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INLINE_ELEMENTS = 16
 
 
 class GraphValues(FunctionBuilder):
-    """The values that have been made so far, and what converters ask of them."""
+    """The values converted so far, with the queries of converters about them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class GraphValues(FunctionBuilder):
         self._held: dict[ir.Value, HeldTensor] = {}
 
     def tensor(self, value: ir.Value) -> relax.Expr:
-        """The value as a Relax tensor. Known values become code here, large constants weights."""
+        """The value as a Relax tensor. Known values become code here; large constants become weights."""
         if value not in self._tensors:
             if value in self._held:
                 held = self._held[value]
@@ -46,7 +46,7 @@ class GraphValues(FunctionBuilder):
 
     @contextlib.contextmanager
     def standing_for(self, tensors: Mapping[ir.Value, relax.Expr]) -> Iterator[None]:
-        """Inside, values that have tensors are others."""
+        """Context in which the values of ``tensors`` have these tensors instead of their own."""
         own = {value: self.tensor(value) for value in tensors}
         self._tensors.update(tensors)
         try:
@@ -143,8 +143,9 @@ class GraphValues(FunctionBuilder):
         return [int(element) for element in array.flat]
 
     def runtime_sizes(self, value: ir.Value) -> list[Any]:
-        """The elements of a rank-0 or rank-1 integer tensor as sizes, which are 0 or more: what cannot be known now is
-        checked when the program runs, and then a new symbolic size."""
+        """The elements of a rank-0 or rank-1 integer tensor as sizes.
+
+        An element that is not known to be 0 or more is checked at run time and becomes a new symbolic size."""
         integers = self.runtime_integers(value)
         requirements = [
             requirement
@@ -155,7 +156,7 @@ class GraphValues(FunctionBuilder):
 
     def runtime_integers(self, value: ir.Value) -> list[Any]:
         """The elements of a rank-0 or rank-1 integer tensor. Where they are computed at run time, each becomes a new
-        symbolic integer, read from the tensor when the program runs and cut to :data:`FAR`."""
+        symbolic integer, read from the tensor at run time and clamped to [-FAR, FAR] (:data:`FAR`)."""
         known = self.known(value)
         if known is not None:
             return [self.sizes.simplify(element) for element in known.elements.flat]

@@ -1,10 +1,9 @@
-"""Share loops out to threads where there is enough work, else run them as they are: those of generic kernels, and the
-parallel loops that say how much work a turn is.
+"""Run a parallel loop on threads only where there is enough work for them.
 
-Sizes are known only when the program runs, so the choice is made there: the loops are generated twice, behind a test.
-For the threads, the loop nest that the schedule marked becomes one loop, whose index is divided to find the indices of
-the nest; for one thread it stays a nest. Each thread computes whole elements in either form, so the results are the
-same.
+The pass handles the parallel loops of generic kernels, and those annotated with the work of an iteration. Sizes are
+known only at run time, so the loop is generated twice, behind a test. The parallel form merges the loop nest that the
+schedule marked into one loop, whose index is divided to find the indices of the nest; the serial form stays a nest. In
+both forms a thread computes whole elements, so the results are the same.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class GuardParallelLoops:
 
 
 def _collapsed(loop: tirx.For) -> tirx.For:
-    """The loop and the marked loops directly in it as one parallel loop."""
+    """One parallel loop for the loop and the marked loops nested directly in it."""
     nest = [loop]
     while isinstance(nest[-1].body, tirx.For) and COLLAPSED in nest[-1].body.annotations:
         nest.append(nest[-1].body)
@@ -55,7 +54,7 @@ def _collapsed(loop: tirx.For) -> tirx.For:
 
 
 def _start(loop: tirx.For, turn: Any) -> tirx.Bind:
-    """What the loop's variable is in one turn of the loop."""
+    """Binding of the loop's variable in iteration ``turn``, counted from 0."""
     dtype = loop.loop_var.ty.dtype
     return tirx.Bind(loop.loop_var, loop.min + turn.astype(dtype))
 
@@ -65,7 +64,7 @@ def _wide(extent: Any) -> Any:
 
 
 def _work(loop: tirx.For) -> Any:
-    """Elements computed by the loop: its extent times those of the loops in it whose extent is known outside."""
+    """Elements that the loop computes: its extent times the extents of inner loops that do not depend on the loop."""
     inner: list[Any] = []
     variables = {loop.loop_var}
 

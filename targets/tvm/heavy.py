@@ -54,15 +54,15 @@ HEAVY_OPERATORS = frozenset(
         "moec.Absent",
     }
 )
-"""What a target has to provide. A name is the operator type, with ``domain.`` in front outside the default domain."""
+"""Operators that a target has to provide: operator types, with ``domain.`` in front outside the default domain."""
 
 
 class LoweringContext(Protocol):
-    """What a converter may ask of, and add to, the function being built."""
+    """The function being built, as converters see it: queries about values, and emission of weights and kernels."""
 
     @property
     def sizes(self) -> Sizes:
-        """Arithmetic on the function's sizes, whose comparisons use what is known of them."""
+        """Arithmetic on the function's sizes; comparisons use the facts known about them."""
         ...
 
     def tensor(self, value: ir.Value) -> relax.Expr:
@@ -70,17 +70,18 @@ class LoweringContext(Protocol):
         ...
 
     def tensor_of_shape(self, value: ir.Value, sizes: Sequence[Any]) -> relax.Expr:
-        """The value as a tensor of these sizes; where they may differ, that is checked when the program runs. Raises
-        UnsupportedError where they do differ."""
+        """The value as a tensor of these sizes, checked at run time where they may differ.
+
+        Raises UnsupportedError where they are known to differ."""
         ...
 
     def is_constant(self, value: ir.Value | None) -> bool:
-        """Whether the value is known now; cheap, loads nothing."""
+        """Whether the value is known at compile time; cheap, loads nothing."""
         ...
 
     def constant(self, value: ir.Value | None) -> np.ndarray | None:
-        """The value's data if it is known now. Loads it: inside a weight's ``load``, call this again instead of
-        keeping the array alive."""
+        """The value's data if it is known at compile time, else None. Loads the data: inside a weight's ``load``, call
+        this again instead of keeping the array alive."""
         ...
 
     def known(self, value: ir.Value) -> Known | None:
@@ -104,33 +105,35 @@ class LoweringContext(Protocol):
         ...
 
     def add_number(self, name: str, load: Callable[[], np.ndarray]) -> relax.Var:
-        """Add an int32 of rank 0 that the host's part of kernels takes by value, as int64, and that may be another in
-        every run; it becomes a parameter of ``main``. A second one of the same name is the same."""
+        """Add an int32 of rank 0 whose value may change from run to run; it becomes a parameter of ``main``.
+
+        The host's part of kernels takes it by value, as int64. A second number of the same name is the same."""
         ...
 
     @property
     def streams(self) -> bool:
-        """Whether the weights of experts need not be in memory before the program asks for them."""
+        """Whether the program asks for the weights of experts, which need not be in memory before."""
         ...
 
     def streamed_layer(self, name: str) -> int:
-        """The number by which the program asks for the experts of a layer, which is called by its last weights."""
+        """The number by which the program asks for the experts of a layer. ``name``: the layer's last weights."""
         ...
 
     def replace_experts(self, name: str) -> int:
-        """Declare that the router of a layer lets experts take the places of others, and return its number."""
+        """Declare that the router of a layer may replace experts by others, and return the layer's number."""
         ...
 
     def stream_experts(
         self, name: str, chosen: int, starts: Mapping[relax.Var, Sequence[int]], shares: Sequence[float] = ()
     ) -> int:
-        """Declare that weights of this layer are read by expert, and return its number. ``chosen``: how many experts a
-        token has at most; ``starts``: where in a weight the bytes of each expert start, and where the last one's end;
-        ``shares``: which share of the tokens each expert had, where that was measured."""
+        """Declare that weights of this layer are read expert by expert, and return the layer's number.
+
+        ``chosen``: the most experts of a token; ``starts``: for each weight, the byte offsets at which its experts
+        start, and at last its size; ``shares``: measured share of the tokens of each expert, if there is one."""
         ...
 
     def call_runtime(self, function: str, arguments: Sequence[Any], output: relax.TensorType, name: str) -> relax.Var:
-        """Emit a call of a function that the runtime has: ``function(*arguments, result)``; ints are passed as such."""
+        """Emit a call of a function of the runtime, ``function(*arguments, result)``; ints are passed by value."""
         ...
 
     def call_kernel(
@@ -141,7 +144,7 @@ class LoweringContext(Protocol):
         record: KernelRecord,
     ) -> list[relax.Var]:
         """Emit a destination-passing call: ``kernel(*arguments, *outputs)``. Kernels equal in structure are generated
-        once; their records are merged (``nodes`` joined). ``record.name`` is the wish for the symbol's name."""
+        once, and their records merged (``nodes`` joined). ``record.name`` is the preferred name of the symbol."""
         ...
 
     def call_kernel_on(
@@ -152,13 +155,14 @@ class LoweringContext(Protocol):
         record: KernelRecord,
         numbers: Sequence[Any] = (),
     ) -> list[relax.Var]:
-        """Like :meth:`call_kernel`, for a kernel that may leave ``outputs``, results of others, as they are. Results
-        are the same memory, and ``outputs`` are not to be used any more. ``numbers``: sizes that the kernel takes
-        before all tensors."""
+        """Like :meth:`call_kernel`, for a kernel that updates ``outputs``, results of other kernels, in place.
+
+        The results are in the same memory; ``outputs`` must not be used any more. ``numbers``: sizes that the kernel
+        takes before all tensors."""
         ...
 
     def compute(self, function: Callable[..., Any], arguments: Sequence[relax.Expr], name: str) -> list[relax.Var]:
-        """Emit a generic kernel, which the target's schedule gives threads: ``function`` takes one TE tensor per
+        """Emit a generic kernel, to which the target's schedule gives threads. ``function`` takes one TE tensor per
         argument and returns one or several."""
         ...
 
@@ -167,36 +171,36 @@ class LoweringContext(Protocol):
         ...
 
     def broadcast_shape(self, shapes: Sequence[Sequence[Any]]) -> list[Any]:
-        """The sizes that shapes have in common, as numpy broadcasts them."""
+        """The shape that all ``shapes`` broadcast to, as in numpy."""
         ...
 
     def broadcast_to(self, tensor: relax.Expr, shape: Sequence[Any]) -> relax.Expr:
-        """The tensor with all axes of these sizes; that its own are those or 1 is checked when the program runs."""
+        """The tensor broadcast to ``shape``. A run-time check requires each of its sizes to be that one or 1."""
         ...
 
     def assume_shape(self, tensor: relax.Expr, shape: Sequence[Any]) -> relax.Var:
-        """A copy of the tensor with another expression for its shape, checked when the program runs; the tensor itself
-        where it is known to have it."""
+        """A copy of the tensor with another expression for its shape, checked at run time; the tensor itself where it
+        is known to have that shape."""
         ...
 
     def held(self, value: ir.Value | None) -> HeldTensor | None:
-        """The value in pages, if it lies there."""
+        """The value in pages; None where it is an ordinary tensor."""
         ...
 
     def appended(self, node: ir.Node, past: HeldTensor, new: relax.Expr, places: Places | None = None) -> HeldTensor:
-        """The state after ``new`` was written behind what is in use, which leaves that as it is; or at ``places``."""
+        """The state after ``new`` was written after the part in use, which stays as it is, or at ``places``."""
         ...
 
     def filled(self, held: HeldTensor, used: ir.Value | None = None) -> relax.Var:
-        """How much of a state is in use, as int64 for each entry of its first axis, ``used`` at most."""
+        """Length of a state in use, at most ``used``: int64, one number for each entry of the state's first axis."""
         ...
 
     def value_of(self, tensor: relax.Expr) -> ir.Value:
-        """An ONNX value that stands for a tensor made here, as an input of :meth:`convert_as`."""
+        """An ONNX value for a tensor made by a converter, to pass as an input to :meth:`convert_as`."""
         ...
 
     def convert_as(self, operator: str, inputs: Sequence[ir.Value], attributes: Mapping[str, Any]) -> list[relax.Expr]:
-        """What another operator would make of these inputs."""
+        """Convert another operator, heavy or not, on these inputs, and return its outputs."""
         ...
 
 

@@ -1,0 +1,42 @@
+"""LLVM's level of optimisation for a kernel: lower for those that only map elements."""
+
+from __future__ import annotations
+
+import pytest
+import tvm
+from tvm import te, tirx
+
+from moec.targets.cpu.machine import Machine
+from moec.targets.tvm.host_code import ASSEMBLY, compile_kernels, is_mapping
+from moec.targets.tvm.pipeline import KERNEL_PIPELINE
+from moec.targets.tvm.schedule import GENERIC, scheduled
+from moec.targets.tvm.te_kernels import prim_func
+
+
+@pytest.fixture(scope="module")
+def mapping() -> tirx.PrimFunc:
+    """A kernel over rows of 24 numbers."""
+    x = te.placeholder((tirx.Var("n", "int64"), 24), name="x")
+    function, _ = prim_func([x], [te.compute(x.shape, lambda i, j: te.sigmoid(x[i, j]) * x[i, j], name="y")])
+    return scheduled(function)
+
+
+def test_generic_kernels_without_reductions_map_elements(mapping):
+    assert is_mapping(mapping)
+    assert is_mapping(mapping.without_attr("tirx.is_scheduled")), "a function of sizes has no schedule"
+    assert not is_mapping(mapping.without_attr(GENERIC)), "it came finished from a target"
+
+
+def test_a_reduction_maps_no_elements():
+    x, axis = te.placeholder((tirx.Var("n", "int64"), 24), name="x"), te.reduce_axis((0, 24))
+    function, _ = prim_func([x], [te.compute(x.shape[:1], lambda i: te.max(x[i, axis], axis=axis), name="y")])
+    assert not is_mapping(scheduled(function))
+
+
+def test_loops_that_map_elements_are_not_unrolled_completely(mapping, monkeypatch):
+    monkeypatch.setenv("MOEC_KERNEL_CACHE", "off")
+    kernels = {"mapping": mapping, "finished": mapping.without_attr(GENERIC)}
+    module = tvm.IRModule({name: one.with_attr("global_symbol", name) for name, one in kernels.items()})
+    compiled = compile_kernels(module, tvm.target.Target(Machine.for_name("avx512").llvm), KERNEL_PIPELINE)
+    divisions = {name: files[ASSEMBLY].count(b"vdivps") for name, files in compiled.items()}
+    assert 0 < divisions["mapping"] < divisions["finished"]

@@ -74,23 +74,33 @@ def _type(kind: onnx.TypeProto) -> str:
         return f"optional({_type(kind.optional_type.elem_type)})"
     if case != "tensor_type":
         raise UnsupportedError(f"cannot print a value of type {case}; tensors, sequences and optionals are supported")
-    name = ir.DataType(kind.tensor_type.elem_type).name.lower()
-    if not kind.tensor_type.HasField("shape"):
+    sizes = [size.dim_value if size.HasField("dim_value") else size.dim_param for size in kind.tensor_type.shape.dim]
+    return _tensor(ir.DataType(kind.tensor_type.elem_type), sizes if kind.tensor_type.HasField("shape") else None)
+
+
+def _tensor(dtype: ir.DataType, sizes: Sequence[int | str | None] | None) -> str:
+    """The type of a tensor. ``sizes``: None where nothing is known, not even how many; a size is None or empty where it
+    has neither number nor name."""
+    name = dtype.name.lower()
+    if sizes is None:
         return f"{name}[]"
-    sizes = ",".join(_dimension(dimension) for dimension in kind.tensor_type.shape.dim)
-    return f"{name}[{sizes}]" if sizes else name
+    shown = ",".join(_dimension(size) for size in sizes)
+    return f"{name}[{shown}]" if shown else name
 
 
-def _dimension(dimension: onnx.TensorShapeProto.Dimension) -> str:
-    if dimension.HasField("dim_value"):
-        return str(dimension.dim_value)
-    return _identifier(dimension.dim_param) if dimension.dim_param else "?"
+def _dimension(size: int | str | None) -> str:
+    if isinstance(size, int):
+        return str(size)
+    return _identifier(size) if size else "?"
 
 
 def _typed_name(value: ir.Value) -> str:
     if value.type is None:
         return _value_name(value)
-    return f"{_type(ir.serde.serialize_value(value).type)} {_value_name(value)}"
+    if not isinstance(value.type, ir.TensorType):
+        return f"{_type(ir.serde.serialize_value(value).type)} {_value_name(value)}"
+    sizes = None if value.shape is None else [size if isinstance(size, int) else size.value for size in value.shape]
+    return f"{_tensor(value.type.dtype, sizes)} {_value_name(value)}"
 
 
 def _float(value: float) -> str:

@@ -25,7 +25,7 @@ memory to the end, are left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import tvm
@@ -58,14 +58,15 @@ def _made_once(
     instead: dict[tvm.ir.Var, tvm.ir.Var] = {}
     killed: set[tvm.ir.Var] = set()
     kept: list[relax.VarBinding] = []
+    inside = [variables(binding.value) for binding in bindings]
     read = {result}
-    for binding in bindings:
+    for binding, found in zip(bindings, inside, strict=True):
         if not isinstance(binding.value, relax.Tuple):
-            read.update(variables(binding.value))
-    for binding in bindings:
+            read.update(found)
+    for binding, found in zip(bindings, inside, strict=True):
         if isinstance(binding.value, relax.Tuple) and binding.var not in read:
             continue
-        value = renamed(binding.value, instead)
+        value = renamed(binding.value, instead) if not instead.keys().isdisjoint(found) else binding.value
         if is_call_of(value, _KILL):
             killed.add(value.args[0])
             continue
@@ -83,10 +84,10 @@ def _with_kills(bindings: Sequence[relax.VarBinding], killed: set[tvm.ir.Var]) -
     backwards: list[relax.VarBinding] = []
     alive, takes_memory = set(killed), False
     for binding in reversed(bindings):
-        last_used = alive.intersection(variables(binding.value))
-        alive -= last_used
+        last_used = [variable for variable in variables(binding.value) if variable in alive] if alive else []
+        alive.difference_update(last_used)
         if takes_memory:
-            backwards += [_kill(variable) for variable in variables(binding.value) if variable in last_used]
+            backwards += map(_kill, last_used)
         takes_memory = takes_memory or is_call_of(binding.value, _STORAGE)
         backwards.append(binding)
     return backwards[::-1]
@@ -105,11 +106,11 @@ def is_call_of(value: Any, *names: str) -> bool:
     return (called.name if isinstance(called, tvm.ir.Op) else getattr(called, "global_symbol", None)) in names
 
 
-def variables(value: relax.Expr) -> Iterable[tvm.ir.Var]:
+def variables(value: relax.Expr) -> Collection[tvm.ir.Var]:
     """All that are in an expression, each once, those of sizes included."""
     found: list[tvm.ir.Var] = []
     tvm_ffi.structural_walk(value, [(tvm.ir.Var, found.append)])
-    return dict.fromkeys(found)
+    return dict.fromkeys(found).keys()
 
 
 def renamed(value: relax.Expr, instead: dict[tvm.ir.Var, tvm.ir.Var]) -> relax.Expr:

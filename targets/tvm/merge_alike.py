@@ -1,4 +1,5 @@
-"""Make one kernel of many that differ in integers only: sizes, offsets and indices become arguments.
+"""Make one kernel of many that differ in messages or integers only: which message, sizes, offsets and indices become
+arguments.
 
 A loop that a model's export has unrolled leaves a slice, a product and a sum for each of its steps, all of which are
 the same code for other sizes. Code is generated kernel by kernel, so :data:`FEWEST` of them or more become one, which
@@ -14,6 +15,15 @@ divisors: dividing by a constant is much quicker than dividing by an argument.
     a = call_tir(slice1, (x, 7, 1)) # slice1: y[i] = x[i + n1] for i < n0
     b = call_tir(slice1, (x, 6, 2))
     ...
+
+What a kernel checks of sizes names its node, so that equal kernels of two layers would differ. Two of these or more
+become one, which takes the number of its caller's message::
+
+    a = call_tir(gather1, (x,))     # gather1: assert T > 0, "node 'a' ..."
+    b = call_tir(gather2, (y,))     # gather2: assert T > 0, "node 'b' ..."
+        ->
+    a = call_tir(gather1, (x, 0))   # gather1: assert T > 0 or message != 0, "node 'a' ..."
+    b = call_tir(gather1, (y, 1))   #          assert T > 0 or message != 1, "node 'b' ..."
 """
 
 from __future__ import annotations
@@ -28,6 +38,7 @@ from tvm import relax, tirx
 
 from moec.targets.tvm.provenance import bindings_of
 from moec.targets.tvm.share_views import is_call_of
+from moec.targets.tvm.te_kernels import checking, without_checks
 
 _KERNEL = "relax.call_tir"
 FEWEST = 8
@@ -44,6 +55,44 @@ class MergedKernels:
 
 def merge_alike(module: tvm.IRModule) -> MergedKernels:
     """Merge kernels that ``main`` calls and that have no schedule yet. Runs when kernels are fused."""
+    checking_alike = _merged_by_messages(module)
+    merged = _merged_by_integers(checking_alike.module)
+    instead = {old: merged.instead.get(new, new) for old, new in checking_alike.instead.items()}
+    return MergedKernels(merged.module, merged.instead | instead)
+
+
+def _merged_by_messages(module: tvm.IRModule) -> MergedKernels:
+    groups: dict[tvm_ffi.StructuralKey, list[tuple[tvm.ir.GlobalVar, int]]] = {}
+    for symbol, inputs in _unscheduled(module).items():
+        body, assertions = without_checks(module[symbol])
+        if assertions:
+            silent = [tirx.AssertStmt(one.condition, one.error_kind, []) for one in assertions]
+            key = tvm_ffi.StructuralKey(checking(body, silent).without_attr("global_symbol"))
+            groups.setdefault(key, []).append((symbol, inputs))
+    builder, called = relax.BlockBuilder(module), dict[str, _Call]()
+    for kernels in groups.values():
+        if len(kernels) > 1:
+            function = _with_messages([module[symbol] for symbol, _inputs in kernels], kernels[0][1])
+            merged = builder.add_func(function, kernels[0][0].name_hint)
+            called |= {symbol.name_hint: _Call(merged, [number]) for number, (symbol, _) in enumerate(kernels)}
+    return _replaced(module, builder, called)
+
+
+def _with_messages(kernels: Sequence[tirx.PrimFunc], inputs: int) -> tirx.PrimFunc:
+    """The first of the kernels, which takes whose messages it has behind its inputs."""
+    message = tirx.Var("message", "int64")
+    body, assertions = without_checks(kernels[0])
+    others = [without_checks(kernel)[1] for kernel in kernels]
+    told = [
+        tirx.AssertStmt(tirx.any(first.condition, message != number), first.error_kind, alike[position].message_parts)
+        for position, first in enumerate(assertions)
+        for number, alike in enumerate(others)
+    ]
+    parameters = [*body.params[:inputs], message, *body.params[inputs:]]
+    return checking(tirx.PrimFunc(parameters, body.body, body.ret_type, body.attrs), told)
+
+
+def _merged_by_integers(module: tvm.IRModule) -> MergedKernels:
     groups: dict[tvm_ffi.StructuralKey, list[_Kernel]] = {}
     for symbol, inputs in _unscheduled(module).items():
         kernel = _Kernel.of(symbol, module[symbol], inputs)
@@ -54,6 +103,11 @@ def merge_alike(module: tvm.IRModule) -> MergedKernels:
             function, given = _general(kernels)
             symbol = builder.add_func(function, kernels[0].symbol.name_hint)
             called |= {name: _Call(symbol, integers) for name, integers in given.items()}
+    return _replaced(module, builder, called)
+
+
+def _replaced(module: tvm.IRModule, builder: relax.BlockBuilder, called: Mapping[str, _Call]) -> MergedKernels:
+    """The module with kernels of the builder in the place of those in ``called``."""
     if not called:
         return MergedKernels(module, {})
     merged = builder.get()

@@ -32,6 +32,18 @@ def test_the_steps_of_an_unrolled_loop_are_the_same_kernels(program_of, runner_o
     np.testing.assert_allclose(runner_of(program)({"x": x})["y"], np.stack(expected, 1), rtol=1e-4, atol=1e-4)
 
 
+def test_kernels_that_differ_in_messages_are_one_and_each_caller_has_its_own(program_of, runner_of):
+    nodes = "[first] i = Gather(x, zero) [second] j = Gather(y, zero) p = Add(x, i) q = Add(y, j)"
+    program = program_of(f"g (float[A] x, float[B] y) => (float[A] p, float[B] q) <int64 zero = {{0}}> {{ {nodes} }}")
+    gathers = [kernel for kernel in program.kernels if "first" in kernel.nodes or "second" in kernel.nodes]
+    assert [(kernel.calls, sorted(kernel.nodes)) for kernel in gathers] == [(2, ["first", "second"])]
+    run, full, empty = runner_of(program), np.float32([1, 2]), np.float32([])
+    np.testing.assert_array_equal(run({"x": full, "y": full[:1]})["q"], np.float32([2]))
+    for name, inputs in {"first": {"x": empty, "y": full}, "second": {"x": full, "y": empty}}.items():
+        with pytest.raises(Exception, match=f"node '{name}' \\(Gather\\)"):
+            run(inputs)
+
+
 def calling(element, count: int, scheduled: bool = False) -> tvm.IRModule:
     """``main`` calls ``count`` kernels, the nth of which has ``element(x, i, n)`` at place i."""
     builder = relax.BlockBuilder()

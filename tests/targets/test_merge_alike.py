@@ -32,9 +32,13 @@ def test_the_steps_of_an_unrolled_loop_are_the_same_kernels(program_of, runner_o
     np.testing.assert_allclose(runner_of(program)({"x": x})["y"], np.stack(expected, 1), rtol=1e-4, atol=1e-4)
 
 
+GATHERS = """g (float[A] x, float[B] y) => (float[A] p, float[B] q) <int64 zero = {0}> {
+    [first] i = Gather(x, zero) [second] j = Gather(y, zero) p = Add(x, i) q = Add(y, j)
+}"""
+
+
 def test_kernels_that_differ_in_messages_are_one_and_each_caller_has_its_own(program_of, runner_of):
-    nodes = "[first] i = Gather(x, zero) [second] j = Gather(y, zero) p = Add(x, i) q = Add(y, j)"
-    program = program_of(f"g (float[A] x, float[B] y) => (float[A] p, float[B] q) <int64 zero = {{0}}> {{ {nodes} }}")
+    program = program_of(GATHERS)
     gathers = [kernel for kernel in program.kernels if "first" in kernel.nodes or "second" in kernel.nodes]
     assert [(kernel.calls, sorted(kernel.nodes)) for kernel in gathers] == [(2, ["first", "second"])]
     run, full, empty = runner_of(program), np.float32([1, 2]), np.float32([])

@@ -90,8 +90,8 @@ def _show_artifact(opened: Opened, expert: str | None, architecture: str | None,
 
     description = describe(opened, architecture)
     if expert is not None:
-        found = find_expert(description["moe_blocks"], expert)
-        print_result(found, as_json, [Text(became(found))])
+        history = find_expert(description["moe_blocks"], expert)
+        print_result(history, as_json, [Text(became(history))])
         return
     streams = streaming(opened)
     shown = [] if streams is None else streaming_tables(streams)

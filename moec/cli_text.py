@@ -78,7 +78,7 @@ def generate(
         architecture=architecture,
     )
     shown = None if as_json else _Shown(len(prompts), side_by_side=batch > 1)
-    found = moec.generate(
+    results = moec.generate(
         model,
         prompts,
         max_new_tokens=max_new_tokens,
@@ -96,10 +96,10 @@ def generate(
         on_text=shown,
     )
     if shown is None:
-        print_result([dataclasses.asdict(one) for one in found], True, ())
+        print_result([dataclasses.asdict(one) for one in results], True, ())
     else:
         shown.end()
-    _print_notes(model, found)
+    _print_notes(model, results)
 
 
 class _Shown:

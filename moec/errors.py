@@ -83,9 +83,9 @@ def reporting(step: str, source: Any = None) -> Iterator[None]:
         reason = one_line(error) or "an allocation failed"
         raise _named(MoecError(f"{step}: there is not enough memory ({reason})"), source) from error
     except Exception as error:
-        known = _moec_error_behind(error)
-        if known is not None:  # libraries wrap errors of our own callbacks and lazy tensors in their own
-            raise _named(known, source) from error
+        own = _moec_error_behind(error)
+        if own is not None:  # libraries wrap errors of our own callbacks and lazy tensors in their own
+            raise _named(own, source) from error
         node = _node_at(error.__traceback__)
         place = f"{step}: {node}" if node else step
         raise _named(DefectError(f"{place}: {type(error).__name__}: {one_line(error)}; {REPORT}"), source) from error
@@ -114,9 +114,9 @@ def _node_at(traceback: TracebackType | None) -> str | None:
 
     from moec.ir.names import node_name, operator_name
 
-    found = None
+    node = None
     while traceback is not None:
         nodes = [value for value in traceback.tb_frame.f_locals.values() if isinstance(value, ir.Node)]
-        found = nodes[-1] if nodes else found
+        node = nodes[-1] if nodes else node
         traceback = traceback.tb_next
-    return None if found is None else f"node {node_name(found)!r} ({operator_name(found)})"
+    return None if node is None else f"node {node_name(node)!r} ({operator_name(node)})"

@@ -44,20 +44,20 @@ class Fields:
         return self._of_type(key, dict, "an object")
 
     def texts(self, key: str) -> list[str]:
-        found = self._of_type(key, list, "a list of texts")
-        if not all(isinstance(one, str) for one in found):
+        items = self._of_type(key, list, "a list of texts")
+        if not all(isinstance(one, str) for one in items):
             raise self.wrong(key, "a list of texts")
-        return found
+        return items
 
     def texts_by_name(self, key: str) -> dict[str, str]:
-        found = self.object(key)
-        if not all(isinstance(one, str) for one in found.values()):
+        texts = self.object(key)
+        if not all(isinstance(one, str) for one in texts.values()):
             raise self.wrong(key, "an object of texts")
-        return found
+        return texts
 
     def objects(self, key: str) -> list[Fields]:
-        found = self._of_type(key, list, "a list of objects")
-        return [Fields(one, f"{self._where}: {key} {place}", self._advice) for place, one in enumerate(found)]
+        entries = self._of_type(key, list, "a list of objects")
+        return [Fields(one, f"{self._where}: {key} {place}", self._advice) for place, one in enumerate(entries)]
 
     def check_keys(self, known: set[str]) -> None:
         """Raise MoecError for an unknown field."""
@@ -67,8 +67,8 @@ class Fields:
 
     def wrong(self, key: str, expected: str) -> MoecError:
         """Make the error for a field that is not as expected."""
-        found = f"is {_shown(self._content[key])}" if key in self._content else "is missing"
-        return MoecError(f"{self._where}: {key} {found}, expected {expected}; {self._advice}")
+        actual = f"is {_shown(self._content[key])}" if key in self._content else "is missing"
+        return MoecError(f"{self._where}: {key} {actual}, expected {expected}; {self._advice}")
 
     def _of_type(self, key: str, kind: type, expected: str) -> Any:
         value = self._content.get(key)

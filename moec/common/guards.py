@@ -114,15 +114,15 @@ def solve(size: Expression[int], sizes: dict[Any, int]) -> bool:
     If exactly one of its names is not in ``sizes`` yet, it is set to the solution. A size with several unknown names,
     or one that cannot be solved, is left for the program to check.
     """
-    found, unknown = sizes[size.text], [name for name in size.names if name not in sizes]
+    actual, unknown = sizes[size.text], [name for name in size.names if name not in sizes]
     if not unknown:
-        return _at(size, sizes) in (found, None)
+        return _at(size, sizes) in (actual, None)
     at = [_at(size, {**sizes, **dict.fromkeys(unknown, value)}) for value in (0, 1, 2, 1001)]
     start, slope = at[0] or 0, (at[1] or 0) - (at[0] or 0)
     if len(unknown) > 1 or not slope or at != [start + slope * value for value in (0, 1, 2, 1001)]:
         return True
-    solution = (found - start) // slope
-    if solution < 0 or size({**sizes, unknown[0]: solution}) != found:
+    solution = (actual - start) // slope
+    if solution < 0 or size({**sizes, unknown[0]: solution}) != actual:
         return False
     sizes[unknown[0]] = solution
     return True

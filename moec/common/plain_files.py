@@ -20,8 +20,8 @@ def size_of(path: str | os.PathLike[str]) -> int:
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         raise MoecError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not stat.S_ISREG(status.st_mode):
-        found = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
-        raise MoecError(f"{path}: cannot be read: is {found}; expected a plain file")
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
+        raise MoecError(f"{path}: cannot be read: is {kind}; expected a plain file")
     return status.st_size
 
 

@@ -36,8 +36,8 @@ class Work:
     arithmetic: str = FLOAT32
 
     def __add__(self, other: Work) -> Work:
-        known = self.operations is not None and other.operations is not None
-        operations = self.operations + other.operations if known else None  # type: ignore[operator]
+        is_counted = self.operations is not None and other.operations is not None
+        operations = self.operations + other.operations if is_counted else None  # type: ignore[operator]
         return Work(operations, self.bytes_moved + other.bytes_moved, self.arithmetic)
 
 

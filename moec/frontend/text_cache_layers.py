@@ -52,8 +52,8 @@ class Kept:
     def read(self, cache: Any) -> torch.Tensor:
         if self.attribute == _OF_MINIMAX:
             return cache.linear_cache[self.layer]
-        found = getattr(cache.layers[self.layer], self.attribute)
-        return found if self.state is None else found[self.state]
+        tensors = getattr(cache.layers[self.layer], self.attribute)
+        return tensors if self.state is None else tensors[self.state]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,11 +66,11 @@ def _template(folder: Path, beside: dict[str, Any]) -> str | None:
     path = folder / _TEMPLATE
     if path.is_file():
         return read_text(path, _LARGEST_TEMPLATE)
-    found = beside.get("chat_template")
-    if isinstance(found, list):  # several templates, by name
-        named = [entry.get("template") for entry in found if isinstance(entry, dict) and entry.get("name") == "default"]
-        found = named[-1] if named else None
-    return found if isinstance(found, str) else None
+    chat = beside.get("chat_template")
+    if isinstance(chat, list):  # several templates, by name
+        named = [entry.get("template") for entry in chat if isinstance(entry, dict) and entry.get("name") == "default"]
+        chat = named[-1] if named else None
+    return chat if isinstance(chat, str) else None
 
 
 def _end_ids(folder: Path, tokenizer: dict[str, Any]) -> tuple[int, ...]:
@@ -78,12 +78,10 @@ def _end_ids(folder: Path, tokenizer: dict[str, Any]) -> tuple[int, ...]:
         config = _optional(folder / name)
         text_config = config.get("text_config")
         inner = text_config if isinstance(text_config, dict) else {}
-        found = config.get("eos_token_id", inner.get("eos_token_id"))
-        ids = found if isinstance(found, list) else [] if found is None else [found]
+        end = config.get("eos_token_id", inner.get("eos_token_id"))
+        ids = end if isinstance(end, list) else [] if end is None else [end]
         if not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in ids):
-            raise MoecError(
-                f"{folder / name}: eos_token_id is {str(found)[:80]}; expected the id of a token, or a list"
-            )
+            raise MoecError(f"{folder / name}: eos_token_id is {str(end)[:80]}; expected the id of a token, or a list")
         if ids:
             return tuple(dict.fromkeys(ids))
     added = tokenizer.get("added_tokens")

@@ -105,13 +105,13 @@ def _ranges(ranges: list[tuple[Any, Any]], environment: Any) -> Iterator[tuple[A
     from torch.utils._sympy.numbers import int_oo
     from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
-    for given, known in ranges:
-        size = environment.replace(given)
+    for expression, bounds in ranges:
+        size = environment.replace(expression)
         if size.is_number:
             continue
         implied = ValueRanges(0, int_oo) if size.is_Symbol else bound_sympy(size, environment.var_to_range)
-        least = f"{known.lower} <= " if known.lower > max(implied.lower, 0) else ""
-        most = f" <= {known.upper}" if known.upper < implied.upper else ""
+        least = f"{bounds.lower} <= " if bounds.lower > max(implied.lower, 0) else ""
+        most = f" <= {bounds.upper}" if bounds.upper < implied.upper else ""
         if least or most:
             yield size, f"{least}{_text(size) or size}{most}"
 

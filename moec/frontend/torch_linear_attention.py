@@ -65,21 +65,21 @@ def _operator() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
         scale: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         query, key, value, decay = (one.unflatten(2, (heads, -1)) for one in (query, key, value, decay))
-        found, state = torch.empty_like(value), state.clone()
+        result, state = torch.empty_like(value), state.clone()
         for token in range(key.shape[1]):
             state *= decay[:, token, ..., None].exp()
             new, of_key = value[:, token], key[:, token, ..., None]
             if rule == "gated_delta":
                 new = (new - (state * of_key).sum(-2)) * beta[:, token, :, None]
             state += of_key * new[..., None, :]
-            found[:, token] = (state * query[:, token, ..., None]).sum(-2) * scale
-        return found.flatten(2), state
+            result[:, token] = (state * query[:, token, ..., None]).sum(-2) * scale
+        return result.flatten(2), state
 
     tensors = ", ".join(f"Tensor {name}" for name in ("query", "key", "value", "state", "decay", "beta"))
     schema = f"({tensors}, int heads, str rule, float scale) -> (Tensor, Tensor)"
-    made = torch.library.custom_op("moec::linear_attention", compute, mutates_args=(), schema=schema)
-    made.register_fake(lambda query, key, value, state, *_: (torch.empty_like(value), torch.empty_like(state)))
-    return made
+    operator = torch.library.custom_op("moec::linear_attention", compute, mutates_args=(), schema=schema)
+    operator.register_fake(lambda query, key, value, state, *_: (torch.empty_like(value), torch.empty_like(state)))
+    return operator
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
@@ -103,7 +103,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
 
     def translate(*operands: Any) -> Any:
         *tensors, beta, heads, rule, scale = operands
-        given = tensors if rule == "gated" else [*tensors, beta]
-        return operator(*given, kv_num_heads=heads, q_num_heads=heads, update_rule=rule, scale=scale)
+        operands_in_order = tensors if rule == "gated" else [*tensors, beta]
+        return operator(*operands_in_order, kv_num_heads=heads, q_num_heads=heads, update_rule=rule, scale=scale)
 
     return {torch.ops.moec.linear_attention.default: translate}

@@ -146,7 +146,7 @@ class Trial:
         for leaf, value in zip(leaves, self.values, strict=True):
             if isinstance(leaf, torch.Tensor):
                 shape = [_size(dim, {**example, **sizes}) for dim in value.shape]
-                if any(size is None or size > given for size, given in zip(shape, leaf.shape, strict=True)):
+                if any(size is None or size > most for size, most in zip(shape, leaf.shape, strict=True)):
                     return None
                 leaf = _renewed(leaf[tuple(slice(size) for size in shape)], seed, generator)
             changed.append(leaf)

@@ -136,8 +136,8 @@ def _cache_lines(description: Mapping[str, Any]) -> Iterator[str]:
     for (dtype, before, _, axis), states in alike.items():
         how = "replaced by each run" if axis is None else f"written along axis {axis}"
         word = "state" if axis is None else "cache"
-        given, made = (names([state[key] for state in states]) for key in ("input", "output"))
-        yield f"{len(states)} {word}{'s' if len(states) > 1 else ''} {dtype}{before}, {how}: {given} -> {made}"
+        taken, results = (names([state[key] for state in states]) for key in ("input", "output"))
+        yield f"{len(states)} {word}{'s' if len(states) > 1 else ''} {dtype}{before}, {how}: {taken} -> {results}"
 
 
 def _weights_table(weights: Sequence[dict[str, Any]]) -> Table:

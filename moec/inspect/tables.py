@@ -22,9 +22,9 @@ _KERNELS_SHOWN = 10
 def summary(manifest: Manifest, path: str) -> str:
     """Write the line that ends a compilation: kernels counted by program, and the arithmetic of products."""
     kernels = " + ".join(str(len(program.kernels)) for program in manifest.programs)
-    made = f"{kernels} kernels" if kernels else f"{len(manifest.projects)} projects in {path}/projects"
+    contents = f"{kernels} kernels" if kernels else f"{len(manifest.projects)} projects in {path}/projects"
     arithmetic = described(manifest)
-    return f"{path}: {len(manifest.moe_blocks)} MoE blocks, {made}{arithmetic and f'; {arithmetic}'}"
+    return f"{path}: {len(manifest.moe_blocks)} MoE blocks, {contents}{arithmetic and f'; {arithmetic}'}"
 
 
 def found_blocks_table(raised: Sequence[dict[str, Any]], unraised: Sequence[dict[str, Any]]) -> Table:

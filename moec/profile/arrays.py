@@ -34,7 +34,7 @@ def problem_of(name: str, array: Array, head: Head) -> str | None:
     if expected is None:
         return "belongs to no layer of its head"
     if array.ndim != len(expected) or any(
-        size not in (_ANY, found) for size, found in zip(expected, array.shape, strict=True)
+        size not in (_ANY, actual) for size, actual in zip(expected, array.shape, strict=True)
     ):
         return f"is {list(array.shape)}, expected {['any' if size is None else size for size in expected]}"
     if array.dtype.kind not in "iuf":

@@ -115,16 +115,16 @@ class Profile:
         return [self._held_batch(piece) for piece in pieces]
 
     def _held_batch(self, piece: str) -> dict[str, Array]:
-        found = {name: self.array(f"{piece}/{place}") for place, name in enumerate(self.head.inputs)}
-        batch = {name: array for name, array in found.items() if array is not None}
-        if not batch or len(batch) < len(found):
+        arrays = {name: self.array(f"{piece}/{place}") for place, name in enumerate(self.head.inputs)}
+        batch = {name: array for name, array in arrays.items() if array is not None}
+        if not batch or len(batch) < len(arrays):
             raise MoecError(f"{self.path}: {piece} is not of the inputs {self.head.inputs}; make the profile anew")
         return batch
 
     def _experts_of(self, layer: LayerEntry) -> ExpertsMeasures:
         sizes = (layer.experts, layer.k, layer.inner, layer.hidden)
-        told = (layer.parts, layer.tokens, layer.next_key)
-        return ExpertsMeasures(layer.key, layer.name, *sizes, *told, lambda name: self.array(f"{layer.key}/{name}"))
+        fields = (layer.parts, layer.tokens, layer.next_key)
+        return ExpertsMeasures(layer.key, layer.name, *sizes, *fields, lambda name: self.array(f"{layer.key}/{name}"))
 
     def _layer(self, node: ir.Node, kind: str, whole: bool = False) -> tuple[LayerEntry, Sequence[int] | None]:
         """Find the layer that a node was measured as, and which of its experts the node has, None for all. ``whole``:
@@ -152,18 +152,18 @@ class Profile:
             return None
         try:
             with self._lock:
-                found = read_array(self._archive, entry)
+                content = read_array(self._archive, entry)
         except DamagedError as error:
             raise self._damaged(name, str(error)) from error
-        problem = problem_of(name, found, self.head)
+        problem = problem_of(name, content, self.head)
         if problem is not None:
             raise self._damaged(name, problem)
         owner, concept, *expert = name.split("/")
         partner = "/".join([owner, PARTNERS[concept], *expert]) if concept in PARTNERS else None
         rows = None if partner is None else self.array(partner)
-        if rows is not None and len(rows) != len(found):
-            raise self._damaged(name, f"has {len(found)} rows, and {partner} {len(rows)}")
-        return found
+        if rows is not None and len(rows) != len(content):
+            raise self._damaged(name, f"has {len(content)} rows, and {partner} {len(rows)}")
+        return content
 
     def _damaged(self, name: str, problem: str) -> MoecError:
         return MoecError(f"{self.path}: the array {name} {problem}; the profile is damaged: make it anew")
@@ -197,9 +197,9 @@ def held_arrays(batches: Sequence[Mapping[str, Array]], inputs: Sequence[str]) -
 def check_mergeable(path: str, head: Head, other: Profile) -> None:
     """Raise MoecError where a profile has another model, other passes or other formats than ``head``, which belongs to
     ``path``."""
-    mine, found = head.model, other.head.model
-    if mine.get("sha256") != found.get("sha256"):
-        shown = [f"{model.get('name')} of SHA-256 {model.get('sha256', '')[:12]}" for model in (found, mine)]
+    mine, theirs = head.model, other.head.model
+    if mine.get("sha256") != theirs.get("sha256"):
+        shown = [f"{model.get('name')} of SHA-256 {model.get('sha256', '')[:12]}" for model in (theirs, mine)]
         raise MoecError(
             f"{other.path}: its model is {shown[0]}, that of {path} is {shown[1]}; merge those of one model"
         )
@@ -208,9 +208,9 @@ def check_mergeable(path: str, head: Head, other: Profile) -> None:
             f"{other.path}: is of version {other.head.version}, {path} of version {head.version}; make the older anew"
         )
     for what in ("passes", "formats", "inputs", "output"):
-        mine, found = getattr(head, what), getattr(other.head, what)
-        if mine != found:
-            raise MoecError(f"{other.path}: its {what} are {found!r}, those of {path} are {mine!r}")
+        mine, theirs = getattr(head, what), getattr(other.head, what)
+        if mine != theirs:
+            raise MoecError(f"{other.path}: its {what} are {theirs!r}, those of {path} are {mine!r}")
     if [layer.key for layer in other.head.layers] != [layer.key for layer in head.layers]:
         raise MoecError(f"{other.path}: its layers are not those of {path}; make it anew with this moec")
 
@@ -235,14 +235,14 @@ def _merged(profiles: list[Profile]) -> Iterator[tuple[str, Array]]:
     for name in dict.fromkeys(name for profile in profiles for name in profile.names()):
         if name.startswith(f"{HELD}/"):
             continue
-        found = [array for profile in profiles if (array := profile.array(name)) is not None]
-        if _concept(name) in _OF_ROWS and len(found) == len(profiles):
+        arrays = [array for profile in profiles if (array := profile.array(name)) is not None]
+        if _concept(name) in _OF_ROWS and len(arrays) == len(profiles):
             shares = _shares(profiles, inputs[name.split("/")[0]])
-            found = [(array.T * share).T for array, share in zip(found, shares, strict=True)]
-        if _concept(name) in _MEANS and len(found) == len(profiles):
+            arrays = [(array.T * share).T for array, share in zip(arrays, shares, strict=True)]
+        if _concept(name) in _MEANS and len(arrays) == len(profiles):
             tokens = np.array([_layer_tokens(profile, name.split("/")[0]) for profile in profiles])
-            found = [array * share for array, share in zip(found, tokens / max(1, tokens.sum()), strict=True)]
-        yield name, _MERGE.get(_concept(name), _summed)(found)
+            arrays = [array * share for array, share in zip(arrays, tokens / max(1, tokens.sum()), strict=True)]
+        yield name, _MERGE.get(_concept(name), _summed)(arrays)
 
 
 def _shares(profiles: list[Profile], layer: LayerEntry) -> Array:
@@ -257,8 +257,8 @@ def _shares(profiles: list[Profile], layer: LayerEntry) -> Array:
 
 
 def _length(profile: Profile, name: str) -> int:
-    found = profile.array(name)
-    return 0 if found is None else len(found)
+    rows = profile.array(name)
+    return 0 if rows is None else len(rows)
 
 
 def _tokens(profile: Profile, layer: LayerEntry) -> Array:

@@ -90,10 +90,10 @@ def keep_layer(node: ir.Node) -> None:
 
 
 def _parsed(node: ir.Node, text: str) -> dict[str, Sequence[int] | None]:
-    found = [_ENTRY.fullmatch(entry) for entry in text.split(" ")]
-    entries = {entry["key"]: entry["experts"] for entry in found if entry is not None}
+    matches = [_ENTRY.fullmatch(entry) for entry in text.split(" ")]
+    entries = {entry["key"]: entry["experts"] for entry in matches if entry is not None}
     counts = {experts.count(",") for experts in entries.values() if experts}
-    if None in found or next(iter(entries.values())) is not None or len(counts) > 1:
+    if None in matches or next(iter(entries.values())) is not None or len(counts) > 1:
         raise MoecError(
             f"node {node_name(node)}: metadata {MEASURED_KEY} is {text[:80]!r}; expected keys of layers in profiles, "
             "such as '89abcdef01234567 0123456789abcdef:0,2,5'; remove it from the model"

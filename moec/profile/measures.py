@@ -170,12 +170,12 @@ def selected(measures: ExpertsMeasures, experts: Sequence[int]) -> ExpertsMeasur
         concept, _, expert = name.partition("/")
         if expert.isdecimal():
             return whole(f"{concept}/{numbers[int(expert)]}")
-        found = whole(name)
-        if found is None or concept in _ALL_OF_LAYER:
-            return found
+        array = whole(name)
+        if array is None or concept in _ALL_OF_LAYER:
+            return array
         if concept in _BY_TOKEN:
-            return found[:, numbers]
-        return found[numbers][:, numbers] if concept in _OF_PAIRS else found[numbers]
+            return array[:, numbers]
+        return array[numbers][:, numbers] if concept in _OF_PAIRS else array[numbers]
 
     return dataclasses.replace(measures, experts=len(numbers), read=read)
 
@@ -193,8 +193,8 @@ class LinearMeasures:
     @property
     def measured(self) -> int:
         """Number of rows in the moment."""
-        found = self.read("measured")
-        return 0 if found is None else int(found)
+        count = self.read("measured")
+        return 0 if count is None else int(count)
 
     def moment_in(self) -> Array:
         """Sum of x x^T, [K,K] float32."""
@@ -206,8 +206,8 @@ class LinearMeasures:
 
     def error(self, form: str) -> float | None:
         """Sum over ``rows`` of |y - y'|^2; None where the format was not measured."""
-        found = self.read(f"error/{form}")
-        return None if found is None else float(found)
+        total = self.read(f"error/{form}")
+        return None if total is None else float(total)
 
 
 def _needed(found: Array | None, name: str) -> Array:

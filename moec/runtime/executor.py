@@ -148,8 +148,8 @@ class Executor:
 
     def _timed_call(self, arrays: Sequence[np.ndarray | OnDevice]) -> float:
         with self._working(arrays):
-            given, lengths = self._arguments(arrays)
-            tensors = [*map(self._device.place, given), *lengths]
+            placed, lengths = self._arguments(arrays)
+            tensors = [*map(self._device.place, placed), *lengths]
             self._device.finish()
             start = time.perf_counter()
             self._program(tensors, self._weights)
@@ -192,10 +192,10 @@ class Executor:
         is called before it, when the results' memory still has its old contents."""
 
         def instrument(_function: Any, symbol: str, is_before: bool, _result: Any, *arguments: Any) -> int:
-            told = before if is_before else watch
-            if told is not None and not symbol.startswith(BUILTIN):
+            callback = before if is_before else watch
+            if callback is not None and not symbol.startswith(BUILTIN):
                 tensors = [argument for argument in arguments if hasattr(argument, "data_ptr")]
-                told(symbol, [self._argument(tensor) for tensor in tensors])
+                callback(symbol, [self._argument(tensor) for tensor in tensors])
             return NO_INSTRUMENT_ACTION
 
         self._run_instrumented(values, instrument)
@@ -251,8 +251,8 @@ class Executor:
         counts = self._wanted(arrays, last)
         if self._held is None:
             return arrays, counts
-        given, lengths = self._held.with_pages(arrays, self._device, self._program.call_kernel)
-        return given, [lengths, *counts]
+        extended, lengths = self._held.with_pages(arrays, self._device, self._program.call_kernel)
+        return extended, [lengths, *counts]
 
     def _wanted(
         self, arrays: Sequence[np.ndarray | OnDevice], last: int | None, *, in_place: bool = False
@@ -274,12 +274,12 @@ class Executor:
             tensors, lengths = self._held.in_place(arrays, pages, self._device)
             counts = self._wanted(arrays, last, in_place=True)
             return self._found(tensors, [lengths, *counts], self._held.other_outputs)
-        given, shapes = self._arguments(arrays, last)
+        placed, shapes = self._arguments(arrays, last)
         if self._captured is not None and captured:  # in-place runs never repeat sizes
-            replayed = self._captured.replay(given, shapes)
+            replayed = self._captured.replay(placed, shapes)
             if replayed is not None:
                 return dict(enumerate(replayed)), set(range(len(replayed)))
-        return self._found([self._device.place(array) for array in given], shapes, range(len(self.outputs)))
+        return self._found([self._device.place(array) for array in placed], shapes, range(len(self.outputs)))
 
     def _found(
         self, tensors: Sequence[Any], shapes: Sequence[Any], wanted: Sequence[int]
@@ -289,8 +289,8 @@ class Executor:
             raise ArtifactError(f"{self._where}: its program computes {len(results)} outputs; {_NOT_AS_LISTED}")
         outputs = {at: results[at] for at in wanted}
         # An input or a weight that is passed through is copied, because writing to the output must not change it.
-        given = self._held.other_inputs if self._held is not None else range(len(tensors))
-        inputs, kept = {tensors[at].data_ptr() for at in given}, self._weight_addresses
+        positions = self._held.other_inputs if self._held is not None else range(len(tensors))
+        inputs, kept = {tensors[at].data_ptr() for at in positions}, self._weight_addresses
         return outputs, {at for at, one in outputs.items() if (address := one.data_ptr()) in inputs or address in kept}
 
     def _explain(

@@ -33,8 +33,8 @@ class FirstStates:
             return values
         sizes: dict[str, int] = {}
         for spec in self.others:
-            found = getattr(values.get(spec.name), "shape", ())
-            sizes |= {size: int(one) for size, one in zip(spec.shape, found, strict=False) if isinstance(size, str)}
+            own_shape = getattr(values.get(spec.name), "shape", ())
+            sizes |= {size: int(one) for size, one in zip(spec.shape, own_shape, strict=False) if isinstance(size, str)}
         try:
             shapes = self.shapes(sizes)
         except InputError:

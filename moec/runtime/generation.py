@@ -146,8 +146,8 @@ class _Row:
     def give(self, count: int) -> list[int]:
         """Take the next ``count`` tokens for the model."""
         self._phase = "prefill" if self._seen is None else "decode"
-        given, self.pending = self.pending[:count], self.pending[count:]
-        return given
+        tokens, self.pending = self.pending[:count], self.pending[count:]
+        return tokens
 
     def take(self, logits: np.ndarray, is_full: bool) -> None:
         """Select the next token by the logits [vocabulary] after all tokens so far. ``is_full``: no token can
@@ -231,9 +231,9 @@ def _run(session: Session, rows: Sequence[_Row]) -> None:
             if row.ended is None:
                 ids[place] = row.give(count)
         logits = prefilled(session, ids)
-        for row, found in zip(rows, logits, strict=True):
+        for row, row_logits in zip(rows, logits, strict=True):
             if row.ended is None and not row.pending:
-                row.take(found, session.length == session.max_tokens)
+                row.take(row_logits, session.length == session.max_tokens)
         seconds = (time.perf_counter() - start) / len(rows)
         for row in going:
             row.spend(seconds)

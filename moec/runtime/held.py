@@ -47,15 +47,15 @@ class HeldStates:
         self._nothing = {inputs[at].name: np.zeros(1, dtype_of(inputs[at].dtype)) for at in sorted(first)}
         self._growth: dict[str, Expression[int]] = {state.growth: parse_size(state.growth) for state in states}
         self._computed = computed_sizes(spec.shape for spec in inputs)
-        told = [(self._told.index(at), inputs[at], state.axis) for at, state in places if at in first]
-        lengths = {spec.shape[axis]: (at, axis) for at, spec, axis in told}
+        growing = [(self._told.index(at), inputs[at], state.axis) for at, state in places if at in first]
+        lengths = {spec.shape[axis]: (at, axis) for at, spec, axis in growing}
         self._lengths = list(lengths.values())
 
     def stand_ins(self, memory: StateMemory) -> dict[str, np.ndarray]:
         """Make placeholder arrays for the states among :attr:`told`, with their current shapes and types. They take no
         memory and their elements have no meaning."""
-        known = [(name, memory.shape(name), one) for name, one in self._nothing.items()]
-        return {name: np.ndarray(shape, one.dtype, one, 0, (0,) * len(shape)) for name, shape, one in known}
+        shapes = [(name, memory.shape(name), one) for name, one in self._nothing.items()]
+        return {name: np.ndarray(shape, one.dtype, one, 0, (0,) * len(shape)) for name, shape, one in shapes}
 
     def with_pages(self, arrays: Sequence[Any], device: Device, convert: Convert) -> tuple[list[Any], Any]:
         """Replace states among the arrays of all inputs by new pages on the ``device``, where the state is there.
@@ -63,17 +63,17 @@ class HeldStates:
         Each state gets one page, just large enough, that begins with its contents. Also returns the used lengths of the
         states, one for each name of a size, as the program takes them.
         """
-        given, told = list(arrays), [arrays[at] for at in self._told]
-        growths = self.growths(told)
+        extended, reduced = list(arrays), [arrays[at] for at in self._told]
+        growths = self.growths(reduced)
         for state, at in zip(self.states, self.inputs, strict=True):
-            given[at] = _one_page(arrays[at], state, growths[state.input], device, convert)
-        return given, self._lengths_of(told)
+            extended[at] = _one_page(arrays[at], state, growths[state.input], device, convert)
+        return extended, self._lengths_of(reduced)
 
     def in_place(self, told: Sequence[Any], pages: Mapping[str, Any], device: Device) -> tuple[list[Any], Any]:
         """Do the same for the arrays of :attr:`told` and ``pages`` by the names of the states. Returns tensors and
         lengths."""
-        given = {spec.name: array for spec, array in zip(self.told, told, strict=True)}
-        tensors = [pages[name] if name in pages else device.place(given[name]) for name in self._names]
+        by_name = {spec.name: array for spec, array in zip(self.told, told, strict=True)}
+        tensors = [pages[name] if name in pages else device.place(by_name[name]) for name in self._names]
         return tensors, self._lengths_of(told)
 
     def _lengths_of(self, told: Sequence[Any]) -> Any:
@@ -82,7 +82,7 @@ class HeldStates:
     def growths(self, told: Sequence[Any]) -> dict[str, int]:
         """Compute by how much a run grows each state. ``told``: the arrays of :attr:`told`."""
         shapes = [(spec.shape, array.shape) for spec, array in zip(self.told, told, strict=True)]
-        sizes: dict[Any, int] = {size: found for spec, shape in shapes for size, found in zip(spec, shape, strict=True)}
+        sizes: dict[Any, int] = {size: value for spec, shape in shapes for size, value in zip(spec, shape, strict=True)}
         for size in self._computed:
             solve(size, sizes)
         growth = {text: expression(sizes) for text, expression in self._growth.items()}

@@ -67,8 +67,8 @@ class InputCheck:
             arrays.append(array)
             if array.dtype != dtype or array.ndim != len(shape):
                 raise self._wrong_array(arrays)
-            for found, size in zip(array.shape, shape, strict=True):
-                if sizes.setdefault(size, found) != found:
+            for actual, size in zip(array.shape, shape, strict=True):
+                if sizes.setdefault(size, actual) != actual:
                     raise self._wrong_array(arrays)
         self._check_sizes(sizes)
         return arrays
@@ -96,8 +96,8 @@ class InputCheck:
             hint = "convert it with .astype"
             return InputError(f"input {spec.name!r} has dtype {array.dtype}; expected {spec.dtype}: {hint}")
         if array.ndim != len(spec.shape):
-            found = f"rank {array.ndim} (shape {list(array.shape)})"
-            return InputError(f"input {spec.name!r} has {found}; expected rank {len(spec.shape)}: {spec}")
+            rank = f"rank {array.ndim} (shape {list(array.shape)})"
+            return InputError(f"input {spec.name!r} has {rank}; expected rank {len(spec.shape)}: {spec}")
         for axis, (size, expected) in enumerate(zip(array.shape, spec.shape, strict=True)):
             if isinstance(expected, int) and size != expected:
                 return InputError(f"input {spec.name!r} has size {size} on axis {axis}; expected {expected}: {spec}")
@@ -110,8 +110,8 @@ class InputCheck:
         return InputError(f"input {name!r} has size {sizes[size.text]} on axis {axis}; expected {size} {given}")
 
     def _outside(self, guard: Expression[bool], sizes: Mapping[Any, int]) -> InputError:
-        found = ", ".join(self._found(name, sizes) for name in guard.names)
-        return InputError(f"the model was exported for sizes with {guard} only, and cannot run where {found}")
+        sizes_text = ", ".join(self._found(name, sizes) for name in guard.names)
+        return InputError(f"the model was exported for sizes with {guard} only, and cannot run where {sizes_text}")
 
     def _found(self, size: str, sizes: Mapping[Any, int]) -> str:
         """Describe a size, as in ``seq = 40 (axis 1 of input 'x')``."""
@@ -127,9 +127,9 @@ class InputCheck:
     def _different_sizes(self, arrays: Sequence[np.ndarray | OnDevice]) -> InputError:
         first: dict[str | int, tuple[int, str]] = {}
         for spec, array in zip(self._specs, arrays, strict=False):
-            for axis, (found, size) in enumerate(zip(array.shape, spec.shape, strict=True)):
-                expected, owner = first.setdefault(size, (found, spec.name))
-                if found != expected:
-                    where = f"input {spec.name!r} has size {found} on axis {axis} ({size})"
+            for axis, (actual, size) in enumerate(zip(array.shape, spec.shape, strict=True)):
+                expected, owner = first.setdefault(size, (actual, spec.name))
+                if actual != expected:
+                    where = f"input {spec.name!r} has size {actual} on axis {axis} ({size})"
                     return InputError(f"{where}; expected {expected}, which {size} is in input {owner!r}")
         raise AssertionError("an input was refused that fits")

@@ -152,7 +152,7 @@ def _read_streamed(record: dict[str, Any], where: str) -> StreamedExpertsSpec:
     ]
     chosen, experts = typed(record, "chosen", int, where), typed(record, "experts", int, where)
     replaceable = typed(record, "replaceable", bool, where)
-    found = StreamedExpertsSpec(name, chosen, experts, tuple(weights), tuple(shares), replaceable)
+    spec = StreamedExpertsSpec(name, chosen, experts, tuple(weights), tuple(shares), replaceable)
     lies = [len(one.starts) == experts + 1 and list(one.starts) == sorted(one.starts) >= [0] for one in weights]
     if not all(lies) or experts < 1:
         raise ArtifactError(f"{where}: {name!r} has weights whose experts lie at no increasing places")
@@ -160,7 +160,7 @@ def _read_streamed(record: dict[str, Any], where: str) -> StreamedExpertsSpec:
         raise ArtifactError(f"{where}: {name!r} has {experts} experts, of which {chosen} cannot be chosen")
     if len(shares) not in (0, experts) or not all(isinstance(share, float) for share in shares):
         raise ArtifactError(f"{where}: {name!r} has shares {shares[:5]}; expected one of each of {experts} experts")
-    return found
+    return spec
 
 
 def _read_project(record: dict[str, Any], where: str) -> ProjectEntry:
@@ -231,13 +231,13 @@ def _check_guards(manifest: Manifest, where: str) -> None:
 def _check_states(manifest: Manifest, where: str) -> None:
     inputs, outputs = ({spec.name: spec for spec in specs} for specs in (manifest.inputs, manifest.outputs))
     for state in manifest.states:
-        given, kept = inputs.get(state.input), outputs.get(state.output)
-        if given is None or kept is None:
+        taken, kept = inputs.get(state.input), outputs.get(state.output)
+        if taken is None or kept is None:
             raise ArtifactError(f"{where}: state {state} names no input and output of the model")
-        if given.dtype != kept.dtype or len(given.shape) != len(kept.shape):
-            raise ArtifactError(f"{where}: state {state} cannot be given back: it is {kept}, and the input {given}")
-        if state.axis is not None and not 0 <= state.axis < len(given.shape):
-            raise ArtifactError(f"{where}: state {state} has no such axis: it is {given}")
+        if taken.dtype != kept.dtype or len(taken.shape) != len(kept.shape):
+            raise ArtifactError(f"{where}: state {state} cannot be given back: it is {kept}, and the input {taken}")
+        if state.axis is not None and not 0 <= state.axis < len(taken.shape):
+            raise ArtifactError(f"{where}: state {state} has no such axis: it is {taken}")
     for names in ([state.input for state in manifest.states], [state.output for state in manifest.states]):
         if len(set(names)) != len(names):
             raise ArtifactError(f"{where}: two states have one input or output: {', '.join(names)}")
@@ -257,8 +257,8 @@ def _check_programs(manifest: Manifest, where: str) -> None:
 def _check_streamed(manifest: Manifest, program: ProgramEntry, where: str) -> None:
     for layer in program.streamed:
         for part in layer.weights:
-            known = 0 <= part.weight < len(program.weights)
-            if not known or part.starts[-1] > manifest.weights[program.weights[part.weight]].bytes:
+            is_listed = 0 <= part.weight < len(program.weights)
+            if not is_listed or part.starts[-1] > manifest.weights[program.weights[part.weight]].bytes:
                 raise ArtifactError(f"{where}: {layer.name!r} streams more than weight {part.weight} has")
 
 

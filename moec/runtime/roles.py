@@ -96,14 +96,14 @@ def _token_ids(free: Sequence[TensorSpec], limits: Mapping[str, int]) -> TensorS
     integers = [spec for spec in free if dtype_of(spec.dtype).kind in "iu" and len(spec.shape) == 2]
     named = [spec for spec in integers if spec.name == _IDS]
     indexing = [spec for spec in integers if spec.name in limits and spec.name not in _NAMED]
-    found = named or indexing
-    if len(found) != 1:
+    matches = named or indexing
+    if len(matches) != 1:
         listed = ", ".join(map(str, free)) or "none"
         raise InputError(
-            f"the model has {len(found) or 'no'} inputs that could be token ids: integers [batch, length] that index "
+            f"the model has {len(matches) or 'no'} inputs that could be token ids: integers [batch, length] that index "
             f"an embedding, or {_IDS!r}; its inputs: {listed}; sessions are for language models: use run instead"
         )
-    return found[0]
+    return matches[0]
 
 
 def _role(spec: TensorSpec, ids: TensorSpec, sizes: Mapping[str, str]) -> Role | None:
@@ -123,14 +123,14 @@ def _role(spec: TensorSpec, ids: TensorSpec, sizes: Mapping[str, str]) -> Role |
 def _logits(outputs: Sequence[TensorSpec]) -> TensorSpec:
     scores = [spec for spec in outputs if len(spec.shape) == 3 and dtype_of(spec.dtype).kind not in "iub"]
     named = [spec for spec in scores if spec.name == _LOGITS]
-    found = named or scores
-    if len(found) != 1:
+    fits = named or scores
+    if len(fits) != 1:
         listed = ", ".join(map(str, outputs)) or "none"
         raise InputError(
-            f"the model has {len(found) or 'no'} outputs that could be logits [batch, length, vocabulary]; its outputs "
+            f"the model has {len(fits) or 'no'} outputs that could be logits [batch, length, vocabulary]; its outputs "
             f"beside states: {listed}; sessions are for language models: use run instead"
         )
-    return found[0]
+    return fits[0]
 
 
 def room_of(axis: int | None, given: TensorSpec, made: TensorSpec) -> int | str | None:

@@ -103,8 +103,8 @@ class Session:
             seen = self._seen if self._states else np.concatenate([self._seen, ids], axis=1)
             fed = ids if self._states else seen
             filled = self._roles.values(mask, fed.shape[1])
-            given = {**filled, **self._checked_inputs(inputs), self._roles.ids.name: fed}
-            outputs, states = self._states.run(given, count)
+            feeds = {**filled, **self._checked_inputs(inputs), self._roles.ids.name: fed}
+            outputs, states = self._states.run(feeds, count)
             logits = np.asarray(outputs[self._roles.logits.name])[:, -count:]
             self._states, self._mask = states, mask
             self._seen = seen
@@ -145,8 +145,8 @@ class Session:
         if array.ndim == 1 and self.batch == 1:
             array = np.expand_dims(array, 0)
         if array.dtype.kind not in "iu" or array.ndim != 2 or array.shape[0] != self.batch or not array.size:
-            found = f"{array.dtype}{list(array.shape)}" if array.dtype != object else shown(ids)
-            raise InputError(f"token ids are {found}; expected integers [{self.batch}, 1 or more]")
+            actual = f"{array.dtype}{list(array.shape)}" if array.dtype != object else shown(ids)
+            raise InputError(f"token ids are {actual}; expected integers [{self.batch}, 1 or more]")
         limit = self._roles.limit
         if array.min() < 0 or (limit is not None and array.max() >= limit):
             bad = int(array.min()) if array.min() < 0 else int(array.max())

@@ -65,11 +65,11 @@ class SessionStates:
     def run(self, inputs: Mapping[str, Any], last: int) -> tuple[dict[str, Any], SessionStates]:
         """Run the model. Returns its outputs, with logits of the ``last`` tokens or of more, and the states after
         it."""
-        given, memory = {**inputs, **self._arrays}, self._memory
+        values, memory = {**inputs, **self._arrays}, self._memory
         if memory is None:
-            outputs = self._model.run(given, last=last)
+            outputs = self._model.run(values, last=last)
         else:
-            outputs = self._model.run_in_place(given, memory, last=last)
+            outputs = self._model.run_in_place(values, memory, last=last)
         if not self._arrays:
             return outputs, self
         arrays = {state.input: outputs[state.output] for state in self._model.states if state.input in self._arrays}
@@ -105,7 +105,7 @@ class SessionStates:
 
 
 def _known_sizes(ids: TensorSpec, sums: Mapping[str, str], batch: int) -> dict[str, int]:
-    known = {ids.shape[0]: batch} if isinstance(ids.shape[0], str) else {}
+    sizes = {ids.shape[0]: batch} if isinstance(ids.shape[0], str) else {}
     if isinstance(ids.shape[0], int) and ids.shape[0] != batch:
         raise InputError(f"the model is for {ids.shape[0]} sequences side by side, and batch is {batch}")
-    return {**known, **{name: batch for name, total in sums.items() if total in known}}
+    return {**sizes, **{name: batch for name, total in sums.items() if total in sizes}}

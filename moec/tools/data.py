@@ -155,8 +155,8 @@ class Data:
             raise MoecError(f"{path}: has no array {missing[0]!r}; expected the model's inputs: {sorted(names)}")
         for spec in specs:
             if arrays[spec.name].dtype != dtype_of(spec.dtype):
-                found = arrays[spec.name].dtype
-                raise MoecError(f"{path}: the input {spec.name!r} is {found}; expected {spec.dtype}: convert it")
+                actual = arrays[spec.name].dtype
+                raise MoecError(f"{path}: the input {spec.name!r} is {actual}; expected {spec.dtype}: convert it")
         spare = {array.ndim - len(spec.shape) for spec in specs for array in (arrays[spec.name],)}
         if spare not in ({0}, {1}):
             shapes = ", ".join(f"{spec} is {list(arrays[spec.name].shape)}" for spec in specs)
@@ -240,8 +240,8 @@ def check_limits(batch: Mapping[str, Array], limits: Mapping[str, int], path: pa
     for name, limit in limits.items():
         array = batch[name]
         if array.size and not 0 <= array.min() <= array.max() < limit:
-            found = f"{array.min()} to {array.max()}"
-            raise MoecError(f"{path}: the input {name!r} holds {found}; expected 0 to {limit - 1}")
+            span = f"{array.min()} to {array.max()}"
+            raise MoecError(f"{path}: the input {name!r} holds {span}; expected 0 to {limit - 1}")
 
 
 def _unstacked(arrays: Mapping[str, Array], path: pathlib.Path) -> Iterator[Batch]:

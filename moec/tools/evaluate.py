@@ -220,13 +220,13 @@ class _Run:
 
     def add(self, batch: Batch, where: str) -> None:
         outputs = [self._outputs_of(name, model, batch, where) for name, model in self._models]
-        for at, found in enumerate(outputs):
-            if found.shape != outputs[0].shape:
+        for at, output in enumerate(outputs):
+            if output.shape != outputs[0].shape:
                 raise MoecError(
-                    f"{self._models[at][0]}: makes {self._output.name} {list(found.shape)} of {where}, and "
+                    f"{self._models[at][0]}: makes {self._output.name} {list(output.shape)} of {where}, and "
                     f"{self._models[0][0]} makes {list(outputs[0].shape)}; expected the same model"
                 )
-            nan = np.isnan(found)
+            nan = np.isnan(output)
             self._nan[at] += nan.sum(), nan.any(axis=tuple(range(1, nan.ndim))).sum()
         self._choose_metrics(batch, where)
         self._rows += len(outputs[0])
@@ -234,8 +234,8 @@ class _Run:
         everywhere = self._judge.all_positions(batch, outputs[0])
         for name in self._metrics:
             positions = everywhere if METRICS[name].with_first else labelled
-            for at, found in enumerate(outputs):
-                self._add_values(at, name, found, outputs[0], positions)
+            for at, output in enumerate(outputs):
+                self._add_values(at, name, output, outputs[0], positions)
 
     def _add_values(self, at: int, name: str, found: Array, first: Array, positions: Positions) -> None:
         other = first if positions.labels is None else positions.labels

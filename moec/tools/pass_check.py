@@ -107,9 +107,9 @@ class PassCheck:
             for name, expected in want.items():
                 computed = case.outputs[name]
                 kept = expected[:, -1:] if isinstance(one, LastLogits) and computed.ndim == 3 else expected
-                found = self._difference(name, computed, kept if kept.shape == computed.shape else expected, bound)
-                if found is not None:
-                    raise DefectError(f"after {one.name}: output {name!r} on {case} {found}")
+                problem = self._difference(name, computed, kept if kept.shape == computed.shape else expected, bound)
+                if problem is not None:
+                    raise DefectError(f"after {one.name}: output {name!r} on {case} {problem}")
 
     def _difference(self, name: str, found: np.ndarray, expected: np.ndarray, bound: float | None) -> str | None:
         """Describe how an output differs from the expected one. Returns None where it matches."""

@@ -54,9 +54,9 @@ def write_plan(
     if not assignable(graph.graph, linears):
         raise MoecError(f"{os.fspath(model)}: no MoE block was raised; there is nothing to plan")
     progress("choosing formats")
-    with contextlib.closing(Profile.read(profile)) as known:
-        method = _method(known)
-        chosen = choose(graph, linears, known, choices(formats, known), budget, sensitivities, method)
+    with contextlib.closing(Profile.read(profile)) as measured:
+        method = _method(measured)
+        chosen = choose(graph, linears, measured, choices(formats, measured), budget, sensitivities, method)
     header = {"profile": pathlib.Path(profile).name, **budget.told, "passes": passes, "method": method}
     header |= _judged(chosen)
     header |= {} if sensitivities is None else {"sensitivities": pathlib.Path(sensitivities).name}

@@ -38,8 +38,8 @@ def sensitivities(
     not depend on a layer or is not finite, and where the file exists already.
     """
     check_replaceable(output, _edited)
-    with contextlib.closing(Profile.read(profile)) as known:
-        measured = [(layer.key, layer.name) for layer in known.all_experts()]
+    with contextlib.closing(Profile.read(profile)) as measures:
+        measured = [(layer.key, layer.name) for layer in measures.all_experts()]
     if len(measured) != len(layers):
         raise MoecError(
             f"{os.fspath(profile)}: has {len(measured)} layers of experts, but {len(layers)} are named; name the "
@@ -54,13 +54,13 @@ def sensitivities(
 
 
 def _named(module: torch.nn.Module, names: Sequence[str]) -> dict[str, torch.nn.Module]:
-    known = dict(module.named_modules())
+    modules = dict(module.named_modules())
     for name in names:
-        if name not in known:
+        if name not in modules:
             raise MoecError(f"{type(module).__name__} has no submodule {name!r}; named_modules() lists them")
     if len(set(names)) < len(names):
         raise MoecError("a submodule is named twice; name each layer once")
-    return {name: known[name] for name in names}
+    return {name: modules[name] for name in names}
 
 
 def _gradient_norms(
@@ -86,8 +86,8 @@ def _gradient_norms(
                 values.clear()
     for name in layers:
         if not tokens[name] or not math.isfinite(sums[name]):
-            found = "gradients of it are not finite" if tokens[name] else "it saw no token in these batches"
-            raise MoecError(f"layer {name}: {found}; expected batches on which every layer runs")
+            problem = "gradients of it are not finite" if tokens[name] else "it saw no token in these batches"
+            raise MoecError(f"layer {name}: {problem}; expected batches on which every layer runs")
     return [sums[name] / tokens[name] for name in layers]
 
 

@@ -370,15 +370,15 @@ def _compare_case(
         original, note = reference.run(inputs)
     except MoecError as error:
         return Case(shapes, [], _refusal(compiled, inputs) or str(error))
-    found = compiled.run(inputs)
+    outputs = compiled.run(inputs)
     if rounded is None:
-        return Case(shapes, judge(inputs, found, original), note=note)
+        return Case(shapes, judge(inputs, outputs, original), note=note)
     try:
         expected = _expected(rounded, inputs, None if judge.spreads is None else np.float64)
     except interpreter.EvaluationError as error:
         return Case(shapes, [], f"the reference interpreter cannot run the model with rounded weights: {error}")
     norms = {name: compare(name, value, original[name], judge.tolerance).norm for name, value in expected.items()}
-    differences = judge(inputs, found, expected)
+    differences = judge(inputs, outputs, expected)
     return Case(shapes, [dataclasses.replace(one, norm=norms[one.output]) for one in differences], note=note)
 
 

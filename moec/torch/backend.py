@@ -43,12 +43,12 @@ def backend(
                     "under torch.no_grad()", chosen["rest"])  # fmt: skip
         return rest(graph, arguments)
     try:
-        found, regions = _with_blocks(graph, arguments, chosen["experts"])
+        pure, regions = _with_blocks(graph, arguments, chosen["experts"])
     except Exception as error:  # PyTorch's exporters raise many unrelated types; the graph also runs without moec
         log.warning("a graph is left to %s: %s", chosen["rest"], one_line(error))
         return rest(graph, arguments)
     log.info("%d MoE blocks of a graph are computed by moec: %s", len(regions), ", ".join(one.name for one in regions))
-    compiled, positions = rest(found.graph, list(found.tensors)), found.positions
+    compiled, positions = rest(pure.graph, list(pure.tensors)), pure.positions
 
     def run(*arguments: Any, regions: Collection[Region] = regions) -> Any:  # the default keeps them alive
         return compiled(*(arguments[position] for position in positions))
@@ -70,23 +70,23 @@ def _chosen(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _with_blocks(graph: GraphModule, arguments: Sequence[Any], experts: str | None) -> tuple[Functional, list[Region]]:
     """Replace the blocks of the graph. Raises UnsupportedError where there are none."""
-    found = functional(graph, arguments)
-    weights = found.weights
+    pure = functional(graph, arguments)
+    weights = pure.weights
     if any(weight.is_inference() for weight in weights.values()):
         raise UnsupportedError("parameters were made under torch.inference_mode(), where PyTorch counts no changes")
-    nodes = {node.name: node for node in found.graph.graph.nodes if node.op in ("call_function", "placeholder")}
-    blocks = find_blocks(found.model, _tensors(weights), nodes.keys() - weights.keys())
+    nodes = {node.name: node for node in pure.graph.graph.nodes if node.op in ("call_function", "placeholder")}
+    blocks = find_blocks(pure.model, _tensors(weights), nodes.keys() - weights.keys())
     if not blocks:
         raise UnsupportedError("no MoE block was found in it")
-    regions = [_replace(found, block, nodes, experts) for block in blocks]
-    found.graph.graph.eliminate_dead_code()
-    left = {user for name in found.grouped for user in nodes[name].users if user.target != torch.ops.moec.block.default}
+    regions = [_replace(pure, block, nodes, experts) for block in blocks]
+    pure.graph.graph.eliminate_dead_code()
+    left = {user for name in pure.grouped for user in nodes[name].users if user.target != torch.ops.moec.block.default}
     if left:
         raise UnsupportedError("a grouped product in it belongs to no MoE block that was found")
-    for node in found.graph.graph.nodes:
+    for node in pure.graph.graph.nodes:
         node.meta.pop("val", None)  # left by the export, irrelevant to the other backend
-    found.graph.recompile()
-    return found, regions
+    pure.graph.recompile()
+    return pure, regions
 
 
 def _tensors(weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -106,8 +106,8 @@ def _replace(found: Functional, block: Block, nodes: Mapping[str, Node], experts
     names = [node.name for node in weights]
 
     def model(tensors: Sequence[torch.Tensor]) -> Any:
-        given = _tensors({**found.weights, **dict(zip(names, tensors, strict=True))})
-        again = (one for one in find_blocks(found.model, given, {*block.inputs, block.output}))
+        tensors_by_name = _tensors({**found.weights, **dict(zip(names, tensors, strict=True))})
+        again = (one for one in find_blocks(found.model, tensors_by_name, {*block.inputs, block.output}))
         return next((one.model for one in again if (one.inputs, one.output) == (block.inputs, block.output)), None)
 
     region = Region(output.name, _extracted(found.graph, [*inputs, *sizes, *weights], inside, output), model, experts)
@@ -119,13 +119,13 @@ def _replace(found: Functional, block: Block, nodes: Mapping[str, Node], experts
 
 def _between(inputs: Sequence[Node], output: Node) -> list[Node]:
     """List the nodes that compute ``output`` from ``inputs`` and sizes, in order, itself included."""
-    found, waiting = set(inputs), [output]
+    seen, waiting = set(inputs), [output]
     while waiting:
         node = waiting.pop()
-        if node not in found:
-            found.add(node)
+        if node not in seen:
+            seen.add(node)
             waiting.extend(() if _is_size(node) else node.all_input_nodes)
-    return [node for node in output.graph.nodes if node in found and node not in inputs]
+    return [node for node in output.graph.nodes if node in seen and node not in inputs]
 
 
 def _is_size(node: Node) -> bool:
@@ -134,11 +134,11 @@ def _is_size(node: Node) -> bool:
 
 def _extracted(module: GraphModule, inputs: Sequence[Node], inside: Sequence[Node], output: Node) -> GraphModule:
     """Copy the nodes ``inside`` as a function of ``inputs``."""
-    graph, made = Graph(), {}
+    graph, copies = Graph(), {}
     for node in inputs:
-        made[node] = graph.placeholder(node.name)
+        copies[node] = graph.placeholder(node.name)
     for node in inside:
-        if node not in made:
-            made[node] = graph.node_copy(node, made.__getitem__)
-    graph.output(made[output])
+        if node not in copies:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(copies[output])
     return GraphModule(module, graph)

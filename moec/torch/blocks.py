@@ -39,11 +39,11 @@ def find_blocks(model: ir.Model, weights: Mapping[str, ir.TensorProtocol], known
 
 def _varying(graph: ir.Graph) -> Iterator[ir.Value]:
     """Collect the values that depend on inputs."""
-    found = set(graph.inputs)
-    yield from found
+    varying = set(graph.inputs)
+    yield from varying
     for node in graph:
-        if not found.isdisjoint(node.inputs):
-            found.update(node.outputs)
+        if not varying.isdisjoint(node.inputs):
+            varying.update(node.outputs)
             yield from node.outputs
 
 

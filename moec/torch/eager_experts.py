@@ -75,13 +75,13 @@ def experts(model: Any, format: str | None = None) -> None:
 
     name = register(format)
     select = getattr(model, "set_experts_implementation", None)
-    found = {where: module for where, module in model.named_modules() if is_experts(module)} if select else {}
-    if select is None or not found:
+    modules = {where: module for where, module in model.named_modules() if is_experts(module)} if select else {}
+    if select is None or not modules:
         raise UnsupportedError(
             f"{type(model).__name__}: it has no experts whose implementation transformers lets choose; expected a "
             "model of transformers 5 with such: leave it as it is, or compile it with moec.compile"
         )
-    for where, module in found.items():
+    for where, module in modules.items():
         expert_weights(module, where)
         experts_spec(module, where)
     select(name)
@@ -112,13 +112,13 @@ def _layer(module: Any, parameters: tuple[Any, ...], k: int, format: str | None,
             "load the model outside of it"
         )
     key = (k, format, *((parameter.data_ptr(), parameter._version) for parameter in parameters))
-    found = _layers.get(module)
-    if found is None or found.key != key:
+    layer = _layers.get(module)
+    if layer is None or layer.key != key:
         with _compiling:
-            found = _layers.get(module)
-            if found is None or found.key != key:
-                found = _layers[module] = _compile(module, parameters, key, where)
-    return found.model
+            layer = _layers.get(module)
+            if layer is None or layer.key != key:
+                layer = _layers[module] = _compile(module, parameters, key, where)
+    return layer.model
 
 
 def _compile(module: Any, parameters: tuple[Any, ...], key: tuple[Any, ...], where: str) -> _Layer:

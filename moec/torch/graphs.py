@@ -82,9 +82,9 @@ class _OfTensors(torch.nn.Module):
         self._graph, self._sources, self._positions = graph, sources, positions
 
     def forward(self, *tensors: torch.Tensor) -> Any:
-        given = iter(tensors)
+        remaining = iter(tensors)
         sizes = [None if place is None else tensors[place[0]].shape[place[1]] for place in self._sources]
-        return self._graph(*(next(given) if size is None else size for size in sizes))
+        return self._graph(*(next(remaining) if size is None else size for size in sizes))
 
 
 def _source(node: Node, known: Sequence[torch.Tensor]) -> tuple[int, int] | None:

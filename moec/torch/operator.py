@@ -157,11 +157,11 @@ def _bind(spec: TensorSpec, tensor: torch.Tensor, sizes: dict[str, Any]) -> None
     """Put the named sizes of an input into ``sizes``. Raises InputError for another type or rank."""
     if tensor.dtype != getattr(torch, spec.dtype) or tensor.dim() != len(spec.shape):
         raise InputError(f"input {spec.name!r} is {tensor.dtype} of rank {tensor.dim()}; expected {spec}")
-    for found, size in zip(tensor.shape, spec.shape, strict=True):
+    for actual, size in zip(tensor.shape, spec.shape, strict=True):
         if isinstance(size, int):
-            torch._check(found == size)
+            torch._check(actual == size)
         elif size_names(size) == (size,):
-            torch._check(sizes.setdefault(size, found) == found)
+            torch._check(sizes.setdefault(size, actual) == actual)
 
 
 def _size(size: int | str, sizes: Mapping[str, Any]) -> Any:

@@ -131,8 +131,8 @@ def _lazy(tensor: GgufTensor, kind: Quantised, table: Table) -> LazyArray:
     dtype = kind.dtype(table)
 
     def read(part: Array) -> Array:
-        found = kind.read(part.reshape(-1, part.shape[-1]))[table]()
-        return found.reshape(*part.shape[:-2], -1)
+        whole = kind.read(part.reshape(-1, part.shape[-1]))[table]()
+        return whole.reshape(*part.shape[:-2], -1)
 
     return LazyArray(dtype, shape, lambda: read(tensor.blocks), lambda expert: read(tensor.blocks[expert]))
 
@@ -226,8 +226,8 @@ def _q2_k(blocks: Array) -> Tables:
 def _q3_k(blocks: Array) -> Tables:
     def numbers() -> Array:
         third = _shifted(blocks[:, :32], 32, 1, 8) << 2
-        found = _shifted(blocks[:, 32:96], 32, 2, 4) | third
-        return ((found - 4) & 15).astype(np.int8).view(ml_dtypes.int4)
+        low = _shifted(blocks[:, 32:96], 32, 2, 4) | third
+        return ((low - 4) & 15).astype(np.int8).view(ml_dtypes.int4)
 
     def codes() -> Array:
         found = _nibbles(blocks[:, 96:104]) | (_shifted(blocks[:, 104:108], 4, 2, 4) << 4)

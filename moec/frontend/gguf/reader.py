@@ -152,10 +152,10 @@ def _joined(first: GgufFile, count: int) -> GgufFile:
     for number in range(2, count + 1):
         path = _part(first.path, named, number)
         part = _read_one(path)
-        found = _split(part, "no", 0), _split(part, "count", 1)
-        if found != (number - 1, count):
+        place = _split(part, "no", 0), _split(part, "count", 1)
+        if place != (number - 1, count):
             raise MoecError(
-                f"{path}: says that it is part {found[0]} (from 0) of {found[1]}; expected {number - 1} of {count}, "
+                f"{path}: says that it is part {place[0]} (from 0) of {place[1]}; expected {number - 1} of {count}, "
                 "download it again"
             )
         twice = next((name for name in part.tensors if name in tensors), None)
@@ -273,9 +273,9 @@ def _counts(cursor: _Cursor) -> tuple[int, int]:
         raise MoecError(f"{cursor.path}: does not begin with GGUF, so it is no GGUF file; download it again")
     version = cursor.number("I", "the version")
     if version not in _VERSIONS:
-        known = " and ".join(map(str, _VERSIONS))
+        versions = " and ".join(map(str, _VERSIONS))
         problem = "is big-endian" if version >> 16 and not version & 0xFFFF else f"is of version {version}"
-        raise UnsupportedError(f"{cursor.path}: {problem}; moec reads little-endian GGUF of versions {known}")
+        raise UnsupportedError(f"{cursor.path}: {problem}; moec reads little-endian GGUF of versions {versions}")
     tensors = cursor.count(_SMALLEST_TENSOR, "the number of tensors")
     return tensors, cursor.count(_SMALLEST_ENTRY, "the number of metadata entries")
 

@@ -146,9 +146,9 @@ class _Vocabulary:
         return value
 
     def scores(self) -> list[float]:
-        found = self.get("scores", np.ndarray)
-        self._check_length("scores", found)
-        return found.tolist()
+        array = self.get("scores", np.ndarray)
+        self._check_length("scores", array)
+        return array.tolist()
 
     def special(self, name: str) -> int | None:
         """Read the id of a special token. Returns None where there is none."""

@@ -22,8 +22,8 @@ def dbrx(self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_
     )
     rows = rows.repeat_interleave(top_k_index.shape[-1], dim=0)
     hidden = self.mlp.activation_fn(_times(w1[ids], rows)) * _times(v1[ids], rows)
-    made = (hidden.unsqueeze(1) @ w2[ids]).squeeze(1)
-    return _summed(made, top_k_weights).view(hidden_states.shape)
+    results = (hidden.unsqueeze(1) @ w2[ids]).squeeze(1)
+    return _summed(results, top_k_weights).view(hidden_states.shape)
 
 
 def longcat(self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> Any:
@@ -34,9 +34,9 @@ def longcat(self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, t
     ids = torch.where(stored, top_k_index, 0).reshape(-1)
     rows = hidden_states.repeat_interleave(top_k_index.shape[-1], dim=0)
     gate, up = _times(self.gate_up_proj[ids], rows).chunk(2, dim=-1)
-    made = _times(self.down_proj[ids], self.act_fn(gate) * up)
+    results = _times(self.down_proj[ids], self.act_fn(gate) * up)
     passed = torch.where(stored, 0.0, top_k_weights).sum(-1, keepdim=True)
-    return _summed(made, torch.where(stored, top_k_weights, 0.0)) + hidden_states * passed
+    return _summed(results, torch.where(stored, top_k_weights, 0.0)) + hidden_states * passed
 
 
 def step(self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> Any:
@@ -52,8 +52,8 @@ def jetmoe(self: Any, layer_input: torch.Tensor) -> torch.Tensor:
     ids, weights = _chosen(self.router, rows)
     repeated = rows.repeat_interleave(ids.shape[-1], dim=0)
     gate, up = _times(self.input_linear.weight[ids.reshape(-1)], repeated).chunk(2, dim=-1)
-    made = _times(self.output_linear.weight[ids.reshape(-1)], self.activation(gate) * up)
-    return _summed(made, weights).view(layer_input.shape) + self.bias
+    results = _times(self.output_linear.weight[ids.reshape(-1)], self.activation(gate) * up)
+    return _summed(results, weights).view(layer_input.shape) + self.bias
 
 
 def jetmoe_queries(self: Any, layer_input: torch.Tensor) -> tuple[torch.Tensor, None, Any]:
@@ -61,15 +61,15 @@ def jetmoe_queries(self: Any, layer_input: torch.Tensor) -> tuple[torch.Tensor, 
     takes."""
     rows = layer_input.reshape(-1, layer_input.shape[-1])
     ids, weights = _chosen(self.router, rows)
-    made = _times(self.input_linear.weight[ids.reshape(-1)], rows.repeat_interleave(ids.shape[-1], dim=0))
-    return made.view(*layer_input.shape[:2], self.top_k, -1), None, (ids, weights)
+    queries = _times(self.input_linear.weight[ids.reshape(-1)], rows.repeat_interleave(ids.shape[-1], dim=0))
+    return queries.view(*layer_input.shape[:2], self.top_k, -1), None, (ids, weights)
 
 
 def jetmoe_outputs(self: Any, layer_input: torch.Tensor, chosen: Any) -> torch.Tensor:
     """``reduce`` of ``JetMoeMoA``: attention's results [B,T,k,n] to x [B,T,d]."""
     ids, weights = chosen
-    made = _times(self.output_linear.weight[ids.reshape(-1)], layer_input.reshape(-1, layer_input.shape[-1]))
-    return _summed(made, weights).view(*layer_input.shape[:2], -1) + self.bias
+    results = _times(self.output_linear.weight[ids.reshape(-1)], layer_input.reshape(-1, layer_input.shape[-1]))
+    return _summed(results, weights).view(*layer_input.shape[:2], -1) + self.bias
 
 
 def _chosen(router: Any, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -100,7 +100,7 @@ def _renamed(module: torch.nn.Module, weights: Mapping[str, Weight], where: str)
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     prefix, state = str(getattr(module, "base_model_prefix", "")), module.state_dict()
-    found: dict[str, Weight] = {}
+    assigned: dict[str, Weight] = {}
     conversions: dict[str, Conversion] = {}
     unused: list[str] = []
     for name in sorted(weights, key=dot_natural_key):
@@ -111,13 +111,13 @@ def _renamed(module: torch.nn.Module, weights: Mapping[str, Weight], where: str)
             unused.append(name)
             continue
         if pattern is None:
-            found[target] = weights[name]
+            assigned[target] = weights[name]
             continue
         conversion = Conversion(by_pattern[pattern], target, {}, module)
         conversions.setdefault(target, conversion).sources.setdefault(pattern, []).append(weights[name])
     for target, conversion in conversions.items():
         try:
-            found |= conversion.weights()
+            assigned |= conversion.weights()
         except MoecError:
             raise
         except Exception as error:  # PyTorch's error for tensors whose sizes do not fit together
@@ -125,7 +125,7 @@ def _renamed(module: torch.nn.Module, weights: Mapping[str, Weight], where: str)
                 f"{where}: {target} cannot be made of the tensors in its files ({type(error).__name__}: "
                 f"{one_line(error)}); they do not belong to this config.json"
             ) from error
-    return found, unused
+    return assigned, unused
 
 
 def _bind_floats(graph: ir.Graph, value: ir.Value, weight: Weight) -> None:

@@ -56,8 +56,8 @@ def experts_model(module: Any, k: int, where: str) -> ir.Model:
     count, none = (add_constant(graph, ir.tensor(np.int64(n)), name) for name, n in (("E", E), ("none", -1)))
     stored = _computed(graph, "stored", "Where", _computed(graph, "is_stored", "Less", ids, count), ids, none)
     dispatched = _computed(graph, "dispatched", "Cast", stored, to=ir.DataType.INT32)
-    given = {"x": x, "weights": shares, "experts": dispatched}
-    node = dialect.make_node("Experts", {**given, **operands}, spec, name="experts")
+    inputs = {"x": x, "weights": shares, "experts": dispatched}
+    node = dialect.make_node("Experts", {**inputs, **operands}, spec, name="experts")
     node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = "y", ir.Shape(["T", d]), x.type
     graph.append(node)
     graph.outputs.append(node.outputs[0])

@@ -151,11 +151,11 @@ def lightning_attention(
     import torch
 
     batch, length = hidden_states.shape[:2]
-    made = self.act_fn(self.qkv_proj(hidden_states))
+    projected = self.act_fn(self.qkv_proj(hidden_states))
     if attention_mask is not None:
-        made = made * attention_mask[:, :, None].to(made.dtype)
-    made = made.reshape(batch, length, self.num_attention_heads, 3 * self.head_dim)
-    query, key, value = made.split(self.head_dim, dim=3)
+        projected = projected * attention_mask[:, :, None].to(projected.dtype)
+    projected = projected.reshape(batch, length, self.num_attention_heads, 3 * self.head_dim)
+    query, key, value = projected.split(self.head_dim, dim=3)
     decay = -self.slope_rate[:, 0, 0] * torch.ones_like(query[..., 0])
     # The cache is empty before the first token.
     initial = None if cache is None or self.layer_idx >= len(cache) else cache.get_linear_cache(self.layer_idx)

@@ -29,8 +29,8 @@ def build(config: dict[str, Any], holdings: Holdings, where: str) -> torch.nn.Mo
     """
     transformers = _import_transformers(where)
     kind = config["model_type"]
-    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
-    if kind not in known:
+    configurations = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    if kind not in configurations:
         if "auto_map" in config:
             raise UnsupportedError(
                 f"{where}: model type {kind!r} comes with code of its own (trust_remote_code), which moec never runs; "
@@ -44,7 +44,7 @@ def build(config: dict[str, Any], holdings: Holdings, where: str) -> torch.nn.Mo
     plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
     try:
         with _quiet(), limited(holdings, where), _without_memory():
-            settings = known[kind].from_dict(plain)
+            settings = configurations[kind].from_dict(plain)
             module = _make(*_class_of(transformers, settings, config, where))
     except MoecError:
         raise
@@ -82,9 +82,9 @@ def _class_of(transformers: Any, settings: Any, config: dict[str, Any], where: s
     named = config.get("architectures")
     names = named if isinstance(named, list) else []
     for name in names:
-        found = getattr(transformers, name, None) if isinstance(name, str) else None
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return found, settings
+        candidate = getattr(transformers, name, None) if isinstance(name, str) else None
+        if isinstance(candidate, type) and issubclass(candidate, transformers.PreTrainedModel):
+            return candidate, settings
     if type(settings) in causal:
         return causal[type(settings)], settings
     raise UnsupportedError(
@@ -126,18 +126,18 @@ def _give_placeholders(module: torch.nn.Module) -> None:
     """Replace all parameters, and buffers without memory, by placeholders. Shared parameters stay shared."""
     import torch
 
-    made: dict[int, tuple[Any, Any]] = {}
+    replacements: dict[int, tuple[Any, Any]] = {}
     generator = torch.Generator().manual_seed(0)
 
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is None:
                 continue
-            if id(parameter) not in made:
+            if id(parameter) not in replacements:
                 like = placeholder(parameter.shape, parameter.dtype, generator)
                 new = torch.nn.Parameter(like, requires_grad=False)
-                made[id(parameter)] = (parameter, new)  # the old one stays alive, so that its id stays unique
-            part._parameters[name] = made[id(parameter)][1]
+                replacements[id(parameter)] = (parameter, new)  # the old one stays alive, so that its id stays unique
+            part._parameters[name] = replacements[id(parameter)][1]
         for name, buffer in part._buffers.items():
             if buffer is not None and buffer.is_meta:
                 part._buffers[name] = placeholder(buffer.shape, buffer.dtype, generator)

@@ -158,7 +158,7 @@ class Conversion:
             pattern: [torch.empty(weight.tables[table].shape, dtype=torch.uint8, device="meta") for weight in weights]
             for pattern, weights in self.sources.items()
         }
-        return {name: tuple(made.shape) for name, made in self._converted(inputs).items()}
+        return {name: tuple(tensor.shape) for name, tensor in self._converted(inputs).items()}
 
     def _read(self, table: Table, name: str) -> Array:
         return self._computed(table, name, self.sources)

@@ -120,8 +120,8 @@ def measure(
     if not taps:
         raise MoecError(f"{model}: no MoE block was raised, and {NONE_FOUND.format(minimum)}; nothing can be measured")
     layers = [LayerEntry(key, "", "", 0, 0) for key in dict.fromkeys(tap.key for tap in taps)]
-    told = {"inputs": [spec.name for spec in inputs], "output": judged}
-    head = Head(_source(model), [], passes, [str(form) for form in forms], layers, **told)
+    interface = {"inputs": [spec.name for spec in inputs], "output": judged}
+    head = Head(_source(model), [], passes, [str(form) for form in forms], layers, **interface)
     for other in others:
         check_mergeable(os.fspath(output), head, other)
     progress("compiling")
@@ -248,11 +248,11 @@ class _Sums:
         self, forms: Sequence[WeightFormat], progress: Callable[[str], None], run: Run
     ) -> Iterator[tuple[str, Array]]:
         yield from held_arrays(self._apart.held, [spec.name for spec in self._apart.specs])
-        for number, found in enumerate(run(InputSums.arrays, self._inputs.values())):
-            yield from ((f"input{number}/{name}", array) for name, array in found.items())
+        for number, tables in enumerate(run(InputSums.arrays, self._inputs.values())):
+            yield from ((f"input{number}/{name}", array) for name, array in tables.items())
         linears = [tap for tap in self._taps if is_moec(tap.node, "Linear")]
-        for tap, found in zip(linears, run(lambda tap: self._errors(tap, forms), linears), strict=True):
-            yield from ((f"{tap.key}/{name}", array) for name, array in found.items())
+        for tap, tables in zip(linears, run(lambda tap: self._errors(tap, forms), linears), strict=True):
+            yield from ((f"{tap.key}/{name}", array) for name, array in tables.items())
         for position, (key, sums) in enumerate(self._experts.items()):
             progress(f"layer {position + 1} of {len(self._experts)}: second moments and errors of formats")
             yield from ((f"{key}/{name}", array) for name, array in sums.arrays(forms, run))
@@ -275,17 +275,17 @@ class _Sums:
         batches = cut(self._apart.again, positions_wanted(self._tokens, len(layers)))
         why_not = too_large(graph, len(layers))
         try:
-            found = {} if why_not else output_sensitivities(graph, layers, batches, output, forms, run)
+            measured = {} if why_not else output_sensitivities(graph, layers, batches, output, forms, run)
         except (EvaluationError, ValueError) as error:
-            found, why_not = {}, str(error)
+            measured, why_not = {}, str(error)
         if why_not:
             notes.append(f"no sensitivities of layers: {why_not}; errors of all layers will count alike")
-        return {f"{key}/sensitivity": array for key, array in found.items()}
+        return {f"{key}/sensitivity": array for key, array in measured.items()}
 
     def _errors(self, tap: Tap, forms: Sequence[WeightFormat]) -> dict[str, Array]:
-        found = linear_errors(_matrix(tap.node), self._inputs[tap.inputs["x"]].rows(), forms)
+        errors = linear_errors(_matrix(tap.node), self._inputs[tap.inputs["x"]].rows(), forms)
         release_pages()
-        return found
+        return errors
 
     def summary(self, seconds: float, notes: list[str]) -> Measured:
         taps = [tap for tap in self._taps if not is_moec(tap.node, "Linear")]

@@ -52,7 +52,7 @@ def expert_errors(
                 if part == "down":
                     difference = limited(weights.spec, sums[:, chosen] + change) - expected[:, chosen]
                 else:
-                    units = {one: found[:, chosen] + (change if one == part else 0) for one, found in before.items()}
+                    units = {one: values[:, chosen] + (change if one == part else 0) for one, values in before.items()}
                     moved = activated(weights.spec, units.get("gate"), units["up"]) - hidden[:, chosen]
                     difference = limited(weights.spec, sums + moved @ own["down"][chosen]) - expected
                 difference *= gates[:, None]

@@ -87,11 +87,11 @@ def output_sensitivities(
 
     change = OutputChange(model, batches, output, watch)
     targets = [(node, before) for _, node in layers for before in (True, False)]
-    found = iter(run(lambda target: _sensitivity(change, target[0], target[1], read[id(target[0])], form), targets))
+    results = iter(run(lambda target: _sensitivity(change, target[0], target[1], read[id(target[0])], form), targets))
     sensitivities = {}
     for key, node in layers:
         count = len(ExpertWeights(node).before)
-        before, down = next(found), next(found)
+        before, down = next(results), next(results)
         sensitivities[key] = np.array([before] * count + [down])
     return sensitivities
 
@@ -154,5 +154,5 @@ def _difference(
     ``gates`` [n]."""
     if weights.spec.weight_on_input:
         rows, gates = rows * gates[:, None], np.ones_like(gates)
-    found, expected = (expert_output(weights, expert, rows, parts)[1] for parts in (after, before))
-    return gates[:, None] * (found - expected)
+    changed, expected = (expert_output(weights, expert, rows, parts)[1] for parts in (after, before))
+    return gates[:, None] * (changed - expected)

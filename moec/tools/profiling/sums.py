@@ -99,8 +99,8 @@ class _Seen:
         return places, gates, shares
 
     def add(self, places: Array, gates: Array, shares: Array) -> None:
-        for known, new in zip((self.places, self.gates, self.shares), (places, gates, shares), strict=True):
-            known.append(new)
+        for parts, new in zip((self.places, self.gates, self.shares), (places, gates, shares), strict=True):
+            parts.append(new)
         self.count += len(places)
 
 
@@ -200,18 +200,18 @@ class ExpertsSums:
         yield "sample_output", self._output(sample, gates, kept_input)
         x, prior, measured = self._stored.read(), self._weighted(*_prior(sample, gates)), []
         every = run(lambda expert: self._measured(x, expert, prior, forms), range(len(self._count)))
-        for expert, found in enumerate(every):
-            self._check(expert, found)
+        for expert, result in enumerate(every):
+            self._check(expert, result)
             rows, row_gates = self.rows(expert)
             yield from ((f"rows/{expert}", rows), (f"row_gates/{expert}", row_gates))
-            yield from ((f"{name}/{expert}", moment) for name, moment in found.moments.items())
-            found.moments.clear()
-            measured.append(found)
+            yield from ((f"{name}/{expert}", moment) for name, moment in result.moments.items())
+            result.moments.clear()
+            measured.append(result)
         for name in ("output_norm", "saliency", "hidden", "energy"):
-            yield name, np.array([getattr(found, name) for found in measured])
+            yield name, np.array([getattr(result, name) for result in measured])
         for name, errors in (
-            ("error", [found.errors for found in measured]),
-            ("prior_error", [found.prior_errors for found in measured]),
+            ("error", [result.errors for result in measured]),
+            ("prior_error", [result.prior_errors for result in measured]),
         ):
             by_form = np.array(errors).swapaxes(0, 1)
             yield from ((f"{name}/{form}", error) for form, error in zip(forms, by_form, strict=True))
@@ -228,11 +228,11 @@ class ExpertsSums:
         of any expert."""
         weights = ExpertWeights(self._node)  # belongs to the calling thread alone, because it caches the last read
         own: dict[Part, Array] = {part: weights.decoded(part, expert) for part in weights.parts}
-        found = self._summed(weights, expert, x, own)
+        result = self._summed(weights, expert, x, own)
         inputs = self._weighted(*self.rows(expert))
-        found.energy, found.errors, found.prior_errors = expert_errors(weights, expert, inputs, prior, own, forms)
+        result.energy, result.errors, result.prior_errors = expert_errors(weights, expert, inputs, prior, own, forms)
         release_pages()
-        return found
+        return result
 
     def _weighted(self, rows: Array, gates: Array) -> tuple[Array, Array]:
         """Scale rows [n,d] as the expert reads them. Also returns the weights [n] of its results."""
@@ -240,9 +240,9 @@ class ExpertsSums:
 
     def _summed(self, weights: ExpertWeights, expert: int, x: Array, own: dict[Part, Array]) -> _Expert:
         places, gates, shares = self._seen[expert].arrays()
-        found = _Expert(0.0, 0.0, np.zeros(weights.hidden), {})
+        result = _Expert(0.0, 0.0, np.zeros(weights.hidden), {})
         if self._moments:
-            found.moments["moment_in"] = packed(self._moment_in(x, places, gates))
+            result.moments["moment_in"] = packed(self._moment_in(x, places, gates))
         hidden_moment = np.zeros((weights.hidden, weights.hidden), np.float32)
         some = evenly(np.arange(len(places)), enough_outputs(weights.hidden))
         for start in range(0, len(some), _AT_ONCE):
@@ -250,18 +250,18 @@ class ExpertsSums:
             rows, sizes = self._weighted(x[places[these]], gates[these])[0], np.abs(gates[these])
             hidden, y = expert_output(weights, expert, rows, own)
             norms = np.linalg.norm(y, axis=1)
-            found.output_norm += norms.sum()
-            found.saliency += shares[these] @ norms
-            found.hidden += sizes @ np.abs(hidden)
+            result.output_norm += norms.sum()
+            result.saliency += shares[these] @ norms
+            result.hidden += sizes @ np.abs(hidden)
             if self._moments:
                 _add_moment(hidden_moment, hidden, sizes)
         stands_for = len(places) / max(1, len(some))
-        found.output_norm *= stands_for
-        found.saliency *= stands_for
-        found.hidden *= stands_for
+        result.output_norm *= stands_for
+        result.saliency *= stands_for
+        result.hidden *= stands_for
         if self._moments:
-            found.moments["moment_hidden"] = packed(hidden_moment) * np.float32(stands_for)
-        return found
+            result.moments["moment_hidden"] = packed(hidden_moment) * np.float32(stands_for)
+        return result
 
     def _moment_in(self, x: Array, places: Array, gates: Array) -> Array:
         moment = np.zeros((x.shape[1], x.shape[1]), np.float32)
@@ -314,14 +314,14 @@ class InputSums:
         return self._rows.arrays((self.size,))[0]
 
     def arrays(self) -> dict[str, Array]:
-        found = {"measured": np.array(self._stored.count), "rows": self.rows()}
+        result = {"measured": np.array(self._stored.count), "rows": self.rows()}
         if self._moments:
             moment, x = np.zeros((self.size, self.size), np.float32), self._stored.read()
             for start in range(0, len(x), _AT_ONCE):
                 rows = x[start : start + _AT_ONCE]
                 moment += rows.T @ rows
-            found["moment_in"] = packed(moment)
-        return found
+            result["moment_in"] = packed(moment)
+        return result
 
 
 def _add_moment(moment: Array, rows: Array, sizes: Array) -> None:

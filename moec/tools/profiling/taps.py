@@ -56,8 +56,8 @@ def observe(graph: ir.Graph) -> list[Tap]:
 def _read(node: ir.Node) -> dict[str, ir.Value]:
     names = ("x", "logits", "correction_bias") if node.op_type == "MoE" else ("x", "weights", "experts")
     inputs = dialect.inputs_of(node)
-    found = {name: inputs.get(name) for name in names}
-    return {name: value for name, value in found.items() if value is not None and constant(value) is None}
+    values = {name: inputs.get(name) for name in names}
+    return {name: value for name, value in values.items() if value is not None and constant(value) is None}
 
 
 def _output(graph: ir.Graph, value: ir.Value, known: dict[ir.Value, str]) -> str:

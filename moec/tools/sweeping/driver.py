@@ -96,7 +96,7 @@ def sweep(
     if not pipelines:
         raise MoecError("no pipeline to try; expected at least one, such as O2")
     place = _prepared(pathlib.Path(folder), model)
-    known = read_variants(place)
+    earlier = read_variants(place)
     progress("reading")
     text = with_tokenizer_of(text, model, data)
     settings = {"metrics": list(metrics), "output": output, "threads": threads, "first": _written_out(pipelines[0])}
@@ -105,7 +105,7 @@ def sweep(
     runner = _Runner(model, data, pipelines[0], place if keep else None, judged, text, threads)
     results, failures, reused = [], {}, 0
     for at, (chain, key) in enumerate(zip(pipelines, keys, strict=True)):
-        old = next((one for one in known if one.key == key), None)
+        old = next((one for one in earlier if one.key == key), None)
         if old is not None and (not keep or _is_kept(place, old)):
             results, reused = [*results, old], reused + 1
             continue
@@ -117,8 +117,8 @@ def sweep(
             failures[chain] = one_line(error)
             continue
         results.append(variant)
-        known = [one for one in known if one.key != key] + [variant]
-        write_variants(place, known)
+        earlier = [one for one in earlier if one.key != key] + [variant]
+        write_variants(place, earlier)
     return Sweep(results, reused, failures)
 
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 def on_front(points: Sequence[tuple[float | None, float]]) -> list[bool]:
     """Whether each of the points (cost, loss) is beaten by no other. A point beats another if neither its cost nor its
     loss is larger, and they differ. An unknown cost, or a NaN loss, is never on the front."""
-    known = [(cost, loss) for cost, loss in points if cost is not None and not math.isnan(loss)]
+    valid = [(cost, loss) for cost, loss in points if cost is not None and not math.isnan(loss)]
     return [
-        cost is not None and not math.isnan(loss) and not any(_beats(other, (cost, loss)) for other in known)
+        cost is not None and not math.isnan(loss) and not any(_beats(other, (cost, loss)) for other in valid)
         for cost, loss in points
     ]
 

@@ -54,8 +54,8 @@ def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: s
 def rounds_activations(settings: dict[str, Any]) -> bool:
     """Whether activations are integers of 8 bits wherever weights are rounded (W8A8, W4A8)."""
     groups = settings.get("config_groups")
-    found = list(groups.values()) if isinstance(groups, dict) else []
-    inputs = [one.get("input_activations") if isinstance(one, dict) else None for one in found]
+    entries = list(groups.values()) if isinstance(groups, dict) else []
+    inputs = [one.get("input_activations") if isinstance(one, dict) else None for one in entries]
     return bool(inputs) and all(
         isinstance(one, dict) and (one.get("type", "int"), one.get("num_bits")) == ("int", 8) for one in inputs
     )
@@ -65,8 +65,8 @@ def _block(settings: dict[str, Any], where: str) -> tuple[int, int] | None:
     """Read the block of weights that share a scale. Returns None where the settings name no block, or several."""
     groups = settings.get("config_groups")
     entries = list(groups.values()) if isinstance(groups, dict) else []
-    found = [entry.get("weights") for entry in entries if isinstance(entry, dict)]
-    blocks = {str(one.get("block_structure")): one.get("block_structure") for one in found if isinstance(one, dict)}
+    weights = [entry.get("weights") for entry in entries if isinstance(entry, dict)]
+    blocks = {str(one.get("block_structure")): one.get("block_structure") for one in weights if isinstance(one, dict)}
     if len(blocks) != 1:
         return None
     return packing.block_of(next(iter(blocks.values())), "block_structure", where)
@@ -75,12 +75,12 @@ def _block(settings: dict[str, Any], where: str) -> tuple[int, int] | None:
 def _packed(where: str, parts: Parts) -> Weight:
     words = packing.part(parts, _PACKED, packing.INT32, 2)
     scales = packing.part(parts, _SCALE, packing.FLOATS, 2)
-    found = packing.part(parts, _SHAPE, (ir.DataType.INT64, ir.DataType.INT32), 1).numpy().tolist()
-    out, size = found if len(found) == 2 else (-1, -1)
+    sizes = packing.part(parts, _SHAPE, (ir.DataType.INT64, ir.DataType.INT32), 1).numpy().tolist()
+    out, size = sizes if len(sizes) == 2 else (-1, -1)
     bits = next((bits for bits in packing.WHOLE if words.shape == (out, -(-size * bits // 32))), None)
     if bits is None:
         raise UnsupportedError(
-            f"{where}: is {list(words.shape)} for a weight_shape of {found}; moec reads matrices of 4 and 8 bits"
+            f"{where}: is {list(words.shape)} for a weight_shape of {sizes}; moec reads matrices of 4 and 8 bits"
         )
     zeros = None
     if _ZERO in parts:

@@ -80,7 +80,7 @@ def __getattr__(name: str) -> Any:
 
 _CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 if (_CHECKOUT / "passes" / "raise_moe.py").is_file() and (_CHECKOUT / "pyproject.toml").is_file():
-    # passes/, simulators/ and targets/ lie beside moec/ in a checkout; an installed moec has them inside.
+    # passes/, simulators/ and targets/ are next to moec/ in a checkout; an installed moec has them inside.
     __path__.append(str(_CHECKOUT))
 
 offer_experts()

@@ -1,10 +1,10 @@
-"""Compiles a tiny random model of every architecture of GGUF files, and one for every format of weights, compares
-logits with llama.cpp's, and writes docs/gguf.md and what tests expect (tests/golden/gguf_logits.npz).
+"""Compile a tiny random model of every architecture of GGUF files, and one for every format of weights, compare logits
+with llama.cpp's, and write docs/gguf.md and the logits that tests expect (tests/golden/gguf_logits.npz).
 
     python tools/gguf_models.py          # needs llama-cpp-python; some seconds for each model
 
-llama.cpp computes in float32 throughout, keys and values too, on weights in float32: the same numbers where the file
-holds others, for it rounds what it multiplies with those to 8 bits.
+llama.cpp computes everything in float32, keys and values too. A file in another format is decoded to float32 weights
+for it, because llama.cpp rounds activations to 8 bits where weights are quantised.
 """
 
 from __future__ import annotations

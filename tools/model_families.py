@@ -1,5 +1,5 @@
-"""Compiles a tiny random model of families of MoE language models that the installed transformers has, from a folder
-that save_pretrained wrote, compares it with PyTorch's eager mode, and puts a row for each into docs/models.md.
+"""Compile a tiny random model of each family of MoE language models in the installed transformers, from a folder that
+save_pretrained wrote, compare it with PyTorch's eager mode, and write a row for each into docs/models.md.
 
     python tools/model_families.py            # all families, half a minute each where nothing else runs
     python tools/model_families.py mixtral    # these alone; other rows stay as they are

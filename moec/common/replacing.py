@@ -1,16 +1,16 @@
-"""Replacing what moec wrote, and nothing else, in one step.
+"""Replacement of moec's own files and folders, and of nothing else, in one step.
 
-A file or a folder is made in a folder beside its place and then exchanged with what is there: a reader sees the old
-one or the new one, never none and never half of one, and of two writers at once the later one stays. What was there
-is removed only where it is nothing (an empty file or folder) or is recognised as moec's own and unchanged; devices,
-pipes and sockets are refused. A symlink is followed: what it points to is replaced, and the link stays.
+A new file or folder is made in a folder next to its place and then exchanged with the old one. A reader sees one of the
+two, complete, at every moment; of two simultaneous writers the later one wins. The old one is removed only if it is
+empty or recognised as moec's own and unchanged; devices, pipes and sockets are refused. A symlink is followed: its
+target is replaced, and the link stays.
 
-The folder beside, ``.moec-unfinished-<random>``, is locked as long as its writer lives. One whose writer died is
-removed by the next write into the same folder.
+The folder next to it, ``.moec-unfinished-<random>``, is locked as long as its writer lives. The next write into the
+same folder removes those of dead writers.
 
-Where the system or the file system has no exchange (renameat2 is Linux'), the old folder is moved aside and the new one
-into its place: a reader may see none in between, and after a kill just there the old one is in the folder beside,
-under ``replaced``, which then is not removed. Where folders cannot be locked, none is ever removed.
+Where the system or the file system has no exchange (renameat2 exists on Linux), the old one is moved aside and the new
+one into its place. A reader may then see none in between. After a kill at that moment the old one is in the unfinished
+folder, under ``replaced``, and that folder is not removed. Where folders cannot be locked, none is ever removed.
 """
 
 from __future__ import annotations

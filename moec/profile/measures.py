@@ -3,7 +3,7 @@
 Sizes: E experts, k experts per token, d inputs, f hidden units, B bins of a histogram, n kept rows, P parts
 (gate, where there is one, up, down).
 
-Of experts:
+Arrays of experts:
 
 ====================  ==========  ======================================================================================
 ``count``             [E]         tokens that came to the expert
@@ -12,9 +12,8 @@ Of experts:
 ``ratio_histogram``   [k,B]       the weight of the i-th choice of a token as a share of its first
 ``pairs``             [E,E]       tokens that both experts see
 ``following``         [E,E']      of these tokens, those that expert e' of the next layer sees
-``measured``          [E]         rows that the sums below are of; not more than :func:`enough`. Those of outputs and
-                                  hidden units are computed of :func:`enough_outputs`, each of which then counts as
-                                  several
+``measured``          [E]         rows in the sums below, at most :func:`enough`. Sums over outputs and hidden units use
+                                  at most :func:`enough_outputs` of them, each of which then counts as several
 ``output_norm``       [E]         sum of |f(x)|, f without its weight
 ``saliency``          [E]         sum of g |f(x)|, g the weight as a share of all weights of the token (REAP,
                                   arXiv 2510.13999, with weights renormalised)
@@ -22,21 +21,21 @@ Of experts:
 ``moment_in``         [E][d,d]    sum of g x x^T; x is what the expert sees
 ``moment_hidden``     [E][f,f]    sum of g h h^T
 ``rows``              [E][n,d]    some of the expert's rows
-``row_gates``         [E][n]      their weights, as they are
-``error``             {F: [E,P]}  sum over ``rows`` of g^2 |f(x) - f'(x)|^2, f' with that part alone in format F
-``prior_error``       {F: [E,P]}  the same, but the mean over some tokens of the layer, as if these had come to the
-                                  expert, each with the mean weight of the layer's calls
+``row_gates``         [E][n]      their weights, not normalised
+``error``             {F: [E,P]}  sum over ``rows`` of g^2 |f(x) - f'(x)|^2, f' with only that part in format F
+``prior_error``       {F: [E,P]}  the same as a mean over some tokens of the layer, as if the expert had seen them, each
+                                  with the mean weight of the layer's calls
 ``energy``            [E]         sum over ``rows`` of g^2 |f(x)|^2
-``sensitivity``       [P]         how far the model's output moves, as a Kullback-Leibler divergence in nats per
-                                  position, over the mean square of the error that moves it: that which rounding the
-                                  part of all experts makes in the layer's output of a token
+``sensitivity``       [P]         change of the model's output, as a Kullback-Leibler divergence in nats per position,
+                                  over the mean square of its cause: the error of the layer's output for a token when
+                                  that part of all experts is rounded
 ``sample``            [n,d]       some tokens of the layer
-``sample_gates``      [n,E]       the weights of all experts for them, 0 for those not chosen
-``sample_output``     [n,width]   what the layer made of them, computed in float32
+``sample_gates``      [n,E]       the weights of all experts for them, 0 for those not selected
+``sample_output``     [n,width]   the layer's output for them, computed in float32
 ====================  ==========  ======================================================================================
 
-Of linears: ``rows`` [n,K], ``moment_in`` [K,K] = sum of x x^T, ``measured``, ``error`` {F: scalar}, ``energy``. Layers
-that read the same value share rows and moment in the file.
+Arrays of linears: ``rows`` [n,K], ``moment_in`` [K,K] = sum of x x^T, ``measured``, ``error`` {F: scalar}, ``energy``.
+Layers that read the same value share rows and moment in the file.
 """
 
 from __future__ import annotations

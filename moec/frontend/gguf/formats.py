@@ -1,6 +1,6 @@
-"""From blocks of ggml to stored weights: each number, scale and minimum is the one that the file holds.
+"""Conversion of ggml's blocks to stored weights: every number, scale and minimum stays as it is in the file.
 
-A row of a matrix is cut into blocks of 32 weights, those of the K formats of 256, which are cut into groups again.
+A row of a matrix consists of blocks of 32 weights; those of the K formats have 256, in groups with their own scales.
 Layouts: the structures and ``dequantize_row_*`` of ggml (``ggml-common.h``, ``ggml-quants.c``).
 
 ========  ================================================  ==========================================  ======  ======
@@ -19,8 +19,8 @@ Q5_K      (d * s) * q - dmin * m, in groups of 32           uint5, scales and mi
 Q6_K      (d * s) * (q - 32), in groups of 16               int6, scales of two levels                  6.5625  6.5625
 ========  ================================================  ==========================================  ======  ======
 
-``bits`` of a weight in an artifact for a CPU, ``there`` in the file: a scale of 4 or 6 bits takes a byte. A scale of
-MXFP4 that is 255 is not a number, as OCP says; ggml reads 2^128.
+``bits`` of a weight are those in an artifact for a CPU, ``there`` those in the file; an artifact has a byte for a scale
+of 4 or 6 bits. A scale of 255 in MXFP4 is NaN, as OCP defines; ggml reads 2^128.
 """
 
 from __future__ import annotations

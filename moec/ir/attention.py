@@ -28,9 +28,10 @@ def attention(
     softcap: float = 0.0,
     **others: Any,
 ) -> tuple[Array, Array, Array]:
-    """Output, keys and values. ``lengths`` [B] (``nonpad_kv_seqlen``) is how many keys of each sequence there are.
+    """Compute attention; return the output and all keys and values, past ones first.
 
-    Arithmetic is in float32 at least. A query that sees no key gives zeros.
+    ``lengths`` [B] (``nonpad_kv_seqlen``) is the number of keys of each sequence that exist. Arithmetic is at least in
+    float32. The output of a query that sees no key is zero. Raises NotImplementedError for ``qk_matmul_output_mode``.
     """
     if others.get("qk_matmul_output_mode"):
         raise NotImplementedError("Attention: the output qk_matmul_output is not supported")
@@ -54,7 +55,8 @@ def _heads(x: Array, count: int) -> Array:
 
 
 def _visible(query: Array, keys: Array, is_causal: bool, past: int, lengths: Array | None) -> Array:
-    """Which keys there are, and which of them a causal query sees, [B|1,1,S,L]; the last query sees the last key."""
+    """Visibility [B|1,1,S,L] of each key to each query: the key exists, and is not after the place of a causal query.
+    The last query stands at the last key."""
     S, L = query.shape[2], keys.shape[2]
     first = np.array([past]) if lengths is None else lengths.ravel() - S
     count = np.array([L]) if lengths is None else lengths.ravel()

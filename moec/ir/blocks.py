@@ -95,7 +95,7 @@ def _describe_dispatched(node: ir.Node, products: Sequence[ir.Node]) -> dict[str
 
 
 def _origins_by_table(table: Sequence[int], count: int) -> Origins:
-    """Experts by the ids that a router gives them."""
+    """Origins of the experts behind a table that maps the router's ids to ids of experts."""
     groups = tuple(tuple(one for one, row in enumerate(table) if row == place) for place in range(count))
     return Origins(groups, {one: _WITHOUT_ROWS for one, row in enumerate(table) if row < 0})
 
@@ -134,7 +134,7 @@ def expert_bits(blocks: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _elements(block: Mapping[str, Any], name: str) -> list[int]:
-    """How many elements the weight ``name`` of each expert has; 0 where that is not known."""
+    """Numbers of elements of the weight ``name``, one for each expert; 0 where a size is not known."""
     count = len(block["formats"][name])
     for product in block.get("products", ()):
         if product["name"] == name:
@@ -157,7 +157,7 @@ def _describe_router(node: ir.Node) -> dict[str, Any]:
 
 
 def _router_of(source: ir.Node | None, selected: ir.Value | None) -> dict[str, Any]:
-    """The router fields of experts that ``source`` chooses, if it is one, as ids ``selected`` [T,k]."""
+    """Router fields of experts that ``source`` selects as ids ``selected`` [T,k]; None if it is not a router."""
     if source is None or not (is_moec(source, "MoE") or is_moec(source, "Route")):
         return {"top_k": _size(selected, 1), "router": None, "routing": None, "has_correction_bias": None}
     spec = spec_of(source, RouteSpec)

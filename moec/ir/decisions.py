@@ -1,10 +1,10 @@
-"""Where a graph decides: the sides that each operator's decisions have.
+"""The sides of each operator's decisions.
 
-A clamp, a comparison, a selection computes different things on its two sides, and a run shows only those that its data
-reaches. ``sides(node)`` says what the sides of a node are, one of the kinds of :mod:`moec.ir.kinds`.
+A clamp, a comparison or a selection computes different things on its two sides. A run shows only the sides that its
+data reaches. ``sides(node)`` returns the sides of a node, each as one of the kinds of :mod:`moec.ir.kinds`.
 
-Operators that decide nothing (products, sums, smooth functions, moves of data) are listed by name; an operator that is
-in neither table counts as one whose sides are never all seen.
+Operators without decisions (products, sums, smooth functions, moves of data) are listed by name. An operator in neither
+table counts as one whose sides are never all seen.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ABOVE = (Compares(0, ">", 1), Compares(0, "<=", 1))
 
 
 STEPS = 4
-"""How many results of a rounding to steps have to be met, where there are so many."""
+"""Number of different results that a rounding to steps has to show, if it has that many."""
 
 
 def _result(inputs: Given, outputs: Given) -> Array | None:
@@ -101,19 +101,19 @@ def _cast(node: ir.Node) -> tuple[Condition, ...]:
 
 
 def _narrowed(target: ir.DataType, source: ir.DataType) -> tuple[Condition, ...]:
-    """An integer cast to a type of fewer bytes. That it may wrap around is another kind of decision."""
+    """An integer cast to a type of fewer bytes varies in its result; wrapping around is another kind of decision."""
     return (Varies(_result, "result"),) if 4 <= target.itemsize < source.itemsize else ()
 
 
 def _division(node: ir.Node) -> tuple[Condition, ...]:
-    """A division of integers rounds to steps, of which the first few have to be met: what is done with one and two may
-    be nothing."""
+    """A division of integers rounds to steps. The first few have to be met: one and two alone may not differ in
+    effect."""
     types = [value.dtype for value in node.inputs if value is not None]
     return () if any(t is not None and t.is_floating_point() for t in types) else _STEPS
 
 
 def _slice(node: ir.Node) -> tuple[Condition, ...]:
-    """Bounds beyond the size are clamped to it; of sizes that are numbers it is known what that gives."""
+    """Bounds beyond the size are clamped to it. With sizes that are numbers the result is known beforehand."""
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     if shape is not None and shape.is_static():
         return ()
@@ -133,7 +133,7 @@ def _slice(node: ir.Node) -> tuple[Condition, ...]:
 
 
 def _triangle(node: ir.Node) -> tuple[Condition, ...]:
-    """What lies on either side of the diagonal."""
+    """The kept and the cleared side of the diagonal: two sides, unless all elements lie on one of them."""
 
     def outcome(inputs: Given, outputs: Given) -> Array | None:
         data, offset = inputs[0], inputs[1] if len(inputs) > 1 else None
@@ -157,7 +157,7 @@ def _linear(node: ir.Node) -> tuple[Condition, ...]:
 
 
 def _branches(node: ir.Node) -> tuple[Condition, ...]:
-    """The condition is watched; of the branches nobody sees what they decide."""
+    """The condition has two sides. Decisions inside the branches are not watched, so that they are never all seen."""
     decide = any(sides(inner) for graph in nested_graphs(node) for inner in graph)
     return (*_CONDITION, Never("its branches decide, too, and are not watched")) if decide else _CONDITION
 

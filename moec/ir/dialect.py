@@ -51,11 +51,11 @@ import onnx_ir as ir
 
 DOMAIN = "moec"
 FORMULATION_KEY = "moec.formulation"
-"""Key of a node's metadata: the way of writing the block that it was raised from."""
+"""Key of a node's metadata: the formulation of the block that it was raised from."""
 ORIGIN_KEY = "moec.origin"
 """Key of a node's metadata: what became of the experts that it had at first (:mod:`moec.ir.origins`)."""
 REFUSAL_KEY = "moec.refusal"
-"""Key of a node's metadata: why an operator of onnxruntime's own was not spelled in ONNX and moec."""
+"""Key of a node's metadata: the reason why an operator of onnxruntime was not rewritten in ONNX and moec operators."""
 
 ScoreFunction = Literal[
     "softmax", "sigmoid", "softmax_topk", "sigmoid_topk", "sqrt_softplus", "softplus", "relu", "identity", "sparsemixer"
@@ -69,28 +69,29 @@ Arithmetic = Literal["float32", "tf32", "bfloat16", "int8", "fp8"]
 
 @dataclasses.dataclass(frozen=True)
 class RouteSpec:
-    """How logits become k weighted experts per token.
+    """The rule that selects k weighted experts per token by the logits.
 
-    1. ``s = score(logits)``: ``softmax`` over all experts; ``sigmoid``, ``softplus``, ``sqrt_softplus``,
-       ``relu``, ``identity`` elementwise; ``softmax_topk`` selects by the logits and takes the softmax over the
-       selected logits only, ``sigmoid_topk`` the sigmoid of these (the sigmoids of large logits are equal, so that
-       choosing by them is something else); ``sparsemixer`` (k <= 2, PhiMoE, arXiv 2409.12136) takes one masked argmax
-       per round, the weight being the masked softmax of that round; masked is what lies more than ``2 * jitter`` below
-       the maximum, relative to the larger of its magnitude and the maximum.
-    2. Selection score ``c = s + correction_bias`` (DeepSeek-V3): the bias moves the choice, never the weight.
-       With ``groups`` > 1 the experts form that many equal groups; a group's score is its ``max`` or the ``sum_top2``
-       of ``c``; only the best ``groups_kept`` groups stay candidates (the others' ``c`` becomes -inf).
+    1. ``s = score(logits)``: ``softmax`` over all experts; ``sigmoid``, ``softplus``, ``sqrt_softplus``, ``relu``,
+       ``identity`` elementwise. ``softmax_topk`` selects by the logits and takes the softmax over the selected logits
+       only, ``sigmoid_topk`` their sigmoid (selecting by the sigmoids would differ: those of large logits are equal).
+       ``sparsemixer`` (k <= 2, PhiMoE, arXiv 2409.12136) takes one masked argmax per round; the weight is the masked
+       softmax of that round. The mask hides logits more than ``2 * jitter`` below the maximum, relative to the larger
+       of their magnitude and the maximum.
+    2. Selection score ``c = s + correction_bias`` (DeepSeek-V3): the bias changes the selection, never the weight.
+       With ``groups`` > 1 the experts form that many equal groups. A group's score is its ``max`` or the ``sum_top2``
+       of ``c``. Only the best ``groups_kept`` groups stay candidates (the others' ``c`` becomes -inf).
     3. ``selection``: ``topk`` takes the k largest ``c``, ties to the lower id, ordered from large to small;
        ``all`` takes every expert in id order (k = E: dense mixtures); ``expert_choice`` lets every expert take the
-       ``capacity`` tokens it scores highest (k = E, id -1 where not taken). With a ``tolerance`` (``topk`` alone) an
-       expert e that was not taken first and has ``tolerance[e] > 0`` gives its slot to another one, whose tolerance is
-       0: of those that were not taken the one with the largest ``c``, if its weight is at least ``1 - tolerance[e]``
-       times that of e. The last slot comes first.
-    4. Weights are ``s`` at the selected ids; those at or below ``threshold`` (if not None) are dropped (id -1,
-       weight 0), and then those whose magnitude is below ``relative_threshold`` (0 to 1) times the largest magnitude
-       of the token, which itself and what equals it always stay; a NaN is below nothing and counts as no magnitude.
-    5. ``normalize``: weights are divided by (their sum over the k selected + ``normalize_epsilon``), but by no less
-       than ``normalize_floor`` (if > 0).
+       ``capacity`` tokens it scores highest (k = E, id -1 where not taken). With a ``tolerance`` (``topk`` alone) a
+       selected expert e other than the first, with ``tolerance[e] > 0``, may be replaced. The replacement is the expert
+       with the largest ``c`` among those that are not selected and have tolerance 0. Its weight has to be at least
+       ``1 - tolerance[e]`` times that of e. Slots are replaced from the last one on.
+    4. Weights are ``s`` at the selected ids. Pairs with weights at or below ``threshold`` (if not None) are dropped (id
+       -1, weight 0). Then pairs are dropped whose magnitude is below ``relative_threshold`` (0 to 1) times the largest
+       magnitude of the token; the largest itself and its equals always stay. A NaN is below nothing and is not a
+       largest.
+    5. ``normalize``: weights are divided by (their sum over the k selected + ``normalize_epsilon``), but at least by
+       ``normalize_floor`` (if > 0).
     6. Weights are multiplied by ``scale``.
     7. ``capacity`` > 0 with ``topk``: tokens in order, first choices of all tokens before second choices; a pair beyond
        its expert's capacity is dropped (id -1, weight 0). Capacity makes a token depend on all others.
@@ -114,14 +115,14 @@ class RouteSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProductSpec:
-    """How products of rows with weights are computed: what the rows are rounded to before they are multiplied.
+    """The arithmetic of products of rows with weights: the rounding of the rows before they are multiplied.
 
-    ``float32``: to nothing; the product is that of the graph (in float16 or float64 if x is). ``bfloat16``: every
+    ``float32``: not rounded; the product is that of the graph (in float16 or float64 if x is). ``bfloat16``: every
     element to bfloat16 (half to even), sums in float32. ``tf32``: every element to a float32 with 10 bits of fraction
     (half away from zero), sums in float32. ``int8``: every group of ``activation_group`` consecutive elements of a row
     (0: the whole row; the last group may be shorter) becomes ``scale * q``, where in float32
-    ``scale = max(abs(group)) / 127`` and ``q = round half to even(group / scale)``; a group whose scale is 0 becomes
-    zeros, and one with an infinity or a NaN makes the whole row of the result NaN. Integer products are summed exactly
+    ``scale = max(abs(group)) / 127`` and ``q = round half to even(group / scale)``. A group whose scale is 0 becomes
+    zeros. A group with an infinity or a NaN makes the whole row of the result NaN. Integer products are summed exactly
     within a group, groups are summed in float32. ``fp8``: the same with ``scale = max(abs(group)) / 448`` and q the
     nearest float8 e4m3 (half to even; OCP, "8-bit Floating Point Specification") of ``group / scale``, at most 448;
     groups of 128 are those of DeepSeek-V3 (arXiv 2412.19437, 3.3.2).
@@ -141,7 +142,7 @@ class LinearSpec(ProductSpec):
 
 @dataclasses.dataclass(frozen=True)
 class ExpertsSpec(ProductSpec):
-    """What one expert computes on one row, and how the routing weight enters.
+    """The function of one expert on one row, and the place where the routing weight enters.
 
     Not gated (``gate_layout`` = none): ``h = act(x @ up + up_bias)``. Gated: ``g``, ``u`` are the gate and up
     projections, ``h = act(g) * (u + up_offset)``. Then ``y = h @ down + down_bias``.
@@ -156,9 +157,9 @@ class ExpertsSpec(ProductSpec):
     ``weight_on_input``: the expert sees ``w * x`` and its output is summed unweighted (Llama 4).
     ``output_limit`` > 0 clamps every element of ``y`` to [-output_limit, output_limit] (a guard for float16).
     Experts with id >= E and < E + ``identity_experts`` return their input (zero-computation experts, MoE++).
-    ``hidden_sizes``: expert e has only its first ``hidden_sizes[e]`` hidden units (elements of ``h``); what the weights
-    hold for the others is ignored. Empty: every expert has all f.
-    All products, in and out of the hidden units, are computed as :class:`ProductSpec` says.
+    ``hidden_sizes``: expert e has only its first ``hidden_sizes[e]`` hidden units (elements of ``h``); the stored
+    weights of the others are ignored. Empty: every expert has all f.
+    All products, in and out of the hidden units, are computed in the arithmetic of :class:`ProductSpec`.
     """
 
     activation: Activation = "silu"
@@ -193,21 +194,21 @@ class ExpertsSpec(ProductSpec):
 
 @dataclasses.dataclass(frozen=True)
 class DispatchSpec:
-    """Experts of any form are graphs over dispatched rows: the pairs (token, slot), sorted by their expert.
+    """Dispatched rows: the pairs (token, slot), sorted by their expert. Experts of any form are graphs over these rows.
 
-    ``Dispatch`` says which pair each of the R = T * k rows is. Rows are sorted stably by expert, so that pairs of one
-    expert keep the order of tokens, then slots; pairs that are not dispatched come last, in that order, too.
+    ``Dispatch`` tells which pair each of the R = T * k rows belongs to. Rows are sorted stably by expert: pairs of one
+    expert keep the order of tokens, then slots. Pairs that are not dispatched come last, in the same order.
 
-    - ``offsets``: the rows ``offsets[e]`` to ``offsets[e + 1]`` are those of expert e; at ``offsets[E]`` begin the
-      rows of pairs that are not dispatched.
-    - ``positions``: the row of every pair; -1 for one that is not dispatched.
+    - ``offsets``: the rows ``offsets[e]`` to ``offsets[e + 1]`` are those of expert e. The rows of pairs that are not
+      dispatched begin at ``offsets[E]``.
+    - ``positions``: the row of every pair; -1 for a pair that is not dispatched.
     - ``tokens``: the token of every row. ``Gather(x, tokens)`` are the dispatched rows of x [T,d].
-    - ``owners``: the expert of every row, E - 1 where there is none. ``Gather(table, owners)`` gives each row what its
-      expert has in a table [E,...]: a bias, a scale, the weights of a norm.
+    - ``owners``: the expert of every row, E - 1 where there is none. ``Gather(table, owners)`` gives each row its
+      expert's entry of a table [E,...]: a bias, a scale, the weights of a norm.
 
     ``GroupedMatMul`` multiplies the rows of each expert with its matrix; rows from ``offsets[E]`` on become zero.
     ``Combine`` adds up a token's rows, each times its weight, in the order of the slots; a position of -1 adds nothing.
-    Whatever stands between the three sees each row alone. What a row of no expert holds there does not matter.
+    Operators between the three see each row alone. The contents of rows without an expert do not matter there.
     ``expert_count``: E.
     """
 

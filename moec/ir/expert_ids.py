@@ -1,9 +1,9 @@
-"""Where the expert ids of a node come from: a router, or a router and a table behind it.
+"""The source of a node's expert ids: a router, or a router followed by a table.
 
-Experts with equal weights may be stored once, and experts that contribute nothing not at all. Then a constant table
-stands between ``moec.Route`` and ``moec.Experts``: ``Gather <axis = 0> (table, experts)``, int32 [R + 1] for a router
-of R experts. Entry r is the id of expert r among those of the node, or -1 for one that contributes nothing; the last
-entry is -1, which a pair that was not dispatched thereby keeps.
+Experts with equal weights may be stored once, and experts that contribute nothing need not be stored. Then a constant
+table stands between ``moec.Route`` and ``moec.Experts``: ``Gather <axis = 0> (table, experts)``, int32 [R + 1] for a
+router of R experts. Entry r is the node's id of the router's expert r, or -1 if that one contributes nothing. The last
+entry is -1, so that a pair that was not dispatched keeps its id of -1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Routing:
-    """The ``moec.Route`` or ``moec.MoE`` node that chooses experts, and what a table makes of its R ids; None without a
+    """The ``moec.Route`` or ``moec.MoE`` node that selects experts, and the table that maps its R ids; None without a
     table."""
 
     route: ir.Node
@@ -33,9 +33,10 @@ class Routing:
 
 
 def routing_of(node: ir.Node) -> Routing:
-    """Of a ``moec.MoE`` node, or a ``moec.Experts`` node that takes weights and ids from one ``moec.Route``.
+    """Find the router of a ``moec.MoE`` node, or of a ``moec.Experts`` node that takes weights and ids from one
+    ``moec.Route``.
 
-    Raises UnsupportedError, saying what was found, for any other, and for a table of ids that the node does not have.
+    Raises UnsupportedError, which says why, for any other node, and for a table with an id that the node does not have.
     """
     if dialect.is_moec(node, "MoE"):
         return Routing(node)
@@ -61,7 +62,7 @@ def check_table(table: tuple[int, ...], count: int) -> None:
 
 
 def other_user(experts: ir.Node, route: ir.Node) -> str | None:
-    """Who but an Experts node uses the routing that feeds it, in words; None for a ``moec.MoE`` node."""
+    """Describe a user of the routing of an Experts node, other than that node; None without one or for ``moec.MoE``."""
     if experts is route:
         return None
     ids = dialect.inputs_of(experts)["experts"]
@@ -83,12 +84,12 @@ def table_node(ids: ir.Value, table: ir.Value) -> ir.Node:
 
 
 def mapped(table: Sequence[int], ids: Array) -> Array:
-    """Ids [T,k] by a table without its last entry; as they are where it is empty."""
+    """Map ids [T,k] by a table without its last entry; an empty table changes nothing."""
     return np.append(table, -1).astype(ids.dtype)[ids] if table else ids
 
 
 def table_behind(mapped: ir.Value) -> tuple[ir.Value, tuple[int, ...]] | None:
-    """The ids that a table maps, and its entries but for the last; None where ``mapped`` is no such result."""
+    """The ids that a table maps, and its entries except the last; None if ``mapped`` is not the result of a table."""
     node = mapped.producer()
     if node is None or node.domain or node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
         return None

@@ -47,8 +47,11 @@ MEETING = frozenset({"Where", "ReduceMax", "ReduceMin", "ReduceProd", *_COMBININ
 
 
 def few_numbers(nodes: Iterable[ir.Node], constant: Callable[[ir.Value], Array | None]) -> dict[ir.Value, Array]:
-    """The numbers, each once and in order, that values can be which can be only a few. ``nodes`` are in topological
-    order; ``constant`` gives the elements of a constant value, None for one that is none or is not looked at."""
+    """The numbers, each once and in ascending order, of the values that can only be a few numbers.
+
+    ``nodes`` are in topological order. ``constant`` returns the elements of a constant value; None for a value that is
+    not constant or is not looked at.
+    """
     found: dict[ir.Value, Array | None] = {}
 
     def of(value: ir.Value | None) -> Array | None:
@@ -73,7 +76,7 @@ def cases(node: ir.Node, numbers: Mapping[ir.Value, Array]) -> Array | None:
 
 
 def _distinct(array: Array) -> Array:
-    """NaN left out."""
+    """Each number once, ascending, without NaN."""
     found = np.unique(array.astype(np.float64))
     return found[~np.isnan(found)]
 
@@ -123,7 +126,7 @@ def _mapped(function: Callable[[Any], Any], numbers: Array | None) -> Array | No
 
 
 def _cast(node: ir.Node, numbers: Array | None) -> Array | None:
-    """What stays a number is kept; a cast that rounds or cuts makes others."""
+    """A cast to floats keeps the numbers, a cast to booleans gives flags; any other cast rounds, except of flags."""
     target = ir.DataType(node.attributes.get_int("to", 1))
     if target == ir.DataType.BOOL:
         return FLAGS

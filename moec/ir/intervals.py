@@ -1,7 +1,7 @@
-"""Which numbers the values of a graph can be, whatever its inputs: interval arithmetic over nodes.
+"""Bounds of the numbers that each value of a graph can be, for all inputs: interval arithmetic over nodes.
 
-Values that nothing is known of lie in (-inf, inf). Bounds are of real arithmetic on finite inputs: rounding may leave
-an interval by the last bit, and an overflow leaves it altogether.
+A value of which nothing is known lies in (-inf, inf). Bounds hold for real arithmetic on finite inputs: rounding may
+leave an interval by the last bit, and an overflow leaves it altogether.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ MOST_BOUNDS = 1 << 16
 
 
 class Interval(NamedTuple):
-    """Least and largest number; arrays where a constant has several."""
+    """Smallest and largest number; arrays where a constant has several."""
 
     low: Any = -math.inf
     high: Any = math.inf
 
     @property
     def whole(self) -> Interval:
-        """One interval that holds all entries; for no entries, that of everything."""
+        """One interval that holds all entries; (-inf, inf) if there are none."""
         if np.size(self.low) == 0:
             return Interval()
         return Interval(float(np.min(self.low)), float(np.max(self.high)))
@@ -59,7 +59,7 @@ def intervals(
     constant: Callable[[ir.Value], Array | None],
     most: float = math.inf,
 ) -> dict[ir.Value, Interval]:
-    """Intervals of everything that ``nodes``, in topological order, use and compute. ``known`` are those of inputs;
+    """Intervals of all values that ``nodes``, in topological order, use and compute. ``known`` are those of inputs;
     ``constant`` gives the numbers of a constant value, None for one that has none or too many to look at; ``most`` is
     the largest size of any axis."""
     found = dict(known)
@@ -82,7 +82,7 @@ def intervals(
 
 
 def type_limits(value: ir.Value) -> Interval:
-    """What the type of a value says: finite numbers of a float type, the range of an integer type."""
+    """Interval of all numbers of a value's type: finite numbers of a float type, the range of an integer type."""
     if value.dtype is None or value.dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED):
         return ANY
     if value.dtype == ir.DataType.BOOL:
@@ -99,7 +99,7 @@ def _float_limits(dtype: np.dtype[Any]) -> tuple[float, float]:
 
 
 def _held(node: ir.Node, value: ir.Value, result: Interval) -> Interval:
-    """What the type of a value leaves of a result: integers of few bits, and products of integers, wrap around."""
+    """Limit a result to its type; integers of few bits and products of integers that may wrap around have all of it."""
     limits = type_limits(value)
     if value.dtype is not None and value.dtype.is_integer() and (value.dtype.itemsize < 4 or node.op_type == "Mul"):
         low, high = result.whole
@@ -151,7 +151,7 @@ def _safely(function: Callable[[float], float], x: float) -> float:
 
 
 def _corners(operation: Callable[[float, float], float]) -> Callable[[ir.Node, Sequence[Interval]], list[Interval]]:
-    """An operation of two inputs that takes its extremes at the corners; what is not defined there is not known."""
+    """Rule of an operation of two inputs with extremes at the corners; unbounded if it is undefined at one."""
 
     def rule(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
         found = [operation(a, b) for a in inputs[0].whole for b in inputs[1].whole]
@@ -179,7 +179,7 @@ def _remainder(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
 
 
 def _stepped(found: Interval) -> Interval:
-    """What rounding to an integer, in any way, makes of numbers within an interval."""
+    """Interval after rounding to integers in any direction."""
     low, high = found.whole
     return Interval(_floor(low), _ceil(high))
 
@@ -204,7 +204,7 @@ def _cast(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
 
 
 def _summed(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
-    """A sum of at least no and at most unboundedly many terms."""
+    """Interval of sums of any number of terms, also of none."""
     low, high = inputs[0].whole
     return [Interval(0.0 if low >= 0 else -math.inf, 0.0 if high <= 0 else math.inf)]
 
@@ -281,11 +281,11 @@ _ORDERS = {
     "Greater": (False, True),
     "GreaterOrEqual": (False, False),
 }
-"""Comparisons: whether what is left lies below, and whether it may not be equal."""
+"""Comparisons: whether numbers that pass lie below the bound, and whether they cannot equal it."""
 
 
 def _where(choice: ir.Node, place: int, known: Interval) -> Interval:
-    """What an input of a Where can be where it is chosen, if the condition compares it with a constant."""
+    """Interval of a Where's input at its selected elements, if the condition compares it with a constant."""
     condition, value = choice.inputs[0], choice.inputs[place]
     node = None if condition is None else condition.producer()
     if node is None or value is None or node.op_type not in _ORDERS or node.inputs[0] is not value:
@@ -337,7 +337,7 @@ def _power(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
 
 
 def _products_summed(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
-    """Sums of products of what is never negative are not; nothing else is said."""
+    """Sums of products of numbers that are never negative are not negative; other cases have no bound."""
     return [NOT_NEGATIVE if all(one.whole.low >= 0 for one in inputs) else ANY]
 
 

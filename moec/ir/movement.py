@@ -7,8 +7,8 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Movement:
-    """What else may happen to the elements: some are left out of an output (``drops``), some are in it several times
-    (``repeats``), they come in another order (``reorders``) or in another type (``casts``)."""
+    """Side effects of a movement: elements may be absent from an output (``drops``), occur several times (``repeats``),
+    come in another order (``reorders``) or in another type (``casts``)."""
 
     drops: bool = False
     repeats: bool = False
@@ -36,7 +36,7 @@ MOVEMENTS = {
 
 
 def moving(*, drops: bool = True, repeats: bool = True, reorders: bool = True, casts: bool = True) -> frozenset[str]:
-    """The ONNX operators that do to elements nothing that is not allowed here."""
+    """The ONNX operators that move elements with none but the allowed side effects."""
     allowed = Movement(drops, repeats, reorders, casts)
     kinds = [field.name for field in dataclasses.fields(Movement)]
     return frozenset(

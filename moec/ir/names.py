@@ -1,4 +1,4 @@
-"""How messages, records and generated code call nodes and operators."""
+"""Names of nodes and operators for messages, records and generated code."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 import onnx_ir as ir
 
 _UNSAFE = re.compile(r'[\\"]|\*/')
-"""What ends a comment or a string of generated code before its time, or continues it."""
+"""Characters that would end or continue a comment or a string of generated code."""
 
 
 def node_name(node: ir.Node) -> str:
-    """The node's name; where it has none that of its first output, or else its operator's type.
+    """The node's name; for a node without one the name of its first named output, or else its operator's type.
 
-    A model file may hold any text as a name: what would not stay inside a comment of one line becomes ``_``.
+    A model file may hold any text as a name. Characters that could leave a comment of one line become ``_``.
     """
     name = node.name or next((output.name for output in node.outputs if output.name), None) or node.op_type
     return in_comment(name)

@@ -1,9 +1,9 @@
-"""What became of the experts that a layer had at first: which of them each present expert is, and why others are gone.
+"""The origins of a layer's experts: the first ids that each present expert was made of, and why others are gone.
 
-Passes that remove or join experts write it into the metadata of ``moec.Experts`` and ``moec.MoE`` nodes, under
+Passes that remove or join experts write the origins into the metadata of ``moec.Experts`` and ``moec.MoE`` nodes, under
 ``ORIGIN_KEY``, as JSON: ``{"experts": [[0], [1, 5], [2]], "removed": {"7": "drop-dead-experts: its logit is -inf"}}``.
-Where they say why an expert became part of another, ``"joined": {"5": "merge-experts: ..."}`` comes on top. A node
-without such metadata has all the experts that it had.
+A pass that knows why an expert became part of another adds ``"joined": {"5": "merge-experts: ..."}``. A node without
+such metadata still has all its first experts.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from moec.ir.names import node_name
 
 @dataclasses.dataclass(frozen=True)
 class Origins:
-    """``experts[e]``: the first ids of the experts that expert e is made of, identity experts behind the others.
-    ``removed``: why an expert is gone, by its first id: the name of the pass, a colon, the reason. ``joined``: the same
-    of experts that became part of another."""
+    """``experts[e]``: the first ids of the experts that expert e is made of, identity experts after the others.
+    ``removed``: the reason why an expert is gone, by its first id: the name of the pass, a colon, the reason.
+    ``joined``: likewise for experts that became part of another."""
 
     experts: tuple[tuple[int, ...], ...]
     removed: Mapping[int, str] = dataclasses.field(default_factory=dict)
     joined: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     def regrouped(self, groups: Sequence[Collection[int]], why: Mapping[int, str]) -> Origins:
-        """After present experts ``groups[i]`` became expert i. ``why`` says of each present expert in no group what
-        removed it, and may say of others why they became part of one."""
+        """Origins after the present experts of ``groups[i]`` became expert i. ``why`` gives a reason for each present
+        expert that is in no group; it may give one for others, too: the reason why they were joined."""
         made_of = (sorted(first for expert in group for first in self.experts[expert]) for group in groups)
         left = {expert for group in groups for expert in group}
         reasons = [(expert, first) for expert in sorted(why) for first in self.experts[expert]]
@@ -42,9 +42,9 @@ class Origins:
 
 
 def origins_of(node: ir.Node, count: int) -> Origins:
-    """What the metadata of a node of ``count`` experts, identity experts included, says.
+    """Read the origins of ``count`` experts, identity experts included, from a node's metadata.
 
-    Raises MoecError for metadata that says something else than the module does.
+    Raises MoecError for metadata of another form or of another number of experts.
     """
     text = node.metadata_props.get(ORIGIN_KEY)
     if text is None:
@@ -91,7 +91,7 @@ def _is_well_formed(content: Any) -> TypeGuard[dict[str, Any]]:
 
 
 _MOST_DIGITS = 10
-"""Of the number of an expert."""
+"""Digits of an expert's id, at most one less."""
 
 
 def _are_reasons(reasons: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What ``arithmetic`` means (:class:`~moec.ir.dialect.ProductSpec`): products of rows with weights, in plain numpy."""
+"""Products of rows with weights in plain numpy, in the arithmetic of a :class:`~moec.ir.dialect.ProductSpec`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SMALLEST_SCALE = np.float32(2.0**-126)
 def product(a: Array, b: Array) -> Array:
     """The matrix product a [n,K] times b [K,N] in the type of a.
 
-    For few rows, converting b costs more than multiplying: then some columns at a time are converted, in cache.
+    With few rows, converting b costs more than multiplying. Then a few columns at a time are converted, in cache.
     """
     if len(a) == 0:
         return np.empty((0, b.shape[1]), a.dtype)
@@ -37,9 +37,9 @@ def product(a: Array, b: Array) -> Array:
 
 
 def rounded_rows(spec: ProductSpec, rows: Array) -> Array:
-    """The rows [...,K] as they are multiplied, in their own type.
+    """Round rows [...,K] as their arithmetic requires; the result has their own type.
 
-    Rounding is done from float32 in every case, so that a judge in float64 sees the numbers that a kernel sees.
+    Rounding always starts from float32, so that a reference in float64 multiplies the same numbers as a kernel.
     """
     if spec.arithmetic == "float32" or rows.size == 0:
         return rows
@@ -70,8 +70,8 @@ def rounded_to_tf32(numbers: Array) -> Array:
 
 
 def quantize_rows(rows: Array, group: int, arithmetic: Arithmetic = "int8") -> tuple[Array, Array]:
-    """Scales [...,groups] and numbers [...,K], int8 or float8 e4m3, of float32 rows. Where a group has an infinity or a
-    NaN, its scale is not finite and its numbers are 0."""
+    """Scales [...,groups] and quantised numbers [...,K], int8 or float8 e4m3, of float32 rows. A group with an infinity
+    or a NaN gets a scale that is not finite, and zeros."""
     width = rows.shape[-1]
     largest, starts = _LARGEST[arithmetic], np.arange(0, width, min(group or width, width))
     scales = np.maximum.reduceat(np.abs(rows), starts, axis=-1) / largest
@@ -82,5 +82,5 @@ def quantize_rows(rows: Array, group: int, arithmetic: Arithmetic = "int8") -> t
 
 
 def _of_elements(scales: Array, group: int, width: int) -> Array:
-    """The scales [...,groups] of a row's elements, [...,width]. A group may be larger than the row."""
+    """Repeat the scales [...,groups] for each element of a row, [...,width]. A group may be larger than the row."""
     return np.repeat(scales, min(group or width, width), axis=-1)[..., :width]

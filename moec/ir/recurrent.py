@@ -31,13 +31,13 @@ _ACTIVATIONS: dict[str, tuple[tuple[float | None, ...], Callable[..., Array]]] =
     "Tanh": ((), np.tanh),
     "ThresholdedRelu": ((1.0,), lambda x, alpha: np.where(x >= alpha, x, 0)),
 }
-"""alpha and beta of those that have them, None where they have to be given; and the function."""
+"""Defaults of alpha and beta, None where the node has to give them, and the function, by name of the activation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Cell:
     """One direction of a node: ``w`` [gates * hidden, width], ``r`` [gates * hidden, hidden], the halves of B, each
-    [gates * hidden], and the peepholes [3 * hidden], which are 0 where they are not given."""
+    [gates * hidden], and the peepholes [3 * hidden], which are 0 where the node has none."""
 
     w: Array
     r: Array
@@ -50,8 +50,8 @@ class _Cell:
 
 
 Step = Callable[[_Cell, Array, Sequence[Array]], Sequence[Array]]
-"""The states [batch, hidden] behind a step, of which the first one is its output, by x [batch, width] and the states in
-front of it."""
+"""One step of a cell: from x [batch, width] and the states [batch, hidden] before it to the states after it. The first
+state is the output of the step."""
 
 
 def _rnn(cell: _Cell, x: Array, states: Sequence[Array]) -> Sequence[Array]:
@@ -82,7 +82,7 @@ def _lstm(cell: _Cell, x: Array, states: Sequence[Array]) -> Sequence[Array]:
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """What tells the operators apart: the number of gates, default activations, and the number of states."""
+    """One of the three operators: its step, the number of gates, the default activations and the number of states."""
 
     step: Step
     gates: int
@@ -96,12 +96,12 @@ _KINDS = {
     "LSTM": _Kind(_lstm, 4, ("Sigmoid", "Tanh", "Tanh"), states=2),
 }
 _BEGINNINGS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
-"""Whether each direction begins at the end."""
+"""Whether each direction starts at the end of the sequence."""
 
 
 def recurrent(operator: str, *inputs: Array | None, **attributes: Any) -> tuple[Array, ...]:
     """Y [steps, directions, batch, hidden] and the last states, each [directions, batch, hidden], of an RNN, GRU or
-    LSTM; batch first with ``layout``. Behind the end of a sequence Y is 0 and states stay."""
+    LSTM; batch comes first with ``layout``. After the end of a sequence Y is 0 and the states do not change."""
     kind, (x, w, r, b, lengths, *given) = _KINDS[operator], (*inputs, *[None] * (8 - len(inputs)))
     assert x is not None and w is not None and r is not None, "X, W and R are required"
     batch_first = bool(attributes.get("layout", 0))
@@ -138,8 +138,8 @@ def _beginnings(direction: str) -> tuple[bool, ...]:
 
 
 def _functions(kind: _Kind, directions: int, attributes: dict[str, Any]) -> list[list[Function]]:
-    """The activations of each direction. alpha and beta are lists that those which have them take from in turn. All
-    but that of an LSTM's state take numbers of at most ``clip``."""
+    """The activations of each direction. Those with alpha or beta take them in turn from the node's lists. All except
+    that of an LSTM's cell state have their input clipped to ``clip``."""
     names, wanted = (
         list(attributes.get("activations") or kind.activations * directions),
         len(kind.activations) * directions,

@@ -1,4 +1,4 @@
-"""What :mod:`onnx.reference` wants of a node before it evaluates it; nodes are changed where they are."""
+"""Changes to nodes, in place, that :mod:`onnx.reference` needs before it evaluates them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype", "output_datatype"})
 
 
 def name_unused_outputs(node: onnx.NodeProto) -> None:
-    """An output nobody wants has the empty name, under which onnx.reference then finds it for every absent input."""
+    """Name outputs without a name: onnx.reference would pass an output named "" to every absent input."""
     for index, name in enumerate(node.output):
         node.output[index] = name or "(unused)"
     for attribute in node.attribute:
@@ -23,8 +23,8 @@ def name_unused_outputs(node: onnx.NodeProto) -> None:
 
 
 def forget_width(node: onnx.NodeProto) -> None:
-    """How many bits of a type are used (:mod:`moec.ir.weights.stored`) changes no number, and onnx.reference refuses
-    attributes that it does not know."""
+    """Remove the attribute for the bits in use (:mod:`moec.ir.weights.stored`). It changes no number, and
+    onnx.reference refuses attributes that it does not know."""
     if node.op_type == "DequantizeLinear":
         kept = [attribute for attribute in node.attribute if attribute.name != WIDTH]
         del node.attribute[:]

@@ -1,4 +1,4 @@
-"""One rule of the moec dialect (:mod:`moec.ir.rules`), and what rules are written with."""
+"""One rule of the moec dialect (:mod:`moec.ir.rules`), and helpers to write rules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ Check = Callable[[ir.Node], "str | None"]
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """``operators`` is what the rule applies to; empty means every node of domain ``moec``."""
+    """A check that returns a message or None. ``operators`` lists the operators that the rule applies to; empty means
+    every node of domain ``moec``."""
 
     name: str
     operators: tuple[str, ...]
@@ -23,7 +24,7 @@ class Rules(list[Rule]):
     """A table of rules, in the order in which they apply."""
 
     def add(self, name: str, *operators: str) -> Callable[[Check], Check]:
-        """Put the decorated check behind the others."""
+        """Append the decorated check to the table."""
 
         def add(check: Check) -> Check:
             self.append(Rule(name, operators, check))
@@ -33,7 +34,7 @@ class Rules(list[Rule]):
 
 
 def known_size(value: ir.Value | None, axis: int) -> int | None:
-    """The size along an axis when it is a known number."""
+    """The size along an axis if it is a number, else None."""
     if value is None or value.shape is None:
         return None
     size = value.shape[axis]
@@ -41,7 +42,7 @@ def known_size(value: ir.Value | None, axis: int) -> int | None:
 
 
 def weight_axes(transposed: bool) -> tuple[int, int]:
-    """Which axes of a weight [E, out, in] (or [E, in, out]) are out and in."""
+    """The axes of out and in of a weight [E, out, in], or [E, in, out] if ``transposed``."""
     return (2, 1) if transposed else (1, 2)
 
 
@@ -54,5 +55,5 @@ def disagreement(what: str, sizes: Mapping[str, int | None]) -> str | None:
 
 
 def first_of(*messages: str | None) -> str | None:
-    """The first message that is one."""
+    """The first message that is not None or empty."""
     return next((message for message in messages if message), None)

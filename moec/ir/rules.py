@@ -1,6 +1,6 @@
-"""What a node of the moec dialect must look like: a table of small rules, each with a name.
+"""The rules that a node of the moec dialect has to meet: a table of small checks, each with a name.
 
-A rule looks at one node and returns what is wrong with it, or None. Sizes and types that are not known are never wrong.
+A rule looks at one node and returns a message if it is broken, else None. Unknown sizes and types never break a rule.
 Rules run in the order of the table and stop at the first that fails, so later rules may rely on earlier ones.
 """
 
@@ -144,7 +144,7 @@ def _ids_int32(node: ir.Node) -> str | None:
 
 @_FORM.add("float-routing")
 def _float_routing(node: ir.Node) -> str | None:
-    """Routing may be more precise than the experts (float32 logits for float16 experts), but must be of some float."""
+    """Routing may be more precise than the experts (float32 logits for float16 experts), but must have a float type."""
     for name in ("logits", "correction_bias", "tolerance", "weights"):
         value = dialect.inputs_of(node).get(name)
         if value is not None and value.dtype is not None and not value.dtype.is_floating_point():
@@ -153,7 +153,7 @@ def _float_routing(node: ir.Node) -> str | None:
 
 
 _COMPUTED_WITH = {"GroupedMatMul": ("x", "weights", "bias"), "Linear": ("x", "weight", "bias")}
-"""Inputs of one type, where they are not x and the experts' weights."""
+"""Inputs that must share one type, for operators where these are not x and the experts' weights."""
 
 
 @_FORM.add("dtype", "Experts", "MoE", "GroupedMatMul", "Linear")

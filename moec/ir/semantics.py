@@ -1,10 +1,10 @@
-"""What the moec operators mean: plain numpy functions, written to be read and to be trusted, not to be fast.
+"""Reference semantics of the moec operators: plain numpy functions, written for clarity and not for speed.
 
-They follow :class:`~moec.ir.dialect.RouteSpec` and :class:`~moec.ir.dialect.ExpertsSpec` step by step and are what
-every pass and every kernel is checked against. All of them compute in the dtype of ``x`` (or of the logits), unless
-``dtype`` says otherwise. Floats narrower than 32 bits are computed in float32 and the result is rounded to them.
+They follow :class:`~moec.ir.dialect.RouteSpec` and :class:`~moec.ir.dialect.ExpertsSpec` step by step. Every pass and
+every kernel is checked against them. All of them compute in the dtype of ``x`` (or of the logits), unless ``dtype`` is
+given. Floats narrower than 32 bits are computed in float32 and the result is rounded to them.
 
-Wherever a choice is made, equal scores go to the lower id (or the lower token), and a NaN score counts as -inf.
+In every selection equal scores go to the lower id (or the lower token), and a NaN score counts as -inf.
 Sizes: T tokens, d hidden size, E routed experts, k experts per token, f intermediate size.
 """
 
@@ -25,7 +25,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Stack(Protocol):
-    """Weights of all experts: an array [E,...], or what yields one expert's part at a time."""
+    """Weights of all experts: an array [E,...], or an object that returns the weights of one expert at a time."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -34,7 +34,7 @@ class Stack(Protocol):
 
 
 def silently(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Infinities and NaN in the data are the caller's business and no reason for numpy to print warnings."""
+    """Suppress numpy's warnings about infinities and NaN in the data, which are the caller's business."""
 
     @functools.wraps(function)
     def wrapper(*arguments: Any, **keywords: Any) -> Any:
@@ -97,7 +97,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": np.tanh,
     "identity": _identity,
 }
-"""All activations but silu, which alone depends on ``alpha``."""
+"""All activations except silu, the only one that depends on ``alpha``."""
 
 SCORES: dict[str, Callable[[Array], Array]] = {
     "softmax": softmax,
@@ -113,7 +113,7 @@ SCORES: dict[str, Callable[[Array], Array]] = {
 
 
 def _largest(scores: Array, count: int, axis: int = -1) -> Array:
-    """Indices of the ``count`` largest entries along ``axis``, from large to small; see the module on ties and NaN."""
+    """Indices of the ``count`` largest entries along ``axis``, from large to small; ties and NaN as the module says."""
     comparable = np.where(np.isnan(scores), -np.inf, scores)
     order = np.argsort(-comparable, axis=axis, kind="stable")
     return np.take(order, np.arange(count), axis=axis)
@@ -146,10 +146,10 @@ def _select(spec: RouteSpec, choice: Array) -> Array:
 
 
 def _sparse_mixer(spec: RouteSpec, logits: Array) -> tuple[Array, Array]:
-    """Inference rule of the sparse mixer (PhiMoE, arXiv 2409.12136): each round takes the largest logit that is left.
+    """Inference rule of the sparse mixer (PhiMoE, arXiv 2409.12136): each round takes the largest remaining logit.
 
-    Its weight is the softmax over what lies within a relative distance of 2 * ``jitter`` of it; the distance is
-    measured against |logit|, but at least against the maximum of the round.
+    Its weight is the softmax over the logits within a relative distance of 2 * ``jitter`` from it. The distance is
+    relative to |logit|, or to the maximum of the round if that is larger.
     """
     remaining = logits.copy()
     weights, ids = [], []
@@ -165,15 +165,15 @@ def _sparse_mixer(spec: RouteSpec, logits: Array) -> tuple[Array, Array]:
 
 
 def _weights_of_all(spec: RouteSpec, scores: Array, first: int) -> Array:
-    """What the experts weigh by the scores [E] of a token, but for a factor that all of them have; ``first``: the one
-    that is taken first."""
+    """Weights of all experts by the scores [E] of a token, up to a factor that all share. ``first``: the expert that
+    was selected first."""
     if spec.score == "softmax_topk":
         return np.exp(scores - scores[first])
     return sigmoid(scores) if spec.score == "sigmoid_topk" else scores
 
 
 def _give_way(spec: RouteSpec, ids: Array, scores: Array, choice: Array, tolerance: Array) -> Array:
-    """The ids [T,k] where experts with a tolerance have given their slots to those without."""
+    """Replace selected experts that have a tolerance by experts without one; return the ids [T,k]."""
     ids = ids.copy()
     for chosen, of_token, by in zip(ids, scores, choice, strict=True):
         weights = _weights_of_all(spec, of_token, chosen[0])
@@ -209,7 +209,7 @@ def _scores_at_selected(
 
 
 def _beyond_capacity(capacity: int, ids: Array) -> Array:
-    """Which pairs [T,k] find their expert full: first choices of all tokens are served before second choices."""
+    """Pairs [T,k] beyond their expert's capacity; first choices of all tokens are served before second choices."""
     in_order = ids.T.ravel()
     full = np.zeros(in_order.shape, bool)
     for expert in np.unique(in_order[in_order >= 0]):
@@ -218,7 +218,7 @@ def _beyond_capacity(capacity: int, ids: Array) -> Array:
 
 
 def _below_largest(share: float, weights: Array) -> Array:
-    """Which weights [T,k] have a magnitude below ``share`` times the largest of their token."""
+    """Weights [T,k] with a magnitude below ``share`` times the largest of their token."""
     magnitudes = np.abs(weights)
     largest = np.where(np.isnan(magnitudes), 0, magnitudes).max(axis=1, keepdims=True, initial=0)
     return magnitudes < magnitudes.dtype.type(share) * largest
@@ -233,8 +233,8 @@ def route(
     *,
     dtype: DTypeLike | None = None,
 ) -> tuple[Array, Array]:
-    """``moec.Route``: logits [T,E] (and [E]: a bias on the choice, and which loss lets others take an expert's place) →
-    weights [T,k], experts [T,k] (int32, -1 dropped).
+    """``moec.Route``: logits [T,E], correction_bias [E], tolerance [E] → weights [T,k], experts [T,k] (int32, -1
+    dropped).
 
     A weight that is not greater than ``threshold`` is dropped, a NaN too. The comments number the steps of RouteSpec.
     """
@@ -281,7 +281,7 @@ def projections_in(spec: ExpertsSpec, rows: Array, weights: Mapping[str, Array |
 
 
 def activated(spec: ExpertsSpec, gate: Array | None, up: Array) -> Array:
-    """What enters the down projection [n,f]."""
+    """Input [n,f] of the down projection."""
     if gate is None:
         return _activate(spec.activation, up, spec.alpha)
     if spec.limit > 0:
@@ -290,7 +290,7 @@ def activated(spec: ExpertsSpec, gate: Array | None, up: Array) -> Array:
 
 
 def limited(spec: ExpertsSpec, y: Array) -> Array:
-    """What an expert returns, of the result of its down projection."""
+    """Output of an expert: the result of its down projection, clamped to ``output_limit``."""
     return np.clip(y, -spec.output_limit, spec.output_limit) if spec.output_limit > 0 else y
 
 

@@ -1,7 +1,6 @@
-"""What the operators over dispatched rows mean (:class:`~moec.ir.dialect.DispatchSpec`), in plain numpy as in
-:mod:`moec.ir.semantics`.
+"""Reference semantics of the operators over dispatched rows (:class:`~moec.ir.dialect.DispatchSpec`), in plain numpy.
 
-Sizes: T tokens, k experts per token, E experts, R rows (T * k behind ``moec.Dispatch``), K inputs, N outputs.
+Sizes: T tokens, k experts per token, E experts, R rows (T * k after ``moec.Dispatch``), K inputs, N outputs.
 """
 
 from __future__ import annotations

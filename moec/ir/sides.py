@@ -1,4 +1,4 @@
-"""Sides of decisions, and what it takes to have seen one: the conditions of :mod:`moec.ir.kinds`."""
+"""Sides of decisions, and the evidence that a side was seen: the conditions of :mod:`moec.ir.kinds`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from moec.ir.intervals import Interval, may_hold
 Array = np.ndarray[Any, Any]
 Given = Sequence[Array | None]
 Evidence = Any
-"""What a condition keeps of the runs so far; None before the first."""
+"""Facts that a condition keeps of the runs so far; None before the first run."""
 Live = Array | None
-"""Which elements of a node's first output reach the results of a run (:mod:`moec.ir.liveness`); None for all."""
+"""Flags of the elements of a node's first output that reach the results of a run (:mod:`moec.ir.liveness`); None:
+all."""
 OUTPUT = -1
 """The place of a node's first output among its operands."""
 NEAR = 1e-5
-"""Share by which a number may be off and still be one of a few: runs round."""
+"""Relative distance within which a computed number counts as one of a few: runs round."""
 
 _RELATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "<": np.less,
@@ -35,7 +36,7 @@ class Condition(Protocol):
     """One side of a decision."""
 
     def merge(self, evidence: Evidence, inputs: Given, outputs: Given, live: Live = None) -> Evidence:
-        """What is known after another run, of which only ``live`` elements count."""
+        """Evidence after another run, of which only ``live`` elements count."""
         ...
 
     def seen(self, evidence: Evidence, operands: Mapping[int, Interval]) -> bool:
@@ -47,16 +48,16 @@ class Condition(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Entries:
-    """Bounds that are not one number, each of which has to be met on its own: those of a constant, whose class is in
-    ``ids`` (with axes that are the last ones of the result), or those ``numbers`` that the operand ``place`` can be.
-    ``place``: the operand whose intervals say which of them can be met; None where nothing is known."""
+    """Bounds of more than one number, each of which has to be met on its own. Either ``ids`` gives the class of each
+    entry of a constant, along the last axes of the result, or ``numbers`` are all that the operand ``place`` can be.
+    ``place``: the operand whose intervals say which entries can be met; None where nothing is known."""
 
     place: int | None
     ids: Array | None = None
     numbers: Array | None = None
 
     def met(self, taken: Array, inputs: Given) -> Array:
-        """Which of them lie where a side was ``taken``."""
+        """Flags of the entries that lie where a side was ``taken``."""
         if self.ids is not None:
             ids: Array = self.ids
             if taken.ndim < ids.ndim or np.broadcast_shapes(taken.shape, ids.shape) != taken.shape:
@@ -71,7 +72,8 @@ class Entries:
         return which_of(self.numbers, np.broadcast_to(operand, np.broadcast_shapes(operand.shape, taken.shape))[taken])
 
     def possible(self, relation: Callable[[Interval], Array], interval: Interval) -> Array | bool:
-        """Which of them a side can be taken at, by the interval of the operand that they are in."""
+        """Flags of the entries at which a side can be taken, by the interval of their operand; one flag for all if its
+        shape differs."""
         if self.numbers is not None:
             return np.asarray(relation(Interval(self.numbers, self.numbers)))
         assert self.ids is not None
@@ -84,12 +86,12 @@ class Entries:
 
 
 def positions(constant: Array) -> Array:
-    """Each entry of a constant as a class of its own."""
+    """A class of its own for each entry of a constant."""
     return np.arange(constant.size).reshape(constant.shape)
 
 
 def which_of(numbers: Array, array: Array) -> Array:
-    """Which of ``numbers``, in order, are in an array."""
+    """Flags of ``numbers`` (ascending): whether an array has an element that is near it."""
     found = np.zeros(numbers.size, bool)
     values = np.asarray(array, np.float64).ravel()
     values = values[~np.isnan(values)]
@@ -105,7 +107,7 @@ def which_of(numbers: Array, array: Array) -> Array:
 
 
 def counted(taken: Array, live: Live) -> Array:
-    """``taken`` where the elements of the result that it is decided for are live."""
+    """``taken`` without the elements that decide only for elements of the result that are not live."""
     if live is None:
         return taken
     if live.shape == taken.shape:
@@ -122,7 +124,7 @@ def counted(taken: Array, live: Live) -> Array:
 
 
 def over_repeats(flags: Array, shape: tuple[int, ...]) -> Array:
-    """Flags of a result as those of an operand of this shape, whose entries are repeated in it."""
+    """Reduce flags of a result to those of an operand of this shape, whose entries are repeated in it."""
     extra = flags.ndim - len(shape)
     repeated = tuple(range(extra)) + tuple(
         axis + extra for axis, size in enumerate(shape) if size == 1 and flags.shape[axis + extra] != 1
@@ -134,8 +136,8 @@ def over_repeats(flags: Array, shape: tuple[int, ...]) -> Array:
 class Compares(Condition):
     """``left relation right`` holds somewhere. Operands are places of inputs, :data:`OUTPUT`, or a number on the right.
 
-    Bounds that are several numbers (one limit per expert), on whichever side, have to be reached one by one:
-    ``entries``.
+    Bounds on either side may be several numbers (one limit per expert). ``entries``: these have to be reached one by
+    one.
     """
 
     left: int
@@ -190,8 +192,8 @@ class Compares(Condition):
 
 @dataclasses.dataclass(frozen=True)
 class Varies(Condition):
-    """A selection, or a rounding to steps, has ``outcomes`` different outcomes, or as many as there can be: ``outcome``
-    reads them off the operands."""
+    """A selection, or a rounding to steps, has ``outcomes`` different outcomes, or all possible ones if these are
+    fewer. ``outcome`` computes them from the operands."""
 
     outcome: Callable[[Given, Given], Array | None]
     what: str
@@ -217,7 +219,7 @@ class Varies(Condition):
 
 @dataclasses.dataclass(frozen=True)
 class Rounds(Condition):
-    """Numbers that are not whole are never rounded: every step of a rounding is a decision, and there are too many."""
+    """A rounding never rounds: all numbers were whole. Every step of a rounding is a decision, too many to see each."""
 
     def merge(self, evidence: Evidence, inputs: Given, outputs: Given, live: Live = None) -> Evidence:
         data = inputs[0]
@@ -235,8 +237,7 @@ class Rounds(Condition):
 
 @dataclasses.dataclass(frozen=True)
 class Wraps(Condition):
-    """An integer is beyond what its type holds, and becomes another. ``exact`` is what it would be in a type that holds
-    more."""
+    """An integer is beyond the range of its type and wraps around. ``exact`` computes it in a type that holds more."""
 
     low: float
     high: float
@@ -256,7 +257,7 @@ class Wraps(Condition):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Takes(Condition):
-    """A result that can be only a few numbers, in order, is each of them somewhere."""
+    """A result that can be only a few ``numbers``, ascending, takes each of them somewhere."""
 
     numbers: Array
 
@@ -275,7 +276,8 @@ class Takes(Condition):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reads(Condition):
-    """Each of ``count`` classes that a table's entries fall in is read somewhere: ``read`` says which are."""
+    """Each of the ``count`` classes of a table's entries is read somewhere; ``read`` returns flags of those that
+    are."""
 
     count: int
     read: Callable[[Given, Given, Live], Array]
@@ -293,7 +295,7 @@ class Reads(Condition):
 
 @dataclasses.dataclass(frozen=True)
 class Never(Condition):
-    """Something that no run can show, for want of knowledge of the operator."""
+    """A side that no run can show, because the operator is not known well enough."""
 
     what: str = "what it decides is not known"
 

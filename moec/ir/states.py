@@ -1,4 +1,4 @@
-"""The states of a model: which output of a run is which input of the next. One place in its metadata says so.
+"""The states of a model: the outputs of a run that are inputs of the next one, recorded in the model's metadata.
 
 The pass ``hold-cache`` writes them, under ``STATES_KEY``, as JSON:
 ``[{"input": "past", "output": "present", "axis": 2}]``.
@@ -17,7 +17,7 @@ from moec.errors import MoecError
 
 STATES_KEY = "moec.states"
 ATTENTION_CACHES = {1: (4, 1), 2: (5, 2)}
-"""Of ONNX's Attention, by the output of present keys or values: the inputs of the past ones, and of the new ones."""
+"""Inputs of the past and of the new keys or values of ONNX's Attention, by the output of the present ones."""
 
 
 def set_states(model: ir.Model, states: Sequence[State]) -> bool:
@@ -30,7 +30,7 @@ def set_states(model: ir.Model, states: Sequence[State]) -> bool:
 
 
 def states_of(model: ir.Model) -> list[State]:
-    """What :func:`set_states` wrote; none where it never did. Raises MoecError for other metadata."""
+    """The states in a model's metadata; empty without such metadata. Raises MoecError if it has another form."""
     text = model.metadata_props.get(STATES_KEY, "[]")
     try:
         states = [State(**entry) for entry in json.loads(text)]

@@ -1,6 +1,5 @@
-"""Whether the experts of a model are streamed: its weights are larger than the memory that they may take. One place in
-its metadata says so, which the pass ``stream-experts`` writes and targets that can do it read.
-"""
+"""Streaming of experts: whether a model's weights are larger than the memory that they may take. The pass
+``stream-experts`` writes this into the model's metadata, and targets that can stream read it."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from moec.errors import MoecError
 
 STREAMED_KEY = "moec.streamed"
 SHARES_KEY = "moec.shares"
-"""Key of a node's metadata: which share of the layer's tokens each of its experts had, as a list in JSON."""
+"""Key of a node's metadata: the share of the layer's tokens that each of its experts had, as a list in JSON."""
 
 
 def set_streamed(model: ir.Model) -> bool:
@@ -24,17 +23,17 @@ def set_streamed(model: ir.Model) -> bool:
 
 
 def is_streamed(model: ir.Model) -> bool:
-    """Whether :func:`set_streamed` was here."""
+    """Whether the model's metadata says that its experts are streamed."""
     return STREAMED_KEY in model.metadata_props
 
 
 def set_shares(node: ir.Node, shares: Iterable[float]) -> None:
-    """Note on a node how often its experts were chosen."""
+    """Record on a node how often its experts were selected."""
     node.metadata_props[SHARES_KEY] = json.dumps([round(float(share), 6) for share in shares])
 
 
 def shares_of(node: ir.Node, experts: int) -> list[float]:
-    """What :func:`set_shares` noted; nothing where it never did. Raises MoecError for other metadata."""
+    """Shares of tokens of the node's experts; empty without such metadata. Raises MoecError if it has another form."""
     text = node.metadata_props.get(SHARES_KEY, "[]")
     try:
         shares = [float(share) for share in json.loads(text)]

@@ -59,8 +59,8 @@ _SHORT = 64
 Table = Literal[
     "data", "scale", "zero_point", "minimum", "scale_code", "scale_factor", "minimum_code", "minimum_factor"
 ]
-"""What may be stored of a weight. Of scales of two levels (:mod:`moec.ir.weights.levels`) codes and factors are stored,
-and the scale is their product; so of minima."""
+"""Tables of a stored weight. Scales of two levels (:mod:`moec.ir.weights.levels`) are products of codes and factors,
+and only these are stored; so are minima."""
 
 
 class StoredMatrix(Protocol):
@@ -81,7 +81,7 @@ class StoredMatrix(Protocol):
 
 
 class Encoded(NamedTuple):
-    """One whose arrays are there; nothing that is encoded has minima."""
+    """A stored matrix whose arrays are in memory. :func:`encode` makes none with minima."""
 
     data: Array
     scale: Array | None = None
@@ -97,11 +97,11 @@ class Encoded(NamedTuple):
 
 
 def encode(weight: Array, form: WeightFormat, axis: int = -1) -> Encoded:
-    """``weight`` in another format; ``axis`` is that of the inputs.
+    """Convert ``weight`` to another format; ``axis`` is that of the inputs.
 
-    Raises ValueError for a number that the format cannot hold: an infinity or NaN in a quantised format, and one beyond
-    the range of float16 or of float16 scales; and for a format with minima or scales of two levels, in which weights
-    come alone.
+    Raises ValueError for a number that the format cannot hold (an infinity or NaN in a quantised format, a number
+    beyond the range of float16 or of float16 scales), and for a format with minima or scales of two levels, which is
+    read only.
     """
     if form.minima or form.super_group:
         raise ValueError(f"nothing is rounded to {form}")
@@ -126,7 +126,7 @@ def scales_of(weight: Array, form: WeightFormat, axis: int = -1) -> tuple[Array,
 
 
 def decode(encoded: StoredMatrix, form: WeightFormat, axis: int = -1) -> Array:
-    """The stored weight in float32 (float64 where it is stored so); what is stored in these types is not copied."""
+    """The stored weight in float32 (float64 if it is stored so); not copied if it is stored in that type."""
     data = encoded.data
     if form.name == "float64":
         return data
@@ -143,15 +143,15 @@ def decode(encoded: StoredMatrix, form: WeightFormat, axis: int = -1) -> Array:
 
 
 def group_count(size: int, form: WeightFormat) -> int:
-    """How many groups ``size`` inputs form."""
+    """Number of groups that ``size`` inputs form."""
     return -(-size // (form.group or max(size, 1)))
 
 
 def _by_rows(
     weight: Array, form: WeightFormat, axis: int, compute: Callable[[Array], tuple[Array | None, ...]]
 ) -> list[Array | None]:
-    """Apply ``compute`` to the groups [rows, groups, group] of a few rows (outputs) at a time, which stay in the cache,
-    and put the results [rows, ...] together, the inputs in their place."""
+    """Apply ``compute`` to the groups [rows, groups, group] of a few rows (outputs) at a time, which stay in the cache.
+    Return the joined results [rows, ...], with the inputs moved back to ``axis``."""
     moved = np.moveaxis(weight, axis, -1)
     size = moved.shape[-1]
     rows = moved.reshape(math.prod(moved.shape[:-1]), size)
@@ -168,7 +168,7 @@ def _by_rows(
 
 
 def _portions(shape: tuple[int, ...], form: WeightFormat) -> Iterator[tuple[int, int]]:
-    """Where portions of the rows of matrices [..., outputs, inputs] begin and end; rows that share scales stay
+    """Start and end of portions of the rows of matrices [..., outputs, inputs]; rows that share scales stay
     together."""
     outputs, size = (1, *shape)[-2:]
     count = math.prod(shape[:-1])
@@ -184,8 +184,8 @@ def _portions(shape: tuple[int, ...], form: WeightFormat) -> Iterator[tuple[int,
 
 
 def _groups(rows: Array, form: WeightFormat) -> Array:
-    """Rows in float32 as [rows, groups, group], in the order in memory that they have, which is the fastest to read;
-    zeros fill the last group, which change no scale."""
+    """Rows in float32 as [rows, groups, group]. They keep their order in memory, which is the fastest to read. Zeros,
+    which change no scale, fill the last group."""
     size = rows.shape[-1]
     group, count = form.group or max(size, 1), group_count(size, form)
     wide = rows.astype(np.float32)
@@ -232,8 +232,8 @@ def _encoded(groups: Array, form: WeightFormat, size: int) -> tuple[Array, Array
 
 
 def numbers_within(weight: Array, scale: Array, zero_point: Array | None, form: WeightFormat) -> Array:
-    """What :func:`stored` takes for a float32 weight: the nearest numbers in the range of the format, in float32,
-    integers of it rounded. Scales and zero points (float32) broadcast to the weight."""
+    """The float32 numbers that :func:`stored` takes for a weight: divided by the scale, clamped to the range of the
+    format, and rounded if its elements are integers. Scales and zero points (float32) broadcast to the weight."""
     numbers = _quotient(weight, scale)
     if not form.elements.whole:
         return np.clip(numbers, -_LARGEST[form.name], _LARGEST[form.name], out=numbers)
@@ -244,8 +244,8 @@ def numbers_within(weight: Array, scale: Array, zero_point: Array | None, form: 
 
 
 def stored(numbers: Array, form: WeightFormat) -> Array:
-    """Numbers, whole ones where the format has these, in the type they are stored in. Numpy's integers of fewer bits
-    are bytes with the number in their lower bits; made so, they take a fifth of the time of a conversion."""
+    """Convert numbers (integers if the format has integers) to the type they are stored in. Numpy holds an integer of
+    fewer than 8 bits in the lower bits of a byte. Masking bytes takes a fifth of the time of a conversion."""
     dtype, bits = form.data_type.numpy(), form.data_type.bitwidth
     if form.elements.whole and bits < 8:
         return (numbers.astype(np.int8) & ((1 << bits) - 1)).view(dtype)
@@ -253,7 +253,7 @@ def stored(numbers: Array, form: WeightFormat) -> Array:
 
 
 def _quotient(numbers: Array, scale: Array) -> Array:
-    """0 where the scale is: a group of zeros, or of numbers too small for its type."""
+    """Divide by the scales; 0 where the scale is 0: in a group of zeros, or of numbers too small for its type."""
     wide = scale.astype(np.float32)
     if wide.all():
         return numbers / wide
@@ -267,8 +267,8 @@ def _shared_exponents(largest: Array) -> Array:
 
 
 def _float_scales(largest: Array, form: WeightFormat) -> Array:
-    """The scales that bring the largest element of a group, or of its block (:func:`_portions`), to that of the
-    format. Raises ValueError where one is beyond the range of its type."""
+    """The scales that bring the largest element of a group, or of its block (:func:`_portions`), to the format's
+    largest number. Raises ValueError for a scale beyond the range of its type."""
     if form.name == "fp8" and form.group == FP8_BLOCK:
         largest = np.broadcast_to(largest.max(0, keepdims=True, initial=0), largest.shape)
     return _as_scales(largest / np.float32(_LARGEST[form.name]), largest, form)
@@ -291,6 +291,6 @@ def _range(form: WeightFormat) -> tuple[int, int]:
 
 
 def per_element(per_group: Array, form: WeightFormat, size: int, axis: int) -> Array:
-    """Scales or zero points of groups, one for each of the ``size`` inputs along ``axis``."""
+    """Repeat scales or zero points of groups for each of the ``size`` inputs along ``axis``."""
     repeated = np.repeat(per_group, form.group or max(size, 1), axis=axis)
     return np.take(repeated, np.arange(size), axis=axis) if repeated.shape[axis] != size else repeated

@@ -1,4 +1,4 @@
-"""The weights of the experts of a node, by expert and by part, whichever operand holds them and however they lie."""
+"""The weights of the experts of a node, by expert and by part, independent of their operands and layouts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Part = Literal["gate", "up", "down"]
 class ExpertWeights:
     """The weights and biases of the experts of a ``moec.Experts`` or ``moec.MoE`` node, read one expert at a time.
 
-    An expert has the parts gate (where it is gated), up and down, also where one operand holds gate and up. A part is a
-    matrix [in, out]: gate and up are [``inner``, ``hidden``], down is [``hidden``, ``width``]. Of the ``hidden`` units
-    expert e has the first ``sizes[e]``; the others are stored, but ignored. Reading touches what is asked for alone.
+    An expert has the parts gate (if it is gated), up and down, also where one operand holds gate and up. A part is a
+    matrix [in, out]: gate and up are [``inner``, ``hidden``], down is [``hidden``, ``width``]. Expert e has the first
+    ``sizes[e]`` of the ``hidden`` units; the others are stored, but ignored. Only the requested expert is read.
 
     Raises UnsupportedError for a weight that is not stored in one of the ways of :mod:`moec.ir.weights.stored`.
     """
@@ -38,7 +38,7 @@ class ExpertWeights:
 
     @property
     def experts(self) -> int:
-        """How many there are."""
+        """Number of experts of the node."""
         return self.operands["down"].experts
 
     @property
@@ -67,7 +67,7 @@ class ExpertWeights:
         return (*self.before, "down")
 
     def operand(self, part: Part) -> StoredWeight:
-        """What holds the part."""
+        """The weight operand that holds the part."""
         return self.operands[self._source(part)]
 
     def transposed(self, part: Part) -> bool:
@@ -75,12 +75,13 @@ class ExpertWeights:
         return self.spec.down_transposed if part == "down" else self.spec.up_transposed
 
     def encoded(self, part: Part, expert: int) -> LazyMatrix:
-        """What is stored of a part, inputs first: data [in, out], scales and zero points [groups, out]."""
+        """The part of an expert as it is stored, inputs first: data [in, out], scales and zero points [groups, out]."""
         whole = self._whole(part, expert)
         return LazyMatrix(lambda table: self._half(part, whole.read(table))) if self._shares(part) else whole
 
     def _whole(self, part: Part, expert: int) -> LazyMatrix:
-        """What is stored in the part's operand. Of the last expert it is kept, for parts are asked for in turn."""
+        """The expert's matrix in the operand of the part, as it is stored. The matrices of the last expert stay cached,
+        because its parts are read one after another."""
         source = self._source(part)
         if self._last != expert:
             self._last = expert
@@ -90,7 +91,10 @@ class ExpertWeights:
         return self._of_last[source]
 
     def own(self, part: Part, expert: int) -> LazyMatrix:
-        """The same with what stands for zero in the place of hidden units that the expert does not have."""
+        """:meth:`encoded` with stored zeros in the place of hidden units that the expert does not have.
+
+        Raises UnsupportedError if units are absent and the format has minima, and thus no zero.
+        """
         found = self.encoded(part, expert)
         if not self.spec.hidden_sizes:
             return found
@@ -114,8 +118,8 @@ class ExpertWeights:
         return LazyMatrix(read)
 
     def decoded(self, part: Part, expert: int) -> Array:
-        """The numbers [in, out] in float32, zeros for hidden units that the expert does not have. One axis is dense, as
-        halves of interleaved weights are not: others numpy multiplies slowly.
+        """The numbers [in, out] in float32, zeros for hidden units that the expert does not have. One axis is
+        contiguous, unlike in halves of interleaved weights, which numpy multiplies slowly.
 
         Raises UnsupportedError for float64, which no kernel computes in.
         """
@@ -139,12 +143,12 @@ class ExpertWeights:
         return self._half(part, self._biases[name]) if self._shares(part) else self._biases[name]
 
     def _shares(self, part: Part) -> bool:
-        """Whether the operand of the part holds another one, too."""
+        """Whether the operand of the part holds another part, too."""
         return self.spec.fused and part != "down"
 
     def _source(self, part: Part) -> str:
         return "up" if self._shares(part) else part
 
     def _half(self, part: Part, both: Array | None) -> Any:
-        """The part of an array that holds gate and up along its last axis."""
+        """The part's half of an array that holds gate and up along its last axis."""
         return None if both is None else self.spec.gate_and_up(both)[part == "up"]

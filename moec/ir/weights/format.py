@@ -15,13 +15,13 @@ MX_GROUP = 32
 
 @dataclasses.dataclass(frozen=True)
 class Elements:
-    """What a format stores of each weight.
+    """The elements of a format, and the scales and groups that it allows.
 
-    ``signed``: its type; ``unsigned``: that with zero points or minima. ``error``: the largest error of an element as a
-    share of its group's largest one (of a float, of itself), without zero points. ``scales``: the types of a scale for
-    all inputs and of one for a group of them; empty for floats. ``groups``: how many inputs may share a scale (0 for
-    all of them), where there is no free choice; ``found``: the same in files of others, which no pass
-    chooses. ``width``: bits that are used, where the type has more.
+    ``signed``: the type of an element; ``unsigned``: its type with zero points or minima. ``error``: the largest error
+    of an element without zero points, as a share of its group's largest one (of a float, of itself). ``scales``: the
+    types of a scale for all inputs and of one for a group; empty for floats. ``groups``: the sizes of groups (0 for all
+    inputs) that a pass may choose, if they are limited; ``found``: further sizes, which only imported files have.
+    ``width``: bits in use, if the type has more.
     """
 
     signed: ir.DataType
@@ -39,16 +39,16 @@ class Elements:
 
     @property
     def whole(self) -> bool:
-        """Whether what is stored are integers."""
+        """Whether elements are stored as integers."""
         return self.unsigned is not None
 
     @property
     def fits_bytes(self) -> bool:
-        """Whether its numbers, or twice these, are integers of 8 bits: integer products take them."""
+        """Whether its numbers, or twice these, are integers of 8 bits, which integer products take."""
         return self.whole or self.bits < 8
 
     def takes_scales(self, dtype: ir.DataType) -> bool:
-        """Whether scales of this type may stand beside them: exponents where there are no others, else floats."""
+        """Whether scales may have this type: exponents if the format uses these, any other type if it does not."""
         exponents = ir.DataType.FLOAT8E8M0
         return bool(self.scales) and (dtype == exponents) == (exponents in self.scales)
 
@@ -75,12 +75,12 @@ ELEMENTS: dict[FormatName, Elements] = {
 
 @dataclasses.dataclass(frozen=True)
 class WeightFormat:
-    """How a weight is stored. ``group``: consecutive inputs that share a scale, 0 for all of them (per channel).
+    """The format of a stored weight. ``group``: consecutive inputs that share a scale, 0 for all of them (per channel).
 
     With ``zero_points`` a stored number q means scale * (q - zero point), with ``minima`` scale * q - minimum; the
     minimum of a group is a float of the type of its scale. ``super_group``: consecutive inputs whose groups have scales
-    of two levels, whole numbers times one float for all of them, and minima likewise; 0 where scales are floats.
-    Weights of others have minima and two levels; nothing is rounded to them.
+    of two levels (integers times one shared float), and likewise minima; 0 if scales are floats. Minima and two levels
+    only occur in imported weights; nothing is rounded to them.
     """
 
     name: FormatName
@@ -104,29 +104,29 @@ class WeightFormat:
 
     @property
     def elements(self) -> Elements:
-        """What it stores of each weight."""
+        """The elements of the format."""
         return ELEMENTS[self.name]
 
     @property
     def quantized(self) -> bool:
-        """Whether scales belong to it."""
+        """Whether the format has scales."""
         return bool(self.elements.scales)
 
     @property
     def data_type(self) -> ir.DataType:
-        """That of its elements."""
+        """The type of a stored element."""
         unsigned = self.elements.unsigned
         return unsigned if (self.zero_points or self.minima) and unsigned is not None else self.elements.signed
 
     @property
     def scale_type(self) -> ir.DataType:
-        """The type that :func:`moec.ir.weights.encode.encode` stores scales in: they count when there is one for every
-        few weights."""
+        """The type of the scales that :func:`moec.ir.weights.encode.encode` stores: a small one for groups, whose many
+        scales take space."""
         return self.elements.scales[bool(self.group)]
 
     @property
     def scale_bits(self) -> float:
-        """Bits of the scale of a group; of one of two levels a byte, and its share of a factor."""
+        """Bits per scale of a group; with two levels these are one byte and a share of the factor."""
         each = self.scale_type.bitwidth
         return 8 + each * self.group / self.super_group if self.super_group else each
 
@@ -137,8 +137,8 @@ class WeightFormat:
 
 
 def name_of(dtype: ir.DataType, width: int | None = None, scale_type: ir.DataType | None = None) -> FormatName | None:
-    """The format that has elements of this type, of which it uses ``width`` bits (None: all), and that takes scales of
-    this type, where that decides; None if there is none."""
+    """The format with elements of this type and width (None: all bits); the type of the scales decides between several.
+    None if there is no such format."""
     found: list[FormatName] = [
         name for name, one in ELEMENTS.items() if dtype in (one.signed, one.unsigned) and one.width == width
     ]

@@ -1,8 +1,8 @@
-"""Scales of two levels: whole numbers, and one float for every few of them.
+"""Scales of two levels: integers, with one float factor for every few of them.
 
-Where a table of scales or minima [.., groups, ..] stands, ``DequantizeLinear <axis, block_size> (codes, factors)``
-makes it: ``axis`` is that of the groups, and ``block_size`` of them share a factor. The product of a code of 8 bits and
-a factor of 16 is exact in float32.
+In the place of a table of scales or minima [.., groups, ..] stands ``DequantizeLinear <axis, block_size> (codes,
+factors)``: ``axis`` is that of the groups, and ``block_size`` of them share a factor. The product of a code of 8 bits
+and a factor of 16 is exact in float32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FACTORS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """The constants that a table is the product of. ``axis``: that of the groups, from the end; ``span``: groups that
+    """The two constants whose product is a table. ``axis``: that of the groups, from the end; ``span``: groups that
     share a factor."""
 
     codes: ir.Value
@@ -36,7 +36,7 @@ class Levels:
     span: int
 
     def multiplied(self, codes: Array, factors: Array) -> Array:
-        """The table in float32, of codes and factors of one expert or of all."""
+        """The table in float32, from codes and factors of one expert or of all."""
         spread = np.repeat(factors.astype(np.float32), self.span, axis=self.axis)
         return codes.astype(np.float32) * np.take(spread, np.arange(codes.shape[self.axis]), axis=self.axis)
 
@@ -51,7 +51,7 @@ class TableOfGroups:
 
     @staticmethod
     def of(value: ir.Value | None) -> TableOfGroups | None:
-        """None where they are neither constant nor of two levels."""
+        """The table of a value; None if it is neither constant nor of two levels."""
         levels = levels_of(value)
         tensor = _constant(value if levels is None else levels.codes)
         if tensor is None:
@@ -61,14 +61,14 @@ class TableOfGroups:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """What two tables have in common that stand side by side."""
+        """Types, shape and levels, which have to be equal for the scales and the minima of one weight."""
         levels = self.levels
         stored = () if levels is None else (levels.codes.dtype, levels.factors.dtype, levels.axis, levels.span)
         return self.dtype, self.shape, *stored
 
 
 def levels_of(value: ir.Value | None) -> Levels | None:
-    """The two levels of a table of scales or minima; None for one that is not made of constants as the module says."""
+    """The two levels of a table of scales or minima; None if it is not a product of constants of the module's form."""
     node = None if value is None else value.producer()
     if node is None or node.domain or node.op_type != "DequantizeLinear" or len(node.inputs) != 2:
         return None
@@ -91,7 +91,8 @@ def levels_of(value: ir.Value | None) -> Levels | None:
 def product_of_levels(
     graph: ir.Graph, before: ir.Node | None, codes: ir.Value, factors: ir.Value, axis: int, span: int
 ) -> ir.Value:
-    """The table in float32; its node goes in front of ``before``, or to the end of the graph."""
+    """Add a node that computes the table in float32 in front of ``before``, or at the graph's end; return its
+    result."""
     assert codes.shape is not None
     attributes = {"axis": axis % codes.shape.rank(), "block_size": span, "output_dtype": int(ir.DataType.FLOAT)}
     node = ir.node("DequantizeLinear", [codes, factors], attributes)

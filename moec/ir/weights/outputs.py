@@ -1,4 +1,4 @@
-"""What one expert makes of rows, from its weights in whatever format and layout they are stored."""
+"""The output of one expert for given rows, whatever the format and the layout of its weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = np.ndarray[Any, Any]
 def expert_output(
     weights: ExpertWeights, expert: int, rows: Array, parts: Mapping[Part, Array] | None = None
 ) -> tuple[Array, Array]:
-    """Hidden units [n,f] and output [n,width] of rows [n,d]; ``parts`` are used in the place of the expert's own."""
+    """Hidden units [n,f] and output [n,width] of rows [n,d]; ``parts`` replace the expert's own matrices."""
     if parts is None:
         parts = {part: weights.decoded(part, expert) for part in weights.parts}
     before: dict[Part, Array] = {part: projected(weights, expert, part, rows, parts[part]) for part in weights.before}
@@ -33,7 +33,7 @@ def projected(weights: ExpertWeights, expert: int, part: Part, inputs: Array, ma
 
 
 def hidden_units(weights: ExpertWeights, expert: int, before: Mapping[Part, Array]) -> Array:
-    """The hidden units [n,f] of what the parts before the activation give."""
+    """The hidden units [n,f] from the results of the parts before the activation."""
     with np.errstate(all="ignore"):
         hidden = activated(weights.spec, before.get("gate"), before["up"])
         hidden[:, weights.sizes[expert] :] = 0

@@ -1,14 +1,14 @@
-"""How the graph says in which format a weight is stored: standard ONNX nodes, read and made here and nowhere else.
+"""The storage formats of weights in a graph: standard ONNX nodes, read and made only here.
 
 The weight operand of a moec node is one of
 
 - a constant: stored as it is;
 - ``Cast(constant)`` of float16 or bfloat16;
 - ``DequantizeLinear <axis, block_size> (constant, scales[, zero points])``; ``axis`` is that of the inputs (``in`` of
-  [E,out,in]), ``block_size`` the group. Elements and scales are those of :mod:`moec.ir.weights.format`; an attribute
-  ``width`` says of how many bits they are where their type has more, for ONNX has no types of 3, 5 and 6 bits;
+  [E,out,in]), ``block_size`` the group. Elements and scales are those of :mod:`moec.ir.weights.format`. ONNX has no
+  types of 3, 5 and 6 bits: an attribute ``width`` gives the number of bits where the type has more;
 - ``Sub (DequantizeLinear(numbers, scales), Gather <axis> (minima, groups))`` of unsigned numbers: a minimum for every
-  group, of the type of the scales; ``groups`` [in] (int64) says of which group each input is, one after the other;
+  group, of the type of the scales; ``groups`` [in] (int64) is the group of each input, in ascending order;
 - the same with scales, and minima, that are ``DequantizeLinear (codes, factors)`` (:mod:`moec.ir.weights.levels`);
 - ``Concat <axis = 0>`` of these: runs of consecutive experts, each with a format of its own.
 
@@ -50,10 +50,12 @@ _WEIGHT_INPUTS = {
 
 @dataclasses.dataclass(frozen=True)
 class WeightRun:
-    """Consecutive experts stored in one format. A matrix without experts (of ``Linear``) is a run of one expert.
+    """Consecutive experts stored in one format. The matrix of a ``Linear``, which has no experts, is a run of one
+    expert.
 
-    ``axis`` is that of the inputs in the matrix of one expert; None where the format has no groups and it is not said.
-    ``scale`` and ``minimum`` are computed where they have two levels (:meth:`levels`), all else is constant.
+    ``axis`` is that of the inputs in the matrix of one expert; None if the format has no groups, so that the graph does
+    not say. ``scale`` and ``minimum`` are computed if they have two levels (:meth:`levels`); all other values are
+    constant.
     """
 
     first: int
@@ -69,7 +71,7 @@ class WeightRun:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The matrix of one expert."""
+        """The shape of one expert's matrix."""
         tensor = constant(self.data)
         assert tensor is not None
         rows, columns = (int(size) for size in tensor.shape.numpy()[-2:])
@@ -77,13 +79,13 @@ class WeightRun:
 
     @property
     def kernel_format(self) -> WeightFormat:
-        """The format, for one who computes with it. Raises UnsupportedError for float64, in which no kernel does."""
+        """The format, for kernels. Raises UnsupportedError for float64, which no kernel computes in."""
         if self.format.name == "float64":
             raise UnsupportedError("weights are float64; expected float32, float16, bfloat16 or a quantised format")
         return self.format
 
     def encoded(self, expert: int) -> LazyMatrix:
-        """What is stored for one expert (its number among all experts), without reading any other."""
+        """The stored matrix of one expert (its number among all experts), without reading any other."""
 
         def read(table: Table) -> Array | None:
             for whole, parts in LEVELS.items():
@@ -97,7 +99,7 @@ class WeightRun:
         return LazyMatrix(read)
 
     def levels(self, table: Table) -> Levels | None:
-        """The two levels of scales or minima; None for tables that are constants, or not there."""
+        """The two levels of scales or minima; None for a table that is constant or absent."""
         return {"scale": self.scale_levels, "minimum": self.minimum_levels}.get(table)
 
     def decoded(self, expert: int) -> Array:
@@ -119,7 +121,7 @@ class StoredWeight:
 
     @staticmethod
     def of(value: ir.Value) -> StoredWeight:
-        """Raises UnsupportedError as :func:`weight_runs`."""
+        """Read the formats of a weight operand. Raises UnsupportedError like :func:`weight_runs`."""
         return StoredWeight(str(value.name), tuple(weight_runs(value)))
 
     @property
@@ -133,20 +135,20 @@ class StoredWeight:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The matrix of one expert, as the graph has it."""
+        """The shape of one expert's matrix, as the graph has it."""
         return self.runs[0].shape
 
     def out_in(self, transposed: bool) -> tuple[int, int]:
-        """How many outputs and inputs the matrix has; ``transposed``: inputs are its rows."""
+        """Numbers of outputs and inputs of the matrix; ``transposed``: inputs are its rows."""
         rows, columns = self.shape
         return (columns, rows) if transposed else (rows, columns)
 
     def run_of(self, expert: int) -> WeightRun:
-        """The experts stored like this one."""
+        """The run of experts that this one belongs to."""
         return next(run for run in self.runs if expert < run.first + run.count)
 
     def encoded(self, expert: int, transposed: bool) -> LazyMatrix:
-        """What is stored of one expert, inputs first: data [in, out], scales, zero points, minima [groups, out]."""
+        """The stored matrix of one expert, inputs first: data [in, out], scales, zero points, minima [groups, out]."""
         found = self.run_of(expert).encoded(expert)
         return found if transposed else found.mapped(np.transpose)
 
@@ -158,7 +160,7 @@ class StoredWeight:
         return decode(self.encoded(expert, transposed), self.run_of(expert).kernel_format, 0)
 
     def has_finite_floats(self) -> bool:
-        """Whether no weight that is stored as a float is infinite or NaN; reads them all."""
+        """Whether all weights that are stored as floats are finite; reads all of them."""
         for run in self.runs:
             for expert in range(run.first, run.first + run.count) if not run.format.quantized else ():
                 if not np.isfinite(run.encoded(expert).data).all():
@@ -182,7 +184,7 @@ def size_of_weights(node: ir.Node) -> int:
 
 
 def stored_weights(node: ir.Node) -> dict[str, StoredWeight]:
-    """How the weights of a moec node are stored, by the names of its operands. Raises UnsupportedError as
+    """The storage of each weight of a moec node, by the name of its operand. Raises UnsupportedError like
     :func:`weight_runs`."""
     return {name: StoredWeight.of(value) for name, value in weight_inputs(node).items()}
 
@@ -208,7 +210,7 @@ def decoding_node(
     axis: int,
     dtype: ir.DataType,
 ) -> ir.Node:
-    """The node that makes ``dtype`` of a weight stored in ``form``; ``axis`` is that of the inputs in ``data``."""
+    """A node that decodes a weight stored in ``form`` to ``dtype``; ``axis`` is that of the inputs in ``data``."""
     if not form.quantized:
         node = ir.node("Cast", [data], {"to": int(dtype)})
     else:
@@ -224,7 +226,7 @@ def decoding_node(
 
 
 def decoding_nodes(graph: ir.Graph) -> set[ir.Node]:
-    """The nodes that stand between a stored weight and the moec node that multiplies by it."""
+    """The nodes between a stored weight and the moec node that multiplies by it."""
     pending = [value.producer() for node in graph.all_nodes() for value in weight_inputs(node).values()]
     pending = [node for node in pending if not _is(node, "Gather")]  # experts that are picked are computed
     found: set[ir.Node] = set()
@@ -241,9 +243,9 @@ def decoding_nodes(graph: ir.Graph) -> set[ir.Node]:
 
 
 def weight_runs(value: ir.Value) -> list[WeightRun]:
-    """How the weight operand ``value`` is stored, expert by expert.
+    """The runs of experts of the weight operand ``value``, each in one format.
 
-    Raises UnsupportedError for an operand that is computed in any other way than the module says.
+    Raises UnsupportedError for an operand that is not computed in one of the ways that the module lists.
     """
     runs: list[WeightRun] = []
     for part in _parts(value):
@@ -257,14 +259,14 @@ def _is(node: ir.Node | None, *op_types: str) -> TypeGuard[ir.Node]:
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The data of an initializer; an input with a default is none."""
+    """The data of an initializer; None for an input, even one with a default."""
     if value is None or value.is_graph_input():
         return None
     return ir.convenience.get_const_tensor(value)
 
 
 def widens_halves(node: ir.Node | None) -> TypeGuard[ir.Node]:
-    """Whether it makes float32 of a constant that is stored as floats in 16 bits."""
+    """Whether the node converts a constant that is stored as floats of 16 bits to float32."""
     if not _is(node, "Cast") or node.attributes.get_int("to", 0) != ir.DataType.FLOAT:
         return False
     stored = constant(node.inputs[0])

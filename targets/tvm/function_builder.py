@@ -1,4 +1,4 @@
-"""The Relax function that a model becomes, while it is being built: bindings, weights, kernels and calls of them."""
+"""Builder of the Relax function for a model: its bindings, weights, kernels and calls of kernels."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ def identifier(name: str | None) -> str:
 def sizes_of(
     kernel: tirx.PrimFunc, types: Sequence[Any], instead: Mapping[tirx.Var, Any] | None = None
 ) -> dict[str, str]:
-    """What a kernel's dynamic sizes are in a call, in C. ``types``: of all arguments; sizes count where one is a
-    tensor. ``instead``: what stands for some sizes of the program."""
+    """C expressions for a kernel's dynamic sizes in a call, by name, in terms of the program's sizes.
+
+    ``types``: the types of all arguments; those that are not tensors tell no sizes. ``instead``: replacements of some
+    of the program's sizes."""
     sizes: dict[str, str] = {}
     for parameter, given in zip(kernel.params, types, strict=True):
         if isinstance(parameter.ty, tirx.BufferType) and isinstance(given, relax.TensorType):
@@ -60,7 +62,7 @@ def _is_view(expression: relax.Expr) -> TypeGuard[relax.Call]:
 
 
 class FunctionBuilder:
-    """What converters add to Relax ``main``: variables, new sizes, weights (parameters of ``main``), and kernels."""
+    """Relax ``main`` under construction: variables, new sizes, weights (parameters of ``main``), and kernels."""
 
     def __init__(self) -> None:
         self.sizes = Sizes()
@@ -79,7 +81,7 @@ class FunctionBuilder:
         self.beyond: dict[Budget, list[str]] = {}
         """The names of nodes that needed more than a budget allows."""
         self._of_one_page: dict[tirx.Var, Any] = {}
-        """For sizes that no input tells, those of pages, what they are in a plain run, in which there is one page."""
+        """Values of the sizes of pages, which no input tells, in a plain run: there is one page then."""
 
     def emit(self, expression: relax.Expr, name: str = "") -> relax.Var:
         if isinstance(expression, relax.Var):
@@ -97,8 +99,8 @@ class FunctionBuilder:
         return self.emit(reshaped(tensor, [self.sizes.expression(size) for size in sizes]))
 
     def assume_shape(self, tensor: relax.Expr, shape: Sequence[Any]) -> relax.Var:
-        """A copy of the tensor with another expression for its shape, checked when the program runs; the tensor itself
-        where it is known to have it.
+        """A copy of the tensor with another expression for its shape, checked at run time; the tensor itself where it
+        is known to have that shape.
 
         The check is the one that every kernel makes of its arguments. (Relax's match_cast cannot be used: passes after
         it recurse without end where a size that is already bound is matched with an expression of itself.)
@@ -162,7 +164,7 @@ class FunctionBuilder:
         return layer
 
     def streamed_experts(self) -> list[StreamedExpertsSpec]:
-        """What was declared, without weights that several layers read: these stay in memory."""
+        """The declared layers of streamed experts, without weights that several layers read: these stay in memory."""
         positions = {variable: position for position, (variable, _) in enumerate(self._weights.values())}
         declared = [(name, *found) for name, found in self._streamed.items() if found is not None]
         readers = Counter(variable for _, _, starts, _ in declared for variable in starts)
@@ -200,7 +202,7 @@ class FunctionBuilder:
         requirements: Sequence[Requirement] = (),
     ) -> list[relax.Var]:
         """Emit a generic kernel. ``function`` takes one TE tensor per argument, may use any size of this lowering, and
-        returns a TE tensor or a list of them. ``requirements``: what has to hold when it runs."""
+        returns a TE tensor or a list of them. ``requirements``: conditions that the kernel checks when it runs."""
         placeholders = [
             te.placeholder(argument.ty.shape.values, str(argument.ty.dtype), name=f"input_{position}")
             for position, argument in enumerate(arguments)
@@ -216,7 +218,7 @@ class FunctionBuilder:
         return results
 
     def require(self, condition: Any, found: str, expected: str) -> list[Requirement]:
-        """What a kernel has to check of sizes; nothing where it holds for all sizes.
+        """The check of a condition on sizes that a kernel has to make; none where it holds for all sizes.
 
         Raises UnsupportedError where it holds for none."""
         answer = self.sizes.decide(condition)
@@ -230,8 +232,10 @@ class FunctionBuilder:
     def checked(
         self, tensor: relax.Expr, requirements: Sequence[Requirement], others: Sequence[relax.Expr] = ()
     ) -> relax.Expr:
-        """The tensor; where something is required that was not yet found to hold where it and ``others``, the further
-        arguments of all kernels that rely on it, are computed, a copy of it, made after that was."""
+        """The tensor itself if the requirements are already checked, else a copy made by a kernel that checks them.
+
+        A requirement counts as checked if the computation of the tensor, or of one of ``others``, depends on its
+        check. ``others``: further arguments of every kernel that relies on the requirements."""
         if not (requirements := self._conditions.unchecked(requirements, [tensor, *others])):
             return tensor
         return self.compute(
@@ -242,7 +246,9 @@ class FunctionBuilder:
         )[0]
 
     def checked_sizes(self, sizes: Sequence[Any], requirements: Sequence[Requirement], name: str) -> list[Any]:
-        """The sizes, computed and read when the program runs, as new symbolic ones of which the requirements hold."""
+        """New symbolic sizes that the program computes, checks against the requirements, and reads at run time.
+
+        The given sizes themselves where nothing is required."""
         if not requirements:
             return list(sizes)
         tensor = self.materialise(Known.of(list(sizes)), name)
@@ -253,9 +259,9 @@ class FunctionBuilder:
         return self.sizes_from(tensor, [name])[0]
 
     def computed_size(self, size: tirx.Expr) -> tirx.Var:
-        """A new symbolic size that the program computes and reads, for an expression that is too long to be followed.
+        """A new symbolic size that the program computes and reads, instead of an expression too long to analyse.
 
-        A product beyond 64 bits becomes a number of elements that no machine has memory for."""
+        A size beyond 64 bits becomes a number of elements that no machine has memory for."""
         fits = as_float(size) < tirx.const(float(_BEYOND_MEMORY), "float64")
         bounded = tirx.Select(fits, size, tirx.IntImm("int64", _BEYOND_MEMORY))
         tensor = self.materialise(Known.of([bounded]), "computed_size")
@@ -298,7 +304,7 @@ class FunctionBuilder:
         return self._call_on(symbol, [*numbers, *given], outputs, record.name)
 
     def export_kernel(self, kernel: tirx.PrimFunc, record: KernelRecord) -> str:
-        """Add a kernel that ``main`` does not call, once; its symbol, by which the runtime will find it."""
+        """Add a kernel that ``main`` does not call, once, and return the symbol by which the runtime finds it."""
         if kernel not in self._exported:
             name = f"{record.name}{len(self._exported) or ''}"  # readable_names counts those of one name anew
             finished = kernel.with_attrs({EXPORTED: True, "tirx.is_scheduled": True, "op_pattern": OPAQUE})
@@ -314,7 +320,7 @@ class FunctionBuilder:
         return symbol
 
     def call_runtime(self, function: str, arguments: Sequence[Any], output: relax.TensorType, name: str) -> relax.Var:
-        """Emit a call of a function that the runtime has: ``function(*arguments, result)``; ints are passed as such."""
+        """Emit a call of a function of the runtime, ``function(*arguments, result)``; ints are passed by value."""
         given = [relax.prim_value(one) if isinstance(one, int) else self.emit(one) for one in arguments]
         result = self.emit(relax.op.call_dps_packed(function, given, out_ty=output), name)
         self._computed.add(result)
@@ -334,7 +340,7 @@ class FunctionBuilder:
     def call_serial_on(
         self, kernel: tirx.PrimFunc, arguments: Sequence[relax.Expr], outputs: Sequence[relax.Var], name: str
     ) -> list[relax.Var]:
-        """To :meth:`call_serial` what :meth:`call_kernel_on` is to :meth:`call_kernel`."""
+        """Like :meth:`call_serial`, for a kernel that updates ``outputs`` in place, as :meth:`call_kernel_on` does."""
         symbol = self._add_finished_kernel(kernel, name)
         return self._call_on(symbol, [self.emit(argument) for argument in arguments], outputs, name)
 
@@ -357,7 +363,7 @@ class FunctionBuilder:
     def _call_on(
         self, symbol: tvm.ir.GlobalVar, arguments: Sequence[Any], outputs: Sequence[relax.Var], name: str
     ) -> list[relax.Var]:
-        """Emit ``symbol(*arguments, *outputs)``; the results are the memory of the outputs."""
+        """Emit ``symbol(*arguments, *outputs)``; the results are in the memory of ``outputs``."""
         given = [*arguments, *outputs]
         positions = list(range(len(arguments), len(given)))
         types = [output.ty for output in outputs]
@@ -365,7 +371,7 @@ class FunctionBuilder:
         return self._results(result, len(outputs), name)
 
     def _results(self, result: relax.Var, count: int, name: str) -> list[relax.Var]:
-        """The tensors that a kernel computed: ``result`` is the only one, or a tuple of them."""
+        """The ``count`` tensors that a kernel computed; ``result`` is the only one, or a tuple of them."""
         results = [result]
         if count > 1:
             results = [self.emit(relax.TupleGetItem(result, position), name) for position in range(count)]

@@ -1,15 +1,16 @@
 """States that a program keeps in place from call to call, such as caches of keys and values that grow.
 
-``present = Concat(past, new)``, an input with something behind it as an output, copies all that was there at every
-call. A program that *holds* the state takes, in place of the input, memory with room for more, writes ``new`` behind
-what is in use, and reads both where they lie. The memory is in pages, so that it grows without a copy: a tensor
-[*before, length, *after] that grows along one axis lies in [pages, *before, page, *after], number i of that axis in
-page ``i // page``. One page of exactly the length is the tensor itself.
+``present = Concat(past, new)``, an output that continues an input, copies the whole state at every call. A program
+that *holds* the state takes memory with room for more in place of the input, writes ``new`` after the part in use, and
+reads both where they lie. The memory is in pages, so that it grows without a copy: a tensor [*before, length, *after]
+that grows along one axis lies in [pages, *before, page, *after], with index i of that axis in page ``i // page``. One
+page of exactly the length is the tensor itself.
 
-How much is in use is a size of the program like any other; what lies behind it may be anything.
+The length in use is a size of the program like any other; the memory after it may contain anything.
 
 ``present = TensorScatter(past, new, starts)``, a cache with room, is held likewise: all of the room is in use, and
-``new`` is written over what is there, for each sequence from a place of its own on. Zeros may be appended before.
+``new`` overwrites a part of it, which begins for each sequence at its entry of ``starts``. The graph may append zeros
+to the cache before.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 @dataclasses.dataclass(frozen=True)
 class AppendProblem:
-    """What is static about writing behind a state: its axes before and after the one along which it grows, each a
-    number or None, and how elements are stored; what is written is of a float type, and float32 for int8. ``starts``:
-    of which type the places are at which it is written, where each entry of the first axis has its own."""
+    """Static part of writing to a state: the sizes of the axes ``before`` and ``after`` the one along which it grows
+    (None where dynamic), and element types. ``new``: type of the elements written, a float type, and float32 where
+    ``stored`` is int8. ``starts``: type of the places to write at, one per entry of the first axis; "" to append."""
 
     before: tuple[int | None, ...]
     after: tuple[int | None, ...]
@@ -54,8 +55,9 @@ class AppendProblem:
 
 
 class Places(NamedTuple):
-    """Where to write over a state: for each entry of its first axis from a place of its own on, ``starts`` [first axis]
-    of integers. The state then has ``length``; nothing is written outside of that."""
+    """Places to write at in a state: ``starts``, integers [first axis], has one for each entry of the first axis.
+
+    The state is of ``length`` afterwards; nothing is written outside of that."""
 
     starts: relax.Expr
     length: Any
@@ -63,8 +65,9 @@ class Places(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class HeldTensor:
-    """A tensor [*before, ``length``, *after] of ``dtype`` that lies in ``pages``. ``row``: the size of its last axis
-    where that is an int. ``continued``: the value that is the tensor with more behind it, of which there is one."""
+    """A tensor [*before, ``length``, *after] of ``dtype`` that lies in ``pages``.
+
+    ``row``: the size of its last axis. ``continued``: the one value that extends the tensor, until it is written."""
 
     pages: relax.Expr
     axis: int
@@ -75,7 +78,7 @@ class HeldTensor:
 
     @property
     def ty(self) -> relax.TensorType:
-        """The type of the tensor itself."""
+        """Type of the tensor that the pages hold, as if it were in ordinary memory."""
         sizes = list(self.pages.ty.shape)[1:]
         if self.stored == INT8_ROWS:
             sizes.append(self.row)
@@ -87,12 +90,12 @@ class HeldTensor:
         return str(self.pages.ty.dtype)
 
     def lies_as(self, other: HeldTensor) -> bool:
-        """Whether another one has the same numbers in the same pages."""
+        """Whether ``other`` has the same layout in its pages: element type, growing axis and length."""
         same = self.stored == other.stored and self.axis == other.axis
         return same and tvm_ffi.structural_equal(self.length, other.length)
 
     def gathered(self) -> Callable[[te.Tensor], te.Tensor]:
-        """What makes an ordinary tensor of the pages, for operators that know none."""
+        """TE function that copies the pages to an ordinary tensor, for operators that cannot read pages."""
         shape, page = list(self.ty.shape), self.pages.ty.shape[self.axis + 1]
         if self.stored == INT8_ROWS:
             return self._gathered_rows(shape, page)
@@ -132,10 +135,12 @@ def append_problem(state: HeldTensor, new: str, starts: str = "") -> AppendProbl
 
 @dataclasses.dataclass(frozen=True)
 class Holding:
-    """A target's part. ``append``: the pages after a tensor was written behind what is in use, or at places;
-    ``has_places``: whether it can write so. ``conversions``: the symbols of kernels for runs that are given a state and
-    return it, (start, state, pages) and (pages, state); None where the runtime converts it. ``types``: as which
-    elements of states can be stored."""
+    """A target's way to hold states.
+
+    ``append`` writes a tensor after the part in use, or at places if the target ``has_places``, and returns the new
+    pages. ``conversions`` gives the symbols of two kernels, (start, state, pages) and (pages, state), for runs that are
+    given a state and return it; None where the runtime converts it. ``types``: element types that states can be stored
+    in."""
 
     append: Callable[[Lowering, ir.Node, AppendProblem, HeldTensor, relax.Expr, Places | None], relax.Expr]
     conversions: Callable[[Lowering, ir.Node, AppendProblem], tuple[str, str]] | None = None
@@ -143,7 +148,7 @@ class Holding:
     has_places: bool = False
 
     def converting(self, lowering: Lowering, state: HeldState, past: HeldTensor) -> HeldState:
-        """The state with the kernels that convert it, where it is stored in another type."""
+        """``state`` with the kernels that convert it, if it is stored in another type than ``past`` has."""
         node = None if past.continued is None else past.continued.producer()
         if past.stored == past.dtype or self.conversions is None or node is None:
             return state
@@ -152,8 +157,9 @@ class Holding:
 
 
 class Rounding(NamedTuple):
-    """How a value came to be one that ``stored`` can hold: ``nodes`` make it of ``source``, which is of another type
-    where the graph itself computes in fewer bits."""
+    """The ``nodes`` that round ``source`` to numbers of the type ``stored``.
+
+    Their result has another type than ``source`` where the graph itself computes in fewer bits."""
 
     source: ir.Value
     stored: str
@@ -165,18 +171,19 @@ class Rounding(NamedTuple):
 
     @property
     def is_apart(self) -> bool:
-        """Whether nothing else reads what lies between the source and the value."""
+        """Whether only ``nodes`` read the values between the source and the result."""
         return all(_has_one_reader(node.outputs[0]) for node in self.nodes[:-1])
 
     @property
     def may_be_left_out(self) -> bool:
-        """Whether the value can be the source itself, for its only reader rounds by writing."""
+        """Whether the source can replace the result, because the only reader rounds when it writes into pages."""
         return self.is_apart and _has_one_reader(self.value) and self.source.dtype == self.value.dtype
 
 
 class Held(NamedTuple):
-    """A state that the program holds, the output that continues it, and how the state and what is put behind it are
-    rounded before: writing into the pages does so, too."""
+    """A state that the program holds, and the output that continues it.
+
+    ``roundings``: those of the state and of the appended tensor, which writing into the pages does as well."""
 
     state: HeldState
     output: ir.Value
@@ -184,8 +191,10 @@ class Held(NamedTuple):
 
 
 def held_states(graph: ir.Graph, holding: Holding) -> dict[ir.Value, Held]:
-    """By input, what the program holds: an output that the graph itself reads and that is the input with something
-    behind it, along an axis whose size is a name of its own, or with something written over it at places of its own."""
+    """The states that the program holds, by graph input.
+
+    A state has an output that the graph itself reads and that either appends to the input along an axis whose size is
+    a name of its own, or overwrites entries of the input, if the target can write at places."""
     found: dict[ir.Value, Held] = {}
     known = bound_names([_sizes(value) for value in graph.inputs])
     for output in graph.outputs:
@@ -199,7 +208,7 @@ def held_states(graph: ir.Graph, holding: Holding) -> dict[ir.Value, Held]:
         else:
             roundings = None
         if past in found or not past.is_graph_input() or past.is_graph_output() or 0 in _sizes(past):
-            continue  # of no elements, nothing has to be held
+            continue  # a state without elements need not be held
         size, dtype = _sizes(past)[axis], dtype_of(past)
         can_grow = isinstance(size, str) and size_names(size) == (size,) and set(size_names(growth)) <= known - {""}
         if dtype in STORAGE_TYPES and (can_grow or growth == NO_GROWTH):
@@ -210,15 +219,16 @@ def held_states(graph: ir.Graph, holding: Holding) -> dict[ir.Value, Held]:
 
 
 def renamed(state: HeldState, names: Mapping[str, str]) -> HeldState:
-    """The state with the final names of its kernels, by those that they had."""
+    """The state with its kernels renamed by ``names``, which maps earlier names to final ones."""
     return dataclasses.replace(
         state, store=names.get(state.store, state.store), restore=names.get(state.restore, state.restore)
     )
 
 
 def rounded_by_writing(held: Iterable[Held]) -> dict[ir.Node, ir.Value | None]:
-    """The nodes that need not be computed, for writing into pages rounds, too. For the last ones of what is put behind
-    a state: of which value."""
+    """Nodes that need not be computed, because writing into pages rounds as well.
+
+    The last node that rounds an appended tensor is mapped to the value that replaces its result; others to None."""
     found: dict[ir.Node, ir.Value | None] = {}
     for before, added in (state.roundings for state in held if state.roundings is not None):
         found |= dict.fromkeys(before.nodes)
@@ -229,7 +239,7 @@ def rounded_by_writing(held: Iterable[Held]) -> dict[ir.Node, ir.Value | None]:
 
 
 def _continuation(output: ir.Value) -> tuple[ir.Value, ir.Value, int | str, int] | None:
-    """The state that an output continues, what is put behind it and how much that is, and the axis."""
+    """(state, appended tensor, its size along the axis, axis) of an output that appends to a state; None for others."""
     node = output.producer()
     operator = "" if node is None else operator_name(node)
     if node is not None and operator == "Concat" and len(node.inputs) == 2 and output.uses():
@@ -250,8 +260,10 @@ def _continuation(output: ir.Value) -> tuple[ir.Value, ir.Value, int | str, int]
 
 
 def _with_room(output: ir.Value) -> tuple[ir.Value, ir.Value, int | str, int] | None:
-    """The same where new entries are written over others, each sequence's from a place of its own on, where there may
-    have been room appended: that is no entry for attention that is told how many there are, and for nobody else."""
+    """(state, new entries, growth, axis) of an output that overwrites entries of a state; None for others.
+
+    The graph may append room to the state before. Then each reader of the output has to read its sizes alone or know
+    how many entries are in use: any other would take the room for entries."""
     node = output.producer()
     if node is None or not _is_made_by(output, "TensorScatter") or attribute(node, "mode", "linear") != "linear":
         return None
@@ -264,7 +276,7 @@ def _with_room(output: ir.Value) -> tuple[ir.Value, ir.Value, int | str, int] | 
     axis %= len(after)
     past = without_appended_zeros(cache, axis)
     if not _has_one_reader(past) or not _has_one_reader(cache):
-        return None  # whoever else reads it would find what is written over it
+        return None  # another reader would see the new entries
     before = _sizes(past)
     if after == before:
         return past, new, NO_GROWTH, axis
@@ -274,7 +286,7 @@ def _with_room(output: ir.Value) -> tuple[ir.Value, ir.Value, int | str, int] | 
 
 
 def without_appended_zeros(value: ir.Value, axis: int) -> ir.Value:
-    """What a Pad appends zeros to, along this axis alone; the value itself where it is anything else."""
+    """The tensor to which a Pad appends zeros along ``axis`` alone to make the value; the value itself if none does."""
     pad = value.producer()
     if pad is None or not _is_made_by(value, "Pad"):
         return value
@@ -297,7 +309,7 @@ def _begins_with_zero(numbers: ir.Value | None) -> bool:
 
 
 def _is_told(attention: ir.Node, position: int) -> bool:
-    """Whether a node is told how many keys and values are in use."""
+    """Whether input ``position`` is keys or values of an Attention that has the number in use as an input."""
     is_attention = operator_name(attention) == "Attention" and position in (1, 2)
     return is_attention and optional_input(attention, 6) is not None
 
@@ -309,7 +321,8 @@ def _is_made_by(value: ir.Value, operator: str) -> bool:
 
 
 def _roundings(past: ir.Value, new: ir.Value) -> tuple[Rounding, Rounding] | None:
-    """How both were rounded, if both were to the same type, and the past from the type that it has."""
+    """Roundings of both values; None unless both are to the same type, the past has the type it was rounded from, and
+    nothing else reads the past."""
     before, added = _rounding(past), _rounding(new)
     if before is None or added is None or before.stored != added.stored or before.source.dtype != past.dtype:
         return None
@@ -317,7 +330,7 @@ def _roundings(past: ir.Value, new: ir.Value) -> tuple[Rounding, Rounding] | Non
 
 
 def _fit(rounding: Rounding, past: ir.Value, new: ir.Value, axis: int) -> bool:
-    """Whether pages hold what the rounding makes: in int8 the rows of a matrix that grows, and what is new alike."""
+    """Whether pages can hold the rounded values: int8 has a scale per row, so both need rows of one known size."""
     before, added = _sizes(past), _sizes(new)
     is_matrix = axis == len(before) - 2 and len(added) == len(before) and isinstance(before[-1], int)
     return rounding.stored != INT8_ROWS or (is_matrix and added[-1] == before[-1])
@@ -344,7 +357,7 @@ def _has_one_reader(value: ir.Value) -> bool:
 
 
 def _readers(value: ir.Value) -> int:
-    """Nodes that read its elements, not only its sizes."""
+    """Number of nodes that read the elements of the value, not only its sizes."""
     return sum(operator_name(node) != "Shape" for node, _ in value.uses())
 
 

@@ -31,7 +31,7 @@ _ESCAPED = str.maketrans({"\\": r"\5C", '"': r"\22", "\n": r"\0A"})
 
 
 def compile_kernels(module: tvm.IRModule, target: tvm.target.Target, pipeline: str) -> dict[str, Files]:
-    """Every kernel of a module by name, in its forms. ``pipeline``: the name of the phases from TIR to code."""
+    """Object file, LLVM IR and assembly of every kernel, by name. ``pipeline``: name of the phases from TIR to code."""
     functions = dict(sorted((symbol.name_hint, function) for symbol, function in module.functions.items()))
     targets = {False: target, True: tvm.target.Target({**target.export(), "opt-level": MAPPING_LEVEL})}
     surroundings = {mapping: _surroundings(one, pipeline) for mapping, one in targets.items()}
@@ -64,7 +64,7 @@ def is_mapping(function: tirx.PrimFunc) -> bool:
 
 
 def compile_host(module: tvm.IRModule, target: tvm.target.Target) -> bytes:
-    """The object file of functions that are as LLVM takes them."""
+    """The object file of functions that are already lowered for LLVM."""
     functions = dict(sorted(module.functions.items(), key=lambda item: item[0].name_hint))
     module = tvm.IRModule(functions, module.attrs)
     made_of = "\0".join([_surroundings(target, "none"), *map(tvm.ir.save_json, functions.values())])
@@ -73,7 +73,7 @@ def compile_host(module: tvm.IRModule, target: tvm.target.Target) -> bytes:
 
 
 def assemble(assembly: str, llvm: str) -> bytes:
-    """The object file of a text in assembly. ``llvm``: the module that it was generated from, which says for which
+    """The object file of a text in assembly. ``llvm``: the module that it was generated from, which names the
     processor. Raises TVMError where LLVM does not understand the text."""
     return compiled_text(f'module asm "{assembly.translate(_ESCAPED)}"\n', llvm)
 
@@ -103,11 +103,11 @@ def _build() -> Any:
 
 
 def code_of(module: tvm.IRModule, target: tvm.target.Target) -> Any:
-    """TVM's module of the code of functions that are as LLVM takes them."""
+    """TVM's module with the code of functions that are already lowered for LLVM."""
     return _build()(module, target)
 
 
 def _surroundings(target: tvm.target.Target, pipeline: str) -> str:
-    """What code follows from beside its text."""
+    """Settings that the generated code depends on besides its input: target, host, pipeline and pass context."""
     context = tvm.transform.PassContext.current()
     return "\0".join([str(target), str(target.host), pipeline, str(context.opt_level), str(dict(context.config))])

@@ -1,7 +1,7 @@
-"""Rows of int8 with a scale each: what ``moec.RoundRows`` rounds to, and how it lies in memory.
+"""Rows of int8 with a scale each: the numbers that ``moec.RoundRows`` rounds to, and their layout in memory.
 
-A page of P rows of N numbers takes P * (N + 2) bytes: the whole numbers row by row, and behind them the P bfloat16 that
-they are multiplied with, lower byte first.
+A page of P rows of N numbers takes P * (N + 2) bytes: the integers row by row, then the P scales as bfloat16, lower
+byte first.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from tvm.script import tirx as T
 from moec.common.specs import ROW_SCALE_BYTES
 
 INT8_ROWS = "int8"
-"""The type as which they are stored."""
+"""Element type of pages with such rows."""
 _LARGEST = 127.0
 _INFINITY, _NAN, _SMALLEST_NORMAL = 0x7F800000, 0x7FC00000, 0x00800000
 
 
 def rows_in(page: Any, row: int) -> Any:
-    """How many rows of ``row`` numbers lie in a page of so many bytes."""
+    """Number of rows of ``row`` numbers in a page of ``page`` bytes."""
     return tirx.floordiv(page, row + ROW_SCALE_BYTES)
 
 
 def magnitude(number: Any) -> Any:
-    """The bits of the absolute value of a float32, as int32: they are in order as the values are, with NaN above all
-    others."""
+    """Bits of the absolute value of a float32, as int32. They are ordered as the values are, with NaN above all."""
     return T.reinterpret("int32", number) & 0x7FFFFFFF
 
 
@@ -39,29 +38,29 @@ def scale_of(largest: Any) -> Any:
 
 
 def whole_number(number: Any, scale: Any) -> Any:
-    """What the scale is multiplied with, a float32; that of a NaN is 127."""
+    """The integer, as float32, that times the scale is nearest to ``number``; in [-127, 127], and 127 for a NaN."""
     nearest = T.nearbyint(number / scale)
     below = T.Select(nearest < T.float32(_LARGEST), nearest, T.float32(_LARGEST))
     return T.Select(below > T.float32(-_LARGEST), below, T.float32(-_LARGEST))
 
 
 def scale_at(page: Any, row: int, number: Any) -> Any:
-    """Where in a page of so many bytes the scale of its row ``number`` lies."""
+    """Byte offset, in a page of ``page`` bytes, of the scale of its row ``number``."""
     return rows_in(page, row) * row + ROW_SCALE_BYTES * number
 
 
 def bytes_of(scale: Any) -> tuple[Any, Any]:
-    """A scale as two int8."""
+    """The two bytes of a scale's bfloat16, lower first, as int8."""
     upper = T.reinterpret("int32", scale) >> 16
     return T.cast(upper, "int8"), T.cast(upper >> 8, "int8")
 
 
 def scale_from(low: Any, high: Any) -> Any:
-    """A scale, as float32, from two int8."""
+    """A scale, as float32, from the two bytes that :func:`bytes_of` makes."""
     upper = (T.cast(high, "int32") & 0xFF) << 24
     return T.reinterpret("float32", upper | (T.cast(low, "int32") & 0xFF) << 16)
 
 
 def scales_from(pairs: Any, lanes: int) -> Any:
-    """As many scales as there are lanes, from a vector of twice as many int8."""
+    """``lanes`` scales, as float32, from a vector of twice as many int8."""
     return T.cast(T.reinterpret(f"bfloat16x{lanes}", pairs), f"float32x{lanes}")

@@ -1,7 +1,7 @@
-"""A kernel as one thing: what it computes, which problems it can do and how, and what makes it.
+"""Description of a kernel: its formula, the problems it can do and how, and the function that builds it.
 
-A kernel stands in the file that makes it. An operator has a tuple of them in order of preference, of which the first
-that can do the problem is taken: a new kernel is a file, and one more row before those it outdoes.
+A kernel is described in the file that builds it. An operator has a tuple of kernels in order of preference and takes
+the first that can do the problem. To add a kernel, write a file and put one entry before the kernels that it outdoes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from moec.targets.base import Candidate, Plan
 STORAGE_TYPES = ("float32", "float16", "bfloat16")
 """Element types that kernels load and store; they compute in float32."""
 MOST_BUILT = 64
-"""Functions of one kernel that are kept for problems that come again."""
+"""Most functions of one kernel that are kept for problems that come again."""
 
 
 def never(problem: Any, machine: Any) -> None:
@@ -29,13 +29,15 @@ def never(problem: Any, machine: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """``computes``: the formula, in one line. ``build`` makes the function; of kernels between which an operator
-    chooses, all take the same arguments. ``how`` says in words how a problem is done, and ``why_not`` why it cannot be
-    (None where it can); both depend on the problem and the machine alone. ``tile``: what a block of threads computes at
-    a time, in words. ``plan``: how it shares out a problem on a device, as a :class:`~moec.targets.base.Plan`; None
-    where nobody has said so.
+    """A kernel of an operator.
 
-    ``build`` is called once for equal arguments, for reading a script takes longer than all else about a node."""
+    ``computes``: the formula, in one line. ``build`` makes the function; all kernels that an operator selects from take
+    the same arguments. ``how`` says in words how a problem is done, and ``why_not`` why it cannot be (None where it
+    can); both depend on the problem and the machine alone. ``tile``: the tile of a block of threads, in words.
+    ``plan``: the division of a problem on a device, as a :class:`~moec.targets.base.Plan`; None where it is unknown.
+
+    ``build`` is called once for equal arguments, because parsing a script takes longer than everything else about a
+    node."""
 
     name: str
     computes: str
@@ -50,7 +52,7 @@ class Kernel:
 
 
 def built_once(build: Callable[..., tirx.PrimFunc]) -> Callable[..., tirx.PrimFunc]:
-    """``build``, which returns the same function for equal arguments; where these have no hash, a new one."""
+    """``build`` with a cache for equal arguments; arguments without a hash are built anew each time."""
     remembered = functools.lru_cache(maxsize=MOST_BUILT, typed=True)(build)
 
     @functools.wraps(build)
@@ -66,27 +68,28 @@ def built_once(build: Callable[..., tirx.PrimFunc]) -> Callable[..., tirx.PrimFu
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """The kernel that was chosen for a problem, and the account of all that were considered."""
+    """The kernel selected for a problem, and the verdicts on all kernels considered."""
 
     kernel: Kernel
     candidates: list[Candidate]
     problem: Any
 
     def tile_of(self, problem: Any) -> dict[str, str]:
-        """What the artifact says about the kernel's tile; nothing where it has none."""
+        """Attribute of the artifact that describes the kernel's tile; empty where it has none."""
         return {} if self.kernel.tile is None else {"tile": self.kernel.tile(problem)}
 
     @property
     def plan(self) -> Plan | None:
-        """How the kernel shares out the problem."""
+        """Division of the problem on a device; None where it is unknown."""
         return None if self.kernel.plan is None else self.kernel.plan(self.problem)
 
 
 @dataclasses.dataclass(frozen=True)
 class KernelCall:
-    """A function of the kernel that was chosen, what it takes, and what the artifact says about it: ``attributes`` in
-    words and numbers, ``crossovers`` by name, and CPU features that it ``requires`` beyond those of any code for the
-    target."""
+    """A call of the kernel that was selected: its function and arguments, and facts for the artifact.
+
+    ``attributes``: in words and numbers; ``crossovers``: their names; ``requires``: CPU features beyond those of any
+    code for the target."""
 
     chosen: Selection
     function: tirx.PrimFunc
@@ -125,5 +128,5 @@ def why_not_stored(*dtypes: str) -> str | None:
 
 
 def in_storage(how: str, dtype: str, *, sums: bool = True) -> str:
-    """How a kernel does its work, and how it stores its tensors; ``sums``: whether any sums are part of it."""
+    """``how`` extended by the element type in memory and, if the kernel has ``sums``, that of its sums."""
     return f"{how}; {dtype} in memory{', float32 sums' if sums else ''}"

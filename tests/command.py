@@ -27,7 +27,7 @@ START = [sys.executable, "-c", "from moec.__main__ import main; main()"]
 
 
 def moec(*arguments: object, input: str = "") -> subprocess.CompletedProcess[str]:
-    """What ``moec`` with these arguments prints, given ``input``, and its exit code."""
+    """Run ``moec`` with these arguments and ``input``. Returns its output and exit code."""
     with tempfile.TemporaryDirectory() as folder:
         files = {name: os.path.join(folder, name) for name in ("stdin", "stdout", "stderr")}
         pathlib.Path(files["stdin"]).write_text(input)

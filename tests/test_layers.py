@@ -1,4 +1,4 @@
-"""Which part of moec knows which."""
+"""Imports between the parts of moec: each layer imports only the layers that it may."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 
 def model_of(nodes: str, constants: Mapping[str, ArrayLike], inputs: str = "float[N,4] x") -> onnx.ModelProto:
-    """What computes y by ``nodes``, at the working opset, with those constants that they take."""
+    """Make a model that computes y by ``nodes``, at the working opset, with the constants that they use."""
     proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 24]> g ({inputs}) => (y) {{ {nodes} }}')
     give_constants(proto, constants)
     return proto

@@ -57,7 +57,7 @@ def make_base(folder: pathlib.Path) -> pathlib.Path:
 
 
 def make_model() -> onnx.ModelProto:
-    """What it computes."""
+    """Make the model whose artifact is mutated."""
     generator = np.random.default_rng(0)
     numbers = {name: generator.standard_normal(size) for name, size in (("TABLE", 88), ("W", 32))}
     text = TEXT
@@ -127,7 +127,7 @@ def zipped(folder: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
 
 
 def verdicts(mutants: list[Mutant], workers: int = 2) -> list[tuple[Mutant, Verdict]]:
-    """What each came to, in processes of 4 GB that have 60 seconds for each."""
+    """Judge each mutant, in processes with 4 GB of memory and 60 seconds for each."""
     found = []
     for mutant, result in run_isolated(judge, mutants, workers=workers):
         found.append((mutant, (result.kind, result.detail) if isinstance(result, Lost) else result))
@@ -149,7 +149,7 @@ def shrink(mutant: Mutant, verdict: Verdict) -> Mutant:
 
 
 def sweep(base: pathlib.Path, count: int, seed: int, workers: int = 2) -> tuple[dict[str, int], list[str]]:
-    """How many came to what, and the shrunk failures as text."""
+    """Count the mutants by verdict, and describe the shrunk failures."""
     found = verdicts([make_mutant(base, seed, index) for index in range(count)], workers)
     counts = collections.Counter(verdict[0] for _, verdict in found)
     failures = [

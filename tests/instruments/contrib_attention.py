@@ -128,7 +128,7 @@ def _positions(generator: np.random.Generator, shape: tuple[int, ...], sizes: Si
 
 
 def _real_tokens(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What lies behind the end of a sequence that is shorter than the longest is not compared."""
+    """Select the elements to compare: not those after the end of a sequence that is shorter than the longest."""
     B, S = inputs["query"].shape[:2]
     total, lengths = int(inputs["total_sequence_length"]), inputs["seqlens_k"] + 1
     first = np.zeros(B, np.int64) if total == S else lengths - S

@@ -50,7 +50,7 @@ def _rows(c: Configuration, width: int, fill: Fill) -> Input:
 
 
 def _logits(c: Configuration) -> Input:
-    """Of B*T rows, for the router's inputs always have two axes."""
+    """Draw logits of B*T rows, because the router's inputs always have two axes."""
     return Input(("T" if c["rank"] == 2 else "BT", c["E"]), _apart(c["dtype"]))
 
 

@@ -1,11 +1,11 @@
-"""Which tests execute a line of moec's code, and how long each takes: one run of the tests under coverage.py.
+"""Map of the tests that execute each line of moec's code, with their times: one run of the tests under coverage.py.
 
 python -m tests.instruments.executed                       # a map of all tests
 python -m tests.instruments.executed tests/ir tests/cli    # adds these tests to the map
 
 The map is in .mutation/, which git ignores; :mod:`tests.instruments.mutations` reads it. A test's lines are those of
-its fixtures, and of the processes that it starts, too. What runs once for several tests (module bodies, cached
-functions, fixtures of a wider scope) counts for the first one.
+its fixtures, and of the processes that it starts, too. Code that runs once for several tests (module bodies,
+cached functions, fixtures of a wider scope) counts for the first one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ disable_warnings = no-data-collected, module-not-imported
 
 
 class Executed:
-    """What a map says. ``seconds``: how long each test took that passed."""
+    """Contents of a map. ``seconds``: the time of each test that passed."""
 
     def __init__(self) -> None:
         from coverage import CoverageData

@@ -1,4 +1,4 @@
-"""What a random graph may go on with: one function for each family of operators."""
+"""Operators that extend a random graph: one function for each family."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def scatter_elements(draft: Draft) -> Proposal:
 
 
 def _reduction(draft: Draft, x: Value) -> str:
-    """Of max and min onnxruntime makes what is no NaN."""
+    """Select a reduction. With NaN, onnxruntime's max and min return something else than NaN."""
     return draft.one_of("none", "add", "mul", *(() if _has_nan(x) else ("max", "min")))
 
 

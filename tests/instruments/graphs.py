@@ -130,14 +130,14 @@ def _smaller(graph: Graph) -> list[Graph]:
 
 
 def _fed(graph: Graph, operation: Operation) -> Graph:
-    """What the operation computes is an input instead."""
+    """Replace the operation's results by inputs."""
     operations = [one for one in graph.operations if one is not operation]
     outputs = [value for value in graph.outputs if value not in operation.outputs]
     return dataclasses.replace(graph, operations=operations, outputs=outputs).without_unused()
 
 
 def _ending(graph: Graph, operation: Operation) -> Graph:
-    """What is computed up to the operation; the graph without it where that is all."""
+    """Cut the graph after the operation; if it is the last one, return the graph without it."""
     if set(operation.outputs) & set(graph.outputs):
         return _fed(graph, operation)
     return dataclasses.replace(graph, outputs=list(operation.outputs)).without_unused()

@@ -62,7 +62,7 @@ def kill_once(program: str, source: pathlib.Path, path: pathlib.Path, seconds: f
 
 
 def sweep(count: int, seed: int, folder: pathlib.Path) -> list[str]:
-    """What was wrong after each of ``count`` kills, if anything."""
+    """Describe the failures after ``count`` kills."""
     source, generator = make_base(folder), random.Random(seed)
     failures = []
     for index in range(count):

@@ -191,8 +191,8 @@ def affordable(tests: Sequence[str], seconds: Mapping[str, float], cap: float) -
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a mutant. ``kind``: killed, hangs (in tests that end without it), survives, not executed (by any
-    test) or equivalent. ``detail``: the test that failed, or how many of the tests that execute it ran."""
+    """Outcome of a mutant. ``kind``: killed, hangs (in tests that end without it), survives, not executed (by any test)
+    or equivalent. ``detail``: the test that failed, or the number of tests that execute it and ran."""
 
     kind: str
     detail: str = ""
@@ -229,7 +229,7 @@ def outcome(mutant: Mutant, executed: Executed, cap: float = CAP) -> Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How pytest ended, and what it said."""
+    """Exit code and output of pytest."""
 
     code: int | None
     output: str

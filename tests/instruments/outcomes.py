@@ -99,7 +99,7 @@ def compare(case: Case, expected: list[list[Array]]) -> Outcome:
 
 
 def _interpreted(case: Case) -> Iterable[list[Array] | None]:
-    """What the interpreter computes for each run; None where it says that it cannot."""
+    """Compute each run in the interpreter; None where it refuses."""
     from moec.frontend.onnx import import_model
     from moec.ir.interpreter import EvaluationError, run
 

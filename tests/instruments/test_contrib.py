@@ -30,7 +30,7 @@ def assert_right_or_refused(count: int, seed: int, worker: Worker, operators: tu
 
 
 def test_a_sample(worker: Worker) -> None:
-    """Of every second operator; all of them are compared with onnxruntime in tests/passes/contrib."""
+    """Every second operator is sampled; tests/passes/contrib compares all of them with onnxruntime."""
     assert_right_or_refused(len(ALL) // 2, 1, worker, ALL[1::2])
 
 

@@ -75,7 +75,7 @@ def test_a_sample_is_the_same_for_a_seed_whatever_else_there_is(found, monkeypat
 
 @dataclasses.dataclass
 class Map:
-    """What tests execute, by hand."""
+    """A hand-made map of the lines that tests execute."""
 
     lines: Mapping[int, set[str]]
     seconds: Mapping[str, float]
@@ -149,7 +149,7 @@ def test_tests_are_as_many_as_the_cap_allows_but_one_at_least() -> None:
 
 @pytest.fixture
 def flipped() -> Mutant:
-    """What decides whether an error's text is too long, in a module that every process imports."""
+    """Find a mutant of a comparison in a module that every process imports."""
     path = mutations.ROOT / "moec" / "ir" / "intervals.py"
     return next(one for one in mutants_of(path) if one.new == "!=")
 

@@ -1,4 +1,4 @@
-"""What moec makes of a model, and whether onnxruntime agrees: the work of a process of its own."""
+"""Comparison of moec with onnxruntime on a model: the work of a separate process."""
 
 from __future__ import annotations
 

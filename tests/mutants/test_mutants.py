@@ -29,7 +29,7 @@ def test_many(first: int) -> None:
 
 @pytest.mark.nightly
 def test_seeds_are_well_formed() -> None:
-    """What is not mutated matches, or is refused for what moec does not do."""
+    """Unmutated models match, or are refused as unsupported."""
     worker = Worker(work)
     verdicts = {name: judge(files, worker) for name, files in own_seeds().items()}
     worker.close()

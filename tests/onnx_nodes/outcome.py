@@ -1,4 +1,4 @@
-"""What becomes of one case: compiled for the processor, run, and compared with what ONNX expects."""
+"""Outcome of one case: compiled for the processor, run, and compared with ONNX's expected outputs."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ SECONDS, GIGABYTES = 60, 4
 
 
 def sweep(cases: Iterable[Case], workers: int = 2) -> dict[str, Outcome]:
-    """What becomes of each case, by name."""
+    """Compute the outcome of each case, by name."""
     results = run_isolated(outcome_of, list(cases), workers=workers, seconds=SECONDS, gigabytes=GIGABYTES)
     return {
         case.name: Outcome(result.kind, result.detail) if isinstance(result, Lost) else result

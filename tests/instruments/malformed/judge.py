@@ -1,4 +1,4 @@
-"""What the command line makes of a malformed input: the work of a process that serves many."""
+"""Verdicts on the command line's answers to malformed inputs: the work of a process that serves many."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def judge(case: Case) -> Verdict:
 
 
 def describe(case: Case) -> str:
-    """What a case is, for one whose process was lost before it could say."""
+    """Describe a case whose process was lost before it could do so."""
     rng = random.Random(f"{case.kind}/{case.seed}/{case.index}")
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name, "case")

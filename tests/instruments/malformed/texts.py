@@ -1,4 +1,4 @@
-"""What language models have for text: tokenizers with the files beside them, chat templates, and text itself."""
+"""Malformed texts of language models: tokenizers with the files next to them, chat templates, and text itself."""
 
 from __future__ import annotations
 

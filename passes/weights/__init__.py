@@ -1,1 +1,1 @@
-"""What the passes that change how weights are stored share."""
+"""Helpers shared by the passes that change how weights are stored."""

@@ -1,13 +1,13 @@
-"""Choosing one of several ways for each of many things, so that errors are small and costs stay within a budget.
+"""Selection of one of several options for each of many items, with the least error within a budget.
 
 The multiple-choice knapsack problem: minimise sum errors[i, choice_i] subject to sum costs[i, choice_i] <= budget.
 
-Where costs have a common measure and there are not too many items, dynamic programming over what is spent finds the
-optimum. Otherwise, of each item only the choices on the lower convex hull of (cost, error) are looked at; steps along
-the hulls are taken from the one that lowers the error most per cost, which is the optimum of the linear relaxation
-(Sinha and Zoltners, 1979, "The multiple-choice knapsack problem", Operations Research 27(3)). What is left of the
-budget goes to the steps that still fit. This is above the optimum by less than the error that the first step that did
-not fit would have taken: of thousands of items, next to nothing.
+If costs have a common measure and there are not too many items, dynamic programming over the amount spent finds the
+optimum. Otherwise only the choices of each item on the lower convex hull of (cost, error) are considered. Steps along
+the hulls are taken in the order of the error that they save per cost, which is the optimum of the linear relaxation
+(Sinha and Zoltners, 1979, "The multiple-choice knapsack problem", Operations Research 27(3)). The rest of the budget
+goes to the steps that still fit. The result exceeds the optimum by less than the error that the first step that did not
+fit would have saved: with thousands of items, next to nothing.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ Array = np.ndarray[Any, Any]
 
 
 _EXACT = 1 << 28
-"""Choices times what may be spent up to which all are tried: seconds."""
+"""Largest product of choices and amounts to spend for which all are tried; that takes seconds."""
 
 
 class _Step(NamedTuple):
-    """From one choice of an item to the next dearer one on its hull. Steps sort as they are taken."""
+    """A step from one choice of an item to the next dearer one on its hull. Steps sort in the order in which they are
+    taken."""
 
     rate: float
     item: int
@@ -35,9 +36,10 @@ class _Step(NamedTuple):
 
 
 def allocate(errors: Array, costs: Array, budget: float) -> Array:
-    """A choice [N] for each item; ``errors`` and ``costs`` are [N,C], an infinite error or NaN is no choice.
+    """Select a choice [N] for each item. ``errors`` and ``costs`` are [N,C]; an infinite error or NaN rules a choice
+    out.
 
-    Raises ValueError where even the cheapest choices cost more than the budget; the message says how much they do.
+    Raises ValueError if even the cheapest choices cost more than the budget; the message is their cost.
     """
     least = float(np.where(np.isfinite(errors), costs, np.inf).min(axis=1).sum())
     if least > budget * (1 + 1e-9):
@@ -50,7 +52,8 @@ def allocate(errors: Array, costs: Array, budget: float) -> Array:
 
 
 def _exact(errors: Array, costs: Array, budget: int) -> Array:
-    """``best[b]`` is the least error of the items so far that together cost at most b."""
+    """Optimum by dynamic programming: ``best[b]`` is the least error of the items so far that together cost at most
+    b."""
     best = np.zeros(budget + 1)
     taken = np.zeros((len(errors), budget + 1), np.min_scalar_type(errors.shape[1]))
     for item, (error, cost) in enumerate(zip(errors, costs, strict=True)):
@@ -95,7 +98,7 @@ def _hull(errors: Array, costs: Array) -> list[int]:
 
 
 def _rate(first: int, second: int, errors: Array, costs: Array) -> float:
-    """What the error changes per cost; the more negative, the better."""
+    """Change of the error per cost; the more negative, the better."""
     return float((errors[second] - errors[first]) / (costs[second] - costs[first]))
 
 

@@ -1,4 +1,4 @@
-"""What every format of every weight costs, by a profile, and the plan with the least error."""
+"""Errors and costs of each weight in each format, by a profile, and the plan with the least error within a budget."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from moec.profile.keys import key_of
 Array = np.ndarray[Any, Any]
 
 GIGABYTES_PER_SECOND = 30.0
-"""What memory is taken to be read at where nobody says."""
+"""Default of the memory bandwidth."""
 _ROUNDED_UP = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING)
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """The matrices of one expert in operands that share a format, of so many ``inputs`` and, together, ``outputs``.
-    ``errors`` [formats]: what each adds to the sum over all tokens of the squared error of the layer's output.
-    ``calls``: the share of the tokens that they are multiplied with."""
+    """The matrices of one expert in operands that share a format, with ``inputs`` each and ``outputs`` together.
+    ``errors`` [formats]: the share of each format in the squared error of the layer's output, summed over all tokens.
+    ``calls``: the share of the tokens that are multiplied with them."""
 
     node: ir.Node
     operands: tuple[str, ...]
@@ -49,7 +49,7 @@ class Item:
     calls: float = 1.0
 
     def bits(self, form: WeightFormat, *, scales: bool) -> float:
-        """Of the matrix in a format, with its scales and zero points or without."""
+        """Bits of the matrices in a format, with or without its scales, zero points and minima."""
         elements = float(self.inputs * self.outputs * form.elements.bits)
         if not scales:
             return elements
@@ -59,12 +59,12 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class WeightBudget:
-    """What weights may take: ``average`` bits each, scales not counted; or, with them, ``megabytes`` (millions) in all;
-    or ``microseconds`` of a token's decoding.
+    """A limit for all weights: ``average`` bits each, scales not counted; or, with scales, ``megabytes`` (millions) in
+    all; or ``microseconds`` to decode a token.
 
-    That time is predicted: one token alone computes so little that it waits for its weights to be read
-    (:mod:`moec.common.roofline`). So it is the bytes of each matrix times its calls per token, over the bandwidth of
-    memory.
+    That time is predicted: a single token computes so little that it waits for its weights to be read
+    (:mod:`moec.common.roofline`). It is therefore the bytes of each matrix times its calls per token, over the memory
+    bandwidth.
     """
 
     average: float | None = None
@@ -86,24 +86,26 @@ class WeightBudget:
         return {name: amount for name, amount in named.items() if amount is not None}
 
     def costs(self, items: Sequence[Item], forms: Sequence[WeightFormat]) -> Array:
-        """The bits of each item in each format [items, formats]; within a time, those that are read for a token."""
+        """The bits of each item in each format [items, formats]; for a budget of time, the bits that are read per
+        token."""
         bits = np.array([[item.bits(form, scales=self.average is None) for form in forms] for item in items])
         return bits if self.microseconds is None else bits * np.array([[item.calls] for item in items])
 
     def most(self, items: Sequence[Item]) -> float:
-        """What :meth:`costs` of all items may be together."""
+        """The largest sum of :meth:`costs` over all items."""
         amount = next(iter(self.told.values()))
         return amount * self._bits_of_one(items)
 
     def refusal(self, items: Sequence[Item], forms: Sequence[WeightFormat], least: float) -> str:
-        """That ``least`` bits are too many, in the words of the budget."""
+        """Message that the budget cannot be met, because at least ``least`` bits are needed, in the unit of the
+        budget."""
         name, amount = next(iter(self.told.items()))
         nearest = float(_ROUNDED_UP.create_decimal_from_float(least / self._bits_of_one(items) * (1 - 1e-9)))
         predicted = "" if self.microseconds is None else f", as predicted with {self.gigabytes_per_second:g} GB/s"
         return f"{name}={amount:g} cannot be met with {'+'.join(map(str, forms))}; the least is {nearest:g}{predicted}"
 
     def _bits_of_one(self, items: Sequence[Item]) -> float:
-        """The bits that one of what the budget counts stands for."""
+        """Bits per unit of the budget."""
         if self.microseconds is not None:
             return self.gigabytes_per_second * 8e3
         return 8e6 if self.megabytes is not None else float(sum(item.inputs * item.outputs for item in items))
@@ -117,8 +119,8 @@ def plan_bits(
     sensitivities: str | os.PathLike[str] | None = None,
     method: Method = "rtn",
 ) -> list[LayerPlan]:
-    """The formats with the least error that a budget allows all floating-point weights of the nodes; options and errors
-    as those of :func:`items_of`, and MoecError for a budget that cannot be met."""
+    """Find the formats with the least error within a budget for all floating-point weights of the nodes. Options and
+    errors are those of :func:`items_of`. Raises MoecError also for a budget that cannot be met."""
     return least_error(items_of(nodes, profile, forms, sensitivities, method), forms, budget)
 
 
@@ -129,12 +131,12 @@ def items_of(
     sensitivities: str | os.PathLike[str] | None = None,
     method: Method = "rtn",
 ) -> list[Item]:
-    """All floating-point weights of the nodes with their errors as they count. Weights that are quantised already keep
-    their format, and count for nothing. ``sensitivities``: a file of what the errors of each layer are multiplied with
-    (:mod:`moec.passes.weights.sensitivities`); without it that is what the profile says of how far they move the
-    model's output, if it does so of all nodes. ``method``: how weights will be rounded.
+    """All floating-point weights of the nodes, with weighted errors. Weights that are already quantised keep their
+    format and cost nothing.
 
-    Raises MoecError where the profile or the file lacks a node, or the profile the errors of a format.
+    ``sensitivities``: a file of factors for the errors of each layer (:mod:`moec.passes.weights.sensitivities`).
+    Without it the factors are the sensitivities in the profile, if it has them for all nodes. ``method``: how weights
+    will be rounded. Raises MoecError if the profile or the file lacks a node, or the profile the errors of a format.
     """
     factors = {} if sensitivities is not None or lacking(nodes, profile) else _measured(nodes, profile, forms, method)
     items = [
@@ -146,15 +148,15 @@ def items_of(
 
 
 def lacking(nodes: Sequence[ir.Node], profile: Profile) -> list[ir.Node]:
-    """The nodes whose sensitivity a profile does not say: dense products, and all in profiles without."""
+    """The nodes without a sensitivity in a profile: dense products, and all nodes in profiles without sensitivities."""
     return [node for node in nodes if is_moec(node, "Linear") or profile.experts(node).sensitivity is None]
 
 
 def _measured(
     nodes: Sequence[ir.Node], profile: Profile, forms: Sequence[WeightFormat], method: Method
 ) -> dict[tuple[int, str], float]:
-    """What errors of nodes are multiplied with, by the node's id and the first operand of a format: then they are the
-    divergence of the model's output, in nats per position."""
+    """Factors for the errors of nodes, by the node's id and the first operand that shares a format. They turn errors
+    into the divergence of the model's output, in nats per position."""
     factors = {}
     for node in nodes:
         measures, weights = profile.experts(node), ExpertWeights(node)
@@ -168,7 +170,7 @@ def _measured(
 
 
 def uniform(items: Sequence[Item], forms: Sequence[WeightFormat], budget: WeightBudget) -> WeightFormat | None:
-    """The format that, given to all items, has the least error within a budget; None where none fits."""
+    """The format with the least error within a budget if all items have the same one; None if none fits."""
     costs, errors = budget.costs(items, forms).sum(axis=0), np.sum([item.errors for item in items], axis=0)
     most = budget.most(items) * (1 + 1e-9)
     fitting = [(errors[at], costs[at], at) for at in range(len(forms)) if np.isfinite(errors[at]) and costs[at] <= most]
@@ -176,7 +178,7 @@ def uniform(items: Sequence[Item], forms: Sequence[WeightFormat], budget: Weight
 
 
 def least_error(items: Sequence[Item], forms: Sequence[WeightFormat], budget: WeightBudget) -> list[LayerPlan]:
-    """The formats with the least error that a budget allows. Raises MoecError for one that cannot be met, and for an
+    """The formats with the least error within a budget. Raises MoecError for a budget that cannot be met, and for an
     item without a finite error."""
     if not items:
         return []
@@ -193,7 +195,7 @@ def least_error(items: Sequence[Item], forms: Sequence[WeightFormat], budget: We
 
 
 def _weighted(items: Sequence[Item], path: str | os.PathLike[str]) -> list[Item]:
-    """The items with errors as they count by a file of sensitivities."""
+    """The items with their errors multiplied by the factors in a file of sensitivities."""
     weights, found = read_sensitivities(path), []
     for item in items:
         key = key_of(item.node)
@@ -207,7 +209,7 @@ def _weighted(items: Sequence[Item], path: str | os.PathLike[str]) -> list[Item]
 
 
 def plans_of(items: Sequence[Item], chosen: Sequence[WeightFormat]) -> list[LayerPlan]:
-    """The plans in which each item has its chosen format."""
+    """The plans that give each item its selected format."""
     plans: dict[int, LayerPlan] = {}
     for item, form in zip(items, chosen, strict=True):
         empty = LayerPlan(key_of(item.node), node_name(item.node), {})

@@ -1,4 +1,4 @@
-"""Encoding weights by what a profile knows of their inputs."""
+"""Encoding of weights by the inputs that a profile recorded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FEWEST_ROWS = 1 / 4
 
 
 ENOUGH_ROWS = 4
-"""Rows per input from which on a method that looks at inputs gains what it can; with fewer it fits those rows."""
+"""Rows per input from which a method that looks at inputs reaches its gain; with fewer it fits those rows."""
 
 
 @contextlib.contextmanager
@@ -51,10 +51,10 @@ def opened(pass_name: str, method: Method, path: str | None) -> Iterator[Profile
 
 
 class KnownInputs:
-    """What a profile knows of the inputs of one node's weights; without a profile, nothing.
+    """The recorded inputs of one node's weights; none without a profile.
 
-    Making one notes on the node which layer of a profile it is, for its weights change next. Raises MoecError when the
-    profile does not know the node.
+    The constructor records on the node which layer of a profile it is, because its weights change next. Raises
+    MoecError if the profile does not have the node.
     """
 
     def __init__(self, profile: Profile | None, node: ir.Node, method: Method) -> None:
@@ -68,7 +68,7 @@ class KnownInputs:
         keep_key(node)
 
     def rows(self, expert: int) -> Array | None:
-        """Return some inputs [n,in] of an expert, or of the dense product; None when none are known."""
+        """Some inputs [n,in] of an expert, or of the dense product; None if none were recorded."""
         measures = self._measures
         if measures is None:
             return None
@@ -77,8 +77,8 @@ class KnownInputs:
         return found if len(found) else None
 
     def too_few(self) -> str | None:
-        """What to warn of where half of the experts, or the dense product, saw too few rows for the method; else
-        None."""
+        """Warning that half of the experts, or the dense product, saw too few rows for the method; None if there were
+        enough."""
         measures = self._measures
         if self._method == "rtn" or measures is None:
             return None
@@ -100,8 +100,8 @@ class KnownInputs:
         )
 
     def encoder(self, name: str) -> Encoder | None:
-        """Return what encodes the weight operand ``name``; None for the method that uses no inputs. Where too few
-        inputs are known, all count the same."""
+        """Encoder of the weight operand ``name``; None for the method that uses no inputs. If too few inputs were
+        recorded, all count the same."""
         if self._method == "rtn" or self._measures is None:
             return None
 
@@ -116,7 +116,7 @@ class KnownInputs:
         return encode
 
     def _moment(self, name: str, expert: int, size: int) -> Array:
-        """Return the second moment [in,in] of a weight's inputs; zeros when too few were seen."""
+        """Second moment [in,in] of a weight's inputs; zeros if too few were seen."""
         measures, weights = self._measures, self._weights
         if isinstance(measures, LinearMeasures):
             known = measures.measured >= size * _FEWEST_ROWS
@@ -139,7 +139,7 @@ class KnownInputs:
 
 @contextlib.contextmanager
 def profile_reading(where: str) -> Iterator[None]:
-    """Around what reads arrays of a profile: says where in errors, and what to do about them."""
+    """Context for reading arrays of a profile: its errors say where the array belongs and how to repair the profile."""
     try:
         yield
     except MissingError as error:

@@ -1,4 +1,4 @@
-"""What the passes that quantise have in common: formats with their groups, and activations to match."""
+"""Options that the quantising passes share: formats with their groups, and activations to match."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from moec.passes.weights.store import set_arithmetic
 GROUPS = (128, 64, 32)
 """Sizes of groups that kernels are made for, from the fewest scales to the most."""
 ACTIVATION_GROUPS = (128, 192, 96, 64, 32)
-"""Sizes of groups of activations beside weights without groups, from the best on: there every group costs a pass over
-the sums."""
+"""Sizes of groups of activations for weights without groups, best first: each of these groups costs a pass over the
+sums."""
 LEAST_ACTIVATION_GROUP = 16
-"""Fewest activations that share a scale, where weights have groups of fewer: rounding a row costs time per group."""
+"""Fewest activations that share a scale if weights have smaller groups: each group takes time when a row is rounded."""
 
 
 def check_options(pass_name: str, names: Set[str | None], group: int | None, zero_points: bool) -> None:
-    """Raises MoecError for groups or zero points that a format does not have."""
+    """Raises MoecError for groups or zero points that one of the formats does not have."""
     if group is not None and group < 0:
         raise MoecError(f"{pass_name}: group is {group}; expected a positive number, or 0 for one scale per channel")
     for name, elements in ELEMENTS.items():
@@ -39,15 +39,15 @@ def check_options(pass_name: str, names: Set[str | None], group: int | None, zer
 
 
 def input_sizes(layer: Layer) -> list[int]:
-    """How many inputs each weight of a layer has."""
+    """Number of inputs of each weight of a layer."""
     return [weight.shape[input_axis(layer.node, name)] for name, weight in layer.weights.items()]
 
 
 def resolve_format(
     name: QuantizedName, group: int | None, zero_points: bool, sizes: Sequence[int], others: Set[int] = frozenset()
 ) -> WeightFormat:
-    """The format with its group. ``sizes``: the inputs of all weights of the layer; ``others``: the groups that other
-    weights of it have, for kernels are made for one size of groups."""
+    """The format, with a group. ``sizes``: the inputs of all weights of the layer; ``others``: the groups of its other
+    weights, because a kernel is made for one size of groups."""
     elements = ELEMENTS[name]
     if group is None and elements.bits < 8:
         group = _usual_group(elements.groups, sizes, others)
@@ -56,7 +56,7 @@ def resolve_format(
 
 
 def _usual_group(allowed: Sequence[int], sizes: Sequence[int], others: Set[int]) -> int:
-    """The group where none is asked for: that of the other weights, if it is one of those ``allowed`` (empty: any)."""
+    """Default group: that of the other weights, if it is one of those ``allowed`` (empty: any)."""
     if len(others) == 1 and (not allowed or others <= set(allowed)):
         return next(iter(others))
     groups = allowed or GROUPS
@@ -72,9 +72,10 @@ def quantize_activations(
     node: ir.Node, formats: Set[WeightFormat], sizes: Sequence[int], asked: int | None = None
 ) -> None:
     """Let the products of a node be computed in int8, if its weights fit (:func:`fit_bytes`). Activations share scales
-    in the groups of the weights, where these have any, or in the groups ``asked`` for.
+    in the groups of the weights, if these have any, or in groups of ``asked`` activations.
 
-    Raises MoecError for groups asked for that do not fit the inputs or the groups of the weights."""
+    Raises MoecError if ``asked`` does not fit the inputs or the groups of the weights.
+    """
     if not fit_bytes(formats):
         return
     groups = {form.group for form in formats}
@@ -98,9 +99,9 @@ def _check_activation_group(node: ir.Node, group: int, groups: Set[int], sizes: 
 
 
 def _activation_group(groups: Set[int], sizes: Sequence[int]) -> int:
-    """The best group for weights that have ``groups``, 0 where all inputs share a scale: that of the weights, whose
-    sums are scaled one by one anyway. Kernels sum up products of one size of groups in a product: where some weights
-    have none, it is that of the activations."""
+    """The best group of activations for weights with ``groups`` (0: all inputs share a scale). It is that of the
+    weights, whose sums are scaled one by one anyway. Kernels sum up one size of groups in a product: weights without
+    groups take that of the activations."""
     if not groups - {0}:
         return _common_group(sizes, ACTIVATION_GROUPS)
     of_weights = math.lcm(*(groups - {0}))

@@ -1,4 +1,5 @@
-"""The set of experts of a layer, and rewriting it: experts, router and what the layer's metadata says of both."""
+"""The experts of a layer as a set that can be rewritten: the experts, the router, and the layer's metadata about
+both."""
 
 from __future__ import annotations
 
@@ -28,11 +29,12 @@ from moec.profile.keys import keep_experts, keep_layer
 class ExpertSet:
     """The experts of a ``moec.MoE`` node, or of a ``moec.Route`` and the one ``moec.Experts`` node that it feeds.
 
-    ``routed``: how many experts the router knows, of which the last ``identity`` return their input and the others are
-    stored, unless a table (:mod:`moec.ir.expert_ids`) says which is stored where.
+    ``routed``: the number of experts that the router knows. The last ``identity`` of them return their input. The
+    others are stored in this order, unless a table (:mod:`moec.ir.expert_ids`) maps them.
 
     Raises UnsupportedError for experts whose weights are not stored in one of the ways of
-    :mod:`moec.ir.weights.stored`, whose biases are no constants, or whose routing is or has other users.
+    :mod:`moec.ir.weights.stored`, whose biases are not constant, or whose routing is not a ``moec.Route`` or has other
+    users.
     """
 
     def __init__(self, node: ir.Node) -> None:
@@ -67,7 +69,8 @@ class ExpertSet:
         return dialect.inputs_of(self.route)["correction_bias"]
 
     def feasible(self, kept: Sequence[int]) -> str | None:
-        """Why the layer cannot have the experts ``kept`` alone; None where it can. It says nothing about results."""
+        """The reason why the layer cannot have only the experts ``kept``; None if it can. Results may change either
+        way."""
         spec = self.routing
         if self.table is not None:
             return "its experts share weights; remove experts before merge-equal-experts and fold-trivial-experts"
@@ -84,7 +87,7 @@ class ExpertSet:
         return self._groups_of(kept) if spec.groups > 1 else None
 
     def _groups_of(self, kept: Sequence[int]) -> str | None:
-        """Why experts ``kept`` cannot be grouped as they were."""
+        """The reason why the experts ``kept`` do not form groups like before; None if they do."""
         spec, size = self.routing, self.routed // self.routing.groups
         groups = [expert // size for expert in kept]
         counts = {group: groups.count(group) for group in groups}
@@ -100,10 +103,10 @@ class ExpertSet:
     def keep(
         self, graph: ir.Graph, kept: Sequence[int], why: Mapping[int, str], joined: Mapping[int, int] | None = None
     ) -> None:
-        """Rewrite the layer so that it has the experts ``kept`` alone, in this order. The router chooses among them.
+        """Rewrite the layer so that it has only the experts ``kept``, in this order, and the router selects among them.
 
-        ``why``: what removed each of the others, by its id; ``joined``: of those that a kept expert has taken up, that
-        one. Raises UnsupportedError where :meth:`feasible` says why not.
+        ``why``: the reason for removing each of the others, by its id. ``joined``: maps the id of each expert that
+        became part of a kept one to that one. Raises UnsupportedError if :meth:`feasible` returns a reason.
         """
         reason = self.feasible(kept)
         if reason is not None:
@@ -118,10 +121,10 @@ class ExpertSet:
         self._note_measured(groups)
 
     def share(self, graph: ir.Graph, stored_as: Sequence[int], why: Mapping[int, str]) -> None:
-        """Let stored expert e have the weights of stored expert ``stored_as[e]``, or contribute nothing where that is
-        -1, and store only those that are needed. The router chooses as before; a table maps its ids.
+        """Let stored expert e use the weights of stored expert ``stored_as[e]``, or contribute nothing where that is
+        -1. Store only the weights in use. The router selects as before; a table maps its ids.
 
-        ``why``: what removed each expert that contributes nothing. Raises UnsupportedError for ``moec.MoE``.
+        ``why``: the reason for removing each expert that contributes nothing. Raises UnsupportedError for ``moec.MoE``.
         """
         if self.route is self.node:
             raise UnsupportedError("routing and experts are one operator; this belongs before fuse-route-dispatch")
@@ -139,7 +142,7 @@ class ExpertSet:
         self._note_measured(groups)
 
     def _note_measured(self, groups: Sequence[Sequence[int]]) -> None:
-        """Tell profiles which stored experts are left: none where one was made of several."""
+        """Record for profiles which stored experts are left; only the layer if an expert was made of several."""
         stored = [group for group in groups if min(group) < self.stored]
         if all(len(group) == 1 for group in stored):
             keep_experts(self.node, [expert for (expert,) in stored])
@@ -158,7 +161,7 @@ class ExpertSet:
             _set(self.route, "groups", len({expert // size for expert in kept}), 1)
 
     def _store(self, graph: ir.Graph, experts: Sequence[int]) -> None:
-        """Store these experts alone, in this order."""
+        """Store only these experts, in this order."""
         if list(experts) == list(range(self.stored)):
             return
         sizes = self.weights.spec.hidden_sizes
@@ -180,14 +183,15 @@ class ExpertSet:
 
 
 def _set(node: ir.Node, name: str, value: Any, default: Any) -> None:
-    """Set an attribute of a node, or leave it out where it is the default."""
+    """Set an attribute of a node, or remove it if the value is the default."""
     node.attributes.pop(name, None)
     if value != default:
         node.attributes[name] = ir.convenience.convert_attribute(name, value)
 
 
 def expert_sets(graph: ir.Graph) -> Iterator[ExpertSet]:
-    """Those of the layers of a graph that have a router of their own; fuse-route-dispatch says which do not."""
+    """The sets of experts of a graph's layers, without layers that have no router of their own; fuse-route-dispatch
+    reports these."""
     for node in [node for node in graph if dialect.has_experts(node)]:
         try:
             experts = ExpertSet(node)
@@ -203,8 +207,8 @@ def share_weights(
     stored_as: Callable[[ExpertSet], Sequence[int]],
     why: str = "",
 ) -> bool:
-    """What passes do that only change where experts are stored: apply :meth:`ExpertSet.share` to the layers of a model
-    and report it; whether any changed. ``why``: what removes experts that are stored as -1."""
+    """Apply :meth:`ExpertSet.share` to each layer of a graph and report it; return whether any changed. For passes that
+    only change where experts are stored. ``why``: the reason for removing experts that are stored as -1."""
     changed = False
     for experts in expert_sets(graph):
         node = experts.node

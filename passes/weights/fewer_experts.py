@@ -1,4 +1,4 @@
-"""Which layers lose experts, how many each keeps, and which: those with the highest scores."""
+"""Selection of the experts to remove: the layers that lose some, the number that each keeps, and the lowest scores."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from moec.profile.measures import ExpertsMeasures
 Array = np.ndarray[Any, Any]
 PerLayer = Literal["uniform", "global"]
 UNSEEN = -1.0
-"""The score of an expert that no token came to."""
+"""The score of an expert that saw no token."""
 _LAYERS = re.compile(r"\d{1,6}(-\d{1,6})?(\+\d{1,6}(-\d{1,6})?)*")
 
 
 def layers_of(pass_name: str, graph: ir.Graph, text: str | None, report: Report) -> list[ir.Node]:
     """The layers of experts that a text such as ``0-3+7`` names, in the order of the graph; all for None.
 
-    Raises MoecError for a text that is none such, and for a layer that the model does not have.
+    Raises MoecError for any other text, and for a layer that the model does not have.
     """
     nodes = [node for node in graph if dialect.has_experts(node)]
     if not nodes:
@@ -47,7 +47,7 @@ def layers_of(pass_name: str, graph: ir.Graph, text: str | None, report: Report)
 
 
 def expert_set(pass_name: str, node: ir.Node, report: Report) -> ExpertSet | None:
-    """The experts of a layer; None where they cannot be taken away, of which the report says why."""
+    """The experts of a layer; None, with the reason in the report, if none can be removed."""
     try:
         experts = ExpertSet(node)
     except UnsupportedError as error:
@@ -61,7 +61,7 @@ def expert_set(pass_name: str, node: ir.Node, report: Report) -> ExpertSet | Non
 
 
 def feasible_counts(experts: ExpertSet) -> list[int]:
-    """So many stored experts may stay; each group then has as many as the others."""
+    """All possible numbers of stored experts after a removal that takes equally many from each group."""
     groups = experts.routing.groups
     if groups > 1 and experts.identity:
         return []
@@ -74,8 +74,8 @@ def feasible_counts(experts: ExpertSet) -> list[int]:
 
 
 def best(experts: ExpertSet, scores: Array, count: int) -> list[int]:
-    """The ``count`` stored experts with the highest scores [stored], as many of each group, ties to the lower id, and
-    all identity experts; in ascending order."""
+    """The ``count`` stored experts with the highest scores [stored], equally many of each group, ties to the lower id,
+    and all identity experts; in ascending order."""
     groups = experts.routing.groups
     size = experts.stored // groups
     kept: list[int] = []
@@ -87,7 +87,7 @@ def best(experts: ExpertSet, scores: Array, count: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """A layer whose experts have scores [stored], the lowest of which go first."""
+    """A layer whose experts have scores [stored]; the lowest are removed first."""
 
     experts: ExpertSet
     scores: Array
@@ -98,7 +98,7 @@ class Scored:
 
 
 def check_keep(pass_name: str, keep: float) -> None:
-    """Raises MoecError for what is neither a share nor a number."""
+    """Raises MoecError unless ``keep`` is a share or a whole number."""
     if not 0 < keep <= 1 and not (math.isfinite(keep) and keep > 1 and keep == int(keep)):
         raise MoecError(
             f"{pass_name}: keep is {keep:g}; expected a share of the experts, above 0, up to 1, or the number that a "
@@ -107,9 +107,9 @@ def check_keep(pass_name: str, keep: float) -> None:
 
 
 def uniform_counts(pass_name: str, layers: Sequence[ExpertSet], keep: float) -> list[int]:
-    """How many stored experts each layer keeps: the same share of each, or the same number.
+    """Numbers of stored experts that the layers keep: the same share of each, or the same number.
 
-    Raises MoecError, naming the nearest number, for one that a layer cannot have.
+    Raises MoecError, with the nearest possible number, if a layer cannot keep that many.
     """
     return [_uniform_count(pass_name, experts, keep) for experts in layers]
 
@@ -127,10 +127,10 @@ def _uniform_count(pass_name: str, experts: ExpertSet, keep: float) -> int:
 
 
 def global_counts(pass_name: str, layers: Sequence[Scored], keep: float) -> list[int]:
-    """How many stored experts each layer keeps where the share, or the number times layers, is that of all together:
-    the lowest scores of all layers go, as shares of the mean of their layer.
+    """Numbers of stored experts that the layers keep if ``keep`` is a share of all, or a number per layer on average.
+    The lowest scores of all layers go, each as a share of the mean of its layer.
 
-    Raises MoecError, naming the nearest number, for one that the layers cannot have.
+    Raises MoecError, with the nearest possible number, if the layers cannot keep that many.
     """
     counts = [layer.experts.stored for layer in layers]
     least = [feasible_counts(layer.experts)[0] for layer in layers]
@@ -149,7 +149,7 @@ def global_counts(pass_name: str, layers: Sequence[Scored], keep: float) -> list
 
 
 def _steps(layer: Scored) -> list[float]:
-    """What it costs to take one expert more of each group, from the lowest to the highest."""
+    """Costs of removing one more expert of each group, in ascending order, as shares of the layer's mean score."""
     by_group = np.sort(layer.scores.reshape(layer.experts.routing.groups, -1), axis=1).mean(axis=0)
     seen = layer.scores[layer.scores > 0]
     return [float(score) for score in (by_group / seen.mean() if len(seen) else by_group)]
@@ -166,6 +166,6 @@ def saliency(measures: ExpertsMeasures) -> Array:
 
 
 def frequency(measures: ExpertsMeasures) -> Array:
-    """How many tokens came to each expert [E]."""
+    """Number of tokens of each expert [E]."""
     count = measures.count.astype(np.float64)
     return np.where(count > 0, count, UNSEEN)

@@ -1,4 +1,4 @@
-"""Groups of experts that become one: those around the most salient."""
+"""Groups of experts that become one expert each, around the most salient experts."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Grouping:
-    """``groups`` of several experts each, the first of which stands for all, and of every other ``why`` it is there."""
+    """``groups`` of several experts each, the first of which stands for all. ``why``: the reason for each other's
+    group."""
 
     groups: Sequence[Merged]
     why: Mapping[int, str]
 
     @property
     def joined(self) -> dict[int, int]:
-        """Of every expert that became part of another, that one."""
+        """The expert that stands for each expert that became part of another."""
         return {expert: group.experts[0] for group in self.groups for expert in group.experts[1:]}
 
 
 def by_centroids(experts: ExpertSet, measures: ExpertsMeasures, count: int, most: int) -> Grouping:
-    """REAM's groups (arXiv 2604.04356): the ``count`` most salient experts take up the others, at most ``most``
-    together."""
+    """REAM's groups (arXiv 2604.04356): the ``count`` most salient experts absorb the others, in groups of at most
+    ``most``."""
     scores, tokens, weights = saliency(measures), measures.array("sample"), experts.weights
     outputs = output_similarity(outputs_of(weights, tokens))
     alike = (outputs + gate_similarity(experts, tokens, measures.array("sample_gates"))) / 2

@@ -1,4 +1,4 @@
-"""The hidden units of experts, read and rearranged in whatever layout and format their weights are stored."""
+"""The hidden units of experts, read and rearranged independently of the layout and the format of their weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class HiddenUnits:
         return _units_first(part, decode(encoded, form, 0) if form.quantized else encoded.data)
 
     def zeros(self, part: Part, expert: int) -> Array:
-        """The units of which all weights of the part are stored as zeros. Looks at little of a part without such."""
+        """Flags of the units whose weights in the part are all stored as zeros. Reads little of a part that has
+        none."""
         encoded = self.weights.encoded(part, expert)
         if self._format(part, expert).minima:
             return zero_rows(self.numbers(part, expert), np.zeros((), np.float32))
@@ -54,7 +55,7 @@ class HiddenUnits:
         return self.weights.operand(part).run_of(expert).format
 
     def keep(self, graph: ir.Graph, kept: Sequence[Array], width: int) -> None:
-        """Rewrite the node so that of every expert the ``kept`` units come first, among ``width`` in all."""
+        """Rewrite the node so that the ``kept`` units of every expert come first, among ``width`` in all."""
         order = [np.concatenate([units, np.setdiff1d(np.arange(self.count), units)])[:width] for units in kept]
         both = [self.positions_of_both(units) for units in order] if self.weights.spec.fused else order
         everyone = range(self.weights.experts)
@@ -72,14 +73,14 @@ class HiddenUnits:
         return 2 if self.weights.spec.up_transposed and name in ("up", "gate") else 1
 
     def positions_of_both(self, units: Array) -> Array:
-        """The positions of gate and up of the units where one weight holds both, in the order of its layout."""
+        """The positions of gate and up of the units in a weight that holds both, in the order of its layout."""
         if self.weights.spec.gate_layout == "interleaved":
             return np.stack([2 * units, 2 * units + 1], axis=1).ravel()
         return np.concatenate([units, self.count + units])
 
 
 def readable_units(node: ir.Node) -> HiddenUnits | str:
-    """The node's hidden units, or why they are not looked at."""
+    """The node's hidden units, or the reason why they cannot be read."""
     inputs = dialect.inputs_of(node)
     for name in ("up_bias", "gate_bias"):
         bias = inputs[name]
@@ -98,16 +99,18 @@ def readable_units(node: ir.Node) -> HiddenUnits | str:
 
 
 def _units_first(part: Part, matrix: Array) -> Array:
-    """A part [in, out] with its units first."""
+    """A part [in, out] with its hidden units along the first axis."""
     return matrix if part == "down" else matrix.T
 
 
 _READ_FIRST = (1, 64)
-"""So many weights of every unit are looked at before the rest: one that is not zero decides, and most come early."""
+"""Numbers of weights of every unit that are read before the rest. One weight that is not zero decides, and most come
+early."""
 
 
 def zero_rows(matrix: Array, zero: Array) -> Array:
-    """Which rows of a matrix are zero; ``zero``: the number that means it, one for all or for each element."""
+    """Flags of the rows of a matrix that are zero; ``zero``: the number that stands for zero, one or one for each
+    element."""
     found, expected = np.ones(len(matrix), bool), np.broadcast_to(zero, matrix.shape)
     ends = [*(end for end in _READ_FIRST if end < matrix.shape[1]), matrix.shape[1]]
     for start, end in zip([0, *ends], ends, strict=False):

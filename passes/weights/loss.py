@@ -1,4 +1,4 @@
-"""What storing weights in another format costs a layer: the error of its weights and of its output, against before."""
+"""The loss from storing a layer's weights in another format: the errors of its weights and of its output."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from moec.passes.framework.base import Loss
 Array = np.ndarray[Any, Any]
 
 SAMPLED_EXPERTS = 8
-"""How many experts of a layer are compared, evenly spaced: reading all weights of a large model takes minutes."""
+"""Number of experts of a layer that are compared, evenly spaced: reading all weights of a large model takes minutes."""
 _ROWS = 64
-"""Rows of generated input for all of them together."""
+"""Rows of generated input, for all compared experts together."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A moec node as it is at one moment: its attributes, and where its weights and biases lie."""
+    """A moec node at one moment: its attributes, and the constants of its weights and biases."""
 
     node: ir.Node
     spec: ProductSpec
@@ -36,17 +36,17 @@ class Layer:
 
     @property
     def formats(self) -> dict[str, list[str]]:
-        """The formats of every weight, in the order of the experts, each once."""
+        """The different formats of every weight, in the order of the experts."""
         return {name: list(dict.fromkeys(map(str, weight.formats))) for name, weight in self.weights.items()}
 
     def describe_formats(self) -> str:
-        """``up int4/128+int8, down int8``."""
+        """The formats as text: ``up int4/128+int8, down int8``."""
         return ", ".join(f"{name} {'+'.join(formats)}" for name, formats in self.formats.items())
 
 
 def layer_of(node: ir.Node) -> Layer:
-    """The layer at this moment, without biases that are not constant. Raises UnsupportedError for weights that are not
-    stored as :mod:`moec.ir.weights.stored` says."""
+    """The present layer of a node, without biases that are not constant. Raises UnsupportedError for weights that are
+    not stored in one of the ways of :mod:`moec.ir.weights.stored`."""
     biases = {}
     for name, value in dialect.inputs_of(node).items():
         tensor = None if value is None or "bias" not in name else ir.convenience.get_const_tensor(value)
@@ -59,30 +59,31 @@ def layer_of(node: ir.Node) -> Layer:
 def loss(
     pass_name: str, before: Layer, after: Layer, seen: Callable[[int], Array | None] = lambda expert: None
 ) -> Loss:
-    """Compare a layer with what it was, on some experts: on rows that each of these has ``seen``, or, where none are
-    known, on generated ones (standard normal, always the same)."""
+    """Compare some experts of a layer before and after, on rows that each has ``seen``, or else on generated ones
+    (standard normal, always the same)."""
     weights, outputs = _compared(before, after, seen)
     arithmetic = after.spec.arithmetic
     return Loss(pass_name, node_name(after.node), after.formats, arithmetic, weights.relative, outputs.relative)
 
 
 def output_error(before: Layer, after: Layer, seen: Callable[[int], Array | None]) -> float:
-    """The error of the outputs alone, of layers whose weights may differ in shape."""
+    """The relative error of the outputs of layers whose weights may differ in shape."""
     return _compared(before, after, seen)[1].relative
 
 
 def output_of(layer: Layer, expert: int, rows: Array) -> Array:
-    """What one expert of a layer makes of rows [n,d] where its weight is 1: [n,width], in the type of the rows."""
+    """The output [n,width] of one expert of a layer for rows [n,d], with a routing weight of 1, in the type of the
+    rows."""
     return _output(layer, expert, matrices_of(layer, expert), rows)
 
 
 def output_with(layer: Layer, expert: int, matrices: Mapping[str, Array], rows: Array) -> Array:
-    """The same with other ``matrices`` by operand, as the graph has them, in the place of some of the expert's."""
+    """:func:`output_of` with other ``matrices``, by operand and as the graph has them, for some of the expert's."""
     return _output(layer, expert, matrices_of(layer, expert) | dict(matrices), rows)
 
 
 def _compared(before: Layer, after: Layer, seen: Callable[[int], Array | None]) -> tuple[_Difference, _Difference]:
-    """The differences of weights, those of equal shape, and of outputs."""
+    """The differences of weights of equal shape, and of outputs."""
     weights, outputs, generator = _Difference(), _Difference(), np.random.default_rng(0)
     experts = _sampled(before)
     for expert in experts:
@@ -111,7 +112,7 @@ def matrices_of(layer: Layer, expert: int) -> dict[str, Array]:
 
 
 def _output(layer: Layer, expert: int, matrices: dict[str, Array], rows: Array) -> Array:
-    """What one expert of the layer, or its dense product, makes of the rows."""
+    """Output of one expert of the layer, or of its dense product, for the rows."""
     spec = layer.spec
     if isinstance(spec, LinearSpec):
         return semantics.linear(spec, rows, matrices["weight"], layer.biases.get("bias"))
@@ -125,7 +126,7 @@ def _output(layer: Layer, expert: int, matrices: dict[str, Array], rows: Array) 
 
 
 class _Difference:
-    """The Frobenius norm of a difference as a share of that of what is expected; only finite elements count."""
+    """The Frobenius norm of a difference, relative to that of the expected array; only finite elements count."""
 
     def __init__(self) -> None:
         self._error = self._size = 0.0

@@ -1,4 +1,4 @@
-"""Which format every expert's weights get, as a file that people read and edit.
+"""The format of every expert's weights, as a file that people read and edit.
 
 ::
 
@@ -13,9 +13,9 @@
      ]
     }
 
-``layer`` is the key of the layer in a profile (:mod:`moec.profile.keys`), ``name`` is for people. Of each weight
-operand there is one format per expert, in the order of the experts, as ``--experts`` takes them; ``keep`` leaves one as
-it is. A layer or an operand that is not there stays as it is.
+``layer`` is the key of the layer in a profile (:mod:`moec.profile.keys`), ``name`` is for people. Each weight operand
+has one format per expert, in the order of the experts and written as for ``--experts``; ``keep`` leaves a weight as it
+is. Layers and operands that are not in the file stay as they are.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class LayerPlan:
 
 
 def read_plan(path: str | os.PathLike[str]) -> dict[str, LayerPlan]:
-    """The layers of a plan by their keys. Raises MoecError for a file that is no plan, and for what is wrong in one."""
+    """The layers of a plan by their keys. Raises MoecError for a file that is not a plan, and for errors in one."""
     entries = read_entries(path, "plan", "moec plan", {"layer", "name", "formats"})
     return {key: _layer(path, position, entry) for position, (key, entry) in enumerate(entries.items())}
 
@@ -58,6 +58,6 @@ def _layer(path: str | os.PathLike[str], position: int, data: dict[str, Any]) ->
 
 
 def plan_text(layers: Sequence[LayerPlan], told: Mapping[str, Any]) -> str:
-    """A plan as it is written; ``told``: what else it says, for people."""
+    """The text of a plan; ``told``: further entries, for people."""
     entries = [dataclasses.asdict(layer) for layer in layers]
     return json.dumps({"version": VERSION, **told, "layers": entries}, indent=1) + "\n"

@@ -1,9 +1,9 @@
-"""Router weights with which a layer makes of tokens what it made of them before.
+"""Fitting of a router, so that its layer's outputs come closer to those that were measured before.
 
-Weights of experts are a smooth function of the logits as long as the same experts are chosen. Its gradient, by PyTorch,
-says in which direction logits should move; the step is the change of the router's matrix that comes nearest to that on
-all tokens (least squares), and is taken only where the error is smaller afterwards with what is chosen then: on the
-tokens that it was computed from, and on others that are held out.
+Weights of experts are a smooth function of the logits as long as the same experts are selected. The gradient, by
+PyTorch, gives the direction in which logits should move. The step is the change of the router's matrix that comes
+nearest to that on all tokens (least squares). It is taken only if, with the new selection, the error becomes smaller on
+the tokens that it was computed from and on others that are held out.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _STEPS = 100
 _FIRST_RATE, _LEAST_RATE = 0.25, 1e-3
 """Steps as shares of the size of the logits."""
 _MOST_OUTPUTS = 1 << 26
-"""Numbers of all experts' outputs that are held together: 512 MB."""
+"""Elements of all experts' outputs that are in memory at once: 512 MB."""
 _PARTS = 1 << 16
 _SURE = 2.0
-"""Standard errors by which the error on tokens held out has to be smaller in the end."""
+"""Standard errors by which the error on held-out tokens has to be smaller in the end."""
 _DAMPENING = 1.0
-"""Added to the diagonal of the tokens' second moment, as a share of its mean."""
+"""Share of the mean of the diagonal of the tokens' second moment that is added to the diagonal."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Tokens:
         return Tokens(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
 
     def errors(self, gates: Array) -> Array:
-        """That of each token: [n]."""
+        """Errors of the tokens: [n]."""
         return self.size + (gates * (self.gradient(gates) - self.right)).sum(axis=1)
 
     def gradient(self, gates: Array) -> Array:
-        """That of the error, but for a factor: [n,S]."""
+        """Half of the gradient of the errors by the weights of the experts: [n,S]."""
         return np.einsum("nst,nt->ns", self.square, gates) - self.right
 
 
@@ -72,13 +72,13 @@ class Router:
         return tokens.inputs @ self.weight + (0 if self.bias is None else self.bias)
 
     def moved(self, step: Array) -> Router:
-        """By a ``step`` [d,R], with a bias [d+1,R]."""
+        """The router after a ``step`` [d,R], or [d+1,R] with a bias."""
         own = len(self.weight)
         return Router(self.weight + step[:own], None if self.bias is None else self.bias + step[own])
 
 
 class RouterFit:
-    """Of one layer. Raises MoecError where PyTorch is not installed."""
+    """The fit of one layer's router."""
 
     def __init__(self, sampled: SampledLayer) -> None:
         self._sampled, self._spec = sampled, sampled.experts.routing
@@ -97,7 +97,7 @@ class RouterFit:
         self._kernel = np.linalg.inv(kernel)
 
     def error(self, router: Router) -> float:
-        """How far the output is from what it was on tokens held out: the norm of the difference as a share."""
+        """Relative error of the layer's output on held-out tokens, against the measured output."""
         size = float(self.held_out.size.sum())
         return math.sqrt(max(0.0, float(self._errors(router, self.held_out).sum())) / size) if size else 0.0
 
@@ -117,7 +117,7 @@ class RouterFit:
         return self._stored(router)
 
     def _stored(self, router: Router) -> Router:
-        """A router as the graph would have it; the present one where what is gained by it may be chance."""
+        """The router with the numbers that the graph can store; the present router if the gain may be chance."""
         old = self.present
         bias = None if router.bias is None or old.bias is None else _in_units(router.bias, old.bias)
         weight, bias = self._sampled.router.rounded(_in_units(router.weight, old.weight), bias)
@@ -142,7 +142,8 @@ class RouterFit:
         return gates[:, :-1]
 
     def _direction(self, router: Router) -> Array:
-        """The step [d,R], with a bias [d+1,R], that lowers the error; on average as large as the logits differ."""
+        """The step [d,R], or [d+1,R] with a bias, that lowers the error; it changes logits as much as they differ on
+        average."""
         tokens, logits = self.seen, router.logits(self.seen)
         weights, ids = self._routed(router, tokens)
         by_expert = tokens.gradient(self._gates(weights, ids))
@@ -157,14 +158,15 @@ class RouterFit:
 
 
 def _in_units(new: Array, old: Array) -> Array:
-    """What differs from the old numbers by whole parts of the largest: last bits differ from processor to processor."""
+    """Round the change from the old numbers to multiples of a unit: its last bits differ from processor to
+    processor."""
     unit = max(float(np.abs(old).max(initial=0)), 1e-12) / _PARTS
     return old + np.round((new - old) / unit) * unit
 
 
 def pulled_back(spec: RouteSpec, logits: Array, chosen: Array, kept: Array, gradient: Array) -> Array:
-    """The gradient by the logits [n,R] of what has the ``gradient`` by the weights [n,k] of the experts ``chosen``, of
-    which those not ``kept`` were dropped. The choice stays as it is. Raises MoecError where PyTorch is missing."""
+    """Turn a ``gradient`` by the weights [n,k] of the experts ``chosen`` into the gradient by the logits [n,R]. Experts
+    not ``kept`` were dropped. The selection is constant. Raises MoecError if PyTorch is not installed."""
     torch = import_torch()
     leaf = torch.tensor(logits, requires_grad=True)
     weights = _weights(spec, leaf, torch.tensor(chosen, dtype=torch.int64), torch.tensor(kept))
@@ -173,7 +175,7 @@ def pulled_back(spec: RouteSpec, logits: Array, chosen: Array, kept: Array, grad
 
 
 def import_torch() -> Any:
-    """Raises MoecError where PyTorch is not installed."""
+    """Import PyTorch; raises MoecError if it is not installed."""
     try:
         import torch
     except ImportError as error:
@@ -182,7 +184,7 @@ def import_torch() -> Any:
 
 
 def _weights(spec: RouteSpec, logits: torch.Tensor, chosen: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """Steps 1 and 4 to 6 of :class:`RouteSpec`, the choice being known."""
+    """Steps 1 and 4 to 6 of :class:`RouteSpec`, for a given selection."""
     weights = _SCORES[spec.score](logits).gather(1, chosen)
     if spec.score == "softmax_topk":
         weights = weights.softmax(1)
@@ -209,11 +211,11 @@ _SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "softmax_topk": lambda logits: logits,
     "sigmoid_topk": lambda logits: logits,
 }
-"""As :data:`moec.ir.semantics.SCORES`; the others have no weights that are a function of the logits in one step."""
+"""The scores of :data:`moec.ir.semantics.SCORES`; weights of others are not a function of the logits in one step."""
 
 
 def why_not(sampled: SampledLayer) -> str | None:
-    """Why a layer's router cannot be fitted."""
+    """The reason why a layer's router cannot be fitted; None if it can."""
     if sampled.experts.routing.score not in _SCORES:
         return f"weights by {sampled.experts.routing.score} are not followed"
     if sampled.experts.weights.spec.weight_on_input:
@@ -222,7 +224,8 @@ def why_not(sampled: SampledLayer) -> str | None:
 
 
 def _tokens(sampled: SampledLayer) -> Tokens:
-    """Of all tokens that every expert makes finite numbers of; a few at a time, for outputs of all experts are many."""
+    """Errors as a function of the weights, without tokens for which an expert's output is not finite. A few tokens at a
+    time, because all experts' outputs take much memory."""
     count = sampled.experts.stored + sampled.experts.identity
     at_once = max(1, _MOST_OUTPUTS // (count * sampled.outputs.shape[1]))
     portions = []

@@ -1,7 +1,7 @@
-"""A layer of experts as it is now, on tokens of which a profile knows what the layer made when it was measured.
+"""A layer of experts in its present form, with sampled tokens and the outputs that a profile measured for them.
 
-Passes that repair a layer whose experts were removed, merged or rounded make what it gives now more like what it gave
-then. Tokens are those of the layer in the model that was measured: what layers before this one lost is not in them.
+Passes that repair a layer whose experts were removed, merged or rounded bring its outputs closer to the measured ones.
+Tokens are those of the layer in the measured model, so that losses of earlier layers are not in them.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class SampledLayer:
-    """``inputs`` [n,d] and ``outputs`` [n,width] before, in float64: as all that is computed of them, so that what is
-    decided by it does not hang on the last bits of a product."""
+    """A layer with ``inputs`` [n,d] and measured ``outputs`` [n,width]. All arithmetic on them is in float64, so that
+    no decision depends on the last bits of a product."""
 
     experts: ExpertSet
     layer: Layer
@@ -46,18 +46,18 @@ class SampledLayer:
         return None if tensor is None else tensor.numpy()
 
     def routed(self) -> tuple[Array, Array]:
-        """The weights [n,k] and the experts [n,k] of the tokens, as :meth:`numbered`."""
+        """The weights [n,k] and the experts [n,k], by :meth:`numbered`, of the tokens."""
         weights, ids = semantics.route(self.experts.routing, self.router(self.inputs), self.correction_bias)
         return weights, self.numbered(ids)
 
     def numbered(self, ids: Array) -> Array:
-        """Ids of the router as numbers of experts: those stored, behind them those that give back their input; -1 for
-        pairs that contribute nothing."""
+        """Convert the router's ids to numbers of experts: first the stored ones, then identity experts; -1 for pairs
+        that contribute nothing."""
         table = range(self.experts.routed) if self.experts.table is None else self.experts.table
         return np.array([*table, -1])[ids]
 
     def contributions(self, weights: Array, ids: Array) -> Array:
-        """What each pair [n,k] adds to the output of its token: [n,k,width]."""
+        """Contributions [n,k,width] of the pairs [n,k] to the outputs of their tokens."""
         pairs = np.zeros((*ids.shape, self.outputs.shape[1]))
         before = self.experts.weights.spec.weight_on_input
         for expert, tokens, slots in pairs_by_expert(ids):
@@ -67,7 +67,7 @@ class SampledLayer:
         return pairs
 
     def made_by(self, expert: int, rows: Array) -> Array:
-        """What an expert makes of rows [m,d] by itself: [m,width]."""
+        """Unweighted output [m,width] of an expert for rows [m,d]."""
         if expert >= self.experts.stored:
             return rows
         made = output_of(self.layer, expert, rows)
@@ -76,8 +76,8 @@ class SampledLayer:
 
 
 def sampled_layer(pass_name: str, node: ir.Node, profile: Profile, report: Report) -> SampledLayer | None:
-    """The layer of a node that has experts; None where it cannot be computed on tokens alone, of which the report says
-    why. Raises MoecError for a profile of another model, one that lacks ``sample_output``, and one that is damaged."""
+    """The layer of a node that has experts; None, with the reason in the report, if it cannot be computed from tokens
+    alone. Raises MoecError for a profile of another model, one that lacks ``sample_output``, and a damaged one."""
     where = f"{profile.path}: node {node_name(node)}"
     try:
         experts = ExpertSet(node)
@@ -97,7 +97,7 @@ def sampled_layer(pass_name: str, node: ir.Node, profile: Profile, report: Repor
 
 
 def _router(experts: ExpertSet) -> RouterProduct:
-    """Raises UnsupportedError where tokens alone do not say which experts they go to."""
+    """The router of the layer. Raises UnsupportedError if a token alone does not decide which experts it goes to."""
     spec, x = experts.routing, dialect.inputs_of(experts.node)["x"]
     if spec.selection == "expert_choice":
         raise UnsupportedError("its experts choose among all tokens of a run")

@@ -1,4 +1,4 @@
-"""How much the errors of each layer count, as a file that people read and edit.
+"""Factors for the errors of each layer, as a file that people read and edit.
 
 ::
 
@@ -13,8 +13,8 @@
      ]
     }
 
-``layer`` is the key of the layer in a profile (:mod:`moec.profile.keys`), ``name`` is for people. ``weight`` is what
-the layer's errors are multiplied with; only ratios matter. :mod:`moec.tools.sensitivities` measures them.
+``layer`` is the key of the layer in a profile (:mod:`moec.profile.keys`), ``name`` is for people. The layer's errors
+are multiplied by ``weight``; only ratios matter. :mod:`moec.tools.sensitivities` measures them.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from moec.passes.weights.layers_file import VERSION, read_entries
 
 
 def read_sensitivities(path: str | os.PathLike[str]) -> dict[str, float]:
-    """The weights of layers by their keys. Raises MoecError for a file that holds none, and for weights that are
-    negative or no numbers."""
+    """The weights of layers by their keys. Raises MoecError for a file of another form, and for weights that are not
+    numbers or negative."""
     entries = read_entries(path, "file of sensitivities", "moec.tools.sensitivities", {"layer", "name", "weight"})
     for entry in entries.values():
         weight = entry["weight"]
@@ -41,6 +41,6 @@ def read_sensitivities(path: str | os.PathLike[str]) -> dict[str, float]:
 
 
 def sensitivities_text(weights: Mapping[tuple[str, str], float]) -> str:
-    """The file that says the ``weights`` of layers, by their key and name."""
+    """The text of a file with the ``weights`` of layers, by their key and name."""
     entries = [{"layer": key, "name": name, "weight": weight} for (key, name), weight in weights.items()]
     return json.dumps({"version": VERSION, "layers": entries}, indent=1) + "\n"

@@ -1,4 +1,4 @@
-"""How alike experts are: their outputs, the weights that tokens give them, and their hidden units, one by one."""
+"""Similarity of experts: of their outputs, of the weights that tokens give them, and of single hidden units."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from moec.profile.measures import evenly
 
 Array = np.ndarray[Any, Any]
 _MOST_OUTPUTS = 1 << 26
-"""Elements of all experts' outputs that are held together: 256 MB."""
+"""Elements of all experts' outputs that are in memory at once: 256 MB."""
 _FEWEST_TOKENS = 16
 _MOST_ROWS = 256
 """Tokens on which hidden units are compared."""
 _DECIMALS = 5
-"""Of similarities that decide what goes together: the last bits differ from processor to processor."""
+"""Decimals of similarities that decide on groups: the last bits differ from processor to processor."""
 
 
 def outputs_of(weights: ExpertWeights, tokens: Array) -> Array:
-    """What every expert makes of tokens [n,d]: [E,n,width] in float32, of fewer tokens, evenly chosen, where it would
-    be much."""
+    """Outputs [E,n,width] of every expert for tokens [n,d], in float32; for fewer, evenly spaced tokens if they would
+    take too much memory."""
     most = max(_FEWEST_TOKENS, _MOST_OUTPUTS // (weights.experts * weights.width))
     tokens = evenly(tokens, most)
     found = np.empty((weights.experts, len(tokens), weights.width), np.float32)
@@ -46,8 +46,8 @@ def output_similarity(outputs: Array) -> Array:
 
 
 def gate_similarity(experts: ExpertSet, tokens: Array, gates: Array) -> Array:
-    """The cosine between what two experts' logits are for tokens [n,d], where the router is a product with them, and
-    else between their weights ``gates`` [n,E]: [E,E]."""
+    """The cosine between the logits of two experts over tokens [n,d], if the router is a product with these, and else
+    between their weights ``gates`` [n,E]: [E,E]."""
     x = dialect.inputs_of(experts.node)["x"]
     logits = None if x is None else router_product(experts.logits, x)
     profiles = gates if logits is None else logits(tokens)[:, : experts.stored]
@@ -56,11 +56,12 @@ def gate_similarity(experts: ExpertSet, tokens: Array, gates: Array) -> Array:
 
 
 def matching_units(weights: ExpertWeights, experts: Sequence[int], tokens: Array) -> list[Array]:
-    """Of each expert the order of its hidden units, so that unit i of all does what unit i of the first does.
+    """Match the hidden units of experts: an order of each one's units, so that unit i of all acts like unit i of the
+    first.
 
-    Two units are alike as the cosine of what they are on the tokens [n,d] and the cosine of their weights together; of
-    all ways to match units that with the largest sum is taken (the assignment problem, as ReMatch and REAM, arXiv
-    2604.04356, pose it). Raises MoecError where scipy is not installed.
+    The similarity of two units is the cosine of their values on the tokens [n,d] plus the cosine of their weights. The
+    matching has the largest sum of similarities (the assignment problem, as ReMatch and REAM, arXiv 2604.04356, pose
+    it). Raises MoecError if scipy is not installed.
     """
     rows, size = evenly(tokens, _MOST_ROWS), max(weights.sizes[expert] for expert in experts)
     first = _of_units(weights, experts[0], rows, size)
@@ -74,7 +75,7 @@ def matching_units(weights: ExpertWeights, experts: Sequence[int], tokens: Array
 
 
 def _of_units(weights: ExpertWeights, expert: int, rows: Array, size: int) -> tuple[Array, Array]:
-    """The directions of what the first ``size`` units are on rows [size,n], and of their weights [size,...]."""
+    """Directions of the values of the first ``size`` units on rows, [size,n], and of their weights, [size,...]."""
     parts = [weights.decoded(part, expert) for part in weights.parts]
     columns = [part if name == "down" else part.T for name, part in zip(weights.parts, parts, strict=True)]
     for name in weights.before:
@@ -87,14 +88,15 @@ def _of_units(weights: ExpertWeights, expert: int, rows: Array, size: int) -> tu
 
 
 def _directions(vectors: Array) -> Array:
-    """Vectors along the last axis of length 1; zeros, and what is not finite, become zeros."""
+    """Scale vectors along the last axis to length 1; zero vectors stay zero, and numbers that are not finite count as
+    0."""
     finite = np.where(np.isfinite(vectors), vectors, 0)
     lengths = np.linalg.norm(finite, axis=-1, keepdims=True)
     return np.divide(finite, lengths, out=np.zeros_like(finite), where=lengths > 0)
 
 
 def _assigned(alike: Array) -> Array:
-    """For every row the column that it is matched with."""
+    """The column that each row is matched with."""
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError:

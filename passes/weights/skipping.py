@@ -1,4 +1,4 @@
-"""Fewer experts per token: the ways that a router can drop pairs, and what each costs the outputs, by a profile."""
+"""Fewer experts per token: the ways in which a router can drop pairs, and their effect on the outputs, by a profile."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from moec.profile.measures import ExpertsMeasures
 Array = np.ndarray[Any, Any]
 Method = Literal["ratio", "k", "both"]
 _STEPS = 64
-"""Thresholds are the multiples of one part in so many: float32 holds them exactly."""
+"""Denominator of the thresholds that are tried: float32 holds its fractions exactly."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """How a router drops pairs: the fields of :class:`RouteSpec` with which it does, and on the tokens of the sample
-    the ``calls`` that are left and the ``error``, the sum of the squared norms of what is dropped."""
+    """A way in which a router drops pairs: the fields of :class:`RouteSpec` for it, and its effect on the tokens of the
+    sample: the remaining ``calls``, and the ``error``, which is the sum of the squared norms of dropped
+    contributions."""
 
     k: int
     relative_threshold: float
@@ -44,7 +45,7 @@ class Sample:
 
     @staticmethod
     def of(measures: ExpertsMeasures, where: str) -> Sample:
-        """Raises MoecError, saying ``where``, for a profile that lacks arrays or is damaged."""
+        """The sample in a profile. Raises MoecError, with ``where``, for a profile that lacks arrays or is damaged."""
         with profile_reading(where):
             gates = measures.array("sample_gates")
             measured, norm = measures.measured, measures.array("output_norm")
@@ -64,18 +65,18 @@ class Sample:
 
     @property
     def weight(self) -> float:
-        """Tokens that one of the sample stands for."""
+        """Number of tokens that one of the sample stands for."""
         return self.tokens / len(self.gates) if len(self.gates) else 0.0
 
     def without(self, k: int, threshold: float, dropped: Array) -> Way:
-        """The way whose pairs [n,E] ``dropped`` are those."""
+        """The way that drops the pairs [n,E] of ``dropped``."""
         gone = dropped & (self.gates != 0)
         return Way(k, threshold, self.calls - int(gone.sum()), float(np.square(self.norms[gone]).sum()))
 
 
 def ways_of(spec: RouteSpec, sample: Sample, method: Method, lowest: int) -> list[Way]:
-    """The ways to drop pairs that leave every token ``lowest`` experts, with thresholds on average; the first drops
-    none."""
+    """The ways to drop pairs that leave every token ``lowest`` experts, or so many on average with a threshold. The
+    first way drops none."""
     chosen = (sample.gates != 0).sum(axis=1)
     least = int(np.minimum(chosen, lowest).sum())
     nothing = sample.without(spec.k, 0.0, np.zeros(sample.gates.shape, bool))
@@ -85,7 +86,7 @@ def ways_of(spec: RouteSpec, sample: Sample, method: Method, lowest: int) -> lis
 
 
 def _lower(spec: RouteSpec, sample: Sample, lowest: int) -> Iterator[Way]:
-    """With fewer experts per token. Without a bias on the choice, weights are in the order of the choice."""
+    """The ways with fewer experts per token. Weights are in the order of the selection, since that has no bias."""
     in_order = np.where(sample.gates != 0, sample.gates, -np.inf)
     rank = np.argsort(np.argsort(-in_order, axis=1, kind="stable"), axis=1)
     return (sample.without(k, 0.0, rank >= k) for k in reversed(range(lowest, spec.k)))
@@ -99,7 +100,7 @@ def _thresholds(spec: RouteSpec, sample: Sample) -> Iterator[Way]:
 
 
 def why_not(experts: ExpertSet, method: Method, lowest: int) -> str | None:
-    """Why a layer stays as it is; None where some of its pairs may be dropped."""
+    """The reason why a layer stays as it is; None if some of its pairs may be dropped."""
     spec = experts.routing
     if experts.table is not None:
         return "its experts share weights; this pass comes before merge-equal-experts and fold-trivial-experts"
@@ -119,7 +120,7 @@ def why_not(experts: ExpertSet, method: Method, lowest: int) -> str | None:
 
 
 def check_measured(experts: ExpertSet, measures: ExpertsMeasures, where: str) -> None:
-    """Raises MoecError for a profile of the layer when its tokens went to other experts."""
+    """Raises MoecError if the layer's tokens went to other experts when the profile was made."""
     k, found = experts.routing.k, None
     if measures.k != k:
         found = f"it was measured with {measures.k} experts per token, but has {k}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +10,7 @@ import onnx_ir as ir
 
 from moec.ir.dialect import RouteSpec
 from moec.ir.names import node_name
+from moec.ir.scores import AT_MOST_ONE, ELEMENTWISE
 from moec.ir.weights.stored import constant
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.minus_infinite import minus_infinite
@@ -86,14 +86,9 @@ class DropDeadExperts:
 
 
 _COUNTED = "the softmax over all experts counts them"
-_ONE = 1 + 2**-10
-"""The largest softmax or sigmoid, however a kernel rounds it."""
 _LEAST_AND_MOST = {
-    "softmax": (0, _ONE),
-    "sigmoid": (0, _ONE),
-    "softplus": (0, math.inf),
-    "sqrt_softplus": (0, math.inf),
-    "relu": (0, math.inf),
+    "softmax": (0, AT_MOST_ONE),
+    **{name: (score.least, score.most) for name, score in ELEMENTWISE.items()},
 }
 """Between which numbers scores of finite logits lie; a score of the logit -inf is the least. Others are the logit."""
 

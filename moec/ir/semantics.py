@@ -20,6 +20,7 @@ from numpy.typing import DTypeLike
 
 from moec.ir.dialect import Activation, ExpertsSpec, LinearSpec, ProductSpec, RouteSpec
 from moec.ir.products import product, rounded_rows
+from moec.ir.scores import LOGITS, Primitives, elementwise_scores
 
 Array = np.ndarray[Any, Any]
 
@@ -101,13 +102,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 SCORES: dict[str, Callable[[Array], Array]] = {
     "softmax": softmax,
-    "sigmoid": sigmoid,
-    "softplus": _softplus,
-    "sqrt_softplus": lambda x: np.sqrt(_softplus(x)),
-    "relu": _relu,
-    "identity": _identity,
-    "softmax_topk": _identity,
-    "sigmoid_topk": _identity,
+    **elementwise_scores(Primitives(sigmoid, _softplus, np.sqrt, _relu)),
+    **dict.fromkeys(LOGITS, _identity),
 }
 """Scores as functions of the logits; those named ``_topk`` become a softmax or a sigmoid of the selected ones."""
 

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.ir.dialect import RouteSpec
+from moec.ir.scores import ELEMENTWISE
 from moec.ir.semantics import route
 from moec.passes.raising.block import MOST_TOKENS, Block
 from moec.passes.raising.dataflow import Array
@@ -29,7 +30,8 @@ COUNTS = frozenset({"CumSum", "Trilu"})
 """Operators that may count the tokens before one."""
 COMPARISONS = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
 CLAMPS = frozenset({"Clip", "Max"})
-SCORES = ("softmax", "softmax_topk", "sigmoid", "sigmoid_topk", "sqrt_softplus", "softplus", "relu", "identity")
+SCORES = tuple(dict.fromkeys(["softmax", "softmax_topk", "sigmoid", "sigmoid_topk", *ELEMENTWISE, "identity"]))
+"""Scores in the order in which they are tried."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 from moec.errors import MoecError
 from moec.ir import semantics
 from moec.ir.dialect import RouteSpec
+from moec.ir.scores import LOGITS, Primitives, elementwise_scores
 from moec.passes.weights.sampled_layer import SampledLayer
 
 if TYPE_CHECKING:
@@ -201,15 +202,13 @@ def _softplus(logits: torch.Tensor) -> torch.Tensor:
     return logits.logaddexp(logits.new_zeros(()))
 
 
+_PRIMITIVES = Primitives(
+    lambda logits: logits.sigmoid(), _softplus, lambda scores: scores.sqrt(), lambda logits: logits.relu()
+)
 _SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "softmax": lambda logits: logits.softmax(1),
-    "sigmoid": lambda logits: logits.sigmoid(),
-    "softplus": _softplus,
-    "sqrt_softplus": lambda logits: _softplus(logits).sqrt(),
-    "relu": lambda logits: logits.relu(),
-    "identity": lambda logits: logits,
-    "softmax_topk": lambda logits: logits,
-    "sigmoid_topk": lambda logits: logits,
+    **elementwise_scores(_PRIMITIVES),
+    **dict.fromkeys(LOGITS, lambda logits: logits),
 }
 """The scores of :data:`moec.ir.semantics.SCORES`; weights of others are not a function of the logits in one step."""
 

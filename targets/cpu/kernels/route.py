@@ -13,6 +13,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.ir.dialect import RouteSpec
+from moec.ir.scores import LOGITS, Primitives, elementwise_scores
 from moec.targets.cpu.kernels import activation
 from moec.targets.cpu.kernels.elementary import exponential
 from moec.targets.cpu.kernels.emit import parallel_rows
@@ -25,15 +26,9 @@ _LOGIT_WORK = 16
 """Elements of a copy that take as long as one logit."""
 
 _SCORES = {
-    "sigmoid": activation.sigmoid,
-    "softplus": activation.softplus,
-    "sqrt_softplus": lambda x: T.sqrt(activation.softplus(x)),
-    "relu": lambda x: at_least(x, 0.0),
-    "identity": lambda x: x,
-    "softmax_topk": lambda x: x,
-    "sigmoid_topk": lambda x: x,
+    **elementwise_scores(Primitives(activation.sigmoid, activation.softplus, T.sqrt, lambda x: at_least(x, 0.0))),
+    **dict.fromkeys(LOGITS, lambda x: x),
 }
-"""Elementwise scores; those named ``_topk`` become a softmax or a sigmoid of the selected ones."""
 _IMPLEMENTED = {*_SCORES, "softmax", "sparsemixer"}
 
 

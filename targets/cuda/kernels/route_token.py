@@ -12,6 +12,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.ir.dialect import RouteSpec
+from moec.ir.scores import LOGITS, Primitives, elementwise_scores
 from moec.targets.cuda.kernels import activation
 from moec.targets.cuda.kernels.launch import SHARED_BYTES, WARP, blocks_for
 from moec.targets.tvm.activation import at_least, total_to_divide_by
@@ -23,16 +24,8 @@ MOST_EXPERTS = 1024
 MINUS_INFINITY = float("-inf")
 _MOST_WARPS = 4
 
-_SCORES = {
-    "sigmoid": activation.sigmoid,
-    "softplus": activation.softplus,
-    "sqrt_softplus": lambda x: T.sqrt(activation.softplus(x)),
-    "relu": lambda x: at_least(x, 0.0),
-}
-"""Elementwise scores."""
-_LOGITS = ("identity", "softmax_topk", "sigmoid_topk")
-"""Scores that are the logits themselves. Those named ``_topk`` become the softmax or sigmoid of the selected logits."""
-_IMPLEMENTED = {*_SCORES, *_LOGITS, "softmax", "sparsemixer"}
+_SCORES = elementwise_scores(Primitives(activation.sigmoid, activation.softplus, T.sqrt, lambda x: at_least(x, 0.0)))
+_IMPLEMENTED = {*_SCORES, *LOGITS, "softmax", "sparsemixer"}
 
 
 def why_not(spec: RouteSpec, experts: int, dtype: str) -> str | None:

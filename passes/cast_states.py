@@ -83,7 +83,8 @@ class CastStates:
         return True
 
     def _unrounded(self, value: ir.Value) -> ir.Value:
-        """What was rounded to 16 bits and back, where that makes no difference any more; else the value itself."""
+        """The float32 value before a rounding to 16 bits and back that another rounding makes superfluous; else the
+        value itself."""
         widened = value.producer()
         narrow = widened.inputs[0] if is_op(widened, "Cast") else None
         narrowed = None if narrow is None else narrow.producer()
@@ -96,7 +97,7 @@ class CastStates:
         return list(_TYPES.values()) if self.dtype == "int8" else [_TYPES[self.dtype]]
 
     def _rounded(self, graph: ir.Graph, before: ir.Node, value: ir.Value) -> ir.Value:
-        """The value to the type and back, computed before a node."""
+        """Convert a value to the type and back, in front of the node ``before``."""
         if self.dtype == "int8":
             return _inserted(graph, before, make_node("RoundRows", {"x": value}), value, "rounded")
         narrow = _TYPES[self.dtype]
@@ -108,7 +109,7 @@ class CastStates:
 def _inserted(
     graph: ir.Graph, before: ir.Node, node: ir.Node, like: ir.Value, label: str, dtype: ir.DataType = _FLOAT
 ) -> ir.Value:
-    """What a node makes of ``like`` before another node."""
+    """Insert a node in front of ``before``; name its result after ``like`` and give it the shape of ``like``."""
     (result,) = node.outputs
     result.name, result.shape, result.dtype = fresh_name(graph, f"{like.name}_{label}"), like.shape, dtype
     graph.insert_before(before, node)
@@ -116,7 +117,7 @@ def _inserted(
 
 
 def _have_rows(given: Sequence[ir.Value | None], output: ir.Value, axis: int | None) -> bool:
-    """Whether what is there and what is new are matrices of the same rows, of which there become more."""
+    """Whether an update appends rows to a matrix: old, new and resulting values have rows of the same fixed size."""
     shapes = [value.shape for value in (*given, output) if value is not None and value.shape is not None]
     if len(shapes) <= len(given) or axis != len(shapes[0]) - 2:
         return False

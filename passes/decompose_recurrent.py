@@ -18,12 +18,12 @@ from moec.passes.recurrent import cells
 from moec.passes.recurrent.activations import Activation, activations_of
 
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
-"""Whether each direction begins at the end."""
+"""Whether each direction starts at the end of the sequence."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """What tells the operators apart: number of gates, default activations, inputs with initial states, a step."""
+    """One of the three operators: number of gates, default activations, inputs with initial states, and its step."""
 
     gates: int
     activations: tuple[str, ...]

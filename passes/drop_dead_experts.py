@@ -115,10 +115,10 @@ def _why(spec: RouteSpec, absent: bool) -> str:
 
 
 def _never_chosen(experts: ExpertSet, absent: Array) -> Array:
-    """Which experts [E] have a selection score below those of k others, whatever the logits.
+    """Flags of the experts [E] that are never selected: k others have higher selection scores, whatever the logits.
 
-    ``above[e, g]`` counts those of group g. Which groups are kept is not known: beside the own one, those with the
-    fewest.
+    ``above[e, g]`` counts the experts of group g that score higher than e. The other groups that are kept are not
+    known; those with the fewest such experts are assumed.
     """
     spec, E = experts.routing, experts.routed
     low, high = _selection_scores(experts, absent)
@@ -132,7 +132,7 @@ def _never_chosen(experts: ExpertSet, absent: Array) -> Array:
 
 
 def _selection_scores(experts: ExpertSet, absent: Array) -> tuple[Array, Array]:
-    """The least and the largest selection score [E] of each expert, rounded as they are when they are computed."""
+    """The least and the largest selection score [E] of each expert, rounded like scores that a run computes."""
     compute = np.dtype(np.float64 if experts.logits.dtype == ir.DataType.DOUBLE else np.float32)
     most = np.finfo(compute).max / 2
     bias = constant(experts.correction_bias)
@@ -147,7 +147,7 @@ def _selection_scores(experts: ExpertSet, absent: Array) -> tuple[Array, Array]:
 
 
 def _as_many_of_each_group(experts: ExpertSet, dead: dict[int, str]) -> dict[int, str]:
-    """As many of the dead experts of each group as that with the fewest has."""
+    """Dead experts to remove: equally many of each group, as many as the group with the fewest has."""
     groups = experts.routing.groups
     size = experts.routed // groups
     by_group = [[expert for expert in dead if expert // size == group] for group in range(groups)]

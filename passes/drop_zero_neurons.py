@@ -100,7 +100,7 @@ def _contributing(units: HiddenUnits, expert: int) -> Array:
 
 
 def _zero_hidden_values(units: HiddenUnits, expert: int) -> Array:
-    """Which hidden values are zero whatever the input; decided in float64."""
+    """Flags of the hidden values that are zero whatever the input; decided in float64."""
     spec, up = units.weights.spec, units.bias("up", expert)
     if not spec.gated:
         return units.zeros("up", expert) & (activated(spec, None, up) == 0)
@@ -112,7 +112,7 @@ def _zero_hidden_values(units: HiddenUnits, expert: int) -> Array:
 
 
 def _finite(units: HiddenUnits, expert: int, candidates: Array) -> Array:
-    """Whether no weight and no bias of a unit is infinite or NaN."""
+    """Flags of the candidates whose weights and biases are all finite."""
     finite = np.ones(len(candidates), bool)
     for part in units.weights.parts if len(candidates) else ():
         finite &= np.isfinite(units.numbers(part, expert)[candidates]).all(axis=1)

@@ -141,7 +141,7 @@ class _Computation:
 
 
 def _kind(node: ir.Node) -> Hashable:
-    """What nodes have in common that differ in their inputs alone; a tensor among the attributes is one of its own."""
+    """Key that is equal for nodes that differ only in their inputs; each tensor attribute counts as different."""
     attributes = (
         (name, id(attribute) if attribute.type == ir.AttributeType.TENSOR else repr(attribute.value))
         for name, attribute in sorted(node.attributes.items())
@@ -150,7 +150,7 @@ def _kind(node: ir.Node) -> Hashable:
 
 
 def _is_constant_computation(node: ir.Node) -> bool:
-    """Constants made by nothing but constants; a graph output keeps its node, so that it keeps its name."""
+    """Whether all inputs are constants. A node of a graph output does not count, so that the output keeps its name."""
     if node.domain != "" or node.op_type in (*_RANDOM, *_KEPT) or not any(value is not None for value in node.inputs):
         return False
     if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):

@@ -77,7 +77,7 @@ def _fuse(graph: ir.Graph, node: ir.Node) -> bool:
 
 
 def _fuse_unscaled(graph: ir.Graph, node: ir.Node) -> bool:
-    """Of a quotient, or of the cast behind one, that nothing scales."""
+    """Fuse a quotient without a scale, or the cast after such a quotient, with a scale of ones."""
     normalized = node.outputs[0]
     found = _normalized(_uncast(normalized))
     source = None if found is None else _source(found.x, normalized)
@@ -94,7 +94,8 @@ def _fuse_unscaled(graph: ir.Graph, node: ir.Node) -> bool:
 
 
 def _replace_by_layer_norm(graph: ir.Graph, node: ir.Node, x: ir.Value, scale: ir.Value, epsilon: float) -> bool:
-    """Take in an addition of a bias vector if that is all that happens to the product."""
+    """Replace a scaled quotient by LayerNormalization, with its bias if an addition of one is the product's only
+    use."""
     (product,) = node.outputs
     uses = list(product.uses())
     if len(uses) == 1 and not product.is_graph_output() and is_op(uses[0].node, "Add"):

@@ -1,4 +1,4 @@
-"""Which output of a run the next run takes as an input."""
+"""Marking of states: outputs of a run that are inputs of the next run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import constant, is_op
 
 _LONGEST_UPDATE = 16
-"""Nodes between a state and what replaces it; a decay, a sum and a choice are a handful."""
+"""Largest number of nodes between a state and its successor; a decay, a sum and a selection are a handful."""
 _MOVES = moving()
 _COMBINES = frozenset(["Add", "Concat", "Div", "Exp", "Max", "Min", "Mul", "Neg", "Sub", "Sum", "Where"])
 _TENSOR_SCATTER_AXIS = -2
@@ -27,19 +27,19 @@ _POSITIONS = 2
 
 @dataclasses.dataclass(frozen=True)
 class HoldCache:
-    """Marks states: inputs that hold what an output of the run before held (:mod:`moec.ir.states`).
+    """Marks states: inputs that take an output of the previous run (:mod:`moec.ir.states`).
 
-    It computes nothing anew, and looks at what the graph computes and never at names. Needs inferred shapes.
+    It adds no computation, and decides by the graph's computations and never by names. Needs inferred shapes.
 
-    1. An output that is an input with something behind it along one axis: by Concat, the past and present keys and
+    1. An output that is an input with new elements appended along one axis: by Concat, the past and present keys and
        values of Attention, or TensorScatter, all also with axes in another order (Transpose). The input may be padded
-       behind first. Concat needs an axis whose size is not fixed.
-    2. An output of the type and shape of an input that at most 16 nodes make from it, each moving elements or combining
-       them one by one: the last columns of a convolution's input, a recurrent state that decays and is added to. What a
-       Loop or Scan carries counts as made of what that was before the first step, whatever its body does. This is a
-       state only beside other inputs with a size that it does not have, the length of a sequence: whatever else has one
-       shape at both ends is a layer.
-    3. What is marked already stays so: a frontend knows states that nothing in the graph tells, such as a recurrence's.
+       at its end first. Concat needs an axis whose size is not fixed.
+    2. An output with the type and shape of an input, computed from it by at most 16 nodes that move elements or combine
+       them one by one: the last columns of a convolution's input, a recurrent state that decays and is added to. A
+       value that a Loop or Scan carries counts as computed from its initial value, whatever the body does. The input is
+       a state only if another input has a size that it does not have, the length of a sequence. Otherwise the model may
+       be a layer, whose input and output have the same shape, too.
+    3. States that are already marked stay: a frontend knows some that the graph does not show, such as a recurrence's.
     4. An output that could be of several inputs, or an input of several outputs, stays unmarked, with a remark.
 
     ::
@@ -168,7 +168,7 @@ def _can_be_given_back(value: ir.Value, output: ir.Value, axis: int) -> bool:
 
 
 def _replaced(output: ir.Value) -> Iterator[ir.Value]:
-    """The inputs of the same type and shape that a short path of nodes makes the output from."""
+    """The graph inputs with the type and shape of the output that a short path of nodes leads from."""
     reached = pending = {output: None}
     for _ in range(_LONGEST_UPDATE):
         pending = {operand: None for value in pending for operand in _combined(value) if operand not in reached}
@@ -180,7 +180,7 @@ def _replaced(output: ir.Value) -> Iterator[ir.Value]:
 
 
 def _combined(value: ir.Value) -> list[ir.Value]:
-    """What a node moves or combines, element by element, to make the value; nothing where it does something else."""
+    """The operands that the producer of a value moves or combines, element by element; empty for other operators."""
     node = value.producer()
     if node is None or node.domain != "":
         return []

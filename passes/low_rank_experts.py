@@ -149,13 +149,13 @@ class _Projection:
 
     @property
     def elements(self) -> int:
-        """How many numbers are stored."""
+        """Number of stored elements."""
         own = sum(one.into.size + one.out.size for one in self.own)
         return own + (0 if self.base is None else self.base.size)
 
 
 def _mean(weights: ExpertWeights, count: Array, part: Part) -> Array:
-    """The mean of a part over experts, by the tokens that came to each; where none came to any, all count the same."""
+    """The mean of a part over experts, weighted by their tokens; unweighted if there were none."""
     shares = count / count.sum() if count.any() else np.full(weights.experts, 1 / weights.experts)
     total = np.zeros_like(weights.decoded(part, 0), np.float64)
     for expert in np.flatnonzero(shares):
@@ -165,7 +165,7 @@ def _mean(weights: ExpertWeights, count: Array, part: Part) -> Array:
 
 
 def _splittable(node: ir.Node) -> ExpertWeights | str:
-    """The node's weights, or why they are not looked at."""
+    """The node's weights, or the reason why they cannot be split."""
     try:
         weights = ExpertWeights(node)
         for part in weights.parts:

@@ -84,7 +84,7 @@ class MergeExperts:
         return None
 
     def _grouping(self, experts: ExpertSet, profile: Profile) -> Grouping:
-        """Which experts of a layer become one, and how they are averaged."""
+        """Group the experts of a layer that become one, with the weights of their averages."""
         (count,) = uniform_counts(self.name, [experts], self.keep)
         self._check_most(experts, count)
         if count == experts.stored:

@@ -110,7 +110,8 @@ def _kept(units: HiddenUnits, measures: ExpertsMeasures, expert: int, width: int
 
 
 def _compensation(units: HiddenUnits, measures: ExpertsMeasures, kept: Sequence[Array]) -> Callable[[int], Array]:
-    """What computes an expert's down, in the layout of its operand, for the units that it keeps."""
+    """Function that computes an expert's compensated down matrix for the units that it keeps, in the layout of its
+    operand."""
     weights, transposed, width = units.weights, units.weights.transposed("down"), max(map(len, kept))
     operand = weights.operand("down")
 

@@ -100,7 +100,8 @@ class RoundActivations:
         return (node.op_type == "Linear") == (self.weights == "linears")
 
     def _rounded(self, node: ir.Node, report: Report) -> Layer | None:
-        """What the layer was before its rows were rounded; None where they are not."""
+        """Round the rows of a node's products and return the layer as it was before; None, with a remark, if they
+        stay."""
         before = readable_layer(self.name, node, report)
         if before is None:
             return None

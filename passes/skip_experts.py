@@ -87,7 +87,8 @@ class SkipExperts:
         return any([self._apply(*chosen, report) for chosen in zip(layers, ways, strict=True)])
 
     def _layer(self, node: ir.Node, profile: Profile, report: Report) -> _Layer | None:
-        """What may become of a layer of experts; None for another node, and for one that no profile can know."""
+        """The ways to drop pairs of a node with experts; None for another node, and for one that a profile cannot
+        measure."""
         if not has_experts(node):
             return None
         where = f"{profile.path}: node {node_name(node)}"
@@ -106,14 +107,14 @@ class SkipExperts:
         return _Layer(experts, sample, ways_of(experts.routing, sample, method, self.lowest))
 
     def _choices(self, layers: Sequence[_Layer]) -> Array:
-        """The number of the way that each layer takes."""
+        """Number of the selected way of each layer."""
         unit = min(layer.sample.weight for layer in layers if layer.sample.weight > 0)
         most = max(len(layer.ways) for layer in layers)
         errors, costs = np.full((len(layers), most), np.inf), np.zeros((len(layers), most))
         for number, layer in enumerate(layers):
             weight, ways = layer.sample.weight, layer.ways
             errors[number, : len(ways)] = [way.error * weight for way in ways]
-            # Whole numbers, which the layers' equal samples have anyway, are what allocate is exact for.
+            # Allocate is exact for whole numbers. Layers with equal samples have them anyway.
             costs[number, : len(ways)] = [math.ceil(way.calls * weight / unit - 1e-6) for way in ways]
         total = float(costs[:, 0].sum())
         try:
@@ -142,7 +143,7 @@ class SkipExperts:
 
 @dataclasses.dataclass(frozen=True)
 class _Layer:
-    """``ways``: what may become of it; the first leaves it as it is."""
+    """A layer of experts, its sampled tokens, and the ``ways`` to drop pairs; the first way drops none."""
 
     experts: ExpertSet
     sample: Sample

@@ -96,7 +96,7 @@ class StreamExperts:
 
 @dataclasses.dataclass(frozen=True)
 class _Router:
-    """How a layer chooses: the product that its logits are, and the rest, with the bias of its choice."""
+    """The router of a layer: the product that computes its logits, its attributes, and the bias of its selection."""
 
     product: RouterProduct
     spec: RouteSpec
@@ -124,7 +124,7 @@ def _router(layer: ir.Node) -> _Router | None:
 
 
 def _obstacle(node: ir.Node, following: ir.Node, router: _Router | None) -> str | None:
-    """Why the experts of a layer cannot be told from the rows of the one before."""
+    """The reason why the experts of a layer cannot be predicted from the rows of the layer before; None if they can."""
     if router is None:
         return "its logits are no product of its rows with a constant matrix"
     if router.spec.selection == "expert_choice" or router.spec.capacity:
@@ -138,7 +138,7 @@ def _obstacle(node: ir.Node, following: ir.Node, router: _Router | None) -> str 
 
 
 def _tell_absent(graph: ir.Graph, layer: ir.Node) -> None:
-    """Let the router of a layer know which experts are not in memory, where it can make use of that."""
+    """Tell the router of a layer which experts are not in memory, if it can select others instead."""
     try:
         routing = routing_of(layer)
     except UnsupportedError:
@@ -188,7 +188,7 @@ def _expect(write: Writer, node: ir.Node, following: ir.Node, router: _Router) -
 
 
 def _bring_before(node: ir.Node, value: ir.Value | None) -> None:
-    """Let what makes a weight, which depends on constants alone, stand in front of a node."""
+    """Move the nodes that compute a weight, which depend only on constants, in front of ``node``."""
     maker = None if value is None else value.producer()
     if maker is None or maker in _before(node):
         return

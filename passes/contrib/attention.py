@@ -1,4 +1,4 @@
-"""Attention with grouped queries and a cache, as onnxruntime-genai writes it, and rotary embeddings."""
+"""Attention with grouped queries and a cache, in the form of onnxruntime-genai, and rotary embeddings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INPUTS = {"k_scale": 12, "v_scale": 13, "q_norm_weight": 14, "k_norm_weight": 1
 
 
 def rotary_embedding(write: Writer) -> list[ir.Value | None]:
-    """``position_ids`` is [B,S], or the one position that every sequence starts at."""
+    """Decompose RotaryEmbedding. ``position_ids`` is [B,S], or the one position that every sequence starts at."""
     write.refuse_attributes(scale=1.0, is_packed_batching=0)
     x, positions = write.required(0, "input"), write.required(1, "position_ids")
     cosine, sine = write.required(2, "cos_cache"), write.required(3, "sin_cache")
@@ -29,10 +29,10 @@ def rotary_embedding(write: Writer) -> list[ir.Value | None]:
 
 
 def _rotated_heads(write: Writer, x: ir.Value, cosine: ir.Value) -> int:
-    """How many heads a row of x [B,S,hidden] holds; as the attribute says for x [B,H,S,h].
+    """Number of heads in a row of x [B,S,hidden]; the attribute's number for x [B,H,S,h].
 
-    Without rotary_embedding_dim all of a head rotates, so a head is twice as wide as the caches. Raises
-    NotDecomposableError for caches of other widths, which onnxruntime reads along wrong strides.
+    Without rotary_embedding_dim the whole head rotates, so a head is twice as wide as the caches. Raises
+    NotDecomposableError for caches of other widths, which onnxruntime reads with wrong strides.
     """
     heads, rotated = write.attribute("num_heads", 0), write.attribute("rotary_embedding_dim", 0)
     width, columns = width_of(x, "input"), width_of(cosine, "cos_cache")
@@ -49,10 +49,10 @@ def _rotated_heads(write: Writer, x: ir.Value, cosine: ir.Value) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """Where the new tokens [B,S] of a call stand in their sequences; tensors of int64.
+    """Positions of the new tokens [B,S] of a call in their sequences; tensors of int64.
 
-    ``length`` [1] is S, ``total`` [1] the length of the longest sequence, ``is_first`` [1] whether nothing comes before
-    the new tokens, ``past`` [B] the number of tokens of each sequence before them, ``positions`` [B,S] theirs.
+    ``length`` [1] is S, ``total`` [1] the length of the longest sequence, ``is_first`` [1] whether there are no past
+    tokens, ``past`` [B] the number of past tokens of each sequence, ``positions`` [B,S] those of the new tokens.
     """
 
     length: ir.Value
@@ -72,12 +72,12 @@ class _Heads:
 
 
 def group_query_attention(write: Writer) -> list[ir.Value | None]:
-    """Rotation, scattering into the caches, and ``Attention`` over them.
+    """Decompose GroupQueryAttention: rotate, scatter into the caches, and apply ``Attention`` to them.
 
-    The new keys and values go behind the past ones of their own sequence, which padding may have made shorter than
-    others. Of a ``sliding_window_cache`` all tokens stay, so that a call takes and returns more than onnxruntime, which
-    evicts those that the window has left; where its caches hold all, they are the same. A window, and what is added to
-    the scores, become the mask. A sink is a key more: one of zeros, to which the mask adds the sink's logit.
+    The new keys and values follow the past ones of their own sequence, which may be shorter than others because of
+    padding. With a ``sliding_window_cache`` all tokens stay. Caches are then longer than onnxruntime's, which evicts
+    tokens that have left the window; they are equal as long as no token has left. A window, and biases of the scores,
+    become the mask. A sink is an additional key of zeros, for which the mask adds the sink's logit.
     """
     write.refuse_attributes(causal=1, qk_output=0, k_quant_type="NONE", v_quant_type="NONE")
     write.refuse_inputs(**_INPUTS, query_seqlens=16)
@@ -109,7 +109,7 @@ def _step(write: Writer, query: ir.Value) -> _Step:
 
 
 def _positions(write: Writer, offsets: ir.Value, length: ir.Value) -> ir.Value:
-    """[B,S]: positions from the offsets [B] on."""
+    """Positions [B,S] that start at the offsets [B]."""
     column = write.add("Unsqueeze", offsets, write.numbers(1))
     return write.add("Add", column, _range(write, length), label="positions")
 
@@ -121,7 +121,7 @@ def _range(write: Writer, length: ir.Value) -> ir.Value:
 
 
 def _split(write: Writer, query: ir.Value, H: int, G: int, h: int) -> _Heads:
-    """Heads from rows of three inputs, or of one that holds all three side by side."""
+    """Split rows into heads: of three inputs, or of one input that holds query, key and value next to each other."""
     key, value = write.input(1), write.input(2)
     if key is not None and value is not None:
         return _Heads(*(_heads(write, rows, count, h) for rows, count in ((query, H), (key, G), (value, G))))
@@ -153,7 +153,7 @@ def _rotated(write: Writer, heads: _Heads, step: _Step) -> _Heads:
 
 
 def _given_positions(write: Writer, step: _Step) -> ir.Value | None:
-    """[B,S]: position_ids, of which a first prompt has only the very first one, to count from."""
+    """Positions [B,S] from the input position_ids; at the first prompt only its very first one counts, as the start."""
     given = write.input(9)
     if given is None:
         return None
@@ -163,7 +163,7 @@ def _given_positions(write: Writer, step: _Step) -> ir.Value | None:
 
 
 def _cached(write: Writer, position: int, new: ir.Value, step: _Step, sizes: tuple[int, int]) -> ir.Value:
-    """The cache [B,G,L,h]: ``new`` behind the past of each sequence; L grows where it must."""
+    """The cache [B,G,L,h]: ``new`` after the past of each sequence; L grows if necessary."""
     past = write.input(position)
     if past is None:
         return new
@@ -197,15 +197,15 @@ def _has_sink(write: Writer) -> bool:
 
 
 def _sink(write: Writer, dtype: ir.DataType) -> ir.Value | None:
-    """The logit [H] by which each head attends to nothing; a smooth softmax is one with a sink of 0."""
+    """The logit [H] of the sink of each head; 0 for a smooth softmax. None without a sink."""
     if write.input(11) is not None or not _has_sink(write):
         return write.input(11)
     return write.constant(np.zeros(write.attribute("num_heads", 0), dtype.numpy()), "sink")
 
 
 def _mask(write: Writer, keys: ir.Value, step: _Step, sink: ir.Value | None) -> ir.Value | None:
-    """Which keys a window lets a query see, bool [B,1,S,L], where nothing is to be added to the scores; otherwise what
-    is added to those of sinks (one key more, in front) and keys, [B|1,H|1,S|1,L]."""
+    """Mask of the scores. A window alone gives flags of the keys that a query sees, bool [B,1,S,L]. Biases and sinks
+    give an additive mask [B|1,H|1,S|1,L]; with a sink it has one more column, in front."""
     added, window = write.input(10), write.attribute("local_window_size", -1)
     length = _size(write, keys, 2)
     if sink is not None:
@@ -226,17 +226,17 @@ def _mask(write: Writer, keys: ir.Value, step: _Step, sink: ir.Value | None) -> 
 
 
 def _behind_sink(write: Writer, bias: ir.Value) -> ir.Value:
-    """[B|1,H|1,S,1+L]: a zero, then what is added to the scores of keys."""
+    """Bias [B|1,H|1,S,1+L]: a zero for the sink, then the biases of the keys' scores."""
     return write.add("Pad", bias, write.numbers(1, 0), None, write.numbers(3), label="bias")
 
 
 def _sink_mask(write: Writer, sink: ir.Value, length: ir.Value) -> ir.Value:
-    """[1,H,1,1+L]: the sinks, then zeros."""
+    """Additive mask [1,H,1,1+L]: the sinks, then zeros."""
     column = write.add("Unsqueeze", sink, write.numbers(0, 2, 3))
     pads = write.add("Concat", write.numbers(0), length, axis=0, label="pads")
     return write.add("Pad", column, pads, None, write.numbers(3), label="sinks")
 
 
 def _size(write: Writer, value: ir.Value, axis: int) -> ir.Value:
-    """[1]: the size along an axis."""
+    """The size along an axis as a tensor [1]."""
     return write.add("Shape", value, start=axis, end=axis + 1, label="size")

@@ -8,10 +8,10 @@ from moec.passes.graph.writer import NotDecomposableError, Writer, width_of
 
 
 def linear_attention(write: Writer) -> list[ir.Value | None]:
-    """What ONNX has under the same name since opset 27.
+    """Decompose LinearAttention into ONNX's operator of the same name, which exists since opset 27.
 
-    onnxruntime's own also takes fewer heads of queries or of keys than of values; neighbouring heads of values then
-    share one, and it is repeated here.
+    onnxruntime's operator also allows fewer heads of queries or of keys than of values: neighbouring heads of values
+    then share one, which is repeated here.
     """
     write.refuse_attributes(state_window=0)
     attributes = {name: one for name, one in write.node.attributes.items() if name != "state_window"}
@@ -35,7 +35,7 @@ def linear_attention(write: Writer) -> list[ir.Value | None]:
 
 
 def _repeated(write: Writer, rows: ir.Value, heads: int, wanted: int, size: int) -> ir.Value:
-    """[B,T,heads*size] as [B,T,wanted*size], each head several times in a row."""
+    """Repeat each head of [B,T,heads*size] several times in a row: [B,T,wanted*size]."""
     if heads < 1 or wanted % heads or heads * size != width_of(rows, "query or key"):
         raise NotDecomposableError(f"{heads} heads of {size} for {wanted} heads of values; expected a divisor of these")
     apart = write.add("Reshape", rows, write.numbers(0, 0, heads, 1, size))

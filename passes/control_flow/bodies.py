@@ -1,4 +1,4 @@
-"""One body of a node at a time becomes nodes of the graph around it."""
+"""Inlining of one body of a control-flow node into the graph around it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from moec.passes.shapes.symbolic import SymbolicValues, is_named
 
 
 class Inliner(Writer):
-    """Writes the bodies of ``node`` in front of it; ``most`` nodes at most, all bodies together.
+    """Writer of the bodies of ``node`` in front of it; at most ``most`` nodes for all bodies together.
 
-    Sizes inside a body have names of their own, which may be names of other sizes outside: the copies' shapes are
-    inferred anew, from the values that they are given.
+    Names of sizes inside a body may mean other sizes outside. The shapes of copied nodes are therefore inferred anew,
+    from the values that they are given.
     """
 
     def __init__(self, node: ir.Node, taken: set[str], names: Names, most: int) -> None:
@@ -38,9 +38,9 @@ class Inliner(Writer):
         return self.node.attributes[name].as_graph()
 
     def inline(self, body: ir.Graph, arguments: Sequence[ir.Value]) -> list[ir.Value]:
-        """The results of ``body`` on ``arguments``.
+        """Insert a copy of ``body`` that computes on ``arguments``; return its results.
 
-        Raises NotDecomposableError where it takes or makes another number of values, or the graph gets too large.
+        Raises NotDecomposableError if it has another number of inputs, or the graph gets too large.
         """
         if len(body.inputs) != len(arguments):
             raise NotDecomposableError(f"its body takes {len(body.inputs)} values; expected {len(arguments)}")
@@ -66,15 +66,15 @@ class Inliner(Writer):
         return [given.get(value, value) for value in results]
 
     def expect_room(self, body: ir.Graph, times: int) -> None:
-        """Raises NotDecomposableError where so many copies of a body make the graph too large, before any is made."""
+        """Raises NotDecomposableError before any copy is made if so many copies of a body make the graph too large."""
         self._reserve(count_nodes(body) * times)
 
     def undo(self) -> None:
-        """Remove what was inserted; constants stay, without a user."""
+        """Remove the inserted nodes; constants stay, unused."""
         self.graph.remove(self._inserted, safe=True)
 
     def move(self, op_type: str, data: ir.Value, *others: ir.Value, **attributes: Any) -> ir.Value:
-        """A node that makes elements of ``data``'s type."""
+        """Add a node whose output has the element type of ``data``."""
         output = self.add(op_type, data, *others, **attributes)
         output.type = data.type
         return output
@@ -83,15 +83,15 @@ class Inliner(Writer):
         return self.constant(np.array(number, np.int64), "number")
 
     def known(self, value: ir.Value | None) -> int | None:
-        """The only element of a value where it is known now; 0 or 1 of a boolean."""
+        """The only element of a value, 0 or 1 of a boolean; None if it is not known yet or there are several."""
         found = self.values.of(value)
         item = found.ravel()[0] if found is not None and found.size == 1 else None
         return int(item) if isinstance(item, int | np.bool_ | np.integer) else None
 
     def choose(self, condition: ir.Value, yes: ir.Value, no: ir.Value, what: str) -> ir.Value:
-        """``yes`` or ``no``, by a condition of one element.
+        """Select ``yes`` or ``no`` by a condition of one element.
 
-        Raises NotDecomposableError where their shapes may differ.
+        Raises NotDecomposableError if their shapes may differ.
         """
         if yes is no:
             return yes
@@ -126,7 +126,7 @@ class Inliner(Writer):
 
 
 def count_nodes(body: ir.Graph) -> int:
-    """How many nodes a body has, those of bodies inside it included."""
+    """Number of nodes of a body, including nodes of bodies inside it."""
     return sum(1 for _ in body.all_nodes())
 
 

@@ -1,1 +1,1 @@
-"""What a pass is, and how passes are put together and run."""
+"""The interface of a pass, and pipelines that combine and run passes."""

@@ -1,9 +1,9 @@
-"""What a pass is, and what a pipeline of passes is.
+"""The interface of a pass, and the report of a pipeline.
 
 A pass is a frozen dataclass: its fields are its options, in Python and in pipeline text alike
-(``fold-constants{limit=1024}``). ``apply`` changes the model in place and says whether it changed anything; the model
-verifies before and after. What a pass noticed on its way (a proposal that was dropped, a block left as it was) goes
-into the ``Report``, so that nothing is skipped in silence.
+(``fold-constants{limit=1024}``). ``apply`` changes the model in place and returns whether it changed anything; the
+model verifies before and after. Remarks (on a proposal that was dropped, a block left as it was) go into the
+``Report``, so that nothing is skipped in silence.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Exactness = Literal["exact", "reassociating", "lossy"]
 
 @dataclasses.dataclass(frozen=True)
 class Remark:
-    """One thing a pass has to tell: which pass, about which node or block, how serious, and what."""
+    """A remark of a pass about a node or block."""
 
     pass_name: str
     subject: str
@@ -30,8 +30,8 @@ class Remark:
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """What a lossy pass cost one layer: relative errors (of Frobenius norms) of its weights and of its output, against
-    the layer as it was before the pass. ``formats``: for every weight the formats that it has now."""
+    """The loss of one layer by a lossy pass: relative errors (of Frobenius norms) of its weights and of its output,
+    against the layer before the pass. ``formats``: the present formats of every weight."""
 
     pass_name: str
     layer: str
@@ -43,8 +43,8 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True)
 class Unraised:
-    """What looks like a mixture of experts and stays as it is: the node that shows it, and why. ``experts`` and
-    ``top_k`` are None and ``router`` is empty where they were not established."""
+    """A likely mixture of experts that was not raised: the node that shows it, and the reason. ``experts`` and
+    ``top_k`` are None and ``router`` is empty if they were not established."""
 
     node: str
     reason: str
@@ -55,8 +55,8 @@ class Unraised:
 
 @dataclasses.dataclass
 class Report:
-    """Collects remarks, losses, and what was not raised over a whole compilation. ``progress`` is told at once what
-    takes long."""
+    """Collected remarks, losses and unraised mixtures of a whole compilation. ``progress`` is called immediately, for
+    steps that take long."""
 
     remarks: list[Remark] = dataclasses.field(default_factory=list)
     losses: list[Loss] = dataclasses.field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What ``moec.Experts`` computes between its products, in ONNX's own operators."""
+"""The computation of ``moec.Experts`` between its products, in ONNX operators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moec.passes.graph.writer import Writer
 
 
 def activated(write: Writer, spec: ExpertsSpec, gate: ir.Value | None, up: ir.Value, dtype: ir.DataType) -> ir.Value:
-    """What enters the down projection, as :func:`moec.ir.semantics.activated` says; values of type ``dtype``."""
+    """Add the input of the down projection, of type ``dtype``, as :func:`moec.ir.semantics.activated` computes it."""
     if gate is None:
         return _activation(write, spec, up, dtype)
     if spec.limit > 0:
@@ -24,7 +24,7 @@ def activated(write: Writer, spec: ExpertsSpec, gate: ir.Value | None, up: ir.Va
 
 
 def clamped(write: Writer, value: ir.Value, limit: float, dtype: ir.DataType) -> ir.Value:
-    """The value within [-limit, limit]."""
+    """Clamp the value to [-limit, limit]."""
     return write.add("Clip", value, _number(write, -limit, dtype), _number(write, limit, dtype))
 
 
@@ -49,7 +49,7 @@ _ACTIVATIONS: dict[str, Callable[[Writer, ir.Value], ir.Value]] = {
     "tanh": lambda write, x: write.add("Tanh", x),
     "identity": lambda write, x: x,
 }
-"""All activations but silu, which alone depends on ``alpha``."""
+"""All activations except silu, the only one that depends on ``alpha``."""
 
 
 def _number(write: Writer, number: float, dtype: ir.DataType) -> ir.Value:

@@ -1,4 +1,4 @@
-"""Which columns of a value are -inf whatever the model's inputs, as masks make them."""
+"""Columns of a value that are -inf whatever the model's inputs, as masks make them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ Array = np.ndarray[Any, Any]
 
 
 def minus_infinite(value: ir.Value | None, width: int) -> Array:
-    """Whether each column [width] of a value [..., width] is -inf in every row, if nothing else is infinite or NaN.
+    """Flags [width] of the columns of a value [..., width] that are -inf in every row, if nothing else is infinite or
+    NaN.
 
-    Constants that hold it are followed through Add, Min, Where with a constant condition, the bias of a product, and
+    A constant with -inf is followed through Add, Min, Where with a constant condition, the bias of a product, and
     operators that leave columns as they are.
     """
     everywhere = np.ones(width, bool)
@@ -42,7 +43,7 @@ def minus_infinite(value: ir.Value | None, width: int) -> Array:
 
 
 def _numbers(value: ir.Value | None, width: int) -> Array | None:
-    """The numbers of a constant as rows [n, width], where it has that many columns or one for all of them."""
+    """The numbers of a constant as rows [n, width], if it has that many columns, or one for all of them."""
     tensor = constant(value)
     if tensor is None:
         return None
@@ -57,7 +58,7 @@ def _has_columns(value: ir.Value | None, width: int) -> bool:
 
 
 def _bias(node: ir.Node | None) -> ir.Value | None:
-    """What a product adds to each of its columns."""
+    """The bias that a product adds to its columns; None if there is none, or it is scaled by 0 or less."""
     if node is None or len(node.inputs) < 3:
         return None
     if is_op(node, "Gemm") and node.attributes.get_float("beta", 1.0) > 0:

@@ -1,4 +1,4 @@
-"""What one step of RNN, GRU and LSTM computes of the projected input and the state.
+"""One step of RNN, GRU and LSTM, from the projected input and the state.
 
 Equations and the order of gates: https://onnx.ai/onnx/operators/onnx__GRU.html, onnx__LSTM.html, onnx__RNN.html.
 """
@@ -18,8 +18,8 @@ PEEPHOLES = 7
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One direction: ``recurrence`` [hidden,gates*hidden] (R, transposed), ``bias`` [gates*hidden] of it where a gate
-    scales it (else it is in the projected input), ``peepholes`` [3*hidden], activations."""
+    """One direction: ``recurrence`` [hidden,gates*hidden] (R, transposed), its ``bias`` [gates*hidden] if a gate scales
+    it (otherwise it is part of the projected input), ``peepholes`` [3*hidden], activations."""
 
     hidden: int
     kind: ir.DataType
@@ -30,7 +30,7 @@ class Cell:
 
 
 def split(write: Writer, x: ir.Value, parts: list[int], axis: int = -1) -> list[ir.Value]:
-    """``x`` cut along its last axis."""
+    """Split ``x`` along an axis into parts of these sizes."""
     node = ir.node("Split", [x, write.numbers(*parts)], attributes={"axis": axis}, num_outputs=len(parts))
     write.insert(node, *("part" for _ in parts))
     return list(node.outputs)
@@ -67,7 +67,7 @@ def gru(write: Writer, cell: Cell, x: ir.Value, state: list[ir.Value]) -> list[i
 def lstm(write: Writer, cell: Cell, x: ir.Value, state: list[ir.Value]) -> list[ir.Value]:
     """Ct = ft Ct-1 + it ct, Ht = ot h(Ct); gates in the order i, o, f, c, peepholes in the order i, o, f.
 
-    ``clip`` bounds the gates and not the state in front of h, as onnxruntime has it; ONNX leaves that open.
+    ``clip`` bounds the gates and not the state that enters h, as in onnxruntime; ONNX leaves that open.
     """
     (h, c), (f, g, last), size = state, cell.activations, cell.hidden
     total = write.add("Add", x, write.add("MatMul", h, cell.recurrence))

@@ -1,8 +1,8 @@
-"""What the operators of a model ask of its inputs' sizes, beyond fitting each other: guards that need no exporter.
+"""Conditions on the sizes of a model's inputs that single operators imply, without guards of an exporter.
 
-TopK chooses among an axis that must have as many elements as it is to choose, and Gather of an element by its number,
-the last one say, needs that element. ONNX leaves open what they do otherwise; onnxruntime fails. A traced export may
-hold the count of its example's length: shorter inputs must not get an answer.
+TopK needs an axis with at least as many elements as it selects. Gather of an element at a known place needs that
+element. ONNX leaves open what they do otherwise, and onnxruntime fails. A traced export may contain the number that
+fits its example's length; shorter inputs must not get an answer.
 """
 
 from __future__ import annotations

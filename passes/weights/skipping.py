@@ -35,9 +35,9 @@ class Way:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Some tokens of a layer. ``gates`` [n,E]: the weights of all experts, 0 for those not chosen; ``norms`` [n,E]: of
-    what each contributes, the weight times the mean norm of the expert's outputs; ``tokens``: how many there were in
-    all."""
+    """Some tokens of a layer. ``gates`` [n,E]: the weights of all experts, 0 for those not selected. ``norms`` [n,E]:
+    of their contributions, each the weight times the mean norm of the expert's outputs. ``tokens``: the number of all
+    tokens."""
 
     gates: Array
     norms: Array

@@ -1,8 +1,8 @@
-"""Programs that compute the logits of some of the last tokens alone, where that is all that is asked for.
+"""Programs that can compute the logits of the last tokens alone.
 
-How many are asked for is a size of the program like any other, ``wanted``, which a plain run gives as many as there are
-tokens. What the nodes of :mod:`moec.ir.last_tokens` read is cut to so many of the last tokens, and all that they make
-follows from it.
+The number of these tokens, ``wanted``, is a size of the program like any other; in a plain run it is the number of all
+tokens. The inputs of the nodes of :mod:`moec.ir.last_tokens` are cut to the last ``wanted`` tokens, and everything that
+these nodes compute follows from the cut inputs.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ LENGTH_AXIS = 1
 
 @dataclasses.dataclass(frozen=True)
 class Narrowing:
-    """``spec``: what the runtime is told. ``nodes``: those that compute some of the last tokens alone; ``cut``: what
-    they read of others; ``passed_by``: nodes that nobody reads then. ``wanted``: how many tokens."""
+    """Plan for the logits of the last ``wanted`` tokens.
+
+    ``spec``: the description for the runtime. ``nodes``: nodes that compute the last tokens alone. ``cut``: values that
+    they read from other nodes. ``passed_by``: nodes whose results nothing reads then."""
 
     spec: LastTokens
     nodes: TokenWise
@@ -49,7 +51,7 @@ class Narrowing:
         return Narrowing(spec, nodes, frozenset(frontier(nodes)), frozenset(passed_by(nodes)), wanted)
 
     def convert(self, lowering: Lowering, node: ir.Node, converted: Any) -> Any:
-        """The result of a node for the last tokens: ``converted`` of them, or for a Reshape the tokens themselves."""
+        """The result of a node for the last tokens, by its converter ``converted``; a Reshape only gets other sizes."""
         operands = self.nodes[node]
         read = [value for value in operands if value in self.cut]
         with lowering.standing_for({value: self._last_of(lowering, value) for value in read}):

@@ -1,4 +1,4 @@
-"""From a model in ONNX IR to one Relax function, with symbolic sizes.
+"""Lowering of a model in ONNX IR to one Relax function, with symbolic sizes.
 
 :class:`Lowering` walks the nodes in order. Each node is converted by the table of generic operators
 (:data:`moec.targets.tvm.converters.CONVERTERS`) or, for heavy operators, by the target's provider.
@@ -45,18 +45,18 @@ class Lowered:
     kernels: dict[str, KernelRecord]
     """The target's own kernels by symbol name."""
     nodes: dict[str, ir.Node]
-    """Which node a variable of ``main`` was made for, by the variable's name."""
+    """The nodes that variables of ``main`` were made for, by the variable's name."""
     held: list[HeldState]
-    """For these, ``main`` takes pages in place of inputs and returns them in place of outputs; how much of each is in
-    use follows the inputs, as one shape."""
+    """States for which ``main`` takes pages in place of inputs and returns them in place of outputs. Their lengths in
+    use follow the inputs, as one shape."""
     beyond: Mapping[Budget, Sequence[str]]
     """The names of nodes that needed more than a budget allows."""
     streamed: list[StreamedExpertsSpec]
-    """The experts that it asks for before it uses them, by the number of their layer."""
+    """The experts that ``main`` asks for before it uses them, by the number of their layer."""
     last: LastTokens | None
-    """Whether ``main`` takes how many of the last tokens logits are wanted of, as one more shape."""
+    """Logits that ``main`` can compute for the last tokens alone; it takes their number as one more shape."""
     bodies: Sequence[Lowered]
-    """The functions that loops of ``main``, and loops inside these, take as steps: their ``main``."""
+    """The steps of the loops in ``main``, and of loops inside these, each as a ``main`` of its own."""
 
 
 def lower(
@@ -66,9 +66,11 @@ def lower(
     streams: bool = False,
     loops: bool = False,
 ) -> Lowered:
-    """Lower a whole model. ``holding``: how the target holds states; None where it holds none. ``streams``: whether it
-    can read the experts of a model that is streamed when they are chosen; ``loops``: whether its host code can take the
-    steps of loops. Raises UnsupportedError listing every operator without a converter."""
+    """Lower a whole model.
+
+    ``holding``: the target's way to hold states; None where it holds none. ``streams``: whether the target can load the
+    experts of a streamed model when they are selected. ``loops``: whether its host code can run loops step by step.
+    Raises UnsupportedError listing every operator without a converter."""
     return Lowering(model, heavy, holding, streams, loops).run()
 
 
@@ -99,7 +101,7 @@ class Lowering(GraphValues):
         self._last = self._narrowing()
 
     def _narrowing(self) -> Narrowing | None:
-        """The nodes that compute some of the last tokens alone."""
+        """The plan to compute logits of the last tokens alone; None where the model has none."""
         return Narrowing.of(self.model, self.sizes.variable("wanted"))
 
     # The whole model
@@ -118,7 +120,7 @@ class Lowering(GraphValues):
                         self._leave_out(node)
                     elif self._last is not None and node in self._last.passed_by:
                         continue
-                    elif node not in decoding:  # what that makes is read as it is stored
+                    elif node not in decoding:  # kernels read weights as they are stored, so decoding makes no code
                         self._convert(node)
                 results = [self._result(value) for value in graph.outputs]
                 output = self._builder.emit_output(relax.Tuple(results))
@@ -171,7 +173,7 @@ class Lowering(GraphValues):
                 self._tensors[output] = self.emit(value, output.name or node.op_type)
 
     def convert_as(self, operator: str, inputs: Sequence[ir.Value], attributes: Mapping[str, Any]) -> list[relax.Expr]:
-        """What another operator, heavy ones included, would make of these inputs."""
+        """Convert another operator, heavy or not, on these inputs, and return its outputs."""
         node = ir.node(operator, inputs, attributes=attributes)
         result = self._converters[operator](self, node)
         for position in range(len(inputs)):
@@ -179,7 +181,7 @@ class Lowering(GraphValues):
         return list(result) if isinstance(result, (list, tuple)) else [result]
 
     def value_of(self, tensor: relax.Expr) -> ir.Value:
-        """An ONNX value that stands for a tensor made here, as an input of :meth:`convert_as`."""
+        """An ONNX value for a tensor made by a converter, to pass as an input to :meth:`convert_as`."""
         variable = self.emit(tensor)
         value = ir.Value(name=variable.name)
         self._tensors[value] = variable
@@ -220,18 +222,18 @@ class Lowering(GraphValues):
         return pages
 
     def _leave_out(self, node: ir.Node) -> None:
-        """Let what a rounding makes of a value be the value itself."""
+        """Skip a node that rounds, and let its result be the value that it rounds."""
         source = self._done_by_writing[node]
         if source is not None:
             self._tensors[node.outputs[0]] = self.tensor(source)
 
     def _declare_lengths(self) -> list[relax.Var]:
-        """How much of the states is in use, as a parameter of its own: their pages do not say."""
+        """The parameter ``lengths``: a shape with the lengths of the states in use, which their pages do not tell."""
         lengths = dict.fromkeys(self._held[value].length for value in self._states)
         return [relax.Var("lengths", relax.ShapeType([*map(self.sizes.expression, lengths)]))] if lengths else []
 
     def _declare_wanted(self) -> list[relax.Var]:
-        """Of how many tokens logits are wanted, as a parameter of its own."""
+        """The parameter ``wanted``: a shape with the number of last tokens whose logits are requested."""
         if self._last is None:
             return []
         (ids,) = (value for value in self.model.graph.inputs if value.name == self._last.spec.input)
@@ -239,7 +241,7 @@ class Lowering(GraphValues):
         return [relax.Var("wanted", relax.ShapeType([self._last.wanted]))]
 
     def _dimension(self, name: str) -> tirx.Var | int:
-        """The size of that name. Exporters write a size they fixed as the name "16"."""
+        """The symbolic size of that name, or a number: exporters write a fixed size as a name such as "16"."""
         if name.isdecimal():
             return int(name)
         if name not in self._dimensions:

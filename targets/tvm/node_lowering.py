@@ -1,4 +1,4 @@
-"""What the lowering of every moec node needs: its inputs by name, and kernel calls recorded under its name."""
+"""Lowering of one moec node: access to its inputs by name, and kernel calls recorded under its name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from moec.targets.tvm.nodes import record_of
 
 
 class NodeLowering:
-    """One moec node on one machine, which is what the target's kernels ask it to be."""
+    """A moec node together with the machine that the target selects kernels for."""
 
     def __init__(self, lowering: LoweringContext, node: ir.Node, machine: Any) -> None:
         self.lowering = lowering
@@ -36,7 +36,7 @@ class NodeLowering:
         return value
 
     def tensor(self, name: str) -> relax.Expr:
-        """Raises UnsupportedError for an element type that kernels do not load."""
+        """The input as a Relax tensor. Raises UnsupportedError if it is ``x``, of a type that kernels do not load."""
         value = self.input(name)
         dtype = self.lowering.dtype(value)
         if name == "x" and dtype not in STORAGE_TYPES:
@@ -47,7 +47,7 @@ class NodeLowering:
         return StoredWeight.of(self.input(name))
 
     def bias(self, name: str) -> np.ndarray | None:
-        """Raises UnsupportedError for a bias that is not known now."""
+        """The numbers of a bias; None where it is absent. Raises UnsupportedError for a bias computed at run time."""
         value = self.inputs[name]
         if value is None:
             return None
@@ -66,7 +66,7 @@ class NodeLowering:
         return self.lowering.call_kernel(called.function, called.arguments, outputs, self._record(called))
 
     def call_on(self, called: KernelCall, outputs: Sequence[relax.Var]) -> list[relax.Var]:
-        """Call a kernel that may leave the results of others as they are."""
+        """Call a kernel that updates ``outputs``, results of other kernels, in place."""
         return self.lowering.call_kernel_on(called.function, called.arguments, outputs, self._record(called))
 
     def _record(self, called: KernelCall) -> KernelRecord:

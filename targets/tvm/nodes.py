@@ -1,4 +1,4 @@
-"""What the converters of heavy operators share: flattening tensors, and calling a selected kernel."""
+"""Helpers of the converters of heavy operators: reshape tensors, and call a selected kernel."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ def static_size(size: Any) -> int | None:
 
 
 def reshaped(tensor: relax.Expr, shape: Sequence[Any]) -> relax.Expr:
-    """The same elements under another shape; where there are none, as many anew, for Relax reads a zero as ONNX does:
-    the size that the tensor has there."""
+    """The same elements under another shape; a new tensor if that has a size of 0.
+
+    Relax would read the 0 as ONNX does: as a copy of the tensor's own size on that axis."""
     if any(static_size(size) == 0 for size in shape):
         return relax.op.zeros(list(shape), str(tensor.ty.dtype))
     return relax.op.reshape(tensor, list(shape))
@@ -73,7 +74,7 @@ def call(
 
 
 def record_of(node: ir.Node, called: KernelCall, prefix: str = "") -> KernelRecord:
-    """What the artifact says about a kernel that a node calls; ``prefix`` goes before the symbol's name."""
+    """Record of the artifact about a kernel that a node calls; ``prefix`` goes before the symbol's name."""
     kernel = called.chosen.kernel
     return KernelRecord(
         prefix + kernel.name,

@@ -1,4 +1,4 @@
-"""From the lowered Relax module to a Relax VM executable: every phase on one page."""
+"""All phases from the lowered Relax module to a Relax VM executable, on one page."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KERNEL_PIPELINE = "moec"
 
 
 def _keep_reshape(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """A reshape stays an operator: the VM makes a view of it, where a kernel would copy."""
+    """Keep a reshape as an operator: the VM makes a view for it, where a kernel would copy."""
     return call
 
 
@@ -86,7 +86,7 @@ def executable_phases(unplanned: list[str]) -> list[tvm.transform.Pass]:
 
 
 def kernel_phases() -> list[tvm.transform.Pass]:
-    """TIR to what LLVM takes: TVM's default phases for a processor, with some of ours."""
+    """TIR to the form that LLVM takes: TVM's default phases for a processor, with some of ours."""
     lower, loops = s_tir.transform, tirx.transform
     return [
         # Blocks, as schedules see them, become plain loops over flat buffers.
@@ -133,9 +133,11 @@ def _cpu_pipeline() -> tuple[tvm.transform.Pass, Any, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """What came out. ``objects``: object files by name; ``sources``: text by form (llvm, cuda, ...) and kernel;
-    ``facts``: lines about a kernel, for the heads of its texts; ``files``: text that is of no single kernel, by the
-    name of its file; ``device``: TVM's module of a device's code; ``binary``: what its compiler made of that."""
+    """Code generated for the kernels of a module.
+
+    ``objects``: object files by name; ``sources``: text by form (llvm, cuda, ...) and kernel; ``facts``: lines about a
+    kernel, for the heads of its texts; ``launches``: launches of each kernel on a device; ``files``: text of no single
+    kernel, by file name; ``device``: TVM's module with a device's code; ``binary``: that code, compiled."""
 
     objects: dict[str, bytes]
     sources: dict[str, dict[str, str]]
@@ -149,12 +151,12 @@ class Generated:
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """What differs between the kinds of machines that TVM makes code for."""
+    """The parts of compilation that differ between the kinds of machines that TVM makes code for."""
 
     schedule: tvm.transform.Pass
-    """Gives threads to the kernels that do not come finished from a target."""
+    """Pass that gives threads to generic kernels; those of a target come finished."""
     generate: Callable[[tvm.IRModule, tvm.target.Target], Generated]
-    """Makes code of kernels."""
+    """Function that generates the code of kernels."""
 
 
 def _cpu_code(kernels: tvm.IRModule, target: tvm.target.Target) -> Generated:
@@ -174,7 +176,7 @@ CPU = Backend(ScheduleGenericKernels(), _cpu_code)
 
 @dataclasses.dataclass(frozen=True)
 class Optimized:
-    """A module whose kernels are final: they are what ``src/`` shows as TIR."""
+    """A module whose kernels are final; ``src/`` shows them as TIR."""
 
     module: tvm.IRModule
     names: dict[str, str]
@@ -182,7 +184,7 @@ class Optimized:
     nodes: dict[str, list[ir.Node]]
     """The nodes a kernel computes, by its name."""
     apart: dict[str, Budget]
-    """The names of nodes that could have been fused except for a budget, and which."""
+    """Names of the nodes that a budget kept from being fused, with that budget."""
 
 
 def optimize(
@@ -211,8 +213,9 @@ def optimize(
 def build(
     module: tvm.IRModule, target: tvm.target.Target, backend: Backend = CPU, others: Mapping[str, tvm.IRModule] = {}
 ) -> tuple[relax.VMExecutable, Generated]:
-    """The instructions of the VM for an optimised module, and the code of the kernels that they call. ``others``:
-    modules whose ``main`` becomes a function of another name."""
+    """Generate the VM's instructions for an optimised module, and the code of the kernels that they call.
+
+    ``others``: further modules by name; their ``main`` becomes a function of this name."""
     unplanned: list[str] = []
     with target:
         parts = [_executable(one, name, unplanned) for name, one in {"main": module, **others}.items()]
@@ -232,8 +235,9 @@ def build(
 
 
 def _executable(module: tvm.IRModule, name: str, unplanned: list[str]) -> tvm.IRModule:
-    """The module behind the last phases, in which ``main``, and functions that these phases add, have names of their
-    own. ``unplanned``: see :func:`executable_phases`."""
+    """Run the last phases on a module, and rename ``main`` and the functions that these phases add by ``name``.
+
+    ``unplanned``: see :func:`executable_phases`."""
     before = {symbol.name_hint for symbol in module.functions} - {"main"}
     module = tvm.ir.transform.Sequential(executable_phases(unplanned))(module)
     if name == "main":

@@ -1,8 +1,8 @@
-"""Which nodes of the ONNX graph a kernel computes, also where fusion made one kernel of several.
+"""Provenance of kernels: the nodes of the ONNX graph that a kernel computes, also after fusion.
 
-Fusion renames values and shares one kernel among equal groups, so names alone do not tell. But it keeps what each group
-computes: calling every fused function again, with the values that went into it, meets the same kernels on the same
-arguments as before fusion, and of these the node is known.
+Fusion renames values and shares one kernel among equal groups, so names do not identify the nodes. But fusion keeps the
+computation of each group: a replay of every fused function on its arguments meets the same kernels with the same
+arguments as before fusion, and for these the node is known.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def fused_groups(before: tvm.IRModule, after: tvm.IRModule) -> list[list[relax.V
 
 
 def calls_by_kernel(module: tvm.IRModule) -> Counter[str]:
-    """How often ``main`` calls each kernel, by its symbol."""
+    """Number of calls of each kernel in ``main``, by the kernel's symbol."""
     symbols = (_kernel_symbol(binding.value) for binding in bindings_of(module["main"]))
     return Counter(symbol for symbol in symbols if symbol is not None)
 
@@ -57,7 +57,7 @@ class _Replay:
         return {kernel: list(dict.fromkeys(nodes)) for kernel, nodes in self._nodes.items()}
 
     def _replay(self, function: relax.Function, values: dict[relax.Var, Any], kernel: str | None) -> Any:
-        """Follow a function's bindings with ``values``, the original of each variable; returns that of its result.
+        """Follow a function's bindings and return the original of its result. ``values``: the original of each variable.
 
         ``kernel``: the fused kernel this function becomes; None in ``main``, where every call is a kernel of its own.
         """
@@ -80,7 +80,7 @@ class _Replay:
         return _original(function.body.body, values)
 
     def _next_original(self, key: Key) -> relax.Var | None:
-        """Several bindings have one key where only the shapes of their results differ; they keep their order."""
+        """Next unused original of a key. Bindings that differ in their results' shapes alone share a key, in order."""
         found = self._originals.get(key, [None])
         return found.pop(0) if len(found) > 1 else found[0]
 
@@ -101,7 +101,7 @@ def _kernel_symbol(value: relax.Expr) -> str | None:
 
 
 def _key(binding: relax.Binding, values: Mapping[relax.Var, Any]) -> Key:
-    """What a binding computes: its operator and kernel, and the originals of the values it takes."""
+    """Key of a binding: its operator and kernel, and the originals of its operands."""
     value = binding.value
     if isinstance(value, relax.TupleGetItem):
         return "item", _original(value.tuple_value, values), value.index

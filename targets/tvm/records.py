@@ -1,4 +1,4 @@
-"""What the artifact says about every kernel: the nodes it computes, why it was chosen, and its source to read."""
+"""Records of kernels for the artifact: the nodes a kernel computes, why it was chosen, and its source to read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from moec.targets.tvm.pipeline import Generated, Optimized
 from moec.targets.tvm.provenance import calls_by_kernel
 
 HOST_NUMBERS = "moec.host_numbers"
-"""The attribute that says how many of a kernel's parameters, the first ones, are numbers which only the host reads."""
+"""Attribute with the number of a kernel's leading parameters that are numbers only the host reads."""
 _NODES_LISTED = 6
 
 
@@ -60,7 +60,7 @@ def _generic_record(name: str, nodes: Sequence[ir.Node]) -> KernelRecord:
 
 
 def _tir_text(name: str, function: tirx.PrimFunc) -> str:
-    """TVMScript without what only schedules need: blocks become plain loops."""
+    """The function as TVMScript, with blocks, which only schedules need, lowered to plain loops."""
     function = function.with_attr("global_symbol", name)
     if function.attrs.get("s_tir"):
         transform = s_tir.transform
@@ -94,7 +94,7 @@ def _header(record: KernelRecord, facts: Sequence[str]) -> list[str]:
 
 
 def _tensors(function: tirx.PrimFunc) -> list[tirx.Var]:
-    """The parameters but for those of the host alone."""
+    """The parameters without those that only the host reads."""
     return list(function.params)[int(function.attrs.get(HOST_NUMBERS, 0)) :]
 
 
@@ -106,7 +106,7 @@ def _parameter(parameter: tirx.Var) -> TensorSpec:
 
 
 def _memory(parameters: Sequence[TensorSpec]) -> list[str]:
-    """How many bytes all tensors have, by the sizes that are known when the kernel runs."""
+    """Line with the bytes of all tensors, as a sum of terms in the dynamic sizes; none for a type of unknown size."""
     bytes_of: dict[str, int] = {}
     for parameter in parameters:
         if parameter.dtype not in DTYPES:
@@ -119,7 +119,7 @@ def _memory(parameters: Sequence[TensorSpec]) -> list[str]:
 
 
 def _says(value: Any) -> bool:
-    """Whether an attribute is worth a line: what a kernel does not do is not."""
+    """Whether an attribute is worth a line: None, False and "" are not."""
     return value is not None and value is not False and value != ""
 
 

@@ -1,4 +1,4 @@
-"""What elementwise operators compute of one element each, as expressions of TIR: the functions of one and of two."""
+"""Elementwise operators as TIR expressions: functions of one element, and functions of two."""
 
 from __future__ import annotations
 

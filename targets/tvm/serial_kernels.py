@@ -1,8 +1,7 @@
-"""Kernels whose result at one place depends on other places in order: they run in a fixed order, in one thread, or in
-one for each row.
+"""Kernels whose results depend on each other in order: they run in a fixed order, in one thread or one per row.
 
-Everything is brought to two or three dims before, so that one kernel serves every rank. Each is made once per process,
-for reading a script takes longer than lowering an operator.
+Callers reshape operands to two or three dims, so that one kernel serves every rank. Each kernel is built once per
+process, because parsing a script takes longer than lowering an operator.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from moec.targets.tvm.comparisons import maximum, minimum
 
 
 def combination(reduction: str) -> Callable[[Any, Any], Any]:
-    """What a scatter with that reduction makes of an element and an update."""
+    """Function (element, update) -> new element of a scatter with the ``reduction``."""
     return {
         "none": lambda old, new: new,
         "add": lambda old, new: old + new,
@@ -130,7 +129,7 @@ def top_k(dtype: str, largest: bool) -> tirx.PrimFunc:
 
 @functools.cache
 def count_nonzero() -> tirx.PrimFunc:
-    """How many elements of a bool [P] are true, as int64 [1]."""
+    """Count the true elements of a bool [P]; the result is int64 [1]."""
 
     @T.prim_func(private=True, s_tir=True)
     def kernel(mask: T.handle, count: T.handle):

@@ -1,11 +1,11 @@
-"""What people read of a kernel in the text of its LLVM or assembly module."""
+"""Readable text of a kernel, cut from its LLVM or assembly module."""
 
 from __future__ import annotations
 
 import re
 
 SYMBOL_PREFIX = "__tvm_ffi_"
-"""What TVM puts in front of a kernel's name in the object file."""
+"""Prefix of a kernel's name in the object file."""
 
 _LLVM_FUNCTION = re.compile(r'^define [^\n]*?@"?(?P<name>[\w.$]+)"?\(.*?^}\n', re.MULTILINE | re.DOTALL)
 _ASSEMBLY_FUNCTION = re.compile(

@@ -22,8 +22,8 @@ from moec.common.budgets import SIZE_OPERATORS
 
 MAXIMUM_SIZE = 1 << 40
 FAR = 1 << 41
-"""Integers read when the program runs are cut to this magnitude: further from a tensor's ends makes no difference, and
-sums with sizes do not overflow."""
+"""Magnitude to which integers read at run time are clamped: positions further from a tensor's ends make no difference,
+and sums with sizes do not overflow."""
 MAXIMUM_KNOWN_ELEMENTS = 256
 
 
@@ -37,7 +37,7 @@ class Known:
 
     @staticmethod
     def of(elements: Any, dtype: str = "int64") -> Known:
-        """From nested sequences or an array of numbers and expressions."""
+        """A known tensor from nested sequences or an array of numbers and expressions."""
         return Known(_object_array(elements), dtype)
 
     @property
@@ -49,8 +49,10 @@ class Known:
 
 
 def _object_array(elements: Any) -> np.ndarray:
-    """The elements as Python numbers and expressions: a number of numpy's has a type that TVM would take for another,
-    and a function of numpy's returns such a number where an array would have no axes."""
+    """The elements as an array of Python numbers and expressions.
+
+    A numpy scalar has a type that TVM would mistake for another; numpy's functions return one in place of an array
+    without axes."""
     if isinstance(elements, np.ndarray) and elements.dtype == object:
         return np.frompyfunc(_plain, 1, 1)(elements) if elements.ndim else _object_array(elements[()])
     if isinstance(elements, np.ndarray | np.generic):
@@ -90,7 +92,7 @@ class Sizes:
         return variable
 
     def integer(self, name: str) -> tirx.Var:
-        """A new symbolic integer, which may be negative: a position, say, or what a shape is to become."""
+        """A new symbolic integer, which may be negative, such as a position or an element of a target shape."""
         variable = tirx.Var(self._unique(name), "int64")
         self._analyzer.bind(variable, tvm.ir.Range(_int64(-FAR), _int64(2 * FAR + 1)))
         return variable
@@ -208,7 +210,7 @@ class Sizes:
     def cancelled(
         self, left: Sequence[Any], right: Sequence[Any]
     ) -> tuple[tuple[int, list[Any]], tuple[int, list[Any]]]:
-        """What is left of two products, a number and other factors each, without what they have in common."""
+        """Both products without their common factors, each as a number and a list of symbolic factors."""
         left_numbers, left_symbols = self._factors(left)
         right_numbers, right_symbols = self._factors(right)
         remaining = []
@@ -252,7 +254,7 @@ class Sizes:
 
 
 def operators_in(size: tirx.Expr) -> int:
-    """How many operators an expression has."""
+    """Number of operators in an expression."""
     count = 0
 
     def add(part: tvm.ir.Expr) -> None:

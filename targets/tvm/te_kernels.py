@@ -16,8 +16,9 @@ OPAQUE = 8
 
 @dataclasses.dataclass(frozen=True)
 class Requirement:
-    """What has to hold of sizes when a kernel runs; where it does not, ``message`` is raised as a ValueError before any
-    element is computed."""
+    """A condition on sizes that a kernel checks when it runs, before it computes any element.
+
+    Where it does not hold, the kernel raises a ValueError with ``message``."""
 
     condition: tirx.Expr
     message: str
@@ -26,7 +27,7 @@ class Requirement:
 def prim_func(
     inputs: list[te.Tensor], outputs: list[te.Tensor], requirements: Sequence[Requirement] = ()
 ) -> tuple[tirx.PrimFunc, list[tirx.Var]]:
-    """The kernel of a TE computation, and the sizes it needs that are not themselves a dim of a tensor."""
+    """The kernel of a TE computation, and the sizes it needs that are not a dim of any of its tensors."""
     kernel = te.create_prim_func([*inputs, *outputs], "int64").without_attr("global_symbol")
     bound = {size for tensor in (*inputs, *outputs) for size in tensor.shape if isinstance(size, tirx.Var)}
     bound |= _loop_variables(kernel.body)
@@ -49,7 +50,7 @@ def prim_func(
 
 
 def checked(kernel: tirx.PrimFunc, requirements: Sequence[Requirement]) -> tirx.PrimFunc:
-    """The kernel, which looks first whether they hold."""
+    """The kernel, preceded by checks of the requirements."""
     return checking(kernel, [_assertion(requirement) for requirement in requirements])
 
 
@@ -59,12 +60,12 @@ def _assertion(requirement: Requirement) -> tirx.AssertStmt:
 
 
 def checking(function: tirx.PrimFunc, assertions: Sequence[tirx.Stmt]) -> tirx.PrimFunc:
-    """The function behind assertions about its arguments, which the host makes also where a device runs the rest."""
+    """The function, preceded by assertions about its arguments; the host checks these where a device runs the rest."""
     return function.with_body(tirx.SeqStmt([*assertions, function.body])) if assertions else function
 
 
 def without_checks(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, list[tirx.Stmt]]:
-    """The function in the form that schedules take, and the assertions that stood before it."""
+    """The function in the form that schedules take, without assertions, and the assertions that preceded it."""
     body = function.body
     if not isinstance(body, tirx.SeqStmt) or not isinstance(body[0], tirx.AssertStmt):
         return function, []

@@ -1,4 +1,4 @@
-"""Windows that slide over the spatial axes of a tensor [N, C, spatial...]: where they begin, and how many there are."""
+"""Windows that slide over the spatial axes of a tensor [N, C, spatial...]: their positions and their number."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Windows:
 
     @staticmethod
     def of(node: ir.Node, spatial: Sequence[Any], kernel: Sequence[int], sizes: Sizes) -> Windows:
-        """From the attributes ``strides``, ``dilations``, ``pads``, ``auto_pad`` and ``ceil_mode``, by the formulas of
-        ONNX's MaxPool. ``spatial``: the sizes that the windows slide over."""
+        """Windows by the attributes ``strides``, ``dilations``, ``pads``, ``auto_pad`` and ``ceil_mode``, with the
+        formulas of ONNX's MaxPool. ``spatial``: the sizes that the windows slide over."""
         rank = len(kernel)
         if len(spatial) != rank:
             raise UnsupportedError(f"a window of {rank} axes over {len(spatial)} spatial ones; expected as many")
@@ -56,7 +56,9 @@ class Windows:
         return Windows(list(kernel), strides, dilations, before, after, counts)
 
     def positions(self, outputs: Sequence[Any], inside: Sequence[Any]) -> list[Any]:
-        """Where the element ``inside`` each window lies in the tensor that is not padded; it may lie outside."""
+        """Position of a window's element in the unpadded tensor, per axis; it may be outside, in the padding.
+
+        ``outputs``: the window's number, and ``inside``: the element's index in the window, per axis."""
         return [
             output * stride + inner * dilation - before
             for output, stride, inner, dilation, before in zip(

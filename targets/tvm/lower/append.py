@@ -1,4 +1,4 @@
-"""Writing behind a state that a target holds in place, and what makes pages of a state and a state of pages."""
+"""Appending to a state that a target holds in place, and conversion between a state and its pages."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ def holding(
     types: Collection[str] = STORAGE_TYPES,
     has_places: bool = False,
 ) -> Holding:
-    """How a target holds states: it writes by the ``kernel`` (start, new, pages), or (length, starts, new, pages) where
-    it ``has_places``, and has ``conversions`` (start, state, pages) and (pages, state) where states are given and
-    returned in another type than that of ``types`` in which they are stored."""
+    """A target's way to hold states, made from its kernels.
+
+    ``kernel`` writes to a state: it takes (start, new, pages), or (length, starts, new, pages) if it ``has_places``.
+    ``conversions`` take (start, state, pages) and (pages, state), for states that are given and returned in another
+    type than the one of ``types`` in which they are stored."""
 
     def append(
         lowering: Lowering,

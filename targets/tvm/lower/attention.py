@@ -1,4 +1,4 @@
-"""Opset 24 Attention before any kernel: heads split off, new keys put behind the past ones, and what is static."""
+"""Opset 24 Attention before any kernel: split heads, append new keys to past ones, and describe the static part."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Keys = relax.Expr | HeldTensor
 
 @dataclasses.dataclass(frozen=True)
 class AttentionProblem:
-    """What is static about an attention.
+    """Static properties of an attention.
 
     ``heads_per_group``: query heads per head of keys and values. ``mask``: the type of the mask, if there is one: a
     float type is added to the scores, bool says which keys a query sees. ``mask_broadcast`` says for [batch, head,
-    query] whether the mask has size 1 there. ``has_lengths``: how many of the keys are in use is given per batch.
-    ``causal``: query i sees keys 0 to i + offset, the offset being 0 where the queries belong to the ``first`` keys,
-    P - S where they belong to the ``last``, and ``lengths[b]`` - S where they belong to the last that are in use.
-    ``paged``: the type as which keys and values lie in pages, [pages, B, G, page, D], if they do.
-    ``has_sinks``: each head has a logit more, the weight of which no value gets.
+    query] whether the mask has size 1 there. ``has_lengths``: whether an input gives the number of keys in use per
+    batch. ``causal``: query i sees keys 0 to i + offset. The offset is 0 where the queries belong to the ``first``
+    keys, P - S where they belong to the ``last``, and ``lengths[b]`` - S where they belong to the last keys in use.
+    ``paged``: element type of keys and values in pages [pages, B, G, page, D]; "" where they are not in pages.
+    ``has_sinks``: each head has one more logit, whose weight goes to no value.
     ``softcap`` > 0 bounds scores to ``softcap * tanh(score / softcap)`` before the mask.
     """
 
@@ -65,13 +65,13 @@ class AttentionInputs:
 
 
 Attend = Callable[[LoweringContext, ir.Node, AttentionInputs, AttentionProblem, relax.TensorType], relax.Expr]
-"""A target's part: the result [B, H, S, Dv], of that type."""
+"""A target's converter: it returns the result [B, H, S, Dv], of the given type."""
 
 
 def lower_attention(
     lowering: LoweringContext, node: ir.Node, attend: Attend, *, takes_sinks: bool = False
 ) -> list[Keys]:
-    """Result, present keys and present values. ``takes_sinks``: whether the target's part does.
+    """Result, present keys and present values. ``takes_sinks``: whether ``attend`` supports sinks.
 
     Raises UnsupportedError for the scores as an output, for dynamic head sizes and counts, and for a causal mask over
     a cache to which more or fewer keys are added than there are queries.
@@ -92,7 +92,7 @@ def lower_attention(
 
 
 def _attention_inputs(lowering: LoweringContext, node: ir.Node) -> tuple[AttentionInputs, list[Keys]]:
-    """What the attention takes, and its keys and values with what was before them, which are results, too."""
+    """Inputs of the attention, and the present keys and values: the past ones with the new ones appended."""
     query = _heads(lowering, node, 0, "q_num_heads")
     past_key, past_value, used = (optional_input(node, position) for position in (4, 5, 6))
     if past_key is not None and used is not None:
@@ -110,7 +110,7 @@ def _attention_inputs(lowering: LoweringContext, node: ir.Node) -> tuple[Attenti
 
 
 def _joined_heads(lowering: LoweringContext, node: ir.Node, result: relax.Expr) -> relax.Expr:
-    """The result [B, H, S, Dv] as the node has it: [B, S, H * Dv] where its query has rank 3."""
+    """The result [B, H, S, Dv] in the shape of the node's output: [B, S, H * Dv] where the query has rank 3."""
     if len(lowering.shape(required_input(node, 0))) == 4:
         return result
     batch, heads, queries, size = result.ty.shape
@@ -133,7 +133,7 @@ def _heads(lowering: LoweringContext, node: ir.Node, position: int, count: str) 
 
 
 def _with_past(lowering: LoweringContext, node: ir.Node, position: int, past: ir.Value | None) -> Keys:
-    """Keys or values [B, G, P, D]: those of an input behind the past ones, if there are any."""
+    """Keys or values [B, G, P, D]: those of an input, appended to the past ones if there are any."""
     held = lowering.held(required_input(node, position))
     if past is None and held is not None and len(held.ty.shape) == 4:
         return held
@@ -219,7 +219,7 @@ def _heads_per_group(heads: Any, groups: Any) -> int:
 
 
 def _causal(node: ir.Node, inputs: AttentionInputs) -> Causal:
-    """Where among the keys the queries belong; see :class:`AttentionProblem`."""
+    """Position of the queries among the keys, see :class:`AttentionProblem`; "" for an attention without causal mask."""
     if not attribute(node, "is_causal", 0):
         return ""
     if optional_input(node, 6) is not None:

@@ -1,4 +1,4 @@
-"""Attention sinks as ONNX spells them: a key of zeros before the others, to which the mask adds the sink's logit.
+"""Attention sinks as ONNX spells them: a zero key before the others, to whose score the mask adds the sink's logit.
 
 ::
 
@@ -7,7 +7,7 @@
     mask = Add (Pad (m, [1, 0], , [3]), Pad (logits, [0, P], , [3]))   # or the second alone; logits [1, H, 1, 1]
     y = Attention (q, keys, values, mask)
 
-A kernel that starts with the logits needs no such key, and no mask for every head.
+A kernel that starts from the logits needs neither this key nor a mask per head.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _INPUTS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Sinks:
-    """The logits [1, H, 1, 1] of an attention, and keys, values and mask without them."""
+    """The logits ``values`` [1, H, 1, 1] of an attention, and its keys, values and mask without sinks."""
 
     values: ir.Value
     key: ir.Value
@@ -39,7 +39,7 @@ class Sinks:
 
     @contextlib.contextmanager
     def alone(self, node: ir.Node) -> Iterator[ir.Node]:
-        """The attention without them, inside."""
+        """Context with a copy of the attention ``node`` that has no sinks."""
         inputs = [required_input(node, 0), self.key, self.value, self.mask]
         rest = ir.Node("", "Attention", inputs, list(node.attributes.values()), name=node.name)
         try:
@@ -49,7 +49,7 @@ class Sinks:
                 rest.replace_input_with(position, None)
 
     def logits(self, lowering: LoweringContext) -> relax.Expr:
-        """Float32 [H]."""
+        """The logits as float32 [H]."""
 
         def build(values: te.Tensor) -> te.Tensor:
             return te.compute((values.shape[1],), lambda h: values(0, h, 0, 0).astype("float32"), name="sinks")
@@ -77,7 +77,9 @@ def split_sinks(lowering: LoweringContext, node: ir.Node) -> Sinks | None:
 
 
 def _padded(lowering: LoweringContext, value: ir.Value, axis: int, *, front: bool) -> ir.Value | None:
-    """What a node pads along one axis alone: by a single zero in ``front``, or by none there."""
+    """The tensor that a Pad extends by zeros along ``axis`` alone to make the value; None if no such Pad makes it.
+
+    With ``front`` it adds exactly one zero, before the others; else it adds zeros at the end only."""
     node = value.producer()
     if node is None or operator_name(node) != "Pad" or attribute(node, "mode", "constant") != "constant":
         return None

@@ -1,7 +1,7 @@
-"""The operators of the moec dialect on any target: which converters there are, and what is common before and behind the
-products of the experts. A target gives its kernels and the products (:class:`ExpertOps`).
+"""Converters of the moec dialect for any target, with the steps before and after the products of the experts.
 
-``GroupedMatMul`` is the product of pairs that have one slot: its rows are the tokens, and each has one expert or none.
+A target provides its kernels and the products (:class:`ExpertOps`). ``GroupedMatMul`` is treated as a layer with one
+slot: its rows are the tokens, and each has one expert or none.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ Routing = tuple[relax.Expr, relax.Expr]
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """What experts made of the pairs t * k + slot. ``ids`` [T, k] (int32): their experts as kernels number them;
-    ``rows`` [P, at least width], in the order of the pairs. ``combined``: the target's own way to sum them, from the
-    problem, the call of ``combine`` and the type of its result; None where that call is all."""
+    """Results of the experts for the pairs t * k + slot of a token and its expert.
+
+    ``ids`` [T, k] (int32): the experts of the pairs, as kernels number them. ``rows`` [P, at least width]: the results
+    in the order of the pairs. ``combined``: the target's own way to sum them, from the problem, the call of ``combine``
+    and the type of its result; None where that call suffices."""
 
     ids: relax.Expr
     rows: relax.Expr
@@ -40,10 +42,10 @@ class Pairs:
 
 @dataclasses.dataclass(frozen=True)
 class CombineProblem:
-    """The rows of pairs back to tokens, weighted and summed, or only without their padding.
+    """Combination of the rows of pairs to rows of tokens: weighted and summed, or only cut to ``width`` columns.
 
-    Ids in [0, ``experts``) have a row of ``width`` columns (``pair_width`` in memory); ids behind them, as many as
-    ``identity_experts``, stand for the token itself. Rows are clamped to [-limit, limit] where ``limit`` > 0.
+    Ids in [0, ``experts``) have a row of ``width`` columns (``pair_width`` in memory); the next ``identity_experts``
+    ids stand for the token itself. Rows are clamped to [-limit, limit] where ``limit`` > 0.
     """
 
     experts: int
@@ -64,7 +66,7 @@ class CombineProblem:
 
 @dataclasses.dataclass(frozen=True)
 class PlacedRows:
-    """Rows of ``width`` columns that lie where positions say."""
+    """Rows of ``width`` columns, found by an array of positions."""
 
     width: int
     dtype: str
@@ -72,38 +74,40 @@ class PlacedRows:
 
 
 class ExpertOps(Protocol):
-    """What differs between targets. ``combine.build(problem)`` takes x, weights, ids, rows and y; ``trim.build`` of
-    the same problem ids[R, 1], rows and y[R, width]; ``combine_placed.build`` of :class:`PlacedRows` takes rows,
-    weights, positions and y."""
+    """A target's kernels and products for experts.
+
+    The functions that kernels build take: ``combine``, of a :class:`CombineProblem`: x, weights, ids, rows and y;
+    ``trim``, of the same: ids[R, 1], rows and y[R, width]; ``combine_placed``, of :class:`PlacedRows`: rows, weights,
+    positions and y."""
 
     combine: Kernel
     combine_placed: Kernel
     trim: Kernel
 
     def dispatch(self, node: NodeLowering, ids: relax.Expr, experts: int) -> Sequence[relax.Expr]:
-        """Lowers ``moec.Dispatch``; ids outside [0, ``experts``) are not dispatched."""
+        """Lower ``moec.Dispatch``; ids outside [0, ``experts``) are not dispatched."""
         ...
 
     def route(self, node: NodeLowering) -> Routing:
-        """Lowers the routing of ``moec.Route`` and ``moec.MoE``."""
+        """Lower the routing of ``moec.Route`` and ``moec.MoE``."""
         ...
 
     def linear(self, node: NodeLowering) -> relax.Expr:
-        """Lowers ``moec.Linear``."""
+        """Lower ``moec.Linear``."""
         ...
 
     def experts(self, node: NodeLowering, weights: ExpertWeights, routing: Routing, capacity: int) -> Pairs:
-        """Both products with the activation between them; an expert has at most ``capacity`` pairs, if it is not 0."""
+        """Both products with the activation between them. An expert has at most ``capacity`` pairs; 0: any number."""
         ...
 
     def grouped_matmul(self, node: NodeLowering, spec: ProductSpec, weight: StoredWeight, routing: Routing) -> Pairs:
-        """The rows x [R, K] times the matrices of their experts, with a bias; routing [R, 1], of whose weights, zeros,
-        none is read."""
+        """The rows x [R, K] times the matrices of their experts, with a bias. The routing is [R, 1]; its weights are
+        zeros that no kernel reads."""
         ...
 
 
 def converters(ops: ExpertOps, machine: Any) -> Mapping[str, HeavyConverter]:
-    """The converters of the moec domain for a machine."""
+    """Converters of the moec domain for a machine, by the name of the operator."""
 
     def converter(lower: Callable[[NodeLowering], Any]) -> HeavyConverter:
         def convert(lowering: LoweringContext, node: ir.Node) -> Any:
@@ -176,11 +180,11 @@ def _lower_grouped_matmul(ops: ExpertOps, node: NodeLowering) -> relax.Expr:
 
 
 def _experts_of_rows(offsets: te.Tensor, rows: Any, experts: int) -> te.Tensor:
-    """The expert [R, 1] of each row, ``experts`` for a row of none; whatever the offsets are, in [0, ``experts``]."""
+    """The expert [R, 1] of each row, ``experts`` for a row without one; within [0, ``experts``] for any offsets."""
     expert = te.reduce_axis((0, experts), name="expert")
 
     def begun(row: Any, _: Any) -> Any:
-        """How many experts end at or before the row."""
+        """Number of experts whose rows end at or before ``row``: the row's expert, as offsets ascend."""
         return te.sum((offsets[expert + 1].astype("int64") <= row).astype("int32"), axis=expert)
 
     return te.compute((rows, 1), begun, name="experts_of_rows")

@@ -1,4 +1,4 @@
-"""Opset 27 LinearAttention before any kernel: what is static about it, and its operands in float32."""
+"""Opset 27 LinearAttention before any kernel: its static properties, and its operands in float32."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ FORMULA = "S = exp(decay) * S; S += k (beta * (v - S^T k))^T; y = scale * S^T q,
 class LinearAttentionProblem:
     """``heads`` of keys, values and states [key_size, value_size], each with ``group`` heads of queries.
 
-    ``decay``: whether states decay, by a number of the head or by one for each channel of the key. ``delta``: what a
-    state already gives for a key is taken off its value (the delta rule); then there is ``beta``, one of each head or,
-    where ``shared_beta``, one of each token.
+    ``decay``: whether states decay, by one number per head or by one per channel of the key. ``delta``: the delta rule,
+    which subtracts from a value what the state already returns for its key. It has a factor ``beta``, one per head, or
+    one per token if ``shared_beta``.
     """
 
     heads: int
@@ -40,8 +40,8 @@ class LinearAttentionProblem:
 
     @property
     def parameters(self) -> list[tuple[str, tuple[str | int, ...]]]:
-        """Names and shapes of what kernels take, all float32: ``y`` and ``after``, the state, are their results. In the
-        place of a ``decay`` and a ``beta`` that there are not stands one number."""
+        """Names and shapes of the tensors that kernels take, all float32. ``y`` and ``after``, the new state, are
+        results. An absent ``decay`` or ``beta`` is a single number, which is not read."""
         state = ("B", self.heads, self.key_size, self.value_size)
         decay, beta = (
             self.heads * (self.key_size if self.decay == "channel" else 1),
@@ -60,7 +60,7 @@ class LinearAttentionProblem:
 
 
 def converter(kernel: Kernel, machine: Any) -> HeavyConverter:
-    """By a target's kernel, whose ``build(problem, machine)`` takes the parameters of the problem."""
+    """Converter that uses a target's kernel; its function takes :attr:`LinearAttentionProblem.parameters`."""
 
     def convert(lowering: LoweringContext, node: ir.Node) -> list[relax.Expr]:
         return _lower(lowering, node, kernel, machine)
@@ -69,7 +69,7 @@ def converter(kernel: Kernel, machine: Any) -> HeavyConverter:
 
 
 def _lower(lowering: LoweringContext, node: ir.Node, kernel: Kernel, machine: Any) -> list[relax.Expr]:
-    """Result and state after it. Raises UnsupportedError for sizes of heads that are dynamic or do not fit."""
+    """The result and the new state. Raises UnsupportedError for sizes of heads that are dynamic or do not fit."""
     problem = _problem(lowering, node)
     query = lowering.tensor(required_input(node, 0))
     batch, tokens = query.ty.shape[0], query.ty.shape[1]

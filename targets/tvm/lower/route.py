@@ -1,4 +1,4 @@
-"""Routing on any target: logits to weights and ids, and what a capacity drops."""
+"""Routing on any target: weights and ids from logits, and the pairs that a capacity drops."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ def why_not_scored(spec: RouteSpec, scores: Collection[str]) -> str | None:
 
 
 def lower_route(node: NodeLowering, route: Kernel, capacity: Kernel) -> tuple[relax.Expr, relax.Expr]:
-    """Routing weights [T, k] and expert ids [T, k], by a target's kernels. ``route.build(problem)`` takes logits (and
-    biases) and gives both; ``capacity.build(problem)`` takes and gives both."""
+    """Routing weights [T, k] and expert ids [T, k] (int32), computed by a target's kernels.
+
+    The function of ``route`` takes logits, and biases and tolerances if there are any; that of ``capacity`` takes
+    weights and ids. Both return weights and ids."""
     spec = spec_of(node.node, RouteSpec)
     logits, bias = node.input("logits"), node.inputs["correction_bias"]
     tokens, experts = node.lowering.shape(logits)
@@ -57,7 +59,7 @@ def lower_route(node: NodeLowering, route: Kernel, capacity: Kernel) -> tuple[re
 
 
 def _tolerance(node: NodeLowering) -> ir.Value | None:
-    """None also where all experts are in memory."""
+    """Input ``tolerance`` of a routing; None where all experts are in memory, so that none has to be replaced."""
     tolerance = node.inputs.get("tolerance")
     maker = None if tolerance is None else tolerance.producer()
     return None if maker is not None and is_moec(maker, "Absent") and not node.lowering.streams else tolerance

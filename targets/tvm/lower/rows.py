@@ -1,5 +1,7 @@
-"""Operators over rows, on any target: Softmax, LayerNormalization, RMSNormalization. Tensors become matrices whose rows
-a kernel takes one by one, and back."""
+"""Operators over rows, on any target: Softmax, LayerNormalization, RMSNormalization.
+
+The operand is reshaped to a matrix, a kernel computes its rows, and the result gets the operand's shape.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,10 @@ from moec.targets.tvm.nodes import call, flatten, product, refuse_outputs, resha
 
 @dataclasses.dataclass(frozen=True)
 class RowProblem:
-    """Rows of ``size`` elements of type ``dtype``, None where their number is dynamic. What follows is for
-    normalisations: ``parameters`` are the types of scale and bias, as many as there are."""
+    """Rows of ``size`` elements of type ``dtype``; None where the size is dynamic.
+
+    For normalisations there are ``epsilon`` and ``parameters``: the types of the scale and, if there is one, the
+    bias."""
 
     size: int | None
     dtype: str
@@ -34,7 +38,7 @@ LAYER_NORM_FORMULA = "y[M, N] = (x - mean) / sqrt(variance + epsilon) * scale[N]
 
 @dataclasses.dataclass(frozen=True)
 class RowOps:
-    """The converters, by a target's kernels for ``machine``. A kernel's ``build(problem, machine)`` takes x[M, N], the
+    """Converters that use a target's kernels for ``machine``. A kernel's ``build(problem, machine)`` takes x[M, N], the
     parameters [N] and y[M, N]. ``needs_bias``: layer norm takes a bias also where the node has none."""
 
     machine: Any
@@ -79,7 +83,7 @@ class RowOps:
         if not any(tensor is not None and _differs_by_row(lowering, tensor, shape, axis) for tensor in tensors):
             parameters = [_row_parameter(lowering, value, shape[axis:], dtype) for value in values]
             return reshape(lowering, self._call(lowering, node, kernel, matrix, parameters, epsilon), shape)
-        size = [product(shape[axis:])]  # rows of the matrix have scales of their own, which are applied behind
+        size = [product(shape[axis:])]  # scales differ by row: normalise with neutral ones, then apply them
         neutral = [lowering.emit(relax.op.ones(size, dtype)), lowering.emit(relax.op.zeros(size, dtype))]
         result = self._call(lowering, node, kernel, matrix, neutral[: len(values)], epsilon)
         result = reshape(lowering, result, shape)
@@ -107,7 +111,7 @@ class RowOps:
 
 
 def along_axis(lowering: LoweringContext, node: ir.Node, compute: Callable[[relax.Expr], relax.Expr]) -> relax.Expr:
-    """``compute`` of the matrix [M, N] whose rows run along the node's axis: that is brought to the end and back."""
+    """Apply ``compute`` to the matrix [M, N] whose rows run along the node's axis; this moves to the end and back."""
     x = lowering.tensor(required_input(node, 0))
     rank = len(x.ty.shape)
     axis = attribute(node, "axis", -1) % rank
@@ -119,7 +123,7 @@ def along_axis(lowering: LoweringContext, node: ir.Node, compute: Callable[[rela
 
 
 def _differs_by_row(lowering: LoweringContext, tensor: relax.Expr, shape: Sequence[Any], axis: int) -> bool:
-    """Whether a scale or bias has axes of ``shape`` in front of those that are normalised, and fits these."""
+    """Whether a scale or bias differs by row: it broadcasts to ``shape`` and has more axes than are normalised."""
     sizes = list(tensor.ty.shape)
     own = list(shape)[len(shape) - len(sizes) :]
     fits = (

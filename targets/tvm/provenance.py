@@ -57,7 +57,7 @@ class _Replay:
         return {kernel: list(dict.fromkeys(nodes)) for kernel, nodes in self._nodes.items()}
 
     def _replay(self, function: relax.Function, values: dict[relax.Var, Any], kernel: str | None) -> Any:
-        """Follow a function's bindings and return the original of its result. ``values``: the original of each variable.
+        """Follow a function's bindings to the original of its result. ``values``: the original of each variable.
 
         ``kernel``: the fused kernel this function becomes; None in ``main``, where every call is a kernel of its own.
         """

@@ -219,7 +219,7 @@ def _heads_per_group(heads: Any, groups: Any) -> int:
 
 
 def _causal(node: ir.Node, inputs: AttentionInputs) -> Causal:
-    """Position of the queries among the keys, see :class:`AttentionProblem`; "" for an attention without causal mask."""
+    """Position of the queries among the keys, see :class:`AttentionProblem`; "" for one without a causal mask."""
     if not attribute(node, "is_causal", 0):
         return ""
     if optional_input(node, 6) is not None:

@@ -32,20 +32,20 @@ from moec.passes.raising.unraised import resemblances
 class RaiseMoE:
     """Replace every recognised MoE block by ``moec.Route`` and ``moec.Experts``, or a graph over dispatched rows.
 
-    1. A selection (TopK, ArgMax) is where the search starts. The block around it is a region of the data flow: logits
-       before it, y behind it, x before both. Shared experts and residual sums stay outside.
+    1. The search starts at a selection (TopK, ArgMax). The block around it is a region of the data flow: logits before
+       it, y after it, x before both. Shared experts and residual sums stay outside.
     2. RouteSpecs are tried on sample logits to identify the router, ExpertsSpecs on sample rows for the experts.
-    3. A proposal is applied only if it agrees with the original on all trials (see ``raising.check``); what looked
-       like experts and does not agree is reported and left as it is.
-    4. What resembles a mixture and is not raised (scores that weigh all experts or mix their matrices, a sum of results
-       of like products that data weighs, a table of experts, a selection among other things than columns of logits)
-       gets a note.
+    3. A proposal is applied only if it agrees with the original on all trials (see ``raising.check``). A region that
+       looks like experts and does not agree is reported and left as it is.
+    4. A region that resembles a mixture and is not raised gets a note: scores that weigh all experts or mix their
+       matrices, a sum of results of like products that data weighs, a table of experts, a selection among other values
+       than columns of logits.
     5. Experts that are no MLPs become ``moec.Dispatch``, a graph over dispatched rows, and ``moec.Combine``
        (:mod:`moec.passes.raising.row_proposal`).
-    6. Where no known router makes the weights, or nothing selects, the weights themselves take the place of the logits
-       (:mod:`moec.passes.raising.given_weights`), with a note. Not where others use the experts' results, too. Where
-       only chosen ids have weights, these are spread to all experts (:mod:`moec.passes.raising.given_choices`).
-    7. A block isomorphic to an earlier one, equal but for its weights, is tried as the same first, on rows
+    6. If no known router computes the weights, or nothing selects, the weights themselves take the place of the logits
+       (:mod:`moec.passes.raising.given_weights`), with a note, unless others use the experts' results, too. If only
+       selected ids have weights, these are spread to all experts (:mod:`moec.passes.raising.given_choices`).
+    7. A block that is isomorphic to an earlier one, equal except for its weights, is first tried as the same, on rows
        that reach every expert.
 
     ::
@@ -102,7 +102,7 @@ class RaiseMoE:
 
 @dataclasses.dataclass
 class _Raising:
-    """What has become of a graph so far. ``understood`` are the nodes of blocks that were raised."""
+    """Progress of raising in one graph. ``understood`` are the nodes of blocks that were raised."""
 
     pass_name: str
     graph: ir.Graph
@@ -113,7 +113,7 @@ class _Raising:
     changed: bool = False
 
     def around(self, anchor: ir.Node) -> _Failure | None:
-        """Raise the block around a selection, or tell why there is none."""
+        """Raise the block around a selection, or return why there is none."""
         if anchor in self.understood:
             return None
         try:
@@ -125,8 +125,7 @@ class _Raising:
         return None
 
     def behind_selection(self, failure: _Failure) -> bool:
-        """Whether the experts behind a selection whose router was not understood could be raised, as :meth:`behind`
-        does."""
+        """Whether the experts of a selection whose router was not understood could be raised by :meth:`behind`."""
         source, reason = failure.source, failure.reason
         if source is None:
             return False
@@ -134,9 +133,9 @@ class _Raising:
         return self.behind(source, failure.anchor, str(reason), refused) is None
 
     def behind(self, source: ir.Value, anchor: ir.Node, reason: str, refused: int | None = None) -> str | None:
-        """Raise the experts that values made of ``source`` weigh, whatever makes these. None if that was possible, or
-        else why not. ``reason``: why the block was not raised with its router; ``refused``: a number of experts that
-        are known not to be understood."""
+        """Raise experts that are weighed by values computed from ``source``, in whatever way. Returns None if that was
+        possible, else the reason. ``reason``: why the block was not raised with its router; ``refused``: a number of
+        experts that is known not to be understood."""
         blocks = (
             block for block in weighed_blocks(self.dataflow, source, anchor, self.known.tried) if refused != block.E
         )
@@ -159,8 +158,8 @@ class _Raising:
         return why
 
     def given_choices(self, failures: Sequence[_Failure]) -> None:
-        """Raise experts whose weights are still gathered, by ids and with weights of whatever origin. Not where a known
-        router agreed at first: it failed for what it, or the experts, do beside."""
+        """Raise experts whose weights are still gathered, with ids and weights from any source. If a known router
+        agreed at first, the block failed for another reason and is left out."""
         refused = {failure.anchor for failure in failures if not isinstance(failure.reason, NoRouterError)}
         for choice in list(choices(self.dataflow, self.graph)):
             selections = choice.selections(self.dataflow)
@@ -175,8 +174,8 @@ class _Raising:
             self._keep_or_undo(made, self._first_of(blocks, made.mixture, reason) is None, selections)
 
     def given_columns(self, failures: Sequence[_Failure]) -> None:
-        """Raise experts each of which is weighed by a column of its own, whatever makes it. Not where experts of a
-        selection were not understood."""
+        """Raise experts that are each weighed by a column of their own, from any source, unless experts of a selection
+        among the makers of these columns were not understood."""
         refused = {failure.anchor for failure in failures if failure.reason.is_mixture}
         for found in list(columns(self.dataflow, self.graph)):
             makers = found.makers(self.dataflow)
@@ -189,8 +188,8 @@ class _Raising:
             self._keep_or_undo(made, self._first_of(blocks, made.mixture, reason) is None, makers)
 
     def one_choice(self, failures: Sequence[_Failure]) -> None:
-        """Raise experts of which a token is given to one, with no weight, whatever chooses. Not where experts of a
-        selection were not understood, or a decision was not seen."""
+        """Raise experts of which a token is given to one, without a weight, whatever selects it, unless experts of a
+        selection among the makers were not understood, or a decision was not seen."""
         reasons = ((failure.anchor, failure.reason) for failure in failures)
         refused = {anchor for anchor, reason in reasons if reason.is_mixture or reason.undecided}
         for find in (chosen_ids, chosen_flags):
@@ -206,8 +205,7 @@ class _Raising:
                 self._keep_or_undo(made, self._first_of(blocks, made.scores, reason, ROUTING) is None, makers)
 
     def _keep_or_undo(self, made: Spread | Beside | Selected, is_raised: bool, makers: Iterable[ir.Node]) -> None:
-        """Keep what was written in the place of ``makers`` where the block behind it is raised, else put the graph
-        back."""
+        """Keep the rewrite of ``makers`` if the block after it is raised, else undo it."""
         if is_raised:
             self.understood.update(makers)
         else:
@@ -247,7 +245,7 @@ class _Raising:
 
 @dataclasses.dataclass(frozen=True)
 class _Failure:
-    """A selection around which nothing was understood, and what it selects by: the router's logits or scores."""
+    """A selection around which no block was understood, and the router's logits or scores that it selects by."""
 
     anchor: ir.Node
     source: ir.Value | None

@@ -1,1 +1,1 @@
-"""What finds MoE blocks, checks proposals for them and writes them. See :mod:`moec.passes.raise_moe`."""
+"""Search for MoE blocks, checks of proposals for them, and their replacement. See :mod:`moec.passes.raise_moe`."""

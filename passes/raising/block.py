@@ -1,4 +1,4 @@
-"""A part of a graph that may be an MoE block: what it consists of, and running it on chosen rows and logits."""
+"""A part of a graph that may be an MoE block: its borders, its nodes, and evaluations on chosen rows and logits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVALUATION_BUDGET = 1 << 28
 """Bytes of intermediate results per evaluation that depend on the number of tokens."""
 
 SUM_TOLERANCE = 1e-9
-"""Share of the summands by which a sum in float64 may be off."""
+"""Allowed error of a sum in float64, relative to its summands."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Projection:
 class Block:
     """A part of a graph that computes y from x and logits, constants and the shapes of other values.
 
-    ``shape_sources`` are values outside of which only the shape is read. E is the number of experts, d the width of x.
-    ``start`` [T,d], where there is one, is computed without the logits, and y is the sum of it and of what the experts
-    make (see :mod:`moec.passes.raising.starts`). Evaluations take it to be zeros: their y is the rest.
-    ``weighing``: the logits are weights, and what is known of these; evaluations are given none that differ.
+    ``shape_sources`` are outside values of which only the shape is read. E is the number of experts, d the width of x.
+    ``start`` [T,d] is a value, if there is one, that is computed without the logits: y is its sum with the experts'
+    results (see :mod:`moec.passes.raising.starts`). Evaluations replace it by zeros, so that y is the rest.
+    ``weighing``: the logits are weights with these known properties, and evaluations keep to them.
     ``layout``: sizes for the symbols in the shapes of x and ``shape_sources``; without it they follow from the number
     of rows.
     """
@@ -62,7 +62,7 @@ class Block:
     layout: Mapping[str, int] | None = None
     _evaluators: dict[tuple[ir.Value, ...], Evaluator] = dataclasses.field(default_factory=dict, repr=False)
     without_zeros: dict[ir.Value, bool] = dataclasses.field(default_factory=dict, repr=False)
-    """Whether a constant has no element that is 0, for each constant that was looked at."""
+    """Whether a constant has no element that is 0, for each constant that was read."""
 
     @property
     def name(self) -> str:
@@ -70,13 +70,13 @@ class Block:
 
     @functools.cached_property
     def from_x(self) -> set[ir.Value]:
-        """What depends on elements of x, or of what y starts from."""
+        """Values that depend on elements of x or of ``start``."""
         sources = [self.x] if self.start is None else [self.x, self.start]
         return self.dataflow.dependents(sources, self.nodes)
 
     @functools.cached_property
     def selected(self) -> set[ir.Value]:
-        """What depends on the logits."""
+        """Values that depend on the logits."""
         return self.dataflow.dependents([self.logits], self.nodes)
 
     @property
@@ -106,7 +106,7 @@ class Block:
         return {**feeds, **self._start_of(np.zeros_like(x))}
 
     def _start_of(self, rows: Array) -> dict[ir.Value, Array]:
-        """Rows [T,d] as what y starts from, if it does."""
+        """Feeds with the rows [T,d] in the place of ``start``, if there is one."""
         if self.start is None:
             return {}
         sizes = self.sizes_at(len(rows))
@@ -150,9 +150,9 @@ class Block:
         return self.x.shape is not None and self.x.shape.is_static()
 
     def y_of(self, x: Array, logits: Array, watch: Watcher | None = None) -> Array | None:
-        """The block's output [T,d] in float64, for any T: rows are added where the model wants more of them.
+        """The block's output [T,d] in float64, for any T; rows are added if the model needs more.
 
-        None if the output is not one row of width d per token, or not the sum of ``start`` and of something else.
+        None if the output is not one row of width d per token, or not the sum of ``start`` and another value.
         """
         none, *others = self.starts_for(len(x))
         found = self._y_of(x, logits, none, watch)
@@ -165,7 +165,7 @@ class Block:
         return found
 
     def starts_for(self, T: int) -> list[Array]:
-        """Rows [T,d] that y is computed from: zeros, and others if it starts from any."""
+        """Alternatives [T,d] for ``start``: zeros, and other rows if there is one."""
         if self.start is None:
             return [np.zeros((T, self.d))]
         given = np.random.default_rng(11).normal(size=(T, self.d)) * np.resize([1.0, 60.0, 8.0], T)[:, None]
@@ -187,8 +187,8 @@ class Block:
         return [self.evaluator(feeds, outputs).run(feeds, watch) for feeds, _ in self.runs(x, logits)]
 
     def runs(self, x: Array, logits: Array, start: Array | None = None) -> Iterator[tuple[dict[ir.Value, Array], int]]:
-        """Feeds of each evaluation that T tokens take, and how many of its rows they are: others are added behind where
-        the model wants more. ``start`` [T,d] are other rows than zeros for what y starts from."""
+        """Feeds of each evaluation for T tokens, with the number of rows that are tokens; more rows follow if the model
+        needs them. ``start`` [T,d] replaces the zeros in the place of the block's ``start``."""
         size = self.rows_for(len(x))
         for first in range(0, len(x) or 1, size or 1):
             rows = [a[first : first + size] for a in (x, logits, np.zeros_like(x) if start is None else start)]
@@ -221,8 +221,8 @@ class Block:
         return self._evaluators[key]
 
     def shapes_on(self, x: Array, logits: Array, values: list[ir.Value]) -> list[tuple[int, ...]]:
-        """The shapes of some values. They are computed only where their symbols do not say it, for it takes as long as
-        a trial where they are the results of all experts."""
+        """The shapes of some values. They are computed only if their symbols do not determine them, because that takes
+        as long as a trial for the results of all experts."""
         sizes = self.sizes_at(len(x))
         if all(_is_shape_known(value, sizes) for value in values):
             return [tuple(shape_at(value, sizes)) for value in values]
@@ -231,8 +231,8 @@ class Block:
     def y_by_value(
         self, x: Array, logits: Array, given: Mapping[ir.Value, Array]
     ) -> tuple[Array, Callable[[ir.Value, Array], Array]]:
-        """y in float64 where the values ``given`` are not computed, and the function that makes it where one of them is
-        another array: only what depends on that is computed again."""
+        """y in float64 with ``given`` values instead of computed ones, and a function that recomputes y for another
+        array of one of them: it repeats only what depends on that."""
         feeds = {**self.feeds(x, logits), **given}
         evaluator = self.evaluator(feeds, [self.y])
         values = evaluator.values(feeds)
@@ -260,7 +260,7 @@ class Block:
         return len(projections) <= 3 and next(gathered, None) is not None
 
     def numbers(self) -> set[float]:
-        """The finite numbers that its nodes compute with, and the sizes of their constants, weights left out."""
+        """The finite numbers that the nodes compute with, and the sizes of their constants, without weights."""
         weights = {projection.weight for projection in self.projections()}
         used = {value for node in self.nodes for value in node.inputs if value is not None}
         constants = set(filter(self.dataflow.constant, used - weights))
@@ -270,24 +270,25 @@ class Block:
         return sizes | {float(number) for array in arrays for number in array if np.isfinite(number)}
 
     def counts_tokens(self) -> bool:
-        """Whether how many tokens there are, or which place one has, may enter what is computed as a number."""
+        """Whether the number of tokens, or the place of one, may enter the computation as a number."""
         return any(counts(node) for node in self.nodes) or any(
             is_contraction(node) or reduces_tokens(self.dataflow, node) for node in self.router_nodes()
         )
 
     def work_per_token(self) -> int:
-        """Multiplications, about; of one expert where the graph computes the selected ones alone."""
+        """Approximate number of multiplications per token; of one expert if the graph computes only the selected
+        ones."""
         weights = {projection.weight for projection in self.projections()}
         elements = sum(int(np.prod(self.dataflow.shape(weight))) for weight in weights)
         return max(1, elements // self.E if self.gathers_weights() or len(weights) > 3 else elements)
 
     def most_tokens(self) -> int:
-        """How many tokens an evaluation may take where a decision asks for many."""
+        """Largest number of tokens of one evaluation if a decision needs many."""
         return self.tokens_at_once() if self.gathers_weights() else 2 * MOST_TOKENS + 4
 
     def tokens_at_once(self) -> int:
-        """How many tokens an evaluation can take, so that its largest intermediate results stay within the budget:
-        the weights gathered for each token, or else the results of all experts for it."""
+        """Largest number of tokens of one evaluation whose largest intermediate results stay within the budget: the
+        weights gathered for each token, or else the results of all experts for it."""
         stacked = [p.weight for p in self.projections()]
         if not 0 < len(stacked) <= 3:
             return MOST_TOKENS
@@ -297,8 +298,8 @@ class Block:
         return max(1, min(MOST_TOKENS, EVALUATION_BUDGET // per_token))
 
     def sizes_of_y(self) -> list[int | tuple[ir.Value, int]] | None:
-        """Where the sizes of y come from: a number, or an axis of another value, or -1, once, for what follows from the
-        others. None where they cannot be told. Sizes that are no numbers are those of x where y has as many axes."""
+        """Sources of the sizes of y: a number, an axis of another value, or at most one -1 for the size that follows
+        from the others. None if they are unknown. If y has as many axes as x, its symbolic sizes are those of x."""
         x, y = list(self.x.shape or ()), self.y.shape
         if y is None or (len(x) == len(y) and not any(map(_are_unequal, x, y))):
             return [(self.x, axis) for axis in range(len(x))]
@@ -312,7 +313,7 @@ class Block:
         return None if found.count(-1) > 1 else found
 
     def products(self) -> list[ir.Node]:
-        """Contractions of data with what does not depend on x: with weights, perhaps of the selected experts."""
+        """Contractions of data with values that do not depend on x: with weights, perhaps of the selected experts."""
         found = []
         for node in self.expert_nodes():
             others = [value for value in factors(node) if value not in self.from_x]
@@ -336,7 +337,7 @@ def _is_shape_known(value: ir.Value, sizes: Mapping[str, int]) -> bool:
 
 
 def _is_sum(y: Array, start: Array, rest: Array) -> bool:
-    """Whether y is start + rest, all [T,d], where the rest is finite."""
+    """Whether y is start + rest, all [T,d], in rows where the rest is finite."""
     with np.errstate(all="ignore"):
         apart = np.abs(y - start - rest) > SUM_TOLERANCE * (np.abs(start) + np.abs(rest))
     return not (apart | ~np.isfinite(y))[np.isfinite(rest)].any()
@@ -363,7 +364,7 @@ def _is_matrix(dataflow: DataFlow, value: ir.Value) -> bool:
 
 
 def rank(value: ir.Value) -> int:
-    """Number of dimensions; 2 where nothing is known."""
+    """Number of dimensions; 2 if unknown."""
     return 2 if value.shape is None else len(value.shape)
 
 
@@ -376,7 +377,7 @@ def width(value: ir.Value) -> int | None:
 
 
 def experts_of(logits: ir.Value) -> int | None:
-    """How many experts there are if these are logits: [...,E], or [E,T] for any number of tokens."""
+    """Number of experts if these are logits: [...,E], or [E,T] for any number of tokens."""
     if width(logits) is not None or logits.shape is None or len(logits.shape) != 2:
         return width(logits)
     first = logits.shape[0]

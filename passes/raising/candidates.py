@@ -1,8 +1,7 @@
-"""Candidates for MoE blocks, regions of a graph: from the input x and the router logits to the output y.
+"""Candidates for MoE blocks: regions of a graph from the input x and the router logits to the output y.
 
-Nothing here looks at names. A block's output is the first value behind the selection that everything selected passes
-through and that has one row of x's width per token; its input is the nearest value that all data of the experts comes
-from.
+Names play no part. A block's output is the first value after the selection that everything selected passes through and
+that has one row of x's width per token. Its input is the nearest value that all data of the experts comes from.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ SELECTIONS = frozenset({"ArgMax", "TopK"})
 MOST_DOMINATORS = 96
 """How far the search for a block's borders goes."""
 MOST_NUMBERS = 1024
-"""The most elements of a constant whose numbers regions have to have in common to be taken for alike."""
+"""Largest number of elements of a constant whose numbers have to be equal in regions that count as alike."""
 
 
 def find_logits(dataflow: DataFlow, anchor: ir.Node) -> list[ir.Value]:
@@ -45,9 +44,9 @@ def find_logits(dataflow: DataFlow, anchor: ir.Node) -> list[ir.Value]:
 
 
 def router_chain(dataflow: DataFlow, scores: ir.Value) -> tuple[list[ir.Value], list[ir.Node]]:
-    """The values that all scores come through, from the result of the router's product on, or from its columns of a
-    product that makes others as well, and the nodes that make this: one contraction or, of a weight in parts, several.
-    Both empty where there is no product."""
+    """The values that all scores come through, from the result of the router's product on (or from its columns of a
+    larger product), and the nodes of that product: one contraction or, for a weight in parts, several. Both are empty
+    if there is no product."""
     chain: list[ir.Value] = []
     for value, source in itertools.pairwise(itertools.islice(dataflow.dominators(scores), MOST_DOMINATORS)):
         chain.insert(0, value)
@@ -58,7 +57,7 @@ def router_chain(dataflow: DataFlow, scores: ir.Value) -> tuple[list[ir.Value], 
 
 
 def _projects(dataflow: DataFlow, node: ir.Node) -> bool:
-    """Whether a node is a contraction, but for a sum that is spelled as one, of a single operand or with ones."""
+    """Whether a node is a contraction, but not a sum written as one: of a single operand, or with ones."""
     operands = factors(node)
     if not is_contraction(node) or len(operands) < 2:
         return False
@@ -79,12 +78,12 @@ def _last_taken(chain: list[ir.Value]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Tried:
-    """What regions showed when they were tried out, by their structure and small constants: of layers that differ in
-    their weights alone one is tried. It only says where to look, so that layers may differ nevertheless."""
+    """Findings of trials of regions, by their structure and small constants: of layers that differ only in their
+    weights, one is tried. They only direct the search, so an alike layer may still turn out to differ."""
 
     rows: dict[Hashable, bool] = dataclasses.field(default_factory=dict)
     found: dict[Hashable, list[int | None]] = dataclasses.field(default_factory=dict)
-    """Starts, by their place among the values of the structure; None behind the last."""
+    """Places of starts among the values of the structure; None after the last."""
 
     def maps_rows_to_rows(self, block: Block) -> bool:
         structure = structure_of(block)
@@ -121,9 +120,9 @@ def _with_numbers(block: Block, structure: Structure) -> Hashable:
 def candidate_blocks(
     dataflow: DataFlow, anchor: ir.Node, logits: ir.Value, tried: Tried | None = None
 ) -> Iterator[Block]:
-    """Regions around ``anchor`` that start at ``logits``, likeliest first: y nearest to the logits, x nearest to y.
-    Where y is the sum of a value computed without the logits and of something else, the region without that comes
-    before the region with it. ``tried``: what earlier regions showed."""
+    """Regions around ``anchor`` that start at ``logits``, likeliest first: y nearest to the logits, x nearest to y. If
+    y is the sum of a value computed without the logits and of another one, the region without that value comes first.
+    ``tried``: findings of earlier regions."""
     tried = Tried() if tried is None else tried
     given = dataflow.determined_by([logits])
     for y in itertools.islice(dataflow.post_dominators([logits], given), MOST_DOMINATORS):
@@ -193,10 +192,10 @@ def _may_be_rows(x: ir.Value) -> bool:
 
 
 def _counts_differ(x: ir.Value, other: ir.Value) -> bool:
-    """Whether the shapes say that x and another value do not have one row each per token.
+    """Whether the shapes rule out that x and another value both have one row per token.
 
-    Not for want of knowledge: only shapes over the same symbols can be compared. What this rules out need not be tried,
-    and trying may be costly: gathering weights for each element of x, say.
+    Only shapes over the same symbols can be compared. Regions that this rules out need not be tried, and a trial may be
+    costly: it might gather weights for each element of x.
     """
     if not (_may_be_rows(x) and _may_be_rows(other)) or set(symbols_of(x)) != set(symbols_of(other)):
         return False
@@ -205,7 +204,7 @@ def _counts_differ(x: ir.Value, other: ir.Value) -> bool:
 
 
 def _maps_rows_to_rows(block: Block) -> bool:
-    """Whether y has one row of width d per token, tried out."""
+    """Whether y has one row of width d per token, by a trial."""
     few, many = 3, 2 * block.E + 3  # many only if few fail: a traced loop may depend on every expert being selected
     for T in (few,) if block.gathers_weights() else (few, many):
         logits = np.random.default_rng(0).normal(size=(T, block.E)) + 4 * np.eye(block.E)[np.arange(T) % block.E]

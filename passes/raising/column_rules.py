@@ -1,8 +1,8 @@
-"""Operators that treat all columns of a width alike, so that a copy with fewer columns says what they compute.
+"""Operators that treat all columns of a width alike, so that a copy with fewer columns computes the same function.
 
-Data has its width on its last axis. A node is taken only if each column of its result is made as every other is: by a
-product with a matrix of the experts, element by element, by sums along other axes, or by halves. Constants of several
-elements, norms and softmaxes along the width, selections and reshapes of columns are none of this.
+Data has its width on its last axis. A node qualifies only if it computes each column of its result in the same way: by
+a product with a matrix of the experts, element by element, by sums along other axes, or by halves. Constants of several
+elements, norms and softmaxes along the width, selections and reshapes of columns do not qualify.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Widths = Mapping[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """What a rule looks at: the block, its weights, which are others in the copy, and the widths of data."""
+    """Context of the rules: the block, its weights, which the copy replaces, and the widths of data."""
 
     block: Block
     weights: Set[ir.Value]
@@ -33,12 +33,12 @@ class Columns:
         return value is not None and value in self.block.from_x
 
     def width(self, value: ir.Value | None) -> int | None:
-        """The width of data, where it is one of those that the copy has another for."""
+        """The width of data, if the copy replaces it by another one."""
         last = None if value is None or not value.shape else value.shape[-1]
         return last if isinstance(last, int) and last in self.widths else None
 
     def half(self, value: ir.Value | None) -> tuple[int, int] | None:
-        """Half of the width of data, here and in the copy, where that has halves as well."""
+        """Half of the width of data, here and in the copy, if both have halves."""
         width = self.width(value)
         half = self.widths.get(width // 2) if width is not None and width % 2 == 0 else None
         return None if width is None or half is None or 2 * half != self.widths[width] else (width // 2, half)
@@ -52,11 +52,11 @@ class Columns:
 
 
 Numbers = dict[int, Array]
-"""For inputs of a node, by their place, that say where columns are: what they are in the copy."""
+"""Inputs of a node in the copy, by their place, that refer to columns."""
 
 
 def numbers_of_copy(columns: Columns) -> dict[ir.Node, Numbers] | None:
-    """Inputs that are others in the copy, besides weights. None if some node does not treat all columns alike."""
+    """Inputs besides weights that the copy replaces. None if some node does not treat all columns alike."""
     found: dict[ir.Node, Numbers] = {}
     for node in columns.block.nodes:
         if node.op_type == "Shape" and _reads_width(columns, node):
@@ -83,7 +83,7 @@ def _rank(value: ir.Value | None) -> int:
 
 
 def _elementwise(columns: Columns, node: ir.Node) -> Numbers | None:
-    """Weights that are added (biases), single numbers, and values without columns besides."""
+    """Data with biases, single numbers and values without columns."""
     if not is_elementwise(node):
         return None
     for value in node.inputs:
@@ -100,7 +100,7 @@ def _last(value: ir.Value) -> object:
 
 
 def _product(columns: Columns, node: ir.Node) -> Numbers | None:
-    """Columns meet a weight, or stay where rows are mixed by what is no data."""
+    """Columns are multiplied by a weight, or stay, while a value that is not data mixes the rows."""
     left, right, *added = node.inputs
     if added and added[0] is not None and added[0] not in columns.weights:
         return None
@@ -111,7 +111,7 @@ def _product(columns: Columns, node: ir.Node) -> Numbers | None:
 
 
 def _einsum(columns: Columns, node: ir.Node) -> Numbers | None:
-    """The same for one operand of data beside weights or values without columns; no index twice in an operand."""
+    """An einsum of one operand of data with weights or values without columns; no index twice in an operand."""
     terms, _, result = node.attributes["equation"].as_string().replace(" ", "").partition("->")
     operands = list(zip(terms.split(","), node.inputs, strict=True))
     data = [term for term, value in operands if columns.is_data(value)]
@@ -137,7 +137,7 @@ def _places(axes: list[int], rank: int) -> list[int]:
 
 
 def _axes_beside(columns: Columns, node: ir.Node) -> Numbers | None:
-    """Squeeze and Unsqueeze of other axes than the last."""
+    """Squeeze and Unsqueeze of axes other than the last."""
     axes = columns.ints(node.inputs[1]) if len(node.inputs) > 1 else None
     rank = max(_rank(node.inputs[0]), _rank(node.outputs[0]))
     return {} if axes and rank - 1 not in _places(axes, rank) else None
@@ -149,7 +149,7 @@ def _turned(columns: Columns, node: ir.Node) -> Numbers | None:
 
 
 def _joined(columns: Columns, node: ir.Node) -> Numbers | None:
-    """Data side by side along another axis than the last."""
+    """Data joined along an axis other than the last."""
     rank = _rank(node.outputs[0])
     beside = rank - 1 not in _places([node.attributes.get_int("axis", 0)], rank)
     return {} if beside and all(map(columns.is_data, node.inputs)) else None

@@ -1,4 +1,4 @@
-"""Which nodes multiply and add up, however that is spelled."""
+"""Contractions: nodes that multiply and add up, however that is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INTEGER = {"ConvInteger": (0, 1), "MatMulInteger": (0, 1), "QLinearConv": (0, 3
 
 
 def factors(node: ir.Node | None) -> list[ir.Value]:
-    """The operands of a contraction, as which a sum of products of elements counts; empty for all else."""
+    """The operands of a contraction, including a sum of products of elements; empty for all other nodes."""
     if node is not None and node.op_type == "ReduceSum" and node.inputs[0] is not None:
         product = node.inputs[0].producer()
         while is_op(product, "Mul") and len(data := [v for v in product.inputs if not _is_number(v)]) == 1:
@@ -27,7 +27,7 @@ def factors(node: ir.Node | None) -> list[ir.Value]:
 
 
 def is_contraction(node: ir.Node | None) -> bool:
-    """Whether a node multiplies data and adds up; elements that are multiplied and then added up have to be data and
+    """Whether a node multiplies data and adds up; a sum of products of elements only counts for data times
     constants."""
     if node is None or node.op_type in CONTRACTIONS | _INTEGER.keys():
         return node is not None

@@ -1,9 +1,9 @@
-"""Finding inputs for the sides of a block's decisions that trials have not taken.
+"""Search for inputs that reach the sides of a block's decisions that trials have not taken.
 
 A clamp that no trial reaches, a switch on the number of tokens, a floor under a sum: a proposal that ignores them
-agrees on all trials. So every node that decides is watched (:mod:`moec.ir.watch`), and for a side that was not taken
-and that no interval excludes, inputs are searched for; there, too, the proposal has to agree. A side that stays unseen
-leaves the block as it is.
+agrees on all trials. Therefore every node that decides is watched (:mod:`moec.ir.watch`). For each side that was not
+taken and that no interval excludes, inputs are searched for, on which the proposal has to agree, too. A side that
+stays unseen leaves the block as it is.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from moec.passes.raising.trials import Trial, combined_trials, far_trials
 
 SHIFTS = (1.0, 10.0, 0.01)
 IDLE = 1e-9
-"""Share of y by which it may be off where something else was computed that it is independent of."""
+"""Allowed difference of y, relative to y, if another result that it is independent of was computed."""
 
 
 def watch_block(block: Block, used: Set[ir.Value]) -> Watch:
-    """A watch over all nodes of a block. The numbers of ``used`` constants are not looked at: they may be others in a
-    block of equal structure."""
+    """A watch over all nodes of a block. The numbers of ``used`` constants are not looked at, because they may differ
+    in a block of equal structure."""
     return Watch(block.nodes, facts_of(block.nodes, _Constants(block, used)))
 
 
 class _Rounds(Never):
-    """Trials are computed in float64, where rounding to fewer bits and its overflow do not show."""
+    """A rounding to fewer bits: trials are computed in float64, where it and its overflow do not show."""
 
     def __str__(self) -> str:
         return "it rounds to a type that holds less than x and y do"
 
 
 def roundings(block: Block) -> list[Unseen]:
-    """Casts inside a block to floats that hold less than x and y do: they change results, and which experts are chosen.
-    What is rounded to the type of x or y is rounded no more than at the block's borders."""
+    """Casts inside a block to floats with less precision than x and y. They change results and the selection of
+    experts. A rounding to the type of x or y adds nothing to that at the block's borders."""
     types = {value.dtype for value in (block.x, block.y) if value.dtype is not None}
     bits = min((dtype.bitwidth for dtype in types), default=0)
 
@@ -57,7 +57,7 @@ def roundings(block: Block) -> list[Unseen]:
 
 @dataclasses.dataclass(frozen=True)
 class _Constants:
-    """Those of a block, except the ``used`` ones."""
+    """The constants of a block, except the ``used`` ones."""
 
     block: Block
     used: Set[ir.Value]
@@ -73,8 +73,8 @@ class _Constants:
 
 
 def idle_nodes(block: Block, watch: Watch, trial: Trial) -> list[ir.Node]:
-    """Extremes with unseen sides, of whose results y is independent, whichever numbers they are: the maximum that a
-    softmax subtracts decides nothing. None where the trial cannot be run as it is."""
+    """Extremes with unseen sides whose results never affect y, such as the maximum that a softmax subtracts. Empty if
+    the trial cannot be run as it is."""
     if block.rows_are_fixed or len(trial.x) % max(block.row_step, 1):
         return []
     nodes = dict.fromkeys(side.node for side in watch.unseen() if is_op(side.node, "ReduceMax", "ReduceMin"))

@@ -1,7 +1,7 @@
-"""Where experts stop and start again to be affine: found by trying their operators, not by knowing them.
+"""The borders of the activation of experts, found by trying operators for affinity instead of knowing them.
 
-An MLP is affine in its rows up to its activation, and its result is affine in what the activation made. Between the
-two lies the activation, however it is spelled.
+An MLP is affine in its rows up to its activation, and its result is affine in the activation's result. The activation,
+however it is written, lies between the two.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from moec.passes.raising.dataflow import Array
 from moec.passes.raising.failure import NotUnderstoodError
 
 FAR = 1e3
-"""How far inputs are moved, as a multiple of their largest number: beyond what clamps let pass."""
+"""Factor by which inputs are moved, relative to their largest number: farther than clamps let pass."""
 TOLERANCE = 1e-10
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """``inner``: the last values that are affine in x, which the activation reads. ``outer``: the first values, made by
-    the activation, in which together y is affine. ``around``: a node by which y is affine in x without the activation,
-    as where experts return their token; None where there is none."""
+    """Borders of an activation. ``inner``: the last values that are affine in x, which the activation reads. ``outer``:
+    the first values, computed by the activation, in which together y is affine. ``around``: a node through which y is
+    affine in x without the activation, such as that of experts that return their token; None if there is none."""
 
     inner: list[ir.Value]
     outer: list[ir.Value]
     around: ir.Node | None = None
 
     def why_around(self) -> NotUnderstoodError:
-        """The reason against a block all of whose experts have hidden units."""
+        """The reason why not all experts of the block have hidden units."""
         assert self.around is not None
         return NotUnderstoodError(
             f"y is affine in something that is affine in x (node {node_name(self.around)}): a way around the activation"
@@ -78,7 +78,7 @@ def _affine_in(block: Block, nodes: list[ir.Node], affine: Collection[ir.Node]) 
 
 
 def _without_scalars(block: Block, value: ir.Value) -> ir.Value:
-    """The value that this one is a multiple of, plus a number: that, too, belongs to the activation."""
+    """The value of which this one is a multiple, plus a number: the activation includes that step."""
     while (data := _scaled(block, value.producer())) is not None:
         value = data
     return value
@@ -92,7 +92,7 @@ def _behind_scalars(block: Block, value: ir.Value) -> ir.Value:
 
 
 def _scaled(block: Block, node: ir.Node | None) -> ir.Value | None:
-    """What a node multiplies with a number, or adds one to; None if it does anything else."""
+    """The operand that a node multiplies with a number, or adds one to; None if it does anything else."""
     if not is_op(node, "Add", "Div", "Mul", "Neg", "Sub"):
         return None
     data = [operand for operand in node.inputs if operand is not None and block.dataflow.scalar(operand) is None]
@@ -100,7 +100,7 @@ def _scaled(block: Block, node: ir.Node | None) -> ir.Value | None:
 
 
 def _affine_nodes(block: Block, nodes: list[ir.Node], x: Array, logits: Array) -> dict[ir.Node, list[ir.Value]]:
-    """The nodes that are affine in all of their inputs that depend on x, together; with these inputs."""
+    """The nodes that are affine in all of their inputs that depend on x, taken together; with these inputs."""
     dataflow = block.dataflow
     used = dict.fromkeys(value for node in nodes for value in node.inputs if value is not None)
     needed = [value for value in used if not dataflow.constant(value)]

@@ -1,4 +1,4 @@
-"""What can be known about a graph without running it: constants, order, and what depends on what.
+"""Properties of a graph that need no run: constants, order, and dependencies of values.
 
 Reading only the shape of a value (``Shape``) does not count as depending on its data.
 """
@@ -24,8 +24,8 @@ Array = np.ndarray[Any, Any]
 
 
 class DataFlow:
-    """Constants, node order and data flow of one graph. Valid while the graph changes by nothing but what
-    :meth:`extend` tells of, and what becomes unused."""
+    """Constants, node order and data flow of one graph. Valid while the graph only changes as announced to
+    :meth:`extend`, or by removing unused nodes."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
@@ -39,9 +39,9 @@ class DataFlow:
         self._learn({node: position for position, node in enumerate(graph)})
 
     def extend(self, nodes: Sequence[ir.Node], before: ir.Node) -> None:
-        """Learn of new nodes, given in order, that stand before another and compute in its place what it computed.
+        """Learn new nodes, given in order, that are in front of another and compute in its place the same result.
 
-        Takes time for these nodes alone: a graph with many blocks is read once.
+        Takes time only for these nodes: a graph with many blocks is read once.
         """
         self._constant.update(value for node in nodes for value in node.inputs if value and _is_initial(value))
         end, room = self.order[before], self._room.get(before, 1.0)
@@ -68,15 +68,15 @@ class DataFlow:
         return bool(inputs) and not has_body and all(value in self._constant for value in inputs)
 
     def _is_free_of_data(self, value: ir.Value) -> bool:
-        """Whether a value depends on nothing but constants and shapes."""
+        """Whether a value depends only on constants and shapes."""
         return value in self._constant or value in self._from_shapes
 
     def constant(self, value: ir.Value | None) -> bool:
         return value is not None and value in self._constant
 
     def array(self, value: ir.Value) -> Array:
-        """The elements of a constant value. Folded constants are computed on first use and kept; what is stored in
-        fewer bits is decoded on every use."""
+        """The elements of a constant value. Folded constants are computed on first use and cached; a weight that is
+        stored in fewer bits is decoded on every use."""
         if value.const_value is not None:
             return value.const_value.numpy()
         run = self.stored(value)
@@ -89,8 +89,8 @@ class DataFlow:
         return self._arrays[value]
 
     def stored(self, value: ir.Value) -> WeightRun | None:
-        """How a weight in fewer than 32 bits is stored; None for every other value. Remembered: the value may outlive
-        its node."""
+        """The stored form of a weight in fewer than 32 bits; None for every other value. Cached, because the value may
+        outlive its node."""
         if value not in self._stored:
             self._stored[value] = _stored(value)
         return self._stored[value]
@@ -109,8 +109,8 @@ class DataFlow:
         return float(array.reshape(())) if array.dtype.kind in "fiu" else None
 
     def is_mask(self, value: ir.Value) -> bool:
-        """Whether a constant holds one number alone, as what sums start from, or one beside 0 or an infinity, as masks
-        and one-hot tables do."""
+        """Whether a constant holds a single number, like the start of a sum, or one number and 0 or an infinity, like
+        masks and one-hot tables."""
         run = self.stored(value)
         if run is not None and (run.format.quantized or not self._is_mask(run.decoded(0))):
             return False
@@ -128,13 +128,13 @@ class DataFlow:
         return others.size == 0 or bool((others == others[0]).all() and ({flat[0], others[0]} & {0, np.inf, -np.inf}))
 
     def between(self, outputs: Iterable[ir.Value], stop: Callable[[ir.Value], bool]) -> list[ir.Node]:
-        """The nodes that compute ``outputs`` from the values at which ``stop`` says so, in graph order."""
+        """The nodes that compute ``outputs`` from the values for which ``stop`` holds, in graph order."""
         return self.few_between(outputs, stop, len(self.order)) or []
 
     def few_between(
         self, outputs: Iterable[ir.Value], stop: Callable[[ir.Value], bool], most: int
     ) -> list[ir.Node] | None:
-        """:meth:`between`, where these are no more than ``most``; None where they are."""
+        """:meth:`between` if there are at most ``most`` nodes, else None."""
         found: set[ir.Node] = set()
         pending = [value for value in outputs if not stop(value)]
         while pending:
@@ -156,7 +156,7 @@ class DataFlow:
         return reached
 
     def depends(self, value: ir.Value, source: ir.Value) -> bool:
-        """Whether ``value`` is ``source`` or computed from its data. Looks at the nodes between the two alone."""
+        """Whether ``value`` is ``source`` or computed from its data. Visits only nodes between the two."""
         producer = source.producer()
         start = -1 if producer is None else self.order[producer]
         pending, seen = [value], set[ir.Node]()
@@ -171,7 +171,7 @@ class DataFlow:
         return False
 
     def determined_by(self, values: Iterable[ir.Value]) -> frozenset[ir.Value]:
-        """``values`` and all that is computed from them, constants and shapes alone."""
+        """``values`` and all values that depend only on them, constants and shapes."""
         determined = set(values)
 
         def follows(node: ir.Node) -> bool:
@@ -186,7 +186,7 @@ class DataFlow:
         return self._downstream(values, lambda node: node.op_type != "Shape")
 
     def _downstream(self, values: Iterable[ir.Value], follows: Callable[[ir.Node], bool]) -> Iterator[ir.Node]:
-        """The nodes behind ``values`` that can be reached over nodes for which ``follows`` holds, in graph order."""
+        """The nodes after ``values`` that can be reached through nodes for which ``follows`` holds, in graph order."""
         queue: list[tuple[float, ir.Node]] = []
         seen: set[ir.Node] = set()
         pending = list(values)
@@ -205,8 +205,8 @@ class DataFlow:
     def post_dominators(
         self, values: Iterable[ir.Value], given: frozenset[ir.Value] = frozenset()
     ) -> Iterator[ir.Value]:
-        """The post-dominators of ``values``: what everything computed from them passes through, nearest first. What
-        ``given`` values are returned as, or are read for that leads to such alone, is beside the way."""
+        """The post-dominators of ``values``: the values that everything computed from them passes through, nearest
+        first. Uses of ``given`` values as results, or for results alone, do not count."""
         reached = list(values)
         beside = given.difference(self._on_the_way(given), reached)
         alive_until = max((self._last_data_use(value, beside) for value in reached), default=-1)
@@ -232,13 +232,14 @@ class DataFlow:
         return found
 
     def _last_data_use(self, value: ir.Value, beside: frozenset[ir.Value]) -> float:
-        """Position of the last node that uses the data of ``value``, but for those that make what is ``beside``; bodies
-        of If and Loop come after everything."""
+        """Position of the last node that uses the data of ``value``, except for nodes that compute ``beside`` values;
+        bodies of If and Loop come after everything."""
         readers = (n for n in value.consumers() if n.op_type != "Shape" and beside.isdisjoint(n.outputs))
         return max((self.order.get(node, float("inf")) for node in readers), default=-1)
 
     def dominators(self, value: ir.Value, given: frozenset[ir.Value] = frozenset()) -> Iterator[ir.Value]:
-        """The dominators of ``value``: what all its data comes through, nearest first. ``given`` counts as constant."""
+        """The dominators of ``value``: the values that all its data comes through, nearest first. ``given`` counts as
+        constant."""
         pending = {value}
         while pending:
             if len(pending) == 1:
@@ -263,7 +264,8 @@ def _stored(value: ir.Value) -> WeightRun | None:
 
 
 def _is_initial(value: ir.Value) -> bool:
-    """Whether a value is a constant from the start; an initializer that is an input may be given another value."""
+    """Whether a value is an initializer that cannot be replaced: one that is also an input may be given another
+    value."""
     return value.is_initializer() and value.const_value is not None and not value.is_graph_input()
 
 

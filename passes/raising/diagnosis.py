@@ -1,4 +1,4 @@
-"""What keeps a block from being a mixture of experts that can be raised: for whoever reads a remark."""
+"""Explanations, for readers of remarks, why a block cannot be raised as a mixture of experts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.router import Routing
 
 TOKENS = 4
-"""How many tokens are moved, one after another."""
+"""Number of tokens that are changed, one after another."""
 
 
 def diagnosed(block: Block, routings: Sequence[Routing], reason: NotUnderstoodError) -> NotUnderstoodError:
-    """Why a block stays as it is, given the nearest miss: where its selection is one of tokens, or what a token gets
-    depends on others, whatever was tried had to fail. ``routings`` are those that its router agrees with."""
+    """The reason why a block is not raised, given the nearest miss. If its selection selects tokens, or a token's
+    result depends on other tokens, every proposal had to fail, and that is the reason. ``routings`` agree with its
+    router."""
     if reason.undecided:
         return reason
     if not routings and _chooses_tokens(block.anchor):
@@ -34,7 +35,7 @@ def diagnosed(block: Block, routings: Sequence[Routing], reason: NotUnderstoodEr
 
 
 def _chooses_tokens(anchor: ir.Node) -> bool:
-    """Whether a selection is made among any number of values, for experts are counted."""
+    """Whether a selection is among a number of values that is not fixed, as tokens are and experts are not."""
     scores = anchor.inputs[0] if is_op(anchor, "ArgMax", "TopK") else None
     if scores is None or scores.shape is None:
         return False
@@ -43,7 +44,7 @@ def _chooses_tokens(anchor: ir.Node) -> bool:
 
 
 def _mixing_node(block: Block) -> ir.Node | None:
-    """The first node that computes a number from two tokens, where y does; None where none is found."""
+    """The first node that computes a number from two tokens, if y depends on several; None if none is found."""
     step = max(block.row_step, 1)
     T = step if block.rows_are_fixed else -(-TOKENS // step) * step
     random = np.random.default_rng(0)

@@ -1,7 +1,7 @@
-"""Which values hold the results of single experts: told by what a step of each does to y.
+"""Values that hold the results of single experts, identified by the effect of a change of each on y.
 
-y is the sum of its experts' results, each times its weight. So where a value is moved by some rows, and y by the same
-rows times the weights of one expert, the value holds the result of this expert, whatever computed it.
+y is the sum of its experts' results, each times its weight. A value holds the result of an expert, whatever computed
+it, if some step changes it by rows, and y by the same rows times the weights of this expert.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _RESHAPING = ("Identity", "Reshape", "Squeeze", "Unsqueeze")
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What a block computes for some tokens whose mixture [T,E] is known."""
+    """Values of a block for some tokens with a known mixture [T,E]."""
 
     mixture: Array
     y: Array
@@ -31,8 +31,8 @@ class _Run:
 
 
 def expert_results(block: Block, mixing: Mixing) -> dict[int, ir.Value]:
-    """For each expert of which such a value is found, the value nearest to y but for nodes that only shape it. It has a
-    row of width d for every token, or for those that chose the expert."""
+    """The value that holds the result of each expert, for experts with such a value; the one nearest to y before nodes
+    that only shape it. It has a row of width d for every token, or for those that selected the expert."""
     runs = _runs(block, mixing)
 
     def place(value: ir.Value) -> float:

@@ -1,4 +1,4 @@
-"""Why a block is left as it is."""
+"""Reasons why a block is not raised."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,11 @@ from collections.abc import Sequence
 class NotUnderstoodError(Exception):
     """The block looks like a mixture of experts, but something in it is beyond the dialect or beyond the matchers.
 
-    ``difference`` tells how far the nearest proposal was from what the block computes for a few tokens; infinite where
-    none was made. ``resembles``: nothing was tried, for it only resembles a mixture of experts. ``undecided``: a
-    proposal agreed on all trials, but a decision of the block was never seen whole. ``is_mixture``: what the block
-    computes is a sum of what experts make, weighted by its router, whatever experts are.
+    ``difference``: the distance of the nearest proposal from the block on a few tokens; infinite if there was no
+    proposal.
+    ``resembles``: nothing was tried, because the graph only resembles a mixture of experts. ``undecided``: a proposal
+    agreed on all trials, but a decision of the block was never seen whole. ``is_mixture``: the block computes a sum of
+    its experts' results, weighted by its router, whatever the experts are.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class NoRouterError(NotUnderstoodError):
 
 
 def left_out(experts: Sequence[int], E: int, *, traced: bool) -> str:
-    """What is said of experts that add nothing to y, of so many. ``traced``: experts were written one by one."""
+    """Remark on experts that add nothing to y. ``traced``: experts were written one by one."""
     more = f" (nor do {len(experts) - 1} others)" if len(experts) > 1 else ""
     found = f"of {E} experts expert {experts[0]} adds nothing to y{more}"
     if not traced:

@@ -1,9 +1,9 @@
-"""Mixtures whose experts are chosen by what is no selection among scores of theirs alone: a table of tokens, or a
-router that shares out weights among other things, too. What chooses and weighs stays as it is.
+"""Mixtures whose experts are not selected only by scores of their own: by a table of tokens, or a router whose weights
+go to other parts, too. The nodes that select and weigh stay as they are.
 
-Where tokens gather the weights of their experts by ids [T,k], and results are multiplied by weights [T,k], these are
-spread to weights of all experts [T,E], and ids and weights are chosen from there. The graph computes what it did, but
-for the order of a token's experts, and :mod:`moec.passes.raising.given_weights` knows what is left to do.
+Tokens gather the weights of their experts by ids [T,k], and results are multiplied by weights [T,k]. These weights are
+spread to weights of all experts [T,E], and ids and weights are selected from there. The graph computes the same, except
+for the order of a token's experts, and :mod:`moec.passes.raising.given_weights` does the rest.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from moec.passes.raising.dataflow import DataFlow
 
 _SHAPING = moving(drops=False, repeats=False, reorders=False)
 MOST_READERS = 64
-"""How far behind gathered weights the product with a token's weights is looked for."""
+"""Largest number of nodes from gathered weights to the product with a token's weights."""
 
 Use = tuple[ir.Node, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Which of ``experts`` tokens are given to, ``ids`` [T,k] (int64), with which ``weights`` [T,k]. Both are read by
-    experts at their ``uses``."""
+    """A given selection of experts: ``ids`` [T,k] (int64) among ``experts``, with ``weights`` [T,k]. Experts read both
+    at their ``uses``."""
 
     ids: ir.Value
     weights: ir.Value
@@ -45,12 +45,12 @@ class Choice:
         return [node for uses in self.uses for node, _ in uses]
 
     def selections(self, dataflow: DataFlow) -> list[ir.Node]:
-        """The nodes that make the ids."""
+        """The nodes that compute the ids."""
         return dataflow.between([self.ids], lambda value: is_contraction(value.producer()))
 
 
 def choices(dataflow: DataFlow, graph: ir.Graph) -> Iterator[Choice]:
-    """Those of which at least two stacks of weights are gathered, as experts need."""
+    """Given selections by whose ids at least two stacks of weights are gathered, as experts need them."""
     gathers: dict[ir.Value, list[ir.Node]] = {}
     for node in graph:
         if is_op(node, "Gather", "GatherND") and is_stack(dataflow, node.inputs[0]):
@@ -69,8 +69,8 @@ def choices(dataflow: DataFlow, graph: ir.Graph) -> Iterator[Choice]:
 
 
 def _compared(dataflow: DataFlow, graph: ir.Graph) -> Iterator[Choice]:
-    """Those whose ids are compared with the id of every expert, as loops over experts do. Weights are what is made last
-    in front of the loop for each of the ids."""
+    """Given selections whose ids are compared with the id of every expert, as loops over experts do. The weights are
+    the last value of the ids' shape that is computed before the loop."""
     comparisons: dict[ir.Value, list[Use]] = {}
     for node in graph:
         for index, value in enumerate(node.inputs if is_op(node, "Equal") else ()):
@@ -91,8 +91,8 @@ def _compared(dataflow: DataFlow, graph: ir.Graph) -> Iterator[Choice]:
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """A choice as a selection among weights of all experts: ``mixture`` [T,E], and the ``selection`` that takes k of
-    them."""
+    """A given selection, rewritten as a selection among weights of all experts: ``mixture`` [T,E], and the
+    ``selection`` that takes k of them."""
 
     choice: Choice
     mixture: ir.Value
@@ -108,8 +108,8 @@ class Spread:
 
 
 def spread(graph: ir.Graph, dataflow: DataFlow, choice: Choice) -> Spread | None:
-    """Change the graph to choose experts by a mixture. None, and no change, where ids are read before weights are
-    made."""
+    """Rewrite the graph to select experts by a mixture. None, without a change, if ids are read before weights are
+    computed."""
     ids, weights = choice.ids, choice.weights
     first = min(choice.readers, key=dataflow.order.__getitem__)
     made = [dataflow.order[node] for value in (ids, weights) if (node := value.producer()) is not None]
@@ -153,7 +153,7 @@ def is_stack(dataflow: DataFlow, value: ir.Value | None) -> bool:
 
 
 def source_of(value: ir.Value | None) -> ir.Value:
-    """The value of which this one is another shape or type."""
+    """The value from which this one differs only in shape or type."""
     assert value is not None
     while (node := value.producer()) is not None and node.op_type in _SHAPING and node.inputs[0] is not None:
         value = node.inputs[0]
@@ -169,7 +169,7 @@ def _are_pairs(value: ir.Value) -> bool:
 
 
 def _weighed(dataflow: DataFlow, gathers: list[ir.Node], ids: ir.Value) -> Use | None:
-    """The first product of what is made of gathered weights with weights [T,k], and which operand these are."""
+    """The first product of results of gathered weights with weights [T,k], and the index of that operand."""
     reached = {value for node in gathers for value in node.outputs}
     for _, node in zip(range(MOST_READERS), dataflow.readers(reached), strict=False):
         others = [index for index, value in enumerate(node.inputs) if value is not None and value not in reached]
@@ -192,7 +192,7 @@ def _operand(use: Use) -> ir.Value | None:
 
 
 def _uses(dataflow: DataFlow, readers: list[Use], source: ir.Value) -> Iterator[Use]:
-    """Where a value is read on its way to those that read it in another shape."""
+    """The uses of a value on the way to ``readers``, which read it in another shape."""
     between = dataflow.between([v for use in readers if (v := _operand(use)) is not None], lambda v: v is source)
     wanted = {*between, *(node for node, _ in readers)}
     for node, index in source.uses():

@@ -1,8 +1,8 @@
-"""Mixtures whose weights stand in no value together: every expert's result is multiplied by a column of its own.
+"""Mixtures without a common value for all weights: every expert's result is multiplied by a column of its own.
 
-Routers of two levels, limits on places, and gates of single experts are written so. In a sum of such products, columns
-[...,1] are put side by side to weights of all experts [...,E], and taken from there. The graph computes what it did,
-and :mod:`moec.passes.raising.given_weights` knows what is left to do.
+Routers of two levels, limits on places, and gates of single experts are written in this way. The columns [...,1] of a
+sum of such products are joined to weights of all experts [...,E], and taken from there. The graph computes the same,
+and :mod:`moec.passes.raising.given_weights` does the rest.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ Use = tuple[ir.Node, int]
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Columns [...,1], and where each multiplies the rows of an expert; these products are summed up."""
+    """Columns [...,1], and the operands where each multiplies the rows of an expert; these products are summed up."""
 
     values: tuple[ir.Value, ...]
     uses: tuple[Use, ...]
 
     def makers(self, dataflow: DataFlow) -> list[ir.Node]:
-        """The nodes that make the columns, from the products of routers on."""
+        """The nodes that compute the columns, from the products of routers on."""
         return dataflow.between(self.values, lambda value: is_contraction(value.producer()))
 
 
 def columns(dataflow: DataFlow, graph: ir.Graph) -> Iterator[Columns]:
-    """Those of every sum of at least two such products."""
+    """The columns of every sum of at least two such products."""
     for root in graph:
         if is_op(root, "Add") and not _is_summand(root):
             uses = [use for value in _summands(root) if (use := _weighed(dataflow, value)) is not None]
@@ -52,21 +52,21 @@ def columns(dataflow: DataFlow, graph: ir.Graph) -> Iterator[Columns]:
 
 @dataclasses.dataclass(frozen=True)
 class Beside:
-    """Columns side by side: the ``mixture`` [...,E], and the node that takes it ``apart``."""
+    """Joined columns: the ``mixture`` [...,E], and the node that takes it ``apart``."""
 
     columns: Columns
     mixture: ir.Value
     apart: ir.Node
 
     def undo(self, graph: ir.Graph) -> None:
-        """Change the graph back, but for the order of nodes of which none is computed from another."""
+        """Undo the rewrite, except for the order of independent nodes."""
         for (node, index), value in zip(self.columns.uses, self.columns.values, strict=True):
             node.replace_input_with(index, value)
         graph.remove([node for node in (self.apart, self.mixture.producer()) if node is not None])
 
 
 def side_by_side(graph: ir.Graph, dataflow: DataFlow, found: Columns) -> Beside:
-    """Change the graph to take columns from one value."""
+    """Rewrite the graph to take the columns from one value."""
     first = min((node for node, _ in found.uses), key=dataflow.order.__getitem__)
     makers = dataflow.between(found.values, lambda value: False)
     late = [node for node in makers if dataflow.order[node] > dataflow.order[first]]
@@ -107,7 +107,7 @@ def _is_summand(node: ir.Node) -> bool:
 
 
 def _summands(root: ir.Node) -> Iterator[ir.Value]:
-    """What a tree of sums adds up, in order."""
+    """The summands of a tree of additions, in order."""
     pending = [*reversed(root.inputs)]
     while pending:
         value = pending.pop()
@@ -119,7 +119,7 @@ def _summands(root: ir.Node) -> Iterator[ir.Value]:
 
 
 def _weighed(dataflow: DataFlow, value: ir.Value) -> Use | None:
-    """The product of rows and a column that a summand is, and which operand the column is."""
+    """The summand as a product of rows and a column, and the operand index of the column."""
     node = value.producer()
     if not is_op(node, "Mul") or len(value.uses()) != 1 or value.shape is None:
         return None

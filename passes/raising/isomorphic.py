@@ -1,7 +1,7 @@
-"""Isomorphic blocks, those of equal structure: the layers of one model differ in their weights only.
+"""Isomorphic blocks, those of equal structure: the layers of one model differ only in their weights.
 
-A block is known once by what it computes with which weights. For an isomorphic block the same proposal is tried first,
-with the weights that stand in the same places, and one trial that reaches every expert's weights decides.
+A block, once understood, is known by its function of its weights. For an isomorphic block the same proposal is tried
+first, with the weights in the same places, and one trial that reaches every expert's weights decides.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from moec.passes.raising.row_proposal import RowProposal
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """What blocks have in common whose values stand for each other one by one, in the order of ``values``.
+    """Structure of a block. Blocks of equal ``key`` correspond value by value, in the order of ``values``.
 
     ``key`` covers operators, attributes, how values are connected, x, logits and y, shapes and types of constants, and
     the numbers of those that are not weights: integers, and floats of one element.
@@ -31,7 +31,7 @@ class Structure:
 
 
 def structure_of(block: Block) -> Structure | None:
-    """None for a block with control flow."""
+    """The structure of a block; None for one with control flow."""
     numbers: dict[ir.Value, int] = {}
 
     def number(value: ir.Value | None) -> int:
@@ -81,7 +81,7 @@ def _attribute(attribute: ir.Attr) -> tuple[Hashable, ...] | None:
 
 
 def _describe(block: Block, value: ir.Value, symbols: dict[str, int]) -> Hashable:
-    """Type and shape of a value that comes from outside, and its numbers if they say what is computed."""
+    """Type and shape of a value from outside, and its numbers if they are part of the function."""
     dataflow = block.dataflow
     if dataflow.constant(value):
         shape = dataflow.shape(value)

@@ -1,4 +1,4 @@
-"""Labels in the place of weights: which element of which constant has come to where, told by its number."""
+"""Labels in the place of weights: their numbers tell which element of which constant has come to which place."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_PIECES = 64
 @dataclasses.dataclass(frozen=True)
 class Labels:
     """Constants of a block that may be weights and biases of its experts, and the label of the first element of each.
-    Labels begin with 1. Those of two constants never follow each other, lest they be taken for one."""
+    Labels begin with 1. There is a gap between those of two constants, so that the two are never taken for one."""
 
     block: Block
     parts: list[ir.Value]
@@ -39,8 +39,9 @@ class Labels:
         return Labels(block, weights, _starts(dataflow, weights))
 
     def summands(self) -> list[dict[ir.Value, Array]]:
-        """Constants whose sum holds the labels: what comes of them, which is linear, has to be added up. None takes
-        memory: the first holds where each constant starts, the others how far elements are away along an axis."""
+        """Constants whose sum holds the labels. A linear function of the labels is therefore the sum of its results for
+        them. They take no memory: the first holds the start of each constant, the others the distances of elements
+        along an axis."""
         shapes = {part: self.block.dataflow.shape(part) for part in self.parts}
         found = [
             {v: np.broadcast_to(float(start), shapes[v]) for v, start in zip(self.parts, self.starts, strict=False)}
@@ -53,8 +54,8 @@ class Labels:
         return [{value: np.broadcast_to(1.0, self.block.dataflow.shape(value)) for value in self.parts}]
 
     def entry(self, labels: Array, columns: Array, scale: float) -> Entry:
-        """The places of an entry from the labels [rows,m] that it holds at some of its columns, and what all of them
-        are multiplied by. Raises NotUnderstoodError if they are too many."""
+        """The places of an entry from the labels [rows,m] at some of its columns, and a factor for all of them. Raises
+        NotUnderstoodError if they are too many."""
         owner = np.searchsorted(self.starts, labels, side="right") - 1
         found = []
         for rows, across, first, strides in pieces(labels, columns, owner):
@@ -69,7 +70,7 @@ class Labels:
         return tuple(found)
 
     def vector(self, labels: Array, scale: float) -> Entry:
-        """The same of a vector that holds these labels [n]."""
+        """The places of a vector that holds these labels [n]; see :meth:`entry`."""
         column = self.entry(labels[:, None], np.zeros(1, np.int64), scale)
         return tuple(Place(p.part, p.start, p.strides[:1], p.shape[:1], p.at[:1], scale) for p in column)
 
@@ -80,7 +81,7 @@ def _starts(dataflow: DataFlow, parts: list[ir.Value]) -> Array:
 
 
 def _away(shape: tuple[int, ...], axis: int) -> Array:
-    """How many elements lie between one of a constant of this shape and the first along an axis."""
+    """Number of elements from the first along an axis to each element of a constant of this shape."""
     if axis >= len(shape):
         return np.broadcast_to(0.0, shape)
     steps = np.arange(shape[axis], dtype=np.float64) * math.prod(shape[axis + 1 :])
@@ -88,7 +89,7 @@ def _away(shape: tuple[int, ...], axis: int) -> Array:
 
 
 def whole(labels: Array) -> Array:
-    """Labels as integers. Raises NotUnderstoodError if they are none: something was computed of them."""
+    """Labels as integers. Raises NotUnderstoodError if they are not: something was computed from them."""
     rounded = np.rint(labels)
     if not np.isfinite(labels).all() or np.abs(labels - rounded).max(initial=0) > ROUNDING:
         raise NotUnderstoodError("what multiplies its tokens is not weights alone")
@@ -103,7 +104,7 @@ def _may_be_weight(block: Block, value: ir.Value) -> bool:
 
 
 def _constants_of_router(block: Block) -> set[ir.Value]:
-    """What the choice of experts is made of, and numbers per expert."""
+    """Constants that the selection of experts is computed from, and numbers per expert."""
     whole_numbers = [
         v
         for node in block.router_nodes()

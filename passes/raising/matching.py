@@ -1,4 +1,4 @@
-"""From a selection, or a block, to what it is understood as: the readings that are tried, one after the other."""
+"""Matching of a selection, or of a block, by readings that are tried one after the other."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from moec.passes.raising.unraised import why_no_candidate
 from moec.passes.raising.weights import Arrangement, arrangements, with_factor
 
 MOST_CANDIDATES = 3
-"""Blocks around one selection that are tried."""
+"""Largest number of blocks around one selection that are tried."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """Blocks that were understood by the key of their structure, and why others were not by their borders."""
+    """Understood blocks by the key of their structure, and the reasons against others by their borders."""
 
     understood: dict[Hashable, tuple[Structure, Match]] = dataclasses.field(default_factory=dict)
     refused: dict[Hashable, NotUnderstoodError] = dataclasses.field(default_factory=dict)
@@ -69,9 +69,9 @@ def understand(dataflow: DataFlow, anchor: ir.Node, known: Known) -> tuple[Block
 
 
 def _report_no_candidate(dataflow: DataFlow, anchor: ir.Node) -> None:
-    """Raise NotUnderstoodError if what has no candidate around it does choose among the outputs of a projection.
+    """Raise NotUnderstoodError for a selection without a candidate if it does select among the outputs of a projection.
 
-    A selection that nothing is multiplied after (sampling the next token) is not worth a word.
+    A selection without a product after it (sampling the next token) needs no remark.
     """
     users = list(dataflow.readers(anchor.outputs))
     if any(map(dialect.is_moec, users)):
@@ -92,8 +92,8 @@ def _report_no_candidate(dataflow: DataFlow, anchor: ir.Node) -> None:
 
 
 def match_block(block: Block, known: Known, given: Routing | None = None) -> Match:
-    """What a block is understood as. Raises NotUnderstoodError, whatever stumbles over it. ``given``: its routing,
-    which is not to be found out then."""
+    """Match a block. Raises NotUnderstoodError for every failure. ``given``: its known routing, which is then not
+    searched for."""
     borders = block.x, block.logits, block.y, block.start, block.weighing
     if borders in known.refused:  # routers that select in groups first lead to a block several times
         raise known.refused[borders]
@@ -115,7 +115,7 @@ def match_block(block: Block, known: Known, given: Routing | None = None) -> Mat
 
 
 def _match_isomorphic(block: Block, structure: Structure | None, known: Known) -> Match | None:
-    """What an isomorphic block was understood as, if this one agrees with it too."""
+    """The match of an earlier isomorphic block, if this one agrees with it, too."""
     if structure is None or structure.key not in known.understood:
         return None
     earlier, match = known.understood[structure.key]
@@ -142,7 +142,7 @@ def _search_block(block: Block, given: Routing | None) -> Match:
 
 
 def _match_experts(block: Block, routings: list[Routing]) -> Match:
-    """Experts that do with one of these routings what the block does. Raises NotUnderstoodError."""
+    """Experts that agree with the block for one of these routings. Raises NotUnderstoodError if there are none."""
     if not routings:
         raise NoRouterError("no known router makes the weights that this one makes")
     try:
@@ -171,7 +171,7 @@ def _match_experts(block: Block, routings: list[Routing]) -> Match:
 
 
 def _both(routing: Routing, read: NotUnderstoodError, probed: NotUnderstoodError) -> NotUnderstoodError:
-    """What is known of a block that neither reading nor probing understands."""
+    """Combined reason for a block that neither reading nor probing understands."""
     if read.difference != probed.difference:
         return min(read, probed, key=lambda reason: reason.difference)
     found = f"its router chooses {routing.spec.k} experts by {routing.spec.score}, but"
@@ -180,8 +180,8 @@ def _both(routing: Routing, read: NotUnderstoodError, probed: NotUnderstoodError
 
 
 def _read_experts(block: Block, routing: Routing) -> tuple[list[Arrangement], str]:
-    """What may be the experts' weights by the operators that read them, and the formulation: plain spellings need no
-    more, and nothing has to be computed. Raises NotUnderstoodError for all others."""
+    """Possible experts' weights by the operators that read them, and the formulation: enough for plain blocks, without
+    any computation. Raises NotUnderstoodError for all others."""
     mlps = find_mlps(block)
     check_structure(mlps, block.E)
     mlps = in_expert_order(block, mlps, routing)

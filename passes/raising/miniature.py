@@ -1,16 +1,16 @@
 """Miniatures of blocks: the same operators on narrow weights, so that many trials cost little.
 
-What a block's operators decide, and with which numbers, does not depend on the numbers in its weights, nor on how wide
-these are. So the trials run on a miniature, which has every node of the block, the same constants besides weights, and
+The decisions of a block's operators, and the numbers in them, depend neither on the numbers in its weights nor on their
+widths. The trials therefore run on a miniature. It has every node of the block, the same constants besides weights, and
 random weights of a few columns. It is isomorphic to the block except for widths, and the argument for isomorphic blocks
-(:mod:`moec.passes.raising.isomorphic`) holds here as well: a proposal that agrees with the miniature on all trials,
-where every side of every decision was seen, is that of the block if it also agrees with the block itself on one trial
-that drives every expert. Each expert keeps its own nodes and numbers, so that an expert that differs shows.
+(:mod:`moec.passes.raising.isomorphic`) holds here as well. A proposal for the block is accepted if it agrees with the
+miniature on all trials, in which every side of every decision was seen, and with the block itself on one trial that
+drives every expert. Each expert keeps its own nodes and numbers, so that an expert that differs shows.
 
 1. Widths must not matter: :mod:`moec.passes.raising.column_rules` takes only operators that treat all columns alike.
 2. Only constants that the proposal reads as weights of an expert, whole, become narrow. Any other constant of several
    elements that data meets (bounds by entry, masks, scales of columns) leaves the block without a miniature.
-3. Where there is none, or the proposal differs from it, or a side stays unseen, the trials run on the block itself.
+3. If there is none, or the proposal differs from it, or a side stays unseen, the trials run on the block itself.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from moec.passes.raising.weights import Entry, ExpertTensor, Place, strides_of
 
 HIDDEN_UNITS = 32
 HIDDEN_SIZE = 24
-"""Widths of a miniature's experts; others where widths of the block are each other's halves or equal."""
+"""Widths of a miniature's experts; others if widths of the block are equal or one is half of another."""
 LEAST_GAIN = 8
-"""How many times fewer elements a miniature's weights have to have."""
+"""Least factor by which a miniature's weights have fewer elements."""
 
 
 def miniature(block: Block, proposal: Proposal) -> tuple[Block, Proposal] | None:
-    """The block with narrow experts, and the same proposal for it. None where its operators do not treat all columns
+    """The block with narrow experts, and the same proposal for it. None if its operators do not treat all columns
     alike, or its weights are hardly larger."""
     widths = _widths(block.d, proposal)
     shapes = None if widths is None else _shapes(proposal, widths)
@@ -93,7 +93,8 @@ def _shape(dataflow: DataFlow, entry: Entry, shape: tuple[int, ...], widths: Wid
 
 
 def _axes(sizes: tuple[int, ...], place: Place) -> list[int] | None:
-    """Which axis of a constant of these sizes each axis of the piece is, if it holds all along them."""
+    """The axis of a constant of these sizes for each axis of the piece; None unless the piece spans these axes
+    completely."""
     strides = strides_of(sizes)
     known = {(size, stride): axis for axis, (size, stride) in enumerate(zip(sizes, strides, strict=True)) if size > 1}
     axes = [known.get(pair) for pair in zip(place.shape, place.strides, strict=True)]
@@ -109,7 +110,7 @@ def _is_worthwhile(block: Block, shapes: Mapping[ir.Value, tuple[int, ...]]) -> 
 
 
 class _Copy:
-    """What stands for each value of a block in its miniature."""
+    """The counterparts of a block's values in its miniature."""
 
     def __init__(self, block: Block, widths: Widths, shapes: Mapping[ir.Value, tuple[int, ...]]) -> None:
         self._block, self._widths, self._shapes = block, widths, shapes

@@ -1,4 +1,4 @@
-"""What each expert contributes to y, told apart by the router's weights, which are known."""
+"""Contributions of the experts to y, separated by the known weights of the router."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from moec.passes.raising.trials import reaching_all
 
 TOLERANCE = 1e-6
 DECIMALS = 6
-"""To which mixtures of equal weights are equal."""
+"""Decimals to which equal mixtures of weights agree."""
 MOST_MIXTURES = 8
 MOST_WORK = 1 << 34
-"""Multiplications that one evaluation of a block may take, of which probing needs some dozens."""
+"""Largest number of multiplications of one evaluation of a block; probing needs some dozens of evaluations."""
 Given = Sequence[Mapping[ir.Value, Array]]
-"""Values that are not computed but given, for each run."""
+"""Values that are given instead of computed, for each run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixing:
-    """Tokens n, of which every expert is given some, cut into runs that the block can compute at once, and the mixtures
-    [n,E] that the router makes of their logits.
+    """Tokens n that reach every expert, divided into runs that the block can compute at once, and the mixtures [n,E]
+    that the router computes from their logits.
 
-    ``by_slot`` [n,k*E] are the weights of each expert as a token's first choice, as its second, and so on, where what
-    experts add is told apart by these: each choice may have a copy of all experts' weights.
+    ``by_slot`` [n,k*E] are the weights of each expert as a token's first choice, as its second, and so on. They
+    separate the experts' contributions if each slot may have a copy of all experts' weights.
     """
 
     block: Block
@@ -43,7 +43,7 @@ class Mixing:
 
     @staticmethod
     def of(block: Block, routing: Routing, *, by_slot: bool = False) -> Mixing:
-        """Raises NotUnderstoodError unless every expert can be told apart by these tokens."""
+        """Choose tokens. Raises NotUnderstoodError unless they separate all experts."""
         E, step = block.E, max(block.row_step, 1)
         tokens = 4 * E * (routing.spec.k if by_slot else 1) + 16
         logits = reaching_all(block, routing, np.random.default_rng(9).normal(size=(tokens, E)) * 2)
@@ -75,7 +75,7 @@ class Mixing:
         return _LeastSquares.of((self._told_apart_by != 0).astype(float))
 
     def run(self, x: Array, outputs: list[ir.Value], given: Given | Mapping[ir.Value, Array] = ()) -> list[list[Array]]:
-        """The block's values ``outputs`` of each run, all tokens of which are the row x [d]."""
+        """The block's values ``outputs`` of each run, with the row x [d] for all tokens."""
         found = []
         for number, logits in enumerate(self.logits):
             replaced = given if isinstance(given, Mapping) else given[number] if given else {}
@@ -83,7 +83,7 @@ class Mixing:
         return found
 
     def explains_y(self) -> bool:
-        """Whether y of equal tokens is a mixture, whatever the experts are; not if they get weighted tokens."""
+        """Whether y of equal tokens is a mixture, whatever the experts are; not if weights multiply their tokens."""
         (x,) = np.random.default_rng(3).normal(size=(1, self.block.d))
         y = np.concatenate([y.reshape(-1, self.block.d) for (y,) in self.run(x, [self.block.y])])
         return self.of_experts(y, on_input=False) is not None
@@ -94,8 +94,8 @@ class Mixing:
         return np.concatenate([y.reshape(-1, self.block.d) for (y,) in self.run(zeros, [self.block.y], given)])
 
     def of_experts(self, y: Array, *, on_input: bool) -> Array | None:
-        """The experts' parts [E,d] of y [n,d], those of first choices; None if y is no mixture of them. ``on_input``:
-        weighted before."""
+        """The experts' parts [E,d] of y [n,d], those of first choices; None if y is not a mixture of them.
+        ``on_input``: weights multiply the tokens."""
         squares = self._weighted_before if on_input else self._weighted_after
         parts = squares.inverse @ y
         apart = np.abs(squares.weights @ parts - y).max(initial=0)
@@ -104,7 +104,8 @@ class Mixing:
 
 @dataclasses.dataclass(frozen=True)
 class _LeastSquares:
-    """The fit of y [n,d] by ``weights`` [n,m]: what makes the parts [m,d] of y, made once for all that is fitted."""
+    """The fit of y [n,d] by ``weights`` [n,m]: the matrix that maps y to its parts [m,d], computed once for all
+    fits."""
 
     weights: Array
     inverse: Array
@@ -119,9 +120,10 @@ class _LeastSquares:
 
 
 def explaining_routings(block: Block, routings: Sequence[Routing]) -> list[Routing]:
-    """Those of whose mixtures y is, whatever experts are; of many that make different mixtures the first are tried.
+    """The routings with whose mixtures y can be explained, whatever the experts are. Only the first different mixtures
+    are tried.
 
-    Raises NotUnderstoodError if experts can be told apart by none.
+    Raises NotUnderstoodError if no routing separates the experts.
     """
     logits = sample_logits(block.E)[: block.row_step if block.rows_are_fixed else None]
     alike: dict[bytes, list[Routing]] = {}

@@ -1,4 +1,4 @@
-"""The hidden units of experts, found by what the activation makes of them."""
+"""The hidden units of experts, found by the effect of the activation."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from moec.passes.raising.failure import NotUnderstoodError
 
 NEAR = 1e-6
 FAR = 0.7
-"""Steps along which the activation is looked at: one shows its slope, one crosses zero, where relu bends."""
+"""Steps that probe the activation: one shows its slope, one crosses zero, where relu bends."""
 SAME = 2e-4
-"""Share of a slope within which two are the same."""
+"""Relative difference up to which two slopes count as equal."""
 ATTEMPTS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Units:
-    """Which projections each result of the activation is made of: ``up`` [n], the number of a projection, -1 where
-    there is none; ``gate`` [n] likewise, -1 everywhere where experts have no gate."""
+    """The projections behind each result of the activation: ``up`` [n], the number of a projection, -1 where there is
+    none; ``gate`` [n] likewise, -1 everywhere if experts have no gate."""
 
     up: Array
     gate: Array
 
 
 def find_units(activation: Callable[[Array], Array], projections: Array) -> Units:
-    """Which elements of an activation's input its output is computed of, and which of two is the gate.
+    """Find the elements of an activation's input that each output is computed from, and the gate among two.
 
-    ``activation`` maps an input [p] to an output [n]; ``projections`` [p] says which projection each element of the
-    input holds, -1 for none. One bit of these numbers at a time, all projections that have it are moved: an output that
-    follows one of them spells its number, and one that follows two spells both, for they differ in slope. Of two, the
-    one in which the output is affine is ``up``.
+    ``activation`` maps an input [p] to an output [n]; ``projections`` [p] is the number of the projection that each
+    element of the input holds, -1 for none. For each bit of these numbers, all projections with that bit are moved. An
+    output that follows one projection spells its number; one that follows two spells both, because they differ in
+    slope. Of two, the one in which the output is affine is ``up``.
 
     Raises NotUnderstoodError if an output follows neither one projection nor two.
     """
@@ -55,7 +55,8 @@ def find_units(activation: Callable[[Array], Array], projections: Array) -> Unit
 def _decode(
     activation: Callable[[Array], Array], seed: int, projections: Array, bits: list[Array]
 ) -> tuple[Array, Array, Array]:
-    """Numbers of the up and the gate projection of each output, -1 for none, and where slopes are too alike to tell."""
+    """Numbers of the up and the gate projection of each output, -1 for none, and flags of outputs whose slopes are too
+    alike."""
     base = np.random.default_rng(seed).uniform(0.4, 1, len(projections)) * (projections >= 0)
     start = activation(base)
 

@@ -1,10 +1,10 @@
 """Mixtures that give a token to one expert, whose result has no weight.
 
-Ids may come from a table of tokens (hash layers, arXiv 2106.04426) or be those of the largest score, and flags
-[...,E], of which a token has one or none, from a router whose places run out (Switch Transformers, arXiv 2101.03961,
-where a token without a place goes on as it is). Ids are written as a selection among scores of which one is 1, flags
-likewise, with one more for tokens that have none. The graph computes what it did, and which router that is is known:
-the largest score, with a weight of 1.
+Ids may come from a table of tokens (hash layers, arXiv 2106.04426) or be those of the largest score. Flags [...,E], at
+most one per token, may come from a router whose places run out (Switch Transformers, arXiv 2101.03961, where a token
+without a place goes on as it is). Ids are rewritten as a selection among scores of which one is 1. So are flags, with
+one more score for tokens that have none. The graph computes the same, and its router is now known: the largest score,
+with a weight of 1.
 """
 
 from __future__ import annotations
@@ -30,25 +30,26 @@ from moec.passes.raising.unraised import MOST_EXPERTS
 
 Use = tuple[ir.Node, int]
 ROUTING = Routing(RouteSpec(1, "softmax_topk"))
-"""The weight of one expert alone is the softmax of one number."""
+"""Routing to one expert, whose weight is the softmax of one number: 1."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OneChoice:
-    """The ids [...] of one of ``experts`` for every token, or flags [...,experts]; ``uses``: where they are read."""
+    """The ids [...] of one of ``experts`` for every token, or flags [...,experts]; ``uses``: the operands that read
+    them."""
 
     value: ir.Value
     experts: int
     uses: tuple[Use, ...]
 
     def makers(self, dataflow: DataFlow) -> list[ir.Node]:
-        """The nodes that make the ids or flags, from the router's product on."""
+        """The nodes that compute the ids or flags, from the router's product on."""
         return dataflow.between([self.value], lambda value: is_contraction(value.producer()))
 
 
 @dataclasses.dataclass(frozen=True)
 class Selected:
-    """A choice as a selection among ``scores`` [...,E]."""
+    """Ids or flags, rewritten as a selection among ``scores`` [...,E]."""
 
     choice: OneChoice
     scores: ir.Value
@@ -82,7 +83,7 @@ def chosen_ids(dataflow: DataFlow, graph: ir.Graph) -> Iterator[OneChoice]:
 
 
 def chosen_flags(dataflow: DataFlow, graph: ir.Graph) -> Iterator[OneChoice]:
-    """Flags of which no others are made."""
+    """Flags from which no other flags are computed."""
     found: dict[ir.Value, int] = {}
     for node in graph:
         for value in node.outputs:
@@ -100,7 +101,7 @@ def chosen_flags(dataflow: DataFlow, graph: ir.Graph) -> Iterator[OneChoice]:
 
 
 def select(graph: ir.Graph, dataflow: DataFlow, choice: OneChoice) -> Selected:
-    """Change the graph to select ids or flags."""
+    """Rewrite the graph to compute ids or flags by a selection."""
     value, E = choice.value, choice.experts
     are_ids = width(value) != E or not _are_flags(dataflow, value)
     maker = value.producer()
@@ -152,7 +153,7 @@ def select(graph: ir.Graph, dataflow: DataFlow, choice: OneChoice) -> Selected:
 
 
 def _are_flags(dataflow: DataFlow, value: ir.Value) -> bool:
-    """Whether a value is 0 or 1, whatever the inputs."""
+    """Whether a value is always 0 or 1."""
     node = value.producer()
     while is_op(node, "Cast") and node.inputs[0] is not None and value.dtype != ir.DataType.BOOL:
         value = node.inputs[0]
@@ -167,7 +168,7 @@ def _within(inner: Interval, outer: Interval) -> bool:
 
 
 def _bounds(dataflow: DataFlow, value: ir.Value) -> Interval:
-    """What numbers a value may be, whatever the router's product is."""
+    """Bounds of a value for any result of the router's product."""
 
     def numbers(one: ir.Value) -> Array | None:
         small = dataflow.constant(one) and np.prod(dataflow.shape(one), dtype=np.int64) <= MOST_BOUNDS

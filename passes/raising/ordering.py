@@ -1,4 +1,4 @@
-"""Which MLP is which expert, where every expert has an MLP of its own."""
+"""Order of MLPs by expert id, if every expert has an MLP of its own."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from moec.passes.raising.router import Routing, as_mixture
 
 
 def in_expert_order(block: Block, mlps: list[Mlp], routing: Routing) -> list[Mlp]:
-    """The MLPs sorted by expert id, found out by marking each MLP's result and looking for the mark in y.
+    """Sort the MLPs by expert id: mark each MLP's result, and look for the mark in y.
 
-    Where the marks do not show a permutation the order stays as it is, and the check has the last word.
+    If the marks do not show a permutation, the order stays as it is, and the check has the last word.
     """
     if len(mlps) != block.E:
         return mlps
@@ -34,7 +34,7 @@ def in_expert_order(block: Block, mlps: list[Mlp], routing: Routing) -> list[Mlp
 
 
 def _tokens_reached(block: Block, mlps: list[Mlp], logits: Array) -> Array:
-    """[T, MLPs]: whether a token's y depends on an MLP's result. Every MLP marks a column of its own."""
+    """Flags [T, MLPs]: whether a token's y depends on an MLP's result. Every MLP marks a column of its own."""
     results = [mlp.projections[-1].node.outputs[0] for mlp in mlps]
     x = np.ones((len(logits), block.d))
     blank = {v: np.zeros(shape) for v, shape in zip(results, block.shapes_on(x, logits, results), strict=True)}

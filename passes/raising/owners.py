@@ -1,4 +1,4 @@
-"""Which hidden unit belongs to which expert, by what it adds to the expert's result."""
+"""Owners of hidden units: the expert that each belongs to, by its contribution to that expert's result."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from moec.passes.raising.failure import NotUnderstoodError
 
 TOLERANCE = 1e-6
 AT_ONCE = 24
-"""Units that are told apart by one evaluation: a power of two each, and their sum says which an expert has."""
+"""Units that one evaluation separates: each gets a power of two, so that a sum shows which units an expert has."""
 MOST_ASKED = 64 * AT_ONCE
 
 
 def find_owners(results: Callable[[Array], Array], count: int, E: int) -> Array:
-    """The expert [count] of each hidden unit. ``results`` maps values of the units [count] to the sums [E] of those
-    that each expert has; all experts have equally many.
+    """The expert [count] of each hidden unit. ``results`` maps values of the units [count] to their sums [E] by expert;
+    all experts have equally many units.
 
     Raises NotUnderstoodError if the units of an expert lie in too many places.
     """
@@ -34,7 +34,8 @@ def _evenly(owners: Array, E: int) -> bool:
 
 
 def _guesses(asked: _Asked, marks: Array, sums: Array) -> Iterator[Array]:
-    """Experts one after another, or in turns with some units each; then runs of units whose ends are of one expert."""
+    """Guesses: experts one after another, or in turns with some units each; then runs of units with both ends in one
+    expert."""
     count, E = len(marks), len(sums)
     f = count // E
     sizes = [size for size in range(f, 0, -1) if f % size == 0]
@@ -50,13 +51,13 @@ def _guesses(asked: _Asked, marks: Array, sums: Array) -> Iterator[Array]:
 
 
 class _Asked:
-    """Units whose experts are known."""
+    """Units with known experts."""
 
     def __init__(self, results: Callable[[Array], Array], count: int) -> None:
         self._results, self._owners = results, np.full(count, -1)
 
     def by_halving(self, size: int) -> Array:
-        """The experts of all units, where runs of at most ``size`` are taken for one expert's if their ends are."""
+        """The experts of all units; a run of at most ``size`` units counts as one expert's if both its ends do."""
         count = len(self._owners)
         found = np.zeros(count, np.int64)
         runs = [(first, min(first + size, count) - 1) for first in range(0, count, size)]

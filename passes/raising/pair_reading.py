@@ -1,8 +1,7 @@
-"""Reading what experts do to their rows where each pair of a token and an expert has a copy of that expert's weights.
+"""Reading of experts' steps if each pair of a token and an expert has a copy of that expert's weights.
 
-All pairs go through the same operators (the formulation ``batched``), so that what these do is read once, for all
-experts: products with a matrix that is gathered by expert ids, and between them steps as in
-:mod:`moec.passes.raising.row_reading`.
+All pairs go through the same operators (the formulation ``batched``), so these are read once for all experts: products
+with a matrix that is gathered by expert ids, and between them steps as in :mod:`moec.passes.raising.row_reading`.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from moec.passes.raising.weights import ExpertTensor, Place, in_turn
 
 
 def pair_steps(block: Block) -> list[Step]:
-    """The steps from rows of x to what experts make of them, the last of which makes it.
+    """The steps from rows of x to the experts' results; the last step computes these.
 
-    Raises NoResultError where nothing is multiplied by the router's weights at last, and NotUnderstoodError as
+    Raises NoResultError if no value is finally multiplied by the router's weights, and NotUnderstoodError like
     :func:`moec.passes.raising.row_reading.steps_of`.
     """
     return _PairReading(block).steps_to(_weighed(block))
 
 
 def _weighed(block: Block) -> ir.Value:
-    """What is multiplied by weights that do not depend on x, behind which y only adds up and changes shape."""
+    """The value that weights without x multiply, after which only sums and changes of shape lead to y."""
     value = block.y
     while (node := value.producer()) is not None:
         inner = [v for v in node.inputs if v in block.from_x]
@@ -58,7 +57,7 @@ class _PairReading(Reading):
         return step
 
     def _gathered(self, value: ir.Value | None) -> ExpertTensor | None:
-        """The matrices [E,a,b] of which each pair has its expert's in a value."""
+        """The matrices [E,a,b] from which a value gathers each pair's matrix."""
         node = None if value is None else value.producer()
         if node is None or not is_op(node, "Gather", "GatherND") or node.attributes.get_int("axis", 0) != 0:
             return None

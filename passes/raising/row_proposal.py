@@ -1,4 +1,4 @@
-"""Experts of any form: the proposal that they are a graph over dispatched rows."""
+"""The proposal that experts of any form are a graph over dispatched rows."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ from moec.passes.raising.weights import ExpertTensor, Place
 
 
 class Writing(simple_experts.Writing, Protocol):
-    """Where nodes and constants go: into a graph, or aside to be tried."""
+    """Destination of nodes and constants: a graph, or a draft to be tried."""
 
     def tensor(self, label: str, tensor: ExpertTensor) -> ir.Value: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class RowProposal:
-    """That experts make of their rows what ``steps`` say, the last of which is their result."""
+    """Proposal that experts apply ``steps`` to their rows; the last step is their result."""
 
     routing: Routing
     experts: int
     dataflow: DataFlow
     steps: tuple[Step, ...]
     simple: SimpleExperts | None = None
-    """Experts that take no steps; ``experts`` counts the others."""
+    """Experts without steps; ``experts`` counts the others."""
 
     @functools.cached_property
     def used(self) -> set[ir.Value]:
-        """The constants that it takes for weights and biases."""
+        """The constants that it reads as weights and biases."""
         operands = [operand for step in self.steps for operand in step.inputs]
         own = {value for operand in operands if isinstance(operand, ExpertTensor) for value in operand.parts}
         common = {operand.part for operand in operands if isinstance(operand, Place)}
@@ -75,7 +75,7 @@ class RowProposal:
         return inputs, Evaluator(draft.nodes, inputs, [y], {"": 24}, dtype=np.float64)
 
     def write(self, writing: Writing, x: ir.Value, weights: ir.Value, ids: ir.Value) -> ir.Value:
-        """The nodes that make y [T,d] of x [T,d] and of weights and ids [T,k]."""
+        """Write the nodes that compute y [T,d] from x [T,d] and from weights and ids [T,k]."""
         stored = ids if self.simple is None else self.simple.stored_ids(writing, ids)
         label = "y" if self.simple is None else "stored_y"
         y = _Graph(writing, self.dataflow, self.experts, x, stored).write(self.steps, weights, label)
@@ -85,7 +85,7 @@ class RowProposal:
         return self.simple.add_to(writing, y, x, weights, ids, dtype)
 
     def moved(self, counterparts: Mapping[ir.Value, ir.Value], routing: Routing, dataflow: DataFlow) -> RowProposal:
-        """The same with other constants."""
+        """The same proposal with other constants."""
 
         def operand(one: Operand) -> Operand:
             if isinstance(one, Place):
@@ -101,7 +101,8 @@ class RowProposal:
 
 
 def propose_rows(block: Block, routings: Sequence[Routing]) -> RowProposal:
-    """What the experts of a block do to their rows. Raises NotUnderstoodError where that is not to be seen."""
+    """Propose the steps that the experts of a block apply to their rows. Raises NotUnderstoodError if they cannot be
+    read."""
     routing = next(iter(explaining_routings(block, routings)), None)
     if routing is None:
         raise NoResultError("y is no sum of its experts' results, weighted by the router")
@@ -120,7 +121,7 @@ def propose_rows(block: Block, routings: Sequence[Routing]) -> RowProposal:
 
 
 class _Draft:
-    """Nodes that stand in no graph."""
+    """Nodes outside of any graph."""
 
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
@@ -140,7 +141,7 @@ class _Draft:
 
 
 class _Graph:
-    """Writes steps. What all experts do alike to all tokens is done before rows are dispatched."""
+    """Writer of steps. Steps that are equal for all experts and tokens come before rows are dispatched."""
 
     def __init__(self, writing: Writing, dataflow: DataFlow, experts: int, x: ir.Value, ids: ir.Value) -> None:
         self._writing, self._dataflow = writing, dataflow
@@ -195,7 +196,7 @@ class _Graph:
         return self._owned(operand, label)
 
     def _owned(self, tensor: ExpertTensor, label: str) -> ir.Value:
-        """What the expert of each row has [R,n]."""
+        """Gather the entry [R,n] of each row's expert from a table of all experts."""
         table = self._writing.tensor(label, tensor)
         node = ir.node("Gather", [table, self._owners], {"axis": 0})
         (value,) = self._writing.add(node, tensor.dtype, f"{label}.owned")
@@ -226,7 +227,7 @@ class _Graph:
         return self._node("Add", [product, self._operand(bias, value_of, f"{label}.bias")], label, step)
 
     def _shared_matrix(self, place: Place, label: str) -> tuple[bool, ir.Value]:
-        """A matrix that all experts share, as it is stored if that can be said; and whether it is [N,K] then."""
+        """A matrix that all experts share, in its stored form if possible; and whether that is [N,K]."""
         part = place.part
         for turned, one in ((False, place), (True, place.turned)):
             if self._dataflow.shape(part) == one.shape and one == whole(part, one.shape):
@@ -239,7 +240,7 @@ class _Graph:
         return part
 
     def _normalized(self, step: Step, value_of: Any, label: str) -> ir.Value:
-        """A norm whose factors and summands differ between experts: both come behind it."""
+        """A norm with different factors and summands per expert: both are applied after it."""
         rows, scale, *bias = step.inputs
         value = value_of(rows)
         assert step.width is not None and step.dtype is not None

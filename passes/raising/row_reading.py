@@ -1,4 +1,4 @@
-"""Reading what one expert does to its rows from the nodes between x and its result."""
+"""Reading of the steps that one expert applies to its rows, from the nodes between x and its result."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ REDUCING = frozenset({"ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "Reduce
 
 
 def steps_of(block: Block, result: ir.Value) -> list[Step]:
-    """The steps from rows of x to the rows of an expert's result, the last of which makes it.
+    """The steps from rows of x to the rows of an expert's result; the last step computes these.
 
-    Raises NotUnderstoodError for a node that does not treat each row alone, or that nothing is known of.
+    Raises NotUnderstoodError for a node that does not treat each row alone, or that has no rule.
     """
     return Reading(block).steps_to(result)
 
@@ -39,14 +39,14 @@ class Reading:
         self._known: dict[ir.Value, int] = {block.x: ROWS}
 
     def steps_to(self, result: ir.Value) -> list[Step]:
-        """The steps, the last of which makes the rows of a value."""
+        """The steps to the rows of a value; the last step computes these."""
         last = self.read(result)
         if last != len(self.steps) - 1:
             self.add("Identity", (last,), result)
         return self.steps
 
     def read(self, value: ir.Value | None) -> int:
-        """The step that makes the rows of a value."""
+        """The step that computes the rows of a value."""
         if value is not None and value in self._known:
             return self._known[value]
         node = None if value is None else value.producer()
@@ -88,7 +88,7 @@ class Reading:
         return self.add(node.op_type, inputs, value, attributes=_attributes(node))
 
     def _row_operand(self, node: ir.Node, operand: ir.Value | None) -> Operand:
-        """Rows, or a constant that meets each row."""
+        """Rows, or a constant that is combined with each row."""
         if operand is None:
             return None
         if not self.block.dataflow.constant(operand):
@@ -101,7 +101,7 @@ class Reading:
         return whole(operand, shape[-1:])
 
     def _shaping(self, node: ir.Node, value: ir.Value) -> int:
-        """The rows stay, whatever is done to the axes in front of them."""
+        """A change of the axes in front of the rows, which leaves the rows as they are."""
         data = node.inputs[0]
         if data is None or data.shape is None or value.shape is None:
             raise not_by_rows(node)
@@ -114,7 +114,7 @@ class Reading:
         return self.read(data)
 
     def _selecting(self, node: ir.Node, value: ir.Value) -> int:
-        """Some of the rows, which the router picks."""
+        """A selection of rows by the router."""
         data = node.inputs[0]
         if data is None or value.shape is None or data.shape is None or data.shape[-1] != value.shape[-1]:
             raise not_by_rows(node)
@@ -199,7 +199,7 @@ class Reading:
         return whole(value, shape[-2:])
 
     def _integers(self, node: ir.Node, position: int) -> tuple[int, ...]:
-        """A constant vector of integers; none where the input is absent."""
+        """A constant vector of integers; empty if the input is absent."""
         value = node.inputs[position] if position < len(node.inputs) else None
         if value is None:
             return ()
@@ -209,7 +209,7 @@ class Reading:
 
 
 def not_by_rows(node: ir.Node) -> NotUnderstoodError:
-    """That a node of an expert is none that treats each row alone."""
+    """Error for a node of an expert that does not treat each row alone."""
     return NotUnderstoodError(
         f"{node.op_type} node {node_name(node)} inside of an expert is nothing that is done to each of its rows"
     )

@@ -1,4 +1,4 @@
-"""What an expert does to its rows, step by step, and how such steps of all experts become those of one graph."""
+"""Steps that an expert applies to its rows, and their combination to the steps of one graph for all experts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from moec.passes.raising.weights import ExpertTensor, Place, in_turn
 
 PLAIN = ProductSpec()
 ROWS = 0
-"""The step whose result are the rows of x."""
+"""Number of the step whose result are the rows of x."""
 PRODUCT = "Product"
 """Rows times a matrix, and a bias if there is one; all other steps are operators of ONNX."""
 
 
 def whole(value: ir.Value, shape: tuple[int, ...]) -> Place:
-    """All of a constant, in another shape that leaves the order of elements: a matrix [K,N], or a vector [n] or a
-    number that meets each row."""
+    """All of a constant, reshaped without changing the order of elements: to a matrix [K,N], or to a vector [n] or a
+    number that is combined with each row."""
     ((place,),) = in_turn(value, (1, *shape))
     return place
 
@@ -34,8 +34,8 @@ Operand = int | tuple[int, ...] | Place | ExpertTensor | None
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """An operator on rows [R,...]. ``attributes`` by name. ``dtype`` and ``width`` are those of the result, None where
-    they are not known."""
+    """An operator on rows [R,...]. ``attributes`` by name. ``dtype`` and ``width`` are those of the result, None if
+    unknown."""
 
     operator: str
     inputs: tuple[Operand, ...]
@@ -46,14 +46,14 @@ class Step:
 
     @property
     def kind(self) -> Hashable:
-        """What is equal where experts do the same with other constants."""
+        """Key that is equal for steps that differ only in their constants."""
         places = tuple(operand if isinstance(operand, int | tuple | None) else "constant" for operand in self.inputs)
         return self.operator, places, self.attributes, self.product
 
 
 def joined(dataflow: DataFlow, experts: Sequence[Sequence[Step]]) -> list[Step]:
-    """The steps of all experts at once; smaller experts are filled up with zeros. Raises NotUnderstoodError where they
-    do not do the same."""
+    """The steps of all experts at once; smaller experts are padded with zeros. Raises NotUnderstoodError if the steps
+    differ."""
     first, *others = experts
     for other in others:
         if [step.kind for step in other] != [step.kind for step in first]:
@@ -98,5 +98,5 @@ def numbers_of(dataflow: DataFlow, place: Place) -> Array:
 
 
 def shared(step: Step) -> bool:
-    """Whether all experts do the same with the same constants."""
+    """Whether the step is the same for all experts, including its constants."""
     return not any(isinstance(operand, ExpertTensor) for operand in step.inputs)

@@ -1,6 +1,6 @@
-"""Experts that multiply nothing: they return zeros, a vector, or a multiple of their token (MoE++, arXiv 2410.07348).
+"""Experts without products: they return zeros, a vector, or a multiple of their token (MoE++, arXiv 2410.07348).
 
-What they add to y is found by fitting: it is affine in the token, with weights that are known.
+Their contribution to y is fitted: it is affine in the token, with known weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOLERANCE = 1e-8
 
 
 class Writing(Protocol):
-    """Where nodes and constants go."""
+    """Destination of nodes and constants."""
 
     def add(self, node: ir.Node, dtype: ir.DataType | None, *outputs: str) -> tuple[ir.Value, ...]: ...
 
@@ -31,8 +31,8 @@ class Writing(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class SimpleExperts:
-    """``stored``: the ids of the other experts. Each adds its entry of ``copies`` [E] times the token, and its entry of
-    ``vectors`` [E,d]."""
+    """``stored``: the ids of experts with products. Each other expert adds its entry of ``copies`` [E] times the token,
+    and its entry of ``vectors`` [E,d]."""
 
     stored: tuple[int, ...]
     copies: Array
@@ -42,7 +42,8 @@ class SimpleExperts:
     def of(
         block: Block, mixing: Mixing, results: Collection[ir.Value], stored: tuple[int, ...]
     ) -> SimpleExperts | None:
-        """Those that are not ``stored``, of which ``results`` hold what they make; None where one is not simple."""
+        """Fit the experts that are not ``stored``; ``results`` hold those of the stored ones. None if one is not
+        simple."""
         simple = np.setdiff1d(np.arange(block.E), stored)
         random = np.random.default_rng(10)
         rows, rest = [], []
@@ -61,15 +62,15 @@ class SimpleExperts:
 
     @property
     def absent(self) -> list[int]:
-        """The ids of those that add nothing."""
+        """The ids of simple experts that add nothing."""
         adds = (self.copies != 0) | self.vectors.any(axis=1)
         adds[list(self.stored)] = True
         return np.flatnonzero(~adds).tolist()
 
     @property
     def ids(self) -> tuple[int, ...] | None:
-        """For each id of the router the id among the stored experts, from their number on for one that returns its
-        token, -1 for one that returns zeros; None where there are others."""
+        """For each id of the router the id among the stored experts; the ids from their number on for experts that
+        return their token, -1 for those that return zeros. None if there are other simple experts."""
         copied = np.abs(self.copies - 1) <= TOLERANCE
         if self.vectors.any() or (self.copies[~copied] != 0).any():
             return None
@@ -79,7 +80,7 @@ class SimpleExperts:
         return tuple(ids.tolist())
 
     def stored_ids(self, writing: Writing, ids: ir.Value) -> ir.Value:
-        """Ids [T,k] among the experts that are stored, -1 for others."""
+        """Ids [T,k] among the stored experts, -1 for others."""
         table = np.full(len(self.copies) + 1, -1, np.int32)
         table[list(self.stored)] = np.arange(len(self.stored))
         node = table_node(ids, writing.constant(table, "stored"))
@@ -88,7 +89,7 @@ class SimpleExperts:
     def add_to(
         self, writing: Writing, y: ir.Value, x: ir.Value, weights: ir.Value, ids: ir.Value, dtype: ir.DataType
     ) -> ir.Value:
-        """y [T,d] with what these experts add."""
+        """Add the contributions of these experts to y [T,d]."""
         if self.copies.any():
             y = self._with_copies(writing, y, x, weights, ids, dtype)
         if self.vectors.any():
@@ -109,7 +110,7 @@ class SimpleExperts:
     def _with_vectors(
         self, writing: Writing, y: ir.Value, weights: ir.Value, ids: ir.Value, dtype: ir.DataType
     ) -> ir.Value:
-        """The vectors are rows that every token which chose them adds up."""
+        """Add the vectors: each is a row that every token adds if it selected the expert."""
         experts = np.flatnonzero(self.vectors.any(axis=1))
         table = np.full(len(self.copies) + 1, -1, np.int32)
         table[experts] = np.arange(len(experts))
@@ -121,8 +122,8 @@ class SimpleExperts:
 
 
 def _fitted(x: Array, rest: Array, mixture: Array) -> tuple[Array, Array] | None:
-    """Factors [m] and vectors [m,d] of experts whose weights [n,m] make ``rest`` [n,d] of rows x [n,d]; None where
-    nothing does."""
+    """Factors [m] and vectors [m,d] of experts with weights [n,m] that explain ``rest`` [n,d] for rows x [n,d]; None if
+    there are none."""
     factors, vectors = [], []
     for column, wanted in zip(x.T, rest.T, strict=True):
         design = np.concatenate([mixture * column[:, None], mixture], axis=1)

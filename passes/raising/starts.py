@@ -1,8 +1,8 @@
-"""What y starts from: a value made without the logits that y holds as it is, beside what experts make.
+"""Starts of y: values computed without the logits to which the experts' results are added.
 
-Loops that add to the result of a shared expert, or to the residual, have one, and so has a shared expert among others
-that every token gets with a weight of 1. The block does not hold what computes it. That y is a sum of it is tried here
-on a few tokens, and on all trials when the block is checked (:meth:`Block.y_of`).
+Loops that add to the result of a shared expert, or to the residual, have one. So has a shared expert among others that
+every token gets with a weight of 1. The nodes that compute it are not part of the block. A few tokens test here whether
+y is such a sum; all trials test it again when the block is checked (:meth:`Block.y_of`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TOLERANCE = 1e-9
 
 
 def starts(block: Block) -> Iterator[ir.Value]:
-    """Values that y may be a sum of; where there are many candidates only their last operators are computed."""
+    """Possible starts of y; if there are many candidates, only their last operators are computed."""
     found = _last_rows(block)
     if found in ([], [block.x]) or len(found) > MOST_STARTS:
         return
@@ -46,7 +46,8 @@ def _moves_by(change: Array, step: Array, scale: Array) -> bool:
 
 
 def _last_rows(block: Block) -> list[ir.Value]:
-    """The last values on all ways from x to what depends on the logits that may be one row per token as y is."""
+    """The last values on all paths from x to values that depend on the logits, if they may have one row per token as y
+    does."""
     pending = [
         value
         for node in block.nodes

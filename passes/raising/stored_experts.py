@@ -1,4 +1,4 @@
-"""Experts whose weights are stored in fewer bits stay so: constants of one expert become one for all in that format."""
+"""Experts whose weights are stored in fewer bits keep their format: constants of single experts are joined in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moec.passes.raising.weights import ExpertTensor, in_turn
 
 
 def stored_runs(tensor: ExpertTensor) -> list[WeightRun] | None:
-    """How the matrix of each expert is stored; None where they are not all alike in fewer bits, and what is wanted."""
+    """The stored matrix of each expert; None unless all are stored alike, in fewer bits, and used whole."""
     found = [tensor.dataflow.stored(part) for part in tensor.parts]
     whole = tuple(entry for part in tensor.parts for entry in in_turn(part, (1, *tensor.shape[1:])))
     runs = [run for run in found if run is not None and rank_of(run) == 2 and run.shape == tensor.shape[1:]]
@@ -23,7 +23,7 @@ def stored_runs(tensor: ExpertTensor) -> list[WeightRun] | None:
 
 
 def stacked(runs: list[WeightRun], name: str, dtype: ir.DataType) -> tuple[ir.Node, list[ir.Value]]:
-    """The node that decodes all experts, and its constants, which are still to be added to the graph."""
+    """The node that decodes all experts, and its constants, which the caller adds to the graph."""
     first = runs[0]
     operands = {"data": first.data, "scale": first.scale, "zero_point": first.zero_point}
     stacks = {role: _stack(runs, role, like, name) for role, like in operands.items() if like is not None}

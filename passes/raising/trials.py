@@ -1,4 +1,4 @@
-"""Inputs that a block and a proposal for it are compared on: rows x [T,d] and logits [T,E]."""
+"""Inputs on which a block and a proposal for it are compared: rows x [T,d] and logits [T,E]."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from moec.passes.raising.symbols import symbols_of
 MANY = 300
 """A number of tokens that is large by itself."""
 LAYOUT_SHARE = 4
-"""How often the tokens of one evaluation a layout may take, for the budget of these is small."""
+"""Largest number of tokens of a layout, in evaluations, whose budget of tokens is small."""
 SMALLEST = 3
-"""The least size that a symbol has in a layout: what comes third of something, and third of something else."""
+"""The least size of a symbol in a layout, so that there is a third of everything."""
 WORK = 1 << 32
-"""Multiplications that a trial of many tokens may take where no decision asks for it."""
+"""Largest number of multiplications of a trial of many tokens that no decision asks for."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """Inputs to compare on. ``extreme``: numbers so large or small that the original itself may overflow; then it is
-    compared on the other rows alone. ``long``: it is there for its number of tokens. ``layout``: the sizes that make
-    these rows, where they do not follow from their number."""
+    """Inputs to compare on. ``extreme``: numbers so large or small that the original itself may overflow; then only the
+    other rows are compared. ``long``: the number of tokens is the purpose. ``layout``: the sizes that give these rows,
+    if these do not follow from their number."""
 
     name: str
     x: Array
@@ -37,7 +37,7 @@ class Trial:
     layout: Mapping[str, int] | None = None
 
     def on(self, block: Block) -> Block:
-        """The block, laid out as the trial wants it."""
+        """The block in the layout of the trial."""
         return block if self.layout is None else block.laid_out(self.layout)
 
 
@@ -55,8 +55,8 @@ def driving_logits(T: int, E: int, k: int) -> Array:
 
 
 def trials(block: Block, routing: Routing) -> Iterator[Trial]:
-    """Every expert driven, one expert preferred, ties, one token, no token, many tokens, more of them than any number
-    in a block that counts them; and large and small numbers, which show what saturates smoothly."""
+    """Trials with every expert driven, one expert preferred, ties, one token, no token, many tokens, more tokens than
+    any number in a block that counts them; and large and small numbers, which show smooth saturation."""
     E, k, most = block.E, routing.spec.k, block.tokens_at_once()
     random = np.random.default_rng(3)
     yield from _in_parts(block, "every expert", drive_all(block, routing, -(-E // k) + 1))
@@ -73,7 +73,7 @@ def trials(block: Block, routing: Routing) -> Iterator[Trial]:
 
 
 def _magnitudes(block: Block, T: int) -> Trial:
-    """Rows of all magnitudes, so that what lies between two limits is met, too."""
+    """Rows of all magnitudes, which also reach the range between two limits."""
     random = np.random.default_rng(8)
     start = _trial(block, "rows of all magnitudes", random.normal(size=(max(T, 1), block.E)) * 3)
     sizes = 10 ** random.uniform(-4, 5, size=(len(start.x), 1))
@@ -81,8 +81,8 @@ def _magnitudes(block: Block, T: int) -> Trial:
 
 
 def layouts(block: Block) -> list[dict[str, int]]:
-    """Two in which all symbols are 3 or more and no two are equal, that of one least where it is most in the other.
-    None where x has one symbol and nothing else has any, for its size is the number of tokens."""
+    """Two layouts in which all symbols are 3 or more and no two are equal; the smallest of one is the largest of the
+    other. Empty if x has one symbol and nothing else has any, because its size is the number of tokens."""
     symbols = [*symbols_of(block.x), *block.other_symbols]
     if len(symbols) < 2 and not block.other_symbols:
         return []
@@ -109,8 +109,8 @@ def laid_out(block: Block, name: str, layout: Mapping[str, int], seed: int = 9) 
 
 
 def counting_trials(block: Block) -> Iterator[Trial]:
-    """More tokens than each number in a block that counts them, as far as it takes no long time to compute them: what
-    depends smoothly on the number of tokens decides nothing, but differs here."""
+    """Trials with more tokens than each number in a block that counts them, if they do not take long: a smooth
+    dependency on the number of tokens decides nothing, but shows here."""
     if block.counts_tokens():
         yield from _long_trials(block, min(block.tokens_at_once(), WORK // block.work_per_token()))
 
@@ -125,7 +125,7 @@ def extreme_trials(block: Block, routing: Routing) -> Iterator[Trial]:
 
 
 def one_token_per_expert(block: Block, routing: Routing) -> Iterator[Trial]:
-    """Every expert driven, by as few tokens as the original can do with."""
+    """Every expert driven, by the fewest possible tokens."""
     return _in_parts(block, "every expert", drive_all(block, routing, -(-block.E // routing.spec.k)))
 
 
@@ -135,14 +135,14 @@ def crowd(block: Block, T: int) -> Trial:
 
 
 def _trial(block: Block, name: str, logits: Array) -> Trial:
-    """As many rows as the model wants: where it fixes their number, each of its places holds one that is compared."""
+    """A trial with as many rows as the model needs; if their number is fixed, all of them are compared."""
     step = max(block.row_step, 1)
     logits = np.resize(logits, (-(-len(logits) // step) * step, block.E))
     return Trial(name, sample_rows(len(logits), block.d), logits)
 
 
 def _in_parts(block: Block, name: str, logits: Array) -> Iterator[Trial]:
-    """One trial, or several where one evaluation of the original cannot take so many tokens."""
+    """One trial, or several if one evaluation of the original cannot take so many tokens."""
     size = block.tokens_at_once()
     return (_trial(block, name, logits[start : start + size]) for start in range(0, max(1, len(logits)), size))
 
@@ -153,7 +153,7 @@ def drive_all(block: Block, routing: Routing, T: int) -> Array:
 
 
 def reaching_all(block: Block, routing: Routing, logits: Array) -> Array:
-    """The logits, and more of them for experts that the routing does not select by these."""
+    """The logits, and further ones for experts that the routing does not select by these."""
     for logit in (8.0, 64.0):  # a correction bias, or groups, may stand against what the logits prefer
         missing = np.setdiff1d(np.arange(block.E), routing.run(block, logits)[1])
         more = np.random.default_rng(5).normal(size=(len(missing), block.E))
@@ -163,8 +163,8 @@ def reaching_all(block: Block, routing: Routing, logits: Array) -> Array:
 
 
 def far_trials(block: Block, routing: Routing) -> Iterator[Trial]:
-    """Where ordinary trials do not come: rows and logits of every magnitude, more tokens than any number in the block,
-    and what is no number."""
+    """Trials beyond ordinary ones: rows and logits of every magnitude, more tokens than any number in the block,
+    infinities and NaN."""
     logits, rows = _far_base(block, routing)
     for factor in (1e2, 1e4, 1e8, 1e-2, 1e-4, 1e-8, 0.0):
         yield Trial(f"rows times {factor:g}", rows * factor, logits, extreme=True)
@@ -188,7 +188,7 @@ def far_trials(block: Block, routing: Routing) -> Iterator[Trial]:
 
 
 def combined_trials(block: Block, routing: Routing, reached: Sequence[Trial]) -> Iterator[Trial]:
-    """Rows of one trial with logits of another: a decision may matter only where another falls otherwise than usual.
+    """Rows of one trial with logits of another: a decision may matter only if another one takes its rare side.
     ``reached`` are the trials that were needed to take sides."""
     for trial in reached:
         for shift in (1, 2, 3):
@@ -204,15 +204,15 @@ def combined_trials(block: Block, routing: Routing, reached: Sequence[Trial]) ->
 
 
 def _far_base(block: Block, routing: Routing) -> tuple[Array, Array]:
-    """Logits and rows to start from: as many that drive experts as one evaluation can take."""
+    """Logits and rows to start from: as many tokens that drive experts as one evaluation can take."""
     logits = drive_all(block, routing, -(-block.E // routing.spec.k) + 1)[: block.tokens_at_once()]
     start = _trial(block, "", logits)
     return start.logits, start.x
 
 
 def _long_trials(block: Block, most: int) -> Iterator[Trial]:
-    """Numbers of tokens just beyond and well beyond the numbers in the block, but no more than ``most``: capacities,
-    limits of places in a sequence, and (for every second even number of tokens) of sequences."""
+    """Numbers of tokens just beyond and well beyond the numbers in the block, but at most ``most``: for capacities,
+    limits of places in a sequence, and (by every second, even number of tokens) of sequences."""
     numbers = {MANY, *(int(abs(number)) for number in block.numbers() if 1 <= abs(number) <= MOST_TOKENS)}
     yield from _long_layouts(block, sorted(numbers), most)
     steps = sorted({T for n in numbers for T in (n + 1, 2 * n + 4, 2 * n + 6)})
@@ -222,7 +222,7 @@ def _long_trials(block: Block, most: int) -> Iterator[Trial]:
 
 
 def _long_layouts(block: Block, numbers: Sequence[int], most: int) -> Iterator[Trial]:
-    """Sizes beyond each number for symbols that the number of tokens does not make long: those of x between its first
+    """Sizes beyond each number for symbols that the number of tokens does not lengthen: those of x between its first
     and its last, and lengths of other inputs."""
     symbols = symbols_of(block.x)
     usual = dict.fromkeys(symbols, 1) | dict.fromkeys(symbols[-1:], 2) | dict.fromkeys(block.other_symbols, SMALLEST)

@@ -1,9 +1,9 @@
-"""What looks like a mixture of experts where there is no block to try: so that it is not passed over in silence.
+"""Reports of likely mixtures of experts without a block to try, so that they are not passed over in silence.
 
-Nothing here decides anything: whoever reads a remark does. Two things are looked for. A selection that data of several
-products with constant weights meets, or that such products come behind. And, without any selection, scores of a
-projection that weigh the results of as many experts or mix their matrices, and sums of results that data weighs
-(:mod:`moec.passes.raising.weighted_sums`).
+These reports decide nothing; they inform the reader of remarks. Two patterns are searched for. The first is a selection
+that data of several products with constant weights meets, or that such products follow. The second has no selection:
+scores of a projection that weigh the results of as many experts or mix their matrices, and sums of results that data
+weighs (:mod:`moec.passes.raising.weighted_sums`).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from moec.passes.raising.weighted_sums import near_nodes, weighted_sums
 SCORES = frozenset({"Exp", "HardSigmoid", "Hardmax", "Relu", "Sigmoid", "Softmax", "Softplus"})
 MEETINGS = frozenset({"Einsum", "Gemm", "MatMul", "Mul"})
 MOST_NODES = 4096
-"""How far a search for products goes."""
+"""Largest number of nodes in a search for products."""
 MOST_EXPERTS = 1024
-"""Scores of more are activations of hidden units."""
+"""Largest number of experts; more scores are activations of hidden units."""
 
 
 def has_weight(dataflow: DataFlow, node: ir.Node) -> bool:
@@ -40,20 +40,20 @@ def has_weight(dataflow: DataFlow, node: ir.Node) -> bool:
 
 
 def _matrix(dataflow: DataFlow, operand: ir.Value) -> tuple[int, ...]:
-    """The sizes beyond 1 of the constant that an operand is, or is taken from; none for data."""
+    """The sizes beyond 1 of the constant that an operand is, or is taken from; empty for data."""
     weight = follow_data(operand, dataflow.constant)
     return () if weight is None else tuple(size for size in dataflow.shape(weight) if size > 1)
 
 
 def router_of(dataflow: DataFlow, scores: ir.Value) -> ir.Value | None:
-    """The result of the product of data with a constant matrix that scores come from; None where they come from
-    something else."""
+    """The result of the product of data with a constant matrix that scores come from; None if they have another
+    source."""
     chain, products = router_chain(dataflow, scores)
     return chain[0] if any(has_weight(dataflow, node) for node in products) else None
 
 
 def why_no_candidate(dataflow: DataFlow, anchor: ir.Node) -> str | None:
-    """Why no block is found around a selection that looks like one of experts; None where it does not."""
+    """The reason why no block is found around a selection that looks like one of experts; None if it does not."""
     scores = anchor.inputs[0]
     router = None if scores is None else router_of(dataflow, scores)
     if scores is None or router is None or _products_met(dataflow, anchor, scores) < 2:
@@ -68,7 +68,7 @@ def why_no_candidate(dataflow: DataFlow, anchor: ir.Node) -> str | None:
 
 
 def _further_selection(dataflow: DataFlow, anchor: ir.Node) -> ir.Node | None:
-    """A selection among what another one chose, without a product between the two."""
+    """A selection among the results of another one, without a product between the two."""
     reached = set(anchor.outputs)
     for node in dataflow.readers(anchor.outputs):
         if reached.isdisjoint(node.inputs) or is_contraction(node):
@@ -80,8 +80,8 @@ def _further_selection(dataflow: DataFlow, anchor: ir.Node) -> ir.Node | None:
 
 
 def _products_met(dataflow: DataFlow, anchor: ir.Node, scores: ir.Value) -> int:
-    """How many products with constant weights the selection chooses among: behind it, or in front of where its result
-    meets other data."""
+    """Number of products with constant weights that the selection chooses among: after it, or before the place where
+    its result meets other data."""
     before = set(_upstream(scores))
     behind = list(itertools.islice(dataflow.readers(anchor.outputs), MOST_NODES))
     reached = {value for node in behind for value in node.outputs}.union(anchor.outputs)
@@ -94,7 +94,7 @@ def _products_met(dataflow: DataFlow, anchor: ir.Node, scores: ir.Value) -> int:
 
 
 def _upstream(value: ir.Value) -> Iterator[ir.Node]:
-    """The nodes that a value's data is computed by, nearest first."""
+    """The nodes that compute a value's data, nearest first."""
     pending, seen = [value], set[ir.Node]()
     while pending and len(seen) < MOST_NODES:
         node = pending.pop(0).producer()
@@ -108,7 +108,7 @@ def _upstream(value: ir.Value) -> Iterator[ir.Node]:
 def resemblances(
     dataflow: DataFlow, nodes: Collection[ir.Node], understood: Collection[ir.Node]
 ) -> Iterator[tuple[ir.Node, Unraised]]:
-    """Mixtures in which no scores are selected by, each with the node that makes scores, weights or ids. ``understood``
+    """Mixtures without a selection by scores, each with the node that computes scores, weights or ids. ``understood``
     are the nodes of blocks that were raised."""
     told = set[ir.Node]()
     for node in nodes:
@@ -166,7 +166,7 @@ def _mixed(dataflow: DataFlow, scores: ir.Value) -> Iterator[ir.Value]:
 
 
 def _multiplies_data(dataflow: DataFlow, value: ir.Value) -> bool:
-    """Whether a value is a matrix of fixed size that data is multiplied with, behind operators that only move it."""
+    """Whether a value is a matrix of fixed size that multiplies data, after operators that only move it."""
     pending = [value]
     while pending:
         matrix = pending.pop()
@@ -182,7 +182,7 @@ def _multiplies_data(dataflow: DataFlow, value: ir.Value) -> bool:
 
 
 def _is_table(dataflow: DataFlow, node: ir.Node) -> bool:
-    """Whether a node gathers from a constant table of ids, by which products with constant weights are chosen."""
+    """Whether a node gathers ids from a constant table, and these select products with constant weights."""
     if node.op_type not in ("Gather", "GatherND"):
         return False
     table, places = node.inputs
@@ -195,7 +195,7 @@ def _is_table(dataflow: DataFlow, node: ir.Node) -> bool:
 
 def _weighed(dataflow: DataFlow, scores: ir.Value, E: int, before: set[ir.Node], *, strict: bool) -> bool:
     """Whether scores meet E experts: one stack of results, or several in turn. ``strict``: as many products as experts
-    have, in one stack, for gates of other kinds (of heads of attention, of cells) are written likewise."""
+    have, in one stack, because gates of other kinds (of heads of attention, of cells) are written alike."""
     turns = 0
     pending, seen = [scores], {scores}
     while pending and len(seen) < MOST_NODES:
@@ -219,14 +219,14 @@ def _weighed(dataflow: DataFlow, scores: ir.Value, E: int, before: set[ir.Node],
 
 
 def _comes_from(value: ir.Value, scores: ir.Value, before: set[ir.Node]) -> bool:
-    """Whether a value is computed from the scores, or from what these come from, without any further product."""
+    """Whether a value is computed from the scores, or from their sources, without any further product."""
     return not any(
         is_contraction(node) for node in _upstream(value) if node not in before and node is not scores.producer()
     )
 
 
 def _products_behind(dataflow: DataFlow, value: ir.Value, E: int, before: set[ir.Node]) -> tuple[bool, int]:
-    """Whether a product that a value comes from has weights of E experts in one constant, and how many there are."""
+    """Whether a product before a value has weights of E experts in one constant, and the number of such products."""
     products = [node for node in _upstream(value) if node not in before and has_weight(dataflow, node)]
     shapes = [_matrix(dataflow, operand) for node in products for operand in factors(node)]
     return any(len(shape) >= 3 and E in shape for shape in shapes), len(products)
@@ -237,7 +237,7 @@ def _has_axis(value: ir.Value, E: int) -> bool:
 
 
 def _has_columns(dataflow: DataFlow, value: ir.Value, E: int) -> bool:
-    """Whether the last axis has an entry for each expert, which makes a single number by a product of its own."""
+    """Whether the last axis has an entry for each expert, each computed by a product of its own."""
     node = value.producer()
     while is_op(node, *(MOVEMENTS.keys() - {"Concat"})) and node.inputs[0] is not None:
         node = node.inputs[0].producer()

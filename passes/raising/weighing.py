@@ -1,4 +1,4 @@
-"""What is known of weights that take the place of a router's logits."""
+"""Known properties of weights that take the place of a router's logits."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from moec.passes.raising.dataflow import Array
 
 @dataclasses.dataclass(frozen=True)
 class Weighing:
-    """What is known of weights [T,E] without their numbers: that none is negative, and how many of a token, at
-    ``most``, are not 0. ``exceeded`` are budgets without which that might be fewer."""
+    """Properties of weights [T,E] that hold for all their numbers: whether none is negative, and how many of a token,
+    at ``most``, are not 0. ``exceeded``: budgets that were too small to show a lower number."""
 
     never_negative: bool
     most: int
     exceeded: tuple[Budget, ...] = ()
 
     def held(self, weights: Array) -> Array:
-        """Such weights, made of any numbers."""
+        """Turn any numbers into weights with these properties."""
         if not self.never_negative:
             return weights
         order = np.argsort(-weights, axis=1, kind="stable")

@@ -22,9 +22,9 @@ FUSED_LAYOUTS: tuple[GateLayout, ...] = ("gate_up", "interleaved", "up_gate")
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where in a constant a piece of one expert's entry lies: the element it starts at, and by how many elements the
-    next along each of its axes is away. ``at``: the index in the entry that the piece of this ``shape`` begins at.
-    Elements are multiplied by ``scale``."""
+    """A piece of one expert's entry inside a constant: its first element, and the distance in elements to the next
+    along each of its axes. ``at``: the index in the entry where the piece of this ``shape`` begins. Elements are
+    multiplied by ``scale``."""
 
     part: ir.Value
     start: int
@@ -35,7 +35,7 @@ class Place:
 
     @property
     def box(self) -> tuple[slice, ...]:
-        """The indices of the entry that it holds."""
+        """The indices of the entry that the piece holds."""
         return tuple(slice(first, first + size) for first, size in zip(self.at, self.shape, strict=True))
 
     def moved(self, counterparts: Mapping[ir.Value, ir.Value]) -> Place:
@@ -48,13 +48,13 @@ class Place:
         return Place(self.part, self.start, self.strides[::-1], self.shape[::-1], self.at[::-1], self.scale)
 
     def reaches(self) -> tuple[int, int]:
-        """The first and the last element of the constant that it holds."""
+        """The first and the last element of the constant in the piece."""
         ends = [stride * (size - 1) for stride, size in zip(self.strides, self.shape, strict=True)]
         return self.start + sum(end for end in ends if end < 0), self.start + sum(end for end in ends if end > 0)
 
 
 Entry = tuple[Place, ...]
-"""The pieces that one expert's entry is made of: one, or several that lie apart. What none holds is 0."""
+"""The pieces of one expert's entry: one, or several that lie apart. Elements outside of all pieces are 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class ExpertTensor:
 
     @functools.cached_property
     def is_as_stored(self) -> bool:
-        """Whether the constant can be used as it is."""
+        """Whether the constant can be used unchanged."""
         part = self.parts[0]
         return (
             self.factor is None
@@ -92,13 +92,13 @@ class ExpertTensor:
         return dtype if dtype is not None else ir.DataType.from_numpy(self.dataflow.array(self.parts[0]).dtype)
 
     def moved(self, counterparts: Mapping[ir.Value, ir.Value], dataflow: DataFlow) -> ExpertTensor:
-        """The tensor that is read from other constants in the same way."""
+        """The tensor of the same pieces of other constants."""
         factor = None if self.factor is None else counterparts[self.factor]
         entries = tuple(tuple(place.moved(counterparts) for place in entry) for entry in self.entries)
         return dataclasses.replace(self, dataflow=dataflow, entries=entries, factor=factor)
 
     def __getitem__(self, expert: int) -> Array:
-        """One expert's entry, without touching those of others."""
+        """One expert's entry, without reading others."""
         entry = self._entry(expert)
         if self.factor is None:
             return entry
@@ -107,8 +107,7 @@ class ExpertTensor:
 
     @functools.cached_property
     def stored_dtype(self) -> ir.DataType:
-        """The type in 16 bits that matrices of experts are stored in, where they are and nothing multiplies them; else
-        :attr:`dtype`."""
+        """The type of 16 bits that the experts' matrices are stored in, if nothing scales them; else :attr:`dtype`."""
         runs = [self.dataflow.stored(part) for part in self.parts]
         types = {None if run is None or run.format.quantized else run.data.dtype for run in runs}
         plain = self.factor is None and all(place.scale == 1 for entry in self.entries for place in entry)
@@ -145,7 +144,7 @@ class ExpertTensor:
         return piece if place.scale == 1 else (piece * place.scale).astype(piece.dtype)
 
     def _whole(self, place: Place) -> Array | None:
-        """The constant itself where the piece is all of it, in its order: a transposed weight stays a view."""
+        """The constant itself if the piece is all of it, in its order: a transposed weight stays a view."""
         if place.scale != 1 or (place.start, place.strides) != (0, strides_of(place.shape)):
             return None
         sizes, shape = ([size for size in one if size != 1] for one in (self.dataflow.shape(place.part), place.shape))
@@ -154,8 +153,9 @@ class ExpertTensor:
         return self.dataflow.array(place.part).reshape(place.shape)
 
     def _around(self, place: Place) -> tuple[Array, int]:
-        """Elements of the constant that hold the piece, and the place of the first of them: those of one index of its
-        first axis where they do, for a constant that computes itself would compute all of them each time."""
+        """Elements of the constant that hold the piece, and the place of its first element among them. If one index of
+        the first axis holds the piece, only that is read: a constant that computes itself would otherwise compute all
+        each time."""
         run = self.dataflow.stored(place.part)
         part = place.part if run is None or run.format.quantized else run.data
         shape = self.dataflow.shape(part)
@@ -167,7 +167,7 @@ class ExpertTensor:
 
 
 def strides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """By how many elements the next along each axis is away."""
+    """Distance in elements to the next along each axis."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
@@ -181,8 +181,8 @@ def in_turn(part: ir.Value, shape: tuple[int, ...], axis: int = 0) -> Iterator[E
 
 @dataclasses.dataclass(frozen=True)
 class Arrangement:
-    """A proposal for the experts' weights; the spec's activation is still open. ``ids``: for each id of the router that
-    of an expert here, -1 for none; empty where they are the same."""
+    """A proposal for the experts' weights; the spec's activation is still open. ``ids``: the expert's id here for each
+    id of the router, -1 for none; empty if they are equal."""
 
     spec: ExpertsSpec
     tensors: dict[str, ExpertTensor]
@@ -222,7 +222,7 @@ def arrangements(dataflow: DataFlow, mlps: list[Mlp], E: int, d: int) -> Iterato
 
 
 def _products(mlps: list[Mlp]) -> ProductSpec:
-    """How the projections are computed. Raises NotUnderstoodError unless all are in the same way."""
+    """The arithmetic of the projections. Raises NotUnderstoodError unless it is the same for all."""
     nodes = [projection.node for mlp in mlps for projection in mlp.projections]
     linears = [spec_of(node, LinearSpec) if is_moec(node, "Linear") else ProductSpec() for node in nodes]
     found = {ProductSpec(arithmetic=spec.arithmetic, activation_group=spec.activation_group) for spec in linears}

@@ -22,7 +22,7 @@ def operands(length: int = L) -> list[np.ndarray]:
 
 
 def reference(*inputs: np.ndarray | None, **attributes: float) -> np.ndarray:
-    """What onnx.reference computes, for inputs in the order of the operator."""
+    """The output of onnx.reference for inputs in the order of the operator."""
     feeds = {f"input_{position}": array for position, array in enumerate(inputs) if array is not None}
     names = [f"input_{position}" if array is not None else "" for position, array in enumerate(inputs)]
     declared = [

@@ -1,4 +1,4 @@
-"""What ``describe()["moe_blocks"]`` says about a block."""
+"""Descriptions of blocks in ``describe()["moe_blocks"]``."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_bits_of_experts_are_an_average_over_weights():
 
 
 def test_experts_that_are_a_graph_over_dispatched_rows_are_a_block():
-    """Of four experts, 0 and 2 share their matrices and 1 has none."""
+    """Four experts are stored as two: 0 and 2 share their matrices and 1 has none."""
     route = make_node("Route", {"logits": ir.val("logits", shape=["T", 4])}, RouteSpec(k=2))
     table = ir.val("table", const_value=ir.tensor(np.array([0, -1, 0, 1, -1], np.int32)))
     ids = table_node(route.outputs[1], table)

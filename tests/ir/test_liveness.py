@@ -1,4 +1,4 @@
-"""Elements that are called live are at least those that the results change with, and no others where that is known."""
+"""Live elements: at least those that change the results, and no others where that is known."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ W = np.array([[0, 2, 0], [3, 0, 4]], np.float32)
 
 
 class Run:
-    """A graph that computes y of a [2,3], which is x, and of w [2,3], some of which are 0."""
+    """A graph that computes y from a [2,3], which is x, and from w [2,3] with some zeros."""
 
     def __init__(self, text: str) -> None:
         text = "a = Identity (x)\n " + text
@@ -121,7 +121,7 @@ class Run:
         return np.ones(x.shape, bool) if found is None else found
 
     def changing(self, x: np.ndarray, counted: np.ndarray) -> np.ndarray:
-        """The elements of a that change such elements of y."""
+        """The elements of a that change the elements of y that are ``counted``."""
         y, found = self.y_of(x), np.zeros(x.shape, bool)
         for place in np.ndindex(*x.shape):
             for number in (-7.5, 0.25, 9.0):
@@ -162,7 +162,7 @@ def test_weights_that_are_all_small_count_as_large_ones_do() -> None:
 
 
 def test_data_hides_only_where_it_is_zero() -> None:
-    """What is next to nothing may be as large as the rest for other rows, unless it weighs experts."""
+    """A factor near 0 may be as large as the rest for other rows, unless it is the weight of an expert."""
     x, every = np.array([[30.0, 0, 0], [0, 0, 30]]), np.ones((2, 3), bool)
     assert Run("s = Softmax (x)\n y = Mul (a, s)").live(x, every).all()
 

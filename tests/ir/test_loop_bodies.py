@@ -34,7 +34,7 @@ def found(text: str) -> tuple[ir.Node, LoopBody]:
 
 
 def step(body: LoopBody, number: int, going: bool, **outside: np.ndarray) -> list[np.ndarray]:
-    """What a step makes of values outside, given by name; it reads nothing else of its surroundings."""
+    """Run one step with values from outside, by name; the body reads nothing else of its surroundings."""
     body.graph.opset_imports[""] = 23
     assert all(value.const_value is not None and value.graph is None for value in outer_values(body.graph))
     first, second, *others = body.graph.inputs

@@ -11,7 +11,7 @@ SIZE = 64 << 20
 
 
 def resident_file_bytes() -> int:
-    """What this process holds of files, as Linux counts it."""
+    """Resident bytes of files that this process has mapped, as Linux counts them."""
     try:
         text = pathlib.Path("/proc/self/status").read_text()
     except OSError:

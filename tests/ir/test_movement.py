@@ -1,4 +1,4 @@
-"""What the table of movements says of an operator is what the operator does to distinct numbers."""
+"""The table of movements against the operators' effects on distinct numbers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SEEN = {
     "GatherElements": Movement(drops=True, reorders=True),
     "Slice": Movement(reorders=True),
 }
-"""Where an example does not show all that an operator may do."""
+"""Side effects of an operator that its example does not show."""
 
 
 @pytest.mark.parametrize("operator", MOVEMENTS)

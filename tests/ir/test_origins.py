@@ -1,4 +1,4 @@
-"""What metadata says of the experts that a layer had at first."""
+"""Metadata on the origins of a layer's experts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How rows are rounded before they are multiplied, against loops that follow ProductSpec word by word."""
+"""Rounding of rows before they are multiplied, against loops that follow ProductSpec word by word."""
 
 import ml_dtypes
 import numpy as np

@@ -1,4 +1,4 @@
-"""Which operators round activations when they run, and to what."""
+"""Operators that round activations at run time, and the formats that they round to."""
 
 import onnx
 import onnx_ir as ir

@@ -99,7 +99,7 @@ def test_every_bound_of_several_has_to_be_reached() -> None:
 
 
 def test_several_numbers_may_stand_on_the_left() -> None:
-    """Of one number each side is asked for once, of several each has to be met."""
+    """A bound of one number asks for each side once; a bound of several asks for each number."""
     assert Runs("y = Min (limits, ten)").unseen() == [
         "input 0 < input 1",
         "input 0 > input 1",

@@ -1,8 +1,8 @@
-"""What passes do, as text: the IR before, and the IR after.
+"""Checks of passes on text: the IR before and the IR after.
 
-A graph is written ``(inputs) => (outputs) <constants> { nodes }``. A constant whose numbers are left out, such as
-``float[4,6,5] up``, is a weight: before it gets random numbers, and after type and shape alone are compared. Types of
-computed values are compared where the text after declares any.
+A graph is written ``(inputs) => (outputs) <constants> { nodes }``. A constant without numbers, such as
+``float[4,6,5] up``, is a weight: it gets random numbers before the passes, and only its type and shape are compared
+after them. Types of computed values are compared if the text after declares any.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Example(NamedTuple):
-    """``passes`` make ``after`` of ``before``; without ``passes`` the pass does that the example stands at."""
+    """``passes`` turn ``before`` into ``after``; None stands for the pass whose documentation holds the example."""
 
     before: str
     passes: str | None
@@ -39,8 +39,7 @@ class Example(NamedTuple):
 
 
 def model_of(text: str) -> ir.Model:
-    """The model that a graph stands for, without constants that nothing uses; weights of float32 and int8 get random
-    numbers, others zeros."""
+    """Parse a graph, without unused constants; weights of float32 and int8 get random numbers, others zeros."""
     proto = onnx.parser.parse_model(HEADER + text)
     computed = {name for node in proto.graph.node for name in node.output}
     random = np.random.default_rng(0)
@@ -66,7 +65,8 @@ def _weight(value: onnx.ValueInfoProto, random: np.random.Generator) -> onnx.Ten
 
 
 def shown(model: ir.Model, *, types: bool = False) -> list[str]:
-    """The lines of a model's text, without its header, the numbers of weights, and the order of constants."""
+    """The lines of a model's text, without its header and the numbers of weights, with constants in alphabetical
+    order."""
     text = _HASH.sub("", print_model(model, types=types, node_names=False))
     lines = [line.strip().rstrip(",") for line in text[text.index(" (") :].splitlines()]
     if "<" in lines:
@@ -76,7 +76,7 @@ def shown(model: ir.Model, *, types: bool = False) -> list[str]:
 
 
 def rewrite(text: str, passes: str, *cases: Mapping[str, Array], report: Report | None = None) -> ir.Model:
-    """The model after ``passes``, which computes on ``cases`` what it computed before, but for rounding."""
+    """Run ``passes`` on a graph; assert that the result computes the same on ``cases``, except for rounding."""
     model = model_of(text)
     expected = [interpreter.run(model, case) for case in cases]
     pipeline.run(model, pipeline.parse(passes), report, verify_each=True)
@@ -90,8 +90,8 @@ def rewrite(text: str, passes: str, *cases: Mapping[str, Array], report: Report 
 
 
 def check(passes: str, before: str, after: str | None = None, *cases: Mapping[str, Array]) -> list[Remark]:
-    """Assert that ``passes`` make ``after`` of ``before``, or leave it as it is, and that it still computes the same on
-    ``cases``, or else on random numbers, unless a pass is lossy. Returns the remarks."""
+    """Assert that ``passes`` turn ``before`` into ``after``, or leave it unchanged. Unless a pass is lossy, assert that
+    the result computes the same on ``cases``, or else on random numbers. Returns the remarks."""
     after, report = before if after is None else after, Report()
     if any(one.exactness == "lossy" for one in pipeline.parse(passes)):
         assert not cases
@@ -102,7 +102,7 @@ def check(passes: str, before: str, after: str | None = None, *cases: Mapping[st
 
 
 def assert_shown(model: ir.Model, text: str) -> None:
-    """The model is what ``text`` says."""
+    """Assert that the model has this text."""
     expected = model_of(text)
     types = any(value.type for node in expected.graph for value in node.outputs if not value.is_graph_output())
     found, wanted = shown(model, types=types), shown(expected, types=types)
@@ -110,7 +110,8 @@ def assert_shown(model: ir.Model, text: str) -> None:
 
 
 def _random_inputs(model: ir.Model) -> dict[str, Array]:
-    """Three of everything that has no fixed size; truth values and small integers where no floats are expected."""
+    """Random inputs with 3 for each size that is not fixed; truth values and small integers for inputs that are not
+    floats."""
     random = np.random.default_rng(1)
 
     def numbers(value: ir.Value) -> Array:
@@ -122,7 +123,7 @@ def _random_inputs(model: ir.Model) -> dict[str, Array]:
 
 
 def examples(documentation: str) -> Iterator[Example]:
-    """Those of a pass: literal blocks of its documentation with a line ``->`` or ``passes ->``."""
+    """The examples of a pass: literal blocks of its documentation with a line ``->`` or ``passes ->``."""
     for block in re.findall(r"::\n\n((?:(?: {4}.*)?\n)+)", inspect.cleandoc(documentation) + "\n"):
         lines = block.splitlines()
         for place, arrow in enumerate(map(_ARROW.fullmatch, lines)):

@@ -50,7 +50,7 @@ def all_formats(model: ir.Model) -> dict[str, list[str]]:
 
 
 def average_bits(model: ir.Model) -> float:
-    """Of all elements of all weights."""
+    """Average bits of an element over all weights."""
     weights = [StoredWeight.of(value) for value in weight_inputs(last_moec_node(model)).values()]
     bits = [(form.elements.bits, np.prod(one.shape)) for one in weights for form in one.formats]
     return float(sum(each * size for each, size in bits) / sum(size for _, size in bits))
@@ -75,7 +75,7 @@ def test_gate_and_up_of_an_expert_share_a_format(spec, profile):
 
 
 def stored_bytes(model: ir.Model) -> int:
-    """Of all weights of the last node with their scales, each in as many bits as its format has."""
+    """Bytes of all weights of the last node with their scales, each in as many bits as its format has."""
     total = 0
     for value in weight_inputs(last_moec_node(model)).values():
         for run_ in StoredWeight.of(value).runs:
@@ -161,7 +161,7 @@ TWO_LAYERS = """(float[T,64] x, float[T,4] logits) => (float[T,64] y)
 
 
 def with_sensitivities(folder: pathlib.Path, weights: Sequence[float], layers: int = 2) -> ir.Model:
-    """The two layers of text with formats as they are given when errors count so."""
+    """The formats of a model's two layers for errors with these sensitivities."""
     model, path = model_of(TWO_LAYERS), folder / "sensitivities"
     keys = [(key_of(node), str(at)) for at, node in enumerate(model.graph)]
     path.write_text(sensitivities_text(dict(zip(keys[:layers], weights, strict=False))))
@@ -248,7 +248,7 @@ def test_mixed_bits_lose_less_than_even_ones(spec, profile):
 
 
 def error_of(model: ir.Model, layer) -> float:
-    """The sum that is minimised, of the formats that a model's experts have."""
+    """The minimised sum of errors for the formats of a model's experts."""
     total = 0.0
     for name, formats in ((n, StoredWeight.of(v).formats) for n, v in weight_inputs(last_moec_node(model)).items()):
         parts = [part for part in layer.parts if part == name or (name == "up" and "gate" not in weight_inputs(
@@ -285,7 +285,7 @@ def test_a_profile_without_what_stands_for_other_tokens_is_refused(spec, profile
 
 @compiled_spec
 def test_formats_without_groups_beside_others_run(spec, tmp_path):
-    """Kernels sum up products in one size of groups: that of the activations is then the one that weights have."""
+    """Kernels sum up products in one size of groups: activations then have groups of the weights' size."""
     model = experts_model(spec)
     node = last_moec_node(model)
     plan = {name: ["int8", "int2/32", *["int4/32"] * (E - 2)] for name in weight_inputs(node)}

@@ -1,4 +1,4 @@
-"""What decompose-contrib does to a graph as a whole; what each operator becomes is tested in ``contrib``."""
+"""The effects of decompose-contrib on a whole graph; ``contrib`` tests single operators."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ def feeds_of(model: onnx.ModelProto, batch: int) -> dict[str, np.ndarray]:
 
 
 def check(proto: onnx.ModelProto, batches: tuple[int, ...] = (1, 3)) -> list[str]:
-    """The operators that the model becomes. They compute what onnxruntime does, as the interpreter does for the
-    operator itself."""
+    """Assert that the operator's steps compute the same as onnxruntime, and the interpreter the same for the operator
+    itself. Returns the operators of the decomposed model."""
     original, model = ir.from_proto(proto), ir.from_proto(proto)
     model.graph.opset_imports[""] = 24
     pipeline.run(model, pipeline.parse(PASSES), verify_each=True)
@@ -175,7 +175,7 @@ def test_batch_first(operator):
 
 @pytest.mark.parametrize("operator", list(GATES))
 def test_a_sequence_of_no_steps_keeps_its_state(operator):
-    """Where onnxruntime 1.32 returns zeros for the last state, and the same for the sequence that has steps."""
+    """onnxruntime 1.32 returns zeros for the last state here, and even for the sequence that has steps."""
     proto = model_of(operator, "blh", direction="bidirectional")
     model = ir.from_proto(proto)
     pipeline.run(model, pipeline.parse(PASSES))
@@ -188,7 +188,7 @@ def test_a_sequence_of_no_steps_keeps_its_state(operator):
 @pytest.mark.parametrize("operator", list(GATES))
 @pytest.mark.parametrize("inputs", ["b", "blhc"])
 def test_any_number_of_steps(operator, inputs):
-    """One Scan for each direction stays; without a step, states are what they were."""
+    """One Scan for each direction stays; without a step, states keep their initial values."""
     proto = model_of(
         operator, inputs.replace("c", "") if operator != "LSTM" else inputs, "T", direction="bidirectional"
     )
@@ -235,7 +235,7 @@ def stays(proto: onnx.ModelProto, reason: str) -> None:
 @pytest.mark.nightly
 @pytest.mark.parametrize("operator", ["RNN", "GRU"])
 def test_all_combinations(operator):
-    """Those of LSTM end the process in onnxruntime."""
+    """LSTM is left out: its combinations end the process in onnxruntime."""
     choices = itertools.product(("", "b"), ("", "l"), ("", "h"), ("forward", "reverse", "bidirectional"), (1, 4))
     for bias, lengths, state, direction, steps in choices:
         check(model_of(operator, bias + lengths * (steps >= STEPS) + state, steps, direction=direction), (1, 5))

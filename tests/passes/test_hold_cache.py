@@ -174,7 +174,7 @@ def test_marks_that_are_there_stay():
 
 @pytest.mark.parametrize("shape, stays", [("B,4", True), ("B,5", False), ("B,4,1", False)])
 def test_a_frontend_knows_states_that_the_graph_does_not_tell(shape, stays):
-    """Of a product no pass knows that it is the next state."""
+    """A product is never taken for the next state by a pass."""
     body = "{ b = MatMul (a, new) }" if stays else "{ b = Reshape (new, shape) }"
     model = model_of(f"(float[4,4] new, int64[R] shape, float[B,4] a) => (float[{shape}] b) {body}")
     set_states(model, [State("a", "b", None)])

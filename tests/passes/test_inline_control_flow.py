@@ -44,8 +44,8 @@ def unchanged(rewrite, text: str, *cases, passes: str = PASSES) -> str:
 
 @pytest.fixture
 def rewrite():
-    """Like that of the other passes, with onnxruntime in the interpreter's place: onnx.reference concatenates what a
-    Loop scans, and knows neither axes nor directions of a Scan."""
+    """The fixture of the other passes with onnxruntime instead of the interpreter: onnx.reference concatenates the scan
+    outputs of a Loop, and supports neither axes nor directions of a Scan."""
 
     def apply(text: str, passes: str, *cases: dict[str, np.ndarray], report: Report | None = None) -> ir.Model:
         model = parse_model(HEADER + text)
@@ -94,7 +94,7 @@ def test_of_a_condition_at_run_time_both_branches_are_computed(rewrite, conditio
 
 
 def test_branches_of_other_shapes_stay(rewrite):
-    """Where would broadcast [1,3] to [N,3]."""
+    """A Where would broadcast [1,3] to [N,3]."""
     text = """(float[N,3] x, bool c) => (float[M,3] y) <int64[1] zero = {0}> { y = If (c) <
         then_branch = a () => (float[N,3] p) { p = Neg (x) },
         else_branch = b () => (float[1,3] q) { q = ReduceSum (x, zero) }> }"""

@@ -72,7 +72,7 @@ def test_routing_that_is_fused_already_keeps_its_experts():
 
 
 def test_formats_and_scales_are_looked_at():
-    """Of five experts, the third has another scale, and the fourth the same numbers in another format."""
+    """The third of five experts has another scale, and the fourth the same numbers in another format."""
     model = model_of(
         """(float[T,2] x, float[T,5] logits) => (float[T,2] y)
         <int8[3,1,2] a = {1, 2, 1, 2, 1, 2}, float[3,1,1] scales = {0.5, 0.5, 0.25},

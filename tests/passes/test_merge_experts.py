@@ -1,4 +1,4 @@
-"""Experts that become one: which do, that averages of equal experts are exact, and what becomes of everything else."""
+"""Experts that become one: their selection, exact averages of equal experts, and all that has to stay."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ EVENLY = {"saliency": np.arange(6, 0, -1.0), "measured": np.ones(6), "count": np
 
 
 def of_units(spec: ExpertsSpec, name: str) -> tuple[int, bool]:
-    """The axis of the units in what an operand holds of one expert, and whether it holds gate and up."""
+    """The axis of the hidden units in an operand's part of one expert, and whether it holds gate and up."""
     if name == "down":
         return (0 if spec.down_transposed else 1), False
     return (1 if spec.up_transposed and not name.endswith("bias") else 0), spec.fused
 
 
 def permuted(spec: ExpertsSpec, arrays: dict[str, np.ndarray], expert: int, order: np.ndarray) -> dict[str, np.ndarray]:
-    """What an expert has, with its hidden units in another order; the same function."""
+    """The weights of an expert with its hidden units in another order; the same function."""
     found = {}
     for name, array in arrays.items():
         axis, both = of_units(spec, name)
@@ -76,7 +76,7 @@ def with_copies(spec: ExpertsSpec, copies: dict[int, int]) -> ir.Model:
 
 
 def outputs(model: ir.Model, logits: np.ndarray) -> np.ndarray:
-    """In float64."""
+    """The model's outputs in float64."""
     x = np.random.default_rng(3).standard_normal((len(logits), model.graph.inputs[0].shape[1]), dtype=np.float32)
     return interpreter.run(model, {"x": x, "logits": logits}, dtype=np.float64)["y"]
 
@@ -113,7 +113,7 @@ def test_a_centroid_that_takes_up_a_permuted_copy_stays_as_it_was(spec, tmp_path
 
 @every_layout
 def test_averages_are_weighted_by_saliency(spec, tmp_path):
-    """Of two experts with the same hidden units, in two orders, whose down projections differ."""
+    """Two experts have the same hidden units in two orders, and different down projections."""
     model = with_copies(spec, {5: 0})
     node = last_moec_node(model)
     tensor = inputs_of(node)["down"].const_value
@@ -141,7 +141,7 @@ def test_the_largest_expert_says_how_many_units_there_are(tmp_path):
 
 @pytest.mark.parametrize("like", [0, 1])
 def test_the_most_salient_take_up_their_nearest(like, tmp_path):
-    """Expert 5 takes up that which it is a copy of; the other goes to the next."""
+    """Expert 5 absorbs the one that it is a copy of; the other goes to the next."""
     model = with_copies(ExpertsSpec(), {5: like})
     merged(model, tmp_path, "keep=4,most=2", saliency=np.array([1.0, 1, 3, 3, 8, 9]))
     assert became(model) == [(2,), (3,), (1 - like, 4), (like, 5)]
@@ -169,7 +169,7 @@ WEIGHTS = ", float[4,6,8] up, float[4,8,6] down"
 
 @pytest.mark.parametrize("rows", [("", "x"), ("wide = Unsqueeze (x, axes) rows = Reshape (wide, shape)", "rows")])
 def test_experts_that_get_like_logits_are_alike(rows, tmp_path):
-    """The logits of 3 are those of 1, but for a little, and 0 takes up the one left over."""
+    """The logits of 3 are almost those of 1; 0 absorbs the remaining expert."""
     more = ", int64[1] axes = {0}, int64[2] shape = {-1, 8}"
     model = model_of(ROUTED.format(more=more + WEIGHTS, rows=rows[0] + " ", x=rows[1]))
     matrix, columns = model.graph.initializers["matrix"], np.random.default_rng(1).normal(size=(8, 4))
@@ -244,7 +244,7 @@ def test_identity_experts_stay(tmp_path):
 
 
 def test_narrower_types_stay(tmp_path):
-    """Weights that are stored in float16 are stored so afterwards."""
+    """Weights that are stored in float16 stay in float16."""
     spec = ExpertsSpec()
     model = with_copies(spec, {5: 0})
     apply(model, "cast-weights{dtype=fp16}")

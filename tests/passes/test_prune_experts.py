@@ -225,7 +225,8 @@ def test_layers_are_chosen_by_number(tmp_path):
 
 
 def test_layer_by_layer_with_the_profile_refreshed(tmp_path):
-    """What was measured after the first layer was pruned is known of both layers, also of the first once more."""
+    """A profile that is refreshed after the first layer was pruned fits both layers, and the first again after another
+    pruning."""
     model, path = of_two_layers(tmp_path, [9, 11, 12, 10], [1, 2, 3, 4, 5, 6])
     apply(model, f"prune-experts{{keep=0.75,layers=0,profile={path}}}")
     again = write_measured(tmp_path / "again", model, "int8")

@@ -63,7 +63,7 @@ def test_half_of_the_units_stay_and_make_up_for_the_others(spec, profile):
 
 
 def test_the_units_with_the_least_energy_go(spec, profile):
-    """Those that the profile knows no activity of, whatever their weights are."""
+    """Units without activity in the profile are removed whatever their weights are."""
     model, _ = pruned(spec, profile, 0.5, ",compensate=false,multiple=1")
     (layer,) = Profile.read(profile).all_experts()
     arrays, node = expert_arrays(spec), last_moec_node(model)

@@ -51,7 +51,7 @@ def rescaled(model: ir.Model, path: pathlib.Path) -> Report:
 
 
 def spoilt(model: ir.Model) -> None:
-    """Multiply what every expert returns by a number of its own."""
+    """Multiply the output of every expert by a number of its own."""
     node = last_moec_node(model)
     keep_key(node)
     scale_experts(node, "down", CHANGES)
@@ -63,7 +63,7 @@ def spoilt(model: ir.Model) -> None:
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.activation} {spec.gate_layout}")
 def test_factors_that_were_lost_are_found(spec, tmp_path):
-    """But for a fiftieth, which the pull to 1 costs; on other tokens, too."""
+    """A fiftieth remains, the price of the pull to 1; tokens that are not in the profile gain as well."""
     before, model = routed_model(spec, RouteSpec(3)), routed_model(spec, RouteSpec(3))
     path = write_routed(tmp_path / "p", model)
     spoilt(model)
@@ -79,7 +79,7 @@ def test_factors_that_were_lost_are_found(spec, tmp_path):
 
 @pytest.mark.parametrize("change", ["prune-experts{keep=4,method=random}", "quantize-experts{format=int2}"])
 def test_no_other_factors_do_better(change, tmp_path):
-    """Than those of least squares, computed pair by pair; the pull to 1 costs a hundredth of the gain."""
+    """Factors of least squares, computed pair by pair, are not better; the pull to 1 costs a hundredth of the gain."""
     spec = ExpertsSpec("relu", "none")
     before, model = routed_model(spec), routed_model(spec)
     path = write_routed(tmp_path / "p", model)
@@ -107,7 +107,7 @@ def test_no_other_factors_do_better(change, tmp_path):
 
 
 def test_averages_of_experts_are_known_as_their_layer(tmp_path):
-    """That of experts which are not alike is small."""
+    """The gain for averages of experts that are not alike is small."""
     before, model = routed_model(ExpertsSpec()), routed_model(ExpertsSpec())
     path = write_routed(tmp_path / "p", model)
     apply(model, f"merge-experts{{keep=4,profile={path}}}")
@@ -138,7 +138,7 @@ FORMATS = {
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_of_quantised_weights_scales_alone_change(form, tmp_path):
-    """By the same factor for all of an expert, but for the rounding of float16."""
+    """All scales of an expert change by the same factor, except for the rounding of float16."""
     before = routed_model(ExpertsSpec("relu", "none"))
     path = write_routed(tmp_path / "p", before)
     model = before.clone()

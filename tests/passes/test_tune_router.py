@@ -52,7 +52,7 @@ def spoil(model: ir.Model, amount: float = 0.2) -> None:
 
 @pytest.mark.parametrize("routing", ROUTINGS, ids=lambda spec: f"{spec.score} {spec.selection} {spec.k}")
 def test_a_router_that_was_moved_comes_back(routing, tmp_path):
-    """Most of the way, also for other tokens than those of the profile."""
+    """It comes most of the way, also for tokens that are not in the profile."""
     before, model = (routed_model(ExpertsSpec("relu", "none"), routing) for _ in range(2))
     path = write_routed(tmp_path / "p", model, tokens=2000)
     spoil(model)
@@ -75,7 +75,7 @@ def test_layers_with_other_experts_come_back(spec, tmp_path):
 
 
 def test_the_router_of_a_table_of_experts_is_tuned(tmp_path):
-    """That of experts which were merged, and of such as are stored once."""
+    """The table here comes from merged experts and from experts that are stored once."""
     model = routed_model(ExpertsSpec("relu", "none"), RouteSpec(2))
     path = write_routed(tmp_path / "p", model, tokens=2000)
     apply(model, f"merge-experts{{keep=4,profile={path}}}")
@@ -127,7 +127,7 @@ LAYER = """(float[T,8] x) => ({outputs}) <float[8,4] matrix, float[4,16,8] up, f
 
 
 def layer(routing: str = "k = 2", logits: str = "logits = MatMul (x, matrix)", outputs: str = "float[T,8] y") -> str:
-    """One with an expert beside it that all tokens see."""
+    """A layer with a shared expert that all tokens see."""
     return LAYER.format(routing=routing, logits=logits, outputs=outputs)
 
 

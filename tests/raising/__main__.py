@@ -1,4 +1,4 @@
-"""How many MoE layers are raised however they are written: prints a table.
+"""Table of the MoE layers that are raised after rewrites of their graphs.
 
 python -m tests.raising alone --count 12          # every rewrite alone, on 12 layers each
 python -m tests.raising alone --only "as einsum"  # those whose names contain a text, with every failure
@@ -26,7 +26,7 @@ Results = Iterable[tuple[str, Verdict]]
 
 
 def table(results: Results) -> str:
-    """A row for each kind: how often each end came."""
+    """A row for each kind of rewrite: the number of times that each verdict came."""
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for kind, verdict in results:
         counts[kind][verdict.status] += 1

@@ -33,7 +33,7 @@ ROUTERS: tuple[Router, ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """What a layer is: E experts of hidden size f for rows of d numbers, k for each token.
+    """Properties of a layer: E experts of hidden size f for rows of d numbers, k for each token.
 
     ``gate``: experts have no gate, one in the same weight as up, or a separate one. ``shared``: a shared expert is
     added to the routed ones' sum, or comes first, so that loops add to its result.
@@ -186,7 +186,7 @@ class _Maker:
         return op("Gelu", gate, approximate="tanh" if self.layer.activation == "gelu_tanh" else "none")
 
     def hidden(self, parts: dict[str, ir.Value]) -> ir.Value:
-        """What comes of the projections "up" and "gate"."""
+        """Hidden units from the projections "up" and "gate"."""
         if self.layer.gate == "none":
             return self.activated(parts["up"])
         if self.layer.gate == "merged":
@@ -235,7 +235,7 @@ class _Maker:
         return self.write.op("Reshape", weights, ints(-1, 1))
 
     def gathered(self, rows: ir.Value, ids: ir.Value, stacks: Mapping[str, Operand] | None = None) -> ir.Value:
-        """Each row of [P,d] through the expert that ids [P] say."""
+        """Each row of [P,d] through the expert with its id in ids [P]."""
         op = self.write.op
         stacks = stacks or self.matrices(self.layer.E)
 

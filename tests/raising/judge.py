@@ -1,4 +1,4 @@
-"""What becomes of a model with MoE blocks: raised, refused with a reason, left in silence, or worse."""
+"""Verdicts on models with MoE blocks: raised, refused with a reason, left in silence, or worse."""
 
 from __future__ import annotations
 
@@ -27,16 +27,18 @@ EXACT, ROUNDED = 1e-4, 3e-2
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """``refused``: not raised, and a remark says why, or it is another model than it should be and is refused as such;
-    ``silent``: not raised, and none does; ``wrong``: the result is another than before the passes; ``crash``: an error;
-    ``unequal``: the model is not what it should be, so that nothing was judged."""
+    """``refused``: not raised, with a remark that says why, or refused because the model is not the intended one;
+    ``silent``: not raised, without a remark; ``wrong``: the result differs from that before the passes; ``crash``: an
+    error;
+    ``unequal``: the rewritten model already differs from the original, so that nothing was judged."""
 
     status: Status
     detail: str = ""
 
 
 def judge(model: onnx.ModelProto, feeds: Feeds, expected: list[list[Array]], blocks: int, rounds: bool) -> Verdict:
-    """``expected`` are the outputs for each of ``feeds``; ``blocks`` how many MoE blocks there are to raise."""
+    """Judge a model. ``expected`` are the outputs for each of ``feeds``; ``blocks``: the number of MoE blocks to
+    raise."""
     tolerance = ROUNDED if rounds else EXACT
     report, different, before, after = Report(), "", [], []
     try:
@@ -69,7 +71,7 @@ def judge(model: onnx.ModelProto, feeds: Feeds, expected: list[list[Array]], blo
 
 
 def outputs_of(model: onnx.ModelProto, feeds: Feeds) -> list[list[Array]]:
-    """What onnxruntime computes without optimising. Raises whatever it raises."""
+    """Outputs of onnxruntime without optimisation. Its errors pass through."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -85,8 +87,8 @@ def _computed(graph: ir.Model, feeds: Feeds) -> Iterator[list[Array]]:
 
 
 def _difference(found: list[list[Array]], expected: list[list[Array]], tolerance: float) -> str:
-    """The first output that is another; empty where there is none. Where numbers are rounded, one row in ten may
-    differ, and one in any case, for a token near a tie goes to another expert."""
+    """The first output that differs; empty if none does. If numbers are rounded, one row in ten may differ, and at
+    least one in any case, because a token near a tie goes to another expert."""
     for run, (arrays, wanted) in enumerate(zip(found, expected, strict=True)):
         for place, (array, right) in enumerate(zip(arrays, wanted, strict=True)):
             if array.shape != right.shape:

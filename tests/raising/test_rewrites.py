@@ -1,4 +1,4 @@
-"""MoE layers written otherwise: every rewrite alone, and chains. How to repeat: ``python -m tests.raising``."""
+"""MoE layers after rewrites: every rewrite alone, and chains. To repeat: ``python -m tests.raising``."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def test_what_branches_read_stays_in_front_of_them(name):
 
 @pytest.mark.parametrize(("name", "seed"), sampled([*REWRITES], range(3), 18))
 def test_layers_are_raised_after_one_rewrite(name, seed):
-    """But for known gaps, in which nothing is wrong and nothing crashes either."""
+    """All layers are raised except for known gaps, in which nothing is wrong and nothing crashes either."""
     for case, verdict in alone(name, 1, seed):
         allowed = ("raised", "refused", "silent") if name in GAPS else ("raised",)
         assert verdict.status in allowed, f"{verdict.status}: {case}: {verdict.detail}"
 
 
 def test_groups_that_rounds_of_argmax_keep_are_found():
-    """No constant of such a router says how many."""
+    """Such a router has no constant for the number of groups."""
     case = Case(Layer(router="groups", E=6), (("top k by rounds of argmax", 0), ("division by reciprocal", 0)))
     assert verdict_of(case).status == "raised"
 
@@ -91,7 +91,7 @@ def test_layers_as_they_are_are_raised():
 
 
 def raised_of(seeds: range) -> int:
-    """How many chains are raised; fails where one is neither raised nor refused with a reason."""
+    """Number of chains that are raised; fails if a chain is neither raised nor refused with a reason."""
     raised = 0
     for case in map(draw_case, seeds):
         verdict = verdict_of(case)

@@ -65,7 +65,7 @@ def up(model: ir.Model) -> StoredWeight:
 
 
 def numbers(model: ir.Model) -> np.ndarray:
-    """What the experts multiply by, by the graph: of unit vectors."""
+    """The matrices that the experts multiply by, computed by the graph from unit vectors."""
     rows = np.eye(D, dtype=np.float32)
     ones, ids = np.ones((D, 1), np.float32), np.zeros((D, 1), np.int32)
     return np.stack(

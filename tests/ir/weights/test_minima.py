@@ -52,7 +52,7 @@ def model(minimum: np.ndarray = MINIMUM, group: int = GROUP) -> ir.Model:
 
 
 def numbers(model: ir.Model) -> np.ndarray:
-    """What the experts multiply by, by the graph: of unit vectors."""
+    """The matrices that the experts multiply by, computed by the graph from unit vectors."""
     node = model.graph[-1]
     count = StoredWeight.of(weight_inputs(node)["up"]).experts
     rows = np.eye(D, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Which nodes say how a weight is stored, and what passes and the interpreter make of them."""
+"""Nodes that decode stored weights, in passes and in the interpreter."""
 
 import ml_dtypes
 import numpy as np
@@ -197,7 +197,7 @@ def test_nodes_between_a_weight_and_its_product_decode_it_and_no_others() -> Non
 
 
 def test_a_chain_that_joins_itself_is_walked_once() -> None:
-    """It has 2^60 ways from its first node to its last."""
+    """The chain has 2^60 paths from its first node to its last."""
     nodes = " ".join(f"v{n + 1} = Concat <axis = 0> (v{n}, v{n})" for n in range(60))
     text = f"""<ir_version: 10, opset_import: ["" : 24, "moec" : 1]>
     g (float[n, 4] x, float[k, 3] w) => (float[n, 3] y) {{ v0 = Relu (w) {nodes} y = moec.Linear (x, v60) }}"""

@@ -1,4 +1,4 @@
-"""Which logits are read as a product of the layer's rows, and that they are computed as the graph does."""
+"""Logits that are a product of the layer's rows are recognised, and computed as the graph does."""
 
 from __future__ import annotations
 

@@ -65,5 +65,5 @@ def test_a_cast_of_a_value_of_no_known_type_counts_nothing() -> None:
     ],
 )
 def test_reductions_over_tokens(text: str, expected: bool) -> None:
-    """Where axes, or their number, are not known, they may be those of tokens."""
+    """Unknown axes, or an unknown number of axes, may be those of tokens."""
     assert reduces_tokens(*node_of(text)) is expected

@@ -28,7 +28,7 @@ STACKED = """
 
 @pytest.fixture
 def tokens(monkeypatch):
-    """How many tokens each width of a block has been computed for."""
+    """Numbers of tokens that blocks of each width were computed for."""
     found: dict[int, int] = {}
     y_of = Block.y_of
 
@@ -94,7 +94,7 @@ SMOOTH = (
     "s_{e} = Div (n_{e}, t_{e})\n m_{e} = Mul (q_{e}, s_{e})\n c_{e} = Concat <axis = -1> (p_{e}, m_{e})\n"
     "a_{e} = Relu (c_{e})\n" + DOWN
 )
-"""Shrinks what is small, in columns that a narrow copy does not have, and decides nothing."""
+"""Shrinking of small numbers, in columns that a narrow copy does not have; it decides nothing."""
 
 TRAPS = [
     pytest.param(LIMIT, id="a limit"),
@@ -113,7 +113,7 @@ def test_one_expert_that_differs_far_away_leaves_the_block(model, other):
 
 
 def test_weights_are_compared_in_the_block_itself(model):
-    """That a miniature agrees says nothing of weights, here those of two experts that stand in each other's place."""
+    """An agreeing miniature does not check weights: here those of two experts are swapped."""
     block = block_of(model(PLAIN + DOWN))
     proposal = match_block(block, Known()).proposal
     tried = check.check_proposal(*miniature(block, proposal))
@@ -126,7 +126,7 @@ def test_weights_are_compared_in_the_block_itself(model):
 
 
 def test_a_miniature_that_does_not_agree_is_no_verdict(model, monkeypatch, tokens):
-    """Then the block itself is tried."""
+    """The block itself is tried then."""
     small = search.miniature
 
     def wrong(block, proposal):

@@ -58,7 +58,7 @@ def test_experts_of_the_largest_logit_are_raised(build, raise_and_compare, keepd
 
 
 def test_sibling_whose_ids_may_be_beyond_the_experts_stays(build, normal, raise_and_compare):
-    """Of such, ONNX says nothing."""
+    """ONNX leaves the result for such ids open."""
     text = IDS.replace("picked = Gather", "more = Gather") + "picked = Add (more, best)\n" + GATHERED
     model = build(text, up=normal(7, 6, 5), down=normal(7, 5, 6), table=np.array([3, 1, 1, -1]))
     assert raise_and_compare(model) == []

@@ -166,7 +166,7 @@ COPY = """
 
 @pytest.mark.parametrize("change", [0, 1e-3])
 def test_the_second_slot_has_a_copy_of_weights_in_another_layout(build, texts, normal, raise_and_compare, change):
-    """Where it is no copy, second choices are other experts than first ones, and each slot is a block."""
+    """A copy that differs makes second choices other experts than first ones, and each slot a block of its own."""
     text = replace_lines(texts["router"] + SLOTS, "down_1s = Gather <axis = 0> (down, ids_1)", COPY)
     down, more = normal(4, 6, 5), {"depth": np.array(4), "off_on": np.array([0, 1], np.float32)}
     more |= {"down_copy": down.reshape(4, 30).T * np.float32(1 + change), "down_shape": np.array([-1, 6, 5])}

@@ -89,7 +89,7 @@ def test_experts_that_only_cut_at_zero_are_raised(raises, mix: str) -> None:
 
 
 class Told:
-    """A watch that keeps what it is told, of the nodes that it takes for new."""
+    """A watch that records the live elements of its nodes, all of which it calls new."""
 
     def __init__(self, news: list[ir.Node]) -> None:
         self._news, self.live = news, dict[str, np.ndarray | None]()
@@ -105,8 +105,8 @@ class Told:
 
 
 def told(text: str, *decisions: str) -> dict[str, np.ndarray | None] | None:
-    """What is live of the nodes that make these, of three rows that a model of four at a time takes; None where the
-    watch is not told."""
+    """The live elements of the nodes that compute these values, for three rows in a model that takes four at a time;
+    None if the watch is not called."""
     model = ir.from_proto(model_of(text, {"sizes": np.array([2, 0])}, "float[4,2] x, float[4,2] logits"))
     (x, logits), (y,) = model.graph.inputs, model.graph.outputs
     from_x = {x}

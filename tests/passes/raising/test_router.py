@@ -105,8 +105,8 @@ GROUPED = (
 
 @pytest.mark.parametrize("out", [0, -np.inf])
 def test_experts_of_groups_that_are_out_may_still_be_chosen(build, texts, normal, raise_and_compare, out):
-    """Where their score becomes 0 and scores of others may be less (DeepSeek-V3 in transformers): seldom, for that
-    takes small scores in the best groups and larger ones in others."""
+    """Scores of dropped groups become 0, and scores of others may be less (DeepSeek-V3 in transformers). An expert of a
+    dropped group is then selected. This is rare: it takes small scores in the best groups and larger ones in others."""
     correction = np.array([0.34, 0.06, 0.28, -0.51, 0.21, 0.23, -0.19, 0.11], np.float32)
     sizes = {"pairs": [-1, 4, 2], "places": [0, 1, 2, 3], "all": [-1, 8], "k": [3], "per_token": [-1, 3, 6]}
     arrays = {name: np.array(size) for name, size in (sizes | {"repeat": [1, 3, 1]}).items()}

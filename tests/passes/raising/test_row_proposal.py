@@ -30,7 +30,8 @@ EACH = """own{e} = MatMul (x, a{e})
 
 
 def test_weights_of_their_own_are_grouped_and_common_ones_multiply_tokens():
-    """What all experts have in common is computed once for each token; vectors of their own are gathered by rows."""
+    """Products that all experts share are computed once for each token; vectors of single experts are gathered by
+    rows."""
     signature = "(float[T,6] x) => (float[T,6] y)"
     first, second = (EACH.replace("{e}", str(e)) for e in range(2))
     before = f"""{signature} <{CONSTANTS}, float[5,6] b0, float[5,6] b1, int64[1] one = {{1}}> {{

@@ -1,4 +1,4 @@
-"""What a block computes of sizes alone is looked at for more sizes than trials have."""
+"""Values that a block computes only from sizes are scanned at more sizes than the trials have."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ AMOUNT = """xs = Shape (x)
     scaled = Mul (o, f)
     weighted = Mul (scaled,"""
 SLOW = AMOUNT.replace("slope)", "less)")
-"""A switch that moves the result by less than the tolerance at the first larger size, and wholly beyond."""
+"""A switch that changes the result by less than the tolerance at the first larger size, and completely beyond it."""
 NOTHING = AMOUNT.replace("switch = Sigmoid (q1)", "switch = Sub (q1, q1)")
 
 
@@ -115,7 +115,7 @@ def named(nodes: list[ir.Node]) -> list[str | None]:
 
 
 def test_what_sizes_make_is_scanned_where_its_numbers_are_used() -> None:
-    """Neither a value of which only the size is used, nor one of constants or of data alone."""
+    """A value is left out if only its size is used, or if it depends on constants or on data alone."""
     text = COUNTED + "e = Expand (single, s)\n r = Expand (f, s)\n q = Add (x, r)\n p = Mul (q, e)\n y = Mul (p, f)"
     assert named(SizeScan.of(sized(text)).nodes) == ["n", "f", "r"]
     assert not SizeScan.of(sized("c = Add (unit, hundred)\n y = Mul (x, c)")).nodes
@@ -141,7 +141,7 @@ def test_a_number_that_was_the_same_in_all_trials_is_told_at_the_size_where_it_d
 
 
 def test_a_number_that_stays_or_ends_in_what_trials_reach_is_not_told_beyond() -> None:
-    """The minimum is 1 at every size; what is at most 100 goes no farther than a trial of 150 shows."""
+    """The minimum is 1 at every size; a number of at most 100 stays below a trial of 150."""
     stays = SizeScan.of(sized(COUNTED + "m = Min (f, unit)\n y = Mul (x, m)"))
     assert not list(stays.differing([{"T": 5}, {"T": 7}], lambda layout: False))
     ends = SizeScan.of(sized(COUNTED + "d = Sub (f, hundred)\n e = Sigmoid (d)\n y = Mul (x, e)"))

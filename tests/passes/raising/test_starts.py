@@ -42,7 +42,7 @@ def test_loops_add_to_the_result_of_a_shared_expert(build, texts, raise_and_comp
 
 
 def test_loops_add_to_the_residual(build, texts, raise_and_compare):
-    """What the experts read is computed from what y starts from."""
+    """The experts read rows that are computed from the start of y."""
     report, text = Report(), started(texts, "y_0 = Identity (x)")
     text = text.replace("MatMul (x, router)", "MatMul (n, router)").replace("(x, token_", "(n, token_")
     model = build("n = LayerNormalization (x, norm)\n" + text, norm=np.ones(6, np.float32))

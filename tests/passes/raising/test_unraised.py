@@ -1,4 +1,4 @@
-"""What looks like a mixture of experts where no block is found: it is told, and nothing else is."""
+"""Likely mixtures of experts without a block are reported, and other networks are not."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ PRODUCT_KEYS = """(float[T,6] x) => (float[T,6] y) <float[6,4] one, float[6,4] o
 
 
 def returning_results(text: str) -> str:
-    """With what every expert makes of every token as a further output."""
+    """The graph with every expert's result for every token as a further output."""
     return text.replace("=> (float[T,6] y)", "=> (float[T,6] y, float[T,4,6] o)")
 
 

@@ -1,4 +1,4 @@
-"""Which inputs say by their numbers how long sequences are."""
+"""Inputs whose numbers are the lengths of sequences are recognised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which sizes of inputs follow from others, and the sizes that generated inputs get by it."""
+"""Sizes of inputs that follow from other sizes, and generated inputs that have them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ SPECS = [
 
 
 def test_generated_sizes_agree():
-    """One token behind three, three behind sixteen, and a prompt of sixteen."""
+    """One token after three, three after sixteen, and a prompt of sixteen."""
     cases = size_cases(SPECS, dependent={"T": "P + S"})
     assert [(case["B"], case["S"], case["P"], case["T"]) for case in cases] == [
         (1, 1, 3, 4),

@@ -1,4 +1,4 @@
-"""What GPTQ leaves of an error on rows of few directions, and where there is nothing to tell."""
+"""The share of an error that GPTQ leaves on rows of few directions, and cases without a gain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a model's output moves: nothing for the model itself, and what the formula says for another."""
+"""Divergence of a model's output: none for the model itself, and that of the formula for another."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def scaled(*numbers: float):
 
 
 def divergence(found: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """By the definition."""
+    """The mean divergence by its definition."""
     p, q = (np.exp(one.astype(np.float64)) for one in (first, found))
     p, q = p / p.sum(axis=-1, keepdims=True), q / q.sum(axis=-1, keepdims=True)
     return (p * np.log(p / q)).sum(axis=-1)

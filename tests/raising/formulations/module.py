@@ -1,4 +1,4 @@
-"""What formulations have in common: 4 experts of 6 hidden units for rows of 8 numbers, 2 for each token."""
+"""Base of the formulations: 4 experts of 6 hidden units for rows of 8 numbers, 2 for each token."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Mixture(nn.Module):
     """A mixture of experts on rows x [T,d], some of them on sequences [B,S,d]."""
 
     fits: ClassVar[str] = ""
-    """Why today's dialect cannot say it; empty if it can."""
+    """The reason why the present dialect cannot express it; empty if it can."""
     sequences: ClassVar[bool] = False
     tokens: ClassVar[bool] = False
     """Whether it takes token ids [T] beside x."""
     blocks: ClassVar[int] = 1
-    """How many blocks it holds."""
+    """Number of blocks in it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -55,7 +55,7 @@ class NormalisedByL1(_Routed):
 
 @formulation
 class KeepTopKWithMinusInfinity(_Routed):
-    """Shazeer's: what is not chosen becomes -inf before softmax."""
+    """Shazeer's: logits that are not selected become -inf before softmax."""
 
     def mixture(self, x: Tensor) -> Tensor:
         logits = self.router(x)
@@ -65,7 +65,7 @@ class KeepTopKWithMinusInfinity(_Routed):
 
 @formulation
 class KeepAboveTheKthLogit(_Routed):
-    """What lies below the k-th largest is masked."""
+    """Logits below the k-th largest are masked."""
 
     def mixture(self, x: Tensor) -> Tensor:
         logits = self.router(x)
@@ -173,7 +173,7 @@ class SwitchTop1(_Routed):
 
 @formulation
 class StraightThrough(_Routed):
-    """A hard choice with soft gradients, which evaluation has left in."""
+    """A hard selection with soft gradients, which evaluation still contains."""
 
     def mixture(self, x: Tensor) -> Tensor:
         soft = self.router(x).softmax(dim=-1)
@@ -278,7 +278,7 @@ class LoopWithSigmoidScores(_Routed):
 
 @formulation
 class SecondRouterForWeights(_Routed):
-    """One router chooses, another weighs."""
+    """One router selects, another weighs."""
 
     def more(self) -> None:
         self.weigher = nn.Linear(D, E)

@@ -1,4 +1,4 @@
-"""What stands around a mixture: shared experts, residuals, several outputs, attention."""
+"""Surroundings of a mixture: shared experts, residuals, several outputs, attention."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ class MixtureOfHeads(Mixture):
 
 @formulation
 class ExpertsForQueries(Mixture):
-    """SwitchHead: one product is chosen, and what comes of it is chosen from again."""
+    """SwitchHead: one product is selected, and the next selects from its result again."""
 
     fits = "experts of one product"
     sequences = True

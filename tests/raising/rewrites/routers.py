@@ -1,4 +1,4 @@
-"""Selections, masks and normalisations, otherwise."""
+"""Other ways to write selections, masks and normalisations."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _chosen(node: ir.Node) -> int:
 
 
 def top_k_as_sort(write: Writer, node: ir.Node) -> tuple[ir.Value | None, ...]:
-    """All in order, of which the first are taken."""
+    """Sort all entries and take the first."""
     width = _width(node.inputs[0])
     assert width is not None
     values, ids = write.ops("TopK", 2, node.inputs[0], ints(width), axis=-1)
@@ -46,7 +46,7 @@ def top_k_as_sort(write: Writer, node: ir.Node) -> tuple[ir.Value | None, ...]:
 
 
 def top_k_of_the_negative(write: Writer, node: ir.Node) -> tuple[ir.Value | None, ...]:
-    """The smallest of the negative."""
+    """Take the smallest entries of the negative."""
     values, ids = write.ops("TopK", 2, write.op("Neg", node.inputs[0]), ints(_chosen(node)), axis=-1, largest=0)
     return write.op("Neg", values), ids
 
@@ -57,7 +57,7 @@ def top_1_as_argmax(write: Writer, node: ir.Node) -> tuple[ir.Value | None, ...]
 
 
 def top_k_by_rounds_of_argmax(write: Writer, node: ir.Node) -> tuple[ir.Value | None, ...]:
-    """What was chosen is masked before the next is."""
+    """Mask each selected entry before the next is selected."""
     scores, values, ids = node.inputs[0], [], []
     for _ in range(_chosen(node)):
         chosen = write.op("ArgMax", scores, axis=-1, keepdims=1)
@@ -226,7 +226,8 @@ for _spelling in (
 
 @rewrite
 def transposed_non_zero(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
-    """Places in the transpose come in another order: in all NonZero nodes, for two of one mask belong together."""
+    """Places in the transpose come in another order. All NonZero nodes change, because two of one mask belong
+    together."""
     found = [node for node in nodes(model, "NonZero") if rank(node.inputs[0]) == 2]
     if not found or any(node.op_type == "NonZero" for function in model.functions.values() for node in function):
         return None

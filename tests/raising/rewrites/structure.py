@@ -27,7 +27,7 @@ def names_shuffled(model: ir.Model, random: np.random.Generator) -> ir.Model | N
 
 @rewrite
 def nodes_reordered(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
-    """Another order in which every node stands behind those that it depends on."""
+    """Another topological order of the nodes."""
     graph, done, order = model.graph, set[ir.Node](), []
     waiting = list(graph)
     needed = {node: {p for value in _read(node) if (p := value.producer()) in waiting} for node in waiting}
@@ -45,7 +45,7 @@ def nodes_reordered(model: ir.Model, random: np.random.Generator) -> ir.Model | 
 
 
 def _read(node: ir.Node) -> Iterator[ir.Value]:
-    """What a node reads, in its branches too."""
+    """The values that a node reads, also in its branches."""
     yield from (value for value in node.inputs if value is not None)
     for attribute in node.attributes.values():
         for inner in attribute.as_graph() if attribute.type == ir.AttributeType.GRAPH else ():
@@ -100,7 +100,7 @@ def subgraph_into_a_function(model: ir.Model, random: np.random.Generator) -> ir
 
 @rewrite
 def value_computed_twice(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
-    """Users of a value share it no more."""
+    """Users of a value no longer share it."""
     shared = [node for node in model.graph if len(node.outputs) == 1 and len(node.outputs[0].uses()) > 1]
     chosen = some(random, shared)
     for node in chosen[:8]:

@@ -1,4 +1,4 @@
-"""How weights are laid out: stacked, apart, merged, transposed."""
+"""Other layouts of weights: stacked, apart, merged, transposed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .products import Linear, linears, plus_bias
 
 
 def _weights(model: ir.Model, *ranks: int) -> list[ir.Value]:
-    """Constants that nodes use, but for those in branches, floats."""
+    """Float constants that nodes use, without those in branches."""
     values = [value for value in model.graph.initializers.values() if value.uses() and rank(value) in ranks]
     return [
         value
@@ -40,7 +40,7 @@ def _spell(
     ranks: tuple[int, ...],
     spelled: Callable[[Writer, np.ndarray], ir.Value],
 ) -> ir.Model | None:
-    """Some constants of these ranks as what ``spelled`` writes of their numbers."""
+    """Replace some constants of these ranks by nodes that ``spelled`` writes for their numbers."""
     chosen = some(random, _weights(model, *ranks))
     for value in chosen:
         array = array_of(value)
@@ -145,7 +145,7 @@ def gate_and_up_merged(model: ir.Model, random: np.random.Generator) -> ir.Model
 
 
 def _split_of(value: ir.Value) -> ir.Node | None:
-    """The Split of the last axis into halves that alone uses a value."""
+    """The Split of the last axis into halves that is the only user of a value."""
     users = [user for user, _ in value.uses()]
     if len(users) != 1 or users[0].op_type != "Split" or len(users[0].outputs) != 2 or value.is_graph_output():
         return None
@@ -260,7 +260,7 @@ def gate_and_up_interleaved(model: ir.Model, random: np.random.Generator) -> ir.
 
 @rewrite
 def weights_scaled_and_back(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
-    """Stored times four, multiplied by a quarter when used: what a scale for each tensor looks like."""
+    """Weights stored times four and multiplied by a quarter when used, like tensors with a scale."""
     return _spell(model, random, (2, 3), lambda write, array: write.op("Mul", write.constant(array * 4), 0.25))
 
 

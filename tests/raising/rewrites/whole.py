@@ -1,4 +1,4 @@
-"""What tools make of a whole model: other opsets, other types, optimisers."""
+"""Changes of a whole model by tools: other opsets, other types, optimisers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from ..edit import Writer, array_of, is_float, nodes, some, substitute
 from ..registry import ROUNDS, register, rewrite
 
 LAST = "all in float16"
-"""The rewrite behind which no other is done: those write constants in float32."""
+"""The last rewrite of a chain: others write constants in float32."""
 OTHER_TYPES = "products in float16"
-"""The rewrite after which another function is computed: where numbers are rounded, others come out than without, so
-that a block in which it is done is left as it is."""
+"""The rewrite that changes the function, by rounding numbers differently. A block in which it is done is not raised."""
 
 
 @rewrite
@@ -69,8 +68,8 @@ def onnxscript_optimiser(model: ir.Model, random: np.random.Generator) -> ir.Mod
 
 @rewrite
 def weights_stored_in_float16(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
-    """A Cast makes them float32 when they are used. Numbers are rounded, those of a weight that is stored several times
-    in all of these places: else an expert would be another one in each."""
+    """A Cast makes them float32 when they are used. A weight that is stored several times is rounded in all of these
+    places; otherwise one expert would differ from place to place."""
     made = [*model.graph.initializers.values(), *(node.outputs[0] for node in nodes(model, "Constant"))]
     weights = [value for value in made if is_float(value) and value.uses() and value.shape and value.shape.numpy()]
     chosen = some(random, [value for value in weights if len(value.shape or ()) >= 2])
@@ -87,7 +86,7 @@ def weights_stored_in_float16(model: ir.Model, random: np.random.Generator) -> i
 
 
 def _share_numbers(one: ir.Value, other: ir.Value) -> bool:
-    """Whether two weights have numbers in common, but for powers of two."""
+    """Whether two weights share numbers, up to powers of two."""
     found = [np.frexp(np.abs(array))[0] for value in (one, other) if (array := array_of(value)) is not None]
     return bool(np.setdiff1d(np.intersect1d(*found), [0, 0.5]).size)
 

@@ -1,6 +1,6 @@
 """The program ``moec``, also as ``python -m moec``.
 
-Ctrl-C ends it at once and without a word from its first line on: :mod:`moec.cli` takes a few tenths of a second to
+Ctrl-C ends it at once and without a word from its first line on: :mod:`moec.cli.main` takes a few tenths of a second to
 import, and Python would print a traceback of wherever an import was.
 """
 
@@ -16,7 +16,7 @@ INTERRUPTED = 130
 def main() -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for programs in the background
         signal.signal(signal.SIGINT, lambda _signal, _frame: os._exit(INTERRUPTED))  # nothing is begun yet
-    from moec.cli import main as run
+    from moec.cli.main import main as run
 
     run()
 

@@ -59,7 +59,7 @@ def _serve() -> None:
     import onnxruntime  # noqa: F401
     import tvm  # noqa: F401
 
-    import moec.cli
+    import moec.cli.main
     import moec.compiler
     import moec.frontend.gguf.model
     import moec.ir
@@ -77,7 +77,7 @@ def _serve() -> None:
         child = os.fork()
         if child == 0:
             _become(json.loads(line))
-            _end(moec.cli.main)
+            _end(moec.cli.main.main)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), file=replies, flush=True)
 

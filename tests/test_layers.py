@@ -68,11 +68,11 @@ def importers(package: str, *, deep: bool = True) -> set[str]:
 
 def test_what_commands_print_is_imported_by_the_command_line_alone():
     assert importers("moec.inspect") == {
-        "moec.cli",
-        "moec.cli_data",
-        "moec.cli_inspect",
-        "moec.cli_printing",
-        "moec.cli_times",
+        "moec.cli.main",
+        "moec.cli.data",
+        "moec.cli.inspect",
+        "moec.cli.printing",
+        "moec.cli.times",
     }
 
 

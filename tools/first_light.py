@@ -111,7 +111,7 @@ def take(step: Step) -> dict[str, Any]:
 
 def steps(work: pathlib.Path, emulate: bool) -> Iterator[Step]:
     """Iterate over all steps. Those of kernels become known when their artifacts exist."""
-    moec = [sys.executable, "-c", "from moec.cli import main; main()"]
+    moec = [sys.executable, "-c", "from moec.cli.main import main; main()"]
     yield tool_step("nvidia-smi", ["nvidia-smi"])
     yield tool_step("nvcc", ["nvcc", "--version"])
     yield tool_step("compute-sanitizer", ["compute-sanitizer", "--version"])

@@ -74,7 +74,7 @@ def test_help_is_quick():
 
 def test_help_imports_nothing_heavy():
     heavy = ("numpy", "onnx", "onnx_ir", "tvm", "torch", "onnxruntime")
-    program = f"import sys, moec.cli; print([name for name in {heavy} if name in sys.modules])"
+    program = f"import sys, moec.cli.main; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 
@@ -353,7 +353,7 @@ def test_an_expert_of_a_layer_that_is_not_there(folder):
 )
 def test_exit_codes(error, code, line):
     program = (
-        "import moec; from moec import cli; from moec.errors import *\n"
+        "import moec; from moec.cli import main as cli; from moec.errors import *\n"
         f"def fail(*_arguments, **_options): raise {error}\n"
         "moec.load = fail; cli.main()"
     )
@@ -366,7 +366,7 @@ def test_exit_codes(error, code, line):
 
 def test_a_traceback_is_shown_to_those_who_ask():
     program = (
-        "import moec; from moec import cli\n"
+        "import moec; from moec.cli import main as cli\n"
         "def fail(*_arguments, **_options): raise KeyError('x')\n"
         "moec.load = fail; cli.main()"
     )

@@ -64,7 +64,7 @@ def test_a_full_device_is_one_line(folder, command):
 
 
 def test_no_output_at_all_is_fine():
-    done = subprocess.run(f"{sys.executable} -c 'from moec.cli import main; main()' pipeline -O1 >&-", shell=True)
+    done = subprocess.run(f"{sys.executable} -c 'from moec.cli.main import main; main()' pipeline -O1 >&-", shell=True)
     assert done.returncode == 0
 
 
@@ -78,7 +78,7 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("module", ["typer", "moec.cli_ending", "moec.targets"])
+@pytest.mark.parametrize("module", ["typer", "moec.cli.ending", "moec.targets"])
 def test_an_interruption_while_modules_are_imported_says_nothing(module):
     """SIGINT comes as soon as the command line imports that module."""
     program = f"""

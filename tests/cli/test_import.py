@@ -10,7 +10,7 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
-from moec.cli import app
+from moec.cli.main import app
 
 from ..text_models import model_of
 

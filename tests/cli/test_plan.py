@@ -9,7 +9,7 @@ import pathlib
 import pytest
 from typer.testing import CliRunner
 
-from moec.cli import app
+from moec.cli.main import app
 from moec.errors import MoecError
 from moec.profile import Profile
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import moec
-from moec.cli import app
+from moec.cli.main import app
 from moec.errors import MoecError, UnsupportedError
 from moec.frontend import conditions
 from moec.frontend.pytorch import import_module

@@ -56,7 +56,8 @@ MODEL = pathlib.Path(__file__).parents[2] / "examples" / "digits" / "model.onnx"
 @pytest.fixture
 def moec(tmp_path):
     (tmp_path / "toy_kind.py").write_text(KIND)
-    start = 'from moec import targets; targets.KINDS["toy"] = "toy_kind:ToyKind"; from moec.cli import main; main()'
+    register = 'from moec import targets; targets.KINDS["toy"] = "toy_kind:ToyKind"'
+    start = f"{register}; from moec.cli.main import main; main()"
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", start, *map(str, arguments)]

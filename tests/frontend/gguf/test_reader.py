@@ -172,7 +172,8 @@ def test_parts_that_are_missing_or_come_twice(tmp_path: Path) -> None:
 def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:
     path = write_model("llama", tmp_path / "model.gguf")
     path.write_bytes(path.read_bytes()[:-100])
-    command = [sys.executable, "-c", "from moec.cli import main; main()", "compile", str(path), "-o", tmp_path / "made"]
+    program = "from moec.cli.main import main; main()"
+    command = [sys.executable, "-c", program, "compile", str(path), "-o", tmp_path / "made"]
     done = subprocess.run(command, capture_output=True, text=True)
     error = done.stderr.strip()
     assert done.returncode == 2 and error.count("\n") == 0 and "the file is truncated" in error

@@ -110,13 +110,13 @@ def _status(code: int, message: str) -> str:
 
 def _main(command: list[str]) -> tuple[int, str]:
     """The exit code, and what is said on standard error."""
-    import moec.cli
+    import moec.cli.main
 
     said, arguments = io.StringIO(), sys.argv
     sys.argv = ["moec", *command]
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-            code = moec.cli._main()
+            code = moec.cli.main._main()
     finally:
         sys.argv = arguments
     return code, said.getvalue()
@@ -128,7 +128,7 @@ def _import_all() -> None:
     import onnxruntime  # noqa: F401
     import tvm  # noqa: F401
 
-    import moec.cli  # noqa: F401
+    import moec.cli.main  # noqa: F401
 
 
 def _start_of_memory() -> int:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moec import targets
-from moec.cli_options import Architecture, Artifact, Json
-from moec.cli_printing import print_result, shown_progress
-from moec.cli_targets import STANDALONE, TIR, Form
+from moec.cli.options import Architecture, Artifact, Json
+from moec.cli.printing import print_result, shown_progress
+from moec.cli.targets import STANDALONE, TIR, Form
 from moec.errors import MoecError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moec.cli_options import (
+from moec.cli.options import (
     Architecture,
     Artifact,
     Emulate,
@@ -20,7 +20,7 @@ from moec.cli_options import (
     Resident,
     Threads,
 )
-from moec.cli_printing import print_result
+from moec.cli.printing import print_result
 from moec.common.plain_files import read_text
 from moec.errors import MoecError
 

@@ -1,5 +1,5 @@
-"""Output of the commands of :mod:`moec.cli`: results as tables or JSON on standard output; on stderr remarks, and the
-current step if that is a terminal."""
+"""Output of the commands of :mod:`moec.cli.main`: results as tables or JSON on standard output; on stderr remarks, and
+the current step if that is a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands of :mod:`moec.cli` share."""
+"""Arguments and options that several commands of :mod:`moec.cli.main` share."""
 
 from __future__ import annotations
 

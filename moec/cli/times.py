@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 import moec
-from moec.cli_options import Artifact, Inputs, Json, PageKind, PagesOption, PreferResident, Resident, Threads
-from moec.cli_printing import print_result, shown_progress
+from moec.cli.options import Artifact, Inputs, Json, PageKind, PagesOption, PreferResident, Resident, Threads
+from moec.cli.printing import print_result, shown_progress
 from moec.errors import MoecError
 
 

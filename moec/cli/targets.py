@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moec import targets
-from moec.cli_options import Json
-from moec.cli_printing import print_result, shown_progress
+from moec.cli.options import Json
+from moec.cli.printing import print_result, shown_progress
 
 STANDALONE = "standalone"
 """Form of a kernel as a standalone program."""

@@ -18,10 +18,11 @@ from typing import Annotated, Any
 import typer
 
 import moec
-from moec import cli_data, cli_inspect, cli_text, cli_times, targets
-from moec.cli_data import asked_pipeline, pipeline_of
-from moec.cli_ending import CLOSED, CheckedOutput, OutputError, end_when_interrupted
-from moec.cli_options import (
+from moec import targets
+from moec.cli import data, inspect, text, times
+from moec.cli.data import asked_pipeline, pipeline_of
+from moec.cli.ending import CLOSED, CheckedOutput, OutputError, end_when_interrupted
+from moec.cli.options import (
     Architecture,
     Arithmetic,
     Artifact,
@@ -41,8 +42,8 @@ from moec.cli_options import (
     Threads,
     VerifyEach,
 )
-from moec.cli_printing import print_remarks, print_result, report_compilation, shown_progress
-from moec.cli_targets import Target, target_commands, with_target_options
+from moec.cli.printing import print_remarks, print_result, report_compilation, shown_progress
+from moec.cli.targets import Target, target_commands, with_target_options
 from moec.errors import DefectError, MoecError, reporting
 from moec.targets.kind import Options
 
@@ -236,7 +237,7 @@ def verify(
         raise MoecError(f"{verification.failures[0]}; choose inputs it can run with --inputs")
 
 
-app.command()(cli_inspect.inspect)
+app.command()(inspect.inspect)
 
 
 @app.command()
@@ -275,13 +276,13 @@ def pipeline(
     print(with_arithmetic(text, arithmetic))
 
 
-app.command()(cli_times.bench)
-app.command()(cli_times.tune)
-app.command()(cli_text.generate)
-app.command()(cli_data.profile)
-app.command()(cli_data.plan)
-app.command()(cli_data.evaluate)
-app.command()(cli_data.sweep)
+app.command()(times.bench)
+app.command()(times.tune)
+app.command()(text.generate)
+app.command()(data.profile)
+app.command()(data.plan)
+app.command()(data.evaluate)
+app.command()(data.sweep)
 for _command in target_commands(DIFFERS):
     app.command()(_command)
 

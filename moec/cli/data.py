@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moec.cli_options import Emulate, Json, Level, Model, OptimisationLevel, Threads
-from moec.cli_printing import print_result, shown_progress
+from moec.cli.options import Emulate, Json, Level, Model, OptimisationLevel, Threads
+from moec.cli.printing import print_result, shown_progress
 from moec.errors import MoecError
 
 if TYPE_CHECKING:

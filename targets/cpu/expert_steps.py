@@ -106,7 +106,7 @@ class ExpertSteps:
         return Sorted(*self._node.call(called, outputs))
 
     def dispatch_rows(self, ids: relax.Expr, experts: int) -> Sequence[relax.Expr]:
-        """Offsets, positions, tokens and owners of the rows that ``moec.Dispatch`` makes of ids [T, k]."""
+        """Offsets, positions, tokens and owners of the rows that ``moec.Dispatch`` makes from ids [T, k]."""
         tokens, slots = ids.ty.shape
         shapes = [(experts + 1,), (tokens, slots), (tokens * slots,), (tokens * slots,)]
         outputs = [relax.TensorType(shape, "int32") for shape in shapes]
@@ -117,7 +117,9 @@ class ExpertSteps:
     def streamed(
         self, name: str, ids: relax.Expr, ordered: Sorted, products: Sequence[tuple[PackedProduct, list[relax.Var]]]
     ) -> Sorted:
-        """What follows waits until the experts of all blocks are in memory, if experts are streamed."""
+        """``ordered``, with a block count that is ready only when the experts of all blocks are in memory.
+
+        Unchanged where experts are not streamed."""
         lowering = self._node.lowering
         if not lowering.streams:
             return ordered
@@ -132,7 +134,7 @@ class ExpertSteps:
     def gather(
         self, x: relax.Expr, weights: relax.Expr, ordered: Sorted, problem: PackedProduct, weighted: bool
     ) -> Rows:
-        """The tokens of every pair in the order of the experts, as the product takes them; times the routing weights if
+        """The tokens of all pairs, sorted by expert, in the form that the product takes; times the routing weights if
         ``weighted``."""
         if problem.arithmetic == "int8":
             return self._gather_quantized(x, weights, ordered, problem, weighted)
@@ -174,8 +176,8 @@ class ExpertSteps:
         *,
         next_problem: PackedProduct | None = None,
     ) -> relax.Expr:
-        """The product of the rows. With ``next_problem``, results stay sorted by expert, as its left factor; else they
-        go back to the order of the pairs, in float32."""
+        """The product of the rows. With ``next_problem``, results stay sorted by expert, as the left operand of that
+        product; else they return to the order of the pairs, in float32."""
         scattered = next_problem is None
         filled, out_dtype, spare = 0, "float32", 0
         if next_problem is not None and next_problem.arithmetic != "int8":
@@ -225,13 +227,13 @@ def _weight_bits(problem: PackedProduct) -> list[float]:
 
 
 def crossovers_of(problem: PackedProduct) -> tuple[str, ...]:
-    """Names of the crossovers that a product reads."""
+    """Name of the crossover that a product reads, if it reads one."""
     crossover = crossover_of(problem)
     return () if crossover is None else (crossover.name,)
 
 
 def product_attributes(problem: PackedProduct) -> dict[str, Any]:
-    """What the artifact says about a grouped product."""
+    """Attributes of a grouped product for the artifact."""
     return {
         "experts": problem.experts,
         "inner": problem.inner,

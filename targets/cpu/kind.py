@@ -1,4 +1,4 @@
-"""What the CPU is as a kind of target."""
+"""The CPU as a kind of target."""
 
 from __future__ import annotations
 

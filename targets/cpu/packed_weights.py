@@ -1,4 +1,4 @@
-"""From the formats that the graph says (:mod:`moec.ir.weights.stored`) to those that kernels read; packed arrays."""
+"""Packed weights: the formats that kernels read for those of the graph (:mod:`moec.ir.weights.stored`), and arrays."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _TABLES: dict[str, Table] = {
     "scale_factors": "scale_factor",
     "minimum_factors": "minimum_factor",
 }
-"""What is stored in the parameters of each kind, where scales have one level."""
+"""Part of a stored matrix in the parameters of each kind, where scales have one level."""
 Parts = Callable[[int], Sequence[StoredMatrix]]
-"""What is stored of an expert: the matrices [in, out] that share a tile (gate and up), or one alone."""
+"""Function from an expert to its stored matrices [in, out]: those that share a tile (gate and up), or a single one."""
 
 
 def formats_by_expert(weight: StoredWeight) -> list[TiledFormat]:
-    """Expert by expert. Raises UnsupportedError for element types that no kernel loads."""
+    """The format of each expert. Raises UnsupportedError for element types that no kernel loads."""
     return [stored for run in weight.runs for stored in [TiledFormat.of(run)] * run.count]
 
 
 def formats_of(weight: StoredWeight, *others: StoredWeight) -> tuple[tuple[TiledFormat, ...], tuple[int, ...]]:
-    """The distinct formats and the one of each expert (nothing if all have the same). Scales are in float16 where that
-    holds all of a format exactly, whatever type they are stored in.
+    """The distinct formats, and the index of each expert's format (empty if all have the same). Scales become float16
+    where that holds all scales of a format exactly.
 
     Raises UnsupportedError where ``others``, which share tiles with ``weight``, are stored in another way.
     """
@@ -60,8 +60,10 @@ def formats_of(weight: StoredWeight, *others: StoredWeight) -> tuple[tuple[Tiled
 
 
 def _narrowed(stored: TiledFormat, matrices: Iterable[StoredMatrix]) -> TiledFormat:
-    """The format with scales and minima in float16, if that holds those of all matrices exactly, as it does where they
-    were made of weights in 16 bits: groups of 32 numbers in 4 bits then take 4.5 bits for each instead of 5."""
+    """The format with scales and minima in float16, if that holds those of all matrices exactly; else ``stored``.
+
+    It does so for weights that were quantised from 16 bits. A weight of 4 bits in groups of 32 then takes 4.5 bits
+    instead of 5."""
     if stored.scale != "float32" or not stored.group or stored.super_group:
         return stored
     for matrix in matrices:
@@ -78,7 +80,7 @@ def _fit_float16(numbers: np.ndarray) -> bool:
 
 
 def crossover_of(problem: PackedProduct) -> Crossover | None:
-    """From how many rows of an expert on products of this shape use matrix tiles; None if they never do."""
+    """Rows of an expert from which on products of this shape use matrix tiles; None if they never do."""
     if not any(product.tiles_used for product in problem.multiplications):
         return None
     formats = "+".join(stored.name for stored in problem.formats)
@@ -88,8 +90,9 @@ def crossover_of(problem: PackedProduct) -> Crossover | None:
 
 
 def expert_starts(problem: PackedProduct, variables: Sequence[relax.Var]) -> dict[relax.Var, list[int]]:
-    """Of the parameters that :func:`add_weights` returned those that hold experts one after the other: at which byte
-    each of them starts, and where the last one ends."""
+    """Byte offsets of the experts, for each parameter of :func:`add_weights` that stores expert by expert.
+
+    The offsets are the start of each expert and the end of the last one."""
     starts: dict[relax.Var, list[int]] = {}
     for parameter, variable in zip(weight_parameters(problem), variables, strict=True):
         kind = parameter.name.rstrip("0123456789")
@@ -108,13 +111,13 @@ def expert_starts(problem: PackedProduct, variables: Sequence[relax.Var]) -> dic
 
 
 def _table_of(kind: str, stored: TiledFormat) -> Table:
-    """What is stored in the parameters of a kind."""
+    """Part of a stored matrix in the parameters of a kind; with two levels of scales, their codes."""
     table = _TABLES[kind]
     return LEVELS[table][0] if stored.super_group and table in LEVELS else table
 
 
 def add_weights(lowering: LoweringContext, name: str, problem: PackedProduct, parts: Parts) -> list[relax.Var]:
-    """The packed arrays as parameters of the program, in the order in which the kernel takes them."""
+    """Add the packed arrays as parameters of the program, in the order in which the kernel takes them."""
     crossover = crossover_of(problem)
 
     def loader(role: str) -> Callable[[], np.ndarray | Iterator[np.ndarray]]:

@@ -108,7 +108,7 @@ def _pages(problem: AppendProblem, before: Sequence[int | str], after: Sequence[
 
 
 def _numbers(problem: AppendProblem, pages: Sequence[Any]) -> Any:
-    """How many numbers of the growing axis lie in a page."""
+    """Indices of the growing axis that fit in a page."""
     page = pages[len(problem.before) + 1]
     return rows_in(page, _row(problem)) if problem.stored == INT8_ROWS else page
 
@@ -127,9 +127,10 @@ def _each_part(
     emit: Callable[..., None],
     length: Any = None,
 ) -> None:
-    """Emit ``emit(state, at, pages, place)`` for each part of a state's axes after the one along which it grows: where
-    it lies in the state, and in pages, in which the state's numbers begin at ``start(indices before that axis)``; but
-    not for those outside of 0 to ``length``, if that is given."""
+    """Emit ``emit(state, at, pages, place)`` for each index of the axes up to the growing one.
+
+    ``at`` is this index in the state and ``place`` in the pages, where the state begins at ``start(indices before the
+    growing axis)``. With ``length``, places outside of [0, length) are left out."""
     rank = len(problem.before)
     width = [size for size in problem.after if size is not None]
     with loop("row", parallel_rows(math.prod(state.shape[: rank + 1]), math.prod(width))) as row:
@@ -148,7 +149,7 @@ def _size(size: int | None, name: str) -> int | str:
 
 
 def _indices(flat: Any, sizes: Sequence[Any]) -> list[Any]:
-    """What a flat index is in each axis."""
+    """Emit the index on each axis of an array of these sizes for a flat index."""
     found: list[Any] = []
     for axis, size in reversed(list(enumerate(sizes))):
         found.append(named(f"i{axis}", T.bind(flat % size if axis else flat)))

@@ -47,12 +47,13 @@ class AttentionOperands:
 
     @property
     def _page(self) -> Any:
-        """Keys of a page."""
+        """Number of keys in a page."""
         return rows_in(self.key.shape[3], self.problem.head_size) if self.in_int8 else self.key.shape[3]
 
     def place_of(self, batch: Any, group: Any, first: Any) -> tuple[Any, ...]:
-        """Where in the tensors of keys and values a block of keys begins, its last number counting keys. Pages, if
-        there are several, hold whole blocks."""
+        """Indices in the tensors of keys and values at which the block of keys from ``first`` on begins.
+
+        The last index counts keys. Where there are several pages, a block never crosses from one to the next."""
         if not self.problem.paged:
             return batch, group, first
         size = named("size", T.bind(T.max(self._page, T.int64(1))))
@@ -70,7 +71,7 @@ class AttentionOperands:
         return tensor[(*head, key * self._size_of(tensor) + column)]
 
     def scale(self, tensor: Any, head: Sequence[Any], key: Any) -> Any:
-        """What the numbers of a key or value in int8 are multiplied with."""
+        """Scale of the row of a key or value in int8, as float32."""
         place = scale_at(tensor.shape[-1], self._size_of(tensor), key)
         return scale_from(tensor[(*head, place)], tensor[(*head, place + 1)])
 
@@ -100,7 +101,7 @@ class AttentionOperands:
         return named("head", T.bind(group * ratio + row % ratio))
 
     def used_keys(self, batch: Any) -> Any:
-        """How many keys of a batch are in use."""
+        """Number of keys in use in a batch."""
         return T.min(self.lengths[batch], self.keys) if self.problem.has_lengths else self.keys
 
     def most_keys(self) -> Any:
@@ -114,7 +115,7 @@ class AttentionOperands:
         return used[0]
 
     def frontier(self, batch: Any, query: Any) -> Any:
-        """The keys from this one on are hidden from the query, whatever the mask says. May be negative."""
+        """First key that the query must not see, whatever the mask says. May be negative."""
         queries = self.query.shape[2]
         if not self.problem.causal:
             return self.used_keys(batch)
@@ -125,7 +126,7 @@ class AttentionOperands:
         return T.min(query + 1 + self.lengths[batch] - queries, self.used_keys(batch))
 
     def mask_at(self, batch: Any, head: Any, query: Any, key: Any) -> Any:
-        """What the mask adds to a score."""
+        """Number that the mask adds to a score, as float32: for a bool mask 0 or minus infinity."""
         one_batch, one_head, one_query = self.problem.mask_broadcast
         entry = self.mask[
             T.int64(0) if one_batch else batch,
@@ -139,8 +140,8 @@ class AttentionOperands:
 
 
 def load_block(operands: AttentionOperands, source: Any, place: tuple[Any, ...], count: Any, block: Any) -> None:
-    """Emit the copy of ``count`` rows of ``source``, from ``place`` [..., row] on, into ``block`` [rows, D]; the rows
-    behind them become zero."""
+    """Emit the copy of ``count`` rows of ``source``, from ``place`` [..., row] on, into ``block`` [rows, D], whose
+    remaining rows become zero."""
     *head, first = place
     rows, size = block.shape
     with loop("row", T.serial(count)) as row:

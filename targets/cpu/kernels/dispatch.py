@@ -83,8 +83,9 @@ def dispatch(experts: int) -> tirx.PrimFunc:
 
 
 def dispatch_rows(experts: int) -> tirx.PrimFunc:
-    """``(experts[T, k], offsets[E + 1], positions[T, k], tokens[P], owners[P])``, all int32, with P = T * k: what
-    :class:`~moec.ir.dialect.DispatchSpec` says. Ids outside [0, E) are not dispatched."""
+    """``(experts[T, k], offsets[E + 1], positions[T, k], tokens[P], owners[P])``, all int32, with P = T * k.
+
+    :class:`~moec.ir.dialect.DispatchSpec` defines the results. Ids outside [0, E) are not dispatched."""
     parameters = [
         Parameter("chosen", ("T", "k"), "int32"),
         Parameter("offsets", (experts + 1,), "int32"),
@@ -100,7 +101,7 @@ def dispatch_rows(experts: int) -> tirx.PrimFunc:
             T.buffer_store(place, value, [expert])
 
         def of_pairs(what: Callable[[Any, Any, Any], None]) -> None:
-            """For every pair in order; what is not dispatched comes as that of an expert behind the last."""
+            """Emit ``what(token, slot, expert)`` per pair, in order; ``experts`` for a pair that is not dispatched."""
             with loop("token", T.serial(chosen.shape[0])) as token, loop("slot", T.serial(chosen.shape[1])) as slot:
                 id_ = chosen[token, slot]
                 known = T.And(id_ >= 0, id_ < experts)
@@ -127,7 +128,7 @@ def dispatch_rows(experts: int) -> tirx.PrimFunc:
 
 
 def most_blocks(experts: int, pairs: int | tirx.PrimExpr) -> int | tirx.PrimExpr:
-    """How many blocks there can be at most, for an array of blocks of that length."""
+    """Upper bound of the number of blocks, for the length of the array of blocks."""
     return pairs // BLOCK_ROWS + experts
 
 

@@ -76,7 +76,7 @@ def column_parts(size: int, width: int) -> list[tuple[int, int]]:
 
 
 def named(name: str, value: Any) -> Any:
-    """A variable or buffer with the name that it has here, for those who read the generated code."""
+    """A variable or buffer under its name in the source, so that the generated code is readable."""
     return IRBuilder.name(name, value)
 
 
@@ -90,13 +90,14 @@ def quotient(dividend: Any, divisor: Any) -> Any:
 
 
 def remainder(dividend: Any, divisor: Any) -> Any:
-    """What :func:`quotient` leaves of the dividend."""
+    """The remainder of :func:`quotient`."""
     return tirx.truncmod(dividend, divisor)
 
 
 def parallel_rows(rows: Any, row_work: int = 2048) -> Any:
-    """A loop over rows that threads share where there is enough work: ``row_work`` elements per row, by default those
-    of a usual row, for kernels that learn its size when they run."""
+    """A loop over rows that runs on threads where there is enough work.
+
+    ``row_work``: elements per row; by default those of a usual row, for kernels that know the size only at run time."""
     return T.parallel(rows, annotations={WORK: row_work})
 
 

@@ -38,9 +38,9 @@ from moec.targets.tvm.kernel import Kernel
 _TABLE_COLUMNS = ("format", "data", "scales", "inner", "width")
 FLOAT32 = TiledFormat("float32")
 SHARES = 240
-"""Parts that the work is cut into; most numbers of threads divide it, and a kernel need not know theirs."""
+"""Parts that the work is cut into, whatever the number of threads; most numbers of threads divide it."""
 TILE_ROWS = 4
-"""What the weights of a tile cost beside the rows that are multiplied by them, in rows."""
+"""Cost of reading the weights of a tile, counted in rows multiplied by them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,18 +89,18 @@ class PackedProduct:
 
     @property
     def multiplications(self) -> list[Multiplication]:
-        """One per format."""
+        """The multiplication of each format, in the order of ``formats``."""
         how = self.arithmetic, self.activation_group, self.rows_have_zeros
         return [Multiplication(self.machine, stored, *how) for stored in self.formats]
 
     @property
     def skips_zeros(self) -> bool:
-        """Whether few rows may go by a list of their nonzero inputs."""
+        """Whether a block of few rows may be multiplied by a list of its nonzero inputs."""
         return any(product.skips_zeros for product in self.multiplications)
 
     @property
     def padded_inner(self) -> int:
-        """How far the rows have to be zero behind their last input."""
+        """Number of inputs up to which rows are padded with zeros: enough for every format."""
         return max(product.padded(self.inner) for product in self.multiplications)
 
     @property
@@ -221,14 +221,14 @@ class _GroupedProduct:
                         self._store(sums, order, bias, out, expert, column_tile, first, count, width)
 
     def _shares(self, blocks: Any) -> Any:
-        """How many shares the work is cut into: no more than tiles."""
+        """Number of shares that the work is cut into, at most the number of tiles."""
         return T.min(SHARES, T.cast(blocks, "int64") * self._problem.column_tiles)
 
     def _work_of(self, share: Any, blocks: Any, block_count: Any) -> tuple[Any, Any]:
-        """Where in the work a share starts and where it stops.
+        """Start and end of a share, in units of work.
 
-        Work is counted in rows: a tile is as much as the rows of its block, and :data:`TILE_ROWS` more for its weights.
-        Blocks follow one another, so the work before a block is known from its first row.
+        Work is counted in rows: a tile counts as the rows of its block plus :data:`TILE_ROWS` for its weights. Blocks
+        are contiguous, so the work before a block follows from its first row.
         """
         last, shares = block_count - 1, self._shares(block_count)
         rows = T.cast(blocks[last, 1] + blocks[last, 2], "int64")
@@ -238,14 +238,14 @@ class _GroupedProduct:
         return start, named("stop", T.bind(quotient((share + 1) * total, shares)))
 
     def _first_tile(self, work: Any, per_tile: Any) -> Any:
-        """The first tile of a block that begins ``work`` or more behind the block's beginning."""
+        """First tile of a block with at least ``work`` before it in the block."""
         tiles = quotient(T.max(work, T.int64(0)) + per_tile - 1, per_tile)
         return T.min(tiles, T.int64(self._problem.column_tiles))
 
     def _ways(
         self, operands: dict[str, Any], expert: Any, column_tile: Any
     ) -> Iterator[tuple[Any, Multiplication, Weights, Tile]]:
-        """For every format: when it is the expert's, how it is multiplied, its arrays, and where the tile lies."""
+        """For every format: the condition that the expert has it, its multiplication, its arrays, and the tile."""
         problem = self._problem
         for index, product in enumerate(problem.multiplications):
             crossover = T.cast(operands["crossover"][0], "int64") if product.tiles_used else None
@@ -276,7 +276,8 @@ class _GroupedProduct:
         count: Any,
         width: Any | None,
     ) -> None:
-        """Emit the results; ``width``: of the expert, behind which there are zeros, where experts differ in it."""
+        """Emit the stores of a tile's results. ``width``: that of the expert, from which on columns are 0; None where
+        all experts have the same."""
         problem = self._problem
         with loop("row", T.serial(count)) as row:
             target = self._target(order, first + row)
@@ -285,7 +286,7 @@ class _GroupedProduct:
                 if width is not None:
                     value = T.Select(column_tile * problem.tile_width + j < width, value, T.float32(0))
                 T.buffer_store(sums, value, [row, j])
-            # Apart, because a conversion to bfloat16 repeats its operand.
+            # In a loop of its own, because a conversion to bfloat16 repeats its operand.
             with loop("j", T.vectorized(problem.tile_width)) as j:
                 place = [target, column_tile * problem.tile_width + j]
                 T.buffer_store(out, T.cast(sums[row, j], out.dtype), place)
@@ -297,7 +298,7 @@ class _GroupedProduct:
                     T.buffer_store(out, T.cast(T.float32(0), out.dtype), [target, problem.padded_width + j])
 
     def _target(self, order: Any, row: Any) -> Any:
-        """Where the result of a row goes."""
+        """Row of the output that gets the result of ``row``."""
         return named("target", T.bind(T.cast(order[row], "int64") if self._scattered else row))
 
     def _finished(self, sums: Any, bias: Callable[[Any], Any], row: Any, column: Any) -> Any:
@@ -322,8 +323,8 @@ def grouped_gemm(
 
     The first ``padded_inner`` of the ``input_width`` columns of ``rows`` are used. ``epilogue(gate, up)`` of a gated
     problem, else ``epilogue(sum)``, maps expressions to an expression. The result of row r goes to row ``order[r]`` if
-    ``scattered`` (back to the order of the pairs), else to row r, with zeros behind it up to column ``filled``. Rows in
-    no block are not written. All sizes may be 0. With matrix tiles, rows up to 31 behind those of a block are read:
+    ``scattered`` (back to the order of the pairs), else to row r, padded with zeros up to column ``filled``. Rows in
+    no block are not written. All sizes may be 0. With matrix tiles, up to 31 rows after those of a block are read:
     R has to be that much larger than P (:data:`moec.targets.cpu.kernels.gather.SPARE_ROWS`).
     """
     parameters: Sequence[Parameter] = [

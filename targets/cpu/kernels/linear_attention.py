@@ -61,7 +61,7 @@ class _Block:
     first: Any
 
     def begin(self) -> None:
-        """The state before the first token."""
+        """Emit the state before the first token."""
         state = self.tensors["state"]
         with loop("k", T.serial(self.problem.key_size)) as k:
             self._each(lambda j: self._store(k, j, state[self.place, self.head, k, self.first + j]))
@@ -83,13 +83,13 @@ class _Block:
         at = self.head * problem.value_size + self.first
         self._each(
             lambda j: T.buffer_store(given, rate * (value[self.place, token, at + j] - given[j]), [j])
-        )  # what is added, from here on
+        )  # from here on, the update of the state
         for member in range(problem.group):
             self._each(lambda j: T.buffer_store(result, T.float32(0), [j]))
             self._read(token, member, given, result)
 
     def _read(self, token: Any, member: int, added: Any, result: Any) -> None:
-        """The result of the ``member``-th query of the head; before the first one, the state is added to."""
+        """Emit the result of the ``member``-th query of the head; for the first one, update the state on the way."""
         problem = self.problem
         query_head = self.head * problem.group + member
         with loop("k", T.serial(problem.key_size)) as k:
@@ -104,7 +104,7 @@ class _Block:
         self._each(lambda j: T.buffer_store(y, result[j] * scale, [self.place, token, at + j]))
 
     def _gates(self, token: Any) -> tuple[Callable[[Any], Any], Any]:
-        """What a channel of the state keeps, by the channel, and how much of the difference is added."""
+        """Factor by which a channel of the state decays, as a function of the channel, and the rate of its update."""
         problem, tensors, rate = self.problem, self.tensors, T.float32(1)
         if problem.delta:
             rate = named("rate", T.bind(tensors["beta"][self.place, token, 0 if problem.shared_beta else self.head]))

@@ -1,4 +1,4 @@
-"""What a product of rows with stored weights is, and how its operands are laid out on a machine."""
+"""Products of rows with stored weights: their operands, and the layout of these on a machine."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ CROSSOVER_ROWS = {"bfloat16": 3, "int8": 5}
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """The left factor, zero from its last column up to the padded number of inputs. ``scales`` [rows, groups] (float32)
-    and ``sums`` [rows, groups] (int32) belong to int8 rows."""
+    """The left operand, padded with zeros to the padded number of inputs. ``scales`` [rows, groups] (float32) and
+    ``sums`` [rows, groups] (int32) belong to int8 rows."""
 
     values: Any
     scales: Any = None
@@ -28,8 +28,9 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """The right factor: flat buffers, one tile behind the other. ``crossover``: rows of a block from which matrix tiles
-    are used, where there are any."""
+    """The right operand: flat buffers of contiguous tiles.
+
+    ``crossover``: rows of a block from which on matrix tiles are used; None where the product has none."""
 
     data: Any
     scales: Any = None
@@ -41,7 +42,7 @@ class Weights:
 
     @staticmethod
     def of(operands: Mapping[str, Any], index: int, crossover: Any) -> Weights:
-        """Those of the ``index``-th format among the operands of a kernel."""
+        """The weights of the ``index``-th format, taken from the operands of a kernel by name."""
         names = "scales", "zeros", "minima", "scale_factors", "minimum_factors"
         tables = {name: operands.get(f"{name}{index}") for name in names}
         return Weights(operands[f"weights{index}"], crossover=crossover, **tables)
@@ -49,7 +50,7 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """One tile of the right factor: where its data and its scales start, and how many inputs (K) it has, padded."""
+    """One tile of the right operand: the starts of its data and of its scales, and its padded number of inputs (K)."""
 
     data: Any
     scales: Any
@@ -58,7 +59,7 @@ class Tile:
 
 @dataclasses.dataclass(frozen=True)
 class Multiplication:
-    """How products with weights of one stored format are computed on one machine."""
+    """A way to compute products with weights of one stored format on one machine."""
 
     machine: Machine
     stored: TiledFormat
@@ -78,8 +79,9 @@ class Multiplication:
 
     @property
     def skips_zeros(self) -> bool:
-        """Whether few rows with many zeros go by a list of the other inputs (:mod:`.sparse_rows`). Quantised weights
-        would be read and decoded in quads of inputs, of which few are all zero."""
+        """Whether few rows with many zeros are multiplied by a list of the other inputs (:mod:`.sparse_rows`).
+
+        Not for quantised weights, which are read and decoded in quads of inputs: few quads are all zero."""
         return self.rows_have_zeros and self.stored.is_float and self.arithmetic != "int8"
 
     @property
@@ -113,7 +115,7 @@ class Multiplication:
 
     @property
     def inner_multiple(self) -> int:
-        """What the number of inputs is padded to a multiple of; the rows are zero there."""
+        """Divisor of the padded number of inputs; rows are zero in the padding."""
         if self.stored.super_group:
             return math.lcm(self.stored.super_group, self.activation_group or 1)
         if self.arithmetic == "int8":
@@ -130,7 +132,7 @@ class Multiplication:
         return self.tile_elements_of(self.padded(inner))
 
     def tile_elements_of(self, padded: Any) -> Any:
-        """The same from the padded number of inputs, which may be an expression."""
+        """Elements of the packed array per tile, from the padded number of inputs, which may be an expression."""
         return padded * self.columns if self.stored.is_float else padded * self.columns * self.stored.bits // 8
 
     def tile_scales(self, inner: int) -> int:
@@ -144,24 +146,24 @@ class Multiplication:
 
     @property
     def groups_per_scale(self) -> int:
-        """Groups of an int8 row that share a scale, where rows have more scales than one."""
+        """Groups of weights that share a scale of an int8 row, where a row has several scales."""
         return self.activation_group // self.dot_group
 
     @property
     def llvm_functions(self) -> str:
-        """Functions in LLVM's assembly that a kernel with this product has to import."""
+        """Functions as LLVM IR that a kernel with this product has to import."""
         return pair_functions(self.machine) if self.stored.step == 2 else ""
 
     @property
     def requirements(self) -> tuple[str, ...]:
-        """Features of the processor that the code has instructions of."""
+        """Features of the processor that the code uses beyond those of any code for the machine."""
         if not self.tiles_used:
             return ()
         return ("amx-tile", "amx-bf16" if self.arithmetic == "bfloat16" else "amx-int8")
 
     @property
     def how(self) -> str:
-        """In words, for the account of the selection."""
+        """Description in words, for the record of the selection."""
         tile = f"register tile of {self.row_tile} rows x {self.columns} columns ({self.machine.name})"
         if self.tiles_used:
             tile = f"{tile}, matrix tiles of {matrix_tile.ROWS} x {matrix_tile.ROWS} from the crossover up"

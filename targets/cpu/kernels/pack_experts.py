@@ -1,7 +1,7 @@
 """Packing of weights into the tile order of :mod:`moec.targets.cpu.kernels.tiled_format`.
 
-All layouts of :class:`~moec.ir.dialect.ExpertsSpec` end here: the kernels know one order only. Packing goes expert by
-expert: it needs the memory of one.
+All layouts of :class:`~moec.ir.dialect.ExpertsSpec` become this order, the only one that kernels read. Experts are
+packed one at a time, so that packing needs the memory of one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from moec.targets.cpu.kernels.tiled_format import ZERO_POINTS, TiledFormat
 
 
 def pack_data(problem: PackedProduct, expert: int, parts: Sequence[StoredMatrix]) -> np.ndarray:
-    """The tiles of one expert, flat; ``parts``: gate and up, or one matrix alone, [in, out] each."""
+    """The tiles of one expert, flat. ``parts``: gate and up, or a single matrix, [in, out] each."""
     product, inner, width = _of(problem, expert)
     codes = [_codes(product, part.data[:inner, :width]) for part in parts]
     fill = 0 if product.stored.is_float else ZERO_POINTS[product.stored.element]
@@ -35,7 +35,7 @@ def pack_data(problem: PackedProduct, expert: int, parts: Sequence[StoredMatrix]
 
 
 def _packed(first: np.ndarray, second: np.ndarray, stored: TiledFormat) -> np.ndarray:
-    """Numbers of the first and the second vector, [tile, quads, columns, 4] each, in bytes."""
+    """Pack the numbers of the first and the second vector of a tile, [tile, quads, columns, 4] each, into bytes."""
     low_bits, high_bits = stored.low_bits, stored.bits - stored.low_bits
     mask = (1 << low_bits) - 1
     low = _side_by_side((first & mask) | ((second & mask) << low_bits), 2 * low_bits)
@@ -47,7 +47,7 @@ def _packed(first: np.ndarray, second: np.ndarray, stored: TiledFormat) -> np.nd
 
 
 def _side_by_side(quads: np.ndarray, bits: int) -> np.ndarray:
-    """So many quads [tile, quads, columns, 4] of a few bits as fit, in the bytes of one."""
+    """Pack ``8 // bits`` neighbouring quads [tile, quads, columns, 4] of ``bits`` each into one quad of bytes."""
     together = 8 // bits
     return functools.reduce(operator.or_, (quads[:, place::together] << (bits * place) for place in range(together)))
 
@@ -77,7 +77,7 @@ def _of(problem: PackedProduct, expert: int) -> tuple[Multiplication, int, int]:
 
 
 def _codes(product: Multiplication, data: np.ndarray) -> np.ndarray:
-    """The numbers as they are stored: floats as they are, integers as unsigned bytes."""
+    """The numbers in stored form: floats unchanged, integers and codes as unsigned bytes."""
     element = product.stored.element
     if product.stored.is_float:
         return data
@@ -91,7 +91,7 @@ def _codes(product: Multiplication, data: np.ndarray) -> np.ndarray:
 
 
 def _tiled(problem: PackedProduct, parts: Sequence[np.ndarray], rows: int, width: int, fill: int) -> np.ndarray:
-    """Parts [at most rows, width] (gate and up, or one alone) as [tile, rows, columns], filled up with ``fill``."""
+    """Parts [at most rows, width] (gate and up, or a single one) as [tile, rows, columns], padded with ``fill``."""
     tiles, tile_width = problem.tiles_for(width), problem.tile_width
     tiled = np.full((tiles, rows, len(parts), tile_width), fill, parts[0].dtype)
     for tile in range(tiles):  # tile by tile, so that reading across the rows of a weight stays in cache

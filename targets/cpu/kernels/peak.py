@@ -75,7 +75,7 @@ _TILES = bytes([1, *[0] * 15, *[64, 0] * 8, *[0] * 16, *[16] * 8, *[0] * 8])
 
 
 def instructions(machine: Machine) -> list[Instruction]:
-    """Those that the machine has."""
+    """The instructions of the table that the machine has."""
     table = _AARCH64 if _is_aarch64(machine) else _X86
     return [instruction for instruction in table if not instruction.feature or instruction.feature in machine.features]
 
@@ -86,8 +86,8 @@ def operations_per_round(instruction: Instruction) -> int:
 
 
 def peak(instruction: Instruction, machine: Machine) -> tirx.PrimFunc:
-    """The kernel ``(rounds, threads)``, rounds at least 1: every thread runs the instruction in that many rounds, once
-    per register that sums."""
+    """The kernel ``(rounds, threads)``: every thread runs ``rounds`` rounds, at least 1, of the instruction, once per
+    accumulator register in each."""
     llvm = _llvm(instruction, machine)
 
     @T.prim_func(s_tir=True)

@@ -110,7 +110,7 @@ def _largest(E, k, choice, best, ids):
 
 @T.inline
 def _weight(spec, first, score, weight):
-    """What a token's expert weighs, but for a factor that all of its experts have."""
+    """Weight of a token's expert, up to a factor that all experts of the token share."""
     weight[0] = score
     if spec.score == "softmax_topk":
         weight[0] = exponential(score - first)

@@ -1,11 +1,11 @@
-"""Rows with many zeros, as relu makes them: their other inputs are listed, and only the weights of those are read.
+"""Products of rows with many zeros, as relu makes them: list the nonzero inputs and read only their weights.
 
-For few rows, a product takes the time of reading its weights. So it looks at its rows first: where less than
-1 / :data:`GAIN` of the inputs is nonzero in any row of the block, it goes by the list, else by all inputs. A zero adds
-a zero to a sum and a sum begins with one, so that both ways give the same bits as long as no weight is infinite or NaN;
-a NaN among the inputs is listed. (Matrix tiles sum in another order: where they would take over below
-:data:`MOST_ROWS` rows, the way shows in the last bits. The number of threads never does.) The list is made for every
-tile of columns: with a vector register compressed per step it costs a few percent of what it saves.
+For few rows, a product takes the time of reading its weights. So it scans its rows first: where less than
+1 / :data:`GAIN` of the inputs is nonzero in any row of the block, it follows the list, else it takes all inputs. A zero
+input adds a zero to a sum, and a sum begins with zero, so both ways give the same bits as long as no weight is infinite
+or NaN; a NaN among the inputs is listed. (Matrix tiles sum in another order: where their crossover is at
+:data:`MOST_ROWS` rows or fewer, the way may change the last bits. The number of threads never does.) The list is made
+anew for every tile of columns; it compresses a vector register per step and costs a few percent of what it saves.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, 
 from moec.targets.cpu.kernels.register_tile import Sums, prefetch
 
 MOST_ROWS = 4
-"""More rows together have few inputs that are zero in all of them."""
+"""Most rows that are listed: few inputs are zero in all of more rows."""
 GAIN = 2
-"""Weights read by a list come at about half the speed of weights read in order."""
+"""Factor by which reading weights by a list is slower than reading them in order."""
 _AHEAD = 16
-"""Places of the list that weights are prefetched ahead of their use."""
+"""Distance of prefetching, in entries of the list."""
 _LINE = 64
 _NOT_SIGNS = {"float32": 0x7FFFFFFF, "bfloat16": 0x7FFF7FFF}
 """The bits of a word of a row (a float32, or two bfloat16) that are all 0 where it is zero."""
@@ -42,8 +42,8 @@ def emit(
     *,
     otherwise: Callable[[], None],
 ) -> None:
-    """Emit ``sums[r] = rows[first + r] @ tile`` for r below ``count``: by a list where it pays, by what ``otherwise``
-    emits where not."""
+    """Emit ``sums[r] = rows[first + r] @ tile`` for r below ``count``: by a list where that is faster, else by
+    ``otherwise``, which emits the product over all inputs."""
     words = tile.inner // (2 if product.arithmetic == "bfloat16" else 1)
     places = named("places", T.alloc_buffer((int(rows.values.shape[1]) + product.machine.lanes + _AHEAD,), "int32"))
     listed = named("listed", T.alloc_buffer((1,), "int32"))
@@ -59,7 +59,7 @@ def emit(
 
 
 def _heights(count: Any) -> Iterator[int]:
-    """Emit what the loop around this generator emits for the one height that ``count`` is, if it is small enough."""
+    """Heights 1 to :data:`MOST_ROWS`; the code emitted for each runs only where ``count`` is this height."""
     for height in range(1, MOST_ROWS + 1):
         with T.If(count == height), T.Then():
             yield height
@@ -84,7 +84,7 @@ def _list_nonzero(
 
 
 def _nonzero(product: Multiplication, rows: Rows, first: Any, height: int, word: Any, lanes: int) -> Any:
-    """Which of the ``lanes`` words from ``word`` on have, in any row, a bit that is no sign."""
+    """Vector of bools: whether each of the ``lanes`` words from ``word`` on is nonzero in any row; -0 is zero."""
     together = _row_words(product, rows, first, word, lanes)
     for row in range(1, height):
         together = together | _row_words(product, rows, first + row, word, lanes)
@@ -101,7 +101,9 @@ def _row_words(product: Multiplication, rows: Rows, row: Any, word: Any, lanes: 
 
 
 def _append(places: Any, listed: Any, word: Any, nonzero: Any, lanes: int) -> None:
-    """Without a branch, for it could not be predicted: a place that does not belong to the list is overwritten."""
+    """Emit appending the nonzero words to the list, without a branch, which could not be predicted.
+
+    An entry that is not nonzero is stored after the end, where the next one overwrites it."""
     number = T.cast(word, "int32")
     if lanes == 1:
         T.buffer_store(places, number, [listed[0]])
@@ -142,7 +144,7 @@ def _multiply_listed(
 
 
 def _start(product: Multiplication, tile: Tile, word: Any) -> Any:
-    """Where the weights of a word of the rows begin; float32 rows meet pairs of weights one at a time."""
+    """Start of the weights of a word; for weights stored in pairs, that of the pair, also if rows are float32."""
     if product.stored.step == 1:
         return T.bind(tile.data + word * product.columns)
     pair = word if product.arithmetic == "bfloat16" else word // 2
@@ -162,8 +164,9 @@ def _add_input(
 
 
 def _floats(product: Multiplication, weights: Weights, start: Any, word: Any, v: int) -> Any:
-    """The ``v``-th vector of one input's weights. Of a pair of bfloat16 the even input is the lower half of a word, and
-    a float32 is a bfloat16 with zeros behind."""
+    """The ``v``-th vector of one input's weights, as float32.
+
+    In a pair of bfloat16 the even input is the lower half of a word. A bfloat16 is the upper half of a float32."""
     lanes = product.machine.lanes
     if product.stored.step == 1:
         return T.cast(weights.data[T.ramp(start + v * lanes, 1, lanes)], f"float32x{lanes}")
@@ -176,7 +179,7 @@ def _floats(product: Multiplication, weights: Weights, start: Any, word: Any, v:
 def _add_pair(
     product: Multiplication, rows: Rows, weights: Weights, start: Any, word: Any, first: Any, totals: Sums
 ) -> None:
-    """Emit the same for two inputs in bfloat16."""
+    """Emit ``totals[r] += rows[r, pair] . weights`` for the two bfloat16 inputs of a word."""
     lanes, dot = product.machine.lanes, pair_dot(product.machine)
     vectors = [T.bind(pair_words(weights.data, [start + 2 * v * lanes], lanes)) for v in range(product.vectors)]
     for i, total in totals.rows():

@@ -1,4 +1,4 @@
-"""How the weights of a product lie in memory: the element format, what scales it, and the tile order of each.
+"""Layout of a product's weights in memory: the element format, its scales, and the tile order of both.
 
 Weights of one expert are cut into tiles of ``columns`` columns (two vector registers of float32). A tile is contiguous
 and all of K, so that a product reads it in one forward stream:
@@ -49,15 +49,17 @@ E2M1_HALVES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 @dataclasses.dataclass(frozen=True)
 class TiledFormat(StoredFormat):
-    """A format with the layout above. ``super_group``: consecutive inputs whose scales, and minima, are bytes of type
-    ``codes`` times one float of type ``scale``; 0 where scales are floats."""
+    """A format with this module's layout.
+
+    ``super_group``: consecutive inputs whose scales, and minima, are bytes of type ``codes`` times one float of type
+    ``scale``; 0 where scales are floats."""
 
     super_group: int = 0
     codes: str = "uint8"
 
     @classmethod
     def of(cls, run: WeightRun) -> TiledFormat:
-        """Raises UnsupportedError for groups that end within the inputs that lie side by side, too."""
+        """The format of a run of weights. Raises UnsupportedError also for groups that split the inputs of a step."""
         found, levels = super().of(run), run.levels("scale")
         if found.group % found.step:
             raise UnsupportedError(
@@ -73,19 +75,19 @@ class TiledFormat(StoredFormat):
 
     @property
     def step(self) -> int:
-        """Neighbouring inputs (K) that lie side by side for one column."""
+        """Consecutive inputs (K) of one column that are contiguous in memory."""
         if self.is_float:
             return 2 if self.element == "bfloat16" else 1
         return 4
 
     @property
     def quads(self) -> int:
-        """Quads of inputs that are packed together."""
+        """Quads of inputs in a unit of packing."""
         return {2: 2, 3: 4, 5: 4, 6: 2}.get(self.bits, 1)
 
     @property
     def low_bits(self) -> int:
-        """Bits of a number that lie beside those of its neighbours; the others lie in a plane behind."""
+        """Bits of a number that are packed next to those of its neighbours; the others are in a plane after these."""
         return next(bits for bits in (8, 4, 2) if bits <= self.bits)
 
     @property

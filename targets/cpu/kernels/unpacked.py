@@ -1,7 +1,7 @@
-"""The weights of a tile as products of bytes take them: read as they are stored, or unpacked once for many rows.
+"""Weights of a tile for products of bytes: decoded as they are read, or unpacked once for many rows.
 
-Register tiles unpack four-bit weights as they multiply. With many rows that is repeated very often; where it costs more
-than it takes to read bytes from the caches, the whole tile is unpacked into bytes and float32 scales first.
+Register tiles unpack four-bit weights as they multiply, again for every few rows. Where this costs more than reading
+bytes from the caches, the whole tile is unpacked into bytes and float32 scales first.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from moec.targets.cpu.kernels.multiplication import Multiplication, Tile, Weight
 
 
 class WeightSource(Protocol):
-    """Where the vectors of a tile's weights come from; a vector has one word per column."""
+    """Source of the vectors of a tile's weights; a vector has one word per column."""
 
     def quads(self, index: Any) -> Iterator[list[Any]]:
-        """The ``index``-th quads of inputs that lie together in the format, of all columns: in every word four unsigned
-        bytes."""
+        """The quads of inputs in the ``index``-th unit of packing, each as vectors over all columns.
+
+        A word has the four inputs of a quad as unsigned bytes."""
         ...
 
     def scales(self, group: Any) -> list[Any]:
@@ -34,7 +35,7 @@ class WeightSource(Protocol):
 
 
 class StoredTile:
-    """As the tile lies in memory. ``streamed``: prefetched."""
+    """Source that decodes the tile from its stored form. ``streamed``: whether to prefetch it."""
 
     def __init__(self, product: Multiplication, weights: Weights, tile: Tile, *, streamed: bool = True) -> None:
         self._product, self._weights, self._tile, self._streamed = product, weights, tile, streamed

@@ -1,4 +1,4 @@
-"""Formats for every expert and projection, chosen by what each costs the outputs."""
+"""Formats for every expert and projection, selected by their effect on the outputs."""
 
 from __future__ import annotations
 

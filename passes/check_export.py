@@ -1,4 +1,4 @@
-"""Exports that are wrong in themselves: what the trace of one example has frozen into the graph."""
+"""Checks for faulty exports: facts of one traced example that are frozen into the graph."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _active_of(value: ir.Value | None) -> int | None:
 
 
 def _origin(value: ir.Value | None) -> ir.Node | None:
-    """The node behind all operators that only move data."""
+    """The node before all operators that only move data."""
     node = None if value is None else value.producer()
     while is_op(node, *_MOVES):
         source = node.inputs[0]  # type: ignore[union-attr]

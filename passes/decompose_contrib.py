@@ -121,7 +121,7 @@ class DecomposeContrib:
             changed = True
 
     def _spell(self, write: Writer, report: Report) -> NotDecomposableError | None:
-        """Put other operators in the place of a node; the reason where they cannot say what it asks for."""
+        """Replace a node by other operators; return the reason if they cannot express it."""
         node = write.node
         try:
             _refuse_unknown_attributes(node)

@@ -72,8 +72,8 @@ class DropDeadExperts:
         return changed
 
     def _drop(self, graph: ir.Graph, experts: ExpertSet, dead: dict[int, str]) -> tuple[dict[int, str], str]:
-        """Remove what can be removed of experts that are dead, each with the reason why it is; which are gone, and why
-        the others stay."""
+        """Remove the removable ones of the dead experts, given with reasons; return the removed ones, and why the
+        others stay."""
         gone = {expert: why for expert, why in dead.items() if why != _COUNTED}
         stays = _COUNTED if len(gone) < len(dead) else "groups are equal"
         gone = _as_many_of_each_group(experts, gone)
@@ -94,7 +94,7 @@ _LEAST_AND_MOST = {
 
 
 def _never_used(experts: ExpertSet) -> dict[int, str]:
-    """The experts that no token needs, and why."""
+    """The experts that no token needs, with reasons."""
     spec, bias = experts.routing, experts.correction_bias
     if spec.selection == "expert_choice" or spec.score == "sparsemixer":
         return {}

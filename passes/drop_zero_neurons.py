@@ -75,7 +75,7 @@ class DropZeroNeurons:
 
 
 def _drop(graph: ir.Graph, units: HiddenUnits) -> str | None:
-    """Drop what contributes nothing; what was done, or None."""
+    """Drop units that contribute nothing; return a description of the change, or None."""
     kept = []
     for expert in range(units.weights.experts):
         kept.append(_contributing(units, expert))

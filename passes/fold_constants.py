@@ -1,4 +1,4 @@
-"""Computing now what does not depend on the inputs."""
+"""Evaluation of computations that do not depend on the inputs."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ _Type = tuple[ir.DataType, "tuple[int, ...] | None"]
 
 @dataclasses.dataclass(frozen=True)
 class _Operator:
-    """A node by itself, made ready to run once for all nodes that are alike but for their inputs: making it ready takes
-    longer than transposing a weight, which stays a view."""
+    """A node by itself, prepared once for all nodes that differ only in their inputs: preparing takes longer than
+    transposing a weight, which stays a view."""
 
     node: ir.Node
     version: int

@@ -165,7 +165,7 @@ class _Rebuild:
                     self._sources.setdefault(dim, (value, axis))
 
     def inputs_of(self, node: ir.Node) -> bool:
-        """Rebuild what a node that is not itself shape arithmetic takes in."""
+        """Rebuild the inputs of a node that is not itself shape arithmetic."""
         if all(self._values.of(output) is not None for output in node.outputs):
             return False
         changed = False

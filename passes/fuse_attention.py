@@ -116,7 +116,7 @@ def _with_last_column(weights: ir.Value) -> ir.Value | None:
 
 
 def _split_sinks(scores: ir.Value) -> tuple[ir.Value, ir.Value | None]:
-    """Scores [B, H, S, P] before a column is put behind them, and the column before it was expanded."""
+    """Scores [B, H, S, P] before a column of sinks is appended, and that column before it was expanded."""
     node = scores.producer()
     if is_op(node, "Sub"):
         joined, largest = node.inputs
@@ -294,7 +294,7 @@ def _replace(graph: ir.Graph, node: ir.Node, attention: _Attention) -> bool:
 
 
 def _behind_sinks(graph: ir.Graph, keys: ir.Value, attention: _Attention, added: list[ir.Node]) -> list[ir.Value]:
-    """Keys and values behind one of zeros, and the mask that adds the sinks to its scores; nodes for them are
+    """Keys and values with a first one of zeros, and a mask that adds the sinks to its scores; nodes for them are
     ``added``."""
     assert attention.sinks is not None
 

@@ -130,7 +130,8 @@ def _uncast(value: ir.Value) -> ir.Value:
 
 
 def _source(x: ir.Value, normalized: ir.Value) -> ir.Value | None:
-    """The input of the fused operator: x itself, or what it was cast from to float32 if the quotient is cast back."""
+    """The input of the fused operator: x itself, or the value before its cast to float32 if the quotient is cast
+    back."""
     if normalized.dtype == x.dtype:
         return x
     source = _uncast(x)

@@ -114,7 +114,7 @@ def _sources(output: ir.Value, graph: ir.Graph) -> list[tuple[ir.Value, int | No
 
 
 def _written(output: ir.Value) -> tuple[ir.Value, int] | None:
-    """The input that an output is with something behind it, and the axis."""
+    """The input that an output extends with new elements, and the axis."""
     if output.shape is None:
         return None
     value: ir.Value | None = output
@@ -138,7 +138,7 @@ def _written(output: ir.Value) -> tuple[ir.Value, int] | None:
 
 
 def _axis_written(node: ir.Node, value: ir.Value) -> int | None:
-    """The axis of ``value`` along which the node writes behind what it is given; None where it does something else."""
+    """The axis of ``value`` along which the node appends to its input; None for any other node."""
     rank = 0 if value.shape is None else len(value.shape)
     if is_op(node, "Concat") or (is_op(node, "TensorScatter") and _is_linear(node)):
         return node.attributes.get_int("axis", _TENSOR_SCATTER_AXIS) % max(rank, 1)
@@ -161,7 +161,7 @@ def _is_behind(pad: ir.Node) -> bool:
 
 
 def _can_be_given_back(value: ir.Value, output: ir.Value, axis: int) -> bool:
-    """Whether the input takes what the output is: its size along the axis is not fixed, or the output has that size."""
+    """Whether the input can take the output of the run before: its size along the axis is not fixed, or equal."""
     if value.shape is None or output.shape is None or len(value.shape) != len(output.shape):
         return False
     return not isinstance(value.shape[axis], int) or value.shape[axis] == output.shape[axis]

@@ -99,7 +99,7 @@ class InlineControlFlow:
         return changed
 
     def _inline(self, write: Inliner, report: Report) -> str | None:
-        """Put its bodies in the place of the node; why not, where that was not possible."""
+        """Replace the node by its bodies; return the reason if that is not possible."""
         node = write.node
         try:
             values = _INLINED[node.op_type](write)

@@ -1,4 +1,4 @@
-"""Experts as what they share and, each for itself, two thin matrices per projection."""
+"""Experts as a shared part and, for each, two thin matrices per projection."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def _beginning(experts: ExpertSet, expert: int) -> Iterator[Array]:
 
 
 def _everything(experts: ExpertSet, expert: int) -> Iterator[Array]:
-    """All that makes an expert what it is."""
+    """All data that an expert consists of."""
     yield np.array(experts.weights.sizes[expert])
     for name, weight in experts.weights.operands.items():
         matrix = _matrix(experts, name, expert)

@@ -126,7 +126,7 @@ class QuantizeExperts:
 
 
 def _expert_ids(text: str | None, count: int, where: str) -> set[int]:
-    """The ids that ``0-3+8`` means; all for None. Raises MoecError for what is no such text, and for other ids."""
+    """The ids in a text such as ``0-3+8``; all for None. Raises MoecError for any other text, and for unknown ids."""
     if text is None:
         return set(range(count))
     ids: set[int] = set()

@@ -22,7 +22,7 @@ from moec.profile.keys import keep_key
 
 Array = np.ndarray[Any, Any]
 _RIDGE = 2.0
-"""So many pairs of mean size would every expert have to have beside those of the sample, of which 1 is the factor."""
+"""Number of pairs of mean size, with a factor of 1, that are added to each expert's pairs in the sample."""
 _DECIMALS = 6
 """Of factors: their last bits differ from processor to processor."""
 _SMALL = 1e-3
@@ -128,13 +128,13 @@ class _System:
         return np.linalg.solve(self._square + pull * np.eye(len(self._right)), self._right + pull)
 
     def error(self, factors: Array) -> float:
-        """The norm of what the output lacks, as a share of what it was."""
+        """The norm of the output's error, relative to the measured output."""
         left = self._wanted - 2 * factors @ self._right + factors @ self._square @ factors
         return float(np.sqrt(max(left, 0) / self._size)) if self._size else 0.0
 
 
 def _unscalable(node: ir.Node) -> str | None:
-    """Why what experts return cannot be multiplied."""
+    """The reason why experts' results cannot be multiplied by factors; None if they can."""
     limit = dialect.spec_of(node, dialect.ExpertsSpec).output_limit
     if limit > 0:
         return f"what its experts return is limited to {limit:g}"

@@ -1,4 +1,4 @@
-"""Activations in 8 bits, beside weights that are stored in 8 bits or fewer already."""
+"""Rounding of activations to 8 bits, for weights that are already stored in 8 bits or fewer."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ def _expand(node: ir.Node) -> ir.Value | None:
 
 
 def _neutral(node: ir.Node) -> ir.Value | None:
-    """The operand beside a constant that changes nothing."""
+    """The operand next to a constant that changes nothing."""
     nothing = 1 if node.op_type in ("Mul", "Div", "Pow") else 0
     for place in (1,) if node.op_type in ("Div", "Pow", "Sub") else (0, 1):
         array, other = constant(node.inputs[place]), node.inputs[1 - place]

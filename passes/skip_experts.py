@@ -1,4 +1,4 @@
-"""Fewer expert calls: of each token's experts those go that contribute least, by what a profile knows."""
+"""Fewer expert calls: each token loses the experts that contribute least, by a profile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""onnxruntime's own operators as plain numpy functions, computing what its CPU kernels compute.
+"""onnxruntime's own operators as plain numpy functions, with the results of its CPU kernels.
 
 Most are of domain ``com.microsoft``; ``SimplifiedLayerNormalization`` lives in the default domain although ONNX does
 not define it. Positional parameters are the inputs (None where left out), keyword parameters the attributes.
@@ -112,7 +112,7 @@ def causal_conv_with_state(
     dilation: int = 1,
     **layouts: Any,
 ) -> tuple[Array, Array]:
-    """A convolution per channel of x [B,C,L] behind ``state`` [B,C,K-1], and the new state: the end of both."""
+    """A convolution per channel of x [B,C,L] after ``state`` [B,C,K-1], and the new state: the end of both."""
     if ndim != 1 or any(layouts.values()):
         raise NotImplementedError("com.microsoft.CausalConvWithState: expected one axis, channels first, no window")
     length = (weight.shape[2] - 1) * dilation

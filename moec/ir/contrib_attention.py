@@ -101,7 +101,7 @@ def _split(
 
 
 def _cache(past: Array | None, lengths: list[int], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """A cache [B,Hkv,L,h] that begins with the ``lengths[b]`` past entries of each sequence b and is zero behind."""
+    """A cache [B,Hkv,L,h] with the ``lengths[b]`` past entries of each sequence b, followed by zeros."""
     cache = np.zeros(shape, dtype)
     if past is not None:
         for b, length in enumerate(lengths):

@@ -26,20 +26,21 @@ operator           inputs                                                       
 An expert id of -1 means "not dispatched": the pair contributes nothing (capacity overflow, a threshold not reached).
 All meaning is in the attributes, which are the fields of :class:`RouteSpec` (``Route``), :class:`ExpertsSpec`
 (``Experts``), :class:`DispatchSpec` (``Dispatch``), :class:`ProductSpec` (``GroupedMatMul``) and :class:`LinearSpec`
-(``Linear``); a ``MoE`` node has those of ``Route`` and ``Experts``, all others have none. The reference semantics are
-in :mod:`moec.ir.semantics`, :mod:`moec.ir.semantics_dispatch` and :mod:`moec.ir.products`. In which formats weights may
-be stored is not said by these nodes but by the standard nodes in front of them: see :mod:`moec.ir.weights.stored`.
+(``Linear``). A ``MoE`` node has those of ``Route`` and ``Experts``, all others have none. The reference semantics are
+in :mod:`moec.ir.semantics`, :mod:`moec.ir.semantics_dispatch` and :mod:`moec.ir.products`. The storage format of a
+weight is not an attribute: the standard nodes before the operand define it (:mod:`moec.ir.weights.stored`).
 
-``y`` of ``Expect`` is x. It says that these experts of the layer whose last weights are ``weights`` will probably be
-chosen, so that a target that streams experts reads them ahead. ``Absent`` says which experts of the layer whose last
-weights are ``weights`` are not in memory when its router has computed ``logits``, of which it takes nothing but the
-time: 0 for those that are there, and for others which share of their weight may be lost where one that is there takes
-their place. It is 0 for all unless whoever runs the model allows a loss, and in the reference interpreter.
+``Expect`` returns x. It announces that these experts, of the layer whose last weights are ``weights``, will probably be
+selected, so that a target that streams experts reads them ahead. ``Absent`` reports, at the time when the router has
+computed ``logits``, the experts that are not in memory, of the layer whose last weights are ``weights``. Its
+``tolerance`` is 0 for an expert in memory; for an absent one it is the share of the weight that may be lost if an
+expert in memory replaces it. It is 0 for all unless the caller of the model allows a loss, and in the reference
+interpreter.
 
-``y`` of ``RoundRows`` is x with every row of the last axis rounded to whole numbers from -127 to 127 times its *scale*,
-a bfloat16, which is 1/127 of the row's largest magnitude and at least 2^-126: to within 1/253 of that magnitude. The 8
-bits of a scale and the 7 of 127 fit into a float32, so that a row that was rounded before stays what it is. A row with
-an infinity or a NaN becomes NaN.
+``RoundRows`` returns x with every row of the last axis rounded to integers from -127 to 127 times its *scale*. The
+scale is a bfloat16, 1/127 of the row's largest magnitude and at least 2^-126, so that the error is at most 1/253 of
+that magnitude. The 8 bits of a scale and the 7 of 127 fit into a float32, so that rounding a row again changes nothing.
+A row with an infinity or a NaN becomes NaN.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ DOMAIN = "moec"
 FORMULATION_KEY = "moec.formulation"
 """Key of a node's metadata: the formulation of the block that it was raised from."""
 ORIGIN_KEY = "moec.origin"
-"""Key of a node's metadata: what became of the experts that it had at first (:mod:`moec.ir.origins`)."""
+"""Key of a node's metadata: the origins of its experts (:mod:`moec.ir.origins`)."""
 REFUSAL_KEY = "moec.refusal"
 """Key of a node's metadata: the reason why an operator of onnxruntime was not rewritten in ONNX and moec operators."""
 

@@ -1,4 +1,4 @@
-"""Facts about the values of a graph that no run has to show: what they can be, and which are tables."""
+"""Facts about the values of a graph that need no run: the numbers that they can be, and tables."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def facts_of(nodes: Sequence[ir.Node], constants: Constants) -> Facts:
 
 
 def _tables(nodes: Sequence[ir.Node], constants: Constants) -> set[ir.Value]:
-    """Constants whose elements are moved, and what they are moved to."""
+    """Constants whose elements are moved, and the values that they are moved to."""
     found: set[ir.Value] = set()
 
     def is_table(value: ir.Value | None) -> bool:
@@ -86,7 +86,7 @@ def _tables(nodes: Sequence[ir.Node], constants: Constants) -> set[ir.Value]:
 
 
 def _switched(nodes: Sequence[ir.Node], few: Mapping[ir.Value, Array]) -> set[ir.Value]:
-    """Values that are 0 where a flag, or a choice, makes them so."""
+    """Values that a flag, or a selection, sets to 0."""
     found: set[ir.Value] = set()
 
     def is_switched(value: ir.Value | None) -> bool:

@@ -1,8 +1,8 @@
-"""Values that can be only a few numbers, whatever the inputs: flags, choices among constants, entries of tables.
+"""Values that can only be a few numbers, whatever the inputs: flags, selections among constants, entries of tables.
 
-Where such values meet (a product of flags, a choice inside of a choice, the least of several flags), each number is a
-case of its own, although no node compares anything. Tables, of which each entry is such a case where they are read, are
-in :mod:`moec.ir.tables`.
+If such values are combined (a product of flags, nested selections, the minimum of several flags), each number is a case
+of its own, although no node compares anything. Tables are in :mod:`moec.ir.tables`: each entry is such a case at the
+place where it is read.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _scattered(node: ir.Node, inputs: list[Array | None]) -> Array | None:
 
 
 def _multiplies(node: ir.Node) -> bool:
-    """Whether a product of matrices adds nothing up: what it sums over is of size 1."""
+    """Whether a product of matrices adds nothing up, because it sums over an axis of size 1."""
     left, right = (value.shape if value is not None else None for value in node.inputs)
     return any(shape is not None and len(shape) > 1 and shape[axis] == 1 for shape, axis in ((left, -1), (right, -2)))
 

@@ -49,7 +49,7 @@ def outer_values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def read_values(node: ir.Node) -> Iterator[ir.Value]:
-    """The values that a node reads: its inputs, and what its bodies take from outside."""
+    """The values that a node reads: its inputs, and outside values that its bodies use."""
     yield from (value for value in node.inputs if value is not None)
     for body in nested_graphs(node):
         yield from outer_values(body)
@@ -68,7 +68,7 @@ def replace_inside(graph: ir.Graph, instead: Mapping[ir.Value, ir.Value]) -> Non
 
 
 def lift_constants(model: ir.Model) -> None:
-    """Make every constant an initializer of the main graph, those of bodies too, but for results of a body."""
+    """Make every constant an initializer of the main graph, also those of bodies, except results of a body."""
     from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

@@ -40,7 +40,7 @@ __all__ = ["EvaluationError", "Evaluator", "evaluate", "experts", "linear", "moe
 Array = np.ndarray[Any, Any]
 Watcher = Callable[[ir.Node, Sequence[Any], Sequence[Any]], None]
 Change = Callable[[ir.Node, Sequence[Any]], Sequence[Any]]
-"""What takes the place of a node's outputs."""
+"""The replacements of a node's outputs."""
 
 _MOVING = moving(casts=False)
 _EXPERTS = frozenset({("moec", "Experts"), ("moec", "MoE"), ("com.microsoft", "MoE")})

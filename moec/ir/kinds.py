@@ -1,7 +1,6 @@
-"""The one table of what makes an operator seen: kinds of decisions, the operators that take them, and what runs have to
-show of each. :mod:`moec.ir.watch` notes what they showed. An operator may be of several kinds; one of none counts as
-one that is never seen whole.
-"""
+"""The table of decisions: kinds, the operators that make them, and the evidence that runs have to show for each.
+:mod:`moec.ir.watch` collects the evidence. An operator may be of several kinds; one without any counts as never seen
+whole."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ ELEMENTWISE = frozenset(_ELEMENTWISE.split())
 
 @dataclasses.dataclass(frozen=True)
 class DecisionKind:
-    """``seen`` says what ``conditions`` ask of runs, of nodes of these operators."""
+    """A kind of decision: ``seen`` reads the ``conditions`` that runs have to meet for nodes of these operators."""
 
     name: str
     seen: str

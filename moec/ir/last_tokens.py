@@ -1,7 +1,7 @@
-"""Nodes before the logits of a language model that need the last tokens alone, where nobody asks for other logits.
+"""Nodes before the logits of a language model that only have to compute the last tokens, if no other logits are needed.
 
-A next token is chosen by the logits behind the last one. The product with the vocabulary, and what lies before it as
-far up as each token is treated alone and nothing else uses the results, can be computed for some of the last tokens.
+The logits after the last token select the next one. Some nodes can compute only a few of the last tokens: the product
+with the vocabulary, and nodes before it, as long as they treat each token alone and nothing else uses their results.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ these tokens alone."""
 
 
 def logits_of(model: ir.Model) -> list[tuple[ir.Value, ir.Node]]:
-    """The outputs of floats [batch, length, vocabulary] that could be logits: those that are no state and that are a
-    product, or made of one by functions of single elements; each with the product."""
+    """The outputs of floats [batch, length, vocabulary] that could be logits, each with its product: outputs that are
+    not states, and that are a product or follow from one by functions of single elements."""
     kept = {state.output for state in states_of(model)}
     return [(value, node) for value in model.graph.outputs for node in _product(value) if value.name not in kept]
 
 
 def _product(value: ir.Value) -> Iterator[ir.Node]:
-    """The product that logits [batch, length, vocabulary] are, or are made of by functions of single elements."""
+    """The product that logits [batch, length, vocabulary] are, or follow from by functions of single elements."""
     if not _is_tokens(value) or value.dtype is None or not value.dtype.is_floating_point():
         return
     assert value.shape is not None
@@ -70,8 +70,9 @@ def named_length(graph: ir.Graph, logits: ir.Value) -> ir.Value | None:
 
 
 def token_wise(graph: ir.Graph, logits: ir.Value) -> TokenWise:
-    """The nodes before ``logits`` that can compute the last position alone. Where that is not so of what makes rows
-    [batch * length, width], nothing can take the last position out of them, and what reads them stays, too."""
+    """The nodes before ``logits`` that can compute only the last position. If the node that computes rows
+    [batch * length, width] is not one of them, the last position cannot be taken from the rows, and their users stay,
+    too."""
     stopped: set[ir.Node] = set()
     while True:
         moved = _sweep(graph, logits, stopped)

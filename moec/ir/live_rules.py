@@ -1,8 +1,8 @@
-"""Going back from elements of an operator's results that count to the elements of an operand that these depend on.
+"""Rules that lead from live elements of an operator's results to the elements of an operand that these depend on.
 
-Each rule gives at least what the results depend on. A factor of 0, a flag that settles a result, and a branch that is
-not chosen hide elements of the other operands. An operator without a rule is taken to read every element for each of
-its results.
+Each rule returns at least the elements that the results depend on. A factor of 0, a flag that settles a result, and a
+branch that is not taken hide elements of the other operands. An operator without a rule is taken to read every element
+for each of its results.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ HIDING: Mapping[str, Collection[int] | None] = {
 
 @dataclasses.dataclass(frozen=True)
 class NodeRun:
-    """A node that was run, what it was run by, and the shapes of its operands and results. ``given``: operands that say
-    where elements are. ``counting``: which elements of hiding operands are neither 0 nor false, by place."""
+    """One run of a node, with the shapes of its operands and results. ``given``: operands that hold places of elements.
+    ``counting``: flags, by place, of the elements of hiding operands that are neither 0 nor false."""
 
     node: ir.Node
     operator: Callable[..., Sequence[Any]]
@@ -48,7 +48,8 @@ class NodeRun:
 Found = Sequence[Array | None]
 """The elements that count of each result; None where none does."""
 Rule = Callable[[NodeRun, int, Found, Collection[int]], Array]
-"""From a step, the place of an operand, what counts of its results, and places of operands that may hide elements."""
+"""A rule: from a step, the place of an operand, the live elements of the results, and the places of operands that may
+hide elements."""
 
 
 def reached(step: NodeRun, place: int, found: Found, hiding: Collection[int] = ()) -> Array:
@@ -63,13 +64,13 @@ def keeps_places(node: ir.Node) -> bool:
 
 
 def is_pointwise(node: ir.Node) -> bool:
-    """Whether an element of a result is made of one element of each operand."""
+    """Whether an element of a result depends on one element of each operand."""
     return node.domain == "" and _RULES.get(node.op_type) in (_elementwise, _moved, _reshaped, _transposed)
 
 
 def is_elementwise(node: ir.Node) -> bool:
-    """Whether an element of a result is made of the elements at its place, axes being those of operands from the last
-    on; CastLike and Expand read nothing of their second operand but type and shape."""
+    """Whether an element of a result depends on the elements of the operands at its place, counting axes from the last.
+    CastLike and Expand read only type and shape of their second operand."""
     return node.domain == "" and _RULES.get(node.op_type) is _elementwise and node.op_type != "Expand"
 
 
@@ -169,7 +170,7 @@ def _is_data(kind: str, place: int) -> bool:
 
 
 def _index(step: NodeRun, place: int, counts: Array) -> Array:
-    """Indices that are read for what counts."""
+    """Indices that are read for live elements."""
     shape, kind = _shape(step, place), step.node.op_type
     if kind == "GatherElements":
         return counts

@@ -1,11 +1,12 @@
-"""The elements of a run's values that reach its results, so that a decision shows there.
+"""Live elements: the elements of a run's values that reach its results, so that a decision shows there.
 
-Where every expert is computed for every token, most results are multiplied by 0: a side that an expert takes of a
-token that does not choose it shows nothing. :class:`Liveness` looks at one run and goes back from its results
-(:mod:`moec.ir.live_rules`). Elements that it calls live may not reach the results, but all others cannot: what hides
-them (a factor of 0, a branch that is not chosen) does not depend on the decision that is asked for, for else the other
-side would bring them back. So of ``Mul (r, r)`` with ``r = Relu (x)`` neither factor hides the other. Nor does whatever
-is made of the same numbers, element by element: ``Where (x > 20, x, Min (x, 20))`` would never show the minimum.
+If every expert is computed for every token, most results are multiplied by 0: a side that an expert takes for a token
+that does not select it shows nothing. :class:`Liveness` watches one run and goes back from its results
+(:mod:`moec.ir.live_rules`). Live elements need not reach the results, but all others cannot. The values that hide
+others (a factor of 0, a branch that is not taken) must not depend on the decision in question, because its other side
+might uncover them. Therefore neither factor of ``Mul (r, r)`` with ``r = Relu (x)`` hides the other. Nor does a value
+hide another one that is computed from the same numbers, element by element: ``Where (x > 20, x, Min (x, 20))`` would
+never show the minimum.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from moec.ir.live_rules import HIDING, PRODUCTS, Found, NodeRun, Shape, is_point
 from moec.ir.sides import Array, Given, Live
 
 NEGLIGIBLE = 1e-4
-"""Share of the largest factor in a run from which on a factor counts: what is weighed less shows in no comparison."""
+"""Least factor that counts, relative to the largest in a run: a smaller weight shows in no comparison."""
 MOST_PIECES = 8
-"""The most groups of decisions that are told apart in one value; beyond, the elements of all count for each."""
+"""Largest number of groups of decisions that one value separates; with more, the elements of all count for each."""
 Piece = tuple[int, Array]
 """Decisions, as bits, and the elements of a value through which these reach the results."""
 
@@ -107,7 +108,8 @@ class Liveness:
             live[value] = [(bits, np.ones((), bool)) for bits, _ in pieces]
 
     def _apart(self, node: ir.Node, place: int, hiders: Collection[int], bits: int) -> dict[frozenset[int], int]:
-        """The other operands that may hide elements of one from decisions; none hides what it depends on."""
+        """The other operands that may hide elements of one from decisions; no operand hides a decision that it depends
+        on."""
         groups = {frozenset[int](): bits} if bits else {}
         for other in hiders:
             if other == place:
@@ -145,7 +147,7 @@ class Liveness:
         return value not in self._choices and value not in self._data
 
     def _spared(self, hider: ir.Value | None) -> int:
-        """Decisions that a value cannot hide, for it depends on them, or is made of the numbers that they are about."""
+        """Decisions that a value cannot hide, because it depends on them or is computed from the same numbers."""
         spared = self._decisions_in(hider)
         if hider is None or hider not in self._data:
             return spared
@@ -161,7 +163,7 @@ class Liveness:
 
 
 def _sources(nodes: Iterable[ir.Node], data: Collection[ir.Value]) -> dict[ir.Value, frozenset[ir.Value]]:
-    """The values that each value is made of element by element."""
+    """The values that each value is computed from, element by element."""
     found = {value: frozenset([value]) for value in data}
     for node in nodes:
         if is_pointwise(node):

@@ -1,4 +1,4 @@
-"""Loop and Scan in the same terms: the body as a graph by itself, and what is around it."""
+"""A common view of Loop and Scan: the body as a graph by itself, and its surroundings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LoopBody:
     graph: ir.Graph
     asks: bool
     states: Mapping[ir.Value, ir.Value]
-    """The states, as inputs of the graph, by what it makes of them."""
+    """The state inputs of the graph, by the output that updates each."""
     outside: Mapping[ir.Value, ir.Value]
     """The values outside that inputs of the graph, except the first two, have before the first step."""
     trips: ir.Value | None

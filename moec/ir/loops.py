@@ -1,7 +1,7 @@
 """Loop and Scan for the reference interpreter, step by step as the ONNX specification has them.
 
-``onnx.reference`` concatenates what a Loop scans instead of stacking it, knows neither axes nor directions of a Scan,
-and fails where a Scan takes no step.
+``onnx.reference`` concatenates the scan outputs of a Loop instead of stacking them, supports neither axes nor
+directions of a Scan, and fails if a Scan takes no step.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Step = Callable[[Sequence[Array]], list[Array]]
 
 
 class Loop(op_loop.Loop):
-    """``(trips, going, *carried)``: the body takes the number of the step, whether it goes on, and what is carried; it
-    makes whether it goes on, what is carried, and slices."""
+    """``(trips, going, *carried)``: the body takes the number of the step, the condition and the carried values; it
+    returns the condition, the carried values, and slices."""
 
     body: Any
 
@@ -56,8 +56,8 @@ class Loop(op_loop.Loop):
 
 
 class Scan(op_scan.Scan):
-    """``(*carried, *scanned)``: the body takes what is carried and a slice of everything scanned; it makes what is
-    carried, and slices."""
+    """``(*carried, *scanned)``: the body takes the carried values and a slice of each scanned value; it returns the
+    carried values and slices."""
 
     body: Any
     num_scan_inputs: Any
@@ -138,8 +138,8 @@ def _stacked(slices: Sequence[Array], axis: int, nothing: Array | None) -> Array
 
 
 def _like_slice(operator: Any, step: Step, first: Sequence[Array], at: int) -> Array:
-    """An array of the shape that a slice would have. The body runs on what its first step would get; where it cannot,
-    its output's type says the shape, and sizes without a number are 0."""
+    """An array of the shape that a slice would have. The body runs on the inputs of its first step. If it cannot, the
+    shape comes from its output's type, with 0 for sizes that are not numbers."""
     try:
         return step(first)[at]
     except Exception:  # whatever an operator raises where there is nothing to compute on

@@ -171,7 +171,7 @@ def _wide(x: Array) -> Array:
 
 
 def softmax(x: Array, *, axis: int = -1) -> Array:
-    """In float32 at least. (That of ``onnx.reference`` rounds what it sums to float16.)"""
+    """Softmax, at least in float32. (``onnx.reference`` rounds its sums to float16.)"""
     return semantics.softmax(_wide(x), axis).astype(x.dtype)
 
 
@@ -211,16 +211,16 @@ def reduce_sum_square(
 
 
 def power(base: Array, exponent: Array) -> Array:
-    """In float64, where the base is a float: for an exponent of one 0.5 numpy otherwise takes the square root, which
-    is not what -inf and -0 become."""
+    """Power in float64 if the base is a float. For a single exponent of 0.5 numpy would otherwise take the square root,
+    which is wrong for -inf and -0."""
     if base.dtype.kind in "iu":
         return np.power(base, exponent).astype(base.dtype)
     return np.float_power(base.astype(np.float64), exponent.astype(np.float64)).astype(base.dtype)
 
 
 def prelu(x: Array, slope: Array) -> Array:
-    """(That of ``onnx.reference`` broadcasts x too, and multiplies what is not negative by the slope, which may be
-    NaN.)"""
+    """PRelu. (``onnx.reference`` broadcasts x too, and multiplies numbers that are not negative by the slope, which may
+    be NaN.)"""
     return np.where(x < 0, x * np.broadcast_to(slope, x.shape), x).astype(x.dtype)
 
 

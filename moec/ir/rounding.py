@@ -1,7 +1,7 @@
-"""Rounding of activations: what is between two numbers may become either, by the last bit of what was before.
+"""Rounding of activations: a number between two steps may become either, by its last bits.
 
-Rounding of weights is none of it, for that is done once. Nor is rounding to 16 bits, which moves a result by as little
-as other roundings of floats do; :mod:`moec.tools.spread` knows that by the types of values.
+Rounding of weights does not count, because it is done once. Neither does rounding to 16 bits, which moves a result as
+little as other roundings of floats; :mod:`moec.tools.spread` derives that from the types of values.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _arithmetics(node: ir.Node) -> Iterator[Arithmetic]:
 
 
 def _quantizes_rows(node: ir.Node) -> bool:
-    """Whether a product of onnxruntime's own quantises what it multiplies."""
+    """Whether a product of onnxruntime's own quantises its operands."""
     number = node.attributes.get_int
     if node.domain != "com.microsoft":
         return False

@@ -104,7 +104,7 @@ def _matmul_n_bits(inputs: Sequence[Type | None], attributes: dict[str, Any]) ->
 
 
 def _fused_matmul(inputs: Sequence[Type | None], attributes: dict[str, Any]) -> list[Type | None]:
-    """Only for equal ranks and batches left in place: what onnxruntime's optimiser makes of exported models."""
+    """Schema for equal ranks and batches in place, the form to which onnxruntime's optimiser fuses exported models."""
     a, b = _dimensions(inputs[0]), _dimensions(inputs[1])
     batches_move = attributes.get("transBatchA") or attributes.get("transBatchB")
     if not a or not b or batches_move or len(a) != len(b) or len(a) < 2:

@@ -99,8 +99,8 @@ def _add_constant(proto: onnx.GraphProto, value: ir.Value, tensor: ir.TensorProt
 
 
 def shape_for_inference(tensor: ir.TensorProtocol) -> ir.Shape:
-    """The shape that ONNX's inference is told: data propagation makes a message of each element of a vector, whether it
-    knows the element or not, so the size of a long one stays unsaid."""
+    """The shape that is passed to ONNX's inference. Data propagation makes a message of each element of a vector, even
+    of unknown ones, so the size of a long vector is left out."""
     sizes = tensor.shape.numpy()
     return ir.Shape([None] if len(sizes) == 1 and sizes[0] > _LONGEST_VECTOR else sizes)
 
@@ -115,7 +115,7 @@ def _is_generated(dim: int | ir.SymbolicDim) -> bool:
 
 
 def _adopt(graph: ir.Graph, proto: onnx.GraphProto, given: onnx.GraphProto) -> None:
-    """Take over the inferred types, matching values by name; what is as it was ``given`` is left alone."""
+    """Copy the inferred types to values of the same names, except types that equal the ``given`` ones."""
     inferred, before = (
         {info.name: info.type for info in (*described.value_info, *described.output)} for described in (proto, given)
     )

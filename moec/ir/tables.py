@@ -1,6 +1,5 @@
-"""Tables that a graph reads: constants, and what moves their elements. What an entry that was never read says is not
-known, so each has to be read, by an operator that picks elements or by a product with zeros and ones.
-"""
+"""Tables that a graph reads: constants, and values that move their elements. An entry that was never read is not known,
+therefore each has to be read, by an operator that picks elements or by a product with zeros and ones."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Checks that a model keeps the rules of a graph and of the moec dialect (:mod:`moec.ir.rules`).
 
-Passes run it before and after themselves. What it finds is a defect of a pass or of a hand-written text.
+Passes run it before and after themselves. A violation is a defect of a pass or of a hand-written text.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Watching a graph run: what it showed of its decisions (:mod:`moec.ir.kinds`)."""
+"""Watching a graph run: the evidence that runs show for its decisions (:mod:`moec.ir.kinds`)."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ class Watch:
                 self._evidence[node, place] = found
 
     def fork(self) -> Watch:
-        """A watch that knows what this one has seen, and keeps what it sees to itself."""
+        """A watch that starts with the evidence of this one, and keeps its own evidence to itself."""
         other = copy.copy(self)
         other._evidence, other._open, other._watched = dict(self._evidence), set(self._open), set(self._watched)
         return other
 
     def adopt(self, fork: Watch) -> None:
-        """Know what a fork of this one has seen."""
+        """Take over the evidence of a fork of this watch."""
         self._evidence, self._open = fork._evidence, fork._open
         self._close()
         self._watched = {*self._open, *self._revocable()}
 
     def news(self, fork: Watch) -> list[ir.Node]:
-        """Nodes of which a fork of this watch knows what this one does not, in order."""
+        """Nodes with evidence in a fork of this watch that this one lacks, in order."""
         grown = {key[0] for key, one in fork._evidence.items() if not _is_same(self._evidence.get(key), one)}
         return [node for node in self._conditions if node in grown]
 

@@ -15,7 +15,8 @@ WIDENED_FROM = 3
 
 Array = np.ndarray[Any, Any]
 MOST_BYTES = 1 << 29
-"""What is kept together. Weights beyond that are widened whenever they are multiplied by, a piece at a time."""
+"""Bytes of widened weights that are cached together. Further weights are widened whenever they are used, piece by
+piece."""
 
 
 class WidenedConstants:

@@ -51,7 +51,7 @@ _EXACT: dict[str, Callable[[ir.Node, Given], Array]] = {
     "ReduceSum": _over(np.sum),
     "Sub": _elementwise(np.subtract),
 }
-"""What each operator computes on numbers that are not limited."""
+"""The function of each operator on numbers without limits."""
 WRAPPING = frozenset(_EXACT)
 
 

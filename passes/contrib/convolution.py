@@ -11,7 +11,8 @@ _LATER_THAN_ANY = np.iinfo(np.int64).max
 
 
 def causal_conv_with_state(write: Writer) -> list[ir.Value | None]:
-    """x [B,C,L] behind the state [B,C,K-1] through a convolution per channel; the new state is the end of both.
+    """Decompose CausalConvWithState: x [B,C,L] after the state [B,C,K-1], through a convolution per channel. The new
+    state is the end of both.
 
     With channels_last x is [B,L,C] and the state [B,K-1,C].
     """

@@ -125,7 +125,7 @@ def gather_block_quantized(write: Writer) -> list[ir.Value | None]:
 
 
 def _reshaped(value: ir.Value) -> tuple[ir.Value, tuple[int, ...]]:
-    """A constant and its shape; of one that a Reshape gives another shape what it was before, and that shape."""
+    """A constant and its shape; for a reshaped constant the original one, with the shape after Reshape."""
     node = value.producer()
     if node is None or node.op_type != "Reshape" or node.inputs[0] is None or node.inputs[1] is None:
         return value, _shape(value)

@@ -14,13 +14,13 @@ from moec.passes.graph.writer import NotDecomposableError, dtype_of
 
 _TRUE = np.array(True)
 _UNCOUNTED = 256
-"""Steps of a loop without a trip count that are tried for one behind which its condition is known to be false."""
+"""Number of steps of a loop without a trip count that are searched for one after which its condition is false."""
 
 
 def unroll_loop(write: Inliner) -> list[ir.Value]:
-    """The steps of a Loop, each on what the one before carries on.
+    """Write the steps of a Loop, each on the values that the one before carries on.
 
-    Raises NotDecomposableError where the number of steps is not known, or that of a scan output.
+    Raises NotDecomposableError if the number of steps, or the size of a scan output, is not known.
     """
     body, carried = write.body("body"), [write.required(i, "v_initial") for i in range(2, len(write.node.inputs))]
     scanned: list[list[ir.Value]] = [[] for _ in write.node.outputs[len(carried) :]]
@@ -153,7 +153,8 @@ def _slice(write: Inliner, value: ir.Value, scan: _ScanSpec, step: int, length: 
 
 
 def _stacked(write: Inliner, values: Sequence[ir.Value], output: ir.Value, axis: int = 0) -> ir.Value:
-    """The values along a new axis. ``output``: that of the body, which says what no value would be."""
+    """Stack the values along a new axis. ``output`` is the body's, whose type gives the shape if there are no
+    values."""
     if not values:
         return _nothing(write, output, axis)
     axes = write.numbers(axis)
@@ -162,7 +163,7 @@ def _stacked(write: Inliner, values: Sequence[ir.Value], output: ir.Value, axis:
 
 
 def _nothing(write: Inliner, output: ir.Value, axis: int) -> ir.Value:
-    """Raises NotDecomposableError where the shape of what was never computed is not known."""
+    """An empty value. Raises NotDecomposableError if the shape of a slice is not known."""
     if output.shape is None or not output.shape.is_static():
         raise NotDecomposableError("its body never runs, and the shape of its scan outputs is not known")
     shape = list(output.shape.numpy())

@@ -44,11 +44,11 @@ exact: products round activations to 8 bits where weights have 8 or fewer, which
 bits."""
 
 AfterPass = Callable[[Pass, float, bool], None]
-"""What is called after each pass with the pass, the seconds it took, and whether it changed the model."""
+"""Callback after each pass: the pass, the seconds it took, and whether it changed the model."""
 
 _ITEM = re.compile(r"\s*(?P<name>[A-Za-z][\w-]*)\s*(?:\{(?P<options>[^{}]*)\})?\s*(?P<end>,|$)")
 _PROFILE = "profile"
-"""The option of all passes that read what ``moec profile`` measured."""
+"""The option of all passes that read the measurements of ``moec profile``."""
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 

@@ -13,7 +13,7 @@ _FORMAT = re.compile(rf"(?P<name>{'|'.join(_NAMES)})(?:/(?P<group>\d+))?(?P<zero
 _CASTS = ("bf16", "fp16")
 _TF32 = "tf32"
 ARITHMETICS = ("fp8",)
-"""What activations are rounded to where that is asked for, beside formats of weights."""
+"""Arithmetic that activations can be rounded to on request, besides formats of weights."""
 _QUANTIZED = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
 FORMATS = f"tf32, bf16, fp16, {_QUANTIZED}"
 _FOLLOWING = "groups and zero points may follow: int8/64, int4/32z"
@@ -21,18 +21,18 @@ EXPECTED = f"{FORMATS}; {_FOLLOWING}"
 
 
 def with_formats(passes: str, experts: str | None = None, linears: str | None = None) -> str:
-    """The pipeline text ``passes``, and behind it what stores weights of experts and of dense products in formats.
+    """The pipeline text ``passes``, followed by passes that store weights of experts and of dense products in formats.
 
-    Formats are written as the reports write them: ``int4/32z`` has groups of 32 and zero points. They come last, for
-    all other passes see weights as floats. Raises MoecError for a format that does not exist.
+    Formats are written as in reports: ``int4/32z`` has groups of 32 and zero points. These passes come last, because
+    all others see weights as floats. Raises MoecError for a format that does not exist.
     """
     texts = (passes, _experts_pass(experts), _linears_pass(linears))
     return ",".join(text for text in texts if text)
 
 
 def with_arithmetic(passes: str, arithmetic: str | None) -> str:
-    """The pipeline text ``passes``, and behind it what lets products round activations to ``arithmetic``, where weights
-    are stored so. Raises MoecError for one that nobody asks for in this way."""
+    """The pipeline text ``passes``, followed by the pass that lets products with suitable weights round activations to
+    ``arithmetic``. Raises MoecError for an arithmetic that cannot be requested in this way."""
     if arithmetic is None:
         return passes
     if arithmetic not in ARITHMETICS:
@@ -42,7 +42,8 @@ def with_arithmetic(passes: str, arithmetic: str | None) -> str:
 
 
 def with_streaming(passes: str, streams: bool) -> str:
-    """The pipeline text ``passes``, and behind it what lets experts be read when they are chosen, if ``streams``."""
+    """The pipeline text ``passes``, followed by the pass that lets experts be read when they are selected, if
+    ``streams``."""
     return f"{passes},stream-experts" if streams else passes
 
 
@@ -63,8 +64,8 @@ def _linears_pass(text: str | None) -> str | None:
 
 
 def parse_format(what: str, text: str) -> WeightFormat:
-    """The quantised format that is written so; without a group, formats of fewer than 8 bits have groups of 32. Raises
-    MoecError, which names ``what``, for one that does not exist."""
+    """Parse a quantised format; without a group, formats of fewer than 8 bits have groups of 32. Raises MoecError,
+    which names ``what``, for one that does not exist."""
     found = _match(what, text, f"{_QUANTIZED}; {_FOLLOWING}")
     (name,) = (name for name in _NAMES if name == found["name"])
     digits = found["group"]

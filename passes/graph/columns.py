@@ -20,10 +20,10 @@ _ELEMENTWISE = (
 
 
 def keep_columns(graph: ir.Graph, user: ir.Node, position: int, kept: Sequence[int]) -> None:
-    """Let input ``position`` of ``user`` be the columns ``kept``, in this order, of what it is now: [..., n].
+    """Replace input ``position`` [..., n] of ``user`` by its columns ``kept``, in this order.
 
-    Where all of it follows from constants, products with constant matrices and elementwise operators, and nothing else
-    uses it, these are cut. Everything else is gathered from.
+    If the input depends only on constants, products with constant matrices and elementwise operators, and nothing else
+    uses it, these are cut. Otherwise the columns are gathered.
     """
     value = user.inputs[position]
     assert value is not None

@@ -87,7 +87,7 @@ def fresh_name(graph: ir.Graph, wish: str) -> str:
 
 
 def remove_unused(graph: ir.Graph, value: ir.Value) -> None:
-    """Remove what made a value that nothing uses any more."""
+    """Remove the nodes that compute a value without a user."""
     if value.uses() or value.is_graph_output() or value.is_graph_input():
         return
     node = value.producer()

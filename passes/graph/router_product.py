@@ -83,7 +83,7 @@ def router_product(logits: ir.Value, x: ir.Value) -> RouterProduct | None:
 
 
 def _is_plain(node: ir.Node) -> bool:
-    """Whether a product is nothing else beside."""
+    """Whether a node is a product and nothing else."""
     if dialect.is_moec(node, "Linear"):
         return dialect.spec_of(node, LinearSpec).activation == "identity"
     floats = (node.attributes.get_float(name, 1.0) for name in ("alpha", "beta"))

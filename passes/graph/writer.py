@@ -12,7 +12,7 @@ from moec.ir.names import node_name
 
 
 class NotDecomposableError(Exception):
-    """A node asks for something that the decomposition of its operator cannot say; the message says what."""
+    """A node asks for something that the decomposition of its operator cannot express; the message names it."""
 
 
 class Writer:
@@ -25,7 +25,7 @@ class Writer:
         assert isinstance(node.graph, ir.Graph)
         self.graph, self.node = node.graph, node
         self.remarks: list[str] = []
-        """What a user may want to know about how the node was spelled."""
+        """Remarks for users about the result of the decomposition."""
         self.taken = taken
         self._prefix = next((output.name for output in node.outputs if output.name), None) or node_name(node)
 

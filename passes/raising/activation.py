@@ -1,7 +1,7 @@
-"""Candidates for what experts do between their projections, with the constants that the graph contains.
+"""Candidates for the function of experts between their projections, with the constants that the graph contains.
 
-However an activation is spelled (GELU as a chain around Erf, SiLU as Sigmoid and Mul), it is a function; so the
-candidates are not recognised but tried.
+However an activation is written (GELU as a chain around Erf, SiLU as Sigmoid and Mul), it is a function. Candidates are
+therefore not recognised but tried.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The check that disposes: does a proposal compute what the block computes?"""
+"""The check that decides: whether a proposal computes the same as the block."""
 
 from __future__ import annotations
 
@@ -77,8 +77,9 @@ class Proposal:
 
 
 def tolerance(block: Block) -> float:
-    """Largest difference allowed between a row of y and the original's, relative to the row's largest entry: in 16 bits
-    what rounding y does, if that is more, for so are hidden units rounded, and the numbers of their activation."""
+    """Largest allowed difference between a row of y and the original's, relative to the row's largest entry. In 16 bits
+    it is the rounding of y, if that is more, because hidden units and the numbers of their activation are rounded
+    alike."""
     if any(value.dtype is None or value.dtype.bitwidth > 16 for value in (block.x, block.y)):
         return TOLERANCE
     assert block.y.dtype is not None
@@ -87,9 +88,9 @@ def tolerance(block: Block) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """``difference`` is the worst over all trials, ``tolerance`` what is allowed; ``undefined`` are the trials the
-    original cannot run, and why; ``unseen`` the sides of its decisions that no trial took and no interval excludes;
-    ``assumed`` says of sizes what was not tried."""
+    """Result of a check. ``difference`` is the worst over all trials, ``tolerance`` the allowed one. ``undefined`` are
+    the trials that the original cannot run, with reasons. ``unseen`` are the sides of its decisions that no trial took
+    and no interval excludes. ``assumed`` describes sizes that were not tried."""
 
     difference: float
     tolerance: float
@@ -136,8 +137,8 @@ def check_proposal(block: Block, proposal: Proposal | RowProposal, *, isomorphic
 
 
 def check_weights(block: Block, proposal: Proposal, tried: Verdict) -> Verdict:
-    """Run the original and the proposal where every expert is driven, and once in float32, after a miniature of the
-    block, isomorphic but for widths, has agreed on all trials (``tried``)."""
+    """Run the original and the proposal on trials that drive every expert, and once in float32. For blocks whose
+    miniature, isomorphic except for widths, has agreed on all trials (``tried``)."""
     comparison = _driven(block, proposal)
     if comparison.agrees:
         comparison.run_rounded()
@@ -153,7 +154,7 @@ def _driven(block: Block, proposal: Proposal | RowProposal) -> _Comparison:
 
 @dataclasses.dataclass
 class _Comparison:
-    """Trials so far, and what they showed."""
+    """The trials so far, and their results."""
 
     block: Block
     proposal: Proposal | RowProposal
@@ -164,11 +165,11 @@ class _Comparison:
     failing: set[Unseen] = dataclasses.field(default_factory=set)
     """Sides that were taken where the original fails, or where a slice has nothing to take from."""
     layouts: list[dict[str, int]] = dataclasses.field(default_factory=list)
-    """The sizes of trials that told something."""
+    """The sizes of trials that gave a verdict."""
     beyond: list[Unseen] = dataclasses.field(default_factory=list)
-    """What changes where no trial can come."""
+    """Values that change at sizes that no trial can have."""
     assumed: list[str] = dataclasses.field(default_factory=list)
-    """Assumptions: what no trial showed and is taken to be so."""
+    """Assumptions that no trial has shown."""
 
     def run_all(self, chosen: Iterable[Trial]) -> None:
         for trial in chosen:
@@ -206,7 +207,7 @@ class _Comparison:
             self._run(Trial(trial.name, trial.x[telling], trial.logits[telling]))
 
     def run_sizes(self) -> None:
-        """Trials of sizes at which a value made of sizes alone is another number than in all trials so far."""
+        """Run trials at sizes for which a value computed only from sizes differs from all trials so far."""
         scan, most = SizeScan.of(SizedGraph.of_block(self.block)), self.block.most_tokens()
 
         def fits(layout: Mapping[str, int]) -> bool:
@@ -254,7 +255,8 @@ class _Comparison:
             self.worst, self.worst_trial = found, trial.name
 
     def verdict(self, unseen: Sequence[Unseen] = ()) -> Verdict:
-        """``unseen`` cannot be shown by any trial. What is taken only where the original fails counts for nothing."""
+        """The verdict, with sides ``unseen`` that no trial can show. A side that is only taken where the original fails
+        does not count."""
         unseen = [*unseen, *self.beyond, *(side for side in self.watch.unseen() if side not in self.failing)]
         if "every expert" in self.undefined:
             return Verdict(float("inf"), self.tolerance, "every expert", self.undefined, unseen)

@@ -97,9 +97,9 @@ def _is_idle(block: Block, result: ir.Value, trial: Trial) -> bool:
 
 
 def reaching_trials(block: Block, routing: Routing, watch: Watch) -> Iterator[Trial]:
-    """Trials that take sides that ``watch`` has not seen, until all are seen or nothing is left to try. If it took any,
-    then the others, too, and what they show together: a side that is rarely taken may be one that does not matter there
-    (that of an expert whose weight is 0). The caller runs each trial under the watch before it takes the next."""
+    """Trials that take sides which ``watch`` has not seen, until all are seen or nothing is left to try. If there are
+    any, combinations of them with other trials follow: a side that is rarely taken may have no effect on its own (that
+    of an expert with weight 0). The caller runs each trial under the watch before it takes the next."""
     if not watch.sides:
         return
     reached: list[Trial] = []

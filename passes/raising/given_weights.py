@@ -32,9 +32,9 @@ from moec.passes.raising.unraised import MOST_EXPERTS
 from moec.passes.raising.weighing import Weighing
 
 MOST_VALUES = 4
-"""How many values behind a router are tried as weights."""
+"""Largest number of values after a router that are tried as weights."""
 MOST_BEHIND = 64
-"""How many values behind a router are looked at."""
+"""Largest number of values after a router that are visited."""
 MOST_REGIONS = 2
 
 
@@ -165,7 +165,7 @@ def most_chosen(
 
 
 def _is_zero(dataflow: DataFlow, value: ir.Value, exceeded: dict[Budget, None]) -> bool:
-    """Whether a value is 0 throughout, such as what flags are scattered into."""
+    """Whether a value is 0 throughout, such as the data that flags are scattered into."""
     most = FOLLOWED_ZEROS.limit
     nodes = dataflow.few_between([value], lambda v: dataflow.constant(v) or is_op(v.producer(), "Shape"), most)
     if nodes is None:

@@ -1,7 +1,7 @@
-"""The experts inside a block: their MLPs, and the weights these use.
+"""The experts inside a block: their MLPs, and the weights of these.
 
-An MLP is what one expert (or all of them at once, with stacked weights) does to its rows: an up projection, perhaps a
-gate projection, and a down projection that no other projection comes after.
+An MLP is the function of one expert (or of all of them at once, with stacked weights) on its rows: an up projection,
+perhaps a gate projection, and a down projection that no other projection comes after.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _find_biases(block: Block, by_node: dict[ir.Node, Projection]) -> dict[Proje
 
 
 def selected_operands(block: Block, mlp: Mlp) -> bool:
-    """Whether any operand of the MLP's projections depends on what the router selects."""
+    """Whether any operand of the MLP's projections depends on the router's selection."""
     return any(operand in block.selected for projection in mlp.projections for operand in projection.node.inputs)
 
 

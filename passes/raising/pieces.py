@@ -1,7 +1,7 @@
-"""From labels, which are the numbers of elements, to the pieces in which an expert's entry lies in constants.
+"""Conversion of labels, which are numbers of elements, to the pieces of constants in which an expert's entry lies.
 
-Labels are read at a few columns alone, for each costs an evaluation: where three of them go up by equal steps, so do
-those between. Two shards of a weight, say, are told apart by halving.
+Labels are read only at a few columns, because each costs an evaluation. If three of them ascend by equal steps, so do
+those between. Shards of a weight are separated by halving.
 """
 
 from __future__ import annotations

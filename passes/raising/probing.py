@@ -1,8 +1,8 @@
-"""The weights of experts, found by probing: what multiplies what, whatever operators say it and in whichever order.
+"""The weights of experts, found by probing: which elements are multiplied, by whatever operators and in whatever order.
 
-The router is known, so its choices can be had. With labels for weights, a token that is a unit vector brings the labels
-of what multiplies it into each hidden unit; a hidden unit set by hand brings the labels of what multiplies it into y.
-Which unit belongs to which expert is told by the weights that y gives it.
+The router is known, and so are its selections. With labels in the place of weights, a token that is a unit vector
+brings the labels of its weights into each hidden unit; a hidden unit that is set brings the labels of its weights into
+y. The weight of a unit in y tells the expert that it belongs to.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class _Probe:
         return sum((_flat(self.mixing.run(x, self.cut.inner, part)) for part in summands), np.zeros(()))
 
     def _activation(self, inner: Array) -> Array:
-        """All elements behind the activation for those before it."""
+        """All elements after the activation for those before it."""
         given = _given(inner, self.cut.inner, self._inner_shapes)
         return _flat(self.mixing.run(np.zeros(self.block.d), self.cut.outer, given))
 
@@ -340,7 +340,7 @@ def _fused(labels: Labels, gate: _Matrices, up: _Matrices) -> Iterator[tuple[Gat
 
 
 def _equal_columns(values: Array) -> Array:
-    """For each column of [m,n] the number of the first of those that are equal to it but for rounding."""
+    """For each column of [m,n] the number of the first one that is equal to it, except for rounding."""
     order = np.lexsort(values)
     step = np.abs(np.diff(values[:, order], axis=1)).max(axis=0, initial=0)
     group = np.cumsum([0, *(step > TOLERANCE * np.abs(values).max())])

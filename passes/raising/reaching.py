@@ -1,4 +1,4 @@
-"""Decisions of a trial that reach y: what an expert takes that a token does not choose shows nothing."""
+"""Decisions of a trial that reach y: a side that an expert takes for a token that does not select it shows nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def reaching(block: Block, trial: Trial, known: Watch, seen: Watch) -> Watch:
 
 
 def _deciding(node: ir.Node) -> Sequence[ir.Value | None]:
-    """The operands by which a node decides: of a choice between two values the condition."""
+    """The operands by which a node decides: for a selection between two values the condition."""
     return node.inputs[:1] if is_op(node, "Where") else node.inputs
 
 

@@ -26,8 +26,8 @@ REPLACES_KEY = "moec.replaces"
 
 
 def replace(graph: ir.Graph, block: Block, proposal: Proposal | RowProposal, formulation: str) -> None:
-    """Compute ``block.y`` by Route and Experts, and let the block's data flow know. What thereby becomes unused is left
-    to remove-dead-nodes."""
+    """Compute ``block.y`` by Route and Experts, and announce the new nodes to the block's data flow. Nodes that become
+    unused are left to remove-dead-nodes."""
     name = block.name
     writer = _Writer(graph, block, block.y.name or name)
     bias, places = proposal.routing.correction_bias, proposal.routing.places
@@ -133,7 +133,7 @@ class _Writer:
         return self.cast(add_constant(self.graph, stack, f"{self.name}.{label}"), tensor.dtype, label)
 
     def finish(self, y: ir.Value) -> None:
-        """Let y [T,d], and what the block starts from, take the place of the block's output, in the shape that has."""
+        """Replace the block's output by y [T,d], plus the start of the block, in the output's shape."""
         old, start = self.block.y, self.block.start
         y = self.cast(y, old.dtype, "y")
         if start is not None:

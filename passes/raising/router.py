@@ -1,7 +1,7 @@
-"""Finding the RouteSpec that does what a router does: by trying, not by reading.
+"""Search for the RouteSpec of a router: by trying, not by reading.
 
-Every RouteSpec of a small grid, filled with the constants found in the router, runs on sample logits. The ones that
-agree with a pair of weights and expert ids (or with a dense matrix of weights) somewhere in the router are proposed.
+Every RouteSpec of a small grid, filled with the constants found in the router, runs on sample logits. Those that agree
+with a pair of weights and expert ids (or with a dense matrix of weights) somewhere in the router are proposed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a block to a proposal that agrees with it, or to the reason why there is none."""
+"""Search for a proposal that agrees with a block, or for the reason why there is none."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ FAR = 1e5
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """An accepted proposal, with the trials on which the original itself fails, the formulation it was found in, and
-    what was assumed of sizes."""
+    """An accepted proposal, with the trials on which the original itself fails, its formulation, and assumptions about
+    sizes."""
 
     proposal: Proposal | RowProposal
     difference: float

@@ -1,7 +1,7 @@
-"""Values that nodes compute of sizes alone, looked at for far more sizes than a trial can have rows.
+"""Values that nodes compute only from sizes, scanned at far more sizes than a trial can have rows.
 
-A smooth switch on the number of tokens decides nothing, so no side of it is missing; but what is one number in all
-trials and another at a size that none has was not compared. Such values cost little to compute without any rows.
+A smooth switch on the number of tokens decides nothing, so no side of it is missing. But a number that is constant in
+all trials and differs at a size without a trial was not compared. Such values cost little to compute without any rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from moec.passes.raising.symbols import shape_at, symbols_of
 LARGEST = 1 << 20
 """The largest size that is looked at."""
 MOST_BYTES = 1 << 27
-"""What the largest value may take: a table of all pairs of places soon takes more."""
+"""Largest number of bytes of a value: a table of all pairs of places soon takes more."""
 GROWTH = 1.5
 GOES_ON = 1.1
 """How much farther a value has to be at sizes beyond trials than it was in one, to be another number there."""

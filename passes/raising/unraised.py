@@ -155,7 +155,7 @@ def _mixes_matrices(dataflow: DataFlow, node: ir.Node) -> bool:
 
 
 def _mixed(dataflow: DataFlow, scores: ir.Value) -> Iterator[ir.Value]:
-    """Products of scores with a constant, behind operators that only move them."""
+    """Products of scores with a constant, after operators that only move the scores."""
     pending = [scores]
     while pending:
         for node in pending.pop().consumers():

@@ -40,7 +40,7 @@ def weighted_sums(dataflow: DataFlow, nodes: Iterable[ir.Node]) -> Iterator[tupl
 
 
 def near_nodes(dataflow: DataFlow, value: ir.Value) -> tuple[list[ir.Node], list[ir.Node]]:
-    """The nodes behind the nearest products with constant weights that a value comes from, and these products."""
+    """The nodes after the nearest products with constant weights that a value comes from, and these products."""
     between, products, pending, seen = list[ir.Node](), list[ir.Node](), [value], set[ir.Node]()
     while pending and len(seen) < MOST_NODES:
         node = pending.pop().producer()

@@ -1,1 +1,1 @@
-"""RNN, GRU and LSTM in terms of Scan: what a step computes, and what is around it."""
+"""RNN, GRU and LSTM in terms of Scan: the cell of a step, and its surroundings."""

@@ -32,7 +32,7 @@ _DEFAULTS: dict[str, tuple[float | None, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
-    """An activation with its numbers, and the largest magnitude of what it is given (None: any)."""
+    """An activation with its numbers, and the largest magnitude of its input (None: any)."""
 
     name: str
     numbers: tuple[float, ...]

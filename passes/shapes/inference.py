@@ -76,7 +76,7 @@ def broadcast(*shapes: list[Any]) -> Dims | None:
 
 
 def reshaped(source: Dims, target: list[Any], *, allow_zero: bool) -> Dims | None:
-    """The shape that Reshape makes of ``source``; None when the size for -1 is not known to be whole."""
+    """The shape of a Reshape of ``source``; None if the size for -1 may not be an integer."""
     if any(item == 0 and position >= len(source) for position, item in enumerate(target)) and not allow_zero:
         return None
     dims = [
@@ -246,7 +246,7 @@ _RULES: dict[str, Callable[[ir.Node, SymbolicValues], Dims | None]] = {
 
 
 _REFUSED = (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError)
-"""What ONNX's own inference raises for nodes that are none of its operators', or contradict them."""
+"""Errors of ONNX's own inference for nodes that are not of its operators, or contradict them."""
 
 
 def _ask_onnx(node: ir.Node) -> bool:

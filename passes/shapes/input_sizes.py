@@ -1,6 +1,6 @@
 """Sizes of a model's inputs that follow from others: the length of an attention mask, say, is past plus new tokens.
 
-Exporters name every dynamic size and leave open which of them belong together. What the model does with them tells.
+Exporters name every dynamic size and leave their relations open. The operators of the model imply them.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from moec.passes.graph.edits import constant
 ELEMENTS = 64
 """Longer integer tensors are data, not shapes."""
 LONGEST = MOST_SIZES[4]
-"""The largest size for which integers of 4 bytes are asked whether they hold what sizes make."""
+"""The largest size for which integers of 4 bytes are checked for overflow."""
 
 _ATOM = PRECEDENCE["Atom"]
 
@@ -106,7 +106,7 @@ class SymbolicValues:
         return self._known[value]
 
     def may_wrap(self, value: ir.Value) -> bool:
-        """Whether it is made of integers of 4 bytes that may be beyond them."""
+        """Whether a value is computed from integers of 4 bytes that may overflow."""
         self.of(value)
         return value in self._wrapping
 

@@ -1,4 +1,4 @@
-"""Giving a layer's weights other formats: the weights, activations to match, and what it lost in the report."""
+"""Change of the formats of a layer's weights, with activations to match and the loss in the report."""
 
 from __future__ import annotations
 

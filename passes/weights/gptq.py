@@ -26,11 +26,11 @@ from moec.passes.weights.tiles import TILE, lower_factor, product
 Array = np.ndarray[Any, Any]
 
 _DAMPENING = 0.01
-"""What is added to the diagonal of a moment, as a share of its mean: the paper's."""
+"""Share of the mean of a moment's diagonal that is added to the diagonal: the paper's."""
 _MOST_DAMPENING = 1e3
 _FITS = 2
-"""How often scales are fitted to what was rounded with them. Each takes as long as rounding once; the second gains
-half as much as the first."""
+"""Number of times that scales are fitted to the numbers rounded with them. Each takes as long as rounding once; the
+second gains half as much as the first."""
 
 
 def gptq(weight: Array, form: WeightFormat, moment: Array) -> Encoded:
@@ -76,7 +76,7 @@ def importance_of(moment: Array) -> Array:
 class _Rounding:
     """Rounds a weight [in,out] one input after another, all outputs at once. ``scales`` has an entry for each input.
 
-    ``numbers`` holds what the weight is rounded to, ``errors`` the weight minus what those numbers stand for.
+    ``numbers`` holds the rounded numbers, ``errors`` the weight minus their values.
     """
 
     def __init__(self, weight: Array, scales: Scales, form: WeightFormat) -> None:
@@ -96,7 +96,7 @@ class _Rounding:
                 targets[place + 1 :] -= inverse[place, place + 1 :, None] * missing
 
     def again(self, moment: Array) -> None:
-        """Round every input to what is best given all others; ``moment`` is H in float32."""
+        """Round every input to the best number given all others; ``moment`` is H in float32."""
         pulls = product(moment, self.errors)
         for start in range(0, len(self._weight), TILE):
             inputs = slice(start, start + TILE)
@@ -128,7 +128,7 @@ class _Rounding:
             pulls -= weighted * change
 
     def _round(self, row: int, target: Array) -> Array:
-        """Round the weights of one input to the numbers nearest to ``target`` [out]; return what they stand for."""
+        """Round the weights of one input to the numbers nearest to ``target`` [out]; return their values."""
         self.numbers[row], decoded = rounded(target, self._scales.picked(row), self._form)
         self.errors[row] = self._weight[row] - decoded
         return decoded
@@ -147,5 +147,5 @@ def _factor(moment: Array) -> Array:
 
 
 def _costs(errors: Array, moment: Array) -> Array:
-    """Return what the errors [in,out] cost each output [out]: e^T H e."""
+    """The costs e^T H e of the errors [in,out] for each output [out]."""
     return (errors * product(moment.astype(np.float32), errors)).sum(axis=0, dtype=np.float64)

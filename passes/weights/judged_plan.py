@@ -1,8 +1,8 @@
-"""The plan of formats that is taken: that with the least predicted error, or one format for all where that is better.
+"""Selection of a plan of formats: the one with the least predicted error, or one format for all if that is better.
 
-The errors that a plan is made by are predictions. So the plan is tried, and beside it the best single format that fits
-the same budget: both are made of a copy of the model, which is run on the data that the profile holds back. That with
-the smaller Kullback-Leibler divergence from the model as it is is taken.
+The errors behind a plan are predictions. The plan is therefore tried against the best single format within the same
+budget. Both are applied to copies of the model, which run on the data that the profile holds back. The one with the
+smaller Kullback-Leibler divergence from the present model is taken.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Judgement:
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """The plans that are taken. ``judgement``: None where there was nothing to compare with, or no data to do so on;
-    ``remarks``: what was decided, and what could not be."""
+    """The selected plans. ``judgement``: None if there was nothing to compare with, or no data; ``remarks``: the
+    decision, and comparisons that were not possible."""
 
     plans: list[LayerPlan]
     judgement: Judgement | None
@@ -120,8 +120,8 @@ def apply_plan(
     report: Report,
     where: str,
 ) -> bool:
-    """Store a layer's weights as a plan, if it has one, says; return whether that changes anything. ``where``: what
-    errors in the plan name first."""
+    """Store a layer's weights by its plan, if there is one; return whether anything changed. ``where``: the start of
+    messages about errors in the plan."""
     before = None if plan is None else readable_layer(pass_name, node, report)
     if plan is None or before is None:
         return False

@@ -13,8 +13,8 @@ _LARGEST = 64 << 20
 
 
 def read_entries(path: str | os.PathLike[str], what: str, maker: str, fields: set[str]) -> dict[str, dict[str, Any]]:
-    """The entries of a file by the keys of their layers. ``what`` the file is (``plan``), its ``maker``, and the
-    ``fields`` of an entry, of which ``layer`` is one, are said in errors. Raises MoecError for a file that is none."""
+    """The entries of a file by the keys of their layers. Errors name the kind of file ``what`` (``plan``), its
+    ``maker``, and the ``fields`` of an entry, among them ``layer``. Raises MoecError for a file of another form."""
     expected = f"expected a {what} as {maker} writes it"
     try:
         data = parse_json(read_bytes(path, _LARGEST))

@@ -14,7 +14,7 @@ from moec.ir.weights.stored import weight_inputs
 from moec.passes.graph.edits import is_op, replace_value
 
 MINIMUM = 65536
-"""Elements that a dense product's weight has at least, unless a pass is told otherwise."""
+"""Default of the least number of elements of a dense product's weight."""
 NONE_FOUND = "no dense product was found with a constant weight of {} elements (option minimum) or more"
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
@@ -89,7 +89,7 @@ def is_transposed(node: ir.Node) -> bool:
 
 
 def becomes_logits(value: ir.Value) -> bool:
-    """Whether a routing operator takes this value, or what simple operators make of it, as its logits."""
+    """Whether a routing operator takes this value as its logits, directly or after simple operators."""
     return _becomes_logits(value, set())
 
 
@@ -106,7 +106,7 @@ def _becomes_logits(value: ir.Value, seen: set[ir.Value]) -> bool:
 
 
 def _added_bias(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
-    """The Add behind a MatMul that gives it a constant bias [N], if nothing else uses the product."""
+    """The Add after a MatMul that gives it a constant bias [N], if nothing else uses the product."""
     product = node.outputs[0]
     uses = product.uses()
     if node.op_type != "MatMul" or product.is_graph_output() or len(uses) != 1:

@@ -22,8 +22,8 @@ RIDGE = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """``into`` [in,r] times ``out`` [r,out], which stand for a difference. ``dropped``: the sum of squares, over the
-    inputs, of what they leave out; ``size``: that of what the whole weight makes of the inputs."""
+    """``into`` [in,r] times ``out`` [r,out], an approximation of a difference. ``dropped``: the sum of the squared
+    errors over the inputs; ``size``: the sum of squares of the whole weight's products with the inputs."""
 
     into: Array
     out: Array

@@ -107,7 +107,7 @@ class Averages:
         remove_unused(self._graph, value)
 
     def _average(self, name: str, expert: int, read: Callable[[int], Array], axis: int | None) -> Array:
-        """The average in float64 of what ``read`` gives of the members, whose units lie along ``axis``."""
+        """The average in float64 of the members' arrays from ``read``, whose units lie along ``axis``."""
         group = self._groups[expert]
         total: Array | None = None
         for member, share, order in zip(group.experts, group.shares, group.orders, strict=True):

@@ -19,7 +19,7 @@ from moec.profile import Profile
 Array = np.ndarray[Any, Any]
 
 EXPERTS = 4
-"""Experts of a layer that are rounded to see what a method gains: those that the most tokens came to."""
+"""Number of experts of a layer that are rounded to measure the gain of a method: those with the most tokens."""
 BITS = 3
 """The format that they are rounded to is the one nearest to so many bits."""
 
@@ -70,7 +70,7 @@ def _by_method(
 
 
 def _square(layer: Layer, expert: int, rows: Array, matrices: dict[str, Array]) -> float:
-    """The sum of the squared errors of what an expert makes of rows with some other matrices."""
+    """The sum of the squared errors of an expert's output for rows with some other matrices."""
     rows = rows.astype(np.float32)
     error = output_with(layer, expert, matrices, rows) - output_with(layer, expert, {}, rows)
     return float(np.square(error, dtype=np.float64).sum())

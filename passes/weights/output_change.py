@@ -1,4 +1,4 @@
-"""Change of outputs: how far what a model gives is from what it gave before its weights changed, on data."""
+"""Change of a model's outputs on data after its weights have changed."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class OutputChange:
         return len(self._batches)
 
     def of(self, variant: ir.Model) -> float:
-        """The mean Kullback-Leibler divergence, in nats per position, of what a variant of the model gives."""
+        """The mean Kullback-Leibler divergence, in nats per position, of the outputs of a variant of the model."""
         run = runner(variant)
         return self._divergence(lambda at: self._given(run, self._batches[at]))
 
     def with_errors(self, node: ir.Node, errors: Sequence[Array]) -> float:
-        """The same of the model itself where ``errors``, one array for each batch, are added to what a node gives."""
+        """The divergence of the model itself with ``errors``, one array for each batch, added to a node's output."""
         return self._divergence(lambda at: self._given(self._run, self._batches[at], None, _adding(node, errors[at])))
 
     def _divergence(self, given: Callable[[int], Array]) -> float:

@@ -25,7 +25,7 @@ Array = np.ndarray[Any, Any]
 class Selection:
     """The experts of an operand [E,...] that stay, in this order; an expert may be named several times.
 
-    ``positions[i]``: what stays along ``axis`` of the i-th of them, as many for each; empty where everything does.
+    ``positions[i]``: the positions along ``axis`` that stay of the i-th expert, equally many for each; empty if all do.
     """
 
     experts: Sequence[int]
@@ -92,7 +92,7 @@ def _of_run(graph: ir.Graph, node: ir.Node, value: ir.Value, run: WeightRun, sel
 
 
 def _inserted(graph: ir.Graph, node: ir.Node, new: ir.Node, replaced: ir.Value) -> ir.Value:
-    """The output of a new node that makes a selection of what a value was."""
+    """The output of a new node that makes a selection of a value's experts."""
     output = new.outputs[0]
     output.name, output.type = _name(graph, replaced), replaced.type
     graph.insert_before(node, new)

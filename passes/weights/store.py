@@ -28,8 +28,8 @@ Array = np.ndarray[Any, Any]
 _ADDED = re.compile(r"(_decoded(_\d+)?)?(_stored(_\d+)?)?$")
 
 Encoder = Callable[[Array, WeightFormat, int, int], Encoded]
-"""Makes what is stored of a matrix, as the graph has it, in a quantised format: from the matrix, the format, the axis
-of the inputs and the expert. Raises ValueError as :func:`moec.ir.weights.encode.encode`."""
+"""Encoder of a matrix, as the graph has it, in a quantised format: from the matrix, the format, the axis of the inputs
+and the expert. Raises ValueError like :func:`moec.ir.weights.encode.encode`."""
 
 
 def store(node: ir.Node, name: str, wanted: Sequence[WeightFormat], encoder: Encoder | None = None) -> bool:
@@ -78,8 +78,8 @@ def _put(node: ir.Node, name: str, parts: Sequence[ir.Value]) -> None:
 
 
 def change_numbers(node: ir.Node, name: str, change: Callable[[Array, int], Array]) -> None:
-    """Store what ``change`` makes of the numbers of a weight operand, and of the number of the expert, in the place of
-    them, in the same type; of floats alone. One expert is computed at a time, when it is read."""
+    """Replace the numbers of a weight operand of floats by the results of ``change`` on them and the expert's number,
+    in the same type. Each expert is computed when it is read."""
     graph, value = node.graph, weight_inputs(node)[name]
     assert isinstance(graph, ir.Graph) and value.shape is not None and value.dtype is not None
     weight = StoredWeight.of(value)
@@ -104,7 +104,7 @@ def set_arithmetic(node: ir.Node, spec: ProductSpec) -> None:
 
 
 def _base_name(value: ir.Value) -> str:
-    """The name of a weight without what an earlier pass added here."""
+    """The name of a weight without suffixes that earlier passes added here."""
     return _ADDED.sub("", str(value.name))
 
 
@@ -124,8 +124,8 @@ def _segments(
 
 
 class _Segment:
-    """Experts of one weight that are stored together. ``factors``: what each of all experts is multiplied by, where it
-    keeps its format."""
+    """Experts of one weight that are stored together. ``factors``: a factor for each of all experts, if it keeps its
+    format."""
 
     def __init__(
         self,
@@ -238,7 +238,7 @@ class _Segment:
 
     @contextlib.contextmanager
     def _of(self, expert: int) -> Iterator[None]:
-        """Name the weight and the expert in errors of what encodes it."""
+        """Context that names the weight and the expert in errors of an encoder."""
         try:
             yield
         except ValueError as error:

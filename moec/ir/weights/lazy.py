@@ -45,5 +45,5 @@ class LazyMatrix:
         return self.read("minimum")
 
     def mapped(self, change: Callable[[Array], Array]) -> LazyMatrix:
-        """One whose arrays are what ``change`` makes of them."""
+        """A matrix whose arrays are the results of ``change`` on these."""
         return LazyMatrix(lambda table: None if (array := self.read(table)) is None else change(array))

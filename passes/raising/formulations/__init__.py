@@ -1,4 +1,4 @@
-"""MoE formulations found in the wild, one file each: what it looks like, and whether a block's experts are so."""
+"""MoE formulations found in the wild, one file each: their appearance, and whether a block's experts match it."""
 
 from __future__ import annotations
 

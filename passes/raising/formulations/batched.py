@@ -15,5 +15,5 @@ from moec.passes.raising.mlps import Mlp, selected_operands
 
 
 def matches(block: Block, mlps: list[Mlp]) -> bool:
-    """One MLP whose weights are gathered by what the router selects."""
+    """One MLP whose weights are gathered by the router's selection."""
     return len(mlps) == 1 and selected_operands(block, mlps[0])

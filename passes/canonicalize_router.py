@@ -18,12 +18,12 @@ from moec.passes.graph.edits import constant, is_op
 class CanonicalizeRouter:
     """Rewrites the attributes of ``moec.Route`` and ``moec.MoE`` to the form with the least work.
 
-    1. A ``correction_bias`` of zeros moves no choice: it is dropped.
+    1. A ``correction_bias`` of zeros changes no selection: it is dropped.
     2. renormalise(topk(softmax(x))) = softmax(topk(x)): softmax keeps order, and the sum over all experts cancels. Only
        without bias, groups, thresholds, capacity and guards of the sum, which see the scores themselves.
     3. softmax_topk weights sum to 1 already: ``normalize`` with epsilon 0 is dropped, under the same conditions.
-    4. Groups of which all are kept restrict nothing: they are dropped.
-    5. Scores that a Softmax or a Sigmoid makes for a router that takes them as they are become the router's own.
+    4. Groups that are all kept restrict nothing: they are dropped.
+    5. A Softmax or Sigmoid before a router without a score of its own becomes the router's score.
     6. The k largest of E softmax scores sum to k/E or more: a ``normalize_floor`` below that, without bias,
        groups and thresholds, is dropped.
 

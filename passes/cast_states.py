@@ -19,19 +19,19 @@ _TYPES = {"bf16": ir.DataType.BFLOAT16, "fp16": ir.DataType.FLOAT16}
 
 @dataclasses.dataclass(frozen=True)
 class CastStates:
-    """Rounds what runs add to states, so that programs which hold them store half the bytes, or a quarter.
+    """Rounds new elements of states, so that programs store the states in half the bytes, or a quarter.
 
     Needs the marks of hold-cache.
 
-    1. What an output puts behind an input (by Concat, or as keys and values of Attention) is rounded to ``dtype`` and
-       made float32 again: to within 1/2048 (fp16) or 1/256 (bf16) of itself, beyond 65,504 (fp16) to infinity. The
-       input is rounded likewise, which changes nothing of what was rounded before.
+    1. Elements that an output appends to an input (by Concat, or as keys and values of Attention) are rounded to
+       ``dtype`` and converted back to float32: to within 1/2048 (fp16) or 1/256 (bf16) of their magnitude, beyond
+       65,504 (fp16) to infinity. The input is rounded likewise, which does not change elements that already were.
     2. ``int8``: each row of the last axis, such as the key of a token in a head, becomes whole numbers times a scale of
        its own (``moec.RoundRows``): to within 1/253 of the row's largest number.
-    3. States that each run replaces, and those that are no float32, stay as they are, with a note; for ``int8`` also
-       those that grow along another axis than the last but one, those whose last axis has no fixed size, and keys and
-       values that Attention gets with heads side by side.
-    4. What was rounded to ``dtype`` before, or to 16 bits where that is ``int8``, is rounded to ``dtype`` in its place.
+    3. States that each run replaces, and states that are not float32, stay as they are, with a note. With ``int8`` so
+       do states that grow along another axis than the last but one, those whose last axis has no fixed size, and keys
+       and values that Attention gets with joined heads.
+    4. An earlier rounding to ``dtype`` is replaced; with ``int8`` so is one to 16 bits.
     5. A model without states gets a warning, or with ``optional`` a note.
 
     ::

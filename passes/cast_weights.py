@@ -27,9 +27,9 @@ class CastWeights:
     1. ``weights``: those of ``experts`` (of ``moec.Experts``, ``moec.MoE`` and ``moec.GroupedMatMul``), of ``linears``
        (dense products become ``moec.Linear`` as in quantize-linears, with its ``minimum`` and ``routers``), or ``all``.
        Weights that are narrower already stay as they are.
-    2. ``bf16``: where all weights of a node are bfloat16 then, those that came so included, activations are rounded to
-       bfloat16 too, so that products can be computed in it. ``fp16``: products are computed in float32.
-    3. A finite weight beyond the range of float16 is an error; infinities and NaN stay what they are.
+    2. ``bf16``: if all weights of a node are bfloat16 afterwards, activations are rounded to bfloat16 too, so that
+       products can be computed in it. ``fp16``: products are computed in float32.
+    3. A finite weight beyond the range of float16 is an error; infinities and NaN do not change.
     4. The error of weights and outputs goes into the report, layer by layer.
 
     ::

@@ -24,7 +24,7 @@ _ADVICE = "export the model again with torch.onnx.export(dynamo=True) and dynami
 
 @dataclasses.dataclass(frozen=True)
 class CheckExport:
-    """Looks for what exporters get wrong about Mixture-of-Experts layers. Changes nothing. Needs inferred shapes.
+    """Finds faults of exporters in Mixture-of-Experts layers. Changes nothing. Needs inferred shapes.
 
     Refused, because results are wrong for other inputs than the exporter's example:
 
@@ -34,10 +34,10 @@ class CheckExport:
     4. ScatterElements or ScatterND that overwrites instead of adding, with more updates than rows or with indices that
        an integer division made equal: all but one contribution to a row are lost.
 
-    Warned about, because it depends on the data whether results are wrong:
+    Reported as a warning, because the data decides whether results are wrong:
 
     5. Such a scatter whose indices are several top-k lists joined: the lists may name the same row.
-    6. Comparisons of the chosen experts with some but not all expert ids.
+    6. Comparisons of the selected experts with some but not all expert ids.
 
     ::
 

@@ -40,12 +40,12 @@ _KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class DecomposeRecurrent:
-    """Spells RNN, GRU and LSTM in products, activations and Scan, which :class:`InlineControlFlow` makes steps of where
-    their number is fixed.
+    """Decomposes RNN, GRU and LSTM into products, activations and Scan. :class:`InlineControlFlow` unrolls the Scan if
+    the number of steps is fixed.
 
-    1. The input's product with its weights, biases included, is one for all steps; the rest of a step is the body of a
-       Scan per direction, which the reverse one reads and writes from its end.
-    2. Where ``sequence_lens`` is given, a step behind the end of a sequence carries its state on and its output is 0.
+    1. A single product multiplies the inputs of all steps with their weights, biases included. The rest of a step is
+       the body of a Scan per direction; the reverse one reads and writes from the end.
+    2. With ``sequence_lens``, a step after the end of a sequence carries its state on and its output is 0.
     3. A node with an activation that ONNX does not name stays, and is reported.
 
     ::

@@ -29,15 +29,16 @@ class DropDeadExperts:
     2. An expert whose logit is always -inf has the weight 0 with every score but ``identity``. So it goes also where
        the scores of others may be 0 as well, and where ``all`` are selected; not with ``correction_bias``, ``groups``
        or ``weight_on_input``, where it would count.
-    3. With ``groups``, experts below k others in whichever groups are kept, and, so that the score of a group stays,
-       below one in their own (two with ``sum_top2``). Each group loses as many as that which loses the fewest.
+    3. With ``groups``, experts below k others in whatever groups are kept. The score of a group must not change, so
+       they also have to be below one expert of their own group (two with ``sum_top2``). Each group loses equally many,
+       as many as the group with the fewest.
     4. The softmax over all experts counts a dead expert, too, unless its logit is -inf. It stays, with a note, and so
        do those of the ``sparsemixer``, of ``expert_choice`` and where an expert has a ``capacity``.
     5. The columns of the router's matrix go with the experts (:mod:`moec.passes.graph.columns`), and metadata says
        which are gone (:mod:`moec.ir.origins`).
 
-    Logits are taken to be finite, but for those that are always -inf. An infinity or a NaN among the others may make
-    scores equal that are not otherwise, and let a token go to a dead expert. Weight zero times anything counts as zero.
+    Logits are assumed to be finite, except those that are always -inf. An infinity or a NaN among the others may make
+    different scores equal, and send a token to a dead expert. Weight zero times anything counts as zero.
 
     ::
 
@@ -90,7 +91,8 @@ _LEAST_AND_MOST = {
     "softmax": (0, AT_MOST_ONE),
     **{name: (score.least, score.most) for name, score in ELEMENTWISE.items()},
 }
-"""Between which numbers scores of finite logits lie; a score of the logit -inf is the least. Others are the logit."""
+"""Bounds of scores of finite logits; the lower one is the score of the logit -inf. Other scores are the logit
+itself."""
 
 
 def _never_used(experts: ExpertSet) -> dict[int, str]:

@@ -26,9 +26,9 @@ class DropZeroNeurons:
        the sigmoid are 0 without a bias, relu and relu2 also with a negative one.
     3. Gated: a unit of which one factor is zero: its weights in the gate are, and act(gate bias) = 0, or its weights in
        up are, and up bias + ``up_offset`` = 0; biases clamped by ``limit``.
-    4. The units that are left come first, in their order, and the stacks are cut to the largest number of them (at
-       least 1). ``hidden_sizes`` says how many each expert has, where they differ. What is stored behind the
-       ``hidden_sizes`` that a node has goes likewise.
+    4. The remaining units come first, in their order, and the stacks are cut to the largest number of them (at least
+       1). ``hidden_sizes`` holds the number of each expert, if these differ. Units beyond the ``hidden_sizes`` that a
+       node already has are removed, too.
     5. Weights keep their formats (:mod:`moec.ir.weights.stored`). Nodes whose ``down`` has groups of some of the units,
        or whose activations are quantised, stay as they are, with a note: the other units would be rounded differently.
        This pass belongs before quantisation.

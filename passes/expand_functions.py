@@ -42,19 +42,19 @@ EXPANDED = frozenset(
 )
 """Operators without a kernel or converter of their own, on any target."""
 _COMPUTED_OUTPUTS = {"Attention": 3, "LayerNormalization": 1}
-"""How many outputs kernels compute, of operators that have more."""
+"""Number of outputs that kernels compute, for operators that have more."""
 _DOMAIN = "moec.expansion"
 
 
 @dataclasses.dataclass(frozen=True)
 class ExpandFunctions:
-    """Replaces operators by the functions that the ONNX standard defines them by.
+    """Replaces operators by the functions that define them in the ONNX standard.
 
-    1. Operators that no target computes itself, such as LogSoftmax, become the nodes of their function body; what
-       the body is made of is looked at again.
-    2. So do others where they ask for what no kernel computes: outputs (statistics of LayerNormalization, the products
-       of Attention), or attributes that came after the working opset.
-    3. A node whose types are not known, where the body depends on them, stays and is reported.
+    1. Operators that no target computes itself, such as LogSoftmax, become the nodes of their function body, which are
+       expanded in turn.
+    2. So do operators with outputs that no kernel computes (statistics of LayerNormalization, the products of
+       Attention), or with attributes that came after the working opset.
+    3. A node whose types are not known stays, if the body depends on them, and is reported.
 
     ::
 

@@ -25,10 +25,10 @@ class FoldShapes:
        Comparisons, quotients and casts of integers of 4 bytes stay that sizes up to 131,072 make wrap around.
     2. A Reshape target becomes a constant: a size that the input has in the same place is copied (0), and one size may
        be left to compute (-1) when all others are known and not 0; otherwise -1 would be undefined for empty tensors.
-    3. Expand to the shape the value has disappears; to a size that merely has to be the value's or 1 it stays, for that
-       is checked when the model runs.
-    4. What stays is rebuilt in one form: ``Shape`` of one graph input's axis, ``Mul``, ``Add``, ``Concat``; each size
-       once.
+    3. Expand to the shape that the value has disappears. Expand to a size that only has to be the value's or 1 stays,
+       because that is checked when the model runs.
+    4. The remaining arithmetic is rebuilt in one form: ``Shape`` of one graph input's axis, ``Mul``, ``Add``,
+       ``Concat``; each size once.
     5. Values get shapes over named sizes; a size that depends on data (NonZero) gets a name of its own.
 
     ::

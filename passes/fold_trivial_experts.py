@@ -14,18 +14,18 @@ from moec.passes.weights.expert_set import ExpertSet, share_weights
 
 @dataclasses.dataclass(frozen=True)
 class FoldTrivialExperts:
-    """Lets pairs of experts of ``moec.Experts`` that return zero go to no expert, and stores them no longer.
+    """Removes experts of ``moec.Experts`` that return zero, and dispatches no token to them.
 
-    1. An expert without hidden units, and whose bias behind ``down`` is zero, returns zero. ``drop-zero-neurons``,
-       which belongs before this pass, takes the hidden units of experts that are zero in any other way.
-    2. The router stays as it is, for other experts must not be chosen in the place of these: a table behind it makes -1
-       of their ids (:mod:`moec.ir.expert_ids`). One expert is stored in any case.
-    3. Experts that are constant (no hidden unit, but a bias) stay: nothing says a constant in fewer numbers. So do
-       those whose weights make them return their input; ``identity_experts`` are what a model's author says they are.
-    4. Only where nothing else uses the routing; in front of ``fuse-route-dispatch``.
+    1. An expert without hidden units, whose bias after ``down`` is zero, returns zero. ``drop-zero-neurons``, which
+       belongs before this pass, removes the hidden units of experts that are zero in any other way.
+    2. The router stays as it is, because no other experts must be selected instead: a table after it maps their ids to
+       -1 (:mod:`moec.ir.expert_ids`). At least one expert is stored.
+    3. Experts that are constant (no hidden unit, but a bias) stay: no form of a constant takes fewer numbers. So do
+       experts whose weights make them return their input; only the author of a model declares ``identity_experts``.
+    4. Applies only if nothing else uses the routing, and before ``fuse-route-dispatch``.
 
-    On a processor this spares a token the copy of a row and of a result, and no more, for ``drop-zero-neurons`` leaves
-    nothing to multiply by; elsewhere also the weights, which are stored for as many units as the largest expert has.
+    On a processor this saves a token only the copies of a row and of a result, because ``drop-zero-neurons`` leaves
+    nothing to multiply by. Elsewhere it also saves weights, which are stored for the units of the largest expert.
 
     A weight of a pair that is infinite or NaN times zero counts as zero, as in ``drop-zero-neurons``.
 

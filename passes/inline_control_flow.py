@@ -27,16 +27,17 @@ _INLINED: dict[str, Callable[[Inliner], list[ir.Value]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class InlineControlFlow:
-    """Puts the bodies of If, Loop and Scan in the place of their nodes; those inside bodies follow.
+    """Replaces If, Loop and Scan by their bodies; those inside bodies follow.
 
-    What decides is computed first, as far as constants and sizes do (:class:`FoldConstants`, :class:`FoldShapes`).
+    Conditions and trip counts that follow from constants and sizes are computed first (:class:`FoldConstants`,
+    :class:`FoldShapes`).
 
-    1. Of an If whose condition is known the branch that is taken stays.
-    2. Of any other If both branches are computed, and each result is chosen by the condition, where results have equal
-       shapes. What a branch requires of its inputs is then required whichever is taken.
+    1. An If whose condition is known becomes the branch that is taken.
+    2. Any other If becomes both branches and a selection of each result, if results have equal shapes. Requirements of
+       both branches on their inputs then always hold.
     3. A Loop whose trip count is known, or whose condition becomes false in a step known now, becomes its steps. So
        does one whose condition is known only when the model runs, within its trip count, if it has no scan outputs: a
-       step behind the last one carries on what it was given.
+       step after the last one passes its states on unchanged.
     4. A Scan over axes of a known size becomes its steps.
     5. A node whose bodies would become more than ``limit`` nodes, and any other, stays, and is reported.
 

@@ -21,8 +21,8 @@ from moec.passes.graph.edits import fresh_name, is_op, remove_unused
 class LastLogits:
     """Logits [batch, length, vocabulary] become those of the last position, [batch, 1, vocabulary].
 
-    It is lossy: logits of other positions are gone, those of the last one are what they were. Sessions compute no
-    others without this pass; it is for plain runs of models whose other logits nobody reads. Needs inferred shapes.
+    It is lossy: logits of other positions are gone, those of the last one do not change. It is for plain runs of models
+    whose other logits are not needed; sessions compute only the last ones anyway. Needs inferred shapes.
 
     1. The logits are the one output of floats [batch, length, vocabulary] that is a product (MatMul, Gemm or
        moec.Linear), or made of one by functions of single elements (a softcap), and no state. With no such output, or
@@ -31,7 +31,7 @@ class LastLogits:
        treated alone and nothing else uses the results: functions of single elements, Softmax and normalisations along
        the last axis, products with matrices, moec.MoE, and Reshape between [batch, length, width] and
        [batch * length, width].
-    3. Of no tokens there is no last one: the program has the guard ``1 <= length``. Where the length does not follow
+    3. Without tokens there is no last one: the program gets the guard ``1 <= length``. If the length does not follow
        from sizes of inputs, nothing happens but a warning.
 
     ::

@@ -23,18 +23,17 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class MergeEqualExperts:
-    """Stores experts of ``moec.Experts`` once that have equal weights, as those have that were copied from one network.
+    """Stores equal experts of ``moec.Experts`` once, such as experts that were copied from one network.
 
-    1. Experts are equal whose weights are stored in the same formats, bit for bit alike, and likewise their biases and
-       numbers of hidden units.
-    2. The router stays as it is, and so do the k pairs of a token: each has a weight of its own, and choosing one
-       expert less would choose another. A table behind the router maps ids to what is stored
-       (:mod:`moec.ir.expert_ids`).
-    3. Only where nothing else uses the routing; in front of ``fuse-route-dispatch``, which leaves such layers in two
-       operators.
+    1. Experts are equal if their weights are stored in the same formats and bit for bit equal, and so are their biases
+       and numbers of hidden units.
+    2. The router stays as it is, and so do the k pairs of a token: each has a weight of its own, and a selection among
+       fewer experts would add others. A table after the router maps ids to stored experts (:mod:`moec.ir.expert_ids`).
+    3. Applies only if nothing else uses the routing, and before ``fuse-route-dispatch``, which leaves such layers in
+       two operators.
 
-    All experts of a layer are looked at in 64 weights; only those that agree there are read. Looking up ids takes about
-    a microsecond per call; few tokens then read a weight once that several of them need.
+    First 64 weights of each expert are compared; only experts that agree there are read. The table costs about a
+    microsecond per call. A few tokens then read a weight once that several of them need.
 
     ::
 
@@ -60,11 +59,11 @@ class MergeEqualExperts:
 
 
 _LOOKED_AT = 64
-"""So many weights of every expert are compared before all are read."""
+"""Number of weights of every expert that are compared before all are read."""
 
 
 def _stored_as(experts: ExpertSet) -> list[int]:
-    """For every stored expert the first that is equal."""
+    """The first equal expert for every stored expert."""
     alike: dict[bytes, list[int]] = collections.defaultdict(list)
     for expert in range(experts.stored):
         alike[_digest(_beginning(experts, expert))].append(expert)

@@ -29,11 +29,11 @@ class MergeExperts:
     (arXiv 2604.04356).
 
     1. The ``keep`` experts with the highest scores (those of prune-experts with ``reap``) are centroids. From the
-       highest score down, each takes up its nearest among the experts that are left, until they are ``most`` together.
-       Near is the mean of two cosines: of outputs, and of logits (of the weights that tokens gave, where logits are no
-       product of the layer's tokens).
+       highest score down, each absorbs its nearest among the remaining experts, until they are ``most`` together. The
+       similarity is the mean of two cosines: of outputs, and of logits (of routing weights, if logits are not a product
+       of the layer's tokens).
     2. Hidden units are matched with those of the centroid; then weights and biases are averaged by score. The router
-       loses the columns of the experts that were taken up: tokens that chose them are routed among the others.
+       loses the columns of the absorbed experts: their tokens are routed among the others.
     3. Averages are computed when they are read, one expert at a time. Quantised weights stay, with a warning: this pass
        comes before quantize-experts. Layers that cannot lose experts stay as in prune-experts; ``layers`` is as there.
     4. Metadata says which experts are one, and why (:mod:`moec.ir.origins`). A profile's measures of experts do not

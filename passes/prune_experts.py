@@ -47,10 +47,10 @@ class PruneExperts:
     3. The router loses the columns of the experts that go, its biases, too. Tokens are routed among the others; k stays
        as it was. Of groups each loses as many. Layers stay as they are, with a warning, where experts have a capacity,
        choose tokens or share weights, and where the routing has other users.
-    4. ``layers``, such as ``0-3+7``, are the numbers of those that lose experts. A profile made after the first were
-       pruned (``moec profile --passes``) says better which experts of the next matter.
-    5. Metadata says which experts are gone, and with which score (:mod:`moec.ir.origins`). Passes behind this one find
-       the experts that are left in the same profile.
+    4. ``layers``, such as ``0-3+7``, are the numbers of the layers that lose experts. A profile made after the first
+       were pruned (``moec profile --passes``) ranks the experts of the next better.
+    5. Metadata records the removed experts with their scores (:mod:`moec.ir.origins`). Later passes find the remaining
+       experts in the same profile.
 
     ::
 

@@ -12,10 +12,10 @@ from moec.passes.framework.base import Exactness, Report
 
 @dataclasses.dataclass(frozen=True)
 class RemoveDeadNodes:
-    """Removes what no output depends on.
+    """Removes nodes and constants that no output depends on.
 
-    1. Nodes none of whose outputs is used, and then the nodes that only they used.
-    2. Constants without a user. Graph inputs stay: they are part of the model's face.
+    1. Nodes without a used output, and then the nodes that only these used.
+    2. Constants without a user. Graph inputs stay: they are part of the model's interface.
     3. Unused optional outputs and trailing absent inputs of the nodes that stay.
 
     ::

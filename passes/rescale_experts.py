@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 _RIDGE = 2.0
 """Number of pairs of mean size, with a factor of 1, that are added to each expert's pairs in the sample."""
 _DECIMALS = 6
-"""Of factors: their last bits differ from processor to processor."""
+"""Decimals of factors: their last bits differ from processor to processor."""
 _SMALL = 1e-3
 """Changes of factors that are not worth other weights."""
 _EXPONENTS = ir.DataType.FLOAT8E8M0
@@ -32,7 +32,7 @@ _EXPONENTS = ir.DataType.FLOAT8E8M0
 
 @dataclasses.dataclass(frozen=True)
 class RescaleExperts:
-    """Multiplies what each expert of ``moec.MoE``, and of ``moec.Route`` with ``moec.Experts``, returns by a factor.
+    """Multiplies the output of each expert of ``moec.MoE``, and of ``moec.Route`` with ``moec.Experts``, by a factor.
 
     1. ``profile``, a file that ``moec profile`` makes, holds some tokens of every layer and what the layer made of them
        before passes changed it. These tokens are routed as they are now, and over all experts of the layer at once
@@ -45,7 +45,7 @@ class RescaleExperts:
        where experts choose tokens, where logits are not a product of the layer's tokens with a constant matrix, or
        routing has other users; and where a factor cannot be had: with an ``output_limit``, or down in mxfp4, whose
        scales are powers of two. Tokens of which a number is not finite are left out.
-    4. The report says how far the output is from what it was, on these tokens, before and after.
+    4. The report gives the distance of the output from the measured one, on these tokens, before and after.
 
     ::
 

@@ -28,7 +28,7 @@ LARGEST_GROUP = 2**31 - 1
 
 
 MEASURED_LAYERS = 8
-"""How many layers' errors are measured, evenly spaced: weights stay as they are, and reading all of a large model's
+"""Number of layers whose errors are measured, evenly spaced: weights do not change, and reading all of a large model
 takes minutes."""
 Format = Literal["fp8", "int8"]
 

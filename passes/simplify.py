@@ -1,4 +1,4 @@
-"""Nodes that do nothing, or nothing together with their neighbour."""
+"""Removal of nodes that do nothing, alone or together with their neighbour."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Simplify:
     6. Squeeze undone by Unsqueeze with the same axes, and the reverse.
     7. Expand to constant sizes that the input has, or to nothing but ones.
     8. Concat of one input, Sum, Max, Min of one input, Split into one part.
-    9. Mul, Div and Pow by 1, Add and Sub of 0 (but for the sign of zeros), where the result has the shape of the other
+    9. Mul, Div and Pow by 1, Add and Sub of 0 (except for the sign of zeros), if the result has the shape of the other
        operand; Pad by nothing.
     10. ReduceSum, ReduceMean, ReduceMax, ReduceMin and ReduceProd over axes of size 1: the input, without these axes
         where they are not kept.
-    11. Transpose behind a Softmax or a function of single elements goes before it, where it is the only user or
+    11. Transpose after a Softmax or a function of single elements goes before it, if it is the only user or
         all users are the same Transpose.
-    12. Where by a constant that chooses one side alone.
+    12. Where by a constant that selects only one side.
     13. Neg of a Neg; Sub of a Neg becomes Add, and Add of a Neg Sub; Sub of a short constant vector becomes Add of its
         negative.
-    14. Einsum of three operands, two of which multiply to one no larger than they are: these first.
+    14. Einsum of three operands, if the product of two is no larger than they are: these two are multiplied first.
 
     ::
 

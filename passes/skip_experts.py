@@ -25,7 +25,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class SkipExperts:
-    """Keeps the share ``keep`` of all expert calls of the model, a call being a token that an expert is given.
+    """Keeps the share ``keep`` of all expert calls of the model; a call is one expert on one token.
 
     1. Applies to ``moec.MoE``, and to ``moec.Route`` with ``moec.Experts``, that select the k largest, more than
        ``lowest``. Other layers keep all their calls, which count for ``keep`` as those of every layer do.
@@ -37,8 +37,8 @@ class SkipExperts:
        of the squared norms of what is dropped is the least that ``keep`` allows
        (:mod:`moec.passes.weights.allocation`).
     4. Every token keeps ``lowest`` experts with a lower k, and on average with a threshold.
-    5. What is left weighs what it weighed, unless the router has ``normalize``: the weights of softmax_topk do not sum
-       to 1 any more. (On examples/char_lm that loses less than if they did: docs/specialisation.md.)
+    5. The remaining pairs keep their weights, unless the router has ``normalize``: the weights of softmax_topk no
+       longer sum to 1. (On examples/char_lm that loses less than if they did: docs/specialisation.md.)
 
     A threshold drops what a token can spare::
 

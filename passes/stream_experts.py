@@ -25,24 +25,24 @@ from moec.profile.file import Profile
 
 @dataclasses.dataclass(frozen=True)
 class StreamExperts:
-    """Marks a model whose weights are larger than memory, and says in every layer which experts the next one will
-    probably choose: those that its router chooses for the rows of this layer. It computes nothing anew.
+    """Marks a model whose weights are larger than memory, and predicts in every layer the experts that the next one
+    will probably select: those that its router selects for the rows of this layer. It does not change any result.
 
-    What a layer adds to a token is small beside what was there, so that the next router, applied a layer early, mostly
-    chooses as it will: on a trained model 63% to 82% of the experts (docs/streaming.md). To normalise the rows as the
-    next layer will makes that no better.
+    A layer adds little to a token compared with its previous value. The next router, applied one layer early, therefore
+    selects mostly the same experts: 63% to 82% of them on a trained model (docs/streaming.md). Normalising the rows as
+    the next layer does is no improvement.
 
-    1. The model is marked (:mod:`moec.ir.streaming`): targets that stream experts read only what is chosen.
-    2. A router that takes the best experts of each token is told by a ``moec.Absent`` which of them are not in memory,
-       so that whoever runs the model may let those that are there take their places; by default none does. A
-       ``moec.MoE`` becomes ``moec.Route`` and ``moec.Experts`` for it.
-    3. ``moec.MoE``, or ``moec.Experts`` behind its ``moec.Route``, whose logits are the product of its rows with a
-       constant matrix, is followed by a layer likewise: in front of the first layer stand the second one's product and
-       ``Route``, of the first one's rows, and a ``moec.Expect`` of the second one's experts.
-    4. With ``profile``, a file of ``moec profile``, each layer is told how often its experts were chosen: what is read
-       first, and kept longest.
-    5. A next layer whose logits are something else, or whose rows have another size, is not expected, with a remark,
-       nor is one whose router looks at all tokens together (``expert_choice``, ``capacity``).
+    1. The model is marked (:mod:`moec.ir.streaming`): targets that stream experts read only the selected ones.
+    2. A ``moec.Absent`` tells a router that takes the best experts of each token which of them are not in memory. The
+       caller of the model may allow experts in memory to replace them; by default none does. A ``moec.MoE`` becomes
+       ``moec.Route`` and ``moec.Experts`` for it.
+    3. Applies to two consecutive layers, each a ``moec.MoE`` or a ``moec.Experts`` with its ``moec.Route``, if the
+       second one's logits are the product of its rows with a constant matrix. The second one's product and ``Route``
+       are repeated before the first layer, on the first one's rows, followed by a ``moec.Expect`` of the experts.
+    4. With ``profile``, a file of ``moec profile``, each layer records how often its experts were selected: these are
+       read first, and kept longest.
+    5. A next layer with other logits, or with rows of another size, is not predicted, with a remark. Nor is one whose
+       router looks at all tokens together (``expert_choice``, ``capacity``).
 
     ::
 

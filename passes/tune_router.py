@@ -22,14 +22,14 @@ _FEWEST = 32
 
 @dataclasses.dataclass(frozen=True)
 class TuneRouter:
-    """Changes routers of ``moec.MoE``, and of ``moec.Route`` with ``moec.Experts``, so that layers give what they gave.
+    """Tunes routers of ``moec.MoE``, and of ``moec.Route`` with ``moec.Experts``, to restore their layers' outputs.
 
-    1. ``profile``, a file that ``moec profile`` makes, holds some tokens of every layer and what the layer made of them
-       before passes changed it. From the router that the layer has, the matrix (and bias) of its logits takes steps
-       that bring the output on three quarters of these tokens nearer to what it was
-       (:mod:`moec.passes.weights.router_fit`); needs PyTorch (``pip install "moec[torch]"``). Nothing is random.
-    2. The other tokens are held out: a step that does not make the error on them smaller, too, is not taken. Where all
-       steps together do so by less than two standard errors, the router stays as it was.
+    1. ``profile``, a file that ``moec profile`` makes, holds some tokens of every layer and the layer's outputs before
+       passes changed it. From the present router on, the matrix (and bias) of its logits takes steps that bring the
+       output on three quarters of these tokens nearer to the measured one (:mod:`moec.passes.weights.router_fit`).
+       Needs PyTorch (``pip install "moec[torch]"``). Nothing is random.
+    2. The other tokens are held out: a step is taken only if the error on them becomes smaller, too. If all steps
+       together reduce it by less than two standard errors, the router stays as it was.
     3. Routers stay as they are, with a warning, where logits are not a product of the layer's tokens with a constant
        matrix, or have other users; with a capacity, where experts choose tokens or see their input times the weight,
        with ``score=sparsemixer``, and with fewer than 32 tokens. Tokens of which a number is not finite are left out.

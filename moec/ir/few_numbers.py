@@ -17,7 +17,7 @@ from moec.ir.movement import moving
 
 Array = np.ndarray[Any, Any]
 MOST_PAIRS = 1 << 12
-"""How many pairs of numbers an operator may combine before its result counts as any number."""
+"""Largest number of pairs of numbers that an operator combines; beyond, its result counts as any number."""
 FLAGS = np.array([0.0, 1.0])
 
 _KEEPING = moving(casts=False) | {"ReduceMax", "ReduceMin"}

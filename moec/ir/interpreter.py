@@ -46,7 +46,7 @@ _MOVING = moving(casts=False)
 _EXPERTS = frozenset({("moec", "Experts"), ("moec", "MoE"), ("com.microsoft", "MoE")})
 """Operators that compute in the type of x and convert the weights of one expert at a time."""
 _BY_EXPERT = _EXPERTS - {("com.microsoft", "MoE")}
-"""Those that ask a stack for one expert's weights at a time."""
+"""Operators that ask a stack for one expert's weights at a time."""
 
 
 class EvaluationError(Exception):

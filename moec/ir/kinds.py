@@ -27,7 +27,8 @@ ELEMENTWISE = frozenset(_ELEMENTWISE.split())
 
 @dataclasses.dataclass(frozen=True)
 class DecisionKind:
-    """A kind of decision: ``seen`` reads the ``conditions`` that runs have to meet for nodes of these operators."""
+    """A kind of decision of nodes of these ``operators``. ``seen`` describes, for people, the results that runs have to
+    show; ``conditions`` are the precise form for a node."""
 
     name: str
     seen: str

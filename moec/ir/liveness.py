@@ -65,8 +65,9 @@ class Liveness:
             self._steps.append(step)
 
     def of_told(self, results: Mapping[ir.Value, Array]) -> dict[ir.Node, Live]:
-        """For each node that was told of, the elements of its first output that reach ``results``, of which the given
-        elements count. None, for all elements, where they are hidden whatever is chosen: there is nothing to show."""
+        """The live elements of the first output of each node ``told``: those that reach the given elements of
+        ``results``. None, for all elements, if they are hidden whatever is selected: such a decision has nothing to
+        show."""
         live = self._back(results, choices=True)
         if all(mask.any() for mask in live.values()):
             return {**live}

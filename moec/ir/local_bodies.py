@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 Bodies = Mapping[tuple[str, str], ir.Function]
-"""By domain and name of the operator; at the opset of the model."""
+"""Function bodies by domain and name of the operator, at the opset of the model."""
 _KEY = "moec.local_bodies"
 
 

@@ -15,8 +15,8 @@ from moec.ir.weights.stored import constant
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """An output of the node: a state behind the last step, or slices of all steps side by side along ``axis``, those of
-    the last step first where ``is_backward``. ``kept``: a value from outside that no step changes."""
+    """An output of the node: a state after the last step, or the slices of all steps joined along ``axis``, with those
+    of the last step first if ``is_backward``. ``kept``: a value from outside that no step changes."""
 
     axis: int | None = None
     is_backward: bool = False
@@ -28,7 +28,8 @@ class LoopBody:
     """A copy of a body that reads nothing but its inputs and constants.
 
     ``graph`` takes the number of the step (int64), whether the loop goes on (bool), the states that steps change, and
-    what all steps read; it makes whether the loop goes on, where it ``asks`` for that, the same states, and slices.
+    the values that all steps read. It returns whether the loop goes on, if it ``asks`` for that, the same states, and
+    slices.
     """
 
     graph: ir.Graph

@@ -228,5 +228,5 @@ _WRITERS: dict[ir.AttributeType, Callable[[Any], str]] = {
     ir.AttributeType.FLOATS: _float,
     ir.AttributeType.STRINGS: _string,
 }
-"""How to write an attribute of this type, or one element of it."""
+"""Writers of an attribute of each type, or of one element of it."""
 _PRINTABLE = {*_WRITERS, ir.AttributeType.TENSOR, ir.AttributeType.GRAPH}

@@ -106,7 +106,7 @@ _OWN_RANKS: dict[str, dict[str, int | None]] = {
     "Absent": {"weights": 3},
     "RoundRows": {"x": None},
 }
-"""Where an operator differs; None means every rank."""
+"""Ranks of operators that differ; None means every rank."""
 
 
 @_FORM.add("rank")

@@ -19,7 +19,8 @@ from moec.ir import dialect
 Type = onnx.TypeProto
 Dimension = onnx.TensorShapeProto.Dimension
 Inference = Callable[[Sequence["Type | None"], dict[str, Any]], list["Type | None"]]
-"""From the types of the inputs (None where unknown or absent) and the attributes to the types of the outputs."""
+"""A function from the types of the inputs (None if unknown or absent) and the attributes to the types of the
+outputs."""
 
 
 def _tensor(element_type_of: Type | int | None, dimensions: list[Dimension]) -> Type | None:

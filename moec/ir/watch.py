@@ -63,7 +63,7 @@ class Watch:
         return [node for node in self._conditions if node in grown]
 
     def unseen(self) -> list[Unseen]:
-        """In the order of the nodes."""
+        """The sides that no run has taken, in the order of the nodes."""
         self._close()
         return [
             Unseen(node, condition)

@@ -62,7 +62,7 @@ _ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "Tanh": (),
     "ThresholdedRelu": ("alpha",),
 }
-"""What onnxruntime fuses into a product, by ONNX's names, with the attributes of each."""
+"""Activations that onnxruntime fuses into a product, by ONNX's names, with the attributes of each."""
 
 
 def fused_gemm(write: Writer) -> Outputs:

@@ -1,4 +1,4 @@
-"""If."""
+"""Inlining of If: the branch of a known condition, or both branches with a selection."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from moec.passes.control_flow.bodies import Inliner
 
 
 def inline_branch(write: Inliner) -> list[ir.Value]:
-    """The branch that is taken; both of them, and a selection of each result, where the condition is not known.
+    """Inline the branch that is taken, or both with a selection of each result if the condition is not known.
 
-    Raises NotDecomposableError where results of the two may differ in shape.
+    Raises NotDecomposableError if results of the two may differ in shape.
     """
     condition = write.required(0, "cond")
     known = write.known(condition)

@@ -34,14 +34,21 @@ LEVELS = {
     ),
 }
 LEVELS["O3"] = f"{LEVELS['O2']},round-activations{{format=int8,optional=true}},cast-states{{dtype=fp16,optional=true}}"
-"""O0: loops and branches become what they compute where that is known now, loops that stay are made ready to be run
-step by step, onnxruntime's own operators become standard ones, operators without kernels the functions that define
-them; clean-up (constants, shapes, no-ops, repeated and unused nodes); products read quantised weights as they are
-stored; a look for wrong exports; marks where outputs are the next run's inputs. O1: MoE blocks become one operator
-each, too. O2: experts that no token needs are dropped, hidden units that contribute nothing as well, equal experts are
-stored once, routing is fused with dispatch, normalisation and attention become one operator each. O3, which is not
-exact: products round activations to 8 bits where weights have 8 or fewer, which keep every bit, and caches hold 16
-bits."""
+"""The passes of each level.
+
+O0: loops and branches are inlined if they are known beforehand; remaining loops are prepared to run step by step;
+onnxruntime's own operators become standard ones, and operators without kernels the functions that define them. Then
+come clean-up (constants, shapes, no-ops, repeated and unused nodes), products that read quantised weights as they are
+stored, a check for faulty exports, and marks of outputs that are the next run's inputs.
+
+O1: MoE blocks become one operator each, too.
+
+O2: experts that no token needs and hidden units that contribute nothing are dropped, equal experts are stored once,
+routing is fused with dispatch, normalisation and attention become one operator each.
+
+O3, which is not exact: products round activations to 8 bits if weights have 8 or fewer, which do not change, and caches
+hold 16 bits.
+"""
 
 AfterPass = Callable[[Pass, float, bool], None]
 """Callback after each pass: the pass, the seconds it took, and whether it changed the model."""

@@ -25,7 +25,7 @@ from moec.passes.raising.symbols import shape_at, symbols_of
 SELECTIONS = frozenset({"ArgMax", "TopK"})
 """Operators around which blocks are looked for."""
 MOST_DOMINATORS = 96
-"""How far the search for a block's borders goes."""
+"""Largest number of dominators that the search for a block's borders visits."""
 MOST_NUMBERS = 1024
 """Largest number of elements of a constant whose numbers have to be equal in regions that count as alike."""
 

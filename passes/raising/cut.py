@@ -43,7 +43,7 @@ class Cut:
 
 
 def find_cut(block: Block, x: Array, logits: Array) -> Cut:
-    """Around the activation of a block, for rows x [T,d] whose routing is fixed by logits [T,E].
+    """Find the activation of a block, for rows x [T,d] whose routing is fixed by logits [T,E].
 
     Raises NotUnderstoodError if there is no activation.
     """

@@ -4,9 +4,9 @@ A value with a weight for every expert of every token [T,E] takes the place of t
 gives a weight is chosen. Thresholds, shares of a probability, two routers whose products or sums weigh, tables of
 tokens, places that run out: whatever it is, the experts behind it are raised.
 
-Where experts compute the tokens at their places (GShard, arXiv 2006.16668), weights are [T,E,C]. A token stands at one
-place of an expert at most, so that the sums [T,E] are its weights; the logits stay where they are, for not every
-[T,E,C] is of this kind, and that the router's is shows in the check.
+If experts compute the tokens at their places (GShard, arXiv 2006.16668), weights are [T,E,C]. A token has at most one
+place of an expert, so that the sums [T,E] are its weights. Here the logits stay where they are: not every [T,E,C] is of
+this kind, and the check shows whether the router's is.
 """
 
 from __future__ import annotations

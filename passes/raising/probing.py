@@ -340,7 +340,7 @@ def _fused(labels: Labels, gate: _Matrices, up: _Matrices) -> Iterator[tuple[Gat
 
 
 def _equal_columns(values: Array) -> Array:
-    """For each column of [m,n] the number of the first one that is equal to it, except for rounding."""
+    """The number of the first equal column, except for rounding, of each column of [m,n]."""
     order = np.lexsort(values)
     step = np.abs(np.diff(values[:, order], axis=1)).max(axis=0, initial=0)
     group = np.cumsum([0, *(step > TOLERANCE * np.abs(values).max())])

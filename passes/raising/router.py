@@ -25,7 +25,7 @@ TOLERANCE = 1e-6
 FIRST = 2
 """Rows that are compared with all views at once."""
 MOST_GROUPINGS = 128
-"""How many choices of groups are tried."""
+"""Largest number of pairs of group counts that are tried."""
 COUNTS = frozenset({"CumSum", "Trilu"})
 """Operators that may count the tokens before one."""
 COMPARISONS = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
@@ -150,7 +150,7 @@ def as_mixture(weights: Array, ids: Array, E: int) -> Array:
 
 
 def _agree(a: Array, b: Array) -> Array:
-    """For each row whether a [...,T,E] and b [T,E] agree in it."""
+    """Flags of the rows in which a [...,T,E] and b [T,E] agree."""
     with np.errstate(all="ignore"):
         return np.all(np.abs(a - b) <= TOLERANCE * np.abs(b).max(axis=1, keepdims=True), axis=-1)
 
@@ -233,7 +233,7 @@ def _with_capacities(routings: Iterator[Routing], capacities: list[int]) -> Iter
 
 
 def _capacities(block: Block) -> list[int]:
-    """None (0), and those that numbers of the router suggest, where it counts."""
+    """Possible capacities: 0 for none, and those that numbers of the router suggest, if it counts."""
     counts = [node for node in block.nodes if node.op_type in COUNTS and node.outputs[0] not in block.from_x]
     if not counts:
         return [0]

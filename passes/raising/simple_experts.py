@@ -69,8 +69,8 @@ class SimpleExperts:
 
     @property
     def ids(self) -> tuple[int, ...] | None:
-        """For each id of the router the id among the stored experts; the ids from their number on for experts that
-        return their token, -1 for those that return zeros. None if there are other simple experts."""
+        """Ids of the stored experts for the ids of the router. Experts that return their token get ids from the number
+        of stored experts on, those that return zeros -1. None if there are other simple experts."""
         copied = np.abs(self.copies - 1) <= TOLERANCE
         if self.vectors.any() or (self.copies[~copied] != 0).any():
             return None

@@ -29,9 +29,9 @@ MOST_BYTES = 1 << 27
 """Largest number of bytes of a value: a table of all pairs of places soon takes more."""
 GROWTH = 1.5
 GOES_ON = 1.1
-"""How much farther a value has to be at sizes beyond trials than it was in one, to be another number there."""
+"""Least growth of a value, from trials to sizes beyond them, that counts as a different number there."""
 NEAR = 1e-6
-"""How far numbers may be apart, as a share of the larger of 1 and the number, and still be one."""
+"""Largest difference of equal numbers, relative to the larger of 1 and the number."""
 Layout = Mapping[str, int]
 Range = tuple[float, float]
 _SHAPED = {"ConstantOfShape": 0, "Expand": 1, "Pad": 1, "Reshape": 1, "Split": 1, "Tile": 1, "TopK": 1}

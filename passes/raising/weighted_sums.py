@@ -1,4 +1,4 @@
-"""Sums of several results that data weighs: what a mixture of experts looks like, whatever makes its weights.
+"""Sums of several results that data weighs: the form of a mixture of experts, whatever computes its weights.
 
 1. A tree of sums of products, each of a weight [...,1] and what an expert makes: ``w_1 r_1 + w_2 r_2 + ...``.
 2. A sum along the axis of experts of such a product, or a contraction of that axis: ``sum_e w[...,e] r[...,e,:]``.
@@ -22,7 +22,7 @@ from moec.passes.raising.contractions import factors, is_contraction
 from moec.passes.raising.dataflow import DataFlow, follow_data
 
 MOST_NODES = 128
-"""How far back the products of a value are looked for."""
+"""Largest number of nodes in the search for the products of a value."""
 MOST_EXPERTS = 1024
 Stack = tuple[ir.Value, int]
 """The results of so many experts, side by side or in turns."""

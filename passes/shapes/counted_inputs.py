@@ -15,7 +15,8 @@ _LENGTHS = {
     ("", "Attention"): (6,),
     ("", "TensorScatter"): (2,),
 }
-"""Which inputs of an operator say how many keys of each sequence there are: the first, wherever a mask has ones."""
+"""Inputs of operators that hold the number of keys of each sequence: the first keys, whatever a mask's pattern of
+ones."""
 _MEASURES = frozenset(["Shape", "Size"])
 
 

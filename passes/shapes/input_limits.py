@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 def input_limits(model: ir.Model) -> dict[str, int]:
-    """For each integer input that indexes a tensor (token ids, an embedding), the size it indexes: valid values are
-    below it. Inputs that index nothing of a known size are left out."""
+    """Limits of the integer inputs that index a tensor (token ids, an embedding): the size of the axis, which valid
+    numbers are below. Inputs that index no axis of a known size are left out."""
     limits: dict[str, int] = {}
     for value in model.graph.inputs:
         if value.dtype is not None and value.dtype.is_integer():

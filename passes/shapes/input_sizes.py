@@ -53,7 +53,7 @@ def _terms(size: sympy.Expr, returned: set[str]) -> list[str]:
 
 
 def _read_axes(node: ir.Node, values: SymbolicValues) -> Iterator[tuple[sympy.Expr, sympy.Expr]]:
-    """For the axes that a node reads at all positions below some number: their size, and that number."""
+    """Sizes of the axes that a node reads at all positions below some number, each with that number."""
     from moec.passes.shapes.symbolic import shape_of
 
     if node.domain != "" or node.op_type not in ("Gather", "GatherND"):
@@ -103,7 +103,7 @@ def _number(value: ir.Value | None, values: SymbolicValues) -> sympy.Expr | None
 
 
 def _totals(node: ir.Node, values: SymbolicValues) -> Iterator[tuple[sympy.Expr, sympy.Expr]]:
-    """For GroupQueryAttention: the total length that it is told, and what it is without room in the cache."""
+    """Total length in the input of GroupQueryAttention, with its value for a cache without room."""
     from moec.passes.shapes.symbolic import shape_of
 
     if (node.domain, node.op_type) != ("com.microsoft", "GroupQueryAttention") or len(node.inputs) <= 6:

@@ -87,7 +87,7 @@ def draw_layer(random: np.random.Generator) -> Layer:
 
 
 def model_of(layer: Layer) -> ir.Model:
-    """From x to y, both [T,d] or [B,S,d], at opset 21."""
+    """A model from x to y, both [T,d] or [B,S,d], at opset 21."""
     shape, float32 = ir.Shape([*layer.leading, layer.d]), ir.TensorType(ir.DataType.FLOAT)
     x = ir.Value(name="x", shape=shape, type=float32)
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": 21}, name="layer")

@@ -64,7 +64,8 @@ def _model(case: Case) -> ir.Model:
 
 @functools.lru_cache(maxsize=64)
 def _applied(case: Case, step: Step) -> ir.Model | None:
-    """None where the step finds nothing. Nobody changes the model: drawn chains are judged, and many begin alike."""
+    """The model after a step; None if the step finds nothing. Cached, because many drawn chains begin alike and none
+    changes a model."""
     name, seed = step
     return REWRITES[name](with_types(_model(case)), np.random.default_rng(seed))
 
@@ -100,7 +101,7 @@ def is_gap(layer: Layer) -> bool:
 
 
 def smallest(case: Case, verdict: Verdict) -> Case:
-    """With the fewest steps after which it ends as it did: what fails needs all of them."""
+    """The case with the fewest steps that ends with the same verdict."""
     position = 0
     while position < len(case.steps):
         fewer = dataclasses.replace(case, steps=case.steps[:position] + case.steps[position + 1 :])

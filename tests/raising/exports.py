@@ -18,7 +18,7 @@ from .judge import Feeds, Verdict, judge
 Exporter = Literal["dynamo", "torchscript"]
 EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")
 TOKENS = 32
-"""How many token ids there are."""
+"""Number of token ids."""
 
 
 class NotExportedError(Exception):

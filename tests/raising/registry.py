@@ -13,7 +13,7 @@ Rewrite = Callable[[ir.Model, np.random.Generator], ir.Model | None]
 stay. Where there are several places, some of them are rewritten: one, all, or any number in between."""
 
 REWRITES: dict[str, Rewrite] = {}
-"""By name, in the order of the table."""
+"""The rewrites by name, in the order of the table."""
 ROUNDS: set[str] = set()
 """Names of those that round to float16: results differ by about a thousandth, and tokens near a tie go elsewhere."""
 

@@ -38,7 +38,7 @@ def weights(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def largest_of_group(weight: np.ndarray, form: WeightFormat) -> np.ndarray:
-    """For every element the largest magnitude in its group."""
+    """The largest magnitude in the group of each element."""
     largest = np.empty_like(weight)
     for start in range(0, weight.shape[-1], form.group or weight.shape[-1]):
         part = np.s_[..., start : start + (form.group or weight.shape[-1])]

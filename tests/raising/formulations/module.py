@@ -11,7 +11,7 @@ from torch.nn import functional
 E, D, F, K = 4, 8, 6, 2
 
 FORMULATIONS: dict[str, type[Mixture]] = {}
-"""By name."""
+"""The classes by name."""
 Kind = TypeVar("Kind", bound="type[Mixture]")
 
 

@@ -31,9 +31,9 @@ Piece = tuple[int, Array]
 
 
 class Liveness:
-    """A watch over one run of ``evaluator``; :meth:`of_told`, after it, says what is live of the results of the nodes
-    ``told``. ``data`` and ``choices`` are the values that depend on rows and on which experts they choose.
-    ``without_zeros`` keeps which constants have no zeros, from run to run."""
+    """A watch over one run of ``evaluator``; :meth:`of_told` then returns the live elements of the results of the nodes
+    ``told``. ``data`` and ``choices`` are the values that depend on rows and on the selection of experts.
+    ``without_zeros`` caches, from run to run, whether constants have no zeros."""
 
     def __init__(
         self,

@@ -109,8 +109,8 @@ class Verdict:
 
 
 def check_proposal(block: Block, proposal: Proposal | RowProposal, *, isomorphic_agreed: bool = False) -> Verdict:
-    """Run the original and the proposal on all trials, and on what it takes to see every side of the
-    original's decisions; nothing is searched for once a trial has differed.
+    """Run the original and the proposal on all trials, and on further inputs until every side of the
+    original's decisions is seen. A trial that differs ends the search.
 
     ``isomorphic_agreed``: the same proposal passed all trials for an isomorphic block. Then only weights can differ,
     and one trial that drives every expert decides.
@@ -227,7 +227,7 @@ class _Comparison:
             self.assumed.append(_goes_on(varying, seen))
 
     def run_rounded(self) -> None:
-        """A trial in float32, where the block is: to add a large number and take it away again rounds, too."""
+        """Run a trial in float32, if the block is in it: adding a large number and subtracting it again rounds, too."""
         block = self.block
         if any(value.dtype != ir.DataType.FLOAT for value in (block.x, block.logits, block.y)):
             return

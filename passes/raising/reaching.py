@@ -17,9 +17,9 @@ from moec.passes.raising.trials import Trial
 
 
 def reaching(block: Block, trial: Trial, known: Watch, seen: Watch) -> Watch:
-    """The watch ``known`` after a trial on a block that is laid out for it. Of decisions about x only those count that
-    reach y; of the router's all do, for these are the ones that hide others. ``seen`` is a fork of it that was told of
-    all."""
+    """The watch ``known`` after a trial on a block that is laid out for it. Decisions about x count only if they reach
+    y; all of the router's count, because these hide others. ``seen`` is a fork of it with the evidence of all
+    decisions."""
     news = known.news(seen)
     nodes = [node for node in news if not block.from_x.isdisjoint(_deciding(node))]
     if not nodes:

@@ -65,9 +65,9 @@ class _Scanned:
 
 @dataclasses.dataclass(frozen=True)
 class SizedGraph:
-    """Nodes in topological order; the ``symbols`` whose sizes can be chosen, to which ``completed`` adds those that
-    follow from them, and of which ``allows`` says whether the graph takes them; and the ``numbers`` in the graph,
-    beside which sizes are looked at, until a value takes ``most_bytes``."""
+    """A graph whose sizes can be chosen: its nodes in topological order, and the free ``symbols``. ``completed`` adds
+    the sizes that follow from theirs; ``allows`` tells whether the graph takes them. Sizes next to the ``numbers`` in
+    the graph are scanned, until a value takes ``most_bytes``."""
 
     nodes: Sequence[ir.Node]
     symbols: Sequence[str]
@@ -85,7 +85,8 @@ class SizedGraph:
 
 @dataclasses.dataclass
 class SizeScan:
-    """``nodes`` compute of sizes what enters a graph's numbers; ``shapes`` are where these sizes come from."""
+    """The part of a graph that is scanned: ``nodes`` compute numbers from sizes only; ``shapes`` are the sources of
+    these sizes."""
 
     graph: SizedGraph
     nodes: list[ir.Node]
@@ -113,9 +114,9 @@ class SizeScan:
         return [node for node in self.nodes if node in met and _constant_in(node, ranges) is None]
 
     def differing(self, seen: Sequence[Layout], fits: Callable[[Layout], bool]) -> Iterator[tuple[ir.Node, Layout]]:
-        """Values that were one number for all layouts that were ``seen``, each with the layout at which it is farthest
-        from that number. What ``fits`` a trial comes first; a larger layout follows only where the value goes on from
-        there, for a switch that a trial shows to its end needs no other."""
+        """Values that were constant in all layouts that were ``seen``, each with the layout where it differs most from
+        that number. Layouts that fit a trial (``fits``) come first. A larger one follows only if the value changes
+        further there: a switch that a trial shows completely needs no other."""
         ranges = [self._scanned(layout).ranges for layout in seen]
         fixed = {node: one for node in self.nodes if (one := _constant_in(node, ranges)) is not None}
         near = {node: 2 * NEAR * max(1.0, abs(number)) for node, number in fixed.items()}

@@ -33,10 +33,9 @@ def shape_at(value: ir.Value, sizes: Mapping[str, int]) -> list[int]:
 
 
 def sizes_for(units: int, symbols: Sequence[str], others: Sequence[str]) -> dict[str, int]:
-    """Sizes for the symbols of x's shape whose product is ``units``: two sequences where that is possible, or sequences
-    of two.
+    """Sizes for the symbols of x's shape whose product is ``units``: two sequences if possible, or sequences of two.
 
-    Two, because what a token gets must not depend on which other tokens share its sequence. ``others``, symbols that x
+    With two, it shows whether a token's result depends on the other tokens of its sequence. ``others``, symbols that x
     lacks (the length of another input), change with the number of tokens.
     """
     sizes = dict.fromkeys(others, 1 + units % 5) | dict.fromkeys(symbols, 1)

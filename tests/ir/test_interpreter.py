@@ -395,7 +395,7 @@ def test_values_live_until_their_last_use() -> None:
 
 
 def picking(body: str, read: list[int]) -> ir.Model:
-    """A model with a stack [3,2,2] in bfloat16 that notes which experts were made of it."""
+    """A model with a stack [3,2,2] in bfloat16 that records which experts were read."""
     model = model_of(body, "(int64[T] ids) => (y)", "bfloat16[3,2,2] w = {0,0,0,0,0,0,0,0,0,0,0,0}")
 
     def load(expert: int) -> np.ndarray:

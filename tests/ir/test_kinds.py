@@ -1,4 +1,4 @@
-"""The table of what makes an operator seen: each kind, each operator of it, and runs that show it or do not."""
+"""The table of decision kinds: each kind, each operator of it, and runs that show it or do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules by which what counts of an operator's results goes back to its operands."""
+"""Rules that lead from live elements of an operator's results back to its operands."""
 
 from __future__ import annotations
 

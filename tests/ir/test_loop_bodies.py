@@ -1,4 +1,4 @@
-"""The body of a Loop or Scan as a graph by itself: what it takes, and what a step of it makes."""
+"""The body of a Loop or Scan as a graph by itself: its inputs, and the results of one step."""
 
 from __future__ import annotations
 

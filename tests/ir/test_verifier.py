@@ -49,7 +49,7 @@ def node_of(
     types: dict | None = None,
     **shapes: Shape,
 ) -> ir.Node:
-    """A node whose inputs have the usual shapes and types, but for what is given."""
+    """A node whose inputs have the usual shapes and types, except the given ones."""
     values = {}
     for name in names:
         usual = ir.DataType.INT32 if name in ("experts", "offsets", "positions") else ir.DataType.FLOAT

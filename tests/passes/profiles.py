@@ -1,4 +1,4 @@
-"""Profiles of layers in tests: what would be measured if every expert saw inputs of its own."""
+"""Profiles of layers for tests, as if every expert had seen inputs of its own."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def rows_of(inputs: int, count: int, seed: int = 1) -> Array:
 
 
 def hidden_of(node: ir.Node, expert: int, rows: Array) -> Array:
-    """The hidden units [n,f] that an expert makes of rows; zeros for those that it does not have."""
+    """The hidden units [n,f] of an expert for given rows; zeros for units that it does not have."""
     spec, inputs = dialect.spec_of(node, ExpertsSpec), dialect.inputs_of(node)
     own = {
         name: None if value is None or value.const_value is None else value.const_value.numpy()[expert]

@@ -104,7 +104,7 @@ def formats_of(model: ir.Model) -> dict[str, list[str]]:
 
 
 def relative_error(model: ir.Model, before: ir.Model, T: int = 16) -> float:
-    """The Frobenius norm of what the passes changed on random inputs, as a share of the output."""
+    """The Frobenius norm of the change by the passes on random inputs, relative to the output."""
     random = np.random.default_rng(1)
     inputs = {
         value.name: random.normal(size=(T, value.shape[1])).astype(np.float32)

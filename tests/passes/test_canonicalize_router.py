@@ -52,7 +52,7 @@ def test_what_sees_the_scores_themselves_stays(attributes, bias):
 
 
 def scored(made: str, score: str, scores: str = "s") -> str:
-    """A router that is given ``scores``, which ``made`` makes of the logits."""
+    """A router with ``scores``, which ``made`` computes from the logits."""
     declared, size = "", "T"
     if "Reshape" in made:
         declared, size = "<int64[2] halves = {-1, 4}>" if "halves" in made else "<int64[2] rows = {-1, 8}>", "N"

@@ -138,7 +138,7 @@ def test_programs_store_fewer_bytes(dtype) -> None:
 
 
 def test_what_the_model_itself_rounds_leaves_the_past_alone() -> None:
-    """Only what is added has 16 bits: a past with more bits comes back as it was given."""
+    """Only added elements have 16 bits: a past with more bits is returned unchanged."""
     text = """(float16[B,S,4] new, float[B,P,4] past) => (float[B,R,4] present, float[B,R,4] y) {
        wide = Cast <to = 1> (new)
        present = Concat <axis = 1> (past, wide)

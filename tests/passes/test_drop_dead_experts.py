@@ -1,4 +1,4 @@
-"""Experts that no token needs: which are seen to be so, and what becomes of router, weights and metadata."""
+"""Experts that no token needs: their detection, and the changes of router, weights and metadata."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def layer(routing: str, *, mask: str = "", bias: str = "", experts: str = "") ->
 
 
 def left(text: str) -> tuple[list[int], str]:
-    """The experts that are left, and the remark. What the layer computes is compared in every case."""
+    """The remaining experts, and the remark. The layer's results are compared in every case."""
     model, report = model_of(text), Report()
     before = [interpreter.run(model, case, dtype=np.float64)["y"] for case in cases()]
     pipeline.run(model, pipeline.parse(f"infer-shapes,{NAME}"), report, verify_each=True)

@@ -1,4 +1,4 @@
-"""Hidden units that contribute nothing, in every layout and format, and what only looks like one."""
+"""Hidden units that contribute nothing, in every layout and format, and units that only look alike."""
 
 from __future__ import annotations
 

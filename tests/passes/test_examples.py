@@ -1,4 +1,4 @@
-"""Every pass does what the examples in its documentation say."""
+"""Examples in the documentation of passes, each run by its pass."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def test_an_expand_that_changes_nothing_may_be_an_output(rewrite, operators, pas
 
 
 def test_sizes_that_leave_64_bits_are_not_folded(rewrite, operators):
-    """A program wraps around; what is folded would not."""
+    """A program wraps around; a folded size would not."""
     text = f"""(float[batch,seq,8] x) => (int64 y) <{SIZES}, int64 big = {{4611686018427387904}}> {{
         s = Shape (x) b = Gather (s, zero) p = Mul (b, big) q = Mul (p, big) y = Add (q, one) }}"""
     model = rewrite(text, PASSES, *CASES)

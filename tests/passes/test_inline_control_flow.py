@@ -32,7 +32,7 @@ def loop(trips: int, going: str = "yes") -> str:
 
 
 def unchanged(rewrite, text: str, *cases, passes: str = PASSES) -> str:
-    """The one reason why control flow stays."""
+    """Assert that control flow stays; return the only remark, its reason."""
     report = Report()
     model = rewrite(text, f"{passes},remove-dead-nodes", *cases, report=report)
     (remark,) = report.remarks

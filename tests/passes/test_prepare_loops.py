@@ -114,7 +114,7 @@ def test_names_that_clean_up_makes_are_of_no_value_outside():
 
 
 def _made(model: ir.Model) -> list[str]:
-    """The names of what the body makes."""
+    """The names of the body's outputs."""
     (node,) = (node for node in model.graph if node.op_type == "Scan")
     return [str(value.name) for inner in node.attributes["body"].as_graph() for value in inner.outputs]
 

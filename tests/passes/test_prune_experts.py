@@ -1,4 +1,5 @@
-"""Experts that matter least on data: which go, what becomes of routers and metadata, and what later passes read."""
+"""Experts that matter least on data: their selection, changes of routers and metadata, and profiles for later
+passes."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ def layer(routing: str = "k = 2", *, stored: int = 8, identity: int = 0, bias: s
 
 
 def profiled(model: ir.Model, path: pathlib.Path, **scores: np.ndarray) -> pathlib.Path:
-    """A profile of the model, in which ``scores`` stand in the place of what was measured."""
+    """A profile of the model with ``scores`` in the place of measurements."""
     return with_measures(write_measured(path, model, "int8"), scores)
 
 

@@ -246,7 +246,7 @@ def test_a_layer_that_saw_no_token_stays(tmp_path):
 def shared(
     routing: str = "k = 2", experts: str = "", bias: str = "", logits: str = "logits = MatMul (x, matrix)"
 ) -> str:
-    """A layer with an expert beside it that all tokens see."""
+    """A layer with a shared expert that all tokens see."""
     return f"""(float[T,8] x) => (float[T,8] y)
         <float[8,4] matrix, float[4,16,8] up, float[4,8,16] down, float[8,8] all, float[4] bias = {{9, 0, 9, 0}}> {{
         {logits}

@@ -1,4 +1,5 @@
-"""A router that is fitted to what its layer gave: never worse on tokens held out, and only where it can be."""
+"""A router that is fitted to its layer's earlier output: never worse on held-out tokens, and only where that is
+possible."""
 
 from __future__ import annotations
 

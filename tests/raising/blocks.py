@@ -248,7 +248,7 @@ class _Maker:
         return project(hidden, "down")
 
     def slots_unrolled(self, x: ir.Value, weights: ir.Value, ids: ir.Value) -> ir.Value:
-        """First, second, ... choices of all tokens one after another."""
+        """The first, second, ... slots of all tokens, one after another."""
         op, y = self.write.op, None
         stacks = {name: self.write.constant(array) for name, array in self.matrices(self.layer.E).items()}
         for slot in range(self.layer.k):

@@ -1,4 +1,4 @@
-"""Layers after chains of rewrites, from a seed: what became of each, and which rewrites a failure needs."""
+"""Layers after chains of rewrites, from a seed: the verdict on each, and the rewrites that a failure needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Formulations in PyTorch through both exporters, and what becomes of them. Needs the extra "torch"."""
+"""Formulations in PyTorch through both exporters, and the verdicts on them. Needs the extra "torch"."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOKENS = 32
 
 
 class NotExportedError(Exception):
-    """PyTorch cannot export the module; the message is the first line of what it says."""
+    """PyTorch cannot export the module; the text is the first line of its message."""
 
 
 def feeds_for(kind: type[Mixture]) -> Feeds:

@@ -1,4 +1,4 @@
-"""The registry of rewrites: ways to write a model otherwise without a change of what it computes."""
+"""The registry of rewrites: ways to write a model differently without changing its function."""
 
 from __future__ import annotations
 

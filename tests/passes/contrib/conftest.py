@@ -31,8 +31,8 @@ def run_onnxruntime() -> Callable[[onnx.ModelProto, dict[str, np.ndarray]], dict
 
 @pytest.fixture
 def decompose(run_onnxruntime: Callable) -> Callable[..., ir.Model]:
-    """``decompose(text, inputs, constants={}, tolerance=1e-5)`` checks that the decomposed model, in which no contrib
-    operator is left, computes what onnxruntime computes, and returns it."""
+    """``decompose(text, inputs, constants={}, tolerance=1e-5)`` asserts that the decomposed model has no contrib
+    operator left and computes the same as onnxruntime, and returns it."""
 
     def apply(
         text: str,

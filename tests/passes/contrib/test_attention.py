@@ -30,7 +30,7 @@ def attention(inputs: dict[str, np.ndarray], attributes: str) -> str:
 
 
 def tokens(normal, new: int, past: int, packed: bool = False, capacity: int | None = None) -> dict[str, np.ndarray]:
-    """The inputs of a call with ``new`` tokens behind ``past`` ones."""
+    """The inputs of a call with ``new`` tokens after ``past`` ones."""
     if packed:
         inputs = {"query": normal(B, new, (H + 2 * G) * h)}
     else:
@@ -88,7 +88,7 @@ def test_positions_that_are_given(decompose, normal, new, past):
 
 
 def test_a_cache_that_has_room(decompose, normal):
-    """onnxruntime then writes into the buffer it is given; what lies behind the last token has no meaning."""
+    """onnxruntime then writes into the given buffer; elements after the last token have no meaning."""
     inputs = tokens(normal, 1, 4, capacity=9)
     decompose(attention(inputs, ", do_rotary = 1"), inputs, caches(), expected=lambda name, y: y[:, :, :5])
 
@@ -102,7 +102,7 @@ def test_a_cache_of_a_window_holds_all_tokens(decompose, normal, room):
 
 
 def test_sequences_of_different_lengths(decompose, normal):
-    """The first has 2 past tokens, the second 4: new keys go behind those of their own sequence."""
+    """The first sequence has 2 past tokens, the second 4: new keys follow those of their own sequence."""
     inputs = tokens(normal, 1, 4) | {"last": np.array([2, 4], np.int32)}
     for name in ("past_key", "past_value"):
         inputs[name][0, :, 2:] = 0

@@ -60,7 +60,7 @@ def test_renormalised_weights_and_three_axes(decompose, normal):
 
 
 def quantized(bits: int, width: int, blocks: int, zero_points: bool, biases: bool) -> dict[str, np.ndarray]:
-    """Packed weights, scales of rows (no blocks) or blocks, and what else is asked for."""
+    """Packed weights, with scales per row (no blocks) or per block, and any further requested tensors."""
     generator = np.random.default_rng(bits + width)
     constants = {}
     for name, out, length in (("1", width, D), ("2", D, F)):

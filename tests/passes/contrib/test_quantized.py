@@ -78,7 +78,7 @@ def test_weights_are_unpacked_when_they_are_read(decompose, normal):
 @pytest.mark.parametrize("bits", [2, 4])
 @pytest.mark.parametrize("level", [0, 4])
 def test_zero_points_between_integers(decompose, normal, bits, level):
-    """DequantizeLinear has none of these: the weights are what they are worth. Activations are not rounded then."""
+    """DequantizeLinear has no such zero points: the weights are stored decoded. Activations are not rounded then."""
     constants = packed(bits, 48, 32, False)
     constants["z"] = np.random.default_rng(1).uniform(0, 2**bits - 1, constants["s"].shape).astype(np.float32)
     model = decompose(product(bits, 48, 32, True, level=level), {"x": normal(2, 3, 48)}, constants, 1e-4)

@@ -92,7 +92,7 @@ def test_factor_per_expert_goes_into_the_down_projection(build, texts, normal, r
 
 
 def with_simple(text: str, returned: str) -> str:
-    """Experts of which only the first three are stored; ``returned``: what the fourth adds to ``stored_y``."""
+    """Experts of which only the first three are stored; ``returned``: the term that the fourth adds to ``stored_y``."""
     chosen = """is_simple = Equal (chosen, last)
         kept = Where (is_simple, first, chosen)
         w_kept = Where (is_simple, none, w)

@@ -224,7 +224,7 @@ OVERFLOW = """ax = Abs (x)
 
 
 def test_a_side_counts_only_where_the_row_is_compared(build, texts, normal):
-    """Beyond the limit of 400 the original is no number, so that nothing is known of what it computes there."""
+    """Beyond the limit of 400 the original is NaN, so that its function is not known there."""
     for exponent, seen in (("m2", False), ("scores1", True)):
         more = "m2 = Mul (m, two_floats)\n" if not seen else "scores1 = ReduceMax <keepdims = 1> (scores, minus_one)\n"
         text = texts["batched"].replace(

@@ -56,7 +56,7 @@ def test_walks_from_a_value_find_what_a_walk_over_all_nodes_finds(model):
 
 @pytest.mark.parametrize("returned", ["weights", "something of the weights", "something of y"])
 def test_what_a_router_returns_leads_past_the_block(build, texts, raise_and_compare, returned):
-    """Only what experts make has to pass through y."""
+    """The experts' results alone have to pass through y."""
     model = build(texts["loop"])
     source = next(v for v in _values(model.graph) if v.name == ("y_2" if returned == "something of y" else "w"))
     if returned != "weights":

@@ -22,7 +22,7 @@ def test_weights_with_their_experts_along_another_axis_of_equal_size(build, text
 
 
 def flat(texts, product="all = Gemm <transB = 1> (x, up)"):
-    """One product with the rows of all experts, whose result is cut into experts behind it."""
+    """One product with the rows of all experts, whose result is split into experts."""
     return re.sub(r"h = Einsum .* \(x, up\)", f"{product}\nh = Reshape (all, by_expert)", texts["dense"])
 
 
@@ -88,7 +88,7 @@ def test_sibling_that_samples_has_no_block(build, raise_and_compare):
 
 
 def test_a_result_of_another_rank_than_the_tokens_has_its_own_shape(build, texts, normal, raise_and_compare):
-    """Weights of a token as a row that is multiplied with its experts' results: y is [T,1,d], and cut behind that."""
+    """Weights of a token are a row that multiplies its experts' results: y is [T,1,d], and is reshaped after that."""
     text = texts["dense"].replace("y = Einsum", "unused = Einsum")
     text += "row = Unsqueeze (mixture, one)\n product = MatMul (row, o)\n y = Squeeze (product, one)"
     route, _ = raise_and_compare(build(text, up=normal(4, 6, 5), down=normal(4, 5, 6)))

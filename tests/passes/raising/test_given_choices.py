@@ -1,4 +1,4 @@
-"""Experts whose ids and weights come from anywhere are raised, and what makes these stays."""
+"""Experts whose ids and weights have any source are raised, and their sources stay."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ TABLE = """best = ArgMax <axis = -1, keepdims = 0> (logits)
 
 
 def with_router(texts, router: str, formulation: str = "batched") -> str:
-    """Experts behind logits and scores of which ``router`` makes ``chosen`` and ``w``."""
+    """Experts after logits and scores, from which ``router`` computes ``chosen`` and ``w``."""
     before, _, behind = texts[formulation].partition("top, chosen")
     return f"{before}{router}\n{behind.partition('w = Div (top, total)')[2]}"
 

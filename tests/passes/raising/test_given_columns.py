@@ -1,4 +1,4 @@
-"""Experts each of which is weighed by a column of its own are raised, and what makes the columns stays."""
+"""Experts that are each weighed by a column of their own are raised, and the sources of the columns stay."""
 
 import numpy as np
 import pytest

@@ -55,7 +55,7 @@ def test_experts_are_raised_behind_a_router_that_stays(router, route):
 
 
 def test_weights_may_be_experts_by_tokens(build, normal, raise_and_compare):
-    """All that are no less than the second, behind a Transpose."""
+    """The weights are those not below the second largest, after a Transpose."""
     text = f"""logits = MatMul (x, router)
         top, chosen = TopK <axis = -1> (logits, k)
         second = ReduceMin <keepdims = 1> (top, minus_one)
@@ -76,7 +76,7 @@ PRODUCT = """logits = MatMul (x, gate)
 
 
 def test_weights_that_may_be_negative_leave_nobody_out(normal):
-    """Behind a softmax, for that is what is looked for where nothing selects."""
+    """The weights come after a softmax, which is searched for if nothing selects."""
     model = model_of(f"{SIGNATURE} <{STACKS}> {{ {PRODUCT}\n {EXPERTS} }}")
     x = normal(9, 6)
     before = interpreter.run(model, {"x": x})["y"]
@@ -87,7 +87,7 @@ def test_weights_that_may_be_negative_leave_nobody_out(normal):
 
 
 def test_places_that_run_out_stay_with_the_router(build, texts, normal, raise_and_compare):
-    """The weights of later tokens depend on earlier ones; what experts make of a token does not."""
+    """The weights of later tokens depend on earlier ones; an expert's result for a token does not."""
     model = build(limited(texts, "mixture"), up=normal(4, 6, 5), down=normal(4, 5, 6), **LIMITS)
     report = Report()
     route, _ = raise_and_compare(model, report)

@@ -1,4 +1,4 @@
-"""Layers that differ in their weights only are tried as what the first of them was understood as."""
+"""Layers that differ only in their weights are tried with the match of the first of them."""
 
 import re
 

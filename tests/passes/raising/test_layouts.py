@@ -1,4 +1,4 @@
-"""Rows in several sequences, in rows of pictures, and beside inputs of other lengths, on which a token may depend."""
+"""Rows in several sequences, in rows of pictures, and with inputs of other lengths, on which a token may depend."""
 
 from __future__ import annotations
 

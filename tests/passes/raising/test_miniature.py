@@ -1,4 +1,4 @@
-"""Trials on narrow copies of a block, and what only the block itself shows."""
+"""Trials on narrow copies of a block, and differences that only the block itself shows."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Experts spelled in ways that nobody reads: they are found by what they do."""
+"""Experts written in forms that no reading knows: they are found by their effects."""
 
 import numpy as np
 import pytest
@@ -146,7 +146,7 @@ BIASED = """
 
 
 def test_what_overflows_tells_nothing_of_other_nodes(build, texts, normal, raise_and_compare):
-    """Biases are added to what experts make as 1 is to the exponential of a large number."""
+    """Biases vanish in the experts' results like 1 in the exponential of a large number."""
     slot = replace_lines(SLOT, "a_{s} = Relu (h_{s})", GELU_BY_EXP)
     slot = replace_lines(slot, "part_{s} = Mul (y_{s}, w_{s})", BIASED)
     text = texts["router"] + slot.replace("{s}", "0") + slot.replace("{s}", "1") + "y = Add (part_0, part_1)\n"
@@ -305,7 +305,7 @@ def test_weights_selected_by_products_with_rows_of_a_table(build, texts, normal,
 
 
 def test_mask_of_a_fixed_number_of_tokens_is_no_weight(build, texts, normal, raise_and_compare):
-    """KeepTopK: what was not selected is -inf when the softmax comes."""
+    """KeepTopK: entries that were not selected are -inf before the softmax."""
     text = """
         logits = MatMul (x, router)
         top, chosen = TopK <axis = -1> (logits, k)

@@ -142,7 +142,7 @@ def test_all_of_the_first_output_counts_of_a_decision_with_several() -> None:
 
 
 def test_decisions_of_the_router_count_wherever_they_are() -> None:
-    """A choice between values of x is the router's where its condition is."""
+    """A selection between values of x belongs to the router if its condition does."""
     text = "other = Neg (logits)\n b = Greater (logits, other)\n n = Neg (x)\n w = Where (b, x, n)\n y = Relu (w)"
     assert told(text, "b", "w") is None
     live = told(text, "b", "w", "y")

@@ -1,4 +1,4 @@
-"""Routers are identified by what they compute, however they are written."""
+"""Routers are identified by their function, however they are written."""
 
 import numpy as np
 import pytest
@@ -173,7 +173,7 @@ def test_ids_of_experts_are_not_tried_as_scales(build, texts, monkeypatch):
 
 
 def test_weights_of_experts_are_not_read_for_vectors(build, texts, normal, monkeypatch):
-    """They depend on the choice of experts, as the router's own constants do, and are large."""
+    """Weights of experts depend on the selection, like the router's own constants, and are large."""
     graph = build(texts["batched"], up=normal(4, 10, 6), down=normal(4, 6, 5)).graph
     dataflow = DataFlow(graph)
     anchor = next(node for node in graph if node.op_type == "TopK")

@@ -1,4 +1,4 @@
-"""Sums of results that data weighs are told of, whatever makes the weights; sums of other kinds are not."""
+"""Sums of results that data weighs are reported, whatever computes the weights; sums of other kinds are not."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def sizes_of(text: str) -> dict[str, str]:
 
 
 def attention(cache: str = "P", mask: str = "T") -> onnx.ModelProto:
-    """Grouped queries behind a cache, with a mask of ones as onnxruntime-genai has it."""
+    """Grouped queries after a cache, with a mask of ones as in models of onnxruntime-genai."""
     text = f"""(float[B,S,32] q, float[B,1,{cache},h] past_keys, float[B,1,{cache},h] past_values, int64[B,{mask}] mask)
         => (float[B,S,16] y, float[B,1,total,h] keys, float[B,1,total,h] values)
         <int64[1] one_axis = {{1}}, int64 one = {{1}}> {{

@@ -1,4 +1,4 @@
-"""Sizes as text: what is computed of sizes is read again as the same."""
+"""Sizes as text: a text that is computed from sizes is parsed to the same sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Budgets: what weights cost in them, and the least that is named where one cannot be met."""
+"""Budgets: the costs of weights, and the least budget in the message if one cannot be met."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights rounded by what a profile knows of their inputs, in whatever layout they lie."""
+"""Weights rounded by the recorded inputs of a profile, in every layout."""
 
 from __future__ import annotations
 

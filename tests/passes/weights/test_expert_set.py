@@ -103,7 +103,7 @@ def logits_of(count: int, kept: list[int]) -> list[np.ndarray]:
 
 
 def kept(model: ir.Model, experts: list[int]) -> ir.Node:
-    """The layer with these experts, which computes on their logits what it did where no other was chosen."""
+    """The layer with only these experts, which computes the same for tokens that selected no others."""
     node = layer_of(model)
     count = E + spec_of(node, ExpertsSpec).identity_experts
     cases = logits_of(count, experts)

@@ -1,4 +1,4 @@
-"""Hidden units are matched by what they are on tokens, and by their weights."""
+"""Hidden units are matched by their values on tokens, and by their weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ORDER = np.random.default_rng(7).permutation(F)
 
 
 def with_permuted(changed: dict[str, np.ndarray]) -> ExpertWeights:
-    """Weights of a layer whose expert 1 is expert 0 with its units in another order, but for what is ``changed``."""
+    """Weights of a layer whose expert 1 is expert 0 with its units in another order, except for ``changed`` ones."""
     arrays = expert_arrays(SPEC)
     arrays["up"][1] = arrays["up"][0][ORDER]
     arrays["up_bias"][1] = arrays["up_bias"][0][ORDER]

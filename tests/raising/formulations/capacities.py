@@ -1,4 +1,4 @@
-"""Mixtures in which what a token gets depends on the others."""
+"""Mixtures in which the result of a token depends on other tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Slots(Mixture):
         return torch.bmm(functional.relu(torch.bmm(places, self.up)), self.down)
 
     def dispatched(self, x: Tensor, weights: Tensor, ids: Tensor, capacity: int) -> Tensor:
-        """GShard: first choices of all tokens before second ones, as far as experts have room."""
+        """GShard: first choices of all tokens before second ones, as long as experts have room."""
         used = torch.zeros(1, E)
         combine = torch.zeros(x.shape[0], E, capacity)
         for slot in range(ids.shape[1]):

@@ -129,7 +129,7 @@ class GatheredWeightsInEinsum(_Stacked):
 
 @formulation
 class GatheredHalvesOfWeights(_Stacked):
-    """Gate and up are taken apart behind the gather."""
+    """Gate and up are split after the gather."""
 
     def forward(self, x: Tensor) -> Tensor:
         weights, ids = self.route(x)

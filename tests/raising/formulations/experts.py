@@ -1,4 +1,4 @@
-"""Kinds of experts, all behind the same router."""
+"""Kinds of experts, all with the same router."""
 
 from __future__ import annotations
 

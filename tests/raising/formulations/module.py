@@ -22,7 +22,7 @@ class Mixture(nn.Module):
     """The reason why the present dialect cannot express it; empty if it can."""
     sequences: ClassVar[bool] = False
     tokens: ClassVar[bool] = False
-    """Whether it takes token ids [T] beside x."""
+    """Whether it takes token ids [T] besides x."""
     blocks: ClassVar[int] = 1
     """Number of blocks in it."""
 

@@ -1,4 +1,4 @@
-"""Detours that change nothing: behind values that are computed, and behind weights."""
+"""Detours that change nothing: after computed values, and after weights."""
 
 from __future__ import annotations
 

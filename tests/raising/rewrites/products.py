@@ -201,7 +201,7 @@ def einsum_as_products(model: ir.Model, random: np.random.Generator) -> ir.Model
 
 @rewrite
 def addition_of_bias_into_gemm(model: ir.Model, random: np.random.Generator) -> ir.Model | None:
-    """Add behind a MatMul of its own."""
+    """An Add after a MatMul that has no other user."""
     found = []
     for node in nodes(model, "Add"):
         for product, bias in (node.inputs, node.inputs[::-1]):

@@ -11,7 +11,7 @@ import sympy
 
 from moec.ir.graphs import add_constant
 from moec.passes.framework.base import Exactness, Report
-from moec.passes.graph.edits import constant, fresh_name, is_op, replace_by_tensors, replace_value
+from moec.passes.graph.edits import FreshNames, constant, is_op, replace_by_tensors, replace_value
 from moec.passes.shapes.inference import Names, allows_zero, annotate
 from moec.passes.shapes.symbolic import COMPARING, SymbolicValues, shape_of
 
@@ -64,8 +64,8 @@ class FoldShapes:
 
 def _fold(graph: ir.Graph) -> bool:
     values = SymbolicValues()
-    names = Names(graph)
-    rebuild = _Rebuild(graph, values)
+    sizes, names = Names(graph), FreshNames(graph)
+    rebuild = _Rebuild(graph, values, names)
     changed = False
     for node in list(graph):
         if node.graph is None:
@@ -73,8 +73,8 @@ def _fold(graph: ir.Graph) -> bool:
         if _fold_constant(node, values) or _drop_expand(node, values):
             changed = True
             continue
-        changed |= annotate(node, values, names)
-        changed |= _fold_reshape_target(node, values)
+        changed |= annotate(node, values, sizes)
+        changed |= _fold_reshape_target(node, values, names)
         changed |= rebuild.inputs_of(node)
     return changed
 
@@ -96,7 +96,7 @@ def _element_type(node: ir.Node) -> ir.DataType | None:
     return node.outputs[0].dtype
 
 
-def _fold_reshape_target(node: ir.Node, values: SymbolicValues) -> bool:
+def _fold_reshape_target(node: ir.Node, values: SymbolicValues, names: FreshNames) -> bool:
     if not is_op(node, "Reshape") or constant(node.inputs[1]) is not None or allows_zero(node):
         return False
     target = values.of(node.inputs[1])
@@ -107,7 +107,7 @@ def _fold_reshape_target(node: ir.Node, values: SymbolicValues) -> bool:
     if sizes is None:
         return False
     assert isinstance(node.graph, ir.Graph)
-    name = fresh_name(node.graph, f"{node.outputs[0].name}_shape")
+    name = names.new(f"{node.outputs[0].name}_shape")
     node.replace_input_with(1, add_constant(node.graph, ir.tensor(np.array(sizes, np.int64)), name))
     return True
 
@@ -154,8 +154,8 @@ def _keeps(dims: list[sympy.Expr], target: list[Any]) -> bool:
 class _Rebuild:
     """Replaces inputs that are shape arithmetic by the same arithmetic in one form, made at the graph's start."""
 
-    def __init__(self, graph: ir.Graph, values: SymbolicValues) -> None:
-        self._graph, self._values = graph, values
+    def __init__(self, graph: ir.Graph, values: SymbolicValues, names: FreshNames) -> None:
+        self._graph, self._values, self._names = graph, values, names
         self._first: ir.Node | None = None  # known once it is needed: what was first may be folded away before
         self._made: dict[Any, ir.Value] = {}
         self._sources: dict[sympy.Expr, tuple[ir.Value, int]] = {}
@@ -204,7 +204,7 @@ class _Rebuild:
         if item in self._made:
             return self._made[item]
         if item.is_Integer:
-            name = fresh_name(self._graph, f"size_{item}")
+            name = self._names.new(f"size_{item}")
             made = add_constant(self._graph, ir.tensor(np.array([int(item)], np.int64)), name)
         elif item.is_Symbol:
             value, axis = self._sources[item]

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from moec.ir.graphs import add_constant
 from moec.passes.framework.base import Exactness, Report
-from moec.passes.graph.edits import constant, fresh_name, is_op, replace_value
+from moec.passes.graph.edits import FreshNames, constant, is_op, replace_value
 from moec.passes.shapes.symbolic import shape_of
 
 _SWAP_LAST = [0, 1, 3, 2]
@@ -56,11 +56,11 @@ class FuseAttention:
     exactness: ClassVar[Exactness] = "reassociating"
 
     def apply(self, model: ir.Model, report: Report) -> bool:
-        changed = False
+        changed, names = False, FreshNames(model.graph)
         for node in list(model.graph):
             attention = _match(node) if is_op(node, "MatMul") else None
             if attention is not None:
-                changed |= _replace(model.graph, node, attention)
+                changed |= _replace(model.graph, node, attention, names)
         return changed
 
 
@@ -265,7 +265,7 @@ def _input_of(value: ir.Value | None, op_type: str) -> ir.Value | None:
     return node.inputs[0] if is_op(node, op_type) else None
 
 
-def _replace(graph: ir.Graph, node: ir.Node, attention: _Attention) -> bool:
+def _replace(graph: ir.Graph, node: ir.Node, attention: _Attention, names: FreshNames) -> bool:
     keys, added = attention.keys, []
     if attention.transposed:
         swap = ir.node("Transpose", [keys], attributes={"perm": _SWAP_LAST})
@@ -279,7 +279,7 @@ def _replace(graph: ir.Graph, node: ir.Node, attention: _Attention) -> bool:
     if attention.mask is not None:
         inputs = [*inputs, attention.mask]
     if attention.sinks is not None:
-        inputs = [attention.query, *_behind_sinks(graph, keys, attention, added)]
+        inputs = [attention.query, *_behind_sinks(graph, keys, attention, added, names)]
     fused = ir.node("Attention", inputs, attributes={"scale": attention.scale})
     fused.outputs[0].name = f"{node.outputs[0].name}_fused"
     fused.outputs[0].shape, fused.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
@@ -293,19 +293,21 @@ def _replace(graph: ir.Graph, node: ir.Node, attention: _Attention) -> bool:
     return True
 
 
-def _behind_sinks(graph: ir.Graph, keys: ir.Value, attention: _Attention, added: list[ir.Node]) -> list[ir.Value]:
+def _behind_sinks(
+    graph: ir.Graph, keys: ir.Value, attention: _Attention, added: list[ir.Node], names: FreshNames
+) -> list[ir.Value]:
     """Keys and values with a first one of zeros, and a mask that adds the sinks to its scores; nodes for them are
     ``added``."""
     assert attention.sinks is not None
 
     def add(label: str, operator: str, *inputs: ir.Value | None, **attributes: int) -> ir.Value:
         node = ir.node(operator, inputs, attributes=attributes)
-        node.outputs[0].name = fresh_name(graph, f"{attention.value.name}_{label}")
+        node.outputs[0].name = names.new(f"{attention.value.name}_{label}")
         added.append(node)
         return node.outputs[0]
 
     def numbers(*values: int) -> ir.Value:
-        return add_constant(graph, ir.tensor(np.array(values, np.int64)), fresh_name(graph, "numbers"))
+        return add_constant(graph, ir.tensor(np.array(values, np.int64)), names.new("numbers"))
 
     front, positions = numbers(1, 0), numbers(2)
     padded = [

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from moec.ir.graphs import add_constant
 from moec.passes.framework.base import Exactness, Report
-from moec.passes.graph.edits import constant, fresh_name, is_op, replace_node, replace_value
+from moec.passes.graph.edits import FreshNames, constant, is_op, replace_node, replace_value
 from moec.passes.graph.einsum_operands import multiply_first
 
 
@@ -66,17 +66,18 @@ class Simplify:
 
 
 def _sweep(graph: ir.Graph) -> bool:
-    changed = False
+    changed, names = False, FreshNames(graph)
     for node in list(graph):
         if node.domain or node.graph is not graph:
             continue
         rule, merge = _RULES.get(node.op_type), _MERGES.get(node.op_type)
+        rewrite = _REWRITES.get(node.op_type)
         replacement = None if rule is None else rule(node)
         if replacement is not None and replace_value(node.outputs[0], replacement):
             graph.remove(node, safe=True)
             changed = True
         elif replacement is None:
-            changed |= merge is not None and merge(node)
+            changed |= (merge is not None and merge(node)) or (rewrite is not None and rewrite(node, names))
     return changed
 
 
@@ -313,12 +314,12 @@ def _add_without_negative(node: ir.Node) -> bool:
     return False
 
 
-def _add_negative_vector(node: ir.Node) -> bool:
+def _add_negative_vector(node: ir.Node, names: FreshNames) -> bool:
     vector, subtracted, graph = constant(node.inputs[1]), node.inputs[1], node.graph
     if vector is None or subtracted is None or vector.size < 2 or vector.dtype.kind != "f":
         return False
     assert isinstance(graph, ir.Graph)
-    negative = add_constant(graph, ir.tensor(-vector), fresh_name(graph, f"{subtracted.name}_negative"))
+    negative = add_constant(graph, ir.tensor(-vector), names.new(f"{subtracted.name}_negative"))
     node.replace_input_with(1, negative)
     node.op_type = "Add"
     return True
@@ -366,9 +367,10 @@ _RULES: dict[str, Callable[[ir.Node], ir.Value | None]] = {
 }
 _MERGES: dict[str, Callable[[ir.Node], bool]] = {
     "Add": _add_without_negative,
-    "Einsum": multiply_first,
     "Reshape": _merge_reshapes,
-    "Sub": lambda node: _add_without_negative(node) or _add_negative_vector(node),
+    "Sub": _add_without_negative,
     "Transpose": lambda node: _merge_transposes(node) or _transpose_earlier(node),
     **dict.fromkeys(_REDUCTIONS, _reduce_to_squeeze),
 }
+_REWRITES: dict[str, Callable[[ir.Node, FreshNames], bool]] = {"Einsum": multiply_first, "Sub": _add_negative_vector}
+"""Rules that make values with names of their own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,14 +77,35 @@ def value_names(graph: ir.Graph) -> set[str]:
 
 
 def fresh_name(graph: ir.Graph, wish: str) -> str:
-    """``wish``, or ``wish`` with a number, that no value of the graph has as its name."""
-    taken = {value.name for value in graph.inputs} | set(graph.initializers)
-    taken |= {value.name for node in graph for value in node.outputs}
-    name, number = wish, 1
-    while name in taken:
-        number += 1
-        name = f"{wish}_{number}"
-    return name
+    """``wish``, or ``wish`` with a number, that no value of the graph has as its name. Reads all names: whoever makes
+    names for many nodes takes :class:`FreshNames`."""
+    return FreshNames(graph).new(wish)
+
+
+class FreshNames:
+    """Names that no value of a graph has. The graph is read once, at the first name: valid as long as all further names
+    that are made by wish come from here."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._numbers: dict[str, int] = {}
+        """The number that a wish was given last."""
+
+    @functools.cached_property
+    def _taken(self) -> set[str | None]:
+        graph = self._graph
+        made = (value.name for node in graph for value in node.outputs)
+        return {*(value.name for value in graph.inputs), *graph.initializers, *made}
+
+    def new(self, wish: str) -> str:
+        """``wish``, or ``wish`` with a number."""
+        name, number = wish, self._numbers.get(wish, 1)
+        while name in self._taken:
+            number += 1
+            name = f"{wish}_{number}"
+        self._numbers[wish] = number
+        self._taken.add(name)
+        return name
 
 
 def remove_unused(graph: ir.Graph, value: ir.Value) -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.ir.graphs import add_constant
-from moec.passes.graph.edits import fresh_name
+from moec.passes.graph.edits import FreshNames
 
 
-def multiply_first(node: ir.Node) -> bool:
+def multiply_first(node: ir.Node, names: FreshNames) -> bool:
     """Two operands of an Einsum of three become their product, as large as one of them."""
     terms, arrow, result = node.attributes.get_string("equation", "").replace(" ", "").partition("->")
     letters = terms.split(",")
@@ -23,7 +23,7 @@ def multiply_first(node: ir.Node) -> bool:
         if kept != list(letters[few]) or len(letters[third]) <= len(letters[many]):
             continue
         absent = [axis for axis, letter in enumerate(letters[many]) if letter not in kept]
-        product = _product(node, node.inputs[many], node.inputs[few], absent)
+        product = _product(node, node.inputs[many], node.inputs[few], absent, names)
         operands = [product, node.inputs[third]]
         node.resize_inputs(2)
         for place, operand in enumerate(operands):
@@ -33,19 +33,21 @@ def multiply_first(node: ir.Node) -> bool:
     return False
 
 
-def _product(node: ir.Node, many: ir.Value | None, few: ir.Value | None, absent: list[int]) -> ir.Value:
+def _product(
+    node: ir.Node, many: ir.Value | None, few: ir.Value | None, absent: list[int], names: FreshNames
+) -> ir.Value:
     """A value times another that lacks some of its axes, in front of ``node``."""
     graph = node.graph
     assert isinstance(graph, ir.Graph) and many is not None and few is not None
-    name = fresh_name(graph, f"{few.name}_spread")
+    name = names.new(f"{few.name}_spread")
     if absent:
-        axes = add_constant(graph, ir.tensor(np.array(absent, np.int64)), fresh_name(graph, f"{name}_axes"))
+        axes = add_constant(graph, ir.tensor(np.array(absent, np.int64)), names.new(f"{name}_axes"))
         spread = ir.node("Unsqueeze", [few, axes])
         spread.outputs[0].name, spread.outputs[0].type = name, few.type
         graph.insert_before(node, spread)
         few = spread.outputs[0]
     times = ir.node("Mul", [many, few])
     (product,) = times.outputs
-    product.name, product.type, product.shape = fresh_name(graph, f"{many.name}_times"), many.type, many.shape
+    product.name, product.type, product.shape = names.new(f"{many.name}_times"), many.type, many.shape
     graph.insert_before(node, times)
     return product

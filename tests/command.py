@@ -1,8 +1,8 @@
-"""``moec(...)`` runs the command line in a process of its own. The process is a fork of one that has imported what
-commands import: Python's imports would be most of what a small command costs, and tests run hundreds of them.
+"""The command line in a process of its own, by ``moec(...)``.
 
-Run as a program, this module is that process. What imports themselves do is tested by processes that start anew
-(``START``)."""
+The process is a fork of a server that has already imported the modules of all commands: imports would be most of the
+cost of a small command, and tests run hundreds of them. Run as a program, this module is that server. Tests that depend
+on the imports start a new process (``START``)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 _NEW = os.O_WRONLY | os.O_CREAT
 START = [sys.executable, "-c", "from moec.__main__ import main; main()"]
-"""A command line that starts anew, for what depends on that: signals, closed outputs, the time until help is there."""
+"""Command line of a new process, for tests of signals, closed outputs and the time until help is printed."""
 
 
 def moec(*arguments: object, input: str = "") -> subprocess.CompletedProcess[str]:
@@ -55,7 +55,7 @@ def _server() -> subprocess.Popen[str]:
 
 
 def _serve() -> None:
-    """Answer each line of standard input, a request of :func:`moec`, with the exit code of a fork that does it."""
+    """Answer each request of :func:`moec`, a line of standard input, with the exit code of a fork that runs it."""
     import onnxruntime  # noqa: F401
     import tvm  # noqa: F401
 
@@ -71,7 +71,7 @@ def _serve() -> None:
     for package in (moec.ir, moec.passes, moec.targets.cpu, moec.targets.tvm):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
-    gc.freeze()  # in no fork has the collector to look at all of this again
+    gc.freeze()  # the collector of a fork need not scan these objects
     replies = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         child = os.fork()
@@ -93,7 +93,7 @@ def _become(request: Mapping[str, Any]) -> None:
 
 
 def _end(main: Callable[[], None]) -> NoReturn:
-    """End the process by what main exits with. What was imported is not torn down: that takes most of a second."""
+    """End the process with the exit code of ``main``, without tearing down imports, which takes most of a second."""
     try:
         main()
         code = 0

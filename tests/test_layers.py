@@ -31,8 +31,7 @@ def sources() -> dict[str, ast.Module]:
 
 
 def imports(nodes: list[ast.stmt], *, deep: bool) -> Iterator[str]:
-    """Modules of moec that are imported: when the statements run, or, ``deep``, in their functions and for types,
-    too."""
+    """Modules of moec that the statements import when they run; with ``deep`` also those in functions and for types."""
     for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module is not None:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -48,13 +47,13 @@ def imports(nodes: list[ast.stmt], *, deep: bool) -> Iterator[str]:
 
 @functools.cache
 def documentation() -> set[int]:
-    """The docstrings of all modules, and of what is in them."""
+    """Ids of all docstrings: of modules, and of classes and functions in them."""
     statements = (node for tree in sources().values() for node in ast.walk(tree) if isinstance(node, ast.Expr))
     return {id(node.value) for node in statements}
 
 
 def importers(package: str, *, deep: bool = True) -> set[str]:
-    """Modules outside of a package that import something of it."""
+    """Modules outside of a package that import one of its modules."""
 
     def is_inside(name: str) -> bool:
         return f"{name}.".startswith(f"{package}.")

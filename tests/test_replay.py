@@ -1,4 +1,4 @@
-"""Process replay: what a record holds and follows from, how it goes on, and what a comparison says."""
+"""Process replay: content and identity of records, resumed recording, and reports of comparisons."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def replay():
 
 @pytest.fixture(autouse=True)
 def unchanged_process(monkeypatch):
-    """What recording changes of its process is as it was after each test."""
+    """Restore the working folder and the environment, which recording changes, after each test."""
     monkeypatch.chdir(TOOL.parent)
     monkeypatch.setenv("MOEC_KERNEL_CACHE", "off")
 
@@ -43,7 +43,7 @@ def write_model(path: pathlib.Path, body: str = PRODUCT) -> pathlib.Path:
 
 
 def record(replay, model: pathlib.Path, target: str, folder: pathlib.Path, sources: str = "1", **options) -> bool:
-    """Record a file in this process; whether that was not done before."""
+    """Record a file in this process, and return whether there was no record of it yet."""
     own = replay.models.Model(replay.models.Existing(model), options)
     name = replay.models.name_of(model, model.parent.parent)
     return replay.records.Job(name, own, target, folder, sources).run()[0]

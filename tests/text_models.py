@@ -18,7 +18,7 @@ def model_of(nodes: str, constants: Mapping[str, ArrayLike], inputs: str = "floa
 
 
 def give_constants(proto: onnx.ModelProto, constants: Mapping[str, ArrayLike]) -> None:
-    """Make those that the graph's nodes take, outside of bodies, initializers of the graph."""
+    """Make the constants that nodes of the graph use, not counting bodies, initializers of the graph."""
     used = {name for node in proto.graph.node for name in node.input}
     proto.graph.initializer.extend(
         onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items() if name in used

@@ -1,9 +1,10 @@
-"""Let kernels take tensors that lie at any multiple of 16 bytes.
+"""Let kernels take tensors at any address that is a multiple of 16 bytes.
 
-TVM takes the data of every argument to begin at a multiple of 64 bytes and refuses other addresses. Memory from malloc,
-and so a large numpy array, begins at a multiple of 16: such an input would have to be copied, and a model's cache of
-keys and values is megabytes. Instructions for addresses of any alignment are as fast as those for aligned ones where
-the address happens to be aligned. 16 bytes are what the oldest vector instructions (SSE) want of operands in memory.
+TVM assumes that the data of every argument begins at a multiple of 64 bytes and refuses other addresses. Memory from
+malloc, such as a large numpy array, begins at a multiple of 16: such an input would have to be copied, and a model's
+cache of keys and values is megabytes. Instructions for unaligned addresses are as fast as aligned ones where the
+address happens to be aligned. The oldest vector instructions (SSE) require operands in memory to be aligned to 16
+bytes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Arithmetic on floats, which are no real numbers, and on integers, which not every division leaves whole.
+"""Arithmetic that is safe from TVM's simplifier, for floats, and from traps of the processor, for integers.
 
-TVM's simplifier takes floats for real numbers: it makes x of ``(x + y) - y``, which rounding does not, and 0 of
-``x - x``, ``0 * x`` and ``0 / x``, which infinity and NaN are not. It cancels nothing of a sum.
+TVM's simplifier treats floats as real numbers: it reduces ``(x + y) - y`` to x, although rounding changes it, and
+``x - x``, ``0 * x`` and ``0 / x`` to 0, although x may be infinite or NaN. It cancels nothing in a sum, so a difference
+is written as the sum with the negative.
 
-Processors stop a program that divides an integer by 0, or the least one by -1, whose quotient is out of range.
+Processors stop a program that divides an integer by 0, or the least integer by -1, whose quotient is out of range.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ def is_unsigned(element: tirx.Expr) -> bool:
 
 
 def converted(element: tirx.Expr, target: str) -> tirx.Expr:
-    """``element`` as another type. An integer that 8 or 16 bits do not hold wraps around, but TVM takes bounds that it
-    knows of the element for bounds of the result: so the bits that are kept are written out."""
+    """``element`` as another type; an integer that does not fit 8 or 16 bits wraps around.
+
+    TVM would apply the bounds it knows of the element to the result, so the wrapping is written out bit by bit."""
     source, bits = str(element.ty.dtype), {"int8": 8, "uint8": 8, "int16": 16, "uint16": 16}.get(target)
     if bits is None or not source.startswith(("int", "uint")) or source == target:
         return element.astype(target)
@@ -58,8 +60,9 @@ def quotient(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
 
 
 def truncated_quotient(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
-    """The quotient of integers, rounded towards zero. ONNX leaves open what x / 0 is: here it is 0. Over -1 it is the
-    negative of x, modulo 2^bits."""
+    """The quotient of integers, rounded towards zero; x / -1 is the negative of x, modulo 2^bits.
+
+    ONNX does not define x / 0; here it is computed as x / 1."""
     found = tirx.truncdiv(left, divisor_of_remainder(right))
     if is_unsigned(right):
         return found
@@ -67,14 +70,14 @@ def truncated_quotient(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
 
 
 def divisor_of_remainder(right: tirx.Expr) -> tirx.Expr:
-    """A divisor that leaves the same remainder and never traps: 1 for -1, and for 0, of which ONNX says nothing."""
+    """A divisor with the same remainder that never traps: 1 for -1, and for 0, whose remainder ONNX does not define."""
     if is_unsigned(right):
         return nonzero(right)
     return nonzero(right) + _is(-1, right) * tirx.const(2, right.ty.dtype)
 
 
 def nonzero(divisor: tirx.Expr) -> tirx.Expr:
-    """1 for 0. No Select: TVM's simplifier moves a division into it, and a processor divides before it selects."""
+    """The divisor, with 1 for 0. Not by a Select: TVM would move the division into it, before the selection."""
     return divisor + _is(0, divisor)
 
 

@@ -1,7 +1,7 @@
-"""Ask for no less memory than tensors take, also where the number of bytes does not fit an integer.
+"""Bound the bytes of an allocation where their number would overflow an integer.
 
-Sizes that a program is given or computes may multiply beyond 64 bits, [2**40, 2**40] say, and what is left of the
-product would be allocated. Such a product becomes the largest number of bytes instead, which no machine has.
+Sizes that a program is given or computes, such as [2**40, 2**40], may multiply beyond 64 bits, and the product modulo
+2**64 would be allocated: too little. Such a product becomes a number of bytes that no machine has.
 
 ::
 
@@ -43,7 +43,7 @@ def _bounded(call: tvm.ir.Call) -> tvm.ir.Call:
 
 
 def as_float(size: Any) -> tirx.Expr:
-    """The number, computed where it cannot overflow."""
+    """The number, computed in float64, where it cannot overflow."""
     operator = _OPERATORS.get(type(size))
     if operator is not None:
         return operator(as_float(size.a), as_float(size.b))

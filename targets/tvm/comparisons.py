@@ -1,4 +1,4 @@
-"""Comparisons of numbers among which NaN may be, as numpy and ONNX want them.
+"""Comparisons of numbers that may be NaN, with the results of numpy and ONNX.
 
 TVM's ``max`` and ``min`` drop a NaN on one side, its ``!=`` does not hold for NaN, and its simplifier turns
 ``not a < b`` into ``a >= b``: none of the three is used where floats are compared.
@@ -27,7 +27,7 @@ def negated(condition: Any) -> tirx.Expr:
 
 
 def is_nonzero(x: Any) -> tirx.Expr:
-    """Whether the number is not 0; NaN is not."""
+    """Whether the number is not 0; true for NaN."""
     return negated(tirx.EQ(x, tirx.const(0, x.ty.dtype)))
 
 
@@ -38,6 +38,6 @@ def is_nan(x: Any) -> tirx.Expr:
 def _keeping_nan(left: Any, right: Any, of_integers: Any, better: Any) -> tirx.Expr:
     if "float" not in str(left.ty.dtype):
         return of_integers(left, right)
-    if isinstance(right, tirx.FloatImm):  # not NaN itself, and a NaN on the left is not worse than anything
+    if isinstance(right, tirx.FloatImm):  # right is not NaN, and a NaN on the left loses no comparison
         return tirx.Select(better(right, left), right, left)
     return tirx.Select(tirx.any(better(left, right), is_nan(left)), left, right)

@@ -175,9 +175,11 @@ def in_range(index: tirx.Expr, size: Any) -> tirx.Expr:
 
 
 Scatter = Callable[[Lowering, relax.Expr, relax.Expr, relax.Expr, str], relax.Var]
-"""How a target changes rows of data [P, inner] by updates [N, inner]: ``(lowering, data, rows, updates, reduction)``.
-``rows`` int64 [before, along, behind], N in all, are those that the updates change one after the other, -1 for none;
-only those of equal places before and behind are of the same rows."""
+"""A target's scatter of updates [N, inner] into rows of data [P, inner].
+
+Its arguments are ``(lowering, data, rows, updates, reduction)``. ``rows``, int64 [before, along, after] with N elements, has
+the row that each update changes, in order; -1 for none. Two updates can change the same row only if their indices
+differ in ``along`` alone."""
 
 
 def _scatter_in_order(

@@ -16,14 +16,14 @@ from moec.targets.tvm.windows import Windows, all_inside
 
 
 def _at(tensor: te.Tensor, index: tirx.Expr) -> tirx.Expr:
-    """The one element, or that of the index."""
+    """The element at the index, or the only element of a tensor with one."""
     if all(isinstance(size, tirx.IntImm) and int(size) == 1 for size in tensor.shape):
         return tensor(*[0] * len(tensor.shape))
     return tensor(index)
 
 
 def _parameters(lowering: Lowering, values: list[ir.Value | None], sizes: list[Any]) -> list[relax.Expr]:
-    """Scales and zero points, each one for all or as many as the size beside it."""
+    """Tensors of the scales and zero points that are present, each of one element or of the size paired with it."""
     return [
         lowering.tensor(value)
         if all(own == 1 for own in lowering.dimensions(value))

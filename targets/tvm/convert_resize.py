@@ -170,7 +170,7 @@ def _weighted(source: te.Tensor, at: list[tirx.Expr], sizes: list[Any], samples:
 
 
 def _check_count(lowering: Lowering, value: ir.Value, count: int) -> None:
-    """Raises UnsupportedError unless a value, of which kernels read ``count`` numbers, is known to have so many."""
+    """Raise UnsupportedError unless a value, of which kernels read ``count`` numbers, is known to have so many."""
     found = lowering.dimensions(value)
     if found != [count]:
         raise UnsupportedError(f"{value.name!r} has the shape {found}; expected {[count]}")
@@ -179,7 +179,7 @@ def _check_count(lowering: Lowering, value: ir.Value, count: int) -> None:
 def _sizes_by_scales(lowering: Lowering, operands: list[ir.Value], sizes: list[Any], cropped: bool) -> list[Any]:
     """``floor(size * part * scale)`` for each axis; the scales are the last operand, the region the first.
 
-    Read when the model runs, one beyond what a memory holds is as good as infinite, and a negative one is refused.
+    At run time, a size beyond any memory becomes a bound on sizes, and a negative one is refused.
     """
     given = [lowering.constant(operand) for operand in operands]
     if all(constant is not None for constant in given) and all(isinstance(size, int) for size in sizes):

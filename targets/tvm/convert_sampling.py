@@ -1,4 +1,4 @@
-"""Images at other places: transposed convolution and sampling on a grid."""
+"""Transposed convolution, and sampling of images on a grid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moec.targets.tvm.lowering import Converter, Lowering
 
 
 def _convert_conv_transpose(lowering: Lowering, node: ir.Node) -> Any:
-    """Each element of the result sums what the windows of the input that cover it give."""
+    """Transposed convolution: each element of the result sums the contributions of the windows that cover it."""
     x, w, bias = required_input(node, 0), required_input(node, 1), optional_input(node, 2)
     sizes, window = lowering.dimensions(x), lowering.dimensions(w)
     rank = len(sizes) - 2

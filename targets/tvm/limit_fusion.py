@@ -1,10 +1,9 @@
-"""Keep what a fused kernel computes for one element within a budget.
+"""Keep the work of a fused kernel for one element within a budget.
 
-Fusion writes every operator into the one that reads it. What is read in two places, such as x by the two slices that a
-rotation swaps, is thereby written, and computed, twice; in a chain of such operators that doubles with each of them.
-Where an element would take more than :data:`FUSED_LOADS` loads, or more than :data:`FUSED_REPEATS` operators that write
-their own operand several times would stand in each other, the operator gets a kernel of its own, which reads what the
-kernels before it have stored.
+Fusion substitutes every operator into its reader. An operand that is read in two places, such as x by the two slices
+that a rotary embedding swaps, is thereby computed twice; in a chain of such operators the work doubles with each of
+them. An operator gets a kernel of its own, which reads stored results, where an element would otherwise take more than
+:data:`FUSED_LOADS` loads, or nest more than :data:`FUSED_REPEATS` operators that repeat their own operand.
 
 ::
 
@@ -35,12 +34,12 @@ from moec.targets.tvm.provenance import bindings_of, fused_groups
 from moec.targets.tvm.te_kernels import OPAQUE
 
 REPEATING = ("tirx.tanh",)
-"""Functions that TVM replaces by formulas in which the operand stands several times."""
+"""Functions that TVM replaces by formulas that repeat the operand."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fused:
-    """A module on both sides of fusion, and the variables of its ``main`` whose kernels may not be fused, each with the
+    """A module before and after fusion, and the variables of its ``main`` whose kernels may not be fused, each with the
     budget that it would exceed."""
 
     before: tvm.IRModule
@@ -56,7 +55,7 @@ class Work:
     repeats: int = 0
 
     def exceeded(self) -> Budget | None:
-        """The budget that has less."""
+        """The budget that the work exceeds; None if it is within all."""
         if not FUSED_LOADS.allows(self.loads):
             return FUSED_LOADS
         return None if FUSED_REPEATS.allows(self.repeats) else FUSED_REPEATS

@@ -1,16 +1,17 @@
-"""Loops whose number of steps is known only when the program runs, and which are no recurrence that kernels know.
+"""Loops with a trip count that is known only at run time, and that are not a recurrence with a kernel.
 
 The body of a Loop or Scan becomes a function of its own, compiled like ``main``. It takes the number of the step,
-whether the loop goes on, the states, and what stays the same in all steps: values from outside, whole scanned tensors,
-of which it reads a slice, and weights, which are weights of ``main``. The runtime (:mod:`moec.runtime.loops`) calls it
-step by step; sizes that only the last step tells are read from what that found::
+whether the loop goes on, the states, and the operands that are the same in all steps: values from outside, whole
+scanned tensors, of which it reads a slice, and weights, which are weights of ``main``. The runtime
+(:mod:`moec.runtime.loops`) calls it step by step; sizes that only the last step tells are read from the result of the
+loop::
 
     found = moec.loop(0, 1, 0, 0, trips, going, state, x)
     steps = match_cast(tensor_to_shape(found))
-    y = moec.loop_result(0, -1, 0, found)     # the state behind the last step
+    y = moec.loop_result(0, -1, 0, found)     # the state after the last step
     z = moec.loop_result(1, 0, 0, found)      # [steps, ...], a slice of each step
 
-A state whose size a step may change has a size of its own in the body.
+A state whose size may change in a step has a size of its own in the body.
 """
 
 from __future__ import annotations
@@ -38,20 +39,22 @@ _ENDLESS = np.iinfo(np.int64).max
 
 
 class BodyLowering(Lowering):
-    """The lowering of a body, beside that of the function around it."""
+    """Lowering of a loop's body, within the lowering of the function around it."""
 
     def __init__(self, parent: Lowering, model: ir.Model) -> None:
         super().__init__(model, parent.heavy, loops=True)
         self.bodies = parent.bodies
 
     def _narrowing(self) -> None:
-        """A step computes all that it makes."""
+        """None: a step always computes all of its results."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Compiled:
-    """A body's function. ``results``: types of what it makes, in sizes of the function around it; ``weights``: what it
-    takes of that function behind its inputs."""
+    """A body's function, by its number.
+
+    ``results``: sizes and element types of its results, in sizes of the function around it; None for a size that only
+    the loop tells. ``weights``: variables of that function that it takes after its inputs."""
 
     number: int
     results: Sequence[tuple[list[Any], str]]
@@ -59,9 +62,9 @@ class _Compiled:
 
 
 def lower_loop(lowering: Lowering, node: ir.Node) -> list[relax.Expr]:
-    """The states behind the last step, and the slices of all steps side by side.
+    """The states after the last step, and the slices of all steps, joined along their axis.
 
-    Raises UnsupportedError where the body cannot be compiled, or what is carried changes its sizes.
+    Raises UnsupportedError where the body cannot be compiled, or a state changes its type or rank.
     """
     body = body_of(node)
     trips, steps = _trips(lowering, body)
@@ -109,9 +112,10 @@ def _results(lowering: Lowering, body: LoopBody, compiled: _Compiled, found: rel
 
 
 def _compiled(lowering: Lowering, node: ir.Node, body: LoopBody) -> _Compiled:
-    """Lower the body, and let its weights be weights of the function around it.
+    """Lower the body, and make its weights weights of the function around it.
 
-    A state keeps its sizes until a body that takes them so turns out to make others, which are then sizes of their own.
+    States are first declared to keep their sizes. If the body turns out to change some, it is lowered again with
+    sizes of their own for these.
     """
     graph, first = body.graph, len(lowering.bodies)
     graph.opset_imports.update(lowering.model.graph.opset_imports)
@@ -151,7 +155,7 @@ def _compiled(lowering: Lowering, node: ir.Node, body: LoopBody) -> _Compiled:
 
 
 def _declare(lowering: Lowering, body: LoopBody, changing: Collection[tuple[ir.Value, int]]) -> None:
-    """Give the body's inputs types, and sizes: numbers, or names, one for all that are known to be equal."""
+    """Give the body's inputs types and sizes; a dynamic size is a name, shared by all sizes known to be equal."""
     names: list[tuple[Any, str]] = []
     for inner, outer in body.outside.items():
         inner.type = ir.TensorType(ir.DataType.from_numpy(DTYPES[lowering.dtype(outer)]))
@@ -161,7 +165,7 @@ def _declare(lowering: Lowering, body: LoopBody, changing: Collection[tuple[ir.V
 
 
 def _name(lowering: Lowering, size: Any, names: list[tuple[Any, str]]) -> int | str:
-    """A size as the body has it; ``None`` is equal to no other. ``names``: those that sizes have so far."""
+    """Number or name of a size in the body; ``None`` equals no other size. ``names``: the names given so far."""
     if isinstance(size, int):
         return size
     others = [] if size is None else [pair for pair in names if pair[0] is not None]
@@ -172,7 +176,7 @@ def _name(lowering: Lowering, size: Any, names: list[tuple[Any, str]]) -> int | 
 
 
 def _changing(inside: Lowering, body: LoopBody) -> set[tuple[ir.Value, int]]:
-    """The axes of states that may have another size behind a step.
+    """The axes of states whose size may change in a step.
 
     Raises UnsupportedError for another type or another number of axes."""
     found: set[tuple[ir.Value, int]] = set()
@@ -190,7 +194,7 @@ def _changing(inside: Lowering, body: LoopBody) -> set[tuple[ir.Value, int]]:
 
 
 def _outside(size: Any, outside: Mapping[tirx.Var, Any]) -> Any:
-    """The size of a body in sizes of the function around it; None where these do not tell."""
+    """A size of a body in terms of sizes of the function around it; None where it does not follow from these."""
     if isinstance(size, int):
         return size
     if not set(tirx.analysis.undefined_vars(size)) <= set(outside):

@@ -1,8 +1,8 @@
 """Compute the sizes of tensors in the order of their slots.
 
-VMShapeLower makes functions that compute symbolic sizes from those in some slots of the shape heap and store them in
-others. The stores stand in the order of addresses in the compiler's memory, which differs from process to process. None
-of a function reads what another one stores, so any order computes the same, and one of them makes the same code always.
+VMShapeLower makes functions that compute symbolic sizes from some slots of the shape heap and store them in others. It
+orders the stores by addresses in the compiler's memory, which differ from process to process. No store of a function
+reads the result of another one, so every order computes the same, and a fixed order makes the code reproducible.
 
 ::
 
@@ -22,7 +22,7 @@ from tvm import tirx
 
 @tvm.ir.transform.module_pass(opt_level=0, name="OrderSizes")
 class OrderSizes:
-    """Runs behind VMShapeLower."""
+    """Runs after VMShapeLower."""
 
     def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         for symbol, function in module.functions.items():
@@ -34,8 +34,9 @@ class OrderSizes:
 
 
 def _independent_stores(function: tirx.PrimFunc) -> list[tirx.BufferStore] | None:
-    """The statements of a function that does nothing but store at different constant places of one buffer, and reads
-    none of these; None for any other function."""
+    """The stores of a function that only stores to different constant places of one buffer, and reads none of them.
+
+    None for any other function."""
     if not isinstance(function.body, tirx.SeqStmt):
         return None
     stores = list(function.body.seq)

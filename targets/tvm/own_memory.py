@@ -1,8 +1,9 @@
-"""Give tensors memory of their own where planning would not find them any to share, or would search for too long.
+"""Give tensors memory of their own where planning would find none to share, or would search for too long.
 
-TVM's planner lets tensors share memory if it proves that they have as many bytes, and tries each dynamic size on every
-other one. So tensors whose size no other one has are left to the runtime, and so are all but the most frequent
-:data:`PLANNED_SIZES`: it takes their memory from its pool, and gives it back behind their last use.
+TVM's planner lets tensors share memory if it proves that they have equally many bytes, and compares every pair of
+dynamic sizes. So it gets only dynamic sizes that several tensors have, and of these the :data:`PLANNED_SIZES` most
+frequent. Tensors of any other dynamic size are left to the runtime, which takes their memory from its pool and returns
+it after their last use.
 
 ::
 
@@ -56,7 +57,7 @@ class OwnMemory:
 
 
 class _Sizes:
-    """Sizes of tensors in bytes, such that equal ones are one; None for those that are known when code is made."""
+    """Sizes of tensors in bytes, with one key for equal sizes; None for sizes known at compile time."""
 
     def __init__(self) -> None:
         self._analyzer = tvm.sym.Analyzer()

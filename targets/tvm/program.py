@@ -80,7 +80,9 @@ def compile_program(
 
 @contextlib.contextmanager
 def _integers_in_range() -> Iterator[None]:
-    """TVM combines constants such as those of ``(x * a) * a``, and does not wrap around as a processor would."""
+    """Context that turns TVM's error about combined constants into an UnsupportedError.
+
+    TVM folds constants such as those of ``(x * a) * a`` and does not wrap around as a processor would."""
     try:
         yield
     except ValueError as error:

@@ -1,8 +1,8 @@
-"""Makes TVMScript quick to read.
+"""Faster parsing of TVMScript.
 
-TVM 0.27 looks for what surrounds a function (``T.prim_func``) or a macro (``T.inline``) by ``inspect``, which reads the
-source file of every caller, and for macros that was half of the time to compile a model. Functions use those lines only
-where they stand in a class, as kernels never do.
+TVM 0.27 inspects the callers of a function (``T.prim_func``) or a macro (``T.inline``) by ``inspect``, which reads the
+source file of each of them. For macros this took half of the time to compile a model. For functions TVM uses the lines
+only inside a class, and kernels are never in one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Axes that are only known when the program runs, brought to axes that are known now."""
+"""Operators over axes that are known only at run time, rewritten to operators over known axes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from moec.targets.tvm.te_kernels import Requirement
 
 
 def with_runtime_axes(convert: Converter) -> Converter:
-    """A reduction whose axes (input 1) may be computed at run time.
+    """Converter of a reduction whose axes (input 1) may be computed at run time.
 
-    ``x`` [n...] is seen as [k..., r...], where k is 1 and r is n for an axis that is reduced, and the other way round
-    for one that is kept: its elements are those of ``x`` at the sums of the indices, of which one is always 0. Of this
-    the last half of the axes is reduced. Of a fixed number of axes it is required that they are in range and differ;
-    of a list of any length, those not in range reduce nothing.
+    ``x`` [n...] is copied to a tensor [k..., r...] with two axes for each of x. For an axis that is reduced, k is 1 and
+    r is n; for one that is kept, k is n and r is 1. The index in ``x`` is the sum of both indices, one of which is
+    always 0. Then the last half of the axes is reduced. A fixed number of axes is checked to be in range and distinct;
+    in a list of dynamic length, axes out of range reduce nothing.
     """
 
     @functools.wraps(convert)
@@ -134,7 +134,7 @@ def _kept_sizes(lowering: Lowering, axes: ir.Value, sizes: list[Any], count: int
 
 
 def rows_around(lowering: Lowering, axis: ir.Value, sizes: list[Any]) -> list[Any]:
-    """``[product before, size, product behind]`` of an axis, which may be computed at run time."""
+    """``[product before, size, product after]`` of an axis, which may be computed at run time."""
     known = lowering.numbers(axis, "the axis") if lowering.known(axis) is not None else None
     product = lowering.sizes.product
     if known is not None:

@@ -22,9 +22,9 @@ GENERIC = "moec.generic"
 COLLAPSED = "moec.collapsed"
 """Annotation of a loop that belongs to the parallel loop around it."""
 WORK = "moec.work"
-"""Annotation of a parallel loop of a kernel that is not generic: the elements that one turn of it computes."""
+"""Annotation of a parallel loop of a kernel that is not generic: the elements that one iteration computes."""
 PARALLEL_THRESHOLD = 16384
-"""A kernel of fewer elements is quicker in one thread than the start of a parallel region."""
+"""Elements from which on a loop runs in parallel; fewer take less time than the start of a parallel region."""
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="ScheduleGenericKernels")
@@ -62,7 +62,7 @@ def _inline_producers(schedule: s_tir.Schedule, root: s_tir.schedule.SBlockRV) -
 
 
 def _turns_never(schedule: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> bool:
-    """Whether a size of the block is zero. TVM inlines nothing beside it: it sees no one write what is read."""
+    """Whether a size of the block is zero. TVM can inline nothing then, because no write matches the reads."""
     extents = (schedule.get(loop).extent for loop in schedule.get_loops(block))
     return any(isinstance(extent, tirx.IntImm) and int(extent) == 0 for extent in extents)
 

@@ -1,8 +1,8 @@
-"""Call a kernel once where it is called again on the same arguments.
+"""Call a kernel once where it is called several times on the same arguments.
 
-Nodes of the graph that are equal are one node already, but what nodes are lowered to may be equal where they are not:
-products of the same rows with other weights each have these rows rounded to 8 bits, for example. Kernels that TVM may
-fuse with their readers stay as they are, and so do results that a kernel changes in place, and those of the model.
+Equal nodes of the graph are one node already, but different nodes may be lowered to equal calls: for example, each of
+several products of the same rows with different weights rounds these rows to 8 bits. The pass skips kernels that TVM
+may fuse with their readers, results that a kernel changes in place, and results of the model.
 
 ::
 
@@ -80,8 +80,8 @@ class _Sharing:
 
 
 def _written_to(bindings: Iterable[relax.Binding]) -> set[tvm.ir.Var]:
-    """The variables whose memory may be written to by somebody else than the kernel that made it: by one that changes
-    it in place, or, of results, by the caller."""
+    """The variables whose memory others than their own kernel may write to: a kernel that changes them in place, or,
+    for results, the caller."""
     listed = list(bindings)
     changed: set[tvm.ir.Var] = set()
     for binding in reversed(listed):

@@ -1,8 +1,8 @@
 """Keep buffers of fixed size on the stack.
 
-TVM takes buffers of 1024 bytes and more from a pool of the thread, in every turn of a parallel loop. A turn that reads
-its weights from memory has emptied the caches of what the pool keeps, so asking it takes some of memory's latencies,
-during which nothing is read ahead: a sixth of the time of products with one row.
+TVM takes buffers of 1024 bytes and more from a pool of the thread, in every iteration of a parallel loop. An iteration
+that reads weights from memory evicts the pool's records from the caches, so the next request costs several latencies of
+memory, during which nothing is prefetched: a sixth of the time of products with one row.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import tvm_ffi
 from tvm import DataType, tirx
 
 MOST_BYTES = 1 << 15
-"""Of one buffer; threads have stacks of 512 KiB at the least, and kernels few buffers."""
+"""Most bytes of a buffer on the stack; threads have stacks of at least 512 KiB, and kernels few buffers."""
 
 _KEPT = "disable_lower_builtin"
-"""TVM's word for allocations that it leaves to LLVM, which puts them on the stack."""
+"""TVM's annotation of allocations that it leaves to LLVM, which puts them on the stack."""
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="StackBuffers")

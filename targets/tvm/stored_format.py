@@ -1,4 +1,4 @@
-"""A format of weights as kernels read it: what the graph says, with the type of the scales that are there."""
+"""The format of stored weights as kernels read it: the format of the graph, with the type of the scales."""
 
 from __future__ import annotations
 

@@ -116,8 +116,9 @@ class Sizes:
 
     @contextlib.contextmanager
     def naming(self, name: Callable[[tirx.Expr], tirx.Var]) -> Iterator[None]:
-        """While it is entered, sizes beyond :data:`SIZE_OPERATORS` become what ``name`` makes of them: a variable that
-        the program computes. Equal sizes become one."""
+        """Context in which a size beyond the budget :data:`SIZE_OPERATORS` becomes a variable made by ``name``.
+
+        The program computes the variable; equal sizes share one."""
         self._name = name
         try:
             yield
@@ -135,7 +136,7 @@ class Sizes:
         return self._named[key]
 
     def named_like(self, size: tirx.Expr) -> tirx.Var:
-        """A new variable for what is at least 0 if the size is known to be."""
+        """A new variable in place of ``size``: a size if that is known to be 0 or more, else an integer."""
         return self.variable("size") if self._proves(size >= 0) else self.integer("size")
 
     def expression(self, size: Any) -> tirx.Expr:
@@ -304,13 +305,14 @@ def _either(left: Any, right: Any, numbers: Callable[[int, int], int], symbols: 
 
 
 def combined(sizes: Sizes, name: str, dtype: str, left: Any, right: Any) -> Any:
-    """The result of one of ``INTEGER_OPERATORS`` for elements of ``dtype``, numbers wrapped to its bits; None where it
-    is left to the program: division by what may be negative, remainders of what may be 0, and sums of sizes with
-    numbers that may overflow."""
+    """The result of one of ``INTEGER_OPERATORS`` for elements of ``dtype``; numbers wrap around at its bits.
+
+    None where the program has to compute it: division by an operand that may be negative, a remainder by one that may
+    be 0, and sizes combined with numbers that may overflow."""
     if left is None or right is None:
         return None
     if name == "Div" and not isinstance(right, int) and sizes.less(left, 0) is False and sizes.less(right, 0) is False:
-        return sizes.quotient([left], [right])  # by 0 there is no result, so that it may be what it is elsewhere
+        return sizes.quotient([left], [right])  # ONNX defines no result for 0, so the formula for other sizes holds
     if name in ("Div", "Mod") and not sizes.less(0, right):
         return None
     numbers = [side for side in (left, right) if isinstance(side, int)]

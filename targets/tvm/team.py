@@ -1,4 +1,4 @@
-"""The threads of a program, as an object file beside those of its kernels: ``team.ll``, which says how they work."""
+"""The threads of a program, as an object file next to those of its kernels. ``team.ll`` describes how they work."""
 
 from __future__ import annotations
 

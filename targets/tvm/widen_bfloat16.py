@@ -1,9 +1,9 @@
-"""Compute with bfloat16 in float32, and round what becomes bfloat16 again, wherever it stands.
+"""Compute with bfloat16 in float32, and round every result to bfloat16.
 
-TVM's own phase for processors without bfloat16 (``BF16ComputeLegalize``) keeps what is computed in one expression in
-float32, which loses the rounding between two operators, and leaves a cast in the value of a variable as it is; the
-phase behind it, which stores bfloat16 as 16-bit integers, then makes a conversion from an integer of it: 1.0 would
-become 16256.0. Here every operation says what it does to the bits.
+TVM's own phase for processors without bfloat16 (``BF16ComputeLegalize``) has two faults. It computes a whole expression
+in float32 and so loses the rounding between two operators. And it leaves a cast in the value of a variable unchanged:
+the next phase, which stores bfloat16 as 16-bit integers, turns that into a conversion from an integer, and 1.0 would
+become 16256.0. This pass replaces every operation by one on the bits.
 
 1. A cast from bfloat16 is one from the float32 whose upper half it is.
 2. A cast to bfloat16 rounds a float32 to the nearest, ties to even; a NaN stays one.

@@ -23,7 +23,7 @@ class Verdict(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """Inputs and what a compiled model made of them."""
+    """Inputs of runs, and the outputs of a compiled model for them."""
 
     cases: list[tuple[dict[str, np.ndarray], dict[str, Any]]]
 
@@ -42,7 +42,7 @@ def judge(files: Files, worker: Worker) -> Verdict:
 
 
 def work(item: tuple[Files, Runs | None]) -> Verdict | Runs:
-    """Compile and run a model, or compare what was found with onnxruntime."""
+    """Compile and run a model; with ``runs``, compare their outputs with onnxruntime."""
     files, runs = item
     with tempfile.TemporaryDirectory() as folder:
         for name, data in files.items():

@@ -57,7 +57,7 @@ def test_a_failure_is_shrunk_to_what_fails() -> None:
 
 
 def test_what_is_wrong_is_seen() -> None:
-    """Judged with the results of another model."""
+    """A model judged by the outputs of another one is wrong."""
     files = own_seeds()["elementwise"]
     worker = Worker(work)
     runs = worker.do((files, None))

@@ -13,7 +13,7 @@ from moec.targets.tvm.te_kernels import Requirement
 
 
 def chained(steps: int) -> str:
-    """Every step writes to the result of the one before."""
+    """A graph of steps, each of which scatters into the result of the previous one."""
     nodes = " ".join(f"x{n + 1} = ScatterElements<axis = 1>(x{n}, at, u{n})" for n in range(steps))
     updates = ", ".join(f"float[K,2] u{n}" for n in range(steps))
     return f"g (float[T,8] x0, int64[K,2] at, {updates}) => (float[T,8] x{steps}) {{ {nodes} }}"
@@ -25,7 +25,7 @@ APART = """g (float[T,8] a, float[T,8] b, int64[K,2] at, float[K,2] u, float[K,2
 
 
 def checks(program) -> int:
-    """How often a run checks the condition."""
+    """Number of times that a run checks the condition."""
     return sum(kernel.calls for kernel in program.kernels if "expected at most" in kernel.sources["tir"])
 
 

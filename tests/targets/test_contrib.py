@@ -79,7 +79,7 @@ def qmoe(output: str, bits: int, block_size: int, zeros: bool) -> tuple[str, Arr
 
 
 def test_qmoe() -> None:
-    """Of 4 and 8 bits, with scales of rows and of blocks, with and without zero points: any two of these."""
+    """Weights in 4 and 8 bits, scales per row and per block, with and without zero points: every pair occurs."""
     constants, nodes, outputs = {}, [], []
     for bits, block_size, zeros in ((4, 0, True), (4, 32, False), (8, 0, False), (8, 32, True)):
         output = f"bits{bits}_blocks{block_size}_{'zeros' if zeros else 'symmetric'}"

@@ -1,4 +1,4 @@
-"""Integers that are divided by 0 or by -1, and that leave their element type, when the model runs and before."""
+"""Integers divided by 0 or by -1, and integers that overflow their type, at run time and at compile time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(text: str, **arrays: np.ndarray) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("dtype", ["int64", "int32", "int8", "uint8"])
 def test_no_divisor_stops_the_process(dtype):
-    """Of division by 0 ONNX says nothing; the least integer over -1 is itself, modulo 2^bits."""
+    """Division by 0 may give any result, as ONNX defines none. The least integer over -1 is itself, modulo 2^bits."""
     limits = np.iinfo(dtype)
     numbers = np.array([limits.min, limits.min + 1, 3, 0, 5, limits.max], dtype)
     divisors = np.array([0, 1, 2, 7, *(() if limits.min == 0 else (-1, -2))], dtype)

@@ -1,4 +1,4 @@
-"""What the lowering does with a whole model: sizes, constants, kernels, refusals."""
+"""Lowering of whole models: sizes, constants, kernels, refusals."""
 
 from __future__ import annotations
 

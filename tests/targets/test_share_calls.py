@@ -41,8 +41,10 @@ Write = Callable[[Program, relax.Expr, relax.Expr], list[relax.Expr]]
 
 
 def calls(write: Write, pattern: int = OPAQUE, *, returned: bool = False) -> int:
-    """How many calls of kernels, but for those in place, are left of what is written for two matrices. ``returned``:
-    what is written are results, and not read by another operator."""
+    """Number of kernel calls, except those in place, that the pass leaves of a program over two matrices.
+
+    ``returned``: whether the tensors that ``write`` makes are results of the program; else another operator reads
+    them."""
     program = Program(pattern)
     builder, given = program.builder, [relax.Var(name, MATRIX) for name in "xy"]
     with builder.function("main", given):
@@ -66,7 +68,7 @@ def test_what_follows_from_what_is_shared_is_shared():
 
 
 def test_results_of_the_model_stay_apart():
-    """Whoever has one may write to it."""
+    """The caller may write to a result, so two results must not share memory."""
     assert calls(lambda program, x, _: [program.call(program.rows(x)) for _ in range(2)], returned=True) == 2
     rows = relax.op.reshape
 

@@ -57,7 +57,7 @@ def inputs_of(proto: onnx.ModelProto, tokens: int) -> dict[str, np.ndarray]:
 
 
 def test_heads_that_do_not_fit_are_refused():
-    """Of ONNX's own operator, ONNX says so."""
+    """Heads of onnxruntime's operator that do not fit; those of ONNX's own operator are refused by ONNX itself."""
     text = GRAPHS["heads decay, no delta rule, odd sizes"].replace("float[B,T,3] g", "float[B,T,4] g")
     text = text.replace("LinearAttention", "com.microsoft.LinearAttention")
     with pytest.raises(UnsupportedError, match="decay is 4 wide; expected 3 or 15"):

@@ -151,7 +151,7 @@ FEEDS = {
 
 
 def expert_weights(spec: ExpertsSpec) -> dict[str, np.ndarray]:
-    """Of 100 hidden units, about 90 are zero."""
+    """Weights of experts whose biases make about 90 of 100 hidden units zero."""
     random = np.random.default_rng(3)
     weights = {"up": random.standard_normal((E, f, d)) / np.sqrt(d), "up_bias": np.full((E, f), -1.3)}
     weights["down"] = random.standard_normal((E, f, d) if spec.down_transposed else (E, d, f))

@@ -25,7 +25,7 @@ def attend(
     problem: AttentionProblem,
     output: relax.TensorType,
 ) -> relax.Expr:
-    """The result; how many rows there are decides when it runs in which way they are shared out."""
+    """The result. At run time, the number of rows decides how the work is divided among threads."""
     dtype = str(output.dtype)
     chosen = select((ATTENTION,), (problem, dtype), machine)
     keys = [tensor.pages if isinstance(tensor, HeldTensor) else tensor for tensor in (inputs.key, inputs.value)]

@@ -78,7 +78,7 @@ def multiply_packed(
     epilogue: Epilogue = lambda total: total,
     **attributes: Any,
 ) -> relax.Var:
-    """``epilogue(left[M, K] @ weight + bias)``; ``name`` identifies the weight, ``parts`` makes what is stored."""
+    """``epilogue(left[M, K] @ weight + bias)``; ``name`` identifies the weight, ``parts`` loads it."""
     dtype, rows = str(left.ty.dtype), left.ty.shape[0]
     if problem.width == 0:  # there is nothing to pack
         return lowering.emit(relax.op.zeros([rows, 0], dtype))

@@ -105,8 +105,8 @@ class _Experts:
         self._second = self._skipping_zeros(second) if spec.activation in _ACTIVATIONS_WITH_ZEROS else second
 
     def _skipping_zeros(self, second: PackedProduct) -> PackedProduct:
-        """The product of the hidden values without those that are zero; with them where a weight is infinite or NaN,
-        for then zero times it is NaN."""
+        """The second product, which may skip hidden values of zero; it must not where a weight is infinite or NaN,
+        because zero times such a weight is NaN."""
         skipping = dataclasses.replace(second, rows_have_zeros=True)
         return skipping if skipping.skips_zeros and self._weights.operand("down").has_finite_floats() else second
 

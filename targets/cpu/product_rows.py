@@ -17,7 +17,7 @@ def arithmetic_of(spec: ProductSpec) -> tuple[str, int]:
 
 
 def rounded(node: NodeLowering, spec: ProductSpec, x: relax.Expr, width: int) -> relax.Expr:
-    """``x`` [M, at least width], of which ``width`` columns are rounded for arithmetic ``fp8``; itself for others."""
+    """``x`` [M, at least width] with ``width`` columns rounded for arithmetic ``fp8``; ``x`` itself for others."""
     if spec.arithmetic != "fp8":
         return x
     rows, stride = x.ty.shape[0], static_size(x.ty.shape[1])

@@ -177,7 +177,7 @@ def in_range(index: tirx.Expr, size: Any) -> tirx.Expr:
 Scatter = Callable[[Lowering, relax.Expr, relax.Expr, relax.Expr, str], relax.Var]
 """A target's scatter of updates [N, inner] into rows of data [P, inner].
 
-Its arguments are ``(lowering, data, rows, updates, reduction)``. ``rows``, int64 [before, along, after] with N elements,
+Its arguments are ``(lowering, data, rows, updates, reduction)``. ``rows``, int64 [before, along, after] of N elements,
 has the row that each update changes, in order; -1 for none. Two updates can change the same row only if their indices
 differ in ``along`` alone."""
 

@@ -1,4 +1,4 @@
-"""Writing behind a state that lies in pages, where it lies; reading all of it."""
+"""Append to a state in pages, in place; copy a whole state to pages and back."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from moec.targets.tvm.te_kernels import Requirement, checked
 
 @functools.cache
 def append(problem: AppendProblem) -> tirx.PrimFunc:
-    """The kernel ``(start, new[*before, S, *after], pages[pages, *before, page, *after])``: number i of ``new`` becomes
-    number ``start + i`` of what lies in the pages. Raises, before it writes, where they end before that.
+    """The kernel ``(start, new[*before, S, *after], pages[pages, *before, page, *after])``: index i of ``new``
+    is written to index ``start + i`` of the state. Raises, before it writes, where the pages have no room for all.
 
     Where the problem has starts: ``(length, starts[B], new[B, ..., S, *after], pages[pages, B, ..., page, *after])``,
-    each entry of the first axis from a place of its own on. What would lie before 0 or from ``length`` on is left out.
+    with a start for each entry of the first axis. Indices outside of [0, length) are not written.
     """
     if problem.starts:
         return _write_at(problem)

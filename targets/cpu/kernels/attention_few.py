@@ -119,7 +119,7 @@ class _KeyBlock:
                 T.buffer_store(self._partial, total, [place, key, lane])
 
     def _scale_scores(self, rows: Any, tensor: Any) -> None:
-        """Emit the product of what stands for each key with the scale of that key or its value."""
+        """Emit the product of each key's entry with the scale of that key, or of its value."""
         lanes, count = self._lanes, self._count
         scales = named("scales", T.alloc_buffer((KEYS_PER_TASK,), "float32"))
         self._operands.load_scales(tensor, self._head, self._start, count, lanes, scales)

@@ -1,13 +1,13 @@
 """Attention with many rows: a task is one head of keys and values and one block of rows.
 
-Everything is turned so that the lanes of vectors are rows: the block's queries are copied transposed into a panel
-[D, rows] once, the scores of a block of keys are a matrix [keys, rows] (the register tile of the matrix products with
-the keys as its left factor), and maxima, exponentials and sums need no operation across lanes. The weighted sum of
-the values takes the same matrix, read by columns, as its left factor.
+The lanes of vectors are rows, so maxima, exponentials and sums need no operation across lanes. The block's queries are
+copied once, transposed, into a panel [D, rows]. The scores of a block of keys are a matrix [keys, rows], computed by
+the register tile of the matrix products with the keys as its left operand. The weighted sum of the values takes the
+same matrix, read by columns, as its left operand.
 
-A block of keys whose every weight is exactly zero, such as one behind a causal frontier, is skipped: the mask puts its
-scores so far below the largest ones before that their exponentials vanish. To be sure of that takes a bound of the
-scores, ``|q . k| <= |q| |k|`` (Cauchy and Schwarz), which also says that no infinity and no NaN is in the block.
+A block of keys is skipped if all of its weights are exactly zero, as after a causal frontier: the mask puts its scores
+so far below earlier ones that their exponentials vanish. The bound ``|q . k| <= |q| |k|`` (Cauchy and Schwarz) proves
+this, and also that the block has no infinity and no NaN.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MASK_IS_ZERO, _WEIGHTS_VANISH = range(2)
 
 
 def attend_with_many_rows(operands: AttentionOperands, machine: Machine) -> None:
-    """Emit the code. Tasks go to the threads in turn, for those with later queries may have more to do."""
+    """Emit the code. Threads take tasks in turn, because tasks with later queries may have more to do."""
     block = machine.column_tile * COLUMN_TILES
     blocks = named("blocks", T.bind(T.max(T.ceildiv(operands.rows, block), T.int64(1))))
     groups = named("groups", T.bind(T.max(operands.groups, T.int64(1))))
@@ -128,7 +128,7 @@ class _RowBlock:
             T.buffer_store(self._numbers, self._numbers[number] + partial[lane], [number])
 
     def _measure_mask(self, first_key: Any, count: Any) -> None:
-        """Emit the largest and the sum of the absolute values of what the mask adds to the scores of the block."""
+        """Emit the maximum, and the sum of absolute values, of the numbers that the mask adds to a block's scores."""
         highest, size = T.float32(0), T.float32(0)
         hidden = first_key >= self._frontier[self._rows - 1]
         if self._operands.problem.mask:

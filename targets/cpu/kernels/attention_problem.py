@@ -1,4 +1,4 @@
-"""The operands of an attention, and which query sees which key."""
+"""The operands of an attention, and the keys that each query sees."""
 
 from __future__ import annotations
 

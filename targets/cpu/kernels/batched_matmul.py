@@ -43,7 +43,7 @@ def _multiply(a, panel, y, a_batch, batch, row, first_column, count, height: int
 
 
 def _store(sums: Sums, width: int, y, batch, row, first_column, count) -> None:
-    """Emit the store of a tile of which only ``count`` columns may exist."""
+    """Emit the store of the first ``count`` columns of a tile, where the result has no more."""
     with T.If(count == width):
         with T.Then():
             for i, total in sums.rows():

@@ -1,4 +1,4 @@
-"""Combine: what the experts made of a token, weighted and summed in the order of the token's slots.
+"""Combine: the weighted sum of the experts' results for a token, in the order of the token's slots.
 
 Tokens are independent and every sum has one fixed order: no atomics, and the same bits for every number of threads.
 """

@@ -1,4 +1,4 @@
-"""Rows in the type and width that a product takes: converted, and zero filled behind their last column."""
+"""Rows in the type and width that a product takes: converted, and padded with zeros."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
 
 @functools.cache
 def convert_rows(width: int, dtype: str, filled: int, out_dtype: str) -> tirx.PrimFunc:
-    """``(x[M, width], rows[R, row_width(filled)])``, R >= M: the rows behind M are not written."""
+    """``(x[M, width], rows[R, row_width(filled)])``, R >= M: the rows from M on are not written."""
     out_width = row_width(filled, 2 if out_dtype == "bfloat16" else 4)
     parameters = [Parameter("x", ("M", width), dtype), Parameter("rows", ("R", out_width), out_dtype)]
 

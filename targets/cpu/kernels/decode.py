@@ -27,8 +27,9 @@ def pair(data: Any, start: Any, lanes: int) -> tuple[Any, Any]:
 
 
 def quads(product: Multiplication, data: Any, tile: Tile, index: Any, *, streamed: bool = True) -> Iterator[list[Any]]:
-    """The ``index``-th quads of inputs that lie together, of all columns: of each one vector of words per ``lanes``
-    columns, a word holding four unsigned bytes, that is stored numbers. ``streamed``: prefetched."""
+    """The quads of inputs in the ``index``-th unit of packing, each as one vector of words per ``lanes`` columns.
+
+    A word has four stored numbers as unsigned bytes. ``streamed``: whether to prefetch."""
     lanes, stored = product.machine.lanes, product.stored
     size = product.columns * stored.bits // 2 * stored.quads
     start = named("start", T.bind(tile.data + index * size))
@@ -76,8 +77,10 @@ def _e2m1(product: Multiplication, codes: Any) -> Any:
 
 
 def _e4m3(codes: Any, lanes: int) -> Any:
-    """The numbers of codes of float8 e4m3, as float32: sign, exponent and fraction go where float32 has them, whose
-    exponents count from 127, those of e4m3 from 7. The code without sign 127 is not a number."""
+    """The numbers of float8 e4m3 codes, as float32.
+
+    Sign, exponent and fraction move to their places in float32; the bias of its exponents is 127, that of e4m3 is 7. A
+    code that is 127 without its sign is a NaN."""
     magnitude = codes & _all_lanes(127, lanes)
     bits = ((codes & _all_lanes(128, lanes)) << _all_lanes(24, lanes)) | (magnitude << _all_lanes(20, lanes))
     number = T.reinterpret(f"float32x{lanes}", bits) * T.broadcast(T.float32(2.0**120), lanes)

@@ -12,7 +12,7 @@ from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named, p
 from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
 
 SPARE_ROWS = 31
-"""Rows behind the last one that matrix tiles may read; nothing has to be in them."""
+"""Rows after the last one that matrix tiles may read; their contents do not matter."""
 
 
 def row_width(width: int, element_bytes: int = 4) -> int:
@@ -34,7 +34,7 @@ def gather(
     """``(x[T, width], weights[T, k], order[P], offsets[E + 1], rows[R, row_width(filled)])``.
 
     ``rows[r] = x[order[r] // k]``, times the pair's routing weight if ``weighted``, for every r below ``offsets[E]``,
-    and zeros behind it up to column ``filled``; the rows behind are not written. x has ``dtype``, rows ``out_dtype``
+    padded with zeros up to column ``filled``; later rows are not written. x has ``dtype``, rows ``out_dtype``
     (float32 or bfloat16).
     """
     bytes_per_element = 2 if out_dtype == "bfloat16" else 4

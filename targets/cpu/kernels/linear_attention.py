@@ -1,8 +1,8 @@
 """Linear attention, a recurrence over tokens: the state of a head is a matrix that decays, is added to and is read.
 
-Columns of a state know nothing of each other, so threads take blocks of columns of all heads, each of which stays in
-the first-level cache from token to token. A token passes over its block twice: it decays and is read for what it gives
-for the key, then it is added to and read for the query. Sums over the channels of a key are in their order.
+The columns of a state are independent, so threads take blocks of columns of all heads, and a block stays in the
+first-level cache from token to token. A token passes over the block twice: first the state decays and is read for the
+key, then it is updated and read for the query. Sums over the channels of a key are in the order of the channels.
 """
 
 from __future__ import annotations

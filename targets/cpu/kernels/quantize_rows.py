@@ -1,8 +1,8 @@
 """Activations to int8, on the fly: every group of a row by its own scale, as ``ProductSpec`` of the dialect says.
 
-``scale = largest magnitude / 127`` and ``q = round half to even(x / scale)``. Beside the numbers and the scales stand
-the sums of the numbers of each group, which products with unsigned weights need. The largest magnitude is found among
-the bits, where an infinity and a NaN are larger than all numbers: such a group gets a NaN for its scale and zeros.
+``scale = largest magnitude / 127`` and ``q = round half to even(x / scale)``. The kernel also stores the sum of the
+integers of each group, which products with unsigned weights need. It finds the largest magnitude by comparing bits,
+where an infinity and a NaN are larger than all numbers: a group with one gets NaN as its scale, and zeros.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class QuantizedRows:
 @functools.cache
 def quantize_rows(problem: QuantizedRows, machine: Machine) -> tirx.PrimFunc:
     """``(x[M, input_width], values[R, row_bytes] int8, scales[R, groups] float32, sums[R, sum groups] int32)``, R >= M:
-    the rows behind M are not written."""
+    the rows from M on are not written."""
     parameters = [
         Parameter("x", ("M", problem.input_width), problem.dtype),
         Parameter("values", ("R", problem.row_bytes), "int8"),
@@ -78,7 +78,7 @@ class _RowQuantization:
         self._x, self._values, self._scales, self._sums = x, values, scales, sums
 
     def emit(self) -> None:
-        """Whole groups in a loop; what is left of the row, if anything, and the groups that are all padding."""
+        """Emit the whole groups in a loop, then the rest of the row, if any, and the groups that are all padding."""
         problem = self._problem
         group = problem.group or problem.padded
         whole = problem.width // group
@@ -88,7 +88,7 @@ class _RowQuantization:
             self._group(index, max(0, min(group, problem.width - index * group)), group)
 
     def _group(self, index: Any, count: int, padded: int) -> None:
-        """Emit the group with number ``index``, which has ``count`` elements and zeros behind them."""
+        """Emit the group with number ``index``, which has ``count`` elements and is padded with zeros."""
         start = named("start", T.bind(T.cast(index, "int64") * padded))
         largest = named("largest", T.bind(self._largest_bits(start, count)))
         finite = largest < T.int32(_INFINITY_BITS)

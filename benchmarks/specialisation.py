@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 import moec
 from moec.tools.evaluate import evaluate
-from moec.tools.profiling import measure
+from moec.tools.profiling import profile
 
 TEXTS = ("brown", "python", "bible")
 LENGTH, BATCH = 128, 32
@@ -136,7 +136,7 @@ def profiled(options: argparse.Namespace, folder: pathlib.Path, seed: int) -> pa
         rows = rows_of(options, options.calibrate)
         chosen = np.random.default_rng(seed).choice(len(rows), options.calibration_rows, replace=False)
         np.savez(folder / "seen.npz", ids=batches(rows[np.sort(chosen)]))
-        measure(options.model, [folder / "seen.npz"], path)
+        profile(options.model, [folder / "seen.npz"], path)
     return path
 
 

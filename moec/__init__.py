@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     from moec.runtime.generation import Generation, generate
     from moec.runtime.model import CompiledModel, load
     from moec.runtime.session import Session
+    from moec.tools.bench import bench
+    from moec.tools.evaluate import evaluate
+    from moec.tools.planning import plan
+    from moec.tools.profiling.driver import profile
+    from moec.tools.sweeping.driver import sweep
+    from moec.tools.tune import tune
+    from moec.tools.verify import verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -46,33 +53,38 @@ __all__ = [
     "Session",
     "UnsupportedError",
     "VerificationError",
+    "bench",
     "compile",
+    "evaluate",
     "generate",
     "import_model",
     "load",
+    "plan",
+    "profile",
+    "sweep",
+    "tune",
+    "verify",
 ]
 
 _HOMES = {
-    "moec.compiler": ("compile", "import_model"),
-    "moec.runtime.model": ("CompiledModel", "load"),
-    "moec.runtime.generation": ("Generation", "generate"),
-    "moec.runtime.session": ("Session",),
-    "moec.errors": (
-        "ArtifactError",
-        "DefectError",
-        "InputError",
-        "MoecError",
-        "OptionError",
-        "UnsupportedError",
-        "VerificationError",
-    ),
+    **dict.fromkeys(["compile", "import_model"], "moec.compiler"),
+    **dict.fromkeys(["CompiledModel", "load"], "moec.runtime.model"),
+    **dict.fromkeys(["Generation", "generate"], "moec.runtime.generation"),
+    "Session": "moec.runtime.session",
+    "bench": "moec.tools.bench",
+    "evaluate": "moec.tools.evaluate",
+    "plan": "moec.tools.planning",
+    "profile": "moec.tools.profiling.driver",
+    "sweep": "moec.tools.sweeping.driver",
+    "tune": "moec.tools.tune",
+    "verify": "moec.tools.verify",
 }
+"""Modules of the names that are imported when first used; names of errors are in moec.errors."""
 
 
 def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(home), name)
+    if name in __all__:
+        return getattr(importlib.import_module(_HOMES.get(name, "moec.errors")), name)
     if name == "torch":
         return importlib.import_module("moec.torch")
     raise AttributeError(f"module 'moec' has no attribute {name!r}")

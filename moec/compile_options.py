@@ -119,7 +119,7 @@ def with_profile(passes: str, profile: str | os.PathLike[str] | None) -> Sequenc
 
     if profile is None:
         return pipeline.parse(passes)
-    from moec.profile import Profile
+    from moec.profiles import Profile
 
     check_path("profile", profile)
     path = os.fspath(profile)

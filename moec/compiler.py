@@ -66,29 +66,47 @@ def compile(
 ) -> CompiledModel:
     """Compile a model and load the result.
 
-    ``model``: the path of an ONNX file, a GGUF file or the folder of a Hugging Face model
-    (:func:`moec.frontend.huggingface.import_folder`), an ``onnx.ModelProto``, an ``onnx_ir.Model``, a result of
-    ``torch.export.export`` or ``torch.onnx.export``, or a ``torch.nn.Module``. For a module, ``example_inputs`` and
-    ``dynamic_shapes`` are as for ``torch.export.export``; a text model of transformers needs neither.
+    Raises UnsupportedError, naming node, operator and opset, for what a model asks and moec does not do; MoecError for
+    a model that cannot be read, a wrong option, or an artifact that cannot be written.
 
-    ``cache``: let a text model take and return the states of past tokens (:mod:`moec.frontend.text_cache`). With None,
-    a GGUF file or a folder does so if it can; a module keeps its inputs. ``passes``: a level (``O0`` to ``O3``) or a
-    pipeline text. None selects ``O2``, which is exact, and ``O3`` for GGUF files and for folders whose quantiser rounds
-    activations (:func:`moec.compile_options.default_passes`). ``experts`` and ``linears``: formats to round the weights
-    of experts and of dense products to, written as in :mod:`moec.passes.framework.shorthand`; None leaves them
-    unchanged. ``arithmetic``: ``fp8`` also rounds activations to float8 e4m3, where weights are stored so.
-    ``tokenizer``: a ``tokenizer.json``, or a folder that has one, to keep in the artifact for :func:`moec.generate`; by
-    default that of a model's folder. ``threads``: number of threads of the result; None means every available core.
-    ``output``: where to write the artifact; by default a temporary folder keeps it as long as the result lives.
-    ``emulate``: run a program for a GPU on the processor. ``resident``: the most memory that weights take, in bytes or
-    as a text (``8GiB``); more experts are read from the artifact when they are selected, or expected to be.
-    ``profile``: measurements by ``moec profile``, for every pass that takes a profile and names none (``profile=FILE``,
-    or ``profile=none``), and for ``resident``, to select the experts that stay in memory. ``progress`` is called with
-    the name of each step when it begins and, for steps over many weights, with the share that is done
-    (:func:`moec.common.progress.told`).
-
-    Raises UnsupportedError, naming node, operator and opset, for features of a model that moec does not support;
-    MoecError for a model that cannot be read, a wrong option, or an artifact that cannot be written.
+    model
+        Path of an ONNX file, a GGUF file or a Hugging Face folder; an ``onnx.ModelProto``; an ``onnx_ir.Model``; a
+        result of ``torch.export.export`` or ``torch.onnx.export``; or a ``torch.nn.Module``.
+    example_inputs, dynamic_shapes
+        For a module, as ``torch.export.export`` takes them. A text model of transformers needs neither.
+    target
+        ``cpu``, ``cpu:avx2``, ``cuda:sm_90a``, several as ``cuda:sm_80+sm_90a``, ...
+    passes
+        A level (``O0`` to ``O3``) or a pipeline text. None: ``O2``, which is exact, and ``O3`` for GGUF files and for
+        folders whose quantiser rounds activations (:func:`moec.compile_options.default_passes`).
+    threads
+        Number of threads of the result. None: every available core.
+    cache
+        Whether a text model takes and returns the states of past tokens (:mod:`moec.frontend.text_cache`). None: a GGUF
+        file or a folder does if it can; a module keeps its inputs.
+    experts, linears
+        Formats to round the weights of experts and of dense products to, such as ``int4/32z``
+        (:mod:`moec.passes.framework.shorthand`). None leaves them unchanged.
+    arithmetic
+        ``fp8`` also rounds activations to float8 e4m3, where weights are stored so.
+    tokenizer
+        A ``tokenizer.json``, or a folder that has one, to keep in the artifact for :func:`moec.generate`. None: that of
+        the model's folder.
+    output
+        Where to write the artifact. None: a temporary folder, as long as the result lives.
+    emulate
+        Whether to run a program for a GPU on the processor.
+    resident
+        The most memory that weights take, in bytes or as ``8GiB``; further experts are read from the artifact when they
+        are selected, or expected to be.
+    profile
+        Measurements by ``moec profile``: for every pass that takes a profile and names none (``profile=FILE``, or
+        ``profile=none``), and to choose which experts stay in memory with ``resident``.
+    verify_each
+        Whether to compare the graph after every pass with the graph before it.
+    progress
+        Called with the name of each step as it begins, and with its progress where it goes through many weights
+        (:func:`moec.common.progress.told`).
     """
     from moec.runtime.artifact import open_artifact
     from moec.runtime.model import ready

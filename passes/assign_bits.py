@@ -15,8 +15,8 @@ from moec.passes.weights.bits import GIGABYTES_PER_SECOND, WeightBudget
 from moec.passes.weights.calibration import Method, opened
 from moec.passes.weights.judged_plan import apply_plan, assignable, choose
 from moec.passes.weights.plan import LayerPlan, read_plan
-from moec.profile import Profile
-from moec.profile.keys import key_of
+from moec.profiles import Profile
+from moec.profiles.keys import key_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,8 +22,8 @@ from moec.passes.graph.unfused import with_route
 from moec.passes.graph.writer import Writer
 from moec.passes.weights.calibration import profile_reading
 from moec.passes.weights.low_rank import Factors, factors, with_ridge
-from moec.profile import Profile
-from moec.profile.measures import ExpertsMeasures
+from moec.profiles import Profile
+from moec.profiles.measures import ExpertsMeasures
 
 Array = np.ndarray[Any, Any]
 

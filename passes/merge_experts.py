@@ -16,8 +16,8 @@ from moec.passes.weights.expert_set import ExpertSet
 from moec.passes.weights.fewer_experts import check_keep, expert_set, layers_of, uniform_counts
 from moec.passes.weights.grouping import Grouping, by_centroids
 from moec.passes.weights.merging import Averages, unmergeable
-from moec.profile import Profile
-from moec.profile.keys import keep_key
+from moec.profiles import Profile
+from moec.profiles.keys import keep_key
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,8 +27,8 @@ from moec.passes.weights.fewer_experts import (
     saliency,
     uniform_counts,
 )
-from moec.profile import Profile
-from moec.profile.keys import keep_key
+from moec.profiles import Profile
+from moec.profiles.keys import keep_key
 
 Array = np.ndarray[Any, Any]
 

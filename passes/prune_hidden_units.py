@@ -17,9 +17,9 @@ from moec.passes.weights.calibration import profile_reading
 from moec.passes.weights.hidden_units import HiddenUnits, readable_units
 from moec.passes.weights.loss import layer_of, output_error
 from moec.passes.weights.store import change_numbers
-from moec.profile import Profile
-from moec.profile.keys import keep_key, keep_layer
-from moec.profile.measures import ExpertsMeasures
+from moec.profiles import Profile
+from moec.profiles.keys import keep_key, keep_layer
+from moec.profiles.measures import ExpertsMeasures
 
 Array = np.ndarray[Any, Any]
 _DAMPENING = 0.01

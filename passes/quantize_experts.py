@@ -18,7 +18,7 @@ from moec.passes.framework.base import Exactness, Report
 from moec.passes.weights.calibration import Method, opened
 from moec.passes.weights.change_formats import change_formats, readable_layer
 from moec.passes.weights.choice import check_options, input_sizes, resolve_format
-from moec.profile import Profile
+from moec.profiles import Profile
 
 Choice = Literal[QuantizedName, "keep"]
 

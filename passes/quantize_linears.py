@@ -15,7 +15,7 @@ from moec.passes.weights.calibration import Method, opened
 from moec.passes.weights.change_formats import change_formats, readable_layer
 from moec.passes.weights.choice import check_options, input_sizes, resolve_format
 from moec.passes.weights.linears import MINIMUM, NONE_FOUND, make_linears
-from moec.profile import Profile
+from moec.profiles import Profile
 
 
 @dataclasses.dataclass(frozen=True)

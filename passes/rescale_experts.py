@@ -17,8 +17,8 @@ from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import fresh_name, remove_unused
 from moec.passes.weights.sampled_layer import SampledLayer, sampled_layer
 from moec.passes.weights.store import scale_experts
-from moec.profile import Profile
-from moec.profile.keys import keep_key
+from moec.profiles import Profile
+from moec.profiles.keys import keep_key
 
 Array = np.ndarray[Any, Any]
 _RIDGE = 2.0

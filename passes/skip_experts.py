@@ -18,7 +18,7 @@ from moec.passes.framework.base import Exactness, Report
 from moec.passes.weights.allocation import allocate
 from moec.passes.weights.expert_set import ExpertSet
 from moec.passes.weights.skipping import Method, Sample, Way, check_measured, ways_of, why_not
-from moec.profile import Profile
+from moec.profiles import Profile
 
 Array = np.ndarray[Any, Any]
 

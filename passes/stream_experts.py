@@ -20,7 +20,7 @@ from moec.passes.graph.edits import fresh_name, value_names
 from moec.passes.graph.router_product import RouterProduct, router_product
 from moec.passes.graph.unfused import with_route
 from moec.passes.graph.writer import Writer
-from moec.profile.file import Profile
+from moec.profiles.file import Profile
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.router_product import other_user_of_logits
 from moec.passes.weights.router_fit import RouterFit, import_torch, why_not
 from moec.passes.weights.sampled_layer import SampledLayer, sampled_layer
-from moec.profile import Profile
+from moec.profiles import Profile
 
 _FEWEST = 32
 """Tokens without which nothing is tuned: a quarter of them is held out."""

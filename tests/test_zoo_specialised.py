@@ -19,7 +19,7 @@ from moec.errors import DefectError, MoecError, VerificationError
 from moec.ir import interpreter
 from moec.passes.framework import pipeline
 from moec.tools.comparison import compare, tolerance_of
-from moec.tools.profiling import measure
+from moec.tools.profiling import profile
 from moec.tools.verify import ROUNDED_TOLERANCES
 
 from .test_zoo import MODELS
@@ -52,7 +52,7 @@ def profile_of(folder: pathlib.Path, profiles: pathlib.Path) -> pathlib.Path:
     """Raises MoecError for a model without anything to measure."""
     made = profiles / f"{folder.name}.moeprof"
     if not made.exists():
-        measure(folder / "model.onnx", inputs_of(folder), made)
+        profile(folder / "model.onnx", inputs_of(folder), made)
     return made
 
 

@@ -84,10 +84,10 @@ def profile(
     from moec.inspect.profiles import measured_tables
     from moec.passes.weights.linears import MINIMUM
     from moec.tools.data import Text
-    from moec.tools.profiling import FORMATS, measure
+    from moec.tools.profiling import FORMATS, profile
 
     with shown_progress() as progress:
-        measured = measure(
+        measured = profile(
             model,
             data,
             output,
@@ -129,7 +129,7 @@ def plan(
 ) -> None:
     """Choose a format for every expert and write it as a plan, to be edited and given to assign-bits{plan=...}."""
     from moec.inspect.profiles import plan_table
-    from moec.tools.planning import budget_of, write_plan
+    from moec.tools.planning import budget_of, plan
 
     if sum(one is not None for one in (avg, megabytes, microseconds)) != 1:
         raise MoecError("expected one of --avg, --megabytes and --microseconds")
@@ -138,7 +138,7 @@ def plan(
     budget = budget_of(avg, megabytes, microseconds, gigabytes_per_second)
     prepared = pipeline_of(level, passes)
     with shown_progress() as progress:
-        planned = write_plan(
+        planned = plan(
             model,
             profile,
             budget,

@@ -20,7 +20,7 @@ from moec.passes.weights.bits import WeightBudget
 from moec.passes.weights.calibration import Method
 from moec.passes.weights.judged_plan import Chosen, assignable, choose
 from moec.passes.weights.plan import plan_text
-from moec.profile import Profile
+from moec.profiles import Profile
 from moec.runtime.machine import check_threads
 
 
@@ -33,7 +33,7 @@ class Planned:
 
 
 @reporting("planning")
-def write_plan(
+def plan(
     model: str | os.PathLike[str],
     profile: str | os.PathLike[str],
     budget: WeightBudget,

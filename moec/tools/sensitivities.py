@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from moec.common.replacing import check_replaceable, replacing
 from moec.errors import MoecError
 from moec.passes.weights.sensitivities import sensitivities_text
-from moec.profile import Profile
+from moec.profiles import Profile
 
 if TYPE_CHECKING:
     import torch

@@ -24,8 +24,8 @@ from moec.passes.weights.calibration import Method, profile_reading
 from moec.passes.weights.method_gain import share_left
 from moec.passes.weights.plan import KEEP, LayerPlan
 from moec.passes.weights.sensitivities import read_sensitivities
-from moec.profile import Profile
-from moec.profile.keys import key_of
+from moec.profiles import Profile
+from moec.profiles.keys import key_of
 
 Array = np.ndarray[Any, Any]
 

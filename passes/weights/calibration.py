@@ -20,9 +20,9 @@ from moec.passes.weights.gptq import gptq, importance_of
 from moec.passes.weights.scale_search import nearest
 from moec.passes.weights.store import Encoder
 from moec.passes.weights.tiles import product
-from moec.profile import Profile
-from moec.profile.keys import keep_key
-from moec.profile.measures import PRIOR_SHARE, ExpertsMeasures, LinearMeasures, MissingError, enough, mean_weight
+from moec.profiles import Profile
+from moec.profiles.keys import keep_key
+from moec.profiles.measures import PRIOR_SHARE, ExpertsMeasures, LinearMeasures, MissingError, enough, mean_weight
 
 Array = np.ndarray[Any, Any]
 Method = Literal["rtn", "gptq", "awq"]

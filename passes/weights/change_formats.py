@@ -14,7 +14,7 @@ from moec.passes.weights.calibration import KnownInputs, Method
 from moec.passes.weights.choice import fit_bytes, input_sizes, quantize_activations
 from moec.passes.weights.loss import Layer, layer_of, loss
 from moec.passes.weights.store import store
-from moec.profile import Profile
+from moec.profiles import Profile
 
 
 def readable_layer(pass_name: str, node: ir.Node, report: Report) -> Layer | None:

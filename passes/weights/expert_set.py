@@ -23,7 +23,7 @@ from moec.passes.framework.base import Report
 from moec.passes.graph.columns import keep_columns
 from moec.passes.graph.edits import fresh_name, remove_unused
 from moec.passes.weights.selection import Selection, select
-from moec.profile.keys import keep_experts, keep_layer
+from moec.profiles.keys import keep_experts, keep_layer
 
 
 class ExpertSet:

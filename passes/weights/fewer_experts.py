@@ -16,7 +16,7 @@ from moec.ir import dialect
 from moec.ir.names import node_name
 from moec.passes.framework.base import Report
 from moec.passes.weights.expert_set import ExpertSet
-from moec.profile.measures import ExpertsMeasures
+from moec.profiles.measures import ExpertsMeasures
 
 Array = np.ndarray[Any, Any]
 PerLayer = Literal["uniform", "global"]

@@ -17,7 +17,7 @@ from moec.passes.weights.similarity import (
     output_similarity,
     outputs_of,
 )
-from moec.profile.measures import ExpertsMeasures
+from moec.profiles.measures import ExpertsMeasures
 
 Array = np.ndarray[Any, Any]
 

@@ -27,8 +27,8 @@ from moec.passes.weights.linears import MINIMUM, make_linears
 from moec.passes.weights.loss import Layer
 from moec.passes.weights.output_change import OutputChange
 from moec.passes.weights.plan import KEEP, LayerPlan
-from moec.profile import Profile
-from moec.profile.keys import key_of
+from moec.profiles import Profile
+from moec.profiles.keys import key_of
 
 
 @dataclasses.dataclass(frozen=True)

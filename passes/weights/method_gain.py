@@ -14,7 +14,7 @@ from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stored import input_axis
 from moec.passes.weights.calibration import KnownInputs, Method
 from moec.passes.weights.loss import Layer, layer_of, matrices_of, output_with
-from moec.profile import Profile
+from moec.profiles import Profile
 
 Array = np.ndarray[Any, Any]
 

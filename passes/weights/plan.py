@@ -13,7 +13,7 @@
      ]
     }
 
-``layer`` is the key of the layer in a profile (:mod:`moec.profile.keys`), ``name`` is for people. Each weight operand
+``layer`` is the key of the layer in a profile (:mod:`moec.profiles.keys`), ``name`` is for people. Each weight operand
 has one format per expert, in the order of the experts and written as for ``--experts``; ``keep`` leaves a weight as it
 is. Layers and operands that are not in the file stay as they are.
 """

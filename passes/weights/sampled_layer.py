@@ -23,7 +23,7 @@ from moec.passes.graph.router_product import RouterProduct, router_product
 from moec.passes.weights.calibration import profile_reading
 from moec.passes.weights.expert_set import ExpertSet
 from moec.passes.weights.loss import Layer, layer_of, output_of
-from moec.profile import Profile
+from moec.profiles import Profile
 
 Array = np.ndarray[Any, Any]
 

@@ -13,7 +13,7 @@
      ]
     }
 
-``layer`` is the key of the layer in a profile (:mod:`moec.profile.keys`), ``name`` is for people. The layer's errors
+``layer`` is the key of the layer in a profile (:mod:`moec.profiles.keys`), ``name`` is for people. The layer's errors
 are multiplied by ``weight``; only ratios matter. :mod:`moec.tools.sensitivities` measures them.
 """
 

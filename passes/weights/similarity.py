@@ -15,7 +15,7 @@ from moec.ir.weights.outputs import expert_output
 from moec.passes.graph.router_product import router_product
 from moec.passes.weights.expert_set import ExpertSet
 from moec.passes.weights.tiles import product
-from moec.profile.measures import evenly
+from moec.profiles.measures import evenly
 
 Array = np.ndarray[Any, Any]
 _MOST_OUTPUTS = 1 << 26

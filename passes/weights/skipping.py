@@ -12,8 +12,8 @@ from moec.errors import MoecError
 from moec.ir.dialect import RouteSpec
 from moec.passes.weights.calibration import profile_reading
 from moec.passes.weights.expert_set import ExpertSet
-from moec.profile.keys import key_of
-from moec.profile.measures import ExpertsMeasures
+from moec.profiles.keys import key_of
+from moec.profiles.measures import ExpertsMeasures
 
 Array = np.ndarray[Any, Any]
 Method = Literal["ratio", "k", "both"]

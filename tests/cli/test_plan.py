@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from moec.cli.main import app
 from moec.errors import MoecError
-from moec.profile import Profile
+from moec.profiles import Profile
 
 from ..language_model import language_model, some_tokens
 

@@ -18,9 +18,9 @@ from moec.ir.weights.stored import weight_inputs
 from moec.passes.framework.shorthand import parse_format
 from moec.passes.graph.router_product import router_product
 from moec.passes.weights.expert_set import expert_sets
-from moec.profile.file import Head, LayerEntry, Profile, held_arrays, write_profile
-from moec.profile.keys import key_of, measurable
-from moec.profile.measures import packed
+from moec.profiles.file import Head, LayerEntry, Profile, held_arrays, write_profile
+from moec.profiles.keys import key_of, measurable
+from moec.profiles.measures import packed
 from moec.tools.profiling.sums import ExpertsSums
 
 from .stored_weights import last_moec_node

@@ -17,9 +17,9 @@ from moec.passes.framework import pipeline
 from moec.passes.weights.bits import WeightBudget, plan_bits
 from moec.passes.weights.plan import LayerPlan, plan_text
 from moec.passes.weights.sensitivities import sensitivities_text
-from moec.profile import Profile
-from moec.profile.keys import key_of
-from moec.profile.measures import PRIOR_SHARE
+from moec.profiles import Profile
+from moec.profiles.keys import key_of
+from moec.profiles.measures import PRIOR_SHARE
 
 from ..products import sampled, thinned
 from .before_after import model_of

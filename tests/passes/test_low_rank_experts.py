@@ -13,7 +13,7 @@ from moec.ir.interpreter import run
 from moec.ir.weights.experts import ExpertWeights
 from moec.passes.framework.base import Report
 from moec.passes.weights.low_rank import factors, with_ridge
-from moec.profile import Profile
+from moec.profiles import Profile
 
 from ..products import thinned
 from .profiles import rows_of, with_measures, write_measured

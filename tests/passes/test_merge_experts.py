@@ -16,8 +16,8 @@ from moec.ir.origins import origins_of
 from moec.ir.weights.stacks import ExpertStack
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
-from moec.profile import Profile
-from moec.profile.keys import measurable
+from moec.profiles import Profile
+from moec.profiles.keys import measurable
 
 from .before_after import check, model_of
 from .profiles import with_measures, write_measured

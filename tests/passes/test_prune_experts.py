@@ -15,8 +15,8 @@ from moec.ir.dialect import ExpertsSpec, RouteSpec, inputs_of, spec_of
 from moec.ir.origins import origins_of
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
-from moec.profile import Profile
-from moec.profile.keys import MEASURED_KEY, measurable
+from moec.profiles import Profile
+from moec.profiles.keys import MEASURED_KEY, measurable
 
 from .before_after import check, model_of
 from .profiles import with_measures, write_measured

@@ -12,7 +12,7 @@ from moec.ir.dialect import ExpertsSpec, inputs_of
 from moec.ir.interpreter import run
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
-from moec.profile import Profile
+from moec.profiles import Profile
 
 from .profiles import rows_of, write_measured
 from .stored_weights import D, E, F, apply, expert_arrays, experts_model, last_moec_node, relative_error

@@ -19,9 +19,9 @@ from moec.ir.weights.experts import ExpertWeights
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.weights.store import scale_experts
-from moec.profile import Profile
-from moec.profile.file import write_profile
-from moec.profile.keys import keep_key
+from moec.profiles import Profile
+from moec.profiles.file import write_profile
+from moec.profiles.keys import keep_key
 
 from ..products import thinned
 from .before_after import assert_shown, model_of

@@ -16,7 +16,7 @@ from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
-from moec.profile import Profile
+from moec.profiles import Profile
 
 from .before_after import assert_shown, check, model_of
 from .profiles import rows_of, with_measures, write_measured, write_routed

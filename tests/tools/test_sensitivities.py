@@ -8,7 +8,7 @@ import pytest
 
 from moec.errors import MoecError
 from moec.passes.weights.sensitivities import read_sensitivities
-from moec.profile.file import Head, LayerEntry, write_profile
+from moec.profiles.file import Head, LayerEntry, write_profile
 from moec.tools.sensitivities import sensitivities
 
 torch = pytest.importorskip("torch")

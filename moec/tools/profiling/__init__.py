@@ -5,6 +5,6 @@ results on its rows are computed here and summed (``sums``). At the end the erro
 expert by expert (``formats``).
 """
 
-from moec.tools.profiling.driver import FORMATS, Measured, measure
+from moec.tools.profiling.driver import FORMATS, Measured, profile
 
-__all__ = ["FORMATS", "Measured", "measure"]
+__all__ = ["FORMATS", "Measured", "profile"]

@@ -30,7 +30,7 @@ from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.framework.shorthand import parse_format
 from moec.passes.weights.linears import MINIMUM, NONE_FOUND, make_linears
-from moec.profile.file import Head, LayerEntry, Profile, check_mergeable, held_arrays, merge, write_new
+from moec.profiles.file import Head, LayerEntry, Profile, check_mergeable, held_arrays, merge, write_new
 from moec.runtime.machine import check_threads
 from moec.tools.data import Data, Text, check_limits, token_input, with_tokenizer_of
 from moec.tools.labels import judged_output
@@ -80,7 +80,7 @@ class Measured:
 
 
 @reporting("profiling")
-def measure(
+def profile(
     model: str | os.PathLike[str],
     data: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],

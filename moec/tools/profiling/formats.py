@@ -12,7 +12,7 @@ from moec.ir.weights.encode import decode, encode
 from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.outputs import hidden_units, projected
-from moec.profile.measures import evenly
+from moec.profiles.measures import evenly
 
 Array = np.ndarray[Any, Any]
 

@@ -1,8 +1,8 @@
-"""Sums over the inputs of layers: the arrays of :mod:`moec.profile.measures`, batch by batch.
+"""Sums over the inputs of layers: the arrays of :mod:`moec.profiles.measures`, batch by batch.
 
 During the batches, tokens are counted, and those that sums need are written to a file, once for all experts of a layer.
 All matrix products follow at the end, expert by expert. A second moment is therefore in memory only while it is
-computed, from at most as many rows as :func:`moec.profile.measures.enough` says.
+computed, from at most as many rows as :func:`moec.profiles.measures.enough` says.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from moec.ir.semantics import pairs_by_expert
 from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.outputs import expert_output
-from moec.profile.measures import BINS, PRIOR_ROWS, ROWS, enough, enough_outputs, evenly, mean_weight, packed
+from moec.profiles.measures import BINS, PRIOR_ROWS, ROWS, enough, enough_outputs, evenly, mean_weight, packed
 from moec.tools.profiling.formats import expert_errors
 from moec.tools.profiling.workers import Run
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from moec.ir import dialect, semantics
 from moec.ir.dialect import DOMAIN, RouteSpec
 from moec.ir.weights.stored import constant
-from moec.profile.keys import key_of, measurable
+from moec.profiles.keys import key_of, measurable
 
 Array = np.ndarray[Any, Any]
 

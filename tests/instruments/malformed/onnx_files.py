@@ -14,7 +14,7 @@ from moec.frontend.exported_ranges import RANGES
 from moec.ir.origins import ORIGIN_KEY
 from moec.ir.states import STATES_KEY
 from moec.ir.streaming import SHARES_KEY
-from moec.profile.keys import MEASURED_KEY
+from moec.profiles.keys import MEASURED_KEY
 
 from ...mutants import mutant
 from ...mutants.seeds import MODEL, Files, own_seeds

@@ -14,7 +14,7 @@ from moec.ir.dialect import ExpertsSpec
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.stored import weight_inputs, weight_runs
 from moec.passes.weights import gptq, kept
-from moec.tools.profiling import measure
+from moec.tools.profiling import profile
 
 from ...products import thinned
 from ..profiles import hidden_of, rows_of, write_experts, write_linear
@@ -195,7 +195,7 @@ def test_passes_read_what_moec_profile_measures(tmp_path) -> None:
     model, path = linear_model("y = MatMul (x, w)", {"w": weight}, "float[T,512] y"), tmp_path / "model.onnx"
     ir.save(model, path)
     np.savez(tmp_path / "data.npz", x=rows_of(D, 1000))
-    measure(path, [tmp_path / "data.npz"], tmp_path / "p", formats="")
+    profile(path, [tmp_path / "data.npz"], tmp_path / "p", formats="")
     losses = {}
     for method in ("rtn", "gptq"):
         (loss,) = apply(

@@ -10,7 +10,7 @@ import pytest
 from moec.ir.weights.format import WeightFormat
 from moec.passes.weights.bits import WeightBudget
 from moec.passes.weights.judged_plan import Chosen, choose
-from moec.profile import Profile
+from moec.profiles import Profile
 
 from ..before_after import model_of
 from ..profiles import rows_of, with_held_back, with_measures, write_measured

@@ -7,7 +7,7 @@ import pytest
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.weights.format import WeightFormat
 from moec.passes.weights.method_gain import share_left
-from moec.profile import Profile
+from moec.profiles import Profile
 
 from ..profiles import write_experts
 from ..stored_weights import E, apply, experts_model, last_moec_node

@@ -25,7 +25,7 @@ from moec.targets.hls.moe import quality
 from moec.targets.hls.moe.blocks import find_blocks
 from moec.targets.hls.moe.stored_steps import stored_steps
 from moec.targets.hls.options import HlsOptions
-from moec.tools.profiling import measure
+from moec.tools.profiling import profile as measure
 
 from ...passes.stored_weights import experts_model, last_moec_node
 from ...products import thinned

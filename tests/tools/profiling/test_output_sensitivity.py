@@ -8,7 +8,7 @@ import pytest
 from moec.ir.weights.format import WeightFormat
 from moec.passes.weights.output_change import OutputChange
 from moec.passes.weights.store import store
-from moec.profile.keys import key_of
+from moec.profiles.keys import key_of
 from moec.tools.profiling.output_sensitivity import MOST_WEIGHTS, output_sensitivities, positions_wanted, too_large
 from moec.tools.profiling.workers import workers
 

@@ -18,10 +18,10 @@ from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.outputs import expert_output
 from moec.passes.framework import pipeline
-from moec.profile import Profile
-from moec.profile.keys import keep_key, key_of, measurable
-from moec.profile.measures import BINS
-from moec.tools.profiling import measure
+from moec.profiles import Profile
+from moec.profiles.keys import keep_key, key_of, measurable
+from moec.profiles.measures import BINS
+from moec.tools.profiling import profile
 from moec.tools.profiling.sums import ExpertsSums, KeptRows
 from moec.tools.profiling.workers import workers
 
@@ -43,7 +43,7 @@ def prepared(model: pathlib.Path) -> ir.Model:
 
 def measured(model: pathlib.Path, folder: pathlib.Path, ids: np.ndarray, name: str = "p", **options) -> Profile:
     np.savez(folder / f"{name}.npz", ids=ids)
-    measure(model, [folder / f"{name}.npz"], folder / f"{name}.moeprof", **options)
+    profile(model, [folder / f"{name}.npz"], folder / f"{name}.moeprof", **options)
     return Profile.read(folder / f"{name}.moeprof")
 
 
@@ -206,7 +206,7 @@ def test_without_moments_and_formats(model, ids, tmp_path):
 def test_data_that_does_not_fit_leaves_no_profile(model, arrays, message, tmp_path):
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(MoecError, match=message):
-        measure(model, [tmp_path / "bad.npz"], tmp_path / "p.moeprof")
+        profile(model, [tmp_path / "bad.npz"], tmp_path / "p.moeprof")
     assert [one.name for one in tmp_path.iterdir()] == ["bad.npz"]
 
 
@@ -214,7 +214,7 @@ def test_data_without_a_token_leaves_no_profile(model, tmp_path):
     for ids in (np.zeros((0, 2, 4), np.int64), np.zeros((2, 0), np.int64)):
         np.savez(tmp_path / "none.npz", ids=ids)
         with pytest.raises(MoecError, match=r"none\.npz: holds no token; nothing can be measured"):
-            measure(model, [tmp_path / "none.npz"], tmp_path / "p.moeprof")
+            profile(model, [tmp_path / "none.npz"], tmp_path / "p.moeprof")
     assert [one.name for one in tmp_path.iterdir()] == ["none.npz"]
 
 
@@ -237,7 +237,7 @@ def test_rows_are_kept_with_the_same_chance_whatever_their_place_in_a_text(perio
 
 def test_small_dense_products_are_measured_where_asked(model, ids, tmp_path):
     np.savez(tmp_path / "in.npz", ids=ids)
-    found = measure(model, [tmp_path / "in.npz"], tmp_path / "p.moeprof", minimum=0)
+    found = profile(model, [tmp_path / "in.npz"], tmp_path / "p.moeprof", minimum=0)
     assert found.linears > 0
     passes = "O2,quantize-linears{{format=int4,method=gptq,profile={},minimum=0}}"
     compiled = moec.compile(model, passes=passes.format(tmp_path / "p.moeprof"))
@@ -320,7 +320,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(model, ids, tmp_path, monkey
     monkeypatch.setattr(moec, "load", load_and_fill)
     try:
         with pytest.raises(MoecError, match=r"p\.moeprof: was not written: File too large"):
-            measure(model, [tmp_path / "in.npz"], tmp_path / "p.moeprof")
+            profile(model, [tmp_path / "in.npz"], tmp_path / "p.moeprof")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert [one.name for one in tmp_path.iterdir()] == ["in.npz"]

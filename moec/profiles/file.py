@@ -33,10 +33,10 @@ from moec.common.replacing import replacing
 from moec.common.seals import foreign_file, seal_zip
 from moec.errors import MoecError
 from moec.ir.names import node_name
-from moec.profile.arrays import HELD, PARTNERS, problem_of
-from moec.profile.head import Head, LayerEntry, read_head
-from moec.profile.keys import MEASURED_KEY, measured_as
-from moec.profile.measures import ExpertsMeasures, LinearMeasures, selected
+from moec.profiles.arrays import HELD, PARTNERS, problem_of
+from moec.profiles.head import Head, LayerEntry, read_head
+from moec.profiles.keys import MEASURED_KEY, measured_as
+from moec.profiles.measures import ExpertsMeasures, LinearMeasures, selected
 
 Array = np.ndarray[Any, Any]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from moec.errors import MoecError
-from moec.profile import Profile
-from moec.profile.file import write_profile
+from moec.profiles import Profile
+from moec.profiles.file import write_profile
 
 from .test_file import HEAD, LAYER
 

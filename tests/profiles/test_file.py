@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from moec.errors import MoecError
-from moec.profile import Profile
-from moec.profile.file import Head, LayerEntry, held_arrays, merge, write_profile
-from moec.profile.measures import packed, unpacked
+from moec.profiles import Profile
+from moec.profiles.file import Head, LayerEntry, held_arrays, merge, write_profile
+from moec.profiles.measures import packed, unpacked
 
 LAYER = LayerEntry(
     "0123456789abcdef", "experts", "moe", inner=2, tokens=3, experts=2, k=1, hidden=2, parts=("up", "down")

@@ -4,6 +4,6 @@
 writes, reads and merges profiles. :mod:`moec.tools.profiling` makes profiles; passes that use data read nothing else.
 """
 
-from moec.profile.file import Profile
+from moec.profiles.file import Profile
 
 __all__ = ["Profile"]

@@ -1,4 +1,4 @@
-"""Expected shapes and numbers of a profile's arrays (:mod:`moec.profile.measures`), as a table for checking files."""
+"""Expected shapes and numbers of a profile's arrays (:mod:`moec.profiles.measures`), as a table for checking files."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from moec.profile.head import Head, LayerEntry
-from moec.profile.measures import BINS
+from moec.profiles.head import Head, LayerEntry
+from moec.profiles.measures import BINS
 
 Array = np.ndarray[Any, Any]
 _ANY = None
@@ -93,5 +93,5 @@ def _of_experts(layer: LayerEntry) -> dict[str, Shape]:
 
 
 def _triangle(size: int) -> int:
-    """Number of elements of a packed matrix (:func:`moec.profile.measures.packed`) of that size."""
+    """Number of elements of a packed matrix (:func:`moec.profiles.measures.packed`) of that size."""
     return size * (size + 1) // 2

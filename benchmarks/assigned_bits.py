@@ -30,7 +30,7 @@ from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.framework.shorthand import parse_format
 from moec.tools import paired
-from moec.tools.data import Data, Text
+from moec.tools.data import Data, TextOptions
 
 Array = np.ndarray[Any, Any]
 RIVALS = ("int4/64", "int4/32", "int3/64", "int3/64z", "int3/32", "int3/32z", "int2/64", "int2/32", "int2/32z")
@@ -99,7 +99,7 @@ def measure(options: argparse.Namespace, known: dict[str, Any]) -> None:
     base = compiler.import_model(options.model, cache=False)
     pipeline.run(base, pipeline.parse("O2"), Report())
     specs, output = tensor_specs(base.graph.inputs), str(base.graph.outputs[0].name)
-    text = Text(options.tokenizer, options.length, 8, options.rows)
+    text = TextOptions(options.tokenizer, options.length, 8, options.rows)
     texts = {path.name: list(Data(path, specs, text)) for path in options.judge}
     first = {name: list(judged(base, output, batches)) for name, batches in texts.items()}
     names = [f"assign {average:g}" for average in options.avg] + sorted({one for a in options.avg for one in rivals(a)})

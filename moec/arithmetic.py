@@ -16,7 +16,7 @@ KEY = "arithmetic"
 
 
 @dataclasses.dataclass(frozen=True)
-class Rounding:
+class ActivationRounding:
     """Rounding of activations in a compiled model. ``activations``: types that they are rounded to
     (:func:`moec.ir.rounding.arithmetics_of`). ``own``: whether the model itself asks for it. ``could_round``: whether
     products in float32 have weights that int8 arithmetic takes."""
@@ -26,7 +26,7 @@ class Rounding:
     could_round: bool
 
 
-def rounding_of(graph: ir.Model, own: Collection[str], gains: bool) -> Rounding:
+def rounding_of(graph: ir.Model, own: Collection[str], gains: bool) -> ActivationRounding:
     """Determine the rounding after all passes. ``own``: types that activations were rounded to before them. ``gains``:
     whether the target's products become faster by rounding."""
     from moec.ir.dialect import is_moec
@@ -34,7 +34,9 @@ def rounding_of(graph: ir.Model, own: Collection[str], gains: bool) -> Rounding:
 
     activations = sorted(arithmetics_of(graph))
     floats = (node for node in graph.graph if is_moec(node) and "arithmetic" not in node.attributes)
-    return Rounding(activations, bool(own) and set(activations) <= set(own), gains and any(map(_fits, floats)))
+    return ActivationRounding(
+        activations, bool(own) and set(activations) <= set(own), gains and any(map(_fits, floats))
+    )
 
 
 def _fits(node: ir.Node) -> bool:

@@ -9,12 +9,12 @@ import pathlib
 import platform
 from typing import Any
 
-from moec.arithmetic import KEY, Rounding
+from moec.arithmetic import KEY, ActivationRounding
 
 _TOOLS = ("apache-tvm", "onnx", "onnx-ir", "numpy")
 
 
-def provenance_of(model: Any, passes: str, rounding: Rounding) -> dict[str, Any]:
+def provenance_of(model: Any, passes: str, rounding: ActivationRounding) -> dict[str, Any]:
     """Describe as plain data: the source with its checksum, the passes, the types that they round activations to, and
     the versions of the tools."""
     tools = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _TOOLS}}

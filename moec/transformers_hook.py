@@ -35,11 +35,11 @@ class _Finder:
         finders = (finder for finder in behind if hasattr(finder, "find_spec"))
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in finders)), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self)  # type: ignore[assignment]
+            spec.loader = _HookingLoader(spec.loader, self)  # type: ignore[assignment]
         return spec
 
 
-class _Loader:
+class _HookingLoader:
     """The module's own loader, followed by the registration."""
 
     def __init__(self, loader: Any, finder: _Finder) -> None:

@@ -22,7 +22,7 @@ _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False,
 
 
 @dataclasses.dataclass(frozen=True)
-class _Kind:
+class _CellKind:
     """One of the three operators: number of gates, default activations, inputs with initial states, and its step."""
 
     gates: int
@@ -32,9 +32,9 @@ class _Kind:
 
 
 _KINDS = {
-    "RNN": _Kind(1, ("Tanh",), (5,), cells.rnn),
-    "GRU": _Kind(3, ("Sigmoid", "Tanh"), (5,), cells.gru),
-    "LSTM": _Kind(4, ("Sigmoid", "Tanh", "Tanh"), (5, 6), cells.lstm),
+    "RNN": _CellKind(1, ("Tanh",), (5,), cells.rnn),
+    "GRU": _CellKind(3, ("Sigmoid", "Tanh"), (5,), cells.gru),
+    "LSTM": _CellKind(4, ("Sigmoid", "Tanh", "Tanh"), (5, 6), cells.lstm),
 }
 
 
@@ -91,7 +91,7 @@ class DecomposeRecurrent:
         return changed
 
 
-def _decompose(write: Writer, kind: _Kind) -> list[ir.Value | None]:
+def _decompose(write: Writer, kind: _CellKind) -> list[ir.Value | None]:
     """Y and the last states."""
     _expect_input(write)
     x = write.required(0, "X")
@@ -125,7 +125,7 @@ def _expect_input(write: Writer) -> None:
 
 
 def _direction(
-    write: Writer, kind: _Kind, x: ir.Value, number: int, is_reverse: bool, activations: list[Activation]
+    write: Writer, kind: _CellKind, x: ir.Value, number: int, is_reverse: bool, activations: list[Activation]
 ) -> list[ir.Value]:
     """Outputs [steps,batch,hidden] and last states [batch,hidden] of one direction."""
     hidden, dtype = width_of(write.required(2, "R"), "R"), dtype_of(write.required(0, "X"), "X")
@@ -152,7 +152,7 @@ def _direction(
 
 def _scan(
     write: Writer,
-    kind: _Kind,
+    kind: _CellKind,
     cell: cells.Cell,
     projected: ir.Value,
     states: list[ir.Value],

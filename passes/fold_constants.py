@@ -59,21 +59,21 @@ class FoldConstants:
         changed = False
         version = model.graph.opset_imports[""]
         decoding = decoding_nodes(model.graph)
-        operators: dict[Hashable, _Operator] = {}
+        operators: dict[Hashable, _FoldingOperator] = {}
         for node in list(model.graph):
             if node in decoding or not _is_constant_computation(node):
                 continue
             types = _output_types(node, version)
             if types is None:
                 continue
-            operator = operators.setdefault(_kind(node), _Operator.of(node, version))
+            operator = operators.setdefault(_kind(node), _FoldingOperator.of(node, version))
             tensors = self._fold(node, types, operator)
             if tensors is not None:
                 replace_by_tensors(node, tensors)
                 changed = True
         return changed
 
-    def _fold(self, node: ir.Node, types: list[_Type], operator: _Operator) -> list[ir.TensorProtocol] | None:
+    def _fold(self, node: ir.Node, types: list[_Type], operator: _FoldingOperator) -> list[ir.TensorProtocol] | None:
         inputs = [None if value is None else value.const_value for value in node.inputs]
         if _elements(node, types) <= self.limit and all(array is None or array.size <= self.limit for array in inputs):
             arrays = operator.results(inputs)
@@ -93,7 +93,7 @@ _Type = tuple[ir.DataType, "tuple[int, ...] | None"]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Operator:
+class _FoldingOperator:
     """A node by itself, prepared once for all nodes that differ only in their inputs: preparing takes longer than
     transposing a weight, which stays a view."""
 
@@ -101,11 +101,11 @@ class _Operator:
     version: int
 
     @staticmethod
-    def of(node: ir.Node, version: int) -> _Operator:
+    def of(node: ir.Node, version: int) -> _FoldingOperator:
         inputs = [None if one is None else ir.Value(name=f"input_{i}") for i, one in enumerate(node.inputs)]
         outputs = [ir.Value(name=f"output_{index}") for index in range(len(node.outputs))]
         alone = ir.Node("", node.op_type, inputs, attributes=node.attributes.values(), outputs=outputs)
-        return _Operator(alone, version)
+        return _FoldingOperator(alone, version)
 
     @functools.cached_property
     def _evaluator(self) -> Evaluator:
@@ -130,7 +130,7 @@ class _Operator:
 class _Computation:
     """A folded node as it was: its operator and constant inputs."""
 
-    operator: _Operator
+    operator: _FoldingOperator
     inputs: list[ir.TensorProtocol | None]
 
     def output(self, index: int) -> ir.TensorProtocol:

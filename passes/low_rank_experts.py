@@ -101,7 +101,9 @@ class LowRankExperts:
             )
         measures = profile.experts(node)
         with profile_reading(f"{profile.path}: node {where}"):
-            parts: dict[Part, _Projection] = {part: self._projection(weights, measures, part) for part in weights.parts}
+            parts: dict[Part, _LowRankProjection] = {
+                part: self._projection(weights, measures, part) for part in weights.parts
+            }
         before = weights.experts * weights.hidden * (weights.inner * len(weights.before) + weights.width)
         dropped, size = (sum(getattr(one, what) for one in parts.values()) for what in ("dropped", "size"))
         _Spelling(graph, with_route(graph, node), weights, parts).write()
@@ -114,18 +116,18 @@ class LowRankExperts:
         )
         return True
 
-    def _projection(self, weights: ExpertWeights, measures: ExpertsMeasures, part: Part) -> _Projection:
+    def _projection(self, weights: ExpertWeights, measures: ExpertsMeasures, part: Part) -> _LowRankProjection:
         base = _mean(weights, measures.count, part) if self.base == "shared" else None
         found = []
         for expert in range(weights.experts):
             moment = measures.moment_hidden(expert) if part == "down" else measures.moment_in(expert)
             found.append(factors(weights.decoded(part, expert), base, self.rank, with_ridge(moment)))
             release_pages()
-        return _Projection(found, base)
+        return _LowRankProjection(found, base)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Projection:
+class _LowRankProjection:
     """One part of all experts of a layer; ``base`` [in,out] in float64, if there is one."""
 
     own: list[Factors]
@@ -189,7 +191,9 @@ def _splittable(node: ir.Node) -> ExpertWeights | str:
 class _Spelling:
     """The graph over dispatched rows in the place of one ``moec.Experts`` node."""
 
-    def __init__(self, graph: ir.Graph, node: ir.Node, weights: ExpertWeights, parts: dict[Part, _Projection]) -> None:
+    def __init__(
+        self, graph: ir.Graph, node: ir.Node, weights: ExpertWeights, parts: dict[Part, _LowRankProjection]
+    ) -> None:
         self._graph, self._node, self._weights, self._parts = graph, node, weights, parts
         self._write = Writer(node, value_names(graph))
         self._inputs = dialect.inputs_of(node)

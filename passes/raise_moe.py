@@ -17,13 +17,13 @@ from moec.passes.raising.candidates import SELECTIONS, candidate_blocks, find_lo
 from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.diagnosis import diagnosed
 from moec.passes.raising.failure import NoRouterError, NotUnderstoodError, left_out
-from moec.passes.raising.given_choices import Spread, choices, spread
+from moec.passes.raising.given_choices import SpreadChoice, choices, spread
 from moec.passes.raising.given_columns import Beside, columns, side_by_side
 from moec.passes.raising.given_weights import blocks_weighed_by, given_routing, weighed_blocks
-from moec.passes.raising.matching import MOST_CANDIDATES, Known, match_block, understand
+from moec.passes.raising.matching import MOST_CANDIDATES, KnownBlocks, match_block, understand
 from moec.passes.raising.one_choice import ROUTING, Selected, chosen_flags, chosen_ids, select
 from moec.passes.raising.rewrite import replace
-from moec.passes.raising.router import Routing
+from moec.passes.raising.router import RoutingProposal
 from moec.passes.raising.search import Match
 from moec.passes.raising.unraised import resemblances
 
@@ -109,7 +109,7 @@ class _Raising:
     dataflow: DataFlow
     report: Report
     understood: set[ir.Node] = dataclasses.field(default_factory=set)
-    known: Known = dataclasses.field(default_factory=Known)
+    known: KnownBlocks = dataclasses.field(default_factory=KnownBlocks)
     changed: bool = False
 
     def around(self, anchor: ir.Node) -> _Failure | None:
@@ -142,7 +142,7 @@ class _Raising:
         return self._first_of(blocks, source, reason)
 
     def _first_of(
-        self, blocks: Iterator[Block], source: ir.Value, reason: str, routing: Routing | None = None
+        self, blocks: Iterator[Block], source: ir.Value, reason: str, routing: RoutingProposal | None = None
     ) -> str | None:
         why = reason
         for block in blocks:
@@ -204,7 +204,7 @@ class _Raising:
                 reason = "it gives a token to one expert, whose result has no weight"
                 self._keep_or_undo(made, self._first_of(blocks, made.scores, reason, ROUTING) is None, makers)
 
-    def _keep_or_undo(self, made: Spread | Beside | Selected, is_raised: bool, makers: Iterable[ir.Node]) -> None:
+    def _keep_or_undo(self, made: SpreadChoice | Beside | Selected, is_raised: bool, makers: Iterable[ir.Node]) -> None:
         """Keep the rewrite of ``makers`` if the block after it is raised, else undo it."""
         if is_raised:
             self.understood.update(makers)

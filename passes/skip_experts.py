@@ -17,7 +17,7 @@ from moec.ir.names import node_name
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.weights.allocation import allocate
 from moec.passes.weights.expert_set import ExpertSet
-from moec.passes.weights.skipping import Method, Sample, Way, check_measured, ways_of, why_not
+from moec.passes.weights.skipping import Method, Sample, SkipRule, check_measured, ways_of, why_not
 from moec.profiles import Profile
 
 Array = np.ndarray[Any, Any]
@@ -86,7 +86,7 @@ class SkipExperts:
         ways = [layer.ways[choice] for layer, choice in zip(layers, self._choices(layers), strict=True)]
         return any([self._apply(*chosen, report) for chosen in zip(layers, ways, strict=True)])
 
-    def _layer(self, node: ir.Node, profile: Profile, report: Report) -> _Layer | None:
+    def _layer(self, node: ir.Node, profile: Profile, report: Report) -> _SkippingLayer | None:
         """The ways to drop pairs of a node with experts; None for another node, and for one that a profile cannot
         measure."""
         if not has_experts(node):
@@ -101,12 +101,12 @@ class SkipExperts:
         sample = Sample.of(measures, where)
         if reason is not None:
             report.note(self.name, node_name(node), f"keeps all calls: {reason}")
-            return _Layer(experts, sample, [Way(experts.routing.k, 0.0, sample.calls, 0.0)])
+            return _SkippingLayer(experts, sample, [SkipRule(experts.routing.k, 0.0, sample.calls, 0.0)])
         check_measured(experts, measures, where)
         method = "ratio" if experts.correction_bias is not None else self.method
-        return _Layer(experts, sample, ways_of(experts.routing, sample, method, self.lowest))
+        return _SkippingLayer(experts, sample, ways_of(experts.routing, sample, method, self.lowest))
 
-    def _choices(self, layers: Sequence[_Layer]) -> Array:
+    def _choices(self, layers: Sequence[_SkippingLayer]) -> Array:
         """Number of the selected way of each layer."""
         unit = min(layer.sample.weight for layer in layers if layer.sample.weight > 0)
         most = max(len(layer.ways) for layer in layers)
@@ -126,7 +126,7 @@ class SkipExperts:
                 f"the least is {least:g}"
             ) from error
 
-    def _apply(self, layer: _Layer, way: Way, report: Report) -> bool:
+    def _apply(self, layer: _SkippingLayer, way: SkipRule, report: Report) -> bool:
         sample = layer.sample
         if way.calls == sample.calls:
             return False
@@ -142,15 +142,15 @@ class SkipExperts:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Layer:
+class _SkippingLayer:
     """A layer of experts, its sampled tokens, and the ``ways`` to drop pairs; the first way drops none."""
 
     experts: ExpertSet
     sample: Sample
-    ways: Sequence[Way]
+    ways: Sequence[SkipRule]
 
 
-def _change_routing(route: ir.Node, way: Way) -> None:
+def _change_routing(route: ir.Node, way: SkipRule) -> None:
     """Give a router the attributes of a way, and the outputs [T,k] of a ``moec.Route`` their new size."""
     route.attributes["k"] = ir.AttrInt64("k", way.k)
     if way.relative_threshold > 0:

@@ -95,7 +95,7 @@ class StreamExperts:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Router:
+class _LayerRouter:
     """The router of a layer: the product that computes its logits, its attributes, and the bias of its selection."""
 
     product: RouterProduct
@@ -109,7 +109,7 @@ def _note_shares(layers: Iterable[ir.Node], profile: Profile) -> None:
         set_shares(node, measures.count / max(1, measures.tokens))
 
 
-def _router(layer: ir.Node) -> _Router | None:
+def _router(layer: ir.Node) -> _LayerRouter | None:
     inputs = dialect.inputs_of(layer)
     chosen = inputs.get("experts")
     route = layer if chosen is None else chosen.producer()
@@ -120,10 +120,10 @@ def _router(layer: ir.Node) -> _Router | None:
     product = None if logits is None or x is None else router_product(logits, x)
     if product is None:
         return None
-    return _Router(product, dialect.spec_of(route, RouteSpec), operands["correction_bias"])
+    return _LayerRouter(product, dialect.spec_of(route, RouteSpec), operands["correction_bias"])
 
 
-def _obstacle(node: ir.Node, following: ir.Node, router: _Router | None) -> str | None:
+def _obstacle(node: ir.Node, following: ir.Node, router: _LayerRouter | None) -> str | None:
     """The reason why the experts of a layer cannot be predicted from the rows of the layer before; None if they can."""
     if router is None:
         return "its logits are no product of its rows with a constant matrix"
@@ -166,7 +166,7 @@ def _width(value: ir.Value) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _expect(write: Writer, node: ir.Node, following: ir.Node, router: _Router) -> None:
+def _expect(write: Writer, node: ir.Node, following: ir.Node, router: _LayerRouter) -> None:
     x, product = node.inputs[0], router.product.node
     down = dialect.inputs_of(following)["down"]
     assert x is not None

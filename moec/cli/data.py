@@ -83,7 +83,7 @@ def profile(
     """Run MODEL on data and write what its experts do there: what passes need that specialise experts."""
     from moec.inspect.profiles import measured_tables
     from moec.passes.weights.linears import MINIMUM
-    from moec.tools.data import Text
+    from moec.tools.data import TextOptions
     from moec.tools.profiling import FORMATS, profile
 
     with shown_progress() as progress:
@@ -92,7 +92,7 @@ def profile(
             data,
             output,
             passes=pipeline_of(level, passes),
-            text=Text(tokenizer, length, batch, rows),
+            text=TextOptions(tokenizer, length, batch, rows),
             formats=formats or FORMATS,
             moments=moments,
             minimum=MINIMUM if minimum is None else minimum,
@@ -172,7 +172,7 @@ def evaluate(
 ) -> None:
     """Run models on the same data side by side: how good each is, how large, and how sure the differences are."""
     from moec.inspect.evaluation import evaluation_tables, nan_notes
-    from moec.tools.data import Text
+    from moec.tools.data import TextOptions
     from moec.tools.evaluate import evaluate as evaluate_models
 
     with shown_progress() as progress:
@@ -182,7 +182,7 @@ def evaluate(
             metrics=metric or (),
             labels=labels,
             output=output_name,
-            text=Text(tokenizer, length, batch, rows),
+            text=TextOptions(tokenizer, length, batch, rows),
             threads=threads,
             emulate=emulate,
             progress=progress,
@@ -216,7 +216,7 @@ def sweep(
 ) -> None:
     """Compile MODEL by many pipelines, judge and time each, and mark those that no other beats. What DIR/sweep.json
     knows already is not run again."""
-    from moec.tools.data import Text
+    from moec.tools.data import TextOptions
     from moec.tools.sweeping import sweep as sweep_models
     from moec.tools.sweeping import variants
 
@@ -232,7 +232,7 @@ def sweep(
             metrics=metric or (),
             labels=labels,
             output=output_name,
-            text=Text(tokenizer, length, batch, rows),
+            text=TextOptions(tokenizer, length, batch, rows),
             threads=threads,
             keep=keep,
             progress=progress,

@@ -11,7 +11,7 @@ _GROUPS = pathlib.Path("/sys/fs/cgroup")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Names:
+class _CgroupFiles:
     """File names in a version of Linux' control groups. Cached files count as used, but are released on demand."""
 
     limit: str
@@ -20,8 +20,8 @@ class _Names:
     cached_for_good: str
 
 
-_VERSION_1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache", "total_shmem")
-_VERSION_2 = _Names("memory.max", "memory.current", "file", "shmem")
+_VERSION_1 = _CgroupFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache", "total_shmem")
+_VERSION_2 = _CgroupFiles("memory.max", "memory.current", "file", "shmem")
 
 
 def available_memory() -> int:
@@ -54,7 +54,7 @@ def _left_in_groups() -> list[int]:
     return [number for number in left if number is not None]
 
 
-def _left_in(group: pathlib.Path, names: _Names) -> int | None:
+def _left_in(group: pathlib.Path, names: _CgroupFiles) -> int | None:
     """Compute the free memory of a group. Returns None for one without a limit."""
     try:
         limit = (group / names.limit).read_text().strip()

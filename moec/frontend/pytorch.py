@@ -29,7 +29,7 @@ _ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 """Escape sequences of terminals, such as those for colours."""
 
 
-class Weights(Protocol):
+class ModuleWeights(Protocol):
     """Source of a module's weights when its own are placeholders."""
 
     @property
@@ -51,7 +51,7 @@ def import_module(
     module: torch.nn.Module,
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
-    weights: Weights | None = None,
+    weights: ModuleWeights | None = None,
     cache: bool = False,
 ) -> ir.Model:
     """Export ``module`` and import the result.
@@ -90,7 +90,7 @@ def import_module(
 
 
 def _export(
-    module: torch.nn.Module, arguments: Any, dynamic_shapes: Any, weights: Weights | None
+    module: torch.nn.Module, arguments: Any, dynamic_shapes: Any, weights: ModuleWeights | None
 ) -> tuple[torch.onnx.ONNXProgram, torch.export.ExportedProgram, Conditions]:
     """Export the module to ONNX. Also returns the program of torch.export and the conditions under which it holds.
     Raises UnsupportedError where PyTorch fails."""
@@ -205,7 +205,7 @@ def _names_of_sizes(program: torch.export.ExportedProgram) -> dict[str, str]:
     return names
 
 
-def _optimize(exported: Any, weights: Weights) -> None:
+def _optimize(exported: Any, weights: ModuleWeights) -> None:
     """Run the optimizer of PyTorch's exporter with placeholders out of its sight, because it would fold them into
     constants that mean nothing. They are inputs of the graph until :func:`_bind`."""
     graph = exported.model.graph
@@ -216,7 +216,7 @@ def _optimize(exported: Any, weights: Weights) -> None:
     exported.optimize()
 
 
-def _bind(graph: ir.Graph, weights: Weights) -> None:
+def _bind(graph: ir.Graph, weights: ModuleWeights) -> None:
     """Replace the inputs that stand for weights by constants. The graph has to be at the working opset, in which
     weights can be stored in any format."""
     values = {str(value.name): value for value in graph.inputs if value.name in weights.names}
@@ -228,12 +228,12 @@ def _conditions(module: torch.nn.Module, arguments: Any, program: Any, converted
     """Collect the conditions of the export. Sizes of 0 and 1 are excluded only where the module itself distinguishes
     them."""
     from moec.frontend.torch_guards import conditions_of, known_inputs
-    from moec.frontend.torch_trials import Trial, let_in
+    from moec.frontend.torch_trials import ExportTrial, let_in
 
     conditions = conditions_of(program, converted, type(module).__name__)
     if arguments is None:
         return conditions
-    trial = Trial(module, converted, arguments, list(known_inputs(converted).values()))
+    trial = ExportTrial(module, converted, arguments, list(known_inputs(converted).values()))
     guards, tried = let_in(conditions.guards, trial)
     return dataclasses.replace(conditions, guards=tuple(guards), tried=tuple(tried))
 

@@ -93,7 +93,7 @@ def _excluded(guard: str, test: Expression[bool]) -> tuple[list[dict[str, int]],
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
+class ExportTrial:
     """Comparison of ``module`` with the program that was exported from it, on parts of the example inputs.
 
     ``values``: the exporter's symbolic value of each flat input, in the order of ``arguments``.

@@ -102,7 +102,9 @@ class Evaluator:
         except Exception as error:  # an operator it lacks, in a version it lacks, with an attribute it cannot take
             raise EvaluationError(f"the reference interpreter cannot run these nodes: {one_line(error)}") from error
         self._steps = [
-            _Step(node, [*one.input], [*one.output], one.need_context(), _run_of(one), [*map(_name, _captured(node))])
+            _NodeStep(
+                node, [*one.input], [*one.output], one.need_context(), _run_of(one), [*map(_name, _captured(node))]
+            )
             for node, one in zip(computed, operators, strict=True)
         ]
         _mark_last_uses(self._steps, {_name(value) for value in self._outputs})
@@ -158,7 +160,7 @@ class Evaluator:
             values[_name(value)] = self._widen(np.asarray(feeds[value]))
         return values
 
-    def _compute(self, step: _Step, values: dict[str, Any], watch: Watcher | None, change: Change | None) -> None:
+    def _compute(self, step: _NodeStep, values: dict[str, Any], watch: Watcher | None, change: Change | None) -> None:
         """Add the outputs of a step to ``values``."""
         inputs = [values[name] for name in step.inputs]
         kept = _taken_as_they_are(step.node, inputs)
@@ -171,7 +173,7 @@ class Evaluator:
             picked = bool(inputs) and type(inputs[0]) is ExpertStack  # isinstance is slow where there are protocols
             if picked:
                 inputs = _picked(step.node, *inputs)
-            inputs = [_Parts(value) if type(value) is ExpertStack else value for value in inputs]
+            inputs = [_LazyStack(value) if type(value) is ExpertStack else value for value in inputs]
             values.update({name: self._widen(values[name]) for name in step.captured})
             outputs = inputs if picked and len(inputs) == 1 else step.run(*inputs, **context)
         except MemoryError:
@@ -224,7 +226,7 @@ class Evaluator:
 
 
 @dataclasses.dataclass
-class _Step:
+class _NodeStep:
     """A node, the names of its values, how to compute it, and the outer values its bodies capture."""
 
     node: ir.Node
@@ -264,7 +266,7 @@ def _taken_as_they_are(node: ir.Node, inputs: Sequence[Any]) -> Collection[int]:
     return range(2, len(inputs)) if (node.domain, node.op_type) in _EXPERTS else ()
 
 
-class _Parts:
+class _LazyStack:
     """A :class:`moec.ir.semantics.Stack` whose parts are made when they are asked for."""
 
     def __init__(self, stack: ExpertStack) -> None:
@@ -314,7 +316,7 @@ def _picked(node: ir.Node, stack: ExpertStack, indices: Array) -> list[Array]:
     return [data] if picks_whole else [data, np.concatenate([places[..., None], indices[..., 1:]], -1)]
 
 
-def _mark_last_uses(steps: Sequence[_Step], kept: set[str]) -> None:
+def _mark_last_uses(steps: Sequence[_NodeStep], kept: set[str]) -> None:
     seen = {"", *kept}
     for step in reversed(steps):
         names = {*step.inputs, *step.outputs, *step.captured} - seen

@@ -64,7 +64,7 @@ def body_of(node: ir.Node) -> LoopBody:
 
 
 @dataclasses.dataclass
-class _Parts:
+class _BodyParts:
     """``carried`` and ``read``: values inside, with those outside that they are at first, or always. ``made``: what a
     step makes of what is carried, and its slices, to which ``axes`` belong, with whether the last step's come first."""
 
@@ -81,7 +81,7 @@ class _Parts:
     scanned: list[tuple[ir.Value, int]] = dataclasses.field(default_factory=list)
 
 
-def _loop_parts(node: ir.Node) -> _Parts:
+def _loop_parts(node: ir.Node) -> _BodyParts:
     graph = _copied(node)
     _expect(len(node.inputs) >= 2 and len(graph.inputs) == len(node.inputs) and len(graph.outputs) > 0, node, graph)
     inner = graph.inputs[2:]
@@ -90,10 +90,10 @@ def _loop_parts(node: ir.Node) -> _Parts:
     carried = dict(zip(inner, _present(node, 2), strict=True))
     _expect(len(made) >= max(len(node.outputs), len(carried)), node, graph)
     axes = [(0, False)] * (len(made) - len(carried))
-    return _Parts(graph, number, going, condition, carried, {}, made, axes, node.inputs[0], node.inputs[1])
+    return _BodyParts(graph, number, going, condition, carried, {}, made, axes, node.inputs[0], node.inputs[1])
 
 
-def _scan_parts(node: ir.Node) -> _Parts:
+def _scan_parts(node: ir.Node) -> _BodyParts:
     graph, count = _copied(node), node.attributes.get_int("num_scan_inputs", 0)
     outer, first = _present(node, 0), len(node.inputs) - count
     _expect(0 < count <= len(outer) == len(graph.inputs), node, graph)
@@ -113,7 +113,7 @@ def _scan_parts(node: ir.Node) -> _Parts:
     _put_first(graph, slices)
     scanned = [(value, axis) for value, (axis, _) in zip(outer[first:], sources, strict=True)]
     axes = _directed(node, "scan_output", len(graph.outputs) - first)
-    return _Parts(graph, number, going, None, carried, read, list(graph.outputs), axes, scanned=scanned)
+    return _BodyParts(graph, number, going, None, carried, read, list(graph.outputs), axes, scanned=scanned)
 
 
 def _scalar_inputs(graph: ir.Graph) -> list[ir.Value]:
@@ -158,7 +158,7 @@ def _directed(node: ir.Node, kind: str, count: int) -> list[tuple[int, bool]]:
     return [(axis, bool(direction)) for axis, direction in zip(axes, directions, strict=True)]
 
 
-def _closed(parts: _Parts, kept: Sequence[ir.Value]) -> dict[ir.Value, ir.Value]:
+def _closed(parts: _BodyParts, kept: Sequence[ir.Value]) -> dict[ir.Value, ir.Value]:
     """Let the body read inputs in the place of values from outside, and constants of its own. The result is what all
     steps read: these inputs and the states that are ``kept``, with the values outside."""
     read = {**{inner: parts.carried[inner] for inner in kept}, **parts.read}

@@ -35,7 +35,7 @@ _ACTIVATIONS: dict[str, tuple[tuple[float | None, ...], Callable[..., Array]]] =
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cell:
+class _RecurrentCell:
     """One direction of a node: ``w`` [gates * hidden, width], ``r`` [gates * hidden, hidden], the halves of B, each
     [gates * hidden], and the peepholes [3 * hidden], which are 0 where the node has none."""
 
@@ -49,16 +49,16 @@ class _Cell:
     input_forget: bool
 
 
-Step = Callable[[_Cell, Array, Sequence[Array]], Sequence[Array]]
+Step = Callable[[_RecurrentCell, Array, Sequence[Array]], Sequence[Array]]
 """One step of a cell: from x [batch, width] and the states [batch, hidden] before it to the states after it. The first
 state is the output of the step."""
 
 
-def _rnn(cell: _Cell, x: Array, states: Sequence[Array]) -> Sequence[Array]:
+def _rnn(cell: _RecurrentCell, x: Array, states: Sequence[Array]) -> Sequence[Array]:
     return [cell.functions[0](x @ cell.w.T + states[0] @ cell.r.T + cell.input_bias + cell.bias)]
 
 
-def _gru(cell: _Cell, x: Array, states: Sequence[Array]) -> Sequence[Array]:
+def _gru(cell: _RecurrentCell, x: Array, states: Sequence[Array]) -> Sequence[Array]:
     (h,), (f, g) = states, cell.functions
     split = 2 * h.shape[-1]
     projected = x @ cell.w.T + cell.input_bias
@@ -70,7 +70,7 @@ def _gru(cell: _Cell, x: Array, states: Sequence[Array]) -> Sequence[Array]:
     return [(1 - z) * g(projected[:, split:] + recurrent) + z * h]
 
 
-def _lstm(cell: _Cell, x: Array, states: Sequence[Array]) -> Sequence[Array]:
+def _lstm(cell: _RecurrentCell, x: Array, states: Sequence[Array]) -> Sequence[Array]:
     (h, c), (f, g, last) = states, cell.functions
     i, o, forget, new = np.split(x @ cell.w.T + h @ cell.r.T + cell.input_bias + cell.bias, 4, axis=-1)
     p_i, p_o, p_forget = np.split(cell.peepholes, 3)
@@ -81,7 +81,7 @@ def _lstm(cell: _Cell, x: Array, states: Sequence[Array]) -> Sequence[Array]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Kind:
+class _RecurrentKind:
     """One of the three operators: its step, the number of gates, the default activations and the number of states."""
 
     step: Step
@@ -91,9 +91,9 @@ class _Kind:
 
 
 _KINDS = {
-    "RNN": _Kind(_rnn, 1, ("Tanh",)),
-    "GRU": _Kind(_gru, 3, ("Sigmoid", "Tanh")),
-    "LSTM": _Kind(_lstm, 4, ("Sigmoid", "Tanh", "Tanh"), states=2),
+    "RNN": _RecurrentKind(_rnn, 1, ("Tanh",)),
+    "GRU": _RecurrentKind(_gru, 3, ("Sigmoid", "Tanh")),
+    "LSTM": _RecurrentKind(_lstm, 4, ("Sigmoid", "Tanh", "Tanh"), states=2),
 }
 _BEGINNINGS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 """Whether each direction starts at the end of the sequence."""
@@ -119,7 +119,7 @@ def recurrent(operator: str, *inputs: Array | None, **attributes: Any) -> tuple[
         input_bias, bias = np.split(np.zeros(2 * len(r[at]), x.dtype) if b is None else b[at], 2)
         peepholes = np.zeros(3 * hidden, x.dtype) if given[2] is None else given[2][at]
         before_reset, forgets = bool(attributes.get("linear_before_reset")), bool(attributes.get("input_forget"))
-        cell = _Cell(w[at], r[at], input_bias, bias, peepholes, functions[at], before_reset, forgets)
+        cell = _RecurrentCell(w[at], r[at], input_bias, bias, peepholes, functions[at], before_reset, forgets)
         for step in range(steps)[:: -1 if is_backward else 1]:
             states = [state[at] for state in last]
             new = kind.step(cell, x[step], states)
@@ -137,7 +137,7 @@ def _beginnings(direction: str) -> tuple[bool, ...]:
     return _BEGINNINGS[direction]
 
 
-def _functions(kind: _Kind, directions: int, attributes: dict[str, Any]) -> list[list[Function]]:
+def _functions(kind: _RecurrentKind, directions: int, attributes: dict[str, Any]) -> list[list[Function]]:
     """The activations of each direction. Those with alpha or beta take them in turn from the node's lists. All except
     that of an LSTM's cell state have their input clipped to ``clip``."""
     names, wanted = (

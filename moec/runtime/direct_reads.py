@@ -33,7 +33,7 @@ _queues: weakref.WeakSet[_Queue] = weakref.WeakSet()
 
 
 @dataclasses.dataclass(eq=False)
-class Reading:
+class PendingRead:
     """Ranges that are read together.
 
     ``what``: their description, for messages. ``left``: number of pieces that are not read yet. ``dropped``: whether
@@ -75,19 +75,19 @@ class DirectReads:
         """Number of all bytes that were read so far."""
         return self._queue.bytes_read
 
-    def ask(self, reading: Reading, *, urgent: bool) -> None:
+    def ask(self, reading: PendingRead, *, urgent: bool) -> None:
         """Begin to read. Readings that are not ``urgent`` wait for all that are."""
         pieces = [(reading, *piece) for piece in reading.pieces()]
         reading.left, reading.dropped, reading.error = len(pieces), False, None
         (self._queue.urgent if urgent else self._queue.expected).extend(pieces)
         self._queue.work()
 
-    def hurry(self, reading: Reading) -> None:
+    def hurry(self, reading: PendingRead) -> None:
         """Make an expected reading urgent."""
         self._queue.urgent.extend(self._queue.take_back(reading))
         self._queue.work()
 
-    def drop(self, reading: Reading) -> bool:
+    def drop(self, reading: PendingRead) -> bool:
         """Drop the pieces of an expected reading that were not begun. Returns False where all were begun."""
         taken = len(self._queue.take_back(reading))
         reading.left -= taken
@@ -107,8 +107,8 @@ class _Queue:
             if error.errno != errno.EINVAL:  # the file system does not support direct reads
                 raise
             self._file, self._direct = os.open(path, os.O_RDONLY), False
-        self.urgent: collections.deque[tuple[Reading, int, int]] = collections.deque()
-        self.expected: collections.deque[tuple[Reading, int, int]] = collections.deque()
+        self.urgent: collections.deque[tuple[PendingRead, int, int]] = collections.deque()
+        self.expected: collections.deque[tuple[PendingRead, int, int]] = collections.deque()
         self._threads = self._under_way = self.bytes_read = 0
         self._ended = False
         self._begin()
@@ -125,7 +125,7 @@ class _Queue:
             self._threads += 1
         self._asked.notify_all()
 
-    def take_back(self, reading: Reading) -> list[tuple[Reading, int, int]]:
+    def take_back(self, reading: PendingRead) -> list[tuple[PendingRead, int, int]]:
         """Remove and return the pieces of an expected reading that no thread has begun."""
         taken = [piece for piece in self.expected if piece[0] is reading]
         if taken:
@@ -202,7 +202,7 @@ class _Queue:
         self._begin()
 
 
-def read_now(reads: DirectReads, reading: Reading, where: str) -> None:
+def read_now(reads: DirectReads, reading: PendingRead, where: str) -> None:
     """Read and wait. Raises ArtifactError where the file cannot be read."""
     with reads.changed:
         reads.ask(reading, urgent=True)
@@ -212,7 +212,7 @@ def read_now(reads: DirectReads, reading: Reading, where: str) -> None:
         raise unreadable(where, reading)
 
 
-def unreadable(where: str, reading: Reading) -> ArtifactError:
+def unreadable(where: str, reading: PendingRead) -> ArtifactError:
     """Make an error that says which part of the file ``where`` cannot be read, and why."""
     return ArtifactError(f"{where}: {reading.what} cannot be read: {reading.error}; copy or compile the artifact again")
 

@@ -95,7 +95,7 @@ def generate(
     codec = _codec(model, prompts, stops)
     encoded = encoded_prompts(codec, prompts, chat, system)
     rows = [
-        _Row(place, ids, max_new_tokens, sampling, _Writer(codec, ids, stops, place, on_text))
+        _PromptRow(place, ids, max_new_tokens, sampling, _TextWriter(codec, ids, stops, place, on_text))
         for place, ids in enumerate(encoded)
     ]
     for group in _side_by_side(rows, _most_rows(model, batch), max_new_tokens):
@@ -103,7 +103,7 @@ def generate(
     return [row.generation(prompt) for row, prompt in zip(rows, prompts, strict=True)]
 
 
-class _Writer:
+class _TextWriter:
     """Text of one prompt as it is generated; empty without a tokenizer."""
 
     def __init__(
@@ -130,10 +130,10 @@ class _Writer:
             self._on_text(self._place, text)
 
 
-class _Row:
+class _PromptRow:
     """One prompt in progress: tokens that the model still has to process, and those that it generated."""
 
-    def __init__(self, place: int, prompt: list[int], most: int, sampling: Sampling, writer: _Writer) -> None:
+    def __init__(self, place: int, prompt: list[int], most: int, sampling: Sampling, writer: _TextWriter) -> None:
         self.prompt, self.pending = prompt, list(prompt)
         self.ended: Ended | None = None
         self._most, self._sampling, self._writer = most, sampling, writer
@@ -204,10 +204,10 @@ def _most_rows(model: CompiledModel, batch: int) -> int:
     return 1 if is_fixed or model.streamed is not None else batch
 
 
-def _side_by_side(rows: Sequence[_Row], most: int, spread: int) -> Iterator[list[_Row]]:
+def _side_by_side(rows: Sequence[_PromptRow], most: int, spread: int) -> Iterator[list[_PromptRow]]:
     """Group rows into at most ``most``, whose prompts differ by at most ``spread`` tokens. Rows begin together, so the
     excess of a prompt over the shortest one runs in steps of one token."""
-    group: list[_Row] = []
+    group: list[_PromptRow] = []
     for row in sorted(rows, key=lambda row: len(row.prompt)) if most > 1 else rows:
         if group and (len(group) == most or len(row.prompt) - len(group[0].prompt) > spread):
             yield group
@@ -217,7 +217,7 @@ def _side_by_side(rows: Sequence[_Row], most: int, spread: int) -> Iterator[list
         yield group
 
 
-def _run(session: Session, rows: Sequence[_Row]) -> None:
+def _run(session: Session, rows: Sequence[_PromptRow]) -> None:
     """Generate until all rows have ended. All rows have processed the same number of tokens, so that nothing is padded
     or masked: each step takes as many tokens of every row, from its prompt or the generated one, as all rows have."""
     longest = max(len(row.prompt) for row in rows)

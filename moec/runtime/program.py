@@ -38,7 +38,7 @@ Instrument = Callable[..., int]
 arguments."""
 
 
-class Place(Protocol):
+class ProgramDevice(Protocol):
     """The part of :class:`moec.runtime.device.Device` that loading a program needs."""
 
     @property
@@ -55,7 +55,7 @@ class LoadedProgram:
     """The program in linked object files. Two threads must not run it at once."""
 
     def __init__(
-        self, objects: Sequence[pathlib.Path], where: str, device: Place, experts: StreamedExperts | None = None
+        self, objects: Sequence[pathlib.Path], where: str, device: ProgramDevice, experts: StreamedExperts | None = None
     ) -> None:
         """``experts``: source of the experts that it streams. Raises ArtifactError where the objects do not link, and
         the device's errors for code it cannot run."""

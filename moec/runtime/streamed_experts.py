@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moec.errors import RoomError
-from moec.runtime.direct_reads import PAGE, DirectReads, Range, Reading, unreadable
+from moec.runtime.direct_reads import PAGE, DirectReads, PendingRead, Range, unreadable
 from moec.runtime.expert_pages import ExpertPages, own_pages
 
 FORGETTING = 0.99
@@ -92,7 +92,7 @@ class StreamedExperts:
         self._layers = layers
         self._first = np.cumsum([0, *(len(layer.places) for layer in layers)]).tolist()
         self._readings = [
-            Reading(f"expert {expert} of {layer.name!r}", places)
+            PendingRead(f"expert {expert} of {layer.name!r}", places)
             for layer in layers
             for expert, places in enumerate(layer.places)
         ]

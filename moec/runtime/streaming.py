@@ -17,7 +17,7 @@ import numpy as np
 
 from moec.common.specs import StreamedExpertsSpec
 from moec.errors import MoecError
-from moec.runtime.direct_reads import PAGE, DirectReads, Range, Reading, read_now
+from moec.runtime.direct_reads import PAGE, DirectReads, PendingRead, Range, read_now
 from moec.runtime.manifest import ProgramEntry, WeightEntry
 from moec.runtime.pages import Pages, Placement
 from moec.runtime.streamed_experts import StreamedExperts, StreamedLayer
@@ -100,7 +100,7 @@ def place_streamed(
     plan.check(resident, where)
     mapping, memory = reserved(size)
     reads = DirectReads(path, memory)
-    read_now(reads, Reading("what is no expert's", plan.others), str(path))
+    read_now(reads, PendingRead("what is no expert's", plan.others), str(path))
     experts = StreamedExperts(reads, mapping, plan.layers, resident - plan.pinned, str(path), preferred)
     experts.fill(plan.order)
     kept = f"{experts.room / _MIB:.1f} of {plan.experts / _MIB:.1f} MiB"

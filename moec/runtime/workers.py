@@ -34,8 +34,8 @@ _state = threading.local()
 _pools: dict[int, _Pool] = {}
 _teams: dict[int, Team] = {}
 _pools_lock = threading.Lock()
-_shared_turns: dict[int, Turns] = {}
-_all_turns: weakref.WeakSet[Turns] = weakref.WeakSet()
+_shared_turns: dict[int, FairLock] = {}
+_all_turns: weakref.WeakSet[FairLock] = weakref.WeakSet()
 
 
 def run_with(count: int, work: Callable[[], Result]) -> Result:
@@ -44,7 +44,7 @@ def run_with(count: int, work: Callable[[], Result]) -> Result:
     return Ways(count, has_team=False).run(work)
 
 
-class Turns:
+class FairLock:
     """A lock that waiters get in the order in which they came, and that a fork waits for."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class Ways:
 
     def __init__(self, count: int, *, has_team: bool) -> None:
         self._count, self._has_team = count, has_team
-        self.turns = Turns() if count == 1 else _shared_turns.setdefault(count, Turns())
+        self.turns = FairLock() if count == 1 else _shared_turns.setdefault(count, FairLock())
         self._seconds = math.inf
 
     def run(self, work: Callable[[], Result]) -> Result:
@@ -140,7 +140,7 @@ class Ways:
     def _run_by_the_pool(self, work: Callable[[], Result]) -> Result:
         """Let the pool's thread run the work. The caller waits for the turn, so that all callers are served alike; the
         work gives it back, even if nobody waits for it any more."""
-        pool, job = _pool_of(self._count), _Job(lambda: self._keeping_turn(work))
+        pool, job = _pool_of(self._count), _DelegatedWork(lambda: self._keeping_turn(work))
         try:
             self.turns.take()
             pool.submit(job)
@@ -164,7 +164,7 @@ class Ways:
         return result
 
 
-class _Job:
+class _DelegatedWork:
     """Work that another thread does, and its result."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
@@ -216,15 +216,15 @@ class _Pool:
     def __init__(self, count: int) -> None:
         _check_that_threads_start(count)
         self._count = count
-        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        ready = _Job(lambda: configure_pool(count))
+        self._jobs: queue.SimpleQueue[_DelegatedWork] = queue.SimpleQueue()
+        ready = _DelegatedWork(lambda: configure_pool(count))
         self.submit(ready)
         # It is never joined: at the end of the process it waits for work.
         self._thread = threading.Thread(target=self._serve, name=f"moec-{count}", daemon=True)
         self._thread.start()
         ready.wait()
 
-    def submit(self, job: _Job) -> None:
+    def submit(self, job: _DelegatedWork) -> None:
         """Queue a job."""
         self._jobs.put(job)
 
@@ -271,7 +271,7 @@ def _check_that_threads_start(count: int) -> None:
             thread.join()
 
 
-_held: list[Turns] = []
+_held: list[FairLock] = []
 
 
 def _before_fork() -> None:

@@ -148,7 +148,7 @@ def _pack(folder: pathlib.Path) -> None:
     path.rename(folder)
 
 
-class _Files:
+class _ArtifactFiles:
     """Files of an artifact that is being written."""
 
     def __init__(self, folder: pathlib.Path) -> None:
@@ -164,7 +164,7 @@ class _Files:
 
 
 def _write_files(folder: pathlib.Path, made: Sequence[Made], context: Context, progress: Progress) -> None:
-    files = _Files(folder)
+    files = _ArtifactFiles(folder)
     programs = [part for part in made if isinstance(part, Program)]
     weights, positions, files.entries[WEIGHTS] = _write_weights(folder / WEIGHTS, programs, progress)
     first = made[0]
@@ -199,7 +199,7 @@ def _write_files(folder: pathlib.Path, made: Sequence[Made], context: Context, p
     (folder / MANIFEST).write_text(print_manifest(manifest), encoding="utf-8")
 
 
-def _write_text(files: _Files, text: TextFiles) -> TextEntry:
+def _write_text(files: _ArtifactFiles, text: TextFiles) -> TextEntry:
     template = text.chat_template
     return TextEntry(
         tokenizer=files.write("text/tokenizer.json", text.tokenizer.encode()),
@@ -216,7 +216,7 @@ def _joint_target(programs: Sequence[Program]) -> str:
     return f"{kind}:{'+'.join(program.architecture for program in programs)}"
 
 
-def _write_program(files: _Files, program: Program, weights: list[int], place: str) -> ProgramEntry:
+def _write_program(files: _ArtifactFiles, program: Program, weights: list[int], place: str) -> ProgramEntry:
     """Write a program's files. ``place``: its own folder, ending in ``/``, or empty."""
     for name, text in program.sources.items():
         files.write(f"src/{place}{_file_name(name)}", text.encode())
@@ -244,14 +244,14 @@ def _write_program(files: _Files, program: Program, weights: list[int], place: s
     )
 
 
-def _write_project(files: _Files, project: Project) -> ProjectEntry:
+def _write_project(files: _ArtifactFiles, project: Project) -> ProjectEntry:
     folder = f"projects/{_file_name(project.name)}"
     for name, content in project.files.items():
         files.write(f"{folder}/{name}", content)
     return ProjectEntry(project.name, folder, project.report)
 
 
-def _write_stages(files: _Files, stages: Sequence[Stage]) -> list[dict[str, Any]]:
+def _write_stages(files: _ArtifactFiles, stages: Sequence[Stage]) -> list[dict[str, Any]]:
     written: list[dict[str, Any]] = []
     for index, stage in enumerate(stages):
         changed = stage.text is not None

@@ -125,7 +125,9 @@ def cover(
         return _unwatched(base, f"the interpreter cannot watch its decisions: {error}")
     for inputs in base:
         runs.watch = runs.after(inputs) or runs.watch
-    chosen = _Chosen(runs, list(base), lambda inputs: weights * _tokens(inputs) <= MOST_WORK and accepts(inputs))
+    chosen = _CoveringInputs(
+        runs, list(base), lambda inputs: weights * _tokens(inputs) <= MOST_WORK and accepts(inputs)
+    )
     if not specs:
         return Covering(chosen.inputs, Coverage(runs.watch.sides, chosen.unseen()))
     samples = Samples(specs, input_limits(model), dependent or {}, guards)
@@ -141,7 +143,7 @@ def cover(
     return Covering(chosen.inputs, Coverage(runs.watch.sides, chosen.unseen(), None, largest, beyond))
 
 
-def _compare_sizes(model: ir.Model, samples: Samples, chosen: _Chosen, most_rows: int) -> list[str]:
+def _compare_sizes(model: ir.Model, samples: Samples, chosen: _CoveringInputs, most_rows: int) -> list[str]:
     """Add inputs of sizes at which a value computed from sizes is a number not seen yet. Returns descriptions of the
     values that would need inputs of more than ``most_rows`` rows."""
     from moec.passes.raising.dataflow import DataFlow
@@ -168,7 +170,7 @@ def _compare_sizes(model: ir.Model, samples: Samples, chosen: _Chosen, most_rows
 
 
 @dataclasses.dataclass
-class _Chosen:
+class _CoveringInputs:
     """Selected inputs, all of which ``accepts`` allows, and the watch over their runs."""
 
     runs: _Runs
@@ -207,7 +209,7 @@ class _Runs:
         from moec.ir.watch import Watch
 
         nodes = list(model.graph)
-        return _Runs(runner(model), Watch(nodes, facts_of(nodes, _Constants.of(nodes))))
+        return _Runs(runner(model), Watch(nodes, facts_of(nodes, _SmallConstants.of(nodes))))
 
     def after(self, inputs: Inputs) -> Watch | None:
         """Return the watch after one more run, or None where the interpreter cannot run these inputs."""
@@ -239,19 +241,21 @@ def _numbers(value: ir.Value) -> np.ndarray | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Constants:
+class _SmallConstants:
     """Constants of a model except weights, which are those that are large or added to a product."""
 
     biases: frozenset[ir.Value]
 
     @staticmethod
-    def of(nodes: Sequence[ir.Node]) -> _Constants:
+    def of(nodes: Sequence[ir.Node]) -> _SmallConstants:
         products = {"Conv", "Einsum", "Gemm", "MatMul"}
         added = (node for node in nodes if node.op_type == "Add")
         makers = {node: [value.producer() for value in node.inputs if value is not None] for node in added}
         behind = [node for node, found in makers.items() if any(one and one.op_type in products for one in found)]
         gemms = [node for node in nodes if node.op_type in ("Conv", "Gemm")]
-        return _Constants(frozenset(value for node in (*behind, *gemms) for value in node.inputs if value is not None))
+        return _SmallConstants(
+            frozenset(value for node in (*behind, *gemms) for value in node.inputs if value is not None)
+        )
 
     def has(self, value: ir.Value) -> bool:
         return value.const_value is not None and value not in self.biases

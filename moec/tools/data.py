@@ -47,7 +47,7 @@ class KeptTokenizer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
+class TextOptions:
     """Conversion of text to batches: rows of ``length`` tokens, ``batch`` at a time, ``limit`` in all. ``tokenizer`` is
     a ``tokenizer.json``; without it ``kept``, the one that the model came with, is used."""
 
@@ -76,12 +76,12 @@ class Text:
 
 
 def with_tokenizer_of(
-    text: Text | None, source: str | os.PathLike[str], data: Sequence[str | os.PathLike[str]]
-) -> Text:
+    text: TextOptions | None, source: str | os.PathLike[str], data: Sequence[str | os.PathLike[str]]
+) -> TextOptions:
     """Add the tokenizer in the model's folder or GGUF file to ``text``, where some of the data is text."""
     from moec.frontend.text_files import text_files_of
 
-    text = text or Text()
+    text = text or TextOptions()
     if text.tokenizer is not None or not any(is_text(pathlib.Path(path)) for path in data):
         return text
     files = text_files_of(source)
@@ -108,12 +108,12 @@ class Data:
         self,
         path: str | os.PathLike[str],
         specs: Sequence[TensorSpec],
-        text: Text | None = None,
+        text: TextOptions | None = None,
         beside: str | None = None,
         states: Sequence[State] = (),
     ) -> None:
         """Raise MoecError for data that cannot be read or does not fit the inputs."""
-        self.path, self._specs, self._text = pathlib.Path(path), list(specs), text or Text()
+        self.path, self._specs, self._text = pathlib.Path(path), list(specs), text or TextOptions()
         self._beside: set[str] = set() if beside is None else {beside}
         self._states = {state.input for state in states}
         if not self.path.exists():

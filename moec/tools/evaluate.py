@@ -21,8 +21,8 @@ from moec.runtime.artifact import open_artifact
 from moec.runtime.model import ready
 from moec.targets.kind import ProgramKind
 from moec.tools import paired
-from moec.tools.data import Batch, Data, KeptTokenizer, Text, check_limits, is_text, token_input
-from moec.tools.labels import LABELS, Judge, Positions, judged_output
+from moec.tools.data import Batch, Data, KeptTokenizer, TextOptions, check_limits, is_text, token_input
+from moec.tools.labels import LABELS, LabelSource, Positions, judged_output
 from moec.tools.metrics import METRICS, metric_named, values_of
 
 Array = np.ndarray[Any, Any]
@@ -87,7 +87,7 @@ def evaluate(
     metrics: Sequence[str] = (),
     labels: str | os.PathLike[str] | None = None,
     output: str | None = None,
-    text: Text | None = None,
+    text: TextOptions | None = None,
     threads: int | None = None,
     emulate: bool = False,
     progress: Progress = silent,
@@ -119,9 +119,9 @@ def evaluate(
     first = contestants[0][1]
     judged = judged_output(first.outputs, token_input(first.inputs) is not None, output)
     if text is None or text.tokenizer is None:
-        text = dataclasses.replace(text or Text(), kept=_kept_tokenizer(contestants, data))
+        text = dataclasses.replace(text or TextOptions(), kept=_kept_tokenizer(contestants, data))
     sources = [Data(path, first.inputs, text, LABELS, first.states) for path in data]
-    run = _Run(contestants, judged, Judge(first.inputs, judged, labels), chosen)
+    run = _EvaluationRun(contestants, judged, LabelSource(first.inputs, judged, labels), chosen)
     for batch, where in _batches(sources, first.input_limits, progress):
         run.add(batch, where)
     return run.result()
@@ -201,14 +201,14 @@ def _batches(
             yield batch, f"{data.path}, batch {number}"
 
 
-class _Run:
+class _EvaluationRun:
     """Sums of all models' metrics over rows of data, to which batches are added one after another."""
 
     def __init__(
         self,
         models: Sequence[tuple[str, moec.CompiledModel]],
         output: TensorSpec,
-        judge: Judge,
+        judge: LabelSource,
         metrics: Sequence[str],
     ) -> None:
         self._models, self._output, self._judge, self._metrics = models, output, judge, list(metrics)

@@ -48,7 +48,7 @@ def judged_output(outputs: Sequence[TensorSpec], tokens: bool, name: str | None)
     raise MoecError(f"{len(chosen)} outputs may be meant, of {listed}; say which one to judge: --output-name NAME")
 
 
-class Judge:
+class LabelSource:
     """Source of labels for batches, in the order of the data.
 
     ``path``: a file of labels for all rows of the data. Without it they are an array of the data itself or, in a

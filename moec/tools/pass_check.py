@@ -35,7 +35,7 @@ MOST_SECONDS = 3.0
 
 
 @dataclasses.dataclass
-class _Case:
+class _CheckedInputs:
     """Inputs, and the model's outputs on them before the next pass; None where it could not be run."""
 
     inputs: Inputs
@@ -66,7 +66,7 @@ class PassCheck:
         self._model, self._report = model, report
         self._losses = len(report.losses)
         self._tolerance = tolerance_of(model)
-        self._cases: list[_Case] = []
+        self._cases: list[_CheckedInputs] = []
         try:
             covering = _covering(model)
         except MoecError as error:  # no sizes within the guards
@@ -79,9 +79,9 @@ class PassCheck:
             kept = f"{len(self._cases)} of {len(covering.inputs)} inputs"
             report.warn(NAME, "model", f"compared on {kept} after each pass: the interpreter takes too long for more")
 
-    def _affordable(self, inputs: list[Inputs]) -> list[_Case]:
+    def _affordable(self, inputs: list[Inputs]) -> list[_CheckedInputs]:
         start, cases = time.perf_counter(), []
-        for case in map(_Case, inputs):
+        for case in map(_CheckedInputs, inputs):
             self._run([case])
             cases.append(case)
             if time.perf_counter() - start > MOST_SECONDS:
@@ -125,7 +125,7 @@ class PassCheck:
             return None
         return f"differs by {typical:.1e} of its size in half of its elements; the losses add up to {bound:.1e}"
 
-    def _run(self, cases: list[_Case]) -> list[str]:
+    def _run(self, cases: list[_CheckedInputs]) -> list[str]:
         """Run the model on all cases. Returns a reason for each case that failed, and an empty text for the others."""
         from moec.ir.interpreter import EvaluationError, runner
 

@@ -20,7 +20,7 @@ import numpy as np
 from moec import targets
 from moec.errors import MoecError, UnsupportedError
 from moec.runtime.artifact import Artifact
-from moec.runtime.direct_reads import PAGE, DirectReads, Reading, read_now
+from moec.runtime.direct_reads import PAGE, DirectReads, PendingRead, read_now
 from moec.runtime.machine import check_threads
 from moec.runtime.manifest import WEIGHTS
 from moec.runtime.streaming import StreamPlan, reserved
@@ -123,7 +123,7 @@ def _disk_bandwidth(artifact: Artifact, plan: StreamPlan, disk_bytes: float) -> 
         layer = plan.layers[int(random.integers(len(plan.layers)))]
         chosen = random.permutation(len(layer.places))[:at_once]
         places = [place for expert in chosen for place in layer.places[expert]]
-        read_now(reads, Reading(f"experts of {layer.name!r}", places), str(path))
+        read_now(reads, PendingRead(f"experts of {layer.name!r}", places), str(path))
         total += sum(end - start for start, end in places)
         mapping.madvise(mmap.MADV_DONTNEED, 0, -(-plan.size // PAGE) * PAGE)
     return total / (time.perf_counter() - start)

@@ -16,7 +16,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from moec.common.arguments import check_optional_text
 from moec.errors import MoecError, UnsupportedError, one_line
-from moec.torch.blocks import Block, find_blocks
+from moec.torch.blocks import TracedBlock, find_blocks
 from moec.torch.graphs import Functional, functional
 from moec.torch.operator import wants_gradients
 from moec.torch.region import Region
@@ -95,7 +95,7 @@ def _tensors(weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     return {name: ir.tensor(tensor.detach(), name=name) for name, tensor in weights.items()}
 
 
-def _replace(found: Functional, block: Block, nodes: Mapping[str, Node], experts: str | None) -> Region:
+def _replace(found: Functional, block: TracedBlock, nodes: Mapping[str, Node], experts: str | None) -> Region:
     """Let the graph call a region for the block. Nodes that only the block needed are left without users."""
     output, inputs = nodes[block.output], [nodes[name] for name in block.inputs]
     inside = _between(inputs, output)

@@ -16,7 +16,7 @@ _RAISING = "O0,raise-moe,remove-dead-nodes"
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class TracedBlock:
     """``model`` computes the value named ``output`` from those named ``inputs``, and holds its weights."""
 
     inputs: tuple[str, ...]
@@ -24,7 +24,7 @@ class Block:
     model: ir.Model
 
 
-def find_blocks(model: ir.Model, weights: Mapping[str, ir.TensorProtocol], known: Collection[str]) -> list[Block]:
+def find_blocks(model: ir.Model, weights: Mapping[str, ir.TensorProtocol], known: Collection[str]) -> list[TracedBlock]:
     """Find MoE blocks by raising a copy of ``model`` in which some inputs are ``weights``. Each block lies between the
     nearest values that are ``known``; blocks without such values are omitted."""
     model = model.clone()
@@ -47,7 +47,7 @@ def _varying(graph: ir.Graph) -> Iterator[ir.Value]:
             yield from node.outputs
 
 
-def _block(model: ir.Model, node: ir.Node, known: Collection[str], varying: Collection[ir.Value]) -> Block | None:
+def _block(model: ir.Model, node: ir.Node, known: Collection[str], varying: Collection[ir.Value]) -> TracedBlock | None:
     """Extract the block whose last node is ``node``. Returns None where there is none."""
     replaced = node.metadata_props.get(REPLACES_KEY)
     if replaced is None or replaced not in known:
@@ -68,4 +68,6 @@ def _block(model: ir.Model, node: ir.Node, known: Collection[str], varying: Coll
                 waiting.append(producer)
     graph = ir.convenience.extract(model.graph, list(inputs), [node.outputs[0]])
     graph.opset_imports.setdefault(dialect.DOMAIN, 1)
-    return Block(tuple(str(value.name) for value in inputs), replaced, ir.Model(graph, ir_version=model.ir_version))
+    return TracedBlock(
+        tuple(str(value.name) for value in inputs), replaced, ir.Model(graph, ir_version=model.ir_version)
+    )

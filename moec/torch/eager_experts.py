@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Layer:
+class _CompiledExperts:
     """A compiled experts module. ``storages`` stay alive, so that no other weights get their addresses."""
 
     model: CompiledModel
@@ -34,7 +34,7 @@ class _Layer:
     storages: tuple[Any, ...]
 
 
-_layers: weakref.WeakKeyDictionary[torch.nn.Module, _Layer] = weakref.WeakKeyDictionary()
+_layers: weakref.WeakKeyDictionary[torch.nn.Module, _CompiledExperts] = weakref.WeakKeyDictionary()
 _compiling = threading.Lock()
 
 
@@ -121,13 +121,15 @@ def _layer(module: Any, parameters: tuple[Any, ...], k: int, format: str | None,
     return layer.model
 
 
-def _compile(module: Any, parameters: tuple[Any, ...], key: tuple[Any, ...], where: str) -> _Layer:
+def _compile(module: Any, parameters: tuple[Any, ...], key: tuple[Any, ...], where: str) -> _CompiledExperts:
     from moec.compiler import compile
     from moec.frontend.huggingface.experts import experts_model
 
     k, format = key[:2]
     storages = tuple(parameter.untyped_storage() for parameter in parameters)
-    return _Layer(compile(experts_model(module, k, where), experts=format, threads=pytorch_threads()), key, storages)
+    return _CompiledExperts(
+        compile(experts_model(module, k, where), experts=format, threads=pytorch_threads()), key, storages
+    )
 
 
 def pytorch_threads() -> int:

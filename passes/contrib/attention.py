@@ -48,7 +48,7 @@ def _rotated_heads(write: Writer, x: ir.Value, cosine: ir.Value) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Step:
+class _TokenPositions:
     """Positions of the new tokens [B,S] of a call in their sequences; tensors of int64.
 
     ``length`` [1] is S, ``total`` [1] the length of the longest sequence, ``is_first`` [1] whether there are no past
@@ -63,7 +63,7 @@ class _Step:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Heads:
+class _AttentionHeads:
     """Query [B,H,S,h], key and value [B,G,S,h] of the new tokens."""
 
     query: ir.Value
@@ -97,7 +97,7 @@ def group_query_attention(write: Writer) -> list[ir.Value | None]:
     return [write.add("Reshape", joined, write.numbers(0, 0, H * h), label="output"), keys, values]
 
 
-def _step(write: Writer, query: ir.Value) -> _Step:
+def _step(write: Writer, query: ir.Value) -> _TokenPositions:
     length = _size(write, query, 1)
     last = write.add("Cast", write.required(5, "seqlens_k"), to=_INT64, label="last_position")
     total = write.add("Cast", write.required(6, "total_sequence_length"), to=_INT64, label="total")
@@ -105,7 +105,7 @@ def _step(write: Writer, query: ir.Value) -> _Step:
     behind = write.add("Sub", write.add("Add", write.add("Reshape", last, write.numbers(-1)), write.numbers(1)), length)
     is_first = write.add("Equal", total, length, label="is_first")
     past = write.add("Where", is_first, write.numbers(0), behind, label="past")
-    return _Step(length, total, is_first, past, _positions(write, past, length))
+    return _TokenPositions(length, total, is_first, past, _positions(write, past, length))
 
 
 def _positions(write: Writer, offsets: ir.Value, length: ir.Value) -> ir.Value:
@@ -120,15 +120,15 @@ def _range(write: Writer, length: ir.Value) -> ir.Value:
     return write.add("Range", zero, write.add("Squeeze", length, write.numbers(0)), one)
 
 
-def _split(write: Writer, query: ir.Value, H: int, G: int, h: int) -> _Heads:
+def _split(write: Writer, query: ir.Value, H: int, G: int, h: int) -> _AttentionHeads:
     """Split rows into heads: of three inputs, or of one input that holds query, key and value next to each other."""
     key, value = write.input(1), write.input(2)
     if key is not None and value is not None:
-        return _Heads(*(_heads(write, rows, count, h) for rows, count in ((query, H), (key, G), (value, G))))
+        return _AttentionHeads(*(_heads(write, rows, count, h) for rows, count in ((query, H), (key, G), (value, G))))
     heads = _heads(write, query, H + 2 * G, h)
     split = ir.node("Split", [heads, write.numbers(H, G, G)], attributes={"axis": 1}, num_outputs=3)
     write.insert(split, "query", "key", "value")
-    return _Heads(*split.outputs)
+    return _AttentionHeads(*split.outputs)
 
 
 def _heads(write: Writer, rows: ir.Value, count: int, h: int) -> ir.Value:
@@ -137,7 +137,7 @@ def _heads(write: Writer, rows: ir.Value, count: int, h: int) -> ir.Value:
     return write.add("Transpose", split, perm=[0, 2, 1, 3], label="heads")
 
 
-def _rotated(write: Writer, heads: _Heads, step: _Step) -> _Heads:
+def _rotated(write: Writer, heads: _AttentionHeads, step: _TokenPositions) -> _AttentionHeads:
     if not write.attribute("do_rotary", 0):
         return heads
     cosine, sine = write.required(7, "cos_cache"), write.required(8, "sin_cache")
@@ -149,10 +149,10 @@ def _rotated(write: Writer, heads: _Heads, step: _Step) -> _Heads:
     query, key = (
         write.add("RotaryEmbedding", rows, cosine, sine, positions, **attributes) for rows in (heads.query, heads.key)
     )
-    return _Heads(query, key, heads.value)
+    return _AttentionHeads(query, key, heads.value)
 
 
-def _given_positions(write: Writer, step: _Step) -> ir.Value | None:
+def _given_positions(write: Writer, step: _TokenPositions) -> ir.Value | None:
     """Positions [B,S] from the input position_ids; at the first prompt only its very first one counts, as the start."""
     given = write.input(9)
     if given is None:
@@ -162,7 +162,7 @@ def _given_positions(write: Writer, step: _Step) -> ir.Value | None:
     return write.add("Where", step.is_first, counted, given, label="given_positions")
 
 
-def _cached(write: Writer, position: int, new: ir.Value, step: _Step, sizes: tuple[int, int]) -> ir.Value:
+def _cached(write: Writer, position: int, new: ir.Value, step: _TokenPositions, sizes: tuple[int, int]) -> ir.Value:
     """The cache [B,G,L,h]: ``new`` after the past of each sequence; L grows if necessary."""
     past = write.input(position)
     if past is None:
@@ -177,7 +177,7 @@ def _cached(write: Writer, position: int, new: ir.Value, step: _Step, sizes: tup
     return write.add("TensorScatter", room, new, step.past, axis=2, label="cache")
 
 
-def _attend(write: Writer, query: ir.Value, keys: ir.Value, values: ir.Value, step: _Step) -> ir.Value:
+def _attend(write: Writer, query: ir.Value, keys: ir.Value, values: ir.Value, step: _TokenPositions) -> ir.Value:
     visible = write.add("Add", step.past, step.length, label="visible")
     sink = _sink(write, dtype_of(write.required(0, "query"), "query"))
     mask = _mask(write, keys, step, sink)
@@ -203,7 +203,7 @@ def _sink(write: Writer, dtype: ir.DataType) -> ir.Value | None:
     return write.constant(np.zeros(write.attribute("num_heads", 0), dtype.numpy()), "sink")
 
 
-def _mask(write: Writer, keys: ir.Value, step: _Step, sink: ir.Value | None) -> ir.Value | None:
+def _mask(write: Writer, keys: ir.Value, step: _TokenPositions, sink: ir.Value | None) -> ir.Value | None:
     """Mask of the scores. A window alone gives flags of the keys that a query sees, bool [B,1,S,L]. Biases and sinks
     give an additive mask [B|1,H|1,S|1,L]; with a sink it has one more column, in front."""
     added, window = write.input(10), write.attribute("local_window_size", -1)

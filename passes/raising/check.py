@@ -22,7 +22,7 @@ from moec.passes.raising.block import Block
 from moec.passes.raising.coverage import idle_nodes, reaching_trials, roundings, watch_block
 from moec.passes.raising.dataflow import Array, DataFlow
 from moec.passes.raising.reaching import reaching
-from moec.passes.raising.router import Routing
+from moec.passes.raising.router import RoutingProposal
 from moec.passes.raising.row_proposal import RowProposal
 from moec.passes.raising.size_scan import SizedGraph, SizeScan, sizes_text
 from moec.passes.raising.trials import (
@@ -49,7 +49,7 @@ class Proposal:
     """Everything that is needed to write the raised operators. ``ids``: for each id of the router that of an expert
     whose weights these are, -1 for one that adds nothing; empty where they are the same."""
 
-    routing: Routing
+    routing: RoutingProposal
     spec: ExpertsSpec
     tensors: dict[str, ExpertTensor]
     ids: tuple[int, ...] = ()
@@ -65,7 +65,9 @@ class Proposal:
         parts = (value for tensor in self.tensors.values() for value in (*tensor.parts, tensor.factor))
         return {value for value in (self.routing.correction_bias, *parts) if value is not None}
 
-    def moved(self, counterparts: Mapping[ir.Value, ir.Value], routing: Routing, dataflow: DataFlow) -> Proposal:
+    def moved(
+        self, counterparts: Mapping[ir.Value, ir.Value], routing: RoutingProposal, dataflow: DataFlow
+    ) -> Proposal:
         """The same with other constants."""
         tensors = {name: tensor.moved(counterparts, dataflow) for name, tensor in self.tensors.items()}
         return Proposal(routing, self.spec, tensors, self.ids)

@@ -21,7 +21,7 @@ from moec.ir.watch import Unseen, Watch
 from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import Block
 from moec.passes.raising.dataflow import Array
-from moec.passes.raising.router import Routing
+from moec.passes.raising.router import RoutingProposal
 from moec.passes.raising.trials import Trial, combined_trials, far_trials
 
 SHIFTS = (1.0, 10.0, 0.01)
@@ -32,10 +32,10 @@ IDLE = 1e-9
 def watch_block(block: Block, used: Set[ir.Value]) -> Watch:
     """A watch over all nodes of a block. The numbers of ``used`` constants are not looked at, because they may differ
     in a block of equal structure."""
-    return Watch(block.nodes, facts_of(block.nodes, _Constants(block, used)))
+    return Watch(block.nodes, facts_of(block.nodes, _BlockConstants(block, used)))
 
 
-class _Rounds(Never):
+class _UnseenRounding(Never):
     """A rounding to fewer bits: trials are computed in float64, where it and its overflow do not show."""
 
     def __str__(self) -> str:
@@ -52,11 +52,11 @@ def roundings(block: Block) -> list[Unseen]:
         dtype = node.outputs[0].dtype if node.op_type in ("Cast", "CastLike") else None
         return dtype is not None and dtype.is_floating_point() and dtype.bitwidth <= bits and dtype not in types
 
-    return [Unseen(node, _Rounds()) for node in block.nodes if rounds(node)]
+    return [Unseen(node, _UnseenRounding()) for node in block.nodes if rounds(node)]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Constants:
+class _BlockConstants:
     """The constants of a block, except the ``used`` ones."""
 
     block: Block
@@ -96,7 +96,7 @@ def _is_idle(block: Block, result: ir.Value, trial: Trial) -> bool:
     return True
 
 
-def reaching_trials(block: Block, routing: Routing, watch: Watch) -> Iterator[Trial]:
+def reaching_trials(block: Block, routing: RoutingProposal, watch: Watch) -> Iterator[Trial]:
     """Trials that take sides which ``watch`` has not seen, until all are seen or nothing is left to try. If there are
     any, combinations of them with other trials follow: a side that is rarely taken may have no effect on its own (that
     of an expert with weight 0). The caller runs each trial under the watch before it takes the next."""

@@ -12,13 +12,13 @@ from moec.ir.names import node_name
 from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import Block
 from moec.passes.raising.failure import NotUnderstoodError
-from moec.passes.raising.router import Routing
+from moec.passes.raising.router import RoutingProposal
 
 TOKENS = 4
 """Number of tokens that are changed, one after another."""
 
 
-def diagnosed(block: Block, routings: Sequence[Routing], reason: NotUnderstoodError) -> NotUnderstoodError:
+def diagnosed(block: Block, routings: Sequence[RoutingProposal], reason: NotUnderstoodError) -> NotUnderstoodError:
     """The reason why a block is not raised, given the nearest miss. If its selection selects tokens, or a token's
     result depends on other tokens, every proposal had to fail, and that is the reason. ``routings`` agree with its
     router."""

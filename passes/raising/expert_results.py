@@ -22,7 +22,7 @@ _RESHAPING = ("Identity", "Reshape", "Squeeze", "Unsqueeze")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
+class _BlockRun:
     """Values of a block for some tokens with a known mixture [T,E]."""
 
     mixture: Array
@@ -57,7 +57,7 @@ def expert_results(block: Block, mixing: Mixing) -> dict[int, ir.Value]:
     return found
 
 
-def _runs(block: Block, mixing: Mixing) -> list[_Run]:
+def _runs(block: Block, mixing: Mixing) -> list[_BlockRun]:
     random = np.random.default_rng(6)
     wanted = [
         value
@@ -70,11 +70,11 @@ def _runs(block: Block, mixing: Mixing) -> list[_Run]:
         first += len(logits)
         arrays = block.evaluate(random.normal(size=(len(logits), block.d)), logits, wanted)
         values = dict(zip(wanted, arrays, strict=True))
-        found.append(_Run(mixture, values[block.y].reshape(-1, block.d), values))
+        found.append(_BlockRun(mixture, values[block.y].reshape(-1, block.d), values))
     return found
 
 
-def _expert_of(block: Block, value: ir.Value, runs: list[_Run]) -> int | None:
+def _expert_of(block: Block, value: ir.Value, runs: list[_BlockRun]) -> int | None:
     """The expert whose result a value holds; None if it holds none."""
     behind = block.dataflow.dependents([value], block.nodes) - {value}
     nodes = [node for node in block.nodes if node.outputs[0] in behind and node.op_type != "Shape"]

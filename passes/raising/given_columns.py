@@ -24,7 +24,7 @@ Use = tuple[ir.Node, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Columns:
+class WeighingColumns:
     """Columns [...,1], and the operands where each multiplies the rows of an expert; these products are summed up."""
 
     values: tuple[ir.Value, ...]
@@ -35,7 +35,7 @@ class Columns:
         return dataflow.between(self.values, lambda value: is_contraction(value.producer()))
 
 
-def columns(dataflow: DataFlow, graph: ir.Graph) -> Iterator[Columns]:
+def columns(dataflow: DataFlow, graph: ir.Graph) -> Iterator[WeighingColumns]:
     """The columns of every sum of at least two such products."""
     for root in graph:
         if is_op(root, "Add") and not _is_summand(root):
@@ -47,14 +47,14 @@ def columns(dataflow: DataFlow, graph: ir.Graph) -> Iterator[Columns]:
                 and not _are_some(values)
                 and dataflow.dependents(products, graph).isdisjoint(values)
             ):
-                yield Columns(values, tuple(uses))
+                yield WeighingColumns(values, tuple(uses))
 
 
 @dataclasses.dataclass(frozen=True)
 class Beside:
     """Joined columns: the ``mixture`` [...,E], and the node that takes it ``apart``."""
 
-    columns: Columns
+    columns: WeighingColumns
     mixture: ir.Value
     apart: ir.Node
 
@@ -65,7 +65,7 @@ class Beside:
         graph.remove([node for node in (self.apart, self.mixture.producer()) if node is not None])
 
 
-def side_by_side(graph: ir.Graph, dataflow: DataFlow, found: Columns) -> Beside:
+def side_by_side(graph: ir.Graph, dataflow: DataFlow, found: WeighingColumns) -> Beside:
     """Rewrite the graph to take the columns from one value."""
     first = min((node for node, _ in found.uses), key=dataflow.order.__getitem__)
     makers = dataflow.between(found.values, lambda value: False)

@@ -27,7 +27,7 @@ from moec.passes.raising.candidates import Tried, candidate_blocks
 from moec.passes.raising.contractions import is_contraction
 from moec.passes.raising.dataflow import Array, DataFlow
 from moec.passes.raising.failure import NotUnderstoodError
-from moec.passes.raising.router import Routing, sample_logits
+from moec.passes.raising.router import RoutingProposal, sample_logits
 from moec.passes.raising.unraised import MOST_EXPERTS
 from moec.passes.raising.weighing import Weighing
 
@@ -65,7 +65,7 @@ def blocks_weighed_by(
         yield dataclasses.replace(block, weighing=weighing)
 
 
-def given_routing(block: Block) -> Routing:
+def given_routing(block: Block) -> RoutingProposal:
     """The routing that weighs experts by the logits themselves. Raises NotUnderstoodError where experts compute the
     tokens that are chosen for them and all tokens might be chosen, or where others use the experts' results, too: then
     more would be computed than before."""
@@ -79,13 +79,13 @@ def given_routing(block: Block) -> Routing:
     weighing = block.weighing
     if weighing is not None and weighing.never_negative:
         every = weighing.most == block.E
-        return Routing(RouteSpec(weighing.most, "relu", "all" if every else "topk", threshold=0.0))
+        return RoutingProposal(RouteSpec(weighing.most, "relu", "all" if every else "topk", threshold=0.0))
     if any(value in block.selected for projection in block.projections() for value in projection.node.inputs):
         raise NotUnderstoodError("its weights may be negative, so that they do not tell who is chosen")
-    return Routing(RouteSpec(block.E, "identity", "all"))
+    return RoutingProposal(RouteSpec(block.E, "identity", "all"))
 
 
-def placed_routings(block: Block) -> list[Routing]:
+def placed_routings(block: Block) -> list[RoutingProposal]:
     """Routings that weigh experts by weights [T,E,C] of the router, those that experts' results meet last first."""
     if block.experts_first:
         return []
@@ -100,9 +100,9 @@ def placed_routings(block: Block) -> list[Routing]:
     ]
 
 
-def _placed_routing(block: Block, places: ir.Value) -> Routing:
+def _placed_routing(block: Block, places: ir.Value) -> RoutingProposal:
     """As many experts as a token has places at, alone or among others; whether that is enough shows in the check."""
-    routing = Routing(RouteSpec(block.E, "relu", "all", threshold=0.0), places=places)
+    routing = RoutingProposal(RouteSpec(block.E, "relu", "all", threshold=0.0), places=places)
     logits = sample_logits(block.E)
     k = max(int((routing.run(block, part)[1] >= 0).sum(axis=1).max()) for part in (logits[:1], logits))
     return routing if k == block.E else dataclasses.replace(routing, spec=RouteSpec(k, "relu", threshold=0.0))

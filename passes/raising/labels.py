@@ -15,7 +15,7 @@ from moec.passes.raising.dataflow import Array, DataFlow
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.pieces import SCATTERED, pieces
 from moec.passes.raising.router import expert_vectors
-from moec.passes.raising.weights import Entry, Place
+from moec.passes.raising.weights import Entry, EntryPlace
 
 ROUNDING = 1e-3
 MOST_PIECES = 64
@@ -62,7 +62,7 @@ class Labels:
             number = int(np.searchsorted(self.starts, first, side="right")) - 1
             start, at = int(first - self.starts[number]), (rows.start, across.start)
             shape = rows.stop - rows.start, across.stop - across.start
-            place = Place(self.parts[number], start, strides, shape, at, scale)
+            place = EntryPlace(self.parts[number], start, strides, shape, at, scale)
             ends, size = place.reaches(), math.prod(self.block.dataflow.shape(place.part))
             if ends[0] < 0 or ends[1] >= size or len(found) == MOST_PIECES:
                 raise NotUnderstoodError(SCATTERED)
@@ -72,7 +72,7 @@ class Labels:
     def vector(self, labels: Array, scale: float) -> Entry:
         """The places of a vector that holds these labels [n]; see :meth:`entry`."""
         column = self.entry(labels[:, None], np.zeros(1, np.int64), scale)
-        return tuple(Place(p.part, p.start, p.strides[:1], p.shape[:1], p.at[:1], scale) for p in column)
+        return tuple(EntryPlace(p.part, p.start, p.strides[:1], p.shape[:1], p.at[:1], scale) for p in column)
 
 
 def _starts(dataflow: DataFlow, parts: list[ir.Value]) -> Array:

@@ -26,7 +26,7 @@ from moec.passes.raising.isomorphic import Structure, structure_of, transfer
 from moec.passes.raising.mlps import check_structure, find_mlps
 from moec.passes.raising.ordering import in_expert_order
 from moec.passes.raising.probing import probe_experts
-from moec.passes.raising.router import Routing, expert_vectors, propose_routings
+from moec.passes.raising.router import RoutingProposal, expert_vectors, propose_routings
 from moec.passes.raising.row_proposal import propose_rows
 from moec.passes.raising.search import Match, checked, find_match
 from moec.passes.raising.unraised import why_no_candidate
@@ -37,7 +37,7 @@ MOST_CANDIDATES = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
+class KnownBlocks:
     """Understood blocks by the key of their structure, and the reasons against others by their borders."""
 
     understood: dict[Hashable, tuple[Structure, Match]] = dataclasses.field(default_factory=dict)
@@ -45,7 +45,7 @@ class Known:
     tried: Tried = dataclasses.field(default_factory=Tried)
 
 
-def understand(dataflow: DataFlow, anchor: ir.Node, known: Known) -> tuple[Block | None, Match | None]:
+def understand(dataflow: DataFlow, anchor: ir.Node, known: KnownBlocks) -> tuple[Block | None, Match | None]:
     """The deepest candidate around ``anchor`` that is understood; (None, None) if it does not select experts at all.
 
     Raises NotUnderstoodError with the nearest miss, the deepest candidate's if all are equally far, if there are some
@@ -91,7 +91,7 @@ def _report_no_candidate(dataflow: DataFlow, anchor: ir.Node) -> None:
         raise NotUnderstoodError(reason, resembles=not sure)
 
 
-def match_block(block: Block, known: Known, given: Routing | None = None) -> Match:
+def match_block(block: Block, known: KnownBlocks, given: RoutingProposal | None = None) -> Match:
     """Match a block. Raises NotUnderstoodError for every failure. ``given``: its known routing, which is then not
     searched for."""
     borders = block.x, block.logits, block.y, block.start, block.weighing
@@ -114,7 +114,7 @@ def match_block(block: Block, known: Known, given: Routing | None = None) -> Mat
     raise reason
 
 
-def _match_isomorphic(block: Block, structure: Structure | None, known: Known) -> Match | None:
+def _match_isomorphic(block: Block, structure: Structure | None, known: KnownBlocks) -> Match | None:
     """The match of an earlier isomorphic block, if this one agrees with it, too."""
     if structure is None or structure.key not in known.understood:
         return None
@@ -126,7 +126,7 @@ def _match_isomorphic(block: Block, structure: Structure | None, known: Known) -
     return dataclasses.replace(match, proposal=proposal, difference=verdict.difference) if verdict.agrees else None
 
 
-def _search_block(block: Block, given: Routing | None) -> Match:
+def _search_block(block: Block, given: RoutingProposal | None) -> Match:
     if given is not None:
         return _match_experts(block, [given])
     routings = propose_routings(block)
@@ -141,7 +141,7 @@ def _search_block(block: Block, given: Routing | None) -> Match:
     raise diagnosed(block, routings, reason)
 
 
-def _match_experts(block: Block, routings: list[Routing]) -> Match:
+def _match_experts(block: Block, routings: list[RoutingProposal]) -> Match:
     """Experts that agree with the block for one of these routings. Raises NotUnderstoodError if there are none."""
     if not routings:
         raise NoRouterError("no known router makes the weights that this one makes")
@@ -170,7 +170,7 @@ def _match_experts(block: Block, routings: list[Routing]) -> Match:
     raise _both(routings[0], read, probed)
 
 
-def _both(routing: Routing, read: NotUnderstoodError, probed: NotUnderstoodError) -> NotUnderstoodError:
+def _both(routing: RoutingProposal, read: NotUnderstoodError, probed: NotUnderstoodError) -> NotUnderstoodError:
     """Combined reason for a block that neither reading nor probing understands."""
     if read.difference != probed.difference:
         return min(read, probed, key=lambda reason: reason.difference)
@@ -179,7 +179,7 @@ def _both(routing: Routing, read: NotUnderstoodError, probed: NotUnderstoodError
     return NotUnderstoodError(reason, read.difference, is_mixture=probed.is_mixture)
 
 
-def _read_experts(block: Block, routing: Routing) -> tuple[list[Arrangement], str]:
+def _read_experts(block: Block, routing: RoutingProposal) -> tuple[list[Arrangement], str]:
     """Possible experts' weights by the operators that read them, and the formulation: enough for plain blocks, without
     any computation. Raises NotUnderstoodError for all others."""
     mlps = find_mlps(block)
@@ -191,7 +191,7 @@ def _read_experts(block: Block, routing: Routing) -> tuple[list[Arrangement], st
     return list(arrangements(block.dataflow, mlps, block.E, block.d)), formulation
 
 
-def _find_match(block: Block, routings: list[Routing], plain: list[Arrangement], formulation: str) -> Match:
+def _find_match(block: Block, routings: list[RoutingProposal], plain: list[Arrangement], formulation: str) -> Match:
     every = [arrangement for arrangement in plain if not arrangement.ids]
     scaled = [with_factor(arrangement, factor) for factor in expert_vectors(block) for arrangement in every]
     return dataclasses.replace(find_match(block, routings, plain + scaled), formulation=formulation)

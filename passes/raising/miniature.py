@@ -27,7 +27,7 @@ from moec.passes.raising.block import Block
 from moec.passes.raising.check import Proposal
 from moec.passes.raising.column_rules import Columns, Numbers, Widths, numbers_of_copy
 from moec.passes.raising.dataflow import DataFlow
-from moec.passes.raising.weights import Entry, ExpertTensor, Place, strides_of
+from moec.passes.raising.weights import Entry, EntryPlace, ExpertTensor, strides_of
 
 HIDDEN_UNITS = 32
 HIDDEN_SIZE = 24
@@ -92,7 +92,7 @@ def _shape(dataflow: DataFlow, entry: Entry, shape: tuple[int, ...], widths: Wid
     return tuple(sizes)
 
 
-def _axes(sizes: tuple[int, ...], place: Place) -> list[int] | None:
+def _axes(sizes: tuple[int, ...], place: EntryPlace) -> list[int] | None:
     """The axis of a constant of these sizes for each axis of the piece; None unless the piece spans these axes
     completely."""
     strides = strides_of(sizes)
@@ -176,7 +176,7 @@ class _Copy:
         shape = (tensor.shape[0], *entries[0][0].shape)
         return ExpertTensor(dataflow, shape, entries, factor)
 
-    def _place(self, dataflow: DataFlow, place: Place) -> Place:
+    def _place(self, dataflow: DataFlow, place: EntryPlace) -> EntryPlace:
         sizes, small = dataflow.shape(place.part), self._shapes[place.part]
         axes, strides = _axes(sizes, place), strides_of(small)
         assert axes is not None

@@ -14,7 +14,7 @@ from moec.common.budgets import PROBED_MIXTURES
 from moec.passes.raising.block import Block
 from moec.passes.raising.dataflow import Array
 from moec.passes.raising.failure import NotUnderstoodError
-from moec.passes.raising.router import Routing, as_mixture, sample_logits
+from moec.passes.raising.router import RoutingProposal, as_mixture, sample_logits
 from moec.passes.raising.trials import reaching_all
 
 TOLERANCE = 1e-6
@@ -42,7 +42,7 @@ class Mixing:
     by_slot: Array | None = None
 
     @staticmethod
-    def of(block: Block, routing: Routing, *, by_slot: bool = False) -> Mixing:
+    def of(block: Block, routing: RoutingProposal, *, by_slot: bool = False) -> Mixing:
         """Choose tokens. Raises NotUnderstoodError unless they separate all experts."""
         E, step = block.E, max(block.row_step, 1)
         tokens = 4 * E * (routing.spec.k if by_slot else 1) + 16
@@ -119,18 +119,18 @@ class _LeastSquares:
         return _LeastSquares(weights, inverse, int(held.sum()))
 
 
-def explaining_routings(block: Block, routings: Sequence[Routing]) -> list[Routing]:
+def explaining_routings(block: Block, routings: Sequence[RoutingProposal]) -> list[RoutingProposal]:
     """The routings with whose mixtures y can be explained, whatever the experts are. Only the first different mixtures
     are tried.
 
     Raises NotUnderstoodError if no routing separates the experts.
     """
     logits = sample_logits(block.E)[: block.row_step if block.rows_are_fixed else None]
-    alike: dict[bytes, list[Routing]] = {}
+    alike: dict[bytes, list[RoutingProposal]] = {}
     for routing in routings:
         mixture = as_mixture(*routing.run(block, logits), block.E)
         alike.setdefault(np.round(mixture, DECIMALS).tobytes(), []).append(routing)
-    found: list[Routing] = []
+    found: list[RoutingProposal] = []
     reason = None
     for same in itertools.islice(alike.values(), MOST_MIXTURES):
         try:

@@ -25,11 +25,11 @@ from moec.passes.raising.contractions import is_contraction
 from moec.passes.raising.dataflow import Array, DataFlow
 from moec.passes.raising.given_choices import is_stack, source_of
 from moec.passes.raising.given_weights import most_chosen
-from moec.passes.raising.router import Routing
+from moec.passes.raising.router import RoutingProposal
 from moec.passes.raising.unraised import MOST_EXPERTS
 
 Use = tuple[ir.Node, int]
-ROUTING = Routing(RouteSpec(1, "softmax_topk"))
+ROUTING = RoutingProposal(RouteSpec(1, "softmax_topk"))
 """Routing to one expert, whose weight is the softmax of one number: 1."""
 
 

@@ -8,10 +8,10 @@ from moec.ir.interpreter import EvaluationError
 from moec.passes.raising.block import Block
 from moec.passes.raising.dataflow import Array
 from moec.passes.raising.mlps import Mlp
-from moec.passes.raising.router import Routing, as_mixture
+from moec.passes.raising.router import RoutingProposal, as_mixture
 
 
-def in_expert_order(block: Block, mlps: list[Mlp], routing: Routing) -> list[Mlp]:
+def in_expert_order(block: Block, mlps: list[Mlp], routing: RoutingProposal) -> list[Mlp]:
     """Sort the MLPs by expert id: mark each MLP's result, and look for the mark in y.
 
     If the marks do not show a permutation, the order stays as it is, and the check has the last word.

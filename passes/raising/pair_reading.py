@@ -13,9 +13,9 @@ import onnx_ir as ir
 from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import Block
 from moec.passes.raising.failure import NoResultError
-from moec.passes.raising.row_reading import Reading, not_by_rows
+from moec.passes.raising.row_reading import RowReading, not_by_rows
 from moec.passes.raising.row_steps import PRODUCT, Step
-from moec.passes.raising.weights import ExpertTensor, Place, in_turn
+from moec.passes.raising.weights import EntryPlace, ExpertTensor, in_turn
 
 
 def pair_steps(block: Block) -> list[Step]:
@@ -40,7 +40,7 @@ def _weighed(block: Block) -> ir.Value:
     raise NoResultError("no value was found that is the result of an expert")
 
 
-class _PairReading(Reading):
+class _PairReading(RowReading):
     def _matmul(self, node: ir.Node, value: ir.Value) -> int:
         left, right = node.inputs
         of_left, of_right = self._gathered(left), self._gathered(right)
@@ -93,5 +93,5 @@ def _swapped(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[0], shape[2], shape[1]
 
 
-def _turned(tensor: ExpertTensor) -> tuple[tuple[Place, ...], ...]:
+def _turned(tensor: ExpertTensor) -> tuple[tuple[EntryPlace, ...], ...]:
     return tuple(tuple(place.turned for place in entry) for entry in tensor.entries)

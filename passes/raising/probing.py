@@ -25,7 +25,7 @@ from moec.passes.raising.mixing import TOLERANCE, Mixing, explaining_routings
 from moec.passes.raising.neurons import Units, find_units
 from moec.passes.raising.owners import find_owners
 from moec.passes.raising.pieces import sampled
-from moec.passes.raising.router import Routing
+from moec.passes.raising.router import RoutingProposal
 from moec.passes.raising.simple_experts import SimpleExperts
 from moec.passes.raising.trials import sample_rows
 from moec.passes.raising.weights import FUSED_LAYOUTS, Arrangement, Entry, ExpertTensor
@@ -34,7 +34,7 @@ Summands = list[dict[ir.Value, Array]]
 """Constants that are added up: see :meth:`Labels.summands`."""
 
 
-def probe_experts(block: Block, routings: list[Routing]) -> tuple[Arrangement, str, list[Routing]]:
+def probe_experts(block: Block, routings: list[RoutingProposal]) -> tuple[Arrangement, str, list[RoutingProposal]]:
     """The weights of a block's experts, the formulation that the block is written in, and the routings, those first of
     whose mixtures y is. Raises NotUnderstoodError with what is not as it is in a mixture of MLPs."""
     explaining = explaining_routings(block, routings)
@@ -52,14 +52,14 @@ def probe_experts(block: Block, routings: list[Routing]) -> tuple[Arrangement, s
     return arrangement, "batched" if gathered else "loop", likely
 
 
-def _arrangement(block: Block, routing: Routing, mixing: Mixing, cut: Cut, *, scaled: bool) -> Arrangement:
+def _arrangement(block: Block, routing: RoutingProposal, mixing: Mixing, cut: Cut, *, scaled: bool) -> Arrangement:
     labels = Labels.of(block)
     try:
-        return _Probe(block, mixing, cut, labels, scaled).arrangement()
+        return _BlockProbe(block, mixing, cut, labels, scaled).arrangement()
     except NotUnderstoodError as reason:
         try:
             by_slot = Mixing.of(block, routing, by_slot=True)
-            return _Probe(block, by_slot, cut, labels, scaled, merged=True).arrangement()
+            return _BlockProbe(block, by_slot, cut, labels, scaled, merged=True).arrangement()
         except NotUnderstoodError:
             raise reason from None
 
@@ -78,7 +78,7 @@ class _Projections:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Probe:
+class _BlockProbe:
     """``scaled``: what multiplies weights beside tokens is a constant, not a weight from the router. ``merged``: where
     two projections are always equal, a copy of some weights is stored elsewhere, and they are one; weights of down are
     those of tokens' first choices."""
@@ -271,21 +271,21 @@ class _Matrices:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Entries:
+class _WeightEntries:
     """Places of each expert's weights [rows,columns], and of its biases if it has any."""
 
     weights: tuple[Entry, ...]
     biases: tuple[Entry, ...] | None
 
     @staticmethod
-    def of(labels: Labels, matrices: _Matrices) -> _Entries:
+    def of(labels: Labels, matrices: _Matrices) -> _WeightEntries:
         scales = [[float(f"{scale:.9g}") for scale in own] for own in matrices.scales]  # what is beyond is noise
         weights = tuple(
             labels.entry(own, matrices.columns, scale) for own, (scale, _) in zip(matrices.weights, scales, strict=True)
         )
         if not matrices.biases.any():
-            return _Entries(weights, None)
-        return _Entries(weights, tuple(map(labels.vector, matrices.biases, (scale for _, scale in scales))))
+            return _WeightEntries(weights, None)
+        return _WeightEntries(weights, tuple(map(labels.vector, matrices.biases, (scale for _, scale in scales))))
 
     @property
     def are_whole(self) -> bool:
@@ -303,7 +303,7 @@ def _arranged(labels: Labels, up: _Matrices, gate: _Matrices | None, down: _Matr
     """The arrangement that says where these lie with as few tensors as they allow."""
     tensors: dict[str, ExpertTensor] = {}
 
-    def add(name: str, entries: _Entries, turned: bool) -> None:
+    def add(name: str, entries: _WeightEntries, turned: bool) -> None:
         weights = tuple(tuple(p.turned for p in entry) if turned else entry for entry in entries.weights)
         for key, own in ((name, weights), (f"{name}_bias", entries.biases)):
             if own is not None:
@@ -311,28 +311,28 @@ def _arranged(labels: Labels, up: _Matrices, gate: _Matrices | None, down: _Matr
                 tensors[key] = ExpertTensor(labels.block.dataflow, (len(own), *sizes), own)
 
     layout: GateLayout = "none" if gate is None else "separate"
-    first = _Entries.of(labels, up)
+    first = _WeightEntries.of(labels, up)
     if gate is not None:
         fused = next(_fused(labels, gate, up), None)
         if fused is None:
-            add("gate", _Entries.of(labels, gate), first.rows_are_closer)
+            add("gate", _WeightEntries.of(labels, gate), first.rows_are_closer)
         else:
             layout, first = fused
-    last = _Entries.of(labels, down)
+    last = _WeightEntries.of(labels, down)
     add("up", first, first.rows_are_closer)
     add("down", last, last.rows_are_closer)
     spec = ExpertsSpec(gate_layout=layout, up_transposed=first.rows_are_closer, down_transposed=last.rows_are_closer)
     return Arrangement(spec, tensors)
 
 
-def _fused(labels: Labels, gate: _Matrices, up: _Matrices) -> Iterator[tuple[GateLayout, _Entries]]:
+def _fused(labels: Labels, gate: _Matrices, up: _Matrices) -> Iterator[tuple[GateLayout, _WeightEntries]]:
     """Layouts in which the rows of gate and up are those of one tensor, and that tensor."""
     if gate.biases.any() != up.biases.any() or not np.allclose(gate.scales, up.scales, rtol=TOLERANCE):
         return
     for layout in FUSED_LAYOUTS:
         one, two = (up, gate) if layout == "up_gate" else (gate, up)
         try:
-            entries = _Entries.of(labels, one.with_rows_of(two, layout))
+            entries = _WeightEntries.of(labels, one.with_rows_of(two, layout))
         except NotUnderstoodError:
             continue
         if entries.are_whole:

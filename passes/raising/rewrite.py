@@ -29,7 +29,7 @@ def replace(graph: ir.Graph, block: Block, proposal: Proposal | RowProposal, for
     """Compute ``block.y`` by Route and Experts, and announce the new nodes to the block's data flow. Nodes that become
     unused are left to remove-dead-nodes."""
     name = block.name
-    writer = _Writer(graph, block, block.y.name or name)
+    writer = _BlockWriter(graph, block, block.y.name or name)
     bias, places = proposal.routing.correction_bias, proposal.routing.places
     logits = writer.rows(block.logits if places is None else writer.sums(places), block.E, "logits")
     x = writer.rows(block.x, block.d, "x")
@@ -55,7 +55,7 @@ def replace(graph: ir.Graph, block: Block, proposal: Proposal | RowProposal, for
 
 
 @dataclasses.dataclass
-class _Writer:
+class _BlockWriter:
     """Adds nodes before the one that computed y, with value names that start with ``name``."""
 
     graph: ir.Graph

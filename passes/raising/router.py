@@ -35,7 +35,7 @@ SCORES = tuple(dict.fromkeys(["softmax", "softmax_topk", "sigmoid", "sigmoid_top
 
 
 @dataclasses.dataclass(frozen=True)
-class Routing:
+class RoutingProposal:
     """A proposal: what the router does, and the correction bias [E] if it has one.
 
     ``places`` [...,E,C] are weights that the router, which stays as it is, gives tokens at each of an expert's places.
@@ -58,7 +58,7 @@ def _sums(block: Block, places: ir.Value, logits: Array) -> Array:
     return np.concatenate([weights.sum(axis=-1).reshape(-1, block.E) for (weights,) in runs])[: len(logits)]
 
 
-def propose_routings(block: Block) -> list[Routing]:
+def propose_routings(block: Block) -> list[RoutingProposal]:
     """Routings that agree with the router on sample logits, those seen latest in the graph first, and of these
     those that agree on most far logits, too: far from zero a floor shows, and an epsilon."""
     capacities = _capacities(block)
@@ -70,7 +70,7 @@ def propose_routings(block: Block) -> list[Routing]:
     observed = _observe(block, logits)
     if not observed:
         return []
-    found: dict[Routing, tuple[float, int]] = {}
+    found: dict[RoutingProposal, tuple[float, int]] = {}
     by_k = {k: [view for view in observed if view.k == k] for k in {view.k for view in observed}}
     starts = {k: np.stack([view.mixture[:FIRST] for view in views]) for k, views in by_k.items()}
     for routing in _with_capacities(_grid(block, sorted(by_k)), capacities):
@@ -88,7 +88,7 @@ def propose_routings(block: Block) -> list[Routing]:
     return [routing for routing in likeliest if _agrees_on_low_groups(block, routing)]
 
 
-def _agrees_on_low_groups(block: Block, routing: Routing) -> bool:
+def _agrees_on_low_groups(block: Block, routing: RoutingProposal) -> bool:
     """Whether experts of groups that are not kept are out: not if they have a score, such as 0, by which they are
     chosen where a correction bias makes those of others less."""
     if routing.spec.groups == 1 or routing.correction_bias is None:
@@ -207,7 +207,7 @@ def _rows(array: Array, T: int, E: int) -> Array:
     return array.reshape(n, T).T if turned else array.reshape(T, n)
 
 
-def _grid(block: Block, widths: list[int]) -> Iterator[Routing]:
+def _grid(block: Block, widths: list[int]) -> Iterator[RoutingProposal]:
     numbers = _numbers(block)
     biases = [None, *expert_vectors(block)]
     # the ids that a loop compares with are no scales, and as many as there are experts
@@ -220,14 +220,14 @@ def _grid(block: Block, widths: list[int]) -> Iterator[Routing]:
         for score, bias, groups, threshold in itertools.product(SCORES, biases, shapes, thresholds):
             for scale in scales:
                 fields: dict[str, Any] = {"k": k, "score": score, "scale": scale, "threshold": threshold, **groups}
-                yield Routing(RouteSpec(**fields), bias)
+                yield RoutingProposal(RouteSpec(**fields), bias)
                 for guard in guards if score != "softmax_topk" or threshold is not None else ():
-                    yield Routing(RouteSpec(**fields, normalize=True, **guard), bias)
+                    yield RoutingProposal(RouteSpec(**fields, normalize=True, **guard), bias)
         if k <= 2:
-            yield from (Routing(RouteSpec(k, "sparsemixer", jitter=n / 2)) for n in numbers if 0 < n < 1)
+            yield from (RoutingProposal(RouteSpec(k, "sparsemixer", jitter=n / 2)) for n in numbers if 0 < n < 1)
 
 
-def _with_capacities(routings: Iterator[Routing], capacities: list[int]) -> Iterator[Routing]:
+def _with_capacities(routings: Iterator[RoutingProposal], capacities: list[int]) -> Iterator[RoutingProposal]:
     for routing, capacity in itertools.product(routings, capacities):
         yield dataclasses.replace(routing, spec=dataclasses.replace(routing.spec, capacity=capacity))
 

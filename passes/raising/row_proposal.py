@@ -22,14 +22,14 @@ from moec.passes.raising.expert_results import expert_results
 from moec.passes.raising.failure import NoResultError
 from moec.passes.raising.mixing import Mixing, explaining_routings
 from moec.passes.raising.pair_reading import pair_steps
-from moec.passes.raising.router import Routing
+from moec.passes.raising.router import RoutingProposal
 from moec.passes.raising.row_reading import steps_of
 from moec.passes.raising.row_steps import PRODUCT, ROWS, Operand, Step, joined, numbers_of, shared, whole
 from moec.passes.raising.simple_experts import SimpleExperts
-from moec.passes.raising.weights import ExpertTensor, Place
+from moec.passes.raising.weights import EntryPlace, ExpertTensor
 
 
-class Writing(simple_experts.Writing, Protocol):
+class Writing(simple_experts.ExpertWriting, Protocol):
     """Destination of nodes and constants: a graph, or a draft to be tried."""
 
     def tensor(self, label: str, tensor: ExpertTensor) -> ir.Value: ...
@@ -39,7 +39,7 @@ class Writing(simple_experts.Writing, Protocol):
 class RowProposal:
     """Proposal that experts apply ``steps`` to their rows; the last step is their result."""
 
-    routing: Routing
+    routing: RoutingProposal
     experts: int
     dataflow: DataFlow
     steps: tuple[Step, ...]
@@ -51,7 +51,7 @@ class RowProposal:
         """The constants that it reads as weights and biases."""
         operands = [operand for step in self.steps for operand in step.inputs]
         own = {value for operand in operands if isinstance(operand, ExpertTensor) for value in operand.parts}
-        common = {operand.part for operand in operands if isinstance(operand, Place)}
+        common = {operand.part for operand in operands if isinstance(operand, EntryPlace)}
         bias = self.routing.correction_bias
         return own | common | ({bias} if bias is not None else set())
 
@@ -84,11 +84,13 @@ class RowProposal:
             return y
         return self.simple.add_to(writing, y, x, weights, ids, dtype)
 
-    def moved(self, counterparts: Mapping[ir.Value, ir.Value], routing: Routing, dataflow: DataFlow) -> RowProposal:
+    def moved(
+        self, counterparts: Mapping[ir.Value, ir.Value], routing: RoutingProposal, dataflow: DataFlow
+    ) -> RowProposal:
         """The same proposal with other constants."""
 
         def operand(one: Operand) -> Operand:
-            if isinstance(one, Place):
+            if isinstance(one, EntryPlace):
                 return one.moved(counterparts)
             return one.moved(counterparts, dataflow) if isinstance(one, ExpertTensor) else one
 
@@ -100,7 +102,7 @@ class RowProposal:
         return f"router {route.score} top-{route.k}, {len(self.steps) - 1} operators on the rows of each expert"
 
 
-def propose_rows(block: Block, routings: Sequence[Routing]) -> RowProposal:
+def propose_rows(block: Block, routings: Sequence[RoutingProposal]) -> RowProposal:
     """Propose the steps that the experts of a block apply to their rows. Raises NotUnderstoodError if they cannot be
     read."""
     routing = next(iter(explaining_routings(block, routings)), None)
@@ -191,7 +193,7 @@ class _Graph:
             return value_of(operand)
         if isinstance(operand, tuple):
             return self._writing.constant(np.array(operand, np.int64), label)
-        if isinstance(operand, Place):
+        if isinstance(operand, EntryPlace):
             return self._writing.constant(np.ascontiguousarray(numbers_of(self._dataflow, operand)), label)
         return self._owned(operand, label)
 
@@ -215,8 +217,8 @@ class _Graph:
             }
             node = dialect.make_node("GroupedMatMul", operands, step.product)
         else:
-            assert isinstance(weight, Place)
-            own = bias if isinstance(bias, Place) else None
+            assert isinstance(weight, EntryPlace)
+            own = bias if isinstance(bias, EntryPlace) else None
             turned, matrix = self._shared_matrix(weight, f"{label}.weight")
             added = None if own is None else self._operand(own, value_of, f"{label}.bias")
             spec = LinearSpec(transposed=not turned, **dataclasses.asdict(step.product))
@@ -226,7 +228,7 @@ class _Graph:
         product = _shaped(self._writing.add(node, step.dtype, f"{label}.product")[0], step.width)
         return self._node("Add", [product, self._operand(bias, value_of, f"{label}.bias")], label, step)
 
-    def _shared_matrix(self, place: Place, label: str) -> tuple[bool, ir.Value]:
+    def _shared_matrix(self, place: EntryPlace, label: str) -> tuple[bool, ir.Value]:
         """A matrix that all experts share, in its stored form if possible; and whether that is [N,K]."""
         part = place.part
         for turned, one in ((False, place), (True, place.turned)):

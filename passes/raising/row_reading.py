@@ -14,7 +14,7 @@ from moec.ir.names import node_name
 from moec.passes.raising.block import Block
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.row_steps import PRODUCT, ROWS, Operand, Step, whole
-from moec.passes.raising.weights import Place
+from moec.passes.raising.weights import EntryPlace
 
 MOST_STEPS = 256
 SHAPING = frozenset({"Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
@@ -27,10 +27,10 @@ def steps_of(block: Block, result: ir.Value) -> list[Step]:
 
     Raises NotUnderstoodError for a node that does not treat each row alone, or that has no rule.
     """
-    return Reading(block).steps_to(result)
+    return RowReading(block).steps_to(result)
 
 
-class Reading:
+class RowReading:
     """Steps by the values that hold their results."""
 
     def __init__(self, block: Block) -> None:
@@ -181,7 +181,7 @@ class Reading:
         product = ProductSpec(arithmetic=spec.arithmetic, activation_group=spec.activation_group)
         return self._biased(node, weight if spec.transposed else weight.turned, value, product)
 
-    def _biased(self, node: ir.Node, weight: Place, value: ir.Value, product: ProductSpec) -> int:
+    def _biased(self, node: ir.Node, weight: EntryPlace, value: ir.Value, product: ProductSpec) -> int:
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         dataflow, width = self.block.dataflow, weight.shape[1:]
         if bias is not None and (not dataflow.constant(bias) or math.prod(dataflow.shape(bias)) != width[0]):
@@ -189,7 +189,7 @@ class Reading:
         added = None if bias is None else whole(bias, width)
         return self.add(PRODUCT, [self.read(node.inputs[0]), weight, added], value, product=product)
 
-    def _matrix(self, node: ir.Node, value: ir.Value | None) -> Place:
+    def _matrix(self, node: ir.Node, value: ir.Value | None) -> EntryPlace:
         dataflow = self.block.dataflow
         if value is None or not dataflow.constant(value):
             raise not_by_rows(node)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from moec.ir.dialect import ProductSpec
 from moec.passes.raising.dataflow import Array, DataFlow
 from moec.passes.raising.failure import NotUnderstoodError
-from moec.passes.raising.weights import ExpertTensor, Place, in_turn
+from moec.passes.raising.weights import EntryPlace, ExpertTensor, in_turn
 
 PLAIN = ProductSpec()
 ROWS = 0
@@ -21,14 +21,14 @@ PRODUCT = "Product"
 """Rows times a matrix, and a bias if there is one; all other steps are operators of ONNX."""
 
 
-def whole(value: ir.Value, shape: tuple[int, ...]) -> Place:
+def whole(value: ir.Value, shape: tuple[int, ...]) -> EntryPlace:
     """All of a constant, reshaped without changing the order of elements: to a matrix [K,N], or to a vector [n] or a
     number that is combined with each row."""
     ((place,),) = in_turn(value, (1, *shape))
     return place
 
 
-Operand = int | tuple[int, ...] | Place | ExpertTensor | None
+Operand = int | tuple[int, ...] | EntryPlace | ExpertTensor | None
 """The result of a step by its number; integers; a constant, of one expert or shared by all; one of all experts."""
 
 
@@ -69,9 +69,9 @@ def joined(dataflow: DataFlow, experts: Sequence[Sequence[Step]]) -> list[Step]:
 
 def _joined(dataflow: DataFlow, step: Step, operands: tuple[Operand, ...]) -> Operand:
     first = operands[0]
-    if not isinstance(first, Place):
+    if not isinstance(first, EntryPlace):
         return first
-    places = [place for place in operands if isinstance(place, Place)]
+    places = [place for place in operands if isinstance(place, EntryPlace)]
     if all(place == first for place in places) or _same_number(dataflow, places):
         return first
     shapes = [place.shape or (1,) for place in places]
@@ -81,17 +81,17 @@ def _joined(dataflow: DataFlow, step: Step, operands: tuple[Operand, ...]) -> Op
     return ExpertTensor(dataflow, (len(places), *largest), tuple((_as_row(place),) for place in places))
 
 
-def _as_row(place: Place) -> Place:
+def _as_row(place: EntryPlace) -> EntryPlace:
     return place if place.shape else dataclasses.replace(place, strides=(1,), shape=(1,), at=(0,))
 
 
-def _same_number(dataflow: DataFlow, places: list[Place]) -> bool:
+def _same_number(dataflow: DataFlow, places: list[EntryPlace]) -> bool:
     if any(math.prod(place.shape) != 1 for place in places):
         return False
     return len({(float(numbers_of(dataflow, place).reshape(())), place.shape) for place in places}) == 1
 
 
-def numbers_of(dataflow: DataFlow, place: Place) -> Array:
+def numbers_of(dataflow: DataFlow, place: EntryPlace) -> Array:
     """The elements of a constant."""
     tensor = ExpertTensor(dataflow, (1, *(place.shape or (1,))), ((_as_row(place),),))
     return np.asarray(tensor[0]).reshape(place.shape)

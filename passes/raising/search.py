@@ -27,7 +27,7 @@ from moec.passes.raising.check import (
 from moec.passes.raising.dataflow import Array
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.miniature import miniature
-from moec.passes.raising.router import Routing
+from moec.passes.raising.router import RoutingProposal
 from moec.passes.raising.row_proposal import RowProposal
 from moec.passes.raising.trials import drive_all, driving_logits, sample_rows
 from moec.passes.raising.weights import Arrangement
@@ -49,7 +49,7 @@ class Match:
     assumed: tuple[str, ...] = ()
 
 
-def find_match(block: Block, routings: list[Routing], arrangements: list[Arrangement]) -> Match:
+def find_match(block: Block, routings: list[RoutingProposal], arrangements: list[Arrangement]) -> Match:
     """The first proposal that passes the check. Raises NotUnderstoodError with the nearest miss."""
     rejected: list[NotUnderstoodError] = []
     misses: list[tuple[float, Proposal]] = []
@@ -66,7 +66,7 @@ def find_match(block: Block, routings: list[Routing], arrangements: list[Arrange
 
 
 def _worth_a_check(
-    block: Block, routings: list[Routing], arrangements: list[Arrangement], misses: list[tuple[float, Proposal]]
+    block: Block, routings: list[RoutingProposal], arrangements: list[Arrangement], misses: list[tuple[float, Proposal]]
 ) -> Iterator[tuple[float, Proposal]]:
     """Proposals that agree on a few tokens; then, nearest first, those that do within the rounding of 16 bits. All
     others go to ``misses``."""
@@ -105,9 +105,9 @@ def _verdict(block: Block, proposal: Proposal | RowProposal) -> Verdict:
     return check_weights(block, proposal, tried)
 
 
-def _tried(block: Block, routing: Routing, arrangements: list[Arrangement]) -> Iterator[tuple[float, Proposal]]:
+def _tried(block: Block, routing: RoutingProposal, arrangements: list[Arrangement]) -> Iterator[tuple[float, Proposal]]:
     """All proposals with their difference from the original on a few tokens and outputs."""
-    probe = _Probe.of(block, routing)
+    probe = _RouterProbe.of(block, routing)
     for arrangement in arrangements:
         own = dataclasses.replace(probe, ids=mapped(arrangement.ids, probe.ids))
         inner = {placed: own.project(arrangement, placed) for placed in (False, True)}
@@ -118,7 +118,7 @@ def _tried(block: Block, routing: Routing, arrangements: list[Arrangement]) -> I
 
 
 @dataclasses.dataclass(frozen=True)
-class _Probe:
+class _RouterProbe:
     """A few tokens n that prefer the same experts, two of them far from zero so that limits show, and a few of the
     original's outputs for them: y [n, outputs]. Tokens for which the original overflows are left out.
 
@@ -133,7 +133,7 @@ class _Probe:
     y: Array | None
 
     @staticmethod
-    def of(block: Block, routing: Routing) -> _Probe:
+    def of(block: Block, routing: RoutingProposal) -> _RouterProbe:
         """Raises NotUnderstoodError if the original cannot be run: neither on these tokens, nor with more of them that
         drive all experts, as a traced loop may need."""
         E, k = block.E, routing.spec.k
@@ -150,7 +150,7 @@ class _Probe:
                 continue
             weights, ids = routing.run(block, logits)
             kept = np.arange(n) if y is None else np.flatnonzero(np.isfinite(y[:n]).all(axis=1))
-            return _Probe(x[kept], weights[kept], ids[kept], outputs, None if y is None else y[kept][:, outputs])
+            return _RouterProbe(x[kept], weights[kept], ids[kept], outputs, None if y is None else y[kept][:, outputs])
         raise NotUnderstoodError("the original cannot be run, not even with every expert selected")
 
     def _pairs(self, stored: int) -> Iterator[tuple[int, Array, Array]]:

@@ -21,7 +21,7 @@ from moec.passes.raising.mixing import Mixing
 TOLERANCE = 1e-8
 
 
-class Writing(Protocol):
+class ExpertWriting(Protocol):
     """Destination of nodes and constants."""
 
     def add(self, node: ir.Node, dtype: ir.DataType | None, *outputs: str) -> tuple[ir.Value, ...]: ...
@@ -79,7 +79,7 @@ class SimpleExperts:
         ids[copied] = len(self.stored) + np.arange(np.count_nonzero(copied))
         return tuple(ids.tolist())
 
-    def stored_ids(self, writing: Writing, ids: ir.Value) -> ir.Value:
+    def stored_ids(self, writing: ExpertWriting, ids: ir.Value) -> ir.Value:
         """Ids [T,k] among the stored experts, -1 for others."""
         table = np.full(len(self.copies) + 1, -1, np.int32)
         table[list(self.stored)] = np.arange(len(self.stored))
@@ -87,7 +87,7 @@ class SimpleExperts:
         return writing.add(node, ir.DataType.INT32, "stored_ids")[0]
 
     def add_to(
-        self, writing: Writing, y: ir.Value, x: ir.Value, weights: ir.Value, ids: ir.Value, dtype: ir.DataType
+        self, writing: ExpertWriting, y: ir.Value, x: ir.Value, weights: ir.Value, ids: ir.Value, dtype: ir.DataType
     ) -> ir.Value:
         """Add the contributions of these experts to y [T,d]."""
         if self.copies.any():
@@ -97,7 +97,7 @@ class SimpleExperts:
         return y
 
     def _with_copies(
-        self, writing: Writing, y: ir.Value, x: ir.Value, weights: ir.Value, ids: ir.Value, dtype: ir.DataType
+        self, writing: ExpertWriting, y: ir.Value, x: ir.Value, weights: ir.Value, ids: ir.Value, dtype: ir.DataType
     ) -> ir.Value:
         factors = writing.constant(np.append(self.copies, 0).astype(dtype.numpy()), "copies")
         axis = writing.constant(np.array([1], np.int64), "slots")
@@ -108,7 +108,7 @@ class SimpleExperts:
         return writing.add(ir.node("Add", [y, copies]), dtype, "with_copies")[0]
 
     def _with_vectors(
-        self, writing: Writing, y: ir.Value, weights: ir.Value, ids: ir.Value, dtype: ir.DataType
+        self, writing: ExpertWriting, y: ir.Value, weights: ir.Value, ids: ir.Value, dtype: ir.DataType
     ) -> ir.Value:
         """Add the vectors: each is a row that every token adds if it selected the expert."""
         experts = np.flatnonzero(self.vectors.any(axis=1))

@@ -45,7 +45,7 @@ def sizes_text(layout: Layout) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sizes(Never):
+class _OversizedValue(Never):
     """A value that differs only where there are more rows than a trial can have."""
 
     layout: tuple[tuple[str, int], ...] = ()
@@ -136,7 +136,7 @@ class SizeScan:
                 yield node, beyond[1]
 
     def unseen(self, node: ir.Node, layout: Layout) -> Unseen:
-        return Unseen(node, _Sizes(layout=tuple(layout.items())))
+        return Unseen(node, _OversizedValue(layout=tuple(layout.items())))
 
     def _scan(self) -> Iterator[tuple[Layout, Mapping[ir.Node, Range]]]:
         """Values for each symbol alone, and all together, at growing sizes and beside the numbers in the block, as far

@@ -10,7 +10,7 @@ import numpy as np
 
 from moec.passes.raising.block import MOST_TOKENS, Block
 from moec.passes.raising.dataflow import Array
-from moec.passes.raising.router import Routing
+from moec.passes.raising.router import RoutingProposal
 from moec.passes.raising.symbols import symbols_of
 
 MANY = 300
@@ -54,7 +54,7 @@ def driving_logits(T: int, E: int, k: int) -> Array:
     return logits
 
 
-def trials(block: Block, routing: Routing) -> Iterator[Trial]:
+def trials(block: Block, routing: RoutingProposal) -> Iterator[Trial]:
     """Trials with every expert driven, one expert preferred, ties, one token, no token, many tokens, more tokens than
     any number in a block that counts them; and large and small numbers, which show smooth saturation."""
     E, k, most = block.E, routing.spec.k, block.tokens_at_once()
@@ -115,7 +115,7 @@ def counting_trials(block: Block) -> Iterator[Trial]:
         yield from _long_trials(block, min(block.tokens_at_once(), WORK // block.work_per_token()))
 
 
-def extreme_trials(block: Block, routing: Routing) -> Iterator[Trial]:
+def extreme_trials(block: Block, routing: RoutingProposal) -> Iterator[Trial]:
     """Numbers of other magnitudes."""
     logits, rows = _far_base(block, routing)
     yield Trial("large rows", rows * 1e4, logits, extreme=True)
@@ -124,7 +124,7 @@ def extreme_trials(block: Block, routing: Routing) -> Iterator[Trial]:
     yield Trial("small logits", rows, logits - 700, extreme=True)
 
 
-def one_token_per_expert(block: Block, routing: Routing) -> Iterator[Trial]:
+def one_token_per_expert(block: Block, routing: RoutingProposal) -> Iterator[Trial]:
     """Every expert driven, by the fewest possible tokens."""
     return _in_parts(block, "every expert", drive_all(block, routing, -(-block.E // routing.spec.k)))
 
@@ -147,12 +147,12 @@ def _in_parts(block: Block, name: str, logits: Array) -> Iterator[Trial]:
     return (_trial(block, name, logits[start : start + size]) for start in range(0, max(1, len(logits)), size))
 
 
-def drive_all(block: Block, routing: Routing, T: int) -> Array:
+def drive_all(block: Block, routing: RoutingProposal, T: int) -> Array:
     """Logits of T tokens or more for which the routing selects every expert that a logit can make it select."""
     return reaching_all(block, routing, driving_logits(T, block.E, routing.spec.k))
 
 
-def reaching_all(block: Block, routing: Routing, logits: Array) -> Array:
+def reaching_all(block: Block, routing: RoutingProposal, logits: Array) -> Array:
     """The logits, and further ones for experts that the routing does not select by these."""
     for logit in (8.0, 64.0):  # a correction bias, or groups, may stand against what the logits prefer
         missing = np.setdiff1d(np.arange(block.E), routing.run(block, logits)[1])
@@ -162,7 +162,7 @@ def reaching_all(block: Block, routing: Routing, logits: Array) -> Array:
     return logits
 
 
-def far_trials(block: Block, routing: Routing) -> Iterator[Trial]:
+def far_trials(block: Block, routing: RoutingProposal) -> Iterator[Trial]:
     """Trials beyond ordinary ones: rows and logits of every magnitude, more tokens than any number in the block,
     infinities and NaN."""
     logits, rows = _far_base(block, routing)
@@ -187,7 +187,7 @@ def far_trials(block: Block, routing: Routing) -> Iterator[Trial]:
             yield Trial(f"{number} among the {place}", x, scores, extreme=True)
 
 
-def combined_trials(block: Block, routing: Routing, reached: Sequence[Trial]) -> Iterator[Trial]:
+def combined_trials(block: Block, routing: RoutingProposal, reached: Sequence[Trial]) -> Iterator[Trial]:
     """Rows of one trial with logits of another: a decision may matter only if another one takes its rare side.
     ``reached`` are the trials that were needed to take sides."""
     for trial in reached:
@@ -203,7 +203,7 @@ def combined_trials(block: Block, routing: Routing, reached: Sequence[Trial]) ->
         yield Trial(f"{one.name}, {other.name}", rows, logits, extreme=True)
 
 
-def _far_base(block: Block, routing: Routing) -> tuple[Array, Array]:
+def _far_base(block: Block, routing: RoutingProposal) -> tuple[Array, Array]:
     """Logits and rows to start from: as many tokens that drive experts as one evaluation can take."""
     logits = drive_all(block, routing, -(-block.E // routing.spec.k) + 1)[: block.tokens_at_once()]
     start = _trial(block, "", logits)

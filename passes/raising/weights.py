@@ -21,7 +21,7 @@ FUSED_LAYOUTS: tuple[GateLayout, ...] = ("gate_up", "interleaved", "up_gate")
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class EntryPlace:
     """A piece of one expert's entry inside a constant: its first element, and the distance in elements to the next
     along each of its axes. ``at``: the index in the entry where the piece of this ``shape`` begins. Elements are
     multiplied by ``scale``."""
@@ -38,14 +38,14 @@ class Place:
         """The indices of the entry that the piece holds."""
         return tuple(slice(first, first + size) for first, size in zip(self.at, self.shape, strict=True))
 
-    def moved(self, counterparts: Mapping[ir.Value, ir.Value]) -> Place:
+    def moved(self, counterparts: Mapping[ir.Value, ir.Value]) -> EntryPlace:
         """The same piece of another constant."""
         return dataclasses.replace(self, part=counterparts[self.part])
 
     @property
-    def turned(self) -> Place:
+    def turned(self) -> EntryPlace:
         """The same piece of the transposed entry."""
-        return Place(self.part, self.start, self.strides[::-1], self.shape[::-1], self.at[::-1], self.scale)
+        return EntryPlace(self.part, self.start, self.strides[::-1], self.shape[::-1], self.at[::-1], self.scale)
 
     def reaches(self) -> tuple[int, int]:
         """The first and the last element of the constant in the piece."""
@@ -53,7 +53,7 @@ class Place:
         return self.start + sum(end for end in ends if end < 0), self.start + sum(end for end in ends if end > 0)
 
 
-Entry = tuple[Place, ...]
+Entry = tuple[EntryPlace, ...]
 """The pieces of one expert's entry: one, or several that lie apart. Elements outside of all pieces are 0."""
 
 
@@ -133,7 +133,7 @@ class ExpertTensor:
             entry[place.box] = self._piece(place, dtype)
         return entry
 
-    def _piece(self, place: Place, dtype: ir.DataType) -> Array:
+    def _piece(self, place: EntryPlace, dtype: ir.DataType) -> Array:
         whole = self._whole(place)
         if whole is not None:
             return whole.astype(dtype.numpy(), copy=False)
@@ -143,7 +143,7 @@ class ExpertTensor:
         piece = piece.astype(dtype.numpy(), copy=False)
         return piece if place.scale == 1 else (piece * place.scale).astype(piece.dtype)
 
-    def _whole(self, place: Place) -> Array | None:
+    def _whole(self, place: EntryPlace) -> Array | None:
         """The constant itself if the piece is all of it, in its order: a transposed weight stays a view."""
         if place.scale != 1 or (place.start, place.strides) != (0, strides_of(place.shape)):
             return None
@@ -152,7 +152,7 @@ class ExpertTensor:
             return None
         return self.dataflow.array(place.part).reshape(place.shape)
 
-    def _around(self, place: Place) -> tuple[Array, int]:
+    def _around(self, place: EntryPlace) -> tuple[Array, int]:
         """Elements of the constant that hold the piece, and the place of its first element among them. If one index of
         the first axis holds the piece, only that is read: a constant that computes itself would otherwise compute all
         each time."""
@@ -176,7 +176,7 @@ def in_turn(part: ir.Value, shape: tuple[int, ...], axis: int = 0) -> Iterator[E
     strides = strides_of(shape)
     own, size = ((*of[:axis], *of[axis + 1 :]) for of in (strides, shape))
     for expert in range(shape[axis]):
-        yield (Place(part, expert * strides[axis], own, size, (0,) * len(own)),)
+        yield (EntryPlace(part, expert * strides[axis], own, size, (0,) * len(own)),)
 
 
 @dataclasses.dataclass(frozen=True)

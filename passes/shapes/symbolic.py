@@ -45,7 +45,7 @@ def expression(dim: int | ir.SymbolicDim) -> sympy.Expr | None:
     return parsed.xreplace({symbol: size(symbol.name) for symbol in parsed.free_symbols})
 
 
-class _Text(StrPrinter):
+class _GuardPrinter(StrPrinter):
     """Prints whole numbers in the grammar of :mod:`moec.common.guards`. Methods have the names that sympy looks for."""
 
     def _print_floor(self, quotient: sympy.Expr) -> str:
@@ -71,7 +71,7 @@ class _Text(StrPrinter):
 
 def text_of(size: sympy.Expr) -> str:
     """A size as :func:`moec.common.guards.parse_size` and dimensions of ONNX IR read it."""
-    return str(_Text().doprint(size))
+    return str(_GuardPrinter().doprint(size))
 
 
 def shape_of(value: ir.Value) -> list[sympy.Expr] | None:

@@ -24,7 +24,7 @@ _EXACT = 1 << 28
 """Largest product of choices and amounts to spend for which all are tried; that takes seconds."""
 
 
-class _Step(NamedTuple):
+class _HullStep(NamedTuple):
     """A step from one choice of an item to the next dearer one on its hull. Steps sort in the order in which they are
     taken."""
 
@@ -102,10 +102,10 @@ def _rate(first: int, second: int, errors: Array, costs: Array) -> float:
     return float((errors[second] - errors[first]) / (costs[second] - costs[first]))
 
 
-def _steps(item: int, hull: list[int], errors: Array, costs: Array) -> list[_Step]:
+def _steps(item: int, hull: list[int], errors: Array, costs: Array) -> list[_HullStep]:
     pairs = itertools.pairwise(hull)
     return [
-        _Step(
+        _HullStep(
             _rate(first, second, errors[item], costs[item]),
             item,
             position,

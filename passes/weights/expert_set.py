@@ -22,7 +22,7 @@ from moec.ir.weights.stored import constant
 from moec.passes.framework.base import Report
 from moec.passes.graph.columns import keep_columns
 from moec.passes.graph.edits import fresh_name, remove_unused
-from moec.passes.weights.selection import Selection, select
+from moec.passes.weights.selection import ExpertSelection, select
 from moec.profiles.keys import keep_experts, keep_layer
 
 
@@ -166,7 +166,7 @@ class ExpertSet:
             return
         sizes = self.weights.spec.hidden_sizes
         for name in EXPERT_WEIGHTS:
-            select(graph, self.node, name, Selection(experts))
+            select(graph, self.node, name, ExpertSelection(experts))
         if sizes:
             _set(self.node, "hidden_sizes", [sizes[expert] for expert in experts], None)
 

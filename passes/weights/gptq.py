@@ -47,7 +47,7 @@ def gptq(weight: Array, form: WeightFormat, moment: Array) -> Encoded:
     moment = moment / np.diagonal(moment).mean(dtype=np.float64)
     order = np.argsort(-importance, kind="stable")
     each = scales.of_inputs(form, len(weight))
-    rounding = _Rounding(weight[order], each.picked(order), form)
+    rounding = _GptqRounding(weight[order], each.picked(order), form)
     ordered = moment[np.ix_(order, order)]
     dampened = (ordered + _DAMPENING * np.eye(len(order))).astype(np.float32)
     rounding.in_turn(_factor(ordered))
@@ -73,7 +73,7 @@ def importance_of(moment: Array) -> Array:
     return squares / squares.mean() + _DAMPENING if squares.any() else np.ones(len(squares))
 
 
-class _Rounding:
+class _GptqRounding:
     """Rounds a weight [in,out] one input after another, all outputs at once. ``scales`` has an entry for each input.
 
     ``numbers`` holds the rounded numbers, ``errors`` the weight minus their values.

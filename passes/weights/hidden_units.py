@@ -13,7 +13,7 @@ from moec.ir import dialect
 from moec.ir.weights.encode import decode, per_element
 from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat
-from moec.passes.weights.selection import Selection, select
+from moec.passes.weights.selection import ExpertSelection, select
 
 Array = np.ndarray[Any, Any]
 
@@ -60,7 +60,7 @@ class HiddenUnits:
         both = [self.positions_of_both(units) for units in order] if self.weights.spec.fused else order
         everyone = range(self.weights.experts)
         for name, positions in {"up": both, "gate": order, "down": order, "up_bias": both, "gate_bias": order}.items():
-            select(graph, self._node, name, Selection(everyone, self.axis(name), positions))
+            select(graph, self._node, name, ExpertSelection(everyone, self.axis(name), positions))
         self._node.attributes.pop("hidden_sizes", None)
         sizes = [len(units) for units in kept]
         if any(size != width for size in sizes):

@@ -82,9 +82,9 @@ def output_with(layer: Layer, expert: int, matrices: Mapping[str, Array], rows: 
     return _output(layer, expert, matrices_of(layer, expert) | dict(matrices), rows)
 
 
-def _compared(before: Layer, after: Layer, seen: Callable[[int], Array | None]) -> tuple[_Difference, _Difference]:
+def _compared(before: Layer, after: Layer, seen: Callable[[int], Array | None]) -> tuple[_RelativeNorm, _RelativeNorm]:
     """The differences of weights of equal shape, and of outputs."""
-    weights, outputs, generator = _Difference(), _Difference(), np.random.default_rng(0)
+    weights, outputs, generator = _RelativeNorm(), _RelativeNorm(), np.random.default_rng(0)
     experts = _sampled(before)
     for expert in experts:
         old, new = matrices_of(before, expert), matrices_of(after, expert)
@@ -125,7 +125,7 @@ def _output(layer: Layer, expert: int, matrices: dict[str, Array], rows: Array) 
     return grouped_matmul(spec, rows, stacks["weights"], np.array([0, len(rows)]), biases.get("bias"))
 
 
-class _Difference:
+class _RelativeNorm:
     """The Frobenius norm of a difference, relative to that of the expected array; only finite elements count."""
 
     def __init__(self) -> None:

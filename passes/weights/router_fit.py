@@ -63,7 +63,7 @@ class Tokens:
 
 
 @dataclasses.dataclass(frozen=True)
-class Router:
+class FittedRouter:
     """``weight`` [d,R] and ``bias`` [R], in float64."""
 
     weight: Array
@@ -72,10 +72,10 @@ class Router:
     def logits(self, tokens: Tokens) -> Array:
         return tokens.inputs @ self.weight + (0 if self.bias is None else self.bias)
 
-    def moved(self, step: Array) -> Router:
+    def moved(self, step: Array) -> FittedRouter:
         """The router after a ``step`` [d,R], or [d+1,R] with a bias."""
         own = len(self.weight)
-        return Router(self.weight + step[:own], None if self.bias is None else self.bias + step[own])
+        return FittedRouter(self.weight + step[:own], None if self.bias is None else self.bias + step[own])
 
 
 class RouterFit:
@@ -88,7 +88,7 @@ class RouterFit:
         self.seen, self.held_out = tokens.some(~held_out), tokens.some(held_out)
         product = sampled.router
         bias = None if product.bias is None else product.bias.astype(np.float64)
-        self.present = Router(product.weight.astype(np.float64), bias)
+        self.present = FittedRouter(product.weight.astype(np.float64), bias)
         self._with_ones = self.seen.inputs
         if bias is not None:
             self._with_ones = np.concatenate([self._with_ones, np.ones((len(self._with_ones), 1))], axis=1)
@@ -97,12 +97,12 @@ class RouterFit:
         kernel[np.diag_indices(len(kernel))] += _DAMPENING * mean_square * len(kernel)
         self._kernel = np.linalg.inv(kernel)
 
-    def error(self, router: Router) -> float:
+    def error(self, router: FittedRouter) -> float:
         """Relative error of the layer's output on held-out tokens, against the measured output."""
         size = float(self.held_out.size.sum())
         return math.sqrt(max(0.0, float(self._errors(router, self.held_out).sum())) / size) if size else 0.0
 
-    def fitted(self) -> Router:
+    def fitted(self) -> FittedRouter:
         """The router after all steps that made both errors smaller."""
         router, rate, direction = self.present, _FIRST_RATE, self._direction(self.present)
         errors = self._totals(router)
@@ -117,23 +117,23 @@ class RouterFit:
                 rate /= 2
         return self._stored(router)
 
-    def _stored(self, router: Router) -> Router:
+    def _stored(self, router: FittedRouter) -> FittedRouter:
         """The router with the numbers that the graph can store; the present router if the gain may be chance."""
         old = self.present
         bias = None if router.bias is None or old.bias is None else _in_units(router.bias, old.bias)
         weight, bias = self._sampled.router.rounded(_in_units(router.weight, old.weight), bias)
-        stored = Router(weight.astype(np.float64), None if bias is None else bias.astype(np.float64))
+        stored = FittedRouter(weight.astype(np.float64), None if bias is None else bias.astype(np.float64))
         gain = self._errors(old, self.held_out) - self._errors(stored, self.held_out)
         chance = float(np.std(gain)) / math.sqrt(len(gain))
         return stored if gain.mean() > _SURE * chance else old
 
-    def _totals(self, router: Router) -> list[float]:
+    def _totals(self, router: FittedRouter) -> list[float]:
         return [float(self._errors(router, tokens).sum()) for tokens in (self.seen, self.held_out)]
 
-    def _errors(self, router: Router, tokens: Tokens) -> Array:
+    def _errors(self, router: FittedRouter, tokens: Tokens) -> Array:
         return tokens.errors(self._gates(*self._routed(router, tokens)))
 
-    def _routed(self, router: Router, tokens: Tokens) -> tuple[Array, Array]:
+    def _routed(self, router: FittedRouter, tokens: Tokens) -> tuple[Array, Array]:
         return semantics.route(self._spec, router.logits(tokens), self._sampled.correction_bias)
 
     def _gates(self, weights: Array, ids: Array) -> Array:
@@ -142,7 +142,7 @@ class RouterFit:
         np.add.at(gates, (np.arange(len(ids))[:, None], self._sampled.numbered(ids)), weights)
         return gates[:, :-1]
 
-    def _direction(self, router: Router) -> Array:
+    def _direction(self, router: FittedRouter) -> Array:
         """The step [d,R], or [d+1,R] with a bias, that lowers the error; it changes logits as much as they differ on
         average."""
         tokens, logits = self.seen, router.logits(self.seen)

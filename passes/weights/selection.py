@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Selection:
+class ExpertSelection:
     """The experts of an operand [E,...] that stay, in this order; an expert may be named several times.
 
     ``positions[i]``: the positions along ``axis`` that stay of the i-th expert, equally many for each; empty if all do.
@@ -33,7 +33,7 @@ class Selection:
     positions: Sequence[Array] = ()
 
 
-def select(graph: ir.Graph, node: ir.Node, name: str, selection: Selection) -> None:
+def select(graph: ir.Graph, node: ir.Node, name: str, selection: ExpertSelection) -> None:
     """Let a moec node have a selection of its operand ``name``, which is a constant [E,...] or a stored weight.
 
     New constants make themselves when they are read, one expert at a time. Each run of experts keeps its format.
@@ -49,7 +49,7 @@ def select(graph: ir.Graph, node: ir.Node, name: str, selection: Selection) -> N
     remove_unused(graph, value)
 
 
-def _of_weight(graph: ir.Graph, node: ir.Node, value: ir.Value, selection: Selection) -> ir.Value:
+def _of_weight(graph: ir.Graph, node: ir.Node, value: ir.Value, selection: ExpertSelection) -> ir.Value:
     parts = [_of_run(graph, node, value, run, own) for run, own in _by_run(StoredWeight.of(value), selection)]
     if len(parts) == 1:
         return parts[0]
@@ -59,7 +59,7 @@ def _of_weight(graph: ir.Graph, node: ir.Node, value: ir.Value, selection: Selec
     return _inserted(graph, node, joined, value)
 
 
-def _by_run(weight: StoredWeight, selection: Selection) -> Iterator[tuple[WeightRun, Selection]]:
+def _by_run(weight: StoredWeight, selection: ExpertSelection) -> Iterator[tuple[WeightRun, ExpertSelection]]:
     """Consecutive experts of the selection that are stored in one run."""
     places = range(len(selection.experts))
     for run, group in itertools.groupby(places, lambda place: weight.run_of(selection.experts[place])):
@@ -68,7 +68,7 @@ def _by_run(weight: StoredWeight, selection: Selection) -> Iterator[tuple[Weight
         yield run, dataclasses.replace(selection, experts=[selection.experts[i] for i in own], positions=positions)
 
 
-def _of_run(graph: ir.Graph, node: ir.Node, value: ir.Value, run: WeightRun, selection: Selection) -> ir.Value:
+def _of_run(graph: ir.Graph, node: ir.Node, value: ir.Value, run: WeightRun, selection: ExpertSelection) -> ir.Value:
     def of(part: ir.Value) -> ir.Value:
         return _of_constant(graph, part, run.first, selection)
 
@@ -99,7 +99,7 @@ def _inserted(graph: ir.Graph, node: ir.Node, new: ir.Node, replaced: ir.Value) 
     return output
 
 
-def _of_constant(graph: ir.Graph, value: ir.Value, first: int, selection: Selection) -> ir.Value:
+def _of_constant(graph: ir.Graph, value: ir.Value, first: int, selection: ExpertSelection) -> ir.Value:
     """The selection of a constant [E',...] that begins with the expert ``first``. One element of the axis that serves
     all positions, as the scale of an output does for its inputs, stays."""
     tensor = value.const_value

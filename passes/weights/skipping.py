@@ -22,7 +22,7 @@ _STEPS = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
+class SkipRule:
     """A way in which a router drops pairs: the fields of :class:`RouteSpec` for it, and its effect on the tokens of the
     sample: the remaining ``calls``, and the ``error``, which is the sum of the squared norms of dropped
     contributions."""
@@ -68,13 +68,13 @@ class Sample:
         """Number of tokens that one of the sample stands for."""
         return self.tokens / len(self.gates) if len(self.gates) else 0.0
 
-    def without(self, k: int, threshold: float, dropped: Array) -> Way:
+    def without(self, k: int, threshold: float, dropped: Array) -> SkipRule:
         """The way that drops the pairs [n,E] of ``dropped``."""
         gone = dropped & (self.gates != 0)
-        return Way(k, threshold, self.calls - int(gone.sum()), float(np.square(self.norms[gone]).sum()))
+        return SkipRule(k, threshold, self.calls - int(gone.sum()), float(np.square(self.norms[gone]).sum()))
 
 
-def ways_of(spec: RouteSpec, sample: Sample, method: Method, lowest: int) -> list[Way]:
+def ways_of(spec: RouteSpec, sample: Sample, method: Method, lowest: int) -> list[SkipRule]:
     """The ways to drop pairs that leave every token ``lowest`` experts, or so many on average with a threshold. The
     first way drops none."""
     chosen = (sample.gates != 0).sum(axis=1)
@@ -85,14 +85,14 @@ def ways_of(spec: RouteSpec, sample: Sample, method: Method, lowest: int) -> lis
     return [nothing, *(way for way in found if way.calls >= least)]
 
 
-def _lower(spec: RouteSpec, sample: Sample, lowest: int) -> Iterator[Way]:
+def _lower(spec: RouteSpec, sample: Sample, lowest: int) -> Iterator[SkipRule]:
     """The ways with fewer experts per token. Weights are in the order of the selection, since that has no bias."""
     in_order = np.where(sample.gates != 0, sample.gates, -np.inf)
     rank = np.argsort(np.argsort(-in_order, axis=1, kind="stable"), axis=1)
     return (sample.without(k, 0.0, rank >= k) for k in reversed(range(lowest, spec.k)))
 
 
-def _thresholds(spec: RouteSpec, sample: Sample) -> Iterator[Way]:
+def _thresholds(spec: RouteSpec, sample: Sample) -> Iterator[SkipRule]:
     magnitudes = np.abs(sample.gates)
     largest = magnitudes.max(axis=1, keepdims=True, initial=0)
     shares = (step / _STEPS for step in range(1, _STEPS + 1))

@@ -23,7 +23,7 @@ clusters that wait for one another.
 
 from __future__ import annotations
 
-from moec.simulators.cuda.launch import Launch
+from moec.simulators.cuda.launch import EmulatedLaunch
 from moec.simulators.cuda.library import emulated_library, schedule_threads, watch_arrays
 
-__all__ = ["Launch", "emulated_library", "schedule_threads", "watch_arrays"]
+__all__ = ["EmulatedLaunch", "emulated_library", "schedule_threads", "watch_arrays"]

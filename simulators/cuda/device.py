@@ -8,7 +8,7 @@ from typing import Any
 from moec.common.once import once
 from moec.runtime.device_module import DeviceModule
 from moec.runtime.library import load_ffi
-from moec.simulators.cuda.launch import Launch
+from moec.simulators.cuda.launch import EmulatedLaunch
 from moec.simulators.cuda.library import ROOMIEST, emulated_library
 from moec.simulators.cuda.tensor_map import encode_tensor_map
 from moec.targets.cuda.device.driver import CUDA
@@ -49,6 +49,6 @@ def _emulate_attributes(ffi: Any) -> None:
 
 
 def _load(architecture: str, module: DeviceModule) -> Any:
-    launches = [Launch(kernel.name, kernel.launch) for kernel in module.kernels]
+    launches = [EmulatedLaunch(kernel.name, kernel.launch) for kernel in module.kernels]
     library = emulated_library(module.code.decode(), launches, architecture=architecture)
     return load_ffi().load_module(str(library))

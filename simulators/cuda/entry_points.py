@@ -7,12 +7,12 @@ import re
 from moec.errors import MoecError
 from moec.runtime.device_module import BEGINS_EARLY_TAG, LAUNCH_FLAGS
 from moec.simulators.cuda.kernels import KernelSource
-from moec.simulators.cuda.launch import Launch
+from moec.simulators.cuda.launch import EmulatedLaunch
 
 _EXTENT = re.compile(r"(?:blockIdx|threadIdx|clusterCtaIdx)\.[xyz]|tirx\.use_dyn_shared_memory")
 
 
-def entry_point(kernel: KernelSource, launch: Launch) -> str:
+def entry_point(kernel: KernelSource, launch: EmulatedLaunch) -> str:
     """The C++ of ``__tvm_ffi_<name>``. Raises MoecError for an unknown launch tag."""
     tags = [tag for tag in launch.tags if tag not in LAUNCH_FLAGS]
     for tag in tags:

@@ -12,7 +12,7 @@ from typing import Any
 
 from moec.errors import MoecError, UnsupportedError
 from moec.simulators.cuda.inline_assembly import InlineAssembly
-from moec.simulators.cuda.ptx import Instruction, Label, Operand, Registers, Statement, parse
+from moec.simulators.cuda.ptx import Instruction, Label, Operand, RegisterDeclaration, Statement, parse
 
 Model = Callable[..., str]
 """A function from the match of the opcode, and the operands in C++, to a C++ statement without its semicolon."""
@@ -67,13 +67,15 @@ def to_cpp(assembly: InlineAssembly) -> str:
     for statement in statements:
         if isinstance(statement, Instruction):
             _expect_effect_told(statement.opcode, assembly)
-    registers = {name for statement in statements if isinstance(statement, Registers) for name in statement.names}
+    registers = {
+        name for statement in statements if isinstance(statement, RegisterDeclaration) for name in statement.names
+    }
     translated = [_statement(statement, assembly.operands, registers) for statement in statements]
     return "{ " + " ".join(translated) + " }" if translated else ";"
 
 
 def _statement(statement: Statement, operands: tuple[str, ...], registers: set[str]) -> str:
-    if isinstance(statement, Registers):
+    if isinstance(statement, RegisterDeclaration):
         names = ", ".join(map(_register, statement.names))
         return f"{_TYPES.get(statement.type, 'uint32_t')} {names};"
     if isinstance(statement, Label):

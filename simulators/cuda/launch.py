@@ -6,7 +6,7 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
-class Launch:
+class EmulatedLaunch:
     """One kernel of a CUDA source, as TVM's host code calls it."""
 
     name: str

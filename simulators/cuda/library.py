@@ -21,7 +21,7 @@ from moec.errors import MoecError, UnsupportedError
 from moec.runtime.machine import cpu_features, cpu_name
 from moec.simulators.cuda.entry_points import entry_point
 from moec.simulators.cuda.kernels import find_kernels, place_shared_memory
-from moec.simulators.cuda.launch import Launch
+from moec.simulators.cuda.launch import EmulatedLaunch
 from moec.simulators.cuda.translate import translate_assembly
 from moec.targets.build_cache import cached
 from moec.targets.cuda.architectures import LIMITS
@@ -60,7 +60,7 @@ _ERROR = re.compile(r"(?:error: |undefined reference to )(.*)")
 
 def emulated_library(
     source: str,
-    launches: Sequence[Launch],
+    launches: Sequence[EmulatedLaunch],
     *,
     completion: Completion = "latest",
     first_thread: int = 0,
@@ -121,7 +121,7 @@ def schedule_threads(library: Any, behind: Iterable[int] = (), seed: int = 0) ->
     library["schedule_threads"](sum(1 << warp for warp in set(behind)), seed)
 
 
-def emulation_source(source: str, launches: Sequence[Launch]) -> str:
+def emulation_source(source: str, launches: Sequence[EmulatedLaunch]) -> str:
     """The C++ of a library: the CUDA source with its assembly replaced by models, and the entry points."""
     kernels = find_kernels(source)
     by_name = {kernel.name: kernel for kernel in kernels}

@@ -19,7 +19,7 @@ _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
-class Registers:
+class RegisterDeclaration:
     """A declaration of registers, ``.reg .pred p, q``."""
 
     type: str
@@ -43,7 +43,7 @@ class Instruction:
     negated: bool = False
 
 
-Statement: TypeAlias = Registers | Label | Instruction
+Statement: TypeAlias = RegisterDeclaration | Label | Instruction
 
 
 def parse(text: str) -> list[Statement]:
@@ -68,7 +68,7 @@ def parse(text: str) -> list[Statement]:
 
 def _statement(text: str) -> Statement:
     if registers := _REGISTERS.fullmatch(text):
-        return Registers(registers[1], tuple(name.strip().lstrip("%") for name in registers[2].split(",")))
+        return RegisterDeclaration(registers[1], tuple(name.strip().lstrip("%") for name in registers[2].split(",")))
     match = _INSTRUCTION.fullmatch(text)
     if match is None:
         raise UnsupportedError(f"PTX statement {text!r}: not understood; expected an instruction and its operands")

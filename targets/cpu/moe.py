@@ -66,7 +66,7 @@ class CpuExpertOps:
         return lower_linear(node)
 
     def experts(self, node: NodeLowering, weights: ExpertWeights, routing: Routing, capacity: int) -> Pairs:
-        return _Experts(node, weights).lower(*routing)
+        return _CpuExperts(node, weights).lower(*routing)
 
     def grouped_matmul(self, node: NodeLowering, spec: ProductSpec, weight: StoredWeight, routing: Routing) -> Pairs:
         return _multiply(node, spec, weight, *routing)
@@ -91,7 +91,7 @@ def _multiply(
     return Pairs(ids, pairs)
 
 
-class _Experts:
+class _CpuExperts:
     """The experts of a node: two products with an activation between them."""
 
     def __init__(self, node: NodeLowering, weights: ExpertWeights) -> None:

@@ -14,7 +14,7 @@ from moec.runtime.machine import check_threads
 from moec.runtime.pages import new_memory
 from moec.runtime.tensors import to_runtime
 from moec.runtime.workers import run_with
-from moec.targets.cpu.kernels.peak import Instruction, instructions, operations_per_round, peak
+from moec.targets.cpu.kernels.peak import MultiplyAdd, instructions, operations_per_round, peak
 from moec.targets.cpu.kernels.read_memory import ROW, read_memory
 from moec.targets.cpu.machine import Machine
 
@@ -67,7 +67,7 @@ def _best_bandwidth(pages: str, threads: int) -> float:
     return max(reader.read() for _ in range(_REPETITIONS))
 
 
-def _measure_peak(instruction: Instruction, machine: Machine, threads: int) -> Peak:
+def _measure_peak(instruction: MultiplyAdd, machine: Machine, threads: int) -> Peak:
     kernel = _build(peak(instruction, machine), machine)
 
     def seconds_of(rounds: int) -> float:

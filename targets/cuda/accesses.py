@@ -16,7 +16,7 @@ import tvm_ffi
 from tvm import tirx
 
 from moec.common.guards import parse_size
-from moec.targets.cuda.launch_model.plans import LARGEST, StreamPlan
+from moec.targets.cuda.launch_model.plans import LARGEST, MemoryBoundPlan
 from moec.targets.tvm.c_expressions import in_c
 
 _EXTENT = "thread_extent"
@@ -56,7 +56,7 @@ class _Access:
         return self.lanes * tvm.DataType(str(self.buffer.dtype)).itemsize
 
 
-def stream_plan(functions: Iterable[tuple[tirx.PrimFunc, Mapping[Any, str]]]) -> StreamPlan:
+def stream_plan(functions: Iterable[tuple[tirx.PrimFunc, Mapping[Any, str]]]) -> MemoryBoundPlan:
     """The plan of a kernel. ``functions``: its functions on the device, each with the tensors that its parameters point
     to, by the names that the kernel gives them."""
     read, written = dict[str, list[_Access]](), dict[str, list[_Access]]()
@@ -67,7 +67,7 @@ def stream_plan(functions: Iterable[tuple[tirx.PrimFunc, Mapping[Any, str]]]) ->
                 accesses = written if access.stores else read
                 accesses.setdefault(tensors[access.buffer], []).append(access)
     loads = [access for several in read.values() for access in several]
-    return StreamPlan(
+    return MemoryBoundPlan(
         tuple(read),
         tuple(written),
         max((access.bytes for access in loads), default=1),

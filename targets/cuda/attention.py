@@ -17,7 +17,7 @@ from moec.targets.cuda.kernels.attention_operands import AttentionLaunch, slices
 from moec.targets.cuda.kernels.attention_tiled import ATTENTION_TILED
 from moec.targets.cuda.kernels.attention_wgmma import ATTENTION_WGMMA
 from moec.targets.cuda.launch_conditions import launch_if
-from moec.targets.cuda.launch_ways import Way, call_ways
+from moec.targets.cuda.launch_ways import LaunchChoice, call_ways
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.held_states import HeldTensor
 from moec.targets.tvm.kernel import KernelCall, Selection, select
@@ -52,9 +52,9 @@ def attend(
     return result
 
 
-def _way(launch: AttentionLaunch, chosen: Selection) -> Way:
+def _way(launch: AttentionLaunch, chosen: Selection) -> LaunchChoice:
     function = chosen.kernel.build(launch.problem, launch.dtype)
-    return Way(chosen, function, launch.queries, _attributes(launch) | chosen.tile_of(launch.problem))
+    return LaunchChoice(chosen, function, launch.queries, _attributes(launch) | chosen.tile_of(launch.problem))
 
 
 def _attributes(launch: AttentionLaunch) -> dict[str, object]:

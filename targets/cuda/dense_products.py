@@ -30,7 +30,7 @@ from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.mma_tile import COLUMNS, SHAPES
 from moec.targets.cuda.kernels.tiled_kernels import DenseLaunch
 from moec.targets.cuda.launch_conditions import launch_if
-from moec.targets.cuda.launch_ways import Way, call_ways
+from moec.targets.cuda.launch_ways import LaunchChoice, call_ways
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.kernel import KernelCall, Selection, select
 from moec.targets.tvm.nodes import flatten, record_of, reshape, static_size
@@ -41,7 +41,7 @@ _PLAIN_ROWS = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class KernelChoice:
     """The kernel selected for some numbers of ``rows``, and the problem that it computes."""
 
     problem: GroupedProblem
@@ -49,23 +49,23 @@ class Choice:
     rows: SizeRange
 
 
-def choices(problem: GroupedProblem, architecture: str) -> list[Choice]:
+def choices(problem: GroupedProblem, architecture: str) -> list[KernelChoice]:
     """The selected kernels of a product, which together cover all numbers of rows; those for few rows come first."""
     few = select(PRODUCTS, DenseLaunch(problem, FEW_ROWS), architecture)
     selected, least = [], 0
     if few.kernel is GEMV:
-        selected, least = [Choice(problem, few, SizeRange(0, FEW_ROWS))], FEW_ROWS + 1
+        selected, least = [KernelChoice(problem, few, SizeRange(0, FEW_ROWS))], FEW_ROWS + 1
     divided = most_rows(problem)
     in_parts = DenseLaunch(problem, divided)
     divides = divided >= least and GEMM_PARTS.why_not(in_parts, architecture) is None
     if divides:
-        selected.append(Choice(problem, select((GEMM_PARTS,), in_parts, architecture), SizeRange(least, divided)))
+        selected.append(KernelChoice(problem, select((GEMM_PARTS,), in_parts, architecture), SizeRange(least, divided)))
         least = divided + 1
     for height, most in _heights(problem, architecture):
         if (most is None or most >= least) and not (divides and height < ROWS):
             tiled = dataclasses.replace(problem, block_rows=height)
             selection = select(PRODUCTS, DenseLaunch(tiled, most), architecture)
-            selected.append(Choice(tiled, selection, SizeRange(least, most)))
+            selected.append(KernelChoice(tiled, selection, SizeRange(least, most)))
             least = 0 if most is None else most + 1
     return selected
 
@@ -111,16 +111,16 @@ def multiply_matrix(
     return result if len(shape) == 2 else reshape(lowering, result, [*shape[:-1], problem.width])
 
 
-def _way(choice: Choice, activation: Activation) -> Way:
+def _way(choice: KernelChoice, activation: Activation) -> LaunchChoice:
     problem, chosen = choice.problem, choice.selection
     function = chosen.kernel.build(problem, _epilogue(problem, activation))
-    return Way(chosen, function, choice.rows, _attributes(choice, activation))
+    return LaunchChoice(chosen, function, choice.rows, _attributes(choice, activation))
 
 
 def _multiply_in_parts(
     lowering: LoweringContext,
     node: ir.Node,
-    choice: Choice,
+    choice: KernelChoice,
     activation: Activation,
     operands: Sequence[relax.Expr],
     output: relax.TensorType,
@@ -140,7 +140,7 @@ def _multiply_in_parts(
     return result
 
 
-def _attributes(choice: Choice, activation: Activation) -> dict[str, Any]:
+def _attributes(choice: KernelChoice, activation: Activation) -> dict[str, Any]:
     """The attributes of a product that the artifact records."""
     tile = choice.selection.tile_of(choice.problem)
     return {**choice.problem.facts(), "activation": activation, "rows": str(choice.rows), **tile}

@@ -24,7 +24,7 @@ from moec.targets.cuda.kernels.grouped_gemm_simt import GROUPED_GEMM_SIMT
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import GROUPED_GEMM_WGMMA
 from moec.targets.cuda.kernels.grouped_gemv import GROUPED_GEMV
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.round_rows import ROUND_OF_PAIRS, Rounding, round_blocks, round_pairs
+from moec.targets.cuda.kernels.round_rows import ROUND_OF_PAIRS, RowRounding, round_blocks, round_pairs
 from moec.targets.tvm.kernel import KernelCall
 from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.nodes import static_size
@@ -41,7 +41,7 @@ _PLAIN_ROWS = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Product:
+class ExpertsProduct:
     """A product for all or some of the experts. ``problem``: what it computes, independent of the height of blocks;
     ``operands``: the tensors of matrix and bias."""
 
@@ -113,7 +113,7 @@ class GroupedProducts:
 
     def multiply(
         self,
-        products: Sequence[Product],
+        products: Sequence[ExpertsProduct],
         rows: relax.Expr,
         count: Any,
         epilogue: Callable[..., Any],
@@ -134,7 +134,7 @@ class GroupedProducts:
         return result
 
     def _calls(
-        self, product: Product, rows: relax.Expr, epilogue: Callable[..., Any], activation: str, *, few: bool
+        self, product: ExpertsProduct, rows: relax.Expr, epilogue: Callable[..., Any], activation: str, *, few: bool
     ) -> Iterator[KernelCall]:
         """The calls of a product, one for each way; each is launched only for its numbers of tokens."""
         problem, operands = product.problem, [rows, *product.operands, self._weights]
@@ -154,7 +154,7 @@ class GroupedProducts:
             attributes = _attributes(tiled, activation, tokens) | chosen.tile_of(tiled)
             yield KernelCall(chosen, function, arguments, attributes, tokens.names)
 
-    def rounded(self, hidden: relax.Var, rounding: Rounding) -> relax.Var:
+    def rounded(self, hidden: relax.Var, rounding: RowRounding) -> relax.Var:
         """The results of the first product, rounded. Each way rounds them in the order in which it stores its rows."""
         width, dtype = rounding.out_type
         output = relax.TensorType((hidden.ty.shape[0], width), dtype)
@@ -168,7 +168,7 @@ class GroupedProducts:
         (result,) = results
         return result
 
-    def _roundings(self, rounding: Rounding) -> Iterator[tuple[TokenRange, tirx.PrimFunc, list[relax.Expr]]]:
+    def _roundings(self, rounding: RowRounding) -> Iterator[tuple[TokenRange, tirx.PrimFunc, list[relax.Expr]]]:
         if self.few is not None:
             yield self.few, round_pairs(rounding), []
         for blocks in self._blocks:

@@ -16,7 +16,7 @@ from moec.targets.tvm.nodes import record_of, static_size
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
+class LaunchChoice:
     """A kernel's function that computes the result for some ``sizes``. ``attributes``: recorded in the artifact."""
 
     chosen: Selection
@@ -28,7 +28,7 @@ class Way:
 def call_ways(
     lowering: LoweringContext,
     node: ir.Node,
-    ways: Sequence[Way],
+    ways: Sequence[LaunchChoice],
     axis: int,
     arguments: Sequence[relax.Expr],
     output: relax.TensorType,

@@ -15,7 +15,7 @@ from moec.runtime.device_module import BEGINS_EARLY_TAG
 from moec.targets.base import Launch, LaunchCondition, SizeRange, TensorMap
 from moec.targets.cuda.accesses import stream_plan
 from moec.targets.cuda.launch_conditions import LAUNCH_IF, NO_LIMIT, launch_numbers
-from moec.targets.cuda.launch_model.plans import StreamPlan
+from moec.targets.cuda.launch_model.plans import MemoryBoundPlan
 from moec.targets.cuda.nvcc_report import registers_of
 from moec.targets.tvm.c_expressions import in_c
 
@@ -34,7 +34,7 @@ class LaunchRecorder:
     def __init__(self) -> None:
         self.launches: dict[str, list[Launch]] = {}
         """Launches in order, by the name of the kernel."""
-        self.plans: dict[str, StreamPlan] = {}
+        self.plans: dict[str, MemoryBoundPlan] = {}
         """Plans counted from memory accesses, by the name of the kernel, for kernels without a plan of their own."""
 
     def run_after_pass(self, module: tvm.IRModule, phase: Any) -> None:

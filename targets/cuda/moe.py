@@ -35,7 +35,7 @@ from moec.targets.cuda.block_dispatch import dispatch_rows
 from moec.targets.cuda.dense_products import no_bias
 from moec.targets.cuda.expert_groups import ExpertGroup, fields_of, groups_by_format, of_group, renumbered
 from moec.targets.cuda.expert_matrices import Parts, add_matrix, as_stored, filled, padded_name, parts_of, whole_parts
-from moec.targets.cuda.grouped_products import GroupedProducts, Product
+from moec.targets.cuda.grouped_products import ExpertsProduct, GroupedProducts
 from moec.targets.cuda.kernels.activation import experts_epilogue
 from moec.targets.cuda.kernels.combine import COMBINE, COMBINE_PLACED, TRIM
 from moec.targets.cuda.kernels.combining_gemv import COMBINING_GEMV, CombiningProblem
@@ -75,13 +75,13 @@ class CudaExpertOps:
         return lower_linear(node)
 
     def experts(self, node: NodeLowering, weights: ExpertWeights, routing: Routing, capacity: int) -> Pairs:
-        return _Experts(node, weights).lower(*routing, capacity)
+        return _CudaExperts(node, weights).lower(*routing, capacity)
 
     def grouped_matmul(self, node: NodeLowering, spec: ProductSpec, weight: StoredWeight, routing: Routing) -> Pairs:
         return _multiply(node, spec, weight, *routing)
 
 
-class _Experts:
+class _CudaExperts:
     """The experts of a node: two products with an activation between them."""
 
     def __init__(self, node: NodeLowering, weights: ExpertWeights) -> None:
@@ -142,7 +142,7 @@ class _Experts:
 
     def _products(
         self, problems: Sequence[tuple[GroupedProblem, GroupedProblem]]
-    ) -> tuple[list[Product], list[Product]]:
+    ) -> tuple[list[ExpertsProduct], list[ExpertsProduct]]:
         """The products of all groups before and after the activation."""
         weights = self._weights
         up_bias, down_bias = self._up_bias(), weights.bias("down")
@@ -160,12 +160,12 @@ class _Experts:
 
     def _product(
         self, group: ExpertGroup, problem: GroupedProblem, name: str, parts: Parts, role: str, bias: np.ndarray | None
-    ) -> Product:
+    ) -> ExpertsProduct:
         node, suffix = self._node, "" if len(self._groups) == 1 else f".{self._node.name}.{group.first}"
         problem = dataclasses.replace(problem, biased=bias is not None)
         matrix = add_matrix(node, f"{name}.rows{suffix}", problem, of_group(parts, group))
         own = None if bias is None else bias[list(group.experts)]
-        return Product(problem, [*matrix, _bias(node, f"{role}{suffix}", problem, own)])
+        return ExpertsProduct(problem, [*matrix, _bias(node, f"{role}{suffix}", problem, own)])
 
     def _up_bias(self) -> np.ndarray | None:
         """The bias before the activation, [E, columns], with zeros for hidden units that an expert does not have; None
@@ -187,7 +187,7 @@ class _Combining:
 
     node: NodeLowering
     products: GroupedProducts
-    second: Product
+    second: ExpertsProduct
     hidden: relax.Expr
     weights: relax.Expr
     ids: relax.Expr
@@ -197,7 +197,7 @@ class _Combining:
     def of(
         node: NodeLowering,
         products: GroupedProducts,
-        seconds: Sequence[Product],
+        seconds: Sequence[ExpertsProduct],
         hidden: relax.Expr,
         weights: relax.Expr,
         ids: relax.Expr,
@@ -243,7 +243,7 @@ def _multiply(
         problem = dataclasses.replace(problem, biased=bias is not None)
         matrix = add_matrix(node, name, problem, of_group(whole_parts(weight, problem.stored), group))
         own = None if bias is None else bias[list(group.experts)]
-        products.append(Product(problem, [*matrix, _bias(node, f"bias.{group.first}", problem, own)]))
+        products.append(ExpertsProduct(problem, [*matrix, _bias(node, f"bias.{group.first}", problem, own)]))
     grouped = GroupedProducts(node, weight.experts, [product.problem for product in products], ids, no_weights)
     x = prepared(node, spec, products[0].problem, x, inner)
     return Pairs(ids, grouped.multiply(products, x, grouped.pairs, lambda total: total))

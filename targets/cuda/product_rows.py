@@ -22,7 +22,7 @@ from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.launch import LOAD_BYTES
 from moec.targets.cuda.kernels.mma_tile import DEPTH, SHAPES
 from moec.targets.cuda.kernels.pad_rows import PAD_ROWS, Padding
-from moec.targets.cuda.kernels.round_rows import ROUND, Rounding
+from moec.targets.cuda.kernels.round_rows import ROUND, RowRounding
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.kernel import KernelCall, select
 from moec.targets.tvm.node_lowering import NodeLowering
@@ -89,12 +89,12 @@ def _why_floats(spec: ProductSpec, problem: GroupedProblem, architecture: str) -
     return why_not_packed(problem.inner, spec.activation_group) or next(filter(None, reasons), why_no_gemv(packed))
 
 
-def rounding_of(spec: ProductSpec, problem: GroupedProblem, dtype: str, architecture: str) -> Rounding:
+def rounding_of(spec: ProductSpec, problem: GroupedProblem, dtype: str, architecture: str) -> RowRounding:
     """The rounding of rows of ``dtype`` for a product."""
     why_floats = ""
     if spec.arithmetic == "fp8" and not problem.in_fp8:
         why_floats = _why_floats(spec, problem, architecture) or "other experts of the layer need floats"
-    return Rounding(problem.inner, spec.activation_group, dtype, spec.arithmetic, problem.in_fp8, why_floats)
+    return RowRounding(problem.inner, spec.activation_group, dtype, spec.arithmetic, problem.in_fp8, why_floats)
 
 
 def padded(

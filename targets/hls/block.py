@@ -12,7 +12,7 @@ import onnx_ir as ir
 from moec.targets.base import Project
 from moec.targets.hls.graph.agreement import Agreement
 from moec.targets.hls.graph.calibrate import Replaceable
-from moec.targets.hls.hardware.parts import Part
+from moec.targets.hls.hardware.parts import FpgaPart
 from moec.targets.hls.options import HlsOptions
 
 Array = np.ndarray[Any, Any]
@@ -35,7 +35,7 @@ class IntegerBlock(Protocol):
         ...
 
 
-class Block(Protocol):
+class FpgaBlock(Protocol):
     """A block of a graph that becomes a project."""
 
     kind: ClassVar[str]
@@ -45,7 +45,7 @@ class Block(Protocol):
     def graph(self) -> Replaceable: ...
 
     @classmethod
-    def find(cls, model: ir.Model, part: Part, options: HlsOptions) -> tuple[Sequence[Block], list[str]]:
+    def find(cls, model: ir.Model, part: FpgaPart, options: HlsOptions) -> tuple[Sequence[FpgaBlock], list[str]]:
         """All blocks of the kind, and the reasons why others stay outside, which name their nodes.
 
         Raises UnsupportedError, naming the node, for a block without which the model is not worth a project.

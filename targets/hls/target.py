@@ -16,13 +16,13 @@ from moec.ir.names import node_name
 from moec.targets.base import Project, Projects
 from moec.targets.hls.attention.mask import inputs_of_masks
 from moec.targets.hls.attention.target import AttentionBlock
-from moec.targets.hls.block import Block, IntegerBlock
+from moec.targets.hls.block import FpgaBlock, IntegerBlock
 from moec.targets.hls.graph import calibrate
 from moec.targets.hls.graph.agreement import Agreement, unseen
-from moec.targets.hls.graph.outside import Outside, find_outside
+from moec.targets.hls.graph.outside import OutsideNodes, find_outside
 from moec.targets.hls.graph.pads import without_pads
 from moec.targets.hls.graph.stream_scales import StreamPart, shared_scales
-from moec.targets.hls.hardware.parts import Part, find_part
+from moec.targets.hls.hardware.parts import FpgaPart, find_part
 from moec.targets.hls.model.target import whole_project
 from moec.targets.hls.moe import quality
 from moec.targets.hls.moe.target import MoeBlock
@@ -30,7 +30,7 @@ from moec.targets.hls.options import HlsOptions
 
 Array = np.ndarray[Any, Any]
 
-BLOCKS: tuple[type[Block], ...] = (MoeBlock, AttentionBlock)
+BLOCKS: tuple[type[FpgaBlock], ...] = (MoeBlock, AttentionBlock)
 """All kinds of blocks, in the order in which their projects are made."""
 
 
@@ -39,7 +39,7 @@ class HlsTarget:
     """Projects for a part, ``hls:zcu102``."""
 
     name: str
-    part: Part
+    part: FpgaPart
     options: HlsOptions
 
     @staticmethod
@@ -98,8 +98,8 @@ class HlsTarget:
         return Projects(self.name, inputs_of_model, outputs_of_model, projects, warnings=warnings)
 
     def _whole(
-        self, model: ir.Model, blocks: Sequence[Block], outside: Sequence[str], inputs: Mapping[str, Array]
-    ) -> tuple[Project, Outside, list[Agreement]] | str:
+        self, model: ir.Model, blocks: Sequence[FpgaBlock], outside: Sequence[str], inputs: Mapping[str, Array]
+    ) -> tuple[Project, OutsideNodes, list[Agreement]] | str:
         """The project of the whole model, the nodes outside it, and the agreement of its parts with the graph; or the
         reason why there is no such project."""
         moe = [block.graph for block in blocks if isinstance(block, MoeBlock)]
@@ -109,9 +109,9 @@ class HlsTarget:
         except UnsupportedError as error:
             return str(error)
 
-    def _blocks(self, model: ir.Model) -> tuple[list[Block], list[str]]:
+    def _blocks(self, model: ir.Model) -> tuple[list[FpgaBlock], list[str]]:
         """The blocks that become projects, in the order of the graph, and the reasons why others stay outside."""
-        blocks: list[Block] = []
+        blocks: list[FpgaBlock] = []
         outside: list[str] = []
         for kind in BLOCKS:
             of_kind, refused = kind.find(model, self.part, self.options)
@@ -119,14 +119,14 @@ class HlsTarget:
             outside += refused
         places = {node: place for place, node in enumerate(model.graph.all_nodes())}
 
-        def place(block: Block) -> int:
+        def place(block: FpgaBlock) -> int:
             producer = block.graph.output.producer()
             return -1 if producer is None else places[producer]
 
         return sorted(blocks, key=place), outside
 
 
-def _quantized(blocks: Sequence[Block], tokens: Sequence[Array]) -> list[IntegerBlock]:
+def _quantized(blocks: Sequence[FpgaBlock], tokens: Sequence[Array]) -> list[IntegerBlock]:
     """The blocks in integers. Blocks on one residual stream get the same scale for it."""
     pairs = list(zip(blocks, tokens, strict=True))
     streams = [
@@ -139,7 +139,7 @@ def _quantized(blocks: Sequence[Block], tokens: Sequence[Array]) -> list[Integer
 
 
 def _projects(
-    blocks: Sequence[Block], integers: Sequence[IntegerBlock], tokens: Sequence[Array], common: Mapping[str, Any]
+    blocks: Sequence[FpgaBlock], integers: Sequence[IntegerBlock], tokens: Sequence[Array], common: Mapping[str, Any]
 ) -> list[Project]:
     """The projects of the blocks: by kind, and within a kind in the order of the graph."""
     triples = list(zip(blocks, integers, tokens, strict=True))
@@ -154,7 +154,7 @@ def _projects(
 def _warnings(
     projects: Sequence[Project],
     padded: str | None,
-    rest: Outside,
+    rest: OutsideNodes,
     outside: Sequence[str],
     agreements: Sequence[Agreement],
 ) -> list[str]:

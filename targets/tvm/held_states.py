@@ -156,7 +156,7 @@ class Holding:
         return dataclasses.replace(state, store=store, restore=restore)
 
 
-class Rounding(NamedTuple):
+class StateRounding(NamedTuple):
     """The ``nodes`` that round ``source`` to numbers of the type ``stored``.
 
     Their result has another type than ``source`` where the graph itself computes in fewer bits."""
@@ -187,7 +187,7 @@ class Held(NamedTuple):
 
     state: HeldState
     output: ir.Value
-    roundings: tuple[Rounding, Rounding] | None
+    roundings: tuple[StateRounding, StateRounding] | None
 
 
 def held_states(graph: ir.Graph, holding: Holding) -> dict[ir.Value, Held]:
@@ -320,7 +320,7 @@ def _is_made_by(value: ir.Value, operator: str) -> bool:
     return node is not None and operator_name(node) == operator
 
 
-def _roundings(past: ir.Value, new: ir.Value) -> tuple[Rounding, Rounding] | None:
+def _roundings(past: ir.Value, new: ir.Value) -> tuple[StateRounding, StateRounding] | None:
     """Roundings of both values; None unless both are to the same type, the past has the type it was rounded from, and
     nothing else reads the past."""
     before, added = _rounding(past), _rounding(new)
@@ -329,27 +329,27 @@ def _roundings(past: ir.Value, new: ir.Value) -> tuple[Rounding, Rounding] | Non
     return (before, added) if before.is_apart and _readers(before.source) == 1 else None
 
 
-def _fit(rounding: Rounding, past: ir.Value, new: ir.Value, axis: int) -> bool:
+def _fit(rounding: StateRounding, past: ir.Value, new: ir.Value, axis: int) -> bool:
     """Whether pages can hold the rounded values: int8 has a scale per row, so both need rows of one known size."""
     before, added = _sizes(past), _sizes(new)
     is_matrix = axis == len(before) - 2 and len(added) == len(before) and isinstance(before[-1], int)
     return rounding.stored != INT8_ROWS or (is_matrix and added[-1] == before[-1])
 
 
-def _rounding(value: ir.Value) -> Rounding | None:
+def _rounding(value: ir.Value) -> StateRounding | None:
     node = value.producer()
     source = None if node is None else node.inputs[0]
     if node is None or source is None:
         return None
     if is_moec(node, "RoundRows"):
-        return Rounding(source, INT8_ROWS, (node,))
+        return StateRounding(source, INT8_ROWS, (node,))
     if operator_name(node) != "Cast" or source.dtype not in _NARROW:
         return None
     stored, narrowing = dtype_of(source), source.producer()
     before = narrowing.inputs[0] if narrowing is not None and operator_name(narrowing) == "Cast" else None
     if narrowing is None or before is None or before.dtype != value.dtype:
-        return Rounding(source, stored, (node,))
-    return Rounding(before, stored, (narrowing, node))
+        return StateRounding(source, stored, (node,))
+    return StateRounding(before, stored, (narrowing, node))
 
 
 def _has_one_reader(value: ir.Value) -> bool:

@@ -48,7 +48,7 @@ class Fused:
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class ElementWork:
     """The work for an element of a value where the operators that make it are fused."""
 
     loads: int = 1
@@ -61,7 +61,7 @@ class Work:
         return None if FUSED_REPEATS.allows(self.repeats) else FUSED_REPEATS
 
 
-STORED = Work()
+STORED = ElementWork()
 """An element of a value that a kernel has stored."""
 
 
@@ -80,17 +80,17 @@ def fused_within(module: tvm.IRModule, fuse: Callable[[tvm.IRModule], tvm.IRModu
 def _beyond(module: tvm.IRModule, fused: tvm.IRModule) -> dict[str, Budget]:
     """The variables of ``main`` whose elements take more than a budget has."""
     bindings = {binding.var: binding for binding in bindings_of(module["main"])}
-    kernels: dict[str, _Kernel] = {}
+    kernels: dict[str, _KernelWork] = {}
     found: dict[str, Budget] = {}
     for group in fused_groups(module, fused):
-        made: dict[relax.Var, Work] = {}
+        made: dict[relax.Var, ElementWork] = {}
         for variable in group:
             value = bindings[variable].value
             symbol = _kernel_of(value)
             if symbol is None:
                 continue
             if symbol.name_hint not in kernels:
-                kernels[symbol.name_hint] = _Kernel(module[symbol])
+                kernels[symbol.name_hint] = _KernelWork(module[symbol])
             work = kernels[symbol.name_hint].work([made.get(argument, STORED) for argument in value.args[1]])
             exceeded = work.exceeded()
             made[variable] = STORED if exceeded else work
@@ -99,7 +99,7 @@ def _beyond(module: tvm.IRModule, fused: tvm.IRModule) -> dict[str, Budget]:
     return found
 
 
-class _Kernel:
+class _KernelWork:
     """The work for an element of a kernel's result, by the work for its arguments."""
 
     def __init__(self, kernel: tirx.PrimFunc) -> None:
@@ -121,19 +121,19 @@ class _Kernel:
         repeats = any(count > 1 for count in loaded.values()) or any(name in REPEATING for name in called)
         self._blocks.append((is_stored, repeats, loaded, [region.source for region in block.writes]))
 
-    def work(self, arguments: list[Work]) -> Work:
+    def work(self, arguments: list[ElementWork]) -> ElementWork:
         """``arguments``: the work for an element of each."""
-        works: dict[Any, Work] = dict(zip(self._arguments, arguments, strict=False))
+        works: dict[Any, ElementWork] = dict(zip(self._arguments, arguments, strict=False))
         loads, nested = 1, 0
         for is_stored, repeats, loaded, written in self._blocks:
             read = {buffer: works.get(buffer, STORED) for buffer in loaded}
-            made = Work(
+            made = ElementWork(
                 max(1, sum(read[buffer].loads * count for buffer, count in loaded.items())),
                 max((one.repeats for one in read.values()), default=0) + repeats,
             )
             loads, nested = max(loads, made.loads), max(nested, made.repeats)
             works |= dict.fromkeys(written, STORED if is_stored else made)
-        return Work(loads, nested)
+        return ElementWork(loads, nested)
 
 
 def _kernel_of(value: relax.Expr) -> tvm.ir.GlobalVar | None:

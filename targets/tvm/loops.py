@@ -50,7 +50,7 @@ class BodyLowering(Lowering):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Compiled:
+class _CompiledBody:
     """A body's function, by its number.
 
     ``results``: sizes and element types of its results, in sizes of the function around it; None for a size that only
@@ -91,7 +91,9 @@ def lower_loop(lowering: Lowering, node: ir.Node) -> list[relax.Expr]:
     return _results(lowering, body, compiled, found, steps)
 
 
-def _results(lowering: Lowering, body: LoopBody, compiled: _Compiled, found: relax.Var, steps: Any) -> list[relax.Expr]:
+def _results(
+    lowering: Lowering, body: LoopBody, compiled: _CompiledBody, found: relax.Var, steps: Any
+) -> list[relax.Expr]:
     """The node's outputs, once the loop has ended."""
     made: list[relax.Expr] = []
     place = itertools.count()
@@ -111,7 +113,7 @@ def _results(lowering: Lowering, body: LoopBody, compiled: _Compiled, found: rel
     return made
 
 
-def _compiled(lowering: Lowering, node: ir.Node, body: LoopBody) -> _Compiled:
+def _compiled(lowering: Lowering, node: ir.Node, body: LoopBody) -> _CompiledBody:
     """Lower the body, and make its weights weights of the function around it.
 
     States are first declared to keep their sizes. If the body turns out to change some, it is lowered again with
@@ -151,7 +153,7 @@ def _compiled(lowering: Lowering, node: ir.Node, body: LoopBody) -> _Compiled:
         else lowering.add_number(weight.name, weight.array)
         for weight in lowered.weights
     ]
-    return _Compiled(len(lowering.bodies) - 1, results, weights)
+    return _CompiledBody(len(lowering.bodies) - 1, results, weights)
 
 
 def _declare(lowering: Lowering, body: LoopBody, changing: Collection[tuple[ir.Value, int]]) -> None:

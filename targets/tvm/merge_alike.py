@@ -93,9 +93,9 @@ def _with_messages(kernels: Sequence[tirx.PrimFunc], inputs: int) -> tirx.PrimFu
 
 
 def _merged_by_integers(module: tvm.IRModule) -> MergedKernels:
-    groups: dict[tvm_ffi.StructuralKey, list[_Kernel]] = {}
+    groups: dict[tvm_ffi.StructuralKey, list[_MergeCandidate]] = {}
     for symbol, inputs in _unscheduled(module).items():
-        kernel = _Kernel.of(symbol, module[symbol], inputs)
+        kernel = _MergeCandidate.of(symbol, module[symbol], inputs)
         groups.setdefault(tvm_ffi.StructuralKey(kernel.skeleton), []).append(kernel)
     builder, called = relax.BlockBuilder(module), dict[str, _Call]()
     for kernels in groups.values():
@@ -125,7 +125,7 @@ class _Call:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Kernel:
+class _MergeCandidate:
     symbol: tvm.ir.GlobalVar
     function: tirx.PrimFunc
     inputs: int
@@ -136,7 +136,7 @@ class _Kernel:
     """These integers in the order in which they are met."""
 
     @classmethod
-    def of(cls, symbol: tvm.ir.GlobalVar, function: tirx.PrimFunc, inputs: int) -> _Kernel:
+    def of(cls, symbol: tvm.ir.GlobalVar, function: tirx.PrimFunc, inputs: int) -> _MergeCandidate:
         integers: list[int] = []
         zero = tirx.IntImm("int64", 0)
 
@@ -171,7 +171,7 @@ def _with_integers(function: tirx.PrimFunc, of: Callable[[tirx.IntImm], tirx.Exp
     return tvm_ffi.structural_mutate(function, [(tirx.IntImm, integer), (_DIVISIONS, division)])
 
 
-def _general(kernels: Sequence[_Kernel]) -> tuple[tirx.PrimFunc, dict[str, list[int]]]:
+def _general(kernels: Sequence[_MergeCandidate]) -> tuple[tirx.PrimFunc, dict[str, list[int]]]:
     """The function that computes what each of ``kernels`` does where it is given the integers of its symbol."""
     taken: dict[tuple[int, ...], tuple[tirx.Var, tuple[int, ...]]] = {}
     """The arguments and what each kernel gets for them, by how far that is from what the first one gets."""

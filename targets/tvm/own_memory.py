@@ -39,7 +39,7 @@ class OwnMemory:
         self._unplanned = unplanned
 
     def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        main, sizes = module["main"], _Sizes()
+        main, sizes = module["main"], _ByteSizes()
         found = {binding.var: sizes.of(binding.value) for binding in bindings_of(main) if _allocates(binding)}
         counted = Counter(size for size in found.values() if size is not None)
         planned = {size for size, count in counted.most_common(PLANNED_SIZES.limit) if count > 1}
@@ -56,7 +56,7 @@ class OwnMemory:
         return module
 
 
-class _Sizes:
+class _ByteSizes:
     """Sizes of tensors in bytes, with one key for equal sizes; None for sizes known at compile time."""
 
     def __init__(self) -> None:

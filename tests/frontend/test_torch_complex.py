@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 torch: Any = pytest.importorskip("torch", reason='needs the extra "torch": pip install "moec[torch]"')
-from moec.frontend.torch_complex import Pairs, complex_as_pairs  # noqa: E402
+from moec.frontend.torch_complex import ComplexPair, complex_as_pairs  # noqa: E402
 
 
 def rotated(x: Any, angles: Any) -> Any:
@@ -22,7 +22,7 @@ def test_rotations() -> None:
     x, angles = torch.randn(2, 3, 8, generator=generator), torch.randn(3, 4, generator=generator)
     with complex_as_pairs():
         found = rotated(x, angles)
-        assert isinstance(torch.complex(x, x), Pairs)
+        assert isinstance(torch.complex(x, x), ComplexPair)
     torch.testing.assert_close(found, rotated(x, angles))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from moec.runtime.library import load_ffi
 from moec.runtime.tensors import CPU, from_runtime, new_tensor, to_runtime
-from moec.targets.cuda.device.captured_runs import CapturedRuns
+from moec.targets.cuda.device.captured_runs import CapturedGraphs
 from moec.targets.cuda.device.driver import CUDA
 
 
@@ -19,7 +19,7 @@ class EmulatedDriver:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        self.runs: CapturedRuns | None = None
+        self.runs: CapturedGraphs | None = None
         self._graphs = 0
 
     def use_first_gpu(self) -> None:

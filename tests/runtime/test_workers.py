@@ -16,7 +16,7 @@ from moec.errors import MoecError
 from moec.runtime import workers
 from moec.runtime.library import load_ffi
 from moec.runtime.model import load
-from moec.runtime.workers import Turns, Ways, run_with
+from moec.runtime.workers import FairLock, Ways, run_with
 
 several_cores = pytest.mark.skipif(len(available_cores()) < 2, reason="one core: no pool")
 
@@ -68,7 +68,7 @@ def test_threads_that_called_a_model_leave_none_behind(pristine_artifact, inputs
 
 
 def test_turns_come_in_the_order_of_those_who_wait():
-    turns, order = Turns(), []
+    turns, order = FairLock(), []
     turns.take()
 
     def wait(number: int) -> None:
@@ -90,7 +90,7 @@ def test_turns_come_in_the_order_of_those_who_wait():
 @pytest.mark.parametrize("passed_on", [False, True])
 def test_an_interrupted_waiter_keeps_nobody_waiting(monkeypatch, passed_on):
     """The turn may or may not have come when it was interrupted."""
-    turns = Turns()
+    turns = FairLock()
     turns.take()
 
     class Interrupted:
@@ -180,13 +180,13 @@ def test_the_calling_thread_launches_what_follows_a_short_run_where_there_is_a_t
 def test_an_interruption_after_the_turn_has_come_gives_it_back(count, monkeypatch):
     ways = Ways(count, has_team=True)
     ways.run(lambda: None)
-    take = Turns.take
+    take = FairLock.take
 
-    def interrupted(turns: Turns) -> None:
+    def interrupted(turns: FairLock) -> None:
         take(turns)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Turns, "take", interrupted)
+    monkeypatch.setattr(FairLock, "take", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ways.run(lambda: None)
     monkeypatch.undo()

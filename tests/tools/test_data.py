@@ -9,7 +9,7 @@ import pytest
 
 from moec.common.specs import State, TensorSpec
 from moec.errors import MoecError
-from moec.tools.data import Data, Text
+from moec.tools.data import Data, TextOptions
 
 IDS = TensorSpec("input_ids", "int64", ("rows", "length"))
 MASK = TensorSpec("attention_mask", "int64", ("rows", "total"))
@@ -18,17 +18,17 @@ STATE = TensorSpec("past.1.conv", "float32", ("rows", 6, 3))
 
 
 @pytest.fixture
-def text(tmp_path: pathlib.Path) -> Text:
+def text(tmp_path: pathlib.Path) -> TextOptions:
     """Write a tokenizer of the words a and b, next to the text abababab."""
     tokenizers = pytest.importorskip("tokenizers")
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     made.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "text.txt").write_text("a b a b a b a b\n")
-    return Text(tmp_path / "tokenizer.json", length=4, batch=2)
+    return TextOptions(tmp_path / "tokenizer.json", length=4, batch=2)
 
 
-def test_caches_are_empty_and_states_zero(text: Text, tmp_path: pathlib.Path) -> None:
+def test_caches_are_empty_and_states_zero(text: TextOptions, tmp_path: pathlib.Path) -> None:
     (batch,) = Data(tmp_path / "text.txt", [IDS, MASK, KEYS, STATE], text)
     assert batch["input_ids"].tolist() == [[0, 1, 0, 1]] * 2
     assert batch["attention_mask"].tolist() == [[1] * 4] * 2
@@ -44,7 +44,9 @@ def test_caches_are_empty_and_states_zero(text: Text, tmp_path: pathlib.Path) ->
     ],
     ids=["unknown size", "no cache"],
 )
-def test_what_does_not_follow_from_text_is_refused(other: TensorSpec, text: Text, tmp_path: pathlib.Path) -> None:
+def test_what_does_not_follow_from_text_is_refused(
+    other: TensorSpec, text: TextOptions, tmp_path: pathlib.Path
+) -> None:
     with pytest.raises(
         MoecError, match=r"text gives token ids .* and empty caches past\*; the model takes .*give \.npz"
     ):

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 import moec
 from moec.errors import MoecError
-from moec.tools.data import KeptTokenizer, Text
+from moec.tools.data import KeptTokenizer, TextOptions
 from moec.tools.evaluate import Evaluation, _kept_tokenizer, evaluate
 from moec.tools.paired import quantile_of_t
 
@@ -200,7 +200,7 @@ def test_rows_of_text(models, tmp_path):
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     made.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "text.txt").write_text("\n".join(" ".join("abcde"[one] for one in row) for row in IDS))
-    text = Text(tmp_path / "tokenizer.json", length=7, batch=4)
+    text = TextOptions(tmp_path / "tokenizer.json", length=7, batch=4)
     found = evaluate(models, [tmp_path / "text.txt"], metrics=["loss"], text=text)
     np.testing.assert_allclose(values(found, "loss"), [losses(1).mean(), losses(2).mean()], rtol=1e-12)
     assert found.rows == 6

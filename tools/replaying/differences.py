@@ -1,4 +1,4 @@
-"""What differs between two records, as short texts."""
+"""Differences between two records, as short texts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def chosen(folder: pathlib.Path, models: Collection[str], targets: Collection[st
 
 
 def _order(name: str) -> tuple[int, str]:
-    """What comes first in a compilation comes first."""
+    """Sort by the order of a compilation."""
     steps = ("passes.txt", "refused.txt", "ir/", "choices/", "src/")
     return next((place for place, step in enumerate(steps) if name.startswith(step)), len(steps)), name
 

@@ -26,7 +26,7 @@ _PACKAGES = ("apache-tvm", "apache-tvm-ffi", "onnx", "onnx-ir", "numpy")
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What was recorded of a model for a target. ``sources`` and ``made_of``: digests of the compiler and of the model
+    """Record of a model for a target. ``sources`` and ``made_of``: digests of the compiler and of the model
     with its options. ``entries``: the digest of each text by its name."""
 
     model: str

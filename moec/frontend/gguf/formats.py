@@ -34,7 +34,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.frontend.gguf.reader import BLOCKS, GgufTensor
-from moec.frontend.huggingface.weights import LazyArray, Weight
+from moec.frontend.huggingface.weights import CheckpointWeight, LazyArray
 from moec.ir.weights.encode import Table
 from moec.ir.weights.format import FormatName, WeightFormat
 from moec.ir.weights.levels import LEVELS
@@ -80,13 +80,15 @@ class Quantised:
         return self.form.super_group if table.endswith("_factor") else self.form.group
 
 
-def weight_of(tensor: GgufTensor) -> Weight:
+def weight_of(tensor: GgufTensor) -> CheckpointWeight:
     """Describe a matrix, or a stack of matrices, in its stored format. Its data is read on demand."""
     if tensor.kind in FLOATS:
-        return Weight(tensor.where, {"data": LazyArray(FLOATS[tensor.kind], tensor.shape, lambda: floats(tensor))})
+        return CheckpointWeight(
+            tensor.where, {"data": LazyArray(FLOATS[tensor.kind], tensor.shape, lambda: floats(tensor))}
+        )
     kind = QUANTISED[tensor.kind]
     tables: dict[Table, LazyArray] = {table: _lazy(tensor, kind, table) for table in kind.tables}
-    return Weight(tensor.where, tables, kind.form)
+    return CheckpointWeight(tensor.where, tables, kind.form)
 
 
 def floats(tensor: GgufTensor) -> Array:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from moec.errors import MoecError, UnsupportedError, one_line
 from moec.frontend.huggingface.placeholders import products_without_memory
 from moec.frontend.huggingface.safetensors import FileTensor
-from moec.frontend.huggingface.weights import Conversion, Weight
+from moec.frontend.huggingface.weights import CheckpointWeight, Conversion
 from moec.ir.graphs import add_constant
 from moec.ir.weights.encode import Table
 from moec.ir.weights.format import WeightFormat, name_of
@@ -37,7 +37,7 @@ class Binding:
     ignore.
     """
 
-    weights: Mapping[str, Weight]
+    weights: Mapping[str, CheckpointWeight]
     unused: tuple[str, ...] = ()
 
     @staticmethod
@@ -56,7 +56,7 @@ class Binding:
                     f"{weights[name].where}: is {list(weights[name].data.shape)}, but config.json asks for "
                     f"{list(tensor.shape)} ({name}); they do not belong together, download both again"
                 )
-        every: dict[str, Weight] = {}
+        every: dict[str, CheckpointWeight] = {}
         optional: Any = getattr(module, "_keys_to_ignore_on_load_missing", None) or ()
         for shared in names.values():
             weight = next((weights[name] for name in shared if name in weights), None)
@@ -87,7 +87,9 @@ class Binding:
             (_bind_floats if self.weights[name].form is None else _bind_stored)(graph, value, self.weights[name])
 
 
-def _renamed(module: torch.nn.Module, weights: Mapping[str, Weight], where: str) -> tuple[dict[str, Weight], list[str]]:
+def _renamed(
+    module: torch.nn.Module, weights: Mapping[str, CheckpointWeight], where: str
+) -> tuple[dict[str, CheckpointWeight], list[str]]:
     """Assign weights to the module's parameters, as transformers does when it loads a checkpoint.
 
     Returns the weights by parameter and the names of those that belong to no parameter.
@@ -100,7 +102,7 @@ def _renamed(module: torch.nn.Module, weights: Mapping[str, Weight], where: str)
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     prefix, state = str(getattr(module, "base_model_prefix", "")), module.state_dict()
-    assigned: dict[str, Weight] = {}
+    assigned: dict[str, CheckpointWeight] = {}
     conversions: dict[str, Conversion] = {}
     unused: list[str] = []
     for name in sorted(weights, key=dot_natural_key):
@@ -128,7 +130,7 @@ def _renamed(module: torch.nn.Module, weights: Mapping[str, Weight], where: str)
     return assigned, unused
 
 
-def _bind_floats(graph: ir.Graph, value: ir.Value, weight: Weight) -> None:
+def _bind_floats(graph: ir.Graph, value: ir.Value, weight: CheckpointWeight) -> None:
     """Make a constant of the value's type. Matrices and tables in 16 bits stay so: selected rows of a table are
     converted, and a matrix is handled as in :func:`_bind_stored`."""
     array = weight.data
@@ -148,7 +150,7 @@ def _converted(array: np.ndarray, dtype: ir.DataType) -> np.ndarray:
     return array.astype(dtype.numpy())
 
 
-def _bind_halves(graph: ir.Graph, value: ir.Value, weight: Weight) -> None:
+def _bind_halves(graph: ir.Graph, value: ir.Value, weight: CheckpointWeight) -> None:
     lookups = [user for user, index in value.uses() if user.op_type == "Gather" and not user.domain and index == 0]
     if lookups:
         table = add_constant(graph, weight.data.tensor(), f"{value.name}.table")
@@ -172,7 +174,7 @@ def _cast_behind(graph: ir.Graph, lookup: ir.Node, table: ir.Value, dtype: ir.Da
     graph.insert_after(lookup, cast)
 
 
-def _bind_stored(graph: ir.Graph, value: ir.Value, weight: Weight) -> None:
+def _bind_stored(graph: ir.Graph, value: ir.Value, weight: CheckpointWeight) -> None:
     """Add the stored constants and the nodes that decode them. The decoded matrix is transposed where the graph
     transposes."""
     assert weight.form is not None and value.dtype is not None
@@ -197,7 +199,7 @@ def _bind_stored(graph: ir.Graph, value: ir.Value, weight: Weight) -> None:
             graph.remove(node, safe=True)
 
 
-def _check_own_order(weight: Weight, fits: bool = False) -> None:
+def _check_own_order(weight: CheckpointWeight, fits: bool = False) -> None:
     if weight.order is not None and not fits:
         raise UnsupportedError(
             f"{weight.where}: its inputs are in an order of their own (act-order), and moec has that of dense products "
@@ -205,7 +207,7 @@ def _check_own_order(weight: Weight, fits: bool = False) -> None:
         )
 
 
-def _put_inputs_in_order(graph: ir.Graph, matrix: ir.Value, weight: Weight) -> None:
+def _put_inputs_in_order(graph: ir.Graph, matrix: ir.Value, weight: CheckpointWeight) -> None:
     """Reorder the inputs of all products with the matrix [in,out] into the matrix's order."""
     assert weight.order is not None
     for product, index in matrix.uses():
@@ -225,7 +227,7 @@ def _turns(node: ir.Node) -> bool:
     return order is not None and list(order.as_ints()) == [1, 0]
 
 
-def _decoded(graph: ir.Graph, name: str, weight: Weight, dtype: ir.DataType) -> ir.Value:
+def _decoded(graph: ir.Graph, name: str, weight: CheckpointWeight, dtype: ir.DataType) -> ir.Value:
     tables: dict[Table, ir.Value] = {
         table: add_constant(graph, array.tensor(), f"{name}.{table}") for table, array in weight.tables.items()
     }

@@ -28,7 +28,7 @@ def products_without_memory() -> contextlib.AbstractContextManager[Any]:
 
     aten = torch.ops.aten
 
-    class Mode(TorchDispatchMode):
+    class PlaceholderMode(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is aten.index.Tensor and len(args[1]) == 1 and args[1][0].dtype == torch.int64:
                 if args[0].dim() == 3 and _overlaps(args[0]):
@@ -39,7 +39,7 @@ def products_without_memory() -> contextlib.AbstractContextManager[Any]:
                 return _product(*args[1:]) + args[0]
             return func(*args, **(kwargs or {}))
 
-    return Mode()
+    return PlaceholderMode()
 
 
 def _overlaps(tensor: torch.Tensor) -> bool:

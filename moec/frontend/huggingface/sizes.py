@@ -111,7 +111,7 @@ def _limited_tables(where: str) -> contextlib.AbstractContextManager[Any]:
             return 0
         return sum(leaf.numel() * leaf.element_size() for leaf in pytree.tree_leaves(result) if hasattr(leaf, "numel"))
 
-    class Mode(TorchDispatchMode):
+    class SizesMode(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
             size = 0 if _is_meta(args, kwargs) else size_of_result(func, args, kwargs)
@@ -128,4 +128,4 @@ def _limited_tables(where: str) -> contextlib.AbstractContextManager[Any]:
             leaf.is_meta for leaf in leaves if isinstance(leaf, torch.Tensor)
         )
 
-    return Mode()
+    return SizesMode()

@@ -63,7 +63,7 @@ class LazyArray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Weight:
+class CheckpointWeight:
     """A weight: floats (``form`` is None, ``data`` the only table), or the tables of a quantised format.
 
     Quantised data is [...,out,in] where ``axis``, that of the inputs, is -1, and [...,in,out] where it is -2. Scales
@@ -78,9 +78,9 @@ class Weight:
     order: Array | None = None
 
     @staticmethod
-    def of(tensor: FileTensor) -> Weight:
+    def of(tensor: FileTensor) -> CheckpointWeight:
         """Wrap a tensor of a file."""
-        return Weight(tensor.where, {"data": LazyArray.of(tensor)})
+        return CheckpointWeight(tensor.where, {"data": LazyArray.of(tensor)})
 
     @property
     def data(self) -> LazyArray:
@@ -91,7 +91,7 @@ class Weight:
         """Key that weights have to share to be joined."""
         return self.form, self.axis, {table: array.dtype for table, array in self.tables.items()}
 
-    def transposed(self) -> Weight:
+    def transposed(self) -> CheckpointWeight:
         """Exchange inputs and outputs."""
         tables = {
             name: array.mapped(_turned, array.dtype, (*array.shape[:-2], array.shape[-1], array.shape[-2]))
@@ -107,10 +107,10 @@ class Conversion:
 
     converter: Any
     target: str
-    sources: dict[str, list[Weight]]
+    sources: dict[str, list[CheckpointWeight]]
     module: torch.nn.Module
 
-    def weights(self) -> dict[str, Weight]:
+    def weights(self) -> dict[str, CheckpointWeight]:
         """Make the parameters, by name. Raises UnsupportedError for quantised weights that are not alike, or that an
         operation changes in another way than by moving."""
         every = [weight for weights in self.sources.values() for weight in weights]
@@ -124,9 +124,9 @@ class Conversion:
                 parameters.setdefault(name, {})[table] = LazyArray(like.dtype, shape, read, expert)
         flips = sum(type(operation).__name__ == "Transpose" for operation in self.converter.operations) % 2
         axis = -3 - first.axis if flips else first.axis
-        return {name: Weight(first.where, tables, first.form, axis) for name, tables in parameters.items()}
+        return {name: CheckpointWeight(first.where, tables, first.form, axis) for name, tables in parameters.items()}
 
-    def _check(self, weights: list[Weight]) -> None:
+    def _check(self, weights: list[CheckpointWeight]) -> None:
         first = weights[0]
         odd = next((weight for weight in weights if weight.kind != first.kind), None)
         if odd is not None:
@@ -167,7 +167,7 @@ class Conversion:
         one = {pattern: weights[expert : expert + 1] for pattern, weights in self.sources.items()}
         return self._computed(table, name, one)[0]
 
-    def _computed(self, table: Table, name: str, sources: dict[str, list[Weight]]) -> Array:
+    def _computed(self, table: Table, name: str, sources: dict[str, list[CheckpointWeight]]) -> Array:
         inputs = {
             pattern: [_elements(weight.tables[table].read()) for weight in weights]
             for pattern, weights in sources.items()

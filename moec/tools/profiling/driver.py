@@ -32,14 +32,14 @@ from moec.passes.framework.shorthand import parse_format
 from moec.passes.weights.linears import MINIMUM, NONE_FOUND, make_linears
 from moec.profiles.file import Head, LayerEntry, Profile, check_mergeable, held_arrays, merge, write_new
 from moec.runtime.machine import check_threads
-from moec.tools.data import Data, Text, check_limits, token_input, with_tokenizer_of
+from moec.tools.data import Data, TextOptions, check_limits, token_input, with_tokenizer_of
 from moec.tools.labels import judged_output
 from moec.tools.profiling.formats import linear_errors
 from moec.tools.profiling.output_sensitivity import output_sensitivities, positions_wanted, too_large
 from moec.tools.profiling.rows_apart import RowsApart, cut, most_positions, positions_of
 from moec.tools.profiling.sums import ExpertsSums, InputSums
 from moec.tools.profiling.taps import Tap, observe
-from moec.tools.profiling.workers import Run, workers
+from moec.tools.profiling.workers import ParallelRun, workers
 
 Array = np.ndarray[Any, Any]
 
@@ -86,7 +86,7 @@ def profile(
     output: str | os.PathLike[str],
     *,
     passes: str = "O2",
-    text: Text | None = None,
+    text: TextOptions | None = None,
     formats: str = FORMATS,
     moments: bool = True,
     minimum: int = MINIMUM,
@@ -128,7 +128,7 @@ def profile(
     with replacing(output, foreign_file) as aside:
         folder = aside.with_name(f"{aside.name}.rows")  # it is removed together with ``aside``
         folder.mkdir()
-        sums = _Sums(taps, folder, moments, RowsApart(inputs, most_positions(classes)))
+        sums = _LayerSums(taps, folder, moments, RowsApart(inputs, most_positions(classes)))
         sums.run(_compiled(graph, folder / "model.moec", threads), sources, progress)
         head = dataclasses.replace(head, data=sums.pieces, layers=sums.layers())
         with workers(check_threads(threads)) as run:
@@ -170,7 +170,7 @@ def _source(model: str | os.PathLike[str]) -> dict[str, str]:
     return {"name": path.name, "sha256": checksum(path).sha256}
 
 
-class _Sums:
+class _LayerSums:
     """Sums of all layers of a model."""
 
     def __init__(self, taps: Sequence[Tap], folder: pathlib.Path, moments: bool, apart: RowsApart) -> None:
@@ -245,7 +245,7 @@ class _Sums:
         return LayerEntry(tap.key, "experts", name, *sizes, weights.parts, self._next.get(tap.key))
 
     def arrays(
-        self, forms: Sequence[WeightFormat], progress: Callable[[str], None], run: Run
+        self, forms: Sequence[WeightFormat], progress: Callable[[str], None], run: ParallelRun
     ) -> Iterator[tuple[str, Array]]:
         yield from held_arrays(self._apart.held, [spec.name for spec in self._apart.specs])
         for number, tables in enumerate(run(InputSums.arrays, self._inputs.values())):
@@ -263,7 +263,7 @@ class _Sums:
         output: str,
         forms: Sequence[WeightFormat],
         progress: Callable[[str], None],
-        run: Run,
+        run: ParallelRun,
         notes: list[str],
     ) -> dict[str, Array]:
         """Measure the sensitivities of layers of experts, by the names of their arrays. Where that is impossible,

@@ -26,7 +26,7 @@ from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.outputs import expert_output
 from moec.passes.weights.output_change import Batch, OutputChange
 from moec.tools.profiling.formats import rounded
-from moec.tools.profiling.workers import Run
+from moec.tools.profiling.workers import ParallelRun
 
 Array = np.ndarray[Any, Any]
 
@@ -71,7 +71,7 @@ def output_sensitivities(
     batches: Sequence[Batch],
     output: str,
     forms: Sequence[WeightFormat],
-    run: Run = map,
+    run: ParallelRun = map,
 ) -> dict[str, Array]:
     """Measure the sensitivities [P] of layers of experts to errors of each part, by the layers' keys. Gate and up share
     one. ``run`` is :func:`map`, or a version of it that uses threads. Raises as :class:`OutputChange`."""

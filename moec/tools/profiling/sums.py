@@ -24,7 +24,7 @@ from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.outputs import expert_output
 from moec.profiles.measures import BINS, PRIOR_ROWS, ROWS, enough, enough_outputs, evenly, mean_weight, packed
 from moec.tools.profiling.formats import expert_errors
-from moec.tools.profiling.workers import Run
+from moec.tools.profiling.workers import ParallelRun
 
 Array = np.ndarray[Any, Any]
 
@@ -83,7 +83,7 @@ class KeptRows:
 
 
 @dataclasses.dataclass
-class _Seen:
+class _SeenPairs:
     """Pairs of one expert that its sums use: places of their tokens among the stored rows, routing weights, and
     shares."""
 
@@ -129,7 +129,7 @@ class ExpertsSums:
         self._pairs = np.zeros((experts, experts), np.int64)
         self._following: Array | None = None
         self._rows, self._sample = [KeptRows(ROWS) for _ in range(experts)], KeptRows(8 * ROWS)
-        self._seen = [_Seen() for _ in range(experts)]
+        self._seen = [_SeenPairs() for _ in range(experts)]
         self._stored = StoredRows(folder / f"{name}.x", self.weights.inner)
 
     def add(self, x: Array, gates: Array, ids: Array) -> Array:
@@ -187,7 +187,7 @@ class ExpertsSums:
         self._pairs += np.rint(chosen.T @ chosen).astype(np.int64)
         return chosen, dense
 
-    def arrays(self, forms: Sequence[WeightFormat], run: Run = map) -> Iterator[tuple[str, Array]]:
+    def arrays(self, forms: Sequence[WeightFormat], run: ParallelRun = map) -> Iterator[tuple[str, Array]]:
         """Compute all arrays, by name. ``run`` is :func:`map`, or a version of it that uses threads. Raises MoecError
         for sums that overflow."""
         yield from (("count", self._count), ("gate_sum", self._gate_sum), ("pairs", self._pairs))

@@ -9,14 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 
-class Run(Protocol):
+class ParallelRun(Protocol):
     """Signature of :func:`map`, run on one thread or several."""
 
     def __call__(self, function: Callable[[Any], Any], items: Iterable[Any], /) -> Iterator[Any]: ...
 
 
 @contextlib.contextmanager
-def workers(count: int) -> Iterator[Run]:
+def workers(count: int) -> Iterator[ParallelRun]:
     """Yield a function that maps over items on ``count`` threads, in order, with at most one more result waiting than
     there are threads.
 

@@ -23,7 +23,7 @@ from moec.errors import DefectError, MoecError, one_line, reporting
 from moec.frontend.onnx import files_of
 from moec.passes.framework import pipeline
 from moec.tools.bench import alternate, default_cases
-from moec.tools.data import Data, Text, with_tokenizer_of
+from moec.tools.data import Data, TextOptions, with_tokenizer_of
 from moec.tools.evaluate import evaluate
 from moec.tools.metrics import METRICS, metric_named
 from moec.tools.sweeping.file import NAME, Times, Variant, foreign, read_variants, write_variants
@@ -78,7 +78,7 @@ def sweep(
     metrics: Sequence[str] = (),
     labels: str | os.PathLike[str] | None = None,
     output: str | None = None,
-    text: Text | None = None,
+    text: TextOptions | None = None,
     threads: int | None = None,
     keep: bool = False,
     progress: Progress = silent,
@@ -150,7 +150,7 @@ class Keys:
         model: str | os.PathLike[str],
         data: Sequence[str | os.PathLike[str]],
         labels: str | os.PathLike[str] | None,
-        text: Text,
+        text: TextOptions,
         settings: dict[str, Any],
     ) -> None:
         for name in settings["metrics"]:
@@ -202,7 +202,7 @@ class _Runner:
         first: str,
         kept: pathlib.Path | None,
         judged: Callable[..., Any],
-        text: Text | None,
+        text: TextOptions | None,
         threads: int | None,
     ) -> None:
         self._model, self._data, self._first_chain, self._kept = model, data, first, kept

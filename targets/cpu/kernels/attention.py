@@ -20,7 +20,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.attention_few import FEW_ROWS, attend_with_few_rows
 from moec.targets.cpu.kernels.attention_many import attend_with_many_rows
-from moec.targets.cpu.kernels.attention_problem import AttentionOperands
+from moec.targets.cpu.kernels.attention_problem import AttentionBuffers
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
 from moec.targets.cpu.machine import Machine, tile_of
 from moec.targets.tvm.int8_rows import INT8_ROWS
@@ -56,7 +56,7 @@ def attention(problem: AttentionProblem, machine: Machine, dtype: str = "float32
     parameters.append(Parameter("result", ("B", "H", "S", problem.value_size), dtype))
 
     def body(**buffers: Any) -> None:
-        operands = AttentionOperands(problem, **buffers)
+        operands = AttentionBuffers(problem, **buffers)
         with T.If(operands.rows <= FEW_ROWS):
             with T.Then():
                 attend_with_few_rows(operands, machine)

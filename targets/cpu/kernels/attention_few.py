@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from moec.targets.cpu.kernels.attention_problem import LOWEST, AttentionOperands
+from moec.targets.cpu.kernels.attention_problem import LOWEST, AttentionBuffers
 from moec.targets.cpu.kernels.elementary import exponential, sums_of_lanes
 from moec.targets.cpu.kernels.emit import column_parts, loop, named, quotient, remainder
 from moec.targets.cpu.kernels.register_tile import accumulate, emit_row_tiles
@@ -25,7 +25,7 @@ _JOIN_IN_PARALLEL = 16384
 _LARGEST, _TOTAL = range(2)
 
 
-def attend_with_few_rows(operands: AttentionOperands, machine: Machine) -> None:
+def attend_with_few_rows(operands: AttentionBuffers, machine: Machine) -> None:
     """Emit the code for at most ``FEW_ROWS`` rows."""
     most = named("most", T.bind(T.max(T.ceildiv(operands.keys, T.int64(KEYS_PER_TASK)), T.int64(1))))
     heads = named("heads", T.bind(operands.batches * operands.groups))
@@ -46,7 +46,7 @@ class _KeyBlock:
     """The code of one task."""
 
     def __init__(
-        self, operands: AttentionOperands, machine: Machine, task: Any, chunks: Any, sums: Any, statistics: Any
+        self, operands: AttentionBuffers, machine: Machine, task: Any, chunks: Any, sums: Any, statistics: Any
     ) -> None:
         self._operands, self._lanes, self._width = operands, machine.lanes, 2 * machine.column_tile
         self._task, self._sums, self._statistics = task, sums, statistics
@@ -198,7 +198,7 @@ class _KeyBlock:
                     T.buffer_store(self._sums, total[d], [self._task, row + i, start + d])
 
 
-def _join(operands: AttentionOperands, item: Any, chunks: Any, sums: Any, statistics: Any) -> None:
+def _join(operands: AttentionBuffers, item: Any, chunks: Any, sums: Any, statistics: Any) -> None:
     """Emit the sum over the blocks of keys for one row of one head of keys and values, numbered by ``item``."""
     size, rows = operands.problem.value_size, operands.rows
     row, head = named("row", T.bind(remainder(item, rows))), named("head", T.bind(quotient(item, rows)))

@@ -16,7 +16,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from moec.targets.cpu.kernels.attention_problem import LOWEST, AttentionOperands, load_block
+from moec.targets.cpu.kernels.attention_problem import LOWEST, AttentionBuffers, load_block
 from moec.targets.cpu.kernels.elementary import exponential
 from moec.targets.cpu.kernels.emit import column_parts, loop, named, quotient, remainder
 from moec.targets.cpu.kernels.register_tile import accumulate
@@ -30,7 +30,7 @@ _HIGHEST_MASK, _MASK_SIZE, _SMALLEST, _QUERY_ENERGY, _KEY_ENERGY, _VALUE_ENERGY 
 _MASK_IS_ZERO, _WEIGHTS_VANISH = range(2)
 
 
-def attend_with_many_rows(operands: AttentionOperands, machine: Machine) -> None:
+def attend_with_many_rows(operands: AttentionBuffers, machine: Machine) -> None:
     """Emit the code. Threads take tasks in turn, because tasks with later queries may have more to do."""
     block = machine.column_tile * COLUMN_TILES
     blocks = named("blocks", T.bind(T.max(T.ceildiv(operands.rows, block), T.int64(1))))
@@ -49,7 +49,7 @@ def attend_with_many_rows(operands: AttentionOperands, machine: Machine) -> None
 class _RowBlock:
     """The code of one task. A *tile* is ``columns`` rows of the problem, side by side in vectors."""
 
-    def __init__(self, operands: AttentionOperands, machine: Machine, batch: Any, group: Any, first_row: Any) -> None:
+    def __init__(self, operands: AttentionBuffers, machine: Machine, batch: Any, group: Any, first_row: Any) -> None:
         problem, self._operands, self._lanes = operands.problem, operands, machine.lanes
         self._columns, self._height = machine.column_tile, 1 << (machine.row_tile.bit_length() - 1)
         self._block = COLUMN_TILES * self._columns

@@ -17,7 +17,7 @@ LOWEST = -3.4028234e38
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentionOperands:
+class AttentionBuffers:
     """The buffers of one call; see :func:`moec.targets.cpu.kernels.attention.attention`."""
 
     problem: AttentionProblem
@@ -139,7 +139,7 @@ class AttentionOperands:
         return T.cast(entry, "float32")
 
 
-def load_block(operands: AttentionOperands, source: Any, place: tuple[Any, ...], count: Any, block: Any) -> None:
+def load_block(operands: AttentionBuffers, source: Any, place: tuple[Any, ...], count: Any, block: Any) -> None:
     """Emit the copy of ``count`` rows of ``source``, from ``place`` [..., row] on, into ``block`` [rows, D], whose
     remaining rows become zero."""
     *head, first = place

@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.dot import byte_words, pair_floats, pair_words
 from moec.targets.cpu.kernels.emit import named
-from moec.targets.cpu.kernels.multiplication import Multiplication, Tile, Weights
+from moec.targets.cpu.kernels.multiplication import Multiplication, Weights, WeightTile
 from moec.targets.cpu.kernels.register_tile import prefetch
 from moec.targets.cpu.kernels.tiled_format import E2M1_HALVES, ZERO_POINTS
 
@@ -26,7 +26,9 @@ def pair(data: Any, start: Any, lanes: int) -> tuple[Any, Any]:
     return pair_floats(T.bind(pair_words(data, [start], lanes)), lanes)
 
 
-def quads(product: Multiplication, data: Any, tile: Tile, index: Any, *, streamed: bool = True) -> Iterator[list[Any]]:
+def quads(
+    product: Multiplication, data: Any, tile: WeightTile, index: Any, *, streamed: bool = True
+) -> Iterator[list[Any]]:
     """The quads of inputs in the ``index``-th unit of packing, each as one vector of words per ``lanes`` columns.
 
     A word has four stored numbers as unsigned bytes. ``streamed``: whether to prefetch."""
@@ -135,7 +137,7 @@ def zero(product: Multiplication, zeros: Any, start: Any, v: int) -> Any:
     return T.cast(zeros[T.ramp(start + v * lanes, 1, lanes)], f"int32x{lanes}")
 
 
-def store_quads(product: Multiplication, weights: Weights, tile: Tile, index: Any, panel: Any, row: Any) -> None:
+def store_quads(product: Multiplication, weights: Weights, tile: WeightTile, index: Any, panel: Any, row: Any) -> None:
     """Emit the decoding of the ``index``-th quads that lie together into rows of ``panel`` [inputs, columns] from
     ``row`` on, as float32."""
     lanes, stored = product.machine.lanes, product.stored

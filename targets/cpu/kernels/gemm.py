@@ -20,7 +20,7 @@ from moec.targets.cpu.kernels.batched_matmul import MatmulProblem
 from moec.targets.cpu.kernels.dispatch import BLOCK_ROWS
 from moec.targets.cpu.kernels.emit import Parameter, column_parts, emit_kernel, loop, named, quotient, remainder
 from moec.targets.cpu.kernels.grouped_gemm import PackedProduct, weight_parameters
-from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
+from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Weights, WeightTile
 from moec.targets.cpu.kernels.multiply import multiply
 from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
 
@@ -52,7 +52,7 @@ class _Gemm:
             count = named("count", T.bind(T.min(BLOCK_ROWS, M - first)))
             sums = named("sums", T.alloc_buffer((BLOCK_ROWS, self._problem.columns), "float32"))
             starts = named("data_start", T.bind(index * data)), named("scales_start", T.bind(index * scales))
-            tile = Tile(*starts, self._problem.padded_inner)
+            tile = WeightTile(*starts, self._problem.padded_inner)
             multiply(self._product, rows, self._weights(operands), tile, sums, first, count)
             self._store(sums, bias, y, first, count, index)
 

@@ -29,7 +29,7 @@ from tvm.script import tirx as T
 from moec.targets.cpu.kernels.dispatch import BLOCK_ROWS
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named, quotient
 from moec.targets.cpu.kernels.gather import row_width
-from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
+from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Weights, WeightTile
 from moec.targets.cpu.kernels.multiply import multiply
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
 from moec.targets.cpu.machine import Machine
@@ -244,7 +244,7 @@ class _GroupedProduct:
 
     def _ways(
         self, operands: dict[str, Any], expert: Any, column_tile: Any
-    ) -> Iterator[tuple[Any, Multiplication, Weights, Tile]]:
+    ) -> Iterator[tuple[Any, Multiplication, Weights, WeightTile]]:
         """For every format: the condition that the expert has it, its multiplication, its arrays, and the tile."""
         problem = self._problem
         for index, product in enumerate(problem.multiplications):
@@ -254,7 +254,7 @@ class _GroupedProduct:
                 data, scales = problem.tile_sizes(0)
                 place = expert * problem.column_tiles + column_tile
                 starts = named("data_start", T.bind(place * data)), named("scales_start", T.bind(place * scales))
-                tile = Tile(*starts, product.padded(problem.inner))
+                tile = WeightTile(*starts, product.padded(problem.inner))
                 yield T.bool(True), product, weights, tile
                 continue
             row = {name: operands["table"][expert, position] for position, name in enumerate(_TABLE_COLUMNS)}
@@ -262,7 +262,7 @@ class _GroupedProduct:
             data = named("data", T.bind(row["data"] + column_tile * product.tile_elements_of(inner)))
             scales = named("scales", T.bind(row["scales"] + column_tile * product.tile_scales_of(inner)))
             chosen = T.And(row["format"] == index, column_tile * problem.tile_width < row["width"])
-            yield chosen, product, weights, Tile(data, scales, inner)
+            yield chosen, product, weights, WeightTile(data, scales, inner)
 
     def _store(
         self,

@@ -40,7 +40,7 @@ def linear_attention(problem: LinearAttentionProblem, machine: Machine) -> tirx.
             head = named("head", T.bind(task // blocks % problem.heads))
             place = named("place", T.bind(task // (blocks * problem.heads)))
             first = named("first", T.bind(task % blocks * columns))
-            block = _Block(problem, columns, lanes, tensors, place, head, first)
+            block = _StateColumns(problem, columns, lanes, tensors, place, head, first)
             block.begin()
             with loop("token", T.serial(tokens)) as token:
                 block.step(token)
@@ -49,7 +49,7 @@ def linear_attention(problem: LinearAttentionProblem, machine: Machine) -> tirx.
 
 
 @dataclasses.dataclass(frozen=True)
-class _Block:
+class _StateColumns:
     """Code for ``columns`` columns, from ``first`` on, of the state of a ``head`` in one ``place`` of the batch."""
 
     problem: LinearAttentionProblem

@@ -49,7 +49,7 @@ class Weights:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tile:
+class WeightTile:
     """One tile of the right operand: the starts of its data and of its scales, and its padded number of inputs (K)."""
 
     data: Any

@@ -19,13 +19,13 @@ from __future__ import annotations
 from typing import Any
 
 from moec.targets.cpu.kernels import multiply_bytes, multiply_float, multiply_pairs, sparse_rows
-from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
+from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Weights, WeightTile
 
 _WAYS = {"float32": multiply_float, "bfloat16": multiply_pairs, "int8": multiply_bytes}
 
 
 def multiply(
-    product: Multiplication, rows: Rows, weights: Weights, tile: Tile, sums: Any, first: Any, count: Any
+    product: Multiplication, rows: Rows, weights: Weights, tile: WeightTile, sums: Any, first: Any, count: Any
 ) -> None:
     """Emit ``sums[r] = rows[first + r] @ tile`` for r below ``count``, scales applied.
 

@@ -19,7 +19,7 @@ from tvm.script import tirx as T
 from moec.targets.cpu.kernels import decode, matrix_tile
 from moec.targets.cpu.kernels.dot import byte_dot, byte_words
 from moec.targets.cpu.kernels.emit import loop, named
-from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
+from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Weights, WeightTile
 from moec.targets.cpu.kernels.register_tile import Sums, clear_rows, emit_row_tiles
 from moec.targets.cpu.kernels.unpacked import StoredTile, UnpackedTile, WeightSource
 
@@ -29,7 +29,9 @@ more than it gains, and four-bit floats are unpacked first. (Unpacking four-bit 
 less than bytes from the second-level cache.)"""
 
 
-def emit(product: Multiplication, rows: Rows, weights: Weights, tile: Tile, sums: Any, first: Any, count: Any) -> None:
+def emit(
+    product: Multiplication, rows: Rows, weights: Weights, tile: WeightTile, sums: Any, first: Any, count: Any
+) -> None:
     multiply = _BytesProduct(product, rows, weights, tile, sums, first)
     if product.dot_group:
         clear_rows(sums, count)
@@ -52,7 +54,7 @@ class _BytesProduct:
     """The product of one block of rows with one tile."""
 
     def __init__(
-        self, product: Multiplication, rows: Rows, weights: Weights, tile: Tile, sums: Any, first: Any
+        self, product: Multiplication, rows: Rows, weights: Weights, tile: WeightTile, sums: Any, first: Any
     ) -> None:
         self._product = product
         self._rows, self._weights, self._tile = rows, weights, tile

@@ -12,14 +12,16 @@ from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels import decode
 from moec.targets.cpu.kernels.emit import loop, named
-from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
+from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Weights, WeightTile
 from moec.targets.cpu.kernels.register_tile import Sums, accumulate, clear_rows, emit_row_tiles, prefetch
 
 CHUNK = 64
 """Inputs decoded at a time: a panel of 64 x 32 float32 is 8 KB."""
 
 
-def emit(product: Multiplication, rows: Rows, weights: Weights, tile: Tile, sums: Any, first: Any, count: Any) -> None:
+def emit(
+    product: Multiplication, rows: Rows, weights: Weights, tile: WeightTile, sums: Any, first: Any, count: Any
+) -> None:
     if not product.stored.is_float:
         _emit_decoded(product, rows, weights, tile, sums, first, count)
     elif product.stored.step == 2:

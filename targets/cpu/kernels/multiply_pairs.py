@@ -9,14 +9,16 @@ from tvm.script import tirx as T
 from moec.targets.cpu.kernels import matrix_tile
 from moec.targets.cpu.kernels.dot import pair_dot, pair_words
 from moec.targets.cpu.kernels.emit import loop, named
-from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
+from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Weights, WeightTile
 from moec.targets.cpu.kernels.register_tile import Sums, emit_row_tiles, prefetch
 
 _AHEAD = 16
 """Pairs of inputs that weights are prefetched ahead of their use."""
 
 
-def emit(product: Multiplication, rows: Rows, weights: Weights, tile: Tile, sums: Any, first: Any, count: Any) -> None:
+def emit(
+    product: Multiplication, rows: Rows, weights: Weights, tile: WeightTile, sums: Any, first: Any, count: Any
+) -> None:
     def by_dot(row: Any, height: int) -> None:
         _emit_dots(product, rows, weights, tile, sums, first, row, height)
 

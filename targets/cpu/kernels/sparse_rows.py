@@ -17,7 +17,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.dot import pair_dot, pair_words
 from moec.targets.cpu.kernels.emit import loop, named
-from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
+from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Weights, WeightTile
 from moec.targets.cpu.kernels.register_tile import Sums, prefetch
 
 MOST_ROWS = 4
@@ -35,7 +35,7 @@ def emit(
     product: Multiplication,
     rows: Rows,
     weights: Weights,
-    tile: Tile,
+    tile: WeightTile,
     sums: Any,
     first: Any,
     count: Any,
@@ -121,7 +121,7 @@ def _multiply_listed(
     product: Multiplication,
     rows: Rows,
     weights: Weights,
-    tile: Tile,
+    tile: WeightTile,
     sums: Any,
     first: Any,
     height: int,
@@ -143,7 +143,7 @@ def _multiply_listed(
             T.buffer_store(sums, total[j], [i, j])
 
 
-def _start(product: Multiplication, tile: Tile, word: Any) -> Any:
+def _start(product: Multiplication, tile: WeightTile, word: Any) -> Any:
     """Start of the weights of a word; for weights stored in pairs, that of the pair, also if rows are float32."""
     if product.stored.step == 1:
         return T.bind(tile.data + word * product.columns)

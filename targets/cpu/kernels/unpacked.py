@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels import decode
 from moec.targets.cpu.kernels.emit import loop, named
-from moec.targets.cpu.kernels.multiplication import Multiplication, Tile, Weights
+from moec.targets.cpu.kernels.multiplication import Multiplication, Weights, WeightTile
 
 
 class WeightSource(Protocol):
@@ -37,7 +37,7 @@ class WeightSource(Protocol):
 class StoredTile:
     """Source that decodes the tile from its stored form. ``streamed``: whether to prefetch it."""
 
-    def __init__(self, product: Multiplication, weights: Weights, tile: Tile, *, streamed: bool = True) -> None:
+    def __init__(self, product: Multiplication, weights: Weights, tile: WeightTile, *, streamed: bool = True) -> None:
         self._product, self._weights, self._tile, self._streamed = product, weights, tile, streamed
 
     def quads(self, index: Any) -> Iterator[list[Any]]:
@@ -65,7 +65,7 @@ class UnpackedTile:
     similar size that is not in use, and a buffer of scales alone would be one.
     """
 
-    def __init__(self, product: Multiplication, weights: Weights, tile: Tile, most_inner: int) -> None:
+    def __init__(self, product: Multiplication, weights: Weights, tile: WeightTile, most_inner: int) -> None:
         self._product, self._group = product, product.stored.group
         self._first_scale = most_inner // 4
         self._most_groups = most_inner // self._group if self._group else 0

@@ -48,7 +48,7 @@ class _Captured:
     memory: list[Any]
 
 
-class CapturedRuns:
+class CapturedGraphs:
     """The captured runs of one program, with ``weights`` as they are at capture. Not thread-safe."""
 
     def __init__(self, program: LoadedProgram, weights: Sequence[Any], driver: Driver, streams: Streams) -> None:

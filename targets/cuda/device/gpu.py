@@ -17,7 +17,7 @@ from moec.runtime.library import load_ffi
 from moec.runtime.program import LoadedProgram
 from moec.runtime.streams import Streams
 from moec.targets.cuda.architectures import LIMITS, newest_that_runs
-from moec.targets.cuda.device.captured_runs import CapturedRuns
+from moec.targets.cuda.device.captured_runs import CapturedGraphs
 from moec.targets.cuda.device.driver import CUDA, Driver, open_driver
 from moec.targets.cuda.device.errors import explain_gpu_error
 
@@ -49,8 +49,8 @@ class CudaGpu(GpuDevice):
     def torch_stream(self) -> int:
         return int(sys.modules["torch"].cuda.current_stream(0).cuda_stream)
 
-    def captured_runs(self, program: LoadedProgram, weights: Sequence[Any]) -> CapturedRuns | None:
-        return None if self.driver is None else CapturedRuns(program, weights, self.driver, self.streams)
+    def captured_runs(self, program: LoadedProgram, weights: Sequence[Any]) -> CapturedGraphs | None:
+        return None if self.driver is None else CapturedGraphs(program, weights, self.driver, self.streams)
 
     def explain(self, error: Exception) -> MoecError | None:
         return explain_gpu_error(str(error))

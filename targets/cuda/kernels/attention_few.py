@@ -69,7 +69,7 @@ class _Share:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Work:
+class _WorkPartition:
     """The partition of a problem's work among lanes, teams and blocks. ``stored``: the type of keys and values."""
 
     problem: AttentionProblem
@@ -138,15 +138,15 @@ def _power_of_two(number: int) -> int:
 
 def rows_together(problem: AttentionProblem, dtype: str) -> int:
     """The number of rows of a block of threads, which share the keys that it reads. ``dtype``: of the queries."""
-    return _Work(problem, problem.paged or dtype).rows
+    return _WorkPartition(problem, problem.paged or dtype).rows
 
 
 @dataclasses.dataclass(frozen=True)
-class _Block:
+class _BlockRows:
     """The rows and the keys [first, end) of a block of threads, and the team and lane of this thread."""
 
     rows: RowTile
-    work: _Work
+    work: _WorkPartition
     dtype: str
     first: Any
     end: Any
@@ -165,7 +165,7 @@ class _Block:
 
 
 @dataclasses.dataclass(frozen=True)
-class _State:
+class _FewQueriesState:
     """A thread's registers, float32: ``queries`` [rows, numbers]; the ``largest`` score and the sum of the weights
     (``totals``) of each row so far; ``sums`` [rows, numbers] of weighted values."""
 
@@ -176,7 +176,7 @@ class _State:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shared:
+class _TeamResults:
     """The results of all teams in shared memory: ``largest`` and ``totals`` [teams, rows], ``sums`` [teams, rows,
     columns]."""
 
@@ -332,7 +332,7 @@ def _attend(block, shared):
     keys = T.alloc_local((work.keys_together, work.of_keys.count), work.stored)
     values = T.alloc_local((work.keys_together, work.of_values.count), work.stored)
     scores = T.alloc_local((work.rows, work.keys_together), "float32")
-    state = T.meta_var(_State(queries, largest, totals, sums))
+    state = T.meta_var(_FewQueriesState(queries, largest, totals, sums))
     _start(block, state)
     for step in T.serial(T.ceildiv(T.max(block.end - block.first, 0), work.step_keys)):
         first: T.let = block.first + step * work.step_keys
@@ -345,7 +345,7 @@ def _attend(block, shared):
 
 def attention_few(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
     """The kernel with the parameters of :func:`~moec.targets.cuda.kernels.attention_operands.kernel_of_parts`."""
-    work = _Work(problem, problem.paged or dtype)
+    work = _WorkPartition(problem, problem.paged or dtype)
 
     @T.inline
     def body(operands):
@@ -353,7 +353,7 @@ def attention_few(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
         all_largest = T.alloc_shared((work.teams, work.rows), "float32")
         all_totals = T.alloc_shared((work.teams, work.rows), "float32")
         all_sums = T.alloc_shared((work.teams, work.rows, operands.slice_columns), "float32")
-        shared = T.meta_var(_Shared(all_largest, all_totals, all_sums))
+        shared = T.meta_var(_TeamResults(all_largest, all_totals, all_sums))
 
         @T.inline
         def attend(rows, thread):
@@ -363,7 +363,7 @@ def attention_few(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
             length: T.let = T.ceildiv(blocks, operands.parts.count) * KEYS_TOGETHER
             first: T.let = rows.part * length
             end: T.let = T.min(rows.end, first + length)
-            block = T.meta_var(_Block(rows, work, dtype, first, end, thread, team, lane))
+            block = T.meta_var(_BlockRows(rows, work, dtype, first, end, thread, team, lane))
             with one_block_is_enough():
                 _attend(block, shared)
 
@@ -379,7 +379,7 @@ def _why_not_launched(launch: AttentionLaunch, architecture: str) -> str | None:
 
 
 def _plan(launch: AttentionLaunch) -> AttentionPlan:
-    work = _Work(launch.problem, launch.problem.paged or launch.dtype)
+    work = _WorkPartition(launch.problem, launch.problem.paged or launch.dtype)
     return attention_plan(launch, work.rows, work.step_keys, "fma", parts="parts", ahead=False)
 
 

@@ -75,7 +75,7 @@ def why_not(problem: AttentionProblem, dtype: str) -> str | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Tile:
+class _QueryRows:
     """The rows of a block of threads, and the place of this thread in the block. ``queries``, ``keys`` and ``values``
     [column tiles, 64, DEPTH] are in shared memory."""
 
@@ -248,7 +248,7 @@ def attention_mma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
         def attend(rows, thread):
             warp: T.let = thread // WARP
             lane: T.let = thread % WARP
-            tile = T.meta_var(_Tile(rows, dtype, thread, warp, lane, queries, keys, values))
+            tile = T.meta_var(_QueryRows(rows, dtype, thread, warp, lane, queries, keys, values))
             with one_block_is_enough():
                 _attend(tile)
 

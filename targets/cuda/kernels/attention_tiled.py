@@ -45,7 +45,7 @@ banks."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Tile:
+class _QueryTile:
     """The rows of a block of threads, and the place of this thread among its 16 x 16 threads."""
 
     rows: RowTile
@@ -73,7 +73,7 @@ class _Tile:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shared:
+class _SharedTiles:
     """Arrays in shared memory: tiles of rows and of keys [DEPTH, 64], weights [KEYS, ROWS], and a tile of values
     [DEPTH, columns], whose last columns may be padding."""
 
@@ -84,7 +84,7 @@ class _Shared:
 
 
 @dataclasses.dataclass(frozen=True)
-class _State:
+class _TiledState:
     """A thread's registers for its rows: the ``largest`` score, the sum of the weights (``totals``), and the ``sums``
     of weighted values so far."""
 
@@ -229,7 +229,7 @@ def _attend(tile, shared):
     largest = T.alloc_local((_PER_THREAD,), "float32")
     totals = T.alloc_local((_PER_THREAD,), "float32")
     sums = T.alloc_local((_PER_THREAD, tile.columns_per_thread), "float32")
-    state = T.meta_var(_State(largest, totals, sums))
+    state = T.meta_var(_TiledState(largest, totals, sums))
     rows = T.meta_var(tile.rows)
     for i in T.unroll(_PER_THREAD):
         row: T.let = tile.row(i)
@@ -253,13 +253,13 @@ def attention_tiled(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
         key_tile = T.alloc_shared((DEPTH, KEYS + _PADDING), "float32")
         weights = T.alloc_shared((KEYS, ROWS + _PADDING), "float32")
         value_tile = T.alloc_shared((DEPTH, -(-operands.slice_columns // SIDE) * SIDE), "float32")
-        shared = T.meta_var(_Shared(row_tile, key_tile, weights, value_tile))
+        shared = T.meta_var(_SharedTiles(row_tile, key_tile, weights, value_tile))
 
         @T.inline
         def attend(rows, thread):
             thread_row: T.let = thread // SIDE
             thread_column: T.let = thread % SIDE
-            tile = T.meta_var(_Tile(rows, dtype, thread, thread_row, thread_column))
+            tile = T.meta_var(_QueryTile(rows, dtype, thread, thread_row, thread_column))
             with one_block_is_enough():
                 _attend(tile, shared)
 

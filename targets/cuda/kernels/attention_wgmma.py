@@ -69,7 +69,7 @@ def tile_keys(problem: AttentionProblem) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ring:
+class _KeyRing:
     """The ring in shared memory: ``stages`` [stages, column tiles, keys, DEPTH], alternately keys and values;
     ``queries`` [column tiles, ROWS, DEPTH]; and the barriers for both."""
 
@@ -85,7 +85,7 @@ class _Ring:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Stage:
+class _RingStage:
     """One stage as a target of :mod:`.attention_copies`: [column tiles, keys, DEPTH]."""
 
     stages: Any
@@ -100,7 +100,7 @@ class _Stage:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Target:
+class _CopyTile:
     """The tile that :mod:`.attention_copies` works on: rows, the thread that copies, and the targets of the copies."""
 
     rows: RowTile
@@ -118,7 +118,7 @@ class _Target:
 def _produce(rows, ring, thread):
     steps = T.meta_var(T.ceildiv(rows.end, ring.keys))
     position = T.meta_var(RingPosition(_STAGES, 0))
-    copy_queries(_Target(rows, thread, ring.queries, None, None))
+    copy_queries(_CopyTile(rows, thread, ring.queries, None, None))
     T.ptx.cp.async_.commit_group()
     T.ptx.cp.async_.wait_group(0)
     arrive_written(ring.queries_full, 0)
@@ -127,9 +127,9 @@ def _produce(rows, ring, thread):
         stages = T.meta_var(ring.stages)
         first_key: T.let = item // 2 * ring.keys
         if item % 2 == 0:
-            copy_keys(_Target(rows, thread, None, _Stage(stages, position.stage), None), first_key)
+            copy_keys(_CopyTile(rows, thread, None, _RingStage(stages, position.stage), None), first_key)
         else:
-            copy_values(_Target(rows, thread, None, None, _Stage(stages, position.stage)), first_key)
+            copy_values(_CopyTile(rows, thread, None, None, _RingStage(stages, position.stage)), first_key)
         T.ptx.cp.async_.commit_group()
         # The newest copies stay in flight; wait for those before them.
         if item > 0:
@@ -284,7 +284,7 @@ def attention_wgmma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
         full = MBarrier(pool, _STAGES)
         empty = MBarrier(pool, _STAGES, phase_offset=1)
         pool.commit_named(queries=queries, stages=stages, queries_full=queries_full, full=full, empty=empty)
-        ring = T.meta_var(_Ring(queries, stages, queries_full, full, empty))
+        ring = T.meta_var(_KeyRing(queries, stages, queries_full, full, empty))
 
         @T.inline
         def visit(rows, thread):

@@ -16,7 +16,7 @@ from tvm.script import tirx as T
 
 from moec.common.dtypes import dtype_of
 from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, WARP, read_at_once
-from moec.targets.cuda.launch_model.plans import StreamPlan
+from moec.targets.cuda.launch_model.plans import MemoryBoundPlan
 from moec.targets.tvm.activation import within
 from moec.targets.tvm.kernel import Kernel, why_not_stored
 from moec.targets.tvm.lower.experts import CombineProblem, PlacedRows
@@ -25,7 +25,7 @@ _MOST_THREADS = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class _Columns:
+class _ColumnPartition:
     """The partition of a row's ``width`` columns among threads: each thread has ``together`` columns, in ``blocks``
     blocks of ``threads`` threads per row. Trailing threads of the last block may have none."""
 
@@ -33,8 +33,8 @@ class _Columns:
     together: int
 
     @staticmethod
-    def of(problem: CombineProblem) -> _Columns:
-        return _Columns(problem.width, read_at_once(problem.columns, problem.dtype, problem.pair_dtype))
+    def of(problem: CombineProblem) -> _ColumnPartition:
+        return _ColumnPartition(problem.width, read_at_once(problem.columns, problem.dtype, problem.pair_dtype))
 
     @property
     def parts(self) -> int:
@@ -109,7 +109,7 @@ def combine(problem: CombineProblem) -> tirx.PrimFunc:
     routing weight. Any other id adds nothing. Sums are float32.
     """
     E, width, dtype = problem.experts, problem.width, problem.dtype
-    columns = _Columns.of(problem)
+    columns = _ColumnPartition.of(problem)
 
     @T.prim_func
     def kernel(
@@ -155,7 +155,7 @@ def combine_placed(problem: PlacedRows) -> tirx.PrimFunc:
     """The kernel ``(rows[R, width], weights[T, k], positions[T, k], y[T, width])`` for the weighted sum of a token's
     rows. A position outside [0, R) adds nothing. T may be 0."""
     width, dtype = problem.width, problem.dtype
-    columns = _Columns(width, read_at_once(width, dtype))
+    columns = _ColumnPartition(width, read_at_once(width, dtype))
 
     @T.prim_func
     def kernel(rows_handle: T.handle, weights_handle: T.handle, positions_handle: T.handle, y_handle: T.handle):
@@ -189,7 +189,7 @@ def trim(problem: CombineProblem) -> tirx.PrimFunc:
     """The kernel ``(experts[R, 1], rows[R, columns], y[R, width])``: the rows without padding columns, in the type of
     the result; rows whose id is not an expert are zero."""
     E, width, dtype = problem.experts, problem.width, problem.dtype
-    columns = _Columns.of(problem)
+    columns = _ColumnPartition.of(problem)
 
     @T.prim_func
     def kernel(experts_handle: T.handle, rows_handle: T.handle, y_handle: T.handle):
@@ -226,10 +226,10 @@ _COMBINED_AHEAD = 4
 """Slots that are read before the first is added: the compiler unrolls the loop by this factor."""
 
 
-def _combine_plan(problem: CombineProblem) -> StreamPlan:
+def _combine_plan(problem: CombineProblem) -> MemoryBoundPlan:
     own = ("x",) if problem.identity_experts else ()
-    load = _Columns.of(problem).together * dtype_of(problem.pair_dtype).itemsize
-    return StreamPlan((*own, "weights", "chosen", "pairs"), ("y",), load, _COMBINED_AHEAD)
+    load = _ColumnPartition.of(problem).together * dtype_of(problem.pair_dtype).itemsize
+    return MemoryBoundPlan((*own, "weights", "chosen", "pairs"), ("y",), load, _COMBINED_AHEAD)
 
 
 COMBINE = Kernel(

@@ -18,7 +18,7 @@ from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, lane
 from moec.targets.cuda.kernels.gemv_tile import why_not as why_no_tile
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, match_matrix, with_tables_needed
 from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, WARP
-from moec.targets.cuda.launch_model.plans import Product, WarpPlan
+from moec.targets.cuda.launch_model.plans import ProductPlan, WarpPlan
 from moec.targets.tvm.activation import within
 from moec.targets.tvm.kernel import Kernel
 from moec.targets.tvm.lower.experts import CombineProblem
@@ -164,7 +164,7 @@ def _plan(problem: CombiningProblem) -> WarpPlan:
     product = problem.product
     multiply_adds = 2 if product.stored is not None and product.stored.has_words else 1
     inputs = lane_inputs(product)
-    return WarpPlan(Product.of(product), problem.warps, COLUMNS_PER_WARP, inputs, multiply_adds=multiply_adds)
+    return WarpPlan(ProductPlan.of(product), problem.warps, COLUMNS_PER_WARP, inputs, multiply_adds=multiply_adds)
 
 
 COMBINING_GEMV = Kernel(

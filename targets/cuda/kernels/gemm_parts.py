@@ -20,7 +20,7 @@ from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, match_matr
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, EARLY_ATTRIBUTES, blocks_for, read_at_once
 from moec.targets.cuda.kernels.mma_tile import COLUMNS, k_tile_depth, tile_shape
 from moec.targets.cuda.kernels.tiled_kernels import DenseLaunch
-from moec.targets.cuda.launch_model.plans import Product, StreamPlan, TilePlan
+from moec.targets.cuda.launch_model.plans import MemoryBoundPlan, ProductPlan, TilePlan
 from moec.targets.tvm.kernel import Kernel
 
 BUSY_BLOCKS = 128
@@ -178,7 +178,7 @@ def join_parts(problem: GroupedProblem, epilogue: Callable[[Any], Any]) -> tirx.
 def _plan(launch: DenseLaunch) -> TilePlan:
     problem = _of_part(launch.problem)
     tile = (ROWS, COLUMNS, k_tile_depth(problem.dtype), tile_shape(problem).stages)
-    return TilePlan(Product.of(problem), *tile, unit="mma", divides_inputs=True)
+    return TilePlan(ProductPlan.of(problem), *tile, unit="mma", divides_inputs=True)
 
 
 def _why_not(launch: DenseLaunch, architecture: str) -> str | None:
@@ -207,5 +207,7 @@ JOIN_PARTS = Kernel(
     "out[r] = activation(sums[0, r] + sums[1, r] + ... + bias)",
     join_parts,
     how=lambda problem, _: "the parts of the inputs in their order",
-    plan=lambda problem: StreamPlan(("sums",), ("out",), read_at_once(problem.width, "float32", problem.out_dtype) * 4),
+    plan=lambda problem: MemoryBoundPlan(
+        ("sums",), ("out",), read_at_once(problem.width, "float32", problem.out_dtype) * 4
+    ),
 )

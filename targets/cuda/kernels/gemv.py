@@ -19,7 +19,7 @@ from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, lane
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.launch import BEGINS_EARLY, WARP, blocks_for
 from moec.targets.cuda.kernels.tiled_kernels import DENSE_FORMULA, DenseLaunch
-from moec.targets.cuda.launch_model.plans import Product, WarpPlan
+from moec.targets.cuda.launch_model.plans import ProductPlan, WarpPlan
 from moec.targets.tvm.kernel import Kernel
 
 FEW_ROWS = 16
@@ -82,7 +82,7 @@ def _plan(launch: DenseLaunch) -> WarpPlan:
     problem, stored = launch.problem, launch.problem.stored
     decoding = 1 / ROWS_PER_WARP if stored is not None and stored.has_words and not stored.is_e2m1 else 0
     return WarpPlan(
-        Product.of(problem),
+        ProductPlan.of(problem),
         WARPS,
         COLUMNS_PER_WARP,
         lane_inputs(problem, ROWS_PER_WARP),

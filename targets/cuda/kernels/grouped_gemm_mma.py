@@ -57,7 +57,7 @@ from moec.targets.cuda.kernels.scaled_sums import (
 from moec.targets.cuda.kernels.shared_pool import SharedPool
 from moec.targets.cuda.kernels.tf32 import ROUND_TO_TF32
 from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
-from moec.targets.cuda.launch_model.plans import Product, TilePlan
+from moec.targets.cuda.launch_model.plans import ProductPlan, TilePlan
 
 _INSTRUCTIONS = {
     "float16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
@@ -321,7 +321,7 @@ def grouped_gemm_mma(
 
 def _plan(problem: GroupedProblem) -> TilePlan:
     tile = (problem.block_rows, COLUMNS, k_tile_depth(problem.dtype), tile_shape(problem).stages)
-    return TilePlan(Product.of(problem), *tile, unit="mma")
+    return TilePlan(ProductPlan.of(problem), *tile, unit="mma")
 
 
 GROUPED_GEMM_MMA, GEMM_MMA = tiled_kernels(

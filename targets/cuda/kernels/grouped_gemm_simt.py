@@ -25,7 +25,7 @@ from moec.targets.cuda.kernels.grouped_problem import (
 )
 from moec.targets.cuda.kernels.tf32 import round_value
 from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
-from moec.targets.cuda.launch_model.plans import Product, TilePlan
+from moec.targets.cuda.launch_model.plans import ProductPlan, TilePlan
 
 COLUMNS = 64
 """Columns of a tile, counting those of gate and up."""
@@ -47,7 +47,7 @@ def why_not(problem: GroupedProblem) -> str | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Tile:
+class _SimtTile:
     """The tile of a block of threads. ``thread_row`` and ``thread_column``: the place of this thread among its 16 x 16
     threads."""
 
@@ -192,7 +192,7 @@ def grouped_gemm_simt(
         thread_column: T.let = thread % SIDE
         if operands.is_used(block):
             expert: T.let = operands.expert(block)
-            tile = T.meta_var(_Tile(operands, block, expert, first_column, thread, thread_row, thread_column))
+            tile = T.meta_var(_SimtTile(operands, block, expert, first_column, thread, thread_row, thread_column))
             sums = T.alloc_local((tile.rows_per_thread, tile.columns_per_thread), "float32")
             _find_sources(tile, sources)
             for i in T.unroll(tile.rows_per_thread):
@@ -213,5 +213,5 @@ GROUPED_GEMM_SIMT, GEMM_SIMT = tiled_kernels(
     grouped_gemm_simt,
     how=lambda problem: "float32 multiply-adds, k-tiles in shared memory, any size",
     why_not=lambda problem, _: why_not(problem),
-    plan=lambda problem: TilePlan(Product.of(problem), problem.block_rows, COLUMNS, DEPTH, stages=1, unit="fma"),
+    plan=lambda problem: TilePlan(ProductPlan.of(problem), problem.block_rows, COLUMNS, DEPTH, stages=1, unit="fma"),
 )

@@ -50,13 +50,13 @@ from moec.targets.cuda.kernels.wgmma_tile import (
     CONSUMERS,
     HEIGHTS,
     WARPGROUP,
-    Place,
+    GridPlace,
     Turn,
     WgmmaTile,
     for_each_tile,
     wgmma_tile,
 )
-from moec.targets.cuda.launch_model.plans import Product, TilePlan
+from moec.targets.cuda.launch_model.plans import ProductPlan, TilePlan
 
 ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
 """The runtime's function that describes a tensor to the copy engine (TMA) before the kernel is launched."""
@@ -184,7 +184,7 @@ def _compute(operands, epilogue, maps, clusters):
     first = T.cta_id([clusters * tile.cluster])
     rank = T.meta_var(_rank_in_cluster(tile))
     thread = T.thread_id([tile.threads])
-    place = T.meta_var(Place(T.truncdiv(first, tile.cluster), T.truncdiv(blocks_in_grid(), tile.cluster), rank))
+    place = T.meta_var(GridPlace(T.truncdiv(first, tile.cluster), T.truncdiv(blocks_in_grid(), tile.cluster), rank))
     ring = T.meta_var(new_ring(tile, operands.problem, maps, rank))
     start_ring(ring)
     with one_block_is_enough():
@@ -257,7 +257,7 @@ def _plan(problem: GroupedProblem) -> TilePlan:
     tile, copying_warps = wgmma_tile(problem), WARPGROUP // WARP
     sizes = (tile.rows, tile.columns, k_tile_depth(problem.dtype), tile.stages)
     groups = 1 if tile.together else CONSUMERS
-    return TilePlan(Product.of(problem), *sizes, "wgmma", copying_warps, True, tile.cluster, groups, tile.band)
+    return TilePlan(ProductPlan.of(problem), *sizes, "wgmma", copying_warps, True, tile.cluster, groups, tile.band)
 
 
 GROUPED_GEMM_WGMMA, GEMM_WGMMA = tiled_kernels(

@@ -16,7 +16,7 @@ from tvm.script import tirx as T
 from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, lane_inputs, multiply_rows, why_not
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, match_matrix, with_tables_needed
 from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, WARP
-from moec.targets.cuda.launch_model.plans import Product, WarpPlan
+from moec.targets.cuda.launch_model.plans import ProductPlan, WarpPlan
 from moec.targets.tvm.kernel import Kernel
 
 WARPS = 4
@@ -103,7 +103,7 @@ def grouped_gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.
 def _plan(problem: GroupedProblem) -> WarpPlan:
     stored = problem.stored
     multiply_adds = 2 if stored is not None and stored.has_words and not stored.is_e2m1 else 1
-    return WarpPlan(Product.of(problem), WARPS, COLUMNS_PER_WARP, lane_inputs(problem), multiply_adds=multiply_adds)
+    return WarpPlan(ProductPlan.of(problem), WARPS, COLUMNS_PER_WARP, lane_inputs(problem), multiply_adds=multiply_adds)
 
 
 GROUPED_GEMV = Kernel(

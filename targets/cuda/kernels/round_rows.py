@@ -19,7 +19,7 @@ from tvm.script import tirx as T
 from moec.common.dtypes import dtype_of
 from moec.targets.cuda.kernels.fp8_rows import FP8, GROUP, place_of_scale, row_bytes, words_of
 from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, WARP, blocks_for
-from moec.targets.cuda.launch_model.plans import StreamPlan
+from moec.targets.cuda.launch_model.plans import MemoryBoundPlan
 from moec.targets.tvm import e4m3
 from moec.targets.tvm.activation import at_least, at_most
 from moec.targets.tvm.kernel import Kernel, why_not_stored
@@ -33,7 +33,7 @@ _TOGETHER = GROUP // WARP
 
 
 @dataclasses.dataclass(frozen=True)
-class Rounding:
+class RowRounding:
     """The rounding of rows of ``inner`` elements of ``dtype``. ``group``: consecutive elements that share a scale, 0
     for a whole row; ``packed``: whether fp8 is stored as bytes with scales instead of floats; ``why_floats``: the
     reason if it is not, for reports."""
@@ -66,20 +66,20 @@ class Rounding:
         return -(-self.inner // self.size)
 
 
-def _step(rounding: Rounding, x: Any, scale: Any) -> Any:
+def _step(rounding: RowRounding, x: Any, scale: Any) -> Any:
     """``x / scale``, clamped to the largest q. The scale has to be finite and not 0, or the result is meaningless."""
     largest = _LARGEST[rounding.arithmetic]
     return at_least(at_most(x / scale, largest), -largest)
 
 
-def _rounded(rounding: Rounding, x: Any, scale: Any) -> Any:
+def _rounded(rounding: RowRounding, x: Any, scale: Any) -> Any:
     """The rounded value of ``x``. It is zero if the scale is zero, and NaN if the scale is not finite."""
     step = _step(rounding, x, scale)
     number = T.nearbyint(step) if rounding.arithmetic == "int8" else e4m3.number_of(e4m3.code_of(step))
     return T.Select(scale == T.float32(0), T.float32(0), number * scale)
 
 
-def _scale(rounding: Rounding, bits: Any) -> Any:
+def _scale(rounding: RowRounding, bits: Any) -> Any:
     """The scale of a group, from the bits of its largest magnitude; not finite if that magnitude is not."""
     return T.reinterpret("float32", bits) / T.float32(_LARGEST[rounding.arithmetic])
 
@@ -144,7 +144,7 @@ def _round(rounding, count, is_used, source, target):
                 _round_group(rounding, source, target, T.cast(row, "int64"), index % rounding.groups, lane)
 
 
-def round_rows(rounding: Rounding) -> tirx.PrimFunc:
+def round_rows(rounding: RowRounding) -> tirx.PrimFunc:
     """The kernel ``(rows[R, inner], out[R, ...])``, which rounds all rows. Rows of ``out`` have the rounding's
     ``out_type``. R may be 0."""
     width, out_dtype = rounding.out_type
@@ -161,7 +161,7 @@ def round_rows(rounding: Rounding) -> tirx.PrimFunc:
     return kernel
 
 
-def round_pairs(rounding: Rounding) -> tirx.PrimFunc:
+def round_pairs(rounding: RowRounding) -> tirx.PrimFunc:
     """The kernel ``(experts[T, k], rows[Q, inner], out[Q, ...])``, which rounds the first T * k rows, including those
     of pairs without an expert. Of ``experts`` only the sizes are used."""
     width, out_dtype = rounding.out_type
@@ -181,7 +181,7 @@ def round_pairs(rounding: Rounding) -> tirx.PrimFunc:
     return kernel
 
 
-def round_blocks(rounding: Rounding, block_rows: int) -> tirx.PrimFunc:
+def round_blocks(rounding: RowRounding, block_rows: int) -> tirx.PrimFunc:
     """The kernel ``(experts[T, k], sorted_pairs[P], block_count[1], rows[Q, inner], out[Q, ...])``, which rounds the
     rows of the blocks of :mod:`.dispatch`, except padding. Of ``experts`` only the sizes are used."""
     width, out_dtype = rounding.out_type
@@ -211,21 +211,21 @@ def round_blocks(rounding: Rounding, block_rows: int) -> tirx.PrimFunc:
     return kernel
 
 
-def _how(rounding: Rounding) -> str:
+def _how(rounding: RowRounding) -> str:
     kept, largest = "bytes, scales behind them" if rounding.packed else "floats", _LARGEST[rounding.arithmetic]
     kept += f" ({rounding.why_floats})" if rounding.why_floats else ""
     return f"one warp per group of a row: largest magnitude / {largest:g} is its scale; kept as {kept}"
 
 
-def _plan(rounding: Rounding) -> StreamPlan:
+def _plan(rounding: RowRounding) -> MemoryBoundPlan:
     """The plan for all rows. A lane that packs reads its neighbouring numbers by one load; otherwise it issues several
     loads of one number."""
     size = dtype_of(rounding.dtype).itemsize
     load, loads = (size * _TOGETHER, 1) if rounding.packed else (size, min(-(-rounding.size // WARP), 4))
-    return StreamPlan(("rows",), ("out",), load, loads)
+    return MemoryBoundPlan(("rows",), ("out",), load, loads)
 
 
-def _plan_of_pairs(rounding: Rounding) -> StreamPlan:
+def _plan_of_pairs(rounding: RowRounding) -> MemoryBoundPlan:
     """The plan for as many rows as there are pairs."""
     (width, dtype), read = rounding.out_type, rounding.inner * dtype_of(rounding.dtype).itemsize
     written = width * dtype_of(dtype).itemsize

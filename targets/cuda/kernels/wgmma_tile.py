@@ -143,7 +143,7 @@ class Turn:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class GridPlace:
     """The place of a block of threads in the grid: the ``first`` of its tiles, the ``step`` from one tile to the next,
     both the same for all blocks of a cluster, and its ``rank`` in the cluster."""
 

@@ -43,7 +43,7 @@ class AttentionSizes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Walk:
+class KeyWalk:
     """The blocks of a launch, the tiles of keys that they walk over in all, and the most tiles of one block."""
 
     blocks: int
@@ -51,7 +51,7 @@ class Walk:
     longest: int
 
 
-def walk_of(plan: AttentionPlan, sizes: AttentionSizes) -> Walk:
+def walk_of(plan: AttentionPlan, sizes: AttentionSizes) -> KeyWalk:
     rows = sizes.queries * plan.heads
     copies, tiles, longest = sizes.sequences * plan.slices, 0, 0
     of_part = -(-sizes.keys // sizes.parts)
@@ -60,7 +60,7 @@ def walk_of(plan: AttentionPlan, sizes: AttentionSizes) -> Walk:
         end = sizes.frontier(last, plan.causal)
         lengths = [-(-min(max(end - part * of_part, 0), of_part) // plan.keys) for part in range(sizes.parts)]
         tiles, longest = tiles + sum(lengths), max(longest, *lengths)
-    return Walk(copies * -(-rows // plan.rows) * sizes.parts, copies * tiles, longest)
+    return KeyWalk(copies * -(-rows // plan.rows) * sizes.parts, copies * tiles, longest)
 
 
 def attention_cycles(
@@ -89,7 +89,7 @@ def attention_cycles(
     return BlockCycles(busy, tiles * step - max(busy.values()) + 2 * gpu.l2_cycles + once)
 
 
-def attention_traffic(plan: AttentionPlan, gpu: Gpu, sizes: AttentionSizes, walk: Walk) -> Traffic:
+def attention_traffic(plan: AttentionPlan, gpu: Gpu, sizes: AttentionSizes, walk: KeyWalk) -> Traffic:
     """The bytes that a launch moves. Keys beyond the number of queries are older and come from memory. The other keys,
     queries and results are written or read by neighbouring launches, so the cache may hold them."""
     key = (plan.head_size + plan.columns * plan.slices) * plan.key_bytes

@@ -12,7 +12,7 @@ import dataclasses
 from moec.targets.cuda.architectures import WARP
 from moec.targets.cuda.launch_model.gpus import LONE_WARP_CYCLES, SHARED_CYCLES, Gpu
 from moec.targets.cuda.launch_model.loops import Issued
-from moec.targets.cuda.launch_model.plans import StreamPlan, TilePlan, WalkPlan, WarpPlan
+from moec.targets.cuda.launch_model.plans import MemoryBoundPlan, TilePlan, WalkPlan, WarpPlan
 
 LATENCY = "latency"
 
@@ -93,7 +93,7 @@ def _issuing(issued: Issued, gpu: Gpu, times: int) -> dict[str, float]:
 
 
 def stream_cycles(
-    plan: StreamPlan, gpu: Gpu, threads: int, moved: float, read: float, *, from_memory: bool
+    plan: MemoryBoundPlan, gpu: Gpu, threads: int, moved: float, read: float, *, from_memory: bool
 ) -> BlockCycles:
     """The cycles of one block that moves ``moved`` bytes, ``read`` of them by loads."""
     latency = gpu.memory_cycles if from_memory else gpu.l2_cycles

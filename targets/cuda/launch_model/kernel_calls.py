@@ -21,13 +21,13 @@ from moec.targets.cuda.launch_model.plans import (
     TOKENS,
     AttentionPlan,
     LaunchPlan,
-    StreamPlan,
+    MemoryBoundPlan,
     TilePlan,
     WalkPlan,
     WarpPlan,
 )
 from moec.targets.cuda.launch_model.predict import LaunchFacts, Prediction, predict
-from moec.targets.cuda.launch_model.rows import Spread
+from moec.targets.cuda.launch_model.rows import RowSpread
 from moec.targets.cuda.launch_model.sizes import evaluate, tensor_bytes
 
 
@@ -117,7 +117,7 @@ class KernelCalls:
     ) -> tuple[float, float]:
         """Bytes that the launch reads and writes. If the plan does not distinguish them, all tensors count as read."""
         parameters, where = kernel["parameters"], self.where(kernel)
-        if not isinstance(plan, StreamPlan):
+        if not isinstance(plan, MemoryBoundPlan):
             names = plan.moved or None if isinstance(plan, WalkPlan) else None
             return tensor_bytes(parameters, names, sizes, where), 0.0
         own = [parameter for parameter in parameters if f"{parameter['name']}_ptr" in launch["arguments"]]
@@ -142,14 +142,14 @@ def _is_made(launch: Mapping[str, Any], sizes: Mapping[str, int], where: str) ->
     return size >= condition["sizes"]["least"] and (most is None or size <= most)
 
 
-def _rows_of(plan: LaunchPlan, sizes: Mapping[str, int], experts: int) -> tuple[Spread, int]:
+def _rows_of(plan: LaunchPlan, sizes: Mapping[str, int], experts: int) -> tuple[RowSpread, int]:
     """The spread of a product's rows over its matrices, and the number of tokens."""
     if not isinstance(plan, TilePlan | WarpPlan):
-        return Spread(0, 1), 0
+        return RowSpread(0, 1), 0
     if TOKENS not in sizes:
-        return Spread(sizes[ROWS], 1), sizes[ROWS]
+        return RowSpread(sizes[ROWS], 1), sizes[ROWS]
     own = plan.product.experts
-    return Spread(sizes[TOKENS] * sizes[SLOTS] * own // experts, own), sizes[TOKENS]
+    return RowSpread(sizes[TOKENS] * sizes[SLOTS] * own // experts, own), sizes[TOKENS]
 
 
 def _attention_sizes(plan: AttentionPlan, sizes: Mapping[str, int], where: str) -> AttentionSizes:

@@ -13,9 +13,9 @@ from moec.targets.cuda.architectures import newest_that_runs
 from moec.targets.cuda.device.gpu import best_binary
 from moec.targets.cuda.launch_model.gpus import GPU_OF, GPUS, Gpu, gpu_called
 from moec.targets.cuda.launch_model.kernel_calls import KernelCalls, PredictedLaunch
-from moec.targets.cuda.launch_model.outside import Outside, PredictedOutside
-from moec.targets.cuda.launch_model.plans import TOKENS, Product, StreamPlan, TilePlan, WarpPlan, parse_plan
-from moec.targets.cuda.launch_model.rows import Spread
+from moec.targets.cuda.launch_model.outside import OutsideKernels, PredictedOutside
+from moec.targets.cuda.launch_model.plans import TOKENS, MemoryBoundPlan, ProductPlan, TilePlan, WarpPlan, parse_plan
+from moec.targets.cuda.launch_model.rows import RowSpread
 from moec.targets.cuda.launch_model.sizes import ModelSizes, kernel_sizes
 
 
@@ -68,8 +68,8 @@ def predict_model(
     if past is not None and not model.has_past:
         raise MoecError(f"{artifact.where}: keeps no keys and values between runs on a GPU; leave out --past")
     nodes = _layers_of(program)
-    layers = [_Layer(artifact, program, gpu, node, calls) for node in nodes]
-    outside = Outside(program, set(nodes), calls, model)
+    layers = [_ExpertsLaunches(artifact, program, gpu, node, calls) for node in nodes]
+    outside = OutsideKernels(program, set(nodes), calls, model)
     called = layers[0].called if layers else outside.called
     if called is None:
         raise MoecError(
@@ -110,7 +110,7 @@ def _best_known(architectures: Sequence[str], where: str) -> str:
     return next(iter(able or GPUS))
 
 
-class _Layer:
+class _ExpertsLaunches:
     """A layer of experts: the launches of one node. Raises ArtifactError for a record that cannot be read."""
 
     def __init__(self, artifact: Artifact, program: ProgramEntry, gpu: Gpu, node: str, calls: KernelCalls) -> None:
@@ -118,7 +118,7 @@ class _Layer:
         self._kernels = [kernel for kernel in program.kernels if node in kernel["nodes"] and kernel["launches"]]
         self._plans = {
             kernel["name"]: parse_plan(kernel["plan"], calls.where(kernel))
-            or StreamPlan(tuple(parameter["name"] for parameter in kernel["parameters"]), ())
+            or MemoryBoundPlan(tuple(parameter["name"] for parameter in kernel["parameters"]), ())
             for kernel in self._kernels
         }
         blocks = {block["name"]: block.get("num_experts") for block in artifact.manifest.moe_blocks}
@@ -141,7 +141,7 @@ class _Layer:
     def _least(self, launches: Sequence[PredictedLaunch], tokens: int) -> float:
         """The least time in seconds: that of all products at the peak of their units, or that of moving the matrices in
         use and the rows of the layer's input and output, whichever is longer."""
-        products: list[Product] = []
+        products: list[ProductPlan] = []
         seconds, moved = 0.0, 0.0
         for launch in launches:
             if isinstance(launch.plan, TilePlan | WarpPlan):
@@ -149,7 +149,7 @@ class _Layer:
                 unit = launch.plan.unit if isinstance(launch.plan, TilePlan) else "mma"
                 seconds += launch.prediction.operations / self._gpu.peak(product.dtype, unit)
                 pairs = round(launch.prediction.operations / 2 / product.columns / product.inner)
-                moved += product.matrix_bytes * Spread(pairs, product.experts).used
+                moved += product.matrix_bytes * RowSpread(pairs, product.experts).used
                 products.append(product)
         if products:
             moved += 2 * tokens * products[0].inner * products[0].row_bytes

@@ -67,7 +67,7 @@ class Issued:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Instruction:
+class _SassInstruction:
     at: int
     what: str
     conditional: bool
@@ -87,7 +87,7 @@ def count(sass: str, function: str, plan: CountedPlan, warps: int) -> Issued | N
     return _count_tile(code, plan, warps)
 
 
-def _count_attention(code: Sequence[_Instruction], plan: AttentionPlan, warps: int) -> Issued | None:
+def _count_attention(code: Sequence[_SassInstruction], plan: AttentionPlan, warps: int) -> Issued | None:
     """The counts of an attention, whose step is a tile of keys. Warps that only copy have a loop with a branch each for
     keys and values, which alternate."""
     computing = warps - plan.copying_warps
@@ -108,7 +108,7 @@ def _count_attention(code: Sequence[_Instruction], plan: AttentionPlan, warps: i
     return Issued(issued, (len(code) - len(loop) - of_warp) * computing, integers, floats, of_warp)
 
 
-def _count_tile(code: Sequence[_Instruction], plan: TilePlan, warps: int) -> Issued | None:
+def _count_tile(code: Sequence[_SassInstruction], plan: TilePlan, warps: int) -> Issued | None:
     computing = (warps - plan.copying_warps) // plan.groups
     if computing < 1:
         return None
@@ -139,7 +139,7 @@ def _count_tile(code: Sequence[_Instruction], plan: TilePlan, warps: int) -> Iss
     return Issued(per_step, outside * computing, integers, floats, of_warp)
 
 
-def _of_units(loop: Sequence[_Instruction], steps: float) -> tuple[float, float]:
+def _of_units(loop: Sequence[_SassInstruction], steps: float) -> tuple[float, float]:
     """A warp's instructions per step for the integer units and conversions, and for the multiply-add units."""
     operations = [instruction.what.partition(" ")[0].partition(".")[0] for instruction in loop]
     integers, floats = (sum(operation in names for operation in operations) for names in (_INTEGERS, _FLOATS))
@@ -157,7 +157,7 @@ def _multiplications(plan: TilePlan, warps: int) -> tuple[str, float]:
     return "FFMA", plan.rows * plan.columns * plan.inputs / (warps * WARP)
 
 
-def _instructions(sass: str, function: str) -> list[_Instruction]:
+def _instructions(sass: str, function: str) -> list[_SassInstruction]:
     """The instructions of a function, without the NOPs that pad it."""
     begins = {match["name"]: match.end() for match in _FUNCTION.finditer(sass)}
     if function not in begins:
@@ -165,13 +165,13 @@ def _instructions(sass: str, function: str) -> list[_Instruction]:
     ends = [match.start() for match in _FUNCTION.finditer(sass) if match.start() > begins[function]]
     text = sass[begins[function] : min(ends, default=len(sass))]
     code = [
-        _Instruction(int(match["at"], 16), match["what"].strip(), bool(match["only"]))
+        _SassInstruction(int(match["at"], 16), match["what"].strip(), bool(match["only"]))
         for match in _INSTRUCTION.finditer(text)
     ]
     return [instruction for instruction in code if not instruction.what.startswith("NOP")]
 
 
-def _main_loop(code: Sequence[_Instruction], is_wanted: Callable[[str], bool]) -> list[_Instruction]:
+def _main_loop(code: Sequence[_SassInstruction], is_wanted: Callable[[str], bool]) -> list[_SassInstruction]:
     """The body of the innermost loop with the most wanted instructions; empty if there is none.
 
     Loops by unconditional branches count only if no loop by a conditional branch has a wanted instruction: the code of
@@ -188,9 +188,9 @@ def _main_loop(code: Sequence[_Instruction], is_wanted: Callable[[str], bool]) -
     return []
 
 
-def _is_within(body: Sequence[_Instruction], other: Sequence[_Instruction]) -> bool:
+def _is_within(body: Sequence[_SassInstruction], other: Sequence[_SassInstruction]) -> bool:
     return other[0].at <= body[0].at and body[-1].at <= other[-1].at and len(body) < len(other)
 
 
-def _count(code: Sequence[_Instruction], operation: str) -> int:
+def _count(code: Sequence[_SassInstruction], operation: str) -> int:
     return sum(instruction.what.startswith(operation) for instruction in code)

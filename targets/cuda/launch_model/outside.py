@@ -8,7 +8,7 @@ from typing import Any
 
 from moec.runtime.manifest import ProgramEntry
 from moec.targets.cuda.launch_model.kernel_calls import KernelCalls, PredictedLaunch
-from moec.targets.cuda.launch_model.plans import ROWS, LaunchPlan, StreamPlan, parse_plan
+from moec.targets.cuda.launch_model.plans import ROWS, LaunchPlan, MemoryBoundPlan, parse_plan
 from moec.targets.cuda.launch_model.sizes import ModelSizes, kernel_sizes
 
 
@@ -40,7 +40,7 @@ class PredictedOutside:
         return sum(repeated.calls * repeated.launch.prediction.operations for repeated in self.launches)
 
 
-class Outside:
+class OutsideKernels:
     """The kernels of a program that are launched for nodes other than ``layers``. ``others``: the records of kernels
     that cannot be predicted, because they have no plan, or sizes that are computed at run time."""
 
@@ -80,7 +80,7 @@ def _sizes_named(kernel: Mapping[str, Any], plan: LaunchPlan) -> Iterator[str]:
     for launch in kernel["launches"]:
         yield from (*launch["grid"], *launch["block"], launch["shared_bytes"])
     limits = {}
-    if isinstance(plan, StreamPlan):
+    if isinstance(plan, MemoryBoundPlan):
         limits = dict(zip((*plan.read, *plan.written), (*plan.most_read, *plan.most_written), strict=False))
     else:
         yield from kernel["sizes"]

@@ -29,7 +29,7 @@ Unit = Literal["wgmma", "mma", "fma"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Product:
+class ProductPlan:
     """A product of rows [inner] with ``experts`` matrices [columns, inner]; a row of the result has ``width`` numbers.
 
     ``dtype``: type in which numbers are multiplied; ``weight_bits``: stored bits per number of the matrix, including
@@ -48,8 +48,8 @@ class Product:
     gathered: bool
 
     @staticmethod
-    def of(problem: GroupedProblem) -> Product:
-        return Product(
+    def of(problem: GroupedProblem) -> ProductPlan:
+        return ProductPlan(
             problem.experts,
             problem.inner,
             problem.columns,
@@ -89,7 +89,7 @@ class TilePlan(_Recorded):
     - ``divides_inputs``: whether several blocks share a tile, each with a part of the inputs; the grid says how many.
     """
 
-    product: Product
+    product: ProductPlan
     rows: int
     columns: int
     inputs: int
@@ -115,7 +115,7 @@ class WarpPlan(_Recorded):
       next columns.
     """
 
-    product: Product
+    product: ProductPlan
     warps: int
     columns: int
     inputs: int
@@ -126,7 +126,7 @@ class WarpPlan(_Recorded):
 
 
 @dataclasses.dataclass(frozen=True)
-class StreamPlan(_Recorded):
+class MemoryBoundPlan(_Recorded):
     """The plan of a kernel that reads and writes tensors once.
 
     - ``read`` and ``written``: the tensors, by the names of the kernel's parameters.
@@ -205,12 +205,12 @@ class AttentionPlan(_Recorded):
         return "fma" if self.dtype == "float32" else "mma"
 
 
-LaunchPlan = TilePlan | WarpPlan | AttentionPlan | StreamPlan | WalkPlan
+LaunchPlan = TilePlan | WarpPlan | AttentionPlan | MemoryBoundPlan | WalkPlan
 _PLANS: dict[str, type[LaunchPlan]] = {
     "tiles": TilePlan,
     "warps": WarpPlan,
     "attention": AttentionPlan,
-    "stream": StreamPlan,
+    "stream": MemoryBoundPlan,
     "walk": WalkPlan,
 }
 
@@ -223,7 +223,7 @@ def parse_plan(data: Any, where: str) -> LaunchPlan | None:
         fields = dict(data)
         plan_type = _PLANS[fields.pop("kind")]
         if "product" in fields:
-            fields["product"] = _checked(Product, dict(fields["product"]))
+            fields["product"] = _checked(ProductPlan, dict(fields["product"]))
         return _checked(plan_type, fields)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{where}: its plan cannot be read: {error}; compile the model again") from error
@@ -236,7 +236,7 @@ def _checked(plan_type: type[Any], fields: Mapping[str, Any]) -> Any:
     plan = plan_type(**values)
     for field in dataclasses.fields(plan_type):
         value = getattr(plan, field.name)
-        kinds: tuple[type, ...] = _KINDS.get(field.type, (Product, str))  # type: ignore[arg-type]
+        kinds: tuple[type, ...] = _KINDS.get(field.type, (ProductPlan, str))  # type: ignore[arg-type]
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise TypeError(f"{field.name} is {str(value)[:40]!r}")
         if isinstance(value, (int, float)) and not (

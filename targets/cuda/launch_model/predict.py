@@ -30,8 +30,15 @@ from moec.targets.cuda.launch_model.cycles import (
 from moec.targets.cuda.launch_model.gpus import EARLY_TRIPS, LAUNCH_SECONDS, Gpu
 from moec.targets.cuda.launch_model.loops import Issued
 from moec.targets.cuda.launch_model.occupancy import Occupancy, occupancy
-from moec.targets.cuda.launch_model.plans import AttentionPlan, LaunchPlan, StreamPlan, TilePlan, WalkPlan, WarpPlan
-from moec.targets.cuda.launch_model.rows import Spread
+from moec.targets.cuda.launch_model.plans import (
+    AttentionPlan,
+    LaunchPlan,
+    MemoryBoundPlan,
+    TilePlan,
+    WalkPlan,
+    WarpPlan,
+)
+from moec.targets.cuda.launch_model.rows import RowSpread
 from moec.targets.cuda.launch_model.traffic import (
     Traffic,
     least_bytes,
@@ -47,7 +54,7 @@ MEMORY = "memory"
 @dataclasses.dataclass(frozen=True)
 class LaunchFacts:
     """The facts of one launch at some number of tokens. ``bytes_read`` and ``bytes_written``: of the tensors that a
-    :class:`StreamPlan` names, or of all of them; ``steps``: of a :class:`WalkPlan`; ``attention``: the sizes of an
+    :class:`MemoryBoundPlan` names, or of all of them; ``steps``: of a :class:`WalkPlan`; ``attention``: the sizes of an
     :class:`AttentionPlan`; ``overlaps``: whether it is launched early and its predecessor allows that."""
 
     blocks: int
@@ -83,7 +90,7 @@ class Prediction:
     roofline: float
 
 
-def predict(plan: LaunchPlan, gpu: Gpu, facts: LaunchFacts, spread: Spread, tokens: int) -> Prediction:
+def predict(plan: LaunchPlan, gpu: Gpu, facts: LaunchFacts, spread: RowSpread, tokens: int) -> Prediction:
     """Predict a launch, of which at least one block has to fit on a multiprocessor. ``spread``: how the pairs of
     ``tokens`` are spread over the experts of the kernel."""
     held = occupancy(gpu, facts.threads, facts.registers, facts.shared_bytes)
@@ -105,7 +112,7 @@ def predict(plan: LaunchPlan, gpu: Gpu, facts: LaunchFacts, spread: Spread, toke
 
 
 def _work(
-    plan: LaunchPlan, gpu: Gpu, facts: LaunchFacts, spread: Spread, tokens: int, room: int
+    plan: LaunchPlan, gpu: Gpu, facts: LaunchFacts, spread: RowSpread, tokens: int, room: int
 ) -> tuple[int, BlockCycles, Traffic, tuple[float, str]]:
     """The number of blocks that have work (for persistent blocks, the number of tiles), the cycles of one block, the
     traffic of all, and the cycles and limit of the longest block if blocks differ. ``room``: the number of blocks that
@@ -171,7 +178,7 @@ def _cycles_of_waves(gpu: Gpu, held: Occupancy, blocks: int, cycles: BlockCycles
 
 
 def _least(
-    plan: LaunchPlan, gpu: Gpu, facts: LaunchFacts, spread: Spread, tokens: int, traffic: Traffic
+    plan: LaunchPlan, gpu: Gpu, facts: LaunchFacts, spread: RowSpread, tokens: int, traffic: Traffic
 ) -> tuple[float, float]:
     """The necessary operations, and the least time in seconds of these and of the bytes at the published peaks."""
     if isinstance(plan, AttentionPlan):
@@ -179,7 +186,7 @@ def _least(
         operations = attention_operations(plan, facts.attention)
         moved = attention_least_bytes(plan, facts.attention)
         return operations, max(operations / gpu.peak(plan.dtype, plan.best_unit), moved / gpu.memory_peak)
-    if isinstance(plan, (StreamPlan, WalkPlan)):
+    if isinstance(plan, (MemoryBoundPlan, WalkPlan)):
         return 0.0, traffic.memory / gpu.memory_peak
     product = plan.product
     operations = 2.0 * spread.pairs * product.columns * product.inner

@@ -12,7 +12,7 @@ import math
 
 
 @dataclasses.dataclass(frozen=True)
-class Spread:
+class RowSpread:
     """The even spread of ``pairs`` over ``experts``."""
 
     pairs: int
@@ -37,7 +37,7 @@ class Spread:
 
 
 @dataclasses.dataclass(frozen=True)
-class DrawnSpread(Spread):
+class DrawnSpread(RowSpread):
     """The expected spread if each of ``tokens`` draws its experts at random, all with the same probability. The rows of
     an expert are then binomially distributed."""
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 
 from moec.targets.cuda.launch_model.gpus import Gpu
-from moec.targets.cuda.launch_model.plans import Product, TilePlan, WarpPlan
-from moec.targets.cuda.launch_model.rows import Spread
+from moec.targets.cuda.launch_model.plans import ProductPlan, TilePlan, WarpPlan
+from moec.targets.cuda.launch_model.rows import RowSpread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ def stays(gpu: Gpu, size: float) -> bool:
     return size <= gpu.l2_bytes / 2
 
 
-def tile_traffic(plan: TilePlan, gpu: Gpu, spread: Spread, tokens: int, together: int = 1) -> Traffic:
+def tile_traffic(plan: TilePlan, gpu: Gpu, spread: RowSpread, tokens: int, together: int = 1) -> Traffic:
     """The traffic of all tiles, of which ``together`` are computed at the same time. Rows of padding are not read."""
     product, blocks = plan.product, spread.blocks(plan.rows)
     across = -(-product.columns // plan.columns)
@@ -40,13 +40,13 @@ def tile_traffic(plan: TilePlan, gpu: Gpu, spread: Spread, tokens: int, together
     return Traffic(moved + kept(gpu, spread.pairs * result), read + spread.pairs * result)
 
 
-def own_share(plan: TilePlan, spread: Spread) -> float:
+def own_share(plan: TilePlan, spread: RowSpread) -> float:
     """The share of a matrix that a block of threads copies itself. The other blocks of its cluster copy the rest if
     they have rows of the same expert."""
     return 1 - (1 - 1 / plan.cluster) * spread.neighbours(plan.rows)
 
 
-def warp_traffic(plan: WarpPlan, gpu: Gpu, spread: Spread, tokens: int) -> Traffic:
+def warp_traffic(plan: WarpPlan, gpu: Gpu, spread: RowSpread, tokens: int) -> Traffic:
     """The traffic of warps, whose rows (or groups of rows) each read their expert's matrix, one after another or side
     by side."""
     product, groups = plan.product, -(-spread.pairs // plan.rows)
@@ -63,13 +63,13 @@ def tensor_traffic(gpu: Gpu, read: float, written: float) -> Traffic:
     return Traffic(kept(gpu, read) + kept(gpu, written), read + written)
 
 
-def least_bytes(product: Product, spread: Spread, tokens: int) -> float:
+def least_bytes(product: ProductPlan, spread: RowSpread, tokens: int) -> float:
     """The least bytes of a product, whichever kernel computes it: matrices in use, rows and results once each."""
     rows = _different_rows(product, spread, tokens) * product.inner * product.row_bytes
     return product.matrix_bytes * spread.used + rows + spread.pairs * product.width * product.out_bytes
 
 
-def _different_rows(product: Product, spread: Spread, tokens: int) -> int:
+def _different_rows(product: ProductPlan, spread: RowSpread, tokens: int) -> int:
     return min(tokens, spread.pairs) if product.gathered else spread.pairs
 
 

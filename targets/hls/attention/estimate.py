@@ -26,7 +26,7 @@ from moec.targets.hls.attention.resources import attention_dsps, attention_luts,
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.costs import Estimate, Resources
 from moec.targets.hls.hardware.cycles import Loader, MemoryPace
-from moec.targets.hls.hardware.parts import Part
+from moec.targets.hls.hardware.parts import FpgaPart
 from moec.targets.hls.hardware.ports import attention_masters, connect
 from moec.targets.hls.moe.design import (
     BEAT_BYTES,
@@ -71,7 +71,7 @@ AttentionEstimate = Estimate[AttentionDesign, AttentionCycles]
 
 def estimate_attention(
     design: AttentionDesign,
-    part: Part,
+    part: FpgaPart,
     clock_megahertz: float,
     memory_share: float = 1.0,
     calibration: Calibration = UNCORRECTED,

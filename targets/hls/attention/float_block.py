@@ -15,17 +15,17 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Turns:
+class RotaryEmbedding:
     """A rotary embedding (RoFormer, arXiv 2104.09864): it rotates channels 2i and 2i + 1 of a query or key by an angle
     whose ``cosines`` and ``sines`` are [P, h / 2], for positions from 0 on. Pairs that stay have 1 and 0."""
 
     cosines: Array
     sines: Array
 
-    def widened(self, width: int) -> Turns:
+    def widened(self, width: int) -> RotaryEmbedding:
         """The embedding of rows of ``width`` channels, the last of which stay."""
         more = ((0, 0), (0, width // 2 - self.cosines.shape[1]))
-        return Turns(np.pad(self.cosines, more, constant_values=1), np.pad(self.sines, more))
+        return RotaryEmbedding(np.pad(self.cosines, more, constant_values=1), np.pad(self.sines, more))
 
     def run(self, rows: Array) -> Array:
         """Rotate rows [..., T, h] at the first T positions."""
@@ -83,7 +83,7 @@ class FloatAttention:
     causal: bool = False
     query_norm: FloatNorm | None = None
     key_norm: FloatNorm | None = None
-    turns: Turns | None = None
+    turns: RotaryEmbedding | None = None
     window: int = 0
     sinks: Array | None = None
     latents: FloatLatents | None = None

@@ -18,11 +18,11 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name
-from moec.targets.hls.attention.float_block import FloatAttention, Turns
+from moec.targets.hls.attention.float_block import FloatAttention, RotaryEmbedding
 from moec.targets.hls.attention.latent_rows import find_latent_rows
 from moec.targets.hls.attention.latents import FloatLatents
 from moec.targets.hls.attention.mask import CausalMask, causal_mask, inputs_behind, masks_nothing
-from moec.targets.hls.attention.rows import Rows, find_rows, norms_between, widened_rows
+from moec.targets.hls.attention.rows import HeadRows, find_rows, norms_between, widened_rows
 from moec.targets.hls.graph.affine import affine_maps
 from moec.targets.hls.graph.dense_layer import origin
 from moec.targets.hls.graph.residuals import NORMS, norm_of, only_use
@@ -128,7 +128,7 @@ def _rows(
     width: int,
     heads: tuple[int, int],
     positions: int,
-) -> tuple[FloatLatents | None, Rows, Rows, Rows]:
+) -> tuple[FloatLatents | None, HeadRows, HeadRows, HeadRows]:
     """The latents, or None, and the rows of queries, keys and values, all computed from normalised ``tokens``.
     ``heads``: of queries, and of keys and values. There are latents if values pass through a second normalisation."""
     if norms_between(tokens, rows[2]):
@@ -219,7 +219,7 @@ def _mask_of(model: ir.Model, node: ir.Node, tokens: ir.Value, positions: int, h
     return causal_mask(model, mask, tokens, positions, has_sinks)
 
 
-def _same_turns(queries: Rows, keys: Rows) -> tuple[Rows, Rows, Turns | None]:
+def _same_turns(queries: HeadRows, keys: HeadRows) -> tuple[HeadRows, HeadRows, RotaryEmbedding | None]:
     """Queries, keys and their common rotary embedding, or None without one.
 
     Raises UnsupportedError where only one of them has an embedding, or both have different ones.

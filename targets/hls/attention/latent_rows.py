@@ -15,10 +15,10 @@ import onnx_ir as ir
 
 from moec.errors import UnsupportedError
 from moec.ir.names import node_name
-from moec.targets.hls.attention.float_block import Turns
+from moec.targets.hls.attention.float_block import RotaryEmbedding
 from moec.targets.hls.attention.latents import FloatLatents, Latent
 from moec.targets.hls.attention.rows import (
-    Rows,
+    HeadRows,
     expect_close,
     find_rows,
     fixed_batch,
@@ -44,9 +44,9 @@ class LatentRows:
     """Rows of ``queries``, ``keys`` and ``values``, whose weights [H, h, ...] take the output of ``latents``."""
 
     latents: FloatLatents
-    queries: Rows
-    keys: Rows
-    values: Rows
+    queries: HeadRows
+    keys: HeadRows
+    values: HeadRows
 
 
 def find_latent_rows(
@@ -97,9 +97,9 @@ def _keys(
     key: ir.Value,
     widths: tuple[int, int],
     heads: int,
-    queries: Rows,
+    queries: HeadRows,
     positions: int,
-) -> tuple[Rows, Array]:
+) -> tuple[HeadRows, Array]:
     """Keys before their rotary embedding: the rows with the weights [K, h, rank] of a latent, and the weights
     [K, h, width] of tokens. ``widths``: of tokens and of the latent."""
     width, rank = widths
@@ -111,7 +111,7 @@ def _keys(
         raise UnsupportedError(f"{key.name!r} has {turned.shape[2]} channels of a head, and queries {len(order)}")
     unrotated = _turned_back(queries.turns, turned[..., order], places)
     bias, weights = unrotated[0], (unrotated[1:] - unrotated[0]).transpose(1, 2, 0)
-    keys = Rows(weights[..., width:], bias, None, queries.turns, queries.order)
+    keys = HeadRows(weights[..., width:], bias, None, queries.turns, queries.order)
     for count in lengths_probed(tokens, positions):
         size = (fixed_batch(tokens) or 1, count, width + rank)
         random = np.random.default_rng(5).normal(size=size).astype(np.float32)
@@ -149,7 +149,7 @@ def _keys_of(model: ir.Model, tokens: ir.Value, latent: ir.Value, key: ir.Value,
     return keys if keys.ndim == 4 else keys.reshape(batch, count, heads, -1).swapaxes(1, 2)
 
 
-def _turned_back(turns: Turns | None, rows: Array, places: Array) -> Array:
+def _turned_back(turns: RotaryEmbedding | None, rows: Array, places: Array) -> Array:
     """Rows [N, K, h] at positions [N] before their rotary embedding: its inverse."""
     if turns is None:
         return rows
@@ -160,7 +160,7 @@ def _turned_back(turns: Turns | None, rows: Array, places: Array) -> Array:
 
 
 def _beside_each_other(
-    latent: Latent, query_latent: Latent | None, queries: Rows, keys: Rows, of_tokens: Array, values: Rows
+    latent: Latent, query_latent: Latent | None, queries: HeadRows, keys: HeadRows, of_tokens: Array, values: HeadRows
 ) -> LatentRows:
     """The latents, and rows whose weights cover all inputs that any row takes. If all heads' keys take the same product
     of tokens, it becomes the shared channels, a latent without a norm; else keys take tokens themselves."""
@@ -173,7 +173,7 @@ def _beside_each_other(
     sizes = {"tokens": of_tokens.shape[2] * takes_tokens, "queries": shape.queries, "keys": shape.keys}
     sizes["shared"] = shape.shared
 
-    def wide(rows: Rows, **parts: Array) -> Rows:
+    def wide(rows: HeadRows, **parts: Array) -> HeadRows:
         blanks = {name: np.zeros((*rows.weights.shape[:2], size), np.float32) for name, size in sizes.items()}
         return dataclasses.replace(rows, weights=np.concatenate([*(blanks | parts).values()], axis=2))
 

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from moec.errors import UnsupportedError
 from moec.ir.interpreter import EvaluationError
 from moec.ir.names import node_name
-from moec.targets.hls.attention.float_block import Turns, normalized_rows
+from moec.targets.hls.attention.float_block import RotaryEmbedding, normalized_rows
 from moec.targets.hls.attention.mask import inputs_behind
 from moec.targets.hls.graph.affine import affine_maps, random_inputs
 from moec.targets.hls.graph.calibrate import evaluate
@@ -35,7 +35,7 @@ _LATENT = "expected a product of tokens, or, as DeepSeek has them, latents that 
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class HeadRows:
     """The steps that make rows of H heads: the product with ``weights`` [H, h, d] and ``bias`` [H, h], the ``norm`` of
     each row or of all heads' rows, and the rotary embedding ``turns``. ``order``: for each channel the index that it
     has in the graph's rows, since channels are reordered into rotated pairs."""
@@ -43,17 +43,17 @@ class Rows:
     weights: Array
     bias: Array
     norm: FloatNorm | None = None
-    turns: Turns | None = None
+    turns: RotaryEmbedding | None = None
     order: tuple[int, ...] = ()
 
-    def ordered(self, order: Array) -> Rows:
+    def ordered(self, order: Array) -> HeadRows:
         def moved(numbers: Array) -> Array:
             return self._by_head(numbers)[:, order].reshape(-1)
 
         norm = self.norm and dataclasses.replace(self.norm, weight=moved(self.norm.weight), bias=moved(self.norm.bias))
         return dataclasses.replace(self, weights=self.weights[:, order], bias=self.bias[:, order], norm=norm)
 
-    def widened(self, width: int) -> Rows:
+    def widened(self, width: int) -> HeadRows:
         """The rows with channels of zeros appended. Raises UnsupportedError for normalised rows."""
         if self.weights.shape[1] == width:
             return self
@@ -72,7 +72,7 @@ def widened_rows(rows: Array, width: int) -> Array:
     return np.pad(rows, [*[(0, 0)] * (rows.ndim - 1), (0, width - rows.shape[-1])])
 
 
-def find_rows(model: ir.Model, tokens: ir.Value, rows: ir.Value, width: int, heads: int, positions: int) -> Rows:
+def find_rows(model: ir.Model, tokens: ir.Value, rows: ir.Value, width: int, heads: int, positions: int) -> HeadRows:
     """The steps from normalised ``tokens`` [B, T, d] to ``rows`` [B, H, T, h] or [B, T, H h] before the scores.
 
     Raises UnsupportedError, naming the node, where something else lies in between.
@@ -93,7 +93,7 @@ def find_rows(model: ir.Model, tokens: ir.Value, rows: ir.Value, width: int, hea
         ) from error
     if len(bias) % heads:
         raise UnsupportedError(f"{start.name!r} has {len(bias)} channels, which are not {heads} heads")
-    steps = Rows(weights.reshape(heads, -1, width), bias.reshape(heads, -1), norm)
+    steps = HeadRows(weights.reshape(heads, -1, width), bias.reshape(heads, -1), norm)
     start = narrows[place] if norm else start
     if norm is not None:
         _expect_norm_of_rows(start, rows, norm, steps)
@@ -175,7 +175,7 @@ def _norm_of_rows(narrows: list[ir.Value]) -> tuple[int, FloatNorm | None]:
     return 0, None
 
 
-def _expect_norm_of_rows(normal: ir.Value, rows: ir.Value, norm: FloatNorm, found: Rows) -> None:
+def _expect_norm_of_rows(normal: ir.Value, rows: ir.Value, norm: FloatNorm, found: HeadRows) -> None:
     """Check that a normalisation acts on the rows that are scored. Raises UnsupportedError, naming the node, if not."""
     heads, width = found.weights.shape[:2]
     last = None if rows.shape is None else rows.shape[-1]
@@ -194,7 +194,9 @@ def _expect_norm_of_rows(normal: ir.Value, rows: ir.Value, norm: FloatNorm, foun
         )
 
 
-def _with_turns(model: ir.Model, rows: Rows, start: ir.Value, result: ir.Value, heads: int, positions: int) -> Rows:
+def _with_turns(
+    model: ir.Model, rows: HeadRows, start: ir.Value, result: ir.Value, heads: int, positions: int
+) -> HeadRows:
     """The rows with the rotary embedding between ``start`` and ``result``, each [B, H, T, h], [B, T, H, h] or
     [B, T, H h], and with channels reordered for it; unchanged if there is none."""
     width = rows.weights.shape[1]
@@ -217,7 +219,9 @@ def _with_turns(model: ir.Model, rows: Rows, start: ir.Value, result: ir.Value, 
     even[taken[0::2]] = 1
     evens = np.broadcast_to(even, (1, heads, longest, width)).astype(np.float32)
     turned = _turned(model, start, result, evens, heads)[0, 0][:, order]
-    return dataclasses.replace(ordered, turns=Turns(turned[:, 0::2], turned[:, 1::2]), order=tuple(order.tolist()))
+    return dataclasses.replace(
+        ordered, turns=RotaryEmbedding(turned[:, 0::2], turned[:, 1::2]), order=tuple(order.tolist())
+    )
 
 
 def _side_by_side(first: Array, touched: Array) -> tuple[Array, Array]:
@@ -237,7 +241,7 @@ def _side_by_side(first: Array, touched: Array) -> tuple[Array, Array]:
     return np.array(taken), np.array([behind[place] for place in taken])
 
 
-def _expect_agreement(model: ir.Model, tokens: ir.Value, result: ir.Value, rows: Rows, positions: int) -> None:
+def _expect_agreement(model: ir.Model, tokens: ir.Value, result: ir.Value, rows: HeadRows, positions: int) -> None:
     """Check that rows of random tokens agree with the graph, for all heads and positions, up to the order of channels.
     Short and long sequences are tried, since some embeddings change their angles with the length (longrope, dynamic
     NTK). Raises UnsupportedError if not."""
@@ -251,7 +255,7 @@ def lengths_probed(tokens: ir.Value, positions: int) -> list[int]:
     return [fixed] if fixed else sorted({min(_SHORT, positions), positions})
 
 
-def _expect_agreement_of(model: ir.Model, tokens: ir.Value, result: ir.Value, rows: Rows, count: int) -> None:
+def _expect_agreement_of(model: ir.Model, tokens: ir.Value, result: ir.Value, rows: HeadRows, count: int) -> None:
     """Check rows of sequences of ``count`` random tokens."""
     width, heads = rows.weights.shape[2], len(rows.weights)
     size = (fixed_batch(tokens) or 1, count, width)

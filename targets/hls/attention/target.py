@@ -22,7 +22,7 @@ from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_att
 from moec.targets.hls.attention.quantize import shape_of as attention_shape
 from moec.targets.hls.graph.agreement import Agreement
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES
-from moec.targets.hls.hardware.parts import Part
+from moec.targets.hls.hardware.parts import FpgaPart
 from moec.targets.hls.moe.design import accumulator_bits, padded
 from moec.targets.hls.moe.exploration import Constraints
 from moec.targets.hls.moe.project import checked_project
@@ -65,7 +65,7 @@ def expect_whole_sequences(block: GraphAttention, options: HlsOptions) -> None:
 
 
 def choose_attention(
-    shape: AttentionShape, part: Part, constraints: Constraints, lanes: Sequence[int] = _LANES
+    shape: AttentionShape, part: FpgaPart, constraints: Constraints, lanes: Sequence[int] = _LANES
 ) -> AttentionEstimate:
     """The first design, by number of ``lanes``, that fits the part; by default the fastest. Raises UnsupportedError
     where none fits, naming the resources that are short."""
@@ -114,11 +114,11 @@ class AttentionBlock:
     kind: ClassVar[str] = "attention"
 
     graph: GraphAttention
-    part: Part
+    part: FpgaPart
     options: HlsOptions
 
     @classmethod
-    def find(cls, model: ir.Model, part: Part, options: HlsOptions) -> tuple[list[AttentionBlock], list[str]]:
+    def find(cls, model: ir.Model, part: FpgaPart, options: HlsOptions) -> tuple[list[AttentionBlock], list[str]]:
         """The blocks that the templates can compute and that fit the part, and the reasons why others stay outside."""
         blocks, outside = find_attention(model, options.max_length or options.max_tokens or SOME_POSITIONS)
         fitting = []

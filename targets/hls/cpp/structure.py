@@ -58,7 +58,7 @@ class Statement:
 
 
 @dataclasses.dataclass(frozen=True)
-class Parameter:
+class CppParameter:
     type: str
     name: str
     is_array: bool
@@ -77,7 +77,7 @@ class Function:
     """A function with a body. ``start``: the position of its name."""
 
     name: str
-    parameters: tuple[Parameter, ...]
+    parameters: tuple[CppParameter, ...]
     start: int
     body: Statement
 
@@ -219,7 +219,7 @@ def _without_template(header: str) -> str:
     return header
 
 
-def _name_and_parameters(header: str) -> tuple[str, tuple[Parameter, ...]] | None:
+def _name_and_parameters(header: str) -> tuple[str, tuple[CppParameter, ...]] | None:
     """The name and the parameters in the header of a function, without template parameters; None for other headers."""
     if not re.search(r"\)\s*(?:const|noexcept|override|final|\s)*$", header) or "=" in header.split("(")[0]:
         return None
@@ -236,8 +236,8 @@ def _name_and_parameters(header: str) -> tuple[str, tuple[Parameter, ...]] | Non
     return None
 
 
-def _parameter(text: str) -> Parameter:
+def _parameter(text: str) -> CppParameter:
     match = _PARAMETER.fullmatch(text.split("=")[0].strip())
     if match is None:
-        return Parameter(text, "", False)
-    return Parameter(match["type"].strip(), match["name"], bool(match["array"]))
+        return CppParameter(text, "", False)
+    return CppParameter(match["type"].strip(), match["name"], bool(match["array"]))

@@ -31,7 +31,7 @@ _MOST_NAMES = 3
 """The most nodes of one operator that a report names."""
 
 
-class Part(Protocol):
+class ProjectRegion(Protocol):
     """The part of a graph that a project computes: all nodes between two values."""
 
     @property
@@ -52,7 +52,7 @@ class Operator:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outside:
+class OutsideNodes:
     """The nodes in no project, by operator. ``share``: of all operations of the model. ``unknown``: nodes of unknown
     size, in projects or not, which no figure counts."""
 
@@ -67,10 +67,10 @@ class Outside:
         return f"{self.share:.1%} of the operations are in no project: {listed}"
 
 
-def find_outside(model: ir.Model, parts: Sequence[Part], feeds: Mapping[ir.Value, Array]) -> Outside:
+def find_outside(model: ir.Model, parts: Sequence[ProjectRegion], feeds: Mapping[ir.Value, Array]) -> OutsideNodes:
     """The nodes of a model that are in none of the ``parts``. ``feeds``: arrays for the model's inputs, which give
     symbolic sizes their values."""
-    sizes = _Sizes(feeds)
+    sizes = _ValueShapes(feeds)
     inside = {node for part in parts for node in _nodes_of(part)}
     nodes = [node for node in model.graph if node.op_type not in _MOVES]
     counted = {node: sizes.operations(node) for node in nodes}
@@ -83,7 +83,7 @@ def find_outside(model: ir.Model, parts: Sequence[Part], feeds: Mapping[ir.Value
         _operator(name, group, [counted[node] or 0 for node in group], total) for name, group in groups.items()
     ]
     operators.sort(key=lambda entry: (-entry.operations, entry.operator))
-    return Outside(
+    return OutsideNodes(
         tuple(operators),
         sum(operator.operations for operator in operators) / total,
         tuple(node_name(node) for node, count in counted.items() if count is None),
@@ -95,7 +95,7 @@ def _operator(name: str, nodes: Sequence[ir.Node], counts: Sequence[int], total:
     return Operator(name, len(nodes), names, sum(counts), sum(counts) / total)
 
 
-def _nodes_of(part: Part) -> Iterable[ir.Node]:
+def _nodes_of(part: ProjectRegion) -> Iterable[ir.Node]:
     """The nodes between the tokens that a block takes and its output."""
     nodes: set[ir.Node] = set()
     pending = [part.output]
@@ -108,7 +108,7 @@ def _nodes_of(part: Part) -> Iterable[ir.Node]:
     return nodes
 
 
-class _Sizes:
+class _ValueShapes:
     """Shapes of values, with the symbolic sizes that the model's inputs have."""
 
     def __init__(self, feeds: Mapping[ir.Value, Array]) -> None:
@@ -123,7 +123,7 @@ class _Sizes:
         try:
             if has_experts(node):
                 return self._experts(node)
-            return _COUNTS.get(node.op_type, _Sizes._results)(self, node)
+            return _COUNTS.get(node.op_type, _ValueShapes._results)(self, node)
         except _UnknownSizeError:
             return None
 
@@ -171,9 +171,9 @@ class _UnknownSizeError(Exception):
 
 
 _COUNTS = {
-    "MatMul": _Sizes._product,
-    "Gemm": _Sizes._product,
-    "Linear": _Sizes._product,
-    "Attention": _Sizes._attention,
-    "Conv": _Sizes._convolution,
+    "MatMul": _ValueShapes._product,
+    "Gemm": _ValueShapes._product,
+    "Linear": _ValueShapes._product,
+    "Attention": _ValueShapes._attention,
+    "Conv": _ValueShapes._convolution,
 }

@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from moec.targets.hls.hardware.arithmetic import flip_flops
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.memories import Memory
-from moec.targets.hls.hardware.parts import Part
+from moec.targets.hls.hardware.parts import FpgaPart
 from moec.targets.hls.hardware.ports import Ports
 from moec.targets.hls.moe.design import BEAT_BYTES, MOST_STAGES
 
@@ -74,7 +74,7 @@ class Estimate(Generic[DesignOf, CyclesOf]):
     ``memories``: all on the chip; ``resources``: corrected by ``calibration``."""
 
     design: DesignOf
-    part: Part
+    part: FpgaPart
     clock_megahertz: float
     ports: Ports
     cycles: CyclesOf

@@ -80,7 +80,7 @@ class Cycles:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Job:
+class _TileJob:
     items: int
     cycles: int
     beats_up: int
@@ -166,12 +166,12 @@ def route_cycles(design: Design, tokens: int, pace: MemoryPace, stages: int = 0)
     return round(start + tokens * per_token + steps + design.shape.all_experts + _LOOPS_OF_ROUTES * stages)
 
 
-def _jobs(design: Design, loads: Sequence[int]) -> Iterator[_Job]:
+def _jobs(design: Design, loads: Sequence[int]) -> Iterator[_TileJob]:
     """The jobs in the order of dispatch. Experts without tokens have none."""
     per_item = design.hidden_out_chunks * design.input_chunks
     up, down = design.job_beats_up, design.job_beats_down
     for load in filter(None, loads):
-        tile = _Job(load, load * per_item, up, down)
+        tile = _TileJob(load, load * per_item, up, down)
         yield from [tile] * (design.tiles - 1)
         yield dataclasses.replace(tile, beats_down=down + design.result_beats_down)
 
@@ -205,7 +205,7 @@ class Loader:
         return max(self._free, taken_from + beats)
 
 
-def _run(design: Design, jobs: Sequence[_Job], pace: MemoryPace, stages: int) -> tuple[float, float]:
+def _run(design: Design, jobs: Sequence[_TileJob], pace: MemoryPace, stages: int) -> tuple[float, float]:
     """The time at which the first job starts, and the time at which the second product finishes the last one."""
     per_item = jobs[0].cycles // jobs[0].items
     # The second product reads all hidden units of an item in its first steps, so it waits for the last of them.

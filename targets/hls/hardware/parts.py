@@ -33,7 +33,7 @@ class ExternalMemory:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class FpgaPart:
     """An FPGA on a board. ``device``: its full name, as HLS tools take it. ``source``: the document of the figures."""
 
     board: str
@@ -79,7 +79,7 @@ def _high_bandwidth_memory(gigabytes_per_second: float, source: str) -> External
 _LARGE_CARD = {"dsp": 9024, "bram18": 4032, "uram": 960, "lut": 1303680, "flip_flops": 2607360}
 
 PARTS = (
-    Part(
+    FpgaPart(
         board="kv260",
         device="xck26-sfvc784-2LV-c",
         dsp=1248,
@@ -91,7 +91,7 @@ PARTS = (
         memory=_processing_system("DS987, Kria K26 SOM: 4 GB"),
         source="DS987, Kria K26 SOM Data Sheet, programmable logic (144 block RAMs of 36 Kbit)",
     ),
-    Part(
+    FpgaPart(
         board="zcu104",
         device="xczu7ev-ffvc1156-2-e",
         dsp=1728,
@@ -103,7 +103,7 @@ PARTS = (
         memory=_processing_system("UG1267, ZCU104 Board: 2 GB; the socket of the logic's own memory is empty"),
         source="DS891, Zynq UltraScale+ MPSoC Overview, EV devices, ZU7EV (312 block RAMs of 36 Kbit)",
     ),
-    Part(
+    FpgaPart(
         board="zcu102",
         device="xczu9eg-ffvb1156-2-e",
         dsp=2520,
@@ -115,7 +115,7 @@ PARTS = (
         memory=_processing_system("UG1182, ZCU102 Board: 4 GB; 16 bits more belong to the logic and are not used"),
         source="DS891, Zynq UltraScale+ MPSoC Overview, EG devices, ZU9EG (912 block RAMs of 36 Kbit)",
     ),
-    Part(
+    FpgaPart(
         board="u50",
         device="xcu50-fsvh2104-2-e",
         dsp=5952,
@@ -127,7 +127,7 @@ PARTS = (
         memory=_high_bandwidth_memory(316, "DS965, Alveo U50, 8 GB"),
         source="DS965, Alveo U50 Data Sheet (872 K LUTs, 1344 block RAMs of 36 Kbit)",
     ),
-    Part(
+    FpgaPart(
         board="u55c",
         device="xcu55c-fsvh2892-2L-e",
         clock_megahertz=300,
@@ -135,7 +135,7 @@ PARTS = (
         source="DS978, Alveo U55C Data Sheet (1304 K LUTs, 2016 block RAMs of 36 Kbit)",
         **_LARGE_CARD,
     ),
-    Part(
+    FpgaPart(
         board="u280",
         device="xcu280-fsvh2892-2L-e",
         clock_megahertz=300,
@@ -147,7 +147,7 @@ PARTS = (
 """All known parts, from small to large."""
 
 
-def find_part(name: str) -> Part:
+def find_part(name: str) -> FpgaPart:
     """The part with this name of a board or device. Raises MoecError, listing all, for an unknown name."""
     for part in PARTS:
         if name.lower() in (alias.lower() for alias in part.names):

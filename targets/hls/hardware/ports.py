@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from moec.targets.hls.attention.design import AttentionShape
 from moec.targets.hls.hardware.cycles import MemoryPace
-from moec.targets.hls.hardware.parts import ExternalMemory, Part
+from moec.targets.hls.hardware.parts import ExternalMemory, FpgaPart
 from moec.targets.hls.moe.design import BEAT_BYTES, Design
 from moec.targets.hls.moe.striping import stripe_names
 
@@ -71,7 +71,7 @@ def attention_masters(shape: AttentionShape) -> tuple[str, ...]:
 
 
 def connect(
-    part: Part,
+    part: FpgaPart,
     masters: Sequence[str],
     clock_megahertz: float,
     memory_share: float = 1.0,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from moec.targets.hls.cpp.source import closing, split_list
 from moec.targets.hls.cpp.structure import Statement
-from moec.targets.hls.lint.linted import Finding, Linted, Place
+from moec.targets.hls.lint.linted import Finding, FunctionPlace, Linted
 
 _CALL = re.compile(r"\s*(?:[\w]+::)*(\w+)\s*(?:<[^;()]*>)?\s*\((.*)\)\s*;", re.DOTALL)
 _STREAMS = re.compile(r"\s*hls::stream\s*<(?P<type>.*)>\s*(?P<names>\w+\s*[(\[;,].*)", re.DOTALL)
@@ -137,7 +137,7 @@ def regions_in_turn(linted: Linted) -> Iterator[Finding]:
                     yield place.finding(call.start, "regions-in-turn", message)
 
 
-def _calls_of_regions(linted: Linted, place: Place) -> Iterator[tuple[Place, _Process]]:
+def _calls_of_regions(linted: Linted, place: FunctionPlace) -> Iterator[tuple[FunctionPlace, _Process]]:
     names = {region.function.name: region for region in linted.regions}
     for statement in place.function.body.walk():
         call = _CALL.fullmatch(_text(place, statement)) if statement.kind == "plain" else None
@@ -145,7 +145,7 @@ def _calls_of_regions(linted: Linted, place: Place) -> Iterator[tuple[Place, _Pr
             yield names[call[1]], _Process(call[1], tuple(split_list(call[2])), statement.start)
 
 
-def _bundles(linted: Linted, region: Place) -> dict[str, str]:
+def _bundles(linted: Linted, region: FunctionPlace) -> dict[str, str]:
     """The AXI bundles of a region's ports by name: its own, or those of the function that calls it."""
     tops = [
         top
@@ -160,11 +160,11 @@ def _bundles(linted: Linted, region: Place) -> dict[str, str]:
     }
 
 
-def _text(place: Place, statement: Statement) -> str:
+def _text(place: FunctionPlace, statement: Statement) -> str:
     return place.source.code_and_strings[statement.start : statement.end]
 
 
-def _channels(place: Place) -> Iterator[tuple[Statement, dict[str, str], bool]]:
+def _channels(place: FunctionPlace) -> Iterator[tuple[Statement, dict[str, str], bool]]:
     """Declarations of channels: each with its channels' names, mapped to the names given in C++, and whether they have
     a depth. An array counts as its elements."""
     deep = {
@@ -186,7 +186,7 @@ def _channels(place: Place) -> Iterator[tuple[Statement, dict[str, str], bool]]:
             yield statement, names, has_depth
 
 
-def _processes(place: Place) -> list[_Process]:
+def _processes(place: FunctionPlace) -> list[_Process]:
     processes = []
     for statement in place.function.body.children:
         text = _text(place, statement)

@@ -26,7 +26,7 @@ class Finding:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class FunctionPlace:
     """A function and its file."""
 
     source: Source
@@ -57,19 +57,19 @@ class Linted:
     sources: tuple[Source, ...]
 
     @functools.cached_property
-    def places(self) -> tuple[Place, ...]:
-        return tuple(Place(source, function) for source in self.sources for function in functions(source))
+    def places(self) -> tuple[FunctionPlace, ...]:
+        return tuple(FunctionPlace(source, function) for source in self.sources for function in functions(source))
 
     @functools.cached_property
-    def by_name(self) -> dict[str, Place]:
+    def by_name(self) -> dict[str, FunctionPlace]:
         return {place.function.name: place for place in self.places}
 
     @property
-    def regions(self) -> list[Place]:
+    def regions(self) -> list[FunctionPlace]:
         return [place for place in self.places if place.function.body.pragmas_named("DATAFLOW")]
 
     @functools.cached_property
-    def tops(self) -> tuple[Place, ...]:
+    def tops(self) -> tuple[FunctionPlace, ...]:
         """Functions with ports: those that call regions one after the other, and regions that no such function
         calls."""
         names = {place.function.name for place in self.regions}
@@ -80,7 +80,7 @@ class Linted:
         return (*around, *(place for place in self.regions if place.function.name not in called))
 
     @functools.cached_property
-    def used(self) -> tuple[Place, ...]:
+    def used(self) -> tuple[FunctionPlace, ...]:
         """All functions reachable from regions and tops; every function if there are none. The library holds more than
         a design uses, and constants in the unused rest have no values."""
         reached = {place.function.name for place in (*self.regions, *self.tops) or self.places}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from moec.targets.hls.cpp.constants import DeclaredConstants
 from moec.targets.hls.cpp.structure import Statement
-from moec.targets.hls.lint.linted import Finding, Linted, Place
+from moec.targets.hls.lint.linted import Finding, FunctionPlace, Linted
 
 _DIVISION = re.compile(r"(?<![/*])[/%]=?(?![/*=])\s*(\([^()]*\)|[\w:<>]*\w)")
 _VARIABLE = re.compile(r"(?<![\w:>.])[a-z]\w*(?!\w|\s*(?:::|<|\())")
@@ -63,7 +63,7 @@ def cheap_divisions(linted: Linted) -> Iterator[Finding]:
                 yield place.finding(match.start(), "cheap-divisions", message)
 
 
-def _finding(place: Place, loop: Statement, rule: str, message: str) -> Finding:
+def _finding(place: FunctionPlace, loop: Statement, rule: str, message: str) -> Finding:
     return place.finding(loop.start, rule, f"loop {loop.label or loop.header.strip()} {message}")
 
 
@@ -71,7 +71,7 @@ def _has_inner_loops(loop: Statement) -> bool:
     return any(inner is not loop and inner.is_loop and not inner.has("UNROLL") for inner in loop.walk())
 
 
-def _runs_regions(linted: Linted, place: Place, loop: Statement) -> bool:
+def _runs_regions(linted: Linted, place: FunctionPlace, loop: Statement) -> bool:
     """Whether a loop runs regions one after the other."""
     text = place.source.code[loop.start : loop.end]
     return any(re.search(rf"\b{region.function.name}\s*\(", text) for region in linted.regions)

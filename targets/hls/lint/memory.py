@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from moec.targets.hls.cpp.source import Pragma
 from moec.targets.hls.cpp.structure import Statement
-from moec.targets.hls.lint.linted import Finding, Linted, Place
+from moec.targets.hls.lint.linted import Finding, FunctionPlace, Linted
 
 _CONDITIONS = ("if", "switch")
 _ARRAY = re.compile(r"([\w>]+)\s+(\w+)\s*((?:\[[^\]]*\]\s*)+)(?=;|=\s*[{A-Z])")
@@ -27,7 +27,7 @@ def unconditional_accesses(linted: Linted) -> Iterator[Finding]:
                     yield from _accesses(place, statement, memories)
 
 
-def _accesses(place: Place, statement: Statement, memories: list[str]) -> Iterator[Finding]:
+def _accesses(place: FunctionPlace, statement: Statement, memories: list[str]) -> Iterator[Finding]:
     for memory in memories:
         for match in re.finditer(rf"(?<![\w.>:]){memory}\s*\[", place.source.code[statement.start : statement.end]):
             message = (
@@ -50,7 +50,7 @@ def bound_storage(linted: Linted) -> Iterator[Finding]:
                 yield place.finding(place.function.body.start + match.start(2), "bound-storage", message)
 
 
-def _is_registers(place: Place, name: str, dimensions: int) -> bool:
+def _is_registers(place: FunctionPlace, name: str, dimensions: int) -> bool:
     complete = {
         pragma.options.get("dim", "1")
         for pragma in _pragmas(place, "ARRAY_PARTITION")
@@ -59,5 +59,5 @@ def _is_registers(place: Place, name: str, dimensions: int) -> bool:
     return "0" in complete or complete >= {str(dimension + 1) for dimension in range(dimensions)}
 
 
-def _pragmas(place: Place, directive: str) -> list[Pragma]:
+def _pragmas(place: FunctionPlace, directive: str) -> list[Pragma]:
     return [pragma for pragma, _ in place.pragmas() if pragma.directive == directive]

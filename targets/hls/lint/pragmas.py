@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Literal, get_args
 
 from moec.targets.hls.cpp.source import Pragma
-from moec.targets.hls.lint.linted import Finding, Linted, Place
+from moec.targets.hls.lint.linted import Finding, FunctionPlace, Linted
 
 LEAST_VERSION = "2021.2"
 """The first Vitis HLS whose parser (Xilinx/hls-llvm-project, ParseXlxPragma.cpp) accepts all pragmas known here; later
@@ -188,17 +188,17 @@ def complete_interfaces(linted: Linted) -> Iterator[Finding]:
                 yield place.finding(place.function.start, "complete-interfaces", message)
 
 
-def _is_parameter(place: Place, name: str) -> bool:
+def _is_parameter(place: FunctionPlace, name: str) -> bool:
     return any(parameter.name == name for parameter in place.function.parameters)
 
 
-def _dimensions(place: Place, name: str) -> list[int]:
+def _dimensions(place: FunctionPlace, name: str) -> list[int]:
     """The number of array dimensions of each declaration of a variable in a function."""
     declaration = rf"[\w>\]*&,]\s*(?<![\w.]){name}\s*((?:\[[^\]]*\]\s*)*)(?=[;,=({{])"
     return [match[1].count("[") for match in re.finditer(declaration, place.text)]
 
 
-def _partition_problem(place: Place, pragma: Pragma) -> str:
+def _partition_problem(place: FunctionPlace, pragma: Pragma) -> str:
     options = pragma.options
     shape = options.get("type", "complete")
     if shape != "complete" and "factor" not in options:

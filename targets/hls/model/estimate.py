@@ -23,7 +23,7 @@ from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES, Estimate, Resources
 from moec.targets.hls.hardware.cycles import MemoryPace, count_cycles
 from moec.targets.hls.hardware.memories import Memory, channel_memories, memories_of
-from moec.targets.hls.hardware.parts import Part
+from moec.targets.hls.hardware.parts import FpgaPart
 from moec.targets.hls.hardware.ports import MOE_MASTERS, Ports, connect, model_ports
 from moec.targets.hls.model import reference
 from moec.targets.hls.model.channels import STRUCTS, experts_channels, process_of
@@ -107,7 +107,7 @@ def estimate_model(
     design: ModelDesign,
     plan: ModelPlan,
     loads: Loads,
-    part: Part,
+    part: FpgaPart,
     clock_megahertz: float,
     memory_share: float = 1.0,
     calibration: Calibration = UNCORRECTED,
@@ -231,7 +231,7 @@ def _resources(design: ModelDesign, dsps: Mapping[str, int], memories: Sequence[
     return Resources.of(dsps, memories, logic_luts(design.experts) + attention)
 
 
-def choose_model(plan: ModelPlan, loads: Loads, part: Part, constraints: Constraints) -> ModelEstimate:
+def choose_model(plan: ModelPlan, loads: Loads, part: FpgaPart, constraints: Constraints) -> ModelEstimate:
     """The design that leaves most of the part free, among those that fit within 5% of the fastest one's cycles.
 
     Raises UnsupportedError where layers cannot share one design, and where none fits, naming the resources that are
@@ -265,7 +265,7 @@ def _shares(design: ModelDesign, limits: Resources, calibration: Calibration) ->
     return {name: getattr(resources, name) / max(getattr(limits, name), 1) for name in RESOURCE_NAMES}
 
 
-def _designs(plan: ModelPlan, part: Part, constraints: Constraints) -> Iterator[ModelDesign]:
+def _designs(plan: ModelPlan, part: FpgaPart, constraints: Constraints) -> Iterator[ModelDesign]:
     """The designs of the grid, from large to small. Kernels may have different lanes if they pad tokens to the same
     width."""
     storages: tuple[LargeArrays, ...] = ("bram", "uram") if constraints.use_uram and part.uram else ("bram",)

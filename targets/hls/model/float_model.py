@@ -65,7 +65,7 @@ class FloatHead:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class ModelPart:
     """The part of a graph between two values."""
 
     tokens: ir.Value
@@ -97,7 +97,7 @@ class GraphModel:
     headless: str = ""
 
     @property
-    def parts(self) -> list[GraphBlock | GraphAttention | Part]:
+    def parts(self) -> list[GraphBlock | GraphAttention | ModelPart]:
         """The parts of the graph that the design computes, or that a host program looks up."""
-        head = [] if self.head is None else [Part(self.stream, self.result)]
-        return [*([] if self.table is None else [Part(self.table.tokens, self.table.output)]), *self.blocks, *head]
+        head = [] if self.head is None else [ModelPart(self.stream, self.result)]
+        return [*([] if self.table is None else [ModelPart(self.table.tokens, self.table.output)]), *self.blocks, *head]

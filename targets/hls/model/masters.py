@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES
-from moec.targets.hls.hardware.parts import Part
+from moec.targets.hls.hardware.parts import FpgaPart
 from moec.targets.hls.hardware.ports import model_ports
 from moec.targets.hls.model.calls import token_cycles
 from moec.targets.hls.model.design import ModelDesign
@@ -23,7 +23,7 @@ _FAST_ENOUGH = 1.05
 
 
 def with_masters(
-    chosen: ModelEstimate, plan: ModelPlan, loads: Loads, part: Part, constraints: Constraints
+    chosen: ModelEstimate, plan: ModelPlan, loads: Loads, part: FpgaPart, constraints: Constraints
 ) -> ModelEstimate:
     """The chosen design with the fewest masters that are about as fast as any number that fits."""
     limits, clock = constraints.limits(part), constraints.clock(part)
@@ -44,7 +44,7 @@ def _cycles(estimate: ModelEstimate, plan: ModelPlan) -> int:
     return token_cycles(estimate, plan).total if is_one_by_one else estimate.cycles.total
 
 
-def _designs(design: ModelDesign, part: Part) -> Iterator[ModelDesign]:
+def _designs(design: ModelDesign, part: FpgaPart) -> Iterator[ModelDesign]:
     """The design with more masters, each at a port of its own, from few to many."""
     attention = None if design.attention is None else design.attention.shape
     for up, down in masters_for(design.experts.shape)[1:]:

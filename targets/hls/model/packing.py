@@ -76,7 +76,7 @@ def stream_beats(rows: int, design: ModelDesign) -> int:
 def pack_model(design: ModelDesign, plan: ModelPlan, steps: Array) -> dict[str, bytes]:
     """The contents of all files by name. ``steps``: the inputs of one image, from :meth:`ModelPlan.input_steps`."""
     places = stream_places(design, plan)
-    files = _Files(stripes(design))
+    files = _WeightFiles(stripes(design))
     in_order = sorted(range(len(plan.layers)), key=lambda place: isinstance(plan.layers[place], QuantizedAttention))
     at = {place: files.add(_weights(design, plan.layers[place])) for place in in_order}
     layers: list[dict[str, int]] = []
@@ -104,7 +104,7 @@ def pack_model(design: ModelDesign, plan: ModelPlan, steps: Array) -> dict[str, 
     }
 
 
-class _Files:
+class _WeightFiles:
     """The weights of layers, one after the other, by file. A layer begins at the same place in all stripes of a matrix;
     shorter stripes are padded with zeros. Attention has only the first stripe, so it is added last to save padding."""
 

@@ -17,8 +17,8 @@ from moec.targets.hls.attention.target import expect_whole_sequences
 from moec.targets.hls.attention.target import shape_of as attention_shape
 from moec.targets.hls.graph.agreement import Agreement
 from moec.targets.hls.graph.calibrate import evaluate, feeds_of, unrounded
-from moec.targets.hls.graph.outside import Outside, find_outside
-from moec.targets.hls.hardware.parts import Part
+from moec.targets.hls.graph.outside import OutsideNodes, find_outside
+from moec.targets.hls.hardware.parts import FpgaPart
 from moec.targets.hls.model import reference
 from moec.targets.hls.model.agreement import model_agreements
 from moec.targets.hls.model.calls import reported_calls
@@ -49,9 +49,9 @@ def whole_project(
     attention: Sequence[GraphAttention],
     refused: Sequence[str],
     inputs: Mapping[str, Array],
-    part: Part,
+    part: FpgaPart,
     options: HlsOptions,
-) -> tuple[Project, Outside, list[Agreement]]:
+) -> tuple[Project, OutsideNodes, list[Agreement]]:
     """The project of the whole model, the nodes outside it, and the agreement of its parts with the graph. ``moe``,
     ``attention`` and ``refused``: the blocks of the graph, and the reasons why other candidates are none. ``inputs``:
     calibration data; the testbench runs its first image or sequence.
@@ -74,8 +74,8 @@ def whole_project(
 
 
 def _project(
-    model: ir.Model, graph: GraphModel, inputs: Mapping[str, Array], part: Part, options: HlsOptions
-) -> tuple[Project, Outside, list[Agreement]]:
+    model: ir.Model, graph: GraphModel, inputs: Mapping[str, Array], part: FpgaPart, options: HlsOptions
+) -> tuple[Project, OutsideNodes, list[Agreement]]:
     name = in_comment(model.graph.name or TOP)
     plan = quantize_model(model, graph, inputs, name=name, weight_bits=options.weight_bits)
     seen = _seen(model, graph, inputs)
@@ -90,7 +90,7 @@ def _project(
     compared = quality.compare_outputs(floats, outputs)
     files = model_files(estimate.design, plan, first, device=part.device, clock=estimate.clock_megahertz)
     is_whole = graph.source is _input_of(model)
-    rest = Outside((), 0.0, ()) if is_whole else find_outside(model, graph.parts, feeds_of(model, inputs))
+    rest = OutsideNodes((), 0.0, ()) if is_whole else find_outside(model, graph.parts, feeds_of(model, inputs))
     report = {
         "node": f"all layers of {name}" if rest.operators else f"the whole model, {name}",
         "weights": {
@@ -122,7 +122,7 @@ def _input_of(model: ir.Model) -> ir.Value | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Seen:
+class _CalibrationArrays:
     """The graph's arrays for the calibration data ``feeds``: the ``sequences`` that the design takes, the ``streams``
     that each block takes and that the last one returns, and the ``outputs`` of the model."""
 
@@ -132,14 +132,14 @@ class _Seen:
     outputs: list[Array]
 
 
-def _seen(model: ir.Model, graph: GraphModel, inputs: Mapping[str, Array]) -> _Seen:
+def _seen(model: ir.Model, graph: GraphModel, inputs: Mapping[str, Array]) -> _CalibrationArrays:
     feeds, streams = feeds_of(model, inputs), [*(block.tokens for block in graph.blocks), graph.stream]
     sequences, *rest = evaluate(model, feeds, [graph.source, *streams, *model.graph.outputs])
-    return _Seen(feeds, sequences, rest[: len(streams)], rest[len(streams) :])
+    return _CalibrationArrays(feeds, sequences, rest[: len(streams)], rest[len(streams) :])
 
 
 def _compared(
-    model: ir.Model, graph: GraphModel, plan: ModelPlan, seen: _Seen
+    model: ir.Model, graph: GraphModel, plan: ModelPlan, seen: _CalibrationArrays
 ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
     """The design's inputs from the calibration data, limited in number, and the model's outputs for them in floats and
     in integers. The graph may have a fixed batch, so it runs on all images, and its outputs are cut."""
@@ -166,7 +166,7 @@ def _compared(
     )
 
 
-def _by_layer(graph: GraphModel, plan: ModelPlan, seen: _Seen) -> list[dict[str, Any]]:
+def _by_layer(graph: GraphModel, plan: ModelPlan, seen: _CalibrationArrays) -> list[dict[str, Any]]:
     """The error of each block in integers against the floats, on its input in the graph for the first image or
     sequence."""
     count, scale = len(seen.sequences), plan.stream_scale

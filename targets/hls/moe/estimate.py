@@ -13,7 +13,7 @@ from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.costs import Estimate, Resources
 from moec.targets.hls.hardware.cycles import Cycles, count_cycles
 from moec.targets.hls.hardware.memories import Memory, memories_of
-from moec.targets.hls.hardware.parts import Part
+from moec.targets.hls.hardware.parts import FpgaPart
 from moec.targets.hls.hardware.ports import Ports, connect, masters_of
 from moec.targets.hls.moe.design import Design
 
@@ -22,7 +22,7 @@ MoeEstimate = Estimate[Design, Cycles]
 
 def estimate(
     design: Design,
-    part: Part,
+    part: FpgaPart,
     loads: Sequence[int],
     clock_megahertz: float | None = None,
     memory_share: float = 1.0,
@@ -41,7 +41,7 @@ def estimate(
 
 def assemble(
     design: Design,
-    part: Part,
+    part: FpgaPart,
     clock_megahertz: float,
     ports: Ports,
     cycles: Cycles,

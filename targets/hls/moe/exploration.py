@@ -19,7 +19,7 @@ from moec.errors import UnsupportedError
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES, Resources
 from moec.targets.hls.hardware.cycles import Cycles, MemoryPace, count_cycles, route_cycles, tokens_in
-from moec.targets.hls.hardware.parts import PARTS, Part
+from moec.targets.hls.hardware.parts import PARTS, FpgaPart
 from moec.targets.hls.hardware.ports import connect, masters_of
 from moec.targets.hls.moe.design import BlockShape, Design, Fifos, LargeArrays
 from moec.targets.hls.moe.estimate import MoeEstimate, assemble, resources_of
@@ -74,11 +74,11 @@ class Constraints:
         if not 0 < self.memory_share <= 1:
             raise UnsupportedError(f"a share of {self.memory_share:g} of the memory: expected more than 0, up to 1")
 
-    def clock(self, part: Part) -> float:
+    def clock(self, part: FpgaPart) -> float:
         """The clock in MHz: the user's, or else the part's, or the one that synthesis reached where that is slower."""
         return self.clock_megahertz or min(part.clock_megahertz, self.calibration.clock(part.device))
 
-    def limits(self, part: Part) -> Resources:
+    def limits(self, part: FpgaPart) -> Resources:
         """The limit of each resource: the user's or the default share, and never more than the part has."""
         limits = {}
         for name in RESOURCE_NAMES:
@@ -119,7 +119,7 @@ class Exploration:
     """The result of an exploration. ``front``: from fast to slow. ``considered``: the number of designs that the
     templates can build; ``fitting``: the number that fits the part."""
 
-    part: Part
+    part: FpgaPart
     constraints: Constraints
     loads: Sequence[int]
     considered: int
@@ -142,7 +142,7 @@ class Exploration:
 
 
 def explore(
-    shape: BlockShape, part: Part, constraints: Constraints = Constraints(), loads: Sequence[int] | None = None
+    shape: BlockShape, part: FpgaPart, constraints: Constraints = Constraints(), loads: Sequence[int] | None = None
 ) -> Exploration:
     """Explore the designs of a layer. ``loads``: tokens of each expert to optimise for, shared ones last, as counted on
     calibration data; even by default.
@@ -183,7 +183,7 @@ def routers_of(shape: BlockShape) -> list[tuple[int, int | None]]:
     return [*((lanes, None) for lanes in ROUTER_LANES), *in_turns]
 
 
-def _buildable(shape: BlockShape, part: Part, constraints: Constraints) -> list[Design]:
+def _buildable(shape: BlockShape, part: FpgaPart, constraints: Constraints) -> list[Design]:
     storages = _storages(part, constraints)
     designs = [
         design
@@ -195,7 +195,7 @@ def _buildable(shape: BlockShape, part: Part, constraints: Constraints) -> list[
     return designs
 
 
-def _has_ports(design: Design, part: Part) -> bool:
+def _has_ports(design: Design, part: FpgaPart) -> bool:
     """Whether each master of striped weights has a port of its own; without one, striping gains nothing."""
     masters = design.masters_up + design.masters_down
     return masters == 2 or masters <= part.memory.ports
@@ -207,7 +207,9 @@ def masters_for(shape: BlockShape) -> list[tuple[int, int]]:
     return list(dict.fromkeys([(1, 1), *((rows * down, down) for down in MASTERS)]))
 
 
-def _cost(designs: Sequence[Design], part: Part, constraints: Constraints, loads: Sequence[int]) -> list[CostedDesign]:
+def _cost(
+    designs: Sequence[Design], part: FpgaPart, constraints: Constraints, loads: Sequence[int]
+) -> list[CostedDesign]:
     clock, calibration = constraints.clock(part), constraints.calibration
     costed = []
     by_masters = sorted(designs, key=_masters_of)
@@ -274,13 +276,13 @@ def _as_cheap(one: CostedDesign, other: CostedDesign) -> bool:
     return all(a <= b for a, b in zip(blocks, other_blocks, strict=True)) and luts <= other_luts * _AS_SMALL
 
 
-def _choose(front: Sequence[CostedDesign], part: Part) -> CostedDesign:
+def _choose(front: Sequence[CostedDesign], part: FpgaPart) -> CostedDesign:
     fastest = min(candidate.estimate.cycles.total for candidate in front)
     fast = [candidate for candidate in front if candidate.estimate.cycles.total <= fastest * _FAST_ENOUGH]
     return min(fast, key=lambda candidate: (fullest(candidate.estimate.resources, part), _costs(candidate)))
 
 
-def fullest(resources: Resources, part: Part) -> float:
+def fullest(resources: Resources, part: FpgaPart) -> float:
     """The share taken of the resource that is fullest."""
     return max(getattr(resources, name) / getattr(part, name) for name in RESOURCE_NAMES if getattr(part, name))
 
@@ -291,7 +293,7 @@ def _excess(resources: Resources, limits: Resources) -> dict[str, int]:
     return {name: difference for name, difference in differences.items() if difference > 0}
 
 
-def _nothing_fits(shape: BlockShape, part: Part, constraints: Constraints, designs: Sequence[Design]) -> str:
+def _nothing_fits(shape: BlockShape, part: FpgaPart, constraints: Constraints, designs: Sequence[Design]) -> str:
     limits = constraints.limits(part)
 
     def overrun(design: Design) -> tuple[float, Resources]:
@@ -311,7 +313,7 @@ def _nothing_fits(shape: BlockShape, part: Part, constraints: Constraints, desig
     )
 
 
-def _what_fits(shape: BlockShape, part: Part, constraints: Constraints) -> str:
+def _what_fits(shape: BlockShape, part: FpgaPart, constraints: Constraints) -> str:
     """Changes to the request that would fit, in words."""
     changes = []
     tokens = _most_tokens(shape, part, constraints)
@@ -330,17 +332,17 @@ def _what_fits(shape: BlockShape, part: Part, constraints: Constraints) -> str:
     return f"what would fit: {', or '.join(changes)}" if changes else "no part that moec knows is large enough"
 
 
-def _fits(shape: BlockShape, part: Part, constraints: Constraints) -> bool:
+def _fits(shape: BlockShape, part: FpgaPart, constraints: Constraints) -> bool:
     limits = constraints.limits(part)
     designs = designs_of(shape, _storages(part, constraints))
     return any(not design.why_not() and not _excess(_resources(design, constraints), limits) for design in designs)
 
 
-def _storages(part: Part, constraints: Constraints) -> tuple[LargeArrays, ...]:
+def _storages(part: FpgaPart, constraints: Constraints) -> tuple[LargeArrays, ...]:
     return ("bram", "uram") if constraints.use_uram and part.uram else ("bram",)
 
 
-def _most_tokens(shape: BlockShape, part: Part, constraints: Constraints) -> int:
+def _most_tokens(shape: BlockShape, part: FpgaPart, constraints: Constraints) -> int:
     """The largest number of tokens that fits, or 0, by binary search: memories grow with tokens."""
     fits, too_many = 0, shape.tokens
     while too_many - fits > 1:

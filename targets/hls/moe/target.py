@@ -13,7 +13,7 @@ import onnx_ir as ir
 from moec.errors import MoecError, UnsupportedError
 from moec.targets.base import Project
 from moec.targets.hls.graph.agreement import Agreement
-from moec.targets.hls.hardware.parts import Part
+from moec.targets.hls.hardware.parts import FpgaPart
 from moec.targets.hls.moe import quality, reference
 from moec.targets.hls.moe.agreement import experts_agreement
 from moec.targets.hls.moe.blocks import GraphBlock, find_blocks
@@ -37,11 +37,11 @@ class MoeBlock:
     kind: ClassVar[str] = "moe"
 
     graph: GraphBlock
-    part: Part
+    part: FpgaPart
     options: HlsOptions
 
     @classmethod
-    def find(cls, model: ir.Model, part: Part, options: HlsOptions) -> tuple[list[MoeBlock], list[str]]:
+    def find(cls, model: ir.Model, part: FpgaPart, options: HlsOptions) -> tuple[list[MoeBlock], list[str]]:
         """All MoE blocks; none may stay outside. Raises UnsupportedError for a model without any, and, naming the node,
         for a block that cannot be cut out."""
         blocks = find_blocks(model)

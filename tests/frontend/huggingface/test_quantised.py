@@ -13,7 +13,7 @@ import pytest
 from moec.errors import MoecError, UnsupportedError
 from moec.frontend.huggingface.quantised import decode_names
 from moec.frontend.huggingface.safetensors import FileTensor
-from moec.frontend.huggingface.weights import Weight
+from moec.frontend.huggingface.weights import CheckpointWeight
 from moec.ir.weights.encode import decode
 from moec.ir.weights.lazy import LazyMatrix
 
@@ -22,7 +22,7 @@ RNG = np.random.default_rng(0)
 Arrays = dict[str, np.ndarray]
 
 
-def weights(arrays: Arrays, **settings: Any) -> dict[str, Weight]:
+def weights(arrays: Arrays, **settings: Any) -> dict[str, CheckpointWeight]:
     """Decode the product ``p`` from tensors with these ends of names."""
     tensors = {f"p{end}": file_tensor(f"p{end}", array) for end, array in arrays.items()}
     return decode_names(tensors, {"quantization_config": settings}, "folder")
@@ -33,7 +33,7 @@ def file_tensor(name: str, array: np.ndarray) -> FileTensor:
     return FileTensor(f"file: {name}", ir.DataType.from_numpy(array.dtype), array.shape, stored)
 
 
-def numbers(weight: Weight) -> np.ndarray:
+def numbers(weight: CheckpointWeight) -> np.ndarray:
     """Decode the stored weight to float32."""
     assert weight.form is not None
     tables = weight.tables

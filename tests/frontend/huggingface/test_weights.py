@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.frontend.huggingface.weights import Conversion, LazyArray, Weight
+from moec.frontend.huggingface.weights import CheckpointWeight, Conversion, LazyArray
 from tests.frontend.huggingface.models import torch
 
 
@@ -26,7 +26,7 @@ class Doubled:
 def test_operations_see_numbers_and_other_types_move(dtype: Any) -> None:
     array = np.arange(6).reshape(2, 3).astype(dtype)
     kind = ir.DataType.from_numpy(array.dtype)
-    sources = {"w": [Weight("file", {"data": LazyArray(kind, array.shape, lambda: array)})]}
+    sources = {"w": [CheckpointWeight("file", {"data": LazyArray(kind, array.shape, lambda: array)})]}
     moved = array.dtype == ml_dtypes.float8_e4m3fn
     operation = SimpleNamespace(convert=lambda tensors, **_: {"w": tensors["w"][0]}) if moved else Doubled()
     converter = SimpleNamespace(operations=[operation], source_patterns=["w"], target_patterns=["w"])

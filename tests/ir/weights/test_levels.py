@@ -18,7 +18,7 @@ from moec.ir.weights.stored import StoredWeight, decoding_node, weight_inputs
 from moec.passes.framework.base import Report
 from moec.passes.framework.pipeline import CLEAN_UP, parse
 from moec.passes.framework.pipeline import run as run_passes
-from moec.passes.weights.selection import Selection, select
+from moec.passes.weights.selection import ExpertSelection, select
 from moec.passes.weights.store import scale_experts, store
 
 from .plain_experts import experts_with
@@ -89,7 +89,7 @@ def test_passes_keep_them() -> None:
     made = model()
     run_passes(made, parse(CLEAN_UP), Report(), verify_each=True)
     for name in ("up", "down"):
-        select(made.graph, made.graph[-1], name, Selection([2, 0]))
+        select(made.graph, made.graph[-1], name, ExpertSelection([2, 0]))
     assert up(made).formats == [FORM] * 2
     np.testing.assert_allclose(numbers(made), WEIGHT[[2, 0]], rtol=1e-6)
 

@@ -10,7 +10,7 @@ from moec.passes.framework.base import Report
 from moec.passes.raise_moe import RaiseMoE
 from moec.passes.raising import check, search
 from moec.passes.raising.block import Block
-from moec.passes.raising.matching import Known, match_block
+from moec.passes.raising.matching import KnownBlocks, match_block
 from moec.passes.raising.miniature import miniature
 
 from .wide_experts import ALIKE, DOWN, PLAIN, D, F, block_of, text_of, weights_of
@@ -115,7 +115,7 @@ def test_one_expert_that_differs_far_away_leaves_the_block(model, other):
 def test_weights_are_compared_in_the_block_itself(model):
     """An agreeing miniature does not check weights: here those of two experts are swapped."""
     block = block_of(model(PLAIN + DOWN))
-    proposal = match_block(block, Known()).proposal
+    proposal = match_block(block, KnownBlocks()).proposal
     tried = check.check_proposal(*miniature(block, proposal))
     assert tried.agrees and check.check_weights(block, proposal, tried).agrees
     up = proposal.tensors["up"]

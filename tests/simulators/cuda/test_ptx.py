@@ -7,7 +7,7 @@ import pytest
 from moec.errors import MoecError, UnsupportedError
 from moec.simulators.cuda.inline_assembly import InlineAssembly, find_inline_assembly
 from moec.simulators.cuda.instructions import to_cpp
-from moec.simulators.cuda.ptx import Instruction, Label, Registers, parse
+from moec.simulators.cuda.ptx import Instruction, Label, RegisterDeclaration, parse
 
 
 def test_inline_assembly_is_found():
@@ -35,7 +35,7 @@ def test_statements():
     text = "{ .reg .pred p, q; // both\n AGAIN: @!p bra AGAIN; "
     text += "ld.shared::cta.b32 {%0, r}, [%1, {%2, %3}]; elect.sync _|%q, 1; }"
     assert parse(text) == [
-        Registers("pred", ("p", "q")),
+        RegisterDeclaration("pred", ("p", "q")),
         Label("AGAIN"),
         Instruction("bra", ("AGAIN",), "p", True),
         Instruction("ld.shared::cta.b32", (["%0", "r"], ["%1", ["%2", "%3"]])),

@@ -14,7 +14,7 @@ from moec.ir.semantics import experts
 from moec.targets.cpu.kernels import multiply_float, multiply_pairs, sparse_rows
 from moec.targets.cpu.kernels.dot import pair_functions
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
-from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Tile, Weights
+from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Weights, WeightTile
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
 from moec.targets.cpu.machine import Machine
 
@@ -45,7 +45,15 @@ def kernel(machine_name: str, way: str, sparse: str):
 
     def body(rows, weights, where, sums):
         first, count = (T.bind(T.cast(where[i], "int64")) for i in range(2))
-        operands = product, Rows(rows), Weights(weights, crossover=T.int64(1000)), Tile(0, 0, INNER), sums, first, count
+        operands = (
+            product,
+            Rows(rows),
+            Weights(weights, crossover=T.int64(1000)),
+            WeightTile(0, 0, INNER),
+            sums,
+            first,
+            count,
+        )
 
         def mark() -> None:
             with T.serial(count) as row, T.vectorized(product.columns) as j:

@@ -11,7 +11,7 @@ from moec.errors import UnsupportedError
 from moec.simulators.hls.simulator import SimulationError, simulate_timed
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
-from moec.targets.hls.attention.float_block import FloatAttention, Turns
+from moec.targets.hls.attention.float_block import FloatAttention, RotaryEmbedding
 from moec.targets.hls.attention.project import attention_files
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
 from moec.targets.hls.lint.linter import lint
@@ -49,12 +49,12 @@ def float_attention(
     )
 
 
-def turns_for(head_width, positions=64, turned=None) -> Turns:
+def turns_for(head_width, positions=64, turned=None) -> RotaryEmbedding:
     """A rotary embedding of the first ``turned`` channels, by default of all."""
     pairs = (turned or head_width) // 2
     angles = np.arange(positions)[:, None] * 100.0 ** (-np.arange(pairs) / pairs)
     angles = np.pad(angles, ((0, 0), (0, head_width // 2 - pairs)))
-    return Turns(np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))
+    return RotaryEmbedding(np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))
 
 
 def head_norm_for(head_width, seed=0) -> FloatNorm:

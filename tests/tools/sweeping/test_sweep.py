@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from moec.errors import MoecError
-from moec.tools.data import Text
+from moec.tools.data import TextOptions
 from moec.tools.evaluate import MetricValue, evaluate
 from moec.tools.sweeping import driver, sweep, variants
 from moec.tools.sweeping.driver import Keys, Sweep
@@ -86,7 +86,7 @@ def test_other_data_settings_and_pipelines_run(again, data, no_compiler, tmp_pat
     for changed in (
         lambda: again(PIPELINES, other),
         lambda: again(PIPELINES, metrics=["loss"]),
-        lambda: again(PIPELINES, text=Text(length=8)),
+        lambda: again(PIPELINES, text=TextOptions(length=8)),
         lambda: again([PIPELINES[0], "O1"]),
     ):
         with pytest.raises(MoecError, match="something was compiled"):
@@ -97,12 +97,12 @@ def test_a_key_tells_changed_files_apart(model, data, tmp_path):
     profile = tmp_path / "p.moeprof"
     profile.write_bytes(b"one")
     pipeline = f"O2,assign-bits{{avg=3,profile={profile}}}"
-    keys = [Keys(model, [data], None, Text(), {"metrics": []}).of(pipeline)]
+    keys = [Keys(model, [data], None, TextOptions(), {"metrics": []}).of(pipeline)]
     profile.write_bytes(b"two")
-    keys.append(Keys(model, [data], None, Text(), {"metrics": []}).of(pipeline))
-    keys.append(Keys(model, [data], data, Text(), {"metrics": []}).of(pipeline))
+    keys.append(Keys(model, [data], None, TextOptions(), {"metrics": []}).of(pipeline))
+    keys.append(Keys(model, [data], data, TextOptions(), {"metrics": []}).of(pipeline))
     assert keys[0] != keys[1] != keys[2]
-    assert keys[1] == Keys(model, [data], None, Text(), {"metrics": []}).of(pipeline)
+    assert keys[1] == Keys(model, [data], None, TextOptions(), {"metrics": []}).of(pipeline)
     assert json.loads(json.dumps(keys)) == keys
 
 

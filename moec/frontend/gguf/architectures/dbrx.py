@@ -8,12 +8,12 @@ from moec.frontend.gguf.builder import Builder
 from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attention
 from moec.frontend.gguf.parts.decoder import Norms, decoder
 from moec.frontend.gguf.parts.embedding import embed
-from moec.frontend.gguf.parts.feed_forward import Router, experts
+from moec.frontend.gguf.parts.feed_forward import RouterOptions, experts
 from moec.frontend.gguf.parts.rope import Rope
 
 
 def build(build: Builder) -> ir.Value:
-    heads, inner, router = Heads.of(build), build.given.whole("feed_forward_length"), Router.of(build)
+    heads, inner, router = Heads.of(build), build.given.whole("feed_forward_length"), RouterOptions.of(build)
     rope = Rope(build, heads[0].size, interleaved=False)
     form = AttentionForm(clamp=build.given.number("attention.clamp_kqv"))
 

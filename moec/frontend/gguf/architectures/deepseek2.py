@@ -16,14 +16,14 @@ from moec.frontend.gguf.builder import BATCH, PAST_LENGTH, Builder
 from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attend_heads, with_past
 from moec.frontend.gguf.parts.decoder import decoder
 from moec.frontend.gguf.parts.embedding import embed
-from moec.frontend.gguf.parts.feed_forward import Router, experts, gated, score_of, with_shared
+from moec.frontend.gguf.parts.feed_forward import RouterOptions, experts, gated, score_of, with_shared
 from moec.frontend.gguf.parts.rope import Rope
 
 _SOFTMAX = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sizes:
+class _LatentSizes:
     """Sizes of latent attention.
 
     ``plain``: elements of a head's key without rotary embedding. ``rotated``: those with it. ``value``: elements of a
@@ -44,7 +44,7 @@ def build(build: Builder) -> ir.Value:
     given, sizes, inner = build.given, _sizes(build), build.given.whole("feed_forward_length")
     rope = Rope(build, sizes.rotated, interleaved=True)
     normalize, scale = given.flag("expert_weights_norm", False), given.number("expert_weights_scale", 0.0)
-    router = Router.of(build, score_of(build, _SOFTMAX), normalize, correction="allowed").scaled(scale)
+    router = RouterOptions.of(build, score_of(build, _SOFTMAX), normalize, correction="allowed").scaled(scale)
     own, shared = given.whole("expert_feed_forward_length"), given.whole("expert_shared_count", least=0)
     dense = given.whole("leading_dense_block_count", 0, least=0)
     score_scale = _score_scale(rope, sizes)
@@ -60,7 +60,7 @@ def build(build: Builder) -> ir.Value:
     return build.head(decoder(build, embed(build), attend, feed_forward))
 
 
-def _sizes(build: Builder) -> _Sizes:
+def _sizes(build: Builder) -> _LatentSizes:
     given = build.given
     heads, rotated = given.whole("attention.head_count"), given.whole("rope.dimension_count")
     given.whole("attention.head_count_kv", heads)
@@ -70,10 +70,10 @@ def _sizes(build: Builder) -> _Sizes:
         key, value = given.whole("attention.key_length_mla"), given.whole("attention.value_length_mla")
     rank, query_rank = given.whole("attention.kv_lora_rank"), given.whole("attention.q_lora_rank", 0, least=0)
     query_rank = query_rank if build.has("blk.0.attn_q_a.weight") else 0
-    return _Sizes(heads, key - rotated, rotated, value, rank, query_rank, absorbed)
+    return _LatentSizes(heads, key - rotated, rotated, value, rank, query_rank, absorbed)
 
 
-def _score_scale(rope: Rope, sizes: _Sizes) -> float:
+def _score_scale(rope: Rope, sizes: _LatentSizes) -> float:
     """Factor of the scores: YaRN's stretch is taken off cosines and sines, and enters here squared."""
     scaling = rope.scaling
     longer = math.log(scaling.factor)
@@ -81,7 +81,7 @@ def _score_scale(rope: Rope, sizes: _Sizes) -> float:
     return stretch * stretch / math.sqrt(sizes.plain + sizes.rotated)
 
 
-def _attention(build: Builder, x: ir.Value, layer: int, sizes: _Sizes, rope: Rope, scale: float) -> ir.Value:
+def _attention(build: Builder, x: ir.Value, layer: int, sizes: _LatentSizes, rope: Rope, scale: float) -> ir.Value:
     write, name = build.write, f"blk.{layer}"
     query = _query(build, x, name, sizes)
     both = build.linear(x, f"{name}.attn_kv_a_mqa", build.width, sizes.rank + sizes.rotated)
@@ -94,7 +94,7 @@ def _attention(build: Builder, x: ir.Value, layer: int, sizes: _Sizes, rope: Rop
     return build.linear(joined, f"{name}.attn_output", sizes.heads * sizes.value, build.width)
 
 
-def _query(build: Builder, x: ir.Value, name: str, sizes: _Sizes) -> ir.Value:
+def _query(build: Builder, x: ir.Value, name: str, sizes: _LatentSizes) -> ir.Value:
     """Project queries [B,H,S,plain+rotated], before the rotary embedding."""
     size = sizes.plain + sizes.rotated
     if not sizes.query_rank:
@@ -112,7 +112,7 @@ def _with_latent_cache(
     query: ir.Value,
     latent: ir.Value,
     position: ir.Value,
-    sizes: _Sizes,
+    sizes: _LatentSizes,
     rope: Rope,
     scale: float,
 ) -> ir.Value:
@@ -144,7 +144,7 @@ def _with_keys_of_heads(
     query: ir.Value,
     latent: ir.Value,
     position: ir.Value,
-    sizes: _Sizes,
+    sizes: _LatentSizes,
     rope: Rope,
     scale: float,
 ) -> ir.Value:

@@ -8,7 +8,7 @@ from moec.frontend.gguf.builder import Builder
 from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attention
 from moec.frontend.gguf.parts.decoder import Norms, decoder
 from moec.frontend.gguf.parts.embedding import embed
-from moec.frontend.gguf.parts.feed_forward import Router, experts
+from moec.frontend.gguf.parts.feed_forward import RouterOptions, experts
 from moec.frontend.gguf.parts.rope import Rope
 from moec.frontend.gguf.parts.windows import windows_of
 from moec.ir.dialect import ExpertsSpec
@@ -18,7 +18,10 @@ _EXPERTS = ExpertsSpec("silu", alpha=1.702, limit=7.0, up_offset=1.0)
 
 def build(build: Builder) -> ir.Value:
     heads, windows = Heads.of(build), windows_of(build, 2)
-    rope, router = Rope(build, heads[0].size, interleaved=False), Router.of(build, "softmax_topk", normalize=False)
+    rope, router = (
+        Rope(build, heads[0].size, interleaved=False),
+        RouterOptions.of(build, "softmax_topk", normalize=False),
+    )
     build.given.whole("feed_forward_length", 0, least=0)  # converters write it, but there are no dense layers
     inner = build.given.whole("expert_feed_forward_length")
 

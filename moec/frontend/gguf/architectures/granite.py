@@ -9,7 +9,7 @@ from moec.frontend.gguf.builder import Builder
 from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attention
 from moec.frontend.gguf.parts.decoder import decoder
 from moec.frontend.gguf.parts.embedding import embed
-from moec.frontend.gguf.parts.feed_forward import Router, experts, gated, with_shared
+from moec.frontend.gguf.parts.feed_forward import RouterOptions, experts, gated, with_shared
 from moec.frontend.gguf.parts.rope import Rope
 
 
@@ -17,7 +17,7 @@ def build(build: Builder) -> ir.Value:
     given, heads = build.given, Heads.of(build)
     rope = Rope(build, heads[0].size, interleaved=True)
     is_rotated = given.flag("rope.scaling.finetuned", True) or given.architecture != "granite"
-    router = Router.of(build) if given.whole("expert_count", 0, least=0) else None
+    router = RouterOptions.of(build) if given.whole("expert_count", 0, least=0) else None
     inner, shared = given.whole("feed_forward_length"), given.whole("expert_shared_feed_forward_length", 0, least=0)
     form = AttentionForm(scale=given.number("attention.scale", 0.0) or None)
 

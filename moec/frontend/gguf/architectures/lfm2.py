@@ -12,7 +12,7 @@ from moec.frontend.gguf.builder import BATCH, Builder
 from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attention
 from moec.frontend.gguf.parts.decoder import decoder
 from moec.frontend.gguf.parts.embedding import embed
-from moec.frontend.gguf.parts.feed_forward import Router, experts, gated, score_of
+from moec.frontend.gguf.parts.feed_forward import RouterOptions, experts, gated, score_of
 from moec.frontend.gguf.parts.rope import Rope
 
 _BEHIND_ALL = np.iinfo(np.int64).max
@@ -22,7 +22,7 @@ def build(build: Builder) -> ir.Value:
     given, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
     rope, taps = Rope(build, heads[0].size, interleaved=False), given.whole("shortconv.l_cache", least=2)
     is_moe = given.architecture == "lfm2moe"
-    router = Router.of(build, score_of(build), correction="needed") if is_moe else None
+    router = RouterOptions.of(build, score_of(build), correction="needed") if is_moe else None
     own = given.whole("expert_feed_forward_length") if is_moe else 0
     dense = given.whole("leading_dense_block_count", 0, least=0) if is_moe else build.layers
     form = AttentionForm(window=given.whole("attention.sliding_window", 0, least=0) if not is_moe else 0, norm="head")

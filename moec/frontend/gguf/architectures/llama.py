@@ -15,7 +15,7 @@ from moec.frontend.gguf.builder import Builder
 from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attention
 from moec.frontend.gguf.parts.decoder import decoder
 from moec.frontend.gguf.parts.embedding import embed
-from moec.frontend.gguf.parts.feed_forward import Router, experts, gated
+from moec.frontend.gguf.parts.feed_forward import RouterOptions, experts, gated
 from moec.frontend.gguf.parts.rope import Rope
 
 
@@ -24,7 +24,7 @@ def build(build: Builder, interleaved: bool = False, norm: str = "", normalize: 
     whether routing weights sum to 1."""
     heads, form = Heads.of(build), AttentionForm(norm=norm)
     rope = Rope(build, heads[0].size, interleaved)
-    router = Router.of(build, normalize=normalize) if build.given.whole("expert_count", 0, least=0) else None
+    router = RouterOptions.of(build, normalize=normalize) if build.given.whole("expert_count", 0, least=0) else None
     inner = build.given.by_layer("feed_forward_length", build.layers)
     own = build.given.whole("expert_feed_forward_length", inner[0])
 

@@ -11,7 +11,7 @@ from moec.frontend.gguf.builder import Builder
 from moec.frontend.gguf.parts.attention import Heads, attention
 from moec.frontend.gguf.parts.decoder import decoder
 from moec.frontend.gguf.parts.embedding import embed
-from moec.frontend.gguf.parts.feed_forward import Router, experts, gated
+from moec.frontend.gguf.parts.feed_forward import RouterOptions, experts, gated
 from moec.frontend.gguf.parts.rope import Rope
 
 
@@ -19,7 +19,7 @@ def build(build: Builder) -> ir.Value:
     given, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
     given.whole("attention.sliding_window", 0, least=0)
     rope = Rope(build, heads[0].size, interleaved=False)
-    router = Router.of(build) if given.whole("expert_count", 0, least=0) else None
+    router = RouterOptions.of(build) if given.whole("expert_count", 0, least=0) else None
 
     def attend(x: ir.Value, layer: int) -> ir.Value:
         return attention(build, x, layer, heads[layer], rope)

@@ -8,12 +8,12 @@ from moec.frontend.gguf.builder import Builder
 from moec.frontend.gguf.parts.attention import Heads, attention
 from moec.frontend.gguf.parts.decoder import decoder
 from moec.frontend.gguf.parts.embedding import embed
-from moec.frontend.gguf.parts.feed_forward import Router, experts, with_shared
+from moec.frontend.gguf.parts.feed_forward import RouterOptions, experts, with_shared
 from moec.frontend.gguf.parts.rope import Rope
 
 
 def build(build: Builder) -> ir.Value:
-    heads, router = Heads.of(build), Router.of(build, normalize=False)
+    heads, router = Heads.of(build), RouterOptions.of(build, normalize=False)
     rope = Rope(build, heads[0].size, interleaved=False)
     inner = build.given.whole("feed_forward_length")
     own = build.given.whole("expert_feed_forward_length", inner // router.spec.k)

@@ -11,7 +11,7 @@ from moec.frontend.gguf.builder import Builder
 from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attention
 from moec.frontend.gguf.parts.decoder import Norms, decoder
 from moec.frontend.gguf.parts.embedding import embed
-from moec.frontend.gguf.parts.feed_forward import Router, experts, gated, score_of, with_shared
+from moec.frontend.gguf.parts.feed_forward import RouterOptions, experts, gated, score_of, with_shared
 from moec.frontend.gguf.parts.rope import Rope
 
 _SIGMOID = 2
@@ -25,7 +25,7 @@ def build(
     given, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
     form = AttentionForm(norm=norm if build.has("blk.0.attn_q_norm.weight") else "")
     normalize, scale = given.flag("expert_weights_norm", False), given.number("expert_weights_scale", 0.0)
-    router = Router.of(build, score_of(build, gating), normalize, correction="allowed").scaled(scale)
+    router = RouterOptions.of(build, score_of(build, gating), normalize, correction="allowed").scaled(scale)
     own, shared = given.whole("expert_feed_forward_length"), given.whole("expert_shared_count", 0, least=0)
     dense = given.whole("leading_dense_block_count", 0, least=0)
     rope = Rope(build, heads[0].size, interleaved=False)
@@ -47,7 +47,7 @@ def build_ernie(build: Builder) -> ir.Value:
     layer."""
     given, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
     is_moe = given.architecture == "ernie4_5-moe"
-    router = Router.of(build, correction="allowed") if is_moe else None
+    router = RouterOptions.of(build, correction="allowed") if is_moe else None
     own = given.whole("expert_feed_forward_length") if is_moe else 0
     shared = given.whole("expert_shared_feed_forward_length", 0, least=0)
     given.whole("expert_shared_count", 0, least=0)  # the length above is that of all shared experts together

@@ -45,7 +45,7 @@ def _activated(build: Builder, x: ir.Value, activation: Activation) -> ir.Value:
 
 
 @dataclasses.dataclass(frozen=True)
-class Router:
+class RouterOptions:
     """A router over ``experts`` experts. ``correction``: whether a tensor ``exp_probs_b`` biases the selection:
     ``needed``, ``allowed`` or not (``none``)."""
 
@@ -54,7 +54,7 @@ class Router:
     correction: Literal["none", "allowed", "needed"] = "none"
 
     @staticmethod
-    def of(build: Builder, score: ScoreFunction = "softmax", normalize: bool = True, **options: Any) -> Router:
+    def of(build: Builder, score: ScoreFunction = "softmax", normalize: bool = True, **options: Any) -> RouterOptions:
         """Router with ``score`` over ``expert_count`` experts, of which it selects ``expert_used_count``. Raises
         UnsupportedError for counts that do not fit."""
         given = build.given
@@ -71,9 +71,9 @@ class Router:
                 )
             limits = {"groups": groups, "groups_kept": kept, "group_score": "sum_top2"}
         floor: dict[str, Any] = {"normalize": True, "normalize_floor": _SMALLEST_SUM} if normalize else {}
-        return Router(experts, RouteSpec(used, score, **floor, **limits), **options)
+        return RouterOptions(experts, RouteSpec(used, score, **floor, **limits), **options)
 
-    def scaled(self, scale: float) -> Router:
+    def scaled(self, scale: float) -> RouterOptions:
         """Copy whose weights are multiplied by ``scale``; 0 stands for 1."""
         return dataclasses.replace(self, spec=dataclasses.replace(self.spec, scale=scale or 1.0))
 
@@ -88,7 +88,7 @@ def score_of(build: Builder, default: int | None = None) -> ScoreFunction:
 
 
 def experts(
-    build: Builder, x: ir.Value, layer: int, router: Router, inner: int, spec: ExpertsSpec = _SWIGLU
+    build: Builder, x: ir.Value, layer: int, router: RouterOptions, inner: int, spec: ExpertsSpec = _SWIGLU
 ) -> ir.Value:
     """Compute the weighted sum [B,S,D] of the experts that a layer's router selects for each token of x."""
     write, name, count = build.write, f"blk.{layer}", router.experts
@@ -116,7 +116,7 @@ def experts(
     return write.op("Reshape", y, write.op("Shape", x), label=f"{name}.experts.tokens")
 
 
-def _correction(build: Builder, name: str, router: Router) -> ir.Value | None:
+def _correction(build: Builder, name: str, router: RouterOptions) -> ir.Value | None:
     label = f"{name}.exp_probs_b.bias"
     if router.correction == "none" or (router.correction == "allowed" and not build.has(label)):
         return None

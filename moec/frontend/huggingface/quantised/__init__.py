@@ -8,7 +8,7 @@ from typing import Any
 from moec.errors import UnsupportedError
 from moec.frontend.huggingface.quantised import awq, compressed, fp8, gptq, mxfp4, nvfp4
 from moec.frontend.huggingface.safetensors import FileTensor
-from moec.frontend.huggingface.weights import Weight
+from moec.frontend.huggingface.weights import CheckpointWeight
 
 _METHODS = {
     "gptq": gptq.decode,
@@ -20,7 +20,7 @@ _METHODS = {
 }
 
 
-def decode_names(tensors: Mapping[str, FileTensor], config: dict[str, Any], where: str) -> dict[str, Weight]:
+def decode_names(tensors: Mapping[str, FileTensor], config: dict[str, Any], where: str) -> dict[str, CheckpointWeight]:
     """Read the weights of a checkpoint, by the names that they would have as floats. ``quantization_config`` of
     ``config.json`` says how they are stored.
 
@@ -28,7 +28,7 @@ def decode_names(tensors: Mapping[str, FileTensor], config: dict[str, Any], wher
     """
     settings = config.get("quantization_config")
     if settings is None:
-        return {name: Weight.of(tensor) for name, tensor in tensors.items()}
+        return {name: CheckpointWeight.of(tensor) for name, tensor in tensors.items()}
     method = settings.get("quant_method") if isinstance(settings, dict) else None
     if not isinstance(method, str) or method not in _METHODS:
         raise UnsupportedError(

@@ -16,14 +16,14 @@ from moec.errors import UnsupportedError
 from moec.frontend.huggingface.quantised import packing
 from moec.frontend.huggingface.quantised.packing import Array, Parts
 from moec.frontend.huggingface.safetensors import FileTensor
-from moec.frontend.huggingface.weights import Weight
+from moec.frontend.huggingface.weights import CheckpointWeight
 
 _BITS = 4
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 """Place in its word of the number of each of eight outputs."""
 
 
-def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, Weight]:
+def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, CheckpointWeight]:
     """Read the weights of a checkpoint by their names as floats. Raises as :func:`decode_names`."""
     bits, version = settings.get("bits"), str(settings.get("version", "gemm")).lower()
     if bits != _BITS or version != "gemm":
@@ -33,7 +33,7 @@ def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: s
     return packing.decoded(tensors, ".qweight", (".qzeros", ".scales"), _weight)
 
 
-def _weight(where: str, parts: Parts) -> Weight:
+def _weight(where: str, parts: Parts) -> CheckpointWeight:
     words = packing.part(parts, ".qweight", packing.INT32, 2)
     scales = packing.part(parts, ".scales", packing.FLOATS, 2)
     zeros = packing.part(parts, ".qzeros", packing.INT32, 2)

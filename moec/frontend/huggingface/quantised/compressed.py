@@ -28,7 +28,7 @@ from moec.errors import MoecError, UnsupportedError
 from moec.frontend.huggingface.quantised import fp8, nvfp4, packing
 from moec.frontend.huggingface.quantised.packing import Parts
 from moec.frontend.huggingface.safetensors import FileTensor
-from moec.frontend.huggingface.weights import LazyArray, Weight
+from moec.frontend.huggingface.weights import CheckpointWeight, LazyArray
 
 _FORMATS = ("pack-quantized", "nvfp4-pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
 _PACKED, _SCALE, _ZERO, _SHAPE, _INDEX = (
@@ -36,7 +36,7 @@ _PACKED, _SCALE, _ZERO, _SHAPE, _INDEX = (
 )
 
 
-def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, Weight]:
+def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, CheckpointWeight]:
     """Read the weights of a checkpoint by their names as floats. Raises as :func:`decode_names`."""
     form = settings.get("format")
     if form not in _FORMATS:
@@ -72,7 +72,7 @@ def _block(settings: dict[str, Any], where: str) -> tuple[int, int] | None:
     return packing.block_of(next(iter(blocks.values())), "block_structure", where)
 
 
-def _packed(where: str, parts: Parts) -> Weight:
+def _packed(where: str, parts: Parts) -> CheckpointWeight:
     words = packing.part(parts, _PACKED, packing.INT32, 2)
     scales = packing.part(parts, _SCALE, packing.FLOATS, 2)
     sizes = packing.part(parts, _SHAPE, (ir.DataType.INT64, ir.DataType.INT32), 1).numpy().tolist()
@@ -104,7 +104,7 @@ def _zeros(stored: FileTensor, bits: int, out: int) -> packing.Array:
     return packing.unpacked(stored.numpy().T, bits)[:, :out].T
 
 
-def _plain(where: str, parts: Parts, block: tuple[int, int] | None) -> Weight:
+def _plain(where: str, parts: Parts, block: tuple[int, int] | None) -> CheckpointWeight:
     if parts[".weight"].dtype != ir.DataType.INT8:
         if _ZERO in parts:
             raise UnsupportedError(f"{parts[_ZERO].where}: zero points of float8; moec has none")

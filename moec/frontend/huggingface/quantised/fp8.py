@@ -18,14 +18,14 @@ from moec.errors import UnsupportedError
 from moec.frontend.huggingface.quantised import packing
 from moec.frontend.huggingface.quantised.packing import Array, Parts
 from moec.frontend.huggingface.safetensors import FileTensor
-from moec.frontend.huggingface.weights import LazyArray, Weight
+from moec.frontend.huggingface.weights import CheckpointWeight, LazyArray
 from moec.ir.weights.format import WeightFormat
 
 _FP8 = (ir.DataType.FLOAT8E4M3FN,)
 _SCALES = (*packing.FLOATS, ir.DataType.FLOAT8E8M0)
 
 
-def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, Weight]:
+def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, CheckpointWeight]:
     """Read the weights of a checkpoint by their names as floats. Raises as :func:`decode_names`."""
     block = packing.block_of(settings.get("weight_block_size"), "weight_block_size", where)
     read = functools.partial(weight_of, end=".weight_scale_inv", block=block)
@@ -34,7 +34,7 @@ def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: s
 
 def decoded_where_scaled(
     tensors: Mapping[str, FileTensor], end: str, read: packing.Decoder, others: tuple[str, ...] = ()
-) -> dict[str, Weight]:
+) -> dict[str, CheckpointWeight]:
     """Read the weights of a checkpoint; those with a tensor ``end`` next to ``.weight`` are quantised."""
     scaled = {
         name: tensor
@@ -42,11 +42,11 @@ def decoded_where_scaled(
         for other in (".weight", end, *others)
         if name.endswith(other) and name.removesuffix(other) + end in tensors
     }
-    plain = {name: Weight.of(tensor) for name, tensor in tensors.items() if name not in scaled}
+    plain = {name: CheckpointWeight.of(tensor) for name, tensor in tensors.items() if name not in scaled}
     return plain | packing.decoded(scaled, ".weight", (end, *others), read)
 
 
-def weight_of(where: str, parts: Parts, end: str, block: tuple[int, int] | None) -> Weight:
+def weight_of(where: str, parts: Parts, end: str, block: tuple[int, int] | None) -> CheckpointWeight:
     """Combine numbers and scales to a weight. ``block``: outputs and inputs that share a scale, None where not
     declared."""
     numbers = packing.part(parts, ".weight", _FP8, 2)
@@ -72,7 +72,7 @@ def weight_of(where: str, parts: Parts, end: str, block: tuple[int, int] | None)
     shape = (out, -(-size // group) if group else 1)
     scale = LazyArray(ir.DataType.FLOAT, shape, lambda: expand(scales.numpy().astype(np.float32)))
     data = LazyArray.of(numbers)
-    return Weight(where, {"data": data, "scale": scale}, WeightFormat("fp8", group))
+    return CheckpointWeight(where, {"data": data, "scale": scale}, WeightFormat("fp8", group))
 
 
 def _by_rows(scales: Array, rows: int, out: int) -> Array:

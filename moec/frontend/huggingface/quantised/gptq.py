@@ -19,13 +19,13 @@ from moec.errors import UnsupportedError
 from moec.frontend.huggingface.quantised import packing
 from moec.frontend.huggingface.quantised.packing import Array, Parts
 from moec.frontend.huggingface.safetensors import FileTensor
-from moec.frontend.huggingface.weights import Weight
+from moec.frontend.huggingface.weights import CheckpointWeight
 
 _FORMATS = {"gptq": 1, "gptq_v2": 0}
 """Number to add to stored zero points, by format."""
 
 
-def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, Weight]:
+def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, CheckpointWeight]:
     """Read the weights of a checkpoint by their names as floats. Raises as :func:`decode_names`."""
     bits, form = settings.get("bits"), settings.get("checkpoint_format", "gptq")
     if type(bits) is not int or bits not in packing.WHOLE or not isinstance(form, str) or form not in _FORMATS:
@@ -44,7 +44,7 @@ def _zeros(tensor: FileTensor, bits: int, added: int) -> Array:
     return (packing.unpacked(tensor.numpy(), bits) + np.uint8(added)) & np.uint8(2**bits - 1)
 
 
-def _weight(where: str, parts: Parts, bits: int, added: int, symmetric: bool) -> Weight:
+def _weight(where: str, parts: Parts, bits: int, added: int, symmetric: bool) -> CheckpointWeight:
     words = packing.part(parts, ".qweight", packing.INT32, 2)
     scales = packing.part(parts, ".scales", packing.FLOATS, 2)
     zeros = packing.part(parts, ".qzeros", packing.INT32, 2)

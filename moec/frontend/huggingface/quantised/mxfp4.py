@@ -17,18 +17,18 @@ import onnx_ir as ir
 from moec.frontend.huggingface.quantised import packing
 from moec.frontend.huggingface.quantised.packing import Array, Parts
 from moec.frontend.huggingface.safetensors import FileTensor
-from moec.frontend.huggingface.weights import LazyArray, Weight
+from moec.frontend.huggingface.weights import CheckpointWeight, LazyArray
 from moec.ir.weights.format import MX_GROUP, WeightFormat
 
 _BYTES = (ir.DataType.UINT8,)
 
 
-def decode(tensors: Mapping[str, FileTensor], _settings: dict[str, Any], _where: str) -> dict[str, Weight]:
+def decode(tensors: Mapping[str, FileTensor], _settings: dict[str, Any], _where: str) -> dict[str, CheckpointWeight]:
     """Read the weights of a checkpoint by their names as floats. Raises as :func:`decode_names`."""
     return packing.decoded(tensors, "_blocks", ("_scales",), _weight, name="")
 
 
-def _weight(where: str, parts: Parts) -> Weight:
+def _weight(where: str, parts: Parts) -> CheckpointWeight:
     blocks = packing.part(parts, "_blocks", _BYTES, 4)
     scales = packing.part(parts, "_scales", _BYTES, 3)
     E, out, groups, _ = blocks.shape
@@ -46,4 +46,4 @@ def _weight(where: str, parts: Parts) -> Weight:
     exponents = LazyArray(
         ir.DataType.FLOAT8E8M0, scales.shape, lambda: scales.numpy().view(np.dtype(ml_dtypes.float8_e8m0fnu))
     )
-    return Weight(where, {"data": data, "scale": exponents}, WeightFormat("mxfp4", MX_GROUP)).transposed()
+    return CheckpointWeight(where, {"data": data, "scale": exponents}, WeightFormat("mxfp4", MX_GROUP)).transposed()

@@ -21,14 +21,14 @@ from moec.errors import MoecError, UnsupportedError
 from moec.frontend.huggingface.quantised import fp8, packing
 from moec.frontend.huggingface.quantised.packing import Array, Parts
 from moec.frontend.huggingface.safetensors import FileTensor
-from moec.frontend.huggingface.weights import LazyArray, Weight
+from moec.frontend.huggingface.weights import CheckpointWeight, LazyArray
 from moec.ir.weights.format import WeightFormat
 
 _GROUP = 16
 _ACTIVATIONS = (".input_scale", ".k_scale", ".v_scale")
 
 
-def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, Weight]:
+def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: str) -> dict[str, CheckpointWeight]:
     """Read the weights of a checkpoint of Model Optimizer by their names as floats, in NVFP4 or float8. Raises as
     :func:`decode_names`."""
     algorithm = settings.get("quant_algo")
@@ -42,14 +42,16 @@ def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: s
     return fp8.decoded_where_scaled(weights, ".weight_scale", read, (".weight_scale_2",))
 
 
-def decode_packed(tensors: Mapping[str, FileTensor]) -> dict[str, Weight]:
+def decode_packed(tensors: Mapping[str, FileTensor]) -> dict[str, CheckpointWeight]:
     """Read the weights of a checkpoint of compressed-tensors by their names as floats."""
     weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(".input_global_scale")}
     read = functools.partial(weight_of, numbers=".weight_packed", divisor=".weight_global_scale")
     return packing.decoded(weights, ".weight_packed", (".weight_scale", ".weight_global_scale"), read)
 
 
-def weight_of(where: str, parts: Parts, numbers: str, factor: str | None = None, divisor: str | None = None) -> Weight:
+def weight_of(
+    where: str, parts: Parts, numbers: str, factor: str | None = None, divisor: str | None = None
+) -> CheckpointWeight:
     """Combine the parts of a weight. ``numbers``: end of the name of the packed numbers. ``factor`` or ``divisor``: end
     of the name of the matrix's float, by its use."""
     packed = packing.part(parts, numbers, (ir.DataType.UINT8,), 2)
@@ -73,4 +75,4 @@ def weight_of(where: str, parts: Parts, numbers: str, factor: str | None = None,
 
     data = LazyArray(ir.DataType.FLOAT4E2M1, (out, size), codes)
     scale_table = LazyArray(ir.DataType.FLOAT, scales.shape, scale)
-    return Weight(where, {"data": data, "scale": scale_table}, WeightFormat("fp4", _GROUP))
+    return CheckpointWeight(where, {"data": data, "scale": scale_table}, WeightFormat("fp4", _GROUP))

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from moec.errors import MoecError, UnsupportedError
 from moec.frontend.huggingface.safetensors import FileTensor
-from moec.frontend.huggingface.weights import LazyArray, Weight
+from moec.frontend.huggingface.weights import CheckpointWeight, LazyArray
 from moec.ir.weights.format import FormatName, WeightFormat
 
 Array = np.ndarray[Any, Any]
@@ -25,12 +25,12 @@ WHOLE: dict[int, tuple[FormatName, Any, Any]] = {
 FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT)
 INT32 = (ir.DataType.INT32,)
 Parts = dict[str, FileTensor]
-Decoder = Callable[[str, Parts], Weight]
+Decoder = Callable[[str, Parts], CheckpointWeight]
 
 
 def decoded(
     tensors: Mapping[str, FileTensor], first: str, others: Collection[str], decode: Decoder, name: str = ".weight"
-) -> dict[str, Weight]:
+) -> dict[str, CheckpointWeight]:
     """Read the weights of a checkpoint, of which some are stored in several tensors.
 
     Where a name ends in ``first``, the tensors of the same beginning that end in ``others`` are parts of one weight.
@@ -42,7 +42,7 @@ def decoded(
         start: {end: tensors[start + end] for end in (first, *others) if start + end in tensors} for start in starts
     }
     used = {start + end for start, found in parts.items() for end in found}
-    weights = {full: Weight.of(tensor) for full, tensor in tensors.items() if full not in used}
+    weights = {full: CheckpointWeight.of(tensor) for full, tensor in tensors.items() if full not in used}
     return weights | {start + name: decode(found[first].where, found) for start, found in parts.items()}
 
 
@@ -85,7 +85,7 @@ def whole_numbers(
     numbers: Callable[[], Array],
     scale: LazyArray,
     zeros: Callable[[], Array] | None,
-) -> Weight:
+) -> CheckpointWeight:
     """Describe the weight [out,in] = scale * (number - zero) with numbers and zeros [out,groups] from 0 to 2^bits -
     1, as uint8. Without ``zeros`` every zero is 2^(bits-1), and the stored numbers are signed. ``scale`` is
     [out,groups]."""
@@ -94,10 +94,10 @@ def whole_numbers(
     group = group_of(where, shape, scale.shape)
     if zeros is None:
         data = lazy(lambda: (numbers().astype(np.int16) - middle).astype(signed), signed, shape)
-        return Weight(where, {"data": data, "scale": scale}, WeightFormat(name, group))
+        return CheckpointWeight(where, {"data": data, "scale": scale}, WeightFormat(name, group))
     data = lazy(lambda: numbers().astype(unsigned), unsigned, shape)
     zero = lazy(lambda: zeros().astype(unsigned), unsigned, scale.shape)
-    return Weight(where, {"data": data, "scale": scale, "zero_point": zero}, WeightFormat(name, group, True))
+    return CheckpointWeight(where, {"data": data, "scale": scale, "zero_point": zero}, WeightFormat(name, group, True))
 
 
 def group_of(where: str, shape: tuple[int, ...], scales: tuple[int, ...]) -> int:
@@ -134,7 +134,7 @@ def lazy(read: Callable[[], Array], dtype: Any, shape: tuple[int, ...]) -> LazyA
     return LazyArray(ir.DataType.from_numpy(np.dtype(dtype)), shape, read)
 
 
-def in_groups(weight: Weight, index: FileTensor) -> Weight:
+def in_groups(weight: CheckpointWeight, index: FileTensor) -> CheckpointWeight:
     """Reorder the inputs of a stored weight [out,in] so that each group is contiguous. ``index`` [in] is the group of
     each input. Returns the weight itself where groups are contiguous already.
 

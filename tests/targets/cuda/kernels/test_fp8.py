@@ -23,7 +23,7 @@ from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma as w
 from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv as gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.packed_format import PackedFormat
-from moec.targets.cuda.kernels.round_rows import Rounding, round_blocks, round_pairs
+from moec.targets.cuda.kernels.round_rows import RowRounding, round_blocks, round_pairs
 
 from ....products import thinned
 from .kernel_runner import build
@@ -55,7 +55,7 @@ def pack_rows(rows: np.ndarray) -> np.ndarray:
 
 @thinned("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], 2)
 def test_rows_are_packed(dtype):
-    kernel = build(round_rows.round_rows(Rounding(384, 128, np.dtype(dtype).name, "fp8", packed=True)))
+    kernel = build(round_rows.round_rows(RowRounding(384, 128, np.dtype(dtype).name, "fp8", packed=True)))
     for count in (0, 1, 7):
         rows = (RANDOM.standard_normal((count, 384)) * 2.0 ** RANDOM.integers(-14, 1, (count, 384))).astype(dtype)
         expected = pack_rows(rows)
@@ -64,7 +64,7 @@ def test_rows_are_packed(dtype):
 
 def test_numbers_that_are_none_and_groups_without_a_scale_are_packed():
     rows = np.pad(SPECIAL, ((0, 0), (60, 60))) * np.float32(0.5)
-    (found,) = build(round_rows.round_rows(Rounding(128, 128, "float32", "fp8", packed=True))).outputs(
+    (found,) = build(round_rows.round_rows(RowRounding(128, 128, "float32", "fp8", packed=True))).outputs(
         1, rows, np.zeros((len(rows), row_bytes(128)), np.uint8)
     )
     expected = pack_rows(rows)
@@ -79,7 +79,7 @@ def test_only_rows_in_use_are_packed():
     sorted_pairs, _, block_count = order = sort_pairs(3, 16, ids)
     rows, rounding = (
         RANDOM.standard_normal((len(sorted_pairs), 128), np.float32),
-        Rounding(128, 128, "float32", "fp8", packed=True),
+        RowRounding(128, 128, "float32", "fp8", packed=True),
     )
     nothing, expected = np.full((len(rows), row_bytes(128)), 77, np.uint8), pack_rows(rows)
     result = build(round_blocks(rounding, 16))(ids, sorted_pairs, block_count, rows, nothing)
@@ -93,7 +93,7 @@ def test_only_rows_in_use_are_packed():
 
 @thinned(("inner", "group"), [(72, 32), (128, 128), (72, 0), (5, 128)], 2)
 def test_rows_that_stay_floats(inner, group):
-    kernel = build(round_rows.round_rows(Rounding(inner, group, "bfloat16", "fp8")))
+    kernel = build(round_rows.round_rows(RowRounding(inner, group, "bfloat16", "fp8")))
     rows = RANDOM.standard_normal((7, inner)).astype(ml_dtypes.bfloat16)
     spec = dataclasses.replace(SPEC, activation_group=group)
     expected = rounded_rows(spec, rows.astype(np.float32)).astype(rows.dtype)

@@ -17,7 +17,7 @@ from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt as sim
 from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv as gemv
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.packed_format import PackedFormat
-from moec.targets.cuda.kernels.round_rows import Rounding, round_blocks
+from moec.targets.cuda.kernels.round_rows import RowRounding, round_blocks
 from moec.targets.tvm.lower.experts import CombineProblem, PlacedRows
 
 from ....products import thinned
@@ -83,7 +83,7 @@ LARGE_BUFFERS = {
         lambda: combine.combine_placed(PlacedRows(7168, "bfloat16", "float32")),
         {"rows", "y"},
     ),
-    "round": (lambda: round_blocks(Rounding(7168, 128), 64), {"rows"}),
+    "round": (lambda: round_blocks(RowRounding(7168, 128), 64), {"rows"}),
 }
 """Kernels that would take too long to run, since they have a block for every row, and their tensors with a row per
 token or pair."""

@@ -9,7 +9,7 @@ import pytest
 from moec.ir.dialect import ProductSpec
 from moec.ir.products import rounded_rows
 from moec.targets.cuda.kernels import round_rows
-from moec.targets.cuda.kernels.round_rows import Rounding, round_blocks, round_pairs
+from moec.targets.cuda.kernels.round_rows import RowRounding, round_blocks, round_pairs
 
 from ....products import thinned
 from .kernel_runner import build
@@ -39,7 +39,7 @@ def expected(rows: np.ndarray, group: int) -> np.ndarray:
 @thinned(("inner", "group"), [(72, 32), (72, 0), (5, 128)], 2)
 @thinned("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], 4)
 def test_every_row(inner, group, dtype):
-    kernel = build(round_rows.round_rows(Rounding(inner, group, np.dtype(dtype).name)))
+    kernel = build(round_rows.round_rows(RowRounding(inner, group, np.dtype(dtype).name)))
     for count in (0, 1, 7):
         rows = RANDOM.standard_normal((count, inner)).astype(dtype)
         np.testing.assert_array_equal(kernel(rows, np.full_like(rows, np.nan)), expected(rows, group))
@@ -47,7 +47,7 @@ def test_every_row(inner, group, dtype):
 
 @pytest.mark.parametrize("group", [0, 3])
 def test_halves_and_numbers_that_are_none(group):
-    kernel = build(round_rows.round_rows(Rounding(8, group)))
+    kernel = build(round_rows.round_rows(RowRounding(8, group)))
     np.testing.assert_array_equal(kernel(SPECIAL, np.zeros_like(SPECIAL)), expected(SPECIAL, group))
 
 
@@ -55,15 +55,15 @@ def test_only_rows_in_use_change():
     ids = np.array([[0, 2], [-1, 2], [2, 0]], np.int32)
     sorted_pairs, _, block_count = order = sort_pairs(3, 16, ids)
     rows = RANDOM.standard_normal((len(sorted_pairs), 20), np.float32)
-    result = build(round_blocks(Rounding(20, 8), 16))(ids, sorted_pairs, block_count, rows, rows)
+    result = build(round_blocks(RowRounding(20, 8), 16))(ids, sorted_pairs, block_count, rows, rows)
     used = (sorted_pairs >= 0) & (np.arange(len(order[0])) < block_count[0] * 16)
     assert used.sum() == 5
     np.testing.assert_array_equal(result, np.where(used[:, None], expected(rows, 8), rows))
-    result = build(round_pairs(Rounding(20, 8)))(ids, rows, rows)
+    result = build(round_pairs(RowRounding(20, 8)))(ids, rows, rows)
     np.testing.assert_array_equal(result, np.concatenate([expected(rows[: ids.size], 8), rows[ids.size :]]))
 
 
 def test_a_type_that_is_not_stored_has_a_reason():
     why_not = round_rows.ROUND.why_not
-    assert [why_not(Rounding(8, 0, np.dtype(dtype).name), "sm_80") for dtype in DTYPES] == [None] * 3
-    assert "float64" in why_not(Rounding(8, 0, "float64"), "sm_80")
+    assert [why_not(RowRounding(8, 0, np.dtype(dtype).name), "sm_80") for dtype in DTYPES] == [None] * 3
+    assert "float64" in why_not(RowRounding(8, 0, "float64"), "sm_80")

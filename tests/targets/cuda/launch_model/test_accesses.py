@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from moec.ir.text import parse_model
-from moec.targets.cuda.launch_model.plans import StreamPlan, parse_plan
+from moec.targets.cuda.launch_model.plans import MemoryBoundPlan, parse_plan
 from moec.targets.cuda.launch_model.sizes import kernel_sizes, tensor_bytes
 
 GRAPH = """<ir_version: 11, opset_import: ["" : 24]>
@@ -44,7 +44,7 @@ def test_tensors_are_moved_once_and_of_a_table_what_is_looked_up(kernels):
     for name, (read, written) in MOVED.items():
         kernel = kernels[name]
         assert parse_plan(kernel.plan.as_data(), name) == kernel.plan
-        assert isinstance(kernel.plan, StreamPlan)
+        assert isinstance(kernel.plan, MemoryBoundPlan)
         parameters = [{"name": one.name, "dtype": one.dtype, "shape": one.shape} for one in kernel.parameters]
         for T in (1, 7, 30, 1000):
             sizes = kernel_sizes({"sizes": kernel.sizes}, {"T": T}, name)

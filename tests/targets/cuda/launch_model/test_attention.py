@@ -8,7 +8,7 @@ import pytest
 
 from moec.targets.cuda.launch_model.attention import (
     AttentionSizes,
-    Walk,
+    KeyWalk,
     attention_cycles,
     attention_least_bytes,
     attention_operations,
@@ -20,7 +20,7 @@ from moec.targets.cuda.launch_model.gpus import LAUNCH_SECONDS
 from moec.targets.cuda.launch_model.loops import Issued
 from moec.targets.cuda.launch_model.plans import AttentionPlan
 from moec.targets.cuda.launch_model.predict import LaunchFacts, predict
-from moec.targets.cuda.launch_model.rows import Spread
+from moec.targets.cuda.launch_model.rows import RowSpread
 from moec.targets.cuda.launch_model.traffic import Traffic
 
 from .test_predict import GPU
@@ -42,17 +42,17 @@ FEW = dataclasses.replace(MMA, unit="fma", rows=2, ahead=False)
 def test_keys_that_are_walked_over(causal, seen, tiles, longest):
     plan, sizes = dataclasses.replace(MMA, causal=causal), AttentionSizes(5, 48, 88, 1)
     assert sizes.seen(causal) == seen
-    assert walk_of(plan, sizes) == Walk(5 * 3, 5 * tiles, longest)
-    assert walk_of(dataclasses.replace(plan, slices=2), sizes) == Walk(5 * 6, 10 * tiles, longest)
+    assert walk_of(plan, sizes) == KeyWalk(5 * 3, 5 * tiles, longest)
+    assert walk_of(dataclasses.replace(plan, slices=2), sizes) == KeyWalk(5 * 6, 10 * tiles, longest)
     assert attention_operations(plan, sizes) == 2 * 5 * 2 * seen * 128
 
 
 def test_keys_in_parts():
     """One query with 100 keys in three parts of 34 keys at most, which are 3, 3 and 2 tiles of 16."""
-    assert walk_of(FEW, AttentionSizes(1, 1, 100, 3)) == Walk(3, 3 + 3 + 2 + 0, 3)
+    assert walk_of(FEW, AttentionSizes(1, 1, 100, 3)) == KeyWalk(3, 3 + 3 + 2 + 0, 3)
     # With two queries and one key, the first query sees no key.
     assert AttentionSizes(1, 2, 1, 1).frontier(0, "last") == 0
-    assert walk_of(dataclasses.replace(FEW, causal=""), AttentionSizes(1, 0, 100, 1)) == Walk(0, 0, 0)
+    assert walk_of(dataclasses.replace(FEW, causal=""), AttentionSizes(1, 0, 100, 1)) == KeyWalk(0, 0, 0)
 
 
 PRODUCTS, WEIGHTS, LOADS = 2 * 32 * 16 * 128 / 1000, 32 * 16 / 16, 16 * 128 * 2 / 100
@@ -102,7 +102,7 @@ def test_bytes_of_parts():
     found = attention_traffic(FEW, GPU, sizes, walk_of(FEW, sizes))
     keys, rows, parts = 100 * 256, 2 * 128 * 2, 2 * 3 * (64 * 4 + 8)
     assert found == Traffic(99 * 256, 8 * 16 * 256 + rows + parts)
-    assert attention_traffic(FEW, GPU, dataclasses.replace(sizes, parts=1), Walk(1, 7, 7)) == Traffic(
+    assert attention_traffic(FEW, GPU, dataclasses.replace(sizes, parts=1), KeyWalk(1, 7, 7)) == Traffic(
         99 * 256, keys + rows
     )
 
@@ -111,7 +111,7 @@ def test_the_longest_block_is_waited_for():
     """Three blocks on ten multiprocessors walk over five tiles on average, but the longest one over six."""
     sizes = AttentionSizes(1, 48, 88, 1)
     facts = LaunchFacts(blocks=3, threads=128, registers=32, shared_bytes=0, attention=sizes)
-    found = predict(MMA, GPU, facts, Spread(0, 1), 0)
+    found = predict(MMA, GPU, facts, RowSpread(0, 1), 0)
     cycles = attention_cycles(MMA, GPU, None, 6, from_memory=True)
     assert (found.blocks, found.waves, found.limit) == (3, 1, LATENCY)
     assert found.seconds == pytest.approx(cycles.together(1)[0] / 1e9 + LAUNCH_SECONDS)

@@ -24,8 +24,8 @@ from moec.targets.cuda.launch_model.plans import (
     SLOTS,
     TOKENS,
     AttentionPlan,
-    Product,
-    StreamPlan,
+    MemoryBoundPlan,
+    ProductPlan,
     TilePlan,
     WalkPlan,
     WarpPlan,
@@ -35,7 +35,7 @@ from moec.targets.cuda.launch_model.tables import launch_data, launch_tables
 
 from ...node_models import node_model
 
-PRODUCT = Product(8, 1024, 2048, 1024, "bfloat16", 16.0, 2, 2, gathered=True)
+PRODUCT = ProductPlan(8, 1024, 2048, 1024, "bfloat16", 16.0, 2, 2, gathered=True)
 SIZES = {
     TOKENS: "batch * sequence",
     SLOTS: "2",
@@ -80,7 +80,7 @@ KERNELS = [
     kernel("route", WalkPlan("1", 1, 8), "(tokens + 3) / 4"),
     kernel("few", WarpPlan(PRODUCT, 4, 4, 8), "tokens * slots * 128", most=16),
     kernel("many", TilePlan(PRODUCT, 16, 128, 64, 4, "mma"), "B * 16", least=17),
-    kernel("combine", StreamPlan(("pairs",), (), 16), "tokens"),
+    kernel("combine", MemoryBoundPlan(("pairs",), (), 16), "tokens"),
     kernel("other", None, "length * 0 * multiprocessors"),
 ]
 
@@ -149,7 +149,7 @@ def printed(model: PredictedModel) -> str:
     return out.getvalue()
 
 
-DENSE = Product(1, 256, 512, 512, "bfloat16", 16.0, 2, 2, gathered=True)
+DENSE = ProductPlan(1, 256, 512, 512, "bfloat16", 16.0, 2, 2, gathered=True)
 ATTENTION = AttentionPlan("bfloat16", 2, 2, 64, 64, 1, 4, "last", 64, 64, "mma", "B * G", "S", "P")
 
 

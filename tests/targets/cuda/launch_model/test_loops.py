@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 
 from moec.targets.cuda.launch_model.loops import Issued, count
-from moec.targets.cuda.launch_model.plans import AttentionPlan, Product, TilePlan, WarpPlan
+from moec.targets.cuda.launch_model.plans import AttentionPlan, ProductPlan, TilePlan, WarpPlan
 
-PRODUCT = Product(4, 256, 64, 64, "bfloat16", 16.0, 2, 2, gathered=True)
+PRODUCT = ProductPlan(4, 256, 64, 64, "bfloat16", 16.0, 2, 2, gathered=True)
 WARPS = WarpPlan(PRODUCT, warps=4, columns=4, inputs=8)
 MMA = TilePlan(PRODUCT, rows=16, columns=32, inputs=64, stages=3, unit="mma")
 WGMMA = TilePlan(PRODUCT, rows=64, columns=64, inputs=64, stages=4, unit="wgmma", copying_warps=4)

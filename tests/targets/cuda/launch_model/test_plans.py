@@ -24,8 +24,8 @@ from moec.targets.cuda.kernels.packed_format import PackedFormat
 from moec.targets.cuda.kernels.tiled_kernels import DenseLaunch
 from moec.targets.cuda.launch_model.plans import (
     AttentionPlan,
-    Product,
-    StreamPlan,
+    MemoryBoundPlan,
+    ProductPlan,
     TilePlan,
     WalkPlan,
     WarpPlan,
@@ -33,7 +33,7 @@ from moec.targets.cuda.launch_model.plans import (
 )
 from moec.targets.tvm.lower.attention import AttentionProblem
 
-PRODUCT = Product(4, 256, 64, 64, "bfloat16", 4.5, 2, 2, gathered=False)
+PRODUCT = ProductPlan(4, 256, 64, 64, "bfloat16", 4.5, 2, 2, gathered=False)
 TILE = TilePlan(PRODUCT, 16, 32, 64, 3, "mma")
 
 
@@ -43,7 +43,7 @@ TILE = TilePlan(PRODUCT, 16, 32, 64, 3, "mma")
         TILE,
         TilePlan(PRODUCT, 128, 256, 64, 4, "wgmma", 4, persistent=True, cluster=2),
         WarpPlan(PRODUCT, 4, 4, 8),
-        StreamPlan(("x", "pairs"), ("y",), 16, 4),
+        MemoryBoundPlan(("x", "pairs"), ("y",), 16, 4),
         WalkPlan("2 * tokens", 0.25, moved=("counts",)),
         AttentionPlan("float32", 4, 2, 64, 64, 2, 8, "", 64, 64, "fma", "B * G", "S", "P", "parts", 5, ahead=False),
     ],
@@ -55,20 +55,20 @@ def test_what_is_written_is_read(plan):
 def test_what_kernels_of_products_plan():
     types = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "out_dtype": "float32"}
     problem = GroupedProblem(8, 1024, 384, block_rows=128, gated=True, gathered=True, **types)
-    product = Product(8, 1024, 768, 384, "bfloat16", 16.0, 2, 4, gathered=True)
-    assert Product.of(problem) == product
+    product = ProductPlan(8, 1024, 768, 384, "bfloat16", 16.0, 2, 4, gathered=True)
+    assert ProductPlan.of(problem) == product
     assert GROUPED_GEMM_WGMMA.plan(problem) == TilePlan(product, 128, 192, 64, 5, "wgmma", 4, True, 2, 2, 14)
     assert GROUPED_GEMM_MMA.plan(problem) == TilePlan(product, 128, 128, 64, 2, "mma")
     assert GROUPED_GEMV.plan(problem) == WarpPlan(product, warps=4, columns=4, inputs=8)
     stored = PackedFormat("int4", 64, "float16", zero_points=False)
     packed = dataclasses.replace(problem, stored=stored)
-    assert Product.of(packed).weight_bits == 4 + 16 / 64
+    assert ProductPlan.of(packed).weight_bits == 4 + 16 / 64
 
 
 def test_what_dense_products_of_few_rows_plan():
     types = {"dtype": "bfloat16", "matrix_dtype": "bfloat16", "out_dtype": "bfloat16"}
     problem = dense_problem(1024, 384, **types)
-    product = Product(1, 1024, 384, 384, "bfloat16", 16.0, 2, 2, gathered=True)
+    product = ProductPlan(1, 1024, 384, 384, "bfloat16", 16.0, 2, 2, gathered=True)
     assert GEMV.plan(DenseLaunch(problem, 16)) == WarpPlan(product, 4, 4, 8, rows=4, side_by_side=True)
     packed = dataclasses.replace(problem, stored=PackedFormat("int4", 64, "float16"))
     assert GEMV.plan(DenseLaunch(packed, 16)).multiply_adds == 1.25

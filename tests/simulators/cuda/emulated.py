@@ -11,7 +11,7 @@ import numpy as np
 
 from moec.runtime.device_module import BEGINS_EARLY_TAG
 from moec.runtime.library import load_ffi
-from moec.simulators.cuda import Launch, emulated_library, watch_arrays
+from moec.simulators.cuda import EmulatedLaunch, emulated_library, watch_arrays
 
 TAGS = ("blockIdx.x", "blockIdx.y", "threadIdx.x", "tirx.use_dyn_shared_memory")
 Kernel = Callable[..., None]
@@ -21,7 +21,7 @@ def load(source: str, *names: str, begins_early: bool = False, **options: Any) -
     """The named kernels of a source. Each takes arrays, addresses and numbers in the order of its parameters, and
     ``grid``, ``block`` and ``dynamic_bytes``. ``begins_early``: kernels may begin before earlier ones have ended."""
     tags = (*TAGS[:-1], BEGINS_EARLY_TAG, TAGS[-1]) if begins_early else TAGS
-    path = emulated_library(source, [Launch(name, tags) for name in names], **{"soon_ready": True, **options})
+    path = emulated_library(source, [EmulatedLaunch(name, tags) for name in names], **{"soon_ready": True, **options})
     return {name: _kernel(path, name, watch=bool(options.get("watch"))) for name in names}
 
 

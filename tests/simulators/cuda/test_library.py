@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from moec.errors import MoecError, UnsupportedError
-from moec.simulators.cuda import Launch, emulated_library
+from moec.simulators.cuda import EmulatedLaunch, emulated_library
 
 from .emulated import load_one
 
 KERNEL = 'extern "C" __global__ void simple(int* results) {{ {body} }}'
-LAUNCHES = [Launch("simple", ("blockIdx.x", "threadIdx.x"))]
+LAUNCHES = [EmulatedLaunch("simple", ("blockIdx.x", "threadIdx.x"))]
 OTHER_SETTINGS: list[Any] = [{"completion": "earliest"}, {"first_thread": 3}, {"architecture": "sm_86"}]
 
 
@@ -59,7 +59,7 @@ def test_clusters_along_other_dimensions_are_refused():
 
 def test_a_kernel_that_is_not_there_is_an_error():
     with pytest.raises(MoecError, match="kernel other: not defined in the CUDA source, which has simple"):
-        _build("", [Launch("other", ())])
+        _build("", [EmulatedLaunch("other", ())])
 
 
 def test_an_unknown_completion_is_an_error():
@@ -69,7 +69,7 @@ def test_an_unknown_completion_is_an_error():
 
 def test_an_unknown_launch_tag_is_an_error():
     with pytest.raises(MoecError, match=r"kernel simple: launch tag 'clusterIdx\.x' is not known to the emulator"):
-        _build("", [Launch("simple", ("clusterIdx.x",))])
+        _build("", [EmulatedLaunch("simple", ("clusterIdx.x",))])
 
 
 def test_without_a_compiler_the_message_says_so(monkeypatch):

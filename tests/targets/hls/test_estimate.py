@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from moec.targets.hls.hardware.arithmetic import dsps_of, logic_luts
-from moec.targets.hls.hardware.cycles import Loader, MemoryPace, _Job, _run, count_cycles, tokens_in
+from moec.targets.hls.hardware.cycles import Loader, MemoryPace, _run, _TileJob, count_cycles, tokens_in
 from moec.targets.hls.hardware.logic import multiplier_dsps
 from moec.targets.hls.hardware.memories import block_rams, memories_of, ultra_rams
 from moec.targets.hls.hardware.parts import find_part
@@ -81,10 +81,14 @@ def test_a_job_that_fits_into_the_channel_waits_for_nobody():
 @pytest.mark.parametrize(
     ("jobs", "start", "end"),
     [
-        ([_Job(2, 20, 5, 1)], 11, 45),  # the second product waits for an item of the first: 11 + 11, and 20 + 3
-        ([_Job(2, 20, 5, 30)], 11, 59),  # it waits for its own weights: 33 + 3, and 20 + 3
-        ([_Job(2, 20, 5, 30), _Job(2, 20, 4, 4)], 11, 82),  # the next job starts after the first, at 59
-        ([_Job(2, 20, 5, 30), _Job(2, 20, 4, 60)], 11, 122),  # the next job waits for its weights: 33 + 3 + 60 + 3
+        ([_TileJob(2, 20, 5, 1)], 11, 45),  # the second product waits for an item of the first: 11 + 11, and 20 + 3
+        ([_TileJob(2, 20, 5, 30)], 11, 59),  # it waits for its own weights: 33 + 3, and 20 + 3
+        ([_TileJob(2, 20, 5, 30), _TileJob(2, 20, 4, 4)], 11, 82),  # the next job starts after the first, at 59
+        (
+            [_TileJob(2, 20, 5, 30), _TileJob(2, 20, 4, 60)],
+            11,
+            122,
+        ),  # the next job waits for its weights: 33 + 3 + 60 + 3
     ],
 )
 def test_jobs_take_the_cycles_that_are_counted_by_hand(jobs, start, end):

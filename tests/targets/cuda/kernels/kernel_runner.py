@@ -13,7 +13,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.tirx.build import codegen_build
 
-from moec.simulators.cuda import Launch, emulated_library, schedule_threads, watch_arrays
+from moec.simulators.cuda import EmulatedLaunch, emulated_library, schedule_threads, watch_arrays
 from moec.simulators.cuda.device import emulated_device
 from moec.simulators.cuda.tensor_map import encode_tensor_map
 from moec.targets.cuda.device.driver import CUDA
@@ -84,7 +84,7 @@ def build(kernel: tirx.PrimFunc, architecture: str = "sm_80", **options: Any) ->
     """Compile a kernel for the emulator. ``options``: for :func:`emulated_library`."""
     host, device, source = _compiled(kernel, architecture)
     launches = [
-        Launch(function.attrs["global_symbol"], tuple(map(str, function.attrs["tirx.kernel_launch_params"])))
+        EmulatedLaunch(function.attrs["global_symbol"], tuple(map(str, function.attrs["tirx.kernel_launch_params"])))
         for function in device.functions.values()
     ]
     path = emulated_library(source, launches, architecture=architecture, soon_ready=True, **options)

@@ -88,7 +88,7 @@ def test_a_job_that_fits_into_the_channel_waits_for_nobody():
             [_TileJob(2, 20, 5, 30), _TileJob(2, 20, 4, 60)],
             11,
             122,
-        ),  # the next job waits for its weights: 33 + 3 + 60 + 3
+        ),  # it waits for its weights: 33 + 3 + 60 + 3
     ],
 )
 def test_jobs_take_the_cycles_that_are_counted_by_hand(jobs, start, end):

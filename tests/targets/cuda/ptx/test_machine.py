@@ -1,7 +1,7 @@
 """The interpreter of PTX: the project's kernels as nvcc compiled them, faults seeded into them, and invalid programs.
 
-The files ``tests/golden/ptx_*.ptx`` are one kernel of each generation, compiled by nvcc 13.0; ``pytest --update-golden``
-updates them if nvcc is installed. Nightly tests compile the other kernels.
+The files ``tests/golden/ptx_*.ptx`` are one kernel of each generation, compiled by nvcc 13.0; ``pytest
+--update-golden`` updates them if nvcc is installed. Nightly tests compile the other kernels.
 """
 
 from __future__ import annotations

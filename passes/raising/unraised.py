@@ -149,9 +149,10 @@ def _is_mixture(dataflow: DataFlow, node: ir.Node) -> bool:
 def _mixes_matrices(dataflow: DataFlow, node: ir.Node) -> bool:
     """Whether a node's scores weigh constant matrices, whose sum then multiplies data."""
     E = width(node.outputs[0]) if is_op(node, "Sigmoid", "Softmax") else None
-    if E is None or not 2 <= E <= MOST_EXPERTS or router_of(dataflow, node.outputs[0]) is None:
+    if E is None or not 2 <= E <= MOST_EXPERTS:
         return False
-    return any(_multiplies_data(dataflow, mixed) for mixed in _mixed(dataflow, node.outputs[0]))
+    mixes = any(_multiplies_data(dataflow, mixed) for mixed in _mixed(dataflow, node.outputs[0]))
+    return mixes and router_of(dataflow, node.outputs[0]) is not None  # the longer search, for few nodes alone
 
 
 def _mixed(dataflow: DataFlow, scores: ir.Value) -> Iterator[ir.Value]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
 import pytest
 
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
+from moec.passes.raising.dataflow import DataFlow
+from moec.passes.raising.unraised import resemblances
 
 from ..before_after import model_of
 
@@ -222,3 +225,18 @@ def test_a_raised_block_is_not_told_of_twice():
     pipeline.run(model, pipeline.parse("infer-shapes,raise-moe,remove-dead-nodes"), report)
     assert [node.op_type for node in model.graph if node.domain == "moec"] == ["Route", "Experts"]
     assert not report.unraised
+
+
+def test_routers_of_gates_that_weigh_no_matrices_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search goes far back, and every SiLU has a gate."""
+    asked: list[ir.Value] = []
+    monkeypatch.setattr("moec.passes.raising.unraised.router_of", lambda _dataflow, scores: asked.append(scores))
+    model = model_of("""(float[T,8] x) => (float[T,8] y) {
+        s = Sigmoid (x)
+        t = Mul (x, s)
+        g = Sigmoid (t)
+        y = Mul (t, g) }""")
+    pipeline.run(model, pipeline.parse("infer-shapes"))
+    graph = model.graph
+    assert list(resemblances(DataFlow(graph), list(graph), [])) == []
+    assert len(asked) == 2

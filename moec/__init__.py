@@ -16,6 +16,7 @@ import importlib
 import pathlib
 from typing import TYPE_CHECKING, Any
 
+from moec.common.version import VERSION
 from moec.transformers_hook import offer_experts
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from moec.tools.tune import tune
     from moec.tools.verify import verify
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "ArtifactError",
     "CompiledModel",

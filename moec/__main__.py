@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import signal
 
-INTERRUPTED = 130
-"""Exit code that shells report of a program ended by SIGINT."""
+from moec.cli import INTERRUPTED
 
 
 def main() -> None:

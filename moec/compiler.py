@@ -9,7 +9,6 @@ import pathlib
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import moec
 from moec import targets
 from moec.arithmetic import rounding_of
 from moec.common.arguments import check_flags, check_optional_flag, check_optional_text, known_options
@@ -17,6 +16,7 @@ from moec.common.once import one_at_a_time
 from moec.common.plain_files import read_text
 from moec.common.progress import Progress, silent
 from moec.common.scratch import ScratchFolder
+from moec.common.version import VERSION
 from moec.compile_options import (
     check_options,
     check_rounding,
@@ -230,7 +230,7 @@ def _context(graph: ir.Model, inputs: ModelInputs, made: Made, report: Report, *
     from moec.runtime.writer import Context
 
     return Context(
-        moec_version=moec.__version__,
+        moec_version=VERSION,
         input_limits=inputs.limits,
         input_sizes=inputs.sizes,
         counted_inputs=inputs.counted,

@@ -17,8 +17,8 @@ import pathlib
 import zipfile
 from collections.abc import Callable, Mapping
 
-import moec
 from moec import targets
+from moec.common.version import VERSION
 from moec.errors import MoecError
 from moec.targets.build_cache import KERNELS, keep, recall
 
@@ -69,7 +69,7 @@ def _versions() -> str:
         for path in sorted(folder.rglob("*.py")):
             digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     packages = [importlib.metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi")]
-    return json.dumps([moec.__version__, *packages, str(codegen.llvm_version_major()), digest.hexdigest()])
+    return json.dumps([VERSION, *packages, str(codegen.llvm_version_major()), digest.hexdigest()])
 
 
 def _packed(files: Files) -> bytes:

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from moec.__main__ import INTERRUPTED
+from moec.cli import INTERRUPTED
 from moec.common.replacing import abandon_unfinished
 from moec.errors import MoecError
 

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-import moec
-from moec import targets
+from moec import compiler, targets
 from moec.common.progress import Progress, silent
 from moec.common.specs import TensorSpec
 from moec.errors import MoecError, reporting
 from moec.ir.blocks import expert_bits
 from moec.runtime.artifact import open_artifact
-from moec.runtime.model import ready
+from moec.runtime.model import CompiledModel, ready
 from moec.targets.kind import ProgramKind
 from moec.tools import paired
 from moec.tools.data import Batch, Data, KeptTokenizer, TextOptions, check_limits, is_text, token_input
@@ -26,7 +25,7 @@ from moec.tools.labels import LABELS, LabelSource, Positions, judged_output
 from moec.tools.metrics import METRICS, metric_named, values_of
 
 Array = np.ndarray[Any, Any]
-ModelOrPath = str | os.PathLike[str] | moec.CompiledModel
+ModelOrPath = str | os.PathLike[str] | CompiledModel
 
 METHOD = (
     "difference to the first model, plus or minus half of its 95% confidence interval, paired over rows: the standard "
@@ -129,28 +128,28 @@ def evaluate(
 
 def _loaded(
     models: Sequence[ModelOrPath], threads: int | None, emulate: bool, progress: Callable[[str], None]
-) -> list[tuple[str, moec.CompiledModel]]:
+) -> list[tuple[str, CompiledModel]]:
     """Load artifacts and compile other models. Returns names and models. Artifacts come first, so that one that cannot
     run here is refused before anything is compiled."""
     from moec.frontend.huggingface import CONFIG
 
-    loaded: dict[int, tuple[str, moec.CompiledModel]] = {}
+    loaded: dict[int, tuple[str, CompiledModel]] = {}
     for compiles in (False, True):
         for at, model in enumerate(models):
-            if isinstance(model, moec.CompiledModel):
+            if isinstance(model, CompiledModel):
                 loaded[at] = f"model {at + 1}", model
                 continue
             path = pathlib.Path(model)
             if compiles == (path.suffix == ".zip" or (path.is_dir() and not (path / CONFIG).is_file())):
                 continue
             progress(f"{path}")
-            compiled = moec.compile(path, threads=threads) if compiles else _artifact(path, threads, emulate)
+            compiled = compiler.compile(path, threads=threads) if compiles else _artifact(path, threads, emulate)
             loaded[at] = str(model), compiled
     return [loaded[at] for at in range(len(models))]
 
 
 @reporting("loading")
-def _artifact(path: pathlib.Path, threads: int | None, emulate: bool) -> moec.CompiledModel:
+def _artifact(path: pathlib.Path, threads: int | None, emulate: bool) -> CompiledModel:
     """Load an artifact. ``emulate`` applies only to artifacts that run on a device."""
     artifact = open_artifact(path)
     kind = targets.kind_of(artifact.manifest.target)
@@ -159,7 +158,7 @@ def _artifact(path: pathlib.Path, threads: int | None, emulate: bool) -> moec.Co
 
 
 def _kept_tokenizer(
-    contestants: Sequence[tuple[str, moec.CompiledModel]], data: Sequence[str | os.PathLike[str]]
+    contestants: Sequence[tuple[str, CompiledModel]], data: Sequence[str | os.PathLike[str]]
 ) -> KeptTokenizer | None:
     """Select the tokenizer that all models with one share, where some of the data is text. Raises MoecError where they
     have different ones."""
@@ -177,7 +176,7 @@ def _kept_tokenizer(
     return next(iter(tokenizers.values()), None)
 
 
-def _check_alike(contestants: Sequence[tuple[str, moec.CompiledModel]]) -> None:
+def _check_alike(contestants: Sequence[tuple[str, CompiledModel]]) -> None:
     """Raise MoecError unless all models take inputs of the same names, types and numbers of axes, apart from states."""
     (first_name, first), *others = contestants
     for name, model in others:
@@ -186,7 +185,7 @@ def _check_alike(contestants: Sequence[tuple[str, moec.CompiledModel]]) -> None:
             raise MoecError(f"{name}: takes {takes}, and {first_name} takes {expected}; expected the same model")
 
 
-def _kinds(model: moec.CompiledModel) -> set[tuple[str, str, int]]:
+def _kinds(model: CompiledModel) -> set[tuple[str, str, int]]:
     states = {state.input for state in model.states}
     return {(spec.name, spec.dtype, len(spec.shape)) for spec in model.inputs if spec.name not in states}
 
@@ -206,7 +205,7 @@ class _EvaluationRun:
 
     def __init__(
         self,
-        models: Sequence[tuple[str, moec.CompiledModel]],
+        models: Sequence[tuple[str, CompiledModel]],
         output: TensorSpec,
         judge: LabelSource,
         metrics: Sequence[str],
@@ -245,7 +244,7 @@ class _EvaluationRun:
         if at == 0:
             self._counts.setdefault(name, []).append(counts[kept])
 
-    def _outputs_of(self, name: str, model: moec.CompiledModel, batch: Batch, where: str) -> Array:
+    def _outputs_of(self, name: str, model: CompiledModel, batch: Batch, where: str) -> Array:
         try:
             outputs = model.run({name: batch[name] for name in batch.keys() & self._inputs})
         except MoecError as error:

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import moec
+from moec import compiler
 from moec.errors import MoecError
 from moec.tools.data import KeptTokenizer, TextOptions
 from moec.tools.evaluate import Evaluation, _kept_tokenizer, evaluate
@@ -56,7 +57,7 @@ def data(tmp_path) -> pathlib.Path:
 
 
 def test_what_cannot_run_here_is_refused_before_anything_is_compiled(tmp_path, data, monkeypatch):
-    monkeypatch.setattr(moec, "compile", lambda *_, **__: pytest.fail("was compiled"))
+    monkeypatch.setattr(compiler, "compile", lambda *_, **__: pytest.fail("was compiled"))
     (tmp_path / "art").mkdir()
     with pytest.raises(MoecError, match="art"):
         evaluate([tmp_path / "model.onnx", tmp_path / "art"], [data])

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-import moec
 from moec import compiler
 from moec.common.progress import Progress, silent
 from moec.common.replacing import check_replaceable, replacing
@@ -32,6 +31,7 @@ from moec.passes.framework.shorthand import parse_format
 from moec.passes.weights.linears import MINIMUM, NONE_FOUND, make_linears
 from moec.profiles.file import Head, LayerEntry, Profile, check_mergeable, held_arrays, merge, write_new
 from moec.runtime.machine import check_threads
+from moec.runtime.model import CompiledModel, load
 from moec.tools.data import Data, TextOptions, check_limits, token_input, with_tokenizer_of
 from moec.tools.labels import judged_output
 from moec.tools.profiling.formats import linear_errors
@@ -153,14 +153,14 @@ def _judged(graph: ir.Model, notes: list[str]) -> tuple[str, int]:
     return judged.name, classes if isinstance(classes, int) else 0
 
 
-def _compiled(graph: ir.Model, path: pathlib.Path, threads: int | None) -> moec.CompiledModel:
+def _compiled(graph: ir.Model, path: pathlib.Path, threads: int | None) -> CompiledModel:
     """Compile the model and load it for the runs.
 
     The artifact lies next to the profile, because temporary folders often are in memory. Its weights are mapped, so
     that those of a large model can leave memory again.
     """
     compiler.write(graph, path, passes="", threads=threads)
-    return moec.load(path, pages="mapped", check_weights=False)
+    return load(path, pages="mapped", check_weights=False)
 
 
 def _source(model: str | os.PathLike[str]) -> dict[str, str]:
@@ -182,7 +182,7 @@ class _LayerSums:
         self.pieces: list[dict[str, Any]] = []
         self._batches, self._tokens, self._run_seconds = 0, 0, 0.0
 
-    def run(self, compiled: moec.CompiledModel, sources: Sequence[Data], progress: Callable[[str], None]) -> None:
+    def run(self, compiled: CompiledModel, sources: Sequence[Data], progress: Callable[[str], None]) -> None:
         for data in sources:
             before = self._tokens
             for batch in data:

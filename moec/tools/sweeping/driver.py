@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
-import moec
 from moec import compiler
 from moec.common.progress import Progress, silent
 from moec.common.replacing import check_replaceable
 from moec.common.seals import foreign_file
+from moec.common.version import VERSION
 from moec.errors import DefectError, MoecError, one_line, reporting
 from moec.frontend.onnx import files_of
 from moec.passes.framework import pipeline
+from moec.runtime.model import CompiledModel
 from moec.tools.bench import alternate, default_cases
 from moec.tools.data import Data, TextOptions, with_tokenizer_of
 from moec.tools.evaluate import evaluate
@@ -156,7 +157,7 @@ class Keys:
         for name in settings["metrics"]:
             metric_named(name)
         self._common = {
-            "moec": moec.__version__,
+            "moec": VERSION,
             "model": [_sha256(path) for path in files_of(model)],
             "data": [Data(path, (), text).sha256() for path in data],
             "labels": None if labels is None else _sha256(pathlib.Path(labels)),
@@ -207,7 +208,7 @@ class _Runner:
     ) -> None:
         self._model, self._data, self._first_chain, self._kept = model, data, first, kept
         self._judged, self._text, self._threads = judged, text, threads
-        self._first: moec.CompiledModel | None = None
+        self._first: CompiledModel | None = None
 
     def run(self, chain: str, key: dict[str, Any], progress: Progress) -> Variant:
         artifact = f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]}.moec"
@@ -230,11 +231,11 @@ class _Runner:
             None if self._kept is None else artifact,
         )
 
-    def _compiled(self, chain: str, output: pathlib.Path | None, progress: Progress) -> moec.CompiledModel:
+    def _compiled(self, chain: str, output: pathlib.Path | None, progress: Progress) -> CompiledModel:
         return compiler.compile(self._model, passes=chain, threads=self._threads, output=output, progress=progress)
 
 
-def _timed(first: moec.CompiledModel, own: moec.CompiledModel, inputs: Inputs) -> tuple[str, Times]:
+def _timed(first: CompiledModel, own: CompiledModel, inputs: Inputs) -> tuple[str, Times]:
     case = ", ".join(f"{name}{list(array.shape)}" for name, array in inputs.items())
     seconds = alternate({"first": first.run, "own": own.run}, inputs, _SECONDS)
     return case, Times(*(statistics.median(seconds[name]) * 1e3 for name in ("own", "first")))

@@ -21,7 +21,7 @@ from moec.passes.framework import pipeline
 from moec.profiles import Profile
 from moec.profiles.keys import keep_key, key_of, measurable
 from moec.profiles.measures import BINS
-from moec.tools.profiling import profile
+from moec.tools.profiling import driver, profile
 from moec.tools.profiling.sums import ExpertsSums, KeptRows
 from moec.tools.profiling.workers import workers
 
@@ -317,7 +317,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(model, ids, tmp_path, monkey
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limit[1]))
         return loaded
 
-    monkeypatch.setattr(moec, "load", load_and_fill)
+    monkeypatch.setattr(driver, "load", load_and_fill)
     try:
         with pytest.raises(MoecError, match=r"p\.moeprof: was not written: File too large"):
             profile(model, [tmp_path / "in.npz"], tmp_path / "p.moeprof")

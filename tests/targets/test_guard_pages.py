@@ -20,6 +20,10 @@ pytestmark = [
 ]
 
 
+SECONDS = 300
+"""Time limit of the program, which takes some 30 s of processor time."""
+
+
 @pytest.fixture(scope="module")
 def guard(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     library = tmp_path_factory.mktemp("guard") / "guard_pages.so"
@@ -31,7 +35,12 @@ def guard(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def test_no_input_reaches_memory_outside_a_tensor(guard, side):
     environment = {**os.environ, "LD_PRELOAD": str(guard), **({"GUARD_FRONT": "1"} if side == "before" else {})}
     command = [sys.executable, "-m", "tests.targets.hostile_cases"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        pytest.fail(f"no answer in {SECONDS} s at {(error.stdout or b'').splitlines()[-1:]}")
     last = done.stdout.splitlines()[-1:]
     assert done.returncode == 0, f"ended by {done.returncode} at {last}: {done.stderr[-1500:]}"
     assert last == ["survived"]

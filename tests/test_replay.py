@@ -12,6 +12,9 @@ import types
 import onnx
 import pytest
 
+import moec
+from moec.passes import PASSES
+
 TOOL = pathlib.Path(__file__).resolve().parent.parent / "tools" / "replay.py"
 PRODUCT = "=> (float[N,4] y) <float[4] w = {1, 2, 3, 4}> { a = Mul(x, w) b = Mul(a, w) y = Relu(b) }"
 TARGETS = ("passes", "cpu:avx2", "cuda:sm_80")
@@ -121,6 +124,21 @@ def test_a_refusal_is_recorded_without_the_path(replay, tmp_path):
     (index,) = replay.records.read_indices(tmp_path / "record").values()
     (line,) = replay.records.kept(tmp_path / "record", index.entries["refused.txt"])
     assert index.entries.keys() == {"refused.txt"} and "NoSuchOperator" in line and str(tmp_path) not in line
+
+
+def test_a_failure_of_the_compiler_is_no_refusal(replay, tmp_path, monkeypatch):
+    def fail(*_arguments):
+        raise FileNotFoundError("a file of the compiler")
+
+    monkeypatch.setattr(PASSES["simplify"](), "apply", fail)
+    with pytest.raises(moec.DefectError, match="a file of the compiler"):
+        record(replay, write_model(tmp_path / "small" / "model.onnx"), "passes", tmp_path / "record")
+    assert replay.records.read_indices(tmp_path / "record") == {}
+
+
+def test_sources_are_the_compiler_and_the_tool_alone(replay):
+    names = ("moec", "passes", "targets", "tools/replaying")
+    assert replay.records.source_folders() == [TOOL.parent.parent / name for name in names]
 
 
 @pytest.fixture

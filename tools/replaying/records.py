@@ -61,15 +61,21 @@ class Job:
         return True, time.process_time() - start
 
 
-def digest_of_sources() -> str:
-    """The digest of all that a record follows from, except models: sources of the compiler and of this tool, and
-    versions of packages."""
+def source_folders() -> list[pathlib.Path]:
+    """Folders of all code that a record follows from: the compiler's packages and this tool. ``moec.__path__`` would
+    not do: in a checkout it has the root of the checkout, too."""
     import moec
     from moec import passes, targets
 
+    modules = (moec.__file__, passes.__file__, targets.__file__, __file__)
+    return [pathlib.Path(str(file)).resolve().parent for file in modules]
+
+
+def digest_of_sources() -> str:
+    """The digest of all that a record follows from, except models: source files and versions of packages."""
     digest = hashlib.sha256(json.dumps([importlib.metadata.version(name) for name in _PACKAGES]).encode())
-    for root in (*moec.__path__, *passes.__path__, *targets.__path__, pathlib.Path(__file__).parent):
-        for file in sorted(pathlib.Path(root).rglob("*")):
+    for root in source_folders():
+        for file in sorted(root.rglob("*")):
             if file.is_file() and file.suffix != ".pyc":
                 digest.update(f"{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes() + b"\0")
     return digest.hexdigest()

@@ -43,8 +43,9 @@ def calibration_of(model: pathlib.Path) -> list[pathlib.Path]:
 
 
 def texts_of(model: pathlib.Path, target: str, options: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-    """All that is recorded of a model, by name, or the reason why it is refused. Changes this process's folder."""
-    from moec import MoecError, compiler
+    """All that is recorded of a model, by name, or the reason why it is refused. Changes this process's folder. Raises
+    DefectError where the compiler fails, for that may follow from anything."""
+    from moec import DefectError, MoecError, compiler
 
     os.environ["MOEC_KERNEL_CACHE"] = "off"
     os.chdir(model.parent)  # texts name the model by its file alone
@@ -53,6 +54,8 @@ def texts_of(model: pathlib.Path, target: str, options: Mapping[str, Any]) -> It
         made = pathlib.Path(temporary, "made")
         try:
             compiler.write(model.name, made, "cpu" if alone else target, options=fpga_options(model, target), **options)
+        except DefectError:
+            raise
         except MoecError as error:
             yield "refused.txt", f"{error}\n".encode()
             return

@@ -14,7 +14,7 @@ PRODUCT = ("moec", "passes", "targets", "simulators")
 ALL = (*PRODUCT, "benchmarks", "examples", "tests", "tools")
 NAMESAKES: dict[str, str] = {}
 """Names that several classes may have, each with the reason; at most 4."""
-PRONOUNS = {"What", "Of", "How", "Which", "Where", "Those", "That", "So"}
+PRONOUNS = {"What", "Of", "How", "Which", "Where", "Who", "Those", "That", "So"}
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 

@@ -55,7 +55,7 @@ class RouterProduct:
 
 
 def other_user_of_logits(logits: ir.Value, product: RouterProduct) -> str | None:
-    """Who but the router uses the logits that a product makes, in words."""
+    """Another user of the logits that a product makes than the router, in words; None if there is none."""
     for value in _path(logits):
         if value.is_graph_output():
             return f"{value.name!r} is an output of the model"

@@ -34,15 +34,15 @@ def compile_kernels(module: tvm.IRModule, target: tvm.target.Target, pipeline: s
     """Object file, LLVM IR and assembly of every kernel, by name. ``pipeline``: name of the phases from TIR to code."""
     functions = dict(sorted((symbol.name_hint, function) for symbol, function in module.functions.items()))
     targets = {False: target, True: tvm.target.Target({**target.export(), "opt-level": MAPPING_LEVEL})}
-    surroundings = {mapping: _surroundings(one, pipeline) for mapping, one in targets.items()}
+    surroundings = {low: _surroundings(one, pipeline) for low, one in targets.items()}
+    mapping = {name: is_mapping(function) for name, function in functions.items()}
     made_of = {
-        name: f"{surroundings[is_mapping(function)]}\0{tvm.ir.save_json(function)}"
-        for name, function in functions.items()
+        name: f"{surroundings[mapping[name]]}\0{tvm.ir.save_json(function)}" for name, function in functions.items()
     }
 
     def make(name: str) -> Files:
-        function = functions[name]
-        library = tirx.build(tvm.IRModule({name: function}), target=targets[is_mapping(function)], pipeline=pipeline)
+        module = tvm.IRModule({name: functions[name]})
+        library = tirx.build(module, target=targets[mapping[name]], pipeline=pipeline)
         llvm, assembly = library.inspect_source("ll"), library.inspect_source("asm")
         return {
             OBJECT: assemble(assembly, llvm),

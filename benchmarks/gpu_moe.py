@@ -24,8 +24,8 @@ from peers import AbsentError
 from rich.console import Console
 from rich.table import Table
 
+from moec.common.errors import MoecError
 from moec.common.roofline import Roofline
-from moec.errors import MoecError
 from moec.targets.cuda.architectures import LIMITS
 from moec.targets.cuda.device.driver import open_driver
 from moec.targets.cuda.device.gpu import best_binary

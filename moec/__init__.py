@@ -21,8 +21,7 @@ from moec.transformers_hook import offer_experts
 
 if TYPE_CHECKING:
     from moec import torch as torch
-    from moec.compiler import compile, import_model
-    from moec.errors import (
+    from moec.common.errors import (
         ArtifactError,
         DefectError,
         InputError,
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         VerificationError,
     )
+    from moec.compiler import compile, import_model
     from moec.runtime.generation import Generation, generate
     from moec.runtime.model import CompiledModel, load
     from moec.runtime.session import Session
@@ -80,12 +80,12 @@ _HOMES = {
     "tune": "moec.tools.tune",
     "verify": "moec.tools.verify",
 }
-"""Modules of the names that are imported when first used; names of errors are in moec.errors."""
+"""Modules of the names that are imported when first used; names of errors are in moec.common.errors."""
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module(_HOMES.get(name, "moec.errors")), name)
+        return getattr(importlib.import_module(_HOMES.get(name, "moec.common.errors")), name)
     if name == "torch":
         return importlib.import_module("moec.torch")
     raise AttributeError(f"module 'moec' has no attribute {name!r}")

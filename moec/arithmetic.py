@@ -40,7 +40,7 @@ def rounding_of(graph: ir.Model, own: Collection[str], gains: bool) -> Activatio
 
 
 def _fits(node: ir.Node) -> bool:
-    from moec.errors import UnsupportedError
+    from moec.common.errors import UnsupportedError
     from moec.ir.weights.stored import stored_weights, weight_inputs
     from moec.passes.weights.choice import fit_bytes
 

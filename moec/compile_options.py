@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from moec import targets
 from moec.common.arguments import check_flags, check_optional_text, check_path, shown
 from moec.common.byte_counts import bytes_of
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.targets.kind import ProgramKind
 
 if TYPE_CHECKING:

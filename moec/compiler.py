@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from moec import targets
 from moec.arithmetic import rounding_of
 from moec.common.arguments import check_flags, check_optional_flag, check_optional_text, known_options
+from moec.common.errors import MoecError, UnsupportedError, reporting
 from moec.common.once import one_at_a_time
 from moec.common.plain_files import read_text
 from moec.common.progress import Progress, silent
@@ -28,7 +29,6 @@ from moec.compile_options import (
     resident_bytes,
     with_profile,
 )
-from moec.errors import MoecError, UnsupportedError, reporting
 from moec.model_inputs import ModelInputs, model_inputs
 from moec.provenance import provenance_of
 from moec.stages import pass_check, run_passes

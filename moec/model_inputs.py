@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from moec.errors import reporting
+from moec.common.errors import reporting
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from moec.errors import MoecError, reporting
+from moec.common.errors import MoecError, reporting
 
 if TYPE_CHECKING:
     import onnx_ir as ir

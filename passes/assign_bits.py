@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir.weights.format import WeightFormat
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.framework.shorthand import parse_format

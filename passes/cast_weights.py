@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name
 from moec.ir.dialect import ProductSpec
-from moec.ir.names import node_name
 from moec.ir.weights.format import FormatName, WeightFormat
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.weights.linears import MINIMUM, NONE_FOUND, products_of

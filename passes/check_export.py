@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 import sympy
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
+from moec.common.names import node_name
 from moec.ir.movement import moving
-from moec.ir.names import node_name
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import constant, is_op
 from moec.passes.shapes.symbolic import expression, shape_of

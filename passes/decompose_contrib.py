@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from moec.common.names import node_name, operator_name
 from moec.ir import local_bodies
 from moec.ir.dialect import DOMAIN, REFUSAL_KEY
 from moec.ir.graphs import lift_constants
-from moec.ir.names import node_name, operator_name
 from moec.passes.contrib import arithmetic, attention, convolution, experts, quantized, recurrence
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import replace_node, value_names

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.names import node_name
 from moec.ir.dialect import REFUSAL_KEY
-from moec.ir.names import node_name
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import is_op, replace_node, value_names
 from moec.passes.graph.writer import NotDecomposableError, Writer, dtype_of, width_of

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.names import node_name
 from moec.ir.dialect import RouteSpec
-from moec.ir.names import node_name
 from moec.ir.scores import AT_MOST_ONE, ELEMENTWISE
 from moec.ir.weights.stored import constant
 from moec.passes.framework.base import Exactness, Report

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import onnx
 import onnx_ir as ir
 
+from moec.common.names import node_name
 from moec.ir.graphs import lift_constants
-from moec.ir.names import node_name
 from moec.ir.opsets import NEWEST, later_attributes
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import fresh_name

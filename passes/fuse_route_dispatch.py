@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name
 from moec.ir import dialect
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec
 from moec.ir.expert_ids import other_user, routing_of
-from moec.ir.names import node_name
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import replace_value
 

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
-from moec.ir.names import node_name
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name
 from moec.ir.weights.stored import weight_runs, widens_halves
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import is_op

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from moec.common.names import node_name
 from moec.ir.dialect import REFUSAL_KEY
 from moec.ir.graphs import lift_constants
-from moec.ir.names import node_name
 from moec.passes.control_flow import branches, loops
 from moec.passes.control_flow.bodies import Inliner
 from moec.passes.framework.base import Exactness, Report

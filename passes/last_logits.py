@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.guards import bound_names
+from moec.common.names import node_name
 from moec.common.specs import tensor_specs
 from moec.ir.graphs import add_constant
 from moec.ir.last_tokens import TokenWise, frontier, logits_of, token_wise
-from moec.ir.names import node_name
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import fresh_name, is_op, remove_unused
 

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
+from moec.common.names import node_name
 from moec.ir import dialect
 from moec.ir.dialect import DispatchSpec, LinearSpec
 from moec.ir.mapped_files import release_pages
-from moec.ir.names import node_name
 from moec.ir.weights.experts import ExpertWeights, Part
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import remove_unused, replace_node, value_names

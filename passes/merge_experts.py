@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from moec.errors import MoecError, UnsupportedError
-from moec.ir.names import node_name
+from moec.common.errors import MoecError, UnsupportedError
+from moec.common.names import node_name
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.weights.calibration import profile_reading
 from moec.passes.weights.expert_set import ExpertSet

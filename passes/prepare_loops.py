@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from moec.common.names import node_name
 from moec.ir.dialect import REFUSAL_KEY
 from moec.ir.graphs import is_op, lift_constants, nested_graphs, outer_values, replace_inside
-from moec.ir.names import node_name
 from moec.ir.weights.stored import constant
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import replace_node

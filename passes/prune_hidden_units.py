@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
+from moec.common.names import node_name
 from moec.ir import dialect
-from moec.ir.names import node_name
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.weights.calibration import profile_reading
 from moec.passes.weights.hidden_units import HiddenUnits, readable_units

@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
+from moec.common.errors import MoecError
+from moec.common.names import node_name
 from moec.common.progress import told
-from moec.errors import MoecError
 from moec.ir.dialect import is_moec
-from moec.ir.names import node_name
 from moec.ir.weights.format import ELEMENTS, QuantizedName, WeightFormat
 from moec.ir.weights.stored import size_of_weights, weight_inputs
 from moec.passes.framework.base import Exactness, Report

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from moec.ir.names import node_name
+from moec.common.names import node_name
 from moec.passes.framework.base import Exactness, Report, Unraised
 from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import Block, experts_of

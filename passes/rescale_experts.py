@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.names import node_name
 from moec.ir import dialect
 from moec.ir.graphs import add_constant
-from moec.ir.names import node_name
 from moec.ir.weights.stored import StoredWeight, constant, weight_inputs
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import fresh_name, remove_unused

@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
+from moec.common.names import node_name
 from moec.ir.dialect import ProductSpec, is_moec
-from moec.ir.names import node_name
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stored import weight_inputs
 from moec.passes.framework.base import Exactness, Report

@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name
 from moec.ir.dialect import ProductSpec
-from moec.ir.names import node_name
 from moec.ir.products import rounded_to_tf32
 from moec.ir.weights.stored import weight_inputs
 from moec.passes.framework.base import Exactness, Report

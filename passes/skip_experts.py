@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
+from moec.common.names import node_name
 from moec.ir.dialect import has_experts, is_moec
-from moec.ir.names import node_name
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.weights.allocation import allocate
 from moec.passes.weights.expert_set import ExpertSet

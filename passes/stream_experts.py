@@ -9,11 +9,11 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name
 from moec.ir import dialect
 from moec.ir.dialect import RouteSpec
 from moec.ir.expert_ids import routing_of
-from moec.ir.names import node_name
 from moec.ir.streaming import set_shares, set_streamed
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import fresh_name, value_names

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from moec.common.names import node_name
 from moec.ir import dialect
-from moec.ir.names import node_name
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.router_product import other_user_of_logits
 from moec.passes.weights.router_fit import RouterFit, import_torch, why_not

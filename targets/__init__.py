@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from moec.common.arguments import check_kind
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.targets.kind import Form, Kind, Options, ProgramKind
 
 if TYPE_CHECKING:

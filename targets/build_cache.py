@@ -21,9 +21,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
 
+from moec.common.errors import MoecError
 from moec.common.seals import sealed, unsealed
 from moec.common.user_cache import user_cache
-from moec.errors import MoecError
 
 KERNELS = "kernels"
 LIMITS = {KERNELS: 256 << 20, "emulator": 1 << 30, "hls": 1 << 30}

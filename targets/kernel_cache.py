@@ -18,8 +18,8 @@ import zipfile
 from collections.abc import Callable, Mapping
 
 from moec import targets
+from moec.common.errors import MoecError
 from moec.common.version import VERSION
-from moec.errors import MoecError
 from moec.targets.build_cache import KERNELS, keep, recall
 
 VARIABLE = "MOEC_KERNEL_CACHE"

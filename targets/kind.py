@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 if TYPE_CHECKING:
     import pathlib

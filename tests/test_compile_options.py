@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 
 from moec import compiler
+from moec.common.errors import MoecError, UnsupportedError
 from moec.compile_options import default_passes
-from moec.errors import MoecError, UnsupportedError
 from moec.runtime.artifact import open_artifact
 
 from .passes.before_after import model_of

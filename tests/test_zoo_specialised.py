@@ -15,7 +15,7 @@ import pytest
 
 import moec
 from moec import compiler
-from moec.errors import DefectError, MoecError, VerificationError
+from moec.common.errors import DefectError, MoecError, VerificationError
 from moec.ir import interpreter
 from moec.passes.framework import pipeline
 from moec.tools.comparison import compare, tolerance_of

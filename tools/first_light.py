@@ -213,7 +213,7 @@ def make_layer(name: str, work: pathlib.Path) -> pathlib.Path:
 
 def architecture() -> str:
     """Select the architecture to compile for, by the GPU at hand. Raises MoecError where there is none."""
-    from moec.errors import MoecError
+    from moec.common.errors import MoecError
     from moec.targets.cuda.architectures import LIMITS
     from moec.targets.cuda.device.driver import open_driver
     from moec.targets.cuda.device.gpu import best_binary
@@ -248,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if kernel := asked.run_kernel or asked.clock_kernel:
         clocked = asked.clock_kernel is not None
         return run_kernel(kernel[0], kernel[1], pathlib.Path(kernel[2]), emulate=asked.emulate, clocked=clocked)
-    from moec.errors import MoecError
+    from moec.common.errors import MoecError
 
     try:
         return tour(asked)

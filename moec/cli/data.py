@@ -13,7 +13,7 @@ import typer
 
 from moec.cli.options import Emulate, Json, Level, Model, OptimisationLevel, Threads
 from moec.cli.printing import print_result, shown_progress
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 if TYPE_CHECKING:
     from moec.tools.sweeping import Sweep

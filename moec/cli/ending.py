@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from moec.cli import INTERRUPTED
+from moec.common.errors import MoecError
 from moec.common.replacing import abandon_unfinished
-from moec.errors import MoecError
 
 CLOSED = 141
 """Exit code that shells report of a program ended by SIGPIPE."""

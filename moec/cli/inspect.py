@@ -11,7 +11,7 @@ from moec import targets
 from moec.cli.options import Architecture, Artifact, Json
 from moec.cli.printing import print_result, shown_progress
 from moec.cli.targets import STANDALONE, TIR, Form
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 if TYPE_CHECKING:
     from moec.runtime.artifact import Artifact as Opened

@@ -44,7 +44,7 @@ from moec.cli.options import (
 )
 from moec.cli.printing import print_remarks, print_result, report_compilation, shown_progress
 from moec.cli.targets import Target, target_commands, with_target_options
-from moec.errors import DefectError, MoecError, reporting
+from moec.common.errors import DefectError, MoecError, reporting
 from moec.targets.kind import Options
 
 DIFFERS, BAD_INPUT, DEFECT = 1, 2, 3

@@ -21,8 +21,8 @@ from moec.cli.options import (
     Threads,
 )
 from moec.cli.printing import print_result
+from moec.common.errors import MoecError
 from moec.common.plain_files import read_text
-from moec.errors import MoecError
 
 if TYPE_CHECKING:
     from moec.runtime.generation import Generation

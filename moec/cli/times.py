@@ -11,7 +11,7 @@ import typer
 import moec
 from moec.cli.options import Artifact, Inputs, Json, PageKind, PagesOption, PreferResident, Resident, Threads
 from moec.cli.printing import print_result, shown_progress
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 
 def bench(

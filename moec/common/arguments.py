@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
-from moec.errors import MoecError, OptionError
+from moec.common.errors import MoecError, OptionError
 
 _Parameters = ParamSpec("_Parameters")
 _Returned = TypeVar("_Returned")

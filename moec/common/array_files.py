@@ -10,10 +10,10 @@ import numpy as np
 
 from moec.common.array_zips import DamagedError, open_zip, read_array
 from moec.common.dtypes import dtype_of
+from moec.common.errors import InputError
 from moec.common.replacing import check_replaceable, replacing
 from moec.common.seals import foreign_file, seal_zip
 from moec.common.specs import TensorSpec
-from moec.errors import InputError
 
 
 def read_arrays(path: str | os.PathLike[str], specs: Sequence[TensorSpec] = ()) -> dict[str, np.ndarray]:

@@ -17,9 +17,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from moec.common.errors import MoecError, one_line
 from moec.common.free_memory import available_memory
 from moec.common.plain_files import size_of
-from moec.errors import MoecError, one_line
 
 Array = np.ndarray[Any, Any]
 

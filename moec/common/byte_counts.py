@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from moec.common.arguments import check_kind
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 _UNITS = {
     "": 1,

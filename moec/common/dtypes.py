@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 
-from moec.errors import ArtifactError
+from moec.common.errors import ArtifactError
 
 _NUMPY = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 _NUMPY_FLOATS = ("float16", "float32", "float64")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 LARGEST = 1 << 62
 """Bound of counts and sizes in files."""

@@ -26,7 +26,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 ForeignBecause = Callable[[pathlib.Path], str | None]
 """Function that explains why a file or folder, neither special nor empty, must not be replaced, as in "is a file, not

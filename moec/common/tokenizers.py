@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from moec.common.child import Limits, LostError, RefusedError, run_child
-from moec.errors import MoecError, one_line
+from moec.common.errors import MoecError, one_line
 
 LIMITS = Limits(seconds=20, memory=2 << 30)
 """Limits for reading a tokenizer and a page of text with it: a vocabulary of 128,000 tokens takes 0.7 s and 150 MB."""

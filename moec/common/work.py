@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from moec.common.errors import ArtifactError
 from moec.common.roofline import FLOAT32
 from moec.common.specs import ROW_SCALE_BYTES
-from moec.errors import ArtifactError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from moec.common.errors import MoecError
 from moec.common.guards import bound_names, parse_guard, size_names
 from moec.common.specs import tensor_specs
-from moec.errors import MoecError
 from moec.frontend.size_names import renamed
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import onnx
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 _Texts = Iterator[tuple[str, Iterable[str | bytes]]]
 

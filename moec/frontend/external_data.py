@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir.mapped_files import map_file
 
 

@@ -11,8 +11,8 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from moec.common.errors import MoecError, UnsupportedError
 from moec.common.plain_files import size_of
-from moec.errors import MoecError, UnsupportedError
 from moec.frontend import conditions, exported_ranges, external_data, local_functions, operators, opset, structure
 from moec.frontend.encoding import check_texts
 from moec.frontend.size_names import name_sizes

@@ -9,10 +9,10 @@ import onnx
 import onnx.defs
 import onnx_ir as ir
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
+from moec.common.names import node_name
 from moec.frontend import opset
 from moec.ir import dialect
-from moec.ir.names import node_name
 from moec.ir.verifier import dialect_violations
 from moec.ir.weights.stored import WIDTH
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from moec.errors import MoecError, UnsupportedError, one_line
+from moec.common.errors import MoecError, UnsupportedError, one_line
 from moec.frontend import onnx_process
 from moec.ir.opsets import NEWEST, OPSET, since
 from moec.ir.shapes import shape_for_inference

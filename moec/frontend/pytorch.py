@@ -14,8 +14,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from moec.common.errors import MoecError, UnsupportedError
 from moec.common.garbage import no_collection
-from moec.errors import MoecError, UnsupportedError
 from moec.frontend.conditions import Conditions
 from moec.frontend.size_names import rename_sizes
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
+from moec.common.names import node_name, operator_name
 from moec.ir.graphs import nested_graphs
-from moec.ir.names import node_name, operator_name
 
 DEEPEST_CALL = 64
 LARGEST_GROWTH = 32

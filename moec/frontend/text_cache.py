@@ -8,8 +8,8 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from moec.common.errors import MoecError, UnsupportedError, one_line
 from moec.common.specs import State
-from moec.errors import MoecError, UnsupportedError, one_line
 from moec.frontend.text_cache_layers import CacheForm
 from moec.frontend.text_inputs import TextInputs
 

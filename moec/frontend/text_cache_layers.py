@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from moec.common.errors import UnsupportedError
 from moec.common.once import once
-from moec.errors import UnsupportedError
 from moec.frontend.huggingface.recurrences import behind
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from moec.common.errors import MoecError
 from moec.common.plain_files import read_text
 from moec.common.tokenizers import TextFiles
-from moec.errors import MoecError
 from moec.frontend import gguf
 from moec.frontend.huggingface.folder import CONFIG, LARGEST_JSON, read_json
 

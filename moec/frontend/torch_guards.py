@@ -11,7 +11,7 @@ import ast
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.frontend.conditions import Conditions
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 
 def find_expert(blocks: Sequence[dict[str, Any]], text: str) -> dict[str, Any]:

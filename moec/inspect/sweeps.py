@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.text import Text
 
+from moec.common.errors import MoecError
 from moec.common.seals import write_sealed
 from moec.common.tables import table
-from moec.errors import MoecError
 from moec.inspect.evaluation import quality_text
 from moec.tools.evaluate import METHOD, MetricValue, finite
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name
 from moec.ir.dialect import (
     FORMULATION_KEY,
     ORIGIN_KEY,
@@ -24,7 +25,6 @@ from moec.ir.dialect import (
     spec_of,
 )
 from moec.ir.expert_ids import table_behind
-from moec.ir.names import node_name
 from moec.ir.origins import Origins, origins_data, origins_of
 from moec.ir.weights.format import ELEMENTS
 from moec.ir.weights.stored import StoredWeight, weight_inputs

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.rule import known_size
 from moec.ir.weights.stored import constant

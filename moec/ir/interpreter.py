@@ -24,10 +24,10 @@ from numpy.typing import DTypeLike
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from moec.errors import one_line
+from moec.common.errors import one_line
+from moec.common.names import node_name
 from moec.ir.graphs import read_values
 from moec.ir.movement import moving
-from moec.ir.names import node_name
 from moec.ir.operators import OPERATOR_CLASSES
 from moec.ir.opsets import OPSET, version_for
 from moec.ir.reference_nodes import FLOATS, forget_width, name_unused_outputs, widen_node

@@ -15,9 +15,9 @@ from typing import Any, TypeGuard
 
 import onnx_ir as ir
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
+from moec.common.names import node_name
 from moec.ir.dialect import ORIGIN_KEY
-from moec.ir.names import node_name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
-from moec.ir.names import node_name, operator_name
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name, operator_name
 from moec.ir.weight_hashes import PREFIX, HashedTensor, content_hash
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

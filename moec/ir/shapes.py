@@ -12,9 +12,9 @@ import re
 import onnx
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name, operator_name
 from moec.ir import schemas
-from moec.ir.names import node_name, operator_name
 from moec.ir.opsets import OPSET, version_for
 
 _LARGEST_SHAPE_CONSTANT = 64

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from moec.common.errors import MoecError
 from moec.common.specs import State
-from moec.errors import MoecError
 
 STATES_KEY = "moec.states"
 ATTENTION_CACHES = {1: (4, 1), 2: (5, 2)}

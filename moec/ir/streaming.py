@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 STREAMED_KEY = "moec.streamed"
 SHARES_KEY = "moec.shares"

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from moec.errors import MoecError, one_line
+from moec.common.errors import MoecError, one_line
 from moec.ir.printer import print_model
 from moec.ir.weight_hashes import PREFIX, HashedTensor, check_hash
 

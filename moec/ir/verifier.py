@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from moec.errors import VerificationError
+from moec.common.errors import VerificationError
+from moec.common.names import node_name, operator_name
 from moec.ir import dialect
 from moec.ir.graphs import nested_graphs
-from moec.ir.names import node_name, operator_name
 from moec.ir.rules import RULES
 
 

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.names import node_name
 from moec.ir.facts import Facts
 from moec.ir.intervals import Interval
 from moec.ir.kinds import conditions
-from moec.ir.names import node_name
 from moec.ir.sides import OUTPUT, Condition, Evidence, Given, Live, Rounds
 
 

@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 import onnx_ir as ir
 
+from moec.common.errors import MoecError
 from moec.common.progress import Progress, told
-from moec.errors import MoecError
 from moec.ir.mapped_files import release_pages
 from moec.ir.weights.stacks import packed_parts
 

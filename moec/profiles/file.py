@@ -28,11 +28,11 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.array_zips import DamagedError, open_zip, read_array, read_entry
+from moec.common.errors import MoecError
+from moec.common.names import node_name
 from moec.common.plain_files import parse_json
 from moec.common.replacing import replacing
 from moec.common.seals import foreign_file, seal_zip
-from moec.errors import MoecError
-from moec.ir.names import node_name
 from moec.profiles.arrays import HELD, PARTNERS, problem_of
 from moec.profiles.head import Head, LayerEntry, read_head
 from moec.profiles.keys import MEASURED_KEY, measured_as

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from moec.common.errors import MoecError
 from moec.common.fields import Fields
-from moec.errors import MoecError
 
 VERSION = 3
 _READ = (1, 2, VERSION)

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
+from moec.common.names import node_name
 from moec.ir.dialect import has_experts, is_moec
-from moec.ir.names import node_name
 from moec.ir.weights.stored import stored_weights
 
 MEASURED_KEY = "moec.measured"

@@ -46,7 +46,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 Array = np.ndarray[Any, Any]
 

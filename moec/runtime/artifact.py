@@ -28,8 +28,8 @@ import zipfile
 import numpy as np
 
 from moec.common.dtypes import dtype_of
+from moec.common.errors import ArtifactError, MoecError
 from moec.common.scratch import ScratchFolder
-from moec.errors import ArtifactError, MoecError
 from moec.runtime.machine import missing_features
 from moec.runtime.manifest import (
     MANIFEST,

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from moec.common.child import ChildError, Limits, LostError, run_child
-from moec.errors import MoecError, one_line
+from moec.common.errors import MoecError, one_line
 
 Conversation = Sequence[Mapping[str, str]]
 """Messages, each with its ``role`` and ``content``."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from moec.common.errors import MoecError
 from moec.common.work import WorkModel, parse_work
-from moec.errors import MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import ProgramEntry
 

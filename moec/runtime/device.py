@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.runtime.on_device import OnDevice
 from moec.runtime.tensors import CPU, from_runtime, to_runtime
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import struct
 
-from moec.errors import ArtifactError
+from moec.common.errors import ArtifactError
 
 _LENGTH = struct.Struct("<Q")
 BEGINS_EARLY_TAG = "tirx.use_programtic_dependent_launch"

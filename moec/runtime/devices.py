@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moec import targets
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.device import Device
 

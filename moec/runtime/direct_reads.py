@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from moec.errors import ArtifactError
+from moec.common.errors import ArtifactError
 
 PAGE = 4096
 PIECE = 1 << 20

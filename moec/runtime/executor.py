@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from moec.common.errors import ArtifactError, DefectError, InputError, MoecError, UnsupportedError
 from moec.common.specs import HeldState, LastTokens, TensorSpec
 from moec.common.work import Argument
-from moec.errors import ArtifactError, DefectError, InputError, MoecError, UnsupportedError
 from moec.runtime.device import Device, Host
 from moec.runtime.held import HeldStates, StateMemory
 from moec.runtime.inputs import InputCheck

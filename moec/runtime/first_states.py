@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from moec.common.dtypes import dtype_of
+from moec.common.errors import InputError
 from moec.common.specs import State, TensorSpec
-from moec.errors import InputError
 from moec.runtime.roles import first_shape, room_of
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from moec.common.arguments import check_kind, check_optional_text, known_options
-from moec.errors import InputError, MoecError, RoomError, reporting
+from moec.common.errors import InputError, MoecError, RoomError, reporting
 from moec.runtime.model import CompiledModel
 from moec.runtime.prompts import Prompt, encoded_prompts, prompts_of
 from moec.runtime.sampling import Sampling

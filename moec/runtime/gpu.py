@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from moec.errors import DefectError, MoecError
+from moec.common.errors import DefectError, MoecError
 from moec.runtime.device_module import DeviceModule
 from moec.runtime.library import load_ffi
 from moec.runtime.on_device import OnDevice, has_torch

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from moec.common.dtypes import dtype_of
+from moec.common.errors import MoecError
 from moec.common.guards import Expression, computed_sizes, parse_size, solve
 from moec.common.specs import HeldState, TensorSpec
-from moec.errors import MoecError
 from moec.runtime.device import Device, Host
 from moec.runtime.library import load_ffi
 from moec.runtime.on_device import OnDevice

@@ -9,9 +9,9 @@ import numpy as np
 
 from moec.common.arguments import shown
 from moec.common.dtypes import dtype_of
+from moec.common.errors import InputError
 from moec.common.guards import Expression, computed_sizes, holds, parse_guard, size_names, solve
 from moec.common.specs import TensorSpec
-from moec.errors import InputError
 from moec.runtime.on_device import OnDevice
 from moec.runtime.tensors import CPU, array_of
 

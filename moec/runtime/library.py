@@ -15,8 +15,8 @@ from types import ModuleType
 from typing import Any
 
 from moec.common.cores import available_cores
+from moec.common.errors import ArtifactError, MoecError
 from moec.common.once import once
-from moec.errors import ArtifactError, MoecError
 
 _LIBRARY_NAMES = {"darwin": "libtvm_runtime.dylib", "win32": "tvm_runtime.dll"}
 _SHARE_ALL_CORES = -3  # TVM's affinity mode in which every worker may run on every core of the list

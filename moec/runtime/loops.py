@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from moec.common.errors import InputError
 from moec.common.loop_steps import MAXIMUM_STEPS, LoopLimit
 from moec.common.once import once
-from moec.errors import InputError
 from moec.runtime.callback_errors import raised_as
 from moec.runtime.library import load_ffi
 from moec.runtime.tensors import from_runtime, to_runtime

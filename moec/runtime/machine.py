@@ -7,7 +7,7 @@ import re
 
 from moec.common.arguments import check_kind
 from moec.common.cores import available_cores
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 CPU_INFORMATION = "/proc/cpuinfo"
 

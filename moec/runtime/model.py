@@ -15,8 +15,8 @@ from moec.common.arguments import (
     known_options,
 )
 from moec.common.byte_counts import bytes_of
+from moec.common.errors import MoecError, reporting
 from moec.common.specs import HeldState, State, TensorSpec
-from moec.errors import MoecError, reporting
 from moec.runtime.artifact import Artifact, check_machine, open_artifact
 from moec.runtime.description import CompiledKernel, describe, kernels_of
 from moec.runtime.device import Device

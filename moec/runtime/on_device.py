@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from moec.common.dtypes import DTYPES
-from moec.errors import InputError
+from moec.common.errors import InputError
 
 _FIRST = 0  # programs run on the first device
 

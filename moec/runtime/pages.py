@@ -25,8 +25,8 @@ from typing import Literal
 import numpy as np
 
 from moec.common.cores import available_cores
+from moec.common.errors import ArtifactError, MoecError
 from moec.common.free_memory import available_memory
-from moec.errors import ArtifactError, MoecError
 
 Pages = Literal["auto", "mapped", "huge", "streamed"]
 HUGE_PAGE = 2 << 20

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
-from moec.errors import ArtifactError
+from moec.common.errors import ArtifactError
 from moec.runtime.expert_calls import register_calls, streaming
 from moec.runtime.library import load_ffi, load_objects
 from moec.runtime.loops import register_loops, stepping

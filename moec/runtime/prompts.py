@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from moec.common.arguments import shown
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.runtime.chat_template import Conversation
 from moec.runtime.text_codec import TextCodec
 

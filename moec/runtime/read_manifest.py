@@ -9,9 +9,9 @@ from collections import Counter
 from typing import Any
 
 from moec.common.dtypes import dtype_of
+from moec.common.errors import ArtifactError
 from moec.common.guards import Expression, bound_names, parse_guard, parse_size
 from moec.common.specs import HeldState, LastTokens, State, StreamedExpertsSpec, StreamedWeight, TensorSpec
-from moec.errors import ArtifactError
 from moec.runtime.manifest import (
     FORMAT_VERSION,
     MANIFEST,

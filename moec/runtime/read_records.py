@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from moec.errors import ArtifactError
+from moec.common.errors import ArtifactError
 from moec.runtime.manifest import MANIFEST
 
 _SIZES = ("num_experts", "top_k", "hidden_size", "intermediate_size")

@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 
 from moec.common.dtypes import dtype_of
+from moec.common.errors import InputError
 from moec.common.guards import parse_size
 from moec.common.specs import State, TensorSpec
-from moec.errors import InputError
 
 Role = Literal["mask", "positions", "past", "total"]
 _NAMED: dict[str, Role] = {

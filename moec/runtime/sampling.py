@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from moec.common.arguments import check_kind
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 Logits = np.ndarray[Any, Any]
 

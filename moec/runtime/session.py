@@ -11,7 +11,7 @@ import numpy as np
 
 from moec.common.arguments import shown
 from moec.common.dtypes import dtype_of
-from moec.errors import InputError
+from moec.common.errors import InputError
 from moec.runtime.roles import roles_of
 from moec.runtime.session_states import SessionStates
 

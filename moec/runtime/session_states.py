@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec.common.dtypes import dtype_of
+from moec.common.errors import InputError
 from moec.common.specs import TensorSpec
-from moec.errors import InputError
 from moec.runtime.held import StateMemory
 from moec.runtime.roles import Roles, first_shape, room_of
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moec.errors import RoomError
+from moec.common.errors import RoomError
 from moec.runtime.direct_reads import PAGE, DirectReads, PendingRead, Range, unreadable
 from moec.runtime.expert_pages import ExpertPages, own_pages
 

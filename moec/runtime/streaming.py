@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from moec.common.errors import MoecError
 from moec.common.specs import StreamedExpertsSpec
-from moec.errors import MoecError
 from moec.runtime.direct_reads import PAGE, DirectReads, PendingRead, Range, read_now
 from moec.runtime.manifest import ProgramEntry, WeightEntry
 from moec.runtime.pages import Pages, Placement

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.runtime.library import load_objects
 
 TEAM_OBJECT = "team.o"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from moec.common.dtypes import DTYPES, is_extension
-from moec.errors import InputError
+from moec.common.errors import InputError
 from moec.runtime.library import load_ffi
 from moec.runtime.on_device import OnDevice, on_device
 

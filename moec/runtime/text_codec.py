@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from moec.common.errors import MoecError
 from moec.common.tokenizers import Tokenizer
-from moec.errors import MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.chat_template import Conversation, chat_texts
 

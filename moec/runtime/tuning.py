@@ -17,8 +17,8 @@ import platform
 import secrets
 from collections.abc import Mapping
 
+from moec.common.errors import MoecError
 from moec.common.user_cache import user_cache
-from moec.errors import MoecError
 from moec.runtime.machine import cpu_features, cpu_name
 
 ALWAYS, NEVER = 1, 2**31 - 1

@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.runtime.library import configure_pool
 from moec.runtime.team import Team
 

@@ -19,12 +19,12 @@ import numpy as np
 from moec import targets
 from moec.common import seals
 from moec.common.dtypes import dtype_of
+from moec.common.errors import ArtifactError, MoecError
 from moec.common.progress import Progress, silent, told
 from moec.common.replacing import check_replaceable, replacing
 from moec.common.specs import State
 from moec.common.tokenizers import TextFiles
 from moec.common.work import work_as_data
-from moec.errors import ArtifactError, MoecError
 from moec.runtime.artifact import Artifact, checksum
 from moec.runtime.foreign import foreign_artifact
 from moec.runtime.manifest import (

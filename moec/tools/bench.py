@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec import targets
+from moec.common.errors import MoecError
 from moec.common.work import Work, work_of
-from moec.errors import MoecError
 
 if TYPE_CHECKING:
     from moec.common.roofline import Roofline

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moec.common.errors import MoecError
 from moec.common.progress import Progress
-from moec.errors import MoecError
 from moec.runtime.generation import prefilled
 from moec.runtime.workers import team_of
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from moec.common.array_files import read_arrays
 from moec.common.dtypes import dtype_of
+from moec.common.errors import MoecError
 from moec.common.plain_files import read_text
 from moec.common.specs import State, TensorSpec
 from moec.common.tokenizers import Tokenizer
-from moec.errors import MoecError
 
 Array = np.ndarray[Any, Any]
 Batch = dict[str, Array]

@@ -11,7 +11,7 @@ from typing import Any
 import moec
 from moec import targets
 from moec.common.cores import available_cores
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.runtime import machine
 
 PACKAGES = (

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from moec.common.errors import MoecError
 from moec.common.work import Argument
-from moec.errors import MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.model import CompiledModel, ready
 from moec.targets.kind import CaughtTensor

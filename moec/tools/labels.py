@@ -12,8 +12,8 @@ import numpy as np
 
 from moec.common.array_files import read_arrays
 from moec.common.dtypes import dtype_of
+from moec.common.errors import MoecError
 from moec.common.specs import TensorSpec
-from moec.errors import MoecError
 from moec.tools.data import token_input
 
 Array = np.ndarray[Any, Any]

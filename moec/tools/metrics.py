@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from moec.common.divergence import divergences, log_softmax
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 Array = np.ndarray[Any, Any]
 

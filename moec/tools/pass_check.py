@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.errors import DefectError, InputError, MoecError, one_line
+from moec.common.errors import DefectError, InputError, MoecError, one_line
 from moec.passes.last_logits import LastLogits
 from moec.tools.comparison import compare, tolerance_of
 from moec.tools.covering import Covering, Inputs, covering_inputs

@@ -10,9 +10,9 @@ from collections import Counter
 from typing import Any
 
 from moec import compiler, targets
+from moec.common.errors import MoecError, reporting
 from moec.common.progress import Progress, silent
 from moec.common.replacing import check_replaceable, replacing
-from moec.errors import MoecError, reporting
 from moec.passes.assign_bits import choices
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from moec.common.dtypes import dtype_of
+from moec.common.errors import MoecError
 from moec.common.guards import holds, parse_guard, parse_size, size_names
 from moec.common.specs import TensorSpec
-from moec.errors import MoecError
 
 _LARGEST = 64
 """Bound of the sizes that are tried where guards exclude the preferred ones, in addition to those around the guards'

@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from moec.common.errors import MoecError
 from moec.common.replacing import check_replaceable, replacing
-from moec.errors import MoecError
 from moec.passes.weights.sensitivities import sensitivities_text
 from moec.profiles import Profile
 

@@ -6,9 +6,9 @@ import pathlib
 from collections.abc import Mapping
 
 from moec import targets
+from moec.common.errors import MoecError
 from moec.common.replacing import check_replaceable
 from moec.common.seals import foreign_file, write_sealed
-from moec.errors import MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.read_manifest import is_inside_name
 from moec.tools.kernel_calls import catch_call

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from moec import targets
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.runtime.artifact import Artifact
 from moec.runtime.direct_reads import PAGE, DirectReads, PendingRead, read_now
 from moec.runtime.machine import check_threads

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec import targets
+from moec.common.errors import MoecError
 from moec.common.guards import holds, parse_guard
 from moec.common.progress import Progress, silent
-from moec.errors import MoecError
 from moec.runtime.tuning import ALWAYS, NEVER, store_tuned
 from moec.tools.crossovers import FIXED_SIZES, Point, Tuned, crossover_of
 

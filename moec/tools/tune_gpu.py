@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.runtime.tuning import store_tuned
 from moec.tools.crossovers import FIXED_SIZES, Point, Tuned, crossover_of
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from moec.common.arguments import check_kind, check_path
 from moec.common.dtypes import dtype_of
-from moec.errors import InputError, MoecError, one_line, reporting
+from moec.common.errors import InputError, MoecError, one_line, reporting
 from moec.frontend import gguf
 from moec.frontend.huggingface import is_folder
 from moec.ir.rounding import arithmetics_of

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 try:
     import torch  # noqa: F401

@@ -15,7 +15,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from moec.common.arguments import check_optional_text
-from moec.errors import MoecError, UnsupportedError, one_line
+from moec.common.errors import MoecError, UnsupportedError, one_line
 from moec.torch.blocks import TracedBlock, find_blocks
 from moec.torch.graphs import Functional, functional
 from moec.torch.operator import wants_gradients

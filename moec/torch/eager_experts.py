@@ -16,7 +16,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from moec.common.arguments import check_optional_text
-from moec.errors import InputError, MoecError, UnsupportedError
+from moec.common.errors import InputError, MoecError, UnsupportedError
 from moec.transformers_hook import NAME
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from torch._guards import tracing
 from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.frontend.onnx import import_model
 from moec.frontend.pytorch import quiet
 

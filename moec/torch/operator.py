@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from moec.common.dtypes import DTYPES, is_extension
+from moec.common.errors import InputError, MoecError
 from moec.common.guards import parse_size, size_names
-from moec.errors import InputError, MoecError
 from moec.runtime.inputs import bound_inputs
 from moec.runtime.tensors import array_of
 

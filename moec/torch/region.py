@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.torch.eager_experts import pytorch_threads
 from moec.torch.operator import called, library
 

@@ -11,10 +11,10 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.names import node_name
 from moec.ir.contrib import experts_spec
 from moec.ir.contrib_quantized import uses_int8_activations
 from moec.ir.dialect import FORMULATION_KEY, ExpertsSpec, RouteSpec, make_node
-from moec.ir.names import node_name
 from moec.passes.contrib.quantized import check_packed, expert_weights
 from moec.passes.graph.writer import NotDecomposableError, Writer, as_float32, dtype_of
 from moec.passes.raising.rewrite import BLOCK_KEY

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.names import node_name
 from moec.ir.graphs import nested_graphs
-from moec.ir.names import node_name
 from moec.passes.graph.writer import NotDecomposableError, Writer
 from moec.passes.shapes.inference import Names, annotate
 from moec.passes.shapes.symbolic import SymbolicValues, is_named

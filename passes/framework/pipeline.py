@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import onnx_ir as ir
 
 from moec.common.arguments import suggestion
-from moec.errors import MoecError, VerificationError, reporting
+from moec.common.errors import MoecError, VerificationError, reporting
 from moec.passes import PASSES
 from moec.passes.framework.base import Pass, Report
 

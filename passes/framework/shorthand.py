@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import get_args
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir.weights.format import ELEMENTS, QuantizedName, WeightFormat
 
 _NAMES = get_args(QuantizedName)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.names import node_name
 from moec.ir.graphs import add_constant
-from moec.ir.names import node_name
 
 
 class NotDecomposableError(Exception):

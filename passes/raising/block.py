@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.names import node_name
 from moec.ir.interpreter import Evaluator, Watcher
-from moec.ir.names import node_name
 from moec.passes.raising.contractions import factors, is_contraction
 from moec.passes.raising.counting import counts, reduces_tokens
 from moec.passes.raising.dataflow import Array, DataFlow, follow_data

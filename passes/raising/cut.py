@@ -12,8 +12,8 @@ from collections.abc import Collection, Hashable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.names import node_name
 from moec.ir.interpreter import EvaluationError, Evaluator
-from moec.ir.names import node_name
 from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import Block
 from moec.passes.raising.dataflow import Array

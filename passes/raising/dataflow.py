@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir.interpreter import evaluate
 from moec.ir.movement import MOVEMENTS
 from moec.ir.weights.stacks import ExpertStack

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.names import node_name
 from moec.ir.graphs import add_constant
 from moec.ir.movement import moving
-from moec.ir.names import node_name
 from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import width
 from moec.passes.raising.contractions import is_contraction

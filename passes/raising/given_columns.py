@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-from moec.ir.names import node_name
+from moec.common.names import node_name
 from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import width
 from moec.passes.raising.contractions import is_contraction

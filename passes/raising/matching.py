@@ -9,10 +9,10 @@ from collections.abc import Hashable
 
 import onnx_ir as ir
 
-from moec.errors import one_line
+from moec.common.errors import one_line
+from moec.common.names import node_name
 from moec.ir import dialect
 from moec.ir.interpreter import EvaluationError
-from moec.ir.names import node_name
 from moec.passes.raising.block import Block
 from moec.passes.raising.candidates import Tried, candidate_blocks, find_logits
 from moec.passes.raising.check import check_proposal

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.names import node_name
 from moec.ir.dialect import RouteSpec
 from moec.ir.graphs import add_constant
 from moec.ir.intervals import MOST_BOUNDS, UNIT, Interval, intervals
-from moec.ir.names import node_name
 from moec.passes.graph.edits import fresh_name, is_op
 from moec.passes.raising.block import width
 from moec.passes.raising.contractions import is_contraction

@@ -8,9 +8,9 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.names import node_name
 from moec.ir.dialect import LinearSpec, ProductSpec, is_moec, spec_of
 from moec.ir.last_tokens import ALONG, ELEMENTWISE, NORMALIZING
-from moec.ir.names import node_name
 from moec.passes.raising.block import Block
 from moec.passes.raising.failure import NotUnderstoodError
 from moec.passes.raising.row_steps import PRODUCT, ROWS, Operand, Step, whole

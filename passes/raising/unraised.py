@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
+from moec.common.names import node_name
 from moec.ir.dialect import is_moec
 from moec.ir.movement import MOVEMENTS
-from moec.ir.names import node_name
 from moec.passes.framework.base import Unraised
 from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import width

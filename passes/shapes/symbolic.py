@@ -15,9 +15,9 @@ import sympy
 from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
+from moec.common.names import node_name
 from moec.ir.facts import MOST_SIZES
-from moec.ir.names import node_name
 from moec.passes.graph.edits import constant
 
 ELEMENTS = 64

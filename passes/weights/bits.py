@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
+from moec.common.names import node_name
 from moec.ir.dialect import LinearSpec, is_moec, spec_of
-from moec.ir.names import node_name
 from moec.ir.weights.encode import group_count
 from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat

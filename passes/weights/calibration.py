@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
+from moec.common.names import node_name
 from moec.ir.dialect import is_moec
-from moec.ir.names import node_name
 from moec.ir.weights.encode import Encoded
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.format import WeightFormat

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
-from moec.ir.names import node_name
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name
 from moec.ir.weights.format import WeightFormat
 from moec.passes.framework.base import Report
 from moec.passes.weights.calibration import KnownInputs, Method

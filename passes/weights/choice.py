@@ -7,9 +7,9 @@ from collections.abc import Sequence, Set
 
 import onnx_ir as ir
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
+from moec.common.names import node_name
 from moec.ir.dialect import ProductSpec
-from moec.ir.names import node_name
 from moec.ir.weights.format import ELEMENTS, QuantizedName, WeightFormat
 from moec.ir.weights.stored import input_axis
 from moec.passes.weights.loss import Layer

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name
 from moec.ir import dialect
 from moec.ir.dialect import EXPERT_WEIGHTS, INPUTS, RouteSpec
 from moec.ir.expert_ids import other_user, routing_of, table_node
 from moec.ir.graphs import add_constant
-from moec.ir.names import node_name
 from moec.ir.origins import origins_of, set_origins
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.stored import constant

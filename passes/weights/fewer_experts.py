@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
+from moec.common.names import node_name
 from moec.ir import dialect
-from moec.ir.names import node_name
 from moec.passes.framework.base import Report
 from moec.passes.weights.expert_set import ExpertSet
 from moec.profiles.measures import ExpertsMeasures

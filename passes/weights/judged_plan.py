@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
+from moec.common.names import node_name
 from moec.ir.dialect import has_experts
 from moec.ir.interpreter import EvaluationError
-from moec.ir.names import node_name
 from moec.ir.weights.format import WeightFormat
 from moec.passes.framework.base import Report
 from moec.passes.framework.shorthand import parse_format

@@ -12,8 +12,8 @@ from typing import IO, Any
 import numpy as np
 
 from moec.common.cores import available_cores
+from moec.common.errors import MoecError
 from moec.common.scratch import ScratchFolder
-from moec.errors import MoecError
 from moec.ir.mapped_files import map_file
 from moec.ir.weights.encode import Encoded, Table
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from moec.common.errors import MoecError
 from moec.common.plain_files import parse_json, read_bytes
-from moec.errors import MoecError
 
 VERSION = 1
 _LARGEST = 64 << 20

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.names import node_name
 from moec.ir import dialect, semantics
 from moec.ir.dialect import ExpertsSpec, LinearSpec, ProductSpec
 from moec.ir.mapped_files import release_pages
-from moec.ir.names import node_name
 from moec.ir.semantics_dispatch import grouped_matmul
 from moec.ir.weights.stored import StoredWeight, input_axis, stored_weights
 from moec.passes.framework.base import Loss

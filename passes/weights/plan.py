@@ -26,7 +26,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.passes.weights.layers_file import VERSION, read_entries
 
 KEEP = "keep"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir import semantics
 from moec.ir.dialect import RouteSpec
 from moec.ir.scores import LOGITS, Primitives, elementwise_scores

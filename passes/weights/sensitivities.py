@@ -24,7 +24,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.passes.weights.layers_file import VERSION, read_entries
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir import dialect
 from moec.ir.mapped_files import release_pages
 from moec.ir.weights.experts import ExpertWeights

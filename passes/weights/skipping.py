@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir.dialect import RouteSpec
 from moec.passes.weights.calibration import profile_reading
 from moec.passes.weights.expert_set import ExpertSet

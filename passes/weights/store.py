@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
+from moec.common.names import node_name
 from moec.ir.dialect import INPUTS, ProductSpec
 from moec.ir.graphs import add_constant
-from moec.ir.names import node_name
 from moec.ir.weights.encode import Encoded, Table, encode, group_count, scales_of
 from moec.ir.weights.format import WeightFormat, name_of
 from moec.ir.weights.levels import LEVELS, product_of_levels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.runtime.device_module import BEGINS_EARLY_TAG, LAUNCH_FLAGS
 from moec.simulators.cuda.kernels import KernelSource
 from moec.simulators.cuda.launch import EmulatedLaunch

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 
 _STATEMENT = re.compile(r"\b(?:asm|__asm__)\s*(volatile|__volatile__)?\s*\(")
 _SEMICOLON = re.compile(r"\s*;")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.simulators.cuda.inline_assembly import InlineAssembly
 from moec.simulators.cuda.ptx import Instruction, Label, Operand, RegisterDeclaration, Statement, parse
 

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import re
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 
 _KERNEL = re.compile(r'extern "C" __global__ void\s+((?:__\w+__\s*\([^()]*\)\s*)*)(\w+)\s*\(([^()]*)\)\s*\{')
 _MOST_THREADS = re.compile(r"__launch_bounds__\s*\(\s*(\d+)")

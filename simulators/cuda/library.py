@@ -16,8 +16,8 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
+from moec.common.errors import MoecError, UnsupportedError
 from moec.common.scratch import ScratchFolder
-from moec.errors import MoecError, UnsupportedError
 from moec.runtime.machine import cpu_features, cpu_name
 from moec.simulators.cuda.entry_points import entry_point
 from moec.simulators.cuda.kernels import find_kernels, place_shared_memory

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from typing import TypeAlias
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 
 Operand: TypeAlias = "str | list[Operand]"
 """An operand of an instruction: the number of an ``asm`` operand (``%3``), a register or a constant; a list for

@@ -6,7 +6,7 @@ import ctypes
 import struct
 from typing import Any
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 
 _SIZE = 128
 _MOST_DIMENSIONS, _LARGEST_BOX, _ALIGNMENT = 5, 256, 16

@@ -13,8 +13,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from moec.common.errors import MoecError
 from moec.common.scratch import ScratchFolder
-from moec.errors import MoecError
 from moec.targets import hls
 from moec.targets.build_cache import cached
 from moec.targets.hls.hardware.configuration import Configuration

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import ProjectEntry
 from moec.simulators.hls.simulator import SimulationError, TimedResult, simulate_timed

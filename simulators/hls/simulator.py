@@ -15,8 +15,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from moec.common.errors import MoecError
 from moec.common.scratch import ScratchFolder
-from moec.errors import MoecError
 from moec.simulators.hls.build import compile_simulation, find_compiler, is_gcc
 from moec.simulators.hls.instrument import has_region, instrument
 from moec.targets.hls.cpp.source import Source

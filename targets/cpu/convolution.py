@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from tvm import relax, tirx
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.cpu.kernels.convolution import CONVOLUTION, ConvolutionProblem
 from moec.targets.cpu.machine import Machine
 from moec.targets.cpu.matmul import zeros

@@ -9,8 +9,8 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax
 
+from moec.common.errors import UnsupportedError
 from moec.common.work import GroupedWork
-from moec.errors import UnsupportedError
 from moec.ir.streaming import shares_of
 from moec.runtime.expert_calls import EXPERTS_THERE
 from moec.targets.cpu.kernels import dispatch, gather, grouped_gemm

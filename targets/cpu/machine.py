@@ -8,7 +8,7 @@ import platform
 from collections.abc import Sequence
 from typing import Any
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.runtime.machine import cpu_features, missing_features
 from moec.runtime.matrix_tiles import refusal_of_matrix_tiles
 

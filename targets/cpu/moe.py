@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import numpy as np
 from tvm import relax
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec, ProductSpec, attributes_of
 from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.stored import StoredWeight

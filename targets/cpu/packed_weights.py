@@ -9,7 +9,7 @@ import numpy as np
 from tvm import relax
 
 from moec.common.dtypes import dtype_of
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir.mapped_files import release_pages
 from moec.ir.weights.encode import StoredMatrix, Table
 from moec.ir.weights.levels import LEVELS

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 from tvm import relax
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.cuda.attention import attend
 from moec.targets.cuda.kernels.linear_attention import LINEAR_ATTENTION
 from moec.targets.cuda.kernels.normalization import LAYER_NORM, RMS_NORM

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
+from moec.common.errors import MoecError
 from moec.common.tables import table
-from moec.errors import MoecError
 from moec.targets.cuda.architectures import LIMITS, newest_that_runs
 from moec.targets.cuda.device.driver import open_driver
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec, ProductSpec
 from moec.ir.semantics import activated
 from moec.ir.weights.experts import ExpertWeights

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from moec.common.errors import MoecError
 from moec.common.roofline import Peak, Roofline
-from moec.errors import MoecError
 from moec.targets.cuda.device.driver import open_driver
 
 _DTYPES = ("float32", "float16", "bfloat16")

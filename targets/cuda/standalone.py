@@ -9,7 +9,7 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.runtime.artifact import Artifact
 from moec.runtime.description import find_kernel
 from moec.targets.cuda.launch_model.plans import MULTIPROCESSORS

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.base import Program
 from moec.targets.cuda.architectures import LIMITS
 from moec.targets.tvm.heavy import HeavyConverter

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.targets.kind import CommandResult, Options
 
 _option = functools.partial(typer.Option, rich_help_panel="For --target hls:PART")

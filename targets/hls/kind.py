@@ -42,7 +42,7 @@ class HlsKind(Kind):
         return {name: stored for weights in reports for name, stored in weights.items()}
 
     def tables(self, description: Mapping[str, Any]) -> Iterable[RenderableType]:
-        from moec.errors import ArtifactError
+        from moec.common.errors import ArtifactError
         from moec.targets.hls.tables import project_tables
 
         renderables: list[RenderableType] = []

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.hls.moe.design import MULTIPLIER_BITS, Norm, bits_for
 from moec.targets.hls.moe.projection import shifted
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.errors import MoecError, UnsupportedError
+from moec.common.names import node_name
 from moec.common.specs import tensor_specs
-from moec.errors import MoecError, UnsupportedError
 from moec.ir.dialect import is_moec
-from moec.ir.names import node_name
 from moec.targets.base import Project, Projects
 from moec.targets.hls.attention.mask import inputs_of_masks
 from moec.targets.hls.attention.target import AttentionBlock

@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:

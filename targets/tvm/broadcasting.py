@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from moec.targets.tvm.function_builder import FunctionBuilder

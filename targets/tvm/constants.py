@@ -7,7 +7,7 @@ import re
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 
 
 def constant_of(value: ir.Value) -> ir.TensorProtocol | None:

@@ -7,7 +7,7 @@ from typing import Any
 import onnx_ir as ir
 from tvm import te, tirx
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
 from moec.targets.tvm.held_states import Places, without_appended_zeros
 from moec.targets.tvm.lowering import Converter, Lowering

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from tvm import tirx
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.tvm.arithmetic import converted, is_unsigned
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.broadcasting import broadcast_elements, emit_elementwise

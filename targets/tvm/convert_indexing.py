@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.tvm import serial_kernels
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
 from moec.targets.tvm.broadcasting import emit_elementwise

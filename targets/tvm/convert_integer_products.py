@@ -7,7 +7,7 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.tvm.attributes import group_count, optional_input, required_input
 from moec.targets.tvm.broadcasting import broadcast_shape
 from moec.targets.tvm.convert_quantization import quantized

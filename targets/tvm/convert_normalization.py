@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, normalized_axis, required_input
 from moec.targets.tvm.convert_reduction import reduce_tensor
 from moec.targets.tvm.lowering import Converter, Lowering

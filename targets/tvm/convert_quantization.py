@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir.interpreter import evaluate
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
 from moec.targets.tvm.constants import constant_of, dtype_name, dtype_of

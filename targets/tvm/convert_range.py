@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.tvm.attributes import required_input
 from moec.targets.tvm.lowering import Converter, Lowering
 from moec.targets.tvm.symbolic import MAXIMUM_KNOWN_ELEMENTS, MAXIMUM_SIZE, Known

@@ -7,7 +7,7 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.convert_indexing import safe_index
 from moec.targets.tvm.lowering import Converter, Lowering

@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 from tvm import te, tirx
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, group_count, optional_input, required_input, steps
 from moec.targets.tvm.convert_resize import cubic
 from moec.targets.tvm.lowering import Converter, Lowering

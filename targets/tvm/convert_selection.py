@@ -7,7 +7,7 @@ from typing import Any
 import onnx_ir as ir
 from tvm import te, tirx
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, normalized_axis, required_input
 from moec.targets.tvm.constants import dtype_name
 from moec.targets.tvm.lowering import Converter, Lowering

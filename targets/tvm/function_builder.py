@@ -15,9 +15,9 @@ import tvm_ffi
 from tvm import relax, te, tirx
 
 from moec.common.budgets import SIZE_OPERATORS, Budget
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name, operator_name
 from moec.common.specs import StreamedExpertsSpec, StreamedWeight
-from moec.errors import UnsupportedError
-from moec.ir.names import node_name, operator_name
 from moec.targets.base import KernelRecord, Loader, Weight
 from moec.targets.tvm.bound_storage import as_float
 from moec.targets.tvm.c_expressions import in_c

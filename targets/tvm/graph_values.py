@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.tvm.constants import constant_of, dtype_of
 from moec.targets.tvm.function_builder import FunctionBuilder
 from moec.targets.tvm.held_states import HeldTensor

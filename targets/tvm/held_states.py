@@ -24,9 +24,9 @@ import tvm_ffi
 from tvm import relax, te, tirx
 
 from moec.common.guards import bound_names, size_names
+from moec.common.names import operator_name
 from moec.common.specs import HeldState
 from moec.ir.dialect import is_moec
-from moec.ir.names import operator_name
 from moec.ir.states import ATTENTION_CACHES
 from moec.targets.tvm.attributes import attribute, optional_input
 from moec.targets.tvm.constants import constant_of, dtype_of

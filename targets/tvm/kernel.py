@@ -13,8 +13,8 @@ from typing import Any
 
 from tvm import relax, tirx
 
+from moec.common.errors import UnsupportedError
 from moec.common.work import WorkModel
-from moec.errors import UnsupportedError
 from moec.targets.base import Candidate, Plan
 
 STORAGE_TYPES = ("float32", "float16", "bfloat16")

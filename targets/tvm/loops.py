@@ -28,9 +28,9 @@ import tvm_ffi
 from tvm import relax, tirx
 
 from moec.common.dtypes import DTYPES
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name
 from moec.ir.loop_bodies import LoopBody, body_of
-from moec.ir.names import node_name
 from moec.runtime.loops import LOOP, LOOP_RESULT
 from moec.targets.tvm.lowering import Converter, Lowering
 from moec.targets.tvm.symbolic import Known

@@ -15,10 +15,10 @@ import tvm
 from tvm import relax, te, tirx
 
 from moec.common.budgets import Budget
+from moec.common.errors import UnsupportedError
 from moec.common.guards import parse_size
+from moec.common.names import node_name, operator_name
 from moec.common.specs import HeldState, LastTokens, StreamedExpertsSpec
-from moec.errors import UnsupportedError
-from moec.ir.names import node_name, operator_name
 from moec.ir.streaming import is_streamed
 from moec.ir.weights.stored import decoding_nodes
 from moec.targets.base import KernelRecord, TensorSpec, Weight

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from tvm import relax
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name
 from moec.ir.dialect import inputs_of
-from moec.ir.names import node_name
 from moec.ir.weights.stored import StoredWeight
 from moec.targets.base import KernelRecord
 from moec.targets.tvm.heavy import LoweringContext

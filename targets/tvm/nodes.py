@@ -9,8 +9,8 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax, tirx
 
-from moec.errors import UnsupportedError
-from moec.ir.names import node_name, operator_name
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name, operator_name
 from moec.targets.base import KernelRecord
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.kernel import KernelCall

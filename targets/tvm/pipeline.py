@@ -12,7 +12,7 @@ import tvm_ffi
 from tvm import relax, s_tir, tirx
 
 from moec.common.budgets import PLANNED_SIZES, Budget
-from moec.ir.names import node_name
+from moec.common.names import node_name
 from moec.runtime.team import TEAM_OBJECT
 from moec.targets.base import Launch
 from moec.targets.tvm import host_code

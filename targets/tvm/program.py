@@ -13,8 +13,8 @@ import tvm
 from tvm import relax
 
 from moec.common.budgets import FUSED_LOADS, FUSED_REPEATS
+from moec.common.errors import UnsupportedError
 from moec.common.scratch import ScratchFolder
-from moec.errors import UnsupportedError
 from moec.runtime.loops import body_name
 from moec.targets.base import Program
 from moec.targets.tvm import pipeline

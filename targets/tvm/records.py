@@ -13,8 +13,8 @@ from tvm import s_tir, tirx
 
 from moec import targets
 from moec.common.dtypes import DTYPES
+from moec.common.names import node_name, operator_name
 from moec.common.specs import TensorSpec
-from moec.ir.names import node_name, operator_name
 from moec.runtime.manifest import GENERIC
 from moec.targets.base import Candidate, KernelRecord
 from moec.targets.tvm.c_expressions import in_c

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from tvm import te, tirx
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.lowering import Converter, Lowering
 from moec.targets.tvm.te_kernels import Requirement

@@ -8,7 +8,7 @@ from typing import TypeVar
 import onnx_ir as ir
 
 from moec.common.dtypes import dtype_of
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir.weights.format import ELEMENTS, FormatName
 from moec.ir.weights.stored import WeightRun
 

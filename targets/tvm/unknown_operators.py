@@ -6,9 +6,9 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name, operator_name
 from moec.ir.dialect import REFUSAL_KEY
-from moec.ir.names import node_name, operator_name
 from moec.ir.opsets import later_attributes
 from moec.ir.weights.stored import decoding_nodes
 

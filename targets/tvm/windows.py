@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 from tvm import tirx
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, steps
 from moec.targets.tvm.symbolic import Sizes
 

@@ -353,7 +353,7 @@ def test_an_expert_of_a_layer_that_is_not_there(folder):
 )
 def test_exit_codes(error, code, line):
     program = (
-        "import moec; from moec.cli import main as cli; from moec.errors import *\n"
+        "import moec; from moec.cli import main as cli; from moec.common.errors import *\n"
         f"def fail(*_arguments, **_options): raise {error}\n"
         "moec.load = fail; cli.main()"
     )

@@ -119,7 +119,7 @@ def test_a_sweep_marks_its_front_and_is_not_run_twice(layer, tmp_path):
 
 
 def test_a_plot_without_matplotlib_is_one_note(tmp_path, monkeypatch):
-    from moec.errors import MoecError
+    from moec.common.errors import MoecError
     from moec.inspect import sweeps
     from moec.tools.sweeping import Sweep
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moec.cli.main import app
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.profiles import Profile
 
 from ..language_model import language_model, some_tokens

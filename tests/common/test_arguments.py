@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 import moec
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.tools.verify import verify
 
 TEXT = '<ir_version: 10, opset_import: ["" : 21]> g (float[N,4] x) => (float[N,4] y) { y = Relu (x) }'

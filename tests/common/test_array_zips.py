@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from moec.common.array_files import read_arrays
-from moec.errors import InputError, MoecError
+from moec.common.errors import InputError, MoecError
 
 ARRAYS = {
     "matrix": np.arange(6).reshape(2, 3),

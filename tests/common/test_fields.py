@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from moec.common.errors import MoecError
 from moec.common.fields import Fields
-from moec.errors import MoecError
 
 CONTENT = {"n": 3, "t": "x", "l": ["a"], "o": {"k": "v"}, "e": [{"n": 1}], "none": None}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from moec.common.errors import InputError
 from moec.common.guards import LONGEST, bound_names, holds, parse_guard, parse_size, size_names, solve
 from moec.common.specs import TensorSpec
-from moec.errors import InputError
 from moec.runtime.inputs import InputCheck
 
 

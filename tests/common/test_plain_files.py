@@ -6,8 +6,8 @@ import os
 
 import pytest
 
+from moec.common.errors import MoecError
 from moec.common.plain_files import parse_json, read_bytes, read_text
-from moec.errors import MoecError
 
 
 def test_text(tmp_path):

@@ -15,8 +15,8 @@ import threading
 import pytest
 
 from moec.common import replacing as module
+from moec.common.errors import ArtifactError, MoecError
 from moec.common.replacing import check_replaceable, replacing
-from moec.errors import ArtifactError, MoecError
 
 OWN, FOREIGN = "own", "foreign"
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from moec.common.array_files import read_arrays, write_arrays
+from moec.common.errors import MoecError
 from moec.common.seals import foreign_file, sealed, write_sealed
-from moec.errors import MoecError
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"text\n", bytes(range(256)) * 5000])

@@ -8,8 +8,8 @@ import pytest
 
 from moec.common import tokenizers
 from moec.common.child import Limits
+from moec.common.errors import MoecError
 from moec.common.tokenizers import Tokenizer, check_tokenizer
-from moec.errors import MoecError
 
 version = pytest.importorskip("tokenizers").__version__
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from moec.common.errors import ArtifactError
 from moec.common.work import (
     Argument,
     AttentionWork,
@@ -18,7 +19,6 @@ from moec.common.work import (
     work_as_data,
     work_of,
 )
-from moec.errors import ArtifactError
 
 
 def given(*shapes, dtype=np.float32):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.frontend.onnx import import_model
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)

@@ -7,8 +7,8 @@ import onnx
 import pytest
 
 import moec
+from moec.common.errors import InputError
 from moec.compiler import import_model
-from moec.errors import InputError
 from moec.frontend.conditions import KEY, Conditions, conditions_of
 from moec.frontend.exported_ranges import RANGES
 from moec.tools.verify import verify

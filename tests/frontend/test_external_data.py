@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.frontend.onnx import files_of, import_model
 from moec.ir import interpreter
 from moec.ir.opsets import OPSET

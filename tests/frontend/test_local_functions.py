@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 import moec
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.frontend.onnx import import_model
 from moec.ir import local_bodies
 

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import moec
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.frontend.onnx import import_model
 from moec.ir import interpreter
 from moec.ir.opsets import NEWEST, OPSET

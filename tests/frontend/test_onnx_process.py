@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from moec.common.child import Limits
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.frontend import onnx_process
 from moec.frontend.onnx import import_model
 from moec.ir.opsets import OPSET

@@ -5,7 +5,7 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.frontend.onnx import import_model
 
 MOST = 2**63 - 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import moec
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 
 torch = pytest.importorskip("torch", reason='needs the extra "torch": pip install "moec[torch]"')
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import moec
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 torch = pytest.importorskip("torch", reason='needs the extra "torch": pip install "moec[torch]"')
 

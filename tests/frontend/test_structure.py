@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import AttributeProto, TensorProto, helper
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.frontend.onnx import import_model
 from moec.frontend.structure import ALWAYS_ALLOWED, DEEPEST_CALL
 from moec.ir import interpreter

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import moec
 from moec.cli.main import app
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.frontend import conditions
 from moec.frontend.pytorch import import_module
 

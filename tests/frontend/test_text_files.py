@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.frontend.text_files import read_text_files, text_files_of
 
 SPECIAL = [{"id": 7, "content": "<s>", "special": True}, {"id": 8, "content": "word", "special": False}]

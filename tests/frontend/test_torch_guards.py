@@ -13,8 +13,8 @@ import onnx
 import pytest
 
 import moec
+from moec.common.errors import InputError, MoecError, UnsupportedError
 from moec.common.specs import TensorSpec
-from moec.errors import InputError, MoecError, UnsupportedError
 from moec.frontend.conditions import KEY, Conditions, conditions_of, settled
 from moec.frontend.text_inputs import wide_guards
 from moec.passes.framework.base import Report

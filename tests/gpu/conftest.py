@@ -14,7 +14,7 @@ import onnx
 import onnx.parser
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.targets.cuda.architectures import LIMITS
 from moec.targets.cuda.device.driver import open_driver
 from moec.targets.cuda.device.gpu import best_binary

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.inspect.one_expert import became, find_expert
 
 ORIGINS = {

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 import moec
-from moec.errors import DefectError, MoecError
+from moec.common.errors import DefectError, MoecError
 from tests.instruments import artifact_edits
 from tests.instruments.artifact_edits import Edit
 from tests.isolated import Lost, run_isolated

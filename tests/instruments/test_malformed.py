@@ -37,7 +37,7 @@ def test_what_is_wrong_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A defect, a panic, memory, two lines and wrong usage are failures; a refusal is none."""
     import numpy as np
 
-    from moec.errors import MoecError
+    from moec.common.errors import MoecError
 
     class Panic(BaseException):
         pass

@@ -101,7 +101,7 @@ def test_a_defect_is_a_crash(monkeypatch: pytest.MonkeyPatch):
     import moec
 
     def compile_nothing(_: Any) -> None:
-        raise moec.errors.DefectError("a node did it")
+        raise moec.common.errors.DefectError("a node did it")
 
     monkeypatch.setattr(moec, "compile", compile_nothing)
     outcome = compare(case("(float[N,4] x) => (float[N,4] y) { y = Neg (x) }"), [[-X]])

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir.blocks import expert_bits, moe_blocks
 from moec.ir.dialect import FORMULATION_KEY, INPUTS, DispatchSpec, ExpertsSpec, RouteSpec, make_node
 from moec.ir.expert_ids import table_node

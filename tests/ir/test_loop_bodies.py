@@ -7,7 +7,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir import interpreter
 from moec.ir.graphs import is_op, outer_values
 from moec.ir.loop_bodies import LoopBody, Result, body_of

@@ -7,7 +7,7 @@ import json
 import onnx_ir as ir
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir.dialect import ORIGIN_KEY
 from moec.ir.origins import Origins, origins_of, set_origins
 

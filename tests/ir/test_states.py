@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
+from moec.common.errors import MoecError
 from moec.common.specs import State
-from moec.errors import MoecError
 from moec.ir.states import STATES_KEY, set_states, states_of
 
 

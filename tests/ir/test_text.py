@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.ir.dialect import ExpertsSpec, RouteSpec, make_node
 from moec.ir.interpreter import run
 from moec.ir.text import parse_model, print_model

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 import pytest
 
-from moec.errors import VerificationError
+from moec.common.errors import VerificationError
 from moec.ir.dialect import DispatchSpec, ExpertsSpec, LinearSpec, ProductSpec, RouteSpec, make_node
 from moec.ir.rules import RULES
 from moec.ir.verifier import verify, violations

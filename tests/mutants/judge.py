@@ -53,7 +53,7 @@ def work(item: tuple[Files, Runs | None]) -> Verdict | Runs:
 
 def _run(path: pathlib.Path) -> Verdict | Runs:
     import moec
-    from moec.errors import MoecError
+    from moec.common.errors import MoecError
 
     try:
         compiled = moec.compile(path, threads=1)
@@ -73,7 +73,7 @@ def _run(path: pathlib.Path) -> Verdict | Runs:
 
 
 def _refusal(error: Exception, where: str) -> Verdict:
-    from moec.errors import DefectError
+    from moec.common.errors import DefectError
 
     message = str(error)
     if isinstance(error, DefectError):
@@ -100,7 +100,7 @@ def _feeds(compiled: Any) -> list[dict[str, np.ndarray]]:
 
 
 def _compare(path: pathlib.Path, runs: Runs) -> Verdict:
-    from moec.errors import MoecError
+    from moec.common.errors import MoecError
     from moec.tools.comparison import compare
     from moec.tools.verify import open_session, run_session
 

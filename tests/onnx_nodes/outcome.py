@@ -25,7 +25,7 @@ class Outcome:
 
 def outcome_of(case: Case) -> Outcome:
     import moec
-    from moec.errors import DefectError, MoecError
+    from moec.common.errors import DefectError, MoecError
 
     model = onnx.load_from_string(case.model)
     names = [value.name for value in model.graph.input]

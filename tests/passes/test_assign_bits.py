@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 import moec
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir.dialect import ExpertsSpec, spec_of
 from moec.ir.interpreter import run
 from moec.ir.weights.stored import StoredWeight, weight_inputs

@@ -5,7 +5,7 @@ import onnx.parser
 import pytest
 
 import moec
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.passes.framework import pipeline
 from moec.tools.verify import verify
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.passes.check_export import CheckExport
 from moec.passes.framework.base import Report
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.passes import PASSES
 from moec.passes.framework import pipeline
 from moec.passes.remove_dead_nodes import RemoveDeadNodes

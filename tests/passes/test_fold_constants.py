@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir.interpreter import Evaluator
 from moec.passes.fold_constants import FoldConstants
 from moec.passes.framework.base import Report

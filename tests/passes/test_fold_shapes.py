@@ -5,7 +5,7 @@ import onnx.parser
 import pytest
 
 import moec
-from moec.errors import DefectError, MoecError
+from moec.common.errors import DefectError, MoecError
 
 from .before_after import check
 

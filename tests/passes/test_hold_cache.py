@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from moec.common.errors import MoecError
 from moec.common.specs import State
-from moec.errors import MoecError
 from moec.ir.states import STATES_KEY, set_states, states_of
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report

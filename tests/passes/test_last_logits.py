@@ -5,7 +5,7 @@ import onnx.parser
 import pytest
 
 import moec
-from moec.errors import InputError
+from moec.common.errors import InputError
 from moec.ir import interpreter
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report

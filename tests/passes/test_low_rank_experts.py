@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 import moec
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.interpreter import run
 from moec.ir.weights.experts import ExpertWeights

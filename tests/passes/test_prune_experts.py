@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec, RouteSpec, inputs_of, spec_of
 from moec.ir.origins import origins_of

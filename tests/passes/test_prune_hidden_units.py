@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir.dialect import ExpertsSpec, inputs_of
 from moec.ir.interpreter import run
 from moec.passes.framework import pipeline

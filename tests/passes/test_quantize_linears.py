@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir.dialect import LinearSpec, spec_of
 from moec.ir.weights.stored import weight_inputs, weight_runs
 from moec.passes.framework.base import Report

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir.dialect import ExpertsSpec, spec_of
 
 from .before_after import check, model_of

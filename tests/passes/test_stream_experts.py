@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir.dialect import is_moec
 from moec.ir.streaming import SHARES_KEY, is_streamed, shares_of
 from moec.passes.framework import pipeline

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 import moec
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.passes.framework import pipeline

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.profiles import Profile
 from moec.profiles.file import write_profile
 

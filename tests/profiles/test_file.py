@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.profiles import Profile
 from moec.profiles.file import Head, LayerEntry, held_arrays, merge, write_profile
 from moec.profiles.measures import packed, unpacked

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from moec.errors import DefectError, MoecError
+from moec.common.errors import DefectError, MoecError
 from moec.frontend.onnx import import_model
 from moec.ir import dialect, interpreter
 from moec.passes.framework import pipeline

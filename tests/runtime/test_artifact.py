@@ -13,8 +13,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from moec.common.errors import ArtifactError, InputError, MoecError
 from moec.common.specs import State
-from moec.errors import ArtifactError, InputError, MoecError
 from moec.runtime import artifact as artifacts
 from moec.runtime import machine
 from moec.runtime.artifact import open_artifact

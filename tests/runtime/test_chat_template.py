@@ -7,7 +7,7 @@ import time
 import pytest
 
 from moec.common.child import Limits
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.runtime import chat_template
 from moec.runtime.chat_template import chat_texts
 

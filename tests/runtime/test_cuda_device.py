@@ -7,7 +7,7 @@ import ctypes
 import pytest
 
 import moec
-from moec.errors import ArtifactError, DefectError, MoecError
+from moec.common.errors import ArtifactError, DefectError, MoecError
 from moec.runtime import devices
 from moec.runtime.artifact import open_artifact
 from moec.runtime.library import load_ffi

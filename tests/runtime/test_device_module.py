@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from moec.errors import ArtifactError
+from moec.common.errors import ArtifactError
 from moec.runtime.device_module import DeviceCall, DeviceModule
 
 

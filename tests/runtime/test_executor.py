@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from moec.errors import InputError, MoecError
+from moec.common.errors import InputError, MoecError
 from moec.runtime.model import load
 from moec.runtime.tensors import ALIGNMENT, from_runtime, to_runtime
 

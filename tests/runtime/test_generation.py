@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import moec
-from moec.errors import InputError, MoecError, RoomError
+from moec.common.errors import InputError, MoecError, RoomError
 from moec.runtime.generation import prefilled
 from moec.runtime.session import Session
 from moec.runtime.text_codec import TextCodec, TextStream

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 import moec
-from moec.errors import InputError
+from moec.common.errors import InputError
 from moec.runtime.model import CompiledModel
 
 from ..passes.before_after import model_of

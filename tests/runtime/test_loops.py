@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from moec.errors import InputError
+from moec.common.errors import InputError
 from moec.runtime.library import load_ffi
 from moec.runtime.loops import LOOP, LOOP_RESULT, register_loops, stepping
 from moec.runtime.tensors import from_runtime, to_runtime

@@ -11,7 +11,7 @@ import onnx.parser
 import pytest
 
 import moec
-from moec.errors import DefectError, InputError, UnsupportedError
+from moec.common.errors import DefectError, InputError, UnsupportedError
 from moec.runtime.artifact import open_artifact
 from moec.runtime.devices import device_of
 from moec.runtime.executor import Executor

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import moec
-from moec.errors import ArtifactError, MoecError
+from moec.common.errors import ArtifactError, MoecError
 from moec.runtime import pages
 from moec.runtime.model import load
 from moec.runtime.pages import HUGE_PAGE, bytes_in_huge_pages, new_memory, place_file

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.runtime.artifact import open_artifact
 from moec.runtime.description import describe
 from moec.runtime.writer import write_artifact

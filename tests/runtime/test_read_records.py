@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from moec.errors import ArtifactError
+from moec.common.errors import ArtifactError
 from moec.runtime.artifact import open_artifact
 from moec.runtime.manifest import MANIFEST
 

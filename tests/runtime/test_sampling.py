@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.runtime import sampling
 from moec.runtime.sampling import Sampling
 

@@ -9,7 +9,7 @@ import onnx.parser
 import pytest
 
 import moec
-from moec.errors import InputError
+from moec.common.errors import InputError
 from moec.runtime.model import CompiledModel
 
 HEADER = '<ir_version: 10, opset_import: ["" : 24]>\ngraph '

@@ -13,8 +13,8 @@ import onnx_ir as ir
 import pytest
 
 import moec
+from moec.common.errors import ArtifactError, MoecError, RoomError, UnsupportedError
 from moec.common.specs import StreamedWeight
-from moec.errors import ArtifactError, MoecError, RoomError, UnsupportedError
 from moec.ir import interpreter
 from moec.ir.dialect import is_moec
 from moec.passes.framework import pipeline

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import moec
-from moec.errors import ArtifactError, MoecError
+from moec.common.errors import ArtifactError, MoecError
 from moec.runtime import team as teams
 from moec.runtime import workers
 from moec.runtime.team import TEAM_OBJECT, LoopTimes, Team

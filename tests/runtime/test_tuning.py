@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.runtime import tuning
 from moec.runtime.tuning import NEVER, read_tuned, store_tuned, tuning_file
 

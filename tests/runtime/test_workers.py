@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from moec.common.cores import available_cores
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.runtime import workers
 from moec.runtime.library import load_ffi
 from moec.runtime.model import load

@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from moec.errors import ArtifactError
+from moec.common.errors import ArtifactError
 from moec.runtime.artifact import open_artifact
 from moec.runtime.manifest import MANIFEST, WEIGHTS
 from moec.runtime.model import load

@@ -15,7 +15,7 @@ import numpy as np
 
 import moec
 import moec.runtime.program
-from moec.errors import DefectError, MoecError
+from moec.common.errors import DefectError, MoecError
 
 from .conftest import parse
 from .guarded import LINE, guarded

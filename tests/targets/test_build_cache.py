@@ -9,7 +9,7 @@ import stat
 
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.targets import build_cache
 from moec.targets.build_cache import KERNELS, cached, clear, keep, recall, usage
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tvm import relax, tirx
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.targets.tvm import conditions
 from moec.targets.tvm.conditions import CheckedConditions
 from moec.targets.tvm.te_kernels import Requirement

@@ -10,7 +10,7 @@ import pytest
 
 import moec
 from moec import compiler
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir import interpreter
 from moec.ir.shapes import infer
 from moec.ir.text import parse_model

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import moec
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 
 from .conftest import parse
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 import moec
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.tvm.lowering import lower
 from moec.targets.tvm.symbolic import Sizes, combined
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.runtime.team import TEAM_OBJECT
 from moec.targets import build_cache, get, kernel_cache
 from moec.targets.build_cache import KERNELS

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.kind import CommandResult, Form, Kind
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import moec
 from moec.common import loop_steps
-from moec.errors import InputError, UnsupportedError
+from moec.common.errors import InputError, UnsupportedError
 from moec.ir import interpreter
 
 from .conftest import parse

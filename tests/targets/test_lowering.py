@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from moec import targets
-from moec.errors import InputError, MoecError, UnsupportedError
+from moec.common.errors import InputError, MoecError, UnsupportedError
 from moec.targets.tvm.heavy import HEAVY_OPERATORS
 from moec.targets.tvm.lowering import Lowering
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 import moec
-from moec.errors import DefectError, InputError, MoecError, UnsupportedError
+from moec.common.errors import DefectError, InputError, MoecError, UnsupportedError
 
 
 def compiled(text: str) -> moec.CompiledModel:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import moec
-from moec.errors import InputError, UnsupportedError
+from moec.common.errors import InputError, UnsupportedError
 
 from .conftest import parse
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from moec.common.arguments import token_counts
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.tools.bench_session import bench_session
 from tests.cli.test_cli import assert_refused, moec
 from tests.runtime.bigrams import model_of

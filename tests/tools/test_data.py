@@ -7,8 +7,8 @@ import pathlib
 import numpy as np
 import pytest
 
+from moec.common.errors import MoecError
 from moec.common.specs import State, TensorSpec
-from moec.errors import MoecError
 from moec.tools.data import Data, TextOptions
 
 IDS = TensorSpec("input_ids", "int64", ("rows", "length"))

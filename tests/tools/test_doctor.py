@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.inspect import tables
 from moec.targets.cuda import nvcc
 from moec.targets.cuda.device.driver import GpuFacts

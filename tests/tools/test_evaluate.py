@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 import moec
 from moec import compiler
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.tools.data import KeptTokenizer, TextOptions
 from moec.tools.evaluate import Evaluation, _kept_tokenizer, evaluate
 from moec.tools.paired import quantile_of_t

@@ -13,8 +13,8 @@ import onnx_ir as ir
 import pytest
 
 import moec
+from moec.common.errors import DefectError
 from moec.compiler import optimize
-from moec.errors import DefectError
 from moec.frontend.onnx import import_model
 from moec.passes import PASSES
 from moec.passes.framework import pipeline

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.passes.weights.sensitivities import read_sensitivities
 from moec.profiles.file import Head, LayerEntry, write_profile
 from moec.tools.sensitivities import sensitivities

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 import moec
+from moec.common.errors import MoecError, UnsupportedError
 from moec.common.roofline import Roofline
-from moec.errors import MoecError, UnsupportedError
 from moec.inspect.streams import streaming, streaming_tables
 from moec.runtime.artifact import Artifact, open_artifact
 from moec.targets.cpu.kind import CpuKind

@@ -8,7 +8,7 @@ import onnx.parser
 import pytest
 
 import moec
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.runtime.tuning import ALWAYS, NEVER, read_tuned
 from moec.targets.cpu.machine import host_has
 from moec.tools.crossovers import Point, crossover_of

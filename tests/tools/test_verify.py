@@ -12,7 +12,7 @@ import pytest
 import rich.console
 
 import moec
-from moec.errors import InputError
+from moec.common.errors import InputError
 from moec.frontend.conditions import KEY
 from moec.inspect import tables
 from moec.tools.comparison import TOLERANCES, compare

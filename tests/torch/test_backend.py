@@ -13,7 +13,7 @@ import onnx
 import onnx_ir
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 torch = pytest.importorskip("torch", reason='needs the extra "torch": pip install "moec[torch]"')
 

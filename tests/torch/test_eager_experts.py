@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import moec
-from moec.errors import InputError, MoecError, UnsupportedError
+from moec.common.errors import InputError, MoecError, UnsupportedError
 from moec.frontend.huggingface.experts import is_experts
 
 from ..products import thinned

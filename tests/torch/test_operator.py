@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import moec
-from moec.errors import InputError, MoecError
+from moec.common.errors import InputError, MoecError
 
 torch = pytest.importorskip("torch", reason='needs the extra "torch": pip install "moec[torch]"')
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.frontend.gguf import formats
 from moec.frontend.gguf.hyperparameters import Hyperparameters
 from moec.frontend.gguf.reader import GgufFile, GgufTensor

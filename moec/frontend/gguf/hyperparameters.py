@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.frontend.gguf.reader import GgufFile
 
 _HARMLESS = ("context_length", "vocab_size", "rope.scaling.finetuned", "tensor_data_layout")

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from moec.common.errors import UnsupportedError
 from moec.common.garbage import no_collection
 from moec.common.tokenizers import TextFiles
-from moec.errors import UnsupportedError
 from moec.frontend.conditions import Conditions
 from moec.frontend.gguf import architectures, formats, tokenizer
 from moec.frontend.gguf.builder import Builder

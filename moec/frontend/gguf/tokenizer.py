@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from moec.common.errors import MoecError, UnsupportedError
 from moec.common.tokenizers import TextFiles
-from moec.errors import MoecError, UnsupportedError
 from moec.frontend.gguf.reader import GgufFile
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import MoecError, UnsupportedError, one_line
+from moec.common.errors import MoecError, UnsupportedError, one_line
 from moec.frontend.huggingface.placeholders import products_without_memory
 from moec.frontend.huggingface.safetensors import FileTensor
 from moec.frontend.huggingface.weights import CheckpointWeight, Conversion

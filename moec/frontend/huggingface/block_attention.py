@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.frontend.huggingface.dynamic_sizes import smallest
 
 if TYPE_CHECKING:

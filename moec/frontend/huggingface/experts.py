@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.dialect import ExpertsSpec, GateLayout
 from moec.ir.graphs import add_constant

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moec.common.errors import MoecError, UnsupportedError
 from moec.common.garbage import no_collection
 from moec.common.plain_files import parse_json, read_bytes
-from moec.errors import MoecError, UnsupportedError
 from moec.frontend import conditions
 from moec.frontend.huggingface import quantised
 from moec.frontend.huggingface.safetensors import FileTensor, read_file

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.errors import MoecError
 from moec.common.plain_files import parse_json
-from moec.errors import MoecError
 from moec.ir.mapped_files import map_file
 
 Array = np.ndarray[Any, Any]

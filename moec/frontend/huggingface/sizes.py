@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.frontend.huggingface.safetensors import FileTensor
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from moec.errors import MoecError, UnsupportedError, one_line
+from moec.common.errors import MoecError, UnsupportedError, one_line
 from moec.frontend.huggingface.placeholders import placeholder
 from moec.frontend.huggingface.sizes import Holdings, check_numbers, check_parameters, limited
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.frontend.huggingface.one_thread import one_thread
 from moec.frontend.huggingface.safetensors import FileTensor
 from moec.ir.weights.encode import Table

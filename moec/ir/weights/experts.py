@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.weights.encode import Table, decode, per_element

@@ -25,7 +25,7 @@ from typing import Any, TypeGuard
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.mapped_files import release_pages
 from moec.ir.weights.encode import Table, decode

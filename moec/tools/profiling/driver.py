@@ -14,15 +14,15 @@ import numpy as np
 import onnx_ir as ir
 
 from moec import compiler
+from moec.common.errors import MoecError, reporting
+from moec.common.names import node_name
 from moec.common.progress import Progress, silent
 from moec.common.replacing import check_replaceable, replacing
 from moec.common.seals import foreign_file
 from moec.common.specs import tensor_specs
-from moec.errors import MoecError, reporting
 from moec.ir.dialect import LinearSpec, is_moec, spec_of
 from moec.ir.interpreter import EvaluationError
 from moec.ir.mapped_files import release_pages
-from moec.ir.names import node_name
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stored import stored_weights
 from moec.passes.framework import pipeline

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.names import node_name
 from moec.ir import dialect, semantics
 from moec.ir.dialect import RouteSpec, is_moec
 from moec.ir.interpreter import Watcher
 from moec.ir.mapped_files import release_pages
-from moec.ir.names import node_name
 from moec.ir.semantics import pairs_by_expert
 from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
+from moec.common.names import node_name
 from moec.ir.mapped_files import map_file, release_pages
-from moec.ir.names import node_name
 from moec.ir.semantics import pairs_by_expert
 from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from moec import compiler
+from moec.common.errors import DefectError, MoecError, one_line, reporting
 from moec.common.progress import Progress, silent
 from moec.common.replacing import check_replaceable
 from moec.common.seals import foreign_file
 from moec.common.version import VERSION
-from moec.errors import DefectError, MoecError, one_line, reporting
 from moec.frontend.onnx import files_of
 from moec.passes.framework import pipeline
 from moec.runtime.model import CompiledModel

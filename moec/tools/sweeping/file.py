@@ -22,8 +22,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from moec.common.errors import MoecError
 from moec.common.replacing import replacing
-from moec.errors import MoecError
 from moec.tools.evaluate import MetricValue, finite
 
 VERSION = 1

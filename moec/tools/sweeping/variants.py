@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.passes.framework import pipeline
 from moec.passes.framework.shorthand import with_formats
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from re import Match
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.simulators.cuda.instructions import Effect, Operand, addresses, braced, model
 
 _FORMATS = {

@@ -37,7 +37,7 @@ import dataclasses
 import onnx_ir as ir
 
 from moec.common.dtypes import dtype_of
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir.weights.stored import WeightRun
 from moec.targets.tvm.stored_format import SCALE_TYPES, StoredFormat
 

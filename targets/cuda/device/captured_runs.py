@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.runtime.library import load_ffi
 from moec.runtime.on_device import OnDevice
 from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION, LoadedProgram

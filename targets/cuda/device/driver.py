@@ -12,8 +12,8 @@ import functools
 import os
 from typing import Any
 
+from moec.common.errors import DefectError, MoecError
 from moec.common.once import once
-from moec.errors import DefectError, MoecError
 from moec.targets.cuda.device.errors import explain_gpu_error
 
 CUDA = 2

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from moec.errors import ArtifactError, DefectError, MoecError
+from moec.common.errors import ArtifactError, DefectError, MoecError
 
 _KINDS: tuple[tuple[str, type[MoecError], str], ...] = (
     (

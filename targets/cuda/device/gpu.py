@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from moec.errors import ArtifactError, MoecError
+from moec.common.errors import ArtifactError, MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.device_module import DeviceModule
 from moec.runtime.gpu import GpuDevice, ModuleLoader

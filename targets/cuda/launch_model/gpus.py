@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.targets.cuda.architectures import FP8
 
 

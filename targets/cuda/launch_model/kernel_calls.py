@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moec.errors import ArtifactError, MoecError
+from moec.common.errors import ArtifactError, MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.description import find_kernel
 from moec.targets.cuda.architectures import WARP

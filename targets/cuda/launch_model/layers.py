@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moec.errors import ArtifactError, MoecError
+from moec.common.errors import ArtifactError, MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import ProgramEntry
 from moec.targets.cuda.architectures import newest_that_runs

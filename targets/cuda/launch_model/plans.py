@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from moec.common.dtypes import dtype_of
-from moec.errors import ArtifactError
+from moec.common.errors import ArtifactError
 
 if TYPE_CHECKING:
     from moec.targets.cuda.kernels.grouped_problem import GroupedProblem

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from moec.common.dtypes import DTYPES
+from moec.common.errors import ArtifactError, MoecError
 from moec.common.guards import Expression, parse_size, size_names, solve
-from moec.errors import ArtifactError, MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import ProgramEntry
 from moec.targets.cuda.launch_model.plans import LARGEST, MULTIPROCESSORS

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.hls.attention.latents import FloatLatents
 from moec.targets.hls.normalization import FloatNorm, stream_scale_for
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
-from moec.ir.names import node_name
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name
 from moec.targets.hls.attention.float_block import FloatAttention, RotaryEmbedding
 from moec.targets.hls.attention.latent_rows import find_latent_rows
 from moec.targets.hls.attention.latents import FloatLatents

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.hls.attention.design import LatentShape
 from moec.targets.hls.moe.design import INPUT_BITS, bits_for
 from moec.targets.hls.moe.projection import QuantizedProjection, project

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir.interpreter import EvaluationError
 from moec.targets.hls.attention.float_block import met_keys
 from moec.targets.hls.graph.affine import random_inputs

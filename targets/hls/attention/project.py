@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.errors import DefectError
+from moec.common.errors import DefectError
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.design import VALUE, AttentionDesign, AttentionShape

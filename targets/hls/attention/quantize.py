@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.hls.attention.design import AttentionShape
 from moec.targets.hls.attention.float_block import FloatAttention
 from moec.targets.hls.attention.latents import QuantizedLatents, quantize_latents

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name
 from moec.ir.interpreter import EvaluationError
-from moec.ir.names import node_name
 from moec.targets.hls.attention.float_block import RotaryEmbedding, normalized_rows
 from moec.targets.hls.attention.mask import inputs_behind
 from moec.targets.hls.graph.affine import affine_maps, random_inputs

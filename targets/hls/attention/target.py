@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import InputError, UnsupportedError
+from moec.common.errors import InputError, UnsupportedError
 from moec.targets.base import Project
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.agreement import attention_agreement

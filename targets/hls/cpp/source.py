@@ -12,7 +12,7 @@ import functools
 import re
 from collections.abc import Iterator, Mapping
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 _SKIPPED = re.compile(
     r'//(?:[^\n\\]|\\.)*|/\*.*?\*/|"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'|^[ \t]*#(?:[^\n\\]|\\.)*',

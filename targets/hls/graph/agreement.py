@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 
 Array = np.ndarray[Any, Any]
 DType = np.dtype[Any] | type[np.float32]

@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.dtypes import dtype_of
+from moec.common.errors import InputError
 from moec.common.specs import tensor_specs
-from moec.errors import InputError
 from moec.ir.dialect import is_moec
 from moec.ir.interpreter import EvaluationError, Evaluator
 from moec.ir.states import states_of

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir.dialect import LinearSpec, inputs_of, is_moec, spec_of
 from moec.ir.movement import moving
 from moec.ir.weights.stored import StoredWeight

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.names import node_name
 from moec.ir.dialect import ExpertsSpec, RouteSpec, has_experts, inputs_of, is_moec, spec_of
-from moec.ir.names import node_name
 
 Array = np.ndarray[Any, Any]
 

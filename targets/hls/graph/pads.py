@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.errors import InputError
+from moec.common.errors import InputError
 
 Array = np.ndarray[Any, Any]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
-from moec.ir.names import node_name
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name
 from moec.targets.hls.graph.dense_layer import SAME_ELEMENTS, constant, optional, origin
 from moec.targets.hls.normalization import FloatNorm
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.targets.hls.moe.design import MOST_STAGES, USUAL_STAGES
 
 FORMAT = "moec calibration"

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 CONFIGURATION = "hls_config.cfg"
 LINK = "link.cfg"

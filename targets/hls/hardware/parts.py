@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 
 @dataclasses.dataclass(frozen=True)

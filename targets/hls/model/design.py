@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
 from moec.targets.hls.attention.quantize import QuantizedAttention
 from moec.targets.hls.model.plan import ModelPlan, QuantizedLinear

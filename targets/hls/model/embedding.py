@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name
 from moec.ir.dialect import is_moec
-from moec.ir.names import node_name
 from moec.targets.hls.graph.affine import MOST_ELEMENTS, sizes_behind_first
 from moec.targets.hls.graph.between import nodes_between
 from moec.targets.hls.graph.dense_layer import constant, dense_layer, origin

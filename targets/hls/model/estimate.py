@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.hls.attention.design import AttentionDesign
 from moec.targets.hls.attention.estimate import attention_cycles
 from moec.targets.hls.attention.quantize import QuantizedAttention

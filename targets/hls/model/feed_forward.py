@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
+from moec.common.names import node_name
 from moec.ir.dialect import ExpertsSpec, RouteSpec, is_moec
-from moec.ir.names import node_name
 from moec.ir.semantics import ACTIVATIONS
 from moec.targets.hls.graph.affine import affine_maps
 from moec.targets.hls.graph.dense_layer import DenseLayer, consumers, origin

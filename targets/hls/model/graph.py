@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.hls.attention.graph import GraphAttention
 from moec.targets.hls.graph.dense_layer import origin
 from moec.targets.hls.model.embedding import find_embedding

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.hls.graph.affine import random_inputs
 from moec.targets.hls.graph.calibrate import evaluate
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import InputError, UnsupportedError
+from moec.common.errors import InputError, UnsupportedError
 from moec.targets.hls.attention.graph import GraphAttention
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
 from moec.targets.hls.graph.calibrate import evaluate_data, feeds_of

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
-from moec.ir.names import in_comment
+from moec.common.errors import UnsupportedError
+from moec.common.names import in_comment
 from moec.targets.base import Project
 from moec.targets.hls.attention.graph import GraphAttention
 from moec.targets.hls.attention.target import expect_whole_sequences

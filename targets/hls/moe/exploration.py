@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES, Resources
 from moec.targets.hls.hardware.cycles import Cycles, MemoryPace, count_cycles, route_cycles, tokens_in

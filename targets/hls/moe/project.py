@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.errors import DefectError
+from moec.common.errors import DefectError
 from moec.targets.base import Project
 from moec.targets.hls.hardware.memories import Memory, channel_memories, memories_of
 from moec.targets.hls.hardware.parts import find_part

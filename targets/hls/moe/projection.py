@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.hls.moe.design import FRACTION_BITS
 
 Array = np.ndarray[Any, Any]

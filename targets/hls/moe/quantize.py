@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir import semantics
 from moec.targets.hls.moe.design import BlockShape, Scoring
 from moec.targets.hls.moe.float_block import FloatBlock, FloatResults

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir import semantics
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.interpreter import EvaluationError, evaluate

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.targets.base import Project
 from moec.targets.hls.graph.agreement import Agreement
 from moec.targets.hls.hardware.parts import FpgaPart

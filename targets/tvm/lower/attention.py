@@ -11,7 +11,7 @@ import onnx_ir as ir
 import tvm_ffi
 from tvm import relax
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.held_states import HeldTensor

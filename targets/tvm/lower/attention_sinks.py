@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 from tvm import relax, te
 
-from moec.ir.names import operator_name
+from moec.common.names import operator_name
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.nodes import static_size

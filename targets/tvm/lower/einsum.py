@@ -8,7 +8,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 from tvm import relax
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, required_input
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.nodes import product, reshape, transpose

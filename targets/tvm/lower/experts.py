@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import onnx_ir as ir
 from tvm import relax, te
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir.dialect import DispatchSpec, ProductSpec, RouteSpec, spec_of
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.stored import StoredWeight

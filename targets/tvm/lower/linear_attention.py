@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from tvm import relax
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
 from moec.targets.tvm.kernel import Kernel, KernelCall, select

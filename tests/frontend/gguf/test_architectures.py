@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 
 import moec
+from moec.common.errors import MoecError, UnsupportedError
 from moec.compile_options import default_passes
-from moec.errors import MoecError, UnsupportedError
 from moec.frontend.gguf import import_file
 from moec.frontend.gguf.architectures import ARCHITECTURES
 from moec.ir.interpreter import run

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.frontend.gguf.reader import is_file, read_file
 
 from .gguf_files import Stored, file_bytes, stored, text

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.frontend.gguf import import_file, text_files_of
 from moec.frontend.gguf.reader import GgufFile
 from moec.frontend.gguf.tokenizer import text_files

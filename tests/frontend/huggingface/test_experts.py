@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.frontend.huggingface.experts import experts_model, experts_spec
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.interpreter import run

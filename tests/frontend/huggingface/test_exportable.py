@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import moec
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.frontend.huggingface import batched_experts, dynamic_sizes, recurrences
 from moec.frontend.huggingface.exportable import exportable
 from moec.frontend.text_cache import cache_inputs, with_cache

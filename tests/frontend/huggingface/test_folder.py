@@ -12,7 +12,7 @@ import onnx_ir
 import pytest
 
 import moec
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.frontend import conditions, pytorch
 from moec.frontend.huggingface.folder import import_folder, is_folder
 from moec.tools.verify import verify

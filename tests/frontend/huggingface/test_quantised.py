@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.frontend.huggingface.quantised import decode_names
 from moec.frontend.huggingface.safetensors import FileTensor
 from moec.frontend.huggingface.weights import CheckpointWeight

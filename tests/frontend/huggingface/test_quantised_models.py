@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.frontend.huggingface.folder import import_folder
 from moec.ir.dialect import is_moec
 from moec.ir.interpreter import run

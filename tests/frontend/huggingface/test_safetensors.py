@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.frontend.huggingface.safetensors import read_file
 
 DATA = np.arange(6, dtype=np.float32)

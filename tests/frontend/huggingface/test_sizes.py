@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.frontend.huggingface.folder import import_folder
 from moec.frontend.huggingface.sizes import Holdings, check_numbers, limited
 from tests.frontend.huggingface.models import change_config, mixtral, saved, torch

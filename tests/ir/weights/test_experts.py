@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.dialect import ExpertsSpec, GateLayout
 from moec.ir.weights import stored as stored_module

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir.graphs import add_constant
 from moec.ir.interpreter import run
 from moec.ir.weights.format import WeightFormat

@@ -5,7 +5,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir import shapes
 from moec.ir.dialect import LinearSpec, make_node
 from moec.ir.interpreter import run

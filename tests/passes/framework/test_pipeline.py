@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import onnx_ir as ir
 import pytest
 
-from moec.errors import MoecError, VerificationError
+from moec.common.errors import MoecError, VerificationError
 from moec.ir.text import parse_model
 from moec.passes import PASSES
 from moec.passes.framework import pipeline

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.passes.framework.pipeline import parse, print_pipeline
 from moec.passes.framework.shorthand import with_arithmetic, with_formats
 

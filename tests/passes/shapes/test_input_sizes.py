@@ -6,8 +6,8 @@ import onnx
 import pytest
 
 import moec
+from moec.common.errors import MoecError
 from moec.common.specs import TensorSpec
-from moec.errors import MoecError
 from moec.passes.shapes.input_sizes import input_sizes
 from moec.tools.sampling import outside_cases, random_inputs, size_cases
 from moec.tools.verify import verify

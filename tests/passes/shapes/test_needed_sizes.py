@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 import moec
-from moec.errors import InputError
+from moec.common.errors import InputError
 from moec.passes.shapes.needed_sizes import needed_sizes
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20]> '

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.stored import weight_inputs, weight_runs

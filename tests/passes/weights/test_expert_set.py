@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir import interpreter
 from moec.ir.dialect import INPUTS, ExpertsSpec, RouteSpec, inputs_of, make_node, spec_of
 from moec.ir.origins import origins_of

@@ -6,7 +6,7 @@ import tempfile
 import numpy as np
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir.weights.encode import Encoded, encode
 from moec.ir.weights.format import WeightFormat
 from moec.passes.weights.kept import KeptExperts

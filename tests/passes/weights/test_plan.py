@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.passes.weights.plan import LayerPlan, plan_text, read_plan
 
 PLAN = LayerPlan("0123456789abcdef", "layer", {"up": ["int4/32", "keep"], "down": ["int8", "int8"]})

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.passes.weights.sensitivities import read_sensitivities, sensitivities_text
 
 WEIGHTS = {("0123456789abcdef", "first"): 34.5, ("89abcdef01234567", "second"): 0.0}

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.weights.encode import Encoded, decode, encode
 from moec.ir.weights.format import WeightFormat

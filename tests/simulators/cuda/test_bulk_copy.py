@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.simulators.cuda.tensor_map import encode_tensor_map
 
 from .barrier_functions import BARRIER_FUNCTIONS

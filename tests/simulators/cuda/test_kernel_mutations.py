@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.simulators.cuda import emulated_library
 from moec.simulators.cuda.translate import translate_assembly
 from moec.targets.cuda.kernels import dispatch

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.simulators.cuda import EmulatedLaunch, emulated_library
 
 from .emulated import load_one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.simulators.cuda.inline_assembly import InlineAssembly, find_inline_assembly
 from moec.simulators.cuda.instructions import to_cpp
 from moec.simulators.cuda.ptx import Instruction, Label, RegisterDeclaration, parse

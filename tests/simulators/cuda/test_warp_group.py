@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 
 from ...products import thinned
 from .emulated import load, load_one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.simulators.hls.instrument import instrument
 from moec.targets.hls.cpp.source import Source
 

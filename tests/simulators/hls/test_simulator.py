@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.simulators.hls.simulator import SimulationError, simulate_functionally, simulate_timed
 
 from ...targets.hls.small_design import CALLS, CHANNELS, LOAD, STORE, TWICE, project, source

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.cpu.kernels.attention import attention
 from moec.targets.cpu.kernels.attention_few import FEW_ROWS
 from moec.targets.cpu.machine import Machine

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec, LinearSpec
 from moec.passes.cast_weights import CastWeights

@@ -10,8 +10,8 @@ import onnx.parser
 import pytest
 
 import moec
+from moec.common.errors import ArtifactError, InputError, MoecError
 from moec.common.specs import HeldState, TensorSpec
-from moec.errors import ArtifactError, InputError, MoecError
 from moec.ir.interpreter import run
 from moec.ir.products import round_rows
 from moec.passes.framework import pipeline

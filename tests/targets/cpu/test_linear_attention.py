@@ -7,7 +7,7 @@ import onnx.parser
 import pytest
 
 import moec
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.frontend.onnx import import_model
 from moec.ir import interpreter
 

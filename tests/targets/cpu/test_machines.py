@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.cpu import machine as machine_module
 from moec.targets.cpu.kernels.dot import byte_dot, byte_words
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel

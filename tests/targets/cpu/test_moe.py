@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.ir.semantics import experts, moe
 from moec.targets.cpu.machine import MACHINES, Machine, host_has

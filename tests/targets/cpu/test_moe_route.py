@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir import semantics
 from moec.ir.dialect import RouteSpec, choices
 from moec.ir.semantics import route

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.cpu.machine import MACHINES
 
 MACHINE = MACHINES["avx512"]

@@ -12,7 +12,7 @@ import pytest
 
 import moec
 from moec import compiler, targets
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.ir.dialect import LinearSpec
 from moec.runtime.artifact import open_artifact
 from moec.runtime.description import find_kernel

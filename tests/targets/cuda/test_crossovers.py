@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import moec
+from moec.common.errors import MoecError, UnsupportedError
 from moec.common.specs import TensorSpec
-from moec.errors import MoecError, UnsupportedError
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.ir.semantics import moe
 from moec.runtime.artifact import open_artifact

@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir import interpreter
 
 from ...products import thinned

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 import moec
-from moec.errors import InputError, MoecError
+from moec.common.errors import InputError, MoecError
 from moec.runtime import held
 from moec.runtime.artifact import open_artifact
 from moec.runtime.held import PAGE

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 
 from ..conftest import parse
 from ..test_merge_alike import GATHERS, unrolled

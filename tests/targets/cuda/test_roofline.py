@@ -9,7 +9,7 @@ import types
 import pytest
 
 from moec import targets
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.targets.cuda import roofline
 from moec.targets.cuda.device.driver import GpuFacts
 

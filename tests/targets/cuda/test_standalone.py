@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import moec
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.runtime.artifact import open_artifact
 from moec.simulators.cuda.standalone import build_standalone
 from moec.targets.cuda import nvcc

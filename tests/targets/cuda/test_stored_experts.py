@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 import moec
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec
 from moec.passes.framework import pipeline

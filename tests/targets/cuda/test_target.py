@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from moec import targets
-from moec.errors import DefectError, MoecError, UnsupportedError
+from moec.common.errors import DefectError, MoecError, UnsupportedError
 from moec.targets.cuda import nvcc
 from moec.targets.cuda.pipeline import sources_of
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec
 from moec.passes.framework import pipeline
 from moec.targets.hls.attention.agreement import attention_agreement

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.simulators.hls.simulator import SimulationError, simulate_timed
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.design import AttentionDesign, AttentionShape

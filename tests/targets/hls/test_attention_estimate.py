@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.simulators.hls.simulator import simulate_timed
 from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.design import AttentionDesign, AttentionShape

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from moec.common.errors import InputError
 from moec.common.specs import State
-from moec.errors import InputError
 from moec.ir import interpreter
 from moec.ir.states import set_states
 from moec.passes.framework import pipeline

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.targets.hls import compare_report
 from moec.targets.hls.hardware.calibration import read_calibrations
 from moec.targets.hls.hardware.parts import find_part

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.targets.hls.hardware.configuration import CONFIGURATION, read_configuration
 
 LINES = ["[hls]", "syn.top=top", "syn.file=top.cpp  # the design", "tb.file=testbench.cpp", "tb.file=data.bin"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.targets.hls.cpp.constants import DeclaredConstants
 from moec.targets.hls.cpp.source import Source, split_list
 from moec.targets.hls.cpp.structure import Function, functions

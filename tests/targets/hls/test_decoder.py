@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from moec.common.errors import InputError, UnsupportedError
 from moec.compiler import import_model
-from moec.errors import InputError, UnsupportedError
 from moec.ir import interpreter
 from moec.passes.framework import pipeline
 from moec.simulators.hls.simulate import timed_calls

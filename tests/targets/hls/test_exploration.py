@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES
 from moec.targets.hls.hardware.parts import find_part
 from moec.targets.hls.moe.design import BlockShape, Design

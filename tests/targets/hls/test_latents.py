@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from moec.common.errors import UnsupportedError
 from moec.compiler import import_model
-from moec.errors import UnsupportedError
 from moec.ir import interpreter
 from moec.passes.framework import pipeline
 from moec.simulators.hls.simulate import timed_calls

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from moec import compiler
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.runtime.artifact import open_artifact
 from moec.simulators.hls.simulate import simulate
 from moec.simulators.hls.simulator import SimulationError, simulate_functionally, simulate_timed

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from moec import compiler
-from moec.errors import InputError, UnsupportedError
+from moec.common.errors import InputError, UnsupportedError
 from moec.ir import interpreter
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from moec import compiler
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec
 from moec.passes.framework import pipeline
 from moec.targets.hls.graph.outside import find_outside

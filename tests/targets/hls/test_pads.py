@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.errors import InputError
+from moec.common.errors import InputError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec
 from moec.passes.framework import pipeline

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.simulators.hls.simulator import simulate_functionally
 from moec.targets.hls.moe import quality

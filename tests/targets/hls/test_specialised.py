@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from moec import compiler
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.weights.experts import ExpertWeights

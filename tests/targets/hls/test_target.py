@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moec import compiler
-from moec.errors import ArtifactError, MoecError, UnsupportedError
+from moec.common.errors import ArtifactError, MoecError, UnsupportedError
 from moec.ir.text import parse_model
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report

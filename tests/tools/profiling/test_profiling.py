@@ -12,7 +12,7 @@ import pytest
 
 import moec
 from moec import compiler
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.ir import dialect, semantics
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec
 from moec.ir.weights.experts import ExpertWeights

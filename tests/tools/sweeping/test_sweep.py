@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.tools.data import TextOptions
 from moec.tools.evaluate import MetricValue, evaluate
 from moec.tools.sweeping import driver, sweep, variants

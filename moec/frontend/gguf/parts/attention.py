@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.frontend.gguf.builder import BATCH, PAST_LENGTH, Builder
 from moec.frontend.gguf.parts.rope import Rope
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.frontend.gguf.builder import Builder
 from moec.ir.dialect import FORMULATION_KEY, Activation, ExpertsSpec, LinearSpec, RouteSpec, ScoreFunction
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moec.errors import MoecError
+from moec.common.errors import MoecError
 from moec.frontend.gguf.builder import Builder
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.frontend.huggingface.quantised import awq, compressed, fp8, gptq, mxfp4, nvfp4
 from moec.frontend.huggingface.safetensors import FileTensor
 from moec.frontend.huggingface.weights import CheckpointWeight

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.frontend.huggingface.quantised import fp8, nvfp4, packing
 from moec.frontend.huggingface.quantised.packing import Parts
 from moec.frontend.huggingface.safetensors import FileTensor

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import UnsupportedError
+from moec.common.errors import UnsupportedError
 from moec.frontend.huggingface.quantised import packing
 from moec.frontend.huggingface.quantised.packing import Array, Parts
 from moec.frontend.huggingface.safetensors import FileTensor

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.frontend.huggingface.quantised import fp8, packing
 from moec.frontend.huggingface.quantised.packing import Array, Parts
 from moec.frontend.huggingface.safetensors import FileTensor

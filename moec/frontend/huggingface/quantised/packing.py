@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from moec.errors import MoecError, UnsupportedError
+from moec.common.errors import MoecError, UnsupportedError
 from moec.frontend.huggingface.safetensors import FileTensor
 from moec.frontend.huggingface.weights import CheckpointWeight, LazyArray
 from moec.ir.weights.format import FormatName, WeightFormat

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from moec.errors import DefectError, MoecError
+from moec.common.errors import DefectError, MoecError
 from moec.targets.cuda.device import driver as driver_module
 from moec.targets.cuda.device.driver import Driver, GpuFacts, open_driver
 

@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from moec import targets
+from moec.common.errors import ArtifactError, MoecError
 from moec.common.specs import HeldState, TensorSpec
-from moec.errors import ArtifactError, MoecError
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import Manifest, ProgramEntry

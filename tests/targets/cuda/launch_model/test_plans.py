@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from moec.errors import ArtifactError
+from moec.common.errors import ArtifactError
 from moec.targets.base import SizeRange
 from moec.targets.cuda.kernels.attention_few import ATTENTION_FEW
 from moec.targets.cuda.kernels.attention_mma import ATTENTION_MMA

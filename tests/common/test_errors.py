@@ -4,7 +4,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import moec
-from moec.errors import DefectError, InputError, MoecError, UnsupportedError, reporting
+from moec.common.errors import DefectError, InputError, MoecError, UnsupportedError, reporting
 from moec.passes.remove_dead_nodes import RemoveDeadNodes
 
 

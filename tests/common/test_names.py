@@ -1,6 +1,6 @@
 import onnx_ir as ir
 
-from moec.ir.names import node_name, operator_name
+from moec.common.names import node_name, operator_name
 
 
 def test_a_node_without_a_name_is_called_by_its_first_named_output_or_its_operator():

@@ -112,7 +112,7 @@ def _node_at(traceback: TracebackType | None) -> str | None:
         return None
     import onnx_ir as ir
 
-    from moec.ir.names import node_name, operator_name
+    from moec.common.names import node_name, operator_name
 
     node = None
     while traceback is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -71,13 +71,12 @@ def _as_computed(block: dict[str, Any], types: Mapping[str, str]) -> dict[str, A
 
 
 def _blocks_table(blocks: Sequence[dict[str, Any]]) -> RenderableType:
+    if not blocks:
+        return Text("MoE blocks: no MoE block was recognised; the remarks below say what came nearest")
     cells = [["?" if block[key] is None else str(block[key]) for key in _BLOCK_COLUMNS] for block in blocks]
     rows = [(ranges(places), names([blocks[place]["name"] for place in places]), *row) for places, row in merged(cells)]
     title = "MoE blocks" if len(rows) == len(blocks) else f"MoE blocks ({len(blocks)}, equal ones once)"
-    listed = table(title, ("layer", "name", *_BLOCK_COLUMNS.values()), rows)
-    if rows:
-        return listed
-    return Group(listed, Text("no MoE block was recognised; the remarks below say what came nearest"))
+    return table(title, ("layer", "name", *_BLOCK_COLUMNS.values()), rows)
 
 
 def _experts_tables(blocks: Sequence[dict[str, Any]], kernels: Sequence[dict[str, Any]]) -> Iterator[Table]:

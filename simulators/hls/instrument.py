@@ -16,11 +16,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Literal, get_args
 
-from moec.targets.hls.cpp.source import Pragma, Source
-from moec.targets.hls.cpp.structure import Function, Statement, functions
-from moec.targets.hls.lint.pragmas import STYLES
+from moec.simulators.hls.source import Pragma, Source
+from moec.simulators.hls.structure import Function, Statement, functions
 
+Style = Literal["stp", "frp", "flp"]
+"""The style of a pipeline: stalling, free running or flushing (UG1399). Without one, the tool chooses."""
+STYLES = get_args(Style)
 _MEMORY_LABEL = "axi_"
 _WITHOUT_TIME = {
     *("AGGREGATE", "ALLOCATION", "ARRAY_PARTITION", "ARRAY_RESHAPE", "BIND_OP", "BIND_STORAGE", "DISAGGREGATE"),

@@ -9,8 +9,8 @@ from typing import Any
 from moec.common.errors import MoecError
 from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import ProjectEntry
+from moec.simulators.hls.instrument import Style
 from moec.simulators.hls.simulator import SimulationError, TimedResult, simulate_timed
-from moec.targets.hls.lint.pragmas import Style
 from moec.targets.hls.moe.design import MOST_STAGES
 
 

@@ -24,9 +24,9 @@ from moec.targets.hls.attention.design import VALUE, AttentionDesign, AttentionS
 from moec.targets.hls.attention.latents import QuantizedLatents
 from moec.targets.hls.attention.quantize import QuantizedAttention, QuantizedTurns, sink_places
 from moec.targets.hls.attention.resources import attention_memories, power_copies
+from moec.targets.hls.hardware.configuration import LEAST_VERSION
 from moec.targets.hls.hardware.parts import find_part
 from moec.targets.hls.hardware.ports import attention_masters, port_names
-from moec.targets.hls.lint.pragmas import LEAST_VERSION
 from moec.targets.hls.moe import packing
 from moec.targets.hls.moe.design import BEAT_BYTES, MOST_STAGES, padded
 from moec.targets.hls.moe.project import CLOCK_UNCERTAINTY, bound_channels, library_files, listed, render, repeated

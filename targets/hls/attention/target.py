@@ -25,7 +25,7 @@ from moec.targets.hls.hardware.costs import RESOURCE_NAMES
 from moec.targets.hls.hardware.parts import FpgaPart
 from moec.targets.hls.moe.design import accumulator_bits, padded
 from moec.targets.hls.moe.exploration import Constraints
-from moec.targets.hls.moe.project import checked_project
+from moec.targets.hls.moe.project import estimated_project
 from moec.targets.hls.moe.quality import signal_to_noise
 from moec.targets.hls.options import HlsOptions
 
@@ -191,7 +191,7 @@ class IntegerAttentionBlock:
         if quantized.shape.cached:
             report["calls"] = reported_calls(estimate, len(vectors), quantized.window)
             report["last_token"] = last_token(estimate, quantized.window)
-        return checked_project(name, files, estimate.as_dict(), report)
+        return estimated_project(name, files, estimate.as_dict(), report)
 
 
 def compare_attention(block: GraphAttention, integers: QuantizedAttention, tokens: Array) -> dict[str, float | None]:

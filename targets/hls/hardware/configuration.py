@@ -11,6 +11,10 @@ from moec.common.errors import MoecError
 
 CONFIGURATION = "hls_config.cfg"
 LINK = "link.cfg"
+LEAST_VERSION = "2021.2"
+"""The first Vitis HLS whose parser (Xilinx/hls-llvm-project, ParseXlxPragma.cpp) accepts all pragmas of generated code;
+later ones do too. 2020.2 has no ``type=`` of partitions and dependences, no ``dependent=`` and no ``compact=``, and
+skips such pragmas. Its positional words (``complete``, ``inter false``) are not used."""
 _CONNECTION = re.compile(r"\w+\.m_axi_(\w+):(\S+)")
 
 

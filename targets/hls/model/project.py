@@ -19,10 +19,10 @@ import numpy as np
 from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.quantize import QuantizedAttention
 from moec.targets.hls.attention.resources import attention_memories, power_copies
+from moec.targets.hls.hardware.configuration import LEAST_VERSION
 from moec.targets.hls.hardware.memories import Memory, memories_of
 from moec.targets.hls.hardware.parts import find_part
 from moec.targets.hls.hardware.ports import model_ports
-from moec.targets.hls.lint.pragmas import LEAST_VERSION
 from moec.targets.hls.model import packing
 from moec.targets.hls.model.channels import experts_channels
 from moec.targets.hls.model.design import ModelDesign, attention_wires, experts_wires

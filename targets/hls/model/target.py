@@ -33,7 +33,7 @@ from moec.targets.hls.model.project import TOP, model_files
 from moec.targets.hls.model.quantize import quantize_model
 from moec.targets.hls.moe import quality
 from moec.targets.hls.moe.blocks import GraphBlock
-from moec.targets.hls.moe.project import checked_project
+from moec.targets.hls.moe.project import estimated_project
 from moec.targets.hls.moe.quantize import QuantizedBlock
 from moec.targets.hls.options import HlsOptions
 
@@ -112,7 +112,7 @@ def _project(
         **reported_calls(estimate, plan, first),
         "agreement": [dataclasses.asdict(entry) for entry in agreements],
     }
-    return checked_project("model", files, estimate.as_dict(), report), rest, agreements
+    return estimated_project("model", files, estimate.as_dict(), report), rest, agreements
 
 
 def _input_of(model: ir.Model) -> ir.Value | None:

@@ -20,7 +20,7 @@ from moec.targets.hls.moe.blocks import GraphBlock, find_blocks
 from moec.targets.hls.moe.channels import channels_of
 from moec.targets.hls.moe.exploration import Exploration, explore
 from moec.targets.hls.moe.loads import scaled_loads
-from moec.targets.hls.moe.project import Description, checked_project, project_files
+from moec.targets.hls.moe.project import Description, estimated_project, project_files
 from moec.targets.hls.moe.quantize import QuantizedBlock, quantize
 from moec.targets.hls.options import HlsOptions
 
@@ -117,7 +117,7 @@ class IntegerMoeBlock:
             "vectors": len(vectors),
             **common,
         }
-        return checked_project(name, files, estimate.as_dict(), report)
+        return estimated_project(name, files, estimate.as_dict(), report)
 
     def _explore(self, steps: Array) -> Exploration:
         """Explore designs for the distribution of tokens over experts on the calibration data, ``steps`` [N, d]."""

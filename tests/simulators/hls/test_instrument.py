@@ -6,7 +6,7 @@ import pytest
 
 from moec.common.errors import MoecError
 from moec.simulators.hls.instrument import instrument
-from moec.targets.hls.cpp.source import Source
+from moec.simulators.hls.source import Source
 
 from ...targets.hls.small_design import CALLS, CHANNELS, LOAD, TWICE, source
 

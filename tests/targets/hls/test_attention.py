@@ -14,10 +14,11 @@ from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
 from moec.targets.hls.attention.float_block import FloatAttention, RotaryEmbedding
 from moec.targets.hls.attention.project import attention_files
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
-from moec.targets.hls.lint.linter import lint
 from moec.targets.hls.moe.design import MOST_STAGES
 from moec.targets.hls.moe.quality import signal_to_noise
 from moec.targets.hls.normalization import FloatNorm
+
+from .lint.linter import lint
 
 SINKS = np.array([30, -200, 0.5, 3], np.float32)
 """The sinks of four heads; the first leaves hardly any weight to keys, the second has no weight."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from moec.common.errors import MoecError
-from moec.targets.hls.cpp.constants import DeclaredConstants
-from moec.targets.hls.cpp.source import Source, split_list
-from moec.targets.hls.cpp.structure import Function, functions
+from moec.simulators.hls.source import Source, split_list
+from moec.simulators.hls.structure import Function, functions
+
+from .lint.constants import DeclaredConstants
 
 TEXT = """\
 /* for (;;) { */

@@ -13,12 +13,12 @@ from moec.simulators.hls.simulator import simulate_timed
 from moec.targets.hls.hardware.cycles import MemoryPace, count_cycles
 from moec.targets.hls.hardware.memories import Memory, memories_of
 from moec.targets.hls.hardware.ports import masters_of
-from moec.targets.hls.lint.linter import lint
 from moec.targets.hls.moe import reference
 from moec.targets.hls.moe.design import USUAL_STAGES, Design, Fifos
 from moec.targets.hls.normalization import FloatNorm
 
 from .layers import float_block, project, quantized, tokens_for
+from .lint.linter import lint
 
 TOKENS = 40
 GATED = float_block(RouteSpec(k=2), ExpertsSpec(gate_layout="separate"), 8, 96, 128)

@@ -26,7 +26,6 @@ from moec.targets.hls.attention.quantize import quantize_attention
 from moec.targets.hls.attention.resources import attention_dsps, attention_memories
 from moec.targets.hls.graph.calibrate import run_floats
 from moec.targets.hls.hardware.cycles import MemoryPace
-from moec.targets.hls.lint.linter import lint
 from moec.targets.hls.moe.channels import PROCESSES
 from moec.targets.hls.moe.design import MOST_STAGES, USUAL_STAGES
 from moec.targets.hls.moe.quality import signal_to_noise
@@ -34,6 +33,7 @@ from moec.targets.hls.options import HlsOptions
 from moec.targets.hls.target import HlsTarget
 
 from .graphs import D, GraphBuilder
+from .lint.linter import lint
 from .test_attention import decoder, files_of, head_norm_for, tokens_for
 from .test_attention_graph import CHANNELS, HEADS, found_in, normalized, turned
 

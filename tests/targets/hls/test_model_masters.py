@@ -14,7 +14,6 @@ from moec.simulators.hls.simulator import simulate_timed
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
 from moec.targets.hls.hardware.parts import find_part
 from moec.targets.hls.hardware.ports import model_ports
-from moec.targets.hls.lint.linter import lint
 from moec.targets.hls.model.design import model_design
 from moec.targets.hls.model.estimate import estimate_model, loads_of
 from moec.targets.hls.model.masters import with_masters
@@ -25,6 +24,7 @@ from moec.targets.hls.moe.quantize import quantize
 
 from . import model_layers
 from .layers import float_block
+from .lint.linter import lint
 from .test_attention import decoder
 
 WIDTH, CACHED = 256, 4

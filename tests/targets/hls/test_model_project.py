@@ -21,7 +21,6 @@ from moec.simulators.hls.simulate import simulate
 from moec.simulators.hls.simulator import SimulationError, simulate_functionally, simulate_timed
 from moec.targets.hls.attention.quantize import quantize_attention
 from moec.targets.hls.hardware.parts import find_part
-from moec.targets.hls.lint.linter import lint
 from moec.targets.hls.model import reference
 from moec.targets.hls.model.design import model_design
 from moec.targets.hls.model.estimate import choose_model, estimate_model, loads_of
@@ -35,6 +34,7 @@ from moec.targets.hls.options import HlsOptions
 from moec.targets.hls.tables import simulation_tables
 
 from . import fake_xrt, model_layers
+from .lint.linter import lint
 from .test_estimate import EDGE_LOADS
 
 needs_compiler = pytest.mark.skipif(

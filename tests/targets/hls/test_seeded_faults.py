@@ -9,9 +9,9 @@ import pytest
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.simulators.hls.simulator import SimulationError, simulate_functionally, simulate_timed
-from moec.targets.hls.lint.linter import lint
 
 from .layers import float_block, project, quantized, tokens_for
+from .lint.linter import lint
 
 pytestmark = [
     pytest.mark.slow,

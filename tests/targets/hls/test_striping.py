@@ -12,13 +12,13 @@ from moec.simulators.hls.simulator import simulate_timed
 from moec.targets.hls.hardware.cycles import count_cycles
 from moec.targets.hls.hardware.parts import find_part
 from moec.targets.hls.hardware.ports import connect, masters_of
-from moec.targets.hls.lint.linter import lint
 from moec.targets.hls.moe import reference
 from moec.targets.hls.moe.design import MOST_STAGES, USUAL_STAGES, BlockShape, Design
 from moec.targets.hls.moe.exploration import explore
 from moec.targets.hls.moe.striping import stripe_up
 
 from .layers import float_block, in_groups, project, quantized, tokens_for
+from .lint.linter import lint
 
 GATED = float_block(RouteSpec(2), ExpertsSpec(gate_layout="separate"), 4, 128, 128)
 GROUPED = in_groups(float_block(RouteSpec(2), ExpertsSpec(), 4, 128, 128, shared=1), 4, 32)

@@ -6,9 +6,10 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
-from moec.targets.hls.cpp.source import closing, split_list
-from moec.targets.hls.cpp.structure import Statement
-from moec.targets.hls.lint.linted import Finding, FunctionPlace, Linted
+from moec.simulators.hls.source import closing, split_list
+from moec.simulators.hls.structure import Statement
+
+from .linted import Finding, FunctionPlace, Linted
 
 _CALL = re.compile(r"\s*(?:[\w]+::)*(\w+)\s*(?:<[^;()]*>)?\s*\((.*)\)\s*;", re.DOTALL)
 _STREAMS = re.compile(r"\s*hls::stream\s*<(?P<type>.*)>\s*(?P<names>\w+\s*[(\[;,].*)", re.DOTALL)

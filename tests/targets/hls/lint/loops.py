@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from moec.targets.hls.cpp.constants import DeclaredConstants
-from moec.targets.hls.cpp.structure import Statement
-from moec.targets.hls.lint.linted import Finding, FunctionPlace, Linted
+from moec.simulators.hls.structure import Statement
+
+from .constants import DeclaredConstants
+from .linted import Finding, FunctionPlace, Linted
 
 _DIVISION = re.compile(r"(?<![/*])[/%]=?(?![/*=])\s*(\([^()]*\)|[\w:<>]*\w)")
 _VARIABLE = re.compile(r"(?<![\w:>.])[a-z]\w*(?!\w|\s*(?:::|<|\())")

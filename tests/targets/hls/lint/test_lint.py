@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from moec.targets.hls.cpp.source import Source
-from moec.targets.hls.lint.linter import lint, lint_sources
+from moec.simulators.hls.source import Source
 
-from .small_design import CALLS, CHANNELS, LOAD, TWICE, project, source
+from ..small_design import CALLS, CHANNELS, LOAD, TWICE, project, source
+from .linter import lint, lint_sources
 
 PIPELINE = "#pragma HLS PIPELINE II=1 style=stp\n"
 LOADER = LOAD.replace("axi_load", "load_more").replace("void load", "void load_more")

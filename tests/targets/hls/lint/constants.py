@@ -7,7 +7,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from moec.targets.hls.cpp.source import Source, split_list
+from moec.simulators.hls.source import Source, split_list
 
 _DECLARED = re.compile(r"\b(?:static\s+)?const(?:expr)?\s+(?:int|long|bool|unsigned)\s+(\w+\s*=[^;]+);")
 _QUALIFIED = re.compile(r"(?:\w+(?:<[\w:\s,]*>)?\s*::\s*)+(\w+)")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from moec.targets.hls.cpp.source import Pragma
-from moec.targets.hls.cpp.structure import Statement
-from moec.targets.hls.lint.linted import Finding, FunctionPlace, Linted
+from moec.simulators.hls.source import Pragma
+from moec.simulators.hls.structure import Statement
+
+from .linted import Finding, FunctionPlace, Linted
 
 _CONDITIONS = ("if", "switch")
 _ARRAY = re.compile(r"([\w>]+)\s+(\w+)\s*((?:\[[^\]]*\]\s*)+)(?=;|=\s*[{A-Z])")

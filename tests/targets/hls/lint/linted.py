@@ -7,8 +7,8 @@ import functools
 import re
 from collections.abc import Iterator
 
-from moec.targets.hls.cpp.source import Pragma, Source
-from moec.targets.hls.cpp.structure import Function, Statement, functions
+from moec.simulators.hls.source import Pragma, Source
+from moec.simulators.hls.structure import Function, Statement, functions
 
 _WORD = re.compile(r"[A-Za-z_]\w*")
 

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Literal, get_args
 
-from moec.targets.hls.cpp.source import Pragma
-from moec.targets.hls.lint.linted import Finding, FunctionPlace, Linted
+from moec.simulators.hls.instrument import STYLES
+from moec.simulators.hls.source import Pragma
 
-LEAST_VERSION = "2021.2"
-"""The first Vitis HLS whose parser (Xilinx/hls-llvm-project, ParseXlxPragma.cpp) accepts all pragmas known here; later
-ones do too. 2020.2 has no ``type=`` of partitions and dependences, no ``dependent=`` and no ``compact=``, and skips
-such pragmas. Its positional words (``complete``, ``inter false``) are not used."""
-Style = Literal["stp", "frp", "flp"]
-"""The style of a pipeline: stalling, free running or flushing (UG1399). Without one, the tool chooses."""
-STYLES = get_args(Style)
+from .linted import Finding, FunctionPlace, Linted
+
 _SHAPES = {"variable", "type", "factor", "dim", "off"}
 KNOWN = {
     "AGGREGATE": {"variable", "compact"},

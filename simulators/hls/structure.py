@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
-from moec.targets.hls.cpp.source import Pragma, Source, closing, split_list
+from moec.simulators.hls.source import Pragma, Source, closing, split_list
 
 _LABEL = re.compile(r"(?!default\b|public\b|private\b|protected\b)([A-Za-z_]\w*)\s*:(?!:)")
 _CASE = re.compile(r"(?:case\b[^:]*(?:::[^:]*)*|default\s*):(?!:)")

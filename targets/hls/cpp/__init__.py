@@ -1,1 +1,0 @@
-"""Readers of C++ in the style of HLS code."""

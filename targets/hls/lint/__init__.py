@@ -1,1 +1,0 @@
-"""The linter of HLS C++, and its rules."""

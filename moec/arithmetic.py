@@ -64,8 +64,8 @@ def described(manifest: Manifest) -> str:
     if names := entry.get("activations"):
         parts.append(f"activations in {', '.join(names)}{_moved(manifest)}")
     types = {spec.name: spec.dtype for spec in manifest.inputs}
-    held = [state for program in manifest.programs for state in program.held]
-    if caches := sorted({state.dtype for state in held if state.dtype != types[state.input]}):
+    cached = [state for program in manifest.programs for state in program.held]
+    if caches := sorted({state.dtype for state in cached if state.dtype != types[state.input]}):
         parts.append(f"caches in {', '.join(caches)}")
     if parts:
         return ", ".join(parts) + ("" if entry.get("own") else "; -O2 is exact")

@@ -196,14 +196,14 @@ def write(
                 report.note("generating code", target, reason)
             else:
                 report.warn("generating code", target, f"{reason}; -O2 rounds nothing")
-        made = _generate(graph, chosen, target, report)
+        programs = _generate(graph, chosen, target, report)
     with _step(WRITING, model, report):
         if limit is not None:
-            check_resident(limit, made, str(model))
+            check_resident(limit, programs, str(model))
         context = _context(
             graph,
             inputs,
-            made[0],
+            programs[0],
             report,
             threads=threads,
             moe_blocks=blocks,
@@ -212,7 +212,7 @@ def write(
             text=text,
             resident=limit,
         )
-        write_artifact(path, made[0], context, *made[1:], progress=report.progress)
+        write_artifact(path, programs[0], context, *programs[1:], progress=report.progress)
 
 
 @contextlib.contextmanager
@@ -223,7 +223,7 @@ def _step(name: str, source: Any, report: Report) -> Iterator[None]:
         yield
 
 
-def _context(graph: ir.Model, inputs: ModelInputs, made: Made, report: Report, **others: Any) -> Context:
+def _context(graph: ir.Model, inputs: ModelInputs, program: Made, report: Report, **others: Any) -> Context:
     """Collect the facts of a compilation that its artifact keeps. ``others``: fields that do not follow from the
     arguments."""
     from moec.ir.states import states_of
@@ -234,7 +234,7 @@ def _context(graph: ir.Model, inputs: ModelInputs, made: Made, report: Report, *
         input_limits=inputs.limits,
         input_sizes=inputs.sizes,
         counted_inputs=inputs.counted,
-        guards=inputs.guards(graph, made),
+        guards=inputs.guards(graph, program),
         states=states_of(graph),
         remarks=[dataclasses.asdict(remark) for remark in report.remarks],
         losses=[dataclasses.asdict(loss) for loss in report.losses],
@@ -245,12 +245,12 @@ def _context(graph: ir.Model, inputs: ModelInputs, made: Made, report: Report, *
 def _generate(graph: ir.Model, chosen: Sequence[Target], name: str, report: Report) -> list[Made]:
     """Compile for all targets that ``name`` lists. A warning of several is reported once."""
     try:
-        made = [target.compile(graph) for target in chosen]
+        programs = [target.compile(graph) for target in chosen]
     except UnsupportedError as error:
         raise UnsupportedError(f"{error}{_why_not_raised(graph, report)}") from error
-    for warning in dict.fromkeys(warning for program in made for warning in program.warnings):
+    for warning in dict.fromkeys(warning for program in programs for warning in program.warnings):
         report.warn("generating code", name, warning)
-    return made
+    return programs
 
 
 def _why_not_raised(graph: ir.Model, report: Report) -> str:

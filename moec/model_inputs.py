@@ -27,13 +27,13 @@ class ModelInputs:
     specs: list[TensorSpec]
     conditions: Conditions
 
-    def guards(self, graph: ir.Model, made: Made) -> list[str]:
+    def guards(self, graph: ir.Model, program: Made) -> list[str]:
         """Collect the guards of a target's result. ``graph`` is the model after the passes, which have derived more
         sizes."""
         from moec.frontend.conditions import settled
         from moec.passes.shapes.needed_sizes import needed_sizes
 
-        return settled([*self.conditions.guards, *needed_sizes(graph)], self.specs, made.inputs)
+        return settled([*self.conditions.guards, *needed_sizes(graph)], self.specs, program.inputs)
 
 
 def model_inputs(graph: ir.Model, source: Any, report: Report) -> ModelInputs:

@@ -131,7 +131,7 @@ def plan(
     from moec.inspect.profiles import plan_table
     from moec.tools.planning import budget_of, plan
 
-    if sum(one is not None for one in (avg, megabytes, microseconds)) != 1:
+    if sum(limit is not None for limit in (avg, megabytes, microseconds)) != 1:
         raise MoecError("expected one of --avg, --megabytes and --microseconds")
     if microseconds is None and gigabytes_per_second is not None:
         raise MoecError("--gigabytes-per-second is of use with --microseconds alone; leave it out")
@@ -149,7 +149,7 @@ def plan(
             sensitivities=sensitivities,
             progress=progress,
         )
-    print_result([dataclasses.asdict(one) for one in planned], as_json, [plan_table(planned)])
+    print_result([dataclasses.asdict(layer) for layer in planned], as_json, [plan_table(planned)])
     for remark in json.loads(output.read_text(encoding="utf-8"))["remarks"]:
         print(f"note: {remark}", file=sys.stderr)
 
@@ -258,4 +258,4 @@ def _report_sweep(swept: Sweep, folder: Path, as_json: bool) -> None:
 
 
 def _listed(text: str | None) -> list[str]:
-    return [one.strip() for one in (text or "").split(",") if one.strip()]
+    return [item.strip() for item in (text or "").split(",") if item.strip()]

@@ -51,7 +51,7 @@ def inspect(
 
     if (expert is not None) + (kernel is not None) + launches > 1:
         raise MoecError("--expert, --kernel and --launches exclude one another: each shows one thing")
-    if not launches and any(one is not None for one in (gpu, tokens, past)):
+    if not launches and any(option is not None for option in (gpu, tokens, past)):
         raise MoecError("--gpu, --tokens and --past are for --launches; add it")
     if launches and architecture is not None:
         raise MoecError("--architecture does not go with --launches; name a GPU with --gpu")

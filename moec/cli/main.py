@@ -166,7 +166,7 @@ def import_model(
     with shown_progress() as progress:
         progress("looking for MoE blocks")
         raised, unraised = compiler.find_blocks(model)
-    rows = [dataclasses.asdict(one) for one in unraised]
+    rows = [dataclasses.asdict(region) for region in unraised]
     if as_json:
         print_result({"raised": raised, "unraised": rows}, True, ())
         return

@@ -30,14 +30,14 @@ def with_target_options(command: Callable[..., None]) -> Callable[..., None]:
     of another kind are refused."""
     readers = [reader for kind in targets.kinds() if (reader := kind.read_options()) is not None]
 
-    def run(**given: Any) -> None:
-        read = [reader(**{name: given.pop(name) for name in _parameters(reader)}) for reader in readers]
-        found = [options for options in read if options is not None]
-        for options in found:
-            targets.check_options(given["target"], options)
-        command(**given, options=found[0] if found else None)
+    def run(**arguments: Any) -> None:
+        read = [reader(**{name: arguments.pop(name) for name in _parameters(reader)}) for reader in readers]
+        chosen = [options for options in read if options is not None]
+        for options in chosen:
+            targets.check_options(arguments["target"], options)
+        command(**arguments, options=chosen[0] if chosen else None)
 
-    own = [one for name, one in _parameters(command).items() if name != "options"]
+    own = [parameter for name, parameter in _parameters(command).items() if name != "options"]
     return _like(command, run, [*own, *(parameter for reader in readers for parameter in _parameters(reader).values())])
 
 
@@ -47,14 +47,14 @@ def target_commands(differs: int) -> list[Callable[..., None]]:
 
 
 def _printing(command: Callable[..., Any], differs: int) -> Callable[..., None]:
-    def run(as_json: bool, **given: Any) -> None:
+    def run(as_json: bool, **arguments: Any) -> None:
         with shown_progress() as progress:
-            result = command(**given, progress=progress)
+            result = command(**arguments, progress=progress)
         print_result(result.data, as_json, result.tables)
         if not result.as_expected:
             raise typer.Exit(differs)
 
-    own = [one for name, one in _parameters(command).items() if name != "progress"]
+    own = [parameter for name, parameter in _parameters(command).items() if name != "progress"]
     json = inspect.Parameter("as_json", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False, annotation=Json)
     return _like(command, run, [*own, json])
 

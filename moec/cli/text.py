@@ -96,7 +96,7 @@ def generate(
         on_text=shown,
     )
     if shown is None:
-        print_result([dataclasses.asdict(one) for one in results], True, ())
+        print_result([dataclasses.asdict(result) for result in results], True, ())
     else:
         shown.end()
     _print_notes(model, results)
@@ -133,9 +133,9 @@ class _Shown:
                 print(f"prompt {self._next} of {self._count}", file=sys.stderr)
 
 
-def _prompts(given: list[str], files: list[Path]) -> list[str]:
+def _prompts(prompts: list[str], files: list[Path]) -> list[str]:
     """Collect all prompts. A line end at the end of a file or of standard input is not part of the prompt."""
-    texts = [_read_stdin() if text == _STDIN else text for text in given]
+    texts = [_read_stdin() if text == _STDIN else text for text in prompts]
     texts += [read_text(path, _LARGEST_PROMPT).removesuffix("\n") for path in files]
     if not texts:
         raise MoecError("there is no prompt; give --prompt TEXT, --prompt - for standard input, or --prompt-file FILE")
@@ -150,18 +150,20 @@ def _read_stdin() -> str:
         raise MoecError(f"standard input: cannot be read as text: {reason}") from error
 
 
-def _print_notes(model: CompiledModel, found: list[Generation]) -> None:
+def _print_notes(model: CompiledModel, generations: list[Generation]) -> None:
     if not model.states:
         note = "the model keeps no states, so that each token runs all before it again; compile it with its cache"
         print(f"note: {note}", file=sys.stderr)
     if sys.stderr.isatty():
-        print(_speed(found), file=sys.stderr)
+        print(_speed(generations), file=sys.stderr)
 
 
-def _speed(found: list[Generation]) -> str:
-    prompt, prefill = sum(one.prompt_tokens for one in found), sum(one.prefill_seconds for one in found)
-    new, decode = sum(max(len(one.ids) - 1, 0) for one in found), sum(one.decode_seconds for one in found)
-    ended = ", ".join(dict.fromkeys(one.ended for one in found))
+def _speed(generations: list[Generation]) -> str:
+    prompt, new = sum(text.prompt_tokens for text in generations), sum(len(text.ids) for text in generations)
+    prefill = sum(text.prefill_seconds for text in generations)
+    decode = sum(text.decode_seconds for text in generations)
+    later = sum(max(len(text.ids) - 1, 0) for text in generations)
+    ended = ", ".join(dict.fromkeys(text.ended for text in generations))
     parts = [f"prompt {prompt} tokens, {prompt / prefill:.1f} tokens/s"]
-    parts += [f"text {sum(len(one.ids) for one in found)} tokens, {new / decode:.1f} tokens/s"] if new else []
+    parts += [f"text {new} tokens, {later / decode:.1f} tokens/s"] if later else []
     return f"{'; '.join(parts)}; ended by {ended}"

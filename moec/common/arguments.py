@@ -20,11 +20,11 @@ def shown(value: Any) -> str:
     return f"{text} of type {type(value).__name__}" if 0 < len(text) <= 60 else f"of type {type(value).__name__}"
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """Write ``; did you mean 'simplify'?`` for a name that is similar to one of ``known``, else nothing."""
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """Write ``; did you mean 'simplify'?`` for a name that is similar to one of ``names``, else nothing."""
     import difflib
 
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -32,7 +32,7 @@ def known_options(function: Callable[_Parameters, _Returned]) -> Callable[_Param
     """Make a function raise an OptionError for unknown arguments, which names the most similar option, and all of
     them."""
     signature = inspect.signature(function)
-    names = [one.name for one in signature.parameters.values() if one.kind is one.KEYWORD_ONLY]
+    names = [parameter.name for parameter in signature.parameters.values() if parameter.kind is parameter.KEYWORD_ONLY]
 
     @functools.wraps(function)
     def checked(*arguments: _Parameters.args, **options: _Parameters.kwargs) -> _Returned:

@@ -19,18 +19,18 @@ def log_softmax(logits: Array) -> Array:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def divergences(found: Array, first: Array) -> Array:
+def divergences(actual: Array, first: Array) -> Array:
     """Compute the sum of ``p * log(p / q)`` over the last axis, in nats, where p is not 0; p is the softmax of
-    ``first`` and q that of ``found``. A NaN in a vector makes its divergence NaN."""
-    expected, log = log_softmax(first), log_softmax(found)
+    ``first`` and q that of ``actual``. A NaN in a vector makes its divergence NaN."""
+    expected, log = log_softmax(first), log_softmax(actual)
     terms = np.exp(expected) * (expected - log)
     return np.where(np.isneginf(expected), np.where(np.isnan(log), np.nan, 0), terms).sum(axis=-1)
 
 
-def total_divergence(found: Array, first: Array) -> tuple[float, int]:
+def total_divergence(actual: Array, first: Array) -> tuple[float, int]:
     """Add up :func:`divergences` over all vectors of two arrays [..., classes], in float64, and count the vectors."""
-    classes = max(1, found.shape[-1])
-    vectors, others = (array.reshape(-1, found.shape[-1]) for array in (found, first))
+    classes = max(1, actual.shape[-1])
+    vectors, others = (array.reshape(-1, actual.shape[-1]) for array in (actual, first))
     step = max(1, _BLOCK // classes)
     with np.errstate(all="ignore"):
         blocks = [

@@ -45,23 +45,23 @@ class Fields:
 
     def texts(self, key: str) -> list[str]:
         items = self._of_type(key, list, "a list of texts")
-        if not all(isinstance(one, str) for one in items):
+        if not all(isinstance(item, str) for item in items):
             raise self.wrong(key, "a list of texts")
         return items
 
     def texts_by_name(self, key: str) -> dict[str, str]:
         texts = self.object(key)
-        if not all(isinstance(one, str) for one in texts.values()):
+        if not all(isinstance(text, str) for text in texts.values()):
             raise self.wrong(key, "an object of texts")
         return texts
 
     def objects(self, key: str) -> list[Fields]:
         entries = self._of_type(key, list, "a list of objects")
-        return [Fields(one, f"{self._where}: {key} {place}", self._advice) for place, one in enumerate(entries)]
+        return [Fields(entry, f"{self._where}: {key} {place}", self._advice) for place, entry in enumerate(entries)]
 
-    def check_keys(self, known: set[str]) -> None:
+    def check_keys(self, allowed: set[str]) -> None:
         """Raise MoecError for an unknown field."""
-        stray = next((key for key in self._content if key not in known), None)
+        stray = next((key for key in self._content if key not in allowed), None)
         if stray is not None:
             raise MoecError(f"{self._where}: has the unknown field {stray[:80]!r}; {self._advice}")
 

@@ -20,16 +20,16 @@ class LoopLimit:
     def __init__(self, carried: int) -> None:
         self._first, self._all, self._steps = carried, 0, 0
 
-    def step(self, carried: int, made: int = 0) -> None:
-        """Count a step that begins with ``carried`` bytes of states and ``made`` bytes of slices. Raises ValueError
+    def step(self, carried: int, slices: int = 0) -> None:
+        """Count a step that begins with ``carried`` bytes of states and ``slices`` bytes of slices. Raises ValueError
         beyond a limit."""
         self._steps += 1
         growth = max(carried - self._first, 0)
         self._all += growth
         if self._steps > MAXIMUM_STEPS:
             problem = f"goes on behind its step {MAXIMUM_STEPS}"
-        elif growth + made > MAXIMUM_GROWTH or self._all > MAXIMUM_CARRIED:
-            problem = f"holds {carried + made} bytes in its step {self._steps}, and {self._first} in its first"
+        elif growth + slices > MAXIMUM_GROWTH or self._all > MAXIMUM_CARRIED:
+            problem = f"holds {carried + slices} bytes in its step {self._steps}, and {self._first} in its first"
         else:
             return
         raise ValueError(

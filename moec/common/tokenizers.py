@@ -68,8 +68,8 @@ class Tokenizer:
         """Encode each text, without special tokens. Raises MoecError."""
         with self._explained("cannot make tokens of this text"):
             encoded = self._inner.encode_batch(texts, add_special_tokens=False)
-        for one in encoded:
-            yield one.ids
+        for encoding in encoded:
+            yield encoding.ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode token ids; special tokens have no text. Raises MoecError."""

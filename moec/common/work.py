@@ -93,7 +93,11 @@ class GroupedWork:
 
 
 def _rows_by_expert(arguments: Sequence[Argument]) -> np.ndarray:
-    position = next(i for i, one in enumerate(arguments) if one.array.dtype == np.int32 and one.array.shape[1:] == (3,))
+    position = next(
+        i
+        for i, argument in enumerate(arguments)
+        if argument.array.dtype == np.int32 and argument.array.shape[1:] == (3,)
+    )
     blocks = arguments[position].array[: int(arguments[position + 1].array[0])]
     return np.bincount(blocks[:, 0], weights=blocks[:, 2]) if len(blocks) else np.zeros(0)
 
@@ -161,7 +165,7 @@ def work_as_data(model: WorkModel | None) -> dict[str, Any] | None:
     """Convert to plain data, which :func:`parse_work` reads."""
     if model is None:
         return None
-    kind = next(name for name, one in _MODELS.items() if type(model) is one)
+    kind = next(name for name, known_type in _MODELS.items() if type(model) is known_type)
     return {"counts": kind, **dataclasses.asdict(model)}
 
 

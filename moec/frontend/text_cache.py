@@ -51,7 +51,7 @@ class CacheInputs:
         return [State(f"{PAST}_{kept.label}", f"{PRESENT}_{kept.label}", None) for kept in replaced]
 
 
-def cache_inputs(module: torch.nn.Module, made: TextInputs) -> CacheInputs:
+def cache_inputs(module: torch.nn.Module, inputs: TextInputs) -> CacheInputs:
     """Make inputs for :func:`with_cache`: those without a cache, and one for each state.
 
     Attention has ``past_key_0``, ``past_value_0``, ``past_key_1``... [batch, heads, past, width], and ``past_index_0``
@@ -67,12 +67,12 @@ def cache_inputs(module: torch.nn.Module, made: TextInputs) -> CacheInputs:
     name = type(module).__name__
     if not is_decoder(module):
         raise MoecError(f"{name}: a cache is for text decoders of transformers; compile it without")
-    ids = made.example["input_ids"][:, :1].expand(-1, _LENGTH)
+    ids = inputs.example["input_ids"][:, :1].expand(-1, _LENGTH)
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         cache = getattr(_run(module, ids), _name_of_cache(module.forward))
         form = CacheForm.of(cache, name)
         tensors = {kept: (tuple(read.shape), read.dtype) for kept in form.kept for read in (kept.read(cache),)}
-    dynamic, example, shapes = torch.export.Dim.DYNAMIC, {**made.example}, {**made.dynamic_shapes}
+    dynamic, example, shapes = torch.export.Dim.DYNAMIC, {**inputs.example}, {**inputs.dynamic_shapes}
     for kept, (shape, dtype) in tensors.items():
         label = f"{PAST}_{kept.label}"
         example[label] = torch.randn(shape).to(dtype)

@@ -189,6 +189,6 @@ def _minimax_cache() -> Any:
         def _known(self, layer: int) -> int:
             if self.layers[layer].is_initialized:
                 return layer
-            return next((at for at, one in enumerate(self.layers) if one.is_initialized), layer)
+            return next((at for at, cached in enumerate(self.layers) if cached.is_initialized), layer)
 
     return Cache()

@@ -32,11 +32,11 @@ def read_text_files(path: str | os.PathLike[str]) -> TextFiles:
     content = read_json(file)
     if not isinstance(content.get("model"), dict):
         raise MoecError(f"{file}: is not a {TOKENIZER}: it has no model; download it again")
-    beside = _optional(folder / _TOKENIZER_CONFIG)
-    tokens = {name: _content(token) for name, token in beside.items() if name.endswith("_token")}
+    settings = _optional(folder / _TOKENIZER_CONFIG)
+    tokens = {name: _content(token) for name, token in settings.items() if name.endswith("_token")}
     return TextFiles(
         read_text(file, LARGEST_JSON),
-        _template(folder, beside),
+        _template(folder, settings),
         _end_ids(folder, content),
         {name: token for name, token in tokens.items() if token is not None},
     )
@@ -62,11 +62,11 @@ def _content(token: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _template(folder: Path, beside: dict[str, Any]) -> str | None:
+def _template(folder: Path, settings: dict[str, Any]) -> str | None:
     path = folder / _TEMPLATE
     if path.is_file():
         return read_text(path, _LARGEST_TEMPLATE)
-    chat = beside.get("chat_template")
+    chat = settings.get("chat_template")
     if isinstance(chat, list):  # several templates, by name
         named = [entry.get("template") for entry in chat if isinstance(entry, dict) and entry.get("name") == "default"]
         chat = named[-1] if named else None
@@ -80,7 +80,7 @@ def _end_ids(folder: Path, tokenizer: dict[str, Any]) -> tuple[int, ...]:
         inner = text_config if isinstance(text_config, dict) else {}
         end = config.get("eos_token_id", inner.get("eos_token_id"))
         ids = end if isinstance(end, list) else [] if end is None else [end]
-        if not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in ids):
+        if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in ids):
             raise MoecError(f"{folder / name}: eos_token_id is {str(end)[:80]}; expected the id of a token, or a list")
         if ids:
             return tuple(dict.fromkeys(ids))

@@ -145,19 +145,19 @@ class _Expansion:
         nodes = [leaf for leaf in leaves if isinstance(leaf, torch.fx.Node)]
 
         def call(*values: Any) -> Any:
-            given = iter(values)
+            tensors = iter(values)
             args, kwargs = tree_unflatten(
-                [next(given) if isinstance(leaf, torch.fx.Node) else leaf for leaf in leaves], structure
+                [next(tensors) if isinstance(leaf, torch.fx.Node) else leaf for leaf in leaves], structure
             )
             return target(*args, **kwargs)
 
         with self._mode:
             traced = make_fx(call, decomposition_table=dict(self._table))(*(node.meta["val"] for node in nodes))
         inner: dict[Node, Any] = {}
-        given = iter(nodes)
+        arguments = iter(nodes)
         for node in traced.graph.nodes:
             if node.op == "placeholder":
-                inner[node] = next(given)
+                inner[node] = next(arguments)
             elif node.op == "output":
                 return torch.fx.map_arg(node.args[0], inner.__getitem__)
             elif node.op == "call_function" and _is_known(node.target, self._table):

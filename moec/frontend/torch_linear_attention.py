@@ -42,7 +42,7 @@ def linear_attention(
     batch, _, heads, size = key.shape
     if initial is None:
         initial = value.new_zeros((batch, heads, size, value.shape[-1]))
-    rows = [one.float().flatten(2) for one in (query, key, value)]
+    rows = [tensor.float().flatten(2) for tensor in (query, key, value)]
     gates = [decay.float().flatten(2), decay.new_zeros(1) if beta is None else beta.float()]
     rule: Rule = "gated" if beta is None else "gated_delta"
     result, after = _operator()(*rows, initial.float(), *gates, heads, rule, scale)
@@ -64,7 +64,7 @@ def _operator() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
         rule: str,
         scale: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        query, key, value, decay = (one.unflatten(2, (heads, -1)) for one in (query, key, value, decay))
+        query, key, value, decay = (tensor.unflatten(2, (heads, -1)) for tensor in (query, key, value, decay))
         result, state = torch.empty_like(value), state.clone()
         for token in range(key.shape[1]):
             state *= decay[:, token, ..., None].exp()
@@ -89,7 +89,9 @@ def translations() -> dict[Any, Callable[..., Any]]:
 
     _operator()
     standard = onnx.defs.get_schema(_NAME, 27)
-    constraints = [(one.type_param_str, one.allowed_type_strs, "") for one in standard.type_constraints]
+    constraints = [
+        (constraint.type_param_str, constraint.allowed_type_strs, "") for constraint in standard.type_constraints
+    ]
     schema = onnx.defs.OpSchema(
         _NAME,
         _DOMAIN,

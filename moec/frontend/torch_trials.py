@@ -83,12 +83,14 @@ def _excluded(guard: str, test: Expression[bool]) -> tuple[list[dict[str, int]],
     """List the sizes of 0 and 1 that the guard excludes and that are tried, and say whether it excludes no others."""
     ones = dict.fromkeys(test.names, 1)
     if _NO_SUM_OF_ONE.fullmatch(guard):
-        return [{name: int(name == one) for name in test.names} for one in test.names], True
+        return [{name: int(name == single) for name in test.names} for single in test.names], True
     if _LEAST_SUM.fullmatch(guard) and len(ones) <= _MOST_TERMS:
         points = [dict(zip(test.names, sizes, strict=True)) for sizes in itertools.product(range(3), repeat=len(ones))]
         outside = [sizes for sizes in points if not holds(test, sizes)]
         # The sum only grows: if it is large enough with each single 2, it is so for all larger sizes.
-        return [sizes for sizes in outside if max(sizes.values()) < 2], all(max(one.values()) < 2 for one in outside)
+        return [sizes for sizes in outside if max(sizes.values()) < 2], all(
+            max(excluded.values()) < 2 for excluded in outside
+        )
     return ([] if holds(test, ones) else [ones]), _NOT_ALL_ONES.fullmatch(guard) is not None
 
 
@@ -166,8 +168,8 @@ def _size(dim: Any, sizes: Mapping[str, int]) -> int | None:
     if isinstance(dim, int):
         return dim
     size = dim.node.expr
-    known = size.subs({symbol: sizes[str(symbol)] for symbol in size.free_symbols if str(symbol) in sizes})
-    return int(known) if known.is_Integer and known >= 0 else None
+    substituted = size.subs({symbol: sizes[str(symbol)] for symbol in size.free_symbols if str(symbol) in sizes})
+    return int(substituted) if substituted.is_Integer and substituted >= 0 else None
 
 
 def _renewed(tensor: torch.Tensor, seed: int, generator: torch.Generator) -> torch.Tensor:
@@ -179,12 +181,12 @@ def _renewed(tensor: torch.Tensor, seed: int, generator: torch.Generator) -> tor
     return tensor + seed if tensor.dtype != torch.bool else tensor.clone()
 
 
-def _close(found: Any, expected: Any) -> bool:
+def _close(actual: Any, expected: Any) -> bool:
     import torch
 
-    if not isinstance(expected, torch.Tensor) or not isinstance(found, torch.Tensor):
-        return found is expected or found == expected
-    if found.shape != expected.shape or found.dtype != expected.dtype:
+    if not isinstance(expected, torch.Tensor) or not isinstance(actual, torch.Tensor):
+        return actual is expected or actual == expected
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return False
     largest = expected.abs().max().item() if expected.numel() else 0.0
-    return torch.allclose(found, expected, rtol=0.0, atol=_TOLERANCE * max(1.0, largest), equal_nan=True)
+    return torch.allclose(actual, expected, rtol=0.0, atol=_TOLERANCE * max(1.0, largest), equal_nan=True)

@@ -15,7 +15,7 @@ _NUMBER = re.compile(r"(\d+)")
 def ranges(numbers: Iterable[int]) -> str:
     """Write numbers, each once and in order, as ``0-3, 5``; many runs as ``0...95``."""
     ordered = sorted(set(numbers))
-    starts = [place for place, one in enumerate(ordered) if place == 0 or one != ordered[place - 1] + 1]
+    starts = [place for place, number in enumerate(ordered) if place == 0 or number != ordered[place - 1] + 1]
     runs = [ordered[start:end] for start, end in zip(starts, [*starts[1:], len(ordered)], strict=True)]
     if len(runs) > MOST_RUNS:
         return f"{ordered[0]}...{ordered[-1]}"
@@ -27,10 +27,10 @@ def words_of(name: str) -> tuple[str, ...]:
     return tuple(_NUMBER.split(name)[::2])
 
 
-def names(given: Sequence[str]) -> str:
+def names(listed: Sequence[str]) -> str:
     """Write names in the order of their first ones, those that differ by numbers once: ``past_key_{0-23}, mask``."""
     alike: dict[tuple[str, ...], list[list[str]]] = {}
-    for name in dict.fromkeys(given):
+    for name in dict.fromkeys(listed):
         alike.setdefault(words_of(name), []).append(_NUMBER.split(name)[1::2])
     texts = [_pattern(words, numbers) for words, numbers in alike.items()]
     more = f" and {len(texts) - MOST_NAMES} more" if len(texts) > MOST_NAMES else ""

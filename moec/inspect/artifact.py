@@ -145,7 +145,13 @@ def _weights_table(weights: Sequence[dict[str, Any]]) -> Table:
     for weight in weights:
         alike.setdefault((words_of(weight["name"]), weight["dtype"], shape_text(weight["shape"])), []).append(weight)
     rows = [
-        (names([one["name"] for one in own]), str(len(own)), dtype, shape, f"{sum(one['bytes'] for one in own):,}")
+        (
+            names([weight["name"] for weight in own]),
+            str(len(own)),
+            dtype,
+            shape,
+            f"{sum(weight['bytes'] for weight in own):,}",
+        )
         for (_, dtype, shape), own in alike.items()
     ]
     total = sum(weight["bytes"] for weight in weights)

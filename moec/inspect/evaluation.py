@@ -18,7 +18,7 @@ def evaluation_tables(evaluation: Evaluation) -> Iterator[RenderableType]:
     """Show a row for each model, and the legend."""
     metrics = list(evaluation.models[0].qualities)
     headings = ("model", "weights, bytes", "bits of experts", *metrics)
-    yield table(f"Output {evaluation.output}", headings, [_row(one) for one in evaluation.models])
+    yield table(f"Output {evaluation.output}", headings, [_row(model) for model in evaluation.models])
     predictions = f", {evaluation.predictions} predictions" if evaluation.predictions else ""
     yield Text(f"{evaluation.rows} rows{predictions}")
     if len(evaluation.models) > 1:
@@ -27,17 +27,17 @@ def evaluation_tables(evaluation: Evaluation) -> Iterator[RenderableType]:
 
 def nan_notes(evaluation: Evaluation) -> Iterator[str]:
     """Write a line for every model whose output had NaN."""
-    for one in evaluation.models:
-        if one.nan_outputs:
+    for model in evaluation.models:
+        if model.nan_outputs:
             yield (
-                f"{one.name}: {one.nan_outputs} elements of {evaluation.output} are NaN, in {one.nan_rows} of "
+                f"{model.name}: {model.nan_outputs} elements of {evaluation.output} are NaN, in {model.nan_rows} of "
                 f"{evaluation.rows} rows"
             )
 
 
-def _row(one: Judged) -> tuple[str, ...]:
-    bits = "-" if one.expert_bits is None else f"{one.expert_bits:.2f}"
-    return one.name, f"{one.weight_bytes:,}", bits, *map(quality_text, one.qualities.values())
+def _row(model: Judged) -> tuple[str, ...]:
+    bits = "-" if model.expert_bits is None else f"{model.expert_bits:.2f}"
+    return model.name, f"{model.weight_bytes:,}", bits, *map(quality_text, model.qualities.values())
 
 
 def quality_text(quality: MetricValue, alone: bool = False) -> str:

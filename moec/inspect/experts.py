@@ -105,4 +105,6 @@ def _arithmetic(spec: dict[str, Any]) -> str:
 
 def _kernels(kernels: Sequence[dict[str, Any]], node: str) -> str:
     """List the kernels that multiply for a node. Only kernels of products list the formats of their weights."""
-    return "\n".join(one["name"] for one in kernels if node in one["nodes"] and "formats" in one["attributes"])
+    return "\n".join(
+        kernel["name"] for kernel in kernels if node in kernel["nodes"] and "formats" in kernel["attributes"]
+    )

@@ -20,7 +20,7 @@ def find_expert(blocks: Sequence[dict[str, Any]], text: str) -> dict[str, Any]:
     if not colon or not (number.isascii() and number.isdecimal()):
         raise MoecError(f"--expert {text!r}: expected LAYER:EXPERT, such as 3:17")
     block, expert = _block(blocks, layer), int(number)
-    origins = block.get("origins") or {"experts": [[one] for one in range(_count(block))], "removed": {}}
+    origins = block.get("origins") or {"experts": [[expert] for expert in range(_count(block))], "removed": {}}
     place = next((place for place, group in enumerate(origins["experts"]) if expert in group), None)
     reasons = {int(first): why for name in ("removed", "joined") for first, why in origins.get(name, {}).items()}
     if place is None and expert not in reasons:
@@ -37,15 +37,17 @@ def find_expert(blocks: Sequence[dict[str, Any]], text: str) -> dict[str, Any]:
     }
 
 
-def became(found: dict[str, Any]) -> str:
+def became(origin: dict[str, Any]) -> str:
     """Write one line for people about the result of :func:`find_expert`."""
-    start, why = f"layer {found['layer']}: expert {found['expert']}", found["why"]
-    if found["number"] is None:
+    start, why = f"layer {origin['layer']}: expert {origin['expert']}", origin["why"]
+    if origin["number"] is None:
         return f"{start} is gone ({why})"
-    others = f", one with {', '.join(map(str, found['with']))}" if found["with"] else ""
-    units = "" if found["hidden_units"] is None else f"; {found['hidden_units']} hidden units"
-    formats = ", ".join(f"{name} {form}" for name, form in found["formats"].items())
-    return f"{start} is number {found['number']}{others}{f' ({why})' if why else ''}{units}{formats and f'; {formats}'}"
+    others = f", one with {', '.join(map(str, origin['with']))}" if origin["with"] else ""
+    units = "" if origin["hidden_units"] is None else f"; {origin['hidden_units']} hidden units"
+    formats = ", ".join(f"{name} {form}" for name, form in origin["formats"].items())
+    return (
+        f"{start} is number {origin['number']}{others}{f' ({why})' if why else ''}{units}{formats and f'; {formats}'}"
+    )
 
 
 def _block(blocks: Sequence[dict[str, Any]], layer: str) -> dict[str, Any]:

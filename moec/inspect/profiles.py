@@ -20,7 +20,7 @@ _HEADINGS = ("layer", "experts", "tokens", "least used", "with few tokens", "dat
 def measured_tables(measured: Measured, path: str) -> Iterator[RenderableType]:
     """Show the layers of experts with the data that their profile lacks, and a summary."""
     if measured.layers:
-        yield table("Experts", _HEADINGS, [_row(one) for one in measured.layers])
+        yield table("Experts", _HEADINGS, [_row(layer) for layer in measured.layers])
     share = measured.seconds / measured.run_seconds if measured.run_seconds else 0.0
     yield Text(
         f"{path}: {measured.tokens} tokens in {measured.batches} batches, {len(measured.layers)} layers of experts, "
@@ -32,22 +32,22 @@ def measured_tables(measured: Measured, path: str) -> Iterator[RenderableType]:
     yield from (Text(f"note: {note}") for note in measured.notes)
 
 
-def _row(one: LayerSummary) -> tuple[str, ...]:
-    if not one.few:
+def _row(layer: LayerSummary) -> tuple[str, ...]:
+    if not layer.few:
         needed = "enough"
-    elif one.more is None:
+    elif layer.more is None:
         needed = "unknown: an expert saw none"
     else:
-        needed = f"{one.more + 1:.1f} times this"
-    few = f"{one.few} under {one.enough}" if one.few else ""
-    return one.name, str(one.experts), str(one.tokens), str(one.least), few, needed
+        needed = f"{layer.more + 1:.1f} times this"
+    few = f"{layer.few} under {layer.enough}" if layer.few else ""
+    return layer.name, str(layer.experts), str(layer.tokens), str(layer.least), few, needed
 
 
 def plan_table(planned: Sequence[Planned]) -> RenderableType:
     """Count the experts of each layer in each format."""
     rows = [
-        (one.name, name, ", ".join(f"{count} x {form}" for form, count in sorted(counts.items())))
-        for one in planned
-        for name, counts in one.formats.items()
+        (layer.name, name, ", ".join(f"{count} x {form}" for form, count in sorted(counts.items())))
+        for layer in planned
+        for name, counts in layer.formats.items()
     ]
     return table("Plan", ("layer", "weight", "formats"), rows)

@@ -38,26 +38,26 @@ def streaming(artifact: Artifact) -> dict[str, Any] | None:
     }
 
 
-def streaming_tables(found: dict[str, Any]) -> Iterator[RenderableType]:
+def streaming_tables(plan: dict[str, Any]) -> Iterator[RenderableType]:
     """Show the result of :func:`streaming`."""
-    names = [layer["name"] for layer in found["layers"]]
-    first = ", ".join(f"{names[layer]}:{expert}" for layer, expert in found["order"][:_FIRST_SHOWN])
-    why = "by their measured shares" if found["measured_shares"] else "as they are numbered"
+    names = [layer["name"] for layer in plan["layers"]]
+    first = ", ".join(f"{names[layer]}:{expert}" for layer, expert in plan["order"][:_FIRST_SHOWN])
+    why = "by their measured shares" if plan["measured_shares"] else "as they are numbered"
     rows = [
         (
             "memory for weights",
-            f"{found['resident'] / _MIB:.1f}",
-            f"at least {found['least'] / _MIB:.1f} for one token",
+            f"{plan['resident'] / _MIB:.1f}",
+            f"at least {plan['least'] / _MIB:.1f} for one token",
         ),
-        ("pinned", f"{found['pinned'] / _MIB:.1f}", "all weights that are no experts'"),
-        ("experts", f"{found['experts'] / _MIB:.1f}", f"of {len(names)} layers, which stream"),
-        ("room for experts", f"{found['room'] / _MIB:.1f}", f"read first, {why}: {first}, ..."),
+        ("pinned", f"{plan['pinned'] / _MIB:.1f}", "all weights that are no experts'"),
+        ("experts", f"{plan['experts'] / _MIB:.1f}", f"of {len(names)} layers, which stream"),
+        ("room for experts", f"{plan['room'] / _MIB:.1f}", f"read first, {why}: {first}, ..."),
     ]
-    if found["replaceable"]:
-        choice = f"experts in memory take others' places in {found['replaceable']} layers, if loaded so"
+    if plan["replaceable"]:
+        choice = f"experts in memory take others' places in {plan['replaceable']} layers, if loaded so"
         rows.append(("--prefer-resident", "", f"{choice}: results then depend on what ran before"))
     yield table("Streamed experts", ("", "MiB", ""), rows)
-    speed = found["speed"]
+    speed = plan["speed"]
     memory = f"{speed['memory_bytes'] / _MIB:.0f} MiB from memory at {speed['memory_bandwidth'] / 1e9:.1f} GB/s"
     disk = f"{speed['disk_bytes'] / _MIB:.0f} MiB from disk at {speed['disk_bandwidth'] / 1e9:.2f} GB/s"
     yield Text(

@@ -29,8 +29,13 @@ def summary(manifest: Manifest, path: str) -> str:
 
 def found_blocks_table(raised: Sequence[dict[str, Any]], unraised: Sequence[dict[str, Any]]) -> Table:
     """Show everything that looks like an MoE block; ``raised`` as :func:`moec.ir.blocks.moe_blocks` describes them."""
-    rows = [("yes", one["name"], one["num_experts"], one["top_k"], one["router"], one["formulation"]) for one in raised]
-    rows += [("no", one["node"], one["experts"], one["top_k"], one["router"], one["reason"]) for one in unraised]
+    rows = [
+        ("yes", block["name"], block["num_experts"], block["top_k"], block["router"], block["formulation"])
+        for block in raised
+    ]
+    rows += [
+        ("no", block["node"], block["experts"], block["top_k"], block["router"], block["reason"]) for block in unraised
+    ]
     cells = [tuple("?" if cell in (None, "") else str(cell) for cell in row) for row in rows]
     headings = ("raised", "node", "experts", "top-k", "router", "written as, or why not")
     return table("What looks like an MoE block", headings, cells)
@@ -76,15 +81,16 @@ def verification_table(verification: dict[str, Any]) -> Table:
     rows = [
         (
             "" if index else _sizes(case["inputs"]),
-            one["output"],
-            shape_text(one["shape"]),
-            _number(one["absolute"]),
-            _number(one["relative"]),
-            _number(one["norm"]),
-            ("match" if one["matches"] else "DIFFERS") + (f": {one['note']}" if one["note"] else ""),
+            difference["output"],
+            shape_text(difference["shape"]),
+            _number(difference["absolute"]),
+            _number(difference["relative"]),
+            _number(difference["norm"]),
+            ("match" if difference["matches"] else "DIFFERS")
+            + (f": {difference['note']}" if difference["note"] else ""),
         )
         for case in verification["cases"]
-        for index, one in enumerate(case["differences"])
+        for index, difference in enumerate(case["differences"])
     ]
     rows += [
         (_sizes(case["inputs"]), "", "", "", "", "", "NOT RUN") for case in verification["cases"] if case["failure"]
@@ -125,10 +131,12 @@ def sessions_table(result: dict[str, Any]) -> Table:
     rows = []
     for test in result["tests"]:
         rate = test["tokens_per_second"]
-        spread = f"{rate['mean']:.2f} ± {rate['deviation']:.2f}"
+        rate_text = f"{rate['mean']:.2f} ± {rate['deviation']:.2f}"
         name = test["test"] + (f" @ d{test['depth']}" if test["depth"] else "")
         shares = [f"{share:.0%}" for share in (test["shares"] or {}).values()] or ["-", "-", "-"]
-        rows.append((name, spread, f"{rate['median']:.2f}", f"{rate['min']:.2f}", str(len(test["seconds"])), *shares))
+        rows.append(
+            (name, rate_text, f"{rate['median']:.2f}", f"{rate['min']:.2f}", str(len(test["seconds"])), *shares)
+        )
     weights = "{pages} ({reason})".format_map(result["weights"])
     title = f"Tokens per second, {result['threads']} threads, weights {weights}"
     headings = ("test", "mean ± deviation", "median", "min", "runs", "in loops", "at barriers", "between")

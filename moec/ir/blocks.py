@@ -96,8 +96,8 @@ def _describe_dispatched(node: ir.Node, products: Sequence[ir.Node]) -> dict[str
 
 def _origins_by_table(table: Sequence[int], count: int) -> Origins:
     """Origins of the experts behind a table that maps the router's ids to ids of experts."""
-    groups = tuple(tuple(one for one, row in enumerate(table) if row == place) for place in range(count))
-    return Origins(groups, {one: _WITHOUT_ROWS for one, row in enumerate(table) if row < 0})
+    groups = tuple(tuple(expert for expert, row in enumerate(table) if row == place) for place in range(count))
+    return Origins(groups, {expert: _WITHOUT_ROWS for expert, row in enumerate(table) if row < 0})
 
 
 def _describe(node: ir.Node) -> dict[str, Any]:
@@ -198,11 +198,11 @@ def _size(value: ir.Value | None, axis: int) -> int | None:
 
 
 def _formats(node: ir.Node) -> dict[str, list[str]]:
-    found = {}
+    formats = {}
     for name, value in weight_inputs(node).items():
         with contextlib.suppress(UnsupportedError):
-            found[name] = [str(form) for form in StoredWeight.of(value).formats]
-    return found
+            formats[name] = [str(form) for form in StoredWeight.of(value).formats]
+    return formats
 
 
 def _dtype(value: ir.Value | None) -> str | None:

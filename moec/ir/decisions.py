@@ -65,9 +65,9 @@ def _winners(largest: bool) -> Callable[[ir.Node], tuple[Condition, ...]]:
         said = node.attributes.get_ints("axes", ())
 
         def outcome(inputs: Given, outputs: Given) -> Array | None:
-            data, given = inputs[0], inputs[1] if len(inputs) > 1 else None
+            data, operand = inputs[0], inputs[1] if len(inputs) > 1 else None
             assert data is not None
-            axes = [int(a) for a in (said if given is None else given.ravel())] or list(range(data.ndim))
+            axes = [int(a) for a in (said if operand is None else operand.ravel())] or list(range(data.ndim))
             if not data.size:
                 return None
             rows = np.moveaxis(data, axes, range(-len(axes), 0))
@@ -162,8 +162,8 @@ def _branches(node: ir.Node) -> tuple[Condition, ...]:
     return (*_CONDITION, Never("its branches decide, too, and are not watched")) if decide else _CONDITION
 
 
-def _same(*found: Condition) -> Callable[[ir.Node], tuple[Condition, ...]]:
-    return lambda node: found
+def _same(*sides: Condition) -> Callable[[ir.Node], tuple[Condition, ...]]:
+    return lambda node: sides
 
 
 def _of_attribute(name: str, default: float, *signs: int) -> Callable[[ir.Node], tuple[Condition, ...]]:

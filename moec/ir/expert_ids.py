@@ -42,8 +42,8 @@ def routing_of(node: ir.Node) -> Routing:
         return Routing(node)
     inputs = dialect.inputs_of(node)
     weights, ids, table = inputs["weights"], inputs["experts"], None
-    if ids is not None and (found := table_behind(ids)) is not None:
-        ids, table = found
+    if ids is not None and (lookup := table_behind(ids)) is not None:
+        ids, table = lookup
     route = ids.producer() if ids is not None else None
     if route is None or not dialect.is_moec(route, "Route") or ids is not route.outputs[1]:
         raise UnsupportedError("its experts input does not come from a moec.Route")

@@ -62,36 +62,36 @@ class Facts:
 def facts_of(nodes: Sequence[ir.Node], constants: Constants) -> Facts:
     """Facts about everything that ``nodes``, in topological order, use and compute."""
     few = few_numbers(nodes, lambda value: constants.array(value, MOST_ENTRIES))
-    found = {
+    ranges = {
         size: intervals(nodes, {}, lambda value: constants.array(value, MOST_BOUNDS), most)
         for size, most in {0: math.inf, **MOST_SIZES}.items()
     }
-    return Facts(found.pop(0), found, few, _tables(nodes, constants), _switched(nodes, few), constants)
+    return Facts(ranges.pop(0), ranges, few, _tables(nodes, constants), _switched(nodes, few), constants)
 
 
 def _tables(nodes: Sequence[ir.Node], constants: Constants) -> set[ir.Value]:
     """Constants whose elements are moved, and the values that they are moved to."""
-    found: set[ir.Value] = set()
+    table_values: set[ir.Value] = set()
 
     def is_table(value: ir.Value | None) -> bool:
-        if value is not None and value not in found and constants.has(value):
-            found.add(value)
-        return value in found
+        if value is not None and value not in table_values and constants.has(value):
+            table_values.add(value)
+        return value in table_values
 
     for node in nodes:
         moved = node.inputs[:1] if node.op_type in _MOVING else node.inputs if node.op_type == "Concat" else ()
         if moved and all(is_table(value) for value in moved):
-            found.update(node.outputs)
-    return found
+            table_values.update(node.outputs)
+    return table_values
 
 
 def _switched(nodes: Sequence[ir.Node], few: Mapping[ir.Value, Array]) -> set[ir.Value]:
     """Values that a flag, or a selection, sets to 0."""
-    found: set[ir.Value] = set()
+    switched: set[ir.Value] = set()
 
     def is_switched(value: ir.Value | None) -> bool:
         numbers = None if value is None else few.get(value)
-        return value in found or (numbers is not None and numbers.size > 1 and bool(np.any(numbers == 0)))
+        return value in switched or (numbers is not None and numbers.size > 1 and bool(np.any(numbers == 0)))
 
     def may_be_zero(value: ir.Value | None) -> bool:
         numbers = None if value is None else few.get(value)
@@ -108,5 +108,5 @@ def _switched(nodes: Sequence[ir.Node], few: Mapping[ir.Value, Array]) -> set[ir
                 kind in _MOVING or kind in ("Div", "Mul")
             )
         if zero:
-            found.update(node.outputs)
-    return found
+            switched.update(node.outputs)
+    return switched

@@ -52,22 +52,22 @@ def few_numbers(nodes: Iterable[ir.Node], constant: Callable[[ir.Value], Array |
     ``nodes`` are in topological order. ``constant`` returns the elements of a constant value; None for a value that is
     not constant or is not looked at.
     """
-    found: dict[ir.Value, Array | None] = {}
+    numbers_of: dict[ir.Value, Array | None] = {}
 
     def of(value: ir.Value | None) -> Array | None:
         if value is None:
             return None
-        if value not in found:
+        if value not in numbers_of:
             array = constant(value)
             numeric = array is not None and array.dtype.kind in "fiub"
-            found[value] = _distinct(array) if numeric and array is not None else _of_type(value)
-        return found[value]
+            numbers_of[value] = _distinct(array) if numeric and array is not None else _of_type(value)
+        return numbers_of[value]
 
     for node in nodes:
         result = _of_node(node, [of(value) for value in node.inputs])
         for value in node.outputs:
-            found[value] = _of_type(value) if result is None else result
-    return {value: numbers for value, numbers in found.items() if numbers is not None}
+            numbers_of[value] = _of_type(value) if result is None else result
+    return {value: numbers for value, numbers in numbers_of.items() if numbers is not None}
 
 
 def cases(node: ir.Node, numbers: Mapping[ir.Value, Array]) -> Array | None:
@@ -77,8 +77,8 @@ def cases(node: ir.Node, numbers: Mapping[ir.Value, Array]) -> Array | None:
 
 def _distinct(array: Array) -> Array:
     """Each number once, ascending, without NaN."""
-    found = np.unique(array.astype(np.float64))
-    return found[~np.isnan(found)]
+    distinct = np.unique(array.astype(np.float64))
+    return distinct[~np.isnan(distinct)]
 
 
 def _of_type(value: ir.Value) -> Array | None:
@@ -134,15 +134,15 @@ def _cast(node: ir.Node, numbers: Array | None) -> Array | None:
 
 
 def _united(parts: list[Array | None]) -> Array | None:
-    known = [part for part in parts if part is not None]
-    return np.unique(np.concatenate(known)) if known and len(known) == len(parts) else None
+    arrays = [part for part in parts if part is not None]
+    return np.unique(np.concatenate(arrays)) if arrays and len(arrays) == len(parts) else None
 
 
-def _combined(operation: Callable[[Any, Any], Any], one: Array | None, other: Array | None) -> Array | None:
-    if one is None or other is None or one.size * other.size > MOST_PAIRS:
+def _combined(operation: Callable[[Any, Any], Any], first: Array | None, other: Array | None) -> Array | None:
+    if first is None or other is None or first.size * other.size > MOST_PAIRS:
         return None
     with np.errstate(all="ignore"):
-        return _distinct(operation.outer(one, other))  # type: ignore[attr-defined]
+        return _distinct(operation.outer(first, other))  # type: ignore[attr-defined]
 
 
 _OTHERS: dict[str, Callable[[ir.Node, list[Array | None]], Array | None]] = {

@@ -103,9 +103,14 @@ class Evaluator:
             raise EvaluationError(f"the reference interpreter cannot run these nodes: {one_line(error)}") from error
         self._steps = [
             _NodeStep(
-                node, [*one.input], [*one.output], one.need_context(), _run_of(one), [*map(_name, _captured(node))]
+                node,
+                [*runner.input],
+                [*runner.output],
+                runner.need_context(),
+                _run_of(runner),
+                [*map(_name, _captured(node))],
             )
-            for node, one in zip(computed, operators, strict=True)
+            for node, runner in zip(computed, operators, strict=True)
         ]
         _mark_last_uses(self._steps, {_name(value) for value in self._outputs})
 
@@ -195,10 +200,10 @@ class Evaluator:
         others = (node for node in nodes if node not in self._casts)
         read = {value for node in others for value in _read_whole(node)}.union(self._outputs)
         multiplied = only_multiplied(nodes).difference(self._outputs)
-        known: dict[str, ir.Value] = {}
+        by_name: dict[str, ir.Value] = {}
         computed = {output for node in nodes for output in node.outputs}
         for value in (*_uses(nodes), *self._outputs):
-            if known.setdefault(_name(value), value) is not value:
+            if by_name.setdefault(_name(value), value) is not value:
                 raise ValueError(f"two values are named {value.name!r}; names must be unique to evaluate a graph")
             if value in computed or value in self._inputs or value.name in constants:
                 continue
@@ -246,10 +251,12 @@ def _run_of(operator: Any) -> Callable[..., Sequence[Any]]:
     attributes = {name: getattr(operator, name) for name in operator.attributes_names_}
 
     def run(*inputs: Any, **context: Any) -> list[Any]:
-        made = operator._run(*inputs, **attributes, **context)
-        if not isinstance(made, tuple):  # GridSample of no elements
-            raise TypeError(f"{type(operator).__name__} gives {type(made).__name__}; expected a tuple of its outputs")
-        return [np.array(one) if np.isscalar(one) else one for one in made]
+        results = operator._run(*inputs, **attributes, **context)
+        if not isinstance(results, tuple):  # GridSample of no elements
+            raise TypeError(
+                f"{type(operator).__name__} gives {type(results).__name__}; expected a tuple of its outputs"
+            )
+        return [np.array(result) if np.isscalar(result) else result for result in results]
 
     return run
 

@@ -55,30 +55,30 @@ def may_hold(relation: str, left: Interval, right: Interval) -> Array:
 
 def intervals(
     nodes: Iterable[ir.Node],
-    known: Mapping[ir.Value, Interval],
+    limits: Mapping[ir.Value, Interval],
     constant: Callable[[ir.Value], Array | None],
     most: float = math.inf,
 ) -> dict[ir.Value, Interval]:
-    """Intervals of all values that ``nodes``, in topological order, use and compute. ``known`` are those of inputs;
+    """Intervals of all values that ``nodes``, in topological order, use and compute. ``limits`` are those of inputs;
     ``constant`` gives the numbers of a constant value, None for one that has none or too many to look at; ``most`` is
     the largest size of any axis."""
-    found = dict(known)
+    interval_of = dict(limits)
 
     def of(value: ir.Value | None) -> Interval:
         if value is None:
             return ANY
-        if value not in found:
+        if value not in interval_of:
             array = constant(value)
             numbers = array is not None and array.size <= MOST_BOUNDS and array.dtype.kind in "fiub"
-            found[value] = Interval(array, array) if numbers and array is not None else type_limits(value)
-        return found[value]
+            interval_of[value] = Interval(array, array) if numbers and array is not None else type_limits(value)
+        return interval_of[value]
 
     for node in nodes:
         inputs = [of(value) for value in node.inputs]
         results = _RULES.get(node.op_type, _unknown)(node, inputs)
         for value, result in zip(node.outputs, results, strict=False):
-            found[value] = _held(node, value, Interval(*with_sizes(node.op_type, inputs, result, most)))
-    return found
+            interval_of[value] = _held(node, value, Interval(*with_sizes(node.op_type, inputs, result, most)))
+    return interval_of
 
 
 def type_limits(value: ir.Value) -> Interval:
@@ -108,16 +108,16 @@ def _held(node: ir.Node, value: ir.Value, result: Interval) -> Interval:
     return _meet(result, limits)
 
 
-def _meet(one: Interval, other: Interval) -> Interval:
-    return Interval(np.maximum(one.low, other.low), np.minimum(one.high, other.high))
+def _meet(first: Interval, other: Interval) -> Interval:
+    return Interval(np.maximum(first.low, other.low), np.minimum(first.high, other.high))
 
 
 def _unknown(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
     return [ANY] * len(node.outputs)
 
 
-def _fixed(*found: Interval) -> Callable[[ir.Node, Sequence[Interval]], list[Interval]]:
-    return lambda node, inputs: list(found)
+def _fixed(*results: Interval) -> Callable[[ir.Node, Sequence[Interval]], list[Interval]]:
+    return lambda node, inputs: list(results)
 
 
 def _moved(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
@@ -129,8 +129,8 @@ def _united(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
     return [_union([interval.whole for interval in inputs])]
 
 
-def _union(found: Sequence[Interval]) -> Interval:
-    return Interval(min(interval.low for interval in found), max(interval.high for interval in found))
+def _union(parts: Sequence[Interval]) -> Interval:
+    return Interval(min(interval.low for interval in parts), max(interval.high for interval in parts))
 
 
 def _monotone(function: Callable[[float], float]) -> Callable[[ir.Node, Sequence[Interval]], list[Interval]]:
@@ -154,8 +154,8 @@ def _corners(operation: Callable[[float, float], float]) -> Callable[[ir.Node, S
     """Rule of an operation of two inputs with extremes at the corners; unbounded if it is undefined at one."""
 
     def rule(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
-        found = [operation(a, b) for a in inputs[0].whole for b in inputs[1].whole]
-        return [ANY if any(map(math.isnan, found)) else Interval(min(found), max(found))]
+        corners = [operation(a, b) for a in inputs[0].whole for b in inputs[1].whole]
+        return [ANY if any(map(math.isnan, corners)) else Interval(min(corners), max(corners))]
 
     return rule
 
@@ -169,8 +169,8 @@ def _quotient(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
     if low <= 0 <= high:
         return [ANY if low < 0 or inputs[0].whole.low < 0 else NOT_NEGATIVE]
     inverse = Interval(1 / high if math.isfinite(high) else 0.0, 1 / low if math.isfinite(low) else 0.0)
-    (found,) = _corners(_times)(node, [inputs[0], Interval(min(inverse), max(inverse))])
-    return [_stepped(found) if _is_integer(node.outputs[0]) else found]
+    (quotient,) = _corners(_times)(node, [inputs[0], Interval(min(inverse), max(inverse))])
+    return [_stepped(quotient) if _is_integer(node.outputs[0]) else quotient]
 
 
 def _remainder(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
@@ -178,9 +178,9 @@ def _remainder(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
     return [Interval(0.0, high) if low > 0 and inputs[0].whole.low >= 0 else ANY]
 
 
-def _stepped(found: Interval) -> Interval:
+def _stepped(interval: Interval) -> Interval:
     """Interval after rounding to integers in any direction."""
-    low, high = found.whole
+    low, high = interval.whole
     return Interval(_floor(low), _ceil(high))
 
 
@@ -210,12 +210,12 @@ def _summed(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
 
 
 def _clipped(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
-    found = inputs[0].whole
+    result = inputs[0].whole
     if len(inputs) > 1 and node.inputs[1] is not None:
-        found = Interval(max(found.low, inputs[1].whole.low), max(found.high, inputs[1].whole.high))
+        result = Interval(max(result.low, inputs[1].whole.low), max(result.high, inputs[1].whole.high))
     if len(inputs) > 2 and node.inputs[2] is not None:
-        found = Interval(min(found.low, inputs[2].whole.low), min(found.high, inputs[2].whole.high))
-    return [found]
+        result = Interval(min(result.low, inputs[2].whole.low), min(result.high, inputs[2].whole.high))
+    return [result]
 
 
 def _largest(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
@@ -284,20 +284,20 @@ _ORDERS = {
 """Comparisons: whether numbers that pass lie below the bound, and whether they cannot equal it."""
 
 
-def _where(choice: ir.Node, place: int, known: Interval) -> Interval:
+def _where(choice: ir.Node, place: int, interval: Interval) -> Interval:
     """Interval of a Where's input at its selected elements, if the condition compares it with a constant."""
     condition, value = choice.inputs[0], choice.inputs[place]
     node = None if condition is None else condition.producer()
     if node is None or value is None or node.op_type not in _ORDERS or node.inputs[0] is not value:
-        return known
+        return interval
     bound = node.inputs[1].const_value if node.inputs[1] is not None else None
     if bound is None or not 0 < bound.size <= MOST_BOUNDS:
-        return known
-    below, strict = _ORDERS[node.op_type] if place == 1 else tuple(not one for one in _ORDERS[node.op_type])
+        return interval
+    below, strict = _ORDERS[node.op_type] if place == 1 else tuple(not flag for flag in _ORDERS[node.op_type])
     step = 1.0 if strict and value.dtype is not None and value.dtype.is_integer() else 0.0
     ends = (-math.inf, float(bound.numpy().max()) - step) if below else (float(bound.numpy().min()) + step, math.inf)
-    low, high = _meet(known, Interval(*ends))
-    return Interval(float(low), float(high)) if low <= high else known
+    low, high = _meet(interval, Interval(*ends))
+    return Interval(float(low), float(high)) if low <= high else interval
 
 
 def _scattered(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
@@ -338,7 +338,7 @@ def _power(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
 
 def _products_summed(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
     """Sums of products of numbers that are never negative are not negative; other cases have no bound."""
-    return [NOT_NEGATIVE if all(one.whole.low >= 0 for one in inputs) else ANY]
+    return [NOT_NEGATIVE if all(operand.whole.low >= 0 for operand in inputs) else ANY]
 
 
 def _compared(relation: str, opposite: str) -> Callable[[ir.Node, Sequence[Interval]], list[Interval]]:
@@ -383,7 +383,7 @@ _RULES: dict[str, Callable[[ir.Node, Sequence[Interval]], list[Interval]]] = {
     "Or": _largest,
     "OneHot": lambda node, inputs: [inputs[2].whole],
     "Pow": _power,
-    "Range": lambda node, inputs: [Interval(*range_of(*(one.whole for one in inputs)))],
+    "Range": lambda node, inputs: [Interval(*range_of(*(operand.whole for operand in inputs)))],
     "ReduceSum": _summed,
     "Relu": _monotone(lambda x: max(x, 0.0)),
     "Round": lambda node, inputs: [_stepped(inputs[0])],

@@ -37,7 +37,7 @@ class DecisionKind:
 
 
 def _decided(node: ir.Node, facts: Facts) -> tuple[Condition, ...]:
-    return tuple(_by_entry(node, one, facts) if isinstance(one, Compares) else one for one in sides(node))
+    return tuple(_by_entry(node, side, facts) if isinstance(side, Compares) else side for side in sides(node))
 
 
 def _by_entry(node: ir.Node, condition: Compares, facts: Facts) -> Compares:
@@ -45,19 +45,19 @@ def _by_entry(node: ir.Node, condition: Compares, facts: Facts) -> Compares:
     places = [condition.left, *([] if condition.number else [int(condition.right)])]
     if OUTPUT in places or node.op_type == "PRelu":
         places = list(range(len(node.inputs))) if node.op_type in ("Equal", "PRelu") else []
-    found: list[Entries] = []
+    entries: list[Entries] = []
     for place in places:
         value = node.inputs[place] if place < len(node.inputs) else None
         if value is None:
             continue
         constant, numbers = facts.constants.array(value, MOST_ENTRIES), facts.numbers.get(value)
         if constant is not None:
-            found += [Entries(place, ids=positions(constant))] if constant.size > 1 else []
+            entries += [Entries(place, ids=positions(constant))] if constant.size > 1 else []
         elif value in facts.tables and numbers is not None and numbers.size > 1:
-            found.append(Entries(place, numbers=numbers))
+            entries.append(Entries(place, numbers=numbers))
         else:
-            found += [Entries(None, ids=positions(shift)) for shift in _shifts(value, facts)]
-    return dataclasses.replace(condition, entries=tuple(found)) if found else condition
+            entries += [Entries(None, ids=positions(shift)) for shift in _shifts(value, facts)]
+    return dataclasses.replace(condition, entries=tuple(entries)) if entries else condition
 
 
 def _shifts(value: ir.Value, facts: Facts) -> Iterator[Array]:
@@ -84,7 +84,9 @@ def _met(node: ir.Node, facts: Facts) -> tuple[Condition, ...]:
     if numbers is not None:
         return (Takes(numbers),) if node.outputs[0] not in facts.tables else ()
     few = [facts.numbers.get(value) for value in node.inputs if value is not None]
-    if node.op_type in PRODUCTS and all(one is not None and one.size > 1 and not one[0] < 0 for one in few):
+    if node.op_type in PRODUCTS and all(
+        numbers is not None and numbers.size > 1 and not numbers[0] < 0 for numbers in few
+    ):
         return (Compares(OUTPUT, "!=", 0, number=True), Compares(OUTPUT, "==", 0, number=True))
     return ()
 
@@ -112,4 +114,4 @@ def conditions(node: ir.Node, facts: Facts) -> tuple[Condition, ...]:
     kinds = [kind for kind in KINDS if node.op_type in kind.operators]
     if node.op_type not in PLAIN and node.op_type not in DECIDING:
         return (Never(),)
-    return tuple(one for kind in kinds for one in kind.conditions(node, facts))
+    return tuple(condition for kind in kinds for condition in kind.conditions(node, facts))

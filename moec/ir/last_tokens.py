@@ -86,15 +86,15 @@ def token_wise(graph: ir.Graph, logits: ir.Value) -> TokenWise:
 def _sweep(graph: ir.Graph, logits: ir.Value, stopped: set[ir.Node]) -> TokenWise:
     assert logits.shape is not None
     moved: dict[ir.Node, list[ir.Value]] = {}
-    wanted = {logits}
+    needed = {logits}
     for node in reversed(graph):
         value = node.outputs[0]
-        if value not in wanted or node in stopped or (value is not logits and value.is_graph_output()):
+        if value not in needed or node in stopped or (value is not logits and value.is_graph_output()):
             continue
         operands = _operands(node, logits.shape[1]) if _is_read_by(value, value, moved) else []
         if operands:
             moved[node] = operands
-            wanted.update(operands)
+            needed.update(operands)
     return moved
 
 
@@ -106,16 +106,16 @@ def frontier(moved: TokenWise) -> list[ir.Value]:
 
 def passed_by(moved: TokenWise) -> set[ir.Node]:
     """Nodes that only give tokens of moved nodes another shape on their way to a Reshape, which takes them itself."""
-    found: set[ir.Node] = set()
+    passed: set[ir.Node] = set()
     for node, operands in moved.items():
         if is_op(node, "Reshape") and operands[0].producer() in moved:
             value = node.inputs[0]
             while value is not None and value is not operands[0]:
                 before = value.producer()
                 assert before is not None, "a Reshape has its tokens from other shapes of them"
-                found.add(before)
+                passed.add(before)
                 value = before.inputs[0]
-    return found
+    return passed
 
 
 def _is_read_by(value: ir.Value, tokens: ir.Value, moved: TokenWise) -> bool:

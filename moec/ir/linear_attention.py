@@ -46,7 +46,7 @@ def linear_attention(
     kept = np.exp(_heads(decay, heads, wide)) if decay is not None and "gated" in update_rule else None
     rate = beta.astype(wide) if beta is not None and "delta" in update_rule else None
     factor = wide.type(scale or 1 / math.sqrt(size))
-    found = np.empty((batch, tokens, q_num_heads, shape[-1]), wide)
+    result = np.empty((batch, tokens, q_num_heads, shape[-1]), wide)
     for token in range(tokens):
         if kept is not None:
             state = state * kept[:, token, :, :, None]
@@ -55,9 +55,9 @@ def linear_attention(
             new = (new - (state * of_key).sum(axis=2)) * rate[:, token, :, None]
         state = state + of_key * new[:, :, None, :]
         read = np.repeat(state, q_num_heads // heads, axis=1)
-        found[:, token] = (read * queries[:, token, :, :, None]).sum(axis=2) * factor
+        result[:, token] = (read * queries[:, token, :, :, None]).sum(axis=2) * factor
     after = state.astype(query.dtype if past_state is None else past_state.dtype)
-    return found.reshape(batch, tokens, q_num_heads * shape[-1]).astype(query.dtype), after
+    return result.reshape(batch, tokens, q_num_heads * shape[-1]).astype(query.dtype), after
 
 
 def _heads(rows: Array, heads: int, dtype: np.dtype[Any]) -> Array:

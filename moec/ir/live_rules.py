@@ -34,14 +34,14 @@ HIDING: Mapping[str, Collection[int] | None] = {
 
 @dataclasses.dataclass(frozen=True)
 class NodeRun:
-    """One run of a node, with the shapes of its operands and results. ``given``: operands that hold places of elements.
+    """Shapes of the operands and results of one run of a node. ``indices``: operands that hold places of elements.
     ``counting``: flags, by place, of the elements of hiding operands that are neither 0 nor false."""
 
     node: ir.Node
     operator: Callable[..., Sequence[Any]]
     shapes: Sequence[Shape | None]
     results: Sequence[Shape]
-    given: Sequence[Array | None]
+    indices: Sequence[Array | None]
     counting: Mapping[int, Array]
 
 
@@ -52,10 +52,10 @@ Rule = Callable[[NodeRun, int, Found, Collection[int]], Array]
 hide elements."""
 
 
-def reached(step: NodeRun, place: int, found: Found, hiding: Collection[int] = ()) -> Array:
-    """The elements of the operand at ``place`` that the elements ``found`` of the results depend on."""
+def reached(step: NodeRun, place: int, live: Found, hiding: Collection[int] = ()) -> Array:
+    """The elements of the operand at ``place`` that the elements ``live`` of the results depend on."""
     rule = _RULES.get(step.node.op_type, _any) if step.node.domain == "" else _any
-    return rule(step, place, found, hiding)
+    return rule(step, place, live, hiding)
 
 
 def keeps_places(node: ir.Node) -> bool:
@@ -80,19 +80,19 @@ def _shape(step: NodeRun, place: int) -> Shape:
     return shape
 
 
-def _only(found: Found) -> Array:
-    assert found[0] is not None
-    return found[0]
+def _only(live: Found) -> Array:
+    assert live[0] is not None
+    return live[0]
 
 
-def _any(step: NodeRun, place: int, found: Found, hiding: Collection[int]) -> Array:
-    return np.full(_shape(step, place), any(one is not None and one.any() for one in found))
+def _any(step: NodeRun, place: int, live: Found, hiding: Collection[int]) -> Array:
+    return np.full(_shape(step, place), any(flags is not None and flags.any() for flags in live))
 
 
-def _elementwise(step: NodeRun, place: int, found: Found, hiding: Collection[int]) -> Array:
-    counts = _only(found)
+def _elementwise(step: NodeRun, place: int, live: Found, hiding: Collection[int]) -> Array:
+    counts = _only(live)
     if place and step.node.op_type in ("CastLike", "Expand"):
-        return _any(step, place, found, hiding)
+        return _any(step, place, live, hiding)
     for other in hiding:
         mask = step.counting[other]
         hides_others = step.node.op_type == "Or" or (step.node.op_type == "Where" and place == 2)
@@ -100,20 +100,20 @@ def _elementwise(step: NodeRun, place: int, found: Found, hiding: Collection[int
     return over_repeats(counts, _shape(step, place))
 
 
-def _reshaped(step: NodeRun, place: int, found: Found, hiding: Collection[int]) -> Array:
-    return _only(found).reshape(_shape(step, 0)) if place == 0 else _any(step, place, found, hiding)
+def _reshaped(step: NodeRun, place: int, live: Found, hiding: Collection[int]) -> Array:
+    return _only(live).reshape(_shape(step, 0)) if place == 0 else _any(step, place, live, hiding)
 
 
-def _transposed(step: NodeRun, place: int, found: Found, hiding: Collection[int]) -> Array:
+def _transposed(step: NodeRun, place: int, live: Found, hiding: Collection[int]) -> Array:
     order = step.node.attributes.get_ints("perm", range(len(_shape(step, 0)))[::-1])
-    return np.transpose(_only(found), np.argsort(order))
+    return np.transpose(_only(live), np.argsort(order))
 
 
 def _axes(step: NodeRun) -> list[int]:
     """The axes along which an operator goes; none where a reduction goes along all."""
     attributes, rank, kind = step.node.attributes, len(_shape(step, 0)), step.node.op_type
     said: Any = attributes.get_ints("axes", ())
-    second = step.given[1] if len(step.given) > 1 else None
+    second = step.indices[1] if len(step.indices) > 1 else None
     if second is not None and (kind == "CumSum" or kind.startswith("Reduce")):
         said = second.ravel()
     elif not kind.startswith("Reduce"):
@@ -121,47 +121,47 @@ def _axes(step: NodeRun) -> list[int]:
     return [int(axis) % rank for axis in said]
 
 
-def _reduced(step: NodeRun, place: int, found: Found, hiding: Collection[int]) -> Array:
+def _reduced(step: NodeRun, place: int, live: Found, hiding: Collection[int]) -> Array:
     if place:
-        return _any(step, place, found, hiding)
-    shape, counts, axes = _shape(step, 0), _only(found), _axes(step)
+        return _any(step, place, live, hiding)
+    shape, counts, axes = _shape(step, 0), _only(live), _axes(step)
     if counts.ndim < len(shape):
         counts = np.expand_dims(counts, tuple(axes or range(len(shape))))
     return np.broadcast_to(counts, shape)
 
 
-def _along(step: NodeRun, place: int, found: Found, hiding: Collection[int]) -> Array:
+def _along(step: NodeRun, place: int, live: Found, hiding: Collection[int]) -> Array:
     """All elements along an axis count where a result along it does; from an axis on, for normalisations."""
     shape = _shape(step, place)
     if place:
-        return _any(step, place, found, hiding)
+        return _any(step, place, live, hiding)
     (axis,) = _axes(step)
     axes = tuple(range(axis, len(shape))) if step.node.op_type.endswith("Normalization") else (axis,)
     lines = np.zeros([1 if at in axes else size for at, size in enumerate(shape)], bool)
-    for one in found:
-        if one is not None and one.ndim == lines.ndim:
-            lines = lines | one.any(axis=axes, keepdims=True)
-        elif one is not None and one.any():
+    for flags in live:
+        if flags is not None and flags.ndim == lines.ndim:
+            lines = lines | flags.any(axis=axes, keepdims=True)
+        elif flags is not None and flags.any():
             lines = np.ones_like(lines)
     return np.broadcast_to(lines, shape)
 
 
-def _moved(step: NodeRun, place: int, found: Found, hiding: Collection[int]) -> Array:
+def _moved(step: NodeRun, place: int, live: Found, hiding: Collection[int]) -> Array:
     """Run the operator on the numbers of elements, which it moves to where they count."""
     shape, kind = _shape(step, place), step.node.op_type
     if place and kind not in ("Concat", "ScatterElements", "ScatterND"):
-        return _index(step, place, _only(found))
+        return _index(step, place, _only(live))
     if kind in ("ScatterElements", "ScatterND") and place == 1:
-        return _any(step, place, found, hiding)
+        return _any(step, place, live, hiding)
     numbers = np.arange(1, math.prod(shape) + 1).reshape(shape)
     operands = [
-        numbers if at == place else given if own is None or not _is_data(kind, at) else np.zeros(own, np.int64)
-        for at, (given, own) in enumerate(zip(step.given, step.shapes, strict=True))
+        numbers if at == place else index if own is None or not _is_data(kind, at) else np.zeros(own, np.int64)
+        for at, (index, own) in enumerate(zip(step.indices, step.shapes, strict=True))
     ]
     counts = np.zeros(numbers.size + 1, bool)
-    for result, one in zip(step.operator(*operands), found, strict=False):
-        if one is not None:
-            counts[result[one]] = True
+    for result, flags in zip(step.operator(*operands), live, strict=False):
+        if flags is not None:
+            counts[result[flags]] = True
     return counts[1:].reshape(shape)
 
 
@@ -181,13 +181,13 @@ def _index(step: NodeRun, place: int, counts: Array) -> Array:
     return np.full(shape, counts.any())
 
 
-def _written(step: NodeRun, place: int, found: Found, hiding: Collection[int]) -> Array:
+def _written(step: NodeRun, place: int, live: Found, hiding: Collection[int]) -> Array:
     """Updates count where the element does that they are added to."""
     if step.node.attributes.get_string("reduction", "none") == "none":
-        return _moved(step, place, found, hiding)
-    counts, where = _only(found), step.given[1]
+        return _moved(step, place, live, hiding)
+    counts, where = _only(live), step.indices[1]
     if place != 2 or where is None:
-        return counts if place == 0 else _any(step, place, found, hiding)
+        return counts if place == 0 else _any(step, place, live, hiding)
     if step.node.op_type == "ScatterND":
         return counts[tuple(np.moveaxis(where, -1, 0))].reshape(_shape(step, 2))
     axis = step.node.attributes.get_int("axis", 0)
@@ -196,15 +196,15 @@ def _written(step: NodeRun, place: int, found: Found, hiding: Collection[int]) -
     return counts[tuple(places)]
 
 
-def _multiplied(step: NodeRun, place: int, found: Found, hiding: Collection[int]) -> Array:
+def _multiplied(step: NodeRun, place: int, live: Found, hiding: Collection[int]) -> Array:
     """An element counts where no other factor of a product is 0 that counts in the sum."""
     shape = _shape(step, place)
     if step.node.op_type == "Gemm" and place == 2:
-        return over_repeats(_only(found), shape)
-    terms = labels_of(step.node, [len(one) for one in step.shapes if one is not None])
+        return over_repeats(_only(live), shape)
+    terms = labels_of(step.node, [len(shape) for shape in step.shapes if shape is not None])
     if terms is None:
-        return _any(step, place, found, hiding)
-    own, left = terms[place], (_only(found), terms[-1])
+        return _any(step, place, live, hiding)
+    own, left = terms[place], (_only(live), terms[-1])
     masks = [(step.counting[other], terms[other]) for other in hiding]
     for at, mask in enumerate(masks):
         left = _joined(left, mask, {*own, *(label for _, term in masks[at + 1 :] for label in term)})
@@ -228,45 +228,45 @@ def _placed(array: Array, labels: str, order: str) -> Array:
     return np.expand_dims(array, tuple(axis for axis, label in enumerate(order) if label not in labels))
 
 
-def _joined(one: Labelled, other: Labelled, kept: Collection[str]) -> Labelled:
+def _joined(first: Labelled, other: Labelled, kept: Collection[str]) -> Labelled:
     """Whether both hold anywhere along the axes whose labels are not ``kept``, by element."""
-    one = _summed(*one, {*kept, *other[1]})
-    other = _summed(*other, {*kept, *one[1]})
-    labels = one[1] + "".join(label for label in other[1] if label not in one[1])
+    first = _summed(*first, {*kept, *other[1]})
+    other = _summed(*other, {*kept, *first[1]})
+    labels = first[1] + "".join(label for label in other[1] if label not in first[1])
     gone = [label for label in labels if label not in kept]
-    for a, b in ((one, other), (other, one)):
+    for a, b in ((first, other), (other, first)):
         left = {label for label in a[1] if label not in gone}
         if gone and np.array_equal(_summed(*a, left)[0], _every(*a, left)):
             return _joined(_summed(*a, left), b, kept)
     if not gone:
-        return _placed(*one, labels) & _placed(*other, labels), labels
-    return _contracted(one, other, labels, gone)
+        return _placed(*first, labels) & _placed(*other, labels), labels
+    return _contracted(first, other, labels, gone)
 
 
 def _every(array: Array, labels: str, kept: Collection[str]) -> Array:
     return np.asarray(array.all(axis=tuple(axis for axis, label in enumerate(labels) if label not in kept)))
 
 
-def _contracted(one: Labelled, other: Labelled, labels: str, gone: Collection[str]) -> Labelled:
+def _contracted(left: Labelled, other: Labelled, labels: str, gone: Collection[str]) -> Labelled:
     """The same by a product of matrices: axes of both, axes of one, and axes that are summed over."""
     sizes = dict[str, int]()
-    for array, term in (one, other):
+    for array, term in (left, other):
         for label, size in zip(term, array.shape, strict=True):
             sizes[label] = max(size, sizes.get(label, 1))
     kept = [label for label in labels if label not in gone]
-    both = "".join(label for label in kept if label in one[1] and label in other[1])
+    both = "".join(label for label in kept if label in left[1] and label in other[1])
     first = "".join(label for label in kept if label not in other[1])
-    second = "".join(label for label in kept if label not in one[1])
+    second = "".join(label for label in kept if label not in left[1])
     summed = "".join(gone)
 
     def matrices(array: Array, term: str, order: str, *parts: str) -> Array:
         whole = np.broadcast_to(_placed(array, term, order), [sizes[label] for label in order])
         return whole.reshape([math.prod(sizes[label] for label in part) for part in parts]).astype(np.float32)
 
-    a = matrices(*one, both + first + summed, both, first, summed)
+    a = matrices(*left, both + first + summed, both, first, summed)
     b = matrices(*other, both + summed + second, both, summed, second)
-    found = (a @ b) > 0
-    return found.reshape([sizes[label] for label in both + first + second]), both + first + second
+    nonzero = (a @ b) > 0
+    return nonzero.reshape([sizes[label] for label in both + first + second]), both + first + second
 
 
 _COMPARING = ("Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Not", "Xor")
@@ -279,7 +279,7 @@ _REDUCING = "L1 L2 LogSum LogSumExp Max Mean Min Prod Sum SumSquare"
 _RULES: dict[str, Rule] = {
     **dict.fromkeys((*ELEMENTWISE, *_COMPARING, *_FUNCTIONS.split(), "And", "Or", "Where"), _elementwise),
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _reshaped),
-    **dict.fromkeys(("ArgMax", "ArgMin", *(f"Reduce{one}" for one in _REDUCING.split())), _reduced),
+    **dict.fromkeys(("ArgMax", "ArgMin", *(f"Reduce{reduction}" for reduction in _REDUCING.split())), _reduced),
     **dict.fromkeys(("Compress", "Concat", "Gather", "GatherElements", "GatherND", "Pad", "Slice", "Split"), _moved),
     **dict.fromkeys(("Tile", "Trilu"), _moved),
     **dict.fromkeys(("CumSum", "LayerNormalization", "LogSoftmax", "RMSNormalization", "Softmax", "TopK"), _along),

@@ -38,14 +38,14 @@ class Liveness:
     def __init__(
         self,
         evaluator: Evaluator,
-        told: Sequence[ir.Node],
+        decisions: Sequence[ir.Node],
         data: Collection[ir.Value],
         choices: Collection[ir.Value],
         without_zeros: dict[ir.Value, bool],
     ) -> None:
         self._operators, self._without_zeros = evaluator.operators, without_zeros
         self._data, self._choices = data, choices
-        self._bits = {node: 1 << place for place, node in enumerate(told)}
+        self._bits = {node: 1 << place for place, node in enumerate(decisions)}
         self._decisions: dict[ir.Value, int] = {}
         for node in self._operators:
             bits = self._bits.get(node, 0)
@@ -58,10 +58,10 @@ class Liveness:
 
     def __call__(self, node: ir.Node, inputs: Given, outputs: Given) -> None:
         if any(value in self._decisions for value in node.outputs):
-            shapes = [None if one is None else tuple(one.shape) for one in inputs]
-            given = [None, *inputs[1:]] if inputs and keeps_places(node) else [None] * len(inputs)
-            results = [() if one is None else np.shape(one) for one in outputs]
-            step = NodeRun(node, self._operators[node], shapes, results, given, self._counting(node, inputs))
+            shapes = [None if array is None else tuple(array.shape) for array in inputs]
+            indices = [None, *inputs[1:]] if inputs and keeps_places(node) else [None] * len(inputs)
+            results = [() if array is None else np.shape(array) for array in outputs]
+            step = NodeRun(node, self._operators[node], shapes, results, indices, self._counting(node, inputs))
             self._steps.append(step)
 
     def of_told(self, results: Mapping[ir.Value, Array]) -> dict[ir.Node, Live]:
@@ -77,16 +77,16 @@ class Liveness:
     def _back(self, results: Mapping[ir.Value, Array], *, choices: bool) -> dict[ir.Node, Array]:
         every = (1 << len(self._bits)) - 1
         live = {value: [(every, mask)] for value, mask in results.items()}
-        told: dict[ir.Node, Array] = {}
+        shown: dict[ir.Node, Array] = {}
         for step in reversed(self._steps):
             outputs = zip(step.node.outputs, step.results, strict=False)
             pieces = list(_side_by_side([_of_shape(live.pop(value, []), shape) for value, shape in outputs]))
             bit = self._bits.get(step.node, 0)
             if bit:
-                told[step.node] = _shown(step, [found for bits, found in pieces if bits & bit])
+                shown[step.node] = _shown(step, [flags for bits, flags in pieces if bits & bit])
             hiders = [place for place in step.counting if choices or self._is_fixed(step.node.inputs[place])]
             self._step_back(step, hiders, pieces, live)
-        return told
+        return shown
 
     def _step_back(
         self,
@@ -99,8 +99,8 @@ class Liveness:
             if value is None or value not in self._decisions or step.shapes[place] is None:
                 continue
             own = [
-                (part, reached(step, place, found, hiding))
-                for bits, found in pieces
+                (part, reached(step, place, flags, hiding))
+                for bits, flags in pieces
                 for hiding, part in self._apart(step.node, place, hiders, bits & self._decisions[value]).items()
             ]
             if own:
@@ -127,7 +127,7 @@ class Liveness:
     def _counting(self, node: ir.Node, inputs: Given) -> dict[int, Array]:
         """The elements that count, of operands that can hide elements of others."""
         places = HIDING.get(node.op_type, ()) if node.domain == "" else ()
-        found: dict[int, Array] = {}
+        counting: dict[int, Array] = {}
         for place in range(len(inputs)) if places is None else places:
             array, value = inputs[place], node.inputs[place]
             if not isinstance(array, np.ndarray) or value is None or (node.op_type == "Gemm" and place == 2):
@@ -138,8 +138,8 @@ class Liveness:
             if constant and node.op_type in PRODUCTS and self._has_no_zeros(value, array):
                 continue
             weighs = array.dtype.kind == "f" and value in self._choices and value not in self._data
-            found[place] = _counts(array) if weighs else array != 0
-        return found
+            counting[place] = _counts(array) if weighs else array != 0
+        return counting
 
     def _decisions_in(self, value: ir.Value | None) -> int:
         return 0 if value is None else self._decisions.get(value, 0)
@@ -165,12 +165,14 @@ class Liveness:
 
 def _sources(nodes: Iterable[ir.Node], data: Collection[ir.Value]) -> dict[ir.Value, frozenset[ir.Value]]:
     """The values that each value is computed from, element by element."""
-    found = {value: frozenset([value]) for value in data}
+    sources = {value: frozenset([value]) for value in data}
     for node in nodes:
         if is_pointwise(node):
-            made = frozenset[ir.Value]().union(*(found.get(value, ()) for value in node.inputs if value is not None))
-            found.update(dict.fromkeys(node.outputs, made))
-    return found
+            origin = frozenset[ir.Value]().union(
+                *(sources.get(value, ()) for value in node.inputs if value is not None)
+            )
+            sources.update(dict.fromkeys(node.outputs, origin))
+    return sources
 
 
 def _counts(array: Array) -> Array:
@@ -179,12 +181,12 @@ def _counts(array: Array) -> Array:
     return ~(sizes <= NEGLIGIBLE * largest)
 
 
-def _shown(step: NodeRun, found: Sequence[Found]) -> Array:
+def _shown(step: NodeRun, pieces: Sequence[Found]) -> Array:
     """Elements of the first output; of several outputs whether any element of any does."""
-    parts = [one for outputs in found for one in outputs if one is not None]
+    parts = [flags for outputs in pieces for flags in outputs if flags is not None]
     if len(step.results) == 1 and parts:
         return parts[0]
-    return np.full(step.results[0], any(one.any() for one in parts))
+    return np.full(step.results[0], any(flags.any() for flags in parts))
 
 
 def _side_by_side(outputs: Sequence[Sequence[Piece]]) -> Iterator[tuple[int, Found]]:
@@ -208,15 +210,15 @@ def _union(pieces: Sequence[Piece]) -> Any:
     return np.logical_or.reduce([mask for _, mask in pieces]) if pieces else None
 
 
-def _merged(one: Sequence[Piece], other: Sequence[Piece]) -> list[Piece]:
+def _merged(first: Sequence[Piece], other: Sequence[Piece]) -> list[Piece]:
     """Pieces of no common decision in which the elements of both count."""
-    pieces = list(one)
+    pieces = list(first)
     for bits, mask in other:
         apart: list[Piece] = []
-        for known, own in pieces:
-            apart += [(known & bits, own | mask)] if known & bits else []
-            apart += [(known & ~bits, own)] if known & ~bits else []
-            bits &= ~known
+        for piece_bits, own in pieces:
+            apart += [(piece_bits & bits, own | mask)] if piece_bits & bits else []
+            apart += [(piece_bits & ~bits, own)] if piece_bits & ~bits else []
+            bits &= ~piece_bits
         pieces = [*apart, *([(bits, mask)] if bits else [])]
     if len(pieces) > MOST_PIECES:
         together = 0

@@ -48,25 +48,25 @@ class LoopBody:
 def body_of(node: ir.Node) -> LoopBody:
     """Raises UnsupportedError where the node and its body do not fit each other."""
     parts = _scan_parts(node) if is_op(node, "Scan") else _loop_parts(node)
-    kept = [inner for inner, after in zip(parts.carried, parts.made, strict=False) if _source(after) is inner]
+    kept = [inner for inner, after in zip(parts.carried, parts.outputs, strict=False) if _source(after) is inner]
     changed = {inner: outer for inner, outer in parts.carried.items() if inner not in kept}
     results = [Result(kept=outer if inner in kept else None) for inner, outer in parts.carried.items()]
     results += [Result(axis, is_backward) for axis, is_backward in parts.axes]
     graph, outside = parts.graph, {**changed, **_closed(parts, kept)}
-    wanted = [after for result, after in zip(results, parts.made, strict=True) if result.kept is None]
+    results_made = [after for result, after in zip(results, parts.outputs, strict=True) if result.kept is None]
     condition = None if parts.condition is None else _source(parts.condition)
     asks = condition is not None and condition is not parts.going and not _is_true(condition)
     graph.inputs[:] = [parts.number, parts.going, *outside]
     asked = [_scalar_output(graph, condition)] if asks and condition is not None else []
-    graph.outputs[:] = [*asked, *(_output(graph, value) for value in wanted)]
+    graph.outputs[:] = [*asked, *(_output(graph, value) for value in results_made)]
     states = dict(zip(graph.outputs[int(asks) :], changed, strict=False))
     return LoopBody(graph, asks, states, outside, parts.trips, parts.start, parts.scanned, results)
 
 
 @dataclasses.dataclass
 class _BodyParts:
-    """``carried`` and ``read``: values inside, with those outside that they are at first, or always. ``made``: what a
-    step makes of what is carried, and its slices, to which ``axes`` belong, with whether the last step's come first."""
+    """``carried`` and ``read``: values inside, with those outside that they are at first, or always. ``outputs``: new
+    values of what is carried, and slices, to which ``axes`` belong, with whether the last step's come first."""
 
     graph: ir.Graph
     number: ir.Value
@@ -74,7 +74,7 @@ class _BodyParts:
     condition: ir.Value | None
     carried: dict[ir.Value, ir.Value]
     read: dict[ir.Value, ir.Value]
-    made: list[ir.Value]
+    outputs: list[ir.Value]
     axes: list[tuple[int, bool]]
     trips: ir.Value | None = None
     start: ir.Value | None = None
@@ -86,11 +86,11 @@ def _loop_parts(node: ir.Node) -> _BodyParts:
     _expect(len(node.inputs) >= 2 and len(graph.inputs) == len(node.inputs) and len(graph.outputs) > 0, node, graph)
     inner = graph.inputs[2:]
     number, going = _scalar_inputs(graph)
-    condition, *made = graph.outputs
+    condition, *outputs = graph.outputs
     carried = dict(zip(inner, _present(node, 2), strict=True))
-    _expect(len(made) >= max(len(node.outputs), len(carried)), node, graph)
-    axes = [(0, False)] * (len(made) - len(carried))
-    return _BodyParts(graph, number, going, condition, carried, {}, made, axes, node.inputs[0], node.inputs[1])
+    _expect(len(outputs) >= max(len(node.outputs), len(carried)), node, graph)
+    axes = [(0, False)] * (len(outputs) - len(carried))
+    return _BodyParts(graph, number, going, condition, carried, {}, outputs, axes, node.inputs[0], node.inputs[1])
 
 
 def _scan_parts(node: ir.Node) -> _BodyParts:
@@ -118,17 +118,17 @@ def _scan_parts(node: ir.Node) -> _BodyParts:
 
 def _scalar_inputs(graph: ir.Graph) -> list[ir.Value]:
     """The number of the step and whether the loop goes on, which the body may take with one axis, without axes."""
-    found, shaped = list[ir.Value](), list[ir.Node]()
+    sources, shaped = list[ir.Value](), list[ir.Node]()
     for value, dtype in zip(graph.inputs[:2], (ir.DataType.INT64, ir.DataType.BOOL), strict=True):
         source = _value(str(value.name), dtype)
-        found.append(source)
+        sources.append(source)
         if value.shape is not None and len(value.shape) == 1:
             shaped.append(ir.node("Reshape", [source, _constant(f"{value.name}.axis", np.array([1]))]))
             source = shaped[-1].outputs[0]
             source.name = f"{value.name}.shaped"
         value.replace_all_uses_with(source, replace_graph_outputs=True)
     _put_first(graph, shaped)
-    return found
+    return sources
 
 
 def _copied(node: ir.Node) -> ir.Graph:
@@ -136,10 +136,10 @@ def _copied(node: ir.Node) -> ir.Graph:
 
 
 def _present(node: ir.Node, first: int) -> list[ir.Value]:
-    found = [value for value in node.inputs[first:] if value is not None]
-    if len(found) < len(node.inputs) - first:
+    present = [value for value in node.inputs[first:] if value is not None]
+    if len(present) < len(node.inputs) - first:
         raise UnsupportedError("an input is missing that its body takes; expected all of them")
-    return found
+    return present
 
 
 def _expect(fits: bool, node: ir.Node, graph: ir.Graph) -> None:
@@ -169,7 +169,7 @@ def _closed(parts: _BodyParts, kept: Sequence[ir.Value]) -> dict[ir.Value, ir.Va
     instead = {outer: inner for inner, outer in read.items() if inner not in parts.carried and inner not in parts.read}
     instead = {outer: constants.get(inner, inner) for outer, inner in instead.items()} | constants
     replace_inside(parts.graph, instead)
-    parts.made[:] = [instead.get(value, value) for value in parts.made]
+    parts.outputs[:] = [instead.get(value, value) for value in parts.outputs]
     parts.condition = parts.condition and instead.get(parts.condition, parts.condition)
     return {inner: outer for inner, outer in read.items() if inner not in constants}
 

@@ -32,25 +32,25 @@ class Loop(op_loop.Loop):
         step = _step(self, context, attributes)
         trips = None if M is None else int(np.asarray(M).item())
         going, number = np.array(True) if cond is None else np.asarray(cond), 0
-        made: list[list[Array]] = [[] for _ in self.body.output_names[1 + len(carried) :]]
+        stacks: list[list[Array]] = [[] for _ in self.body.output_names[1 + len(carried) :]]
         shapes = [(1,) if len(kind.tensor_type.shape.dim) == 1 else () for kind in self.body.input_types_[:2]]
 
-        def given(number: int, going: Any, carried: Sequence[Any]) -> list[Any]:
+        def arguments_of(number: int, going: Any, carried: Sequence[Any]) -> list[Any]:
             """The arguments of the body, of which the first two may have one axis there."""
             return [np.full(shapes[0], number, np.int64), np.reshape(going, shapes[1]), *carried]
 
-        first = given(0, going, carried)
+        first = arguments_of(0, going, carried)
         limit, is_counted = LoopLimit(_bytes(carried)), trips is not None and trips <= MAXIMUM_STEPS
         while going.item() and (trips is None or number < trips):
-            limit.step(_bytes(carried), 0 if is_counted else sum(map(_bytes, made)))
-            going, *results = step(given(number, going, carried))
+            limit.step(_bytes(carried), 0 if is_counted else sum(map(_bytes, stacks)))
+            going, *results = step(arguments_of(number, going, carried))
             carried = tuple(results[: len(carried)])
-            for slices, result in zip(made, results[len(carried) :], strict=True):
+            for slices, result in zip(stacks, results[len(carried) :], strict=True):
                 slices.append(result)
             number += 1
         scanned = [
             np.stack(slices) if slices else np.expand_dims(_like_slice(self, step, first, 1 + len(carried) + at), 0)[:0]
-            for at, slices in enumerate(made)
+            for at, slices in enumerate(stacks)
         ]
         return (*carried, *scanned)
 
@@ -78,20 +78,20 @@ class Scan(op_scan.Scan):
             np.moveaxis(value, axis, 0)[:: -1 if is_backward else 1]
             for value, (axis, is_backward) in zip(scanned, sources, strict=True)
         ]
-        lengths = {len(one) for one in rows}
+        lengths = {len(array) for array in rows}
         if len(lengths) > 1:
             raise ValueError(f"it scans axes of sizes {sorted(lengths)}; expected equal sizes")
-        first = [*carried, *(np.zeros(one.shape[1:], one.dtype) for one in rows)]
-        made: list[list[Array]] = [[] for _ in range(outputs)]
+        first = [*carried, *(np.zeros(array.shape[1:], array.dtype) for array in rows)]
+        stacks: list[list[Array]] = [[] for _ in range(outputs)]
         limit = LoopLimit(_bytes(carried))
         for number in range(lengths.pop()):
             limit.step(_bytes(carried))
-            results = step([*carried, *(one[number, ...] for one in rows)])
+            results = step([*carried, *(array[number, ...] for array in rows)])
             carried = results[: len(carried)]
-            for kept, result in zip(made, results[len(carried) :], strict=True):
+            for kept, result in zip(stacks, results[len(carried) :], strict=True):
                 kept.append(result)
         stacked = []
-        for at, (kept, (axis, is_backward)) in enumerate(zip(made, targets, strict=True)):
+        for at, (kept, (axis, is_backward)) in enumerate(zip(stacks, targets, strict=True)):
             nothing = None if kept else _like_slice(self, step, first, len(carried) + at)
             stacked.append(_stacked(kept[::-1] if is_backward else kept, axis, nothing))
         return (*carried, *stacked)
@@ -103,8 +103,8 @@ def _step(operator: Any, outer: dict[str, Any], attributes: Any) -> Step:
     around = {name: outer[name] for name in _names_read(body.proto_) if name in outer}
 
     def step(arguments: Sequence[Array]) -> list[Array]:
-        given = dict(zip(body.input_names, arguments, strict=True))
-        return operator._run_body({**around, **given}, attributes=attributes)
+        feeds = dict(zip(body.input_names, arguments, strict=True))
+        return operator._run_body({**around, **feeds}, attributes=attributes)
 
     return step
 

@@ -41,6 +41,6 @@ def moving(*, drops: bool = True, repeats: bool = True, reorders: bool = True, c
     kinds = [field.name for field in dataclasses.fields(Movement)]
     return frozenset(
         operator
-        for operator, found in MOVEMENTS.items()
-        if all(getattr(allowed, kind) or not getattr(found, kind) for kind in kinds)
+        for operator, effects in MOVEMENTS.items()
+        if all(getattr(allowed, kind) or not getattr(effects, kind) for kind in kinds)
     )

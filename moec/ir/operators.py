@@ -27,8 +27,8 @@ Array = np.ndarray[Any, Any]
 
 def _spec(kind: type, attributes: dict[str, Any]) -> Any:
     names = {field.name for field in dataclasses.fields(kind)}
-    given = {name: value for name, value in attributes.items() if name in names}
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    fields = {name: value for name, value in attributes.items() if name in names}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
 def _route(*inputs: Array | None, **attributes: Any) -> tuple[Array, Array]:
@@ -300,8 +300,8 @@ def _as_python(value: Any) -> Any:
 
 def _operator_class(domain: str, name: str, function: Callable[..., Any]) -> type[OpRun]:
     def run(self: OpRun, *inputs: Array | None, **attributes: Any) -> tuple[Any, ...]:
-        given = {key: _as_python(value) for key, value in attributes.items() if value is not None}
-        results = function(*inputs, **given)
+        attributes_given = {key: _as_python(value) for key, value in attributes.items() if value is not None}
+        results = function(*inputs, **attributes_given)
         return results if isinstance(results, tuple) else (results,)
 
     members: dict[str, Any] = {"op_domain": domain, "_run": run}

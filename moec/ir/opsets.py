@@ -29,8 +29,8 @@ def later_attributes(node: ir.Node) -> list[str]:
     """The attributes of an operator of ``OPSET`` that only a later one gave it."""
     if node.domain != "" or since(node.op_type) in (None, since(node.op_type, NEWEST)):
         return []
-    known, later = (defs.get_schema(node.op_type, version, "").attributes for version in (OPSET, NEWEST))
-    return [name for name in node.attributes if name in later and name not in known]
+    current, later = (defs.get_schema(node.op_type, version, "").attributes for version in (OPSET, NEWEST))
+    return [name for name in node.attributes if name in later and name not in current]
 
 
 def version_for(nodes: Iterable[ir.Node], version: int = OPSET) -> int:

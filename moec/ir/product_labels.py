@@ -25,9 +25,9 @@ def labels_of(node: ir.Node, ranks: Sequence[int]) -> list[str] | None:
         return None
     dotted = [rank - len(term) + len(DOTS) for term, rank in zip(written, ranks, strict=True) if DOTS in term]
     others = [rank - len(term) + len(DOTS) for term, rank in zip(written, ranks, strict=True)]
-    found = [term.replace(DOTS, _dotted(count)) for term, count in zip(written, others, strict=True)]
-    found.append(result.replace(DOTS, _dotted(max(dotted, default=0))))
-    return found if all(len(set(term)) == len(term) for term in found) else None
+    labels = [term.replace(DOTS, _dotted(count)) for term, count in zip(written, others, strict=True)]
+    labels.append(result.replace(DOTS, _dotted(max(dotted, default=0))))
+    return labels if all(len(set(term)) == len(term) for term in labels) else None
 
 
 def _dotted(count: int) -> str:

@@ -102,7 +102,7 @@ _BEGINNINGS = {"forward": (False,), "reverse": (True,), "bidirectional": (False,
 def recurrent(operator: str, *inputs: Array | None, **attributes: Any) -> tuple[Array, ...]:
     """Y [steps, directions, batch, hidden] and the last states, each [directions, batch, hidden], of an RNN, GRU or
     LSTM; batch comes first with ``layout``. After the end of a sequence Y is 0 and the states do not change."""
-    kind, (x, w, r, b, lengths, *given) = _KINDS[operator], (*inputs, *[None] * (8 - len(inputs)))
+    kind, (x, w, r, b, lengths, *optional) = _KINDS[operator], (*inputs, *[None] * (8 - len(inputs)))
     assert x is not None and w is not None and r is not None, "X, W and R are required"
     batch_first = bool(attributes.get("layout", 0))
     x = np.swapaxes(x, 0, 1) if batch_first else x
@@ -112,12 +112,12 @@ def recurrent(operator: str, *inputs: Array | None, **attributes: Any) -> tuple[
     alive = np.arange(steps)[:, None, None] < (np.full(batch, steps) if lengths is None else lengths)[:, None]
     y = np.zeros((steps, len(beginnings), batch, hidden), x.dtype)
     last = [np.zeros((len(beginnings), batch, hidden), x.dtype) for _ in range(kind.states)]
-    for state, first in zip(last, given, strict=False):
+    for state, first in zip(last, optional, strict=False):
         if first is not None:
             state[:] = np.swapaxes(first, 0, 1) if batch_first else first
     for at, is_backward in enumerate(beginnings):
         input_bias, bias = np.split(np.zeros(2 * len(r[at]), x.dtype) if b is None else b[at], 2)
-        peepholes = np.zeros(3 * hidden, x.dtype) if given[2] is None else given[2][at]
+        peepholes = np.zeros(3 * hidden, x.dtype) if optional[2] is None else optional[2][at]
         before_reset, forgets = bool(attributes.get("linear_before_reset")), bool(attributes.get("input_forget"))
         cell = _RecurrentCell(w[at], r[at], input_bias, bias, peepholes, functions[at], before_reset, forgets)
         for step in range(steps)[:: -1 if is_backward else 1]:
@@ -140,25 +140,25 @@ def _beginnings(direction: str) -> tuple[bool, ...]:
 def _functions(kind: _RecurrentKind, directions: int, attributes: dict[str, Any]) -> list[list[Function]]:
     """The activations of each direction. Those with alpha or beta take them in turn from the node's lists. All except
     that of an LSTM's cell state have their input clipped to ``clip``."""
-    names, wanted = (
+    names, expected = (
         list(attributes.get("activations") or kind.activations * directions),
         len(kind.activations) * directions,
     )
     if names == ["Tanh", "Tanh"]:  # what ONNX's schema gives an RNN of any direction that names none
-        names = names[:wanted]
-    if len(names) != wanted:
-        raise ValueError(f"{len(names)} activations are given; expected {wanted}")
-    given = [iter(attributes.get(name, ())) for name in ("activation_alpha", "activation_beta")]
+        names = names[:expected]
+    if len(names) != expected:
+        raise ValueError(f"{len(names)} activations are given; expected {expected}")
+    coefficients = [iter(attributes.get(name, ())) for name in ("activation_alpha", "activation_beta")]
     size, clip = len(kind.activations), attributes.get("clip")
-    found = [_function(name, given, None if at % size == 2 else clip) for at, name in enumerate(names)]
-    return [found[first : first + size] for first in range(0, len(found), size)]
+    functions = [_function(name, coefficients, None if at % size == 2 else clip) for at, name in enumerate(names)]
+    return [functions[first : first + size] for first in range(0, len(functions), size)]
 
 
-def _function(name: str, given: Sequence[Iterator[float]], clip: float | None) -> Function:
+def _function(name: str, coefficients: Sequence[Iterator[float]], clip: float | None) -> Function:
     if name not in _ACTIVATIONS:
         raise ValueError(f"activation {name!r} is not known; expected one of {', '.join(_ACTIVATIONS)}")
     defaults, function = _ACTIVATIONS[name]
-    numbers = [next(source, default) for source, default in zip(given, defaults, strict=False)]
+    numbers = [next(source, default) for source, default in zip(coefficients, defaults, strict=False)]
     if None in numbers:
         raise ValueError(f"activation {name} lacks its alpha or beta")
     return lambda x: function(x if clip is None else np.clip(x, -clip, clip), *numbers)

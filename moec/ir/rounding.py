@@ -18,7 +18,7 @@ def arithmetics_of(model: ir.Model) -> set[Arithmetic]:
     """The types that activations are rounded to when the model runs: the ``arithmetic`` of its products
     (:class:`~moec.ir.dialect.ProductSpec`), "int8" for onnxruntime's operators that quantise rows and for
     ``moec.RoundRows``, and "int8" or "fp8" where an operator makes numbers of at most 8 bits of floats."""
-    return {found for node in model.graph.all_nodes() for found in _arithmetics(node)}
+    return {arithmetic for node in model.graph.all_nodes() for arithmetic in _arithmetics(node)}
 
 
 def rounded_values(model: ir.Model) -> frozenset[str]:

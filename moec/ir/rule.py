@@ -48,10 +48,10 @@ def weight_axes(transposed: bool) -> tuple[int, int]:
 
 def disagreement(what: str, sizes: Mapping[str, int | None]) -> str | None:
     """A message when the known sizes are not all equal."""
-    known = {name: size for name, size in sizes.items() if size is not None}
-    if len(set(known.values())) <= 1:
+    declared = {name: size for name, size in sizes.items() if size is not None}
+    if len(set(declared.values())) <= 1:
         return None
-    return f"{what} differs: " + ", ".join(f"{size} in {name}" for name, size in known.items())
+    return f"{what} differs: " + ", ".join(f"{size} in {name}" for name, size in declared.items())
 
 
 def first_of(*messages: str | None) -> str | None:

@@ -160,10 +160,10 @@ _COMPUTED_WITH = {"GroupedMatMul": ("x", "weights", "bias"), "Linear": ("x", "we
 def _dtypes(node: ir.Node) -> str | None:
     names = _COMPUTED_WITH.get(node.op_type, ("x", *dialect.EXPERT_WEIGHTS))
     inputs = {name: value for name, value in dialect.inputs_of(node).items() if name in names and value is not None}
-    known = {name: value.dtype for name, value in inputs.items() if value.dtype is not None}
-    if len(set(known.values())) <= 1:
+    declared = {name: value.dtype for name, value in inputs.items() if value.dtype is not None}
+    if len(set(declared.values())) <= 1:
         return None
-    return "types differ: " + ", ".join(f"{name} is {dtype}" for name, dtype in known.items())
+    return "types differ: " + ", ".join(f"{name} is {dtype}" for name, dtype in declared.items())
 
 
 # --- arithmetic

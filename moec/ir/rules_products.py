@@ -98,8 +98,8 @@ def _hidden_sizes(node: ir.Node) -> str | None:
         return None
     largest = known_size(inputs["down"], weight_axes(spec.down_transposed)[1])
     if min(spec.hidden_sizes) < 0 or (largest is not None and max(spec.hidden_sizes) > largest):
-        found = f"between {min(spec.hidden_sizes)} and {max(spec.hidden_sizes)}"
-        return f"hidden_sizes lie {found}; an expert has 0 to {largest or 'f'} hidden units"
+        actual = f"between {min(spec.hidden_sizes)} and {max(spec.hidden_sizes)}"
+        return f"hidden_sizes lie {actual}; an expert has 0 to {largest or 'f'} hidden units"
     return disagreement(
         "number of experts", {"hidden_sizes": len(spec.hidden_sizes), "up": known_size(inputs["up"], 0)}
     )

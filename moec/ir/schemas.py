@@ -183,8 +183,8 @@ _ELEMENT_TYPES = ("float", "double", "float16", "bfloat16", "int32", "int64", "u
 
 def _schema(domain: str, name: str, infer: Inference) -> OpSchema:
     def infer_in_context(context: onnx.shape_inference.InferenceContext) -> None:
-        found = {key: context.get_attribute(key) for key in _ATTRIBUTES.get((domain, name), ())}
-        attributes = {key: attribute.i for key, attribute in found.items() if attribute is not None}
+        protos = {key: context.get_attribute(key) for key in _ATTRIBUTES.get((domain, name), ())}
+        attributes = {key: attribute.i for key, attribute in protos.items() if attribute is not None}
         inputs = [context.get_input_type(index) for index in range(context.get_num_inputs())]
         outputs = infer(inputs, attributes)
         for index, kind in enumerate(outputs[: context.get_num_outputs()]):

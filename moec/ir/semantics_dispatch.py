@@ -27,8 +27,13 @@ def dispatch(spec: DispatchSpec, experts: Array) -> tuple[Array, Array, Array, A
     positions[pairs] = np.arange(len(pairs))
     offsets = np.searchsorted(ids[pairs], np.arange(E + 1))
     owners = np.minimum(ids[pairs], E - 1)
-    found = offsets, np.where(ids < E, positions, -1).reshape(experts.shape), pairs // max(k, 1), owners
-    return found[0].astype(np.int32), found[1].astype(np.int32), found[2].astype(np.int32), found[3].astype(np.int32)
+    results = offsets, np.where(ids < E, positions, -1).reshape(experts.shape), pairs // max(k, 1), owners
+    return (
+        results[0].astype(np.int32),
+        results[1].astype(np.int32),
+        results[2].astype(np.int32),
+        results[3].astype(np.int32),
+    )
 
 
 @silently
@@ -67,8 +72,8 @@ def combine(rows: Array, weights: Array, positions: Array, *, dtype: DTypeLike |
     result_dtype = np.dtype(dtype or rows.dtype)
     compute = compute_dtype(result_dtype)
     if positions.size and not -1 <= positions.min() <= positions.max() < len(rows):
-        found = f"positions lie in [{positions.min()}, {positions.max()}]"
-        raise ValueError(f"{found}; allowed are -1 to {len(rows) - 1}")
+        actual = f"positions lie in [{positions.min()}, {positions.max()}]"
+        raise ValueError(f"{actual}; allowed are -1 to {len(rows) - 1}")
     tokens, slots = np.nonzero(positions >= 0)
     pairs = np.zeros((*positions.shape, rows.shape[1]), compute)
     pairs[tokens, slots] = rows[positions[tokens, slots]].astype(compute) * weights[tokens, slots, None].astype(compute)

@@ -114,10 +114,10 @@ def _is_generated(dim: int | ir.SymbolicDim) -> bool:
     return isinstance(dim, ir.SymbolicDim) and _GENERATED_NAME.fullmatch(dim.value or "") is not None
 
 
-def _adopt(graph: ir.Graph, proto: onnx.GraphProto, given: onnx.GraphProto) -> None:
-    """Copy the inferred types to values of the same names, except types that equal the ``given`` ones."""
+def _adopt(graph: ir.Graph, proto: onnx.GraphProto, original: onnx.GraphProto) -> None:
+    """Copy the inferred types to values of the same names, except types that equal the ``original`` ones."""
     inferred, before = (
-        {info.name: info.type for info in (*described.value_info, *described.output)} for described in (proto, given)
+        {info.name: info.type for info in (*described.value_info, *described.output)} for described in (proto, original)
     )
     for value in (*graph.outputs, *(output for node in graph for output in node.outputs)):
         kind = inferred.get(value.name or "")
@@ -125,7 +125,7 @@ def _adopt(graph: ir.Graph, proto: onnx.GraphProto, given: onnx.GraphProto) -> N
             value.type = ir.serde.deserialize_type_proto_for_type(kind)
             value.shape = ir.serde.deserialize_type_proto_for_shape(kind)
     computed = (node for node in graph if _large_constant(node) is None)
-    for node, node_proto, node_given in zip(computed, proto.node, given.node, strict=True):
+    for node, node_proto, node_given in zip(computed, proto.node, original.node, strict=True):
         for attribute, attribute_given in zip(node_proto.attribute, node_given.attribute, strict=True):
             if attribute.type == onnx.AttributeProto.GRAPH:
                 _adopt(node.attributes[attribute.name].as_graph(), attribute.g, attribute_given.g)

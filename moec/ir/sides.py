@@ -63,9 +63,9 @@ class Entries:
             if taken.ndim < ids.ndim or np.broadcast_shapes(taken.shape, ids.shape) != taken.shape:
                 taken = np.broadcast_to(taken, np.broadcast_shapes(taken.shape, ids.shape))
             rows = over_repeats(taken, ids.shape)
-            found = np.zeros(int(ids.max(initial=-1)) + 1, bool)
-            found[ids[rows]] = True
-            return found
+            flags = np.zeros(int(ids.max(initial=-1)) + 1, bool)
+            flags[ids[rows]] = True
+            return flags
         assert self.place is not None and self.numbers is not None
         operand = inputs[self.place]
         assert operand is not None
@@ -77,11 +77,11 @@ class Entries:
         if self.numbers is not None:
             return np.asarray(relation(Interval(self.numbers, self.numbers)))
         assert self.ids is not None
-        found = np.asarray(relation(interval)) if self.place is not None else np.array(True)
-        if found.shape != self.ids.shape:
-            return bool(found.any())
+        possible = np.asarray(relation(interval)) if self.place is not None else np.array(True)
+        if possible.shape != self.ids.shape:
+            return bool(possible.any())
         classes = np.zeros(int(self.ids.max(initial=-1)) + 1, bool)
-        classes[self.ids[found]] = True
+        classes[self.ids[possible]] = True
         return classes
 
 
@@ -92,7 +92,7 @@ def positions(constant: Array) -> Array:
 
 def which_of(numbers: Array, array: Array) -> Array:
     """Flags of ``numbers`` (ascending): whether an array has an element that is near it."""
-    found = np.zeros(numbers.size, bool)
+    flags = np.zeros(numbers.size, bool)
     values = np.asarray(array, np.float64).ravel()
     values = values[~np.isnan(values)]
     if values.size > numbers.size:
@@ -102,8 +102,8 @@ def which_of(numbers: Array, array: Array) -> Array:
     with np.errstate(all="ignore"):
         nearest = np.where(np.abs(numbers[left] - values) < np.abs(numbers[right] - values), left, right)
         near = (numbers[nearest] == values) | (np.abs(numbers[nearest] - values) <= NEAR * np.abs(numbers[nearest]))
-    found[nearest[near]] = True
-    return found
+    flags[nearest[near]] = True
+    return flags
 
 
 def counted(taken: Array, live: Live) -> Array:
@@ -152,8 +152,8 @@ class Compares(Condition):
             return evidence
         with np.errstate(all="ignore"):
             taken = counted(np.asarray(_RELATIONS[self.relation](left, right)), live)
-        found = [np.asarray(taken.any()), *(entries.met(taken, inputs) for entries in self.entries)]
-        return found if evidence is None else [old | new for old, new in zip(evidence, found, strict=True)]
+        flags = [np.asarray(taken.any()), *(entries.met(taken, inputs) for entries in self.entries)]
+        return flags if evidence is None else [old | new for old, new in zip(evidence, flags, strict=True)]
 
     def seen(self, evidence: Evidence, operands: Mapping[int, Interval]) -> bool:
         left = operands.get(self.left, Interval())
@@ -173,8 +173,10 @@ class Compares(Condition):
             return lambda interval: may_hold(self.relation, left.whole, interval)
 
         return all(
-            np.all(met | ~np.asarray(one.possible(holds(one.place), operands.get(one.place or 0, Interval()))))
-            for one, met in zip(self.entries, evidence[1:], strict=True)
+            np.all(
+                met | ~np.asarray(entries.possible(holds(entries.place), operands.get(entries.place or 0, Interval())))
+            )
+            for entries, met in zip(self.entries, evidence[1:], strict=True)
         )
 
     def _operands(self, inputs: Given, outputs: Given) -> tuple[Any, Any]:
@@ -200,13 +202,13 @@ class Varies(Condition):
     outcomes: int = 2
 
     def merge(self, evidence: Evidence, inputs: Given, outputs: Given, live: Live = None) -> Evidence:
-        found = self.outcome(inputs, outputs)
-        known = () if evidence is None else evidence
-        if len(known) >= self.outcomes or found is None or not found.size or (live is not None and not live.any()):
+        outcomes = self.outcome(inputs, outputs)
+        seen = () if evidence is None else evidence
+        if len(seen) >= self.outcomes or outcomes is None or not outcomes.size or (live is not None and not live.any()):
             return evidence
-        if live is not None and live.shape == found.shape:
-            found = found[live]
-        return np.union1d(known, found)[: self.outcomes]
+        if live is not None and live.shape == outcomes.shape:
+            outcomes = outcomes[live]
+        return np.union1d(seen, outcomes)[: self.outcomes]
 
     def seen(self, evidence: Evidence, operands: Mapping[int, Interval]) -> bool:
         low, high = operands[OUTPUT].whole if OUTPUT in operands else Interval()
@@ -245,8 +247,8 @@ class Wraps(Condition):
 
     def merge(self, evidence: Evidence, inputs: Given, outputs: Given, live: Live = None) -> Evidence:
         with np.errstate(all="ignore"):
-            found = self.exact(inputs)
-            return bool(evidence) or bool(counted((found < self.low) | (found > self.high), live).any())
+            exact = self.exact(inputs)
+            return bool(evidence) or bool(counted((exact < self.low) | (exact > self.high), live).any())
 
     def seen(self, evidence: Evidence, operands: Mapping[int, Interval]) -> bool:
         return bool(evidence)

@@ -38,9 +38,9 @@ def picked(node: ir.Node, facts: Facts) -> tuple[Condition, ...]:
     def read(inputs: Given, outputs: Given, live: Live) -> Array:
         places = inputs[1]
         assert places is not None
-        found = np.zeros(size, bool)
-        found[(places[..., 0] if node.op_type == "GatherND" else places).ravel() % size] = True
-        return found & (live is None or bool(live.any()))
+        read_entries = np.zeros(size, bool)
+        read_entries[(places[..., 0] if node.op_type == "GatherND" else places).ravel() % size] = True
+        return read_entries & (live is None or bool(live.any()))
 
     return (Reads(size, read),)
 
@@ -51,17 +51,17 @@ def _is_whole(inputs: Given, outputs: Given) -> bool:
 
 def mixed(node: ir.Node, facts: Facts) -> tuple[Condition, ...]:
     """Each different entry of a table has to be where the other operand is not 0, if decisions make that 0."""
-    found: list[Condition] = []
+    conditions: list[Condition] = []
     for place, value in enumerate(node.inputs):
         table = None if value is None else facts.constants.array(value, MOST_ENTRIES)
         if table is None or table.size < 2 or table.dtype.kind not in "fiub":
             continue
-        others = [one for other, one in enumerate(node.inputs) if other != place]
+        others = [value for other, value in enumerate(node.inputs) if other != place]
         if node.op_type == "Where":
-            found += _chosen(place, table)
+            conditions += _chosen(place, table)
         elif len(others) == 1 and others[0] in facts.switched:
-            found += _multiplied(place, table) if node.op_type == "Mul" else _contracted(node, place, table)
-    return tuple(found)
+            conditions += _multiplied(place, table) if node.op_type == "Mul" else _contracted(node, place, table)
+    return tuple(conditions)
 
 
 def _chosen(place: int, table: Array) -> list[Condition]:
@@ -124,8 +124,8 @@ def _classes(table: Array, *, rows: bool = False) -> Array:
     """Equal entries, or equal rows, are one class."""
     if rows and table.size > 1 << 16:
         return positions(table[:, 0])
-    found = np.unique(table, axis=0 if rows else None, return_inverse=True)[1]
-    return found.reshape(len(table) if rows else table.shape)
+    classes = np.unique(table, axis=0 if rows else None, return_inverse=True)[1]
+    return classes.reshape(len(table) if rows else table.shape)
 
 
 def _count(classes: Array) -> int:
@@ -133,7 +133,7 @@ def _count(classes: Array) -> int:
 
 
 def _met(classes: Array, taken: Array) -> Array:
-    found = np.zeros(_count(classes), bool)
+    flags = np.zeros(_count(classes), bool)
     both = np.broadcast_shapes(classes.shape, taken.shape)
-    found[np.broadcast_to(classes, both)[np.broadcast_to(taken, both)]] = True
-    return found
+    flags[np.broadcast_to(classes, both)[np.broadcast_to(taken, both)]] = True
+    return flags

@@ -33,12 +33,12 @@ def parse_model(
     except onnx.parser.ParseError as error:
         raise MoecError(f"the text of the model cannot be read: {_one_line(error)}") from None
     model = ir.from_proto(proto)
-    given = weights or {}
+    arrays = weights or {}
     for graph in model.graphs():
         for value in graph.initializers.values():
-            value.const_value = _resolve(value.const_value, value.name, given)
+            value.const_value = _resolve(value.const_value, value.name, arrays)
         for node in graph:
-            _resolve_attributes(node, given)
+            _resolve_attributes(node, arrays)
     return model
 
 
@@ -47,10 +47,10 @@ def _one_line(error: Exception) -> str:
     return " ".join((message.decode() if isinstance(message, bytes) else str(message)).split())
 
 
-def _resolve_attributes(node: ir.Node, given: Mapping[str, Any]) -> None:
+def _resolve_attributes(node: ir.Node, arrays: Mapping[str, Any]) -> None:
     for name, attribute in list(node.attributes.items()):
         if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-            tensor = _resolve(attribute.as_tensor(), node.outputs[0].name, given)
+            tensor = _resolve(attribute.as_tensor(), node.outputs[0].name, arrays)
             node.attributes[name] = ir.AttrTensor(name, tensor)
 
 
@@ -65,7 +65,7 @@ def _check_numbers(tensor: ir.TensorProtocol | None, name: str | None) -> None:
         ) from None
 
 
-def _resolve(tensor: ir.TensorProtocol | None, name: str | None, given: Mapping[str, Any]) -> Any:
+def _resolve(tensor: ir.TensorProtocol | None, name: str | None, arrays: Mapping[str, Any]) -> Any:
     """The tensor itself when its numbers were in the text, else the given numbers, else a HashedTensor."""
     if not isinstance(tensor, ir.ExternalTensor):
         _check_numbers(tensor, name)
@@ -73,9 +73,9 @@ def _resolve(tensor: ir.TensorProtocol | None, name: str | None, given: Mapping[
     if not str(tensor.location).startswith(PREFIX):
         raise MoecError(f"weight {name} is said to be at {tensor.location!r}; text may refer to weights by hash only")
     hashed = HashedTensor(name, tensor.dtype, ir.Shape(tensor.shape), str(tensor.location).removeprefix(PREFIX))
-    if name is None or name not in given:
+    if name is None or name not in arrays:
         return hashed
-    weight = given[name]
-    found = ir.tensor(weight, name=name) if isinstance(weight, np.ndarray) else weight
-    check_hash(hashed, found)
-    return found
+    weight = arrays[name]
+    actual = ir.tensor(weight, name=name) if isinstance(weight, np.ndarray) else weight
+    check_hash(hashed, actual)
+    return actual

@@ -39,14 +39,14 @@ def _node(node: ir.Node) -> Iterator[str]:
     for rule in RULES:
         if rule.operators and node.op_type not in rule.operators:
             continue
-        found = rule.check(node)
-        if found:
-            yield _message(node, rule.name, found)
+        problem = rule.check(node)
+        if problem:
+            yield _message(node, rule.name, problem)
             return
 
 
-def _message(node: ir.Node, rule: str, found: str) -> str:
-    return f"node {node_name(node)} ({operator_name(node)}) breaks rule {rule}: {found}"
+def _message(node: ir.Node, rule: str, problem: str) -> str:
+    return f"node {node_name(node)} ({operator_name(node)}) breaks rule {rule}: {problem}"
 
 
 def _structure(graph: ir.Graph, outer: set[ir.Value], outer_names: dict[str, ir.Value]) -> Iterator[str]:

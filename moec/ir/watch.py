@@ -33,17 +33,17 @@ class Watch:
 
     def __init__(self, nodes: Iterable[ir.Node], facts: Facts) -> None:
         self._intervals = facts.intervals
-        self._conditions = {node: found for node in nodes if (found := conditions(node, facts))}
+        self._conditions = {node: sides for node in nodes if (sides := conditions(node, facts))}
         self._evidence: dict[tuple[ir.Node, int], Evidence] = {}
-        self._open = {(node, place) for node, found in self._conditions.items() for place in range(len(found))}
+        self._open = {(node, place) for node, sides in self._conditions.items() for place in range(len(sides))}
         self._close()
         self._watched = {*self._open, *self._revocable()}
 
     def __call__(self, node: ir.Node, inputs: Given, outputs: Given, live: Live = None) -> None:
         for place, condition in enumerate(self._conditions.get(node, ())):
             if (node, place) in self._watched:
-                found = condition.merge(self._evidence.get((node, place)), inputs, outputs, live)
-                self._evidence[node, place] = found
+                evidence = condition.merge(self._evidence.get((node, place)), inputs, outputs, live)
+                self._evidence[node, place] = evidence
 
     def fork(self) -> Watch:
         """A watch that starts with the evidence of this one, and keeps its own evidence to itself."""
@@ -59,7 +59,7 @@ class Watch:
 
     def news(self, fork: Watch) -> list[ir.Node]:
         """Nodes with evidence in a fork of this watch that this one lacks, in order."""
-        grown = {key[0] for key, one in fork._evidence.items() if not _is_same(self._evidence.get(key), one)}
+        grown = {key[0] for key, evidence in fork._evidence.items() if not _is_same(self._evidence.get(key), evidence)}
         return [node for node in self._conditions if node in grown]
 
     def unseen(self) -> list[Unseen]:
@@ -67,8 +67,8 @@ class Watch:
         self._close()
         return [
             Unseen(node, condition)
-            for node, found in self._conditions.items()
-            for place, condition in enumerate(found)
+            for node, sides in self._conditions.items()
+            for place, condition in enumerate(sides)
             if (node, place) in self._open
         ]
 
@@ -87,8 +87,8 @@ class Watch:
         self._open = {key for key in (*self._open, *self._revocable()) if not self._seen(*key)}
 
     def _revocable(self) -> Iterator[tuple[ir.Node, int]]:
-        for node, found in self._conditions.items():
-            yield from ((node, place) for place, condition in enumerate(found) if isinstance(condition, Rounds))
+        for node, sides in self._conditions.items():
+            yield from ((node, place) for place, condition in enumerate(sides) if isinstance(condition, Rounds))
 
     def _seen(self, node: ir.Node, place: int) -> bool:
         return self._conditions[node][place].seen(self._evidence.get((node, place)), dict(self._operands(node)))
@@ -100,8 +100,8 @@ class Watch:
         yield OUTPUT, self._intervals.get(node.outputs[0], Interval())
 
 
-def _is_same(one: Evidence, other: Evidence) -> bool:
-    if one is other or one is None or other is None:
-        return one is other
-    parts = zip(one, other, strict=True) if isinstance(one, list) else [(one, other)]
+def _is_same(first: Evidence, other: Evidence) -> bool:
+    if first is other or first is None or other is None:
+        return first is other
+    parts = zip(first, other, strict=True) if isinstance(first, list) else [(first, other)]
     return all(np.array_equal(*pair) for pair in parts)

@@ -27,15 +27,15 @@ def content_hash(tensor: ir.TensorProtocol) -> str:
     """
     if isinstance(tensor, HashedTensor):
         return tensor.content_hash
-    known = _known_hashes.get(tensor)
-    if known is None:
+    digits = _known_hashes.get(tensor)
+    if digits is None:
         digest = hashlib.sha256()
         for part in packed_parts(tensor):
             digest.update(part)
             release_pages()
-        known = digest.hexdigest()[:_HASH_DIGITS]
-        _known_hashes[tensor] = known
-    return known
+        digits = digest.hexdigest()[:_HASH_DIGITS]
+        _known_hashes[tensor] = digits
+    return digits
 
 
 def hash_weights(model: ir.Model, progress: Progress, step: str) -> None:
@@ -67,9 +67,9 @@ class HashedTensor(ir.LazyTensor):
 def check_hash(hashed: HashedTensor, tensor: ir.TensorProtocol) -> None:
     """Raises MoecError unless ``tensor`` has the type, shape and bytes that ``hashed`` stands for."""
     expected = (hashed.dtype, tuple(hashed.shape), hashed.content_hash)
-    found = (tensor.dtype, tuple(tensor.shape), content_hash(tensor))
-    if found != expected:
+    actual = (tensor.dtype, tuple(tensor.shape), content_hash(tensor))
+    if actual != expected:
         raise MoecError(
-            f"weight {hashed.name}: the given array is {found[0]}{list(found[1])} with hash {found[2]}; "
+            f"weight {hashed.name}: the given array is {actual[0]}{list(actual[1])} with hash {actual[2]}; "
             f"the text has {expected[0]}{list(expected[1])} with hash {expected[2]}"
         )

@@ -31,7 +31,7 @@ def _over(operation: Any) -> Callable[[ir.Node, Given], Array]:
 
 
 def _wide(inputs: Given) -> list[Array]:
-    return [np.asarray(one, np.float64) for one in inputs if one is not None]
+    return [np.asarray(array, np.float64) for array in inputs if array is not None]
 
 
 def _elementwise(operation: Callable[..., Any]) -> Callable[[ir.Node, Given], Array]:
@@ -69,32 +69,32 @@ def wraps(node: ir.Node, facts: Facts) -> tuple[Condition, ...]:
     ):
         return ()
     size = 8 if result.dtype.itemsize > 4 else 4
-    known = [facts.of_sizes.get(size, {}).get(value, Interval()).whole for value in operands]
+    intervals = [facts.of_sizes.get(size, {}).get(value, Interval()).whole for value in operands]
     limits = type_limits(result)
-    if result.dtype.itemsize > 2 and not all(map(_is_bounded, operands, known)):
+    if result.dtype.itemsize > 2 and not all(map(_is_bounded, operands, intervals)):
         return ()
-    low, high = _exact_bounds(kind, known, MOST_SIZES[size])
+    low, high = _exact_bounds(kind, intervals, MOST_SIZES[size])
     if limits.low <= low and high <= limits.high:
         return ()
     return (Wraps(limits.low, limits.high, lambda inputs: _EXACT[kind](node, inputs)),)
 
 
-def _is_bounded(value: ir.Value, known: Interval) -> bool:
+def _is_bounded(value: ir.Value, interval: Interval) -> bool:
     limits = type_limits(value)
-    return (known.low > limits.low and known.high < limits.high) or value.dtype == ir.DataType.BOOL
+    return (interval.low > limits.low and interval.high < limits.high) or value.dtype == ir.DataType.BOOL
 
 
-def _exact_bounds(kind: str, known: Sequence[Interval], most: int) -> tuple[float, float]:
-    one, other = known[0], known[-1]
+def _exact_bounds(kind: str, intervals: Sequence[Interval], most: int) -> tuple[float, float]:
+    first, other = intervals[0], intervals[-1]
     if kind in ("CumSum", "ReduceSum"):
-        return min(0.0, one.low * most), max(0.0, one.high * most)
+        return min(0.0, first.low * most), max(0.0, first.high * most)
     if kind == "ReduceProd":
-        return (0.0, 1.0) if one.low >= -1 and one.high <= 1 else (-np.inf, np.inf)
+        return (0.0, 1.0) if first.low >= -1 and first.high <= 1 else (-np.inf, np.inf)
     if kind in ("Abs", "Cast", "Neg"):
-        return {"Abs": (0.0, max(-one.low, one.high)), "Cast": one, "Neg": (-one.high, -one.low)}[kind]
+        return {"Abs": (0.0, max(-first.low, first.high)), "Cast": first, "Neg": (-first.high, -first.low)}[kind]
     operation = {"Add": np.add, "BitShift": _shifted, "Mul": np.multiply, "Pow": _power, "Sub": np.subtract}[kind]
     with np.errstate(all="ignore"):
-        corners = [float(operation(a, b)) for a in one for b in other]
+        corners = [float(operation(a, b)) for a in first for b in other]
     return (-np.inf, np.inf) if any(map(np.isnan, corners)) else (min(corners), max(corners))
 
 

@@ -231,7 +231,7 @@ def merge(path: pathlib.Path, profiles: list[Profile]) -> None:
 
 def _merged(profiles: list[Profile]) -> Iterator[tuple[str, Array]]:
     inputs = {layer.key: layer for layer in profiles[0].head.layers}
-    yield from held_arrays([batch for one in profiles for batch in one.held_back()], profiles[0].head.inputs)
+    yield from held_arrays([batch for profile in profiles for batch in profile.held_back()], profiles[0].head.inputs)
     for name in dict.fromkeys(name for profile in profiles for name in profile.names()):
         if name.startswith(f"{HELD}/"):
             continue
@@ -249,7 +249,9 @@ def _shares(profiles: list[Profile], layer: LayerEntry) -> Array:
     """Compute factors [profiles] or [profiles,E] of sums over kept rows, before they are added: each kept row stands
     for tokens of its profile that were not kept."""
     linear = layer.kind == "linear"
-    names = [f"input{layer.input}/rows"] if linear else [f"{layer.key}/rows/{one}" for one in range(layer.experts)]
+    names = (
+        [f"input{layer.input}/rows"] if linear else [f"{layer.key}/rows/{expert}" for expert in range(layer.experts)]
+    )
     kept = np.array([[_length(profile, name) for name in names] for profile in profiles])
     seen = np.array([_tokens(profile, layer) for profile in profiles])
     each = np.divide(seen * kept.max(axis=0), kept * seen.sum(axis=0), out=np.zeros(kept.shape), where=kept > 0)
@@ -268,7 +270,7 @@ def _tokens(profile: Profile, layer: LayerEntry) -> Array:
 
 
 def _layer_tokens(profile: Profile, key: str) -> int:
-    return next(one.tokens for one in profile.head.layers if one.key == key)
+    return next(entry.tokens for entry in profile.head.layers if entry.key == key)
 
 
 def _concept(name: str) -> str:

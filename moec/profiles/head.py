@@ -64,13 +64,13 @@ def read_head(content: Any, where: str) -> Head:
             f"{_READ[-1]}: make it anew"
         )
     fields = Fields(content, where, _ADVICE)
-    layers = [_layer(one) for one in fields.objects("layers")]
+    layers = [_layer(entry) for entry in fields.objects("layers")]
     keys = [layer.key for layer in layers]
     if len(set(keys)) != len(keys):
         raise MoecError(f"{where}: has a layer twice; {_ADVICE}")
     return Head(
         fields.texts_by_name("model"),
-        [_piece(one) for one in fields.objects("data")],
+        [_piece(entry) for entry in fields.objects("data")],
         fields.text("passes"),
         fields.texts("formats"),
         layers,

@@ -209,10 +209,10 @@ class LinearMeasures:
         return None if total is None else float(total)
 
 
-def _needed(found: Array | None, name: str) -> Array:
-    if found is None:
+def _needed(array: Array | None, name: str) -> Array:
+    if array is None:
         raise MissingError(name)
-    return found
+    return array
 
 
 def packed(moment: Array) -> Array:

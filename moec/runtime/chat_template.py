@@ -31,7 +31,7 @@ def chat_texts(
     ``special_tokens``: by their names in the template. ``where`` names the artifact in messages. Raises MoecError where
     the template fails or reaches a limit.
     """
-    longest = _LONGEST + 4 * max((_characters(one) for one in conversations), default=0)
+    longest = _LONGEST + 4 * max((_characters(conversation) for conversation in conversations), default=0)
     request = {"template": template, "conversations": conversations, "variables": special_tokens, "longest": longest}
     try:
         answer = run_child(_PROGRAM, json.dumps(request).encode(), LIMITS, packages=("jinja2", "markupsafe"))

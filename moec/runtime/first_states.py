@@ -34,7 +34,9 @@ class FirstStates:
         sizes: dict[str, int] = {}
         for spec in self.others:
             own_shape = getattr(values.get(spec.name), "shape", ())
-            sizes |= {size: int(one) for size, one in zip(spec.shape, own_shape, strict=False) if isinstance(size, str)}
+            sizes |= {
+                size: int(length) for size, length in zip(spec.shape, own_shape, strict=False) if isinstance(size, str)
+            }
         try:
             shapes = self.shapes(sizes)
         except InputError:

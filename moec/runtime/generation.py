@@ -183,14 +183,14 @@ class _PromptRow:
 
 def _codec(model: CompiledModel, prompts: Sequence[Prompt], stops: Sequence[str]) -> TextCodec | None:
     """Open the artifact's tokenizer. Returns None where it has none and no prompt is text."""
-    is_text = any(isinstance(one, str) or (one and not isinstance(one[0], int)) for one in prompts)
+    is_text = any(isinstance(prompt, str) or (prompt and not isinstance(prompt[0], int)) for prompt in prompts)
     needed = is_text or stops or model.artifact.manifest.text is not None
     return TextCodec(model.artifact) if needed else None
 
 
-def _texts(name: str, given: Any) -> list[str]:
+def _texts(name: str, value: Any) -> list[str]:
     """Convert one string or several to a list. Raises MoecError for anything else."""
-    texts = [given] if isinstance(given, str) else given
+    texts = [value] if isinstance(value, str) else value
     check_kind(name, texts, (list, tuple), "a string, or a list of them")
     for text in texts:
         check_kind(f"one of {name}", text, str, "a string")
@@ -204,12 +204,12 @@ def _most_rows(model: CompiledModel, batch: int) -> int:
     return 1 if is_fixed or model.streamed is not None else batch
 
 
-def _side_by_side(rows: Sequence[_PromptRow], most: int, spread: int) -> Iterator[list[_PromptRow]]:
-    """Group rows into at most ``most``, whose prompts differ by at most ``spread`` tokens. Rows begin together, so the
-    excess of a prompt over the shortest one runs in steps of one token."""
+def _side_by_side(rows: Sequence[_PromptRow], most: int, difference: int) -> Iterator[list[_PromptRow]]:
+    """Group rows into at most ``most``, whose prompts differ by at most ``difference`` tokens. Rows begin together, so
+    the excess of a prompt over the shortest one runs in steps of one token."""
     group: list[_PromptRow] = []
     for row in sorted(rows, key=lambda row: len(row.prompt)) if most > 1 else rows:
-        if group and (len(group) == most or len(row.prompt) - len(group[0].prompt) > spread):
+        if group and (len(group) == most or len(row.prompt) - len(group[0].prompt) > difference):
             yield group
             group = []
         group.append(row)

@@ -54,8 +54,10 @@ class HeldStates:
     def stand_ins(self, memory: StateMemory) -> dict[str, np.ndarray]:
         """Make placeholder arrays for the states among :attr:`told`, with their current shapes and types. They take no
         memory and their elements have no meaning."""
-        shapes = [(name, memory.shape(name), one) for name, one in self._nothing.items()]
-        return {name: np.ndarray(shape, one.dtype, one, 0, (0,) * len(shape)) for name, shape, one in shapes}
+        shapes = [(name, memory.shape(name), element) for name, element in self._nothing.items()]
+        return {
+            name: np.ndarray(shape, element.dtype, element, 0, (0,) * len(shape)) for name, shape, element in shapes
+        }
 
     def with_pages(self, arrays: Sequence[Any], device: Device, convert: Convert) -> tuple[list[Any], Any]:
         """Replace states among the arrays of all inputs by new pages on the ``device``, where the state is there.
@@ -69,19 +71,19 @@ class HeldStates:
             extended[at] = _one_page(arrays[at], state, growths[state.input], device, convert)
         return extended, self._lengths_of(reduced)
 
-    def in_place(self, told: Sequence[Any], pages: Mapping[str, Any], device: Device) -> tuple[list[Any], Any]:
+    def in_place(self, arrays: Sequence[Any], pages: Mapping[str, Any], device: Device) -> tuple[list[Any], Any]:
         """Do the same for the arrays of :attr:`told` and ``pages`` by the names of the states. Returns tensors and
         lengths."""
-        by_name = {spec.name: array for spec, array in zip(self.told, told, strict=True)}
+        by_name = {spec.name: array for spec, array in zip(self.told, arrays, strict=True)}
         tensors = [pages[name] if name in pages else device.place(by_name[name]) for name in self._names]
-        return tensors, self._lengths_of(told)
+        return tensors, self._lengths_of(arrays)
 
-    def _lengths_of(self, told: Sequence[Any]) -> Any:
-        return load_ffi().Shape([told[at].shape[axis] for at, axis in self._lengths])
+    def _lengths_of(self, arrays: Sequence[Any]) -> Any:
+        return load_ffi().Shape([arrays[at].shape[axis] for at, axis in self._lengths])
 
-    def growths(self, told: Sequence[Any]) -> dict[str, int]:
-        """Compute by how much a run grows each state. ``told``: the arrays of :attr:`told`."""
-        shapes = [(spec.shape, array.shape) for spec, array in zip(self.told, told, strict=True)]
+    def growths(self, arrays: Sequence[Any]) -> dict[str, int]:
+        """Compute by how much a run grows each state. ``arrays``: the arrays of :attr:`told`."""
+        shapes = [(spec.shape, array.shape) for spec, array in zip(self.told, arrays, strict=True)]
         sizes: dict[Any, int] = {size: value for spec, shape in shapes for size, value in zip(spec, shape, strict=True)}
         for size in self._computed:
             solve(size, sizes)

@@ -105,9 +105,9 @@ class InputCheck:
 
     def _wrong_size(self, size: Expression[int], sizes: Mapping[Any, int]) -> InputError:
         name, axis = self._place(size.text)
-        known = [self._found(known_name, sizes) for known_name in size.names if known_name in sizes]
-        given = f"where {', '.join(known)}" if known else f"for a whole number {', '.join(size.names)}"
-        return InputError(f"input {name!r} has size {sizes[size.text]} on axis {axis}; expected {size} {given}")
+        sizes_given = [self._found(known_name, sizes) for known_name in size.names if known_name in sizes]
+        condition = f"where {', '.join(sizes_given)}" if sizes_given else f"for a whole number {', '.join(size.names)}"
+        return InputError(f"input {name!r} has size {sizes[size.text]} on axis {axis}; expected {size} {condition}")
 
     def _outside(self, guard: Expression[bool], sizes: Mapping[Any, int]) -> InputError:
         sizes_text = ", ".join(self._found(name, sizes) for name in guard.names)

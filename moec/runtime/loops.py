@@ -50,19 +50,19 @@ class _Slices:
         self._room, self._kept = np.empty(0), list[np.ndarray]()
         self.first: np.ndarray | None = None
 
-    def add(self, made: np.ndarray) -> None:
+    def add(self, array: np.ndarray) -> None:
         """Keep a copy. Raises InputError for one of another size than those before, MemoryError where there is no room
         for those of all steps."""
         if self.first is None:
-            self._room = np.empty((self._steps or 1, *made.shape), made.dtype)
+            self._room = np.empty((self._steps or 1, *array.shape), array.dtype)
             self.first = self._room[0, ...]
-        if made.shape != self.first.shape:
-            sizes = f"{list(self.first.shape)} and {list(made.shape)}"
+        if array.shape != self.first.shape:
+            sizes = f"{list(self.first.shape)} and {list(array.shape)}"
             raise InputError(f"the steps of a loop make slices of sizes {sizes}; expected equal sizes")
         if self._steps is None:
-            self._kept.append(made.copy())
+            self._kept.append(array.copy())
         else:
-            self._room[self._count] = made
+            self._room[self._count] = array
         self._count += 1
 
     def write(self, axis: int, is_backward: bool, y: np.ndarray) -> None:
@@ -131,19 +131,19 @@ def register_loops() -> None:
 
 def _loop(number: int, states: int, asks: int, count: int, *rest: Any) -> None:
     places = [(rest[at], rest[at + 1]) for at in range(0, 2 * count, 2)]
-    trips, going, *values, found = rest[2 * count :]
+    trips, going, *values, report = rest[2 * count :]
     loops: _Loops = _running.loops
     try:
         growing = sorted({result for result, _ in places if result < states})
         body = _Body(loops, body_name(number), states, growing, bool(asks), values[states:])
         taken, steps = body.run(values[:states], from_runtime(trips).item(), going)
-        likes = [one.first for one in taken.slices] if steps else body.likes(values[:states], going) if places else []
+        likes = [kept.first for kept in taken.slices] if steps else body.likes(values[:states], going) if places else []
         likes = [*taken.states, *likes]
     except BaseException as error:  # an interruption, too
         loops.error = loops.error or error
         raise
     sizes = (likes[result].shape[axis] if result < len(likes) else 0 for result, axis in places)
-    from_runtime(found)[:] = [loops.keep(taken), steps, *sizes]
+    from_runtime(report)[:] = [loops.keep(taken), steps, *sizes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,7 @@ class _Body:
         goes_on = bool(from_runtime(going).item())
         while step < trips and goes_on:
             try:
-                limit.step(self._growing(carried), 0 if is_counted else sum(one.bytes for one in slices))
+                limit.step(self._growing(carried), 0 if is_counted else sum(kept.bytes for kept in slices))
             except ValueError as error:
                 raise InputError(str(error)) from None
             written[...] = step
@@ -178,35 +178,35 @@ class _Body:
             if self.asks:
                 going, *results = results
                 goes_on = bool(from_runtime(going).item())
-            carried, made = results[: self.states], results[self.states :]
-            slices = slices or [_Slices(trips if is_counted else None) for _ in made]
-            for kept, result in zip(slices, made, strict=True):
+            carried, slices_made = results[: self.states], results[self.states :]
+            slices = slices or [_Slices(trips if is_counted else None) for _ in slices_made]
+            for kept, result in zip(slices, slices_made, strict=True):
                 kept.add(from_runtime(result))
             step += 1
         if not step:  # what the program gave lies in memory that it may write results to
-            carried = [to_runtime(from_runtime(one).copy()) for one in carried]
+            carried = [to_runtime(from_runtime(tensor).copy()) for tensor in carried]
         return _Taken(carried, slices), step
 
     def _growing(self, carried: Sequence[Any]) -> int:
         """The bytes of the states that may grow."""
         tensors = [carried[at] for at in self.growing]
-        return sum(math.prod(one.shape) * one.dtype.itemsize for one in tensors)
+        return sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors)
 
     def likes(self, carried: Sequence[Any], going: Any) -> Sequence[np.ndarray]:
         """The slices that a first step would make, for their sizes; none where the body cannot run on what there
         is."""
         body, before = self.loops.machine.get_function(self.name), len(self.loops)
-        made: list[Any] = []
+        results: list[Any] = []
         with contextlib.suppress(Exception):
-            made = list(body(to_runtime(np.zeros((), np.int64)), going, *carried, *self.others))
+            results = list(body(to_runtime(np.zeros((), np.int64)), going, *carried, *self.others))
         self.loops.forget(before)
         self.loops.error = None
-        return [from_runtime(one) for one in made[int(self.asks) + self.states :]]
+        return [from_runtime(result) for result in results[int(self.asks) + self.states :]]
 
 
-def _result(result: int, axis: int, is_backward: int, found: Any, y: Any) -> None:
+def _result(result: int, axis: int, is_backward: int, report: Any, y: Any) -> None:
     loops: _Loops = _running.loops
-    number, steps, *_ = from_runtime(found).tolist()
+    number, steps, *_ = from_runtime(report).tolist()
     taken, written = loops[number], from_runtime(y)
     place = result - len(taken.states)
     if place < 0:

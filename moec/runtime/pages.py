@@ -82,15 +82,15 @@ class FileMaps:
 
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:
         maps = (_map_behind(array) for array in arrays)
-        self._maps = list({id(one): one for one in maps if one is not None}.values())
+        self._maps = list({id(mapped): mapped for mapped in maps if mapped is not None}.values())
 
     def check(self, where: str) -> None:
         """Raise ArtifactError where a file has become shorter than its map."""
-        for one in self._maps:
-            if one.size() < len(one):
+        for mapped in self._maps:
+            if mapped.size() < len(mapped):
                 raise ArtifactError(
-                    f"{where}: the file of its weights was cut to {one.size()} bytes while it was in use, expected "
-                    f"{len(one)}; compile the model again and load it anew"
+                    f"{where}: the file of its weights was cut to {mapped.size()} bytes while it was in use, expected "
+                    f"{len(mapped)}; compile the model again and load it anew"
                 )
 
 

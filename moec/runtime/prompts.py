@@ -21,17 +21,17 @@ _EXPECTED = (
 )
 
 
-def prompts_of(given: Any) -> list[Prompt]:
+def prompts_of(value: Any) -> list[Prompt]:
     """Convert one prompt or several to a list of texts, lists of int, and lists of messages. Raises MoecError for
     anything else."""
-    if isinstance(given, Mapping):
+    if isinstance(value, Mapping):
         raise MoecError(f"prompts is a mapping; expected {_EXPECTED} (of what a tokenizer returned: its input_ids)")
-    if isinstance(given, str) or _is_prompt(_listed(given)):
-        return [_prompt("prompts", given)]
-    several = _listed(given)
+    if isinstance(value, str) or _is_prompt(_listed(value)):
+        return [_prompt("prompts", value)]
+    several = _listed(value)
     if several is None:
-        raise MoecError(f"prompts is {shown(given)}; expected {_EXPECTED}")
-    return [_prompt(f"prompt {place + 1}", one) for place, one in enumerate(several)]
+        raise MoecError(f"prompts is {shown(value)}; expected {_EXPECTED}")
+    return [_prompt(f"prompt {place + 1}", item) for place, item in enumerate(several)]
 
 
 def encoded_prompts(
@@ -43,7 +43,7 @@ def encoded_prompts(
     Raises MoecError for prompts without tokens, token ids in a chat, and a system message outside of a chat or in
     addition to another.
     """
-    conversations = {place: _conversation(place, one, chat, system) for place, one in enumerate(prompts)}
+    conversations = {place: _conversation(place, prompt, chat, system) for place, prompt in enumerate(prompts)}
     talks = {place: messages for place, messages in conversations.items() if messages is not None}
     chats = iter(codec.encode_chats(list(talks.values())) if codec is not None and talks else ())
     encoded = []
@@ -86,12 +86,12 @@ def _conversation(place: int, prompt: Prompt, chat: bool, system: str | None) ->
     return [{"role": "system", "content": system}, *messages]
 
 
-def _listed(given: Any) -> list[Any] | None:
+def _listed(value: Any) -> list[Any] | None:
     """List the items of a sequence, or of an array of numpy or PyTorch. Returns None for anything else."""
-    if isinstance(given, (list, tuple)):
-        return list(given)
-    if hasattr(given, "tolist") and getattr(given, "ndim", 0) > 0:
-        return given.tolist()
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if hasattr(value, "tolist") and getattr(value, "ndim", 0) > 0:
+        return value.tolist()
     return None
 
 
@@ -104,12 +104,12 @@ def _is_token(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def _prompt(name: str, given: Any) -> Prompt:
-    if isinstance(given, str):
-        return given
-    listed = _listed(given)
+def _prompt(name: str, value: Any) -> Prompt:
+    if isinstance(value, str):
+        return value
+    listed = _listed(value)
     if listed is None:
-        raise MoecError(f"{name} is {shown(given)}; expected {_EXPECTED}")
+        raise MoecError(f"{name} is {shown(value)}; expected {_EXPECTED}")
     if listed and isinstance(listed[0], Mapping):
         for place, message in enumerate(listed):
             _check_message(f"message {place + 1} of {name}", message)

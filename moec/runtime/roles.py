@@ -78,8 +78,8 @@ def roles_of(
 ) -> Roles:
     """Assign the roles. ``limits`` and ``sizes``: the manifest's. Raises InputError for a model without token ids or
     without logits."""
-    held = {state.input for state in states}
-    free = [spec for spec in inputs if spec.name not in held]
+    cached = {state.input for state in states}
+    free = [spec for spec in inputs if spec.name not in cached]
     ids = _token_ids(free, limits)
     filled: dict[str, tuple[Role, TensorSpec]] = {}
     for spec in free:
@@ -133,10 +133,10 @@ def _logits(outputs: Sequence[TensorSpec]) -> TensorSpec:
     return fits[0]
 
 
-def room_of(axis: int | None, given: TensorSpec, made: TensorSpec) -> int | str | None:
+def room_of(axis: int | None, input: TensorSpec, output: TensorSpec) -> int | str | None:
     """Length of the axis of a state with room, which a run writes along but does not extend: a number, or the name of a
     size that only the cache determines. Returns None for states that grow or are replaced."""
-    return None if axis is None or given.shape[axis] != made.shape[axis] else given.shape[axis]
+    return None if axis is None or input.shape[axis] != output.shape[axis] else input.shape[axis]
 
 
 def first_shape(spec: TensorSpec, axis: int | None, sizes: Mapping[str, int], room: int | None) -> tuple[int, ...]:

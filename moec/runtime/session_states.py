@@ -37,9 +37,9 @@ class SessionStates:
         """Make the states before the first token: zeros. Raises InputError for states of an unknown size."""
         inputs, outputs = ({spec.name: spec for spec in specs} for specs in (model.inputs, model.outputs))
         sizes = _known_sizes(roles.ids, model.input_sizes, batch)
-        held = {state.input: state for state in model.held}
-        if not held.keys() <= {state.input for state in model.states}:
-            held = {}  # some are not states of a session, which passes them to each run
+        cached = {state.input: state for state in model.held}
+        if not cached.keys() <= {state.input for state in model.states}:
+            cached = {}  # some are not states of a session, which passes them to each run
         arrays, rooms, shapes = {}, {}, {}
         for state in model.states:
             spec, axis = inputs[state.input], state.axis
@@ -51,7 +51,7 @@ class SessionStates:
             shape = first_shape(spec, axis, own, tokens)
             if tokens is not None:
                 rooms[state.input] = tokens
-            if state.input in held:
+            if state.input in cached:
                 shapes[state.input] = shape
             else:
                 arrays[state.input] = np.zeros(shape, dtype_of(spec.dtype))

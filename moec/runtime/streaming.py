@@ -70,7 +70,9 @@ class StreamPlan:
             for number, layer in enumerate(self.streamed)
             for expert in range(layer.experts)
         ]
-        return [(number, expert) for _, number, expert in sorted(every, key=lambda one: (-one[0], one[2], one[1]))]
+        return [
+            (number, expert) for _, number, expert in sorted(every, key=lambda entry: (-entry[0], entry[2], entry[1]))
+        ]
 
     def check(self, resident: int, where: str) -> None:
         """Raise MoecError, with the numbers, where one token cannot run in so many bytes."""

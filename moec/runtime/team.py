@@ -60,11 +60,11 @@ class Team:
         """Context that measures the team; the times are set at its end."""
         times, sums = LoopTimes(), [self._memory[at : at + 8].view(np.int64) for at in (_IN_LOOPS, _AT_PARTS)]
         clocked = self._memory[_CLOCKED : _CLOCKED + 4].view(np.uint32)
-        before = [int(one[0]) for one in sums]
+        before = [int(total[0]) for total in sums]
         clocked[0] = 1
         try:
             yield times
         finally:
             clocked[0] = 0
-            in_loops, at_parts = (int(one[0]) - start for one, start in zip(sums, before, strict=True))
+            in_loops, at_parts = (int(total[0]) - start for total, start in zip(sums, before, strict=True))
             times.in_loops, times.at_parts = in_loops / 1e9, at_parts / 1e9 / self.count

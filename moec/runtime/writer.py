@@ -74,7 +74,7 @@ class Context:
 
 
 def write_artifact(
-    path: str | os.PathLike[str], made: Made, context: Context, *others: Made, progress: Progress = silent
+    path: str | os.PathLike[str], result: Made, context: Context, *others: Made, progress: Progress = silent
 ) -> None:
     """Write a program or projects as a folder, or as one zip when the path ends in ``.zip``. An artifact already there
     is replaced in one step where it is as moec wrote it (:func:`moec.runtime.foreign.foreign_artifact`).
@@ -86,7 +86,7 @@ def write_artifact(
     nothing new is left behind and an older artifact is unharmed.
     """
     with _new_folder(path) as folder:
-        _write_files(folder, [made, *others], context, progress)
+        _write_files(folder, [result, *others], context, progress)
 
 
 def copy_artifact(artifact: Artifact, path: str | os.PathLike[str]) -> None:
@@ -104,10 +104,10 @@ def copy_artifact(artifact: Artifact, path: str | os.PathLike[str]) -> None:
         (folder / MANIFEST).write_text(print_manifest(artifact.manifest), encoding="utf-8")
 
 
-def check_resident(resident: int, made: Sequence[Made], where: str) -> None:
+def check_resident(resident: int, results: Sequence[Made], where: str) -> None:
     """Raise MoecError, with the numbers, where no token can run while weights take so many bytes of memory, and where
     there are no experts to stream."""
-    for program in (part for part in made if isinstance(part, Program)):
+    for program in (part for part in results if isinstance(part, Program)):
         if not program.streamed:
             raise MoecError(f"{where}: has no experts that could be streamed; compile it without resident")
         entries, end = [], 0
@@ -163,22 +163,27 @@ class _ArtifactFiles:
         return name
 
 
-def _write_files(folder: pathlib.Path, made: Sequence[Made], context: Context, progress: Progress) -> None:
+def _write_files(folder: pathlib.Path, results: Sequence[Made], context: Context, progress: Progress) -> None:
     files = _ArtifactFiles(folder)
-    programs = [part for part in made if isinstance(part, Program)]
+    programs = [part for part in results if isinstance(part, Program)]
     weights, positions, files.entries[WEIGHTS] = _write_weights(folder / WEIGHTS, programs, progress)
-    first = made[0]
+    first = results[0]
     manifest = Manifest(
         moec_version=context.moec_version,
-        target=first.target if len(made) == 1 else _joint_target(programs),
+        target=first.target if len(results) == 1 else _joint_target(programs),
         inputs=list(first.inputs),
         outputs=list(first.outputs),
         programs=[
-            _write_program(files, one, indices, "" if len(programs) == 1 else f"{_file_name(one.architecture)}/")
-            for one, indices in zip(programs, positions, strict=True)
+            _write_program(
+                files, program, indices, "" if len(programs) == 1 else f"{_file_name(program.architecture)}/"
+            )
+            for program, indices in zip(programs, positions, strict=True)
         ],
         projects=[
-            _write_project(files, project) for part in made if isinstance(part, Projects) for project in part.projects
+            _write_project(files, project)
+            for part in results
+            if isinstance(part, Projects)
+            for project in part.projects
         ],
         weights=weights,
         files=files.entries,

@@ -109,7 +109,7 @@ def _timed(
 
 
 def _row(kind: str, depth: int, length: int, seconds: Sequence[float]) -> dict[str, Any]:
-    rates = [length / one for one in seconds]
+    rates = [length / duration for duration in seconds]
     return {
         "test": f"{kind}{length}",
         "depth": depth,

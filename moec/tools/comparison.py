@@ -29,24 +29,24 @@ class Difference:
     norm: float | None = None
 
 
-def compare(name: str, found: np.ndarray, expected: np.ndarray, tolerance: float) -> Difference:
+def compare(name: str, actual: np.ndarray, expected: np.ndarray, tolerance: float) -> Difference:
     """Compare one output. NaN equals NaN, and infinities equal themselves."""
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        note = f"found {found.dtype}{list(found.shape)}, expected {expected.dtype}{list(expected.shape)}"
-        return Difference(name, found.shape, None, None, False, note)
-    if not found.size:
-        return Difference(name, found.shape, 0.0, 0.0, True, norm=0.0)
-    exact = found.dtype.kind in "iub"
-    found, expected = found.astype(np.float64), expected.astype(np.float64)
-    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        note = f"found {actual.dtype}{list(actual.shape)}, expected {expected.dtype}{list(expected.shape)}"
+        return Difference(name, actual.shape, None, None, False, note)
+    if not actual.size:
+        return Difference(name, actual.shape, 0.0, 0.0, True, norm=0.0)
+    exact = actual.dtype.kind in "iub"
+    actual, expected = actual.astype(np.float64), expected.astype(np.float64)
+    same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
     with np.errstate(invalid="ignore", divide="ignore"):
-        gap = np.where(same, 0.0, np.abs(found - expected))
+        gap = np.where(same, 0.0, np.abs(actual - expected))
         relative = np.where(same, 0.0, gap / np.abs(expected))
     finite = np.abs(expected[np.isfinite(expected)])
     scale = max(1.0, float(finite.max(initial=0.0)))
     absolute = float(gap.max())
     matches = absolute <= (0.0 if exact else tolerance * scale)  # False for NaN
-    return Difference(name, found.shape, absolute, float(relative.max()), bool(matches), norm=_norm(gap, finite))
+    return Difference(name, actual.shape, absolute, float(relative.max()), bool(matches), norm=_norm(gap, finite))
 
 
 def _norm(gap: np.ndarray, expected: np.ndarray) -> float:

@@ -94,7 +94,7 @@ def covering_inputs(
         sizes = size_cases(specs, (1, 1, 3, 16), (1, 3, 1, 2), dependent, guards)
     else:
         sizes = size_cases(specs, guards=guards)
-    base = [random_inputs(specs, one, limits, seed) for seed, one in enumerate(sizes)]
+    base = [random_inputs(specs, case, limits, seed) for seed, case in enumerate(sizes)]
     return cover(model, base, specs, dependent, accepts, guards)
 
 
@@ -138,7 +138,7 @@ def cover(
         if not runs.watch.unseen():
             break
         chosen.add(inputs)
-    compared = [samples.sizes_of(one) for one in chosen.inputs]
+    compared = [samples.sizes_of(feeds) for feeds in chosen.inputs]
     largest = {name: max(sizes[name] for sizes in compared) for name in samples.free}
     return Covering(chosen.inputs, Coverage(runs.watch.sides, chosen.unseen(), None, largest, beyond))
 
@@ -161,7 +161,7 @@ def _compare_sizes(model: ir.Model, samples: Samples, chosen: _CoveringInputs, m
         SCANNED_BYTES,
     )
     scan = SizeScan.of(graph)
-    seen = [samples.sizes_of(one) for one in chosen.inputs]
+    seen = [samples.sizes_of(feeds) for feeds in chosen.inputs]
     return [
         str(scan.unseen(node, sizes))
         for node, sizes in list(scan.differing(seen, lambda sizes: samples.rows_at(sizes) <= most))
@@ -251,7 +251,11 @@ class _SmallConstants:
         products = {"Conv", "Einsum", "Gemm", "MatMul"}
         added = (node for node in nodes if node.op_type == "Add")
         makers = {node: [value.producer() for value in node.inputs if value is not None] for node in added}
-        behind = [node for node, found in makers.items() if any(one and one.op_type in products for one in found)]
+        behind = [
+            node
+            for node, producers in makers.items()
+            if any(producer and producer.op_type in products for producer in producers)
+        ]
         gemms = [node for node in nodes if node.op_type in ("Conv", "Gemm")]
         return _SmallConstants(
             frozenset(value for node in (*behind, *gemms) for value in node.inputs if value is not None)

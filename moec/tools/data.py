@@ -109,12 +109,12 @@ class Data:
         path: str | os.PathLike[str],
         specs: Sequence[TensorSpec],
         text: TextOptions | None = None,
-        beside: str | None = None,
+        extra: str | None = None,
         states: Sequence[State] = (),
     ) -> None:
         """Raise MoecError for data that cannot be read or does not fit the inputs."""
         self.path, self._specs, self._text = pathlib.Path(path), list(specs), text or TextOptions()
-        self._beside: set[str] = set() if beside is None else {beside}
+        self._beside: set[str] = set() if extra is None else {extra}
         self._states = {state.input for state in states}
         if not self.path.exists():
             raise MoecError(f"{path}: no such file; expected .npz files of inputs, or text")
@@ -192,9 +192,9 @@ class Data:
         tokens_name, others = self._inputs_of_text()
         for start in range(0, len(rows), batch):
             ids = rows[start : start + batch]
-            beside = {spec.name: _beside(spec, ids.shape) for spec in others}
+            defaults = {spec.name: _beside(spec, ids.shape) for spec in others}
             specs = {spec.name: dtype_of(spec.dtype) for spec in self._specs}
-            yield {name: array.astype(specs[name]) for name, array in {tokens_name: ids, **beside}.items()}
+            yield {name: array.astype(specs[name]) for name, array in {tokens_name: ids, **defaults}.items()}
 
     def _inputs_of_text(self) -> tuple[str, list[TensorSpec]]:
         """Name the input for token ids [rows, length], and list the inputs that follow from it."""

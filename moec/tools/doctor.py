@@ -67,7 +67,7 @@ def examine() -> dict[str, Any]:
         problems.append(str(error))
     features = machine.cpu_features()
     tools = {name: kind.find_tool(name) for kind in targets.kinds() for name in kind.tools}
-    found: dict[str, Any] = {
+    findings: dict[str, Any] = {
         "moec": moec.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -83,8 +83,8 @@ def examine() -> dict[str, Any]:
         "problems": problems,
     }
     for kind in targets.kinds():
-        found |= kind.findings()
-    return found
+        findings |= kind.findings()
+    return findings
 
 
 def _version(package: str) -> str | None:

@@ -171,7 +171,7 @@ def _kept_tokenizer(
             content = model.artifact.text(entry.tokenizer)
             tokenizers.setdefault(content, KeptTokenizer(content, f"{name}: {entry.tokenizer}", entry.checked_by))
     if len(tokenizers) > 1:
-        first, second, *_ = (one.where for one in tokenizers.values())
+        first, second, *_ = (codec.where for codec in tokenizers.values())
         raise MoecError(f"{second}: is another tokenizer than {first}; name one for all with --tokenizer")
     return next(iter(tokenizers.values()), None)
 
@@ -181,7 +181,7 @@ def _check_alike(contestants: Sequence[tuple[str, CompiledModel]]) -> None:
     (first_name, first), *others = contestants
     for name, model in others:
         if _kinds(model) != _kinds(first):
-            takes, expected = (", ".join(map(str, one.inputs)) for one in (model, first))
+            takes, expected = (", ".join(map(str, contestant.inputs)) for contestant in (model, first))
             raise MoecError(f"{name}: takes {takes}, and {first_name} takes {expected}; expected the same model")
 
 
@@ -236,9 +236,9 @@ class _EvaluationRun:
             for at, output in enumerate(outputs):
                 self._add_values(at, name, output, outputs[0], positions)
 
-    def _add_values(self, at: int, name: str, found: Array, first: Array, positions: Positions) -> None:
+    def _add_values(self, at: int, name: str, actual: Array, first: Array, positions: Positions) -> None:
         other = first if positions.labels is None else positions.labels
-        sums, counts = values_of(METRICS[name], found, other, positions.counted)
+        sums, counts = values_of(METRICS[name], actual, other, positions.counted)
         kept = counts > 0
         self._sums.setdefault((at, name), []).append(sums[kept])
         if at == 0:
@@ -279,12 +279,12 @@ class _EvaluationRun:
         name, model = self._models[at]
         described = model.describe()
         qualities = {metric: self._quality(at, metric, counts[metric]) for metric in self._metrics}
-        bits, size = expert_bits(described["moe_blocks"]), sum(one["bytes"] for one in described["weights"])
+        bits, size = expert_bits(described["moe_blocks"]), sum(weight["bytes"] for weight in described["weights"])
         elements, rows = map(int, self._nan[at])
         return Judged(name, size, bits, elements, rows, qualities)
 
     def _quality(self, at: int, metric: str, counts: Array) -> MetricValue:
-        own, first = (np.concatenate(self._sums[one, metric]) for one in (at, 0))
+        own, first = (np.concatenate(self._sums[contestant, metric]) for contestant in (at, 0))
         exponential = METRICS[metric].exponential
         value = paired.quality(own, counts, exponential)
         return MetricValue(value, *(paired.difference(own, first, counts, exponential) if at else ()))

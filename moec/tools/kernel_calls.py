@@ -34,7 +34,7 @@ def catch_call(
         # Memory of an earlier run may hold the results already, so a run with another seed comes between.
         for seed in (0, 1, 0):
             for before, after in _calls(model, kernel, random_inputs(model.inputs, sizes, model.input_limits, seed)):
-                changed = any(one.tobytes() != other.tobytes() for one, other in zip(before, after, strict=True))
+                changed = any(array.tobytes() != other.tobytes() for array, other in zip(before, after, strict=True))
                 if changed and seed == 0:
                     return [CaughtTensor(*tensor) for tensor in zip(names, before, after, strict=True)]
     raise MoecError(

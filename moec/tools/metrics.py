@@ -33,21 +33,21 @@ class Metric:
     more_is_better: bool = False
 
 
-def _loss(found: Array, labels: Array) -> Array:
-    return -np.take_along_axis(log_softmax(found), labels[:, None], axis=-1)[:, 0]
+def _loss(logits: Array, labels: Array) -> Array:
+    return -np.take_along_axis(log_softmax(logits), labels[:, None], axis=-1)[:, 0]
 
 
-def _top1(found: Array, labels: Array) -> Array:
+def _top1(logits: Array, labels: Array) -> Array:
     """Whether the largest logit is that of the label; the first counts of equal ones."""
-    return np.where(np.isnan(found).any(axis=-1), np.nan, found.argmax(axis=-1) == labels)
+    return np.where(np.isnan(logits).any(axis=-1), np.nan, logits.argmax(axis=-1) == labels)
 
 
-def _cosine(found: Array, first: Array) -> Array:
+def _cosine(actual: Array, first: Array) -> Array:
     """Cosine of two vectors: 1 if both are zero, 0 if only one is."""
-    sizes = np.linalg.norm(found, axis=-1), np.linalg.norm(first, axis=-1)
+    sizes = np.linalg.norm(actual, axis=-1), np.linalg.norm(first, axis=-1)
     product = sizes[0] * sizes[1]
     both = (sizes[0] == 0) & (sizes[1] == 0)
-    return np.where(both, 1.0, np.where(product == 0, 0.0, (found * first).sum(axis=-1) / product))
+    return np.where(both, 1.0, np.where(product == 0, 0.0, (actual * first).sum(axis=-1) / product))
 
 
 METRICS = {
@@ -66,15 +66,15 @@ def metric_named(name: str) -> Metric:
     return METRICS[name]
 
 
-def values_of(metric: Metric, found: Array, other: Array, counted: Array) -> tuple[Array, Array]:
+def values_of(metric: Metric, actual: Array, other: Array, counted: Array) -> tuple[Array, Array]:
     """Sum the metric over the counted positions of each row. Returns the sums [rows] and the numbers of positions
     [rows], float64.
 
-    ``found`` is [rows, ..., classes], ``counted`` [rows, ...] selects positions, and ``other`` is as in
+    ``actual`` is [rows, ..., classes], ``counted`` [rows, ...] selects positions, and ``other`` is as in
     :class:`Metric`, for the same positions.
     """
-    classes = found.shape[-1]
-    vectors = found.reshape(-1, classes)
+    classes = actual.shape[-1]
+    vectors = actual.reshape(-1, classes)
     others = other.reshape(-1, classes) if metric.with_first else other.reshape(-1)
     chosen = np.flatnonzero(counted)
     values = np.zeros(counted.size)

@@ -88,7 +88,7 @@ class PassCheck:
                 break
         return cases
 
-    def after(self, one: Pass, _seconds: float, changed: bool) -> None:
+    def after(self, applied: Pass, _seconds: float, changed: bool) -> None:
         """Compare the model with itself before the pass. Raises DefectError, naming the pass, the output and the
         inputs, where they differ."""
         losses, self._losses = self._report.losses[self._losses :], len(self._report.losses)
@@ -99,28 +99,28 @@ class PassCheck:
         for case, want, failure in zip(self._cases, before, failures, strict=True):
             if want is None:
                 continue
-            if case.outputs is None and isinstance(one, LastLogits) and case.is_empty:
+            if case.outputs is None and isinstance(applied, LastLogits) and case.is_empty:
                 continue  # without tokens there is no last one
             if case.outputs is None:
-                raise DefectError(f"after {one.name}: the model cannot be run on {case} any more: {failure}")
-            bound = sum(loss.output_error for loss in losses) if one.exactness == "lossy" else None
+                raise DefectError(f"after {applied.name}: the model cannot be run on {case} any more: {failure}")
+            bound = sum(loss.output_error for loss in losses) if applied.exactness == "lossy" else None
             for name, expected in want.items():
                 computed = case.outputs[name]
-                kept = expected[:, -1:] if isinstance(one, LastLogits) and computed.ndim == 3 else expected
+                kept = expected[:, -1:] if isinstance(applied, LastLogits) and computed.ndim == 3 else expected
                 problem = self._difference(name, computed, kept if kept.shape == computed.shape else expected, bound)
                 if problem is not None:
-                    raise DefectError(f"after {one.name}: output {name!r} on {case} {problem}")
+                    raise DefectError(f"after {applied.name}: output {name!r} on {case} {problem}")
 
-    def _difference(self, name: str, found: np.ndarray, expected: np.ndarray, bound: float | None) -> str | None:
+    def _difference(self, name: str, actual: np.ndarray, expected: np.ndarray, bound: float | None) -> str | None:
         """Describe how an output differs from the expected one. Returns None where it matches."""
-        compared = compare(name, found, expected, self._tolerance)
+        compared = compare(name, actual, expected, self._tolerance)
         if compared.matches:
             return None
         if compared.absolute is None:
             return compared.note
         if bound is None:
             return f"differs by {compared.absolute:.1e}; expected at most {self._tolerance:g} of its largest element"
-        typical = _typical_difference(found, expected)
+        typical = _typical_difference(actual, expected)
         if typical <= bound:
             return None
         return f"differs by {typical:.1e} of its size in half of its elements; the losses add up to {bound:.1e}"
@@ -145,11 +145,11 @@ class PassCheck:
         return failures
 
 
-def _typical_difference(found: np.ndarray, expected: np.ndarray) -> float:
+def _typical_difference(actual: np.ndarray, expected: np.ndarray) -> float:
     """Median of the differences of finite elements, as a share of the root mean square of the expected ones."""
     finite = np.isfinite(expected)
     size = np.sqrt(np.mean(np.square(expected[finite]))) if finite.any() else 0.0
-    gap = np.abs(found - expected)[finite]
+    gap = np.abs(actual - expected)[finite]
     return float(np.median(gap) / size) if size else float(gap.max(initial=0.0))
 
 

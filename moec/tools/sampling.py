@@ -46,7 +46,7 @@ def size_cases(
         cases.append(completed_sizes(case, dependent))
     if not guards:
         return cases
-    inside = [_nearest(case, guards, dependent, lambda held: all(held)) for case in cases]
+    inside = [_nearest(case, guards, dependent, lambda truths: all(truths)) for case in cases]
     if None in inside:
         raise MoecError(f"no sizes found with {' and '.join(guards)}; give inputs of such sizes")
     return [case for position, case in enumerate(inside) if case is not None and case not in inside[:position]]
@@ -56,14 +56,14 @@ def outside_cases(
     case: Mapping[str, int], guards: Sequence[str], dependent: Mapping[str, str]
 ) -> dict[str, dict[str, int]]:
     """Find for each of ``guards`` sizes near ``case`` that it excludes; guards without such sizes are left out."""
-    cases = {guard: _nearest(case, [guard], dependent, lambda held: not all(held)) for guard in guards}
+    cases = {guard: _nearest(case, [guard], dependent, lambda truths: not all(truths)) for guard in guards}
     return {guard: sizes for guard, sizes in cases.items() if sizes is not None}
 
 
 def _nearest(
-    case: Mapping[str, int], guards: Sequence[str], dependent: Mapping[str, str], wanted: Callable[[list[bool]], bool]
+    case: Mapping[str, int], guards: Sequence[str], dependent: Mapping[str, str], accepts: Callable[[list[bool]], bool]
 ) -> dict[str, int] | None:
-    """Find the sizes nearest to ``case`` for which ``wanted`` is true of the guards' values."""
+    """Find the sizes nearest to ``case`` for which ``accepts`` is true of the guards' values."""
     parsed = [parse_guard(guard) for guard in guards]
     free = list(
         dict.fromkeys(name for guard in parsed for of in guard.names for name in size_names(dependent.get(of, of)))
@@ -76,16 +76,16 @@ def _nearest(
     nearby = [_nearby(case[name], tried) for name in free]
     for sizes in itertools.product(*nearby):
         changed = completed_sizes({**case, **dict(zip(free, sizes, strict=True))}, dependent)
-        if wanted([holds(guard, changed) for guard in parsed]):
+        if accepts([holds(guard, changed) for guard in parsed]):
             return changed
     return None
 
 
-def _nearby(wanted: int, tried: set[int]) -> list[int]:
-    """Sort sizes by their distance from ``wanted``. Zero, for which models compute nothing, comes last unless it is
+def _nearby(preferred: int, tried: set[int]) -> list[int]:
+    """Sort sizes by their distance from ``preferred``. Zero, for which models compute nothing, comes last unless it is
     wanted."""
-    sizes = {*tried, wanted} - {-1}
-    return sorted(sizes, key=lambda size: (size == 0 != wanted, abs(size - wanted), size))
+    sizes = {*tried, preferred} - {-1}
+    return sorted(sizes, key=lambda size: (size == 0 != preferred, abs(size - preferred), size))
 
 
 def completed_sizes(case: Mapping[str, int], dependent: Mapping[str, str]) -> dict[str, int]:

@@ -83,14 +83,14 @@ class Spread:
         self._run, self._own, self._inputs, self._rounds = exact, own, inputs, rounds
         self.exact = exact(inputs)
 
-    def why_not(self, found: Arrays, expected: Arrays, floor: float) -> dict[str, str]:
+    def why_not(self, actual: Arrays, expected: Arrays, floor: float) -> dict[str, str]:
         """Explain, by name, why outputs are not near enough to ``expected``. ``floor``: share of the largest element up
         to which any difference is allowed."""
         results, wrong = [], {}
         for result in self._results():
             results.append(result)
             reasons = {
-                name: why_not(found[name], value, self.exact[name], [r[name] for r in results], floor, self._rounds)
+                name: why_not(actual[name], value, self.exact[name], [r[name] for r in results], floor, self._rounds)
                 for name, value in expected.items()
             }
             wrong = {name: reason for name, reason in reasons.items() if reason}
@@ -166,7 +166,7 @@ def _largest(array: np.ndarray) -> np.ndarray:
 
 
 def why_not(
-    found: np.ndarray,
+    actual: np.ndarray,
     expected: np.ndarray,
     center: np.ndarray,
     results: Sequence[np.ndarray],
@@ -178,21 +178,21 @@ def why_not(
     ``results`` are the interpreter's around ``center``, the first of them in the model's own types; ``rounds``: whether
     the model rounds activations. An element that is no float has to equal that of one of these results.
     """
-    if not found.size:
+    if not actual.size:
         return ""
-    if found.dtype.kind in "iub":
-        matches = np.any([found == one for one in (expected, center, *results)], axis=0)
+    if actual.dtype.kind in "iub":
+        matches = np.any([actual == result for result in (expected, center, *results)], axis=0)
         return "" if matches.all() else f"{np.sum(~matches)} elements are as no reference has them"
     wide = _rows(expected)
     nothing = floor * max(1.0, float(np.abs(wide[np.isfinite(wide)]).max(initial=0.0)))
-    gaps = [_gaps(one, center) for one in results]
+    gaps = [_gaps(result, center) for result in results]
     spreads = [gap.max(axis=1) for gap in gaps]
     typical = _median(spreads[0])
-    undecided = np.any([spread > max(JUMP * _median(spread), nothing) for spread in spreads], axis=0)
+    undecided = np.any([scatter > max(JUMP * _median(scatter), nothing) for scatter in spreads], axis=0)
     moved = np.max([np.zeros_like(spreads[0]), *spreads[1:]], axis=0)
     allowed = np.maximum.reduce([ROOM * np.maximum(spreads[0], typical), ROOM_OF_MOVED * moved])
     allowed = np.maximum(allowed, nothing)
-    gap = _gaps(found, expected)
+    gap = _gaps(actual, expected)
     outside = gap.max(axis=1) > allowed
     if outside.any():
         times = float((gap.max(axis=1)[outside] / allowed[outside]).max())
@@ -201,11 +201,11 @@ def why_not(
     if np.sum(~undecided) < ENOUGH_ROWS:
         return ""
     steady = gap[~undecided]
-    spread = max(_root_mean_square(one[~undecided]) for one in (gaps if rounds else gaps[:1]))
+    scatter = max(_root_mean_square(gap_of[~undecided]) for gap_of in (gaps if rounds else gaps[:1]))
     mean = _root_mean_square(steady)
-    if mean > max(ROOM_OF_ALL * spread, nothing):
-        return f"off by {mean / spread:.1f} times the spread of right results on average"
-    columns = _root_mean_square(steady, 0) > np.maximum(ROOM * spread, nothing)
+    if mean > max(ROOM_OF_ALL * scatter, nothing):
+        return f"off by {mean / scatter:.1f} times the spread of right results on average"
+    columns = _root_mean_square(steady, 0) > np.maximum(ROOM * scatter, nothing)
     return f"column {np.argmax(columns)} is outside of the spread of right results" if columns.any() else ""
 
 
@@ -214,17 +214,17 @@ def _rows(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float64).reshape(-1, array.shape[-1] if array.ndim else 1)
 
 
-def _gaps(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+def _gaps(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Absolute differences [rows, columns]; infinite where only one is finite, or they are not the same infinity or
     NaN."""
-    one, other = _rows(found), _rows(expected)
+    left, other = _rows(actual), _rows(expected)
     with np.errstate(invalid="ignore"):
-        gap = np.where((one == other) | (np.isnan(one) & np.isnan(other)), 0.0, np.abs(one - other))
+        gap = np.where((left == other) | (np.isnan(left) & np.isnan(other)), 0.0, np.abs(left - other))
     return np.where(np.isnan(gap), np.inf, gap)
 
 
-def _median(spread: np.ndarray) -> float:
-    finite = spread[np.isfinite(spread)]
+def _median(scatter: np.ndarray) -> float:
+    finite = scatter[np.isfinite(scatter)]
     return float(np.median(finite)) if finite.size else np.inf
 
 

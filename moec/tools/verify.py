@@ -134,7 +134,7 @@ def verify(
     rounded = _rounded_model(model.clone(), compiled) if _is_rounded(compiled) else None
     can_tell = tolerance is None and covering.coverage.note is None
     expected = model if rounded is None else rounded
-    narrowest = max([tolerance_of(model), *(ROUNDED_TOLERANCES[one] for one in arithmetics_of(expected))])
+    narrowest = max([tolerance_of(model), *(ROUNDED_TOLERANCES[arithmetic] for arithmetic in arithmetics_of(expected))])
     spreads = _spreads(expected) if can_tell and narrowest > TOLERANCES["float32"] else None
     if tolerance is None:
         tolerance = narrowest if spreads is None else TOLERANCES["float32"]
@@ -255,7 +255,7 @@ def _covering(model: ir.Model, compiled: CompiledModel, inputs: Mapping[str, np.
         return cover(model, [dict(inputs)])
     specs = _narrowed(tensor_specs(model.graph.inputs), compiled)
     guards, dependent = _guards(model, compiled), compiled.input_sizes
-    return covering_inputs(model, specs, dependent, guards, lambda one: _refusal(compiled, one) is None)
+    return covering_inputs(model, specs, dependent, guards, lambda feeds: _refusal(compiled, feeds) is None)
 
 
 def _outside_inputs(model: ir.Model, compiled: CompiledModel) -> dict[str, dict[str, np.ndarray]]:
@@ -336,23 +336,23 @@ class _Judge:
     spreads: Spreads | None
 
     def __call__(
-        self, inputs: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
+        self, inputs: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
     ) -> list[Difference]:
         from moec.ir.interpreter import EvaluationError
 
-        differences = [_compare_output(name, found, value, self.tolerance) for name, value in expected.items()]
-        far = {one.output: expected[one.output] for one in differences if not one.matches and one.absolute is not None}
+        differences = [_compare_output(name, actual, value, self.tolerance) for name, value in expected.items()]
+        far = {gap.output: expected[gap.output] for gap in differences if not gap.matches and gap.absolute is not None}
         if self.spreads is None or not far:
             return differences
         try:
-            wrong = self.spreads.of(inputs).why_not(found, far, self.tolerance)
+            wrong = self.spreads.of(inputs).why_not(actual, far, self.tolerance)
         except (ValueError, EvaluationError):
-            return [_compare_output(name, found, value, self.narrowest) for name, value in expected.items()]
+            return [_compare_output(name, actual, value, self.narrowest) for name, value in expected.items()]
         return [
-            dataclasses.replace(one, matches=one.output not in wrong, note=wrong.get(one.output, ""))
-            if one.output in far
-            else one
-            for one in differences
+            dataclasses.replace(gap, matches=gap.output not in wrong, note=wrong.get(gap.output, ""))
+            if gap.output in far
+            else gap
+            for gap in differences
         ]
 
 
@@ -379,7 +379,7 @@ def _compare_case(
         return Case(shapes, [], f"the reference interpreter cannot run the model with rounded weights: {error}")
     norms = {name: compare(name, value, original[name], judge.tolerance).norm for name, value in expected.items()}
     differences = judge(inputs, outputs, expected)
-    return Case(shapes, [dataclasses.replace(one, norm=norms[one.output]) for one in differences], note=note)
+    return Case(shapes, [dataclasses.replace(gap, norm=norms[gap.output]) for gap in differences], note=note)
 
 
 def _refusal(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> str | None:
@@ -391,7 +391,7 @@ def _refusal(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> str |
     return None
 
 
-def _compare_output(name: str, found: Mapping[str, np.ndarray], expected: np.ndarray, tolerance: float) -> Difference:
-    if name not in found:
+def _compare_output(name: str, actual: Mapping[str, np.ndarray], expected: np.ndarray, tolerance: float) -> Difference:
+    if name not in actual:
         return Difference(name, (), None, None, False, "the artifact has no such output: it is of another model")
-    return compare(name, found[name], expected, tolerance)
+    return compare(name, actual[name], expected, tolerance)

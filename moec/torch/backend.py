@@ -47,7 +47,9 @@ def backend(
     except Exception as error:  # PyTorch's exporters raise many unrelated types; the graph also runs without moec
         log.warning("a graph is left to %s: %s", chosen["rest"], one_line(error))
         return rest(graph, arguments)
-    log.info("%d MoE blocks of a graph are computed by moec: %s", len(regions), ", ".join(one.name for one in regions))
+    log.info(
+        "%d MoE blocks of a graph are computed by moec: %s", len(regions), ", ".join(region.name for region in regions)
+    )
     compiled, positions = rest(pure.graph, list(pure.tensors)), pure.positions
 
     def run(*arguments: Any, regions: Collection[Region] = regions) -> Any:  # the default keeps them alive
@@ -95,24 +97,37 @@ def _tensors(weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     return {name: ir.tensor(tensor.detach(), name=name) for name, tensor in weights.items()}
 
 
-def _replace(found: Functional, block: TracedBlock, nodes: Mapping[str, Node], experts: str | None) -> Region:
+def _replace(functional: Functional, block: TracedBlock, nodes: Mapping[str, Node], experts: str | None) -> Region:
     """Let the graph call a region for the block. Nodes that only the block needed are left without users."""
     output, inputs = nodes[block.output], [nodes[name] for name in block.inputs]
     inside = _between(inputs, output)
     sizes = [node for node in inside if _is_size(node)]
     weights = [node for node in inside if node.op == "placeholder"]
-    if not found.weights.keys() >= {node.name for node in weights}:
+    if not functional.weights.keys() >= {node.name for node in weights}:
         raise UnsupportedError(f"the MoE block of {output.name} depends on more than {', '.join(block.inputs)}")
     names = [node.name for node in weights]
 
     def model(tensors: Sequence[torch.Tensor]) -> Any:
-        tensors_by_name = _tensors({**found.weights, **dict(zip(names, tensors, strict=True))})
-        again = (one for one in find_blocks(found.model, tensors_by_name, {*block.inputs, block.output}))
-        return next((one.model for one in again if (one.inputs, one.output) == (block.inputs, block.output)), None)
+        tensors_by_name = _tensors({**functional.weights, **dict(zip(names, tensors, strict=True))})
+        again = (
+            candidate for candidate in find_blocks(functional.model, tensors_by_name, {*block.inputs, block.output})
+        )
+        return next(
+            (
+                candidate.model
+                for candidate in again
+                if (candidate.inputs, candidate.output) == (block.inputs, block.output)
+            ),
+            None,
+        )
 
-    region = Region(output.name, _extracted(found.graph, [*inputs, *sizes, *weights], inside, output), model, experts)
-    with found.graph.graph.inserting_before(output):
-        call = found.graph.graph.call_function(torch.ops.moec.block.default, (inputs, sizes, weights, region.number))
+    region = Region(
+        output.name, _extracted(functional.graph, [*inputs, *sizes, *weights], inside, output), model, experts
+    )
+    with functional.graph.graph.inserting_before(output):
+        call = functional.graph.graph.call_function(
+            torch.ops.moec.block.default, (inputs, sizes, weights, region.number)
+        )
     output.replace_all_uses_with(call)
     return region
 

@@ -24,9 +24,9 @@ class TracedBlock:
     model: ir.Model
 
 
-def find_blocks(model: ir.Model, weights: Mapping[str, ir.TensorProtocol], known: Collection[str]) -> list[TracedBlock]:
+def find_blocks(model: ir.Model, weights: Mapping[str, ir.TensorProtocol], names: Collection[str]) -> list[TracedBlock]:
     """Find MoE blocks by raising a copy of ``model`` in which some inputs are ``weights``. Each block lies between the
-    nearest values that are ``known``; blocks without such values are omitted."""
+    nearest values that are ``names``; blocks without such values are omitted."""
     model = model.clone()
     for value in [value for value in model.graph.inputs if value.name in weights]:
         model.graph.inputs.remove(value)
@@ -34,7 +34,7 @@ def find_blocks(model: ir.Model, weights: Mapping[str, ir.TensorProtocol], known
         model.graph.register_initializer(value)
     pipeline.run(model, pipeline.parse(_RAISING), Report())
     varying = set(_varying(model.graph))
-    return list(filter(None, (_block(model, node, known, varying) for node in model.graph)))
+    return list(filter(None, (_block(model, node, names, varying) for node in model.graph)))
 
 
 def _varying(graph: ir.Graph) -> Iterator[ir.Value]:
@@ -47,10 +47,10 @@ def _varying(graph: ir.Graph) -> Iterator[ir.Value]:
             yield from node.outputs
 
 
-def _block(model: ir.Model, node: ir.Node, known: Collection[str], varying: Collection[ir.Value]) -> TracedBlock | None:
+def _block(model: ir.Model, node: ir.Node, names: Collection[str], varying: Collection[ir.Value]) -> TracedBlock | None:
     """Extract the block whose last node is ``node``. Returns None where there is none."""
     replaced = node.metadata_props.get(REPLACES_KEY)
-    if replaced is None or replaced not in known:
+    if replaced is None or replaced not in names:
         return None
     inputs: dict[ir.Value, None] = {}
     seen, waiting = {node}, [node]
@@ -59,7 +59,7 @@ def _block(model: ir.Model, node: ir.Node, known: Collection[str], varying: Coll
             if value is None or value not in varying:
                 continue
             producer = value.producer()
-            if value.name in known:
+            if value.name in names:
                 inputs[value] = None
             elif producer is None:
                 return None

@@ -87,12 +87,12 @@ class _OfTensors(torch.nn.Module):
         return self._graph(*(next(remaining) if size is None else size for size in sizes))
 
 
-def _source(node: Node, known: Sequence[torch.Tensor]) -> tuple[int, int] | None:
+def _source(node: Node, tensors: Sequence[torch.Tensor]) -> tuple[int, int] | None:
     """Find the tensor and axis whose size a placeholder is. Returns None for a tensor itself."""
     value = node.meta["example_value"]
     if isinstance(value, torch.Tensor):
         return None
-    for index, tensor in enumerate(known):
+    for index, tensor in enumerate(tensors):
         for axis, size in enumerate(tensor.shape):
             if isinstance(value, torch.SymInt) and not isinstance(size, int) and size.node.expr == value.node.expr:
                 return index, axis

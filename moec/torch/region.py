@@ -99,12 +99,12 @@ class Region:
         return model
 
 
-def _check(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        raise MoecError(f"found {found.dtype}{list(found.shape)}, not {expected.dtype}{list(expected.shape)}")
+def _check(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        raise MoecError(f"found {actual.dtype}{list(actual.shape)}, not {expected.dtype}{list(expected.shape)}")
     if not expected.numel():
         return
-    error = (found.float() - expected.float()).abs().max().item()
+    error = (actual.float() - expected.float()).abs().max().item()
     if not error <= tolerance * expected.float().abs().max().item():
         raise MoecError(f"its results differ from eager PyTorch's by {error:.2g}")
 

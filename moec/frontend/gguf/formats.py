@@ -232,8 +232,8 @@ def _q3_k(blocks: Array) -> Tables:
         return ((low - 4) & 15).astype(np.int8).view(ml_dtypes.int4)
 
     def codes() -> Array:
-        found = _nibbles(blocks[:, 96:104]) | (_shifted(blocks[:, 104:108], 4, 2, 4) << 4)
-        return found.astype(np.int8) - np.int8(32)
+        scales = _nibbles(blocks[:, 96:104]) | (_shifted(blocks[:, 104:108], 4, 2, 4) << 4)
+        return scales.astype(np.int8) - np.int8(32)
 
     return {"data": numbers, "scale_code": codes, "scale_factor": lambda: _half(blocks, 108)}
 

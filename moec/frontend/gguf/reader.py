@@ -298,7 +298,7 @@ def _tensor(
 ) -> GgufTensor:
     where = f"{path}: tensor {name!r}"
     if kind not in BLOCKS:
-        names = ", ".join(known for known, _, _ in BLOCKS.values())
+        names = ", ".join(format_name for format_name, _, _ in BLOCKS.values())
         raise UnsupportedError(f"{where}: is stored as {_OTHERS.get(kind, f'type {kind}')}; moec reads {names}")
     label, weights, size = BLOCKS[kind]
     if shape[-1] % weights:

@@ -85,7 +85,7 @@ def _times(matrices: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return (matrices @ rows.unsqueeze(-1)).squeeze(-1)
 
 
-def _summed(made: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def _summed(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Sum rows [Tk,d] weighted by weights [T,k] to [T,d]."""
-    weighted = made * weights.reshape(-1, 1)
-    return weighted.view(*weights.shape, made.shape[-1]).sum(1)
+    weighted = rows * weights.reshape(-1, 1)
+    return weighted.view(*weights.shape, rows.shape[-1]).sum(1)

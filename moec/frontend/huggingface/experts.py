@@ -143,8 +143,8 @@ def _candidates(base: ExpertsSpec, gated: bool, numbers: set[float]) -> Iterator
 
 def _numbers(module: torch.nn.Module) -> set[float]:
     """Collect the positive floats among the attributes of the module and its parts: alpha and limit are among them."""
-    held = (value for part in module.modules() for value in vars(part).values())
-    return {value for value in held if isinstance(value, float) and value > 0}
+    attributes = (value for part in module.modules() for value in vars(part).values())
+    return {value for value in attributes if isinstance(value, float) and value > 0}
 
 
 def _sample_rows(width: int, numbers: set[float]) -> Array:

@@ -103,11 +103,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config.get("model_type"), str):
         raise MoecError(f"{path}: names no model_type; download the model again, or write it with save_pretrained")
-    beside = folder / _MODELOPT
-    if "quantization_config" not in config and beside.is_file():
-        settings = read_json(beside).get("quantization")
+    modelopt = folder / _MODELOPT
+    if "quantization_config" not in config and modelopt.is_file():
+        settings = read_json(modelopt).get("quantization")
         if not isinstance(settings, dict):
-            raise MoecError(f"{beside}: has no object 'quantization'; download it again")
+            raise MoecError(f"{modelopt}: has no object 'quantization'; download it again")
         config["quantization_config"] = {**settings, "quant_method": "modelopt"}
     return config
 
@@ -173,6 +173,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _special_float(found: dict[str, Any]) -> Any:
+def _special_float(content: dict[str, Any]) -> Any:
     """Decode a number that JSON cannot express: transformers writes ``{"__float__": "Infinity"}``."""
-    return _FLOATS.get(found["__float__"], found) if found.keys() == {"__float__"} else found
+    return _FLOATS.get(content["__float__"], content) if content.keys() == {"__float__"} else content

@@ -73,12 +73,12 @@ def limited(holdings: Holdings, where: str) -> Iterator[None]:
     MoecError before anything larger is made."""
     from torch.nn.modules.module import register_module_module_registration_hook
 
-    made, most = 0, _MODULES + _MODULES_PER_TENSOR * holdings.tensors
+    modules, most = 0, _MODULES + _MODULES_PER_TENSOR * holdings.tensors
 
     def count(_module: Any, _name: str, _part: Any) -> None:
-        nonlocal made
-        made += 1
-        if made > most:
+        nonlocal modules
+        modules += 1
+        if modules > most:
             raise MoecError(
                 f"{where}: config.json asks for more than {most} modules, but its files hold {holdings.tensors} "
                 "tensors; they do not belong together, download both again"

@@ -164,8 +164,8 @@ class Conversion:
         return self._computed(table, name, self.sources)
 
     def _read_expert(self, table: Table, name: str, expert: int) -> Array:
-        one = {pattern: weights[expert : expert + 1] for pattern, weights in self.sources.items()}
-        return self._computed(table, name, one)[0]
+        slices = {pattern: weights[expert : expert + 1] for pattern, weights in self.sources.items()}
+        return self._computed(table, name, slices)[0]
 
     def _computed(self, table: Table, name: str, sources: dict[str, list[CheckpointWeight]]) -> Array:
         inputs = {
@@ -190,12 +190,12 @@ class Conversion:
                     missing_keys=None,
                 )
         full = self.target.replace("*.", "0.")
-        found = {name: made[0] if isinstance(made, list) else made for name, made in tensors.items()}
-        key = next((name for name in found if name in full), None)
+        converted = {name: result[0] if isinstance(result, list) else result for name, result in tensors.items()}
+        key = next((name for name in converted if name in full), None)
         if key is None:
-            return found
+            return converted
         before, _, behind = full.partition(key)
-        return {before + name + behind: made for name, made in found.items()}
+        return {before + name + behind: result for name, result in converted.items()}
 
 
 def _turned(array: Array) -> Array:

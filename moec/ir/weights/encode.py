@@ -158,11 +158,11 @@ def _by_rows(
     blocks = [compute(_groups(rows[start:end], form)) for start, end in _portions(moved.shape, form)]
     results: list[Array | None] = []
     for parts in zip(*blocks, strict=True):
-        known = [part for part in parts if part is not None]
-        if not known:
+        arrays = [part for part in parts if part is not None]
+        if not arrays:
             results.append(None)
             continue
-        whole = np.concatenate(known).reshape(*moved.shape[:-1], known[0].shape[-1])
+        whole = np.concatenate(arrays).reshape(*moved.shape[:-1], arrays[0].shape[-1])
         results.append(np.ascontiguousarray(np.moveaxis(whole, -1, axis)))
     return results
 

@@ -95,9 +95,9 @@ class ExpertWeights:
 
         Raises UnsupportedError if units are absent and the format has minima, and thus no zero.
         """
-        found = self.encoded(part, expert)
+        matrix = self.encoded(part, expert)
         if not self.spec.hidden_sizes:
-            return found
+            return matrix
         form = self.operand(part).run_of(expert).format
         if form.minima:
             raise UnsupportedError(
@@ -108,8 +108,8 @@ class ExpertWeights:
 
         def read(table: Table) -> Array | None:
             if table != "data":
-                return found.read(table)
-            data, zeros = np.array(found.data), found.zero_point
+                return matrix.read(table)
+            data, zeros = np.array(matrix.data), matrix.zero_point
             data[absent] = 0
             if zeros is not None:
                 data[absent] = per_element(zeros, form, len(data), 0)[absent]

@@ -20,7 +20,7 @@ class Elements:
     ``signed``: the type of an element; ``unsigned``: its type with zero points or minima. ``error``: the largest error
     of an element without zero points, as a share of its group's largest one (of a float, of itself). ``scales``: the
     types of a scale for all inputs and of one for a group; empty for floats. ``groups``: the sizes of groups (0 for all
-    inputs) that a pass may choose, if they are limited; ``found``: further sizes, which only imported files have.
+    inputs) that a pass may choose, if they are limited; ``imported``: further sizes, which only imported files have.
     ``width``: bits in use, if the type has more.
     """
 
@@ -29,7 +29,7 @@ class Elements:
     unsigned: ir.DataType | None = None
     scales: tuple[ir.DataType, ...] = ()
     groups: tuple[int, ...] = ()
-    found: tuple[int, ...] = ()
+    imported: tuple[int, ...] = ()
     width: int | None = None
 
     @property
@@ -91,7 +91,7 @@ class WeightFormat:
 
     def __post_init__(self) -> None:
         groups = self.elements.groups
-        if groups and self.group not in (*groups, *self.elements.found):
+        if groups and self.group not in (*groups, *self.elements.imported):
             raise ValueError(f"{self.name} has groups of {' or '.join(map(str, groups))}, not {self.group}")
         if self.zero_points and self.elements.unsigned is None:
             raise ValueError(f"{self.name} has no zero points")
@@ -139,9 +139,11 @@ class WeightFormat:
 def name_of(dtype: ir.DataType, width: int | None = None, scale_type: ir.DataType | None = None) -> FormatName | None:
     """The format with elements of this type and width (None: all bits); the type of the scales decides between several.
     None if there is no such format."""
-    found: list[FormatName] = [
-        name for name, one in ELEMENTS.items() if dtype in (one.signed, one.unsigned) and one.width == width
+    names: list[FormatName] = [
+        name
+        for name, elements in ELEMENTS.items()
+        if dtype in (elements.signed, elements.unsigned) and elements.width == width
     ]
-    if len(found) > 1 and scale_type is not None:
-        found = [name for name in found if ELEMENTS[name].takes_scales(scale_type)]
-    return next(iter(found), None)
+    if len(names) > 1 and scale_type is not None:
+        names = [name for name in names if ELEMENTS[name].takes_scales(scale_type)]
+    return next(iter(names), None)

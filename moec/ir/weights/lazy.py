@@ -28,9 +28,9 @@ class LazyMatrix:
 
     @property
     def data(self) -> Array:
-        found = self.read("data")
-        assert found is not None
-        return found
+        array = self.read("data")
+        assert array is not None
+        return array
 
     @property
     def scale(self) -> Array | None:

@@ -37,8 +37,8 @@ class Levels:
 
     def multiplied(self, codes: Array, factors: Array) -> Array:
         """The table in float32, from codes and factors of one expert or of all."""
-        spread = np.repeat(factors.astype(np.float32), self.span, axis=self.axis)
-        return codes.astype(np.float32) * np.take(spread, np.arange(codes.shape[self.axis]), axis=self.axis)
+        repeated = np.repeat(factors.astype(np.float32), self.span, axis=self.axis)
+        return codes.astype(np.float32) * np.take(repeated, np.arange(codes.shape[self.axis]), axis=self.axis)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def levels_of(value: ir.Value | None) -> Levels | None:
     if node is None or node.domain or node.op_type != "DequantizeLinear" or len(node.inputs) != 2:
         return None
     codes, factors = node.inputs
-    shapes = [tuple(tensor.shape.numpy()) for one in node.inputs if (tensor := _constant(one)) is not None]
+    shapes = [tuple(tensor.shape.numpy()) for operand in node.inputs if (tensor := _constant(operand)) is not None]
     if codes is None or factors is None or len(shapes) < 2:
         return None
     if codes.dtype not in _CODES or factors.dtype not in _FACTORS:
@@ -96,10 +96,10 @@ def product_of_levels(
     assert codes.shape is not None
     attributes = {"axis": axis % codes.shape.rank(), "block_size": span, "output_dtype": int(ir.DataType.FLOAT)}
     node = ir.node("DequantizeLinear", [codes, factors], attributes)
-    made = node.outputs[0]
-    made.name, made.dtype, made.shape = f"{codes.name}.product", ir.DataType.FLOAT, codes.shape
+    table = node.outputs[0]
+    table.name, table.dtype, table.shape = f"{codes.name}.product", ir.DataType.FLOAT, codes.shape
     graph.append(node) if before is None else graph.insert_before(before, node)
-    return made
+    return table
 
 
 def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:

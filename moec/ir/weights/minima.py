@@ -34,7 +34,7 @@ def less_minima(
 
 def minima_of(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
     """The ``DequantizeLinear`` and the ``Gather`` of :func:`less_minima`, where the node is its ``Sub``."""
-    decoding, spread = (None if value is None else value.producer() for value in node.inputs)
-    if decoding is None or spread is None or decoding.domain or spread.domain:
+    decoding, gathered = (None if value is None else value.producer() for value in node.inputs)
+    if decoding is None or gathered is None or decoding.domain or gathered.domain:
         return None
-    return (decoding, spread) if (decoding.op_type, spread.op_type) == ("DequantizeLinear", "Gather") else None
+    return (decoding, gathered) if (decoding.op_type, gathered.op_type) == ("DequantizeLinear", "Gather") else None

@@ -149,8 +149,8 @@ class StoredWeight:
 
     def encoded(self, expert: int, transposed: bool) -> LazyMatrix:
         """The stored matrix of one expert, inputs first: data [in, out], scales, zero points, minima [groups, out]."""
-        found = self.run_of(expert).encoded(expert)
-        return found if transposed else found.mapped(np.transpose)
+        matrix = self.run_of(expert).encoded(expert)
+        return matrix if transposed else matrix.mapped(np.transpose)
 
     def decoded(self, expert: int, transposed: bool) -> np.ndarray:
         """The numbers of one expert, inputs first, in float32.
@@ -229,17 +229,17 @@ def decoding_nodes(graph: ir.Graph) -> set[ir.Node]:
     """The nodes between a stored weight and the moec node that multiplies by it."""
     pending = [value.producer() for node in graph.all_nodes() for value in weight_inputs(node).values()]
     pending = [node for node in pending if not _is(node, "Gather")]  # experts that are picked are computed
-    found: set[ir.Node] = set()
+    decoding: set[ir.Node] = set()
     while pending:
         node = pending.pop()
-        if node in found or not _is(node, "Cast", "DequantizeLinear", "Concat", "Sub", "Gather"):
+        if node in decoding or not _is(node, "Cast", "DequantizeLinear", "Concat", "Sub", "Gather"):
             continue
         if node.op_type == "Sub" and minima_of(node) is None:
             continue
-        found.add(node)
+        decoding.add(node)
         if node.op_type != "Cast":
             pending += [value.producer() for value in node.inputs if value is not None]
-    return found
+    return decoding
 
 
 def weight_runs(value: ir.Value) -> list[WeightRun]:
@@ -290,14 +290,14 @@ def _run(value: ir.Value, first: int) -> WeightRun:
     node = value.producer()
     if _is(node, "DequantizeLinear"):
         return _quantized_run(value, node, first)
-    if _is(node, "Sub") and (found := minima_of(node)) is not None:
-        return _run_with_minima(value, *found, first)
+    if _is(node, "Sub") and (nodes := minima_of(node)) is not None:
+        return _run_with_minima(value, *nodes, first)
     data = node.inputs[0] if _is(node, "Cast") else value
     tensor = constant(data)
     if data is None or tensor is None:
-        made = "an input of the model" if node is None else f"computed by {node.op_type}"
+        origin = "an input of the model" if node is None else f"computed by {node.op_type}"
         raise UnsupportedError(
-            f"weight {value.name}: is {made}; expected a constant, or a Cast, DequantizeLinear or Concat of constants"
+            f"weight {value.name}: is {origin}; expected a constant, or a Cast, DequantizeLinear or Concat of constants"
         )
     name = name_of(tensor.dtype)
     if name is None or ELEMENTS[name].scales:
@@ -307,24 +307,26 @@ def _run(value: ir.Value, first: int) -> WeightRun:
 
 def _quantized_run(value: ir.Value, node: ir.Node, first: int, has_minima: bool = False) -> WeightRun:
     data, scale, zero_point = (*node.inputs, None)[:3]
-    found, scales = constant(data), TableOfGroups.of(scale)
-    if data is None or found is None or scales is None or (zero_point is not None and constant(zero_point) is None):
+    tensor, scales = constant(data), TableOfGroups.of(scale)
+    if data is None or tensor is None or scales is None or (zero_point is not None and constant(zero_point) is None):
         raise UnsupportedError(f"weight {value.name}: DequantizeLinear has an operand that is not constant")
-    rank = len(found.shape)
+    rank = len(tensor.shape)
     axis, block = (node.attributes[key].as_int() if key in node.attributes else 0 for key in ("axis", "block_size"))
     axis += rank if axis < 0 else 0
     if rank not in (2, 3) or axis not in (rank - 1, rank - 2) or block <= 0 or len(scales.shape) != rank:
         raise UnsupportedError(
-            f"weight {value.name}: {list(found.shape)} has scales {list(scales.shape)}, axis {axis} and block_size "
+            f"weight {value.name}: {list(tensor.shape)} has scales {list(scales.shape)}, axis {axis} and block_size "
             f"{block}; expected blocks along the inputs of a matrix, or of one matrix per expert"
         )
-    size = int(found.shape.numpy()[axis])
+    size = int(tensor.shape.numpy()[axis])
     width = node.attributes[WIDTH].as_int() if WIDTH in node.attributes else None
-    name = name_of(found.dtype, width, scales.dtype)
-    form = _format(value, name, (found.dtype, scales.dtype), block, size, zero_point is not None, has_minima)
+    name = name_of(tensor.dtype, width, scales.dtype)
+    form = _format(value, name, (tensor.dtype, scales.dtype), block, size, zero_point is not None, has_minima)
     if scales.levels is not None:
         form = _with_levels(value, form, scales.levels, axis - rank)
-    return WeightRun(first, _count(found), form, data, scale, zero_point, axis - (rank - 2), scale_levels=scales.levels)
+    return WeightRun(
+        first, _count(tensor), form, data, scale, zero_point, axis - (rank - 2), scale_levels=scales.levels
+    )
 
 
 def _with_levels(value: ir.Value, form: WeightFormat, levels: Levels, axis: int) -> WeightFormat:
@@ -336,27 +338,27 @@ def _with_levels(value: ir.Value, form: WeightFormat, levels: Levels, axis: int)
     return dataclasses.replace(form, super_group=form.group * levels.span)
 
 
-def _run_with_minima(value: ir.Value, decoding: ir.Node, spread: ir.Node, first: int) -> WeightRun:
-    minimum = spread.inputs[0]
+def _run_with_minima(value: ir.Value, decoding: ir.Node, gather: ir.Node, first: int) -> WeightRun:
+    minimum = gather.inputs[0]
     cast = None if minimum is None else minimum.producer()
     minimum = cast.inputs[0] if _is(cast, "Cast") else minimum
-    found, groups = TableOfGroups.of(minimum), constant(spread.inputs[1])
-    if minimum is None or found is None or groups is None or len(decoding.inputs) != 2:
+    minima, groups = TableOfGroups.of(minimum), constant(gather.inputs[1])
+    if minimum is None or minima is None or groups is None or len(decoding.inputs) != 2:
         raise UnsupportedError(f"weight {value.name}: has minima that are computed, or zero points beside them")
     run = _quantized_run(value, decoding, first, has_minima=True)
     scales = TableOfGroups.of(run.scale)
     assert scales is not None and run.axis is not None
     size, axis = run.shape[run.axis], len(scales.shape) - 2 + run.axis % 2
     if (
-        found.kind != scales.kind
-        or spread.attributes.get_int("axis", 0) % len(scales.shape) != axis
+        minima.kind != scales.kind
+        or gather.attributes.get_int("axis", 0) % len(scales.shape) != axis
         or not np.array_equal(groups.numpy(), np.arange(size) // run.format.group)
     ):
         raise UnsupportedError(
-            f"weight {value.name}: has minima {found.dtype}{list(found.shape)} beside scales "
+            f"weight {value.name}: has minima {minima.dtype}{list(minima.shape)} beside scales "
             f"{scales.dtype}{list(scales.shape)}; expected one for each scale, of its group and made in the same way"
         )
-    return dataclasses.replace(run, minimum=minimum, minimum_levels=found.levels)
+    return dataclasses.replace(run, minimum=minimum, minimum_levels=minima.levels)
 
 
 def _format(
@@ -373,14 +375,18 @@ def _format(
         raise UnsupportedError(f"weight {value.name}: {data_type} elements with {scale_type} scales are not supported")
     elements = ELEMENTS[name]
     if (has_zero_points or has_minima) != (data_type == elements.unsigned):
-        found = "with" if has_zero_points else "without"
+        zeros = "with" if has_zero_points else "without"
         raise UnsupportedError(
-            f"weight {value.name}: {data_type} {found} zero points; expected signed elements without, or unsigned with"
+            f"weight {value.name}: {data_type} {zeros} zero points; expected signed elements without, or unsigned with"
         )
     if not elements.groups:
         return WeightFormat(name, 0 if block >= size and not has_minima else block, has_zero_points, has_minima)
     group = next(
-        (allowed for allowed in sorted((*elements.groups, *elements.found)) if min(block, size) == min(allowed, size)),
+        (
+            allowed
+            for allowed in sorted((*elements.groups, *elements.imported))
+            if min(block, size) == min(allowed, size)
+        ),
         None,
     )
     if group is None:

@@ -105,7 +105,7 @@ def profile(
     start = time.perf_counter()
     check_replaceable(output, foreign_file)
     others = [Profile.read(path) for path in merge_with]
-    forms = [parse_format("formats", one.strip()) for one in formats.split(",") if one.strip()]
+    forms = [parse_format("formats", item.strip()) for item in formats.split(",") if item.strip()]
     progress("importing")
     graph = compiler.import_model(model, cache=False)
     inputs = tensor_specs(graph.graph.inputs)
@@ -247,7 +247,7 @@ class _LayerSums:
     def arrays(
         self, forms: Sequence[WeightFormat], progress: Callable[[str], None], run: ParallelRun
     ) -> Iterator[tuple[str, Array]]:
-        yield from held_arrays(self._apart.held, [spec.name for spec in self._apart.specs])
+        yield from held_arrays(self._apart.held_back, [spec.name for spec in self._apart.specs])
         for number, tables in enumerate(run(InputSums.arrays, self._inputs.values())):
             yield from ((f"input{number}/{name}", array) for name, array in tables.items())
         linears = [tap for tap in self._taps if is_moec(tap.node, "Linear")]
@@ -291,7 +291,7 @@ class _LayerSums:
         taps = [tap for tap in self._taps if not is_moec(tap.node, "Linear")]
         layers = [_summary(node_name(tap.node), self._experts[tap.key]) for tap in taps]
         linears = len(self._taps) - len(taps)
-        held_back = positions_of(self._apart.held)
+        held_back = positions_of(self._apart.held_back)
         return Measured(self._tokens, self._batches, self._run_seconds, seconds, layers, linears, held_back, notes)
 
 

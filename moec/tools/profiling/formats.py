@@ -52,7 +52,9 @@ def expert_errors(
                 if part == "down":
                     difference = limited(weights.spec, sums[:, chosen] + change) - expected[:, chosen]
                 else:
-                    units = {one: values[:, chosen] + (change if one == part else 0) for one, values in before.items()}
+                    units = {
+                        name: values[:, chosen] + (change if name == part else 0) for name, values in before.items()
+                    }
                     moved = activated(weights.spec, units.get("gate"), units["up"]) - hidden[:, chosen]
                     difference = limited(weights.spec, sums + moved @ own["down"][chosen]) - expected
                 difference *= gates[:, None]

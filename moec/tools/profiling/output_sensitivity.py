@@ -75,7 +75,7 @@ def output_sensitivities(
 ) -> dict[str, Array]:
     """Measure the sensitivities [P] of layers of experts to errors of each part, by the layers' keys. Gate and up share
     one. ``run`` is :func:`map`, or a version of it that uses threads. Raises as :class:`OutputChange`."""
-    form = min(forms, key=lambda one: abs(one.elements.bits - BITS))
+    form = min(forms, key=lambda candidate: abs(candidate.elements.bits - BITS))
     read: dict[int, list[_Read]] = {id(node): [] for _, node in layers}
 
     def watch(_batch: int) -> Watcher:
@@ -113,7 +113,7 @@ def _sensitivity(
     weights = ExpertWeights(node)  # belongs to the calling thread alone, because it caches the last read
     parts = weights.before if before else ("down",)
     errors = _errors(weights, parts, reads, form)
-    square = sum(float(np.square(one, dtype=np.float64).sum()) for one in errors) / max(1, sum(map(len, errors)))
+    square = sum(float(np.square(error, dtype=np.float64).sum()) for error in errors) / max(1, sum(map(len, errors)))
     if not np.isfinite(square):
         raise ValueError(f"node {node_name(node)}: its weights cannot be stored as {form}")
     return change.with_errors(node, errors) / square if square else 0.0
@@ -121,15 +121,17 @@ def _sensitivity(
 
 def _errors(weights: ExpertWeights, parts: Sequence[Part], reads: Sequence[_Read], form: WeightFormat) -> list[Array]:
     """Compute the error that rounding parts of all experts adds to the layer's output [T,width], for each run."""
-    errors = [np.zeros((len(one.x), weights.width), np.float32) for one in reads]
-    own = [_pairs(one, weights.experts) for one in reads]
+    errors = [np.zeros((len(read.x), weights.width), np.float32) for read in reads]
+    own = [_pairs(read, weights.experts) for read in reads]
     for expert in sorted({expert for pairs in own for expert in pairs}):
         matrices: dict[Part, Array] = {part: weights.decoded(part, expert) for part in weights.parts}
         changed = matrices | {part: rounded(matrices[part], form) for part in parts}
-        for error, one, pairs in zip(errors, reads, own, strict=True):
+        for error, read, pairs in zip(errors, reads, own, strict=True):
             if expert in pairs:
                 tokens, slots = pairs[expert]
-                difference = _difference(weights, expert, one.x[tokens], one.weights[tokens, slots], matrices, changed)
+                difference = _difference(
+                    weights, expert, read.x[tokens], read.weights[tokens, slots], matrices, changed
+                )
                 np.add.at(error, tokens, difference)
         release_pages()
     return errors

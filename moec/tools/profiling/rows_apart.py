@@ -20,8 +20,8 @@ _MOST_LOGITS = 1 << 26
 
 @dataclasses.dataclass
 class RowsApart:
-    """Splitter of batches of inputs ``specs``. ``held``: rows that are held back; ``again``: rows that are measured and
-    also run again. Neither grows beyond ``most`` positions.
+    """Splitter of batches of inputs ``specs``. ``held_back``: rows that are not measured; ``again``: rows that are
+    measured and run once more. Neither grows beyond ``most`` positions.
 
     Rows are counted by the first axis, where all inputs have it and its size is dynamic; otherwise a whole batch is one
     row.
@@ -29,7 +29,7 @@ class RowsApart:
 
     specs: Sequence[TensorSpec]
     most: int = MOST_POSITIONS
-    held: list[Batch] = dataclasses.field(default_factory=list)
+    held_back: list[Batch] = dataclasses.field(default_factory=list)
     again: list[Batch] = dataclasses.field(default_factory=list)
     _seen: int = 0
 
@@ -38,13 +38,13 @@ class RowsApart:
         rows = self._rows(batch)
         places = (self._seen + np.arange(rows or 1)) % EVERY
         self._seen += len(places)
-        held = places == EVERY - 1 if positions_of(self.held) < self.most else np.zeros(len(places), bool)
+        apart = places == EVERY - 1 if positions_of(self.held_back) < self.most else np.zeros(len(places), bool)
         if (places == 0).any() and positions_of(self.again) < self.most:
             self.again.append(_picked(batch, places == 0, rows))
-        if not held.any():
+        if not apart.any():
             return batch
-        self.held.append(_picked(batch, held, rows))
-        return None if held.all() else _picked(batch, ~held, rows)
+        self.held_back.append(_picked(batch, apart, rows))
+        return None if apart.all() else _picked(batch, ~apart, rows)
 
     def _rows(self, batch: Batch) -> int:
         """Count the rows of a batch; 0 where it cannot be split."""

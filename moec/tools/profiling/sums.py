@@ -74,7 +74,7 @@ class KeptRows:
     def add(self, *columns: Array) -> None:
         """Add the rows that were due, as arrays of equal length."""
         old = self._kept or [column[:0] for column in columns]
-        self._kept = [np.concatenate([one[self._staying], new]) for one, new in zip(old, columns, strict=True)]
+        self._kept = [np.concatenate([column[self._staying], new]) for column, new in zip(old, columns, strict=True)]
 
     def arrays(self, *shapes: tuple[int, ...]) -> tuple[Array, ...]:
         """Return the sampled rows of each column; ``shapes``: those of one row."""
@@ -154,7 +154,7 @@ class ExpertsSums:
         """Store the tokens that any expert needs for its sums."""
         most = enough(self.weights.inner)
         needed = np.zeros(len(x), bool)
-        needs = [(expert, *(one[: most - self._seen[expert].count] for one in pair)) for expert, *pair in pairs]
+        needs = [(expert, *(column[: most - self._seen[expert].count] for column in pair)) for expert, *pair in pairs]
         for _, tokens, _ in needs:
             needed[tokens] = True
         places = self._stored.count + np.cumsum(needed) - 1
@@ -216,10 +216,10 @@ class ExpertsSums:
             by_form = np.array(errors).swapaxes(0, 1)
             yield from ((f"{name}/{form}", error) for form, error in zip(forms, by_form, strict=True))
 
-    def _check(self, expert: int, found: _Expert) -> None:
+    def _check(self, expert: int, sums_of: _Expert) -> None:
         """Raise MoecError where sums are beyond the range of float32."""
-        sums = [found.output_norm, found.saliency, found.energy, found.hidden, *found.moments.values()]
-        if not all(np.isfinite(one).all() for one in sums):
+        sums = [sums_of.output_norm, sums_of.saliency, sums_of.energy, sums_of.hidden, *sums_of.moments.values()]
+        if not all(np.isfinite(array).all() for array in sums):
             where = f"node {node_name(self._node)}: expert {expert}"
             raise MoecError(f"{where}: sums over what it reads or gives are not finite; expected data of usual sizes")
 

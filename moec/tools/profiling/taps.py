@@ -37,8 +37,12 @@ class Tap:
             return weights.astype(np.float32), ids
         value = dialect.inputs_of(self.node)["correction_bias"]
         bias = None if value is None else constant(value)
-        known = outputs[self.inputs["correction_bias"]] if value is not None and bias is None else bias
-        bias = None if known is None else np.asarray(known if isinstance(known, np.ndarray) else known.numpy())
+        value_of_bias = outputs[self.inputs["correction_bias"]] if value is not None and bias is None else bias
+        bias = (
+            None
+            if value_of_bias is None
+            else np.asarray(value_of_bias if isinstance(value_of_bias, np.ndarray) else value_of_bias.numpy())
+        )
         weights, ids = semantics.route(dialect.spec_of(self.node, RouteSpec), outputs[self.inputs["logits"]], bias)
         return weights.astype(np.float32), ids
 
@@ -60,13 +64,13 @@ def _read(node: ir.Node) -> dict[str, ir.Value]:
     return {name: value for name, value in values.items() if value is not None and constant(value) is None}
 
 
-def _output(graph: ir.Graph, value: ir.Value, known: dict[ir.Value, str]) -> str:
+def _output(graph: ir.Graph, value: ir.Value, names: dict[ir.Value, str]) -> str:
     """Make a value an output, unless it is one already, and return the output's name."""
-    if value not in known:
+    if value not in names:
         copy = ir.node("Identity", [value])
         output = copy.outputs[0]
-        known[value] = f"moec.tap.{len(known)}"
-        output.name, output.type, output.shape = known[value], value.type, value.shape
+        names[value] = f"moec.tap.{len(names)}"
+        output.name, output.type, output.shape = names[value], value.type, value.shape
         graph.append(copy)
         graph.outputs.append(output)
-    return known[value]
+    return names[value]

@@ -55,17 +55,17 @@ class Sweep:
         """Costs of each variant, by the name of the cost: bytes of weights, bits of a weight of its experts, and for
         each case its time as a share of the first variant's, which was measured in turns with it."""
         costs: dict[str, list[float | None]] = {
-            "weights, bytes": [one.weight_bytes for one in self.variants],
-            "bits of experts": [one.expert_bits for one in self.variants],
+            "weights, bytes": [variant.weight_bytes for variant in self.variants],
+            "bits of experts": [variant.expert_bits for variant in self.variants],
         }
         for case in self.variants[0].times:
-            costs[f"time, {case}"] = [one.times[case].share for one in self.variants]
+            costs[f"time, {case}"] = [variant.times[case].share for variant in self.variants]
         return costs
 
     def fronts(self) -> dict[str, list[bool]]:
         """Find, for each cost, the variants that no other beats in both that cost and quality."""
         sign = -1 if METRICS[self.metric].more_is_better else 1
-        losses = [sign * one.qualities[self.metric].value for one in self.variants]
+        losses = [sign * variant.qualities[self.metric].value for variant in self.variants]
         return {name: on_front(list(zip(costs, losses, strict=True))) for name, costs in self.costs().items()}
 
 
@@ -106,7 +106,7 @@ def sweep(
     runner = _Runner(model, data, pipelines[0], place if keep else None, judged, text, threads)
     results, failures, reused = [], {}, 0
     for at, (chain, key) in enumerate(zip(pipelines, keys, strict=True)):
-        old = next((one for one in earlier if one.key == key), None)
+        old = next((old_variant for old_variant in earlier if old_variant.key == key), None)
         if old is not None and (not keep or _is_kept(place, old)):
             results, reused = [*results, old], reused + 1
             continue
@@ -118,7 +118,7 @@ def sweep(
             failures[chain] = one_line(error)
             continue
         results.append(variant)
-        earlier = [one for one in earlier if one.key != key] + [variant]
+        earlier = [other for other in earlier if other.key != key] + [variant]
         write_variants(place, earlier)
     return Sweep(results, reused, failures)
 
@@ -168,7 +168,7 @@ class Keys:
 
     def of(self, chain: str) -> dict[str, Any]:
         """Make the key of a pipeline. Raises MoecError for one that cannot be parsed."""
-        files = {path: self._hash(pathlib.Path(path)) for one in pipeline.parse(chain) for path in _files(one)}
+        files = {path: self._hash(pathlib.Path(path)) for part in pipeline.parse(chain) for path in _files(part)}
         return {**self._common, "pipeline": _written_out(chain), "files": files}
 
 
@@ -176,10 +176,10 @@ def _written_out(chain: str) -> str:
     return pipeline.print_pipeline(pipeline.parse(chain))
 
 
-def _files(one: Any) -> Iterator[str]:
+def _files(options: Any) -> Iterator[str]:
     """List the files that a pass's options name."""
-    for field in dataclasses.fields(one):
-        value = getattr(one, field.name)
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
         if isinstance(value, str) and pathlib.Path(value).is_file():
             yield value
 

@@ -69,7 +69,7 @@ def read_variants(folder: pathlib.Path) -> list[Variant]:
     if why is not None:
         raise MoecError(f"{path}: {why}; remove it or choose another folder")
     try:
-        return [_variant(one) for one in json.loads(path.read_bytes())["variants"]]
+        return [_variant(record) for record in json.loads(path.read_bytes())["variants"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise MoecError(f"{path}: holds no variants as this moec writes them; remove it") from error
 
@@ -104,10 +104,10 @@ def _digest(content: dict[str, Any]) -> str:
 
 def _variant(data: dict[str, Any]) -> Variant:
     qualities = {
-        name: MetricValue(float(one["value"]), _number(one["difference"]), _number(one["interval"]))
-        for name, one in data["qualities"].items()
+        name: MetricValue(float(quality["value"]), _number(quality["difference"]), _number(quality["interval"]))
+        for name, quality in data["qualities"].items()
     }
-    times = {case: Times(**one) for case, one in data["times"].items()}
+    times = {case: Times(**seconds) for case, seconds in data["times"].items()}
     return Variant(**(data | {"qualities": qualities, "times": times}))
 
 

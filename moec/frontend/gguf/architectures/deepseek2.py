@@ -41,12 +41,12 @@ class _LatentSizes:
 
 
 def build(build: Builder) -> ir.Value:
-    given, sizes, inner = build.given, _sizes(build), build.given.whole("feed_forward_length")
+    metadata, sizes, inner = build.given, _sizes(build), build.given.whole("feed_forward_length")
     rope = Rope(build, sizes.rotated, interleaved=True)
-    normalize, scale = given.flag("expert_weights_norm", False), given.number("expert_weights_scale", 0.0)
+    normalize, scale = metadata.flag("expert_weights_norm", False), metadata.number("expert_weights_scale", 0.0)
     router = RouterOptions.of(build, score_of(build, _SOFTMAX), normalize, correction="allowed").scaled(scale)
-    own, shared = given.whole("expert_feed_forward_length"), given.whole("expert_shared_count", least=0)
-    dense = given.whole("leading_dense_block_count", 0, least=0)
+    own, shared = metadata.whole("expert_feed_forward_length"), metadata.whole("expert_shared_count", least=0)
+    dense = metadata.whole("leading_dense_block_count", 0, least=0)
     score_scale = _score_scale(rope, sizes)
 
     def attend(x: ir.Value, layer: int) -> ir.Value:
@@ -61,14 +61,14 @@ def build(build: Builder) -> ir.Value:
 
 
 def _sizes(build: Builder) -> _LatentSizes:
-    given = build.given
-    heads, rotated = given.whole("attention.head_count"), given.whole("rope.dimension_count")
-    given.whole("attention.head_count_kv", heads)
-    key, value = given.whole("attention.key_length"), given.whole("attention.value_length")
-    absorbed = "attention.key_length_mla" in given
+    metadata = build.given
+    heads, rotated = metadata.whole("attention.head_count"), metadata.whole("rope.dimension_count")
+    metadata.whole("attention.head_count_kv", heads)
+    key, value = metadata.whole("attention.key_length"), metadata.whole("attention.value_length")
+    absorbed = "attention.key_length_mla" in metadata
     if absorbed:
-        key, value = given.whole("attention.key_length_mla"), given.whole("attention.value_length_mla")
-    rank, query_rank = given.whole("attention.kv_lora_rank"), given.whole("attention.q_lora_rank", 0, least=0)
+        key, value = metadata.whole("attention.key_length_mla"), metadata.whole("attention.value_length_mla")
+    rank, query_rank = metadata.whole("attention.kv_lora_rank"), metadata.whole("attention.q_lora_rank", 0, least=0)
     query_rank = query_rank if build.has("blk.0.attn_q_a.weight") else 0
     return _LatentSizes(heads, key - rotated, rotated, value, rank, query_rank, absorbed)
 

@@ -24,16 +24,16 @@ _AFTER = Norms(after_attention="post_attention_norm", after_feed_forward="post_f
 
 
 def build(build: Builder) -> ir.Value:
-    given, name, heads = build.given, build.given.architecture, Heads.of(build)
-    inner = given.whole("feed_forward_length")
+    metadata, name, heads = build.given, build.given.architecture, Heads.of(build)
+    inner = metadata.whole("feed_forward_length")
     windows = [0] * build.layers
     if name != "gemma":
         windows = windows_of(build, 2, 4096) if name == "gemma2" else windows_of(build, 6)
     rope = near = Rope(build, heads[0].size, interleaved=False)
     if name == "gemma3":
-        base = given.number("rope.freq_base_swa", 10_000.0)
+        base = metadata.number("rope.freq_base_swa", 10_000.0)
         near = Rope(build, heads[0].size, interleaved=False, base=base, scaling=Scaling(), label="rope.near")
-    softcap = given.number("attn_logit_softcapping", 50.0) if name == "gemma2" else 0.0
+    softcap = metadata.number("attn_logit_softcapping", 50.0) if name == "gemma2" else 0.0
     is_largest = _LARGEST.get(name) == build.layers
     scale = (build.width // heads[0].queries if is_largest else heads[0].size) ** -0.5
 
@@ -49,7 +49,7 @@ def build(build: Builder) -> ir.Value:
         build, embed(build, math.sqrt(build.width)), attend, feed_forward, Norms() if name == "gemma" else _AFTER
     )
     default = 30.0 if name == "gemma2" else 0.0
-    return build.head(x, softcap=given.number("final_logit_softcapping", default) if name != "gemma" else 0.0)
+    return build.head(x, softcap=metadata.number("final_logit_softcapping", default) if name != "gemma" else 0.0)
 
 
 ARCHITECTURES = {"gemma": build, "gemma2": build, "gemma3": build}

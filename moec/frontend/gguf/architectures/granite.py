@@ -14,12 +14,15 @@ from moec.frontend.gguf.parts.rope import Rope
 
 
 def build(build: Builder) -> ir.Value:
-    given, heads = build.given, Heads.of(build)
+    metadata, heads = build.given, Heads.of(build)
     rope = Rope(build, heads[0].size, interleaved=True)
-    is_rotated = given.flag("rope.scaling.finetuned", True) or given.architecture != "granite"
-    router = RouterOptions.of(build) if given.whole("expert_count", 0, least=0) else None
-    inner, shared = given.whole("feed_forward_length"), given.whole("expert_shared_feed_forward_length", 0, least=0)
-    form = AttentionForm(scale=given.number("attention.scale", 0.0) or None)
+    is_rotated = metadata.flag("rope.scaling.finetuned", True) or metadata.architecture != "granite"
+    router = RouterOptions.of(build) if metadata.whole("expert_count", 0, least=0) else None
+    inner, shared = (
+        metadata.whole("feed_forward_length"),
+        metadata.whole("expert_shared_feed_forward_length", 0, least=0),
+    )
+    form = AttentionForm(scale=metadata.number("attention.scale", 0.0) or None)
 
     def attend(x: ir.Value, layer: int) -> ir.Value:
         return attention(build, x, layer, heads[layer], rope if is_rotated else None, form)
@@ -29,9 +32,9 @@ def build(build: Builder) -> ir.Value:
             return gated(build, x, layer, inner)
         return with_shared(build, x, experts(build, x, layer, router, inner), layer, shared)
 
-    x = embed(build, given.number("embedding_scale", 0.0) or 1.0)
-    x = decoder(build, x, attend, feed_forward, residual=given.number("residual_scale", 0.0) or 1.0)
-    return build.head(x, scale=1 / (given.number("logit_scale") or 1.0))
+    x = embed(build, metadata.number("embedding_scale", 0.0) or 1.0)
+    x = decoder(build, x, attend, feed_forward, residual=metadata.number("residual_scale", 0.0) or 1.0)
+    return build.head(x, scale=1 / (metadata.number("logit_scale") or 1.0))
 
 
 ARCHITECTURES = {"granite": build, "granitemoe": build}

@@ -19,13 +19,15 @@ _BEHIND_ALL = np.iinfo(np.int64).max
 
 
 def build(build: Builder) -> ir.Value:
-    given, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
-    rope, taps = Rope(build, heads[0].size, interleaved=False), given.whole("shortconv.l_cache", least=2)
-    is_moe = given.architecture == "lfm2moe"
+    metadata, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
+    rope, taps = Rope(build, heads[0].size, interleaved=False), metadata.whole("shortconv.l_cache", least=2)
+    is_moe = metadata.architecture == "lfm2moe"
     router = RouterOptions.of(build, score_of(build), correction="needed") if is_moe else None
-    own = given.whole("expert_feed_forward_length") if is_moe else 0
-    dense = given.whole("leading_dense_block_count", 0, least=0) if is_moe else build.layers
-    form = AttentionForm(window=given.whole("attention.sliding_window", 0, least=0) if not is_moe else 0, norm="head")
+    own = metadata.whole("expert_feed_forward_length") if is_moe else 0
+    dense = metadata.whole("leading_dense_block_count", 0, least=0) if is_moe else build.layers
+    form = AttentionForm(
+        window=metadata.whole("attention.sliding_window", 0, least=0) if not is_moe else 0, norm="head"
+    )
 
     def mix(x: ir.Value, layer: int) -> ir.Value:
         if heads[layer].groups:

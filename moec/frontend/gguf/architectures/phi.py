@@ -16,10 +16,10 @@ from moec.frontend.gguf.parts.rope import Rope
 
 
 def build(build: Builder) -> ir.Value:
-    given, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
-    given.whole("attention.sliding_window", 0, least=0)
+    metadata, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
+    metadata.whole("attention.sliding_window", 0, least=0)
     rope = Rope(build, heads[0].size, interleaved=False)
-    router = RouterOptions.of(build) if given.whole("expert_count", 0, least=0) else None
+    router = RouterOptions.of(build) if metadata.whole("expert_count", 0, least=0) else None
 
     def attend(x: ir.Value, layer: int) -> ir.Value:
         return attention(build, x, layer, heads[layer], rope)

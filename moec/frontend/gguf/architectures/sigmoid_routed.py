@@ -22,12 +22,12 @@ def build(
 ) -> ir.Value:
     """Build GLM-4.5 or dots.llm1. ``gating``: the score function where metadata names none. Only some sizes of GLM-4.5
     have norms of queries and keys."""
-    given, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
+    metadata, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
     form = AttentionForm(norm=norm if build.has("blk.0.attn_q_norm.weight") else "")
-    normalize, scale = given.flag("expert_weights_norm", False), given.number("expert_weights_scale", 0.0)
+    normalize, scale = metadata.flag("expert_weights_norm", False), metadata.number("expert_weights_scale", 0.0)
     router = RouterOptions.of(build, score_of(build, gating), normalize, correction="allowed").scaled(scale)
-    own, shared = given.whole("expert_feed_forward_length"), given.whole("expert_shared_count", 0, least=0)
-    dense = given.whole("leading_dense_block_count", 0, least=0)
+    own, shared = metadata.whole("expert_feed_forward_length"), metadata.whole("expert_shared_count", 0, least=0)
+    dense = metadata.whole("leading_dense_block_count", 0, least=0)
     rope = Rope(build, heads[0].size, interleaved=False)
 
     def attend(x: ir.Value, layer: int) -> ir.Value:
@@ -45,13 +45,16 @@ def build(
 def build_ernie(build: Builder) -> ir.Value:
     """Build ERNIE 4.5: softmax scores with a correction bias, and experts in every ``interleave_moe_layer_step``-th
     layer."""
-    given, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
-    is_moe = given.architecture == "ernie4_5-moe"
+    metadata, heads, inner = build.given, Heads.of(build), build.given.whole("feed_forward_length")
+    is_moe = metadata.architecture == "ernie4_5-moe"
     router = RouterOptions.of(build, correction="allowed") if is_moe else None
-    own = given.whole("expert_feed_forward_length") if is_moe else 0
-    shared = given.whole("expert_shared_feed_forward_length", 0, least=0)
-    given.whole("expert_shared_count", 0, least=0)  # the length above is that of all shared experts together
-    dense, step = given.whole("leading_dense_block_count", 0, least=0), given.whole("interleave_moe_layer_step", 1)
+    own = metadata.whole("expert_feed_forward_length") if is_moe else 0
+    shared = metadata.whole("expert_shared_feed_forward_length", 0, least=0)
+    metadata.whole("expert_shared_count", 0, least=0)  # the length above is that of all shared experts together
+    dense, step = (
+        metadata.whole("leading_dense_block_count", 0, least=0),
+        metadata.whole("interleave_moe_layer_step", 1),
+    )
     rope = Rope(build, heads[0].size, interleaved=True)
 
     def attend(x: ir.Value, layer: int) -> ir.Value:

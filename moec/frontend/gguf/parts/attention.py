@@ -26,14 +26,14 @@ class Heads:
     def of(build: Builder) -> list[Heads]:
         """Heads of each layer; a layer without groups has no attention. Raises UnsupportedError for heads that do not
         fit."""
-        given, layers = build.given, build.layers
-        queries = given.by_layer("attention.head_count", layers)
-        groups = given.by_layer("attention.head_count_kv", layers, queries[0], least=0)
-        size = given.whole("attention.key_length", build.width // queries[0])
-        value_size = given.whole("attention.value_length", build.width // queries[0])
+        metadata, layers = build.given, build.layers
+        queries = metadata.by_layer("attention.head_count", layers)
+        groups = metadata.by_layer("attention.head_count_kv", layers, queries[0], least=0)
+        size = metadata.whole("attention.key_length", build.width // queries[0])
+        value_size = metadata.whole("attention.value_length", build.width // queries[0])
         for heads, shared in zip(queries, groups, strict=True):
             if shared and heads % shared:
-                raise UnsupportedError(f"{given.where}: {heads} query heads cannot share {shared} heads of keys")
+                raise UnsupportedError(f"{metadata.where}: {heads} query heads cannot share {shared} heads of keys")
         return [Heads(*counts, size, value_size) for counts in zip(queries, groups, strict=True)]
 
 
@@ -166,7 +166,7 @@ def _with_sinks(build: Builder, layer: int, mask: ir.Value | None, heads: int) -
     added = write.op("Pad", column, pads, None, write.numbers(3), label=f"{name}.added")
     if mask is None:
         return added
-    one = write.constant(np.ones((1, 1), bool), "sees_sink")
+    sink = write.constant(np.ones((1, 1), bool), "sees_sink")
     shape = write.op("Concat", write.op("Shape", mask, start=0, end=1), write.numbers(1), axis=0)
-    visible = write.op("Concat", write.op("Expand", one, shape), mask, axis=1)
+    visible = write.op("Concat", write.op("Expand", sink, shape), mask, axis=1)
     return write.op("Where", visible, added, write.scalar(-np.inf), label=f"{name}.mask")

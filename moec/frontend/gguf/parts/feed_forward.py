@@ -57,17 +57,18 @@ class RouterOptions:
     def of(build: Builder, score: ScoreFunction = "softmax", normalize: bool = True, **options: Any) -> RouterOptions:
         """Router with ``score`` over ``expert_count`` experts, of which it selects ``expert_used_count``. Raises
         UnsupportedError for counts that do not fit."""
-        given = build.given
-        experts, used = given.whole("expert_count"), given.whole("expert_used_count")
+        metadata = build.given
+        experts, used = metadata.whole("expert_count"), metadata.whole("expert_used_count")
         if used > experts:
-            raise UnsupportedError(f"{given.where}: {used} of {experts} experts are to be used")
-        groups = given.whole("expert_group_count", 0, least=0)
-        kept = given.whole("expert_group_used_count", 0, least=0)
+            raise UnsupportedError(f"{metadata.where}: {used} of {experts} experts are to be used")
+        groups = metadata.whole("expert_group_count", 0, least=0)
+        kept = metadata.whole("expert_group_used_count", 0, least=0)
         limits: dict[str, Any] = {}
         if groups > 1:
             if experts % groups or not 0 < kept < groups or used > kept * (experts // groups) or experts == groups:
                 raise UnsupportedError(
-                    f"{given.where}: {kept} of {groups} groups are kept, of {experts} experts, of which {used} are used"
+                    f"{metadata.where}: {kept} of {groups} groups are kept, of {experts} experts, of which {used} are "
+                    "used; expected groups of equal size, fewer kept than there are, with room for the experts used"
                 )
             limits = {"groups": groups, "groups_kept": kept, "group_score": "sum_top2"}
         floor: dict[str, Any] = {"normalize": True, "normalize_floor": _SMALLEST_SUM} if normalize else {}

@@ -67,20 +67,22 @@ def _magnitude(factor: float, weight: float) -> float:
 
 def scaling_of(build: Builder) -> Scaling:
     """Read the scaling from the metadata. Raises UnsupportedError for a kind that moec does not know."""
-    given = build.given
-    kind = given.text("rope.scaling.type", "linear")
+    metadata = build.given
+    kind = metadata.text("rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn", "longrope"):
-        raise UnsupportedError(f"{given.where}: rope.scaling.type is {kind!r}; moec knows none, linear, yarn, longrope")
-    factor = given.number("rope.scaling.factor", given.number("rope.scale_linear", 0.0)) or 1.0
-    context = given.whole("context_length", 1 << 20)
-    log_factor = given.number("rope.scaling.yarn_log_multiplier", 0.0) / 0.1
+        raise UnsupportedError(
+            f"{metadata.where}: rope.scaling.type is {kind!r}; moec knows none, linear, yarn, longrope"
+        )
+    factor = metadata.number("rope.scaling.factor", metadata.number("rope.scale_linear", 0.0)) or 1.0
+    context = metadata.whole("context_length", 1 << 20)
+    log_factor = metadata.number("rope.scaling.yarn_log_multiplier", 0.0) / 0.1
     return Scaling(
         kind,
         1.0 if kind == "none" else factor,
-        given.whole("rope.scaling.original_context_length", context),
-        given.number("rope.scaling.attn_factor", 1.0),
-        given.number("rope.scaling.yarn_beta_fast", 32.0),
-        given.number("rope.scaling.yarn_beta_slow", 1.0),
+        metadata.whole("rope.scaling.original_context_length", context),
+        metadata.number("rope.scaling.attn_factor", 1.0),
+        metadata.number("rope.scaling.yarn_beta_fast", 32.0),
+        metadata.number("rope.scaling.yarn_beta_slow", 1.0),
         log_factor,
     )
 
@@ -117,13 +119,13 @@ class Rope:
         label: str = "rope",
     ) -> None:
         """Raises UnsupportedError for a scaling that moec does not know, MoecError for factors that do not fit."""
-        given = build.given
-        self.size = given.whole("rope.dimension_count", size)
+        metadata = build.given
+        self.size = metadata.whole("rope.dimension_count", size)
         if self.size % 2:
-            raise UnsupportedError(f"{given.where}: rope.dimension_count is {self.size}; expected an even number")
+            raise UnsupportedError(f"{metadata.where}: rope.dimension_count is {self.size}; expected an even number")
         self._build, self._interleaved, self._label = build, interleaved, label
         self.scaling = scaling_of(build) if scaling is None else scaling
-        own_base = given.number("rope.freq_base", 10_000.0)
+        own_base = metadata.number("rope.freq_base", 10_000.0)
         self._base = own_base if base is None else base
 
     def __call__(self, x: ir.Value, label: str) -> ir.Value:

@@ -14,15 +14,15 @@ def windows_of(build: Builder, pattern: int, default: int = 0) -> list[int]:
     Every ``pattern``-th layer sees all keys, unless metadata has another number, or a flag for each layer. Raises
     MoecError for other metadata.
     """
-    given, key = build.given, "attention.sliding_window_pattern"
-    size = given.whole("attention.sliding_window", default, least=0)
-    listed = given.listed(key)
+    metadata, key = build.given, "attention.sliding_window_pattern"
+    size = metadata.whole("attention.sliding_window", default, least=0)
+    listed = metadata.listed(key)
     if listed is None:
-        pattern = given.whole(key, pattern, least=0)
+        pattern = metadata.whole(key, pattern, least=0)
         has_window = [not pattern or layer % pattern < pattern - 1 for layer in range(build.layers)]
     elif len(listed) < build.layers or not np.isin(listed, (0, 1)).all():
         raise MoecError(
-            f"{given.where}: {key} says {len(listed)} things of {build.layers} layers; expected one of each"
+            f"{metadata.where}: {key} says {len(listed)} things of {build.layers} layers; expected one of each"
         )
     else:
         has_window = [bool(flag) for flag in listed[: build.layers]]

@@ -55,9 +55,10 @@ def rounds_activations(settings: dict[str, Any]) -> bool:
     """Whether activations are integers of 8 bits wherever weights are rounded (W8A8, W4A8)."""
     groups = settings.get("config_groups")
     entries = list(groups.values()) if isinstance(groups, dict) else []
-    inputs = [one.get("input_activations") if isinstance(one, dict) else None for one in entries]
+    inputs = [entry.get("input_activations") if isinstance(entry, dict) else None for entry in entries]
     return bool(inputs) and all(
-        isinstance(one, dict) and (one.get("type", "int"), one.get("num_bits")) == ("int", 8) for one in inputs
+        isinstance(scheme, dict) and (scheme.get("type", "int"), scheme.get("num_bits")) == ("int", 8)
+        for scheme in inputs
     )
 
 
@@ -66,7 +67,11 @@ def _block(settings: dict[str, Any], where: str) -> tuple[int, int] | None:
     groups = settings.get("config_groups")
     entries = list(groups.values()) if isinstance(groups, dict) else []
     weights = [entry.get("weights") for entry in entries if isinstance(entry, dict)]
-    blocks = {str(one.get("block_structure")): one.get("block_structure") for one in weights if isinstance(one, dict)}
+    blocks = {
+        str(scheme.get("block_structure")): scheme.get("block_structure")
+        for scheme in weights
+        if isinstance(scheme, dict)
+    }
     if len(blocks) != 1:
         return None
     return packing.block_of(next(iter(blocks.values())), "block_structure", where)
@@ -134,4 +139,4 @@ def _per_output(tensor: FileTensor, out: int, dtypes: tuple[ir.DataType, ...]) -
     if tensor.shape not in ((), (1,), (1, 1), (out,)):
         raise MoecError(f"{tensor.where}: is {list(tensor.shape)}; expected one for each of {out} outputs, or for all")
     array = packing.scales_of(tensor)
-    return array.mapped(lambda found: np.resize(found, (out, 1)), array.dtype, (out, 1))
+    return array.mapped(lambda scale: np.resize(scale, (out, 1)), array.dtype, (out, 1))

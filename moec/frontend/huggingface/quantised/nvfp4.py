@@ -65,10 +65,10 @@ def weight_of(
     packing.check_shape(whole, (1,) * min(rank, 1))
 
     def scale() -> Array:
-        wide, one = scales.numpy().astype(np.float32), whole.numpy().reshape(())
-        if not np.isfinite(one) or (divisor is not None and one == 0):
-            raise MoecError(f"{whole.where}: is {one}; expected a number that scales can be made of")
-        return wide * one if divisor is None else wide / one
+        wide, global_scale = scales.numpy().astype(np.float32), whole.numpy().reshape(())
+        if not np.isfinite(global_scale) or (divisor is not None and global_scale == 0):
+            raise MoecError(f"{whole.where}: is {global_scale}; expected a number that scales can be made of")
+        return wide * global_scale if divisor is None else wide / global_scale
 
     def codes() -> Array:
         return packing.unpacked(packed.numpy(), 4).view(ml_dtypes.float4_e2m1fn)

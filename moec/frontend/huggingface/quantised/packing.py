@@ -41,9 +41,9 @@ def decoded(
     parts = {
         start: {end: tensors[start + end] for end in (first, *others) if start + end in tensors} for start in starts
     }
-    used = {start + end for start, found in parts.items() for end in found}
+    used = {start + end for start, ends in parts.items() for end in ends}
     weights = {full: CheckpointWeight.of(tensor) for full, tensor in tensors.items() if full not in used}
-    return weights | {start + name: decode(found[first].where, found) for start, found in parts.items()}
+    return weights | {start + name: decode(tensors_of[first].where, tensors_of) for start, tensors_of in parts.items()}
 
 
 def part(parts: Parts, end: str, dtypes: Collection[ir.DataType], rank: int) -> FileTensor:

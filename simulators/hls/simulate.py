@@ -11,7 +11,7 @@ from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import ProjectEntry
 from moec.simulators.hls.instrument import Style
 from moec.simulators.hls.simulator import SimulationError, TimedResult, simulate_timed
-from moec.targets.hls.moe.design import MOST_STAGES
+from moec.targets.hls.design.numbers import MOST_STAGES
 
 
 def simulate(

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from moec.common.tables import table
+from moec.targets.hls.design.channels import PROCESSES
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES
 from moec.targets.hls.model.channels import KERNELS, STRUCTS
-from moec.targets.hls.moe.channels import PROCESSES
 
 _NOT_SYNTHESISED = "estimates: nothing here has been synthesised"
 _PHASES = {

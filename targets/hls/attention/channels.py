@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from moec.targets.hls.attention.design import AttentionDesign
-from moec.targets.hls.moe.channels import BEAT_BITS, ITEM_BITS, JOB_BITS, SCALE_BITS, Channel
-from moec.targets.hls.moe.design import INPUT_BITS, MULTIPLIER_BITS, RESULT_BITS, bits_for
+from moec.targets.hls.design.attention import AttentionDesign
+from moec.targets.hls.design.channels import BEAT_BITS, ITEM_BITS, JOB_BITS, SCALE_BITS, Channel
+from moec.targets.hls.design.numbers import INPUT_BITS, MULTIPLIER_BITS, RESULT_BITS, bits_for
 
 KEY_WEIGHT_BITS, RECIPROCAL_BITS = 8, 20
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from moec.targets.hls.attention.design import QUERY, AttentionDesign
+from moec.targets.hls.design.attention import QUERY, AttentionDesign
+from moec.targets.hls.design.numbers import BEAT_BYTES, RESULT_BITS
 from moec.targets.hls.hardware.cycles import Loader, MemoryPace
-from moec.targets.hls.moe.design import BEAT_BYTES, RESULT_BITS
 
 Array = np.ndarray[Any, Any]
 Span = tuple[float, float]

@@ -19,19 +19,16 @@ import dataclasses
 import functools
 import math
 
-from moec.targets.hls.attention.design import KEY, QUERY, VALUE, AttentionDesign
 from moec.targets.hls.attention.drains import Span, written
 from moec.targets.hls.attention.latents_estimate import latent_beats, rows_taken
 from moec.targets.hls.attention.resources import attention_dsps, attention_luts, attention_memories
+from moec.targets.hls.design.attention import KEY, QUERY, VALUE, AttentionDesign
+from moec.targets.hls.design.numbers import BEAT_BYTES, PARAMETER_BYTES
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.costs import Estimate, Resources
 from moec.targets.hls.hardware.cycles import Loader, MemoryPace
 from moec.targets.hls.hardware.parts import FpgaPart
 from moec.targets.hls.hardware.ports import attention_masters, connect
-from moec.targets.hls.moe.design import (
-    BEAT_BYTES,
-    PARAMETER_BYTES,
-)
 
 _LOOPS_OF_TOKENS, _LOOPS_OF_QUERIES, _LOOPS_OF_SCORES = 4, 5, 3
 """Pipelines in series: until all tokens are normalised and stored; from a query's product to its scores; from these to

@@ -9,7 +9,7 @@ import numpy as np
 
 from moec.common.errors import UnsupportedError
 from moec.targets.hls.attention.latents import FloatLatents
-from moec.targets.hls.normalization import FloatNorm, stream_scale_for
+from moec.targets.hls.design.normalization import FloatNorm, stream_scale_for
 
 Array = np.ndarray[Any, Any]
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from moec.common.errors import UnsupportedError
-from moec.targets.hls.attention.design import LatentShape
-from moec.targets.hls.moe.design import INPUT_BITS, bits_for
-from moec.targets.hls.moe.projection import QuantizedProjection, project
+from moec.targets.hls.design.attention import LatentShape
+from moec.targets.hls.design.normalization import FloatNorm, QuantizedNorm, quantize_norm, widened_norm
+from moec.targets.hls.design.numbers import INPUT_BITS, bits_for
+from moec.targets.hls.design.projection import QuantizedProjection, project
 from moec.targets.hls.moe.quantize import scale_for
 from moec.targets.hls.moe.reference import projected
-from moec.targets.hls.normalization import FloatNorm, QuantizedNorm, quantize_norm, widened_norm
 
 Array = np.ndarray[Any, Any]
 

@@ -8,11 +8,11 @@ of latents and then those of rows.
 from __future__ import annotations
 
 from moec.targets.hls.attention.channels import keeping
-from moec.targets.hls.attention.design import AttentionDesign
+from moec.targets.hls.design.attention import AttentionDesign
+from moec.targets.hls.design.numbers import BEAT_BYTES, INPUT_BITS, MULTIPLIER_BITS, PARAMETER_BYTES, RESULT_BITS
 from moec.targets.hls.hardware.arithmetic import norm_dsps
 from moec.targets.hls.hardware.cycles import Loader, MemoryPace
 from moec.targets.hls.hardware.memories import INVERSE_ROOT_TABLE_WORDS, Memory, array_memory
-from moec.targets.hls.moe.design import BEAT_BYTES, INPUT_BITS, MULTIPLIER_BITS, PARAMETER_BYTES, RESULT_BITS
 
 _LOOPS = 4
 """Pipelines in series from the product that computes latents to the one that computes rows."""

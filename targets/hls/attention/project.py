@@ -20,18 +20,18 @@ import numpy as np
 from moec.common.errors import DefectError
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.channels import attention_channels
-from moec.targets.hls.attention.design import VALUE, AttentionDesign, AttentionShape
 from moec.targets.hls.attention.latents import QuantizedLatents
 from moec.targets.hls.attention.quantize import QuantizedAttention, QuantizedTurns, sink_places
 from moec.targets.hls.attention.resources import attention_memories, power_copies
+from moec.targets.hls.design.attention import VALUE, AttentionDesign, AttentionShape
+from moec.targets.hls.design.normalization import inverse_roots
+from moec.targets.hls.design.numbers import BEAT_BYTES, MOST_STAGES, padded
 from moec.targets.hls.hardware.configuration import LEAST_VERSION
 from moec.targets.hls.hardware.parts import find_part
 from moec.targets.hls.hardware.ports import attention_masters, port_names
 from moec.targets.hls.moe import packing
-from moec.targets.hls.moe.design import BEAT_BYTES, MOST_STAGES, padded
 from moec.targets.hls.moe.project import CLOCK_UNCERTAINTY, bound_channels, library_files, listed, render, repeated
 from moec.targets.hls.moe.quantize import power_table
-from moec.targets.hls.normalization import inverse_roots
 from moec.targets.hls.wires import AttentionWires
 
 Array = np.ndarray[Any, Any]

@@ -14,13 +14,19 @@ from typing import Any
 import numpy as np
 
 from moec.common.errors import UnsupportedError
-from moec.targets.hls.attention.design import AttentionShape
 from moec.targets.hls.attention.float_block import FloatAttention
 from moec.targets.hls.attention.latents import QuantizedLatents, quantize_latents
-from moec.targets.hls.moe.design import INPUT_BITS, RESULT_BITS, bits_for
-from moec.targets.hls.moe.projection import Multipliers, QuantizedProjection, project, saturated, shifted
+from moec.targets.hls.design.attention import AttentionShape
+from moec.targets.hls.design.normalization import (
+    FloatNorm,
+    QuantizedNorm,
+    quantize_norm,
+    stream_scale_for,
+    widened_norm,
+)
+from moec.targets.hls.design.numbers import INPUT_BITS, RESULT_BITS, bits_for
+from moec.targets.hls.design.projection import Multipliers, QuantizedProjection, project, saturated, shifted
 from moec.targets.hls.moe.quantize import POWER_ENTRIES, rounded, scale_for
-from moec.targets.hls.normalization import FloatNorm, QuantizedNorm, quantize_norm, stream_scale_for, widened_norm
 
 Array = np.ndarray[Any, Any]
 

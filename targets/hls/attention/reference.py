@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from moec.targets.hls.attention.design import KEY, QUERY, VALUE
 from moec.targets.hls.attention.float_block import met_keys
 from moec.targets.hls.attention.quantize import KEY_WEIGHT_ONE, SINK_OCTAVES, QuantizedAttention
-from moec.targets.hls.moe.projection import saturated
+from moec.targets.hls.design.attention import KEY, QUERY, VALUE
+from moec.targets.hls.design.projection import saturated
 from moec.targets.hls.moe.reference import MOST_EXPONENT, power_of_half, powers_of, product, projected
 
 Array = np.ndarray[Any, Any]

@@ -12,8 +12,10 @@ from moec.targets.hls.attention.channels import (
     turning,
     weighing,
 )
-from moec.targets.hls.attention.design import AttentionDesign
 from moec.targets.hls.attention.latents_estimate import latent_dsps, latent_memories
+from moec.targets.hls.design.attention import AttentionDesign
+from moec.targets.hls.design.channels import BEAT_BITS, SCALE_BITS
+from moec.targets.hls.design.numbers import INPUT_BITS, MOST_ACCUMULATOR_BITS, MULTIPLIER_BITS, RESULT_BITS, bits_for
 from moec.targets.hls.hardware.arithmetic import (
     CONTROL_LUTS,
     MASTER_LUTS,
@@ -35,14 +37,6 @@ from moec.targets.hls.hardware.memories import (
     parameter_memory,
 )
 from moec.targets.hls.hardware.ports import attention_masters
-from moec.targets.hls.moe.channels import BEAT_BITS, SCALE_BITS
-from moec.targets.hls.moe.design import (
-    INPUT_BITS,
-    MOST_ACCUMULATOR_BITS,
-    MULTIPLIER_BITS,
-    RESULT_BITS,
-    bits_for,
-)
 
 _ARRAYS = 4
 """Arrays of ``lanes`` x ``lanes`` products: projections, scores, values, output. Latents need one more."""

@@ -21,10 +21,10 @@ from moec.common.names import node_name
 from moec.ir.interpreter import EvaluationError
 from moec.targets.hls.attention.float_block import RotaryEmbedding, normalized_rows
 from moec.targets.hls.attention.mask import inputs_behind
+from moec.targets.hls.design.normalization import FloatNorm
 from moec.targets.hls.graph.affine import affine_maps, random_inputs
 from moec.targets.hls.graph.calibrate import evaluate
 from moec.targets.hls.graph.residuals import NORMS, norm_of
-from moec.targets.hls.normalization import FloatNorm
 
 Array = np.ndarray[Any, Any]
 

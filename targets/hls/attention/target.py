@@ -14,16 +14,16 @@ from moec.targets.base import Project
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.agreement import attention_agreement
 from moec.targets.hls.attention.channels import attention_channels
-from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
 from moec.targets.hls.attention.estimate import AttentionEstimate, attention_cycles, estimate_attention
 from moec.targets.hls.attention.graph import SOME_POSITIONS, GraphAttention, find_attention
 from moec.targets.hls.attention.project import attention_files, calls_of
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
 from moec.targets.hls.attention.quantize import shape_of as attention_shape
+from moec.targets.hls.design.attention import AttentionDesign, AttentionShape
+from moec.targets.hls.design.numbers import accumulator_bits, padded
 from moec.targets.hls.graph.agreement import Agreement
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES
 from moec.targets.hls.hardware.parts import FpgaPart
-from moec.targets.hls.moe.design import accumulator_bits, padded
 from moec.targets.hls.moe.exploration import Constraints
 from moec.targets.hls.moe.project import estimated_project
 from moec.targets.hls.moe.quality import signal_to_noise

@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from moec.common.errors import UnsupportedError
 from moec.common.names import node_name
+from moec.targets.hls.design.normalization import FloatNorm
 from moec.targets.hls.graph.dense_layer import SAME_ELEMENTS, constant, optional, origin
-from moec.targets.hls.normalization import FloatNorm
 
 Array = np.ndarray[Any, Any]
 

@@ -6,6 +6,16 @@ DSPs are counted by the operands of every product (``logic.py``); two products o
 
 from __future__ import annotations
 
+from moec.targets.hls.design.experts import Design
+from moec.targets.hls.design.normalization import FRACTION_BITS
+from moec.targets.hls.design.numbers import (
+    GATE_BITS,
+    INPUT_BITS,
+    MULTIPLIER_BITS,
+    RESULT_BITS,
+    ROUTER_WEIGHT_BITS,
+    bits_for,
+)
 from moec.targets.hls.hardware.logic import (
     chain_luts,
     combine_luts,
@@ -18,16 +28,6 @@ from moec.targets.hls.hardware.logic import (
     saturate_luts,
 )
 from moec.targets.hls.hardware.memories import OUTSTANDING, scores_all
-from moec.targets.hls.moe.design import (
-    GATE_BITS,
-    INPUT_BITS,
-    MULTIPLIER_BITS,
-    RESULT_BITS,
-    ROUTER_WEIGHT_BITS,
-    Design,
-    bits_for,
-)
-from moec.targets.hls.normalization import FRACTION_BITS
 
 PRODUCTS_PER_DSP = 2
 _TERM_BITS, _RECIPROCAL_BITS = GATE_BITS + 1, 34

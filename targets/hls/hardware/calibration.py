@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moec.common.errors import MoecError
-from moec.targets.hls.moe.design import MOST_STAGES, USUAL_STAGES
+from moec.targets.hls.design.numbers import MOST_STAGES, USUAL_STAGES
 
 FORMAT = "moec calibration"
 _COUNTED = ("dsp", "bram18", "uram", "lut", "flip_flops")

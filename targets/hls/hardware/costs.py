@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
+from moec.targets.hls.design.numbers import BEAT_BYTES, MOST_STAGES
 from moec.targets.hls.hardware.arithmetic import flip_flops
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.memories import Memory
 from moec.targets.hls.hardware.parts import FpgaPart
 from moec.targets.hls.hardware.ports import Ports
-from moec.targets.hls.moe.design import BEAT_BYTES, MOST_STAGES
 
 RESOURCE_NAMES = {
     "dsp": "DSPs",

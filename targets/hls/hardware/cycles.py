@@ -19,15 +19,8 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
-from moec.targets.hls.moe.design import (
-    BEAT_BYTES,
-    INPUT_BITS,
-    PARAMETER_BYTES,
-    RESULT_BITS,
-    ROUTER_WEIGHT_BITS,
-    BlockShape,
-    Design,
-)
+from moec.targets.hls.design.experts import BlockShape, Design
+from moec.targets.hls.design.numbers import BEAT_BYTES, INPUT_BITS, PARAMETER_BYTES, RESULT_BITS, ROUTER_WEIGHT_BITS
 
 ROUTER_BIAS_BYTES = 4
 _LOOPS_OF_ROUTER, _LOOPS_OF_ROUTES = 3, 5

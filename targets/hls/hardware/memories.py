@@ -20,9 +20,9 @@ import math
 from collections.abc import Iterable
 from typing import Literal
 
-from moec.targets.hls.hardware.cycles import select_steps
-from moec.targets.hls.moe.channels import BEAT_BITS, ITEM_BITS, PARAMETER_WORD_BITS, Channel, channels_of
-from moec.targets.hls.moe.design import (
+from moec.targets.hls.design.channels import BEAT_BITS, ITEM_BITS, PARAMETER_WORD_BITS, Channel, channels_of
+from moec.targets.hls.design.experts import Design
+from moec.targets.hls.design.numbers import (
     BEAT_BYTES,
     GATE_BITS,
     INPUT_BITS,
@@ -30,8 +30,8 @@ from moec.targets.hls.moe.design import (
     PARAMETER_BYTES,
     RESULT_BITS,
     ROUTER_WEIGHT_BITS,
-    Design,
 )
+from moec.targets.hls.hardware.cycles import select_steps
 
 Storage = Literal["bram", "uram", "lut"]
 

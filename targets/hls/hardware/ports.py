@@ -10,11 +10,12 @@ import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from moec.targets.hls.attention.design import AttentionShape
+from moec.targets.hls.design.attention import AttentionShape
+from moec.targets.hls.design.experts import Design
+from moec.targets.hls.design.numbers import BEAT_BYTES
+from moec.targets.hls.design.striping import stripe_names
 from moec.targets.hls.hardware.cycles import MemoryPace
 from moec.targets.hls.hardware.parts import ExternalMemory, FpgaPart
-from moec.targets.hls.moe.design import BEAT_BYTES, Design
-from moec.targets.hls.moe.striping import stripe_names
 
 UP, DOWN, TURNS = "gmem_up", "gmem_down", "gmem_turns"
 ATTENTION_MASTERS = (UP, DOWN, "gmem_keys", "gmem_values", "gmem_results", "gmem_tokens", TURNS)

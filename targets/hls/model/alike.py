@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from moec.targets.hls.attention.quantize import QuantizedAttention
+from moec.targets.hls.design.numbers import FRACTION_BITS
+from moec.targets.hls.design.projection import Multipliers, QuantizedProjection, in_totals
 from moec.targets.hls.model.plan import Layer, QuantizedLinear
-from moec.targets.hls.moe.design import FRACTION_BITS
-from moec.targets.hls.moe.projection import Multipliers, QuantizedProjection, in_totals
 from moec.targets.hls.moe.quantize import QuantizedBlock
 
 Array = np.ndarray[Any, Any]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from moec.targets.hls.attention.channels import attention_channels
+from moec.targets.hls.design.channels import BEAT_BITS, Channel, channels_of
 from moec.targets.hls.model.design import ModelDesign
-from moec.targets.hls.moe.channels import BEAT_BITS, Channel, channels_of
 
 KERNELS = ("experts_layer", "attention_layer")
 STRUCTS = ("experts_block", "attention_block")

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from moec.common.errors import UnsupportedError
-from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
 from moec.targets.hls.attention.quantize import QuantizedAttention
+from moec.targets.hls.design.attention import AttentionDesign, AttentionShape
+from moec.targets.hls.design.experts import BlockShape, Design
+from moec.targets.hls.design.numbers import BEAT_BYTES, RESULT_BITS, depth_beside
 from moec.targets.hls.model.plan import ModelPlan, QuantizedLinear
-from moec.targets.hls.moe.design import BEAT_BYTES, RESULT_BITS, BlockShape, Design, depth_beside
 from moec.targets.hls.moe.quantize import QuantizedBlock
 from moec.targets.hls.wires import AttentionWires, ExpertsWires
 

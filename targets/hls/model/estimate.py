@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from moec.common.errors import UnsupportedError
-from moec.targets.hls.attention.design import AttentionDesign
 from moec.targets.hls.attention.estimate import attention_cycles
 from moec.targets.hls.attention.quantize import QuantizedAttention
 from moec.targets.hls.attention.resources import attention_dsps, attention_luts, attention_memories
+from moec.targets.hls.design.attention import AttentionDesign
+from moec.targets.hls.design.experts import Design, LargeArrays
+from moec.targets.hls.design.numbers import BEAT_BYTES, PARAMETER_BYTES, RESULT_BITS
 from moec.targets.hls.hardware.arithmetic import dsps_of, logic_luts
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES, Estimate, Resources
@@ -30,7 +32,6 @@ from moec.targets.hls.model.channels import STRUCTS, experts_channels, process_o
 from moec.targets.hls.model.design import ModelDesign, model_design
 from moec.targets.hls.model.plan import Layer, ModelPlan, QuantizedLinear
 from moec.targets.hls.moe import reference as moe_reference
-from moec.targets.hls.moe.design import BEAT_BYTES, PARAMETER_BYTES, RESULT_BITS, Design, LargeArrays
 from moec.targets.hls.moe.exploration import HIDDEN_TILES, Constraints, fullest, routers_of
 from moec.targets.hls.moe.quantize import QuantizedBlock
 

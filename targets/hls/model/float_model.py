@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.targets.hls.attention.graph import GraphAttention
+from moec.targets.hls.design.normalization import FloatNorm
 from moec.targets.hls.model.plan import Pool
 from moec.targets.hls.model.token_table import TokenTable
 from moec.targets.hls.moe.blocks import GraphBlock
-from moec.targets.hls.normalization import FloatNorm
 
 Array = np.ndarray[Any, Any]
 

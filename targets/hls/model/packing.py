@@ -4,7 +4,7 @@
 |---|---|
 | ``layers.bin`` | a record per layer: 32 numbers of 32 bits, the fields of ``layer_t`` in ``library/moec_model.h`` |
 | ``norm.bin``, ``router.bin``, ``up.bin``, ``down.bin`` | those of all layers, in the format of ``moe/packing.py`` |
-| ``up_0.bin``, ... | with several masters of experts' weights: the part of each, in the format of ``moe/striping.py`` |
+| ``up_0.bin``, ... | with several masters: the part of each, in the format of ``design/striping.py`` |
 | ``turns.bin`` | of layers of attention, in the format of ``attention/project.py`` |
 | ``stream.bin`` | the memory of the arguments ``stream_in``, ``residual`` and ``stream_out``, see below |
 | ``outputs.bin`` | the expected output of each layer, in order; each begins with a new beat |
@@ -27,13 +27,13 @@ import numpy as np
 
 from moec.targets.hls.attention.project import calls_of, pack_output, pack_projections, pack_turns
 from moec.targets.hls.attention.quantize import QuantizedAttention
+from moec.targets.hls.design.numbers import BEAT_BYTES, RESULT_BITS
+from moec.targets.hls.design.striping import stripe_down, stripe_names, stripe_up
 from moec.targets.hls.model import reference
 from moec.targets.hls.model.design import ModelDesign
 from moec.targets.hls.model.plan import Layer, ModelPlan, QuantizedLinear
 from moec.targets.hls.moe import packing
-from moec.targets.hls.moe.design import BEAT_BYTES, RESULT_BITS
 from moec.targets.hls.moe.packing import whole_beats
-from moec.targets.hls.moe.striping import stripe_down, stripe_names, stripe_up
 
 Array = np.ndarray[Any, Any]
 

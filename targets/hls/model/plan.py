@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 
 from moec.targets.hls.attention.quantize import QuantizedAttention
-from moec.targets.hls.moe.projection import QuantizedProjection
+from moec.targets.hls.design.normalization import QuantizedNorm
+from moec.targets.hls.design.projection import QuantizedProjection
 from moec.targets.hls.moe.quantize import GATE_ONE, QuantizedBlock, rounded
-from moec.targets.hls.normalization import QuantizedNorm
 
 Array = np.ndarray[Any, Any]
 Pool = Literal["none", "first", "mean"]

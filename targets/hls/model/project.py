@@ -19,6 +19,8 @@ import numpy as np
 from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.quantize import QuantizedAttention
 from moec.targets.hls.attention.resources import attention_memories, power_copies
+from moec.targets.hls.design.normalization import inverse_roots
+from moec.targets.hls.design.numbers import BEAT_BYTES, FRACTION_BITS, MOST_STAGES
 from moec.targets.hls.hardware.configuration import LEAST_VERSION
 from moec.targets.hls.hardware.memories import Memory, memories_of
 from moec.targets.hls.hardware.parts import find_part
@@ -27,10 +29,8 @@ from moec.targets.hls.model import packing
 from moec.targets.hls.model.channels import experts_channels
 from moec.targets.hls.model.design import ModelDesign, attention_wires, experts_wires
 from moec.targets.hls.model.plan import ModelPlan
-from moec.targets.hls.moe.design import BEAT_BYTES, FRACTION_BITS, MOST_STAGES
 from moec.targets.hls.moe.project import CLOCK_UNCERTAINTY, bound_channels, library_files, listed, render, repeated
 from moec.targets.hls.moe.quantize import power_table, sigmoid_table
-from moec.targets.hls.normalization import inverse_roots
 
 Array = np.ndarray[Any, Any]
 

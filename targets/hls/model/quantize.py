@@ -13,15 +13,15 @@ import onnx_ir as ir
 from moec.common.errors import InputError, UnsupportedError
 from moec.targets.hls.attention.graph import GraphAttention
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
+from moec.targets.hls.design.normalization import quantize_norm, stream_scale_for
+from moec.targets.hls.design.projection import project
 from moec.targets.hls.graph.calibrate import evaluate_data, feeds_of
 from moec.targets.hls.model.alike import made_alike
 from moec.targets.hls.model.float_model import FloatEmbedding, FloatHead, GraphModel
 from moec.targets.hls.model.plan import ModelPlan, Patches, QuantizedLinear, stream_steps
 from moec.targets.hls.model.shared_shifts import least_bits, smallest_shifts, with_shifts
 from moec.targets.hls.moe.blocks import GraphBlock
-from moec.targets.hls.moe.projection import project
 from moec.targets.hls.moe.quantize import GATE_ONE, QuantizedBlock, quantize, scale_for
-from moec.targets.hls.normalization import quantize_norm, stream_scale_for
 
 Array = np.ndarray[Any, Any]
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.quantize import QuantizedAttention
+from moec.targets.hls.design.projection import saturated, shifted
 from moec.targets.hls.model.plan import Layer, ModelPlan, QuantizedLinear
 from moec.targets.hls.moe import reference as moe_reference
-from moec.targets.hls.moe.projection import saturated, shifted
 from moec.targets.hls.moe.reference import projected
 
 Array = np.ndarray[Any, Any]

@@ -13,8 +13,8 @@ from typing import TypeVar
 import numpy as np
 
 from moec.targets.hls.attention.quantize import QuantizedAttention
+from moec.targets.hls.design.projection import QuantizedProjection, shifted
 from moec.targets.hls.model.plan import Layer, QuantizedLinear, kernel_of, shifts_of
-from moec.targets.hls.moe.projection import QuantizedProjection, shifted
 
 _Layer = TypeVar("_Layer", bound=Layer)
 

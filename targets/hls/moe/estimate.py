@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from moec.targets.hls.design.experts import Design
 from moec.targets.hls.hardware.arithmetic import dsps_of, logic_luts
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.costs import Estimate, Resources
@@ -15,7 +16,6 @@ from moec.targets.hls.hardware.cycles import Cycles, count_cycles
 from moec.targets.hls.hardware.memories import Memory, memories_of
 from moec.targets.hls.hardware.parts import FpgaPart
 from moec.targets.hls.hardware.ports import Ports, connect, masters_of
-from moec.targets.hls.moe.design import Design
 
 MoeEstimate = Estimate[Design, Cycles]
 

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moec.common.errors import UnsupportedError
+from moec.targets.hls.design.experts import BlockShape, Design, Fifos, LargeArrays
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES, Resources
 from moec.targets.hls.hardware.cycles import Cycles, MemoryPace, count_cycles, route_cycles, tokens_in
 from moec.targets.hls.hardware.parts import PARTS, FpgaPart
 from moec.targets.hls.hardware.ports import connect, masters_of
-from moec.targets.hls.moe.design import BlockShape, Design, Fifos, LargeArrays
 from moec.targets.hls.moe.estimate import MoeEstimate, assemble, resources_of
 from moec.targets.hls.moe.loads import even_loads, starving_loads
 

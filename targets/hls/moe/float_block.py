@@ -9,8 +9,8 @@ import numpy as np
 
 from moec.ir import semantics
 from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.targets.hls.design.normalization import FloatNorm, stream_scale_for
 from moec.targets.hls.moe.stored_steps import StoredSteps
-from moec.targets.hls.normalization import FloatNorm, stream_scale_for
 
 Array = np.ndarray[Any, Any]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moec.targets.hls.moe.design import BlockShape
+from moec.targets.hls.design.experts import BlockShape
 
 
 def even_loads(shape: BlockShape) -> list[int]:

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from moec.targets.hls.moe.design import BEAT_BYTES, PARAMETER_BYTES, Design
-from moec.targets.hls.moe.projection import QuantizedProjection
+from moec.targets.hls.design.experts import Design
+from moec.targets.hls.design.normalization import QuantizedNorm
+from moec.targets.hls.design.numbers import BEAT_BYTES, PARAMETER_BYTES
+from moec.targets.hls.design.projection import QuantizedProjection
 from moec.targets.hls.moe.quantize import QuantizedBlock
-from moec.targets.hls.normalization import QuantizedNorm
 
 Array = np.ndarray[Any, Any]
 

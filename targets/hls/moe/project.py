@@ -25,16 +25,17 @@ from typing import Any
 import numpy as np
 
 from moec.targets.base import Project
+from moec.targets.hls.design.channels import Channel, channels_of
+from moec.targets.hls.design.experts import Design
+from moec.targets.hls.design.normalization import inverse_roots
+from moec.targets.hls.design.numbers import BEAT_BYTES, FRACTION_BITS, MOST_STAGES
+from moec.targets.hls.design.striping import stripe_down, stripe_names, stripe_up
 from moec.targets.hls.hardware.configuration import LEAST_VERSION
 from moec.targets.hls.hardware.memories import Memory, channel_memories, memories_of
 from moec.targets.hls.hardware.parts import find_part
 from moec.targets.hls.hardware.ports import masters_of, port_names
 from moec.targets.hls.moe import packing, reference
-from moec.targets.hls.moe.channels import Channel, channels_of
-from moec.targets.hls.moe.design import BEAT_BYTES, FRACTION_BITS, MOST_STAGES, Design
 from moec.targets.hls.moe.quantize import QuantizedBlock, power_table, sigmoid_table
-from moec.targets.hls.moe.striping import stripe_down, stripe_names, stripe_up
-from moec.targets.hls.normalization import inverse_roots
 from moec.targets.hls.wires import ExpertsWires
 
 Array = np.ndarray[Any, Any]

@@ -17,10 +17,10 @@ import numpy as np
 
 from moec.common.errors import UnsupportedError
 from moec.ir import semantics
-from moec.targets.hls.moe.design import BlockShape, Scoring
+from moec.targets.hls.design.experts import BlockShape, Scoring
+from moec.targets.hls.design.normalization import QuantizedNorm, quantize_norm, stream_scale_for
+from moec.targets.hls.design.projection import Multipliers, QuantizedProjection, project
 from moec.targets.hls.moe.float_block import FloatBlock, FloatResults
-from moec.targets.hls.moe.projection import Multipliers, QuantizedProjection, project
-from moec.targets.hls.normalization import QuantizedNorm, quantize_norm, stream_scale_for
 
 Array = np.ndarray[Any, Any]
 

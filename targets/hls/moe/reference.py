@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from moec.targets.hls.moe.design import FRACTION_BITS
-from moec.targets.hls.moe.projection import Multipliers, QuantizedProjection, saturated, shifted
+from moec.targets.hls.design.numbers import FRACTION_BITS
+from moec.targets.hls.design.projection import Multipliers, QuantizedProjection, saturated, shifted
 from moec.targets.hls.moe.quantize import GATE_ONE, QuantizedBlock, power_table, sigmoid_table
 
 Array = np.ndarray[Any, Any]

@@ -12,12 +12,12 @@ import onnx_ir as ir
 
 from moec.common.errors import MoecError, UnsupportedError
 from moec.targets.base import Project
+from moec.targets.hls.design.channels import channels_of
 from moec.targets.hls.graph.agreement import Agreement
 from moec.targets.hls.hardware.parts import FpgaPart
 from moec.targets.hls.moe import quality, reference
 from moec.targets.hls.moe.agreement import experts_agreement
 from moec.targets.hls.moe.blocks import GraphBlock, find_blocks
-from moec.targets.hls.moe.channels import channels_of
 from moec.targets.hls.moe.exploration import Exploration, explore
 from moec.targets.hls.moe.loads import scaled_loads
 from moec.targets.hls.moe.project import Description, estimated_project, project_files

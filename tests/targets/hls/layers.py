@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
-from moec.targets.hls.moe.design import Design
+from moec.targets.hls.design.experts import Design
 from moec.targets.hls.moe.float_block import FloatBlock
 from moec.targets.hls.moe.project import Description, project_files
 from moec.targets.hls.moe.quantize import QuantizedBlock, quantize

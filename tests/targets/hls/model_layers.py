@@ -11,12 +11,12 @@ import numpy as np
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.targets.hls.attention.float_block import FloatAttention
 from moec.targets.hls.attention.quantize import quantize_attention
+from moec.targets.hls.design.normalization import FloatNorm, QuantizedNorm, quantize_norm
+from moec.targets.hls.design.projection import project
 from moec.targets.hls.model.plan import ModelPlan, Patches, QuantizedLinear
 from moec.targets.hls.model.quantize import planned
 from moec.targets.hls.moe.float_block import FloatBlock
-from moec.targets.hls.moe.projection import project
 from moec.targets.hls.moe.quantize import GATE_ONE, quantize
-from moec.targets.hls.normalization import FloatNorm, QuantizedNorm, quantize_norm
 
 from .layers import float_block, in_groups
 from .test_attention import SINKS, decoder

@@ -10,13 +10,13 @@ import pytest
 from moec.common.errors import UnsupportedError
 from moec.simulators.hls.simulator import SimulationError, simulate_timed
 from moec.targets.hls.attention import reference as attention_reference
-from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
 from moec.targets.hls.attention.float_block import FloatAttention, RotaryEmbedding
 from moec.targets.hls.attention.project import attention_files
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
-from moec.targets.hls.moe.design import MOST_STAGES
+from moec.targets.hls.design.attention import AttentionDesign, AttentionShape
+from moec.targets.hls.design.normalization import FloatNorm
+from moec.targets.hls.design.numbers import MOST_STAGES
 from moec.targets.hls.moe.quality import signal_to_noise
-from moec.targets.hls.normalization import FloatNorm
 
 from .lint.linter import lint
 

@@ -9,16 +9,16 @@ import pytest
 from moec.common.errors import UnsupportedError
 from moec.simulators.hls.simulator import simulate_timed
 from moec.targets.hls.attention.channels import attention_channels
-from moec.targets.hls.attention.design import AttentionDesign, AttentionShape
 from moec.targets.hls.attention.estimate import attention_cycles, estimate_attention, scores_of_head
 from moec.targets.hls.attention.project import calls_of
 from moec.targets.hls.attention.quantize import shape_of
 from moec.targets.hls.attention.resources import attention_dsps, attention_memories
 from moec.targets.hls.attention.target import choose_attention
+from moec.targets.hls.design.attention import AttentionDesign, AttentionShape
+from moec.targets.hls.design.channels import PROCESSES
+from moec.targets.hls.design.numbers import USUAL_STAGES
 from moec.targets.hls.hardware.cycles import MemoryPace
 from moec.targets.hls.hardware.parts import find_part
-from moec.targets.hls.moe.channels import PROCESSES
-from moec.targets.hls.moe.design import USUAL_STAGES
 from moec.targets.hls.moe.exploration import Constraints
 
 from .test_attention import SINKS, decoder, files_of, float_attention, quantized, tokens_for

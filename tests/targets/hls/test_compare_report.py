@@ -13,9 +13,9 @@ import pytest
 
 from moec.common.errors import MoecError
 from moec.targets.hls import compare_report
+from moec.targets.hls.design.experts import BlockShape, Design
 from moec.targets.hls.hardware.calibration import read_calibrations
 from moec.targets.hls.hardware.parts import find_part
-from moec.targets.hls.moe.design import BlockShape, Design
 from moec.targets.hls.moe.estimate import estimate
 from moec.targets.hls.moe.exploration import Constraints, explore
 

@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from moec.targets.hls.moe.design import BlockShape, Design, accumulator_bits, bits_for
+from moec.targets.hls.design.experts import BlockShape, Design
+from moec.targets.hls.design.numbers import accumulator_bits, bits_for
 
 SHAPE = BlockShape(tokens=197, width=192, hidden=768, experts=16, slots=4)
 

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from moec.targets.hls.design.channels import PROCESSES, channels_of
+from moec.targets.hls.design.experts import BlockShape, Design
 from moec.targets.hls.hardware.arithmetic import dsps_of, logic_luts
 from moec.targets.hls.hardware.cycles import Loader, MemoryPace, _run, _TileJob, count_cycles, tokens_in
 from moec.targets.hls.hardware.logic import multiplier_dsps
 from moec.targets.hls.hardware.memories import block_rams, memories_of, ultra_rams
 from moec.targets.hls.hardware.parts import find_part
-from moec.targets.hls.moe.channels import PROCESSES, channels_of
-from moec.targets.hls.moe.design import BlockShape, Design
 from moec.targets.hls.moe.estimate import estimate, resources_of
 from moec.targets.hls.moe.loads import even_loads, starving_loads
 

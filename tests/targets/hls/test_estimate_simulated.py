@@ -10,12 +10,13 @@ import pytest
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.simulators.hls.simulator import simulate_timed
+from moec.targets.hls.design.experts import Design, Fifos
+from moec.targets.hls.design.normalization import FloatNorm
+from moec.targets.hls.design.numbers import USUAL_STAGES
 from moec.targets.hls.hardware.cycles import MemoryPace, count_cycles
 from moec.targets.hls.hardware.memories import Memory, memories_of
 from moec.targets.hls.hardware.ports import masters_of
 from moec.targets.hls.moe import reference
-from moec.targets.hls.moe.design import USUAL_STAGES, Design, Fifos
-from moec.targets.hls.normalization import FloatNorm
 
 from .layers import float_block, project, quantized, tokens_for
 from .lint.linter import lint

@@ -9,9 +9,9 @@ import json
 import pytest
 
 from moec.common.errors import UnsupportedError
+from moec.targets.hls.design.experts import BlockShape, Design
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES
 from moec.targets.hls.hardware.parts import find_part
-from moec.targets.hls.moe.design import BlockShape, Design
 from moec.targets.hls.moe.estimate import estimate, resources_of
 from moec.targets.hls.moe.exploration import Constraints, designs_of, explore
 from moec.targets.hls.moe.loads import even_loads, starving_loads

@@ -10,9 +10,10 @@ import pytest
 from moec.common.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.simulators.hls.simulator import SimulationError, simulate_functionally, simulate_timed
+from moec.targets.hls.design.experts import Design
+from moec.targets.hls.design.numbers import USUAL_STAGES
 from moec.targets.hls.hardware.cycles import MemoryPace, count_cycles
 from moec.targets.hls.moe import quality, reference
-from moec.targets.hls.moe.design import USUAL_STAGES, Design
 from moec.targets.hls.moe.estimate import resources_of
 
 from ...products import thinned

@@ -18,16 +18,16 @@ from moec.simulators.hls.simulator import simulate_timed
 from moec.targets.hls.attention import reference
 from moec.targets.hls.attention.agreement import attention_agreement
 from moec.targets.hls.attention.channels import attention_channels
-from moec.targets.hls.attention.design import AttentionDesign, LatentShape
 from moec.targets.hls.attention.estimate import attention_cycles
 from moec.targets.hls.attention.latents import FloatLatents, Latent
 from moec.targets.hls.attention.project import calls_of
 from moec.targets.hls.attention.quantize import quantize_attention
 from moec.targets.hls.attention.resources import attention_dsps, attention_memories
+from moec.targets.hls.design.attention import AttentionDesign, LatentShape
+from moec.targets.hls.design.channels import PROCESSES
+from moec.targets.hls.design.numbers import MOST_STAGES, USUAL_STAGES
 from moec.targets.hls.graph.calibrate import run_floats
 from moec.targets.hls.hardware.cycles import MemoryPace
-from moec.targets.hls.moe.channels import PROCESSES
-from moec.targets.hls.moe.design import MOST_STAGES, USUAL_STAGES
 from moec.targets.hls.moe.quality import signal_to_noise
 from moec.targets.hls.options import HlsOptions
 from moec.targets.hls.target import HlsTarget

@@ -9,9 +9,9 @@ import pytest
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.simulators.hls.simulator import SimulationError, simulate_functionally, simulate_timed
+from moec.targets.hls.design.experts import Design, Fifos
 from moec.targets.hls.hardware.cycles import count_cycles
 from moec.targets.hls.moe import reference
-from moec.targets.hls.moe.design import Design, Fifos
 
 from ...products import thinned
 from .layers import float_block, project, quantized, tokens_for

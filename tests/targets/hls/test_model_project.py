@@ -20,6 +20,7 @@ from moec.runtime.artifact import open_artifact
 from moec.simulators.hls.simulate import simulate
 from moec.simulators.hls.simulator import SimulationError, simulate_functionally, simulate_timed
 from moec.targets.hls.attention.quantize import quantize_attention
+from moec.targets.hls.design.numbers import MOST_STAGES, USUAL_STAGES
 from moec.targets.hls.hardware.parts import find_part
 from moec.targets.hls.model import reference
 from moec.targets.hls.model.design import model_design
@@ -27,7 +28,6 @@ from moec.targets.hls.model.estimate import choose_model, estimate_model, loads_
 from moec.targets.hls.model.masters import with_masters
 from moec.targets.hls.model.project import model_files
 from moec.targets.hls.model.quantize import planned
-from moec.targets.hls.moe.design import MOST_STAGES, USUAL_STAGES
 from moec.targets.hls.moe.exploration import Constraints
 from moec.targets.hls.moe.quantize import QuantizedBlock, quantize
 from moec.targets.hls.options import HlsOptions

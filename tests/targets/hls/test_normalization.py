@@ -10,9 +10,9 @@ import pytest
 from moec.common.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.simulators.hls.simulator import simulate_timed
+from moec.targets.hls.design.normalization import ROOT_FIRST, FloatNorm, inverse_roots, quantize_norm, stream_scale_for
 from moec.targets.hls.moe.quality import compare, signal_to_noise
 from moec.targets.hls.moe.quantize import quantize, scale_for
-from moec.targets.hls.normalization import ROOT_FIRST, FloatNorm, inverse_roots, quantize_norm, stream_scale_for
 
 from .layers import float_block, project, tokens_for
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from moec.common.errors import MoecError
-from moec.targets.hls.attention.design import AttentionShape
+from moec.targets.hls.design.attention import AttentionShape
 from moec.targets.hls.hardware.parts import PARTS, find_part
 from moec.targets.hls.hardware.ports import MOE_MASTERS, connect, model_ports
 

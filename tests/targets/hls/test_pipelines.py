@@ -14,10 +14,11 @@ import pytest
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.simulators.hls.simulator import SimulationError, simulate_timed
 from moec.targets.hls.attention.channels import attention_channels
-from moec.targets.hls.attention.design import AttentionDesign
-from moec.targets.hls.moe.channels import Channel, channels_of
-from moec.targets.hls.moe.design import MOST_STAGES, Design
-from moec.targets.hls.normalization import FloatNorm
+from moec.targets.hls.design.attention import AttentionDesign
+from moec.targets.hls.design.channels import Channel, channels_of
+from moec.targets.hls.design.experts import Design
+from moec.targets.hls.design.normalization import FloatNorm
+from moec.targets.hls.design.numbers import MOST_STAGES
 
 from . import layers, small_design, test_attention
 

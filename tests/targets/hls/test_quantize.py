@@ -10,8 +10,8 @@ import pytest
 from moec.common.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.simulators.hls.simulator import simulate_functionally
+from moec.targets.hls.design.projection import Multipliers
 from moec.targets.hls.moe import quality
-from moec.targets.hls.moe.projection import Multipliers
 from moec.targets.hls.moe.quantize import quantize
 
 from .layers import float_block, project, quantized, tokens_for

@@ -9,13 +9,14 @@ import pytest
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.simulators.hls.simulator import simulate_timed
+from moec.targets.hls.design.experts import BlockShape, Design
+from moec.targets.hls.design.numbers import MOST_STAGES, USUAL_STAGES
+from moec.targets.hls.design.striping import stripe_up
 from moec.targets.hls.hardware.cycles import count_cycles
 from moec.targets.hls.hardware.parts import find_part
 from moec.targets.hls.hardware.ports import connect, masters_of
 from moec.targets.hls.moe import reference
-from moec.targets.hls.moe.design import MOST_STAGES, USUAL_STAGES, BlockShape, Design
 from moec.targets.hls.moe.exploration import explore
-from moec.targets.hls.moe.striping import stripe_up
 
 from .layers import float_block, in_groups, project, quantized, tokens_for
 from .lint.linter import lint

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from moec.targets.hls import tables
+from moec.targets.hls.design.channels import PROCESSES, channels_of
+from moec.targets.hls.design.experts import BlockShape
 from moec.targets.hls.hardware.parts import find_part
-from moec.targets.hls.moe.channels import PROCESSES, channels_of
-from moec.targets.hls.moe.design import BlockShape
 from moec.targets.hls.moe.exploration import explore
 
 

@@ -16,15 +16,15 @@ from moec.passes.framework.base import Report
 from moec.runtime.artifact import open_artifact
 from moec.simulators.hls.simulator import simulate_timed
 from moec.targets.hls.attention import reference as attention_reference
-from moec.targets.hls.attention.design import AttentionDesign
 from moec.targets.hls.attention.graph import find_attention
 from moec.targets.hls.attention.project import attention_files
 from moec.targets.hls.attention.quantize import quantize_attention
+from moec.targets.hls.design.attention import AttentionDesign
+from moec.targets.hls.design.experts import Design
 from moec.targets.hls.graph.calibrate import run_floats
 from moec.targets.hls.graph.stream_scales import StreamPart, shared_scales
 from moec.targets.hls.moe import reference
 from moec.targets.hls.moe.blocks import find_blocks
-from moec.targets.hls.moe.design import Design
 from moec.targets.hls.moe.project import project_files
 from moec.targets.hls.moe.quality import signal_to_noise
 from moec.targets.hls.moe.quantize import quantize

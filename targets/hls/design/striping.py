@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from moec.targets.hls.moe.design import BEAT_BYTES, Design, multiplier_banks
+from moec.targets.hls.design.experts import Design
+from moec.targets.hls.design.numbers import BEAT_BYTES, multiplier_banks
 
 _ACTIVATION_BEATS = 256 * 2 // BEAT_BYTES
 Section = tuple[int, int]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from moec.targets.hls.moe.design import BEAT_BYTES, GATE_BITS, INPUT_BITS, MULTIPLIER_BITS, RESULT_BITS, Design
+from moec.targets.hls.design.experts import Design
+from moec.targets.hls.design.numbers import BEAT_BYTES, GATE_BITS, INPUT_BITS, MULTIPLIER_BITS, RESULT_BITS
 
 EXPERT_BITS, COUNT_BITS = 9, 16
 _TILE_BITS, _FLAGS = 16, 3

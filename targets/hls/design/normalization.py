@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from moec.common.errors import UnsupportedError
-from moec.targets.hls.moe.design import MULTIPLIER_BITS, Norm, bits_for
-from moec.targets.hls.moe.projection import shifted
+from moec.targets.hls.design.numbers import MULTIPLIER_BITS, Norm, bits_for
+from moec.targets.hls.design.projection import shifted
 
 Array = np.ndarray[Any, Any]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from moec.common.errors import UnsupportedError
-from moec.targets.hls.moe.design import FRACTION_BITS
+from moec.targets.hls.design.numbers import FRACTION_BITS
 
 Array = np.ndarray[Any, Any]
 

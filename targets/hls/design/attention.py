@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from moec.targets.hls.moe.design import (
+from moec.targets.hls.design.numbers import (
     BEAT_BYTES,
     INPUT_BITS,
     MOST_ACCUMULATOR_BITS,

@@ -106,7 +106,7 @@ def compile(
         Whether to compare the graph after every pass with the graph before it.
     progress
         Called with the name of each step as it begins, and with its progress where it goes through many weights
-        (:func:`moec.common.progress.told`).
+        (:func:`moec.common.progress.reported`).
     """
     from moec.runtime.artifact import open_artifact
     from moec.runtime.model import ready

@@ -126,7 +126,7 @@ class AssignBits:
         return any(changed) or self.linears
 
     def _check(self) -> None:
-        if sum(one is not None for one in (self.avg, self.megabytes, self.microseconds, self.plan)) != 1:
+        if sum(limit is not None for limit in (self.avg, self.megabytes, self.microseconds, self.plan)) != 1:
             raise MoecError(f"{self.name}: expected one of avg=BITS, megabytes=SIZE, microseconds=TIME and plan=FILE")
         if self.profile is None and (self.plan is None or self.method != "rtn"):
             raise MoecError(f"{self.name}: expected profile=FILE, which moec profile MODEL --data DATA -o FILE makes")
@@ -148,4 +148,4 @@ def choices(formats: str | None, profile: Profile) -> list[WeightFormat]:
     listed = profile.head.formats if formats is None else formats.split("+")
     if not listed:
         raise MoecError(f"{profile.path}: holds errors of no format; profile with --formats, e.g. int8,int4/32,int2/32")
-    return [parse_format("formats", one) for one in listed]
+    return [parse_format("formats", item) for item in listed]

@@ -79,13 +79,15 @@ _SCORES = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 def _absorb_scores(graph: ir.Graph, node: ir.Node) -> bool:
     """Rule 5. A Reshape that keeps the experts together may stand between."""
     position = dialect.INPUTS[node.op_type].index("logits")
-    given = node.inputs[position]
-    reshape = given.producer() if given is not None and is_op(given.producer(), "Reshape") else None
-    scores = reshape.inputs[0] if reshape is not None else given
+    router_logits = node.inputs[position]
+    reshape = (
+        router_logits.producer() if router_logits is not None and is_op(router_logits.producer(), "Reshape") else None
+    )
+    scores = reshape.inputs[0] if reshape is not None else router_logits
     made_by = scores.producer() if scores is not None else None
-    if made_by is None or made_by.domain or made_by.op_type not in _SCORES or scores is None or given is None:
+    if made_by is None or made_by.domain or made_by.op_type not in _SCORES or scores is None or router_logits is None:
         return False
-    E = _last(given)
+    E = _last(router_logits)
     if dialect.spec_of(node, RouteSpec).score != "identity" or E is None or _last(scores) != E:
         return False
     rank = len(scores.shape or ())
@@ -94,7 +96,7 @@ def _absorb_scores(graph: ir.Graph, node: ir.Node) -> bool:
     logits = made_by.inputs[0]
     if reshape is not None:
         moved = ir.node("Reshape", [logits, *reshape.inputs[1:]], dict(reshape.attributes))
-        moved.outputs[0].shape, moved.outputs[0].type = given.shape, given.type
+        moved.outputs[0].shape, moved.outputs[0].type = router_logits.shape, router_logits.type
         graph.insert_before(node, moved)
         logits = moved.outputs[0]
     node.replace_input_with(position, logits)

@@ -69,14 +69,14 @@ class CastStates:
             positions = (0, 1)
         elif axis is not None and is_op(node, "Attention"):
             positions = ATTENTION_CACHES.get(output.index() or 0)
-        given = [node.inputs[position] for position in positions] if node is not None and positions else []
-        if node is None or positions is None or any(one is None or one.dtype != _FLOAT for one in given):
+        caches = [node.inputs[position] for position in positions] if node is not None and positions else []
+        if node is None or positions is None or any(cache is None or cache.dtype != _FLOAT for cache in caches):
             report.note(self.name, str(output.name), "not cast: expected float32 that is put behind what was there")
             return False
-        if self.dtype == "int8" and not _have_rows(given, output, axis):
+        if self.dtype == "int8" and not _have_rows(caches, output, axis):
             report.note(self.name, str(output.name), "not cast: expected rows of a fixed size, each written at once")
             return False
-        for position, value in zip(positions, given, strict=True):
+        for position, value in zip(positions, caches, strict=True):
             assert value is not None
             node.replace_input_with(position, self._rounded(graph, node, self._unrounded(value)))
             remove_unused(graph, value)
@@ -116,10 +116,10 @@ def _inserted(
     return result
 
 
-def _have_rows(given: Sequence[ir.Value | None], output: ir.Value, axis: int | None) -> bool:
+def _have_rows(caches: Sequence[ir.Value | None], output: ir.Value, axis: int | None) -> bool:
     """Whether an update appends rows to a matrix: old, new and resulting values have rows of the same fixed size."""
-    shapes = [value.shape for value in (*given, output) if value is not None and value.shape is not None]
-    if len(shapes) <= len(given) or axis != len(shapes[0]) - 2:
+    shapes = [value.shape for value in (*caches, output) if value is not None and value.shape is not None]
+    if len(shapes) <= len(caches) or axis != len(shapes[0]) - 2:
         return False
     return len({len(shape) for shape in shapes}) == 1 and all(
         isinstance(shape[-1], int) and shape[-1] == shapes[0][-1] for shape in shapes

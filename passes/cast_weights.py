@@ -70,12 +70,14 @@ class CastWeights:
             report.warn(self.name, node_name(node), f"not cast: {error}")
             return False
         form = WeightFormat(_NAMES[self.dtype])
-        wanted = {
+        targets = {
             name: [form if old.name in _WIDE else old for old in weight.formats]
             for name, weight in before.weights.items()
         }
-        stored = any([store(node, name, formats) for name, formats in wanted.items()])
-        narrow = self.dtype == "bf16" and all(one.name == "bfloat16" for formats in wanted.values() for one in formats)
+        stored = any([store(node, name, formats) for name, formats in targets.items()])
+        narrow = self.dtype == "bf16" and all(
+            form.name == "bfloat16" for formats in targets.values() for form in formats
+        )
         if not stored and (not narrow or before.spec.arithmetic == "bfloat16"):
             report.note(self.name, node_name(node), f"nothing to cast: its weights are {before.describe_formats()}")
             return node.op_type == "Linear"

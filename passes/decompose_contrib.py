@@ -154,11 +154,11 @@ def _inline(model: ir.Model, calls: Collection[ir.Node]) -> None:
 
 def _refuse_unknown_attributes(node: ir.Node) -> None:
     """Raises NotDecomposableError for an attribute whose meaning nobody here has seen, or of another type."""
-    known = ATTRIBUTES.get(node.op_type, "").split()
+    allowed = ATTRIBUTES.get(node.op_type, "").split()
     for name, attribute in node.attributes.items():
-        if name not in known:
-            raise NotDecomposableError(f"attribute {name} is not known; expected {', '.join(known) or 'none'}")
-        wanted = ATTRIBUTE_TYPES.get(name, ir.AttributeType.INT)
-        if attribute.type != wanted:
-            found, expected = (kind.name.lower() for kind in (attribute.type, wanted))
-            raise NotDecomposableError(f"attribute {name} is of type {found}; expected {expected}")
+        if name not in allowed:
+            raise NotDecomposableError(f"attribute {name} is not known; expected {', '.join(allowed) or 'none'}")
+        expected_type = ATTRIBUTE_TYPES.get(name, ir.AttributeType.INT)
+        if attribute.type != expected_type:
+            actual, expected = (kind.name.lower() for kind in (attribute.type, expected_type))
+            raise NotDecomposableError(f"attribute {name} is of type {actual}; expected {expected}")

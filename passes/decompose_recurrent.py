@@ -104,11 +104,11 @@ def _decompose(write: Writer, kind: _CellKind) -> list[ir.Value | None]:
     batch_first = bool(write.attribute("layout", 0))
     if batch_first:
         x = write.add("Transpose", x, perm=[1, 0, 2])
-    found = [
+    directions_made = [
         _direction(write, kind, x, number, is_reverse, activations[number])
         for number, is_reverse in enumerate(directions)
     ]
-    outputs, *states = zip(*found, strict=True)
+    outputs, *states = zip(*directions_made, strict=True)
     y = _stacked(write, outputs, 1)
     last = [_stacked(write, state, 0) for state in states]
     if batch_first:
@@ -159,11 +159,11 @@ def _scan(
     is_reverse: bool,
 ) -> list[ir.Value]:
     body, tensor = _BodyWriter(write), ir.TensorType(cell.kind)
-    given = [ir.Value(name=write.name("state"), type=tensor) for _ in states]
+    carried = [ir.Value(name=write.name("state"), type=tensor) for _ in states]
     x = ir.Value(name=write.name("x"), type=tensor)
-    inputs, scanned, lengths = [*given, x], [projected], write.input(4)
+    inputs, scanned, lengths = [*carried, x], [projected], write.input(4)
     if lengths is None:
-        results = kind.step(body, cell, x, given)
+        results = kind.step(body, cell, x, carried)
         output = body.add("Identity", results[0])
     else:
         position = ir.Value(name=write.name("position"), type=ir.TensorType(ir.DataType.INT64))
@@ -171,8 +171,8 @@ def _scan(
         scanned.append(_positions(write, projected))
         column = body.add("Unsqueeze", body.add("Cast", lengths, to=ir.DataType.INT64), write.numbers(1))
         is_alive = body.add("Less", position, column)
-        new = kind.step(body, cell, x, given)
-        results = [body.add("Where", is_alive, *pair) for pair in zip(new, given, strict=True)]
+        new = kind.step(body, cell, x, carried)
+        results = [body.add("Where", is_alive, *pair) for pair in zip(new, carried, strict=True)]
         output = body.add("Where", is_alive, new[0], write.constant(np.array(0, cell.kind.numpy()), "zero"))
     step = ir.Graph(inputs, [*results, output], nodes=body.nodes, name="step")
     attributes = {
@@ -203,8 +203,8 @@ class _BodyWriter(Writer):
 def _positions(write: Writer, projected: ir.Value) -> ir.Value:
     """The number of each step, [steps]."""
     steps = write.add("Shape", projected, start=0, end=1)
-    first, one = (write.constant(np.array(number), "number") for number in (0, 1))
-    return write.add("Range", first, write.add("Squeeze", steps, write.numbers(0)), one)
+    first, step = (write.constant(np.array(number), "number") for number in (0, 1))
+    return write.add("Range", first, write.add("Squeeze", steps, write.numbers(0)), step)
 
 
 def _zeros(write: Writer, x: ir.Value, hidden: int, dtype: ir.DataType) -> ir.Value:

@@ -65,9 +65,9 @@ class DropDeadExperts:
             dead = _never_used(experts)
             if not dead:
                 continue
-            found = f"of {experts.routed} experts, no token needs {', '.join(map(str, dead))}"
+            summary = f"of {experts.routed} experts, no token needs {', '.join(map(str, dead))}"
             gone, reason = self._drop(model.graph, experts, dead)
-            what = f"{found}; {len(gone)} are gone{reason and f', for {reason}'}"
+            what = f"{summary}; {len(gone)} are gone{reason and f', for {reason}'}"
             report.note(self.name, node_name(experts.node), what)
             changed |= bool(gone)
         return changed
@@ -140,11 +140,11 @@ def _selection_scores(experts: ExpertSet, absent: Array) -> tuple[Array, Array]:
     bias = constant(experts.correction_bias)
     biases = np.zeros(experts.routed, compute) if bias is None else bias.numpy().astype(compute)
     biases = np.where(np.isnan(biases), -np.inf, biases)  # a NaN is chosen like -inf
-    known = _LEAST_AND_MOST.get(experts.routing.score)
-    least, largest = known or (-most, most)
+    bounds = _LEAST_AND_MOST.get(experts.routing.score)
+    least, largest = bounds or (-most, most)
     with np.errstate(over="ignore"):
         low, high = (np.full(experts.routed, min(bound, most), compute) for bound in (least, largest))
-        low[absent] = high[absent] = -np.inf if known is None else 0
+        low[absent] = high[absent] = -np.inf if bounds is None else 0
         return low + biases, high + biases
 
 

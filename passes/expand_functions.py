@@ -80,7 +80,7 @@ class ExpandFunctions:
         changed = False
         while True:
             functions = {}
-            for node in [found for found in model.graph if _is_expanded(found) and found not in reported]:
+            for node in [node for node in model.graph if _is_expanded(node) and node not in reported]:
                 function = _function_of(node)
                 if function is None:
                     report.warn(self.name, node_name(node), f"{node.op_type} stays: types of its inputs are not known")
@@ -151,5 +151,5 @@ def _call(model: ir.Model, node: ir.Node, function: onnx.FunctionProto, overload
         opset.version = model.graph.opset_imports.get(opset.domain, opset.version)
     node.domain, node.overload = _DOMAIN, overload
     model.graph.opset_imports[_DOMAIN] = 1
-    made = ir.serde.deserialize_function(function)
-    model.functions[made.identifier()] = made
+    local = ir.serde.deserialize_function(function)
+    model.functions[local.identifier()] = local

@@ -102,7 +102,7 @@ class _FoldingOperator:
 
     @staticmethod
     def of(node: ir.Node, version: int) -> _FoldingOperator:
-        inputs = [None if one is None else ir.Value(name=f"input_{i}") for i, one in enumerate(node.inputs)]
+        inputs = [None if value is None else ir.Value(name=f"input_{i}") for i, value in enumerate(node.inputs)]
         outputs = [ir.Value(name=f"output_{index}") for index in range(len(node.outputs))]
         alone = ir.Node("", node.op_type, inputs, attributes=node.attributes.values(), outputs=outputs)
         return _FoldingOperator(alone, version)
@@ -118,9 +118,9 @@ class _FoldingOperator:
         """The outputs; None for an operator without a reference, or one that lacks it for these types."""
         from moec.ir.interpreter import EvaluationError
 
-        given = zip(self.node.inputs, inputs, strict=True)
+        pairs = zip(self.node.inputs, inputs, strict=True)
         try:
-            feeds = {value: one.numpy() for value, one in given if value is not None and one is not None}
+            feeds = {value: tensor.numpy() for value, tensor in pairs if value is not None and tensor is not None}
             return self._evaluator.run(feeds)
         except (EvaluationError, AttributeError, RuntimeError, TypeError, ValueError):
             return None
@@ -173,17 +173,17 @@ def _output_types(node: ir.Node, version: int) -> list[_Type] | None:
     }
     try:
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-        found = onnx.shape_inference.infer_node_outputs(schema, ir.serde.serialize_node(node), types, data)
+        inferred = onnx.shape_inference.infer_node_outputs(schema, ir.serde.serialize_node(node), types, data)
     except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError):
         return None
-    if any(output.name not in found for output in node.outputs):
+    if any(output.name not in inferred for output in node.outputs):
         return None
     result: list[_Type] = []
     for output in node.outputs:
-        tensor_type = found[str(output.name)].tensor_type
+        tensor_type = inferred[str(output.name)].tensor_type
         dims = tensor_type.shape.dim
-        known = tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims)
-        result.append((ir.DataType(tensor_type.elem_type), tuple(dim.dim_value for dim in dims) if known else None))
+        is_fixed = tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims)
+        result.append((ir.DataType(tensor_type.elem_type), tuple(dim.dim_value for dim in dims) if is_fixed else None))
     return result
 
 

@@ -82,11 +82,11 @@ def _fold(graph: ir.Graph) -> bool:
 def _fold_constant(node: ir.Node, values: SymbolicValues) -> bool:
     if len(node.outputs) != 1 or not node.outputs[0].uses() or node.outputs[0].is_graph_output():
         return False
-    known = values.of(node.outputs[0])
+    array = values.of(node.outputs[0])
     kind = _element_type(node)
-    if known is None or kind is None or any(isinstance(item, sympy.Basic) for item in known.ravel()):
+    if array is None or kind is None or any(isinstance(item, sympy.Basic) for item in array.ravel()):
         return False
-    replace_by_tensors(node, [ir.tensor(known.astype(kind.numpy()), dtype=kind)])
+    replace_by_tensors(node, [ir.tensor(array.astype(kind.numpy()), dtype=kind)])
     return True
 
 
@@ -172,26 +172,26 @@ class _Rebuild:
         for position, value in enumerate(node.inputs):
             if value is None or value.producer() is None or value.dtype not in (None, ir.DataType.INT64):
                 continue
-            known = self._values.of(value)
+            array = self._values.of(value)
             if self._values.may_wrap(value) and node.op_type in (*COMPARING, "Cast"):
                 continue
-            if known is None or known.ndim > 1 or _is_canonical(value):
+            if array is None or array.ndim > 1 or _is_canonical(value):
                 continue
-            replacement = self._value(known)
+            replacement = self._value(array)
             if replacement is not None:
                 node.replace_input_with(position, replacement)
                 changed = True
         return changed
 
-    def _value(self, known: np.ndarray) -> ir.Value | None:
-        items = [sympy.sympify(item) for item in known.ravel()]
+    def _value(self, array: np.ndarray) -> ir.Value | None:
+        items = [sympy.sympify(item) for item in array.ravel()]
         if not items or not all(self._can_build(item) for item in items):
             return None
-        key = (known.ndim, tuple(items))
+        key = (array.ndim, tuple(items))
         if key not in self._made:
             parts = [self._size(item) for item in items]
             result = parts[0] if len(parts) == 1 else self._node("Concat", parts, {"axis": 0}, (len(parts),))
-            self._made[key] = self._node("Squeeze", [result], {}, ()) if known.ndim == 0 else result
+            self._made[key] = self._node("Squeeze", [result], {}, ()) if array.ndim == 0 else result
         return self._made[key]
 
     def _can_build(self, item: Any) -> bool:
@@ -205,17 +205,17 @@ class _Rebuild:
             return self._made[item]
         if item.is_Integer:
             name = self._names.new(f"size_{item}")
-            made = add_constant(self._graph, ir.tensor(np.array([int(item)], np.int64)), name)
+            size = add_constant(self._graph, ir.tensor(np.array([int(item)], np.int64)), name)
         elif item.is_Symbol:
             value, axis = self._sources[item]
-            made = self._node("Shape", [value], {"start": axis, "end": axis + 1}, (1,))
+            size = self._node("Shape", [value], {"start": axis, "end": axis + 1}, (1,))
         else:
             operator = "Mul" if item.is_Mul else "Add"
-            made, *rest = (self._size(term) for term in item.args)
+            size, *rest = (self._size(term) for term in item.args)
             for other in rest:
-                made = self._node(operator, [made, other], {}, (1,))
-        self._made[item] = made
-        return made
+                size = self._node(operator, [size, other], {}, (1,))
+        self._made[item] = size
+        return size
 
     def _node(
         self, op_type: str, inputs: list[ir.Value], attributes: dict[str, int], shape: tuple[int, ...]
@@ -237,7 +237,7 @@ def _is_canonical(value: ir.Value) -> bool:
         if node is not None and is_op(node, "Concat", "Mul", "Add", "Squeeze"):
             if None in node.inputs:
                 return False
-            new = {one for one in node.inputs if one is not None} - seen
+            new = {value for value in node.inputs if value is not None} - seen
             seen |= new
             pending += new
         elif not (current.const_value is not None if node is None else _is_axis_of_input(node)):

@@ -108,9 +108,9 @@ def _with_last_column(weights: ir.Value) -> ir.Value | None:
     cut = weights.producer()
     if not is_op(cut, "Slice") or len(cut.inputs) < 4 or cut.inputs[0] is None:
         return None
-    found = [None if (data := constant(value)) is None else data.ravel().tolist() for value in cut.inputs[1:]]
+    slices = [None if (data := constant(value)) is None else data.ravel().tolist() for value in cut.inputs[1:]]
     rank = len(_dims(cut.inputs[0]) or [])
-    if found not in [[[0], [-1], [axis], *steps] for axis in (-1, rank - 1) for steps in ([], [[1]])]:
+    if slices not in [[[0], [-1], [axis], *steps] for axis in (-1, rank - 1) for steps in ([], [[1]])]:
         return None
     return cut.inputs[0] if _has_uses(cut.inputs[0], 1) else None
 
@@ -137,9 +137,9 @@ def _split_sinks(scores: ir.Value) -> tuple[ir.Value, ir.Value | None]:
 
 def _keeps_last_axis(reduction: ir.Node) -> bool:
     """Whether it reduces the last of four axes, and no other, to one element."""
-    given = reduction.inputs[1] if len(reduction.inputs) > 1 else None
-    known = None if given is None else constant(given)
-    axes = reduction.attributes.get_ints("axes", ()) if known is None else known.ravel().tolist()
+    operand = reduction.inputs[1] if len(reduction.inputs) > 1 else None
+    listed = None if operand is None else constant(operand)
+    axes = reduction.attributes.get_ints("axes", ()) if listed is None else listed.ravel().tolist()
     return list(axes) in ([-1], [3]) and reduction.attributes.get_int("keepdims", 1) == 1
 
 
@@ -254,9 +254,9 @@ def _unrepeated(repeated: ir.Value) -> ir.Value | None:
     repeats = wide[2]
     if not isinstance(groups, int) or not isinstance(repeats, int):
         return None
-    found = [_dims(single), wide, _dims(repeated)]
+    shapes = [_dims(single), wide, _dims(repeated)]
     expected = [[batch, groups, 1, keys, size], [batch, groups, repeats, keys, size]]
-    return source if found == [*expected, [batch, groups * repeats, keys, size]] else None
+    return source if shapes == [*expected, [batch, groups * repeats, keys, size]] else None
 
 
 def _input_of(value: ir.Value | None, op_type: str) -> ir.Value | None:

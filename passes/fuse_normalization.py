@@ -64,33 +64,33 @@ class _Normalized:
 
 def _fuse(graph: ir.Graph, node: ir.Node) -> bool:
     for normalized, scale in _operands(node):
-        found = _normalized(_uncast(normalized))
-        if found is None or not _is_vector_for(scale, found.x):
+        norm = _normalized(_uncast(normalized))
+        if norm is None or not _is_vector_for(scale, norm.x):
             continue
-        source = _source(found.x, normalized)
+        source = _source(norm.x, normalized)
         if source is None or source.dtype != node.outputs[0].dtype or scale.dtype != source.dtype:
             continue
-        if found.centred:
-            return _replace_by_layer_norm(graph, node, source, scale, found.epsilon)
-        return _replace(graph, node, "RMSNormalization", [source, scale], found.epsilon)
+        if norm.centred:
+            return _replace_by_layer_norm(graph, node, source, scale, norm.epsilon)
+        return _replace(graph, node, "RMSNormalization", [source, scale], norm.epsilon)
     return False
 
 
 def _fuse_unscaled(graph: ir.Graph, node: ir.Node) -> bool:
     """Fuse a quotient without a scale, or the cast after such a quotient, with a scale of ones."""
     normalized = node.outputs[0]
-    found = _normalized(_uncast(normalized))
-    source = None if found is None else _source(found.x, normalized)
-    if found is None or source is None or source.dtype is None or source.dtype != normalized.dtype:
+    norm = _normalized(_uncast(normalized))
+    source = None if norm is None else _source(norm.x, normalized)
+    if norm is None or source is None or source.dtype is None or source.dtype != normalized.dtype:
         return False
     width = source.shape[-1] if source.shape else None
     if not isinstance(width, int):
         return False
     ones = ir.tensor(np.ones(width, source.dtype.numpy()))
     scale = add_constant(graph, ones, f"{normalized.name}_scale")
-    if found.centred:
-        return _replace_by_layer_norm(graph, node, source, scale, found.epsilon)
-    return _replace(graph, node, "RMSNormalization", [source, scale], found.epsilon)
+    if norm.centred:
+        return _replace_by_layer_norm(graph, node, source, scale, norm.epsilon)
+    return _replace(graph, node, "RMSNormalization", [source, scale], norm.epsilon)
 
 
 def _replace_by_layer_norm(graph: ir.Graph, node: ir.Node, x: ir.Value, scale: ir.Value, epsilon: float) -> bool:

@@ -66,12 +66,17 @@ class HoldCache:
 
     def apply(self, model: ir.Model, report: Report) -> bool:
         marked = _marked(model)
-        known = {name for state in marked for name in (state.input, state.output)}
-        found = {output: _sources(output, model.graph) for output in model.graph.outputs if output.name not in known}
-        found = {one: [source for source in many if source[0].name not in known] for one, many in found.items()}
-        times = Counter(value for sources in found.values() for value, _ in sources)
+        marked_names = {name for state in marked for name in (state.input, state.output)}
+        sources_of = {
+            output: _sources(output, model.graph) for output in model.graph.outputs if output.name not in marked_names
+        }
+        sources_of = {
+            output: [source for source in many if source[0].name not in marked_names]
+            for output, many in sources_of.items()
+        }
+        times = Counter(value for sources in sources_of.values() for value, _ in sources)
         states = marked
-        for output, sources in found.items():
+        for output, sources in sources_of.items():
             names = ", ".join(repr(value.name) for value, _ in sources)
             if len(sources) > 1:
                 self._leave(output, f"each of {names}", report)
@@ -91,10 +96,10 @@ def _marked(model: ir.Model) -> list[State]:
     """The states that are marked already, of inputs and outputs that there are and that are alike. Raises MoecError for
     marks that nobody wrote so."""
     inputs, outputs = ({value.name: value for value in values} for values in (model.graph.inputs, model.graph.outputs))
-    found = [(state, inputs.get(state.input), outputs.get(state.output)) for state in states_of(model)]
+    states = [(state, inputs.get(state.input), outputs.get(state.output)) for state in states_of(model)]
     return [
         state
-        for state, value, output in found
+        for state, value, output in states
         if value is not None and output is not None and value.dtype == output.dtype and _can_be(state, value, output)
     ]
 

@@ -55,12 +55,12 @@ class LastLogits:
     exactness: ClassVar[Exactness] = "lossy"
 
     def apply(self, model: ir.Model, report: Report) -> bool:
-        found = logits_of(model)
-        if len(found) != 1:
+        candidates = logits_of(model)
+        if len(candidates) != 1:
             reason = "outputs that could be logits: a product [batch, length, vocabulary] of floats; expected one"
-            report.warn(self.name, "model", f"nothing changed: {len(found) or 'no'} {reason}")
+            report.warn(self.name, "model", f"nothing changed: {len(candidates) or 'no'} {reason}")
             return False
-        logits, product = found[0]
+        logits, product = candidates[0]
         assert logits.shape is not None
         if logits.shape[1] == 1:
             return False

@@ -105,9 +105,11 @@ class LowRankExperts:
                 part: self._projection(weights, measures, part) for part in weights.parts
             }
         before = weights.experts * weights.hidden * (weights.inner * len(weights.before) + weights.width)
-        dropped, size = (sum(getattr(one, what) for one in parts.values()) for what in ("dropped", "size"))
+        dropped, size = (
+            sum(getattr(projection, what) for projection in parts.values()) for what in ("dropped", "size")
+        )
         _Spelling(graph, with_route(graph, node), weights, parts).write()
-        after = sum(one.elements for one in parts.values())
+        after = sum(projection.elements for projection in parts.values())
         report.note(
             self.name,
             where,
@@ -118,12 +120,12 @@ class LowRankExperts:
 
     def _projection(self, weights: ExpertWeights, measures: ExpertsMeasures, part: Part) -> _LowRankProjection:
         base = _mean(weights, measures.count, part) if self.base == "shared" else None
-        found = []
+        split = []
         for expert in range(weights.experts):
             moment = measures.moment_hidden(expert) if part == "down" else measures.moment_in(expert)
-            found.append(factors(weights.decoded(part, expert), base, self.rank, with_ridge(moment)))
+            split.append(factors(weights.decoded(part, expert), base, self.rank, with_ridge(moment)))
             release_pages()
-        return _LowRankProjection(found, base)
+        return _LowRankProjection(split, base)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,24 +137,24 @@ class _LowRankProjection:
 
     @property
     def into(self) -> Array:
-        return np.stack([one.into for one in self.own])
+        return np.stack([factor.into for factor in self.own])
 
     @property
     def out(self) -> Array:
-        return np.stack([one.out for one in self.own])
+        return np.stack([factor.out for factor in self.own])
 
     @property
     def dropped(self) -> float:
-        return sum(one.dropped for one in self.own)
+        return sum(factor.dropped for factor in self.own)
 
     @property
     def size(self) -> float:
-        return sum(one.size for one in self.own)
+        return sum(factor.size for factor in self.own)
 
     @property
     def elements(self) -> int:
         """Number of stored elements."""
-        own = sum(one.into.size + one.out.size for one in self.own)
+        own = sum(factor.into.size + factor.out.size for factor in self.own)
         return own + (0 if self.base is None else self.base.size)
 
 
@@ -176,7 +178,7 @@ def _splittable(node: ir.Node) -> ExpertWeights | str:
         return str(error)
     spec = weights.spec
     if spec.arithmetic != "float32" or any(
-        run.format.quantized for one in weights.operands.values() for run in one.runs
+        run.format.quantized for weight in weights.operands.values() for run in weight.runs
     ):
         return "its weights or products are rounded; run this pass before those that round them"
     if spec.hidden_sizes:
@@ -224,14 +226,14 @@ class _Spelling:
     def _project(self, part: Part, rows: ir.Value, dense: ir.Value, tokens: ir.Value | None) -> ir.Value:
         """A projection of the rows; the base is multiplied with ``dense``, whose rows are those of ``tokens``, if
         they are not the same."""
-        write, one, bias = self._write, self._parts[part], self._weights.bias(part)
-        narrow = self._grouped(f"{part}_narrow", rows, self._constant(one.into, f"{part}_v"))
+        write, projection, bias = self._write, self._parts[part], self._weights.bias(part)
+        narrow = self._grouped(f"{part}_narrow", rows, self._constant(projection.into, f"{part}_v"))
         own_bias = None if bias is None else self._constant(np.ascontiguousarray(bias), f"{part}_bias")
-        label = part if one.base is None else f"{part}_own"
-        own = self._grouped(label, narrow, self._constant(one.out, f"{part}_u"), own_bias)
-        if one.base is None:
+        label = part if projection.base is None else f"{part}_own"
+        own = self._grouped(label, narrow, self._constant(projection.out, f"{part}_u"), own_bias)
+        if projection.base is None:
             return own
-        operands: dict[str, ir.Value | None] = {"x": dense, "weight": self._constant(one.base, f"{part}_base")}
+        operands: dict[str, ir.Value | None] = {"x": dense, "weight": self._constant(projection.base, f"{part}_base")}
         spec = LinearSpec(transposed=True)
         shared = self._moec("Linear", f"{part}_shared" if tokens is None else f"{part}_of_base", operands, spec)
         if tokens is not None:

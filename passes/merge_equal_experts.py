@@ -70,9 +70,9 @@ def _stored_as(experts: ExpertSet) -> list[int]:
         release_pages()
     first = list(range(experts.stored))
     for candidates in alike.values():
-        known: dict[bytes, int] = {}
+        first_of: dict[bytes, int] = {}
         for expert in candidates if len(candidates) > 1 else ():
-            first[expert] = known.setdefault(_digest(_everything(experts, expert)), expert)
+            first[expert] = first_of.setdefault(_digest(_everything(experts, expert)), expert)
             release_pages()
     return first
 

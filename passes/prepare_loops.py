@@ -58,8 +58,8 @@ class PrepareLoops:
     exactness: ClassVar[Exactness] = "exact"
 
     def apply(self, model: ir.Model, report: Report) -> bool:
-        found = [node for node in model.graph if is_op(node, "Loop", "Scan")]
-        for node in found:
+        loops = [node for node in model.graph if is_op(node, "Loop", "Scan")]
+        for node in loops:
             closed = _closed(node, {value.name for value in _values(model.graph)})
             _clean_up(closed, model, report)
             if REFUSAL_KEY in closed.metadata_props:
@@ -70,36 +70,36 @@ class PrepareLoops:
                 f"this {closed.op_type} runs step by step; its body is compiled as it is: MoE blocks in it are not "
                 "looked for, and weights keep their format",
             )
-        if found:
+        if loops:
             lift_constants(model)
-        return bool(found)
+        return bool(loops)
 
 
 def _closed(node: ir.Node, taken: set[str | None]) -> ir.Node:
     """The node, or one in its place whose body reads nothing but its inputs and constants."""
     body = node.attributes["body"].as_graph()
-    wanted = [value for value in dict.fromkeys(outer_values(body)) if constant(value) is None]
+    captured = [value for value in dict.fromkeys(outer_values(body)) if constant(value) is None]
     # The inputs of a node, and of its body, are [trips, going], states, scanned values; a Loop's body makes whether it
     # goes on, too.
     head, scanned = (0, node.attributes.get_int("num_scan_inputs", 0)) if is_op(node, "Scan") else (2, 0)
     end = len(node.inputs) - scanned
-    if not wanted or len(body.inputs) != len(node.inputs) or end < head:
+    if not captured or len(body.inputs) != len(node.inputs) or end < head:
         return node
-    insides = [_like(value, "inside", taken) for value in wanted]
+    insides = [_like(value, "inside", taken) for value in captured]
     copies = [ir.node("Identity", [value]) for value in insides]
-    replace_inside(body, dict(zip(wanted, insides, strict=True)))
+    replace_inside(body, dict(zip(captured, insides, strict=True)))
     body.extend(copies)
-    for copy, value in zip(copies, wanted, strict=True):
+    for copy, value in zip(copies, captured, strict=True):
         copy.outputs[0].name, copy.outputs[0].type = _fresh(f"{value.name}.outside", taken), value.type
     body.inputs[end:end] = insides
     behind = end - head + (1 if head else 0)
     body.outputs[behind:behind] = [copy.outputs[0] for copy in copies]
-    kept = [_like(value, "kept", taken) for value in wanted]
+    kept = [_like(value, "kept", taken) for value in captured]
     outputs = [ir.Value(name=value.name, type=value.type, shape=value.shape) for value in node.outputs]
     closed = ir.Node(
         node.domain,
         node.op_type,
-        [*node.inputs[:end], *wanted, *node.inputs[end:]],
+        [*node.inputs[:end], *captured, *node.inputs[end:]],
         list(node.attributes.values()),
         outputs=[*outputs[: end - head], *kept, *outputs[end - head :]],
         name=node.name,

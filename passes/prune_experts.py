@@ -78,15 +78,17 @@ class PruneExperts:
     def apply(self, model: ir.Model, report: Report) -> bool:
         self._check()
         nodes = layers_of(self.name, model.graph, self.layers, report)
-        found = [experts for node in nodes if (experts := expert_set(self.name, node, report)) is not None]
+        layers_found = [experts for node in nodes if (experts := expert_set(self.name, node, report)) is not None]
         with contextlib.ExitStack() as stack:
             profile = (
                 None if self.profile is None else stack.enter_context(contextlib.closing(Profile.read(self.profile)))
             )
             random = np.random.default_rng(self.seed)
-            layers = [Scored(experts, self._scores(experts, profile, random)) for experts in found]
+            layers = [Scored(experts, self._scores(experts, profile, random)) for experts in layers_found]
             counts = self._counts(layers)
-            return any([self._prune(model.graph, *one, profile, report) for one in zip(layers, counts, strict=True)])
+            return any(
+                [self._prune(model.graph, *scored, profile, report) for scored in zip(layers, counts, strict=True)]
+            )
 
     def _check(self) -> None:
         check_keep(self.name, self.keep)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from moec.common.errors import MoecError
 from moec.common.names import node_name
-from moec.common.progress import told
+from moec.common.progress import reported
 from moec.ir.dialect import is_moec
 from moec.ir.weights.format import ELEMENTS, QuantizedName, WeightFormat
 from moec.ir.weights.stored import size_of_weights, weight_inputs
@@ -95,7 +95,7 @@ class QuantizeExperts:
         if not nodes:
             report.warn(self.name, "model", "nothing to quantise: no MoE block was raised before this pass")
         with opened(self.name, self.method, self.profile) as profile:
-            layers = told(nodes, size_of_weights, report.progress, self.name, "layer")
+            layers = reported(nodes, size_of_weights, report.progress, self.name, "layer")
             return any([self._quantize(node, profile, report) for node in layers])
 
     def _quantize(self, node: ir.Node, profile: Profile | None, report: Report) -> bool:
@@ -107,8 +107,10 @@ class QuantizeExperts:
         for choice in map(self._choice, before.weights):
             only = () if choice == "keep" else ELEMENTS[choice].groups
             others |= set(only) if len(only) == 1 else set()
-        wanted = {name: self._wanted(node, name, one.formats, sizes, others) for name, one in before.weights.items()}
-        return change_formats(self.name, before, wanted, profile, self.method, report, self.activation_group)
+        targets = {
+            name: self._wanted(node, name, weight.formats, sizes, others) for name, weight in before.weights.items()
+        }
+        return change_formats(self.name, before, targets, profile, self.method, report, self.activation_group)
 
     def _choice(self, name: str) -> Choice:
         return getattr(self, name, None) or self.format

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from moec.common.progress import told
+from moec.common.progress import reported
 from moec.ir.weights.format import QuantizedName
 from moec.ir.weights.stored import size_of_weights
 from moec.passes.framework.base import Exactness, Report
@@ -61,7 +61,7 @@ class QuantizeLinears:
         if not nodes:
             report.warn(self.name, "model", f"nothing to quantise: {NONE_FOUND.format(self.minimum)}")
         with opened(self.name, self.method, self.profile) as profile:
-            for node in told(nodes, size_of_weights, report.progress, self.name, "layer"):
+            for node in reported(nodes, size_of_weights, report.progress, self.name, "layer"):
                 self._quantize(node, profile, report)
         return bool(nodes)
 

@@ -92,11 +92,11 @@ class RaiseMoE:
         for failure in left:
             if failure.anchor not in raising.understood:
                 raising.tell_failure(failure)
-        for node, found in resemblances(raising.dataflow, list(model.graph), raising.understood):
-            why = raising.behind(node.outputs[0], node, found.reason)
+        for node, region in resemblances(raising.dataflow, list(model.graph), raising.understood):
+            why = raising.behind(node.outputs[0], node, region.reason)
             if why is not None:
-                report.note(self.name, found.node, f"left as ordinary operators: {why}")
-                report.unraised.append(dataclasses.replace(found, reason=why))
+                report.note(self.name, region.node, f"left as ordinary operators: {why}")
+                report.unraised.append(dataclasses.replace(region, reason=why))
         return raising.changed
 
 
@@ -109,7 +109,7 @@ class _Raising:
     dataflow: DataFlow
     report: Report
     understood: set[ir.Node] = dataclasses.field(default_factory=set)
-    known: KnownBlocks = dataclasses.field(default_factory=KnownBlocks)
+    known_blocks: KnownBlocks = dataclasses.field(default_factory=KnownBlocks)
     changed: bool = False
 
     def around(self, anchor: ir.Node) -> _Failure | None:
@@ -117,7 +117,7 @@ class _Raising:
         if anchor in self.understood:
             return None
         try:
-            block, match = understand(self.dataflow, anchor, self.known)
+            block, match = understand(self.dataflow, anchor, self.known_blocks)
         except NotUnderstoodError as reason:
             return _Failure(anchor, _source(self.dataflow, anchor), reason)
         if block is not None and match is not None:
@@ -137,7 +137,9 @@ class _Raising:
         possible, else the reason. ``reason``: why the block was not raised with its router; ``refused``: a number of
         experts that is known not to be understood."""
         blocks = (
-            block for block in weighed_blocks(self.dataflow, source, anchor, self.known.tried) if refused != block.E
+            block
+            for block in weighed_blocks(self.dataflow, source, anchor, self.known_blocks.tried)
+            if refused != block.E
         )
         return self._first_of(blocks, source, reason)
 
@@ -147,7 +149,7 @@ class _Raising:
         why = reason
         for block in blocks:
             try:
-                match = match_block(block, self.known, routing or given_routing(block))
+                match = match_block(block, self.known_blocks, routing or given_routing(block))
             except NotUnderstoodError as error:
                 why = f"{reason}; {diagnosed(block, [], error)}"
                 continue
@@ -165,27 +167,27 @@ class _Raising:
             selections = choice.selections(self.dataflow)
             if self.understood.issuperset(choice.readers) or not refused.isdisjoint(selections):
                 continue
-            made = spread(self.graph, self.dataflow, choice)
-            if made is None:
+            rewrite = spread(self.graph, self.dataflow, choice)
+            if rewrite is None:
                 continue
             self.dataflow = DataFlow(self.graph)
             reason = "its experts are not chosen and weighed by scores of theirs alone"
-            blocks = blocks_weighed_by(self.dataflow, made.mixture, made.selection, self.known.tried)
-            self._keep_or_undo(made, self._first_of(blocks, made.mixture, reason) is None, selections)
+            blocks = blocks_weighed_by(self.dataflow, rewrite.mixture, rewrite.selection, self.known_blocks.tried)
+            self._keep_or_undo(rewrite, self._first_of(blocks, rewrite.mixture, reason) is None, selections)
 
     def given_columns(self, failures: Sequence[_Failure]) -> None:
         """Raise experts that are each weighed by a column of their own, from any source, unless experts of a selection
         among the makers of these columns were not understood."""
         refused = {failure.anchor for failure in failures if failure.reason.is_mixture}
-        for found in list(columns(self.dataflow, self.graph)):
-            makers = found.makers(self.dataflow)
-            if any(node in self.understood for node, _ in found.uses) or not refused.isdisjoint(makers):
+        for weighing in list(columns(self.dataflow, self.graph)):
+            makers = weighing.makers(self.dataflow)
+            if any(node in self.understood for node, _ in weighing.uses) or not refused.isdisjoint(makers):
                 continue
-            made = side_by_side(self.graph, self.dataflow, found)
+            rewrite = side_by_side(self.graph, self.dataflow, weighing)
             self.dataflow = DataFlow(self.graph)
             reason = "each of its experts is weighed by a value of its own"
-            blocks = blocks_weighed_by(self.dataflow, made.mixture, made.apart, self.known.tried)
-            self._keep_or_undo(made, self._first_of(blocks, made.mixture, reason) is None, makers)
+            blocks = blocks_weighed_by(self.dataflow, rewrite.mixture, rewrite.apart, self.known_blocks.tried)
+            self._keep_or_undo(rewrite, self._first_of(blocks, rewrite.mixture, reason) is None, makers)
 
     def one_choice(self, failures: Sequence[_Failure]) -> None:
         """Raise experts of which a token is given to one, without a weight, whatever selects it, unless experts of a
@@ -197,19 +199,21 @@ class _Raising:
                 makers = choice.makers(self.dataflow)
                 if any(node in self.understood for node, _ in choice.uses) or not refused.isdisjoint(makers):
                     continue
-                made = select(self.graph, self.dataflow, choice)
+                rewrite = select(self.graph, self.dataflow, choice)
                 self.dataflow = DataFlow(self.graph)
-                regions = candidate_blocks(self.dataflow, made.selection, made.scores, self.known.tried)
+                regions = candidate_blocks(self.dataflow, rewrite.selection, rewrite.scores, self.known_blocks.tried)
                 blocks = itertools.islice(regions, MOST_CANDIDATES)
                 reason = "it gives a token to one expert, whose result has no weight"
-                self._keep_or_undo(made, self._first_of(blocks, made.scores, reason, ROUTING) is None, makers)
+                self._keep_or_undo(rewrite, self._first_of(blocks, rewrite.scores, reason, ROUTING) is None, makers)
 
-    def _keep_or_undo(self, made: SpreadChoice | Beside | Selected, is_raised: bool, makers: Iterable[ir.Node]) -> None:
+    def _keep_or_undo(
+        self, rewrite: SpreadChoice | Beside | Selected, is_raised: bool, makers: Iterable[ir.Node]
+    ) -> None:
         """Keep the rewrite of ``makers`` if the block after it is raised, else undo it."""
         if is_raised:
             self.understood.update(makers)
         else:
-            made.undo(self.graph)
+            rewrite.undo(self.graph)
             self.dataflow = DataFlow(self.graph)
 
     def _replace(self, block: Block, match: Match) -> None:
@@ -260,7 +264,7 @@ def _one_per_block(failures: list[_Failure]) -> list[_Failure]:
     """The nearest miss of each block: routers that select several times (groups, then experts) fail several times."""
     nearest: dict[ir.Value | None, _Failure] = {}
     for failure in failures:
-        known = nearest.setdefault(failure.source, failure)
-        if failure.reason.difference < known.reason.difference:
+        nearest_miss = nearest.setdefault(failure.source, failure)
+        if failure.reason.difference < nearest_miss.reason.difference:
             nearest[failure.source] = failure
     return list(nearest.values())

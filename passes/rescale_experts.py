@@ -109,15 +109,15 @@ class _System:
         finite = np.isfinite(pairs).all(axis=(1, 2))
         pairs, ids = pairs[finite], ids[finite]
         fixed = ids >= count
-        wanted = sampled.outputs[finite] - np.where(fixed[..., None], pairs, 0).sum(axis=1)
+        target = sampled.outputs[finite] - np.where(fixed[..., None], pairs, 0).sum(axis=1)
         ids = np.where(fixed | (ids < 0), count, ids)
         products = np.einsum("tiw,tjw->tij", pairs, pairs, optimize=False)
         self.tokens, self._pairs = len(ids), int((ids < count).sum())
         square, right = np.zeros((count + 1, count + 1)), np.zeros(count + 1)
         np.add.at(square, (ids[:, :, None], ids[:, None, :]), products)
-        np.add.at(right, ids, np.einsum("tiw,tw->ti", pairs, wanted, optimize=False))
+        np.add.at(right, ids, np.einsum("tiw,tw->ti", pairs, target, optimize=False))
         self._square, self._right = square[:count, :count], right[:count]
-        self._wanted, self._size = float(np.square(wanted).sum()), float(np.square(sampled.outputs[finite]).sum())
+        self._wanted, self._size = float(np.square(target).sum()), float(np.square(sampled.outputs[finite]).sum())
 
     def solution(self, ridge: float) -> Array:
         """The factors [E]; 1 where the tokens say nothing."""

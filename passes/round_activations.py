@@ -107,8 +107,10 @@ class RoundActivations:
             return None
         formats = {form for weight in before.weights.values() for form in weight.formats}
         if not self._takes(formats) or before.spec.arithmetic != "float32":
-            found = f"its weights are {before.describe_formats()}, its arithmetic is {before.spec.arithmetic}"
-            report.note(self.name, node_name(node), f"not rounded: {found}; expected {_TAKEN[self.format]} and float32")
+            actual = f"its weights are {before.describe_formats()}, its arithmetic is {before.spec.arithmetic}"
+            report.note(
+                self.name, node_name(node), f"not rounded: {actual}; expected {_TAKEN[self.format]} and float32"
+            )
             return None
         if self.format == "fp8":
             group = FP8_GROUP if self.group is None else self.group

@@ -101,8 +101,8 @@ def _same_shape(left: ir.Value, right: ir.Value) -> bool:
     if left.shape is None or right.shape is None or len(left.shape) != len(right.shape):
         return False
     return all(
-        one == other and (isinstance(one, int) or one.value is not None)
-        for one, other in zip(left.shape, right.shape, strict=True)
+        size == other and (isinstance(size, int) or size.value is not None)
+        for size, other in zip(left.shape, right.shape, strict=True)
     )
 
 
@@ -204,8 +204,8 @@ def _expand(node: ir.Node) -> ir.Value | None:
     assert source is not None
     target = _integers(node.inputs[1])
     if target is not None and source.shape is not None and len(target) <= len(source.shape):
-        known = list(source.shape)[len(source.shape) - len(target) :]
-        if all(size in (1, dim) for size, dim in zip(target, known, strict=True)):
+        dims = list(source.shape)[len(source.shape) - len(target) :]
+        if all(size in (1, dim) for size, dim in zip(target, dims, strict=True)):
             return source
     return None
 

@@ -129,10 +129,10 @@ def _obstacle(node: ir.Node, following: ir.Node, router: _LayerRouter | None) ->
         return "its logits are no product of its rows with a constant matrix"
     if router.spec.selection == "expert_choice" or router.spec.capacity:
         return "its router looks at all tokens together"
-    given, wanted = (dialect.inputs_of(one)["x"] for one in (node, following))
-    if given is None or wanted is None or _width(given) is None or _width(given) != _width(wanted):
+    rows, rows_after = (dialect.inputs_of(layer)["x"] for layer in (node, following))
+    if rows is None or rows_after is None or _width(rows) is None or _width(rows) != _width(rows_after):
         return "its rows have another size than those of the layer before"
-    if given.dtype != wanted.dtype:
+    if rows.dtype != rows_after.dtype:
         return "its rows have another type than those of the layer before"
     return None
 
@@ -179,8 +179,8 @@ def _expect(write: Writer, node: ir.Node, following: ir.Node, router: _LayerRout
     write.insert(route, "next_weights", "next_experts")
     expected = {"x": x, "experts": route.outputs[1], "weights": down}
     rows = write.insert(dialect.make_node("Expect", expected), "rows")
-    for made in (again, route):
-        made.outputs[0].type = product.outputs[0].type
+    for added in (again, route):
+        added.outputs[0].type = product.outputs[0].type
     route.outputs[1].type = ir.TensorType(ir.DataType.INT32)
     logits.shape = ir.Shape([x.shape[0] if x.shape else None, *(product.outputs[0].shape or [None])[-1:]])
     rows.type, rows.shape = x.type, x.shape

@@ -74,13 +74,13 @@ class TuneRouter:
             return False
         fit = RouterFit(sampled)
         before, router = fit.error(fit.present), fit.fitted()
-        told = f"on {len(fit.held_out.inputs)} tokens held out its output is"
+        start = f"on {len(fit.held_out.inputs)} tokens held out its output is"
         if router is fit.present:
-            report.note(self.name, node_name(node), f"{told} {before:.2%} from what it was; no other is surely better")
+            report.note(self.name, node_name(node), f"{start} {before:.2%} from what it was; no other is surely better")
             return False
         sampled.router.replace(graph, router.weight, router.bias)
         after = fit.error(router)
-        report.note(self.name, node_name(node), f"{told} {after:.2%} from what it was, instead of {before:.2%}")
+        report.note(self.name, node_name(node), f"{start} {after:.2%} from what it was, instead of {before:.2%}")
         return True
 
 

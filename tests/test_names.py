@@ -15,6 +15,7 @@ CLEAN = [
     "moec/ir",
     "moec/profiles",
     "moec/torch",
+    "passes",
 ]
 FIELDS = {"held", "spread"}
 """Fields of records that files and reports hold under these names; a class may declare them."""

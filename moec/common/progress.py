@@ -18,7 +18,7 @@ def silent(_step: str) -> None:
     """Ignore all reports."""
 
 
-def told(
+def reported(
     items: Sequence[Item], size: Callable[[Item], int], progress: Progress, step: str, noun: str
 ) -> Iterator[Item]:
     """Yield the items and report progress: the current item, the share of bytes (``size``) that is done, and the

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import onnx_ir as ir
 
 from moec.common.errors import MoecError
-from moec.common.progress import Progress, told
+from moec.common.progress import Progress, reported
 from moec.ir.mapped_files import release_pages
 from moec.ir.weights.stacks import packed_parts
 
@@ -42,7 +42,7 @@ def hash_weights(model: ir.Model, progress: Progress, step: str) -> None:
     """Compute the hashes that the text of a model shows and say how far that is, for it reads all weights."""
     tensors = (value.const_value for value in model.graph.initializers.values())
     new = [tensor for tensor in tensors if tensor is not None and _known_hashes.get(tensor) is None]
-    for tensor in told([tensor for tensor in new if tensor.nbytes >= _LARGE], _nbytes, progress, step, "weight"):
+    for tensor in reported([tensor for tensor in new if tensor.nbytes >= _LARGE], _nbytes, progress, step, "weight"):
         content_hash(tensor)
 
 

@@ -20,7 +20,7 @@ from moec import targets
 from moec.common import seals
 from moec.common.dtypes import dtype_of
 from moec.common.errors import ArtifactError, MoecError
-from moec.common.progress import Progress, silent, told
+from moec.common.progress import Progress, reported, silent
 from moec.common.replacing import check_replaceable, replacing
 from moec.common.specs import State
 from moec.common.tokenizers import TextFiles
@@ -299,7 +299,7 @@ def _write_weights(
     with path.open("wb") as file:
         sink = _WeightSink(file, shared=len(programs) > 1)
         positions = [
-            [sink.add(weight) for weight in told(program.weights, _bytes_of, progress, WRITING, "weight")]
+            [sink.add(weight) for weight in reported(program.weights, _bytes_of, progress, WRITING, "weight")]
             for program in programs
         ]
         file.flush()

@@ -57,7 +57,7 @@ def plan(
     with contextlib.closing(Profile.read(profile)) as measured:
         method = _method(measured)
         chosen = choose(graph, linears, measured, choices(formats, measured), budget, sensitivities, method)
-    header = {"profile": pathlib.Path(profile).name, **budget.told, "passes": passes, "method": method}
+    header = {"profile": pathlib.Path(profile).name, **budget.options, "passes": passes, "method": method}
     header |= _judged(chosen)
     header |= {} if sensitivities is None else {"sensitivities": pathlib.Path(sensitivities).name}
     with replacing(output, _edited) as aside:

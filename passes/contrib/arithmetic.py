@@ -73,9 +73,9 @@ def fused_gemm(write: Writer) -> Outputs:
     operands = [write.required(0, "A"), write.required(1, "B"), *([] if write.input(2) is None else [write.input(2)])]
     attributes = {name: write.attribute(name, default) for name, default in _GEMM.items()}
     product = write.add("Gemm", *operands, **attributes)
-    given = {name: write.attribute(f"activation_{name}", None) for name in _ACTIVATIONS[activation]}
-    given = {name: value for name, value in given.items() if value is not None}
-    return [write.add(activation, product, **given)]
+    options = {name: write.attribute(f"activation_{name}", None) for name in _ACTIVATIONS[activation]}
+    options = {name: value for name, value in options.items() if value is not None}
+    return [write.add(activation, product, **options)]
 
 
 _GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}

@@ -116,8 +116,8 @@ def _positions(write: Writer, offsets: ir.Value, length: ir.Value) -> ir.Value:
 
 def _range(write: Writer, length: ir.Value) -> ir.Value:
     """0 to length - 1, for a length [1]."""
-    zero, one = (write.constant(np.array(number), "number") for number in (0, 1))
-    return write.add("Range", zero, write.add("Squeeze", length, write.numbers(0)), one)
+    zero, step = (write.constant(np.array(number), "number") for number in (0, 1))
+    return write.add("Range", zero, write.add("Squeeze", length, write.numbers(0)), step)
 
 
 def _split(write: Writer, query: ir.Value, H: int, G: int, h: int) -> _AttentionHeads:
@@ -154,12 +154,12 @@ def _rotated(write: Writer, heads: _AttentionHeads, step: _TokenPositions) -> _A
 
 def _given_positions(write: Writer, step: _TokenPositions) -> ir.Value | None:
     """Positions [B,S] from the input position_ids; at the first prompt only its very first one counts, as the start."""
-    given = write.input(9)
-    if given is None:
+    position_ids = write.input(9)
+    if position_ids is None:
         return None
-    first = write.add("Slice", given, write.numbers(0, 0), write.numbers(1, 1), label="first_position")
+    first = write.add("Slice", position_ids, write.numbers(0, 0), write.numbers(1, 1), label="first_position")
     counted = write.add("Add", first, _range(write, step.length))
-    return write.add("Where", step.is_first, counted, given, label="given_positions")
+    return write.add("Where", step.is_first, counted, position_ids, label="given_positions")
 
 
 def _cached(write: Writer, position: int, new: ir.Value, step: _TokenPositions, sizes: tuple[int, int]) -> ir.Value:
@@ -188,8 +188,8 @@ def _attend(write: Writer, query: ir.Value, keys: ir.Value, values: ir.Value, st
             for value in (keys, values)
         )
     attributes = {name: write.attribute(name, 0.0) for name in ("scale", "softcap")}
-    given = {name: number for name, number in attributes.items() if number}
-    return write.add("Attention", query, keys, values, mask, None, None, visible, is_causal=1, **given)
+    options = {name: number for name, number in attributes.items() if number}
+    return write.add("Attention", query, keys, values, mask, None, None, visible, is_causal=1, **options)
 
 
 def _has_sink(write: Writer) -> bool:
@@ -213,8 +213,8 @@ def _mask(write: Writer, keys: ir.Value, step: _TokenPositions, sink: ir.Value |
         added = sinks if added is None else write.add("Add", _behind_sink(write, added), sinks, label="biases")
     if window <= 0:
         return added
-    first, one = (write.constant(np.array(number), "number") for number in (0 if sink is None else -1, 1))
-    columns = write.add("Range", first, write.add("Squeeze", length, write.numbers(0)), one, label="keys")
+    first, step_size = (write.constant(np.array(number), "number") for number in (0 if sink is None else -1, 1))
+    columns = write.add("Range", first, write.add("Squeeze", length, write.numbers(0)), step_size, label="keys")
     before = write.add("Sub", step.positions, write.numbers(window), label="before_window")
     inside = write.add("Greater", columns, write.add("Unsqueeze", before, write.numbers(1, 3)), label="inside")
     if added is None:

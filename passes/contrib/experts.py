@@ -73,9 +73,9 @@ def qmoe(write: Writer) -> list[ir.Value | None]:
 
 def _experts_spec(write: Writer, weights: Collection[str]) -> ExpertsSpec:
     write.refuse_attributes(use_sparse_mixer=0, swiglu_limit_after_activation=0)
-    given = {name: write.attribute(name, None) for name in _ACTIVATION}
+    options = {name: write.attribute(name, None) for name in _ACTIVATION}
     try:
-        return experts_spec("fc3" in weights, **{name: value for name, value in given.items() if value is not None})
+        return experts_spec("fc3" in weights, **{name: value for name, value in options.items() if value is not None})
     except ValueError as error:
         raise NotDecomposableError(str(error)) from error
 

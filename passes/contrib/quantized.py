@@ -120,8 +120,8 @@ def gather_block_quantized(write: Writer) -> list[ir.Value | None]:
     if int(np.prod(_shape(scales))) != rows * -(-width // block_size):
         raise NotDecomposableError(f"scales are {_shape(scales)}; expected one for {block_size} of {width} numbers")
     table = _matrix(write, (packed, scales, zeros), (rows, width), bits, block_size)
-    found, dtype = write.add("Gather", table, indices, axis=0), dtype_of(scales, "scales")
-    return [found if dtype == ir.DataType.FLOAT else write.add("Cast", found, to=dtype)]
+    taken, dtype = write.add("Gather", table, indices, axis=0), dtype_of(scales, "scales")
+    return [taken if dtype == ir.DataType.FLOAT else write.add("Cast", taken, to=dtype)]
 
 
 def _reshaped(value: ir.Value) -> tuple[ir.Value, tuple[int, ...]]:

@@ -14,7 +14,7 @@ def linear_attention(write: Writer) -> list[ir.Value | None]:
     then share one, which is repeated here.
     """
     write.refuse_attributes(state_window=0)
-    attributes = {name: one for name, one in write.node.attributes.items() if name != "state_window"}
+    attributes = {name: attribute for name, attribute in write.node.attributes.items() if name != "state_window"}
     inputs, queries, values = (
         list(write.node.inputs),
         write.attribute("q_num_heads", 0),
@@ -34,10 +34,10 @@ def linear_attention(write: Writer) -> list[ir.Value | None]:
     return list(same.outputs[: len(write.node.outputs)])
 
 
-def _repeated(write: Writer, rows: ir.Value, heads: int, wanted: int, size: int) -> ir.Value:
-    """Repeat each head of [B,T,heads*size] several times in a row: [B,T,wanted*size]."""
-    if heads < 1 or wanted % heads or heads * size != width_of(rows, "query or key"):
-        raise NotDecomposableError(f"{heads} heads of {size} for {wanted} heads of values; expected a divisor of these")
+def _repeated(write: Writer, rows: ir.Value, heads: int, count: int, size: int) -> ir.Value:
+    """Repeat each head of [B,T,heads*size] several times in a row: [B,T,count*size]."""
+    if heads < 1 or count % heads or heads * size != width_of(rows, "query or key"):
+        raise NotDecomposableError(f"{heads} heads of {size} for {count} heads of values; expected a divisor of these")
     apart = write.add("Reshape", rows, write.numbers(0, 0, heads, 1, size))
-    spread = write.add("Expand", apart, write.numbers(1, 1, 1, wanted // heads, 1))
-    return write.add("Reshape", spread, write.numbers(0, 0, wanted * size), label="repeated")
+    expanded = write.add("Expand", apart, write.numbers(1, 1, 1, count // heads, 1))
+    return write.add("Reshape", expanded, write.numbers(0, 0, count * size), label="repeated")

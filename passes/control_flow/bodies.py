@@ -46,13 +46,13 @@ class Inliner(Writer):
             raise NotDecomposableError(f"its body takes {len(body.inputs)} values; expected {len(arguments)}")
         self._reserve(count_nodes(body))
         copy = body.clone(allow_outer_scope_values=True)
-        given: dict[ir.Value, ir.Value] = dict(zip(copy.inputs, arguments, strict=True))
+        replacements: dict[ir.Value, ir.Value] = dict(zip(copy.inputs, arguments, strict=True))
         for value in list(copy.initializers.values()):
             assert value.const_value is not None
-            given[value] = self._constant_like(value.const_value, str(value.name))
+            replacements[value] = self._constant_like(value.const_value, str(value.name))
         results = list(copy.outputs)
         copy.outputs.clear()
-        for inside, outside in given.items():
+        for inside, outside in replacements.items():
             inside.replace_all_uses_with(outside)
         copied = list(copy)
         copy.remove(copied)
@@ -61,9 +61,9 @@ class Inliner(Writer):
             if tensor is None:
                 self._adopt(node)
             else:
-                given[node.outputs[0]] = self._constant_like(tensor, str(node.outputs[0].name))
-                node.outputs[0].replace_all_uses_with(given[node.outputs[0]])
-        return [given.get(value, value) for value in results]
+                replacements[node.outputs[0]] = self._constant_like(tensor, str(node.outputs[0].name))
+                node.outputs[0].replace_all_uses_with(replacements[node.outputs[0]])
+        return [replacements.get(value, value) for value in results]
 
     def expect_room(self, body: ir.Graph, times: int) -> None:
         """Raises NotDecomposableError before any copy is made if so many copies of a body make the graph too large."""
@@ -82,10 +82,10 @@ class Inliner(Writer):
     def number(self, number: int) -> ir.Value:
         return self.constant(np.array(number, np.int64), "number")
 
-    def known(self, value: ir.Value | None) -> int | None:
+    def element(self, value: ir.Value | None) -> int | None:
         """The only element of a value, 0 or 1 of a boolean; None if it is not known yet or there are several."""
-        found = self.values.of(value)
-        item = found.ravel()[0] if found is not None and found.size == 1 else None
+        array = self.values.of(value)
+        item = array.ravel()[0] if array is not None and array.size == 1 else None
         return int(item) if isinstance(item, int | np.bool_ | np.integer) else None
 
     def choose(self, condition: ir.Value, yes: ir.Value, no: ir.Value, what: str) -> ir.Value:
@@ -131,9 +131,9 @@ def count_nodes(body: ir.Graph) -> int:
 
 
 def _with_nested(node: ir.Node) -> list[ir.Node]:
-    found, pending = [], [node]
+    nodes, pending = [], [node]
     while pending:
-        one = pending.pop()
-        found.append(one)
-        pending.extend(inner for body in nested_graphs(one) for inner in body)
-    return found
+        inner_node = pending.pop()
+        nodes.append(inner_node)
+        pending.extend(inner for body in nested_graphs(inner_node) for inner in body)
+    return nodes

@@ -13,9 +13,9 @@ def inline_branch(write: Inliner) -> list[ir.Value]:
     Raises NotDecomposableError if results of the two may differ in shape.
     """
     condition = write.required(0, "cond")
-    known = write.known(condition)
-    if known is not None:
-        return write.inline(write.body("then_branch" if known else "else_branch"), [])
+    taken = write.element(condition)
+    if taken is not None:
+        return write.inline(write.body("then_branch" if taken else "else_branch"), [])
     yes, no = (write.inline(write.body(name), []) for name in ("then_branch", "else_branch"))
     write.remarks.append("its condition is known only when the model runs: both branches are computed, and one chosen")
     return [

@@ -25,13 +25,13 @@ def unroll_loop(write: Inliner) -> list[ir.Value]:
     body, carried = write.body("body"), [write.required(i, "v_initial") for i in range(2, len(write.node.inputs))]
     scanned: list[list[ir.Value]] = [[] for _ in write.node.outputs[len(carried) :]]
     going = write.input(1) or write.constant(_TRUE, "going")
-    if (trips := write.known(write.input(0))) is not None and _never_asks(body):
+    if (trips := write.element(write.input(0))) is not None and _never_asks(body):
         write.expect_room(body, trips)
     is_certain = True
     for step in _steps(write):
-        if write.known(going) == 0:
+        if write.element(going) == 0:
             break
-        is_certain = is_certain and bool(write.known(going))
+        is_certain = is_certain and bool(write.element(going))
         if not is_certain and scanned:
             raise NotDecomposableError("how many slices its scan outputs have is known only when the model runs")
         condition, *results = write.inline(body, [_numbered(write, body, step), going, *carried])
@@ -62,7 +62,7 @@ def _never_asks(body: ir.Graph) -> bool:
 
 def _steps(write: Inliner) -> Iterator[int]:
     """Raises NotDecomposableError where nothing known now ends the loop."""
-    trips = write.known(write.input(0))
+    trips = write.element(write.input(0))
     if trips is not None:
         return iter(range(trips))
     if write.input(0) is not None:
@@ -94,18 +94,18 @@ def unroll_scan(write: Inliner) -> list[ir.Value]:
             f"num_scan_inputs is {count}, with {len(inputs)} inputs and {len(node.outputs)} outputs"
         )
     carried, scanned = inputs[:-count], inputs[-count:]
-    made = len(node.outputs) - len(carried)
+    scan_outputs = len(node.outputs) - len(carried)
     sources = _scans(write, count, "scan_input")
     length = _length(scanned, sources)
     write.expect_room(body, length)
-    results: list[list[ir.Value]] = [[] for _ in range(made)]
+    results: list[list[ir.Value]] = [[] for _ in range(scan_outputs)]
     for step in range(length):
         slices = [_slice(write, *pair, step, length) for pair in zip(scanned, sources, strict=True)]
-        found = write.inline(body, [*carried, *slices])
-        carried = found[: len(carried)]
-        for list_, value in zip(results, found[len(carried) :], strict=True):
+        results_of_step = write.inline(body, [*carried, *slices])
+        carried = results_of_step[: len(carried)]
+        for list_, value in zip(results, results_of_step[len(carried) :], strict=True):
             list_.append(value)
-    targets = _scans(write, made, "scan_output")
+    targets = _scans(write, scan_outputs, "scan_output")
     stacked = []
     for values, output, scan in zip(results, body.outputs[len(carried) :], targets, strict=True):
         stacked.append(_stacked(write, values[::-1] if scan.is_backward else values, output, scan.axis))

@@ -159,25 +159,23 @@ def _make(name: str, options: str | None, shared: Mapping[str, str]) -> tuple[Pa
     values |= _parse_options(name, kind, options or "")
     for field in fields:
         if field.default is dataclasses.MISSING and field.name not in values:
-            given = " or give --profile FILE" if field.name == _PROFILE else ""
-            raise MoecError(
-                f"pipeline: {name} needs the option {field.name}; write {name}{{{field.name}=VALUE}}{given}"
-            )
+            hint = " or give --profile FILE" if field.name == _PROFILE else ""
+            raise MoecError(f"pipeline: {name} needs the option {field.name}; write {name}{{{field.name}=VALUE}}{hint}")
     return (kind(**values),)
 
 
 def _parse_options(pass_name: str, kind: type[Pass], text: str) -> dict[str, Any]:
     hints = get_type_hints(kind)
-    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     options: dict[str, Any] = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = (part.strip() for part in entry.partition("="))
         if not equals:
             raise MoecError(f"pipeline: {pass_name}: option {entry!r} has no value; write {entry}=VALUE")
         field = name.replace("-", "_")
-        if field not in known:
-            listed = ", ".join(known) or "none"
-            raise MoecError(f"pipeline: {pass_name} has no option {name!r}{_nearest(name, known)} (options: {listed})")
+        if field not in names:
+            listed = ", ".join(names) or "none"
+            raise MoecError(f"pipeline: {pass_name} has no option {name!r}{_nearest(name, names)} (options: {listed})")
         if field in options:
             raise MoecError(f"pipeline: {pass_name}: option {name!r} is given twice; give it once")
         options[field] = _parse_value(f"{pass_name}{{{name}}}", value, hints[field])
@@ -207,13 +205,13 @@ def _parse_value(where: str, text: str, kind: Any) -> Any:
         raise MoecError(f"pipeline: {where}: found {text!r}, expected a value of type {kind.__name__}") from None
 
 
-def _print_pass(one: Pass) -> str:
+def _print_pass(applied: Pass) -> str:
     options = []
-    for field in dataclasses.fields(one):  # type: ignore[arg-type]
-        value = getattr(one, field.name)
+    for field in dataclasses.fields(applied):  # type: ignore[arg-type]
+        value = getattr(applied, field.name)
         if value != field.default:
             options.append(f"{field.name}={_print_value(value)}")
-    return f"{one.name}{{{','.join(options)}}}" if options else one.name
+    return f"{applied.name}{{{','.join(options)}}}" if options else applied.name
 
 
 def _print_value(value: Any) -> str:
@@ -222,5 +220,5 @@ def _print_value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    return suggestion(name, known) or f"; known: {', '.join(known)}"
+def _nearest(name: str, names: Sequence[str]) -> str:
+    return suggestion(name, names) or f"; known: {', '.join(names)}"

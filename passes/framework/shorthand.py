@@ -66,28 +66,28 @@ def _linears_pass(text: str | None) -> str | None:
 def parse_format(what: str, text: str) -> WeightFormat:
     """Parse a quantised format; without a group, formats of fewer than 8 bits have groups of 32. Raises MoecError,
     which names ``what``, for one that does not exist."""
-    found = _match(what, text, f"{_QUANTIZED}; {_FOLLOWING}")
-    (name,) = (name for name in _NAMES if name == found["name"])
-    digits = found["group"]
+    match = _match(what, text, f"{_QUANTIZED}; {_FOLLOWING}")
+    (name,) = (name for name in _NAMES if name == match["name"])
+    digits = match["group"]
     try:
         usual = 32 if ELEMENTS[name].bits < 8 else 0
-        return WeightFormat(name, usual if digits is None else int(digits), found["zero_points"] is not None)
+        return WeightFormat(name, usual if digits is None else int(digits), match["zero_points"] is not None)
     except ValueError as error:
         raise MoecError(f"{what}: no format {text!r}: {error}") from error
 
 
 def _match(what: str, text: str, expected: str = EXPECTED) -> re.Match[str]:
-    found = _FORMAT.fullmatch(text)
-    if found is None:
+    match = _FORMAT.fullmatch(text)
+    if match is None:
         raise MoecError(f"{what}: no format {text!r}; expected {expected}")
-    return found
+    return match
 
 
 def _options(what: str, text: str) -> str:
-    found = _match(what, text)
-    options = [f"format={found['name']}"]
-    if found["group"] is not None:
-        options.append(f"group={found['group']}")
-    if found["zero_points"]:
+    match = _match(what, text)
+    options = [f"format={match['name']}"]
+    if match["group"] is not None:
+        options.append(f"group={match['group']}")
+    if match["zero_points"]:
         options.append("zero_points=true")
     return ",".join(options)

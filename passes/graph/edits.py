@@ -94,8 +94,8 @@ class FreshNames:
     @functools.cached_property
     def _taken(self) -> set[str | None]:
         graph = self._graph
-        made = (value.name for node in graph for value in node.outputs)
-        return {*(value.name for value in graph.inputs), *graph.initializers, *made}
+        outputs = (value.name for node in graph for value in node.outputs)
+        return {*(value.name for value in graph.inputs), *graph.initializers, *outputs}
 
     def new(self, wish: str) -> str:
         """``wish``, or ``wish`` with a number."""

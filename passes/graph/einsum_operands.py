@@ -42,10 +42,10 @@ def _product(
     name = names.new(f"{few.name}_spread")
     if absent:
         axes = add_constant(graph, ir.tensor(np.array(absent, np.int64)), names.new(f"{name}_axes"))
-        spread = ir.node("Unsqueeze", [few, axes])
-        spread.outputs[0].name, spread.outputs[0].type = name, few.type
-        graph.insert_before(node, spread)
-        few = spread.outputs[0]
+        unsqueeze = ir.node("Unsqueeze", [few, axes])
+        unsqueeze.outputs[0].name, unsqueeze.outputs[0].type = name, few.type
+        graph.insert_before(node, unsqueeze)
+        few = unsqueeze.outputs[0]
     times = ir.node("Mul", [many, few])
     (product,) = times.outputs
     product.name, product.type, product.shape = names.new(f"{many.name}_times"), many.type, many.shape

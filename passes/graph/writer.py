@@ -79,9 +79,9 @@ class Writer:
     def refuse_attributes(self, **harmless: Any) -> None:
         """Raises NotDecomposableError for an attribute with a value other than the one that means nothing."""
         for name, value in harmless.items():
-            found = self.attribute(name, value)
-            if found != value:
-                raise NotDecomposableError(f"attribute {name} is {found!r}; expected {value!r}")
+            actual = self.attribute(name, value)
+            if actual != value:
+                raise NotDecomposableError(f"attribute {name} is {actual!r}; expected {value!r}")
 
     def refuse_inputs(self, **positions: int) -> None:
         for name, position in positions.items():

@@ -101,7 +101,7 @@ class Block:
         }
         feeds[self.x] = x.reshape(x.shape if rank(self.x) == 2 else shape_at(self.x, sizes))
         leading = feeds[self.x].shape[:-1] if rank(self.logits) == rank(self.x) else (len(x),)
-        logits = logits if self.weighing is None else self.weighing.held(logits)
+        logits = logits if self.weighing is None else self.weighing.constrained(logits)
         feeds[self.logits] = logits.T if self.experts_first else logits.reshape(*leading, self.E)
         return {**feeds, **self._start_of(np.zeros_like(x))}
 
@@ -125,8 +125,8 @@ class Block:
     @functools.cached_property
     def other_symbols(self) -> list[str]:
         """Symbols that x lacks: lengths of other inputs."""
-        found = dict.fromkeys(symbol for source in self.shape_sources for symbol in symbols_of(source))
-        return [symbol for symbol in found if symbol not in symbols_of(self.x)]
+        symbols = dict.fromkeys(symbol for source in self.shape_sources for symbol in symbols_of(source))
+        return [symbol for symbol in symbols if symbol not in symbols_of(self.x)]
 
     def sizes_at(self, rows: int) -> dict[str, int]:
         """The sizes of all symbols in an evaluation on so many rows."""
@@ -155,21 +155,21 @@ class Block:
         None if the output is not one row of width d per token, or not the sum of ``start`` and another value.
         """
         none, *others = self.starts_for(len(x))
-        found = self._y_of(x, logits, none, watch)
-        if found is None:
+        y = self._y_of(x, logits, none, watch)
+        if y is None:
             return None
-        for given in others:
-            moved = self._y_of(x, logits, given, watch)
-            if moved is None or not _is_sum(moved, given, found):
+        for start in others:
+            moved = self._y_of(x, logits, start, watch)
+            if moved is None or not _is_sum(moved, start, y):
                 return None
-        return found
+        return y
 
     def starts_for(self, T: int) -> list[Array]:
         """Alternatives [T,d] for ``start``: zeros, and other rows if there is one."""
         if self.start is None:
             return [np.zeros((T, self.d))]
-        given = np.random.default_rng(11).normal(size=(T, self.d)) * np.resize([1.0, 60.0, 8.0], T)[:, None]
-        return [np.zeros((T, self.d)), given]
+        rows = np.random.default_rng(11).normal(size=(T, self.d)) * np.resize([1.0, 60.0, 8.0], T)[:, None]
+        return [np.zeros((T, self.d)), rows]
 
     def _y_of(self, x: Array, logits: Array, start: Array, watch: Watcher | None) -> Array | None:
         parts = [np.zeros((0, self.d))]
@@ -229,11 +229,11 @@ class Block:
         return [array.shape for array in self.evaluate(x, logits, values)]
 
     def y_by_value(
-        self, x: Array, logits: Array, given: Mapping[ir.Value, Array]
+        self, x: Array, logits: Array, replaced: Mapping[ir.Value, Array]
     ) -> tuple[Array, Callable[[ir.Value, Array], Array]]:
-        """y in float64 with ``given`` values instead of computed ones, and a function that recomputes y for another
+        """y in float64 with ``replaced`` values instead of computed ones, and a function that recomputes y for another
         array of one of them: it repeats only what depends on that."""
-        feeds = {**self.feeds(x, logits), **given}
+        feeds = {**self.feeds(x, logits), **replaced}
         evaluator = self.evaluator(feeds, [self.y])
         values = evaluator.values(feeds)
         (y,) = evaluator.run_changed(values, {})
@@ -242,8 +242,8 @@ class Block:
     def y_in_own_types(self, x: Array, logits: Array) -> Array:
         """y [T,d] for rows x [T,d] and logits [T,E], computed in the types of the graph. T has to be a multiple of
         ``row_step``, and no larger where the model fixes it."""
-        given = self.feeds(x, logits).items()
-        feeds = {value: array if value.dtype is None else array.astype(value.dtype.numpy()) for value, array in given}
+        arrays = self.feeds(x, logits).items()
+        feeds = {value: array if value.dtype is None else array.astype(value.dtype.numpy()) for value, array in arrays}
         nodes = self.dataflow.between([self.y], stop=feeds.__contains__)
         return Evaluator(nodes, feeds, [self.y], {"": 24}).run(feeds)[0].reshape(-1, self.d)
 
@@ -303,23 +303,23 @@ class Block:
         x, y = list(self.x.shape or ()), self.y.shape
         if y is None or (len(x) == len(y) and not any(map(_are_unequal, x, y))):
             return [(self.x, axis) for axis in range(len(x))]
-        known = {
+        sizes = {
             dim.value: (value, axis)
             for value in (*self.shape_sources, self.x)
             for axis, dim in enumerate(value.shape or ())
             if isinstance(dim, ir.SymbolicDim) and dim.value is not None
         }
-        found = [dim if isinstance(dim, int) else known.get(str(dim.value), -1) for dim in y]
-        return None if found.count(-1) > 1 else found
+        dims = [dim if isinstance(dim, int) else sizes.get(str(dim.value), -1) for dim in y]
+        return None if dims.count(-1) > 1 else dims
 
     def products(self) -> list[ir.Node]:
         """Contractions of data with values that do not depend on x: with weights, perhaps of the selected experts."""
-        found = []
+        products = []
         for node in self.expert_nodes():
             others = [value for value in factors(node) if value not in self.from_x]
             if len(others) == 1 and self.dataflow.scalar(others[0]) is None:
-                found.append(node)
-        return found
+                products.append(node)
+        return products
 
     def projections(self) -> list[Projection]:
         """Contractions of data with constants, in graph order."""

@@ -82,7 +82,7 @@ class Tried:
     weights, one is tried. They only direct the search, so an alike layer may still turn out to differ."""
 
     rows: dict[Hashable, bool] = dataclasses.field(default_factory=dict)
-    found: dict[Hashable, list[int | None]] = dataclasses.field(default_factory=dict)
+    start_places: dict[Hashable, list[int | None]] = dataclasses.field(default_factory=dict)
     """Places of starts among the values of the structure; None after the last."""
 
     def maps_rows_to_rows(self, block: Block) -> bool:
@@ -99,16 +99,16 @@ class Tried:
         if structure is None:
             yield from starts(block)
             return
-        found = self.found.setdefault(_with_numbers(block, structure), [])
-        known = [structure.values[place] for place in found if place is not None]
-        yield from known
-        if None in found:
+        places = self.start_places.setdefault(_with_numbers(block, structure), [])
+        earlier = [structure.values[place] for place in places if place is not None]
+        yield from earlier
+        if None in places:
             return
         for value in starts(block):
-            if value not in known:
-                found.append(structure.values.index(value))
+            if value not in earlier:
+                places.append(structure.values.index(value))
                 yield value
-        found.append(None)
+        places.append(None)
 
 
 def _with_numbers(block: Block, structure: Structure) -> Hashable:
@@ -124,14 +124,16 @@ def candidate_blocks(
     y is the sum of a value computed without the logits and of another one, the region without that value comes first.
     ``tried``: findings of earlier regions."""
     tried = Tried() if tried is None else tried
-    given = dataflow.determined_by([logits])
-    for y in itertools.islice(dataflow.post_dominators([logits], given), MOST_DOMINATORS):
+    determined = dataflow.determined_by([logits])
+    for y in itertools.islice(dataflow.post_dominators([logits], determined), MOST_DOMINATORS):
         if y.dtype is not None and not y.dtype.is_floating_point():
             continue
-        block = next(_regions(dataflow, anchor, logits, y, given, tried), None)
+        block = next(_regions(dataflow, anchor, logits, y, determined, tried), None)
         if block is not None:
             for start in tried.starts(block):
-                yield from itertools.islice(_regions(dataflow, anchor, logits, y, given | {start}, tried, start), 1)
+                yield from itertools.islice(
+                    _regions(dataflow, anchor, logits, y, determined | {start}, tried, start), 1
+                )
             yield block
 
 
@@ -140,12 +142,12 @@ def _regions(
     anchor: ir.Node,
     logits: ir.Value,
     y: ir.Value,
-    given: frozenset[ir.Value],
+    determined: frozenset[ir.Value],
     tried: Tried,
     start: ir.Value | None = None,
 ) -> Iterator[Block]:
     """Regions that make rows y of rows x, x nearest to y first."""
-    for x in itertools.islice(dataflow.dominators(y, given), 1, MOST_DOMINATORS):
+    for x in itertools.islice(dataflow.dominators(y, determined), 1, MOST_DOMINATORS):
         block = None if dataflow.depends(x, logits) else _region(dataflow, anchor, x, logits, y, start)
         if block is None or block.sizes_of_y() is None:
             continue

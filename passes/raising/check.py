@@ -144,8 +144,8 @@ def check_weights(block: Block, proposal: Proposal, tried: Verdict) -> Verdict:
     comparison = _driven(block, proposal)
     if comparison.agrees:
         comparison.run_rounded()
-    found = comparison.verdict()
-    return dataclasses.replace(found, undefined=tried.undefined | found.undefined, assumed=tried.assumed)
+    verdict = comparison.verdict()
+    return dataclasses.replace(verdict, undefined=tried.undefined | verdict.undefined, assumed=tried.assumed)
 
 
 def _driven(block: Block, proposal: Proposal | RowProposal) -> _Comparison:
@@ -216,7 +216,7 @@ class _Comparison:
             return self.block.rows_of(layout) <= most
 
         tried: list[Mapping[str, int]] = []
-        seen = [dict(one) for one in dict.fromkeys(tuple(one.items()) for one in self.layouts)]
+        seen = [dict(layout) for layout in dict.fromkeys(tuple(layout.items()) for layout in self.layouts)]
         for node, layout in scan.differing(seen, fits):
             if not fits(layout):
                 self.beyond.append(scan.unseen(node, layout))
@@ -252,9 +252,9 @@ class _Comparison:
     def tolerance(self) -> float:
         return tolerance(self.block)
 
-    def _note(self, trial: Trial, found: float) -> None:
-        if found > self.worst:
-            self.worst, self.worst_trial = found, trial.name
+    def _note(self, trial: Trial, difference: float) -> None:
+        if difference > self.worst:
+            self.worst, self.worst_trial = difference, trial.name
 
     def verdict(self, unseen: Sequence[Unseen] = ()) -> Verdict:
         """The verdict, with sides ``unseen`` that no trial can show. A side that is only taken where the original fails

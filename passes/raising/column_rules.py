@@ -57,7 +57,7 @@ Numbers = dict[int, Array]
 
 def numbers_of_copy(columns: Columns) -> dict[ir.Node, Numbers] | None:
     """Inputs besides weights that the copy replaces. None if some node does not treat all columns alike."""
-    found: dict[ir.Node, Numbers] = {}
+    numbers_of: dict[ir.Node, Numbers] = {}
     for node in columns.block.nodes:
         if node.op_type == "Shape" and _reads_width(columns, node):
             return None
@@ -65,10 +65,10 @@ def numbers_of_copy(columns: Columns) -> dict[ir.Node, Numbers] | None:
             numbers = _RULES.get(node.op_type, _elementwise)(columns, node) if node.domain == "" else None
             if numbers is None or any(columns.width(value) is None for value in node.outputs):
                 return None
-            found[node] = numbers
+            numbers_of[node] = numbers
         elif any(value in columns.weights for value in node.inputs):
             return None
-    return found
+    return numbers_of
 
 
 def _reads_width(columns: Columns, node: ir.Node) -> bool:
@@ -151,8 +151,8 @@ def _turned(columns: Columns, node: ir.Node) -> Numbers | None:
 def _joined(columns: Columns, node: ir.Node) -> Numbers | None:
     """Data joined along an axis other than the last."""
     rank = _rank(node.outputs[0])
-    beside = rank - 1 not in _places([node.attributes.get_int("axis", 0)], rank)
-    return {} if beside and all(map(columns.is_data, node.inputs)) else None
+    is_outer = rank - 1 not in _places([node.attributes.get_int("axis", 0)], rank)
+    return {} if is_outer and all(map(columns.is_data, node.inputs)) else None
 
 
 def _split(columns: Columns, node: ir.Node) -> Numbers | None:

@@ -56,8 +56,8 @@ def find_cut(block: Block, x: Array, logits: Array) -> Cut:
     read = (value for node in nodes if node not in affine for value in node.inputs)
     inner = dict.fromkeys(_without_scalars(block, v) for v in read if v is not None and v in before)
     behind = _affine_in(block, nodes, affine)
-    made = (value for node in nodes if node not in affine for value in node.outputs)
-    outer = dict.fromkeys(_behind_scalars(block, value) for value in made if value in behind)
+    results = (value for node in nodes if node not in affine for value in node.outputs)
+    outer = dict.fromkeys(_behind_scalars(block, value) for value in results if value in behind)
     around = next(
         (n for n in nodes if n in affine and n.outputs[0] in behind and not behind.issuperset(affine[n])), None
     )
@@ -106,31 +106,33 @@ def _affine_nodes(block: Block, nodes: list[ir.Node], x: Array, logits: Array) -
     needed = [value for value in used if not dataflow.constant(value)]
     arrays = dict(zip(needed, block.evaluate(x, logits, needed), strict=True))
     arrays.update((v, dataflow.array(v)) for v in used if dataflow.constant(v))
-    known: dict[Hashable, bool] = {}
-    found: dict[ir.Node, list[ir.Value]] = {}
+    verdicts: dict[Hashable, bool] = {}
+    moving_inputs: dict[ir.Node, list[ir.Value]] = {}
     for node in nodes:
         moving = [value for value in dict.fromkeys(node.inputs) if value is not None and value in block.from_x]
         attributes = tuple(sorted((name, repr(attribute.value)) for name, attribute in node.attributes.items()))
         places = tuple("moves" if value in moving else dataflow.scalar(value) for value in node.inputs)
         key = node.domain, node.op_type, attributes, places
-        affine = known[key] if key in known else _is_affine(node, moving, arrays)
+        affine = verdicts[key] if key in verdicts else _is_affine(node, moving, arrays)
         if affine:
-            found[node] = moving
+            moving_inputs[node] = moving
         if all(np.isfinite(arrays[value]).all() for value in moving):  # what overflows tells nothing of other nodes
-            known[key] = affine
-    return found
+            verdicts[key] = affine
+    return moving_inputs
 
 
 def _is_affine(node: ir.Node, moving: list[ir.Value], arrays: Mapping[ir.Value, Array]) -> bool:
     if any(arrays[value].dtype.kind != "f" for value in moving):
         return False
     random = np.random.default_rng(0)
-    given = {value: arrays[value] for value in node.inputs if value is not None}
+    operands = {value: arrays[value] for value in node.inputs if value is not None}
     steps = {v: random.normal(size=arrays[v].shape) * FAR * np.abs(arrays[v]).max(initial=1.0) for v in moving}
     try:
-        evaluator = Evaluator([node], given, list(node.outputs), {"": 24}, dtype=np.float64)
+        evaluator = Evaluator([node], operands, list(node.outputs), {"": 24}, dtype=np.float64)
         with np.errstate(all="ignore"):
-            at = [evaluator.run({v: a + n * steps[v] if v in steps else a for v, a in given.items()}) for n in range(3)]
+            at = [
+                evaluator.run({v: a + n * steps[v] if v in steps else a for v, a in operands.items()}) for n in range(3)
+            ]
     except EvaluationError:
         return False
     return all(map(_on_a_line, *at))

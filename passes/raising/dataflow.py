@@ -135,17 +135,17 @@ class DataFlow:
         self, outputs: Iterable[ir.Value], stop: Callable[[ir.Value], bool], most: int
     ) -> list[ir.Node] | None:
         """:meth:`between` if there are at most ``most`` nodes, else None."""
-        found: set[ir.Node] = set()
+        nodes: set[ir.Node] = set()
         pending = [value for value in outputs if not stop(value)]
         while pending:
             node = pending.pop().producer()
-            if node is None or node in found:
+            if node is None or node in nodes:
                 continue
-            found.add(node)
-            if len(found) > most:
+            nodes.add(node)
+            if len(nodes) > most:
                 return None
             pending.extend(value for value in node.inputs if value is not None and not stop(value))
-        return sorted(found, key=self.order.__getitem__)
+        return sorted(nodes, key=self.order.__getitem__)
 
     def dependents(self, values: Iterable[ir.Value], within: Iterable[ir.Node]) -> set[ir.Value]:
         """``values`` and all that is computed from their data by the nodes ``within`` (given in graph order)."""
@@ -203,42 +203,44 @@ class DataFlow:
                     pending = list(node.outputs)
 
     def post_dominators(
-        self, values: Iterable[ir.Value], given: frozenset[ir.Value] = frozenset()
+        self, values: Iterable[ir.Value], sources: frozenset[ir.Value] = frozenset()
     ) -> Iterator[ir.Value]:
         """The post-dominators of ``values``: the values that everything computed from them passes through, nearest
-        first. Uses of ``given`` values as results, or for results alone, do not count."""
+        first. Uses of ``sources`` as results, or for results alone, do not count."""
         reached = list(values)
-        beside = given.difference(self._on_the_way(given), reached)
-        alive_until = max((self._last_data_use(value, beside) for value in reached), default=-1)
+        others = sources.difference(self._on_the_way(sources), reached)
+        alive_until = max((self._last_data_use(value, others) for value in reached), default=-1)
         for node in self.readers(reached):
-            if not beside.isdisjoint(node.outputs):
+            if not others.isdisjoint(node.outputs):
                 continue
             position = self.order[node]
             if len(node.outputs) == 1 and alive_until <= position:
                 yield node.outputs[0]
             for value in node.outputs:
-                returned = value in self.outputs and value not in given
-                alive_until = max(alive_until, float("inf") if returned else self._last_data_use(value, beside))
+                returned = value in self.outputs and value not in sources
+                alive_until = max(alive_until, float("inf") if returned else self._last_data_use(value, others))
 
-    def _on_the_way(self, given: frozenset[ir.Value]) -> set[ir.Value]:
-        """All outputs of the producers of those of ``given`` that something beyond ``given`` is computed from."""
-        found: set[ir.Value] = set()
-        pending = [v for v in given if any(n.op_type != "Shape" and given.isdisjoint(n.outputs) for n in v.consumers())]
+    def _on_the_way(self, sources: frozenset[ir.Value]) -> set[ir.Value]:
+        """Outputs of the producers of all ``sources`` from which something outside ``sources`` is computed."""
+        upstream: set[ir.Value] = set()
+        pending = [
+            v for v in sources if any(n.op_type != "Shape" and sources.isdisjoint(n.outputs) for n in v.consumers())
+        ]
         while pending:
             node = pending.pop().producer()
-            if node is not None and node.outputs[0] not in found:
-                found.update(node.outputs)
-                pending.extend(value for value in node.inputs if value in given)
-        return found
+            if node is not None and node.outputs[0] not in upstream:
+                upstream.update(node.outputs)
+                pending.extend(value for value in node.inputs if value in sources)
+        return upstream
 
-    def _last_data_use(self, value: ir.Value, beside: frozenset[ir.Value]) -> float:
-        """Position of the last node that uses the data of ``value``, except for nodes that compute ``beside`` values;
+    def _last_data_use(self, value: ir.Value, others: frozenset[ir.Value]) -> float:
+        """Position of the last node that uses the data of ``value``, except for nodes that compute one of ``others``;
         bodies of If and Loop come after everything."""
-        readers = (n for n in value.consumers() if n.op_type != "Shape" and beside.isdisjoint(n.outputs))
+        readers = (n for n in value.consumers() if n.op_type != "Shape" and others.isdisjoint(n.outputs))
         return max((self.order.get(node, float("inf")) for node in readers), default=-1)
 
-    def dominators(self, value: ir.Value, given: frozenset[ir.Value] = frozenset()) -> Iterator[ir.Value]:
-        """The dominators of ``value``: the values that all its data comes through, nearest first. ``given`` counts as
+    def dominators(self, value: ir.Value, sources: frozenset[ir.Value] = frozenset()) -> Iterator[ir.Value]:
+        """The dominators of ``value``: the values that all its data comes through, nearest first. ``sources`` counts as
         constant."""
         pending = {value}
         while pending:
@@ -250,7 +252,9 @@ class DataFlow:
             node = max((v.producer() for v in inner), key=lambda n: self.order[n])  # type: ignore[index]
             assert node is not None
             pending.difference_update(node.outputs)
-            pending.update(v for v in node.inputs if v is not None and v not in given and not self._is_free_of_data(v))
+            pending.update(
+                v for v in node.inputs if v is not None and v not in sources and not self._is_free_of_data(v)
+            )
 
 
 def _stored(value: ir.Value) -> WeightRun | None:

@@ -39,14 +39,14 @@ def expert_results(block: Block, mixing: Mixing) -> dict[int, ir.Value]:
         node = value.producer()
         return -1 if node is None else block.dataflow.order[node]
 
-    found: dict[int, ir.Value] = {}
+    results: dict[int, ir.Value] = {}
     pending, seen = {block.y}, {block.y}
-    while pending and len(seen) < MOST_VALUES and len(found) < block.E:
+    while pending and len(seen) < MOST_VALUES and len(results) < block.E:
         value = max(pending, key=place)
         pending.remove(value)
         expert = None if value is block.y else _expert_of(block, value, runs)
         if expert is not None:
-            found.setdefault(expert, _unshaped(value))
+            results.setdefault(expert, _unshaped(value))
             continue
         node = value.producer()
         assert node is not None
@@ -54,24 +54,24 @@ def expert_results(block: Block, mixing: Mixing) -> dict[int, ir.Value]:
         if node.op_type != "Shape":
             seen.update(v for v in inner if v is not None)
             pending.update(v for v in inner if v is not None and v.producer() is not None)
-    return found
+    return results
 
 
 def _runs(block: Block, mixing: Mixing) -> list[_BlockRun]:
     random = np.random.default_rng(6)
-    wanted = [
+    outputs = [
         value
         for value in dict.fromkeys(v for node in block.nodes for v in (*node.inputs, *node.outputs))
         if value is not None and value.name and not block.dataflow.constant(value)
     ]
-    found, first = [], 0
+    runs, first = [], 0
     for logits in mixing.logits:
         mixture = mixing.mixture[first : first + len(logits)]
         first += len(logits)
-        arrays = block.evaluate(random.normal(size=(len(logits), block.d)), logits, wanted)
-        values = dict(zip(wanted, arrays, strict=True))
-        found.append(_BlockRun(mixture, values[block.y].reshape(-1, block.d), values))
-    return found
+        arrays = block.evaluate(random.normal(size=(len(logits), block.d)), logits, outputs)
+        values = dict(zip(outputs, arrays, strict=True))
+        runs.append(_BlockRun(mixture, values[block.y].reshape(-1, block.d), values))
+    return runs
 
 
 def _expert_of(block: Block, value: ir.Value, runs: list[_BlockRun]) -> int | None:
@@ -110,7 +110,7 @@ def _fitting(moved: Array, step: Array, mixture: Array) -> set[int]:
         share = (moved * step).sum(axis=1) / (step * step).sum(axis=1)
         if np.abs(moved - share[:, None] * step).max() <= TOLERANCE * np.abs(moved).max(initial=1e-300):
             return set(np.flatnonzero((np.abs(mixture - share[:, None]) <= near).all(axis=0)).tolist())
-    found = set()
+    experts = set()
     for expert in np.flatnonzero((mixture != 0).sum(axis=0) == len(step)).tolist():
         tokens = mixture[:, expert] != 0
         if moved[~tokens].any():
@@ -118,8 +118,8 @@ def _fitting(moved: Array, step: Array, mixture: Array) -> set[int]:
         rows = moved[tokens] / mixture[tokens, expert, None]
         apart = np.abs(rows[rows[:, 0].argsort()] - step[step[:, 0].argsort()])
         if apart.max() <= TOLERANCE * np.abs(step).max() * 1e3:
-            found.add(expert)
-    return found
+            experts.add(expert)
+    return experts
 
 
 def _unshaped(value: ir.Value) -> ir.Value:

@@ -40,10 +40,10 @@ class NoRouterError(NotUnderstoodError):
 def left_out(experts: Sequence[int], E: int, *, traced: bool) -> str:
     """Remark on experts that add nothing to y. ``traced``: experts were written one by one."""
     more = f" (nor do {len(experts) - 1} others)" if len(experts) > 1 else ""
-    found = f"of {E} experts expert {experts[0]} adds nothing to y{more}"
+    problem = f"of {E} experts expert {experts[0]} adds nothing to y{more}"
     if not traced:
-        return found
+        return problem
     return (
-        f"{found}; an export by tracing leaves out experts that no "
+        f"{problem}; an export by tracing leaves out experts that no "
         "token of the trace reached: if the model has them, export again with an input that reaches every expert"
     )

@@ -81,8 +81,8 @@ def _compared(dataflow: DataFlow, graph: ir.Graph) -> Iterator[Choice]:
         others = [other for node, index in readers if (other := node.inputs[1 - index]) is not None]
         numbers = sorted({int(number) for other in others for number in dataflow.array(other).ravel()})
         first = min(dataflow.order[node] for node, _ in readers)
-        made = (value for node in graph if dataflow.order[node] < first for value in node.outputs)
-        weights = [value for value in made if value.shape == ids.shape and _is_float(value)]
+        earlier = (value for node in graph if dataflow.order[node] < first for value in node.outputs)
+        weights = [value for value in earlier if value.shape == ids.shape and _is_float(value)]
         if len(numbers) < 2 or numbers != list(range(len(numbers))) or not weights or dataflow.constant(ids):
             continue
         of_weights = tuple((node, index) for node, index in weights[-1].uses() if dataflow.order[node] > first)
@@ -112,9 +112,9 @@ def spread(graph: ir.Graph, dataflow: DataFlow, choice: Choice) -> SpreadChoice 
     computed."""
     ids, weights = choice.ids, choice.weights
     first = min(choice.readers, key=dataflow.order.__getitem__)
-    made = [dataflow.order[node] for value in (ids, weights) if (node := value.producer()) is not None]
+    makers = [dataflow.order[node] for value in (ids, weights) if (node := value.producer()) is not None]
     k, dtype = width(ids), weights.dtype
-    if any(order >= dataflow.order[first] for order in made) or ids.shape is None or k is None or dtype is None:
+    if any(order >= dataflow.order[first] for order in makers) or ids.shape is None or k is None or dtype is None:
         return None
     nodes: list[ir.Node] = []
     name = f"{node_name(first)}.choice"
@@ -194,7 +194,7 @@ def _operand(use: Use) -> ir.Value | None:
 def _uses(dataflow: DataFlow, readers: list[Use], source: ir.Value) -> Iterator[Use]:
     """The uses of a value on the way to ``readers``, which read it in another shape."""
     between = dataflow.between([v for use in readers if (v := _operand(use)) is not None], lambda v: v is source)
-    wanted = {*between, *(node for node, _ in readers)}
+    nodes = {*between, *(node for node, _ in readers)}
     for node, index in source.uses():
-        if node in wanted and (node in between or (node, index) in readers):
+        if node in nodes and (node in between or (node, index) in readers):
             yield node, index

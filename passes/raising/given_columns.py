@@ -65,32 +65,32 @@ class Beside:
         graph.remove([node for node in (self.apart, self.mixture.producer()) if node is not None])
 
 
-def side_by_side(graph: ir.Graph, dataflow: DataFlow, found: WeighingColumns) -> Beside:
+def side_by_side(graph: ir.Graph, dataflow: DataFlow, weighing: WeighingColumns) -> Beside:
     """Rewrite the graph to take the columns from one value."""
-    first = min((node for node, _ in found.uses), key=dataflow.order.__getitem__)
-    makers = dataflow.between(found.values, lambda value: False)
+    first = min((node for node, _ in weighing.uses), key=dataflow.order.__getitem__)
+    makers = dataflow.between(weighing.values, lambda value: False)
     late = [node for node in makers if dataflow.order[node] > dataflow.order[first]]
     graph.remove(late)
     graph.insert_before(first, late)
     name = f"{node_name(first)}.columns"
-    concat = ir.node("Concat", found.values, {"axis": -1}, name=f"{name}.mixture")
+    concat = ir.node("Concat", weighing.values, {"axis": -1}, name=f"{name}.mixture")
     apart = ir.node(
         "Split",
         concat.outputs,
-        {"axis": -1, "num_outputs": len(found.values)},
-        num_outputs=len(found.values),
+        {"axis": -1, "num_outputs": len(weighing.values)},
+        num_outputs=len(weighing.values),
         name=f"{name}.apart",
     )
-    mixture, like = concat.outputs[0], found.values[0]
+    mixture, like = concat.outputs[0], weighing.values[0]
     assert like.shape is not None
     mixture.name, mixture.type = f"{name}.mixture.0", like.type
-    mixture.shape = ir.Shape([*like.shape[:-1], len(found.values)])
+    mixture.shape = ir.Shape([*like.shape[:-1], len(weighing.values)])
     for number, output in enumerate(apart.outputs):
         output.name, output.type, output.shape = f"{name}.{number}", like.type, like.shape
     graph.insert_before(first, [concat, apart])
-    for (node, index), value in zip(found.uses, apart.outputs, strict=True):
+    for (node, index), value in zip(weighing.uses, apart.outputs, strict=True):
         node.replace_input_with(index, value)
-    return Beside(found, mixture, apart)
+    return Beside(weighing, mixture, apart)
 
 
 def _are_some(columns: Sequence[ir.Value]) -> bool:

@@ -43,8 +43,8 @@ def weighed_blocks(
 ) -> Iterator[Block]:
     """Blocks whose logits are weights [T,E] that everything computed from ``source`` comes through: those of as many
     experts as the source has first, and of these those nearest to the experts."""
-    given = dataflow.determined_by([source])
-    behind = itertools.islice(dataflow.post_dominators([source], given), MOST_BEHIND)
+    determined = dataflow.determined_by([source])
+    behind = itertools.islice(dataflow.post_dominators([source], determined), MOST_BEHIND)
     weights = [value for value in (source, *behind) if _may_weigh(value)]
     likely = sorted(reversed(weights), key=lambda value: experts_of(value) != experts_of(source))
     for value in likely[:MOST_VALUES]:
@@ -123,8 +123,8 @@ def _may_weigh(value: ir.Value) -> bool:
 def _never_negative(dataflow: DataFlow, value: ir.Value) -> bool:
     """Whether weights are 0 or more, whatever the router's projection gives."""
 
-    def constant(one: ir.Value) -> Array | None:
-        return dataflow.array(one) if dataflow.constant(one) and _elements(dataflow, one) <= MOST_BOUNDS else None
+    def constant(bound: ir.Value) -> Array | None:
+        return dataflow.array(bound) if dataflow.constant(bound) and _elements(dataflow, bound) <= MOST_BOUNDS else None
 
     nodes = dataflow.between([value], lambda v: dataflow.constant(v) or _is_projection(dataflow, v.producer()))
     return bool(intervals(nodes, {}, constant)[value].whole.low >= 0) if nodes else False
@@ -160,8 +160,8 @@ def most_chosen(
         return most_chosen(dataflow, node.inputs[0], exceeded, nested + 1) if bound is not None and bound >= 0 else None
     factors = node.inputs if node.op_type in ("And", "Mul") else node.inputs[:1] if node.op_type == "Cast" else ()
     different = dict.fromkeys(v for v in factors if v is not None and width(v) == width(value))
-    found = [most_chosen(dataflow, v, exceeded, nested + 1) for v in different]
-    return min((count for count in found if count is not None), default=None)
+    counts = [most_chosen(dataflow, v, exceeded, nested + 1) for v in different]
+    return min((count for count in counts if count is not None), default=None)
 
 
 def _is_zero(dataflow: DataFlow, value: ir.Value, exceeded: dict[Budget, None]) -> bool:
@@ -173,8 +173,8 @@ def _is_zero(dataflow: DataFlow, value: ir.Value, exceeded: dict[Budget, None]) 
         return False
     if not nodes:
         return dataflow.constant(value) and not dataflow.array(value).any()
-    known = intervals(nodes, {}, lambda v: dataflow.array(v) if dataflow.constant(v) else None)
-    return known[value].whole == (0.0, 0.0)
+    interval_of = intervals(nodes, {}, lambda v: dataflow.array(v) if dataflow.constant(v) else None)
+    return interval_of[value].whole == (0.0, 0.0)
 
 
 def _are_ids(dataflow: DataFlow, value: ir.Value) -> bool:

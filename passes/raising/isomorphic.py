@@ -63,8 +63,8 @@ def transfer(
     routing, used = proposal.routing, proposal.used
     if not used <= counterparts.keys():
         return None
-    unused = ((one, other) for one, other in counterparts.items() if one not in used and dataflow.constant(other))
-    if not all(one is other or np.array_equal(dataflow.array(one), dataflow.array(other)) for one, other in unused):
+    unused = ((mine, other) for mine, other in counterparts.items() if mine not in used and dataflow.constant(other))
+    if not all(mine is other or np.array_equal(dataflow.array(mine), dataflow.array(other)) for mine, other in unused):
         return None
     bias = None if routing.correction_bias is None else counterparts[routing.correction_bias]
     places = None if routing.places is None else counterparts[routing.places]
@@ -87,8 +87,8 @@ def _describe(block: Block, value: ir.Value, symbols: dict[str, int]) -> Hashabl
         shape = dataflow.shape(value)
         is_told = value.dtype is None or value.dtype.is_integer() or shape in ((), (1,))
         array = dataflow.array(value) if is_told else None
-        told = array is not None and (array.dtype.kind in "iub" or array.size == 1)
-        return str(value.dtype), shape, array.tobytes() if array is not None and told else None
+        is_part = array is not None and (array.dtype.kind in "iub" or array.size == 1)
+        return str(value.dtype), shape, array.tobytes() if array is not None and is_part else None
     if value not in (block.x, block.logits, *block.shape_sources) or value.shape is None:
         return None
     sizes = [d if isinstance(d, int) else f"symbol {symbols.setdefault(str(d), len(symbols))}" for d in value.shape]

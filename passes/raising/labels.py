@@ -43,12 +43,12 @@ class Labels:
         them. They take no memory: the first holds the start of each constant, the others the distances of elements
         along an axis."""
         shapes = {part: self.block.dataflow.shape(part) for part in self.parts}
-        found = [
+        summands = [
             {v: np.broadcast_to(float(start), shapes[v]) for v, start in zip(self.parts, self.starts, strict=False)}
         ]
         for axis in range(max(map(len, shapes.values()), default=0)):
-            found.append({value: _away(shape, axis) for value, shape in shapes.items()})
-        return found
+            summands.append({value: _away(shape, axis) for value, shape in shapes.items()})
+        return summands
 
     def ones(self) -> list[dict[ir.Value, Array]]:
         return [{value: np.broadcast_to(1.0, self.block.dataflow.shape(value)) for value in self.parts}]
@@ -57,17 +57,17 @@ class Labels:
         """The places of an entry from the labels [rows,m] at some of its columns, and a factor for all of them. Raises
         NotUnderstoodError if they are too many."""
         owner = np.searchsorted(self.starts, labels, side="right") - 1
-        found = []
+        places = []
         for rows, across, first, strides in pieces(labels, columns, owner):
             number = int(np.searchsorted(self.starts, first, side="right")) - 1
             start, at = int(first - self.starts[number]), (rows.start, across.start)
             shape = rows.stop - rows.start, across.stop - across.start
             place = EntryPlace(self.parts[number], start, strides, shape, at, scale)
             ends, size = place.reaches(), math.prod(self.block.dataflow.shape(place.part))
-            if ends[0] < 0 or ends[1] >= size or len(found) == MOST_PIECES:
+            if ends[0] < 0 or ends[1] >= size or len(places) == MOST_PIECES:
                 raise NotUnderstoodError(SCATTERED)
-            found.append(place)
-        return tuple(found)
+            places.append(place)
+        return tuple(places)
 
     def vector(self, labels: Array, scale: float) -> Entry:
         """The places of a vector that holds these labels [n]; see :meth:`entry`."""

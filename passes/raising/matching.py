@@ -45,7 +45,7 @@ class KnownBlocks:
     tried: Tried = dataclasses.field(default_factory=Tried)
 
 
-def understand(dataflow: DataFlow, anchor: ir.Node, known: KnownBlocks) -> tuple[Block | None, Match | None]:
+def understand(dataflow: DataFlow, anchor: ir.Node, blocks: KnownBlocks) -> tuple[Block | None, Match | None]:
     """The deepest candidate around ``anchor`` that is understood; (None, None) if it does not select experts at all.
 
     Raises NotUnderstoodError with the nearest miss, the deepest candidate's if all are equally far, if there are some
@@ -53,9 +53,9 @@ def understand(dataflow: DataFlow, anchor: ir.Node, known: KnownBlocks) -> tuple
     """
     reasons: list[NotUnderstoodError] = []
     for logits in find_logits(dataflow, anchor):
-        for block in itertools.islice(candidate_blocks(dataflow, anchor, logits, known.tried), MOST_CANDIDATES):
+        for block in itertools.islice(candidate_blocks(dataflow, anchor, logits, blocks.tried), MOST_CANDIDATES):
             try:
-                return block, match_block(block, known)
+                return block, match_block(block, blocks)
             except NotUnderstoodError as reason:
                 reasons.append(reason)
             if reasons[-1].undecided:
@@ -91,15 +91,15 @@ def _report_no_candidate(dataflow: DataFlow, anchor: ir.Node) -> None:
         raise NotUnderstoodError(reason, resembles=not sure)
 
 
-def match_block(block: Block, known: KnownBlocks, given: RoutingProposal | None = None) -> Match:
-    """Match a block. Raises NotUnderstoodError for every failure. ``given``: its known routing, which is then not
-    searched for."""
+def match_block(block: Block, blocks: KnownBlocks, known_routing: RoutingProposal | None = None) -> Match:
+    """Match a block. Raises NotUnderstoodError for every failure. ``known_routing`` is taken instead of
+    a search."""
     borders = block.x, block.logits, block.y, block.start, block.weighing
-    if borders in known.refused:  # routers that select in groups first lead to a block several times
-        raise known.refused[borders]
+    if borders in blocks.refused:  # routers that select in groups first lead to a block several times
+        raise blocks.refused[borders]
     try:
         structure = structure_of(block)
-        match = _match_isomorphic(block, structure, known) or _search_block(block, given)
+        match = _match_isomorphic(block, structure, blocks) or _search_block(block, known_routing)
     except NotUnderstoodError as error:
         reason = error
     except MemoryError:
@@ -108,17 +108,17 @@ def match_block(block: Block, known: KnownBlocks, given: RoutingProposal | None 
         reason = NotUnderstoodError(f"it cannot be evaluated apart ({one_line(error)})")
     else:
         if structure is not None:
-            known.understood.setdefault(structure.key, (structure, match))
+            blocks.understood.setdefault(structure.key, (structure, match))
         return match
-    known.refused[borders] = reason
+    blocks.refused[borders] = reason
     raise reason
 
 
-def _match_isomorphic(block: Block, structure: Structure | None, known: KnownBlocks) -> Match | None:
+def _match_isomorphic(block: Block, structure: Structure | None, blocks: KnownBlocks) -> Match | None:
     """The match of an earlier isomorphic block, if this one agrees with it, too."""
-    if structure is None or structure.key not in known.understood:
+    if structure is None or structure.key not in blocks.understood:
         return None
-    earlier, match = known.understood[structure.key]
+    earlier, match = blocks.understood[structure.key]
     proposal = transfer(match.proposal, earlier, structure, block.dataflow)
     if proposal is None:
         return None
@@ -126,9 +126,9 @@ def _match_isomorphic(block: Block, structure: Structure | None, known: KnownBlo
     return dataclasses.replace(match, proposal=proposal, difference=verdict.difference) if verdict.agrees else None
 
 
-def _search_block(block: Block, given: RoutingProposal | None) -> Match:
-    if given is not None:
-        return _match_experts(block, [given])
+def _search_block(block: Block, known_routing: RoutingProposal | None) -> Match:
+    if known_routing is not None:
+        return _match_experts(block, [known_routing])
     routings = propose_routings(block)
     try:
         return _match_experts(block, routings)
@@ -174,8 +174,8 @@ def _both(routing: RoutingProposal, read: NotUnderstoodError, probed: NotUnderst
     """Combined reason for a block that neither reading nor probing understands."""
     if read.difference != probed.difference:
         return min(read, probed, key=lambda reason: reason.difference)
-    found = f"its router chooses {routing.spec.k} experts by {routing.spec.score}, but"
-    reason = f"{found} {read}{'' if str(read) == str(probed) else f'; {probed}'}"
+    routing_text = f"its router chooses {routing.spec.k} experts by {routing.spec.score}, but"
+    reason = f"{routing_text} {read}{'' if str(read) == str(probed) else f'; {probed}'}"
     return NotUnderstoodError(reason, read.difference, is_mixture=probed.is_mixture)
 
 

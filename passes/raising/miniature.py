@@ -72,13 +72,13 @@ def _widths(d: int, proposal: Proposal) -> Widths | None:
 
 def _shapes(proposal: Proposal, widths: Widths) -> dict[ir.Value, tuple[int, ...]] | None:
     """The shapes of the miniature's weights. None if one is used in several ways, or is not that of an expert whole."""
-    found: dict[ir.Value, tuple[int, ...]] = {}
+    shapes: dict[ir.Value, tuple[int, ...]] = {}
     for tensor in proposal.tensors.values():
         for entry in tensor.entries:
             shape = _shape(tensor.dataflow, entry, tensor.shape[1:], widths)
-            if shape is None or found.setdefault(entry[0].part, shape) != shape:
+            if shape is None or shapes.setdefault(entry[0].part, shape) != shape:
                 return None
-    return found
+    return shapes
 
 
 def _shape(dataflow: DataFlow, entry: Entry, shape: tuple[int, ...], widths: Widths) -> tuple[int, ...] | None:
@@ -96,12 +96,12 @@ def _axes(sizes: tuple[int, ...], place: EntryPlace) -> list[int] | None:
     """The axis of a constant of these sizes for each axis of the piece; None unless the piece spans these axes
     completely."""
     strides = strides_of(sizes)
-    known = {(size, stride): axis for axis, (size, stride) in enumerate(zip(sizes, strides, strict=True)) if size > 1}
-    axes = [known.get(pair) for pair in zip(place.shape, place.strides, strict=True)]
-    found = [axis for axis in axes if axis is not None]
+    axis_of = {(size, stride): axis for axis, (size, stride) in enumerate(zip(sizes, strides, strict=True)) if size > 1}
+    axes = [axis_of.get(pair) for pair in zip(place.shape, place.strides, strict=True)]
+    present = [axis for axis in axes if axis is not None]
     index = np.unravel_index(place.start, sizes)
-    whole = len(set(found)) == len(axes) and not any(index[axis] for axis in found)
-    return found if whole else None
+    whole = len(set(present)) == len(axes) and not any(index[axis] for axis in present)
+    return present if whole else None
 
 
 def _is_worthwhile(block: Block, shapes: Mapping[ir.Value, tuple[int, ...]]) -> bool:

@@ -74,13 +74,17 @@ class Mixing:
     def _weighted_before(self) -> _LeastSquares:
         return _LeastSquares.of((self._told_apart_by != 0).astype(float))
 
-    def run(self, x: Array, outputs: list[ir.Value], given: Given | Mapping[ir.Value, Array] = ()) -> list[list[Array]]:
+    def run(
+        self, x: Array, outputs: list[ir.Value], replacements: Given | Mapping[ir.Value, Array] = ()
+    ) -> list[list[Array]]:
         """The block's values ``outputs`` of each run, with the row x [d] for all tokens."""
-        found = []
+        results = []
         for number, logits in enumerate(self.logits):
-            replaced = given if isinstance(given, Mapping) else given[number] if given else {}
-            found.append(self.block.evaluate(np.tile(x, (len(logits), 1)), logits, outputs, replaced))
-        return found
+            replaced = (
+                replacements if isinstance(replacements, Mapping) else replacements[number] if replacements else {}
+            )
+            results.append(self.block.evaluate(np.tile(x, (len(logits), 1)), logits, outputs, replaced))
+        return results
 
     def explains_y(self) -> bool:
         """Whether y of equal tokens is a mixture, whatever the experts are; not if weights multiply their tokens."""
@@ -88,10 +92,10 @@ class Mixing:
         y = np.concatenate([y.reshape(-1, self.block.d) for (y,) in self.run(x, [self.block.y])])
         return self.of_experts(y, on_input=False) is not None
 
-    def y(self, given: Given) -> Array:
+    def y(self, replacements: Given) -> Array:
         """y [n,d]."""
         zeros = np.zeros(self.block.d)
-        return np.concatenate([y.reshape(-1, self.block.d) for (y,) in self.run(zeros, [self.block.y], given)])
+        return np.concatenate([y.reshape(-1, self.block.d) for (y,) in self.run(zeros, [self.block.y], replacements)])
 
     def of_experts(self, y: Array, *, on_input: bool) -> Array | None:
         """The experts' parts [E,d] of y [n,d], those of first choices; None if y is not a mixture of them.
@@ -114,9 +118,9 @@ class _LeastSquares:
     @staticmethod
     def of(weights: Array) -> _LeastSquares:
         left, sizes, right = np.linalg.svd(weights, full_matrices=False)
-        held = sizes > sizes.max(initial=0) * max(weights.shape) * np.finfo(np.float64).eps
-        inverse = (right[held].T / sizes[held]) @ left[:, held].T
-        return _LeastSquares(weights, inverse, int(held.sum()))
+        significant = sizes > sizes.max(initial=0) * max(weights.shape) * np.finfo(np.float64).eps
+        inverse = (right[significant].T / sizes[significant]) @ left[:, significant].T
+        return _LeastSquares(weights, inverse, int(significant.sum()))
 
 
 def explaining_routings(block: Block, routings: Sequence[RoutingProposal]) -> list[RoutingProposal]:
@@ -130,16 +134,16 @@ def explaining_routings(block: Block, routings: Sequence[RoutingProposal]) -> li
     for routing in routings:
         mixture = as_mixture(*routing.run(block, logits), block.E)
         alike.setdefault(np.round(mixture, DECIMALS).tobytes(), []).append(routing)
-    found: list[RoutingProposal] = []
+    explaining: list[RoutingProposal] = []
     reason = None
     for same in itertools.islice(alike.values(), MOST_MIXTURES):
         try:
-            found += same if Mixing.of(block, same[0]).explains_y() else []
+            explaining += same if Mixing.of(block, same[0]).explains_y() else []
         except NotUnderstoodError as error:
             reason = error
-    if reason is not None and not found:
+    if reason is not None and not explaining:
         raise reason
-    return found
+    return explaining
 
 
 def _by_slot(weights: Array, ids: Array, E: int) -> Array:

@@ -89,5 +89,5 @@ def check_structure(mlps: list[Mlp], E: int) -> None:
         raise NotUnderstoodError(f"the graph holds {len(mlps)} MLPs for {E} experts")
     lengths = sorted({len(mlp.projections) for mlp in mlps})
     if lengths not in ([2], [3]):
-        found = " or ".join(map(str, lengths))
-        raise NotUnderstoodError(f"its experts have {found} projections; two or three are understood")
+        actual = " or ".join(map(str, lengths))
+        raise NotUnderstoodError(f"its experts have {actual} projections; two or three are understood")

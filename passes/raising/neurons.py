@@ -68,8 +68,8 @@ def _decode(
     size = np.maximum(np.abs(slopes).max(axis=0), np.abs(whole))
     alike = SAME * size
 
-    def equal(one: Array, other: Array | float) -> Array:
-        return np.abs(one - other) <= alike
+    def equal(values: Array, other: Array | float) -> Array:
+        return np.abs(values - other) <= alike
 
     apart = ~equal(slopes, whole) & ~equal(slopes, 0.0)
     two, highest = apart.any(axis=0), len(bits) - 1 - apart[::-1].argmax(axis=0)

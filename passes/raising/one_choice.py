@@ -65,7 +65,7 @@ class Selected:
 
 def chosen_ids(dataflow: DataFlow, graph: ir.Graph) -> Iterator[OneChoice]:
     """Ids by which stacks of weights are gathered, or that are compared with the id of every expert."""
-    found: dict[ir.Value, int] = {}
+    stored_of: dict[ir.Value, int] = {}
     for node in graph:
         stack = node.inputs[0] if is_op(node, "Gather", "GatherND") else None
         if is_stack(dataflow, stack) or is_op(node, "Equal"):
@@ -73,8 +73,8 @@ def chosen_ids(dataflow: DataFlow, graph: ir.Graph) -> Iterator[OneChoice]:
             for value in node.inputs[-2:]:
                 if value is not None and value.dtype == ir.DataType.INT64 and not dataflow.constant(value):
                     ids = source_of(value)
-                    found[ids] = max(found.get(ids, 0), stored)
-    for ids, stored in found.items():
+                    stored_of[ids] = max(stored_of.get(ids, 0), stored)
+    for ids, stored in stored_of.items():
         if ids.producer() is None or ids.shape is None or is_op(ids.producer(), "TopK"):  # which has weights as well
             continue
         least, most = _bounds(dataflow, ids)
@@ -84,7 +84,7 @@ def chosen_ids(dataflow: DataFlow, graph: ir.Graph) -> Iterator[OneChoice]:
 
 def chosen_flags(dataflow: DataFlow, graph: ir.Graph) -> Iterator[OneChoice]:
     """Flags from which no other flags are computed."""
-    found: dict[ir.Value, int] = {}
+    width_of: dict[ir.Value, int] = {}
     for node in graph:
         for value in node.outputs:
             E = width(value)
@@ -94,9 +94,9 @@ def chosen_flags(dataflow: DataFlow, graph: ir.Graph) -> Iterator[OneChoice]:
                 and most_chosen(dataflow, value, {}) == 1
                 and _are_flags(dataflow, value)
             ):
-                found[value] = E
-    for value, E in found.items():
-        if not any(output in found for node in value.consumers() for output in node.outputs):
+                width_of[value] = E
+    for value, E in width_of.items():
+        if not any(output in width_of for node in value.consumers() for output in node.outputs):
             yield OneChoice(value, E, tuple(value.uses()))
 
 
@@ -170,9 +170,9 @@ def _within(inner: Interval, outer: Interval) -> bool:
 def _bounds(dataflow: DataFlow, value: ir.Value) -> Interval:
     """Bounds of a value for any result of the router's product."""
 
-    def numbers(one: ir.Value) -> Array | None:
-        small = dataflow.constant(one) and np.prod(dataflow.shape(one), dtype=np.int64) <= MOST_BOUNDS
-        return dataflow.array(one) if small else None
+    def numbers(value: ir.Value) -> Array | None:
+        small = dataflow.constant(value) and np.prod(dataflow.shape(value), dtype=np.int64) <= MOST_BOUNDS
+        return dataflow.array(value) if small else None
 
     nodes = dataflow.between([value], lambda v: dataflow.constant(v) or is_contraction(v.producer()))
     return intervals(nodes, {}, numbers)[value].whole if nodes else Interval()

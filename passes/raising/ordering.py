@@ -21,12 +21,12 @@ def in_expert_order(block: Block, mlps: list[Mlp], routing: RoutingProposal) -> 
     T = max(block.E, 32)
     T = -(-T // block.row_step) * block.row_step
     logits = np.random.default_rng(4).normal(size=(T, block.E))
-    wanted = as_mixture(*routing.run(block, logits), block.E) != 0
+    chosen = as_mixture(*routing.run(block, logits), block.E) != 0
     try:
         reached = _tokens_reached(block, mlps, logits)
     except (EvaluationError, ValueError):  # a model that fixes its number of tokens may not be able to run this
         return mlps
-    by_expert = {wanted[:, expert].tobytes(): expert for expert in range(block.E)}
+    by_expert = {chosen[:, expert].tobytes(): expert for expert in range(block.E)}
     experts = [by_expert.get(reached[:, mlp].tobytes(), -1) for mlp in range(block.E)]
     if sorted(experts) != list(range(block.E)):
         return mlps

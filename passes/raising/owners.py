@@ -59,25 +59,25 @@ class _Asked:
     def by_halving(self, size: int) -> Array:
         """The experts of all units; a run of at most ``size`` units counts as one expert's if both its ends do."""
         count = len(self._owners)
-        found = np.zeros(count, np.int64)
+        owners = np.zeros(count, np.int64)
         runs = [(first, min(first + size, count) - 1) for first in range(0, count, size)]
         while runs:
             self._ask({unit for run in runs for unit in run})
             apart = []
             for first, last in runs:
-                found[first : last + 1] = self._owners[first]
+                owners[first : last + 1] = self._owners[first]
                 if self._owners[first] != self._owners[last]:
                     middle = (first + last) // 2
                     apart += [(first, middle), (middle + 1, last)]
             runs = apart
-        return found
+        return owners
 
     def _ask(self, units: set[int]) -> None:
-        wanted = np.array(sorted(unit for unit in units if self._owners[unit] < 0))
-        if (self._owners >= 0).sum() + len(wanted) > MOST_ASKED:
+        asked = np.array(sorted(unit for unit in units if self._owners[unit] < 0))
+        if (self._owners >= 0).sum() + len(asked) > MOST_ASKED:
             raise NotUnderstoodError("the hidden units of an expert lie in too many places")
-        for start in range(0, len(wanted), AT_ONCE):
-            some = wanted[start : start + AT_ONCE]
+        for start in range(0, len(asked), AT_ONCE):
+            some = asked[start : start + AT_ONCE]
             values = np.zeros(len(self._owners))
             values[some] = 2.0 ** np.arange(len(some))
             bits = np.rint(self._results(values)).astype(np.int64)[:, None] >> np.arange(len(some)) & 1

@@ -23,14 +23,14 @@ Piece = tuple[slice, slice, int, tuple[int, int]]
 def sampled(read: Callable[[int], Array], size: int) -> tuple[Array, Array]:
     """Columns [m] of so many, and their labels [...,m], which ``read`` gives for one; labels go up by equal steps from
     one of these columns to the next. Raises NotUnderstoodError if too many have to be read for that."""
-    known: dict[int, Array] = {}
+    cached: dict[int, Array] = {}
 
     def at(column: int) -> Array:
-        if column not in known:
-            if len(known) == MOST_READ:
+        if column not in cached:
+            if len(cached) == MOST_READ:
                 raise NotUnderstoodError(SCATTERED)
-            known[column] = read(column)
-        return known[column]
+            cached[column] = read(column)
+        return cached[column]
 
     pending = [(0, size - 1)]
     for column in {0, min(1, size - 1), size - 1}:
@@ -43,8 +43,8 @@ def sampled(read: Callable[[int], Array], size: int) -> tuple[Array, Array]:
         rise, run = at(middle) - at(first), at(last) - at(middle)
         if not np.array_equal(rise * (last - middle), run * (middle - first)):
             pending += [(first, middle), (middle, last)]
-    columns = np.array(sorted(known))
-    return columns, np.stack([known[column] for column in columns], axis=-1)
+    columns = np.array(sorted(cached))
+    return columns, np.stack([cached[column] for column in columns], axis=-1)
 
 
 def pieces(labels: Array, columns: Array, owner: Array) -> Iterator[Piece]:

@@ -121,18 +121,18 @@ class _BlockProbe:
 
     def _activation(self, inner: Array) -> Array:
         """All elements after the activation for those before it."""
-        given = _given(inner, self.cut.inner, self._inner_shapes)
-        return _flat(self.mixing.run(np.zeros(self.block.d), self.cut.outer, given))
+        elements = _given(inner, self.cut.inner, self._inner_shapes)
+        return _flat(self.mixing.run(np.zeros(self.block.d), self.cut.outer, elements))
 
     @functools.cached_property
     def _inner_shapes(self) -> list[list[tuple[int, ...]]]:
-        found = self.mixing.run(np.zeros(self.block.d), self.cut.inner)
-        return [[array.shape for array in run] for run in found]
+        runs = self.mixing.run(np.zeros(self.block.d), self.cut.inner)
+        return [[array.shape for array in run] for run in runs]
 
     @functools.cached_property
     def _outer_shapes(self) -> list[list[tuple[int, ...]]]:
-        found = self.mixing.run(np.zeros(self.block.d), self.cut.outer)
-        return [[array.shape for array in run] for run in found]
+        runs = self.mixing.run(np.zeros(self.block.d), self.cut.outer)
+        return [[array.shape for array in run] for run in runs]
 
     def _projections(self) -> _Projections:
         numbers, ones, d = self.labels.summands(), self.labels.ones(), self.block.d
@@ -140,22 +140,22 @@ class _BlockProbe:
         biased = self._inner(0 * unit, ones)
         scale = self._inner(unit, ones) - biased
         fixed = self._inner(0 * unit, numbers)
-        held = np.flatnonzero(scale)
+        nonzero = np.flatnonzero(scale)
 
         def read(column: int) -> Array:
-            return whole((self._inner(np.roll(unit, column), numbers)[held] - fixed[held]) / scale[held])
+            return whole((self._inner(np.roll(unit, column), numbers)[nonzero] - fixed[nonzero]) / scale[nonzero])
 
-        biases = whole(np.divide(fixed, biased, out=np.zeros_like(fixed), where=biased != 0))[held]
+        biases = whole(np.divide(fixed, biased, out=np.zeros_like(fixed), where=biased != 0))[nonzero]
         labels = read(0)
         _, first, number = np.unique(labels, return_index=True, return_inverse=True)
         if self.merged:
             tokens = np.random.default_rng(1).normal(size=(2, d))
-            values = np.stack([self._inner(token, [{}])[held][first] for token in tokens])
+            values = np.stack([self._inner(token, [{}])[nonzero][first] for token in tokens])
             number = _equal_columns(values)[number]
         columns, weights = sampled(lambda column: (read(column) if column else labels)[first], d)
         of_element = np.full(scale.shape, -1)
-        of_element[held] = number
-        scales = np.stack([scale, biased], axis=1)[held][first]
+        of_element[nonzero] = number
+        scales = np.stack([scale, biased], axis=1)[nonzero][first]
         return _Projections(weights, columns, biases[first], scales, of_element)
 
     def _stored(self, units: Units) -> Array:
@@ -165,33 +165,33 @@ class _BlockProbe:
 
     def _sizes(self, units: Units) -> Array:
         """The first element of each expert's result [E] where all hidden units and weights are 1."""
-        known = np.unique(units.up[units.up >= 0])
-        return self._result(units, known, np.ones(len(known)))[:, 0]
+        hidden = np.unique(units.up[units.up >= 0])
+        return self._result(units, hidden, np.ones(len(hidden)))[:, 0]
 
     def _members(self, units: Units, stored: Array) -> Array:
         """The up projections [E,f] of the hidden units of each expert that is stored."""
-        E, known, sizes = len(stored), np.unique(units.up[units.up >= 0]), self._sizes(units)[stored]
-        if E > 1 and self._are_shared(units, known, stored, sizes):
+        E, hidden, sizes = len(stored), np.unique(units.up[units.up >= 0]), self._sizes(units)[stored]
+        if E > 1 and self._are_shared(units, hidden, stored, sizes):
             raise NotUnderstoodError(
                 "its experts share their hidden units: they differ in what these are multiplied by"
             )
-        if not E or len(known) % E:
-            raise NotUnderstoodError(f"its {len(known)} hidden units are no equal number for each of {E} experts")
-        f = len(known) // E
-        owners = find_owners(lambda values: self._result(units, known, values)[stored, 0] * f / sizes, len(known), E)
-        return known[np.argsort(owners, kind="stable").reshape(E, f)]
+        if not E or len(hidden) % E:
+            raise NotUnderstoodError(f"its {len(hidden)} hidden units are no equal number for each of {E} experts")
+        f = len(hidden) // E
+        owners = find_owners(lambda values: self._result(units, hidden, values)[stored, 0] * f / sizes, len(hidden), E)
+        return hidden[np.argsort(owners, kind="stable").reshape(E, f)]
 
-    def _are_shared(self, units: Units, known: Array, stored: Array, sizes: Array) -> bool:
+    def _are_shared(self, units: Units, hidden: Array, stored: Array, sizes: Array) -> bool:
         """Whether every hidden unit adds to what every expert makes, of which ``sizes`` [E] is that of all units."""
-        marks = np.random.default_rng(2).normal(size=len(known))
-        shares = self._result(units, known, marks)[stored, 0] / sizes
+        marks = np.random.default_rng(2).normal(size=len(hidden))
+        shares = self._result(units, hidden, marks)[stored, 0] / sizes
         return bool(np.abs(shares - marks.mean()).max() <= TOLERANCE)
 
-    def _result(self, units: Units, known: Array, values: Array, summands: Summands | None = None) -> Array:
-        """Each expert's result [E,d] where its hidden units ``known``, named by their up projections, are ``values``;
+    def _result(self, units: Units, hidden: Array, values: Array, summands: Summands | None = None) -> Array:
+        """Each expert's result [E,d] where its hidden units ``hidden``, named by their up projections, are ``values``;
         less its result where they are 0, without which the labels of biases would be in it."""
         values = np.append(values, 0.0)
-        of_unit = np.where(units.up >= 0, np.searchsorted(known, units.up), len(known))
+        of_unit = np.where(units.up >= 0, np.searchsorted(hidden, units.up), len(hidden))
         at_rest = self._at_rest if summands is None else self._labels_at_rest
         return self._parts(values[of_unit], summands) - at_rest
 
@@ -208,9 +208,9 @@ class _BlockProbe:
     def _parts(self, outer: Array, summands: Summands | None = None) -> Array:
         """Each expert's part [E,d] in y for elements behind the activation, and weights that are ones where they are no
         sum of other constants."""
-        given = _given(outer, self.cut.outer, self._outer_shapes)
+        elements = _given(outer, self.cut.outer, self._outer_shapes)
         constants = self.labels.ones() if summands is None else summands
-        y = sum((self.mixing.y([{**run, **part} for run in given]) for part in constants), np.zeros(()))
+        y = sum((self.mixing.y([{**run, **part} for run in elements]) for part in constants), np.zeros(()))
         for on_input in (False, True):
             parts = self.mixing.of_experts(y, on_input=on_input)
             if parts is not None:
@@ -230,14 +230,15 @@ class _BlockProbe:
 
     def _leaving(self, units: Units, stored: Array, members: Array) -> _Matrices:
         """Weights [d,f] and biases [d] from the hidden units of each expert that is stored to y."""
-        numbers, known = self.labels.summands(), np.sort(members, axis=None)
+        numbers, hidden = self.labels.summands(), np.sort(members, axis=None)
 
-        def one(column: int) -> Array:
-            return np.isin(known, members[:, column]).astype(float)
+        def unit_of(column: int) -> Array:
+            return np.isin(hidden, members[:, column]).astype(float)
 
-        scale = self._result(units, known, one(0))[stored]
+        scale = self._result(units, hidden, unit_of(0))[stored]
         columns, weights = sampled(
-            lambda column: whole(self._result(units, known, one(column), numbers)[stored] / scale), members.shape[1]
+            lambda column: whole(self._result(units, hidden, unit_of(column), numbers)[stored] / scale),
+            members.shape[1],
         )
         biased, fixed = self._at_rest[stored], self._labels_at_rest[stored]
         biases = np.divide(fixed, biased, out=np.zeros_like(fixed), where=np.abs(biased) > TOLERANCE)
@@ -261,10 +262,10 @@ class _Matrices:
     def with_rows_of(self, other: _Matrices, layout: GateLayout) -> _Matrices:
         """The rows of both, these first but for interleaved ones."""
 
-        def joined(one: Array, two: Array) -> Array:
+        def joined(first: Array, two: Array) -> Array:
             if layout != "interleaved":
-                return np.concatenate([one, two], axis=1)
-            return np.stack([one, two], axis=2).reshape(len(one), -1, *one.shape[2:])
+                return np.concatenate([first, two], axis=1)
+            return np.stack([first, two], axis=2).reshape(len(first), -1, *first.shape[2:])
 
         weights, biases = joined(self.weights, other.weights), joined(self.biases, other.biases)
         return _Matrices(weights, self.columns, biases, self.scales)
@@ -330,9 +331,9 @@ def _fused(labels: Labels, gate: _Matrices, up: _Matrices) -> Iterator[tuple[Gat
     if gate.biases.any() != up.biases.any() or not np.allclose(gate.scales, up.scales, rtol=TOLERANCE):
         return
     for layout in FUSED_LAYOUTS:
-        one, two = (up, gate) if layout == "up_gate" else (gate, up)
+        leading, two = (up, gate) if layout == "up_gate" else (gate, up)
         try:
-            entries = _WeightEntries.of(labels, one.with_rows_of(two, layout))
+            entries = _WeightEntries.of(labels, leading.with_rows_of(two, layout))
         except NotUnderstoodError:
             continue
         if entries.are_whole:
@@ -346,9 +347,9 @@ def _equal_columns(values: Array) -> Array:
     group = np.cumsum([0, *(step > TOLERANCE * np.abs(values).max())])
     first = np.full(group[-1] + 1, len(order))
     np.minimum.at(first, group, order)
-    found = np.empty(len(order), np.int64)
-    found[order] = first[group]
-    return found
+    equal = np.empty(len(order), np.int64)
+    equal[order] = first[group]
+    return equal
 
 
 def _flat(runs: list[list[Array]]) -> Array:

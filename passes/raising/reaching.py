@@ -16,15 +16,15 @@ from moec.passes.raising.block import Block
 from moec.passes.raising.trials import Trial
 
 
-def reaching(block: Block, trial: Trial, known: Watch, seen: Watch) -> Watch:
-    """The watch ``known`` after a trial on a block that is laid out for it. Decisions about x count only if they reach
+def reaching(block: Block, trial: Trial, watch: Watch, seen: Watch) -> Watch:
+    """A copy of ``watch`` after a trial on a block that is laid out for it. Decisions about x count only if they reach
     y; all of the router's count, because these hide others. ``seen`` is a fork of it with the evidence of all
     decisions."""
-    news = known.news(seen)
+    news = watch.news(seen)
     nodes = [node for node in news if not block.from_x.isdisjoint(_deciding(node))]
     if not nodes:
         return seen
-    told = known.fork()
+    fork = watch.fork()
     for start in block.starts_for(len(trial.x)):
         for feeds, rows in block.runs(trial.x, trial.logits, start):
             evaluator = block.evaluator(feeds, [block.y])
@@ -32,8 +32,8 @@ def reaching(block: Block, trial: Trial, known: Watch, seen: Watch) -> Watch:
             (y,) = evaluator.run(feeds, liveness)
             counted = np.arange(y.size) < rows * block.d
             live = liveness.of_told({block.y: counted.reshape(y.shape)})
-            evaluator.run(feeds, _telling(told, dict.fromkeys(news) | live))
-    return told
+            evaluator.run(feeds, _telling(fork, dict.fromkeys(news) | live))
+    return fork
 
 
 def _deciding(node: ir.Node) -> Sequence[ir.Value | None]:

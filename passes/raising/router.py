@@ -70,7 +70,7 @@ def propose_routings(block: Block) -> list[RoutingProposal]:
     observed = _observe(block, logits)
     if not observed:
         return []
-    found: dict[RoutingProposal, tuple[float, int]] = {}
+    scores_of: dict[RoutingProposal, tuple[float, int]] = {}
     by_k = {k: [view for view in observed if view.k == k] for k in {view.k for view in observed}}
     starts = {k: np.stack([view.mixture[:FIRST] for view in views]) for k, views in by_k.items()}
     for routing in _with_capacities(_grid(block, sorted(by_k)), capacities):
@@ -83,8 +83,8 @@ def propose_routings(block: Block) -> list[RoutingProposal]:
         for view in (by_k[routing.spec.k][place] for place in likely):
             agreeing = _agree(view.mixture, mixture)
             if agreeing[: len(near)].all():
-                found[routing] = max(found.get(routing, (0, 0)), (view.position, int(agreeing.sum())))
-    likeliest = sorted(found, key=found.__getitem__, reverse=True)
+                scores_of[routing] = max(scores_of.get(routing, (0, 0)), (view.position, int(agreeing.sum())))
+    likeliest = sorted(scores_of, key=scores_of.__getitem__, reverse=True)
     return [routing for routing in likeliest if _agrees_on_low_groups(block, routing)]
 
 
@@ -182,11 +182,11 @@ def _reads_weights(block: Block, node: ir.Node) -> bool:
     return not all(map(dataflow.is_mask, large))
 
 
-def _views(found: list[tuple[ir.Value, Array]], T: int, block: Block) -> Iterator[_View]:
+def _views(computed: list[tuple[ir.Value, Array]], T: int, block: Block) -> Iterator[_View]:
     E, order = block.E, block.dataflow.order
-    ids = [_rows(a, T, E) for _, a in found if a.dtype.kind == "i" and a.size % T == 0 and a.size < T * E]
+    ids = [_rows(a, T, E) for _, a in computed if a.dtype.kind == "i" and a.size % T == 0 and a.size < T * E]
     ids = [a for a in ids if a.shape[1] and a.min() >= 0 and a.max() < E]
-    for value, array in found:
+    for value, array in computed:
         producer = value.producer()
         if array.dtype.kind != "f" or array.size % T or producer is None:
             continue

@@ -89,10 +89,10 @@ class RowProposal:
     ) -> RowProposal:
         """The same proposal with other constants."""
 
-        def operand(one: Operand) -> Operand:
-            if isinstance(one, EntryPlace):
-                return one.moved(counterparts)
-            return one.moved(counterparts, dataflow) if isinstance(one, ExpertTensor) else one
+        def operand(source: Operand) -> Operand:
+            if isinstance(source, EntryPlace):
+                return source.moved(counterparts)
+            return source.moved(counterparts, dataflow) if isinstance(source, ExpertTensor) else source
 
         steps = (dataclasses.replace(step, inputs=tuple(map(operand, step.inputs))) for step in self.steps)
         return RowProposal(routing, self.experts, dataflow, tuple(steps), self.simple)
@@ -160,9 +160,9 @@ class _Graph:
             if number == ROWS:
                 continue
             read = [operand for operand in step.inputs if isinstance(operand, int)]
-            of_tokens = shared(step) and all(one in self._of_tokens for one in read)
-            made = self._of_tokens if of_tokens else self._of_rows
-            made[number] = self._step(number, step, self._of_tokens.__getitem__ if of_tokens else self._rows)
+            of_tokens = shared(step) and all(number_read in self._of_tokens for number_read in read)
+            written = self._of_tokens if of_tokens else self._of_rows
+            written[number] = self._step(number, step, self._of_tokens.__getitem__ if of_tokens else self._rows)
         last = len(steps) - 1
         combined: dict[str, ir.Value | None] = {
             "rows": self._rows(last),
@@ -231,8 +231,8 @@ class _Graph:
     def _shared_matrix(self, place: EntryPlace, label: str) -> tuple[bool, ir.Value]:
         """A matrix that all experts share, in its stored form if possible; and whether that is [N,K]."""
         part = place.part
-        for turned, one in ((False, place), (True, place.turned)):
-            if self._dataflow.shape(part) == one.shape and one == whole(part, one.shape):
+        for turned, piece in ((False, place), (True, place.turned)):
+            if self._dataflow.shape(part) == piece.shape and piece == whole(part, piece.shape):
                 return turned, self._as_stored(part, label)
         return False, self._writing.constant(np.ascontiguousarray(numbers_of(self._dataflow, place)), label)
 

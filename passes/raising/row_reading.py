@@ -79,8 +79,8 @@ class RowReading:
 
     def add(self, operator: str, inputs: Sequence[Operand], value: ir.Value, **more: object) -> int:
         width = value.shape[-1] if value.shape is not None and len(value.shape) else None
-        known = width if isinstance(width, int) else None
-        self.steps.append(Step(operator, tuple(inputs), dtype=value.dtype, width=known, **more))  # type: ignore[arg-type]
+        fixed_width = width if isinstance(width, int) else None
+        self.steps.append(Step(operator, tuple(inputs), dtype=value.dtype, width=fixed_width, **more))  # type: ignore[arg-type]
         return len(self.steps) - 1
 
     def _elementwise(self, node: ir.Node, value: ir.Value) -> int:
@@ -222,10 +222,10 @@ def _check_last(node: ir.Node, axis: int) -> None:
 
 
 def _attributes(node: ir.Node, **changed: int) -> tuple[tuple[str, Hashable], ...]:
-    found: dict[str, Hashable] = dict(changed)
+    attributes: dict[str, Hashable] = dict(changed)
     for name, attribute in node.attributes.items():
         value = attribute.value
         if not isinstance(value, int | float | str | list | tuple):
             raise not_by_rows(node)
-        found.setdefault(name, tuple(value) if isinstance(value, list) else value)
-    return tuple(sorted(found.items()))
+        attributes.setdefault(name, tuple(value) if isinstance(value, list) else value)
+    return tuple(sorted(attributes.items()))

@@ -58,13 +58,13 @@ def joined(dataflow: DataFlow, experts: Sequence[Sequence[Step]]) -> list[Step]:
     for other in others:
         if [step.kind for step in other] != [step.kind for step in first]:
             raise NotUnderstoodError("its experts do not all consist of the same operators")
-    found = []
+    combined = []
     for steps in zip(*experts, strict=True):
         operands = zip(*(step.inputs for step in steps), strict=True)
         inputs = tuple(_joined(dataflow, steps[0], operand) for operand in operands)
         widths = [step.width for step in steps if step.width is not None]
-        found.append(dataclasses.replace(steps[0], inputs=inputs, width=max(widths, default=None)))
-    return found
+        combined.append(dataclasses.replace(steps[0], inputs=inputs, width=max(widths, default=None)))
+    return combined
 
 
 def _joined(dataflow: DataFlow, step: Step, operands: tuple[Operand, ...]) -> Operand:

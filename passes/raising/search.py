@@ -53,9 +53,9 @@ def find_match(block: Block, routings: list[RoutingProposal], arrangements: list
     """The first proposal that passes the check. Raises NotUnderstoodError with the nearest miss."""
     rejected: list[NotUnderstoodError] = []
     misses: list[tuple[float, Proposal]] = []
-    for found, proposal in _worth_a_check(block, routings, arrangements, misses):
+    for distance, proposal in _worth_a_check(block, routings, arrangements, misses):
         try:
-            return checked(block, proposal, found)
+            return checked(block, proposal, distance)
         except NotUnderstoodError as reason:
             if reason.undecided:
                 raise
@@ -73,26 +73,26 @@ def _worth_a_check(
     near = tolerance(block)
     rounded: list[tuple[float, Proposal]] = []
     for routing in routings[:MOST_ROUTINGS]:
-        for found, proposal in _tried(block, routing, arrangements):
-            if found <= TOLERANCE:
-                yield found, proposal
+        for distance, proposal in _tried(block, routing, arrangements):
+            if distance <= TOLERANCE:
+                yield distance, proposal
             else:
-                (rounded if found <= near else misses).append((found, proposal))
+                (rounded if distance <= near else misses).append((distance, proposal))
     yield from sorted(rounded, key=lambda miss: miss[0])
 
 
-def checked(block: Block, proposal: Proposal | RowProposal, found: float = 0.0) -> Match:
-    """A proposal that passes the check. Raises NotUnderstoodError for any other; ``found``: how far it was from the
+def checked(block: Block, proposal: Proposal | RowProposal, distance: float = 0.0) -> Match:
+    """A proposal that passes the check. Raises NotUnderstoodError for any other; ``distance``: how far it was from the
     original on a few tokens."""
     verdict = _verdict(block, proposal)
     if verdict.agrees:
         return Match(proposal, verdict.difference, verdict.undefined, assumed=tuple(verdict.assumed))
     if verdict.is_near:
-        raise NotUnderstoodError(_undecided(verdict.unseen), found, undecided=True)
+        raise NotUnderstoodError(_undecided(verdict.unseen), distance, undecided=True)
     raise NotUnderstoodError(
         f"the proposal ({_describe(proposal)}) differs by {verdict.difference:.1e} of the output on the trial "
         f"'{verdict.worst_trial}'",
-        found,
+        distance,
     )
 
 
@@ -160,22 +160,24 @@ class _RouterProbe:
 
     def project(self, arrangement: Arrangement, weight_on_input: bool) -> list[tuple[Array | None, Array]]:
         """Gate and up projections of each selected expert."""
-        found = []
+        projections = []
         tensors = arrangement.tensors
         for expert, tokens, scale in self._pairs(tensors["down"].shape[0]):
             parts = {name: tensors[name][expert] if name in tensors else None for name in EXPERT_WEIGHTS}
             rows = self.x[tokens] * scale if weight_on_input else self.x[tokens]
-            found.append(projections_in(arrangement.spec, rows, parts))
-        return found
+            projections.append(projections_in(arrangement.spec, rows, parts))
+        return projections
 
     def down(self, arrangement: Arrangement) -> list[tuple[Array, Array | float]]:
         """Weights [f, outputs] and bias of each selected expert's down projection."""
         weight, bias = arrangement.tensors["down"], arrangement.tensors.get("down_bias")
-        found = []
+        projections = []
         for expert, _, _ in self._pairs(weight.shape[0]):
             columns = weight[expert] if arrangement.spec.down_transposed else weight[expert].T
-            found.append((columns[:, self.outputs].astype(np.float64), bias[expert][self.outputs] if bias else 0.0))
-        return found
+            projections.append(
+                (columns[:, self.outputs].astype(np.float64), bias[expert][self.outputs] if bias else 0.0)
+            )
+        return projections
 
     def finish(
         self,
@@ -208,7 +210,7 @@ def _undecided(unseen: list[Unseen]) -> str:
 def _nearest_miss(misses: list[tuple[float, Proposal]]) -> NotUnderstoodError:
     if not misses:
         return NotUnderstoodError("the shapes of its weights fit no layout of experts")
-    found, proposal = min(misses, key=lambda miss: miss[0])
-    amount = "without bound" if np.isinf(found) else f"by {found:.1e} of the output"
+    distance, proposal = min(misses, key=lambda miss: miss[0])
+    amount = "without bound" if np.isinf(distance) else f"by {distance:.1e} of the output"
     reason = f"what it computes is not recognised: the nearest candidate ({_describe(proposal)}) differs {amount}"
-    return NotUnderstoodError(reason, found)
+    return NotUnderstoodError(reason, distance)

@@ -49,8 +49,8 @@ class SimpleExperts:
         rows, rest = [], []
         for logits in mixing.logits:
             x = random.normal(size=(len(logits), block.d))
-            made = block.evaluate(x, logits, list(results))
-            zeros = {value: np.zeros_like(array) for value, array in zip(results, made, strict=True)}
+            arrays = block.evaluate(x, logits, list(results))
+            zeros = {value: np.zeros_like(array) for value, array in zip(results, arrays, strict=True)}
             rows.append(x)
             rest.append(block.evaluate(x, logits, [block.y], zeros)[0].reshape(-1, block.d))
         fitted = _fitted(np.concatenate(rows), np.concatenate(rest), mixing.mixture[:, simple])
@@ -125,13 +125,13 @@ def _fitted(x: Array, rest: Array, mixture: Array) -> tuple[Array, Array] | None
     """Factors [m] and vectors [m,d] of experts with weights [n,m] that explain ``rest`` [n,d] for rows x [n,d]; None if
     there are none."""
     factors, vectors = [], []
-    for column, wanted in zip(x.T, rest.T, strict=True):
+    for column, target in zip(x.T, rest.T, strict=True):
         design = np.concatenate([mixture * column[:, None], mixture], axis=1)
-        found = np.linalg.lstsq(design, wanted, rcond=None)[0]
-        if np.abs(design @ found - wanted).max() > TOLERANCE * max(1.0, np.abs(rest).max()):
+        solution = np.linalg.lstsq(design, target, rcond=None)[0]
+        if np.abs(design @ solution - target).max() > TOLERANCE * max(1.0, np.abs(rest).max()):
             return None
-        factors.append(found[: mixture.shape[1]])
-        vectors.append(found[mixture.shape[1] :])
+        factors.append(solution[: mixture.shape[1]])
+        vectors.append(solution[mixture.shape[1] :])
     copies = np.mean(factors, axis=0)
     if np.abs(factors - copies).max() > TOLERANCE * max(1.0, np.abs(copies).max()):
         return None

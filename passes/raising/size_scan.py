@@ -94,15 +94,15 @@ class SizeScan:
 
     @staticmethod
     def of(graph: SizedGraph) -> SizeScan:
-        known = set(graph.completed(dict.fromkeys(graph.symbols, 1)))
-        shapes = [node for node in graph.nodes if node.op_type == "Shape" and _is_known(node.inputs[0], known)]
-        made = {node.outputs[0] for node in shapes}
+        names = set(graph.completed(dict.fromkeys(graph.symbols, 1)))
+        shapes = [node for node in graph.nodes if node.op_type == "Shape" and _is_known(node.inputs[0], names)]
+        sizes = {node.outputs[0] for node in shapes}
         computed: list[ir.Node] = []
         for node in graph.nodes:
             used = [value for value in node.inputs if value is not None]
-            if used and all(value in made or graph.dataflow.constant(value) for value in used) and node.outputs:
+            if used and all(value in sizes or graph.dataflow.constant(value) for value in used) and node.outputs:
                 computed.append(node)
-                made.update(node.outputs)
+                sizes.update(node.outputs)
         flat = _flat(graph, computed)
         nodes = [node for node in _entering(graph, computed, shapes) if node not in flat]
         return SizeScan(graph, nodes, shapes)
@@ -110,7 +110,7 @@ class SizeScan:
     def varying(self, seen: Sequence[Layout]) -> list[ir.Node]:
         """Values that were several numbers in the layouts that were ``seen``."""
         ranges = [self._scanned(layout).ranges for layout in seen]
-        met = {node for found in ranges for node in found}
+        met = {node for range_of in ranges for node in range_of}
         return [node for node in self.nodes if node in met and _constant_in(node, ranges) is None]
 
     def differing(self, seen: Sequence[Layout], fits: Callable[[Layout], bool]) -> Iterator[tuple[ir.Node, Layout]]:
@@ -118,13 +118,13 @@ class SizeScan:
         that number. Layouts that fit a trial (``fits``) come first. A larger one follows only if the value changes
         further there: a switch that a trial shows completely needs no other."""
         ranges = [self._scanned(layout).ranges for layout in seen]
-        fixed = {node: one for node in self.nodes if (one := _constant_in(node, ranges)) is not None}
+        fixed = {node: fixed_number for node in self.nodes if (fixed_number := _constant_in(node, ranges)) is not None}
         near = {node: 2 * NEAR * max(1.0, abs(number)) for node, number in fixed.items()}
         farthest: dict[tuple[ir.Node, bool], tuple[float, Layout]] = {}
-        for layout, found in self._scan() if fixed else ():
+        for layout, range_of in self._scan() if fixed else ():
             within = fits(layout)
             for node, number in fixed.items():
-                distance = max(abs(number - one) for one in found.get(node, (number, number)))
+                distance = max(abs(number - end) for end in range_of.get(node, (number, number)))
                 if distance > farthest.get((node, within), (near[node],))[0]:
                     farthest[node, within] = distance, layout
         for node in fixed:
@@ -143,10 +143,10 @@ class SizeScan:
         as memory allows."""
         symbols = list(self.graph.symbols)
         numbers = sorted(abs(number) for number in self.graph.numbers() if number)[:24]
-        made = [a * b for a in numbers for b in (*numbers, *(1 / one for one in numbers))]
-        beside = {int(number) + step for number in (*numbers, *made) for step in (0, 1) if number < LARGEST}
+        products = [a * b for a in numbers for b in (*numbers, *(1 / divisor for divisor in numbers))]
+        nearby = {int(number) + step for number in (*numbers, *products) for step in (0, 1) if number < LARGEST}
         steps = itertools.takewhile(LARGEST.__ge__, (int(4 * GROWTH**step) for step in itertools.count()))
-        sizes = sorted({*steps, *itertools.islice(sorted(beside - {0}), 200)})
+        sizes = sorted({*steps, *itertools.islice(sorted(nearby - {0}), 200)})
         together = [tuple(symbols)] if len(symbols) > 1 else []
         for long in [*((symbol,) for symbol in symbols), *together]:
             most = 0.0
@@ -161,21 +161,21 @@ class SizeScan:
                 most = max(most, scanned.largest)
 
     def _scanned(self, layout: Layout) -> _Scanned:
-        found: dict[ir.Node, Range] = {}
+        range_of: dict[ir.Node, Range] = {}
         taken = [0]
 
         def note(node: ir.Node, inputs: Given, outputs: Given) -> None:
             array = outputs[0]
             taken.append(0 if array is None else array.nbytes)
             if array is not None and array.size and array.dtype.kind in "fiub":
-                found[node] = float(array.min()), float(array.max())
+                range_of[node] = float(array.min()), float(array.max())
 
         try:
             sizes = self.graph.completed(layout)
             self._evaluator.run({node.outputs[0]: _shape_of(node, sizes) for node in self.shapes}, note)
         except (EvaluationError, MemoryError):
-            found = {}
-        return _Scanned(found, max(taken))
+            range_of = {}
+        return _Scanned(range_of, max(taken))
 
     @functools.cached_property
     def _evaluator(self) -> Evaluator:
@@ -185,11 +185,11 @@ class SizeScan:
         return Evaluator(nodes, fed, outputs, {"": 24}, dtype=np.float64)
 
 
-def _is_known(value: ir.Value | None, known: set[str]) -> bool:
+def _is_known(value: ir.Value | None, names: set[str]) -> bool:
     if value is None or value.shape is None:
         return False
     unnamed = any(isinstance(dim, ir.SymbolicDim) and dim.value is None for dim in value.shape)
-    return not unnamed and set(symbols_of(value)) <= known
+    return not unnamed and set(symbols_of(value)) <= names
 
 
 def _shape_of(node: ir.Node, layout: Layout) -> Array:
@@ -233,7 +233,7 @@ def _is_single(value: ir.Value) -> bool:
 
 def _constant_in(node: ir.Node, ranges: Sequence[Mapping[ir.Node, Range]]) -> float | None:
     """The one number that a value is in all of them."""
-    numbers = [number for found in ranges for number in found.get(node, ())]
+    numbers = [number for range_of in ranges for number in range_of.get(node, ())]
     if not numbers or not np.isfinite(numbers).all():
         return None
     low, high = min(numbers), max(numbers)

@@ -22,15 +22,15 @@ TOLERANCE = 1e-9
 
 def starts(block: Block) -> Iterator[ir.Value]:
     """Possible starts of y; if there are many candidates, only their last operators are computed."""
-    found = _last_rows(block)
-    if found in ([], [block.x]) or len(found) > MOST_STARTS:
+    candidates = _last_rows(block)
+    if candidates in ([], [block.x]) or len(candidates) > MOST_STARTS:
         return
     T = max(block.row_step, 1) * (1 if block.rows_are_fixed else -(-4 // max(block.row_step, 1)))
     random = np.random.default_rng(0)
     x, logits = random.normal(size=(T, block.d)), random.normal(size=(T, block.E)) * 3
     try:
-        shapes = block.shapes_on(x, logits, found)
-        rows = {v: random.normal(size=s) for v, s in zip(found, shapes, strict=True) if np.prod(s) == x.size}
+        shapes = block.shapes_on(x, logits, candidates)
+        rows = {v: random.normal(size=s) for v, s in zip(candidates, shapes, strict=True) if np.prod(s) == x.size}
         at_first, y_for = block.y_by_value(x, logits, rows)
         for value, array in rows.items():
             step = random.normal(size=array.shape)
@@ -55,18 +55,18 @@ def _last_rows(block: Block) -> list[ir.Value]:
         for value in node.inputs
         if value is not None and value not in block.selected and value in block.from_x
     ]
-    found, seen = dict[ir.Value, None](), set[ir.Value]()
+    last, seen = dict[ir.Value, None](), set[ir.Value]()
     while pending:
         value = pending.pop()
         if value in seen:
             continue
         seen.add(value)
         if value is block.x or _may_be_start(block, value):
-            found[value] = None
+            last[value] = None
             continue
         node = value.producer()
         pending += [v for v in node.inputs if v in block.from_x] if node is not None and node.op_type != "Shape" else []
-    return list(found)
+    return list(last)
 
 
 def _may_be_start(block: Block, value: ir.Value) -> bool:

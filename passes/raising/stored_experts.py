@@ -12,9 +12,9 @@ from moec.passes.raising.weights import ExpertTensor, in_turn
 
 def stored_runs(tensor: ExpertTensor) -> list[WeightRun] | None:
     """The stored matrix of each expert; None unless all are stored alike, in fewer bits, and used whole."""
-    found = [tensor.dataflow.stored(part) for part in tensor.parts]
+    stored = [tensor.dataflow.stored(part) for part in tensor.parts]
     whole = tuple(entry for part in tensor.parts for entry in in_turn(part, (1, *tensor.shape[1:])))
-    runs = [run for run in found if run is not None and rank_of(run) == 2 and run.shape == tensor.shape[1:]]
+    runs = [run for run in stored if run is not None and rank_of(run) == 2 and run.shape == tensor.shape[1:]]
     if tensor.factor is not None or len(runs) != tensor.shape[0] or tensor.entries != whole:
         return None
     kinds = {(run.format, run.axis, run.scale.dtype if run.scale is not None else None) for run in runs}

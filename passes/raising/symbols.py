@@ -19,17 +19,17 @@ def symbols_of(value: ir.Value) -> list[str]:
 def shape_at(value: ir.Value, sizes: Mapping[str, int]) -> list[int]:
     """The shape of ``value`` for the given sizes; symbols without a size count as 1."""
     assert value.shape is not None
-    found: list[int] = []
+    shape: list[int] = []
     for dim in value.shape:
         if isinstance(dim, ir.SymbolicDim):
-            known = None if dim.value is None else sizes.get(dim.value)
+            size = None if dim.value is None else sizes.get(dim.value)
             dim = (
-                known
-                if known is not None
+                size
+                if size is not None
                 else dim.evaluate({symbol: sizes.get(symbol, 1) for symbol in dim.free_symbols()})
             )
-        found.append(dim if isinstance(dim, int) else 0)
-    return found
+        shape.append(dim if isinstance(dim, int) else 0)
+    return shape
 
 
 def sizes_for(units: int, symbols: Sequence[str], others: Sequence[str]) -> dict[str, int]:

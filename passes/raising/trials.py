@@ -195,12 +195,12 @@ def combined_trials(block: Block, routing: RoutingProposal, reached: Sequence[Tr
             yield dataclasses.replace(trial, name=f"{trial.name}, turned", x=np.roll(trial.x, shift, axis=0))
     large_rows, _, *far_logits = extreme_trials(block, routing)
     longest = list(counting_trials(block))[-1:]
-    for one, other in itertools.product([large_rows, *reached], [*far_logits, *longest, *reached]):
-        if one is other:
+    for first, other in itertools.product([large_rows, *reached], [*far_logits, *longest, *reached]):
+        if first is other:
             continue
-        T = max(len(one.x), len(other.x))
-        rows, logits = np.resize(one.x, (T, block.d)), np.resize(other.logits, (T, block.E))
-        yield Trial(f"{one.name}, {other.name}", rows, logits, extreme=True)
+        T = max(len(first.x), len(other.x))
+        rows, logits = np.resize(first.x, (T, block.d)), np.resize(other.logits, (T, block.E))
+        yield Trial(f"{first.name}, {other.name}", rows, logits, extreme=True)
 
 
 def _far_base(block: Block, routing: RoutingProposal) -> tuple[Array, Array]:
@@ -217,8 +217,8 @@ def _long_trials(block: Block, most: int) -> Iterator[Trial]:
     yield from _long_layouts(block, sorted(numbers), most)
     steps = sorted({T for n in numbers for T in (n + 1, 2 * n + 4, 2 * n + 6)})
     for T in itertools.takewhile(most.__ge__, steps):
-        spread = _trial(block, "very many tokens", np.random.default_rng(6).normal(size=(T, block.E)))
-        yield from (dataclasses.replace(trial, long=True) for trial in (crowd(block, T), spread))
+        long = _trial(block, "very many tokens", np.random.default_rng(6).normal(size=(T, block.E)))
+        yield from (dataclasses.replace(trial, long=True) for trial in (crowd(block, T), long))
 
 
 def _long_layouts(block: Block, numbers: Sequence[int], most: int) -> Iterator[Trial]:

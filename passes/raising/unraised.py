@@ -85,12 +85,14 @@ def _products_met(dataflow: DataFlow, anchor: ir.Node, scores: ir.Value) -> int:
     before = set(_upstream(scores))
     behind = list(itertools.islice(dataflow.readers(anchor.outputs), MOST_NODES))
     reached = {value for node in behind for value in node.outputs}.union(anchor.outputs)
-    found = {node for node in behind if has_weight(dataflow, node)}
+    products = {node for node in behind if has_weight(dataflow, node)}
     for node in behind:
         if node.op_type in MEETINGS or node.op_type in MOVEMENTS:
             others = [value for value in node.inputs if value is not None and value not in reached]
-            found.update(n for value in others for n in _upstream(value) if n not in before and has_weight(dataflow, n))
-    return len(found)
+            products.update(
+                n for value in others for n in _upstream(value) if n not in before and has_weight(dataflow, n)
+            )
+    return len(products)
 
 
 def _upstream(value: ir.Value) -> Iterator[ir.Node]:
@@ -110,27 +112,30 @@ def resemblances(
 ) -> Iterator[tuple[ir.Node, Unraised]]:
     """Mixtures without a selection by scores, each with the node that computes scores, weights or ids. ``understood``
     are the nodes of blocks that were raised."""
-    told = set[ir.Node]()
+    reported = set[ir.Node]()
     for node in nodes:
         if node in understood:
             continue
         if _mixes_matrices(dataflow, node):
-            told.add(node)
+            reported.add(node)
             reason = "it mixes the matrices of its experts, not what they make of a token"
             yield node, Unraised(node_name(node), reason, width(node.outputs[0]))
         elif _is_mixture(dataflow, node):
-            told.add(node)
+            reported.add(node)
             reason = "it weighs all of its experts for every token, and nothing selects among them"
             yield node, Unraised(node_name(node), reason, width(node.outputs[0]))
         elif _is_table(dataflow, node):
-            told.add(node)
+            reported.add(node)
             yield node, Unraised(node_name(node), "a table gives the experts of a token, not a router's logits")
     for weights, E in weighted_sums(dataflow, nodes):
         maker = weights.producer()
         makers = {maker, *near_nodes(dataflow, weights)[0]}
-        is_told = any(one in told or one in understood or is_op(one, *SELECTIONS) for one in makers)
+        is_told = any(
+            maker_before in reported or maker_before in understood or is_op(maker_before, *SELECTIONS)
+            for maker_before in makers
+        )
         if maker is not None and not is_told and not is_moec(maker):
-            told.add(maker)
+            reported.add(maker)
             yield maker, Unraised(node_name(maker), f"it adds up {E} results that values of each token weigh", E)
 
 
@@ -140,7 +145,7 @@ def _is_mixture(dataflow: DataFlow, node: ir.Node) -> bool:
     router = None if E is None or not 2 <= E <= MOST_EXPERTS else router_of(dataflow, node.outputs[0])
     if E is None or router is None:
         return False
-    if any(is_op(one, *SELECTIONS) for one in dataflow.between(node.outputs, {router}.__contains__)):
+    if any(is_op(inner, *SELECTIONS) for inner in dataflow.between(node.outputs, {router}.__contains__)):
         return False  # the weights of those that were chosen
     before = set(_upstream(node.outputs[0]))
     return _weighed(dataflow, node.outputs[0], E, before, strict=node.op_type != "Softmax")
@@ -174,7 +179,7 @@ def _multiplies_data(dataflow: DataFlow, value: ir.Value) -> bool:
         sizes = [] if matrix.shape is None else list(matrix.shape)[-2:]
         is_matrix = len(sizes) == 2 and all(isinstance(size, int) and size > 1 for size in sizes)
         for node in matrix.consumers():
-            others = [one for one in factors(node) if one is not matrix and not dataflow.constant(one)]
+            others = [factor for factor in factors(node) if factor is not matrix and not dataflow.constant(factor)]
             if is_matrix and others and is_op(node, "Conv", "Einsum", "MatMul"):
                 return True
             if is_op(node, "Reshape", "Squeeze", "Transpose", "Unsqueeze"):
@@ -243,5 +248,5 @@ def _has_columns(dataflow: DataFlow, value: ir.Value, E: int) -> bool:
     while is_op(node, *(MOVEMENTS.keys() - {"Concat"})) and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     parts = [part for part in node.inputs if part is not None] if is_op(node, "Concat") else []
-    products = [{one for one in _upstream(part) if has_weight(dataflow, one)} for part in parts]
+    products = [{product for product in _upstream(part) if has_weight(dataflow, product)} for part in parts]
     return len(parts) == E and width(value) == E and all(own - set.intersection(*products) for own in products)

@@ -19,7 +19,7 @@ class Weighing:
     most: int
     exceeded: tuple[Budget, ...] = ()
 
-    def held(self, weights: Array) -> Array:
+    def constrained(self, weights: Array) -> Array:
         """Turn any numbers into weights with these properties."""
         if not self.never_negative:
             return weights

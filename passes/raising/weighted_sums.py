@@ -51,7 +51,7 @@ def near_nodes(dataflow: DataFlow, value: ir.Value) -> tuple[list[ir.Node], list
             products.append(node)
             continue
         between.append(node)
-        pending += [one for one in node.inputs if one is not None and not dataflow.constant(one)]
+        pending += [operand for operand in node.inputs if operand is not None and not dataflow.constant(operand)]
     return between, products
 
 
@@ -60,8 +60,8 @@ def _sizes(dataflow: DataFlow, node: ir.Node) -> list[tuple[int, ...]]:
     if not is_contraction(node):
         return []
     weights = [follow_data(operand, dataflow.constant) for operand in factors(node)]
-    sizes = [tuple(size for size in dataflow.shape(one) if size > 1) for one in weights if one is not None]
-    return [found for found in sizes if found and len(weights) > 1]
+    sizes = [tuple(size for size in dataflow.shape(weight) if size > 1) for weight in weights if weight is not None]
+    return [shape for shape in sizes if shape and len(weights) > 1]
 
 
 def _operands(dataflow: DataFlow, value: ir.Value | None) -> list[ir.Value]:
@@ -69,7 +69,11 @@ def _operands(dataflow: DataFlow, value: ir.Value | None) -> list[ir.Value]:
     node = None if value is None else value.producer()
     if not is_op(node, "Mul") or value is None or len(value.uses()) != 1:
         return []
-    return [one for one in node.inputs if one is not None and one.shape is not None and not dataflow.constant(one)]
+    return [
+        operand
+        for operand in node.inputs
+        if operand is not None and operand.shape is not None and not dataflow.constant(operand)
+    ]
 
 
 def _of_terms(dataflow: DataFlow, terms: list[list[ir.Value]]) -> Iterator[tuple[ir.Value, int]]:
@@ -80,18 +84,18 @@ def _of_terms(dataflow: DataFlow, terms: list[list[ir.Value]]) -> Iterator[tuple
     for example in pairs[0]:
         results = [_like(dataflow, example, pair) for pair in pairs]
         weights = [pair[pair[0] is result] for pair, result in zip(pairs, results, strict=True)]
-        if {width(one) for one in weights} != {1} or len(set(weights)) < len(weights):
+        if {width(weight) for weight in weights} != {1} or len(set(weights)) < len(weights):
             continue
         if _are_alike(dataflow, results) and _are_foreign(dataflow, weights, results):
-            whole = {_whole(one) for one in weights}
+            whole = {_whole(weight) for weight in weights}
             yield whole.pop() if len(whole) == 1 else weights[0], len(pairs)
             return
 
 
 def _like(dataflow: DataFlow, example: ir.Value, pair: list[ir.Value]) -> ir.Value:
     """The operand that comes from products of the same sizes as the example; the first where both do."""
-    wanted = _kind(dataflow, near_nodes(dataflow, example)[1])
-    return next((one for one in pair if _kind(dataflow, near_nodes(dataflow, one)[1]) == wanted), pair[0])
+    kind = _kind(dataflow, near_nodes(dataflow, example)[1])
+    return next((operand for operand in pair if _kind(dataflow, near_nodes(dataflow, operand)[1]) == kind), pair[0])
 
 
 def _kind(dataflow: DataFlow, products: Iterable[ir.Node]) -> tuple[object, ...]:
@@ -102,7 +106,7 @@ def _of_stack(dataflow: DataFlow, node: ir.Node) -> Iterator[tuple[ir.Value, int
     """The sum along an axis of experts: of a product, or as a contraction."""
     is_sum = is_op(node, "ReduceMean", "ReduceSum")
     pair = _operands(dataflow, node.inputs[0]) if is_sum else [v for v in node.inputs if v is not None]
-    if len(pair) != 2 or any(dataflow.constant(one) for one in pair):
+    if len(pair) != 2 or any(dataflow.constant(operand) for operand in pair):
         return
     added = _added(dataflow, node)
     for weights, results in (pair, pair[::-1]):
@@ -118,57 +122,59 @@ def _added(dataflow: DataFlow, node: ir.Node) -> set[int]:
     """The sizes of the axes along which a node adds up, where they are known."""
     shapes = [[] if value is None or value.shape is None else list(value.shape) for value in node.inputs]
     if node.op_type == "MatMul":
-        found = [shape[at] for shape, at in zip(shapes, (-1, -2), strict=True) if len(shape) >= 2]
+        sizes = [shape[at] for shape, at in zip(shapes, (-1, -2), strict=True) if len(shape) >= 2]
     elif node.op_type == "Einsum":
         terms, _, result = node.attributes["equation"].as_string().replace(" ", "").partition("->")
         labels = zip(terms.split(","), shapes, strict=False)
-        found = [
+        sizes = [
             size for term, shape in labels for label, size in zip(term, shape, strict=False) if label not in result
         ]
     else:
-        given = node.inputs[1] if len(node.inputs) > 1 else None
-        axes = [] if given is None or not dataflow.constant(given) else dataflow.array(given).reshape(-1).tolist()
-        found = [shapes[0][axis] for axis in axes if -len(shapes[0]) <= axis < len(shapes[0])]
-    return {size for size in found if isinstance(size, int)}
+        operand = node.inputs[1] if len(node.inputs) > 1 else None
+        axes = [] if operand is None or not dataflow.constant(operand) else dataflow.array(operand).reshape(-1).tolist()
+        sizes = [shapes[0][axis] for axis in axes if -len(shapes[0]) <= axis < len(shapes[0])]
+    return {size for size in sizes if isinstance(size, int)}
 
 
 def _experts_of(dataflow: DataFlow, results: ir.Value) -> int | None:
     """The number of experts that have made a value; None where it is no stack of results."""
     node = results.producer()
     while node is not None and (is_op(node, *MOVEMENTS) or _adds_constant(dataflow, node)):
-        data = [one for one in node.inputs if one is not None and not dataflow.constant(one)]
+        data = [operand for operand in node.inputs if operand is not None and not dataflow.constant(operand)]
         node = data[0].producer() if data else None
     if is_op(node, "Concat"):
         parts = [part for part in node.inputs if part is not None]
         return len(parts) if 2 <= len(parts) <= MOST_EXPERTS and _are_alike(dataflow, parts) else None
     sizes = [] if node is None else _sizes(dataflow, node)
-    return next((found[0] for found in sizes if len(found) >= 3 and found[0] <= MOST_EXPERTS), None)
+    return next((shape[0] for shape in sizes if len(shape) >= 3 and shape[0] <= MOST_EXPERTS), None)
 
 
 def _adds_constant(dataflow: DataFlow, node: ir.Node) -> bool:
-    return is_op(node, "Add") and any(dataflow.constant(one) for one in node.inputs)
+    return is_op(node, "Add") and any(dataflow.constant(operand) for operand in node.inputs)
 
 
 def _are_alike(dataflow: DataFlow, results: Collection[ir.Value]) -> bool:
     """Whether each of these comes from products of its own, all of them of the same sizes."""
-    products = [near_nodes(dataflow, one)[1] for one in results]
+    products = [near_nodes(dataflow, result)[1] for result in results]
     common = set.intersection(*map(set, products))
-    own = [[node for node in found if node not in common] for found in products]
-    kinds = {_kind(dataflow, found) for found in own}
+    own = [[node for node in nodes if node not in common] for nodes in products]
+    kinds = {_kind(dataflow, nodes) for nodes in own}
     apart = len(set(itertools.chain(*own))) == sum(map(len, own))
     return apart and len(kinds) == 1 and kinds != {()}
 
 
 def _are_foreign(dataflow: DataFlow, weights: Iterable[ir.Value], results: Iterable[ir.Value]) -> bool:
     """Whether every weight depends on other data than the results come from."""
-    experts = {node for one in results for node in near_nodes(dataflow, one)[1]}
-    return all(_has_other_source(dataflow, one, experts) for one in weights)
+    experts = {node for result in results for node in near_nodes(dataflow, result)[1]}
+    return all(_has_other_source(dataflow, weight, experts) for weight in weights)
 
 
 def _has_other_source(dataflow: DataFlow, weight: ir.Value, experts: set[ir.Node]) -> bool:
     between, products = near_nodes(dataflow, weight)
-    inputs = (one for node in between for one in node.inputs if one is not None and not dataflow.constant(one))
-    return not experts.issuperset(products) or any(one.is_graph_input() for one in inputs)
+    inputs = (
+        operand for node in between for operand in node.inputs if operand is not None and not dataflow.constant(operand)
+    )
+    return not experts.issuperset(products) or any(operand.is_graph_input() for operand in inputs)
 
 
 def _whole(weight: ir.Value) -> ir.Value:

@@ -111,8 +111,8 @@ class ExpertTensor:
         runs = [self.dataflow.stored(part) for part in self.parts]
         types = {None if run is None or run.format.quantized else run.data.dtype for run in runs}
         plain = self.factor is None and all(place.scale == 1 for entry in self.entries for place in entry)
-        found = next(iter(types)) if len(types) == 1 and plain and len(self.shape) == 3 else None
-        return self.dtype if found is None else found
+        stored = next(iter(types)) if len(types) == 1 and plain and len(self.shape) == 3 else None
+        return self.dtype if stored is None else stored
 
     def stored_entry(self, expert: int) -> Array:
         """One expert's entry in :attr:`stored_dtype`."""
@@ -147,7 +147,9 @@ class ExpertTensor:
         """The constant itself if the piece is all of it, in its order: a transposed weight stays a view."""
         if place.scale != 1 or (place.start, place.strides) != (0, strides_of(place.shape)):
             return None
-        sizes, shape = ([size for size in one if size != 1] for one in (self.dataflow.shape(place.part), place.shape))
+        sizes, shape = (
+            [size for size in sizes_of if size != 1] for sizes_of in (self.dataflow.shape(place.part), place.shape)
+        )
         if sizes != shape or self.dataflow.stored(place.part) is not None:
             return None
         return self.dataflow.array(place.part).reshape(place.shape)
@@ -225,10 +227,10 @@ def _products(mlps: list[Mlp]) -> ProductSpec:
     """The arithmetic of the projections. Raises NotUnderstoodError unless it is the same for all."""
     nodes = [projection.node for mlp in mlps for projection in mlp.projections]
     linears = [spec_of(node, LinearSpec) if is_moec(node, "Linear") else ProductSpec() for node in nodes]
-    found = {ProductSpec(arithmetic=spec.arithmetic, activation_group=spec.activation_group) for spec in linears}
-    if len(found) > 1:
+    specs = {ProductSpec(arithmetic=spec.arithmetic, activation_group=spec.activation_group) for spec in linears}
+    if len(specs) > 1:
         raise NotUnderstoodError("its projections are computed in different arithmetics")
-    return found.pop()
+    return specs.pop()
 
 
 def _tensors(dataflow: DataFlow, parts: list[ir.Value], E: int, rank: int) -> list[ExpertTensor]:

@@ -68,19 +68,19 @@ def activations_of(write: Writer, defaults: tuple[str, ...], directions: int) ->
     clip = write.attribute("clip", None)
     if clip is not None and not clip > 0:
         raise NotDecomposableError(f"clip is {clip}; expected a number above 0")
-    given: list[Callable[[], float | None]] = []
+    takers: list[Callable[[], float | None]] = []
     for attribute in ("activation_alpha", "activation_beta"):
         numbers = iter(write.attribute(attribute, None) or ())
-        given.append(lambda numbers=numbers: next(numbers, None))
-    found = [_activation(name, given, clip) for name in names]
-    return [found[start : start + len(defaults)] for start in range(0, len(found), len(defaults))]
+        takers.append(lambda numbers=numbers: next(numbers, None))
+    activations = [_activation(name, takers, clip) for name in names]
+    return [activations[start : start + len(defaults)] for start in range(0, len(activations), len(defaults))]
 
 
-def _activation(name: str, given: list[Callable[[], float | None]], clip: float | None) -> Activation:
+def _activation(name: str, takers: list[Callable[[], float | None]], clip: float | None) -> Activation:
     if name not in _DEFAULTS:
         raise NotDecomposableError(f"activation {name!r} is not known; expected one of {', '.join(_DEFAULTS)}")
     numbers = []
-    for take, default in zip(given, _DEFAULTS[name], strict=False):
+    for take, default in zip(takers, _DEFAULTS[name], strict=False):
         number = take()
         number = default if number is None else number
         if number is None:

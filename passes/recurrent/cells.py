@@ -58,10 +58,10 @@ def gru(write: Writer, cell: Cell, x: ir.Value, state: list[ir.Value]) -> list[i
         total = write.add("Add", x_gates, write.add("MatMul", h, gates))
         z, r = split(write, f.of(write, total, cell.kind), [size, size])
         h_new = write.add("MatMul", write.add("Mul", r, h), new)
-    found = g.of(write, write.add("Add", x_new, h_new), cell.kind)
-    one = write.constant(np.array(1, cell.kind.numpy()), "one")
+    candidate = g.of(write, write.add("Add", x_new, h_new), cell.kind)
+    ones = write.constant(np.array(1, cell.kind.numpy()), "one")
     kept = write.add("Mul", z, h)
-    return [write.add("Add", write.add("Mul", write.add("Sub", one, z), found), kept)]
+    return [write.add("Add", write.add("Mul", write.add("Sub", ones, z), candidate), kept)]
 
 
 def lstm(write: Writer, cell: Cell, x: ir.Value, state: list[ir.Value]) -> list[ir.Value]:

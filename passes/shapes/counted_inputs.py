@@ -29,9 +29,9 @@ def counted_inputs(model: ir.Model) -> list[str]:
         node = pending.pop().producer()
         if node is None or node.op_type in _MEASURES:
             continue
-        found = {value: None for value in _operands(node) if value not in seen}
-        seen.update(found)
-        pending.extend(found)
+        operands = {value: None for value in _operands(node) if value not in seen}
+        seen.update(operands)
+        pending.extend(operands)
     return [str(value.name) for value in model.graph.inputs if value in seen]
 
 

@@ -185,9 +185,9 @@ def _concat(node: ir.Node, values: SymbolicValues) -> Dims | None:
 
 def _pad(node: ir.Node, values: SymbolicValues) -> Dims | None:
     dims, pads = _input_dims(node), _target(node, values, 1)
-    given = node.inputs[3] if len(node.inputs) > 3 else None
-    axes = None if given is None else _target(node, values, 3)
-    if dims is None or pads is None or (given is not None and axes is None):
+    operand = node.inputs[3] if len(node.inputs) > 3 else None
+    axes = None if operand is None else _target(node, values, 3)
+    if dims is None or pads is None or (operand is not None and axes is None):
         return None
     chosen = range(len(dims)) if axes is None else [int(axis) for axis in axes]
     if len(pads) != 2 * len(chosen) or not _are_axes(chosen, dims):
@@ -265,12 +265,12 @@ def _ask_onnx(node: ir.Node) -> bool:
             data[value.name] = ir.serde.serialize_tensor(ir.tensor(array, name=value.name))
     try:
         schema = onnx.defs.get_schema(node.op_type, node.graph.opset_imports[""], "")  # type: ignore[union-attr]
-        found = onnx.shape_inference.infer_node_outputs(schema, ir.serde.serialize_node(node), types, data)
+        inferred = onnx.shape_inference.infer_node_outputs(schema, ir.serde.serialize_node(node), types, data)
     except _REFUSED:
         return False
     changed = False
     for output in node.outputs:
-        shape = ir.serde.deserialize_type_proto_for_shape(found[output.name]) if output.name in found else None
+        shape = ir.serde.deserialize_type_proto_for_shape(inferred[output.name]) if output.name in inferred else None
         if shape is None or is_named(output):
             continue
         before, output.shape = output.shape, shape

@@ -30,20 +30,20 @@ def input_sizes(model: ir.Model) -> dict[str, str]:
     from moec.ir import shapes
     from moec.passes.shapes.symbolic import SymbolicValues, shape_of
 
-    given = {str(dim) for value in model.graph.inputs for dim in shape_of(value) or [] if dim.is_Symbol}
-    if len(given) < 2:
+    declared = {str(dim) for value in model.graph.inputs for dim in shape_of(value) or [] if dim.is_Symbol}
+    if len(declared) < 2:
         return {}
     model, values = model.clone(), SymbolicValues()
     shapes.infer(model)
     returned = {str(dim) for value in model.graph.outputs for dim in shape_of(value) or []}
-    found: dict[str, str] = {}
+    sums: dict[str, str] = {}
     for node in model.graph:
         for name, size in (*_read_axes(node, values), *_totals(node, values)):
             terms = _terms(size, returned)
-            known = given - {str(name)}
-            if str(name) in given and all(term in known or term.isdigit() for term in terms):
-                found.setdefault(str(name), " + ".join(terms))
-    return {name: size for name, size in found.items() if not found.keys() & set(size.split(" + "))}
+            others = declared - {str(name)}
+            if str(name) in declared and all(term in others or term.isdigit() for term in terms):
+                sums.setdefault(str(name), " + ".join(terms))
+    return {name: size for name, size in sums.items() if not sums.keys() & set(size.split(" + "))}
 
 
 def _terms(size: sympy.Expr, returned: set[str]) -> list[str]:
@@ -98,8 +98,8 @@ def _number(value: ir.Value | None, values: SymbolicValues) -> sympy.Expr | None
     """The one number of a tensor, where it is known."""
     import sympy
 
-    known = values.of(value)
-    return None if known is None or known.size != 1 else sympy.sympify(known.item())
+    array = values.of(value)
+    return None if array is None or array.size != 1 else sympy.sympify(array.item())
 
 
 def _totals(node: ir.Node, values: SymbolicValues) -> Iterator[tuple[sympy.Expr, sympy.Expr]]:

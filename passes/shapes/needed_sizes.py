@@ -26,8 +26,8 @@ def needed_sizes(model: ir.Model) -> list[str]:
     bound = bound_names([spec.shape for spec in tensor_specs(model.graph.inputs)])
     model = model.clone()
     shapes.infer(model)
-    found = dict.fromkeys(guard for node in model.graph for guard in (*_of_top_k(node), *_of_gather(node)))
-    return [guard for guard in found if set(parse_guard(guard).names) <= bound]
+    guards = dict.fromkeys(guard for node in model.graph for guard in (*_of_top_k(node), *_of_gather(node)))
+    return [guard for guard in guards if set(parse_guard(guard).names) <= bound]
 
 
 def _of_top_k(node: ir.Node) -> Iterator[str]:

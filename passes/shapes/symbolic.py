@@ -121,7 +121,7 @@ class SymbolicValues:
             result = _OF_SHAPES[node.op_type](node)
         elif node.op_type in _OPERATORS:
             inputs = [self.of(value) for value in node.inputs]
-            if any(known is None for known, one in zip(inputs, node.inputs, strict=True) if one is not None):
+            if any(operand is None for operand, value in zip(inputs, node.inputs, strict=True) if value is not None):
                 return None
             result = _OPERATORS[node.op_type](node, *inputs)
         else:
@@ -284,12 +284,12 @@ def _constant_of_shape(node: ir.Node, shape: np.ndarray) -> np.ndarray | None:
 def _expand(node: ir.Node, data: np.ndarray, shape: np.ndarray) -> np.ndarray | None:
     if any(not isinstance(size, int) for size in shape.ravel()):
         return None
-    wanted = tuple(int(size) for size in shape.ravel())
+    target = tuple(int(size) for size in shape.ravel())
     try:
-        sizes = np.broadcast_shapes(data.shape, wanted)
+        sizes = np.broadcast_shapes(data.shape, target)
     except ValueError as error:
         raise MoecError(
-            f"node {node_name(node)!r} (Expand) expands sizes {list(data.shape)} to {list(wanted)}; expected sizes "
+            f"node {node_name(node)!r} (Expand) expands sizes {list(data.shape)} to {list(target)}; expected sizes "
             "from 0 up, equal ones, or a 1"
         ) from error
     return np.broadcast_to(data, sizes) if np.prod(sizes, dtype=float) <= ELEMENTS else None

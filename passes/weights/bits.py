@@ -73,13 +73,13 @@ class WeightBudget:
     gigabytes_per_second: float = GIGABYTES_PER_SECOND
 
     def __post_init__(self) -> None:
-        for name, amount in self.told.items():
+        for name, amount in self.options.items():
             if not 0 < amount < math.inf:
                 raise MoecError(f"{name} is {amount:g}; expected a number above 0")
 
     @property
-    def told(self) -> dict[str, float]:
-        """The budget in the names of the options."""
+    def options(self) -> dict[str, float]:
+        """The limits by the names of the options."""
         named = {"avg": self.average, "megabytes": self.megabytes, "microseconds": self.microseconds}
         if self.microseconds is not None:
             named["gigabytes_per_second"] = self.gigabytes_per_second
@@ -93,13 +93,13 @@ class WeightBudget:
 
     def most(self, items: Sequence[Item]) -> float:
         """The largest sum of :meth:`costs` over all items."""
-        amount = next(iter(self.told.values()))
+        amount = next(iter(self.options.values()))
         return amount * self._bits_of_one(items)
 
     def refusal(self, items: Sequence[Item], forms: Sequence[WeightFormat], least: float) -> str:
         """Message that the budget cannot be met, because at least ``least`` bits are needed, in the unit of the
         budget."""
-        name, amount = next(iter(self.told.items()))
+        name, amount = next(iter(self.options.items()))
         nearest = float(_ROUNDED_UP.create_decimal_from_float(least / self._bits_of_one(items) * (1 - 1e-9)))
         predicted = "" if self.microseconds is None else f", as predicted with {self.gigabytes_per_second:g} GB/s"
         return f"{name}={amount:g} cannot be met with {'+'.join(map(str, forms))}; the least is {nearest:g}{predicted}"
@@ -161,11 +161,11 @@ def _measured(
     for node in nodes:
         measures, weights = profile.experts(node), ExpertWeights(node)
         with profile_reading(f"{profile.path}: node {node_name(node)}"):
-            found = dict(zip(measures.parts, np.asarray(measures.sensitivity, np.float64), strict=True))
+            sensitivities = dict(zip(measures.parts, np.asarray(measures.sensitivity, np.float64), strict=True))
             for operands in operands_together(weights):
                 part: Part = "down" if operands == ("down",) else "up"
                 left = share_left(node, profile, operands, forms, method)
-                factors[id(node), operands[0]] = found[part] * left / max(1, measures.tokens)
+                factors[id(node), operands[0]] = sensitivities[part] * left / max(1, measures.tokens)
     return factors
 
 
@@ -196,7 +196,7 @@ def least_error(items: Sequence[Item], forms: Sequence[WeightFormat], budget: We
 
 def _weighted(items: Sequence[Item], path: str | os.PathLike[str]) -> list[Item]:
     """The items with their errors multiplied by the factors in a file of sensitivities."""
-    weights, found = read_sensitivities(path), []
+    weights, weighted = read_sensitivities(path), []
     for item in items:
         key = key_of(item.node)
         if key not in weights:
@@ -204,8 +204,8 @@ def _weighted(items: Sequence[Item], path: str | os.PathLike[str]) -> list[Item]
                 f"{path}: node {node_name(item.node)}: has no weight of this layer ({key}); expected the sensitivities "
                 "of this model, of every layer that gets formats"
             )
-        found.append(dataclasses.replace(item, errors=item.errors * weights[key]))
-    return found
+        weighted.append(dataclasses.replace(item, errors=item.errors * weights[key]))
+    return weighted
 
 
 def plans_of(items: Sequence[Item], chosen: Sequence[WeightFormat]) -> list[LayerPlan]:
@@ -226,9 +226,9 @@ def _items(node: ir.Node, profile: Profile, forms: Sequence[WeightFormat]) -> It
         return
     measures, weights = profile.experts(node), ExpertWeights(node)
     with profile_reading(f"{profile.path}: node {node_name(node)}"):
-        found = [measures.total_error(str(form)) for form in forms]
+        amounts = [measures.total_error(str(form)) for form in forms]
         calls = measures.count / max(1, measures.tokens)
-    errors = np.stack([_known(profile, form, error) for form, error in zip(forms, found, strict=True)])
+    errors = np.stack([_known(profile, form, error) for form, error in zip(forms, amounts, strict=True)])
     for operands in operands_together(weights):
         parts: tuple[Part, ...] = ("down",) if operands == ("down",) else weights.before
         columns = [weights.parts.index(part) for part in parts]
@@ -247,8 +247,8 @@ def operands_together(weights: ExpertWeights) -> tuple[tuple[str, ...], ...]:
 
 def _linear_items(node: ir.Node, profile: Profile, forms: Sequence[WeightFormat]) -> Iterator[Item]:
     measures, weight = profile.linear(node), stored_weights(node)["weight"]
-    found = [measures.error(str(form)) for form in forms]
-    errors = np.array([_known(profile, form, error) for form, error in zip(forms, found, strict=True)])
+    amounts = [measures.error(str(form)) for form in forms]
+    errors = np.array([_known(profile, form, error) for form, error in zip(forms, amounts, strict=True)])
     errors = errors * (measures.tokens / max(1, len(measures.rows())))
     outputs, inputs = weight.out_in(spec_of(node, LinearSpec).transposed)
     for expert in _floats(weight):

@@ -73,8 +73,8 @@ class KnownInputs:
         if measures is None:
             return None
         with profile_reading(self._where):
-            found = measures.rows() if isinstance(measures, LinearMeasures) else measures.rows(expert)
-        return found if len(found) else None
+            rows = measures.rows() if isinstance(measures, LinearMeasures) else measures.rows(expert)
+        return rows if len(rows) else None
 
     def too_few(self) -> str | None:
         """Warning that half of the experts, or the dense product, saw too few rows for the method; None if there were
@@ -119,8 +119,8 @@ class KnownInputs:
         """Second moment [in,in] of a weight's inputs; zeros if too few were seen."""
         measures, weights = self._measures, self._weights
         if isinstance(measures, LinearMeasures):
-            known = measures.measured >= size * _FEWEST_ROWS
-            return measures.moment_in() if known else np.zeros((size, size), np.float32)
+            is_measured = measures.measured >= size * _FEWEST_ROWS
+            return measures.moment_in() if is_measured else np.zeros((size, size), np.float32)
         assert measures is not None and weights is not None
         others, weight = measures.array("sample"), mean_weight(measures.array("sample_gates"))
         if measures.measured[expert] + len(others) < size * _FEWEST_ROWS:

@@ -29,7 +29,7 @@ def readable_layer(pass_name: str, node: ir.Node, report: Report) -> Layer | Non
 def change_formats(
     pass_name: str,
     before: Layer,
-    wanted: Mapping[str, Sequence[WeightFormat]],
+    targets: Mapping[str, Sequence[WeightFormat]],
     profile: Profile | None,
     method: Method,
     report: Report,
@@ -39,17 +39,17 @@ def change_formats(
     all weights can be; say whether that changes anything."""
     node = before.node
     formats = {form for weight in before.weights.values() for form in weight.formats}
-    stored = all(weight.formats == list(wanted.get(name, weight.formats)) for name, weight in before.weights.items())
+    stored = all(weight.formats == list(targets.get(name, weight.formats)) for name, weight in before.weights.items())
     if stored and (before.spec.arithmetic == "int8" or not fit_bytes(formats)):
         report.note(pass_name, node_name(node), f"nothing to quantise: its weights are {before.describe_formats()}")
         return False
-    known = KnownInputs(profile, node, method)
-    if (few := known.too_few()) is not None:
+    inputs = KnownInputs(profile, node, method)
+    if (few := inputs.too_few()) is not None:
         report.warn(pass_name, node_name(node), few)
-    for name, formats in wanted.items():
-        store(node, name, formats, known.encoder(name))
+    for name, formats in targets.items():
+        store(node, name, formats, inputs.encoder(name))
     after = layer_of(node)
     every = {form for weight in after.weights.values() for form in weight.formats}
     quantize_activations(node, every, input_sizes(before), activation_group)
-    report.losses.append(loss(pass_name, before, layer_of(node), known.rows))
+    report.losses.append(loss(pass_name, before, layer_of(node), inputs.rows))
     return True

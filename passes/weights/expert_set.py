@@ -137,7 +137,7 @@ class ExpertSet:
         table = range(self.routed) if self.table is None else self.table
         self._insert_table(graph, [-1 if expert < 0 else targets[expert] for expert in table])
         self._store(graph, needed)
-        groups = [[one for one, to in enumerate(targets) if to == target] for target in range(len(place) - 1)]
+        groups = [[expert for expert, to in enumerate(targets) if to == target] for target in range(len(place) - 1)]
         set_origins(self.node, origins.regrouped(groups, why))
         self._note_measured(groups)
 
@@ -216,11 +216,11 @@ def share_weights(
         needed = len({target for target in targets if target >= 0})
         if needed == experts.stored:
             continue
-        found = f"of {experts.stored} experts, {needed} need to be stored"
+        summary = f"of {experts.stored} experts, {needed} need to be stored"
         if experts.route is node:
-            report.note(name, node_name(node), f"{found}; run this pass before fuse-route-dispatch")
+            report.note(name, node_name(node), f"{summary}; run this pass before fuse-route-dispatch")
             continue
         experts.share(graph, targets, {expert: f"{name}: {why}" for expert, to in enumerate(targets) if to < 0})
-        report.note(name, node_name(node), f"{found}; the others are gone")
+        report.note(name, node_name(node), f"{summary}; the others are gone")
         changed = True
     return changed

@@ -37,13 +37,13 @@ def layers_of(pass_name: str, graph: ir.Graph, text: str | None, report: Report)
         return nodes
     if not _LAYERS.fullmatch(text):
         raise MoecError(f"{pass_name}: layers is {text!r}; expected numbers and ranges of layers, such as 0-3+7")
-    wanted: set[int] = set()
+    numbers: set[int] = set()
     for part in text.split("+"):
         first, _, last = part.partition("-")
-        wanted.update(range(int(first), int(last or first) + 1))
-    if not wanted or max(wanted) >= len(nodes):
+        numbers.update(range(int(first), int(last or first) + 1))
+    if not numbers or max(numbers) >= len(nodes):
         raise MoecError(f"{pass_name}: layers is {text!r}; the model has the layers 0 to {len(nodes) - 1}")
-    return [node for number, node in enumerate(nodes) if number in wanted]
+    return [node for number, node in enumerate(nodes) if number in numbers]
 
 
 def expert_set(pass_name: str, node: ir.Node, report: Report) -> ExpertSet | None:
@@ -116,12 +116,12 @@ def uniform_counts(pass_name: str, layers: Sequence[ExpertSet], keep: float) -> 
 
 def _uniform_count(pass_name: str, experts: ExpertSet, keep: float) -> int:
     feasible, groups = feasible_counts(experts), experts.routing.groups
-    wanted = int(keep) if keep > 1 else groups * _rounded(keep * experts.stored / groups)
-    if wanted in feasible:
-        return wanted
-    nearest = min(feasible, key=lambda count: abs(count - wanted))
+    target = int(keep) if keep > 1 else groups * _rounded(keep * experts.stored / groups)
+    if target in feasible:
+        return target
+    nearest = min(feasible, key=lambda count: abs(count - target))
     raise MoecError(
-        f"{pass_name}: node {node_name(experts.node)}: cannot keep {wanted} of {experts.stored} experts, of which "
+        f"{pass_name}: node {node_name(experts.node)}: cannot keep {target} of {experts.stored} experts, of which "
         f"{experts.routing.k} are chosen in {groups} group{'s' if groups > 1 else ''}; the nearest it can is {nearest}"
     )
 
@@ -134,16 +134,16 @@ def global_counts(pass_name: str, layers: Sequence[Scored], keep: float) -> list
     """
     counts = [layer.experts.stored for layer in layers]
     least = [feasible_counts(layer.experts)[0] for layer in layers]
-    wanted = int(keep) * len(layers) if keep > 1 else _rounded(keep * sum(counts))
-    if not sum(least) <= wanted <= sum(counts):
+    target = int(keep) * len(layers) if keep > 1 else _rounded(keep * sum(counts))
+    if not sum(least) <= target <= sum(counts):
         raise MoecError(
-            f"{pass_name}: cannot keep {wanted} of {sum(counts)} experts in {len(layers)} layers; the nearest they can "
-            f"is {min(max(wanted, sum(least)), sum(counts))}"
+            f"{pass_name}: cannot keep {target} of {sum(counts)} experts in {len(layers)} layers; the nearest they can "
+            f"is {min(max(target, sum(least)), sum(counts))}"
         )
     steps = sorted((score, place) for place, layer in enumerate(layers) for score in _steps(layer))
     for _, place in steps:
         size = layers[place].experts.routing.groups
-        if counts[place] - size >= least[place] and sum(counts) - size >= wanted:
+        if counts[place] - size >= least[place] and sum(counts) - size >= target:
             counts[place] -= size
     return counts
 

@@ -111,9 +111,9 @@ early."""
 def zero_rows(matrix: Array, zero: Array) -> Array:
     """Flags of the rows of a matrix that are zero; ``zero``: the number that stands for zero, one or one for each
     element."""
-    found, expected = np.ones(len(matrix), bool), np.broadcast_to(zero, matrix.shape)
+    is_zero, expected = np.ones(len(matrix), bool), np.broadcast_to(zero, matrix.shape)
     ends = [*(end for end in _READ_FIRST if end < matrix.shape[1]), matrix.shape[1]]
     for start, end in zip([0, *ends], ends, strict=False):
-        rows = np.flatnonzero(found)
-        found[rows] = (matrix[rows, start:end] == expected[rows, start:end]).all(axis=1)
-    return found
+        rows = np.flatnonzero(is_zero)
+        is_zero[rows] = (matrix[rows, start:end] == expected[rows, start:end]).all(axis=1)
+    return is_zero

@@ -82,8 +82,8 @@ def choose(
     except (ValueError, EvaluationError) as error:
         return Chosen(plans, None, [*remarks, f"the plan was not judged against {rival} for all: {error}"])
     taken = f"{rival} for all is taken" if judgement.taken != "plan" else "the plan is taken"
-    told = f"{judgement.plan:.4g} nats, {rival} for all by {judgement.uniform:.4g}"
-    remarks.append(f"on data held back the plan moves the output by {told}: {taken}")
+    comparison = f"{judgement.plan:.4g} nats, {rival} for all by {judgement.uniform:.4g}"
+    remarks.append(f"on data held back the plan moves the output by {comparison}: {taken}")
     return Chosen(alternative if judgement.taken != "plan" else plans, judgement, remarks)
 
 
@@ -95,20 +95,20 @@ def _divergences(
     batches = profile.held_back()
     if not batches or not profile.head.output:
         raise ValueError("the profile holds no data back; make it anew with 8 rows of data or more")
-    change, found = OutputChange(model, batches, profile.head.output), []
+    change, divergences = OutputChange(model, batches, profile.head.output), []
     for plans in variants:
         variant = model.clone()
         by_key = {plan.layer: plan for plan in plans}
         for node in assignable(variant.graph, linears):
             apply_plan("judging", node, by_key.get(key_of(node)), profile, method, Report(), "judging")
-        found.append(change.of(variant))
-    return found
+        divergences.append(change.of(variant))
+    return divergences
 
 
 def assignable(graph: ir.Graph, linears: bool) -> list[ir.Node]:
     """The nodes whose weights get formats: layers of experts and, with ``linears``, dense products."""
-    found = [node for node in graph if has_experts(node)]
-    return [*found, *make_linears(graph, MINIMUM, routers=False)] if linears else found
+    layers = [node for node in graph if has_experts(node)]
+    return [*layers, *make_linears(graph, MINIMUM, routers=False)] if linears else layers
 
 
 def apply_plan(
@@ -130,15 +130,15 @@ def apply_plan(
 
 def _wanted(layer: Layer, plan: LayerPlan, where: str) -> dict[str, list[WeightFormat]]:
     """The formats of a layer's experts, by operand, as a plan has them."""
-    wanted, place = {}, f"{where}: layer {plan.layer} ({node_name(layer.node)})"
+    formats_of, place = {}, f"{where}: layer {plan.layer} ({node_name(layer.node)})"
     for name, texts in plan.formats.items():
         if name not in layer.weights:
             raise MoecError(f"{place}: has no weight {name!r}; expected {' or '.join(layer.weights)}")
         old = layer.weights[name].formats
         if len(texts) != len(old):
             raise MoecError(f"{place}: {name}: {len(texts)} formats for {len(old)} experts; give one for each")
-        wanted[name] = [
+        formats_of[name] = [
             form if text == KEEP else parse_format(f"{place}: {name}", text)
             for form, text in zip(old, texts, strict=True)
         ]
-    return wanted
+    return formats_of

@@ -23,14 +23,14 @@ def read_entries(path: str | os.PathLike[str], what: str, maker: str, fields: se
     if not isinstance(data, dict) or not isinstance(data.get("layers"), list):
         raise MoecError(f"{path}: holds no list of layers; {expected}")
     if type(data.get("version")) is not int or data["version"] != VERSION:
-        found = str(data.get("version"))[:40]
-        raise MoecError(f"{path}: is a {what} of version {found}; this moec reads version {VERSION}")
+        actual = str(data.get("version"))[:40]
+        raise MoecError(f"{path}: is a {what} of version {actual}; this moec reads version {VERSION}")
     for position, entry in enumerate(data["layers"]):
         if not isinstance(entry, dict) or set(entry) != fields:
             raise MoecError(f"{path}: layer {position}: expected the fields {', '.join(sorted(fields))}")
         if not isinstance(entry["layer"], str) or not isinstance(entry["name"], str):
             raise MoecError(f"{path}: layer {position}: layer and name are texts; {expected}")
-    found = {entry["layer"]: entry for entry in data["layers"]}
-    if len(found) < len(data["layers"]):
+    by_layer = {entry["layer"]: entry for entry in data["layers"]}
+    if len(by_layer) < len(data["layers"]):
         raise MoecError(f"{path}: names a layer twice; give each layer once")
-    return found
+    return by_layer

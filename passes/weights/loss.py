@@ -91,8 +91,8 @@ def _compared(before: Layer, after: Layer, seen: Callable[[int], Array | None]) 
         name, first = next(iter(old.items()))
         width = first.shape[input_axis(before.node, name)]
         rows = generator.normal(size=(-(-_ROWS // len(experts)), width)).astype(np.float32)
-        known = seen(expert)
-        rows = rows if known is None else known.astype(np.float32)
+        inputs = seen(expert)
+        rows = rows if inputs is None else inputs.astype(np.float32)
         for name in old:
             if old[name].shape == new[name].shape:
                 weights.add(old[name], new[name])
@@ -131,9 +131,9 @@ class _RelativeNorm:
     def __init__(self) -> None:
         self._error = self._size = 0.0
 
-    def add(self, expected: Array, found: Array) -> None:
+    def add(self, expected: Array, actual: Array) -> None:
         with np.errstate(invalid="ignore"):
-            self._error += _square_sum(found - expected)
+            self._error += _square_sum(actual - expected)
         self._size += _square_sum(expected)
 
     @property

@@ -85,7 +85,7 @@ class Averages:
         def changed(numbers: Array, expert: int) -> Array:
             if expert not in self._groups:
                 return numbers.astype(dtype)
-            average = self._average(name, expert, lambda one: weight.run_of(one).decoded(one), axis)
+            average = self._average(name, expert, lambda member: weight.run_of(member).decoded(member), axis)
             release_pages()
             return average.astype(dtype)
 
@@ -99,7 +99,7 @@ class Averages:
         axis = None if name == "down_bias" else 0
         changed = np.array(numbers)
         for expert in self._groups:
-            changed[expert] = self._average(name, expert, lambda one: numbers[one], axis).astype(numbers.dtype)
+            changed[expert] = self._average(name, expert, lambda member: numbers[member], axis).astype(numbers.dtype)
         new = add_constant(
             self._graph, ir.Tensor(changed, dtype=tensor.dtype), fresh_name(self._graph, f"{value.name}_changed")
         )

@@ -35,14 +35,14 @@ def share_left(
     quantized = [form for form in forms if form.quantized]
     if method == "rtn" or not quantized:
         return 1.0
-    form = min(quantized, key=lambda one: abs(one.elements.bits - BITS))
-    layer, known, count = layer_of(node), KnownInputs(profile, node, method), profile.experts(node).count
+    form = min(quantized, key=lambda candidate: abs(candidate.elements.bits - BITS))
+    layer, inputs, count = layer_of(node), KnownInputs(profile, node, method), profile.experts(node).count
     left = whole = 0.0
     for expert in map(int, np.argsort(-count, kind="stable")[:EXPERTS]):
-        rows = known.rows(expert)
+        rows = inputs.rows(expert)
         if rows is not None and not any(layer.weights[name].formats[expert].quantized for name in operands):
             with contextlib.suppress(ValueError):  # a number that the format cannot hold: the format is none for it
-                by_method = _square(layer, expert, rows, _by_method(layer, known, expert, operands, form))
+                by_method = _square(layer, expert, rows, _by_method(layer, inputs, expert, operands, form))
                 left, whole = (
                     left + by_method,
                     whole + _square(layer, expert, rows, _nearest(layer, expert, operands, form)),
@@ -51,22 +51,22 @@ def share_left(
 
 
 def _nearest(layer: Layer, expert: int, operands: Sequence[str], form: WeightFormat) -> dict[str, Array]:
-    found = {}
+    decoded = {}
     for name in operands:
         matrix, axis = matrices_of(layer, expert)[name], input_axis(layer.node, name)
-        found[name] = decode(encode(matrix, form, axis), form, axis)
-    return found
+        decoded[name] = decode(encode(matrix, form, axis), form, axis)
+    return decoded
 
 
 def _by_method(
-    layer: Layer, known: KnownInputs, expert: int, operands: Sequence[str], form: WeightFormat
+    layer: Layer, inputs: KnownInputs, expert: int, operands: Sequence[str], form: WeightFormat
 ) -> dict[str, Array]:
-    found = {}
+    decoded = {}
     for name in operands:
-        matrix, axis, encoder = matrices_of(layer, expert)[name], input_axis(layer.node, name), known.encoder(name)
-        made = encode(matrix, form, axis) if encoder is None else encoder(matrix, form, axis, expert)
-        found[name] = decode(made, form, axis)
-    return found
+        matrix, axis, encoder = matrices_of(layer, expert)[name], input_axis(layer.node, name), inputs.encoder(name)
+        encoded = encode(matrix, form, axis) if encoder is None else encoder(matrix, form, axis, expert)
+        decoded[name] = decode(encoded, form, axis)
+    return decoded
 
 
 def _square(layer: Layer, expert: int, rows: Array, matrices: dict[str, Array]) -> float:

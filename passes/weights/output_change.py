@@ -50,11 +50,11 @@ class OutputChange:
         """The divergence of the model itself with ``errors``, one array for each batch, added to a node's output."""
         return self._divergence(lambda at: self._given(self._run, self._batches[at], None, _adding(node, errors[at])))
 
-    def _divergence(self, given: Callable[[int], Array]) -> float:
+    def _divergence(self, outputs_at: Callable[[int], Array]) -> float:
         total, count = 0.0, 0
         for at, expected in enumerate(self._expected):
-            found, positions = total_divergence(given(at), expected)
-            total, count = total + found, count + positions
+            divergence, positions = total_divergence(outputs_at(at), expected)
+            total, count = total + divergence, count + positions
         return total / max(1, count)
 
     def _given(
@@ -83,11 +83,11 @@ def _complete(model: ir.Model, batch: Batch) -> dict[str, Array]:
     """A batch with empty states for those inputs that it lacks."""
     states = {state.input for state in states_of(model)}
     rows = next((len(array) for array in batch.values() if array.ndim), 1)
-    found = dict(batch)
+    complete = dict(batch)
     for value in model.graph.inputs:
-        if value.name in states and value.name not in found and value.shape is not None and value.dtype is not None:
+        if value.name in states and value.name not in complete and value.shape is not None and value.dtype is not None:
             sizes = [size if isinstance(size, int) else 0 for size in value.shape]
             if sizes and not isinstance(value.shape[0], int):
                 sizes[0] = rows
-            found[str(value.name)] = np.zeros(sizes, value.dtype.numpy())
-    return found
+            complete[str(value.name)] = np.zeros(sizes, value.dtype.numpy())
+    return complete

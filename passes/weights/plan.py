@@ -49,15 +49,15 @@ def read_plan(path: str | os.PathLike[str]) -> dict[str, LayerPlan]:
 
 def _layer(path: str | os.PathLike[str], position: int, data: dict[str, Any]) -> LayerPlan:
     formats = data["formats"]
-    lists = isinstance(formats, dict) and all(isinstance(one, list) for one in formats.values())
-    if not lists or not all(isinstance(text, str) for one in formats.values() for text in one):
+    lists = isinstance(formats, dict) and all(isinstance(listed, list) for listed in formats.values())
+    if not lists or not all(isinstance(text, str) for listed in formats.values() for text in listed):
         raise MoecError(
             f"{path}: layer {position}: formats: expected a list of formats for each weight, one per expert"
         )
     return LayerPlan(data["layer"], data["name"], formats)
 
 
-def plan_text(layers: Sequence[LayerPlan], told: Mapping[str, Any]) -> str:
-    """The text of a plan; ``told``: further entries, for people."""
+def plan_text(layers: Sequence[LayerPlan], notes: Mapping[str, Any]) -> str:
+    """The text of a plan; ``notes``: further entries, for people."""
     entries = [dataclasses.asdict(layer) for layer in layers]
-    return json.dumps({"version": VERSION, **told, "layers": entries}, indent=1) + "\n"
+    return json.dumps({"version": VERSION, **notes, "layers": entries}, indent=1) + "\n"

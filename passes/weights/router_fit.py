@@ -110,9 +110,9 @@ class RouterFit:
             if rate < _LEAST_RATE or not direction.any():
                 break
             trial = router.moved(rate * direction)
-            found = self._totals(trial)
-            if all(one < before for one, before in zip(found, errors, strict=True)):
-                router, errors, rate, direction = trial, found, 2 * rate, self._direction(trial)
+            totals = self._totals(trial)
+            if all(after < before for after, before in zip(totals, errors, strict=True)):
+                router, errors, rate, direction = trial, totals, 2 * rate, self._direction(trial)
             else:
                 rate /= 2
         return self._stored(router)
@@ -171,8 +171,8 @@ def pulled_back(spec: RouteSpec, logits: Array, chosen: Array, kept: Array, grad
     torch = import_torch()
     leaf = torch.tensor(logits, requires_grad=True)
     weights = _weights(spec, leaf, torch.tensor(chosen, dtype=torch.int64), torch.tensor(kept))
-    (found,) = torch.autograd.grad(weights, leaf, torch.tensor(gradient))
-    return np.nan_to_num(found.numpy())
+    (pulled,) = torch.autograd.grad(weights, leaf, torch.tensor(gradient))
+    return np.nan_to_num(pulled.numpy())
 
 
 def import_torch() -> Any:
@@ -229,10 +229,10 @@ def _tokens(sampled: SampledLayer) -> Tokens:
     at_once = max(1, _MOST_OUTPUTS // (count * sampled.outputs.shape[1]))
     portions = []
     for start in range(0, max(1, len(sampled.inputs)), at_once):
-        inputs, wanted = (array[start : start + at_once] for array in (sampled.inputs, sampled.outputs))
-        made = np.stack([sampled.made_by(expert, inputs) for expert in range(count)], axis=1)
-        finite = np.isfinite(made).all(axis=(1, 2))
-        inputs, wanted, made = inputs[finite], wanted[finite], made[finite]
-        size, right = np.square(wanted).sum(axis=1), np.matmul(made, wanted[:, :, None])[:, :, 0]
-        portions.append((inputs, size, right, np.matmul(made, made.swapaxes(1, 2))))
+        inputs, targets = (array[start : start + at_once] for array in (sampled.inputs, sampled.outputs))
+        outputs = np.stack([sampled.made_by(expert, inputs) for expert in range(count)], axis=1)
+        finite = np.isfinite(outputs).all(axis=(1, 2))
+        inputs, targets, outputs = inputs[finite], targets[finite], outputs[finite]
+        size, right = np.square(targets).sum(axis=1), np.matmul(outputs, targets[:, :, None])[:, :, 0]
+        portions.append((inputs, size, right, np.matmul(outputs, outputs.swapaxes(1, 2))))
     return Tokens(*map(np.concatenate, zip(*portions, strict=True)))

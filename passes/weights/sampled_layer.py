@@ -62,17 +62,17 @@ class SampledLayer:
         before = self.experts.weights.spec.weight_on_input
         for expert, tokens, slots in pairs_by_expert(ids):
             weight = weights[tokens, slots, None]
-            made = self.made_by(expert, self.inputs[tokens] * (weight if before else 1))
-            pairs[tokens, slots] = made * (1 if before else weight)
+            output = self.made_by(expert, self.inputs[tokens] * (weight if before else 1))
+            pairs[tokens, slots] = output * (1 if before else weight)
         return pairs
 
     def made_by(self, expert: int, rows: Array) -> Array:
         """Unweighted output [m,width] of an expert for rows [m,d]."""
         if expert >= self.experts.stored:
             return rows
-        made = output_of(self.layer, expert, rows)
+        output = output_of(self.layer, expert, rows)
         release_pages()
-        return made
+        return output
 
 
 def sampled_layer(pass_name: str, node: ir.Node, profile: Profile, report: Report) -> SampledLayer | None:

@@ -23,9 +23,9 @@ def put_in_groups(graph: ir.Graph, product: ir.Node, input_axis: int) -> bool:
     weight = product.inputs[1]
     decode = None if weight is None else weight.producer()
     assert decode is not None
-    found = [constant(value) for value in decode.inputs]
-    data, tables = found[0], [one.numpy() for one in found[1:] if one is not None]
-    if data is None or len(data.shape) != 2 or len(tables) < len(found) - 1:
+    operands = [constant(value) for value in decode.inputs]
+    data, tables = operands[0], [table.numpy() for table in operands[1:] if table is not None]
+    if data is None or len(data.shape) != 2 or len(tables) < len(operands) - 1:
         return False
     useless = len(tables) == 2 and data.dtype.is_signed() and not tables[1].any()
     tables = tables[:1] if useless else tables

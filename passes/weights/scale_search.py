@@ -78,10 +78,10 @@ def search_scales(weight: Array, importance: Array, form: WeightFormat) -> Scale
     for group in range(group_count(len(weight), form)):
         inputs = slice(group * size, (group + 1) * size)
         search = _Search(weight[inputs], factor[inputs], form)
-        found = search.run(Scales(scale, zero_point).picked(group))
-        scale[group] = found.scale
+        best = search.run(Scales(scale, zero_point).picked(group))
+        scale[group] = best.scale
         if zero_point is not None:
-            zero_point[group] = found.zero_point
+            zero_point[group] = best.zero_point
     return Scales(scale, zero_point)
 
 

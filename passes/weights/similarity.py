@@ -32,11 +32,11 @@ def outputs_of(weights: ExpertWeights, tokens: Array) -> Array:
     take too much memory."""
     most = max(_FEWEST_TOKENS, _MOST_OUTPUTS // (weights.experts * weights.width))
     tokens = evenly(tokens, most)
-    found = np.empty((weights.experts, len(tokens), weights.width), np.float32)
+    outputs = np.empty((weights.experts, len(tokens), weights.width), np.float32)
     for expert in range(weights.experts):
-        found[expert] = expert_output(weights, expert, tokens)[1]
+        outputs[expert] = expert_output(weights, expert, tokens)[1]
         release_pages()
-    return found
+    return outputs
 
 
 def output_similarity(outputs: Array) -> Array:
@@ -68,7 +68,7 @@ def matching_units(weights: ExpertWeights, experts: Sequence[int], tokens: Array
     orders = [np.arange(size)]
     for expert in experts[1:]:
         alike = sum(
-            product(one, other.T) for one, other in zip(first, _of_units(weights, expert, rows, size), strict=True)
+            product(own, other.T) for own, other in zip(first, _of_units(weights, expert, rows, size), strict=True)
         )
         orders.append(_assigned(np.round(alike, _DECIMALS)))
     return orders

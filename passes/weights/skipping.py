@@ -80,9 +80,9 @@ def ways_of(spec: RouteSpec, sample: Sample, method: Method, lowest: int) -> lis
     chosen = (sample.gates != 0).sum(axis=1)
     least = int(np.minimum(chosen, lowest).sum())
     nothing = sample.without(spec.k, 0.0, np.zeros(sample.gates.shape, bool))
-    found = [*(_lower(spec, sample, lowest) if method != "ratio" else ())]
-    found += _thresholds(spec, sample) if method != "k" else ()
-    return [nothing, *(way for way in found if way.calls >= least)]
+    rules = [*(_lower(spec, sample, lowest) if method != "ratio" else ())]
+    rules += _thresholds(spec, sample) if method != "k" else ()
+    return [nothing, *(way for way in rules if way.calls >= least)]
 
 
 def _lower(spec: RouteSpec, sample: Sample, lowest: int) -> Iterator[SkipRule]:
@@ -121,10 +121,12 @@ def why_not(experts: ExpertSet, method: Method, lowest: int) -> str | None:
 
 def check_measured(experts: ExpertSet, measures: ExpertsMeasures, where: str) -> None:
     """Raises MoecError if the layer's tokens went to other experts when the profile was made."""
-    k, found = experts.routing.k, None
+    k, problem = experts.routing.k, None
     if measures.k != k:
-        found = f"it was measured with {measures.k} experts per token, but has {k}"
+        problem = f"it was measured with {measures.k} experts per token, but has {k}"
     elif measures.key != key_of(experts.node):
-        found = "experts were removed since it was measured, and tokens go to others in their place"
-    if found is not None:
-        raise MoecError(f"{where}: {found}; profile the model after the passes before this one (moec profile --passes)")
+        problem = "experts were removed since it was measured, and tokens go to others in their place"
+    if problem is not None:
+        raise MoecError(
+            f"{where}: {problem}; profile the model after the passes before this one (moec profile --passes)"
+        )

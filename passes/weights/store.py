@@ -32,7 +32,7 @@ Encoder = Callable[[Array, WeightFormat, int, int], Encoded]
 and the expert. Raises ValueError like :func:`moec.ir.weights.encode.encode`."""
 
 
-def store(node: ir.Node, name: str, wanted: Sequence[WeightFormat], encoder: Encoder | None = None) -> bool:
+def store(node: ir.Node, name: str, formats: Sequence[WeightFormat], encoder: Encoder | None = None) -> bool:
     """Store expert e of the weight operand ``name`` in format ``wanted[e]``; return whether that changes anything.
 
     The new constants compute themselves when they are read, and are rounded to nearest; those in a quantised format
@@ -40,11 +40,11 @@ def store(node: ir.Node, name: str, wanted: Sequence[WeightFormat], encoder: Enc
     """
     value = weight_inputs(node)[name]
     weight = StoredWeight.of(value)
-    if weight.formats == list(wanted):
+    if weight.formats == list(formats):
         return False
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    segments = [_Segment(node, name, segment, form) for segment, form in _segments(weight, wanted)]
+    segments = [_Segment(node, name, segment, form) for segment, form in _segments(weight, formats)]
     if encoder is not None:
         for segment in segments:
             segment.make(encoder)
@@ -109,15 +109,15 @@ def _base_name(value: ir.Value) -> str:
 
 
 def _segments(
-    weight: StoredWeight, wanted: Sequence[WeightFormat]
+    weight: StoredWeight, formats: Sequence[WeightFormat]
 ) -> Iterator[tuple[list[tuple[int, WeightRun]], WeightFormat]]:
     """Consecutive experts, each with the run it is in now, that get one format together. Experts that keep theirs stay
     with their run, whose scales may be of another type than those made here."""
     experts = [(expert, weight.run_of(expert)) for expert in range(weight.experts)]
 
     def kind(item: tuple[int, WeightRun]) -> tuple[WeightFormat, int | None]:
-        expert, one = item
-        return wanted[expert], one.first if one.format == wanted[expert] else None
+        expert, run = item
+        return formats[expert], run.first if run.format == formats[expert] else None
 
     for (form, _), segment in itertools.groupby(experts, kind):
         yield list(segment), form

@@ -16,8 +16,8 @@ import importlib
 import pathlib
 from typing import TYPE_CHECKING, Any
 
+from moec.common.transformers_hook import offer_experts
 from moec.common.version import VERSION
-from moec.transformers_hook import offer_experts
 
 if TYPE_CHECKING:
     from moec import torch as torch
@@ -96,7 +96,14 @@ if (_CHECKOUT / "passes" / "raise_moe.py").is_file() and (_CHECKOUT / "pyproject
     # passes/, simulators/ and targets/ are next to moec/ in a checkout; an installed moec has them inside.
     __path__.append(str(_CHECKOUT))
 
-offer_experts()
+
+def _forward_of_experts(*arguments: Any) -> Any:
+    from moec.torch.eager_experts import forward
+
+    return forward(None, *arguments)
+
+
+offer_experts(_forward_of_experts)
 
 
 def __dir__() -> list[str]:

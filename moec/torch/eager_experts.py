@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from moec.common.arguments import check_optional_text
 from moec.common.errors import InputError, MoecError, UnsupportedError
-from moec.transformers_hook import NAME
+from moec.common.transformers_hook import NAME
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from moec.common.work import AttentionWork
 from moec.targets.cpu.kernels.attention import ATTENTION
 from moec.targets.cpu.machine import Machine
 from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.held_states import HeldTensor
+from moec.targets.tvm.held_tensors import HeldTensor
 from moec.targets.tvm.kernel import KernelCall, select
 from moec.targets.tvm.lower.attention import AttentionInputs, AttentionProblem
 from moec.targets.tvm.nodes import call

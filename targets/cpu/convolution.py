@@ -14,7 +14,8 @@ from moec.targets.cpu.matmul import zeros
 from moec.targets.tvm.attributes import attribute, group_count, optional_input, required_input, steps
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.kernel import KernelCall, select
-from moec.targets.tvm.nodes import call, reshape, static_size
+from moec.targets.tvm.nodes import call, reshape
+from moec.targets.tvm.shapes import static_size
 
 
 def lower_convolution(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:

@@ -24,7 +24,8 @@ from moec.targets.cpu.packed_weights import Parts, add_weights
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.kernel import KernelCall, select
 from moec.targets.tvm.lower.matmul import Bias, ConstantMatrix
-from moec.targets.tvm.nodes import call, reshape, static_size
+from moec.targets.tvm.nodes import call, reshape
+from moec.targets.tvm.shapes import static_size
 
 KERNELS = (GEMM, BATCHED_MATMUL)
 

@@ -8,7 +8,7 @@ from moec.ir.dialect import ProductSpec
 from moec.targets.cpu.kernels.round_rows import ROUND, RoundedRows
 from moec.targets.tvm.kernel import KernelCall
 from moec.targets.tvm.node_lowering import NodeLowering
-from moec.targets.tvm.nodes import static_size
+from moec.targets.tvm.shapes import static_size
 
 
 def arithmetic_of(spec: ProductSpec) -> tuple[str, int]:

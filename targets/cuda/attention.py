@@ -19,10 +19,11 @@ from moec.targets.cuda.kernels.attention_wgmma import ATTENTION_WGMMA
 from moec.targets.cuda.launch_conditions import launch_if
 from moec.targets.cuda.launch_ways import LaunchChoice, call_ways
 from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.held_states import HeldTensor
+from moec.targets.tvm.held_tensors import HeldTensor
 from moec.targets.tvm.kernel import KernelCall, Selection, select
 from moec.targets.tvm.lower.attention import AttentionInputs, AttentionProblem
-from moec.targets.tvm.nodes import record_of, static_size
+from moec.targets.tvm.nodes import record_of
+from moec.targets.tvm.shapes import static_size
 
 KERNELS = (ATTENTION_FEW, ATTENTION_WGMMA, ATTENTION_MMA, ATTENTION_TILED)
 _FEW, _MANY = SizeRange(most=FEW_QUERIES), SizeRange(least=FEW_QUERIES + 1)

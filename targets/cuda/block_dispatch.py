@@ -16,7 +16,7 @@ from moec.targets.cuda.kernels.dispatch import DISPATCH, most_blocks
 from moec.targets.cuda.kernels.dispatch_many import COUNT_PAIRS, PLACE_CHUNKS, SCATTER_PAIRS, chunks_for
 from moec.targets.tvm.kernel import Kernel, KernelCall
 from moec.targets.tvm.node_lowering import NodeLowering
-from moec.targets.tvm.nodes import static_size
+from moec.targets.tvm.shapes import static_size
 
 
 @dataclasses.dataclass(frozen=True)

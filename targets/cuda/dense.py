@@ -19,7 +19,7 @@ from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
 from moec.targets.tvm.lower import linear_attention, matmul
 from moec.targets.tvm.lower.attention import lower_attention
 from moec.targets.tvm.lower.rows import RowOps
-from moec.targets.tvm.nodes import static_size
+from moec.targets.tvm.shapes import static_size
 
 
 def converters(architecture: str) -> Mapping[str, HeavyConverter]:

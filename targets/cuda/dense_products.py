@@ -33,7 +33,8 @@ from moec.targets.cuda.launch_conditions import launch_if
 from moec.targets.cuda.launch_ways import LaunchChoice, call_ways
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.kernel import KernelCall, Selection, select
-from moec.targets.tvm.nodes import flatten, record_of, reshape, static_size
+from moec.targets.tvm.nodes import flatten, record_of, reshape
+from moec.targets.tvm.shapes import static_size
 
 PRODUCTS = (GEMV, GEMM_WGMMA, GEMM_MMA, GEMM_SIMT)
 _PLAIN_ROWS = 64

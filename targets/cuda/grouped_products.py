@@ -27,7 +27,7 @@ from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.round_rows import ROUND_OF_PAIRS, RowRounding, round_blocks, round_pairs
 from moec.targets.tvm.kernel import KernelCall
 from moec.targets.tvm.node_lowering import NodeLowering
-from moec.targets.tvm.nodes import static_size
+from moec.targets.tvm.shapes import static_size
 
 PRODUCTS = (GROUPED_GEMM_WGMMA, GROUPED_GEMM_MMA, GROUPED_GEMM_SIMT)
 """Kernels for blocks of rows."""

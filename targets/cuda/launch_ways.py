@@ -12,7 +12,8 @@ from moec.targets.base import SizeRange
 from moec.targets.cuda.launch_conditions import launch_if
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.kernel import KernelCall, Selection
-from moec.targets.tvm.nodes import record_of, static_size
+from moec.targets.tvm.nodes import record_of
+from moec.targets.tvm.shapes import static_size
 
 
 @dataclasses.dataclass(frozen=True)

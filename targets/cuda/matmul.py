@@ -15,7 +15,7 @@ from moec.targets.cuda.kernels.dense_problem import dense_problem
 from moec.targets.cuda.product_rows import padded, padded_inputs
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.lower.matmul import Bias, ConstantMatrix
-from moec.targets.tvm.nodes import static_size
+from moec.targets.tvm.shapes import static_size
 
 
 @dataclasses.dataclass(frozen=True)

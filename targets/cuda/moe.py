@@ -55,7 +55,7 @@ from moec.targets.cuda.routing import lower_routing
 from moec.targets.tvm.kernel import Kernel, KernelCall
 from moec.targets.tvm.lower.experts import CombineProblem, Pairs, Routing
 from moec.targets.tvm.node_lowering import NodeLowering
-from moec.targets.tvm.nodes import static_size
+from moec.targets.tvm.shapes import static_size
 
 
 class CudaExpertOps:

@@ -17,7 +17,7 @@ from moec.common.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from moec.targets.tvm.function_builder import FunctionBuilder
-    from moec.targets.tvm.lowering import Lowering
+    from moec.targets.tvm.graph_values import GraphValues
     from moec.targets.tvm.symbolic import Sizes
     from moec.targets.tvm.te_kernels import Requirement
 
@@ -104,7 +104,7 @@ def _is_one(size: Any) -> bool:
     return isinstance(size, int) and size == 1
 
 
-def immediate(lowering: Lowering, value: ir.Value) -> tirx.Expr | None:
+def immediate(lowering: GraphValues, value: ir.Value) -> tirx.Expr | None:
     """A constant of one element as a number in the code; None for any other value, and for large integers.
 
     TVM's simplifier computes with such numbers and does not wrap around as processors do: an integer is taken only if
@@ -119,7 +119,7 @@ def immediate(lowering: Lowering, value: ir.Value) -> tirx.Expr | None:
 
 
 def emit_elementwise(
-    lowering: Lowering, values: Sequence[ir.Value], function: Callable[..., tirx.Expr], name: str
+    lowering: GraphValues, values: Sequence[ir.Value], function: Callable[..., tirx.Expr], name: str
 ) -> relax.Var:
     """Emit one kernel that applies ``function`` to the operands' elements; one-element constants become immediates."""
     immediates = [immediate(lowering, value) for value in values]

@@ -9,7 +9,8 @@ from tvm import te, tirx
 
 from moec.common.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, normalized_axis, optional_input, required_input
-from moec.targets.tvm.held_states import Places, without_appended_zeros
+from moec.targets.tvm.held_states import without_appended_zeros
+from moec.targets.tvm.held_tensors import Places
 from moec.targets.tvm.lowering import Converter, Lowering
 
 

@@ -1,6 +1,8 @@
-"""The one table of generic operators, assembled from one file per theme."""
+"""The one table of operators: generic ones, from one file per theme, and the heavy ones of a target."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from moec.targets.tvm import (
     convert_cache,
@@ -19,7 +21,9 @@ from moec.targets.tvm import (
     convert_sampling,
     convert_selection,
     convert_shape,
+    loops,
 )
+from moec.targets.tvm.heavy import HeavyConverter
 from moec.targets.tvm.lowering import Converter
 
 CONVERTERS: dict[str, Converter] = {
@@ -40,3 +44,9 @@ CONVERTERS: dict[str, Converter] = {
     **convert_rotary.CONVERTERS,
     **convert_cache.CONVERTERS,
 }
+
+
+def all_converters(heavy: Mapping[str, HeavyConverter], *, takes_steps: bool = False) -> dict[str, Converter]:
+    """The table of all operators of a target: its own ``heavy`` ones go before generic ones. ``takes_steps``: whether
+    the target's host code can run loops step by step."""
+    return {**CONVERTERS, **heavy, **(loops.CONVERTERS if takes_steps else {})}

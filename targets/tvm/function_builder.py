@@ -22,8 +22,8 @@ from moec.targets.base import KernelRecord, Loader, Weight
 from moec.targets.tvm.bound_storage import as_float
 from moec.targets.tvm.c_expressions import in_c
 from moec.targets.tvm.conditions import CheckedConditions
-from moec.targets.tvm.nodes import reshaped
 from moec.targets.tvm.rename_kernels import EXPORTED
+from moec.targets.tvm.shapes import reshaped
 from moec.targets.tvm.symbolic import Known, Sizes
 from moec.targets.tvm.te_kernels import OPAQUE, Requirement, prim_func
 
@@ -304,7 +304,6 @@ class FunctionBuilder:
         return self._call_on(symbol, [*numbers, *given], outputs, record.name)
 
     def export_kernel(self, kernel: tirx.PrimFunc, record: KernelRecord) -> str:
-        """Add a kernel that ``main`` does not call, once, and return the symbol by which the runtime finds it."""
         if kernel not in self._exported:
             name = f"{record.name}{len(self._exported) or ''}"  # readable_names counts those of one name anew
             finished = kernel.with_attrs({EXPORTED: True, "tirx.is_scheduled": True, "op_pattern": OPAQUE})

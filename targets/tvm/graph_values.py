@@ -16,7 +16,7 @@ from tvm import relax, te, tirx
 from moec.common.errors import UnsupportedError
 from moec.targets.tvm.constants import constant_of, dtype_of
 from moec.targets.tvm.function_builder import FunctionBuilder
-from moec.targets.tvm.held_states import HeldTensor
+from moec.targets.tvm.held_tensors import HeldTensor
 from moec.targets.tvm.symbolic import FAR, MAXIMUM_KNOWN_ELEMENTS, Known
 
 INLINE_ELEMENTS = 16

@@ -29,7 +29,7 @@ from moec.targets.base import KernelRecord, Loader
 if TYPE_CHECKING:
     from tvm import relax, tirx
 
-    from moec.targets.tvm.held_states import HeldTensor, Places
+    from moec.targets.tvm.held_tensors import HeldTensor, Places
     from moec.targets.tvm.symbolic import Known, Sizes
 
 HEAVY_OPERATORS = frozenset(
@@ -159,6 +159,10 @@ class LoweringContext(Protocol):
 
         The results are in the same memory; ``outputs`` must not be used any more. ``numbers``: sizes that the kernel
         takes before all tensors."""
+        ...
+
+    def export_kernel(self, kernel: tirx.PrimFunc, record: KernelRecord) -> str:
+        """Add a kernel that ``main`` does not call, once, and return the symbol by which the runtime finds it."""
         ...
 
     def compute(self, function: Callable[..., Any], arguments: Sequence[relax.Expr], name: str) -> list[relax.Var]:

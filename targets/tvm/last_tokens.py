@@ -18,7 +18,7 @@ from moec.ir.graphs import is_op
 from moec.ir.last_tokens import TokenWise, frontier, logits_of, named_length, passed_by, token_wise
 
 if TYPE_CHECKING:
-    from moec.targets.tvm.lowering import Lowering
+    from moec.targets.tvm.graph_values import GraphValues
 
 LENGTH_AXIS = 1
 
@@ -50,14 +50,14 @@ class Narrowing:
         spec = LastTokens(str(logits.name), str(ids.name))
         return Narrowing(spec, nodes, frozenset(frontier(nodes)), frozenset(passed_by(nodes)), wanted)
 
-    def convert(self, lowering: Lowering, node: ir.Node, converted: Any) -> Any:
+    def convert(self, lowering: GraphValues, node: ir.Node, converted: Any) -> Any:
         """The result of a node for the last tokens, by its converter ``converted``; a Reshape only gets other sizes."""
         operands = self.nodes[node]
         read = [value for value in operands if value in self.cut]
         with lowering.standing_for({value: self._last_of(lowering, value) for value in read}):
             return self._reshaped(lowering, node) if is_op(node, "Reshape") else converted(lowering, node)
 
-    def _last_of(self, lowering: Lowering, value: ir.Value) -> relax.Expr:
+    def _last_of(self, lowering: GraphValues, value: ir.Value) -> relax.Expr:
         if value not in self._taken:
             tensor, wanted = lowering.tensor(value), self.wanted
             batch, length, width = lowering.dimensions(value)
@@ -72,7 +72,7 @@ class Narrowing:
             self._taken[value] = lowering.compute(last, [tensor], "last_tokens", enough)[0]
         return self._taken[value]
 
-    def _reshaped(self, lowering: Lowering, node: ir.Node) -> relax.Expr:
+    def _reshaped(self, lowering: GraphValues, node: ir.Node) -> relax.Expr:
         tokens, shape = self.nodes[node][0], node.outputs[0].shape
         assert shape is not None
         sizes = lowering.dimensions(tokens)

@@ -42,7 +42,7 @@ class BodyLowering(Lowering):
     """Lowering of a loop's body, within the lowering of the function around it."""
 
     def __init__(self, parent: Lowering, model: ir.Model) -> None:
-        super().__init__(model, parent.heavy, loops=True)
+        super().__init__(model, parent.converters)
         self.bodies = parent.bodies
 
     def _narrowing(self) -> None:

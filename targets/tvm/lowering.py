@@ -1,7 +1,7 @@
 """Lowering of a model in ONNX IR to one Relax function, with symbolic sizes.
 
-:class:`Lowering` walks the nodes in order. Each node is converted by the table of generic operators
-(:data:`moec.targets.tvm.converters.CONVERTERS`) or, for heavy operators, by the target's provider.
+:class:`Lowering` walks the nodes in order and converts each by the table that it is given
+(:func:`moec.targets.tvm.converters.all_converters`).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from moec.targets.tvm.broadcasting import broadcast_shape, broadcast_to
 from moec.targets.tvm.constants import dtype_of
 from moec.targets.tvm.function_builder import identifier
 from moec.targets.tvm.graph_values import GraphValues
-from moec.targets.tvm.heavy import HeavyConverter
-from moec.targets.tvm.held_states import HeldTensor, Holding, Places, append_problem, held_states, rounded_by_writing
+from moec.targets.tvm.held_states import Holding, held_states, rounded_by_writing
+from moec.targets.tvm.held_tensors import HeldTensor, Places, append_problem
 from moec.targets.tvm.int8_rows import INT8_ROWS
 from moec.targets.tvm.last_tokens import LENGTH_AXIS, Narrowing
 from moec.targets.tvm.symbolic import Known
@@ -61,17 +61,16 @@ class Lowered:
 
 def lower(
     model: ir.Model,
-    heavy: Mapping[str, HeavyConverter],
+    converters: Mapping[str, Converter],
     holding: Holding | None = None,
     streams: bool = False,
-    loops: bool = False,
 ) -> Lowered:
     """Lower a whole model.
 
-    ``holding``: the target's way to hold states; None where it holds none. ``streams``: whether the target can load the
-    experts of a streamed model when they are selected. ``loops``: whether its host code can run loops step by step.
-    Raises UnsupportedError listing every operator without a converter."""
-    return Lowering(model, heavy, holding, streams, loops).run()
+    ``converters``: by operator type, with ``domain.`` in front outside the default domain. ``holding``: the target's
+    way to hold states; None where it holds none. ``streams``: whether the target can load the experts of a streamed
+    model when they are selected. Raises UnsupportedError listing every operator without a converter."""
+    return Lowering(model, converters, holding, streams).run()
 
 
 class Lowering(GraphValues):
@@ -80,23 +79,18 @@ class Lowering(GraphValues):
     def __init__(
         self,
         model: ir.Model,
-        heavy: Mapping[str, HeavyConverter],
+        converters: Mapping[str, Converter],
         holding: Holding | None = None,
         streams: bool = False,
-        loops: bool = False,
     ) -> None:
-        from moec.targets.tvm import loops as step_by_step
-        from moec.targets.tvm.converters import CONVERTERS
-
         super().__init__()
         self.model, self._holding, self.streams = model, holding, streams and is_streamed(model)
-        self.heavy = heavy
-        """The converters of heavy operators, for the bodies of loops."""
+        self.converters = converters
+        """The converters of all operators, also for the bodies of loops."""
         self.bodies: list[Lowered] = []
         self._states = {} if holding is None else held_states(model.graph, holding)
         self._done_by_writing = rounded_by_writing(self._states.values())
         self._filled: dict[tuple[ir.Value | None, str, str], relax.Var] = {}
-        self._converters = {**CONVERTERS, **heavy, **(step_by_step.CONVERTERS if loops else {})}
         self._dimensions: dict[str, tirx.Var] = {}
         self._last = self._narrowing()
 
@@ -107,7 +101,7 @@ class Lowering(GraphValues):
     # The whole model
 
     def run(self) -> Lowered:
-        refuse_unknown_operators(self.model, self._converters.keys())
+        refuse_unknown_operators(self.model, self.converters.keys())
         graph = self.model.graph
         inputs = [self._declare_input(value) for value in graph.inputs]
         in_use = [*self._declare_lengths(), *self._declare_wanted()]
@@ -156,7 +150,7 @@ class Lowering(GraphValues):
     def _convert(self, node: ir.Node) -> None:
         self._node = node
         try:
-            converted = self._converters[operator_name(node)]
+            converted = self.converters[operator_name(node)]
             if self._last is not None and node in self._last.nodes:
                 result = self._last.convert(self, node, converted)
             else:
@@ -175,7 +169,7 @@ class Lowering(GraphValues):
     def convert_as(self, operator: str, inputs: Sequence[ir.Value], attributes: Mapping[str, Any]) -> list[relax.Expr]:
         """Convert another operator, heavy or not, on these inputs, and return its outputs."""
         node = ir.node(operator, inputs, attributes=attributes)
-        result = self._converters[operator](self, node)
+        result = self.converters[operator](self, node)
         for position in range(len(inputs)):
             node.replace_input_with(position, None)
         return list(result) if isinstance(result, (list, tuple)) else [result]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
-from tvm import relax, tirx
+from tvm import relax
 
 from moec.common.errors import UnsupportedError
 from moec.common.names import node_name, operator_name
 from moec.targets.base import KernelRecord
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.kernel import KernelCall
+from moec.targets.tvm.shapes import product, reshaped
 
 
 def refuse_outputs(node: ir.Node, first: int) -> None:
@@ -21,27 +21,6 @@ def refuse_outputs(node: ir.Node, first: int) -> None:
     for output in node.outputs[first:]:
         if output.uses() or output.is_graph_output():
             raise UnsupportedError(f"optional output {output.name!r} is not computed; remove its uses")
-
-
-def product(sizes: Sequence[Any]) -> Any:
-    """The number of elements of a shape, as an int64 expression."""
-    return math.prod(sizes, start=tirx.IntImm("int64", 1))
-
-
-def static_size(size: Any) -> int | None:
-    """The size as a number, None if it is dynamic."""
-    if isinstance(size, tirx.IntImm):
-        return int(size.value)
-    return size if isinstance(size, int) else None
-
-
-def reshaped(tensor: relax.Expr, shape: Sequence[Any]) -> relax.Expr:
-    """The same elements under another shape; a new tensor if that has a size of 0.
-
-    Relax would read the 0 as ONNX does: as a copy of the tensor's own size on that axis."""
-    if any(static_size(size) == 0 for size in shape):
-        return relax.op.zeros(list(shape), str(tensor.ty.dtype))
-    return relax.op.reshape(tensor, list(shape))
 
 
 def reshape(lowering: LoweringContext, tensor: relax.Expr, shape: Sequence[Any]) -> relax.Var:

@@ -18,6 +18,7 @@ from moec.common.scratch import ScratchFolder
 from moec.runtime.loops import body_name
 from moec.targets.base import Program
 from moec.targets.tvm import pipeline
+from moec.targets.tvm.converters import all_converters
 from moec.targets.tvm.heavy import HeavyConverter
 from moec.targets.tvm.held_states import Holding, renamed
 from moec.targets.tvm.lowering import lower
@@ -42,7 +43,7 @@ def compile_program(
     use; kernels that are used add theirs. ``holding``: how it holds states, if it does. ``streams``: whether
     it can read experts from files when they are chosen; ``loops``: whether its host code can take the steps of loops.
     Raises UnsupportedError naming node, operator and opset."""
-    lowered = lower(model, heavy, holding, streams, loops)
+    lowered = lower(model, all_converters(heavy, takes_steps=loops), holding, streams)
     parts = {"main": lowered, **{body_name(number): body for number, body in enumerate(lowered.bodies)}}
     with _integers_in_range():
         optimized: dict[str, pipeline.Optimized] = {}

@@ -9,6 +9,7 @@ import pytest
 
 import moec
 from moec.common.errors import UnsupportedError
+from moec.targets.tvm.converters import all_converters
 from moec.targets.tvm.lowering import lower
 from moec.targets.tvm.symbolic import Sizes, combined
 
@@ -164,4 +165,4 @@ def test_results_of_constants_have_the_type_of_their_operands(dtype, shape):
     body = " ".join(f"y{number} = {call}" for number, call in enumerate(calls))
     given = f"{dtype}{shape} a = {{5}}, {dtype}{shape} b = {{3}}, bool{shape} c = {{1}}, bool{shape} d = {{0}}"
     model = ir.from_proto(parse(f"g (float[n] x) => ({results}) <{given}> {{ {body} }}"))
-    assert [output.dtype for output in lower(model, {}).outputs] == types
+    assert [output.dtype for output in lower(model, all_converters({})).outputs] == types

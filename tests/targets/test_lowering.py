@@ -9,6 +9,7 @@ import pytest
 
 from moec import targets
 from moec.common.errors import InputError, MoecError, UnsupportedError
+from moec.targets.tvm.converters import all_converters
 from moec.targets.tvm.heavy import HEAVY_OPERATORS
 from moec.targets.tvm.lowering import Lowering
 
@@ -20,7 +21,7 @@ def model_of(text: str) -> ir.Model:
 
 
 def lowered(text: str):
-    return Lowering(model_of(text), {}).run()
+    return Lowering(model_of(text), all_converters({})).run()
 
 
 def calls(module) -> list[str]:

@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named, parallel_rows
-from moec.targets.tvm.held_states import AppendProblem
+from moec.targets.tvm.held_tensors import AppendProblem
 from moec.targets.tvm.int8_rows import (
     INT8_ROWS,
     bytes_of,

@@ -15,7 +15,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, blocks_for
-from moec.targets.tvm.held_states import AppendProblem
+from moec.targets.tvm.held_tensors import AppendProblem
 from moec.targets.tvm.kernel import Kernel, why_not_stored
 from moec.targets.tvm.te_kernels import Requirement, checked
 

@@ -9,9 +9,10 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax
 
-from moec.targets.tvm.held_states import AppendProblem, HeldTensor, Holding, Places
+from moec.targets.tvm.heavy import LoweringContext
+from moec.targets.tvm.held_states import Holding
+from moec.targets.tvm.held_tensors import AppendProblem, HeldTensor, Places
 from moec.targets.tvm.kernel import STORAGE_TYPES, Kernel, KernelCall, select
-from moec.targets.tvm.lowering import Lowering
 from moec.targets.tvm.nodes import record_of
 
 
@@ -29,7 +30,7 @@ def holding(
     type than the one of ``types`` in which they are stored."""
 
     def append(
-        lowering: Lowering,
+        lowering: LoweringContext,
         node: ir.Node,
         problem: AppendProblem,
         past: HeldTensor,
@@ -42,12 +43,12 @@ def holding(
         length = lowering.sizes.expression(past.length if places is None else places.length)
         return lowering.call_kernel_on(called.function, given, [pages], record_of(node, called), [length])[0]
 
-    def export(lowering: Lowering, node: ir.Node, problem: AppendProblem, converts: Kernel) -> str:
+    def export(lowering: LoweringContext, node: ir.Node, problem: AppendProblem, converts: Kernel) -> str:
         chosen = select((converts,), problem, machine)
         called = KernelCall(chosen, converts.build(problem), [], dataclasses.asdict(problem))
         return lowering.export_kernel(called.function, record_of(node, called))
 
-    def both(lowering: Lowering, node: ir.Node, problem: AppendProblem) -> tuple[str, str]:
+    def both(lowering: LoweringContext, node: ir.Node, problem: AppendProblem) -> tuple[str, str]:
         assert conversions is not None, "only asked for where there are any"
         store, restore = conversions
         return export(lowering, node, problem, store), export(lowering, node, problem, restore)

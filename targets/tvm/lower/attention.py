@@ -14,9 +14,10 @@ from tvm import relax
 from moec.common.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.held_states import HeldTensor
+from moec.targets.tvm.held_tensors import HeldTensor
 from moec.targets.tvm.lower.attention_sinks import split_sinks
-from moec.targets.tvm.nodes import refuse_outputs, reshape, static_size, transpose
+from moec.targets.tvm.nodes import refuse_outputs, reshape, transpose
+from moec.targets.tvm.shapes import static_size
 
 Causal = Literal["", "first", "last", "lengths"]
 Keys = relax.Expr | HeldTensor

@@ -22,7 +22,7 @@ from tvm import relax, te
 from moec.common.names import operator_name
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.nodes import static_size
+from moec.targets.tvm.shapes import static_size
 
 _INPUTS = 4
 """Query, key, value and mask; sinks are not looked for beside a past or lengths, which count keys."""

@@ -11,7 +11,8 @@ from tvm import relax
 from moec.common.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, required_input
 from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.nodes import product, reshape, transpose
+from moec.targets.tvm.nodes import reshape, transpose
+from moec.targets.tvm.shapes import product
 
 Multiply = Callable[[relax.Expr, relax.Expr], relax.Expr]
 """``left[B|1, M, K] @ right[B|1, K, N]``."""

@@ -21,7 +21,7 @@ from moec.runtime.expert_calls import EXPERTS_ABSENT, EXPERTS_EXPECTED
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
 from moec.targets.tvm.kernel import Kernel, KernelCall
 from moec.targets.tvm.node_lowering import NodeLowering
-from moec.targets.tvm.nodes import static_size
+from moec.targets.tvm.shapes import static_size
 
 Routing = tuple[relax.Expr, relax.Expr]
 """Weights [T, k] and expert ids [T, k] (int32)."""

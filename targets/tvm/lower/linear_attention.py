@@ -14,7 +14,8 @@ from moec.common.errors import UnsupportedError
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
 from moec.targets.tvm.kernel import Kernel, KernelCall, select
-from moec.targets.tvm.nodes import record_of, static_size
+from moec.targets.tvm.nodes import record_of
+from moec.targets.tvm.shapes import static_size
 
 Decay = Literal["", "head", "channel"]
 FORMULA = "S = exp(decay) * S; S += k (beta * (v - S^T k))^T; y = scale * S^T q, token by token"

@@ -14,7 +14,8 @@ from moec.targets.tvm.attributes import attribute, optional_input, required_inpu
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
 from moec.targets.tvm.kernel import STORAGE_TYPES
 from moec.targets.tvm.lower.einsum import lower_einsum
-from moec.targets.tvm.nodes import flatten, product, reshape, static_size, transpose
+from moec.targets.tvm.nodes import flatten, reshape, transpose
+from moec.targets.tvm.shapes import product, static_size
 
 
 @dataclasses.dataclass(frozen=True)

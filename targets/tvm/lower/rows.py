@@ -15,7 +15,8 @@ from tvm import relax
 from moec.targets.tvm.attributes import attribute, optional_input, required_input
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
 from moec.targets.tvm.kernel import Kernel, KernelCall, select
-from moec.targets.tvm.nodes import call, flatten, product, refuse_outputs, reshape, static_size, transpose
+from moec.targets.tvm.nodes import call, flatten, refuse_outputs, reshape, transpose
+from moec.targets.tvm.shapes import product, static_size
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from moec.runtime.workers import run_with
 from moec.targets.cpu.machine import Machine
 from moec.targets.cpu.target import converters
 from moec.targets.tvm import pipeline
+from moec.targets.tvm.converters import all_converters
 from moec.targets.tvm.lowering import Lowered, lower
 
 from ..node_models import node_model
@@ -29,7 +30,7 @@ def lower_node(
     machine: Machine | None = None,
 ) -> Lowered:
     """The lowered model of :func:`node_model`."""
-    return lower(node_model(operator, inputs, constants, *specs), converters(machine or Machine.host()))
+    return lower(node_model(operator, inputs, constants, *specs), all_converters(converters(machine or Machine.host())))
 
 
 def compile_node(
@@ -45,7 +46,7 @@ def compile_node(
 
 def compile_model(model: ir.Model, machine: Machine) -> Callable[..., list[Array]]:
     """A function from arrays, by input name, to the outputs of a model of moec nodes; ``threads`` as above."""
-    lowered = lower(model, converters(machine))
+    lowered = lower(model, all_converters(converters(machine)))
     module = pipeline.optimize(lowered.module, tvm.target.Target(machine.llvm), lowered.nodes).module
     steps = StepByStep(module, machine)
     weights = [weight.array() for weight in lowered.weights]

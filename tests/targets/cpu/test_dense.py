@@ -27,10 +27,11 @@ def _run(model: ir.Model, inputs: dict[str, np.ndarray], machine_name: str = "na
     from moec.targets.cpu.dense import converters
     from moec.targets.cpu.machine import Machine
     from moec.targets.tvm import lowering, pipeline
+    from moec.targets.tvm.converters import all_converters
 
     machine = Machine.for_name(machine_name)
     target = tvm.target.Target(machine.llvm)
-    lowered = lowering.lower(model, converters(machine))
+    lowered = lowering.lower(model, all_converters(converters(machine)))
     for record in lowered.kernels.values():
         assert sum(candidate.chosen for candidate in record.candidates) == 1
     executable = relax.build(

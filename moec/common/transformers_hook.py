@@ -10,23 +10,30 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 MODULE = "transformers.integrations.moe"
 NAME = "moec"
 """Name of the implementation for ``set_experts_implementation`` and ``from_pretrained(experts_implementation=...)``."""
 
+Forward = Callable[..., Any]
+"""Replacement of the forward of an experts module; transformers gives it the module and the module's arguments."""
 
-def offer_experts() -> None:
-    """Register the implementation ``moec`` with transformers, now or when its module of experts is imported."""
+
+def offer_experts(forward: Forward) -> None:
+    """Register ``forward`` with transformers under :data:`NAME`, now or when its module of experts is imported."""
     if MODULE in sys.modules:
-        _register(importlib.import_module(MODULE))  # also waits for another thread that is still importing it
+        _register(importlib.import_module(MODULE), forward)  # also waits for a thread that is still importing it
     else:
-        sys.meta_path.insert(0, _Finder())
+        sys.meta_path.insert(0, _Finder(forward))
 
 
 class _Finder:
     """Finder of that one module: it delegates to the other finders and registers moec after the module has run."""
+
+    def __init__(self, forward: Forward) -> None:
+        self.forward = forward
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name != MODULE:
@@ -51,19 +58,13 @@ class _HookingLoader:
     def exec_module(self, module: Any) -> None:
         module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
-        _register(module)
+        _register(module, self._finder.forward)
         with contextlib.suppress(ValueError):
             sys.meta_path.remove(self._finder)  # type: ignore[arg-type]
 
 
-def _register(module: Any) -> None:
+def _register(module: Any, forward: Forward) -> None:
     """Register moec. A table of another form is left alone: transformers then reports an unknown implementation."""
     register = getattr(getattr(module, "ExpertsInterface", None), "register", None)
     if register is not None:
-        register(NAME, _forward)
-
-
-def _forward(*arguments: Any) -> Any:
-    from moec.torch.eager_experts import forward
-
-    return forward(None, *arguments)
+        register(NAME, forward)

@@ -8,7 +8,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 import scipy.sparse
@@ -139,9 +139,15 @@ def circles(graph: Mapping[str, set[str]]) -> list[set[str]]:
     return sorted((part for part in found if len(part) > 1), key=min)
 
 
+def new_circles(graph: Mapping[str, set[str]], known: Sequence[set[str]]) -> list[set[str]]:
+    """The circles that are not part of a known one."""
+    return [circle for circle in circles(graph) if not any(circle <= one for one in known)]
+
+
 def test_circles_are_found_and_what_leads_to_them_is_not():
     graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"f"}, "f": {"e"}, "g": {"g"}}
     assert circles(graph) == [{"b", "c"}, {"e", "f"}]
+    assert new_circles(graph, [{"a", "b", "c"}, {"e"}]) == [{"e", "f"}]
 
 
 FILES_IN_CIRCLES = [
@@ -159,7 +165,7 @@ FILES_IN_CIRCLES = [
 
 
 def test_modules_do_not_import_each_other_in_circles():
-    assert circles(imports()) == FILES_IN_CIRCLES
+    assert new_circles(imports(), FILES_IN_CIRCLES) == []
 
 
 FOLDERS_IN_CIRCLES = [
@@ -219,4 +225,4 @@ def test_folders_do_not_import_each_other_in_circles():
     graph: dict[str, set[str]] = {folder_of(name): set() for name in sources()}
     for name, known in imports().items():
         graph[folder_of(name)] |= set(map(folder_of, known))
-    assert circles(graph) == FOLDERS_IN_CIRCLES
+    assert new_circles(graph, FOLDERS_IN_CIRCLES) == []

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from moec.simulators.hls.source import Pragma, Source
-from moec.simulators.hls.structure import Function, Statement, functions
+from moec.simulators.hls.cpp import Function, Pragma, Source, Statement, nodes_in
+
+if TYPE_CHECKING:
+    from tree_sitter import Node
 
 Style = Literal["stp", "frp", "flp"]
 """The style of a pipeline: stalling, free running or flushing (UG1399). Without one, the tool chooses."""
@@ -32,18 +34,17 @@ _WITHOUT_TIME = {
 """Pragmas on the structure of hardware, which do not change the cycles that the simulation counts."""
 _IN_LOOPS = {"PIPELINE", "DEPENDENCE"}
 _IN_REGIONS = {"DATAFLOW", "STREAM"}
-_CALL = re.compile(r"(?P<name>[A-Za-z_][\w:]*)\s*(?:<[^;()]*>)?\s*\((?P<arguments>.*)\)\s*;", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_]\w*")
-_WRITE = re.compile(r"(?<![\w.])([A-Za-z_]\w*)\s*(?:\.\s*write(?:_nb)?\s*\(|<<)")
+_WRITES = {"write", "write_nb"}
+_FUNCTION_NAMES = {"identifier", "qualified_identifier", "template_function"}
 _DECLARATION = re.compile(r"(?:hls::stream\s*<|typedef\b|using\b|static_assert\b|(?:static\s+)?const(?:expr)?\b)")
 
 
 def instrument(source: Source) -> str:
     """The text to simulate. Raises MoecError for code whose cycles the simulation cannot count."""
     edits = _Edits(source)
-    all_functions = functions(source)
-    regions = {function.name for function in all_functions if function.body.pragmas_named("DATAFLOW")}
-    for function in all_functions:
+    regions = {function.name for function in source.functions if function.body.pragmas_named("DATAFLOW")}
+    for function in source.functions:
         if function.name in regions:
             _instrument_region(edits, function)
         elif regions and function.body.pragmas_named("INTERFACE"):
@@ -140,15 +141,27 @@ def _instrument_pipeline(edits: _Edits, function: Function, loop: Statement) -> 
     if problem := _pipeline_problem(loop, pragma, more):
         raise edits.source.error(pragma.start, problem)
     style = f"::moec_simulation::Style::{pragma.options.get('style') or STYLES[0]}"
-    written = _written_streams(function, edits.source.code[loop.start : loop.end])
+    written = _written_streams(edits.source, function, loop)
     arguments = [style, pragma.options.get("II") or "1", *written]
     edits.replace(pragma, f"::moec_simulation::tick({', '.join(arguments)});")
 
 
-def _written_streams(function: Function, code: str) -> list[str]:
-    """The streams that the code writes, in the order of their first writes."""
+def _written_streams(source: Source, function: Function, loop: Statement) -> list[str]:
+    """The streams that a loop writes, in the order of their first writes."""
     streams = {parameter.name for parameter in function.parameters if "hls::stream" in parameter.type}
-    return list(dict.fromkeys(name for name in _WRITE.findall(code) if name in streams))
+    written = (source.text_of(node) for node in map(_written, nodes_in(loop.node)) if node is not None)
+    return list(dict.fromkeys(name for name in written if name in streams))
+
+
+def _written(node: Node) -> Node | None:
+    """The stream in ``stream.write(word)`` or ``stream << word``; None for other code."""
+    if node.type == "binary_expression" and node.children[1].type == "<<":
+        return node.children[0]
+    function = node.child_by_field_name("function") if node.type == "call_expression" else None
+    field = None if function is None else function.child_by_field_name("field")
+    if function is None or field is None or field.text is None or field.text.decode() not in _WRITES:
+        return None
+    return function.child_by_field_name("argument")
 
 
 def _pipeline_problem(loop: Statement, pragma: Pragma, more: list[Pragma]) -> str:
@@ -190,29 +203,23 @@ def _nest(loop: Statement, around: tuple[Statement, ...]) -> Statement:
 
 def _instrument_memory(edits: _Edits, function: Function) -> None:
     """Turn accesses through the function's pointers into beats of memories."""
-    source, code = edits.source, edits.source.code
+    source = edits.source
     within = [loop for loop, _ in function.body.loops() if loop.label.startswith(_MEMORY_LABEL)]
-    for parameter in function.parameters:
-        if not parameter.is_pointer or parameter.is_array:
+    memories = {parameter.name for parameter in function.parameters if parameter.is_pointer and not parameter.is_array}
+    for node in nodes_in(function.body.node):
+        name, user = source.text_of(node), node.parent
+        if node.type != "identifier" or name not in memories or user is None or user.type == "argument_list":
             continue
-        for match in re.finditer(rf"(?<![\w.>:]){parameter.name}\b", code[function.body.start : function.body.end]):
-            start, end = (function.body.start + position for position in match.span())
-            if _is_argument(code, start, end):
-                continue
-            if not re.match(r"\s*\[", code[end:]):
-                raise source.error(start, f"pointer {parameter.name} is used otherwise than {parameter.name}[index]")
-            if not any(loop.start < start < loop.end for loop in within):
-                raise source.error(
-                    start,
-                    f"memory {parameter.name} is accessed outside of a loop whose label starts with {_MEMORY_LABEL}: "
-                    "move the access into one",
-                )
-            edits.insert(start, "::moec_simulation::memory(")
-            edits.insert(end, ")")
-
-
-def _is_argument(code: str, start: int, end: int) -> bool:
-    return bool(re.search(r"[(,]\s*$", code[:start]) and re.match(r"\s*[,)]", code[end:]))
+        if user.type != "subscript_expression" or user.children[0] != node:
+            raise source.error(node.start_byte, f"pointer {name} is used otherwise than {name}[index]")
+        if not any(loop.start < node.start_byte < loop.end for loop in within):
+            raise source.error(
+                node.start_byte,
+                f"memory {name} is accessed outside of a loop whose label starts with {_MEMORY_LABEL}: "
+                "move the access into one",
+            )
+        edits.insert(node.start_byte, "::moec_simulation::memory(")
+        edits.insert(node.end_byte, ")")
 
 
 def _instrument_top(edits: _Edits, function: Function, regions: set[str]) -> None:
@@ -221,18 +228,24 @@ def _instrument_top(edits: _Edits, function: Function, regions: set[str]) -> Non
     memories = "".join(_memories(source, body.pragmas, "moec_call"))
     edits.insert(body.start + 1, f" ::moec_simulation::Call moec_call; {memories}")
     for statement in body.walk():
-        text = source.code[statement.start : statement.end]
-        if statement.kind != "plain" or _DECLARATION.match(text) or not (call := _CALL.fullmatch(text)):
-            continue
-        name = call["name"].split("::")[-1]
-        if name not in regions:
-            added = f'moec_region.add("{name}", "{_names_in(call["arguments"])}", [&] {{ '
+        call = _call(source, statement)
+        if call and call[0] not in regions:
+            name, arguments = call
+            added = f'moec_region.add("{name}", "{arguments}", [&] {{ '
             edits.insert(statement.start, f'{{ ::moec_simulation::Region moec_region("{name}"); {added}')
             edits.insert(statement.end, " }); moec_region.run(); }")
 
 
-def _names_in(arguments: str) -> str:
-    return " ".join(_NAME.findall(arguments))
+def _call(source: Source, statement: Statement) -> tuple[str, str] | None:
+    """The name of the function that a statement calls, without its scope, and the names in its arguments; None for
+    other statements."""
+    call = statement.node.named_children[0] if statement.node.type == "expression_statement" else None
+    function = None if call is None else call.child_by_field_name("function")
+    arguments = None if call is None else call.child_by_field_name("arguments")
+    if function is None or arguments is None or function.type not in _FUNCTION_NAMES:
+        return None
+    name = source.text_of(function).partition("<")[0].split("::")[-1].strip()
+    return name, " ".join(_NAME.findall(source.text_of(arguments)))
 
 
 def _instrument_region(edits: _Edits, function: Function) -> None:
@@ -241,20 +254,19 @@ def _instrument_region(edits: _Edits, function: Function) -> None:
     memories = "".join(_memories(source, body.pragmas, "moec_region"))
     edits.replace(region, f'::moec_simulation::Region moec_region("{function.name}"); {memories}')
     for statement in body.children:
-        text = source.code[statement.start : statement.end]
-        call = _CALL.fullmatch(text)
-        if statement.kind != "plain" or (call is None and not _DECLARATION.match(text)):
+        call = _call(source, statement)
+        if call is None and not _DECLARATION.match(source.text, statement.start):
             raise source.error(
                 statement.start, "expected only calls of processes and declarations of channels in a DATAFLOW region"
             )
         if statement.start < region.start:
             raise source.error(statement.start, "a statement in front of pragma DATAFLOW: put it behind the pragma")
-        if call is None or _DECLARATION.match(text):
+        if call is None:
             continue
-        name = call["name"].split("::")[-1]
+        name, arguments = call
         names[name] = names.get(name, 0) + 1
         shown = name if names[name] == 1 else f"{name} {names[name]}"
-        edits.insert(statement.start, f'moec_region.add("{shown}", "{_names_in(call["arguments"])}", [&] {{ ')
+        edits.insert(statement.start, f'moec_region.add("{shown}", "{arguments}", [&] {{ ')
         edits.insert(statement.end, " });")
     for pragma in body.pragmas_named("STREAM"):
         edits.replace(pragma, _set_depth(source, pragma))

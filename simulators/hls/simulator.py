@@ -18,8 +18,8 @@ from typing import Any, Literal
 from moec.common.errors import MoecError
 from moec.common.scratch import ScratchFolder
 from moec.simulators.hls.build import compile_simulation, find_compiler, is_gcc
+from moec.simulators.hls.cpp import Source
 from moec.simulators.hls.instrument import Style, has_region, instrument
-from moec.simulators.hls.source import Source
 from moec.targets.hls.hardware.configuration import Configuration, read_configuration
 
 Kind = Literal[

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from moec.common.errors import MoecError
+from moec.simulators.hls.cpp import Source
 from moec.simulators.hls.instrument import instrument
-from moec.simulators.hls.source import Source
 
 from ...targets.hls.small_design import CALLS, CHANNELS, LOAD, TWICE, source
 
@@ -98,7 +98,7 @@ def pipelined_with(more: str) -> str:
         (source(calls=CALLS + "    if (in) store(doubled, out);\n"), "if (in)", "expected only calls of processes"),
         (source().replace(" depth=COUNT", ""), "#pragma HLS INTERFACE", "expected port=, bundle= and depth="),
         (source(channels=f"{CHANNELS}#pragma HLS STREAM variable=words\n"), "STREAM", "expected variable=, depth="),
-        (source(twice=TWICE.replace("2 *", "(2 *")), "void twice", "'{' is never closed"),
+        (source(twice=TWICE.replace("2 *", "(2 *")), "(2 *", "expected ')'"),
     ],
 )
 def test_what_is_not_understood_is_an_error(text, place, message):

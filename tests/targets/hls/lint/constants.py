@@ -7,7 +7,9 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from moec.simulators.hls.source import Source, split_list
+from moec.simulators.hls.cpp import Source
+
+from .text import code, split_list
 
 _DECLARED = re.compile(r"\b(?:static\s+)?const(?:expr)?\s+(?:int|long|bool|unsigned)\s+(\w+\s*=[^;]+);")
 _QUALIFIED = re.compile(r"(?:\w+(?:<[\w:\s,]*>)?\s*::\s*)+(\w+)")
@@ -37,15 +39,15 @@ class DeclaredConstants:
     def __init__(self, sources: Iterable[Source]) -> None:
         self._texts: dict[str, list[str]] = {}
         for source in sources:
-            for name, text in _declared_in(source.code):
+            for name, text in _declared_in(code(source.text)):
                 texts = self._texts.setdefault(name, [])
                 if texts != [text]:
                     texts.append(text)
 
-    def within(self, code: str) -> DeclaredConstants:
-        """The constants inside a function whose body is ``code``: its own, and those of the design."""
+    def within(self, body: str) -> DeclaredConstants:
+        """The constants inside a function with this ``body``: its own, and those of the design."""
         inner = DeclaredConstants([])
-        inner._texts = {**self._texts, **{name: [text] for name, text in _declared_in(code)}}
+        inner._texts = {**self._texts, **{name: [text] for name, text in _declared_in(body)}}
         return inner
 
     def value(self, expression: str) -> int | None:
@@ -88,8 +90,8 @@ class DeclaredConstants:
         return int(_OPERATORS[type(parts[1])](left, right))
 
 
-def _declared_in(code: str) -> Iterator[tuple[str, str]]:
-    for declaration in _DECLARED.finditer(code):
+def _declared_in(text: str) -> Iterator[tuple[str, str]]:
+    for declaration in _DECLARED.finditer(text):
         for item in split_list(declaration[1]):
             name, _, text = item.partition("=")
             if _QUALIFIED.sub(r"\1", text).strip() != name.strip():  # skip forwarding, as in ``n = Struct::n``

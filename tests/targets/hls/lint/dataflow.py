@@ -6,10 +6,10 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
-from moec.simulators.hls.source import closing, split_list
-from moec.simulators.hls.structure import Statement
+from moec.simulators.hls.cpp import Statement
 
 from .linted import Finding, FunctionPlace, Linted
+from .text import closing, code, split_list
 
 _CALL = re.compile(r"\s*(?:[\w]+::)*(\w+)\s*(?:<[^;()]*>)?\s*\((.*)\)\s*;", re.DOTALL)
 _STREAMS = re.compile(r"\s*hls::stream\s*<(?P<type>.*)>\s*(?P<names>\w+\s*[(\[;,].*)", re.DOTALL)
@@ -162,7 +162,7 @@ def _bundles(linted: Linted, region: FunctionPlace) -> dict[str, str]:
 
 
 def _text(place: FunctionPlace, statement: Statement) -> str:
-    return place.source.code_and_strings[statement.start : statement.end]
+    return code(place.source.text, strings=True)[statement.start : statement.end]
 
 
 def _channels(place: FunctionPlace) -> Iterator[tuple[Statement, dict[str, str], bool]]:

@@ -7,8 +7,9 @@ import functools
 import re
 from collections.abc import Iterator
 
-from moec.simulators.hls.source import Pragma, Source
-from moec.simulators.hls.structure import Function, Statement, functions
+from moec.simulators.hls.cpp import Function, Pragma, Source, Statement
+
+from .text import code
 
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
@@ -38,7 +39,12 @@ class FunctionPlace:
     @property
     def text(self) -> str:
         """The function's body, without comments and pragmas."""
-        return self.source.code[self.function.body.start : self.function.body.end]
+        return self.code[self.function.body.start : self.function.body.end]
+
+    @property
+    def code(self) -> str:
+        """The file with comments, preprocessor lines and the contents of strings blanked."""
+        return code(self.source.text)
 
     def pragmas(self) -> Iterator[tuple[Pragma, Statement]]:
         """Each pragma of the function with the block that contains it."""
@@ -58,7 +64,7 @@ class Linted:
 
     @functools.cached_property
     def places(self) -> tuple[FunctionPlace, ...]:
-        return tuple(FunctionPlace(source, function) for source in self.sources for function in functions(source))
+        return tuple(FunctionPlace(source, function) for source in self.sources for function in source.functions)
 
     @functools.cached_property
     def by_name(self) -> dict[str, FunctionPlace]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from moec.simulators.hls.source import Source
+from moec.simulators.hls.cpp import Source
 from moec.targets.hls.hardware.configuration import read_configuration
 
 from . import dataflow, loops, memory, pragmas

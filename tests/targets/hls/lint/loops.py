@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from moec.simulators.hls.structure import Statement
+from moec.simulators.hls.cpp import Statement
 
 from .constants import DeclaredConstants
 from .linted import Finding, FunctionPlace, Linted
@@ -55,7 +55,7 @@ def cheap_divisions(linted: Linted) -> Iterator[Finding]:
         for loop, _ in place.loops():
             if not loop.has("PIPELINE"):
                 continue
-            for match in _DIVISION.finditer(place.source.code, loop.start, loop.end):
+            for match in _DIVISION.finditer(place.code, loop.start, loop.end):
                 values = constants.values(match[1])
                 if values and all(value > 0 and value & (value - 1) == 0 for value in values):
                     continue
@@ -74,7 +74,7 @@ def _has_inner_loops(loop: Statement) -> bool:
 
 def _runs_regions(linted: Linted, place: FunctionPlace, loop: Statement) -> bool:
     """Whether a loop runs regions one after the other."""
-    text = place.source.code[loop.start : loop.end]
+    text = place.code[loop.start : loop.end]
     return any(re.search(rf"\b{region.function.name}\s*\(", text) for region in linted.regions)
 
 

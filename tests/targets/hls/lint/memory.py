@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from moec.simulators.hls.source import Pragma
-from moec.simulators.hls.structure import Statement
+from moec.simulators.hls.cpp import Pragma, Statement
 
 from .linted import Finding, FunctionPlace, Linted
 
@@ -30,7 +29,7 @@ def unconditional_accesses(linted: Linted) -> Iterator[Finding]:
 
 def _accesses(place: FunctionPlace, statement: Statement, memories: list[str]) -> Iterator[Finding]:
     for memory in memories:
-        for match in re.finditer(rf"(?<![\w.>:]){memory}\s*\[", place.source.code[statement.start : statement.end]):
+        for match in re.finditer(rf"(?<![\w.>:]){memory}\s*\[", place.code[statement.start : statement.end]):
             message = (
                 f"memory {memory} is accessed under a condition, so it is no burst; "
                 "pass its beats through a channel, and choose behind it"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from moec.simulators.hls.cpp import Pragma
 from moec.simulators.hls.instrument import STYLES
-from moec.simulators.hls.source import Pragma
 
 from .linted import Finding, FunctionPlace, Linted
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moec.simulators.hls.source import Source
+from moec.simulators.hls.cpp import Source
 
 from ..small_design import CALLS, CHANNELS, LOAD, TWICE, project, source
 from .linter import lint, lint_sources

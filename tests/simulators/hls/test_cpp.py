@@ -1,14 +1,11 @@
-"""Functions, loops, pragmas and constants found in C++ without a compiler."""
+"""Functions, loops and pragmas of C++."""
 
 from __future__ import annotations
 
 import pytest
 
 from moec.common.errors import MoecError
-from moec.simulators.hls.source import Source, split_list
-from moec.simulators.hls.structure import Function, functions
-
-from .lint.constants import DeclaredConstants
+from moec.simulators.hls.cpp import Function, Source
 
 TEXT = """\
 /* for (;;) { */
@@ -54,7 +51,7 @@ extern "C" void top(void) {}
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Function]:
-    return {function.name: function for function in functions(Source("text.h", TEXT))}
+    return {function.name: function for function in Source("text.h", TEXT).functions}
 
 
 def test_functions_and_parameters(found):
@@ -67,7 +64,7 @@ def test_functions_and_parameters(found):
 
 def test_functions_in_scopes_within_scopes():
     text = "namespace a {namespace b {struct c {void first() {} void second() {}};} void third() {}}"
-    assert [function.name for function in functions(Source("text.h", text))] == ["first", "second", "third"]
+    assert [function.name for function in Source("text.h", text).functions] == ["first", "second", "third"]
 
 
 def test_loops_with_labels_and_what_is_around(found):
@@ -86,45 +83,38 @@ def test_a_pragma_belongs_to_the_block_that_it_stands_in(found):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("void f() {\n int a[2;\n}", r"text\.h:1: '\{' is never closed"),
-        ("void f() {\n else a();\n}", r"text\.h:2: 'else' without 'if'"),
-        ("void f() {\n while { a(); }\n}", r"text\.h:2: expected '\(' behind 'while'"),
-        ("void f() {\n a() }", r"text\.h:2: a statement that does not end with ';'"),
+        ("void f() {\n int a[2;\n}", r"text\.h:2: expected ']'"),
+        ("void f() {\n while { a(); }\n}", r"text\.h:2: C\+\+ that is not understood: while { a\(\); }"),
+        ("void f() {\n a() }", r"text\.h:2: expected ';'"),
+        ("int a;\n\nvoid f() {\n a();", r"text\.h:4: expected '}'"),
     ],
 )
 def test_text_that_is_no_cpp(text, message):
     with pytest.raises(MoecError, match=message):
-        functions(Source("text.h", text))
+        assert Source("text.h", text).functions
 
 
-def test_lists_are_parted_outside_of_brackets_only():
-    assert split_list("a, pair<int, int> b, f(1, 2), c[3]") == ["a", "pair<int, int> b", "f(1, 2)", "c[3]"]
+def test_characters_of_any_size_have_one_position():
+    source = Source(
+        "text.h", 'void f() {\n// \u00e9\u4e2d\U0001f600\n#pragma HLS INLINE off // \u00e9\n g("\u00e9");\n}'
+    )
+    (pragma,) = source.functions[0].body.pragmas
+    assert source.text[pragma.start : pragma.end] == "#pragma HLS INLINE off // \u00e9"
+    assert source.line(source.functions[0].body.children[0].start) == 4
 
 
-@pytest.mark.parametrize(
-    ("expression", "value"),
-    [
-        ("BEAT / LANES", 32),
-        ("block::LANES * 2 + 1", 33),
-        ("sizes<block>::LANES", 16),
-        ("(WIDE ? 1 : 3)", 1),
-        ("LANES > 8 ? LANES : 8", 16),
-        ("1 << 4", 16),
-        ("LANES / 0", None),
-        ("TWICE", None),
-        ("unknown", None),
-        ("ROUND", None),
-        ("f(3)", None),
-    ],
-)
-def test_constants(expression, value):
-    text = """
-    const int BEAT = 512;
-    struct block { static const int LANES = 16, UNUSED = 2; static const bool WIDE = true; };
-    template <class T> struct sizes { static const int LANES = T::LANES; };
-    const int TWICE = 1; void f() { const int TWICE = 2; }
-    const int ROUND = OTHER; const int OTHER = ROUND;
-    """
-    constants = DeclaredConstants([Source("text.h", text)])
-    assert constants.value(expression) == value
-    assert constants.within("const int TWICE = 2;").value("TWICE") == 2
+def test_names_stand_without_their_scopes():
+    text = "template <> void a::b<N + 1>::get<int>(const int* const in, int (&all)[3], void (*call)(int*), int) {}"
+    (function,) = Source("text.h", text).functions
+    assert function.name == "get"
+    assert [(one.name, one.is_pointer, one.is_array) for one in function.parameters] == [
+        ("in", True, False),
+        ("all", False, True),
+        ("call", True, False),
+        ("", False, False),
+    ]
+
+
+def test_both_branches_of_a_condition_of_the_preprocessor_are_read():
+    text = "void f() {\n#ifdef A\n for (;;) {}\n#else\n while (1) {}\n#endif\n}"
+    assert [loop.kind for loop, _ in Source("text.h", text).functions[0].body.loops()] == ["for", "while"]

@@ -29,11 +29,11 @@ def attend(
     dtype = str(output.dtype)
     chosen = select((ATTENTION,), (problem, dtype), machine)
     keys = [tensor.pages if isinstance(tensor, HeldTensor) else tensor for tensor in (inputs.key, inputs.value)]
-    given = [inputs.query, *keys, inputs.mask, inputs.lengths]
+    candidates = [inputs.query, *keys, inputs.mask, inputs.lengths]
     called = KernelCall(
         chosen,
         ATTENTION.build(problem, machine, dtype),
-        [operand for operand in given if operand is not None],
+        [operand for operand in candidates if operand is not None],
         dataclasses.asdict(problem),
         work=AttentionWork(problem.causal, problem.has_lengths, bool(problem.paged)),
     )

@@ -48,8 +48,8 @@ def lower_convolution(lowering: LoweringContext, node: ir.Node, machine: Machine
     )
     dtype = str(x.ty.dtype)
     chosen = select((CONVOLUTION,), dtype, machine)
-    given = optional_input(node, 2)
-    bias = zeros(lowering, problem.outputs, dtype) if given is None else lowering.tensor(given)
+    operand = optional_input(node, 2)
+    bias = zeros(lowering, problem.outputs, dtype) if operand is None else lowering.tensor(operand)
     arguments = [
         reshape(lowering, x, [*shape[:2], *lift, *shape[2:]]),
         reshape(lowering, weight, [*window[:2], *problem.window]),

@@ -61,8 +61,8 @@ def check(problem: PackedProduct) -> None:
     groups = sorted({product.dot_group for product in problem.multiplications})
     mixed = [stored.name for stored in problem.formats if stored.group and problem.activation_group % stored.group]
     if len(groups) > 1 or mixed:
-        found = f"groups of {', '.join(map(str, groups))} and activation groups of {problem.activation_group}"
-        raise UnsupportedError(f"{found} have no CPU kernel; expected one size of groups, or none, in a node")
+        actual = f"groups of {', '.join(map(str, groups))} and activation groups of {problem.activation_group}"
+        raise UnsupportedError(f"{actual} have no CPU kernel; expected one size of groups, or none, in a node")
 
 
 def quantized_rows(

@@ -90,8 +90,8 @@ class Machine:
         if name == "native":
             return Machine.host()
         if name not in MACHINES:
-            known = ", ".join(["native", *MACHINES])
-            raise UnsupportedError(f"CPU target: '{name}' is not a known instruction set; use one of {known}")
+            names = ", ".join(["native", *MACHINES])
+            raise UnsupportedError(f"CPU target: '{name}' is not a known instruction set; use one of {names}")
         return MACHINES[name]
 
 

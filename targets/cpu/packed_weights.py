@@ -51,7 +51,7 @@ def formats_of(weight: StoredWeight, *others: StoredWeight) -> tuple[tuple[Tiled
             raise UnsupportedError(f"{other.name} and {weight.name} are stored in different formats; expected the same")
     narrowed = {}
     for stored in dict.fromkeys(formats):
-        experts = [expert for expert, found in enumerate(formats) if found == stored]
+        experts = [expert for expert, form in enumerate(formats) if form == stored]
         matrices = (part.encoded(expert, transposed=True) for expert in experts for part in (weight, *others))
         narrowed[stored] = _narrowed(stored, matrices)
     formats = [narrowed[stored] for stored in formats]

@@ -23,8 +23,8 @@ class LowerArgumentAlignment:
     ) -> tirx.PrimFunc:
         types = [parameter.ty for parameter in function.params]
 
-        def lowered(found: tirx.BufferType) -> tirx.BufferType:
-            return _lowered(found) if any(found.same_as(kind) for kind in types) else found
+        def lowered(buffer: tirx.BufferType) -> tirx.BufferType:
+            return _lowered(buffer) if any(buffer.same_as(kind) for kind in types) else buffer
 
         return tvm_ffi.structural_map(function, [(tirx.BufferType, lowered)])
 

@@ -45,8 +45,8 @@ def difference(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
 
 
 def product(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
-    for one, other in ((left, right), (right, left)):
-        if _is_zero(one):
+    for factor, other in ((left, right), (right, left)):
+        if _is_zero(factor):
             return difference(other, other)
     return left * right
 
@@ -63,10 +63,10 @@ def truncated_quotient(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
     """The quotient of integers, rounded towards zero; x / -1 is the negative of x, modulo 2^bits.
 
     ONNX does not define x / 0; here it is computed as x / 1."""
-    found = tirx.truncdiv(left, divisor_of_remainder(right))
+    quotient = tirx.truncdiv(left, divisor_of_remainder(right))
     if is_unsigned(right):
-        return found
-    return tirx.Select(tirx.EQ(right, tirx.const(-1, right.ty.dtype)), tirx.const(0, left.ty.dtype) - left, found)
+        return quotient
+    return tirx.Select(tirx.EQ(right, tirx.const(-1, right.ty.dtype)), tirx.const(0, left.ty.dtype) - left, quotient)
 
 
 def divisor_of_remainder(right: tirx.Expr) -> tirx.Expr:

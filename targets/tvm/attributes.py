@@ -11,8 +11,8 @@ from moec.common.errors import UnsupportedError
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     """An attribute's value; tensors as ONNX IR tensors, lists as tuples."""
-    found = node.attributes.get(name)
-    return default if found is None else found.value
+    value = node.attributes.get(name)
+    return default if value is None else value.value
 
 
 def optional_input(node: ir.Node, position: int) -> ir.Value | None:
@@ -32,10 +32,10 @@ def required_input(node: ir.Node, position: int) -> ir.Value:
 
 def steps(node: ir.Node, name: str, rank: int) -> list[int]:
     """``strides`` or ``dilations`` of ``rank`` spatial axes, 1 where absent. UnsupportedError if one is below 1."""
-    found = [int(step) for step in attribute(node, name, [1] * rank)]
-    if len(found) != rank or min(found, default=1) < 1:
-        raise UnsupportedError(f"{name} {found} of {rank} spatial axes; expected one for each, 1 or more")
-    return found
+    listed = [int(step) for step in attribute(node, name, [1] * rank)]
+    if len(listed) != rank or min(listed, default=1) < 1:
+        raise UnsupportedError(f"{name} {listed} of {rank} spatial axes; expected one for each, 1 or more")
+    return listed
 
 
 def group_count(node: ir.Node, channels: int) -> int:

@@ -69,13 +69,13 @@ def requirements_of(
         if len(shape) > len(target):
             raise UnsupportedError(f"sizes {list(shape)} do not broadcast to {list(target)}; expected no more axes")
     result: list[Requirement] = []
-    for axis, wanted in enumerate(target):
+    for axis, expected in enumerate(target):
         sizes = [shape[axis - len(target)] for shape in shapes if len(target) - axis <= len(shape)]
-        found = f"sizes {' and '.join(map(str, sizes))} on axis {axis} do not broadcast"
+        actual = f"sizes {' and '.join(map(str, sizes))} on axis {axis} do not broadcast"
         for size in sizes:
-            if not _is_one(size) and not builder.sizes.equal(size, wanted) and not _is_at_most_one_of(size, wanted):
-                fits = _any(builder.sizes.same(size, wanted), builder.sizes.same(size, 1))
-                result += builder.require(fits, found, "equal ones, or a 1")
+            if not _is_one(size) and not builder.sizes.equal(size, expected) and not _is_at_most_one_of(size, expected):
+                fits = _any(builder.sizes.same(size, expected), builder.sizes.same(size, 1))
+                result += builder.require(fits, actual, "equal ones, or a 1")
     return result
 
 
@@ -91,9 +91,9 @@ def load(
     """The element of a broadcast operand at the indices of a result of the ``target`` sizes."""
     skipped = len(indices) - len(shape)
     places: list[Any] = []
-    for size, wanted, index in zip(shape, target[skipped:], indices[skipped:], strict=True):
+    for size, result_size, index in zip(shape, target[skipped:], indices[skipped:], strict=True):
         alone = sizes.same(size, 1)
-        if sizes.equal(size, wanted) or alone is False:
+        if sizes.equal(size, result_size) or alone is False:
             alone = _is_one(size)
         zero = tirx.const(0, index.ty.dtype)
         places.append((zero if alone else index) if isinstance(alone, bool) else tirx.if_then_else(alone, zero, index))

@@ -15,7 +15,11 @@ from moec.targets.tvm.schedule import GENERIC
 @tvm.ir.transform.module_pass(opt_level=0, name="CompactGenericBuffers")
 class CompactGenericBuffers:
     def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        generic = {symbol: one for symbol, one in module.functions.items() if one.attrs and one.attrs.get(GENERIC)}
+        generic = {
+            symbol: function
+            for symbol, function in module.functions.items()
+            if function.attrs and function.attrs.get(GENERIC)
+        }
         if generic:
             module = tvm.IRModule(module.functions, attrs=module.attrs)
             module.update(s_tir.transform.CompactBufferAllocation()(tvm.IRModule(generic)))

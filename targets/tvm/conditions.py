@@ -26,13 +26,13 @@ class CheckedConditions:
 
     def follow(self, variable: relax.Var, expression: relax.Expr) -> None:
         """Note what ``variable`` is computed from."""
-        if self._bits and (held := self._where(_operands(expression))):
-            self._held[variable] = self._held.get(variable, 0) | held
+        if self._bits and (bits := self._where(_operands(expression))):
+            self._held[variable] = self._held.get(variable, 0) | bits
 
     def unchecked(self, requirements: Sequence[Requirement], operands: Iterable[relax.Expr]) -> list[Requirement]:
         """The conditions that have not been checked where all ``operands`` have been computed."""
-        held = self._where(operands) if requirements else 0
-        return [requirement for requirement in requirements if not held & self._bit(requirement)]
+        bits = self._where(operands) if requirements else 0
+        return [requirement for requirement in requirements if not bits & self._bit(requirement)]
 
     def check(self, requirements: Sequence[Requirement], results: Iterable[relax.Var]) -> None:
         """Note that the kernel of ``results`` checks these."""
@@ -48,10 +48,10 @@ class CheckedConditions:
         return self._bits.get(tvm_ffi.StructuralKey(requirement.condition), 0)
 
     def _where(self, operands: Iterable[relax.Expr]) -> int:
-        held = 0
+        bits = 0
         for operand in operands:
-            held |= self._held.get(operand, 0)
-        return held
+            bits |= self._held.get(operand, 0)
+        return bits
 
 
 def _operands(expression: relax.Expr) -> Iterator[relax.Expr]:

@@ -25,9 +25,9 @@ def _convert_tensor_scatter(lowering: Lowering, node: ir.Node) -> Any:
     shape = lowering.dimensions(cache)
     axis = normalized_axis(attribute(node, "axis", -2), len(shape))
     source = without_appended_zeros(cache, axis)
-    held = lowering.held(source)
-    if held is not None and held.continued is node.outputs[0] and starts is not None:
-        return lowering.appended(node, held, lowering.tensor(update), Places(lowering.tensor(starts), shape[axis]))
+    cached = lowering.held(source)
+    if cached is not None and cached.continued is node.outputs[0] and starts is not None:
+        return lowering.appended(node, cached, lowering.tensor(update), Places(lowering.tensor(starts), shape[axis]))
     filled, length = lowering.dimensions(source)[axis], lowering.dimensions(update)[axis]
 
     needed = []

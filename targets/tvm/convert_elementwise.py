@@ -40,12 +40,12 @@ from moec.targets.tvm.symbolic import INTEGER_OPERATORS, MAXIMUM_KNOWN_ELEMENTS,
 def _unary(name: str) -> Converter:
     def convert(lowering: Lowering, node: ir.Node) -> Any:
         value = required_input(node, 0)
-        known = lowering.known(value)
-        if known is not None and name == "Identity":
-            return known
-        if known is not None and name in ("Neg", "Not", "Abs") and known.numbers is not None:
-            numbers = {"Neg": np.negative, "Not": np.logical_not, "Abs": np.abs}[name](known.numbers)
-            return Known.of(numbers, known.dtype)
+        static = lowering.known(value)
+        if static is not None and name == "Identity":
+            return static
+        if static is not None and name in ("Neg", "Not", "Abs") and static.numbers is not None:
+            numbers = {"Neg": np.negative, "Not": np.logical_not, "Abs": np.abs}[name](static.numbers)
+            return Known.of(numbers, static.dtype)
         return emit_elementwise(lowering, [value], UNARY[name], name.lower())
 
     return convert
@@ -93,9 +93,9 @@ def _variadic(name: str) -> Converter:
 def _prelu(lowering: Lowering, node: ir.Node) -> Any:
     """The slope is broadcast to x, never x to the slope."""
     x, slope = (lowering.tensor(required_input(node, position)) for position in (0, 1))
-    rank, wanted = len(x.ty.shape), len(slope.ty.shape)
-    if wanted > rank:
-        raise UnsupportedError(f"the slope has {wanted} axes and x has {rank}; expected one that broadcasts to x")
+    rank, slope_rank = len(x.ty.shape), len(slope.ty.shape)
+    if slope_rank > rank:
+        raise UnsupportedError(f"the slope has {slope_rank} axes and x has {rank}; expected one that broadcasts to x")
 
     def scalar(element: tirx.Expr, factor: tirx.Expr) -> tirx.Expr:
         return tirx.Select(element < like(0, element), element * factor, element)
@@ -189,11 +189,11 @@ def _convert_cast(lowering: Lowering, node: ir.Node) -> Any:
     else:
         target = dtype_name(ir.DataType(attribute(node, "to")))
     value = required_input(node, 0)
-    known = lowering.known(value)
-    if known is not None and "int" in target and (numbers := known.numbers) is not None:
+    static = lowering.known(value)
+    if static is not None and "int" in target and (numbers := static.numbers) is not None:
         return Known.of(numbers.astype(target), target)
-    if known is not None and target in ("int64", "int32"):  # which hold sizes
-        return Known(known.elements, target)
+    if static is not None and target in ("int64", "int32"):  # which hold sizes
+        return Known(static.elements, target)
     if lowering.dtype(value) == target:
         return lowering.tensor(value)
     if target == "bool":
@@ -250,10 +250,10 @@ def _convert_dropout(lowering: Lowering, node: ir.Node) -> Any:
     if training is not None:
         in_training = lowering.constant(training)
         if in_training is None or in_training.any():
-            found = "training_mode is " + (
+            actual = "training_mode is " + (
                 "true" if in_training is not None else f"set at run time by {training.name!r}"
             )
-            raise UnsupportedError(f"{found}; expected an inference graph: export the model in evaluation mode")
+            raise UnsupportedError(f"{actual}; expected an inference graph: export the model in evaluation mode")
     value = required_input(node, 0)
     if not any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
         return lowering.tensor(value)

@@ -43,15 +43,15 @@ def _where_any(lowering: Lowering, size: Any, element: tirx.Expr) -> tirx.Expr:
     return tirx.if_then_else(lowering.sizes.expression(size) > 0, element, tirx.const(0, element.ty.dtype))
 
 
-def _equal_sizes(lowering: Lowering, name: str, found: Sequence[Any], expected: Sequence[Any]) -> list[Requirement]:
+def _equal_sizes(lowering: Lowering, name: str, actual: Sequence[Any], expected: Sequence[Any]) -> list[Requirement]:
     """Checks that an input, ``name``, has the expected size on each axis. Raises UnsupportedError for another rank."""
-    if len(found) != len(expected):
-        raise UnsupportedError(f"{name} have rank {len(found)}; expected {len(expected)}")
+    if len(actual) != len(expected):
+        raise UnsupportedError(f"{name} have rank {len(actual)}; expected {len(expected)}")
     return [
         requirement
-        for axis, (size, wanted) in enumerate(zip(found, expected, strict=True))
+        for axis, (size, expected_size) in enumerate(zip(actual, expected, strict=True))
         for requirement in lowering.require(
-            lowering.sizes.same(size, wanted), f"{name} have size {size} on axis {axis}", f"{wanted}"
+            lowering.sizes.same(size, expected_size), f"{name} have size {size} on axis {axis}", f"{expected_size}"
         )
     ]
 
@@ -78,13 +78,13 @@ def _convert_gather(lowering: Lowering, node: ir.Node) -> Any:
     data, indices = required_input(node, 0), required_input(node, 1)
     sizes = lowering.dimensions(data)
     axis = normalized_axis(attribute(node, "axis", 0), len(sizes))
-    known, positions = lowering.known(data), lowering.known(indices)
-    if known is not None and positions is not None and positions.numbers is not None:
-        places, size = positions.numbers.astype(np.int64), known.elements.shape[axis]
+    static, positions = lowering.known(data), lowering.known(indices)
+    if static is not None and positions is not None and positions.numbers is not None:
+        places, size = positions.numbers.astype(np.int64), static.elements.shape[axis]
         if places.size and not (-size <= places.min() and places.max() < size):
             raise UnsupportedError(f"indices from {places.min()} to {places.max()} into an axis of size {size}")
-        taken = known.elements.take(places, axis)
-        return Known(taken, known.dtype) if isinstance(taken, np.ndarray) else Known.of(taken, known.dtype)
+        taken = static.elements.take(places, axis)
+        return Known(taken, static.dtype) if isinstance(taken, np.ndarray) else Known.of(taken, static.dtype)
     rank = len(lowering.dimensions(indices))
     if positions is not None and positions.numbers is not None and rank == 0:
         return _gather_one(lowering, data, axis, int(positions.numbers))
@@ -319,9 +319,9 @@ def _convert_non_zero(lowering: Lowering, node: ir.Node) -> Any:
         mask = emit_elementwise(lowering, [value], is_nonzero, "is_nonzero")
     mask = lowering.reshape(mask, [total])
     (count,) = _call_serial(lowering, serial_kernels.count_nonzero(), [mask], [([1], "int64")], "count_nonzero")
-    found = lowering.size_from(count, f"{node.outputs[0].name}_count")
+    nonzero = lowering.size_from(count, f"{node.outputs[0].name}_count")
     (flat,) = _call_serial(
-        lowering, serial_kernels.positions_of_nonzero(), [mask], [([found], "int64")], "positions_of_nonzero"
+        lowering, serial_kernels.positions_of_nonzero(), [mask], [([nonzero], "int64")], "positions_of_nonzero"
     )
 
     def unravel(position: te.Tensor) -> te.Tensor:

@@ -43,12 +43,12 @@ def _product(lowering: Lowering, a: ir.Value, b: ir.Value, zeros: list[ir.Value 
     left, right = lowering.dimensions(a), lowering.dimensions(b)
     if min(len(left), len(right)) < 2:
         raise UnsupportedError(f"operands of shapes {left} and {right}; expected matrices")
-    if not all(_may_broadcast(lowering, one, other) for one, other in zip(left[-3::-1], right[-3::-1], strict=False)):
+    if not all(_may_broadcast(lowering, size, other) for size, other in zip(left[-3::-1], right[-3::-1], strict=False)):
         raise UnsupportedError(f"batches of shapes {left[:-2]} and {right[:-2]}; expected sizes known to be equal or 1")
     batch = broadcast_shape(lowering.sizes, [left[:-2], right[:-2]])
     factors = [lowering.tensor(a), lowering.tensor_of_shape(b, [*right[:-2], left[-1], right[-1]])]
     shape = [lowering.sizes.expression(size) for size in (*batch, left[-2], right[-1])]
-    given = _parameters(lowering, zeros, [left[-2], right[-1]])
+    parameters = _parameters(lowering, zeros, [left[-2], right[-1]])
 
     def build(x: te.Tensor, y: te.Tensor, *points: te.Tensor) -> te.Tensor:
         remaining = iter(points)
@@ -57,21 +57,21 @@ def _product(lowering: Lowering, a: ir.Value, b: ir.Value, zeros: list[ir.Value 
 
         def element(*at: tirx.Expr) -> tirx.Expr:
             *outer, row, column = at
-            one = _batched(x, left, outer, [row, k])
+            a = _batched(x, left, outer, [row, k])
             other = _batched(y, right, outer, [k, column])
             return te.sum(
-                _integer(one, None if x_zero is None else _at(x_zero, row))
+                _integer(a, None if x_zero is None else _at(x_zero, row))
                 * _integer(other, None if y_zero is None else _at(y_zero, column)),
                 axis=[k],
             )
 
         return te.compute(shape, element, name="product")
 
-    return lowering.compute(build, [*factors, *given], "integer_product")[0]
+    return lowering.compute(build, [*factors, *parameters], "integer_product")[0]
 
 
-def _may_broadcast(lowering: Lowering, one: Any, other: Any) -> bool:
-    return 1 in (one, other) or bool(lowering.sizes.equal(one, other))
+def _may_broadcast(lowering: Lowering, size: Any, other: Any) -> bool:
+    return 1 in (size, other) or bool(lowering.sizes.equal(size, other))
 
 
 def _batched(tensor: te.Tensor, shape: list[Any], outer: list[Any], matrix: list[Any]) -> tirx.Expr:
@@ -95,16 +95,16 @@ def _requantized(
     def build(total: te.Tensor, left: te.Tensor, right: te.Tensor, result: te.Tensor, point: te.Tensor) -> te.Tensor:
         def element(*at: tirx.Expr) -> tirx.Expr:
             factors = [_at(left, at[per_index[0]]), _at(right, at[per_index[1]]), _at(result, at[per_index[0]])]
-            one, other, divisor = (factor.astype("float32") for factor in factors)
-            number = total(*at).astype("float32") * (one * other / divisor)
+            left_scale, other, divisor = (factor.astype("float32") for factor in factors)
+            number = total(*at).astype("float32") * (left_scale * other / divisor)
             return quantized(number, _at(point, at[per_index[0]]).astype("int64"), dtype)
 
         return te.compute(total.shape, element, name="requantize")
 
     along = [sums.ty.shape.values[per_index[0]], sums.ty.shape.values[per_index[1]]]
     sizes = [lowering.sizes.simplify(along[number]) for number in (0, 1, 0, 0)]
-    given = _parameters(lowering, [*scales, zero], sizes)
-    return lowering.compute(build, [sums, *given], "requantize")[0]
+    parameters = _parameters(lowering, [*scales, zero], sizes)
+    return lowering.compute(build, [sums, *parameters], "requantize")[0]
 
 
 def _convert_qlinear_matmul(lowering: Lowering, node: ir.Node) -> Any:
@@ -126,7 +126,7 @@ def _convolution(
     groups = group_count(node, window[0])
     channels, outputs = window[1], window[0] // groups
     shape = [lowering.sizes.expression(size) for size in (sizes[0], window[0], *windows.counts)]
-    given = _parameters(lowering, zeros, [sizes[1], window[0]])
+    parameters = _parameters(lowering, zeros, [sizes[1], window[0]])
     data_in = lowering.tensor_of_shape(x, [sizes[0], channels * groups, *sizes[2:]])
 
     def build(data: te.Tensor, weights: te.Tensor, *points: te.Tensor) -> te.Tensor:
@@ -147,7 +147,7 @@ def _convolution(
 
         return te.compute(shape, element, name="convolution")
 
-    return lowering.compute(build, [data_in, lowering.tensor(w), *given], "integer_convolution")[0]
+    return lowering.compute(build, [data_in, lowering.tensor(w), *parameters], "integer_convolution")[0]
 
 
 def _convert_conv_integer(lowering: Lowering, node: ir.Node) -> Any:

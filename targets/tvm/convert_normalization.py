@@ -63,7 +63,9 @@ def _convert_instance_normalization(lowering: Lowering, node: ir.Node) -> Any:
         def centred(element: tirx.Expr, *channel: tirx.Expr) -> tirx.Expr:
             return element - total(*channel) / count.astype(wide)
 
-        squares = reduce_tensor(x, axes, te.sum, lambda one, *at: centred(one, *at) * centred(one, *at), wide)
+        squares = reduce_tensor(
+            x, axes, te.sum, lambda element, *at: centred(element, *at) * centred(element, *at), wide
+        )
 
         def element(*at: tirx.Expr) -> tirx.Expr:
             deviation = tirx.sqrt(squares(*at[:2]) / count.astype(wide) + tirx.const(epsilon, wide))

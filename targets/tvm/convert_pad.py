@@ -36,20 +36,20 @@ def _convert_pad(lowering: Lowering, node: ir.Node) -> Any:
         after = pads[number + len(axes)]
         kept[axis] = _kept(lowering, sizes[axis], pads[number], after)
         padded_size = lowering.sizes.simplify(sizes[axis] + pads[number] + after)
-        found = f"pads {[pads[number], after]} on axis {axis} of size {sizes[axis]}"
-        needed += _valid_pads(lowering, mode, found, kept[axis][1], (pads[number], after), padded_size)
+        actual = f"pads {[pads[number], after]} on axis {axis} of size {sizes[axis]}"
+        needed += _valid_pads(lowering, mode, actual, kept[axis][1], (pads[number], after), padded_size)
         shape[axis] = lowering.sizes.at_least(padded_size, 0)
     fill = optional_input(node, 2)
     constant_fill = fill is None or lowering.is_constant(fill)
     number = 0 if fill is None or not constant_fill else np.asarray(lowering.constant(fill)).item()
 
-    def build(source: te.Tensor, *given: te.Tensor) -> te.Tensor:
+    def build(source: te.Tensor, *fills: te.Tensor) -> te.Tensor:
         def element(*at: tirx.Expr) -> tirx.Expr:
             places = [index - start for index, start in zip(at, before, strict=True)]
             if mode != "constant":
                 return source(*(_padded_position(place, *part, mode) for place, part in zip(places, kept, strict=True)))
             inside = [in_range(places[axis], sizes[axis]) for axis in sorted(padded)]
-            outside = given[0](*[0] * len(given[0].shape)) if given else tirx.const(number, source.dtype)
+            outside = fills[0](*[0] * len(fills[0].shape)) if fills else tirx.const(number, source.dtype)
             return tirx.if_then_else(tirx.all(tirx.const(True, "bool"), *inside), source(*places), outside)
 
         return te.compute([lowering.sizes.expression(size) for size in shape], element, name="pad")
@@ -68,18 +68,18 @@ def _kept(lowering: Lowering, size: Any, before: Any, after: Any) -> tuple[Any, 
 
 
 def _valid_pads(
-    lowering: Lowering, mode: str, found: str, size: Any, pads: Sequence[Any], padded: Any
+    lowering: Lowering, mode: str, actual: str, size: Any, pads: Sequence[Any], padded: Any
 ) -> list[Requirement]:
     """Checks that the result's size ``padded`` is not negative, and that there are elements for the pads to repeat.
 
     ``size``: elements of the axis that negative pads leave."""
-    needed = lowering.require(padded >= 0, found, "a result of size 0 or more")
+    needed = lowering.require(padded >= 0, actual, "a result of size 0 or more")
     if mode in ("edge", "wrap"):
-        needed += lowering.require(_either(padded <= 0, size >= 1), found, "something to repeat")
+        needed += lowering.require(_either(padded <= 0, size >= 1), actual, "something to repeat")
     if mode == "reflect":
         for pad in pads:
             fits = _either(_either(padded <= 0, pad <= 0), pad < size)
-            needed += lowering.require(fits, found, "pads below the size")
+            needed += lowering.require(fits, actual, "pads below the size")
     return needed
 
 

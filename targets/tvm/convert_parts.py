@@ -22,12 +22,12 @@ def _convert_concat(lowering: Lowering, node: ir.Node) -> Any:
     values = [required_input(node, position) for position in range(len(node.inputs))]
     shapes = [lowering.dimensions(value) for value in values]
     axis = normalized_axis(attribute(node, "axis"), len(shapes[0]))
-    known = [part for value in values if (part := lowering.known(value)) is not None]
-    if len(known) == len(values):
-        return Known(np.concatenate([part.elements for part in known], axis), known[0].dtype)
-    held = lowering.held(values[0])
-    if held is not None and held.continued is node.outputs[0]:
-        return lowering.appended(node, held, lowering.tensor(values[1]))
+    static = [part for value in values if (part := lowering.known(value)) is not None]
+    if len(static) == len(values):
+        return Known(np.concatenate([part.elements for part in static], axis), static[0].dtype)
+    cached = lowering.held(values[0])
+    if cached is not None and cached.continued is node.outputs[0]:
+        return lowering.appended(node, cached, lowering.tensor(values[1]))
     common, needed = _common_sizes(lowering, shapes, axis)
     ends: list[Any] = []
     for shape in shapes:
@@ -59,8 +59,8 @@ def _common_sizes(
         common[axis] = next((shape[axis] for shape in shapes if isinstance(shape[axis], int)), common[axis])
         for number, shape in enumerate(shapes):
             same = lowering.sizes.same(shape[axis], common[axis])
-            found = f"input {number} has size {shape[axis]} on axis {axis}"
-            needed += lowering.require(same, found, f"{common[axis]}, as the others have")
+            actual = f"input {number} has size {shape[axis]} on axis {axis}"
+            needed += lowering.require(same, actual, f"{common[axis]}, as the others have")
     return common, needed
 
 
@@ -72,8 +72,8 @@ def _convert_slice(lowering: Lowering, node: ir.Node) -> Any:
     axes = lowering.numbers(optional_input(node, 3), "the axes") or list(range(len(starts)))
     steps = lowering.numbers(optional_input(node, 4), "the steps") or [1] * len(starts)
     if len({len(starts), len(ends), len(axes), len(steps)}) > 1:
-        found = f"{len(starts)} starts, {len(ends)} ends, {len(axes)} axes and {len(steps)} steps"
-        raise UnsupportedError(f"it has {found}; expected as many of each")
+        actual = f"{len(starts)} starts, {len(ends)} ends, {len(axes)} axes and {len(steps)} steps"
+        raise UnsupportedError(f"it has {actual}; expected as many of each")
     begins: list[Any] = [0] * len(sizes)
     strides = [1] * len(sizes)
     result = list(sizes)
@@ -81,10 +81,10 @@ def _convert_slice(lowering: Lowering, node: ir.Node) -> Any:
         axis = normalized_axis(axis, len(sizes))
         begins[axis], result[axis] = _slice_range(lowering, sizes[axis], start, end, step)
         strides[axis] = step
-    known = lowering.known(value)
-    if known is not None and all(isinstance(number, int) for number in (*begins, *result)):
+    static = lowering.known(value)
+    if static is not None and all(isinstance(number, int) for number in (*begins, *result)):
         picks = [b + s * np.arange(n) for b, s, n in zip(begins, strides, result, strict=True)]
-        return Known(known.elements[np.ix_(*picks)] if picks else known.elements, known.dtype)
+        return Known(static.elements[np.ix_(*picks)] if picks else static.elements, static.dtype)
     if strides == [1] * len(sizes) and all(map(lowering.sizes.equal, sizes, result)):
         return lowering.tensor(value)
     return take_range(lowering, lowering.tensor(value), begins, strides, result)
@@ -148,19 +148,21 @@ def _convert_split(lowering: Lowering, node: ir.Node) -> Any:
     value = required_input(node, 0)
     sizes = lowering.dimensions(value)
     axis = normalized_axis(attribute(node, "axis", 0), len(sizes))
-    given = optional_input(node, 1)
-    lengths = _equal_parts(lowering, sizes[axis], len(node.outputs)) if given is None else lowering.runtime_sizes(given)
+    operand = optional_input(node, 1)
+    lengths = (
+        _equal_parts(lowering, sizes[axis], len(node.outputs)) if operand is None else lowering.runtime_sizes(operand)
+    )
     total = sum(lengths[1:], start=lengths[0]) if lengths else 0
     needed = lowering.require(
         lowering.sizes.same(lowering.sizes.simplify(total), sizes[axis]),
         f"parts of {lengths} of size {sizes[axis]} on axis {axis}",
         "parts that add up to it",
     )
-    known = lowering.known(value)
+    static = lowering.known(value)
     parts, start = [], 0
     for length in lengths:
-        if known is not None and isinstance(start, int) and isinstance(length, int):
-            parts.append(Known(known.elements.take(range(start, start + length), axis), known.dtype))
+        if static is not None and isinstance(start, int) and isinstance(length, int):
+            parts.append(Known(static.elements.take(range(start, start + length), axis), static.dtype))
         else:
             begins = [start if a == axis else 0 for a in range(len(sizes))]
             result = [length if a == axis else size for a, size in enumerate(sizes)]

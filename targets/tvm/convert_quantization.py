@@ -47,8 +47,8 @@ def _tensors(lowering: Lowering, node: ir.Node) -> list[relax.Expr]:
         axis = normalized_axis(attribute(node, "axis", 1), len(sizes))
         blocks = lowering.sizes.quotient([sizes[axis] + block - 1], [block]) if block else sizes[axis]
         own = [blocks if a == axis else size for a, size in enumerate(sizes)] if block else [blocks]
-    given = [operand for operand in (scale, optional_input(node, 2)) if operand is not None]
-    return [lowering.tensor(value), *(_of_shape(lowering, operand, own) for operand in given)]
+    operands = [operand for operand in (scale, optional_input(node, 2)) if operand is not None]
+    return [lowering.tensor(value), *(_of_shape(lowering, operand, own) for operand in operands)]
 
 
 def _of_shape(lowering: Lowering, value: ir.Value, shape: list[Any]) -> relax.Expr:
@@ -62,8 +62,8 @@ def _decoded(lowering: Lowering, node: ir.Node) -> relax.Expr | None:
 
     The constant is dequantised when weights are written. None for a type that the program can decode."""
     data, output = constant_of(required_input(node, 0)), node.outputs[0]
-    given = [constant_of(value) for value in node.inputs if value is not None]
-    if data is None or (data.dtype.is_integer() and data.dtype.bitwidth >= 8) or None in given:
+    constants = [constant_of(value) for value in node.inputs if value is not None]
+    if data is None or (data.dtype.is_integer() and data.dtype.bitwidth >= 8) or None in constants:
         return None
     opset = lowering.model.graph.opset_imports[""]
 
@@ -79,8 +79,8 @@ def _convert_dequantize(lowering: Lowering, node: ir.Node) -> Any:
         return decoded
     scale_at = _parameter(lowering, node, 1)
     zero_at = None if optional_input(node, 2) is None else _parameter(lowering, node, 2)
-    given = attribute(node, "output_dtype", 0)
-    dtype = dtype_name(ir.DataType(given)) if given else lowering.dtype(required_input(node, 1))
+    dtype_number = attribute(node, "output_dtype", 0)
+    dtype = dtype_name(ir.DataType(dtype_number)) if dtype_number else lowering.dtype(required_input(node, 1))
     source_dtype = lowering.dtype(required_input(node, 0))
     if "int" not in source_dtype:
         raise UnsupportedError(f"elements of {source_dtype}; expected integers")
@@ -109,11 +109,11 @@ def quantized(number: tirx.Expr, zero: tirx.Expr, dtype: str) -> tirx.Expr:
 def _convert_quantize(lowering: Lowering, node: ir.Node) -> Any:
     scale_at = _parameter(lowering, node, 1)
     zero_at = None if optional_input(node, 2) is None else _parameter(lowering, node, 2)
-    given = attribute(node, "output_dtype", 0)
+    dtype_number = attribute(node, "output_dtype", 0)
     if zero_at is not None:
         dtype = lowering.dtype(required_input(node, 2))
     else:
-        dtype = dtype_name(ir.DataType(given)) if given else "uint8"
+        dtype = dtype_name(ir.DataType(dtype_number)) if dtype_number else "uint8"
     if dtype not in ("int8", "uint8", "int16", "uint16"):
         raise UnsupportedError(f"numbers become {dtype}; expected an integer of 8 or 16 bits")
     precision = attribute(node, "precision", 0)
@@ -141,7 +141,7 @@ def _convert_round_rows(lowering: Lowering, node: ir.Node) -> Any:
 
     def build(x: te.Tensor) -> te.Tensor:
         bits = te.compute(x.shape, lambda *at: magnitude(x(*at)), name="magnitude")
-        largest = reduce_tensor(bits, [len(x.shape) - 1], te.max, lambda one, *_: one, "int32")
+        largest = reduce_tensor(bits, [len(x.shape) - 1], te.max, lambda element, *_: element, "int32")
 
         def element(*at: tirx.Expr) -> tirx.Expr:
             scale = scale_of(largest(*at[:-1]))

@@ -24,10 +24,10 @@ def _convert_range(lowering: Lowering, node: ir.Node) -> Any:
     dtype = lowering.dtype(values[0])
     if "float" in dtype and all(lowering.is_constant(value) for value in values):
         return _range_of_floats(lowering, values, dtype)
-    bounds = [known for value in values if (known := lowering.known(value)) is not None]
+    bounds = [static for value in values if (static := lowering.known(value)) is not None]
     if len(bounds) < len(values):
         return _range_at_run_time(lowering, values, dtype)
-    start, limit, step = (known.elements.flat[0] for known in bounds)
+    start, limit, step = (bound.elements.flat[0] for bound in bounds)
     if isinstance(step, int) and step != 0:
         span = lowering.sizes.simplify(limit - start if step > 0 else start - limit)
         magnitude = abs(step)
@@ -80,8 +80,8 @@ def _range_at_run_time(lowering: Lowering, values: Sequence[ir.Value], dtype: st
 def _is_scalar(lowering: Lowering, tensor: relax.Expr) -> list[Requirement]:
     """Check that the tensor has one element."""
     sizes = [lowering.sizes.simplify(size) for size in tensor.ty.shape]
-    one = lowering.sizes.same(lowering.sizes.product(sizes), 1)
-    return lowering.require(one, f"a scalar has sizes {sizes}", "one element")
+    is_single = lowering.sizes.same(lowering.sizes.product(sizes), 1)
+    return lowering.require(is_single, f"a scalar has sizes {sizes}", "one element")
 
 
 def _count_of_integers(start: tirx.Expr, limit: tirx.Expr, step: tirx.Expr) -> tirx.Expr:
@@ -90,13 +90,13 @@ def _count_of_integers(start: tirx.Expr, limit: tirx.Expr, step: tirx.Expr) -> t
     def unsigned(number: tirx.Expr) -> tirx.Expr:
         return number.astype("int64").astype("uint64")
 
-    one, up, down = tirx.const(1, "uint64"), step > 0, step < 0
+    unit, up, down = tirx.const(1, "uint64"), step > 0, step < 0
     distance = tirx.Select(up, unsigned(limit) - unsigned(start), unsigned(start) - unsigned(limit))
     magnitude = tirx.Select(
         up, step.astype("int64"), -tirx.max(step.astype("int64"), tirx.const(-_INT64_MAXIMUM, "int64"))
     )
-    length = tirx.max(unsigned(magnitude), one)
-    count = tirx.min(tirx.div(distance - one, length), tirx.const(MAXIMUM_SIZE, "uint64")).astype("int64") + 1
+    length = tirx.max(unsigned(magnitude), unit)
+    count = tirx.min(tirx.div(distance - unit, length), tirx.const(MAXIMUM_SIZE, "uint64")).astype("int64") + 1
     any_ = tirx.any(tirx.all(up, start < limit), tirx.all(down, start > limit))
     return tirx.Select(any_, count, tirx.IntImm("int64", 0))
 

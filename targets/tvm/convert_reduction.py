@@ -46,12 +46,12 @@ REDUCERS: dict[str, tuple[Callable[..., tirx.Expr], Element]] = {
 
 
 def _axes(lowering: Lowering, node: ir.Node, rank: int) -> list[int]:
-    given = lowering.numbers(optional_input(node, 1), "the axes")
-    if given is None and "axes" in node.attributes:
-        given = list(attribute(node, "axes"))
-    if not given:
+    listed = lowering.numbers(optional_input(node, 1), "the axes")
+    if listed is None and "axes" in node.attributes:
+        listed = list(attribute(node, "axes"))
+    if not listed:
         return [] if attribute(node, "noop_with_empty_axes", 0) else list(range(rank))
-    return sorted({normalized_axis(axis, rank) for axis in given})
+    return sorted({normalized_axis(axis, rank) for axis in listed})
 
 
 def _accumulator(dtype: str) -> str:

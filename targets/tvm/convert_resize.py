@@ -73,15 +73,15 @@ def cubic(distance: tirx.Expr, a: float) -> list[tirx.Expr]:
     def number(value: float) -> tirx.Expr:
         return tirx.const(value, distance.ty.dtype)
 
-    one, two = number(1), number(2)
+    unit, two = number(1), number(2)
 
     def near(d: tirx.Expr) -> tirx.Expr:
-        return (number(a + 2) * d - number(a + 3)) * d * d + one
+        return (number(a + 2) * d - number(a + 3)) * d * d + unit
 
     def far(d: tirx.Expr) -> tirx.Expr:
         return ((number(a) * d - number(5 * a)) * d + number(8 * a)) * d - number(4 * a)
 
-    return [far(distance + one), near(distance), near(one - distance), far(two - distance)]
+    return [far(distance + unit), near(distance), near(unit - distance), far(two - distance)]
 
 
 def _samples(place: tirx.Expr, node: ir.Node) -> list[tuple[tirx.Expr, tirx.Expr]]:
@@ -110,18 +110,18 @@ def _convert_resize(lowering: Lowering, node: ir.Node) -> Any:
     axes = [normalized_axis(named, len(sizes)) for named in attribute(node, "axes", range(len(sizes)))]
     mode = attribute(node, "coordinate_transformation_mode", "half_pixel")
     cropped = mode == "tf_crop_and_resize"
-    scales, wanted = optional_input(node, 2), optional_input(node, 3)
+    scales, target = optional_input(node, 2), optional_input(node, 3)
     operands = [required_input(node, 1)] if cropped else []
     for region in operands:
         _check_count(lowering, region, 2 * len(axes))
     common = None
-    if wanted is None:
+    if target is None:
         operands.append(required_input(node, 2) if scales is None else scales)
         _check_count(lowering, operands[-1], len(axes))
         results = _sizes_by_scales(lowering, operands, [sizes[a] for a in axes], cropped)
     else:
-        wished = lowering.runtime_sizes(wanted)
-        _check_count(lowering, wanted, len(axes))
+        wished = lowering.runtime_sizes(target)
+        _check_count(lowering, target, len(axes))
         common = _policy_scale(lowering, node, [sizes[a] for a in axes], wished)
         results = wished if common is None else _sizes_of(lowering, common, [sizes[a] for a in axes])
     dtype, fill = lowering.dtype(value), float(attribute(node, "extrapolation_value", 0.0))
@@ -129,17 +129,17 @@ def _convert_resize(lowering: Lowering, node: ir.Node) -> Any:
     for axis, result in zip(axes, results, strict=True):
         shape[axis] = lowering.sizes.expression(result)
 
-    def build(source: te.Tensor, *given: te.Tensor) -> te.Tensor:
+    def build(source: te.Tensor, *parameters: te.Tensor) -> te.Tensor:
         resized = {}
         for number, axis in enumerate(axes):
-            if wanted is None:
-                scale = _float(given[-1](number))
+            if target is None:
+                scale = _float(parameters[-1](number))
             elif common is None:
                 scale = _float(shape[axis]) / _float(lowering.sizes.expression(sizes[axis]))
             else:
                 scale = common
-            region = (given[0](number), given[0](number + len(axes))) if cropped else (0.0, 1.0)
-            resized[axis] = _Axis(sizes[axis], shape[axis], scale, wanted is None, *map(_float, region))
+            region = (parameters[0](number), parameters[0](number + len(axes))) if cropped else (0.0, 1.0)
+            resized[axis] = _Axis(sizes[axis], shape[axis], scale, target is None, *map(_float, region))
 
         def element(*at: tirx.Expr) -> tirx.Expr:
             places = {number: axis.place(at[number], mode) for number, axis in resized.items()}
@@ -171,9 +171,9 @@ def _weighted(source: te.Tensor, at: list[tirx.Expr], sizes: list[Any], samples:
 
 def _check_count(lowering: Lowering, value: ir.Value, count: int) -> None:
     """Raise UnsupportedError unless a value, of which kernels read ``count`` numbers, is known to have so many."""
-    found = lowering.dimensions(value)
-    if found != [count]:
-        raise UnsupportedError(f"{value.name!r} has the shape {found}; expected {[count]}")
+    actual = lowering.dimensions(value)
+    if actual != [count]:
+        raise UnsupportedError(f"{value.name!r} has the shape {actual}; expected {[count]}")
 
 
 def _sizes_by_scales(lowering: Lowering, operands: list[ir.Value], sizes: list[Any], cropped: bool) -> list[Any]:
@@ -181,13 +181,13 @@ def _sizes_by_scales(lowering: Lowering, operands: list[ir.Value], sizes: list[A
 
     At run time, a size beyond any memory becomes a bound on sizes, and a negative one is refused.
     """
-    given = [lowering.constant(operand) for operand in operands]
-    if all(constant is not None for constant in given) and all(isinstance(size, int) for size in sizes):
+    constants = [lowering.constant(operand) for operand in operands]
+    if all(constant is not None for constant in constants) and all(isinstance(size, int) for size in sizes):
         count = len(sizes)
-        parts = [given[0][count + i] - given[0][i] if cropped else 1.0 for i in range(count)]  # type: ignore[index]
+        parts = [constants[0][count + i] - constants[0][i] if cropped else 1.0 for i in range(count)]  # type: ignore[index]
         return [
             math.floor(size * float(part) * float(scale))
-            for size, part, scale in zip(sizes, parts, given[-1], strict=True)  # type: ignore[arg-type]
+            for size, part, scale in zip(sizes, parts, constants[-1], strict=True)  # type: ignore[arg-type]
         ]
 
     def build(*tensors: te.Tensor) -> te.Tensor:
@@ -208,14 +208,14 @@ def _sizes_by_scales(lowering: Lowering, operands: list[ir.Value], sizes: list[A
     return lowering.runtime_sizes(lowering.value_of(vector))
 
 
-def _policy_scale(lowering: Lowering, node: ir.Node, sizes: list[Any], wanted: list[Any]) -> tirx.Expr | None:
+def _policy_scale(lowering: Lowering, node: ir.Node, sizes: list[Any], target: list[Any]) -> tirx.Expr | None:
     """The one scale of all axes that keep_aspect_ratio_policy asks for; None where each axis has its own."""
     policy = attribute(node, "keep_aspect_ratio_policy", "stretch")
     if policy == "stretch":
         return None
     ratios = [
         _float(lowering.sizes.expression(want)) / _float(lowering.sizes.expression(size))
-        for want, size in zip(wanted, sizes, strict=True)
+        for want, size in zip(target, sizes, strict=True)
     ]
     return functools.reduce(tirx.min if policy == "not_larger" else tirx.max, ratios)
 

@@ -65,15 +65,15 @@ def _requirements(lowering: Lowering, values: list[ir.Value], tokens: list[Any],
     rows = lowering.dimensions(caches[0])[:1] if positions else tokens
     needed: list[Requirement] = []
     expected_sizes = [(cache, rows, [pairs]) for cache in caches] + [(ids, tokens, []) for ids in positions]
-    for value, wanted, width in expected_sizes:
+    for value, leading, width in expected_sizes:
         sizes = lowering.dimensions(value)
-        found, expected = f"input {value.name!r} has sizes {sizes}", f"{[*wanted, *width]}, or wider"
-        if len(sizes) != len(wanted) + len(width):
-            raise UnsupportedError(f"{found}; expected {expected}")
-        for size, least in zip(sizes[len(wanted) :], width, strict=True):
-            needed += lowering.require(size >= least, found, expected)
-        for size, other in zip(sizes, wanted, strict=False):
-            needed += lowering.require(lowering.sizes.same(size, other), found, expected)
+        actual, expected = f"input {value.name!r} has sizes {sizes}", f"{[*leading, *width]}, or wider"
+        if len(sizes) != len(leading) + len(width):
+            raise UnsupportedError(f"{actual}; expected {expected}")
+        for size, least in zip(sizes[len(leading) :], width, strict=True):
+            needed += lowering.require(size >= least, actual, expected)
+        for size, other in zip(sizes, leading, strict=False):
+            needed += lowering.require(lowering.sizes.same(size, other), actual, expected)
     return needed
 
 

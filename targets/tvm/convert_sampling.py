@@ -71,29 +71,29 @@ def _transposed_sizes(
     strides, dilations = steps(node, "strides", rank), steps(node, "dilations", rank)
     added = attribute(node, "output_padding", [0] * rank)
     pads = list(attribute(node, "pads", [0] * 2 * rank))
-    automatic, wanted = attribute(node, "auto_pad", "NOTSET"), attribute(node, "output_shape")
+    automatic, target = attribute(node, "auto_pad", "NOTSET"), attribute(node, "output_shape")
     simplify = lowering.sizes.simplify
     whole = [
         simplify((size - 1) * strides[axis] + added[axis] + (kernel[axis] - 1) * dilations[axis] + 1)
         for axis, size in enumerate(spatial)
     ]
-    if wanted is None and automatic in ("NOTSET", "VALID"):
+    if target is None and automatic in ("NOTSET", "VALID"):
         pads = pads if automatic == "NOTSET" else [0] * 2 * rank
         return pads[:rank], [simplify(whole[axis] - pads[axis] - pads[axis + rank]) for axis in range(rank)]
-    if wanted is None:
-        wanted = [simplify(size * strides[axis]) for axis, size in enumerate(spatial)]
-    totals = [lowering.sizes.at_least(simplify(whole[axis] - wanted[axis]), 0) for axis in range(rank)]
+    if target is None:
+        target = [simplify(size * strides[axis]) for axis, size in enumerate(spatial)]
+    totals = [lowering.sizes.at_least(simplify(whole[axis] - target[axis]), 0) for axis in range(rank)]
     halves = [total // 2 if isinstance(total, int) else simplify(tirx.floordiv(total, 2)) for total in totals]
     if automatic != "SAME_UPPER":
         halves = [simplify(total - half) for total, half in zip(totals, halves, strict=True)]
-    return halves, list(wanted)
+    return halves, list(target)
 
 
 def _convert_grid_sample(lowering: Lowering, node: ir.Node) -> Any:
     """Jaderberg et al., "Spatial transformer networks" (arXiv 1506.02025), with the modes of ONNX's GridSample."""
     x, grid = required_input(node, 0), required_input(node, 1)
     sizes, places = lowering.dimensions(x), lowering.dimensions(grid)
-    mode = {"bilinear": "linear", "bicubic": "cubic"}.get(found := attribute(node, "mode", "linear"), found)
+    mode = {"bilinear": "linear", "bicubic": "cubic"}.get(mode_name := attribute(node, "mode", "linear"), mode_name)
     padding, corners = attribute(node, "padding_mode", "zeros"), bool(attribute(node, "align_corners", 0))
     rank = len(sizes) - 2
     if rank not in (2, 3) or mode not in ("nearest", "linear", "cubic"):
@@ -116,11 +116,13 @@ def _convert_grid_sample(lowering: Lowering, node: ir.Node) -> Any:
         def element(n: tirx.Expr, c: tirx.Expr, *at: tirx.Expr) -> tirx.Expr:
             along = []
             for axis, size in enumerate(sizes[2:]):
-                given = points(n, *at, rank - 1 - axis).astype(wide)  # the last coordinate is that of the first axis
-                along.append(_weights(_denormalized(given, size, corners), mode))
+                coordinate = points(n, *at, rank - 1 - axis).astype(
+                    wide
+                )  # the last coordinate is that of the first axis
+                along.append(_weights(_denormalized(coordinate, size, corners), mode))
             parts = []
             for chosen in itertools.product(*along):
-                weight = functools.reduce(lambda left, right: left * right, (one for _, one in chosen))
+                weight = functools.reduce(lambda left, right: left * right, (factor for _, factor in chosen))
                 parts.append(sample(n, c, tuple(index for index, _ in chosen)) * weight)
             return functools.reduce(lambda left, right: left + right, parts).astype(dtype)
 
@@ -133,21 +135,21 @@ def _convert_grid_sample(lowering: Lowering, node: ir.Node) -> Any:
 def _denormalized(place: tirx.Expr, size: Any, corners: bool) -> tirx.Expr:
     """From [-1, 1] to elements; -1 and 1 are the centres of the outer ones or, without ``corners``, their edges."""
     dtype = place.ty.dtype
-    one, length = tirx.const(1, dtype), tirx.const(0, dtype) + size if isinstance(size, int) else size.astype(dtype)
+    unit, length = tirx.const(1, dtype), tirx.const(0, dtype) + size if isinstance(size, int) else size.astype(dtype)
     if corners:
-        return (place + one) / tirx.const(2, dtype) * (length - one)
-    return ((place + one) * length - one) / tirx.const(2, dtype)
+        return (place + unit) / tirx.const(2, dtype) * (length - unit)
+    return ((place + unit) * length - unit) / tirx.const(2, dtype)
 
 
 def _weights(place: tirx.Expr, mode: str) -> list[tuple[tirx.Expr, tirx.Expr]]:
     dtype = place.ty.dtype
-    one = tirx.const(1, dtype)
+    unit = tirx.const(1, dtype)
     if mode == "nearest":
-        return [(_index(tirx.nearbyint(place)), one)]
+        return [(_index(tirx.nearbyint(place)), unit)]
     below = tirx.floor(place)
     distance, first = place - below, _index(below)
     if mode == "linear":
-        return [(first, one - distance), (first + 1, distance)]
+        return [(first, unit - distance), (first + 1, distance)]
     return [(first + offset, weight) for offset, weight in zip((-1, 0, 1, 2), cubic(distance, -0.75), strict=True)]
 
 

@@ -28,8 +28,8 @@ def _convert_compress(lowering: Lowering, node: ir.Node) -> Any:
 
 def _convert_eye_like(lowering: Lowering, node: ir.Node) -> Any:
     value, offset = required_input(node, 0), attribute(node, "k", 0)
-    given = attribute(node, "dtype")
-    dtype = lowering.dtype(value) if given is None else dtype_name(ir.DataType(given))
+    dtype_number = attribute(node, "dtype")
+    dtype = lowering.dtype(value) if dtype_number is None else dtype_name(ir.DataType(dtype_number))
     shape = lowering.shape(value)
     if len(shape) != 2:
         raise UnsupportedError(f"the input has {len(shape)} axes; expected a matrix")

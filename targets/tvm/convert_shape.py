@@ -34,9 +34,9 @@ def _convert_reshape(lowering: Lowering, node: ir.Node) -> Any:
     value = required_input(node, 0)
     source = lowering.dimensions(value)
     target = _target_sizes(lowering, source, required_input(node, 1), not attribute(node, "allowzero", 0))
-    known = lowering.known(value)
-    if known is not None and all(isinstance(size, int) for size in target):
-        return Known(known.elements.reshape(target), known.dtype)
+    static = lowering.known(value)
+    if static is not None and all(isinstance(size, int) for size in target):
+        return Known(static.elements.reshape(target), static.dtype)
     target, same = _settled(lowering.sizes, source, target)
     needed = lowering.require(same, f"sizes {source} cannot become {target}", "as many elements")
     return lowering.reshape(lowering.checked(lowering.tensor(value), needed), target)
@@ -49,9 +49,9 @@ def _settled(sizes: Sizes, source: list[Any], target: list[Any]) -> tuple[list[A
     source's remaining size, and is replaced by it."""
     for axis, size in enumerate(target):
         if isinstance(size, tirx.Mul | tirx.FloorDiv):
-            (left, one), others = sizes.cancelled(source, target[:axis] + target[axis + 1 :])
-            if left == 1 and others == (1, []) and len(one) == 1 and isinstance(one[0], tirx.Var):
-                return [*target[:axis], one[0], *target[axis + 1 :]], sizes.same(one[0], size)
+            (left, rest), others = sizes.cancelled(source, target[:axis] + target[axis + 1 :])
+            if left == 1 and others == (1, []) and len(rest) == 1 and isinstance(rest[0], tirx.Var):
+                return [*target[:axis], rest[0], *target[axis + 1 :]], sizes.same(rest[0], size)
     return target, sizes.same(sizes.product(source), sizes.product(target))
 
 
@@ -81,25 +81,25 @@ def _read_target(lowering: Lowering, source: list[Any], target: list[Any], name:
     """Result sizes of a Reshape by integers read at run time: 0 copies a size where ``zero_copies``, -1 is inferred."""
     expression, zero, minus = lowering.sizes.expression, tirx.IntImm("int64", 0), tirx.IntImm("int64", -1)
     total = expression(lowering.sizes.product(source))
-    given = [
+    requested = [
         tirx.Select(tirx.EQ(size, zero), expression(source[axis]), size) if zero_copies and axis < len(source) else size
         for axis, size in enumerate(target)
     ]
-    others = [_product(one for other, one in enumerate(given) if other != axis) for axis in range(len(given))]
+    others = [_product(dim for other, dim in enumerate(requested) if other != axis) for axis in range(len(requested))]
     sizes = [
         tirx.Select(tirx.EQ(size, minus), tirx.floordiv(total, tirx.max(rest, tirx.IntImm("int64", 1))), size)
-        for size, rest in zip(given, others, strict=True)
+        for size, rest in zip(requested, others, strict=True)
     ]
-    open_sizes = sum((tirx.EQ(size, minus).astype("int64") for size in given), start=zero)
+    open_sizes = sum((tirx.EQ(size, minus).astype("int64") for size in requested), start=zero)
     elements = _product((tirx.max(size, 1).astype("float64") for size in sizes), "float64")
     no_overflow = elements <= tirx.const(float(MAXIMUM_SIZE), "float64")
     whole = tirx.EQ(_product(sizes), total)
-    valid = [*(size >= -1 for size in given), open_sizes <= 1, no_overflow, whole]
+    valid = [*(size >= -1 for size in requested), open_sizes <= 1, no_overflow, whole]
     if not zero_copies:  # beside a 0 that is meant, -1 could be any number
-        zeros = sum((tirx.EQ(size, zero).astype("int64") for size in given), start=zero)
+        zeros = sum((tirx.EQ(size, zero).astype("int64") for size in requested), start=zero)
         valid.append(tirx.any(tirx.EQ(open_sizes, zero), tirx.EQ(zeros, zero)))
-    found = f"sizes {source} cannot become those in {name!r}"
-    needed = lowering.require(tirx.all(*valid), found, "as many elements")
+    actual = f"sizes {source} cannot become those in {name!r}"
+    needed = lowering.require(tirx.all(*valid), actual, "as many elements")
     return lowering.checked_sizes(sizes, needed, name)
 
 
@@ -136,9 +136,9 @@ def _convert_squeeze(lowering: Lowering, node: ir.Node) -> Any:
             raise UnsupportedError(f"Squeeze without axes on dynamic shape {sizes}; expected axes")
         axes = [axis for axis, size in enumerate(sizes) if size == 1]
     removed = {normalized_axis(axis, len(sizes)) for axis in axes}
-    known = lowering.known(value)
-    if known is not None:
-        return Known(known.elements.reshape([s for a, s in enumerate(sizes) if a not in removed]), known.dtype)
+    static = lowering.known(value)
+    if static is not None:
+        return Known(static.elements.reshape([s for a, s in enumerate(sizes) if a not in removed]), static.dtype)
     tensor = lowering.tensor(value)
     if any(sizes[axis] != 1 for axis in removed):
         tensor = lowering.assume_shape(tensor, [1 if axis in removed else size for axis, size in enumerate(sizes)])
@@ -152,9 +152,9 @@ def _convert_unsqueeze(lowering: Lowering, node: ir.Node) -> Any:
     rank = len(sizes) + len(axes)
     for axis in sorted(normalized_axis(axis, rank) for axis in axes):
         sizes.insert(axis, 1)
-    known = lowering.known(value)
-    if known is not None:
-        return Known(known.elements.reshape(sizes), known.dtype)
+    static = lowering.known(value)
+    if static is not None:
+        return Known(static.elements.reshape(sizes), static.dtype)
     return lowering.reshape(lowering.tensor(value), sizes)
 
 
@@ -164,9 +164,9 @@ def _convert_transpose(lowering: Lowering, node: ir.Node) -> Any:
     order = [int(axis) for axis in attribute(node, "perm", tuple(reversed(range(rank))))]
     if sorted(order) != list(range(rank)):
         raise UnsupportedError(f"perm is {order}; expected each of {rank} axes once")
-    known = lowering.known(value)
-    if known is not None:
-        return Known(known.elements.transpose(order), known.dtype)
+    static = lowering.known(value)
+    if static is not None:
+        return Known(static.elements.transpose(order), static.dtype)
 
     def build(source: te.Tensor) -> te.Tensor:
         def element(*indices: tirx.Expr) -> tirx.Expr:
@@ -182,13 +182,13 @@ def _convert_expand(lowering: Lowering, node: ir.Node) -> Any:
     source = lowering.dimensions(value)
     target = lowering.runtime_sizes(required_input(node, 1))
     shape = broadcast_shape(lowering.sizes, [source, target])
-    known = lowering.known(value)
+    static = lowering.known(value)
     if (
-        known is not None
+        static is not None
         and all(isinstance(size, int) for size in shape)
         and math.prod(shape) <= MAXIMUM_KNOWN_ELEMENTS
     ):
-        return Known(np.broadcast_to(known.elements, shape), known.dtype)
+        return Known(np.broadcast_to(static.elements, shape), static.dtype)
     needed = requirements_of(lowering, [target], shape)
     return lowering.checked(broadcast_to(lowering, lowering.tensor(value), shape), needed)
 
@@ -199,9 +199,9 @@ def _convert_constant(lowering: Lowering, node: ir.Node) -> Any:
 
 def _convert_constant_of_shape(lowering: Lowering, node: ir.Node) -> Any:
     sizes = lowering.runtime_sizes(required_input(node, 0))
-    given = attribute(node, "value")
-    dtype = "float32" if given is None else dtype_name(given.dtype)
-    number = 0.0 if given is None else given.numpy().reshape(-1)[0].item()
+    fill = attribute(node, "value")
+    dtype = "float32" if fill is None else dtype_name(fill.dtype)
+    number = 0.0 if fill is None else fill.numpy().reshape(-1)[0].item()
     static = all(isinstance(size, int) for size in sizes)
     if static and math.prod(sizes) <= MAXIMUM_KNOWN_ELEMENTS and isinstance(number, (int, bool)):
         return Known.of(np.full(sizes, number), dtype)

@@ -42,11 +42,11 @@ def sizes_of(
     ``types``: the types of all arguments; those that are not tensors tell no sizes. ``instead``: replacements of some
     of the program's sizes."""
     sizes: dict[str, str] = {}
-    for parameter, given in zip(kernel.params, types, strict=True):
-        if isinstance(parameter.ty, tirx.BufferType) and isinstance(given, relax.TensorType):
-            for size, found in zip(parameter.shape, given.shape, strict=True):
+    for parameter, argument in zip(kernel.params, types, strict=True):
+        if isinstance(parameter.ty, tirx.BufferType) and isinstance(argument, relax.TensorType):
+            for size, actual in zip(parameter.shape, argument.shape, strict=True):
                 if isinstance(size, tirx.Var):
-                    sizes.setdefault(size.name, in_c(_replaced(found, instead or {})))
+                    sizes.setdefault(size.name, in_c(_replaced(actual, instead or {})))
     return sizes
 
 
@@ -116,16 +116,16 @@ class FunctionBuilder:
         types = [relax.TensorType(sizes, dtype)]
         return self._call(symbol, [self.emit(tensor), *extra], types, "checked_shape")[0]
 
-    def materialise(self, known: Known, name: str = "known") -> relax.Var:
+    def materialise(self, static: Known, name: str = "known") -> relax.Var:
         """A known value as a tensor: a constant, or a kernel that writes the symbolic elements."""
-        if known.elements.size == 0:
-            sizes = [self.sizes.expression(size) for size in known.elements.shape]
-            nothing = tirx.const(0, known.dtype)
+        if static.elements.size == 0:
+            sizes = [self.sizes.expression(size) for size in static.elements.shape]
+            nothing = tirx.const(0, static.dtype)
             return self.compute(lambda: te.compute(sizes, lambda *_: nothing, name="empty"), [], "empty")[0]
-        if known.numbers is not None:
-            return self.emit(relax.const(known.numbers, known.dtype), name)
-        elements = [self.sizes.expression(element).astype(known.dtype) for element in known.elements.flat]
-        shape = known.elements.shape
+        if static.numbers is not None:
+            return self.emit(relax.const(static.numbers, static.dtype), name)
+        elements = [self.sizes.expression(element).astype(static.dtype) for element in static.elements.flat]
+        shape = static.elements.shape
 
         def write(*indices: tirx.Expr) -> tirx.Expr:
             position: Any = tirx.IntImm("int64", 0)
@@ -159,14 +159,14 @@ class FunctionBuilder:
         self, name: str, chosen: int, starts: Mapping[relax.Var, Sequence[int]], shares: Sequence[float] = ()
     ) -> int:
         layer = self.streamed_layer(name)
-        before, known, _ = self._streamed[name] or (0, {}, ())
-        self._streamed[name] = max(chosen, before), {**known, **starts}, tuple(shares)
+        before, earlier, _ = self._streamed[name] or (0, {}, ())
+        self._streamed[name] = max(chosen, before), {**earlier, **starts}, tuple(shares)
         return layer
 
     def streamed_experts(self) -> list[StreamedExpertsSpec]:
         """The declared layers of streamed experts, without weights that several layers read: these stay in memory."""
         positions = {variable: position for position, (variable, _) in enumerate(self._weights.values())}
-        declared = [(name, *found) for name, found in self._streamed.items() if found is not None]
+        declared = [(name, *layer) for name, layer in self._streamed.items() if layer is not None]
         readers = Counter(variable for _, _, starts, _ in declared for variable in starts)
         return [
             StreamedExpertsSpec(
@@ -217,7 +217,7 @@ class FunctionBuilder:
         self._conditions.check(needed, results)
         return results
 
-    def require(self, condition: Any, found: str, expected: str) -> list[Requirement]:
+    def require(self, condition: Any, actual: str, expected: str) -> list[Requirement]:
         """The check of a condition on sizes that a kernel has to make; none where it holds for all sizes.
 
         Raises UnsupportedError where it holds for none."""
@@ -225,9 +225,9 @@ class FunctionBuilder:
         if answer is True:
             return []
         if answer is False:
-            raise UnsupportedError(f"{found}; expected {expected}")
+            raise UnsupportedError(f"{actual}; expected {expected}")
         where = "" if self._node is None else f"node {node_name(self._node)!r} ({operator_name(self._node)}): "
-        return [Requirement(condition, f"{where}{found}; expected {expected}")]
+        return [Requirement(condition, f"{where}{actual}; expected {expected}")]
 
     def checked(
         self, tensor: relax.Expr, requirements: Sequence[Requirement], others: Sequence[relax.Expr] = ()
@@ -284,10 +284,10 @@ class FunctionBuilder:
         output_types: Sequence[relax.TensorType],
         record: KernelRecord,
     ) -> list[relax.Var]:
-        given = [self.emit(argument) for argument in arguments]
-        record.sizes = sizes_of(kernel, [*(one.ty for one in given), *output_types], self._of_one_page)
+        emitted = [self.emit(argument) for argument in arguments]
+        record.sizes = sizes_of(kernel, [*(argument.ty for argument in emitted), *output_types], self._of_one_page)
         symbol = self._add_recorded_kernel(kernel, record)
-        return self._call(symbol, given, output_types, record.name)
+        return self._call(symbol, emitted, output_types, record.name)
 
     def call_kernel_on(
         self,
@@ -297,11 +297,11 @@ class FunctionBuilder:
         record: KernelRecord,
         numbers: Sequence[Any] = (),
     ) -> list[relax.Var]:
-        given = [*map(self.emit, arguments)]
-        types = [*(None for _ in numbers), *(one.ty for one in [*given, *outputs])]
+        emitted = [*map(self.emit, arguments)]
+        types = [*(None for _ in numbers), *(argument.ty for argument in [*emitted, *outputs])]
         record.sizes = sizes_of(kernel, types, self._of_one_page)
         symbol = self._add_recorded_kernel(kernel, record)
-        return self._call_on(symbol, [*numbers, *given], outputs, record.name)
+        return self._call_on(symbol, [*numbers, *emitted], outputs, record.name)
 
     def export_kernel(self, kernel: tirx.PrimFunc, record: KernelRecord) -> str:
         if kernel not in self._exported:
@@ -320,8 +320,10 @@ class FunctionBuilder:
 
     def call_runtime(self, function: str, arguments: Sequence[Any], output: relax.TensorType, name: str) -> relax.Var:
         """Emit a call of a function of the runtime, ``function(*arguments, result)``; ints are passed by value."""
-        given = [relax.prim_value(one) if isinstance(one, int) else self.emit(one) for one in arguments]
-        result = self.emit(relax.op.call_dps_packed(function, given, out_ty=output), name)
+        operands = [
+            relax.prim_value(argument) if isinstance(argument, int) else self.emit(argument) for argument in arguments
+        ]
+        result = self.emit(relax.op.call_dps_packed(function, operands, out_ty=output), name)
         self._computed.add(result)
         return result
 
@@ -363,10 +365,10 @@ class FunctionBuilder:
         self, symbol: tvm.ir.GlobalVar, arguments: Sequence[Any], outputs: Sequence[relax.Var], name: str
     ) -> list[relax.Var]:
         """Emit ``symbol(*arguments, *outputs)``; the results are in the memory of ``outputs``."""
-        given = [*arguments, *outputs]
-        positions = list(range(len(arguments), len(given)))
+        operands = [*arguments, *outputs]
+        positions = list(range(len(arguments), len(operands)))
         types = [output.ty for output in outputs]
-        result = self.emit(relax.op.call_tir_inplace(symbol, given, positions, types), name)
+        result = self.emit(relax.op.call_tir_inplace(symbol, operands, positions, types), name)
         return self._results(result, len(outputs), name)
 
     def _results(self, result: relax.Var, count: int, name: str) -> list[relax.Var]:

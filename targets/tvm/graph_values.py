@@ -36,8 +36,8 @@ class GraphValues(FunctionBuilder):
         """The value as a Relax tensor. Known values become code here; large constants become weights."""
         if value not in self._tensors:
             if value in self._held:
-                held = self._held[value]
-                self._tensors[value] = self.compute(held.gathered(), [held.pages], "gathered")[0]
+                cached = self._held[value]
+                self._tensors[value] = self.compute(cached.gathered(), [cached.pages], "gathered")[0]
             elif value in self._known:
                 self._tensors[value] = self.materialise(self._known[value], value.name or "known")
             else:
@@ -134,8 +134,8 @@ class GraphValues(FunctionBuilder):
         """The elements of a constant integer tensor (axes, split sizes, k); None where the input is absent."""
         if value is None:
             return None
-        known = self.known(value)
-        array = None if known is None else known.numbers
+        static = self.known(value)
+        array = None if static is None else static.numbers
         if array is None:
             raise UnsupportedError(
                 f"{what} comes from {value.name!r}, which is computed at run time; expected a constant"
@@ -157,9 +157,9 @@ class GraphValues(FunctionBuilder):
     def runtime_integers(self, value: ir.Value) -> list[Any]:
         """The elements of a rank-0 or rank-1 integer tensor. Where they are computed at run time, each becomes a new
         symbolic integer, read from the tensor at run time and clamped to [-FAR, FAR] (:data:`FAR`)."""
-        known = self.known(value)
-        if known is not None:
-            return [self.sizes.simplify(element) for element in known.elements.flat]
+        static = self.known(value)
+        if static is not None:
+            return [self.sizes.simplify(element) for element in static.elements.flat]
         dimensions = self.dimensions(value)
         if len(dimensions) > 1:
             raise UnsupportedError(

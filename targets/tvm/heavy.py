@@ -195,7 +195,7 @@ class LoweringContext(Protocol):
         """The state after ``new`` was written after the part in use, which stays as it is, or at ``places``."""
         ...
 
-    def filled(self, held: HeldTensor, used: ir.Value | None = None) -> relax.Var:
+    def filled(self, cached: HeldTensor, used: ir.Value | None = None) -> relax.Var:
         """Length of a state in use, at most ``used``: int64, one number for each entry of the state's first axis."""
         ...
 

@@ -100,8 +100,8 @@ def held_states(graph: ir.Graph, holding: Holding) -> dict[ir.Value, Held]:
 
     A state has an output that the graph itself reads and that either appends to the input along an axis whose size is
     a name of its own, or overwrites entries of the input, if the target can write at places."""
-    found: dict[ir.Value, Held] = {}
-    known = bound_names([_sizes(value) for value in graph.inputs])
+    states: dict[ir.Value, Held] = {}
+    names = bound_names([_sizes(value) for value in graph.inputs])
     for output in graph.outputs:
         continued = _continuation(output) or (_with_room(output) if holding.has_places else None)
         if continued is None:
@@ -112,15 +112,15 @@ def held_states(graph: ir.Graph, holding: Holding) -> dict[ir.Value, Held]:
             past = roundings[0].source
         else:
             roundings = None
-        if past in found or not past.is_graph_input() or past.is_graph_output() or 0 in _sizes(past):
+        if past in states or not past.is_graph_input() or past.is_graph_output() or 0 in _sizes(past):
             continue  # a state without elements need not be held
         size, dtype = _sizes(past)[axis], dtype_of(past)
-        can_grow = isinstance(size, str) and size_names(size) == (size,) and set(size_names(growth)) <= known - {""}
+        can_grow = isinstance(size, str) and size_names(size) == (size,) and set(size_names(growth)) <= names - {""}
         if dtype in STORAGE_TYPES and (can_grow or growth == NO_GROWTH):
             stored, at_places = roundings[0].stored if roundings else dtype, _is_made_by(output, "TensorScatter")
             state = HeldState(past.name or "", output.name or "", axis, stored, str(growth), at_places=at_places)
-            found[past] = Held(state, output, roundings)
-    return found
+            states[past] = Held(state, output, roundings)
+    return states
 
 
 def renamed(state: HeldState, names: Mapping[str, str]) -> HeldState:
@@ -130,17 +130,17 @@ def renamed(state: HeldState, names: Mapping[str, str]) -> HeldState:
     )
 
 
-def rounded_by_writing(held: Iterable[Held]) -> dict[ir.Node, ir.Value | None]:
+def rounded_by_writing(states: Iterable[Held]) -> dict[ir.Node, ir.Value | None]:
     """Nodes that need not be computed, because writing into pages rounds as well.
 
     The last node that rounds an appended tensor is mapped to the value that replaces its result; others to None."""
-    found: dict[ir.Node, ir.Value | None] = {}
-    for before, added in (state.roundings for state in held if state.roundings is not None):
-        found |= dict.fromkeys(before.nodes)
+    written: dict[ir.Node, ir.Value | None] = {}
+    for before, added in (state.roundings for state in states if state.roundings is not None):
+        written |= dict.fromkeys(before.nodes)
         if added.may_be_left_out:
-            found |= dict.fromkeys(added.nodes[:-1])
-            found[added.nodes[-1]] = added.source
-    return found
+            written |= dict.fromkeys(added.nodes[:-1])
+            written[added.nodes[-1]] = added.source
+    return written
 
 
 def _continuation(output: ir.Value) -> tuple[ir.Value, ir.Value, int | str, int] | None:
@@ -207,9 +207,9 @@ def without_appended_zeros(value: ir.Value, axis: int) -> ir.Value:
 def _begins_with_zero(numbers: ir.Value | None) -> bool:
     if numbers is None:
         return False
-    known, node = constant_of(numbers), numbers.producer()
-    if known is not None:
-        return bool(known.size) and known.numpy().ravel()[0] == 0
+    constant, node = constant_of(numbers), numbers.producer()
+    if constant is not None:
+        return bool(constant.size) and constant.numpy().ravel()[0] == 0
     return node is not None and operator_name(node) == "Concat" and _begins_with_zero(node.inputs[0])
 
 

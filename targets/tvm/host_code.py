@@ -34,7 +34,7 @@ def compile_kernels(module: tvm.IRModule, target: tvm.target.Target, pipeline: s
     """Object file, LLVM IR and assembly of every kernel, by name. ``pipeline``: name of the phases from TIR to code."""
     functions = dict(sorted((symbol.name_hint, function) for symbol, function in module.functions.items()))
     targets = {False: target, True: tvm.target.Target({**target.export(), "opt-level": MAPPING_LEVEL})}
-    surroundings = {low: _surroundings(one, pipeline) for low, one in targets.items()}
+    surroundings = {low: _surroundings(low_target, pipeline) for low, low_target in targets.items()}
     mapping = {name: is_mapping(function) for name, function in functions.items()}
     made_of = {
         name: f"{surroundings[mapping[name]]}\0{tvm.ir.save_json(function)}" for name, function in functions.items()

@@ -108,8 +108,8 @@ def select(kernels: Sequence[Kernel], problem: Any, machine: Any) -> Selection:
     reasons = [kernel.why_not(problem, machine) for kernel in kernels]
     winner = next((kernel for kernel, reason in zip(kernels, reasons, strict=True) if reason is None), None)
     if winner is None:
-        given = "; ".join(f"{kernel.name}: {reason}" for kernel, reason in zip(kernels, reasons, strict=True))
-        raise UnsupportedError(f"no kernel can compute it: {given}")
+        refusals = "; ".join(f"{kernel.name}: {reason}" for kernel, reason in zip(kernels, reasons, strict=True))
+        raise UnsupportedError(f"no kernel can compute it: {refusals}")
     candidates = []
     for kernel, reason in zip(kernels, reasons, strict=True):
         words = kernel.how(problem, machine) if reason is None else reason

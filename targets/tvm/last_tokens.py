@@ -38,17 +38,17 @@ class Narrowing:
     _taken: dict[ir.Value, relax.Expr] = dataclasses.field(default_factory=dict)
 
     @staticmethod
-    def of(model: ir.Model, wanted: tirx.Var) -> Narrowing | None:
+    def of(model: ir.Model, count: tirx.Var) -> Narrowing | None:
         """The plan of a model with logits of each of its tokens; None for any other."""
-        found = logits_of(model)
-        if len(found) != 1:
+        candidates = logits_of(model)
+        if len(candidates) != 1:
             return None
-        (logits, product), graph = found[0], model.graph
+        (logits, product), graph = candidates[0], model.graph
         ids, nodes = named_length(graph, logits), token_wise(graph, logits)
         if ids is None or product not in nodes:
             return None
         spec = LastTokens(str(logits.name), str(ids.name))
-        return Narrowing(spec, nodes, frozenset(frontier(nodes)), frozenset(passed_by(nodes)), wanted)
+        return Narrowing(spec, nodes, frozenset(frontier(nodes)), frozenset(passed_by(nodes)), count)
 
     def convert(self, lowering: GraphValues, node: ir.Node, converted: Any) -> Any:
         """The result of a node for the last tokens, by its converter ``converted``; a Reshape only gets other sizes."""
@@ -59,16 +59,14 @@ class Narrowing:
 
     def _last_of(self, lowering: GraphValues, value: ir.Value) -> relax.Expr:
         if value not in self._taken:
-            tensor, wanted = lowering.tensor(value), self.wanted
+            tensor, count = lowering.tensor(value), self.wanted
             batch, length, width = lowering.dimensions(value)
-            first = length - wanted
+            first = length - count
 
             def last(tokens: te.Tensor) -> te.Tensor:
-                return te.compute((batch, wanted, width), lambda b, t, i: tokens(b, first + t, i), name="last_tokens")
+                return te.compute((batch, count, width), lambda b, t, i: tokens(b, first + t, i), name="last_tokens")
 
-            enough = lowering.require(
-                wanted <= length, f"there are fewer tokens in {value.name!r}", "as many as wanted"
-            )
+            enough = lowering.require(count <= length, f"there are fewer tokens in {value.name!r}", "as many as wanted")
             self._taken[value] = lowering.compute(last, [tensor], "last_tokens", enough)[0]
         return self._taken[value]
 

@@ -81,9 +81,9 @@ def _beyond(module: tvm.IRModule, fused: tvm.IRModule) -> dict[str, Budget]:
     """The variables of ``main`` whose elements take more than a budget has."""
     bindings = {binding.var: binding for binding in bindings_of(module["main"])}
     kernels: dict[str, _KernelWork] = {}
-    found: dict[str, Budget] = {}
+    excess: dict[str, Budget] = {}
     for group in fused_groups(module, fused):
-        made: dict[relax.Var, ElementWork] = {}
+        work_of: dict[relax.Var, ElementWork] = {}
         for variable in group:
             value = bindings[variable].value
             symbol = _kernel_of(value)
@@ -91,12 +91,12 @@ def _beyond(module: tvm.IRModule, fused: tvm.IRModule) -> dict[str, Budget]:
                 continue
             if symbol.name_hint not in kernels:
                 kernels[symbol.name_hint] = _KernelWork(module[symbol])
-            work = kernels[symbol.name_hint].work([made.get(argument, STORED) for argument in value.args[1]])
+            work = kernels[symbol.name_hint].work([work_of.get(argument, STORED) for argument in value.args[1]])
             exceeded = work.exceeded()
-            made[variable] = STORED if exceeded else work
+            work_of[variable] = STORED if exceeded else work
             if exceeded:
-                found[variable.name] = exceeded
-    return found
+                excess[variable.name] = exceeded
+    return excess
 
 
 class _KernelWork:
@@ -127,12 +127,12 @@ class _KernelWork:
         loads, nested = 1, 0
         for is_stored, repeats, loaded, written in self._blocks:
             read = {buffer: works.get(buffer, STORED) for buffer in loaded}
-            made = ElementWork(
+            own = ElementWork(
                 max(1, sum(read[buffer].loads * count for buffer, count in loaded.items())),
-                max((one.repeats for one in read.values()), default=0) + repeats,
+                max((stored_work.repeats for stored_work in read.values()), default=0) + repeats,
             )
-            loads, nested = max(loads, made.loads), max(nested, made.repeats)
-            works |= dict.fromkeys(written, STORED if is_stored else made)
+            loads, nested = max(loads, own.loads), max(nested, own.repeats)
+            works |= dict.fromkeys(written, STORED if is_stored else own)
         return ElementWork(loads, nested)
 
 

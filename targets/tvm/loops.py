@@ -81,25 +81,25 @@ def lower_loop(lowering: Lowering, node: ir.Node) -> list[relax.Expr]:
     values = [lowering.tensor(value) for value in body.outside.values()]
     counts = [compiled.number, len(body.states), int(body.asks), len(asked), *itertools.chain(*asked)]
     kind = relax.TensorType([2 + len(asked)], "int64")
-    found = lowering.call_runtime(LOOP, [*counts, trips, going, *values, *compiled.weights], kind, "loop")
+    report = lowering.call_runtime(LOOP, [*counts, trips, going, *values, *compiled.weights], kind, "loop")
     if asked or body.asks or not is_going or steps is None:
         names = ["loop", "steps", *(f"result_{axis}" for _, axis in asked)]
-        _, taken, *read = lowering.sizes_from(found, names)
+        _, taken, *read = lowering.sizes_from(report, names)
         steps = steps if not body.asks and is_going and steps is not None else taken
         for (place, axis), size in zip(asked, read, strict=True):
             compiled.results[place][0][axis] = size
-    return _results(lowering, body, compiled, found, steps)
+    return _results(lowering, body, compiled, report, steps)
 
 
 def _results(
-    lowering: Lowering, body: LoopBody, compiled: _CompiledBody, found: relax.Var, steps: Any
+    lowering: Lowering, body: LoopBody, compiled: _CompiledBody, report: relax.Var, steps: Any
 ) -> list[relax.Expr]:
     """The node's outputs, once the loop has ended."""
-    made: list[relax.Expr] = []
+    results: list[relax.Expr] = []
     place = itertools.count()
     for result in body.results:
         if result.kept is not None:
-            made.append(lowering.tensor(result.kept))
+            results.append(lowering.tensor(result.kept))
             continue
         number = next(place)
         sizes, dtype = compiled.results[number]
@@ -108,9 +108,9 @@ def _results(
             axis = _within(result.axis, len(sizes) + 1, "slices")
             sizes = [*sizes[:axis], steps, *sizes[axis:]]
         kind = relax.TensorType([lowering.sizes.expression(size) for size in sizes], dtype)
-        given = [number, axis, int(result.is_backward), found]
-        made.append(lowering.call_runtime(LOOP_RESULT, given, kind, "loop_result"))
-    return made
+        arguments = [number, axis, int(result.is_backward), report]
+        results.append(lowering.call_runtime(LOOP_RESULT, arguments, kind, "loop_result"))
+    return results
 
 
 def _compiled(lowering: Lowering, node: ir.Node, body: LoopBody) -> _CompiledBody:
@@ -129,10 +129,10 @@ def _compiled(lowering: Lowering, node: ir.Node, body: LoopBody) -> _CompiledBod
         _declare(lowering, body, changing)
         inside = BodyLowering(lowering, ir.Model(graph, ir_version=lowering.model.ir_version))
         lowered = inside.run()
-        found = _changing(inside, body) - changing
-        if not found:
+        newly_changing = _changing(inside, body) - changing
+        if not newly_changing:
             break
-        changing |= found
+        changing |= newly_changing
         del lowering.bodies[first:]
     lowering.bodies.append(lowered)
     for budget, beyond in lowered.beyond.items():
@@ -145,8 +145,10 @@ def _compiled(lowering: Lowering, node: ir.Node, body: LoopBody) -> _CompiledBod
     }
     if body.asks and inside.dtype(graph.outputs[0]) != "bool":
         raise UnsupportedError(f"its body says by {inside.dtype(graph.outputs[0])} whether it goes on; expected bool")
-    made = graph.outputs[int(body.asks) :]
-    results = [([_outside(size, outside) for size in inside.dimensions(one)], inside.dtype(one)) for one in made]
+    inner_outputs = graph.outputs[int(body.asks) :]
+    results = [
+        ([_outside(size, outside) for size in inside.dimensions(value)], inside.dtype(value)) for value in inner_outputs
+    ]
     weights = [
         lowering.add_weight(weight.name, weight.shape, weight.dtype, weight.load)
         if weight.shape
@@ -181,7 +183,7 @@ def _changing(inside: Lowering, body: LoopBody) -> set[tuple[ir.Value, int]]:
     """The axes of states whose size may change in a step.
 
     Raises UnsupportedError for another type or another number of axes."""
-    found: set[tuple[ir.Value, int]] = set()
+    changing: set[tuple[ir.Value, int]] = set()
     for after, state in body.states.items():
         have, want = inside.dimensions(after), inside.dimensions(state)
         if len(have) != len(want) or inside.dtype(after) != inside.dtype(state):
@@ -189,10 +191,10 @@ def _changing(inside: Lowering, body: LoopBody) -> set[tuple[ir.Value, int]]:
                 f"it carries {state.name!r}, {inside.dtype(state)}{want} before a step and {inside.dtype(after)}{have} "
                 "behind it; expected that it keeps its type and the number of its axes"
             )
-        found |= {
+        changing |= {
             (state, axis) for axis, pair in enumerate(zip(have, want, strict=True)) if not inside.sizes.equal(*pair)
         }
-    return found
+    return changing
 
 
 def _outside(size: Any, outside: Mapping[tirx.Var, Any]) -> Any:
@@ -221,8 +223,8 @@ def _trips(lowering: Lowering, body: LoopBody) -> tuple[relax.Expr, Any]:
         return lowering.checked(lowering.materialise(Known.of([lengths[0]])), needed), lengths[0]
     if body.trips is None:
         return lowering.materialise(Known.of([_ENDLESS])), None
-    known = lowering.known(body.trips)
-    steps = None if known is None or known.elements.size != 1 else lowering.sizes.at_least(known.elements.item(), 0)
+    static = lowering.known(body.trips)
+    steps = None if static is None or static.elements.size != 1 else lowering.sizes.at_least(static.elements.item(), 0)
     return _single(lowering, body.trips, "int64"), steps
 
 
@@ -230,8 +232,8 @@ def _going(lowering: Lowering, body: LoopBody) -> tuple[relax.Expr, bool]:
     """Whether the loop has a first step, bool [1] or of no axes, and whether it is known to have."""
     if body.going is None:
         return lowering.emit(relax.const(np.array(True), "bool")), True
-    known = lowering.known(body.going)
-    is_known = known is not None and known.numbers is not None and bool(known.numbers.all())
+    static = lowering.known(body.going)
+    is_known = static is not None and static.numbers is not None and bool(static.numbers.all())
     return _single(lowering, body.going, "bool"), is_known
 
 

@@ -121,7 +121,7 @@ class Lowering(GraphValues):
             self._builder.end_scope()
             parameters = [*inputs, *in_use, *(variable for variable, _ in self._weights.values())]
             self._builder.emit_func_output(output, params=parameters)
-        states = [held.state for held in self._states.values()]
+        states = [state.state for state in self._states.values()]
         if self._holding is not None:
             tensors = [self._held[value] for value in self._states]
             states = [self._holding.converting(self, *pair) for pair in zip(states, tensors, strict=True)]
@@ -257,8 +257,10 @@ class Lowering(GraphValues):
         names = [str(size) if not isinstance(size, int) else size for size in map(self.sizes.simplify, sizes)]
         if value.shape is not None and len(value.shape) == len(names):  # exporters declare ranks that are not so
             names = [
-                size if isinstance(size, int) else (given.value if isinstance(given, ir.SymbolicDim) else None) or size
-                for size, given in zip(names, value.shape, strict=True)
+                size
+                if isinstance(size, int)
+                else (declared.value if isinstance(declared, ir.SymbolicDim) else None) or size
+                for size, declared in zip(names, value.shape, strict=True)
             ]
         return TensorSpec(value.name or "", str(tensor.ty.dtype), tuple(names))
 
@@ -277,18 +279,18 @@ class Lowering(GraphValues):
         pages = self._holding.append(self, node, problem, past, self.emit(new), places)
         return dataclasses.replace(past, pages=pages, length=length, continued=None)
 
-    def filled(self, held: HeldTensor, used: ir.Value | None = None) -> relax.Var:
-        count, length = held.ty.shape[0], self.sizes.expression(held.length)
+    def filled(self, cached: HeldTensor, used: ir.Value | None = None) -> relax.Var:
+        count, length = cached.ty.shape[0], self.sizes.expression(cached.length)
         key = used, str(count), str(length)
         if key not in self._filled:
-            given = [] if used is None else [self.tensor_of_shape(used, [count])]
+            operands = [] if used is None else [self.tensor_of_shape(used, [count])]
 
             def build(*limits: te.Tensor) -> te.Tensor:
                 return te.compute(
                     (count,), lambda b: tirx.min(limits[0](b), length) if limits else length, name="filled"
                 )
 
-            self._filled[key] = self.compute(build, given, "filled")[0]
+            self._filled[key] = self.compute(build, operands, "filled")[0]
         return self._filled[key]
 
 

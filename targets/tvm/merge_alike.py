@@ -66,7 +66,7 @@ def _merged_by_messages(module: tvm.IRModule) -> MergedKernels:
     for symbol, inputs in _unscheduled(module).items():
         body, assertions = without_checks(module[symbol])
         if assertions:
-            silent = [tirx.AssertStmt(one.condition, one.error_kind, []) for one in assertions]
+            silent = [tirx.AssertStmt(assertion.condition, assertion.error_kind, []) for assertion in assertions]
             key = tvm_ffi.StructuralKey(checking(body, silent).without_attr("global_symbol"))
             groups.setdefault(key, []).append((symbol, inputs))
     builder, called = relax.BlockBuilder(module), dict[str, _Call]()
@@ -83,13 +83,13 @@ def _with_messages(kernels: Sequence[tirx.PrimFunc], inputs: int) -> tirx.PrimFu
     message = tirx.Var("message", "int64")
     body, assertions = without_checks(kernels[0])
     others = [without_checks(kernel)[1] for kernel in kernels]
-    told = [
+    checks = [
         tirx.AssertStmt(tirx.any(first.condition, message != number), first.error_kind, alike[position].message_parts)
         for position, first in enumerate(assertions)
         for number, alike in enumerate(others)
     ]
     parameters = [*body.params[:inputs], message, *body.params[inputs:]]
-    return checking(tirx.PrimFunc(parameters, body.body, body.ret_type, body.attrs), told)
+    return checking(tirx.PrimFunc(parameters, body.body, body.ret_type, body.attrs), checks)
 
 
 def _merged_by_integers(module: tvm.IRModule) -> MergedKernels:
@@ -100,9 +100,9 @@ def _merged_by_integers(module: tvm.IRModule) -> MergedKernels:
     builder, called = relax.BlockBuilder(module), dict[str, _Call]()
     for kernels in groups.values():
         if len(kernels) >= FEWEST and any(kernel.integers != kernels[0].integers for kernel in kernels):
-            function, given = _general(kernels)
+            function, integers_of = _general(kernels)
             symbol = builder.add_func(function, kernels[0].symbol.name_hint)
-            called |= {name: _Call(symbol, integers) for name, integers in given.items()}
+            called |= {name: _Call(symbol, integers) for name, integers in integers_of.items()}
     return _replaced(module, builder, called)
 
 
@@ -140,8 +140,8 @@ class _MergeCandidate:
         integers: list[int] = []
         zero = tirx.IntImm("int64", 0)
 
-        def take(found: tirx.IntImm) -> tirx.Expr:
-            integers.append(int(found))
+        def take(integer: tirx.IntImm) -> tirx.Expr:
+            integers.append(int(integer))
             return zero
 
         skeleton = _with_integers(function.without_attr("global_symbol"), take)
@@ -151,22 +151,22 @@ class _MergeCandidate:
 def _unscheduled(module: tvm.IRModule) -> dict[tvm.ir.GlobalVar, int]:
     """The kernels that have no schedule, in the order in which ``main`` first calls them, and how many inputs they get.
     None that is called in another way than by call_tir."""
-    found: dict[tvm.ir.GlobalVar, int] = {}
+    positions: dict[tvm.ir.GlobalVar, int] = {}
     for binding in bindings_of(module["main"]):
         value: Any = getattr(binding, "value", None)
         if is_call_of(value, _KERNEL) and not module[value.args[0]].attrs.get("tirx.is_scheduled"):
-            found.setdefault(value.args[0], len(value.args[1].fields))
-    return found
+            positions.setdefault(value.args[0], len(value.args[1].fields))
+    return positions
 
 
 def _with_integers(function: tirx.PrimFunc, of: Callable[[tirx.IntImm], tirx.Expr]) -> tirx.PrimFunc:
     """The function with ``of`` each integer that may become an argument in its place, in a fixed order."""
 
-    def integer(found: tirx.IntImm, _mutator: Any) -> tirx.Expr:
-        return of(found) if str(found.ty) == "int64" else found
+    def integer(literal: tirx.IntImm, _mutator: Any) -> tirx.Expr:
+        return of(literal) if str(literal.ty) == "int64" else literal
 
-    def division(found: Any, mutator: Any) -> tirx.Expr:
-        return type(found)(mutator.mutate(found.a), found.b)
+    def division(quotient: Any, mutator: Any) -> tirx.Expr:
+        return type(quotient)(mutator.mutate(quotient.a), quotient.b)
 
     return tvm_ffi.structural_mutate(function, [(tirx.IntImm, integer), (_DIVISIONS, division)])
 
@@ -182,22 +182,22 @@ def _general(kernels: Sequence[_MergeCandidate]) -> tuple[tirx.PrimFunc, dict[st
         distances = tuple(value - column[0] for value in column)
         if not any(distances):
             return None
-        variable, given = taken.setdefault(distances, (tirx.Var(f"n{len(taken)}", "int64"), column))
-        offset = column[0] - given[0]
+        variable, first = taken.setdefault(distances, (tirx.Var(f"n{len(taken)}", "int64"), column))
+        offset = column[0] - first[0]
         return variable + offset if offset else variable
 
     terms = iter([term(column) for column in zip(*(kernel.integers for kernel in kernels), strict=True)])
 
-    def of(found: tirx.IntImm) -> tirx.Expr:
+    def of(literal: tirx.IntImm) -> tirx.Expr:
         instead = next(terms)
-        return found if instead is None else instead
+        return literal if instead is None else instead
 
     first = kernels[0]
     function = _with_integers(first.function, of)
     before, after = function.params[: first.inputs], function.params[first.inputs :]
     variables = [variable for variable, _given in taken.values()]
     general = tirx.PrimFunc([*before, *variables, *after], function.body, function.ret_type, function.attrs)
-    rows = zip(*(given for _variable, given in taken.values()), strict=True)
+    rows = zip(*(column for _variable, column in taken.values()), strict=True)
     return general, {kernel.symbol.name_hint: list(row) for kernel, row in zip(kernels, rows, strict=True)}
 
 

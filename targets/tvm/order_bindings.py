@@ -53,13 +53,13 @@ def _ordered(block: relax.BindingBlock) -> relax.BindingBlock:
 
 
 def _needed(binding: relax.Binding, definitions: dict[tvm.ir.Var, relax.Binding]) -> list[relax.Binding]:
-    found: dict[tvm.ir.Var, relax.Binding] = {}
+    needed: dict[tvm.ir.Var, relax.Binding] = {}
 
     def visit(variable: tvm.ir.Var) -> None:
         definition = definitions.get(variable)
         if definition is not None and not definition.var.same_as(binding.var):
-            found[definition.var] = definition
+            needed[definition.var] = definition
 
     for part in (binding.value, binding.var.ty):
         tvm_ffi.structural_walk(part, [(tvm.ir.Var, visit)])
-    return list(found.values())
+    return list(needed.values())

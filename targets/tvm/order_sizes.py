@@ -55,6 +55,6 @@ def _place(access: tirx.BufferStore | tvm.ir.TensorLoad) -> tuple[int, ...] | No
 
 
 def _loads(store: tirx.BufferStore) -> list[tvm.ir.TensorLoad]:
-    found: list[tvm.ir.TensorLoad] = []
-    tvm_ffi.structural_walk(store.value, [(tvm.ir.TensorLoad, found.append)])
-    return found
+    loads: list[tvm.ir.TensorLoad] = []
+    tvm_ffi.structural_walk(store.value, [(tvm.ir.TensorLoad, loads.append)])
+    return loads

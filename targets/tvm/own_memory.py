@@ -40,15 +40,15 @@ class OwnMemory:
 
     def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         main, sizes = module["main"], _ByteSizes()
-        found = {binding.var: sizes.of(binding.value) for binding in bindings_of(main) if _allocates(binding)}
-        counted = Counter(size for size in found.values() if size is not None)
+        sizes_of = {binding.var: sizes.of(binding.value) for binding in bindings_of(main) if _allocates(binding)}
+        counted = Counter(size for size in sizes_of.values() if size is not None)
         planned = {size for size, count in counted.most_common(PLANNED_SIZES.limit) if count > 1}
-        own = {variable for variable, size in found.items() if size is not None and size not in planned}
+        own = {variable for variable, size in sizes_of.items() if size is not None and size not in planned}
         self._unplanned += [
             f"{in_c(size.key)} bytes" for size, count in counted.items() if count > 1 and size not in planned
         ]
         blocks = [
-            type(block)([made for binding in block.bindings for made in _with_memory(binding, own)])
+            type(block)([replaced for binding in block.bindings for replaced in _with_memory(binding, own)])
             for block in main.body.blocks
         ]
         body = relax.SeqExpr(blocks, main.body.body)

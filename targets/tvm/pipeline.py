@@ -218,11 +218,11 @@ def build(
     ``others``: further modules by name; their ``main`` becomes a function of this name."""
     unplanned: list[str] = []
     with target:
-        parts = [_executable(one, name, unplanned) for name, one in {"main": module, **others}.items()]
+        parts = [_executable(part, name, unplanned) for name, part in {"main": module, **others}.items()]
     builder = relax.ExecBuilder()
-    whole = tvm.IRModule({symbol: one for part in parts for symbol, one in part.functions.items()})
+    whole = tvm.IRModule({symbol: function for part in parts for symbol, function in part.functions.items()})
     left = tvm.get_global_func("relax.VMCodeGen")(builder, whole)
-    kernels = {symbol: one for symbol, one in left.functions.items() if isinstance(one, tirx.PrimFunc)}
+    kernels = {symbol: function for symbol, function in left.functions.items() if isinstance(function, tirx.PrimFunc)}
     generated = backend.generate(tvm.IRModule(kernels), target)
     # TVM links instructions with a library: one without code, for the kernels' objects are made one by one.
     library = host_code.code_of(tvm.IRModule({}), target.host or target)

@@ -53,7 +53,7 @@ def compile_program(
         modules = {name: part.module for name, part in optimized.items()}
         executable, generated = pipeline.build(modules.pop("main"), target, backend, modules)
     apart = [(name, budget) for part in optimized.values() for name, budget in part.apart.items()]
-    fused = {one: [name for name, budget in apart if budget == one] for one in (FUSED_LOADS, FUSED_REPEATS)}
+    fused = {limit: [name for name, budget in apart if budget == limit] for limit in (FUSED_LOADS, FUSED_REPEATS)}
     beyond = {**lowered.beyond, **fused}
     kernels = [
         record for name, part in parts.items() for record in kernel_records(part.kernels, optimized[name], generated)
@@ -87,11 +87,11 @@ def _integers_in_range() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        found = re.search(r"Literal value (-?\d+) exceeds range of (\w+)", str(error))
-        if found is None:
+        match = re.search(r"Literal value (-?\d+) exceeds range of (\w+)", str(error))
+        if match is None:
             raise
         raise UnsupportedError(
-            f"constants of integer arithmetic combine to {found[1]}, which is no {found[2]}; compute them in the model"
+            f"constants of integer arithmetic combine to {match[1]}, which is no {match[2]}; compute them in the model"
         ) from error
 
 

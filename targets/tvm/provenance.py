@@ -66,9 +66,9 @@ class _Replay:
             if callee is not None:
                 arguments = [_original(argument, values) for argument in binding.value.args]
                 body = self._after[callee]
-                given = dict(zip(body.params, arguments, strict=True))
+                values_of = dict(zip(body.params, arguments, strict=True))
                 self.groups.append([])
-                values[binding.var] = self._replay(body, given, callee.name_hint)
+                values[binding.var] = self._replay(body, values_of, callee.name_hint)
                 continue
             original = self._next_original(_key(binding, values))
             values[binding.var] = original
@@ -81,8 +81,8 @@ class _Replay:
 
     def _next_original(self, key: Key) -> relax.Var | None:
         """Next unused original of a key. Bindings that differ in their results' shapes alone share a key, in order."""
-        found = self._originals.get(key, [None])
-        return found.pop(0) if len(found) > 1 else found[0]
+        originals = self._originals.get(key, [None])
+        return originals.pop(0) if len(originals) > 1 else originals[0]
 
     def _fused_callee(self, value: relax.Expr) -> tvm.ir.GlobalVar | None:
         is_call = isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar)

@@ -31,9 +31,9 @@ def kernel_records(own: Mapping[str, KernelRecord], optimized: Optimized, genera
     functions = {symbol.name_hint: function for symbol, function in optimized.module.functions.items()}
     calls, records = calls_by_kernel(optimized.module), []
     for before, name in optimized.names.items():
-        given = own.get(before)
+        own_record = own.get(before)
         nodes = optimized.nodes[name]
-        record = dataclasses.replace(given, name=name) if given else _generic_record(name, nodes)
+        record = dataclasses.replace(own_record, name=name) if own_record else _generic_record(name, nodes)
         record.parameters = [_parameter(tensor) for tensor in _tensors(functions[name])]
         record.calls = calls[name]
         record.launches = generated.launches.get(name, [])

@@ -48,12 +48,16 @@ def _shortened(name: str) -> str:
 
 
 def _used_kernels(module: tvm.IRModule) -> list[str]:
-    found: list[str] = []
+    used: list[str] = []
 
     def visit(symbol: tvm.ir.GlobalVar) -> None:
-        if isinstance(module[symbol], tirx.PrimFunc) and symbol.name_hint not in found:
-            found.append(symbol.name_hint)
+        if isinstance(module[symbol], tirx.PrimFunc) and symbol.name_hint not in used:
+            used.append(symbol.name_hint)
 
     tvm_ffi.structural_walk(module["main"], [(tvm.ir.GlobalVar, visit)])
-    exported = [symbol.name_hint for symbol, one in module.functions.items() if one.attrs and EXPORTED in one.attrs]
-    return [*found, *sorted(exported)]
+    exported = [
+        symbol.name_hint
+        for symbol, function in module.functions.items()
+        if function.attrs and EXPORTED in function.attrs
+    ]
+    return [*used, *sorted(exported)]

@@ -40,12 +40,12 @@ def with_runtime_axes(convert: Converter) -> Converter:
         value = required_input(node, 0)
         sizes = lowering.dimensions(value)
         rank = len(sizes)
-        one = tirx.IntImm("int64", 1)
+        unit = tirx.IntImm("int64", 1)
         whole = [lowering.sizes.expression(size) for size in sizes]
 
         def halves(chosen: Any) -> list[Any]:
-            kept = [tirx.if_then_else(chosen(axis), one, size) for axis, size in enumerate(whole)]
-            return kept + [tirx.if_then_else(chosen(axis), size, one) for axis, size in enumerate(whole)]
+            kept = [tirx.if_then_else(chosen(axis), unit, size) for axis, size in enumerate(whole)]
+            return kept + [tirx.if_then_else(chosen(axis), size, unit) for axis, size in enumerate(whole)]
 
         split = _sizes_by(lowering, axes, halves, rank, "split")
 
@@ -80,12 +80,12 @@ def _distinct(lowering: Lowering, axes: ir.Value, rank: int) -> list[Requirement
 def _sizes_by(lowering: Lowering, axes: ir.Value, make: Any, rank: int, name: str) -> list[Any]:
     """Sizes that depend on which axes are chosen: ``make(chosen)`` gives them, with ``chosen(axis)`` a condition."""
 
-    def build(given: te.Tensor) -> te.Tensor:
+    def build(axes: te.Tensor) -> te.Tensor:
         flags = te.compute(
             (rank,),
             lambda axis: te.max(
                 tirx.if_then_else(
-                    _is_axis(given(along.var), axis, rank), tirx.IntImm("int64", 1), tirx.IntImm("int64", 0)
+                    _is_axis(axes(along.var), axis, rank), tirx.IntImm("int64", 1), tirx.IntImm("int64", 0)
                 ),
                 axis=[along],
             ),
@@ -106,8 +106,8 @@ def _sizes_by(lowering: Lowering, axes: ir.Value, make: Any, rank: int, name: st
     return lowering.runtime_sizes(lowering.value_of(vector))
 
 
-def _is_axis(given: tirx.Expr, axis: tirx.Expr, rank: int) -> tirx.Expr:
-    wide = given.astype("int64")
+def _is_axis(axis_number: tirx.Expr, axis: tirx.Expr, rank: int) -> tirx.Expr:
+    wide = axis_number.astype("int64")
     return tirx.Or(wide == axis, wide + rank == axis)
 
 
@@ -135,14 +135,14 @@ def _kept_sizes(lowering: Lowering, axes: ir.Value, sizes: list[Any], count: int
 
 def rows_around(lowering: Lowering, axis: ir.Value, sizes: list[Any]) -> list[Any]:
     """``[product before, size, product after]`` of an axis, which may be computed at run time."""
-    known = lowering.numbers(axis, "the axis") if lowering.known(axis) is not None else None
+    numbers = lowering.numbers(axis, "the axis") if lowering.known(axis) is not None else None
     product = lowering.sizes.product
-    if known is not None:
-        place = known[0] % max(len(sizes), 1)
+    if numbers is not None:
+        place = numbers[0] % max(len(sizes), 1)
         return [product(sizes[:place]), sizes[place], product(sizes[place + 1 :])]
 
-    def build(given: te.Tensor) -> te.Tensor:
-        number = given(*([0] * len(given.shape))).astype("int64")
+    def build(axis_tensor: te.Tensor) -> te.Tensor:
+        number = axis_tensor(*([0] * len(axis_tensor.shape))).astype("int64")
         rank = len(sizes)
         place = tirx.max(tirx.min(tirx.if_then_else(number < 0, number + rank, number), rank - 1), 0)
 

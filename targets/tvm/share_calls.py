@@ -56,7 +56,7 @@ class _Sharing:
         return [self._shared(block) for block in self._blocks]
 
     def _shared(self, block: relax.BindingBlock) -> relax.BindingBlock:
-        made: dict[tvm_ffi.StructuralKey, tvm.ir.Var] = {}
+        first_of: dict[tvm_ffi.StructuralKey, tvm.ir.Var] = {}
         kept: list[relax.Binding] = []
         for binding in block.bindings:
             if not isinstance(binding, relax.VarBinding):
@@ -64,7 +64,7 @@ class _Sharing:
                 continue
             value = renamed(binding.value, self._instead)
             if self._may_be_shared(binding.var, value):
-                first = made.setdefault(tvm_ffi.StructuralKey(value), binding.var)
+                first = first_of.setdefault(tvm_ffi.StructuralKey(value), binding.var)
                 if not first.same_as(binding.var):
                     self._instead[binding.var] = first
                     continue

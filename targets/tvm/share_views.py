@@ -54,24 +54,24 @@ def _made_once(
     bindings: Sequence[relax.VarBinding], result: relax.Expr
 ) -> tuple[list[relax.VarBinding], set[tvm.ir.Var]]:
     """The bindings without those that make something again, and without kills; and the variables that were killed."""
-    made: dict[tvm_ffi.StructuralKey, tvm.ir.Var] = {}
+    first_of: dict[tvm_ffi.StructuralKey, tvm.ir.Var] = {}
     instead: dict[tvm.ir.Var, tvm.ir.Var] = {}
     killed: set[tvm.ir.Var] = set()
     kept: list[relax.VarBinding] = []
     inside = [variables(binding.value) for binding in bindings]
     read = {result}
-    for binding, found in zip(bindings, inside, strict=True):
+    for binding, variables_of in zip(bindings, inside, strict=True):
         if not isinstance(binding.value, relax.Tuple):
-            read.update(found)
-    for binding, found in zip(bindings, inside, strict=True):
+            read.update(variables_of)
+    for binding, variables_of in zip(bindings, inside, strict=True):
         if isinstance(binding.value, relax.Tuple) and binding.var not in read:
             continue
-        value = renamed(binding.value, instead) if not instead.keys().isdisjoint(found) else binding.value
+        value = renamed(binding.value, instead) if not instead.keys().isdisjoint(variables_of) else binding.value
         if is_call_of(value, _KILL):
             killed.add(value.args[0])
             continue
         if is_call_of(value, _TENSOR, *_VIEWS):
-            first = made.setdefault(tvm_ffi.StructuralKey(value), binding.var)
+            first = first_of.setdefault(tvm_ffi.StructuralKey(value), binding.var)
             if not first.same_as(binding.var):
                 instead[binding.var] = first
                 continue
@@ -108,9 +108,9 @@ def is_call_of(value: Any, *names: str) -> bool:
 
 def variables(value: relax.Expr) -> Collection[tvm.ir.Var]:
     """All that are in an expression, each once, those of sizes included."""
-    found: list[tvm.ir.Var] = []
-    tvm_ffi.structural_walk(value, [(tvm.ir.Var, found.append)])
-    return dict.fromkeys(found).keys()
+    variables: list[tvm.ir.Var] = []
+    tvm_ffi.structural_walk(value, [(tvm.ir.Var, variables.append)])
+    return dict.fromkeys(variables).keys()
 
 
 def renamed(value: relax.Expr, instead: dict[tvm.ir.Var, tvm.ir.Var]) -> relax.Expr:

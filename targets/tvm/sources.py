@@ -40,10 +40,10 @@ def _cut(pattern: re.Pattern[str], module: str, kernel: str) -> str:
 
 def _reachable(functions: dict[str, str], entry: str) -> list[str]:
     """The entry and the private functions it calls; not other kernels."""
-    found, pending = [entry], [entry]
+    reachable, pending = [entry], [entry]
     while pending:
         for name in dict.fromkeys(_SYMBOL.findall(functions[pending.pop()])):
-            if name in functions and name not in found and not name.startswith(SYMBOL_PREFIX):
-                found.append(name)
+            if name in functions and name not in reachable and not name.startswith(SYMBOL_PREFIX):
+                reachable.append(name)
                 pending.append(name)
-    return found
+    return reachable

@@ -74,13 +74,13 @@ def without_checks(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, list[tirx.St
 
 
 def _loop_variables(body: tirx.Stmt) -> set[tirx.Var]:
-    found: set[tirx.Var] = set()
+    variables: set[tirx.Var] = set()
 
     tvm_ffi.structural_walk(
         body,
         [
-            (tirx.For, lambda loop: found.add(loop.loop_var)),
-            (s_tir.SBlock, lambda block: found.update(variable.var for variable in block.iter_vars)),
+            (tirx.For, lambda loop: variables.add(loop.loop_var)),
+            (s_tir.SBlock, lambda block: variables.update(variable.var for variable in block.iter_vars)),
         ],
     )
-    return found
+    return variables

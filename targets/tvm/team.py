@@ -24,8 +24,8 @@ def team_object(target: tvm.target.Target) -> bytes | None:
     if words is None or sys.platform != "linux":
         return None
     text = string.Template(pathlib.Path(__file__).with_name("team.ll").read_text("utf-8"))
-    made = text.substitute(words)
-    files = through_cache({"team": f"{target}\0{made}"}, lambda _name: {OBJECT: compiled_text(made, empty)})
+    source = text.substitute(words)
+    files = through_cache({"team": f"{target}\0{source}"}, lambda _name: {OBJECT: compiled_text(source, empty)})
     return files["team"][OBJECT]
 
 

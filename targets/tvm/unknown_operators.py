@@ -13,13 +13,13 @@ from moec.ir.opsets import later_attributes
 from moec.ir.weights.stored import decoding_nodes
 
 
-def refuse_unknown_operators(model: ir.Model, known: Collection[str]) -> None:
-    """Raises UnsupportedError that lists them, where the graph has nodes of other operators than ``known``."""
+def refuse_unknown_operators(model: ir.Model, operators: Collection[str]) -> None:
+    """Raises UnsupportedError that lists them, where the graph has nodes of other operators than ``operators``."""
     decoding = decoding_nodes(model.graph)
     unknown = [
         node
         for node in model.graph
-        if (operator_name(node) not in known or later_attributes(node)) and node not in decoding
+        if (operator_name(node) not in operators or later_attributes(node)) and node not in decoding
     ]
     if not unknown:
         return

@@ -48,7 +48,7 @@ class Windows:
                 for count, stride, span, size in zip(counts, strides, spans, spatial, strict=True)
             ]
             smaller = [_quotient(sizes, needed, 2) for needed in missing]
-            larger = [sizes.simplify(one - half) for one, half in zip(missing, smaller, strict=True)]
+            larger = [sizes.simplify(whole - half) for whole, half in zip(missing, smaller, strict=True)]
             before, after = (smaller, larger) if automatic == "SAME_UPPER" else (larger, smaller)
             return Windows(list(kernel), strides, dilations, before, after, counts)
         before, after = (pads[:rank], pads[rank:]) if automatic == "NOTSET" else ([0] * rank, [0] * rank)

@@ -97,8 +97,8 @@ def unpage(problem: AppendProblem) -> tirx.PrimFunc:
     pages, state = function.params
     rank = len(before)
     there = pages.ty.shape[0] * _numbers(problem, pages.ty.shape)
-    wanted = state.ty.shape[rank]
-    return checked(function, [Requirement(wanted <= there, "a state has more than its pages; expected no more")])
+    length = state.ty.shape[rank]
+    return checked(function, [Requirement(length <= there, "a state has more than its pages; expected no more")])
 
 
 def _pages(problem: AppendProblem, before: Sequence[int | str], after: Sequence[int | str]) -> Parameter:
@@ -150,11 +150,11 @@ def _size(size: int | None, name: str) -> int | str:
 
 def _indices(flat: Any, sizes: Sequence[Any]) -> list[Any]:
     """Emit the index on each axis of an array of these sizes for a flat index."""
-    found: list[Any] = []
+    digits: list[Any] = []
     for axis, size in reversed(list(enumerate(sizes))):
-        found.append(named(f"i{axis}", T.bind(flat % size if axis else flat)))
+        digits.append(named(f"i{axis}", T.bind(flat % size if axis else flat)))
         flat = named(f"rest{axis}", T.bind(flat // size)) if axis else flat
-    return found[::-1]
+    return digits[::-1]
 
 
 def _write_part(state: Any, at: list[Any], pages: Any, place: list[Any]) -> None:

@@ -49,7 +49,7 @@ def attention(problem: AttentionProblem, machine: Machine, dtype: str = "float32
         Parameter("value", (*before, *inner[1]), stored),
     ]
     if problem.mask:
-        sizes = [1 if one else size for one, size in zip(problem.mask_broadcast, "BHS", strict=True)]
+        sizes = [1 if is_broadcast else size for is_broadcast, size in zip(problem.mask_broadcast, "BHS", strict=True)]
         parameters.append(Parameter("mask", (*sizes, "L"), problem.mask))
     if problem.has_lengths:
         parameters.append(Parameter("lengths", ("B",), "int64"))

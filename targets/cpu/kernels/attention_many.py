@@ -178,8 +178,8 @@ class _RowBlock:
             self._measure_energy(self._keys, _KEY_ENERGY)
             self._measure_energy(self._values, _VALUE_ENERGY)
         bound = T.sqrt(numbers[_QUERY_ENERGY] * numbers[_KEY_ENERGY]) * T.float32(1.01)
-        known = T.And(numbers[_MASK_SIZE] >= T.float32(0), numbers[_VALUE_ENERGY] < T.float32(float("inf")))
-        vanish = T.And(below < T.float32(VANISHING), T.And(known, below + bound < T.float32(VANISHING)))
+        is_number = T.And(numbers[_MASK_SIZE] >= T.float32(0), numbers[_VALUE_ENERGY] < T.float32(float("inf")))
+        vanish = T.And(below < T.float32(VANISHING), T.And(is_number, below + bound < T.float32(VANISHING)))
         self._note(_WEIGHTS_VANISH, vanish)
 
     def _note(self, flag: int, condition: Any) -> None:

@@ -54,7 +54,7 @@ def quads(
         if upper is not None:
             first = position * 2 * high_bits
             rest = [_bits(upper, first + v * high_bits, high_bits, lanes) for v in range(product.vectors)]
-            numbers = [one | (more << _all_lanes(low_bits, lanes)) for one, more in zip(numbers, rest, strict=True)]
+            numbers = [low | (more << _all_lanes(low_bits, lanes)) for low, more in zip(numbers, rest, strict=True)]
         if stored.is_e2m1:
             numbers = [_e2m1(product, number) for number in numbers]
         yield [T.bind(number) for number in numbers]
@@ -74,8 +74,8 @@ def _e2m1(product: Multiplication, codes: Any) -> Any:
     bytes_type = f"int8x{4 * lanes}"
     repeated = T.Shuffle([T.int32(entry) for entry in entries * (lanes // 4)], list(range(lanes)))
     operands = T.reinterpret(bytes_type, repeated), T.reinterpret(bytes_type, codes)
-    found = T.call_llvm_pure_intrin(bytes_type, product.machine.byte_shuffle, *operands)
-    return T.reinterpret(f"int32x{lanes}", found)
+    looked_up = T.call_llvm_pure_intrin(bytes_type, product.machine.byte_shuffle, *operands)
+    return T.reinterpret(f"int32x{lanes}", looked_up)
 
 
 def _e4m3(codes: Any, lanes: int) -> Any:

@@ -104,8 +104,8 @@ def dispatch_rows(experts: int) -> tirx.PrimFunc:
             """Emit ``what(token, slot, expert)`` per pair, in order; ``experts`` for a pair that is not dispatched."""
             with loop("token", T.serial(chosen.shape[0])) as token, loop("slot", T.serial(chosen.shape[1])) as slot:
                 id_ = chosen[token, slot]
-                known = T.And(id_ >= 0, id_ < experts)
-                what(token, slot, named("expert", T.bind(T.Select(known, id_, T.int32(experts)))))
+                is_stored = T.And(id_ >= 0, id_ < experts)
+                what(token, slot, named("expert", T.bind(T.Select(is_stored, id_, T.int32(experts)))))
 
         def sort(token: Any, slot: Any, expert: Any) -> None:
             row = named("row", T.bind(place[expert]))

@@ -69,8 +69,8 @@ class _StateColumns:
     def step(self, token: Any) -> None:
         problem = self.problem
         keep, rate = self._gates(token)
-        given, result = (named(name, self._vector()) for name in ("given", "result"))
-        self._each(lambda j: T.buffer_store(given, T.float32(0), [j]))
+        update, result = (named(name, self._vector()) for name in ("given", "result"))
+        self._each(lambda j: T.buffer_store(update, T.float32(0), [j]))
         if problem.decay or problem.delta:
             with loop("k", T.serial(problem.key_size)) as k:
                 if problem.decay:
@@ -78,15 +78,15 @@ class _StateColumns:
                     self._each(lambda j: self._store(k, j, self._state(k, j) * kept))
                 if problem.delta:
                     key = named("key_k", T.bind(self._key(token, k)))
-                    self._each(lambda j: T.buffer_store(given, given[j] + key * self._state(k, j), [j]))
+                    self._each(lambda j: T.buffer_store(update, update[j] + key * self._state(k, j), [j]))
         value = self.tensors["value"]
         at = self.head * problem.value_size + self.first
         self._each(
-            lambda j: T.buffer_store(given, rate * (value[self.place, token, at + j] - given[j]), [j])
+            lambda j: T.buffer_store(update, rate * (value[self.place, token, at + j] - update[j]), [j])
         )  # from here on, the update of the state
         for member in range(problem.group):
             self._each(lambda j: T.buffer_store(result, T.float32(0), [j]))
-            self._read(token, member, given, result)
+            self._read(token, member, update, result)
 
     def _read(self, token: Any, member: int, added: Any, result: Any) -> None:
         """Emit the result of the ``member``-th query of the head; for the first one, update the state on the way."""

@@ -113,8 +113,8 @@ def _append(places: Any, listed: Any, word: Any, nonzero: Any, lanes: int) -> No
     zeros, ones = (T.broadcast(T.int32(value), lanes) for value in (0, 1))
     kept = T.call_llvm_pure_intrin(vector, "llvm.x86.avx512.mask.compress", numbers, zeros, nonzero)
     T.buffer_store(places, kept, [T.ramp(listed[0], 1, lanes)])
-    found = T.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", T.Select(nonzero, ones, zeros))
-    T.buffer_store(listed, listed[0] + found, [0])
+    count = T.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", T.Select(nonzero, ones, zeros))
+    T.buffer_store(listed, listed[0] + count, [0])
 
 
 def _multiply_listed(

@@ -60,18 +60,18 @@ class TiledFormat(StoredFormat):
     @classmethod
     def of(cls, run: WeightRun) -> TiledFormat:
         """The format of a run of weights. Raises UnsupportedError also for groups that split the inputs of a step."""
-        found, levels = super().of(run), run.levels("scale")
-        if found.group % found.step:
+        tiled, levels = super().of(run), run.levels("scale")
+        if tiled.group % tiled.step:
             raise UnsupportedError(
-                f"weights are {found.name}; kernels for CPUs read {found.step} inputs with one scale: expected groups "
-                f"of a multiple of {found.step}"
+                f"weights are {tiled.name}; kernels for CPUs read {tiled.step} inputs with one scale: expected groups "
+                f"of a multiple of {tiled.step}"
             )
         if levels is None:
-            return found
+            return tiled
         assert levels.factors.dtype is not None
         codes = "int8" if levels.codes.dtype == ir.DataType.INT8 else "uint8"
         scale = SCALE_TYPES[levels.factors.dtype]
-        return dataclasses.replace(found, scale=scale, super_group=run.format.super_group, codes=codes)
+        return dataclasses.replace(tiled, scale=scale, super_group=run.format.super_group, codes=codes)
 
     @property
     def step(self) -> int:

@@ -37,11 +37,11 @@ def holding(
         new: relax.Expr,
         places: Places | None,
     ) -> relax.Var:
-        chosen, given = select((kernel,), problem, machine), [new] if places is None else [places.starts, new]
-        called = KernelCall(chosen, kernel.build(problem), [*given, past.pages], dataclasses.asdict(problem))
+        chosen, operands = select((kernel,), problem, machine), [new] if places is None else [places.starts, new]
+        called = KernelCall(chosen, kernel.build(problem), [*operands, past.pages], dataclasses.asdict(problem))
         pages = lowering.emit(past.pages)
         length = lowering.sizes.expression(past.length if places is None else places.length)
-        return lowering.call_kernel_on(called.function, given, [pages], record_of(node, called), [length])[0]
+        return lowering.call_kernel_on(called.function, operands, [pages], record_of(node, called), [length])[0]
 
     def export(lowering: LoweringContext, node: ir.Node, problem: AppendProblem, converts: Kernel) -> str:
         chosen = select((converts,), problem, machine)

@@ -98,7 +98,7 @@ def _attention_inputs(lowering: LoweringContext, node: ir.Node) -> tuple[Attenti
     past_key, past_value, used = (optional_input(node, position) for position in (4, 5, 6))
     if past_key is not None and used is not None:
         raise UnsupportedError("it has both past_key and nonpad_kv_seqlen; the operator allows one of them")
-    present = [_with_past(lowering, node, *given) for given in ((1, past_key), (2, past_value))]
+    present = [_with_past(lowering, node, *source) for source in ((1, past_key), (2, past_value))]
     key, value = present
     if isinstance(key, HeldTensor) and isinstance(value, HeldTensor) and key.lies_as(value):
         lengths = lowering.filled(key, used)
@@ -135,9 +135,9 @@ def _heads(lowering: LoweringContext, node: ir.Node, position: int, count: str) 
 
 def _with_past(lowering: LoweringContext, node: ir.Node, position: int, past: ir.Value | None) -> Keys:
     """Keys or values [B, G, P, D]: those of an input, appended to the past ones if there are any."""
-    held = lowering.held(required_input(node, position))
-    if past is None and held is not None and len(held.ty.shape) == 4:
-        return held
+    cached = lowering.held(required_input(node, position))
+    if past is None and cached is not None and len(cached.ty.shape) == 4:
+        return cached
     new, before = _heads(lowering, node, position, "kv_num_heads"), lowering.held(past)
     if past is None:
         return new
@@ -155,10 +155,10 @@ def _gathered(lowering: LoweringContext, tensor: Keys) -> relax.Expr:
 
 def _mask(lowering: LoweringContext, node: ir.Node, key: Keys) -> relax.Expr | None:
     """The mask as [B|1, H|1, S|1, L]."""
-    given = optional_input(node, 3)
-    if given is None:
+    operand = optional_input(node, 3)
+    if operand is None:
         return None
-    mask = lowering.tensor(given)
+    mask = lowering.tensor(operand)
     shape = list(mask.ty.shape)
     shape = [1] * (4 - len(shape)) + shape
     mask = reshape(lowering, mask, shape)
@@ -212,10 +212,10 @@ def _heads_per_group(heads: Any, groups: Any) -> int:
         return 1
     sizes = static_size(heads), static_size(groups)
     if sizes[0] is None or not sizes[1] or sizes[0] % sizes[1]:
-        found = " query heads cannot share ".join(
+        actual = " query heads cannot share ".join(
             "a dynamic number of" if size is None else str(size) for size in sizes
         )
-        raise UnsupportedError(f"{found} heads of keys; expected static numbers, the first a multiple of the second")
+        raise UnsupportedError(f"{actual} heads of keys; expected static numbers, the first a multiple of the second")
     return sizes[0] // sizes[1]
 
 

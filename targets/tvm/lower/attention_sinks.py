@@ -89,8 +89,8 @@ def _padded(lowering: LoweringContext, value: ir.Value, axis: int, *, front: boo
         return None
     if fill is not None and lowering.constant(fill) != 0:
         return None
-    given = [static_size(size) for size in pads.elements.flat]
-    return required_input(node, 0) if (given == [1, 0] if front else given[0] == 0) else None
+    listed = [static_size(size) for size in pads.elements.flat]
+    return required_input(node, 0) if (listed == [1, 0] if front else listed[0] == 0) else None
 
 
 def _is_by_head(lowering: LoweringContext, value: ir.Value) -> bool:

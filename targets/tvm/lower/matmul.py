@@ -99,11 +99,11 @@ def _lower_gemm(products: MatrixProducts, lowering: LoweringContext, node: ir.No
     order = [1, 0] if attribute(node, "transA", 0) else [0, 1]
     left = transpose(lowering, lowering.tensor(required_input(node, 0)), order)
     right, transposed = required_input(node, 1), bool(attribute(node, "transB", 0))
-    given = optional_input(node, 2)
+    bias = optional_input(node, 2)
     if _is_matrix(lowering, right):
         matrix = ConstantMatrix.of(lowering, right, transposed)
-        if alpha == 1.0 and given is not None and _is_vector(lowering, given, matrix.columns):
-            return products.with_constant(lowering, node, left, matrix, Bias(given, beta))
+        if alpha == 1.0 and bias is not None and _is_vector(lowering, bias, matrix.columns):
+            return products.with_constant(lowering, node, left, matrix, Bias(bias, beta))
         result = products.with_constant(lowering, node, left, matrix, None)
     else:
         factor = transpose(lowering, lowering.tensor(right), [1, 0] if transposed else [0, 1])
@@ -111,9 +111,9 @@ def _lower_gemm(products: MatrixProducts, lowering: LoweringContext, node: ir.No
         batch = products.of_batches(lowering, node, *batches)
         result = reshape(lowering, batch, list(batch.ty.shape)[1:])
     result = lowering.emit(_scaled(result, alpha))
-    if given is None:
+    if bias is None:
         return result
-    addend = lowering.emit(_scaled(lowering.tensor(given), beta))
+    addend = lowering.emit(_scaled(lowering.tensor(bias), beta))
     return relax.op.add(result, lowering.broadcast_to(addend, result.ty.shape))
 
 

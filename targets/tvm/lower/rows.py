@@ -128,7 +128,8 @@ def _differs_by_row(lowering: LoweringContext, tensor: relax.Expr, shape: Sequen
     sizes = list(tensor.ty.shape)
     own = list(shape)[len(shape) - len(sizes) :]
     fits = (
-        lowering.sizes.equal(size, 1) or lowering.sizes.equal(size, one) for size, one in zip(sizes, own, strict=False)
+        lowering.sizes.equal(size, 1) or lowering.sizes.equal(size, own_size)
+        for size, own_size in zip(sizes, own, strict=False)
     )
     return len(shape) - axis < len(sizes) <= len(shape) and all(fits)
 

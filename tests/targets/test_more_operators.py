@@ -12,7 +12,8 @@ import moec
 from moec.frontend.onnx import import_model
 from moec.ir import interpreter
 
-HEADER = '<ir_version: 10, opset_import: ["" : 24]>\n'
+from .side_by_side import HEADER, parse_graph, results_side_by_side
+
 SIZES = (0, 1, 2, 5)
 IMAGE = "float[T,3,6,7] x"
 ANGLES = ("Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Atanh")
@@ -135,18 +136,25 @@ def _random(declaration: str, tokens: int, generator: np.random.Generator) -> tu
     return name, generator.standard_normal(shape).astype({"float": "float32"}.get(dtype, dtype))
 
 
+def _feeds(inputs: str, tokens: int) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(tokens)
+    return dict(_random(one, tokens, generator) for one in re.split(r", (?=[a-z])", inputs))
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[int, dict[str, np.ndarray]]:
+    """The output ``y`` of every case for each of SIZES, from one program of all cases."""
+    return results_side_by_side(CASES, SIZES, _feeds)
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("case", CASES)
-def test_equals_the_reference(case):
-    inputs, outputs, body = CASES[case]
-    proto = onnx.parser.parse_model(f"{HEADER}agraph ({inputs}) => ({outputs}) {{\n {body}\n}}")
-    reference, model = import_model(proto), moec.compile(proto, threads=1)
+def test_equals_the_reference(case, results):
+    reference = import_model(parse_graph(*CASES[case]))
     for tokens in SIZES:
-        generator = np.random.default_rng(tokens)
-        values = dict(_random(one, tokens, generator) for one in re.split(r", (?=[a-z])", inputs))
-        result = model.run(values)["y"]
+        result = results[tokens][case]
         try:
-            expected = interpreter.run(reference, values)["y"]
+            expected = interpreter.run(reference, _feeds(CASES[case][0], tokens))["y"]
         except interpreter.EvaluationError:
             assert tokens == 0, f"{case}: the reference fails for {tokens}"
             continue

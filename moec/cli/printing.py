@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ def report_compilation(path: Path, verbose: bool) -> None:
     print(tables.summary(manifest, str(path)))
 
 
-def print_remarks(remarks: Iterable[dict[str, Any]]) -> None:
+def print_remarks(remarks: Iterable[Mapping[str, Any]]) -> None:
     """Print one line on stderr for each remark."""
     for remark in remarks:
         print("{severity}: {pass_name}: {subject}: {message}".format_map(remark), file=sys.stderr)

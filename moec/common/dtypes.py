@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import ml_dtypes
 import numpy as np
 
 from moec.common.errors import ArtifactError
+from moec.common.records import FieldRule
 
 _NUMPY = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 _NUMPY_FLOATS = ("float16", "float32", "float64")
@@ -16,7 +19,8 @@ DTYPES: dict[str, np.dtype] = {
     **{name: np.dtype(getattr(ml_dtypes, name)) for name in _EXTENSIONS},
 }
 
-
+ElementType = Annotated[str, FieldRule(lambda name: name in DTYPES, f"an element type: one of {', '.join(DTYPES)}")]
+"""Name of an element type in a record."""
 _EXTENSION_DTYPES = frozenset(DTYPES[name] for name in _EXTENSIONS)
 
 

@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from moec.common.dtypes import ElementType
+from moec.common.records import Size
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -16,8 +19,8 @@ class TensorSpec:
     and up)."""
 
     name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+    dtype: ElementType
+    shape: tuple[Size | str, ...]
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype}[{','.join(map(str, self.shape))}]"
@@ -58,7 +61,7 @@ class HeldState:
     input: str
     output: str
     axis: int
-    dtype: str
+    dtype: ElementType
     growth: str
     store: str = ""
     restore: str = ""
@@ -99,8 +102,8 @@ class StreamedWeight:
     """A weight that is read by expert. ``weight``: its position among the program's weights; expert e has the bytes
     from ``starts[e]`` to ``starts[e + 1]``."""
 
-    weight: int
-    starts: tuple[int, ...]
+    weight: Size
+    starts: tuple[Size, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +115,8 @@ class StreamedExpertsSpec:
     """
 
     name: str
-    chosen: int
-    experts: int
+    chosen: Size
+    experts: Size
     weights: tuple[StreamedWeight, ...]
     shares: tuple[float, ...] = ()
     replaceable: bool = False

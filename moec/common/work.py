@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from moec.common.errors import ArtifactError
+from moec.common.records import read_variant
 from moec.common.roofline import FLOAT32
 from moec.common.specs import ROW_SCALE_BYTES
 
@@ -174,11 +175,7 @@ def parse_work(data: Mapping[str, Any] | None, where: str) -> WorkModel | None:
     write."""
     if data is None:
         return None
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    try:
-        return _MODELS[fields.pop("counts")](**fields)
-    except (KeyError, TypeError):
-        raise ArtifactError(f"{where}: its work is none that moec counts; compile the model again") from None
+    return read_variant(_MODELS, "counts", data, f"{where}: work", "compile the model again", ArtifactError)
 
 
 def _bytes(arguments: Sequence[Argument]) -> int:

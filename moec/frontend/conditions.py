@@ -6,10 +6,11 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
 from moec.common.errors import MoecError
 from moec.common.guards import bound_names, parse_guard, size_names
+from moec.common.records import FieldRule, read_json
 from moec.common.specs import tensor_specs
 from moec.frontend.size_names import renamed
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 KEY = "moec.conditions"
 _PASS = "import"
 _SHOWN = 4
+_Texts = tuple[Annotated[str, FieldRule(str.isprintable, "a printable text")], ...]
 _NOT_EMPTY = re.compile(r"1 <= \w+")
 
 
@@ -36,13 +38,13 @@ class Conditions:
     no part of the model. ``notes``: further remarks.
     """
 
-    guards: tuple[str, ...] = ()
-    fixed: tuple[str, ...] = ()
-    unchecked: tuple[str, ...] = ()
-    tried: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    wide: tuple[str, ...] = ()
+    guards: _Texts = ()
+    fixed: _Texts = ()
+    unchecked: _Texts = ()
+    tried: _Texts = ()
+    unused: _Texts = ()
+    notes: _Texts = ()
+    wide: _Texts = ()
 
     @property
     def names(self) -> set[str]:
@@ -108,14 +110,12 @@ def read(model: ir.Model, where: str) -> Conditions:
     not write."""
     if KEY not in model.metadata_props:
         return Conditions()
+    where = f"{where}: metadata {KEY!r}"
+    conditions = read_json(Conditions, model.metadata_props[KEY], where, "export the model again")
     try:
-        older = {"unused": [], "notes": [], "wide": []}  # files of earlier versions lack these keys
-        content = {**older, **json.loads(model.metadata_props[KEY])}
-        kinds = [field.name for field in dataclasses.fields(Conditions)]
-        conditions = Conditions(**{kind: tuple(map(_printable, content[kind])) for kind in kinds})
         _ = conditions.names
-    except (ValueError, RecursionError, TypeError, KeyError) as error:
-        raise MoecError(f"{where}: its metadata {KEY!r} cannot be read ({error}); export the model again") from error
+    except ValueError as error:
+        raise MoecError(f"{where}: cannot be read ({error}); export the model again") from error
     return conditions
 
 
@@ -150,9 +150,3 @@ def _where(names: Sequence[str], specs: Sequence[TensorSpec]) -> str:
         for name in size_names(size)
     }
     return ", ".join(axes[name] for name in names)
-
-
-def _printable(text: Any) -> str:
-    if not isinstance(text, str) or not text.isprintable():
-        raise ValueError(f"{text!r} is no text")
-    return text

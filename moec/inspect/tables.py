@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import RenderableType
@@ -41,7 +41,7 @@ def found_blocks_table(raised: Sequence[dict[str, Any]], unraised: Sequence[dict
     return table("What looks like an MoE block", headings, cells)
 
 
-def remarks_table(remarks: Sequence[dict[str, Any]]) -> Table:
+def remarks_table(remarks: Sequence[Mapping[str, Any]]) -> Table:
     """Show remarks; those with the same text share a row."""
     alike = merged([(remark["severity"], remark["pass_name"], remark["message"]) for remark in remarks])
     rows = [
@@ -51,7 +51,7 @@ def remarks_table(remarks: Sequence[dict[str, Any]]) -> Table:
     return table("Remarks", ("", "pass", "about", "remark"), rows)
 
 
-def losses_table(losses: Sequence[dict[str, Any]]) -> Table:
+def losses_table(losses: Sequence[Mapping[str, Any]]) -> Table:
     """Show the losses of rounding: relative errors of each layer's weights and output. Layers of the same formats whose
     names differ only by numbers share a row, with the least and the largest error."""
     alike = merged(

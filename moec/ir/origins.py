@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Annotated, Any
 
 import onnx_ir as ir
 
 from moec.common.errors import MoecError
 from moec.common.names import node_name
+from moec.common.records import FieldRule, Size, read_json
 from moec.ir.dialect import ORIGIN_KEY
 
 
@@ -41,6 +42,26 @@ class Origins:
         return Origins(tuple(map(tuple, made_of)), {**self.removed, **gone}, {**self.joined, **joined})
 
 
+_MOST_DIGITS = 10
+"""Digits of an expert's id, at most one less."""
+
+
+def _are_ids(texts: Iterable[str]) -> bool:
+    return all(text.isdecimal() and text.isascii() and len(text) < _MOST_DIGITS for text in texts)
+
+
+_Reasons = Annotated[dict[str, str], FieldRule(_are_ids, "reasons by experts' ids")]
+
+
+@dataclasses.dataclass(frozen=True)
+class _OriginsText:
+    """Origins as JSON has them."""
+
+    experts: tuple[tuple[Size, ...], ...]
+    removed: _Reasons
+    joined: _Reasons = dataclasses.field(default_factory=dict)
+
+
 def origins_of(node: ir.Node, count: int) -> Origins:
     """Read the origins of ``count`` experts, identity experts included, from a node's metadata.
 
@@ -49,19 +70,14 @@ def origins_of(node: ir.Node, count: int) -> Origins:
     text = node.metadata_props.get(ORIGIN_KEY)
     if text is None:
         return Origins(tuple((expert,) for expert in range(count)))
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        content = None
-    if not _is_well_formed(content) or len(content["experts"]) != count:
-        raise MoecError(
-            f"node {node_name(node)}: metadata {ORIGIN_KEY} is {text[:80]!r}; expected the origins of {count} experts "
-            'as {"experts": [[0], ...], "removed": {"7": "why", ...}}; remove it from the model'
-        )
+    where = f"node {node_name(node)}: metadata {ORIGIN_KEY}"
+    content = read_json(_OriginsText, text, where, "remove it from the model")
+    if len(content.experts) != count:
+        raise MoecError(f"{where}: is of {len(content.experts)} experts, expected {count}; remove it from the model")
     removed, joined = (
-        {int(first): reason for first, reason in content.get(name, {}).items()} for name in ("removed", "joined")
+        {int(first): reason for first, reason in reasons.items()} for reasons in (content.removed, content.joined)
     )
-    return Origins(tuple(map(tuple, content["experts"])), removed, joined)
+    return Origins(content.experts, removed, joined)
 
 
 def set_origins(node: ir.Node, origins: Origins) -> None:
@@ -76,30 +92,3 @@ def origins_data(origins: Origins) -> dict[str, Any]:
     )
     experts = [list(group) for group in origins.experts]
     return {"experts": experts, "removed": removed, **({"joined": joined} if joined else {})}
-
-
-def _is_well_formed(content: Any) -> TypeGuard[dict[str, Any]]:
-    if not isinstance(content, dict) or set(content) - {"joined"} != {"experts", "removed"}:
-        return False
-    experts = content["experts"]
-    return (
-        isinstance(experts, list)
-        and all(isinstance(group, list) and all(map(_is_id, group)) for group in experts)
-        and _are_reasons(content["removed"])
-        and _are_reasons(content.get("joined", {}))
-    )
-
-
-_MOST_DIGITS = 10
-"""Digits of an expert's id, at most one less."""
-
-
-def _are_reasons(reasons: Any) -> bool:
-    return isinstance(reasons, dict) and all(
-        first.isdecimal() and first.isascii() and len(first) < _MOST_DIGITS and isinstance(why, str)
-        for first, why in reasons.items()
-    )
-
-
-def _is_id(number: Any) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= 0

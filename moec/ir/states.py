@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from moec.common.errors import MoecError
+from moec.common.records import read_json
 from moec.common.specs import State
 
 STATES_KEY = "moec.states"
@@ -32,18 +32,5 @@ def set_states(model: ir.Model, states: Sequence[State]) -> bool:
 def states_of(model: ir.Model) -> list[State]:
     """The states in a model's metadata; empty without such metadata. Raises MoecError if it has another form."""
     text = model.metadata_props.get(STATES_KEY, "[]")
-    try:
-        states = [State(**entry) for entry in json.loads(text)]
-    except (ValueError, RecursionError, TypeError):
-        states = None
-    if states is None or not all(map(_is_state, states)):
-        raise MoecError(
-            f"metadata {STATES_KEY!r} is {text[:80]!r}; expected what the pass hold-cache writes: run it, or remove it "
-            "from the model"
-        )
-    return states
-
-
-def _is_state(state: State) -> bool:
-    is_named = isinstance(state.input, str) and isinstance(state.output, str)
-    return is_named and (state.axis is None or type(state.axis) is int)
+    advice = "run the pass hold-cache, which writes it, or remove it from the model"
+    return read_json(list[State], text, f"metadata {STATES_KEY!r}", advice)

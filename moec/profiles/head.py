@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from moec.common.errors import MoecError
-from moec.common.fields import Fields
+from moec.common.records import FieldRule, Size, read_record
 
 VERSION = 3
 _READ = (1, 2, VERSION)
-_HOLDS_BACK = 3
-"""First version with names of inputs and an output."""
-_KINDS = ("experts", "linear")
+_Kind = Annotated[str, FieldRule(lambda kind: kind in ("experts", "linear"), "experts or linear")]
 _ADVICE = "the profile is damaged: make it anew"
 
 
@@ -21,30 +19,41 @@ class LayerEntry:
     """Entry of one layer in the head. ``input``: for a linear, the number of the value it reads."""
 
     key: str
-    kind: str
+    kind: _Kind
     name: str
-    inner: int
-    tokens: int
-    experts: int = 0
-    k: int = 0
-    hidden: int = 0
+    inner: Size
+    tokens: Size
+    experts: Size = 0
+    k: Size = 0
+    hidden: Size = 0
     parts: tuple[str, ...] = ()
     next_key: str | None = None
-    input: int | None = None
+    input: Size | None = None
+
+
+class _Hashed(TypedDict, total=False):
+    sha256: str | None
+
+
+class DataPiece(_Hashed):
+    """Piece of the data that was measured on."""
+
+    name: str
+    tokens: Size
 
 
 @dataclasses.dataclass(frozen=True)
 class Head:
     """Contents of the head.
 
-    ``model``: ``name`` and ``sha256``. ``data``: ``name``, ``sha256`` and number of ``tokens`` of each piece.
-    ``passes``: the pipeline whose result was measured. ``formats``: those whose errors were measured. ``inputs``: names
-    of the model's inputs, in the order of the data that was held back. ``output``: name of the output that variants of
-    the model are judged by, empty where there is none.
+    ``model``: ``name`` and ``sha256``. ``passes``: the pipeline whose result was measured. ``formats``: those whose
+    errors were measured. ``inputs``: names of the model's inputs, in the order of the data that was held back (none
+    before version 3). ``output``: name of the output that variants of the model are judged by, empty where there is
+    none.
     """
 
     model: dict[str, str]
-    data: list[dict[str, Any]]
+    data: list[DataPiece]
     passes: str
     formats: list[str]
     layers: list[LayerEntry]
@@ -63,43 +72,10 @@ def read_head(content: Any, where: str) -> Head:
             f"{where}: is a profile of version {str(version)[:20]}; this moec reads versions {_READ[0]} to "
             f"{_READ[-1]}: make it anew"
         )
-    fields = Fields(content, where, _ADVICE)
-    layers = [_layer(entry) for entry in fields.objects("layers")]
-    keys = [layer.key for layer in layers]
+    head = read_record(Head, content, where, _ADVICE)
+    keys = [layer.key for layer in head.layers]
     if len(set(keys)) != len(keys):
         raise MoecError(f"{where}: has a layer twice; {_ADVICE}")
-    return Head(
-        fields.texts_by_name("model"),
-        [_piece(entry) for entry in fields.objects("data")],
-        fields.text("passes"),
-        fields.texts("formats"),
-        layers,
-        version,
-        fields.texts("inputs") if version >= _HOLDS_BACK else [],
-        fields.text("output") if version >= _HOLDS_BACK else "",
-    )
-
-
-def _piece(fields: Fields) -> dict[str, Any]:
-    piece: dict[str, Any] = {"name": fields.text("name")}
-    sha256 = fields.optional_text("sha256")
-    return piece | ({} if sha256 is None else {"sha256": sha256}) | {"tokens": fields.whole("tokens")}
-
-
-def _layer(fields: Fields) -> LayerEntry:
-    fields.check_keys({field.name for field in dataclasses.fields(LayerEntry)})
-    kind = fields.text("kind")
-    if kind not in _KINDS:
-        raise fields.wrong("kind", " or ".join(_KINDS))
-    numbers = {key: fields.whole(key, default=0) for key in ("experts", "k", "hidden")}
-    return LayerEntry(
-        fields.text("key"),
-        kind,
-        fields.text("name"),
-        fields.whole("inner"),
-        fields.whole("tokens"),
-        **numbers,
-        parts=tuple(fields.texts("parts")),
-        next_key=fields.optional_text("next_key"),
-        input=fields.whole("input") if kind == "linear" else fields.optional_whole("input"),
-    )
+    if any(layer.kind == "linear" and layer.input is None for layer in head.layers):
+        raise MoecError(f"{where}: has a linear without the number of its input; {_ADVICE}")
+    return head

@@ -8,6 +8,7 @@ from typing import Any
 from moec.common.errors import MoecError
 from moec.common.work import WorkModel, parse_work
 from moec.runtime.artifact import Artifact
+from moec.runtime.entries import CandidateEntry
 from moec.runtime.manifest import ProgramEntry
 
 
@@ -20,7 +21,7 @@ class CompiledKernel:
     op: str
     computes: str
     nodes: list[str]
-    candidates: list[dict[str, Any]]
+    candidates: list[CandidateEntry]
     attributes: dict[str, Any]
     crossovers: tuple[str, ...]
     """Names of the numbers (:attr:`CompiledModel.crossovers`) that select it by sizes."""

@@ -13,7 +13,10 @@ import hashlib
 import json
 from typing import Any
 
+from moec.common.dtypes import ElementType
+from moec.common.records import Size
 from moec.common.specs import HeldState, LastTokens, State, StreamedExpertsSpec, TensorSpec
+from moec.runtime.entries import BlockEntry, KernelEntry, LossEntry, RemarkEntry, StageEntry
 
 FORMAT_VERSION = 20
 MANIFEST = "manifest.json"
@@ -27,17 +30,17 @@ class WeightEntry:
     """Place of one constant in ``weights.bin``."""
 
     name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    bytes: int
+    dtype: ElementType
+    shape: tuple[Size, ...]
+    offset: Size
+    bytes: Size
 
 
 @dataclasses.dataclass(frozen=True)
 class FileEntry:
     """Size and checksum of one file of the artifact."""
 
-    bytes: int
+    bytes: Size
     sha256: str
 
 
@@ -60,7 +63,7 @@ class ProgramEntry:
     held: list[HeldState] = dataclasses.field(default_factory=list)
     streamed: list[StreamedExpertsSpec] = dataclasses.field(default_factory=list)
     last: LastTokens | None = None
-    kernels: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    kernels: list[KernelEntry] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -117,10 +120,10 @@ class Manifest:
     guards: list[str] = dataclasses.field(default_factory=list)
     states: list[State] = dataclasses.field(default_factory=list)
     text: TextEntry | None = None
-    moe_blocks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    stages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    remarks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    losses: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    moe_blocks: list[BlockEntry] = dataclasses.field(default_factory=list)
+    stages: list[StageEntry] = dataclasses.field(default_factory=list)
+    remarks: list[RemarkEntry] = dataclasses.field(default_factory=list)
+    losses: list[LossEntry] = dataclasses.field(default_factory=list)
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -21,6 +21,7 @@ from moec.runtime.artifact import Artifact, check_machine, open_artifact
 from moec.runtime.description import CompiledKernel, describe, kernels_of
 from moec.runtime.device import Device
 from moec.runtime.devices import device_of
+from moec.runtime.entries import RemarkEntry
 from moec.runtime.executor import Executor, Watch
 from moec.runtime.first_states import FirstStates
 from moec.runtime.held import StateMemory
@@ -91,7 +92,7 @@ class CompiledModel:
         return f"<CompiledModel for {self.target}: {given} -> {made}; {kept}{blocks}, {self.threads} threads>"
 
     @property
-    def remarks(self) -> list[dict[str, Any]]:
+    def remarks(self) -> list[RemarkEntry]:
         """Remarks of the passes: dicts of ``pass_name``, ``subject``, ``message`` and ``severity``."""
         return self._artifact.manifest.remarks
 

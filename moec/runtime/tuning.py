@@ -16,13 +16,22 @@ import pathlib
 import platform
 import secrets
 from collections.abc import Mapping
+from typing import Annotated, TypedDict
 
 from moec.common.errors import MoecError
+from moec.common.records import FieldRule, read_json
 from moec.common.user_cache import user_cache
 from moec.runtime.machine import cpu_features, cpu_name
 
 ALWAYS, NEVER = 1, 2**31 - 1
 """Crossovers at which every number of rows, and none, takes the second way."""
+
+
+_Rows = Annotated[int, FieldRule(lambda rows: ALWAYS <= rows <= NEVER, f"a number of rows from {ALWAYS} to {NEVER}")]
+
+
+class _TuningFile(TypedDict):
+    crossovers: dict[str, _Rows]
 
 
 def tuning_file(gpu: str | None = None) -> pathlib.Path:
@@ -43,20 +52,7 @@ def read_tuned(gpu: str | None = None) -> dict[str, int]:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise MoecError(f"{path}: cannot be read: {error}; remove it") from error
-    values = _parse(text)
-    if values is None:
-        raise MoecError(f"{path}: holds something else than measured crossovers; remove it, and run moec tune again")
-    return values
-
-
-def _parse(text: str) -> dict[str, int] | None:
-    """Parse the crossovers in a file. Returns None for any other text."""
-    try:
-        values = json.loads(text)["crossovers"]
-        valid = all(type(value) is int and ALWAYS <= value <= NEVER for value in values.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    return values if valid else None
+    return read_json(_TuningFile, text, str(path), "remove it, and run moec tune again")["crossovers"]
 
 
 def store_tuned(values: Mapping[str, int], gpu: str | None = None) -> pathlib.Path:

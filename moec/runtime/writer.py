@@ -26,6 +26,7 @@ from moec.common.specs import State
 from moec.common.tokenizers import TextFiles
 from moec.common.work import work_as_data
 from moec.runtime.artifact import Artifact, checksum
+from moec.runtime.entries import StageEntry
 from moec.runtime.foreign import foreign_artifact
 from moec.runtime.manifest import (
     MANIFEST,
@@ -59,15 +60,15 @@ class Context:
 
     moec_version: str
     threads: int | None
-    moe_blocks: list[dict[str, Any]]
+    moe_blocks: list[Any]
     input_limits: dict[str, int]
     input_sizes: dict[str, str]
     counted_inputs: list[str]
     guards: list[str]
     states: list[State]
     stages: Sequence[Stage]
-    remarks: list[dict[str, Any]]
-    losses: list[dict[str, Any]]
+    remarks: list[Any]
+    losses: list[Any]
     provenance: dict[str, Any]
     text: TextFiles | None = None
     resident: int | None = None
@@ -238,12 +239,9 @@ def _write_program(files: _ArtifactFiles, program: Program, weights: list[int], 
         streamed=list(program.streamed),
         last=program.last,
         kernels=[
-            {
-                **_kernel_fields(kernel),
-                "sources": {
-                    form: files.write(f"src/{place}{name}", text) for form, name, text in _source_files(kernel)
-                },
-            }
+            _kernel_entry(
+                kernel, {form: files.write(f"src/{place}{name}", text) for form, name, text in _source_files(kernel)}
+            )
             for kernel in program.kernels
         ],
     )
@@ -256,8 +254,8 @@ def _write_project(files: _ArtifactFiles, project: Project) -> ProjectEntry:
     return ProjectEntry(project.name, folder, project.report)
 
 
-def _write_stages(files: _ArtifactFiles, stages: Sequence[Stage]) -> list[dict[str, Any]]:
-    written: list[dict[str, Any]] = []
+def _write_stages(files: _ArtifactFiles, stages: Sequence[Stage]) -> list[StageEntry]:
+    written: list[StageEntry] = []
     for index, stage in enumerate(stages):
         changed = stage.text is not None
         if stage.text is None:
@@ -268,7 +266,7 @@ def _write_stages(files: _ArtifactFiles, stages: Sequence[Stage]) -> list[dict[s
     return written
 
 
-def _kernel_fields(kernel: KernelRecord) -> dict[str, Any]:
+def _kernel_entry(kernel: KernelRecord, sources: dict[str, str]) -> Any:
     return {
         "name": kernel.name,
         "op": kernel.op,
@@ -283,6 +281,7 @@ def _kernel_fields(kernel: KernelRecord) -> dict[str, Any]:
         "sizes": kernel.sizes,
         "calls": kernel.calls,
         "plan": None if kernel.plan is None else kernel.plan.as_data(),
+        "sources": sources,
     }
 
 

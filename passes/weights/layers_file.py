@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Protocol, TypedDict, TypeVar
 
 from moec.common.errors import MoecError
-from moec.common.plain_files import parse_json, read_bytes
+from moec.common.plain_files import read_bytes
+from moec.common.records import read_json, read_record
 
 VERSION = 1
 _LARGEST = 64 << 20
 
 
-def read_entries(path: str | os.PathLike[str], what: str, maker: str, fields: set[str]) -> dict[str, dict[str, Any]]:
-    """The entries of a file by the keys of their layers. Errors name the kind of file ``what`` (``plan``), its
-    ``maker``, and the ``fields`` of an entry, among them ``layer``. Raises MoecError for a file of another form."""
+class _LayerRecord(Protocol):
+    @property
+    def layer(self) -> str: ...
+
+
+_Layer = TypeVar("_Layer", bound=_LayerRecord)
+
+
+class _LayersFile(TypedDict):
+    version: int
+    layers: list[Any]
+
+
+def read_layers(path: str | os.PathLike[str], kind: type[_Layer], what: str, maker: str) -> dict[str, _Layer]:
+    """Read the entries of a file, which are of a ``kind``, by the keys of their layers. Errors name the kind of file,
+    such as ``plan``, and its ``maker``. Raises MoecError for a file of another form."""
     expected = f"expected a {what} as {maker} writes it"
-    try:
-        data = parse_json(read_bytes(path, _LARGEST))
-    except ValueError as error:
-        raise MoecError(f"{path}: is not JSON: {error}; {expected}") from error
-    if not isinstance(data, dict) or not isinstance(data.get("layers"), list):
-        raise MoecError(f"{path}: holds no list of layers; {expected}")
-    if type(data.get("version")) is not int or data["version"] != VERSION:
-        actual = str(data.get("version"))[:40]
-        raise MoecError(f"{path}: is a {what} of version {actual}; this moec reads version {VERSION}")
-    for position, entry in enumerate(data["layers"]):
-        if not isinstance(entry, dict) or set(entry) != fields:
-            raise MoecError(f"{path}: layer {position}: expected the fields {', '.join(sorted(fields))}")
-        if not isinstance(entry["layer"], str) or not isinstance(entry["name"], str):
-            raise MoecError(f"{path}: layer {position}: layer and name are texts; {expected}")
-    by_layer = {entry["layer"]: entry for entry in data["layers"]}
-    if len(by_layer) < len(data["layers"]):
+    content = read_json(_LayersFile, read_bytes(path, _LARGEST), str(path), expected)
+    if content["version"] != VERSION:
+        raise MoecError(f"{path}: is a {what} of version {content['version']}; this moec reads version {VERSION}")
+    layers = [
+        read_record(kind, entry, f"{path}: layer {place}", expected) for place, entry in enumerate(content["layers"])
+    ]
+    by_key = {layer.layer: layer for layer in layers}
+    if len(by_key) < len(layers):
         raise MoecError(f"{path}: names a layer twice; give each layer once")
-    return by_layer
+    return by_key

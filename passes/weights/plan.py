@@ -26,8 +26,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moec.common.errors import MoecError
-from moec.passes.weights.layers_file import VERSION, read_entries
+from moec.passes.weights.layers_file import VERSION, read_layers
 
 KEEP = "keep"
 
@@ -43,18 +42,7 @@ class LayerPlan:
 
 def read_plan(path: str | os.PathLike[str]) -> dict[str, LayerPlan]:
     """The layers of a plan by their keys. Raises MoecError for a file that is not a plan, and for errors in one."""
-    entries = read_entries(path, "plan", "moec plan", {"layer", "name", "formats"})
-    return {key: _layer(path, position, entry) for position, (key, entry) in enumerate(entries.items())}
-
-
-def _layer(path: str | os.PathLike[str], position: int, data: dict[str, Any]) -> LayerPlan:
-    formats = data["formats"]
-    lists = isinstance(formats, dict) and all(isinstance(listed, list) for listed in formats.values())
-    if not lists or not all(isinstance(text, str) for listed in formats.values() for text in listed):
-        raise MoecError(
-            f"{path}: layer {position}: formats: expected a list of formats for each weight, one per expert"
-        )
-    return LayerPlan(data["layer"], data["name"], formats)
+    return read_layers(path, LayerPlan, "plan", "moec plan")
 
 
 def plan_text(layers: Sequence[LayerPlan], notes: Mapping[str, Any]) -> str:

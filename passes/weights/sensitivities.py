@@ -19,25 +19,31 @@ are multiplied by ``weight``; only ratios matter. :mod:`moec.tools.sensitivities
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
-import sys
 from collections.abc import Mapping
+from typing import Annotated
 
-from moec.common.errors import MoecError
-from moec.passes.weights.layers_file import VERSION, read_entries
+from moec.common.records import FieldRule
+from moec.passes.weights.layers_file import VERSION, read_layers
+
+_Factor = Annotated[float, FieldRule(lambda factor: 0 <= factor < math.inf, "a finite number from 0 up")]
+
+
+@dataclasses.dataclass(frozen=True)
+class _LayerWeight:
+    layer: str
+    name: str
+    weight: _Factor
 
 
 def read_sensitivities(path: str | os.PathLike[str]) -> dict[str, float]:
     """The weights of layers by their keys. Raises MoecError for a file of another form, and for weights that are not
     numbers or negative."""
-    entries = read_entries(path, "file of sensitivities", "moec.tools.sensitivities", {"layer", "name", "weight"})
-    for entry in entries.values():
-        weight = entry["weight"]
-        if type(weight) not in (int, float) or not 0 <= weight <= sys.float_info.max:
-            where = f"{path}: layer {entry['layer']} ({entry['name']})"
-            raise MoecError(f"{where}: weight is {str(weight)[:40]}; expected a number, 0 or more")
-    return {key: float(entry["weight"]) for key, entry in entries.items()}
+    layers = read_layers(path, _LayerWeight, "file of sensitivities", "moec.tools.sensitivities")
+    return {key: layer.weight for key, layer in layers.items()}
 
 
 def sensitivities_text(weights: Mapping[tuple[str, str], float]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from moec.common.errors import MoecError, UnsupportedError
 from moec.runtime.artifact import Artifact
 from moec.runtime.description import find_kernel
+from moec.runtime.entries import KernelEntry
 from moec.targets.cuda.launch_model.plans import MULTIPROCESSORS
 from moec.targets.cuda.nvcc import PREAMBLE
 from moec.targets.kind import CaughtTensor
@@ -80,7 +81,7 @@ def _with_clusters(code: str, launches: Sequence[Mapping[str, Any]]) -> str:
     return code
 
 
-def _record(artifact: Artifact, kernel: str, architecture: str | None) -> dict[str, Any]:
+def _record(artifact: Artifact, kernel: str, architecture: str | None) -> KernelEntry:
     return next(record for record in artifact.program(architecture).kernels if record["name"] == kernel)
 
 

@@ -110,7 +110,17 @@ def test_models_survive_an_artifact(model):
     assert parse_work(None if data is None else json.loads(json.dumps(data)), "art") == model
 
 
-@pytest.mark.parametrize("data", [{}, {"counts": "matmul"}, {"counts": "sums"}, {"counts": "batched", "inner": 3}])
-def test_other_models_are_refused(data):
-    with pytest.raises(ArtifactError, match="kernel 'k': its work is none that moec counts"):
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "counts is null, expected one of 'matmul', 'grouped', 'batched', 'attention'"),
+        ({"counts": ["matmul"]}, "counts is a list of 1, expected one of"),
+        ({"counts": "matmul"}, "inner is missing, expected a whole number"),
+        ({"counts": "matmul", "inner": 1, "width": "2", "arithmetic": "int8"}, 'width is "2", expected a whole number'),
+        ({"counts": "attention", "causal": "none", "has_lengths": False}, "causal is .*, expected one of '', 'first'"),
+        ({"counts": "batched", "inner": 3}, "has the unknown field 'inner'"),
+    ],
+)
+def test_other_models_are_refused(data, message):
+    with pytest.raises(ArtifactError, match=f"^kernel 'k': work: {message}.*; compile the model again$"):
         parse_work(data, "kernel 'k'")

@@ -219,12 +219,12 @@ def _json(**kinds: Any) -> str:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ("nonsense", "cannot be read"),
-        ("[]", "cannot be read"),
-        ("{}", "cannot be read"),
-        ('{"guards": 3}', "cannot be read"),
+        ("nonsense", "is not JSON"),
+        ("[]", "is a list of 0, expected an object"),
+        ('{"more": []}', "has the unknown field 'more'"),
+        ('{"guards": 3}', "guards is 3, expected a list"),
         (_json(guards=["s ** 2 > 1"]), "cannot be read"),
-        (_json(unchecked=["\x1b[31m"]), "cannot be read"),
+        (_json(unchecked=["\x1b[31m"]), r"unchecked\[0\] is .*, expected a printable text"),
         (_json(guards=["q > 1"]), "about 'q', no input's size"),
     ],
 )

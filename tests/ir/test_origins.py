@@ -66,5 +66,5 @@ def test_why_an_expert_became_part_of_another_is_written_too():
 def test_other_metadata_is_an_error_of_one_line(content):
     node = ir.Node("moec", "Experts", [], name="layer")
     node.metadata_props[ORIGIN_KEY] = content if isinstance(content, str) else json.dumps(content)
-    with pytest.raises(MoecError, match=r"^node layer: metadata moec.origin is .*expected the origins of 2 experts.*$"):
+    with pytest.raises(MoecError, match=r"^node layer: metadata moec.origin: .*; remove it from the model$"):
         origins_of(node, 2)

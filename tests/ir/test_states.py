@@ -29,5 +29,8 @@ def test_what_is_written_is_read(states: list[State]) -> None:
 def test_what_nothing_wrote_is_refused(text: str) -> None:
     made = model()
     made.metadata_props[STATES_KEY] = text
-    with pytest.raises(MoecError, match="expected what the pass hold-cache writes"):
+    with pytest.raises(
+        MoecError,
+        match=r"^metadata 'moec.states': .*; run the pass hold-cache, which writes it, or remove",
+    ):
         states_of(made)

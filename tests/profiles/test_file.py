@@ -177,6 +177,10 @@ def archive(path, head, compression=zipfile.ZIP_STORED, **entries):
             file.writestr(f"0123456789abcdef/{name}.npy", data)
 
 
+def head_of(**changes):
+    return {**dataclasses.asdict(HEAD), "layers": [{**dataclasses.asdict(LAYER), **changes}]}
+
+
 def test_what_is_no_profile_is_refused(tmp_path):
     path = tmp_path / "p"
     with pytest.raises(MoecError, match="cannot be read: No such file"):
@@ -189,7 +193,15 @@ def test_what_is_no_profile_is_refused(tmp_path):
         ([], "is not a profile"),
         ({"version": 0}, "version 0; this moec reads versions 1 to 3"),
         ({"version": True, "layers": []}, "is not a profile"),
-        ({"version": 1, "layers": [{"parts": [], "of": 1}]}, "layers 0: has the unknown field 'of'"),
+        (
+            {**dataclasses.asdict(HEAD), "layers": [{**dataclasses.asdict(LAYER), "of": 1}]},
+            r"layers\[0\] has the unknown field 'of'",
+        ),
+        (
+            {**dataclasses.asdict(HEAD), "layers": [{**dataclasses.asdict(LAYER), "kind": "?"}]},
+            "kind is .*, expected experts or linear",
+        ),
+        (head_of(kind="linear"), "a linear without"),
     ]:
         archive(path, head)
         with pytest.raises(MoecError, match=message):

@@ -29,7 +29,8 @@ from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.framework.shorthand import parse_format
 from moec.passes.weights.linears import MINIMUM, NONE_FOUND, make_linears
-from moec.profiles.file import Head, LayerEntry, Profile, check_mergeable, held_arrays, merge, write_new
+from moec.profiles.file import Profile, check_mergeable, held_arrays, merge, write_new
+from moec.profiles.head import DataPiece, Head, LayerEntry
 from moec.runtime.machine import check_threads
 from moec.runtime.model import CompiledModel, load
 from moec.tools.data import Data, TextOptions, check_limits, token_input, with_tokenizer_of
@@ -179,7 +180,7 @@ class _LayerSums:
         self._experts: dict[str, ExpertsSums] = {}
         self._inputs: dict[str, InputSums] = {}
         self._next: dict[str, str] = {}
-        self.pieces: list[dict[str, Any]] = []
+        self.pieces: list[DataPiece] = []
         self._batches, self._tokens, self._run_seconds = 0, 0, 0.0
 
     def run(self, compiled: CompiledModel, sources: Sequence[Data], progress: Callable[[str], None]) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moec.common.errors import MoecError
+from moec.common.records import read_record
 from moec.common.replacing import replacing
 from moec.tools.evaluate import MetricValue, finite
 
@@ -68,10 +69,8 @@ def read_variants(folder: pathlib.Path) -> list[Variant]:
     why = foreign(path)
     if why is not None:
         raise MoecError(f"{path}: {why}; remove it or choose another folder")
-    try:
-        return [_variant(record) for record in json.loads(path.read_bytes())["variants"]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise MoecError(f"{path}: holds no variants as this moec writes them; remove it") from error
+    variants = json.loads(path.read_bytes()).get("variants")
+    return read_record(list[Variant], _with_floats(variants), f"{path}: variants", "remove it")
 
 
 def write_variants(folder: pathlib.Path, variants: Sequence[Variant]) -> None:
@@ -102,14 +101,10 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _variant(data: dict[str, Any]) -> Variant:
-    qualities = {
-        name: MetricValue(float(quality["value"]), _number(quality["difference"]), _number(quality["interval"]))
-        for name, quality in data["qualities"].items()
-    }
-    times = {case: Times(**seconds) for case, seconds in data["times"].items()}
-    return Variant(**(data | {"qualities": qualities, "times": times}))
-
-
-def _number(value: float | str | None) -> float | None:
-    return None if value is None else float(value)
+def _with_floats(data: Any) -> Any:
+    """Undo :func:`moec.tools.evaluate.finite`."""
+    if isinstance(data, dict):
+        return {key: _with_floats(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_with_floats(value) for value in data]
+    return float(data) if data in ("nan", "inf", "-inf") else data

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from moec.common.dtypes import dtype_of
 from moec.common.errors import ArtifactError
+from moec.common.records import FieldRule, read_variant
 
 if TYPE_CHECKING:
     from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
@@ -24,6 +25,10 @@ ROWS = "M"
 """Name of the number of rows in kernels of dense products."""
 LARGEST = 2**40
 """The largest valid size or number in a plan; larger ones are rejected."""
+_AT_LEAST_0 = FieldRule(lambda number: 0 <= number <= LARGEST, f"a number from 0 to {LARGEST}")
+_ABOVE_0 = FieldRule(lambda number: 0 < number <= LARGEST, f"a number above 0 and up to {LARGEST}")
+Count, Ratio = Annotated[int, _AT_LEAST_0], Annotated[float, _AT_LEAST_0]
+Extent, Share = Annotated[int, _ABOVE_0], Annotated[float, _ABOVE_0]
 Unit = Literal["wgmma", "mma", "fma"]
 """The unit that multiplies: tensor cores by ``wgmma`` or ``mma``, or multiply-adds without tensor cores."""
 
@@ -37,14 +42,14 @@ class ProductPlan:
     are read from tokens, so that the pairs of a token share one row.
     """
 
-    experts: int
-    inner: int
-    columns: int
-    width: int
+    experts: Extent
+    inner: Extent
+    columns: Extent
+    width: Extent
     dtype: str
-    weight_bits: float
-    row_bytes: int
-    out_bytes: int
+    weight_bits: Share
+    row_bytes: Extent
+    out_bytes: Extent
     gathered: bool
 
     @staticmethod
@@ -90,16 +95,16 @@ class TilePlan(_Recorded):
     """
 
     product: ProductPlan
-    rows: int
-    columns: int
-    inputs: int
-    stages: int
+    rows: Extent
+    columns: Extent
+    inputs: Extent
+    stages: Extent
     unit: Unit
-    copying_warps: int = 0
+    copying_warps: Count = 0
     persistent: bool = False
-    cluster: int = 1
-    groups: int = 1
-    band: int = 1
+    cluster: Extent = 1
+    groups: Extent = 1
+    band: Extent = 1
     divides_inputs: bool = False
 
 
@@ -116,12 +121,12 @@ class WarpPlan(_Recorded):
     """
 
     product: ProductPlan
-    warps: int
-    columns: int
-    inputs: int
-    rows: int = 1
-    ahead: int = 1
-    multiply_adds: float = 1
+    warps: Extent
+    columns: Extent
+    inputs: Extent
+    rows: Extent = 1
+    ahead: Count = 1
+    multiply_adds: Share = 1
     side_by_side: bool = False
 
 
@@ -139,10 +144,10 @@ class MemoryBoundPlan(_Recorded):
 
     read: tuple[str, ...]
     written: tuple[str, ...]
-    load_bytes: int = 4
-    loads: int = 1
-    read_of_pair: int = 0
-    written_of_pair: int = 0
+    load_bytes: Extent = 4
+    loads: Extent = 1
+    read_of_pair: Count = 0
+    written_of_pair: Count = 0
     most_read: tuple[str, ...] = ()
     most_written: tuple[str, ...] = ()
 
@@ -157,8 +162,8 @@ class WalkPlan(_Recorded):
     """
 
     steps: str
-    memory_waits: float = 1.0
-    exchanges: float = 0.0
+    memory_waits: Ratio = 1.0
+    exchanges: Ratio = 0.0
     moved: tuple[str, ...] = ()
 
 
@@ -180,24 +185,24 @@ class AttentionPlan(_Recorded):
     """
 
     dtype: str
-    row_bytes: int
-    key_bytes: int
-    head_size: int
-    columns: int
-    slices: int
-    heads: int
+    row_bytes: Extent
+    key_bytes: Extent
+    head_size: Extent
+    columns: Extent
+    slices: Extent
+    heads: Extent
     causal: str
-    rows: int
-    keys: int
+    rows: Extent
+    keys: Extent
     unit: Unit
     sequences: str
     queries: str
     held: str
     parts: str = "1"
-    waits: int = 1
+    waits: Extent = 1
     ahead: bool = True
     weighs_meanwhile: bool = False
-    copying_warps: int = 0
+    copying_warps: Count = 0
 
     @property
     def best_unit(self) -> Unit:
@@ -215,54 +220,8 @@ _PLANS: dict[str, type[LaunchPlan]] = {
 }
 
 
-def parse_plan(data: Any, where: str) -> LaunchPlan | None:
+def parse_plan(data: Mapping[str, Any] | None, where: str) -> LaunchPlan | None:
     """The plan stored in an artifact; None if there is none. Raises ArtifactError for data that moec did not write."""
     if data is None:
         return None
-    try:
-        fields = dict(data)
-        plan_type = _PLANS[fields.pop("kind")]
-        if "product" in fields:
-            fields["product"] = _checked(ProductPlan, dict(fields["product"]))
-        return _checked(plan_type, fields)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{where}: its plan cannot be read: {error}; compile the model again") from error
-
-
-def _checked(plan_type: type[Any], fields: Mapping[str, Any]) -> Any:
-    """An instance of the dataclass ``plan_type`` with these fields. Raises TypeError for fields that are missing,
-    unknown or of another type, ValueError for numbers out of range."""
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    plan = plan_type(**values)
-    for field in dataclasses.fields(plan_type):
-        value = getattr(plan, field.name)
-        kinds: tuple[type, ...] = _KINDS.get(field.type, (ProductPlan, str))  # type: ignore[arg-type]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise TypeError(f"{field.name} is {str(value)[:40]!r}")
-        if isinstance(value, (int, float)) and not (
-            0 < value <= LARGEST or (value == 0 and field.name in _MAY_BE_ZERO)
-        ):
-            raise ValueError(f"{field.name} is {value}")
-    return plan
-
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "str": (str,),
-    "tuple[str, ...]": (tuple,),
-}
-_MAY_BE_ZERO = {
-    "divides_inputs",
-    "copying_warps",
-    "persistent",
-    "gathered",
-    "side_by_side",
-    "ahead",
-    "weighs_meanwhile",
-    "memory_waits",
-    "exchanges",
-    "read_of_pair",
-    "written_of_pair",
-}
+    return read_variant(_PLANS, "kind", data, f"{where}: plan", "compile the model again", ArtifactError)

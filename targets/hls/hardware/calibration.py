@@ -8,18 +8,42 @@ summed over all designs. The stages of a pipeline are the average of all pipelin
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal, TypedDict
 
-from moec.common.errors import MoecError
+from moec.common.plain_files import read_bytes
+from moec.common.records import FieldRule, read_json
 from moec.targets.hls.design.numbers import MOST_STAGES, USUAL_STAGES
 
-FORMAT = "moec calibration"
 _COUNTED = ("dsp", "bram18", "uram", "lut", "flip_flops")
-_MOST_BYTES, _MOST_COUNT = 1 << 20, 10**9
+_MOST_BYTES = 1 << 20
+
+
+def _between(least: float, most: float) -> FieldRule:
+    return FieldRule(lambda number: least <= number <= most, f"a number from {least} to {most}")
+
+
+_Clock, _Depth = Annotated[float, _between(1, 10_000)], Annotated[float, _between(1, MOST_STAGES)]
+_Counts = Annotated[
+    dict[str, Annotated[float, _between(0, 10**9)]],
+    FieldRule(lambda counts: counts.keys() >= set(_COUNTED), f"counts of {', '.join(_COUNTED)}"),
+]
+
+
+class _MissedClock(TypedDict, total=False):
+    clock_megahertz: _Clock | None
+
+
+class _Synthesis(_MissedClock):
+    """Figures of one synthesised design."""
+
+    format: Literal["moec calibration"]
+    part: str
+    estimated: _Counts
+    reported: _Counts
+    stages: list[_Depth]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,42 +87,10 @@ def read_calibrations(paths: Sequence[Path]) -> Calibration:
     return Calibration(
         **factors,
         stages=round(sum(stages) / len(stages)) if stages else USUAL_STAGES,
-        clocks=tuple(
-            (record["part"].lower(), record["clock_megahertz"]) for record in records if record["clock_megahertz"]
-        ),
+        clocks=tuple((record["part"].lower(), clock) for record in records if (clock := record.get("clock_megahertz"))),
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1)
-        record = json.loads(text) if len(text) <= _MOST_BYTES else None
-    except OSError as error:
-        raise MoecError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict) or not _is_calibration(record):
-        raise MoecError(f"{path}: is no calibration; expected what compare_report.py --save of a project wrote")
-    return record
-
-
-def _is_calibration(found: dict[str, Any]) -> bool:
-    stages = found.get("stages")
-    return (
-        found.get("format") == FORMAT
-        and isinstance(found.get("part"), str)
-        and all(_are_counts(found.get(kind)) for kind in ("estimated", "reported"))
-        and isinstance(stages, list)
-        and all(_is_number(depth, 1, MOST_STAGES) for depth in stages)
-        and (found.get("clock_megahertz") is None or _is_number(found["clock_megahertz"], 1, 10_000))
-    )
-
-
-def _are_counts(found: Any) -> bool:
-    return isinstance(found, dict) and all(_is_number(found.get(name), 0, _MOST_COUNT) for name in _COUNTED)
-
-
-def _is_number(found: Any, least: float, most: float) -> bool:
-    is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
-    return is_number and least <= found <= most
+def _read(path: Path) -> _Synthesis:
+    where, advice = f"{path}: is no calibration", "expected what compare_report.py --save of a project wrote"
+    return read_json(_Synthesis, read_bytes(path, _MOST_BYTES), where, advice)

@@ -54,6 +54,13 @@ def _server() -> subprocess.Popen[str]:
     return process
 
 
+def emulate_with_soon_ready_code() -> None:
+    """Have devices that are emulated in this process compile their kernels in less time to slower code."""
+    from moec.simulators.cuda import device
+
+    vars(device)["emulated_library"] = functools.partial(device.emulated_library, soon_ready=True)
+
+
 def _serve() -> None:
     """Answer each request of :func:`moec`, a line of standard input, with the exit code of a fork that runs it."""
     import onnxruntime  # noqa: F401
@@ -71,6 +78,7 @@ def _serve() -> None:
     for package in (moec.ir, moec.passes, moec.targets.cpu, moec.targets.tvm):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
+    emulate_with_soon_ready_code()
     gc.freeze()  # the collector of a fork need not scan these objects
     replies = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from .command import emulate_with_soon_ready_code
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker has one core. A thread per core in each of them spins while it waits for the others: a third of the time
     # of tests that call PyTorch. Libraries read this when they are imported, here and in processes of tests.
@@ -52,6 +54,12 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(), f"{path.name} differs; run pytest --update-golden and review the change"
 
     return check
+
+
+@pytest.fixture(scope="session", autouse=True)
+def soon_ready() -> None:
+    """Emulated kernels are compiled in less time to slower code, for tests compute little."""
+    emulate_with_soon_ready_code()
 
 
 @pytest.fixture(scope="session")

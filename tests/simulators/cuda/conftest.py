@@ -1,14 +1,11 @@
-"""Settings of the emulator's tests: they need a C++ compiler, and compute little."""
+"""Settings of the emulator's tests: they need a C++ compiler."""
 
 from __future__ import annotations
 
-import functools
 import pathlib
 import shutil
 
 import pytest
-
-from moec.simulators.cuda import device, emulated_library
 
 
 def skip_without_compiler(items: list[pytest.Item], folder: pathlib.Path) -> None:
@@ -20,9 +17,3 @@ def skip_without_compiler(items: list[pytest.Item], folder: pathlib.Path) -> Non
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     skip_without_compiler(items, pathlib.Path(__file__).parent)
-
-
-@pytest.fixture(autouse=True)
-def soon_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile kernels quickly instead of to fast code, since compiling takes longer than running."""
-    monkeypatch.setattr(device, "emulated_library", functools.partial(emulated_library, soon_ready=True))

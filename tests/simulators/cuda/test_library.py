@@ -18,7 +18,7 @@ OTHER_SETTINGS: list[Any] = [{"completion": "earliest"}, {"first_thread": 3}, {"
 
 
 def _build(body: str, launches=LAUNCHES, **options):
-    return emulated_library(KERNEL.format(body=body), launches, **options)
+    return emulated_library(KERNEL.format(body=body), launches, soon_ready=True, **options)
 
 
 def test_a_library_is_built_once_and_linked_again_for_other_settings(tmp_path, monkeypatch):
@@ -53,8 +53,8 @@ def test_a_source_that_is_no_cuda_is_refused():
 def test_clusters_along_other_dimensions_are_refused():
     source = KERNEL.format(body="").replace("void simple", "void __cluster_dims__(1, 2, 1) simple")
     with pytest.raises(UnsupportedError, match="kernel simple: clusters of 1, 2, 1 blocks are not emulated"):
-        emulated_library(source, LAUNCHES)
-    assert emulated_library(source.replace("(1, 2", "(1, 1"), LAUNCHES).exists()
+        emulated_library(source, LAUNCHES, soon_ready=True)
+    assert emulated_library(source.replace("(1, 2", "(1, 1"), LAUNCHES, soon_ready=True).exists()
 
 
 def test_a_kernel_that_is_not_there_is_an_error():

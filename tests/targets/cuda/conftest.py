@@ -15,12 +15,9 @@ from moec.simulators.cuda import device
 from moec.targets.base import Program
 from moec.targets.cuda import nvcc
 
-from ...simulators.cuda.conftest import skip_without_compiler, soon_ready
+from ...simulators.cuda.conftest import skip_without_compiler
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
-
-
-__all__ = ["soon_ready"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

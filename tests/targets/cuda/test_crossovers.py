@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import types
 
 import ml_dtypes
@@ -14,10 +13,11 @@ from moec.common.errors import MoecError, UnsupportedError
 from moec.common.specs import TensorSpec
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.ir.semantics import moe
+from moec.runtime import tuning
 from moec.runtime.artifact import open_artifact
 from moec.runtime.devices import device_of
 from moec.runtime.model import CompiledModel
-from moec.runtime.tuning import ALWAYS, NEVER, read_tuned, store_tuned, tuning_file
+from moec.runtime.tuning import ALWAYS, NEVER, read_tuned, store_tuned
 from moec.targets.cuda import estimates, nvcc
 from moec.tools import tune_gpu
 from moec.tools.tune import tune
@@ -38,17 +38,10 @@ WAYS = {
 """The kernel of the first product in each way."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Use one cache folder for all tests of this module, so that the emulator compiles each kernel once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(autouse=True)
-def nothing_measured():
-    shutil.rmtree(tuning_file().parent, ignore_errors=True)
+def nothing_measured(tmp_path, monkeypatch):
+    """A folder for what this test measures."""
+    monkeypatch.setattr(tuning, "user_cache", lambda: tmp_path / "measured")
 
 
 @pytest.fixture(scope="module")

@@ -62,16 +62,20 @@ def test_any_rows(spread):
     assert_matches(Data(LAYER, SPREADS[spread]), wgmma)
 
 
+@pytest.fixture(scope="module")
+def in_turn() -> np.ndarray:
+    """The results on two multiprocessors, with warps that run in turn."""
+    return compute(BOTH_KINDS, wgmma)
+
+
 @pytest.mark.parametrize("multiprocessors", [1, 3, 6])
-def test_results_do_not_depend_on_the_gpu(monkeypatch, multiprocessors):
-    on_two = compute(BOTH_KINDS, wgmma)
+def test_results_do_not_depend_on_the_gpu(monkeypatch, in_turn, multiprocessors):
     monkeypatch.setattr(device, "_MULTIPROCESSORS", multiprocessors)
-    np.testing.assert_array_equal(compute(BOTH_KINDS, wgmma), on_two)
+    np.testing.assert_array_equal(compute(BOTH_KINDS, wgmma), in_turn)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_every_order_computes_the_same(schedule):
-    in_turn = compute(BOTH_KINDS, wgmma)
+def test_every_order_computes_the_same(in_turn, schedule):
     with contextlib.ExitStack() as stack:
         for kernel in products(LAYER, wgmma):
             stack.enter_context(kernel.scheduled(**SCHEDULES[schedule]))
@@ -153,12 +157,15 @@ def test_a_fault_is_caught(faulty, fault):
     ]
     expected = kernel(*arrays)
     switch.value = -1 if fault is None else list(FAULTS).index(fault)
-    caught = []
-    for schedule in ({}, *SCHEDULES.values()):
-        try:
-            with kernel.scheduled(**schedule):
-                caught.append(not np.array_equal(kernel(*arrays), expected))
-        except RuntimeError:
-            caught.append(True)
+    caught = any(_differs(kernel, schedule, arrays, expected) for schedule in ({}, *SCHEDULES.values()))
     switch.value = -1
-    assert any(caught) == (fault is not None)
+    assert caught == (fault is not None)
+
+
+def _differs(kernel: kernel_runner.Kernel, schedule: dict, arrays: list[np.ndarray], expected: np.ndarray) -> bool:
+    """Whether the kernel fails under a schedule, or computes something else than expected."""
+    try:
+        with kernel.scheduled(**schedule):
+            return not np.array_equal(kernel(*arrays), expected)
+    except RuntimeError:
+        return True

@@ -85,7 +85,7 @@ def from_runtime(tensor: Any) -> np.ndarray:
 
 def view(tensor: Any, shape: Sequence[int], dtype: np.dtype, first: int = 0) -> Any:
     """View a tensor's memory, from byte ``first`` on, with another shape and type. It serves for parts, for types that
-    numpy cannot export, and for empty arrays, whose strides are 0 in numpy, while kernels check for compact ones."""
+    numpy cannot export, and for empty arrays, whose strides are 0 in numpy."""
     ffi = load_ffi()
     return ffi.get_global_func("runtime.TVMTensorCreateView")(tensor, ffi.Shape(shape), ffi.dtype(dtype.name), first)
 

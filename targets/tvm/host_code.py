@@ -54,25 +54,13 @@ def compile_kernels(module: tvm.IRModule, target: tvm.target.Target, pipeline: s
 
 
 def is_mapping(function: tirx.PrimFunc) -> bool:
-    """Whether a kernel is a generic one without reductions and with at most one loop of unknown length, or a function
-    of sizes.
-
-    Of two such loops the inner one may have no step and the outer one 2^40: level 3 moves the check for that out of the
-    outer loop, level 2 does not.
-    """
+    """Whether a kernel is a generic one without reductions, or a function of sizes."""
     attributes = function.attrs or {}
     if attributes.get("tirx.is_scheduled") and not attributes.get(GENERIC):
         return False
     kinds: set[int] = set()
-    unknown: list[tirx.IterVar] = []
-
-    def note(variable: tirx.IterVar) -> None:
-        kinds.add(variable.iter_type)
-        if variable.dom is None or not isinstance(variable.dom.extent, tirx.IntImm):
-            unknown.append(variable)
-
-    tvm_ffi.structural_walk(function.body, [(tirx.IterVar, note)])
-    return kinds <= {tirx.IterVar.DataPar} and len(unknown) <= 1
+    tvm_ffi.structural_walk(function.body, [(tirx.IterVar, lambda variable: kinds.add(variable.iter_type))])
+    return kinds <= {tirx.IterVar.DataPar}
 
 
 def compile_host(module: tvm.IRModule, target: tvm.target.Target) -> bytes:

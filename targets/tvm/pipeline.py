@@ -30,8 +30,10 @@ from moec.targets.tvm.rename_kernels import readable_names, rename_kernels
 from moec.targets.tvm.schedule import ScheduleGenericKernels
 from moec.targets.tvm.share_calls import ShareCalls
 from moec.targets.tvm.share_views import ShareViews
+from moec.targets.tvm.skip_empty_loops import SkipEmptyLoops
 from moec.targets.tvm.stack_buffers import StackBuffers
 from moec.targets.tvm.team import team_object
+from moec.targets.tvm.trusted_arguments import TrustArguments
 from moec.targets.tvm.widen_bfloat16 import WidenBFloat16
 
 KERNEL_PIPELINE = "moec"
@@ -113,6 +115,7 @@ def kernel_phases() -> list[tvm.transform.Pass]:
         loops.StmtSimplify(),
         loops.RemoveNoOp(),
         lower.RewriteUnsafeSelect(),
+        SkipEmptyLoops(),
         GuardParallelLoops(),
         loops.ConvertSSA(),
         loops.CommonSubexprElim(),
@@ -122,6 +125,7 @@ def kernel_phases() -> list[tvm.transform.Pass]:
         loops.VerifyMemory(),
         loops.SplitHostDevice(),
         loops.MakePackedAPI(),
+        TrustArguments(),
         loops.BF16StorageLegalize(),
     ]
 

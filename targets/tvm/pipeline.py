@@ -120,7 +120,7 @@ def kernel_phases() -> list[tvm.transform.Pass]:
         loops.ConvertSSA(),
         loops.CommonSubexprElim(),
         StackBuffers(),
-        # The calling convention: arguments are unpacked, and their shapes and types checked.
+        # The calling convention: arguments are unpacked, and their sizes checked.
         LowerArgumentAlignment(),
         loops.VerifyMemory(),
         loops.SplitHostDevice(),

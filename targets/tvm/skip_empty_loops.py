@@ -1,8 +1,7 @@
 """Skip a nest of loops whose inner loops have no steps.
 
-An outer loop may have 2^40 steps where an inner one has none, for a tensor of these sizes takes no memory. Whether such a
-nest ends at once must not depend on what LLVM's level of optimisation makes of it, so its inner sizes are checked once,
-before it starts::
+An outer loop may have 2^40 steps where an inner one has none, because a tensor of these sizes takes no memory. Such a
+nest must end at once at every level of optimisation of LLVM, so its inner sizes are checked once, before it starts::
 
     for i in range(n):                     if m > 0:
         for j in range(m):         ->          for i in range(n):

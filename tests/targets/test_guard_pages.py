@@ -21,7 +21,7 @@ pytestmark = [
 
 
 SECONDS = 300
-"""Time limit of the program, which takes some 30 s of processor time."""
+"""Time limit of the program, which takes some 25 s of processor time."""
 
 
 @pytest.fixture(scope="module")

@@ -40,3 +40,19 @@ def test_loops_that_map_elements_are_not_unrolled_completely(mapping, monkeypatc
     compiled = compile_kernels(module, tvm.target.Target(Machine.for_name("avx512").llvm), KERNEL_PIPELINE)
     divisions = {name: files[ASSEMBLY].count(b"vdivps") for name, files in compiled.items()}
     assert 0 < divisions["mapping"] < divisions["finished"]
+
+
+def test_rows_are_written_as_vectors_and_not_scattered(monkeypatch):
+    """A whole row of 24 numbers is unrolled, and the loop over rows would be vectorised instead."""
+    monkeypatch.setenv("MOEC_KERNEL_CACHE", "off")
+    x = te.placeholder((tirx.Var("n", "int64"), 24), name="x")
+    function, _ = prim_func([x], [te.compute(x.shape, lambda i, j: x[i, j] * tirx.const(2.0), name="y")])
+    module = tvm.IRModule({"doubled": scheduled(function).with_attr("global_symbol", "doubled")})
+    target = Machine.for_name("avx512").llvm
+    scattering = {**target, "mattr": [one for one in target["mattr"] if one != "+prefer-no-scatter"]}
+    scatters = [
+        compile_kernels(module, tvm.target.Target(one), KERNEL_PIPELINE)["doubled"][ASSEMBLY].count(b"scatter")
+        for one in (target, scattering)
+    ]
+    assert scatters[0] == 0 < scatters[1]
+    assert "+prefer-no-scatter" not in Machine.for_name("avx2").llvm["mattr"]

@@ -89,7 +89,7 @@ def test_finished_kernels_stay():
 def test_an_endless_outer_loop_around_nothing_ends_at_once():
     sizes = tirx.Var("n", "int64"), tirx.Var("m", "int64"), tirx.Var("k", "int64")
     function, _ = prim_func(
-        [te.placeholder(sizes, name="x")], [te.compute(sizes, lambda i, j, l: (i + j + l).astype("float32"), name="y")]
+        [te.placeholder(sizes, name="x")], [te.compute(sizes, lambda i, j, o: (i + j + o).astype("float32"), name="y")]
     )
     kernel = scheduled(function).with_attr("global_symbol", "kernel")
     assert is_mapping(kernel), "generated at the lower level of optimisation"

@@ -41,7 +41,7 @@ def rounding_of(graph: ir.Model, own: Collection[str], gains: bool) -> Activatio
 
 def _fits(node: ir.Node) -> bool:
     from moec.common.errors import UnsupportedError
-    from moec.ir.weights.stored import stored_weights, weight_inputs
+    from moec.ir.weight_operands import stored_weights, weight_inputs
     from moec.passes.weights.choice import fit_bytes
 
     if not weight_inputs(node):

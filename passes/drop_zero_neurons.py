@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.mapped_files import release_pages
 from moec.common.names import node_name
 from moec.ir import dialect
-from moec.ir.mapped_files import release_pages
 from moec.ir.semantics import activated
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.weights.hidden_units import Array, HiddenUnits, readable_units

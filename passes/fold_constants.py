@@ -12,7 +12,8 @@ import onnx
 import onnx_ir as ir
 
 from moec.ir.movement import moving
-from moec.ir.weights.stored import decoding_nodes, widens_halves
+from moec.ir.weight_operands import decoding_nodes
+from moec.ir.weights.stored import widens_halves
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import is_op, replace_by_tensors
 

@@ -10,11 +10,11 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.errors import MoecError, UnsupportedError
+from moec.common.mapped_files import release_pages
 from moec.common.names import node_name
 from moec.ir import dialect
 from moec.ir.dialect import DispatchSpec, LinearSpec
-from moec.ir.mapped_files import release_pages
-from moec.ir.weights.experts import ExpertWeights, Part
+from moec.ir.expert_weights import ExpertWeights, Part
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import remove_unused, replace_node, value_names
 from moec.passes.graph.expert_body import activated, clamped

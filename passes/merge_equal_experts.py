@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.mapped_files import release_pages
 from moec.ir import dialect
-from moec.ir.mapped_files import release_pages
 from moec.ir.weights.lazy import LazyMatrix
 from moec.ir.weights.stored import constant
 from moec.passes.framework.base import Exactness, Report

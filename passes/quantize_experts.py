@@ -12,8 +12,8 @@ from moec.common.errors import MoecError
 from moec.common.names import node_name
 from moec.common.progress import reported
 from moec.ir.dialect import is_moec
+from moec.ir.weight_operands import size_of_weights, weight_inputs
 from moec.ir.weights.format import ELEMENTS, QuantizedName, WeightFormat
-from moec.ir.weights.stored import size_of_weights, weight_inputs
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.weights.calibration import Method, opened
 from moec.passes.weights.change_formats import change_formats, readable_layer

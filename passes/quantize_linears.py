@@ -8,8 +8,8 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from moec.common.progress import reported
+from moec.ir.weight_operands import size_of_weights
 from moec.ir.weights.format import QuantizedName
-from moec.ir.weights.stored import size_of_weights
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.weights.calibration import Method, opened
 from moec.passes.weights.change_formats import change_formats, readable_layer

@@ -12,7 +12,8 @@ import onnx_ir as ir
 from moec.common.names import node_name
 from moec.ir import dialect
 from moec.ir.graphs import add_constant
-from moec.ir.weights.stored import StoredWeight, constant, weight_inputs
+from moec.ir.weight_operands import weight_inputs
+from moec.ir.weights.stored import StoredWeight, constant
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.graph.edits import fresh_name, remove_unused
 from moec.passes.weights.sampled_layer import SampledLayer, sampled_layer

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from moec.common.errors import MoecError
 from moec.common.names import node_name
 from moec.ir.dialect import ProductSpec, is_moec
+from moec.ir.weight_operands import weight_inputs
 from moec.ir.weights.format import WeightFormat
-from moec.ir.weights.stored import weight_inputs
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.weights.change_formats import readable_layer
 from moec.passes.weights.choice import fit_bytes, input_sizes, quantize_activations

@@ -11,7 +11,7 @@ from moec.common.errors import UnsupportedError
 from moec.common.names import node_name
 from moec.ir.dialect import ProductSpec
 from moec.ir.products import rounded_to_tf32
-from moec.ir.weights.stored import weight_inputs
+from moec.ir.weight_operands import weight_inputs
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.weights.linears import MINIMUM, NONE_FOUND, products_of
 from moec.passes.weights.loss import layer_of, loss

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from moec.common.dtypes import dtype_of
+from moec.common.mapped_files import release_pages
 from moec.common.specs import HeldState, LastTokens, StreamedExpertsSpec, TensorSpec
 from moec.common.work import WorkModel
-from moec.ir.mapped_files import release_pages
 
 if TYPE_CHECKING:
     import onnx_ir as ir

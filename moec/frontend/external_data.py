@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from moec.common.errors import MoecError
-from moec.ir.mapped_files import map_file
+from moec.common.mapped_files import map_file
 
 
 def check_tensors(proto: onnx.ModelProto, folder: Path | None, where: str) -> None:

@@ -26,8 +26,9 @@ from moec.ir.dialect import (
 )
 from moec.ir.expert_ids import table_behind
 from moec.ir.origins import Origins, origins_data, origins_of
+from moec.ir.weight_operands import weight_inputs
 from moec.ir.weights.format import ELEMENTS
-from moec.ir.weights.stored import StoredWeight, weight_inputs
+from moec.ir.weights.stored import StoredWeight
 
 _NOT_ACTIVATION = (
     "activation",

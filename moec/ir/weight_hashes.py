@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 import onnx_ir as ir
 
 from moec.common.errors import MoecError
+from moec.common.mapped_files import release_pages
 from moec.common.progress import Progress, reported
-from moec.ir.mapped_files import release_pages
 from moec.ir.weights.stacks import packed_parts
 
 PREFIX = "sha256:"

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from moec.common.errors import MoecError
 from moec.common.names import node_name
 from moec.ir.dialect import has_experts, is_moec
-from moec.ir.weights.stored import stored_weights
+from moec.ir.weight_operands import stored_weights
 
 MEASURED_KEY = "moec.measured"
 """Metadata of a node: the keys of the layer in profiles, where a pass has changed the weights since."""

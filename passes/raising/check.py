@@ -10,12 +10,12 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.mapped_files import release_pages
 from moec.common.names import node_name
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.expert_ids import mapped
 from moec.ir.facts import Facts
 from moec.ir.interpreter import EvaluationError
-from moec.ir.mapped_files import release_pages
 from moec.ir.semantics import experts
 from moec.ir.watch import Unseen, Watch
 from moec.passes.raising.block import Block

@@ -15,10 +15,11 @@ import onnx_ir as ir
 from moec.common.errors import MoecError
 from moec.common.names import node_name
 from moec.ir.dialect import LinearSpec, is_moec, spec_of
+from moec.ir.expert_weights import ExpertWeights, Part
+from moec.ir.weight_operands import stored_weights
 from moec.ir.weights.encode import group_count
-from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat
-from moec.ir.weights.stored import StoredWeight, stored_weights
+from moec.ir.weights.stored import StoredWeight
 from moec.passes.weights.allocation import allocate
 from moec.passes.weights.calibration import Method, profile_reading
 from moec.passes.weights.method_gain import share_left

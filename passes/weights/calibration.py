@@ -12,10 +12,10 @@ import onnx_ir as ir
 from moec.common.errors import MoecError
 from moec.common.names import node_name
 from moec.ir.dialect import is_moec
+from moec.ir.expert_outputs import expert_output
+from moec.ir.expert_weights import ExpertWeights
 from moec.ir.weights.encode import Encoded
-from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.format import WeightFormat
-from moec.ir.weights.outputs import expert_output
 from moec.passes.weights.gptq import gptq, importance_of
 from moec.passes.weights.scale_search import nearest
 from moec.passes.weights.store import Encoder

@@ -10,8 +10,8 @@ import onnx_ir as ir
 from moec.common.errors import MoecError
 from moec.common.names import node_name
 from moec.ir.dialect import ProductSpec
+from moec.ir.weight_operands import input_axis
 from moec.ir.weights.format import ELEMENTS, QuantizedName, WeightFormat
-from moec.ir.weights.stored import input_axis
 from moec.passes.weights.loss import Layer
 from moec.passes.weights.store import set_arithmetic
 

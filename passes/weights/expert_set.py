@@ -15,9 +15,9 @@ from moec.common.names import node_name
 from moec.ir import dialect
 from moec.ir.dialect import EXPERT_WEIGHTS, INPUTS, RouteSpec
 from moec.ir.expert_ids import other_user, routing_of, table_node
+from moec.ir.expert_weights import ExpertWeights
 from moec.ir.graphs import add_constant
 from moec.ir.origins import origins_of, set_origins
-from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.stored import constant
 from moec.passes.framework.base import Report
 from moec.passes.graph.columns import keep_columns

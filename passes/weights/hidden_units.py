@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from moec.common.errors import UnsupportedError
 from moec.ir import dialect
+from moec.ir.expert_weights import ExpertWeights, Part
 from moec.ir.weights.encode import decode, per_element
-from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat
 from moec.passes.weights.selection import ExpertSelection, select
 

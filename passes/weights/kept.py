@@ -13,8 +13,8 @@ import numpy as np
 
 from moec.common.cores import available_cores
 from moec.common.errors import MoecError
+from moec.common.mapped_files import map_file
 from moec.common.scratch import ScratchFolder
-from moec.ir.mapped_files import map_file
 from moec.ir.weights.encode import Encoded, Table
 
 Array = np.ndarray[Any, Any]

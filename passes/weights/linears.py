@@ -10,7 +10,7 @@ import onnx_ir as ir
 from moec.ir import dialect
 from moec.ir.dialect import LinearSpec
 from moec.ir.movement import MOVEMENTS
-from moec.ir.weights.stored import weight_inputs
+from moec.ir.weight_operands import weight_inputs
 from moec.passes.graph.edits import is_op, replace_value
 
 MINIMUM = 65536

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.mapped_files import release_pages
 from moec.common.names import node_name
 from moec.ir import dialect, semantics
 from moec.ir.dialect import ExpertsSpec, LinearSpec, ProductSpec
-from moec.ir.mapped_files import release_pages
 from moec.ir.semantics_dispatch import grouped_matmul
-from moec.ir.weights.stored import StoredWeight, input_axis, stored_weights
+from moec.ir.weight_operands import input_axis, stored_weights
+from moec.ir.weights.stored import StoredWeight
 from moec.passes.framework.base import Loss
 
 Array = np.ndarray[Any, Any]

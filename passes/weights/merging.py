@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.mapped_files import release_pages
 from moec.ir import dialect
 from moec.ir.dialect import EXPERT_WEIGHTS
 from moec.ir.graphs import add_constant
-from moec.ir.mapped_files import release_pages
-from moec.ir.weights.stored import StoredWeight, constant, weight_inputs
+from moec.ir.weight_operands import weight_inputs
+from moec.ir.weights.stored import StoredWeight, constant
 from moec.passes.graph.edits import fresh_name, remove_unused
 from moec.passes.weights.hidden_units import HiddenUnits
 from moec.passes.weights.store import change_numbers, store

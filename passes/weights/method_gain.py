@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.ir.weight_operands import input_axis
 from moec.ir.weights.encode import decode, encode
 from moec.ir.weights.format import WeightFormat
-from moec.ir.weights.stored import input_axis
 from moec.passes.weights.calibration import KnownInputs, Method
 from moec.passes.weights.loss import Layer, layer_of, matrices_of, output_with
 from moec.profiles import Profile

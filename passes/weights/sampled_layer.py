@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.errors import UnsupportedError
+from moec.common.mapped_files import release_pages
 from moec.common.names import node_name
 from moec.ir import dialect, semantics
-from moec.ir.mapped_files import release_pages
 from moec.ir.semantics import pairs_by_expert
 from moec.ir.weights.stored import constant
 from moec.passes.framework.base import Report

@@ -12,10 +12,11 @@ import onnx_ir as ir
 
 from moec.ir import dialect
 from moec.ir.graphs import add_constant
+from moec.ir.minima import less_minima
+from moec.ir.weight_operands import weight_inputs
 from moec.ir.weights.levels import product_of_levels
-from moec.ir.weights.minima import less_minima
 from moec.ir.weights.stacks import ExpertStack, expert_data
-from moec.ir.weights.stored import StoredWeight, WeightRun, decoding_node, weight_inputs
+from moec.ir.weights.stored import StoredWeight, WeightRun, decoding_node
 from moec.passes.graph.edits import fresh_name, remove_unused
 
 Array = np.ndarray[Any, Any]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from moec.common.errors import MoecError
+from moec.common.mapped_files import release_pages
 from moec.ir import dialect
-from moec.ir.mapped_files import release_pages
-from moec.ir.weights.experts import ExpertWeights
-from moec.ir.weights.outputs import expert_output
+from moec.ir.expert_outputs import expert_output
+from moec.ir.expert_weights import ExpertWeights
 from moec.passes.graph.router_product import router_product
 from moec.passes.weights.expert_set import ExpertSet
 from moec.passes.weights.tiles import product

@@ -15,12 +15,13 @@ from moec.common.errors import MoecError
 from moec.common.names import node_name
 from moec.ir.dialect import INPUTS, ProductSpec
 from moec.ir.graphs import add_constant
+from moec.ir.minima import less_minima
+from moec.ir.weight_operands import input_axis, weight_inputs
 from moec.ir.weights.encode import Encoded, Table, encode, group_count, scales_of
 from moec.ir.weights.format import WeightFormat, name_of
 from moec.ir.weights.levels import LEVELS, product_of_levels
-from moec.ir.weights.minima import less_minima
 from moec.ir.weights.stacks import ExpertStack
-from moec.ir.weights.stored import StoredWeight, WeightRun, decoding_node, input_axis, weight_inputs
+from moec.ir.weights.stored import StoredWeight, WeightRun, decoding_node
 from moec.passes.graph.edits import fresh_name, remove_unused
 from moec.passes.weights.kept import KeptExperts
 

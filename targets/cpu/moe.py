@@ -27,7 +27,7 @@ from tvm import relax
 
 from moec.common.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec, ProductSpec, attributes_of
-from moec.ir.weights.experts import ExpertWeights, Part
+from moec.ir.expert_weights import ExpertWeights, Part
 from moec.ir.weights.stored import StoredWeight
 from moec.targets.cpu.expert_steps import ExpertSteps, Sorted, check
 from moec.targets.cpu.kernels import pack_experts

@@ -10,7 +10,7 @@ from tvm import relax
 
 from moec.common.dtypes import dtype_of
 from moec.common.errors import UnsupportedError
-from moec.ir.mapped_files import release_pages
+from moec.common.mapped_files import release_pages
 from moec.ir.weights.encode import StoredMatrix, Table
 from moec.ir.weights.levels import LEVELS
 from moec.ir.weights.stored import StoredWeight

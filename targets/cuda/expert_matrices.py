@@ -8,8 +8,8 @@ import numpy as np
 from tvm import relax
 
 from moec.common.dtypes import dtype_of
+from moec.ir.expert_weights import ExpertWeights, Part
 from moec.ir.weights.encode import Encoded, StoredMatrix, Table
-from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.stored import StoredWeight
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
 from moec.targets.cuda.kernels.packed_format import PackedFormat, pack

@@ -28,8 +28,8 @@ from tvm import relax
 
 from moec.common.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec, ProductSpec
+from moec.ir.expert_weights import ExpertWeights
 from moec.ir.semantics import activated
-from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.stored import StoredWeight
 from moec.targets.cuda.block_dispatch import dispatch_rows
 from moec.targets.cuda.dense_products import no_bias

@@ -20,7 +20,7 @@ from moec.common.guards import parse_size
 from moec.common.names import node_name, operator_name
 from moec.common.specs import HeldState, LastTokens, StreamedExpertsSpec
 from moec.ir.streaming import is_streamed
-from moec.ir.weights.stored import decoding_nodes
+from moec.ir.weight_operands import decoding_nodes
 from moec.targets.base import KernelRecord, TensorSpec, Weight
 from moec.targets.tvm.broadcasting import broadcast_shape, broadcast_to
 from moec.targets.tvm.constants import dtype_of

@@ -10,7 +10,7 @@ from moec.common.errors import UnsupportedError
 from moec.common.names import node_name, operator_name
 from moec.ir.dialect import REFUSAL_KEY
 from moec.ir.opsets import later_attributes
-from moec.ir.weights.stored import decoding_nodes
+from moec.ir.weight_operands import decoding_nodes
 
 
 def refuse_unknown_operators(model: ir.Model, operators: Collection[str]) -> None:

@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from moec.ir import dialect, semantics
 from moec.ir.dialect import ExpertsSpec, RouteSpec
-from moec.ir.weights.experts import ExpertWeights
-from moec.ir.weights.stored import weight_inputs
+from moec.ir.expert_weights import ExpertWeights
+from moec.ir.weight_operands import weight_inputs
 from moec.passes.framework.shorthand import parse_format
 from moec.passes.graph.router_product import router_product
 from moec.passes.weights.expert_set import expert_sets

@@ -8,7 +8,8 @@ import onnx_ir as ir
 from moec.ir import interpreter
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec, attributes_of, make_node
 from moec.ir.text import parse_model
-from moec.ir.weights.stored import weight_inputs, weight_runs
+from moec.ir.weight_operands import weight_inputs
+from moec.ir.weights.stored import weight_runs
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 

@@ -9,8 +9,8 @@ import pytest
 import moec
 from moec.common.errors import MoecError
 from moec.ir.dialect import ExpertsSpec
+from moec.ir.expert_weights import ExpertWeights
 from moec.ir.interpreter import run
-from moec.ir.weights.experts import ExpertWeights
 from moec.passes.framework.base import Report
 from moec.passes.weights.low_rank import factors, with_ridge
 from moec.profiles import Profile

@@ -6,7 +6,8 @@ import pytest
 
 from moec.common.errors import MoecError
 from moec.ir.dialect import LinearSpec, spec_of
-from moec.ir.weights.stored import weight_inputs, weight_runs
+from moec.ir.weight_operands import weight_inputs
+from moec.ir.weights.stored import weight_runs
 from moec.passes.framework.base import Report
 
 from .before_after import check

@@ -14,8 +14,8 @@ import moec
 from moec.common.errors import MoecError
 from moec.ir import interpreter, semantics
 from moec.ir.dialect import ExpertsSpec, RouteSpec, inputs_of
+from moec.ir.expert_weights import ExpertWeights
 from moec.ir.graphs import add_constant
-from moec.ir.weights.experts import ExpertWeights
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.weights.store import scale_experts

@@ -5,7 +5,8 @@ import pytest
 
 from moec.ir.dialect import ExpertsSpec, LinearSpec, spec_of
 from moec.ir.products import rounded_to_tf32
-from moec.ir.weights.stored import weight_inputs, weight_runs
+from moec.ir.weight_operands import weight_inputs
+from moec.ir.weights.stored import weight_runs
 
 from .before_after import check
 from .stored_weights import D, apply, experts_model, formats_of, last_moec_node, linear_model, relative_error

@@ -12,7 +12,8 @@ import pytest
 import moec
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec
-from moec.ir.weights.stored import constant, stored_weights
+from moec.ir.weight_operands import stored_weights
+from moec.ir.weights.stored import constant
 from moec.passes.framework import pipeline
 from moec.targets.cuda import nvcc
 

@@ -20,9 +20,9 @@ from moec.frontend.text_cache import PAST
 from moec.frontend.text_cache import SIZES as CACHE_SIZES
 from moec.frontend.text_inputs import SIZES
 from moec.ir.dialect import LinearSpec
+from moec.ir.minima import less_minima
 from moec.ir.weights.format import WeightFormat, name_of
 from moec.ir.weights.levels import LEVELS, product_of_levels
-from moec.ir.weights.minima import less_minima
 from moec.ir.weights.stored import decoding_node
 
 Array = np.ndarray[Any, Any]

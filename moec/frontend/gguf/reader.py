@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from moec.common.errors import MoecError, UnsupportedError
+from moec.common.mapped_files import map_file
 from moec.common.plain_files import size_of
-from moec.ir.mapped_files import map_file
 
 Array = np.ndarray[Any, Any]
 

@@ -16,8 +16,8 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.errors import MoecError
+from moec.common.mapped_files import map_file
 from moec.common.plain_files import parse_json
-from moec.ir.mapped_files import map_file
 
 Array = np.ndarray[Any, Any]
 

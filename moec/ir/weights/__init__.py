@@ -4,8 +4,7 @@
 ``format``    what formats there are
 ``encode``    numbers to a format and back
 ``stacks``    constants of all experts that are made one expert at a time
-``minima``    the nodes of minima; ``levels``: those of scales of two levels
-``stored``    which nodes say the format of a weight operand; reading and making them
-``experts``   the weights of the experts of one node, by expert and by part (gate, up, down)
+``levels``    the nodes of scales of two levels
+``stored``    which nodes say the format of a weight; reading and making them
 ============  ==================================================================================================
 """

@@ -18,7 +18,6 @@ The weight operand of a moec node is one of
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import Any, TypeGuard
 
@@ -26,26 +25,16 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.errors import UnsupportedError
-from moec.ir import dialect
-from moec.ir.mapped_files import release_pages
+from moec.common.mapped_files import release_pages
 from moec.ir.weights.encode import Table, decode
 from moec.ir.weights.format import ELEMENTS, FormatName, WeightFormat, name_of
 from moec.ir.weights.lazy import LazyMatrix
 from moec.ir.weights.levels import LEVELS, Levels, TableOfGroups
-from moec.ir.weights.minima import minima_of
 from moec.ir.weights.stacks import expert_data
 
 Array = np.ndarray[Any, Any]
 
 WIDTH = "width"
-_WEIGHT_INPUTS = {
-    "Experts": ("up", "down", "gate"),
-    "MoE": ("up", "down", "gate"),
-    "GroupedMatMul": ("weights",),
-    "Linear": ("weight",),
-    "Expect": ("weights",),
-    "Absent": ("weights",),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,39 +158,6 @@ class StoredWeight:
         return True
 
 
-def weight_inputs(node: ir.Node) -> dict[str, ir.Value]:
-    """The operands of a moec node that are weights of products, by name; empty for every other node."""
-    if not dialect.is_moec(node):
-        return {}
-    inputs = dialect.inputs_of(node)
-    return {name: value for name in _WEIGHT_INPUTS.get(node.op_type, ()) if (value := inputs[name]) is not None}
-
-
-def size_of_weights(node: ir.Node) -> int:
-    """Bytes of the weights of a moec node as they are computed with, however they are stored."""
-    typed = ((value.shape, value.dtype) for value in weight_inputs(node).values())
-    return sum(math.prod(shape.numpy()) * int(dtype.itemsize) for shape, dtype in typed if shape and dtype)
-
-
-def stored_weights(node: ir.Node) -> dict[str, StoredWeight]:
-    """The storage of each weight of a moec node, by the name of its operand. Raises UnsupportedError like
-    :func:`weight_runs`."""
-    return {name: StoredWeight.of(value) for name, value in weight_inputs(node).items()}
-
-
-def input_axis(node: ir.Node, name: str) -> int:
-    """The axis of the inputs in the weight operand ``name`` of a moec node, counted from the end (-1 or -2): it is the
-    same in the matrix of one expert as in those of all."""
-    if node.op_type == "GroupedMatMul":
-        return -2
-    if node.op_type == "Linear":
-        transposed = dialect.spec_of(node, dialect.LinearSpec).transposed
-    else:
-        spec = dialect.spec_of(node, dialect.ExpertsSpec)
-        transposed = spec.down_transposed if name == "down" else spec.up_transposed
-    return -2 if transposed else -1
-
-
 def decoding_node(
     form: WeightFormat,
     data: ir.Value,
@@ -225,23 +181,6 @@ def decoding_node(
     return node
 
 
-def decoding_nodes(graph: ir.Graph) -> set[ir.Node]:
-    """The nodes between a stored weight and the moec node that multiplies by it."""
-    pending = [value.producer() for node in graph.all_nodes() for value in weight_inputs(node).values()]
-    pending = [node for node in pending if not _is(node, "Gather")]  # experts that are picked are computed
-    decoding: set[ir.Node] = set()
-    while pending:
-        node = pending.pop()
-        if node in decoding or not _is(node, "Cast", "DequantizeLinear", "Concat", "Sub", "Gather"):
-            continue
-        if node.op_type == "Sub" and minima_of(node) is None:
-            continue
-        decoding.add(node)
-        if node.op_type != "Cast":
-            pending += [value.producer() for value in node.inputs if value is not None]
-    return decoding
-
-
 def weight_runs(value: ir.Value) -> list[WeightRun]:
     """The runs of experts of the weight operand ``value``, each in one format.
 
@@ -252,6 +191,14 @@ def weight_runs(value: ir.Value) -> list[WeightRun]:
         first = runs[-1].first + runs[-1].count if runs else 0
         runs.append(_run(part, first))
     return runs
+
+
+def minima_of(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
+    """The ``DequantizeLinear`` and the ``Gather`` of :func:`less_minima`, where the node is its ``Sub``."""
+    decoding, gathered = (None if value is None else value.producer() for value in node.inputs)
+    if decoding is None or gathered is None or decoding.domain or gathered.domain:
+        return None
+    return (decoding, gathered) if (decoding.op_type, gathered.op_type) == ("DequantizeLinear", "Gather") else None
 
 
 def _is(node: ir.Node | None, *op_types: str) -> TypeGuard[ir.Node]:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from moec import compiler
 from moec.common.errors import MoecError, reporting
+from moec.common.mapped_files import release_pages
 from moec.common.names import node_name
 from moec.common.progress import Progress, silent
 from moec.common.replacing import check_replaceable, replacing
@@ -22,9 +23,8 @@ from moec.common.seals import foreign_file
 from moec.common.specs import tensor_specs
 from moec.ir.dialect import LinearSpec, is_moec, spec_of
 from moec.ir.interpreter import EvaluationError
-from moec.ir.mapped_files import release_pages
+from moec.ir.weight_operands import stored_weights
 from moec.ir.weights.format import WeightFormat
-from moec.ir.weights.stored import stored_weights
 from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.framework.shorthand import parse_format

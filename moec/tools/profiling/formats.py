@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from moec.ir.expert_outputs import hidden_units, projected
+from moec.ir.expert_weights import ExpertWeights, Part
 from moec.ir.semantics import activated, limited
 from moec.ir.weights.encode import decode, encode
-from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat
-from moec.ir.weights.outputs import hidden_units, projected
 from moec.profiles.measures import evenly
 
 Array = np.ndarray[Any, Any]

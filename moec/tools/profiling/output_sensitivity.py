@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.common.mapped_files import release_pages
 from moec.common.names import node_name
 from moec.ir import dialect, semantics
 from moec.ir.dialect import RouteSpec, is_moec
+from moec.ir.expert_outputs import expert_output
+from moec.ir.expert_weights import ExpertWeights, Part
 from moec.ir.interpreter import Watcher
-from moec.ir.mapped_files import release_pages
 from moec.ir.semantics import pairs_by_expert
-from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat
-from moec.ir.weights.outputs import expert_output
 from moec.passes.weights.output_change import Batch, OutputChange
 from moec.tools.profiling.formats import rounded
 from moec.tools.profiling.workers import ParallelRun

@@ -16,12 +16,12 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.errors import MoecError
+from moec.common.mapped_files import map_file, release_pages
 from moec.common.names import node_name
-from moec.ir.mapped_files import map_file, release_pages
+from moec.ir.expert_outputs import expert_output
+from moec.ir.expert_weights import ExpertWeights, Part
 from moec.ir.semantics import pairs_by_expert
-from moec.ir.weights.experts import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat
-from moec.ir.weights.outputs import expert_output
 from moec.profiles.measures import BINS, PRIOR_ROWS, ROWS, enough, enough_outputs, evenly, mean_weight, packed
 from moec.tools.profiling.formats import expert_errors
 from moec.tools.profiling.workers import ParallelRun

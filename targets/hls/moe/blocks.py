@@ -15,11 +15,11 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.errors import UnsupportedError
+from moec.common.mapped_files import release_pages
 from moec.common.names import node_name
 from moec.ir.dialect import ExpertsSpec, RouteSpec, has_experts, inputs_of, is_moec, spec_of
 from moec.ir.expert_ids import check_table, table_behind
-from moec.ir.mapped_files import release_pages
-from moec.ir.weights.experts import ExpertWeights, Part
+from moec.ir.expert_weights import ExpertWeights, Part
 from moec.targets.hls.graph.dense_layer import dense_layer, optional, origin
 from moec.targets.hls.graph.residuals import find_residual
 from moec.targets.hls.moe.float_block import FloatBlock

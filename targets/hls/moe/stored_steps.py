@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from moec.common.errors import UnsupportedError
-from moec.ir.weights.experts import ExpertWeights, Part
+from moec.ir.expert_weights import ExpertWeights, Part
 from moec.ir.weights.format import WeightFormat
 
 Array = np.ndarray[Any, Any]

@@ -15,7 +15,7 @@ from tvm import relax, te
 
 from moec.common.errors import UnsupportedError
 from moec.ir.dialect import DispatchSpec, ProductSpec, RouteSpec, spec_of
-from moec.ir.weights.experts import ExpertWeights
+from moec.ir.expert_weights import ExpertWeights
 from moec.ir.weights.stored import StoredWeight
 from moec.runtime.expert_calls import EXPERTS_ABSENT, EXPERTS_EXPECTED
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext

@@ -11,10 +11,11 @@ import pytest
 from moec.common.errors import UnsupportedError
 from moec.ir.graphs import add_constant
 from moec.ir.interpreter import run
+from moec.ir.minima import less_minima
+from moec.ir.weight_operands import weight_inputs
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.levels import product_of_levels
-from moec.ir.weights.minima import less_minima
-from moec.ir.weights.stored import StoredWeight, decoding_node, weight_inputs
+from moec.ir.weights.stored import StoredWeight, decoding_node
 from moec.passes.framework.base import Report
 from moec.passes.framework.pipeline import CLEAN_UP, parse
 from moec.passes.framework.pipeline import run as run_passes

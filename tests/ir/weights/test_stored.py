@@ -10,10 +10,11 @@ from moec.ir import shapes
 from moec.ir.dialect import LinearSpec, make_node
 from moec.ir.interpreter import run
 from moec.ir.text import parse_model, print_model
+from moec.ir.weight_operands import decoding_nodes
 from moec.ir.weights.encode import decode, encode
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stacks import ExpertStack
-from moec.ir.weights.stored import WeightRun, decoding_node, decoding_nodes, weight_runs
+from moec.ir.weights.stored import WeightRun, decoding_node, weight_runs
 from moec.passes.framework.base import Report
 from moec.passes.framework.pipeline import CLEAN_UP, parse
 from moec.passes.framework.pipeline import run as run_passes

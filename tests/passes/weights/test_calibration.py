@@ -11,8 +11,9 @@ import pytest
 
 from moec.common.errors import MoecError
 from moec.ir.dialect import ExpertsSpec
-from moec.ir.weights.experts import ExpertWeights
-from moec.ir.weights.stored import weight_inputs, weight_runs
+from moec.ir.expert_weights import ExpertWeights
+from moec.ir.weight_operands import weight_inputs
+from moec.ir.weights.stored import weight_runs
 from moec.passes.weights import gptq, kept
 from moec.tools.profiling import profile
 

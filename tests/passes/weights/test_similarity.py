@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moec.ir.dialect import ExpertsSpec
-from moec.ir.weights.experts import ExpertWeights
+from moec.ir.expert_weights import ExpertWeights
 from moec.passes.weights.similarity import evenly, matching_units, output_similarity, outputs_of
 
 from ..stored_weights import D, E, F, expert_arrays, experts_model, last_moec_node

@@ -8,10 +8,11 @@ import pytest
 
 from moec.common.errors import MoecError
 from moec.ir.dialect import ExpertsSpec
+from moec.ir.weight_operands import stored_weights, weight_inputs
 from moec.ir.weights.encode import Encoded, decode, encode
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stacks import ExpertStack
-from moec.ir.weights.stored import stored_weights, weight_inputs, weight_runs
+from moec.ir.weights.stored import weight_runs
 from moec.passes.weights.store import store
 
 from ..stored_weights import E, expert_arrays, experts_model

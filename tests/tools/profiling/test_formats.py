@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from moec.ir.dialect import ExpertsSpec
-from moec.ir.weights.experts import ExpertWeights
-from moec.ir.weights.outputs import expert_output
+from moec.ir.expert_outputs import expert_output
+from moec.ir.expert_weights import ExpertWeights
 from moec.passes.framework.shorthand import parse_format
 from moec.tools.profiling import formats
 from moec.tools.profiling.formats import expert_errors, rounded

@@ -15,8 +15,8 @@ from moec import compiler
 from moec.common.errors import MoecError
 from moec.ir import dialect, semantics
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec
-from moec.ir.weights.experts import ExpertWeights
-from moec.ir.weights.outputs import expert_output
+from moec.ir.expert_outputs import expert_output
+from moec.ir.expert_weights import ExpertWeights
 from moec.passes.framework import pipeline
 from moec.profiles import Profile
 from moec.profiles.keys import keep_key, key_of, measurable

@@ -30,11 +30,3 @@ def less_minima(
         node.outputs[0].dtype, node.outputs[0].shape = decoded.dtype, decoded.shape
     graph.extend(nodes) if before is None else graph.insert_before(before, nodes)
     return nodes[-1].outputs[0]
-
-
-def minima_of(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
-    """The ``DequantizeLinear`` and the ``Gather`` of :func:`less_minima`, where the node is its ``Sub``."""
-    decoding, gathered = (None if value is None else value.producer() for value in node.inputs)
-    if decoding is None or gathered is None or decoding.domain or gathered.domain:
-        return None
-    return (decoding, gathered) if (decoding.op_type, gathered.op_type) == ("DequantizeLinear", "Gather") else None

@@ -11,9 +11,9 @@ import pytest
 from moec.common.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.dialect import ExpertsSpec, GateLayout
+from moec.ir.expert_weights import ExpertWeights
 from moec.ir.weights import stored as stored_module
 from moec.ir.weights.encode import decode, encode
-from moec.ir.weights.experts import ExpertWeights
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stacks import expert_data
 from moec.ir.weights.stored import decoding_node

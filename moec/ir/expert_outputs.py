@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from moec.ir.expert_weights import ExpertWeights, Part
 from moec.ir.semantics import activated, limited
-from moec.ir.weights.experts import ExpertWeights, Part
 
 Array = np.ndarray[Any, Any]
 

@@ -12,16 +12,17 @@ import pytest
 from moec.common.errors import UnsupportedError
 from moec.ir.graphs import add_constant
 from moec.ir.interpreter import run
+from moec.ir.minima import less_minima
+from moec.ir.weight_operands import weight_inputs
 from moec.ir.weights.format import WeightFormat
-from moec.ir.weights.minima import less_minima
-from moec.ir.weights.stored import StoredWeight, decoding_node, weight_inputs
+from moec.ir.weights.stored import StoredWeight, decoding_node
 from moec.passes.framework.base import Report
 from moec.passes.framework.pipeline import CLEAN_UP, parse
 from moec.passes.framework.pipeline import run as run_passes
 from moec.passes.weights.selection import ExpertSelection, select
 from moec.passes.weights.store import scale_experts, store
 
-from .plain_experts import experts_with
+from .weights.plain_experts import experts_with
 
 E, D, F, GROUP = 3, 64, 32, 32
 FORM = WeightFormat("int4", GROUP, minima=True)

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from moec.ir.mapped_files import map_file, release_pages
+from moec.common.mapped_files import map_file, release_pages
 
 SIZE = 64 << 20
 

@@ -10,9 +10,10 @@ import onnx_ir as ir
 from moec.common.errors import UnsupportedError
 from moec.ir import dialect
 from moec.ir.dialect import ExpertsSpec
+from moec.ir.weight_operands import stored_weights
 from moec.ir.weights.encode import Table, decode, per_element
 from moec.ir.weights.lazy import LazyMatrix
-from moec.ir.weights.stored import StoredWeight, constant, stored_weights
+from moec.ir.weights.stored import StoredWeight, constant
 
 Array = np.ndarray[Any, Any]
 Part = Literal["gate", "up", "down"]

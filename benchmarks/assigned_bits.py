@@ -26,7 +26,7 @@ from moec.common.divergence import divergences, log_softmax
 from moec.common.specs import tensor_specs
 from moec.ir.interpreter import runner
 from moec.ir.weights.format import WeightFormat
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.framework.shorthand import parse_format
 from moec.tools import paired

@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-from moec.passes.framework.pipeline import LEVELS
+from moec.passes.pipeline import LEVELS
 
 DISTINCT_EXPERTS = 5
 """Number of experts with numbers of their own; the others repeat them, each in memory of its own, so that making a

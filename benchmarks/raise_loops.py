@@ -16,7 +16,7 @@ import onnx
 import onnx.parser
 
 import moec
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 
 WIDTH, HIDDEN = 16, 24

@@ -115,7 +115,7 @@ def chosen_passes(
 def with_profile(passes: str, profile: str | os.PathLike[str] | None) -> Sequence[Pass]:
     """Parse a pipeline and give the ``profile`` to passes that take one and name none. Raises MoecError for a profile
     that cannot be read, and for one that no pass takes."""
-    from moec.passes.framework import pipeline
+    from moec.passes import pipeline
 
     if profile is None:
         return pipeline.parse(passes)

@@ -172,7 +172,7 @@ def write(
 
     from moec.ir.blocks import moe_blocks
     from moec.ir.rounding import arithmetics_of
-    from moec.passes.framework import pipeline
+    from moec.passes import pipeline
     from moec.passes.framework.base import Report
     from moec.runtime.writer import WRITING, check_resident, write_artifact
 
@@ -276,10 +276,10 @@ def optimize(
     """Run a pipeline on a model. Returns its text and the passes' remarks.
 
     ``model`` is an ONNX file, or IR text when its name ends in ``.onnxtxt``. ``profile`` as for :func:`compile`,
-    ``print_after`` as for :func:`moec.passes.framework.pipeline.run`. Raises MoecError.
+    ``print_after`` as for :func:`moec.passes.pipeline.run`. Raises MoecError.
     """
     from moec.ir.text import print_model
-    from moec.passes.framework import pipeline
+    from moec.passes import pipeline
     from moec.passes.framework.base import Report
 
     path, report = pathlib.Path(model), Report()
@@ -298,7 +298,7 @@ def find_blocks(model: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], li
     """Find the MoE blocks of an ONNX file, described as by :func:`moec.ir.blocks.moe_blocks`, and subgraphs that look
     like blocks but are not raised. Raises MoecError."""
     from moec.ir.blocks import moe_blocks
-    from moec.passes.framework import pipeline
+    from moec.passes import pipeline
     from moec.passes.framework.base import Report
 
     graph, report = import_model(model, cache=False), Report()

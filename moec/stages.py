@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from moec.passes.framework.base import Pass, Report
-    from moec.passes.framework.pipeline import AfterPass
+    from moec.passes.pipeline import AfterPass
     from moec.runtime.writer import Stage
 
 
@@ -50,7 +50,7 @@ def _stages(
 ) -> Iterator[Stage]:
     from moec.ir.text import print_model
     from moec.ir.weight_hashes import hash_weights
-    from moec.passes.framework import pipeline
+    from moec.passes import pipeline
     from moec.runtime.writer import Stage
 
     yield Stage("import", print_model(model))

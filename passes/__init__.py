@@ -1,8 +1,9 @@
 """Rewrites of the graph. ``PASSES`` knows every pass by its pipeline name; a pass's module is imported on first use.
 
 A new pass is one file here with a frozen dataclass (see :mod:`moec.passes.framework.base`) and one line in
-``_CLASSES``. Folders hold what passes share: ``framework`` (what a pass is, pipelines), ``graph`` (edits), ``shapes``,
-``weights``, and the parts of single passes (``raising``, ``contrib``, ``control_flow``, ``recurrent``).
+``_CLASSES``; :mod:`moec.passes.pipeline` runs passes in order. Folders hold what passes share: ``framework`` (what a
+pass is), ``graph`` (edits), ``shapes``, ``weights``, and the parts of single passes (``raising``, ``contrib``,
+``control_flow``, ``recurrent``).
 """
 
 from __future__ import annotations

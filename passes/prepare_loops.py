@@ -118,7 +118,7 @@ def _closed(node: ir.Node, taken: set[str | None]) -> ir.Node:
 
 def _clean_up(node: ir.Node, model: ir.Model, report: Report) -> None:
     """Apply the passes to the body, and give its values names that no value outside has."""
-    from moec.passes.framework import pipeline
+    from moec.passes import pipeline
 
     body = node.attributes["body"].as_graph()
     _declare(node, body)

@@ -15,16 +15,16 @@ from moec.passes.graph.edits import is_op
 from moec.passes.raising.block import Block, experts_of
 from moec.passes.raising.candidates import SELECTIONS, candidate_blocks, find_logits
 from moec.passes.raising.dataflow import DataFlow
-from moec.passes.raising.diagnosis import diagnosed
 from moec.passes.raising.failure import NoRouterError, NotUnderstoodError, left_out
 from moec.passes.raising.given_choices import SpreadChoice, choices, spread
 from moec.passes.raising.given_columns import Beside, columns, side_by_side
 from moec.passes.raising.given_weights import blocks_weighed_by, given_routing, weighed_blocks
-from moec.passes.raising.matching import MOST_CANDIDATES, KnownBlocks, match_block, understand
+from moec.passes.raising.matching.blocks import MOST_CANDIDATES, KnownBlocks, match_block, understand
+from moec.passes.raising.matching.diagnosis import diagnosed
+from moec.passes.raising.matching.search import Match
 from moec.passes.raising.one_choice import ROUTING, Selected, chosen_flags, chosen_ids, select
 from moec.passes.raising.rewrite import replace
 from moec.passes.raising.router import RoutingProposal
-from moec.passes.raising.search import Match
 from moec.passes.raising.unraised import resemblances
 
 

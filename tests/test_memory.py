@@ -13,7 +13,7 @@ import pytest
 
 from moec import compiler, targets
 from moec.ir.text import print_model
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.runtime.writer import Context, write_artifact
 
 from .products import thinned

@@ -89,7 +89,7 @@ def test_layers_are_found_in_the_export(example, dense, rows, tmp_path):
     from moec import compiler
     from moec.ir import interpreter
     from moec.ir.dialect import RouteSpec, has_experts, spec_of
-    from moec.passes.framework import pipeline
+    from moec.passes import pipeline
     from moec.passes.framework.base import Report
 
     model = carved(example, dense, rows, 3)

@@ -17,7 +17,7 @@ import moec
 from moec import compiler
 from moec.common.errors import DefectError, MoecError, VerificationError
 from moec.ir import interpreter
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.tools.comparison import compare, tolerance_of
 from moec.tools.profiling import profile
 from moec.tools.verify import ROUNDED_TOLERANCES

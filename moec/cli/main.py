@@ -269,7 +269,7 @@ def pipeline(
     arithmetic: Arithmetic = None,
 ) -> None:
     """Print the pipeline that a level and formats stand for; --passes takes such a text."""
-    from moec.passes.framework import pipeline as pipelines
+    from moec.passes import pipeline as pipelines
     from moec.passes.framework.shorthand import with_arithmetic, with_formats
 
     text = with_formats(pipelines.LEVELS[pipeline_of(level, None)], experts, linears)

@@ -11,8 +11,8 @@ from moec.ir.graphs import add_constant
 def less_minima(
     graph: ir.Graph, before: ir.Node | None, decoded: ir.Value, minimum: ir.Value, axis: int, group: int
 ) -> ir.Value:
-    """The weight that is ``decoded`` by :func:`decoding_node` less the minimum [.., groups, ..] of each group of inputs
-    along ``axis``; the nodes go in front of ``before``, or to the end of the graph."""
+    """The weight ``decoded`` (:func:`moec.ir.weights.stored.decoding_node`) less the minimum [.., groups, ..] of each
+    group of inputs along ``axis``; the nodes go in front of ``before``, or to the end of the graph."""
     assert decoded.shape is not None and decoded.dtype is not None
     size, axis = int(decoded.shape.numpy()[axis]), axis % decoded.shape.rank()
     label = f"{decoded.name}.groups"

@@ -158,7 +158,7 @@ def _covering(model: ir.Model) -> Covering:
     open."""
     from moec.common.specs import tensor_specs
     from moec.frontend.conditions import conditions_of, settled
-    from moec.passes.framework import pipeline
+    from moec.passes import pipeline
     from moec.passes.shapes.input_sizes import input_sizes
     from moec.runtime.inputs import InputCheck
 

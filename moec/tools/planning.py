@@ -13,8 +13,8 @@ from moec import compiler, targets
 from moec.common.errors import MoecError, reporting
 from moec.common.progress import Progress, silent
 from moec.common.replacing import check_replaceable, replacing
+from moec.passes import pipeline
 from moec.passes.assign_bits import choices
-from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.weights.bits import WeightBudget
 from moec.passes.weights.calibration import Method

@@ -310,7 +310,7 @@ def _is_rounded(compiled: CompiledModel) -> bool:
 
 def _rounded_model(model: ir.Model, compiled: CompiledModel) -> ir.Model:
     """Apply the artifact's passes to ``model``, which is changed."""
-    from moec.passes.framework import pipeline
+    from moec.passes import pipeline
 
     pipeline.run(model, pipeline.parse(compiled.describe()["provenance"]["passes"]))
     return model

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 import onnx_ir as ir
 
 from moec.ir import dialect
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.raising.rewrite import REPLACES_KEY
 

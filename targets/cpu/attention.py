@@ -8,8 +8,8 @@ import onnx_ir as ir
 from tvm import relax
 
 from moec.common.work import AttentionWork
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.attention import ATTENTION
-from moec.targets.cpu.machine import Machine
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.held_tensors import HeldTensor
 from moec.targets.tvm.kernel import KernelCall, select

@@ -8,8 +8,8 @@ import onnx_ir as ir
 from tvm import relax, tirx
 
 from moec.common.errors import UnsupportedError
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.convolution import CONVOLUTION, ConvolutionProblem
-from moec.targets.cpu.machine import Machine
 from moec.targets.cpu.matmul import zeros
 from moec.targets.tvm.attributes import attribute, group_count, optional_input, required_input, steps
 from moec.targets.tvm.heavy import LoweringContext

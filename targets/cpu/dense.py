@@ -10,10 +10,10 @@ from tvm import relax
 
 from moec.targets.cpu.attention import attend
 from moec.targets.cpu.convolution import lower_convolution
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.linear_attention import LINEAR_ATTENTION
 from moec.targets.cpu.kernels.normalization import LAYER_NORM, RMS_NORM
 from moec.targets.cpu.kernels.softmax import SOFTMAX
-from moec.targets.cpu.machine import Machine
 from moec.targets.cpu.matmul import PackedProducts
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
 from moec.targets.tvm.lower import linear_attention, matmul

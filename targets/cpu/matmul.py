@@ -13,13 +13,13 @@ from moec.common.dtypes import dtype_of
 from moec.common.work import BatchedWork, MatmulWork
 from moec.ir.weights.encode import Encoded
 from moec.targets.cpu.expert_steps import crossovers_of, product_attributes, quantized_rows
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.batched_matmul import BATCHED_MATMUL, MatmulProblem
 from moec.targets.cpu.kernels.convert_rows import CONVERT
 from moec.targets.cpu.kernels.gather import SPARE_ROWS, row_width
 from moec.targets.cpu.kernels.gemm import GEMM, Epilogue
 from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
-from moec.targets.cpu.machine import Machine
 from moec.targets.cpu.packed_weights import Parts, add_weights
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.kernel import KernelCall, select

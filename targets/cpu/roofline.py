@@ -14,9 +14,9 @@ from moec.runtime.machine import check_threads
 from moec.runtime.pages import new_memory
 from moec.runtime.tensors import to_runtime
 from moec.runtime.workers import run_with
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.peak import MultiplyAdd, instructions, operations_per_round, peak
 from moec.targets.cpu.kernels.read_memory import ROW, read_memory
-from moec.targets.cpu.machine import Machine
 
 _REPETITIONS = 3
 _SECONDS = 0.015

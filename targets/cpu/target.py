@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from moec.targets.base import Program
-from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.tvm.heavy import HeavyConverter
 
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from moec.ir.few_numbers import MEETING, MOST_PAIRS, few_numbers
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 
 CONSTANTS = {
     "half": np.float32(0.5),

@@ -11,7 +11,7 @@ import pytest
 from moec.frontend.onnx import import_model
 from moec.ir.interpreter import Evaluator
 from moec.ir.intervals import Interval, intervals, may_hold
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 
 from ..text_models import model_of
 

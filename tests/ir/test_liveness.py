@@ -10,7 +10,7 @@ import pytest
 
 from moec.ir.interpreter import Evaluator
 from moec.ir.liveness import Liveness
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 
 from ..text_models import model_of
 

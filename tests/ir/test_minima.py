@@ -17,8 +17,8 @@ from moec.ir.weight_operands import weight_inputs
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stored import StoredWeight, decoding_node
 from moec.passes.framework.base import Report
-from moec.passes.framework.pipeline import CLEAN_UP, parse
-from moec.passes.framework.pipeline import run as run_passes
+from moec.passes.pipeline import CLEAN_UP, parse
+from moec.passes.pipeline import run as run_passes
 from moec.passes.weights.selection import ExpertSelection, select
 from moec.passes.weights.store import scale_experts, store
 

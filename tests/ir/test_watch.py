@@ -11,7 +11,7 @@ from moec.ir.facts import Facts, facts_of
 from moec.ir.interpreter import Evaluator
 from moec.ir.sides import Takes
 from moec.ir.watch import Watch
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 
 from ..text_models import model_of
 

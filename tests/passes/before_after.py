@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from moec.ir import interpreter
 from moec.ir.text import print_model
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Remark, Report
 
 HEADER = '<ir_version: 10, opset_import: ["" : 24, "com.microsoft" : 1, "moec" : 1]>\ngraph '

@@ -10,7 +10,7 @@ from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec, attributes_o
 from moec.ir.text import parse_model
 from moec.ir.weight_operands import weight_inputs
 from moec.ir.weights.stored import weight_runs
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 
 E, D, F = 6, 128, 64

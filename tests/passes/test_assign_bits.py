@@ -14,7 +14,7 @@ from moec.ir.dialect import ExpertsSpec, spec_of
 from moec.ir.interpreter import run
 from moec.ir.weight_operands import weight_inputs
 from moec.ir.weights.stored import StoredWeight
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.weights.bits import WeightBudget, plan_bits
 from moec.passes.weights.plan import LayerPlan, plan_text
 from moec.passes.weights.sensitivities import sensitivities_text

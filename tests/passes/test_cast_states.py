@@ -6,7 +6,7 @@ import pytest
 
 import moec
 from moec.common.errors import MoecError
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.tools.verify import verify
 
 from ..products import thinned

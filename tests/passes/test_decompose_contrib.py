@@ -8,8 +8,8 @@ import pytest
 
 from moec.ir import contrib
 from moec.ir.text import parse_model
+from moec.passes import pipeline
 from moec.passes.decompose_contrib import ATTRIBUTE_TYPES, ATTRIBUTES, DECOMPOSITIONS
-from moec.passes.framework import pipeline
 from moec.passes.framework.base import Report
 
 from .before_after import assert_shown, check

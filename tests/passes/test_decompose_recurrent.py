@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from moec.ir import interpreter
 from moec.ir.dialect import REFUSAL_KEY
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 
 from . import before_after

@@ -16,7 +16,7 @@ from moec.ir.weights.encode import encode
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stacks import ExpertStack
 from moec.ir.weights.stored import decoding_node, weight_runs
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.weights.hidden_units import zero_rows
 

@@ -7,8 +7,7 @@ import re
 import pytest
 
 from moec.common.errors import MoecError
-from moec.passes import PASSES
-from moec.passes.framework import pipeline
+from moec.passes import PASSES, pipeline
 from moec.passes.remove_dead_nodes import RemoveDeadNodes
 
 from .before_after import check, examples, model_of

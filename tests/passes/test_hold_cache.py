@@ -5,7 +5,7 @@ import pytest
 from moec.common.errors import MoecError
 from moec.common.specs import State
 from moec.ir.states import STATES_KEY, set_states, states_of
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.hold_cache import HoldCache
 

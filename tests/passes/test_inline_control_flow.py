@@ -8,7 +8,7 @@ import pytest
 from moec.ir import interpreter
 from moec.ir.dialect import REFUSAL_KEY
 from moec.ir.text import parse_model
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 
 from .before_after import assert_shown, check

@@ -7,7 +7,7 @@ import pytest
 import moec
 from moec.common.errors import InputError
 from moec.ir import interpreter
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 
 from .before_after import HEADER, assert_shown, model_of

@@ -8,7 +8,7 @@ import pytest
 from moec.ir import interpreter
 from moec.ir.dialect import inputs_of
 from moec.ir.origins import origins_of
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 
 from .before_after import check, model_of

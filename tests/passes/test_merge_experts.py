@@ -14,7 +14,7 @@ from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec, RouteSpec, inputs_of, spec_of
 from moec.ir.origins import origins_of
 from moec.ir.weights.stacks import ExpertStack
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.profiles import Profile
 from moec.profiles.keys import measurable

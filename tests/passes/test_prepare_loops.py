@@ -9,7 +9,7 @@ from moec.ir.graphs import outer_values
 from moec.ir.text import parse_model, print_model
 from moec.ir.verifier import verify
 from moec.ir.weights.stored import constant
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.prepare_loops import PrepareLoops
 

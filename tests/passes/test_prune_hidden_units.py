@@ -10,7 +10,7 @@ import pytest
 from moec.common.errors import MoecError
 from moec.ir.dialect import ExpertsSpec, inputs_of
 from moec.ir.interpreter import run
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.profiles import Profile
 

@@ -11,7 +11,7 @@ from moec.ir.text import parse_model
 from moec.ir.weight_operands import weight_inputs
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stored import weight_runs
-from moec.passes.framework.pipeline import parse, print_pipeline
+from moec.passes.pipeline import parse, print_pipeline
 from moec.passes.weights.choice import quantize_activations
 from moec.passes.weights.store import set_arithmetic
 

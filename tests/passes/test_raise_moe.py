@@ -8,7 +8,7 @@ import pytest
 
 from moec.frontend.onnx import import_model
 from moec.ir import dialect, interpreter
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.raise_moe import RaiseMoE
 

@@ -16,7 +16,7 @@ from moec.ir import interpreter, semantics
 from moec.ir.dialect import ExpertsSpec, RouteSpec, inputs_of
 from moec.ir.expert_weights import ExpertWeights
 from moec.ir.graphs import add_constant
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.weights.store import scale_experts
 from moec.profiles import Profile

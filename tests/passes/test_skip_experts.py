@@ -11,7 +11,7 @@ from moec.common.errors import MoecError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec, RouteSpec, spec_of
 from moec.ir.semantics import route
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 
 from ..products import thinned

@@ -6,7 +6,7 @@ import pytest
 from moec.common.errors import MoecError
 from moec.ir.dialect import is_moec
 from moec.ir.streaming import SHARES_KEY, is_streamed, shares_of
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 
 from .before_after import check, model_of

@@ -14,7 +14,7 @@ import moec
 from moec.common.errors import MoecError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec, RouteSpec
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.profiles import Profile
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from moec.common.errors import DefectError, MoecError
 from moec.frontend.onnx import import_model
 from moec.ir import dialect, interpreter
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.raise_moe import RaiseMoE
 

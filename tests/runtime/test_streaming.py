@@ -17,7 +17,7 @@ from moec.common.errors import ArtifactError, MoecError, RoomError, UnsupportedE
 from moec.common.specs import StreamedWeight
 from moec.ir import interpreter
 from moec.ir.dialect import is_moec
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.runtime.artifact import open_artifact
 from moec.runtime.expert_pages import ExpertPages
 from moec.runtime.manifest import WEIGHTS

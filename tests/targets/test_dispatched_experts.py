@@ -15,7 +15,7 @@ from moec.ir import interpreter
 from moec.ir.shapes import infer
 from moec.ir.text import parse_model
 from moec.ir.verifier import verify
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.targets.hls.options import HlsOptions
 
 from ..products import thinned

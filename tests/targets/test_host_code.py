@@ -6,7 +6,7 @@ import pytest
 import tvm
 from tvm import te, tirx
 
-from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.tvm.host_code import ASSEMBLY, compile_kernels, is_mapping
 from moec.targets.tvm.pipeline import KERNEL_PIPELINE
 from moec.targets.tvm.schedule import GENERIC, scheduled

@@ -158,8 +158,8 @@ def test_kernels_that_are_used_add_the_features_they_ask_for():
     from tvm import relax
 
     from moec.targets.base import Candidate, KernelRecord
+    from moec.targets.cpu.hardware.machine import Machine
     from moec.targets.cpu.kernels.softmax import softmax
-    from moec.targets.cpu.machine import Machine
     from moec.targets.tvm.program import compile_program
 
     machine = Machine.for_name("avx2")
@@ -181,7 +181,7 @@ def test_kernels_that_are_used_add_the_features_they_ask_for():
 
 
 def test_matrix_tiles_are_no_requirement_by_themselves(monkeypatch):
-    from moec.targets.cpu import machine
+    from moec.targets.cpu.hardware import machine
 
     monkeypatch.setattr(machine, "host_has", lambda features: True)
     host = machine.Machine.host()
@@ -201,7 +201,7 @@ def test_sizes_in_a_matrix_are_refused():
 
 
 def test_every_target_converts_all_heavy_operators():
-    from moec.targets.cpu.machine import Machine
+    from moec.targets.cpu.hardware.machine import Machine
     from moec.targets.cpu.target import converters as on_cpu
     from moec.targets.cuda.target import converters as on_cuda
 

@@ -8,7 +8,7 @@ import tvm
 from tvm.script import tirx as T
 
 from moec.runtime.tensors import to_runtime
-from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.tvm.pipeline import KERNEL_PIPELINE
 from moec.targets.tvm.stack_buffers import MOST_BYTES
 

@@ -14,7 +14,7 @@ from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.weight_operands import stored_weights
 from moec.ir.weights.stored import constant
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.targets.cuda import nvcc
 
 from ..passes.raising.conftest import BATCHED, INTEGERS, ROUTER

@@ -14,7 +14,7 @@ import moec
 from moec.compiler import import_model
 from moec.ir import shapes
 from moec.ir.interpreter import runner
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.tools.comparison import TOLERANCES, compare
 from moec.tools.spread import MOST_RUNS, ROOM, Spreads, rounding_otherwise, why_not
 from moec.tools.verify import verify

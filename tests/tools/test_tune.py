@@ -10,7 +10,7 @@ import pytest
 import moec
 from moec.common.errors import MoecError
 from moec.runtime.tuning import ALWAYS, NEVER, read_tuned
-from moec.targets.cpu.machine import host_has
+from moec.targets.cpu.hardware.machine import host_has
 from moec.tools.crossovers import Point, crossover_of
 from moec.tools.tune import tune
 

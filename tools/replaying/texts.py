@@ -94,7 +94,7 @@ def texts_of_artifact(made: pathlib.Path) -> Iterator[tuple[str, bytes]]:
 
 def steps_of(pipeline: str) -> list[str]:
     """A line for each pass of a pipeline text, with all of its options."""
-    from moec.passes.framework.pipeline import parse
+    from moec.passes.pipeline import parse
 
     def options_of(step: Any) -> str:
         return "".join(f" {field.name}={getattr(step, field.name)!r}" for field in dataclasses.fields(step))

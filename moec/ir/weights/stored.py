@@ -12,7 +12,7 @@ The weight operand of a moec node is one of
 - the same with scales, and minima, that are ``DequantizeLinear (codes, factors)`` (:mod:`moec.ir.weights.levels`);
 - ``Concat <axis = 0>`` of these: runs of consecutive experts, each with a format of its own.
 
-:func:`decodes_weight` recognises these nodes, so that passes which compute constants leave them alone.
+:func:`moec.ir.weight_operands.decoding_nodes` finds these nodes; passes that compute constants leave them alone.
 """
 
 from __future__ import annotations

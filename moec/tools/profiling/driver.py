@@ -25,7 +25,7 @@ from moec.ir.dialect import LinearSpec, is_moec, spec_of
 from moec.ir.interpreter import EvaluationError
 from moec.ir.weight_operands import stored_weights
 from moec.ir.weights.format import WeightFormat
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.framework.shorthand import parse_format
 from moec.passes.weights.linears import MINIMUM, NONE_FOUND, make_linears

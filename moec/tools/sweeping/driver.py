@@ -21,7 +21,7 @@ from moec.common.replacing import check_replaceable
 from moec.common.seals import foreign_file
 from moec.common.version import VERSION
 from moec.frontend.onnx import files_of
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.runtime.model import CompiledModel
 from moec.tools.bench import alternate, default_cases
 from moec.tools.data import Data, TextOptions, with_tokenizer_of

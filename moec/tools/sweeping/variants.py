@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from moec.common.errors import MoecError
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.shorthand import with_formats
 
 BASE = "O2"

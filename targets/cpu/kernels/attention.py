@@ -18,11 +18,11 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.cpu.hardware.machine import Machine, tile_of
 from moec.targets.cpu.kernels.attention_few import FEW_ROWS, attend_with_few_rows
 from moec.targets.cpu.kernels.attention_many import attend_with_many_rows
 from moec.targets.cpu.kernels.attention_problem import AttentionBuffers
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
-from moec.targets.cpu.machine import Machine, tile_of
 from moec.targets.tvm.int8_rows import INT8_ROWS
 from moec.targets.tvm.kernel import STORAGE_TYPES, Kernel, in_storage, why_not_stored
 from moec.targets.tvm.lower.attention import AttentionProblem

@@ -11,11 +11,11 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.attention_problem import LOWEST, AttentionBuffers
 from moec.targets.cpu.kernels.elementary import exponential, sums_of_lanes
 from moec.targets.cpu.kernels.emit import column_parts, loop, named, quotient, remainder
 from moec.targets.cpu.kernels.register_tile import accumulate, emit_row_tiles
-from moec.targets.cpu.machine import Machine
 
 FEW_ROWS = 8
 KEYS_PER_TASK = 256

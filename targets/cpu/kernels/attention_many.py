@@ -16,11 +16,11 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.attention_problem import LOWEST, AttentionBuffers, load_block
 from moec.targets.cpu.kernels.elementary import exponential
 from moec.targets.cpu.kernels.emit import column_parts, loop, named, quotient, remainder
 from moec.targets.cpu.kernels.register_tile import accumulate
-from moec.targets.cpu.machine import Machine
 
 COLUMN_TILES = 2
 KEYS_PER_BLOCK = 64

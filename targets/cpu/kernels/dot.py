@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.hardware.machine import Machine
 
 Dot = Callable[[Any, Any, Any], Any]
 """``(sums, weights, activations) -> sums``, vectors of ``machine.lanes`` 32-bit lanes."""

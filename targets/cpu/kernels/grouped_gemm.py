@@ -26,13 +26,13 @@ import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.dispatch import BLOCK_ROWS
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named, quotient
 from moec.targets.cpu.kernels.gather import row_width
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Weights, WeightTile
 from moec.targets.cpu.kernels.multiply import multiply
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
-from moec.targets.cpu.machine import Machine
 from moec.targets.tvm.kernel import Kernel
 
 _TABLE_COLUMNS = ("format", "data", "scales", "inner", "width")

@@ -15,9 +15,9 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.elementary import exponential
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named, parallel_rows
-from moec.targets.cpu.machine import Machine
 from moec.targets.tvm.kernel import Kernel
 from moec.targets.tvm.lower.linear_attention import FORMULA, LinearAttentionProblem
 

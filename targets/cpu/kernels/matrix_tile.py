@@ -15,9 +15,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.emit import loop, named
 from moec.targets.cpu.kernels.register_tile import prefetch
-from moec.targets.cpu.machine import Machine
 
 ROWS = 32
 """Rows and columns of a block."""

@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels import matrix_tile
 from moec.targets.cpu.kernels.dot import pair_functions
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
-from moec.targets.cpu.machine import Machine
 
 CROSSOVER_ROWS = {"bfloat16": 3, "int8": 5}
 """Rows of a block from which matrix tiles beat dot instructions, by arithmetic; ``moec tune`` measures it."""

@@ -12,7 +12,7 @@ import dataclasses
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.hardware.machine import Machine
 
 
 @dataclasses.dataclass(frozen=True)

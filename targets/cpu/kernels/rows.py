@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tvm import tirx
 
-from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
 from moec.targets.tvm.lower.rows import RowProblem
 

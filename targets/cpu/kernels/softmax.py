@@ -10,10 +10,10 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.elementary import exponential
 from moec.targets.cpu.kernels.emit import parallel_rows
 from moec.targets.cpu.kernels.rows import row_kernel
-from moec.targets.cpu.machine import Machine
 from moec.targets.tvm.lower.rows import SOFTMAX_FORMULA
 
 

@@ -18,7 +18,7 @@ from moec.ir.interpreter import run
 from moec.ir.rounding import arithmetics_of
 from moec.ir.verifier import verify
 from moec.ir.weight_operands import stored_weights
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.tools.verify import verify as verify_artifact
 

@@ -14,7 +14,7 @@ from moec.frontend.huggingface.folder import import_folder
 from moec.ir.dialect import is_moec
 from moec.ir.interpreter import run
 from moec.ir.weight_operands import stored_weights
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from tests.frontend.huggingface.models import change_config, mixtral, saved, torch, transformers
 from tests.frontend.huggingface.test_quantised import along
 

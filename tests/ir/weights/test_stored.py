@@ -16,8 +16,8 @@ from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stacks import ExpertStack
 from moec.ir.weights.stored import WeightRun, decoding_node, weight_runs
 from moec.passes.framework.base import Report
-from moec.passes.framework.pipeline import CLEAN_UP, parse
-from moec.passes.framework.pipeline import run as run_passes
+from moec.passes.pipeline import CLEAN_UP, parse
+from moec.passes.pipeline import run as run_passes
 
 FORMATS = [
     WeightFormat("bfloat16"),

@@ -11,7 +11,7 @@ import pytest
 
 from moec.frontend.onnx import import_model
 from moec.ir import interpreter
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>\ng '

@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from moec.frontend.onnx import import_model
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 
 from .conftest import HEADER

@@ -11,7 +11,7 @@ from moec.frontend.onnx import import_model
 from moec.ir import interpreter
 from moec.ir.dialect import FORMULATION_KEY, ExpertsSpec, RouteSpec, spec_of
 from moec.ir.weights.stacks import ExpertStack
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 
 from .conftest import HEADER
 

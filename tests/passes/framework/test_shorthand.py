@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from moec.common.errors import MoecError
-from moec.passes.framework.pipeline import parse, print_pipeline
 from moec.passes.framework.shorthand import with_arithmetic, with_formats
+from moec.passes.pipeline import parse, print_pipeline
 
 
 @pytest.mark.parametrize(

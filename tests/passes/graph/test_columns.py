@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from moec.ir import interpreter
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.graph.columns import keep_columns
 
 from ..before_after import assert_shown, model_of

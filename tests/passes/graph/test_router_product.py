@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moec.ir import interpreter
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.graph.router_product import router_product
 
 from ..before_after import model_of

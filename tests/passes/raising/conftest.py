@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from moec.frontend.onnx import import_model
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 
 from ...text_models import give_constants
 

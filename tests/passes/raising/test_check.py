@@ -9,13 +9,13 @@ import pytest
 from moec.frontend.onnx import import_model
 from moec.ir import dialect
 from moec.ir.dialect import ExpertsSpec, spec_of
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.raising.candidates import candidate_blocks, find_logits
 from moec.passes.raising.check import check_proposal, difference
 from moec.passes.raising.dataflow import DataFlow
+from moec.passes.raising.matching.search import find_match
 from moec.passes.raising.mlps import find_mlps
 from moec.passes.raising.router import propose_routings
-from moec.passes.raising.search import find_match
 from moec.passes.raising.weights import ExpertTensor, arrangements
 
 from ...text_models import give_constants

@@ -361,7 +361,7 @@ def test_whatever_goes_wrong_while_matching_is_a_remark(build, texts, normal, mo
     def stumbles(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("moec.passes.raising.matching.find_match", stumbles)
+    monkeypatch.setattr("moec.passes.raising.matching.blocks.find_match", stumbles)
     model, report = build(texts["batched"], up=normal(4, 10, 6), down=normal(4, 6, 5)), Report()
     assert not RaiseMoE().apply(model, report)
     (remark,) = report.remarks

@@ -6,7 +6,7 @@ import pytest
 from moec.common.budgets import FOLLOWED_ZEROS, NESTED_FACTORS
 from moec.ir import dialect, interpreter
 from moec.ir.dialect import RouteSpec, spec_of
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.raise_moe import RaiseMoE
 from moec.passes.raising.dataflow import DataFlow

@@ -52,8 +52,8 @@ def checked(monkeypatch):
         found.append(isomorphic_agreed)
         return check.check_proposal(block, proposal, isomorphic_agreed=isomorphic_agreed)
 
-    monkeypatch.setattr("moec.passes.raising.matching.check_proposal", spy)
-    monkeypatch.setattr("moec.passes.raising.search.check_proposal", spy)
+    monkeypatch.setattr("moec.passes.raising.matching.blocks.check_proposal", spy)
+    monkeypatch.setattr("moec.passes.raising.matching.search.check_proposal", spy)
     return found
 
 

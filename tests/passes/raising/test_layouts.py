@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from moec.ir import dialect
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.raise_moe import RaiseMoE
 from moec.passes.raising.symbols import sizes_for

@@ -8,9 +8,10 @@ import pytest
 from moec.ir import dialect, interpreter
 from moec.passes.framework.base import Report
 from moec.passes.raise_moe import RaiseMoE
-from moec.passes.raising import check, search
+from moec.passes.raising import check
 from moec.passes.raising.block import Block
-from moec.passes.raising.matching import KnownBlocks, match_block
+from moec.passes.raising.matching import search
+from moec.passes.raising.matching.blocks import KnownBlocks, match_block
 from moec.passes.raising.miniature import miniature
 
 from .wide_experts import ALIKE, DOWN, PLAIN, D, F, block_of, text_of, weights_of

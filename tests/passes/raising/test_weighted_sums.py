@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moec.ir.shapes import infer
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.passes.raising.dataflow import DataFlow
 from moec.passes.raising.weighted_sums import weighted_sums

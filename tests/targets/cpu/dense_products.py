@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from moec.ir.weights.encode import Encoded
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.gemm import gemm
 from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
 from moec.targets.cpu.kernels.pack_experts import pack_data
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
-from moec.targets.cpu.machine import Machine
 
 
 def problem(inner: int, columns: int, machine: Machine, storage: str = "float32") -> PackedProduct:

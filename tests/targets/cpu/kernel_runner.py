@@ -19,7 +19,7 @@ import pytest
 from tvm_ffi import libinfo
 
 from moec.runtime.tensors import to_runtime
-from moec.targets.cpu.machine import MACHINES, Machine, host_has
+from moec.targets.cpu.hardware.machine import MACHINES, Machine, host_has
 from moec.targets.tvm.pipeline import KERNEL_PIPELINE
 
 from ..guarded import guarded

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import tvm
 
 from moec.runtime.workers import run_with
-from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.target import converters
 from moec.targets.tvm import pipeline
 from moec.targets.tvm.converters import all_converters

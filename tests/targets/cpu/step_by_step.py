@@ -12,7 +12,7 @@ import numpy as np
 import tvm
 from tvm import relax, tirx
 
-from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.hardware.machine import Machine
 
 from .kernel_runner import Kernel, build
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from moec.common.errors import UnsupportedError
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.attention import attention
 from moec.targets.cpu.kernels.attention_few import FEW_ROWS
-from moec.targets.cpu.machine import Machine
 from moec.targets.tvm.lower.attention import AttentionProblem
 
 from ...products import thinned

@@ -25,7 +25,7 @@ def _run(model: ir.Model, inputs: dict[str, np.ndarray], machine_name: str = "na
     from tvm import relax
 
     from moec.targets.cpu.dense import converters
-    from moec.targets.cpu.machine import Machine
+    from moec.targets.cpu.hardware.machine import Machine
     from moec.targets.tvm import lowering, pipeline
     from moec.targets.tvm.converters import all_converters
 

@@ -11,7 +11,7 @@ from moec.passes.cast_weights import CastWeights
 from moec.passes.drop_zero_neurons import DropZeroNeurons
 from moec.passes.framework.base import Pass, Report
 from moec.passes.quantize_experts import QuantizeExperts
-from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.hardware.machine import Machine
 
 from ...products import sampled, thinned
 from ..node_models import node_model

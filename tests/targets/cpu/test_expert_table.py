@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moec.ir import interpreter
-from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.hardware.machine import Machine
 
 from ...passes.before_after import model_of
 from ...products import thinned

@@ -15,7 +15,7 @@ from moec.passes.cast_weights import CastWeights
 from moec.passes.framework.base import Pass, Report
 from moec.passes.quantize_experts import QuantizeExperts
 from moec.passes.round_activations import RoundActivations
-from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.hardware.machine import Machine
 
 from ...products import sampled, thinned
 from ..node_models import node_model

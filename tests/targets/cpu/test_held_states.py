@@ -14,7 +14,7 @@ from moec.common.errors import ArtifactError, InputError, MoecError
 from moec.common.specs import HeldState, TensorSpec
 from moec.ir.interpreter import run
 from moec.ir.products import round_rows
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.runtime.device import Host
 from moec.runtime.held import PAGE, HeldStates, StateMemory
 

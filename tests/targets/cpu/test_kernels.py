@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from tvm import tirx
 from tvm.script import tirx as T
 
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.attention import attention
 from moec.targets.cpu.kernels.batched_matmul import batched_matmul
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, quotient
 from moec.targets.cpu.kernels.normalization import layer_norm, rms_norm
 from moec.targets.cpu.kernels.softmax import softmax
-from moec.targets.cpu.machine import Machine
 from moec.targets.tvm.lower.attention import AttentionProblem
 
 from ...products import thinned

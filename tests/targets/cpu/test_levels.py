@@ -16,7 +16,7 @@ from moec.ir import interpreter, shapes
 from moec.ir.dialect import ExpertsSpec
 from moec.passes.framework.base import Report
 from moec.passes.quantize_experts import QuantizeExperts
-from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.hardware.machine import Machine
 
 from ...frontend.gguf.gguf_files import random_blocks
 from ...products import sampled

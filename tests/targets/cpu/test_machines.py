@@ -8,10 +8,10 @@ import re
 import pytest
 
 from moec.common.errors import UnsupportedError
-from moec.targets.cpu import machine as machine_module
+from moec.targets.cpu.hardware import machine as machine_module
+from moec.targets.cpu.hardware.machine import MACHINES, Machine
 from moec.targets.cpu.kernels.dot import byte_dot, byte_words
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
-from moec.targets.cpu.machine import MACHINES, Machine
 
 
 def test_machines_are_known_by_the_names_of_targets():

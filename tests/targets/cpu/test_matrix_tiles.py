@@ -18,10 +18,10 @@ from moec.ir.dialect import ExpertsSpec
 from moec.passes.cast_weights import CastWeights
 from moec.passes.framework.base import Pass, Report
 from moec.passes.quantize_experts import QuantizeExperts
+from moec.targets.cpu.hardware.machine import MACHINES, host_has
 from moec.targets.cpu.kernels import matrix_tile
 from moec.targets.cpu.kernels.multiplication import Multiplication
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
-from moec.targets.cpu.machine import MACHINES, host_has
 
 from ...products import thinned
 from ..node_models import node_model

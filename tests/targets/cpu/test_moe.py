@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from moec.common.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.ir.semantics import experts, moe
-from moec.targets.cpu.machine import MACHINES, Machine, host_has
+from moec.targets.cpu.hardware.machine import MACHINES, Machine, host_has
 
 from ...products import thinned
 from .one_node import compile_node, lower_node

@@ -9,8 +9,8 @@ import pytest
 
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec
-from moec.passes.framework import pipeline
-from moec.targets.cpu.machine import Machine
+from moec.passes import pipeline
+from moec.targets.cpu.hardware.machine import Machine
 
 from ...products import thinned
 from ..node_models import node_model

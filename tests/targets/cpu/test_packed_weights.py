@@ -9,9 +9,9 @@ import pytest
 from moec.ir.weights.encode import encode
 from moec.ir.weights.format import WeightFormat
 from moec.ir.weights.stored import StoredWeight, WeightRun
+from moec.targets.cpu.hardware.machine import MACHINES
 from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
 from moec.targets.cpu.kernels.pack_experts import pack_table
-from moec.targets.cpu.machine import MACHINES
 from moec.targets.cpu.packed_weights import formats_of
 
 E, WIDTH, INNER = 2, 48, 64

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from moec.ir.products import quantize_rows as quantized
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.quantize_rows import QuantizedRows, quantize_rows
-from moec.targets.cpu.machine import Machine
 
 from ...products import thinned
 from .kernel_runner import build

@@ -6,8 +6,8 @@ import pytest
 import tvm
 
 from moec.common.cores import available_cores
+from moec.targets.cpu.hardware.machine import MACHINES
 from moec.targets.cpu.kernels.peak import instructions, operations_per_round, peak
-from moec.targets.cpu.machine import MACHINES
 from moec.targets.cpu.roofline import MemoryReader, measure_roofline, page_kinds
 
 

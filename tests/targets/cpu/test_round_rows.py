@@ -8,8 +8,8 @@ import pytest
 
 from moec.ir.dialect import ProductSpec
 from moec.ir.products import rounded_rows
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.round_rows import RoundedRows, round_rows
-from moec.targets.cpu.machine import Machine
 
 from .kernel_runner import build
 

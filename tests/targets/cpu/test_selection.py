@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moec.common.errors import UnsupportedError
-from moec.targets.cpu.machine import MACHINES
+from moec.targets.cpu.hardware.machine import MACHINES
 
 MACHINE = MACHINES["avx512"]
 

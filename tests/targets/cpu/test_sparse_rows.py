@@ -11,12 +11,12 @@ from tvm.script import tirx as T
 
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.semantics import experts
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels import multiply_float, multiply_pairs, sparse_rows
 from moec.targets.cpu.kernels.dot import pair_functions
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Weights, WeightTile
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
-from moec.targets.cpu.machine import Machine
 
 from ...products import sampled, thinned
 from .kernel_runner import build, machines

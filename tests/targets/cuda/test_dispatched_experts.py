@@ -10,7 +10,7 @@ from moec.ir import interpreter
 from moec.ir.dialect import DispatchSpec
 from moec.ir.semantics_dispatch import dispatch
 from moec.ir.text import parse_model
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.targets.cuda import estimates
 
 from ...products import thinned

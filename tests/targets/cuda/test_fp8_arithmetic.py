@@ -8,7 +8,7 @@ import pytest
 import moec
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 
 from .test_stored_experts import case, layer
 

@@ -15,7 +15,7 @@ import moec
 from moec.common.errors import UnsupportedError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.targets.cuda.expert_matrices import filled
 from moec.targets.cuda.grouped_products import PRODUCTS
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem

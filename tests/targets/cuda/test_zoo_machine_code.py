@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import pytest
 
 from moec import compiler, targets
-from moec.passes.framework import pipeline as passes
+from moec.passes import pipeline as passes
 from moec.targets.cuda import pipeline
 from moec.targets.cuda.architectures import LIMITS
 from moec.targets.cuda.nvcc import compile_source, find_tool

@@ -12,7 +12,7 @@ import pytest
 
 from moec.common.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.targets.hls.attention.agreement import attention_agreement
 from moec.targets.hls.graph.agreement import BOUND, Agreement, unseen
 from moec.targets.hls.graph.calibrate import run_floats, unrounded

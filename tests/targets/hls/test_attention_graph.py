@@ -10,7 +10,7 @@ from moec.common.errors import InputError
 from moec.common.specs import State
 from moec.ir import interpreter
 from moec.ir.states import set_states
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.targets.hls.attention.graph import find_attention
 from moec.targets.hls.attention.target import expect_whole_sequences
 from moec.targets.hls.graph.calibrate import feeds_of

@@ -9,7 +9,7 @@ import pytest
 from moec.common.errors import UnsupportedError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.targets.hls.graph.calibrate import run_with
 from moec.targets.hls.moe.blocks import find_blocks
 

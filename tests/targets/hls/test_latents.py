@@ -12,7 +12,7 @@ import pytest
 from moec.common.errors import UnsupportedError
 from moec.compiler import import_model
 from moec.ir import interpreter
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.simulators.hls.simulate import timed_calls
 from moec.simulators.hls.simulator import simulate_timed
 from moec.targets.hls.attention import reference

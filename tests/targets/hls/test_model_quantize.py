@@ -13,7 +13,7 @@ import pytest
 from moec import compiler
 from moec.common.errors import InputError, UnsupportedError
 from moec.ir import interpreter
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.targets.hls.attention.quantize import QuantizedAttention
 from moec.targets.hls.graph.calibrate import evaluate

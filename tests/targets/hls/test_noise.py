@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moec.ir.dialect import ExpertsSpec
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.targets.hls.moe.quality import signal_to_noise, too_noisy
 from moec.targets.hls.options import HlsOptions
 from moec.targets.hls.target import HlsTarget

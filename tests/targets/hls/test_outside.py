@@ -11,7 +11,7 @@ import pytest
 from moec import compiler
 from moec.common.errors import UnsupportedError
 from moec.ir.dialect import ExpertsSpec
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.targets.hls.graph.outside import find_outside
 from moec.targets.hls.moe.blocks import find_blocks
 from moec.targets.hls.options import HlsOptions

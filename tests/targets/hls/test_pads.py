@@ -9,7 +9,7 @@ import pytest
 from moec.common.errors import InputError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.targets.hls.attention.graph import find_attention
 from moec.targets.hls.graph.pads import without_pads
 from moec.targets.hls.options import HlsOptions

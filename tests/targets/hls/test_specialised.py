@@ -15,7 +15,7 @@ from moec.common.errors import MoecError, UnsupportedError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.expert_weights import ExpertWeights
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.simulators.hls.simulator import simulate_functionally
 from moec.targets import get_all

@@ -11,7 +11,7 @@ import pytest
 from moec import compiler
 from moec.common.errors import ArtifactError, MoecError, UnsupportedError
 from moec.ir.text import parse_model
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.runtime.artifact import open_artifact
 from moec.simulators.hls.simulate import simulate

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from moec import compiler
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.runtime.artifact import open_artifact
 from moec.simulators.hls.simulator import simulate_timed

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.ir.dialect import ExpertsSpec
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.targets.hls.attention.graph import find_attention
 from moec.targets.hls.model.float_model import GraphModel
 from moec.targets.hls.model.graph import find_model

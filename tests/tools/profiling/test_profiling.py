@@ -17,7 +17,7 @@ from moec.ir import dialect, semantics
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec
 from moec.ir.expert_outputs import expert_output
 from moec.ir.expert_weights import ExpertWeights
-from moec.passes.framework import pipeline
+from moec.passes import pipeline
 from moec.profiles import Profile
 from moec.profiles.keys import keep_key, key_of, measurable
 from moec.profiles.measures import BINS

@@ -18,17 +18,17 @@ from moec.passes.raising.candidates import Tried, candidate_blocks, find_logits
 from moec.passes.raising.check import check_proposal
 from moec.passes.raising.contractions import is_contraction
 from moec.passes.raising.dataflow import DataFlow
-from moec.passes.raising.diagnosis import diagnosed
 from moec.passes.raising.failure import NoResultError, NoRouterError, NotUnderstoodError
 from moec.passes.raising.formulations import FORMULATIONS
 from moec.passes.raising.given_weights import placed_routings
 from moec.passes.raising.isomorphic import Structure, structure_of, transfer
+from moec.passes.raising.matching.diagnosis import diagnosed
+from moec.passes.raising.matching.ordering import in_expert_order
+from moec.passes.raising.matching.probing import probe_experts
+from moec.passes.raising.matching.search import Match, checked, find_match
 from moec.passes.raising.mlps import check_structure, find_mlps
-from moec.passes.raising.ordering import in_expert_order
-from moec.passes.raising.probing import probe_experts
 from moec.passes.raising.router import RoutingProposal, expert_vectors, propose_routings
 from moec.passes.raising.row_proposal import propose_rows
-from moec.passes.raising.search import Match, checked, find_match
 from moec.passes.raising.unraised import why_no_candidate
 from moec.passes.raising.weights import Arrangement, arrangements, with_factor
 

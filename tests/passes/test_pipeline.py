@@ -8,8 +8,7 @@ import pytest
 
 from moec.common.errors import MoecError, VerificationError
 from moec.ir.text import parse_model
-from moec.passes import PASSES
-from moec.passes.framework import pipeline
+from moec.passes import PASSES, pipeline
 from moec.passes.framework.base import Report
 
 TEXT = '<ir_version: 10, opset_import: ["" : 24]>\nagraph (float[T] x) => (float[T] y) { a = Identity (x) y = Neg (a) }'

@@ -1,0 +1,1 @@
+"""Processors that kernels are made for."""

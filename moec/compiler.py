@@ -82,8 +82,8 @@ def compile(
     threads
         Number of threads of the result. None: every available core.
     cache
-        Whether a text model takes and returns the states of past tokens (:mod:`moec.frontend.text_cache`). None: a GGUF
-        file or a folder does if it can; a module keeps its inputs.
+        Whether a text model takes and returns the states of past tokens (:mod:`moec.frontend.pytorch.text_cache`).
+        None: a GGUF file or a folder does if it can; a module keeps its inputs.
     experts, linears
         Formats to round the weights of experts and of dense products to, such as ``int4/32z``
         (:mod:`moec.passes.framework.shorthand`). None leaves them unchanged.
@@ -312,7 +312,7 @@ _LARGEST_TEXT_FORM = 1 << 30
 
 
 def _read_text_form(path: pathlib.Path) -> ir.Model:
-    from moec.frontend import operators
+    from moec.frontend.onnx import operators
     from moec.ir.text import parse_model
 
     with reporting("reading", path):
@@ -329,7 +329,7 @@ def import_model(
     from moec.frontend import sources
 
     if sources.is_torch(model, "nn.Module"):
-        from moec.frontend import pytorch
+        from moec.frontend.pytorch import importer as pytorch
 
         return pytorch.import_module(model, example_inputs, dynamic_shapes, cache=bool(cache))
     if example_inputs is not None or dynamic_shapes is not None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from moec.common.specs import TensorSpec
-    from moec.frontend.conditions import Conditions
+    from moec.frontend.onnx.conditions import Conditions
     from moec.passes.framework.base import Report
     from moec.targets.base import Made
 
@@ -30,7 +30,7 @@ class ModelInputs:
     def guards(self, graph: ir.Model, program: Made) -> list[str]:
         """Collect the guards of a target's result. ``graph`` is the model after the passes, which have derived more
         sizes."""
-        from moec.frontend.conditions import settled
+        from moec.frontend.onnx.conditions import settled
         from moec.passes.shapes.needed_sizes import needed_sizes
 
         return settled([*self.conditions.guards, *needed_sizes(graph)], self.specs, program.inputs)
@@ -39,7 +39,7 @@ class ModelInputs:
 def model_inputs(graph: ir.Model, source: Any, report: Report) -> ModelInputs:
     """Read the inputs of a model before any pass. Their limits are reported."""
     from moec.common.specs import tensor_specs
-    from moec.frontend.conditions import conditions_of
+    from moec.frontend.onnx.conditions import conditions_of
     from moec.passes.shapes.counted_inputs import counted_inputs
     from moec.passes.shapes.input_limits import input_limits
     from moec.passes.shapes.input_sizes import input_sizes

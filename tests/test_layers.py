@@ -181,14 +181,6 @@ FOLDERS_IN_CIRCLES = [
         "moec.torch",
     },
     {
-        "moec.frontend",
-        "moec.frontend.gguf",
-        "moec.frontend.gguf.architectures",
-        "moec.frontend.gguf.parts",
-        "moec.frontend.huggingface",
-        "moec.frontend.huggingface.quantised",
-    },
-    {
         "moec.simulators.cuda",
         "moec.simulators.cuda.models",
         "moec.targets.cuda",

@@ -29,7 +29,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sys.path.insert(0, str(ROOT))
     tiny = importlib.import_module("tests.frontend.gguf.tiny_models")
-    from moec.frontend.gguf.reader import BLOCKS
+    from moec.frontend.gguf.file.reader import BLOCKS
 
     expected, rows, formats = {}, [], [name for name, *_ in BLOCKS.values() if name != "F32"]
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +62,7 @@ def _row(path: pathlib.Path, ids: Array, expected: Array) -> str:
 def _format_row(tiny: Any, folder: pathlib.Path, kind: str) -> str:
     """Write the row of a format: a Mixtral whose matrices are in it, against llama.cpp on the same numbers in
     float32."""
-    from moec.frontend.gguf import formats, reader
+    from moec.frontend.gguf.file import formats, reader
 
     files = importlib.import_module("tests.frontend.gguf.gguf_files")
     path, floats = folder / "model.gguf", folder / "floats.gguf"

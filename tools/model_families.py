@@ -171,7 +171,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     import moec.frontend.huggingface.binding
-    import moec.frontend.pytorch  # noqa: F401
+    import moec.frontend.pytorch.importer  # noqa: F401
 
     rows = known_rows()
     chosen = arguments.families or sorted(rows if arguments.check else families())

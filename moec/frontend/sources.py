@@ -38,7 +38,8 @@ def is_torch(source: Any, name: str) -> bool:
 def import_exported(source: Any, cache: bool | None) -> ir.Model:
     """Import any source except a module. ``cache`` concerns folders and GGUF files: with None they have one where they
     can. Raises the errors of the frontends."""
-    from moec.frontend import gguf, huggingface, onnx
+    from moec.frontend import gguf, huggingface
+    from moec.frontend.onnx import importer as onnx
 
     if huggingface.is_folder(source):
         return huggingface.import_folder(source, cache)
@@ -50,11 +51,11 @@ def import_exported(source: Any, cache: bool | None) -> ir.Model:
             "GGUF files"
         )
     if is_torch(source, "export.ExportedProgram"):
-        from moec.frontend import pytorch
+        from moec.frontend.pytorch import importer as pytorch
 
         return pytorch.import_program(source)
     if is_torch(source, "onnx.ONNXProgram"):
-        from moec.frontend import pytorch
+        from moec.frontend.pytorch import importer as pytorch
 
         return pytorch.import_onnx_program(source)
     return onnx.import_model(source)

@@ -157,7 +157,7 @@ def _covering(model: ir.Model) -> Covering:
     """Make covering inputs within the model's guards. Operators of onnxruntime may fix sizes that the model leaves
     open."""
     from moec.common.specs import tensor_specs
-    from moec.frontend.conditions import conditions_of, settled
+    from moec.frontend.onnx.conditions import conditions_of, settled
     from moec.passes import pipeline
     from moec.passes.shapes.input_sizes import input_sizes
     from moec.runtime.inputs import InputCheck

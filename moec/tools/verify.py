@@ -274,7 +274,7 @@ def _outside_inputs(model: ir.Model, compiled: CompiledModel) -> dict[str, dict[
 def _guards(model: ir.Model, compiled: CompiledModel) -> list[str]:
     """List the guards of the model and of the artifact, which should have them all."""
     from moec.common.specs import tensor_specs
-    from moec.frontend.conditions import conditions_of, settled
+    from moec.frontend.onnx.conditions import conditions_of, settled
 
     specs = tensor_specs(model.graph.inputs)
     required = settled(conditions_of(model).guards, specs, _narrowed(specs, compiled))

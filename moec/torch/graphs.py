@@ -16,8 +16,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
 from moec.common.errors import UnsupportedError
-from moec.frontend.onnx import import_model
-from moec.frontend.pytorch import quiet
+from moec.frontend.onnx.importer import import_model
+from moec.frontend.pytorch.importer import quiet
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from moec.common.errors import MoecError
-from moec.frontend.onnx import import_model
+from moec.frontend.onnx.importer import import_model
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 

@@ -100,7 +100,7 @@ def compare(case: Case, expected: list[list[Array]]) -> Outcome:
 
 def _interpreted(case: Case) -> Iterable[list[Array] | None]:
     """Compute each run in the interpreter; None where it refuses."""
-    from moec.frontend.onnx import import_model
+    from moec.frontend.onnx.importer import import_model
     from moec.ir.interpreter import EvaluationError, run
 
     model = import_model(case.model)

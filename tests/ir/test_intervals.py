@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.frontend.onnx import import_model
+from moec.frontend.onnx.importer import import_model
 from moec.ir.interpreter import Evaluator
 from moec.ir.intervals import Interval, intervals, may_hold
 from moec.passes import pipeline

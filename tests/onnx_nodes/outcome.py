@@ -60,7 +60,7 @@ def _refusal(message: str) -> Outcome:
 def _nearer_to_exact(found: list[Any], case: Case, model: onnx.ModelProto) -> bool:
     """Whether what was found in 16-bit floats is at least as near as what is expected, which was rounded after every
     step, to what float64 gives."""
-    from moec.frontend.onnx import import_model
+    from moec.frontend.onnx.importer import import_model
     from moec.ir import interpreter
 
     if any(

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.frontend.onnx import import_model
+from moec.frontend.onnx.importer import import_model
 from moec.ir import dialect, interpreter
 from moec.passes import pipeline
 from moec.passes.framework.base import Report

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from moec.common.errors import DefectError, MoecError
-from moec.frontend.onnx import import_model
+from moec.frontend.onnx.importer import import_model
 from moec.ir import dialect, interpreter
 from moec.passes import pipeline
 from moec.passes.framework.base import Report

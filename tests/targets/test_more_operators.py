@@ -9,7 +9,7 @@ import onnx.parser
 import pytest
 
 import moec
-from moec.frontend.onnx import import_model
+from moec.frontend.onnx.importer import import_model
 from moec.ir import interpreter
 
 from .side_by_side import HEADER, parse_graph, results_side_by_side

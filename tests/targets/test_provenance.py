@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from moec.frontend.onnx import import_model
+from moec.frontend.onnx.importer import import_model
 from moec.targets.base import Candidate, KernelRecord
 from moec.targets.tvm.records import _header
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.specs import tensor_specs
-from moec.frontend.onnx import import_model
+from moec.frontend.onnx.importer import import_model
 from moec.passes import pipeline
 from moec.tools.covering import Coverage, Covering, cover
 from moec.tools.sampling import random_inputs, size_cases

@@ -15,7 +15,7 @@ import pytest
 import moec
 from moec.common.errors import DefectError
 from moec.compiler import optimize
-from moec.frontend.onnx import import_model
+from moec.frontend.onnx.importer import import_model
 from moec.passes import PASSES, pipeline
 from moec.passes.framework.base import Loss, Report
 from moec.tools.pass_check import NAME, PassCheck

@@ -13,7 +13,7 @@ import rich.console
 
 import moec
 from moec.common.errors import InputError
-from moec.frontend.conditions import KEY
+from moec.frontend.onnx.conditions import KEY
 from moec.inspect import tables
 from moec.tools.comparison import TOLERANCES, compare
 from moec.tools.verify import ROUNDED_TOLERANCES, Case, Verification, verify

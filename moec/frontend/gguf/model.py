@@ -10,17 +10,18 @@ import onnx_ir as ir
 from moec.common.errors import UnsupportedError
 from moec.common.garbage import no_collection
 from moec.common.tokenizers import TextFiles
-from moec.frontend.conditions import Conditions
-from moec.frontend.gguf import architectures, formats, tokenizer
-from moec.frontend.gguf.builder import Builder
-from moec.frontend.gguf.reader import GgufFile, read_file
+from moec.frontend.gguf import architectures
+from moec.frontend.gguf.file import formats, tokenizer
+from moec.frontend.gguf.file.reader import GgufFile, read_file
+from moec.frontend.gguf.graph.builder import Builder
+from moec.frontend.onnx.conditions import Conditions
 
 
 @no_collection()
 def import_file(path: str | os.PathLike[str], cache: bool = False) -> ir.Model:
     """Import a GGUF file as a text model: ``input_ids`` [batch, length], both dynamic, and ``logits``; with ``cache``
-    also past and present keys and values, as in :mod:`moec.frontend.text_cache`. It computes in float32. Weights stay
-    in the file until they are read, and keep their format where moec has it.
+    also past and present keys and values, as in :mod:`moec.frontend.pytorch.text_cache`. It computes in float32.
+    Weights stay in the file until they are read, and keep their format where moec has it.
 
     Raises MoecError for a file that is damaged or whose tensors and metadata do not fit together, UnsupportedError for
     architectures, types of tensors, tensors and hyperparameters that moec does not know. Formats that take more bits

@@ -14,9 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.errors import MoecError, UnsupportedError, one_line
+from moec.frontend.huggingface.checkpoint.safetensors import FileTensor
+from moec.frontend.huggingface.checkpoint.weights import CheckpointWeight, Conversion
 from moec.frontend.huggingface.placeholders import products_without_memory
-from moec.frontend.huggingface.safetensors import FileTensor
-from moec.frontend.huggingface.weights import CheckpointWeight, Conversion
 from moec.ir.graphs import add_constant
 from moec.ir.weights.encode import Table
 from moec.ir.weights.format import WeightFormat, name_of

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from moec.common.errors import MoecError, UnsupportedError
 from moec.common.garbage import no_collection
 from moec.common.plain_files import parse_json, read_bytes
-from moec.frontend import conditions
 from moec.frontend.huggingface import quantised
-from moec.frontend.huggingface.safetensors import FileTensor, read_file
+from moec.frontend.huggingface.checkpoint.safetensors import FileTensor, read_file
+from moec.frontend.onnx import conditions
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -46,9 +46,9 @@ def import_folder(path: str | os.PathLike[str], cache: bool | None = False) -> i
     """Import a folder with ``config.json`` and safetensors as a text model.
 
     Inputs are ``input_ids`` [batch, length], both dynamic, and with ``cache`` the tensors of
-    :mod:`moec.frontend.text_cache`. With ``cache`` None the model has a cache if it is a decoder whose states can be
-    taken and returned; where they cannot, a remark says so. The model computes in float32. Weights stay in their files
-    until they are read.
+    :mod:`moec.frontend.pytorch.text_cache`. With ``cache`` None the model has a cache if it is a decoder whose states
+    can be taken and returned; where they cannot, a remark says so. The model computes in float32. Weights stay in their
+    files until they are read.
 
     Raises MoecError for a folder that is not complete or whose files do not fit together, UnsupportedError for models
     that transformers does not know, that bring code of their own, or that are quantised in a way moec does not read.
@@ -60,7 +60,7 @@ def import_folder(path: str | os.PathLike[str], cache: bool | None = False) -> i
     from moec.frontend.huggingface.binding import Binding
     from moec.frontend.huggingface.sizes import Holdings
     from moec.frontend.huggingface.skeleton import build
-    from moec.frontend.text_inputs import text_inputs
+    from moec.frontend.pytorch.text_inputs import text_inputs
 
     module = build(config, Holdings.of(tensors), str(folder))
     if text_inputs(module) is None:
@@ -78,8 +78,8 @@ def import_folder(path: str | os.PathLike[str], cache: bool | None = False) -> i
 def _imported(module: torch.nn.Module, binding: Binding, cache: bool | None) -> tuple[ir.Model, list[str]]:
     """Import the module, with a cache where that is possible if ``cache`` is None. Also returns remarks about the
     cache."""
-    from moec.frontend.pytorch import import_module
-    from moec.frontend.text_cache import is_decoder
+    from moec.frontend.pytorch.importer import import_module
+    from moec.frontend.pytorch.text_cache import is_decoder
 
     if cache is not None or not is_decoder(module):
         return import_module(module, weights=binding, cache=bool(cache)), []

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from moec.common.errors import MoecError
-from moec.frontend.huggingface.safetensors import FileTensor
+from moec.frontend.huggingface.checkpoint.safetensors import FileTensor
 
 if TYPE_CHECKING:
     import torch

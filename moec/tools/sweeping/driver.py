@@ -20,7 +20,7 @@ from moec.common.progress import Progress, silent
 from moec.common.replacing import check_replaceable
 from moec.common.seals import foreign_file
 from moec.common.version import VERSION
-from moec.frontend.onnx import files_of
+from moec.frontend.onnx.importer import files_of
 from moec.passes import pipeline
 from moec.runtime.model import CompiledModel
 from moec.tools.bench import alternate, default_cases

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from moec.frontend.gguf.formats import FLOATS
-from moec.frontend.gguf.reader import BLOCKS
+from moec.frontend.gguf.file.formats import FLOATS
+from moec.frontend.gguf.file.reader import BLOCKS
 
 Array = np.ndarray[Any, Any]
 ALIGNMENT = 32

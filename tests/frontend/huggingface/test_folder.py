@@ -13,8 +13,9 @@ import pytest
 
 import moec
 from moec.common.errors import MoecError, UnsupportedError
-from moec.frontend import conditions, pytorch
 from moec.frontend.huggingface.folder import import_folder, is_folder
+from moec.frontend.onnx import conditions
+from moec.frontend.pytorch import importer as pytorch
 from moec.tools.verify import verify
 from tests.frontend.huggingface.models import agree, blocks, change_config, mixtral, rounded, saved, torch
 

@@ -11,9 +11,9 @@ import onnx_ir as ir
 import pytest
 
 from moec.common.errors import MoecError, UnsupportedError
+from moec.frontend.huggingface.checkpoint.safetensors import FileTensor
+from moec.frontend.huggingface.checkpoint.weights import CheckpointWeight
 from moec.frontend.huggingface.quantised import decode_names
-from moec.frontend.huggingface.safetensors import FileTensor
-from moec.frontend.huggingface.weights import CheckpointWeight
 from moec.ir.weights.encode import decode
 from moec.ir.weights.lazy import LazyMatrix
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from onnx import ModelProto
 
-from moec.frontend.conditions import KEY as CONDITIONS_KEY
-from moec.frontend.exported_ranges import RANGES
+from moec.frontend.onnx.conditions import KEY as CONDITIONS_KEY
+from moec.frontend.onnx.exported_ranges import RANGES
 from moec.ir.origins import ORIGIN_KEY
 from moec.ir.states import STATES_KEY
 from moec.ir.streaming import SHARES_KEY

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from moec.frontend.onnx import import_model
+from moec.frontend.onnx.importer import import_model
 from moec.ir import interpreter
 from moec.passes import pipeline
 from moec.passes.framework.base import Report

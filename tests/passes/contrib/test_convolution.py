@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from moec.frontend.onnx import import_model
+from moec.frontend.onnx.importer import import_model
 from moec.passes import pipeline
 from moec.passes.framework.base import Report
 

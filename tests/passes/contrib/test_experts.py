@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from moec.frontend.onnx import import_model
+from moec.frontend.onnx.importer import import_model
 from moec.ir import interpreter
 from moec.ir.dialect import FORMULATION_KEY, ExpertsSpec, RouteSpec, spec_of
 from moec.ir.weights.stacks import ExpertStack

@@ -6,7 +6,7 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from moec.frontend.onnx import import_model
+from moec.frontend.onnx.importer import import_model
 from moec.ir import dialect
 from moec.ir.dialect import ExpertsSpec, spec_of
 from moec.passes import pipeline

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.frontend.gguf.builder import Builder
-from moec.frontend.gguf.reader import BLOCKS, GgufFile, GgufTensor
+from moec.frontend.gguf.file.reader import BLOCKS, GgufFile, GgufTensor
+from moec.frontend.gguf.graph.builder import Builder
 from moec.ir import interpreter, shapes
 from moec.ir.dialect import ExpertsSpec
 from moec.passes.framework.base import Report

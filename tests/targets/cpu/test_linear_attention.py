@@ -8,7 +8,7 @@ import pytest
 
 import moec
 from moec.common.errors import UnsupportedError
-from moec.frontend.onnx import import_model
+from moec.frontend.onnx.importer import import_model
 from moec.ir import interpreter
 
 HEADER = '<ir_version: 10, opset_import: ["" : 27]> g '

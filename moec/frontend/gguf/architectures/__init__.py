@@ -24,7 +24,7 @@ from moec.frontend.gguf.architectures import (
     qwen2moe,
     sigmoid_routed,
 )
-from moec.frontend.gguf.builder import Builder
+from moec.frontend.gguf.graph.builder import Builder
 
 _FILES = (llama, qwen2moe, olmo2, granite, gemma, gpt_oss, phi, sigmoid_routed, dbrx, lfm2, deepseek2)
 ARCHITECTURES: dict[str, Callable[[Builder], ir.Value]] = {

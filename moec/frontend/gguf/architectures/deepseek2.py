@@ -12,7 +12,7 @@ import math
 
 import onnx_ir as ir
 
-from moec.frontend.gguf.builder import BATCH, PAST_LENGTH, Builder
+from moec.frontend.gguf.graph.builder import BATCH, PAST_LENGTH, Builder
 from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attend_heads, with_past
 from moec.frontend.gguf.parts.decoder import decoder
 from moec.frontend.gguf.parts.embedding import embed

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from moec.frontend.gguf.builder import BATCH, Builder
+from moec.frontend.gguf.graph.builder import BATCH, Builder
 from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attention
 from moec.frontend.gguf.parts.decoder import decoder
 from moec.frontend.gguf.parts.embedding import embed

@@ -11,7 +11,7 @@ import functools
 
 import onnx_ir as ir
 
-from moec.frontend.gguf.builder import Builder
+from moec.frontend.gguf.graph.builder import Builder
 from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attention
 from moec.frontend.gguf.parts.decoder import decoder
 from moec.frontend.gguf.parts.embedding import embed

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from moec.frontend.gguf.builder import Builder
+from moec.frontend.gguf.graph.builder import Builder
 from moec.frontend.gguf.parts.attention import AttentionForm, Heads, attention
 from moec.frontend.gguf.parts.decoder import Norms, decoder
 from moec.frontend.gguf.parts.embedding import embed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from moec.frontend.gguf.builder import Builder
+from moec.frontend.gguf.graph.builder import Builder
 from moec.frontend.gguf.parts.attention import Heads, attention
 from moec.frontend.gguf.parts.decoder import decoder
 from moec.frontend.gguf.parts.embedding import embed

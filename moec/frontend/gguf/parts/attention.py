@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.errors import UnsupportedError
-from moec.frontend.gguf.builder import BATCH, PAST_LENGTH, Builder
+from moec.frontend.gguf.graph.builder import BATCH, PAST_LENGTH, Builder
 from moec.frontend.gguf.parts.rope import Rope
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from moec.frontend.gguf.builder import Builder
+from moec.frontend.gguf.graph.builder import Builder
 
 Step = Callable[[ir.Value, int], ir.Value]
 """Computation of a layer on a normalised input [B,S,D]; the second argument is the layer."""

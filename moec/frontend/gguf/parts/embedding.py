@@ -7,10 +7,10 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from moec.frontend.gguf import formats
-from moec.frontend.gguf.builder import FLOAT, Builder
-from moec.frontend.gguf.formats import Quantised
-from moec.frontend.gguf.reader import GgufTensor
+from moec.frontend.gguf.file import formats
+from moec.frontend.gguf.file.formats import Quantised
+from moec.frontend.gguf.file.reader import GgufTensor
+from moec.frontend.gguf.graph.builder import FLOAT, Builder
 from moec.ir.weights.levels import LEVELS
 
 _NAME = "token_embd.weight"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from moec.common.errors import UnsupportedError
-from moec.frontend.gguf.builder import Builder
+from moec.frontend.gguf.graph.builder import Builder
 from moec.ir.dialect import FORMULATION_KEY, Activation, ExpertsSpec, LinearSpec, RouteSpec, ScoreFunction
 
 _SMALLEST_SUM = 6.103515625e-5

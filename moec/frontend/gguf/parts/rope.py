@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.errors import UnsupportedError
-from moec.frontend.gguf.builder import FLOAT, Builder
+from moec.frontend.gguf.graph.builder import FLOAT, Builder
 
 Array = np.ndarray[Any, Any]
 

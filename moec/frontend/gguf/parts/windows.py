@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moec.common.errors import MoecError
-from moec.frontend.gguf.builder import Builder
+from moec.frontend.gguf.graph.builder import Builder
 
 
 def windows_of(build: Builder, pattern: int, default: int = 0) -> list[int]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from moec.common.errors import UnsupportedError
+from moec.frontend.huggingface.checkpoint.safetensors import FileTensor
+from moec.frontend.huggingface.checkpoint.weights import CheckpointWeight
 from moec.frontend.huggingface.quantised import awq, compressed, fp8, gptq, mxfp4, nvfp4
-from moec.frontend.huggingface.safetensors import FileTensor
-from moec.frontend.huggingface.weights import CheckpointWeight
 
 _METHODS = {
     "gptq": gptq.decode,

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from moec.common.errors import UnsupportedError
+from moec.frontend.huggingface.checkpoint.safetensors import FileTensor
+from moec.frontend.huggingface.checkpoint.weights import CheckpointWeight
 from moec.frontend.huggingface.quantised import packing
 from moec.frontend.huggingface.quantised.packing import Array, Parts
-from moec.frontend.huggingface.safetensors import FileTensor
-from moec.frontend.huggingface.weights import CheckpointWeight
 
 _BITS = 4
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)

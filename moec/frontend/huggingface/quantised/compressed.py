@@ -25,10 +25,10 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.errors import MoecError, UnsupportedError
+from moec.frontend.huggingface.checkpoint.safetensors import FileTensor
+from moec.frontend.huggingface.checkpoint.weights import CheckpointWeight, LazyArray
 from moec.frontend.huggingface.quantised import fp8, nvfp4, packing
 from moec.frontend.huggingface.quantised.packing import Parts
-from moec.frontend.huggingface.safetensors import FileTensor
-from moec.frontend.huggingface.weights import CheckpointWeight, LazyArray
 
 _FORMATS = ("pack-quantized", "nvfp4-pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
 _PACKED, _SCALE, _ZERO, _SHAPE, _INDEX = (

@@ -15,10 +15,10 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.errors import UnsupportedError
+from moec.frontend.huggingface.checkpoint.safetensors import FileTensor
+from moec.frontend.huggingface.checkpoint.weights import CheckpointWeight, LazyArray
 from moec.frontend.huggingface.quantised import packing
 from moec.frontend.huggingface.quantised.packing import Array, Parts
-from moec.frontend.huggingface.safetensors import FileTensor
-from moec.frontend.huggingface.weights import CheckpointWeight, LazyArray
 from moec.ir.weights.format import WeightFormat
 
 _FP8 = (ir.DataType.FLOAT8E4M3FN,)

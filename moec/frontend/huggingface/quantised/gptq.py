@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from moec.common.errors import UnsupportedError
+from moec.frontend.huggingface.checkpoint.safetensors import FileTensor
+from moec.frontend.huggingface.checkpoint.weights import CheckpointWeight
 from moec.frontend.huggingface.quantised import packing
 from moec.frontend.huggingface.quantised.packing import Array, Parts
-from moec.frontend.huggingface.safetensors import FileTensor
-from moec.frontend.huggingface.weights import CheckpointWeight
 
 _FORMATS = {"gptq": 1, "gptq_v2": 0}
 """Number to add to stored zero points, by format."""

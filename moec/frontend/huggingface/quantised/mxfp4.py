@@ -14,10 +14,10 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from moec.frontend.huggingface.checkpoint.safetensors import FileTensor
+from moec.frontend.huggingface.checkpoint.weights import CheckpointWeight, LazyArray
 from moec.frontend.huggingface.quantised import packing
 from moec.frontend.huggingface.quantised.packing import Array, Parts
-from moec.frontend.huggingface.safetensors import FileTensor
-from moec.frontend.huggingface.weights import CheckpointWeight, LazyArray
 from moec.ir.weights.format import MX_GROUP, WeightFormat
 
 _BYTES = (ir.DataType.UINT8,)

@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.common.errors import MoecError, UnsupportedError
-from moec.frontend.huggingface.safetensors import FileTensor
-from moec.frontend.huggingface.weights import CheckpointWeight, LazyArray
+from moec.frontend.huggingface.checkpoint.safetensors import FileTensor
+from moec.frontend.huggingface.checkpoint.weights import CheckpointWeight, LazyArray
 from moec.ir.weights.format import FormatName, WeightFormat
 
 Array = np.ndarray[Any, Any]

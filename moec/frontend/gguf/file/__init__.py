@@ -1,0 +1,1 @@
+"""The contents of a GGUF file: tensors and their formats, hyperparameters, tokenizer."""

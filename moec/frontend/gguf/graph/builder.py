@@ -1,0 +1,234 @@
+"""State that the builders of all architectures share: the file's tensors as values of the graph, and common parts.
+
+Sizes: B batch, S new tokens (``length``), P past tokens, D the width of the residual stream, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.common.errors import MoecError, UnsupportedError
+from moec.frontend.gguf.file import formats
+from moec.frontend.gguf.file.hyperparameters import Hyperparameters
+from moec.frontend.gguf.file.reader import GgufFile, GgufTensor
+from moec.frontend.gguf.graph.writer import GraphWriter
+from moec.frontend.pytorch.text_cache import PAST
+from moec.frontend.pytorch.text_cache import SIZES as CACHE_SIZES
+from moec.frontend.pytorch.text_inputs import SIZES
+from moec.ir.dialect import LinearSpec
+from moec.ir.minima import less_minima
+from moec.ir.weights.format import WeightFormat, name_of
+from moec.ir.weights.levels import LEVELS, product_of_levels
+from moec.ir.weights.stored import decoding_node
+
+Array = np.ndarray[Any, Any]
+FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
+BATCH, PAST_LENGTH = CACHE_SIZES[0], CACHE_SIZES[2]
+
+
+class Builder:
+    """A file and the graph that is made of it. ``with_cache``: past keys and values are inputs, present ones outputs.
+
+    Builders have to ask for every tensor and every hyperparameter of the file: :meth:`finish` refuses those that are
+    left.
+    """
+
+    def __init__(self, file: GgufFile, with_cache: bool) -> None:
+        self.file, self.with_cache = file, with_cache
+        self.given = Hyperparameters(file)
+        self.write = GraphWriter(self.given.architecture)
+        self.layers = self.given.layers()
+        self.width = self.given.whole("embedding_length")
+        self.given.refuse("attention.causal", True)
+        self.ids = self.write.input("input_ids", INT64, SIZES)
+        self._past_keys: ir.Value | None = None
+        self.states: list[tuple[str, ir.Value]] = []
+        self.windows: dict[int, ir.Value] = {}
+        self.float_tables: list[str] = []
+        """Tensors that are stored with more bits than in the file, because no kernel multiplies by their format."""
+        self._unused = set(file.tensors)
+        self._stored: dict[str, ir.Value] = {}
+
+    # --- tensors
+
+    def has(self, name: str) -> bool:
+        return name in self.file.tensors
+
+    def tensor(self, name: str, *shape: int) -> GgufTensor:
+        """Look up a tensor. Raises MoecError where the file has none of that name, or one of another shape."""
+        tensor = self.file.tensors.get(name)
+        if tensor is None:
+            raise MoecError(
+                f"{self.file.path}: has no tensor {name!r}, which a model of {self.given.architecture} needs; "
+                "convert or download it again"
+            )
+        if tensor.shape != shape:
+            raise MoecError(
+                f"{tensor.where}: is {list(tensor.shape)}, but the metadata asks for {list(shape)}; they do not belong "
+                "together, convert the model again"
+            )
+        self._unused.discard(name)
+        return tensor
+
+    def numbers(self, name: str, *shape: int) -> Array:
+        """Decode a small tensor to float32."""
+        return formats.decoded(self.tensor(name, *shape))
+
+    def vector(self, name: str, *shape: int) -> ir.Value:
+        """Store a small tensor as a float32 constant."""
+        if name not in self._stored:
+            self._stored[name] = self.write.constant(self.numbers(name, *shape), name)
+        return self._stored[name]
+
+    def optional_vector(self, name: str, *shape: int) -> ir.Value | None:
+        return self.vector(name, *shape) if self.has(name) else None
+
+    def matrix(self, name: str, *shape: int) -> ir.Value:
+        """Store a weight of a product in its own format, [out,in] or [experts,out,in]."""
+        if name not in self._stored:
+            self._stored[name] = self._store(name, self.tensor(name, *shape))
+        return self._stored[name]
+
+    def float_table(self, name: str, *shape: int, order: tuple[int, ...] | None = None) -> ir.Value:
+        """Store a tensor of any format as a float32 constant with its axes in another ``order``, for operators that
+        take no stored weights."""
+        tensor = self.tensor(name, *shape)
+        if tensor.kind != "F32":
+            self.float_tables.append(name)
+        axes = tuple(range(len(shape))) if order is None else order
+
+        def load() -> ir.TensorProtocol:
+            return ir.tensor(np.ascontiguousarray(formats.decoded(tensor).transpose(axes)))
+
+        return self.write.weight(ir.LazyTensor(load, FLOAT, ir.Shape([shape[axis] for axis in axes])), name)
+
+    def _store(self, name: str, tensor: GgufTensor) -> ir.Value:
+        weight, write = formats.weight_of(tensor), self.write
+        values: dict[str, ir.Value] = {
+            table: write.weight(array.tensor(), name if table == "data" else f"{name}.{table}")
+            for table, array in weight.tables.items()
+        }
+        data = values["data"]
+        if data.dtype == FLOAT:
+            return data
+        assert data.dtype is not None
+        form = weight.form
+        if form is None:
+            kind = name_of(data.dtype)
+            assert kind is not None
+            form = WeightFormat(kind)
+        for table, levels in LEVELS.items():
+            if levels[0] in values:
+                codes, factors = (values[level] for level in levels)
+                span = form.super_group // form.group
+                values[table] = product_of_levels(write.graph, None, codes, factors, weight.axis, span)
+        node = decoding_node(form, data, values.get("scale"), None, weight.axis, FLOAT)
+        (decoded,) = write.add(node, f"{name}.decoded")
+        if not form.minima:
+            return decoded
+        return less_minima(write.graph, None, decoded, values["minimum"], weight.axis, form.group)
+
+    # --- operators of layers
+
+    def linear(self, x: ir.Value, name: str, inputs: int, outputs: int, bias: ir.Value | None = None) -> ir.Value:
+        """``x @ name.weight.T``, plus ``bias``, or ``name.bias`` where the file has one."""
+        weight = self.matrix(f"{name}.weight", outputs, inputs)
+        bias = self.optional_vector(f"{name}.bias", outputs) if bias is None else bias
+        return self.write.moec("Linear", name, LinearSpec(), x=x, weight=weight, bias=bias)[0]
+
+    def rms_norm(self, x: ir.Value, name: str, width: int | None = None) -> ir.Value:
+        """RMS normalisation along the last axis; ``name.bias`` is added where the file has one (Phi)."""
+        width = self.width if width is None else width
+        epsilon = self.given.number("attention.layer_norm_rms_epsilon")
+        scale = self.vector(f"{name}.weight", width)
+        y = self.write.op("RMSNormalization", x, scale, axis=-1, epsilon=epsilon, label=name)
+        bias = self.optional_vector(f"{name}.bias", width)
+        return y if bias is None else self.write.op("Add", y, bias, label=f"{name}.biased")
+
+    def layer_norm(self, x: ir.Value, name: str) -> ir.Value:
+        epsilon = self.given.number("attention.layer_norm_epsilon")
+        operands = [x, self.vector(f"{name}.weight", self.width), self.optional_vector(f"{name}.bias", self.width)]
+        operands = operands[: 3 if operands[2] is not None else 2]
+        return self.write.op("LayerNormalization", *operands, axis=-1, epsilon=epsilon, label=name)
+
+    # --- inputs, states and outputs of the graph
+
+    @property
+    def vocabulary(self) -> int:
+        """The rows of the embedding table."""
+        table = self.file.tensors.get("token_embd.weight")
+        return 0 if table is None else table.shape[0]
+
+    def head(self, x: ir.Value, softcap: float = 0.0, scale: float = 1.0, norm: str = "output_norm") -> ir.Value:
+        """Compute logits [B,S,V] of the last layer's result. A file without an output matrix shares that of the
+        embedding."""
+        is_layer_norm = "attention.layer_norm_epsilon" in self.given
+        normal = self.layer_norm(x, norm) if is_layer_norm else self.rms_norm(x, norm)
+        name = "output" if self.has("output.weight") else "token_embd"
+        bias = self.optional_vector("output.bias", self.vocabulary)
+        logits = self.linear(normal, name, self.width, self.vocabulary, bias)
+        logits = self.write.scaled(logits, scale, "logits.scaled")
+        if softcap:
+            bounded = self.write.op("Tanh", self.write.op("Div", logits, self.write.scalar(softcap)))
+            logits = self.write.op("Mul", bounded, self.write.scalar(softcap), label="logits.bounded")
+        return logits
+
+    @functools.cached_property
+    def batch(self) -> ir.Value:
+        """Number of sequences, [1]."""
+        return self.write.op("Shape", self.ids, start=0, end=1, label="batch_size")
+
+    @functools.cached_property
+    def before(self) -> ir.Value:
+        """Number of past tokens, [1], read from the shape of the first past keys; 0 without them."""
+        if self._past_keys is None:
+            return self.write.numbers(0)
+        return self.write.op("Shape", self._past_keys, start=2, end=3, label="past_length")
+
+    @functools.cached_property
+    def total(self) -> ir.Value:
+        """Number of past and new tokens together, [1]."""
+        length = self.write.op("Shape", self.ids, start=1, end=2, label="new_length")
+        return self.write.op("Add", self.before, length, label="total_length")
+
+    @functools.cached_property
+    def positions(self) -> ir.Value:
+        """Position of each new token, [S]."""
+        first, last = (self.write.op("Squeeze", value, self.write.numbers(0)) for value in (self.before, self.total))
+        return self.write.op("Range", first, last, self.write.whole(1), label="positions")
+
+    def past(self, kind: str, layer: int, shape: tuple[int | str, ...]) -> ir.Value:
+        """Add an input for a layer's state of the past tokens; :meth:`keep` returns the next state."""
+        state = self.write.input(f"{PAST}_{kind}_{layer}", FLOAT, shape)
+        if kind == "key" and self._past_keys is None:
+            self._past_keys = state
+        return state
+
+    def keep(self, kind: str, layer: int, value: ir.Value) -> None:
+        """Make a layer's state an output of the graph."""
+        self.states.append((f"present_{kind}_{layer}", value))
+
+    def finish(self, logits: ir.Value) -> ir.Model:
+        """Add the outputs and return the model. Raises UnsupportedError for tensors and hyperparameters that nobody
+        asked for."""
+        self.write.output(logits, "logits")
+        for name, value in self.states:
+            self.write.output(value, name)
+        self.given.check_all_asked()
+        further = tuple(f"blk.{layer}." for layer in range(self.layers, self.given.whole("block_count")))
+        self.skipped = sorted(name for name in self._unused if further and name.startswith(further))
+        left = sorted(self._unused - set(self.skipped))
+        if left:
+            more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+            raise UnsupportedError(
+                f"{self.file.tensors[left[0]].where}: moec does not know what this tensor does in a model of "
+                f"{self.given.architecture}{more}"
+            )
+        return ir.Model(self.write.graph, ir_version=_IR_VERSION, producer_name="moec")
+
+
+_IR_VERSION = 10

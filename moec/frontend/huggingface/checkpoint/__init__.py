@@ -1,0 +1,1 @@
+"""Tensors of a checkpoint, in safetensors files, as weights of a model."""

@@ -1,0 +1,1 @@
+"""Modules and exported programs of PyTorch become models, by way of ONNX."""

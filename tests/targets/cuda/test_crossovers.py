@@ -18,7 +18,8 @@ from moec.runtime.artifact import open_artifact
 from moec.runtime.devices import device_of
 from moec.runtime.model import CompiledModel
 from moec.runtime.tuning import ALWAYS, NEVER, read_tuned, store_tuned
-from moec.targets.cuda import estimates, nvcc
+from moec.targets.cuda import nvcc
+from moec.targets.cuda.estimates import crossovers
 from moec.tools import tune_gpu
 from moec.tools.tune import tune
 
@@ -57,7 +58,7 @@ def path(weights, tmp_path_factory):
     feeds = {name: np.zeros((1, size), ml_dtypes.bfloat16) for name, size in (("x", d), ("logits", E))}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nvcc, "find_tool", lambda _name: None)
-        patch.setattr(estimates, "_ONE_LAUNCH_PAIRS", 100 * k)
+        patch.setattr(crossovers, "_ONE_LAUNCH_PAIRS", 100 * k)
         model = node_model("MoE", feeds, weights, ROUTE, ExpertsSpec())
         moec.compile(model, target="cuda", output=path, emulate=True)
     return path

@@ -11,7 +11,15 @@ from moec.common.errors import ArtifactError, MoecError
 from moec.common.guards import Expression, parse_size, size_names, solve
 from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import ProgramEntry
-from moec.targets.cuda.launch_model.plans import LARGEST, MULTIPROCESSORS
+
+TOKENS, SLOTS = "tokens", "slots"
+"""Names of the dynamic sizes of routing weights [T, k] in kernels of experts."""
+ROWS = "M"
+"""Name of the number of rows in kernels of dense products."""
+MULTIPROCESSORS = "multiprocessors"
+"""Name of the GPU's number of multiprocessors in expressions of launches."""
+LARGEST = 2**40
+"""The largest valid size or number; larger ones are rejected."""
 
 
 def evaluate(text: str, sizes: Mapping[str, int], where: str) -> int:
@@ -51,7 +59,7 @@ class ModelSizes:
         return {**self._others, **{name: sizes[name] for name in parsed.names}}
 
     def tell(self, kernel: Mapping[str, Any], texts: Iterable[str], where: str) -> bool:
-        """Whether all sizes in ``texts``, expressions of a kernel's launches and plan, follow from the model's sizes.
+        """Whether all sizes in ``texts``, expressions of a kernel, follow from the model's sizes.
         They do not if they depend on computed values."""
         sizes = kernel["sizes"]
         needed = [name for text in texts for name in _parsed(text, where).names]
@@ -70,26 +78,15 @@ def kernel_sizes(kernel: Mapping[str, Any], model: Mapping[str, int], where: str
 
 
 def tensor_bytes(
-    parameters: Sequence[Mapping[str, Any]],
-    names: Sequence[str] | None,
-    sizes: Mapping[str, int],
-    where: str,
-    most: Sequence[str] = (),
-) -> float:
-    """The bytes of a kernel's tensors.
-
-    ``names``: of the tensors to count, None for all. ``most``: for each name the most numbers to count, as an
-    expression; empty for no limit. If a tensor's own size does not follow from ``sizes``, its limit alone counts.
-    """
-    limits = dict(zip(names or (), most, strict=False))
-    total = 0.0
+    parameters: Sequence[Mapping[str, Any]], moved: Mapping[str, str], sizes: Mapping[str, int], where: str
+) -> int:
+    """The bytes of a kernel's tensors. ``moved``: by name, the most numbers of a tensor to count, as an expression."""
+    total = 0
     for parameter in parameters:
-        if names is None or parameter["name"] in names:
-            counts = [evaluate(limits[parameter["name"]], sizes, where)] if limits.get(parameter["name"]) else []
-            shape = [str(size) for size in parameter["shape"]]
-            if not counts or all(name in sizes for size in shape for name in _parsed(size, where).names):
-                counts.append(math.prod(evaluate(size, sizes, where) for size in shape))
-            total += min(counts) * DTYPES[parameter["dtype"]].itemsize
+        count = math.prod(evaluate(str(size), sizes, where) for size in parameter["shape"])
+        if parameter["name"] in moved:
+            count = min(count, evaluate(moved[parameter["name"]], sizes, where))
+        total += count * DTYPES[parameter["dtype"]].itemsize
     return total
 
 

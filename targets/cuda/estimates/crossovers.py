@@ -25,8 +25,8 @@ Up to there arithmetic is not the limit either. With 16-bit weights, 2 * h compu
 at most 128 for blocks of 64 rows; tensor cores do 150 (A100) to 300 (H100) in the time that memory takes for a byte.
 
 A matrix that does not fit into the cache (Mixtral's have 235 MB) is read from memory for each block. There an expert
-should have one block only, even if it is chosen more often than others: r <= 3/4 * h. By the launch model, two blocks
-take twice the time, and a higher block that is not full at most 4% more.
+should have one block only, even if it is chosen more often than others: r <= 3/4 * h. Two blocks take twice the time,
+and a higher block that is not full reads no more.
 
 **Dispatch in one launch or three** (:func:`one_launch_tokens`). One block of threads handles 1024 pairs per step, each
 pair twice, and a step takes about 0.35 us. Three launches cost two more launches, about 6 us, and three such steps
@@ -38,6 +38,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moec.targets.base import SizeRange
+from moec.targets.cuda.estimates.gpus import GPUS
 
 FEW_TOKENS = 16
 """The highest estimate for pair by pair. In small layers launches dominate the time, so more would gain nothing."""
@@ -47,9 +48,8 @@ _MOST_FILLED = 1.5
 """An expert's average rows in heights of a block, up to which blocks are not made higher."""
 _MOST_FILLED_FROM_MEMORY = 0.75
 """The same limit if every block reads its matrix from memory."""
-_CACHED_BYTES = 20 << 20
-"""The largest matrix that the second-level cache still holds for a second block: half of an A100's cache, the smallest
-of the GPUs that matter."""
+_CACHED_BYTES = min(gpu.l2_bytes for gpu in GPUS.values()) // 2
+"""The largest matrix that the second-level cache still holds for a second block: half of the smallest cache."""
 _ONE_LAUNCH_PAIRS = 8192
 _USUAL_SLOTS = 8
 """Experts per token, assumed if their number is dynamic."""

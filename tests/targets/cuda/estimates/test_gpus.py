@@ -1,12 +1,11 @@
-"""The number of blocks that a multiprocessor holds, by the rules of NVIDIA's occupancy calculator."""
+"""Blocks that a multiprocessor holds, by the rules of NVIDIA's occupancy calculator, and peaks of GPUs."""
 
 from __future__ import annotations
 
 import pytest
 
 from moec.targets.cuda.architectures import FP8
-from moec.targets.cuda.launch_model.gpus import GPUS
-from moec.targets.cuda.launch_model.occupancy import Occupancy, occupancy
+from moec.targets.cuda.estimates.gpus import GPUS, Occupancy
 
 
 @pytest.mark.parametrize(
@@ -34,20 +33,21 @@ from moec.targets.cuda.launch_model.occupancy import Occupancy, occupancy
     ],
 )
 def test_blocks_at_once(gpu, threads, registers, shared, expected):
-    assert occupancy(GPUS[gpu], threads, registers, shared) == expected
+    assert GPUS[gpu].occupancy(threads, registers, shared) == expected
 
 
 def test_units_of_shared_memory():
     """Shared memory is allocated in units of 128 bytes, after 1 KiB for the system is added."""
-    assert occupancy(GPUS["rtx4090"], 32, 16, 3 << 10).blocks == 24
-    assert occupancy(GPUS["rtx4090"], 32, 16, (4 << 10) - 128).blocks == 20
-    assert occupancy(GPUS["rtx4090"], 32, 16, (4 << 10) - 127).blocks == 20
-    assert occupancy(GPUS["rtx4090"], 32, 16, (4 << 10) + 1).blocks == 19
+    assert GPUS["rtx4090"].occupancy(32, 16, 3 << 10).blocks == 24
+    assert GPUS["rtx4090"].occupancy(32, 16, (4 << 10) - 128).blocks == 20
+    assert GPUS["rtx4090"].occupancy(32, 16, (4 << 10) - 127).blocks == 20
+    assert GPUS["rtx4090"].occupancy(32, 16, (4 << 10) + 1).blocks == 19
 
 
-def test_numbers_of_8_bits_take_the_older_instruction_as_long_as_16_where_there_is_a_newer_one():
-    h100, ada = GPUS["h100"], GPUS["rtx4090"]
-    assert h100.tensor_rate(FP8, "wgmma") > 1.9 * h100.tensor_rate("bfloat16", "wgmma")
-    assert h100.tensor_rate(FP8, "mma") == h100.tensor_rate("bfloat16", "mma") < h100.tensor_rate(FP8, "wgmma")
-    assert ada.tensor_rate(FP8, "mma") == ada.peak(FP8, "mma") == pytest.approx(2 * ada.peak("bfloat16", "mma"), 1e-3)
-    assert GPUS["a100"].peak(FP8, "mma") == 0
+def test_peaks_by_arithmetic():
+    h100, ada, a100 = (GPUS[name].roofline for name in ("h100", "rtx4090", "a100"))
+    assert h100.peak("bfloat16") == h100.peak("float16") == 2 * h100.peak("tf32") > h100.peak("float32")
+    assert h100.peak(FP8) == pytest.approx(2 * h100.peak("bfloat16"), 1e-3)
+    assert ada.peak(FP8) == pytest.approx(2 * ada.peak("bfloat16"), 1e-3)
+    # A GPU whose tensor cores do not multiply 8 bits widens them.
+    assert a100.peak(FP8) == a100.peak("float32")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moec.targets.base import SizeRange
-from moec.targets.cuda.estimates import FEW_TOKENS, block_heights, few_tokens, one_launch_tokens
+from moec.targets.cuda.estimates.crossovers import FEW_TOKENS, block_heights, few_tokens, one_launch_tokens
 
 MEGABYTE = 1e6
 

@@ -13,8 +13,8 @@ from moec.common.errors import UnsupportedError
 from moec.common.names import in_comment
 from moec.targets.base import Project
 from moec.targets.hls.attention.graph import GraphAttention
-from moec.targets.hls.attention.target import expect_whole_sequences
-from moec.targets.hls.attention.target import shape_of as attention_shape
+from moec.targets.hls.attention_block import expect_whole_sequences
+from moec.targets.hls.attention_block import shape_of as attention_shape
 from moec.targets.hls.graph.agreement import Agreement
 from moec.targets.hls.graph.calibrate import evaluate, feeds_of, unrounded
 from moec.targets.hls.graph.outside import OutsideNodes, find_outside
@@ -29,11 +29,10 @@ from moec.targets.hls.model.float_model import GraphModel
 from moec.targets.hls.model.graph import find_decoder, find_model, without_head
 from moec.targets.hls.model.masters import with_masters
 from moec.targets.hls.model.plan import ModelPlan, stream_steps
-from moec.targets.hls.model.project import TOP, model_files
+from moec.targets.hls.model.project import TOP, estimated_project, model_files
 from moec.targets.hls.model.quantize import quantize_model
 from moec.targets.hls.moe import quality
 from moec.targets.hls.moe.blocks import GraphBlock
-from moec.targets.hls.moe.project import estimated_project
 from moec.targets.hls.moe.quantize import QuantizedBlock
 from moec.targets.hls.options import HlsOptions
 

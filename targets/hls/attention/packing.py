@@ -1,14 +1,11 @@
-"""The files of a generated attention project, like those of ``moe/project.py`` and with the same library.
+"""Packing of an attention layer's weights, in the order in which the hardware reads them.
 
-| file in ``data/`` | contents |
+| file | contents |
 |---|---|
-| ``norm.bin`` | parameters of every channel of a token, with int16 multipliers |
 | ``up.bin`` | tiles of keys, values and queries in the order of computation: parameters of rows, then weights by step |
 | | before these, if rows are products of latents: multipliers of norms, then tiles of latents of the same form |
 | ``down.bin`` | by head the weights of the output product by step; then the parameters of its results |
 | ``turns.bin`` | if keys and queries have rotary embeddings: sinks, then rows of int16, see ``library/moec_turn.h`` |
-| ``tokens.bin``, ``outputs.bin`` | int16 [T, d] of the residual stream, as the MoE block reads and writes it |
-| ``count.bin`` | int32: the number of tokens of each call of the testbench; a single call without a cache |
 """
 
 from __future__ import annotations
@@ -18,95 +15,16 @@ from typing import Any
 import numpy as np
 
 from moec.common.errors import DefectError
-from moec.targets.hls.attention import reference as attention_reference
-from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.latents import QuantizedLatents
 from moec.targets.hls.attention.quantize import QuantizedAttention, QuantizedTurns, sink_places
-from moec.targets.hls.attention.resources import attention_memories, power_copies
 from moec.targets.hls.design.attention import VALUE, AttentionDesign, AttentionShape
-from moec.targets.hls.design.normalization import inverse_roots
-from moec.targets.hls.design.numbers import BEAT_BYTES, MOST_STAGES, padded
-from moec.targets.hls.hardware.configuration import LEAST_VERSION
-from moec.targets.hls.hardware.parts import find_part
-from moec.targets.hls.hardware.ports import attention_masters, port_names
+from moec.targets.hls.design.numbers import BEAT_BYTES, padded
 from moec.targets.hls.moe import packing
-from moec.targets.hls.moe.project import CLOCK_UNCERTAINTY, bound_channels, library_files, listed, render, repeated
-from moec.targets.hls.moe.quantize import power_table
-from moec.targets.hls.wires import AttentionWires
 
 Array = np.ndarray[Any, Any]
 
-TOP = "attention_block"
 _ALONE = 3
 """Tokens of the testbench that come one by one, as when text is generated."""
-_TEMPLATES = {
-    "attention_config.h.j2": "src/attention_config.h",
-    "attention_tables.h.j2": "src/attention_tables.h",
-    "attention_block.cpp.j2": "src/attention_block.cpp",
-    "attention_testbench.cpp.j2": "src/testbench.cpp",
-    "attention_readme.md.j2": "README.md",
-    "hls_config.cfg.j2": "hls_config.cfg",
-    "link.cfg.j2": "link.cfg",
-    "run_hls.tcl.j2": "run_hls.tcl",
-    "Makefile.j2": "Makefile",
-    "host.py.j2": "host.py",
-}
-
-
-def attention_files(
-    design: AttentionDesign, block: QuantizedAttention, vectors: Array, *, name: str, device: str, clock: float
-) -> dict[str, bytes]:
-    """The contents of a project's files by path. ``vectors``: one sequence, int16 [T, d], that the testbench runs, in
-    several calls if there is a cache; ``clock``: in MHz."""
-    data = _vector_files(design, block, vectors)
-    tokens = -(-2 * design.shape.tokens * design.width // BEAT_BYTES)
-    context = {
-        "name": name,
-        "device": device,
-        "clock": clock,
-        "top": TOP,
-        "struct": "block",
-        "design": design,
-        "wires": AttentionWires.of(block),
-        "shape": design.shape,
-        "fifos": design.fifos,
-        "quantized": block,
-        "depth": {key.removesuffix(".bin"): max(1, len(content) // BEAT_BYTES) for key, content in data.items()}
-        | {"tokens": tokens},
-        "data": "data",
-        "most_stages": MOST_STAGES,
-        "least_version": LEAST_VERSION,
-        "clock_uncertainty": CLOCK_UNCERTAINTY,
-        "bound_channels": bound_channels(attention_channels(design)),
-        "ports": port_names(find_part(device).memory, attention_masters(design.shape)),
-        "epsilon_of": lambda norm: 1 if norm is None else norm.epsilon,
-        "table_copies": power_copies(design),
-        "powers": power_table(),
-        "inverse_roots": inverse_roots(),
-        "listed": listed,
-        "repeated": repeated,
-    }
-    files = {path: render(template, context) for template, path in _TEMPLATES.items()}
-    return {
-        **files,
-        **library_files(attention_memories(design)),
-        **{f"data/{name}": content for name, content in data.items()},
-    }
-
-
-def _vector_files(design: AttentionDesign, block: QuantizedAttention, vectors: Array) -> dict[str, bytes]:
-    calls = calls_of(design.shape, len(vectors))
-    vectors = vectors[: sum(calls)]
-    expected = attention_reference.run(block, vectors)
-    return {
-        "norm.bin": packing.pack_norm(block.norm, design.width),
-        "up.bin": pack_projections(design, block),
-        "down.bin": pack_output(design, block),
-        **({} if block.turns is None else {"turns.bin": pack_turns(design, block.turns, block.sinks)}),
-        "tokens.bin": packing.pack_stream(vectors, design.width),
-        "outputs.bin": packing.pack_stream(expected.output, design.width),
-        "count.bin": np.array(calls, "<i4").tobytes(),
-    }
 
 
 def calls_of(shape: AttentionShape, tokens: int) -> list[int]:

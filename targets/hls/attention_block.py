@@ -1,10 +1,9 @@
-"""Projects of the attention blocks of a graph: the implementation of :mod:`moec.targets.hls.block` for this kind."""
+"""Projects of the attention blocks of a graph."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,19 +12,18 @@ from moec.common.errors import InputError, UnsupportedError
 from moec.targets.base import Project
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.agreement import attention_agreement
-from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.estimate import AttentionEstimate, attention_cycles, estimate_attention
 from moec.targets.hls.attention.graph import SOME_POSITIONS, GraphAttention, find_attention
-from moec.targets.hls.attention.project import attention_files, calls_of
+from moec.targets.hls.attention.packing import calls_of
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
 from moec.targets.hls.attention.quantize import shape_of as attention_shape
+from moec.targets.hls.block import BlockKind, block_project
 from moec.targets.hls.design.attention import AttentionDesign, AttentionShape
 from moec.targets.hls.design.numbers import accumulator_bits, padded
-from moec.targets.hls.graph.agreement import Agreement
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES
 from moec.targets.hls.hardware.parts import FpgaPart
+from moec.targets.hls.model.design import ModelDesign
 from moec.targets.hls.moe.exploration import Constraints
-from moec.targets.hls.moe.project import estimated_project
 from moec.targets.hls.moe.quality import signal_to_noise
 from moec.targets.hls.options import HlsOptions
 
@@ -107,91 +105,54 @@ def reported_calls(estimate: AttentionEstimate, tokens: int, window: int = 0) ->
     return calls
 
 
-@dataclasses.dataclass(frozen=True)
-class AttentionBlock:
-    """An attention block of a graph, with the part and the options of its project."""
-
-    kind: ClassVar[str] = "attention"
-
-    graph: GraphAttention
-    part: FpgaPart
-    options: HlsOptions
-
-    @classmethod
-    def find(cls, model: ir.Model, part: FpgaPart, options: HlsOptions) -> tuple[list[AttentionBlock], list[str]]:
-        """The blocks that the templates can compute and that fit the part, and the reasons why others stay outside."""
-        blocks, outside = find_attention(model, options.max_length or options.max_tokens or SOME_POSITIONS)
-        fitting = []
-        for graph in blocks:
-            try:
-                choose_attention(shape_of(graph, options), part, options.constraints)
-            except UnsupportedError as error:
-                outside.append(f"{graph.name}: {error}")
-            else:
-                fitting.append(cls(graph, part, options))
-        return fitting, outside
-
-    def agreement(self, tokens: Array, output: Array) -> Agreement:
-        return attention_agreement(self.graph, tokens, output)
-
-    def needed_scale(self, tokens: Array) -> float:
-        return self.graph.numbers.needed_scale(tokens)
-
-    def quantize(self, tokens: Array, stream_scale: float | None) -> IntegerAttentionBlock:
-        """The block in integers, calibrated with sequences [B, T, d]. Raises as
-        :func:`~moec.targets.hls.attention.quantize.quantize_attention`, and InputError where calibration data has keys
-        or values of earlier tokens."""
-        expect_whole_sequences(self.graph, self.options)
-        shape = shape_of(self.graph, self.options)
-        quantized = quantize_attention(
-            self.graph.numbers, tokens, most_tokens=shape.tokens, cached=shape.cached, stream_scale=stream_scale
-        )
-        return IntegerAttentionBlock(self, quantized)
+def _find(model: ir.Model, part: FpgaPart, options: HlsOptions) -> tuple[list[GraphAttention], list[str]]:
+    """The blocks that the templates can compute and that fit the part, and the reasons why others stay outside."""
+    blocks, outside = find_attention(model, options.max_length or options.max_tokens or SOME_POSITIONS)
+    fitting = []
+    for block in blocks:
+        try:
+            choose_attention(shape_of(block, options), part, options.constraints)
+        except UnsupportedError as error:
+            outside.append(f"{block.name}: {error}")
+        else:
+            fitting.append(block)
+    return fitting, outside
 
 
-@dataclasses.dataclass(frozen=True)
-class IntegerAttentionBlock:
-    """An attention block in integers, and the block that it was made from."""
+def _quantize(
+    block: GraphAttention, tokens: Array, stream_scale: float | None, options: HlsOptions
+) -> QuantizedAttention:
+    """The block in integers, calibrated with sequences [B, T, d]. Raises InputError where calibration data has keys or
+    values of earlier tokens."""
+    expect_whole_sequences(block, options)
+    shape = shape_of(block, options)
+    return quantize_attention(
+        block.numbers, tokens, most_tokens=shape.tokens, cached=shape.cached, stream_scale=stream_scale
+    )
 
-    block: AttentionBlock
-    quantized: QuantizedAttention
 
-    def run(self, tokens: Array) -> Array:
-        """Compute the block in integers on float sequences [B, T, d]; returns floats."""
-        quantized = self.quantized
-        rows = [attention_reference.run(quantized, quantized.quantized(sequence)).output for sequence in tokens]
-        return np.stack(rows) * np.float32(quantized.output_scale)
-
-    def project(self, name: str, tokens: Array, common: Mapping[str, Any], earlier: Sequence[Project]) -> Project:
-        """The project of the block for sequences [B, T, d]. It prefers a number of lanes that pads tokens to the same
-        width as an earlier project does."""
-        graph, quantized = self.block.graph, self.quantized
-        widths = {project.report.get("channel_width") for project in earlier}
-        lanes = sorted(_LANES, key=lambda count: padded(quantized.shape.width, count) not in widths)
-        estimate = choose_attention(quantized.shape, self.block.part, self.block.options.constraints, lanes)
-        vectors = quantized.quantized(tokens[0][: estimate.design.shape.positions])
-        files = attention_files(
-            estimate.design,
-            quantized,
-            vectors,
-            name=graph.name,
-            device=estimate.part.device,
-            clock=estimate.clock_megahertz,
-        )
-        report = {
-            "node": graph.name,
-            "channels": [dataclasses.asdict(channel) for channel in attention_channels(estimate.design)],
-            "quality": {
-                "decibels": compare_attention(graph, quantized, tokens),
-                "tokens": tokens.shape[0] * tokens.shape[1],
-            },
-            "vectors": len(vectors),
-            **common,
-        }
-        if quantized.shape.cached:
-            report["calls"] = reported_calls(estimate, len(vectors), quantized.window)
-            report["last_token"] = last_token(estimate, quantized.window)
-        return estimated_project(name, files, estimate.as_dict(), report)
+def _project(
+    block: GraphAttention,
+    integers: QuantizedAttention,
+    name: str,
+    tokens: Array,
+    common: Mapping[str, Any],
+    part: FpgaPart,
+    constraints: Constraints,
+    earlier: Sequence[Project],
+) -> Project:
+    """The project of a block for sequences [B, T, d]. It prefers a number of lanes that pads tokens to the same width
+    as an earlier project does."""
+    shape, widths = integers.shape, {project.report.get("channel_width") for project in earlier}
+    lanes = sorted(_LANES, key=lambda count: padded(shape.width, count) not in widths)
+    estimate = choose_attention(shape, part, constraints, lanes)
+    vectors = integers.quantized(tokens[0][: shape.positions])
+    decibels = compare_attention(block, integers, tokens)
+    report = {"quality": {"decibels": decibels, "tokens": tokens.shape[0] * tokens.shape[1]}, **common}
+    if shape.cached:
+        report["calls"] = reported_calls(estimate, len(vectors), integers.window)
+        report["last_token"] = last_token(estimate, integers.window)
+    return block_project(name, block.name, integers, ModelDesign(None, estimate.design), estimate, vectors, report)
 
 
 def compare_attention(block: GraphAttention, integers: QuantizedAttention, tokens: Array) -> dict[str, float | None]:
@@ -210,3 +171,6 @@ def compare_attention(block: GraphAttention, integers: QuantizedAttention, token
         name: signal_to_noise(getattr(floats, name), np.stack([getattr(result, name) for result in results]) * scale)
         for name, scale in scales.items()
     }
+
+
+ATTENTION = BlockKind("attention", _find, attention_agreement, _quantize, _project)

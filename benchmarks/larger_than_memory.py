@@ -146,6 +146,7 @@ def made(args: argparse.Namespace) -> tuple[pathlib.Path, pathlib.Path]:
     from language_models import SHAPES
 
     from moec import compiler
+    from moec.compile_options import CompileOptions
 
     folder = pathlib.Path(args.scratch, f"{args.model}-{args.layers}-{args.format}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +154,7 @@ def made(args: argparse.Namespace) -> tuple[pathlib.Path, pathlib.Path]:
     if not file.exists():
         write_model(SHAPES[args.model], args.layers, args.format, file)
     if not artifact.exists():
-        compiler.write(str(file), artifact, cache=True, resident=args.resident)
+        compiler.write(str(file), artifact, CompileOptions(cache=True, resident=args.resident))
     return file, artifact
 
 

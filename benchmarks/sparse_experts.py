@@ -105,7 +105,7 @@ def product_times(model: Any, cases: Sequence[Case]) -> dict[str, float]:
     products = [name for name, kernel in model.kernels.items() if "formats" in kernel.attributes]
     times: dict[str, list[float]] = {name: [] for name in products}
     for case in itertools.islice(itertools.cycle(cases), KERNEL_RUNS):
-        for name, seconds in model.time_kernels({"x": case.x, "logits": case.logits}):
+        for name, seconds in model.probe.time_kernels({"x": case.x, "logits": case.logits}):
             if name in times:
                 times[name].append(seconds)
     up, down = (statistics.median(times[name]) * 1e3 for name in products)

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     )
     from moec.compiler import compile, import_model
     from moec.runtime.generation import Generation, generate
-    from moec.runtime.model import CompiledModel, load
+    from moec.runtime.loading import load
+    from moec.runtime.model import CompiledModel
+    from moec.runtime.projects import CompiledProjects
     from moec.runtime.session import Session
     from moec.tools.bench import bench
     from moec.tools.evaluate import evaluate
@@ -46,6 +48,7 @@ __version__ = VERSION
 __all__ = [
     "ArtifactError",
     "CompiledModel",
+    "CompiledProjects",
     "DefectError",
     "Generation",
     "InputError",
@@ -69,7 +72,9 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(["compile", "import_model"], "moec.compiler"),
-    **dict.fromkeys(["CompiledModel", "load"], "moec.runtime.model"),
+    "CompiledModel": "moec.runtime.model",
+    "CompiledProjects": "moec.runtime.projects",
+    "load": "moec.runtime.loading",
     **dict.fromkeys(["Generation", "generate"], "moec.runtime.generation"),
     "Session": "moec.runtime.session",
     "bench": "moec.tools.bench",

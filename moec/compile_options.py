@@ -1,4 +1,4 @@
-"""Options of a compilation: checks before anything heavy is imported, and the pipeline that they select."""
+"""Options of a compilation, checked before anything heavy is imported, and the pipeline that they select."""
 
 from __future__ import annotations
 
@@ -8,46 +8,80 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from moec import targets
-from moec.common.arguments import check_flags, check_optional_text, check_path, shown
+from moec.common.arguments import check_flags, check_optional_flag, check_optional_text, check_path, shown
 from moec.common.byte_counts import bytes_of
 from moec.common.errors import MoecError, UnsupportedError
-from moec.targets.kind import ProgramKind
+from moec.common.progress import Progress
+from moec.targets.kind import Options, ProgramKind
 
 if TYPE_CHECKING:
     from moec.common.tokenizers import TextFiles
     from moec.passes.framework.base import Pass
 
 
-def check_options(target: Any, passes: Any, verify_each: Any, progress: Any) -> None:
-    """Raise MoecError for an invalid target, pipeline, flag or callback."""
-    targets.check_name(target)
-    check_optional_text(passes=passes)
-    check_flags(verify_each=verify_each)
-    if progress is not None and not callable(progress):
-        raise MoecError(f"progress is {shown(progress)}; expected a function of one string, or None")
+@dataclasses.dataclass(frozen=True)
+class CompileOptions:
+    """Options of :func:`moec.compile`, which explains them. Raises MoecError for values of another type."""
+
+    target: str = targets.DEFAULT
+    passes: str | None = None
+    example_inputs: Any = None
+    dynamic_shapes: Any = None
+    threads: int | None = None
+    cache: bool | None = None
+    experts: str | None = None
+    linears: str | None = None
+    arithmetic: str | None = None
+    tokenizer: str | os.PathLike[str] | None = None
+    resident: int | str | None = None
+    profile: str | os.PathLike[str] | None = None
+    target_options: Options | None = None
+    verify_each: bool = False
+    dump_to: str | os.PathLike[str] | None = None
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        from moec.runtime.machine import check_threads
+
+        targets.check_name(self.target)
+        check_optional_text(passes=self.passes, experts=self.experts, linears=self.linears, arithmetic=self.arithmetic)
+        check_flags(verify_each=self.verify_each)
+        check_optional_flag("cache", self.cache)
+        if self.progress is not None and not callable(self.progress):
+            raise MoecError(f"progress is {shown(self.progress)}; expected a function of one string, or None")
+        check_threads(self.threads)
+        for name in ("tokenizer", "profile", "dump_to"):
+            if getattr(self, name) is not None:
+                check_path(name, getattr(self, name))
+
+    @property
+    def resident_bytes(self) -> int | None:
+        """Bytes that weights may take in memory. Raises MoecError for other text, and for targets without
+        streaming."""
+        if self.resident is None:
+            return None
+        kind = targets.kind_of(self.target)
+        if not (isinstance(kind, ProgramKind) and kind.streams_experts):
+            raise UnsupportedError(f"target '{self.target}' holds all weights in memory; compile without resident")
+        return bytes_of("resident", self.resident)
+
+    def pipeline(self, model: Any) -> Sequence[Pass]:
+        """Make the pipeline for a model.
+
+        Added to the selected one are passes that round weights and activations and, where experts are read on demand,
+        passes that expect them. Raises MoecError for a profile that cannot be read, and for one that no pass takes;
+        UnsupportedError for passes that change nothing for the target.
+        """
+        from moec.passes.framework.shorthand import with_arithmetic, with_formats, with_streaming
+
+        passes = default_passes(model, self.target) if self.passes is None else self.passes
+        rounded = with_arithmetic(with_formats(passes, self.experts, self.linears), self.arithmetic)
+        chain = with_profile(with_streaming(rounded, self.resident_bytes is not None), self.profile)
+        _check_rounding(chain, self.target)
+        return chain
 
 
-def check_surroundings(path: Any, threads: Any, dump_to: Any) -> None:
-    """Raise MoecError for an invalid number of threads, and for places that cannot be written to."""
-    from moec.runtime.machine import check_threads
-    from moec.runtime.writer import check_destination
-
-    check_path("path", path)
-    check_threads(threads)
-    if dump_to is not None:
-        check_path("dump_to", dump_to)
-    check_destination(path)
-
-
-def resident_bytes(resident: Any, target: str) -> int | None:
-    """Parse the bytes that weights may take in memory. Raises MoecError for other text, and for targets without
-    streaming."""
-    if resident is None:
-        return None
-    kind = targets.kind_of(target)
-    if not (isinstance(kind, ProgramKind) and kind.streams_experts):
-        raise UnsupportedError(f"target '{target}' holds all weights in memory; compile without resident")
-    return bytes_of("resident", resident)
+DEFAULTS = CompileOptions()
 
 
 def kept_text_files(model: Any, tokenizer: Any) -> TextFiles | None:
@@ -56,8 +90,6 @@ def kept_text_files(model: Any, tokenizer: Any) -> TextFiles | None:
     from moec.common.tokenizers import check_tokenizer
     from moec.frontend.text_files import read_text_files, text_files_of
 
-    if tokenizer is not None:
-        check_path("tokenizer", tokenizer)
     text = text_files_of(model) if tokenizer is None else read_text_files(tokenizer)
     if text is None:
         return None
@@ -79,7 +111,7 @@ def multiplies_bytes(target: str) -> bool:
     return isinstance(kind, ProgramKind) and kind.multiplies_bytes
 
 
-def check_rounding(passes: Sequence[Pass], target: str) -> None:
+def _check_rounding(passes: Sequence[Pass], target: str) -> None:
     """Raise UnsupportedError for activations in int8, as by -O3, on a target that makes projects. These compute in
     integers of their own, so rounding would change nothing."""
     from moec.passes.round_activations import RoundActivations
@@ -92,26 +124,6 @@ def check_rounding(passes: Sequence[Pass], target: str) -> None:
         )
 
 
-def chosen_passes(
-    passes: str,
-    experts: str | None,
-    linears: str | None,
-    arithmetic: str | None,
-    streams: bool,
-    profile: str | os.PathLike[str] | None,
-) -> Sequence[Pass]:
-    """Parse the pipeline ``passes`` and extend it.
-
-    Added are passes that round weights and activations and, where experts are read on demand (``streams``), passes that
-    expect them. The ``profile`` goes to every pass that takes one and names none. Raises MoecError for a profile that
-    cannot be read, and for one that no pass takes.
-    """
-    from moec.passes.framework.shorthand import with_arithmetic, with_formats, with_streaming
-
-    rounded = with_arithmetic(with_formats(passes, experts, linears), arithmetic)
-    return with_profile(with_streaming(rounded, streams), profile)
-
-
 def with_profile(passes: str, profile: str | os.PathLike[str] | None) -> Sequence[Pass]:
     """Parse a pipeline and give the ``profile`` to passes that take one and name none. Raises MoecError for a profile
     that cannot be read, and for one that no pass takes."""
@@ -121,7 +133,6 @@ def with_profile(passes: str, profile: str | os.PathLike[str] | None) -> Sequenc
         return pipeline.parse(passes)
     from moec.profiles import Profile
 
-    check_path("profile", profile)
     path = os.fspath(profile)
     chain = pipeline.parse(passes, path)
     if not pipeline.take_profile(chain, path):

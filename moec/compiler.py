@@ -10,37 +10,29 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from moec import targets
-from moec.arithmetic import rounding_of
-from moec.common.arguments import check_flags, check_optional_flag, check_optional_text, known_options
+from moec.arithmetic import ActivationRounding, rounding_of
+from moec.common.arguments import check_flags, check_path, known_options
 from moec.common.errors import MoecError, UnsupportedError, reporting
 from moec.common.once import one_at_a_time
 from moec.common.plain_files import read_text
 from moec.common.progress import Progress, silent
 from moec.common.scratch import ScratchFolder
 from moec.common.version import VERSION
-from moec.compile_options import (
-    check_options,
-    check_rounding,
-    check_surroundings,
-    chosen_passes,
-    default_passes,
-    kept_text_files,
-    multiplies_bytes,
-    resident_bytes,
-    with_profile,
-)
+from moec.compile_options import DEFAULTS, CompileOptions, kept_text_files, multiplies_bytes, with_profile
 from moec.model_inputs import ModelInputs, model_inputs
 from moec.provenance import provenance_of
 from moec.stages import pass_check, run_passes
+from moec.targets.kind import Options, ProgramKind
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from moec.passes.framework.base import Remark, Report, Unraised
+    from moec.runtime.artifact import Artifact
     from moec.runtime.model import CompiledModel
+    from moec.runtime.projects import CompiledProjects
     from moec.runtime.writer import Context
     from moec.targets.base import Made, Target
-    from moec.targets.kind import Options
 
 
 @known_options
@@ -61,10 +53,13 @@ def compile(
     emulate: bool = False,
     resident: int | str | None = None,
     profile: str | os.PathLike[str] | None = None,
+    target_options: Options | None = None,
     verify_each: bool = False,
+    dump_to: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
-) -> CompiledModel:
-    """Compile a model and load the result.
+) -> CompiledModel | Any:
+    """Compile a model. Returns it loaded: a :class:`moec.CompiledModel`, or :class:`moec.CompiledProjects` of a target
+    that makes projects for another tool, as for an FPGA.
 
     Raises UnsupportedError, naming node, operator and opset, for what a model asks and moec does not do; MoecError for
     a model that cannot be read, a wrong option, or an artifact that cannot be written.
@@ -75,7 +70,7 @@ def compile(
     example_inputs, dynamic_shapes
         For a module, as ``torch.export.export`` takes them. A text model of transformers needs neither.
     target
-        ``cpu``, ``cpu:avx2``, ``cuda:sm_90a``, several as ``cuda:sm_80+sm_90a``, ...
+        ``cpu``, ``cpu:avx2``, ``cuda:sm_90a``, several as ``cuda:sm_80+sm_90a``, ``hls:zcu102``, ...
     passes
         A level (``O0`` to ``O3``) or a pipeline text. None: ``O2``, which is exact, and ``O3`` for GGUF files and for
         folders whose quantiser rounds activations (:func:`moec.compile_options.default_passes`).
@@ -102,117 +97,127 @@ def compile(
     profile
         Measurements by ``moec profile``: for every pass that takes a profile and names none (``profile=FILE``, or
         ``profile=none``), and to choose which experts stay in memory with ``resident``.
+    target_options
+        Further options of the target, such as :class:`moec.targets.hls.options.HlsOptions`.
     verify_each
         Whether to compare the graph after every pass with the graph before it.
+    dump_to
+        A folder that gets the model's text after each pass, also when a later step fails.
     progress
         Called with the name of each step as it begins, and with its progress where it goes through many weights
-        (:func:`moec.common.progress.reported`).
+        (:func:`moec.common.progress.told`).
     """
-    from moec.runtime.artifact import open_artifact
-    from moec.runtime.model import ready
-
-    targets.check_name(target)
-    targets.program_kind_of(target)  # refuses targets that make projects
+    options = CompileOptions(
+        target=target,
+        passes=passes,
+        example_inputs=example_inputs,
+        dynamic_shapes=dynamic_shapes,
+        threads=threads,
+        cache=cache,
+        experts=experts,
+        linears=linears,
+        arithmetic=arithmetic,
+        tokenizer=tokenizer,
+        resident=resident,
+        profile=profile,
+        target_options=target_options,
+        verify_each=verify_each,
+        dump_to=dump_to,
+        progress=progress,
+    )
     check_flags(emulate=emulate)
-    arguments = (target, passes, example_inputs, dynamic_shapes)
-    options: dict[str, Any] = {"cache": cache, "experts": experts, "linears": linears, "threads": threads}
-    options |= {"arithmetic": arithmetic, "tokenizer": tokenizer, "verify_each": verify_each, "progress": progress}
-    options |= {"resident": resident, "profile": profile}
+    return compile_with(model, options, output, emulate=emulate)
+
+
+def compile_with(
+    model: Any, options: CompileOptions, output: str | os.PathLike[str] | None = None, *, emulate: bool = False
+) -> CompiledModel | CompiledProjects:
+    """Do the work of :func:`compile`."""
+    from moec.runtime.load_options import LoadOptions
+    from moec.runtime.loading import ready
+    from moec.runtime.projects import CompiledProjects
+
+    is_program = isinstance(targets.kind_of(options.target), ProgramKind)
+    if emulate and not is_program:
+        raise MoecError(f"target '{options.target}' makes projects, which no device runs; compile without emulate")
+    artifact = _written(model, options, output)
+    return ready(artifact, LoadOptions(emulate=emulate)) if is_program else CompiledProjects(artifact)
+
+
+def _written(model: Any, options: CompileOptions, output: str | os.PathLike[str] | None) -> Artifact:
+    """Compile and open the artifact, which is in a temporary folder of its own where ``output`` is None."""
+    from moec.runtime.artifact import open_artifact
+
     if output is not None:
-        write(model, output, *arguments, **options)
-        return ready(open_artifact(output, check_weights=False), emulate=emulate)  # it was written a moment ago
+        write(model, output, options)
+        return open_artifact(output, check_weights=False)  # it was written a moment ago
     folder = ScratchFolder()
     path = pathlib.Path(folder.name, "model.moec")
     try:
-        write(model, path, *arguments, **options)
+        write(model, path, options)
         artifact = open_artifact(path, check_weights=False)
     except BaseException:
         folder.cleanup()
         raise
     artifact.owns(folder)
-    return ready(artifact, emulate=emulate)
+    return artifact
 
 
 @one_at_a_time
-def write(
-    model: Any,
-    path: str | os.PathLike[str],
-    target: str = targets.DEFAULT,
-    passes: str | None = None,
-    example_inputs: Any = None,
-    dynamic_shapes: Any = None,
-    *,
-    cache: bool | None = None,
-    experts: str | None = None,
-    linears: str | None = None,
-    arithmetic: str | None = None,
-    tokenizer: str | os.PathLike[str] | None = None,
-    threads: int | None = None,
-    options: Options | None = None,
-    resident: int | str | None = None,
-    profile: str | os.PathLike[str] | None = None,
-    verify_each: bool = False,
-    dump_to: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-) -> None:
-    """Compile a model and write the artifact, without loading it: it may be for another machine.
-
-    ``dump_to`` is a folder that gets the model's text after each pass, also when a later step fails. ``options``:
-    further options of the target, such as :class:`moec.targets.hls.options.HlsOptions`. Other arguments and errors as
-    for :func:`compile`.
-    """
+def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DEFAULTS) -> None:
+    """Compile a model and write the artifact, without loading it: it may be for another machine. Raises what
+    :func:`compile` does."""
     from moec.frontend import sources
+    from moec.runtime.writer import WRITING, check_destination, check_resident, write_artifact
 
-    check_options(target, passes, verify_each, progress)
-    check_optional_text(experts=experts, linears=linears, arithmetic=arithmetic)
-    check_optional_flag("cache", cache)
     sources.check(model)  # before anything heavy is imported, so that a mistyped name is answered at once
-    check_surroundings(path, threads, dump_to)
-    text = kept_text_files(model, tokenizer)
+    check_path("path", path)
+    check_destination(path)
+    text = kept_text_files(model, options.tokenizer)
 
     from moec.ir.blocks import moe_blocks
     from moec.ir.rounding import arithmetics_of
     from moec.passes import pipeline
     from moec.passes.framework.base import Report
-    from moec.runtime.writer import WRITING, check_resident, write_artifact
 
-    report = Report(progress=progress or silent)
-    limit = resident_bytes(resident, target)
-    passes = default_passes(model, target) if passes is None else passes
-    chain = chosen_passes(passes, experts, linears, arithmetic, limit is not None, profile)
-    check_rounding(chain, target)
-    chosen = targets.get_all(target, options)
+    report = Report(progress=options.progress or silent)
+    limit, target = options.resident_bytes, options.target
+    chain, chosen = options.pipeline(model), targets.get_all(target, options.target_options)
     report.progress("importing")
-    graph = import_model(model, example_inputs, dynamic_shapes, cache)
-    inputs = model_inputs(graph, model, report)
-    own = arithmetics_of(graph)
-    stages = run_passes(graph, model, chain, report, verify_each=verify_each, dump_to=dump_to)
+    graph = import_model(model, options.example_inputs, options.dynamic_shapes, options.cache)
+    inputs, own = model_inputs(graph, model, report), arithmetics_of(graph)
+    stages = run_passes(graph, model, chain, report, verify_each=options.verify_each, dump_to=options.dump_to)
     with _step(f"generating code for {target}", model, report):
-        blocks, gains = moe_blocks(graph), multiplies_bytes(target)
-        rounding = rounding_of(graph, own, gains)
-        if "int8" in rounding.activations and not gains:
-            reason = "products multiply floats here: what is rounded to 8 bits is less exact, and no faster"
-            if rounding.own:
-                report.note("generating code", target, reason)
-            else:
-                report.warn("generating code", target, f"{reason}; -O2 rounds nothing")
-        programs = _generate(graph, chosen, target, report)
+        blocks, rounding = moe_blocks(graph), rounding_of(graph, own, multiplies_bytes(target))
+        _report_rounding(rounding, target, report)
+        made = _generate(graph, chosen, target, report)
     with _step(WRITING, model, report):
         if limit is not None:
-            check_resident(limit, programs, str(model))
+            check_resident(limit, made, str(model))
         context = _context(
             graph,
             inputs,
-            programs[0],
+            made[0],
             report,
-            threads=threads,
+            threads=options.threads,
             moe_blocks=blocks,
             stages=stages,
             provenance=provenance_of(model, pipeline.print_pipeline(chain), rounding),
             text=text,
             resident=limit,
         )
-        write_artifact(path, programs[0], context, *programs[1:], progress=report.progress)
+        write_artifact(path, made[0], context, *made[1:], progress=report.progress)
+
+
+def _report_rounding(rounding: ActivationRounding, target: str, report: Report) -> None:
+    """Report activations in int8 on a target whose products multiply floats."""
+    if "int8" not in rounding.activations or multiplies_bytes(target):
+        return
+    reason = "products multiply floats here: what is rounded to 8 bits is less exact, and no faster"
+    if rounding.own:
+        report.note("generating code", target, reason)
+    else:
+        report.warn("generating code", target, f"{reason}; -O2 rounds nothing")
 
 
 @contextlib.contextmanager

@@ -54,7 +54,10 @@ def program_kind_of(name: str) -> ProgramKind:
     unknown ones."""
     kind = kind_of(name)
     if not isinstance(kind, ProgramKind):
-        raise MoecError(f"target '{name}' makes projects, not a model to call; write them by moec.compiler.write")
+        raise MoecError(
+            f"target '{name}' makes projects, not a model to call; choose a target such as {DEFAULT}, or simulate the "
+            "projects: moec simulate ART"
+        )
     return kind
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import inspect
 import json
 import pathlib
 import subprocess
@@ -16,7 +18,9 @@ from onnx import TensorProto, helper
 
 import moec
 from moec.common.specs import tensor_specs
+from moec.compile_options import CompileOptions
 from moec.passes.shapes.input_limits import input_limits
+from moec.runtime.load_options import LoadOptions
 from moec.tools.sampling import random_inputs, size_cases
 
 
@@ -54,6 +58,19 @@ def test_every_public_name_is_there():
         _ = moec.compiel
 
 
+@pytest.mark.parametrize(
+    ("function", "options", "others"),
+    [(moec.compile, CompileOptions, {"model", "output", "emulate"}), (moec.load, LoadOptions, {"path"})],
+)
+def test_a_function_has_its_options_as_parameters_and_explains_each(function, options, others):
+    parameters = inspect.signature(function).parameters
+    fields = {field.name: field.default for field in dataclasses.fields(options)}
+    assert fields == {name: one.default for name, one in parameters.items() if name not in others}
+    lines = {line.strip() for line in inspect.getdoc(function).splitlines()}
+    explained = {name for line in lines if set(line.split(", ")) <= parameters.keys() for name in line.split(", ")}
+    assert explained == parameters.keys()
+
+
 def test_compiles_every_kind_of_source(proto, tmp_path):
     onnx.save(proto, tmp_path / "model.onnx")
     ids = np.array([4, 0, 4])
@@ -85,7 +102,7 @@ def test_objects_say_what_they_are_in_one_line(proto):
 
 def test_temporary_artifact_goes_with_the_model(proto):
     model = moec.compile(proto, passes="O0")
-    folder = pathlib.Path(model._artifact.folder)
+    folder = pathlib.Path(model.artifact.folder)
     assert folder.is_dir()
     kernels = model.kernels
     del model

@@ -11,7 +11,7 @@ import pytest
 
 from moec import compiler
 from moec.common.errors import MoecError, UnsupportedError
-from moec.compile_options import default_passes
+from moec.compile_options import CompileOptions, default_passes
 from moec.runtime.artifact import open_artifact
 
 from .passes.before_after import model_of
@@ -66,9 +66,9 @@ def test_a_folder_is_computed_as_its_quantiser_says(settings: Any, expected: str
 def test_projects_for_an_fpga_have_an_arithmetic_of_their_own(passes: str, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").touch()
     with pytest.raises(UnsupportedError, match=r"'hls:zcu102' computes in integers at every level.*compile with -O2"):
-        compiler.write(tmp_path / "model.onnx", tmp_path / "a.moec", "hls:zcu102", passes)
+        compiler.write(tmp_path / "model.onnx", tmp_path / "a.moec", CompileOptions(target="hls:zcu102", passes=passes))
     with pytest.raises(MoecError, match=r"model\.onnx: "):
-        compiler.write(tmp_path / "model.onnx", tmp_path / "a.moec", "hls:zcu102", "O2")
+        compiler.write(tmp_path / "model.onnx", tmp_path / "a.moec", CompileOptions(target="hls:zcu102", passes="O2"))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,6 @@ def test_rounding_where_floats_are_multiplied_is_said(
         y = moec.Linear <ARITHMETIC> (x, decoded) }"""
     path = tmp_path / "model.onnx"
     ir.save(model_of(text.replace("ARITHMETIC", arithmetic)), path)
-    compiler.write(path, tmp_path / "a.moec", target, "O2" if own else "O3")
+    compiler.write(path, tmp_path / "a.moec", CompileOptions(target=target, passes="O2" if own else "O3"))
     remarks = open_artifact(tmp_path / "a.moec").manifest.remarks
     assert [one["severity"] for one in remarks if "no faster" in one["message"]] == ([severity] if severity else [])

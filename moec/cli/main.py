@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -127,26 +127,26 @@ def compile_model(
 ) -> None:
     """Compile a model into an artifact. Warnings go to stderr; moec inspect shows them again, with all notes."""
     from moec import compiler
+    from moec.compile_options import CompileOptions
 
     with shown_progress(times=verbose) as progress:
-        compiler.write(
-            model,
-            output,
-            target,
-            asked_pipeline(level, passes),
+        compile_options = CompileOptions(
+            target=target,
+            passes=asked_pipeline(level, passes),
             cache=cache,
             experts=experts,
             linears=linears,
             arithmetic=arithmetic,
             tokenizer=tokenizer,
             threads=threads,
-            options=options,
+            target_options=options,
             resident=resident,
             profile=profile,
             verify_each=verify_each,
             dump_to=dump_phases_to,
             progress=progress,
         )
+        compiler.write(model, output, compile_options)
     report_compilation(output, verbose)
 
 
@@ -181,7 +181,7 @@ def run(
     inputs: Annotated[Path, typer.Option(help="An .npz file of inputs by name.")],
     outputs: Annotated[Path, typer.Option(help="The .npz file to write the outputs to.")],
     threads: Threads = None,
-    pages: PagesOption = PageKind.MAPPED,
+    pages: PagesOption = PageKind.AUTO,
     resident: Resident = None,
     prefer_resident: PreferResident = 0.0,
     emulate: Emulate = False,
@@ -192,11 +192,15 @@ def run(
     from moec.common import array_files
 
     array_files.check_arrays_destination(outputs)
-    options: dict[str, Any] = {"emulate": emulate, "architecture": architecture, "resident": resident}
-    options["prefer_resident"] = prefer_resident
-    if (resident is not None or prefer_resident) and pages is PageKind.MAPPED:
-        pages = PageKind.STREAMED
-    compiled = moec.load(artifact, threads=threads, pages=pages.value, **options)
+    compiled = moec.load(
+        artifact,
+        threads=threads,
+        pages=pages.value,
+        resident=resident,
+        prefer_resident=prefer_resident,
+        emulate=emulate,
+        architecture=architecture,
+    )
     array_files.write_arrays(outputs, compiled.run(array_files.read_arrays(inputs, compiled.inputs)))
 
 

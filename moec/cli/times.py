@@ -69,9 +69,9 @@ def tune(
 ) -> None:
     """Measure from how many rows on this machine's kernels should take their second way; every load uses the result."""
     from moec.inspect import tables
-    from moec.tools.tune import tune as tune_model
+    from moec.tools.tune import measure
 
     with shown_progress() as progress:
-        tuned = tune_model(moec.load(artifact, threads=threads, pages=pages.value), progress)
+        tuned = measure(moec.load(artifact, threads=threads, pages=pages.value), progress)
     data = [dataclasses.asdict(crossover) for crossover in tuned]
     print_result(data, as_json, tables.tuning_tables(data))

@@ -115,9 +115,9 @@ def _read(kind: Any, value: Any) -> Any:
             raise _mismatch(kind, value)
         return converted
     if origin in (list, tuple):
-        return origin(_read_at(f"[{place}]", arguments[0], one) for place, one in enumerate(value))
+        return origin(_read_at(f"[{place}]", arguments[0], item) for place, item in enumerate(value))
     if origin is dict:
-        return {name: _read_at(name, arguments[1], one) for name, one in value.items()}
+        return {name: _read_at(name, arguments[1], field) for name, field in value.items()}
     if origin in _WORDS or origin is Literal:
         return float(value) if kind is float else value
     return _read_fields(kind, value)

@@ -24,7 +24,7 @@ class CompiledKernel:
     candidates: list[CandidateEntry]
     attributes: dict[str, Any]
     crossovers: tuple[str, ...]
-    """Names of the numbers (:attr:`CompiledModel.crossovers`) that select it by sizes."""
+    """Names of the numbers (:attr:`moec.runtime.probe.Probe.crossovers`) that select it by sizes."""
     work: WorkModel | None
     _artifact: Artifact
     _sources: dict[str, str]

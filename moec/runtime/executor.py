@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,12 @@ from moec.common.work import Argument
 from moec.runtime.device import Device, Host
 from moec.runtime.held import HeldStates, StateMemory
 from moec.runtime.inputs import InputCheck
+from moec.runtime.interface import Interface
 from moec.runtime.library import load_ffi
 from moec.runtime.machine import check_threads
 from moec.runtime.on_device import OnDevice, handed_out
 from moec.runtime.pages import FileMaps
-from moec.runtime.program import BUILTIN, NO_INSTRUMENT_ACTION, Instrument, LoadedProgram
+from moec.runtime.program import Instrument, LoadedProgram
 from moec.runtime.streamed_experts import StreamedExperts
 from moec.runtime.workers import Ways
 
@@ -35,8 +36,6 @@ _NOT_AS_LISTED = "the manifest lists others, so the artifact was altered: compil
 
 StatePages = Mapping[str, Any]
 """Pages of each state that a program holds, as the runtime's tensor, by the name of the input."""
-Watch = Callable[[str, list[Argument]], None]
-"""Callback with the name and the arguments of a kernel's call."""
 
 
 class Executor:
@@ -44,21 +43,18 @@ class Executor:
     which they come, because each uses all its threads anyway (:mod:`moec.runtime.workers`).
 
     ``weights`` are passed without copying, so they must stay C-contiguous and 16-byte aligned; those of rank 0 are
-    numbers for the host's part, passed by value, see :meth:`renew_numbers`. ``guards``: conditions on the sizes of
-    inputs, see :mod:`moec.common.guards`. ``threads`` is at most the number of available cores, which is also the
-    meaning of None. ``device``: where it runs; None is the host. ``cuda_graphs``: launch runs of repeated sizes as a
-    whole. ``held``: states for which the program takes pages. ``last``: output of which it computes only the requested
-    last positions. ``experts``: source of experts that are not all in memory.
+    numbers for the host's part, passed by value, see :meth:`renew_numbers`. ``threads`` is at most the number of
+    available cores, which is also the meaning of None. ``device``: where it runs; None is the host. ``cuda_graphs``:
+    launch runs of repeated sizes as a whole. ``held``: states for which the program takes pages. ``last``: output of
+    which it computes only the requested last positions. ``experts``: source of experts that are not all in memory.
     """
 
     def __init__(
         self,
         objects: Sequence[pathlib.Path],
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[TensorSpec],
+        interface: Interface,
         weights: Sequence[np.ndarray],
         *,
-        guards: Sequence[str] = (),
         threads: int | None = None,
         where: str = "program",
         device: Device | None = None,
@@ -69,14 +65,14 @@ class Executor:
     ) -> None:
         """Raise ArtifactError where the objects do not link, UnsupportedError where graphs are not available, and the
         device's errors for code that it cannot run and weights that it cannot hold."""
-        self.inputs, self.outputs, self._where = tuple(inputs), tuple(outputs), where
+        self.inputs, self.outputs, self._where = tuple(interface.inputs), tuple(interface.outputs), where
         self.threads = check_threads(threads)
         self._device = device or Host()
-        self._check = InputCheck(self.inputs, self._device.number, guards)
+        self._check = InputCheck(self.inputs, self._device.number, interface.guards)
         self._held = HeldStates(held, self.inputs, self.outputs) if held else None
         reduced = self._held.told if self._held is not None else self.inputs
         self._tokens = None if last is None else [_place(last.input, specs) for specs in (self.inputs, reduced)]
-        self._check_told = InputCheck(reduced, self._device.number, guards)
+        self._check_told = InputCheck(reduced, self._device.number, interface.guards)
         self._weight_arrays = list(weights)
         self._maps = FileMaps(weights)
         try:
@@ -156,54 +152,16 @@ class Executor:
             self._device.finish()
             return time.perf_counter() - start
 
-    def shapes_of_calls(self, values: Mapping[str, Any]) -> list[tuple[str, list[tuple[int, ...]]]]:
-        """Run once and return every call of a kernel in order: its name and the shapes of its tensors."""
-        calls: list[tuple[str, list[tuple[int, ...]]]] = []
-
-        def instrument(_function: Any, symbol: str, before: bool, _result: Any, *arguments: Any) -> int:
-            if before and not symbol.startswith(BUILTIN):
-                calls.append(
-                    (symbol, [tuple(argument.shape) for argument in arguments if hasattr(argument, "data_ptr")])
-                )
-            return NO_INSTRUMENT_ACTION
-
-        self._run_instrumented(values, instrument)
-        return calls
-
-    def time_kernels(self, values: Mapping[str, Any]) -> list[tuple[str, float]]:
-        """Run once and return (function, seconds) of every call in order, without views and allocations."""
-        calls: list[tuple[str, float]] = []
-        start = 0.0
-
-        def instrument(_function: Any, symbol: str, before: bool, _result: Any, *_arguments: Any) -> int:
-            nonlocal start
-            if before:
-                start = time.perf_counter()
-            elif not symbol.startswith(BUILTIN):
-                self._device.finish()
-                calls.append((symbol, time.perf_counter() - start))
-            return NO_INSTRUMENT_ACTION
-
-        self._run_instrumented(values, instrument)
-        return calls
-
-    def watch_kernels(self, values: Mapping[str, Any], watch: Watch, before: Watch | None = None) -> None:
-        """Run once and call ``watch`` with the name and the arguments, results included, after each kernel. ``before``
-        is called before it, when the results' memory still has its old contents."""
-
-        def instrument(_function: Any, symbol: str, is_before: bool, _result: Any, *arguments: Any) -> int:
-            callback = before if is_before else watch
-            if callback is not None and not symbol.startswith(BUILTIN):
-                tensors = [argument for argument in arguments if hasattr(argument, "data_ptr")]
-                callback(symbol, [self._argument(tensor) for tensor in tensors])
-            return NO_INSTRUMENT_ACTION
-
-        self._run_instrumented(values, instrument)
-
-    def _argument(self, tensor: Any) -> Argument:
+    def argument(self, tensor: Any) -> Argument:
+        """Copy an argument of a kernel's call to the host."""
         return Argument(self._device.fetch(tensor), tensor.data_ptr() in self._weight_addresses)
 
-    def _run_instrumented(self, values: Mapping[str, Any], instrument: Instrument) -> None:
+    def finish(self) -> None:
+        """Wait until the device has finished."""
+        self._device.finish()
+
+    def run_instrumented(self, values: Mapping[str, Any], instrument: Instrument) -> None:
+        """Run once, kernel by kernel, with ``instrument`` called before and after each call."""
         arrays = self._check(values)
         self._ways.run(lambda: self._instrumented_call(arrays, instrument))
 

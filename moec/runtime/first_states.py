@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from moec.common.dtypes import dtype_of
 from moec.common.errors import InputError
-from moec.common.specs import State, TensorSpec
+from moec.runtime.interface import Interface
 from moec.runtime.roles import first_shape, room_of
 
 
 class FirstStates:
     """Initial states of one model: zeros, and of length 0 where they grow."""
 
-    def __init__(self, states: Sequence[State], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
-        named, results = ({spec.name: spec for spec in specs} for specs in (inputs, outputs))
-        self._axes = {state.input: state.axis for state in states}
+    def __init__(self, interface: Interface) -> None:
+        named, results = ({spec.name: spec for spec in specs} for specs in (interface.inputs, interface.outputs))
+        self._axes = {state.input: state.axis for state in interface.states}
         self._specs = {name: named[name] for name in self._axes}
-        self.others = [spec for spec in inputs if spec.name not in self._axes]
+        self.others = [spec for spec in interface.inputs if spec.name not in self._axes]
         """Inputs that are not states."""
         # Only the cache itself tells the size of a cache with room.
-        rooms = (room_of(state.axis, named[state.input], results[state.output]) for state in states)
+        rooms = (room_of(state.axis, named[state.input], results[state.output]) for state in interface.states)
         self._have_room = any(isinstance(room, str) for room in rooms)
 
     def beside(self, values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -16,7 +16,8 @@ import numpy as np
 from moec.common.dtypes import dtype_of
 from moec.common.errors import InputError
 from moec.common.guards import parse_size
-from moec.common.specs import State, TensorSpec
+from moec.common.specs import TensorSpec
+from moec.runtime.interface import Interface
 
 Role = Literal["mask", "positions", "past", "total"]
 _NAMED: dict[str, Role] = {
@@ -69,27 +70,20 @@ def _value(role: Role, mask: np.ndarray, new: int, rank: int) -> np.ndarray:
     return np.full(batch, total - new if role == "past" else total)
 
 
-def roles_of(
-    inputs: Sequence[TensorSpec],
-    outputs: Sequence[TensorSpec],
-    states: Sequence[State],
-    limits: Mapping[str, int],
-    sizes: Mapping[str, str],
-) -> Roles:
-    """Assign the roles. ``limits`` and ``sizes``: the manifest's. Raises InputError for a model without token ids or
-    without logits."""
-    cached = {state.input for state in states}
-    free = [spec for spec in inputs if spec.name not in cached]
-    ids = _token_ids(free, limits)
+def roles_of(interface: Interface) -> Roles:
+    """Assign the roles. Raises InputError for a model without token ids or without logits."""
+    cached = {state.input for state in interface.states}
+    free = [spec for spec in interface.inputs if spec.name not in cached]
+    ids = _token_ids(free, interface.limits)
     filled: dict[str, tuple[Role, TensorSpec]] = {}
     for spec in free:
-        role = None if spec is ids else _role(spec, ids, sizes)
+        role = None if spec is ids else _role(spec, ids, interface.sizes)
         if role is not None:
             filled[spec.name] = (role, spec)
     asked = tuple(spec for spec in free if spec is not ids and spec.name not in filled)
-    kept = {state.output for state in states}
-    logits = _logits([spec for spec in outputs if spec.name not in kept])
-    return Roles(ids, limits.get(ids.name), filled, asked, logits)
+    kept = {state.output for state in interface.states}
+    logits = _logits([spec for spec in interface.outputs if spec.name not in kept])
+    return Roles(ids, interface.limits.get(ids.name), filled, asked, logits)
 
 
 def _token_ids(free: Sequence[TensorSpec], limits: Mapping[str, int]) -> TensorSpec:

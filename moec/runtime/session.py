@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from moec.common.arguments import shown
 from moec.common.dtypes import dtype_of
 from moec.common.errors import InputError
+from moec.runtime.executor import Executor
+from moec.runtime.interface import Interface
 from moec.runtime.roles import roles_of
 from moec.runtime.session_states import SessionStates
-
-if TYPE_CHECKING:
-    from moec.runtime.model import CompiledModel
 
 
 class Session:
@@ -26,13 +26,12 @@ class Session:
     A model without states runs all tokens again each time, with the same results.
     """
 
-    def __init__(self, model: CompiledModel, max_tokens: int | None = None, batch: int = 1) -> None:
+    def __init__(self, interface: Interface, executor: Executor, max_tokens: int | None = None, batch: int = 1) -> None:
         _check_count("batch", batch)
         if max_tokens is not None:
             _check_count("max_tokens", max_tokens)
-        self._model = model
-        self._roles = roles_of(model.inputs, model.outputs, model.states, model.input_limits, model.input_sizes)
-        self._states = SessionStates.empty(model, self._roles, max_tokens, batch)
+        self._interface, self._roles = interface, roles_of(interface)
+        self._states = SessionStates.empty(interface, executor, self._roles, max_tokens, batch)
         self._mask = np.ones((batch, 0), bool)
         self._seen = np.zeros((batch, 0), dtype_of(self._roles.ids.dtype))  # of a model without states
         self._most = _least(max_tokens, self._states.room)
@@ -113,10 +112,8 @@ class Session:
     def fork(self) -> Session:
         """Copy the session, so that both can continue from here. Raises InputError where another thread is using it."""
         with self._used():
-            other = object.__new__(Session)
-            other._model, other._roles, other._most = self._model, self._roles, self._most
-            other._states, other._mask, other._seen = self._states.fork(), self._mask, self._seen
-            other._lock = threading.Lock()
+            other = copy.copy(self)
+            other._states, other._lock = self._states.fork(), threading.Lock()
             return other
 
     def truncate(self, length: int) -> None:
@@ -175,7 +172,7 @@ class Session:
         """Check a mask [batch, past + new] whose ones a model counts: tokens have to come before padding, and a later
         run must not contain padding, which would overwrite the tokens before it."""
         name = self._roles.mask
-        if name is None or name not in self._model.counted_inputs:
+        if name is None or name not in self._interface.counted:
             return
         new = mask[:, self.length :]
         is_later = bool(self._states) and self.length > 0

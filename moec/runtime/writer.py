@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import math
 import os
 import pathlib
 import re
-import shutil
-import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from moec import targets
-from moec.common import seals
 from moec.common.dtypes import dtype_of
 from moec.common.errors import ArtifactError, MoecError
 from moec.common.progress import Progress, reported, silent
-from moec.common.replacing import check_replaceable, replacing
+from moec.common.replacing import check_replaceable
 from moec.common.specs import State
 from moec.common.tokenizers import TextFiles
 from moec.common.work import work_as_data
-from moec.runtime.artifact import Artifact, checksum
+from moec.runtime.artifact import checksum
+from moec.runtime.artifact_folder import new_artifact
 from moec.runtime.entries import StageEntry
 from moec.runtime.foreign import foreign_artifact
 from moec.runtime.manifest import (
@@ -86,23 +83,8 @@ def write_artifact(
     Raises ArtifactError when something else is there or the file system refuses (a full disk, for example); then
     nothing new is left behind and an older artifact is unharmed.
     """
-    with _new_folder(path) as folder:
+    with new_artifact(path) as folder:
         _write_files(folder, [result, *others], context, progress)
-
-
-def copy_artifact(artifact: Artifact, path: str | os.PathLike[str]) -> None:
-    """Write a copy of an open artifact, as :func:`write_artifact` does. Raises ArtifactError, too, where its files have
-    changed since they were opened."""
-    with _new_folder(path) as folder:
-        for name, expected in artifact.manifest.files.items():
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(artifact.folder / name, target)
-            if checksum(target) != expected:
-                raise ArtifactError(
-                    f"{artifact.where}: {name} has changed since the artifact was loaded; load it again"
-                )
-        (folder / MANIFEST).write_text(print_manifest(artifact.manifest), encoding="utf-8")
 
 
 def check_resident(resident: int, results: Sequence[Made], where: str) -> None:
@@ -122,31 +104,6 @@ def check_resident(resident: int, results: Sequence[Made], where: str) -> None:
 def check_destination(path: str | os.PathLike[str]) -> None:
     """Raise ArtifactError where :func:`write_artifact` would not write."""
     check_replaceable(path, foreign_artifact, ArtifactError)
-
-
-@contextlib.contextmanager
-def _new_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Context with an empty folder that becomes the artifact at ``path`` when the block ends without an error."""
-    with replacing(path, foreign_artifact, ArtifactError) as aside:
-        aside.mkdir()
-        yield aside
-        if pathlib.Path(path).suffix == ".zip":
-            _pack(aside)
-
-
-def _pack(folder: pathlib.Path) -> None:
-    """Replace a folder by one sealed zip. Its bytes depend on the files alone: all have the same time and mode."""
-    path = folder.with_name(f"{folder.name}.zip")
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED) as archive:
-        for file in files:
-            entry = zipfile.ZipInfo(file.relative_to(folder).as_posix())
-            entry.file_size, entry.external_attr = file.stat().st_size, 0o644 << 16
-            with file.open("rb") as source, archive.open(entry, "w") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
-    seals.seal_zip(path)
-    shutil.rmtree(folder)
-    path.rename(folder)
 
 
 class _ArtifactFiles:
@@ -280,7 +237,7 @@ def _kernel_entry(kernel: KernelRecord, sources: dict[str, str]) -> Any:
         "launches": [dataclasses.asdict(launch) for launch in kernel.launches],
         "sizes": kernel.sizes,
         "calls": kernel.calls,
-        "sized_work": None if kernel.sized_work is None else dataclasses.asdict(kernel.sized_work),
+        "plan": None if kernel.plan is None else kernel.plan.as_data(),
         "sources": sources,
     }
 

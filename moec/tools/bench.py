@@ -77,9 +77,9 @@ def default_cases(compiled: CompiledModel) -> list[dict[str, np.ndarray]]:
     from moec.tools.sampling import random_inputs, size_cases
 
     cases = size_cases(
-        compiled.inputs, _SIZES, first_sizes=(1, 1, 1), dependent=compiled.input_sizes, guards=compiled.guards
+        compiled.inputs, _SIZES, first_sizes=(1, 1, 1), dependent=compiled.interface.sizes, guards=compiled.guards
     )
-    return [random_inputs(compiled.inputs, sizes, compiled.input_limits) for sizes in cases]
+    return [random_inputs(compiled.inputs, sizes, compiled.interface.limits) for sizes in cases]
 
 
 def _bench_case(
@@ -151,7 +151,7 @@ def _kernel_times(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> 
     for _ in range(_PROFILED_RUNS):
         run: collections.defaultdict[str, float] = collections.defaultdict(float)
         calls.clear()
-        for name, seconds in compiled.time_kernels(inputs):
+        for name, seconds in compiled.probe.time_kernels(inputs):
             run[name] += seconds
             calls[name] += 1
         for name, total in run.items():
@@ -169,5 +169,5 @@ def _kernel_work(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) -> d
         call = work_of(compiled.kernels[name].work, arguments)
         work[name] = work[name] + call if name in work else call
 
-    compiled.watch_kernels(inputs, watch)
+    compiled.probe.watch_kernels(inputs, watch)
     return work

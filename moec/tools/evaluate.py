@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,9 @@ from moec.common.progress import Progress, silent
 from moec.common.specs import TensorSpec
 from moec.ir.blocks import expert_bits
 from moec.runtime.artifact import open_artifact
-from moec.runtime.model import CompiledModel, ready
+from moec.runtime.load_options import LoadOptions
+from moec.runtime.loading import ready
+from moec.runtime.model import CompiledModel
 from moec.targets.kind import ProgramKind
 from moec.tools import paired
 from moec.tools.data import Batch, Data, KeptTokenizer, TextOptions, check_limits, is_text, token_input
@@ -121,7 +123,7 @@ def evaluate(
         text = dataclasses.replace(text or TextOptions(), kept=_kept_tokenizer(contestants, data))
     sources = [Data(path, first.inputs, text, LABELS, first.states) for path in data]
     run = _EvaluationRun(contestants, judged, LabelSource(first.inputs, judged, labels), chosen)
-    for batch, where in _batches(sources, first.input_limits, progress):
+    for batch, where in _batches(sources, first.interface.limits, progress):
         run.add(batch, where)
     return run.result()
 
@@ -154,7 +156,7 @@ def _artifact(path: pathlib.Path, threads: int | None, emulate: bool) -> Compile
     artifact = open_artifact(path)
     kind = targets.kind_of(artifact.manifest.target)
     on_device = isinstance(kind, ProgramKind) and kind.has_device
-    return ready(artifact, threads=threads, emulate=emulate and on_device)
+    return ready(artifact, LoadOptions(threads=threads, emulate=emulate and on_device))
 
 
 def _kept_tokenizer(
@@ -191,7 +193,7 @@ def _kinds(model: CompiledModel) -> set[tuple[str, str, int]]:
 
 
 def _batches(
-    sources: Sequence[Data], limits: dict[str, int], progress: Callable[[str], None]
+    sources: Sequence[Data], limits: Mapping[str, int], progress: Callable[[str], None]
 ) -> Iterator[tuple[Batch, str]]:
     for data in sources:
         for number, batch in enumerate(data, 1):

@@ -9,7 +9,9 @@ import numpy as np
 from moec.common.errors import MoecError
 from moec.common.work import Argument
 from moec.runtime.artifact import Artifact
-from moec.runtime.model import CompiledModel, ready
+from moec.runtime.load_options import LoadOptions
+from moec.runtime.loading import ready
+from moec.runtime.model import CompiledModel
 from moec.targets.kind import CaughtTensor
 from moec.tools.sampling import random_inputs, size_cases
 
@@ -28,12 +30,14 @@ def catch_call(
     Inputs are random with a fixed seed. Dynamic sizes begin at ``least``, at which the kernel is expected to change
     something, and others are tried until it does. Raises MoecError where it changes nothing at any size.
     """
-    model = ready(artifact, emulate=True, architecture=architecture)
+    model = ready(artifact, LoadOptions(emulate=True, architecture=architecture))
     tried = (max(least, 1), *_SIZES)
-    for sizes in size_cases(model.inputs, tried, _BATCHES, model.input_sizes, model.guards):
+    for sizes in size_cases(model.inputs, tried, _BATCHES, model.interface.sizes, model.guards):
         # Memory of an earlier run may hold the results already, so a run with another seed comes between.
         for seed in (0, 1, 0):
-            for before, after in _calls(model, kernel, random_inputs(model.inputs, sizes, model.input_limits, seed)):
+            for before, after in _calls(
+                model, kernel, random_inputs(model.inputs, sizes, model.interface.limits, seed)
+            ):
                 changed = any(array.tobytes() != other.tobytes() for array, other in zip(before, after, strict=True))
                 if changed and seed == 0:
                     return [CaughtTensor(*tensor) for tensor in zip(names, before, after, strict=True)]
@@ -56,5 +60,5 @@ def _calls(model: CompiledModel, kernel: str, inputs: Mapping[str, np.ndarray]) 
         if name == kernel:
             calls.append((list(started), [argument.array.copy() for argument in arguments]))
 
-    model.watch_kernels(inputs, after, before)
+    model.probe.watch_kernels(inputs, after, before)
     return calls

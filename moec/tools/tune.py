@@ -27,18 +27,31 @@ TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
 _ROUNDS = 5
 
 
-def tune(compiled: CompiledModel, progress: Progress = silent) -> list[Tuned]:
-    """Measure all crossovers, use them in ``compiled``, and keep them for artifacts loaded later on this machine.
+def tune(compiled: CompiledModel, progress: Progress = silent) -> CompiledModel:
+    """Measure all crossovers, keep them for artifacts loaded later on this machine, and return the model with them. The
+    model itself keeps those it had, and is returned where it has none. Raises what :func:`measure` does."""
+    return compiled.reloaded() if measure(compiled, progress) else compiled
+
+
+def measure(compiled: CompiledModel, progress: Progress = silent) -> list[Tuned]:
+    """Measure all crossovers, and keep them for artifacts loaded later on this machine.
 
     Returns an empty list for a model without kernels that have one. Raises MoecError for a model without dynamic sizes,
     and when the file of measured values cannot be written; UnsupportedError for a model whose GPU is emulated.
     """
-    return targets.program_kind_of(compiled.target).tune(compiled, progress)
+    before = compiled.probe.crossovers
+    try:
+        tuned = targets.program_kind_of(compiled.target).tune(compiled, progress)
+    finally:
+        compiled.probe.set_crossovers(before)
+    if tuned:
+        store_tuned({crossover.name: crossover.rows for crossover in tuned}, compiled.gpu)
+    return tuned
 
 
-def tune_kernels(compiled: CompiledModel, progress: Callable[[str], None]) -> list[Tuned]:
-    """Do the work of :func:`tune` for a model on the processor."""
-    before = compiled.crossovers
+def measure_kernels(compiled: CompiledModel, progress: Callable[[str], None]) -> list[Tuned]:
+    """Do the work of :func:`measure` for a model on the processor. The model's crossovers are arbitrary afterwards."""
+    before = compiled.probe.crossovers
     readers: dict[str, list[str]] = {name: [] for name in before}
     for kernel in compiled.kernels.values():
         for name in kernel.crossovers:
@@ -53,21 +66,18 @@ def tune_kernels(compiled: CompiledModel, progress: Callable[[str], None]) -> li
             rows = _rows(compiled, kernels, tokens)
             seconds = [sum(times.get(kernel, 0.0) for kernel in kernels) for times in (first, second)]
             points[name].append(Point(rows, *seconds))
-    tuned = [Tuned(name, readers[name], before[name], crossover_of(points[name]), points[name]) for name in before]
-    compiled.set_crossovers({crossover.name: crossover.rows for crossover in tuned})
-    store_tuned({crossover.name: crossover.rows for crossover in tuned})
-    return tuned
+    return [Tuned(name, readers[name], before[name], crossover_of(points[name]), points[name]) for name in before]
 
 
 def _cases(compiled: CompiledModel) -> list[tuple[int, dict[str, np.ndarray]]]:
     from moec.tools.sampling import random_inputs, size_cases
 
-    cases = size_cases(compiled.inputs, TOKENS, first_sizes=(1,) * len(TOKENS), dependent=compiled.input_sizes)
+    cases = size_cases(compiled.inputs, TOKENS, first_sizes=(1,) * len(TOKENS), dependent=compiled.interface.sizes)
     if len(cases) == 1:
         raise MoecError(FIXED_SIZES)
     guards = [parse_guard(guard) for guard in compiled.guards]
     return [
-        (tokens, random_inputs(compiled.inputs, sizes, compiled.input_limits))
+        (tokens, random_inputs(compiled.inputs, sizes, compiled.interface.limits))
         for tokens, sizes in zip(TOKENS, cases, strict=True)
         if all(holds(guard, sizes) for guard in guards)
     ]
@@ -78,9 +88,9 @@ def _times_both_ways(compiled: CompiledModel, inputs: Mapping[str, np.ndarray]) 
     best: list[dict[str, float]] = [{}, {}]
     for _ in range(_ROUNDS):
         for position, crossover in enumerate((NEVER, ALWAYS)):
-            compiled.set_crossovers(dict.fromkeys(compiled.crossovers, crossover))
+            compiled.probe.set_crossovers(dict.fromkeys(compiled.probe.crossovers, crossover))
             totals: dict[str, float] = collections.defaultdict(float)
-            for name, seconds in compiled.time_kernels(inputs):
+            for name, seconds in compiled.probe.time_kernels(inputs):
                 totals[name] += seconds
             for name, total in totals.items():
                 best[position][name] = min(total, best[position].get(name, math.inf))

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec.common.errors import MoecError, UnsupportedError
-from moec.runtime.tuning import store_tuned
 from moec.tools.crossovers import FIXED_SIZES, Point, Tuned, crossover_of
 
 if TYPE_CHECKING:
@@ -27,32 +26,25 @@ _LENGTH = 32
 _ROUNDS = 5
 
 
-def tune_gpu(compiled: CompiledModel, progress: Callable[[str], None]) -> list[Tuned]:
-    """Do the work of :func:`moec.tools.tune.tune` for a model on a GPU. Crossovers are measured in order: those before
-    have their new values, those after their old ones."""
+def measure_on_gpu(compiled: CompiledModel, progress: Callable[[str], None]) -> list[Tuned]:
+    """Do the work of :func:`moec.tools.tune.measure` for a model on a GPU. Crossovers are measured in order: those
+    before have their new values, those after their old ones."""
     if compiled.gpu is None:
         raise UnsupportedError(
             "the model runs emulated, which takes other times than a GPU; expected one that was loaded on a GPU"
         )
-    before = compiled.crossovers
     kernels = compiled.describe()["kernels"]
-    tuned: dict[str, Tuned] = {}
-    try:
-        for name, rows in before.items():
-            readers = [kernel for kernel in kernels if name in kernel["crossovers"]]
-            progress(f"timing both sides of {name}")
-            points = _points(compiled, name, rows, readers)
-            # Nothing is known about numbers of tokens beyond those measured.
-            least, most = int(points[0].rows), int(points[-1].rows)
-            measured = min(max(crossover_of(points), least), most + 1)
-            tuned[name] = Tuned(name, [kernel["name"] for kernel in readers], rows, measured, points)
-            compiled.set_crossovers({name: measured})
-    except BaseException:
-        compiled.set_crossovers(before)
-        raise
-    if tuned:
-        store_tuned({crossover.name: crossover.rows for crossover in tuned.values()}, compiled.gpu)
-    return list(tuned.values())
+    tuned = []
+    for name, rows in compiled.probe.crossovers.items():
+        readers = [kernel for kernel in kernels if name in kernel["crossovers"]]
+        progress(f"timing both sides of {name}")
+        points = _points(compiled, name, rows, readers)
+        # Nothing is known about numbers of tokens beyond those measured.
+        least, most = int(points[0].rows), int(points[-1].rows)
+        measured = min(max(crossover_of(points), least), most + 1)
+        tuned.append(Tuned(name, [kernel["name"] for kernel in readers], rows, measured, points))
+        compiled.probe.set_crossovers({name: measured})
+    return tuned
 
 
 def _points(compiled: CompiledModel, name: str, rows: int, readers: list[dict[str, Any]]) -> list[Point]:
@@ -76,20 +68,22 @@ def _inputs(compiled: CompiledModel, tokens: int) -> dict[str, np.ndarray]:
     have few positions. Raises MoecError for a model without dynamic sizes."""
     from moec.tools.sampling import random_inputs, size_cases
 
-    batch = math.ceil(tokens / _LENGTH)
-    (sizes,) = size_cases(compiled.inputs, [math.ceil(tokens / batch)], [batch], compiled.input_sizes, compiled.guards)
-    free = sizes.keys() - compiled.input_sizes.keys()
+    batch, dependent = math.ceil(tokens / _LENGTH), compiled.interface.sizes
+    (sizes,) = size_cases(
+        compiled.inputs, [math.ceil(tokens / batch)], [batch], compiled.interface.sizes, compiled.guards
+    )
+    free = sizes.keys() - dependent.keys()
     if not free:
         raise MoecError(FIXED_SIZES)
     if len(free) == 1:
-        (sizes,) = size_cases(compiled.inputs, [tokens], [tokens], compiled.input_sizes, compiled.guards)
-    return random_inputs(compiled.inputs, sizes, compiled.input_limits)
+        (sizes,) = size_cases(compiled.inputs, [tokens], [tokens], dependent, compiled.guards)
+    return random_inputs(compiled.inputs, sizes, compiled.interface.limits)
 
 
 def _tokens(compiled: CompiledModel, inputs: Mapping[str, Any], readers: list[dict[str, Any]]) -> int:
     """Find the number that the host compares with a crossover in a run on these inputs."""
     by_name = {kernel["name"]: kernel for kernel in readers}
-    for name, shapes in compiled.shapes_of_calls(inputs):
+    for name, shapes in compiled.probe.shapes_of_calls(inputs):
         if name not in by_name:
             continue
         size = by_name[name]["launches"][0]["only_if"]["size"]
@@ -104,6 +98,6 @@ def _times_both_ways(compiled: CompiledModel, name: str, tokens: int, inputs: Ma
     best = [math.inf, math.inf]
     for _ in range(_ROUNDS):
         for side, crossover in enumerate((tokens + 1, tokens)):
-            compiled.set_crossovers({name: crossover})
-            best[side] = min(best[side], compiled.time_run(inputs))
+            compiled.probe.set_crossovers({name: crossover})
+            best[side] = min(best[side], compiled.probe.time_run(inputs))
     return best[0], best[1]

@@ -254,7 +254,7 @@ def _covering(model: ir.Model, compiled: CompiledModel, inputs: Mapping[str, np.
     if inputs is not None:
         return cover(model, [dict(inputs)])
     specs = _narrowed(tensor_specs(model.graph.inputs), compiled)
-    guards, dependent = _guards(model, compiled), compiled.input_sizes
+    guards, dependent = _guards(model, compiled), compiled.interface.sizes
     return covering_inputs(model, specs, dependent, guards, lambda feeds: _refusal(compiled, feeds) is None)
 
 
@@ -266,8 +266,8 @@ def _outside_inputs(model: ir.Model, compiled: CompiledModel) -> dict[str, dict[
 
     specs, limits = _narrowed(tensor_specs(model.graph.inputs), compiled), input_limits(model)
     guards = _guards(model, compiled)
-    case = size_cases(specs, dependent=compiled.input_sizes, guards=guards)[-1]
-    outside = outside_cases(case, guards, compiled.input_sizes)
+    case = size_cases(specs, dependent=compiled.interface.sizes, guards=guards)[-1]
+    outside = outside_cases(case, guards, compiled.interface.sizes)
     return {guard: random_inputs(specs, sizes, limits) for guard, sizes in outside.items()}
 
 
@@ -305,7 +305,8 @@ def _is_rounded(compiled: CompiledModel) -> bool:
     """Whether passes rounded weights, or round the states that a program keeps, which are not among the losses of
     layers."""
     types = {spec.name: spec.dtype for spec in compiled.inputs}
-    return bool(compiled.describe()["losses"]) or any(state.dtype != types[state.input] for state in compiled.held)
+    cached = [state for program in compiled.artifact.manifest.programs for state in program.held]
+    return bool(compiled.describe()["losses"]) or any(state.dtype != types[state.input] for state in cached)
 
 
 def _rounded_model(model: ir.Model, compiled: CompiledModel) -> ir.Model:

@@ -16,6 +16,7 @@ import torch
 from moec.common.dtypes import DTYPES, is_extension
 from moec.common.errors import InputError, MoecError
 from moec.common.guards import parse_size, size_names
+from moec.runtime.first_states import FirstStates
 from moec.runtime.inputs import bound_inputs
 from moec.runtime.tensors import array_of
 
@@ -38,7 +39,7 @@ class CompiledModule(torch.nn.Module):
         self.model = model
         self._digest = model.digest
         self._inputs = [spec.name for spec in model.inputs]
-        self._begins = [spec.name for spec in model.first_states.others]
+        self._begins = [spec.name for spec in FirstStates(model.interface).others]
         self._outputs = [spec.name for spec in model.outputs]
         _models.setdefault(self._digest, weakref.WeakSet()).add(model)
 
@@ -95,7 +96,7 @@ def called(model: CompiledModel, inputs: Sequence[torch.Tensor]) -> list[torch.T
 
 def _specs(model: CompiledModel, inputs: Sequence[torch.Tensor]) -> Sequence[TensorSpec]:
     """Specifications of an operator's inputs: those of the model, with or without its states."""
-    begins = model.first_states.others
+    begins = FirstStates(model.interface).others
     return begins if len(inputs) == len(begins) else model.inputs
 
 
@@ -144,7 +145,7 @@ def _shapes(inputs: Sequence[torch.Tensor], digest: str) -> list[torch.Tensor]:
         _bind(spec, tensor, sizes)
     if specs is not model.inputs:
         states = {spec.name: spec for spec in model.inputs}
-        for name, shape in model.first_states.shapes(sizes).items():
+        for name, shape in FirstStates(model.interface).shapes(sizes).items():
             _bind(states[name], torch.empty(shape, dtype=getattr(torch, states[name].dtype)), sizes)
     device = next((tensor.device for tensor in inputs if tensor.device.type != "cpu"), torch.device("cpu"))
     return [

@@ -34,6 +34,6 @@ class CpuKind(ProgramKind):
         return measure_roofline(threads)
 
     def tune(self, compiled: CompiledModel, progress: Callable[[str], None]) -> list[Tuned]:
-        from moec.tools.tune import tune_kernels
+        from moec.tools.tune import measure_kernels
 
-        return tune_kernels(compiled, progress)
+        return measure_kernels(compiled, progress)

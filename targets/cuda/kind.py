@@ -62,17 +62,17 @@ class CudaKind(ProgramKind):
         return measure_roofline(threads)
 
     def tune(self, compiled: CompiledModel, progress: Callable[[str], None]) -> list[Tuned]:
-        from moec.tools.tune_gpu import tune_gpu
+        from moec.tools.tune_gpu import measure_on_gpu
 
-        return tune_gpu(compiled, progress)
+        return measure_on_gpu(compiled, progress)
 
-    def estimate_launches(
+    def predict_launches(
         self, artifact: Artifact, machine: str | None, tokens: Sequence[int], past: int | None
     ) -> CommandResult:
-        from moec.targets.cuda.estimates.launches import estimate_launches
-        from moec.targets.cuda.estimates.tables import launch_data, launch_tables
+        from moec.targets.cuda.launch_model.layers import predict_model
+        from moec.targets.cuda.launch_model.tables import launch_data, launch_tables
 
-        model = estimate_launches(artifact, machine, tokens, past)
+        model = predict_model(artifact, machine, tokens, past)
         return CommandResult(launch_data(model), launch_tables(model), as_expected=True)
 
     def needs(self, description: Mapping[str, Any]) -> Sequence[str]:

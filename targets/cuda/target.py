@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from moec.common.errors import UnsupportedError
-from moec.common.work import SizedWork
 from moec.targets.base import Program
 from moec.targets.cuda.architectures import LIMITS
 from moec.targets.tvm.heavy import HeavyConverter
@@ -66,7 +65,5 @@ class CudaTarget:
             heavy, held = converters(self.architecture), holding(self.architecture, APPEND, has_places=True)
             program = compile_program(model, heavy, target, self.name, (), backend, held)
         for kernel in program.kernels:
-            if kernel.launches:
-                own = kernel.sized_work or SizedWork()
-                kernel.sized_work = dataclasses.replace(own, moved={**recorder.moved[kernel.name], **own.moved})
+            kernel.plan = kernel.plan or recorder.plans.get(kernel.name)
         return dataclasses.replace(program, architecture=self.architecture, binary_suffix=".fatbin")

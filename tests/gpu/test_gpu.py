@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import moec
-from moec.tools.tune import tune
 from moec.tools.verify import verify
 
 from .conftest import DTYPES, EXPERTS, WIDTH
@@ -63,9 +62,8 @@ def test_a_whole_model_computes_what_onnxruntime_does(target):
 
 def test_a_tuned_layer_computes_what_the_reference_does(compiled, layer, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    tuned = {one.name: one.rows for one in tune(moec.load(compiled))}
-    model = moec.load(compiled)
-    assert tuned and model.crossovers == tuned
+    model = moec.tune(moec.load(compiled))
+    assert model.probe.crossovers and moec.load(compiled).probe.crossovers == model.probe.crossovers
     assert all(verify(layer("bfloat16"), model, inputs("bfloat16", tokens)).matches for tokens in TOKENS)
 
 

@@ -90,12 +90,12 @@ def _feeds(compiled: Any) -> list[dict[str, np.ndarray]]:
     from moec.tools.sampling import random_inputs, size_cases
 
     feeds = []
-    for number, sizes in enumerate(size_cases(compiled.inputs, (1, 3, 2), (1, 2, 3), compiled.input_sizes)[:2]):
+    for number, sizes in enumerate(size_cases(compiled.inputs, (1, 3, 2), (1, 2, 3), compiled.interface.sizes)[:2]):
         shapes = [
             [sizes.get(size, 1) if isinstance(size, str) else size for size in one.shape] for one in compiled.inputs
         ]
         if all(np.prod(shape, dtype=float) < 1 << 20 for shape in shapes):
-            feeds.append(random_inputs(compiled.inputs, sizes, compiled.input_limits, number))
+            feeds.append(random_inputs(compiled.inputs, sizes, compiled.interface.limits, number))
     return feeds
 
 

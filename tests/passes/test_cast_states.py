@@ -122,7 +122,7 @@ def test_programs_store_fewer_bytes(dtype) -> None:
     graph = onnx.parser.parse_model(HEAD + text)
     rounding, exact = moec.compile(graph, passes=f"O2,cast-states{{dtype={dtype}}}"), moec.compile(graph)
     stored = {"fp16": "float16", "bf16": "bfloat16", "int8": "int8"}[dtype]
-    assert [state.dtype for state in rounding.held] == 2 * [stored]
+    assert [state.dtype for state in rounding._executor.held] == 2 * [stored]
     random = np.random.default_rng(0)
     shapes = {"q": (1, 2, 3, 16), "k": (1, 2, 3, 16), "pk": (1, 2, 40, 16), "pv": (1, 2, 40, 16)}
     values = {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
@@ -145,7 +145,7 @@ def test_what_the_model_itself_rounds_leaves_the_past_alone() -> None:
        y = Neg (present)
     }"""
     compiled = moec.compile(onnx.parser.parse_model(HEAD + text))
-    assert [state.dtype for state in compiled.held] == ["float32"]
+    assert [state.dtype for state in compiled._executor.held] == ["float32"]
     past = np.full((1, 3, 4), 1 / 3, np.float32)
     found = compiled.run({"new": np.ones((1, 2, 4), np.float16), "past": past})
     np.testing.assert_array_equal(found["present"][:, :3], past)
@@ -159,6 +159,6 @@ def test_programs_round_the_past_as_the_graph_does(dtype, tmp_path) -> None:
     }"""
     graph = onnx.parser.parse_model(HEAD + text)
     compiled = moec.compile(graph, passes=f"O2,cast-states{{dtype={dtype}}}")
-    assert [state.dtype for state in compiled.held] == [{"bf16": "bfloat16"}.get(dtype, dtype)]
+    assert [state.dtype for state in compiled._executor.held] == [{"bf16": "bfloat16"}.get(dtype, dtype)]
     onnx.save(graph, tmp_path / "model.onnx")
     assert verify(tmp_path / "model.onnx", compiled).matches

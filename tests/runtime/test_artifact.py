@@ -18,9 +18,9 @@ from moec.common.specs import State
 from moec.runtime import artifact as artifacts
 from moec.runtime import machine
 from moec.runtime.artifact import open_artifact
+from moec.runtime.loading import load
 from moec.runtime.manifest import MANIFEST, WEIGHTS, TextEntry, print_manifest
 from moec.runtime.matrix_tiles import refusal_of_matrix_tiles
-from moec.runtime.model import load
 from moec.runtime.read_manifest import is_inside_name, parse_manifest
 from moec.runtime.writer import write_artifact
 from moec.targets.base import Program, Weight
@@ -28,15 +28,7 @@ from moec.targets.base import Program, Weight
 from .forged_manifests import manifest_of, rewrite_manifest, rewrite_program, signed
 
 KERNEL = {"name": "k", "op": "o", "computes": "", "nodes": [], "attributes": {}, "sources": {}, "sizes": {}}
-KERNEL |= {
-    "candidates": [],
-    "crossovers": [],
-    "parameters": [],
-    "launches": [],
-    "work": None,
-    "sized_work": None,
-    "calls": 1,
-}
+KERNEL |= {"candidates": [], "crossovers": [], "parameters": [], "launches": [], "work": None, "plan": None, "calls": 1}
 LAUNCH = {"function": "f", "arguments": [], "grid": [], "block": [], "shared_bytes": "0", "static_shared_bytes": 0}
 LAUNCH |= {"tensor_maps": [], "registers": None, "begins_early": False, "cluster": 1}
 PROGRAM = {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moec.common.errors import InputError, MoecError
-from moec.runtime.model import load
+from moec.runtime.loading import load
 from moec.runtime.tensors import ALIGNMENT, from_runtime, to_runtime
 
 WEIGHT = np.arange(4, dtype=np.float32)
@@ -157,7 +157,7 @@ def test_one_model_serves_several_python_threads(model, inputs, in_python_thread
 
 
 def test_kernel_times_name_the_kernels(model, inputs):
-    calls = model.time_kernels(inputs)
+    calls = model.probe.time_kernels(inputs)
     assert calls
     assert all(seconds >= 0 and not name.startswith("vm.builtin.") for name, seconds in calls)
     np.testing.assert_array_equal(model.run(inputs)["y"], expected_y(inputs))
@@ -169,7 +169,7 @@ def test_kernels_are_watched_with_their_arguments(model, inputs):
     def watch(name, arguments):
         calls.append((name, [argument.constant for argument in arguments], arguments[-1].array.copy()))
 
-    model.watch_kernels(inputs, watch)
+    model.probe.watch_kernels(inputs, watch)
     (constants, result) = next((constants, result) for _, constants, result in calls if len(constants) == 4)
     assert constants == [False, True, False, False]
     np.testing.assert_array_equal(result, expected_y(inputs))

@@ -13,9 +13,11 @@ import pytest
 import moec
 from moec.common.errors import DefectError, InputError, UnsupportedError
 from moec.runtime.artifact import open_artifact
-from moec.runtime.devices import device_of
 from moec.runtime.executor import Executor
+from moec.runtime.interface import Interface
 from moec.runtime.library import load_ffi
+from moec.runtime.load_options import LoadOptions
+from moec.runtime.loading import device_of
 from moec.runtime.model import CompiledModel
 from moec.runtime.streams import DEFAULT
 from moec.runtime.tensors import new_tensor
@@ -23,6 +25,8 @@ from moec.targets.cuda.device.driver import CUDA
 from moec.targets.cuda.device.gpu import CudaGpu
 
 from .emulated_gpu import EmulatedDriver, Foreign, numbers_of, on_gpu
+
+EMULATED = LoadOptions(emulate=True)
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="emulation needs g++")
 
@@ -81,7 +85,7 @@ def test_arrays_give_arrays_and_a_mixture_gives_tensors(model):
 def test_inputs_are_read_where_they_are_and_never_handed_out(model):
     values = all_on_gpu(inputs())
     seen = []
-    model.watch_kernels(values, lambda _name, arguments: seen.extend(arguments))
+    model.probe.watch_kernels(values, lambda _name, arguments: seen.extend(arguments))
     assert any(np.array_equal(argument.array, numbers_of(values["x"])) for argument in seen)
     assert model.run(values)["same"].data_ptr() != values["more"].data_ptr()
 
@@ -134,7 +138,7 @@ def test_pytorch_gets_its_own_tensors_on_its_stream(model, torch_on_gpu, monkeyp
     monkeypatch.setattr(CudaGpu.streams, "let_wait", lambda stream, other: waits.append((stream, other)))
     values = inputs()
     tensors = {name: TorchTensor(tensor) for name, tensor in all_on_gpu(values).items()}
-    model.watch_kernels(tensors, lambda *_: used.append(CudaGpu.streams.current()))
+    model.probe.watch_kernels(tensors, lambda *_: used.append(CudaGpu.streams.current()))
     assert set(used) == {99}
     assert waits == [(99, DEFAULT)]
     outputs = model.run(tensors)
@@ -155,12 +159,12 @@ def test_a_program_that_reads_its_own_results_runs_on_the_default_stream(data_de
     model, waits, used = data_dependent, [], []
     monkeypatch.setattr(CudaGpu.streams, "let_wait", lambda stream, other: waits.append((stream, other)))
     x = TorchTensor(on_gpu(np.array([0, 1, 0, 2], np.float32)))
-    model.watch_kernels({"x": x}, lambda *_: used.append(CudaGpu.streams.current()))
+    model.probe.watch_kernels({"x": x}, lambda *_: used.append(CudaGpu.streams.current()))
     assert set(used) == {DEFAULT}
     assert waits == [(99, 0), (0, 99), (99, 0)]
     np.testing.assert_array_equal(numbers_of(model.run({"x": x})["y"].tensor), [[1, 3]])
     with pytest.raises(UnsupportedError, match=r"cannot be captured .*tensor_to_shape.*load it without cuda_graphs"):
-        CompiledModel(model._artifact, device=gpu_with_driver(model._artifact)[0], cuda_graphs=True)
+        CompiledModel(model.artifact, LoadOptions(cuda_graphs=True), gpu_with_driver(model.artifact)[0])
 
 
 @pytest.mark.parametrize(
@@ -186,14 +190,14 @@ def test_weights_that_do_not_fit_are_explained(artifact, monkeypatch):
         raise RuntimeError("CUDA: out of memory")
 
     opened = open_artifact(artifact)
-    device = device_of(opened, emulate=True)
+    device = device_of(opened, EMULATED)
     monkeypatch.setattr(device, "place", fails)
     with pytest.raises(moec.MoecError, match="the GPU is out of memory"):
-        Executor(opened.object_paths(opened.program(None)), [], [], [np.zeros(4, np.float32)], device=device)
+        Executor(opened.object_paths(opened.program()), Interface([], []), [np.zeros(4, np.float32)], device=device)
 
 
 def gpu_with_driver(artifact):
-    device, driver = device_of(artifact, emulate=True), EmulatedDriver()
+    device, driver = device_of(artifact, EMULATED), EmulatedDriver()
     device.driver = driver
     return device, driver
 
@@ -203,7 +207,7 @@ def captured(artifact):
     """Load a model that captures its runs, with the driver that it calls."""
     opened = open_artifact(artifact)
     device, driver = gpu_with_driver(opened)
-    model = CompiledModel(opened, device=device, cuda_graphs=True)
+    model = CompiledModel(opened, LoadOptions(cuda_graphs=True), device)
     driver.runs = model._executor._captured
     return model, driver
 
@@ -261,7 +265,7 @@ def test_other_crossovers_are_captured_anew(captured):
     compiled, driver = captured
     for _ in range(2):
         compiled.run(inputs())
-    compiled.set_crossovers({})
+    compiled.probe.set_crossovers({})
     compiled.run(inputs())
     calls = [call for call in driver.calls if "copy" not in call]
     assert calls[-4:] == ["launch 1 on stream 0", "forget 1", "capture stream 7", "launch 2 on stream 0"]
@@ -282,6 +286,4 @@ def test_a_run_that_fails_while_captured_leaves_nothing_behind(captured, monkeyp
 
 def test_the_emulator_captures_nothing(artifact):
     with pytest.raises(UnsupportedError, match="CUDA graphs need a GPU; load it without cuda_graphs"):
-        CompiledModel(
-            open_artifact(artifact), device=device_of(open_artifact(artifact), emulate=True), cuda_graphs=True
-        )
+        moec.load(artifact, emulate=True, cuda_graphs=True)

@@ -12,7 +12,7 @@ import pytest
 import moec
 from moec.common.errors import ArtifactError, MoecError
 from moec.runtime import pages
-from moec.runtime.model import load
+from moec.runtime.loading import load
 from moec.runtime.pages import HUGE_PAGE, bytes_in_huge_pages, new_memory, place_file
 
 SIZE = 5 * HUGE_PAGE + 4097
@@ -130,4 +130,4 @@ def test_a_file_that_is_cut_between_runs_is_an_error(tmp_path):
     with pytest.raises(ArtifactError, match=f"was cut to 0 bytes while it was in use, expected {size}"):
         model.run({"x": x})
     with pytest.raises(ArtifactError, match="was cut to 0 bytes"):
-        model.time_run({"x": x})
+        model.probe.time_run({"x": x})

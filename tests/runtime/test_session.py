@@ -114,7 +114,7 @@ def test_a_state_that_could_become_either_of_two_is_given_to_each_run():
         "a = ReduceSum <keepdims = 1> (present, one) b = ReduceSum <keepdims = 1> (either, one) "
         "c = ReduceSum <keepdims = 1> (or, one) d = Add (a, b) e = Add (d, c) logits = Add (x, e)",
     )
-    assert {state.input for state in model.held} > {state.input for state in model.states} == {"past"}
+    assert {state.input for state in model._executor.held} > {state.input for state in model.states} == {"past"}
     ids, other = np.array([[1, 2, 3]]), np.ones((1, 3, 4), np.float32)
     whole, parts = model.session(), model.session()
     parts.run(ids[:, :2], other=other)
@@ -182,7 +182,7 @@ def test_padding_where_ones_are_counted(counting):
     first = session.run(IDS[:, :3], last=None, attention_mask=mask[:, ::-1])
     with pytest.raises(InputError, match=refusal):
         session.run(IDS[:, 3:5], attention_mask=np.array([[1, 0], [1, 1]]))
-    assert [state.at_places for state in counting.held] == [True, True]
+    assert [state.at_places for state in counting._executor.held] == [True, True]
     fork = session.fork()
     then = session.run(IDS[:, 3:], last=None)
     np.testing.assert_array_equal(fork.run(IDS[:, 3:], last=None), then)
@@ -208,7 +208,7 @@ def test_caches_that_the_model_has_in_16_bits(dtype, number):
         f"e = Gather (table, ids) narrow = Cast <to = {number}> (e) present = Concat <axis = 1> (past, narrow) "
         "wide = Cast <to = 1> (present) total = ReduceSum <keepdims = 1> (wide, one) logits = Add (e, total)",
     )
-    assert [state.dtype for state in model.held] == [dtype]
+    assert [state.dtype for state in model._executor.held] == [dtype]
     whole, session = model.session(batch=2).run(IDS, last=None), model.session(batch=2)
     session.run(IDS[:, :4])
     np.testing.assert_array_equal(session.fork().run(IDS[:, 4:])[:, -1], whole[:, -1])
@@ -223,7 +223,7 @@ def test_caches_with_room():
     )
     with pytest.raises(InputError, match="has room for as many tokens as it is told; give max_tokens"):
         model.session()
-    assert [state.has_room for state in model.held] == [True]
+    assert [state.has_room for state in model._executor.held] == [True]
     session = model.session(max_tokens=3)
     session.run([1, 2])
     fork, wanted = session.fork(), model.session(4).run([1, 2, 3], last=None)

@@ -241,6 +241,8 @@ def test_what_streams_nothing_says_so(tmp_path):
         moec.compile(path, resident="8 pounds")
     with pytest.raises(MoecError, match="was compiled to have all in memory; load it without prefer_resident"):
         moec.load(model.artifact.folder, prefer_resident=0.1)
+    with pytest.raises(MoecError, match=r"resident is about experts .* pages is 'mapped'; leave one of them out"):
+        moec.load(model.artifact.folder, resident="1MiB", pages="mapped")
     with pytest.raises(MoecError, match=r"prefer_resident is 1\.5; expected a share from 0 to 1"):
         moec.load(model.artifact.folder, prefer_resident=1.5)
     with pytest.raises(MoecError, match=r"no pass reads this profile.* or resident"):

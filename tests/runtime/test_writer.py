@@ -14,8 +14,8 @@ import pytest
 
 from moec.common.errors import ArtifactError
 from moec.runtime.artifact import open_artifact
+from moec.runtime.loading import load
 from moec.runtime.manifest import MANIFEST, WEIGHTS
-from moec.runtime.model import load
 from moec.runtime.writer import write_artifact
 from moec.targets.base import Program, Weight
 

@@ -13,6 +13,7 @@ import pytest
 
 from moec import targets
 from moec.runtime.executor import Executor
+from moec.runtime.interface import Interface
 from moec.targets.base import Program
 
 HEADER = '<ir_version: 10, opset_import: ["" : 24, "com.microsoft" : 1, "moec" : 1]>\n'
@@ -36,6 +37,7 @@ def runner_of(tmp_path: pathlib.Path) -> Callable[[Program], Run]:
             (tmp_path / name).write_bytes(data)
         paths = [tmp_path / name for name in program.objects]
         weights = [weight.array() for weight in program.weights]
-        return Executor(paths, program.inputs, program.outputs, weights, held=program.held, last=program.last).run
+        interface = Interface(program.inputs, program.outputs)
+        return Executor(paths, interface, weights, held=program.held, last=program.last).run
 
     return load

@@ -148,7 +148,7 @@ def check_guards(model: moec.CompiledModel, feeds: Mapping[str, np.ndarray], fro
                 found += (tensor.data_ptr() if front else end) % mmap.PAGESIZE == 0
         return 0
 
-    model._executor._run_instrumented(feeds, instrument)
+    model._executor.run_instrumented(feeds, instrument)
     return found
 
 

@@ -11,6 +11,7 @@ import pytest
 import moec
 from moec import compiler
 from moec.common.errors import UnsupportedError
+from moec.compile_options import CompileOptions
 from moec.ir import interpreter
 from moec.ir.shapes import infer
 from moec.ir.text import parse_model
@@ -120,5 +121,9 @@ def test_a_number_of_experts_that_offsets_do_not_have_is_refused() -> None:
 def test_projects_for_fpgas_refuse_them(tmp_path) -> None:
     model, given = model_of(FORMS["three layers"]), inputs(8, next(choices(8)))
     with pytest.raises(UnsupportedError, match=r"moec\.Dispatch: .*experts of other forms"):
-        compiler.write(model, tmp_path / "never.moec", "hls:zcu102", options=HlsOptions(given, max_tokens=8))
+        compiler.write(
+            model,
+            tmp_path / "never.moec",
+            CompileOptions(target="hls:zcu102", target_options=HlsOptions(given, max_tokens=8)),
+        )
     assert not (tmp_path / "never.moec").exists()

@@ -12,7 +12,7 @@ from moec.common.errors import MoecError
 from moec.runtime.tuning import ALWAYS, NEVER, read_tuned
 from moec.targets.cpu.hardware.machine import host_has
 from moec.tools.crossovers import Point, crossover_of
-from moec.tools.tune import tune
+from moec.tools.tune import measure, tune
 
 E, d, f = 4, 64, 64
 MODEL = """<ir_version: 10, opset_import: ["" : 24, "moec" : 1]>
@@ -56,12 +56,14 @@ def test_the_crossover_is_where_the_second_way_pays(seconds, expected):
 def test_measured_values_are_used_from_then_on(tmp_path):
     model = compiled()
     model.save(tmp_path / "model.moec")
-    estimated = model.crossovers
+    estimated = model.probe.crossovers
     tuned = tune(model)
-    assert {one.name: one.before for one in tuned} == estimated
-    assert {one.name: one.rows for one in tuned} == model.crossovers == read_tuned()
-    assert all(one.kernels and len(one.points) > 5 for one in tuned)
-    assert moec.load(tmp_path / "model.moec").crossovers == model.crossovers
+    assert tuned is not model and model.probe.crossovers == estimated
+    assert tuned.probe.crossovers == read_tuned() == moec.load(tmp_path / "model.moec").probe.crossovers
+    measured = measure(tuned)
+    assert {crossover.name: crossover.before for crossover in measured} == tuned.probe.crossovers
+    assert {crossover.name: crossover.rows for crossover in measured} == read_tuned()
+    assert all(crossover.kernels and len(crossover.points) > 5 for crossover in measured)
 
 
 @needs_matrix_tiles
@@ -71,7 +73,7 @@ def test_both_ways_compute_the_same():
     inputs = {"x": random.standard_normal((40, d), np.float32), "logits": random.standard_normal((40, E), np.float32)}
     results = []
     for crossover in (ALWAYS, NEVER):
-        model.set_crossovers(dict.fromkeys(model.crossovers, crossover))
+        model.probe.set_crossovers(dict.fromkeys(model.probe.crossovers, crossover))
         results.append(model.run(inputs)["y"])
     np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-4)
 
@@ -83,4 +85,5 @@ def test_a_model_of_fixed_sizes_cannot_be_tuned():
 
 
 def test_a_model_without_two_ways_has_nothing_to_tune():
-    assert tune(compiled(passes="O0")) == []
+    model = compiled(passes="O0")
+    assert measure(model) == [] and tune(model) is model

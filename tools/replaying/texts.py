@@ -46,6 +46,7 @@ def texts_of(model: pathlib.Path, target: str, options: Mapping[str, Any]) -> It
     """All that is recorded of a model, by name, or the reason why it is refused. Changes this process's folder. Raises
     DefectError where the compiler fails, for that may follow from anything."""
     from moec import DefectError, MoecError, compiler
+    from moec.compile_options import CompileOptions
 
     os.environ["MOEC_KERNEL_CACHE"] = "off"
     os.chdir(model.parent)  # texts name the model by its file alone
@@ -53,7 +54,8 @@ def texts_of(model: pathlib.Path, target: str, options: Mapping[str, Any]) -> It
     with tempfile.TemporaryDirectory() as temporary, passes_alone() if alone else texts_instead():
         made = pathlib.Path(temporary, "made")
         try:
-            compiler.write(model.name, made, "cpu" if alone else target, options=fpga_options(model, target), **options)
+            name, for_target = "cpu" if alone else target, fpga_options(model, target)
+            compiler.write(model.name, made, CompileOptions(target=name, target_options=for_target, **options))
         except DefectError:
             raise
         except MoecError as error:

@@ -21,6 +21,7 @@ from moec.common.progress import Progress, silent
 from moec.common.replacing import check_replaceable, replacing
 from moec.common.seals import foreign_file
 from moec.common.specs import tensor_specs
+from moec.compile_options import CompileOptions
 from moec.ir.dialect import LinearSpec, is_moec, spec_of
 from moec.ir.interpreter import EvaluationError
 from moec.ir.weight_operands import stored_weights
@@ -31,8 +32,9 @@ from moec.passes.framework.shorthand import parse_format
 from moec.passes.weights.linears import MINIMUM, NONE_FOUND, make_linears
 from moec.profiles.file import Profile, check_mergeable, held_arrays, merge, write_new
 from moec.profiles.head import DataPiece, Head, LayerEntry
+from moec.runtime.loading import load
 from moec.runtime.machine import check_threads
-from moec.runtime.model import CompiledModel, load
+from moec.runtime.model import CompiledModel
 from moec.tools.data import Data, TextOptions, check_limits, token_input, with_tokenizer_of
 from moec.tools.labels import judged_output
 from moec.tools.profiling.formats import linear_errors
@@ -160,7 +162,7 @@ def _compiled(graph: ir.Model, path: pathlib.Path, threads: int | None) -> Compi
     The artifact lies next to the profile, because temporary folders often are in memory. Its weights are mapped, so
     that those of a large model can leave memory again.
     """
-    compiler.write(graph, path, passes="", threads=threads)
+    compiler.write(graph, path, CompileOptions(passes="", threads=threads))
     return load(path, pages="mapped", check_weights=False)
 
 
@@ -188,7 +190,7 @@ class _LayerSums:
             before = self._tokens
             for batch in data:
                 self._batches += 1
-                check_limits(batch, compiled.input_limits, data.path)
+                check_limits(batch, compiled.interface.limits, data.path)
                 seen = self._apart.split(batch)
                 if seen is None:
                     continue

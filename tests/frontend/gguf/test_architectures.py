@@ -92,7 +92,7 @@ def test_compiled_as_llama_cpp_computes(tmp_path: Path) -> None:
     compiled = moec.compile(path)
     described = compiled.describe()
     assert described["provenance"]["arithmetic"]["activations"] == ["int8"]
-    assert {state.dtype for state in compiled.held} == {"float16"}
+    assert {state.dtype for state in compiled._executor.held} == {"float16"}
     assert [loss["weight_error"] for loss in described["losses"]] == [0.0] * len(described["losses"]) != []
     exact = run(import_file(path), {"input_ids": IDS[None]})["logits"]
     found = compiled.run({"input_ids": IDS[None]})["logits"]

@@ -109,7 +109,7 @@ def test_models_with_a_cache_are_verified(tmp_path):
     """The width of the cache has a name in the model, but only one value that fits."""
     onnx.save(attention(), tmp_path / "model.onnx")
     compiled = moec.compile(tmp_path / "model.onnx")
-    assert compiled.input_sizes == compiled.describe()["input_sizes"] == {"T": "P + S"}
+    assert compiled.interface.sizes == compiled.describe()["input_sizes"] == {"T": "P + S"}
     verification = verify(tmp_path / "model.onnx", compiled)
     assert verification.matches and not verification.failures and not verification.notes
     assert [(case.inputs["q"], case.inputs["past_keys"]) for case in verification.cases] == [

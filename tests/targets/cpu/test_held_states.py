@@ -49,13 +49,21 @@ def feeds(names: list[str], batch: int, new: int, past: int) -> dict[str, np.nda
     return {name: used if name == "used" else random.standard_normal(shapes[name], dtype=np.float32) for name in names}
 
 
+def cached(compiled: Any) -> Any:
+    return compiled._executor.held
+
+
+def run_in_place(compiled: Any, inputs: Any, memory: StateMemory) -> Any:
+    return compiled._executor.run_in_place(inputs, memory)
+
+
 def held(compiled: moec.CompiledModel) -> list[str]:
-    return [state.input for state in compiled.held]
+    return [state.input for state in cached(compiled)]
 
 
 def memory_of(compiled: moec.CompiledModel, values: dict[str, np.ndarray], room: int) -> StateMemory:
     """Memory that holds the pasts."""
-    memory = StateMemory(compiled.held, {name: values[name].shape for name in held(compiled)}, 0)
+    memory = StateMemory(cached(compiled), {name: values[name].shape for name in held(compiled)}, 0)
     memory._pages = {name: pages_of(values[name], room) for name in held(compiled)}
     memory.lengths = {name: values[name].shape[2] for name in held(compiled)}
     return memory
@@ -90,7 +98,7 @@ def test_what_is_held_is_what_would_be_copied(body):
             np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-5, err_msg=name)
         memory = memory_of(compiled, values, new)
         others = {name: array for name, array in values.items() if name not in held(compiled)}
-        in_place = compiled.run_in_place(others, memory)
+        in_place = run_in_place(compiled, others, memory)
         assert list(in_place) == ["y"] and set(memory.lengths.values()) == {past + new}
         np.testing.assert_array_equal(in_place["y"], found["y"])
         for name, result in (("pk", "nk"), ("pv", "nv")):
@@ -104,7 +112,7 @@ def test_rows_in_int8_are_what_the_graph_rounds(size):
     parts = [text.replace("16]", f"{size}]") for text in (f"{NEW}, {PASTS}", RESULTS)]
     graph = model(BODIES["attention"], *parts)
     compiled = moec.compile(graph, passes=passes)
-    assert [state.dtype for state in compiled.held] == ["int8", "int8"]
+    assert [state.dtype for state in cached(compiled)] == ["int8", "int8"]
     rounding = moec.import_model(graph)
     pipeline.run(rounding, pipeline.parse(passes))
     random = np.random.default_rng(0)
@@ -118,11 +126,11 @@ def test_rows_in_int8_are_what_the_graph_rounds(size):
         for name in ("nk", "nv"):
             np.testing.assert_array_equal(found[name], wanted[name])
         np.testing.assert_allclose(found["y"], wanted["y"], rtol=1e-4, atol=2e-5)
-        memory = StateMemory(compiled.held, {name: (batch, 2, 0, size) for name in ("pk", "pv")}, past + new)
+        memory = StateMemory(cached(compiled), {name: (batch, 2, 0, size) for name in ("pk", "pv")}, past + new)
         if past:
             queries = np.zeros((batch, 4, past, size), np.float32)
-            compiled.run_in_place({"q": queries, "k": values["pk"], "v": values["pv"]}, memory)
-        in_place = compiled.run_in_place({name: values[name] for name in "qkv"}, memory)
+            run_in_place(compiled, {"q": queries, "k": values["pk"], "v": values["pv"]}, memory)
+        in_place = run_in_place(compiled, {name: values[name] for name in "qkv"}, memory)
         np.testing.assert_array_equal(in_place["y"], found["y"])
 
 
@@ -143,7 +151,7 @@ def test_pages_without_room_are_refused_before_anything_is_written(monkeypatch):
     memory, untouched = memory_of(compiled, values, 0), memory_of(compiled, values, 0)
     monkeypatch.setattr(memory, "_pages_for", lambda name, _: memory._pages[name])
     with pytest.raises(InputError, match="a state outgrows its memory"):
-        compiled.run_in_place({name: values[name] for name in "qkv"}, memory)
+        run_in_place(compiled, {name: values[name] for name in "qkv"}, memory)
     for name in held(compiled):
         np.testing.assert_array_equal(memory._pages[name], untouched._pages[name])
     assert memory.lengths == untouched.lengths
@@ -152,17 +160,17 @@ def test_pages_without_room_are_refused_before_anything_is_written(monkeypatch):
 def test_memory_grows_where_its_end_is_not_known():
     compiled = moec.compile(model(BODIES["attention"]))
     values = feeds([spec.name for spec in compiled.inputs], 1, 3 * PAGE, 0)
-    memory = StateMemory(compiled.held, {name: values[name].shape for name in held(compiled)}, None)
+    memory = StateMemory(cached(compiled), {name: values[name].shape for name in held(compiled)}, None)
     memory._pages = {name: pages[:1] for name, pages in memory._pages.items()}
     whole = compiled.run(values)["y"]
     for start in range(0, 3 * PAGE, 100):
         part = {name: values[name][:, :, start : start + 100] for name in "qkv"}
         copy = memory.copy()
-        found = compiled.run_in_place({name: np.ascontiguousarray(one) for name, one in part.items()}, memory)["y"]
+        found = run_in_place(compiled, {name: np.ascontiguousarray(one) for name, one in part.items()}, memory)["y"]
         np.testing.assert_allclose(found, whole[:, :, start : start + 100], rtol=1e-5, atol=1e-5)
         assert set(copy.lengths.values()) == {start}
     memory.truncate(5)
-    again = compiled.run_in_place({name: values[name][:, :, 5:6].copy() for name in "qkv"}, memory)["y"]
+    again = run_in_place(compiled, {name: values[name][:, :, 5:6].copy() for name in "qkv"}, memory)["y"]
     np.testing.assert_allclose(again, whole[:, :, 5:6], rtol=1e-5, atol=1e-5)
 
 
@@ -208,8 +216,8 @@ def test_memory_that_cannot_grow_stays_what_it_was(monkeypatch):
     def part(start, end):
         return {name: np.ascontiguousarray(values[name][:, :, start:end]) for name in "qkv"}
 
-    memory = StateMemory(compiled.held, {name: (1, 2, 0, 16) for name in held(compiled)}, PAGE)
-    compiled.run_in_place(part(0, PAGE - 1), memory)
+    memory = StateMemory(cached(compiled), {name: (1, 2, 0, 16) for name in held(compiled)}, PAGE)
+    run_in_place(compiled, part(0, PAGE - 1), memory)
     new, calls = memory._device.new, []
 
     def new_once(*arguments, **options):
@@ -221,10 +229,10 @@ def test_memory_that_cannot_grow_stays_what_it_was(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(memory._device, "new", new_once)
         with pytest.raises(MoecError, match="there is no memory for 512 tokens of state"):
-            compiled.run_in_place(part(PAGE - 1, PAGE + 2), memory)
+            run_in_place(compiled, part(PAGE - 1, PAGE + 2), memory)
     assert set(memory.lengths.values()) == {PAGE - 1}
     for start, end in ((PAGE - 1, PAGE), (PAGE, PAGE + 2)):
-        found = compiled.run_in_place(part(start, end), memory)["y"]
+        found = run_in_place(compiled, part(start, end), memory)["y"]
         np.testing.assert_allclose(found, whole[:, :, start:end], rtol=1e-5, atol=1e-5)
 
 
@@ -250,7 +258,7 @@ def test_forged_states_are_refused(tmp_path, changes, message):
 def test_more_tokens_than_any_machine_has_memory_for():
     compiled = moec.compile(model(BODIES["attention"]))
     with pytest.raises(MoecError, match=r"no memory for \d+ tokens of state 'pk'.*max_tokens"):
-        StateMemory(compiled.held, {name: (1, 2, 0, 16) for name in held(compiled)}, 1 << 58)
+        StateMemory(cached(compiled), {name: (1, 2, 0, 16) for name in held(compiled)}, 1 << 58)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +323,7 @@ def test_caches_with_room_are_written_where_they_lie():
     body += 'y = Attention<is_causal = 1>(q, nk, nv, "", "", "", used)'
     graph = onnx.parser.parse_model(f"{HEAD} {ROOM} {{\n {body}\n}}")
     compiled = moec.compile(graph)
-    assert held(compiled) == ["pk", "pv"] and all(state.has_room for state in compiled.held)
+    assert held(compiled) == ["pk", "pv"] and all(state.has_room for state in cached(compiled))
     random = np.random.default_rng(0)
     for new, room, at in ((1, 300, (7, 299, 0)), (3, 300, (254, -1, 298)), (40, 70, (0, 30, 11)), (2, 5, (-9, 3, 99))):
         values = {name: random.standard_normal((3, 2, new, 16), dtype=np.float32) for name in "kv"}
@@ -329,7 +337,7 @@ def test_caches_with_room_are_written_where_they_lie():
                 if 0 <= at[row] + number < room:
                     wanted[row, :, at[row] + number] = values[added][row, :, number]
             np.testing.assert_array_equal(found[name], wanted)
-        in_place = compiled.run_in_place({name: values[name] for name in ("q", "k", "v", "at", "used")}, memory)
+        in_place = run_in_place(compiled, {name: values[name] for name in ("q", "k", "v", "at", "used")}, memory)
         np.testing.assert_array_equal(in_place["y"], found["y"])
         for name, result in (("pk", "nk"), ("pv", "nv")):
             np.testing.assert_array_equal(memory._pages[name], pages_of(found[result], 0))
@@ -362,7 +370,7 @@ def test_room_that_is_appended_holds_zeros():
     """Also where a past is longer than it has to be; whoever is not told what is in use could read the room."""
     graph = onnx.parser.parse_model(HEAD + APPENDED.replace("READ", "present"))
     compiled = moec.compile(graph)
-    assert [(state.at_places, state.growth) for state in compiled.held] == [(True, "max(p, t) - p")]
+    assert [(state.at_places, state.growth) for state in cached(compiled)] == [(True, "max(p, t) - p")]
     other = APPENDED.replace("READ", "twice").replace("used =", "twice = Add (present, present)\n used =")
     assert held(moec.compile(onnx.parser.parse_model(HEAD + other))) == []
     for change in ({'"", axis': "one, axis"}, {"nothing, missing": "missing, nothing"}):  # filled with 1; in front
@@ -379,7 +387,7 @@ def test_room_that_is_appended_holds_zeros():
         np.testing.assert_array_equal(found["present"], wanted["present"])
         np.testing.assert_allclose(found["y"], wanted["y"], rtol=1e-5, atol=1e-5)
         memory = memory_of(compiled, values, new)
-        in_place = compiled.run_in_place({name: one for name, one in values.items() if name != "past"}, memory)
+        in_place = run_in_place(compiled, {name: one for name, one in values.items() if name != "past"}, memory)
         np.testing.assert_array_equal(in_place["y"], found["y"])
         assert memory.lengths == {"past": max(past, total)}
 
@@ -394,11 +402,11 @@ def test_states_of_different_lengths(results):
     found = compiled.run({"pa": a, "pb": b, "x": x})
     np.testing.assert_array_equal(-found["a"], np.concatenate([a, x], 1))
     np.testing.assert_array_equal(-found["b"], np.concatenate([b, x], 1))
-    memory = StateMemory(compiled.held, {"pa": (2, 0), "pb": (2, 0)}, None)
+    memory = StateMemory(cached(compiled), {"pa": (2, 0), "pb": (2, 0)}, None)
     for past in (a, b):  # each run puts as much behind both
-        compiled.run_in_place({"x": past}, memory)
+        run_in_place(compiled, {"x": past}, memory)
     memory.lengths["pa"] = 3
-    in_place = compiled.run_in_place({"x": x}, memory)
+    in_place = run_in_place(compiled, {"x": x}, memory)
     np.testing.assert_array_equal(-in_place["a"], np.concatenate([a, x], 1))
     np.testing.assert_array_equal(-in_place["b"], np.concatenate([a, b, x], 1))
 

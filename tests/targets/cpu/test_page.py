@@ -7,6 +7,7 @@ import pathlib
 import pytest
 
 from moec import compiler
+from moec.compile_options import CompileOptions
 
 ROOT = pathlib.Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "cpu.md").read_text(encoding="utf-8").splitlines()
@@ -15,7 +16,7 @@ PAGE = (ROOT / "docs" / "cpu.md").read_text(encoding="utf-8").splitlines()
 @pytest.fixture(scope="module")
 def art(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "char_lm.moec"
-    compiler.write(ROOT / "examples" / "char_lm" / "model.onnx", path, "cpu:avx2")
+    compiler.write(ROOT / "examples" / "char_lm" / "model.onnx", path, CompileOptions(target="cpu:avx2"))
     return path
 
 

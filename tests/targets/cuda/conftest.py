@@ -11,6 +11,7 @@ import pytest
 
 from moec import targets
 from moec.runtime.executor import Executor
+from moec.runtime.interface import Interface
 from moec.simulators.cuda import device
 from moec.targets.base import Program
 from moec.targets.cuda import nvcc
@@ -45,8 +46,7 @@ def emulated(tmp_path: pathlib.Path, program_of: Callable[[ir.Model], Program]) 
         weights = [weight.array() for weight in program.weights]
         return Executor(
             paths,
-            program.inputs,
-            program.outputs,
+            Interface(program.inputs, program.outputs),
             weights,
             device=device.emulated_device(),
             held=program.held,

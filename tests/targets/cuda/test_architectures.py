@@ -13,6 +13,7 @@ import pytest
 import moec
 from moec import compiler, targets
 from moec.common.errors import MoecError, UnsupportedError
+from moec.compile_options import CompileOptions
 from moec.ir.dialect import LinearSpec
 from moec.runtime.artifact import open_artifact
 from moec.runtime.description import find_kernel
@@ -39,7 +40,7 @@ def artifact(tmp_path_factory):
     path = tmp_path_factory.mktemp("architectures") / "art"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nvcc, "find_tool", lambda _name: None)
-        compiler.write(model, path, "cuda:sm_120+sm_90a+sm_80")
+        compiler.write(model, path, CompileOptions(target="cuda:sm_120+sm_90a+sm_80"))
     return open_artifact(path)
 
 

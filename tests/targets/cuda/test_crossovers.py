@@ -15,13 +15,14 @@ from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.ir.semantics import moe
 from moec.runtime import tuning
 from moec.runtime.artifact import open_artifact
-from moec.runtime.devices import device_of
+from moec.runtime.interface import Interface
+from moec.runtime.load_options import LoadOptions
+from moec.runtime.loading import device_of
 from moec.runtime.model import CompiledModel
 from moec.runtime.tuning import ALWAYS, NEVER, read_tuned, store_tuned
-from moec.targets.cuda import nvcc
-from moec.targets.cuda.estimates import crossovers
+from moec.targets.cuda import estimates, nvcc
 from moec.tools import tune_gpu
-from moec.tools.tune import tune
+from moec.tools.tune import measure, tune
 
 from ..node_models import node_model
 
@@ -58,7 +59,7 @@ def path(weights, tmp_path_factory):
     feeds = {name: np.zeros((1, size), ml_dtypes.bfloat16) for name, size in (("x", d), ("logits", E))}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nvcc, "find_tool", lambda _name: None)
-        patch.setattr(crossovers, "_ONE_LAUNCH_PAIRS", 100 * k)
+        patch.setattr(estimates, "_ONE_LAUNCH_PAIRS", 100 * k)
         model = node_model("MoE", feeds, weights, ROUTE, ExpertsSpec())
         moec.compile(model, target="cuda", output=path, emulate=True)
     return path
@@ -70,7 +71,7 @@ def load(path):
 
     def load(gpu: str = "a GPU") -> CompiledModel:
         artifact = open_artifact(path)
-        device = device_of(artifact, emulate=True)
+        device = device_of(artifact, LoadOptions(emulate=True))
         device.driver = types.SimpleNamespace(gpus=lambda: [types.SimpleNamespace(name=gpu)])
         return CompiledModel(artifact, device=device)
 
@@ -97,7 +98,7 @@ def launched(model: CompiledModel, T: int) -> set[str]:
         if memory[name] != [one.array.tobytes() for one in arguments]:
             found.add(name)
 
-    model.watch_kernels(inputs_of(T, launched.calls), after, before)
+    model.probe.watch_kernels(inputs_of(T, launched.calls), after, before)
     return found
 
 
@@ -105,7 +106,7 @@ launched.calls = 0
 
 
 def test_the_artifact_holds_estimates(load):
-    assert load().crossovers == ESTIMATES
+    assert load().probe.crossovers == ESTIMATES
     kernel = next(one for one in load().describe()["kernels"] if one["name"] == WAYS["16"])
     assert kernel["crossovers"] == [f"{SHAPE}16", f"{SHAPE}64"]
     assert kernel["parameters"][0]["name"] == "rows", "the numbers are the host's alone"
@@ -124,7 +125,7 @@ def test_the_artifact_holds_estimates(load):
 )
 def test_one_way_is_taken_whatever_the_numbers_are(load, weights, crossovers, way):
     model = load()
-    model.set_crossovers(dict(zip(list(ESTIMATES)[:3], crossovers, strict=True)))
+    model.probe.set_crossovers(dict(zip(list(ESTIMATES)[:3], crossovers, strict=True)))
     assert launched(model, 20) & set(WAYS.values()) == {WAYS[way]}
     given = inputs_of(20)
     expected = moe(ROUTE, ExpertsSpec(), given["x"], given["logits"], None, **weights, dtype=np.float64)
@@ -134,7 +135,7 @@ def test_one_way_is_taken_whatever_the_numbers_are(load, weights, crossovers, wa
 @pytest.mark.parametrize(("crossover", "one"), [(21, True), (20, False)])
 def test_dispatch_follows_its_own_crossover(load, crossover, one):
     model = load()
-    model.set_crossovers({**dict.fromkeys(ESTIMATES, ALWAYS), LAUNCHES: crossover})
+    model.probe.set_crossovers({**dict.fromkeys(ESTIMATES, ALWAYS), LAUNCHES: crossover})
     found = launched(model, 20)
     assert any(name.startswith("moe_dispatch") for name in found) == one
     assert ("moe_scatter_pairs" in found) == (not one)
@@ -142,7 +143,7 @@ def test_dispatch_follows_its_own_crossover(load, crossover, one):
 
 def test_pair_by_pair_has_a_limit(load):
     model = load()
-    model.set_crossovers({f"{SHAPE}16": NEVER, f"{SHAPE}64": NEVER})
+    model.probe.set_crossovers({f"{SHAPE}16": NEVER, f"{SHAPE}64": NEVER})
     assert launched(model, 128) & set(WAYS.values()) == {WAYS["pairs"]}
     assert launched(model, 129) & set(WAYS.values()) == {WAYS["16"]}
 
@@ -155,36 +156,38 @@ def test_measured_numbers_are_used_on_the_gpu_they_were_measured_on(load, path, 
 
     def seconds(inputs):
         T = len(inputs["x"])
-        low, middle, high, launches = (rows <= T for rows in model.crossovers.values())
+        low, middle, high, launches = (rows <= T for rows in model.probe.crossovers.values())
         if launches:
             return 1.0
         if low and middle and high:
             return 5.0 if T < 97 else 3.0
         return 4.0 if low and middle else 7.0 if low else 5.0
 
-    monkeypatch.setattr(model, "time_run", seconds)
-    tuned = tune(model)
+    monkeypatch.setattr(model.probe, "time_run", seconds)
+    tuned = measure(model)
     expected = {f"{SHAPE}16": 21, f"{SHAPE}64": 20, f"{SHAPE}128": 97, LAUNCHES: 81}
     assert {one.name: one.rows for one in tuned} == expected
     assert {one.name: one.before for one in tuned} == ESTIMATES
     assert all(WAYS["128"] in one.kernels for one in tuned[:3]) and "moe_scatter_pairs" in tuned[3].kernels
-    assert model.crossovers == load().crossovers == read_tuned("a GPU") == expected
-    assert load("another GPU").crossovers == moec.load(path, emulate=True).crossovers == ESTIMATES
+    assert load().probe.crossovers == read_tuned("a GPU") == expected
+    monkeypatch.setattr("moec.tools.tune.measure", lambda *_arguments: tuned)
+    assert model.probe.crossovers == ESTIMATES and tune(model).probe.crossovers == expected
+    assert load("another GPU").probe.crossovers == moec.load(path, emulate=True).probe.crossovers == ESTIMATES
     assert WAYS["64"] in launched(load(), 22) and WAYS["64"] not in launched(load("another GPU"), 22)
 
 
 def test_a_run_is_timed_where_it_runs(load, monkeypatch):
     model = load()
-    assert model.time_run(inputs_of(3)) > 0
+    assert model.probe.time_run(inputs_of(3)) > 0
     monkeypatch.setattr(model._executor._program, "_main", None)
     with pytest.raises(MoecError, match="failed on inputs of sizes"):
-        model.time_run(inputs_of(3))
+        model.probe.time_run(inputs_of(3))
 
 
 def test_what_was_measured_for_other_models_and_processors_does_not_count(load):
     store_tuned({f"{SHAPE}16": 5})
     store_tuned({"crossover.sm_80.another": 5}, "a GPU")
-    assert load().crossovers == ESTIMATES
+    assert load().probe.crossovers == ESTIMATES
 
 
 @pytest.mark.parametrize(
@@ -192,14 +195,14 @@ def test_what_was_measured_for_other_models_and_processors_does_not_count(load):
     [(("T",), 4097, (4097,)), (("B", "T"), 17, (1, 17)), (("B", "T"), 34, (2, 17)), (("B", "T"), 4097, (129, 32))],
 )
 def test_many_tokens_are_many_sequences(sizes, tokens, expected):
-    model = types.SimpleNamespace(
-        inputs=[TensorSpec("x", "float32", sizes)], input_limits={}, input_sizes={}, guards=[]
-    )
+    inputs = [TensorSpec("x", "float32", sizes)]
+    model = types.SimpleNamespace(inputs=inputs, interface=Interface(inputs, []), guards=[])
     assert tune_gpu._inputs(model, tokens)["x"].shape == expected
 
 
 def test_a_model_of_fixed_sizes_is_refused():
-    model = types.SimpleNamespace(inputs=[TensorSpec("x", "float32", (3,))], input_limits={}, input_sizes={}, guards=[])
+    inputs = [TensorSpec("x", "float32", (3,))]
+    model = types.SimpleNamespace(inputs=inputs, interface=Interface(inputs, []), guards=[])
     with pytest.raises(MoecError, match="all sizes of the model's inputs are fixed"):
         tune_gpu._inputs(model, 17)
 
@@ -215,7 +218,7 @@ def test_what_cannot_be_tuned_stays_as_it_was(load, monkeypatch, gpu, rows, erro
     model = load()
     monkeypatch.setattr(CompiledModel, "gpu", gpu)
     monkeypatch.setattr(tune_gpu, "_tokens", lambda *_arguments: rows)
-    monkeypatch.setattr(model, "time_run", lambda _inputs: 1.0)
+    monkeypatch.setattr(model.probe, "time_run", lambda _inputs: 1.0)
     with pytest.raises(error, match=message):
-        tune(model)
-    assert model.crossovers == ESTIMATES and read_tuned("a GPU") == {}
+        measure(model)
+    assert model.probe.crossovers == ESTIMATES and read_tuned("a GPU") == {}

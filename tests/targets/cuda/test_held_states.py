@@ -17,7 +17,8 @@ from moec.runtime.held import PAGE
 from moec.runtime.model import CompiledModel
 from moec.runtime.on_device import OnDevice
 from moec.targets.cuda import nvcc
-from moec.targets.cuda.estimates.sizes import evaluate, kernel_sizes
+from moec.targets.cuda.launch_model.plans import AttentionPlan, parse_plan
+from moec.targets.cuda.launch_model.sizes import evaluate, kernel_sizes
 
 from ...runtime.emulated_gpu import EmulatedDriver, numbers_of, on_gpu
 from ..cpu.test_held_states import pages_of
@@ -57,20 +58,24 @@ def on_cpu() -> CompiledModel:
 
 
 def test_both_targets_hold_the_same_states(on_cuda, on_cpu):
-    assert list(on_cuda.held) == [dataclasses.replace(state, store="", restore="") for state in on_cpu.held]
-    assert [state.dtype for state in on_cuda.held] == ["float16", "float16"]
+    assert list(on_cuda._executor.held) == [
+        dataclasses.replace(state, store="", restore="") for state in on_cpu._executor.held
+    ]
+    assert [state.dtype for state in on_cuda._executor.held] == ["float16", "float16"]
 
 
 def test_attention_is_recorded_with_the_keys_of_a_plain_run(artifact):
-    """The recorded sizes, from which launches are estimated, are those of one page with all keys, old and new."""
-    operations = {}
+    """The recorded sizes, from which launches are predicted, are those of one page with all keys, old and new."""
+    found = {}
     for kernel in open_artifact(artifact).program().kernels:
-        if kernel["name"].startswith("attention") and kernel["sized_work"]["operations"] != "0":
+        plan = parse_plan(kernel["plan"], kernel["name"])
+        if isinstance(plan, AttentionPlan):
             sizes = kernel_sizes(kernel, {"B": 2, "P": 500, "S": 40}, kernel["name"])
-            operations[kernel["name"]] = evaluate(kernel["sized_work"]["operations"], sizes, kernel["name"])
-    # Four heads in all, two sums of 8 numbers each; query i of 40 sees 500 older keys and i + 1 new ones.
-    expected = 4 * 2 * (8 + 8) * (40 * 500 + 40 * 41 // 2)
-    assert operations == {"attention_few": expected, "attention_tiled": expected}
+            texts = (plan.sequences, plan.queries, plan.held, plan.parts)
+            found[plan.ahead, plan.waits] = [evaluate(text, sizes, kernel["name"]) for text in texts]
+    # Few queries: 540 keys are 3 blocks of 256, a part each. Many queries: 5 waits per tile, for one k-tile of a head
+    # of 8 numbers, and for four k-tiles of keys.
+    assert found == {(False, 1): [2, 40, 540, 3], (False, 5): [2, 40, 540, 1]}
 
 
 def test_sessions_across_pages(on_cuda, on_cpu, monkeypatch):
@@ -114,11 +119,11 @@ def test_plain_runs_take_and_give_what_the_model_says(past, new, on_cuda, on_cpu
 
 
 def test_pages_without_room_are_refused(on_cuda, monkeypatch):
-    memory = on_cuda.state_memory({"k": (1, 1, 0, 8), "v": (1, 1, 0, 8)}, PAGE)
-    on_cuda.run_in_place({"ids": IDS[:1, :PAGE]}, memory)
+    memory = on_cuda._executor.state_memory({"k": (1, 1, 0, 8), "v": (1, 1, 0, 8)}, PAGE)
+    on_cuda._executor.run_in_place({"ids": IDS[:1, :PAGE]}, memory)
     monkeypatch.setattr(memory, "_pages_for", lambda name, _: memory._pages[name])
     with pytest.raises(InputError, match="a state outgrows its memory"):
-        on_cuda.run_in_place({"ids": IDS[:1, :1]}, memory)
+        on_cuda._executor.run_in_place({"ids": IDS[:1, :1]}, memory)
     assert set(memory.lengths.values()) == {PAGE}
 
 
@@ -131,12 +136,13 @@ def test_captured_runs_are_those_that_take_and_give_states(artifact, on_cuda):
     """Runs that take and return states are captured. Runs in place are not, since no two are alike: pages grow, and
     each session has its own memory."""
     from moec.runtime.artifact import open_artifact
-    from moec.runtime.devices import device_of
+    from moec.runtime.load_options import LoadOptions
+    from moec.runtime.loading import device_of
 
     opened = open_artifact(artifact)
-    device, driver = device_of(opened, emulate=True), EmulatedDriver()
+    device, driver = device_of(opened, LoadOptions(emulate=True)), EmulatedDriver()
     device.driver = driver
-    model = CompiledModel(opened, device=device, cuda_graphs=True)
+    model = CompiledModel(opened, LoadOptions(cuda_graphs=True), device)
     driver.runs = model._executor._captured
     for turn in range(3):
         pasts = {name: np.full((2, 1, 4, 8), turn, np.float32) for name in ("k", "v")}
@@ -167,7 +173,7 @@ def test_caches_with_room_are_written_where_they_lie(without_nvcc):
     written."""
     graph = onnx.parser.parse_model(ROOM)
     model, reference = moec.compile(graph, target="cuda", emulate=True), moec.compile(graph, target="cpu:avx2")
-    assert [(state.input, state.at_places) for state in model.held] == [("pk", True)]
+    assert [(state.input, state.at_places) for state in model._executor.held] == [("pk", True)]
     for new, room, at in ((1, 300, (7, 299, 0)), (3, 300, (254, -1, 298))):
         random = np.random.default_rng(new)
         shapes = {"q": (3, 2, new, 8), "k": (3, 2, new, 8), "pk": (3, 2, room, 8)}
@@ -176,9 +182,9 @@ def test_caches_with_room_are_written_where_they_lie(without_nvcc):
         found, wanted = model.run(values), reference.run(values)
         np.testing.assert_array_equal(found["nk"], wanted["nk"])
         np.testing.assert_allclose(found["y"], wanted["y"], rtol=1e-5, atol=1e-5)
-        memory = model.state_memory({"pk": (3, 2, room, 8)}, room)
+        memory = model._executor.state_memory({"pk": (3, 2, room, 8)}, room)
         memory._device.assign(memory._pages["pk"], _there(model, pages_of(values["pk"], 0)))
-        in_place = model.run_in_place({name: array for name, array in values.items() if name != "pk"}, memory)
+        in_place = model._executor.run_in_place({name: array for name, array in values.items() if name != "pk"}, memory)
         np.testing.assert_array_equal(in_place["y"], found["y"])
 
 

@@ -8,8 +8,7 @@ import onnx.helper as make
 import pytest
 from onnx import TensorProto
 
-from moec import compiler
-from moec.runtime.artifact import open_artifact
+import moec
 from moec.simulators.hls.simulate import simulate
 from moec.targets.hls.options import HlsOptions
 
@@ -52,10 +51,10 @@ def granite_layer() -> onnx.ModelProto:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("part", ["u50", "zcu102"])
-def test_a_layer_of_granite(tmp_path, part):
+def test_a_layer_of_granite(part):
     random = np.random.default_rng(1)
     inputs = {"x": random.standard_normal((TOKENS, D)).astype(np.float32)}
-    compiler.write(granite_layer(), tmp_path / "granite.moec", f"hls:{part}", options=HlsOptions(inputs))
-    (result,) = simulate(open_artifact(tmp_path / "granite.moec"))
+    artifact = moec.compile(granite_layer(), target=f"hls:{part}", target_options=HlsOptions(inputs)).artifact
+    (result,) = simulate(artifact)
     assert result["passed"], result
     assert result["estimated"] == pytest.approx(result["cycles"], rel=0.05)

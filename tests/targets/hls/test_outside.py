@@ -10,6 +10,7 @@ import pytest
 
 from moec import compiler
 from moec.common.errors import UnsupportedError
+from moec.compile_options import CompileOptions
 from moec.ir.dialect import ExpertsSpec
 from moec.passes import pipeline
 from moec.targets.hls.graph.outside import find_outside
@@ -72,4 +73,4 @@ def test_a_model_that_was_not_raised_says_why(tmp_path: pathlib.Path):
             node.attribute.append(onnx.helper.make_attribute("axis", 0))
     options = HlsOptions(dict(np.load(DIGITS / "calibration.npz")), max_tokens=8)
     with pytest.raises(UnsupportedError, match=r"holds no MoE block; .*; raise-moe: .*: left as ordinary operators: "):
-        compiler.write(model, tmp_path / "never.moec", "hls:zcu102", options=options)
+        compiler.write(model, tmp_path / "never.moec", CompileOptions(target="hls:zcu102", target_options=options))

@@ -8,12 +8,13 @@ import pathlib
 import numpy as np
 import pytest
 
+import moec
 from moec import compiler
 from moec.common.errors import ArtifactError, MoecError, UnsupportedError
+from moec.compile_options import CompileOptions
 from moec.ir.text import parse_model
 from moec.passes import pipeline
 from moec.passes.framework.base import Report
-from moec.runtime.artifact import open_artifact
 from moec.simulators.hls.simulate import simulate
 from moec.targets import get_all
 from moec.targets.hls import target as hls_target
@@ -23,7 +24,7 @@ from moec.targets.hls.moe import reference
 from moec.targets.hls.moe.blocks import find_blocks
 from moec.targets.hls.moe.exploration import Constraints
 from moec.targets.hls.moe.quantize import quantize
-from moec.targets.hls.moe_block import MOE
+from moec.targets.hls.moe.target import MoeBlock
 from moec.targets.hls.options import HlsOptions
 
 DIGITS = pathlib.Path(__file__).parents[3] / "examples" / "digits"
@@ -31,10 +32,13 @@ OPTIONS = HlsOptions(dict(np.load(DIGITS / "calibration.npz")), max_tokens=32, c
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory):
-    path = tmp_path_factory.mktemp("digits") / "digits.moec"
-    compiler.write(DIGITS / "model.onnx", path, "hls:zcu102", options=OPTIONS)
-    return open_artifact(path)
+def projects():
+    return moec.compile(DIGITS / "model.onnx", target="hls:zcu102", target_options=OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def artifact(projects):
+    return projects.artifact
 
 
 @pytest.fixture
@@ -51,13 +55,32 @@ def test_the_project_of_a_model_simulates_right(artifact):
     assert result["estimated"] == pytest.approx(result["cycles"], rel=0.25)  # loads of 32 tokens are not those of all
 
 
+def test_projects_say_where_they_are_and_what_to_do(projects, tmp_path):
+    (name,) = projects.names
+    assert (projects.path / "projects" / name / "estimate.json").is_file()
+    assert repr(projects).startswith(f"<CompiledProjects for hls:zcu102 at '{projects.path}': {name};")
+    assert projects.report(name) == projects.describe()["projects"][0]["report"]
+    with pytest.raises(MoecError, match=rf"has no project 'other'; its projects: {name}"):
+        projects.report("other")
+    with pytest.raises(MoecError, match=r"hls:zcu102, which do not run here; simulate them: moec simulate"):
+        projects.run({})
+    projects.save(tmp_path / "digits.zip")
+    with pytest.raises(MoecError, match="holds projects for an FPGA and no program that runs here; simulate them"):
+        moec.load(tmp_path / "digits.zip")
+
+
+def test_projects_are_not_emulated():
+    with pytest.raises(MoecError, match="'hls:zcu102' makes projects, which no device runs; compile without emulate"):
+        moec.compile(DIGITS / "model.onnx", target="hls:zcu102", emulate=True)
+
+
 def test_the_artifact_says_what_was_chosen(artifact):
     (project,) = artifact.manifest.projects
     chosen = [design for design in project.report["exploration"]["front"] if design["chosen"]]
     assert len(chosen) == 1
     assert chosen[0]["resources"]["dsp"] <= 200
     assert project.report["quality"]["decibels"]["output"] > 25
-    expected = {"README.md", "Makefile", "host.py", "estimate.json", "src/model.cpp"}
+    expected = {"README.md", "Makefile", "host.py", "estimate.json", "src/moe_block.cpp"}
     assert expected <= set(artifact.project_files(project))
 
 
@@ -79,7 +102,7 @@ def test_accuracy_is_within_half_a_point_of_floats(model):
 
 def refused(options: HlsOptions, target: str = "hls:zcu102", path: pathlib.Path = DIGITS / "model.onnx"):
     with pytest.raises(MoecError) as error:
-        compiler.write(path, pathlib.Path("never.moec"), target, options=options)
+        compiler.write(path, pathlib.Path("never.moec"), CompileOptions(target=target, target_options=options))
     assert not pathlib.Path("never.moec").exists()
     return str(error.value)
 
@@ -134,8 +157,15 @@ def test_an_unsupported_router_is_refused(change, said, model):
 
 
 def test_a_block_of_another_kind_needs_nothing_of_the_target(model, monkeypatch):
-    other = dataclasses.replace(MOE, name="other", find=lambda *given: (MOE.find(*given)[0], ["a reason"]))
-    monkeypatch.setattr(hls_target, "KINDS", (other,))
+    class Other(MoeBlock):
+        kind = "other"
+
+        @classmethod
+        def find(cls, model, part, options):
+            found, _ = super().find(model, part, options)
+            return found, ["a reason"]
+
+    monkeypatch.setattr(hls_target, "BLOCKS", (Other,))
     (target,) = get_all("hls:zcu102", OPTIONS)
     (project,) = target.compile(model).projects
     assert (project.name, project.report["outside"]) == ("other_0", ["a reason"])

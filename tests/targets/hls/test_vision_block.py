@@ -10,27 +10,27 @@ from typing import Any
 import onnx
 import pytest
 
+import moec
 from moec import compiler
 from moec.passes import pipeline
 from moec.passes.framework.base import Report
-from moec.runtime.artifact import open_artifact
 from moec.simulators.hls.simulator import simulate_timed
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.graph import find_attention
+from moec.targets.hls.attention.project import attention_files
 from moec.targets.hls.attention.quantize import quantize_attention
 from moec.targets.hls.design.attention import AttentionDesign
+from moec.targets.hls.design.experts import Design
 from moec.targets.hls.graph.calibrate import run_floats
 from moec.targets.hls.graph.stream_scales import StreamPart, shared_scales
-from moec.targets.hls.model.design import ModelDesign
-from moec.targets.hls.model.plan import block_plan
-from moec.targets.hls.model.project import model_files
 from moec.targets.hls.moe import reference
 from moec.targets.hls.moe.blocks import find_blocks
+from moec.targets.hls.moe.project import project_files
 from moec.targets.hls.moe.quality import signal_to_noise
 from moec.targets.hls.moe.quantize import quantize
 from moec.targets.hls.options import HlsOptions
 
-from .layers import DEVICE, project
+from .layers import DESCRIPTION
 
 EXPORT = pathlib.Path(__file__).parents[3] / "examples" / "vision_block" / "export.py"
 
@@ -67,10 +67,11 @@ def chain(export, sizes, folder, attention_design, moe_design):
     steps = first.quantized(x[0])
     stream = attention_reference.run(first, steps).output
     results = reference.run(second, stream).output * second.output_scale
-    design = ModelDesign(None, AttentionDesign(first.shape, **attention_design))
+    design = AttentionDesign(first.shape, **attention_design)
+    files = attention_files(design, first, steps, name="attention", device=DESCRIPTION.device, clock=300)
     return (
-        model_files(design, block_plan("attention", first), steps, device=DEVICE, clock=300),
-        project(second, stream, **moe_design),
+        files,
+        project_files(Design(second.shape, **moe_design), second, stream, DESCRIPTION),
         floats.outputs["y"][0],
         results,
     )
@@ -80,12 +81,12 @@ def chain(export, sizes, folder, attention_design, moe_design):
 def test_memory_chains_both_projects(export, tmp_path):
     lanes = {"lanes_in": 8, "lanes_out": 8, "hidden_tile": 16}
     attention, moe, expected, found = chain(export, small(export), tmp_path, {"lanes": 8}, lanes)
-    assert moe["data/stream.bin"].startswith(attention["data/outputs.bin"])
+    assert attention["data/outputs.bin"] == moe["data/tokens.bin"]
     for files in (attention, moe):
         results = [simulate_timed(files, fifo_depths=depth) for depth in (None, 1)]
         assert all("PASS: 9 tokens" in result.output for result in results)
     assert signal_to_noise(expected, found) > 20
-    assert attention["data/stream.bin"].startswith(host_of(attention)["tokens_in"](export.sample(small(export))[0]))
+    assert host_of(attention)["tokens_in"](export.sample(small(export))[0]) == attention["data/tokens.bin"]
     assert signal_to_noise(expected, host_of(moe)["tokens_out"](moe["data/outputs.bin"], 9)) > 20
 
 
@@ -99,7 +100,7 @@ def host_of(files: dict[str, bytes]) -> dict[str, Any]:
 @pytest.mark.nightly
 def test_a_block_of_the_size_of_m3vit(export, tmp_path):
     attention, moe, expected, found = chain(export, export.Sizes(), tmp_path, {"norm_lanes": 16}, {"router_lanes": 16})
-    assert moe["data/stream.bin"].startswith(attention["data/outputs.bin"])
+    assert attention["data/outputs.bin"] == moe["data/tokens.bin"]
     results = [simulate_timed(files, memory_latency=0) for files in (attention, moe)]
     narrow = [simulate_timed(files, fifo_depths=1) for files in (attention, moe)]
     assert all("PASS: 197 tokens" in result.output for result in (*results, *narrow))
@@ -112,8 +113,7 @@ def test_the_target_makes_both_projects(export, tmp_path):
     sizes = small(export)
     onnx.save(export.build(sizes), tmp_path / "block.onnx")
     options = HlsOptions({"x": export.sample(sizes)}, by_block=True)
-    compiler.write(tmp_path / "block.onnx", tmp_path / "block.moec", "hls:zcu102", options=options)
-    artifact = open_artifact(tmp_path / "block.moec")
+    artifact = moec.compile(tmp_path / "block.onnx", target="hls:zcu102", target_options=options).artifact
     moe, attention = artifact.manifest.projects
     assert [one.name for one in (moe, attention)] == ["moe_0", "attention_0"]
     assert moe.report["outside"] == []
@@ -134,8 +134,8 @@ def test_an_attention_that_does_not_fit_stays_outside(export, tmp_path):
     attention.attribute.append(onnx.helper.make_attribute("softcap", 20.0))
     onnx.save(model, tmp_path / "block.onnx")
     options = HlsOptions({"x": export.sample(sizes)})
-    compiler.write(tmp_path / "block.onnx", tmp_path / "block.moec", "hls:zcu102", options=options)
-    (project,) = open_artifact(tmp_path / "block.moec").manifest.projects
+    artifact = moec.compile(tmp_path / "block.onnx", target="hls:zcu102", target_options=options).artifact
+    (project,) = artifact.manifest.projects
     assert project.name == "moe_0"
     (reason,) = project.report["outside"]
     assert "softcap is 20" in reason

@@ -1,0 +1,40 @@
+"""Interface of a compiled model: its inputs, outputs and states, and the rules that sensible inputs follow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from moec.common.specs import State, TensorSpec
+from moec.runtime.manifest import Manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class Interface:
+    """Facts about the inputs and outputs that callers and sessions need.
+
+    ``states``: outputs that the next run takes as inputs. ``limits``: bounds of integer inputs that index something
+    (token ids), where known; values must stay below. ``sizes``: named sizes that are the sum of others in sensible
+    inputs, such as the length of a mask. ``counted``: inputs whose values give the lengths of sequences, such as a mask
+    whose ones are counted. ``guards``: conditions on named sizes, outside of which a run is refused.
+    """
+
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    states: Sequence[State] = ()
+    limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    sizes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    counted: Sequence[str] = ()
+    guards: Sequence[str] = ()
+
+    @staticmethod
+    def of(manifest: Manifest) -> Interface:
+        return Interface(
+            manifest.inputs,
+            manifest.outputs,
+            manifest.states,
+            manifest.input_limits,
+            manifest.input_sizes,
+            manifest.counted_inputs,
+            manifest.guards,
+        )

@@ -54,11 +54,14 @@ def _server() -> subprocess.Popen[str]:
     return process
 
 
-def emulate_with_soon_ready_code() -> None:
-    """Have devices that are emulated in this process compile their kernels in less time to slower code."""
+def hurry() -> None:
+    """Have this process compile emulated kernels in less time to slower code, and time models in few runs without
+    pauses: tests compute little, and look at no figures."""
     from moec.simulators.cuda import device
+    from moec.tools import bench
 
     vars(device)["emulated_library"] = functools.partial(device.emulated_library, soon_ready=True)
+    vars(bench).update(_PAUSE=0.0, _ROUNDS_AT_MOST=vars(bench)["_ROUNDS_AT_LEAST"])
 
 
 def _serve() -> None:
@@ -78,7 +81,7 @@ def _serve() -> None:
     for package in (moec.ir, moec.passes, moec.targets.cpu, moec.targets.tvm):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
-    emulate_with_soon_ready_code()
+    hurry()
     gc.freeze()  # the collector of a fork need not scan these objects
     replies = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:

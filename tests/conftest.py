@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from .command import emulate_with_soon_ready_code
+from .command import hurry
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker has one core. A thread per core in each of them spins while it waits for the others: a third of the time
@@ -57,9 +57,8 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def soon_ready() -> None:
-    """Emulated kernels are compiled in less time to slower code, for tests compute little."""
-    emulate_with_soon_ready_code()
+def in_a_hurry() -> None:
+    hurry()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 
 import ml_dtypes
 import numpy as np
@@ -15,10 +16,10 @@ from moec.targets.cpu.kernels.attention import attention
 from moec.targets.cpu.kernels.attention_few import FEW_ROWS
 from moec.targets.tvm.lower.attention import AttentionProblem
 
-from ...products import thinned
+from ...products import sampled, thinned
 from ..attention_cases import PROBLEM, expected, normal, operands, variants
 from .kernel_runner import Kernel, build, machines
-from .test_dense import _check, _model, _run
+from .test_dense import _check, _compiled, _model
 
 SIZES = [(0, 3), (1, 0), (1, 1), (1, 600), (3, 70), (4, 256), (37, 37), (70, 130), (33, 64)]
 
@@ -42,9 +43,15 @@ def check(problem: AttentionProblem, machine: Machine, dtype: type = np.float32,
         np.testing.assert_allclose(found.astype(np.float64), wanted, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", machines("sse4", "avx2", "avx512", "neon"))
-@thinned("problem", [PROBLEM, AttentionProblem(1, 7, 1.0), AttentionProblem(64, 33, 0.1, 3)], 2, ids=str)
-def test_any_size_on_every_machine(problem, name):
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    sampled(
+        machines("sse4", "avx2", "avx512", "neon"),
+        [PROBLEM, AttentionProblem(1, 7, 1.0), AttentionProblem(64, 33, 0.1, 3)],
+        3,
+    ),
+)
+def test_any_size_on_every_machine(name, problem):
     check(problem, Machine.for_name(name))
 
 
@@ -132,14 +139,15 @@ def test_joined_heads():
     _check(_model(text), {"q": normal(2, 9, 32), "k": normal(2, 9, 16), "v": normal(2, 9, 16)})
 
 
-@pytest.mark.parametrize("queries", [1, 2 * FEW_ROWS])
-@pytest.mark.parametrize("past", [0, 5])
-def test_a_cache_inside_the_operator(queries, past):
+def test_a_cache_inside_the_operator():
     text = """g (float[B,S,32] q, float[B,S,16] k, float[B,S,16] v, float[B,2,L,8] pk, float[B,2,L,8] pv)
         => (float[B,S,32] y, float[B,2,P,8] keys, float[B,2,P,8] values) {
         y, keys, values = Attention <q_num_heads = 4, kv_num_heads = 2, is_causal = 1> (q, k, v, , pk, pv) }"""
-    inputs = {"q": normal(2, queries, 32), "k": normal(2, queries, 16), "v": normal(2, queries, 16)}
-    _check(_model(text), inputs | {"pk": normal(2, 2, past, 8), "pv": normal(2, 2, past, 8)})
+    runs = []
+    for queries, past in itertools.product((1, 2 * FEW_ROWS), (0, 5)):
+        inputs = {"q": normal(2, queries, 32), "k": normal(2, queries, 16), "v": normal(2, queries, 16)}
+        runs.append(inputs | {"pk": normal(2, 2, past, 8), "pv": normal(2, 2, past, 8)})
+    _check(_model(text), *runs)
 
 
 def test_a_cache_outside_the_operator():
@@ -160,7 +168,7 @@ def test_a_cache_outside_the_operator():
 def test_what_it_refuses(inputs, call, message):
     model = _model(f"g ({inputs}) => (float[] y) {{ y = Attention {call} }}")
     with pytest.raises(UnsupportedError, match=message):
-        _run(model, {})
+        _compiled(model)
 
 
 def test_it_refuses_more_new_keys_than_queries_over_a_cache():
@@ -168,4 +176,4 @@ def test_it_refuses_more_new_keys_than_queries_over_a_cache():
         => (float[B,4,S,8] y, float[B,4,P,8] keys, float[B,4,P,8] values) {
         y, keys, values = Attention <is_causal = 1> (q, k, v, , pk, pv) }"""
     with pytest.raises(UnsupportedError, match="as many new keys as there are queries"):
-        _run(_model(text), {})
+        _compiled(_model(text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -67,26 +68,33 @@ def test_a_row_does_not_depend_on_the_other_rows():
         np.testing.assert_array_equal(alone[0], together[row])
 
 
-def _cases(machine: Machine):
-    problem = AttentionProblem(16, 20, 0.25, heads_per_group=2)
-    return {
-        "gemm": (dense(65, 70, machine), [normal(230, 65), pack(normal(65, 70), machine), normal(70)], (230, 70)),
-        "batched_matmul": (batched_matmul(machine), [normal(3, 50, 33), normal(3, 33, 70)], (3, 50, 70)),
-        "softmax": (softmax(machine), [normal(50, 77)], (50, 77)),
-        "rms_norm": (rms_norm(1e-6, machine), [normal(50, 77), normal(77)], (50, 77)),
-        "layer_norm": (layer_norm(1e-6, machine), [normal(50, 77), normal(77), normal(77)], (50, 77)),
-        "attention": (
-            attention(problem, machine),
-            [normal(2, 4, 60, 16), normal(2, 2, 90, 16), normal(2, 2, 90, 20)],
-            (2, 4, 60, 20),
-        ),
-    }
+CASES: dict[str, Callable[[Machine], tuple[Any, list[np.ndarray], tuple[int, ...]]]] = {
+    "gemm": lambda machine: (
+        dense(65, 70, machine),
+        [normal(230, 65), pack(normal(65, 70), machine), normal(70)],
+        (230, 70),
+    ),
+    "batched_matmul": lambda machine: (
+        batched_matmul(machine),
+        [normal(3, 50, 33), normal(3, 33, 70)],
+        (3, 50, 70),
+    ),
+    "softmax": lambda machine: (softmax(machine), [normal(50, 77)], (50, 77)),
+    "rms_norm": lambda machine: (rms_norm(1e-6, machine), [normal(50, 77), normal(77)], (50, 77)),
+    "layer_norm": lambda machine: (layer_norm(1e-6, machine), [normal(50, 77), normal(77), normal(77)], (50, 77)),
+    "attention": lambda machine: (
+        attention(AttentionProblem(16, 20, 0.25, heads_per_group=2), machine),
+        [normal(2, 4, 60, 16), normal(2, 2, 90, 16), normal(2, 2, 90, 20)],
+        (2, 4, 60, 20),
+    ),
+}
+"""A kernel, its inputs and the shape of its result."""
 
 
-@thinned("name", list(_cases(Machine.for_name("avx2"))), 3)
+@thinned("name", CASES, 3)
 def test_results_are_bit_identical_for_any_number_of_threads(name, in_pool):
     machine = Machine.host()
-    kernel, inputs, shape = _cases(machine)[name]
+    kernel, inputs, shape = CASES[name](machine)
     run = build(kernel, machine)
     results = [in_pool(threads, lambda: run(*inputs, np.empty(shape, np.float32))) for threads in (1, 2, 3)]
     np.testing.assert_array_equal(results[0], results[1])
@@ -103,9 +111,9 @@ def test_softmax_of_extreme_scores():
     assert np.isnan(y[2]).all()
 
 
-@pytest.mark.parametrize("name", list(_cases(Machine.for_name("avx2"))))
+@pytest.mark.parametrize("name", CASES)
 def test_kernel_text(name, golden):
-    kernel, _, _ = _cases(Machine.for_name("avx2"))[name]
+    kernel, _, _ = CASES[name](Machine.for_name("avx2"))
     golden(f"cpu_{name}.tir", kernel.with_attr("global_symbol", name).script() + "\n")
 
 
@@ -121,9 +129,9 @@ def _divisions(function: tirx.PrimFunc) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", list(_cases(Machine.for_name("avx2"))))
+@pytest.mark.parametrize("name", CASES)
 def test_quotients_are_of_numbers_that_are_not_negative(name):
-    kernel, _, _ = _cases(Machine.for_name("avx2"))[name]
+    kernel, _, _ = CASES[name](Machine.for_name("avx2"))
     assert not _divisions(kernel)
 
 

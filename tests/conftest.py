@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import pathlib
@@ -12,8 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-
-from .command import hurry
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker has one core. A thread per core in each of them spins while it waits for the others: a third of the time
@@ -58,7 +57,13 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def in_a_hurry() -> None:
-    hurry()
+    """Have this process compile emulated kernels in less time to slower code, and time models in few runs without
+    pauses: tests compute little, and look at no figures."""
+    from moec.simulators.cuda import device
+    from moec.tools import bench
+
+    vars(device)["emulated_library"] = functools.partial(device.emulated_library, soon_ready=True)
+    vars(bench).update(_PAUSE=0.0, _ROUNDS_AT_MOST=vars(bench)["_ROUNDS_AT_LEAST"])
 
 
 @pytest.fixture(scope="session")

@@ -63,10 +63,11 @@ app = typer.Typer(
 def main() -> None:
     """The entry point: whatever goes wrong is one line on stderr; MOEC_TRACEBACK=1 shows where it went wrong, too."""
     end_when_interrupted()
-    sys.exit(_main())
+    sys.exit(answer())
 
 
-def _main() -> int:
+def answer() -> int:
+    """Run the command of ``sys.argv`` and return its exit code."""
     code = None
     try:
         with reporting("moec"):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
+import pkgutil
 import re
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -33,8 +36,31 @@ def all_cases() -> dict[str, Case]:
 
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        found = {case.name: case for case in loader.load_model_tests(kind="node")}
-    return {name: _case(found[name], found) for name in sorted(found)}
+        return _by_name(loader.load_model_tests(kind="node"))
+
+
+def modules() -> list[str]:
+    """The modules of onnx that make the cases, most of them those of one operator."""
+    from onnx.backend.test.case import node
+
+    return sorted(module.name for module in pkgutil.iter_modules(node.__path__) if not module.ispkg)
+
+
+def cases_of(module: str) -> dict[str, Case]:
+    """By name, the cases that one module makes, if nothing has imported it before."""
+    from onnx.backend.test.case import node
+
+    made: list[Any] = vars(node)["_NodeTestCases"]
+    before = len(made)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        importlib.import_module(f"{node.__name__}.{module}")
+    return _by_name(made[before:])
+
+
+def _by_name(made: Iterable[Any]) -> dict[str, Case]:
+    tests = {test.name: test for test in made}
+    return {name: _case(tests[name], tests) for name in sorted(tests)}
 
 
 def _case(test: Any, tests: dict[str, Any]) -> Case:

@@ -12,7 +12,7 @@ import numpy as np
 from moec.common.dtypes import dtype_of
 from moec.common.mapped_files import release_pages
 from moec.common.specs import HeldState, LastTokens, StreamedExpertsSpec, TensorSpec
-from moec.common.work import WorkModel
+from moec.common.work import SizedWork, WorkModel
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -93,14 +93,6 @@ class Launch:
     """Whether it may begin before the preceding launch has ended."""
 
 
-class Plan(Protocol):
-    """The partition of a kernel's work on a device, from which its time is predicted. Only its target can read it."""
-
-    def as_data(self) -> dict[str, Any]:
-        """The plan as plain data, for the artifact."""
-        ...
-
-
 @dataclasses.dataclass
 class KernelRecord:
     """One generated kernel: the nodes that it computes, the candidates, and its source by form (tir, llvm, asm...)."""
@@ -126,7 +118,8 @@ class KernelRecord:
     sizes: dict[str, str] = dataclasses.field(default_factory=dict)
     """The kernel's dynamic sizes at its first call: by the names that parameters and launches use, C expressions of the
     model's sizes."""
-    plan: Plan | None = None
+    sized_work: SizedWork | None = None
+    """The work of a call of a kernel for a device, by its dynamic sizes; None for a kernel of the processor."""
     calls: int = 1
     """Calls by the program in one run, not counting calls by the runtime. A call may compute several nodes."""
 

@@ -124,12 +124,12 @@ class Kind(abc.ABC):
         """Requirements of an artifact at run time, as phrases; features of the processor are not among them."""
         return ()
 
-    def predict_launches(
+    def estimate_launches(
         self, artifact: Artifact, machine: str | None, tokens: Sequence[int], past: int | None
     ) -> CommandResult:
-        """Predict the time of an artifact's launches without running them, at each number of ``tokens`` that follow
-        ``past`` tokens of a session. ``machine``: by default one that the artifact is for. Raises MoecError if there is
-        no model for it."""
+        """Estimate the least time of an artifact's launches without running them, at each number of ``tokens`` that
+        follow ``past`` tokens of a session. ``machine``: by default one that the artifact is for. Raises MoecError if
+        there is no estimate for it."""
         raise MoecError(
             f"{artifact.where}: is for {artifact.manifest.target}, and launches are those of a GPU; choose an artifact "
             "for --target cuda"

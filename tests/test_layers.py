@@ -172,7 +172,7 @@ FOLDERS_IN_CIRCLES = [
         "moec.targets.cuda",
         "moec.targets.cuda.device",
         "moec.targets.cuda.kernels",
-        "moec.targets.cuda.launch_model",
+        "moec.targets.cuda.estimates",
     },
     {
         "moec.simulators.hls",

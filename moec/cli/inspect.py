@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from moec.runtime.artifact import Artifact as Opened
 
 TOKENS = "1,16,256,4096,32768"
-"""Default numbers of tokens for which launches are predicted."""
+"""Default numbers of tokens for which launches are estimated."""
 
 
 def inspect(
@@ -33,7 +33,7 @@ def inspect(
     ] = None,
     architecture: Architecture = None,
     launches: Annotated[
-        bool, typer.Option("--launches", help="Show what launches for a GPU are predicted to take instead.")
+        bool, typer.Option("--launches", help="Show launches for a GPU and the least time that each can take instead.")
     ] = False,
     gpu: Annotated[
         str | None, typer.Option(help="Of --launches: a100, h100 or rtx4090; default: by the architecture.")
@@ -75,8 +75,8 @@ def _show_launches(opened: Opened, gpu: str | None, tokens: str, past: int | Non
     from moec.common.arguments import token_counts
 
     numbers = token_counts("tokens", tokens, least=1)
-    predicted = targets.kind_of(opened.manifest.target).predict_launches(opened, gpu, numbers, past)
-    print_result(predicted.data, as_json, predicted.tables)
+    estimated = targets.kind_of(opened.manifest.target).estimate_launches(opened, gpu, numbers, past)
+    print_result(estimated.data, as_json, estimated.tables)
 
 
 def _show_artifact(opened: Opened, expert: str | None, architecture: str | None, as_json: bool) -> None:

@@ -148,6 +148,19 @@ class AttentionWork:
         return int(np.clip(np.arange(1, queries + 1) + offset, 0, used).sum())
 
 
+@dataclasses.dataclass(frozen=True)
+class SizedWork:
+    """The work of a call by the kernel's dynamic sizes alone, before any call: expressions of these sizes, in C.
+
+    ``operations`` counts a multiply-add as two; ``arithmetic`` is the type of the factors. ``moved``: by the name of a
+    tensor, the most of its numbers that are read or written; each other tensor moves as a whole.
+    """
+
+    operations: str = "0"
+    arithmetic: str = FLOAT32
+    moved: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
 WorkModel = MatmulWork | GroupedWork | BatchedWork | AttentionWork
 _MODELS: dict[str, type[WorkModel]] = {
     "matmul": MatmulWork,

@@ -56,6 +56,14 @@ class LaunchEntry(_ConditionalLaunch):
     begins_early: bool
 
 
+class SizedWorkEntry(TypedDict):
+    """Work by the sizes of a kernel, as :class:`moec.common.work.SizedWork` has it."""
+
+    operations: str
+    arithmetic: str
+    moved: dict[str, str]
+
+
 class KernelEntry(TypedDict):
     """One kernel of a program, as :class:`moec.targets.base.KernelRecord` has it; ``sources``: files by form."""
 
@@ -72,7 +80,7 @@ class KernelEntry(TypedDict):
     parameters: list[ParameterEntry]
     launches: list[LaunchEntry]
     work: dict[str, Any] | None
-    plan: dict[str, Any] | None
+    sized_work: SizedWorkEntry | None
 
 
 class StageEntry(TypedDict):

@@ -237,7 +237,7 @@ def _kernel_entry(kernel: KernelRecord, sources: dict[str, str]) -> Any:
         "launches": [dataclasses.asdict(launch) for launch in kernel.launches],
         "sizes": kernel.sizes,
         "calls": kernel.calls,
-        "plan": None if kernel.plan is None else kernel.plan.as_data(),
+        "sized_work": None if kernel.sized_work is None else dataclasses.asdict(kernel.sized_work),
         "sources": sources,
     }
 

@@ -95,7 +95,7 @@ def _simulate(
 
 
 def timed_calls(calls: Sequence[Mapping[str, Any]], timed: TimedResult, layers: int) -> list[dict[str, Any]]:
-    """The calls of a decoder's testbench with their simulated cycles. After each call the testbench also runs its
-    ``layers`` one by one; those runs are skipped."""
-    cycles = (timed.cycles, *timed.later_cycles)[:: 1 + layers]
+    """The calls of a testbench with their simulated cycles. After each call of a decoder, the testbench also runs its
+    ``layers`` one by one; a block has 0 and runs all calls a second time. Further runs are skipped."""
+    cycles = (timed.cycles, *timed.later_cycles)[:: 1 + layers][: len(calls)]
     return [{**call, "simulated": simulated} for call, simulated in zip(calls, cycles, strict=True)]

@@ -9,7 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from tvm import relax, tirx
 
+from moec.common.work import SizedWork
 from moec.targets.base import SizeRange
+from moec.targets.cuda.estimates.sizes import LARGEST
 from moec.targets.cuda.kernels.attention_few import ATTENTION_FEW, FEW_QUERIES, rows_together
 from moec.targets.cuda.kernels.attention_join import ATTENTION_JOIN, parts_for
 from moec.targets.cuda.kernels.attention_mma import ATTENTION_MMA
@@ -17,7 +19,7 @@ from moec.targets.cuda.kernels.attention_operands import AttentionLaunch, slices
 from moec.targets.cuda.kernels.attention_tiled import ATTENTION_TILED
 from moec.targets.cuda.kernels.attention_wgmma import ATTENTION_WGMMA
 from moec.targets.cuda.launch_conditions import launch_if
-from moec.targets.cuda.launch_ways import LaunchChoice, call_ways
+from moec.targets.cuda.ways import LaunchChoice, call_ways
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.held_tensors import HeldTensor
 from moec.targets.tvm.kernel import KernelCall, Selection, select
@@ -55,7 +57,25 @@ def attend(
 
 def _way(launch: AttentionLaunch, chosen: Selection) -> LaunchChoice:
     function = chosen.kernel.build(launch.problem, launch.dtype)
-    return LaunchChoice(chosen, function, launch.queries, _attributes(launch) | chosen.tile_of(launch.problem))
+    attributes = _attributes(launch) | chosen.tile_of(launch.problem)
+    return LaunchChoice(chosen, function, launch.queries, attributes, _work(launch))
+
+
+def _work(launch: AttentionLaunch) -> SizedWork:
+    """The work of an attention in which all keys are in use. Scores and sums of hidden keys do not count."""
+    problem, queries = launch.problem, "S"
+    keys = "(pages * page)" if problem.paged else "P"
+    few = f"min({queries}, {keys})"
+    seen = f"{queries} * {keys}"
+    if problem.causal == "first":
+        seen = f"({few} * ({few} + 1) / 2 + ({queries} - {few}) * {keys})"
+    elif problem.causal:
+        seen = f"({few} * ({few} + 1) / 2 + {few} * ({keys} - {few}))"
+    numbers = problem.heads_per_group * (problem.head_size + problem.value_size)
+    moved = {}
+    if launch.queries.most is not None:  # results of parts are written only if there are several
+        moved = {name: f"min(parts - 1, 1) * {LARGEST}" for name in ("sums", "statistics")}
+    return SizedWork(f"2 * B * G * {numbers} * {seen}", launch.dtype, moved)
 
 
 def _attributes(launch: AttentionLaunch) -> dict[str, object]:
@@ -77,7 +97,7 @@ def _attend_in_parts(
     places = [_parts(launch, operands), batch, heads, few]
     types = [relax.TensorType([*places, size], "float32") for size in (columns, 2)]
     function = launch_if(chosen.kernel.build(problem, launch.dtype), 0, 2, launch.queries)
-    called = KernelCall(chosen, function, operands, _attributes(launch))
+    called = KernelCall(chosen, function, operands, _attributes(launch), sized_work=_work(launch))
     sums, statistics, result = lowering.call_kernel(function, operands, [*types, output], record_of(node, called))
     joining = launch_if(ATTENTION_JOIN.build(problem.value_size, launch.dtype), 2, 2, launch.queries)
     chosen, described = select((ATTENTION_JOIN,), problem.value_size, None), {"queries": str(launch.queries)}

@@ -4,7 +4,7 @@
 - More rows are computed in tiles. The highest tiles read the matrix least often. If they would be too few to keep the
   device busy, tiles are lower, or the inputs are divided into parts, too (:mod:`.kernels.gemm_parts`).
 
-Each way is one launch of its own, or two, which the host skips if another way is better (:mod:`.launch_ways`).
+Each way is one launch of its own, or two, which the host skips if another way is better (:mod:`.ways`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import numpy as np
 import onnx_ir as ir
 from tvm import relax, tirx
 
+from moec.common.work import SizedWork
 from moec.ir.dialect import Activation, ExpertsSpec
 from moec.targets.base import SizeRange
+from moec.targets.cuda.estimates.sizes import ROWS as ROW_COUNT
 from moec.targets.cuda.expert_matrices import as_stored
 from moec.targets.cuda.kernels.activation import activate
 from moec.targets.cuda.kernels.gemm_parts import BUSY_BLOCKS, GEMM_PARTS, JOIN_PARTS, ROWS, most_rows, parts_for
@@ -30,7 +32,7 @@ from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.mma_tile import COLUMNS, SHAPES
 from moec.targets.cuda.kernels.tiled_kernels import DenseLaunch
 from moec.targets.cuda.launch_conditions import launch_if
-from moec.targets.cuda.launch_ways import LaunchChoice, call_ways
+from moec.targets.cuda.ways import LaunchChoice, call_ways
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.kernel import KernelCall, Selection, select
 from moec.targets.tvm.nodes import flatten, record_of, reshape
@@ -115,7 +117,7 @@ def multiply_matrix(
 def _way(choice: KernelChoice, activation: Activation) -> LaunchChoice:
     problem, chosen = choice.problem, choice.selection
     function = chosen.kernel.build(problem, _epilogue(problem, activation))
-    return LaunchChoice(chosen, function, choice.rows, _attributes(choice, activation))
+    return LaunchChoice(chosen, function, choice.rows, _attributes(choice, activation), _work(problem))
 
 
 def _multiply_in_parts(
@@ -132,7 +134,8 @@ def _multiply_in_parts(
     few = tirx.min(rows.ty.shape[0], tirx.IntImm("int64", choice.rows.most))
     sums_type = relax.TensorType((parts_for(problem, few, "int64") * few, problem.width), "float32")
     function = launch_if(chosen.kernel.build(problem), 0, 0, choice.rows)
-    call = KernelCall(chosen, function, [rows, *matrix], _attributes(choice, "identity"))
+    attributes, work = _attributes(choice, "identity"), _work(problem)
+    call = KernelCall(chosen, function, [rows, *matrix], attributes, sized_work=work)
     (sums,) = lowering.call_kernel(function, call.arguments, [sums_type], record_of(node, call))
     joined = select((JOIN_PARTS,), problem, None)
     function = launch_if(joined.kernel.build(problem, _epilogue(problem, activation)), 2, 0, choice.rows)
@@ -145,6 +148,10 @@ def _attributes(choice: KernelChoice, activation: Activation) -> dict[str, Any]:
     """The attributes of a product that the artifact records."""
     tile = choice.selection.tile_of(choice.problem)
     return {**choice.problem.facts(), "activation": activation, "rows": str(choice.rows), **tile}
+
+
+def _work(problem: GroupedProblem) -> SizedWork:
+    return SizedWork(f"2 * {ROW_COUNT} * {problem.columns * problem.inner}", problem.arithmetic)
 
 
 def _epilogue(problem: GroupedProblem, activation: Activation) -> Callable[[Any], Any]:

@@ -2,29 +2,31 @@
 
 The host knows this number without waiting for the device. Few tokens are computed pair by pair. More tokens are sorted
 into blocks of rows. The height of blocks follows from the average number of rows of an expert, since all rows of a
-block are computed, even padding. The crossovers between the ways are estimated (:mod:`.estimates`), and ``moec tune``
-measures them (:mod:`.crossovers`). Each way is a launch of its own, which the host skips if another way is better. All
-ways write the same results, except for the order of summation.
+block are computed, even padding. The crossovers between the ways are estimated (:mod:`.estimates.crossovers`), and
+``moec tune`` measures them. Each way is a launch of its own, which the host skips if another way is better
+(:mod:`.ways`). All ways write the same results, except for the order of summation.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tvm import relax, tirx
 
+from moec.common.work import SizedWork
 from moec.targets.cuda.block_dispatch import BlockDispatch
-from moec.targets.cuda.crossovers import TokenRange, crossover_to, ranges_between, shape_of
-from moec.targets.cuda.estimates import FEW_TOKENS, block_heights, few_tokens
-from moec.targets.cuda.fitted_heights import fitted_heights
+from moec.targets.cuda.estimates.crossovers import FEW_TOKENS, block_heights, few_tokens
+from moec.targets.cuda.estimates.sizes import SLOTS, TOKENS
 from moec.targets.cuda.kernels.grouped_gemm_mma import GROUPED_GEMM_MMA
 from moec.targets.cuda.kernels.grouped_gemm_simt import GROUPED_GEMM_SIMT
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import GROUPED_GEMM_WGMMA
 from moec.targets.cuda.kernels.grouped_gemv import GROUPED_GEMV
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.round_rows import ROUND_OF_PAIRS, RowRounding, round_blocks, round_pairs
+from moec.targets.cuda.kernels.round_rows import ROUND, RowRounding, round_blocks, round_pairs
+from moec.targets.cuda.ways import TokenRange, crossover_to, ranges_between, shape_of
 from moec.targets.tvm.kernel import KernelCall
 from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.shapes import static_size
@@ -67,7 +69,7 @@ class GroupedProducts:
         weights: relax.Expr,
         capacity: int = 0,
     ) -> None:
-        self._node, self._ids, self._weights = node, ids, weights
+        self._node, self._experts, self._ids, self._weights = node, experts, ids, weights
         has_few = all(GROUPED_GEMV.why_not(problem, node.machine) is None for problem in problems)
         slots = static_size(ids.ty.shape[1])
         on_tensor_cores = all(self._on_tensor_cores(problem) for problem in problems)
@@ -78,9 +80,6 @@ class GroupedProducts:
         few = few_tokens(experts, slots, expert_bytes) if on_tensor_cores else FEW_TOKENS
         largest = max(problem.matrix_bytes for problem in problems)
         estimates = block_heights(experts, slots, heights, few + 1 if has_few else 0, largest)
-        if on_tensor_cores:
-            plans = tuple(tuple(self._plan(problem, rows) for problem in problems) for rows, _ in estimates)
-            estimates = fitted_heights(tuple(estimates), experts, slots, plans, node.machine)
         shape = shape_of(problems, slots)
         # With a capacity, the tensors are sized for blocks; more tokens than this might not fit pair by pair.
         most_few = FEW_TOKENS if capacity else _MOST_FEW_TOKENS
@@ -138,13 +137,14 @@ class GroupedProducts:
     ) -> Iterator[KernelCall]:
         """The calls of a product, one for each way; each is launched only for its numbers of tokens."""
         problem, operands = product.problem, [rows, *product.operands, self._weights]
+        work = work_of_pairs(problem, self._experts)
         weights = len(operands) - 1  # the parameter whose first size is the number of tokens
         if few and self.few is not None:
             function = self.few.limited(GROUPED_GEMV.build(problem, epilogue), weights)
             arguments = [*self.few.numbers(self._node.lowering), *operands, self._ids]
             attributes = _attributes(problem, activation, self.few)
             chosen = self._node.select((GROUPED_GEMV,), problem)
-            yield KernelCall(chosen, function, arguments, attributes, self.few.names)
+            yield KernelCall(chosen, function, arguments, attributes, self.few.names, sized_work=work)
         for blocks in self._blocks:
             tiled = dataclasses.replace(problem, block_rows=blocks.rows)
             chosen, tokens = self._node.select(PRODUCTS, tiled), blocks.tokens
@@ -152,7 +152,7 @@ class GroupedProducts:
             numbers = tokens.numbers(self._node.lowering)
             arguments = [*numbers, *operands, blocks.sorted_pairs, blocks.experts, blocks.count]
             attributes = _attributes(tiled, activation, tokens) | chosen.tile_of(tiled)
-            yield KernelCall(chosen, function, arguments, attributes, tokens.names)
+            yield KernelCall(chosen, function, arguments, attributes, tokens.names, sized_work=work)
 
     def rounded(self, hidden: relax.Var, rounding: RowRounding) -> relax.Var:
         """The results of the first product, rounded. Each way rounds them in the order in which it stores its rows."""
@@ -162,7 +162,7 @@ class GroupedProducts:
         for tokens, function, arguments in self._roundings(rounding):
             operands = [*tokens.numbers(self._node.lowering), self._ids, *arguments, hidden]
             attributes = {"group": rounding.group, "tokens": str(tokens)}
-            chosen = self._node.select((ROUND_OF_PAIRS,), rounding)
+            chosen = self._node.select((ROUND,), rounding)
             called = KernelCall(chosen, tokens.limited(function, 0), operands, attributes, tokens.names)
             results = self._node.call_on(called, results) if results else self._node.call(called, [output])
         (result,) = results
@@ -174,14 +174,22 @@ class GroupedProducts:
         for blocks in self._blocks:
             yield blocks.tokens, round_blocks(rounding, blocks.rows), [blocks.sorted_pairs, blocks.count]
 
-    def _plan(self, problem: GroupedProblem, rows: int) -> Any:
-        """The plan of the kernel that is selected for blocks of ``rows``."""
-        return self._node.select(PRODUCTS, dataclasses.replace(problem, block_rows=rows)).plan
-
     def _on_tensor_cores(self, problem: GroupedProblem) -> bool:
         """Whether the selected kernels use tensor cores, at every height of blocks."""
         tiled = (dataclasses.replace(problem, block_rows=rows) for rows in BLOCK_ROWS)
         return all(self._node.select(PRODUCTS, product).kernel is not GROUPED_GEMM_SIMT for product in tiled)
+
+
+def work_of_pairs(problem: GroupedProblem, experts: int) -> SizedWork:
+    """The work of a product by the number of pairs. ``experts``: of the layer, of which the problem may have some."""
+    pairs = f"{TOKENS} * {SLOTS}"
+    if problem.experts != experts:
+        pairs = f"({pairs} * {problem.experts} / {experts})"
+    used, (rows, _) = f"min({pairs}, {problem.experts})", problem.row_type
+    tables = zip(("matrix", "scales", "zero_points"), problem.matrix_types, strict=True)
+    moved = {name: f"{used} * {math.prod(shape[1:])}" for name, (shape, _) in tables}
+    moved |= {"rows": f"{pairs} * {rows}", "out": f"{pairs} * {problem.width}"}
+    return SizedWork(f"2 * {pairs} * {problem.columns * problem.inner}", problem.arithmetic, moved)
 
 
 def _attributes(problem: GroupedProblem, activation: str, tokens: TokenRange) -> dict[str, Any]:

@@ -66,13 +66,13 @@ class CudaKind(ProgramKind):
 
         return measure_on_gpu(compiled, progress)
 
-    def predict_launches(
+    def estimate_launches(
         self, artifact: Artifact, machine: str | None, tokens: Sequence[int], past: int | None
     ) -> CommandResult:
-        from moec.targets.cuda.launch_model.layers import predict_model
-        from moec.targets.cuda.launch_model.tables import launch_data, launch_tables
+        from moec.targets.cuda.estimates.launches import estimate_launches
+        from moec.targets.cuda.estimates.tables import launch_data, launch_tables
 
-        model = predict_model(artifact, machine, tokens, past)
+        model = estimate_launches(artifact, machine, tokens, past)
         return CommandResult(launch_data(model), launch_tables(model), as_expected=True)
 
     def needs(self, description: Mapping[str, Any]) -> Sequence[str]:

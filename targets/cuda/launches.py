@@ -13,9 +13,8 @@ from tvm import tirx
 
 from moec.runtime.device_module import BEGINS_EARLY_TAG
 from moec.targets.base import Launch, LaunchCondition, SizeRange, TensorMap
-from moec.targets.cuda.accesses import stream_plan
+from moec.targets.cuda.estimates.moved import moved_numbers
 from moec.targets.cuda.launch_conditions import LAUNCH_IF, NO_LIMIT, launch_numbers
-from moec.targets.cuda.launch_model.plans import MemoryBoundPlan
 from moec.targets.cuda.nvcc_report import registers_of
 from moec.targets.tvm.c_expressions import in_c
 
@@ -34,8 +33,8 @@ class LaunchRecorder:
     def __init__(self) -> None:
         self.launches: dict[str, list[Launch]] = {}
         """Launches in order, by the name of the kernel."""
-        self.plans: dict[str, MemoryBoundPlan] = {}
-        """Plans counted from memory accesses, by the name of the kernel, for kernels without a plan of their own."""
+        self.moved: dict[str, dict[str, str]] = {}
+        """The most numbers of each tensor that move, by the name of the kernel."""
 
     def run_after_pass(self, module: tvm.IRModule, phase: Any) -> None:
         if phase.name != _PHASE:
@@ -46,7 +45,7 @@ class LaunchRecorder:
                 launches = list(_launches(function, functions))
                 if launches:
                     self.launches[name] = launches
-                    self.plans[name] = stream_plan(_on_device(function, functions))
+                    self.moved[name] = moved_numbers(_on_device(function, functions))
 
 
 def _launches(host: tirx.PrimFunc, functions: Mapping[str, Any]) -> Iterator[Launch]:

@@ -35,7 +35,7 @@ from moec.targets.cuda.block_dispatch import dispatch_rows
 from moec.targets.cuda.dense_products import no_bias
 from moec.targets.cuda.expert_groups import ExpertGroup, fields_of, groups_by_format, of_group, renumbered
 from moec.targets.cuda.expert_matrices import Parts, add_matrix, as_stored, filled, padded_name, parts_of, whole_parts
-from moec.targets.cuda.grouped_products import ExpertsProduct, GroupedProducts
+from moec.targets.cuda.grouped_products import ExpertsProduct, GroupedProducts, work_of_pairs
 from moec.targets.cuda.kernels.activation import experts_epilogue
 from moec.targets.cuda.kernels.combine import COMBINE, COMBINE_PLACED, TRIM
 from moec.targets.cuda.kernels.combining_gemv import COMBINING_GEMV, CombiningProblem
@@ -222,7 +222,9 @@ class _Combining:
         arguments = [*few.numbers(node.lowering), *operands, self.weights, self.ids]
         attributes = {**self.second.problem.facts(), **call.attributes, "tokens": str(few)}
         chosen = node.select((COMBINING_GEMV,), combining)
-        return node.call_on(KernelCall(chosen, function, arguments, attributes, few.names), results)[0]
+        work = work_of_pairs(combining.product, combining.product.experts)
+        call = KernelCall(chosen, function, arguments, attributes, few.names, sized_work=work)
+        return node.call_on(call, results)[0]
 
 
 def _multiply(

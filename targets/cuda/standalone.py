@@ -13,7 +13,7 @@ from moec.common.errors import MoecError, UnsupportedError
 from moec.runtime.artifact import Artifact
 from moec.runtime.description import find_kernel
 from moec.runtime.entries import KernelEntry
-from moec.targets.cuda.launch_model.plans import MULTIPROCESSORS
+from moec.targets.cuda.estimates.sizes import MULTIPROCESSORS
 from moec.targets.cuda.nvcc import PREAMBLE
 from moec.targets.kind import CaughtTensor
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from moec.common.errors import UnsupportedError
+from moec.common.work import SizedWork
 from moec.targets.base import Program
 from moec.targets.cuda.architectures import LIMITS
 from moec.targets.tvm.heavy import HeavyConverter
@@ -65,5 +66,7 @@ class CudaTarget:
             heavy, held = converters(self.architecture), holding(self.architecture, APPEND, has_places=True)
             program = compile_program(model, heavy, target, self.name, (), backend, held)
         for kernel in program.kernels:
-            kernel.plan = kernel.plan or recorder.plans.get(kernel.name)
+            if kernel.launches:
+                own = kernel.sized_work or SizedWork()
+                kernel.sized_work = dataclasses.replace(own, moved={**recorder.moved[kernel.name], **own.moved})
         return dataclasses.replace(program, architecture=self.architecture, binary_suffix=".fatbin")

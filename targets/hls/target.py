@@ -15,23 +15,25 @@ from moec.common.specs import tensor_specs
 from moec.ir.dialect import is_moec
 from moec.targets.base import Project, Projects
 from moec.targets.hls.attention.mask import inputs_of_masks
-from moec.targets.hls.attention.target import AttentionBlock
-from moec.targets.hls.block import FpgaBlock, IntegerBlock
+from moec.targets.hls.attention_block import ATTENTION
+from moec.targets.hls.block import BlockKind, Integers, run_integers
 from moec.targets.hls.graph import calibrate
 from moec.targets.hls.graph.agreement import Agreement, unseen
 from moec.targets.hls.graph.outside import OutsideNodes, find_outside
 from moec.targets.hls.graph.pads import without_pads
 from moec.targets.hls.graph.stream_scales import StreamPart, shared_scales
 from moec.targets.hls.hardware.parts import FpgaPart, find_part
-from moec.targets.hls.model.target import whole_project
 from moec.targets.hls.moe import quality
-from moec.targets.hls.moe.target import MoeBlock
+from moec.targets.hls.moe_block import MOE
 from moec.targets.hls.options import HlsOptions
+from moec.targets.hls.whole_model import whole_project
 
 Array = np.ndarray[Any, Any]
 
-BLOCKS: tuple[type[FpgaBlock], ...] = (MoeBlock, AttentionBlock)
+KINDS = (MOE, ATTENTION)
 """All kinds of blocks, in the order in which their projects are made."""
+Found = tuple[BlockKind, Any]
+"""A block of a graph, and its kind."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +76,14 @@ class HlsTarget:
             project, rest, agreements = whole
             warnings = _warnings([project], padded, rest, project.report["outside"], agreements)
             return Projects(self.name, inputs_of_model, outputs_of_model, [project], warnings=warnings)
-        parts = [block.graph for block in blocks]
+        parts = [block for _, block in blocks]
         floats = calibrate.run_floats(model, parts, inputs)
-        integers = _quantized(blocks, floats.tokens)
+        integers = self._quantized(blocks, floats.tokens)
         with calibrate.unrounded(model) as differs:
             seen = calibrate.run_floats(model, parts, inputs) if differs else floats
         compared = zip(blocks, seen.tokens, seen.results, strict=True)
-        agreements = [block.agreement(tokens, result) for block, tokens, result in compared]
-        outputs = calibrate.run_with(model, parts, inputs, lambda index, tokens: integers[index].run(tokens))
+        agreements = [kind.agreement(block, tokens, result) for (kind, block), tokens, result in compared]
+        outputs = calibrate.run_with(model, parts, inputs, lambda index, tokens: run_integers(integers[index], tokens))
         model_report = quality.compare_outputs(floats.outputs, outputs)
         rest = find_outside(model, parts, calibrate.feeds_of(model, inputs))
         common = {
@@ -90,7 +92,7 @@ class HlsTarget:
             "rest": dataclasses.asdict(rest),
             "by_block": whole,
         }
-        projects = _projects(blocks, integers, floats.tokens, common)
+        projects = self._projects(blocks, integers, floats.tokens, common)
         for project in projects:
             of_node = [entry for entry in agreements if entry.node == project.report["node"]]
             project.report["agreement"] = [dataclasses.asdict(entry) for entry in of_node]
@@ -98,57 +100,55 @@ class HlsTarget:
         return Projects(self.name, inputs_of_model, outputs_of_model, projects, warnings=warnings)
 
     def _whole(
-        self, model: ir.Model, blocks: Sequence[FpgaBlock], outside: Sequence[str], inputs: Mapping[str, Array]
+        self, model: ir.Model, blocks: Sequence[Found], outside: Sequence[str], inputs: Mapping[str, Array]
     ) -> tuple[Project, OutsideNodes, list[Agreement]] | str:
         """The project of the whole model, the nodes outside it, and the agreement of its parts with the graph; or the
         reason why there is no such project."""
-        moe = [block.graph for block in blocks if isinstance(block, MoeBlock)]
-        attention = [block.graph for block in blocks if isinstance(block, AttentionBlock)]
+        moe, attention = ([block for own, block in blocks if own is kind] for kind in (MOE, ATTENTION))
         try:
             return whole_project(model, moe, attention, outside, inputs, self.part, self.options)
         except UnsupportedError as error:
             return str(error)
 
-    def _blocks(self, model: ir.Model) -> tuple[list[FpgaBlock], list[str]]:
+    def _blocks(self, model: ir.Model) -> tuple[list[Found], list[str]]:
         """The blocks that become projects, in the order of the graph, and the reasons why others stay outside."""
-        blocks: list[FpgaBlock] = []
+        blocks: list[Found] = []
         outside: list[str] = []
-        for kind in BLOCKS:
+        for kind in KINDS:
             of_kind, refused = kind.find(model, self.part, self.options)
-            blocks += of_kind
+            blocks += [(kind, block) for block in of_kind]
             outside += refused
         places = {node: place for place, node in enumerate(model.graph.all_nodes())}
 
-        def place(block: FpgaBlock) -> int:
-            producer = block.graph.output.producer()
+        def place(found: Found) -> int:
+            producer = found[1].output.producer()
             return -1 if producer is None else places[producer]
 
         return sorted(blocks, key=place), outside
 
+    def _quantized(self, blocks: Sequence[Found], tokens: Sequence[Array]) -> list[Integers]:
+        """The blocks in integers. Blocks on one residual stream get the same scale for it."""
+        pairs = list(zip(blocks, tokens, strict=True))
+        streams = [
+            StreamPart(block.tokens, block.output, scale)
+            for (_, block), rows in pairs
+            if (scale := block.numbers.needed_scale(rows)) is not None
+        ]
+        scales = dict(zip((stream.output for stream in streams), shared_scales(streams), strict=True))
+        return [kind.quantize(block, rows, scales.get(block.output), self.options) for (kind, block), rows in pairs]
 
-def _quantized(blocks: Sequence[FpgaBlock], tokens: Sequence[Array]) -> list[IntegerBlock]:
-    """The blocks in integers. Blocks on one residual stream get the same scale for it."""
-    pairs = list(zip(blocks, tokens, strict=True))
-    streams = [
-        StreamPart(block.graph.tokens, block.graph.output, scale)
-        for block, rows in pairs
-        if (scale := block.needed_scale(rows)) is not None
-    ]
-    scales = dict(zip((stream.output for stream in streams), shared_scales(streams), strict=True))
-    return [block.quantize(rows, scales.get(block.graph.output)) for block, rows in pairs]
-
-
-def _projects(
-    blocks: Sequence[FpgaBlock], integers: Sequence[IntegerBlock], tokens: Sequence[Array], common: Mapping[str, Any]
-) -> list[Project]:
-    """The projects of the blocks: by kind, and within a kind in the order of the graph."""
-    triples = list(zip(blocks, integers, tokens, strict=True))
-    projects: list[Project] = []
-    for kind in BLOCKS:
-        of_kind = [(quantized, rows) for block, quantized, rows in triples if block.kind == kind.kind]
-        for place, (quantized, rows) in enumerate(of_kind):
-            projects.append(quantized.project(f"{kind.kind}_{place}", rows, common, tuple(projects)))
-    return projects
+    def _projects(
+        self, blocks: Sequence[Found], integers: Sequence[Integers], tokens: Sequence[Array], common: Mapping[str, Any]
+    ) -> list[Project]:
+        """The projects of the blocks: by kind, and within a kind in the order of the graph."""
+        triples = list(zip(blocks, integers, tokens, strict=True))
+        projects: list[Project] = []
+        for kind in KINDS:
+            of_kind = [(block, quantized, rows) for (own, block), quantized, rows in triples if own is kind]
+            for place, (block, quantized, rows) in enumerate(of_kind):
+                name, limits = f"{kind.name}_{place}", (self.part, self.options.constraints)
+                projects.append(kind.project(block, quantized, name, rows, common, *limits, tuple(projects)))
+        return projects
 
 
 def _warnings(

@@ -14,8 +14,8 @@ from typing import Any
 from tvm import relax, tirx
 
 from moec.common.errors import UnsupportedError
-from moec.common.work import WorkModel
-from moec.targets.base import Candidate, Plan
+from moec.common.work import SizedWork, WorkModel
+from moec.targets.base import Candidate
 
 STORAGE_TYPES = ("float32", "float16", "bfloat16")
 """Element types that kernels load and store; they compute in float32."""
@@ -34,7 +34,6 @@ class Kernel:
     ``computes``: the formula, in one line. ``build`` makes the function; all kernels that an operator selects from take
     the same arguments. ``how`` says in words how a problem is done, and ``why_not`` why it cannot be (None where it
     can); both depend on the problem and the machine alone. ``tile``: the tile of a block of threads, in words.
-    ``plan``: the division of a problem on a device, as a :class:`~moec.targets.base.Plan`; None where it is unknown.
 
     ``build`` is called once for equal arguments, because parsing a script takes longer than everything else about a
     node."""
@@ -45,7 +44,6 @@ class Kernel:
     how: Callable[[Any, Any], str]
     why_not: Callable[[Any, Any], str | None] = never
     tile: Callable[[Any], str] | None = None
-    plan: Callable[[Any], Plan] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "build", built_once(self.build))
@@ -78,11 +76,6 @@ class Selection:
         """Attribute of the artifact that describes the kernel's tile; empty where it has none."""
         return {} if self.kernel.tile is None else {"tile": self.kernel.tile(problem)}
 
-    @property
-    def plan(self) -> Plan | None:
-        """Division of the problem on a device; None where it is unknown."""
-        return None if self.kernel.plan is None else self.kernel.plan(self.problem)
-
 
 @dataclasses.dataclass(frozen=True)
 class KernelCall:
@@ -98,6 +91,7 @@ class KernelCall:
     crossovers: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
     work: WorkModel | None = None
+    sized_work: SizedWork | None = None
 
 
 def select(kernels: Sequence[Kernel], problem: Any, machine: Any) -> Selection:

@@ -65,5 +65,5 @@ def record_of(node: ir.Node, called: KernelCall, prefix: str = "") -> KernelReco
         crossovers=called.crossovers,
         requirements=called.requires,
         work=called.work,
-        plan=called.chosen.plan,
+        sized_work=called.sized_work,
     )

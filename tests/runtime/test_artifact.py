@@ -28,7 +28,15 @@ from moec.targets.base import Program, Weight
 from .forged_manifests import manifest_of, rewrite_manifest, rewrite_program, signed
 
 KERNEL = {"name": "k", "op": "o", "computes": "", "nodes": [], "attributes": {}, "sources": {}, "sizes": {}}
-KERNEL |= {"candidates": [], "crossovers": [], "parameters": [], "launches": [], "work": None, "plan": None, "calls": 1}
+KERNEL |= {
+    "candidates": [],
+    "crossovers": [],
+    "parameters": [],
+    "launches": [],
+    "work": None,
+    "sized_work": None,
+    "calls": 1,
+}
 LAUNCH = {"function": "f", "arguments": [], "grid": [], "block": [], "shared_bytes": "0", "static_shared_bytes": 0}
 LAUNCH |= {"tensor_maps": [], "registers": None, "begins_early": False, "cluster": 1}
 PROGRAM = {

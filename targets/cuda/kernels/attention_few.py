@@ -26,14 +26,12 @@ from moec.targets.cuda.kernels.attention_operands import (
     AttentionLaunch,
     AttentionOperands,
     attention_kernel_of,
-    attention_plan,
     kernel_of_parts,
     quotient,
     start_row,
 )
 from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
 from moec.targets.cuda.kernels.launch import BEGINS_EARLY, WARP, one_block_is_enough
-from moec.targets.cuda.launch_model.plans import AttentionPlan
 from moec.targets.tvm.lower.attention import AttentionProblem
 
 FEW_QUERIES = 16
@@ -378,15 +376,9 @@ def _why_not_launched(launch: AttentionLaunch, architecture: str) -> str | None:
     return None
 
 
-def _plan(launch: AttentionLaunch) -> AttentionPlan:
-    work = _WorkPartition(launch.problem, launch.problem.paged or launch.dtype)
-    return attention_plan(launch, work.rows, work.step_keys, "fma", parts="parts", ahead=False)
-
-
 ATTENTION_FEW = attention_kernel_of(
     "attention_few",
     attention_few,
     f"up to {FEW_QUERIES} queries: heads share what is read of their keys, blocks of threads share out the keys",
     _why_not_launched,
-    plan=_plan,
 )

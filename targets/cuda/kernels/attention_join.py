@@ -13,7 +13,6 @@ from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.attention_operands import KEYS_TOGETHER, LOWEST, quotient
 from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES
-from moec.targets.cuda.launch_model.plans import MemoryBoundPlan
 from moec.targets.tvm.kernel import Kernel
 
 THREADS = 128
@@ -78,5 +77,4 @@ ATTENTION_JOIN = Kernel(
     "y = parts of softmax(q @ k^T * scale + mask) @ v, joined",
     attention_join,
     how=lambda columns, _: "the parts of the keys in their order",
-    plan=lambda columns: MemoryBoundPlan(("sums", "statistics"), ("result",)),
 )

@@ -28,7 +28,6 @@ from moec.targets.cuda.kernels.attention_operands import (
     AttentionOperands,
     attention_kernel,
     attention_kernel_of,
-    attention_plan,
 )
 from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
 from moec.targets.cuda.kernels.attention_softmax import (
@@ -263,5 +262,4 @@ ATTENTION_MMA = attention_kernel_of(
     "tensor cores (mma.sync), tiles of 64 rows and 64 keys by cp.async",
     lambda launch, _: why_not(launch.problem, launch.dtype),
     tile=lambda _: f"{ROWS} rows x {KEYS} keys",
-    plan=lambda launch: attention_plan(launch, ROWS, KEYS, "mma"),
 )

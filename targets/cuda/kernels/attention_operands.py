@@ -13,10 +13,8 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.common.dtypes import dtype_of
 from moec.targets.base import SizeRange
 from moec.targets.cuda.kernels.launch import ATTRIBUTES
-from moec.targets.cuda.launch_model.plans import AttentionPlan, Unit
 from moec.targets.tvm.kernel import STORAGE_TYPES, Kernel, why_not_stored
 from moec.targets.tvm.lower.attention import AttentionProblem
 
@@ -54,7 +52,6 @@ def attention_kernel_of(
     how: str,
     why_not_launched: Callable[[AttentionLaunch, str], str | None] = lambda launch, architecture: None,
     tile: Callable[[AttentionProblem], str] | None = None,
-    plan: Callable[[AttentionLaunch], AttentionPlan] | None = None,
 ) -> Kernel:
     """The :class:`Kernel` record of an attention kernel, which is selected for an :class:`AttentionLaunch`."""
     return Kernel(
@@ -64,30 +61,6 @@ def attention_kernel_of(
         how=lambda launch, _: f"{how}; no scores in memory",
         why_not=lambda launch, machine: why_not_launched(launch, machine) or why_not(launch.problem, launch.dtype),
         tile=tile,
-        plan=plan,
-    )
-
-
-def attention_plan(launch: AttentionLaunch, rows: int, keys: int, unit: Unit, **fields: Any) -> AttentionPlan:
-    """The plan of an attention kernel whose blocks have ``rows`` rows and walk over tiles of ``keys`` keys. ``fields``:
-    fields of the plan that have defaults. Its expressions name sizes as :func:`attention_kernel` does."""
-    problem, dtype = launch.problem, launch.dtype
-    return AttentionPlan(
-        dtype,
-        dtype_of(dtype).itemsize,
-        dtype_of(problem.paged or dtype).itemsize,
-        problem.head_size,
-        min(problem.value_size, VALUE_COLUMNS),
-        slices_of(problem),
-        problem.heads_per_group,
-        problem.causal,
-        rows,
-        keys,
-        unit,
-        sequences="B * G",
-        queries="S",
-        held="pages * page" if problem.paged else "P",
-        **fields,
     )
 
 

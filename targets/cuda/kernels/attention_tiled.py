@@ -17,17 +17,14 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.attention_operands import (
-    AttentionLaunch,
     AttentionOperands,
     attention_kernel,
     attention_kernel_of,
-    attention_plan,
     quotient,
     start_row,
 )
 from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
 from moec.targets.cuda.kernels.launch import one_block_is_enough
-from moec.targets.cuda.launch_model.plans import AttentionPlan
 from moec.targets.tvm.lower.attention import AttentionProblem
 
 ROWS = 64
@@ -268,15 +265,9 @@ def attention_tiled(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
     return attention_kernel(problem, dtype, body)
 
 
-def _plan(launch: AttentionLaunch) -> AttentionPlan:
-    k_tiles = -(-launch.problem.head_size // DEPTH) + KEYS // DEPTH
-    return attention_plan(launch, ROWS, KEYS, "fma", waits=k_tiles, ahead=False)
-
-
 ATTENTION_TILED = attention_kernel_of(
     "attention_tiled",
     attention_tiled,
     "tiles of 64 rows and 64 keys, float32 multiply-adds",
     tile=lambda _: f"{ROWS} rows x {KEYS} keys, {DEPTH} at a time",
-    plan=_plan,
 )

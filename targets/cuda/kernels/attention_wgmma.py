@@ -27,7 +27,6 @@ from moec.targets.cuda.kernels.attention_operands import (
     AttentionOperands,
     attention_kernel,
     attention_kernel_of,
-    attention_plan,
 )
 from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
 from moec.targets.cuda.kernels.attention_softmax import (
@@ -52,7 +51,6 @@ from moec.targets.cuda.kernels.wgmma_ring import (
     multiply_instruction,
 )
 from moec.targets.cuda.kernels.wgmma_tile import CONSUMERS, GROUP_ROWS, WARPGROUP
-from moec.targets.cuda.launch_model.plans import AttentionPlan
 from moec.targets.tvm.lower.attention import AttentionProblem
 
 ROWS = CONSUMERS * GROUP_ROWS
@@ -301,17 +299,10 @@ def _why_not_launched(launch: AttentionLaunch, architecture: str) -> str | None:
     return why_not(launch.problem, launch.dtype)
 
 
-def _plan(launch: AttentionLaunch) -> AttentionPlan:
-    producer = WARPGROUP // WARP
-    keys = tile_keys(launch.problem)
-    return attention_plan(launch, ROWS, keys, "wgmma", weighs_meanwhile=True, copying_warps=producer)
-
-
 ATTENTION_WGMMA = attention_kernel_of(
     "attention_wgmma",
     attention_wgmma,
     f"tensor cores (wgmma), tiles of {ROWS} rows, keys and values by a warpgroup of their own",
     _why_not_launched,
     tile=lambda problem: f"{ROWS} rows x {tile_keys(problem)} keys",
-    plan=_plan,
 )

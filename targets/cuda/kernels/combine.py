@@ -14,9 +14,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.common.dtypes import dtype_of
 from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, WARP, read_at_once
-from moec.targets.cuda.launch_model.plans import MemoryBoundPlan
 from moec.targets.tvm.activation import within
 from moec.targets.tvm.kernel import Kernel, why_not_stored
 from moec.targets.tvm.lower.experts import CombineProblem, PlacedRows
@@ -222,23 +220,12 @@ def _why_not(problem: CombineProblem, machine: str) -> str | None:
     return why_not_stored(problem.dtype, problem.weight_dtype, problem.pair_dtype)
 
 
-_COMBINED_AHEAD = 4
-"""Slots that are read before the first is added: the compiler unrolls the loop by this factor."""
-
-
-def _combine_plan(problem: CombineProblem) -> MemoryBoundPlan:
-    own = ("x",) if problem.identity_experts else ()
-    load = _ColumnPartition.of(problem).together * dtype_of(problem.pair_dtype).itemsize
-    return MemoryBoundPlan((*own, "weights", "chosen", "pairs"), ("y",), load, _COMBINED_AHEAD)
-
-
 COMBINE = Kernel(
     "combine",
     "y[t] = sum over slots of weight * result of the pair",
     combine,
     lambda problem, _: _HOW,
     _why_not,
-    plan=_combine_plan,
 )
 COMBINE_PLACED = Kernel(
     "combine_placed",

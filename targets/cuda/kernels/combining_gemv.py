@@ -14,11 +14,10 @@ import math
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, lane_inputs, multiply_rows
+from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, multiply_rows
 from moec.targets.cuda.kernels.gemv_tile import why_not as why_no_tile
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, match_matrix, with_tables_needed
 from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, WARP
-from moec.targets.cuda.launch_model.plans import ProductPlan, WarpPlan
 from moec.targets.tvm.activation import within
 from moec.targets.tvm.kernel import Kernel
 from moec.targets.tvm.lower.experts import CombineProblem
@@ -160,13 +159,6 @@ def combining_gemv(problem: CombiningProblem) -> tirx.PrimFunc:
     return with_tables_needed(kernel, product)
 
 
-def _plan(problem: CombiningProblem) -> WarpPlan:
-    product = problem.product
-    multiply_adds = 2 if product.stored is not None and product.stored.has_words else 1
-    inputs = lane_inputs(product)
-    return WarpPlan(ProductPlan.of(product), problem.warps, COLUMNS_PER_WARP, inputs, multiply_adds=multiply_adds)
-
-
 COMBINING_GEMV = Kernel(
     "combining_gemv",
     "y[t] = sum over slots of weight * (rows[pair] @ matrix[expert of pair].T + bias)",
@@ -175,5 +167,4 @@ COMBINING_GEMV = Kernel(
         f"few tokens: {problem.together} warps per outputs, each with a slot, and no launch to combine"
     ),
     why_not=lambda problem, _: why_not(problem),
-    plan=_plan,
 )

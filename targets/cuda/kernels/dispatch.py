@@ -16,12 +16,9 @@ from moec.targets.cuda.kernels.ordered_walk import (
     clear_counts,
     start_after_earlier_warps,
     start_walk,
-    steps_in_c,
     walk_in_order,
-    walk_plan,
     warps_for,
 )
-from moec.targets.cuda.launch_model.plans import SLOTS, TOKENS
 from moec.targets.tvm.kernel import Kernel
 
 PADDING = -1
@@ -150,5 +147,4 @@ DISPATCH = Kernel(
     how=lambda experts, _: f"stable counting sort into {experts} experts by one block of threads, without atomics",
     why_not=lambda experts, _: why_not(experts),
     # Two walks: one counts the pairs, the other one places them.
-    plan=lambda experts: walk_plan(f"2 * {steps_in_c(f'{TOKENS} * {SLOTS}', warps_for(experts))}"),
 )

@@ -24,12 +24,9 @@ from moec.targets.cuda.kernels.ordered_walk import (
     clear_counts,
     start_after_earlier_warps,
     start_walk,
-    steps_in_c,
     walk_in_order,
-    walk_plan,
     warps_for,
 )
-from moec.targets.cuda.launch_model.plans import SLOTS, TOKENS, WalkPlan
 from moec.targets.tvm.kernel import Kernel
 
 _MOST_WARPS = 16
@@ -212,24 +209,8 @@ def scatter_pairs(experts: int) -> tirx.PrimFunc:
     return kernel
 
 
-def _kernel(
-    name: str, computes: str, build: Callable[..., tirx.PrimFunc], how: str, plan: Callable[[int], WalkPlan]
-) -> Kernel:
-    return Kernel(name, computes, build, lambda experts, _: how, lambda experts, _: why_not(experts), plan=plan)
-
-
-def _walk(experts: int, times: int) -> WalkPlan:
-    """The plan of a kernel whose warps walk ``times`` times through their part of a chunk."""
-    pairs = f"{TOKENS} * {SLOTS}"
-    chunk = f"min({pairs}, {_STEP_PAIRS} * (({pairs} + {_STEP_PAIRS * MOST_CHUNKS - 1}) / {_STEP_PAIRS * MOST_CHUNKS}))"
-    return walk_plan(f"{times} * {steps_in_c(chunk, _warps(experts))}")
-
-
-def _place(experts: int) -> WalkPlan:
-    """The plan of :func:`place_chunks`. A thread reads the counts of its experts in all chunks twice; the compiler
-    unrolls these loops, so four loads share a wait."""
-    rounds = -(-experts // _PLACING_THREADS)
-    return WalkPlan(f"{2 * rounds} * C", memory_waits=0.25, moved=("pair_counts", "starts", "block_experts"))
+def _kernel(name: str, computes: str, build: Callable[..., tirx.PrimFunc], how: str) -> Kernel:
+    return Kernel(name, computes, build, lambda experts, _: how, lambda experts, _: why_not(experts))
 
 
 COUNT_PAIRS = _kernel(
@@ -237,19 +218,16 @@ COUNT_PAIRS = _kernel(
     "pair_counts[chunk, e]",
     count_pairs,
     "one block of threads per chunk",
-    functools.partial(_walk, times=1),
 )
 PLACE_CHUNKS = _kernel(
     "place_chunks",
     "starts[chunk, e] in the order of experts, then chunks, padded to blocks",
     place_chunks,
     "one block of threads adds up the chunks",
-    _place,
 )
 SCATTER_PAIRS = _kernel(
     "scatter_pairs",
     "pairs sorted by expert",
     scatter_pairs,
     "one block of threads per chunk, pairs in their order, without atomics",
-    functools.partial(_walk, times=2),
 )

@@ -18,9 +18,8 @@ from moec.targets.cuda.kernels.dense_problem import DenseOperands
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma, why_not
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, match_matrix, with_tables_needed
 from moec.targets.cuda.kernels.launch import ATTRIBUTES, EARLY_ATTRIBUTES, blocks_for, read_at_once
-from moec.targets.cuda.kernels.mma_tile import COLUMNS, k_tile_depth, tile_shape
+from moec.targets.cuda.kernels.mma_tile import COLUMNS, k_tile_depth
 from moec.targets.cuda.kernels.tiled_kernels import DenseLaunch
-from moec.targets.cuda.launch_model.plans import MemoryBoundPlan, ProductPlan, TilePlan
 from moec.targets.tvm.kernel import Kernel
 
 BUSY_BLOCKS = 128
@@ -175,12 +174,6 @@ def join_parts(problem: GroupedProblem, epilogue: Callable[[Any], Any]) -> tirx.
     return kernel
 
 
-def _plan(launch: DenseLaunch) -> TilePlan:
-    problem = _of_part(launch.problem)
-    tile = (ROWS, COLUMNS, k_tile_depth(problem.dtype), tile_shape(problem).stages)
-    return TilePlan(ProductPlan.of(problem), *tile, unit="mma", divides_inputs=True)
-
-
 def _why_not(launch: DenseLaunch, architecture: str) -> str | None:
     problem = launch.problem
     reason = why_not(_of_part(problem), architecture)
@@ -200,14 +193,10 @@ GEMM_PARTS = Kernel(
     ),
     why_not=_why_not,
     tile=lambda problem: f"{ROWS} rows x {COLUMNS} columns, {k_tile_depth(problem.dtype)} inputs at a time",
-    plan=_plan,
 )
 JOIN_PARTS = Kernel(
     "join_parts",
     "out[r] = activation(sums[0, r] + sums[1, r] + ... + bias)",
     join_parts,
     how=lambda problem, _: "the parts of the inputs in their order",
-    plan=lambda problem: MemoryBoundPlan(
-        ("sums",), ("out",), read_at_once(problem.width, "float32", problem.out_dtype) * 4
-    ),
 )

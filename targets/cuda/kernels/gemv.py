@@ -15,11 +15,10 @@ from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels import gemv_tile
 from moec.targets.cuda.kernels.dense_problem import dense_kernel
-from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, lane_inputs, multiply_rows
+from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, multiply_rows
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.launch import BEGINS_EARLY, WARP, blocks_for
 from moec.targets.cuda.kernels.tiled_kernels import DENSE_FORMULA, DenseLaunch
-from moec.targets.cuda.launch_model.plans import ProductPlan, WarpPlan
 from moec.targets.tvm.kernel import Kernel
 
 FEW_ROWS = 16
@@ -78,25 +77,10 @@ def _why_not_launched(launch: DenseLaunch, architecture: str) -> str | None:
     return reason
 
 
-def _plan(launch: DenseLaunch) -> WarpPlan:
-    problem, stored = launch.problem, launch.problem.stored
-    decoding = 1 / ROWS_PER_WARP if stored is not None and stored.has_words and not stored.is_e2m1 else 0
-    return WarpPlan(
-        ProductPlan.of(problem),
-        WARPS,
-        COLUMNS_PER_WARP,
-        lane_inputs(problem, ROWS_PER_WARP),
-        ROWS_PER_WARP,
-        multiply_adds=1 + decoding,
-        side_by_side=True,
-    )
-
-
 GEMV = Kernel(
     "gemv",
     DENSE_FORMULA,
     gemv,
     how=lambda launch, _: f"up to {FEW_ROWS} rows: a warp per outputs, which {ROWS_PER_WARP} rows share",
     why_not=_why_not_launched,
-    plan=_plan,
 )

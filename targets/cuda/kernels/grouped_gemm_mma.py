@@ -57,7 +57,6 @@ from moec.targets.cuda.kernels.scaled_sums import (
 from moec.targets.cuda.kernels.shared_pool import SharedPool
 from moec.targets.cuda.kernels.tf32 import ROUND_TO_TF32
 from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
-from moec.targets.cuda.launch_model.plans import ProductPlan, TilePlan
 
 _INSTRUCTIONS = {
     "float16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
@@ -319,15 +318,10 @@ def grouped_gemm_mma(
     return form(problem, body)
 
 
-def _plan(problem: GroupedProblem) -> TilePlan:
-    tile = (problem.block_rows, COLUMNS, k_tile_depth(problem.dtype), tile_shape(problem).stages)
-    return TilePlan(ProductPlan.of(problem), *tile, unit="mma")
-
-
 GROUPED_GEMM_MMA, GEMM_MMA = tiled_kernels(
     "gemm_mma",
     grouped_gemm_mma,
     how=lambda problem: "tensor cores (mma.sync), k-tiles by cp.async in several stages",
     why_not=why_not,
-    plan=_plan,
+    tile=lambda problem: (problem.block_rows, COLUMNS, k_tile_depth(problem.dtype)),
 )

@@ -25,7 +25,6 @@ from moec.targets.cuda.kernels.grouped_problem import (
 )
 from moec.targets.cuda.kernels.tf32 import round_value
 from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
-from moec.targets.cuda.launch_model.plans import ProductPlan, TilePlan
 
 COLUMNS = 64
 """Columns of a tile, counting those of gate and up."""
@@ -213,5 +212,5 @@ GROUPED_GEMM_SIMT, GEMM_SIMT = tiled_kernels(
     grouped_gemm_simt,
     how=lambda problem: "float32 multiply-adds, k-tiles in shared memory, any size",
     why_not=lambda problem, _: why_not(problem),
-    plan=lambda problem: TilePlan(ProductPlan.of(problem), problem.block_rows, COLUMNS, DEPTH, stages=1, unit="fma"),
+    tile=lambda problem: (problem.block_rows, COLUMNS, DEPTH),
 )

@@ -56,7 +56,6 @@ from moec.targets.cuda.kernels.wgmma_tile import (
     for_each_tile,
     wgmma_tile,
 )
-from moec.targets.cuda.launch_model.plans import ProductPlan, TilePlan
 
 ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
 """The runtime's function that describes a tensor to the copy engine (TMA) before the kernel is launched."""
@@ -253,11 +252,9 @@ def grouped_gemm_wgmma(
     return form(problem, body)
 
 
-def _plan(problem: GroupedProblem) -> TilePlan:
-    tile, copying_warps = wgmma_tile(problem), WARPGROUP // WARP
-    sizes = (tile.rows, tile.columns, k_tile_depth(problem.dtype), tile.stages)
-    groups = 1 if tile.together else CONSUMERS
-    return TilePlan(ProductPlan.of(problem), *sizes, "wgmma", copying_warps, True, tile.cluster, groups, tile.band)
+def _tile(problem: GroupedProblem) -> tuple[int, int, int]:
+    tile = wgmma_tile(problem)
+    return tile.rows, tile.columns, k_tile_depth(problem.dtype)
 
 
 GROUPED_GEMM_WGMMA, GEMM_WGMMA = tiled_kernels(
@@ -265,5 +262,5 @@ GROUPED_GEMM_WGMMA, GEMM_WGMMA = tiled_kernels(
     grouped_gemm_wgmma,
     how=_how,
     why_not=why_not,
-    plan=_plan,
+    tile=_tile,
 )

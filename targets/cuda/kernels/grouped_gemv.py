@@ -13,10 +13,9 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, lane_inputs, multiply_rows, why_not
+from moec.targets.cuda.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, multiply_rows, why_not
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, match_matrix, with_tables_needed
 from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, WARP
-from moec.targets.cuda.launch_model.plans import ProductPlan, WarpPlan
 from moec.targets.tvm.kernel import Kernel
 
 WARPS = 4
@@ -100,17 +99,10 @@ def grouped_gemv(problem: GroupedProblem, epilogue: Callable[..., Any]) -> tirx.
     return with_tables_needed(kernel, problem)
 
 
-def _plan(problem: GroupedProblem) -> WarpPlan:
-    stored = problem.stored
-    multiply_adds = 2 if stored is not None and stored.has_words and not stored.is_e2m1 else 1
-    return WarpPlan(ProductPlan.of(problem), WARPS, COLUMNS_PER_WARP, lane_inputs(problem), multiply_adds=multiply_adds)
-
-
 GROUPED_GEMV = Kernel(
     "grouped_gemv",
     "out[pair] = activation(rows[pair] @ matrix[expert of pair].T + bias)",
     grouped_gemv,
     how=lambda problem, _: "few tokens: a warp per outputs of a pair, no dispatch",
     why_not=lambda problem, _: why_not(problem),
-    plan=_plan,
 )

@@ -81,6 +81,11 @@ class GroupedProblem:
         return self.stored is not None and not self.in_fp8
 
     @property
+    def arithmetic(self) -> str:
+        """The type of the factors that are multiplied."""
+        return "tf32" if self.tf32 else self.dtype
+
+    @property
     def row_type(self) -> tuple[int, str]:
         """The number of elements of a row in memory, and their type."""
         return (row_bytes(self.inner), "uint8") if self.in_fp8 else (self.inner, self.dtype)

@@ -14,7 +14,6 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.launch import ALL_LANES, SHARED_BYTES, WARP
-from moec.targets.cuda.launch_model.plans import WalkPlan
 
 _MOST_WARPS = 32
 _NUMBER_BYTES = 4
@@ -45,17 +44,6 @@ class Walk:
     def is_expert(self, expert: Any) -> Any:
         """Whether the id is an expert's. Ids outside [0, E), such as -1, belong to no expert."""
         return T.And(expert >= 0, expert < self.experts)
-
-
-def steps_in_c(length: str, warps: int) -> str:
-    """The number of steps of a warp through a sequence, in C. ``length``: of the sequence, a C expression."""
-    return f"((({length}) + {warps - 1}) / {warps} + {WARP - 1}) / {WARP}"
-
-
-def walk_plan(steps: str) -> WalkPlan:
-    """The plan of a walk. In each step a warp waits for an id, then finds lanes with equal ids, and reads and writes a
-    count."""
-    return WalkPlan(steps, memory_waits=1, exchanges=4)
 
 
 @T.inline

@@ -13,7 +13,6 @@ from tvm.script import tirx as T
 
 from moec.common.dtypes import dtype_of
 from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, LOAD_BYTES, blocks_for
-from moec.targets.cuda.launch_model.plans import MemoryBoundPlan
 from moec.targets.tvm.kernel import Kernel, why_not_stored
 
 THREADS = 128
@@ -75,5 +74,4 @@ PAD_ROWS = Kernel(
     pad_rows,
     how=lambda padding, _: f"{padding.inner} to {padding.padded} inputs; 16 bytes per thread",
     why_not=lambda padding, _: why_not_stored(padding.dtype),
-    plan=lambda padding: MemoryBoundPlan(("rows",), ("out",), dtype_of(padding.dtype).itemsize, padding.together),
 )

@@ -16,10 +16,8 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.common.dtypes import dtype_of
 from moec.targets.cuda.kernels.fp8_rows import FP8, GROUP, place_of_scale, row_bytes, words_of
 from moec.targets.cuda.kernels.launch import EARLY_ATTRIBUTES, WARP, blocks_for
-from moec.targets.cuda.launch_model.plans import MemoryBoundPlan
 from moec.targets.tvm import e4m3
 from moec.targets.tvm.activation import at_least, at_most
 from moec.targets.tvm.kernel import Kernel, why_not_stored
@@ -217,28 +215,10 @@ def _how(rounding: RowRounding) -> str:
     return f"one warp per group of a row: largest magnitude / {largest:g} is its scale; kept as {kept}"
 
 
-def _plan(rounding: RowRounding) -> MemoryBoundPlan:
-    """The plan for all rows. A lane that packs reads its neighbouring numbers by one load; otherwise it issues several
-    loads of one number."""
-    size = dtype_of(rounding.dtype).itemsize
-    load, loads = (size * _TOGETHER, 1) if rounding.packed else (size, min(-(-rounding.size // WARP), 4))
-    return MemoryBoundPlan(("rows",), ("out",), load, loads)
-
-
-def _plan_of_pairs(rounding: RowRounding) -> MemoryBoundPlan:
-    """The plan for as many rows as there are pairs."""
-    (width, dtype), read = rounding.out_type, rounding.inner * dtype_of(rounding.dtype).itemsize
-    written = width * dtype_of(dtype).itemsize
-    return dataclasses.replace(_plan(rounding), read=(), written=(), read_of_pair=read, written_of_pair=written)
-
-
 ROUND = Kernel(
     "round_rows",
     "rows[r] = scale * round(rows[r] / scale), a scale for each group",
     round_rows,
     how=lambda rounding, _: _how(rounding),
     why_not=lambda rounding, _: why_not_stored(rounding.dtype),
-    plan=_plan,
 )
-ROUND_OF_PAIRS = dataclasses.replace(ROUND, plan=_plan_of_pairs)
-"""The record of the kernels of :func:`round_pairs` and :func:`round_blocks`."""

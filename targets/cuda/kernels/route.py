@@ -27,7 +27,6 @@ from moec.targets.cuda.kernels.route_token import (
     share_with_warp,
     start_token,
 )
-from moec.targets.cuda.launch_model.plans import WalkPlan
 from moec.targets.tvm.kernel import Kernel
 from moec.targets.tvm.lower.route import RouteProblem
 
@@ -182,13 +181,6 @@ def route(problem: RouteProblem) -> tirx.PrimFunc:
     return kernel
 
 
-def _plan(routing: RouteProblem) -> WalkPlan:
-    """The plan: a warp handles its token in one step, with exchanges for the scores and three for each slot: two
-    reductions and a comparison with the result."""
-    softmax = 10 if routing.spec.score == "softmax" else 0
-    return WalkPlan("1", memory_waits=1, exchanges=softmax + 3 * routing.spec.k)
-
-
 ROUTE = Kernel(
     "route",
     "weights[T, k], experts[T, k] = top k of the scores of logits[T, E]",
@@ -201,5 +193,4 @@ ROUTE = Kernel(
         if routing.tolerant
         else why_not(routing.spec, routing.experts, routing.dtype)
     ),
-    plan=_plan,
 )

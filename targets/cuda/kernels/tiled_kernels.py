@@ -10,7 +10,6 @@ from tvm import tirx
 
 from moec.targets.cuda.kernels.dense_problem import dense_kernel
 from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.launch_model.plans import TilePlan
 from moec.targets.tvm.kernel import Kernel
 
 GROUPED_FORMULA = "out[r] = activation(rows[r] @ matrix[expert of r].T + bias)"
@@ -30,14 +29,14 @@ def tiled_kernels(
     build: Callable[..., tirx.PrimFunc],
     how: Callable[[GroupedProblem], str],
     why_not: Callable[[GroupedProblem, str], str | None],
-    plan: Callable[[GroupedProblem], TilePlan],
+    tile: Callable[[GroupedProblem], tuple[int, int, int]],
 ) -> tuple[Kernel, Kernel]:
     """The kernel for grouped products, selected for a :class:`GroupedProblem`, and the one for dense products, selected
-    for a :class:`DenseLaunch`."""
+    for a :class:`DenseLaunch`. ``tile``: rows, columns and inputs of a tile."""
 
     def tile_in_words(problem: GroupedProblem) -> str:
-        tile = plan(problem)
-        return f"{tile.rows} rows x {tile.columns} columns, {tile.inputs} inputs at a time"
+        rows, columns, inputs = tile(problem)
+        return f"{rows} rows x {columns} columns, {inputs} inputs at a time"
 
     grouped = Kernel(
         f"grouped_{name}",
@@ -46,7 +45,6 @@ def tiled_kernels(
         how=lambda problem, _: f"{how(problem)}; blocks of {problem.block_rows} rows, grid from the upper bound",
         why_not=why_not,
         tile=tile_in_words,
-        plan=plan,
     )
     dense = Kernel(
         name,
@@ -55,6 +53,5 @@ def tiled_kernels(
         how=lambda launch, _: f"{how(launch.problem)}; tiles of {launch.problem.block_rows} rows",
         why_not=lambda launch, architecture: why_not(launch.problem, architecture),
         tile=tile_in_words,
-        plan=lambda launch: plan(launch.problem),
     )
     return grouped, dense

@@ -89,7 +89,7 @@ def channels_of(design: Design) -> list[Channel]:
     chunk = INPUT_BITS * design.lanes_in
     results = RESULT_BITS * design.lanes_out
     has_norm = shape.norm != "none"
-    tokens_from, outputs_to = ("fork_tokens", "add_residual") if has_norm else ("split_tokens", "pack_tokens")
+    tokens_from, outputs_to = ("feed_tokens", "add_residual") if has_norm else ("split_tokens", "pack_tokens")
     return [
         *(
             _normalization(design)
@@ -122,11 +122,12 @@ def channels_of(design: Design) -> list[Channel]:
 def _normalization(design: Design) -> list[Channel]:
     fifos, measured = design.fifos, design.norm_sum_bits + MULTIPLIER_BITS + SCALE_BITS
     return [
-        Channel("beats_tokens", "read_stream", "measure_tokens", BEAT_BITS, fifos.beats),
-        Channel("beats_norm", "read_stream", "normalize_tokens", BEAT_BITS, fifos.beats),
+        Channel("beats_tokens", "read_inputs", "measure_tokens", BEAT_BITS, fifos.beats),
+        Channel("beats_norm", "read_inputs", "normalize_tokens", BEAT_BITS, fifos.beats),
+        Channel("beats_patches", "read_inputs", "feed_tokens", BEAT_BITS, fifos.beats),
         Channel("steps", "measure_tokens", "normalize_tokens", RESULT_BITS * design.router_lanes, design.steps_depth),
         Channel("measured", "measure_tokens", "normalize_tokens", measured, fifos.measured),
-        Channel("normalized", "normalize_tokens", "fork_tokens", INPUT_BITS * design.lanes_in, fifos.tokens),
+        Channel("normalized", "normalize_tokens", "feed_tokens", INPUT_BITS * design.lanes_in, fifos.tokens),
     ]
 
 

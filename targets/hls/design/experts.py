@@ -122,6 +122,8 @@ class Design:
     large_arrays: LargeArrays = "bram"
     """The storage of tokens, partial sums and combined results."""
     router_experts: int | None = None
+    linear: bool = False
+    """Whether the kernel also computes layers that are the second product alone."""
 
     @property
     def width(self) -> int:
@@ -196,8 +198,11 @@ class Design:
 
     @property
     def items_down_depth(self) -> int:
-        """Words of the channel of tokens to the second product, which takes each with its first hidden units."""
-        return max(self.fifos.items, depth_beside(self.item_cycles, self.input_chunks - 1))
+        """Words of the channel of tokens to the second product, which takes each with its first hidden units. A layer
+        without a first product passes hidden units straight on, so a token takes only as many steps as it has chunks in
+        a tile."""
+        depth = max(self.fifos.items, depth_beside(self.item_cycles, self.input_chunks - 1))
+        return max(depth, depth_beside(self.hidden_out_chunks)) if self.linear else depth
 
     @property
     def items_combine_depth(self) -> int:

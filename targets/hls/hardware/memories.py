@@ -238,7 +238,7 @@ def norm_memories(width: int, lanes: int) -> list[Memory]:
 def _adapters(design: Design) -> list[Memory]:
     has_norm = design.shape.norm != "none"
     owners = {
-        "tokens": "read_stream" if has_norm else "read_tokens",
+        "tokens": "read_inputs" if has_norm else "read_tokens",
         "results": "read_router",
         "up": "load_up",
         "down": "load_down",

@@ -1,12 +1,50 @@
-// The processes of a whole model, whose layers run one after the other on the same hardware: those of a MoE block, those of
-// an attention block, and, here, what a layer is and how its inputs come.
+// The processes of a model, one concept per header, and here the record of a layer and the processes that bring its inputs.
+// Layers run one after the other on the same hardware; a block is a model of one layer.
+//
+// A layer of experts:
+//
+//   read_inputs -> measure_tokens -> normalize_tokens -> feed_tokens -> router -> select -> dispatch -> load_up, load_down
+//                                                                 \____________________\-> product_up -> product_down
+//      -> combine -> add_residual -> pack_tokens -> write_tokens
+//
+// In a block that does not normalise its tokens, read_tokens and split_tokens replace the first four processes, and there is
+// no add_residual.
+//
+// A layer of attention:
+//
+//   read_stream -> measure_tokens -> normalize_tokens -> product_up -> split_heads -> score_keys -> weigh_keys
+//      -> mix_values -> scale_values -> product_down -> pass_results -> add_residual -> pack_tokens -> write_tokens
+//
+// Keys, values and queries are the hidden tiles of a first product, head by head, and the weighted values those of a second
+// one; both products and their loaders are those of a layer with one expert. The keys and values of one head are on the chip
+// at a time. If rows of heads are products of latents, product_up makes these, and measure_latents, normalize_latents and
+// product_rows follow it. If positions turn keys and queries, measure_heads and turn_heads precede score_keys; if a cache
+// holds those of earlier tokens, join_cache precedes score_keys and mix_values.
+//
+// Each process is a template over the constants of a kernel (model_config.h of a generated project) and is called once in a
+// DATAFLOW region. Every channel has one producer and one consumer, every array belongs to one process.
 //
 // A layer of experts may have none that tokens choose (a dense feed-forward network is a shared expert), and may be the
 // second product alone (passes): a linear layer, whose inputs take the place of hidden units, tile by tile.
 #ifndef MOEC_MODEL_H
 #define MOEC_MODEL_H
-#include "moec_attention.h"
-#include "moec_block.h"
+#include "moec_cache.h"
+#include "moec_combine.h"
+#include "moec_dispatch.h"
+#include "moec_heads.h"
+#include "moec_latents.h"
+#include "moec_memory.h"
+#include "moec_normalize.h"
+#include "moec_product_down.h"
+#include "moec_product_up.h"
+#include "moec_router.h"
+#include "moec_rows.h"
+#include "moec_scores.h"
+#include "moec_select.h"
+#include "moec_tokens.h"
+#include "moec_turn.h"
+#include "moec_values.h"
+#include "moec_weights.h"
 
 namespace moec {
 

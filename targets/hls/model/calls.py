@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.targets.hls.attention.project import calls_of
+from moec.targets.hls.attention.packing import calls_of
 from moec.targets.hls.model.estimate import Loads, ModelCycles, ModelEstimate, layer_cycles, loads_of_calls
 from moec.targets.hls.model.plan import ModelPlan, QuantizedLinear
 from moec.targets.hls.moe.quantize import QuantizedBlock

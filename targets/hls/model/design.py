@@ -15,10 +15,10 @@ from moec.common.errors import UnsupportedError
 from moec.targets.hls.attention.quantize import QuantizedAttention
 from moec.targets.hls.design.attention import AttentionDesign, AttentionShape
 from moec.targets.hls.design.experts import BlockShape, Design
-from moec.targets.hls.design.numbers import BEAT_BYTES, RESULT_BITS, depth_beside
+from moec.targets.hls.design.numbers import BEAT_BYTES, RESULT_BITS
 from moec.targets.hls.model.plan import ModelPlan, QuantizedLinear
+from moec.targets.hls.model.wires import AttentionWires, ExpertsWires
 from moec.targets.hls.moe.quantize import QuantizedBlock
-from moec.targets.hls.wires import AttentionWires, ExpertsWires
 
 T = TypeVar("T")
 
@@ -29,18 +29,38 @@ _SAME_OF_ROUTED = ("groups", "groups_kept", "group_sum", "scoring", "normalized"
 
 @dataclasses.dataclass(frozen=True)
 class ModelDesign:
-    """One way to build a whole model. ``attention``: None for a model without; ``layers``: the number of layers;
-    ``patch_width``: channels of a row of the embedding's inputs, 0 without an embedding."""
+    """One way to build a whole model, or a block, which is a model of one layer.
 
-    experts: Design
-    attention: AttentionDesign | None
-    layers: int
-    patch_width: int
+    ``moe``: the kernel of experts and linear layers; ``attention``: the other kernel; each None for a model without
+    such layers. ``layers``: the number of layers; ``patch_width``: channels of a row of the embedding's inputs, 0
+    without an embedding.
+    """
+
+    moe: Design | None
+    attention: AttentionDesign | None = None
+    layers: int = 1
+    patch_width: int = 0
+
+    @property
+    def experts(self) -> Design:
+        """The kernel of experts of a design that has one."""
+        assert self.moe is not None
+        return self.moe
+
+    @property
+    def is_block(self) -> bool:
+        """Whether this is a block: its only layer is known to the kernel, and its streams are buffers of their own."""
+        return self.layers == 1
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether inputs are a residual stream of int16, instead of int8."""
+        return self.moe is None or self.moe.shape.norm != "none"
 
     @property
     def width(self) -> int:
         """Channels of the residual stream in memory."""
-        return self.experts.width
+        return self.experts.width if self.attention is None else self.attention.width
 
     @property
     def is_decoder(self) -> bool:
@@ -56,12 +76,6 @@ class ModelDesign:
     @property
     def patch_beats(self) -> int:
         return -(-self.patch_chunks * self.experts.lanes_in // BEAT_BYTES)
-
-    @property
-    def items_down_depth(self) -> int:
-        """Words of the channel of tokens to the second product. A layer without a first product passes hidden units
-        straight on, so a token takes only as many steps as it has chunks in a tile."""
-        return max(self.experts.items_down_depth, depth_beside(self.experts.hidden_out_chunks))
 
     def rows_of_last(self, tokens: int) -> int:
         """Rows that the head computes to get the logits of the last of ``tokens``: it starts reading at a beat, which
@@ -116,6 +130,7 @@ def experts_shape(plan: ModelPlan) -> BlockShape:
     if routed[0].groups > 1:
         _only("layers of experts in groups differ in their number", (shape.experts for shape in routed))
     wires = experts_wires(plan)
+    assert wires is not None
     linear = [layer.inputs for layer in plan.layers if isinstance(layer, QuantizedLinear)]
     return dataclasses.replace(
         routed[0],
@@ -142,9 +157,11 @@ def attention_shape(plan: ModelPlan) -> AttentionShape | None:
     return _only("layers of attention differ in their heads", shapes) if shapes else None
 
 
-def experts_wires(plan: ModelPlan) -> ExpertsWires:
-    """The shifts of the plan, and the widest sums of all layers of the kernel of experts."""
+def experts_wires(plan: ModelPlan) -> ExpertsWires | None:
+    """The shifts of the plan, and the widest sums of all layers of the kernel of experts; None without such layers."""
     blocks = [block for block in plan.blocks if isinstance(block, QuantizedBlock)]
+    if not blocks:
+        return None
     downs = [layer.down for layer in plan.layers if not isinstance(layer, QuantizedAttention)]
     first, shifts = ExpertsWires.of(blocks[0]), plan.shifts
     return ExpertsWires(
@@ -192,9 +209,7 @@ def model_design(
     """
     attention = attention_shape(plan)
     return ModelDesign(
-        Design(
-            experts_shape(plan), lanes, lanes, hidden_tile, router_lanes, masters_up=masters[0], masters_down=masters[1]
-        ),
+        Design(experts_shape(plan), lanes, lanes, hidden_tile, router_lanes, *masters, linear=True),
         None if attention is None else AttentionDesign(attention, attention_lanes or lanes, attention_lanes or lanes),
         len(plan.layers),
         patch_width(plan),

@@ -24,11 +24,11 @@ from moec.targets.hls.hardware.arithmetic import dsps_of, logic_luts
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES, Estimate, Resources
 from moec.targets.hls.hardware.cycles import MemoryPace, count_cycles
-from moec.targets.hls.hardware.memories import Memory, channel_memories, memories_of
+from moec.targets.hls.hardware.memories import Memory, memories_of
 from moec.targets.hls.hardware.parts import FpgaPart
 from moec.targets.hls.hardware.ports import MOE_MASTERS, Ports, connect, model_ports
 from moec.targets.hls.model import reference
-from moec.targets.hls.model.channels import STRUCTS, experts_channels, process_of
+from moec.targets.hls.model.channels import STRUCTS
 from moec.targets.hls.model.design import ModelDesign, model_design
 from moec.targets.hls.model.plan import Layer, ModelPlan, QuantizedLinear
 from moec.targets.hls.moe import reference as moe_reference
@@ -214,15 +214,9 @@ def model_memories(design: ModelDesign) -> list[Memory]:
     attention = [] if design.attention is None else attention_memories(design.attention)
     shared = {memory.name for memory in memories_of(design.experts) if memory.name.startswith("adapter ")}
     own = [memory for memory in attention if memory.name not in shared]
-    arrays = [
-        dataclasses.replace(memory, process=process_of(memory.process))
-        for memory in memories_of(design.experts)
-        if not memory.name.startswith("channel ")
-    ]
-    experts = [*arrays, *channel_memories(experts_channels(design))]
     return [
         dataclasses.replace(memory, process=f"{memory.process}_{struct}")
-        for struct, memories in zip(STRUCTS, (experts, own), strict=True)
+        for struct, memories in zip(STRUCTS, (memories_of(design.experts), own), strict=True)
         for memory in memories
     ]
 
@@ -275,8 +269,14 @@ def _designs(plan: ModelPlan, part: FpgaPart, constraints: Constraints) -> Itera
     for lanes, attention_lanes, tile, (router_lanes, at_once), storage in grid:
         if not router_lanes <= lanes <= tile:
             continue
-        experts = Design(
-            base.experts.shape, lanes, lanes, tile, router_lanes, large_arrays=storage, router_experts=at_once
+        experts = dataclasses.replace(
+            base.experts,
+            lanes_in=lanes,
+            lanes_out=lanes,
+            hidden_tile=tile,
+            router_lanes=router_lanes,
+            large_arrays=storage,
+            router_experts=at_once,
         )
         if base.attention is None:
             attention = None

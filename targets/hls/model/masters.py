@@ -48,9 +48,7 @@ def _designs(design: ModelDesign, part: FpgaPart) -> Iterator[ModelDesign]:
     """The design with more masters, each at a port of its own, from few to many."""
     attention = None if design.attention is None else design.attention.shape
     for up, down in masters_for(design.experts.shape)[1:]:
-        striped = dataclasses.replace(
-            design, experts=dataclasses.replace(design.experts, masters_up=up, masters_down=down)
-        )
+        striped = dataclasses.replace(design, moe=dataclasses.replace(design.experts, masters_up=up, masters_down=down))
         others = set(model_ports(part.memory, attention).values())
         if up + down + len(others) - 2 <= part.memory.ports and striped.why_not() is None:
             yield striped

@@ -5,11 +5,13 @@
 | ``layers.bin`` | a record per layer: 32 numbers of 32 bits, the fields of ``layer_t`` in ``library/moec_model.h`` |
 | ``norm.bin``, ``router.bin``, ``up.bin``, ``down.bin`` | those of all layers, in the format of ``moe/packing.py`` |
 | ``up_0.bin``, ... | with several masters: the part of each, in the format of ``design/striping.py`` |
-| ``turns.bin`` | of layers of attention, in the format of ``attention/project.py`` |
+| ``turns.bin`` | of layers of attention, in the format of ``attention/packing.py`` |
 | ``stream.bin`` | the memory of the arguments ``stream_in``, ``residual`` and ``stream_out``, see below |
 | ``outputs.bin`` | the expected output of each layer, in order; each begins with a new beat |
 
-For a decoder, ``layers.bin``, ``stream.bin`` and ``outputs.bin`` hold those of several calls, one after the other.
+For a decoder and for a block, ``layers.bin``, ``stream.bin`` and ``outputs.bin`` hold those of several calls, one after
+the other. A block reads only the beginning of ``stream.bin``, the stream, or int8 tokens if it does not normalise them,
+and writes to a buffer of its own. ``loads.bin`` has int32 tokens of each of its experts.
 
 ``stream.bin`` holds in this order, each from a new beat on: inputs, int8 by tile of an embedding and then by token, or
 the stream itself; positions, int16 [T, width]; two residual streams, int16 [T, width]; outputs, int16 [rows, width] by
@@ -25,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.targets.hls.attention.project import calls_of, pack_output, pack_projections, pack_turns
+from moec.targets.hls.attention.packing import calls_of, pack_output, pack_projections, pack_turns
 from moec.targets.hls.attention.quantize import QuantizedAttention
 from moec.targets.hls.design.numbers import BEAT_BYTES, RESULT_BITS
 from moec.targets.hls.design.striping import stripe_down, stripe_names, stripe_up
@@ -33,7 +35,9 @@ from moec.targets.hls.model import reference
 from moec.targets.hls.model.design import ModelDesign
 from moec.targets.hls.model.plan import Layer, ModelPlan, QuantizedLinear
 from moec.targets.hls.moe import packing
+from moec.targets.hls.moe import reference as moe_reference
 from moec.targets.hls.moe.packing import whole_beats
+from moec.targets.hls.moe.quantize import QuantizedBlock
 
 Array = np.ndarray[Any, Any]
 
@@ -44,7 +48,8 @@ EXPERTS, ATTENTION = range(2)
 
 @dataclasses.dataclass(frozen=True)
 class StreamPlaces:
-    """The places of the streams in their memory, in beats. ``last``: the residual stream that the last block writes;
+    """The places of the streams in their memory, in beats; 0 for a block, whose streams are buffers of their own.
+    ``last``: the residual stream that the last block writes;
     ``outputs``: of each head, or, without heads, the last stream; ``size``: of the whole memory."""
 
     inputs: int
@@ -57,6 +62,8 @@ class StreamPlaces:
 
 def stream_places(design: ModelDesign, plan: ModelPlan) -> StreamPlaces:
     stream = stream_beats(plan.tokens, design)
+    if design.is_block:
+        return StreamPlaces(0, 0, (0, 0), 0, (0,), stream)
     positions = stream if plan.embedding is None else design.patch_beats
     residual = positions if plan.embedding is None or plan.embedding.positions is None else positions + stream
     first_output = residual + 2 * stream
@@ -76,7 +83,7 @@ def stream_beats(rows: int, design: ModelDesign) -> int:
 def pack_model(design: ModelDesign, plan: ModelPlan, steps: Array) -> dict[str, bytes]:
     """The contents of all files by name. ``steps``: the inputs of one image, from :meth:`ModelPlan.input_steps`."""
     places = stream_places(design, plan)
-    files = _WeightFiles(stripes(design))
+    files = _WeightFiles(design)
     in_order = sorted(range(len(plan.layers)), key=lambda place: isinstance(plan.layers[place], QuantizedAttention))
     at = {place: files.add(_weights(design, plan.layers[place])) for place in in_order}
     layers: list[dict[str, int]] = []
@@ -86,7 +93,7 @@ def pack_model(design: ModelDesign, plan: ModelPlan, steps: Array) -> dict[str, 
         output = places.outputs[place] if is_head else places.residuals[next_residual]
         positions = isinstance(layer, QuantizedLinear)
         numbers = {
-            **_numbers(design, plan, layer),
+            **layer_numbers(design, plan, layer),
             **at[place + len(plan.layers) - len(plan.heads)],
             "input_at": at_input,
             "residual_at": places.positions if positions else at_input,
@@ -108,8 +115,14 @@ class _WeightFiles:
     """The weights of layers, one after the other, by file. A layer begins at the same place in all stripes of a matrix;
     shorter stripes are padded with zeros. Attention has only the first stripe, so it is added last to save padding."""
 
-    def __init__(self, stripes: tuple[Sequence[str], Sequence[str]]) -> None:
-        self._of = {"norm": ["norm"], "router": ["router"], "turns": ["turns"], "up": stripes[0], "down": stripes[1]}
+    def __init__(self, design: ModelDesign) -> None:
+        up, down = stripes(design)
+        has = {
+            "norm": design.is_normalized,
+            "router": design.moe is not None,
+            "turns": design.attention is not None and design.attention.shape.turned,
+        }
+        self._of = {**{name: [name] for name, present in has.items() if present}, "up": up, "down": down}
         self._parts: dict[str, list[bytes]] = {name: [] for names in self._of.values() for name in names}
 
     def add(self, layer: dict[str, bytes]) -> dict[str, int]:
@@ -125,18 +138,19 @@ class _WeightFiles:
         return places
 
     def contents(self) -> dict[str, bytes]:
-        return {f"{name}.bin": b"".join(parts) for name, parts in self._parts.items() if parts or name != "turns"}
+        return {f"{name}.bin": b"".join(parts) for name, parts in self._parts.items()}
 
 
 def stripes(design: ModelDesign) -> tuple[list[str], list[str]]:
-    """The files of both matrices of experts, one for each master."""
-    return stripe_names("up", design.experts.masters_up), stripe_names("down", design.experts.masters_down)
+    """The files of both matrices, one for each master of experts' weights."""
+    up, down = (1, 1) if design.moe is None else (design.moe.masters_up, design.moe.masters_down)
+    return stripe_names("up", up), stripe_names("down", down)
 
 
 def _pack_calls(design: ModelDesign, plan: ModelPlan, layers: list[dict[str, int]], steps: Array) -> dict[str, bytes]:
     """The files of the testbench's calls: one image, or a sequence in several calls, one after the other in each
     file."""
-    attention, is_sequence = design.attention, design.is_decoder
+    attention, is_sequence = design.attention, design.is_decoder or design.is_block
     calls = calls_of(attention.shape, len(steps)) if attention is not None and is_sequence else [len(steps)]
     outputs = _outputs(plan, steps[: sum(calls)])
     records, streams, expected, past = [], [], [], 0
@@ -149,7 +163,10 @@ def _pack_calls(design: ModelDesign, plan: ModelPlan, layers: list[dict[str, int
         for output, own in zip(outputs, of_layers, strict=True):
             written = output[past - own["rows"] : past] if is_sequence else output
             expected.append(packing.pack_stream(written, design.width))
+    block = plan.blocks[0]
+    loads = moe_reference.run(block, steps).loads if design.is_block and isinstance(block, QuantizedBlock) else None
     return {
+        **({} if loads is None else {"loads.bin": loads.astype("<i4").tobytes()}),
         "layers.bin": b"".join(records),
         "stream.bin": b"".join(streams),
         "outputs.bin": b"".join(expected),
@@ -186,9 +203,10 @@ def pack_stream_memory(design: ModelDesign, plan: ModelPlan, steps: Array) -> by
 
 
 def pack_inputs(design: ModelDesign, plan: ModelPlan, steps: Array) -> bytes:
-    """Inputs int8 [T, in] packed by hidden tile of the design, and then by token; a stream int16 [T, d] as it is."""
+    """Inputs int8 [T, in] packed by hidden tile of the design, and then by token; a stream int16 [T, d], or a block's
+    int8 tokens, as they are."""
     if plan.embedding is None:
-        return packing.pack_stream(steps, design.width)
+        return packing.pack_stream(steps, design.width, "<i2" if design.is_normalized else "<i1")
     tile = design.experts.hidden_tile
     rows = packing.widened(steps.astype(np.int8), -(-plan.embedding.inputs // tile) * tile, axis=1)
     return whole_beats(rows.reshape(len(rows), -1, tile).transpose(1, 0, 2).tobytes())
@@ -216,7 +234,7 @@ _SHARED = {"window": "tiles", "query_latent_epsilon": "hidden_multiplier", "key_
 """Fields of attention, each with the field of layers of experts whose word it takes."""
 
 
-def _numbers(design: ModelDesign, plan: ModelPlan, layer: Layer) -> dict[str, int]:
+def layer_numbers(design: ModelDesign, plan: ModelPlan, layer: Layer) -> dict[str, int]:
     """The fields of a layer's record, except the places of its data."""
     if isinstance(layer, QuantizedAttention):
         return {

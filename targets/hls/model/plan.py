@@ -103,9 +103,10 @@ class Shifts:
 @dataclasses.dataclass(frozen=True)
 class ModelPlan:
     """The layers of a model: ``embedding``, then ``blocks`` in order, then ``heads``, each of which reads the last
-    block's output. All blocks normalise their tokens.
+    block's output. All blocks normalise their tokens, except one that is a model of its own.
 
     - ``tokens`` T: of one image, including the class token, or the most of a call; ``width`` d: of the stream.
+    - ``stream_scale``: of the stream, or of the int8 tokens of a block that does not normalise them.
     - ``patches`` and ``embedding``: both None if the input is the stream itself.
     - ``blocks``: a dense feed-forward layer is one with no routed experts, no slots and 1 shared expert with gate 1.
     - ``heads``: the classes of one product in order, ``width`` of them in each head except the last. Without heads the
@@ -120,7 +121,7 @@ class ModelPlan:
     patches: Patches | None
     embedding: QuantizedLinear | None
     blocks: tuple[QuantizedBlock | QuantizedAttention, ...]
-    heads: tuple[QuantizedLinear, ...]
+    heads: tuple[QuantizedLinear, ...] = ()
     token_rows: Array | None = None
 
     @property
@@ -140,7 +141,7 @@ class ModelPlan:
     @property
     def output_scale(self) -> float:
         """The scale of the output."""
-        return self.heads[0].output_scale if self.heads else self.stream_scale
+        return self.heads[0].output_scale if self.heads else self.blocks[-1].output_scale
 
     @property
     def shifts(self) -> Shifts:
@@ -160,6 +161,11 @@ class ModelPlan:
         if self.patches is not None:
             return self.patches.of(image)
         return stream_steps(image.reshape(-1, self.width), self.stream_scale)
+
+
+def block_plan(name: str, layer: QuantizedBlock | QuantizedAttention) -> ModelPlan:
+    """A block as a model of one layer."""
+    return ModelPlan(name, layer.shape.tokens, layer.shape.width, layer.token_scale, None, None, (layer,))
 
 
 def stream_steps(rows: Array, scale: float) -> Array:

@@ -27,16 +27,9 @@ from moec.targets.hls.moe.quantize import QuantizedBlock
 Array = np.ndarray[Any, Any]
 
 
-def pack_tokens(design: Design, tokens: Array) -> bytes:
-    """Tokens [T, d] padded to the width of the design: int8, or the int16 of a residual stream."""
-    if design.shape.norm != "none":
-        return pack_stream(tokens, design.width)
-    return whole_beats(widened(tokens.astype(np.int8), design.width, axis=1).tobytes())
-
-
-def pack_stream(stream: Array, width: int) -> bytes:
-    """A residual stream or results, int16 [T, d], padded to ``width``."""
-    return whole_beats(widened(stream.astype("<i2"), width, axis=1).tobytes())
+def pack_stream(stream: Array, width: int, dtype: str = "<i2") -> bytes:
+    """A residual stream or results [T, d], or tokens that are not normalised, padded to ``width``."""
+    return whole_beats(widened(stream.astype(dtype), width, axis=1).tobytes())
 
 
 def pack_router(design: Design, block: QuantizedBlock) -> bytes:

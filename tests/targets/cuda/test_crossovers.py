@@ -20,7 +20,8 @@ from moec.runtime.load_options import LoadOptions
 from moec.runtime.loading import device_of
 from moec.runtime.model import CompiledModel
 from moec.runtime.tuning import ALWAYS, NEVER, read_tuned, store_tuned
-from moec.targets.cuda import estimates, nvcc
+from moec.targets.cuda import nvcc
+from moec.targets.cuda.estimates import crossovers
 from moec.tools import tune_gpu
 from moec.tools.tune import measure, tune
 
@@ -59,7 +60,7 @@ def path(weights, tmp_path_factory):
     feeds = {name: np.zeros((1, size), ml_dtypes.bfloat16) for name, size in (("x", d), ("logits", E))}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nvcc, "find_tool", lambda _name: None)
-        patch.setattr(estimates, "_ONE_LAUNCH_PAIRS", 100 * k)
+        patch.setattr(crossovers, "_ONE_LAUNCH_PAIRS", 100 * k)
         model = node_model("MoE", feeds, weights, ROUTE, ExpertsSpec())
         moec.compile(model, target="cuda", output=path, emulate=True)
     return path

@@ -11,7 +11,7 @@ from moec.ir.dialect import DispatchSpec
 from moec.ir.semantics_dispatch import dispatch
 from moec.ir.text import parse_model
 from moec.passes import pipeline
-from moec.targets.cuda import estimates
+from moec.targets.cuda.estimates import crossovers
 
 from ...products import thinned
 from ..dispatched_cases import FORMS, E, choices, expected, inputs, k, model_of
@@ -27,7 +27,7 @@ def test_a_gpu_computes_what_dense_experts_do(emulated, name):
 
 def test_rows_of_many_pairs(monkeypatch, emulated):
     """Pairs are sorted in one launch and in three; the last expert has no pair."""
-    monkeypatch.setattr(estimates, "_ONE_LAUNCH_PAIRS", 30 * k)
+    monkeypatch.setattr(crossovers, "_ONE_LAUNCH_PAIRS", 30 * k)
     run = emulated(dispatch_model())
     for tokens in (0, 1, 30, 31, 300):
         for ids in (np.minimum(ids, E - 2) for ids in choices(tokens)):

@@ -17,8 +17,7 @@ from moec.runtime.held import PAGE
 from moec.runtime.model import CompiledModel
 from moec.runtime.on_device import OnDevice
 from moec.targets.cuda import nvcc
-from moec.targets.cuda.launch_model.plans import AttentionPlan, parse_plan
-from moec.targets.cuda.launch_model.sizes import evaluate, kernel_sizes
+from moec.targets.cuda.estimates.sizes import evaluate, kernel_sizes
 
 from ...runtime.emulated_gpu import EmulatedDriver, numbers_of, on_gpu
 from ..cpu.test_held_states import pages_of
@@ -65,17 +64,15 @@ def test_both_targets_hold_the_same_states(on_cuda, on_cpu):
 
 
 def test_attention_is_recorded_with_the_keys_of_a_plain_run(artifact):
-    """The recorded sizes, from which launches are predicted, are those of one page with all keys, old and new."""
-    found = {}
+    """The recorded sizes, from which launches are estimated, are those of one page with all keys, old and new."""
+    operations = {}
     for kernel in open_artifact(artifact).program().kernels:
-        plan = parse_plan(kernel["plan"], kernel["name"])
-        if isinstance(plan, AttentionPlan):
+        if kernel["name"].startswith("attention") and kernel["sized_work"]["operations"] != "0":
             sizes = kernel_sizes(kernel, {"B": 2, "P": 500, "S": 40}, kernel["name"])
-            texts = (plan.sequences, plan.queries, plan.held, plan.parts)
-            found[plan.ahead, plan.waits] = [evaluate(text, sizes, kernel["name"]) for text in texts]
-    # Few queries: 540 keys are 3 blocks of 256, a part each. Many queries: 5 waits per tile, for one k-tile of a head
-    # of 8 numbers, and for four k-tiles of keys.
-    assert found == {(False, 1): [2, 40, 540, 3], (False, 5): [2, 40, 540, 1]}
+            operations[kernel["name"]] = evaluate(kernel["sized_work"]["operations"], sizes, kernel["name"])
+    # Four heads in all, two sums of 8 numbers each; query i of 40 sees 500 older keys and i + 1 new ones.
+    expected = 4 * 2 * (8 + 8) * (40 * 500 + 40 * 41 // 2)
+    assert operations == {"attention_few": expected, "attention_tiled": expected}
 
 
 def test_sessions_across_pages(on_cuda, on_cpu, monkeypatch):

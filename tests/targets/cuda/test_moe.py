@@ -9,8 +9,8 @@ import pytest
 import moec
 from moec.ir.dialect import ExpertsSpec, LinearSpec, RouteSpec
 from moec.ir.semantics import experts, moe
-from moec.targets.cuda import estimates
-from moec.targets.cuda.estimates import FEW_TOKENS, block_heights
+from moec.targets.cuda.estimates import crossovers
+from moec.targets.cuda.estimates.crossovers import FEW_TOKENS, block_heights
 
 from ...products import thinned
 from ..node_models import node_model
@@ -113,7 +113,7 @@ def test_results_of_pairs_have_the_type_of_tokens_of_16_bits(program_of, dtype, 
 def test_dispatch_in_one_launch_and_in_three(monkeypatch, program_of, emulated, one_launch):
     """One launch serves up to 40 or 16 tokens. With 40 the program has both ways, and the number of tokens decides.
     With 16 it has only three launches, because so few tokens go pair by pair."""
-    monkeypatch.setattr(estimates, "_ONE_LAUNCH_PAIRS", one_launch * k)
+    monkeypatch.setattr(crossovers, "_ONE_LAUNCH_PAIRS", one_launch * k)
     spec, weights, d = SPECS["swiglu"], weights_of("swiglu"), 20
     feeds = {"x": np.zeros((1, d), np.float32), "weights": np.zeros((1, k), np.float32)}
     model = node_model("Experts", {**feeds, "experts": np.zeros((1, k), np.int32)}, weights, spec)

@@ -10,14 +10,16 @@ import numpy as np
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.targets.hls.design.experts import Design
+from moec.targets.hls.model.design import ModelDesign
+from moec.targets.hls.model.plan import block_plan
+from moec.targets.hls.model.project import model_files
 from moec.targets.hls.moe.float_block import FloatBlock
-from moec.targets.hls.moe.project import Description, project_files
 from moec.targets.hls.moe.quantize import QuantizedBlock, quantize
 from moec.targets.hls.moe.stored_steps import StoredSteps
 
 Array = np.ndarray[Any, Any]
 
-DESCRIPTION = Description("layer", routing="random", experts="random", device="xczu9eg-ffvb1156-2-e", clock=300)
+DEVICE = "xczu9eg-ffvb1156-2-e"
 
 
 def float_block(
@@ -90,4 +92,5 @@ def quantized(block: FloatBlock, *, most_tokens: int = 16, weight_bits: int = 8)
 
 def project(block: QuantizedBlock, steps: Array, **design: Any) -> dict[str, bytes]:
     """The project of a block for tokens int8 [T, d]. ``design``: fields of :class:`Design`."""
-    return project_files(Design(block.shape, **design), block, steps, DESCRIPTION)
+    made = ModelDesign(Design(block.shape, **design))
+    return model_files(made, block_plan("layer", block), steps, device=DEVICE, clock=300)

@@ -8,16 +8,21 @@ import numpy as np
 import pytest
 
 from moec.common.errors import UnsupportedError
+from moec.simulators.hls.simulate import timed_calls
 from moec.simulators.hls.simulator import SimulationError, simulate_timed
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.float_block import FloatAttention, RotaryEmbedding
-from moec.targets.hls.attention.project import attention_files
+from moec.targets.hls.attention.packing import calls_of
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
 from moec.targets.hls.design.attention import AttentionDesign, AttentionShape
 from moec.targets.hls.design.normalization import FloatNorm
 from moec.targets.hls.design.numbers import MOST_STAGES
+from moec.targets.hls.model.design import ModelDesign
+from moec.targets.hls.model.plan import block_plan
+from moec.targets.hls.model.project import model_files
 from moec.targets.hls.moe.quality import signal_to_noise
 
+from .layers import DEVICE
 from .lint.linter import lint
 
 SINKS = np.array([30, -200, 0.5, 3], np.float32)
@@ -83,9 +88,8 @@ def quantized(block, most_tokens=21, cached=0) -> QuantizedAttention:
 
 
 def files_of(block, steps, **design):
-    return attention_files(
-        AttentionDesign(block.shape, **design), block, steps, name="attention", device="xczu9eg", clock=300
-    )
+    made = ModelDesign(None, AttentionDesign(block.shape, **design))
+    return model_files(made, block_plan("attention", block), steps, device=DEVICE, clock=300)
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
@@ -225,14 +229,19 @@ def test_a_decoder_equals_the_reference(count, fields, design):
     ],
 )
 def test_a_cache_holds_a_sequence_between_calls(fields, counts):
-    """19 tokens come as calls of 8, 8, 1, 1 and 1."""
+    """19 tokens come as calls of 8, 8, 1, 1 and 1. The testbench runs all calls twice; reports have the first time."""
     block = decoder(**fields)
     integers = quantized(block, most_tokens=8, cached=19)
     for count in counts:
         files = files_of(integers, integers.quantized(tokens_for(block, 1, 24)[0][:count]), lanes=8)
         assert lint(files) == []
+        calls = [{"tokens": of_call} for of_call in calls_of(integers.shape, count)]
         for settings in ({}, {"pipeline_depth": MOST_STAGES}):
-            assert f"PASS: {count} tokens" in simulate_timed(files, **settings).output
+            timed = simulate_timed(files, **settings)
+            assert f"PASS: {count} tokens" in timed.output
+            simulated = [call["simulated"] for call in timed_calls(calls, timed, 0)]
+            assert simulated == [timed.cycles, *timed.later_cycles][: len(calls)]
+            assert len(timed.later_cycles) == 2 * len(calls) - 1
 
 
 def test_more_tokens_than_a_cache_has_room_for_are_an_error():
@@ -246,9 +255,10 @@ def test_more_tokens_than_a_cache_has_room_for_are_an_error():
         sequence.add(count)
     with pytest.raises(ValueError, match="1 tokens behind 12; expected up to 8, 12 in all"):
         sequence.start_of(1)
-    counts = np.array([8, 5], "<i4").tobytes()
+    records = np.frombuffer(files["data/layers.bin"], "<i4").reshape(-1, 32).copy()
+    records[1, 1] = 5
     with pytest.raises(SimulationError, match="5 tokens behind 8; the cache holds up to 12"):
-        simulate_timed({**files, "data/count.bin": counts})
+        simulate_timed({**files, "data/layers.bin": records.tobytes()})
 
 
 def test_a_wrong_number_is_noticed(layer):

@@ -10,10 +10,10 @@ from moec.common.errors import UnsupportedError
 from moec.simulators.hls.simulator import simulate_timed
 from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.estimate import attention_cycles, estimate_attention, scores_of_head
-from moec.targets.hls.attention.project import calls_of
+from moec.targets.hls.attention.packing import calls_of
 from moec.targets.hls.attention.quantize import shape_of
 from moec.targets.hls.attention.resources import attention_dsps, attention_memories
-from moec.targets.hls.attention.target import choose_attention
+from moec.targets.hls.attention_block import choose_attention
 from moec.targets.hls.design.attention import AttentionDesign, AttentionShape
 from moec.targets.hls.design.channels import PROCESSES
 from moec.targets.hls.design.numbers import USUAL_STAGES

@@ -12,7 +12,7 @@ from moec.ir import interpreter
 from moec.ir.states import set_states
 from moec.passes import pipeline
 from moec.targets.hls.attention.graph import find_attention
-from moec.targets.hls.attention.target import expect_whole_sequences
+from moec.targets.hls.attention_block import expect_whole_sequences
 from moec.targets.hls.graph.calibrate import feeds_of
 from moec.targets.hls.options import HlsOptions
 

@@ -65,7 +65,7 @@ def test_latents_compile_without_warnings(form, tmp_path):
     block = with_latents(**form)
     integers = quantize_attention(block, tokens_for(block, 1, 20), most_tokens=8, cached=20)
     files = files_of(integers, integers.quantized(tokens_for(block, 1, 3)[0]), lanes=8)
-    expect_no_warnings(files, ("attention_block.cpp", "testbench.cpp"), tmp_path)
+    expect_no_warnings(files, ("model.cpp", "testbench.cpp"), tmp_path)
 
 
 def expect_no_warnings(files, sources, folder):

@@ -105,7 +105,7 @@ def test_calls_take_as_long_as_estimated(model):
 def test_a_block_is_a_project_where_that_is_asked_for(model):
     projects = compiled(model, IDS[:2, :20], max_tokens=20, by_block=True).projects
     assert sorted(project.name for project in projects) == ["attention_0", "attention_1", "moe_0", "moe_1"]
-    assert all("keys_in" not in project.files.get("src/attention_block.cpp", b"").decode() for project in projects)
+    assert all("keys_in" not in project.files["src/model.cpp"].decode() for project in projects)
 
 
 def test_calibration_sequences_are_no_longer_than_those_of_the_design(model):

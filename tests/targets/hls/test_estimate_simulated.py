@@ -78,7 +78,7 @@ def test_arrays_are_bound_to_what_the_estimate_says(storage):
     design = {"large_arrays": storage, "hidden_tile": 32}
     files = project(integers, integers.quantized(tokens_for(GATED, 1)), **design)
     assert not lint(files)
-    top = files["src/moe_block.cpp"].decode()
+    top = files["src/model.cpp"].decode()
     for memory in memories_of(Design(integers.shape, **design)):
         if memory.name.startswith("channel ") and memory.variable:
             assert f"BIND_STORAGE variable={memory.variable} type=fifo impl={memory.implementation}" in top

@@ -108,11 +108,11 @@ def test_sums_and_totals_are_as_wide_as_the_weights_demand_and_no_wider(name):
     integers = dataclasses.replace(integers, **extremes, activation=hidden)
     files = project(integers, np.full((3, 64), -128), hidden_tile=32)
     assert "PASS" in simulate_functionally(files)
-    config = files["src/block_config.h"].decode()
+    config = files["src/model_config.h"].decode()
     part = integers.up if name.endswith("UP") else integers.down
     bits = part.sum_bits if name.startswith("SUM") else part.total_bits
     assert f" {name} = {bits};" in config
-    files["src/block_config.h"] = config.replace(f" {name} = {bits};", f" {name} = {bits - 1};").encode()
+    files["src/model_config.h"] = config.replace(f" {name} = {bits};", f" {name} = {bits - 1};").encode()
     with pytest.raises(SimulationError):
         simulate_functionally(files)
 

@@ -20,7 +20,7 @@ from moec.targets.hls.attention.agreement import attention_agreement
 from moec.targets.hls.attention.channels import attention_channels
 from moec.targets.hls.attention.estimate import attention_cycles
 from moec.targets.hls.attention.latents import FloatLatents, Latent
-from moec.targets.hls.attention.project import calls_of
+from moec.targets.hls.attention.packing import calls_of
 from moec.targets.hls.attention.quantize import quantize_attention
 from moec.targets.hls.attention.resources import attention_dsps, attention_memories
 from moec.targets.hls.design.attention import AttentionDesign, LatentShape

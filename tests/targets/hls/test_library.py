@@ -165,11 +165,11 @@ def test_sums_are_as_wide_as_the_weights_demand_and_no_wider(layer):
     tokens = np.full((3, layer.shape.width), 127)
     narrow = dataclasses.replace(layer, up=dataclasses.replace(layer.up, weights=np.full_like(layer.up.weights, 127)))
     files = project(narrow, tokens)
-    config = files["src/block_config.h"].decode()
+    config = files["src/model_config.h"].decode()
     right = f"TOTAL_BITS_UP = {narrow.up.sum_bits};"
     assert right in config
     assert "PASS" in simulate_functionally(files)
-    files["src/block_config.h"] = config.replace(right, f"TOTAL_BITS_UP = {narrow.up.sum_bits - 1};").encode()
+    files["src/model_config.h"] = config.replace(right, f"TOTAL_BITS_UP = {narrow.up.sum_bits - 1};").encode()
     with pytest.raises(SimulationError):
         simulate_functionally(files)
 

@@ -192,7 +192,7 @@ def board(state, group, place, results):
     ("before", "after", "rule"),
     [
         ("experts_layer(layer.tokens", "layers[0]; experts_layer(layer.tokens", "regions-in-turn"),
-        ("norm_parameters, stream_in, residual,\n", "norm_parameters, residual, stream_in,\n", "regions-in-turn"),
+        ("layer.epsilon, norm_parameters, stream_in", "layer.epsilon, stream_in, norm_parameters", "regions-in-turn"),
         ("#pragma HLS INLINE off\n", "", "regions-in-turn"),
         ("port=residual bundle=gmem_residual", "port=residual bundle=gmem_tokens", "one-master-per-direction"),
         ("#pragma HLS INTERFACE s_axilite port=residual\n", "", "complete-interfaces"),
@@ -239,7 +239,7 @@ def test_layers_of_all_kinds_share_one_design():
 def test_linear_layers_need_room_for_the_tokens_in_a_pipeline(plan, files):
     """Linear layers pass hidden units straight on, so more tokens are in flight than in a layer with a first
     product."""
-    depth = model_design(plan, 8, 16, 4).items_down_depth
+    depth = model_design(plan, 8, 16, 4).experts.items_down_depth
     with pytest.raises(SimulationError, match="in a circle: product_up -> product_down -> product_up"):
         simulate_timed(files, pipeline_depth=MOST_STAGES, fifo_depths={"items_down": depth - 3})
 

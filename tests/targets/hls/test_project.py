@@ -41,10 +41,12 @@ def test_the_testbench_finds_its_data_from_any_folder(files, tmp_path):
     elsewhere.mkdir()
     assert "PASS" in subprocess.run([program], cwd=elsewhere, capture_output=True, text=True, check=True).stdout
     assert "argv" not in files["hls_config.cfg"].decode()  # the tools choose the folder
-    loads = tmp_path / "project" / "data" / "loads.bin"
-    loads.write_bytes(loads.read_bytes()[:-4] + np.array([6], "<i4").tobytes())
+    layers = tmp_path / "project" / "data" / "layers.bin"
+    record = np.fromfile(layers, "<i4")
+    record[1] = 6
+    record.tofile(layers)
     refused = subprocess.run([program], cwd=elsewhere, capture_output=True, text=True, check=False)
-    assert (refused.returncode, refused.stderr) == (2, "6 tokens; the block holds up to 5\n")
+    assert (refused.returncode, refused.stderr) == (2, "6 tokens; the design holds up to 5\n")
 
 
 def test_the_host_counts_tokens_for_the_hardware_does_not(files):

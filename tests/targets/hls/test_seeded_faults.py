@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 UP, DOWN, SELECT = (f"src/moec/moec_{name}.h" for name in ("product_up", "product_down", "select"))
-TOP, WEIGHTS = "src/moe_block.cpp", "src/moec/moec_weights.h"
+TOP, WEIGHTS = "src/model.cpp", "src/moec/moec_weights.h"
 # One loader for both matrices, in the order in which they are used.
 LOAD_BOTH = """\
 template <class Block>
@@ -88,11 +88,11 @@ def test_one_loader_for_both_products_deadlocks(files):
     both = edited(
         both,
         TOP,
-        ("load_up<block, 0>(up_weights, 0, layer::TILES, layer::PASSES, jobs_load_up[0], beats_up[0]);", ""),
-        ("load_down<block, 0>(down_weights, 0, layer::TILES, jobs_load_down[0], beats_down[0]);", ""),
+        ("load_up<experts_block, 0>(up_weights, up_at, tiles, passes, jobs_load_up[0], beats_up[0]);", ""),
+        ("load_down<experts_block, 0>(down_weights, down_at, tiles, jobs_load_down[0], beats_down[0]);", ""),
         (
-            "product_up<block>",
-            f"load_both<block>(up_weights, down_weights, {channels});\n    product_up<block>",
+            "product_up<experts_block>",
+            f"load_both<experts_block>(up_weights, down_weights, {channels});\n    product_up<experts_block>",
         ),
     )
     for product in (UP, DOWN):
@@ -133,7 +133,7 @@ def test_a_claim_of_independence_is_false(files):
         (UP, "ARRAY_PARTITION variable=sums", "ARRAY_PARTITON variable=sums", "known-pragmas"),
         (UP, "#pragma HLS BIND_STORAGE variable=weights type=ram_s2p impl=lutram", "", "bound-storage"),
         (SELECT, "i < STEPS; i++) {\n#pragma HLS PIPELINE II=1 style=stp", "i < STEPS; i++) {", "pipelined-loops"),
-        (TOP, "router<block>(router_weights", "router<block>(up_weights", "one-process-per-array"),
+        (TOP, "router<experts_block>(router_weights", "router<experts_block>(up_weights", "one-process-per-array"),
         (TOP, "items_down, hidden, beats_down", "items_down, hidden, beats_up", "single-producer-and-consumer"),
     ],
 )

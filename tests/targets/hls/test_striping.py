@@ -88,7 +88,7 @@ def test_memories_of_fewer_masters_are_refused():
 def test_an_array_of_channels_has_a_depth():
     integers = quantized(GATED)
     files = project(integers, integers.quantized(tokens_for(GATED, 1)), hidden_tile=32, masters_up=2, masters_down=2)
-    top = files["src/moe_block.cpp"].decode().replace("#pragma HLS STREAM variable=beats_up depth=128\n", "")
-    findings = lint({**files, "src/moe_block.cpp": top.encode()})
+    top = files["src/model.cpp"].decode().replace("#pragma HLS STREAM variable=beats_up depth=128\n", "")
+    findings = lint({**files, "src/model.cpp": top.encode()})
     assert [finding.rule for finding in findings] == ["named-channels"]
     assert "beats_up[0], beats_up[1], beats_down[0]" in findings[0].message

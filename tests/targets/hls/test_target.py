@@ -24,7 +24,7 @@ from moec.targets.hls.moe import reference
 from moec.targets.hls.moe.blocks import find_blocks
 from moec.targets.hls.moe.exploration import Constraints
 from moec.targets.hls.moe.quantize import quantize
-from moec.targets.hls.moe.target import MoeBlock
+from moec.targets.hls.moe_block import MOE
 from moec.targets.hls.options import HlsOptions
 
 DIGITS = pathlib.Path(__file__).parents[3] / "examples" / "digits"
@@ -80,7 +80,7 @@ def test_the_artifact_says_what_was_chosen(artifact):
     assert len(chosen) == 1
     assert chosen[0]["resources"]["dsp"] <= 200
     assert project.report["quality"]["decibels"]["output"] > 25
-    expected = {"README.md", "Makefile", "host.py", "estimate.json", "src/moe_block.cpp"}
+    expected = {"README.md", "Makefile", "host.py", "estimate.json", "src/model.cpp"}
     assert expected <= set(artifact.project_files(project))
 
 
@@ -157,15 +157,8 @@ def test_an_unsupported_router_is_refused(change, said, model):
 
 
 def test_a_block_of_another_kind_needs_nothing_of_the_target(model, monkeypatch):
-    class Other(MoeBlock):
-        kind = "other"
-
-        @classmethod
-        def find(cls, model, part, options):
-            found, _ = super().find(model, part, options)
-            return found, ["a reason"]
-
-    monkeypatch.setattr(hls_target, "BLOCKS", (Other,))
+    other = dataclasses.replace(MOE, name="other", find=lambda *given: (MOE.find(*given)[0], ["a reason"]))
+    monkeypatch.setattr(hls_target, "KINDS", (other,))
     (target,) = get_all("hls:zcu102", OPTIONS)
     (project,) = target.compile(model).projects
     assert (project.name, project.report["outside"]) == ("other_0", ["a reason"])

@@ -1,0 +1,120 @@
+"""The tables and data of ``moec inspect --launches``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from moec.common.tables import table
+from moec.targets.cuda.estimates.launches import LaunchEstimate, LaunchGroup, ModelEstimate
+
+_HEADINGS = (
+    "launch",
+    "calls",
+    "blocks x threads",
+    "registers, shared",
+    "held at once (by)",
+    "waves",
+    "MB",
+    "GFLOP",
+    "least µs",
+    "limit",
+)
+
+
+def launch_tables(model: ModelEstimate) -> Iterator[RenderableType]:
+    yield Text(
+        f"Least times on {model.gpu.name}, not measured: operations and bytes at the published peaks, tokens spread "
+        "evenly over experts. docs/design/gpu.md says what they leave out."
+    )
+    for group in (*model.layers, *model.outside):
+        name = "Outside of layers of experts" if group.node is None else group.node
+        title = f"{name}, {group.tokens} tokens: {_in_words(group)}"
+        yield table(title, _HEADINGS, [_cells(launch) for launch in group.launches])
+    for group in model.outside:
+        layers = [layer.seconds for layer in model.layers if layer.tokens == group.tokens]
+        if layers:
+            total = _us(group.seconds + sum(layers))
+            yield Text(f"With {len(layers)} layers of experts, {group.tokens} tokens: at least {total} µs")
+    if model.others:
+        title = f"Not estimated: {len(model.others)} kernels, whose sizes are computed at run time"
+        cells = [(kernel["name"], kernel["op"], str(len(kernel["nodes"]))) for kernel in model.others]
+        yield table(title, ("kernel", "operators", "nodes"), cells)
+
+
+def launch_data(model: ModelEstimate) -> dict[str, Any]:
+    """The estimates as plain data, in seconds and bytes."""
+    return {
+        "gpu": model.gpu.name,
+        "measured": False,
+        "spread": "balanced",
+        "layers": [_group_data(group) for group in model.layers],
+        "outside": [_group_data(group) for group in model.outside],
+        "not_estimated": [
+            {
+                "kernel": kernel["name"],
+                "op": kernel["op"],
+                "nodes": kernel["nodes"],
+                "functions": [launch["function"] for launch in kernel["launches"]],
+            }
+            for kernel in model.others
+        ],
+    }
+
+
+def _group_data(group: LaunchGroup) -> dict[str, Any]:
+    return {
+        "node": group.node,
+        "tokens": group.tokens,
+        "least_seconds": group.seconds,
+        "operations": group.operations,
+        "launches": [_launch_data(launch) for launch in group.launches],
+    }
+
+
+def _launch_data(launch: LaunchEstimate) -> dict[str, Any]:
+    return {
+        "function": launch.function,
+        "calls": launch.calls,
+        "blocks": launch.blocks,
+        "threads": launch.threads,
+        "registers": launch.registers,
+        "shared_bytes": launch.shared_bytes,
+        "blocks_at_once": launch.occupancy.blocks,
+        "warps_at_once": launch.occupancy.warps,
+        "occupancy_limit": launch.occupancy.limit,
+        "waves": launch.waves,
+        "bytes_moved": launch.work.bytes_moved,
+        "operations": launch.work.operations,
+        "arithmetic": launch.work.arithmetic,
+        "least_seconds": launch.seconds,
+        "limit": launch.limit,
+    }
+
+
+def _in_words(group: LaunchGroup) -> str:
+    rate = f", at most {group.operations / group.seconds / 1e12:.3g} TFLOP/s" if group.operations else ""
+    return f"at least {_us(group.seconds)} µs{rate}"
+
+
+def _cells(launch: LaunchEstimate) -> tuple[str, ...]:
+    operations, moved = launch.work.operations, launch.work.bytes_moved
+    return (
+        launch.function.removesuffix("_kernel"),
+        str(launch.calls),
+        f"{launch.blocks} x {launch.threads}",
+        f"{launch.registers}, {launch.shared_bytes / 1024:.1f} KiB",
+        f"{launch.occupancy.blocks} ({launch.occupancy.limit})",
+        str(launch.waves),
+        f"{moved / 1e6:.3g}" if moved < 1e9 else f"{moved / 1e6:.0f}",
+        f"{operations / 1e9:.3g}" if operations else "-",
+        _us(launch.seconds),
+        launch.limit,
+    )
+
+
+def _us(seconds: float) -> str:
+    return f"{seconds * 1e6:.3g}" if seconds < 1e-3 else f"{seconds * 1e6:.0f}"

@@ -1,0 +1,310 @@
+"""Estimates of launches in artifacts: which are made, their sizes and least times, and the printed tables."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from moec import targets
+from moec.common.errors import ArtifactError, MoecError
+from moec.common.specs import HeldState, TensorSpec
+from moec.common.work import SizedWork
+from moec.ir.dialect import ExpertsSpec, RouteSpec
+from moec.runtime.artifact import Artifact
+from moec.runtime.manifest import Manifest, ProgramEntry
+from moec.targets.cuda.estimates.launches import ModelEstimate, estimate_launches
+from moec.targets.cuda.estimates.sizes import SLOTS, TOKENS, evaluate
+from moec.targets.cuda.estimates.tables import launch_data, launch_tables
+
+from ...node_models import node_model
+
+PRODUCT = SizedWork(
+    "2 * tokens * slots * 2097152",
+    "bfloat16",
+    {"pairs": "tokens * slots * 1024", "matrix": "min(tokens * slots, 8) * 2097152"},
+)
+"""The work of a product with 8 matrices of 2048 x 1024, which reads and writes a row of 1024 numbers."""
+SIZES = {
+    TOKENS: "batch * sequence",
+    SLOTS: "2",
+    "B": "max(min(batch * sequence * 2, (batch * sequence * 2 + 120) / 16), 1)",
+}
+
+MATRIX = {"name": "matrix", "dtype": "bfloat16", "shape": [8, 2048, 1024]}
+INPUTS = [TensorSpec("past", "float32", ("length", 4)), TensorSpec("ids", "int64", ("batch", "sequence"))]
+
+
+def kernel(
+    name: str, work: SizedWork | None, grid: str, *, least: int = 0, most: int | None = None, threads: int = 128
+) -> dict:
+    launch = {
+        "function": f"{name}_kernel",
+        "arguments": ["pairs_ptr", "matrix_ptr"],
+        "grid": [grid],
+        "block": [str(threads)],
+        "shared_bytes": "65536",
+        "static_shared_bytes": 0,
+        "cluster": 1,
+        "registers": 64,
+        "begins_early": False,
+        "only_if": {"size": TOKENS, "sizes": {"least": least, "most": most}},
+    }
+    return {
+        "name": name,
+        "op": "moec.MoE",
+        "nodes": ["y"],
+        "calls": 1,
+        "computes": "",
+        "candidates": [],
+        "attributes": {},
+        "crossovers": [],
+        "work": None,
+        "sources": {},
+        "parameters": [
+            {"name": "pairs", "dtype": "bfloat16", "shape": ["tokens * slots * 2", 1024]},
+            *([] if work is None or not work.moved else [MATRIX]),
+        ],
+        "launches": [launch],
+        "sizes": SIZES,
+        "sized_work": None if work is None else dataclasses.asdict(work),
+    }
+
+
+KERNELS = [
+    kernel("route", SizedWork(), "(tokens + 3) / 4"),
+    kernel("few", PRODUCT, "tokens * slots * 128", most=16),
+    kernel("many", PRODUCT, "B * 16", least=17),
+    kernel("combine", SizedWork(), "tokens"),
+    kernel("other", None, "length * 0 * multiprocessors"),
+]
+
+
+def artifact(
+    *kernels: dict, architecture: str = "sm_80", binary: str | None = "code", held: Sequence[HeldState] = ()
+) -> Artifact:
+    program = ProgramEntry(architecture, [], [], binary=binary, kernels=list(kernels), held=list(held))
+    return Artifact(pathlib.Path(), Manifest("0", "cuda", INPUTS, [], [program], [], {}), "art")
+
+
+def test_the_host_launches_what_is_for_so_many_tokens():
+    model = estimate_launches(artifact(*KERNELS), None, [3, 40])
+    few, many = model.layers
+    assert model.outside == model.others == ()
+    assert model.gpu.name == "A100 SXM 80GB"
+    assert [launch.function for launch in few.launches] == ["route_kernel", "few_kernel", "combine_kernel"]
+    assert [launch.function for launch in many.launches] == ["route_kernel", "many_kernel", "combine_kernel"]
+    # 80 pairs, ten for each expert; the grid is for 12 blocks of 16 rows at most.
+    assert [launch.blocks for launch in many.launches] == [10, 12 * 16, 40]
+    assert many.launches[1].shared_bytes == 65536
+    # All eight matrices, and a row for each pair; of the other launches the whole tensor.
+    assert many.launches[1].work.bytes_moved == 8 * 2048 * 1024 * 2 + 80 * 1024 * 2
+    assert many.launches[2].work.bytes_moved == 2 * 80 * 1024 * 2
+    # Six pairs have six of the eight matrices.
+    assert few.launches[1].work.bytes_moved == 6 * 2048 * 1024 * 2 + 6 * 1024 * 2
+    assert few.launches[1].seconds == pytest.approx(few.launches[1].work.bytes_moved / 2039e9)
+    assert few.seconds == sum(launch.seconds for launch in few.launches)
+    assert many.operations == many.launches[1].work.operations == 2 * 80 * 2048 * 1024
+
+
+def test_the_longer_time_limits():
+    """A matrix that many tokens read takes less time than their products; that of few takes longer."""
+    limits = {}
+    for count in (40, 8192):
+        (layer,) = estimate_launches(artifact(*KERNELS), "a100", [count]).layers
+        launch = layer.launches[1]
+        limits[count] = launch.limit
+        times = launch.work.operations / 312e12, launch.work.bytes_moved / 2039e9
+        assert launch.seconds == pytest.approx(max(times))
+    assert limits == {40: "memory", 8192: "arithmetic"}
+
+
+def test_what_is_printed():
+    model = estimate_launches(artifact(*KERNELS), "h100", [40])
+    layers = [dataclasses.replace(layer, node="y[/z]") for layer in model.layers]
+    model = dataclasses.replace(model, layers=tuple(layers))
+    text = printed(model)
+    assert text.startswith("Least times on H100 SXM, not measured: ")
+    title, rows = text.splitlines()[1], text.splitlines()[3:]
+    assert title.startswith("y[/z], 40 tokens: at least ")
+    assert "least µs" in rows[0]
+    cells = rows[3].split()
+    assert cells[:11] == ["many", "1", "192", "x", "128", "64,", "64.0", "KiB", "3", "(shared", "memory)"]
+    assert cells[11:14] == ["1", "33.7", "0.336"] and cells[-1] == "memory"
+    data = launch_data(model)
+    assert data["measured"] is False
+    (layer,) = data["layers"]
+    assert (layer["launches"][1]["waves"], layer["launches"][1]["blocks_at_once"]) == (1, 3)
+    assert layer["least_seconds"] == layers[0].seconds
+
+
+def printed(model: ModelEstimate) -> str:
+    out = io.StringIO()
+    for one in launch_tables(model):
+        Console(file=out, width=200).print(one)
+    return out.getvalue()
+
+
+DENSE = SizedWork("2 * M * 131072", "bfloat16")
+ATTENTION = SizedWork("B * G * S * P", "bfloat16")
+
+
+def outside(name: str, op: str, work: SizedWork, grid: str, sizes: dict[str, str], nodes: tuple[str, ...]) -> dict:
+    """The record of a kernel outside of layers, which is launched at all sizes."""
+    record = kernel(name, work, grid)
+    record["launches"][0]["only_if"] = None
+    parameters = [{"name": "pairs", "dtype": "bfloat16", "shape": [next(iter(sizes))]}]
+    return {**record, "op": op, "sizes": sizes, "nodes": list(nodes), "calls": len(nodes), "parameters": parameters}
+
+
+TILES = outside("product", "MatMul", DENSE, "M", {"M": "batch * sequence"}, ("a", "b"))
+ATTENDS = outside(
+    "attention",
+    "Attention",
+    ATTENTION,
+    "S",
+    {"B": "batch", "G": "2", "S": "sequence", "P": "length + sequence"},
+    ("c",),
+)
+HELD = HeldState("past", "present", 0, "float32", "sequence")
+
+
+def test_products_and_attention_outside_of_layers_are_estimated_too():
+    model = estimate_launches(artifact(*KERNELS, TILES, ATTENDS, held=[HELD]), None, [40], 100)
+    (group,) = model.outside
+    product, attention = group.launches
+    assert (product.calls, attention.calls) == (2, 1)
+    assert product.work.operations == 2 * 40 * 512 * 256
+    assert attention.work.operations == 2 * 40 * 140
+    assert group.seconds == 2 * product.seconds + attention.seconds
+    assert group.operations == 2 * product.work.operations + attention.work.operations
+    text, data = printed(model), launch_data(model)["outside"]
+    total = (group.seconds + model.layers[0].seconds) * 1e6
+    assert f"With 1 layers of experts, 40 tokens: at least {total:.3g} µs" in text
+    assert [(launch["function"], launch["calls"]) for launch in data[0]["launches"]] == [
+        ("product_kernel", 2),
+        ("attention_kernel", 1),
+    ]
+
+
+def test_a_model_without_layers_of_experts_is_estimated_by_the_rows_of_its_products():
+    model = estimate_launches(artifact(ATTENDS, TILES), None, [40])
+    assert model.layers == () and len(model.outside[0].launches) == 2
+    assert "With " not in printed(model)
+
+
+def test_kernels_with_computed_sizes_are_listed():
+    computed = {**TILES, "name": "computed[/b]", "sizes": {"M": "chosen * 2"}}
+    made = artifact(*KERNELS, computed, {**computed, "name": "view", "launches": []})
+    model = estimate_launches(made, None, [3])
+    assert model.others == (computed,) and model.outside == ()
+    assert launch_data(model)["not_estimated"] == [
+        {"kernel": "computed[/b]", "op": "MatMul", "nodes": ["a", "b"], "functions": ["product_kernel"]},
+    ]
+    assert ["computed[/b]", "MatMul", "2"] in [line.split() for line in printed(model).splitlines()]
+    assert "Not estimated: 1 kernels" in printed(model)
+
+
+def test_a_past_of_a_model_that_keeps_none_is_refused():
+    with pytest.raises(MoecError, match="art: keeps no keys and values between runs on a GPU; leave out --past"):
+        estimate_launches(artifact(*KERNELS), None, [3], 5)
+
+
+@pytest.mark.parametrize(
+    ("made", "gpu", "message"),
+    [
+        (artifact(*KERNELS), "gtx", "GPU 'gtx' is not known to the model; use one of a100, h100, rtx4090"),
+        (artifact(*KERNELS, architecture="sm_90a"), "a100", "holds code for sm_90a, and the GPU is sm_80"),
+        (artifact(*KERNELS, architecture="sm_120"), None, "for sm_120, which no GPU runs whose figures are known"),
+        (artifact(*KERNELS, binary=None), None, "holds no code for a GPU, for no nvcc was found"),
+        (
+            artifact({**KERNELS[0], "op": "Softmax"}),
+            None,
+            "has no layer of experts and no product with a constant matrix",
+        ),
+        (artifact({**KERNELS[0], "launches": []}), None, "has no layer of experts"),
+        (artifact({**KERNELS[0], "sizes": {TOKENS: "64"}}), None, "the layer has 64 tokens; 3 are none"),
+    ],
+)
+def test_what_cannot_be_estimated_is_refused(made, gpu, message):
+    with pytest.raises(MoecError, match=message):
+        estimate_launches(made, gpu, [3])
+
+
+def test_artifacts_of_other_kinds_are_refused():
+    made = artifact(*KERNELS)
+    made.manifest.target = "cpu"
+    with pytest.raises(MoecError, match="art: is for cpu, and launches are those of a GPU; choose an artifact for"):
+        targets.kind_of("cpu").estimate_launches(made, None, [3], None)
+
+
+def _altered(**changes: object) -> dict:
+    changed = copy.deepcopy(KERNELS[0])
+    changed["launches"][0].update(changes)
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [({"block": ["0"]}, "0 threads"), ({"shared_bytes": "999999"}, "999999 b"), ({"registers": 999}, "999 registers")],
+)
+def test_blocks_that_do_not_fit_are_refused(changes, found):
+    with pytest.raises(MoecError, match=f"kernel 'route': a block of .*{found}.* does not fit on A100"):
+        estimate_launches(artifact(_altered(**changes)), None, [3])
+
+
+@pytest.mark.parametrize(
+    "altered",
+    [
+        _altered(grid=["__import__('os')"]),
+        _altered(grid=["tokens / 0"]),
+        _altered(grid=[3]),
+        _altered(grid=["nothing"]),
+        _altered(grid=["tokens * 99999999999999"]),
+        _altered(registers=None),
+        _altered(only_if={}),
+        _altered(only_if={"size": TOKENS, "sizes": {"least": 4, "most": None}}),
+        {**KERNELS[0], "sizes": {**SIZES, TOKENS: 7}},
+        {**KERNELS[0], "sizes": {**SIZES, TOKENS: "os.system"}},
+        {**KERNELS[0], "sized_work": {"operations": "tokens ** tokens"}},
+        {**KERNELS[0], "sized_work": {"moved": {"pairs": "open('x')"}}},
+        {**KERNELS[0], "sized_work": {"bytes": "1"}},
+        {**KERNELS[3], "parameters": [{"name": "pairs", "dtype": "object", "shape": [1]}]},
+        {**KERNELS[3], "parameters": [{"name": "pairs", "dtype": "float32", "shape": [10**400]}]},
+    ],
+)
+def test_records_that_were_altered_are_refused(altered):
+    with pytest.raises(ArtifactError):
+        estimate_launches(artifact(altered), None, [3])
+
+
+def test_kernels_of_a_layer_say_how_they_are_called(program_of):
+    """Every launch of a compiled layer has its work and its sizes, from which grid and operations can be computed."""
+    random = np.random.default_rng(0)
+    up, down = (random.standard_normal(shape, dtype=np.float32) for shape in ((3, 32, 16), (3, 16, 16)))
+    feeds = {"x": np.zeros((1, 16), np.float32), "logits": np.zeros((1, 3), np.float32)}
+    program = program_of(node_model("MoE", feeds, {"up": up, "down": down}, RouteSpec(k=2), ExpertsSpec()))
+    (tokens,) = {tensor.shape[0] for tensor in program.inputs}
+    kernels = [kernel for kernel in program.kernels if kernel.op == "moec.MoE"]
+    names = {"moe_route", "moe_scatter_pairs", "moe_grouped_gemv", "moe_grouped_gemm_simt", "moe_combine"}
+    assert names <= {kernel.name for kernel in kernels}
+    operations = {}
+    for one in kernels:
+        sizes = {name: evaluate(text, {tokens: 5}, one.name) for name, text in one.sizes.items()}
+        assert sizes[TOKENS] == 5
+        operations[one.name] = evaluate(one.sized_work.operations, sizes, one.name)
+        assert sizes.get("B", 3) == 3  # at most one block for each expert: ten pairs, blocks of 64 rows
+        for launch in one.launches:
+            assert all(evaluate(extent, sizes, one.name) > 0 for extent in launch.grid)
+    assert {name: count for name, count in operations.items() if count} == {
+        "moe_grouped_gemv": 2 * 10 * 32 * 16,
+        "moe_grouped_gemm_simt": 2 * 10 * 32 * 16,
+        "moe_combining_gemv": 2 * 10 * 16 * 16,
+        "moe_grouped_gemm_simt_2": 2 * 10 * 16 * 16,
+    }

@@ -52,7 +52,9 @@ def product(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
 
 
 def quotient(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
-    """The quotient of floats."""
+    """The quotient of floats. By a constant 0, which TVM refuses to divide by, it is the product with infinity."""
+    if _is_zero(right) and not _is_zero(left):
+        return left * tirx.const(math.copysign(math.inf, right.value), right.ty.dtype)
     if not _is_zero(left):
         return left / right
     has_none = tirx.Or(is_nan(right), tirx.EQ(right, tirx.const(0, right.ty.dtype)))

@@ -152,6 +152,17 @@ def test_dropout_outside_training_does_nothing():
     np.testing.assert_array_equal(run(text, ROWS, np.array(0.5, np.float32))[0], ROWS)
 
 
+def test_a_constant_divisor_of_zero():
+    x = np.float32([1.5, -1.5, 0, -0.0, INF, -INF, NAN])
+    text = """g (float[n] x) => (float[n] a, float[n] b, float c, float[n] d)
+        <float zero = {0}, float minus = {-0.0}, float one = {1}, float eight = {8}> {
+        a = Div(x, zero) b = Div(x, minus) c = Div(one, zero) d = Div(x, eight) }"""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        expected = [x / np.float32(0), x / np.float32(-0.0), np.float32(INF), x / np.float32(8)]
+    for found, right in zip(run(text, x), expected, strict=True):
+        np.testing.assert_array_equal(found, right)
+
+
 def test_nothing_of_floats_cancels():
     """A sum less one of its terms is rounded; infinity and NaN are not zero times or less themselves."""
     x = np.array([1.25, 2.75, -2.5, 0, INF, -INF, NAN], np.float32)

@@ -1,12 +1,13 @@
-"""Kernels that differ in integers only are one, and compute what they did; those that differ in more are not."""
+"""Kernels that differ in constants only are one, and compute what they did; those that differ in more are not."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import tvm
-from tvm import relax, te
+from tvm import relax, te, tirx
 
+from moec.targets.tvm import merge_alike as merging
 from moec.targets.tvm.merge_alike import FEWEST, merge_alike
 
 
@@ -30,6 +31,33 @@ def test_the_steps_of_an_unrolled_loop_are_the_same_kernels(program_of, runner_o
     x = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
     expected = [x[:, n:].sum(1) ** 2 for n in range(1, 13)]
     np.testing.assert_allclose(runner_of(program)({"x": x})["y"], np.stack(expected, 1), rtol=1e-4, atol=1e-4)
+
+
+def branches(factors) -> str:
+    """Branch n smooths and bounds a multiple of x, and has the smoothed number in a divisor."""
+    constants = [f"float c{n} = {{{factor!r}}}" for n, factor in enumerate(factors)]
+    nodes = [
+        f"a{n} = Mul(x, c{n}) b{n} = Add(a{n}, x) s{n} = Sigmoid(b{n}) d{n} = Div(s{n}, c{n}) y{n} = Max(d{n}, c{n})"
+        for n in range(len(factors))
+    ]
+    results = ", ".join(f"float[T,16] y{n}" for n in range(len(factors)))
+    return f"g (float[T,16] x) => ({results}) <{', '.join(constants)}> {{ {' '.join(nodes)} }}"
+
+
+def test_a_constant_gives_the_same_bits_as_an_argument(program_of, runner_of, monkeypatch):
+    """Also where compilers have rules for it: 1, -1, 2, halves, numbers near the limits of the type."""
+    factors = [0.1, 0.7, 1.0, -1.0, 2.0, 0.5, 3.0, 7.5, -0.3, 1e-39, 1e38, 5e-7]
+    special = np.float32([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, 3e38, -3e38])
+    x = np.resize(special, (4, 16)) * np.float32([[1], [1], [0.5], [0.1]])
+    x[1:3] = np.random.default_rng(0).normal(size=(2, 16))
+    kernels, results = [], []
+    for fewest in (FEWEST, len(factors) + 1):
+        monkeypatch.setattr(merging, "FEWEST", fewest)
+        program = program_of(branches(factors))
+        kernels.append(len(program.kernels))
+        results.append({name: y.tobytes() for name, y in runner_of(program)({"x": x}).items()})
+    assert kernels == [5, len(factors)]
+    assert results[0] == results[1]
 
 
 GATHERS = """g (float[A] x, float[B] y) => (float[A] p, float[B] q) <int64 zero = {0}> {
@@ -75,9 +103,19 @@ def calling(element, count: int, scheduled: bool = False) -> tvm.IRModule:
         (lambda x, i, n: x[i + n + 1], FEWEST - 1, False, FEWEST - 1),
         (lambda x, i, n: x[i + n + 1], FEWEST, True, FEWEST),
         (lambda x, i, n: x[i % (n + 3)], FEWEST, False, FEWEST),
-        (lambda x, i, n: x[i + 1] * float(n + 2), FEWEST, False, FEWEST),
+        (lambda x, i, n: x[i + 1] * (n + 2.5) + (n - 9.5), FEWEST, False, 1),
+        (lambda x, i, n: x[i] / (n + 2.5), FEWEST, False, 1),
+        (lambda x, i, n: tirx.if_then_else(i < 3, x[i], tirx.const(n + 2.5, "float32")), FEWEST, False, 1),
+        (lambda x, i, n: x[i] / 2.0**n, FEWEST, False, FEWEST),
+        (lambda x, i, n: tirx.pow(x[i], tirx.const(n + 2.5, "float32")), FEWEST, False, FEWEST),
+        (
+            lambda x, i, n: (x[i].astype("float16") * tirx.const(n + 2.5, "float16")).astype("float32"),
+            FEWEST,
+            False,
+            FEWEST,
+        ),
     ],
-    ids=["offsets", "strides", "few", "scheduled", "divisors", "floats"],
+    ids=["offsets", "strides", "few", "scheduled", "divisors", "floats", "ratios", "other", "halves", "powers", "fp16"],
 )
 def test_kernels_that_are_merged(element, count, scheduled, left):
     merged = merge_alike(calling(element, count, scheduled))

@@ -8,11 +8,14 @@ import functools
 import gc
 import os
 import pathlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+
+from moec.common.child import Limits, RefusedError
+from moec.frontend.onnx import onnx_program
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker has one core. A thread per core in each of them spins while it waits for the others: a third of the time
@@ -64,6 +67,33 @@ def in_a_hurry() -> None:
 
     vars(device)["emulated_library"] = functools.partial(device.emulated_library, soon_ready=True)
     vars(bench).update(_PAUSE=0.0, _ROUNDS_AT_MOST=vars(bench)["_ROUNDS_AT_LEAST"])
+
+
+WITHOUT_A_PROCESS = {"inspect", "ir", "passes", "profiles", "raising", "runtime", "targets", "tools", "torch"}
+"""Folders of tests whose models are well-formed, and compiled often."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def onnx_in_this_process(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Convert and check well-formed models by ONNX in this process; a process for each was a thirtieth of all time.
+    Tests of importing and of commands, and the instruments that damage models, start the process."""
+    from moec.frontend.onnx import onnx_process
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.relative_to(pathlib.Path(__file__).parent).parts[0] in WITHOUT_A_PROCESS:
+            patch.setattr(onnx_process, "run_child", _converted_here)
+        yield
+
+
+def _converted_here(_program: pathlib.Path, message: bytes, _limits: Limits, *arguments: str) -> bytes:
+    """The result of ONNX's program of :mod:`moec.frontend.onnx.onnx_process`, whose arguments these are."""
+    from onnx import onnx_cpp2py_export
+
+    _extension, version, target = arguments
+    try:
+        return onnx_program.converted(onnx_cpp2py_export, message, version, target)
+    except Exception as error:
+        raise RefusedError(type(error).__name__, str(error)) from error
 
 
 @pytest.fixture(scope="session")

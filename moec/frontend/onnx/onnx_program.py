@@ -1,6 +1,7 @@
 """The program of :mod:`moec.frontend.onnx.onnx_process`, run by :mod:`moec.common.child_program`."""
 
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from types import ModuleType
 
 
 class CannotConvertError(Exception):
@@ -15,6 +16,11 @@ def main(message: bytes, extension: str, version: str, target: str) -> bytes:
     loader = ExtensionFileLoader("onnx_cpp2py_export", extension)
     onnx = loader.create_module(ModuleSpec("onnx_cpp2py_export", loader, origin=extension))
     loader.exec_module(onnx)
+    return converted(onnx, message, version, target)
+
+
+def converted(onnx: ModuleType, message: bytes, version: str, target: str) -> bytes:
+    """The model that :func:`main` returns. ``onnx``: the extension module."""
     if version != target:
         try:
             message = onnx.version_converter.convert_version(message, int(target))

@@ -1,6 +1,6 @@
 """Whole graphs of dense operators on CPU against the reference interpreter."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import onnx
@@ -77,58 +77,62 @@ def test_matmul_by_a_constant(normal, machine_name):
     _check(model, *({"x": normal(2, rows, 37)} for rows in ROWS), machine_name=machine_name)
 
 
-@thinned(
-    "left, right, result",
-    [
-        ("T,5", "5,9", "T,9"),
-        ("B,T,5", "B,5,9", "B,T,9"),
-        ("B,3,T,5", "5,9", "B,3,T,9"),
-        ("B,3,T,5", "3,5,9", "B,3,T,9"),
-        ("T,5", "B,3,5,9", "B,3,T,9"),
-        ("5", "B,5,9", "B,9"),
-        ("B,T,5", "5", "B,T"),
-    ],
-    2,
-)
-def test_matmul_of_two_activations_broadcasts(normal, left, right, result):
-    model = _model(f"g (float[{left}] a, float[{right}] b) => (float[{result}] y) {{ y = MatMul (a, b) }}")
-    sizes = {"B": 2, "T": 7}
-    shapes = [[sizes[dim] if dim in sizes else int(dim) for dim in shape.split(",")] for shape in (left, right)]
-    _check(model, {"a": normal(*shapes[0]), "b": normal(*shapes[1])})
-
-
-@thinned("attributes", ["", "<transB = 1>", "<transA = 1, alpha = 0.5, beta = 2.0>"], 2)
-@pytest.mark.parametrize("constant", [True, False])
-def test_gemm(normal, attributes, constant):
-    weight = normal(6, 9).T.copy() if "transB" in attributes else normal(6, 9)
-    rows = "6,T" if "transA" in attributes else "T,6"
-    declared = "" if constant else f", float[{weight.shape[0]},{weight.shape[1]}] w"
-    text = f"g (float[{rows}] x{declared}, float[9] c) => (float[T,9] y) {{ y = Gemm {attributes} (x, w, c) }}"
-    x = normal(5, 6)
-    inputs = {"x": x.T.copy() if "transA" in attributes else x, "c": normal(9)}
-    _check(_model(text, {"w": weight} if constant else None), inputs if constant else {**inputs, "w": weight})
-
-
-def test_einsum(normal):
-    """One graph, for compiling is most of the time."""
+def _check_products(normal: Callable[..., np.ndarray], products: Iterable[tuple[str, str, str, str]]) -> None:
+    """Compare products of two operands. Each is its call, with ``{a}`` and ``{b}`` for the operands, and the shapes of
+    these and of the result. One graph holds all: compiling is most of the time."""
     sizes, bodies, declared, made, inputs = {"B": 2, "S": 7, "P": 11}, [], [], [], {}
-    for at, (equation, left, right, result) in enumerate(
-        [
-            ("bsd,de->bse", "B,S,8", "8,5", "B,S,5"),
-            ("bsd,edf->besf", "B,S,8", "5,8,3", "B,5,S,3"),
-            ("bhqd,bhkd->bhqk", "B,2,S,8", "B,2,P,8", "B,2,S,P"),
-            ("te,ted->td", "S,5", "S,5,8", "S,8"),
-            ("...i,ij->...j", "B,S,8", "8,5", "B,S,5"),
-            ("i,j->ij", "8", "5", "8,5"),
-            ("ab,cb", "S,8", "5,8", "S,5"),
-        ]
-    ):
-        bodies.append(f'y{at} = Einsum <equation = "{equation}"> (a{at}, b{at})')
+    for at, (call, left, right, result) in enumerate(products):
+        bodies.append(f"y{at} = {call.format(a=f'a{at}', b=f'b{at}')}")
         declared += [f"float[{left}] a{at}", f"float[{right}] b{at}"]
         made.append(f"float[{result}] y{at}")
         for name, shape in (("a", left), ("b", right)):
             inputs[f"{name}{at}"] = normal(*(sizes[dim] if dim in sizes else int(dim) for dim in shape.split(",")))
     _check(_model(f"g ({', '.join(declared)}) => ({', '.join(made)}) {{ {' '.join(bodies)} }}"), inputs)
+
+
+def test_matmul_of_two_activations_broadcasts(normal):
+    shapes = [
+        ("S,5", "5,9", "S,9"),
+        ("B,S,5", "B,5,9", "B,S,9"),
+        ("B,3,S,5", "5,9", "B,3,S,9"),
+        ("B,3,S,5", "3,5,9", "B,3,S,9"),
+        ("S,5", "B,3,5,9", "B,3,S,9"),
+        ("5", "B,5,9", "B,9"),
+        ("B,S,5", "5", "B,S"),
+    ]
+    _check_products(normal, [("MatMul ({a}, {b})", *each) for each in shapes])
+
+
+def test_gemm_of_two_activations(normal):
+    transposed = "Gemm <transA = 1, alpha = 0.5, beta = 2.0> ({a}, {b})"
+    products = [
+        ("Gemm ({a}, {b})", "S,6", "6,9", "S,9"),
+        ("Gemm <transB = 1> ({a}, {b})", "S,6", "9,6", "S,9"),
+        (transposed, "6,S", "6,9", "S,9"),
+    ]
+    _check_products(normal, products)
+
+
+@thinned("attributes", ["", "<transB = 1>", "<transA = 1, alpha = 0.5, beta = 2.0>"], 2)
+def test_gemm_by_a_constant(normal, attributes):
+    weight = normal(6, 9).T.copy() if "transB" in attributes else normal(6, 9)
+    rows = "6,T" if "transA" in attributes else "T,6"
+    text = f"g (float[{rows}] x, float[9] c) => (float[T,9] y) {{ y = Gemm {attributes} (x, w, c) }}"
+    x = normal(5, 6)
+    _check(_model(text, {"w": weight}), {"x": x.T.copy() if "transA" in attributes else x, "c": normal(9)})
+
+
+def test_einsum(normal):
+    equations = [
+        ("bsd,de->bse", "B,S,8", "8,5", "B,S,5"),
+        ("bsd,edf->besf", "B,S,8", "5,8,3", "B,5,S,3"),
+        ("bhqd,bhkd->bhqk", "B,2,S,8", "B,2,P,8", "B,2,S,P"),
+        ("te,ted->td", "S,5", "S,5,8", "S,8"),
+        ("...i,ij->...j", "B,S,8", "8,5", "B,S,5"),
+        ("i,j->ij", "8", "5", "8,5"),
+        ("ab,cb", "S,8", "5,8", "S,5"),
+    ]
+    _check_products(normal, [(f'Einsum <equation = "{one}"> ({{a}}, {{b}})', *shapes) for one, *shapes in equations])
 
 
 def test_einsum_refuses_a_diagonal():

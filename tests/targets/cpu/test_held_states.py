@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
@@ -78,6 +80,14 @@ def pages_of(state: np.ndarray, room: int) -> np.ndarray:
     return pages
 
 
+@pytest.fixture(scope="module")
+def attending(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The artifact of an attention with its cache."""
+    path = tmp_path_factory.mktemp("attending") / "art"
+    moec.compile(model(BODIES["attention"]), output=path)
+    return path
+
+
 @pytest.mark.parametrize("body", BODIES)
 def test_what_is_held_is_what_would_be_copied(body):
     graph = model(BODIES[body])
@@ -145,8 +155,8 @@ def test_a_row_in_int8_that_is_not_finite_becomes_nan():
     np.testing.assert_array_equal(found["y"][0], -wanted)
 
 
-def test_pages_without_room_are_refused_before_anything_is_written(monkeypatch):
-    compiled = moec.compile(model(BODIES["attention"]))
+def test_pages_without_room_are_refused_before_anything_is_written(attending, monkeypatch):
+    compiled = moec.load(attending)
     values = feeds([spec.name for spec in compiled.inputs], 1, 2, PAGE - 1)
     memory, untouched = memory_of(compiled, values, 0), memory_of(compiled, values, 0)
     monkeypatch.setattr(memory, "_pages_for", lambda name, _: memory._pages[name])
@@ -157,8 +167,8 @@ def test_pages_without_room_are_refused_before_anything_is_written(monkeypatch):
     assert memory.lengths == untouched.lengths
 
 
-def test_memory_grows_where_its_end_is_not_known():
-    compiled = moec.compile(model(BODIES["attention"]))
+def test_memory_grows_where_its_end_is_not_known(attending):
+    compiled = moec.load(attending)
     values = feeds([spec.name for spec in compiled.inputs], 1, 3 * PAGE, 0)
     memory = StateMemory(cached(compiled), {name: values[name].shape for name in held(compiled)}, None)
     memory._pages = {name: pages[:1] for name, pages in memory._pages.items()}
@@ -207,9 +217,9 @@ def test_one_of_the_states_that_are_alike_tells_all_sizes():
     assert tuple(x.shape) == (1, 3) and others == ["pages"] * 4 and list(lengths) == [5, 7]
 
 
-def test_memory_that_cannot_grow_stays_what_it_was(monkeypatch):
+def test_memory_that_cannot_grow_stays_what_it_was(attending, monkeypatch):
     """There is memory for one state's pages and none for the other's; then there is for both."""
-    compiled = moec.compile(model(BODIES["attention"]))
+    compiled = moec.load(attending)
     values = feeds([spec.name for spec in compiled.inputs], 1, PAGE + 2, 0)
     whole = compiled.run(values)["y"]
 
@@ -246,8 +256,8 @@ def test_memory_that_cannot_grow_stays_what_it_was(monkeypatch):
         ({"store": "page_state"}, "'pk' cannot be stored as it says"),
     ],
 )
-def test_forged_states_are_refused(tmp_path, changes, message):
-    moec.compile(model(BODIES["attention"]), output=tmp_path / "art")
+def test_forged_states_are_refused(attending, tmp_path, changes, message):
+    shutil.copytree(attending, tmp_path / "art")
     first, second = manifest_of(tmp_path / "art").programs[0].held
     assert [first.input, second.input] == ["pk", "pv"]
     rewrite_program(tmp_path / "art", held=[dataclasses.replace(first, **changes), second])
@@ -255,8 +265,8 @@ def test_forged_states_are_refused(tmp_path, changes, message):
         moec.load(tmp_path / "art")
 
 
-def test_more_tokens_than_any_machine_has_memory_for():
-    compiled = moec.compile(model(BODIES["attention"]))
+def test_more_tokens_than_any_machine_has_memory_for(attending):
+    compiled = moec.load(attending)
     with pytest.raises(MoecError, match=r"no memory for \d+ tokens of state 'pk'.*max_tokens"):
         StateMemory(cached(compiled), {name: (1, 2, 0, 16) for name in held(compiled)}, 1 << 58)
 

@@ -3,6 +3,8 @@ line."""
 
 from __future__ import annotations
 
+import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -50,43 +52,54 @@ class ToyKind(Kind):
     def commands(self):
         return [play]
 '''
-MODEL = pathlib.Path(__file__).parents[2] / "examples" / "digits" / "model.onnx"
+
+
+ROOT = pathlib.Path(__file__).parents[2]
+MODEL = ROOT / "examples" / "digits" / "model.onnx"
+PROGRAM = """
+import json, sys
+from moec import targets
+targets.KINDS["toy"] = "toy_kind:ToyKind"
+from tests.command import moec
+done = [moec(*command) for command in json.load(sys.stdin)]
+print(json.dumps([[one.returncode, one.stdout, one.stderr] for one in done]))
+"""
+REFUSED = {
+    ("--target", "toy:car", "--toy-size", "3"): "toy:car of size 3",
+    ("--target", "toy:car"): "toy:car of size None",
+    ("--target", "cpu", "--toy-size", "3"): "target 'cpu': sizes are for toy:NAME",
+    ("--target", "toy:car", "--max-tokens", "3"): "target 'toy:car': calibration data and limits of hardware are",
+    ("--target", "toys"): "use one of cpu, cuda, hls, toy, with a variant such as cpu:avx2, cuda:sm_80+sm_90a, ",
+    ("--target", "toy:car+bus"): "only cuda takes several architectures; choose one, toy:car",
+}
 
 
 @pytest.fixture
 def moec(tmp_path):
+    """Run commands where the kind is known, in one process; exit code, output and messages of each."""
     (tmp_path / "toy_kind.py").write_text(KIND)
-    register = 'from moec import targets; targets.KINDS["toy"] = "toy_kind:ToyKind"'
-    start = f"{register}; from moec.cli.main import main; main()"
 
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", start, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    def run(*commands: tuple[str, ...]) -> list[tuple[int, str, str]]:
+        paths = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        command, given = [sys.executable, "-c", PROGRAM], json.dumps(commands)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=paths, input=given)
+        return [tuple(one) for one in json.loads(done.stdout)]
 
     return run
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (("--target", "toy:car", "--toy-size", "3"), "toy:car of size 3"),
-        (("--target", "toy:car"), "toy:car of size None"),
-        (("--target", "cpu", "--toy-size", "3"), "target 'cpu': sizes are for toy:NAME"),
-        (("--target", "toy:car", "--max-tokens", "3"), "target 'toy:car': calibration data and limits of hardware are"),
-        (("--target", "toys"), "use one of cpu, cuda, hls, toy, with a variant such as cpu:avx2, cuda:sm_80+sm_90a, "),
-        (("--target", "toy:car+bus"), "only cuda takes several architectures; choose one, toy:car"),
-    ],
-)
-def test_options_go_to_their_kind_alone(moec, options, said):
-    done = moec("compile", MODEL, "-o", "made", *options)
-    assert done.returncode == 2 and said in done.stderr, done
+def test_options_go_to_their_kind_alone(moec, tmp_path):
+    start = ("compile", str(MODEL), "-o", str(tmp_path / "made"))
+    for (code, _, said), reason in zip(moec(*((*start, *one) for one in REFUSED)), REFUSED.values(), strict=True):
+        assert code == 2 and reason in said
 
 
 def test_its_command_ends_as_it_says(moec):
-    assert moec("play").stdout == "played\n"
-    done = moec("play", "--times", 3, "--json")
-    assert done.returncode == 1 and '"times": 3' in done.stdout, done
+    (_, played, _), (code, listed, _) = moec(("play",), ("play", "--times", "3", "--json"))
+    assert played == "played\n"
+    assert code == 1 and '"times": 3' in listed
 
 
 def test_its_form_is_one_to_ask_for(moec):
-    assert "wood" in moec("inspect", "nothing", "--kernel", "k", "--emit", "clay").stderr
+    ((_, _, said),) = moec(("inspect", "nothing", "--kernel", "k", "--emit", "clay"))
+    assert "wood" in said

@@ -10,15 +10,17 @@ from moec.ir.products import quantize_rows as quantized
 from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.quantize_rows import QuantizedRows, quantize_rows
 
-from ...products import thinned
+from ...products import sampled
 from .kernel_runner import build
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
-@thinned("dtype", DTYPES, 2)
-@pytest.mark.parametrize(("width", "group", "sum_group"), [(256, 128, 32), (72, 16, 16), (37, 0, 0), (40, 32, 16)])
-def test_rows_of_every_type_become_int8(dtype, width, group, sum_group) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "sizes"), sampled(DTYPES, [(256, 128, 32), (72, 16, 16), (37, 0, 0), (40, 32, 16)], 3)
+)
+def test_rows_of_every_type_become_int8(dtype, sizes) -> None:
+    width, group, sum_group = sizes
     padded = -(-width // (group or 4)) * (group or 4)
     problem = QuantizedRows(width, width, padded, group, sum_group, dtype)
     rows = np.random.default_rng(0).standard_normal((3, width)).astype(DTYPES[dtype])

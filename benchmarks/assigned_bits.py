@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec import compiler
 from moec.common.divergence import divergences, log_softmax
 from moec.common.specs import tensor_specs
+from moec.compiling import compiler
 from moec.ir.interpreter import runner
 from moec.ir.weights.format import WeightFormat
 from moec.passes import pipeline

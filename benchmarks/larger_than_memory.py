@@ -145,8 +145,8 @@ def made(args: argparse.Namespace) -> tuple[pathlib.Path, pathlib.Path]:
     """Make the GGUF file and the artifact, unless they exist already."""
     from language_models import SHAPES
 
-    from moec import compiler
-    from moec.compile_options import CompileOptions
+    from moec.compiling import compiler
+    from moec.compiling.compile_options import CompileOptions
 
     folder = pathlib.Path(args.scratch, f"{args.model}-{args.layers}-{args.format}")
     folder.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         VerificationError,
     )
-    from moec.compiler import compile, import_model
+    from moec.compiling.compiler import compile, import_model
     from moec.runtime.generation import Generation, generate
     from moec.runtime.loading import load
     from moec.runtime.model import CompiledModel
@@ -71,7 +71,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(["compile", "import_model"], "moec.compiler"),
+    **dict.fromkeys(["compile", "import_model"], "moec.compiling.compiler"),
     "CompiledModel": "moec.runtime.model",
     "CompiledProjects": "moec.runtime.projects",
     "load": "moec.runtime.loading",

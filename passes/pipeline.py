@@ -106,7 +106,7 @@ def run(
 
     ``print_after`` holds names of passes (or ``all``) after which the model's text goes to standard output;
     ``on_pass`` is called after each pass. With ``verify_each`` the IR's rules are checked first and after every pass;
-    :class:`moec.tools.pass_check.PassCheck` checks what the model computes, as an ``on_pass``.
+    :class:`moec.checking.pass_check.PassCheck` checks what the model computes, as an ``on_pass``.
 
     Raises VerificationError, naming the pass, when a pass leaves a model that breaks the IR's rules; DefectError when a
     pass fails.

@@ -17,11 +17,11 @@ import pytest
 from onnx import TensorProto, helper
 
 import moec
+from moec.checking.sampling import random_inputs, size_cases
 from moec.common.specs import tensor_specs
-from moec.compile_options import CompileOptions
+from moec.compiling.compile_options import CompileOptions
 from moec.passes.shapes.input_limits import input_limits
 from moec.runtime.load_options import LoadOptions
-from moec.tools.sampling import random_inputs, size_cases
 
 
 @pytest.fixture

@@ -155,32 +155,15 @@ def test_modules_do_not_import_each_other_in_circles():
 
 
 FOLDERS_IN_CIRCLES = [
-    {
-        "moec",
-        "moec.cli",
-        "moec.inspect",
-        "moec.runtime",
-        "moec.targets",
-        "moec.tools",
-        "moec.tools.profiling",
-        "moec.tools.sweeping",
-        "moec.torch",
-    },
+    {"moec.runtime", "moec.targets"},
     {
         "moec.simulators.cuda",
-        "moec.simulators.cuda.models",
         "moec.targets.cuda",
         "moec.targets.cuda.device",
-        "moec.targets.cuda.kernels",
         "moec.targets.cuda.estimates",
+        "moec.targets.cuda.kernels",
     },
-    {
-        "moec.simulators.hls",
-        "moec.targets.hls",
-        "moec.targets.hls.attention",
-        "moec.targets.hls.model",
-        "moec.targets.hls.moe",
-    },
+    {"moec.simulators.hls", "moec.targets.hls"},
 ]
 """Circles of folders that are still there. The list gets shorter, never longer."""
 

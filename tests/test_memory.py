@@ -11,7 +11,8 @@ import onnx
 import onnx.parser
 import pytest
 
-from moec import compiler, targets
+from moec import targets
+from moec.compiling import compiler
 from moec.ir.text import print_model
 from moec.passes import pipeline
 from moec.runtime.writer import Context, write_artifact

@@ -86,7 +86,7 @@ def test_rotary_pairs_are_moved_back(example):
 @pytest.mark.slow
 def test_layers_are_found_in_the_export(example, dense, rows, tmp_path):
     pytest.importorskip("onnxscript")
-    from moec import compiler
+    from moec.compiling import compiler
     from moec.ir import interpreter
     from moec.ir.dialect import RouteSpec, has_experts, spec_of
     from moec.passes import pipeline

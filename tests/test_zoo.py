@@ -18,7 +18,7 @@ import onnx_ir as ir
 import pytest
 
 import moec
-from moec.tools.comparison import tolerance_of
+from moec.checking.comparison import tolerance_of
 
 ZOO = os.environ.get("MOEC_ZOO", "")
 ONLY = os.environ.get("MOEC_ZOO_ONLY", "")

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 import moec
-from moec import compiler
+from moec.checking.comparison import compare, tolerance_of
 from moec.common.errors import DefectError, MoecError, VerificationError
+from moec.compiling import compiler
 from moec.ir import interpreter
 from moec.passes import pipeline
-from moec.tools.comparison import compare, tolerance_of
 from moec.tools.profiling import profile
 from moec.tools.verify import ROUNDED_TOLERANCES
 

@@ -69,7 +69,7 @@ def preloaded(jobs: int) -> list[str]:
     first, so that it does not import torch."""
     packages = (passes, targets) if jobs >= _MANY else ()
     found = [module.name for one in packages for module in pkgutil.walk_packages(one.__path__, f"{one.__name__}.")]
-    return ["moec.targets.tvm", "moec.compiler", *found]
+    return ["moec.targets.tvm", "moec.compiling.compiler", *found]
 
 
 def check_targets(names: Sequence[str]) -> None:

@@ -13,11 +13,10 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-import moec
 from moec import targets
 from moec.cli import data, inspect, text, times
 from moec.cli.data import asked_pipeline, pipeline_of
@@ -45,7 +44,11 @@ from moec.cli.options import (
 from moec.cli.printing import print_remarks, print_result, report_compilation, shown_progress
 from moec.cli.targets import Target, target_commands, with_target_options
 from moec.common.errors import DefectError, MoecError, reporting
+from moec.common.version import VERSION
 from moec.targets.kind import Options
+
+if TYPE_CHECKING:
+    from moec.runtime.model import CompiledModel
 
 DIFFERS, BAD_INPUT, DEFECT = 1, 2, 3
 
@@ -94,7 +97,7 @@ def _top(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
-        print(f"moec {moec.__version__}")
+        print(f"moec {VERSION}")
         raise typer.Exit
 
 
@@ -127,8 +130,8 @@ def compile_model(
     options: Options | None = None,
 ) -> None:
     """Compile a model into an artifact. Warnings go to stderr; moec inspect shows them again, with all notes."""
-    from moec import compiler
-    from moec.compile_options import CompileOptions
+    from moec.compiling import compiler
+    from moec.compiling.compile_options import CompileOptions
 
     with shown_progress(times=verbose) as progress:
         compile_options = CompileOptions(
@@ -161,7 +164,7 @@ def import_model(
 ) -> None:
     """Look for MoE blocks in a model without compiling it: how many are raised to one operator, and how many look like
     one and stay ordinary operators."""
-    from moec import compiler
+    from moec.compiling import compiler
     from moec.inspect import tables
 
     with shown_progress() as progress:
@@ -191,9 +194,10 @@ def run(
     """Run an artifact on the inputs in a file. An artifact holds machine code, which nothing confines: run those of
     people whose programs you would run."""
     from moec.common import array_files
+    from moec.runtime.loading import load
 
     array_files.check_arrays_destination(outputs)
-    compiled = moec.load(
+    compiled = load(
         artifact,
         threads=threads,
         pages=pages.value,
@@ -257,7 +261,7 @@ def opt(
     verify_each: VerifyEach = False,
 ) -> None:
     """Run passes on a model and print the IR; remarks go to stderr."""
-    from moec import compiler
+    from moec.compiling import compiler
 
     text, remarks = compiler.optimize(
         model, pipeline_of(level, passes), profile=profile, print_after=print_ir_after or (), verify_each=verify_each
@@ -315,9 +319,12 @@ def doctor(
 
 def _compiled(
     model: Path, artifact: Path | None, emulate: bool, architecture: str | None, progress: Callable[[str], None]
-) -> moec.CompiledModel:
+) -> CompiledModel:
     """Load the artifact, or compile the model."""
+    from moec.compiling.compiler import compile
+    from moec.runtime.loading import load
+
     if artifact is not None:
-        return moec.load(artifact, emulate=emulate, architecture=architecture)
+        return load(artifact, emulate=emulate, architecture=architecture)
     target = targets.default(on_device=emulate, architecture=architecture)
-    return moec.compile(model, target=target, emulate=emulate, progress=progress)
+    return compile(model, target=target, emulate=emulate, progress=progress)

@@ -65,10 +65,11 @@ def generate(
 ) -> None:
     """Go on writing from prompts. Text goes to standard output as it comes; on a terminal, tokens per second to
     stderr."""
-    import moec
+    from moec.runtime.generation import generate as generated
+    from moec.runtime.loading import load
 
     prompts = _prompts(prompt or [], prompt_file or [])
-    model = moec.load(
+    model = load(
         artifact,
         threads=threads,
         pages=pages.value,
@@ -78,7 +79,7 @@ def generate(
         architecture=architecture,
     )
     shown = None if as_json else _Shown(len(prompts), side_by_side=batch > 1)
-    results = moec.generate(
+    results = generated(
         model,
         prompts,
         max_new_tokens=max_new_tokens,

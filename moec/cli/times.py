@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-import moec
 from moec.cli.options import Artifact, Inputs, Json, PageKind, PagesOption, PreferResident, Resident, Threads
 from moec.cli.printing import print_result, shown_progress
 from moec.common.errors import MoecError
@@ -34,6 +33,7 @@ def bench(
     from moec.common import array_files
     from moec.common.arguments import token_counts
     from moec.inspect import tables
+    from moec.runtime.loading import load
     from moec.tools.bench import bench as bench_model
     from moec.tools.bench_session import DECODE, PREFILL, bench_session
 
@@ -50,14 +50,14 @@ def bench(
         if prefill is None and decode is None:
             prefill, decode = PREFILL, DECODE
         with shown_progress() as progress:
-            compiled = moec.load(artifact, **placed)
+            compiled = load(artifact, **placed)
             timed = bench_session(
                 compiled, prefill=prefill, decode=decode, depths=depths, repetitions=repetitions, progress=progress
             )
         print_result(timed, as_json, [tables.sessions_table(timed)])
         return
     with shown_progress() as progress:
-        compiled = moec.load(artifact, **placed)
+        compiled = load(artifact, **placed)
         arrays = None if inputs is None else array_files.read_arrays(inputs, compiled.inputs)
         progress("timing")
         result = bench_model(compiled, against=against, model_path=model, inputs=arrays)
@@ -69,9 +69,10 @@ def tune(
 ) -> None:
     """Measure from how many rows on this machine's kernels should take their second way; every load uses the result."""
     from moec.inspect import tables
+    from moec.runtime.loading import load
     from moec.tools.tune import measure
 
     with shown_progress() as progress:
-        tuned = measure(moec.load(artifact, threads=threads, pages=pages.value), progress)
+        tuned = measure(load(artifact, threads=threads, pages=pages.value), progress)
     data = [dataclasses.asdict(crossover) for crossover in tuned]
     print_result(data, as_json, tables.tuning_tables(data))

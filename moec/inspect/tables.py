@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from moec import targets
-from moec.arithmetic import described
 from moec.common.tables import table
+from moec.compiling.arithmetic import described
 from moec.inspect.alike import merged, names, words_of
 from moec.runtime.manifest import Manifest
 from moec.runtime.tuning import NEVER

@@ -74,7 +74,7 @@ def _rival(
 
 def default_cases(compiled: CompiledModel) -> list[dict[str, np.ndarray]]:
     """Make the inputs that :func:`bench` uses by default."""
-    from moec.tools.sampling import random_inputs, size_cases
+    from moec.checking.sampling import random_inputs, size_cases
 
     cases = size_cases(
         compiled.inputs, _SIZES, first_sizes=(1, 1, 1), dependent=compiled.interface.sizes, guards=compiled.guards

@@ -8,10 +8,10 @@ import platform
 import shutil
 from typing import Any
 
-import moec
 from moec import targets
 from moec.common.cores import available_cores
 from moec.common.errors import MoecError
+from moec.common.version import VERSION
 from moec.runtime import machine
 
 PACKAGES = (
@@ -68,7 +68,7 @@ def examine() -> dict[str, Any]:
     features = machine.cpu_features()
     tools = {name: kind.find_tool(name) for kind in targets.kinds() for name in kind.tools}
     findings: dict[str, Any] = {
-        "moec": moec.__version__,
+        "moec": VERSION,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": machine.cpu_name(),

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from moec import compiler, targets
+from moec import targets
 from moec.common.errors import MoecError, reporting
 from moec.common.progress import Progress, silent
 from moec.common.specs import TensorSpec
+from moec.compiling import compiler
 from moec.ir.blocks import expert_bits
 from moec.runtime.artifact import open_artifact
 from moec.runtime.load_options import LoadOptions

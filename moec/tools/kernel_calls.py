@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from moec.checking.sampling import random_inputs, size_cases
 from moec.common.errors import MoecError
 from moec.common.work import Argument
 from moec.runtime.artifact import Artifact
@@ -13,7 +14,6 @@ from moec.runtime.load_options import LoadOptions
 from moec.runtime.loading import ready
 from moec.runtime.model import CompiledModel
 from moec.targets.kind import CaughtTensor
-from moec.tools.sampling import random_inputs, size_cases
 
 Arrays = list[np.ndarray]
 _SIZES = (7, 40, 300)

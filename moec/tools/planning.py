@@ -9,10 +9,11 @@ import pathlib
 from collections import Counter
 from typing import Any
 
-from moec import compiler, targets
+from moec import targets
 from moec.common.errors import MoecError, reporting
 from moec.common.progress import Progress, silent
 from moec.common.replacing import check_replaceable, replacing
+from moec.compiling import compiler
 from moec.passes import pipeline
 from moec.passes.assign_bits import choices
 from moec.passes.framework.base import Report

@@ -31,9 +31,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.checking.comparison import TOLERANCES
 from moec.ir.interpreter import Change, runner
 from moec.ir.rounding import arithmetics_of, rounded_values
-from moec.tools.comparison import TOLERANCES
 
 ROOM = 4.0
 ROOM_OF_ALL = 2.0

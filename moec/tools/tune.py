@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec import targets
+from moec.common.crossovers import Point, Tuned
 from moec.common.errors import MoecError
 from moec.common.guards import holds, parse_guard
 from moec.common.progress import Progress, silent
 from moec.runtime.tuning import ALWAYS, NEVER, store_tuned
-from moec.tools.crossovers import FIXED_SIZES, Point, Tuned, crossover_of
+from moec.tools.crossovers import FIXED_SIZES, crossover_of
 
 if TYPE_CHECKING:
     from moec.runtime.model import CompiledModel
@@ -70,7 +71,7 @@ def measure_kernels(compiled: CompiledModel, progress: Callable[[str], None]) ->
 
 
 def _cases(compiled: CompiledModel) -> list[tuple[int, dict[str, np.ndarray]]]:
-    from moec.tools.sampling import random_inputs, size_cases
+    from moec.checking.sampling import random_inputs, size_cases
 
     cases = size_cases(compiled.inputs, TOKENS, first_sizes=(1,) * len(TOKENS), dependent=compiled.interface.sizes)
     if len(cases) == 1:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moec.common.crossovers import Point, Tuned
 from moec.common.errors import MoecError, UnsupportedError
-from moec.tools.crossovers import FIXED_SIZES, Point, Tuned, crossover_of
+from moec.tools.crossovers import FIXED_SIZES, crossover_of
 
 if TYPE_CHECKING:
     from moec.runtime.model import CompiledModel
@@ -66,7 +67,7 @@ def _points(compiled: CompiledModel, name: str, rows: int, readers: list[dict[st
 def _inputs(compiled: CompiledModel, tokens: int) -> dict[str, np.ndarray]:
     """Make random inputs with about so many tokens, as many short sequences where there is a batch, because a model may
     have few positions. Raises MoecError for a model without dynamic sizes."""
-    from moec.tools.sampling import random_inputs, size_cases
+    from moec.checking.sampling import random_inputs, size_cases
 
     batch, dependent = math.ceil(tokens / _LENGTH), compiled.interface.sizes
     (sizes,) = size_cases(

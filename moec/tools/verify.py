@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moec.checking.comparison import TOLERANCES, Difference, compare, tolerance_of
+from moec.checking.covering import Coverage, Covering, cover, covering_inputs
 from moec.common.arguments import check_kind, check_path
 from moec.common.dtypes import dtype_of
 from moec.common.errors import InputError, MoecError, one_line, reporting
 from moec.frontend import gguf
 from moec.frontend.huggingface import is_folder
 from moec.ir.rounding import arithmetics_of
-from moec.tools.comparison import TOLERANCES, Difference, compare, tolerance_of
-from moec.tools.covering import Coverage, Covering, cover, covering_inputs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -102,7 +102,7 @@ def verify(
 
     An output matches when the largest absolute difference is within ``tolerance`` times the larger of 1 and the largest
     expected magnitude; integers and booleans must be equal. The default tolerance is that of float32
-    (:data:`moec.tools.comparison.TOLERANCES`). With it, an output of a model that computes in 16 bits or rounds
+    (:data:`moec.checking.comparison.TOLERANCES`). With it, an output of a model that computes in 16 bits or rounds
     activations (:mod:`moec.ir.rounding`) also matches where it is as near as the reference interpreter's own results
     are to one another (:mod:`moec.tools.spread`). Where the interpreter cannot run such a model, or not in a few
     seconds, the tolerance is that of its narrowest float type or of the type that its rows are rounded to
@@ -118,7 +118,7 @@ def verify(
     Raises MoecError for a model that cannot be imported, and when the artifact refuses inputs that the model accepts; a
     case that neither reference can run is recorded as such.
     """
-    from moec.compiler import import_model
+    from moec.compiling.compiler import import_model
     from moec.runtime.model import CompiledModel
 
     check_path("model_path", model_path)
@@ -260,9 +260,9 @@ def _covering(model: ir.Model, compiled: CompiledModel, inputs: Mapping[str, np.
 
 def _outside_inputs(model: ir.Model, compiled: CompiledModel) -> dict[str, dict[str, np.ndarray]]:
     """Make inputs just outside each guard."""
+    from moec.checking.sampling import outside_cases, random_inputs, size_cases
     from moec.common.specs import tensor_specs
     from moec.passes.shapes.input_limits import input_limits
-    from moec.tools.sampling import outside_cases, random_inputs, size_cases
 
     specs, limits = _narrowed(tensor_specs(model.graph.inputs), compiled), input_limits(model)
     guards = _guards(model, compiled)

@@ -122,7 +122,7 @@ def _layer(module: Any, parameters: tuple[Any, ...], k: int, format: str | None,
 
 
 def _compile(module: Any, parameters: tuple[Any, ...], key: tuple[Any, ...], where: str) -> _CompiledExperts:
-    from moec.compiler import compile
+    from moec.compiling.compiler import compile
     from moec.frontend.huggingface.experts import experts_model
 
     k, format = key[:2]

@@ -82,7 +82,7 @@ class Region:
         return called(entry.model, inputs)[0]
 
     def _compiled(self, inputs: Arguments, sizes: Sequence[int], weights: Arguments) -> CompiledModel | None:
-        from moec.compiler import compile
+        from moec.compiling.compiler import compile
 
         try:
             graph = self._model(weights)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from moec.simulators.cuda import models as _models  # registers the models  # noqa: F401
-from moec.simulators.cuda.inline_assembly import find_inline_assembly
-from moec.simulators.cuda.instructions import to_cpp
+from moec.simulators.cuda.assembly.inline_assembly import find_inline_assembly
+from moec.simulators.cuda.assembly.instructions import to_cpp
 
 
 def translate_assembly(source: str) -> str:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from moec.targets.kind import Form, Options, ProgramKind
 
 if TYPE_CHECKING:
+    from moec.common.crossovers import Tuned
     from moec.common.roofline import Roofline
     from moec.runtime.model import CompiledModel
     from moec.targets.base import Target
-    from moec.tools.crossovers import Tuned
 
 
 class CpuKind(ProgramKind):

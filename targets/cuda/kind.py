@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from moec.common.crossovers import Tuned
     from moec.common.roofline import Roofline
     from moec.runtime.artifact import Artifact
     from moec.runtime.device import Device
     from moec.runtime.model import CompiledModel
     from moec.targets.base import Target
-    from moec.tools.crossovers import Tuned
 
 
 class CudaKind(ProgramKind):

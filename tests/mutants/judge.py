@@ -87,7 +87,7 @@ def _refusal(error: Exception, where: str) -> Verdict:
 
 def _feeds(compiled: Any) -> list[dict[str, np.ndarray]]:
     """Inputs of two sizes, of at most a million elements."""
-    from moec.tools.sampling import random_inputs, size_cases
+    from moec.checking.sampling import random_inputs, size_cases
 
     feeds = []
     for number, sizes in enumerate(size_cases(compiled.inputs, (1, 3, 2), (1, 2, 3), compiled.interface.sizes)[:2]):
@@ -100,8 +100,8 @@ def _feeds(compiled: Any) -> list[dict[str, np.ndarray]]:
 
 
 def _compare(path: pathlib.Path, runs: Runs) -> Verdict:
+    from moec.checking.comparison import compare
     from moec.common.errors import MoecError
-    from moec.tools.comparison import compare
     from moec.tools.verify import open_session, run_session
 
     verdict = Verdict("unchecked", "onnxruntime runs on none of the inputs")

@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 
 import moec
-from moec import compiler
 from moec.common.errors import UnsupportedError
-from moec.compile_options import CompileOptions
+from moec.compiling import compiler
+from moec.compiling.compile_options import CompileOptions
 from moec.ir import interpreter
 from moec.ir.shapes import infer
 from moec.ir.text import parse_model

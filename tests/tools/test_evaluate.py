@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper
 
 import moec
-from moec import compiler
 from moec.common.errors import MoecError
+from moec.compiling import compiler
 from moec.tools.data import KeptTokenizer, TextOptions
 from moec.tools.evaluate import Evaluation, _kept_tokenizer, evaluate
 from moec.tools.paired import quantile_of_t

@@ -11,11 +11,11 @@ import onnx_ir as ir
 import pytest
 
 import moec
-from moec.compiler import import_model
+from moec.checking.comparison import TOLERANCES, compare
+from moec.compiling.compiler import import_model
 from moec.ir import shapes
 from moec.ir.interpreter import runner
 from moec.passes import pipeline
-from moec.tools.comparison import TOLERANCES, compare
 from moec.tools.spread import MOST_RUNS, ROOM, Spreads, rounding_otherwise, why_not
 from moec.tools.verify import verify
 from tests.passes.before_after import model_of as text_model

@@ -8,10 +8,11 @@ import onnx.parser
 import pytest
 
 import moec
+from moec.common.crossovers import Point
 from moec.common.errors import MoecError
 from moec.runtime.tuning import ALWAYS, NEVER, read_tuned
 from moec.targets.cpu.hardware.machine import host_has
-from moec.tools.crossovers import Point, crossover_of
+from moec.tools.crossovers import crossover_of
 from moec.tools.tune import measure, tune
 
 E, d, f = 4, 64, 64

@@ -12,10 +12,10 @@ import pytest
 import rich.console
 
 import moec
+from moec.checking.comparison import TOLERANCES, compare
 from moec.common.errors import InputError
 from moec.frontend.onnx.conditions import KEY
 from moec.inspect import tables
-from moec.tools.comparison import TOLERANCES, compare
 from moec.tools.verify import ROUNDED_TOLERANCES, Case, Verification, verify
 
 

@@ -18,7 +18,7 @@ SUFFIXES = (".onnx", ".gguf")
 @dataclasses.dataclass(frozen=True)
 class Model:
     """A model to record. ``file`` takes an empty folder, in which it may write the model, and returns the model's file.
-    ``options``: fields of :class:`moec.compile_options.CompileOptions`."""
+    ``options``: fields of :class:`moec.compiling.compile_options.CompileOptions`."""
 
     file: Callable[[pathlib.Path], pathlib.Path]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -45,8 +45,9 @@ def calibration_of(model: pathlib.Path) -> list[pathlib.Path]:
 def texts_of(model: pathlib.Path, target: str, options: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
     """All that is recorded of a model, by name, or the reason why it is refused. Changes this process's folder. Raises
     DefectError where the compiler fails, for that may follow from anything."""
-    from moec import DefectError, MoecError, compiler
-    from moec.compile_options import CompileOptions
+    from moec import DefectError, MoecError
+    from moec.compiling import compiler
+    from moec.compiling.compile_options import CompileOptions
 
     os.environ["MOEC_KERNEL_CACHE"] = "off"
     os.chdir(model.parent)  # texts name the model by its file alone

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec import compiler
 from moec.common.errors import MoecError, reporting
 from moec.common.mapped_files import release_pages
 from moec.common.names import node_name
@@ -21,7 +20,8 @@ from moec.common.progress import Progress, silent
 from moec.common.replacing import check_replaceable, replacing
 from moec.common.seals import foreign_file
 from moec.common.specs import tensor_specs
-from moec.compile_options import CompileOptions
+from moec.compiling import compiler
+from moec.compiling.compile_options import CompileOptions
 from moec.ir.dialect import LinearSpec, is_moec, spec_of
 from moec.ir.interpreter import EvaluationError
 from moec.ir.weight_operands import stored_weights

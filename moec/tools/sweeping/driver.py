@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from moec import compiler
 from moec.common.errors import DefectError, MoecError, one_line, reporting
 from moec.common.progress import Progress, silent
 from moec.common.replacing import check_replaceable
 from moec.common.seals import foreign_file
 from moec.common.version import VERSION
+from moec.compiling import compiler
 from moec.frontend.onnx.importer import files_of
 from moec.passes import pipeline
 from moec.runtime.model import CompiledModel

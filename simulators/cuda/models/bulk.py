@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from re import Match
 
-from moec.simulators.cuda.instructions import Effect, Operand, braced, model
+from moec.simulators.cuda.assembly.instructions import Effect, Operand, braced, model
 
 _LOAD = r"\.shared(?:::cluster|::cta)\.global"
 _STORE = r"\.global\.shared::cta"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from re import Match
 
-from moec.simulators.cuda.instructions import Effect, model
+from moec.simulators.cuda.assembly.instructions import Effect, model
 
 
 @model(r"mapa(?:\.shared::cluster)?\.u32")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from re import Match
 
-from moec.simulators.cuda.instructions import Effect, model
+from moec.simulators.cuda.assembly.instructions import Effect, model
 
 
 @model(r"cp\.async\.c[ag]\.shared(?:::cta)?\.global(?:\.L2::\d+B)?", Effect.MEMORY)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from re import Match
 
-from moec.simulators.cuda.instructions import Effect, Operand, addresses, braced, model
+from moec.simulators.cuda.assembly.instructions import Effect, Operand, addresses, braced, model
 
 _FORMATS = {
     "f16": "Float16",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from re import Match
 
-from moec.simulators.cuda.instructions import Effect, Operand, model
+from moec.simulators.cuda.assembly.instructions import Effect, Operand, model
 
 _COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from re import Match
 
 from moec.common.errors import UnsupportedError
-from moec.simulators.cuda.instructions import Effect, Operand, addresses, braced, model
+from moec.simulators.cuda.assembly.instructions import Effect, Operand, addresses, braced, model
 
 _FORMATS = {
     "f16": ("Float16", "16"),

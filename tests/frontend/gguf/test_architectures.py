@@ -11,7 +11,7 @@ import pytest
 
 import moec
 from moec.common.errors import MoecError, UnsupportedError
-from moec.compile_options import default_passes
+from moec.compiling.compile_options import default_passes
 from moec.frontend.gguf import import_file
 from moec.frontend.gguf.architectures import ARCHITECTURES
 from moec.ir.interpreter import run

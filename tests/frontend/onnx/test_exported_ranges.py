@@ -8,7 +8,7 @@ import pytest
 
 import moec
 from moec.common.errors import InputError
-from moec.compiler import import_model
+from moec.compiling.compiler import import_model
 from moec.frontend.onnx.conditions import KEY, Conditions, conditions_of
 from moec.frontend.onnx.exported_ranges import RANGES
 from moec.tools.verify import verify

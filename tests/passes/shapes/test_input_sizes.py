@@ -6,10 +6,10 @@ import onnx
 import pytest
 
 import moec
+from moec.checking.sampling import outside_cases, random_inputs, size_cases
 from moec.common.errors import MoecError
 from moec.common.specs import TensorSpec
 from moec.passes.shapes.input_sizes import input_sizes
-from moec.tools.sampling import outside_cases, random_inputs, size_cases
 from moec.tools.verify import verify
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>\ng '

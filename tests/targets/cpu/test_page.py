@@ -6,8 +6,8 @@ import pathlib
 
 import pytest
 
-from moec import compiler
-from moec.compile_options import CompileOptions
+from moec.compiling import compiler
+from moec.compiling.compile_options import CompileOptions
 
 ROOT = pathlib.Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "cpu.md").read_text(encoding="utf-8").splitlines()

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import moec
-from moec import compiler, targets
+from moec import targets
 from moec.common.errors import MoecError, UnsupportedError
-from moec.compile_options import CompileOptions
+from moec.compiling import compiler
+from moec.compiling.compile_options import CompileOptions
 from moec.ir.dialect import LinearSpec
 from moec.runtime.artifact import open_artifact
 from moec.runtime.description import find_kernel

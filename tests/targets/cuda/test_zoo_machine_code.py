@@ -19,7 +19,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from moec import compiler, targets
+from moec import targets
+from moec.compiling import compiler
 from moec.passes import pipeline as passes
 from moec.targets.cuda import pipeline
 from moec.targets.cuda.architectures import LIMITS

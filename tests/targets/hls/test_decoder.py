@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from moec.common.errors import InputError, UnsupportedError
-from moec.compiler import import_model
+from moec.compiling.compiler import import_model
 from moec.ir import interpreter
 from moec.passes import pipeline
 from moec.simulators.hls.simulate import timed_calls

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from moec import compiler
 from moec.common.errors import UnsupportedError
-from moec.compile_options import CompileOptions
+from moec.compiling import compiler
+from moec.compiling.compile_options import CompileOptions
 from moec.ir.dialect import ExpertsSpec
 from moec.passes import pipeline
 from moec.targets.hls.graph.outside import find_outside

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec import compiler
 from moec.common.errors import MoecError, UnsupportedError
+from moec.compiling import compiler
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec
 from moec.ir.expert_weights import ExpertWeights

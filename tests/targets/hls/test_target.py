@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import moec
-from moec import compiler
 from moec.common.errors import ArtifactError, MoecError, UnsupportedError
-from moec.compile_options import CompileOptions
+from moec.compiling import compiler
+from moec.compiling.compile_options import CompileOptions
 from moec.ir.text import parse_model
 from moec.passes import pipeline
 from moec.passes.framework.base import Report

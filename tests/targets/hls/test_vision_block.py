@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 import moec
-from moec import compiler
+from moec.compiling import compiler
 from moec.passes import pipeline
 from moec.passes.framework.base import Report
 from moec.simulators.hls.simulator import simulate_timed

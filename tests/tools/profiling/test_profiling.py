@@ -11,8 +11,8 @@ import onnx_ir as ir
 import pytest
 
 import moec
-from moec import compiler
 from moec.common.errors import MoecError
+from moec.compiling import compiler
 from moec.ir import dialect, semantics
 from moec.ir.dialect import EXPERT_WEIGHTS, ExpertsSpec, RouteSpec
 from moec.ir.expert_outputs import expert_output

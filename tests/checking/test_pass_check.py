@@ -13,12 +13,12 @@ import onnx_ir as ir
 import pytest
 
 import moec
+from moec.checking.pass_check import NAME, PassCheck
 from moec.common.errors import DefectError
-from moec.compiler import optimize
+from moec.compiling.compiler import optimize
 from moec.frontend.onnx.importer import import_model
 from moec.passes import PASSES, pipeline
 from moec.passes.framework.base import Loss, Report
-from moec.tools.pass_check import NAME, PassCheck
 
 from ..text_models import model_of
 
@@ -122,7 +122,7 @@ def test_more_tokens_than_any_number_of_the_graph_are_tried() -> None:
 
 
 def test_a_slow_model_is_compared_on_less_and_says_so(monkeypatch) -> None:
-    monkeypatch.setattr("moec.tools.pass_check.MOST_SECONDS", -1)
+    monkeypatch.setattr("moec.checking.pass_check.MOST_SECONDS", -1)
     (remark,) = [one for one in checked(built(), Rewrites()).remarks if one.severity == "warning"]
     assert remark.message.startswith("compared on 1 of ")
 

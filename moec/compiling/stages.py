@@ -39,7 +39,7 @@ def run_passes(
 
 def pass_check(model: ir.Model, source: Any, report: Report) -> AfterPass:
     """Make the check that the model still computes the same, to run after every pass."""
-    from moec.tools.pass_check import PassCheck
+    from moec.checking.pass_check import PassCheck
 
     with reporting("choosing inputs to compare on after each pass", source):
         return PassCheck(model, report).after

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from moec.checking.samples import MANY, Samples
 from moec.common.specs import TensorSpec
-from moec.tools.samples import MANY, Samples
 
 IDS, MASK = TensorSpec("ids", "int64", ("B", "S")), TensorSpec("mask", "int64", ("B", "P + S"))
 KEYS = TensorSpec("keys", "float32", ("B", 2, "P", 4))

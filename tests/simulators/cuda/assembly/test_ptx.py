@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from moec.common.errors import MoecError, UnsupportedError
-from moec.simulators.cuda.inline_assembly import InlineAssembly, find_inline_assembly
-from moec.simulators.cuda.instructions import to_cpp
-from moec.simulators.cuda.ptx import Instruction, Label, RegisterDeclaration, parse
+from moec.simulators.cuda.assembly.inline_assembly import InlineAssembly, find_inline_assembly
+from moec.simulators.cuda.assembly.instructions import to_cpp
+from moec.simulators.cuda.assembly.ptx import Instruction, Label, RegisterDeclaration, parse
 
 
 def test_inline_assembly_is_found():

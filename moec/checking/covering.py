@@ -1,7 +1,7 @@
 """Inputs for a whole model that take as many sides of its decisions as can be found (:mod:`moec.ir.watch`).
 
 ``moec verify`` compares an artifact on them, and ``--verify-each`` the graph after every pass
-(:mod:`moec.tools.pass_check`).
+(:mod:`moec.checking.pass_check`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moec.checking.samples import Samples
+from moec.checking.sampling import random_inputs, size_cases
 from moec.common.specs import TensorSpec
 from moec.passes.shapes.input_limits import input_limits
-from moec.tools.samples import Samples
-from moec.tools.sampling import random_inputs, size_cases
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from moec.checking.sampling import completed_sizes, evaluated_size, random_inputs, size_cases
 from moec.common.guards import holds, parse_guard, size_names
 from moec.common.specs import TensorSpec
-from moec.tools.sampling import completed_sizes, evaluated_size, random_inputs, size_cases
 
 Inputs = dict[str, np.ndarray]
 MANY = 300
@@ -22,7 +22,7 @@ LEAST = 3
 @dataclasses.dataclass(frozen=True)
 class Samples:
     """Inputs of a model: ``limits`` of indices, sizes ``dependent`` on others, and ``guards`` that sizes have to keep
-    (see :func:`moec.tools.sampling.size_cases`)."""
+    (see :func:`moec.checking.sampling.size_cases`)."""
 
     specs: Sequence[TensorSpec]
     limits: Mapping[str, int]

@@ -1,6 +1,6 @@
 """``--verify-each``: check after every pass that changed something that the graph still computes the same.
 
-The inputs cover the decisions of the imported graph (:mod:`moec.tools.covering`). The reference interpreter runs the
+The inputs cover the decisions of the imported graph (:mod:`moec.checking.covering`). The reference interpreter runs the
 graphs in float64, so that the order of sums does not matter. The allowed difference depends on the pass's exactness:
 
 - After an exact or reassociating pass, every output has to match within the tolerance of ``moec verify``, because
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moec.checking.comparison import compare, tolerance_of
+from moec.checking.covering import Covering, Inputs, covering_inputs
 from moec.common.errors import DefectError, InputError, MoecError, one_line
 from moec.passes.last_logits import LastLogits
-from moec.tools.comparison import compare, tolerance_of
-from moec.tools.covering import Covering, Inputs, covering_inputs
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from moec.common.errors import MoecError, UnsupportedError
-from moec.simulators.cuda.inline_assembly import InlineAssembly
-from moec.simulators.cuda.ptx import Instruction, Label, Operand, RegisterDeclaration, Statement, parse
+from moec.simulators.cuda.assembly.inline_assembly import InlineAssembly
+from moec.simulators.cuda.assembly.ptx import Instruction, Label, Operand, RegisterDeclaration, Statement, parse
 
 Model = Callable[..., str]
 """A function from the match of the opcode, and the operands in C++, to a C++ statement without its semicolon."""

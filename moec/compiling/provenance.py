@@ -9,7 +9,7 @@ import pathlib
 import platform
 from typing import Any
 
-from moec.arithmetic import KEY, ActivationRounding
+from moec.compiling.arithmetic import KEY, ActivationRounding
 
 _TOOLS = ("apache-tvm", "onnx", "onnx-ir", "numpy")
 

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from moec import targets
-from moec.arithmetic import ActivationRounding, rounding_of
 from moec.common.arguments import check_flags, check_path, known_options
 from moec.common.errors import MoecError, UnsupportedError, reporting
 from moec.common.once import one_at_a_time
@@ -18,10 +17,11 @@ from moec.common.plain_files import read_text
 from moec.common.progress import Progress, silent
 from moec.common.scratch import ScratchFolder
 from moec.common.version import VERSION
-from moec.compile_options import DEFAULTS, CompileOptions, kept_text_files, multiplies_bytes, with_profile
-from moec.model_inputs import ModelInputs, model_inputs
-from moec.provenance import provenance_of
-from moec.stages import pass_check, run_passes
+from moec.compiling.arithmetic import ActivationRounding, rounding_of
+from moec.compiling.compile_options import DEFAULTS, CompileOptions, kept_text_files, multiplies_bytes, with_profile
+from moec.compiling.model_inputs import ModelInputs, model_inputs
+from moec.compiling.provenance import provenance_of
+from moec.compiling.stages import pass_check, run_passes
 from moec.targets.kind import Options, ProgramKind
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def compile(
         ``cpu``, ``cpu:avx2``, ``cuda:sm_90a``, several as ``cuda:sm_80+sm_90a``, ``hls:zcu102``, ...
     passes
         A level (``O0`` to ``O3``) or a pipeline text. None: ``O2``, which is exact, and ``O3`` for GGUF files and for
-        folders whose quantiser rounds activations (:func:`moec.compile_options.default_passes`).
+        folders whose quantiser rounds activations (:func:`moec.compiling.compile_options.default_passes`).
     threads
         Number of threads of the result. None: every available core.
     cache

@@ -9,12 +9,12 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from moec import compiler
 from moec.common.errors import MoecError, UnsupportedError
-from moec.compile_options import CompileOptions, default_passes
+from moec.compiling import compiler
+from moec.compiling.compile_options import CompileOptions, default_passes
 from moec.runtime.artifact import open_artifact
 
-from .passes.before_after import model_of
+from ..passes.before_after import model_of
 
 INT8 = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from moec.checking.covering import Coverage, Covering, cover
+from moec.checking.sampling import random_inputs, size_cases
 from moec.common.specs import tensor_specs
 from moec.frontend.onnx.importer import import_model
 from moec.passes import pipeline
-from moec.tools.covering import Coverage, Covering, cover
-from moec.tools.sampling import random_inputs, size_cases
 
 from ..text_models import model_of
 
@@ -82,7 +82,7 @@ def test_inputs_that_are_missing_show_nothing():
 
 
 def test_a_large_model_is_not_watched(monkeypatch):
-    monkeypatch.setattr("moec.tools.covering.MOST_WORK", 1)
+    monkeypatch.setattr("moec.checking.covering.MOST_WORK", 1)
     found = covered(model("y = MatMul (x, w)\n", "float[N,4] x, float[4,4] w"))
     assert found.coverage.note is None, "it has no weights"
     found = covered(model("y = Add (x, table)", "float[N,5] x"))

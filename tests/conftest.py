@@ -61,11 +61,12 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 @pytest.fixture(scope="session", autouse=True)
 def in_a_hurry() -> None:
     """Have this process compile emulated kernels in less time to slower code, and time models in few runs without
-    pauses: tests compute little, and look at no figures."""
+    pauses: tests compute little, and look at no figures. Do not wait until the disk has each artifact."""
     from moec.simulators.cuda import device
     from moec.tools import bench
 
     vars(device)["emulated_library"] = functools.partial(device.emulated_library, soon_ready=True)
+    vars(os)["fsync"] = lambda _file: None
     vars(bench).update(_PAUSE=0.0, _ROUNDS_AT_MOST=vars(bench)["_ROUNDS_AT_LEAST"])
 
 

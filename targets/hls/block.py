@@ -86,6 +86,6 @@ def block_project(
         top=name,
         **words,
     )
-    channels = [dataclasses.asdict(channel) for channel in model_channels(design)]
+    channels = [channel.as_dict() for channel in model_channels(design)]
     whole = {"node": node, "channels": channels, "vectors": len(vectors), **report}
     return estimated_project(name, files, estimate.as_dict(), whole)

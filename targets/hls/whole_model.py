@@ -98,7 +98,7 @@ def _project(
             if isinstance(layer, QuantizedBlock)
         },
         "kernels": _kernels(estimate.design),
-        "channels": [dataclasses.asdict(channel) for channel in model_channels(estimate.design)],
+        "channels": [channel.as_dict() for channel in model_channels(estimate.design)],
         "quality": {
             "decibels": {key: entry["decibels"] for key, entry in compared.items()},
             "tokens": len(sequences) * len(first),

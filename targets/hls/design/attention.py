@@ -14,6 +14,7 @@ from moec.targets.hls.design.numbers import (
     MOST_ACCUMULATOR_BITS,
     PARAMETER_BYTES,
     RESULT_BITS,
+    Fifos,
     Norm,
     bits_for,
     depth_beside,
@@ -115,25 +116,6 @@ class AttentionShape:
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentionFifos:
-    """Depths of the channels between processes, in words, that keep processes busy. Channels that need more because of
-    pipelines have their depths in :class:`AttentionDesign`."""
-
-    tokens: int = 32
-    beats: int = 2
-    """Channels from and to memory, whose masters buffer bursts themselves."""
-    measured: int = 2
-    jobs: int = 4
-    items: int = 8
-    weights: int = 128
-    """Two bursts of 4 KiB; whole tiles have double buffers elsewhere."""
-    rows: int = 32
-    """Chunks of keys, values and queries, and of weighted values."""
-    scores: int = 4
-    results: int = 4
-
-
-@dataclasses.dataclass(frozen=True)
 class AttentionDesign:
     """One way to build a block. Each of its four arrays computes ``lanes`` x ``lanes`` products per cycle;
     ``norm_lanes`` channels are normalised per cycle."""
@@ -141,7 +123,7 @@ class AttentionDesign:
     shape: AttentionShape
     lanes: int = 16
     norm_lanes: int = 8
-    fifos: AttentionFifos = dataclasses.field(default_factory=AttentionFifos)
+    fifos: Fifos = dataclasses.field(default_factory=Fifos)
 
     @property
     def width(self) -> int:

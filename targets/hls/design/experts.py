@@ -18,6 +18,7 @@ from moec.targets.hls.design.numbers import (
     PARAMETER_BYTES,
     RESULT_BITS,
     ROUTER_WEIGHT_BITS,
+    Fifos,
     Norm,
     accumulator_bits,
     bits_for,
@@ -80,24 +81,6 @@ class BlockShape:
     @property
     def all_slots(self) -> int:
         return self.slots + self.shared
-
-
-@dataclasses.dataclass(frozen=True)
-class Fifos:
-    """Depths of the channels between processes, in words, that keep processes busy. Channels that need more because of
-    pipelines have their depths in :class:`Design`."""
-
-    tokens: int = 32
-    logits: int = 2
-    routes: int = 16
-    jobs: int = 4
-    items: int = 8
-    weights: int = 128
-    """Two bursts of 4 KiB; whole tiles have double buffers elsewhere."""
-    results: int = 4
-    measured: int = 2
-    beats: int = 2
-    """Channels from and to memory, whose masters buffer bursts themselves."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 Norm = Literal["none", "layer", "rms"]
@@ -64,3 +65,24 @@ def stripe(beats: int, masters: int, banks: int) -> int:
 
 def padded(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
+
+
+@dataclasses.dataclass(frozen=True)
+class Fifos:
+    """Depths of the channels between processes, in words, that keep processes busy. Channels that need more because of
+    pipelines have their depths in the designs."""
+
+    tokens: int = 32
+    logits: int = 2
+    routes: int = 16
+    jobs: int = 4
+    items: int = 8
+    weights: int = 128
+    """Two bursts of 4 KiB; whole tiles have double buffers elsewhere."""
+    results: int = 4
+    measured: int = 2
+    rows: int = 32
+    """Chunks of keys, values and queries, and of weighted values."""
+    scores: int = 4
+    beats: int = 2
+    """Channels from and to memory, whose masters buffer bursts themselves."""

@@ -50,21 +50,21 @@ namespace moec {
 
 enum layer_kind_t { EXPERTS_LAYER, ATTENTION_LAYER };
 
-// What a layer has of its own; places in memory are in beats.
+// The record of a layer: the numbers that layers do not share. Places in memory are in beats.
 struct layer_t {
     int kind;
-    int tokens;      // that come in
-    int streamed;    // that come from the residual stream and are normalised: all, or none where inputs are patches
-    int patches;     // chunks of int8 that come as they are, tile by tile, and token by token in each
-    int rows;        // that go out: as many as tokens, or 1 where they are summed up
+    int tokens;      // of the input
+    int streamed;    // of these from the residual stream, which are normalised: all, or none where inputs are patches
+    int patches;     // chunks of int8 that are not normalised, by tile, and then by token
+    int rows;        // of the output: as many as tokens, or 1 where tokens are summed
     bool adds, passes, pools;
     int experts, slots, shared, tiles;
-    int window;      // of attention, in the place of tiles: keys that a token looks back, its own included
+    int window;      // of attention, in the place of tiles: keys that a token attends to, the last of them its own
     int norm_at, input_at, residual_at, router_at, up_at, down_at, output_at;
     long long query_latent_epsilon, key_latent_epsilon;  // of attention, in the places of hidden_multiplier and up_offset
     int score_multiplier, mixed_one, hidden_multiplier, up_offset, up_limit, shared_gate;
     long long epsilon;
-    int past, turns_at, cache_at;                   // of attention: tokens in front of those that come in
+    int past, turns_at, cache_at;                   // of attention: tokens of the sequence before the input
     long long key_norm_epsilon, query_norm_epsilon;
 };
 const int LAYER_BEATS = 2;  // 32 words of 32 bits each
@@ -119,7 +119,7 @@ axi_read_layer:
     layer.query_norm_epsilon = (unsigned)(word_of(beats, 31));
 }
 
-// As read_stream, or patches instead of tokens: int8 chunks from the same place on.
+// Read parameters and tokens as read_stream does, or patches instead of tokens: int8 chunks from the same place on.
 template <class Block>
 void read_inputs(const beat_t* norm_memory, int norm_at, const beat_t* memory, int at, int streamed, int patches,
                  hls::stream<beat_t>& norm_beats, hls::stream<beat_t>& beats, hls::stream<beat_t>& patch_beats) {
@@ -129,8 +129,8 @@ void read_inputs(const beat_t* norm_memory, int norm_at, const beat_t* memory, i
     read_beats<Block::PATCH_BEATS>(memory, at, blocks_of(patches * Block::LANES, BEAT_BYTES), patch_beats);
 }
 
-// Tokens that were normalised go to the experts and, where there are some to choose, to the router. Patches go to the
-// second product alone.
+// Send normalised tokens to the experts and, if there are experts to choose from, to the router; send patches to the experts
+// alone.
 template <class Block>
 void feed_tokens(int streamed, int patches, int experts, hls::stream<typename types<Block>::chunk_t>& tokens,
                  hls::stream<beat_t>& patch_beats, hls::stream<typename types<Block>::chunk_t>& to_router,

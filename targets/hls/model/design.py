@@ -17,7 +17,6 @@ from moec.targets.hls.design.attention import AttentionDesign, AttentionShape
 from moec.targets.hls.design.experts import BlockShape, Design
 from moec.targets.hls.design.numbers import BEAT_BYTES, RESULT_BITS
 from moec.targets.hls.model.plan import ModelPlan, QuantizedLinear
-from moec.targets.hls.model.wires import AttentionWires, ExpertsWires
 from moec.targets.hls.moe.quantize import QuantizedBlock
 
 T = TypeVar("T")
@@ -129,8 +128,7 @@ def experts_shape(plan: ModelPlan) -> BlockShape:
         raise UnsupportedError("linear layers have weights of int8, and layers of experts of int4")
     if routed[0].groups > 1:
         _only("layers of experts in groups differ in their number", (shape.experts for shape in routed))
-    wires = experts_wires(plan)
-    assert wires is not None
+    widths = experts_widths(plan)
     linear = [layer.inputs for layer in plan.layers if isinstance(layer, QuantizedLinear)]
     return dataclasses.replace(
         routed[0],
@@ -140,10 +138,10 @@ def experts_shape(plan: ModelPlan) -> BlockShape:
         experts=max(1, *(shape.experts for shape in shapes)),
         slots=max(1, *(shape.slots for shape in shapes)),
         shared=max(1, *(shape.shared for shape in shapes)),
-        up_sum_bits=wires.up_sum_bits,
-        down_sum_bits=wires.down_sum_bits,
-        up_total_bits=wires.up_total_bits,
-        down_total_bits=wires.down_total_bits,
+        up_sum_bits=widths.up_sum,
+        down_sum_bits=widths.down_sum,
+        up_total_bits=widths.up_total,
+        down_total_bits=widths.down_total,
     )
 
 
@@ -157,36 +155,40 @@ def attention_shape(plan: ModelPlan) -> AttentionShape | None:
     return _only("layers of attention differ in their heads", shapes) if shapes else None
 
 
-def experts_wires(plan: ModelPlan) -> ExpertsWires | None:
-    """The shifts of the plan, and the widest sums of all layers of the kernel of experts; None without such layers."""
+@dataclasses.dataclass(frozen=True)
+class Widths:
+    """Bits of the widest sums of all layers of a kernel: of both products, of the totals of their groups, of logits,
+    and of the product that makes latents."""
+
+    up_sum: int
+    down_sum: int
+    up_total: int = 1
+    down_total: int = 1
+    logit: int = 1
+    latent_sum: int = 1
+
+
+def experts_widths(plan: ModelPlan) -> Widths:
+    """The widths of the kernel of experts of a plan that has such layers."""
     blocks = [block for block in plan.blocks if isinstance(block, QuantizedBlock)]
-    if not blocks:
-        return None
     downs = [layer.down for layer in plan.layers if not isinstance(layer, QuantizedAttention)]
-    first, shifts = ExpertsWires.of(blocks[0]), plan.shifts
-    return ExpertsWires(
-        logit_bits=max((block.logit_bits for block in blocks if block.shape.experts), default=1),
-        up_sum_bits=max(block.up.sum_bits for block in blocks),
-        up_total_bits=max(block.up.total_bits for block in blocks),
-        down_sum_bits=max(down.sum_bits for down in downs),
-        down_total_bits=max(down.total_bits for down in downs),
-        up_shift=first.up_shift,
-        down_shift=first.down_shift,
-        norm_shift=shifts.norm,
-        score_shift=first.score_shift if shifts.route is None else shifts.route,
-        hidden_shift=first.hidden_shift,
+    return Widths(
+        up_sum=max(block.up.sum_bits for block in blocks),
+        up_total=max(block.up.total_bits for block in blocks),
+        down_sum=max(down.sum_bits for down in downs),
+        down_total=max(down.total_bits for down in downs),
+        logit=max((block.logit_bits for block in blocks if block.shape.experts), default=1),
     )
 
 
-def attention_wires(plan: ModelPlan) -> AttentionWires | None:
+def attention_widths(plan: ModelPlan) -> Widths | None:
     layers = _attention(plan)
     if not layers:
         return None
-    return dataclasses.replace(
-        AttentionWires.of(layers[0]),
-        up_sum_bits=max(layer.up.sum_bits for layer in layers),
-        down_sum_bits=max(layer.down.sum_bits for layer in layers),
-        latent_sum_bits=max((layer.latents.down.sum_bits for layer in layers if layer.latents), default=1),
+    return Widths(
+        up_sum=max(layer.up.sum_bits for layer in layers),
+        down_sum=max(layer.down.sum_bits for layer in layers),
+        latent_sum=max((layer.latents.down.sum_bits for layer in layers if layer.latents), default=1),
     )
 
 

@@ -27,13 +27,13 @@ from moec.targets.hls.attention.quantize import QuantizedAttention
 from moec.targets.hls.attention.resources import attention_memories, power_copies
 from moec.targets.hls.design.channels import channels_of
 from moec.targets.hls.design.normalization import inverse_roots
-from moec.targets.hls.design.numbers import BEAT_BYTES, FRACTION_BITS, MOST_STAGES
+from moec.targets.hls.design.numbers import BEAT_BYTES, FRACTION_BITS
 from moec.targets.hls.hardware.configuration import LEAST_VERSION
 from moec.targets.hls.hardware.memories import Memory, memories_of
 from moec.targets.hls.hardware.parts import find_part
 from moec.targets.hls.hardware.ports import attention_masters, masters_of, model_ports, port_names
 from moec.targets.hls.model import packing
-from moec.targets.hls.model.design import ModelDesign, attention_wires, experts_wires
+from moec.targets.hls.model.design import ModelDesign, attention_widths, experts_widths
 from moec.targets.hls.model.files import CLOCK_UNCERTAINTY, bound_channels, library_files, listed, render, repeated
 from moec.targets.hls.model.plan import ModelPlan
 from moec.targets.hls.moe.quantize import power_table, sigmoid_table
@@ -131,6 +131,7 @@ def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes]) -> di
         "name": plan.name,
         "summary": summary(plan),
         "plan": plan,
+        "shifts": plan.shifts,
         "model": design,
         "constants": {name: int(value) for name, value in numbers.items() if name not in calls},
         "depth": {
@@ -140,7 +141,6 @@ def _context(design: ModelDesign, plan: ModelPlan, data: dict[str, bytes]) -> di
         },
         "places": places,
         "data": "data",
-        "most_stages": MOST_STAGES,
         "fraction_bits": FRACTION_BITS,
         "least_version": LEAST_VERSION,
         "clock_uncertainty": CLOCK_UNCERTAINTY,
@@ -164,9 +164,9 @@ def _experts_context(design: ModelDesign, plan: ModelPlan, routing: str, experts
     return {
         "design": design.moe,
         "shape": shape,
-        "fifos": design.moe.fifos,
-        "wires": experts_wires(plan),
+        "widths": experts_widths(plan),
         "patch_beats": max(1, design.patch_beats),
+        "channels_moe": channels_of(design.moe),
         "bound_moe": bound_channels(channels_of(design.moe)),
         "routing": routing or f"{shape.scoring} of {shape.experts}, {shape.slots} per token",
         "experts": experts,
@@ -177,11 +177,13 @@ def _experts_context(design: ModelDesign, plan: ModelPlan, routing: str, experts
 def _attention_context(design: ModelDesign, plan: ModelPlan) -> dict[str, Any]:
     """The variables of templates about the kernel of attention, which a model may lack."""
     attention = design.attention
+    channels = [] if attention is None else attention_channels(attention)
     return {
         "attention": attention,
-        "attention_wires": attention_wires(plan),
+        "attention_widths": attention_widths(plan),
         "attention_copies": 0 if attention is None else power_copies(attention),
-        "bound_attention": [] if attention is None else bound_channels(attention_channels(attention)),
+        "channels_attention": channels,
+        "bound_attention": bound_channels(channels),
         "turned": attention is not None and attention.shape.turned,
         "cached": attention is not None and attention.shape.cached > 0,
     }

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moec.common.errors import UnsupportedError
-from moec.targets.hls.design.experts import BlockShape, Design, Fifos, LargeArrays
+from moec.targets.hls.design.experts import BlockShape, Design, LargeArrays
+from moec.targets.hls.design.numbers import Fifos
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES, Resources
 from moec.targets.hls.hardware.cycles import Cycles, MemoryPace, count_cycles, route_cycles, tokens_in

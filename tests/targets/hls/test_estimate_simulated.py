@@ -10,9 +10,9 @@ import pytest
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.simulators.hls.simulator import simulate_timed
-from moec.targets.hls.design.experts import Design, Fifos
+from moec.targets.hls.design.experts import Design
 from moec.targets.hls.design.normalization import FloatNorm
-from moec.targets.hls.design.numbers import USUAL_STAGES
+from moec.targets.hls.design.numbers import USUAL_STAGES, Fifos
 from moec.targets.hls.hardware.cycles import MemoryPace, count_cycles
 from moec.targets.hls.hardware.memories import Memory, memories_of
 from moec.targets.hls.hardware.ports import masters_of

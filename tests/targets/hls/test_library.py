@@ -9,7 +9,8 @@ import pytest
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.simulators.hls.simulator import SimulationError, simulate_functionally, simulate_timed
-from moec.targets.hls.design.experts import Design, Fifos
+from moec.targets.hls.design.experts import Design
+from moec.targets.hls.design.numbers import Fifos
 from moec.targets.hls.hardware.cycles import count_cycles
 from moec.targets.hls.moe import reference
 

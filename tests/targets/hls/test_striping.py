@@ -91,4 +91,4 @@ def test_an_array_of_channels_has_a_depth():
     top = files["src/model.cpp"].decode().replace("#pragma HLS STREAM variable=beats_up depth=128\n", "")
     findings = lint({**files, "src/model.cpp": top.encode()})
     assert [finding.rule for finding in findings] == ["named-channels"]
-    assert "beats_up[0], beats_up[1], beats_down[0]" in findings[0].message
+    assert "channels beats_up[0], beats_up[1] have no depth" in findings[0].message

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 
 import pytest
@@ -53,7 +52,7 @@ def test_one_design_in_detail(exploration):
 
 
 def test_the_dataflow_before_simulation(exploration):
-    channels = [dataclasses.asdict(channel) for channel in channels_of(exploration.chosen.estimate.design)]
+    channels = [channel.as_dict() for channel in channels_of(exploration.chosen.estimate.design)]
     text = printed(tables.dataflow_picture(channels))
     assert text.startswith("Dataflow, not simulated")
     assert all(f"{one['name']} " in text and f"─► {one['consumer']}" in text for one in channels)
@@ -61,7 +60,7 @@ def test_the_dataflow_before_simulation(exploration):
 
 
 def test_the_dataflow_with_what_a_simulation_saw(exploration):
-    channels = [dataclasses.asdict(channel) for channel in channels_of(exploration.chosen.estimate.design)]
+    channels = [channel.as_dict() for channel in channels_of(exploration.chosen.estimate.design)]
     stalls = {"read_stall": 0, "write_stall": 282, "memory_stall": 7}
     seen = {
         "cycles": 1000,

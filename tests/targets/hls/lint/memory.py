@@ -43,7 +43,8 @@ def bound_storage(linted: Linted) -> Iterator[Finding]:
     for place in linted.used:
         for match in _ARRAY.finditer(place.text):
             name, dimensions = match[2], match[3].count("[")
-            if match[1] in _NO_TYPES or _is_registers(place, name, dimensions):
+            is_channel = "hls::stream<" in place.text[: match.start(2)].rpartition("\n")[2]
+            if is_channel or match[1] in _NO_TYPES or _is_registers(place, name, dimensions):
                 continue
             if not any(pragma.options.get("variable") == name for pragma in _pragmas(place, "BIND_STORAGE")):
                 message = f"array {name} has no pragma BIND_STORAGE and is not partitioned completely; add one of both"

@@ -71,7 +71,7 @@ class CastStates:
             positions = ATTENTION_CACHES.get(output.index() or 0)
         caches = [node.inputs[position] for position in positions] if node is not None and positions else []
         if node is None or positions is None or any(cache is None or cache.dtype != _FLOAT for cache in caches):
-            report.note(self.name, str(output.name), "not cast: expected float32 that is put behind what was there")
+            report.note(self.name, str(output.name), "not cast: expected float32 appended to a cache")
             return False
         if self.dtype == "int8" and not _have_rows(caches, output, axis):
             report.note(self.name, str(output.name), "not cast: expected rows of a fixed size, each written at once")

@@ -72,8 +72,8 @@ class CheckExport:
             return
         if _more_updates_than_rows(node, data, indices) or _divided(indices):
             raise MoecError(
-                f"node {node_name(node)!r}: {node.op_type} overwrites rows that several updates go to, where a Mixture "
-                f"of Experts adds them; the exporter lost the sum of an index_add: {_ADVICE}"
+                f"node {node_name(node)!r}: {node.op_type} overwrites rows that get several updates; a Mixture of "
+                f"Experts adds them: the exporter lost the sum of an index_add: {_ADVICE}"
             )
         if _joins_top_k_lists(indices):
             report.warn(

@@ -96,8 +96,8 @@ class MergeExperts:
     def _check_most(self, experts: ExpertSet, count: int) -> None:
         if count * self.most < experts.stored:
             raise MoecError(
-                f"{self.name}: node {node_name(experts.node)}: cannot make {count} of {experts.stored} experts, of "
-                f"which at most {self.most} become one; the nearest it can is {-(-experts.stored // self.most)}"
+                f"{self.name}: node {node_name(experts.node)}: cannot merge {experts.stored} experts to {count} "
+                f"where at most {self.most} become one; the nearest possible is {-(-experts.stored // self.most)}"
             )
 
     def _merge(self, graph: ir.Graph, experts: ExpertSet, grouping: Grouping, report: Report) -> bool:

@@ -149,7 +149,7 @@ def _make(name: str, options: str | None, shared: Mapping[str, str]) -> tuple[Pa
     """The passes of one item of a text. ``shared``: values of options that its own text may overrule."""
     if name in LEVELS:
         if options:
-            raise MoecError(f"pipeline: {name} is a level and takes no options, found {{{options}}}")
+            raise MoecError(f"pipeline: {name} is a level and takes no options; leave {{{options}}} out")
         return parse(LEVELS[name], shared.get(_PROFILE))
     if name not in PASSES:
         raise MoecError(f"pipeline: unknown pass {name!r}{_nearest(name, [*PASSES, *LEVELS])}")
@@ -193,16 +193,16 @@ def _parse_value(where: str, text: str, kind: Any) -> Any:
     if origin is Literal:
         choices = {str(choice): choice for choice in get_args(kind)}
         if text not in choices:
-            raise MoecError(f"pipeline: {where}: found {text!r}, expected one of {', '.join(choices)}")
+            raise MoecError(f"pipeline: {where} is {text!r}; expected one of {', '.join(choices)}")
         return choices[text]
     if kind is bool:
         if text.lower() not in _TRUE + _FALSE:
-            raise MoecError(f"pipeline: {where}: found {text!r}, expected true or false")
+            raise MoecError(f"pipeline: {where} is {text!r}; expected true or false")
         return text.lower() in _TRUE
     try:
         return kind(text)
     except ValueError:
-        raise MoecError(f"pipeline: {where}: found {text!r}, expected a value of type {kind.__name__}") from None
+        raise MoecError(f"pipeline: {where} is {text!r}; expected a value of type {kind.__name__}") from None
 
 
 def _print_pass(applied: Pass) -> str:

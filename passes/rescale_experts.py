@@ -86,7 +86,9 @@ class RescaleExperts:
         system = _System(sampled)
         factors = np.round(system.solution(_RIDGE), _DECIMALS)
         if np.abs(factors - 1).max() < _SMALL:
-            report.note(self.name, node_name(node), f"nothing to rescale: {system.tokens} tokens want factors of 1")
+            report.note(
+                self.name, node_name(node), f"nothing to rescale: {system.tokens} tokens need no factors other than 1"
+            )
             return False
         keep_key(node)
         scale_experts(node, "down", list(factors))

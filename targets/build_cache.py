@@ -173,7 +173,7 @@ def _opened_file(folder: int, name: str) -> Iterator[BinaryIO]:
     file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     with open(file, "rb") as opened:
         if not _is_own(os.fstat(file)):
-            raise PermissionError(f"{name} is no file of the user")
+            raise PermissionError(f"{name} is not a file of the user")
         yield opened
 
 

@@ -131,7 +131,7 @@ class Kind(abc.ABC):
         follow ``past`` tokens of a session. ``machine``: by default one that the artifact is for. Raises MoecError if
         there is no estimate for it."""
         raise MoecError(
-            f"{artifact.where}: is for {artifact.manifest.target}, and launches are those of a GPU; choose an artifact "
+            f"{artifact.where}: is for {artifact.manifest.target}, which has no launches of a GPU; choose an artifact "
             "for --target cuda"
         )
 

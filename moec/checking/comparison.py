@@ -32,7 +32,7 @@ class Difference:
 def compare(name: str, actual: np.ndarray, expected: np.ndarray, tolerance: float) -> Difference:
     """Compare one output. NaN equals NaN, and infinities equal themselves."""
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
-        note = f"found {actual.dtype}{list(actual.shape)}, expected {expected.dtype}{list(expected.shape)}"
+        note = f"is {actual.dtype}{list(actual.shape)}; expected {expected.dtype}{list(expected.shape)}"
         return Difference(name, actual.shape, None, None, False, note)
     if not actual.size:
         return Difference(name, actual.shape, 0.0, 0.0, True, norm=0.0)

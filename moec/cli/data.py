@@ -41,7 +41,7 @@ OutputName = Annotated[str | None, typer.Option(help="The output that is judged,
 def asked_pipeline(level: Level | None, passes: str | None) -> str | None:
     """Select the pipeline text by ``-O`` or ``--passes``. Returns None where neither is given."""
     if level is not None and passes is not None:
-        raise MoecError("-O and --passes exclude each other: a level may stand inside a pipeline, e.g. --passes O1,...")
+        raise MoecError("give -O or --passes, not both; a pipeline may begin with a level: --passes O1,...")
     return passes if level is None else f"O{level.value}"
 
 
@@ -134,7 +134,7 @@ def plan(
     if sum(limit is not None for limit in (avg, megabytes, microseconds)) != 1:
         raise MoecError("expected one of --avg, --megabytes and --microseconds")
     if microseconds is None and gigabytes_per_second is not None:
-        raise MoecError("--gigabytes-per-second is of use with --microseconds alone; leave it out")
+        raise MoecError("--gigabytes-per-second needs --microseconds; leave it out")
     budget = budget_of(avg, megabytes, microseconds, gigabytes_per_second)
     prepared = pipeline_of(level, passes)
     with shown_progress() as progress:
@@ -254,7 +254,7 @@ def _report_sweep(swept: Sweep, folder: Path, as_json: bool) -> None:
         print(f"note: {error}", file=sys.stderr)
     if swept.failures:
         tried = len(swept.failures) + len(swept.variants)
-        raise MoecError(f"{len(swept.failures)} of {tried} variants could not be made; the notes say why")
+        raise MoecError(f"{len(swept.failures)} of {tried} variants failed; the notes say why")
 
 
 def _listed(text: str | None) -> list[str]:

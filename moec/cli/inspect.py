@@ -50,16 +50,16 @@ def inspect(
     from moec.runtime.description import find_kernel
 
     if (expert is not None) + (kernel is not None) + launches > 1:
-        raise MoecError("--expert, --kernel and --launches exclude one another: each shows one thing")
+        raise MoecError("give one of --expert, --kernel and --launches")
     if not launches and any(option is not None for option in (gpu, tokens, past)):
-        raise MoecError("--gpu, --tokens and --past are for --launches; add it")
+        raise MoecError("--gpu, --tokens and --past need --launches; add it")
     if launches and architecture is not None:
         raise MoecError("--architecture does not go with --launches; name a GPU with --gpu")
     if emit.value == STANDALONE:
         _write_standalone(artifact, kernel, output, architecture)
         return
     if output is not None:
-        raise MoecError("-o is for --emit standalone; other forms are printed")
+        raise MoecError("-o needs --emit standalone; other forms are printed")
     if kernel is None and emit is not TIR:
         raise MoecError(f"--emit {emit.value} shows the source of one kernel; add --kernel K")
     opened = open_artifact(artifact, check_weights=False)

@@ -94,7 +94,7 @@ def _array(file: IO[bytes], size: int) -> Array:
         raise DamagedError(f"is {dtype}{list(shape)[:8]} of {expected} bytes, and holds {size - start}")
     free = available_memory()
     if free and expected > free:
-        raise DamagedError(f"has {expected >> 20} MiB, more than the {free >> 20} MiB of memory that are left")
+        raise DamagedError(f"has {expected >> 20} MiB; {free >> 20} MiB of memory are free")
     data = np.empty(expected, np.uint8)
     for start in range(0, expected, _CHUNK):
         chunk = file.read(min(_CHUNK, expected - start))
@@ -112,7 +112,7 @@ def _head(file: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...], str, int]:
     start = file.read(len(_MAGIC) + 2)
     code = _LENGTHS.get(start[-2]) if len(start) == len(_MAGIC) + 2 and start.startswith(_MAGIC) else None
     if code is None:
-        raise DamagedError("is no array as numpy writes it")
+        raise DamagedError("is not an array as numpy writes it")
     packed = file.read(struct.calcsize(code))
     (length,) = struct.unpack(code, packed)
     if length > _LONGEST_HEAD:
@@ -120,7 +120,7 @@ def _head(file: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...], str, int]:
     text = file.read(length).decode("latin-1")
     fields = {key: pattern.findall(text) for key, pattern in _FIELDS.items()}
     if any(len(values) != 1 for values in fields.values()):
-        raise DamagedError(f"has the head {text.strip()[:60]!r}, which is no array of numbers")
+        raise DamagedError(f"has the head {text.strip()[:60]!r}, which is not that of an array of numbers")
     dtype = _dtype("".join(fields["descr"][0]))
     sizes = [size.strip().removesuffix("L") for size in fields["shape"][0].split(",") if size.strip()]
     if len(sizes) > _MOST_AXES or not all(size.isdecimal() and len(size) < 20 for size in sizes):

@@ -142,7 +142,7 @@ def _parse(text: str) -> ast.expr:
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError("it is no expression") from error
+        raise ValueError("it is not an expression") from error
     level: list[ast.AST] = [tree]
     for _ in range(_DEEPEST):
         level = [child for node in level for child in ast.iter_child_nodes(node)]
@@ -163,7 +163,7 @@ def _condition(node: ast.expr) -> Callable[[Sizes], bool]:
         joined = all if isinstance(node.op, ast.And) else any
         return lambda sizes: joined(part(sizes) for part in parts)
     if not isinstance(node, ast.Compare):
-        raise ValueError(f"{ast.unparse(node)!r} is no comparison")
+        raise ValueError(f"{ast.unparse(node)!r} is not a comparison")
     operands = [_number(operand, _FUNCTIONS) for operand in (node.left, *node.comparators)]
     tests = [_known(_COMPARISONS, type(comparison), node) for comparison in node.ops]
 

@@ -79,7 +79,7 @@ def read_variant(
     """Convert plain data to the kind that its field ``tag`` names; otherwise as :func:`read_record`."""
     name = content.get(tag)
     if not isinstance(name, str) or name not in kinds:
-        raise error(f"{where}: {tag} is {_shown(name)}, expected one of {', '.join(map(repr, kinds))}; {advice}")
+        raise error(f"{where}: {tag} is {_shown(name)}; expected one of {', '.join(map(repr, kinds))}; {advice}")
     fields = {key: value for key, value in content.items() if key != tag}
     return read_record(kinds[name], fields, where, advice, error)
 
@@ -134,7 +134,7 @@ def _read_fields(kind: Any, content: Mapping[str, Any]) -> Any:
     hints, needed = _fields_of(kind)
     missing = next((name for name in needed if name not in content), None)
     if missing is not None:
-        raise _MismatchError(f"is missing, expected {_expected(hints[missing])}", missing)
+        raise _MismatchError(f"is missing; expected {_expected(hints[missing])}", missing)
     unknown = next((name for name in content if name not in hints), None)
     if unknown is not None and dataclasses.is_dataclass(kind):
         raise _MismatchError(f"has the unknown field {unknown[:80]!r}")
@@ -167,7 +167,7 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def _mismatch(kind: Any, value: Any) -> _MismatchError:
-    return _MismatchError(f"is {_shown(value)}, expected {_expected(kind)}")
+    return _MismatchError(f"is {_shown(value)}; expected {_expected(kind)}")
 
 
 def _expected(kind: Any) -> str:

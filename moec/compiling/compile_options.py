@@ -119,7 +119,7 @@ def _check_rounding(passes: Sequence[Pass], target: str) -> None:
     rounds = any(isinstance(step, RoundActivations) and step.format == "int8" for step in passes)
     if rounds and not isinstance(targets.kind_of(target), ProgramKind):
         raise UnsupportedError(
-            f"target '{target}' computes in integers at every level, by scales that come from its calibration; "
+            f"target '{target}' computes in integers at every level, with scales from its calibration; "
             "-O3 (round-activations) changes nothing about that: compile with -O2"
         )
 

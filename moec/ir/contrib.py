@@ -148,7 +148,10 @@ def experts_spec(
     ValueError for attributes that mean nothing.
     """
     if activation_type not in _MOE_ACTIVATIONS:
-        raise ValueError(f"com.microsoft.MoE: activation {activation_type!r} is none of {sorted(_MOE_ACTIVATIONS)}")
+        raise ValueError(
+            f"com.microsoft.MoE: activation {activation_type!r} is not supported; expected one of "
+            f"{sorted(_MOE_ACTIVATIONS)}"
+        )
     if activation_type != "swiglu":
         return ExpertsSpec(_MOE_ACTIVATIONS[activation_type], "separate" if has_fc3 else "none")
     layout = _SWIGLU_LAYOUTS.get(swiglu_fusion)

@@ -58,7 +58,7 @@ def routing_of(node: ir.Node) -> Routing:
 def check_table(table: tuple[int, ...], count: int) -> None:
     """Raises UnsupportedError for an id that is none of ``count`` experts."""
     if max(table, default=-1) >= count:
-        raise UnsupportedError(f"a table behind moec.Route has the id {max(table)}; there are {count} experts")
+        raise UnsupportedError(f"a table after moec.Route has the id {max(table)}; expected ids below {count}")
 
 
 def other_user(experts: ir.Node, route: ir.Node) -> str | None:

@@ -139,7 +139,7 @@ class ExpertWeights:
         if name not in self._biases:
             data = constant(value)
             if data is None:
-                raise UnsupportedError(f"{name} is computed at run time; it has to be constant to be packed")
+                raise UnsupportedError(f"{name} is computed at run time; expected a constant, which can be packed")
             self._biases[name] = data.numpy()
         return self._half(part, self._biases[name]) if self._shares(part) else self._biases[name]
 

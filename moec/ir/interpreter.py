@@ -77,7 +77,7 @@ class Evaluator:
         self._widened, self._multiplied, self._runs = widened, list[ir.Value](), 0
         self._dtype = None if dtype is None else np.dtype(dtype)
         if self._dtype not in (None, np.dtype(np.float64)):
-            raise ValueError(f"the interpreter computes in the model's own types or in float64, not in {self._dtype}")
+            raise ValueError(f"dtype is {self._dtype}; expected float64, or None for the model's own types")
         self._outputs = list(outputs)
         self._inputs = set(inputs)
         computed = [node for node in nodes if not _is_constant(node)]

@@ -138,7 +138,7 @@ def _copied(node: ir.Node) -> ir.Graph:
 def _present(node: ir.Node, first: int) -> list[ir.Value]:
     present = [value for value in node.inputs[first:] if value is not None]
     if len(present) < len(node.inputs) - first:
-        raise UnsupportedError("an input is missing that its body takes; expected all of them")
+        raise UnsupportedError("an input that its body takes is missing; expected all of them")
     return present
 
 

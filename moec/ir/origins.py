@@ -73,7 +73,7 @@ def origins_of(node: ir.Node, count: int) -> Origins:
     where = f"node {node_name(node)}: metadata {ORIGIN_KEY}"
     content = read_json(_OriginsText, text, where, "remove it from the model")
     if len(content.experts) != count:
-        raise MoecError(f"{where}: is of {len(content.experts)} experts, expected {count}; remove it from the model")
+        raise MoecError(f"{where}: is of {len(content.experts)} experts; expected {count}; remove it from the model")
     removed, joined = (
         {int(first): reason for first, reason in reasons.items()} for reasons in (content.removed, content.joined)
     )

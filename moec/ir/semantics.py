@@ -309,7 +309,7 @@ def pairs_by_expert(ids: Array) -> Iterator[tuple[int, Array, Array]]:
 
 def check_ids(ids: Array, count: int) -> None:
     if ids.size and not -1 <= ids.min() <= ids.max() < count:
-        raise ValueError(f"expert ids lie in [{ids.min()}, {ids.max()}]; allowed are -1 to {count - 1}")
+        raise ValueError(f"expert ids lie in [{ids.min()}, {ids.max()}]; expected -1 to {count - 1}")
 
 
 @silently

@@ -73,7 +73,7 @@ def combine(rows: Array, weights: Array, positions: Array, *, dtype: DTypeLike |
     compute = compute_dtype(result_dtype)
     if positions.size and not -1 <= positions.min() <= positions.max() < len(rows):
         actual = f"positions lie in [{positions.min()}, {positions.max()}]"
-        raise ValueError(f"{actual}; allowed are -1 to {len(rows) - 1}")
+        raise ValueError(f"{actual}; expected -1 to {len(rows) - 1}")
     tokens, slots = np.nonzero(positions >= 0)
     pairs = np.zeros((*positions.shape, rows.shape[1]), compute)
     pairs[tokens, slots] = rows[positions[tokens, slots]].astype(compute) * weights[tokens, slots, None].astype(compute)

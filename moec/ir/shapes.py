@@ -53,7 +53,7 @@ def _check_sizes(graph: ir.Graph) -> None:
             if elements > _MOST_ELEMENTS:
                 raise UnsupportedError(
                     f"node {node_name(node)!r} ({operator_name(node)}): its result has the shape "
-                    f"{[str(size) for size in value.shape or ()]}, expected at most {_MOST_ELEMENTS} elements"
+                    f"{[str(size) for size in value.shape or ()]}; expected at most {_MOST_ELEMENTS} elements"
                 )
 
 

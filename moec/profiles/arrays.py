@@ -36,9 +36,9 @@ def problem_of(name: str, array: Array, head: Head) -> str | None:
     if array.ndim != len(expected) or any(
         size not in (_ANY, actual) for size, actual in zip(expected, array.shape, strict=True)
     ):
-        return f"is {list(array.shape)}, expected {['any' if size is None else size for size in expected]}"
+        return f"is {list(array.shape)}; expected {['any' if size is None else size for size in expected]}"
     if array.dtype.kind not in "iuf":
-        return f"is of the type {array.dtype}, expected numbers"
+        return f"is of the type {array.dtype}; expected numbers"
     if concept in _AS_RUN:
         return None
     if np.isnan(array).any() or (concept not in _MAY_OVERFLOW and not np.isfinite(array).all()):
@@ -53,7 +53,7 @@ def _problem_of_input(place: str, array: Array, head: Head) -> str | None:
     if not place.isdecimal() or int(place) >= len(head.inputs):
         return "belongs to no input of its head"
     if array.dtype.kind not in "iufb":
-        return f"is of the type {array.dtype}, expected numbers"
+        return f"is of the type {array.dtype}; expected numbers"
     return "holds numbers that are not finite" if not np.isfinite(array).all() else None
 
 

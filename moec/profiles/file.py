@@ -200,9 +200,7 @@ def check_mergeable(path: str, head: Head, other: Profile) -> None:
     mine, theirs = head.model, other.head.model
     if mine.get("sha256") != theirs.get("sha256"):
         shown = [f"{model.get('name')} of SHA-256 {model.get('sha256', '')[:12]}" for model in (theirs, mine)]
-        raise MoecError(
-            f"{other.path}: its model is {shown[0]}, that of {path} is {shown[1]}; merge those of one model"
-        )
+        raise MoecError(f"{other.path}: was measured on {shown[0]}, {path} on {shown[1]}; merge profiles of one model")
     if other.head.version != head.version:
         raise MoecError(
             f"{other.path}: is of version {other.head.version}, {path} of version {head.version}; make the older anew"
@@ -212,7 +210,7 @@ def check_mergeable(path: str, head: Head, other: Profile) -> None:
         if mine != theirs:
             raise MoecError(f"{other.path}: its {what} are {theirs!r}, those of {path} are {mine!r}")
     if [layer.key for layer in other.head.layers] != [layer.key for layer in head.layers]:
-        raise MoecError(f"{other.path}: its layers are not those of {path}; make it anew with this moec")
+        raise MoecError(f"{other.path}: has other layers than {path}; make it anew with this moec")
 
 
 def merge(path: pathlib.Path, profiles: list[Profile]) -> None:

@@ -236,7 +236,7 @@ def _check_files(artifact: Artifact, check_weights: bool) -> None:
         size = path.stat().st_size
         if size != expected.bytes:
             raise ArtifactError(
-                f"{artifact.where}: {name} has {size} bytes, expected {expected.bytes}; it was truncated or altered: "
+                f"{artifact.where}: {name} has {size} bytes; expected {expected.bytes}; it was truncated or altered: "
                 "compile the model again"
             )
         if (check_weights or name != WEIGHTS) and checksum(path) != expected:

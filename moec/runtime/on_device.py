@@ -44,8 +44,8 @@ def on_device(name: str, value: Any, tensor: Any, alignment: int) -> OnDevice:
         raise InputError(f"input {name!r} has dtype {tensor.dtype}; expected one of {', '.join(DTYPES)}")
     if tensor.numel() and tensor.data_ptr() % alignment:
         raise InputError(
-            f"input {name!r} begins at an address that is no multiple of {alignment} bytes, as parts of other tensors "
-            "do; call .clone() on it"
+            f"input {name!r} begins at an address that is not a multiple of {alignment} bytes, as parts of other "
+            "tensors may; call .clone() on it"
         )
     return OnDevice(tensor, DTYPES[str(tensor.dtype)], tuple(tensor.shape), is_torch(value))
 

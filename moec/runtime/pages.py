@@ -89,7 +89,7 @@ class FileMaps:
         for mapped in self._maps:
             if mapped.size() < len(mapped):
                 raise ArtifactError(
-                    f"{where}: the file of its weights was cut to {mapped.size()} bytes while it was in use, expected "
+                    f"{where}: the file of its weights was cut to {mapped.size()} bytes while it was in use; expected "
                     f"{len(mapped)}; compile the model again and load it anew"
                 )
 

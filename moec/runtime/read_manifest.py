@@ -128,7 +128,7 @@ def _check_experts(layer: StreamedExpertsSpec, where: str) -> None:
     if layer.chosen > experts:
         raise ArtifactError(f"{where}: {layer.name!r} has {experts} experts, of which {layer.chosen} cannot be chosen")
     if len(shares) not in (0, experts):
-        raise ArtifactError(f"{where}: {layer.name!r} has {len(shares)} shares, expected {experts}")
+        raise ArtifactError(f"{where}: {layer.name!r} has {len(shares)} shares; expected {experts}")
 
 
 def _check_held(manifest: Manifest, where: str) -> None:

@@ -122,7 +122,7 @@ def _logits(outputs: Sequence[TensorSpec]) -> TensorSpec:
         listed = ", ".join(map(str, outputs)) or "none"
         raise InputError(
             f"the model has {len(fits) or 'no'} outputs that could be logits [batch, length, vocabulary]; its outputs "
-            f"beside states: {listed}; sessions are for language models: use run instead"
+            f"except states: {listed}; sessions are for language models: use run instead"
         )
     return fits[0]
 

@@ -78,9 +78,10 @@ class StreamPlan:
         """Raise MoecError, with the numbers, where one token cannot run in so many bytes."""
         if resident < min(self.least, self.size):
             raise MoecError(
-                f"{where}: {resident / _MIB:.1f} MiB are too few for its weights: those that are no experts', and the "
-                f"experts that one token has in a layer, take {self.least / _MIB:.1f} of {self.size / _MIB:.1f} MiB; "
-                "give it at least those (resident)"
+                f"{where}: {resident / _MIB:.1f} MiB are too few for its weights: one token needs the weights "
+                "outside of "
+                f"experts and its experts of a layer, {self.least / _MIB:.1f} of {self.size / _MIB:.1f} MiB; give it "
+                "at least those (resident)"
             )
 
 

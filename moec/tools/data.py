@@ -160,7 +160,10 @@ class Data:
         spare = {array.ndim - len(spec.shape) for spec in specs for array in (arrays[spec.name],)}
         if spare not in ({0}, {1}):
             shapes = ", ".join(f"{spec} is {list(arrays[spec.name].shape)}" for spec in specs)
-            raise MoecError(f"{path}: arrays do not fit the inputs, or all of them with an axis of batches: {shapes}")
+            raise MoecError(
+                f"{path}: the arrays have the shapes {shapes}; expected those of the inputs, or all with one more "
+                "axis in front, for batches"
+            )
         whole = {name: arrays[name] for name in names | (self._beside & arrays.keys())}
         batches = [whole] if spare == {0} else _unstacked(whole, path)
         for batch in batches:

@@ -265,7 +265,7 @@ class _EvaluationRun:
         needing = [name for name in self._metrics if not METRICS[name].with_first]
         if needing and not labelled:
             raise MoecError(
-                f"{where}: {needing[0]} needs labels; expected an array {LABELS!r} beside the inputs, --labels FILE, "
+                f"{where}: {needing[0]} needs labels; expected an array {LABELS!r} in the data, --labels FILE, "
                 "or a model that takes token ids [rows, length] and makes [rows, length, vocabulary]"
             )
 

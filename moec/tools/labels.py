@@ -44,8 +44,8 @@ def judged_output(outputs: Sequence[TensorSpec], tokens: bool, name: str | None)
         return chosen[0]
     listed = ", ".join(map(str, outputs))
     if name is not None:
-        raise MoecError(f"no output {name!r} of floats with an axis of classes behind that of rows; there are {listed}")
-    raise MoecError(f"{len(chosen)} outputs may be meant, of {listed}; say which one to judge: --output-name NAME")
+        raise MoecError(f"no output {name!r} has floats [rows, ..., classes]; the outputs that have are {listed}")
+    raise MoecError(f"{len(chosen)} outputs can be judged: {listed}; choose one: --output-name NAME")
 
 
 class LabelSource:

@@ -98,7 +98,7 @@ def _gradients(total: torch.Tensor, values: list[torch.Tensor]) -> Sequence[torc
         return []
     if total.numel() != 1 or not total.requires_grad:
         raise MoecError(
-            "the loss is no single number that depends on the layers; expected the sum of losses, with grad"
+            "the loss is not a single number that depends on the layers; expected the sum of losses, with grad"
         )
     return torch.autograd.grad(total, values, allow_unused=True)
 

@@ -78,7 +78,7 @@ def predict_speed(
     plan, threads = stream_plan(artifact), check_threads(threads)
     resident = artifact.manifest.resident if resident is None else resident
     if resident is None:
-        raise MoecError(f"{artifact.where}: nothing says how much memory its weights take; give it (resident)")
+        raise MoecError(f"{artifact.where}: the memory for its weights is not known; give resident")
     plan.check(resident, artifact.where)
     if shares is not None:
         measured = [

@@ -31,9 +31,7 @@ def measure_on_gpu(compiled: CompiledModel, progress: Callable[[str], None]) -> 
     """Do the work of :func:`moec.tools.tune.measure` for a model on a GPU. Crossovers are measured in order: those
     before have their new values, those after their old ones."""
     if compiled.gpu is None:
-        raise UnsupportedError(
-            "the model runs emulated, which takes other times than a GPU; expected one that was loaded on a GPU"
-        )
+        raise UnsupportedError("the model runs emulated; expected one that was loaded on a GPU")
     kernels = compiled.describe()["kernels"]
     tuned = []
     for name, rows in compiled.probe.crossovers.items():

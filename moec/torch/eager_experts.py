@@ -78,8 +78,8 @@ def experts(model: Any, format: str | None = None) -> None:
     modules = {where: module for where, module in model.named_modules() if is_experts(module)} if select else {}
     if select is None or not modules:
         raise UnsupportedError(
-            f"{type(model).__name__}: it has no experts whose implementation transformers lets choose; expected a "
-            "model of transformers 5 with such: leave it as it is, or compile it with moec.compile"
+            f"{type(model).__name__}: has no experts with a choice of implementations; expected a mixture of experts "
+            "of transformers 5: leave it as it is, or compile it with moec.compile"
         )
     for where, module in modules.items():
         expert_weights(module, where)

@@ -96,7 +96,7 @@ def _source(node: Node, tensors: Sequence[torch.Tensor]) -> tuple[int, int] | No
         for axis, size in enumerate(tensor.shape):
             if isinstance(value, torch.SymInt) and not isinstance(size, int) and size.node.expr == value.node.expr:
                 return index, axis
-    raise UnsupportedError(f"the graph takes the number {node.name}, which is the size of none of its tensors")
+    raise UnsupportedError(f"the graph takes the number {node.name}, which is not the size of any of its tensors")
 
 
 def _dynamic_sizes(value: torch.Tensor) -> dict[int, Any]:
@@ -123,7 +123,7 @@ def _without_grouped_products(graph: GraphModule) -> Iterator[str]:
         rows, stack, offsets = node.args[0], node.args[1], node.kwargs.get("offs", (*node.args, None, None)[2])
         owners = _owners(offsets)
         if owners is None:
-            raise UnsupportedError(f"the rows of the grouped product {node.name} are sorted by nothing that is known")
+            raise UnsupportedError(f"the order of the rows of the grouped product {node.name} is not known")
         with graph.graph.inserting_before(node):
             matrices = graph.graph.call_function(_aten.index.Tensor, (stack, [owners]))
             column = graph.graph.call_function(_aten.unsqueeze.default, (rows, 1))

@@ -101,7 +101,9 @@ class Region:
 
 def _check(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
-        raise MoecError(f"found {actual.dtype}{list(actual.shape)}, not {expected.dtype}{list(expected.shape)}")
+        raise MoecError(
+            f"its result is {actual.dtype}{list(actual.shape)}; expected {expected.dtype}{list(expected.shape)}"
+        )
     if not expected.numel():
         return
     error = (actual.float() - expected.float()).abs().max().item()

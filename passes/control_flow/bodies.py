@@ -99,7 +99,7 @@ class Inliner(Writer):
         if shapes[0] is None or shapes[0] != shapes[1]:
             first, second = ("an unknown shape" if shape is None else str([str(s) for s in shape]) for shape in shapes)
             raise NotDecomposableError(
-                f"whether it computes {what} is known only when the model runs, and that has {first} in one case and "
+                f"{what} is computed or not at run time, and has {first} in one case and "
                 f"{second} in the other; expected equal shapes"
             )
         scalar = self.add("Reshape", condition, self.constant(np.array([], np.int64), "no_axes"), label="condition")

@@ -33,7 +33,7 @@ def unroll_loop(write: Inliner) -> list[ir.Value]:
             break
         is_certain = is_certain and bool(write.element(going))
         if not is_certain and scanned:
-            raise NotDecomposableError("how many slices its scan outputs have is known only when the model runs")
+            raise NotDecomposableError("the number of slices of its scan outputs is known only when the model runs")
         condition, *results = write.inline(body, [_numbered(write, body, step), going, *carried])
         if len(results) != len(write.node.outputs):
             raise NotDecomposableError(f"its body makes {len(results)} values; expected {len(write.node.outputs)}")
@@ -67,7 +67,7 @@ def _steps(write: Inliner) -> Iterator[int]:
         return iter(range(trips))
     if write.input(0) is not None:
         raise NotDecomposableError(
-            "how often its body runs is known only when the model runs; expected a trip count that is constant, or "
+            "the number of its steps is known only when the model runs; expected a trip count that is constant, or "
             "follows from sizes that are: give these axes fixed sizes, or write the loop as operators on whole tensors"
         )
     return _uncounted()
@@ -76,7 +76,7 @@ def _steps(write: Inliner) -> Iterator[int]:
 def _uncounted() -> Iterator[int]:
     yield from range(_UNCOUNTED)
     raise NotDecomposableError(
-        "how often its body runs is known only when the model runs: it has no trip count, and "
+        "the number of its steps is known only when the model runs: it has no trip count, and "
         f"{_UNCOUNTED} steps do not end it"
     )
 

@@ -75,13 +75,13 @@ def given_routing(block: Block) -> RoutingProposal:
             value.is_graph_output() or any(u not in inside and u.op_type != "Shape" for u in value.consumers())
             for value in node.outputs
         ):
-            raise NotUnderstoodError("other results than y are made of its experts' results")
+            raise NotUnderstoodError("its experts' results are used by more than y")
     weighing = block.weighing
     if weighing is not None and weighing.never_negative:
         every = weighing.most == block.E
         return RoutingProposal(RouteSpec(weighing.most, "relu", "all" if every else "topk", threshold=0.0))
     if any(value in block.selected for projection in block.projections() for value in projection.node.inputs):
-        raise NotUnderstoodError("its weights may be negative, so that they do not tell who is chosen")
+        raise NotUnderstoodError("its weights may be negative, so they do not show which experts are chosen")
     return RoutingProposal(RouteSpec(block.E, "identity", "all"))
 
 

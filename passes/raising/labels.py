@@ -92,7 +92,7 @@ def whole(labels: Array) -> Array:
     """Labels as integers. Raises NotUnderstoodError if they are not: something was computed from them."""
     rounded = np.rint(labels)
     if not np.isfinite(labels).all() or np.abs(labels - rounded).max(initial=0) > ROUNDING:
-        raise NotUnderstoodError("what multiplies its tokens is not weights alone")
+        raise NotUnderstoodError("its tokens are multiplied by more than weights")
     return rounded.astype(np.int64)
 
 

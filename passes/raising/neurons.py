@@ -48,7 +48,9 @@ def find_units(activation: Callable[[Array], Array], projections: Array) -> Unit
         unclear &= again[2]
     gated = gate >= 0
     if unclear.any() or (gated.any() and (gated != (up >= 0)).any()):
-        raise NotUnderstoodError("its activation is no function of one projection each, nor of a gate and a projection")
+        raise NotUnderstoodError(
+            "its activation is neither a function of one projection nor of a gate and a projection"
+        )
     return Units(up, gate)
 
 

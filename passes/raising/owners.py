@@ -26,7 +26,7 @@ def find_owners(results: Callable[[Array], Array], count: int, E: int) -> Array:
     for owners in _guesses(_Asked(results, count), marks, sums):
         if np.abs(np.bincount(owners, marks, E) - sums).max() <= TOLERANCE * count and _evenly(owners, E):
             return owners
-    raise NotUnderstoodError("which hidden unit belongs to which expert is not to be seen")
+    raise NotUnderstoodError("it does not show which hidden unit belongs to which expert")
 
 
 def _evenly(owners: Array, E: int) -> bool:
@@ -82,5 +82,5 @@ class _Asked:
             values[some] = 2.0 ** np.arange(len(some))
             bits = np.rint(self._results(values)).astype(np.int64)[:, None] >> np.arange(len(some)) & 1
             if (bits.sum(axis=0) != 1).any():
-                raise NotUnderstoodError("which hidden unit belongs to which expert is not to be seen")
+                raise NotUnderstoodError("it does not show which hidden unit belongs to which expert")
             self._owners[some] = bits.argmax(axis=0)

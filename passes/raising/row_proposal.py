@@ -107,7 +107,7 @@ def propose_rows(block: Block, routings: Sequence[RoutingProposal]) -> RowPropos
     read."""
     routing = next(iter(explaining_routings(block, routings)), None)
     if routing is None:
-        raise NoResultError("y is no sum of its experts' results, weighted by the router")
+        raise NoResultError("y is not the sum of its experts' results, weighted by the router")
     mixing = Mixing.of(block, routing)
     results = expert_results(block, mixing)
     if not results:

@@ -51,7 +51,7 @@ class RowReading:
             return self._known[value]
         node = None if value is None else value.producer()
         if value is None or node is None or value not in self.block.from_x or len(self.steps) > MOST_STEPS:
-            raise NotUnderstoodError("its experts read something else than tokens and constants")
+            raise NotUnderstoodError("its experts read more than tokens and constants")
         self._known[value] = self._rule(node)(node, value)
         return self._known[value]
 
@@ -210,9 +210,7 @@ class RowReading:
 
 def not_by_rows(node: ir.Node) -> NotUnderstoodError:
     """Error for a node of an expert that does not treat each row alone."""
-    return NotUnderstoodError(
-        f"{node.op_type} node {node_name(node)} inside of an expert is nothing that is done to each of its rows"
-    )
+    return NotUnderstoodError(f"{node.op_type} node {node_name(node)} inside an expert does not treat each row alike")
 
 
 def _check_last(node: ir.Node, axis: int) -> None:

@@ -122,7 +122,8 @@ def _uniform_count(pass_name: str, experts: ExpertSet, keep: float) -> int:
     nearest = min(feasible, key=lambda count: abs(count - target))
     raise MoecError(
         f"{pass_name}: node {node_name(experts.node)}: cannot keep {target} of {experts.stored} experts, of which "
-        f"{experts.routing.k} are chosen in {groups} group{'s' if groups > 1 else ''}; the nearest it can is {nearest}"
+        f"{experts.routing.k} are chosen in {groups} group{'s' if groups > 1 else ''}; the nearest possible is "
+        f"{nearest}"
     )
 
 
@@ -137,7 +138,7 @@ def global_counts(pass_name: str, layers: Sequence[Scored], keep: float) -> list
     target = int(keep) * len(layers) if keep > 1 else _rounded(keep * sum(counts))
     if not sum(least) <= target <= sum(counts):
         raise MoecError(
-            f"{pass_name}: cannot keep {target} of {sum(counts)} experts in {len(layers)} layers; the nearest they can "
+            f"{pass_name}: cannot keep {target} of {sum(counts)} experts in {len(layers)} layers; the nearest possible "
             f"is {min(max(target, sum(least)), sum(counts))}"
         )
     steps = sorted((score, place) for place, layer in enumerate(layers) for score in _steps(layer))

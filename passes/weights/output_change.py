@@ -66,7 +66,7 @@ class OutputChange:
     ) -> Array:
         outputs = run(batch, watch, change)
         if self._output not in outputs:
-            raise ValueError(f"there is no output {self._output!r}; there are {sorted(outputs)}")
+            raise ValueError(f"there is no output {self._output!r}; the outputs are {sorted(outputs)}")
         return outputs[self._output]
 
 

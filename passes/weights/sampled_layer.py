@@ -104,7 +104,7 @@ def _router(experts: ExpertSet) -> RouterProduct:
     if spec.capacity > 0:
         raise UnsupportedError(f"with its capacity of {spec.capacity}, a token's experts depend on other tokens")
     if experts.correction_bias is not None and constant(experts.correction_bias) is None:
-        raise UnsupportedError("the bias on its choice is computed when the model runs")
+        raise UnsupportedError("the bias of its selection is computed when the model runs")
     router = None if x is None else router_product(experts.logits, x)
     if router is None:
         raise UnsupportedError("its logits are not a product of its tokens with a constant matrix")

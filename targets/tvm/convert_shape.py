@@ -63,7 +63,7 @@ def _target_sizes(lowering: Lowering, source: list[Any], shape: ir.Value, zero_c
     if zero_copies:
         target = [_copied(source, axis) if _is_number(size, 0) else size for axis, size in enumerate(target)]
     elif any(_is_number(size, 0) for size in target) and any(_is_number(size, -1) for size in target):
-        raise UnsupportedError(f"target shape {target} has a 0 that is meant, so that -1 may be anything; expected one")
+        raise UnsupportedError(f"target shape {target} has a literal 0, so its -1 cannot be inferred; expected one")
     return _resolve_inferred(lowering, source, target)
 
 

@@ -144,7 +144,7 @@ def _compiled(lowering: Lowering, node: ir.Node, body: LoopBody) -> _CompiledBod
         if isinstance(size, tirx.Var) and (inner, axis) not in changing
     }
     if body.asks and inside.dtype(graph.outputs[0]) != "bool":
-        raise UnsupportedError(f"its body says by {inside.dtype(graph.outputs[0])} whether it goes on; expected bool")
+        raise UnsupportedError(f"its condition to go on is {inside.dtype(graph.outputs[0])}; expected bool")
     inner_outputs = graph.outputs[int(body.asks) :]
     results = [
         ([_outside(size, outside) for size in inside.dimensions(value)], inside.dtype(value)) for value in inner_outputs

@@ -53,7 +53,7 @@ class NodeLowering:
             return None
         data = self.lowering.constant(value)
         if data is None:
-            raise UnsupportedError(f"{name} is computed at run time; it has to be constant to be packed")
+            raise UnsupportedError(f"{name} is computed at run time; expected a constant, which can be packed")
         return data
 
     def cast(self, tensor: relax.Expr, dtype: str) -> relax.Expr:

@@ -91,7 +91,8 @@ def _integers_in_range() -> Iterator[None]:
         if match is None:
             raise
         raise UnsupportedError(
-            f"constants of integer arithmetic combine to {match[1]}, which is no {match[2]}; compute them in the model"
+            f"constants of integer arithmetic combine to {match[1]}, which {match[2]} cannot hold; compute them in "
+            "the model"
         ) from error
 
 

@@ -76,9 +76,9 @@ def test_writes_a_program_of_one_kernel(folder, tmp_path):
     [
         (("--kernel", "exp", "--emit", "standalone"), "add --kernel K and -o DIR"),
         (("--emit", "standalone", "-o", "made"), "add --kernel K and -o DIR"),
-        (("--kernel", "exp", "--emit", "cuda", "-o", "made"), "-o is for --emit standalone"),
-        (("--gpu", "h100"), "--gpu, --tokens and --past are for --launches"),
-        (("--launches", "--kernel", "exp"), "--expert, --kernel and --launches exclude one another"),
+        (("--kernel", "exp", "--emit", "cuda", "-o", "made"), "-o needs --emit standalone"),
+        (("--gpu", "h100"), "--gpu, --tokens and --past need --launches"),
+        (("--launches", "--kernel", "exp"), "give one of --expert, --kernel and --launches"),
         (("--launches", "--architecture", "sm_80"), "--architecture does not go with --launches"),
         (("--launches", "--gpu", "gtx"), "GPU 'gtx' is not known to the model; use one of a100, h100, rtx4090"),
         (("--launches", "--tokens", "1,x"), "tokens is '1,x'; expected numbers of tokens from 1 to"),

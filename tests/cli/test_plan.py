@@ -123,7 +123,7 @@ def test_a_time_per_token_is_predicted_by_the_memory_that_is_measured(model, pro
     [
         (("--avg", 3, "--microseconds", 5), "expected one of --avg, --megabytes and --microseconds"),
         ((), "expected one of --avg, --megabytes and --microseconds"),
-        (("--avg", 3, "--gigabytes-per-second", 5), "--gigabytes-per-second is of use with --microseconds alone"),
+        (("--avg", 3, "--gigabytes-per-second", 5), "--gigabytes-per-second needs --microseconds"),
         (("--microseconds", 5, "--gigabytes-per-second", 0), "gigabytes_per_second is 0; expected a number above 0"),
         (("--microseconds", 0, "--gigabytes-per-second", 5), "microseconds is 0; expected a number above 0"),
         (("--microseconds", 0.001, "--gigabytes-per-second", 5), "as predicted with 5 GB/s"),

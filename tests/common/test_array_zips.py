@@ -68,25 +68,25 @@ def test_other_writers_notations_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (b"", "is no array as numpy writes it"),
-        (b"hello", "is no array as numpy writes it"),
-        (npy(head("(1,)"), bytes(4), version=4), "is no array as numpy writes it"),
-        (npy(head("(1,)"))[:30], "which is no array of numbers"),
+        (b"", "is not an array as numpy writes it"),
+        (b"hello", "is not an array as numpy writes it"),
+        (npy(head("(1,)"), bytes(4), version=4), "is not an array as numpy writes it"),
+        (npy(head("(1,)"))[:30], "which is not that of an array of numbers"),
         (npy(head("(3,)"), bytes(8)), r"is float32\[3\] of 12 bytes, and holds 8"),
         (npy(head("(1,)"), bytes(8)), r"is float32\[1\] of 4 bytes, and holds 8"),
         (npy(head("(1000000000000,)"), bytes(8)), r"of 4000000000000 bytes, and holds 8"),
-        (npy(head("(-1,)"), bytes(4)), "which is no array of numbers"),
-        (npy(head("(1.5,)"), bytes(4)), "which is no array of numbers"),
+        (npy(head("(-1,)"), bytes(4)), "which is not that of an array of numbers"),
+        (npy(head("(1.5,)"), bytes(4)), "which is not that of an array of numbers"),
         (npy(head(f"({'9' * 5000},)"), bytes(4)), "has the shape '9999"),
         (npy(head(f"({'1,' * 40})"), bytes(4)), "has the shape"),
         (npy(head("(1,)", "'|O'"), bytes(8)), r"is of the type '\|O'"),
-        (npy(head("(1,)", "[('a', '<f4')]"), bytes(4)), "which is no array of numbers"),
+        (npy(head("(1,)", "[('a', '<f4')]"), bytes(4)), "which is not that of an array of numbers"),
         (npy(head("(1,)", "'<f3'"), bytes(3)), "is of the type '<f3'"),
         (npy(head("(1,)", "'<U999999999'"), bytes(3)), "is of the type '<U999999999'"),
         (npy(head("()", "'|V0'")), r"is of the type '\|V0'"),
-        (npy("(" * 5000, bytes(4)), "which is no array of numbers"),
+        (npy("(" * 5000, bytes(4)), "which is not that of an array of numbers"),
         (npy("{" + " " * 20_000, bytes(4)), "has a head of 20001 bytes"),
-        (npy(head("(1,)") * 2, bytes(4)), "which is no array of numbers"),
+        (npy(head("(1,)") * 2, bytes(4)), "which is not that of an array of numbers"),
     ],
 )
 def test_what_is_no_array_is_refused(entry, message, tmp_path):
@@ -101,7 +101,7 @@ def test_an_array_larger_than_memory_is_refused(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros(1 << 20, np.uint8))
     assert read_arrays(tmp_path / "a.npz")["x"].size == 1 << 20
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros(1 << 21, np.uint8))
-    with pytest.raises(InputError, match="has 2 MiB, more than the 1 MiB of memory that are left"):
+    with pytest.raises(InputError, match="has 2 MiB; 1 MiB of memory are free"):
         read_arrays(tmp_path / "a.npz")
 
 

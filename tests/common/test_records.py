@@ -67,34 +67,34 @@ def test_a_union_takes_each_of_its_types():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": 7}, "name is 7, expected a text"),
-        ({"name": ...}, "name is missing, expected a text"),
-        ({"name": ["x"] * 3}, "name is a list of 3, expected a text"),
-        ({"name": {}}, "name is an object, expected a text"),
+        ({"name": 7}, "name is 7; expected a text"),
+        ({"name": ...}, "name is missing; expected a text"),
+        ({"name": ["x"] * 3}, "name is a list of 3; expected a text"),
+        ({"name": {}}, "name is an object; expected a text"),
         ({"more\n": 1}, r"has the unknown field 'more\\n'"),
-        ({"share": "1"}, 'share is "1", expected a number'),
-        ({"share": True}, "share is true, expected a number"),
-        ({"share": 10**400}, "share is a number of too many digits, expected a number"),
-        ({"flag": 1}, "flag is 1, expected true or false"),
-        ({"flag": None}, "flag is null, expected true or false"),
-        ({"even": 3}, "even is 3, expected an even number"),
-        ({"even": 2.0}, "even is 2.0, expected an even number"),
-        ({"even": 1 << 62}, "even is a number of too many digits, expected an even number"),
-        ({"kind": "c"}, "kind is \"c\", expected one of 'a', 'b'"),
-        ({"kind": ["a"]}, "kind is a list of 1, expected one of 'a', 'b'"),
-        ({"inner": {}}, "inner is an object, expected a list"),
-        ({"inner": [{"sizes": []}, 7]}, r"inner\[1\] is 7, expected an object"),
-        ({"inner": [{"sizes": [1, -1]}]}, r"inner\[0\]\.sizes\[1\] is -1, expected a whole number from 0 up"),
+        ({"share": "1"}, 'share is "1"; expected a number'),
+        ({"share": True}, "share is true; expected a number"),
+        ({"share": 10**400}, "share is a number of too many digits; expected a number"),
+        ({"flag": 1}, "flag is 1; expected true or false"),
+        ({"flag": None}, "flag is null; expected true or false"),
+        ({"even": 3}, "even is 3; expected an even number"),
+        ({"even": 2.0}, "even is 2.0; expected an even number"),
+        ({"even": 1 << 62}, "even is a number of too many digits; expected an even number"),
+        ({"kind": "c"}, "kind is \"c\"; expected one of 'a', 'b'"),
+        ({"kind": ["a"]}, "kind is a list of 1; expected one of 'a', 'b'"),
+        ({"inner": {}}, "inner is an object; expected a list"),
+        ({"inner": [{"sizes": []}, 7]}, r"inner\[1\] is 7; expected an object"),
+        ({"inner": [{"sizes": [1, -1]}]}, r"inner\[0\]\.sizes\[1\] is -1; expected a whole number from 0 up"),
         (
             {"inner": [{"sizes": [None]}]},
-            r"inner\[0\]\.sizes\[0\] is null, expected a whole number from 0 up or a text",
+            r"inner\[0\]\.sizes\[0\] is null; expected a whole number from 0 up or a text",
         ),
-        ({"inner": [{"sizes": [], "axis": "1"}]}, r'inner\[0\]\.axis is "1", expected a whole number or null'),
+        ({"inner": [{"sizes": [], "axis": "1"}]}, r'inner\[0\]\.axis is "1"; expected a whole number or null'),
         ({"inner": [{"sizes": [], "axes": 1}]}, r"inner\[0\] has the unknown field 'axes'"),
-        ({"by_name": {"k": {}}}, r"by_name\.k\.sizes is missing, expected a list"),
-        ({"open": {}}, r"open\.name is missing, expected a text"),
-        ({"either": {"sizes": [], "axis": 1.5}}, r"either\.axis is 1.5, expected a whole number or null"),
-        ({"either": 3}, "either is 3, expected an object or a list or null"),
+        ({"by_name": {"k": {}}}, r"by_name\.k\.sizes is missing; expected a list"),
+        ({"open": {}}, r"open\.name is missing; expected a text"),
+        ({"either": {"sizes": [], "axis": 1.5}}, r"either\.axis is 1.5; expected a whole number or null"),
+        ({"either": 3}, "either is 3; expected an object or a list or null"),
     ],
 )
 def test_other_data_is_refused_in_one_line(changes, message):
@@ -116,7 +116,7 @@ def test_text_that_is_not_json(text):
 
 def test_json_is_read_as_data():
     assert read_json(Outer, json.dumps(CONTENT).encode(), "file", "make it anew") == outer()
-    with pytest.raises(MoecError, match=r"^file: is a list of 0, expected an object; make it anew$"):
+    with pytest.raises(MoecError, match=r"^file: is a list of 0; expected an object; make it anew$"):
         read_json(Outer, "[]", "file", "make it anew")
 
 
@@ -124,9 +124,9 @@ def test_a_variant_is_of_the_kind_that_it_names():
     kinds = {"inner": Inner, "outer": Outer}
     assert read_variant(kinds, "is", {"is": "inner", "sizes": [1]}, "file", "make it anew") == Inner((1,))
     for content, message in (
-        ({"sizes": [1]}, "is is null, expected one of 'inner', 'outer'"),
-        ({"is": ["inner"]}, "is is a list of 1, expected one of 'inner', 'outer'"),
-        ({"is": "inner"}, "sizes is missing, expected a list"),
+        ({"sizes": [1]}, "is is null; expected one of 'inner', 'outer'"),
+        ({"is": ["inner"]}, "is is a list of 1; expected one of 'inner', 'outer'"),
+        ({"is": "inner"}, "sizes is missing; expected a list"),
     ):
         with pytest.raises(MoecError, match=f"^file: {message}; make it anew$"):
             read_variant(kinds, "is", content, "file", "make it anew")

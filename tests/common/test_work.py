@@ -113,11 +113,11 @@ def test_models_survive_an_artifact(model):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({}, "counts is null, expected one of 'matmul', 'grouped', 'batched', 'attention'"),
-        ({"counts": ["matmul"]}, "counts is a list of 1, expected one of"),
-        ({"counts": "matmul"}, "inner is missing, expected a whole number"),
-        ({"counts": "matmul", "inner": 1, "width": "2", "arithmetic": "int8"}, 'width is "2", expected a whole number'),
-        ({"counts": "attention", "causal": "none", "has_lengths": False}, "causal is .*, expected one of '', 'first'"),
+        ({}, "counts is null; expected one of 'matmul', 'grouped', 'batched', 'attention'"),
+        ({"counts": ["matmul"]}, "counts is a list of 1; expected one of"),
+        ({"counts": "matmul"}, "inner is missing; expected a whole number"),
+        ({"counts": "matmul", "inner": 1, "width": "2", "arithmetic": "int8"}, 'width is "2"; expected a whole number'),
+        ({"counts": "attention", "causal": "none", "has_lengths": False}, "causal is .*; expected one of '', 'first'"),
         ({"counts": "batched", "inner": 3}, "has the unknown field 'inner'"),
     ],
 )

@@ -82,7 +82,7 @@ REFUSED: dict[str, tuple[Callable[[pathlib.Path], Any], str]] = {
     "safetensors": (lambda at: file(at, "model.safetensors"), r"model\.safetensors: holds weights and no model; pass"),
     "pickled": (lambda at: file(at, "pytorch_model.bin"), r"pytorch_model\.bin: is pickled, which is never opened"),
     "saved program": (lambda at: file(at, "model.pt2"), r"model\.pt2: is an exported program; .*torch\.export\.load"),
-    "gguf": (lambda at: file(at, "model.gguf"), r"model\.gguf: does not begin with GGUF, so it is no GGUF file"),
+    "gguf": (lambda at: file(at, "model.gguf"), r"model\.gguf: is not a GGUF file"),
     "state dict": (lambda _: affine().state_dict(), r"^cannot compile a dict; expected a model: if these are weights"),
     "tensor": (lambda _: X[0], r"^cannot compile a tensor; pass the module that computes with it$"),
     "hub name": (lambda _: "Qwen/Qwen3-30B-A3B", r"^Qwen/Qwen3-30B-A3B: .* hf download Qwen/Qwen3-30B-A3B --local-"),

@@ -123,7 +123,7 @@ def test_axes_and_directions_that_are_not_said_are_the_first_and_forward() -> No
     ("text", "old", "new", "problem"),
     [
         (LOOP, "(n, yes, x, k)", "(n, yes, x)", "takes 4 values and makes 4, which does not fit its 3 inputs"),
-        (LOOP, "(n, yes, x, k)", "(n, yes, , k)", "an input is missing that its body takes"),
+        (LOOP, "(n, yes, x, k)", "(n, yes, , k)", "an input that its body takes is missing"),
         (LOOP, "y, l, z = Loop", "y, l, z, extra = Loop", "does not fit its 4 inputs and 4 outputs"),
         (LOOP, ", float[3] g, float[3] u)", ")", "takes 4 values and makes 2"),
         (SCAN, "num_scan_inputs = 2", "num_scan_inputs = 0", "does not fit its 3 inputs and 3 outputs"),

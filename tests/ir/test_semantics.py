@@ -111,7 +111,7 @@ def test_experts_without_biases() -> None:
 def test_an_id_out_of_range_is_refused(wrong: int) -> None:
     spec = ExpertsSpec("relu", "none", identity_experts=1)
     weights = make_weights(spec, 2, 4, 3)
-    with pytest.raises(ValueError, match="allowed are -1 to 2"):
+    with pytest.raises(ValueError, match="expected -1 to 2"):
         experts(spec, np.ones((1, 4)), np.ones((1, 1)), np.array([[wrong]], np.int32), **weights)
 
 

@@ -38,7 +38,7 @@ def test_rows_are_sorted_stably_and_pairs_of_none_come_last(tokens: int, kind: s
 
 @pytest.mark.parametrize("wrong", [-2, E])
 def test_an_id_out_of_range_is_refused(wrong: int) -> None:
-    with pytest.raises(ValueError, match="allowed are -1 to 3"):
+    with pytest.raises(ValueError, match="expected -1 to 3"):
         dispatch(DispatchSpec(E), np.array([[wrong]], np.int32))
 
 
@@ -81,7 +81,7 @@ def test_what_a_row_of_no_expert_holds_does_not_matter() -> None:
 
 @pytest.mark.parametrize("wrong", [-2, 3])
 def test_a_position_out_of_range_is_refused(wrong: int) -> None:
-    with pytest.raises(ValueError, match="allowed are -1 to 2"):
+    with pytest.raises(ValueError, match="expected -1 to 2"):
         combine(np.ones((3, 1)), np.ones((1, 1)), np.array([[wrong]]))
 
 

@@ -71,7 +71,7 @@ def test_states_that_are_replaced_stay_as_they_are() -> None:
     }"""
     remarks = check("infer-shapes,hold-cache,cast-states{dtype=fp16}", text, text)
     (remark,) = remarks
-    assert remark.subject == "next" and "not cast: expected float32 that is put behind what was there" in remark.message
+    assert remark.subject == "next" and "not cast: expected float32 appended to a cache" in remark.message
 
 
 def test_a_model_without_states_is_told_of() -> None:

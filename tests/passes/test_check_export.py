@@ -68,7 +68,7 @@ SCATTERED = "i = Unsqueeze (f, axis) rows = Gather (x, f) shape = Shape (rows) i
 def test_a_scatter_with_more_updates_than_rows(rewrite):
     body = f"w, e = TopK (logits, k) f = Reshape (e, flat) {SCATTERED}{ZEROS}"
     text = f"{COMBINE}{body} y = ScatterElements <axis = 0> (zeros, idx, rows) }}"
-    with pytest.raises(MoecError, match="ScatterElements overwrites rows that several updates go to"):
+    with pytest.raises(MoecError, match="ScatterElements overwrites rows that get several updates"):
         warnings(rewrite, text)
     assert warnings(rewrite, text.replace("<axis = 0> (zeros", '<axis = 0, reduction = "add"> (zeros')) == []
 

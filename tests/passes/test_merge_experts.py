@@ -222,7 +222,7 @@ def test_groups_keep_as_many_and_biases_go_along(tmp_path):
     node = last_moec_node(model)
     assert inputs_of(node)["correction_bias"].const_value.numpy().tolist() == [0, 2, 4, 7]
     assert spec_of(node, RouteSpec).groups == 2
-    with pytest.raises(MoecError, match=r"cannot keep 3 of 4 experts.*in 2 groups; the nearest it can is"):
+    with pytest.raises(MoecError, match=r"cannot keep 3 of 4 experts.*in 2 groups; the nearest possible is"):
         again = write_measured(tmp_path / "again", model, "int8")
         apply(model, f"merge-experts{{keep=3,profile={again}}}")
 
@@ -314,9 +314,9 @@ def test_layer_by_layer_with_the_profile_refreshed(tmp_path):
     ("options", "message"),
     [
         ("keep=0", "keep is 0; expected a share of the experts"),
-        ("keep=7", "cannot keep 7 of 6 experts.*the nearest it can is 6"),
-        ("keep=0.2", "cannot keep 1 of 6 experts, of which 2 are chosen in 1 group; the nearest it can is 2"),
-        ("keep=2,most=2", "cannot make 2 of 6 experts, of which at most 2 become one; the nearest it can is 3"),
+        ("keep=7", "cannot keep 7 of 6 experts.*the nearest possible is 6"),
+        ("keep=0.2", "cannot keep 1 of 6 experts, of which 2 are chosen in 1 group; the nearest possible is 2"),
+        ("keep=2,most=2", "cannot merge 6 experts to 2 where at most 2 become one; the nearest possible is 3"),
         ("keep=2,most=1", "most is 1; expected 2 experts or more that become one"),
         ("keep=3,layers=1", "layers is '1'; the model has the layers 0 to 0"),
     ],

@@ -232,7 +232,7 @@ def test_a_layer_that_was_not_changed_stays(tmp_path):
     path = write_routed(tmp_path / "p", model)
     assert not pipeline.run(model, pipeline.parse(f"rescale-experts{{profile={path}}}"))
     (remark,) = rescaled(model, path).remarks
-    assert (remark.severity, remark.message) == ("note", "nothing to rescale: 512 tokens want factors of 1")
+    assert (remark.severity, remark.message) == ("note", "nothing to rescale: 512 tokens need no factors other than 1")
 
 
 def test_a_layer_that_saw_no_token_stays(tmp_path):
@@ -240,7 +240,7 @@ def test_a_layer_that_saw_no_token_stays(tmp_path):
     path = write_routed(tmp_path / "p", model, tokens=0)
     spoilt(model)
     (remark,) = rescaled(model, path).remarks
-    assert remark.message == "nothing to rescale: 0 tokens want factors of 1"
+    assert remark.message == "nothing to rescale: 0 tokens need no factors other than 1"
 
 
 def shared(
@@ -283,7 +283,7 @@ def test_shared_experts_stay_and_are_not_counted(tmp_path):
         ),
         (
             shared(bias="other", logits="logits = MatMul (x, matrix) other = Neg (bias)"),
-            "the bias on its choice is computed when the model runs",
+            "the bias of its selection is computed when the model runs",
         ),
     ],
 )

@@ -29,12 +29,12 @@ def test_what_fits_is_read(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        ("count", np.ones(3), r"is \[3\], expected \[2\]"),
-        ("count", np.ones((2, 1)), r"is \[2, 1\], expected \[2\]"),
+        ("count", np.ones(3), r"is \[3\]; expected \[2\]"),
+        ("count", np.ones((2, 1)), r"is \[2, 1\]; expected \[2\]"),
         ("count", np.array([1, -1]), "holds numbers below 0"),
         ("count", np.array([1, np.nan]), "holds numbers that are not finite"),
-        ("count", np.array(["a", "b"]), "is of the type <U1, expected numbers"),
-        ("count", np.array([True, False]), "is of the type bool, expected numbers"),
+        ("count", np.array(["a", "b"]), "is of the type <U1; expected numbers"),
+        ("count", np.array([True, False]), "is of the type bool; expected numbers"),
         ("moment_in__1", np.full(3, np.inf), "holds numbers that are not finite"),
         ("error__int8", np.array([[1, np.nan], [0, 0]]), "holds numbers that are not finite"),
         ("row_gates__0", np.ones(2), f"has 2 rows, and {KEY}/rows/0 3"),

@@ -80,9 +80,9 @@ def test_data_that_was_held_back_of_other_inputs_is_refused(tmp_path):
     [
         ("held/0/2", np.array([[1]]), "belongs to no input of its head"),
         ("held/0/x", np.array([[1]]), "belongs to no input of its head"),
-        ("held/0/0", np.array([["a"]]), "is of the type <U1, expected numbers"),
+        ("held/0/0", np.array([["a"]]), "is of the type <U1; expected numbers"),
         ("held/0/0", np.array([[np.inf]]), "holds numbers that are not finite"),
-        (f"{LAYER.key}/sensitivity", np.ones(3), r"is \[3\], expected \[2\]"),
+        (f"{LAYER.key}/sensitivity", np.ones(3), r"is \[3\]; expected \[2\]"),
         (f"{LAYER.key}/sensitivity", -np.ones(2), "holds numbers below 0"),
     ],
 )
@@ -147,10 +147,10 @@ def test_a_profile_of_the_version_before_is_read(tmp_path):
         ({"passes": "O1"}, r"two: its passes are 'O1', those of .*one are 'O2'"),
         (
             {"model": {"name": "n.onnx", "sha256": "22"}},
-            r"two: its model is n\.onnx of SHA-256 22, that of .*one is .*; merge those of one model",
+            r"two: was measured on n\.onnx of SHA-256 22, .*one on .*; merge profiles of one model",
         ),
         ({"version": 1}, r"two: is of version 1, .*one of version 3; make the older anew"),
-        ({"layers": []}, r"two: its layers are not those of"),
+        ({"layers": []}, r"two: has other layers than"),
     ],
 )
 def test_profiles_of_something_else_do_not_merge(changes, message, tmp_path):
@@ -199,7 +199,7 @@ def test_what_is_no_profile_is_refused(tmp_path):
         ),
         (
             {**dataclasses.asdict(HEAD), "layers": [{**dataclasses.asdict(LAYER), "kind": "?"}]},
-            "kind is .*, expected experts or linear",
+            "kind is .*; expected experts or linear",
         ),
         (head_of(kind="linear"), "a linear without"),
     ]:

@@ -146,7 +146,7 @@ def test_damaged_files(artifact_path, name):
     with pytest.raises(ArtifactError, match=f"{name} was altered"):
         load(artifact_path)
     path.write_bytes(content[:-1])
-    with pytest.raises(ArtifactError, match=f"{name} has {len(content) - 1} bytes, expected {len(content)}"):
+    with pytest.raises(ArtifactError, match=f"{name} has {len(content) - 1} bytes; expected {len(content)}"):
         load(artifact_path)
     path.unlink()
     with pytest.raises(ArtifactError, match=f"{name} is missing"):
@@ -185,7 +185,7 @@ def test_guards_are_kept_and_checked(artifact_path, inputs):
         (["rows ** 2 > 1"], "guard 'rows \\*\\* 2 > 1' cannot be read"),
         (["exit() > 1"], "guard 'exit\\(\\) > 1' cannot be read"),
         (["columns > 1"], "guard 'columns > 1' is about 'columns', which is no input's size"),
-        ([3], r"guards\[0\] is 3, expected a text; compile the model again"),
+        ([3], r"guards\[0\] is 3; expected a text; compile the model again"),
     ],
 )
 def test_guards_that_are_none(artifact_path, guards, message):
@@ -210,15 +210,15 @@ def test_links_that_leave_the_folder(artifact_path, tmp_path):
         ({"offset": 2**62}, r"weights\[0\]\.offset is a number of too many digits"),
         (
             {"offset": -4096},
-            r"weights\[0\]\.offset is -4096, expected a whole number from 0 up",
+            r"weights\[0\]\.offset is -4096; expected a whole number from 0 up",
         ),
         ({"offset": 8}, "not a multiple of 4096"),
         ({"shape": [5]}, "'w' is float32\\[5\\], which is not 16 bytes"),
-        ({"shape": [-4]}, r"weights\[0\]\.shape\[0\] is -4, expected a whole number from 0 up"),
-        ({"shape": ["rows"]}, r'weights\[0\]\.shape\[0\] is "rows", expected a whole number from 0 up'),
-        ({"dtype": "object"}, r'weights\[0\]\.dtype is "object", expected an element type: one of bool, int8'),
-        ({"bytes": "16"}, r'weights\[0\]\.bytes is "16", expected a whole number from 0 up'),
-        ({"bytes": True}, r"weights\[0\]\.bytes is true, expected a whole number from 0 up"),
+        ({"shape": [-4]}, r"weights\[0\]\.shape\[0\] is -4; expected a whole number from 0 up"),
+        ({"shape": ["rows"]}, r'weights\[0\]\.shape\[0\] is "rows"; expected a whole number from 0 up'),
+        ({"dtype": "object"}, r'weights\[0\]\.dtype is "object"; expected an element type: one of bool, int8'),
+        ({"bytes": "16"}, r'weights\[0\]\.bytes is "16"; expected a whole number from 0 up'),
+        ({"bytes": True}, r"weights\[0\]\.bytes is true; expected a whole number from 0 up"),
     ],
 )
 def test_weights_out_of_range(artifact_path, change, message):
@@ -231,11 +231,11 @@ def test_weights_out_of_range(artifact_path, change, message):
     ("field", "value", "message"),
     [
         ("inputs", [{"name": "x", "dtype": "float32", "shape": [-1]}], r"inputs\[0\]\.shape\[0\] is -1, expected"),
-        ("inputs", "x", 'inputs is "x", expected a list'),
-        ("outputs", [3], r"outputs\[0\] is 3, expected an object"),
+        ("inputs", "x", 'inputs is "x"; expected a list'),
+        ("outputs", [3], r"outputs\[0\] is 3; expected an object"),
         ("programs", [{**PROGRAM, "objects": ["objects/absent.o"]}], "'objects/absent.o' is used but not listed"),
         ("programs", [{**PROGRAM, "kernels": [{"name": "k"}]}], r"programs\[0\]\.kernels\[0\]\.op is missing"),
-        ("programs", [{**PROGRAM, "kernels": [{**KERNEL, "work": 3}]}], "work is 3, expected an object or null"),
+        ("programs", [{**PROGRAM, "kernels": [{**KERNEL, "work": 3}]}], "work is 3; expected an object or null"),
         ("programs", [{**PROGRAM, "kernels": [{**KERNEL, "launches": [{}]}]}], r"launches\[0\]\.function is missing"),
         (
             "programs",
@@ -243,7 +243,7 @@ def test_weights_out_of_range(artifact_path, change, message):
             r"only_if\.size is missing",
         ),
         ("programs", [{**PROGRAM, "kernels": [{**KERNEL, "parameters": [{}]}]}], r"parameters\[0\]\.name is missing"),
-        ("programs", [{**PROGRAM, "last": 3}], "last is 3, expected an object or null"),
+        ("programs", [{**PROGRAM, "last": 3}], "last is 3; expected an object or null"),
         ("programs", [{**PROGRAM, "last": {"output": "y"}}], r"last\.input is missing"),
         (
             "programs",
@@ -254,7 +254,7 @@ def test_weights_out_of_range(artifact_path, change, message):
         ("programs", [PROGRAM, PROGRAM], "its programs are for \\['', ''\\]; expected at least one, all different"),
         ("programs", [], "expected at least one"),
         ("files", {}, "is used but not listed"),
-        ("threads", "two", 'threads is "two", expected a whole number or null'),
+        ("threads", "two", 'threads is "two"; expected a whole number or null'),
     ],
 )
 def test_manifest_fields_of_the_wrong_kind(artifact_path, field, value, message):

@@ -127,7 +127,7 @@ def test_a_file_that_is_cut_between_runs_is_an_error(tmp_path):
     os.truncate(weights, size + 4096)
     model.run({"x": x})
     os.truncate(weights, 0)
-    with pytest.raises(ArtifactError, match=f"was cut to 0 bytes while it was in use, expected {size}"):
+    with pytest.raises(ArtifactError, match=f"was cut to 0 bytes while it was in use; expected {size}"):
         model.run({"x": x})
     with pytest.raises(ArtifactError, match="was cut to 0 bytes"):
         model.probe.time_run({"x": x})

@@ -253,7 +253,7 @@ def test_what_streams_nothing_says_so(tmp_path):
     ("change", "reason"),
     [
         ({"chosen": 9}, "8 experts, of which 9 cannot be chosen"),
-        ({"shares": (0.5,)}, "has 1 shares, expected 8"),
+        ({"shares": (0.5,)}, "has 1 shares; expected 8"),
         ({"experts": 9}, "lie at no increasing places"),
         ({"weights": (StreamedWeight(99, tuple(range(9))),)}, "streams more than weight 99 has"),
         ({"weights": (StreamedWeight(0, (*range(8), 1 << 40)),)}, "streams more than weight 0 has"),

@@ -150,7 +150,7 @@ def test_a_condition_is_a_truth_value():
         y = Loop (n, yes, x) <body = step (int64 i, bool c, float[N] v) => (COND d, float[N] w) {
             w = Neg (v)  d = BY }> }"""
     moec.compile(parse(text.replace("COND", "bool").replace("BY", "Greater (i, n)")))
-    with pytest.raises(UnsupportedError, match="says by float32 whether it goes on; expected bool"):
+    with pytest.raises(UnsupportedError, match="its condition to go on is float32; expected bool"):
         moec.compile(parse(text.replace("COND", "float").replace("BY", "ReduceSum <keepdims = 0> (w)")))
 
 

@@ -107,7 +107,7 @@ def test_reshape_to_a_size_of_zero_that_is_meant():
     for target in ((-1, 0), (0, -1), (2, 1)):  # of nothing by nothing, -1 may be anything
         with pytest.raises(InputError, match="expected as many elements"):
             model(numbers(0, 2), integers(*target))
-    with pytest.raises(UnsupportedError, match=r"node 'y' \(Reshape\): .* has a 0 that is meant, so that -1"):
+    with pytest.raises(UnsupportedError, match=r"node 'y' \(Reshape\): .* has a literal 0, so its -1"):
         compiled("""g (float[N,M] x) => (float[A,B] y) <int64[1] open = {-1}> {
             n = Shape<end = 1>(x)  zero = Sub(n, n)  s = Concat<axis = 0>(open, zero)
             y = Reshape<allowzero = 1>(x, s) }""")

@@ -88,8 +88,8 @@ def test_layers_that_are_not_those_of_the_profile_are_refused(layers, message, p
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (lambda output: output, "the loss is no single number"),
-        (lambda output: output.detach().sum(), "the loss is no single number that depends on the layers"),
+        (lambda output: output, "the loss is not a single number"),
+        (lambda output: output.detach().sum(), "the loss is not a single number that depends on the layers"),
         (lambda output: (output * float("nan")).sum(), "layer first: gradients of it are not finite"),
     ],
 )

@@ -50,7 +50,7 @@ def test_integers_must_be_equal():
 def test_shape_and_type_must_be_equal():
     assert compare("y", floats(), floats(), tolerance=0).matches
     shorter = compare("y", floats(1), floats(1, 2), tolerance=1)
-    assert (shorter.matches, shorter.note) == (False, "found float32[1], expected float32[2]")
+    assert (shorter.matches, shorter.note) == (False, "is float32[1]; expected float32[2]")
     assert not compare("y", floats(1), np.array([1.0]), tolerance=1).matches
 
 

@@ -236,7 +236,7 @@ def test_both_orders_of_imports_in_a_new_process(first: str, second: str) -> Non
 def test_what_moec_has_not_is_refused_and_the_model_stays_as_it_was(mixtral: Any) -> None:
     model = copy.deepcopy(mixtral)
     layer_of(model).act_fn = torch.nn.Softsign()
-    with pytest.raises(UnsupportedError, match=r"^model\.layers\.0\.mlp\.experts: its activation is none"):
+    with pytest.raises(UnsupportedError, match=r"^model\.layers\.0\.mlp\.experts: its activation is not one"):
         moec.torch.experts(model)
     assert model.config._experts_implementation == "eager"
 
@@ -248,5 +248,5 @@ def test_a_format_that_does_not_exist_is_refused(mixtral: Any) -> None:
 
 
 def test_a_model_without_experts_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match=r"^Linear: it has no experts whose implementation"):
+    with pytest.raises(UnsupportedError, match=r"^Linear: has no experts with a choice of implementations"):
         moec.torch.experts(torch.nn.Linear(2, 2))

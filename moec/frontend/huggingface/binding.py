@@ -183,8 +183,8 @@ def _bind_stored(graph: ir.Graph, value: ir.Value, weight: CheckpointWeight) -> 
         _check_own_order(weight)
         if any(user.op_type == "Gather" and len(weight.data.shape) == 2 for user, _ in value.uses()):
             raise UnsupportedError(
-                f"{weight.where}: an embedding in {weight.form}; moec has quantised tables of products alone, keep the "
-                "embedding in floats"
+                f"{weight.where}: is an embedding in {weight.form}; expected floats: only weights of products can be "
+                "quantised"
             )
         decoded = _decoded(graph, str(value.name), weight, value.dtype)
         for user, index in tuple(value.uses()):

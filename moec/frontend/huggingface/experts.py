@@ -112,7 +112,9 @@ def experts_spec(module: Any, where: str) -> ExpertsSpec:
     whatever it calls them. Raises UnsupportedError where none do.
     """
     if module.has_post_expert_norm:
-        raise UnsupportedError(f"{where}: it normalises what every expert returns, which moec's experts do not: {CURE}")
+        raise UnsupportedError(
+            f"{where}: it normalises the result of every expert, which moec's experts cannot do: {CURE}"
+        )
     transposed = bool(module.is_transposed)
     base = ExpertsSpec(up_transposed=transposed, down_transposed=transposed)
     numbers = _numbers(module)
@@ -127,7 +129,7 @@ def experts_spec(module: Any, where: str) -> ExpertsSpec:
         gate, up = spec.gate_and_up(samples) if spec.gated else (None, samples)
         if expected.shape == up.shape and np.allclose(activated(spec, gate, up), expected, rtol=1e-5, atol=1e-6):
             return spec
-    raise UnsupportedError(f"{where}: its activation is none that moec's experts have: {CURE}")
+    raise UnsupportedError(f"{where}: its activation is not one of moec's experts: {CURE}")
 
 
 def _candidates(base: ExpertsSpec, gated: bool, numbers: set[float]) -> Iterator[ExpertsSpec]:

@@ -129,7 +129,7 @@ def read_tensors(folder: Path) -> dict[str, FileTensor]:
     pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
     if pickled:
         raise UnsupportedError(
-            f"{folder}: its weights are pickled ({pickled[0].name}), which is never opened, for that can run any code; "
+            f"{folder}: its weights are pickled ({pickled[0].name}); moec opens no pickles, which can run any code: "
             'convert them where you trust them: python -c "import sys, transformers as t; '
             "t.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype='auto').save_pretrained(sys.argv[2])\" "
             f"{folder} NEW_FOLDER"
@@ -149,14 +149,14 @@ def _read_shards(folder: Path, index: Path) -> dict[str, FileTensor]:
             shards[shard] = read_file(folder / shard)
         if name not in shards[shard]:
             raise MoecError(
-                f"{index}: tensor {name!r} should lie in {shard}, which does not have it; index and files do not "
+                f"{index}: tensor {name!r} is missing in {shard}, where it is listed; index and files do not "
                 "belong together, download them again"
             )
     for shard, tensors in shards.items():
         for name in tensors:
             if places.get(name) != shard:
                 raise MoecError(
-                    f"{folder / shard}: holds tensor {name!r}, which {_INDEX} does not say; index and files do not "
+                    f"{folder / shard}: holds tensor {name!r}, which is missing in {_INDEX}; index and files do not "
                     "belong together, download them again"
                 )
     return {name: shards[shard][name] for name, shard in places.items()}
@@ -167,9 +167,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = parse_json(read_bytes(path, LARGEST_JSON), _special_float)
     except ValueError as error:
-        raise MoecError(f"{path}: is no JSON ({str(error)[:100]}); download it again") from error
+        raise MoecError(f"{path}: is not JSON ({str(error)[:100]}); download it again") from error
     if not isinstance(content, dict):
-        raise MoecError(f"{path}: holds a {type(content).__name__}, expected an object; download it again")
+        raise MoecError(f"{path}: holds a {type(content).__name__}; expected an object; download it again")
     return content
 
 

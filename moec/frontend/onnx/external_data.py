@@ -31,7 +31,7 @@ def check_tensors(proto: onnx.ModelProto, folder: Path | None, where: str) -> No
             _check_external(tensor, folder, place)
         elif tensor.HasField("raw_data") and len(tensor.raw_data) != _bytes_of(tensor, place):
             raise MoecError(
-                f"{place} holds {len(tensor.raw_data)} bytes, expected {_bytes_of(tensor, place)} for its shape "
+                f"{place} holds {len(tensor.raw_data)} bytes; expected {_bytes_of(tensor, place)} for its shape "
                 f"{list(tensor.dims)}; the file is damaged, export the model again"
             )
         elif not tensor.HasField("raw_data"):
@@ -88,7 +88,7 @@ def _check_external(tensor: onnx.TensorProto, folder: Path | None, place: str) -
     length = _whole_number(entries.get("length", str(expected)), "length", place)
     if length != expected:
         raise MoecError(
-            f"{place} has {length} bytes in {location!r}, expected {expected} for its shape {list(tensor.dims)}; "
+            f"{place} has {length} bytes in {location!r}; expected {expected} for its shape {list(tensor.dims)}; "
             "model and data do not belong together"
         )
     size = path.stat().st_size
@@ -126,7 +126,7 @@ _MOST_DIGITS = 19
 
 def _whole_number(text: str, what: str, place: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS):
-        raise MoecError(f"{place}: the {what} of its external data is {text[:40]!r}, expected a whole number of bytes")
+        raise MoecError(f"{place}: the {what} of its external data is {text[:40]!r}; expected a whole number of bytes")
     return int(text)
 
 
@@ -160,7 +160,7 @@ def _check_typed_data(tensor: onnx.TensorProto, place: str) -> None:
         expected = min(expected, _bytes_of(tensor, place))
     if actual != expected:
         raise MoecError(
-            f"{place} holds {actual} values, expected {expected} for its shape {list(tensor.dims)}; the file is "
+            f"{place} holds {actual} values; expected {expected} for its shape {list(tensor.dims)}; the file is "
             "damaged, export the model again"
         )
 

@@ -99,9 +99,9 @@ def _parse(path: Path) -> onnx.ModelProto:
     if not path.exists():
         raise MoecError(f"{path}: no such file; expected an ONNX model")
     if path.is_dir():
-        raise MoecError(f"{path}: is a directory, expected an ONNX file; name the model file inside it")
+        raise MoecError(f"{path}: is a directory; expected an ONNX file; name the model file inside it")
     if size_of(path) == 0:
-        raise MoecError(f"{path}: the file is empty, expected an ONNX model; export or download it again")
+        raise MoecError(f"{path}: the file is empty; expected an ONNX model; export or download it again")
     try:
         return onnx.load_model(path, format="protobuf", load_external_data=False)
     except (DecodeError, RuntimeError, UnicodeDecodeError) as error:

@@ -82,17 +82,17 @@ def check_types(model: ir.Model, where: str) -> None:
         for value in values:
             if value.type is not None and not isinstance(value.type, ir.TensorType):
                 raise UnsupportedError(
-                    f"{where}: {kind} {value.name!r}{_beside(value)} is a {type(value.type).__name__}, expected a "
+                    f"{where}: {kind} {value.name!r}{_beside(value)} is a {type(value.type).__name__}; expected a "
                     "tensor; export the model with one input or output per tensor"
                 )
             if value.dtype == ir.DataType.STRING:
                 raise UnsupportedError(
-                    f"{where}: {kind} {value.name!r}{_beside(value)} holds strings, expected numbers; keep text "
+                    f"{where}: {kind} {value.name!r}{_beside(value)} holds strings; expected numbers; keep text "
                     "processing outside the model"
                 )
             if any(isinstance(size, int) and not 0 <= size <= LARGEST_SIZE for size in value.shape or ()):
                 raise MoecError(
-                    f"{where}: {kind} {value.name!r}{_beside(value)} has the shape {list(value.shape or ())}, expected "
+                    f"{where}: {kind} {value.name!r}{_beside(value)} has the shape {list(value.shape or ())}; expected "
                     f"sizes from 0 to {LARGEST_SIZE} or names; export the model again"
                 )
 
@@ -109,7 +109,7 @@ def check_constants(model: ir.Model, where: str) -> None:
         _check_signature(node, f"{place}: Constant", schema)
         if len(node.attributes) != 1:
             raise MoecError(
-                f"{place}: Constant has {len(node.attributes)} values, expected 1; the model is inconsistent"
+                f"{place}: Constant has {len(node.attributes)} values; expected 1; the model is inconsistent"
             )
         if not node.outputs[0].name:
             raise MoecError(f"{place}: Constant has an output without a name; the model is inconsistent")
@@ -180,7 +180,7 @@ def _check_signature(node: ir.Node, place: str, schema: onnx.defs.OpSchema) -> N
         ("outputs", node.outputs, schema.min_output, schema.max_output),
     ):
         if not least <= len(values) <= most:
-            raise MoecError(f"{place} has {len(values)} {kind}, expected {least} to {most}; the model is inconsistent")
+            raise MoecError(f"{place} has {len(values)} {kind}; expected {least} to {most}; the model is inconsistent")
     for value, declared in zip(node.inputs, schema.inputs, strict=False):
         if value is None and declared.option == onnx.defs.OpSchema.FormalParameterOption.Single:
             raise MoecError(f"{place} lacks its input {declared.name!r}; the model is inconsistent")
@@ -199,13 +199,13 @@ def _check_attributes(node: ir.Node, place: str, schema: onnx.defs.OpSchema) -> 
             )
         if name not in schema.attributes:
             raise MoecError(
-                f"{place} has the attribute {name!r}, expected {', '.join(schema.attributes) or 'none'}; the model is "
+                f"{place} has the attribute {name!r}; expected {', '.join(schema.attributes) or 'none'}; the model is "
                 "inconsistent"
             )
         expected = str(schema.attributes[name].type).rpartition(".")[2]
         if attribute.type.name != expected:
             raise MoecError(
-                f"{place} has attribute {name!r} of type {attribute.type.name}, expected {expected}; the model is "
+                f"{place} has attribute {name!r} of type {attribute.type.name}; expected {expected}; the model is "
                 "inconsistent"
             )
         if attribute.type == ir.AttributeType.INT:
@@ -213,7 +213,7 @@ def _check_attributes(node: ir.Node, place: str, schema: onnx.defs.OpSchema) -> 
         words = _WORDS.get((node.op_type, name))
         if words is not None and attribute.as_string() not in words:
             raise MoecError(
-                f"{place} has {name}={attribute.as_string()!r}, expected {', '.join(words)}; the model is inconsistent"
+                f"{place} has {name}={attribute.as_string()!r}; expected {', '.join(words)}; the model is inconsistent"
             )
 
 
@@ -221,10 +221,10 @@ def _check_integer(name: str, number: int, place: str) -> None:
     """Raise MoecError for a flag that is neither 0 nor 1, and for a number that ONNX's shape inference would misread,
     because it reads axes as 32 bits."""
     if name in _FLAGS and number not in (0, 1):
-        raise MoecError(f"{place} has {name}={number}, expected 0 or 1; the model is inconsistent")
+        raise MoecError(f"{place} has {name}={number}; expected 0 or 1; the model is inconsistent")
     if name not in _LARGE and not -LARGEST_SIZE <= number <= LARGEST_SIZE:
         raise MoecError(
-            f"{place} has {name}={number}, expected a number from {-LARGEST_SIZE} to {LARGEST_SIZE}; the model is "
+            f"{place} has {name}={number}; expected a number from {-LARGEST_SIZE} to {LARGEST_SIZE}; the model is "
             "inconsistent"
         )
 
@@ -235,9 +235,9 @@ def _check_custom(node: ir.Node, place: str, version: int | None) -> None:
         raise UnsupportedError(f"{place}: {operator} is for training; export the model for inference (module.eval())")
     if node.domain == dialect.DOMAIN:
         if node.op_type not in dialect.INPUTS:
-            raise UnsupportedError(f"{place}: {operator} is unknown, expected one of {', '.join(dialect.INPUTS)}")
+            raise UnsupportedError(f"{place}: {operator} is unknown; expected one of {', '.join(dialect.INPUTS)}")
     elif node.domain != CONTRIB_DOMAIN:
         raise UnsupportedError(
-            f"{place}: {operator} is of an unknown domain, expected ONNX, {CONTRIB_DOMAIN} or {dialect.DOMAIN}; export "
+            f"{place}: {operator} is of an unknown domain; expected ONNX, {CONTRIB_DOMAIN} or {dialect.DOMAIN}; export "
             "the operator as a local function, or decomposed"
         )

@@ -37,7 +37,7 @@ def check_version(model: ir.Model, where: str) -> None:
     version = imports.setdefault("", OPSET)
     if version > NEWEST:
         raise UnsupportedError(
-            f"{where}: opset {version} is newer than moec knows, expected {OLDEST} to {NEWEST}; export the model with "
+            f"{where}: opset {version} is newer than moec knows; expected {OLDEST} to {NEWEST}; export the model with "
             f"opset_version={OPSET}"
         )
     changed = _changed(model, version)

@@ -63,7 +63,7 @@ def check_functions(model: ir.Model, where: str) -> None:
     if total > largest:
         raise UnsupportedError(
             f"{where}: its local functions call each other so often that inlining them makes {total:.3g} nodes of "
-            f"{own}, expected at most {largest}; export the model without local functions"
+            f"{own}; expected at most {largest}; export the model without local functions"
         )
 
 

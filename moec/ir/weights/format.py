@@ -92,7 +92,7 @@ class WeightFormat:
     def __post_init__(self) -> None:
         groups = self.elements.groups
         if groups and self.group not in (*groups, *self.elements.imported):
-            raise ValueError(f"{self.name} has groups of {' or '.join(map(str, groups))}, not {self.group}")
+            raise ValueError(f"{self.name} has groups of {self.group}; expected {' or '.join(map(str, groups))}")
         if self.zero_points and self.elements.unsigned is None:
             raise ValueError(f"{self.name} has no zero points")
         if self.minima and (self.zero_points or not self.group or self.elements.unsigned is None):

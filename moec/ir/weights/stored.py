@@ -291,7 +291,7 @@ def _run_with_minima(value: ir.Value, decoding: ir.Node, gather: ir.Node, first:
     minimum = cast.inputs[0] if _is(cast, "Cast") else minimum
     minima, groups = TableOfGroups.of(minimum), constant(gather.inputs[1])
     if minimum is None or minima is None or groups is None or len(decoding.inputs) != 2:
-        raise UnsupportedError(f"weight {value.name}: has minima that are computed, or zero points beside them")
+        raise UnsupportedError(f"weight {value.name}: has minima and zero points, or minima that are computed")
     run = _quantized_run(value, decoding, first, has_minima=True)
     scales = TableOfGroups.of(run.scale)
     assert scales is not None and run.axis is not None
@@ -302,7 +302,7 @@ def _run_with_minima(value: ir.Value, decoding: ir.Node, gather: ir.Node, first:
         or not np.array_equal(groups.numpy(), np.arange(size) // run.format.group)
     ):
         raise UnsupportedError(
-            f"weight {value.name}: has minima {minima.dtype}{list(minima.shape)} beside scales "
+            f"weight {value.name}: has minima {minima.dtype}{list(minima.shape)} and scales "
             f"{scales.dtype}{list(scales.shape)}; expected one for each scale, of its group and made in the same way"
         )
     return dataclasses.replace(run, minimum=minimum, minimum_levels=minima.levels)

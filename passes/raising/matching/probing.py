@@ -111,7 +111,7 @@ class _BlockProbe:
         simple = SimpleExperts.of(self.block, self.mixing, self.cut.outer, tuple(stored.tolist()))
         if simple is None or simple.ids is None:
             missing = np.setdiff1d(np.arange(self.block.E), stored)
-            raise NotUnderstoodError(f"expert {missing[0]} is no MLP, and neither returns zeros nor its token")
+            raise NotUnderstoodError(f"expert {missing[0]} is not an MLP, and returns neither zeros nor its token")
         spec = dataclasses.replace(arranged.spec, identity_experts=max(0, max(simple.ids) + 1 - len(stored)))
         return Arrangement(spec, arranged.tensors, () if simple.ids == tuple(range(self.block.E)) else simple.ids)
 
@@ -176,7 +176,7 @@ class _BlockProbe:
                 "its experts share their hidden units: they differ in what these are multiplied by"
             )
         if not E or len(hidden) % E:
-            raise NotUnderstoodError(f"its {len(hidden)} hidden units are no equal number for each of {E} experts")
+            raise NotUnderstoodError(f"its {len(hidden)} hidden units cannot be divided equally among {E} experts")
         f = len(hidden) // E
         owners = find_owners(lambda values: self._result(units, hidden, values)[stored, 0] * f / sizes, len(hidden), E)
         return hidden[np.argsort(owners, kind="stable").reshape(E, f)]
@@ -215,7 +215,7 @@ class _BlockProbe:
             parts = self.mixing.of_experts(y, on_input=on_input)
             if parts is not None:
                 return parts
-        raise NotUnderstoodError("y is no sum of its experts' results, weighted by the router")
+        raise NotUnderstoodError("y is not the sum of its experts' results, weighted by the router")
 
     def _entering(self, projections: _Projections, members: Array) -> _Matrices:
         """Weights [f,d] and biases [f] of each expert's projections."""
@@ -257,7 +257,7 @@ class _Matrices:
 
     def __post_init__(self) -> None:
         if (self.biases == 0).any() and self.biases.any():
-            raise NotUnderstoodError("some of its experts have biases, and others none")
+            raise NotUnderstoodError("only some of its experts have biases")
 
     def with_rows_of(self, other: _Matrices, layout: GateLayout) -> _Matrices:
         """The rows of both, these first but for interleaved ones."""

@@ -151,7 +151,7 @@ class _RouterProbe:
             weights, ids = routing.run(block, logits)
             kept = np.arange(n) if y is None else np.flatnonzero(np.isfinite(y[:n]).all(axis=1))
             return _RouterProbe(x[kept], weights[kept], ids[kept], outputs, None if y is None else y[kept][:, outputs])
-        raise NotUnderstoodError("the original cannot be run, not even with every expert selected")
+        raise NotUnderstoodError("the original fails even with every expert selected")
 
     def _pairs(self, stored: int) -> Iterator[tuple[int, Array, Array]]:
         """Every selected expert of those that are stored, its tokens [n], and their weights for it [n,1]."""

@@ -130,7 +130,7 @@ def changed(tmp_path: Path, name: str = "llama", **given: Any) -> Path:
             {"rope.scaling.alpha": 1.5},
             "llama.rope.scaling.alpha = 1.5: moec does not know what this hyperparameter does",
         ),
-        ({"rope.scaling.type": "dynamic"}, "rope.scaling.type is 'dynamic'; moec knows none, linear, yarn, longrope"),
+        ({"rope.scaling.type": "dynamic"}, "rope.scaling.type is 'dynamic'; expected none, linear, yarn, longrope"),
         ({"attention.causal": False}, "llama.attention.causal = False is not supported"),
         ({"attention.causal": [True, True]}, "llama.attention.causal = .* is not supported"),
         ({"rope.dimension_count": 7}, "rope.dimension_count is 7; expected an even number"),
@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_refused(given: dict[str, Any], message: str, tmp_p
 
 def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
     path = Tiny("rwkv6", "F32").write(tmp_path / "model.gguf")
-    with pytest.raises(UnsupportedError, match="is a model of the architecture 'rwkv6'; moec knows llama, qwen2"):
+    with pytest.raises(UnsupportedError, match="is a model of the architecture 'rwkv6'; expected llama, qwen2"):
         import_file(path)
 
 

@@ -84,14 +84,12 @@ def test_a_limit_behind_the_activation_is_refused() -> None:
         gate, up = both.chunk(2, -1)
         return torch.nn.functional.silu(gate).clamp(max=7.0) * up.clamp(-7.0, 7.0)
 
-    with pytest.raises(
-        UnsupportedError, match=r"^layer: its activation is none that moec's experts have: leave .*eager"
-    ):
+    with pytest.raises(UnsupportedError, match=r"^layer: its activation is not one of moec's experts: leave .*eager"):
         experts_spec(Experts(late, bound=7.0), "layer")
 
 
 def test_a_limit_that_the_module_does_not_hold_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="its activation is none"):
+    with pytest.raises(UnsupportedError, match="its activation is not one"):
         experts_spec(Experts(clamped), "layer")
 
 
@@ -101,7 +99,7 @@ def test_an_activation_that_fails_is_refused() -> None:
 
 
 def test_a_norm_of_what_experts_return_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match=r"^layer: it normalises what every expert returns"):
+    with pytest.raises(UnsupportedError, match=r"^layer: it normalises the result of every expert"):
         experts_spec(Experts(swapped, has_post_expert_norm=True), "layer")
 
 

@@ -176,7 +176,7 @@ def test_an_index_that_leaves_the_folder(broken_shards: pathlib.Path, place: Any
 
 def test_an_index_of_other_files(broken_shards: pathlib.Path) -> None:
     first = min(broken_shards.glob("*.safetensors")).name
-    refuse(change_index(broken_shards, other=first), "'other' should lie in .*, which does not have it")
+    refuse(change_index(broken_shards, other=first), "'other' is missing in .*, where it is listed")
 
 
 def test_a_tensor_that_the_index_lacks(broken_shards: pathlib.Path) -> None:

@@ -248,13 +248,13 @@ def test_float8_of_modelopt() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "'W4A8_AWQ'; moec reads NVFP4 and FP8"),
-        ({"quant_method": "gptq", "bits": 3}, "GPTQ of 3 bits in the format 'gptq'; moec reads 4 and 8"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "'W4A8_AWQ'; expected NVFP4 or FP8"),
+        ({"quant_method": "gptq", "bits": 3}, "GPTQ of 3 bits in the format 'gptq'; expected 4 or 8"),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "format 'marlin'"),
-        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "layout 'gemv'; moec reads 4 bits in gemm"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "layout 'gemv'; expected 4 bits in gemm"),
         ({"quant_method": "compressed-tensors", "format": "marlin-24"}, "format 'marlin-24'; moec reads"),
         ({"quant_method": "fp8", "weight_block_size": [0, 128]}, "expected two whole numbers"),
-        ({"quant_method": "bitsandbytes"}, "'bitsandbytes'; moec reads gptq, awq"),
+        ({"quant_method": "bitsandbytes"}, "'bitsandbytes'; expected gptq, awq"),
         ({}, "quantised by 'None'"),
     ],
 )

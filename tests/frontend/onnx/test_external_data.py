@@ -91,7 +91,7 @@ def test_a_small_external_weight_has_its_values(tmp_path):
         ({"offset": "4"}, "lies at bytes 4 to 28"),
         ({"offset": "-4"}, "the offset of its external data is '-4'"),
         ({"length": "many"}, "the length of its external data is 'many'"),
-        ({"length": "20"}, "has 20 bytes in 'weights.bin', expected 24"),
+        ({"length": "20"}, "has 20 bytes in 'weights.bin'; expected 24"),
         ({"shape": (2, 4)}, r"expected 32 for its shape \[2, 4\]"),
         ({"shape": (2, -3)}, "has the negative size -3"),
     ],
@@ -123,10 +123,10 @@ def test_tensors_whose_data_and_shape_disagree():
     weight = numpy_helper.from_array(X, "w")
     weight.dims[0] = 3
     nodes = [helper.make_node("Add", ["x", "w"], ["y"])]
-    refuse(model_of(nodes, initializers=[weight]), "tensor 'w' holds 24 bytes, expected 36")
+    refuse(model_of(nodes, initializers=[weight]), "tensor 'w' holds 24 bytes; expected 36")
     typed = helper.make_tensor("w", TensorProto.FLOAT, [2], [1, 2])
     typed.dims[0] = 4
-    refuse(model_of(nodes, initializers=[typed]), "tensor 'w' holds 2 values, expected 4")
+    refuse(model_of(nodes, initializers=[typed]), "tensor 'w' holds 2 values; expected 4")
     typed.data_type = 999
     refuse(model_of(nodes, initializers=[typed]), "element type 999")
 

@@ -170,7 +170,7 @@ def test_files_that_are_no_models(tmp_path):
         ),
         (
             model_of([helper.make_node("Rout", ["x"], ["y"], "n", domain="moec")]),
-            "node 'n': moec.Rout .* is unknown, expected one of Route",
+            "node 'n': moec.Rout .* is unknown; expected one of Route",
         ),
     ],
 )
@@ -231,15 +231,15 @@ def test_an_undefined_input_is_one_error_and_no_warning(caplog):
 @pytest.mark.parametrize(
     "node, message",
     [
-        (helper.make_node("Add", ["x"], ["y"], "n"), r"node 'n': Add \(opset 17\) has 1 inputs, expected 2 to 2"),
-        (helper.make_node("Relu", ["x"], ["y", "z"], "n"), "has 2 outputs, expected 1 to 1"),
+        (helper.make_node("Add", ["x"], ["y"], "n"), r"node 'n': Add \(opset 17\) has 1 inputs; expected 2 to 2"),
+        (helper.make_node("Relu", ["x"], ["y", "z"], "n"), "has 2 outputs; expected 1 to 1"),
         (
             helper.make_node("ScatterND", ["x", "x", "x"], ["y"], "n", reduction="sum"),
-            r"ScatterND \(opset 17\) has reduction='sum', expected none, add, mul, max, min",
+            r"ScatterND \(opset 17\) has reduction='sum'; expected none, add, mul, max, min",
         ),
         (
             helper.make_node("Softmax", ["x"], ["y"], "n", axis=1.5),
-            r"Softmax \(opset 17\) has attribute 'axis' of type FLOAT, expected INT",
+            r"Softmax \(opset 17\) has attribute 'axis' of type FLOAT; expected INT",
         ),
     ],
 )
@@ -250,11 +250,11 @@ def test_nodes_that_do_not_fit_their_operator(node, message):
 @pytest.mark.parametrize(
     ("outputs", "values", "message"),
     [
-        (["c"], {"valeu": 1.0}, "has the attribute 'valeu', expected .*value_int, sparse_value, value"),
-        (["c"], {}, "has 0 values, expected 1"),
-        (["c"], {"value_float": 1.0, "value_int": 1}, "has 2 values, expected 1"),
-        (["c"], {"value_float": 1}, "has attribute 'value_float' of type INT, expected FLOAT"),
-        ([], {"value_float": 1.0}, "has 0 outputs, expected 1 to 1"),
+        (["c"], {"valeu": 1.0}, "has the attribute 'valeu'; expected .*value_int, sparse_value, value"),
+        (["c"], {}, "has 0 values; expected 1"),
+        (["c"], {"value_float": 1.0, "value_int": 1}, "has 2 values; expected 1"),
+        (["c"], {"value_float": 1}, "has attribute 'value_float' of type INT; expected FLOAT"),
+        ([], {"value_float": 1.0}, "has 0 outputs; expected 1 to 1"),
         ([""], {"value_float": 1.0}, "has an output without a name"),
     ],
 )
@@ -275,7 +275,7 @@ def referring(name):
         (referring("alpha"), "attribute 'alpha' of LeakyRelu refers to 'slope' of a function, which is not there"),
         (
             helper.make_node("Relu", ["x"], ["y"], "n", alhpa=1.0),
-            r"Relu \(opset 17\) has the attribute 'alhpa', expected none",
+            r"Relu \(opset 17\) has the attribute 'alhpa'; expected none",
         ),
         (
             helper.make_node("DequantizeLinear", ["x", "x"], ["y"], "n", width=5),
@@ -300,7 +300,7 @@ def test_an_optional_input_may_be_left_out():
 def test_impossible_sizes_of_inputs(shape):
     proto = relu(inputs=[("x", [None, 3])])
     proto.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, shape))
-    refuse(proto, "input 'x'.*has the shape .*, expected sizes from 0 to 2147483647")
+    refuse(proto, "input 'x'.*has the shape .*; expected sizes from 0 to 2147483647")
 
 
 def test_a_value_that_no_memory_holds():

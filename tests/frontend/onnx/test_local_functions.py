@@ -86,5 +86,5 @@ def test_a_call_with_it():
 
 def test_an_absent_input_that_is_needed_is_refused():
     needs = '<domain: "local", opset_import: ["" : 21]> Biased (x, b) => (y) { y = Add (x, b) }'
-    with pytest.raises(MoecError, match=r"Add .* has 1 inputs, expected 2"):
+    with pytest.raises(MoecError, match=r"Add .* has 1 inputs; expected 2"):
         import_model(model_of("local.Biased (x)", needs))

@@ -23,12 +23,12 @@ def model_of(*nodes):
 @pytest.mark.parametrize(
     "node, found",
     [
-        (helper.make_node("ArgMax", ["x"], ["y"], "n", keepdims=MOST), f"keepdims={MOST}, expected 0 or 1"),
-        (helper.make_node("ReduceMax", ["x"], ["y"], "n", keepdims=-1), "keepdims=-1, expected 0 or 1"),
-        (helper.make_node("ArgMin", ["x"], ["y"], "n", select_last_index=2), "select_last_index=2, expected 0 or 1"),
-        (helper.make_node("Gemm", ["x", "x"], ["y"], "n", transB=2), "transB=2, expected 0 or 1"),
-        (helper.make_node("Gather", ["x", "i"], ["y"], "n", axis=-MOST - 1), f"axis={-MOST - 1}, expected a number"),
-        (helper.make_node("Gather", ["x", "i"], ["y"], "n", axis=2**32), f"axis={2**32}, expected a number"),
+        (helper.make_node("ArgMax", ["x"], ["y"], "n", keepdims=MOST), f"keepdims={MOST}; expected 0 or 1"),
+        (helper.make_node("ReduceMax", ["x"], ["y"], "n", keepdims=-1), "keepdims=-1; expected 0 or 1"),
+        (helper.make_node("ArgMin", ["x"], ["y"], "n", select_last_index=2), "select_last_index=2; expected 0 or 1"),
+        (helper.make_node("Gemm", ["x", "x"], ["y"], "n", transB=2), "transB=2; expected 0 or 1"),
+        (helper.make_node("Gather", ["x", "i"], ["y"], "n", axis=-MOST - 1), f"axis={-MOST - 1}; expected a number"),
+        (helper.make_node("Gather", ["x", "i"], ["y"], "n", axis=2**32), f"axis={2**32}; expected a number"),
     ],
 )
 def test_flags_are_0_or_1_and_axes_fit_32_bits(node, found):

@@ -220,11 +220,11 @@ def _json(**kinds: Any) -> str:
     ("metadata", "message"),
     [
         ("nonsense", "is not JSON"),
-        ("[]", "is a list of 0, expected an object"),
+        ("[]", "is a list of 0; expected an object"),
         ('{"more": []}', "has the unknown field 'more'"),
-        ('{"guards": 3}', "guards is 3, expected a list"),
+        ('{"guards": 3}', "guards is 3; expected a list"),
         (_json(guards=["s ** 2 > 1"]), "cannot be read"),
-        (_json(unchecked=["\x1b[31m"]), r"unchecked\[0\] is .*, expected a printable text"),
+        (_json(unchecked=["\x1b[31m"]), r"unchecked\[0\] is .*; expected a printable text"),
         (_json(guards=["q > 1"]), "about 'q', no input's size"),
     ],
 )

@@ -133,4 +133,4 @@ def test_sibling_whose_expert_returns_half_of_its_token_stays(build, texts, norm
     report = Report()
     model = build(text, up=normal(3, 10, 6), down=normal(3, 6, 5), half=np.array(0.5, np.float32), **NUMBERS)
     assert raise_and_compare(model, report) == []
-    assert "expert 3 is no MLP, and neither returns zeros nor its token" in report.remarks[0].message
+    assert "expert 3 is not an MLP, and returns neither zeros nor its token" in report.remarks[0].message

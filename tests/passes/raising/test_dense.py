@@ -62,7 +62,7 @@ def test_sibling_without_a_row_for_every_expert_stays(build, texts, normal, rais
     arrays = {"up": normal(19, 6), "down": normal(4, 5, 6), "by_expert": np.array([-1, 4, 5]), "rows_of_units": rows}
     report = Report()
     assert raise_and_compare(build(text, **arrays), report) == []
-    assert "its 19 hidden units are no equal number for each of 4 experts" in report.remarks[0].message
+    assert "its 19 hidden units cannot be divided equally among 4 experts" in report.remarks[0].message
 
 
 def test_block_of_rank_three(build, texts, normal, raise_and_compare):

@@ -159,7 +159,7 @@ def test_a_selection_that_no_block_is_found_around_is_told():
     [
         (CHOSEN_TOKENS, "it chooses tokens for experts, not experts for tokens"),
         (PRODUCT_KEYS, "experts are chosen by a further selection among what it chose (TopK node best)"),
-        (returning_results(SOFT), "other results than y are made of its experts' results"),
+        (returning_results(SOFT), "its experts' results are used by more than y"),
     ],
 )
 def test_the_cause_is_told_not_the_nearest_miss(text, reason):

@@ -23,19 +23,19 @@ def test_what_is_written_is_read(tmp_path):
     [
         (lambda data: "[", "is not JSON"),
         (lambda data: "[" * 100_000, "is not JSON"),
-        (lambda data: [data], "is a list of 1, expected an object; expected a plan as moec plan writes it"),
-        (lambda data: {**data, "layers": {}}, "layers is an object, expected a list"),
+        (lambda data: [data], "is a list of 1; expected an object; expected a plan as moec plan writes it"),
+        (lambda data: {**data, "layers": {}}, "layers is an object; expected a list"),
         (lambda data: {**data, "version": 2}, "version 2; this moec reads version 1"),
         (lambda data: {**data, "layers": [*data["layers"], *data["layers"]]}, "names a layer twice"),
-        (lambda data: {**data, "layers": [{"layer": "a"}]}, "layer 0: name is missing, expected a text"),
+        (lambda data: {**data, "layers": [{"layer": "a"}]}, "layer 0: name is missing; expected a text"),
         (lambda data: {**data, "layers": [{**data["layers"][0], "more": 1}]}, "layer 0: has the unknown field 'more'"),
         (
             lambda data: {**data, "layers": [{**data["layers"][0], "formats": {"up": "int4"}}]},
-            'layer 0: formats.up is "int4", expected a list',
+            'layer 0: formats.up is "int4"; expected a list',
         ),
         (
             lambda data: {**data, "layers": [{**data["layers"][0], "formats": {"up": [4]}}]},
-            r"layer 0: formats.up\[0\] is 4, expected a text",
+            r"layer 0: formats.up\[0\] is 4; expected a text",
         ),
     ],
 )

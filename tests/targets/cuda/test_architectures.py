@@ -113,7 +113,7 @@ def test_nvcc_compiles_a_program_with_tensor_maps(artifact, tmp_path):
     [
         ("cuda:sm_80+sm_80", "target 'cuda:sm_80\\+sm_80': sm_80 is listed twice"),
         ("cuda:sm_80+sm_70", "'sm_70' is not supported; expected one of sm_80"),
-        ("cuda:sm_80+", "an architecture is missing beside '\\+'"),
+        ("cuda:sm_80+", "an architecture is missing next to '\\+'"),
         ("cpu:avx2+avx512", "only cuda takes several architectures; choose one, cpu:avx2"),
     ],
 )

@@ -197,7 +197,7 @@ def test_without_moments_and_formats(model, ids, tmp_path):
             {"other": np.zeros((1, 4), np.int64)},
             r"bad.npz: has no array 'ids'; expected the model's inputs: \['ids'\]",
         ),
-        ({"ids": np.zeros(4, np.int64)}, r"bad.npz: arrays do not fit the inputs.*ids int64\[batch,seq\] is \[4\]"),
+        ({"ids": np.zeros(4, np.int64)}, r"bad.npz: the arrays have the shapes .*ids int64\[batch,seq\] is \[4\]"),
         ({"ids": np.zeros((1, 4), np.float32)}, r"bad.npz: the input 'ids' is float32; expected int64: convert it"),
         ({"ids": np.full((1, 4), 96)}, r"bad.npz: the input 'ids' holds 96 to 96; expected 0 to 95"),
     ],

@@ -193,7 +193,7 @@ def test_pipelines_are_products_of_what_is_asked():
         ({"averages": ["3"]}, "avg=3 needs a profile; add --profile FILE"),
         ({"methods": ["gptq"]}, "gptq needs a profile"),
         ({"formats": ["int7"]}, "no format 'int7'"),
-        ({"formats": ["int4"], "methods": ["best"], "profile": "p"}, "found 'best', expected one of rtn, gptq"),
+        ({"formats": ["int4"], "methods": ["best"], "profile": "p"}, "is 'best'; expected one of rtn, gptq"),
         ({"passes": ["O9"]}, "unknown pass 'O9'"),
     ],
 )

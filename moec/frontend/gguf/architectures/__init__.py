@@ -38,6 +38,6 @@ def build(builder: Builder) -> ir.Value:
     name = builder.given.architecture
     if name not in ARCHITECTURES:
         raise UnsupportedError(
-            f"{builder.file.path}: is a model of the architecture {name[:60]!r}; moec knows {', '.join(ARCHITECTURES)}"
+            f"{builder.file.path}: is a model of the architecture {name[:60]!r}; expected {', '.join(ARCHITECTURES)}"
         )
     return ARCHITECTURES[name](builder)

@@ -24,7 +24,7 @@ class Hyperparameters:
         self.where = str(file.path)
         name = file.metadata.get("general.architecture")
         if not isinstance(name, str):
-            raise MoecError(f"{self.where}: names no general.architecture; it holds no model, or is damaged")
+            raise MoecError(f"{self.where}: has no general.architecture; expected the metadata of a model")
         self.architecture = name
         self._values = {
             key.removeprefix(f"{name}."): value for key, value in file.metadata.items() if key.startswith(f"{name}.")

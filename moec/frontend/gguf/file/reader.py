@@ -143,11 +143,12 @@ def _joined(first: GgufFile, count: int) -> GgufFile:
     named = _PART.fullmatch(first.path.name)
     if named is None or int(named["count"]) != count:
         raise MoecError(
-            f"{first.path}: is one of {count} parts of a model by its metadata, and not by its name; expected "
+            f"{first.path}: is one of {count} parts of a model by its metadata, but has the name of a whole one; "
+            "expected "
             "NAME-00001-of-0000N.gguf, beside the others"
         )
     if int(named["number"]) != 1 or _split(first, "no", 0) != 0:
-        raise MoecError(f"{first.path}: is no first part of a model; expected {_part(first.path, named, 1).name}")
+        raise MoecError(f"{first.path}: is not the first part of a model; expected {_part(first.path, named, 1).name}")
     tensors = dict(first.tensors)
     for number in range(2, count + 1):
         path = _part(first.path, named, number)
@@ -155,7 +156,7 @@ def _joined(first: GgufFile, count: int) -> GgufFile:
         place = _split(part, "no", 0), _split(part, "count", 1)
         if place != (number - 1, count):
             raise MoecError(
-                f"{path}: says that it is part {place[0]} (from 0) of {place[1]}; expected {number - 1} of {count}, "
+                f"{path}: is part {place[0]} (from 0) of {place[1]} by its metadata; expected {number - 1} of {count}, "
                 "download it again"
             )
         twice = next((name for name in part.tensors if name in tensors), None)
@@ -165,7 +166,8 @@ def _joined(first: GgufFile, count: int) -> GgufFile:
     total = _split(first, "tensors.count", len(tensors))
     if total != len(tensors):
         raise MoecError(
-            f"{first.path}: says that its parts have {total} tensors, but they have {len(tensors)}; they do not belong "
+            f"{first.path}: has {len(tensors)} tensors in its parts; expected {total} by its metadata; they do not "
+            "belong "
             "together, download them again"
         )
     return GgufFile(first.path, first.metadata, tensors)
@@ -242,7 +244,7 @@ class _Cursor:
         try:
             return self.take(length, what).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise MoecError(f"{self.path}: {what} is no UTF-8; the file is damaged, download it again") from error
+            raise MoecError(f"{self.path}: {what} is not UTF-8; the file is damaged, download it again") from error
 
     def value(self, what: str) -> Any:
         kind = self.number("I", f"the type of {what}")
@@ -270,12 +272,12 @@ class _Cursor:
 def _counts(cursor: _Cursor) -> tuple[int, int]:
     """Check magic number and version, and read the numbers of tensors and metadata entries."""
     if cursor.left < len(MAGIC) or cursor.take(len(MAGIC), "its beginning") != MAGIC:
-        raise MoecError(f"{cursor.path}: does not begin with GGUF, so it is no GGUF file; download it again")
+        raise MoecError(f"{cursor.path}: is not a GGUF file: it does not begin with GGUF; download it again")
     version = cursor.number("I", "the version")
     if version not in _VERSIONS:
         versions = " and ".join(map(str, _VERSIONS))
         problem = "is big-endian" if version >> 16 and not version & 0xFFFF else f"is of version {version}"
-        raise UnsupportedError(f"{cursor.path}: {problem}; moec reads little-endian GGUF of versions {versions}")
+        raise UnsupportedError(f"{cursor.path}: {problem}; expected little-endian GGUF of versions {versions}")
     tensors = cursor.count(_SMALLEST_TENSOR, "the number of tensors")
     return tensors, cursor.count(_SMALLEST_ENTRY, "the number of metadata entries")
 
@@ -289,7 +291,7 @@ def _description(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], int, int]
         raise MoecError(f"{cursor.path}: {what} has {axes} axes; expected 1 to {_MOST_AXES}, download the file again")
     shape = tuple(cursor.number("Q", what) for _ in range(axes))[::-1]
     if not all(shape):
-        raise MoecError(f"{cursor.path}: {what} is {list(shape)}; an axis of size 0 is none, download the file again")
+        raise MoecError(f"{cursor.path}: {what} is {list(shape)}; expected sizes of 1 or more, download the file again")
     return name, (shape, cursor.number("I", what), cursor.number("Q", what))
 
 
@@ -299,12 +301,12 @@ def _tensor(
     where = f"{path}: tensor {name!r}"
     if kind not in BLOCKS:
         names = ", ".join(format_name for format_name, _, _ in BLOCKS.values())
-        raise UnsupportedError(f"{where}: is stored as {_OTHERS.get(kind, f'type {kind}')}; moec reads {names}")
+        raise UnsupportedError(f"{where}: is stored as {_OTHERS.get(kind, f'type {kind}')}; expected {names}")
     label, weights, size = BLOCKS[kind]
     if shape[-1] % weights:
-        raise MoecError(f"{where}: has rows of {shape[-1]} weights, no multiple of the {weights} of {label}")
+        raise MoecError(f"{where}: has rows of {shape[-1]} weights; expected a multiple of {weights} for {label}")
     if offset % alignment:
-        raise MoecError(f"{where}: lies at byte {offset}, no multiple of {alignment}; the file is damaged")
+        raise MoecError(f"{where}: lies at byte {offset}; expected a multiple of {alignment}: the file is damaged")
     rows = (*shape[:-1], shape[-1] // weights, size)
     length = math.prod(rows)
     if offset + length > len(data):

@@ -113,9 +113,9 @@ def check(file: GgufFile) -> None:
     """Raise UnsupportedError for a tokenizer that moec does not know."""
     kind, cut = file.metadata.get(_MODEL), file.metadata.get(_PRE, _DEFAULT)
     if not isinstance(kind, (str, NoneType)) or kind not in (*_NONE, "gpt2", "llama"):
-        raise UnsupportedError(f"{file.path}: its tokenizer is {str(kind)[:40]!r}; moec knows gpt2 and llama")
+        raise UnsupportedError(f"{file.path}: its tokenizer is {str(kind)[:40]!r}; expected gpt2 or llama")
     if kind == "gpt2" and (not isinstance(cut, str) or cut not in _CUTS):
-        raise UnsupportedError(f"{file.path}: {_PRE} is {str(cut)[:40]!r}; moec knows {', '.join(_CUTS)}")
+        raise UnsupportedError(f"{file.path}: {_PRE} is {str(cut)[:40]!r}; expected {', '.join(_CUTS)}")
 
 
 class _Vocabulary:
@@ -202,7 +202,9 @@ def _byte_level(vocabulary: _Vocabulary) -> tuple[dict[str, Any], bool]:
     merges = [merge.split(" ") if isinstance(merge, str) else [] for merge in vocabulary.get("merges", list)]
     ids = vocabulary.ids()
     if not all(len(merge) == 2 and merge[0] in ids and merge[1] in ids and "".join(merge) in ids for merge in merges):
-        raise MoecError(f"{vocabulary.where}: tokenizer.ggml.merges joins what are no tokens; convert the model again")
+        raise MoecError(
+            f"{vocabulary.where}: tokenizer.ggml.merges joins texts that are not tokens; convert the model again"
+        )
     split: list[dict[str, Any]] = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
         for pattern in cut.patterns

@@ -40,7 +40,9 @@ def gated(
 
 def _activated(build: Builder, x: ir.Value, activation: Activation) -> ir.Value:
     if activation != "silu":
-        raise UnsupportedError(f"{build.given.where}: gate and up in one matrix with {activation}; moec knows silu")
+        raise UnsupportedError(
+            f"{build.given.where}: gate and up are one matrix and the activation is {activation}; expected silu"
+        )
     return build.write.op("Mul", x, build.write.op("Sigmoid", x))
 
 
@@ -60,7 +62,9 @@ class RouterOptions:
         metadata = build.given
         experts, used = metadata.whole("expert_count"), metadata.whole("expert_used_count")
         if used > experts:
-            raise UnsupportedError(f"{metadata.where}: {used} of {experts} experts are to be used")
+            raise UnsupportedError(
+                f"{metadata.where}: a token uses {used} of {experts} experts; expected 1 to {experts}"
+            )
         groups = metadata.whole("expert_group_count", 0, least=0)
         kept = metadata.whole("expert_group_used_count", 0, least=0)
         limits: dict[str, Any] = {}
@@ -84,7 +88,7 @@ def score_of(build: Builder, default: int | None = None) -> ScoreFunction:
     number = build.given.whole("expert_gating_func", default, least=0)
     number = number or default or 0
     if number not in _GATES:
-        raise UnsupportedError(f"{build.given.where}: expert_gating_func is {number}; moec knows {list(_GATES)}")
+        raise UnsupportedError(f"{build.given.where}: expert_gating_func is {number}; expected {list(_GATES)}")
     return _GATES[number]
 
 

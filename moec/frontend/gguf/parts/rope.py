@@ -71,7 +71,7 @@ def scaling_of(build: Builder) -> Scaling:
     kind = metadata.text("rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise UnsupportedError(
-            f"{metadata.where}: rope.scaling.type is {kind!r}; moec knows none, linear, yarn, longrope"
+            f"{metadata.where}: rope.scaling.type is {kind!r}; expected none, linear, yarn, longrope"
         )
     factor = metadata.number("rope.scaling.factor", metadata.number("rope.scale_linear", 0.0)) or 1.0
     context = metadata.whole("context_length", 1 << 20)

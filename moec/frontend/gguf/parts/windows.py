@@ -22,7 +22,7 @@ def windows_of(build: Builder, pattern: int, default: int = 0) -> list[int]:
         has_window = [not pattern or layer % pattern < pattern - 1 for layer in range(build.layers)]
     elif len(listed) < build.layers or not np.isin(listed, (0, 1)).all():
         raise MoecError(
-            f"{metadata.where}: {key} says {len(listed)} things of {build.layers} layers; expected one of each"
+            f"{metadata.where}: {key} has {len(listed)} entries for {build.layers} layers; expected one for each"
         )
     else:
         has_window = [bool(flag) for flag in listed[: build.layers]]

@@ -75,7 +75,8 @@ def read_file(path: Path) -> dict[str, FileTensor]:
     length = int.from_bytes(stored[:_LENGTH].tobytes(), "little")
     if length > min(len(stored) - _LENGTH, _LONGEST_HEADER):
         raise MoecError(
-            f"{path}: its header has {length} bytes and the file {len(stored)}; it is truncated, or no safetensors file"
+            f"{path}: its header has {length} bytes and the file {len(stored)}; it is truncated, or not a "
+            "safetensors file"
         )
     header = _header(stored[_LENGTH : _LENGTH + length].tobytes(), path)
     data = stored[_LENGTH + length :]
@@ -87,23 +88,23 @@ def _header(text: bytes, path: Path) -> dict[str, Any]:
         header = parse_json(text)
     except ValueError as error:
         raise MoecError(
-            f"{path}: its header is no JSON ({str(error)[:100]}), so it is no safetensors file; download it again"
+            f"{path}: is not a safetensors file: its header is not JSON ({str(error)[:100]}); download it again"
         ) from error
     if not isinstance(header, dict):
-        raise MoecError(f"{path}: its header is a {type(header).__name__}, expected an object; download it again")
+        raise MoecError(f"{path}: its header is a {type(header).__name__}; expected an object; download it again")
     return header
 
 
 def _tensor(name: str, entry: Any, data: Array, path: Path) -> FileTensor:
     where = f"{path}: tensor {name!r}"
     if not isinstance(entry, dict):
-        raise MoecError(f"{where}: its entry is no object; the file is damaged, download it again")
+        raise MoecError(f"{where}: its entry is not an object; the file is damaged, download it again")
     dtype = DTYPES.get(str(entry.get("dtype")))
     if dtype is None:
         raise MoecError(f"{where}: has the dtype {str(entry.get('dtype'))[:40]!r}; expected one of {', '.join(DTYPES)}")
     shape, offsets = (_whole_numbers(entry.get(key), key, where) for key in ("shape", "data_offsets"))
     if len(offsets) != 2:
-        raise MoecError(f"{where}: has {len(offsets)} data_offsets, expected 2; the file is damaged")
+        raise MoecError(f"{where}: has {len(offsets)} data_offsets; expected 2; the file is damaged")
     start, end = offsets
     expected = math.prod(shape) * dtype.bitwidth // 8
     if end - start != expected:
@@ -121,5 +122,5 @@ def _tensor(name: str, entry: Any, data: Array, path: Path) -> FileTensor:
 
 def _whole_numbers(value: Any, key: str, where: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(number) is int and 0 <= number < 2**62 for number in value):
-        raise MoecError(f"{where}: its {key} is {str(value)[:100]!r}, expected whole numbers; the file is damaged")
+        raise MoecError(f"{where}: its {key} is {str(value)[:100]!r}; expected whole numbers; the file is damaged")
     return tuple(value)

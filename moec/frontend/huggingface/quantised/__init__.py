@@ -32,7 +32,7 @@ def decode_names(tensors: Mapping[str, FileTensor], config: dict[str, Any], wher
     method = settings.get("quant_method") if isinstance(settings, dict) else None
     if not isinstance(method, str) or method not in _METHODS:
         raise UnsupportedError(
-            f"{where}: config.json says it is quantised by {str(method)[:100]!r}; moec reads {', '.join(_METHODS)}; "
+            f"{where}: config.json says it is quantised by {str(method)[:100]!r}; expected {', '.join(_METHODS)}; "
             "use another checkpoint of the model, and --experts and --linears"
         )
     return _METHODS[method](tensors, settings, where)

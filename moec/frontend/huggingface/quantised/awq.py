@@ -28,7 +28,7 @@ def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: s
     bits, version = settings.get("bits"), str(settings.get("version", "gemm")).lower()
     if bits != _BITS or version != "gemm":
         raise UnsupportedError(
-            f"{where}: AWQ of {str(bits)[:20]} bits in the layout {version[:40]!r}; moec reads 4 bits in gemm"
+            f"{where}: AWQ of {str(bits)[:20]} bits in the layout {version[:40]!r}; expected 4 bits in gemm"
         )
     return packing.decoded(tensors, ".qweight", (".qzeros", ".scales"), _weight)
 

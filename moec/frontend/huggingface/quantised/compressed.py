@@ -41,7 +41,7 @@ def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: s
     form = settings.get("format")
     if form not in _FORMATS:
         raise UnsupportedError(
-            f"{where}: compressed-tensors in the format {str(form)[:60]!r}; moec reads {', '.join(_FORMATS)}"
+            f"{where}: compressed-tensors in the format {str(form)[:60]!r}; expected {', '.join(_FORMATS)}"
         )
     if form == "nvfp4-pack-quantized":
         return nvfp4.decode_packed(tensors)
@@ -85,7 +85,7 @@ def _packed(where: str, parts: Parts) -> CheckpointWeight:
     bits = next((bits for bits in packing.WHOLE if words.shape == (out, -(-size * bits // 32))), None)
     if bits is None:
         raise UnsupportedError(
-            f"{where}: is {list(words.shape)} for a weight_shape of {sizes}; moec reads matrices of 4 and 8 bits"
+            f"{where}: is {list(words.shape)} for a weight_shape of {sizes}; expected a matrix of 4 or 8 bits"
         )
     zeros = None
     if _ZERO in parts:
@@ -112,7 +112,9 @@ def _zeros(stored: FileTensor, bits: int, out: int) -> packing.Array:
 def _plain(where: str, parts: Parts, block: tuple[int, int] | None) -> CheckpointWeight:
     if parts[".weight"].dtype != ir.DataType.INT8:
         if _ZERO in parts:
-            raise UnsupportedError(f"{parts[_ZERO].where}: zero points of float8; moec has none")
+            raise UnsupportedError(
+                f"{parts[_ZERO].where}: its zero points are float8; expected weights without zero points"
+            )
         return fp8.weight_of(where, parts, _SCALE, block)
     numbers = packing.part(parts, ".weight", (ir.DataType.INT8,), 2)
     out = numbers.shape[0]
@@ -133,7 +135,7 @@ def _unsigned(array: LazyArray) -> packing.Array:
 def _per_output(tensor: FileTensor, out: int, dtypes: tuple[ir.DataType, ...]) -> LazyArray:
     """Read numbers [out,groups]; the tensor may hold one number for all."""
     if tensor.dtype not in dtypes:
-        raise UnsupportedError(f"{tensor.where}: is {tensor.dtype.name.lower()}; expected another type")
+        raise UnsupportedError(f"{tensor.where}: is {tensor.dtype.name.lower()}, a type that is not supported here")
     if len(tensor.shape) == 2 and tensor.shape[0] == out:
         return packing.scales_of(tensor)
     if tensor.shape not in ((), (1,), (1, 1), (out,)):

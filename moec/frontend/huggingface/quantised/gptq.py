@@ -30,7 +30,7 @@ def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: s
     bits, form = settings.get("bits"), settings.get("checkpoint_format", "gptq")
     if type(bits) is not int or bits not in packing.WHOLE or not isinstance(form, str) or form not in _FORMATS:
         raise UnsupportedError(
-            f"{where}: GPTQ of {str(bits)[:20]} bits in the format {str(form)[:40]!r}; moec reads 4 and 8 bits in gptq "
+            f"{where}: GPTQ of {str(bits)[:20]} bits in the format {str(form)[:40]!r}; expected 4 or 8 bits in gptq "
             "and gptq_v2"
         )
     zeros = [tensor for name, tensor in tensors.items() if name.endswith(".qzeros") and tensor.dtype in packing.INT32]

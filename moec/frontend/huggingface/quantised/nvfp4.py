@@ -33,7 +33,7 @@ def decode(tensors: Mapping[str, FileTensor], settings: dict[str, Any], where: s
     :func:`decode_names`."""
     algorithm = settings.get("quant_algo")
     if algorithm not in ("NVFP4", "FP8"):
-        raise UnsupportedError(f"{where}: modelopt's {str(algorithm)[:60]!r}; moec reads NVFP4 and FP8")
+        raise UnsupportedError(f"{where}: the algorithm of modelopt is {str(algorithm)[:60]!r}; expected NVFP4 or FP8")
     weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(_ACTIVATIONS)}
     if algorithm == "FP8":
         read = functools.partial(fp8.weight_of, end=".weight_scale", block=None)
@@ -67,7 +67,7 @@ def weight_of(
     def scale() -> Array:
         wide, global_scale = scales.numpy().astype(np.float32), whole.numpy().reshape(())
         if not np.isfinite(global_scale) or (divisor is not None and global_scale == 0):
-            raise MoecError(f"{whole.where}: is {global_scale}; expected a number that scales can be made of")
+            raise MoecError(f"{whole.where}: is {global_scale}; expected a finite number other than 0")
         return wide * global_scale if divisor is None else wide / global_scale
 
     def codes() -> Array:

@@ -77,19 +77,19 @@ DAMAGED = {
     "entry count": (header(entries=HUGE), f"the number of metadata entries is {HUGE}, more than the"),
     "key length": (header(entries=1) + struct.pack("<Q", HUGE) + bytes(40), "the length of the key .* is"),
     "long key": (header(entries=1) + text("k" * 70000) + bytes(40), "has 70000 bytes; the file is damaged"),
-    "key bytes": (header(entries=1) + struct.pack("<Q", 2) + b"\xff\xfe" + bytes(40), "is no UTF-8"),
+    "key bytes": (header(entries=1) + struct.pack("<Q", 2) + b"\xff\xfe" + bytes(40), "is not UTF-8"),
     "string length": (entry(8, struct.pack("<Q", HUGE)), "the length of metadata 'key' is"),
     "type": (entry(77, bytes(8)), "metadata 'key' is of the type 77, which GGUF does not have"),
     "array of arrays": (entry(9, struct.pack("<IQ", 9, 1) + bytes(40)), "of the type 9"),
     "array length": (entry(9, struct.pack("<IQ", 4, HUGE)), "the length of metadata 'key' is"),
     "array of strings": (entry(9, struct.pack("<IQ", 8, HUGE)), "the length of metadata 'key' is"),
     "axes": (described(axes=5), "tensor 't' has 5 axes; expected 1 to 4"),
-    "size 0": (described(sizes=(0,)), r"tensor 't' is \[0\]; an axis of size 0 is none"),
+    "size 0": (described(sizes=(0,)), r"tensor 't' is \[0\]; expected sizes of 1 or more"),
     "size": (described(sizes=(HUGE,)), f"lies at bytes 0 to {4 * HUGE} of the data, but there are"),
     "product of sizes": (described(axes=4, sizes=(1 << 40,) * 4), "of the data, but there are"),
     "offset": (described(offset=HUGE), f"lies at bytes {HUGE} to"),
     "unaligned offset": (described(offset=3), "lies at byte 3, no multiple of 32"),
-    "row": (described(kind=8, sizes=(33,)), "has rows of 33 weights, no multiple of the 32 of Q8_0"),
+    "row": (described(kind=8, sizes=(33,)), "has rows of 33 weights; expected a multiple of 32 for Q8_0"),
     "tensor twice": (file_bytes([], [("t", MATRIX), ("t", MATRIX)]), "has the tensor 't' twice"),
     "key twice": (file_bytes([("k", 1), ("k", 2)], []), "has the metadata key 'k' twice"),
     "alignment": (file_bytes([("general.alignment", 0)], []), "general.alignment is 0; expected a multiple of 8"),
@@ -106,9 +106,9 @@ def test_damaged(name: str, tmp_path: Path) -> None:
 
 
 UNKNOWN = {
-    "version": (header(1), "is of version 1; moec reads little-endian GGUF of versions 2 and 3"),
+    "version": (header(1), "is of version 1; expected little-endian GGUF of versions 2 and 3"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "is big-endian"),
-    "type by name": (described(kind=20), "tensor 't': is stored as IQ4_NL; moec reads F32, F16, Q4_0"),
+    "type by name": (described(kind=20), "tensor 't': is stored as IQ4_NL; expected F32, F16, Q4_0"),
     "type by number": (described(kind=999), "is stored as type 999"),
 }
 
@@ -141,11 +141,11 @@ def test_parts_are_read_as_one_model(tmp_path: Path) -> None:
 
 
 WRONG_PARTS: dict[str, tuple[dict[int, dict[str, Any]], str]] = {
-    "count": ({0: {"split.count": 4}}, "is one of 4 parts of a model by its metadata, and not by its name"),
+    "count": ({0: {"split.count": 4}}, "is one of 4 parts of a model by its metadata, but has the name of a whole one"),
     "list": ({0: {"split.count": [3, 3]}}, r"split.count is \[3 3\]; expected a whole number"),
-    "order": ({2: {"split.no": 1}}, "00003-of-00003.gguf: says that it is part 1 .from 0. of 3; expected 2 of 3"),
-    "others": ({1: {"split.count": 2}}, "says that it is part 1 .from 0. of 2"),
-    "tensors": ({0: {"split.tensors.count": 3}}, "says that its parts have 3 tensors, but they have 2"),
+    "order": ({2: {"split.no": 1}}, "00003-of-00003.gguf: is part 1 .from 0. of 3 by its metadata; expected 2 of 3"),
+    "others": ({1: {"split.count": 2}}, "is part 1 .from 0. of 2"),
+    "tensors": ({0: {"split.tensors.count": 3}}, "has 2 tensors in its parts; expected 3"),
 }
 
 
@@ -160,12 +160,14 @@ def test_parts_that_are_missing_or_come_twice(tmp_path: Path) -> None:
     first = write_parts(tmp_path, {}, [PARTS[0], [], PARTS[0]])
     with pytest.raises(MoecError, match="has the tensor 'm', and so has a part before it"):
         read_file(first)
-    with pytest.raises(MoecError, match=r"is no first part of a model; expected big-00001-of-00003\.gguf"):
+    with pytest.raises(MoecError, match=r"is not the first part of a model; expected big-00001-of-00003\.gguf"):
         read_file(tmp_path / "big-00002-of-00003.gguf")
     (tmp_path / "big-00002-of-00003.gguf").unlink()
     with pytest.raises(MoecError, match=r"big-00002-of-00003\.gguf: cannot be read: No such file"):
         read_file(first)
-    with pytest.raises(MoecError, match="is one of 3 parts of a model by its metadata, and not by its name"):
+    with pytest.raises(
+        MoecError, match="is one of 3 parts of a model by its metadata, but has the name of a whole one"
+    ):
         read_file(first.rename(tmp_path / "model.gguf"))
 
 

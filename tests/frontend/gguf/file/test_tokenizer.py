@@ -93,8 +93,8 @@ def test_what_comes_beside_it() -> None:
     ("given", "message"),
     [
         (BPE | {"token_type": np.ones(3, np.int32)}, "tokenizer.ggml.token_type has 3 entries for 14 tokens"),
-        (BPE | {"merges": ["h x"]}, "tokenizer.ggml.merges joins what are no tokens"),
-        (BPE | {"merges": ["h e l"]}, "tokenizer.ggml.merges joins what are no tokens"),
+        (BPE | {"merges": ["h x"]}, "tokenizer.ggml.merges joins texts that are not tokens"),
+        (BPE | {"merges": ["h e l"]}, "tokenizer.ggml.merges joins texts that are not tokens"),
         (BPE | {"tokens": []}, "tokenizer.ggml.tokens holds no text"),
         (BPE | {"tokens": 7}, "tokenizer.ggml.tokens is int"),
         (BPE | {"tokens": ["a" * 1025, *BYTES[1:]]}, "has a token of 1025 characters; expected at most 1024"),
@@ -116,8 +116,8 @@ def test_tables_that_do_not_fit_are_refused(given: dict[str, Any], message: str)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pre": "another"}, "tokenizer.ggml.pre is 'another'; moec knows llama3"),
-        ({"model": "bert"}, "its tokenizer is 'bert'; moec knows gpt2 and llama"),
+        ({"pre": "another"}, "tokenizer.ggml.pre is 'another'; expected llama3"),
+        ({"model": "bert"}, "its tokenizer is 'bert'; expected gpt2 or llama"),
     ],
 )
 def test_a_tokenizer_that_is_not_known_becomes_a_remark(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -36,13 +36,13 @@ def test_tensors_are_views_of_the_file(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        (b"{", "its header is no JSON"),
+        (b"{", "its header is not JSON"),
         ([], "its header is a list"),
-        ({"w": 3}, "'w': its entry is no object"),
+        ({"w": 3}, "'w': its entry is not an object"),
         (entry(dtype="F3"), "has the dtype 'F3'; expected one of BOOL"),
-        (entry(shape=[2, -3]), "its shape is '\\[2, -3\\]', expected whole numbers"),
+        (entry(shape=[2, -3]), "its shape is '\\[2, -3\\]'; expected whole numbers"),
         (entry(shape=[2, 4]), "lies at bytes 0 to 24, but its shape \\[2, 4\\] asks for 32"),
-        (entry(data_offsets=[0]), "has 1 data_offsets, expected 2"),
+        (entry(data_offsets=[0]), "has 1 data_offsets; expected 2"),
         (entry(data_offsets=[8, 32]), "lies at bytes 8 to 32 of the data, but there are 24"),
         (entry(data_offsets=[-24, 0]), "its data_offsets is '\\[-24, 0\\]'"),
         (entry(data_offsets=[True, 25]), "its data_offsets is"),

@@ -62,7 +62,7 @@ def listed_files(text: bytes) -> dict[str, FileEntry] | None:
         digest, files = content.pop("digest"), content["files"]
         if digest != digest_of_content(content):
             return None
-        return {name: FileEntry(one["bytes"], one["sha256"]) for name, one in files.items()}
+        return {name: FileEntry(entry["bytes"], entry["sha256"]) for name, entry in files.items()}
     except (ValueError, RecursionError, AttributeError, TypeError, LookupError):
         return None
 
@@ -122,7 +122,7 @@ def _check_streamed(manifest: Manifest, program: ProgramEntry, where: str) -> No
 
 def _check_experts(layer: StreamedExpertsSpec, where: str) -> None:
     experts, shares = layer.experts, layer.shares
-    lies = [len(one.starts) == experts + 1 and list(one.starts) == sorted(one.starts) for one in layer.weights]
+    lies = [len(part.starts) == experts + 1 and list(part.starts) == sorted(part.starts) for part in layer.weights]
     if not all(lies) or experts < 1:
         raise ArtifactError(f"{where}: {layer.name!r} has weights whose experts lie at no increasing places")
     if layer.chosen > experts:

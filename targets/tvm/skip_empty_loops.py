@@ -50,8 +50,8 @@ def _acts(statement: tirx.Stmt, inside: set[tirx.Var]) -> tirx.Expr | None:
             cases = [statement.then_case, *([] if statement.else_case is None else [statement.else_case])]
             return _any([_acts(case, inside) for case in cases])
         case tirx.SeqStmt():
-            inside.update(one.var for one in statement.seq if isinstance(one, tirx.Bind))
-            return _any([_acts(one, inside) for one in statement.seq if not isinstance(one, _DECLARATIONS)])
+            inside.update(step.var for step in statement.seq if isinstance(step, tirx.Bind))
+            return _any([_acts(step, inside) for step in statement.seq if not isinstance(step, _DECLARATIONS)])
         case _:
             return None
 
@@ -66,5 +66,5 @@ def _loop_acts(loop: tirx.For, inside: set[tirx.Var]) -> tirx.Expr | None:
 
 
 def _any(conditions: list[tirx.Expr | None]) -> tirx.Expr | None:
-    known = [condition for condition in conditions if condition is not None]
-    return tirx.any(*known) if known and len(known) == len(conditions) else None
+    present = [condition for condition in conditions if condition is not None]
+    return tirx.any(*present) if present and len(present) == len(conditions) else None

@@ -68,7 +68,7 @@ def test_what_is_no_tokenizer_is_refused(folder):
     with pytest.raises(MoecError, match=r"is not a tokenizer.json: it has no model"):
         read_text_files(folder)
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(MoecError, match="is no JSON"):
+    with pytest.raises(MoecError, match="is not JSON"):
         read_text_files(folder)
     (folder / "tokenizer.json").unlink()
     assert text_files_of(folder) is None

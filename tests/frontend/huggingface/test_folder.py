@@ -136,7 +136,7 @@ def test_without_config(broken: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "is no JSON"), ("[]", "holds a list"), ("{}", "names no model_type"), ("\xff", "JSON")]
+    ("text", "message"), [("{", "is not JSON"), ("[]", "holds a list"), ("{}", "names no model_type"), ("\xff", "JSON")]
 )
 def test_config_that_says_nothing(broken: pathlib.Path, text: str, message: str) -> None:
     (broken / "config.json").write_text(text, encoding="latin-1")
@@ -184,7 +184,7 @@ def test_a_tensor_that_the_index_lacks(broken_shards: pathlib.Path) -> None:
     index = json.loads(path.read_text())
     index["weight_map"].pop("model.norm.weight")
     path.write_text(json.dumps(index))
-    refuse(broken_shards, "holds tensor 'model.norm.weight', which .* does not say")
+    refuse(broken_shards, "holds tensor 'model.norm.weight', which is missing in")
 
 
 def test_sizes_that_config_does_not_ask_for(broken: pathlib.Path) -> None:
@@ -215,7 +215,7 @@ def test_code_of_the_folder_is_never_run(broken: pathlib.Path) -> None:
 
 def test_an_unknown_way_of_quantising(broken: pathlib.Path) -> None:
     change_config(broken, quantization_config={"quant_method": "mine"})
-    refuse(broken, "it is quantised by 'mine'; moec reads", UnsupportedError)
+    refuse(broken, "it is quantised by 'mine'; expected", UnsupportedError)
 
 
 def test_without_transformers(whole: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

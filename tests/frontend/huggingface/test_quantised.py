@@ -252,7 +252,7 @@ def test_float8_of_modelopt() -> None:
         ({"quant_method": "gptq", "bits": 3}, "GPTQ of 3 bits in the format 'gptq'; expected 4 or 8"),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "format 'marlin'"),
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "layout 'gemv'; expected 4 bits in gemm"),
-        ({"quant_method": "compressed-tensors", "format": "marlin-24"}, "format 'marlin-24'; moec reads"),
+        ({"quant_method": "compressed-tensors", "format": "marlin-24"}, "format 'marlin-24'; expected"),
         ({"quant_method": "fp8", "weight_block_size": [0, 128]}, "expected two whole numbers"),
         ({"quant_method": "bitsandbytes"}, "'bitsandbytes'; expected gptq, awq"),
         ({}, "quantised by 'None'"),

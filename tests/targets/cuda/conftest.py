@@ -49,7 +49,7 @@ def emulated(tmp_path: pathlib.Path, program_of: Callable[[ir.Model], Program]) 
             Interface(program.inputs, program.outputs),
             weights,
             device=device.emulated_device(),
-            held=program.held,
+            held_states=program.held,
             last=program.last,
         ).run
 

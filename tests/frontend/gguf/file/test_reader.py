@@ -88,7 +88,7 @@ DAMAGED = {
     "size": (described(sizes=(HUGE,)), f"lies at bytes 0 to {4 * HUGE} of the data, but there are"),
     "product of sizes": (described(axes=4, sizes=(1 << 40,) * 4), "of the data, but there are"),
     "offset": (described(offset=HUGE), f"lies at bytes {HUGE} to"),
-    "unaligned offset": (described(offset=3), "lies at byte 3, no multiple of 32"),
+    "unaligned offset": (described(offset=3), "lies at byte 3; expected a multiple of 32"),
     "row": (described(kind=8, sizes=(33,)), "has rows of 33 weights; expected a multiple of 32 for Q8_0"),
     "tensor twice": (file_bytes([], [("t", MATRIX), ("t", MATRIX)]), "has the tensor 't' twice"),
     "key twice": (file_bytes([("k", 1), ("k", 2)], []), "has the metadata key 'k' twice"),

@@ -190,14 +190,14 @@ def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DE
     with _step(f"generating code for {target}", model, report):
         blocks, rounding = moe_blocks(graph), rounding_of(graph, own, multiplies_bytes(target))
         _report_rounding(rounding, target, report)
-        made = _generate(graph, chosen, target, report)
+        programs = _generate(graph, chosen, target, report)
     with _step(WRITING, model, report):
         if limit is not None:
-            check_resident(limit, made, str(model))
+            check_resident(limit, programs, str(model))
         context = _context(
             graph,
             inputs,
-            made[0],
+            programs[0],
             report,
             threads=options.threads,
             moe_blocks=blocks,
@@ -206,7 +206,7 @@ def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DE
             text=text,
             resident=limit,
         )
-        write_artifact(path, made[0], context, *made[1:], progress=report.progress)
+        write_artifact(path, programs[0], context, *programs[1:], progress=report.progress)
 
 
 def _report_rounding(rounding: ActivationRounding, target: str, report: Report) -> None:

@@ -45,8 +45,9 @@ class Executor:
     ``weights`` are passed without copying, so they must stay C-contiguous and 16-byte aligned; those of rank 0 are
     numbers for the host's part, passed by value, see :meth:`renew_numbers`. ``threads`` is at most the number of
     available cores, which is also the meaning of None. ``device``: where it runs; None is the host. ``cuda_graphs``:
-    launch runs of repeated sizes as a whole. ``held``: states for which the program takes pages. ``last``: output of
-    which it computes only the requested last positions. ``experts``: source of experts that are not all in memory.
+    launch runs of repeated sizes as a whole. ``held_states``: states for which the program takes pages. ``last``:
+    output of which it computes only the requested last positions. ``experts``: source of experts that are not all in
+    memory.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Executor:
         where: str = "program",
         device: Device | None = None,
         cuda_graphs: bool = False,
-        held: Sequence[HeldState] = (),
+        held_states: Sequence[HeldState] = (),
         last: LastTokens | None = None,
         experts: StreamedExperts | None = None,
     ) -> None:
@@ -69,7 +70,7 @@ class Executor:
         self.threads = check_threads(threads)
         self._device = device or Host()
         self._check = InputCheck(self.inputs, self._device.number, interface.guards)
-        self._held = HeldStates(held, self.inputs, self.outputs) if held else None
+        self._held = HeldStates(held_states, self.inputs, self.outputs) if held_states else None
         reduced = self._held.told if self._held is not None else self.inputs
         self._tokens = None if last is None else [_place(last.input, specs) for specs in (self.inputs, reduced)]
         self._check_told = InputCheck(reduced, self._device.number, interface.guards)
@@ -182,7 +183,9 @@ class Executor:
             results, borrowed = self._compute(arrays, captured, pages, last)
             if self._held is not None and pages is None:
                 results |= self._held.results(results, self.outputs, self._device, self._program.call_kernel)
-            outputs: dict[int, Any] = {at: one if there else self._device.fetch(one) for at, one in results.items()}
+            outputs: dict[int, Any] = {
+                at: result if there else self._device.fetch(result) for at, result in results.items()
+            }
         for at, output in outputs.items():
             if there:
                 outputs[at] = handed_out(output, arrays, self._device.copy if at in borrowed else None)
@@ -240,16 +243,18 @@ class Executor:
         return self._found([self._device.place(array) for array in placed], shapes, range(len(self.outputs)))
 
     def _found(
-        self, tensors: Sequence[Any], shapes: Sequence[Any], wanted: Sequence[int]
+        self, tensors: Sequence[Any], shapes: Sequence[Any], indices: Sequence[int]
     ) -> tuple[dict[int, Any], set[int]]:
         results = self._program([*tensors, *shapes], self._weights)
         if len(results) != len(self.outputs):
             raise ArtifactError(f"{self._where}: its program computes {len(results)} outputs; {_NOT_AS_LISTED}")
-        outputs = {at: results[at] for at in wanted}
+        outputs = {at: results[at] for at in indices}
         # An input or a weight that is passed through is copied, because writing to the output must not change it.
         positions = self._held.other_inputs if self._held is not None else range(len(tensors))
         inputs, kept = {tensors[at].data_ptr() for at in positions}, self._weight_addresses
-        return outputs, {at for at, one in outputs.items() if (address := one.data_ptr()) in inputs or address in kept}
+        return outputs, {
+            at for at, output in outputs.items() if (address := output.data_ptr()) in inputs or address in kept
+        }
 
     def _explain(
         self, error: Exception, arrays: Sequence[np.ndarray | OnDevice], pages: StatePages | None

@@ -46,7 +46,7 @@ class CompiledModel:
             where=artifact.where,
             device=device,
             cuda_graphs=options.cuda_graphs,
-            held=program.held,
+            held_states=program.held,
             last=program.last,
             experts=self._experts,
         )
@@ -66,12 +66,12 @@ class CompiledModel:
 
     def __repr__(self) -> str:
         states = {name for state in self.states for name in (state.input, state.output)}
-        given, made = (
+        inputs, outputs = (
             ", ".join(str(spec) for spec in specs if spec.name not in states) for specs in (self.inputs, self.outputs)
         )
         kept = f"{len(self.states)} states, " if self.states else ""
         blocks = f"{len(self.artifact.manifest.moe_blocks)} MoE blocks, {len(self.kernels)} kernels"
-        return f"<CompiledModel for {self.target}: {given} -> {made}; {kept}{blocks}, {self.threads} threads>"
+        return f"<CompiledModel for {self.target}: {inputs} -> {outputs}; {kept}{blocks}, {self.threads} threads>"
 
     @property
     def remarks(self) -> list[RemarkEntry]:

@@ -160,7 +160,7 @@ class _MergeCandidate:
             return type(constant)(str(constant.ty), 0)
 
         skeleton = _with_constants(function.without_attr("global_symbol"), take)
-        return cls(symbol, function, inputs, skeleton, constants, [one.value for one in constants])
+        return cls(symbol, function, inputs, skeleton, constants, [constant.value for constant in constants])
 
 
 def _unscheduled(module: tvm.IRModule) -> dict[tvm.ir.GlobalVar, int]:
@@ -190,7 +190,7 @@ def _with_constants(function: tirx.PrimFunc, of: Callable[[Constant], tirx.Expr]
 
     def call(called: tvm.ir.Call, mutator: Any) -> tirx.Expr:
         stays = () if getattr(called.op, "name", None) == _IF else tirx.FloatImm
-        arguments = [one if isinstance(one, stays) else mutator.mutate(one) for one in called.args]
+        arguments = [argument if isinstance(argument, stays) else mutator.mutate(argument) for argument in called.args]
         return tvm.ir.Call(called.op, arguments, called.attrs, called.ty_args, called.span, called.ty)
 
     rules = [(tirx.IntImm, integer), (tirx.FloatImm, number), (_DIVISIONS, division), (tvm.ir.Call, call)]
@@ -214,7 +214,7 @@ def _general(kernels: Sequence[_MergeCandidate]) -> tuple[tirx.PrimFunc, dict[st
     def term(column: tuple[Constant, ...]) -> tirx.Expr | None:
         """A constant by the arguments; None where it is the same in all kernels. Integers that keep their distance,
         such as a size and the last index, come from one argument."""
-        dtype, values = str(column[0].ty), tuple(one.value for one in column)
+        dtype, values = str(column[0].ty), tuple(integer.value for integer in column)
         if len(set(values)) == 1:
             return None
         key = tuple(value - values[0] for value in values) if dtype == "int64" else values

@@ -38,6 +38,6 @@ def runner_of(tmp_path: pathlib.Path) -> Callable[[Program], Run]:
         paths = [tmp_path / name for name in program.objects]
         weights = [weight.array() for weight in program.weights]
         interface = Interface(program.inputs, program.outputs)
-        return Executor(paths, interface, weights, held=program.held, last=program.last).run
+        return Executor(paths, interface, weights, held_states=program.held, last=program.last).run
 
     return load

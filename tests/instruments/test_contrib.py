@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from ..isolated import Worker
 from .contrib import OPERATORS, smallest, sweep
-from .outcomes import started_worker, table
+from .outcomes import table
 
 ALL = tuple(OPERATORS)
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    worker = started_worker()
-    yield worker
-    worker.close()
 
 
 def assert_right_or_refused(count: int, seed: int, worker: Worker, operators: tuple[str, ...] = ALL) -> None:

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
 from ..isolated import Worker
 from .graphs import Constant, Graph, Operation, Value, case_of, shrunk
-from .outcomes import started_worker, table
+from .outcomes import table
 from .random_graphs import PER_MODEL, drawn, program, smallest, sweep
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    worker = started_worker()
-    yield worker
-    worker.close()
 
 
 def assert_right_or_refused(count: int, seed: int, worker: Worker) -> None:

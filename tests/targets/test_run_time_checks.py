@@ -126,8 +126,7 @@ def test_scales_that_make_no_size() -> None:
 
 
 @pytest.mark.parametrize("keepdims", [0, 1])
-@pytest.mark.parametrize("axes", [(0, 0), (2, -1), (3, 0), (0, -4)])
-def test_axes_that_are_no_axes_or_one_axis_twice(keepdims: int, axes: tuple[int, int]) -> None:
+def test_axes_that_are_no_axes_or_one_axis_twice(keepdims: int) -> None:
     rank = 3 if keepdims else 1
     model = compiled(
         f"g (float[A,2,3] x, int64[2] a) => (float[{','.join('PQR'[:rank])}] y) "
@@ -135,8 +134,9 @@ def test_axes_that_are_no_axes_or_one_axis_twice(keepdims: int, axes: tuple[int,
     )
     x = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
     np.testing.assert_array_equal(model(x, np.array([2, -3]))["y"].ravel(), x.sum(axis=(0, 2)))
-    with pytest.raises(InputError, match=r"node 'y' .ReduceSum.: ax.*expected different ones from -3 to 2"):
-        model(x, np.array(axes))
+    for axes in ((0, 0), (2, -1), (3, 0), (0, -4)):
+        with pytest.raises(InputError, match=r"node 'y' .ReduceSum.: ax.*expected different ones from -3 to 2"):
+            model(x, np.array(axes))
 
 
 @pytest.mark.parametrize(("kind", "operator"), [("float", "Conv"), ("uint8", "ConvInteger")])

@@ -13,7 +13,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from moec.common.cores import available_cores
+from moec.common.errors import DefectError, MoecError
 from moec.ir.text import parse_model
+from moec.runtime import loading
 
 from ..command import START, moec
 
@@ -342,36 +344,47 @@ def test_an_expert_of_a_layer_that_is_not_there(folder):
 # --- defects and interruptions ---------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def failing(monkeypatch):
+    """Have commands fail with an error where they load an artifact; returns what such a command prints."""
+
+    def fail_with(error: Exception) -> subprocess.CompletedProcess[str]:
+        def fail(*_arguments, **_options):
+            raise error
+
+        monkeypatch.setattr(loading, "load", fail)
+        return moec("bench", "model.moec")
+
+    return fail_with
+
+
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        ("MoecError('wrong')", 2, "error: wrong"),
-        ("DefectError('odd')", 3, "error: odd"),
-        ("KeyError('x')", 3, "error: moec: KeyError: 'x'; this is a defect of moec: report it with the model and"),
-        ("KeyboardInterrupt()", 130, ""),
+        (MoecError("wrong"), 2, "error: wrong"),
+        (DefectError("odd"), 3, "error: odd"),
+        (KeyError("x"), 3, "error: moec: KeyError: 'x'; this is a defect of moec: report it with the model and"),
     ],
+    ids=repr,
 )
-def test_exit_codes(error, code, line):
-    program = (
-        "import moec; from moec.cli import main as cli; from moec.common.errors import *\n"
-        f"def fail(*_arguments, **_options): raise {error}\n"
-        "moec.load = fail; cli.main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, "bench", "model.moec"], capture_output=True, text=True, check=False
-    )
+def test_exit_codes(failing, error, code, line):
+    done = failing(error)
     assert (done.returncode, done.stdout) == (code, "")
-    assert done.stderr.startswith(line) and done.stderr.count("\n") == bool(line)
+    assert done.stderr.startswith(line) and done.stderr.count("\n") == 1
 
 
-def test_a_traceback_is_shown_to_those_who_ask():
+def test_an_interrupted_process_ends_with_130_and_says_nothing():
     program = (
-        "import moec; from moec.cli import main as cli\n"
-        "def fail(*_arguments, **_options): raise KeyError('x')\n"
-        "moec.load = fail; cli.main()"
+        "from moec.cli import main as cli; from moec.runtime import loading\n"
+        "def fail(*_arguments, **_options): raise KeyboardInterrupt\n"
+        "loading.load = fail; cli.main()"
     )
-    command = [sys.executable, "-c", program, "bench", "model.moec"]
-    environment = {**os.environ, "MOEC_TRACEBACK": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run([sys.executable, "-c", program, "bench", "model.moec"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_a_traceback_is_shown_to_those_who_ask(failing, monkeypatch):
+    monkeypatch.setenv("MOEC_TRACEBACK", "1")
+    done = failing(KeyError("x"))
     assert done.returncode == 3
     assert "in fail" in done.stderr and done.stderr.splitlines()[-1].startswith("error: moec: KeyError: 'x'")

@@ -84,12 +84,7 @@ def generate(
     """
     prompts, stops = prompts_of(prompts), _texts("stop", stop)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    for name, number in (("max_new_tokens", max_new_tokens), ("batch", batch)):
-        check_kind(name, number, int, "a whole number from 1 up")
-        if number < 1:
-            raise MoecError(f"{name} is {number}; expected 1 or more")
-    if "" in stops:
-        raise MoecError(f"stop is {stops}; expected no empty string")
+    _check_counts(max_new_tokens=max_new_tokens, batch=batch)
     check_optional_text(system=system)
     check_kind("model", model, CompiledModel, "what moec.load and moec.compile return")
     codec = _codec(model, prompts, stops)
@@ -101,6 +96,13 @@ def generate(
     for group in _side_by_side(rows, _most_rows(model, batch), max_new_tokens):
         _run(model.session(max_tokens, len(group)), group)
     return [row.generation(prompt) for row, prompt in zip(rows, prompts, strict=True)]
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        check_kind(name, count, int, "a whole number from 1 up")
+        if count < 1:
+            raise MoecError(f"{name} is {count}; expected 1 or more")
 
 
 class _TextWriter:
@@ -194,6 +196,8 @@ def _texts(name: str, value: Any) -> list[str]:
     check_kind(name, texts, (list, tuple), "a string, or a list of them")
     for text in texts:
         check_kind(f"one of {name}", text, str, "a string")
+    if "" in texts:
+        raise MoecError(f"{name} is {texts}; expected no empty string")
     return list(texts)
 
 

@@ -18,5 +18,6 @@ def test_calls_of_a_kernel_add_up_and_what_computes_sizes_is_left_out():
         for name, arguments in [("sizes", given), ("softmax_1", given), ("softmax_1", more)]:
             watch(name, arguments)
 
-    compiled = types.SimpleNamespace(kernels=kernels, watch_kernels=watch_kernels)
+    probe = types.SimpleNamespace(watch_kernels=watch_kernels)
+    compiled = types.SimpleNamespace(kernels=kernels, probe=probe)
     assert _kernel_work(compiled, {}) == {"softmax_1": Work(None, 4 * (3 + 5))}

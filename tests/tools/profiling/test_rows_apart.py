@@ -25,7 +25,7 @@ def test_each_eighth_row_is_held_back_whatever_the_batches():
     for sizes in ([20], [5, 5, 10], [1] * 20):
         apart = RowsApart(FREE)
         seen = [kept for batch in batches(sizes) if (kept := apart.split(batch)) is not None]
-        assert rows(apart.held) == [7, 15]
+        assert rows(apart.held_back) == [7, 15]
         assert rows(apart.again) == [0, 8, 16]
         assert rows(seen) == [row for row in range(20) if row not in (7, 15)]
 
@@ -34,14 +34,14 @@ def test_few_rows_are_all_measured_on():
     apart = RowsApart(FREE)
     (batch,) = batches([7])
     assert apart.split(batch) is batch
-    assert not apart.held
+    assert not apart.held_back
 
 
 def test_batches_of_a_fixed_size_are_held_back_whole():
     apart = RowsApart(FIXED)
     seen = [apart.split(batch) for batch in batches([4] * 9)]
     assert [at for at, batch in enumerate(seen) if batch is None] == [7]
-    assert rows(apart.held) == [28, 29, 30, 31]
+    assert rows(apart.held_back) == [28, 29, 30, 31]
 
 
 def test_inputs_of_unequal_lengths_are_held_back_whole():
@@ -54,7 +54,7 @@ def test_no_more_is_held_back_than_enough():
     apart = RowsApart(FREE, 6)
     for batch in batches([8] * 4):
         apart.split(batch)
-    assert rows(apart.held) == [7, 15]
+    assert rows(apart.held_back) == [7, 15]
 
 
 def test_outputs_of_what_is_set_apart_fit_in_memory():

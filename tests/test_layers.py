@@ -89,6 +89,19 @@ def test_no_kind_of_target_is_imported_outside_of_its_package(kind):
     assert others == set()
 
 
+def test_instructions_of_a_vendor_stand_in_one_file_of_what_gpus_share():
+    """``T.cuda`` and ``T.ptx`` are TVM's names for them. A file of the vendor shows that they are found."""
+    users = {
+        name
+        for name, tree in sources().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in ("cuda", "ptx")
+        if isinstance(node.value, ast.Name) and node.value.id == "T"
+    }
+    assert {name for name in users if name.startswith("moec.targets.gpu")} == {"moec.targets.gpu.kernels.instructions"}
+    assert "moec.targets.cuda.kernels.wgmma_ring" in users
+
+
 def test_no_kind_of_target_is_spelled_outside_of_targets():
     """The name of the default is also the word for the processor; a name with a variant is no word. What is written for
     people, in docstrings, may name one."""

@@ -6,11 +6,6 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
-WARP = 32
-"""Threads of a warp."""
-FP8 = "float8_e4m3fn"
-"""The 8-bit floating-point type that tensor cores multiply."""
-
 
 @dataclasses.dataclass(frozen=True)
 class BlockLimits:

@@ -12,14 +12,14 @@ from tvm import relax, tirx
 from moec.common.work import SizedWork
 from moec.targets.base import SizeRange
 from moec.targets.cuda.estimates.sizes import LARGEST
-from moec.targets.cuda.kernels.attention_few import ATTENTION_FEW, FEW_QUERIES, rows_together
-from moec.targets.cuda.kernels.attention_join import ATTENTION_JOIN, parts_for
 from moec.targets.cuda.kernels.attention_mma import ATTENTION_MMA
-from moec.targets.cuda.kernels.attention_operands import AttentionLaunch, slices_of
-from moec.targets.cuda.kernels.attention_tiled import ATTENTION_TILED
 from moec.targets.cuda.kernels.attention_wgmma import ATTENTION_WGMMA
-from moec.targets.cuda.launch_conditions import launch_if
-from moec.targets.cuda.ways import LaunchChoice, call_ways
+from moec.targets.gpu.kernels.attention_few import ATTENTION_FEW, FEW_QUERIES, rows_together
+from moec.targets.gpu.kernels.attention_join import ATTENTION_JOIN, parts_for
+from moec.targets.gpu.kernels.attention_operands import AttentionLaunch, slices_of
+from moec.targets.gpu.kernels.attention_tiled import ATTENTION_TILED
+from moec.targets.gpu.lowering.launch_conditions import launch_if
+from moec.targets.gpu.lowering.ways import LaunchChoice, call_ways
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.held_tensors import HeldTensor
 from moec.targets.tvm.kernel import KernelCall, Selection, select

@@ -10,10 +10,10 @@ from tvm import relax, te, tirx
 
 from moec.targets.base import SizeRange
 from moec.targets.cuda.estimates.crossovers import one_launch_tokens
-from moec.targets.cuda.kernels.describe_rows import DESCRIBE_ROWS, describe_rows
-from moec.targets.cuda.kernels.dispatch import DISPATCH, most_blocks
-from moec.targets.cuda.kernels.dispatch_many import COUNT_PAIRS, PLACE_CHUNKS, SCATTER_PAIRS, chunks_for
-from moec.targets.cuda.ways import TokenRange, crossover_to, per_token
+from moec.targets.gpu.kernels.describe_rows import DESCRIBE_ROWS, describe_rows
+from moec.targets.gpu.kernels.dispatch import DISPATCH, most_blocks
+from moec.targets.gpu.kernels.dispatch_many import COUNT_PAIRS, PLACE_CHUNKS, SCATTER_PAIRS, chunks_for
+from moec.targets.gpu.lowering.ways import TokenRange, crossover_to, per_token
 from moec.targets.tvm.kernel import Kernel, KernelCall
 from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.shapes import static_size

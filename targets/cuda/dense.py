@@ -10,10 +10,10 @@ from tvm import relax
 
 from moec.common.errors import UnsupportedError
 from moec.targets.cuda.attention import attend
-from moec.targets.cuda.kernels.linear_attention import LINEAR_ATTENTION
-from moec.targets.cuda.kernels.normalization import LAYER_NORM, RMS_NORM
-from moec.targets.cuda.kernels.softmax import SOFTMAX
 from moec.targets.cuda.matmul import DenseProducts
+from moec.targets.gpu.kernels.linear_attention import LINEAR_ATTENTION
+from moec.targets.gpu.kernels.normalization import LAYER_NORM, RMS_NORM
+from moec.targets.gpu.kernels.softmax import SOFTMAX
 from moec.targets.tvm.attributes import attribute, group_count, optional_input, required_input, steps
 from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
 from moec.targets.tvm.lower import linear_attention, matmul

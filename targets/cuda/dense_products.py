@@ -1,10 +1,11 @@
 """Products with one constant matrix, computed in one of several ways that the host picks by the number of rows.
 
-- Up to :data:`~moec.targets.cuda.kernels.gemv.FEW_ROWS` rows take the time of reading the matrix; they need no tiles.
+- Up to :data:`~moec.targets.gpu.kernels.gemv.FEW_ROWS` rows take the time of reading the matrix; they need no tiles.
 - More rows are computed in tiles. The highest tiles read the matrix least often. If they would be too few to keep the
   device busy, tiles are lower, or the inputs are divided into parts, too (:mod:`.kernels.gemm_parts`).
 
-Each way is one launch of its own, or two, which the host skips if another way is better (:mod:`.ways`).
+Each way is one launch of its own, or two, which the host skips if another way is better
+(:mod:`~moec.targets.gpu.lowering.ways`).
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from moec.common.work import SizedWork
 from moec.ir.dialect import Activation, ExpertsSpec
 from moec.targets.base import SizeRange
 from moec.targets.cuda.estimates.sizes import ROWS as ROW_COUNT
-from moec.targets.cuda.expert_matrices import as_stored
-from moec.targets.cuda.kernels.activation import activate
 from moec.targets.cuda.kernels.gemm_parts import BUSY_BLOCKS, GEMM_PARTS, JOIN_PARTS, ROWS, most_rows, parts_for
-from moec.targets.cuda.kernels.gemv import FEW_ROWS, GEMV
 from moec.targets.cuda.kernels.grouped_gemm_mma import GEMM_MMA
-from moec.targets.cuda.kernels.grouped_gemm_simt import GEMM_SIMT
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import GEMM_WGMMA
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.mma_tile import COLUMNS, SHAPES
-from moec.targets.cuda.kernels.tiled_kernels import DenseLaunch
-from moec.targets.cuda.launch_conditions import launch_if
-from moec.targets.cuda.ways import LaunchChoice, call_ways
+from moec.targets.gpu.kernels.activation import activate
+from moec.targets.gpu.kernels.gemv import FEW_ROWS, GEMV
+from moec.targets.gpu.kernels.grouped_gemm_simt import GEMM_SIMT
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
+from moec.targets.gpu.kernels.tiled_kernels import DenseLaunch
+from moec.targets.gpu.lowering.expert_matrices import as_stored
+from moec.targets.gpu.lowering.launch_conditions import launch_if
+from moec.targets.gpu.lowering.ways import LaunchChoice, call_ways
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.kernel import KernelCall, Selection, select
 from moec.targets.tvm.nodes import flatten, record_of, reshape

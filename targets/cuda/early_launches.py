@@ -27,7 +27,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.runtime.device_module import BEGINS_EARLY_TAG
-from moec.targets.cuda.kernels.launch import BEGINS_EARLY
+from moec.targets.gpu.kernels.launch import BEGINS_EARLY
 
 _TAGS = "tirx.kernel_launch_params"
 _EXTENT = "thread_extent"

@@ -4,7 +4,7 @@ The host knows this number without waiting for the device. Few tokens are comput
 into blocks of rows. The height of blocks follows from the average number of rows of an expert, since all rows of a
 block are computed, even padding. The crossovers between the ways are estimated (:mod:`.estimates.crossovers`), and
 ``moec tune`` measures them. Each way is a launch of its own, which the host skips if another way is better
-(:mod:`.ways`). All ways write the same results, except for the order of summation.
+(:mod:`~moec.targets.gpu.lowering.ways`). All ways write the same results, except for the order of summation.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from moec.targets.cuda.block_dispatch import BlockDispatch
 from moec.targets.cuda.estimates.crossovers import FEW_TOKENS, block_heights, few_tokens
 from moec.targets.cuda.estimates.sizes import SLOTS, TOKENS
 from moec.targets.cuda.kernels.grouped_gemm_mma import GROUPED_GEMM_MMA
-from moec.targets.cuda.kernels.grouped_gemm_simt import GROUPED_GEMM_SIMT
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import GROUPED_GEMM_WGMMA
-from moec.targets.cuda.kernels.grouped_gemv import GROUPED_GEMV
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.round_rows import ROUND, RowRounding, round_blocks, round_pairs
-from moec.targets.cuda.ways import TokenRange, crossover_to, ranges_between, shape_of
+from moec.targets.gpu.kernels.grouped_gemm_simt import GROUPED_GEMM_SIMT
+from moec.targets.gpu.kernels.grouped_gemv import GROUPED_GEMV
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
+from moec.targets.gpu.kernels.round_rows import ROUND, RowRounding, round_blocks, round_pairs
+from moec.targets.gpu.lowering.ways import TokenRange, crossover_to, ranges_between, shape_of
 from moec.targets.tvm.kernel import KernelCall
 from moec.targets.tvm.node_lowering import NodeLowering
 from moec.targets.tvm.shapes import static_size

@@ -14,8 +14,8 @@ from tvm import tirx
 from moec.runtime.device_module import BEGINS_EARLY_TAG
 from moec.targets.base import Launch, LaunchCondition, SizeRange, TensorMap
 from moec.targets.cuda.estimates.moved import moved_numbers
-from moec.targets.cuda.launch_conditions import LAUNCH_IF, NO_LIMIT, launch_numbers
 from moec.targets.cuda.nvcc_report import registers_of
+from moec.targets.gpu.lowering.launch_conditions import LAUNCH_IF, NO_LIMIT, launch_numbers
 from moec.targets.tvm.c_expressions import in_c
 
 _PHASE = "tirx.SplitHostDevice"

@@ -8,10 +8,10 @@ from tvm import relax
 
 from moec.ir.dialect import LinearSpec, spec_of
 from moec.targets.cuda.dense_products import bias_operand, multiply_matrix
-from moec.targets.cuda.expert_groups import quantized_format
-from moec.targets.cuda.expert_matrices import add_matrix, padded_name, whole_parts
-from moec.targets.cuda.kernels.dense_problem import dense_problem
 from moec.targets.cuda.product_rows import computed_in, padded_inputs, prepared, uses_tf32, with_rows_of
+from moec.targets.gpu.kernels.dense_problem import dense_problem
+from moec.targets.gpu.lowering.expert_groups import quantized_format
+from moec.targets.gpu.lowering.expert_matrices import add_matrix, padded_name, whole_parts
 from moec.targets.tvm.node_lowering import NodeLowering
 
 

@@ -1,7 +1,7 @@
 """The moec operators on a GPU: their kernels, with weights and intermediate results.
 
 ======================  ==============================================================================================
-``moec.Route``          route (, capacity); three kernels where experts choose tokens (:mod:`.routing`)
+``moec.Route``          route (, capacity); three kernels where experts choose tokens (``lowering.routing``)
 ``moec.Experts``        dispatch, grouped product of gathered rows with the activation, grouped product back to the
                         order of the pairs, combine
 ``moec.Dispatch``       dispatch into blocks of one row, describe_rows
@@ -14,7 +14,8 @@
 
 Each product is computed in one of several ways, by the number of tokens (:mod:`.grouped_products`). The host never
 waits for the device: grids are sized by the upper bound of the work that routing can create. Quantised matrices stay as
-they are stored. Experts with different formats are computed by separate launches (:mod:`.expert_groups`).
+they are stored. Experts with different formats are computed by separate launches
+(:mod:`~moec.targets.gpu.lowering.expert_groups`).
 """
 
 from __future__ import annotations
@@ -33,14 +34,7 @@ from moec.ir.semantics import activated
 from moec.ir.weights.stored import StoredWeight
 from moec.targets.cuda.block_dispatch import dispatch_rows
 from moec.targets.cuda.dense_products import no_bias
-from moec.targets.cuda.expert_groups import ExpertGroup, fields_of, groups_by_format, of_group, renumbered
-from moec.targets.cuda.expert_matrices import Parts, add_matrix, as_stored, filled, padded_name, parts_of, whole_parts
 from moec.targets.cuda.grouped_products import ExpertsProduct, GroupedProducts, work_of_pairs
-from moec.targets.cuda.kernels.activation import experts_epilogue
-from moec.targets.cuda.kernels.combine import COMBINE, COMBINE_PLACED, TRIM
-from moec.targets.cuda.kernels.combining_gemv import COMBINING_GEMV, CombiningProblem
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
-from moec.targets.cuda.kernels.pad_rows import whole_vectors
 from moec.targets.cuda.linear import lower_linear
 from moec.targets.cuda.product_rows import (
     computed_in,
@@ -51,7 +45,22 @@ from moec.targets.cuda.product_rows import (
     uses_tf32,
     with_rows_of,
 )
-from moec.targets.cuda.routing import lower_routing
+from moec.targets.gpu.kernels.activation import experts_epilogue
+from moec.targets.gpu.kernels.combine import COMBINE, COMBINE_PLACED, TRIM
+from moec.targets.gpu.kernels.combining_gemv import COMBINING_GEMV, CombiningProblem
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, interleave
+from moec.targets.gpu.kernels.pad_rows import whole_vectors
+from moec.targets.gpu.lowering.expert_groups import ExpertGroup, fields_of, groups_by_format, of_group, renumbered
+from moec.targets.gpu.lowering.expert_matrices import (
+    Parts,
+    add_matrix,
+    as_stored,
+    filled,
+    padded_name,
+    parts_of,
+    whole_parts,
+)
+from moec.targets.gpu.lowering.routing import lower_routing
 from moec.targets.tvm.kernel import Kernel, KernelCall
 from moec.targets.tvm.lower.experts import CombineProblem, Pairs, Routing
 from moec.targets.tvm.node_lowering import NodeLowering

@@ -13,13 +13,13 @@ from tvm import s_tir, tirx
 from tvm.tirx.build import split_host_device_mods
 
 from moec.targets.cuda.early_launches import AskForEarlyLaunches, WaitForKernelsBefore, has_early_launches
-from moec.targets.cuda.kernels.lower_by_form import LowerByForm
-from moec.targets.cuda.launch_conditions import ApplyLaunchConditions
 from moec.targets.cuda.launches import LaunchRecorder, facts_of, with_registers
 from moec.targets.cuda.nvcc import MISSING, PREAMBLE, SOURCE, compile_source
-from moec.targets.cuda.schedule import ScheduleForGpu, allocation_phases
 from moec.targets.cuda.text import finished
 from moec.targets.cuda.text.syntax import HELPER, KERNEL
+from moec.targets.gpu.kernels.lower_by_form import LowerByForm
+from moec.targets.gpu.lowering.launch_conditions import ApplyLaunchConditions
+from moec.targets.gpu.lowering.schedule import ScheduleForGpu, allocation_phases
 from moec.targets.tvm import host_code
 from moec.targets.tvm.pipeline import Backend, Generated
 

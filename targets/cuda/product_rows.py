@@ -15,14 +15,14 @@ from tvm import relax
 
 from moec.common.dtypes import dtype_of
 from moec.ir.dialect import ProductSpec
-from moec.targets.cuda.kernels.fp8_rows import FP8, why_not_packed
-from moec.targets.cuda.kernels.gemv_tile import why_not as why_no_gemv
 from moec.targets.cuda.kernels.grouped_gemm_mma import why_not as why_no_gemm
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.launch import LOAD_BYTES
 from moec.targets.cuda.kernels.mma_tile import DEPTH, SHAPES
-from moec.targets.cuda.kernels.pad_rows import PAD_ROWS, Padding
-from moec.targets.cuda.kernels.round_rows import ROUND, RowRounding
+from moec.targets.gpu.kernels.fp8_rows import FP8, why_not_packed
+from moec.targets.gpu.kernels.gemv_tile import why_not as why_no_gemv
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
+from moec.targets.gpu.kernels.launch import LOAD_BYTES
+from moec.targets.gpu.kernels.pad_rows import PAD_ROWS, Padding
+from moec.targets.gpu.kernels.round_rows import ROUND, RowRounding
 from moec.targets.tvm.heavy import LoweringContext
 from moec.targets.tvm.kernel import KernelCall, select
 from moec.targets.tvm.node_lowering import NodeLowering

@@ -19,8 +19,9 @@ _DEFAULT = "sm_80"
 
 def converters(architecture: str) -> Mapping[str, HeavyConverter]:
     """The converters of operators that a GPU computes differently: all heavy ones, and those that scatter."""
-    from moec.targets.cuda import dense, scatter
+    from moec.targets.cuda import dense
     from moec.targets.cuda.moe import CudaExpertOps
+    from moec.targets.gpu.lowering import scatter
     from moec.targets.tvm.lower import experts
 
     return {
@@ -51,9 +52,9 @@ class CudaTarget:
     def compile(self, model: ir.Model) -> Program:
         """Compile the model. Raises UnsupportedError naming node, operator and opset."""
         from moec.targets.tvm import tvm  # isort: skip (first, so that torch is not imported)
-        from moec.targets.cuda.kernels.append import APPEND
         from moec.targets.cuda.launches import LaunchRecorder
         from moec.targets.cuda.pipeline import backend_for
+        from moec.targets.gpu.kernels.append import APPEND
         from moec.targets.tvm.lower.append import holding
         from moec.targets.tvm.program import compile_program
 

@@ -30,7 +30,7 @@ and a higher block that is not full reads no more.
 
 **Dispatch in one launch or three** (:func:`one_launch_tokens`). One block of threads handles 1024 pairs per step, each
 pair twice, and a step takes about 0.35 us. Three launches cost two more launches, about 6 us, and three such steps
-while chunks are small (:mod:`.kernels.dispatch_many`).
+while chunks are small (:mod:`~moec.targets.gpu.kernels.dispatch_many`).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import dataclasses
 
 from moec.common.errors import MoecError
 from moec.common.roofline import FLOAT32, Peak, Roofline
-from moec.targets.cuda.architectures import FP8, WARP
+from moec.targets.gpu.constants import FP8, WARP
 
 _REGISTERS = 65536
 """Registers of a multiprocessor (C)."""

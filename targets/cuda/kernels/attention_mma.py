@@ -23,13 +23,6 @@ from moec.targets.cuda.kernels.attention_copies import (
     copy_queries,
     copy_values,
 )
-from moec.targets.cuda.kernels.attention_operands import (
-    VALUE_COLUMNS,
-    AttentionOperands,
-    attention_kernel,
-    attention_kernel_of,
-)
-from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
 from moec.targets.cuda.kernels.attention_softmax import (
     LaneRows,
     hide,
@@ -39,9 +32,16 @@ from moec.targets.cuda.kernels.attention_softmax import (
     store_rows,
     weigh,
 )
-from moec.targets.cuda.kernels.launch import WARP, one_block_is_enough
 from moec.targets.cuda.kernels.mma_tile import CHUNK, MMA_COLUMNS, MMA_DEPTH, MMA_ROWS
 from moec.targets.cuda.kernels.shared_pool import SharedPool
+from moec.targets.gpu.kernels.attention_operands import (
+    VALUE_COLUMNS,
+    AttentionOperands,
+    attention_kernel,
+    attention_kernel_of,
+)
+from moec.targets.gpu.kernels.attention_rows import RowTile, start_row_tiles
+from moec.targets.gpu.kernels.launch import WARP, one_block_is_enough
 from moec.targets.tvm.lower.attention import AttentionProblem
 
 ROWS = KEYS = 64
@@ -231,7 +231,7 @@ def _attend(tile):
 
 
 def attention_mma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
-    """The kernel with the parameters of :func:`~moec.targets.cuda.kernels.attention_operands.attention_kernel`."""
+    """The kernel with the parameters of :func:`~moec.targets.gpu.kernels.attention_operands.attention_kernel`."""
     head_tiles = column_tiles(problem.head_size)
 
     @T.inline

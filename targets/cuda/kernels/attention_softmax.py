@@ -1,6 +1,6 @@
 """Online softmax: turn scores in the registers of a warp into weights, one tile of keys after another.
 
-Weights are rounded to 16 bits, so the fast exponential is precise enough (:mod:`.activation`).
+Weights are rounded to 16 bits, so the fast exponential is precise enough (``gpu.kernels.activation``).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.attention_operands import AttentionOperands, quotient, start_row
-from moec.targets.cuda.kernels.attention_rows import RowTile
 from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH
+from moec.targets.gpu.kernels.attention_operands import AttentionOperands, quotient, start_row
+from moec.targets.gpu.kernels.attention_rows import RowTile
 
 PACK = {"float16": "cvt.rn.f16x2.f32", "bfloat16": "cvt.rn.bf16x2.f32"}
 """The instruction that rounds two floats to 16 bits and packs them into one register."""

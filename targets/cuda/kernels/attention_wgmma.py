@@ -22,13 +22,6 @@ from tvm.script import tirx as T
 
 from moec.targets.cuda.kernels.attention_copies import DEPTH, column_tiles, copy_keys, copy_queries, copy_values
 from moec.targets.cuda.kernels.attention_mma import why_not
-from moec.targets.cuda.kernels.attention_operands import (
-    AttentionLaunch,
-    AttentionOperands,
-    attention_kernel,
-    attention_kernel_of,
-)
-from moec.targets.cuda.kernels.attention_rows import RowTile, start_row_tiles
 from moec.targets.cuda.kernels.attention_softmax import (
     LaneRows,
     hide,
@@ -38,7 +31,6 @@ from moec.targets.cuda.kernels.attention_softmax import (
     store_rows,
     weigh,
 )
-from moec.targets.cuda.kernels.launch import WARP
 from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, MMA_DEPTH, MMA_ROWS
 from moec.targets.cuda.kernels.shared_pool import SWIZZLE_ALIGNMENT, SharedPool
 from moec.targets.cuda.kernels.wgmma_ring import (
@@ -51,6 +43,14 @@ from moec.targets.cuda.kernels.wgmma_ring import (
     multiply_instruction,
 )
 from moec.targets.cuda.kernels.wgmma_tile import CONSUMERS, GROUP_ROWS, WARPGROUP
+from moec.targets.gpu.kernels.attention_operands import (
+    AttentionLaunch,
+    AttentionOperands,
+    attention_kernel,
+    attention_kernel_of,
+)
+from moec.targets.gpu.kernels.attention_rows import RowTile, start_row_tiles
+from moec.targets.gpu.kernels.launch import WARP
 from moec.targets.tvm.lower.attention import AttentionProblem
 
 ROWS = CONSUMERS * GROUP_ROWS
@@ -245,7 +245,7 @@ def _consume(own, ring, group, thread):
 
 
 def attention_wgmma(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
-    """The kernel with the parameters of :func:`~moec.targets.cuda.kernels.attention_operands.attention_kernel`."""
+    """The kernel with the parameters of :func:`~moec.targets.gpu.kernels.attention_operands.attention_kernel`."""
 
     @T.inline
     def attend(rows, thread, ring):

@@ -14,12 +14,12 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.dense_problem import DenseOperands
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma, why_not
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, match_matrix, with_tables_needed
-from moec.targets.cuda.kernels.launch import ATTRIBUTES, EARLY_ATTRIBUTES, blocks_for, read_at_once
 from moec.targets.cuda.kernels.mma_tile import COLUMNS, k_tile_depth
-from moec.targets.cuda.kernels.tiled_kernels import DenseLaunch
+from moec.targets.gpu.kernels.dense_problem import DenseOperands
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, match_matrix, with_tables_needed
+from moec.targets.gpu.kernels.launch import ATTRIBUTES, EARLY_ATTRIBUTES, blocks_for, read_at_once
+from moec.targets.gpu.kernels.tiled_kernels import DenseLaunch
 from moec.targets.tvm.kernel import Kernel
 
 BUSY_BLOCKS = 128
@@ -100,7 +100,7 @@ class PartOperands(DenseOperands):
 def part_kernel(problem: GroupedProblem, body: Any) -> tirx.PrimFunc:
     """The kernel ``(rows[M, inner], matrix[1, width, inner], sums[Q, width])``, where Q is at least M times the number
     of parts. A quantised matrix is three tensors, as in
-    :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`."""
+    :func:`~moec.targets.gpu.kernels.grouped_problem.grouped_kernel`."""
     width, (row_width, row_dtype) = problem.width, problem.row_type
 
     @T.prim_func

@@ -25,9 +25,6 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.fp8_rows import FP8
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
-from moec.targets.cuda.kernels.launch import WARP
 from moec.targets.cuda.kernels.mma_quantized import Fetched, chunk_bytes, decode, fetch
 from moec.targets.cuda.kernels.mma_rows import COPY, copy_rows, find_sources
 from moec.targets.cuda.kernels.mma_store import store
@@ -55,8 +52,11 @@ from moec.targets.cuda.kernels.scaled_sums import (
     why_not_scaled,
 )
 from moec.targets.cuda.kernels.shared_pool import SharedPool
-from moec.targets.cuda.kernels.tf32 import ROUND_TO_TF32
-from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
+from moec.targets.gpu.kernels.fp8_rows import FP8
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
+from moec.targets.gpu.kernels.instructions import set_tf32
+from moec.targets.gpu.kernels.launch import WARP
+from moec.targets.gpu.kernels.tiled_kernels import tiled_kernels
 
 _INSTRUCTIONS = {
     "float16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
@@ -154,7 +154,7 @@ def _load_column_fragments(tile, stage, step, right):
 def _round_to_tf32(tile, left):
     for i in T.unroll(tile.shape.row_steps):
         for v in T.unroll(4):
-            T.ptx[ROUND_TO_TF32](left[i, v], T.reinterpret("float32", left[i, v]))
+            set_tf32(left[i, v], T.reinterpret("float32", left[i, v]))
 
 
 def _added_to(sums: Any, i: Any, j: Any, is_first: Any) -> list[Any]:
@@ -270,7 +270,7 @@ def _compute_tile(tile, epilogue):
 def grouped_gemm_mma(
     problem: GroupedProblem, epilogue: Callable[..., Any], form: KernelForm = grouped_kernel
 ) -> tirx.PrimFunc:
-    """The kernel with the parameters of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`, or of
+    """The kernel with the parameters of :func:`~moec.targets.gpu.kernels.grouped_problem.grouped_kernel`, or of
     another ``form``. ``epilogue``: from float32 sums to an output, ``f(gate, up)`` if gated, else ``f(sum)``."""
     shape, tiles = tile_shape(problem), -(-problem.columns // COLUMNS)
     depth = k_tile_depth(problem.dtype)

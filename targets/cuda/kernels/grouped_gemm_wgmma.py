@@ -23,12 +23,10 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 
 from moec.common.dtypes import dtype_of
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
-from moec.targets.cuda.kernels.launch import WARP, blocks_in_grid, count_multiprocessors, one_block_is_enough
+from moec.targets.cuda.kernels.grid import blocks_in_grid, count_multiprocessors
 from moec.targets.cuda.kernels.mma_store import store
 from moec.targets.cuda.kernels.mma_tile import CHUNK, DEPTH, MMA_ROWS, Tile, k_tile_depth
 from moec.targets.cuda.kernels.scaled_sums import why_not_scaled
-from moec.targets.cuda.kernels.tiled_kernels import tiled_kernels
 from moec.targets.cuda.kernels.wgmma_ring import (
     ELEMENTS,
     SWIZZLE,
@@ -56,6 +54,9 @@ from moec.targets.cuda.kernels.wgmma_tile import (
     for_each_tile,
     wgmma_tile,
 )
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, KernelForm, grouped_kernel
+from moec.targets.gpu.kernels.launch import WARP, one_block_is_enough
+from moec.targets.gpu.kernels.tiled_kernels import tiled_kernels
 
 ENCODE_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
 """The runtime's function that describes a tensor to the copy engine (TMA) before the kernel is launched."""
@@ -203,7 +204,7 @@ def _compute(operands, epilogue, maps, clusters):
 def grouped_gemm_wgmma(
     problem: GroupedProblem, epilogue: Callable[..., Any], form: KernelForm = grouped_kernel
 ) -> tirx.PrimFunc:
-    """The kernel with the parameters of :func:`~moec.targets.cuda.kernels.grouped_problem.grouped_kernel`, or of
+    """The kernel with the parameters of :func:`~moec.targets.gpu.kernels.grouped_problem.grouped_kernel`, or of
     another ``form``. ``epilogue``: from float32 sums to an output, ``f(gate, up)`` if gated, else ``f(sum)``.
 
     The host calls :data:`ENCODE_TENSOR_MAP` for a matrix that is not decoded, and for rows that are consecutive.

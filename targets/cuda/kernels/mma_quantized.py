@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.launch import neighbours
 from moec.targets.cuda.kernels.mma_tile import CHUNK, CHUNKS, DEPTH, Tile
-from moec.targets.cuda.kernels.packed_format import decode_word
+from moec.targets.gpu.kernels.launch import neighbours
+from moec.targets.gpu.kernels.packed_format import decode_word
 
 
 class Fetched(NamedTuple):

@@ -13,8 +13,9 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.common.dtypes import dtype_of
-from moec.targets.cuda.kernels.launch import ALL_LANES, LOAD_BYTES, WARP
 from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, Tile
+from moec.targets.gpu.kernels.instructions import ALL_LANES
+from moec.targets.gpu.kernels.launch import LOAD_BYTES, WARP
 
 _LANES = 4
 """Lanes that share the outputs of a row in an instruction."""

@@ -8,8 +8,8 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.common.dtypes import dtype_of
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, Operands
-from moec.targets.cuda.kernels.launch import WARP
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, Operands
+from moec.targets.gpu.kernels.launch import WARP
 
 COLUMNS = 128
 """Columns of a usual tile, counting those of gate and up."""

@@ -26,14 +26,15 @@ from tvm.backend.cuda.lang import MBarrier, PipelineState, TMABar
 from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 
-from moec.targets.cuda.kernels.fp8_rows import FP8
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.launch import WARP, unknown_one
+from moec.targets.cuda.kernels.grid import unknown_one
 from moec.targets.cuda.kernels.mma_quantized import Fetched, chunk_bytes, columns_of_thread, decode, fetch
 from moec.targets.cuda.kernels.mma_rows import copy_rows, find_sources
 from moec.targets.cuda.kernels.mma_tile import DEPTH, MMA_DEPTH, SWIZZLE_BYTES, k_tile_depth
 from moec.targets.cuda.kernels.shared_pool import SWIZZLE_ALIGNMENT, SharedPool
 from moec.targets.cuda.kernels.wgmma_tile import CONSUMERS, GROUP_ROWS, WARPGROUP, WgmmaTile
+from moec.targets.gpu.kernels.fp8_rows import FP8
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
+from moec.targets.gpu.kernels.launch import WARP
 
 SWIZZLE = 3
 """The number of the 128-byte swizzle, for TMA and for wgmma."""

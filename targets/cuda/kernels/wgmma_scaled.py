@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from tvm.script import tirx as T
 
-from moec.targets.cuda.kernels.launch import WARP
 from moec.targets.cuda.kernels.mma_store import store
 from moec.targets.cuda.kernels.mma_tile import MMA_ROWS, MMA_STEPS, Tile
 from moec.targets.cuda.kernels.scaled_sums import (
@@ -31,6 +30,7 @@ from moec.targets.cuda.kernels.wgmma_ring import (
     multiply_instruction,
 )
 from moec.targets.cuda.kernels.wgmma_tile import GROUP_ROWS, WARPGROUP, for_each_tile
+from moec.targets.gpu.kernels.launch import WARP
 
 
 @T.inline

@@ -15,13 +15,13 @@ import pytest
 from moec.common.errors import MoecError
 from moec.simulators.cuda import emulated_library
 from moec.simulators.cuda.translate import translate_assembly
-from moec.targets.cuda.kernels import dispatch
 from moec.targets.cuda.kernels.attention_mma import attention_mma
-from moec.targets.cuda.kernels.combining_gemv import CombiningProblem, combining_gemv
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.packed_format import PackedFormat
+from moec.targets.gpu.kernels import dispatch
+from moec.targets.gpu.kernels.combining_gemv import CombiningProblem, combining_gemv
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
+from moec.targets.gpu.kernels.packed_format import PackedFormat
 from moec.targets.tvm.lower.attention import AttentionProblem
 from moec.targets.tvm.lower.experts import CombineProblem
 

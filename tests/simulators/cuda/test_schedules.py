@@ -11,7 +11,7 @@ import pytest
 
 from moec.simulators.cuda import emulated_library
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
 
 from ...targets.cuda.kernels import kernel_runner
 from ...targets.cuda.kernels.layers import sort_pairs, undefined

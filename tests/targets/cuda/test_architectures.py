@@ -21,10 +21,10 @@ from moec.runtime.description import find_kernel
 from moec.targets.cuda import doctor, nvcc
 from moec.targets.cuda.architectures import LIMITS
 from moec.targets.cuda.device.driver import GpuFacts
-from moec.targets.cuda.kernels.fp8_rows import FP8
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.mma_tile import SHAPES, tile_shape
 from moec.targets.cuda.standalone import program_text
+from moec.targets.gpu.kernels.fp8_rows import FP8
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
 
 from ..node_models import node_model
 

@@ -15,14 +15,14 @@ from tvm import tirx
 from moec.ir.dialect import RouteSpec
 from moec.simulators.cuda import emulated_library
 from moec.targets.cuda.early_launches import has_early_launches
-from moec.targets.cuda.kernels import combine, dispatch, route
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma
-from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.launch import ATTRIBUTES, EARLY_ATTRIBUTES
 from moec.targets.cuda.launches import LaunchRecorder, facts_of
 from moec.targets.cuda.nvcc import compile_source, find_tool
 from moec.targets.cuda.pipeline import lowered_kernels
+from moec.targets.gpu.kernels import combine, dispatch, route
+from moec.targets.gpu.kernels.grouped_gemv import grouped_gemv
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
+from moec.targets.gpu.kernels.launch import ATTRIBUTES, EARLY_ATTRIBUTES
 from moec.targets.tvm.lower.experts import CombineProblem
 from moec.targets.tvm.lower.route import RouteProblem
 

@@ -9,7 +9,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.base import SizeRange
-from moec.targets.cuda.launch_conditions import ApplyLaunchConditions, launch_between, launch_if
+from moec.targets.gpu.lowering.launch_conditions import ApplyLaunchConditions, launch_between, launch_if
 from moec.targets.tvm.crossover import Crossover
 
 TAGS = ["blockIdx.x", "threadIdx.x", "tirx.use_dyn_shared_memory"]

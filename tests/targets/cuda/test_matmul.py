@@ -16,8 +16,8 @@ from moec.ir import interpreter
 from moec.ir.dialect import LinearSpec
 from moec.ir.products import rounded_to_tf32
 from moec.targets.cuda.dense_products import choices
-from moec.targets.cuda.kernels.dense_problem import dense_problem
-from moec.targets.cuda.kernels.packed_format import PackedFormat
+from moec.targets.gpu.kernels.dense_problem import dense_problem
+from moec.targets.gpu.kernels.packed_format import PackedFormat
 
 from ...products import thinned
 from ..node_models import node_model

@@ -7,7 +7,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.cuda.schedule import BLOCK_THREADS, ScheduleForGpu, in_order
+from moec.targets.gpu.lowering.schedule import BLOCK_THREADS, ScheduleForGpu, in_order
 
 
 @T.prim_func(s_tir=True)

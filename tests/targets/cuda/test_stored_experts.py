@@ -16,10 +16,10 @@ from moec.common.errors import UnsupportedError
 from moec.ir import interpreter
 from moec.ir.dialect import ExpertsSpec
 from moec.passes import pipeline
-from moec.targets.cuda.expert_matrices import filled
 from moec.targets.cuda.grouped_products import PRODUCTS
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.packed_format import PackedFormat
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
+from moec.targets.gpu.kernels.packed_format import PackedFormat
+from moec.targets.gpu.lowering.expert_matrices import filled
 from moec.targets.tvm.kernel import select
 
 from ...products import thinned

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from moec.targets.cuda.architectures import FP8
 from moec.targets.cuda.estimates.gpus import GPUS, Occupancy
+from moec.targets.gpu.constants import FP8
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ import numpy as np
 
 from moec.ir import semantics
 from moec.ir.dialect import ExpertsSpec
-from moec.targets.cuda.kernels import combine, dispatch
-from moec.targets.cuda.kernels.activation import experts_epilogue
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
-from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
+from moec.targets.gpu.kernels import combine, dispatch
+from moec.targets.gpu.kernels.activation import experts_epilogue
+from moec.targets.gpu.kernels.grouped_gemv import grouped_gemv
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, interleave
 from moec.targets.tvm.lower.experts import CombineProblem
 
 from .kernel_runner import Kernel, build

@@ -13,11 +13,11 @@ import pytest
 from tvm import tirx
 
 from moec.targets.cuda.kernels import attention_mma
-from moec.targets.cuda.kernels.attention_few import attention_few
-from moec.targets.cuda.kernels.attention_join import attention_join, parts_for
-from moec.targets.cuda.kernels.attention_operands import why_not
-from moec.targets.cuda.kernels.attention_tiled import attention_tiled
 from moec.targets.cuda.kernels.attention_wgmma import attention_wgmma
+from moec.targets.gpu.kernels.attention_few import attention_few
+from moec.targets.gpu.kernels.attention_join import attention_join, parts_for
+from moec.targets.gpu.kernels.attention_operands import why_not
+from moec.targets.gpu.kernels.attention_tiled import attention_tiled
 from moec.targets.tvm.lower.attention import AttentionProblem
 
 from ....products import thinned

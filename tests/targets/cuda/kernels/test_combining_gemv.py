@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from moec.targets.cuda.kernels.combining_gemv import MOST_TOGETHER, CombiningProblem, combining_gemv, why_not
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.packed_format import PackedFormat
+from moec.targets.gpu.kernels.combining_gemv import MOST_TOGETHER, CombiningProblem, combining_gemv, why_not
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
+from moec.targets.gpu.kernels.packed_format import PackedFormat
 from moec.targets.tvm.lower.experts import CombineProblem
 
 from .kernel_runner import build

@@ -8,11 +8,11 @@ from moec.common.dtypes import dtype_of
 from moec.ir.products import rounded_to_tf32
 from moec.ir.weights.encode import decode, encode
 from moec.ir.weights.format import WeightFormat
-from moec.targets.cuda.kernels.dense_problem import dense_kernel, dense_problem
-from moec.targets.cuda.kernels.gemv import gemv, why_not
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
-from moec.targets.cuda.kernels.packed_format import PackedFormat, pack
+from moec.targets.gpu.kernels.dense_problem import dense_kernel, dense_problem
+from moec.targets.gpu.kernels.gemv import gemv, why_not
+from moec.targets.gpu.kernels.packed_format import PackedFormat, pack
 
 from ....products import thinned
 from .kernel_runner import build

@@ -9,10 +9,10 @@ import pytest
 import tvm
 from tvm import tirx
 
-from moec.targets.cuda.kernels import dispatch, dispatch_many
-from moec.targets.cuda.kernels.dispatch_many import MOST_CHUNKS, chunk_pairs, chunks_for
-from moec.targets.cuda.kernels.launch import SHARED_BYTES
 from moec.targets.cuda.launches import static_shared_bytes
+from moec.targets.gpu.kernels import dispatch, dispatch_many
+from moec.targets.gpu.kernels.dispatch_many import MOST_CHUNKS, chunk_pairs, chunks_for
+from moec.targets.gpu.kernels.launch import SHARED_BYTES
 
 from ....products import thinned
 from .kernel_runner import Kernel, build

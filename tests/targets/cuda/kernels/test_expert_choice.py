@@ -9,8 +9,8 @@ import numpy as np
 
 from moec.ir import semantics
 from moec.ir.dialect import RouteSpec
-from moec.targets.cuda.kernels import expert_choice
-from moec.targets.cuda.kernels.expert_choice import score_tokens, take_tokens, weigh_tokens
+from moec.targets.gpu.kernels import expert_choice
+from moec.targets.gpu.kernels.expert_choice import score_tokens, take_tokens, weigh_tokens
 from moec.targets.tvm.lower.route import RouteProblem
 
 from ....products import thinned

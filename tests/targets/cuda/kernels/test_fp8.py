@@ -12,18 +12,18 @@ import pytest
 from moec.ir.dialect import ProductSpec
 from moec.ir.products import quantize_rows, rounded_rows
 from moec.ir.weights.encode import decode
-from moec.targets.cuda.kernels import round_rows
-from moec.targets.cuda.kernels.dense_problem import dense_kernel, dense_problem
-from moec.targets.cuda.kernels.fp8_rows import FP8, row_bytes
-from moec.targets.cuda.kernels.gemv import gemv as dense_gemv
 from moec.targets.cuda.kernels.grouped_gemm_mma import GEMM_MMA, GROUPED_GEMM_MMA, why_not
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma as mma
-from moec.targets.cuda.kernels.grouped_gemm_simt import GROUPED_GEMM_SIMT
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma as wgmma
-from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv as gemv
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.packed_format import PackedFormat
-from moec.targets.cuda.kernels.round_rows import RowRounding, round_blocks, round_pairs
+from moec.targets.gpu.kernels import round_rows
+from moec.targets.gpu.kernels.dense_problem import dense_kernel, dense_problem
+from moec.targets.gpu.kernels.fp8_rows import FP8, row_bytes
+from moec.targets.gpu.kernels.gemv import gemv as dense_gemv
+from moec.targets.gpu.kernels.grouped_gemm_simt import GROUPED_GEMM_SIMT
+from moec.targets.gpu.kernels.grouped_gemv import grouped_gemv as gemv
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
+from moec.targets.gpu.kernels.packed_format import PackedFormat
+from moec.targets.gpu.kernels.round_rows import RowRounding, round_blocks, round_pairs
 
 from ....products import thinned
 from .kernel_runner import build

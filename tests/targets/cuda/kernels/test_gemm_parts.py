@@ -10,11 +10,11 @@ from tvm import tirx
 
 from moec.ir.weights.encode import decode, encode
 from moec.ir.weights.format import WeightFormat
-from moec.targets.cuda.kernels.dense_problem import dense_problem
 from moec.targets.cuda.kernels.gemm_parts import GEMM_PARTS, gemm_parts, join_parts, most_rows, parts_for
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.packed_format import PackedFormat, pack
-from moec.targets.cuda.kernels.tiled_kernels import DenseLaunch
+from moec.targets.gpu.kernels.dense_problem import dense_problem
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
+from moec.targets.gpu.kernels.packed_format import PackedFormat, pack
+from moec.targets.gpu.kernels.tiled_kernels import DenseLaunch
 
 from .kernel_runner import Kernel, build
 from .layers import undefined

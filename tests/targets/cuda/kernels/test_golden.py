@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
-from moec.targets.cuda.kernels import combine, dispatch, route
-from moec.targets.cuda.kernels.activation import experts_epilogue
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma
-from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
-from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.pipeline import sources_of
+from moec.targets.gpu.kernels import combine, dispatch, route
+from moec.targets.gpu.kernels.activation import experts_epilogue
+from moec.targets.gpu.kernels.grouped_gemm_simt import grouped_gemm_simt
+from moec.targets.gpu.kernels.grouped_gemv import grouped_gemv
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
 from moec.targets.tvm.lower.experts import CombineProblem
 from moec.targets.tvm.lower.route import RouteProblem
 

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from moec.ir.dialect import ExpertsSpec, choices
-from moec.targets.cuda.kernels import combine, grouped_gemm_mma, grouped_gemm_simt, grouped_gemm_wgmma, grouped_gemv
+from moec.targets.cuda.kernels import grouped_gemm_mma, grouped_gemm_wgmma
 from moec.targets.cuda.kernels.grouped_gemm_mma import SHAPES
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma as mma
-from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt as simt
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma as wgmma
-from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv as gemv
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem, interleave
-from moec.targets.cuda.kernels.packed_format import PackedFormat
+from moec.targets.gpu.kernels import combine, grouped_gemm_simt, grouped_gemv
+from moec.targets.gpu.kernels.grouped_gemm_simt import grouped_gemm_simt as simt
+from moec.targets.gpu.kernels.grouped_gemv import grouped_gemv as gemv
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, interleave
+from moec.targets.gpu.kernels.packed_format import PackedFormat
 from moec.targets.tvm.lower.experts import CombineProblem
 
 from ....products import thinned

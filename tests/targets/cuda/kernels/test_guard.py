@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moec.simulators.cuda import emulated_library
-from moec.targets.cuda.kernels import combine
+from moec.targets.gpu.kernels import combine
 from moec.targets.tvm.lower.experts import CombineProblem
 
 from . import kernel_runner

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import tvm
 
-from moec.targets.cuda.kernels import combine
 from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma as mma
-from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt as simt
-from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv as gemv
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
-from moec.targets.cuda.kernels.packed_format import PackedFormat
-from moec.targets.cuda.kernels.round_rows import RowRounding, round_blocks
+from moec.targets.gpu.kernels import combine
+from moec.targets.gpu.kernels.grouped_gemm_simt import grouped_gemm_simt as simt
+from moec.targets.gpu.kernels.grouped_gemv import grouped_gemv as gemv
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
+from moec.targets.gpu.kernels.packed_format import PackedFormat
+from moec.targets.gpu.kernels.round_rows import RowRounding, round_blocks
 from moec.targets.tvm.lower.experts import CombineProblem, PlacedRows
 
 from ....products import thinned

@@ -12,30 +12,30 @@ import pytest
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.targets.cuda.estimates.gpus import GPUS
-from moec.targets.cuda.kernels import dispatch, dispatch_many, expert_choice, route
-from moec.targets.cuda.kernels.activation import experts_epilogue
-from moec.targets.cuda.kernels.attention_few import attention_few
 from moec.targets.cuda.kernels.attention_mma import attention_mma
-from moec.targets.cuda.kernels.attention_tiled import attention_tiled
 from moec.targets.cuda.kernels.attention_wgmma import attention_wgmma
-from moec.targets.cuda.kernels.combine import combine
-from moec.targets.cuda.kernels.combining_gemv import CombiningProblem, combining_gemv
-from moec.targets.cuda.kernels.dense_problem import dense_kernel, dense_problem
 from moec.targets.cuda.kernels.gemm_parts import gemm_parts, join_parts
-from moec.targets.cuda.kernels.gemv import gemv
 from moec.targets.cuda.kernels.grouped_gemm_mma import SHAPES, grouped_gemm_mma
-from moec.targets.cuda.kernels.grouped_gemm_simt import grouped_gemm_simt
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma
-from moec.targets.cuda.kernels.grouped_gemv import grouped_gemv
-from moec.targets.cuda.kernels.grouped_problem import GroupedProblem
 from moec.targets.cuda.kernels.mma_tile import tile_shape
-from moec.targets.cuda.kernels.normalization import normalize
-from moec.targets.cuda.kernels.packed_format import PackedFormat
-from moec.targets.cuda.kernels.pad_rows import Padding, pad_rows
-from moec.targets.cuda.kernels.row_share import RowLayout
-from moec.targets.cuda.kernels.softmax import softmax
 from moec.targets.cuda.kernels.wgmma_tile import HEIGHTS
 from moec.targets.cuda.nvcc import compile_source, find_disassembler, find_tool
+from moec.targets.gpu.kernels import dispatch, dispatch_many, expert_choice, route
+from moec.targets.gpu.kernels.activation import experts_epilogue
+from moec.targets.gpu.kernels.attention_few import attention_few
+from moec.targets.gpu.kernels.attention_tiled import attention_tiled
+from moec.targets.gpu.kernels.combine import combine
+from moec.targets.gpu.kernels.combining_gemv import CombiningProblem, combining_gemv
+from moec.targets.gpu.kernels.dense_problem import dense_kernel, dense_problem
+from moec.targets.gpu.kernels.gemv import gemv
+from moec.targets.gpu.kernels.grouped_gemm_simt import grouped_gemm_simt
+from moec.targets.gpu.kernels.grouped_gemv import grouped_gemv
+from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
+from moec.targets.gpu.kernels.normalization import normalize
+from moec.targets.gpu.kernels.packed_format import PackedFormat
+from moec.targets.gpu.kernels.pad_rows import Padding, pad_rows
+from moec.targets.gpu.kernels.row_share import RowLayout
+from moec.targets.gpu.kernels.softmax import softmax
 from moec.targets.tvm.lower.attention import AttentionProblem
 from moec.targets.tvm.lower.experts import CombineProblem
 from moec.targets.tvm.lower.route import RouteProblem

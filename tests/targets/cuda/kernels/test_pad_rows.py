@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moec.targets.cuda.kernels.pad_rows import Padding, pad_rows
+from moec.targets.gpu.kernels.pad_rows import Padding, pad_rows
 
 from ....products import thinned
 from .kernel_runner import build

@@ -8,8 +8,8 @@ import pytest
 
 from moec.ir.dialect import ProductSpec
 from moec.ir.products import rounded_rows
-from moec.targets.cuda.kernels import round_rows
-from moec.targets.cuda.kernels.round_rows import RowRounding, round_blocks, round_pairs
+from moec.targets.gpu.kernels import round_rows
+from moec.targets.gpu.kernels.round_rows import RowRounding, round_blocks, round_pairs
 
 from ....products import thinned
 from .kernel_runner import build

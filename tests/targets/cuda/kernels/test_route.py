@@ -10,7 +10,7 @@ import pytest
 
 from moec.ir import semantics
 from moec.ir.dialect import RouteSpec, choices
-from moec.targets.cuda.kernels import capacity, route
+from moec.targets.gpu.kernels import capacity, route
 from moec.targets.tvm.lower.route import RouteProblem
 
 from ....products import thinned

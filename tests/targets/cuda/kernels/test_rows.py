@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from moec.targets.cuda.kernels.normalization import normalize
-from moec.targets.cuda.kernels.row_share import RowLayout
-from moec.targets.cuda.kernels.softmax import SOFTMAX, softmax
+from moec.targets.gpu.kernels.normalization import normalize
+from moec.targets.gpu.kernels.row_share import RowLayout
+from moec.targets.gpu.kernels.softmax import SOFTMAX, softmax
 from moec.targets.tvm.lower.rows import RowProblem
 
 from ....products import thinned

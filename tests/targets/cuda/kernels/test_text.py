@@ -6,8 +6,8 @@ import pytest
 from tvm.script import tirx as T
 
 from moec.ir.dialect import RouteSpec
-from moec.targets.cuda.kernels import dispatch, route
-from moec.targets.cuda.kernels.launch import ATTRIBUTES, blocks_for
+from moec.targets.gpu.kernels import dispatch, route
+from moec.targets.gpu.kernels.launch import ATTRIBUTES, blocks_for
 from moec.targets.tvm.lower.route import RouteProblem
 
 from .kernel_runner import source_of

@@ -1,0 +1,114 @@
+"""Append in place to a state that is stored in pages.
+
+A thread copies a few neighbouring numbers with one load and one store, if the axes after the growing one allow that.
+Neighbouring threads copy neighbouring numbers of the new tensor.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES, blocks_for
+from moec.targets.tvm.held_tensors import AppendProblem
+from moec.targets.tvm.kernel import Kernel, why_not_stored
+from moec.targets.tvm.te_kernels import Requirement, checked
+
+THREADS = 256
+_TOGETHER = 4
+"""Numbers of a thread: 16 bytes of float32, 8 bytes of a 16-bit type."""
+
+
+@functools.cache
+def append(problem: AppendProblem) -> tirx.PrimFunc:
+    """The kernel ``(start, new[*before, S, *after], pages[pages, *before, page, *after])``: entry i of ``new`` along S
+    becomes entry ``start + i`` of the state. The host raises an error before the launch if the pages are too few.
+
+    If the problem has starts, the kernel is ``(length, starts[B], new[B, ..., S, *after], pages[pages, B, ..., page,
+    *after])``, and each index of the first axis has its own start. Entries that would lie before 0 or from ``length``
+    on are skipped.
+    """
+    before, after = (_sizes(sizes, name) for sizes, name in ((problem.before, "b"), (problem.after, "a")))
+    pages, page, S = (tirx.Var(name, "int32") for name in ("pages", "page", "S"))
+    together = _TOGETHER if problem.after and (problem.after[-1] or 1) % _TOGETHER == 0 else 1
+    rank = len(before)
+
+    @T.inline
+    def write(new_handle, pages_handle, place_of):
+        new = T.match_buffer(new_handle, (*before, S, *after), problem.new)
+        held = T.match_buffer(pages_handle, (pages, *before, page, *after), problem.stored)
+        T.device_entry()
+        count = T.meta_var(T.int64(1) * math.prod([*before, S, *after[:-1]]) * (_last(after) // together))
+        block = T.cta_id([blocks_for(T.cast(count, "int32"), THREADS)])
+        thread = T.thread_id([THREADS])
+        index: T.let = T.cast(block, "int64") * THREADS + thread
+        if index < count:
+            at = T.meta_var(_places(index, [*before, S, *after], together))
+            first, is_there = T.meta_var(place_of(at))
+            number: T.let = first + at[rank]
+            to = T.meta_var([number // page, *at[:rank], number % page, *at[rank + 1 :]])
+            if is_there(number):
+                for v in T.vectorized(together):
+                    held[_beside(to, v, after)] = T.cast(new[_beside(at, v, after)], problem.stored)
+
+    if problem.starts:
+
+        @T.prim_func
+        def kernel(length: T.int64, starts_handle: T.handle, new_handle: T.handle, pages_handle: T.handle):
+            T.func_attr(EARLY_ATTRIBUTES)
+            starts = T.match_buffer(starts_handle, before[:1], problem.starts)
+            write(
+                new_handle,
+                pages_handle,
+                lambda at: (T.cast(starts[at[0]], "int64"), lambda number: T.And(number >= 0, number < length)),
+            )
+
+    else:
+
+        @T.prim_func
+        def kernel(start: T.int64, new_handle: T.handle, pages_handle: T.handle):
+            T.func_attr(EARLY_ATTRIBUTES)
+            write(new_handle, pages_handle, lambda at: (start, lambda number: True))
+
+    there, first_size = T.cast(pages, "int64") * page, kernel.params[0]
+    end = first_size if problem.starts else first_size + S
+    return checked(kernel, [Requirement(end <= there, "a state outgrows its memory; expected room for all of it")])
+
+
+def _sizes(sizes: Sequence[int | None], name: str) -> list[Any]:
+    return [tirx.Var(f"{name}{axis}", "int32") if size is None else size for axis, size in enumerate(sizes)]
+
+
+def _last(after: Sequence[Any]) -> Any:
+    return after[-1] if after else 1
+
+
+def _places(index: Any, sizes: Sequence[Any], together: int) -> list[Any]:
+    """The index in each axis for a flat index of groups of ``together`` numbers; in the last axis, that of the group's
+    first number."""
+    indices: list[Any] = []
+    for axis, size in reversed(list(enumerate(sizes))):
+        count = size // together if axis == len(sizes) - 1 else size
+        indices.append(index % count if axis else index)
+        index = index // count
+    indices[0] = indices[0] * together
+    return indices[::-1]
+
+
+def _beside(at: Sequence[Any], v: Any, after: Sequence[Any]) -> tuple[Any, ...]:
+    """The indices of the ``v``-th number of the group whose first number is ``at``."""
+    return (*at[:-1], at[-1] + v) if after else tuple(at)
+
+
+APPEND = Kernel(
+    "append",
+    "pages[start + i] = new[i], in place",
+    append,
+    how=lambda problem, _: f"what is there stays where it lies; {problem.stored} in memory",
+    why_not=lambda problem, _: why_not_stored(problem.new, problem.stored),
+)

@@ -1,0 +1,385 @@
+"""Attention of few queries, which is limited by reading keys and values.
+
+The heads that share keys form one matrix of rows, see :mod:`.attention_rows`. A block of threads computes a few rows
+for a part of their keys, and reads each key once for all of its rows. Its threads form teams. A team takes a few keys
+at a time, with its lanes next to one another along a key and its value. For each row it keeps the largest score, the
+sum of the weights and the weighted sum of the values so far, in registers. At the end the results of all teams are
+rescaled to one largest score and added up in the order of the teams. If the keys are divided into several parts,
+:mod:`.attention_join` does the same with the results of the parts. The number of parts depends on sizes only, and so do
+the bits of results.
+
+After Dao, Haziza, Massa and Sizov, Flash-Decoding for long-context inference (2023).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.gpu.kernels.attention_operands import (
+    KEYS_TOGETHER,
+    LOWEST,
+    VALUE_COLUMNS,
+    AttentionLaunch,
+    AttentionOperands,
+    attention_kernel_of,
+    kernel_of_parts,
+    quotient,
+    start_row,
+)
+from moec.targets.gpu.kernels.attention_rows import RowTile, start_row_tiles
+from moec.targets.gpu.kernels.instructions import reduce_lanes, sync_block
+from moec.targets.gpu.kernels.launch import BEGINS_EARLY, WARP, one_block_is_enough
+from moec.targets.tvm.lower.attention import AttentionProblem
+
+FEW_QUERIES = 16
+"""The largest number of queries of a head for which this kernel is faster."""
+THREADS = 128
+_LEAST_LANES = 8
+_MOST_ROWS, _ROW_NUMBERS = 8, 128
+"""Limits of the rows of a block of threads, and of the numbers of queries and sums of a row in a lane's registers."""
+_MOST_KEYS, _KEY_BYTES, _SCORES = 4, 128, 16
+"""Limits of the keys that a team reads at once, of the bytes of these keys and their values in a lane's registers, and
+of the scores of all rows there. More keys at once mean fewer waits for memory."""
+_LOAD_BYTES = 16
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """One lane's share of ``size`` numbers that ``lanes`` lanes read: ``together`` neighbouring numbers in each of
+    ``steps`` steps."""
+
+    size: int
+    together: int
+    lanes: int
+
+    @property
+    def steps(self) -> int:
+        return -(-self.size // (self.lanes * self.together))
+
+    @property
+    def count(self) -> int:
+        """Numbers of a lane, including padding."""
+        return self.steps * self.together
+
+
+@dataclasses.dataclass(frozen=True)
+class _WorkPartition:
+    """The partition of a problem's work among lanes, teams and blocks. ``stored``: the type of keys and values."""
+
+    problem: AttentionProblem
+    stored: str
+
+    @property
+    def _columns(self) -> int:
+        return min(self.problem.value_size, VALUE_COLUMNS)
+
+    def _together(self, size: int, row: int) -> int:
+        """Numbers that a lane reads at once: 16 bytes if both ``size`` and the ``row`` that they are a part of are
+        multiples of that, otherwise one number."""
+        most = _LOAD_BYTES // _BYTES[self.stored]
+        return most if size % most == 0 and row % most == 0 else 1
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of a team: enough to read a row of keys or values at once, rounded up to a power of two; 8 to 32."""
+        parts = max(share.size // share.together for share in self._shares(1))
+        return min(max(_power_of_two(parts), _LEAST_LANES), WARP)
+
+    def _shares(self, lanes: int) -> tuple[_Share, _Share]:
+        head, values = self.problem.head_size, self.problem.value_size
+        return (
+            _Share(head, self._together(head, head), lanes),
+            _Share(self._columns, self._together(self._columns, values), lanes),
+        )
+
+    @property
+    def of_keys(self) -> _Share:
+        return self._shares(self.lanes)[0]
+
+    @property
+    def of_values(self) -> _Share:
+        return self._shares(self.lanes)[1]
+
+    @property
+    def teams(self) -> int:
+        return THREADS // self.lanes
+
+    @property
+    def rows(self) -> int:
+        """Rows of a block of threads: the heads of a group, divided into tiles of equal size that fit into
+        registers."""
+        ratio, numbers = self.problem.heads_per_group, self.of_keys.count + self.of_values.count
+        most = max(1, min(_MOST_ROWS, _ROW_NUMBERS // numbers))
+        return -(-ratio // -(-ratio // most))
+
+    @property
+    def keys_together(self) -> int:
+        """Keys that a team reads at once, a power of two."""
+        bytes_read = (self.of_keys.count + self.of_values.count) * _BYTES[self.stored]
+        most = max(1, min(_MOST_KEYS, _KEY_BYTES // bytes_read, _SCORES // self.rows))
+        return _power_of_two(most + 1) // 2
+
+    @property
+    def step_keys(self) -> int:
+        """Keys that all teams read at once. It divides :data:`KEYS_TOGETHER`, so these keys lie in one page."""
+        return self.teams * self.keys_together
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest power of two that is not below ``number``."""
+    return 1 << (number - 1).bit_length()
+
+
+def rows_together(problem: AttentionProblem, dtype: str) -> int:
+    """The number of rows of a block of threads, which share the keys that it reads. ``dtype``: of the queries."""
+    return _WorkPartition(problem, problem.paged or dtype).rows
+
+
+@dataclasses.dataclass(frozen=True)
+class _BlockRows:
+    """The rows and the keys [first, end) of a block of threads, and the team and lane of this thread."""
+
+    rows: RowTile
+    work: _WorkPartition
+    dtype: str
+    first: Any
+    end: Any
+    thread: Any
+    team: Any
+    lane: Any
+
+    @property
+    def operands(self) -> AttentionOperands:
+        return self.rows.operands
+
+    def part(self, step: Any, first: Any = 0) -> Any:
+        """The index of the group of numbers that this lane reads in a step; ``first``: that of the first lane and
+        step."""
+        return first + step * self.work.lanes + self.lane
+
+
+@dataclasses.dataclass(frozen=True)
+class _FewQueriesState:
+    """A thread's registers, float32: ``queries`` [rows, numbers]; the ``largest`` score and the sum of the weights
+    (``totals``) of each row so far; ``sums`` [rows, numbers] of weighted values."""
+
+    queries: Any
+    largest: Any
+    totals: Any
+    sums: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _TeamResults:
+    """The results of all teams in shared memory: ``largest`` and ``totals`` [teams, rows], ``sums`` [teams, rows,
+    columns]."""
+
+    largest: Any
+    totals: Any
+    sums: Any
+
+
+@T.inline
+def _load(block, share, source, place, is_there, first_part, numbers, at):
+    """Load this lane's numbers of a key or value into ``numbers[at]``. Columns beyond the last are zero, as is
+    everything unless ``is_there``. ``place(column)``: the indices of a column in ``source``."""
+    together = T.meta_var(share.together)
+    for step in T.unroll(share.steps):
+        part: T.let = block.part(step, first_part)
+        for v in T.unroll(together):
+            numbers[at, step * together + v] = T.cast(T.float32(0), numbers.dtype)
+        if T.And(is_there, part * together < source.shape[-1]):
+            for v in T.vectorized(together):
+                numbers[at, step * together + v] = source[place(part * together + v)]
+
+
+@T.inline
+def _load_keys(block, first, keys, values):
+    """Load the keys of a step and their values. All loads are issued before the first result is used."""
+    operands, rows, work = T.meta_var(block.operands), T.meta_var(block.rows), T.meta_var(block.work)
+    first_part: T.let = rows.slice * (operands.slice_columns // work.of_values.together)
+    page: T.let = operands.page_of(first)
+    inside: T.let = operands.inside_page(first)
+    for k in T.unroll(work.keys_together):
+        number: T.let = k * work.teams + block.team
+        place = T.meta_var(lambda column: operands.place(rows.batch, rows.group, page, inside + number, column))
+        _load(block, work.of_keys, operands.key, place, first + number < block.end, 0, keys, k)
+        _load(block, work.of_values, operands.value, place, first + number < block.end, first_part, values, k)
+
+
+@T.inline
+def _score_keys(block, first, state, keys, scores):
+    """Compute the scores of a step; the lanes of a team add up their parts of the products. All lanes of a warp take
+    part, even if their team has no more keys; the scores of missing keys are minus infinity."""
+    rows, work = T.meta_var(block.rows), T.meta_var(block.work)
+    for r in T.unroll(work.rows):
+        frontier: T.let = T.min(rows.frontier(r), block.end)
+        for k in T.unroll(work.keys_together):
+            key: T.let = first + k * work.teams + block.team
+            scores[r, k] = T.float32(0)
+            for i in T.unroll(work.of_keys.count):
+                scores[r, k] = scores[r, k] + state.queries[r, i] * T.cast(keys[k, i], "float32")
+            scores[r, k] = reduce_lanes(scores[r, k], "sum", work.lanes)
+            if T.And(rows.has(r), key < frontier):
+                scores[r, k] = block.operands.score(scores[r, k], rows.batch, rows.head(r), rows.query(r), key)
+            else:
+                scores[r, k] = T.float32(float("-inf"))
+
+
+@T.inline
+def _weigh(block, state, values, scores):
+    """Add the weights and weighted values of a step, after rescaling the sums so far to the new largest score."""
+    work = T.meta_var(block.work)
+    for r in T.unroll(work.rows):
+        before: T.let = state.largest[r]
+        for k in T.unroll(work.keys_together):
+            state.largest[r] = T.max(state.largest[r], scores[r, k])
+        kept: T.let = T.exp(before - state.largest[r])
+        state.totals[r] = state.totals[r] * kept
+        for i in T.unroll(work.of_values.count):
+            state.sums[r, i] = state.sums[r, i] * kept
+        for k in T.unroll(work.keys_together):
+            weight: T.let = T.exp(scores[r, k] - state.largest[r])
+            state.totals[r] = state.totals[r] + weight
+            for i in T.unroll(work.of_values.count):
+                state.sums[r, i] = state.sums[r, i] + weight * T.cast(values[k, i], "float32")
+
+
+@T.inline
+def _start(block, state):
+    """Load the queries and clear the sums. Missing rows and columns are zero. The sink, if any, is counted once: by the
+    first team of the first part."""
+    rows, share = T.meta_var(block.rows), T.meta_var(block.work.of_keys)
+    query = T.meta_var(block.operands.query)
+    is_first: T.let = T.And(block.team == 0, rows.part == 0)
+    for r in T.unroll(block.work.rows):
+        start_row(block.operands, rows.head(r), T.And(rows.has(r), is_first), state.largest, state.totals, r)
+        for i in T.unroll(block.work.of_values.count):
+            state.sums[r, i] = T.float32(0)
+        for step in T.unroll(share.steps):
+            for v in T.unroll(share.together):
+                column: T.let = block.part(step) * share.together + v
+                state.queries[r, step * share.together + v] = T.float32(0)
+                if T.And(rows.has(r), column < share.size):
+                    state.queries[r, step * share.together + v] = T.cast(
+                        query[T.cast(rows.batch, "int64"), rows.head(r), rows.query(r), column], "float32"
+                    )
+
+
+@T.inline
+def _share(block, state, shared):
+    """Store the results of this thread's team in shared memory, and wait for those of all teams."""
+    share = T.meta_var(block.work.of_values)
+    for r in T.unroll(block.work.rows):
+        if block.lane == 0:
+            shared.largest[block.team, r] = state.largest[r]
+            shared.totals[block.team, r] = state.totals[r]
+        for step in T.unroll(share.steps):
+            for v in T.unroll(share.together):
+                column: T.let = block.part(step) * share.together + v
+                if column < share.size:
+                    shared.sums[block.team, r, column] = state.sums[r, step * share.together + v]
+    sync_block()
+
+
+@T.inline
+def _store(block, shared):
+    """Add up the results of the teams in their order, a column of a row per thread, and store the final result, or the
+    sums and statistics if there are several parts."""
+    operands, rows, parts = T.meta_var(block.operands), T.meta_var(block.rows), T.meta_var(block.operands.parts)
+    largest = T.alloc_local((1,), "float32")
+    total = T.alloc_local((1,), "float32")
+    result = T.alloc_local((1,), "float32")
+    columns = T.meta_var(operands.slice_columns)
+    batch: T.let = T.cast(rows.batch, "int64")
+    for step in T.serial(-(-columns * block.work.rows // THREADS)):
+        r: T.let = (step * THREADS + block.thread) // columns
+        column: T.let = (step * THREADS + block.thread) % columns
+        if T.And(r < block.work.rows, T.And(rows.has(r), rows.has_column(column))):
+            largest[0] = T.float32(LOWEST)
+            total[0] = T.float32(0)
+            result[0] = T.float32(0)
+            for team in T.serial(block.work.teams):
+                largest[0] = T.max(largest[0], shared.largest[team, r])
+            for team in T.serial(block.work.teams):
+                factor: T.let = T.exp(shared.largest[team, r] - largest[0])
+                total[0] = total[0] + shared.totals[team, r] * factor
+                result[0] = result[0] + shared.sums[team, r, column] * factor
+            if parts.count == 1:
+                operands.result[batch, rows.head(r), rows.query(r), rows.column(column)] = T.cast(
+                    quotient(result[0], total[0]), block.dtype
+                )
+            else:
+                parts.sums[rows.part, batch, rows.head(r), rows.query(r), rows.column(column)] = result[0]
+                if rows.column(column) == 0:
+                    parts.statistics[rows.part, batch, rows.head(r), rows.query(r), 0] = largest[0]
+                    parts.statistics[rows.part, batch, rows.head(r), rows.query(r), 1] = total[0]
+
+
+@T.inline
+def _attend(block, shared):
+    work = T.meta_var(block.work)
+    queries = T.alloc_local((work.rows, work.of_keys.count), "float32")
+    sums = T.alloc_local((work.rows, work.of_values.count), "float32")
+    largest = T.alloc_local((work.rows,), "float32")
+    totals = T.alloc_local((work.rows,), "float32")
+    keys = T.alloc_local((work.keys_together, work.of_keys.count), work.stored)
+    values = T.alloc_local((work.keys_together, work.of_values.count), work.stored)
+    scores = T.alloc_local((work.rows, work.keys_together), "float32")
+    state = T.meta_var(_FewQueriesState(queries, largest, totals, sums))
+    _start(block, state)
+    for step in T.serial(T.ceildiv(T.max(block.end - block.first, 0), work.step_keys)):
+        first: T.let = block.first + step * work.step_keys
+        _load_keys(block, first, keys, values)
+        _score_keys(block, first, state, keys, scores)
+        _weigh(block, state, values, scores)
+    _share(block, state, shared)
+    _store(block, shared)
+
+
+def attention_few(problem: AttentionProblem, dtype: str) -> tirx.PrimFunc:
+    """The kernel with the parameters of :func:`~moec.targets.gpu.kernels.attention_operands.kernel_of_parts`."""
+    work = _WorkPartition(problem, problem.paged or dtype)
+
+    @T.inline
+    def body(operands):
+        T.device_entry()
+        all_largest = T.alloc_shared((work.teams, work.rows), "float32")
+        all_totals = T.alloc_shared((work.teams, work.rows), "float32")
+        all_sums = T.alloc_shared((work.teams, work.rows, operands.slice_columns), "float32")
+        shared = T.meta_var(_TeamResults(all_largest, all_totals, all_sums))
+
+        @T.inline
+        def attend(rows, thread):
+            team: T.let = thread // work.lanes
+            lane: T.let = thread % work.lanes
+            blocks: T.let = T.ceildiv(operands.keys, KEYS_TOGETHER)
+            length: T.let = T.ceildiv(blocks, operands.parts.count) * KEYS_TOGETHER
+            first: T.let = rows.part * length
+            end: T.let = T.min(rows.end, first + length)
+            block = T.meta_var(_BlockRows(rows, work, dtype, first, end, thread, team, lane))
+            with one_block_is_enough():
+                _attend(block, shared)
+
+        start_row_tiles(operands, work.rows, THREADS, attend, operands.parts.count)
+
+    return kernel_of_parts(problem, dtype, body).with_attr(BEGINS_EARLY, True)
+
+
+def _why_not_launched(launch: AttentionLaunch, architecture: str) -> str | None:
+    if launch.queries.most is None or launch.queries.most > FEW_QUERIES:
+        return f"more than {FEW_QUERIES} queries; each of them reads the keys again"
+    return None
+
+
+ATTENTION_FEW = attention_kernel_of(
+    "attention_few",
+    attention_few,
+    f"up to {FEW_QUERIES} queries: heads share what is read of their keys, blocks of threads share out the keys",
+    _why_not_launched,
+)

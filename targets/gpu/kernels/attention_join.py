@@ -1,0 +1,80 @@
+"""The sum of the partial results that :mod:`.attention_few` computed for parts of the keys, in the order of the parts.
+
+A block of threads computes a row of the result, each thread some of its columns. If there is only one part, the grid is
+empty, since that part's results are already final.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.gpu.kernels.attention_operands import KEYS_TOGETHER, LOWEST, quotient
+from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES
+from moec.targets.tvm.kernel import Kernel
+
+THREADS = 128
+_BLOCKS = 256
+"""Blocks of threads that keep a GPU with about 130 multiprocessors busy. It is the same for every GPU, so that results
+are, too."""
+_MOST_PARTS = 64
+
+
+def parts_for(tiles: Any, keys: Any) -> Any:
+    """The number of parts that keys are divided into, at least one. ``tiles``: tiles of rows, each of which walks over
+    every part. Both arguments are numbers or int64 expressions."""
+    rows = tirx.max(tiles, tirx.IntImm("int64", 1))
+    most = tirx.min((keys + (KEYS_TOGETHER - 1)) // KEYS_TOGETHER, tirx.IntImm("int64", _MOST_PARTS))
+    return tirx.max(tirx.min((rows + (_BLOCKS - 1)) // rows, most), tirx.IntImm("int64", 1))
+
+
+def attention_join(columns: int, dtype: str) -> tirx.PrimFunc:
+    """The kernel ``(sums[parts, B, H, Q, columns], statistics[parts, B, H, Q, 2], result[B, H, S, columns])``. Sums and
+    statistics are float32; the result has ``dtype``. Statistics are the largest score of a part and the sum of its
+    weights. Q is at least S."""
+
+    @T.prim_func
+    def kernel(sums_handle: T.handle, statistics_handle: T.handle, result_handle: T.handle):
+        T.func_attr(EARLY_ATTRIBUTES)
+        parts = T.int32()
+        B = T.int32()
+        H = T.int32()
+        Q = T.int32()
+        S = T.int32()
+        sums = T.match_buffer(sums_handle, (parts, B, H, Q, columns), "float32")
+        statistics = T.match_buffer(statistics_handle, (parts, B, H, Q, 2), "float32")
+        result = T.match_buffer(result_handle, (B, H, S, columns), dtype)
+        T.device_entry()
+        row = T.cta_id([B * H * S * T.min(parts - 1, 1)])
+        thread = T.thread_id([THREADS])
+        query: T.let = row % S
+        head: T.let = row // S % H
+        batch: T.let = T.cast(row // S // H, "int64")
+        largest = T.alloc_local((1,), "float32")
+        total = T.alloc_local((1,), "float32")
+        found = T.alloc_local((1,), "float32")
+        largest[0] = T.float32(LOWEST)
+        for part in T.serial(parts):
+            largest[0] = T.max(largest[0], statistics[part, batch, head, query, 0])
+        for step in T.serial(-(-columns // THREADS)):
+            column: T.let = step * THREADS + thread
+            if column < columns:
+                total[0] = T.float32(0)
+                found[0] = T.float32(0)
+                for part in T.serial(parts):
+                    factor: T.let = T.exp(statistics[part, batch, head, query, 0] - largest[0])
+                    total[0] = total[0] + statistics[part, batch, head, query, 1] * factor
+                    found[0] = found[0] + sums[part, batch, head, query, column] * factor
+                result[batch, head, query, column] = T.cast(quotient(found[0], total[0]), dtype)
+
+    return kernel
+
+
+ATTENTION_JOIN = Kernel(
+    "attention_join",
+    "y = parts of softmax(q @ k^T * scale + mask) @ v, joined",
+    attention_join,
+    how=lambda columns, _: "the parts of the keys in their order",
+)

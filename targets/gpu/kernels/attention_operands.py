@@ -1,0 +1,265 @@
+"""The operands of an attention, the keys that each query sees, and the scores.
+
+A key that is hidden by the causal order or by lengths is not read, since a cache may hold anything there. A key that is
+hidden by a mask is read, and has weight zero. The result of a query that sees no key is zero.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.base import SizeRange
+from moec.targets.gpu.kernels.launch import ATTRIBUTES
+from moec.targets.tvm.kernel import STORAGE_TYPES, Kernel, why_not_stored
+from moec.targets.tvm.lower.attention import AttentionProblem
+
+LOWEST = -3.4028234e38
+"""The initial largest score, before any key: finite, so that differences from it are not NaN."""
+KEYS_TOGETHER = 256
+"""Aligned blocks of this many keys, or of a divisor of it, never cross the end of a page."""
+VALUE_COLUMNS = 256
+"""The most columns of the values that a block of threads can sum. If there are more, several blocks compute the same
+scores."""
+
+
+def why_not(problem: AttentionProblem, dtype: str) -> str | None:
+    """The reason why no kernel can compute an attention of tensors of ``dtype``, or None."""
+    reason = why_not_stored(dtype)
+    if reason is not None:
+        return reason
+    if problem.mask not in ("", "bool", *STORAGE_TYPES):
+        return f"mask of type {problem.mask}; the kernel takes bool, {', '.join(STORAGE_TYPES)}"
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionLaunch:
+    """An attention of tensors of ``dtype``, for the numbers of queries in a range."""
+
+    problem: AttentionProblem
+    dtype: str
+    queries: SizeRange
+
+
+def attention_kernel_of(
+    name: str,
+    build: Callable[[AttentionProblem, str], tirx.PrimFunc],
+    how: str,
+    why_not_launched: Callable[[AttentionLaunch, str], str | None] = lambda launch, architecture: None,
+    tile: Callable[[AttentionProblem], str] | None = None,
+) -> Kernel:
+    """The :class:`Kernel` record of an attention kernel, which is selected for an :class:`AttentionLaunch`."""
+    return Kernel(
+        name,
+        "y = softmax(q @ k^T * scale + mask) @ v, per head",
+        build,
+        how=lambda launch, _: f"{how}; no scores in memory",
+        why_not=lambda launch, machine: why_not_launched(launch, machine) or why_not(launch.problem, launch.dtype),
+        tile=tile,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyParts:
+    """The tensors for the results of parts of the keys, see :func:`kernel_of_parts`, and the number of parts."""
+
+    sums: Any
+    statistics: Any
+    count: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionOperands:
+    """The tensors of one call, see :func:`attention_kernel`, and their dynamic sizes. ``page``: keys of a page, if keys
+    are paged; ``parts``: None if keys are never divided."""
+
+    problem: AttentionProblem
+    query: Any
+    key: Any
+    value: Any
+    mask: Any
+    lengths: Any
+    sinks: Any
+    result: Any
+    batches: Any
+    groups: Any
+    queries: Any
+    keys: Any
+    page: Any
+    parts: KeyParts | None
+
+    def page_of(self, key: Any) -> Any:
+        """The page of a key; 0 if keys are not paged."""
+        return key // T.max(self.page, 1) if self.problem.paged else T.int32(0)
+
+    def inside_page(self, key: Any) -> Any:
+        """The index of a key within its page."""
+        return key % T.max(self.page, 1) if self.problem.paged else key
+
+    def last_inside(self, batch: Any) -> Any:
+        """The last index within a page that may be read: of the page, or of the keys in use if keys are not paged; at
+        least 0."""
+        return T.max(self.page if self.problem.paged else self.used_keys(batch), 1) - 1
+
+    def place(self, batch: Any, group: Any, page: Any, inside: Any, column: Any) -> tuple[Any, ...]:
+        """The indices of a number in the tensors of keys and values."""
+        batch = T.cast(batch, "int64")
+        if not self.problem.paged:
+            return batch, group, inside, column
+        return T.cast(page, "int64"), batch, group, inside, column
+
+    @property
+    def slices(self) -> int:
+        """Slices of a row of the result, each computed by its own block of threads."""
+        return slices_of(self.problem)
+
+    @property
+    def slice_columns(self) -> int:
+        return min(self.problem.value_size, VALUE_COLUMNS)
+
+    def used_keys(self, batch: Any) -> Any:
+        """The number of keys in use of a batch entry."""
+        if not self.problem.has_lengths:
+            return self.keys
+        return T.cast(T.max(T.min(self.lengths[batch], T.cast(self.keys, "int64")), T.int64(0)), "int32")
+
+    def frontier(self, batch: Any, query: Any) -> Any:
+        """The first key that is hidden from the query, as are all after it, whatever the mask says. It may be negative,
+        and it does not decrease from one query to the next."""
+        if not self.problem.causal:
+            return self.used_keys(batch)
+        offset = {
+            "first": 0,
+            "last": self.keys - self.queries,
+            "lengths": self.used_keys(batch) - self.queries,
+        }[self.problem.causal]
+        return T.min(query + 1 + offset, self.used_keys(batch))
+
+    def score(self, total: Any, batch: Any, head: Any, query: Any, key: Any) -> Any:
+        """The score of an existing key, float32. ``total``: the product of query and key."""
+        value = total * T.float32(self.problem.scale)
+        if self.problem.softcap > 0:
+            value = T.float32(self.problem.softcap) * T.tanh(value * T.float32(1 / self.problem.softcap))
+        if not self.problem.mask:
+            return value
+        places = zip(self.problem.mask_broadcast, (batch, head, query), strict=True)
+        entry = self.mask[(*(T.int64(0) if alone else T.cast(at, "int64") for alone, at in places), key)]
+        if self.problem.mask == "bool":
+            return T.Select(entry, value, T.float32(float("-inf")))
+        return value + T.cast(entry, "float32")
+
+
+def slices_of(problem: AttentionProblem) -> int:
+    """Slices of a row of the result, each computed by its own block of threads."""
+    return -(-problem.value_size // VALUE_COLUMNS)
+
+
+def quotient(total: Any, weights: Any) -> Any:
+    """The weighted sum of the values (``total``) divided by the sum of the weights; zero if no key is seen."""
+    return T.Select(weights == T.float32(0), T.float32(0), total / weights)
+
+
+def attention_kernel(problem: AttentionProblem, dtype: str, body: Callable[[AttentionOperands], None]) -> tirx.PrimFunc:
+    """The kernel ``(query[B, H, S, D], key[B, G, P, D], value[B, G, P, Dv], mask[B|1, H|1, S|1, P], lengths[B],
+    sinks[H], result[B, H, S, Dv])``. The macro ``body(operands)`` emits its code, from ``T.device_entry()`` on.
+
+    A missing mask, missing lengths or sinks are a tensor with sizes of 1, which is not read. Lengths are int64, sinks
+    float32. B, G, S and P are dynamic and may be 0; H is G times the heads of a group.
+
+    Paged keys and values are [pages, B, G, page, D] of the type in which they are stored. A page holds a multiple of
+    :data:`KEYS_TOGETHER` keys unless it is the only one. The mask then has at least as many keys as are in use.
+    """
+    bind, _ = _binding(problem, dtype, body)
+
+    @T.prim_func
+    def kernel(
+        query_handle: T.handle,
+        key_handle: T.handle,
+        value_handle: T.handle,
+        mask_handle: T.handle,
+        lengths_handle: T.handle,
+        sinks_handle: T.handle,
+        result_handle: T.handle,
+    ):
+        T.func_attr(ATTRIBUTES)
+        bind(query_handle, key_handle, value_handle, mask_handle, lengths_handle, sinks_handle, result_handle, None)
+
+    return kernel
+
+
+def kernel_of_parts(problem: AttentionProblem, dtype: str, body: Callable[[AttentionOperands], None]) -> tirx.PrimFunc:
+    """The kernel of :func:`attention_kernel` with two more parameters before the result, both float32:
+    ``sums[parts, B, H, Q, Dv]`` and ``statistics[parts, B, H, Q, 2]``. If there are several parts, these are written
+    instead of the result. Q is at least S."""
+    bind, (B, G) = _binding(problem, dtype, body)
+    heads, Dv = G * problem.heads_per_group, problem.value_size
+    parts, Q = tirx.Var("parts", "int32"), tirx.Var("Q", "int32")
+
+    @T.prim_func
+    def kernel(
+        query_handle: T.handle,
+        key_handle: T.handle,
+        value_handle: T.handle,
+        mask_handle: T.handle,
+        lengths_handle: T.handle,
+        sinks_handle: T.handle,
+        sums_handle: T.handle,
+        statistics_handle: T.handle,
+        result_handle: T.handle,
+    ):
+        T.func_attr(ATTRIBUTES)
+        sums = T.match_buffer(sums_handle, (parts, B, heads, Q, Dv), "float32")
+        statistics = T.match_buffer(statistics_handle, (parts, B, heads, Q, 2), "float32")
+        found = T.meta_var(KeyParts(sums, statistics, parts))
+        bind(query_handle, key_handle, value_handle, mask_handle, lengths_handle, sinks_handle, result_handle, found)
+
+    return kernel
+
+
+@T.inline
+def _count_sink(sinks, head, is_counted, largest, totals, at):
+    if is_counted:
+        largest[at] = T.max(sinks[head], T.float32(LOWEST))
+        totals[at] = T.exp(sinks[head] - largest[at])
+
+
+@T.inline
+def start_row(operands, head, is_counted, largest, totals, at):
+    """Initialise the largest score ``largest[at]`` and the sum of weights ``totals[at]`` of a row. They include the
+    sink of the head if ``is_counted``. If several threads share a row, only one of them may count it."""
+    largest[at] = T.float32(LOWEST)
+    totals[at] = T.float32(0)
+    if operands.problem.has_sinks:
+        _count_sink(operands.sinks, head, is_counted, largest, totals, at)
+
+
+def _binding(problem, dtype, body):
+    """A macro that binds the tensors of a call to their shapes and emits ``body(operands)``, and the variables B and
+    G."""
+    D, Dv, ratio = problem.head_size, problem.value_size, problem.heads_per_group
+    sizes = {name: tirx.Var(name, "int32") for name in ("B", "G", "S", "P", "pages", "page", "L")}
+    B, G, S, P, pages, page, L = sizes.values()
+    keys_shape: tuple[Any, ...] = (pages, B, G, page) if problem.paged else (B, G, P)
+    count, stored = (pages * page, problem.paged) if problem.paged else (P, dtype)
+    mask_shape: tuple[Any, ...] = (1, 1, 1, 1)
+    if problem.mask:
+        own = zip(problem.mask_broadcast, (B, G * ratio, S), strict=True)
+        mask_shape = (*(1 if alone else size for alone, size in own), L if problem.paged else P)
+
+    @T.inline
+    def bind(query_handle, key_handle, value_handle, mask_handle, lengths_handle, sinks_handle, result_handle, parts):
+        key = T.match_buffer(key_handle, (*keys_shape, D), stored)
+        query = T.match_buffer(query_handle, (B, G * ratio, S, D), dtype)
+        value = T.match_buffer(value_handle, (*keys_shape, Dv), stored)
+        mask = T.match_buffer(mask_handle, mask_shape, problem.mask or "bool")
+        lengths = T.match_buffer(lengths_handle, (B if problem.has_lengths else 1,), "int64")
+        sinks = T.match_buffer(sinks_handle, (G * ratio if problem.has_sinks else 1,), "float32")
+        result = T.match_buffer(result_handle, (B, G * ratio, S, Dv), dtype)
+        body(AttentionOperands(problem, query, key, value, mask, lengths, sinks, result, B, G, S, count, page, parts))
+
+    return bind, (B, G)

@@ -1,0 +1,213 @@
+"""The work of one warp in a matrix-vector product: some outputs of one row, or of a few rows with the same matrix.
+
+Each lane reads 16 bytes of a row of the matrix, next to its neighbours', and does so for several rows of the matrix
+before the first sums are computed. The numbers serve all input rows. At the end the lanes add up their sums.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from tvm.script import tirx as T
+
+from moec.common.dtypes import dtype_of
+from moec.targets.gpu.kernels.fp8_rows import GROUP, decode_pairs, place_of_scale, words_of
+from moec.targets.gpu.kernels.grouped_problem import GATE_GROUP, GroupedProblem
+from moec.targets.gpu.kernels.launch import LOAD_BYTES, WARP, neighbours, read_at_once
+from moec.targets.gpu.kernels.packed_format import decode_word
+from moec.targets.gpu.kernels.tf32 import round_value
+
+COLUMNS_PER_WARP = 4
+"""Rows of the matrix that a warp reads together, counting those of gate and up."""
+_QUANTIZED_INPUTS = 8
+"""Quantised numbers that a lane reads at once, with one scale."""
+
+
+def why_not(problem: GroupedProblem) -> str | None:
+    """The reason why warps cannot compute the problem this way, or None."""
+    reason = problem.why_not_stored()
+    if reason is not None:
+        return reason
+    together = lane_inputs(problem)
+    if problem.inner % together:
+        return f"{problem.inner} inputs; a lane reads {together} at once"
+    return None if problem.stored is None else problem.stored.why_not(together)
+
+
+def lane_inputs(problem: GroupedProblem, rows: int = 1) -> int:
+    """Inputs that a lane reads at once. For one row with a 4-bit or fp8 matrix they are twice as many as for other
+    quantised ones, unless that would leave more lanes idle."""
+    stored, twice = problem.stored, 2 * _QUANTIZED_INPUTS
+    if stored is None:
+        return LOAD_BYTES // dtype_of(problem.matrix_dtype).itemsize
+    if rows > 1 or not (stored.has_words or problem.in_fp8) or problem.inner % twice or stored.group % twice:
+        return _QUANTIZED_INPUTS
+    return twice if 2 * _steps(problem, twice) == _steps(problem, _QUANTIZED_INPUTS) else _QUANTIZED_INPUTS
+
+
+def _steps(problem: GroupedProblem, inputs: int) -> int:
+    """The number of steps in which all lanes read, each ``inputs`` inputs at once."""
+    return -(-problem.inner // (WARP * inputs))
+
+
+@dataclasses.dataclass(frozen=True)
+class WarpTile:
+    """The outputs of a warp, from ``first`` on, of ``rows`` input rows. ``row(r)``: the index of the ``r``-th of these
+    rows, int64."""
+
+    problem: GroupedProblem
+    first: Any
+    lane: Any
+    row: Callable[[Any], Any]
+    rows: int = 1
+
+    @property
+    def inputs(self) -> int:
+        """Inputs that a lane reads at once."""
+        return lane_inputs(self.problem, self.rows)
+
+    @property
+    def count(self) -> int:
+        """Outputs of the warp per row."""
+        return COLUMNS_PER_WARP // self.columns_per_output
+
+    @property
+    def columns_per_output(self) -> int:
+        return 2 if self.problem.gated else 1
+
+    def column(self, c: Any) -> Any:
+        """The ``c``-th column of the warp; if gated, even c are gates and odd c are up. Beyond the last output it is a
+        column of the last."""
+        output = T.min(self.first + c // self.columns_per_output, self.problem.width - 1)
+        if not self.problem.gated:
+            return output
+        return output // GATE_GROUP * (2 * GATE_GROUP) + output % GATE_GROUP + c % 2 * GATE_GROUP
+
+
+@T.inline
+def _load_row(tile, rows, r, part, values):
+    """Load this lane's inputs of row ``r`` and ``part`` into ``values[r]``, as float32, with loads as wide as the row's
+    alignment allows."""
+    count = T.meta_var(tile.inputs)
+    vector = T.meta_var(read_at_once(count, tile.problem.dtype))
+    stored = T.alloc_local((count,), tile.problem.dtype)
+    for load in T.unroll(count // vector):
+        for v in T.vectorized(vector):
+            stored[load * vector + v] = rows[tile.row(r), part * count + load * vector + v]
+    for v in T.unroll(count):
+        values[r, v] = T.cast(stored[v], "float32")
+        if tile.problem.tf32:
+            round_value(values, (r, v))
+
+
+@T.inline
+def _load_packed_row(tile, rows, r, part, values):
+    """Load this lane's inputs of a row in fp8 into ``values[r]``, multiplied by their scale."""
+    count = T.meta_var(tile.inputs)
+    codes = T.alloc_local((1, count), "uint8")
+    numbers = T.alloc_local((count,), "float32")
+    pairs = T.decl_buffer((1, count // 2), "uint16", data=codes.data)
+    scales = T.meta_var(words_of(rows, "float32"))
+    for v in T.vectorized(count):
+        codes[0, v] = rows[tile.row(r), part * count + v]
+    scale: T.let = scales[tile.row(r), place_of_scale(tile.problem.inner, part * count // GROUP)]
+    decode_pairs(pairs, 0, numbers)
+    for v in T.unroll(count):
+        values[r, v] = numbers[v] * scale
+
+
+@T.inline
+def _multiply_floats(tile, rows, matrix, expert, part, sums):
+    count = T.meta_var(tile.inputs)
+    values = T.alloc_local((tile.rows, count), "float32")
+    weights = T.alloc_local((COLUMNS_PER_WARP, count), tile.problem.matrix_dtype)
+    for c in T.unroll(COLUMNS_PER_WARP):
+        for v in T.vectorized(count):
+            weights[c, v] = matrix.data[T.cast(expert, "int64"), tile.column(c), part * count + v]
+    for r in T.unroll(tile.rows):
+        _load_row(tile, rows, r, part, values)
+        for c in T.unroll(COLUMNS_PER_WARP):
+            for v in T.unroll(count):
+                sums[r, c] = sums[r, c] + values[r, v] * T.cast(weights[c, v], "float32")
+
+
+@T.inline
+def _read_codes(tile, matrix, expert, part, codes):
+    stored = T.meta_var(matrix.stored)
+    count = T.meta_var(codes.shape[1])
+    for c in T.unroll(COLUMNS_PER_WARP):
+        if stored.has_words:
+            words = T.decl_buffer(matrix.word_shape, "uint32", data=matrix.data.data)
+            for v in T.vectorized(count):
+                codes[c, v] = words[T.cast(expert, "int64"), tile.column(c), part * count + v]
+        else:
+            for v in neighbours(count):
+                codes[c, v] = matrix.data[T.cast(expert, "int64"), tile.column(c), part * count + v]
+
+
+@T.inline
+def _decode(problem, codes, zeros, c, numbers):
+    """Decode the codes of column ``c`` into ``numbers``, as float32 without scale."""
+    stored = T.meta_var(problem.stored)
+    if problem.in_fp8:
+        pairs = T.decl_buffer((COLUMNS_PER_WARP, codes.shape[1] // 2), "uint16", data=codes.data)
+        decode_pairs(pairs, c, numbers)
+    elif stored.has_words:
+        for word in T.unroll(codes.shape[1]):
+            decode_word(stored, codes[c, word], T.cast(zeros[c], "float32"), numbers, word * 8)
+    else:
+        for v in T.unroll(_QUANTIZED_INPUTS):
+            code: T.let = stored.code(lambda byte: codes[c, byte], v)
+            numbers[v] = stored.number(code, zeros[c])
+
+
+@T.inline
+def _multiply_quantized(tile, rows, matrix, expert, part, sums):
+    """Add this lane's products for one part. They are summed without scale, and the sum is multiplied by the scale."""
+    stored = T.meta_var(matrix.stored)
+    count = T.meta_var(tile.inputs)
+    element = T.meta_var("uint32" if stored.has_words else "uint8")
+    bytes_read = T.meta_var(count * stored.bits // 8)
+    values = T.alloc_local((tile.rows, count), "float32")
+    codes = T.alloc_local((COLUMNS_PER_WARP, bytes_read // dtype_of(element).itemsize), element)
+    scales = T.alloc_local((COLUMNS_PER_WARP,), "float32")
+    zeros = T.alloc_local((COLUMNS_PER_WARP,), "int32")
+    numbers = T.alloc_local((count,), "float32")
+    partial = T.local_scalar("float32")
+    _read_codes(tile, matrix, expert, part, codes)
+    for c in T.unroll(COLUMNS_PER_WARP):
+        scales[c] = matrix.scale(expert, tile.column(c), part * count)
+        zeros[c] = matrix.zero(expert, tile.column(c), part * count)
+    for r in T.unroll(tile.rows):
+        if tile.problem.in_fp8:
+            _load_packed_row(tile, rows, r, part, values)
+        else:
+            _load_row(tile, rows, r, part, values)
+    for c in T.unroll(COLUMNS_PER_WARP):
+        _decode(tile.problem, codes, zeros, c, numbers)
+        for r in T.unroll(tile.rows):
+            partial = T.float32(0)
+            for v in T.unroll(count):
+                partial = partial + values[r, v] * numbers[v]
+            if stored.has_words and stored.word_factor != 1:
+                partial = partial * T.float32(stored.word_factor)
+            sums[r, c] = sums[r, c] + partial * scales[c]
+
+
+@T.inline
+def multiply_rows(tile, rows, matrix, expert, sums):
+    """Set ``sums`` [rows, :data:`COLUMNS_PER_WARP`] to this lane's part of the products, in float32. The caller adds up
+    the lanes."""
+    count = T.meta_var(tile.inputs)
+    for r in T.unroll(tile.rows):
+        for c in T.unroll(COLUMNS_PER_WARP):
+            sums[r, c] = T.float32(0)
+    for step in T.serial(_steps(tile.problem, count)):
+        part: T.let = step * WARP + tile.lane
+        if part < tile.problem.inner // count:
+            if matrix.stored is None:
+                _multiply_floats(tile, rows, matrix, expert, part, sums)
+            else:
+                _multiply_quantized(tile, rows, matrix, expert, part, sums)

@@ -1,0 +1,49 @@
+"""Common parts of all kernels written thread by thread: constants, attributes, and sizes of grids and loads."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm.script import tirx as T
+
+from moec.common.dtypes import dtype_of
+from moec.targets.gpu.constants import WARP as WARP  # kernels take it from here
+
+SHARED_BYTES = 48 * 1024
+"""Shared memory that every block may have without opting in to more."""
+LOAD_BYTES = 16
+"""The most bytes that a thread loads or stores at once."""
+BEGINS_EARLY = "moec.begins_early"
+"""The attribute of kernels that may begin before the preceding one has ended, where the GPU has a way to do that."""
+ATTRIBUTES = {"tirx.is_scheduled": True, "tirx.noalias": True}
+"""Attributes of every kernel: no schedule changes it, and its tensors do not overlap."""
+EARLY_ATTRIBUTES = {**ATTRIBUTES, BEGINS_EARLY: True}
+"""Attributes of kernels that may begin early. For few tokens these kernels take about as long as a launch, so they
+gain. nvcc then has to assume that their tensors overlap, which makes products on tensor cores slower, but not these."""
+
+
+def one_block_is_enough() -> Any:
+    """An attribute around the code of a kernel: a multiprocessor need not hold more than one block.
+
+    Without it, ptxas spills registers to let more blocks share a multiprocessor. It also ignores ``setmaxnreg``,
+    because it does not know the number of registers of a thread at the start, which follows from one block's share.
+    """
+    return T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", 1)
+
+
+def blocks_for(items: Any, per_block: int) -> Any:
+    """The number of blocks of a grid for ``items`` (int32), at least one, because an empty grid is rejected. Kernels
+    test whether their items exist."""
+    return T.max(T.ceildiv(items, per_block), 1)
+
+
+def read_at_once(size: int, *dtypes: str) -> int:
+    """The number of neighbouring numbers that one load or store moves, at most 16 bytes of any of ``dtypes``. It
+    divides ``size``, the numbers of a row, so that every row is aligned."""
+    return math.gcd(size, LOAD_BYTES // max(dtype_of(dtype).itemsize for dtype in dtypes))
+
+
+def neighbours(count: int) -> Any:
+    """A loop over ``count`` neighbouring bytes: vectorised if ``count`` is a power of two, otherwise unrolled."""
+    return T.vectorized(count) if count & (count - 1) == 0 else T.unroll(count)

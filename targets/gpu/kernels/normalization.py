@@ -1,0 +1,110 @@
+"""RMS and layer normalisation of rows: the mean first, then the variance around it, each in a pass over the row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from moec.targets.gpu.kernels.launch import ATTRIBUTES
+from moec.targets.gpu.kernels.row_share import (
+    RowLayout,
+    reduce_row,
+    replace_elements,
+    row_kernel,
+    start_rows,
+    visit_elements,
+)
+from moec.targets.tvm.lower.rows import LAYER_NORM_FORMULA, RMS_NORM_FORMULA
+
+
+def _scaled(value: Any, column: Any, scale: Any, bias: Any) -> Any:
+    scaled = value * T.cast(scale[column], "float32")
+    return scaled if bias is None else scaled + T.cast(bias[column], "float32")
+
+
+@T.inline
+def _normalize_row(share, x, scale, bias, y, epsilon, centred):
+    mean = T.alloc_local((1,), "float32")
+    variance = T.alloc_local((1,), "float32")
+    mean[0] = T.float32(0)
+    variance[0] = T.float32(0)
+
+    @T.inline
+    def add(column, value):
+        mean[0] = mean[0] + value
+
+    @T.inline
+    def add_square(column, value):
+        variance[0] = variance[0] + (value - mean[0]) * (value - mean[0])
+
+    if centred:
+        visit_elements(share, x, add)
+        reduce_row(share, mean, "sum")
+        mean[0] = mean[0] / T.cast(share.size, "float32")
+    visit_elements(share, x, add_square)
+    reduce_row(share, variance, "sum")
+    deviation: T.let = T.sqrt(variance[0] / T.cast(share.size, "float32") + T.float32(epsilon))
+
+    replace_elements(
+        share,
+        x,
+        y,
+        lambda column, value: _scaled((value - mean[0]) / deviation, column, scale, bias),
+    )
+
+
+def normalize(
+    layout: RowLayout, epsilon: float, centred: bool, scale_dtype: str, bias_dtype: str | None = None
+) -> tirx.PrimFunc:
+    """The kernel ``(x[M, N], scale[N], bias[N] if it has a type, y[M, N])``: layer normalisation if ``centred``, else
+    RMS normalisation, in which the mean is taken to be 0.
+
+    ``y = (x - mean) / sqrt(mean of (x - mean)**2 + epsilon) * scale + bias`` along N. Sums are float32; M may be 0.
+    """
+    N = layout.columns
+    if bias_dtype is not None:
+
+        @T.prim_func
+        def biased_kernel(x_handle: T.handle, scale_handle: T.handle, bias_handle: T.handle, y_handle: T.handle):
+            T.func_attr(ATTRIBUTES)
+            M = T.int32()
+            x = T.match_buffer(x_handle, (M, N), layout.dtype)
+            scale = T.match_buffer(scale_handle, (N,), scale_dtype)
+            bias = T.match_buffer(bias_handle, (N,), bias_dtype)
+            y = T.match_buffer(y_handle, (M, N), layout.dtype)
+            T.device_entry()
+
+            @T.inline
+            def compute(share):
+                _normalize_row(share, x, scale, bias, y, epsilon, centred)
+
+            start_rows(layout, M, N, compute)
+
+        return biased_kernel
+
+    @T.prim_func
+    def kernel(x_handle: T.handle, scale_handle: T.handle, y_handle: T.handle):
+        T.func_attr(ATTRIBUTES)
+        M = T.int32()
+        x = T.match_buffer(x_handle, (M, N), layout.dtype)
+        scale = T.match_buffer(scale_handle, (N,), scale_dtype)
+        y = T.match_buffer(y_handle, (M, N), layout.dtype)
+        T.device_entry()
+
+        @T.inline
+        def compute(share):
+            _normalize_row(share, x, scale, None, y, epsilon, centred)
+
+        start_rows(layout, M, N, compute)
+
+    return kernel
+
+
+RMS_NORM = row_kernel(
+    "rms_norm", RMS_NORM_FORMULA, lambda rows, layout: normalize(layout, rows.epsilon, False, *rows.parameters)
+)
+LAYER_NORM = row_kernel(
+    "layer_norm", LAYER_NORM_FORMULA, lambda rows, layout: normalize(layout, rows.epsilon, True, *rows.parameters)
+)

@@ -1,0 +1,202 @@
+"""The packed format of quantised matrices in kernels: the meaning of the bytes, and the packing of the graph's numbers.
+
+A matrix [columns, inner] is stored row by row, with consecutive inputs:
+
+==========  =========================================  ================================================================
+element     row                                        one number
+==========  =========================================  ================================================================
+``int8``    inner bytes                                (byte - zero point) * scale
+``int4``    bytes of two, the even input in the lower  (4 bits - zero point) * scale
+            half
+``mxfp4``,  as int4                                    the OCP code e2m1 of the 4 bits, times scale
+``fp4``
+``int2``    bytes of four, the first input in the      (2 bits - zero point) * scale
+            lowest bits
+``int3``    three bytes for eight: the lower two bits  (3 bits - zero point) * scale
+            as int2, then the third ones, the first
+            input's lowest
+``fp8``     inner bytes                                the OCP code e4m3 of the byte, times scale
+==========  =========================================  ================================================================
+
+Integers are stored unsigned. The zero point of symmetric ones is the middle of their range, a constant in the code;
+others have a table of zero points. Scales and zero points are [columns, groups], where a group is ``group`` consecutive
+inputs, or all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tvm.script import tirx as T
+
+from moec.ir.weights.encode import Table
+from moec.ir.weights.stored import WeightRun
+from moec.targets.gpu.kernels.instructions import set_and_or
+from moec.targets.tvm import e4m3
+from moec.targets.tvm.stored_format import StoredFormat
+
+_ZERO_POINTS = {"int8": 128, "int4": 8, "int3": 4, "int2": 2}
+_SCALE_TYPES = ("float32", "float16", "bfloat16", "float8_e8m0fnu")
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedFormat(StoredFormat):
+    """A quantised format with rows of bytes, see the module. Numbers of five and six bits are stored in eight bits."""
+
+    @classmethod
+    def of(cls, run: WeightRun) -> PackedFormat:
+        stored = super().of(run)
+        return dataclasses.replace(stored, element="int8") if stored.element in ("int5", "int6") else stored
+
+    def row_bytes(self, inner: int) -> int:
+        return -(-inner // 8) * 3 if self.bits == 3 else -(-inner * self.bits // 8)
+
+    def why_not(self, together: int = 1) -> str | None:
+        """The reason why a kernel that reads ``together`` inputs at once, with one scale, cannot read this format, or
+        None."""
+        if self.scale not in _SCALE_TYPES:
+            return f"scales of type {self.scale}; the kernel takes {', '.join(_SCALE_TYPES)}"
+        if self.group % together:
+            return f"groups of {self.group} inputs; the kernel reads {together} with one scale"
+        return None
+
+    def code(self, read: Callable[[Any], Any], k: Any) -> Any:
+        """The code of input ``k``, int32. ``read(i)``: byte i of the row, or of a chunk of eight inputs if ``k`` is
+        counted within that chunk."""
+        if self.bits == 3:
+            low, high = (T.cast(read(k // 8 * 3 + byte), "int32") for byte in (k % 8 // 4, 2))
+            return ((low >> (k % 4 * 2)) & 3) | (((high >> (k % 8)) & 1) << 2)
+        wide = T.cast(read(k * self.bits // 8), "int32")
+        return wide if self.bits == 8 else (wide >> (k % (8 // self.bits) * self.bits)) & ((1 << self.bits) - 1)
+
+    def number(self, code: Any, zero: Any) -> Any:
+        """The number of a code, float32, without scale; ``zero``: its zero point. All such numbers are exact in float16
+        and bfloat16."""
+        if self.element == "fp8":
+            return T.Select(code & 127 == 127, T.float32(float("nan")), e4m3.number_of(code))
+        if not self.is_e2m1:
+            return T.cast(code - zero, "float32")
+        # Shift sign, exponent and fraction to their places in float32, then correct the exponent's bias from 127 to 1.
+        bits = ((code & 8) << 28) | ((code & 7) << 22)
+        return T.reinterpret("float32", bits) * T.float32(2.0**126)
+
+    @property
+    def has_words(self) -> bool:
+        """Whether :func:`decode_word` can decode this format."""
+        return self.element == "int4" or self.is_e2m1
+
+    @property
+    def word_factor(self) -> float:
+        """The factor by which the numbers of :func:`decode_word` have to be multiplied."""
+        return 2.0**14 if self.is_e2m1 else 1.0
+
+    def zero(self, zero_points: Any, position: list[Any]) -> Any:
+        """The zero point of a group, int32."""
+        if self.zero_points:
+            return T.cast(zero_points[tuple(position)], "int32")
+        return T.int32(_ZERO_POINTS.get(self.element, 0))
+
+    def scale_value(self, stored: Any) -> Any:
+        """A scale as float32, from its stored value."""
+        if self.scale != "float8_e8m0fnu":
+            return T.cast(stored, "float32")
+        exponent = T.cast(stored, "int32")
+        # The smallest scale, 2**-127, is a subnormal float32.
+        return T.reinterpret("float32", T.Select(exponent == 0, T.int32(1 << 22), exponent << 23))
+
+
+def _power_of_two(exponent: Any) -> Any:
+    """2**exponent, float32; the exponent may be the variable of a loop."""
+    return T.reinterpret("float32", (127 + exponent) << 23)
+
+
+@T.inline
+def _decode_int4(word, zero, numbers, first):
+    """Decode eight 4-bit integers with two instructions each; a conversion would take four.
+
+    A code at bit p stays in place and becomes part of the fraction of 2**23, whose lowest bit is worth 1. One
+    instruction makes the float 2**23 + 2**p * code, another one subtracts and scales it to the number, exactly. Codes
+    above bit 20 would overlap the exponent, so they are shifted down first. The idea is that of Kim et al., "Who Says
+    Elephants Can't Run" (2022), who use float16.
+    """
+    bits = T.alloc_local((1,), "uint32")
+    for k in T.unroll(8):
+        shift = T.meta_var(T.Select(k < 5, 0, 12))
+        place = T.meta_var(4 * k - shift)
+        mask = T.meta_var(T.cast(15 << place, "uint32"))
+        set_and_or(bits[0], word >> T.cast(shift, "uint32"), mask, T.uint32(0x4B000000))
+        middle = T.meta_var(_power_of_two(23 - place) + zero)
+        numbers[first + k] = T.reinterpret("float32", bits[0]) * _power_of_two(-place) - middle
+
+
+@T.inline
+def _decode_e2m1(word, numbers, first):
+    """Decode eight e2m1 numbers, two at once that are 16 bits apart. Sign, exponent and fraction are shifted to their
+    places in float16. The difference of the exponents' biases, 15 and 1, is left to ``word_factor``."""
+    halves = T.alloc_local((2,), "float16")
+    both = T.decl_buffer((1,), "uint32", data=halves.data)
+    for k in T.unroll(4):
+        signs: T.let = word << T.cast(12 - 4 * k, "uint32")
+        others: T.let = T.Select(k < 3, word << T.cast(T.max(9 - 4 * k, 0), "uint32"), word >> T.uint32(3))
+        set_and_or(both[0], signs, T.uint32(0x80008000), others & T.uint32(0x0E000E00))
+        for v in T.unroll(2):
+            numbers[first + k + 4 * v] = T.cast(halves[v], "float32")
+
+
+@T.inline
+def decode_word(stored, word, zero, numbers, first):
+    """Decode the eight 4-bit codes of a ``word`` (uint32) into ``numbers``, float32, from ``first`` on.
+
+    Integers have ``zero`` (float32) subtracted. The results are without scale, and have to be multiplied by
+    :attr:`PackedFormat.word_factor`.
+    """
+    if stored.is_e2m1:
+        _decode_e2m1(word, numbers, first)
+    else:
+        _decode_int4(word, zero, numbers, first)
+
+
+def pack(stored: PackedFormat, table: Table, array: np.ndarray) -> np.ndarray:
+    """A table of a matrix in the packed format. Data [columns, inner] becomes uint8 [columns, row bytes]; scales stay
+    [columns, groups]; zero points [columns, groups] become uint8."""
+    if table == "data":
+        return _bytes(stored, _codes(stored, array))
+    if table == "zero_point":
+        return array.astype(np.uint8)
+    scales = np.ascontiguousarray(array)
+    return scales.view(np.uint8) if stored.scale_storage == "uint8" else scales
+
+
+def _codes(stored: PackedFormat, data: np.ndarray) -> np.ndarray:
+    """The codes of all numbers, [columns, inner], one unsigned byte each."""
+    if stored.is_e2m1:
+        return np.ascontiguousarray(data).view(np.uint8) & 15
+    if stored.element == "fp8":
+        return np.ascontiguousarray(data).view(np.uint8)
+    if stored.zero_points:
+        return data.astype(np.uint8)
+    return (data.astype(np.int16) + _ZERO_POINTS[stored.element]).astype(np.uint8)
+
+
+def _bytes(stored: PackedFormat, codes: np.ndarray) -> np.ndarray:
+    if stored.bits == 8:
+        return codes
+    if stored.bits == 4:
+        even = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
+        return even[:, 0::2] | (even[:, 1::2] << 4)
+    eights = np.pad(codes, ((0, 0), (0, -codes.shape[1] % 8))).reshape(len(codes), -1, 8)
+    low = _joined((eights & 3).reshape(len(codes), -1, 4), 2)
+    if stored.bits == 2:
+        return low[:, : stored.row_bytes(codes.shape[1])]
+    thirds = _joined(eights >> 2, 1)
+    return np.concatenate([low.reshape(len(codes), -1, 2), thirds[..., None]], axis=2).reshape(len(codes), -1)
+
+
+def _joined(numbers: np.ndarray, bits: int) -> np.ndarray:
+    """The numbers [..., count], of ``bits`` bits each, joined to bytes [...]; the first number is in the lowest
+    bits."""
+    shifts = bits * np.arange(numbers.shape[-1], dtype=np.uint8)
+    return np.bitwise_or.reduce(numbers << shifts, axis=-1)

@@ -29,8 +29,8 @@ class StreamExperts:
     will probably select: those that its router selects for the rows of this layer. It does not change any result.
 
     A layer adds little to a token compared with its previous value. The next router, applied one layer early, therefore
-    selects mostly the same experts: 63% to 82% of them on a trained model (docs/streaming.md). Normalising the rows as
-    the next layer does is no improvement.
+    selects mostly the same experts: 63% to 82% of them on a trained model (benchmarks/results/streaming.md).
+    Normalising the rows as the next layer does is no improvement.
 
     1. The model is marked (:mod:`moec.ir.streaming`): targets that stream experts read only the selected ones.
     2. A ``moec.Absent`` tells a router that takes the best experts of each token which of them are not in memory. The

@@ -22,7 +22,8 @@ from moec.common.errors import ArtifactError
 
 PAGE = 4096
 PIECE = 1 << 20
-"""Bytes of one read: the smallest size at which the measured disks reach their full speed (docs/streaming.md)."""
+"""Bytes of one read: the smallest size at which the measured disks reach their full speed
+(benchmarks/results/streaming.md)."""
 THREADS = 4
 """Number of reads that run at a time."""
 

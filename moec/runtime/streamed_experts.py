@@ -6,7 +6,7 @@ that a later layer is expected to select are read while others compute; and the 
 to the system.
 
 A selection counts less the longer ago it was (:data:`FORGETTING`). On a trained model this keeps the right experts more
-often than dropping the least recently used one (docs/streaming.md).
+often than dropping the least recently used one (benchmarks/results/streaming.md).
 """
 
 from __future__ import annotations

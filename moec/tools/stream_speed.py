@@ -26,7 +26,7 @@ from moec.runtime.manifest import WEIGHTS
 from moec.runtime.streaming import StreamPlan, reserved
 
 GUESSED = 0.7
-"""Share of the missing experts that were expected, where it was not measured; see docs/streaming.md."""
+"""Share of the missing experts that were expected, where it was not measured; see benchmarks/results/streaming.md."""
 DECODING = 0.45
 """Share of memory's bandwidth that decoding reaches."""
 _MEASURED_BYTES, _MEASURED_SECONDS = 512 << 20, 2.0

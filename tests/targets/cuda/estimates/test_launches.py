@@ -240,7 +240,7 @@ def test_what_cannot_be_estimated_is_refused(made, gpu, message):
 def test_artifacts_of_other_kinds_are_refused():
     made = artifact(*KERNELS)
     made.manifest.target = "cpu"
-    with pytest.raises(MoecError, match="art: is for cpu, and launches are those of a GPU; choose an artifact for"):
+    with pytest.raises(MoecError, match="art: is for cpu, which has no launches of a GPU; choose an artifact for"):
         targets.kind_of("cpu").estimate_launches(made, None, [3], None)
 
 

@@ -70,18 +70,18 @@ def in_a_hurry() -> None:
     vars(bench).update(_PAUSE=0.0, _ROUNDS_AT_MOST=vars(bench)["_ROUNDS_AT_LEAST"])
 
 
-WITHOUT_A_PROCESS = {"inspect", "ir", "passes", "profiles", "raising", "runtime", "targets", "tools", "torch"}
-"""Folders of tests whose models are well-formed, and compiled often."""
+IN_A_PROCESS = {"cli", "common", "frontend", "instruments", "mutants", "onnx_nodes"}
+"""Folders of tests of importing and of commands, and of instruments that damage models."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def onnx_in_this_process(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Convert and check well-formed models by ONNX in this process; a process for each was a thirtieth of all time.
-    Tests of importing and of commands, and the instruments that damage models, start the process."""
+    """Except in the folders IN_A_PROCESS, convert and check models by ONNX in this process; a process for each was a
+    thirtieth of all time."""
     from moec.frontend.onnx import onnx_process
 
     with pytest.MonkeyPatch.context() as patch:
-        if request.path.relative_to(pathlib.Path(__file__).parent).parts[0] in WITHOUT_A_PROCESS:
+        if request.path.relative_to(pathlib.Path(__file__).parent).parts[0] not in IN_A_PROCESS:
             patch.setattr(onnx_process, "run_child", _converted_here)
         yield
 

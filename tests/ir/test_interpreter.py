@@ -69,7 +69,7 @@ def test_float64_reaches_into_branches() -> None:
 
 
 def test_only_float64_can_be_asked_for() -> None:
-    with pytest.raises(ValueError, match="not in float16"):
+    with pytest.raises(ValueError, match="dtype is float16; expected float64"):
         run(model_of("y = Relu (x)", "(float[T] x) => (y)"), {"x": np.zeros(1, np.float32)}, dtype=np.float16)
 
 

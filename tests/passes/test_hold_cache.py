@@ -168,7 +168,7 @@ def test_marks_that_are_there_stay():
     assert HoldCache().apply(model, Report())
     assert not HoldCache().apply(model, Report())
     model.metadata_props[STATES_KEY] = "[1]"
-    with pytest.raises(MoecError, match=r"'moec.states' is '\[1\]'; expected what the pass hold-cache writes"):
+    with pytest.raises(MoecError, match=r"'moec.states': \[0\] is 1; expected an object; run the pass hold-cache"):
         HoldCache().apply(model, Report())
 
 

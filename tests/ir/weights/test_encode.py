@@ -191,8 +191,8 @@ def test_gaussian_weights_lose_what_the_documentation_says() -> None:
 @pytest.mark.parametrize(
     "name, group, zero_points, message",
     [
-        ("mxfp4", 64, False, "mxfp4 has groups of 32"),
-        ("int3", 128, False, "int3 has groups of 64 or 32, not 128"),
+        ("mxfp4", 64, False, "mxfp4 has groups of 64; expected 32"),
+        ("int3", 128, False, "int3 has groups of 128; expected 64 or 32"),
         ("fp8", 0, True, "fp8 has no zero points"),
         ("mxfp4", 32, True, "no zero points"),
         ("bfloat16", 0, True, "no zero points"),

@@ -64,42 +64,28 @@ def normalize(
     ``y = (x - mean) / sqrt(mean of (x - mean)**2 + epsilon) * scale + bias`` along N. Sums are float32; M may be 0.
     """
     N = layout.columns
-    if bias_dtype is not None:
-
-        @T.prim_func
-        def biased_kernel(x_handle: T.handle, scale_handle: T.handle, bias_handle: T.handle, y_handle: T.handle):
-            T.func_attr(ATTRIBUTES)
-            M = T.int32()
-            x = T.match_buffer(x_handle, (M, N), layout.dtype)
-            scale = T.match_buffer(scale_handle, (N,), scale_dtype)
-            bias = T.match_buffer(bias_handle, (N,), bias_dtype)
-            y = T.match_buffer(y_handle, (M, N), layout.dtype)
-            T.device_entry()
-
-            @T.inline
-            def compute(share):
-                _normalize_row(share, x, scale, bias, y, epsilon, centred)
-
-            start_rows(layout, M, N, compute)
-
-        return biased_kernel
 
     @T.prim_func
-    def kernel(x_handle: T.handle, scale_handle: T.handle, y_handle: T.handle):
+    def kernel(x_handle: T.handle, scale_handle: T.handle, bias_handle: T.handle, y_handle: T.handle):
         T.func_attr(ATTRIBUTES)
         M = T.int32()
         x = T.match_buffer(x_handle, (M, N), layout.dtype)
         scale = T.match_buffer(scale_handle, (N,), scale_dtype)
+        bias = T.match_buffer(bias_handle, (N,), bias_dtype or scale_dtype)
         y = T.match_buffer(y_handle, (M, N), layout.dtype)
         T.device_entry()
 
         @T.inline
         def compute(share):
-            _normalize_row(share, x, scale, None, y, epsilon, centred)
+            added = T.meta_var(None if bias_dtype is None else bias)
+            _normalize_row(share, x, scale, added, y, epsilon, centred)
 
         start_rows(layout, M, N, compute)
 
-    return kernel
+    if bias_dtype is not None:
+        return kernel
+    kept = [*kernel.params[:2], kernel.params[3]]
+    return tirx.PrimFunc(kept, kernel.body, kernel.ret_type, kernel.attrs)
 
 
 RMS_NORM = row_kernel(

@@ -8,7 +8,7 @@ import functools
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from moec.common.arguments import check_kind
+from moec.common.arguments import check_kind, shown
 from moec.common.errors import MoecError, UnsupportedError
 from moec.targets.kind import Form, Kind, Options, ProgramKind
 
@@ -69,6 +69,9 @@ def check_name(name: Any) -> None:
 def check_options(name: str, options: Options) -> None:
     """Raise UnsupportedError if the options are for another kind than the target's; also raises what :func:`kind_of`
     does."""
+    if not isinstance(getattr(options, "kind", None), str):
+        expected = "options of a kind of target, such as moec.targets.hls.options.HlsOptions"
+        raise MoecError(f"the options of target '{name}' are {shown(options)}; expected {expected}")
     if options.kind != kind_of(name).name:
         raise UnsupportedError(f"target '{name}': {options.subject}")
 

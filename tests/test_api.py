@@ -133,6 +133,7 @@ def test_saves_and_loads(proto, tmp_path):
         ({"target": "abacus"}, "abacus"),
         ({"example_inputs": ()}, "are for PyTorch modules"),
         ({"threads": 0}, "threads is 0"),
+        ({"target_options": 3}, "the options of target 'cpu' are 3 of type int; expected options of a kind of target"),
     ],
 )
 def test_wrong_arguments(proto, arguments, message):

@@ -14,7 +14,7 @@ import functools
 import json
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from moec.common.errors import MoecError
@@ -99,9 +99,9 @@ class _MismatchError(Exception):
 
 def _read(kind: Any, value: Any) -> Any:
     """Convert a value to the type of an annotation. Raises _MismatchError."""
-    if kind is Any:
+    if kind is Any or (kind is str and type(value) is str):  # texts are the most frequent values
         return value
-    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
+    origin, arguments = _parts(kind)
     if origin in (typing.Union, types.UnionType):
         member = next((member for member in arguments if _fits(member, value)), None)
         if member is None:
@@ -115,19 +115,39 @@ def _read(kind: Any, value: Any) -> Any:
             raise _mismatch(kind, value)
         return converted
     if origin in (list, tuple):
-        return origin(_read_at(f"[{place}]", arguments[0], item) for place, item in enumerate(value))
+        return origin(_read_items(arguments[0], value))
     if origin is dict:
-        return {name: _read_at(name, arguments[1], field) for name, field in value.items()}
+        return _read_named({}, arguments[1], value)
     if origin in _WORDS or origin is Literal:
         return float(value) if kind is float else value
     return _read_fields(kind, value)
 
 
-def _read_at(place: str, kind: Any, value: Any) -> Any:
+@functools.cache
+def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Split an annotation into what it is and its arguments, such as ``list`` and ``str``."""
+    return typing.get_origin(kind) or kind, typing.get_args(kind)
+
+
+def _read_items(kind: Any, values: Sequence[Any]) -> list[Any]:
+    items: list[Any] = []
     try:
-        return _read(kind, value)
+        for value in values:
+            items.append(_read(kind, value))
     except _MismatchError as mismatch:
-        raise mismatch.inside(place[:80]) from None
+        raise mismatch.inside(f"[{len(items)}]") from None
+    return items
+
+
+def _read_named(kinds: Mapping[str, Any], other: Any, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert the values of an object. ``kinds``: annotations by name; ``other``: that of all other names."""
+    name, fields = "", {}
+    try:
+        for name, value in content.items():
+            fields[name] = _read(kinds.get(name, other), value)
+    except _MismatchError as mismatch:
+        raise mismatch.inside(name[:80]) from None
+    return fields
 
 
 def _read_fields(kind: Any, content: Mapping[str, Any]) -> Any:
@@ -138,7 +158,7 @@ def _read_fields(kind: Any, content: Mapping[str, Any]) -> Any:
     unknown = next((name for name in content if name not in hints), None)
     if unknown is not None and dataclasses.is_dataclass(kind):
         raise _MismatchError(f"has the unknown field {unknown[:80]!r}")
-    return kind(**{name: _read_at(name, hints.get(name, Any), value) for name, value in content.items()})
+    return kind(**_read_named(hints, Any, content))
 
 
 @functools.cache
@@ -154,13 +174,13 @@ def _fields_of(kind: Any) -> tuple[dict[str, Any], list[str]]:
 
 def _fits(kind: Any, value: Any) -> bool:
     """Whether a value has the JSON type of an annotation, whatever is inside of it."""
-    origin = typing.get_origin(kind) or kind
+    origin, arguments = _parts(kind)
     if origin is Annotated:
-        return _fits(typing.get_args(kind)[0], value)
+        return _fits(arguments[0], value)
     if origin in (list, tuple):
         return isinstance(value, (list, tuple))
     if origin is Literal:
-        return type(value) is str and value in typing.get_args(kind)
+        return type(value) is str and value in arguments
     if type(value) is int and abs(value) >= _LARGEST:
         return False
     return type(value) is (origin if origin in _WORDS else dict) or (kind is float and type(value) is int)
@@ -171,7 +191,7 @@ def _mismatch(kind: Any, value: Any) -> _MismatchError:
 
 
 def _expected(kind: Any) -> str:
-    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
+    origin, arguments = _parts(kind)
     if origin is Annotated:
         return arguments[1].expected
     if origin is Literal:

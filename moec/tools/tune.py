@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec import targets
+from moec.common.arguments import check_kind
 from moec.common.crossovers import Point, Tuned
 from moec.common.errors import MoecError
 from moec.common.guards import holds, parse_guard
@@ -31,6 +32,9 @@ _ROUNDS = 5
 def tune(compiled: CompiledModel, progress: Progress = silent) -> CompiledModel:
     """Measure all crossovers, keep them for artifacts loaded later on this machine, and return the model with them. The
     model itself keeps those it had, and is returned where it has none. Raises what :func:`measure` does."""
+    from moec.runtime.model import CompiledModel
+
+    check_kind("model", compiled, CompiledModel, "a CompiledModel, as moec.load returns it")
     return compiled.reloaded() if measure(compiled, progress) else compiled
 
 

@@ -230,7 +230,7 @@ def test_weights_out_of_range(artifact_path, change, message):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("inputs", [{"name": "x", "dtype": "float32", "shape": [-1]}], r"inputs\[0\]\.shape\[0\] is -1, expected"),
+        ("inputs", [{"name": "x", "dtype": "float32", "shape": [-1]}], r"inputs\[0\]\.shape\[0\] is -1; expected"),
         ("inputs", "x", 'inputs is "x"; expected a list'),
         ("outputs", [3], r"outputs\[0\] is 3; expected an object"),
         ("programs", [{**PROGRAM, "objects": ["objects/absent.o"]}], "'objects/absent.o' is used but not listed"),

@@ -85,6 +85,11 @@ def test_a_model_of_fixed_sizes_cannot_be_tuned():
         tune(compiled(rows="5"))
 
 
+def test_what_is_no_model_is_refused():
+    with pytest.raises(MoecError, match="model is 3 of type int; expected a CompiledModel"):
+        moec.tune(3)
+
+
 def test_a_model_without_two_ways_has_nothing_to_tune():
     model = compiled(passes="O0")
     assert measure(model) == [] and tune(model) is model

@@ -15,15 +15,15 @@ from typing import Literal
 
 from moec.common.errors import MoecError
 from moec.common.scratch import ScratchFolder
-from moec.targets import hls
 from moec.targets.build_cache import cached
+from moec.targets.hls import hardware
 from moec.targets.hls.hardware.configuration import Configuration
 
 Mode = Literal["functional", "timed"]
 
 _HERE = pathlib.Path(__file__).parent
 _FIBERS = _HERE.parent / "fibers"
-_STREAMS = {"functional": pathlib.Path(hls.__file__).parent / "library" / "sim", "timed": _HERE / "timed"}
+_STREAMS = {"functional": pathlib.Path(hardware.__file__).parents[1] / "library" / "sim", "timed": _HERE / "timed"}
 """Folders of the models of ``hls::stream``: the one that projects carry, and the one with clocks."""
 _RUNTIME = _STREAMS["timed"] / "runtime" / "runtime.cpp"
 _AP_TYPES = pathlib.PurePosixPath("templates/vivado/ap_types")

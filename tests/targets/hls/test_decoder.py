@@ -105,6 +105,8 @@ def test_calls_take_as_long_as_estimated(model):
 def test_a_block_is_a_project_where_that_is_asked_for(model):
     projects = compiled(model, IDS[:2, :20], max_tokens=20, by_block=True).projects
     assert sorted(project.name for project in projects) == ["attention_0", "attention_1", "moe_0", "moe_1"]
+    for project in projects:  # kernels of several blocks may be linked
+        assert f"syn.top={project.name}\n" in project.files["hls_config.cfg"].decode()
     assert all("keys_in" not in project.files["src/model.cpp"].decode() for project in projects)
 
 

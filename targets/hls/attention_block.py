@@ -12,11 +12,12 @@ from moec.common.errors import InputError, UnsupportedError
 from moec.targets.base import Project
 from moec.targets.hls.attention import reference as attention_reference
 from moec.targets.hls.attention.agreement import attention_agreement
-from moec.targets.hls.attention.estimate import AttentionEstimate, attention_cycles, estimate_attention
+from moec.targets.hls.attention.cycles import attention_cycles
 from moec.targets.hls.attention.graph import SOME_POSITIONS, GraphAttention, find_attention
 from moec.targets.hls.attention.packing import calls_of
 from moec.targets.hls.attention.quantize import QuantizedAttention, quantize_attention
 from moec.targets.hls.attention.quantize import shape_of as attention_shape
+from moec.targets.hls.attention.resources import AttentionEstimate, estimate_attention
 from moec.targets.hls.block import BlockKind, block_project
 from moec.targets.hls.design.attention import AttentionDesign, AttentionShape
 from moec.targets.hls.design.numbers import accumulator_bits, padded

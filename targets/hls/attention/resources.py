@@ -1,4 +1,4 @@
-"""DSPs, memories and LUTs of an attention block, by the rules of a MoE block."""
+"""Estimated costs of an attention block on a part, without synthesis, by the rules of a MoE block."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from moec.targets.hls.attention.channels import (
     KEY_WEIGHT_BITS,
     RECIPROCAL_BITS,
     attention_channels,
+    keeping,
     loading,
     measuring,
     projecting,
     turning,
     weighing,
 )
-from moec.targets.hls.attention.latents_estimate import latent_dsps, latent_memories
+from moec.targets.hls.attention.cycles import AttentionCycles, attention_cycles
 from moec.targets.hls.design.attention import AttentionDesign
 from moec.targets.hls.design.channels import BEAT_BITS, SCALE_BITS
 from moec.targets.hls.design.numbers import INPUT_BITS, MOST_ACCUMULATOR_BITS, MULTIPLIER_BITS, RESULT_BITS, bits_for
@@ -23,6 +24,8 @@ from moec.targets.hls.hardware.arithmetic import (
     array_luts,
     norm_dsps,
 )
+from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
+from moec.targets.hls.hardware.costs import Estimate
 from moec.targets.hls.hardware.logic import multiplier_dsps, requantize_luts
 from moec.targets.hls.hardware.memories import (
     BURST_BEATS,
@@ -36,7 +39,8 @@ from moec.targets.hls.hardware.memories import (
     norm_memories,
     parameter_memory,
 )
-from moec.targets.hls.hardware.ports import attention_masters
+from moec.targets.hls.hardware.parts import FpgaPart
+from moec.targets.hls.hardware.ports import attention_masters, connect
 
 _ARRAYS = 4
 """Arrays of ``lanes`` x ``lanes`` products: projections, scores, values, output. Latents need one more."""
@@ -50,6 +54,24 @@ _ADAPTERS = {
 """The processes of the AXI masters, and the outstanding bursts that each buffers."""
 
 
+AttentionEstimate = Estimate[AttentionDesign, AttentionCycles]
+
+
+def estimate_attention(
+    design: AttentionDesign,
+    part: FpgaPart,
+    clock_megahertz: float,
+    memory_share: float = 1.0,
+    calibration: Calibration = UNCORRECTED,
+) -> AttentionEstimate:
+    """The estimate of a design, for a call with as many tokens as it allows. ``memory_share``: of the peak
+    bandwidth."""
+    ports = connect(part, attention_masters(design.shape), clock_megahertz, memory_share)
+    cycles = attention_cycles(design, design.shape.tokens, ports.loaders, calibration.stages)
+    costs = attention_dsps(design), attention_memories(design), attention_luts(design)
+    return Estimate.of(design, part, clock_megahertz, ports, cycles, *costs, calibration)
+
+
 def attention_dsps(design: AttentionDesign) -> dict[str, int]:
     """DSPs by process, without processes that multiply nothing."""
     lanes = design.lanes
@@ -57,7 +79,7 @@ def attention_dsps(design: AttentionDesign) -> dict[str, int]:
     rounding = lanes * multiplier_dsps(MOST_ACCUMULATOR_BITS, MULTIPLIER_BITS + 1)
     return {
         **norm_dsps(design.shape.width, design.norm_lanes),
-        **(latent_dsps(design, array + rounding) if design.shape.latents else {}),
+        **(_latent_dsps(design, array + rounding) if design.shape.latents else {}),
         projecting(design): array + rounding,
         **(_turn_dsps(design) if design.shape.turned else {}),
         "score_keys": array,
@@ -65,6 +87,17 @@ def attention_dsps(design: AttentionDesign) -> dict[str, int]:
         "mix_values": array,
         "scale_values": lanes * multiplier_dsps(design.mixed_bits, RECIPROCAL_BITS + 1),
         "product_down": array + rounding,
+    }
+
+
+def _latent_dsps(design: AttentionDesign, of_product: int) -> dict[str, int]:
+    """DSPs by process. ``of_product``: of the product that computes latents, an array of its own."""
+    assert design.shape.latents is not None
+    of_norm = norm_dsps(design.shape.latents.norm_width, design.lanes)
+    return {
+        "product_up": of_product,
+        keeping(design): of_norm["measure_tokens"],
+        "normalize_latents": of_norm["normalize_tokens"],
     }
 
 
@@ -86,7 +119,7 @@ def attention_memories(design: AttentionDesign) -> list[Memory]:
     tile_words = design.chunks * design.width_chunks
     return [
         *norm_memories(design.width, design.norm_lanes),
-        *(latent_memories(design) if shape.latents else ()),
+        *(_latent_memories(design) if shape.latents else ()),
         *_memories_of_products(design),
         array_memory("keys", "score_keys", chunk, places, lanes, variable="keys"),
         array_memory("scores", weighing(design), design.score_bits * lanes, design.key_groups, variable="kept"),
@@ -127,6 +160,18 @@ def _memories_of_products(design: AttentionDesign) -> list[Memory]:
 def power_copies(design: AttentionDesign) -> int:
     """Copies of the table of powers. A memory has two ports, so two lanes share a copy; sinks have their own."""
     return -(-design.lanes // 2) + design.shape.sinks
+
+
+def _latent_memories(design: AttentionDesign) -> list[Memory]:
+    """The memories of latents outside of the products."""
+    chunk, kept = INPUT_BITS * design.lanes, design.shape.tokens * design.row_chunks
+    roots = array_memory("inverse roots of latents", keeping(design), MULTIPLIER_BITS, INVERSE_ROOT_TABLE_WORDS)
+    of_norm = RESULT_BITS * design.lanes, sum(design.latent_chunks[:2])
+    return [
+        array_memory("latents", keeping(design), chunk, kept, 1, "bram", "kept"),
+        roots,
+        array_memory("multipliers of latents", "normalize_latents", *of_norm, variable="multipliers"),
+    ]
 
 
 def _turn_memories(design: AttentionDesign) -> list[Memory]:

@@ -83,6 +83,22 @@ class Estimate(Generic[DesignOf, CyclesOf]):
     resources: Resources
     calibration: Calibration = UNCORRECTED
 
+    @staticmethod
+    def of(
+        design: DesignOf,
+        part: FpgaPart,
+        clock_megahertz: float,
+        ports: Ports,
+        cycles: CyclesOf,
+        dsps: Mapping[str, int],
+        memories: Sequence[Memory],
+        logic_luts: int,
+        calibration: Calibration,
+    ) -> Estimate[DesignOf, CyclesOf]:
+        """The estimate of a design whose cycles are known. ``logic_luts``: without those of memories."""
+        resources = Resources.of(dsps, memories, logic_luts).corrected(calibration)
+        return Estimate(design, part, clock_megahertz, ports, cycles, dsps, memories, resources, calibration)
+
     @property
     def milliseconds(self) -> float:
         return self.cycles.total / self.clock_megahertz / 1e3

@@ -1,4 +1,4 @@
-"""Cycles of one call of a MoE design, computed from its loops.
+"""Cycles of one call of the kernel of experts and linear layers, computed from its loops and its channels.
 
 All loops have an initiation interval of 1 (their pragmas ask for it, and synthesis reports where it fails), so a loop
 takes as many cycles as its trip count. Processes run at the same time and wait for each other:
@@ -10,23 +10,25 @@ takes as many cycles as its trip count. Processes run at the same time and wait 
 3. Loaders run ahead of the products by the depth of their channels, from the moment a job is announced.
 4. Results leave at the end, after the last job.
 5. A pipeline of ``stages`` hands each word on that many cycles later, and ends that many cycles after its last
-   iteration. Only synthesis knows the number of stages; here it is the same for all loops.
+   iteration. Only synthesis knows the number of stages; here it is the same for all loops. The table of channels says
+   how many pipelines a word passes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from moec.targets.hls.design.channels import PROCESSES, Channel, channels_of
 from moec.targets.hls.design.experts import BlockShape, Design
 from moec.targets.hls.design.numbers import BEAT_BYTES, INPUT_BITS, PARAMETER_BYTES, RESULT_BITS, ROUTER_WEIGHT_BITS
 
 ROUTER_BIAS_BYTES = 4
-_LOOPS_OF_ROUTER, _LOOPS_OF_ROUTES = 3, 5
-"""Pipelines in series: until the router has its weights, and from there until tokens are on their way to experts."""
-_LOOPS_OF_RESULTS = {False: 4, True: 5}
-"""Pipelines in series after the last job (its sums, the sums of tokens, beats, memory), without and with a residual."""
+_PIPELINES = {"dispatch": 3, "combine": 2, "score_keys": 2}
+"""Processes that hand words from one pipeline to another. ``dispatch`` fills lists, finds busy experts, and sends jobs;
+``combine`` sums, and then sends; ``score_keys`` stores keys, and then reads queries."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +74,66 @@ class Cycles:
         return max(candidates, key=lambda name: candidates[name])
 
 
-@dataclasses.dataclass(frozen=True)
-class _TileJob:
-    items: int
-    cycles: int
-    beats_up: int
-    beats_down: int
+def in_series(channels: Iterable[Channel], first: str, last: str) -> int:
+    """The number of pipelines on the longest way from one process to another, including theirs."""
+    places = {first: _PIPELINES.get(first, 1)}
+    for channel in sorted(channels, key=lambda channel: PROCESSES.index(channel.producer)):
+        if channel.producer in places:
+            place = places[channel.producer] + _PIPELINES.get(channel.consumer, 1)
+            places[channel.consumer] = max(place, places.get(channel.consumer, 0))
+    return places[last]
+
+
+@functools.lru_cache(maxsize=256)
+def pipelines(shape: BlockShape, first: str, last: str) -> int:
+    """:func:`in_series` in the kernel of experts, whatever its sizes."""
+    return in_series(channels_of(Design(shape)), first, last)
+
+
+class Loader:
+    """The loader of one matrix's tiles, which go through a channel of ``depth`` beats."""
+
+    def __init__(self, depth: int, pace: MemoryPace, stages: int = 0) -> None:
+        self.stages = stages
+        self._depth = depth
+        self._pace = pace
+        self._free = 0.0
+
+    def arrival(self, beats: int, announced: float, taken_from: float) -> float:
+        """The time at which the last beat of a job arrives at the array, which takes one per cycle from
+        ``taken_from`` on."""
+        step = self._pace.cycles_per_beat
+        latency = self._pace.latency + self.stages
+        first = max(max(self._free, announced) + latency + 1, self._free + step)
+        unhindered = first + (beats - 1) * step
+        waits = beats > self._depth  # for room in the channel; a smaller job fits into it as a whole
+        self._free = max(unhindered, taken_from + (beats - self._depth) * step) if waits else unhindered
+        return max(self._free, taken_from + beats)
+
+
+class Array:
+    """An array of products that computes tile after tile. While it computes one, its loader brings the next.
+
+    ``items``: the depth of the channel of its tokens. Times count from a common start.
+    """
+
+    def __init__(self, loader: Loader, items: int, beats: int, ready: float = 0.0, announced: float = 0.0) -> None:
+        """An array whose inputs are ``ready``, and whose first tile, of so many ``beats``, has been ``announced``."""
+        self._loader = loader
+        self._items = items
+        self._announced = 0.0
+        self.start = max(ready, loader.arrival(beats, announced, ready)) + loader.stages
+        """The time at which the current tile's first item is computed."""
+
+    def turn(self, done: float, tokens: int, per_token: int, beats: int) -> None:
+        """Turn to the next tile, of so many ``beats``, from one of ``tokens``, whose last step is at ``done``. Beats
+        that do not arrive during its steps are taken in a loop of their own."""
+        stages = self._loader.stages
+        arrived = self._loader.arrival(beats, self._announced, self.start)
+        # A tile is announced after the items of the one two before it, once their channel has room for them.
+        self._announced = max(self._announced, self.start + per_token * (tokens - 1 - self._items))
+        missing = max(1, beats - tokens * per_token)
+        self.start = done + stages if arrived <= done else max(done + stages + missing, arrived) + stages
 
 
 def tokens_in(shape: BlockShape, loads: Sequence[int]) -> int:
@@ -110,17 +166,17 @@ def count_cycles(design: Design, loads: Sequence[int], pace: MemoryPace = Memory
         return Cycles(route, 0, 0, 0, 0, 0, 0)
     jobs = list(_jobs(design, loads))
     first, end = _run(design, jobs, pace, stages)
-    products = sum(job.cycles for job in jobs)
+    products = sum(items for items, _ in jobs) * design.item_cycles
     chunks, result_bytes = tokens * design.output_chunks, design.lanes_out * RESULT_BITS // 8
-    up, down = sum(job.beats_up for job in jobs), sum(job.beats_down for job in jobs)
+    up, down = len(jobs) * design.job_beats_up, sum(beats for _, beats in jobs)
+    # The process that writes starts with the call, so its latency has passed when the first result comes.
+    results = dataclasses.replace(pace, latency=0).cycles(_beats(chunks * result_bytes), chunks)
     return Cycles(
         route=route,
         first_weights=round(first),
         products=products,
         stalls=round(end - first - products),
-        # The process that writes starts with the call, so its latency has passed when the first result comes.
-        results=round(dataclasses.replace(pace, latency=0).cycles(_beats(chunks * result_bytes), chunks))
-        + _LOOPS_OF_RESULTS[design.shape.norm != "none"] * stages,
+        results=round(results) + pipelines(design.shape, "combine", "write_tokens") * stages,
         weights=round(max(up, down) * pace.cycles_per_beat + len(jobs) * pace.latency),
         beats=_weight_beats(design, loads),
     )
@@ -139,34 +195,39 @@ def _router_start(design: Design, pace: MemoryPace) -> float:
     return pace.cycles(beats, weights // design.router_lanes + biases * experts)
 
 
-def _stream_start(design: Design, pace: MemoryPace) -> float:
-    """Cycles until normalised tokens can come: the parameters of their channels go first through the same master."""
-    if design.shape.norm == "none":
-        return 0
-    beats = _beats(design.width * PARAMETER_BYTES)
-    return pace.cycles(beats, beats) + pace.latency
+def norm_start(width: int, waiting: int, pace: MemoryPace) -> float:
+    """Cycles until tokens of ``width`` channels can be normalised. The parameters of channels come first through the
+    same master and are taken one by one. The last ``waiting`` beats of them wait in their channel while the first token
+    is read."""
+    beats = width * PARAMETER_BYTES / BEAT_BYTES
+    taken = width - waiting * BEAT_BYTES // PARAMETER_BYTES
+    return pace.latency + max(width, pace.latency + taken, pace.latency + beats * pace.cycles_per_beat)
 
 
 def route_cycles(design: Design, tokens: int, pace: MemoryPace, stages: int = 0) -> int:
-    """Cycles until all tokens have chosen their experts."""
-    start = max(_router_start(design, pace), _stream_start(design, pace)) + _LOOPS_OF_ROUTER * stages
+    """Cycles until all tokens have chosen their experts. A word can be read one cycle behind its arrival."""
+    shape, has_norm = design.shape, design.shape.norm != "none"
+    start = _router_start(design, pace) + pipelines(shape, "read_router", "router") * (stages + 1)
+    if has_norm:
+        before = pipelines(shape, "read_inputs", "router") - 1
+        start = max(start, norm_start(design.width, design.fifos.beats, pace) + before * (stages + 1))
     if not tokens:
         return round(start)
-    token_bytes = design.width * (INPUT_BITS if design.shape.norm == "none" else RESULT_BITS) // 8
+    token_bytes = design.width * (RESULT_BITS if has_norm else INPUT_BITS) // 8
     reads = token_bytes / BEAT_BYTES * pace.cycles_per_beat  # tokens are packed: a beat may hold parts of two
-    steps = select_steps(design.shape)
+    steps = select_steps(shape)
     per_token = max(reads, design.router_turns * design.width // design.router_lanes, steps)
-    return round(start + tokens * per_token + steps + design.shape.all_experts + _LOOPS_OF_ROUTES * stages)
+    loops = pipelines(shape, "router", "dispatch")
+    return round(start + tokens * per_token + steps + shape.all_experts + loops * (stages + 1))
 
 
-def _jobs(design: Design, loads: Sequence[int]) -> Iterator[_TileJob]:
-    """The jobs in the order of dispatch. Experts without tokens have none."""
-    per_item = design.hidden_out_chunks * design.input_chunks
-    up, down = design.job_beats_up, design.job_beats_down
+def _jobs(design: Design, loads: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The jobs in the order of dispatch: the tokens of each, and the beats of its second matrix. Experts without tokens
+    have none."""
+    beats = design.job_beats_down
     for load in filter(None, loads):
-        tile = _TileJob(load, load * per_item, up, down)
-        yield from [tile] * (design.tiles - 1)
-        yield dataclasses.replace(tile, beats_down=down + design.result_beats_down)
+        yield from [(load, beats)] * (design.tiles - 1)
+        yield load, beats + design.result_beats_down
 
 
 def _weight_beats(design: Design, loads: Sequence[int]) -> int:
@@ -176,48 +237,24 @@ def _weight_beats(design: Design, loads: Sequence[int]) -> int:
     return sum(1 for load in loads if load) * (design.tiles * tile + design.parameter_beats_down)
 
 
-class Loader:
-    """The loader of one matrix's tiles, which go through a channel of ``depth`` beats. Times count from the end of
-    routing."""
-
-    def __init__(self, depth: int, pace: MemoryPace, stages: int = 0) -> None:
-        self._depth = depth
-        self._stages = stages
-        self._pace = pace
-        self._free = 0.0
-
-    def arrival(self, beats: int, announced: float, taken_from: float) -> float:
-        """The time at which the last beat of a job arrives at the array, which takes one per cycle from
-        ``taken_from`` on."""
-        step = self._pace.cycles_per_beat
-        latency = self._pace.latency + self._stages
-        first = max(max(self._free, announced) + latency + 1, self._free + step)
-        unhindered = first + (beats - 1) * step
-        waits = beats > self._depth  # for room in the channel; a smaller job fits into it as a whole
-        self._free = max(unhindered, taken_from + (beats - self._depth) * step) if waits else unhindered
-        return max(self._free, taken_from + beats)
-
-
-def _run(design: Design, jobs: Sequence[_TileJob], pace: MemoryPace, stages: int) -> tuple[float, float]:
-    """The time at which the first job starts, and the time at which the second product finishes the last one."""
-    per_item = jobs[0].cycles // jobs[0].items
+def _run(design: Design, jobs: Sequence[tuple[int, int]], pace: MemoryPace, stages: int) -> tuple[float, float]:
+    """The time at which the first job starts, and the time at which the second product finishes the last one. Times
+    count from the end of routing."""
+    per_item = design.item_cycles
     # The second product reads all hidden units of an item in its first steps, so it waits for the last of them.
     lag = per_item - design.hidden_in_chunks + stages
     # The first product runs ahead by the channel between them, and by its own pipeline.
     run_ahead = design.hidden_depth // design.hidden_out_chunks * per_item + stages
-    load_up, load_down = (Loader(design.fifos.weights, pace, stages) for _ in range(2))
-    first = start = load_up.arrival(jobs[0].beats_up, 0, 0) + stages
-    start_down = max(load_down.arrival(jobs[0].beats_down, 0, 0) + stages, start + lag)
-    announced = 0.0
-    for job, following in itertools.pairwise(jobs):
-        up = load_up.arrival(following.beats_up, announced, start)
-        down = load_down.arrival(following.beats_down, announced, start_down)
-        # A job is announced after the items of the job two before it, once their channel has room for them.
-        announced = max(announced, start + per_item * (job.items - 1 - design.fifos.items))
-        done = max(start + job.cycles, start_down + job.cycles - run_ahead) + stages
-        done_down = start_down + job.cycles + stages
-        # The rest of the next tile arrives in a loop of its own.
-        start_down = max(done_down, down + stages if down > done_down - stages else 0)
-        start = max(done, up + stages if up > done - stages else 0, start_down - run_ahead)
-        start_down = max(start_down, start + lag)
-    return first, start_down + jobs[-1].cycles + stages
+    up, down = (
+        Array(Loader(design.fifos.weights, pace, stages), design.fifos.items, beats)
+        for beats in (design.job_beats_up, jobs[0][1])
+    )
+    first = up.start
+    down.start = max(down.start, up.start + lag)
+    for (items, _), (_, beats) in itertools.pairwise(jobs):
+        done = max(up.start, down.start - run_ahead) + items * per_item
+        down.turn(down.start + items * per_item, items, per_item, beats)
+        up.turn(done, items, per_item, design.job_beats_up)
+        up.start = max(up.start, down.start - run_ahead)
+        down.start = max(down.start, up.start + lag)
+    return first, down.start + jobs[-1][0] * per_item + stages

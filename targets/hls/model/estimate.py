@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from moec.common.errors import UnsupportedError
-from moec.targets.hls.attention.estimate import attention_cycles
+from moec.targets.hls.attention.cycles import attention_cycles
 from moec.targets.hls.attention.quantize import QuantizedAttention
 from moec.targets.hls.attention.resources import attention_dsps, attention_luts, attention_memories
 from moec.targets.hls.design.attention import AttentionDesign
+from moec.targets.hls.design.channels import channels_of
 from moec.targets.hls.design.experts import Design, LargeArrays
 from moec.targets.hls.design.numbers import BEAT_BYTES, PARAMETER_BYTES, RESULT_BITS
 from moec.targets.hls.hardware.arithmetic import dsps_of, logic_luts
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES, Estimate, Resources
-from moec.targets.hls.hardware.cycles import MemoryPace, count_cycles
+from moec.targets.hls.hardware.cycles import Array, Loader, MemoryPace, count_cycles, in_series, norm_start, pipelines
 from moec.targets.hls.hardware.memories import Memory, memories_of
 from moec.targets.hls.hardware.parts import FpgaPart
 from moec.targets.hls.hardware.ports import MOE_MASTERS, Ports, connect, model_ports
@@ -35,15 +36,12 @@ from moec.targets.hls.moe import reference as moe_reference
 from moec.targets.hls.moe.exploration import HIDDEN_TILES, Constraints, fullest, routers_of
 from moec.targets.hls.moe.quantize import QuantizedBlock
 
-Array = np.ndarray[Any, Any]
+Steps = np.ndarray[Any, Any]
 
 LANES = (32, 16, 8)
 _FAST_ENOUGH = 1.05
 """The cycles of a smaller design that may replace the fastest one, as a part of the fastest one's."""
 _LAYER_BEATS = 2
-_LOOPS_OF_PATCHES, _LOOPS_OF_TOKENS, _LOOPS_OF_RESULTS = 4, 6, 5
-"""Pipelines in series of a linear layer: until patches, or normalised tokens, are at the second product; and after
-it."""
 Loads = Sequence[Sequence[int]]
 
 
@@ -79,12 +77,12 @@ class ModelCycles:
 ModelEstimate = Estimate[ModelDesign, ModelCycles]
 
 
-def loads_of(plan: ModelPlan, steps: Array) -> Loads:
+def loads_of(plan: ModelPlan, steps: Steps) -> Loads:
     """The number of tokens of one image that each expert of each layer gets; empty for layers without experts."""
     return loads_of_calls(plan, steps, [len(steps)])[0]
 
 
-def loads_of_calls(plan: ModelPlan, steps: Array, calls: Sequence[int]) -> list[Loads]:
+def loads_of_calls(plan: ModelPlan, steps: Steps, calls: Sequence[int]) -> list[Loads]:
     """The loads of each call, if the tokens of a sequence come in ``calls`` of so many each."""
     by_call: list[list[list[int]]] = [[] for _ in calls]
     bounds, stream = [*itertools.accumulate(calls, initial=0)], steps
@@ -118,14 +116,12 @@ def estimate_model(
     ports = connect(
         part, MOE_MASTERS, clock_megahertz, memory_share, model_ports(part.memory, attention, design.experts)
     )
-    dsps, memories = model_dsps(design), model_memories(design)
     layers = tuple(
         layer_cycles(design, plan, layer, layer_loads, ports, calibration.stages)
         for layer, layer_loads in zip(plan.layers, loads, strict=True)
     )
-    resources = _resources(design, dsps, memories).corrected(calibration)
-    cycles = ModelCycles(layers)
-    return ModelEstimate(design, part, clock_megahertz, ports, cycles, dsps, memories, resources, calibration)
+    costs = model_dsps(design), model_memories(design), model_luts(design)
+    return Estimate.of(design, part, clock_megahertz, ports, ModelCycles(layers), *costs, calibration)
 
 
 def layer_cycles(
@@ -170,35 +166,36 @@ def _linear_cycles(
     """The cycles and the beats of a linear layer. Patches arrive as they are used. Tokens are all normalised before the
     first job of the second product. A tile is computed while the next one arrives."""
     tokens = 1 if layer.pool == "first" else tokens
-    start = pace.latency + design.width * PARAMETER_BYTES / BEAT_BYTES * pace.cycles_per_beat + pace.latency
-    if layer.norm is not None:
-        reads = design.width * RESULT_BITS / 8 / BEAT_BYTES * pace.cycles_per_beat
-        per_token = max(design.width / design.router_lanes, reads)
-        # Parameters of channels are taken one by one, and tokens come after them.
-        waiting = design.fifos.beats * BEAT_BYTES // PARAMETER_BYTES
-        start = max(start, 2 * pace.latency + design.width - waiting)
-        start += tokens * per_token + design.width / design.router_lanes
-    beats, result_beats = design.job_beats_down, design.result_beats_down
-    per_tile = tokens * design.hidden_in_chunks * design.output_chunks
-    start += (_LOOPS_OF_PATCHES if layer.norm is None else _LOOPS_OF_TOKENS) * stages
-    taken_from, done, loaded, sent = 0.0 if layer.norm is None else start, start, float(stages), 0
-    first_taken = taken_from
-    for tile in range(design.tiles):
-        # The parameters of results come after the last tile, in the same burst.
-        burst = beats + result_beats * (tile == design.tiles - 1)
-        sent += burst
-        # Until the first beat is taken, no more arrive than the channel holds.
-        behind = min(burst, sent - design.fifos.weights)
-        loaded += stages + pace.cycles(burst, burst)
-        loaded = max(loaded, first_taken + behind * pace.cycles_per_beat) if behind > 0 else loaded
-        taken_from = max(done, max(loaded, taken_from + burst) + stages)
-        done = taken_from + per_tile + stages
+    per_token, beats = design.hidden_in_chunks * design.output_chunks, design.job_beats_down
+    start = _inputs_ready(design, layer, tokens, pace, stages)
+    loader, loads_from = Loader(design.fifos.weights, pace, stages), 0.0 if layer.norm is None else start
+    # The parameters of results come after the last tile, in the same burst.
+    first, *more = [beats] * (design.tiles - 1) + [beats + design.result_beats_down]
+    product = Array(loader, design.fifos.items, first, loads_from)
+    product.start = max(product.start, start)
+    for burst in more:
+        product.turn(product.start + tokens * per_token, tokens, per_token, burst)
     if layer.pool == "none":
         results = _results_cycles(design, tokens, pace, adds=layer.positions is not None)
     else:
         results = tokens * design.output_chunks
-    total = done + results + _LOOPS_OF_RESULTS * stages
-    return total, design.masters_down * (design.tiles * beats + result_beats)
+    total = product.start + tokens * per_token + results
+    total += (1 + pipelines(design.shape, "combine", "write_tokens")) * stages
+    return total, design.masters_down * (design.tiles * beats + design.result_beats_down)
+
+
+def _inputs_ready(design: Design, layer: QuantizedLinear, tokens: int, pace: MemoryPace, stages: int) -> float:
+    """The time at which the first patches, or all normalised tokens, are at the second product."""
+    # Tokens of linear layers pass the router by.
+    channels = [channel for channel in channels_of(design) if channel.consumer != "router"]
+    if layer.norm is None:
+        beats = design.width * PARAMETER_BYTES / BEAT_BYTES
+        loops = 1 + in_series(channels, "feed_tokens", "product_down")
+        return 2 * pace.latency + beats * pace.cycles_per_beat + loops * stages
+    reads = design.width * RESULT_BITS / 8 / BEAT_BYTES * pace.cycles_per_beat
+    steps = design.width / design.router_lanes
+    start = norm_start(design.width, design.fifos.beats, pace) + tokens * max(steps, reads) + steps
+    return start + in_series(channels, "read_inputs", "product_down") * stages
 
 
 def model_dsps(design: ModelDesign) -> dict[str, int]:
@@ -221,9 +218,9 @@ def model_memories(design: ModelDesign) -> list[Memory]:
     ]
 
 
-def _resources(design: ModelDesign, dsps: Mapping[str, int], memories: Sequence[Memory]) -> Resources:
-    attention = 0 if design.attention is None else attention_luts(design.attention)
-    return Resources.of(dsps, memories, logic_luts(design.experts) + attention)
+def model_luts(design: ModelDesign) -> int:
+    """LUTs of both kernels, without those of memories."""
+    return logic_luts(design.experts) + (0 if design.attention is None else attention_luts(design.attention))
 
 
 def choose_model(plan: ModelPlan, loads: Loads, part: FpgaPart, constraints: Constraints) -> ModelEstimate:
@@ -256,7 +253,7 @@ def choose_model(plan: ModelPlan, loads: Loads, part: FpgaPart, constraints: Con
 
 def _shares(design: ModelDesign, limits: Resources, calibration: Calibration) -> dict[str, float]:
     """The ratio of the resources that a design needs to its limits, by resource."""
-    resources = _resources(design, model_dsps(design), model_memories(design)).corrected(calibration)
+    resources = Resources.of(model_dsps(design), model_memories(design), model_luts(design)).corrected(calibration)
     return {name: getattr(resources, name) / max(getattr(limits, name), 1) for name in RESOURCE_NAMES}
 
 

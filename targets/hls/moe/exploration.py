@@ -18,13 +18,16 @@ from typing import Any
 from moec.common.errors import UnsupportedError
 from moec.targets.hls.design.experts import BlockShape, Design, LargeArrays
 from moec.targets.hls.design.numbers import Fifos
+from moec.targets.hls.hardware.arithmetic import dsps_of, logic_luts
 from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
-from moec.targets.hls.hardware.costs import RESOURCE_NAMES, Resources
+from moec.targets.hls.hardware.costs import RESOURCE_NAMES, Estimate, Resources
 from moec.targets.hls.hardware.cycles import Cycles, MemoryPace, count_cycles, route_cycles, tokens_in
+from moec.targets.hls.hardware.memories import memories_of
 from moec.targets.hls.hardware.parts import PARTS, FpgaPart
-from moec.targets.hls.hardware.ports import connect, masters_of
-from moec.targets.hls.moe.estimate import MoeEstimate, assemble, resources_of
+from moec.targets.hls.hardware.ports import Ports, connect, masters_of
 from moec.targets.hls.moe.loads import even_loads, starving_loads
+
+MoeEstimate = Estimate[Design, Cycles]
 
 LANES = (8, 16, 32, 64)
 HIDDEN_TILES = (16, 32, 64, 128, 256)
@@ -221,10 +224,27 @@ def _cost(
             _Timing(counts, ports.loaders, calibration.stages) for counts in (loads, starving_loads(first.shape))
         )
         costed += [
-            CostedDesign(assemble(design, part, clock, ports, expected.of(design), calibration), starved.of(design))
+            CostedDesign(assembled(design, part, clock, ports, expected.of(design), calibration), starved.of(design))
             for design in (first, *more)
         ]
     return costed
+
+
+def assembled(
+    design: Design,
+    part: FpgaPart,
+    clock_megahertz: float,
+    ports: Ports,
+    cycles: Cycles,
+    calibration: Calibration = UNCORRECTED,
+) -> MoeEstimate:
+    """The estimate of a design whose cycles are known."""
+    costs = dsps_of(design), memories_of(design), logic_luts(design)
+    return Estimate.of(design, part, clock_megahertz, ports, cycles, *costs, calibration)
+
+
+def resources_of(design: Design) -> Resources:
+    return Resources.of(dsps_of(design), memories_of(design), logic_luts(design))
 
 
 def _masters_of(design: Design) -> tuple[int, int]:

@@ -10,9 +10,14 @@ import numpy as np
 
 from moec.ir.dialect import ExpertsSpec, RouteSpec
 from moec.targets.hls.design.experts import Design
+from moec.targets.hls.hardware.calibration import UNCORRECTED, Calibration
+from moec.targets.hls.hardware.cycles import count_cycles
+from moec.targets.hls.hardware.parts import FpgaPart
+from moec.targets.hls.hardware.ports import connect, masters_of
 from moec.targets.hls.model.design import ModelDesign
 from moec.targets.hls.model.plan import block_plan
 from moec.targets.hls.model.project import model_files
+from moec.targets.hls.moe.exploration import MoeEstimate, assembled
 from moec.targets.hls.moe.float_block import FloatBlock
 from moec.targets.hls.moe.quantize import QuantizedBlock, quantize
 from moec.targets.hls.moe.stored_steps import StoredSteps
@@ -94,3 +99,18 @@ def project(block: QuantizedBlock, steps: Array, **design: Any) -> dict[str, byt
     """The project of a block for tokens int8 [T, d]. ``design``: fields of :class:`Design`."""
     made = ModelDesign(Design(block.shape, **design))
     return model_files(made, block_plan("layer", block), steps, device=DEVICE, clock=300)
+
+
+def estimated(
+    design: Design,
+    part: FpgaPart,
+    loads: Sequence[int],
+    clock_megahertz: float | None = None,
+    memory_share: float = 1.0,
+    calibration: Calibration = UNCORRECTED,
+) -> MoeEstimate:
+    """The estimate of a design. ``loads``: tokens of each expert in a call, shared ones last."""
+    clock = clock_megahertz or part.clock_megahertz
+    ports = connect(part, masters_of(design), clock, memory_share)
+    cycles = count_cycles(design, loads, ports.loaders, calibration.stages)
+    return assembled(design, part, clock, ports, cycles, calibration)

@@ -9,10 +9,10 @@ import pytest
 from moec.common.errors import UnsupportedError
 from moec.simulators.hls.simulator import simulate_timed
 from moec.targets.hls.attention.channels import attention_channels
-from moec.targets.hls.attention.estimate import attention_cycles, estimate_attention, scores_of_head
+from moec.targets.hls.attention.cycles import attention_cycles, groups_of_queries
 from moec.targets.hls.attention.packing import calls_of
 from moec.targets.hls.attention.quantize import shape_of
-from moec.targets.hls.attention.resources import attention_dsps, attention_memories
+from moec.targets.hls.attention.resources import attention_dsps, attention_memories, estimate_attention
 from moec.targets.hls.attention_block import choose_attention
 from moec.targets.hls.design.attention import AttentionDesign, AttentionShape
 from moec.targets.hls.design.channels import PROCESSES
@@ -91,10 +91,15 @@ def test_estimates_of_calls_with_a_cache_agree_with_the_simulation(joint, share,
     assert {process.name for process in simulated.processes} < set(PROCESSES)
 
 
+def steps_of_scores(design, *call, **window):
+    """Steps in which the queries of a head are scored."""
+    return design.chunks * sum(groups_of_queries(design, *call, **window))
+
+
 def test_a_causal_block_scores_half_as_many_keys():
     many = AttentionShape(tokens=2000, width=64, heads=1, head_width=64, norm="rms")
     scores = [
-        scores_of_head(AttentionDesign(dataclasses.replace(many, causal=causal)), 2000) for causal in (True, False)
+        steps_of_scores(AttentionDesign(dataclasses.replace(many, causal=causal)), 2000) for causal in (True, False)
     ]
     assert scores[0] / scores[1] == pytest.approx(0.504, abs=1e-3)
 
@@ -103,9 +108,9 @@ def test_a_window_bounds_what_is_scored():
     """A window of the last 100 of 2000 keys is scored in whole groups of 16: the query's own group, and seven before
     it, since the first of these may hold a single key of the window."""
     design = AttentionDesign(AttentionShape(2000, 64, 1, 64, "rms", causal=True, windowed=True))
-    assert scores_of_head(design, 1, 1999, window=100) == 8 * design.chunks
-    assert scores_of_head(design, 2000, window=100) == scores_of_head(design, 2000, window=113)
-    assert scores_of_head(design, 2000, window=2000) == scores_of_head(design, 2000)
+    assert steps_of_scores(design, 1, 1999, window=100) == 8 * design.chunks
+    assert steps_of_scores(design, 2000, window=100) == steps_of_scores(design, 2000, window=113)
+    assert steps_of_scores(design, 2000, window=2000) == steps_of_scores(design, 2000)
 
 
 def test_slow_memory_and_small_arrays_bind_otherwise():

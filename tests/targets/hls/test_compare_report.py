@@ -16,10 +16,11 @@ from moec.targets.hls import compare_report
 from moec.targets.hls.design.experts import BlockShape, Design
 from moec.targets.hls.hardware.calibration import read_calibrations
 from moec.targets.hls.hardware.parts import find_part
-from moec.targets.hls.moe.estimate import estimate
 from moec.targets.hls.moe.exploration import Constraints, explore
 
-ESTIMATE = estimate(Design(BlockShape(16, 64, 128, 4, 2)), find_part("zcu102"), [8] * 4).as_dict()
+from .layers import estimated as estimate_of
+
+ESTIMATE = estimate_of(Design(BlockShape(16, 64, 128, 4, 2)), find_part("zcu102"), [8] * 4).as_dict()
 MODULE = """<Module><Name>{name}</Name><PerformanceEstimates><SummaryOfLoopLatency><{loop}><Name>{loop}</Name>
     <TripCount>12</TripCount>
     <PipelineII>{interval}</PipelineII><PipelineDepth>{depth}</PipelineDepth></{loop}></SummaryOfLoopLatency></PerformanceEstimates>
@@ -160,10 +161,10 @@ def test_what_is_saved_corrects_estimates(tmp_path):
     part, shape = find_part("zcu102"), BlockShape(16, 64, 128, 4, 2)
     exploration = explore(shape, part, Constraints(calibration=found))
     chosen = exploration.chosen.estimate
-    plain = estimate(chosen.design, part, exploration.loads, 200)
+    plain = estimate_of(chosen.design, part, exploration.loads, 200)
     assert chosen.clock_megahertz == pytest.approx(200)
     assert chosen.resources.lut == round(plain.resources.lut * found.lut)
-    assert chosen.cycles == estimate(chosen.design, part, exploration.loads, 200, calibration=found).cycles
+    assert chosen.cycles == estimate_of(chosen.design, part, exploration.loads, 200, calibration=found).cycles
     assert chosen.cycles.total > plain.cycles.total
     assert Constraints(calibration=found, clock_megahertz=250).clock(part) == 250
 
@@ -178,7 +179,7 @@ def test_what_was_estimated_as_nothing_has_no_factor(tmp_path):
 def test_corrected_estimates_are_not_corrected_twice(tmp_path):
     _, once = save(tmp_path, "once.json")
     found = read_calibrations([once])
-    corrected = estimate(Design(BlockShape(16, 64, 128, 4, 2)), find_part("zcu102"), [8] * 4, calibration=found)
+    corrected = estimate_of(Design(BlockShape(16, 64, 128, 4, 2)), find_part("zcu102"), [8] * 4, calibration=found)
     assert corrected.resources.dsp == 400
     _, twice = save(tmp_path, "twice.json", estimate=corrected.as_dict())
     assert read_calibrations([twice]).dsp == pytest.approx(found.dsp, rel=0.01)

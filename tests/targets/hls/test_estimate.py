@@ -13,12 +13,14 @@ import pytest
 from moec.targets.hls.design.channels import PROCESSES, channels_of
 from moec.targets.hls.design.experts import BlockShape, Design
 from moec.targets.hls.hardware.arithmetic import dsps_of, logic_luts
-from moec.targets.hls.hardware.cycles import Loader, MemoryPace, _run, _TileJob, count_cycles, tokens_in
+from moec.targets.hls.hardware.cycles import Loader, MemoryPace, _run, count_cycles, in_series, tokens_in
 from moec.targets.hls.hardware.logic import multiplier_dsps
 from moec.targets.hls.hardware.memories import block_rams, memories_of, ultra_rams
 from moec.targets.hls.hardware.parts import find_part
-from moec.targets.hls.moe.estimate import estimate, resources_of
+from moec.targets.hls.moe.exploration import resources_of
 from moec.targets.hls.moe.loads import even_loads, starving_loads
+
+from .layers import estimated
 
 LIBRARY = importlib.resources.files("moec.targets.hls") / "library"
 M3VIT = BlockShape(197, 192, 768, 16, 4, normalized=False)
@@ -29,8 +31,6 @@ EDGE_LOADS = [13, 12, 15, 13, 14, 21, 15, 14, 16, 18, 22, 14, 21, 14, 21, 15]
 @pytest.mark.parametrize(
     ("design", "loads", "cycles_per_beat", "simulated"),
     [
-        (Design(BlockShape(16, 64, 128, 4, 2), hidden_tile=32), [0, 5, 10, 11], 1, 1403),
-        (Design(BlockShape(16, 64, 128, 8, 3, normalized=False)), [5, 10, 4, 6, 5, 6, 5, 7], 1, 2497),
         (Design(BlockShape(16, 192, 256, 4, 2, normalized=False), 32, 32), [7, 8, 10, 7], 1, 4959),
         (Design(BlockShape(129, 192, 384, 16, 2, normalized=False)), EDGE_LOADS, 1, 85413),
         (Design(M3VIT), M3VIT_LOADS, 1, 469077),
@@ -48,6 +48,31 @@ def test_cycles_of_timed_simulations(design, loads, cycles_per_beat, simulated):
     simulated -= router - router // design.router_lanes
     cycles = count_cycles(design, loads, MemoryPace(cycles_per_beat))
     assert cycles.total == pytest.approx(simulated, rel=0.003)
+
+
+SMALL = Design(BlockShape(16, 64, 128, 4, 2), hidden_tile=32)
+FEW_TOKENS = BlockShape(4, 96, 128, 8, 2, gated=True, normalized=False)
+NORMED = dataclasses.replace(FEW_TOKENS, norm="layer")
+TWO_EXPERTS = dataclasses.replace(NORMED, experts=2)
+
+
+@pytest.mark.parametrize(
+    ("design", "loads", "pace", "stages", "simulated"),
+    [
+        (SMALL, [7, 6, 10, 9], MemoryPace(1, 0), 0, 1470),
+        (Design(FEW_TOKENS, hidden_tile=32), [1, 1], MemoryPace(1, 0), 20, 1696),
+        (Design(FEW_TOKENS, hidden_tile=32), [1, 1], MemoryPace(1, 0), 60, 2856),
+        (Design(FEW_TOKENS, hidden_tile=32), [1, 1], MemoryPace(4, 64), 20, 4668),
+        (Design(NORMED, hidden_tile=16, router_lanes=2), [1, 1], MemoryPace(1, 0), 60, 4082),
+        (Design(NORMED, hidden_tile=16, router_lanes=2), [1, 1], MemoryPace(1, 64), 20, 3030),
+        (Design(TWO_EXPERTS, hidden_tile=32, router_lanes=8), [1, 1], MemoryPace(1, 64), 20, 2099),
+        (Design(TWO_EXPERTS, hidden_tile=32, router_lanes=8), [1, 1], MemoryPace(2, 64), 60, 3896),
+    ],
+)
+def test_cycles_of_small_designs(design, loads, pace, stages, simulated):
+    """Recorded timed simulations. Pipelines run empty after each tile, so a few tokens take mostly stages."""
+    loads = [*loads, *[0] * (design.shape.experts - len(loads))]
+    assert count_cycles(design, loads, pace, stages).total == pytest.approx(simulated, rel=0.015)
 
 
 def test_phases_add_up_and_name_the_bottleneck():
@@ -81,25 +106,35 @@ def test_a_job_that_fits_into_the_channel_waits_for_nobody():
 @pytest.mark.parametrize(
     ("jobs", "start", "end"),
     [
-        ([_TileJob(2, 20, 5, 1)], 11, 45),  # the second product waits for an item of the first: 11 + 11, and 20 + 3
-        ([_TileJob(2, 20, 5, 30)], 11, 59),  # it waits for its own weights: 33 + 3, and 20 + 3
-        ([_TileJob(2, 20, 5, 30), _TileJob(2, 20, 4, 4)], 11, 82),  # the next job starts after the first, at 59
-        (
-            [_TileJob(2, 20, 5, 30), _TileJob(2, 20, 4, 60)],
-            11,
-            122,
-        ),  # it waits for its weights: 33 + 3 + 60 + 3
+        ([(2, 1)], 11, 45),  # the second product waits for an item of the first: 11 + 11, and 20 + 3
+        ([(2, 30)], 11, 59),  # it waits for its own weights: 33 + 3, and 20 + 3
+        ([(2, 30), (2, 4)], 11, 82),  # the next job starts after the first, at 59
+        # 40 of its beats do not come during the steps before, which end at 56 + 3: 59 + 40 + 3
+        ([(2, 30), (2, 60)], 11, 125),
     ],
 )
 def test_jobs_take_the_cycles_that_are_counted_by_hand(jobs, start, end):
-    """Pipelines have three stages, and channels hold all weights; the first job's five beats arrive by cycle 8."""
+    """Jobs are tokens and beats of the second matrix. A token takes 10 steps. Pipelines have three stages, and channels
+    hold all weights; the five beats of the first matrix arrive by cycle 8."""
     fifos = SimpleNamespace(weights=100, items=1)
-    design = SimpleNamespace(hidden_in_chunks=2, hidden_depth=6, hidden_out_chunks=3, fifos=fifos)
+    sizes = {"hidden_in_chunks": 2, "hidden_depth": 6, "hidden_out_chunks": 3, "item_cycles": 10, "job_beats_up": 5}
+    design = SimpleNamespace(**sizes, fifos=fifos)
     assert _run(design, jobs, MemoryPace(1, 0), stages=3) == (start, end)
 
 
+def test_pipelines_are_counted_on_the_longest_way_through_the_channels():
+    channels = channels_of(Design(M3VIT))
+    assert in_series(channels, "read_router", "router") == 2
+    assert in_series(channels, "read_tokens", "product_down") == 10  # by the router; dispatching has three pipelines
+    by_hand = [channel for channel in channels if channel.consumer != "router"]
+    assert in_series(by_hand, "read_tokens", "product_down") == 4
+    with_norm = channels_of(Design(dataclasses.replace(M3VIT, norm="layer")))
+    assert in_series(with_norm, "read_inputs", "router") == 5
+    assert [in_series(each, "combine", "write_tokens") for each in (channels, with_norm)] == [4, 5]
+
+
 def test_a_call_without_tokens_reads_the_router():
-    assert count_cycles(Design(M3VIT), [0] * 16).total == 16 * 192 // 4 + 16
+    assert count_cycles(Design(M3VIT), [0] * 16).total == 16 * 192 // 4 + 16 + 2  # a cycle for each of two processes
 
 
 @pytest.mark.parametrize("changes", [{"gated": True}, {"weight_bits": 4}])
@@ -256,7 +291,7 @@ def test_channels_are_as_wide_as_the_words_of_the_library(struct, words):
 
 
 def test_an_estimate_is_plain_data():
-    found = estimate(Design(M3VIT), find_part("zcu102"), M3VIT_LOADS, clock_megahertz=200)
+    found = estimated(Design(M3VIT), find_part("zcu102"), M3VIT_LOADS, clock_megahertz=200)
     data = json.loads(json.dumps(found.as_dict()))
     assert data["milliseconds"] == pytest.approx(data["cycles"]["total"] / 200e3)
     assert data["gigabytes_per_second"] == pytest.approx(found.cycles.beats * 64 / found.milliseconds / 1e6)

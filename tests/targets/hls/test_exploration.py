@@ -12,9 +12,10 @@ from moec.common.errors import UnsupportedError
 from moec.targets.hls.design.experts import BlockShape, Design
 from moec.targets.hls.hardware.costs import RESOURCE_NAMES
 from moec.targets.hls.hardware.parts import find_part
-from moec.targets.hls.moe.estimate import estimate, resources_of
-from moec.targets.hls.moe.exploration import Constraints, designs_of, explore
+from moec.targets.hls.moe.exploration import Constraints, designs_of, explore, resources_of
 from moec.targets.hls.moe.loads import even_loads, starving_loads
+
+from .layers import estimated
 
 M3VIT = BlockShape(197, 192, 768, 16, 4, normalized=False)
 SMALL = BlockShape(16, 64, 128, 4, 2)
@@ -60,9 +61,9 @@ def test_the_front_reaches_to_the_cheapest(m3vit, resource):
 
 def test_figures_are_those_of_the_estimate(m3vit):
     for one in (m3vit.chosen, m3vit.front[-1]):
-        alone = estimate(one.estimate.design, ZCU102, even_loads(M3VIT))
+        alone = estimated(one.estimate.design, ZCU102, even_loads(M3VIT))
         assert alone == one.estimate
-        assert estimate(one.estimate.design, ZCU102, starving_loads(M3VIT)).cycles == one.starved
+        assert estimated(one.estimate.design, ZCU102, starving_loads(M3VIT)).cycles == one.starved
 
 
 def test_the_same_ask_gets_the_same_answer(m3vit):

@@ -14,7 +14,7 @@ from moec.targets.hls.design.experts import Design
 from moec.targets.hls.design.numbers import USUAL_STAGES
 from moec.targets.hls.hardware.cycles import MemoryPace, count_cycles
 from moec.targets.hls.moe import quality, reference
-from moec.targets.hls.moe.estimate import resources_of
+from moec.targets.hls.moe.exploration import resources_of
 
 from ...products import thinned
 from .layers import float_block, in_groups, project, quantized, tokens_for

@@ -18,7 +18,7 @@ from moec.simulators.hls.simulator import simulate_timed
 from moec.targets.hls.attention import reference
 from moec.targets.hls.attention.agreement import attention_agreement
 from moec.targets.hls.attention.channels import attention_channels
-from moec.targets.hls.attention.estimate import attention_cycles
+from moec.targets.hls.attention.cycles import attention_cycles
 from moec.targets.hls.attention.latents import FloatLatents, Latent
 from moec.targets.hls.attention.packing import calls_of
 from moec.targets.hls.attention.quantize import quantize_attention

@@ -180,21 +180,31 @@ def _with_constants(function: tirx.PrimFunc, of: Callable[[Constant], tirx.Expr]
     def integer(literal: tirx.IntImm, _mutator: Any) -> tirx.Expr:
         return of(literal) if str(literal.ty) == "int64" else literal
 
+    arguments = _arguments_of_functions(function)
+
     def number(literal: tirx.FloatImm, _mutator: Any) -> tirx.Expr:
-        stays = abs(literal.value) in _SIMPLIFIED or not math.isfinite(literal.value)
-        return literal if stays or str(literal.ty) not in _FLOATS else of(literal)
+        if abs(literal.value) in _SIMPLIFIED or not math.isfinite(literal.value):
+            return literal
+        return literal if literal.__chandle__() in arguments or str(literal.ty) not in _FLOATS else of(literal)
 
     def division(quotient: Any, mutator: Any) -> tirx.Expr:
         divisor = quotient.b if _is_quicker_divisor(quotient.b) else mutator.mutate(quotient.b)
         return type(quotient)(mutator.mutate(quotient.a), divisor)
 
-    def call(called: tvm.ir.Call, mutator: Any) -> tirx.Expr:
-        stays = () if getattr(called.op, "name", None) == _IF else tirx.FloatImm
-        arguments = [argument if isinstance(argument, stays) else mutator.mutate(argument) for argument in called.args]
-        return tvm.ir.Call(called.op, arguments, called.attrs, called.ty_args, called.span, called.ty)
-
-    rules = [(tirx.IntImm, integer), (tirx.FloatImm, number), (_DIVISIONS, division), (tvm.ir.Call, call)]
+    rules = [(tirx.IntImm, integer), (tirx.FloatImm, number), (_DIVISIONS, division)]
     return tvm_ffi.structural_mutate(function, rules)
+
+
+def _arguments_of_functions(function: tirx.PrimFunc) -> set[int]:
+    """The addresses of floating-point constants that are arguments of functions such as ``pow``."""
+    found: set[int] = set()
+
+    def note(called: tvm.ir.Call) -> None:
+        if getattr(called.op, "name", None) != _IF:
+            found.update(one.__chandle__() for one in called.args if isinstance(one, tirx.FloatImm))
+
+    tvm_ffi.structural_walk(function.body, [(tvm.ir.Call, note)])
+    return found
 
 
 def _is_quicker_divisor(divisor: tirx.Expr) -> bool:

@@ -19,6 +19,7 @@ from moec.ir.weights.stacks import ExpertStack
 from moec.ir.weights.stored import WeightRun, weight_runs
 from moec.ir.widened import WidenedConstants
 from moec.passes.graph.edits import is_op
+from moec.passes.raising.dominators import Dominators
 
 Array = np.ndarray[Any, Any]
 
@@ -36,6 +37,7 @@ class DataFlow:
         self._stored: dict[ir.Value, WeightRun | None] = {}
         self._constant = set(filter(_is_initial, graph.initializers.values()))
         self._from_shapes: set[ir.Value] = set()
+        self._dominators = Dominators(lambda value: not self._is_free_of_data(value))
         self._learn({node: position for position, node in enumerate(graph)})
 
     def extend(self, nodes: Sequence[ir.Node], before: ir.Node) -> None:
@@ -45,6 +47,7 @@ class DataFlow:
         """
         self._constant.update(value for node in nodes for value in node.inputs if value and _is_initial(value))
         end, room = self.order[before], self._room.get(before, 1.0)
+        self._dominators.forget(lambda node: self.order[node] >= end)
         step = room / (len(nodes) + 1)
         self._room.update(dict.fromkeys((*nodes, before), step))
         self._learn({node: end - room + step * place for place, node in enumerate(nodes, 1)})
@@ -242,6 +245,9 @@ class DataFlow:
     def dominators(self, value: ir.Value, sources: frozenset[ir.Value] = frozenset()) -> Iterator[ir.Value]:
         """The dominators of ``value``: the values that all its data comes through, nearest first. ``sources`` counts as
         constant."""
+        if not sources:
+            yield from self._dominators.of(value)
+            return
         pending = {value}
         while pending:
             if len(pending) == 1:

@@ -125,6 +125,18 @@ def test_kernels_that_are_merged(element, count, scheduled, left):
     relax.analysis.well_formed(relax.transform.Normalize()(merged.module))  # raises where it is not
 
 
+def test_selections_that_are_nested_deeper_than_python_recurses():
+    """As those of a Concat of a thousand results are."""
+
+    def element(source, i, n):
+        chosen = source[i + n + 1]
+        for place in range(350):
+            chosen = tirx.if_then_else(i < place, tirx.const(place + 2.5, "float32"), chosen)
+        return chosen
+
+    assert not merge_alike(calling(element, 1)).instead
+
+
 def test_kernels_that_differ_in_nothing_need_no_arguments():
     """A builder makes one of equal kernels, but a pass may leave several."""
     module = calling(lambda x, i, n: x[i + n + 1], FEWEST)

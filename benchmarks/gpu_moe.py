@@ -26,9 +26,9 @@ from rich.table import Table
 
 from moec.common.errors import MoecError
 from moec.common.roofline import Roofline
-from moec.targets.cuda.architectures import LIMITS
 from moec.targets.cuda.device.driver import open_driver
 from moec.targets.cuda.device.gpu import best_binary
+from moec.targets.cuda.hardware.architectures import LIMITS
 from moec.targets.cuda.roofline import measure_roofline
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from moec.common.version import VERSION
 
 if TYPE_CHECKING:
     from moec import torch as torch
+    from moec.artifacts.loading import load
     from moec.common.errors import (
         ArtifactError,
         DefectError,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     )
     from moec.compiling.compiler import compile, import_model
     from moec.runtime.generation import Generation, generate
-    from moec.runtime.loading import load
     from moec.runtime.model import CompiledModel
     from moec.runtime.projects import CompiledProjects
     from moec.runtime.session import Session
@@ -74,7 +74,7 @@ _HOMES = {
     **dict.fromkeys(["compile", "import_model"], "moec.compiling.compiler"),
     "CompiledModel": "moec.runtime.model",
     "CompiledProjects": "moec.runtime.projects",
-    "load": "moec.runtime.loading",
+    "load": "moec.artifacts.loading",
     **dict.fromkeys(["Generation", "generate"], "moec.runtime.generation"),
     "Session": "moec.runtime.session",
     "bench": "moec.tools.bench",

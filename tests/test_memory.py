@@ -12,10 +12,10 @@ import onnx.parser
 import pytest
 
 from moec import targets
+from moec.artifacts.writer import Context, write_artifact
 from moec.compiling import compiler
 from moec.ir.text import print_model
 from moec.passes import pipeline
-from moec.runtime.writer import Context, write_artifact
 
 from .products import thinned
 

@@ -214,9 +214,9 @@ def make_layer(name: str, work: pathlib.Path) -> pathlib.Path:
 def architecture() -> str:
     """Select the architecture to compile for, by the GPU at hand. Raises MoecError where there is none."""
     from moec.common.errors import MoecError
-    from moec.targets.cuda.architectures import LIMITS
     from moec.targets.cuda.device.driver import open_driver
     from moec.targets.cuda.device.gpu import best_binary
+    from moec.targets.cuda.hardware.architectures import LIMITS
 
     gpus = open_driver().gpus()
     if not gpus:

@@ -193,8 +193,8 @@ def run(
 ) -> None:
     """Run an artifact on the inputs in a file. An artifact holds machine code, which nothing confines: run those of
     people whose programs you would run."""
+    from moec.artifacts.loading import load
     from moec.common import array_files
-    from moec.runtime.loading import load
 
     array_files.check_arrays_destination(outputs)
     compiled = load(
@@ -321,8 +321,8 @@ def _compiled(
     model: Path, artifact: Path | None, emulate: bool, architecture: str | None, progress: Callable[[str], None]
 ) -> CompiledModel:
     """Load the artifact, or compile the model."""
+    from moec.artifacts.loading import load
     from moec.compiling.compiler import compile
-    from moec.runtime.loading import load
 
     if artifact is not None:
         return load(artifact, emulate=emulate, architecture=architecture)

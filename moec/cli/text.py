@@ -65,8 +65,8 @@ def generate(
 ) -> None:
     """Go on writing from prompts. Text goes to standard output as it comes; on a terminal, tokens per second to
     stderr."""
+    from moec.artifacts.loading import load
     from moec.runtime.generation import generate as generated
-    from moec.runtime.loading import load
 
     prompts = _prompts(prompt or [], prompt_file or [])
     model = load(

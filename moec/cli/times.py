@@ -30,10 +30,10 @@ def bench(
 ) -> None:
     """Time an artifact, interleaved with onnxruntime where asked, and each of its kernels; or sessions of a language
     model, in tokens per second."""
+    from moec.artifacts.loading import load
     from moec.common import array_files
     from moec.common.arguments import token_counts
     from moec.inspect import tables
-    from moec.runtime.loading import load
     from moec.tools.bench import bench as bench_model
     from moec.tools.bench_session import DECODE, PREFILL, bench_session
 
@@ -68,8 +68,8 @@ def tune(
     artifact: Artifact, threads: Threads = None, pages: PagesOption = PageKind.AUTO, as_json: Json = False
 ) -> None:
     """Measure from how many rows on this machine's kernels should take their second way; every load uses the result."""
+    from moec.artifacts.loading import load
     from moec.inspect import tables
-    from moec.runtime.loading import load
     from moec.tools.tune import measure
 
     with shown_progress() as progress:

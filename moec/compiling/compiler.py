@@ -27,11 +27,11 @@ from moec.targets.kind import Options, ProgramKind
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from moec.artifacts.writer import Context
     from moec.passes.framework.base import Remark, Report, Unraised
     from moec.runtime.artifact import Artifact
     from moec.runtime.model import CompiledModel
     from moec.runtime.projects import CompiledProjects
-    from moec.runtime.writer import Context
     from moec.targets.base import Made, Target
 
 
@@ -133,8 +133,8 @@ def compile_with(
     model: Any, options: CompileOptions, output: str | os.PathLike[str] | None = None, *, emulate: bool = False
 ) -> CompiledModel | CompiledProjects:
     """Do the work of :func:`compile`."""
+    from moec.artifacts.loading import ready
     from moec.runtime.load_options import LoadOptions
-    from moec.runtime.loading import ready
     from moec.runtime.projects import CompiledProjects
 
     is_program = isinstance(targets.kind_of(options.target), ProgramKind)
@@ -167,8 +167,8 @@ def _written(model: Any, options: CompileOptions, output: str | os.PathLike[str]
 def write(model: Any, path: str | os.PathLike[str], options: CompileOptions = DEFAULTS) -> None:
     """Compile a model and write the artifact, without loading it: it may be for another machine. Raises what
     :func:`compile` does."""
+    from moec.artifacts.writer import WRITING, check_destination, check_resident, write_artifact
     from moec.frontend import sources
-    from moec.runtime.writer import WRITING, check_destination, check_resident, write_artifact
 
     sources.check(model)  # before anything heavy is imported, so that a mistyped name is answered at once
     check_path("path", path)
@@ -231,8 +231,8 @@ def _step(name: str, source: Any, report: Report) -> Iterator[None]:
 def _context(graph: ir.Model, inputs: ModelInputs, program: Made, report: Report, **others: Any) -> Context:
     """Collect the facts of a compilation that its artifact keeps. ``others``: fields that do not follow from the
     arguments."""
+    from moec.artifacts.writer import Context
     from moec.ir.states import states_of
-    from moec.runtime.writer import Context
 
     return Context(
         moec_version=VERSION,

@@ -12,9 +12,9 @@ from moec.common.errors import MoecError, reporting
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from moec.artifacts.writer import Stage
     from moec.passes.framework.base import Pass, Report
     from moec.passes.pipeline import AfterPass
-    from moec.runtime.writer import Stage
 
 
 def run_passes(
@@ -48,10 +48,10 @@ def pass_check(model: ir.Model, source: Any, report: Report) -> AfterPass:
 def _stages(
     model: ir.Model, source: Any, passes: Sequence[Pass], report: Report, check: AfterPass | None
 ) -> Iterator[Stage]:
+    from moec.artifacts.writer import Stage
     from moec.ir.text import print_model
     from moec.ir.weight_hashes import hash_weights
     from moec.passes import pipeline
-    from moec.runtime.writer import Stage
 
     yield Stage("import", print_model(model))
     for step in passes:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from moec import targets
+from moec.artifacts.loading import ready
 from moec.common.errors import MoecError, reporting
 from moec.common.progress import Progress, silent
 from moec.common.specs import TensorSpec
@@ -19,7 +20,6 @@ from moec.compiling import compiler
 from moec.ir.blocks import expert_bits
 from moec.runtime.artifact import open_artifact
 from moec.runtime.load_options import LoadOptions
-from moec.runtime.loading import ready
 from moec.runtime.model import CompiledModel
 from moec.targets.kind import ProgramKind
 from moec.tools import paired

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from moec.artifacts.loading import ready
 from moec.checking.sampling import random_inputs, size_cases
 from moec.common.errors import MoecError
 from moec.common.work import Argument
 from moec.runtime.artifact import Artifact
 from moec.runtime.load_options import LoadOptions
-from moec.runtime.loading import ready
 from moec.runtime.model import CompiledModel
 from moec.targets.kind import CaughtTensor
 

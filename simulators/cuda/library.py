@@ -24,7 +24,7 @@ from moec.simulators.cuda.kernels import find_kernels, place_shared_memory
 from moec.simulators.cuda.launch import EmulatedLaunch
 from moec.simulators.cuda.translate import translate_assembly
 from moec.targets.build_cache import cached
-from moec.targets.cuda.architectures import LIMITS
+from moec.targets.cuda.hardware.architectures import LIMITS
 
 ROOMIEST = max(LIMITS, key=lambda name: LIMITS[name].shared_bytes)
 """The architecture whose blocks may have the most shared memory, so that every kernel fits; of several, the oldest."""

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from moec.common.errors import MoecError
 from moec.common.tables import table
-from moec.targets.cuda.architectures import LIMITS, newest_that_runs
 from moec.targets.cuda.device.driver import open_driver
+from moec.targets.cuda.hardware.architectures import LIMITS, newest_that_runs
 
 
 def examine_gpus() -> dict[str, Any]:

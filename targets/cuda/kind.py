@@ -31,7 +31,7 @@ class CudaKind(ProgramKind):
     tools = ("nvcc", "cuobjdump", "nvdisasm")
 
     def oldest_first(self, variants: Sequence[str]) -> Sequence[str]:
-        from moec.targets.cuda.architectures import LIMITS
+        from moec.targets.cuda.hardware.architectures import LIMITS
 
         order = list(LIMITS)
         return sorted(variants, key=lambda variant: order.index(variant) if variant in LIMITS else len(order))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from moec.common.errors import DefectError, MoecError
 from moec.common.scratch import ScratchFolder
-from moec.targets.cuda.architectures import is_for_newer_ones
+from moec.targets.cuda.hardware.architectures import is_for_newer_ones
 from moec.targets.cuda.nvcc_report import EXPECTED, read_report
 from moec.targets.kernel_cache import Files, through_cache
 

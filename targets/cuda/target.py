@@ -10,7 +10,7 @@ import onnx_ir as ir
 from moec.common.errors import UnsupportedError
 from moec.common.work import SizedWork
 from moec.targets.base import Program
-from moec.targets.cuda.architectures import LIMITS
+from moec.targets.cuda.hardware.architectures import LIMITS
 from moec.targets.tvm.heavy import HeavyConverter
 
 _HOST = {"kind": "llvm", "mcpu": "x86-64"}

@@ -12,10 +12,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from moec.artifacts import loading
 from moec.common.cores import available_cores
 from moec.common.errors import DefectError, MoecError
 from moec.ir.text import parse_model
-from moec.runtime import loading
 
 from ..command import START, moec
 

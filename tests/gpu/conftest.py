@@ -15,9 +15,9 @@ import onnx.parser
 import pytest
 
 from moec.common.errors import MoecError
-from moec.targets.cuda.architectures import LIMITS
 from moec.targets.cuda.device.driver import open_driver
 from moec.targets.cuda.device.gpu import best_binary
+from moec.targets.cuda.hardware.architectures import LIMITS
 
 EXPERTS, WIDTH, HIDDEN = 8, 256, 128
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}

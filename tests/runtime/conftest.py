@@ -12,8 +12,8 @@ import shutil
 import numpy as np
 import pytest
 
+from moec.artifacts.writer import Context, Stage, write_artifact
 from moec.common.specs import TensorSpec
-from moec.runtime.writer import Context, Stage, write_artifact
 from moec.targets.base import Candidate, KernelRecord, Program, Weight
 
 WEIGHT = np.arange(4, dtype=np.float32)

@@ -13,16 +13,16 @@ import zipfile
 import numpy as np
 import pytest
 
+from moec.artifacts.loading import load
+from moec.artifacts.writer import write_artifact
 from moec.common.errors import ArtifactError, InputError, MoecError
 from moec.common.specs import State
 from moec.runtime import artifact as artifacts
 from moec.runtime import machine
 from moec.runtime.artifact import open_artifact
-from moec.runtime.loading import load
 from moec.runtime.manifest import MANIFEST, WEIGHTS, TextEntry, print_manifest
 from moec.runtime.matrix_tiles import refusal_of_matrix_tiles
 from moec.runtime.read_manifest import is_inside_name, parse_manifest
-from moec.runtime.writer import write_artifact
 from moec.targets.base import Program, Weight
 
 from .forged_manifests import manifest_of, rewrite_manifest, rewrite_program, signed

@@ -7,8 +7,8 @@ import ctypes
 import pytest
 
 import moec
+from moec.artifacts import loading
 from moec.common.errors import ArtifactError, DefectError, MoecError
-from moec.runtime import devices
 from moec.runtime.artifact import open_artifact
 from moec.runtime.library import load_ffi
 from moec.targets.cuda.device import gpu
@@ -82,7 +82,7 @@ def test_without_a_driver_the_way_out_is_named(for_gpu, monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", no_library)
     monkeypatch.setattr(gpu, "open_driver", open_driver.__wrapped__)
     with pytest.raises(MoecError, match=r"needs a GPU, but NVIDIA's driver is not installed .*moec run --emulate"):
-        devices.device_of(for_gpu)
+        loading.device_of(for_gpu)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_what_is_missing_is_named(for_gpu, driver, message, monkeypatch):
     monkeypatch.setattr(gpu, "open_driver", lambda: driver)
     monkeypatch.setattr(ctypes, "CDLL", no_library)
     with pytest.raises(MoecError, match=message):
-        devices.device_of(for_gpu)
+        loading.device_of(for_gpu)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from moec.artifacts.loading import load
 from moec.common.errors import InputError, MoecError
-from moec.runtime.loading import load
 from moec.runtime.tensors import ALIGNMENT, from_runtime, to_runtime
 
 WEIGHT = np.arange(4, dtype=np.float32)

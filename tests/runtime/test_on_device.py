@@ -11,13 +11,13 @@ import onnx.parser
 import pytest
 
 import moec
+from moec.artifacts.loading import device_of
 from moec.common.errors import DefectError, InputError, UnsupportedError
 from moec.runtime.artifact import open_artifact
 from moec.runtime.executor import Executor
 from moec.runtime.interface import Interface
 from moec.runtime.library import load_ffi
 from moec.runtime.load_options import LoadOptions
-from moec.runtime.loading import device_of
 from moec.runtime.model import CompiledModel
 from moec.runtime.streams import DEFAULT
 from moec.runtime.tensors import new_tensor

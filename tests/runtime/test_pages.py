@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import moec
+from moec.artifacts.loading import load
 from moec.common.errors import ArtifactError, MoecError
 from moec.runtime import pages
-from moec.runtime.loading import load
 from moec.runtime.pages import HUGE_PAGE, bytes_in_huge_pages, new_memory, place_file
 
 SIZE = 5 * HUGE_PAGE + 4097

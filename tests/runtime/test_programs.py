@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from moec.artifacts.writer import write_artifact
 from moec.common.errors import MoecError
 from moec.runtime.artifact import open_artifact
 from moec.runtime.description import describe
-from moec.runtime.writer import write_artifact
 from moec.targets.base import Candidate, KernelRecord, Program, Weight
 
 

@@ -11,11 +11,11 @@ import time
 import numpy as np
 import pytest
 
+from moec.artifacts.loading import load
 from moec.common.cores import available_cores
 from moec.common.errors import MoecError
 from moec.runtime import workers
 from moec.runtime.library import load_ffi
-from moec.runtime.loading import load
 from moec.runtime.workers import FairLock, Ways, run_with
 
 several_cores = pytest.mark.skipif(len(available_cores()) < 2, reason="one core: no pool")

@@ -12,11 +12,11 @@ import zipfile
 import numpy as np
 import pytest
 
+from moec.artifacts.loading import load
+from moec.artifacts.writer import write_artifact
 from moec.common.errors import ArtifactError
 from moec.runtime.artifact import open_artifact
-from moec.runtime.loading import load
 from moec.runtime.manifest import MANIFEST, WEIGHTS
-from moec.runtime.writer import write_artifact
 from moec.targets.base import Program, Weight
 
 from .forged_manifests import signed

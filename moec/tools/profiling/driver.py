@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.artifacts.loading import load
 from moec.common.errors import MoecError, reporting
 from moec.common.mapped_files import release_pages
 from moec.common.names import node_name
@@ -32,7 +33,6 @@ from moec.passes.framework.shorthand import parse_format
 from moec.passes.weights.linears import MINIMUM, NONE_FOUND, make_linears
 from moec.profiles.file import Profile, check_mergeable, held_arrays, merge, write_new
 from moec.profiles.head import DataPiece, Head, LayerEntry
-from moec.runtime.loading import load
 from moec.runtime.machine import check_threads
 from moec.runtime.model import CompiledModel
 from moec.tools.data import Data, TextOptions, check_limits, token_input, with_tokenizer_of

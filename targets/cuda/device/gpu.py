@@ -16,10 +16,10 @@ from moec.runtime.gpu import GpuDevice, ModuleLoader
 from moec.runtime.library import load_ffi
 from moec.runtime.program import LoadedProgram
 from moec.runtime.streams import Streams
-from moec.targets.cuda.architectures import LIMITS, newest_that_runs
 from moec.targets.cuda.device.captured_runs import CapturedGraphs
 from moec.targets.cuda.device.driver import CUDA, Driver, open_driver
 from moec.targets.cuda.device.errors import explain_gpu_error
+from moec.targets.cuda.hardware.architectures import LIMITS, newest_that_runs
 
 CUDA_MAJOR = 13
 """The version of CUDA that TVM's library for GPUs is linked with. A driver supports its own version and older ones."""

@@ -17,10 +17,10 @@ from moec.common.roofline import Roofline
 from moec.common.work import SizedWork, Work
 from moec.runtime.artifact import Artifact
 from moec.runtime.manifest import ProgramEntry
-from moec.targets.cuda.architectures import newest_that_runs
 from moec.targets.cuda.device.gpu import best_binary
 from moec.targets.cuda.estimates.gpus import GPU_OF, GPUS, Gpu, Occupancy, gpu_called
 from moec.targets.cuda.estimates.sizes import ROWS, TOKENS, ModelSizes, evaluate, kernel_sizes, tensor_bytes
+from moec.targets.cuda.hardware.architectures import newest_that_runs
 
 MEMORY, ARITHMETIC = "memory", "arithmetic"
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from tvm.script import tirx as T
 
-from moec.targets.cuda.architectures import multiplies_fp8
+from moec.targets.cuda.hardware.architectures import multiplies_fp8
 from moec.targets.cuda.kernels.mma_tile import MMA_COLUMNS, Tile
 from moec.targets.gpu.kernels.fp8_rows import GROUP, place_of_scale, why_not_packed, words_of
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem

@@ -17,7 +17,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from moec.targets.cuda.architectures import LIMITS
+from moec.targets.cuda.hardware.architectures import LIMITS
 from moec.targets.cuda.kernels.mma_tile import SWIZZLE_BYTES, TileShape
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
 from moec.targets.gpu.kernels.launch import WARP

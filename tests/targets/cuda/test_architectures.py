@@ -19,8 +19,8 @@ from moec.ir.dialect import LinearSpec
 from moec.runtime.artifact import open_artifact
 from moec.runtime.description import find_kernel
 from moec.targets.cuda import doctor, nvcc
-from moec.targets.cuda.architectures import LIMITS
 from moec.targets.cuda.device.driver import GpuFacts
+from moec.targets.cuda.hardware.architectures import LIMITS
 from moec.targets.cuda.kernels.mma_tile import SHAPES, tile_shape
 from moec.targets.cuda.standalone import program_text
 from moec.targets.gpu.kernels.fp8_rows import FP8

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import moec
+from moec.artifacts.loading import device_of
 from moec.common.errors import MoecError, UnsupportedError
 from moec.common.specs import TensorSpec
 from moec.ir.dialect import ExpertsSpec, RouteSpec
@@ -17,7 +18,6 @@ from moec.runtime import tuning
 from moec.runtime.artifact import open_artifact
 from moec.runtime.interface import Interface
 from moec.runtime.load_options import LoadOptions
-from moec.runtime.loading import device_of
 from moec.runtime.model import CompiledModel
 from moec.runtime.tuning import ALWAYS, NEVER, read_tuned, store_tuned
 from moec.targets.cuda import nvcc

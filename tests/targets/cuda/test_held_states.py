@@ -132,9 +132,9 @@ def test_more_tokens_than_a_gpu_has_memory_for(on_cuda):
 def test_captured_runs_are_those_that_take_and_give_states(artifact, on_cuda):
     """Runs that take and return states are captured. Runs in place are not, since no two are alike: pages grow, and
     each session has its own memory."""
+    from moec.artifacts.loading import device_of
     from moec.runtime.artifact import open_artifact
     from moec.runtime.load_options import LoadOptions
-    from moec.runtime.loading import device_of
 
     opened = open_artifact(artifact)
     device, driver = device_of(opened, LoadOptions(emulate=True)), EmulatedDriver()

@@ -23,7 +23,7 @@ from moec import targets
 from moec.compiling import compiler
 from moec.passes import pipeline as passes
 from moec.targets.cuda import pipeline
-from moec.targets.cuda.architectures import LIMITS
+from moec.targets.cuda.hardware.architectures import LIMITS
 from moec.targets.cuda.nvcc import compile_source, find_tool
 
 pytestmark = pytest.mark.nightly

@@ -1,0 +1,1 @@
+"""Artifacts: compiled programs and projects written to folders, and folders loaded as models."""

@@ -1,0 +1,1 @@
+"""GPUs that kernels are made for."""

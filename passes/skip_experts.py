@@ -17,7 +17,7 @@ from moec.ir.dialect import has_experts, is_moec
 from moec.passes.framework.base import Exactness, Report
 from moec.passes.weights.allocation import allocate
 from moec.passes.weights.expert_set import ExpertSet
-from moec.passes.weights.skipping import Method, Sample, SkipRule, check_measured, ways_of, why_not
+from moec.passes.weights.skipping import Method, Sample, SkipRule, check_measured, skip_rules_of, why_not
 from moec.profiles import Profile
 
 Array = np.ndarray[Any, Any]
@@ -104,7 +104,7 @@ class SkipExperts:
             return _SkippingLayer(experts, sample, [SkipRule(experts.routing.k, 0.0, sample.calls, 0.0)])
         check_measured(experts, measures, where)
         method = "ratio" if experts.correction_bias is not None else self.method
-        return _SkippingLayer(experts, sample, ways_of(experts.routing, sample, method, self.lowest))
+        return _SkippingLayer(experts, sample, skip_rules_of(experts.routing, sample, method, self.lowest))
 
     def _choices(self, layers: Sequence[_SkippingLayer]) -> Array:
         """Number of the selected way of each layer."""

@@ -107,7 +107,7 @@ def get_all(name: str, options: Options | None = None) -> list[Target]:
         )
     if "" in listed:
         raise UnsupportedError(
-            f"target '{name}': an architecture is missing beside '+'; expected e.g. {kind.examples[-1]}"
+            f"target '{name}': an architecture is missing next to '+'; expected e.g. {kind.examples[-1]}"
         )
     listed_targets = [get(f"{kind.name}:{variant}", options) for variant in kind.oldest_first(listed)]
     twice = next((variant for variant in listed if listed.count(variant) > 1), None)

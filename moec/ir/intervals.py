@@ -77,7 +77,7 @@ def intervals(
         inputs = [of(value) for value in node.inputs]
         results = _RULES.get(node.op_type, _unknown)(node, inputs)
         for value, result in zip(node.outputs, results, strict=False):
-            interval_of[value] = _held(node, value, Interval(*with_sizes(node.op_type, inputs, result, most)))
+            interval_of[value] = _limited(node, value, Interval(*with_sizes(node.op_type, inputs, result, most)))
     return interval_of
 
 
@@ -98,7 +98,7 @@ def _float_limits(dtype: np.dtype[Any]) -> tuple[float, float]:
     return float(limits.min), float(limits.max)
 
 
-def _held(node: ir.Node, value: ir.Value, result: Interval) -> Interval:
+def _limited(node: ir.Node, value: ir.Value, result: Interval) -> Interval:
     """Limit a result to its type; integers of few bits and products of integers that may wrap around have all of it."""
     limits = type_limits(value)
     if value.dtype is not None and value.dtype.is_integer() and (value.dtype.itemsize < 4 or node.op_type == "Mul"):
@@ -236,8 +236,8 @@ def _negated(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
     return [Interval(-high, -low)]
 
 
-def _places(node: ir.Node, inputs: Sequence[Interval]) -> Interval:
-    """Places along the axis that a selection looks through."""
+def _positions(node: ir.Node, inputs: Sequence[Interval]) -> Interval:
+    """Positions along the axis that a selection looks through."""
     shape = node.inputs[0].shape if node.inputs and node.inputs[0] is not None else None
     axis = node.attributes.get_int("axis", -1 if node.op_type == "TopK" else 0)
     size = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
@@ -245,7 +245,7 @@ def _places(node: ir.Node, inputs: Sequence[Interval]) -> Interval:
 
 
 def _selected(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
-    return [inputs[0].whole, _places(node, inputs)]
+    return [inputs[0].whole, _positions(node, inputs)]
 
 
 def _sizes(node: ir.Node, inputs: Sequence[Interval]) -> list[Interval]:
@@ -357,8 +357,8 @@ _RULES: dict[str, Callable[[ir.Node, Sequence[Interval]], list[Interval]]] = {
     "Abs": _absolute,
     "And": _smallest,
     "Add": _corners(lambda a, b: a + b),
-    "ArgMax": lambda node, inputs: [_places(node, inputs)],
-    "ArgMin": lambda node, inputs: [_places(node, inputs)],
+    "ArgMax": lambda node, inputs: [_positions(node, inputs)],
+    "ArgMin": lambda node, inputs: [_positions(node, inputs)],
     "Cast": _cast,
     "Ceil": _monotone(_ceil),
     "Clip": _clipped,

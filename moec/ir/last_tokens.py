@@ -142,13 +142,13 @@ def _operands(node: ir.Node, length: int | ir.SymbolicDim) -> list[ir.Value]:
     if is_op(node, *_ALONE):
         operands, others = [value for value in node.inputs if not _is_broadcast(value)], []
     else:
-        count = _places(node, len(shape))
+        count = _token_wise_inputs(node, len(shape))
         operands, others = node.inputs[:count], node.inputs[count:]
     alike = [value for value in operands if value is not None and _is_like(value, shape) and value not in others]
     return alike if len(alike) == len(operands) else []
 
 
-def _places(node: ir.Node, rank: int) -> int:
+def _token_wise_inputs(node: ir.Node, rank: int) -> int:
     """The number of its first inputs that a node reads token by token."""
     if is_op(node, *ALONG, *NORMALIZING):
         is_last = node.attributes.get_int("axis", -1) in (-1, rank - 1)

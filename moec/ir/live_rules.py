@@ -58,7 +58,7 @@ def reached(step: NodeRun, place: int, live: Found, hiding: Collection[int] = ()
     return rule(step, place, live, hiding)
 
 
-def keeps_places(node: ir.Node) -> bool:
+def keeps_positions(node: ir.Node) -> bool:
     """Whether the rule of a node reads the operands that say where elements are."""
     return node.domain == "" and _RULES.get(node.op_type) in (_moved, _reduced, _along, _written)
 

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from moec.ir.graphs import read_values
 from moec.ir.interpreter import Evaluator
-from moec.ir.live_rules import HIDING, PRODUCTS, Found, NodeRun, Shape, is_pointwise, keeps_places, reached
+from moec.ir.live_rules import HIDING, PRODUCTS, Found, NodeRun, Shape, is_pointwise, keeps_positions, reached
 from moec.ir.sides import Array, Given, Live
 
 NEGLIGIBLE = 1e-4
@@ -31,8 +31,8 @@ Piece = tuple[int, Array]
 
 
 class Liveness:
-    """A watch over one run of ``evaluator``; :meth:`of_told` then returns the live elements of the results of the nodes
-    ``told``. ``data`` and ``choices`` are the values that depend on rows and on the selection of experts.
+    """A watch over one run of ``evaluator``; :meth:`of_decisions` then returns the live elements of the results of
+    the nodes ``decisions``. ``data`` and ``choices`` are the values that depend on rows and on the selection of experts.
     ``without_zeros`` caches, from run to run, whether constants have no zeros."""
 
     def __init__(
@@ -59,12 +59,12 @@ class Liveness:
     def __call__(self, node: ir.Node, inputs: Given, outputs: Given) -> None:
         if any(value in self._decisions for value in node.outputs):
             shapes = [None if array is None else tuple(array.shape) for array in inputs]
-            indices = [None, *inputs[1:]] if inputs and keeps_places(node) else [None] * len(inputs)
+            indices = [None, *inputs[1:]] if inputs and keeps_positions(node) else [None] * len(inputs)
             results = [() if array is None else np.shape(array) for array in outputs]
             step = NodeRun(node, self._operators[node], shapes, results, indices, self._counting(node, inputs))
             self._steps.append(step)
 
-    def of_told(self, results: Mapping[ir.Value, Array]) -> dict[ir.Node, Live]:
+    def of_decisions(self, results: Mapping[ir.Value, Array]) -> dict[ir.Node, Live]:
         """The live elements of the first output of each node ``told``: those that reach the given elements of
         ``results``. None, for all elements, if they are hidden whatever is selected: such a decision has nothing to
         show."""

@@ -129,18 +129,18 @@ def _einsum(columns: Columns, node: ir.Node) -> Numbers | None:
 
 def _sum(columns: Columns, node: ir.Node) -> Numbers | None:
     data, axes = node.inputs[0], columns.ints(node.inputs[1]) if len(node.inputs) > 1 else None
-    return {} if axes and _rank(data) - 1 not in _places(axes, _rank(data)) else None
+    return {} if axes and _rank(data) - 1 not in _from_front(axes, _rank(data)) else None
 
 
-def _places(axes: list[int], rank: int) -> list[int]:
+def _from_front(axes: list[int], rank: int) -> list[int]:
     return [axis + rank if axis < 0 else axis for axis in axes]
 
 
-def _axes_beside(columns: Columns, node: ir.Node) -> Numbers | None:
+def _other_axes(columns: Columns, node: ir.Node) -> Numbers | None:
     """Squeeze and Unsqueeze of axes other than the last."""
     axes = columns.ints(node.inputs[1]) if len(node.inputs) > 1 else None
     rank = max(_rank(node.inputs[0]), _rank(node.outputs[0]))
-    return {} if axes and rank - 1 not in _places(axes, rank) else None
+    return {} if axes and rank - 1 not in _from_front(axes, rank) else None
 
 
 def _turned(columns: Columns, node: ir.Node) -> Numbers | None:
@@ -151,14 +151,18 @@ def _turned(columns: Columns, node: ir.Node) -> Numbers | None:
 def _joined(columns: Columns, node: ir.Node) -> Numbers | None:
     """Data joined along an axis other than the last."""
     rank = _rank(node.outputs[0])
-    is_outer = rank - 1 not in _places([node.attributes.get_int("axis", 0)], rank)
+    is_outer = rank - 1 not in _from_front([node.attributes.get_int("axis", 0)], rank)
     return {} if is_outer and all(map(columns.is_data, node.inputs)) else None
 
 
 def _split(columns: Columns, node: ir.Node) -> Numbers | None:
     """Halves of the width."""
     rank, halves = _rank(node.inputs[0]), columns.half(node.inputs[0])
-    if _places([node.attributes.get_int("axis", 0)], rank) != [rank - 1] or len(node.outputs) != 2 or halves is None:
+    if (
+        _from_front([node.attributes.get_int("axis", 0)], rank) != [rank - 1]
+        or len(node.outputs) != 2
+        or halves is None
+    ):
         return None
     if len(node.inputs) < 2 or node.inputs[1] is None:
         return {}
@@ -170,7 +174,7 @@ def _slice(columns: Columns, node: ir.Node) -> Numbers | None:
     """Halves of the width, or every second column."""
     starts, ends, axes, steps = (columns.ints(value) for value in (*node.inputs[1:], None, None)[:4])
     rank, halves = _rank(node.inputs[0]), columns.half(node.inputs[0])
-    if halves is None or not starts or not ends or axes is None or _places(axes, rank) != [rank - 1]:
+    if halves is None or not starts or not ends or axes is None or _from_front(axes, rank) != [rank - 1]:
         return None
     half, small = halves
     taken = range(2 * half)[starts[0] : ends[0] : (steps or [1])[0]]
@@ -189,7 +193,7 @@ _RULES: dict[str, Callable[[Columns, ir.Node], Numbers | None]] = {
     "ReduceSum": _sum,
     "Slice": _slice,
     "Split": _split,
-    "Squeeze": _axes_beside,
+    "Squeeze": _other_axes,
     "Transpose": _turned,
-    "Unsqueeze": _axes_beside,
+    "Unsqueeze": _other_axes,
 }

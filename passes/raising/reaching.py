@@ -31,7 +31,7 @@ def reaching(block: Block, trial: Trial, watch: Watch, seen: Watch) -> Watch:
             liveness = Liveness(evaluator, nodes, block.from_x, block.selected, block.without_zeros)
             (y,) = evaluator.run(feeds, liveness)
             counted = np.arange(y.size) < rows * block.d
-            live = liveness.of_told({block.y: counted.reshape(y.shape)})
+            live = liveness.of_decisions({block.y: counted.reshape(y.shape)})
             evaluator.run(feeds, _telling(fork, dict.fromkeys(news) | live))
     return fork
 

@@ -74,19 +74,19 @@ class Sample:
         return SkipRule(k, threshold, self.calls - int(gone.sum()), float(np.square(self.norms[gone]).sum()))
 
 
-def ways_of(spec: RouteSpec, sample: Sample, method: Method, lowest: int) -> list[SkipRule]:
-    """The ways to drop pairs that leave every token ``lowest`` experts, or so many on average with a threshold. The
-    first way drops none."""
+def skip_rules_of(spec: RouteSpec, sample: Sample, method: Method, lowest: int) -> list[SkipRule]:
+    """Rules that drop pairs and leave every token ``lowest`` experts, or so many on average with a threshold. The first
+    rule drops none."""
     chosen = (sample.gates != 0).sum(axis=1)
     least = int(np.minimum(chosen, lowest).sum())
     nothing = sample.without(spec.k, 0.0, np.zeros(sample.gates.shape, bool))
     rules = [*(_lower(spec, sample, lowest) if method != "ratio" else ())]
     rules += _thresholds(spec, sample) if method != "k" else ()
-    return [nothing, *(way for way in rules if way.calls >= least)]
+    return [nothing, *(rule for rule in rules if rule.calls >= least)]
 
 
 def _lower(spec: RouteSpec, sample: Sample, lowest: int) -> Iterator[SkipRule]:
-    """The ways with fewer experts per token. Weights are in the order of the selection, since that has no bias."""
+    """Rules with fewer experts per token. Weights are in the order of the selection, since that has no bias."""
     in_order = np.where(sample.gates != 0, sample.gates, -np.inf)
     rank = np.argsort(np.argsort(-in_order, axis=1, kind="stable"), axis=1)
     return (sample.without(k, 0.0, rank >= k) for k in reversed(range(lowest, spec.k)))

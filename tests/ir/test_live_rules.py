@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from moec.ir.live_rules import Found, NodeRun, is_pointwise, keeps_places, reached
+from moec.ir.live_rules import Found, NodeRun, is_pointwise, keeps_positions, reached
 
 
 def node(operator: str, domain: str = "") -> ir.Node:
@@ -29,8 +29,8 @@ def node(operator: str, domain: str = "") -> ir.Node:
     ],
 )
 def test_what_rules_read_and_keep(operator: str, places: bool, pointwise: bool) -> None:
-    assert keeps_places(node(operator)) is places and is_pointwise(node(operator)) is pointwise
-    assert not keeps_places(node(operator, "other")) and not is_pointwise(node(operator, "other"))
+    assert keeps_positions(node(operator)) is places and is_pointwise(node(operator)) is pointwise
+    assert not keeps_positions(node(operator, "other")) and not is_pointwise(node(operator, "other"))
 
 
 @pytest.mark.parametrize(

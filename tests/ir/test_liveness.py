@@ -117,7 +117,7 @@ class Run:
         """The elements of a that reach the elements of y that are ``counted``."""
         liveness = Liveness(self.evaluator, [self.first], self.data, self.choices, {})
         self.evaluator.run({self.x: x, self.w: W}, liveness)
-        found = liveness.of_told({self.y: counted})[self.first]
+        found = liveness.of_decisions({self.y: counted})[self.first]
         return np.ones(x.shape, bool) if found is None else found
 
     def changing(self, x: np.ndarray, counted: np.ndarray) -> np.ndarray:

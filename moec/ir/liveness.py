@@ -32,8 +32,8 @@ Piece = tuple[int, Array]
 
 class Liveness:
     """A watch over one run of ``evaluator``; :meth:`of_decisions` then returns the live elements of the results of
-    the nodes ``decisions``. ``data`` and ``choices`` are the values that depend on rows and on the selection of experts.
-    ``without_zeros`` caches, from run to run, whether constants have no zeros."""
+    the nodes ``decisions``. ``data`` and ``choices`` are the values that depend on rows and on the selection of
+    experts. ``without_zeros`` caches, from run to run, whether constants have no zeros."""
 
     def __init__(
         self,

@@ -43,17 +43,21 @@ class Dominators:
         pending = [value]
         while pending:
             data = self._data(pending[-1])
-            missing = [] if pending[-1] in self._depth else [one for one in data if one not in self._depth]
+            missing = [] if pending[-1] in self._depth else [source for source in data if source not in self._depth]
             pending.extend(missing)
             if not missing:
                 self._settle(pending.pop(), data)
 
     def _data(self, value: ir.Value) -> list[ir.Value]:
         node = value.producer()
-        return [] if node is None else [one for one in node.inputs if one is not None and self._counts(one)]
+        return (
+            []
+            if node is None
+            else [operand for operand in node.inputs if operand is not None and self._counts(operand)]
+        )
 
     def _settle(self, value: ir.Value, data: list[ir.Value]) -> None:
-        ways = [one for one in data if self._depth[one]]
+        ways = [source for source in data if self._depth[source]]
         if value.producer() is not None and not ways:
             self._nearest[value], self._depth[value] = None, 0
             return

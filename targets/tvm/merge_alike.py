@@ -197,14 +197,14 @@ def _with_constants(function: tirx.PrimFunc, of: Callable[[Constant], tirx.Expr]
 
 def _arguments_of_functions(function: tirx.PrimFunc) -> set[int]:
     """The addresses of floating-point constants that are arguments of functions such as ``pow``."""
-    found: set[int] = set()
+    addresses: set[int] = set()
 
     def note(called: tvm.ir.Call) -> None:
         if getattr(called.op, "name", None) != _IF:
-            found.update(one.__chandle__() for one in called.args if isinstance(one, tirx.FloatImm))
+            addresses.update(argument.__chandle__() for argument in called.args if isinstance(argument, tirx.FloatImm))
 
     tvm_ffi.structural_walk(function.body, [(tvm.ir.Call, note)])
-    return found
+    return addresses
 
 
 def _is_quicker_divisor(divisor: tirx.Expr) -> bool:

@@ -8,7 +8,7 @@ from tvm import te, tirx
 from tvm.script import tirx as T
 
 from moec.runtime.tensors import to_runtime
-from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.tvm.host_code import is_mapping
 from moec.targets.tvm.pipeline import KERNEL_PIPELINE
 from moec.targets.tvm.schedule import GENERIC, scheduled

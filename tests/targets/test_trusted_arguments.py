@@ -8,7 +8,7 @@ import tvm
 from tvm import te, tirx
 
 from moec.runtime.tensors import to_runtime
-from moec.targets.cpu.machine import Machine
+from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.tvm.pipeline import KERNEL_PIPELINE
 from moec.targets.tvm.schedule import scheduled
 from moec.targets.tvm.te_kernels import Requirement, prim_func

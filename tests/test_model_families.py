@@ -1,4 +1,4 @@
-"""docs/models.md: that its rows are so, some of them each night."""
+"""benchmarks/results/models.md: that its rows are so, some of them each night."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Compile a tiny random model of every architecture of GGUF files, and one for every format of weights, compare logits
-with llama.cpp's, and write docs/gguf.md and the logits that tests expect (tests/golden/gguf_logits.npz).
+with llama.cpp's, and write benchmarks/results/gguf.md and the logits that tests expect (tests/golden/gguf_logits.npz).
 
     python tools/gguf_models.py          # needs llama-cpp-python; some seconds for each model
 
@@ -20,7 +20,7 @@ from unittest import mock
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
-DOCUMENT, GOLDEN = ROOT / "docs" / "gguf.md", ROOT / "tests" / "golden" / "gguf_logits.npz"
+DOCUMENT, GOLDEN = ROOT / "benchmarks" / "results" / "gguf.md", ROOT / "tests" / "golden" / "gguf_logits.npz"
 MARK = "<!-- rows -->"
 Array = np.ndarray[Any, Any]
 

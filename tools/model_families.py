@@ -1,5 +1,5 @@
 """Compile a tiny random model of each family of MoE language models in the installed transformers, from a folder that
-save_pretrained wrote, compare it with PyTorch's eager mode, and write a row for each into docs/models.md.
+save_pretrained wrote, compare it with PyTorch's eager mode, and write a row for each into benchmarks/results/models.md.
 
     python tools/model_families.py            # all families, half a minute each where nothing else runs
     python tools/model_families.py mixtral    # these alone; other rows stay as they are
@@ -24,7 +24,7 @@ from typing import Any
 
 from tiny_families import expert_layers, families, random_model, speaking_part
 
-DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "models.md"
+DOCUMENT = pathlib.Path(__file__).parent.parent / "benchmarks" / "results" / "models.md"
 SECONDS = 300
 """Seconds of the processor, for one family."""
 NO_MODEL = "no tiny model"

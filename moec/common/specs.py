@@ -49,7 +49,8 @@ ROW_SCALE_BYTES = 2
 
 @dataclasses.dataclass(frozen=True)
 class HeldState:
-    """A state that a program holds in place, in pages (:mod:`moec.targets.tvm.held_states`) of elements of ``dtype``.
+    """A state that a program holds in place, in pages (:mod:`moec.targets.tvm.lowering.held_states`) of elements of
+    ``dtype``.
 
     The program takes pages for ``input``. Along ``axis`` it uses as many entries as the input has, and appends
     ``growth`` more, an expression of the inputs' sizes; together they are ``output``. ``store``, ``restore``: the

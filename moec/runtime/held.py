@@ -1,4 +1,4 @@
-"""The memory of states that a program holds in place. Their layout: :mod:`moec.targets.tvm.held_states`."""
+"""The memory of states that a program holds in place. Their layout: :mod:`moec.targets.tvm.lowering.held_states`."""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ from tvm import relax
 from moec.common.work import AttentionWork
 from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.attention import ATTENTION
-from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.held_tensors import HeldTensor
-from moec.targets.tvm.kernel import KernelCall, select
-from moec.targets.tvm.lower.attention import AttentionInputs, AttentionProblem
-from moec.targets.tvm.nodes import call
+from moec.targets.tvm.heavy.attention import AttentionInputs, AttentionProblem
+from moec.targets.tvm.kernels.kernel import KernelCall, select
+from moec.targets.tvm.lowering.context import LoweringContext
+from moec.targets.tvm.lowering.held_tensors import HeldTensor
+from moec.targets.tvm.lowering.nodes import call
 
 
 def attend(

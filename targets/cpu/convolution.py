@@ -11,11 +11,11 @@ from moec.common.errors import UnsupportedError
 from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.convolution import CONVOLUTION, ConvolutionProblem
 from moec.targets.cpu.matmul import zeros
-from moec.targets.tvm.attributes import attribute, group_count, optional_input, required_input, steps
-from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.kernel import KernelCall, select
-from moec.targets.tvm.nodes import call, reshape
-from moec.targets.tvm.shapes import static_size
+from moec.targets.tvm.kernels.kernel import KernelCall, select
+from moec.targets.tvm.lowering.attributes import attribute, group_count, optional_input, required_input, steps
+from moec.targets.tvm.lowering.context import LoweringContext
+from moec.targets.tvm.lowering.nodes import call, reshape
+from moec.targets.tvm.sizes.shapes import static_size
 
 
 def lower_convolution(lowering: LoweringContext, node: ir.Node, machine: Machine) -> relax.Expr:

@@ -15,10 +15,10 @@ from moec.targets.cpu.kernels.linear_attention import LINEAR_ATTENTION
 from moec.targets.cpu.kernels.normalization import LAYER_NORM, RMS_NORM
 from moec.targets.cpu.kernels.softmax import SOFTMAX
 from moec.targets.cpu.matmul import PackedProducts
-from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
-from moec.targets.tvm.lower import linear_attention, matmul
-from moec.targets.tvm.lower.attention import lower_attention
-from moec.targets.tvm.lower.rows import RowOps
+from moec.targets.tvm.heavy import linear_attention, matmul
+from moec.targets.tvm.heavy.attention import lower_attention
+from moec.targets.tvm.heavy.rows import RowOps
+from moec.targets.tvm.lowering.context import HeavyConverter, LoweringContext
 
 
 def converters(machine: Machine) -> Mapping[str, HeavyConverter]:

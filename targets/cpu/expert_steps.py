@@ -18,10 +18,10 @@ from moec.targets.cpu.kernels.gather import GATHER, GATHER_QUANTIZED, GatheredRo
 from moec.targets.cpu.kernels.grouped_gemm import GROUPED_GEMM, GROUPED_GEMM_GATED, PackedProduct
 from moec.targets.cpu.kernels.quantize_rows import QUANTIZE, QuantizedRows
 from moec.targets.cpu.packed_weights import crossover_of, expert_starts
-from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.kernel import KernelCall, select
-from moec.targets.tvm.node_lowering import NodeLowering
-from moec.targets.tvm.nodes import record_of
+from moec.targets.tvm.kernels.kernel import KernelCall, select
+from moec.targets.tvm.lowering.context import LoweringContext
+from moec.targets.tvm.lowering.node_lowering import NodeLowering
+from moec.targets.tvm.lowering.nodes import record_of
 
 PRODUCTS = (GROUPED_GEMM_GATED, GROUPED_GEMM)
 

@@ -13,8 +13,8 @@ from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
 from moec.targets.cpu.matmul import multiply_packed
 from moec.targets.cpu.packed_weights import formats_of
 from moec.targets.cpu.product_rows import arithmetic_of, rounded
-from moec.targets.tvm.node_lowering import NodeLowering
-from moec.targets.tvm.nodes import flatten, reshape
+from moec.targets.tvm.lowering.node_lowering import NodeLowering
+from moec.targets.tvm.lowering.nodes import flatten, reshape
 
 
 def lower_linear(node: NodeLowering) -> relax.Expr:

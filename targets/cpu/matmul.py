@@ -21,11 +21,11 @@ from moec.targets.cpu.kernels.gemm import GEMM, Epilogue
 from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
 from moec.targets.cpu.packed_weights import Parts, add_weights
-from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.kernel import KernelCall, select
-from moec.targets.tvm.lower.matmul import Bias, ConstantMatrix
-from moec.targets.tvm.nodes import call, reshape
-from moec.targets.tvm.shapes import static_size
+from moec.targets.tvm.heavy.matmul import Bias, ConstantMatrix
+from moec.targets.tvm.kernels.kernel import KernelCall, select
+from moec.targets.tvm.lowering.context import LoweringContext
+from moec.targets.tvm.lowering.nodes import call, reshape
+from moec.targets.tvm.sizes.shapes import static_size
 
 KERNELS = (GEMM, BATCHED_MATMUL)
 

@@ -40,17 +40,17 @@ from moec.targets.cpu.kernels.route import ROUTE
 from moec.targets.cpu.linear import lower_linear
 from moec.targets.cpu.packed_weights import add_weights, formats_of
 from moec.targets.cpu.product_rows import arithmetic_of, rounded
-from moec.targets.tvm.kernel import Kernel
-from moec.targets.tvm.lower.experts import Pairs, Routing
-from moec.targets.tvm.lower.route import lower_route
-from moec.targets.tvm.node_lowering import NodeLowering
+from moec.targets.tvm.heavy.experts import Pairs, Routing
+from moec.targets.tvm.heavy.route import lower_route
+from moec.targets.tvm.kernels.kernel import Kernel
+from moec.targets.tvm.lowering.node_lowering import NodeLowering
 
 _ACTIVATIONS_WITH_ZEROS = ("relu", "relu2")
 """Those that are exactly zero for many inputs."""
 
 
 class CpuExpertOps:
-    """The processor's part of :mod:`moec.targets.tvm.lower.experts`."""
+    """The processor's part of :mod:`moec.targets.tvm.heavy.experts`."""
 
     combine: Kernel = COMBINE
     combine_placed: Kernel = COMBINE_PLACED

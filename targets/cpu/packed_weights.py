@@ -18,8 +18,8 @@ from moec.targets.cpu.kernels.grouped_gemm import PackedProduct, weight_paramete
 from moec.targets.cpu.kernels.multiplication import CROSSOVER_ROWS
 from moec.targets.cpu.kernels.pack_experts import pack_data, pack_table
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
-from moec.targets.tvm.crossover import Crossover
-from moec.targets.tvm.heavy import LoweringContext
+from moec.targets.tvm.kernels.crossover import Crossover
+from moec.targets.tvm.lowering.context import LoweringContext
 
 _TABLES: dict[str, Table] = {
     "weights": "data",

@@ -6,9 +6,9 @@ from tvm import relax
 
 from moec.ir.dialect import ProductSpec
 from moec.targets.cpu.kernels.round_rows import ROUND, RoundedRows
-from moec.targets.tvm.kernel import KernelCall
-from moec.targets.tvm.node_lowering import NodeLowering
-from moec.targets.tvm.shapes import static_size
+from moec.targets.tvm.kernels.kernel import KernelCall
+from moec.targets.tvm.lowering.node_lowering import NodeLowering
+from moec.targets.tvm.sizes.shapes import static_size
 
 
 def arithmetic_of(spec: ProductSpec) -> tuple[str, int]:

@@ -90,7 +90,7 @@ def _seconds(kernel: Callable[..., Any], *arguments: Any) -> float:
 def _build(function: Any, machine: Machine) -> Callable[..., Any]:
     import tvm
 
-    from moec.targets.tvm.pipeline import KERNEL_PIPELINE
+    from moec.targets.tvm.phases.pipeline import KERNEL_PIPELINE
 
     module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
     return tvm.tirx.build(module, target=tvm.target.Target(machine.llvm), pipeline=KERNEL_PIPELINE)["kernel"]

@@ -9,14 +9,14 @@ import onnx_ir as ir
 
 from moec.targets.base import Program
 from moec.targets.cpu.hardware.machine import Machine
-from moec.targets.tvm.heavy import HeavyConverter
+from moec.targets.tvm.lowering.context import HeavyConverter
 
 
 def converters(machine: Machine) -> Mapping[str, HeavyConverter]:
     """All heavy operators on a CPU: the dense ones and those of the moec dialect."""
     from moec.targets.cpu import dense
     from moec.targets.cpu.moe import CpuExpertOps
-    from moec.targets.tvm.lower import experts
+    from moec.targets.tvm.heavy import experts
 
     return {**dense.converters(machine), **experts.converters(CpuExpertOps(), machine)}
 
@@ -38,9 +38,9 @@ class CpuTarget:
         """Raises UnsupportedError naming node, operator and opset."""
         from moec.targets.cpu.kernels.append import APPEND, PAGE_STATE, UNPAGE_STATE
         from moec.targets.tvm import tvm
-        from moec.targets.tvm.int8_rows import INT8_ROWS
-        from moec.targets.tvm.kernel import STORAGE_TYPES
-        from moec.targets.tvm.lower.append import holding
+        from moec.targets.tvm.heavy.append import holding
+        from moec.targets.tvm.kernels.int8_rows import INT8_ROWS
+        from moec.targets.tvm.kernels.kernel import STORAGE_TYPES
         from moec.targets.tvm.program import compile_program
 
         target, types = tvm.target.Target(self.machine.llvm), (*STORAGE_TYPES, INT8_ROWS)

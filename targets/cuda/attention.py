@@ -20,12 +20,12 @@ from moec.targets.gpu.kernels.attention_operands import AttentionLaunch, slices_
 from moec.targets.gpu.kernels.attention_tiled import ATTENTION_TILED
 from moec.targets.gpu.lowering.launch_conditions import launch_if
 from moec.targets.gpu.lowering.ways import LaunchChoice, call_ways
-from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.held_tensors import HeldTensor
-from moec.targets.tvm.kernel import KernelCall, Selection, select
-from moec.targets.tvm.lower.attention import AttentionInputs, AttentionProblem
-from moec.targets.tvm.nodes import record_of
-from moec.targets.tvm.shapes import static_size
+from moec.targets.tvm.heavy.attention import AttentionInputs, AttentionProblem
+from moec.targets.tvm.kernels.kernel import KernelCall, Selection, select
+from moec.targets.tvm.lowering.context import LoweringContext
+from moec.targets.tvm.lowering.held_tensors import HeldTensor
+from moec.targets.tvm.lowering.nodes import record_of
+from moec.targets.tvm.sizes.shapes import static_size
 
 KERNELS = (ATTENTION_FEW, ATTENTION_WGMMA, ATTENTION_MMA, ATTENTION_TILED)
 _FEW, _MANY = SizeRange(most=FEW_QUERIES), SizeRange(least=FEW_QUERIES + 1)

@@ -14,9 +14,9 @@ from moec.targets.gpu.kernels.describe_rows import DESCRIBE_ROWS, describe_rows
 from moec.targets.gpu.kernels.dispatch import DISPATCH, most_blocks
 from moec.targets.gpu.kernels.dispatch_many import COUNT_PAIRS, PLACE_CHUNKS, SCATTER_PAIRS, chunks_for
 from moec.targets.gpu.lowering.ways import TokenRange, crossover_to, per_token
-from moec.targets.tvm.kernel import Kernel, KernelCall
-from moec.targets.tvm.node_lowering import NodeLowering
-from moec.targets.tvm.shapes import static_size
+from moec.targets.tvm.kernels.kernel import Kernel, KernelCall
+from moec.targets.tvm.lowering.node_lowering import NodeLowering
+from moec.targets.tvm.sizes.shapes import static_size
 
 
 @dataclasses.dataclass(frozen=True)

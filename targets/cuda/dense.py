@@ -14,12 +14,12 @@ from moec.targets.cuda.matmul import DenseProducts
 from moec.targets.gpu.kernels.linear_attention import LINEAR_ATTENTION
 from moec.targets.gpu.kernels.normalization import LAYER_NORM, RMS_NORM
 from moec.targets.gpu.kernels.softmax import SOFTMAX
-from moec.targets.tvm.attributes import attribute, group_count, optional_input, required_input, steps
-from moec.targets.tvm.heavy import HeavyConverter, LoweringContext
-from moec.targets.tvm.lower import linear_attention, matmul
-from moec.targets.tvm.lower.attention import lower_attention
-from moec.targets.tvm.lower.rows import RowOps
-from moec.targets.tvm.shapes import static_size
+from moec.targets.tvm.heavy import linear_attention, matmul
+from moec.targets.tvm.heavy.attention import lower_attention
+from moec.targets.tvm.heavy.rows import RowOps
+from moec.targets.tvm.lowering.attributes import attribute, group_count, optional_input, required_input, steps
+from moec.targets.tvm.lowering.context import HeavyConverter, LoweringContext
+from moec.targets.tvm.sizes.shapes import static_size
 
 
 def converters(architecture: str) -> Mapping[str, HeavyConverter]:

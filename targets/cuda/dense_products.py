@@ -34,10 +34,10 @@ from moec.targets.gpu.kernels.tiled_kernels import DenseLaunch
 from moec.targets.gpu.lowering.expert_matrices import as_stored
 from moec.targets.gpu.lowering.launch_conditions import launch_if
 from moec.targets.gpu.lowering.ways import LaunchChoice, call_ways
-from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.kernel import KernelCall, Selection, select
-from moec.targets.tvm.nodes import flatten, record_of, reshape
-from moec.targets.tvm.shapes import static_size
+from moec.targets.tvm.kernels.kernel import KernelCall, Selection, select
+from moec.targets.tvm.lowering.context import LoweringContext
+from moec.targets.tvm.lowering.nodes import flatten, record_of, reshape
+from moec.targets.tvm.sizes.shapes import static_size
 
 PRODUCTS = (GEMV, GEMM_WGMMA, GEMM_MMA, GEMM_SIMT)
 _PLAIN_ROWS = 64

@@ -27,9 +27,9 @@ from moec.targets.gpu.kernels.grouped_gemv import GROUPED_GEMV
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
 from moec.targets.gpu.kernels.round_rows import ROUND, RowRounding, round_blocks, round_pairs
 from moec.targets.gpu.lowering.ways import TokenRange, crossover_to, ranges_between, shape_of
-from moec.targets.tvm.kernel import KernelCall
-from moec.targets.tvm.node_lowering import NodeLowering
-from moec.targets.tvm.shapes import static_size
+from moec.targets.tvm.kernels.kernel import KernelCall
+from moec.targets.tvm.lowering.node_lowering import NodeLowering
+from moec.targets.tvm.sizes.shapes import static_size
 
 PRODUCTS = (GROUPED_GEMM_WGMMA, GROUPED_GEMM_MMA, GROUPED_GEMM_SIMT)
 """Kernels for blocks of rows."""

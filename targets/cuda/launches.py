@@ -16,7 +16,7 @@ from moec.targets.base import Launch, LaunchCondition, SizeRange, TensorMap
 from moec.targets.cuda.estimates.moved import moved_numbers
 from moec.targets.cuda.nvcc_report import registers_of
 from moec.targets.gpu.lowering.launch_conditions import LAUNCH_IF, NO_LIMIT, launch_numbers
-from moec.targets.tvm.c_expressions import in_c
+from moec.targets.tvm.sizes.c_expressions import in_c
 
 _PHASE = "tirx.SplitHostDevice"
 _LAUNCH, _CALL = "tirx.call_ffi_kernel", "tirx.tvm_call_packed"

@@ -12,7 +12,7 @@ from moec.targets.cuda.product_rows import computed_in, padded_inputs, prepared,
 from moec.targets.gpu.kernels.dense_problem import dense_problem
 from moec.targets.gpu.lowering.expert_groups import quantized_format
 from moec.targets.gpu.lowering.expert_matrices import add_matrix, padded_name, whole_parts
-from moec.targets.tvm.node_lowering import NodeLowering
+from moec.targets.tvm.lowering.node_lowering import NodeLowering
 
 
 def lower_linear(node: NodeLowering) -> relax.Expr:

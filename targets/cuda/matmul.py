@@ -13,9 +13,9 @@ from moec.targets.cuda.dense_products import bias_operand, multiply_matrix, no_b
 from moec.targets.cuda.product_rows import padded, padded_inputs
 from moec.targets.gpu.kernels.dense_problem import dense_problem
 from moec.targets.gpu.lowering.expert_matrices import as_stored, filled, padded_name
-from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.lower.matmul import Bias, ConstantMatrix
-from moec.targets.tvm.shapes import static_size
+from moec.targets.tvm.heavy.matmul import Bias, ConstantMatrix
+from moec.targets.tvm.lowering.context import LoweringContext
+from moec.targets.tvm.sizes.shapes import static_size
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,14 +61,14 @@ from moec.targets.gpu.lowering.expert_matrices import (
     whole_parts,
 )
 from moec.targets.gpu.lowering.routing import lower_routing
-from moec.targets.tvm.kernel import Kernel, KernelCall
-from moec.targets.tvm.lower.experts import CombineProblem, Pairs, Routing
-from moec.targets.tvm.node_lowering import NodeLowering
-from moec.targets.tvm.shapes import static_size
+from moec.targets.tvm.heavy.experts import CombineProblem, Pairs, Routing
+from moec.targets.tvm.kernels.kernel import Kernel, KernelCall
+from moec.targets.tvm.lowering.node_lowering import NodeLowering
+from moec.targets.tvm.sizes.shapes import static_size
 
 
 class CudaExpertOps:
-    """The GPU's implementation of the operations that :mod:`moec.targets.tvm.lower.experts` needs."""
+    """The GPU's implementation of the operations that :mod:`moec.targets.tvm.heavy.experts` needs."""
 
     combine: Kernel = COMBINE
     combine_placed: Kernel = COMBINE_PLACED

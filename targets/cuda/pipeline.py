@@ -20,8 +20,8 @@ from moec.targets.cuda.text.syntax import HELPER, KERNEL
 from moec.targets.gpu.kernels.lower_by_form import LowerByForm
 from moec.targets.gpu.lowering.launch_conditions import ApplyLaunchConditions
 from moec.targets.gpu.lowering.schedule import ScheduleForGpu, allocation_phases
-from moec.targets.tvm import host_code
-from moec.targets.tvm.pipeline import Backend, Generated
+from moec.targets.tvm.phases import host_code
+from moec.targets.tvm.phases.pipeline import Backend, Generated
 
 _PROTOTYPE = re.compile(r'^extern "C" __global__ ', re.MULTILINE)
 _DEVICE_FUNCTION = re.compile(r"_kernel(_\d+)?$")

@@ -23,10 +23,10 @@ from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
 from moec.targets.gpu.kernels.launch import LOAD_BYTES
 from moec.targets.gpu.kernels.pad_rows import PAD_ROWS, Padding
 from moec.targets.gpu.kernels.round_rows import ROUND, RowRounding
-from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.kernel import KernelCall, select
-from moec.targets.tvm.node_lowering import NodeLowering
-from moec.targets.tvm.nodes import flatten, record_of, reshape
+from moec.targets.tvm.kernels.kernel import KernelCall, select
+from moec.targets.tvm.lowering.context import LoweringContext
+from moec.targets.tvm.lowering.node_lowering import NodeLowering
+from moec.targets.tvm.lowering.nodes import flatten, record_of, reshape
 
 _ROUNDING = ("int8", "fp8")
 """Arithmetics for which a separate kernel rounds the rows."""

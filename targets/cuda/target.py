@@ -11,7 +11,7 @@ from moec.common.errors import UnsupportedError
 from moec.common.work import SizedWork
 from moec.targets.base import Program
 from moec.targets.cuda.hardware.architectures import LIMITS
-from moec.targets.tvm.heavy import HeavyConverter
+from moec.targets.tvm.lowering.context import HeavyConverter
 
 _HOST = {"kind": "llvm", "mcpu": "x86-64"}
 _DEFAULT = "sm_80"
@@ -22,7 +22,7 @@ def converters(architecture: str) -> Mapping[str, HeavyConverter]:
     from moec.targets.cuda import dense
     from moec.targets.cuda.moe import CudaExpertOps
     from moec.targets.gpu.lowering import scatter
-    from moec.targets.tvm.lower import experts
+    from moec.targets.tvm.heavy import experts
 
     return {
         **dense.converters(architecture),
@@ -55,7 +55,7 @@ class CudaTarget:
         from moec.targets.cuda.launches import LaunchRecorder
         from moec.targets.cuda.pipeline import backend_for
         from moec.targets.gpu.kernels.append import APPEND
-        from moec.targets.tvm.lower.append import holding
+        from moec.targets.tvm.heavy.append import holding
         from moec.targets.tvm.program import compile_program
 
         recorder = LaunchRecorder()

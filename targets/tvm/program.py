@@ -17,12 +17,12 @@ from moec.common.errors import UnsupportedError
 from moec.common.scratch import ScratchFolder
 from moec.runtime.loops import body_name
 from moec.targets.base import Program
-from moec.targets.tvm import pipeline
-from moec.targets.tvm.converters import all_converters
-from moec.targets.tvm.heavy import HeavyConverter
-from moec.targets.tvm.held_states import Holding, renamed
-from moec.targets.tvm.lowering import lower
-from moec.targets.tvm.records import kernel_records
+from moec.targets.tvm.lowering.context import HeavyConverter
+from moec.targets.tvm.lowering.held_states import Holding, renamed
+from moec.targets.tvm.lowering.lowering import lower
+from moec.targets.tvm.onnx.converters import all_converters
+from moec.targets.tvm.phases import pipeline
+from moec.targets.tvm.phases.records import kernel_records
 
 _INSTRUCTIONS = "devc.o"
 """What TVM calls the object file of the instructions, the only one of an executable whose library has no code."""

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from moec.ir import interpreter
-from moec.targets.tvm.lower.attention import AttentionProblem
+from moec.targets.tvm.heavy.attention import AttentionProblem
 
 RANDOM = np.random.default_rng(0)
 PROBLEM = AttentionProblem(20, 24, 0.3, heads_per_group=2)

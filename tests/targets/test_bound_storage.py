@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tvm import tirx
 
-from moec.targets.tvm.bound_storage import as_float
+from moec.targets.tvm.phases.bound_storage import as_float
 
 LARGE = 1 << 40
 

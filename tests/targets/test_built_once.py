@@ -9,7 +9,7 @@ import pytest
 import tvm_ffi
 from tvm import tirx
 
-from moec.targets.tvm.kernel import built_once
+from moec.targets.tvm.kernels.kernel import built_once
 
 
 @dataclasses.dataclass(frozen=True)

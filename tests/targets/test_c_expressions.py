@@ -6,7 +6,7 @@ import pytest
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.tvm.c_expressions import in_c
+from moec.targets.tvm.sizes.c_expressions import in_c
 
 rows, slots = tirx.Var("rows", "int32"), tirx.Var("slots", "int64")
 

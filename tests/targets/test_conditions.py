@@ -7,9 +7,9 @@ import pytest
 from tvm import relax, tirx
 
 from moec.common.errors import MoecError
-from moec.targets.tvm import conditions
-from moec.targets.tvm.conditions import CheckedConditions
-from moec.targets.tvm.te_kernels import Requirement
+from moec.targets.tvm.kernels.te_kernels import Requirement
+from moec.targets.tvm.sizes import conditions
+from moec.targets.tvm.sizes.conditions import CheckedConditions
 
 
 def chained(steps: int) -> str:

@@ -7,8 +7,8 @@ import pytest
 import tvm
 from tvm.script import tirx as T
 
-from moec.targets.tvm.guard_parallel import GuardParallelLoops
-from moec.targets.tvm.schedule import PARALLEL_THRESHOLD, WORK
+from moec.targets.tvm.phases.guard_parallel import GuardParallelLoops
+from moec.targets.tvm.phases.schedule import PARALLEL_THRESHOLD, WORK
 
 LAUNCH = "TVMBackendParallelLaunch"
 TEXT = "agraph (float[T,4] x) => (float[T,4] y) { a = Exp(x) y = Neg(a) }"

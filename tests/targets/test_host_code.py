@@ -7,10 +7,10 @@ import tvm
 from tvm import te, tirx
 
 from moec.targets.cpu.hardware.machine import Machine
-from moec.targets.tvm.host_code import ASSEMBLY, compile_kernels, is_mapping
-from moec.targets.tvm.pipeline import KERNEL_PIPELINE
-from moec.targets.tvm.schedule import GENERIC, scheduled
-from moec.targets.tvm.te_kernels import prim_func
+from moec.targets.tvm.kernels.te_kernels import prim_func
+from moec.targets.tvm.phases.host_code import ASSEMBLY, compile_kernels, is_mapping
+from moec.targets.tvm.phases.pipeline import KERNEL_PIPELINE
+from moec.targets.tvm.phases.schedule import GENERIC, scheduled
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 
 import moec
 from moec.common.errors import UnsupportedError
-from moec.targets.tvm.converters import all_converters
-from moec.targets.tvm.lowering import lower
-from moec.targets.tvm.symbolic import Sizes, combined
+from moec.targets.tvm.lowering.lowering import lower
+from moec.targets.tvm.onnx.converters import all_converters
+from moec.targets.tvm.sizes.symbolic import Sizes, combined
 
 from .conftest import parse
 

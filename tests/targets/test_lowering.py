@@ -9,9 +9,9 @@ import pytest
 
 from moec import targets
 from moec.common.errors import InputError, MoecError, UnsupportedError
-from moec.targets.tvm.converters import all_converters
-from moec.targets.tvm.heavy import HEAVY_OPERATORS
-from moec.targets.tvm.lowering import Lowering
+from moec.targets.tvm.lowering.context import HEAVY_OPERATORS
+from moec.targets.tvm.lowering.lowering import Lowering
+from moec.targets.tvm.onnx.converters import all_converters
 
 HEADER = '<ir_version: 10, opset_import: ["" : 24, "custom" : 3]>\n'
 

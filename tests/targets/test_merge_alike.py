@@ -7,8 +7,8 @@ import pytest
 import tvm
 from tvm import relax, te, tirx
 
-from moec.targets.tvm import merge_alike as merging
-from moec.targets.tvm.merge_alike import FEWEST, merge_alike
+from moec.targets.tvm.phases import merge_alike as merging
+from moec.targets.tvm.phases.merge_alike import FEWEST, merge_alike
 
 
 def unrolled(steps: int) -> str:

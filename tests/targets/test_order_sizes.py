@@ -7,7 +7,7 @@ import tvm
 import tvm_ffi
 from tvm.script import tirx as T
 
-from moec.targets.tvm.order_sizes import OrderSizes
+from moec.targets.tvm.phases.order_sizes import OrderSizes
 
 
 @T.prim_func(s_tir=True)

@@ -7,7 +7,7 @@ import tvm
 from tvm import relax, tirx
 
 from moec.common.budgets import PLANNED_SIZES
-from moec.targets.tvm.own_memory import OwnMemory
+from moec.targets.tvm.phases.own_memory import OwnMemory
 
 
 def allocating(shapes) -> tvm.IRModule:

@@ -7,7 +7,7 @@ import pytest
 
 from moec.frontend.onnx.importer import import_model
 from moec.targets.base import Candidate, KernelRecord
-from moec.targets.tvm.records import _header
+from moec.targets.tvm.phases.records import _header
 
 TWO_EQUAL_LAYERS = """
 <ir_version: 10, opset_import: ["" : 24]>

@@ -6,8 +6,8 @@ import numpy as np
 import tvm
 
 from moec.runtime.tensors import to_runtime
-from moec.targets.tvm.pipeline import KERNEL_PIPELINE
-from moec.targets.tvm.serial_kernels import top_k
+from moec.targets.tvm.kernels.serial_kernels import top_k
+from moec.targets.tvm.phases.pipeline import KERNEL_PIPELINE
 
 
 def test_what_lies_behind_the_best_of_the_last_row_stays():

@@ -8,8 +8,8 @@ import pytest
 from tvm import relax
 from tvm.script import tirx as T
 
-from moec.targets.tvm.share_calls import ShareCalls
-from moec.targets.tvm.te_kernels import OPAQUE
+from moec.targets.tvm.kernels.te_kernels import OPAQUE
+from moec.targets.tvm.phases.share_calls import ShareCalls
 
 MATRIX, ROWS = relax.TensorType([4, 8], "float32"), relax.TensorType([2, 16], "float32")
 

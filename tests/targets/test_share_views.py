@@ -10,7 +10,7 @@ import tvm
 from tvm import relax, tirx
 from tvm.relax.op import vm
 
-from moec.targets.tvm.share_views import ShareViews
+from moec.targets.tvm.phases.share_views import ShareViews
 
 Value = relax.Expr
 

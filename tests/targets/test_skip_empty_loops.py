@@ -9,11 +9,11 @@ from tvm.script import tirx as T
 
 from moec.runtime.tensors import to_runtime
 from moec.targets.cpu.hardware.machine import Machine
-from moec.targets.tvm.host_code import is_mapping
-from moec.targets.tvm.pipeline import KERNEL_PIPELINE
-from moec.targets.tvm.schedule import GENERIC, scheduled
-from moec.targets.tvm.skip_empty_loops import SkipEmptyLoops
-from moec.targets.tvm.te_kernels import prim_func
+from moec.targets.tvm.kernels.te_kernels import prim_func
+from moec.targets.tvm.phases.host_code import is_mapping
+from moec.targets.tvm.phases.pipeline import KERNEL_PIPELINE
+from moec.targets.tvm.phases.schedule import GENERIC, scheduled
+from moec.targets.tvm.phases.skip_empty_loops import SkipEmptyLoops
 
 
 def skipped(kernel: tirx.PrimFunc) -> str:

@@ -9,8 +9,8 @@ from tvm.script import tirx as T
 
 from moec.runtime.tensors import to_runtime
 from moec.targets.cpu.hardware.machine import Machine
-from moec.targets.tvm.pipeline import KERNEL_PIPELINE
-from moec.targets.tvm.stack_buffers import MOST_BYTES
+from moec.targets.tvm.phases.pipeline import KERNEL_PIPELINE
+from moec.targets.tvm.phases.stack_buffers import MOST_BYTES
 
 
 @pytest.mark.parametrize(("size", "calls_pool"), [(MOST_BYTES // 4, False), (MOST_BYTES // 4 + 1, True)])

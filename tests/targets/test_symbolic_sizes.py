@@ -8,7 +8,7 @@ from tvm import tirx
 
 import moec
 from moec.common.budgets import SIZE_OPERATORS
-from moec.targets.tvm.symbolic import Known, Sizes, combined, operators_in
+from moec.targets.tvm.sizes.symbolic import Known, Sizes, combined, operators_in
 
 from .conftest import parse
 

@@ -9,9 +9,9 @@ from tvm import te, tirx
 
 from moec.runtime.tensors import to_runtime
 from moec.targets.cpu.hardware.machine import Machine
-from moec.targets.tvm.pipeline import KERNEL_PIPELINE
-from moec.targets.tvm.schedule import scheduled
-from moec.targets.tvm.te_kernels import Requirement, prim_func
+from moec.targets.tvm.kernels.te_kernels import Requirement, prim_func
+from moec.targets.tvm.phases.pipeline import KERNEL_PIPELINE
+from moec.targets.tvm.phases.schedule import scheduled
 
 
 @pytest.fixture(scope="module")

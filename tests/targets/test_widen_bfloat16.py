@@ -10,7 +10,7 @@ from tvm.script import tirx as T
 
 from moec.runtime.tensors import to_runtime
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
-from moec.targets.tvm.pipeline import KERNEL_PIPELINE
+from moec.targets.tvm.phases.pipeline import KERNEL_PIPELINE
 
 
 def compiled(parameters, body):

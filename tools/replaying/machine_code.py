@@ -20,7 +20,8 @@ def texts_instead() -> Iterator[None]:
     would be given, of the program its instructions. A GPU's kernels stay CUDA C."""
     from moec.targets.tvm import tvm  # isort: skip (first, so that torch is not imported)
     from moec.targets.cuda import pipeline as cuda
-    from moec.targets.tvm import host_code, pipeline, program, team
+    from moec.targets.tvm import program
+    from moec.targets.tvm.phases import host_code, pipeline, team
 
     def kernels(module: tvm.IRModule, target: tvm.target.Target, name: str) -> dict[str, dict[str, bytes]]:
         phases, finish, _ = tvm.tirx.get_tir_pipeline(name)

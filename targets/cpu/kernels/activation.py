@@ -9,7 +9,7 @@ from __future__ import annotations
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.elementary import exponential, let
-from moec.targets.tvm.activation import Activations, Expression, at_least
+from moec.targets.tvm.kernels.activation import Activations, Expression, at_least
 
 _ERF_POLYNOMIAL = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 

@@ -12,8 +12,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named, parallel_rows
-from moec.targets.tvm.held_tensors import AppendProblem
-from moec.targets.tvm.int8_rows import (
+from moec.targets.tvm.kernels.int8_rows import (
     INT8_ROWS,
     bytes_of,
     magnitude,
@@ -23,8 +22,9 @@ from moec.targets.tvm.int8_rows import (
     scale_of,
     whole_number,
 )
-from moec.targets.tvm.kernel import Kernel, why_not_stored
-from moec.targets.tvm.te_kernels import Requirement, checked
+from moec.targets.tvm.kernels.kernel import Kernel, why_not_stored
+from moec.targets.tvm.kernels.te_kernels import Requirement, checked
+from moec.targets.tvm.lowering.held_tensors import AppendProblem
 
 
 @functools.cache
@@ -102,7 +102,7 @@ def unpage(problem: AppendProblem) -> tirx.PrimFunc:
 
 
 def _pages(problem: AppendProblem, before: Sequence[int | str], after: Sequence[int | str]) -> Parameter:
-    """The pages; of int8 they are [pages, *before, page], see :mod:`moec.targets.tvm.int8_rows`."""
+    """The pages; of int8 they are [pages, *before, page], see :mod:`moec.targets.tvm.kernels.int8_rows`."""
     inner = [] if problem.stored == INT8_ROWS else after
     return Parameter("pages", ("pages", *before, "page", *inner), problem.stored)
 

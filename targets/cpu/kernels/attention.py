@@ -23,9 +23,9 @@ from moec.targets.cpu.kernels.attention_few import FEW_ROWS, attend_with_few_row
 from moec.targets.cpu.kernels.attention_many import attend_with_many_rows
 from moec.targets.cpu.kernels.attention_problem import AttentionBuffers
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel
-from moec.targets.tvm.int8_rows import INT8_ROWS
-from moec.targets.tvm.kernel import STORAGE_TYPES, Kernel, in_storage, why_not_stored
-from moec.targets.tvm.lower.attention import AttentionProblem
+from moec.targets.tvm.heavy.attention import AttentionProblem
+from moec.targets.tvm.kernels.int8_rows import INT8_ROWS
+from moec.targets.tvm.kernels.kernel import STORAGE_TYPES, Kernel, in_storage, why_not_stored
 
 
 @functools.cache
@@ -34,7 +34,7 @@ def attention(problem: AttentionProblem, machine: Machine, dtype: str = "float32
     result[B, H, S, Dv])``.
 
     Where keys and values lie in pages, they are [pages, B, G, page, D] of the type in which they are stored (int8:
-    [pages, B, G, bytes of a page], see :mod:`moec.targets.tvm.int8_rows`), and a page holds a multiple of
+    [pages, B, G, bytes of a page], see :mod:`moec.targets.tvm.kernels.int8_rows`), and a page holds a multiple of
     ``KEYS_PER_TASK`` keys unless there is only one. H is ``heads_per_group`` times G, and L at
     least the number of keys in use. B, G, S (queries), P (keys) and pages are dynamic and may be 0; ``dtype`` is how
     all but mask and lengths are stored, arithmetic is float32. A query that sees no key gives zeros.

@@ -9,8 +9,8 @@ from typing import Any
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import loop, named
-from moec.targets.tvm.int8_rows import INT8_ROWS, rows_in, scale_at, scale_from, scales_from
-from moec.targets.tvm.lower.attention import AttentionProblem
+from moec.targets.tvm.heavy.attention import AttentionProblem
+from moec.targets.tvm.kernels.int8_rows import INT8_ROWS, rows_in, scale_at, scale_from, scales_from
 
 LOWEST = -3.4028234e38
 """What the largest score of no key is: finite, so that differences to it are."""

@@ -17,7 +17,7 @@ from moec.targets.cpu.hardware.machine import Machine, tile_of
 from moec.targets.cpu.kernels.emit import loop, named
 from moec.targets.cpu.kernels.grouped_gemm import PackedProduct
 from moec.targets.cpu.kernels.register_tile import Sums, accumulate, emit_row_tiles
-from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
+from moec.targets.tvm.kernels.kernel import Kernel, in_storage, why_not_stored
 
 ROW_TILES_PER_TASK = 16
 

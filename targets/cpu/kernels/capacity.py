@@ -5,8 +5,8 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.tvm.kernel import Kernel
-from moec.targets.tvm.lower.route import RouteProblem
+from moec.targets.tvm.heavy.route import RouteProblem
+from moec.targets.tvm.kernels.kernel import Kernel
 
 
 def capacity(problem: RouteProblem) -> tirx.PrimFunc:

@@ -11,9 +11,9 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named, parallel_rows
-from moec.targets.tvm.activation import within
-from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
-from moec.targets.tvm.lower.experts import CombineProblem, PlacedRows
+from moec.targets.tvm.heavy.experts import CombineProblem, PlacedRows
+from moec.targets.tvm.kernels.activation import within
+from moec.targets.tvm.kernels.kernel import Kernel, in_storage, why_not_stored
 
 
 def combine(problem: CombineProblem) -> tirx.PrimFunc:

@@ -10,7 +10,7 @@ from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, parallel_rows
 from moec.targets.cpu.kernels.gather import row_width
-from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
+from moec.targets.tvm.kernels.kernel import Kernel, in_storage, why_not_stored
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import dataclasses
 from tvm import tirx
 from tvm.script import tirx as T
 
-from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
+from moec.targets.tvm.kernels.kernel import Kernel, in_storage, why_not_stored
 
 
 @dataclasses.dataclass(frozen=True)

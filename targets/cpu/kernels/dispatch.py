@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named
-from moec.targets.tvm.kernel import Kernel
+from moec.targets.tvm.kernels.kernel import Kernel
 
 BLOCK_ROWS = 192
 """Rows of one block: enough to use a weight often per read from memory, few enough to stay in second-level cache. A

@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder.ir import prim_func
 
-from moec.targets.tvm.schedule import WORK
+from moec.targets.tvm.phases.schedule import WORK
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named, parallel_rows
-from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
+from moec.targets.tvm.kernels.kernel import Kernel, in_storage, why_not_stored
 
 SPARE_ROWS = 31
 """Rows after the last one that matrix tiles may read; their contents do not matter."""

@@ -22,7 +22,7 @@ from moec.targets.cpu.kernels.emit import Parameter, column_parts, emit_kernel, 
 from moec.targets.cpu.kernels.grouped_gemm import PackedProduct, weight_parameters
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Weights, WeightTile
 from moec.targets.cpu.kernels.multiply import multiply
-from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
+from moec.targets.tvm.kernels.kernel import Kernel, in_storage, why_not_stored
 
 Epilogue = Callable[[Any], Any]
 

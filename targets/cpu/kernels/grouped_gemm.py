@@ -33,7 +33,7 @@ from moec.targets.cpu.kernels.gather import row_width
 from moec.targets.cpu.kernels.multiplication import Multiplication, Rows, Weights, WeightTile
 from moec.targets.cpu.kernels.multiply import multiply
 from moec.targets.cpu.kernels.tiled_format import TiledFormat
-from moec.targets.tvm.kernel import Kernel
+from moec.targets.tvm.kernels.kernel import Kernel
 
 _TABLE_COLUMNS = ("format", "data", "scales", "inner", "width")
 FLOAT32 = TiledFormat("float32")

@@ -18,8 +18,8 @@ from tvm.script import tirx as T
 from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.elementary import exponential
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named, parallel_rows
-from moec.targets.tvm.kernel import Kernel
-from moec.targets.tvm.lower.linear_attention import FORMULA, LinearAttentionProblem
+from moec.targets.tvm.heavy.linear_attention import FORMULA, LinearAttentionProblem
+from moec.targets.tvm.kernels.kernel import Kernel
 
 _COLUMNS = 32
 """Columns of a block at most: with keys of 128 channels it takes 16 KiB."""

@@ -14,7 +14,7 @@ from tvm.script import tirx as T
 from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.emit import parallel_rows
 from moec.targets.cpu.kernels.rows import row_kernel
-from moec.targets.tvm.lower.rows import LAYER_NORM_FORMULA, RMS_NORM_FORMULA
+from moec.targets.tvm.heavy.rows import LAYER_NORM_FORMULA, RMS_NORM_FORMULA
 
 
 @T.inline

@@ -17,7 +17,7 @@ from tvm.script import tirx as T
 from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named, parallel_rows
 from moec.targets.cpu.kernels.gather import row_width
-from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
+from moec.targets.tvm.kernels.kernel import Kernel, in_storage, why_not_stored
 
 _MAGNITUDE_BITS, _INFINITY_BITS = 0x7FFFFFFF, 0x7F800000
 _LARGEST = 127.0

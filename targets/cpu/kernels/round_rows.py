@@ -13,8 +13,8 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, loop, named, parallel_rows
-from moec.targets.tvm.e4m3 import LARGEST, code_of, number_of
-from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
+from moec.targets.tvm.kernels.e4m3 import LARGEST, code_of, number_of
+from moec.targets.tvm.kernels.kernel import Kernel, in_storage, why_not_stored
 
 _MAGNITUDE_BITS, _INFINITY_BITS = 0x7FFFFFFF, 0x7F800000
 

@@ -17,9 +17,9 @@ from moec.ir.scores import LOGITS, Primitives, elementwise_scores
 from moec.targets.cpu.kernels import activation
 from moec.targets.cpu.kernels.elementary import exponential
 from moec.targets.cpu.kernels.emit import parallel_rows
-from moec.targets.tvm.activation import at_least, total_to_divide_by
-from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
-from moec.targets.tvm.lower.route import RouteProblem, why_not_scored
+from moec.targets.tvm.heavy.route import RouteProblem, why_not_scored
+from moec.targets.tvm.kernels.activation import at_least, total_to_divide_by
+from moec.targets.tvm.kernels.kernel import Kernel, in_storage, why_not_stored
 
 MINUS_INFINITY = float("-inf")
 _LOGIT_WORK = 16

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from tvm import tirx
 
 from moec.targets.cpu.hardware.machine import Machine
-from moec.targets.tvm.kernel import Kernel, in_storage, why_not_stored
-from moec.targets.tvm.lower.rows import RowProblem
+from moec.targets.tvm.heavy.rows import RowProblem
+from moec.targets.tvm.kernels.kernel import Kernel, in_storage, why_not_stored
 
 
 def row_kernel(name: str, computes: str, build: Callable[[RowProblem, Machine], tirx.PrimFunc]) -> Kernel:

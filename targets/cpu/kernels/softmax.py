@@ -14,7 +14,7 @@ from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.elementary import exponential
 from moec.targets.cpu.kernels.emit import parallel_rows
 from moec.targets.cpu.kernels.rows import row_kernel
-from moec.targets.tvm.lower.rows import SOFTMAX_FORMULA
+from moec.targets.tvm.heavy.rows import SOFTMAX_FORMULA
 
 
 @T.inline

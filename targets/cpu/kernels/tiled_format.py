@@ -39,7 +39,7 @@ import onnx_ir as ir
 from moec.common.dtypes import dtype_of
 from moec.common.errors import UnsupportedError
 from moec.ir.weights.stored import WeightRun
-from moec.targets.tvm.stored_format import SCALE_TYPES, StoredFormat
+from moec.targets.tvm.kernels.stored_format import SCALE_TYPES, StoredFormat
 
 ZERO_POINTS = {"int8": 128, "int6": 32, "int5": 16, "int4": 8, "int3": 4, "int2": 2, "mxfp4": 12, "fp4": 12, "fp8": 0}
 """The stored number that means zero where no table says otherwise; see :data:`E2M1_HALVES` for those of 12."""

@@ -16,7 +16,7 @@ from tvm import tirx
 
 from moec.common.guards import parse_size
 from moec.targets.cuda.estimates.sizes import LARGEST
-from moec.targets.tvm.c_expressions import in_c
+from moec.targets.tvm.sizes.c_expressions import in_c
 
 _EXTENT = "thread_extent"
 _ONE = tirx.IntImm("int64", 1)

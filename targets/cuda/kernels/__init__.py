@@ -1,6 +1,6 @@
 """Kernels for CUDA, written thread by thread in TIRX, one idea per file. Each is a function from static sizes to a TIR
 function, which no schedule changes."""
 
-from moec.targets.tvm import quick_script
+from moec.targets.tvm.kernels import quick_script
 
 quick_script.install()

@@ -42,7 +42,7 @@ from moec.targets.gpu.kernels.attention_operands import (
 )
 from moec.targets.gpu.kernels.attention_rows import RowTile, start_row_tiles
 from moec.targets.gpu.kernels.launch import WARP, one_block_is_enough
-from moec.targets.tvm.lower.attention import AttentionProblem
+from moec.targets.tvm.heavy.attention import AttentionProblem
 
 ROWS = KEYS = 64
 """Rows of a block of threads, and keys of a tile."""

@@ -51,7 +51,7 @@ from moec.targets.gpu.kernels.attention_operands import (
 )
 from moec.targets.gpu.kernels.attention_rows import RowTile, start_row_tiles
 from moec.targets.gpu.kernels.launch import WARP
-from moec.targets.tvm.lower.attention import AttentionProblem
+from moec.targets.tvm.heavy.attention import AttentionProblem
 
 ROWS = CONSUMERS * GROUP_ROWS
 _STAGES = 4

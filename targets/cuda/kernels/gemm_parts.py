@@ -20,7 +20,7 @@ from moec.targets.gpu.kernels.dense_problem import DenseOperands
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, match_matrix, with_tables_needed
 from moec.targets.gpu.kernels.launch import ATTRIBUTES, EARLY_ATTRIBUTES, blocks_for, read_at_once
 from moec.targets.gpu.kernels.tiled_kernels import DenseLaunch
-from moec.targets.tvm.kernel import Kernel
+from moec.targets.tvm.kernels.kernel import Kernel
 
 BUSY_BLOCKS = 128
 """Tiles that keep a device busy: about as many as it has multiprocessors."""

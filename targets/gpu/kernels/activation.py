@@ -13,7 +13,7 @@ from collections.abc import Callable
 from tvm.script import tirx as T
 
 from moec.ir.dialect import ExpertsSpec
-from moec.targets.tvm.activation import Activations, Expression, at_least
+from moec.targets.tvm.kernels.activation import Activations, Expression, at_least
 
 
 def sigmoid(x: Expression) -> Expression:

@@ -33,7 +33,7 @@ from moec.targets.gpu.kernels.attention_operands import (
 from moec.targets.gpu.kernels.attention_rows import RowTile, start_row_tiles
 from moec.targets.gpu.kernels.instructions import reduce_lanes, sync_block
 from moec.targets.gpu.kernels.launch import BEGINS_EARLY, WARP, one_block_is_enough
-from moec.targets.tvm.lower.attention import AttentionProblem
+from moec.targets.tvm.heavy.attention import AttentionProblem
 
 FEW_QUERIES = 16
 """The largest number of queries of a head for which this kernel is faster."""

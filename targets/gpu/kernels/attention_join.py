@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 
 from moec.targets.gpu.kernels.attention_operands import KEYS_TOGETHER, LOWEST, quotient
 from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES
-from moec.targets.tvm.kernel import Kernel
+from moec.targets.tvm.kernels.kernel import Kernel
 
 THREADS = 128
 _BLOCKS = 256

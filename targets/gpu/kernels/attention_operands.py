@@ -15,8 +15,8 @@ from tvm.script import tirx as T
 
 from moec.targets.base import SizeRange
 from moec.targets.gpu.kernels.launch import ATTRIBUTES
-from moec.targets.tvm.kernel import STORAGE_TYPES, Kernel, why_not_stored
-from moec.targets.tvm.lower.attention import AttentionProblem
+from moec.targets.tvm.heavy.attention import AttentionProblem
+from moec.targets.tvm.kernels.kernel import STORAGE_TYPES, Kernel, why_not_stored
 
 LOWEST = -3.4028234e38
 """The initial largest score, before any key: finite, so that differences from it are not NaN."""

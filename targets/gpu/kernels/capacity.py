@@ -19,8 +19,8 @@ from moec.targets.gpu.kernels.ordered_walk import (
     walk_in_order,
     warps_for,
 )
-from moec.targets.tvm.kernel import Kernel
-from moec.targets.tvm.lower.route import RouteProblem
+from moec.targets.tvm.heavy.route import RouteProblem
+from moec.targets.tvm.kernels.kernel import Kernel
 
 
 def why_not(experts: int) -> str | None:

@@ -15,9 +15,9 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES, WARP, read_at_once
-from moec.targets.tvm.activation import within
-from moec.targets.tvm.kernel import Kernel, why_not_stored
-from moec.targets.tvm.lower.experts import CombineProblem, PlacedRows
+from moec.targets.tvm.heavy.experts import CombineProblem, PlacedRows
+from moec.targets.tvm.kernels.activation import within
+from moec.targets.tvm.kernels.kernel import Kernel, why_not_stored
 
 _MOST_THREADS = 64
 

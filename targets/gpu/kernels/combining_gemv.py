@@ -19,9 +19,9 @@ from moec.targets.gpu.kernels.gemv_tile import why_not as why_no_tile
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, match_matrix, with_tables_needed
 from moec.targets.gpu.kernels.instructions import reduce_lanes, sync_block
 from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES, WARP
-from moec.targets.tvm.activation import within
-from moec.targets.tvm.kernel import Kernel
-from moec.targets.tvm.lower.experts import CombineProblem
+from moec.targets.tvm.heavy.experts import CombineProblem
+from moec.targets.tvm.kernels.activation import within
+from moec.targets.tvm.kernels.kernel import Kernel
 
 MOST_TOGETHER = 8
 """Slots of a token that a block computes at once."""

@@ -6,7 +6,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES, blocks_for
-from moec.targets.tvm.kernel import Kernel
+from moec.targets.tvm.kernels.kernel import Kernel
 
 THREADS = 256
 

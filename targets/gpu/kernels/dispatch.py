@@ -20,7 +20,7 @@ from moec.targets.gpu.kernels.ordered_walk import (
     walk_in_order,
     warps_for,
 )
-from moec.targets.tvm.kernel import Kernel
+from moec.targets.tvm.kernels.kernel import Kernel
 
 PADDING = -1
 """The value in ``sorted_pairs`` for rows of a block that are padding."""

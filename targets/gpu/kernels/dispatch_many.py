@@ -28,7 +28,7 @@ from moec.targets.gpu.kernels.ordered_walk import (
     walk_in_order,
     warps_for,
 )
-from moec.targets.tvm.kernel import Kernel
+from moec.targets.tvm.kernels.kernel import Kernel
 
 _MOST_WARPS = 16
 _STEP_PAIRS = _MOST_WARPS * WARP

@@ -31,8 +31,8 @@ from moec.targets.gpu.kernels.ordered_walk import (
     walk_in_order,
 )
 from moec.targets.gpu.kernels.route_token import finish, mix, score_choices, start_token
-from moec.targets.tvm.kernel import Kernel
-from moec.targets.tvm.lower.route import RouteProblem
+from moec.targets.tvm.heavy.route import RouteProblem
+from moec.targets.tvm.kernels.kernel import Kernel
 
 WARPS = 16
 """The warps of the block that handles an expert."""

@@ -20,7 +20,7 @@ from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
 from moec.targets.gpu.kernels.instructions import reduce_lanes
 from moec.targets.gpu.kernels.launch import BEGINS_EARLY, WARP, blocks_for
 from moec.targets.gpu.kernels.tiled_kernels import DENSE_FORMULA, DenseLaunch
-from moec.targets.tvm.kernel import Kernel
+from moec.targets.tvm.kernels.kernel import Kernel
 
 FEW_ROWS = 16
 """The largest number of rows for which this kernel is faster than tiles."""

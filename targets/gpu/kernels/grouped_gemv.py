@@ -17,7 +17,7 @@ from moec.targets.gpu.kernels.gemv_tile import COLUMNS_PER_WARP, WarpTile, multi
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, match_matrix, with_tables_needed
 from moec.targets.gpu.kernels.instructions import reduce_lanes
 from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES, WARP
-from moec.targets.tvm.kernel import Kernel
+from moec.targets.tvm.kernels.kernel import Kernel
 
 WARPS = 4
 

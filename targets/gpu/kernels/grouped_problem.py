@@ -29,7 +29,7 @@ from moec.common.dtypes import dtype_of
 from moec.targets.gpu.kernels.fp8_rows import FP8, row_bytes
 from moec.targets.gpu.kernels.launch import ATTRIBUTES
 from moec.targets.gpu.kernels.packed_format import PackedFormat
-from moec.targets.tvm.kernel import why_not_stored
+from moec.targets.tvm.kernels.kernel import why_not_stored
 
 GATE_GROUP = 8
 """Rows of gate and up alternate in groups of this size in a gated matrix: 8 rows of the gate, then the corresponding 8

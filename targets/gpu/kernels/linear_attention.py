@@ -10,8 +10,8 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from moec.targets.gpu.kernels.launch import ATTRIBUTES, WARP
-from moec.targets.tvm.kernel import Kernel
-from moec.targets.tvm.lower.linear_attention import FORMULA, LinearAttentionProblem
+from moec.targets.tvm.heavy.linear_attention import FORMULA, LinearAttentionProblem
+from moec.targets.tvm.kernels.kernel import Kernel
 
 _MOST_THREADS = 128
 

@@ -16,7 +16,7 @@ from moec.targets.gpu.kernels.row_share import (
     start_rows,
     visit_elements,
 )
-from moec.targets.tvm.lower.rows import LAYER_NORM_FORMULA, RMS_NORM_FORMULA
+from moec.targets.tvm.heavy.rows import LAYER_NORM_FORMULA, RMS_NORM_FORMULA
 
 
 def _scaled(value: Any, column: Any, scale: Any, bias: Any) -> Any:

@@ -35,8 +35,8 @@ from tvm.script import tirx as T
 from moec.ir.weights.encode import Table
 from moec.ir.weights.stored import WeightRun
 from moec.targets.gpu.kernels.instructions import set_and_or
-from moec.targets.tvm import e4m3
-from moec.targets.tvm.stored_format import StoredFormat
+from moec.targets.tvm.kernels import e4m3
+from moec.targets.tvm.kernels.stored_format import StoredFormat
 
 _ZERO_POINTS = {"int8": 128, "int4": 8, "int3": 4, "int2": 2}
 _SCALE_TYPES = ("float32", "float16", "bfloat16", "float8_e8m0fnu")

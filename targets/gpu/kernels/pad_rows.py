@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 
 from moec.common.dtypes import dtype_of
 from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES, LOAD_BYTES, blocks_for
-from moec.targets.tvm.kernel import Kernel, why_not_stored
+from moec.targets.tvm.kernels.kernel import Kernel, why_not_stored
 
 THREADS = 128
 

@@ -19,9 +19,9 @@ from tvm.script import tirx as T
 from moec.targets.gpu.kernels.fp8_rows import FP8, GROUP, place_of_scale, row_bytes, words_of
 from moec.targets.gpu.kernels.instructions import reduce_lanes
 from moec.targets.gpu.kernels.launch import EARLY_ATTRIBUTES, WARP, blocks_for
-from moec.targets.tvm import e4m3
-from moec.targets.tvm.activation import at_least, at_most
-from moec.targets.tvm.kernel import Kernel, why_not_stored
+from moec.targets.tvm.kernels import e4m3
+from moec.targets.tvm.kernels.activation import at_least, at_most
+from moec.targets.tvm.kernels.kernel import Kernel, why_not_stored
 
 WARPS = 4
 """Warps of a block of threads."""

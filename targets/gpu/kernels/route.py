@@ -28,8 +28,8 @@ from moec.targets.gpu.kernels.route_token import (
     share_with_warp,
     start_token,
 )
-from moec.targets.tvm.kernel import Kernel
-from moec.targets.tvm.lower.route import RouteProblem
+from moec.targets.tvm.heavy.route import RouteProblem
+from moec.targets.tvm.kernels.kernel import Kernel
 
 _NOBODY = 2**31 - 1
 """An expert id that loses every tie."""

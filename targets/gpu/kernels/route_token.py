@@ -16,9 +16,9 @@ from moec.ir.scores import LOGITS, Primitives, elementwise_scores
 from moec.targets.gpu.kernels import activation
 from moec.targets.gpu.kernels.instructions import reduce_lanes, sync_warp
 from moec.targets.gpu.kernels.launch import SHARED_BYTES, WARP, blocks_for
-from moec.targets.tvm.activation import at_least, total_to_divide_by
-from moec.targets.tvm.kernel import why_not_stored
-from moec.targets.tvm.lower.route import why_not_scored
+from moec.targets.tvm.heavy.route import why_not_scored
+from moec.targets.tvm.kernels.activation import at_least, total_to_divide_by
+from moec.targets.tvm.kernels.kernel import why_not_stored
 
 MOST_EXPERTS = 1024
 """The most experts, because a lane marks its taken experts in the 32 bits of a word."""

@@ -16,8 +16,8 @@ from tvm.script import tirx as T
 
 from moec.targets.gpu.kernels.instructions import reduce_lanes, sync_block
 from moec.targets.gpu.kernels.launch import WARP, read_at_once
-from moec.targets.tvm.kernel import Kernel, why_not_stored
-from moec.targets.tvm.lower.rows import RowProblem
+from moec.targets.tvm.heavy.rows import RowProblem
+from moec.targets.tvm.kernels.kernel import Kernel, why_not_stored
 
 WARP_ELEMENTS = 1024
 _ROWS_PER_BLOCK = 4

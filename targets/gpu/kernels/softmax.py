@@ -17,7 +17,7 @@ from moec.targets.gpu.kernels.row_share import (
     start_rows,
     visit_elements,
 )
-from moec.targets.tvm.lower.rows import SOFTMAX_FORMULA
+from moec.targets.tvm.heavy.rows import SOFTMAX_FORMULA
 
 
 @T.inline

@@ -10,7 +10,7 @@ from tvm import tirx
 
 from moec.targets.gpu.kernels.dense_problem import dense_kernel
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
-from moec.targets.tvm.kernel import Kernel
+from moec.targets.tvm.kernels.kernel import Kernel
 
 GROUPED_FORMULA = "out[r] = activation(rows[r] @ matrix[expert of r].T + bias)"
 DENSE_FORMULA = "out[r] = activation(rows[r] @ matrix.T + bias)"

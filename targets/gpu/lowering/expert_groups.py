@@ -15,7 +15,7 @@ from tvm import relax, te, tirx
 
 from moec.ir.weights.stored import StoredWeight, WeightRun
 from moec.targets.gpu.kernels.packed_format import PackedFormat
-from moec.targets.tvm.node_lowering import NodeLowering
+from moec.targets.tvm.lowering.node_lowering import NodeLowering
 
 
 @dataclasses.dataclass(frozen=True)

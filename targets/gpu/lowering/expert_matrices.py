@@ -13,7 +13,7 @@ from moec.ir.weights.encode import Encoded, StoredMatrix, Table
 from moec.ir.weights.stored import StoredWeight
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, interleave
 from moec.targets.gpu.kernels.packed_format import PackedFormat, pack
-from moec.targets.tvm.node_lowering import NodeLowering
+from moec.targets.tvm.lowering.node_lowering import NodeLowering
 
 Parts = Callable[[int], Sequence[StoredMatrix]]
 """A function from an expert to the matrices [in, out] that form one operand: gate and up, or one alone. Floats are

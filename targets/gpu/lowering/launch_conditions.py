@@ -27,8 +27,8 @@ from tvm import tirx
 
 from moec.runtime.device_module import LAUNCH_FLAGS
 from moec.targets.base import SizeRange
-from moec.targets.tvm.crossover import Crossover
-from moec.targets.tvm.records import HOST_NUMBERS
+from moec.targets.tvm.kernels.crossover import Crossover
+from moec.targets.tvm.phases.records import HOST_NUMBERS
 
 LAUNCH_IF = "moec.launch_if"
 NO_LIMIT = 2**31 - 1

@@ -8,9 +8,9 @@ from moec.ir.dialect import RouteSpec, attributes_of, spec_of
 from moec.targets.gpu.kernels.capacity import CAPACITY
 from moec.targets.gpu.kernels.expert_choice import SCORE_TOKENS, TAKE_TOKENS, WEIGH_TOKENS
 from moec.targets.gpu.kernels.route import ROUTE
-from moec.targets.tvm.kernel import Kernel, KernelCall
-from moec.targets.tvm.lower.route import RouteProblem, lower_route
-from moec.targets.tvm.node_lowering import NodeLowering
+from moec.targets.tvm.heavy.route import RouteProblem, lower_route
+from moec.targets.tvm.kernels.kernel import Kernel, KernelCall
+from moec.targets.tvm.lowering.node_lowering import NodeLowering
 
 
 def lower_routing(node: NodeLowering) -> tuple[relax.Expr, relax.Expr]:

@@ -19,9 +19,9 @@ from typing import Any
 from tvm import relax, tirx
 from tvm.script import tirx as T
 
-from moec.targets.tvm.convert_indexing import scatter_converters
-from moec.targets.tvm.lowering import Lowering
-from moec.targets.tvm.serial_kernels import combination
+from moec.targets.tvm.kernels.serial_kernels import combination
+from moec.targets.tvm.lowering.lowering import Lowering
+from moec.targets.tvm.onnx.indexing import scatter_converters
 
 _NOBODY = -1
 
@@ -112,7 +112,7 @@ def follow(dtype: str, reduction: str) -> tirx.PrimFunc:
 
 
 def scatter(lowering: Lowering, data: relax.Expr, rows: relax.Expr, updates: relax.Expr, reduction: str) -> relax.Var:
-    """Emit the data after all updates; see :data:`~moec.targets.tvm.convert_indexing.Scatter`."""
+    """Emit the data after all updates; see :data:`~moec.targets.tvm.onnx.indexing.Scatter`."""
     types = [relax.TensorType(shape, "int64") for shape in ([data.ty.shape[0]], list(rows.ty.shape))]
     nobody = lowering.call_serial(fill(), [], types, "scatter_fill")
     first, following = lowering.call_serial_on(link(), [rows], nobody, "scatter_link")

@@ -16,7 +16,7 @@ from tvm import s_tir, tirx
 from tvm.s_tir import dlight
 from tvm.s_tir.schedule import ScheduleError
 
-from moec.targets.tvm.te_kernels import checking, without_checks
+from moec.targets.tvm.kernels.te_kernels import checking, without_checks
 
 _NAME = "kernel"
 BLOCK_THREADS = 256

@@ -18,11 +18,11 @@ from moec.common.work import SizedWork
 from moec.targets.base import SizeRange
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
 from moec.targets.gpu.lowering.launch_conditions import launch_between, launch_if
-from moec.targets.tvm.crossover import Crossover
-from moec.targets.tvm.heavy import LoweringContext
-from moec.targets.tvm.kernel import KernelCall, Selection
-from moec.targets.tvm.nodes import record_of
-from moec.targets.tvm.shapes import static_size
+from moec.targets.tvm.kernels.crossover import Crossover
+from moec.targets.tvm.kernels.kernel import KernelCall, Selection
+from moec.targets.tvm.lowering.context import LoweringContext
+from moec.targets.tvm.lowering.nodes import record_of
+from moec.targets.tvm.sizes.shapes import static_size
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,8 +22,8 @@ from moec.targets.gpu.kernels import dispatch
 from moec.targets.gpu.kernels.combining_gemv import CombiningProblem, combining_gemv
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
 from moec.targets.gpu.kernels.packed_format import PackedFormat
-from moec.targets.tvm.lower.attention import AttentionProblem
-from moec.targets.tvm.lower.experts import CombineProblem
+from moec.targets.tvm.heavy.attention import AttentionProblem
+from moec.targets.tvm.heavy.experts import CombineProblem
 
 from ...targets.cuda.kernels import kernel_runner
 from ...targets.cuda.kernels.layers import Data, GroupedKernel, Layer, sort_pairs, undefined

@@ -20,7 +20,7 @@ from tvm_ffi import libinfo
 
 from moec.runtime.tensors import to_runtime
 from moec.targets.cpu.hardware.machine import MACHINES, Machine, host_has
-from moec.targets.tvm.pipeline import KERNEL_PIPELINE
+from moec.targets.tvm.phases.pipeline import KERNEL_PIPELINE
 
 from ..guarded import guarded
 

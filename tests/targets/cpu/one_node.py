@@ -12,9 +12,9 @@ import tvm
 from moec.runtime.workers import run_with
 from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.target import converters
-from moec.targets.tvm import pipeline
-from moec.targets.tvm.converters import all_converters
-from moec.targets.tvm.lowering import Lowered, lower
+from moec.targets.tvm.lowering.lowering import Lowered, lower
+from moec.targets.tvm.onnx.converters import all_converters
+from moec.targets.tvm.phases import pipeline
 
 from ..node_models import node_model
 from .step_by_step import StepByStep

@@ -14,7 +14,7 @@ from moec.common.errors import UnsupportedError
 from moec.targets.cpu.hardware.machine import Machine
 from moec.targets.cpu.kernels.attention import attention
 from moec.targets.cpu.kernels.attention_few import FEW_ROWS
-from moec.targets.tvm.lower.attention import AttentionProblem
+from moec.targets.tvm.heavy.attention import AttentionProblem
 
 from ...products import sampled, thinned
 from ..attention_cases import PROBLEM, expected, normal, operands, variants

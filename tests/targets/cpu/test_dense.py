@@ -31,8 +31,9 @@ def _compiled(model: ir.Model, machine_name: str = "native") -> Callable[[Arrays
 
     from moec.targets.cpu.dense import converters
     from moec.targets.cpu.hardware.machine import Machine
-    from moec.targets.tvm import lowering, pipeline
-    from moec.targets.tvm.converters import all_converters
+    from moec.targets.tvm.lowering import lowering
+    from moec.targets.tvm.onnx.converters import all_converters
+    from moec.targets.tvm.phases import pipeline
 
     machine = Machine.for_name(machine_name)
     target = tvm.target.Target(machine.llvm)

@@ -19,7 +19,7 @@ from moec.targets.cpu.kernels.batched_matmul import batched_matmul
 from moec.targets.cpu.kernels.emit import Parameter, emit_kernel, quotient
 from moec.targets.cpu.kernels.normalization import layer_norm, rms_norm
 from moec.targets.cpu.kernels.softmax import softmax
-from moec.targets.tvm.lower.attention import AttentionProblem
+from moec.targets.tvm.heavy.attention import AttentionProblem
 
 from ...products import thinned
 from .dense_products import dense, pack

@@ -12,7 +12,7 @@ MACHINE = MACHINES["avx512"]
 
 def _select(dtype: str, constant: tuple[int, int] | None = None):
     from moec.targets.cpu.matmul import KERNELS, MatmulProblem
-    from moec.targets.tvm.kernel import select
+    from moec.targets.tvm.kernels.kernel import select
 
     from .dense_products import problem
 
@@ -48,7 +48,7 @@ def test_no_eligible_kernel_is_an_error_with_all_reasons():
 def test_only_kernels_that_sum_speak_of_sums():
     from moec.targets.cpu.kernels.combine import COMBINE, TRIM
     from moec.targets.cpu.kernels.gather import GATHER, GatheredRows
-    from moec.targets.tvm.lower.experts import CombineProblem
+    from moec.targets.tvm.heavy.experts import CombineProblem
 
     assert GATHER.how(GatheredRows(64, "float32"), MACHINE).endswith("product; float32 in memory")
     pairs = CombineProblem(4, 64, "float32")

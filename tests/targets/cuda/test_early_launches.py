@@ -23,8 +23,8 @@ from moec.targets.gpu.kernels import combine, dispatch, route
 from moec.targets.gpu.kernels.grouped_gemv import grouped_gemv
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
 from moec.targets.gpu.kernels.launch import ATTRIBUTES, EARLY_ATTRIBUTES
-from moec.targets.tvm.lower.experts import CombineProblem
-from moec.targets.tvm.lower.route import RouteProblem
+from moec.targets.tvm.heavy.experts import CombineProblem
+from moec.targets.tvm.heavy.route import RouteProblem
 
 from .kernels import kernel_runner
 from .kernels.kernel_runner import source_of

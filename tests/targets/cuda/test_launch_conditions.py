@@ -10,7 +10,7 @@ from tvm.script import tirx as T
 
 from moec.targets.base import SizeRange
 from moec.targets.gpu.lowering.launch_conditions import ApplyLaunchConditions, launch_between, launch_if
-from moec.targets.tvm.crossover import Crossover
+from moec.targets.tvm.kernels.crossover import Crossover
 
 TAGS = ["blockIdx.x", "threadIdx.x", "tirx.use_dyn_shared_memory"]
 

@@ -20,7 +20,7 @@ from moec.targets.cuda.grouped_products import PRODUCTS
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
 from moec.targets.gpu.kernels.packed_format import PackedFormat
 from moec.targets.gpu.lowering.expert_matrices import filled
-from moec.targets.tvm.kernel import select
+from moec.targets.tvm.kernels.kernel import select
 
 from ...products import thinned
 from ..node_models import node_model

@@ -17,7 +17,7 @@ from moec.targets.gpu.kernels import combine, dispatch
 from moec.targets.gpu.kernels.activation import experts_epilogue
 from moec.targets.gpu.kernels.grouped_gemv import grouped_gemv
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, interleave
-from moec.targets.tvm.lower.experts import CombineProblem
+from moec.targets.tvm.heavy.experts import CombineProblem
 
 from .kernel_runner import Kernel, build
 

@@ -18,7 +18,7 @@ from moec.targets.gpu.kernels.attention_few import attention_few
 from moec.targets.gpu.kernels.attention_join import attention_join, parts_for
 from moec.targets.gpu.kernels.attention_operands import why_not
 from moec.targets.gpu.kernels.attention_tiled import attention_tiled
-from moec.targets.tvm.lower.attention import AttentionProblem
+from moec.targets.tvm.heavy.attention import AttentionProblem
 
 from ....products import thinned
 from ...attention_cases import ON_NONE, PROBLEM, expected, operands

@@ -12,7 +12,7 @@ from moec.targets.base import SizeRange
 from moec.targets.cuda.kernels.attention_mma import why_not
 from moec.targets.cuda.kernels.attention_wgmma import ATTENTION_WGMMA, attention_wgmma, tile_keys
 from moec.targets.gpu.kernels.attention_operands import AttentionLaunch
-from moec.targets.tvm.lower.attention import AttentionProblem
+from moec.targets.tvm.heavy.attention import AttentionProblem
 
 from ....products import thinned
 from ...attention_cases import expected, operands

@@ -10,7 +10,7 @@ import pytest
 from moec.targets.gpu.kernels.combining_gemv import MOST_TOGETHER, CombiningProblem, combining_gemv, why_not
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
 from moec.targets.gpu.kernels.packed_format import PackedFormat
-from moec.targets.tvm.lower.experts import CombineProblem
+from moec.targets.tvm.heavy.experts import CombineProblem
 
 from .kernel_runner import build
 from .layers import DTYPES, TOLERANCES, undefined

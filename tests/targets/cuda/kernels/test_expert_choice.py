@@ -11,7 +11,7 @@ from moec.ir import semantics
 from moec.ir.dialect import RouteSpec
 from moec.targets.gpu.kernels import expert_choice
 from moec.targets.gpu.kernels.expert_choice import score_tokens, take_tokens, weigh_tokens
-from moec.targets.tvm.lower.route import RouteProblem
+from moec.targets.tvm.heavy.route import RouteProblem
 
 from ....products import thinned
 from .kernel_runner import build

@@ -17,8 +17,8 @@ from moec.targets.gpu.kernels.activation import experts_epilogue
 from moec.targets.gpu.kernels.grouped_gemm_simt import grouped_gemm_simt
 from moec.targets.gpu.kernels.grouped_gemv import grouped_gemv
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
-from moec.targets.tvm.lower.experts import CombineProblem
-from moec.targets.tvm.lower.route import RouteProblem
+from moec.targets.tvm.heavy.experts import CombineProblem
+from moec.targets.tvm.heavy.route import RouteProblem
 
 from .kernel_runner import source_of
 

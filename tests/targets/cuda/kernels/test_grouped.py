@@ -18,7 +18,7 @@ from moec.targets.gpu.kernels.grouped_gemm_simt import grouped_gemm_simt as simt
 from moec.targets.gpu.kernels.grouped_gemv import grouped_gemv as gemv
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem, interleave
 from moec.targets.gpu.kernels.packed_format import PackedFormat
-from moec.targets.tvm.lower.experts import CombineProblem
+from moec.targets.tvm.heavy.experts import CombineProblem
 
 from ....products import thinned
 from .kernel_runner import build

@@ -10,7 +10,7 @@ import pytest
 
 from moec.simulators.cuda import emulated_library
 from moec.targets.gpu.kernels import combine
-from moec.targets.tvm.lower.experts import CombineProblem
+from moec.targets.tvm.heavy.experts import CombineProblem
 
 from . import kernel_runner
 from .layers import undefined

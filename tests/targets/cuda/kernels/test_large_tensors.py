@@ -18,7 +18,7 @@ from moec.targets.gpu.kernels.grouped_gemv import grouped_gemv as gemv
 from moec.targets.gpu.kernels.grouped_problem import GroupedProblem
 from moec.targets.gpu.kernels.packed_format import PackedFormat
 from moec.targets.gpu.kernels.round_rows import RowRounding, round_blocks
-from moec.targets.tvm.lower.experts import CombineProblem, PlacedRows
+from moec.targets.tvm.heavy.experts import CombineProblem, PlacedRows
 
 from ....products import thinned
 from .kernel_runner import build, source_of

@@ -36,9 +36,9 @@ from moec.targets.gpu.kernels.packed_format import PackedFormat
 from moec.targets.gpu.kernels.pad_rows import Padding, pad_rows
 from moec.targets.gpu.kernels.row_share import RowLayout
 from moec.targets.gpu.kernels.softmax import softmax
-from moec.targets.tvm.lower.attention import AttentionProblem
-from moec.targets.tvm.lower.experts import CombineProblem
-from moec.targets.tvm.lower.route import RouteProblem
+from moec.targets.tvm.heavy.attention import AttentionProblem
+from moec.targets.tvm.heavy.experts import CombineProblem
+from moec.targets.tvm.heavy.route import RouteProblem
 
 from .kernel_runner import source_of
 from .main_loop import main_loop

@@ -11,7 +11,7 @@ from moec.targets.cuda.kernels.grouped_gemm_mma import grouped_gemm_mma as mma
 from moec.targets.cuda.kernels.grouped_gemm_wgmma import grouped_gemm_wgmma as wgmma
 from moec.targets.gpu.kernels import dispatch, dispatch_many, expert_choice, route
 from moec.targets.gpu.kernels.grouped_gemm_simt import grouped_gemm_simt as simt
-from moec.targets.tvm.lower.route import RouteProblem
+from moec.targets.tvm.heavy.route import RouteProblem
 
 from ....products import thinned
 from .kernel_runner import build

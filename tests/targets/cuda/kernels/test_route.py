@@ -11,7 +11,7 @@ import pytest
 from moec.ir import semantics
 from moec.ir.dialect import RouteSpec, choices
 from moec.targets.gpu.kernels import capacity, route
-from moec.targets.tvm.lower.route import RouteProblem
+from moec.targets.tvm.heavy.route import RouteProblem
 
 from ....products import thinned
 from .kernel_runner import build

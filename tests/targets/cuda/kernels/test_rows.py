@@ -7,7 +7,7 @@ import numpy as np
 from moec.targets.gpu.kernels.normalization import normalize
 from moec.targets.gpu.kernels.row_share import RowLayout
 from moec.targets.gpu.kernels.softmax import SOFTMAX, softmax
-from moec.targets.tvm.lower.rows import RowProblem
+from moec.targets.tvm.heavy.rows import RowProblem
 
 from ....products import thinned
 from .kernel_runner import build

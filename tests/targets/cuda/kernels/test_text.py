@@ -8,7 +8,7 @@ from tvm.script import tirx as T
 from moec.ir.dialect import RouteSpec
 from moec.targets.gpu.kernels import dispatch, route
 from moec.targets.gpu.kernels.launch import ATTRIBUTES, blocks_for
-from moec.targets.tvm.lower.route import RouteProblem
+from moec.targets.tvm.heavy.route import RouteProblem
 
 from .kernel_runner import source_of
 

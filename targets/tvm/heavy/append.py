@@ -1,0 +1,56 @@
+"""Appending to a state that a target holds in place, and conversion between a state and its pages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+import onnx_ir as ir
+from tvm import relax
+
+from moec.targets.tvm.kernels.kernel import STORAGE_TYPES, Kernel, KernelCall, select
+from moec.targets.tvm.lowering.context import LoweringContext
+from moec.targets.tvm.lowering.held_states import Holding
+from moec.targets.tvm.lowering.held_tensors import AppendProblem, HeldTensor, Places
+from moec.targets.tvm.lowering.nodes import record_of
+
+
+def holding(
+    machine: Any,
+    kernel: Kernel,
+    conversions: tuple[Kernel, Kernel] | None = None,
+    types: Collection[str] = STORAGE_TYPES,
+    has_places: bool = False,
+) -> Holding:
+    """A target's way to hold states, made from its kernels.
+
+    ``kernel`` writes to a state: it takes (start, new, pages), or (length, starts, new, pages) if it ``has_places``.
+    ``conversions`` take (start, state, pages) and (pages, state), for states that are given and returned in another
+    type than the one of ``types`` in which they are stored."""
+
+    def append(
+        lowering: LoweringContext,
+        node: ir.Node,
+        problem: AppendProblem,
+        past: HeldTensor,
+        new: relax.Expr,
+        places: Places | None,
+    ) -> relax.Var:
+        chosen, operands = select((kernel,), problem, machine), [new] if places is None else [places.starts, new]
+        called = KernelCall(chosen, kernel.build(problem), [*operands, past.pages], dataclasses.asdict(problem))
+        pages = lowering.emit(past.pages)
+        length = lowering.sizes.expression(past.length if places is None else places.length)
+        return lowering.call_kernel_on(called.function, operands, [pages], record_of(node, called), [length])[0]
+
+    def export(lowering: LoweringContext, node: ir.Node, problem: AppendProblem, converts: Kernel) -> str:
+        chosen = select((converts,), problem, machine)
+        called = KernelCall(chosen, converts.build(problem), [], dataclasses.asdict(problem))
+        return lowering.export_kernel(called.function, record_of(node, called))
+
+    def both(lowering: LoweringContext, node: ir.Node, problem: AppendProblem) -> tuple[str, str]:
+        assert conversions is not None, "only asked for where there are any"
+        store, restore = conversions
+        return export(lowering, node, problem, store), export(lowering, node, problem, restore)
+
+    return Holding(append, None if conversions is None else both, types, has_places)

@@ -1,0 +1,232 @@
+"""Opset 24 Attention before any kernel: split heads, append new keys to past ones, and describe the static part."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import onnx_ir as ir
+import tvm_ffi
+from tvm import relax
+
+from moec.common.errors import UnsupportedError
+from moec.targets.tvm.heavy.attention_sinks import split_sinks
+from moec.targets.tvm.lowering.attributes import attribute, optional_input, required_input
+from moec.targets.tvm.lowering.context import LoweringContext
+from moec.targets.tvm.lowering.held_tensors import HeldTensor
+from moec.targets.tvm.lowering.nodes import refuse_outputs, reshape, transpose
+from moec.targets.tvm.sizes.shapes import static_size
+
+Causal = Literal["", "first", "last", "lengths"]
+Keys = relax.Expr | HeldTensor
+"""Keys or values, in ordinary memory or in pages."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionProblem:
+    """Static properties of an attention.
+
+    ``heads_per_group``: query heads per head of keys and values. ``mask``: the type of the mask, if there is one: a
+    float type is added to the scores, bool says which keys a query sees. ``mask_broadcast`` says for [batch, head,
+    query] whether the mask has size 1 there. ``has_lengths``: whether an input gives the number of keys in use per
+    batch. ``causal``: query i sees keys 0 to i + offset. The offset is 0 where the queries belong to the ``first``
+    keys, P - S where they belong to the ``last``, and ``lengths[b]`` - S where they belong to the last keys in use.
+    ``paged``: element type of keys and values in pages [pages, B, G, page, D]; "" where they are not in pages.
+    ``has_sinks``: each head has one more logit, whose weight goes to no value.
+    ``softcap`` > 0 bounds scores to ``softcap * tanh(score / softcap)`` before the mask.
+    """
+
+    head_size: int
+    value_size: int
+    scale: float
+    heads_per_group: int = 1
+    causal: Causal = ""
+    softcap: float = 0.0
+    paged: str = ""
+    mask: str = ""
+    mask_broadcast: tuple[bool, bool, bool] = (True, True, True)
+    has_lengths: bool = False
+    has_sinks: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionInputs:
+    """Query [B, H, S, D], key [B, G, P, D] and value [B, G, P, Dv], past ones included, mask with four axes, the number
+    of keys in use [B], how many keys are new, and sinks float32 [H]. Keys and values lie in pages both or neither."""
+
+    query: relax.Expr
+    key: Keys
+    value: Keys
+    mask: relax.Expr | None
+    lengths: relax.Expr | None
+    new_keys: Any
+    sinks: relax.Expr | None = None
+
+
+Attend = Callable[[LoweringContext, ir.Node, AttentionInputs, AttentionProblem, relax.TensorType], relax.Expr]
+"""A target's converter: it returns the result [B, H, S, Dv], of the given type."""
+
+
+def lower_attention(
+    lowering: LoweringContext, node: ir.Node, attend: Attend, *, takes_sinks: bool = False
+) -> list[Keys]:
+    """Result, present keys and present values. ``takes_sinks``: whether ``attend`` supports sinks.
+
+    Raises UnsupportedError for the scores as an output, for dynamic head sizes and counts, and for a causal mask over
+    a cache to which more or fewer keys are added than there are queries.
+    """
+    refuse_outputs(node, 3)
+    sinks = split_sinks(lowering, node) if takes_sinks else None
+    if sinks is None:
+        inputs, present = _attention_inputs(lowering, node)
+    else:
+        with sinks.alone(node) as rest:
+            inputs, present = _attention_inputs(lowering, rest)
+        inputs, present = dataclasses.replace(inputs, sinks=sinks.logits(lowering)), []
+    problem = _attention_problem(node, inputs)
+    batch, heads, queries, _ = inputs.query.ty.shape
+    output = relax.TensorType([batch, heads, queries, problem.value_size], str(inputs.query.ty.dtype))
+    result = attend(lowering, node, inputs, problem, output)
+    return [_joined_heads(lowering, node, result), *present]
+
+
+def _attention_inputs(lowering: LoweringContext, node: ir.Node) -> tuple[AttentionInputs, list[Keys]]:
+    """Inputs of the attention, and the present keys and values: the past ones with the new ones appended."""
+    query = _heads(lowering, node, 0, "q_num_heads")
+    past_key, past_value, used = (optional_input(node, position) for position in (4, 5, 6))
+    if past_key is not None and used is not None:
+        raise UnsupportedError("it has both past_key and nonpad_kv_seqlen; the operator allows one of them")
+    present = [_with_past(lowering, node, *source) for source in ((1, past_key), (2, past_value))]
+    key, value = present
+    if isinstance(key, HeldTensor) and isinstance(value, HeldTensor) and key.lies_as(value):
+        lengths = lowering.filled(key, used)
+    else:
+        key, value = (_gathered(lowering, tensor) for tensor in present)
+        lengths = None if used is None else lowering.tensor(used)
+    added = lowering.shape(required_input(node, 1))
+    new_keys = added[2] if len(added) == 4 else added[1]
+    return AttentionInputs(query, key, value, _mask(lowering, node, key), lengths, new_keys), present
+
+
+def _joined_heads(lowering: LoweringContext, node: ir.Node, result: relax.Expr) -> relax.Expr:
+    """The result [B, H, S, Dv] in the shape of the node's output: [B, S, H * Dv] where the query has rank 3."""
+    if len(lowering.shape(required_input(node, 0))) == 4:
+        return result
+    batch, heads, queries, size = result.ty.shape
+    return reshape(lowering, transpose(lowering, result, [0, 2, 1, 3]), [batch, queries, heads * size])
+
+
+def _heads(lowering: LoweringContext, node: ir.Node, position: int, count: str) -> relax.Expr:
+    """An input as [B, heads, S, D]; a rank-3 input [B, S, heads * D] is split by the attribute ``count``."""
+    tensor = lowering.tensor(required_input(node, position))
+    shape = list(tensor.ty.shape)
+    if len(shape) == 4:
+        return tensor
+    heads, width = attribute(node, count, 0), static_size(shape[2])
+    if not heads or width is None or width % heads:
+        raise UnsupportedError(
+            f"input {position} of rank 3 cannot be split into {heads} heads; expected {count} to divide it"
+        )
+    split = reshape(lowering, tensor, [shape[0], shape[1], heads, width // heads])
+    return transpose(lowering, split, [0, 2, 1, 3])
+
+
+def _with_past(lowering: LoweringContext, node: ir.Node, position: int, past: ir.Value | None) -> Keys:
+    """Keys or values [B, G, P, D]: those of an input, appended to the past ones if there are any."""
+    cached = lowering.held(required_input(node, position))
+    if past is None and cached is not None and len(cached.ty.shape) == 4:
+        return cached
+    new, before = _heads(lowering, node, position, "kv_num_heads"), lowering.held(past)
+    if past is None:
+        return new
+    if before is not None and before.continued in node.outputs:
+        return lowering.appended(node, before, new)
+    return lowering.convert_as("Concat", [past, lowering.value_of(new)], {"axis": 2})[0]
+
+
+def _gathered(lowering: LoweringContext, tensor: Keys) -> relax.Expr:
+    """The tensor in ordinary memory."""
+    if not isinstance(tensor, HeldTensor):
+        return tensor
+    return lowering.compute(tensor.gathered(), [tensor.pages], "gathered")[0]
+
+
+def _mask(lowering: LoweringContext, node: ir.Node, key: Keys) -> relax.Expr | None:
+    """The mask as [B|1, H|1, S|1, L]."""
+    operand = optional_input(node, 3)
+    if operand is None:
+        return None
+    mask = lowering.tensor(operand)
+    shape = list(mask.ty.shape)
+    shape = [1] * (4 - len(shape)) + shape
+    mask = reshape(lowering, mask, shape)
+    if static_size(shape[3]) == 1 and static_size(key.ty.shape[2]) != 1:
+        mask = lowering.broadcast_to(mask, [*shape[:3], key.ty.shape[2]])
+    return mask
+
+
+def _check_sizes(inputs: AttentionInputs) -> None:
+    """Raises UnsupportedError where query, key and value are known not to belong together."""
+    query, key, value = (
+        [static_size(size) for size in tensor.ty.shape] for tensor in (inputs.query, inputs.key, inputs.value)
+    )
+    for what, sizes in (
+        ("batch", (query[0], key[0], value[0])),
+        ("number of heads of key and value", (key[1], value[1])),
+        ("number of keys and values", (key[2], value[2])),
+        ("size of a head of query and key", (query[3], key[3])),
+    ):
+        if len({size for size in sizes if size is not None}) > 1:
+            raise UnsupportedError(f"the {what} is {' and '.join(map(str, sizes))}; expected the same")
+
+
+def _attention_problem(node: ir.Node, inputs: AttentionInputs) -> AttentionProblem:
+    _check_sizes(inputs)
+    head_size, value_size = (static_size(tensor.ty.shape[3]) for tensor in (inputs.query, inputs.value))
+    if head_size is None or value_size is None:
+        raise UnsupportedError("the size of a head is dynamic; expected a static last axis of query and value")
+    scale: Any = attribute(node, "scale", None)
+    broadcast = (True, True, True)
+    if inputs.mask is not None:
+        first, second, third, _ = (static_size(size) == 1 for size in inputs.mask.ty.shape)
+        broadcast = (first, second, third)
+    return AttentionProblem(
+        head_size=head_size,
+        value_size=value_size,
+        scale=float(scale) if scale is not None else 1 / math.sqrt(head_size),
+        heads_per_group=_heads_per_group(inputs.query.ty.shape[1], inputs.key.ty.shape[1]),
+        causal=_causal(node, inputs),
+        softcap=float(attribute(node, "softcap", 0.0)),
+        paged=inputs.key.stored if isinstance(inputs.key, HeldTensor) else "",
+        mask="" if inputs.mask is None else str(inputs.mask.ty.dtype),
+        mask_broadcast=broadcast,
+        has_lengths=inputs.lengths is not None,
+        has_sinks=inputs.sinks is not None,
+    )
+
+
+def _heads_per_group(heads: Any, groups: Any) -> int:
+    if tvm_ffi.structural_equal(heads, groups):
+        return 1
+    sizes = static_size(heads), static_size(groups)
+    if sizes[0] is None or not sizes[1] or sizes[0] % sizes[1]:
+        actual = " query heads cannot share ".join(
+            "a dynamic number of" if size is None else str(size) for size in sizes
+        )
+        raise UnsupportedError(f"{actual} heads of keys; expected static numbers, the first a multiple of the second")
+    return sizes[0] // sizes[1]
+
+
+def _causal(node: ir.Node, inputs: AttentionInputs) -> Causal:
+    """Position of the queries among the keys, see :class:`AttentionProblem`; "" for one without a causal mask."""
+    if not attribute(node, "is_causal", 0):
+        return ""
+    if optional_input(node, 6) is not None:
+        return "lengths"
+    if optional_input(node, 4) is None:
+        return "first"
+    if not tvm_ffi.structural_equal(inputs.new_keys, inputs.query.ty.shape[2]):
+        raise UnsupportedError("is_causal with past_key needs as many new keys as there are queries")
+    return "last" if inputs.lengths is None else "lengths"

@@ -1,0 +1,134 @@
+"""Opset 27 LinearAttention before any kernel: its static properties, and its operands in float32."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from tvm import relax
+
+from moec.common.errors import UnsupportedError
+from moec.targets.tvm.kernels.kernel import Kernel, KernelCall, select
+from moec.targets.tvm.lowering.attributes import attribute, optional_input, required_input
+from moec.targets.tvm.lowering.context import HeavyConverter, LoweringContext
+from moec.targets.tvm.lowering.nodes import record_of
+from moec.targets.tvm.sizes.shapes import static_size
+
+Decay = Literal["", "head", "channel"]
+FORMULA = "S = exp(decay) * S; S += k (beta * (v - S^T k))^T; y = scale * S^T q, token by token"
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearAttentionProblem:
+    """``heads`` of keys, values and states [key_size, value_size], each with ``group`` heads of queries.
+
+    ``decay``: whether states decay, by one number per head or by one per channel of the key. ``delta``: the delta rule,
+    which subtracts from a value what the state already returns for its key. It has a factor ``beta``, one per head, or
+    one per token if ``shared_beta``.
+    """
+
+    heads: int
+    group: int
+    key_size: int
+    value_size: int
+    scale: float
+    decay: Decay = ""
+    delta: bool = False
+    shared_beta: bool = False
+
+    @property
+    def parameters(self) -> list[tuple[str, tuple[str | int, ...]]]:
+        """Names and shapes of the tensors that kernels take, all float32. ``y`` and ``after``, the new state, are
+        results. An absent ``decay`` or ``beta`` is a single number, which is not read."""
+        state = ("B", self.heads, self.key_size, self.value_size)
+        decay, beta = (
+            self.heads * (self.key_size if self.decay == "channel" else 1),
+            1 if self.shared_beta else self.heads,
+        )
+        return [
+            ("query", ("B", "T", self.heads * self.group * self.key_size)),
+            ("key", ("B", "T", self.heads * self.key_size)),
+            ("value", ("B", "T", self.heads * self.value_size)),
+            ("state", state),
+            ("decay", ("B", "T", decay) if self.decay else (1,)),
+            ("beta", ("B", "T", beta) if self.delta else (1,)),
+            ("y", ("B", "T", self.heads * self.group * self.value_size)),
+            ("after", state),
+        ]
+
+
+def converter(kernel: Kernel, machine: Any) -> HeavyConverter:
+    """Converter that uses a target's kernel; its function takes :attr:`LinearAttentionProblem.parameters`."""
+
+    def convert(lowering: LoweringContext, node: ir.Node) -> list[relax.Expr]:
+        return _lower(lowering, node, kernel, machine)
+
+    return convert
+
+
+def _lower(lowering: LoweringContext, node: ir.Node, kernel: Kernel, machine: Any) -> list[relax.Expr]:
+    """The result and the new state. Raises UnsupportedError for sizes of heads that are dynamic or do not fit."""
+    problem = _problem(lowering, node)
+    query = lowering.tensor(required_input(node, 0))
+    batch, tokens = query.ty.shape[0], query.ty.shape[1]
+    past = optional_input(node, 3)
+    shape = [batch, problem.heads, problem.key_size, problem.value_size]
+    zeros = relax.op.zeros(shape, "float32")
+    state = lowering.emit(zeros) if past is None else lowering.tensor_of_shape(past, shape)
+    operands = [lowering.tensor(required_input(node, position)) for position in (0, 1, 2)]
+    gates = ((4, bool(problem.decay)), (5, problem.delta))
+    none = relax.const(np.zeros(1, np.float32))
+    operands += [state, *(lowering.tensor(required_input(node, place)) if has else none for place, has in gates)]
+    results = [
+        relax.TensorType([batch, tokens, problem.heads * problem.group * problem.value_size], "float32"),
+        relax.TensorType(shape, "float32"),
+    ]
+    arguments = [_cast(lowering, operand, "float32") for operand in operands]
+    facts = {"heads": problem.heads, "key_size": problem.key_size, "value_size": problem.value_size}
+    chosen = select((kernel,), problem, machine)
+    called = KernelCall(chosen, kernel.build(problem, machine), arguments, facts)
+    y, after = lowering.call_kernel(called.function, called.arguments, results, record_of(node, called))
+    dtype = str(query.ty.dtype)
+    return [_cast(lowering, y, dtype), _cast(lowering, after, dtype if past is None else lowering.dtype(past))]
+
+
+def _problem(lowering: LoweringContext, node: ir.Node) -> LinearAttentionProblem:
+    queries, heads = (int(attribute(node, name, 0)) for name in ("q_num_heads", "kv_num_heads"))
+    rule = attribute(node, "update_rule", "gated_delta")
+    widths = [_width(lowering, node, position) for position in range(3)]
+    if heads < 1 or queries < 1 or queries % heads or widths[1] % heads or widths[2] % heads:
+        raise UnsupportedError(
+            f"{queries} query heads and {heads} others do not divide query, key and value, which are {widths} wide"
+        )
+    key_size, value_size = widths[1] // heads, widths[2] // heads
+    if widths[0] != queries * key_size:
+        raise UnsupportedError(f"a query of {queries} heads is {widths[0]} wide, and a key of one head {key_size}")
+    decay: Decay = ""
+    if rule in ("gated", "gated_delta"):
+        width = _width(lowering, node, 4)
+        decay = "head" if width == heads else "channel"
+        if width not in (heads, heads * key_size):
+            raise UnsupportedError(f"decay is {width} wide; expected {heads} or {heads * key_size}")
+    delta = rule in ("delta", "gated_delta")
+    beta = _width(lowering, node, 5) if delta else heads
+    if beta not in (1, heads):
+        raise UnsupportedError(f"beta is {beta} wide; expected 1 or {heads}")
+    scale = float(attribute(node, "scale", 0.0)) or 1 / math.sqrt(max(1, key_size))
+    return LinearAttentionProblem(
+        heads, queries // heads, key_size, value_size, scale, decay, delta, delta and beta != heads
+    )
+
+
+def _width(lowering: LoweringContext, node: ir.Node, position: int) -> int:
+    shape = lowering.shape(required_input(node, position))
+    width = static_size(shape[-1]) if len(shape) == 3 else None
+    if width is None:
+        raise UnsupportedError(f"input {position} has shape {list(shape)}; expected three axes, the last of known size")
+    return width
+
+
+def _cast(lowering: LoweringContext, tensor: relax.Expr, dtype: str) -> relax.Expr:
+    return tensor if str(tensor.ty.dtype) == dtype else lowering.emit(relax.op.astype(tensor, dtype))

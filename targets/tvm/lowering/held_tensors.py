@@ -1,0 +1,109 @@
+"""Tensors in pages, and the problem of writing to them: what converters see of a state that a program holds in place.
+
+:mod:`moec.targets.tvm.lowering.held_states` describes the layout of pages and finds the states.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import onnx_ir as ir
+import tvm_ffi
+from tvm import relax, te, tirx
+
+from moec.targets.tvm.kernels.int8_rows import INT8_ROWS, rows_in, scale_at, scale_from
+from moec.targets.tvm.sizes.shapes import static_size
+
+
+@dataclasses.dataclass(frozen=True)
+class AppendProblem:
+    """Static part of writing to a state: the sizes of the axes ``before`` and ``after`` the one along which it grows
+    (None where dynamic), and element types. ``new``: type of the elements written, a float type, and float32 where
+    ``stored`` is int8. ``starts``: type of the places to write at, one per entry of the first axis; "" to append."""
+
+    before: tuple[int | None, ...]
+    after: tuple[int | None, ...]
+    new: str
+    stored: str
+    starts: str = ""
+
+
+class Places(NamedTuple):
+    """Places to write at in a state: ``starts``, integers [first axis], has one for each entry of the first axis.
+
+    The state is of ``length`` afterwards; nothing is written outside of that."""
+
+    starts: relax.Expr
+    length: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldTensor:
+    """A tensor [*before, ``length``, *after] of ``dtype`` that lies in ``pages``.
+
+    ``row``: the size of its last axis. ``continued``: the one value that extends the tensor, until it is written."""
+
+    pages: relax.Expr
+    axis: int
+    length: Any
+    dtype: str
+    row: Any
+    continued: ir.Value | None = None
+
+    @property
+    def ty(self) -> relax.TensorType:
+        """Type of the tensor that the pages hold, as if it were in ordinary memory."""
+        sizes = list(self.pages.ty.shape)[1:]
+        if self.stored == INT8_ROWS:
+            sizes.append(self.row)
+        sizes[self.axis] = self.length
+        return relax.TensorType(sizes, self.dtype)
+
+    @property
+    def stored(self) -> str:
+        return str(self.pages.ty.dtype)
+
+    def lies_as(self, other: HeldTensor) -> bool:
+        """Whether ``other`` has the same layout in its pages: element type, growing axis and length."""
+        same = self.stored == other.stored and self.axis == other.axis
+        return same and tvm_ffi.structural_equal(self.length, other.length)
+
+    def gathered(self) -> Callable[[te.Tensor], te.Tensor]:
+        """TE function that copies the pages to an ordinary tensor, for operators that cannot read pages."""
+        shape, page = list(self.ty.shape), self.pages.ty.shape[self.axis + 1]
+        if self.stored == INT8_ROWS:
+            return self._gathered_rows(shape, page)
+
+        def build(pages: te.Tensor) -> te.Tensor:
+            def element(*at: tirx.Expr) -> tirx.Expr:
+                number = at[self.axis]
+                inside = tirx.floormod(number, page)
+                place = pages(tirx.floordiv(number, page), *at[: self.axis], inside, *at[self.axis + 1 :])
+                return place.astype(self.dtype)
+
+            return te.compute(shape, element, name="gathered")
+
+        return build
+
+    def _gathered_rows(self, shape: list[Any], page: Any) -> Callable[[te.Tensor], te.Tensor]:
+        rows = rows_in(page, self.row)
+
+        def build(pages: te.Tensor) -> te.Tensor:
+            def element(*at: tirx.Expr) -> tirx.Expr:
+                *head, number, column = at
+                inside = tirx.floormod(number, rows)
+                first = (tirx.floordiv(number, rows), *head)
+                scale = scale_at(page, self.row, inside)
+                code = pages(*first, inside * self.row + column)
+                return code.astype(self.dtype) * scale_from(pages(*first, scale), pages(*first, scale + 1))
+
+            return te.compute(shape, element, name="gathered")
+
+        return build
+
+
+def append_problem(state: HeldTensor, new: str, starts: str = "") -> AppendProblem:
+    sizes = [static_size(size) for size in state.ty.shape]
+    return AppendProblem(tuple(sizes[: state.axis]), tuple(sizes[state.axis + 1 :]), new, state.stored, starts)

@@ -1,0 +1,297 @@
+"""Lowering of a model in ONNX IR to one Relax function, with symbolic sizes.
+
+:class:`Lowering` walks the nodes in order and converts each by the table that it is given
+(:func:`moec.targets.tvm.onnx.converters.all_converters`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import tvm
+from tvm import relax, te, tirx
+
+from moec.common.budgets import Budget
+from moec.common.errors import UnsupportedError
+from moec.common.guards import parse_size
+from moec.common.names import node_name, operator_name
+from moec.common.specs import HeldState, LastTokens, StreamedExpertsSpec
+from moec.ir.streaming import is_streamed
+from moec.ir.weight_operands import decoding_nodes
+from moec.targets.base import KernelRecord, TensorSpec, Weight
+from moec.targets.tvm.kernels.int8_rows import INT8_ROWS
+from moec.targets.tvm.lowering.broadcasting import broadcast_shape, broadcast_to
+from moec.targets.tvm.lowering.constants import dtype_of
+from moec.targets.tvm.lowering.function_builder import identifier
+from moec.targets.tvm.lowering.graph_values import GraphValues
+from moec.targets.tvm.lowering.held_states import Holding, held_states, rounded_by_writing
+from moec.targets.tvm.lowering.held_tensors import HeldTensor, Places, append_problem
+from moec.targets.tvm.lowering.last_tokens import LENGTH_AXIS, Narrowing
+from moec.targets.tvm.lowering.unknown_operators import refuse_unknown_operators
+from moec.targets.tvm.sizes.symbolic import Known
+
+
+@dataclasses.dataclass
+class Lowered:
+    """The Relax module, whose ``main`` takes the inputs and then the weights and returns a tuple of the outputs."""
+
+    module: tvm.IRModule
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    weights: list[Weight]
+    kernels: dict[str, KernelRecord]
+    """The target's own kernels by symbol name."""
+    nodes: dict[str, ir.Node]
+    """The nodes that variables of ``main`` were made for, by the variable's name."""
+    held: list[HeldState]
+    """States for which ``main`` takes pages in place of inputs and returns them in place of outputs. Their lengths in
+    use follow the inputs, as one shape."""
+    beyond: Mapping[Budget, Sequence[str]]
+    """The names of nodes that needed more than a budget allows."""
+    streamed: list[StreamedExpertsSpec]
+    """The experts that ``main`` asks for before it uses them, by the number of their layer."""
+    last: LastTokens | None
+    """Logits that ``main`` can compute for the last tokens alone; it takes their number as one more shape."""
+    bodies: Sequence[Lowered]
+    """The steps of the loops in ``main``, and of loops inside these, each as a ``main`` of its own."""
+
+
+def lower(
+    model: ir.Model,
+    converters: Mapping[str, Converter],
+    holding: Holding | None = None,
+    streams: bool = False,
+) -> Lowered:
+    """Lower a whole model.
+
+    ``converters``: by operator type, with ``domain.`` in front outside the default domain. ``holding``: the target's
+    way to hold states; None where it holds none. ``streams``: whether the target can load the experts of a streamed
+    model when they are selected. Raises UnsupportedError listing every operator without a converter."""
+    return Lowering(model, converters, holding, streams).run()
+
+
+class Lowering(GraphValues):
+    """One run over one model; also the LoweringContext (:mod:`moec.targets.tvm.lowering.context`) of converters."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        converters: Mapping[str, Converter],
+        holding: Holding | None = None,
+        streams: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model, self._holding, self.streams = model, holding, streams and is_streamed(model)
+        self.converters = converters
+        """The converters of all operators, also for the bodies of loops."""
+        self.bodies: list[Lowered] = []
+        self._states = {} if holding is None else held_states(model.graph, holding)
+        self._done_by_writing = rounded_by_writing(self._states.values())
+        self._filled: dict[tuple[ir.Value | None, str, str], relax.Var] = {}
+        self._dimensions: dict[str, tirx.Var] = {}
+        self._last = self._narrowing()
+
+    def _narrowing(self) -> Narrowing | None:
+        """The plan to compute logits of the last tokens alone; None where the model has none."""
+        return Narrowing.of(self.model, self.sizes.variable("wanted"))
+
+    # The whole model
+
+    def run(self) -> Lowered:
+        refuse_unknown_operators(self.model, self.converters.keys())
+        graph = self.model.graph
+        inputs = [self._declare_input(value) for value in graph.inputs]
+        in_use = [*self._declare_lengths(), *self._declare_wanted()]
+        decoding = decoding_nodes(graph)
+        with self._builder.function("main"):
+            self._builder.begin_scope([*inputs, *in_use])
+            with self._builder.dataflow(), self.sizes.naming(self.computed_size):
+                for node in graph:
+                    if node in self._done_by_writing:
+                        self._leave_out(node)
+                    elif self._last is not None and node in self._last.passed_by:
+                        continue
+                    elif node not in decoding:  # kernels read weights as they are stored, so decoding makes no code
+                        self._convert(node)
+                results = [self._result(value) for value in graph.outputs]
+                output = self._builder.emit_output(relax.Tuple(results))
+            self._builder.end_scope()
+            parameters = [*inputs, *in_use, *(variable for variable, _ in self._weights.values())]
+            self._builder.emit_func_output(output, params=parameters)
+        states = [state.state for state in self._states.values()]
+        if self._holding is not None:
+            tensors = [self._held[value] for value in self._states]
+            states = [self._holding.converting(self, *pair) for pair in zip(states, tensors, strict=True)]
+        module = self._builder.get()
+        module["main"] = module["main"].with_attr("num_input", len(inputs) + len(in_use))
+        return Lowered(
+            module,
+            [
+                self._specification(value, self._held.get(value, tensor))
+                for value, tensor in zip(graph.inputs, inputs, strict=True)
+            ],
+            [
+                self._specification(value, self._held.get(value, tensor))
+                for value, tensor in zip(graph.outputs, results, strict=True)
+            ],
+            [weight for _, weight in self._weights.values()],
+            self._kernels,
+            self._nodes,
+            states,
+            self.beyond,
+            self.streamed_experts(),
+            None if self._last is None else self._last.spec,
+            self.bodies,
+        )
+
+    def _convert(self, node: ir.Node) -> None:
+        self._node = node
+        try:
+            converted = self.converters[operator_name(node)]
+            if self._last is not None and node in self._last.nodes:
+                result = self._last.convert(self, node, converted)
+            else:
+                result = converted(self, node)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"node {node_name(node)!r} ({operator_name(node)}): {error}") from error
+        results = list(result) if isinstance(result, (list, tuple)) else [result]
+        for output, value in zip(node.outputs, results, strict=False):
+            if isinstance(value, Known):
+                self._known[output] = value
+            elif isinstance(value, HeldTensor):
+                self._held[output] = value
+            elif value is not None:
+                self._tensors[output] = self.emit(value, output.name or node.op_type)
+
+    def convert_as(self, operator: str, inputs: Sequence[ir.Value], attributes: Mapping[str, Any]) -> list[relax.Expr]:
+        """Convert another operator, heavy or not, on these inputs, and return its outputs."""
+        node = ir.node(operator, inputs, attributes=attributes)
+        result = self.converters[operator](self, node)
+        for position in range(len(inputs)):
+            node.replace_input_with(position, None)
+        return list(result) if isinstance(result, (list, tuple)) else [result]
+
+    def value_of(self, tensor: relax.Expr) -> ir.Value:
+        """An ONNX value for a tensor made by a converter, to pass as an input to :meth:`convert_as`."""
+        variable = self.emit(tensor)
+        value = ir.Value(name=variable.name)
+        self._tensors[value] = variable
+        return value
+
+    def _declare_input(self, value: ir.Value) -> relax.Var:
+        if value.shape is None:
+            raise UnsupportedError(f"input {value.name!r} has no rank; expected a shape, with names for dynamic sizes")
+        dimensions = [
+            int(size) if isinstance(size, int) else self._dimension(size.value or f"{value.name}_{axis}")
+            for axis, size in enumerate(value.shape)
+        ]
+        try:
+            dtype = dtype_of(value)
+        except UnsupportedError as error:
+            users = "".join(f" to {operator_name(use.node)}" for use in list(value.uses())[:1])
+            users = users or ", which no operator takes,"
+            raise UnsupportedError(f"input {value.name!r}{users}: {error}") from error
+        if value in self._states:
+            return self._declare_pages(value, dimensions, dtype)
+        variable = relax.Var(identifier(value.name), relax.TensorType(dimensions, dtype))
+        self._tensors[value] = variable
+        return variable
+
+    def _declare_pages(self, value: ir.Value, dimensions: list[Any], dtype: str) -> relax.Var:
+        state, output, roundings = self._states[value]
+        length, row, dimensions[state.axis] = dimensions[state.axis], dimensions[-1], self.sizes.variable("page")
+        inner = dimensions[:-1] if state.dtype == INT8_ROWS else dimensions
+        sizes = [self.sizes.variable("pages"), *inner]
+        growth = parse_size(state.growth, {"min": tirx.min, "max": tirx.max})
+        grown = length + growth({name: self._dimension(name) for name in growth.names})
+        one_page = {sizes[0]: 1, dimensions[state.axis]: grown}
+        self._of_one_page |= {variable: self.sizes.expression(size) for variable, size in one_page.items()}
+        pages = relax.Var(identifier(value.name), relax.TensorType(sizes, state.dtype))
+        self._held[value] = HeldTensor(pages, state.axis, length, dtype, row, output)
+        if roundings is not None:
+            self._held[roundings[0].value] = self._held[value]
+        return pages
+
+    def _leave_out(self, node: ir.Node) -> None:
+        """Skip a node that rounds, and let its result be the value that it rounds."""
+        source = self._done_by_writing[node]
+        if source is not None:
+            self._tensors[node.outputs[0]] = self.tensor(source)
+
+    def _declare_lengths(self) -> list[relax.Var]:
+        """The parameter ``lengths``: a shape with the lengths of the states in use, which their pages do not tell."""
+        lengths = dict.fromkeys(self._held[value].length for value in self._states)
+        return [relax.Var("lengths", relax.ShapeType([*map(self.sizes.expression, lengths)]))] if lengths else []
+
+    def _declare_wanted(self) -> list[relax.Var]:
+        """The parameter ``wanted``: a shape with the number of last tokens whose logits are requested."""
+        if self._last is None:
+            return []
+        (ids,) = (value for value in self.model.graph.inputs if value.name == self._last.spec.input)
+        self._of_one_page[self._last.wanted] = self.shape(ids)[LENGTH_AXIS]
+        return [relax.Var("wanted", relax.ShapeType([self._last.wanted]))]
+
+    def _dimension(self, name: str) -> tirx.Var | int:
+        """The symbolic size of that name, or a number: exporters write a fixed size as a name such as "16"."""
+        if name.isdecimal():
+            return int(name)
+        if name not in self._dimensions:
+            self._dimensions[name] = self.sizes.variable(name)
+        return self._dimensions[name]
+
+    def _result(self, value: ir.Value) -> relax.Var:
+        """The tensor of a graph output; a copy where it would otherwise share memory with an input or a constant."""
+        self._node = value.producer()
+        if value in self._held:
+            return self.emit(self._held[value].pages)
+        tensor = self.tensor(value)
+        if tensor in self._computed:
+            return tensor
+        return self.compute(lambda source: te.compute(source.shape, lambda *i: source(*i)), [tensor], "copy")[0]
+
+    def _specification(self, value: ir.Value, tensor: relax.Expr | HeldTensor) -> TensorSpec:
+        sizes = [self._of_one_page.get(size, size) if isinstance(size, tirx.Var) else size for size in tensor.ty.shape]
+        names = [str(size) if not isinstance(size, int) else size for size in map(self.sizes.simplify, sizes)]
+        if value.shape is not None and len(value.shape) == len(names):  # exporters declare ranks that are not so
+            names = [
+                size
+                if isinstance(size, int)
+                else (declared.value if isinstance(declared, ir.SymbolicDim) else None) or size
+                for size, declared in zip(names, value.shape, strict=True)
+            ]
+        return TensorSpec(value.name or "", str(tensor.ty.dtype), tuple(names))
+
+    # What converters ask
+
+    def broadcast_shape(self, shapes: Sequence[Sequence[Any]]) -> list[tirx.Expr]:
+        return [self.sizes.expression(size) for size in broadcast_shape(self.sizes, shapes)]
+
+    def broadcast_to(self, tensor: relax.Expr, shape: Sequence[Any]) -> relax.Expr:
+        return broadcast_to(self, tensor, shape)
+
+    def appended(self, node: ir.Node, past: HeldTensor, new: relax.Expr, places: Places | None = None) -> HeldTensor:
+        assert self._holding is not None, "a target that holds states can write behind them"
+        length = self.sizes.simplify(past.length + new.ty.shape[past.axis]) if places is None else places.length
+        problem = append_problem(past, str(new.ty.dtype), "" if places is None else str(places.starts.ty.dtype))
+        pages = self._holding.append(self, node, problem, past, self.emit(new), places)
+        return dataclasses.replace(past, pages=pages, length=length, continued=None)
+
+    def filled(self, cached: HeldTensor, used: ir.Value | None = None) -> relax.Var:
+        count, length = cached.ty.shape[0], self.sizes.expression(cached.length)
+        key = used, str(count), str(length)
+        if key not in self._filled:
+            operands = [] if used is None else [self.tensor_of_shape(used, [count])]
+
+            def build(*limits: te.Tensor) -> te.Tensor:
+                return te.compute(
+                    (count,), lambda b: tirx.min(limits[0](b), length) if limits else length, name="filled"
+                )
+
+            self._filled[key] = self.compute(build, operands, "filled")[0]
+        return self._filled[key]
+
+
+Converter = Callable[[Lowering, ir.Node], Any]

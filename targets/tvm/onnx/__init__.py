@@ -1,0 +1,1 @@
+"""Converters of generic ONNX operators, one file per theme, and their table."""

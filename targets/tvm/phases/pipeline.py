@@ -1,0 +1,259 @@
+"""All phases from the lowered Relax module to a Relax VM executable, on one page."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import onnx_ir as ir
+import tvm
+import tvm_ffi
+from tvm import relax, s_tir, tirx
+
+from moec.common.budgets import PLANNED_SIZES, Budget
+from moec.common.names import node_name
+from moec.runtime.team import TEAM_OBJECT
+from moec.targets.base import Launch
+from moec.targets.tvm.phases import host_code
+from moec.targets.tvm.phases.argument_alignment import LowerArgumentAlignment
+from moec.targets.tvm.phases.bound_storage import BoundStorage
+from moec.targets.tvm.phases.compact_buffers import CompactGenericBuffers
+from moec.targets.tvm.phases.guard_parallel import GuardParallelLoops
+from moec.targets.tvm.phases.limit_fusion import fused_within
+from moec.targets.tvm.phases.merge_alike import merge_alike
+from moec.targets.tvm.phases.order_bindings import OrderBindings
+from moec.targets.tvm.phases.order_sizes import OrderSizes
+from moec.targets.tvm.phases.own_memory import OwnMemory
+from moec.targets.tvm.phases.provenance import nodes_by_kernel
+from moec.targets.tvm.phases.rename_kernels import readable_names, rename_kernels
+from moec.targets.tvm.phases.schedule import ScheduleGenericKernels
+from moec.targets.tvm.phases.share_calls import ShareCalls
+from moec.targets.tvm.phases.share_views import ShareViews
+from moec.targets.tvm.phases.skip_empty_loops import SkipEmptyLoops
+from moec.targets.tvm.phases.stack_buffers import StackBuffers
+from moec.targets.tvm.phases.team import team_object
+from moec.targets.tvm.phases.trusted_arguments import TrustArguments
+from moec.targets.tvm.phases.widen_bfloat16 import WidenBFloat16
+
+KERNEL_PIPELINE = "moec"
+
+
+def _keep_reshape(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Keep a reshape as an operator: the VM makes a view for it, where a kernel would copy."""
+    return call
+
+
+def operator_phases() -> list[tvm.transform.Pass]:
+    """Relax to Relax: operators become calls of kernels."""
+    transform = relax.transform
+    return [
+        # Relax operators (a target's converters may use them) become calls of generic kernels.
+        transform.LegalizeOps({"relax.reshape": _keep_reshape}),
+        # Find out which kernels are elementwise, broadcasting, injective or reductions, so that FuseOps can group them.
+        transform.AnnotateTIROpPattern(),
+        ShareCalls(),
+    ]
+
+
+def fusion_phases() -> list[tvm.transform.Pass]:
+    """Relax to Relax: each group of kernels becomes one kernel."""
+    transform = relax.transform
+    return [transform.FuseTIR(), transform.DeadCodeElimination(), OrderBindings()]
+
+
+def executable_phases(unplanned: list[str]) -> list[tvm.transform.Pass]:
+    """Relax to VM instructions: explicit memory, planned so that dead tensors are reused, and explicit shapes.
+    ``unplanned``: gets the sizes that planning has no budget for."""
+    transform = relax.transform
+    return [
+        transform.ToNonDataflow(),
+        transform.RemovePurityChecking(),
+        # Kernel calls become: allocate the results, call the kernel on them.
+        transform.CallTIRRewrite(),
+        OwnMemory(unplanned),
+        transform.StaticPlanBlockMemory(),
+        transform.LowerAllocTensor(),
+        BoundStorage(),
+        transform.KillAfterLastUse(),
+        # Reshape, shape reads and checks become calls of the runtime's builtins.
+        transform.LowerRuntimeBuiltin(),
+        # Symbolic sizes become slots of a shape heap, filled from the inputs and checked against them.
+        transform.ComputePrimValue(),
+        transform.VMShapeLower(),
+        OrderSizes(),
+        ShareViews(),
+        transform.AttachGlobalSymbol(),
+    ]
+
+
+def kernel_phases() -> list[tvm.transform.Pass]:
+    """TIR to the form that LLVM takes: TVM's default phases for a processor, with some of ours."""
+    lower, loops = s_tir.transform, tirx.transform
+    return [
+        # Blocks, as schedules see them, become plain loops over flat buffers.
+        lower.CanonicalizeLoop(),
+        lower.LowerInitBlock(),
+        lower.PlanAndUpdateBufferAllocationLocation(),
+        lower.ConvertBlocksToOpaque(),
+        CompactGenericBuffers(),
+        lower.LowerMatchBuffer(),
+        lower.StmtSimplify(),
+        lower.LowerOpaqueBlock(),
+        loops.FlattenBuffer(),
+        # Types the processor lacks become ones it has.
+        WidenBFloat16(),
+        loops.BF16ComputeLegalize(),
+        loops.NarrowDataType(32),
+        # Loops: vectors, unrolling, invariants moved out; threads only where there is work for them.
+        lower.LoopPartition(),
+        loops.VectorizeLoop(True),
+        loops.StorageRewrite(),
+        lower.HoistIfThenElse(),
+        loops.UnrollLoop(),
+        lower.RenormalizeSplitPattern(),
+        loops.StmtSimplify(),
+        loops.RemoveNoOp(),
+        lower.RewriteUnsafeSelect(),
+        SkipEmptyLoops(),
+        GuardParallelLoops(),
+        loops.ConvertSSA(),
+        loops.CommonSubexprElim(),
+        StackBuffers(),
+        # The calling convention: arguments are unpacked, and their sizes checked.
+        LowerArgumentAlignment(),
+        loops.VerifyMemory(),
+        loops.SplitHostDevice(),
+        loops.MakePackedAPI(),
+        TrustArguments(),
+        loops.BF16StorageLegalize(),
+    ]
+
+
+def _cpu_pipeline() -> tuple[tvm.transform.Pass, Any, Any]:
+    finish = s_tir.pipeline
+    return tvm.ir.transform.Sequential(kernel_phases()), finish.finalize_host_passes, finish.finalize_device_passes
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """Code generated for the kernels of a module.
+
+    ``objects``: object files by name; ``sources``: text by form (llvm, cuda, ...) and kernel; ``facts``: lines about a
+    kernel, for the heads of its texts; ``launches``: launches of each kernel on a device; ``files``: text of no single
+    kernel, by file name; ``device``: TVM's module with a device's code; ``binary``: that code, compiled."""
+
+    objects: dict[str, bytes]
+    sources: dict[str, dict[str, str]]
+    facts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    launches: dict[str, list[Launch]] = dataclasses.field(default_factory=dict)
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    device: Any = None
+    binary: bytes | None = None
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """The parts of compilation that differ between the kinds of machines that TVM makes code for."""
+
+    schedule: tvm.transform.Pass
+    """Pass that gives threads to generic kernels; those of a target come finished."""
+    generate: Callable[[tvm.IRModule, tvm.target.Target], Generated]
+    """Function that generates the code of kernels."""
+
+
+def _cpu_code(kernels: tvm.IRModule, target: tvm.target.Target) -> Generated:
+    compiled = host_code.compile_kernels(kernels, target, KERNEL_PIPELINE)
+    forms = {"llvm": host_code.LLVM, "asm": host_code.ASSEMBLY}
+    team = team_object(target)
+    return Generated(
+        {f"{name}.o": files[host_code.OBJECT] for name, files in compiled.items()}
+        | ({} if team is None else {TEAM_OBJECT: team}),
+        {form: {name: files[kept].decode() for name, files in compiled.items()} for form, kept in forms.items()},
+    )
+
+
+tirx.compilation_pipeline.register_tir_pipeline(KERNEL_PIPELINE, _cpu_pipeline)
+CPU = Backend(ScheduleGenericKernels(), _cpu_code)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimized:
+    """A module whose kernels are final; ``src/`` shows them as TIR."""
+
+    module: tvm.IRModule
+    names: dict[str, str]
+    """The kernels' names by the names they had when they were lowered or fused, in the order of their first use."""
+    nodes: dict[str, list[ir.Node]]
+    """The nodes a kernel computes, by its name."""
+    apart: dict[str, Budget]
+    """Names of the nodes that a budget kept from being fused, with that budget."""
+
+
+def optimize(
+    module: tvm.IRModule,
+    target: tvm.target.Target,
+    nodes: Mapping[str, ir.Node],
+    backend: Backend = CPU,
+    used: Collection[str] = (),
+) -> Optimized:
+    """Run the graph phases. ``nodes``: the node that each variable of ``main`` was made for, by the variable's name;
+    ``used``: names that kernels of other functions have."""
+    sequence = tvm.ir.transform.Sequential
+    with target:
+        called = sequence(operator_phases())(module)
+        limited = fused_within(called, relax.transform.FuseOps(fuse_opt_level=2))
+        merged = merge_alike(sequence(fusion_phases())(limited.after))
+        fused = backend.schedule(merged.module)
+    computed: dict[str, list[ir.Node]] = {}
+    for symbol, of_symbol in nodes_by_kernel(limited.before, limited.after, nodes).items():
+        computed.setdefault(merged.instead.get(symbol, symbol), []).extend(of_symbol)
+    names = readable_names(fused, used)
+    apart = {node_name(nodes[name]): budget for name, budget in limited.apart.items() if name in nodes}
+    return Optimized(rename_kernels(fused, names), names, {names[old]: computed.get(old, []) for old in names}, apart)
+
+
+def build(
+    module: tvm.IRModule, target: tvm.target.Target, backend: Backend = CPU, others: Mapping[str, tvm.IRModule] = {}
+) -> tuple[relax.VMExecutable, Generated]:
+    """Generate the VM's instructions for an optimised module, and the code of the kernels that they call.
+
+    ``others``: further modules by name; their ``main`` becomes a function of this name."""
+    unplanned: list[str] = []
+    with target:
+        parts = [_executable(part, name, unplanned) for name, part in {"main": module, **others}.items()]
+    builder = relax.ExecBuilder()
+    whole = tvm.IRModule({symbol: function for part in parts for symbol, function in part.functions.items()})
+    left = tvm.get_global_func("relax.VMCodeGen")(builder, whole)
+    kernels = {symbol: function for symbol, function in left.functions.items() if isinstance(function, tirx.PrimFunc)}
+    generated = backend.generate(tvm.IRModule(kernels), target)
+    # TVM links instructions with a library: one without code, for the kernels' objects are made one by one.
+    library = host_code.code_of(tvm.IRModule({}), target.host or target)
+    if generated.device is not None:
+        library.import_module(generated.device)
+    if unplanned:
+        generated.warnings.append(PLANNED_SIZES.remark(unplanned))
+    linked = tvm.get_global_func("relax.VMLink")(builder, target, library, [], {})
+    return relax.VMExecutable(linked), generated
+
+
+def _executable(module: tvm.IRModule, name: str, unplanned: list[str]) -> tvm.IRModule:
+    """Run the last phases on a module, and rename ``main`` and the functions that these phases add by ``name``.
+
+    ``unplanned``: see :func:`executable_phases`."""
+    before = {symbol.name_hint for symbol in module.functions} - {"main"}
+    module = tvm.ir.transform.Sequential(executable_phases(unplanned))(module)
+    if name == "main":
+        return module
+    own = {
+        symbol: tvm.ir.GlobalVar(name if symbol.name_hint == "main" else f"{name}_{symbol.name_hint}")
+        for symbol in module.functions
+        if symbol.name_hint not in before
+    }
+    renamed: dict[tvm.ir.GlobalVar, tvm.ir.BaseFunc] = {}
+    for symbol, function in module.functions.items():
+        named = own.get(symbol, symbol)
+        function = tvm_ffi.structural_map(function, [(tvm.ir.GlobalVar, lambda called: own.get(called, called))])
+        renamed[named] = function.with_attr("global_symbol", named.name_hint)
+    return tvm.IRModule(renamed)

@@ -1,0 +1,133 @@
+"""Records of kernels for the artifact: the nodes a kernel computes, why it was chosen, and its source to read."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import tvm
+from tvm import s_tir, tirx
+
+from moec import targets
+from moec.common.dtypes import DTYPES
+from moec.common.names import node_name, operator_name
+from moec.common.specs import TensorSpec
+from moec.runtime.manifest import GENERIC
+from moec.targets.base import Candidate, KernelRecord
+from moec.targets.tvm.phases.pipeline import Generated, Optimized
+from moec.targets.tvm.phases.provenance import calls_by_kernel
+from moec.targets.tvm.sizes.c_expressions import in_c
+
+HOST_NUMBERS = "moec.host_numbers"
+"""Attribute with the number of a kernel's leading parameters that are numbers only the host reads."""
+_NODES_LISTED = 6
+
+
+def kernel_records(own: Mapping[str, KernelRecord], optimized: Optimized, generated: Generated) -> list[KernelRecord]:
+    """One record per kernel in the order of first use. ``own``: the target's records by the name before fusion."""
+    functions = {symbol.name_hint: function for symbol, function in optimized.module.functions.items()}
+    calls, records = calls_by_kernel(optimized.module), []
+    for before, name in optimized.names.items():
+        own_record = own.get(before)
+        nodes = optimized.nodes[name]
+        record = dataclasses.replace(own_record, name=name) if own_record else _generic_record(name, nodes)
+        record.parameters = [_parameter(tensor) for tensor in _tensors(functions[name])]
+        record.calls = calls[name]
+        record.launches = generated.launches.get(name, [])
+        text = {"tir": _tir_text(name, functions[name])}
+        text |= {form: texts.get(name, "") for form, texts in generated.sources.items()}
+        header = _header(record, generated.facts.get(name, []))
+        record.sources = {
+            form: _commented(header, targets.forms()[form].comment) + source for form, source in text.items()
+        }
+        records.append(record)
+    return records
+
+
+def _generic_record(name: str, nodes: Sequence[ir.Node]) -> KernelRecord:
+    operators = list(dict.fromkeys(operator_name(node) for node in nodes))
+    reason = "no operator in it has a kernel of its own; one parallel loop nest over the elements of the result"
+    return KernelRecord(
+        name,
+        " + ".join(operators),
+        [node_name(node) for node in nodes],
+        [Candidate(GENERIC, True, reason, chosen=True)],
+        computes=f"{', '.join(operators)} in one loop nest",
+    )
+
+
+def _tir_text(name: str, function: tirx.PrimFunc) -> str:
+    """The function as TVMScript, with blocks, which only schedules need, lowered to plain loops."""
+    function = function.with_attr("global_symbol", name)
+    if function.attrs.get("s_tir"):
+        transform = s_tir.transform
+        blocks = [transform.LowerInitBlock(), transform.ConvertBlocksToOpaque(), transform.LowerOpaqueBlock()]
+        plain = tvm.ir.transform.Sequential([*blocks, transform.StmtSimplify()])
+        function = plain(tvm.IRModule({name: function}))[name]
+    # Integers of one type are printed as plain numbers: of the type that makes the shorter text.
+    texts: list[str] = [function.script(int_dtype=dtype) for dtype in ("int64", "int32")]
+    text = min(texts, key=len)
+    return "\n".join(line for line in text.splitlines() if not line.startswith("# from ")).strip() + "\n"
+
+
+def _header(record: KernelRecord, facts: Sequence[str]) -> list[str]:
+    chosen = next(candidate for candidate in record.candidates if candidate.chosen)
+    nodes = ", ".join(record.nodes[:_NODES_LISTED])
+    if len(record.nodes) > _NODES_LISTED:
+        nodes += f", ... ({len(record.nodes)} in all)"
+    return [
+        f"{record.name}: {record.computes}",
+        *(
+            f"  {parameter.name}: {parameter.dtype}[{', '.join(map(str, parameter.shape))}]"
+            for parameter in record.parameters
+        ),
+        *(f"{key.replace('_', ' ')}: {_plain(value)}" for key, value in record.attributes.items() if _says(value)),
+        *([f"crossovers: {', '.join(record.crossovers)}"] if record.crossovers else []),
+        *facts,
+        *_memory(record.parameters),
+        f"{chosen.kernel}: {chosen.reason}",
+        f"for {record.op}: {nodes}",
+    ]
+
+
+def _tensors(function: tirx.PrimFunc) -> list[tirx.Var]:
+    """The parameters without those that only the host reads."""
+    return list(function.params)[int(function.attrs.get(HOST_NUMBERS, 0)) :]
+
+
+def _parameter(parameter: tirx.Var) -> TensorSpec:
+    if not isinstance(parameter.ty, tirx.BufferType):
+        return TensorSpec(parameter.name, str(parameter.ty), ())
+    shape = (int(size) if isinstance(size, tirx.IntImm) else in_c(size) for size in parameter.shape)
+    return TensorSpec(parameter.name, str(parameter.dtype), tuple(shape))
+
+
+def _memory(parameters: Sequence[TensorSpec]) -> list[str]:
+    """Line with the bytes of all tensors, as a sum of terms in the dynamic sizes; none for a type of unknown size."""
+    bytes_of: dict[str, int] = {}
+    for parameter in parameters:
+        if parameter.dtype not in DTYPES:
+            return []
+        dynamic = " * ".join(f"({size})" if " " in size else size for size in parameter.shape if isinstance(size, str))
+        static = math.prod(size for size in parameter.shape if isinstance(size, int))
+        bytes_of[dynamic] = bytes_of.get(dynamic, 0) + DTYPES[parameter.dtype].itemsize * static
+    terms = [f"{count} * {dynamic}" if dynamic else str(count) for dynamic, count in bytes_of.items()]
+    return [f"memory: {' + '.join(terms)} bytes in all tensors"]
+
+
+def _says(value: Any) -> bool:
+    """Whether an attribute is worth a line: None, False and "" are not."""
+    return value is not None and value is not False and value != ""
+
+
+def _plain(value: Any) -> str:
+    if not isinstance(value, (list, tuple)):
+        return str(value)
+    return (", " if any(isinstance(part, str) for part in value) else " x ").join(map(str, value))
+
+
+def _commented(lines: Sequence[str], mark: str) -> str:
+    return "".join(f"{mark} {line}\n" for line in lines) + "\n"

@@ -1,0 +1,1 @@
+"""Symbolic sizes: arithmetic, conditions that hold, shapes, and how C spells them."""

@@ -66,10 +66,10 @@ def judged(graph: ir.Model, output: str, batches: list[dict[str, Array]]) -> Ite
         yield run(batch)[output]
 
 
-def sums_of(found: Array, first: Array, ids: Array) -> tuple[Array, Array]:
+def sums_of(logits: Array, first: Array, ids: Array) -> tuple[Array, Array]:
     """Compute the loss and the divergence of each row, summed over its tokens except the last, in float64."""
     losses, apart = [], []
-    for own, other, row in zip(found[:, :-1], first[:, :-1], ids, strict=True):
+    for own, other, row in zip(logits[:, :-1], first[:, :-1], ids, strict=True):
         own = own.astype(np.float64)
         losses.append(-np.take_along_axis(log_softmax(own), row[1:, None], axis=-1).sum())
         apart.append(divergences(own, other.astype(np.float64)).sum())
@@ -87,41 +87,47 @@ def main() -> None:
     parser.add_argument("--avg", type=float, nargs="+", default=[2.5, 3.0, 3.5])
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("assigned_bits.json"))
     options = parser.parse_args()
-    known = json.loads(options.output.read_text()) if options.output.exists() else {}
-    measure(options, known)
+    results = json.loads(options.output.read_text()) if options.output.exists() else {}
+    measure(options, results)
     for average in options.avg:
         for text in (path.name for path in options.judge):
-            print(row(known, text, average), flush=True)
+            print(row(results, text, average), flush=True)
 
 
-def measure(options: argparse.Namespace, known: dict[str, Any]) -> None:
-    """Add missing results to ``known``: by variant and text the sums of every row, and the remarks of the passes."""
+def measure(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Add missing results to ``results``: by variant and text the sums of every row, and the remarks of the passes."""
     base = compiler.import_model(options.model, cache=False)
     pipeline.run(base, pipeline.parse("O2"), Report())
     specs, output = tensor_specs(base.graph.inputs), str(base.graph.outputs[0].name)
     text = TextOptions(options.tokenizer, options.length, 8, options.rows)
     texts = {path.name: list(Data(path, specs, text)) for path in options.judge}
     first = {name: list(judged(base, output, batches)) for name, batches in texts.items()}
-    names = [f"assign {average:g}" for average in options.avg] + sorted({one for a in options.avg for one in rivals(a)})
+    names = [f"assign {average:g}" for average in options.avg] + sorted(
+        {rival for a in options.avg for rival in rivals(a)}
+    )
     for name in names:
-        if all(one in known.get(name, {}) for one in texts):
+        if all(text in results.get(name, {}) for text in texts):
             continue
         graph, report = base.clone(), Report()
         pipeline.run(graph, pipeline.parse(passes_of(name, options.profile)), report)
-        of_name = known.setdefault(name, {"remarks": [remark.message for remark in report.remarks]})
-        for one, batches in texts.items():
+        of_name = results.setdefault(name, {"remarks": [remark.message for remark in report.remarks]})
+        for text_name, batches in texts.items():
             ids = [next(iter(batch.values())) for batch in batches]
-            found = map(sums_of, judged(graph, output, batches), first[one], ids)
-            losses, apart = (np.concatenate(sums).tolist() for sums in zip(*found, strict=True))
-            of_name[one] = {"loss": losses, "kl": apart, "tokens": [len(row) - 1.0 for batch in ids for row in batch]}
-        options.output.write_text(json.dumps(known))
+            sums_by_batch = map(sums_of, judged(graph, output, batches), first[text_name], ids)
+            losses, apart = (np.concatenate(sums).tolist() for sums in zip(*sums_by_batch, strict=True))
+            of_name[text_name] = {
+                "loss": losses,
+                "kl": apart,
+                "tokens": [len(row) - 1.0 for batch in ids for row in batch],
+            }
+        options.output.write_text(json.dumps(results))
 
 
-def row(known: dict[str, Any], text: str, average: float) -> str:
+def row(results: dict[str, Any], text: str, average: float) -> str:
     """Write one row of the table."""
-    own = known[f"assign {average:g}"]
-    best = min(rivals(average), key=lambda name: sum(known[name][text]["kl"]))
-    mine, other = own[text], known[best][text]
+    own = results[f"assign {average:g}"]
+    best = min(rivals(average), key=lambda name: sum(results[name][text]["kl"]))
+    mine, other = own[text], results[best][text]
     counts = np.array(mine["tokens"])
     means = [sum(sums["kl"]) / counts.sum() for sums in (mine, other)]
     cells = [f"{mean:.5f}" for mean in means]

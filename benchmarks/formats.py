@@ -23,8 +23,8 @@ class Format:
 
 
 FORMATS = {
-    one.name: one
-    for one in (
+    form.name: form
+    for form in (
         Format("fp32", "float32", 32),
         Format("bf16", "bfloat16", 16),
         Format("int8", "int8", 8),

@@ -298,7 +298,8 @@ def compared(
                 time.sleep(PAUSE_SECONDS)
                 times[name].append(contestant.seconds(count, depth, seed))
         figures: dict[str, Any] = {
-            name: {"min": min(found), "median": statistics.median(found)} for name, found in times.items()
+            name: {"min": min(of_contestant), "median": statistics.median(of_contestant)}
+            for name, of_contestant in times.items()
         }
         figures["limit"] = subject.bytes_of(depth) / bandwidth if subject.bytes_of and count == 1 else None
         figures["load"] = os.getloadavg()[0]
@@ -312,7 +313,7 @@ def markdown(results: Results) -> Iterator[str]:
     yield "|" + " --- |" * 9
     for row in results:
         ours, theirs = row["moec"], row["llama.cpp"]
-        times = [f"{one['min'] * 1e3:.3g} / {one['median'] * 1e3:.3g}" for one in (ours, theirs)]
+        times = [f"{contestant['min'] * 1e3:.3g} / {contestant['median'] * 1e3:.3g}" for contestant in (ours, theirs)]
         ratios = f"**{theirs['min'] / ours['min']:.2f}** / {theirs['median'] / ours['median']:.2f}"
         share = "" if row["limit"] is None else f"{row['limit'] / ours['min']:.0%}"
         vllm = row.get("vllm")

@@ -151,7 +151,7 @@ CONTESTANTS: dict[str, Callable[[GpuWeights, str], Contestant]] = {
 """Contestants by name. The peers take bfloat16 weights; moec's formats of 4 bits are shown next to them."""
 
 
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Norm of the difference as a share of the norm."""
-    difference = (found.float() - expected).cpu().numpy().astype(np.float64)
+    difference = (actual.float() - expected).cpu().numpy().astype(np.float64)
     return float(np.linalg.norm(difference) / np.linalg.norm(expected.cpu().numpy().astype(np.float64)))

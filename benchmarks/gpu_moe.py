@@ -123,9 +123,9 @@ def errors_of(
     from gpu_contestants import relative_error
 
     errors = {}
-    for name, one in contestants.items():
+    for name, contestant in contestants.items():
         try:
-            error = relative_error(one.call(x, logits)[: len(expected)], expected)
+            error = relative_error(contestant.call(x, logits)[: len(expected)], expected)
         except Exception as problem:  # any error of a peer means its absence, not the end of the table
             lines = str(problem).splitlines() or ["no reason given"]
             say(f"{name} with {len(x)} tokens: {type(problem).__name__}: {lines[0]}")

@@ -36,9 +36,9 @@ def up_kernel(
     gate_sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     up_sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, WIDTH, PANEL):
-        known = start + steps < WIDTH
-        x = tl.load(x_tile + start, mask=is_pair[:, None] & known[None, :], other=0.0)
-        mask = known[:, None] & inside[None, :]
+        in_row = start + steps < WIDTH
+        x = tl.load(x_tile + start, mask=is_pair[:, None] & in_row[None, :], other=0.0)
+        mask = in_row[:, None] & inside[None, :]
         gate_sums = tl.dot(x, tl.load(gate_tile + start, mask=mask, other=0.0), gate_sums)
         up_sums = tl.dot(x, tl.load(gate_tile + HIDDEN * WIDTH + start, mask=mask, other=0.0), up_sums)
     hidden = gate_sums * tl.sigmoid(gate_sums) * up_sums
@@ -65,9 +65,9 @@ def down_kernel(
     down_tile = down_ptr + (expert * WIDTH + columns)[None, :] * HIDDEN + steps[:, None]
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, HIDDEN, PANEL):
-        known = start + steps < HIDDEN
-        hidden = tl.load(hidden_tile + start, mask=is_pair[:, None] & known[None, :], other=0.0)
-        matrix = tl.load(down_tile + start, mask=known[:, None] & inside[None, :], other=0.0)
+        in_row = start + steps < HIDDEN
+        hidden = tl.load(hidden_tile + start, mask=is_pair[:, None] & in_row[None, :], other=0.0)
+        matrix = tl.load(down_tile + start, mask=in_row[:, None] & inside[None, :], other=0.0)
         sums = tl.dot(hidden, matrix, sums)
     scores = tl.load(scores_ptr + pairs, mask=is_pair, other=0.0)
     target = results_ptr + pairs[:, None] * WIDTH + columns[None, :]

@@ -152,8 +152,8 @@ def _export(model: torch.nn.Module, path: pathlib.Path) -> None:
     torch.onnx.export(
         WithCache(model).eval(), (torch.zeros(1, 5, dtype=torch.int64), past), path, dynamo=True, external_data=True,
         dynamic_shapes=({1: length}, [{2: filled}] * len(past)), verbose=False,
-        input_names=["ids", *(f"past.{one}" for one in names)],
-        output_names=["logits", *(f"present.{one}" for one in names)],
+        input_names=["ids", *(f"past.{name}" for name in names)],
+        output_names=["logits", *(f"present.{name}" for name in names)],
     )  # fmt: skip
 
 

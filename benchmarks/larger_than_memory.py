@@ -189,8 +189,8 @@ def main() -> None:
     predicted, shares = [], None
     for _ in range(args.rounds):
         for name in args.contestants:
-            found, own = measure(name, file if name == "llama.cpp" else artifact, args)
-            seconds[name] += found
+            measured, own = measure(name, file if name == "llama.cpp" else artifact, args)
+            seconds[name] += measured
             if own is not None:
                 shares = shares or own
                 opened = open_artifact(artifact, check_weights=False)

@@ -63,10 +63,10 @@ def main(arguments: list[str]) -> None:
         layers, experts = map(int, argument.split("x"))
         model, report = moec.import_model(model_of(layers, experts)), Report()
         seconds = {}
-        for one in pipeline.parse("O2"):
+        for step in pipeline.parse("O2"):
             start = time.perf_counter()
-            pipeline.run(model, (one,), report)
-            seconds[one.name] = seconds.get(one.name, 0.0) + time.perf_counter() - start
+            pipeline.run(model, (step,), report)
+            seconds[step.name] = seconds.get(step.name, 0.0) + time.perf_counter() - start
         raised = sum(node.op_type in ("MoE", "Experts") for node in model.graph)
         print(
             f"{layers:6}  {experts:7}  {raised:6}  {sum(seconds.values()):6.1f}  {seconds['raise-moe']:13.1f}",

@@ -50,8 +50,8 @@ def _add_weights(writer: Any, shape: Any, layers: int, form: str) -> None:
     width, hidden, head = shape.width, shape.hidden, shape.width // shape.heads
 
     def matrix(name: str, *sizes: int) -> None:
-        beside = form if "_exps" in name else BESIDE_EXPERTS.get(form, form)
-        data, kind = _matrix(random, beside, sizes)
+        form_of_matrix = form if "_exps" in name else BESIDE_EXPERTS.get(form, form)
+        data, kind = _matrix(random, form_of_matrix, sizes)
         writer.add_tensor(name, data, raw_dtype=kind)
 
     def vector(name: str, *sizes: int, mean: float = 1) -> None:

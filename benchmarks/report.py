@@ -53,7 +53,7 @@ class Cell:
 
     @property
     def contestants(self) -> dict[str, Figures]:
-        return {name: self._figures(name, one) for name, one in self.data["contestants"].items()}
+        return {name: self._figures(name, figures) for name, figures in self.data["contestants"].items()}
 
     @property
     def moec(self) -> Figures | None:
@@ -77,16 +77,20 @@ class Cell:
         A peer that reads about as many bits per weight or more is compared with the fastest variant of moec whose error
         is no larger, or else with the variant of the least error.
         """
-        variants = [one for name, one in self.contestants.items() if name.split()[0] == "moec"]
-        peers = [one for name, one in self.contestants.items() if name.split()[0] != "moec"]
+        variants = [figures for name, figures in self.contestants.items() if name.split()[0] == "moec"]
+        peers = [figures for name, figures in self.contestants.items() if name.split()[0] != "moec"]
         if not variants:
-            return None, min(peers, key=lambda one: one.min_ms, default=None)
-        exact = min(variants, key=lambda one: one.error)
+            return None, min(peers, key=lambda figures: figures.min_ms, default=None)
+        exact = min(variants, key=lambda figures: figures.error)
         pairs = []
         for peer in peers:
-            alike = [one for one in variants if one is exact or one.error <= peer.error * (1 + ERROR_TOLERANCE)]
+            alike = [
+                figures
+                for figures in variants
+                if figures is exact or figures.error <= peer.error * (1 + ERROR_TOLERANCE)
+            ]
             if peer.bits >= exact.bits * (1 - BITS_TOLERANCE):
-                pairs.append((min(alike, key=lambda one: one.min_ms), peer))
+                pairs.append((min(alike, key=lambda figures: figures.min_ms), peer))
         return min(pairs, key=lambda pair: pair[1].min_ms / pair[0].min_ms, default=(exact, None))
 
     def share(self, figures: Figures, *, without: str = "") -> float:
@@ -97,11 +101,13 @@ class Cell:
         least = roofline.seconds(figures.operations, figures.bytes_read, arithmetic, without=without)
         return least * 1e3 / figures.min_ms
 
-    def _figures(self, name: str, one: dict[str, Any]) -> Figures:
+    def _figures(self, name: str, figures: dict[str, Any]) -> Figures:
         layer = LAYERS[self.data["layer"]]
-        bytes_read = self.data["active_experts"] * layer.weights_per_expert * one["bits"] / 8
+        bytes_read = self.data["active_experts"] * layer.weights_per_expert * figures["bits"] / 8
         operations = layer.operations(self.data["tokens"])
-        return Figures(name, one["min_ms"], one["median_ms"], one["error"], one["bits"], operations, bytes_read)
+        return Figures(
+            name, figures["min_ms"], figures["median_ms"], figures["error"], figures["bits"], operations, bytes_read
+        )
 
 
 def write(results: Results, output: pathlib.Path) -> None:
@@ -184,17 +190,17 @@ def _main_table(group: list[Cell]) -> Iterator[str]:
             f"{cell.share(peer):.2f}" if peer else "-",
         ]
         row += [f"{cell.share(moec, without='AMX'):.2f}" if moec else "-"] if amx else []
-        row += [f"{one.error:.2g}" if one else "-" for one in (moec, peer)]
+        row += [f"{figures.error:.2g}" if figures else "-" for figures in (moec, peer)]
         yield f"| {' | '.join(row)} |"
 
 
 def _contestants_table(group: list[Cell]) -> Iterator[str]:
     yield from _table_head(["contestant", "bits", *(f"T={cell.data['tokens']}" for cell in group), "error"])
-    bits = {name: one.bits for cell in group for name, one in cell.contestants.items()}
+    bits = {name: figures.bits for cell in group for name, figures in cell.contestants.items()}
     for name in bits:
         present = [cell.contestants.get(name) for cell in group]
-        error = max(one.error for one in present if one)
-        times = (one.times if one else "-" for one in present)
+        error = max(figures.error for figures in present if figures)
+        times = (figures.times if figures else "-" for figures in present)
         yield f"| {name} | {bits[name]:.2f} | {' | '.join(times)} | {error:.2g} |"
 
 

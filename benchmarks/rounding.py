@@ -39,14 +39,14 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=1024)
     parser.add_argument("--outputs", type=int, default=512)
     parser.add_argument("--rows", type=int, default=8192)
-    given = parser.parse_args()
+    options = parser.parse_args()
     random = np.random.default_rng(0)
-    weight = random.normal(size=(given.inputs, given.outputs)).astype(np.float32)
+    weight = random.normal(size=(options.inputs, options.outputs)).astype(np.float32)
     mixing, sizes = (
-        random.normal(size=(given.inputs // 8, given.inputs)),
-        np.exp(0.5 * random.normal(size=given.inputs)),
+        random.normal(size=(options.inputs // 8, options.inputs)),
+        np.exp(0.5 * random.normal(size=options.inputs)),
     )
-    measured, others = (inputs(random, mixing, sizes, count) for count in (given.rows, 2048))
+    measured, others = (inputs(random, mixing, sizes, count) for count in (options.rows, 2048))
     moment = measured.T @ measured
 
     def error(stored: Encoded, form: WeightFormat) -> float:
@@ -59,9 +59,9 @@ def main() -> None:
         start = time.process_time()
         searched = nearest(weight, form, importance_of(moment))
         middle = time.process_time()
-        found = gptq(weight, form, moment)
+        calibrated = gptq(weight, form, moment)
         end = time.process_time()
-        shares = f"{error(searched, form) / plain:8.3f} {error(found, form) / plain:8.3f}"
+        shares = f"{error(searched, form) / plain:8.3f} {error(calibrated, form) / plain:8.3f}"
         print(f"{form!s:10} {plain / size:8.4f} {shares} {middle - start:6.2f} {end - middle:6.2f}")
 
 

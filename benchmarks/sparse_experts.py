@@ -71,13 +71,13 @@ def measure(layer: Layer, tokens: int, built: dict[str, dict[str, Any]], seconds
     """Measure a row for each variant."""
     cases = make_cases(layer, tokens, most=16)
     calls, results = {}, {}
-    for variant, one in built.items():
+    for variant, runners in built.items():
         for name in ("moec", "onnxruntime"):
-            run = _runner(name, one[name])
+            run = _runner(name, runners[name])
             results[variant, name] = run(cases[0])
             calls[f"{variant} {name}"] = _turns(run, cases)
     times = {name: summary(values) for name, values in interleaved(calls, seconds).items()}
-    products = {variant: product_times(one["moec"], cases) for variant, one in built.items()}
+    products = {variant: product_times(runners["moec"], cases) for variant, runners in built.items()}
     rows = []
     for variant in built:
         ours, theirs = (times[f"{variant} {name}"] for name in ("moec", "onnxruntime"))
@@ -124,9 +124,9 @@ def _turns(run: Callable[[Case], np.ndarray], cases: Sequence[Case]) -> Callable
     return timed(lambda: run(next(turns)))
 
 
-def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+def _difference(actual: np.ndarray, expected: np.ndarray) -> float:
     """Largest difference, relative to the largest number."""
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
 def main() -> None:

@@ -46,34 +46,36 @@ REPAIRS = {
 
 def variants() -> dict[str, str]:
     """Pipelines after O2 by name; PROFILE is replaced for each seed."""
-    found = {f"{name} nearest": f"quantize-experts{{format={form}}}" for name, form in FORMATS.items()}
+    pipelines = {f"{name} nearest": f"quantize-experts{{format={form}}}" for name, form in FORMATS.items()}
     gptq = "method=gptq,profile=PROFILE"
     for name, form in FORMATS.items():
-        found[f"{name} gptq"] = f"quantize-experts{{format={form},{gptq}}}"
-    found["int2 and int3 in turns, gptq"] = (
+        pipelines[f"{name} gptq"] = f"quantize-experts{{format={form},{gptq}}}"
+    pipelines["int2 and int3 in turns, gptq"] = (
         f"quantize-experts{{format=int3,group=32,experts={EVEN},{gptq}}},"
         f"quantize-experts{{format=int2,group=32,experts={ODD},{gptq}}}"
     )
     for bits in (3.5, 3.0, 2.5):
-        found[f"assign-bits {bits}, gptq"] = f"assign-bits{{avg={bits},profile=PROFILE}}"
+        pipelines[f"assign-bits {bits}, gptq"] = f"assign-bits{{avg={bits},profile=PROFILE}}"
     for method in ("reap", "frequency", "random"):
         seeded = ",seed=SEED" if method == "random" else ""
-        found[f"3/4 of the experts, {method}"] = f"prune-experts{{keep=0.75,method={method},profile=PROFILE{seeded}}}"
-    found["3/4 of the experts, ream"] = "merge-experts{keep=0.75,profile=PROFILE}"
-    for name, passes in list(found.items()):
+        pipelines[f"3/4 of the experts, {method}"] = (
+            f"prune-experts{{keep=0.75,method={method},profile=PROFILE{seeded}}}"
+        )
+    pipelines["3/4 of the experts, ream"] = "merge-experts{keep=0.75,profile=PROFILE}"
+    for name, passes in list(pipelines.items()):
         for repair, more in REPAIRS.items():
             rounded = name in ("int3 nearest", "int2 nearest") and repair == "rescaled"
             if rounded or name.startswith("3/4 of the experts"):
-                found[f"{name}, {repair}"] = f"{passes},{more}"
+                pipelines[f"{name}, {repair}"] = f"{passes},{more}"
     for keep in (0.9, 0.8, 0.7):
-        found[f"{keep:.0%} of the calls, by ratio"] = f"skip-experts{{keep={keep},profile=PROFILE,method=ratio}}"
+        pipelines[f"{keep:.0%} of the calls, by ratio"] = f"skip-experts{{keep={keep},profile=PROFILE,method=ratio}}"
     for keep in (0.75, 0.5):
-        found[f"{keep:.0%} of the calls, by k"] = f"skip-experts{{keep={keep},profile=PROFILE,method=k}}"
+        pipelines[f"{keep:.0%} of the calls, by k"] = f"skip-experts{{keep={keep},profile=PROFILE,method=k}}"
     for rank, base in itertools.product((32, 16), ("shared", "none")):
         words = {"shared": "with a shared base", "none": "without a base"}[base]
-        found[f"rank {rank} of 64, {words}"] = f"low-rank-experts{{rank={rank},base={base},profile=PROFILE}}"
-    found["3/4 of the hidden units"] = "prune-hidden-units{keep=0.75,profile=PROFILE}"
-    return found
+        pipelines[f"rank {rank} of 64, {words}"] = f"low-rank-experts{{rank={rank},base={base},profile=PROFILE}}"
+    pipelines["3/4 of the hidden units"] = "prune-hidden-units{keep=0.75,profile=PROFILE}"
+    return pipelines
 
 
 def main() -> None:
@@ -89,39 +91,39 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("specialisation.json"))
     parser.add_argument("--only", default="", help="Variants whose names this regular expression is found in.")
     options = parser.parse_args()
-    known = json.loads(options.output.read_text()) if options.output.exists() else {}
+    results = json.loads(options.output.read_text()) if options.output.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        run(options, pathlib.Path(folder), known)
-    print_table(known, options.judge)
+        run(options, pathlib.Path(folder), results)
+    print_table(results, options.judge)
 
 
-def run(options: argparse.Namespace, folder: pathlib.Path, known: dict[str, dict[str, list[float]]]) -> None:
+def run(options: argparse.Namespace, folder: pathlib.Path, results: dict[str, dict[str, list[float]]]) -> None:
     held_out = {}
     for text in options.judge:
         held_out[text] = folder / f"{text}.npz"
         np.savez(held_out[text], ids=batches(rows_of(options, f"{text}.heldout")[: options.rows]))
-    if "float" not in known:
-        known["float"] = {text: [loss] for text, loss in losses(options.model, "O2", held_out).items()}
+    if "float" not in results:
+        results["float"] = {text: [loss] for text, loss in losses(options.model, "O2", held_out).items()}
     for name, passes in variants().items():
         if not re.search(options.only, name):
             continue
         for seed in range(options.seeds if "PROFILE" in passes else 1):
-            if len(known.get(name, {}).get(options.judge[0], ())) > seed:
+            if len(results.get(name, {}).get(options.judge[0], ())) > seed:
                 continue
             chosen = passes.replace("SEED", str(seed))
             if "PROFILE" in passes:
                 chosen = chosen.replace("PROFILE", str(profiled(options, folder, seed)))
             for text, loss in losses(options.model, f"O2,{chosen}", held_out).items():
-                known.setdefault(name, {}).setdefault(text, []).append(loss)
-            options.output.write_text(json.dumps(known, indent=1))
-            print(name, seed, {text: round(of[-1], 4) for text, of in known[name].items()}, flush=True)
+                results.setdefault(name, {}).setdefault(text, []).append(loss)
+            options.output.write_text(json.dumps(results, indent=1))
+            print(name, seed, {text: round(of[-1], 4) for text, of in results[name].items()}, flush=True)
 
 
 def rows_of(options: argparse.Namespace, name: str) -> np.ndarray:
     """Encode all rows of a text to ids [rows, length]."""
     tokenizer = Tokenizer.from_file(str(options.tokenizer))
     lines = (options.texts / f"{name}.txt").read_text(encoding="utf-8").splitlines(keepends=True)
-    ids = np.array([id for one in tokenizer.encode_batch(lines) for id in one.ids])
+    ids = np.array([id for encoding in tokenizer.encode_batch(lines) for id in encoding.ids])
     return ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
 
 
@@ -142,19 +144,19 @@ def profiled(options: argparse.Namespace, folder: pathlib.Path, seed: int) -> pa
 
 def losses(model: pathlib.Path, passes: str, held_out: dict[str, pathlib.Path]) -> dict[str, float]:
     compiled = moec.compile(model, passes=passes)
-    found = {}
+    by_text = {}
     for text, data in held_out.items():
         (judged,) = evaluate([compiled], [data], metrics=["loss"]).models
-        found[text] = judged.qualities["loss"].value
-    return found
+        by_text[text] = judged.qualities["loss"].value
+    return by_text
 
 
-def print_table(known: dict[str, dict[str, list[float]]], texts: list[str]) -> None:
-    base = {text: values[0] for text, values in known["float"].items()}
+def print_table(results: dict[str, dict[str, list[float]]], texts: list[str]) -> None:
+    base = {text: values[0] for text, values in results["float"].items()}
     print("| variant |", " | ".join(texts), "|")
     print("|---|" + "---|" * len(texts))
     print("| float: perplexity |", " | ".join(f"{math.exp(base[text]):.2f}" for text in texts), "|")
-    for name, by_text in known.items():
+    for name, by_text in results.items():
         if name != "float":
             cells = [cell([100 * math.expm1(loss - base[text]) for loss in by_text[text]]) for text in texts]
             print(f"| {name} |", " | ".join(cells), "|")
@@ -162,8 +164,8 @@ def print_table(known: dict[str, dict[str, list[float]]], texts: list[str]) -> N
 
 def cell(changes: list[float]) -> str:
     mean = float(np.mean(changes))
-    spread = f" ± {max(abs(change - mean) for change in changes):.2f}" if len(changes) > 1 else ""
-    return f"{mean:+.2f}%{spread}"
+    deviation = f" ± {max(abs(change - mean) for change in changes):.2f}" if len(changes) > 1 else ""
+    return f"{mean:+.2f}%{deviation}"
 
 
 if __name__ == "__main__":

@@ -70,10 +70,10 @@ def contestants(path: pathlib.Path, model: torch.nn.Module | None, threads: int)
 def cases(model: torch.nn.Module, vocabulary: int, phase: str, names: list[str]) -> list[Feeds]:
     random = np.random.default_rng(0)
     past = [tensor.numpy() for tensor in empty_cache(model, 0 if phase == "prefill" else PROMPT)]
-    past = [random.standard_normal(one.shape, dtype=np.float32) for one in past]
+    past = [random.standard_normal(tensor.shape, dtype=np.float32) for tensor in past]
     length = PROMPT if phase == "prefill" else 1
     ids = (random.integers(0, vocabulary, (1, length)) for _ in range(CASES))
-    return [dict(zip(names, [one, *past], strict=True)) for one in ids]
+    return [dict(zip(names, [ids_of_call, *past], strict=True)) for ids_of_call in ids]
 
 
 def measure(calls: dict[str, Call], inputs: list[Feeds], seconds: float) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def measure_model(shape: Shape, args: argparse.Namespace, results: Results) -> N
 def input_names(path: pathlib.Path) -> list[str]:
     import onnx
 
-    return [one.name for one in onnx.load(path, load_external_data=False).graph.input]
+    return [value.name for value in onnx.load(path, load_external_data=False).graph.input]
 
 
 def markdown(results: Results) -> Iterator[str]:

@@ -70,9 +70,9 @@ class Report:
         self.results: dict[str, dict[str, Any]] = {}
         if path.exists():
             with contextlib.suppress(ValueError, AttributeError):  # no JSON, or no object
-                found = json.loads(path.read_text(encoding="utf-8"))
-                if found.get(_MARK) == about:
-                    self.results = found["steps"]
+                report = json.loads(path.read_text(encoding="utf-8"))
+                if report.get(_MARK) == about:
+                    self.results = report["steps"]
                     return
             raise ValueError(f"{path}: not a report of {about}; remove it or choose another --report")
 
@@ -271,7 +271,7 @@ def tour(asked: argparse.Namespace) -> int:
             report.add(step.name, result)
             print(f"{result['outcome']:9} {result['seconds']:7.1f} s  {step.name}", flush=True)
         outcomes.append(result.get("outcome"))
-    counts = ", ".join(f"{outcomes.count(one)} {one}" for one in (PASSED, FAILED, TIMED_OUT, ABSENT))
+    counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in (PASSED, FAILED, TIMED_OUT, ABSENT))
     for name, result in report.results.items():
         if result["outcome"] in (FAILED, TIMED_OUT):
             print(f"\n{name}: {result['outcome']}\n{result['output'][-SHOWN_OUTPUT:].strip()}")

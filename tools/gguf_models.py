@@ -54,8 +54,8 @@ def _row(path: pathlib.Path, ids: Array, expected: Array) -> str:
     import moec
 
     model = moec.compile(path, passes="O2")
-    found = model.run({"input_ids": ids[None]})["logits"][0]
-    error = np.abs(found - expected).max() / np.abs(expected).max()
+    actual = model.run({"input_ids": ids[None]})["logits"][0]
+    error = np.abs(actual - expected).max() / np.abs(expected).max()
     return f"{len(model.describe()['moe_blocks'])} | {error:.0e}"
 
 

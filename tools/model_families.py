@@ -84,10 +84,10 @@ def examine(family: str) -> dict[str, Any]:
             with torch.no_grad():
                 expected = speaking_part(module)(input_ids=torch.from_numpy(ids), use_cache=False).logits.numpy()
             try:
-                found = compiled.run({"input_ids": ids})["logits"]
+                actual = compiled.run({"input_ids": ids})["logits"]
             except moec.MoecError as error:
                 return row | {"reason": f"{shape}: {error}"[:300]}
-            worst = max(worst, float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max())))
+            worst = max(worst, float(np.abs(actual - expected).max() / max(1.0, np.abs(expected).max())))
     return row | {"error": worst}
 
 
@@ -125,14 +125,14 @@ def made_today() -> str:
     return ", ".join((datetime.datetime.now(datetime.UTC).date().isoformat(), *used))
 
 
-def disagreement(known: str, found: str) -> str:
+def disagreement(expected: str, actual: str) -> str:
     """Describe the parts of the table's row that a new one contradicts; empty where there are none. Errors below
     :data:`LARGEST_ERROR`, days and remarks may differ."""
-    before, after = known.split(" | "), found.split(" | ")
+    before, after = expected.split(" | "), actual.split(" | ")
     if before[:3] != after[:3]:
-        return f"the table says {' | '.join(before[:4])} |, today it is {found}"
+        return f"the table says {' | '.join(before[:4])} |, today it is {actual}"
     if before[3] and not (after[3] and float(after[3]) <= LARGEST_ERROR):
-        return f"error {after[3]}, expected at most {LARGEST_ERROR:g}: {found}"
+        return f"error {after[3]}, expected at most {LARGEST_ERROR:g}: {actual}"
     return ""
 
 
@@ -157,9 +157,9 @@ def check(chosen: Iterable[str], rows: dict[str, str]) -> list[str]:
     """List the rows of the table that a new run contradicts. Families without a row are skipped."""
     wrong = [f"`{family}`: this tool finds no such family" for family in sorted(rows.keys() - families().keys())]
     for family in chosen:
-        found = table_row(in_own_process(family))
-        print(found, flush=True)
-        wrong += [reason] if (reason := disagreement(rows[family], found)) else []
+        row = table_row(in_own_process(family))
+        print(row, flush=True)
+        wrong += [reason] if (reason := disagreement(rows[family], row)) else []
     return wrong
 
 

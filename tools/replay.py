@@ -68,8 +68,12 @@ def preloaded(jobs: int) -> list[str]:
     """The modules to import before processes for so many jobs are forked: where it pays, all that make code. TVM comes
     first, so that it does not import torch."""
     packages = (passes, targets) if jobs >= _MANY else ()
-    found = [module.name for one in packages for module in pkgutil.walk_packages(one.__path__, f"{one.__name__}.")]
-    return ["moec.targets.tvm", "moec.compiling.compiler", *found]
+    modules = [
+        module.name
+        for package in packages
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    ]
+    return ["moec.targets.tvm", "moec.compiling.compiler", *modules]
 
 
 def check_targets(names: Sequence[str]) -> None:
@@ -125,7 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return refuse(str(error))
     if asked.passes is not None:
         options = {"passes": asked.passes}
-        models = {name: dataclasses.replace(one, options={**options, **one.options}) for name, one in models.items()}
+        models = {
+            name: dataclasses.replace(model, options={**options, **model.options}) for name, model in models.items()
+        }
     return record(asked.output.resolve(), models, names, asked.jobs, asked.replace)
 
 

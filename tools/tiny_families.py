@@ -187,9 +187,9 @@ def tiny_config(kind: type) -> Any:
         seen = {name: value for name, value in SIZES_OF_SIGHT.items() if name in parts["vision_config"]().to_dict()}
         deaf = {"audio_config": None} if "audio_config" in parts else {}
         return kind(text_config=tiny_config(parts["text_config"]).to_dict(), vision_config=seen, **deaf)
-    known = kind().to_dict()
-    chosen = {name: value for name, value in SIZES.items() if name in known}
-    if "kv_lora_rank" in known:  # latent attention has as many heads of keys as of queries
+    defaults = kind().to_dict()
+    chosen = {name: value for name, value in SIZES.items() if name in defaults}
+    if "kv_lora_rank" in defaults:  # latent attention has as many heads of keys as of queries
         chosen["num_key_value_heads"] = SIZES["num_attention_heads"]
     return kind(**{**chosen, **OWN_SIZES.get(kind.model_type, {})})  # type: ignore[attr-defined]
 
@@ -200,7 +200,7 @@ def families() -> dict[str, tuple[type, type]]:
     mentions experts."""
     from transformers.models.auto import modeling_auto
 
-    found: dict[str, tuple[type, type]] = {}
+    classes: dict[str, tuple[type, type]] = {}
     for kinds in (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
         for kind in kinds:
             parts = getattr(kind, "sub_configs", {})
@@ -217,8 +217,8 @@ def families() -> dict[str, tuple[type, type]]:
             if getattr(usual, "audio_config", None) is not None:
                 continue  # it requires an audio part
             if kind.model_type == "dbrx" or any("expert" in name for name in names):
-                found[kind.model_type] = (kind, kinds[kind])
-    return dict(sorted(found.items()))
+                classes[kind.model_type] = (kind, kinds[kind])
+    return dict(sorted(classes.items()))
 
 
 def random_model(family: str) -> Any:

@@ -119,16 +119,16 @@ class _Graph:
         tokens = len(case.x)
         x = ggml.ggml_new_tensor_3d(self._context, ggml.GGML_TYPE_F32, layer.width, 1, tokens)
         logits = ggml.ggml_new_tensor_2d(self._context, ggml.GGML_TYPE_F32, layer.experts, tokens)
-        for given in (x, logits):
-            ggml.ggml_set_output(given)  # otherwise its memory is reused, and a second run has other inputs
+        for tensor in (x, logits):
+            ggml.ggml_set_output(tensor)  # otherwise its memory is reused, and a second run has other inputs
         self._y = _moe_block(ggml, self._context, layer, tensors, x, logits)
         ggml.ggml_set_output(self._y)
         self._graph = ggml.ggml_new_graph(self._context)
         ggml.ggml_build_forward_expand(self._graph, self._y)
         self._allocator = ggml.ggml_gallocr_new(_plain_buffers(ggml))
         ggml.ggml_gallocr_alloc_graph(self._allocator, self._graph)
-        for given, data in ((x, case.x), (logits, case.logits)):
-            ggml.ggml_backend_tensor_set(given, data.ctypes.data, 0, data.nbytes)
+        for tensor, data in ((x, case.x), (logits, case.logits)):
+            ggml.ggml_backend_tensor_set(tensor, data.ctypes.data, 0, data.nbytes)
         self._shape = tokens, layer.width
 
     def compute(self) -> np.ndarray:

@@ -52,12 +52,12 @@ class Kt:
         unused = torch.zeros(layer.experts, dtype=torch.bool)
         config = kt_kernel_ext.moe.MOEConfig(layer.experts, layer.chosen, layer.width, layer.hidden, unused.data_ptr())
         config.pool, config.max_len = pool.backend_, _MOST_TOKENS
-        given = _set_weights(config, weights, form)
+        weights_in_use = _set_weights(config, weights, form)
         experts = kind(config)
         order = torch.arange(layer.experts, dtype=torch.int64)
         pool.submit(experts.load_weights_task(order.data_ptr()))
         pool.sync()
-        given.clear()
+        weights_in_use.clear()
         bits = form.bits + 16 / form.group if form.group else form.bits
         return Built(
             bits, lambda case: _call(pool, experts, layer, case), lambda y: y.float().numpy(), keep=(unused, order)
@@ -125,7 +125,7 @@ def _pointers(weights: Weights, distinct: np.ndarray | None) -> list[int]:
     """List one address per expert; 0 stands for nothing."""
     if distinct is None:
         return [0] * weights.layer.experts
-    addresses = np.array([one.ctypes.data for one in distinct])
+    addresses = np.array([weight.ctypes.data for weight in distinct])
     return [int(address) for address in weights.for_all_experts(addresses)]
 
 

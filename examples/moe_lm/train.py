@@ -33,7 +33,7 @@ def main() -> None:
     tokenizer = tokenizer_of(options.texts, options.out / "tokenizer.json")
     tokens = np.concatenate([encoded(tokenizer, options.texts / f"{name}.txt") for name in ("brown", "python")])
     model = transformers.Qwen3MoeForCausalLM(configuration())
-    print(f"{len(tokens)} tokens, {sum(one.numel() for one in model.parameters())} parameters")
+    print(f"{len(tokens)} tokens, {sum(weight.numel() for weight in model.parameters())} parameters")
     train(model, torch.from_numpy(tokens), options.out / "checkpoint.pt", options.steps)
     for name in ("brown", "python", "bible"):
         held_out = torch.from_numpy(encoded(tokenizer, options.texts / f"{name}.heldout.txt"))
@@ -76,7 +76,7 @@ def tokenizer_of(texts: pathlib.Path, path: pathlib.Path) -> Tokenizer:
 
 def encoded(tokenizer: Tokenizer, path: pathlib.Path) -> np.ndarray:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return np.array([id for one in tokenizer.encode_batch(lines) for id in one.ids])
+    return np.array([id for encoding in tokenizer.encode_batch(lines) for id in encoding.ids])
 
 
 def train(model: torch.nn.Module, tokens: torch.Tensor, path: pathlib.Path, steps: int) -> None:

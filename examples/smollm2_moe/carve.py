@@ -59,7 +59,7 @@ def read_gguf(path: pathlib.Path) -> tuple[transformers.LlamaForCausalLM, Tokeni
     import gguf
 
     reader = gguf.GGUFReader(path)
-    field = {name: one.contents() for name, one in reader.fields.items()}
+    field = {name: entry.contents() for name, entry in reader.fields.items()}
     heads, groups = field["llama.attention.head_count"], field["llama.attention.head_count_kv"]
     config = transformers.LlamaConfig(
         vocab_size=len(field["tokenizer.ggml.tokens"]),
@@ -138,21 +138,21 @@ def firing(model: torch.nn.Module, rows: torch.Tensor) -> Iterator[Array]:
     """Layer by layer, whether a hidden unit is among those of the largest magnitudes: [tokens, hidden]."""
     fires: list[list[torch.Tensor]] = [[] for _ in model.model.layers]
 
-    def watch(found: list[torch.Tensor]) -> Any:
+    def watch(of_layer: list[torch.Tensor]) -> Any:
         def hook(_module: torch.nn.Module, hidden: tuple[torch.Tensor, ...]) -> None:
             magnitudes = hidden[0].flatten(0, -2).abs()
             largest = magnitudes.topk(FIRING, dim=-1).indices
-            found.append(torch.zeros_like(magnitudes, dtype=torch.bool).scatter(1, largest, True))
+            of_layer.append(torch.zeros_like(magnitudes, dtype=torch.bool).scatter(1, largest, True))
 
         return hook
 
     downs = [layer.mlp.down_proj for layer in model.model.layers]
-    hooks = [down.register_forward_pre_hook(watch(found)) for down, found in zip(downs, fires, strict=True)]
+    hooks = [down.register_forward_pre_hook(watch(of_layer)) for down, of_layer in zip(downs, fires, strict=True)]
     for batch in rows.split(ROWS):
         model(input_ids=batch)
     for hook in hooks:
         hook.remove()
-    yield from (torch.cat(found).numpy().astype(np.float32) for found in fires)
+    yield from (torch.cat(of_layer).numpy().astype(np.float32) for of_layer in fires)
 
 
 def carve(fires: Array, parts: int, shared: int) -> Array:
@@ -172,7 +172,7 @@ def carve(fires: Array, parts: int, shared: int) -> Array:
         if (chosen == owners).all():
             break
         owners = chosen
-        centers = np.stack([features[owners == one].mean(axis=0) for one in range(len(centers))])
+        centers = np.stack([features[owners == owner].mean(axis=0) for owner in range(len(centers))])
     distances = np.square(centers).sum(axis=1) - 2 * features @ centers.T + np.square(features).sum(axis=1)[:, None]
     order = np.lexsort((distances[np.arange(len(owners)), owners], owners))
     return np.concatenate([by_rate[: shared * size], routed[order]])

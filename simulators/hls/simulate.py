@@ -41,13 +41,13 @@ def simulate(
 
     Raises MoecError where the artifact has no such project, and where no compiler or no ap_types headers are found.
     """
-    held = artifact.manifest.projects
-    if not held:
+    projects = artifact.manifest.projects
+    if not projects:
         target = artifact.manifest.target
         raise MoecError(f"{artifact.where}: is compiled for {target} and holds no project to simulate; use moec run")
-    chosen = [candidate for candidate in held if project in (None, candidate.name)]
+    chosen = [candidate for candidate in projects if project in (None, candidate.name)]
     if not chosen:
-        names = ", ".join(candidate.name for candidate in held)
+        names = ", ".join(candidate.name for candidate in projects)
         raise MoecError(f"{artifact.where}: has no project {project!r}; it has {names}")
     results = []
     for candidate in chosen:

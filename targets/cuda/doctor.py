@@ -39,11 +39,11 @@ def _target_for(capability: str) -> str | None:
     return None if best is None else f"cuda:{best}"
 
 
-def gpu_tables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
+def gpu_tables(gpu_report: Mapping[str, Any]) -> Iterator[RenderableType]:
     """The result of :func:`examine_gpus` as a table, or one line if there is no GPU."""
-    gpus = [tuple("none" if value is None else str(value) for value in gpu.values()) for gpu in found["devices"]]
+    gpus = [tuple("none" if value is None else str(value) for value in gpu.values()) for gpu in gpu_report["devices"]]
     if gpus:
-        title = f"GPUs (driver for CUDA {found['driver_cuda']})"
+        title = f"GPUs (driver for CUDA {gpu_report['driver_cuda']})"
         yield table(title, ("GPU", "compute capability", "memory, GB", "--target"), gpus)
     else:
-        yield Text(f"no GPU: {found['absent']}")
+        yield Text(f"no GPU: {gpu_report['absent']}")

@@ -98,18 +98,18 @@ def rounding_of(spec: ProductSpec, problem: GroupedProblem, dtype: str, architec
 
 
 def padded(
-    lowering: LoweringContext, node: ir.Node, architecture: str, x: relax.Expr, inner: int, wanted: int
+    lowering: LoweringContext, node: ir.Node, architecture: str, x: relax.Expr, inner: int, width: int
 ) -> relax.Expr:
     """The rows x[..., inner] padded with trailing zeros to [..., wanted]."""
-    if inner == wanted:
+    if inner == width:
         return x
-    shape, padding = list(x.ty.shape), Padding(inner, wanted, str(x.ty.dtype))
+    shape, padding = list(x.ty.shape), Padding(inner, width, str(x.ty.dtype))
     rows = x if len(shape) == 2 else flatten(lowering, x, len(shape) - 1)
     rows = lowering.assume_shape(rows, [rows.ty.shape[0], inner])
     called = KernelCall(select((PAD_ROWS,), padding, architecture), PAD_ROWS.build(padding), [rows])
-    output = relax.TensorType((rows.ty.shape[0], wanted), padding.dtype)
+    output = relax.TensorType((rows.ty.shape[0], width), padding.dtype)
     (result,) = lowering.call_kernel(called.function, called.arguments, [output], record_of(node, called))
-    return result if len(shape) == 2 else reshape(lowering, result, [*shape[:-1], wanted])
+    return result if len(shape) == 2 else reshape(lowering, result, [*shape[:-1], width])
 
 
 def prepared(node: NodeLowering, spec: ProductSpec, problem: GroupedProblem, x: relax.Expr, inner: int) -> relax.Expr:

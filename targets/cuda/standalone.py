@@ -146,12 +146,12 @@ def _launch_code(kernel: str, record: Mapping[str, Any]) -> Iterator[str]:
     yield from launches
 
 
-def _refuse_unknown(kernel: str, launch: Mapping[str, Any], known: set[str]) -> None:
+def _refuse_unknown(kernel: str, launch: Mapping[str, Any], declared: set[str]) -> None:
     expressions = (*launch["arguments"], *launch["grid"], *launch["block"], launch["shared_bytes"])
     names = {name for text in expressions for name in _NAME.findall(text)} - _FUNCTIONS.keys()
-    if names - known:
+    if unknown := sorted(names - declared):
         raise UnsupportedError(
-            f"kernel {kernel!r} is launched with {sorted(names - known)[0]!r}, which is none of its tensors and sizes; "
+            f"kernel {kernel!r} is launched with {unknown[0]!r}, which is none of its tensors and sizes; "
             "a program of this kernel alone cannot make it: choose another kernel"
         )
 

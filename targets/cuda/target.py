@@ -64,8 +64,8 @@ class CudaTarget:
         # Loops stay loops in the text; nvcc unrolls where that pays.
         loops_stay = {"tirx.UnrollLoop": {"explicit_unroll": 0}}
         with tvm.transform.PassContext(config=loops_stay, instruments=[recorder]):
-            heavy, held = converters(self.architecture), holding(self.architecture, APPEND, has_places=True)
-            program = compile_program(model, heavy, target, self.name, (), backend, held)
+            heavy, state_calls = converters(self.architecture), holding(self.architecture, APPEND, has_places=True)
+            program = compile_program(model, heavy, target, self.name, (), backend, state_calls)
         for kernel in program.kernels:
             if kernel.launches:
                 own = kernel.sized_work or SizedWork()

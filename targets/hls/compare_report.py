@@ -285,13 +285,13 @@ def _read(path: pathlib.Path) -> str:
         raise ReportError(f"{path}: {error}") from error
 
 
-def _save(path: pathlib.Path, found: dict[str, Any]) -> None:
+def _save(path: pathlib.Path, calibration: dict[str, Any]) -> None:
     """Write a calibration atomically, and replace no other file than a calibration."""
     try:
         if path.exists() and not _read(path).startswith(f'{{"format": "{_FORMAT}"'):
             raise ReportError(f"{path}: exists and is no calibration; name another file")
         written = path.with_name(f"{path.name}.{os.getpid()}")
-        written.write_text(json.dumps(found), encoding="utf-8")
+        written.write_text(json.dumps(calibration), encoding="utf-8")
         written.replace(path)
     except OSError as error:
         raise ReportError(f"{path}: {error}") from error

@@ -59,10 +59,12 @@ def _last_token(call: Mapping[str, Any]) -> str:
 
 def _agreement(blocks: Sequence[Mapping[str, Any]]) -> str:
     """A sentence on the comparison of the float forms with the graph."""
-    worst = max(blocks, key=lambda one: one["largest"] / one["bound"])
-    said = f"Floats that became integers, against the graph on up to {max(one['tokens'] for one in blocks)} tokens: "
+    worst = max(blocks, key=lambda block: block["largest"] / block["bound"])
+    said = (
+        f"Floats that became integers, against the graph on up to {max(block['tokens'] for block in blocks)} tokens: "
+    )
     said += f"differ by up to {worst['largest']:.1e} of what {worst['node']} adds, {worst['bound']:.0e} allowed"
-    unseen = dict.fromkeys(what for one in blocks for what in one["unseen"])
+    unseen = dict.fromkeys(what for block in blocks for what in block["unseen"])
     return said + (f"; not seen: {'; '.join(unseen)}" if unseen else "")
 
 
@@ -175,21 +177,21 @@ def exploration_table(exploration: Mapping[str, Any]) -> Table:
     return table(title, headings, [_design_cells(design) for design in exploration["front"]])
 
 
-def _design_cells(one: Mapping[str, Any]) -> tuple[str, ...]:
-    array = str(one["lanes"])
+def _design_cells(design: Mapping[str, Any]) -> tuple[str, ...]:
+    array = str(design["lanes"])
     return (
-        "*" if one["chosen"] else "",
+        "*" if design["chosen"] else "",
         f"{array} x {array}",
-        str(one["hidden_tile"]),
-        f"{one['router_lanes']} x {one['router_experts']}",
-        str(one["weight_fifo"]),
-        one["large_arrays"],
-        f"{one['cycles']:,}",
-        f"{one['starved_cycles']:,}",
-        one["bound_by"],
-        f"{one['milliseconds']:.3f}",
-        *(f"{one['resources'][name]:,}" for name in RESOURCE_NAMES),
-        f"{one['gigabytes_per_second']:.1f}",
+        str(design["hidden_tile"]),
+        f"{design['router_lanes']} x {design['router_experts']}",
+        str(design["weight_fifo"]),
+        design["large_arrays"],
+        f"{design['cycles']:,}",
+        f"{design['starved_cycles']:,}",
+        design["bound_by"],
+        f"{design['milliseconds']:.3f}",
+        *(f"{design['resources'][name]:,}" for name in RESOURCE_NAMES),
+        f"{design['gigabytes_per_second']:.1f}",
     )
 
 

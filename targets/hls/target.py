@@ -120,8 +120,8 @@ class HlsTarget:
             outside += refused
         places = {node: place for place, node in enumerate(model.graph.all_nodes())}
 
-        def place(found: Found) -> int:
-            producer = found[1].output.producer()
+        def place(kind_and_block: Found) -> int:
+            producer = kind_and_block[1].output.producer()
             return -1 if producer is None else places[producer]
 
         return sorted(blocks, key=place), outside

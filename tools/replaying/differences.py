@@ -26,13 +26,13 @@ def differences(
             yield f"{folder}: was recorded from several versions of the sources; record it again"
     for key in sorted(both[0].keys() ^ both[1].keys()):
         yield f"{' for '.join(key)}: only in {old if key in both[0] else new}"
-    found: dict[tuple[str, str, str | None, str | None], list[str]] = {}
+    changes: dict[tuple[str, str, str | None, str | None], list[str]] = {}
     for key in sorted(both[0].keys() & both[1].keys()):
         entries, others = both[0][key].entries, both[1][key].entries
         for name in sorted(entries.keys() | others.keys(), key=_order):
             if entries.get(name) != others.get(name):
-                found.setdefault((key[0], name, entries.get(name), others.get(name)), []).append(key[1])
-    for (model, name, before, after), of_targets in found.items():
+                changes.setdefault((key[0], name, entries.get(name), others.get(name)), []).append(key[1])
+    for (model, name, before, after), of_targets in changes.items():
         where = f"{model} for {', '.join(of_targets)}: {name}"
         if before is None or after is None:
             yield f"{where}: only in {new if before is None else old}"

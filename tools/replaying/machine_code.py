@@ -26,11 +26,11 @@ def texts_instead() -> Iterator[None]:
     def kernels(module: tvm.IRModule, target: tvm.target.Target, name: str) -> dict[str, dict[str, bytes]]:
         phases, finish, _ = tvm.tirx.get_tir_pipeline(name)
         bound = tvm.tirx.transform.BindTarget(target.with_host(target))
-        made = {}
+        texts = {}
         for symbol, function in module.functions.items():
             lowered = finish()(phases(bound(tvm.IRModule({symbol: function}))))
-            made[symbol.name_hint] = {host_code.OBJECT: b"", host_code.LLVM: text_of(lowered), host_code.ASSEMBLY: b""}
-        return made
+            texts[symbol.name_hint] = {host_code.OBJECT: b"", host_code.LLVM: text_of(lowered), host_code.ASSEMBLY: b""}
+        return texts
 
     build = pipeline.build
 

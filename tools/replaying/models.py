@@ -52,18 +52,20 @@ def chosen_models(asked: Sequence[str]) -> dict[str, Model]:
     """The models that are asked for, by names of :func:`repository_models` and paths; all of the repository where
     nothing is asked for. A folder stands for all files in it. Raises ValueError for what is neither, for folders
     without models, and for two models of one name."""
-    known = repository_models()
-    chosen: dict[str, Model] = {} if asked else known
+    of_repository = repository_models()
+    chosen: dict[str, Model] = {} if asked else of_repository
     for text in asked:
         path = pathlib.Path(text)
-        if text in known:
-            named = {text: known[text]}
+        if text in of_repository:
+            named = {text: of_repository[text]}
         elif path.is_dir():
             named = {name_of(file, path): Model(Existing(file)) for file in files_in(path)}
         elif path.is_file():
             named = {name_of(path, path.parent.parent): Model(Existing(path.resolve()))}
         else:
-            raise ValueError(f"model {text!r} is not there; expected a file, a folder, or one of: {', '.join(known)}")
+            raise ValueError(
+                f"model {text!r} is not there; expected a file, a folder, or one of: {', '.join(of_repository)}"
+            )
         if not named:
             raise ValueError(f"folder {text!r} has no model; expected files named *{' or *'.join(SUFFIXES)} in it")
         if twice := chosen.keys() & named.keys():

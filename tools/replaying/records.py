@@ -52,8 +52,8 @@ class Job:
         with tempfile.TemporaryDirectory() as temporary:
             model = self.model.file(pathlib.Path(temporary)).resolve()
             made_of = digest_of_model(model, self.model.options)
-            known = read_index(path_of_index(self.folder, self.name, self.target))
-            if known is not None and (known.sources, known.made_of) == (self.sources, made_of):
+            earlier = read_index(path_of_index(self.folder, self.name, self.target))
+            if earlier is not None and (earlier.sources, earlier.made_of) == (self.sources, made_of):
                 return False, time.process_time() - start
             texts = dict(texts_of(model, self.target, self.model.options))
         entries = {name: keep(self.folder, texts[name]) for name in sorted(texts)}
@@ -92,8 +92,8 @@ def read_index(path: pathlib.Path) -> Index | None:
 
 def read_indices(folder: pathlib.Path) -> dict[tuple[str, str], Index]:
     """All of a record, by model and target."""
-    found = (read_index(path) for path in sorted((folder / INDICES).rglob("*.json")))
-    return {(index.model, index.target): index for index in found if index is not None}
+    indices = (read_index(path) for path in sorted((folder / INDICES).rglob("*.json")))
+    return {(index.model, index.target): index for index in indices if index is not None}
 
 
 def write_index(folder: pathlib.Path, index: Index) -> None:

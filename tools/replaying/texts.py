@@ -53,16 +53,16 @@ def texts_of(model: pathlib.Path, target: str, options: Mapping[str, Any]) -> It
     os.chdir(model.parent)  # texts name the model by its file alone
     alone = target == PASSES
     with tempfile.TemporaryDirectory() as temporary, passes_alone() if alone else texts_instead():
-        made = pathlib.Path(temporary, "made")
+        artifact = pathlib.Path(temporary, "made")
         try:
             name, for_target = "cpu" if alone else target, fpga_options(model, target)
-            compiler.write(model.name, made, CompileOptions(target=name, target_options=for_target, **options))
+            compiler.write(model.name, artifact, CompileOptions(target=name, target_options=for_target, **options))
         except DefectError:
             raise
         except MoecError as error:
             yield "refused.txt", f"{error}\n".encode()
             return
-        yield from texts_of_artifact(made)
+        yield from texts_of_artifact(artifact)
 
 
 def fpga_options(model: pathlib.Path, target: str) -> Any:
@@ -77,20 +77,20 @@ def fpga_options(model: pathlib.Path, target: str) -> Any:
     return HlsOptions(calibration=calibration[0] if calibration else None, max_tokens=MAX_TOKENS)
 
 
-def texts_of_artifact(made: pathlib.Path) -> Iterator[tuple[str, bytes]]:
+def texts_of_artifact(artifact: pathlib.Path) -> Iterator[tuple[str, bytes]]:
     """The texts of an artifact: each field of its manifest, what was chosen for each kernel, digests of weights, and
     all other files, those that are no text by their digests."""
-    manifest = json.loads((made / "manifest.json").read_text())
+    manifest = json.loads((artifact / "manifest.json").read_text())
     yield "passes.txt", "".join(f"{step}\n" for step in steps_of(manifest["provenance"].pop("passes"))).encode()
-    yield "weights.txt", weights_of(made / "weights.bin", manifest["weights"]).encode()
+    yield "weights.txt", weights_of(artifact / "weights.bin", manifest["weights"]).encode()
     del manifest["provenance"]["tools"]
     for program in manifest["programs"]:
         for kernel in program.pop("kernels"):
             yield f"choices/{program['architecture']}/{kernel['name']}.json".replace("//", "/"), as_text(kernel)
     for field in manifest.keys() - _APART:
         yield f"manifest/{field}.json", as_text(manifest[field])
-    for file in sorted(path for path in made.rglob("*") if path.is_file()):
-        name = file.relative_to(made).as_posix()
+    for file in sorted(path for path in artifact.rglob("*") if path.is_file()):
+        name = file.relative_to(artifact).as_posix()
         if name not in ("manifest.json", "weights.bin") and file.suffix != ".s" and file.stat().st_size:
             yield name.removesuffix(file.suffix) + _TEXT_SUFFIXES.get(file.suffix, file.suffix), file.read_bytes()
 

@@ -184,18 +184,18 @@ class _Launches:
         )
         registers = int(launch["registers"])
         shared_bytes = int(launch["static_shared_bytes"]) + evaluate(launch["shared_bytes"], sizes, where)
-        held = self._gpu.occupancy(threads, registers, shared_bytes) if threads else None
-        if held is None or not held.blocks:
+        occupancy = self._gpu.occupancy(threads, registers, shared_bytes) if threads else None
+        if occupancy is None or not occupancy.blocks:
             raise MoecError(
                 f"{where}: a block of {threads} threads with {registers} registers each and {shared_bytes} bytes of "
                 f"shared memory does not fit on {self._gpu.name}; choose another GPU"
             )
-        waves = -(-blocks // (self._gpu.multiprocessors * held.blocks))
+        waves = -(-blocks // (self._gpu.multiprocessors * occupancy.blocks))
         work = _work_of(kernel, launch, sizes, where)
         seconds, limit = _least_time(work, self._roofline)
         function = launch["function"]
         return LaunchEstimate(
-            function, calls, blocks, threads, registers, shared_bytes, held, waves, work, seconds, limit
+            function, calls, blocks, threads, registers, shared_bytes, occupancy, waves, work, seconds, limit
         )
 
 

@@ -50,9 +50,9 @@ def most_rows(problem: GroupedProblem) -> int:
 def parts_for(problem: GroupedProblem, rows: Any, dtype: str) -> Any:
     """The number of parts that the inputs are divided into, at least one. ``rows``: an expression of ``dtype``, as is
     the result."""
-    one, most = tirx.const(1, dtype), tirx.const(max(_most_parts(problem), 1), dtype)
-    tiles = tirx.max((rows + (ROWS - 1)) // ROWS, one) * _tiles_across(problem)
-    return tirx.max(tirx.min(BUSY_BLOCKS // tiles, most), one)
+    least, most = tirx.const(1, dtype), tirx.const(max(_most_parts(problem), 1), dtype)
+    tiles = tirx.max((rows + (ROWS - 1)) // ROWS, least) * _tiles_across(problem)
+    return tirx.max(tirx.min(BUSY_BLOCKS // tiles, most), least)
 
 
 @dataclasses.dataclass(frozen=True)

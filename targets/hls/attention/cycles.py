@@ -125,8 +125,8 @@ def attention_cycles(
     if shape.latents:
         taken = _latents_taken(call, loader, normalize)
     rows = Array(loader, design.fifos.items, design.row_tile_beats(KEY), taken)
-    first, held = rows.start, call.held(caches)
-    end, spans = (_run_of_all_heads if shape.joint_norm else _run)(call, rows, held)
+    first, cached = rows.start, call.held(caches)
+    end, spans = (_run_of_all_heads if shape.joint_norm else _run)(call, rows, cached)
     of_head = [KEY, VALUE, *[QUERY] * shape.sharing]
     of_products, tile_beats = sum(map(design.row_cycles, of_head)), sum(map(design.row_tile_beats, of_head))
     products = shape.key_heads * tokens * of_products
@@ -135,7 +135,7 @@ def attention_cycles(
         "weights": len(of_head) * pace.latency + tile_beats * pace.cycles_per_beat,
         "output": shape.sharing * tokens * design.item_cycles,
         "scores": shape.sharing * call.scores,
-        "cache": held,
+        "cache": cached,
     }
     return AttentionCycles(
         normalize=round(normalize),
@@ -206,20 +206,20 @@ def _run(call: _Call, rows: Array, cached: float) -> tuple[float, list[Span]]:
     design, tokens, stages = call.design, call.tokens, call.stages
     rows_waiting = design.fifos.rows // design.chunks  # of each channel
     turn = design.turn_beats * call.pace.cycles_per_beat if design.shape.turned else 0.0
-    scored = held = turned = 0.0
+    scored = keys_there = turned = 0.0
     spans: list[Span] = []
     queries = max(design.row_cycles(QUERY) * tokens, call.scores)
     for part, next_beats in _parts_and_next_beats(design):
         per_token = design.row_cycles(part)
         if part == KEY:
-            held = scored + cached  # cached keys have arrived; new ones come after them
-            rows.start = max(rows.start, held - 2 * rows_waiting * per_token)
+            keys_there = scored + cached  # cached keys have arrived; new ones come after them
+            rows.start = max(rows.start, keys_there - 2 * rows_waiting * per_token)
         done = rows.start + tokens * per_token
         if design.shape.turned and part != VALUE:
             turned = max(rows.start, turned + call.pace.latency + stages) + tokens * turn
             done = max(done, turned - rows_waiting * turn)
         if part == QUERY:
-            begin = max(rows.start, held, scored - call.loops * stages, turned - queries)
+            begin = max(rows.start, keys_there, scored - call.loops * stages, turned - queries)
             spans.append((begin, queries))
             scored = begin + queries + call.loops * stages
         rows.turn(done, tokens, per_token, next_beats)
@@ -236,7 +236,7 @@ def _run_of_all_heads(call: _Call, rows: Array, cached: float) -> tuple[float, l
     read += 0 if is_prefetched else call.pace.latency
     queries, behind = max(read, call.scores), design.fifos.rows // design.chunks * design.item_cycles
     # While queries are scored, the first of the next head's cached keys come, as many as their channel holds.
-    held = max(0.0, cached - call.pace.latency - design.fifos.rows)
+    waiting = max(0.0, cached - call.pace.latency - design.fifos.rows)
     scored = multiplied = 0.0
     spans: list[Span] = []
     for place, (part, next_beats) in enumerate(_parts_and_next_beats(design)):
@@ -246,7 +246,7 @@ def _run_of_all_heads(call: _Call, rows: Array, cached: float) -> tuple[float, l
             begin = max(done, rows.start + 2 * tokens * shape.turned_tiles + read)
         elif part == VALUE:
             done = max(done, scored - room)
-            begin = max(done, scored - call.loops * stages + read + held)
+            begin = max(done, scored - call.loops * stages + read + waiting)
         if part == VALUE:
             # The next head's keys come while the second product still takes the queries that wait for it.
             multiplied = max(multiplied, begin) + shape.sharing * tokens * design.item_cycles

@@ -140,12 +140,12 @@ def _probed(
     return rows.reshape(-1, *rows.shape[2:])[: len(probes)], places[: len(probes)]
 
 
-def _keys_of(model: ir.Model, tokens: ir.Value, latent: ir.Value, key: ir.Value, given: Array, heads: int) -> Array:
+def _keys_of(model: ir.Model, tokens: ir.Value, latent: ir.Value, key: ir.Value, sequences: Array, heads: int) -> Array:
     """Keys [B, K, T, h] of whole sequences [B, T, tokens and latents]."""
-    batch, count, _ = given.shape
+    batch, count, _ = sequences.shape
     width = tokens.shape[2] if tokens.shape is not None else 0
     feeds = whole_sequence(model, [tokens, latent], key, batch, count)
-    (keys,) = run_to(model, {**feeds, tokens: given[..., :width], latent: given[..., width:]}, key)
+    (keys,) = run_to(model, {**feeds, tokens: sequences[..., :width], latent: sequences[..., width:]}, key)
     return keys if keys.ndim == 4 else keys.reshape(batch, count, heads, -1).swapaxes(1, 2)
 
 
@@ -178,10 +178,10 @@ def _beside_each_other(
         return dataclasses.replace(rows, weights=np.concatenate([*(blanks | parts).values()], axis=2))
 
     of_shared = np.broadcast_to(np.eye(len(used), dtype=np.float32)[:, used], (len(of_tokens), len(used), used.sum()))
-    beside = {"shared": of_shared} if is_shared else {"tokens": of_tokens} if takes_tokens else {}
+    other_inputs = {"shared": of_shared} if is_shared else {"tokens": of_tokens} if takes_tokens else {}
     return LatentRows(
         latents,
         wide(queries, **{"tokens" if query_latent is None else "queries": queries.weights}),
-        wide(keys, keys=keys.weights, **beside),
+        wide(keys, keys=keys.weights, **other_inputs),
         wide(values, keys=values.weights),
     )

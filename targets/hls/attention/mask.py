@@ -100,13 +100,13 @@ def causal_mask(model: ir.Model, mask: ir.Value, tokens: ir.Value, positions: in
     return last
 
 
-def _sinks_in(mask: ir.Value, found: Array) -> Array:
+def _sinks_in(mask: ir.Value, scores: Array) -> Array:
     """The scores of sinks [H]: the first column of a mask [B, H, T, 1 + keys], the same for all tokens. Minus infinity
     means that a head has no sink."""
-    sinks = found[:1, :, :1, 0] if found.ndim == 4 and found.dtype != bool else np.zeros((1, 1, 0))
-    if not sinks.size or not (sinks < np.inf).all() or (found[..., 0] != sinks).any():
+    sinks = scores[:1, :, :1, 0] if scores.ndim == 4 and scores.dtype != bool else np.zeros((1, 1, 0))
+    if not sinks.size or not (sinks < np.inf).all() or (scores[..., 0] != sinks).any():
         raise UnsupportedError(
-            f"its mask {mask.name!r} is {found.shape}, {found.dtype}; expected a score for each head in front of the "
+            f"its mask {mask.name!r} is {scores.shape}, {scores.dtype}; expected a score for each head in front of the "
             "keys, the same for all tokens, and less than infinity"
         )
     return np.asarray(sinks[0, :, 0], np.float32)
@@ -119,11 +119,11 @@ def inputs_of_masks(model: ir.Model) -> set[ir.Value]:
     return {value for mask in masks if mask is not None for value in inputs_behind(mask)}
 
 
-def inputs_behind(value: ir.Value, known: Collection[ir.Value] = ()) -> set[ir.Value]:
-    """The graph's inputs whose numbers, not only shapes, a value depends on, without paths through ``known`` values and
+def inputs_behind(value: ir.Value, ends: Collection[ir.Value] = ()) -> set[ir.Value]:
+    """The graph's inputs whose numbers, not only shapes, a value depends on, without paths through ``ends`` values and
     through masks of Attention nodes."""
     inputs: set[ir.Value] = set()
-    seen: set[ir.Value] = set(known)
+    seen: set[ir.Value] = set(ends)
     pending = [value]
     while pending:
         needed = pending.pop()

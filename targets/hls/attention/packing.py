@@ -78,7 +78,7 @@ def _pack_latents(design: AttentionDesign, latents: QuantizedLatents) -> bytes:
 
     def padded_parts(columns: Array) -> Array:
         parts = np.split(columns, np.cumsum(latents.shape.ranks)[:-1])
-        stacked = np.concatenate([packing.widened(one, padded(len(one), design.lanes), axis=0) for one in parts])
+        stacked = np.concatenate([packing.widened(part, padded(len(part), design.lanes), axis=0) for part in parts])
         return packing.widened(stacked, design.latent_tiles * design.head_width, axis=0)
 
     norms = [

@@ -77,9 +77,9 @@ def find_rows(model: ir.Model, tokens: ir.Value, rows: ir.Value, width: int, hea
 
     Raises UnsupportedError, naming the node, where something else lies in between.
     """
-    narrows = narrows_between(tokens, rows)
-    place, norm = _norm_of_rows(narrows)
-    starts = [narrows[place + 1]] if norm else [rows, *(value for value in narrows[1:] if _rank(value) == 4)]
+    dominators = narrows_between(tokens, rows)
+    place, norm = _norm_of_rows(dominators)
+    starts = [dominators[place + 1]] if norm else [rows, *(value for value in dominators[1:] if _rank(value) == 4)]
     try:
         start, weights, bias = _product(model, tokens, starts, width)
     except UnsupportedError as error:
@@ -94,7 +94,7 @@ def find_rows(model: ir.Model, tokens: ir.Value, rows: ir.Value, width: int, hea
     if len(bias) % heads:
         raise UnsupportedError(f"{start.name!r} has {len(bias)} channels, which are not {heads} heads")
     steps = HeadRows(weights.reshape(heads, -1, width), bias.reshape(heads, -1), norm)
-    start = narrows[place] if norm else start
+    start = dominators[place] if norm else start
     if norm is not None:
         _expect_norm_of_rows(start, rows, norm, steps)
     if start is not rows:
@@ -166,18 +166,18 @@ def narrows_between(source: ir.Value, result: ir.Value) -> list[ir.Value]:
     return [*dominators, source]
 
 
-def _norm_of_rows(narrows: list[ir.Value]) -> tuple[int, FloatNorm | None]:
+def _norm_of_rows(dominators: list[ir.Value]) -> tuple[int, FloatNorm | None]:
     """The index of the dominator that is a normalisation's result, and the normalisation; 0 and None without one."""
-    for place, value in enumerate(narrows[:-1]):
+    for place, value in enumerate(dominators[:-1]):
         node = value.producer()
         if node is not None and node.op_type in NORMS and node.domain == "":
             return place, norm_of(node)
     return 0, None
 
 
-def _expect_norm_of_rows(normal: ir.Value, rows: ir.Value, norm: FloatNorm, found: HeadRows) -> None:
+def _expect_norm_of_rows(normal: ir.Value, rows: ir.Value, norm: FloatNorm, steps: HeadRows) -> None:
     """Check that a normalisation acts on the rows that are scored. Raises UnsupportedError, naming the node, if not."""
-    heads, width = found.weights.shape[:2]
+    heads, width = steps.weights.shape[:2]
     last = None if rows.shape is None else rows.shape[-1]
     channels = width if not isinstance(last, int) else last if _rank(rows) == 4 else last // heads
     node = normal.producer()
@@ -276,8 +276,8 @@ def _expect_agreement_of(model: ir.Model, tokens: ir.Value, result: ir.Value, ro
     )
 
 
-def expect_close(found: Array, expected: Array, problem: str) -> None:
-    if found.shape != expected.shape or not np.abs(found - expected).max() <= _TOLERANCE * np.abs(expected).max():
+def expect_close(actual: Array, expected: Array, problem: str) -> None:
+    if actual.shape != expected.shape or not np.abs(actual - expected).max() <= _TOLERANCE * np.abs(expected).max():
         raise UnsupportedError(problem)
 
 
@@ -301,9 +301,9 @@ def _turned_at_once(model: ir.Model, start: ir.Value, result: ir.Value, rows: Ar
 
 
 def _feeds(
-    model: ir.Model, source: ir.Value, result: ir.Value, given: Array, tokens: int | None = None
+    model: ir.Model, source: ir.Value, result: ir.Value, rows: Array, tokens: int | None = None
 ) -> dict[ir.Value, Array]:
-    return {**whole_sequence(model, [source], result, len(given), tokens or given.shape[1]), source: given}
+    return {**whole_sequence(model, [source], result, len(rows), tokens or rows.shape[1]), source: rows}
 
 
 def whole_sequence(

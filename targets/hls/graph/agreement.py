@@ -30,20 +30,20 @@ _ROUNDINGS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """Results [..., d] of the float form (``found``) and of the graph (``expected``), and the part of the latter that
+    """Results [..., d] of the float form (``actual``) and of the graph (``expected``), and the part of the latter that
     the block ``added`` to its tokens. Results of ``undecided`` tokens, bool [...], may differ. ``unseen``: parts of the
     block that these tokens do not exercise."""
 
-    found: Array
+    actual: Array
     expected: Array
     added: Array
     undecided: Array
     unseen: tuple[str, ...] = ()
 
     @staticmethod
-    def whole(found: Array, expected: Array) -> Compared:
+    def whole(actual: Array, expected: Array) -> Compared:
         """A comparison where the block makes all of the result, without a residual."""
-        return Compared(found, expected, expected, np.zeros(expected.shape[:-1], bool))
+        return Compared(actual, expected, expected, np.zeros(expected.shape[:-1], bool))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +69,14 @@ def agreement(node: str, compared: Compared, dtype: DType = np.float32, computed
         )
     of_added = BOUND + roundings(computed_in)
     allowed = of_added * _largest(compared.added) + roundings(dtype) * _largest(compared.expected)
-    errors = np.abs(compared.found - compared.expected)
+    errors = np.abs(compared.actual - compared.expected)
     shares = errors.max(axis=-1, initial=0.0) / np.maximum(allowed, np.finfo(np.float32).tiny)
     shares[compared.undecided] = 0
     largest = float(shares.max(initial=0.0))
     if not largest <= 1:
         token = np.unravel_index(int(np.argmax(np.where(np.isnan(shares), np.inf, shares))), shares.shape)
         channel = int(np.argmax(errors[token]))
-        computed, expected = compared.found[token][channel], compared.expected[token][channel]
+        computed, expected = compared.actual[token][channel], compared.expected[token][channel]
         raise UnsupportedError(
             f"{node}: the float form that integers are made from does not compute what the graph does: of channel "
             f"{channel} of calibration token {', '.join(map(str, token))} it makes {computed:.6g} and the graph "

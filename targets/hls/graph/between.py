@@ -7,9 +7,8 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 
-def nodes_between(source: ir.Value, result: ir.Value, wanted: Callable[[ir.Node], bool]) -> list[ir.Node]:
-    """The ``wanted`` nodes that ``result`` is computed by, back to ``source``. Nodes that make constants are among
-    them."""
+def nodes_between(source: ir.Value, result: ir.Value, is_included: Callable[[ir.Node], bool]) -> list[ir.Node]:
+    """The nodes between ``source`` and ``result``, with those that make constants, for which ``is_included`` holds."""
     nodes: list[ir.Node] = []
     seen: set[ir.Node] = set()
     pending = [result]
@@ -19,7 +18,7 @@ def nodes_between(source: ir.Value, result: ir.Value, wanted: Callable[[ir.Node]
         if node is None or node in seen:
             continue
         seen.add(node)
-        if wanted(node):
+        if is_included(node):
             nodes.append(node)
         pending += [operand for operand in node.inputs if operand is not None]
     return nodes

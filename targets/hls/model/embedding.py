@@ -162,10 +162,10 @@ def _assembled(
     )
 
 
-def _expect_agreement(model: ir.Model, image: ir.Value, tokens: ir.Value, found: FloatEmbedding) -> None:
+def _expect_agreement(model: ir.Model, image: ir.Value, tokens: ir.Value, embedding: FloatEmbedding) -> None:
     random = np.random.default_rng(2)
-    images = random.uniform(0, 2, (2, *found.shape)).astype((image.dtype or ir.DataType.FLOAT).numpy())
+    images = random.uniform(0, 2, (2, *embedding.shape)).astype((image.dtype or ir.DataType.FLOAT).numpy())
     expected = by_image(model, image, images, tokens)
-    error = np.abs(found.run(images) - expected).max(initial=0.0)
+    error = np.abs(embedding.run(images) - expected).max(initial=0.0)
     if not error <= _TOLERANCE * max(1.0, np.abs(expected).max(initial=0.0)):
         raise UnsupportedError(f"{tokens.name!r} is more than a product of the patches of {image.name!r}")

@@ -246,9 +246,9 @@ def choose_model(plan: ModelPlan, loads: Loads, part: FpgaPart, constraints: Con
         estimate_model(design, plan, loads, part, clock, constraints.memory_share, constraints.calibration)
         for design in fitting
     ]
-    fastest = min(one.cycles.total for one in costed)
-    fast = [one for one in costed if one.cycles.total <= fastest * _FAST_ENOUGH]
-    return min(fast, key=lambda one: (fullest(one.resources, part), one.cycles.total))
+    fastest = min(candidate.cycles.total for candidate in costed)
+    fast = [candidate for candidate in costed if candidate.cycles.total <= fastest * _FAST_ENOUGH]
+    return min(fast, key=lambda candidate: (fullest(candidate.resources, part), candidate.cycles.total))
 
 
 def _shares(design: ModelDesign, limits: Resources, calibration: Calibration) -> dict[str, float]:

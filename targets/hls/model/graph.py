@@ -93,10 +93,10 @@ def without_head(graph: GraphModel, reason: str) -> GraphModel:
     return dataclasses.replace(graph, result=graph.stream, head=None, headless=reason)
 
 
-def _first(model: ir.Model, found: Mapping[ir.Value, _Part]) -> ir.Value:
+def _first(model: ir.Model, by_tokens: Mapping[ir.Value, _Part]) -> ir.Value:
     """The tokens that the first block takes."""
     places = {value: place for place, node in enumerate(model.graph) for value in node.outputs}
-    return min(found, key=lambda value: places.get(value, -1))
+    return min(by_tokens, key=lambda value: places.get(value, -1))
 
 
 def _sizes(stream: ir.Value) -> tuple[int, int]:
@@ -110,12 +110,12 @@ def _sizes(stream: ir.Value) -> tuple[int, int]:
 
 
 def _chain(
-    model: ir.Model, stream: ir.Value, found: Mapping[ir.Value, _Part], tokens: int
+    model: ir.Model, stream: ir.Value, by_tokens: Mapping[ir.Value, _Part], tokens: int
 ) -> tuple[list[_Part], ir.Value]:
     """The blocks from the stream on, each of which takes the output of the one before, and the output of the last."""
     blocks: list[_Part] = []
     while True:
-        part = found.get(origin(stream)) or find_feed_forward(model, stream, tokens)
+        part = by_tokens.get(origin(stream)) or find_feed_forward(model, stream, tokens)
         if part is None:
             return blocks, stream
         blocks.append(part)

@@ -51,13 +51,13 @@ def find_token_table(model: ir.Model, stream: ir.Value) -> TokenTable | None:
     return TokenTable(ids, stream, rows)
 
 
-def _rows(model: ir.Model, ids: ir.Value, stream: ir.Value, wanted: Array) -> Array | None:
+def _rows(model: ir.Model, ids: ir.Value, stream: ir.Value, tokens: Array) -> Array | None:
     """The rows of these ids; None where the graph needs more than ids to compute them."""
     assert ids.shape is not None and ids.dtype is not None
     batch, length = (size if isinstance(size, int) else None for size in ids.shape)
-    length = length or min(_SEQUENCE, len(wanted))
-    per_call = length * (batch or -(-len(wanted) // length))
-    padded = np.pad(wanted, (0, -len(wanted) % per_call)).astype(ids.dtype.numpy())
+    length = length or min(_SEQUENCE, len(tokens))
+    per_call = length * (batch or -(-len(tokens) // length))
+    padded = np.pad(tokens, (0, -len(tokens) % per_call)).astype(ids.dtype.numpy())
     parts = []
     for first in range(0, len(padded), per_call):
         fed = padded[first : first + per_call].reshape(-1, length)
@@ -66,4 +66,4 @@ def _rows(model: ir.Model, ids: ir.Value, stream: ir.Value, wanted: Array) -> Ar
         except (ValueError, EvaluationError):
             return None
         parts.append(part.reshape(per_call, -1))
-    return np.concatenate(parts)[: len(wanted)].astype(np.float32)
+    return np.concatenate(parts)[: len(tokens)].astype(np.float32)

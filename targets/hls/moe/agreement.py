@@ -35,9 +35,9 @@ def experts_agreement(block: GraphBlock, tokens: Array, output: Array) -> Agreem
 
 def _rows(chosen: Array, experts: int) -> Array:
     """Indices of the tokens to compare: some spread evenly over all, and the first ones of each expert."""
-    spread = np.linspace(0, max(0, len(chosen) - 1), min(len(chosen), MOST_TOKENS)).astype(np.int64)
+    evenly = np.linspace(0, max(0, len(chosen) - 1), min(len(chosen), MOST_TOKENS)).astype(np.int64)
     firsts = [np.flatnonzero((chosen == expert).any(axis=1))[:_PER_EXPERT] for expert in range(experts)]
-    return np.unique(np.concatenate([spread, *firsts]))
+    return np.unique(np.concatenate([evenly, *firsts]))
 
 
 def _unseen(chosen: Array, experts: int, undecided: int) -> list[str]:

@@ -285,14 +285,16 @@ def _pareto_front(candidates: Sequence[CostedDesign]) -> list[CostedDesign]:
         return math.floor(math.log(candidate.estimate.cycles.total, _AS_FAST))
 
     front: list[CostedDesign] = []
-    for candidate in sorted(candidates, key=lambda one: (speed(one), *_costs(one)[1:], _costs(one)[0])):
+    for candidate in sorted(
+        candidates, key=lambda candidate: (speed(candidate), *_costs(candidate)[1:], _costs(candidate)[0])
+    ):
         if not any(_as_cheap(other, candidate) for other in front):
             front.append(candidate)
     return sorted(front, key=_costs)
 
 
-def _as_cheap(one: CostedDesign, other: CostedDesign) -> bool:
-    *blocks, luts = _costs(one)[1:]
+def _as_cheap(candidate: CostedDesign, other: CostedDesign) -> bool:
+    *blocks, luts = _costs(candidate)[1:]
     *other_blocks, other_luts = _costs(other)[1:]
     return all(a <= b for a, b in zip(blocks, other_blocks, strict=True)) and luts <= other_luts * _AS_SMALL
 

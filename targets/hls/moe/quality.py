@@ -53,26 +53,28 @@ def compare(block: FloatBlock, quantized: QuantizedBlock, tokens: Array) -> Qual
     return Quality(decibels, float(alike.sum()) / pairs if pairs else 1.0, len(tokens))
 
 
-def compare_outputs(floats: Mapping[str, Array], found: Mapping[str, Array]) -> dict[str, dict[str, float | None]]:
+def compare_outputs(floats: Mapping[str, Array], integers: Mapping[str, Array]) -> dict[str, dict[str, float | None]]:
     """Compare the outputs of a model, by name: signal to noise, and the share of rows of the last axis with the largest
     number at the same place."""
     report = {}
     for name, expected in floats.items():
-        answers = [array.reshape(-1, array.shape[-1]).argmax(axis=1) for array in (expected, found[name]) if array.ndim]
+        answers = [
+            array.reshape(-1, array.shape[-1]).argmax(axis=1) for array in (expected, integers[name]) if array.ndim
+        ]
         same = float((answers[0] == answers[1]).mean()) if answers and len(answers[0]) else None
-        report[name] = {"decibels": signal_to_noise(expected, found[name]), "same_largest": same}
+        report[name] = {"decibels": signal_to_noise(expected, integers[name]), "same_largest": same}
     return report
 
 
 def too_noisy(reports: Sequence[Mapping[str, Any]]) -> str | None:
     """A warning about projects whose integers are far from the floats on the calibration data, by their reports; None
     where all are near. Each layer is measured on its input in the graph, so errors of earlier layers do not count."""
-    outputs = {name: one["decibels"] for report in reports for name, one in report["model_outputs"].items()}
-    layers = {one["node"]: one["decibels"] for report in reports for one in _layers(report)}
+    outputs = {name: entry["decibels"] for report in reports for name, entry in report["model_outputs"].items()}
+    layers = {entry["node"]: entry["decibels"] for report in reports for entry in _layers(report)}
     worst = [
-        (what, *min(measured, key=lambda one: one[1]))
-        for what, found in (("the output", outputs), ("worst of all layers", layers))
-        if (measured := [(name, ratio) for name, ratio in found.items() if ratio is not None])
+        (what, *min(measured, key=lambda pair: pair[1]))
+        for what, ratios in (("the output", outputs), ("worst of all layers", layers))
+        if (measured := [(name, ratio) for name, ratio in ratios.items() if ratio is not None])
     ]
     if all(ratio >= LEAST_DECIBELS for *_, ratio in worst):
         return None
@@ -91,12 +93,12 @@ def _layers(report: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     return report.get("layers", [of_block])
 
 
-def signal_to_noise(expected: Array, found: Array) -> float | None:
+def signal_to_noise(expected: Array, actual: Array) -> float | None:
     """Signal to noise in dB; None without noise or signal. Numbers that are the same infinity in both, as logits of ids
     that a graph rules out, do not count."""
-    counts = ~(np.isinf(expected) & (expected == found))
-    expected, found = expected[counts].astype(np.float64), found[counts]
-    signal, noise = float(np.square(expected).sum()), float(np.square(expected - found).sum())
+    counts = ~(np.isinf(expected) & (expected == actual))
+    expected, actual = expected[counts].astype(np.float64), actual[counts]
+    signal, noise = float(np.square(expected).sum()), float(np.square(expected - actual).sum())
     return 10 * math.log10(signal / noise) if signal and noise else None
 
 

@@ -375,7 +375,7 @@ def test_exit_codes(failing, error, code, line):
 
 def test_an_interrupted_process_ends_with_130_and_says_nothing():
     program = (
-        "from moec.cli import main as cli; from moec.runtime import loading\n"
+        "from moec.cli import main as cli; from moec.artifacts import loading\n"
         "def fail(*_arguments, **_options): raise KeyboardInterrupt\n"
         "loading.load = fail; cli.main()"
     )

@@ -103,7 +103,7 @@ def test_inputs_are_read_where_they_are_and_never_handed_out(model):
             lambda: load_ffi().get_global_func("runtime.TVMTensorCreateView")(
                 on_gpu(np.zeros(20, np.float32)), load_ffi().Shape((3, 4)), load_ffi().dtype("float32"), 4
             ),
-            r"no multiple of 16 bytes.*call \.clone\(\) on it",
+            r"not a multiple of 16 bytes.*call \.clone\(\) on it",
         ),
     ],
     ids=["size", "dtype", "unknown dtype", "misaligned"],

@@ -163,7 +163,7 @@ def test_a_forked_child_reads_on(folder, expected):
 
 def test_too_little_memory_is_refused_with_the_numbers(folder, tmp_path):
     least_bytes = least(folder)
-    with pytest.raises(MoecError, match=r"0\.2 MiB are too few .* take 0\.2 of 0\.6 MiB"):
+    with pytest.raises(MoecError, match=r"0\.2 MiB are too few .*, 0\.2 of 0\.6 MiB"):
         moec.load(folder, resident=least_bytes - 1)
     with pytest.raises(MoecError, match=r"model\.onnx: 0\.0 MiB are too few"):
         moec.compile(language_model(tmp_path / "model.onnx"), resident="10 kB", output=tmp_path / "model.moec")

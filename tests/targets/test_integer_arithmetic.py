@@ -54,7 +54,7 @@ def test_sums_and_products_with_large_constants_wrap_around(dtype):
 
 def test_constants_that_combine_beyond_their_type_are_refused():
     text = """g (int64[n] x) => (int64[n] y) <int64 a = {2000000000}> { s = Mul(x, a) t = Mul(s, a) y = Mul(t, a) }"""
-    with pytest.raises(UnsupportedError, match="combine to 8000000000000000000000000000, which is no int64"):
+    with pytest.raises(UnsupportedError, match="combine to 8000000000000000000000000000, which int64 cannot hold"):
         moec.compile(parse(text))
 
 

@@ -116,7 +116,7 @@ def _main(command: list[str]) -> tuple[int, str]:
     sys.argv = ["moec", *command]
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-            code = moec.cli.main._main()
+            code = moec.cli.main.answer()
     finally:
         sys.argv = arguments
     return code, said.getvalue()
